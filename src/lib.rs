@@ -1,0 +1,21 @@
+//! Gatepost makes a WireGuard gateway host match what stands in PostgreSQL, keeps it matching,
+//! and writes back what is true.
+//!
+//! The code reads in the direction the data flows:
+//!
+//! ```text
+//! store  ->  model  ->  plan  ->  dataplane  ->  report
+//! rows       desired    steps     kernel         rows
+//! ```
+//!
+//! [`model`] and [`plan`] are pure: no clock, no I/O, no async. They build without default
+//! features, so the compiler guards that. `store` and `dataplane` are thin effects around them and
+//! never import each other; `reconcile` connects the two.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "dataplane")]
+pub mod dataplane;
+pub mod model;
+pub mod plan;
+#[cfg(feature = "store")]
+pub mod store;

@@ -1,0 +1,124 @@
+//! What each peer may reach, flattened to ranges that the kernel can look up.
+//!
+//! A **profile** is the flattened result of an ordered policy list. Peers with equal results share
+//! one. An address that has no profile reaches nothing.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::InterfaceName;
+
+/// Inclusive address ranges: sorted, disjoint, not adjacent. `T` is `u32` or `u128`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ranges<T>(pub(crate) Box<[(T, T)]>);
+
+impl<T> Default for Ranges<T> {
+    fn default() -> Self {
+        Self(Box::new([]))
+    }
+}
+
+impl<T> Ranges<T> {
+    /// The ranges, ascending, as first and last address.
+    #[must_use]
+    pub fn as_slice(&self) -> &[(T, T)] {
+        &self.0
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What peers with this profile may reach. Everything not listed is denied.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Profile {
+    pub allow4: Ranges<u32>,
+    pub allow6: Ranges<u128>,
+    /// Servers that may be asked on port 53 whatever the ranges say; sorted, each once.
+    pub dns_servers: Box<[IpAddr]>,
+}
+
+impl Profile {
+    /// Grants nothing: a peer with it needs no place in the firewall.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.allow4.is_empty() && self.allow6.is_empty() && self.dns_servers.is_empty()
+    }
+}
+
+/// A profile's number in the kernel (the minor and major of a `classid`); never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProfileId(pub u32);
+
+/// `firewall.masquerade`: whose source address is rewritten on the way out of another interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Masquerade {
+    #[default]
+    All,
+    /// Only traffic to the internet: destinations outside the special-purpose blocks.
+    Internet,
+    None,
+}
+
+/// The part of the ruleset that does not depend on peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirewallBase {
+    pub interface: InterfaceName,
+    pub masquerade: Masquerade,
+    pub deny_log: bool,
+    /// Setting `policy.allow_inbound`: others may open flows toward peers.
+    pub allow_inbound: bool,
+}
+
+/// What the firewall should hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredFirewall {
+    pub base: FirewallBase,
+    /// Every prefix of every peer that is granted anything, host or site prefix.
+    pub assignments: BTreeMap<IpNet, Arc<Profile>>,
+}
+
+/// What our table holds. `None` for the whole means that there is no such table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedFirewall {
+    /// `None`: the fixed rules are not what this version loads (edited, or another version's).
+    pub base: Option<FirewallBase>,
+    pub profiles: BTreeMap<ProfileId, Arc<Profile>>,
+    pub assignments: BTreeMap<IpNet, ProfileId>,
+}
+
+/// One atomic transaction on our table. Applied in the order of the fields.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FirewallChange {
+    /// Load the table's fixed part anew, with empty maps: denies everything until filled.
+    pub load_base: Option<FirewallBase>,
+    /// Prefixes that lose their profile.
+    pub unassign: Vec<IpNet>,
+    /// Profiles that are new (`true`) or get other ranges in place (`false`).
+    pub put_profiles: BTreeMap<ProfileId, (bool, Arc<Profile>)>,
+    /// Prefixes that get this profile, whether or not they had another.
+    pub assign: BTreeMap<IpNet, ProfileId>,
+    /// Profiles that nobody has any more.
+    pub remove_profiles: Vec<ProfileId>,
+}
+
+impl std::fmt::Display for FirewallChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let new = self.put_profiles.values().filter(|(new, _)| *new).count();
+        let load = if self.load_base.is_some() { "load base, " } else { "" };
+        write!(
+            f,
+            "{load}profiles +{new} ~{} -{}, prefixes +{} -{}",
+            self.put_profiles.len() - new,
+            self.remove_profiles.len(),
+            self.assign.len(),
+            self.unassign.len()
+        )
+    }
+}

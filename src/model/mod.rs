@@ -1,0 +1,27 @@
+//! Values: what stands in the database, what the kernel holds, and what it should hold.
+//!
+//! Nothing here does I/O, reads a clock or awaits. Text is parsed once, at the edge, into types
+//! that cannot be wrong.
+
+mod firewall;
+mod id;
+mod interface;
+mod key;
+mod observed;
+mod row;
+
+pub use firewall::{
+    DesiredFirewall, FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile,
+    ProfileId, Ranges,
+};
+pub use id::{DeviceId, GatewayId, GroupId, PeerId, PolicyId, UserId};
+pub use interface::{
+    AllowedIps, DesiredInterface, InterfaceName, InterfaceNameError, LinkOwner, ObservedInterface,
+    Peer, Tag, Traffic,
+};
+pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use observed::ObservedState;
+pub use row::{
+    Allocation, Bars, ChangedRows, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
+    SettingRow, SnapshotRows, TargetRow, TargetType,
+};

@@ -1,0 +1,205 @@
+//! Rows as the database gave them, decoded but not yet judged.
+//!
+//! A row may be wrong: a key that is no key, an address outside the pool, an effect nobody knows.
+//! Judging is the work of [`DesiredState`](super::DesiredState), which costs one peer per bad row.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+use uuid::Uuid;
+
+use super::{DeviceId, GatewayId, GroupId, KeyError, PeerId, PolicyId, PublicKey, UserId};
+
+/// A public key as a row holds it: parsed, or kept with the reason why it cannot be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyText {
+    Key(PublicKey),
+    Bad { text: Box<str>, why: KeyError },
+}
+
+impl KeyText {
+    /// Parses the text of a `public_key` column.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        match text.parse() {
+            Ok(key) => Self::Key(key),
+            Err(why) => Self::Bad { text: text.into(), why },
+        }
+    }
+}
+
+/// The row of `gateways` that this agent acts for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayRow {
+    pub id: GatewayId,
+    pub name: String,
+    pub public_key: KeyText,
+    pub listen_port: i32,
+    pub vpn_cidr: IpNet,
+    pub dns_servers: Vec<String>,
+    /// `is_active` and not deleted.
+    pub active: bool,
+    /// The `ip_allocations` row with status `gateway` and no device.
+    pub allocated_address: Option<IpAddr>,
+}
+
+/// Why a peer is not eligible, as far as the rows say without a clock. Empty: eligible, unless
+/// approval is required or `revoked_at` has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bars(u16);
+
+impl Bars {
+    pub const DEVICE_DELETED: Self = Self(1);
+    pub const DEVICE_STATUS: Self = Self(1 << 1);
+    pub const USER_INACTIVE: Self = Self(1 << 2);
+    pub const USER_DELETED: Self = Self(1 << 3);
+    /// `devices.approved_at` is null: bars only where setting `gateway.require_approval` is true.
+    pub const NOT_APPROVED: Self = Self(1 << 4);
+
+    const NAMES: [(Self, &'static str); 5] = [
+        (Self::DEVICE_DELETED, "device deleted"),
+        (Self::DEVICE_STATUS, "device not active"),
+        (Self::USER_INACTIVE, "user not active"),
+        (Self::USER_DELETED, "user deleted"),
+        (Self::NOT_APPROVED, "device not approved"),
+    ];
+
+    /// The bits as `gatepost.snapshot_peers` returns them.
+    #[must_use]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The reasons in words, in a fixed order.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.iter().filter(move |(bar, _)| self.0 & bar.0 != 0).map(|(_, name)| *name)
+    }
+}
+
+/// What `ip_allocations` says of a peer's `assigned_ip`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Allocation {
+    /// A row with status `allocated` names this gateway, address and device.
+    Held,
+    /// No such row, or one that is released.
+    Missing,
+    /// The address is allocated to another device.
+    Other(DeviceId),
+}
+
+/// A live row of `wireguard_peers` with what its device and user add to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerRow {
+    pub id: PeerId,
+    pub device_id: DeviceId,
+    pub user_id: UserId,
+    pub device_name: Box<str>,
+    pub username: Box<str>,
+    pub public_key: KeyText,
+    /// `inet` may carry a prefix length; a peer's must be a host's.
+    pub assigned_ip: IpNet,
+    pub preshared_key: Option<Box<str>>,
+    pub allowed_ips: Box<[IpNet]>,
+    pub dns_servers: Box<[Box<str>]>,
+    pub bars: Bars,
+    /// `devices.revoked_at`: bars the peer from that moment on, also when it lies ahead.
+    pub revoked_at: Option<SystemTime>,
+    pub allocation: Allocation,
+    pub created_at: SystemTime,
+}
+
+/// `policies.effect`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    Allow,
+    Deny,
+    /// A word nobody knows: denies.
+    Unknown(Box<str>),
+}
+
+/// `policy_targets.target_type`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TargetType {
+    User,
+    Device,
+    Group,
+    /// A word nobody knows: aims at nobody.
+    Unknown(Box<str>),
+}
+
+/// A row of `policy_targets`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TargetRow {
+    pub target_type: TargetType,
+    pub target_id: Uuid,
+    /// Nothing with this id exists.
+    pub dangling: bool,
+}
+
+/// An active, undeleted row of `policies` that concerns a peer of this gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRow {
+    pub id: PolicyId,
+    pub name: String,
+    pub priority: i32,
+    pub effect: Effect,
+    pub full_tunnel: bool,
+    pub destinations: Vec<IpNet>,
+    pub targets: Vec<TargetRow>,
+}
+
+/// The undeleted groups of one user who owns a peer of this gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MembershipRow {
+    pub user_id: UserId,
+    pub group_ids: BTreeSet<GroupId>,
+}
+
+/// A row of `settings` in category `gateway`, `policy` or `gateway:<name>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingRow {
+    pub category: String,
+    pub key: String,
+    /// The `value` column's JSON text.
+    pub value: String,
+}
+
+/// Everything one gateway's agent reads, as of one instant of the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotRows {
+    pub gateway: GatewayRow,
+    pub settings: Vec<SettingRow>,
+    pub peers: Vec<PeerRow>,
+    pub memberships: Vec<MembershipRow>,
+    pub policies: Vec<PolicyRow>,
+    /// The database's clock when the snapshot was taken.
+    pub taken_at: SystemTime,
+}
+
+/// The present rows of everything that changed between two snapshots. A key with nothing behind it
+/// is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangedRows {
+    pub peers: BTreeMap<DeviceId, Vec<PeerRow>>,
+    pub memberships: BTreeMap<UserId, BTreeSet<GroupId>>,
+    pub policies: BTreeMap<PolicyId, Option<PolicyRow>>,
+    /// The database's clock when the rows were read.
+    pub taken_at: SystemTime,
+}

@@ -1,0 +1,5 @@
+//! Desired against observed: which steps make the kernel what it should be. Pure.
+
+mod step;
+
+pub use step::{Phase, Plan, Step};

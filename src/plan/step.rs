@@ -1,0 +1,180 @@
+//! One step is one write to the kernel, and one stable printed line.
+
+use std::fmt;
+
+use ipnet::IpNet;
+
+use crate::model::{
+    AllowedIps, FirewallChange, GatewayId, InterfaceName, Peer, PresharedKey, PrivateKey, PublicKey,
+};
+
+/// When a step happens. The order is the order of the variants, and it is what keeps promise 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Our table exists and forwards nothing ungranted before the link is up.
+    Fence,
+    /// The link, its key, port and addresses: without them no peer can be added.
+    Link,
+    /// What is taken away goes first, so that no prefix is ever claimed twice.
+    Revoke,
+    /// One atomic transaction: a peer's rules are there before the peer is.
+    Policy,
+    /// Peers that are new or gain something.
+    Peers,
+    /// Routes lead to peers that are there.
+    Routes,
+    /// What an earlier run left behind; only after a complete snapshot.
+    Sweep,
+}
+
+/// One write to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Load our table's fixed part with empty maps, or change what the maps hold.
+    Firewall {
+        phase: Phase,
+        change: FirewallChange,
+    },
+    CreateLink {
+        name: InterfaceName,
+        gateway_id: GatewayId,
+    },
+    /// Put our alias on a WireGuard link that already holds our key.
+    ClaimLink {
+        gateway_id: GatewayId,
+    },
+    SetMtu {
+        bytes: u32,
+    },
+    SetPrivateKey {
+        private_key: PrivateKey,
+    },
+    SetListenPort {
+        port: u16,
+    },
+    SetFwmark {
+        fwmark: u32,
+    },
+    AddAddress {
+        address: IpNet,
+    },
+    SetUp,
+    RemovePeer {
+        key: PublicKey,
+    },
+    /// Replace the prefixes by fewer.
+    NarrowPeer {
+        key: PublicKey,
+        allowed_ips: AllowedIps,
+    },
+    /// Add a peer the kernel does not have.
+    AddPeer {
+        key: PublicKey,
+        peer: Peer,
+    },
+    /// Add prefixes to those it has.
+    WidenPeer {
+        key: PublicKey,
+        allowed_ips: AllowedIps,
+    },
+    SetPresharedKey {
+        key: PublicKey,
+        preshared_key: Option<PresharedKey>,
+    },
+    SetKeepalive {
+        key: PublicKey,
+        keepalive_secs: u16,
+    },
+    AddRoute {
+        prefix: IpNet,
+    },
+    RemoveRoute {
+        prefix: IpNet,
+    },
+    RemoveAddress {
+        address: IpNet,
+    },
+}
+
+impl Step {
+    /// When it happens.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        match self {
+            Self::Firewall { phase, .. } => *phase,
+            Self::CreateLink { .. }
+            | Self::ClaimLink { .. }
+            | Self::SetMtu { .. }
+            | Self::SetPrivateKey { .. }
+            | Self::SetListenPort { .. }
+            | Self::SetFwmark { .. }
+            | Self::AddAddress { .. }
+            | Self::SetUp => Phase::Link,
+            Self::RemovePeer { .. } | Self::NarrowPeer { .. } => Phase::Revoke,
+            Self::AddPeer { .. }
+            | Self::WidenPeer { .. }
+            | Self::SetPresharedKey { .. }
+            | Self::SetKeepalive { .. } => Phase::Peers,
+            Self::AddRoute { .. } => Phase::Routes,
+            Self::RemoveRoute { .. } | Self::RemoveAddress { .. } => Phase::Sweep,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Firewall { change, .. } => write!(f, "firewall {change}"),
+            Self::CreateLink { name, .. } => write!(f, "link create {name}"),
+            Self::ClaimLink { gateway_id } => write!(f, "link claim for gateway {gateway_id}"),
+            Self::SetMtu { bytes } => write!(f, "link mtu {bytes}"),
+            Self::SetPrivateKey { private_key } => {
+                write!(f, "link key {}", private_key.public_key())
+            }
+            Self::SetListenPort { port } => write!(f, "link listen-port {port}"),
+            Self::SetFwmark { fwmark } => write!(f, "link fwmark {fwmark:#x}"),
+            Self::AddAddress { address } => write!(f, "address add {address}"),
+            Self::SetUp => f.write_str("link up"),
+            Self::RemovePeer { key } => write!(f, "peer remove {key}"),
+            Self::NarrowPeer { key, allowed_ips } => {
+                write!(f, "peer narrow {key} to {allowed_ips}")
+            }
+            Self::AddPeer { key, peer } => write!(f, "peer add {key} {}", peer.allowed_ips),
+            Self::WidenPeer { key, allowed_ips } => write!(f, "peer widen {key} by {allowed_ips}"),
+            Self::SetPresharedKey { key, preshared_key } => {
+                let verb = if preshared_key.is_some() { "set" } else { "clear" };
+                write!(f, "peer preshared-key {verb} {key}")
+            }
+            Self::SetKeepalive { key, keepalive_secs } => {
+                write!(f, "peer keepalive {key} {keepalive_secs}")
+            }
+            Self::AddRoute { prefix } => write!(f, "route add {prefix}"),
+            Self::RemoveRoute { prefix } => write!(f, "route remove {prefix}"),
+            Self::RemoveAddress { address } => write!(f, "address remove {address}"),
+        }
+    }
+}
+
+/// Steps in the order they must happen. Only [`plan`](super::plan) makes one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    steps: Vec<Step>,
+}
+
+impl Plan {
+    pub(super) fn new(mut steps: Vec<Step>) -> Self {
+        steps.sort_by_key(Step::phase);
+        Self { steps }
+    }
+
+    #[must_use]
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Nothing to do: the kernel is what it should be.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+}

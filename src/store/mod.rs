@@ -1,0 +1,1 @@
+//! Postgres: connect, migrate, read, listen, report. Decides nothing.
