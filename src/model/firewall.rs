@@ -11,28 +11,11 @@ use ipnet::IpNet;
 
 use super::InterfaceName;
 
-/// Inclusive address ranges: sorted, disjoint, not adjacent. `T` is `u32` or `u128`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ranges<T>(pub(crate) Box<[(T, T)]>);
+mod observed;
+mod ranges;
 
-impl<T> Default for Ranges<T> {
-    fn default() -> Self {
-        Self(Box::new([]))
-    }
-}
-
-impl<T> Ranges<T> {
-    /// The ranges, ascending, as first and last address.
-    #[must_use]
-    pub fn as_slice(&self) -> &[(T, T)] {
-        &self.0
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
+pub use observed::ObservedFirewall;
+pub use ranges::{Address, Ranges};
 
 /// What peers with this profile may reach. Everything not listed is denied.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -48,6 +31,15 @@ impl Profile {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.allow4.is_empty() && self.allow6.is_empty() && self.dns_servers.is_empty()
+    }
+
+    /// Whether this address may be reached on every port.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.allow4.contains(address.into()),
+            IpAddr::V6(address) => self.allow6.contains(address.into()),
+        }
     }
 }
 
@@ -84,15 +76,6 @@ pub struct DesiredFirewall {
     pub assignments: BTreeMap<IpNet, Arc<Profile>>,
 }
 
-/// What our table holds. `None` for the whole means that there is no such table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObservedFirewall {
-    /// `None`: the fixed rules are not what this version loads (edited, or another version's).
-    pub base: Option<FirewallBase>,
-    pub profiles: BTreeMap<ProfileId, Arc<Profile>>,
-    pub assignments: BTreeMap<IpNet, ProfileId>,
-}
-
 /// One atomic transaction on our table. Applied in the order of the fields.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FirewallChange {
@@ -106,6 +89,18 @@ pub struct FirewallChange {
     pub assign: BTreeMap<IpNet, ProfileId>,
     /// Profiles that nobody has any more.
     pub remove_profiles: Vec<ProfileId>,
+}
+
+impl FirewallChange {
+    /// Nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.load_base.is_none()
+            && self.unassign.is_empty()
+            && self.put_profiles.is_empty()
+            && self.assign.is_empty()
+            && self.remove_profiles.is_empty()
+    }
 }
 
 impl std::fmt::Display for FirewallChange {

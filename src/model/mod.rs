@@ -11,7 +11,7 @@ mod observed;
 mod row;
 
 pub use firewall::{
-    DesiredFirewall, FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile,
+    Address, DesiredFirewall, FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile,
     ProfileId, Ranges,
 };
 pub use id::{DeviceId, GatewayId, GroupId, PeerId, PolicyId, UserId};
