@@ -1,1 +1,4 @@
+//! Properties of policies, from rows to what the firewall should hold. All pure: no kernel, no
+//! database.
 
+mod firewall;

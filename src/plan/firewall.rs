@@ -1,0 +1,255 @@
+//! The firewall that should be against the one that is: at most two atomic changes.
+//!
+//! Profile numbers need no memory: they are adopted from the kernel. Content that the kernel holds
+//! keeps its number; content that takes the place of another for *all* its holders takes over the
+//! number and only its ranges are written; everything else gets the smallest number that was free
+//! before the change, so that no number means two things within one change.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::model::{DesiredFirewall, FirewallChange, ObservedFirewall, Profile, ProfileId};
+
+/// What to write, by phase. `None`: nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FirewallDiff {
+    /// For [`Phase::Fence`](super::Phase::Fence): the fixed rules with empty maps, which deny
+    /// everything.
+    pub fence: Option<FirewallChange>,
+    /// For [`Phase::Policy`](super::Phase::Policy): what the maps lack, in one transaction.
+    pub policy: Option<FirewallChange>,
+}
+
+/// Compares the firewall that should be with the one that is.
+///
+/// `prefixes` are those that may differ; `None`: compare everything. The cost is that of the
+/// prefixes named, not of the table.
+///
+/// * No table, or one that guards another interface: it is fenced first, then filled. Until then
+///   our interface was not guarded, so nothing granted is cut.
+/// * A table with other fixed rules (an upgrade, a changed option, somebody's edit): fixed rules
+///   and maps are replaced in *one* change in the policy phase, so that no live flow is cut
+///   between the two, and nothing new is granted before what is revoked is gone. The scope does
+///   not matter then: replacing the rules empties the maps.
+/// * Else the maps alone change.
+#[must_use]
+pub fn diff(
+    desired: &DesiredFirewall,
+    observed: Option<&ObservedFirewall>,
+    prefixes: Option<&BTreeSet<IpNet>>,
+) -> FirewallDiff {
+    let guards_ours = |table: &&ObservedFirewall| {
+        table.base().is_none_or(|base| base.interface == desired.base.interface)
+    };
+    let Some(table) = observed.filter(guards_ours) else {
+        let fence =
+            FirewallChange { load_base: Some(desired.base.clone()), ..FirewallChange::default() };
+        let mut fenced = None;
+        ObservedFirewall::obey(&mut fenced, &fence);
+        let policy = fenced.map(|table| change_maps(desired, &table, None));
+        return FirewallDiff { fence: Some(fence), policy: policy.and_then(unless_empty) };
+    };
+    if table.base() == Some(&desired.base) {
+        let policy = unless_empty(change_maps(desired, table, prefixes));
+        return FirewallDiff { fence: None, policy };
+    }
+    FirewallDiff { fence: None, policy: Some(replace(desired, table)) }
+}
+
+fn unless_empty(change: FirewallChange) -> Option<FirewallChange> {
+    (!change.is_empty()).then_some(change)
+}
+
+/// The whole table anew in one change. Content keeps the number it has, so that a prefix that
+/// reaches the same as before is seen to do so.
+fn replace(desired: &DesiredFirewall, table: &ObservedFirewall) -> FirewallChange {
+    let mut target = Some(table.clone());
+    ObservedFirewall::obey(&mut target, &change_maps(desired, table, None));
+    let target = target.unwrap_or_default();
+    FirewallChange {
+        load_base: Some(desired.base.clone()),
+        put_profiles: target
+            .profiles()
+            .iter()
+            .map(|(id, profile)| (*id, (true, Arc::clone(profile))))
+            .collect(),
+        assign: target.assignments().clone(),
+        ..FirewallChange::default()
+    }
+}
+
+fn change_maps(
+    desired: &DesiredFirewall,
+    table: &ObservedFirewall,
+    prefixes: Option<&BTreeSet<IpNet>>,
+) -> FirewallChange {
+    let mut moves = Moves::new(table);
+    match prefixes {
+        Some(prefixes) => {
+            for prefix in prefixes {
+                moves.compare(*prefix, desired.assignments.get(prefix));
+            }
+        }
+        None => {
+            for (prefix, profile) in &desired.assignments {
+                moves.compare(*prefix, Some(profile));
+            }
+            let wanted = |prefix: &IpNet| desired.assignments.contains_key(prefix);
+            for prefix in table.assignments().keys().filter(|prefix| !wanted(prefix)) {
+                moves.compare(*prefix, None);
+            }
+        }
+    }
+    let candidates = if prefixes.is_some() {
+        moves.left.keys().copied().collect()
+    } else {
+        table.profiles().keys().copied().collect::<Vec<_>>()
+    };
+    moves.into_change(&candidates)
+}
+
+/// A content that is wanted, however many prefixes want it.
+struct Content<'a> {
+    profile: &'a Arc<Profile>,
+    /// The number the kernel holds it under.
+    id: Option<ProfileId>,
+}
+
+/// A prefix that gets another profile.
+struct Move {
+    prefix: IpNet,
+    from: Option<ProfileId>,
+    /// Index into the contents.
+    to: usize,
+}
+
+/// Which prefixes leave which profile, and for what.
+struct Moves<'a> {
+    table: &'a ObservedFirewall,
+    contents: Vec<Content<'a>>,
+    /// Shared profiles are looked up by address first, so that a large one is hashed once.
+    by_pointer: HashMap<*const Profile, usize>,
+    by_content: HashMap<&'a Profile, usize>,
+    moves: Vec<Move>,
+    unassign: Vec<IpNet>,
+    /// How many prefixes leave each profile.
+    left: BTreeMap<ProfileId, usize>,
+}
+
+impl<'a> Moves<'a> {
+    fn new(table: &'a ObservedFirewall) -> Self {
+        Self {
+            table,
+            contents: Vec::new(),
+            by_pointer: HashMap::new(),
+            by_content: HashMap::new(),
+            moves: Vec::new(),
+            unassign: Vec::new(),
+            left: BTreeMap::new(),
+        }
+    }
+
+    fn content(&mut self, profile: &'a Arc<Profile>) -> usize {
+        let Self { table, contents, by_content, .. } = self;
+        *self.by_pointer.entry(Arc::as_ptr(profile)).or_insert_with(|| {
+            *by_content.entry(profile).or_insert_with(|| {
+                contents.push(Content { profile, id: table.id_of(profile) });
+                contents.len() - 1
+            })
+        })
+    }
+
+    fn compare(&mut self, prefix: IpNet, wanted: Option<&'a Arc<Profile>>) {
+        let from = self.table.assignments().get(&prefix).copied();
+        match wanted {
+            Some(profile) => {
+                let to = self.content(profile);
+                let has_it = |from: ProfileId| {
+                    self.contents[to].id == Some(from)
+                        || self.table.profiles().get(&from) == Some(profile)
+                };
+                if from.is_some_and(has_it) {
+                    return;
+                }
+                self.moves.push(Move { prefix, from, to });
+            }
+            None if from.is_some() => self.unassign.push(prefix),
+            None => return,
+        }
+        if let Some(from) = from {
+            *self.left.entry(from).or_default() += 1;
+        }
+    }
+
+    /// `candidates`: the profiles that may have lost their last holder.
+    fn into_change(self, candidates: &[ProfileId]) -> FirewallChange {
+        let mut change = FirewallChange::default();
+        let in_place = self.in_place();
+        let mut free = self.table.free_ids();
+        let mut moved_to = vec![None; self.contents.len()];
+        let mut arrived: HashMap<ProfileId, usize> = HashMap::new();
+        for Move { prefix, from, to } in &self.moves {
+            let content = &self.contents[*to];
+            if moved_to[*to].is_none() {
+                moved_to[*to] = content.id.or_else(|| {
+                    let taken_over = in_place.get(to).copied();
+                    let id = taken_over.or_else(|| free.next())?;
+                    let new = taken_over.is_none();
+                    change.put_profiles.insert(id, (new, Arc::clone(content.profile)));
+                    Some(id)
+                });
+            }
+            let Some(id) = moved_to[*to] else {
+                // Out of numbers, which takes 4 billion profiles: denied.
+                change.unassign.extend(from.map(|_| *prefix));
+                continue;
+            };
+            *arrived.entry(id).or_default() += 1;
+            if *from != Some(id) {
+                change.assign.insert(*prefix, id);
+            }
+        }
+        let unheld = |id: &ProfileId| {
+            self.table.profiles().contains_key(id)
+                && self.table.holders(*id) == self.left.get(id).copied().unwrap_or_default()
+                && !arrived.contains_key(id)
+        };
+        change.remove_profiles = candidates.iter().copied().filter(unheld).collect();
+        change.unassign.extend(self.unassign);
+        change
+    }
+
+    /// Which content takes over which number: one that all its holders leave, whose every holder
+    /// that stays in the table goes to this one content, which is new. Of several the one with
+    /// most holders, since the others must be assigned one by one.
+    fn in_place(&self) -> HashMap<usize, ProfileId> {
+        let arriving: HashSet<ProfileId> =
+            self.moves.iter().filter_map(|to| self.contents[to.to].id).collect();
+        // Where those who leave a profile go; `None`: to several contents.
+        let mut goals: BTreeMap<ProfileId, Option<(usize, usize)>> = BTreeMap::new();
+        for Move { from, to, .. } in &self.moves {
+            let Some(from) = from else { continue };
+            goals
+                .entry(*from)
+                .and_modify(|goal| {
+                    *goal = goal.filter(|(same, _)| same == to).map(|(to, n)| (to, n + 1));
+                })
+                .or_insert(Some((*to, 1)));
+        }
+        let mut best: HashMap<usize, (usize, ProfileId)> = HashMap::new();
+        for (id, goal) in goals {
+            let Some((to, holders)) = goal else { continue };
+            let deserted = self.left.get(&id) == Some(&self.table.holders(id));
+            let held = self.table.profiles().contains_key(&id);
+            if !deserted || !held || arriving.contains(&id) || self.contents[to].id.is_some() {
+                continue;
+            }
+            if best.get(&to).is_none_or(|(most, _)| *most < holders) {
+                best.insert(to, (holders, id));
+            }
+        }
+        best.into_iter().map(|(to, (_, id))| (to, id)).collect()
+    }
+}
