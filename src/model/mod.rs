@@ -8,7 +8,9 @@ mod id;
 mod interface;
 mod key;
 mod observed;
+pub mod policy;
 mod row;
+mod settings;
 
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile,
@@ -25,3 +27,4 @@ pub use row::{
     Allocation, Bars, ChangedRows, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
     SettingRow, SnapshotRows, TargetRow, TargetType,
 };
+pub use settings::{SettingFlaw, SettingWarning, Settings};

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 /// One family's addresses as numbers: `u32` for IPv4, `u128` for IPv6.
-pub trait Address: Copy + Ord + Hash + fmt::Debug {
+pub trait Address: Copy + Ord + Hash + fmt::Debug + 'static {
     const MIN: Self;
     const MAX: Self;
 

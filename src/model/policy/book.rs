@@ -1,0 +1,234 @@
+//! All policies and memberships that concern this gateway, indexed so that a change costs as much
+//! as it affects.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::intern::Interner;
+use super::note::PolicyNote;
+use super::resolve::{Policy, Target, Verdict, allowed};
+use crate::model::{DeviceId, GroupId, PolicyId, PolicyRow, Profile, Settings, UserId};
+
+/// Whose profile a change may have changed: look up every peer of this user, or of this device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    User(UserId),
+    Device(DeviceId),
+}
+
+/// Who may reach what.
+///
+/// Filled row by row; every change tells whom it affects. Profiles are made when asked for, once
+/// for all who have the same policies, and shared by all who may reach the same.
+#[derive(Debug, Default)]
+pub struct PolicyBook {
+    default_effect: Verdict,
+    allow_dns: bool,
+    policies: BTreeMap<PolicyId, Entry>,
+    notes: BTreeMap<PolicyId, Vec<PolicyNote>>,
+    aimed_at: HashMap<Target, BTreeSet<PolicyId>>,
+    groups: HashMap<UserId, BTreeSet<GroupId>>,
+    members: HashMap<GroupId, BTreeSet<UserId>>,
+    profiles: Interner<Recipe>,
+    last_revision: u64,
+}
+
+/// A policy, and a number that no other policy and no other version of it ever had.
+#[derive(Debug)]
+struct Entry {
+    policy: Policy,
+    revision: u64,
+}
+
+/// What a profile is made of. An edited policy has another revision, so that what was made of the
+/// old one is never found again.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Recipe {
+    revisions: Box<[u64]>,
+    dns_servers: Box<[IpAddr]>,
+}
+
+impl PolicyBook {
+    /// A book without policies, under these settings. Other settings need another book.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            default_effect: settings.default_effect,
+            allow_dns: settings.allow_dns,
+            ..Self::default()
+        }
+    }
+
+    /// Puts a policy's present row in place of what was known of it; `None`: it is gone. Returns
+    /// whose profiles may differ now: nobody if only its name changed; those who gained or lost it
+    /// if only its targets did.
+    pub fn set_policy(&mut self, id: PolicyId, row: Option<&PolicyRow>) -> BTreeSet<Subject> {
+        self.notes.remove(&id);
+        if let Some(notes) = row.map(PolicyNote::of).filter(|notes| !notes.is_empty()) {
+            self.notes.insert(id, notes);
+        }
+        let old = self.policies.remove(&id);
+        let new = row.map(|row| Policy { id, ..Policy::judge(row) });
+        let (none, none_too) = (BTreeSet::new(), BTreeSet::new());
+        let before = old.as_ref().map_or(&none, |old| &old.policy.targets);
+        let after = new.as_ref().map_or(&none_too, |new| &new.targets);
+        for target in before.difference(after) {
+            remove_from(&mut self.aimed_at, target, &id);
+        }
+        for target in after.difference(before) {
+            self.aimed_at.entry(*target).or_default().insert(id);
+        }
+        let kept = match (&old, &new) {
+            (Some(old), Some(new)) if old.policy.decides_like(new) => Some(old.revision),
+            _ => None,
+        };
+        let affected: BTreeSet<Target> = if kept.is_some() {
+            before.symmetric_difference(after).copied().collect()
+        } else {
+            before.union(after).copied().collect()
+        };
+        if let Some(policy) = new {
+            self.last_revision += 1;
+            let revision = kept.unwrap_or(self.last_revision);
+            self.policies.insert(id, Entry { policy, revision });
+        }
+        affected.into_iter().flat_map(|target| self.subjects(target)).collect()
+    }
+
+    /// Puts a user's present groups in place of those known; none: forgets the user. Returns the
+    /// user if a policy is aimed at a group joined or left.
+    pub fn set_membership(
+        &mut self,
+        user_id: UserId,
+        group_ids: BTreeSet<GroupId>,
+    ) -> BTreeSet<Subject> {
+        let old = self.groups.remove(&user_id).unwrap_or_default();
+        let changed: Vec<GroupId> = old.symmetric_difference(&group_ids).copied().collect();
+        for group in &changed {
+            if old.contains(group) {
+                remove_from(&mut self.members, group, &user_id);
+            } else {
+                self.members.entry(*group).or_default().insert(user_id);
+            }
+        }
+        if !group_ids.is_empty() {
+            self.groups.insert(user_id, group_ids);
+        }
+        let matters = changed.iter().any(|id| self.aimed_at.contains_key(&Target::Group(*id)));
+        matters.then_some(Subject::User(user_id)).into_iter().collect()
+    }
+
+    /// What a device of a user may reach. Equal results are one allocation, for as long as
+    /// somebody holds it.
+    ///
+    /// `dns_servers` are those listed for the peer, in any order.
+    pub fn profile_for(
+        &mut self,
+        user_id: UserId,
+        device_id: DeviceId,
+        dns_servers: &[IpAddr],
+    ) -> Arc<Profile> {
+        let entries = self.entries_of(user_id, device_id);
+        let recipe = Recipe {
+            revisions: entries.iter().map(|entry| entry.revision).collect(),
+            dns_servers: self.dns_allowance(dns_servers),
+        };
+        if let Some(profile) = self.profiles.get(&recipe) {
+            return profile;
+        }
+        let policies: Vec<&Policy> = entries.into_iter().map(|entry| &entry.policy).collect();
+        let profile = Profile {
+            allow4: allowed(&policies, self.default_effect),
+            allow6: allowed(&policies, self.default_effect),
+            dns_servers: recipe.dns_servers.clone(),
+        };
+        self.profiles.insert(recipe, profile)
+    }
+
+    /// The policies that apply to a device of a user and decide something, in the order in which
+    /// they decide.
+    #[must_use]
+    pub fn policies_of(&self, user_id: UserId, device_id: DeviceId) -> Vec<&Policy> {
+        self.entries_of(user_id, device_id).into_iter().map(|entry| &entry.policy).collect()
+    }
+
+    /// Through which of its targets a policy applies to a device of a user.
+    #[must_use]
+    pub fn aims(&self, policy: &Policy, user_id: UserId, device_id: DeviceId) -> Vec<Target> {
+        let aims = self.targets_of(user_id, device_id);
+        aims.filter(|target| policy.targets.contains(target)).collect()
+    }
+
+    /// What happens where no policy decides.
+    #[must_use]
+    pub const fn default_effect(&self) -> Verdict {
+        self.default_effect
+    }
+
+    /// The servers among these that may be asked on port 53 whatever the policies say: sorted,
+    /// each once; none where the settings do not allow it.
+    #[must_use]
+    pub fn dns_allowance(&self, dns_servers: &[IpAddr]) -> Box<[IpAddr]> {
+        let listed = dns_servers.iter().copied().filter(|_| self.allow_dns);
+        listed.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Everything that is wrong with the policies, by policy.
+    pub fn notes(&self) -> impl Iterator<Item = &PolicyNote> {
+        self.notes.values().flatten()
+    }
+
+    fn targets_of(
+        &self,
+        user_id: UserId,
+        device_id: DeviceId,
+    ) -> impl Iterator<Item = Target> + '_ {
+        let groups = self.groups.get(&user_id).into_iter().flatten();
+        [Target::Device(device_id), Target::User(user_id)]
+            .into_iter()
+            .chain(groups.copied().map(Target::Group))
+    }
+
+    fn entries_of(&self, user_id: UserId, device_id: DeviceId) -> Vec<&Entry> {
+        let ids = self.targets_of(user_id, device_id).filter_map(|at| self.aimed_at.get(&at));
+        let mut entries: Vec<&Entry> = ids
+            .flatten()
+            .filter_map(|id| self.policies.get(id))
+            .filter(|entry| !entry.policy.is_void())
+            .collect();
+        entries.sort_unstable_by_key(|entry| entry.policy.order());
+        entries.dedup_by_key(|entry| entry.revision);
+        entries
+    }
+
+    fn subjects(&self, target: Target) -> Vec<Subject> {
+        match target {
+            Target::User(user_id) => vec![Subject::User(user_id)],
+            Target::Device(device_id) => vec![Subject::Device(device_id)],
+            Target::Group(group_id) => {
+                let members = self.members.get(&group_id).into_iter().flatten();
+                members.copied().map(Subject::User).collect()
+            }
+        }
+    }
+}
+
+/// The addresses among texts of `dns_servers`. The others are search domains, which `wg-quick`
+/// takes in the same place.
+#[must_use]
+pub fn dns_addresses<T: AsRef<str>>(texts: &[T]) -> Vec<IpAddr> {
+    texts.iter().filter_map(|text| text.as_ref().trim().parse().ok()).collect()
+}
+
+fn remove_from<K: Eq + std::hash::Hash, V: Ord>(
+    index: &mut HashMap<K, BTreeSet<V>>,
+    key: &K,
+    value: &V,
+) {
+    let Some(values) = index.get_mut(key) else { return };
+    values.remove(value);
+    if values.is_empty() {
+        index.remove(key);
+    }
+}

@@ -1,0 +1,25 @@
+//! Who may reach what: policies resolved to one verdict for every address.
+//!
+//! For a packet from a peer to an address, among the policies that apply to the peer and whose
+//! destinations contain the address, the lowest priority number decides; of several with that
+//! number a denying one; without any, the setting `policy.default_effect`. A policy applies when
+//! one of its targets names the device, its user, or a group the user is a member of. Full tunnel
+//! adds the internet to the destinations: everything outside the
+//! [special-purpose blocks](SPECIAL_BLOCKS).
+//!
+//! [`PolicyBook`] holds the policies and makes each peer's [`Profile`](super::Profile);
+//! [`flatten`] turns overlapping prefixes into disjoint ranges; [`reference`] says the same of one
+//! address slowly and obviously, to test against; [`Explanation`] says why.
+
+mod book;
+pub mod flatten;
+mod intern;
+mod note;
+pub mod reference;
+mod resolve;
+mod special;
+
+pub use book::{PolicyBook, Subject, dns_addresses};
+pub use note::{Flaw, PolicyNote, Quoted};
+pub use resolve::{Order, Policy, Target, Verdict};
+pub use special::{SPECIAL_BLOCKS, SpecialBlock, internet, special_block};

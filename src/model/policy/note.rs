@@ -1,0 +1,144 @@
+//! What is wrong with a policy's row, and what is done about it.
+
+use std::fmt::{self, Write};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::model::{Effect, PolicyId, PolicyRow, TargetType};
+
+/// Something in a policy that cannot be meant, or cannot be obeyed. All else of it holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct PolicyNote {
+    pub policy_id: PolicyId,
+    pub policy_name: Box<str>,
+    #[serde(flatten)]
+    pub flaw: Flaw,
+}
+
+/// What is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(tag = "flaw", rename_all = "snake_case")]
+pub enum Flaw {
+    /// Neither a destination nor full tunnel: has a say about no address.
+    NoDestinations,
+    /// Nothing with this id exists.
+    DanglingTarget { target_type: Box<str>, target_id: Uuid },
+    /// A target type nobody knows: aims at nobody.
+    UnknownTargetType { target_type: Box<str>, target_id: Uuid },
+    /// An effect nobody knows: denies.
+    UnknownEffect { effect: Box<str> },
+}
+
+impl PolicyNote {
+    /// Everything that is wrong with a row; usually nothing.
+    #[must_use]
+    pub fn of(row: &PolicyRow) -> Vec<Self> {
+        let effect = match &row.effect {
+            Effect::Allow | Effect::Deny => None,
+            Effect::Unknown(effect) => Some(Flaw::UnknownEffect { effect: effect.clone() }),
+        };
+        let void = row.destinations.is_empty() && !row.full_tunnel;
+        let targets = row.targets.iter().filter_map(|target| {
+            let target_id = target.target_id;
+            let name = match &target.target_type {
+                TargetType::Unknown(word) => {
+                    let target_type = word.clone();
+                    return Some(Flaw::UnknownTargetType { target_type, target_id });
+                }
+                TargetType::User => "user",
+                TargetType::Device => "device",
+                TargetType::Group => "group",
+            };
+            let target_type = name.into();
+            target.dangling.then_some(Flaw::DanglingTarget { target_type, target_id })
+        });
+        let flaws = effect.into_iter().chain(void.then_some(Flaw::NoDestinations)).chain(targets);
+        flaws
+            .map(|flaw| Self { policy_id: row.id, policy_name: row.name.as_str().into(), flaw })
+            .collect()
+    }
+}
+
+impl fmt::Display for PolicyNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "policy {}: ", Quoted(&self.policy_name))?;
+        match &self.flaw {
+            Flaw::NoDestinations => f.write_str(
+                "has neither a destination nor full_tunnel, so it decides nothing: add a row to \
+                 policy_destinations",
+            ),
+            Flaw::DanglingTarget { target_type, target_id } => write!(
+                f,
+                "names {target_type} {target_id}, which does not exist: delete that row of \
+                 policy_targets"
+            ),
+            Flaw::UnknownTargetType { target_type, target_id } => write!(
+                f,
+                "target {target_id} has type {}, which aims at nobody: use user, device or group",
+                Quoted(target_type)
+            ),
+            Flaw::UnknownEffect { effect } => {
+                write!(f, "has effect {}, so it denies: use allow or deny", Quoted(effect))
+            }
+        }
+    }
+}
+
+/// Prints a text that somebody typed into the database, in quotes on one line: escaped, and cut
+/// after 64 characters.
+pub struct Quoted<'a>(pub &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST_CHARS: usize = 64;
+        f.write_char('"')?;
+        let mut chars = self.0.chars();
+        for char in chars.by_ref().take(MOST_CHARS) {
+            write!(f, "{}", char.escape_debug())?;
+        }
+        f.write_str(if chars.next().is_some() { "…\"" } else { "\"" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::TargetRow;
+
+    #[test]
+    fn each_flaw_names_the_thing_and_the_way_out() {
+        let id = Uuid::from_u128(7);
+        let target = |target_type, dangling| TargetRow { target_type, target_id: id, dangling };
+        let row = PolicyRow {
+            id: id.into(),
+            name: "a\nb".into(),
+            priority: 1,
+            effect: Effect::Unknown("Permit".into()),
+            full_tunnel: false,
+            destinations: vec![],
+            targets: vec![
+                target(TargetType::User, false),
+                target(TargetType::Group, true),
+                target(TargetType::Unknown("role".into()), false),
+            ],
+        };
+        let texts: Vec<String> = PolicyNote::of(&row).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                r#"policy "a\nb": has effect "Permit", so it denies: use allow or deny"#,
+                r#"policy "a\nb": has neither a destination nor full_tunnel, so it decides nothing: add a row to policy_destinations"#,
+                r#"policy "a\nb": names group 00000000-0000-0000-0000-000000000007, which does not exist: delete that row of policy_targets"#,
+                r#"policy "a\nb": target 00000000-0000-0000-0000-000000000007 has type "role", which aims at nobody: use user, device or group"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn a_long_name_is_cut_and_escaped() {
+        let long = "\u{1b}".to_owned() + &"é".repeat(1_000);
+        let text = Quoted(&long).to_string();
+        assert_eq!(text, format!("\"\\u{{1b}}{}…\"", "é".repeat(63)));
+    }
+}

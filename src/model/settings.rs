@@ -1,0 +1,305 @@
+//! Rows of `settings` that concern one gateway, parsed.
+//!
+//! | category, key | value | default |
+//! |---|---|---|
+//! | `gateway`, `require_approval` | boolean: a device without `approved_at` is not eligible | `false` |
+//! | `gateway`, `strict_ip_allocations` | boolean: a peer whose address is not allocated to its device is quarantined | `false` |
+//! | `gateway`, `site_prefixes` | list of prefixes that peers may announce besides their address | `[]` |
+//! | `policy`, `allow_dns` | boolean: peers may reach the DNS servers listed for them on port 53 | `true` |
+//! | `policy`, `allow_inbound` | boolean: others may open flows toward peers | `false` |
+//! | `policy`, `default_effect` | `"allow"` or `"deny"`: what happens where no policy decides | `"deny"` |
+//!
+//! These hold for all gateways. A row in category `gateway:<name>` with one of these keys holds
+//! for that gateway and goes before. A value that cannot be read is reported and changes nothing,
+//! except that any `default_effect` but exactly `"allow"` denies.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::SettingRow;
+use super::policy::{Quoted, Verdict};
+
+/// What the settings say for one gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub require_approval: bool,
+    pub strict_ip_allocations: bool,
+    /// Sorted, each once, none of length 0.
+    pub site_prefixes: Vec<IpNet>,
+    pub allow_dns: bool,
+    pub allow_inbound: bool,
+    pub default_effect: Verdict,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            require_approval: false,
+            strict_ip_allocations: false,
+            site_prefixes: Vec::new(),
+            allow_dns: true,
+            allow_inbound: false,
+            default_effect: Verdict::Deny,
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the rows for the gateway of this name, in any order. Rows of other categories and of
+    /// other gateways are passed over.
+    #[must_use]
+    pub fn parse(gateway_name: &str, rows: &[SettingRow]) -> (Self, Vec<SettingWarning>) {
+        let own = format!("gateway:{gateway_name}");
+        let mut rows: Vec<(&SettingRow, Scope)> = rows
+            .iter()
+            .filter_map(|row| match row.category.as_str() {
+                "gateway" => Some((row, Scope::Gateway)),
+                "policy" => Some((row, Scope::Policy)),
+                category if category == own => Some((row, Scope::Own)),
+                _ => None,
+            })
+            .collect();
+        rows.sort_by(|(a, a_scope), (b, b_scope)| (a_scope, &a.key).cmp(&(b_scope, &b.key)));
+        let mut settings = Self::default();
+        let mut warnings = Vec::new();
+        for (row, scope) in rows {
+            settings.read(row, scope, &mut warnings);
+        }
+        (settings, warnings)
+    }
+
+    fn read(&mut self, row: &SettingRow, scope: Scope, warnings: &mut Vec<SettingWarning>) {
+        let mut warn = |flaw| {
+            let (category, key) = (row.category.clone(), row.key.clone());
+            warnings.push(SettingWarning { category, key, flaw });
+        };
+        let known = KEYS.iter().filter(|(of, _, _)| scope == Scope::Own || scope == *of);
+        let Some((_, _, key)) = known.clone().find(|(_, name, _)| *name == row.key) else {
+            let names = known.map(|(_, name, _)| *name);
+            return warn(SettingFlaw::UnknownKey { nearest: nearest(&row.key, names) });
+        };
+        let bad = |expected| SettingFlaw::BadValue { value: row.value.as_str().into(), expected };
+        let value = serde_json::from_str(&row.value).unwrap_or(Value::Null);
+        let mut set = |field: &mut bool| match boolean(&value) {
+            Some(value) => *field = value,
+            None => warn(bad("true or false; the row is ignored")),
+        };
+        match key {
+            Key::RequireApproval => set(&mut self.require_approval),
+            Key::StrictIpAllocations => set(&mut self.strict_ip_allocations),
+            Key::AllowDns => set(&mut self.allow_dns),
+            Key::AllowInbound => set(&mut self.allow_inbound),
+            Key::SitePrefixes => match &value {
+                Value::Array(entries) => {
+                    self.site_prefixes.clear();
+                    for entry in entries {
+                        match site_prefix(entry) {
+                            Some(prefix) => self.site_prefixes.push(prefix),
+                            None => warn(SettingFlaw::BadValue {
+                                value: entry.to_string().into(),
+                                expected: SITE_PREFIX,
+                            }),
+                        }
+                    }
+                    self.site_prefixes.sort_unstable();
+                    self.site_prefixes.dedup();
+                }
+                _ => warn(bad("a list of prefixes, like [\"10.1.0.0/16\"]; the row is ignored")),
+            },
+            Key::DefaultEffect => {
+                self.default_effect = match value.as_str() {
+                    Some("allow") => Verdict::Allow,
+                    Some("deny") => Verdict::Deny,
+                    _ => {
+                        warn(bad("\"allow\" or \"deny\"; denied"));
+                        Verdict::Deny
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A row of `settings` that is not obeyed as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SettingWarning {
+    pub category: String,
+    pub key: String,
+    pub flaw: SettingFlaw,
+}
+
+/// What is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SettingFlaw {
+    UnknownKey {
+        nearest: Option<&'static str>,
+    },
+    /// `expected` says what would be right, and what is done instead.
+    BadValue {
+        value: Box<str>,
+        expected: &'static str,
+    },
+}
+
+impl fmt::Display for SettingWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "setting {} in category {}: ", Quoted(&self.key), Quoted(&self.category))?;
+        match &self.flaw {
+            SettingFlaw::UnknownKey { nearest: Some(nearest) } => {
+                write!(f, "no such key, the row is ignored; nearest is \"{nearest}\"")
+            }
+            SettingFlaw::UnknownKey { nearest: None } => {
+                f.write_str("no such key, the row is ignored")
+            }
+            SettingFlaw::BadValue { value, expected } => {
+                write!(f, "{} is not {expected}", Quoted(value))
+            }
+        }
+    }
+}
+
+/// Later ones go before earlier ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    Gateway,
+    Policy,
+    /// This gateway alone: takes the keys of both.
+    Own,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Key {
+    RequireApproval,
+    StrictIpAllocations,
+    SitePrefixes,
+    AllowDns,
+    AllowInbound,
+    DefaultEffect,
+}
+
+const KEYS: [(Scope, &str, Key); 6] = [
+    (Scope::Gateway, "require_approval", Key::RequireApproval),
+    (Scope::Gateway, "strict_ip_allocations", Key::StrictIpAllocations),
+    (Scope::Gateway, "site_prefixes", Key::SitePrefixes),
+    (Scope::Policy, "allow_dns", Key::AllowDns),
+    (Scope::Policy, "allow_inbound", Key::AllowInbound),
+    (Scope::Policy, "default_effect", Key::DefaultEffect),
+];
+
+const SITE_PREFIX: &str =
+    "a prefix with its host bits zero, longer than /0; this entry is left out";
+
+fn nearest<'a>(key: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    const LEAST_LIKENESS: f64 = 0.6;
+    names
+        .map(|name| (strsim::normalized_damerau_levenshtein(key, name), name))
+        .filter(|(likeness, _)| *likeness >= LEAST_LIKENESS)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name)
+}
+
+/// A boolean, or the string that spells it: forms that store all values as text write that.
+fn boolean(value: &Value) -> Option<bool> {
+    value.as_bool().or_else(|| value.as_str()?.parse().ok())
+}
+
+/// `/0` would let one peer announce, and so take, everybody's traffic.
+fn site_prefix(value: &Value) -> Option<IpNet> {
+    let prefix: IpNet = value.as_str()?.parse().ok()?;
+    (prefix == prefix.trunc() && prefix.prefix_len() > 0).then_some(prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(rows: &[(&str, &str, &str)]) -> (Settings, Vec<String>) {
+        let rows: Vec<SettingRow> = rows
+            .iter()
+            .map(|&(category, key, value)| SettingRow {
+                category: category.into(),
+                key: key.into(),
+                value: value.into(),
+            })
+            .collect();
+        let (settings, warnings) = Settings::parse("fra-1", &rows);
+        (settings, warnings.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn without_rows_the_defaults_hold() {
+        assert_eq!(parse(&[]), (Settings::default(), vec![]));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let rows = [
+            ("gateway", "require_approval", "true"),
+            ("gateway", "strict_ip_allocations", "\"true\""),
+            ("gateway", "site_prefixes", r#"["fd00:1::/32", "10.1.0.0/16", "10.1.0.0/16"]"#),
+            ("policy", "allow_dns", "false"),
+            ("policy", "allow_inbound", "true"),
+            ("policy", "default_effect", "\"allow\""),
+        ];
+        let expected = Settings {
+            require_approval: true,
+            strict_ip_allocations: true,
+            site_prefixes: vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()],
+            allow_dns: false,
+            allow_inbound: true,
+            default_effect: Verdict::Allow,
+        };
+        assert_eq!(parse(&rows), (expected.clone(), vec![]));
+        let own = rows.map(|(_, key, value)| ("gateway:fra-1", key, value));
+        assert_eq!(parse(&own), (expected, vec![]));
+    }
+
+    #[test]
+    fn a_gateways_own_row_goes_before_the_general_one_and_others_do_not_count() {
+        let (settings, warnings) = parse(&[
+            ("gateway:fra-1", "allow_dns", "true"),
+            ("gateway:fra-1", "default_effect", "\"deny\""),
+            ("policy", "allow_dns", "false"),
+            ("policy", "default_effect", "\"allow\""),
+            ("gateway:ams-1", "allow_inbound", "true"),
+            ("billing", "allow_inbound", "true"),
+        ]);
+        assert_eq!((settings, warnings), (Settings::default(), vec![]));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_and_never_opens_anything() {
+        let (settings, warnings) = parse(&[
+            ("gateway", "require_aproval", "true"),
+            ("gateway", "allow_dns", "false"),
+            ("gateway", "site_prefixes", r#"["10.1.2.3/16", "0.0.0.0/0", 7, "10.2.0.0/16"]"#),
+            ("policy", "allow_inbound", "yes\n"),
+            ("policy", "default_effect", "\"Allow\""),
+            ("policy", "default_effect\u{0}", "\"allow\""),
+        ]);
+        let site_prefixes = vec!["10.2.0.0/16".parse().unwrap()];
+        assert_eq!(settings, Settings { site_prefixes, ..Settings::default() });
+        let expected = [
+            r#"setting "allow_dns" in category "gateway": no such key, the row is ignored"#,
+            r#"setting "require_aproval" in category "gateway": no such key, the row is ignored; nearest is "require_approval""#,
+            r#"setting "site_prefixes" in category "gateway": "\"10.1.2.3/16\"" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
+            r#"setting "site_prefixes" in category "gateway": "\"0.0.0.0/0\"" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
+            r#"setting "site_prefixes" in category "gateway": "7" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
+            r#"setting "allow_inbound" in category "policy": "yes\n" is not true or false; the row is ignored"#,
+            r#"setting "default_effect" in category "policy": "\"Allow\"" is not "allow" or "deny"; denied"#,
+            r#"setting "default_effect\0" in category "policy": no such key, the row is ignored; nearest is "default_effect""#,
+        ];
+        assert_eq!(warnings, expected);
+    }
+
+    #[test]
+    fn a_bad_default_effect_of_ones_own_denies_even_where_all_others_allow() {
+        let (settings, _) = parse(&[
+            ("policy", "default_effect", "\"allow\""),
+            ("gateway:fra-1", "default_effect", "null"),
+        ]);
+        assert_eq!(settings.default_effect, Verdict::Deny);
+    }
+}
