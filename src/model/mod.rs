@@ -9,6 +9,7 @@ mod interface;
 mod key;
 mod observed;
 pub mod policy;
+pub mod psk;
 mod row;
 mod settings;
 
