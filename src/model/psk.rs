@@ -5,14 +5,15 @@
 //! public key, so that one moved to another row does not open. `docs/psk-envelope.md` describes it
 //! for those who seal, with vectors that the tests here read.
 
-use std::fmt;
-use std::str::FromStr;
-
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::Zeroize;
+
+mod keys;
+
+pub use keys::{KeyId, KeyIdError, PskKeys, PskKeysError, PskLineError};
 
 use super::policy::Quoted;
 use super::{GatewayId, KeyError, PresharedKey, PublicKey};
@@ -46,83 +47,6 @@ pub enum PskError {
     BadKey(KeyError),
     #[error("cannot be sealed: psk_keys lists no key")]
     NoKeys,
-}
-
-/// Why a text is no key id.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("is not 1 to 32 of a-z 0-9 _ -: {}", Quoted(.0))]
-pub struct KeyIdError(Box<str>);
-
-/// Which line of `psk_keys` is wrong, and why. Repeats no key.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("psk_keys, line {line}: {why}")]
-pub struct PskKeysError {
-    /// Counted from 1.
-    pub line: usize,
-    pub why: PskLineError,
-}
-
-/// Why a line of `psk_keys` is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PskLineError {
-    #[error("is not \"key-id base64\"")]
-    NotTwoWords,
-    #[error("the key id {0}")]
-    BadKeyId(KeyIdError),
-    #[error("the key of {key_id} {why}")]
-    BadKey { key_id: KeyId, why: KeyError },
-    #[error("key id {0} stands on an earlier line already")]
-    Twice(KeyId),
-}
-
-/// Names a sealing key in every envelope made with it: 1 to 32 of `[a-z0-9_-]`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct KeyId(Box<str>);
-
-impl KeyId {
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for KeyId {
-    type Err = KeyIdError;
-
-    fn from_str(text: &str) -> Result<Self, KeyIdError> {
-        let allowed = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
-        if (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
-            Ok(Self(text.into()))
-        } else {
-            Err(KeyIdError(text.into()))
-        }
-    }
-}
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyId({self})")
-    }
-}
-
-/// The keys that envelopes are sealed with: the first seals, all open. None is a valid set: it
-/// opens nothing.
-#[derive(Debug, Default)]
-pub struct PskKeys(Vec<(KeyId, SealingKey)>);
-
-#[derive(Zeroize, ZeroizeOnDrop)]
-struct SealingKey([u8; KEY_BYTES]);
-
-impl fmt::Debug for SealingKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SealingKey(secret)")
-    }
 }
 
 impl PskKeys {
@@ -181,45 +105,6 @@ impl PskKeys {
             .expect("32 bytes are within the cipher's limit of 256 GiB");
         let sealed = [nonce.as_slice(), &bytes, &tag].concat();
         Ok(format!("{VERSION}.{key_id}.{}", URL_SAFE_NO_PAD.encode(sealed)))
-    }
-
-    /// The ids of the keys, the sealing one first.
-    pub fn key_ids(&self) -> impl Iterator<Item = &KeyId> {
-        self.0.iter().map(|(id, _)| id)
-    }
-}
-
-/// One `key-id base64` per line; blank lines and lines that begin with `#` do not count.
-impl FromStr for PskKeys {
-    type Err = PskKeysError;
-
-    fn from_str(text: &str) -> Result<Self, PskKeysError> {
-        let mut keys = Self::default();
-        for (index, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if !line.is_empty() && !line.starts_with('#') {
-                keys.add(line).map_err(|why| PskKeysError { line: index + 1, why })?;
-            }
-        }
-        Ok(keys)
-    }
-}
-
-impl PskKeys {
-    fn add(&mut self, line: &str) -> Result<(), PskLineError> {
-        let mut words = line.split_whitespace();
-        let (Some(key_id), Some(key), None) = (words.next(), words.next(), words.next()) else {
-            return Err(PskLineError::NotTwoWords);
-        };
-        let key_id: KeyId = key_id.parse().map_err(PskLineError::BadKeyId)?;
-        if self.key_ids().any(|known| *known == key_id) {
-            return Err(PskLineError::Twice(key_id));
-        }
-        // A sealing key is written like a WireGuard key and must not be all zero either.
-        let key: PresharedKey =
-            key.parse().map_err(|why| PskLineError::BadKey { key_id: key_id.clone(), why })?;
-        self.0.push((key_id, SealingKey(*key.expose_bytes())));
-        Ok(())
     }
 }
 
@@ -374,7 +259,7 @@ mod tests {
             ("gp1.new.AA==", "holds text after the key id that is not base64url without padding"),
             (&short, "holds 71 bytes, not 72 (nonce 24, ciphertext 32, tag 16)"),
             (
-                &sealed(&tests::keys(&[OLD])),
+                &sealed(&super::tests::keys(&[OLD])),
                 "is sealed with key old, which psk_keys does not list: add its line",
             ),
         ];
@@ -399,25 +284,6 @@ mod tests {
         let sealed = [[3; NONCE_BYTES].as_slice(), &bytes, &tag].concat();
         let envelope = format!("gp1.new.{}", URL_SAFE_NO_PAD.encode(sealed));
         assert_eq!(error(&keys, &envelope), "holds a key that is all zero");
-    }
-
-    #[test]
-    fn a_wrong_line_is_named_and_no_key_is_repeated() {
-        let error = |text: &str| text.parse::<PskKeys>().unwrap_err().to_string();
-        assert_eq!(error("\nnew"), "psk_keys, line 2: is not \"key-id base64\"");
-        assert_eq!(
-            error(&[NEW, NEW].join("\n")),
-            "psk_keys, line 2: key id new stands on an earlier line already"
-        );
-        assert_eq!(
-            error("new c2VjcmV0"),
-            "psk_keys, line 1: the key of new is 6 bytes of base64, not 32"
-        );
-        assert_eq!(
-            error("New x"),
-            "psk_keys, line 1: the key id is not 1 to 32 of a-z 0-9 _ -: \"New\""
-        );
-        assert!(!format!("{:?}", keys(&[NEW])).contains("gIYD"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Properties of policies, from rows to what the firewall should hold. All pure: no kernel, no
 //! database.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod book;
 mod firewall;
 mod world;
