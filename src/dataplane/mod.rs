@@ -19,6 +19,8 @@ pub struct Outcome {
     pub applied: usize,
     /// Steps it refused, each with its reason. One refused peer does not stop the others.
     pub refused: Vec<(Step, String)>,
+    /// Tracked flows that were forgotten.
+    pub flows_cut: usize,
     /// The phase in which a refusal made everything after it unsafe to enter.
     pub halted_in: Option<Phase>,
 }

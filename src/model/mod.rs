@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or awaits. Text is parsed once, at the edge, into types
 //! that cannot be wrong.
 
+mod desired;
 mod firewall;
 mod id;
 mod interface;
@@ -13,6 +14,7 @@ pub mod psk;
 mod row;
 mod settings;
 
+pub use desired::{BuildError, Departed, DesiredState, Local, Reason, Standing, Touched};
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile,
     ProfileId, Ranges,

@@ -1,6 +1,12 @@
 //! Desired against observed: which steps make the kernel what it should be. Pure.
 
+mod compute;
 pub mod firewall;
+pub mod guard;
+mod model_kernel;
+mod obey;
 mod step;
 
+pub use compute::{PlanError, Scope, plan};
+pub use model_kernel::{ModelKernel, Refusal};
 pub use step::{Phase, Plan, Step};

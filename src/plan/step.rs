@@ -1,5 +1,6 @@
 //! One step is one write to the kernel, and one stable printed line.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnet::IpNet;
@@ -88,6 +89,11 @@ pub enum Step {
     AddRoute {
         prefix: IpNet,
     },
+    /// Forget the tracked flows of prefixes that change hands: whoever has an address next must not
+    /// inherit them.
+    CutFlows {
+        prefixes: BTreeSet<IpNet>,
+    },
     RemoveRoute {
         prefix: IpNet,
     },
@@ -111,6 +117,7 @@ impl Step {
             | Self::AddAddress { .. }
             | Self::SetUp => Phase::Link,
             Self::RemovePeer { .. } | Self::NarrowPeer { .. } => Phase::Revoke,
+            Self::CutFlows { .. } => Phase::Policy,
             Self::AddPeer { .. }
             | Self::WidenPeer { .. }
             | Self::SetPresharedKey { .. }
@@ -135,6 +142,10 @@ impl fmt::Display for Step {
             Self::SetFwmark { fwmark } => write!(f, "link fwmark {fwmark:#x}"),
             Self::AddAddress { address } => write!(f, "address add {address}"),
             Self::SetUp => f.write_str("link up"),
+            Self::CutFlows { prefixes } => {
+                let prefixes: AllowedIps = prefixes.iter().copied().collect();
+                write!(f, "flows cut {prefixes}")
+            }
             Self::RemovePeer { key } => write!(f, "peer remove {key}"),
             Self::NarrowPeer { key, allowed_ips } => {
                 write!(f, "peer narrow {key} to {allowed_ips}")

@@ -1,0 +1,134 @@
+//! Judges one row by itself: not eligible, not usable, or a candidate for the kernel.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use super::{Local, Reason};
+use crate::model::{
+    Allocation, AllowedIps, Bars, DesiredInterface, GatewayRow, KeyText, PeerRow, PresharedKey,
+    PublicKey, Settings,
+};
+
+/// What all rows of one gateway are judged by.
+pub(super) struct Bench<'a> {
+    pub local: &'a Local,
+    pub gateway: &'a GatewayRow,
+    pub settings: &'a Settings,
+    pub interface: &'a DesiredInterface,
+    pub gateway_key: PublicKey,
+    pub admit_only: Option<&'a BTreeSet<PublicKey>>,
+    pub now: SystemTime,
+}
+
+/// A row that may become a peer, unless another row has the better claim to a prefix or the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub key: PublicKey,
+    pub preshared_key: Option<PresharedKey>,
+    pub allowed_ips: AllowedIps,
+}
+
+pub(super) enum Judgement {
+    /// The user or the device has no right to a tunnel now. Nothing is wrong with the row.
+    Ineligible,
+    Quarantined(Reason),
+    Candidate(Candidate),
+}
+
+impl Bench<'_> {
+    /// Judges `row` without looking at other rows.
+    pub fn judge(&self, row: &PeerRow) -> Judgement {
+        if !self.eligible(row) {
+            return Judgement::Ineligible;
+        }
+        match self.candidate(row) {
+            Ok(candidate) => Judgement::Candidate(candidate),
+            Err(reason) => Judgement::Quarantined(reason),
+        }
+    }
+
+    fn eligible(&self, row: &PeerRow) -> bool {
+        let bars = if self.settings.require_approval {
+            row.bars
+        } else {
+            row.bars.without(Bars::NOT_APPROVED)
+        };
+        let revoked = row.revoked_at.is_some_and(|at| at <= self.now);
+        let admitted = match (self.admit_only, &row.public_key) {
+            (None, _) => true,
+            (Some(only), KeyText::Key(key)) => only.contains(key),
+            (Some(_), KeyText::Bad { .. }) => false,
+        };
+        self.gateway.active && admitted && bars.is_empty() && !revoked
+    }
+
+    fn candidate(&self, row: &PeerRow) -> Result<Candidate, Reason> {
+        let key = match &row.public_key {
+            KeyText::Key(key) => *key,
+            KeyText::Bad { text, why } => {
+                return Err(Reason::BadKey { text: text.clone(), why: *why });
+            }
+        };
+        if key == self.gateway_key {
+            return Err(Reason::GatewayKey);
+        }
+        let host = self.assigned_host(row.assigned_ip)?;
+        self.check_allocation(row, host.addr())?;
+        let preshared_key = row
+            .preshared_key
+            .as_deref()
+            .map(|sealed| self.local.psk_keys.open(sealed, self.gateway.id, key))
+            .transpose()
+            .map_err(|why| Reason::BadPresharedKey { why })?;
+        let site = row.allowed_ips.iter().copied().filter(|prefix| self.is_site_prefix(prefix));
+        let allowed_ips = std::iter::once(host).chain(site).collect();
+        Ok(Candidate { key, preshared_key, allowed_ips })
+    }
+
+    /// The peer's own address as a host prefix, if it is one that a peer may have.
+    fn assigned_host(&self, assigned_ip: IpNet) -> Result<IpNet, Reason> {
+        let address = assigned_ip.addr();
+        let pool = self.gateway.vpn_cidr;
+        if assigned_ip.prefix_len() != assigned_ip.max_prefix_len() {
+            return Err(Reason::NotAHost { assigned_ip });
+        }
+        if !pool.contains(&address) {
+            return Err(Reason::OutsidePool { address, pool });
+        }
+        if self.interface.addresses.iter().any(|own| own.addr() == address) {
+            return Err(Reason::GatewayAddress { address });
+        }
+        // RFC 3021: a /31 has neither; RFC 4291 section 2.6.1: an IPv6 subnet's first address is
+        // the routers' anycast address, and there is no broadcast.
+        let spare_bits = pool.max_prefix_len() - pool.prefix_len();
+        if spare_bits > 1 && address == pool.network() {
+            return Err(Reason::NetworkAddress { address, pool });
+        }
+        if spare_bits > 1 && address.is_ipv4() && address == pool.broadcast() {
+            return Err(Reason::BroadcastAddress { address, pool });
+        }
+        Ok(IpNet::from(address))
+    }
+
+    fn check_allocation(&self, row: &PeerRow, address: IpAddr) -> Result<(), Reason> {
+        match row.allocation {
+            _ if !self.settings.strict_ip_allocations => Ok(()),
+            Allocation::Held => Ok(()),
+            Allocation::Missing => Err(Reason::NotAllocated { address }),
+            Allocation::Other(device_id) => Err(Reason::AllocatedToOther { address, device_id }),
+        }
+    }
+
+    /// Whether an entry of `allowed_ips` is for the gateway. All others are the client's profile.
+    fn is_site_prefix(&self, prefix: &IpNet) -> bool {
+        let inside = |site: &IpNet| site.contains(prefix);
+        let holds_gateway =
+            || self.interface.addresses.iter().any(|own| prefix.contains(&own.addr()));
+        (self.local.site_prefixes.iter().any(inside)
+            || self.settings.site_prefixes.iter().any(inside))
+            && !holds_gateway()
+    }
+}

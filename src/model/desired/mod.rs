@@ -1,0 +1,254 @@
+//! What the host should be, built from rows, and kept so by changed rows.
+//!
+//! [`DesiredState::build`] is the only constructor. [`DesiredState::apply`] brings it up to date
+//! at a cost that depends on what changed, not on how much there is; the result is the same as
+//! building anew from all rows.
+
+mod build;
+mod claims;
+mod judge;
+mod quarantine;
+mod update;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+pub use build::BuildError;
+use claims::{Claims, Precedence};
+use judge::Candidate;
+pub use quarantine::Reason;
+pub use update::{Departed, Touched};
+
+use super::policy::{PolicyBook, PolicyNote};
+use super::psk::PskKeys;
+use super::{
+    DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText, Masquerade,
+    Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings, UserId,
+};
+
+/// What this host's configuration adds to the rows.
+#[derive(Debug)]
+pub struct Local {
+    pub interface: InterfaceName,
+    pub private_key: PrivateKey,
+    pub mtu_bytes: u32,
+    /// Tunnel addresses with prefix lengths; empty: from the database.
+    pub addresses: BTreeSet<IpNet>,
+    /// Mark on the encrypted packets; 0: none.
+    pub fwmark: u32,
+    /// Networks within which entries of `allowed_ips` are for the gateway.
+    pub site_prefixes: BTreeSet<IpNet>,
+    pub masquerade: Masquerade,
+    pub deny_log: bool,
+    /// Forget the tracked flows of a prefix that changes hands.
+    pub flush_conntrack: bool,
+    pub psk_keys: PskKeys,
+}
+
+/// Where one row of `wireguard_peers` stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing<'a> {
+    /// In the kernel, under this key.
+    Admitted(&'a PublicKey),
+    /// The user or the device has no right to a tunnel now.
+    Ineligible,
+    /// Something is wrong with the row, or another row has the better claim.
+    Quarantined(&'a Reason),
+}
+
+/// Everything the host should hold, with the rows that say so.
+#[derive(Debug)]
+pub struct DesiredState {
+    local: Arc<Local>,
+    gateway: GatewayRow,
+    gateway_key: PublicKey,
+    gateway_dns: Box<[IpAddr]>,
+    settings: Settings,
+    setting_warnings: Vec<SettingWarning>,
+
+    interface: DesiredInterface,
+    peers: BTreeMap<PublicKey, Peer>,
+    routes: BTreeSet<IpNet>,
+    firewall: DesiredFirewall,
+
+    entries: BTreeMap<PeerId, Entry>,
+    by_device: BTreeSet<(DeviceId, PeerId)>,
+    by_user: BTreeSet<(UserId, PeerId)>,
+    key_claims: Claims<PublicKey>,
+    prefix_claims: Claims<IpNet>,
+    /// Prefixes of admitted peers that no interface address's network covers.
+    outside: BTreeSet<IpNet>,
+    /// Revocations that lie ahead.
+    expiries: BTreeSet<(SystemTime, PeerId)>,
+    quarantined: BTreeSet<PeerId>,
+    /// Admitted peers whose address `ip_allocations` does not give them.
+    unallocated: BTreeSet<PeerId>,
+    book: PolicyBook,
+    /// While the database is away for too long: who may stay.
+    admit_only: Option<BTreeSet<PublicKey>>,
+    as_of: SystemTime,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    row: PeerRow,
+    standing: OwnStanding,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OwnStanding {
+    Ineligible,
+    /// The key under which `peers` holds the rest.
+    Admitted(PublicKey),
+    Quarantined(Reason),
+    /// Sound by itself, but another row has the better claim to a prefix or the key.
+    Contested(Box<(Candidate, Reason)>),
+}
+
+impl DesiredState {
+    #[must_use]
+    pub const fn interface(&self) -> &DesiredInterface {
+        &self.interface
+    }
+
+    #[must_use]
+    pub const fn peers(&self) -> &BTreeMap<PublicKey, Peer> {
+        &self.peers
+    }
+
+    /// The aggregated prefixes that need a route of their own.
+    #[must_use]
+    pub const fn routes(&self) -> &BTreeSet<IpNet> {
+        &self.routes
+    }
+
+    #[must_use]
+    pub const fn firewall(&self) -> &DesiredFirewall {
+        &self.firewall
+    }
+
+    /// Whether flows of prefixes that change hands are forgotten.
+    #[must_use]
+    pub fn cuts_flows(&self) -> bool {
+        self.local.flush_conntrack
+    }
+
+    #[must_use]
+    pub const fn gateway(&self) -> &GatewayRow {
+        &self.gateway
+    }
+
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Settings that were not understood, and what stands in their place.
+    #[must_use]
+    pub fn setting_warnings(&self) -> &[SettingWarning] {
+        &self.setting_warnings
+    }
+
+    /// The policies and who they apply to.
+    #[must_use]
+    pub const fn policies(&self) -> &PolicyBook {
+        &self.book
+    }
+
+    /// What of the policies was ignored.
+    #[must_use]
+    pub fn policy_notes(&self) -> Vec<&PolicyNote> {
+        self.book.notes().collect()
+    }
+
+    /// The database's time of the rows that this state was built from.
+    #[must_use]
+    pub const fn as_of(&self) -> SystemTime {
+        self.as_of
+    }
+
+    /// When the next peer becomes ineligible by time alone.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<SystemTime> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    /// Every row with its standing, by peer id.
+    pub fn rows(&self) -> impl Iterator<Item = (&PeerRow, Standing<'_>)> {
+        self.entries.values().map(|entry| (&entry.row, entry.standing.public()))
+    }
+
+    /// The rows left out because of what they say, by peer id.
+    pub fn quarantined(&self) -> impl Iterator<Item = (&PeerRow, &Reason)> {
+        self.quarantined.iter().filter_map(|id| {
+            let entry = self.entries.get(id)?;
+            match entry.standing.public() {
+                Standing::Quarantined(reason) => Some((&entry.row, reason)),
+                _ => None,
+            }
+        })
+    }
+
+    /// How many rows are left out because of what they say.
+    #[must_use]
+    pub fn quarantined_count(&self) -> usize {
+        self.quarantined.len()
+    }
+
+    /// How many rows there are, whatever their standing.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Admitted peers whose address `ip_allocations` does not give them.
+    pub fn unallocated(&self) -> impl Iterator<Item = &PeerRow> {
+        self.unallocated.iter().filter_map(|id| self.entries.get(id)).map(|entry| &entry.row)
+    }
+
+    /// The row of the admitted peer with this key.
+    #[must_use]
+    pub fn row_of(&self, key: &PublicKey) -> Option<&PeerRow> {
+        let entry = self.entries.get(&self.key_claims.holder(key)?)?;
+        (entry.standing == OwnStanding::Admitted(*key)).then_some(&entry.row)
+    }
+
+    /// The row of the admitted peer that holds this prefix.
+    #[must_use]
+    pub fn row_at(&self, prefix: &IpNet) -> Option<&PeerRow> {
+        let entry = self.entries.get(&self.prefix_claims.holder(prefix)?)?;
+        matches!(entry.standing, OwnStanding::Admitted(_)).then_some(&entry.row)
+    }
+}
+
+impl OwnStanding {
+    fn public(&self) -> Standing<'_> {
+        match self {
+            Self::Ineligible => Standing::Ineligible,
+            Self::Admitted(key) => Standing::Admitted(key),
+            Self::Quarantined(reason) => Standing::Quarantined(reason),
+            Self::Contested(contested) => Standing::Quarantined(&contested.1),
+        }
+    }
+}
+
+fn precedence(row: &PeerRow) -> Precedence {
+    Precedence {
+        allocation_missing: row.allocation != super::Allocation::Held,
+        created_at: row.created_at,
+        peer_id: row.id,
+    }
+}
+
+fn key_of(row: &GatewayRow) -> Result<PublicKey, BuildError> {
+    match &row.public_key {
+        KeyText::Key(key) => Ok(*key),
+        KeyText::Bad { text, why } => {
+            Err(BuildError::BadGatewayKey { text: text.clone(), why: *why })
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Bringing the state up to date with changed rows.
+//!
+//! A row enters with its claims; rows whose claims are thereby won or lost are unseated first and
+//! then seated again, all of them, so that no order of rows can matter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use super::judge::{Bench, Candidate, Judgement};
+use super::{DesiredState, Entry, OwnStanding, Reason, precedence};
+use crate::model::policy::{Subject, dns_addresses};
+use crate::model::{Allocation, ChangedRows, DeviceId, Peer, PeerId, PeerRow, PublicKey, UserId};
+
+/// What an update may have changed: nothing else needs a look.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Touched {
+    pub peers: BTreeSet<PublicKey>,
+    pub prefixes: BTreeSet<IpNet>,
+    /// Whose place among the peers was lost.
+    pub departed: BTreeMap<PublicKey, Departed>,
+}
+
+/// Who a removed peer was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Departed {
+    pub peer_id: PeerId,
+    pub device_id: DeviceId,
+    pub device_name: Box<str>,
+    pub username: Box<str>,
+}
+
+impl From<&PeerRow> for Departed {
+    fn from(row: &PeerRow) -> Self {
+        Self {
+            peer_id: row.id,
+            device_id: row.device_id,
+            device_name: row.device_name.clone(),
+            username: row.username.clone(),
+        }
+    }
+}
+
+impl DesiredState {
+    /// Takes in rows that changed, and says what may differ now.
+    pub fn apply(&mut self, rows: ChangedRows) -> Touched {
+        let mut touched = Touched::default();
+        self.as_of = self.as_of.max(rows.taken_at);
+        let mut subjects = BTreeSet::new();
+        for (user_id, group_ids) in rows.memberships {
+            subjects.extend(self.book.set_membership(user_id, group_ids));
+        }
+        for (policy_id, policy) in rows.policies {
+            subjects.extend(self.book.set_policy(policy_id, policy.as_ref()));
+        }
+        for subject in subjects {
+            self.touch_subject(subject, &mut touched);
+        }
+        let mut unsettled = BTreeSet::new();
+        for (device_id, rows) in rows.peers {
+            for id in self.peers_of_device(device_id) {
+                self.withdraw(id, &mut unsettled, &mut touched);
+            }
+            for row in rows {
+                self.withdraw(row.id, &mut unsettled, &mut touched);
+                self.enter(row, &mut unsettled);
+            }
+        }
+        self.expire_into(&mut unsettled, &mut touched);
+        self.settle(unsettled, &mut touched);
+        touched
+    }
+
+    /// Judges again every row whose revocation has come by `now` (the database's clock).
+    pub fn expire(&mut self, now: SystemTime) -> Touched {
+        let (mut unsettled, mut touched) = (BTreeSet::new(), Touched::default());
+        self.as_of = self.as_of.max(now);
+        self.expire_into(&mut unsettled, &mut touched);
+        self.settle(unsettled, &mut touched);
+        touched
+    }
+
+    /// Admits only these peers for now, as if all others were not eligible; `None` ends that.
+    pub fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Touched {
+        let (mut unsettled, mut touched) = (BTreeSet::new(), Touched::default());
+        self.admit_only = admitted;
+        let ids: Vec<PeerId> = self.entries.keys().copied().collect();
+        for id in ids {
+            if let Some(row) = self.entries.get(&id).map(|entry| entry.row.clone()) {
+                self.withdraw(id, &mut unsettled, &mut touched);
+                self.enter(row, &mut unsettled);
+            }
+        }
+        self.settle(unsettled, &mut touched);
+        touched
+    }
+
+    pub(super) fn enter_all(&mut self, rows: Vec<PeerRow>) {
+        let mut unsettled = BTreeSet::new();
+        for row in rows {
+            self.withdraw(row.id, &mut unsettled, &mut Touched::default());
+            self.enter(row, &mut unsettled);
+        }
+        self.settle(unsettled, &mut Touched::default());
+    }
+
+    fn expire_into(&mut self, unsettled: &mut BTreeSet<PeerId>, touched: &mut Touched) {
+        while let Some((at, id)) = self.expiries.first().copied() {
+            if at > self.as_of {
+                break;
+            }
+            self.expiries.pop_first();
+            if let Some(row) = self.entries.get(&id).map(|entry| entry.row.clone()) {
+                self.withdraw(id, unsettled, touched);
+                self.enter(row, unsettled);
+            }
+        }
+    }
+
+    /// Takes a row out, with its claims. Who gains by that becomes unsettled.
+    fn withdraw(&mut self, id: PeerId, unsettled: &mut BTreeSet<PeerId>, touched: &mut Touched) {
+        let Some(entry) = self.entries.remove(&id) else { return };
+        self.by_device.remove(&(entry.row.device_id, id));
+        self.by_user.remove(&(entry.row.user_id, id));
+        self.quarantined.remove(&id);
+        self.unallocated.remove(&id);
+        unsettled.remove(&id);
+        if let Some(at) = entry.row.revoked_at {
+            self.expiries.remove(&(at, id));
+        }
+        if let OwnStanding::Admitted(key) = &entry.standing {
+            touched.departed.insert(*key, Departed::from(&entry.row));
+        }
+        let Some(candidate) = self.unseat(entry.standing) else { return };
+        let claim = precedence(&entry.row);
+        unsettled.extend(self.key_claims.remove(candidate.key, claim));
+        touched.peers.insert(candidate.key);
+        for prefix in candidate.allowed_ips.iter() {
+            unsettled.extend(self.prefix_claims.remove(prefix, claim));
+            touched.prefixes.insert(prefix);
+        }
+    }
+
+    /// Puts a row in, with its claims. It and who loses by that become unsettled.
+    fn enter(&mut self, row: PeerRow, unsettled: &mut BTreeSet<PeerId>) {
+        let id = row.id;
+        let standing = match self.bench().judge(&row) {
+            Judgement::Ineligible => OwnStanding::Ineligible,
+            Judgement::Quarantined(reason) => {
+                self.quarantined.insert(id);
+                OwnStanding::Quarantined(reason)
+            }
+            Judgement::Candidate(candidate) => {
+                let claim = precedence(&row);
+                unsettled.insert(id);
+                unsettled.extend(self.key_claims.add(candidate.key, claim));
+                for prefix in candidate.allowed_ips.iter() {
+                    unsettled.extend(self.prefix_claims.add(prefix, claim));
+                }
+                let unsettled = Reason::KeyTaken { by: id };
+                OwnStanding::Contested(Box::new((candidate, unsettled)))
+            }
+        };
+        if let Some(at) = row.revoked_at.filter(|at| *at > self.as_of) {
+            self.expiries.insert((at, id));
+        }
+        self.by_device.insert((row.device_id, id));
+        self.by_user.insert((row.user_id, id));
+        self.entries.insert(id, Entry { row, standing });
+    }
+
+    /// Decides every unsettled row by who holds what now, then what follows for the prefixes.
+    fn settle(&mut self, unsettled: BTreeSet<PeerId>, touched: &mut Touched) {
+        let mut candidates = BTreeMap::new();
+        for id in unsettled {
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            let standing = std::mem::replace(&mut entry.standing, OwnStanding::Ineligible);
+            if let OwnStanding::Admitted(key) = &standing {
+                touched.departed.insert(*key, Departed::from(&entry.row));
+            }
+            if let Some(candidate) = self.unseat(standing) {
+                candidates.insert(id, candidate);
+            }
+        }
+        for (id, candidate) in candidates {
+            touched.peers.insert(candidate.key);
+            touched.prefixes.extend(candidate.allowed_ips.iter());
+            self.seat(id, candidate);
+        }
+        touched.departed.retain(|key, _| !self.peers.contains_key(key));
+        let mut routes_changed = false;
+        for prefix in &touched.prefixes {
+            routes_changed |= self.assign(*prefix);
+        }
+        if routes_changed {
+            let outside: Vec<IpNet> = self.outside.iter().copied().collect();
+            self.routes = IpNet::aggregate(&outside).into_iter().collect();
+        }
+    }
+
+    /// Takes the candidate out of its place among the peers or the contested.
+    fn unseat(&mut self, standing: OwnStanding) -> Option<Candidate> {
+        match standing {
+            OwnStanding::Ineligible | OwnStanding::Quarantined(_) => None,
+            OwnStanding::Contested(contested) => Some(contested.0),
+            OwnStanding::Admitted(key) => {
+                let Peer { preshared_key, allowed_ips, .. } = self.peers.remove(&key)?;
+                Some(Candidate { key, preshared_key, allowed_ips })
+            }
+        }
+    }
+
+    /// Admits a candidate that holds all it claims; contests it otherwise.
+    fn seat(&mut self, id: PeerId, candidate: Candidate) {
+        let key_holder = self.key_claims.holder(&candidate.key);
+        let taken = key_holder.filter(|by| *by != id).map(|by| Reason::KeyTaken { by });
+        let taken = taken.or_else(|| {
+            candidate.allowed_ips.iter().find_map(|prefix| {
+                let by = self.prefix_claims.holder(&prefix).filter(|by| *by != id)?;
+                Some(Reason::PrefixTaken { prefix, by })
+            })
+        });
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if let Some(reason) = taken {
+            entry.standing = OwnStanding::Contested(Box::new((candidate, reason)));
+            self.quarantined.insert(id);
+            self.unallocated.remove(&id);
+            return;
+        }
+        let Candidate { key, preshared_key, allowed_ips } = candidate;
+        entry.standing = OwnStanding::Admitted(key);
+        self.quarantined.remove(&id);
+        if entry.row.allocation != Allocation::Held {
+            self.unallocated.insert(id);
+        }
+        self.peers.insert(key, Peer { preshared_key, allowed_ips, keepalive_secs: 0 });
+    }
+
+    /// Gives a prefix the profile of the peer that holds it now, or none. Says whether the
+    /// prefixes that need a route changed.
+    fn assign(&mut self, prefix: IpNet) -> bool {
+        let Some(row) = self.row_at(&prefix) else {
+            self.firewall.assignments.remove(&prefix);
+            return self.outside.remove(&prefix);
+        };
+        let own = dns_addresses(&row.dns_servers);
+        let dns_servers: Vec<_> = self.gateway_dns.iter().copied().chain(own).collect();
+        let (user_id, device_id) = (row.user_id, row.device_id);
+        let profile = self.book.profile_for(user_id, device_id, &dns_servers);
+        if profile.is_empty() {
+            self.firewall.assignments.remove(&prefix);
+        } else {
+            self.firewall.assignments.insert(prefix, profile);
+        }
+        let covered = self.interface.addresses.iter().any(|own| own.contains(&prefix));
+        !covered && self.outside.insert(prefix)
+    }
+
+    fn touch_subject(&self, subject: Subject, touched: &mut Touched) {
+        let ids = match subject {
+            Subject::Device(device_id) => self.peers_of_device(device_id),
+            Subject::User(user_id) => self.peers_of_user(user_id),
+        };
+        for id in ids {
+            let Some(entry) = self.entries.get(&id) else { continue };
+            if let OwnStanding::Admitted(key) = &entry.standing
+                && let Some(peer) = self.peers.get(key)
+            {
+                touched.prefixes.extend(peer.allowed_ips.iter());
+            }
+        }
+    }
+
+    fn peers_of_device(&self, device_id: DeviceId) -> Vec<PeerId> {
+        let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
+        self.by_device.range((device_id, first)..=(device_id, last)).map(|(_, id)| *id).collect()
+    }
+
+    fn peers_of_user(&self, user_id: UserId) -> Vec<PeerId> {
+        let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
+        self.by_user.range((user_id, first)..=(user_id, last)).map(|(_, id)| *id).collect()
+    }
+
+    fn bench(&self) -> Bench<'_> {
+        Bench {
+            local: &self.local,
+            gateway: &self.gateway,
+            settings: &self.settings,
+            interface: &self.interface,
+            gateway_key: self.gateway_key,
+            admit_only: self.admit_only.as_ref(),
+            now: self.as_of,
+        }
+    }
+}

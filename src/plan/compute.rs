@@ -1,0 +1,249 @@
+//! `plan`: the difference between what should be and what is, as ordered steps.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::{Phase, Plan, Step, firewall};
+use crate::model::{
+    DesiredInterface, DesiredState, GatewayId, InterfaceName, LinkOwner, ObservedInterface,
+    ObservedState, Peer, PublicKey, Tag,
+};
+
+/// How much of the state a plan compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it: at start, on resync, after doubt.
+    Everything,
+    /// What a change touched: these peers, the firewall's entries for these prefixes, and the
+    /// routes. Never sweeps.
+    Changed { peers: BTreeSet<PublicKey>, prefixes: BTreeSet<IpNet> },
+}
+
+impl Scope {
+    /// The scope that compares nothing but the routes.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self::Changed { peers: BTreeSet::new(), prefixes: BTreeSet::new() }
+    }
+
+    /// Widens this scope by another.
+    pub fn merge(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Everything, _) => {}
+            (_, Self::Everything) => *self = Self::Everything,
+            (
+                Self::Changed { peers, prefixes },
+                Self::Changed { peers: more_peers, prefixes: more_prefixes },
+            ) => {
+                peers.extend(more_peers);
+                prefixes.extend(more_prefixes);
+            }
+        }
+    }
+}
+
+/// Why the kernel must not be touched at all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error(
+        "interface {name} is a {kind} link that is not ours: choose another [interface] name, or \
+         remove it with `ip link delete {name}`"
+    )]
+    ForeignLink { name: InterfaceName, kind: String },
+    #[error(
+        "interface {name} belongs to gateway {owner}, and this agent acts for gateway {ours}: \
+         choose another [interface] name, or run `gatepost down` with that gateway's config"
+    )]
+    OtherGateway { name: InterfaceName, owner: GatewayId, ours: GatewayId },
+    #[error(
+        "interface {name} is a WireGuard link with another key ({found}) that we did not make: \
+         choose another [interface] name, or remove it with `ip link delete {name}`"
+    )]
+    OtherKey { name: InterfaceName, found: String },
+}
+
+/// The steps that make `observed` what is `desired`, within `scope`.
+///
+/// The plan of equal states is empty, which is how a pass is verified. What is equal is never
+/// written; what we do not own never appears.
+///
+/// # Errors
+/// [`PlanError`] when the interface's name is taken by something that is not ours.
+pub fn plan(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    scope: &Scope,
+) -> Result<Plan, PlanError> {
+    let mut steps = Vec::new();
+    let prefixes = match scope {
+        Scope::Everything => None,
+        Scope::Changed { prefixes, .. } => Some(prefixes),
+    };
+    let diff = firewall::diff(desired.firewall(), observed.firewall.as_ref(), prefixes);
+    let phases = [(Phase::Fence, diff.fence), (Phase::Policy, diff.policy)];
+    steps.extend(
+        phases
+            .into_iter()
+            .filter_map(|(phase, change)| change.map(|change| Step::Firewall { phase, change })),
+    );
+
+    link_steps(desired.interface(), observed.interface.as_ref(), &mut steps)?;
+    match scope {
+        Scope::Everything => {
+            for key in observed.peers.keys().filter(|key| !desired.peers().contains_key(key)) {
+                peer_steps(key, None, observed.peers.get(key), &mut steps);
+            }
+            for (key, peer) in desired.peers() {
+                peer_steps(key, Some(peer), observed.peers.get(key), &mut steps);
+            }
+        }
+        Scope::Changed { peers, .. } => {
+            for key in peers {
+                peer_steps(key, desired.peers().get(key), observed.peers.get(key), &mut steps);
+            }
+        }
+    }
+    if desired.cuts_flows() {
+        cut_flows(observed, &mut steps);
+    }
+    let add = desired.routes().difference(&observed.routes);
+    steps.extend(add.map(|prefix| Step::AddRoute { prefix: *prefix }));
+    let remove = observed.routes.difference(desired.routes());
+    steps.extend(remove.map(|prefix| Step::RemoveRoute { prefix: *prefix }));
+    Ok(Plan::new(steps))
+}
+
+/// Whoever loses a prefix loses its flows, and whoever gains one starts with none, also when an
+/// earlier run died between the two.
+fn cut_flows(observed: &ObservedState, steps: &mut Vec<Step>) {
+    let mut prefixes = BTreeSet::new();
+    for step in &*steps {
+        match step {
+            Step::RemovePeer { key } => {
+                prefixes.extend(observed.peers.get(key).iter().flat_map(|p| p.allowed_ips.iter()));
+            }
+            Step::NarrowPeer { key, allowed_ips } => {
+                let had =
+                    observed.peers.get(key).map(|peer| peer.allowed_ips.difference(allowed_ips));
+                prefixes.extend(had.iter().flat_map(|lost| lost.iter()));
+            }
+            Step::AddPeer { peer, .. } => prefixes.extend(peer.allowed_ips.iter()),
+            Step::WidenPeer { allowed_ips, .. } => prefixes.extend(allowed_ips.iter()),
+            _ => {}
+        }
+    }
+    if !prefixes.is_empty() {
+        steps.push(Step::CutFlows { prefixes });
+    }
+}
+
+fn link_steps(
+    desired: &DesiredInterface,
+    observed: Option<&ObservedInterface>,
+    steps: &mut Vec<Step>,
+) -> Result<(), PlanError> {
+    let Some(observed) = observed else {
+        steps.push(Step::CreateLink { name: desired.name.clone(), gateway_id: desired.gateway_id });
+        set_up_new_link(desired, steps);
+        return Ok(());
+    };
+    let ours = desired.private_key.public_key();
+    claim_link(desired, observed, ours, steps)?;
+    if observed.mtu_bytes != desired.mtu_bytes {
+        steps.push(Step::SetMtu { bytes: desired.mtu_bytes });
+    }
+    if observed.public_key != Some(ours) {
+        steps.push(Step::SetPrivateKey { private_key: desired.private_key.clone() });
+    }
+    if observed.listen_port != desired.listen_port {
+        steps.push(Step::SetListenPort { port: desired.listen_port });
+    }
+    if observed.fwmark != desired.fwmark {
+        steps.push(Step::SetFwmark { fwmark: desired.fwmark });
+    }
+    let missing = desired.addresses.iter().filter(|a| !observed.addresses.contains_key(a));
+    steps.extend(missing.map(|address| Step::AddAddress { address: *address }));
+    if !observed.up {
+        steps.push(Step::SetUp);
+    }
+    let orphans = observed
+        .addresses
+        .iter()
+        .filter(|(address, tag)| **tag == Tag::Ours && !desired.addresses.contains(*address));
+    steps.extend(orphans.map(|(address, _)| Step::RemoveAddress { address: *address }));
+    Ok(())
+}
+
+/// A new link has no key, no port and no address, and comes up last.
+fn set_up_new_link(desired: &DesiredInterface, steps: &mut Vec<Step>) {
+    steps.push(Step::SetMtu { bytes: desired.mtu_bytes });
+    steps.push(Step::SetPrivateKey { private_key: desired.private_key.clone() });
+    steps.push(Step::SetListenPort { port: desired.listen_port });
+    if desired.fwmark != 0 {
+        steps.push(Step::SetFwmark { fwmark: desired.fwmark });
+    }
+    steps.extend(desired.addresses.iter().map(|address| Step::AddAddress { address: *address }));
+    steps.push(Step::SetUp);
+}
+
+/// Takes over a link that is evidently this gateway's, and refuses every other.
+fn claim_link(
+    desired: &DesiredInterface,
+    observed: &ObservedInterface,
+    ours: PublicKey,
+    steps: &mut Vec<Step>,
+) -> Result<(), PlanError> {
+    let name = desired.name.clone();
+    match &observed.owner {
+        LinkOwner::Ours(gateway_id) if *gateway_id == desired.gateway_id => Ok(()),
+        LinkOwner::Ours(owner) => {
+            Err(PlanError::OtherGateway { name, owner: *owner, ours: desired.gateway_id })
+        }
+        LinkOwner::Foreign(kind) => Err(PlanError::ForeignLink { name, kind: kind.clone() }),
+        LinkOwner::Unmarked => match observed.public_key {
+            // Holding our private key is proof enough: an earlier run died between making the
+            // link and marking it, or wg-quick ran this gateway before.
+            Some(found) if found == ours => {
+                steps.push(Step::ClaimLink { gateway_id: desired.gateway_id });
+                Ok(())
+            }
+            Some(found) => Err(PlanError::OtherKey { name, found: found.to_string() }),
+            None => Err(PlanError::OtherKey { name, found: "no key".into() }),
+        },
+    }
+}
+
+fn peer_steps(
+    key: &PublicKey,
+    desired: Option<&Peer>,
+    observed: Option<&Peer>,
+    steps: &mut Vec<Step>,
+) {
+    let key = *key;
+    match (desired, observed) {
+        (None, None) => {}
+        (None, Some(_)) => steps.push(Step::RemovePeer { key }),
+        (Some(desired), None) => steps.push(Step::AddPeer { key, peer: desired.clone() }),
+        (Some(desired), Some(observed)) => {
+            if desired.allowed_ips != observed.allowed_ips {
+                let kept = observed.allowed_ips.intersection(&desired.allowed_ips);
+                let added = desired.allowed_ips.difference(&observed.allowed_ips);
+                if kept != observed.allowed_ips {
+                    steps.push(Step::NarrowPeer { key, allowed_ips: kept });
+                }
+                if !added.is_empty() {
+                    steps.push(Step::WidenPeer { key, allowed_ips: added });
+                }
+            }
+            if desired.preshared_key != observed.preshared_key {
+                let preshared_key = desired.preshared_key.clone();
+                steps.push(Step::SetPresharedKey { key, preshared_key });
+            }
+            if desired.keepalive_secs != observed.keepalive_secs {
+                let keepalive_secs = desired.keepalive_secs;
+                steps.push(Step::SetKeepalive { key, keepalive_secs });
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A kernel made of values, with the real one's quirks, for tests and simulation.
+//!
+//! Its quirks were seen in the kernel and are checked there by the same random plans: see
+//! `tests/dataplane`.
+
+use super::{Plan, Step};
+use crate::model::{LinkOwner, ObservedState, PublicKey};
+
+/// Why the model kernel refused a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("no such link (ENODEV)")]
+    NoLink,
+    #[error("the link exists (EEXIST)")]
+    LinkExists,
+    #[error("the link is no WireGuard device (EOPNOTSUPP)")]
+    NotWireGuard,
+    #[error("no such route or address (ESRCH)")]
+    NotThere,
+    #[error("the link is down (ENETDOWN)")]
+    LinkDown,
+    #[error("no such table (ENOENT)")]
+    NoTable,
+}
+
+/// The model kernel. Its state is what a complete reading would show.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelKernel {
+    pub state: ObservedState,
+}
+
+impl ModelKernel {
+    #[must_use]
+    pub const fn new(state: ObservedState) -> Self {
+        Self { state }
+    }
+
+    /// Obeys the first `count` steps of a plan, as a process that was killed then would have.
+    ///
+    /// # Errors
+    /// The first [`Refusal`]; what was obeyed before it stays.
+    pub fn obey_prefix(&mut self, plan: &Plan, count: usize) -> Result<(), Refusal> {
+        plan.steps().iter().take(count).try_for_each(|step| self.obey(step))
+    }
+
+    /// Obeys one step.
+    ///
+    /// # Errors
+    /// A [`Refusal`] with the error number the real kernel gives.
+    pub fn obey(&mut self, step: &Step) -> Result<(), Refusal> {
+        self.check(step)?;
+        match step {
+            // `set_peer` in drivers/net/wireguard/netlink.c: a peer with the device's own key is
+            // skipped, and the answer is success.
+            Step::AddPeer { key, .. } if self.own_key() == Some(*key) => return Ok(()),
+            // `allowedips_insert`: a prefix that another peer holds moves, without a word.
+            Step::AddPeer { key, peer } => {
+                self.steal(*key, &peer.allowed_ips);
+                if let Some(had) = self.state.peers.get(key) {
+                    let mut merged = peer.clone();
+                    merged.allowed_ips =
+                        had.allowed_ips.iter().chain(peer.allowed_ips.iter()).collect();
+                    self.state.peers.insert(*key, merged);
+                    return Ok(());
+                }
+            }
+            Step::WidenPeer { key, allowed_ips } | Step::NarrowPeer { key, allowed_ips }
+                if self.state.peers.contains_key(key) =>
+            {
+                self.steal(*key, allowed_ips);
+            }
+            // `wg_set_device`: a peer with the new private key's public key is removed.
+            Step::SetPrivateKey { private_key } => {
+                self.state.peers.remove(&private_key.public_key());
+            }
+            _ => {}
+        }
+        self.state.obey(step);
+        Ok(())
+    }
+
+    /// The link is deleted: its peers, addresses and routes go with it. Our table stays.
+    pub fn lose_link(&mut self) {
+        self.state.interface = None;
+        self.state.peers.clear();
+        self.state.routes.clear();
+    }
+
+    fn check(&self, step: &Step) -> Result<(), Refusal> {
+        let link = self.state.interface.as_ref();
+        match (step, link) {
+            (Step::Firewall { change, .. }, _) => {
+                let exists = self.state.firewall.is_some() || change.load_base.is_some();
+                if exists { Ok(()) } else { Err(Refusal::NoTable) }
+            }
+            (Step::CutFlows { .. }, _) => Ok(()),
+            (Step::CreateLink { .. }, Some(_)) => Err(Refusal::LinkExists),
+            (Step::CreateLink { .. }, None) => Ok(()),
+            (_, None) => Err(Refusal::NoLink),
+            (Step::AddRoute { .. }, Some(link)) if !link.up => Err(Refusal::LinkDown),
+            (Step::RemoveRoute { prefix }, _) if !self.state.routes.contains(prefix) => {
+                Err(Refusal::NotThere)
+            }
+            (Step::RemoveAddress { address }, Some(link))
+                if !link.addresses.contains_key(address) =>
+            {
+                Err(Refusal::NotThere)
+            }
+            (_, Some(link)) if matches!(link.owner, LinkOwner::Foreign(_)) => {
+                Err(Refusal::NotWireGuard)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn own_key(&self) -> Option<PublicKey> {
+        self.state.interface.as_ref().and_then(|link| link.public_key)
+    }
+
+    fn steal(&mut self, key: PublicKey, prefixes: &crate::model::AllowedIps) {
+        for (_, peer) in self.state.peers.iter_mut().filter(|(other, _)| **other != key) {
+            if prefixes.iter().any(|prefix| peer.allowed_ips.contains(&prefix)) {
+                peer.allowed_ips = peer.allowed_ips.difference(prefixes);
+            }
+        }
+    }
+}

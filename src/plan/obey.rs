@@ -1,0 +1,88 @@
+//! What a step does to a reading of the kernel, when the kernel acknowledges it.
+
+use std::collections::BTreeMap;
+
+use super::Step;
+use crate::model::{
+    LinkOwner, ObservedFirewall, ObservedInterface, ObservedState, Peer, PublicKey, Tag,
+};
+
+/// The MTU the kernel gives a new WireGuard link: 1500 less 80 bytes of outer headers
+/// (`wg_setup` in `drivers/net/wireguard/device.c`).
+const NEW_LINK_MTU_BYTES: u32 = 1420;
+
+impl ObservedState {
+    /// Makes this reading what it is after an acknowledged `step`.
+    ///
+    /// A step whose object is not there (a peer that somebody removed meanwhile) changes nothing,
+    /// as in the kernel.
+    pub fn obey(&mut self, step: &Step) {
+        match step {
+            Step::Firewall { change, .. } => ObservedFirewall::obey(&mut self.firewall, change),
+            Step::RemovePeer { key } => {
+                self.peers.remove(key);
+            }
+            Step::AddPeer { key, peer } => {
+                self.peers.insert(*key, peer.clone());
+            }
+            Step::NarrowPeer { key, allowed_ips } => {
+                self.with_peer(key, |peer| peer.allowed_ips = allowed_ips.clone());
+            }
+            Step::WidenPeer { key, allowed_ips } => self.with_peer(key, |peer| {
+                peer.allowed_ips = peer.allowed_ips.iter().chain(allowed_ips.iter()).collect();
+            }),
+            Step::SetPresharedKey { key, preshared_key } => {
+                self.with_peer(key, |peer| peer.preshared_key.clone_from(preshared_key));
+            }
+            Step::SetKeepalive { key, keepalive_secs } => {
+                self.with_peer(key, |peer| peer.keepalive_secs = *keepalive_secs);
+            }
+            Step::AddRoute { prefix } => {
+                self.routes.insert(*prefix);
+            }
+            Step::RemoveRoute { prefix } => {
+                self.routes.remove(prefix);
+            }
+            Step::CutFlows { .. } => {}
+            _ => self.obey_link(step),
+        }
+    }
+
+    fn obey_link(&mut self, step: &Step) {
+        if let Step::CreateLink { gateway_id, .. } = step {
+            self.interface = Some(ObservedInterface {
+                owner: LinkOwner::Ours(*gateway_id),
+                up: false,
+                public_key: None,
+                listen_port: 0,
+                fwmark: 0,
+                mtu_bytes: NEW_LINK_MTU_BYTES,
+                addresses: BTreeMap::new(),
+            });
+        }
+        let Some(interface) = &mut self.interface else { return };
+        match step {
+            Step::ClaimLink { gateway_id } => interface.owner = LinkOwner::Ours(*gateway_id),
+            Step::SetMtu { bytes } => interface.mtu_bytes = *bytes,
+            Step::SetPrivateKey { private_key } => {
+                interface.public_key = Some(private_key.public_key());
+            }
+            Step::SetListenPort { port } => interface.listen_port = *port,
+            Step::SetFwmark { fwmark } => interface.fwmark = *fwmark,
+            Step::AddAddress { address } => {
+                interface.addresses.insert(*address, Tag::Ours);
+            }
+            Step::RemoveAddress { address } => {
+                interface.addresses.remove(address);
+            }
+            Step::SetUp => interface.up = true,
+            _ => {}
+        }
+    }
+
+    fn with_peer(&mut self, key: &PublicKey, change: impl FnOnce(&mut Peer)) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            change(peer);
+        }
+    }
+}
