@@ -17,5 +17,7 @@
 pub mod dataplane;
 pub mod model;
 pub mod plan;
+#[cfg(all(feature = "store", feature = "dataplane"))]
+pub mod reconcile;
 #[cfg(feature = "store")]
 pub mod store;

@@ -1,0 +1,155 @@
+//! What the machine is told, and what it asks for.
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::ledger::Report;
+use crate::dataplane::{Outcome, Reading};
+use crate::model::{BuildError, ChangedRows, ObservedState, PeerId, SnapshotRows};
+use crate::plan::guard::HeldBack;
+use crate::plan::{Plan, PlanError};
+
+/// The two clocks, as values.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    pub instant: Instant,
+    pub wall: SystemTime,
+}
+
+/// How the agent learns of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Woken by NOTIFY, with a slow poll for safety.
+    Listen,
+    /// Asks at a steady interval.
+    Poll,
+}
+
+/// Something happened. Never carries desired data but for the answers to a read.
+#[derive(Debug)]
+pub enum Event {
+    Connected {
+        mode: Mode,
+    },
+    /// The connection was lost, or could not be made.
+    Disconnected {
+        error: String,
+    },
+    /// The database says: look again.
+    Notified,
+    /// The kernel says: look again.
+    KernelChanged {
+        why: String,
+    },
+    Read(Result<ReadAnswer, String>),
+    Observed(Result<Reading, String>),
+    /// The reading comes back as what the kernel acknowledged.
+    Applied(Outcome, Box<ObservedState>),
+    Reported(Result<(), (Report, String)>),
+    /// An operator wants everything compared.
+    Resync,
+    /// An operator confirms the removal that was held back.
+    ConfirmRemovals,
+    /// Time went by.
+    Tick,
+}
+
+/// What a read of the database gave.
+#[derive(Debug)]
+pub enum ReadAnswer {
+    /// Nothing changed up to this time of the database.
+    Unchanged {
+        taken_at: SystemTime,
+    },
+    Changed(ChangedRows),
+    Everything(Box<SnapshotRows>),
+}
+
+/// Something to do. At most one of `Read`, `Observe` and `Apply` is under way at any time.
+#[derive(Debug)]
+pub enum Action {
+    Connect,
+    Read(ReadKind),
+    Observe,
+    /// While the kernel is being changed, the reading is out of the machine's hands: if the job dies,
+    /// what the kernel holds is in doubt.
+    Apply(Plan, Box<ObservedState>),
+    Report(Report),
+    Say(Note),
+}
+
+/// How much to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ReadKind {
+    Changes,
+    Everything,
+}
+
+/// Something an operator may want to read. Printed once, by the shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    DatabaseUp {
+        mode: Mode,
+    },
+    DatabaseDown {
+        error: String,
+        retry_in: Duration,
+    },
+    ReadFailed {
+        error: String,
+    },
+    ObserveFailed {
+        error: String,
+    },
+    /// The gateway's own row cannot be right: the kernel is not touched.
+    CannotBuild(BuildError),
+    /// The interface is not ours: the kernel is not touched.
+    CannotPlan(PlanError),
+    HeldBack(HeldBack),
+    GatewayInactive,
+    Synced {
+        steps: usize,
+        took: Duration,
+        first: Vec<String>,
+    },
+    DriftRepaired {
+        steps: usize,
+        first: Vec<String>,
+        why: String,
+    },
+    StepRefused {
+        step: String,
+        error: String,
+    },
+    NotConverged {
+        steps: usize,
+        first: Vec<String>,
+        retry_in: Duration,
+    },
+    Quarantined {
+        peer: PeerId,
+        name: String,
+        reason: String,
+    },
+    Released {
+        peer: PeerId,
+    },
+    NotifyMissed,
+    ReportFailed {
+        error: String,
+    },
+    Stale {
+        since: Duration,
+        policy: super::StalePolicy,
+    },
+}
+
+impl fmt::Display for ReadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Changes => "changes",
+            Self::Everything => "everything",
+        })
+    }
+}

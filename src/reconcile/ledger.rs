@@ -1,0 +1,171 @@
+//! What is still to be written back to the database.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::session::{Handshake, SessionEvent};
+use crate::model::{DesiredState, DeviceId, GatewayId, PeerId, PeerRow, Reason};
+
+/// More audit entries than this are not kept while the database is away.
+const MAX_AUDIT_ENTRIES: usize = 10_000;
+
+/// What an audit row is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entity {
+    Gateway(GatewayId),
+    Peer(PeerId),
+}
+
+impl Entity {
+    /// `audit_logs.entity_type`.
+    #[must_use]
+    pub const fn entity_type(self) -> &'static str {
+        match self {
+            Self::Gateway(_) => "gateway",
+            Self::Peer(_) => "wireguard_peer",
+        }
+    }
+
+    /// `audit_logs.entity_id`.
+    #[must_use]
+    pub const fn id(self) -> Uuid {
+        match self {
+            Self::Gateway(id) => id.0,
+            Self::Peer(id) => id.0,
+        }
+    }
+}
+
+/// A row for `audit_logs`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuditEntry {
+    /// `audit_logs.event_type`, such as `peer.revoked`.
+    pub event: &'static str,
+    pub entity: Entity,
+    pub device_id: Option<DeviceId>,
+    /// `audit_logs.status`: `success` or `warning`.
+    pub status: &'static str,
+    pub message: String,
+    pub metadata: Value,
+}
+
+/// One batch for the database.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// The database's time as of which the kernel was proven equal to what the database held.
+    pub synced_as_of: Option<SystemTime>,
+    pub handshakes: BTreeMap<DeviceId, Handshake>,
+    pub audit: Vec<AuditEntry>,
+}
+
+impl Report {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.synced_as_of.is_none() && self.handshakes.is_empty() && self.audit.is_empty()
+    }
+}
+
+/// Collects what is to be reported, and keeps it until the database has taken it.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    open: Report,
+    /// Audit entries that were dropped because the database was away for too long.
+    pub dropped_audit_entries: u64,
+}
+
+impl Ledger {
+    /// Notes that the kernel was proven equal as of this time of the database.
+    pub fn synced(&mut self, as_of: SystemTime) {
+        self.open.synced_as_of = self.open.synced_as_of.max(Some(as_of));
+    }
+
+    /// Notes a device's handshake; of several peers of one device the latest counts.
+    pub fn handshake(&mut self, device_id: DeviceId, handshake: Handshake) {
+        let kept = self.open.handshakes.entry(device_id).or_insert(handshake);
+        let session_since = kept.session_since.max(handshake.session_since);
+        if handshake.at > kept.at {
+            *kept = handshake;
+        }
+        kept.session_since = session_since;
+    }
+
+    /// Notes an audit entry.
+    pub fn audit(&mut self, entry: AuditEntry) {
+        if self.open.audit.len() < MAX_AUDIT_ENTRIES {
+            self.open.audit.push(entry);
+        } else {
+            self.dropped_audit_entries += 1;
+        }
+    }
+
+    /// Takes everything noted so far, to be sent.
+    pub fn take(&mut self) -> Report {
+        std::mem::take(&mut self.open)
+    }
+
+    /// Puts back a report that the database did not take.
+    pub fn put_back(&mut self, report: Report) {
+        let newer = std::mem::replace(&mut self.open, report);
+        self.open.synced_as_of = self.open.synced_as_of.max(newer.synced_as_of);
+        for (device_id, handshake) in newer.handshakes {
+            self.handshake(device_id, handshake);
+        }
+        for entry in newer.audit {
+            self.audit(entry);
+        }
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+/// "alice's laptop", as everybody calls that peer.
+#[must_use]
+pub fn peer_name(row: &PeerRow) -> String {
+    format!("{}'s {}", row.username, row.device_name)
+}
+
+/// The audit entry for what a peer's session did.
+#[must_use]
+pub fn session_entry(desired: &DesiredState, event: &SessionEvent) -> Option<AuditEntry> {
+    let (key, name, verb, metadata) = match event {
+        SessionEvent::Connected { key, endpoint, .. } => {
+            let endpoint = endpoint.map(|endpoint| endpoint.to_string());
+            (key, "peer.connected", "connected", json!({ "endpoint": endpoint }))
+        }
+        SessionEvent::Disconnected { key, .. } => {
+            (key, "peer.disconnected", "disconnected", json!({}))
+        }
+        SessionEvent::Roamed { key, from, to } => {
+            let metadata = json!({ "from": from.to_string(), "to": to.to_string() });
+            (key, "peer.roamed", "roamed", metadata)
+        }
+    };
+    let row = desired.row_of(key)?;
+    Some(AuditEntry {
+        event: name,
+        entity: Entity::Peer(row.id),
+        device_id: Some(row.device_id),
+        status: "success",
+        message: format!("{} {verb}", peer_name(row)),
+        metadata,
+    })
+}
+
+/// The audit entry for a row that is left out.
+#[must_use]
+pub fn quarantine_entry(row: &PeerRow, reason: &Reason) -> AuditEntry {
+    AuditEntry {
+        event: "peer.quarantined",
+        entity: Entity::Peer(row.id),
+        device_id: Some(row.device_id),
+        status: "warning",
+        message: format!("{}: {reason}", peer_name(row)),
+        metadata: json!({ "reason": reason.code() }),
+    }
+}

@@ -1,0 +1,376 @@
+//! The loop's core: what to do next, given what happened. No clock, no I/O.
+//!
+//! It is level-triggered: every event only widens what must be looked at, and one job at a time is
+//! under way. However many commits come, at most one pass runs and one is pending.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::event::{Action, Event, Mode, Note, Now, ReadAnswer, ReadKind};
+use super::ledger::Ledger;
+use super::pass::Pass;
+use super::session::Sessions;
+use super::timing::{Backoff, Due, Timing};
+use crate::model::{
+    BuildError, Departed, DesiredState, Local, ObservedState, PeerId, PublicKey, Reason, Touched,
+    Traffic,
+};
+use crate::plan::guard::{HeldBack, MaxRemoved};
+use crate::plan::{PlanError, Scope};
+
+/// How the machine behaves; from the configuration.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    pub local: Arc<Local>,
+    pub timing: Timing,
+    pub max_removed: MaxRemoved,
+    pub stale: StaleOptions,
+}
+
+/// `[stale]`: what happens when the database has been out of reach for long.
+#[derive(Debug, Clone, Copy)]
+pub struct StaleOptions {
+    pub policy: StalePolicy,
+    pub after: Duration,
+}
+
+/// `stale.policy`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StalePolicy {
+    /// Everything stays as it was last told.
+    #[default]
+    Keep,
+    /// Peers without a live session are removed: nobody can connect anew.
+    DenyNew,
+    /// All peers are removed.
+    Down,
+}
+
+/// The database, as the machine knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Database {
+    Down { since: Instant, retry_at: Instant, error: String },
+    Connecting { since: Instant },
+    Up { mode: Mode },
+}
+
+/// Why the kernel is left as it is although it may differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    Build(BuildError),
+    Plan(PlanError),
+    Refused { steps: usize, first: String },
+    Observe(String),
+}
+
+/// When, and as of when, the kernel was last proven equal to what the database held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proven {
+    /// The database's time of the rows.
+    pub as_of: SystemTime,
+    /// This host's time of the proof.
+    pub at: SystemTime,
+}
+
+/// Figures that only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub passes: u64,
+    pub steps: u64,
+    pub refused_steps: u64,
+    pub drift_repairs: u64,
+    pub notifications: u64,
+    pub notify_missed: u64,
+    pub full_reads: u64,
+    pub change_reads: u64,
+    pub observations: u64,
+    pub flows_cut: u64,
+}
+
+/// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
+pub struct Machine {
+    pub(super) options: MachineOptions,
+    pub(super) database: Database,
+    pub(super) backoff: Backoff,
+    pub(super) desired: Option<DesiredState>,
+    pub(super) observed: Option<ObservedState>,
+    /// What must be read; `None`: nothing that we know of.
+    pub(super) read_wanted: Option<ReadKind>,
+    pub(super) observe_wanted: Option<String>,
+    /// Why the last observation was made.
+    pub(super) observing: String,
+    /// What may differ from the desired state.
+    pub(super) scope: Scope,
+    /// Whether rows changed since the last proof: what then differs is no drift.
+    pub(super) rows_changed: bool,
+    pub(super) busy: bool,
+    pub(super) reporting: bool,
+    pub(super) removals_confirmed: bool,
+    pub(super) notified_since_read: bool,
+    pub(super) pass: Option<Pass>,
+    pub(super) obstacle: Option<Obstacle>,
+    /// A removal that waits for an operator's word. Smaller changes go on meanwhile.
+    pub(super) held: Option<HeldBack>,
+    pub(super) departed: BTreeMap<PublicKey, Departed>,
+    pub(super) heartbeat_wanted: bool,
+    pub(super) proven: Option<Proven>,
+    pub(super) last_pass: Option<super::PassFigures>,
+    pub(super) stale: bool,
+    /// The database's clock less this host's, in seconds; positive: the database is ahead.
+    pub(super) clock_offset_secs: f64,
+    pub(super) sessions: Sessions,
+    pub(super) traffic: BTreeMap<PublicKey, Traffic>,
+    pub(super) ledger: Ledger,
+    pub(super) quarantine_said: BTreeMap<PeerId, Reason>,
+    pub(super) due: Due,
+    pub(super) totals: Totals,
+}
+
+impl Machine {
+    /// A machine that knows nothing yet: it will read the kernel and connect.
+    #[must_use]
+    pub fn new(options: MachineOptions, now: Now) -> Self {
+        Self {
+            database: Database::Down {
+                since: now.instant,
+                retry_at: now.instant,
+                error: "not tried yet".into(),
+            },
+            backoff: Backoff::new(options.timing.seed),
+            due: Due::new(now.instant),
+            options,
+            desired: None,
+            observed: None,
+            read_wanted: Some(ReadKind::Everything),
+            observe_wanted: Some("start".into()),
+            observing: String::new(),
+            scope: Scope::Everything,
+            rows_changed: true,
+            busy: false,
+            reporting: false,
+            removals_confirmed: false,
+            notified_since_read: false,
+            pass: None,
+            obstacle: None,
+            held: None,
+            departed: BTreeMap::new(),
+            heartbeat_wanted: false,
+            proven: None,
+            last_pass: None,
+            stale: false,
+            clock_offset_secs: 0.0,
+            sessions: Sessions::default(),
+            traffic: BTreeMap::new(),
+            ledger: Ledger::default(),
+            quarantine_said: BTreeMap::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Takes in one event and says what to do.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.take(event, now, &mut actions);
+        self.check_timers(now, &mut actions);
+        self.advance(now, &mut actions);
+        actions
+    }
+
+    fn take(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
+        match event {
+            Event::Connected { mode } => {
+                self.database = Database::Up { mode };
+                self.backoff.reset();
+                self.stale_over();
+                // A read is due on every connect: what was notified meanwhile is lost.
+                self.want_read(self.read_after_connect());
+                actions.push(Action::Say(Note::DatabaseUp { mode }));
+            }
+            Event::Disconnected { error } => self.lose_database(error, now, actions),
+            Event::Notified => {
+                self.totals.notifications += 1;
+                self.notified_since_read = true;
+                self.want_read(ReadKind::Changes);
+            }
+            Event::KernelChanged { why } => self.observe_wanted = Some(why),
+            Event::Resync => {
+                self.want_read(ReadKind::Everything);
+                self.observe_wanted = Some("resync asked for".into());
+            }
+            Event::ConfirmRemovals => {
+                self.removals_confirmed = true;
+                self.scope = Scope::Everything;
+                self.due.retry_pass = None;
+            }
+            Event::Tick => {}
+            Event::Read(answer) => {
+                self.busy = false;
+                self.take_read(answer, now, actions);
+            }
+            Event::Observed(reading) => {
+                self.busy = false;
+                self.take_reading(reading, now, actions);
+            }
+            Event::Applied(outcome, observed) => {
+                self.busy = false;
+                self.observed = Some(*observed);
+                self.take_outcome(outcome, now, actions);
+            }
+            Event::Reported(Ok(())) => self.reporting = false,
+            Event::Reported(Err((report, error))) => {
+                self.reporting = false;
+                self.ledger.put_back(report);
+                actions.push(Action::Say(Note::ReportFailed { error }));
+            }
+        }
+    }
+
+    fn lose_database(&mut self, error: String, now: Now, actions: &mut Vec<Action>) {
+        let since = match self.database {
+            Database::Down { since, .. } | Database::Connecting { since } => since,
+            Database::Up { .. } => now.instant,
+        };
+        let retry_in = self.backoff.next_delay();
+        self.database =
+            Database::Down { since, retry_at: now.instant + retry_in, error: error.clone() };
+        actions.push(Action::Say(Note::DatabaseDown { error, retry_in }));
+    }
+
+    fn take_read(
+        &mut self,
+        answer: Result<ReadAnswer, String>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let notified = std::mem::take(&mut self.notified_since_read);
+        match answer {
+            Err(error) => {
+                self.want_read(ReadKind::Changes);
+                self.due.retry_read = Some(now.instant + self.backoff.next_delay());
+                actions.push(Action::Say(Note::ReadFailed { error }));
+            }
+            Ok(ReadAnswer::Unchanged { taken_at }) => {
+                self.totals.change_reads += 1;
+                self.learn_clock(taken_at, now);
+                if let Some(desired) = &mut self.desired {
+                    let touched = desired.expire(taken_at);
+                    self.touch(touched);
+                }
+            }
+            Ok(ReadAnswer::Changed(rows)) => {
+                self.totals.change_reads += 1;
+                self.learn_clock(rows.taken_at, now);
+                let by_timer = !notified && self.database == Database::Up { mode: Mode::Listen };
+                if by_timer && self.proven.is_some() {
+                    self.totals.notify_missed += 1;
+                    actions.push(Action::Say(Note::NotifyMissed));
+                }
+                if let Some(desired) = &mut self.desired {
+                    let touched = desired.apply(rows);
+                    self.touch(touched);
+                    self.say_quarantine(actions);
+                } else {
+                    self.want_read(ReadKind::Everything);
+                }
+            }
+            Ok(ReadAnswer::Everything(rows)) => {
+                self.totals.full_reads += 1;
+                self.learn_clock(rows.taken_at, now);
+                self.due.resync = now.instant + self.options.timing.resync_interval;
+                match DesiredState::build(self.options.local.clone(), *rows) {
+                    Ok(desired) => {
+                        if !desired.gateway().active {
+                            actions.push(Action::Say(Note::GatewayInactive));
+                        }
+                        self.note_departed(&desired);
+                        self.desired = Some(desired);
+                        self.scope = Scope::Everything;
+                        self.rows_changed = true;
+                        self.due.retry_pass = None;
+                        self.obstacle = None;
+                        self.say_quarantine(actions);
+                    }
+                    Err(error) => {
+                        let obstacle = Obstacle::Build(error.clone());
+                        if self.obstacle.as_ref() != Some(&obstacle) {
+                            actions.push(Action::Say(Note::CannotBuild(error)));
+                        }
+                        self.obstacle = Some(obstacle);
+                        self.proven = None;
+                        self.read_wanted = Some(ReadKind::Everything);
+                        self.due.retry_read = Some(now.instant + self.backoff.next_delay());
+                    }
+                }
+            }
+        }
+    }
+
+    /// What to do next, if nothing is under way.
+    fn advance(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if let Database::Down { since, retry_at, .. } = self.database
+            && retry_at <= now.instant
+        {
+            self.database = Database::Connecting { since };
+            actions.push(Action::Connect);
+        }
+        self.report(now, actions);
+        if self.busy {
+            return;
+        }
+        let connected = matches!(self.database, Database::Up { .. });
+        let may_read = self.due.retry_read.is_none_or(|at| at <= now.instant);
+        if connected
+            && may_read
+            && let Some(kind) = self.read_wanted.take()
+        {
+            self.due.retry_read = None;
+            self.begin(Action::Read(self.possible_read(kind)), actions);
+        } else if self.due.may_observe(now.instant)
+            && let Some(why) = self.observe_wanted.take()
+        {
+            self.observing = why;
+            self.due.compare = now.instant + self.options.timing.compare_interval();
+            self.totals.observations += 1;
+            self.begin(Action::Observe, actions);
+        } else {
+            self.next_step(now, actions);
+        }
+    }
+
+    pub(super) fn begin(&mut self, action: Action, actions: &mut Vec<Action>) {
+        self.busy = true;
+        actions.push(action);
+    }
+
+    pub(super) fn want_read(&mut self, kind: ReadKind) {
+        self.read_wanted = self.read_wanted.max(Some(kind));
+    }
+
+    /// Without a state to change, only everything will do.
+    fn possible_read(&self, kind: ReadKind) -> ReadKind {
+        if self.desired.is_none() { ReadKind::Everything } else { kind }
+    }
+
+    /// Marks show what happened while the connection was away, so they are enough.
+    fn read_after_connect(&self) -> ReadKind {
+        self.possible_read(ReadKind::Changes)
+    }
+
+    pub(super) fn touch(&mut self, touched: Touched) {
+        if !touched.peers.is_empty() || !touched.prefixes.is_empty() {
+            self.rows_changed = true;
+            self.due.retry_pass = None;
+            self.departed.extend(touched.departed);
+            self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
+        }
+    }
+
+    fn learn_clock(&mut self, database: SystemTime, now: Now) {
+        self.clock_offset_secs = match database.duration_since(now.wall) {
+            Ok(ahead) => ahead.as_secs_f64(),
+            Err(behind) => -behind.duration().as_secs_f64(),
+        };
+    }
+}

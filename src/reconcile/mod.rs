@@ -1,0 +1,25 @@
+//! The loop: listen, read, plan, apply, prove, report, wait.
+//!
+//! Its core, [`Machine`], is a state machine fed with events and time as values, so that whole
+//! lives of an agent can be simulated. The shell around it carries out what the machine asks for.
+
+mod event;
+mod ledger;
+mod machine;
+mod pass;
+mod say;
+mod session;
+
+pub mod status;
+mod summary;
+mod timers;
+mod timing;
+
+pub use event::{Action, Event, Mode, Note, Now, ReadAnswer, ReadKind};
+pub use ledger::{AuditEntry, Entity, Report};
+pub use machine::{Machine, MachineOptions, Obstacle, Proven, StaleOptions, StalePolicy, Totals};
+pub use pass::PassFigures;
+pub use session::{Handshake, SESSION_SECS, SessionEvent, Sessions};
+
+pub use summary::plan_report;
+pub use timing::{Backoff, Timing};

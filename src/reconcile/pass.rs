@@ -1,0 +1,301 @@
+//! One pass: plan, guard, apply, and prove by planning again.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::json;
+
+use super::Machine;
+use super::event::{Action, Note, Now};
+use super::ledger::{AuditEntry, Entity, quarantine_entry, session_entry};
+use super::machine::{Obstacle, Proven};
+use crate::dataplane::{Outcome, Reading};
+use crate::model::{Departed, DesiredState, PublicKey};
+use crate::plan::{Plan, Scope, Step, guard, plan};
+
+/// A pass that changes this often without coming to rest is given up for a while.
+const MAX_ATTEMPTS: u32 = 3;
+/// So many lines of a plan are printed in full.
+const FIRST_LINES: usize = 8;
+
+/// A pass that has begun to change the kernel.
+#[derive(Debug, Clone)]
+pub(super) struct Pass {
+    started: Instant,
+    attempts: u32,
+    steps: usize,
+    first: Vec<String>,
+    /// Nobody changed a row: somebody changed the kernel.
+    drift: Option<String>,
+    revoked: BTreeMap<PublicKey, Departed>,
+    flows_cut: u64,
+}
+
+/// What the last pass that changed something came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassFigures {
+    pub at: SystemTime,
+    pub took: Duration,
+    pub steps: usize,
+}
+
+impl Machine {
+    pub(super) fn take_reading(
+        &mut self,
+        reading: Result<Reading, String>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        self.due.last_observed = Some(now.instant);
+        let reading = match reading {
+            Ok(reading) => reading,
+            Err(error) => {
+                self.obstacle = Some(Obstacle::Observe(error.clone()));
+                self.proven = None;
+                self.due.compare = now.instant + self.backoff.next_delay();
+                actions.push(Action::Say(Note::ObserveFailed { error }));
+                return;
+            }
+        };
+        if matches!(self.obstacle, Some(Obstacle::Observe(_))) {
+            self.obstacle = None;
+        }
+        self.observed = Some(reading.state);
+        self.scope = Scope::Everything;
+        if now.instant < self.due.handshakes {
+            return;
+        }
+        self.due.handshakes = now.instant + self.options.timing.report_interval;
+        let (handshakes, events) = self.sessions.update(&reading.traffic, now.wall);
+        self.traffic = reading.traffic;
+        let Some(desired) = &self.desired else { return };
+        for (key, handshake) in handshakes {
+            if let Some(row) = desired.row_of(&key) {
+                self.ledger.handshake(row.device_id, handshake);
+            }
+        }
+        for entry in events.iter().filter_map(|event| session_entry(desired, event)) {
+            self.ledger.audit(entry);
+        }
+    }
+
+    /// Plans what is in scope, and begins to apply it or proves that nothing differs.
+    pub(super) fn next_step(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.scope == Scope::nothing() || self.due.retry_pass.is_some_and(|at| at > now.instant)
+        {
+            return;
+        }
+        let (Some(desired), Some(observed)) = (&self.desired, &self.observed) else { return };
+        let planned = match plan(desired, observed, &self.scope) {
+            Ok(planned) => planned,
+            Err(error) => return self.meet(Obstacle::Plan(error), now, actions),
+        };
+        if planned.is_empty() {
+            return self.prove(now, actions);
+        }
+        let deliberate = self.removals_confirmed || self.stale || !desired.gateway().active;
+        if let Err(held) = guard::check(&planned, observed.peers.len(), self.options.max_removed)
+            && !deliberate
+        {
+            if self.held != Some(held) {
+                actions.push(Action::Say(Note::HeldBack(held)));
+            }
+            self.held = Some(held);
+            self.proven = None;
+            self.scope = Scope::nothing();
+            self.pass = None;
+            return;
+        }
+        if self.scope == Scope::Everything {
+            self.held = None;
+        }
+        if self.pass.as_ref().is_some_and(|pass| pass.attempts >= MAX_ATTEMPTS) {
+            return self.give_up_for_now(&planned, now, actions);
+        }
+        self.begin_apply(planned, now, actions);
+    }
+
+    fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {
+        let Some(observed) = self.observed.take() else { return };
+        let drift = (!self.rows_changed && self.proven.is_some()).then(|| self.observing.clone());
+        let pass = self.pass.get_or_insert_with(|| Pass {
+            started: now.instant,
+            attempts: 0,
+            steps: 0,
+            first: Vec::new(),
+            drift,
+            revoked: BTreeMap::new(),
+            flows_cut: 0,
+        });
+        pass.attempts += 1;
+        pass.steps += planned.steps().len();
+        let room = FIRST_LINES.saturating_sub(pass.first.len());
+        pass.first.extend(planned.steps().iter().take(room).map(ToString::to_string));
+        for step in planned.steps() {
+            if let Step::RemovePeer { key } = step
+                && let Some(departed) = self.departed.remove(key)
+            {
+                pass.revoked.insert(*key, departed);
+            }
+        }
+        // From here until the next proof the kernel is not known to be equal.
+        self.begin(Action::Apply(planned, Box::new(observed)), actions);
+    }
+
+    pub(super) fn take_outcome(&mut self, outcome: Outcome, now: Now, actions: &mut Vec<Action>) {
+        self.totals.steps += outcome.applied as u64;
+        self.totals.refused_steps += outcome.refused.len() as u64;
+        self.totals.flows_cut += outcome.flows_cut as u64;
+        if let Some(pass) = &mut self.pass {
+            pass.flows_cut += outcome.flows_cut as u64;
+        }
+        let Some((step, error)) = outcome.refused.first() else {
+            if self.scope == Scope::Everything {
+                self.observe_wanted = Some("verify".into());
+            }
+            return;
+        };
+        let first = format!("{step}: {error}");
+        for (step, error) in outcome.refused.iter().take(FIRST_LINES) {
+            let (step, error) = (step.to_string(), error.clone());
+            actions.push(Action::Say(Note::StepRefused { step, error }));
+        }
+        self.proven = None;
+        self.obstacle = Some(Obstacle::Refused { steps: outcome.refused.len(), first });
+        self.retry_later(now);
+    }
+
+    fn retry_later(&mut self, now: Now) -> Duration {
+        let delay = self.backoff.next_delay();
+        self.due.retry_pass = Some(now.instant + delay);
+        self.due.compare = now.instant + delay;
+        self.scope = Scope::Everything;
+        self.pass = None;
+        delay
+    }
+
+    fn give_up_for_now(&mut self, planned: &Plan, now: Now, actions: &mut Vec<Action>) {
+        let first: Vec<String> =
+            planned.steps().iter().take(FIRST_LINES).map(ToString::to_string).collect();
+        let steps = planned.steps().len();
+        self.proven = None;
+        self.obstacle =
+            Some(Obstacle::Refused { steps, first: first.first().cloned().unwrap_or_default() });
+        let retry_in = self.retry_later(now);
+        actions.push(Action::Say(Note::NotConverged { steps, first, retry_in }));
+    }
+
+    fn meet(&mut self, obstacle: Obstacle, now: Now, actions: &mut Vec<Action>) {
+        if let Obstacle::Plan(error) = &obstacle
+            && self.obstacle.as_ref() != Some(&obstacle)
+        {
+            actions.push(Action::Say(Note::CannotPlan(error.clone())));
+        }
+        self.obstacle = Some(obstacle);
+        self.proven = None;
+        self.retry_later(now);
+    }
+
+    /// Nothing differs within the scope: what was a plan is now a proof.
+    fn prove(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let complete = self.scope == Scope::Everything;
+        self.scope = Scope::nothing();
+        self.due.retry_pass = None;
+        self.backoff.reset();
+        if complete {
+            self.held = None;
+            self.removals_confirmed = false;
+            self.departed.clear();
+        }
+        self.obstacle = None;
+        self.rows_changed = false;
+        self.totals.passes += 1;
+        if self.held.is_none()
+            && let Some(desired) = &self.desired
+        {
+            let as_of = desired.as_of();
+            let first = self.proven.replace(Proven { as_of, at: now.wall }).is_none();
+            // A beat is the proof of a complete reading, not of what we remember.
+            let beat = complete && std::mem::take(&mut self.heartbeat_wanted);
+            if first || beat || self.pass.is_some() {
+                self.ledger.synced(as_of);
+            }
+        }
+        if let Some(pass) = self.pass.take() {
+            self.finish(pass, now, actions);
+        }
+    }
+
+    fn finish(&mut self, pass: Pass, now: Now, actions: &mut Vec<Action>) {
+        let took = now.instant.duration_since(pass.started);
+        let figures = PassFigures { at: now.wall, took, steps: pass.steps };
+        self.last_pass = Some(figures);
+        let Some(gateway_id) = self.desired.as_ref().map(|desired| desired.gateway().id) else {
+            return;
+        };
+        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        for departed in pass.revoked.values() {
+            self.ledger.audit(AuditEntry {
+                event: "peer.revoked",
+                entity: Entity::Peer(departed.peer_id),
+                device_id: Some(departed.device_id),
+                status: "success",
+                message: format!("{}'s {} was cut off", departed.username, departed.device_name),
+                metadata: json!({
+                    "milliseconds": milliseconds,
+                    "flows_cut": pass.flows_cut,
+                }),
+            });
+        }
+        let (event, verb, status) = match &pass.drift {
+            Some(_) => ("gateway.drift_repaired", "repaired what others changed", "warning"),
+            None => ("gateway.synced", "brought up to date", "success"),
+        };
+        self.ledger.audit(AuditEntry {
+            event,
+            entity: Entity::Gateway(gateway_id),
+            device_id: None,
+            status,
+            message: format!("{verb}: {} steps in {milliseconds} ms", pass.steps),
+            metadata: json!({ "steps": pass.steps, "milliseconds": milliseconds, "first": &pass.first }),
+        });
+        let Pass { steps, first, drift, .. } = pass;
+        actions.push(Action::Say(match drift {
+            Some(why) => {
+                self.totals.drift_repairs += 1;
+                Note::DriftRepaired { steps, first, why }
+            }
+            None => Note::Synced { steps, took, first },
+        }));
+    }
+
+    /// Remembers who the peers were that a new state no longer has.
+    pub(super) fn note_departed(&mut self, new: &DesiredState) {
+        let Some(old) = &self.desired else { return };
+        for key in old.peers().keys().filter(|key| !new.peers().contains_key(key)) {
+            if let Some(row) = old.row_of(key) {
+                self.departed.insert(*key, Departed::from(row));
+            }
+        }
+    }
+
+    /// Says each row's quarantine once, and once when it ends.
+    pub(super) fn say_quarantine(&mut self, actions: &mut Vec<Action>) {
+        let Some(desired) = &self.desired else { return };
+        let mut now_out = BTreeMap::new();
+        for (row, reason) in desired.quarantined() {
+            if self.quarantine_said.get(&row.id) != Some(reason) {
+                self.ledger.audit(quarantine_entry(row, reason));
+                actions.push(Action::Say(Note::Quarantined {
+                    peer: row.id,
+                    name: super::ledger::peer_name(row),
+                    reason: reason.to_string(),
+                }));
+            }
+            now_out.insert(row.id, reason.clone());
+        }
+        let back = self.quarantine_said.keys().filter(|peer| !now_out.contains_key(peer));
+        actions.extend(back.map(|peer| Action::Say(Note::Released { peer: *peer })));
+        self.quarantine_said = now_out;
+    }
+}

@@ -1,0 +1,188 @@
+//! Who is connected since when, from the handshakes and endpoints the kernel counts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use crate::model::{PublicKey, Traffic};
+
+/// WireGuard drops a session's keys after this long without a new handshake (`REJECT_AFTER_TIME`,
+/// WireGuard paper, section 6.1): a peer without a handshake for longer is not connected.
+pub const SESSION_SECS: u64 = 180;
+
+/// What a reading of the counters showed to have happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionEvent {
+    Connected { key: PublicKey, at: SystemTime, endpoint: Option<SocketAddr> },
+    Disconnected { key: PublicKey, last_seen: SystemTime },
+    Roamed { key: PublicKey, from: SocketAddr, to: SocketAddr },
+}
+
+/// A handshake that has not been reported yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handshake {
+    pub at: SystemTime,
+    /// When the session that it belongs to began, if that is known: after a restart the database
+    /// knows better.
+    pub session_since: Option<SystemTime>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Session {
+    last_handshake: SystemTime,
+    endpoint: Option<SocketAddr>,
+    connected: bool,
+}
+
+/// Every peer's session, as of the last reading. Peers that never shook hands take no place.
+#[derive(Debug, Clone, Default)]
+pub struct Sessions {
+    sessions: BTreeMap<PublicKey, Session>,
+    seen_before: bool,
+}
+
+impl Sessions {
+    /// Takes in a complete reading at `now`. Returns the new handshakes and what happened.
+    ///
+    /// The first reading is the baseline: it reports handshakes but no events, because the agent,
+    /// not the peer, is what came just now.
+    pub fn update(
+        &mut self,
+        traffic: &BTreeMap<PublicKey, Traffic>,
+        now: SystemTime,
+    ) -> (BTreeMap<PublicKey, Handshake>, Vec<SessionEvent>) {
+        let (mut handshakes, mut events) = (BTreeMap::new(), Vec::new());
+        self.sessions.retain(|key, _| traffic.contains_key(key));
+        for (key, traffic) in traffic {
+            // A clock that was set back must not make a handshake lie ahead.
+            let Some(at) = traffic.last_handshake.map(|at| at.min(now)) else { continue };
+            let alive = age(now, at) <= Duration::from_secs(SESSION_SECS);
+            match self.sessions.get_mut(key) {
+                None => {
+                    let known = self.seen_before;
+                    handshakes.insert(*key, Handshake { at, session_since: known.then_some(at) });
+                    if known && alive {
+                        let endpoint = traffic.endpoint;
+                        events.push(SessionEvent::Connected { key: *key, at, endpoint });
+                    }
+                    let session = Session {
+                        last_handshake: at,
+                        endpoint: traffic.endpoint,
+                        connected: alive,
+                    };
+                    self.sessions.insert(*key, session);
+                }
+                Some(session) => {
+                    session.take(*key, traffic, at, alive, &mut handshakes, &mut events);
+                }
+            }
+        }
+        self.seen_before = true;
+        (handshakes, events)
+    }
+
+    /// How many peers are connected.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.sessions.values().filter(|session| session.connected).count()
+    }
+
+    /// The keys of connected peers.
+    pub fn connected_keys(&self) -> impl Iterator<Item = PublicKey> + '_ {
+        self.sessions.iter().filter(|(_, session)| session.connected).map(|(key, _)| *key)
+    }
+}
+
+impl Session {
+    fn take(
+        &mut self,
+        key: PublicKey,
+        traffic: &Traffic,
+        at: SystemTime,
+        alive: bool,
+        handshakes: &mut BTreeMap<PublicKey, Handshake>,
+        events: &mut Vec<SessionEvent>,
+    ) {
+        if at > self.last_handshake {
+            let new_session = age(at, self.last_handshake) > Duration::from_secs(SESSION_SECS);
+            handshakes.insert(key, Handshake { at, session_since: new_session.then_some(at) });
+            self.last_handshake = at;
+            if alive && (new_session || !self.connected) {
+                events.push(SessionEvent::Connected { key, at, endpoint: traffic.endpoint });
+            }
+        }
+        if self.connected && !alive {
+            events.push(SessionEvent::Disconnected { key, last_seen: at });
+        }
+        if let (true, Some(from), Some(to)) = (alive, self.endpoint, traffic.endpoint)
+            && from != to
+            && self.connected
+        {
+            events.push(SessionEvent::Roamed { key, from, to });
+        }
+        self.connected = alive;
+        self.endpoint = traffic.endpoint.or(self.endpoint);
+    }
+}
+
+fn age(now: SystemTime, at: SystemTime) -> Duration {
+    now.duration_since(at).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "4V5ShwAxMwr1PyLW4mZs0CjWBpSMLMDJiyDdLCT3XnE=";
+
+    fn at(secs: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
+    }
+
+    fn reading(handshake_secs: u64, port: u16) -> BTreeMap<PublicKey, Traffic> {
+        let endpoint = Some(SocketAddr::from(([192, 0, 2, 1], port)));
+        let traffic =
+            Traffic { endpoint, last_handshake: Some(at(handshake_secs)), ..Traffic::default() };
+        BTreeMap::from([(KEY.parse().unwrap(), traffic)])
+    }
+
+    #[test]
+    fn the_first_reading_reports_handshakes_and_no_events() {
+        let (handshakes, events) = Sessions::default().update(&reading(1_000, 1), at(1_010));
+        let key = KEY.parse().unwrap();
+        assert_eq!(handshakes[&key], Handshake { at: at(1_000), session_since: None });
+        assert!(events.is_empty());
+    }
+
+    #[test]
+    fn a_session_begins_lasts_and_ends() {
+        let mut sessions = Sessions::default();
+        sessions.update(&BTreeMap::new(), at(900));
+        let (handshakes, events) = sessions.update(&reading(1_000, 1), at(1_001));
+        assert_eq!(handshakes.values().next().unwrap().session_since, Some(at(1_000)));
+        assert!(matches!(events[..], [SessionEvent::Connected { .. }]));
+        let (handshakes, events) = sessions.update(&reading(1_120, 1), at(1_121));
+        assert_eq!(handshakes.values().next().unwrap().session_since, None, "a rekey");
+        assert!(events.is_empty());
+        assert!(sessions.update(&reading(1_120, 1), at(1_125)).0.is_empty(), "nothing new");
+        let (_, events) = sessions.update(&reading(1_120, 1), at(1_301));
+        assert!(matches!(events[..], [SessionEvent::Disconnected { .. }]));
+        assert!(sessions.update(&reading(1_120, 1), at(1_400)).1.is_empty(), "said once");
+        let (_, events) = sessions.update(&reading(1_500, 2), at(1_501));
+        assert!(matches!(events[..], [SessionEvent::Connected { .. }]));
+    }
+
+    #[test]
+    fn a_moved_endpoint_is_a_roam() {
+        let mut sessions = Sessions::default();
+        sessions.update(&reading(1_000, 1), at(1_001));
+        let (_, events) = sessions.update(&reading(1_000, 2), at(1_002));
+        assert!(matches!(events[..], [SessionEvent::Roamed { .. }]));
+    }
+
+    #[test]
+    fn a_handshake_never_lies_ahead() {
+        let (handshakes, _) = Sessions::default().update(&reading(5_000, 1), at(1_000));
+        assert_eq!(handshakes.values().next().unwrap().at, at(1_000));
+    }
+}

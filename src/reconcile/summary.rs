@@ -1,0 +1,310 @@
+//! What the machine knows, in the words of [`Status`] and [`PeerStatus`].
+
+use std::time::SystemTime;
+
+use super::event::Now;
+use super::machine::Database;
+use super::status::{
+    DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse, PassStatus, PeerCounts,
+    PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State, Status, SyncStatus,
+    Timestamp,
+};
+use super::{Machine, Mode, Obstacle};
+use crate::model::{DesiredState, KeyText, PeerRow, Standing, Traffic};
+use crate::plan::{Plan, Step};
+
+/// So many quarantined peers are listed one by one.
+const LISTED_QUARANTINED: usize = 100;
+
+impl Machine {
+    /// The status as of now. Every figure is of the last proof or reading, none is assumed.
+    ///
+    /// What the machine cannot know (versions, the backend, why this mode) is left for the shell.
+    #[must_use]
+    pub fn status(&self, now: Now) -> Status {
+        let desired = self.desired.as_ref();
+        Status {
+            state: self.state(),
+            gateway: GatewayStatus {
+                name: desired.map(|d| d.gateway().name.clone()).unwrap_or_default(),
+                id: desired.map(|d| d.gateway().id),
+            },
+            interface: InterfaceStatus {
+                name: self.options.local.interface.to_string(),
+                backend: None,
+                public_key: Some(self.options.local.private_key.public_key()),
+                listen_port: desired.map(|d| d.interface().listen_port),
+            },
+            sync: self.sync_status(),
+            database: self.database_status(now),
+            peers: self.peer_counts(),
+            quarantined: desired.map(quarantined).unwrap_or_default(),
+            warnings: self.warnings(),
+            held_back: self
+                .held
+                .map(|held| HeldBack { removals: held.removed as u64, of: held.present as u64 }),
+            ..Status::default()
+        }
+    }
+
+    fn state(&self) -> State {
+        let inactive = self.desired.as_ref().is_some_and(|desired| !desired.gateway().active);
+        if inactive {
+            return State::NotReady { why: "the gateway's row is not active".into() };
+        }
+        if self.stale {
+            return State::NotReady { why: "the database has been away for too long".into() };
+        }
+        if let Some(obstacle) = &self.obstacle {
+            return State::NotReady { why: obstacle.to_string() };
+        }
+        if let Some(held) = self.held {
+            return State::NotReady { why: held.to_string() };
+        }
+        if self.proven.is_none() {
+            return State::Starting;
+        }
+        match &self.database {
+            Database::Up { .. } => State::Ready,
+            Database::Down { error, .. } => {
+                State::Degraded { why: format!("the database is away: {error}") }
+            }
+            Database::Connecting { .. } => State::Degraded { why: "the database is away".into() },
+        }
+    }
+
+    fn sync_status(&self) -> SyncStatus {
+        let mode = match self.database {
+            Database::Up { mode: Mode::Listen } => Some(ModeInUse::Listen),
+            Database::Up { mode: Mode::Poll } => Some(ModeInUse::Poll),
+            _ => None,
+        };
+        SyncStatus {
+            mode,
+            mode_why: String::new(),
+            last_sync_at: self.proven.map(|proven| Timestamp(proven.as_of)),
+            lag_ms: self.last_pass.map(|pass| millis(pass.took)),
+            last_pass: self.last_pass.map(|pass| PassStatus {
+                at: Timestamp(pass.at),
+                duration_ms: millis(pass.took),
+                steps: pass.steps as u64,
+                refused: 0,
+            }),
+            passes: self.totals.passes,
+            drift_repaired: self.totals.drift_repairs,
+            notify_missed: self.totals.notify_missed,
+        }
+    }
+
+    fn database_status(&self, now: Now) -> DatabaseStatus {
+        let (connected, since, last_error) = match &self.database {
+            Database::Up { .. } => (true, None, None),
+            Database::Down { since, error, .. } => (false, Some(*since), Some(error.clone())),
+            Database::Connecting { since } => (false, Some(*since), None),
+        };
+        let since = since.map(|since| now.wall - now.instant.duration_since(since));
+        DatabaseStatus { connected, since: since.map(Timestamp), last_error, schema_version: None }
+    }
+
+    fn peer_counts(&self) -> PeerCounts {
+        let in_kernel = self.observed.as_ref().map_or(0, |observed| observed.peers.len() as u64);
+        let Some(desired) = &self.desired else {
+            return PeerCounts { in_kernel, ..PeerCounts::default() };
+        };
+        let (wanted, quarantined) = (desired.peers().len(), desired.quarantined_count());
+        PeerCounts {
+            desired: wanted as u64,
+            in_kernel,
+            ineligible: (desired.row_count() - wanted - quarantined) as u64,
+            quarantined: quarantined as u64,
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let Some(desired) = &self.desired else { return Vec::new() };
+        let mut warnings: Vec<String> =
+            desired.setting_warnings().iter().map(ToString::to_string).collect();
+        warnings.extend(desired.policy_notes().iter().map(ToString::to_string));
+        let unallocated = desired.unallocated().count();
+        if unallocated > 0 {
+            warnings.push(format!(
+                "{unallocated} peers have an address that ip_allocations does not give them"
+            ));
+        }
+        if self.ledger.dropped_audit_entries > 0 {
+            warnings.push(format!(
+                "{} audit entries were dropped while the database was away",
+                self.ledger.dropped_audit_entries
+            ));
+        }
+        warnings
+    }
+
+    /// Every peer's row with what the kernel says of it.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let Some(desired) = &self.desired else { return Vec::new() };
+        desired.rows().map(|(row, standing)| self.peer(desired, row, standing)).collect()
+    }
+
+    fn peer(&self, desired: &DesiredState, row: &PeerRow, standing: Standing<'_>) -> PeerStatus {
+        let (state, traffic, addresses) = match standing {
+            Standing::Admitted(key) => {
+                let wanted = desired.peers().get(key);
+                let held = self.observed.as_ref().and_then(|observed| observed.peers.get(key));
+                let proven = held.is_some() && held == wanted;
+                let state = if proven { PeerState::InKernel } else { PeerState::Pending };
+                let traffic = self.traffic.get(key).copied().unwrap_or_default();
+                let addresses = wanted.map(|peer| peer.allowed_ips.iter().collect());
+                (state, traffic, addresses.unwrap_or_default())
+            }
+            Standing::Ineligible => {
+                let reasons: Vec<&str> = row.bars.names().collect();
+                let reason = match (reasons.is_empty(), row.revoked_at) {
+                    (false, _) => reasons.join(", "),
+                    (true, Some(_)) => "device revoked".to_owned(),
+                    (true, None) => "not admitted now".to_owned(),
+                };
+                (PeerState::Ineligible { reason }, Traffic::default(), vec![row.assigned_ip])
+            }
+            Standing::Quarantined(reason) => {
+                let reason = reason.to_string();
+                (PeerState::Quarantined { reason }, Traffic::default(), vec![row.assigned_ip])
+            }
+        };
+        PeerStatus {
+            state,
+            peer_id: row.id,
+            user: row.username.to_string(),
+            user_id: row.user_id,
+            device: row.device_name.to_string(),
+            device_id: row.device_id,
+            public_key: match &row.public_key {
+                KeyText::Key(key) => key.to_string(),
+                KeyText::Bad { text, .. } => text.to_string(),
+            },
+            addresses,
+            endpoint: traffic.endpoint,
+            last_handshake_at: traffic.last_handshake.map(Timestamp),
+            rx_bytes: traffic.rx_bytes,
+            tx_bytes: traffic.tx_bytes,
+            policies: policy_names(desired, row),
+        }
+    }
+
+    /// What is desired now; `None` until the database was read.
+    #[must_use]
+    pub const fn desired(&self) -> Option<&DesiredState> {
+        self.desired.as_ref()
+    }
+
+    /// Figures that only grow.
+    #[must_use]
+    pub const fn totals(&self) -> super::Totals {
+        self.totals
+    }
+
+    /// The kernel is proven, and nothing known is still to be done.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        !self.busy
+            && !self.reporting
+            && self.read_wanted.is_none()
+            && self.observe_wanted.is_none()
+            && self.proven.is_some()
+            && self.ledger.is_empty()
+    }
+
+    /// Nothing is waiting to be written back.
+    pub(super) fn is_reported(&self) -> bool {
+        !self.reporting && self.ledger.is_empty()
+    }
+
+    /// What keeps a pass from ever being proven as things stand: `run --once` gives up on it.
+    #[must_use]
+    pub fn is_stuck(&self) -> Option<String> {
+        let held = self.held.map(|held| held.to_string());
+        self.obstacle.as_ref().map(ToString::to_string).or(held)
+    }
+}
+
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Build(error) => error.fmt(f),
+            Self::Plan(error) => error.fmt(f),
+            Self::Refused { steps, first } => {
+                write!(f, "the kernel refused {steps} steps, the first: {first}")
+            }
+            Self::Observe(error) => write!(f, "the kernel could not be read: {error}"),
+        }
+    }
+}
+
+/// A plan in the words of users and devices.
+#[must_use]
+pub fn plan_report(desired: &DesiredState, plan: &Plan) -> PlanReport {
+    let steps = plan.steps().iter().map(|step| PlannedStep {
+        phase: format!("{:?}", step.phase()).to_lowercase(),
+        step: step.to_string(),
+    });
+    let words = plan.steps().iter().filter_map(|step| in_words(desired, step));
+    let mut warnings: Vec<String> =
+        desired.setting_warnings().iter().map(ToString::to_string).collect();
+    warnings.extend(desired.policy_notes().iter().map(ToString::to_string));
+    warnings.extend(
+        quarantined(desired)
+            .into_iter()
+            .map(|peer| format!("{}'s {} is left out: {}", peer.user, peer.device, peer.reason)),
+    );
+    PlanReport { steps: steps.collect(), words: words.collect(), warnings }
+}
+
+fn in_words(desired: &DesiredState, step: &Step) -> Option<String> {
+    let name = |key| match desired.row_of(key) {
+        Some(row) => super::ledger::peer_name(row),
+        None => format!("a device nobody claims ({key})"),
+    };
+    match step {
+        Step::AddPeer { key, .. } => Some(format!("{} can connect", name(key))),
+        Step::RemovePeer { key } => {
+            let row = desired.rows().find(|(row, _)| row.public_key == KeyText::Key(*key));
+            let name = row.map_or_else(|| name(key), |(row, _)| super::ledger::peer_name(row));
+            Some(format!("{name} is cut off"))
+        }
+        Step::NarrowPeer { key, allowed_ips } => {
+            Some(format!("{} keeps only {allowed_ips}", name(key)))
+        }
+        Step::WidenPeer { key, allowed_ips } => Some(format!("{} gains {allowed_ips}", name(key))),
+        Step::SetPresharedKey { key, .. } => {
+            Some(format!("{} gets another preshared key at its next handshake", name(key)))
+        }
+        _ => None,
+    }
+}
+
+fn quarantined(desired: &DesiredState) -> Vec<QuarantinedPeer> {
+    let listed = desired.quarantined().take(LISTED_QUARANTINED);
+    listed
+        .map(|(row, reason)| QuarantinedPeer {
+            peer_id: row.id,
+            user: row.username.to_string(),
+            device: row.device_name.to_string(),
+            reason: reason.to_string(),
+        })
+        .collect()
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The one place where the shell reads the clocks.
+pub(super) fn clock() -> Now {
+    Now { instant: std::time::Instant::now(), wall: SystemTime::now() }
+}
+
+fn policy_names(desired: &DesiredState, row: &PeerRow) -> Vec<String> {
+    let policies = desired.policies().policies_of(row.user_id, row.device_id);
+    policies.into_iter().map(|policy| policy.name.to_string()).collect()
+}

@@ -1,0 +1,148 @@
+//! What time alone brings about.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::event::{Action, Mode, Note, Now, ReadKind};
+use super::machine::{Database, StalePolicy};
+use super::{Machine, Obstacle};
+
+/// Reports are batched: at most one in this time.
+const REPORT_GAP: Duration = Duration::from_millis(250);
+
+impl Machine {
+    /// When [`Machine::handle`] must be called with [`Event::Tick`](super::Event::Tick) at the
+    /// latest, if nothing else happens.
+    #[must_use]
+    pub fn next_wakeup(&self, now: Now) -> Instant {
+        let mut at = self.due.compare;
+        match &self.database {
+            Database::Down { retry_at, .. } => at = at.min(*retry_at),
+            Database::Connecting { .. } => {}
+            Database::Up { .. } => {
+                at = at.min(self.due.poll).min(self.due.resync);
+                if self.proven.is_some() {
+                    at = at.min(self.due.heartbeat);
+                }
+                if self.read_wanted.is_some()
+                    && let Some(retry) = self.due.retry_read
+                {
+                    at = at.min(retry);
+                }
+                if !self.ledger.is_empty() && !self.reporting {
+                    at = at.min(self.due.report);
+                }
+            }
+        }
+        if let Some(retry) = self.due.retry_pass {
+            at = at.min(retry);
+        }
+        if self.observe_wanted.is_some() && !self.busy {
+            at = at.min(self.due.observe_at(now.instant));
+        }
+        if let Some(expiry) = self.desired.as_ref().and_then(|desired| desired.next_expiry()) {
+            let wait = expiry.duration_since(self.database_now(now)).unwrap_or_default();
+            at = at.min(now.instant + wait);
+        }
+        at
+    }
+
+    pub(super) fn check_timers(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let timing = self.options.timing;
+        if let Database::Up { mode } = self.database {
+            if now.instant >= self.due.resync {
+                self.due.resync = now.instant + timing.resync_interval;
+                self.want_read(ReadKind::Everything);
+                self.observe_wanted = Some("resync interval".into());
+            }
+            if now.instant >= self.due.poll {
+                let interval = match mode {
+                    Mode::Listen => timing.safety_poll_interval,
+                    Mode::Poll => timing.poll_interval,
+                };
+                self.due.poll = now.instant + interval;
+                self.want_read(ReadKind::Changes);
+            }
+            if now.instant >= self.due.heartbeat && self.proven.is_some() {
+                self.due.heartbeat = now.instant + timing.heartbeat;
+                self.heartbeat_wanted = true;
+                self.observe_wanted.get_or_insert_with(|| "heartbeat".into());
+                self.want_read(ReadKind::Changes);
+            }
+        }
+        if now.instant >= self.due.compare && !self.busy {
+            self.due.compare = now.instant + timing.compare_interval();
+            self.observe_wanted.get_or_insert_with(|| "compare interval".into());
+        }
+        if self.due.retry_pass.is_some_and(|at| now.instant >= at) {
+            self.due.retry_pass = None;
+            self.observe_wanted.get_or_insert_with(|| "retry".into());
+        }
+        let database_now = self.database_now(now);
+        if let Some(desired) = &mut self.desired
+            && desired.next_expiry().is_some_and(|at| at <= database_now)
+        {
+            let touched = desired.expire(database_now);
+            self.touch(touched);
+        }
+        self.check_stale(now, actions);
+    }
+
+    pub(super) fn report(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let up = matches!(self.database, Database::Up { .. });
+        if up && !self.reporting && !self.ledger.is_empty() && now.instant >= self.due.report {
+            self.due.report = now.instant + REPORT_GAP;
+            self.reporting = true;
+            actions.push(Action::Report(self.ledger.take()));
+        }
+    }
+
+    fn check_stale(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let since = match self.database {
+            Database::Down { since, .. } | Database::Connecting { since } => since,
+            Database::Up { .. } => return,
+        };
+        let away = now.instant.duration_since(since);
+        let stale = self.options.stale;
+        if self.stale || away < stale.after {
+            return;
+        }
+        self.stale = true;
+        actions.push(Action::Say(Note::Stale { since: away, policy: stale.policy }));
+        let admitted = match stale.policy {
+            StalePolicy::Keep => return,
+            StalePolicy::DenyNew => self.sessions.connected_keys().collect(),
+            StalePolicy::Down => std::collections::BTreeSet::new(),
+        };
+        if let Some(desired) = &mut self.desired {
+            let touched = desired.suspend_all_but(Some(admitted));
+            self.touch(touched);
+        }
+    }
+
+    pub(super) fn stale_over(&mut self) {
+        if std::mem::take(&mut self.stale)
+            && self.options.stale.policy != StalePolicy::Keep
+            && let Some(desired) = &mut self.desired
+        {
+            let touched = desired.suspend_all_but(None);
+            self.touch(touched);
+        }
+    }
+
+    /// The database's clock, as far as the last read tells.
+    fn database_now(&self, now: Now) -> SystemTime {
+        let offset = Duration::from_secs_f64(self.clock_offset_secs.abs());
+        let shifted = if self.clock_offset_secs >= 0.0 {
+            now.wall.checked_add(offset)
+        } else {
+            now.wall.checked_sub(offset)
+        };
+        shifted.unwrap_or(now.wall)
+    }
+
+    /// Why the kernel is left as it is although it may differ.
+    #[must_use]
+    pub const fn obstacle(&self) -> Option<&Obstacle> {
+        self.obstacle.as_ref()
+    }
+}

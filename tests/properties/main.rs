@@ -1,0 +1,8 @@
+//! Properties of the model and the plan, on random rows, kernels and changes.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
+
+mod incremental;
+mod machine;
+mod plans;
+mod rows;

@@ -1,0 +1,235 @@
+//! Random databases, small enough that everything collides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use gatepost::model::psk::PskKeys;
+use gatepost::model::{
+    Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
+    Local, Masquerade, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, PrivateKey, SettingRow,
+    SnapshotRows, TargetRow, TargetType, UserId,
+};
+use ipnet::IpNet;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+pub const NOW_SECS: u64 = 1_000_000;
+
+pub fn at(secs: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
+}
+
+pub fn id(kind: u8, number: u8) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes[0] = kind;
+    bytes[15] = number;
+    Uuid::from_bytes(bytes)
+}
+
+pub fn private_key() -> PrivateKey {
+    PrivateKey::from_random([7; 32])
+}
+
+pub fn local() -> Arc<Local> {
+    Arc::new(Local {
+        interface: "gatepost0".parse().unwrap(),
+        private_key: private_key(),
+        mtu_bytes: 1420,
+        addresses: BTreeSet::new(),
+        fwmark: 0,
+        site_prefixes: ["192.168.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()].into(),
+        masquerade: Masquerade::All,
+        deny_log: true,
+        flush_conntrack: true,
+        psk_keys: PskKeys::default(),
+    })
+}
+
+pub fn gateway() -> GatewayRow {
+    GatewayRow {
+        id: GatewayId(id(1, 1)),
+        name: "fra-1".into(),
+        public_key: KeyText::Key(private_key().public_key()),
+        listen_port: 51820,
+        vpn_cidr: "10.64.0.0/27".parse().unwrap(),
+        dns_servers: vec!["10.0.0.53".into()],
+        active: true,
+        allocated_address: None,
+    }
+}
+
+/// Everything the tables hold, keyed as the tables are, so that changed rows are easy to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tables {
+    pub peers: BTreeMap<PeerId, PeerRow>,
+    pub memberships: BTreeMap<UserId, BTreeSet<GroupId>>,
+    pub policies: BTreeMap<PolicyId, PolicyRow>,
+    pub settings: Vec<SettingRow>,
+}
+
+impl Tables {
+    pub fn snapshot(&self) -> SnapshotRows {
+        SnapshotRows {
+            gateway: gateway(),
+            settings: self.settings.clone(),
+            peers: self.peers.values().cloned().collect(),
+            memberships: self
+                .memberships
+                .iter()
+                .map(|(user_id, group_ids)| MembershipRow {
+                    user_id: *user_id,
+                    group_ids: group_ids.clone(),
+                })
+                .collect(),
+            policies: self.policies.values().cloned().collect(),
+            taken_at: at(NOW_SECS),
+        }
+    }
+
+    pub fn build(&self) -> DesiredState {
+        DesiredState::build(local(), self.snapshot()).unwrap()
+    }
+}
+
+fn key_text() -> impl Strategy<Value = KeyText> {
+    prop_oneof![
+        12 => (1u8..12).prop_map(|n| {
+            KeyText::Key(gatepost::model::PublicKey::from_bytes([n; 32]).unwrap())
+        }),
+        1 => Just(KeyText::Key(private_key().public_key())),
+        1 => Just(KeyText::parse("no key at all")),
+    ]
+}
+
+fn assigned_ip() -> impl Strategy<Value = IpNet> {
+    prop_oneof![
+        20 => (0u8..32).prop_map(|n| format!("10.64.0.{n}/32").parse().unwrap()),
+        1 => Just("10.65.0.1/32".parse().unwrap()),
+        1 => Just("10.64.0.8/29".parse().unwrap()),
+        1 => Just("fd00::1/128".parse().unwrap()),
+    ]
+}
+
+fn allowed_ip() -> impl Strategy<Value = IpNet> {
+    prop_oneof![
+        2 => Just("0.0.0.0/0".parse().unwrap()),
+        3 => (0u8..4).prop_map(|n| format!("192.168.{n}.0/24").parse().unwrap()),
+        1 => Just("192.168.0.0/23".parse().unwrap()),
+        1 => Just("fd00:1:2::/48".parse().unwrap()),
+        1 => (0u8..4).prop_map(|n| format!("10.64.0.{n}/32").parse().unwrap()),
+    ]
+}
+
+pub fn peer_row() -> impl Strategy<Value = PeerRow> {
+    let who = (0u8..12, 0u8..8, 0u8..5);
+    let what = (key_text(), assigned_ip(), prop::collection::vec(allowed_ip(), 0..3));
+    let when = (0u64..4, prop::option::weighted(0.2, NOW_SECS - 5..NOW_SECS + 10));
+    let state = (
+        prop_oneof![8 => Just(0u16), 1 => 1u16..16],
+        prop_oneof![
+            Just(Allocation::Held),
+            Just(Allocation::Missing),
+            Just(Allocation::Other(DeviceId(id(3, 99)))),
+        ],
+        prop::option::weighted(0.05, Just("gp1.nokey.AAAA".into())),
+    );
+    (who, what, when, state).prop_map(
+        |(
+            (peer, device, user),
+            (key, ip, allowed),
+            (created, revoked),
+            (bars, allocation, psk),
+        )| {
+            PeerRow {
+                id: PeerId(id(2, peer)),
+                device_id: DeviceId(id(3, device)),
+                user_id: UserId(id(4, user)),
+                device_name: format!("device-{device}").into(),
+                username: format!("user-{user}").into(),
+                public_key: key,
+                assigned_ip: ip,
+                preshared_key: psk,
+                allowed_ips: allowed.into(),
+                dns_servers: Box::new([]),
+                bars: Bars::from_bits(bars),
+                revoked_at: revoked.map(at),
+                allocation,
+                created_at: at(created),
+            }
+        },
+    )
+}
+
+fn target() -> impl Strategy<Value = TargetRow> {
+    prop_oneof![
+        (0u8..5).prop_map(|n| (TargetType::User, id(4, n))),
+        (0u8..8).prop_map(|n| (TargetType::Device, id(3, n))),
+        (0u8..4).prop_map(|n| (TargetType::Group, id(5, n))),
+        Just((TargetType::Unknown("planet".into()), id(9, 9))),
+    ]
+    .prop_map(|(target_type, target_id)| TargetRow { target_type, target_id, dangling: false })
+}
+
+fn destination() -> impl Strategy<Value = IpNet> {
+    prop_oneof![
+        (0u8..4, 22u8..=32).prop_map(|(n, len)| {
+            format!("172.16.{n}.0/{len}").parse::<IpNet>().unwrap().trunc()
+        }),
+        Just("10.64.0.0/27".parse().unwrap()),
+        Just("fd10::/64".parse().unwrap()),
+        Just("0.0.0.0/0".parse().unwrap()),
+    ]
+}
+
+pub fn policy_row() -> impl Strategy<Value = PolicyRow> {
+    let effect = prop_oneof![
+        6 => Just(Effect::Allow),
+        3 => Just(Effect::Deny),
+        1 => Just(Effect::Unknown("maybe".into())),
+    ];
+    (
+        0u8..6,
+        0i32..4,
+        effect,
+        prop::bool::weighted(0.2),
+        prop::collection::vec(destination(), 0..4),
+        prop::collection::vec(target(), 0..4),
+    )
+        .prop_map(|(number, priority, effect, full_tunnel, destinations, targets)| PolicyRow {
+            id: PolicyId(id(6, number)),
+            name: format!("policy-{number}"),
+            priority,
+            effect,
+            full_tunnel,
+            destinations,
+            targets,
+        })
+}
+
+pub fn groups() -> impl Strategy<Value = BTreeSet<GroupId>> {
+    prop::collection::btree_set((0u8..4).prop_map(|n| GroupId(id(5, n))), 0..3)
+}
+
+pub fn tables() -> impl Strategy<Value = Tables> {
+    let setting = |category: &'static str, key: &'static str| {
+        prop::option::weighted(0.3, Just((category.to_string(), key.to_string())))
+    };
+    (
+        prop::collection::vec(peer_row(), 0..14),
+        prop::collection::btree_map((0u8..5).prop_map(|n| UserId(id(4, n))), groups(), 0..5),
+        prop::collection::vec(policy_row(), 0..6),
+        setting("gateway", "strict_ip_allocations"),
+        setting("gateway", "require_approval"),
+    )
+        .prop_map(|(peers, memberships, policies, strict, approval)| Tables {
+            peers: peers.into_iter().map(|row| (row.id, row)).collect(),
+            memberships,
+            policies: policies.into_iter().map(|row| (row.id, row)).collect(),
+            settings: [strict, approval]
+                .into_iter()
+                .flatten()
+                .map(|(category, key)| SettingRow { category, key, value: "true".into() })
+                .collect(),
+        })
+}
