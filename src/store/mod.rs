@@ -1,1 +1,48 @@
 //! Postgres: connect, migrate, read, listen, report. Decides nothing.
+//!
+//! An agent reads no table. It calls the functions of schema `gatepost`, which act for the gateway
+//! that its login role is bound to (`migrations/`). The order that misses nothing is: [`Store::listen`],
+//! then [`Store::snapshot`], then [`Store::changes`] from each cursor to the next, woken by the
+//! listener or by a timer.
+
+mod backoff;
+mod changes;
+mod connect;
+mod decode;
+mod enroll;
+mod error;
+mod grant;
+mod hello;
+mod listen;
+mod migrate;
+mod options;
+mod report;
+mod snapshot;
+
+pub use backoff::Backoff;
+pub use changes::Read;
+pub use enroll::Enrollment;
+pub use error::{Place, StoreError};
+pub use grant::{CreateRole, Granted, grant};
+pub use hello::Hello;
+pub use listen::Listener;
+pub use migrate::{Migration, SCHEMA_VERSION, migrate, pending};
+pub use options::{ConnectOptions, Password, Tls};
+pub use report::{AuditEntry, AuditEvent, AuditStatus, Entity, Handshake, Reported};
+pub use snapshot::Cursor;
+
+/// One gateway's database. Cheap to clone: the clones share their connections.
+#[derive(Clone)]
+pub struct Store {
+    target: options::Target,
+    pool: deadpool_postgres::Pool,
+    answer_within: std::time::Duration,
+}
+
+impl Store {
+    /// Which database, and as whom.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.target.place
+    }
+}

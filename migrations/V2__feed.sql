@@ -1,0 +1,150 @@
+-- The change feed: what changed and for whom, one row per statement and gateway.
+--
+-- Two rules keep it free of gaps whatever the commit order.
+-- 1. A mark is addressed by what its own row says. `wireguard_peers` names its gateway; a device, a
+--    user or a membership does not, so its mark goes to all gateways, and each finds out when it
+--    reads whether it is concerned. Looking gateways up while writing would miss a peer that
+--    another transaction has inserted and not yet committed.
+-- 2. A notification is only a hint. It may be addressed by looking up, because the mark stays and is
+--    found at the next look.
+
+grant usage on schema public to gatepost_owner;
+grant select (id, username, is_active, deleted_at) on users to gatepost_owner;
+grant select (id, user_id, name, status, approved_at, revoked_at, deleted_at, last_seen_at,
+    last_connected_at) on devices to gatepost_owner;
+grant update (last_seen_at, last_connected_at) on devices to gatepost_owner;
+grant select (id, device_id, gateway_id, public_key, assigned_ip, preshared_key_ciphertext,
+    allowed_ips, dns_servers, created_at, deleted_at) on wireguard_peers to gatepost_owner;
+grant select (id, name, endpoint, public_key, listen_port, vpn_cidr, dns_servers, is_active,
+    last_sync_at, deleted_at) on gateways to gatepost_owner;
+grant insert (name, endpoint, public_key, listen_port, vpn_cidr, dns_servers)
+    on gateways to gatepost_owner;
+grant update (endpoint, public_key, listen_port, vpn_cidr, dns_servers, last_sync_at, updated_at)
+    on gateways to gatepost_owner;
+grant select (id, gateway_id, device_id, address, status) on ip_allocations to gatepost_owner;
+grant select (id, name, priority, effect, is_active, full_tunnel, deleted_at)
+    on policies to gatepost_owner;
+grant select (id, policy_id, target_type, target_id) on policy_targets to gatepost_owner;
+grant select (id, policy_id, destination) on policy_destinations to gatepost_owner;
+grant select (id, deleted_at) on groups to gatepost_owner;
+grant select (id, group_id, user_id) on group_memberships to gatepost_owner;
+grant select (category, key, value) on settings to gatepost_owner;
+grant insert (actor_device_id, event_type, entity_type, entity_id, status, ip_address, message,
+    metadata) on audit_logs to gatepost_owner;
+
+set role gatepost_owner;
+
+-- Whom a database role acts for. A role that is not here acts for nobody, a superuser too.
+create table gatepost.gateway_role (
+    role_name name primary key,
+    gateway_name text not null,
+    gateway_id uuid, -- null: granted before the gateway has a row; enroll fills it in
+    granted_at timestamptz not null default now()
+);
+
+create table gatepost.change (
+    xid xid8 not null default pg_current_xact_id(), -- of the top-level transaction
+    gateway_id uuid not null, -- the nil uuid: all gateways
+    kind text not null check (kind in (
+        'all', -- a table was truncated
+        'gateway', -- the gateway's row, or its own address
+        'setting',
+        'peer', -- ids: devices whose peers here came, went or moved
+        'device', -- ids: devices whose peers read otherwise
+        'address', -- addresses: allocated otherwise
+        'user', -- ids: users whose peers read otherwise
+        'owner', -- ids: users who won or lost a device
+        'membership', -- ids: users; group_ids: the groups they entered or left
+        'group', -- ids: groups deleted or restored
+        'target', -- ids: users, devices or groups that came to be or are gone
+        'policy' -- ids: policies, their targets or destinations
+    )),
+    ids uuid[], -- null (and no addresses): too many to list, read everything
+    group_ids uuid[],
+    addresses inet[],
+    at timestamptz not null default now()
+);
+create index change_by_gateway on gatepost.change (gateway_id, xid);
+create index change_by_time on gatepost.change using brin (at);
+alter table gatepost.change set (
+    autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_vacuum_scale_factor = 0.02
+);
+
+create table gatepost.state (
+    one boolean primary key default true check (one),
+    database_epoch uuid not null default gen_random_uuid(),
+    floor xid8 not null default '0', -- marks of older transactions are pruned
+    pruned_at timestamptz not null default now()
+);
+insert into gatepost.state default values;
+
+-- Writes one mark. More than 1,000 ids cost more to follow than to read everything.
+create function gatepost.mark(
+    gateway uuid, kind text, ids uuid[], group_ids uuid[] default null
+) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    insert into gatepost.change (gateway_id, kind, ids, group_ids)
+    select
+        coalesce(gateway, '00000000-0000-0000-0000-000000000000'), kind,
+        case when not too_many then ids end, case when not too_many then group_ids end
+    from (
+        select cardinality(ids) > 1000 or coalesce(cardinality(group_ids), 0) > 1000 as too_many
+    ) size
+$$;
+
+create function gatepost.wake_all() returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select pg_notify('gatepost_all', '')
+$$;
+
+create function gatepost.wake(gateway uuid) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select pg_notify('gatepost_' || gateway, '')
+$$;
+
+-- Wakes the gateways that have a peer of one of these devices.
+create function gatepost.wake_for_devices(ids uuid[]) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if cardinality(ids) > 1000 then
+        perform gatepost.wake_all();
+        return;
+    end if;
+    perform gatepost.wake(g.gateway_id) from (
+        select distinct p.gateway_id
+        from public.wireguard_peers p
+        where p.device_id = any (ids) and p.deleted_at is null
+    ) g;
+end $$;
+
+-- Wakes the gateways that have a peer of one of these users.
+create function gatepost.wake_for_users(ids uuid[]) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if cardinality(ids) > 1000 then
+        perform gatepost.wake_all();
+        return;
+    end if;
+    perform gatepost.wake(g.gateway_id) from (
+        select distinct p.gateway_id
+        from public.devices d
+        join public.wireguard_peers p on p.device_id = d.id and p.deleted_at is null
+        where d.user_id = any (ids)
+    ) g;
+end $$;
+
+-- Marks things that policies may name, and wakes somebody only where a policy does.
+create function gatepost.mark_targets(ids uuid[]) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if cardinality(ids) = 0 then
+        return;
+    end if;
+    perform gatepost.mark(null, 'target', ids);
+    if exists (select from public.policy_targets t where t.target_id = any (ids)) then
+        perform gatepost.wake_all();
+    end if;
+end $$;
+
+reset role;

@@ -1,0 +1,384 @@
+-- What an agent may read. Each function acts for the gateway that gatepost.gateway_role binds to
+-- session_user, and for no other. To read one instant, call them in one REPEATABLE READ transaction.
+
+grant select (version) on gatepost.schema_history to gatepost_owner;
+
+set role gatepost_owner;
+
+create function gatepost.schema_version() returns integer
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select max(h.version) from gatepost.schema_history h
+$$;
+
+-- The gateway the caller acts for. Errors: 25006 this is a standby, GP001 the role is bound to no
+-- gateway, GP002 the gateway has no row.
+create function gatepost.me() returns uuid
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    bound record;
+begin
+    if pg_is_in_recovery() then
+        raise exception using
+            errcode = '25006',
+            message = 'this server is a standby',
+            hint = 'name the primary too, and target_session_attrs=read-write';
+    end if;
+    select r.gateway_id, r.gateway_name into bound
+    from gatepost.gateway_role r
+    where r.role_name = session_user;
+    if not found then
+        raise exception using
+            errcode = 'GP001',
+            message = format('role %s is bound to no gateway', session_user),
+            hint = format('run `gatepost grant <gateway> %s`', session_user);
+    elsif bound.gateway_id is null
+        or not exists (select from public.gateways g where g.id = bound.gateway_id)
+    then
+        raise exception using
+            errcode = 'GP002',
+            message = format('there is no gateway named %s', bound.gateway_name),
+            hint = 'run `gatepost enroll`';
+    end if;
+    return bound.gateway_id;
+end $$;
+
+-- Changes whenever a cursor of before may mean something else now: another cluster, a restored
+-- backup, a promoted standby, a server that lost its last transactions in a crash, another gateway.
+create function gatepost.epoch() returns text
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+    select concat_ws('/',
+        (select c.system_identifier from pg_control_system() c),
+        left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
+        extract(epoch from coalesce(
+            (select a.backend_start from pg_stat_activity a where a.backend_type = 'checkpointer'),
+            pg_postmaster_start_time()
+        )),
+        (select d.oid from pg_database d where d.datname = current_database()),
+        (select s.database_epoch from gatepost.state s),
+        'gatepost.state'::regclass::oid,
+        gatepost.me()
+    )
+$$;
+
+create function gatepost.hello(
+    out gateway_id uuid,
+    out gateway_name text,
+    out schema_version integer,
+    out server_version integer,
+    out epoch text
+)
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+    select g.id, g.name, gatepost.schema_version(), current_setting('server_version_num')::integer,
+        gatepost.epoch()
+    from public.gateways g
+    where g.id = gatepost.me()
+$$;
+
+-- Where a reader stands: its next cursor, the epoch that cursor belongs to, the clock.
+create function gatepost.snapshot_gateway(
+    out cursor text,
+    out epoch text,
+    out taken_at timestamptz,
+    out id uuid,
+    out name text,
+    out public_key text,
+    out listen_port integer,
+    out vpn_cidr cidr,
+    out dns_servers text[],
+    out active boolean,
+    out allocated_address inet
+)
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+    select pg_current_snapshot()::text, gatepost.epoch(), now(),
+        g.id, g.name, g.public_key, g.listen_port, g.vpn_cidr,
+        array(select s from unnest(g.dns_servers) s where s is not null),
+        g.is_active and g.deleted_at is null,
+        (
+            select a.address
+            from public.ip_allocations a
+            where a.gateway_id = g.id and a.device_id is null and a.status = 'gateway'
+            order by a.address
+            limit 1
+        )
+    from public.gateways g
+    where g.id = gatepost.me()
+$$;
+
+create function gatepost.snapshot_settings()
+returns table (category text, key text, value jsonb)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select s.category, s.key, s.value
+    from public.settings s
+    where s.category in ('gateway', 'policy')
+        or s.category = (
+            select 'gateway:' || g.name from public.gateways g where g.id = gatepost.me()
+        )
+    order by s.category, s.key
+$$;
+
+-- Live peers of all gateways with what their device and user add. Granted to nobody.
+-- `bars` are the bits of the library's `Bars`; `holder` is the device that `ip_allocations` gives
+-- the address to: this one, if any row says so.
+create view gatepost.peer as
+select
+    p.gateway_id,
+    p.id,
+    p.device_id,
+    d.user_id,
+    d.name as device_name,
+    u.username::text as username,
+    p.public_key,
+    p.assigned_ip,
+    p.preshared_key_ciphertext as preshared_key,
+    case when array_ndims(p.allowed_ips) > 1 or array_position(p.allowed_ips, null) is not null
+        then array(select c from unnest(p.allowed_ips) c where c is not null)
+        else p.allowed_ips end as allowed_ips,
+    case when array_ndims(p.dns_servers) > 1 or array_position(p.dns_servers, null) is not null
+        then array(select s from unnest(p.dns_servers) s where s is not null)
+        else p.dns_servers end as dns_servers,
+    (
+        (d.deleted_at is not null)::integer
+        | (d.status <> 'active')::integer << 1
+        | (not u.is_active)::integer << 2
+        | (u.deleted_at is not null)::integer << 3
+        | (d.approved_at is null)::integer << 4
+    )::smallint as bars,
+    case
+        when d.revoked_at < '0001-01-01 00:00:00+00' then '0001-01-01 00:00:00+00'
+        when d.revoked_at < '9999-12-31 00:00:00+00' then d.revoked_at
+    end as revoked_at,
+    case
+        when held.device_id is not null then held.device_id
+        else (
+            select a.device_id
+            from public.ip_allocations a
+            where a.gateway_id = p.gateway_id
+                and host(a.address) = host(p.assigned_ip)
+                and a.status = 'allocated'
+                and a.device_id is not null
+            order by a.device_id
+            limit 1
+        )
+    end as holder,
+    least(greatest(p.created_at, '0001-01-01 00:00:00+00'), '9999-12-31 00:00:00+00') as created_at
+from public.wireguard_peers p
+join public.devices d on d.id = p.device_id
+join public.users u on u.id = d.user_id
+left join public.ip_allocations held
+    on held.device_id = p.device_id
+    and held.status = 'allocated'
+    and held.gateway_id = p.gateway_id
+    and host(held.address) = host(p.assigned_ip)
+where p.deleted_at is null;
+
+create type gatepost.peer_row as (
+    id uuid,
+    device_id uuid,
+    user_id uuid,
+    device_name text,
+    username text,
+    public_key text,
+    assigned_ip inet,
+    preshared_key text,
+    allowed_ips cidr[],
+    dns_servers text[],
+    bars smallint,
+    revoked_at timestamptz,
+    holder uuid,
+    created_at timestamptz
+);
+
+create function gatepost.snapshot_peers() returns setof gatepost.peer_row
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan set jit = off set work_mem = '64MB' as $$
+declare
+    me constant uuid := gatepost.me();
+begin
+    return query
+    select v.id, v.device_id, v.user_id, v.device_name, v.username, v.public_key, v.assigned_ip,
+        v.preshared_key, v.allowed_ips, v.dns_servers, v.bars, v.revoked_at, v.holder, v.created_at
+    from gatepost.peer v
+    where v.gateway_id = me;
+end $$;
+
+create function gatepost.peers_by_device(ids uuid[]) returns setof gatepost.peer_row
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set jit = off as $$
+declare
+    me constant uuid := gatepost.me();
+begin
+    return query
+    select v.id, v.device_id, v.user_id, v.device_name, v.username, v.public_key, v.assigned_ip,
+        v.preshared_key, v.allowed_ips, v.dns_servers, v.bars, v.revoked_at, v.holder, v.created_at
+    from gatepost.peer v
+    where v.gateway_id = me and v.device_id = any (ids);
+end $$;
+
+-- Undeleted groups of the users who own a live peer here. A user without groups has no row.
+create function gatepost.snapshot_memberships()
+returns table (user_id uuid, group_ids uuid[])
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan set jit = off set work_mem = '64MB' as $$
+declare
+    me constant uuid := gatepost.me();
+begin
+    return query
+    select m.user_id, array_agg(m.group_id)
+    from public.group_memberships m
+    join public.groups g on g.id = m.group_id and g.deleted_at is null
+    where m.user_id in (
+        select d.user_id
+        from public.wireguard_peers p
+        join public.devices d on d.id = p.device_id
+        where p.gateway_id = me and p.deleted_at is null
+    )
+    group by m.user_id;
+end $$;
+
+create function gatepost.memberships_by_user(ids uuid[])
+returns table (user_id uuid, group_ids uuid[])
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set jit = off as $$
+declare
+    me constant uuid := gatepost.me();
+begin
+    return query
+    select m.user_id, array_agg(m.group_id)
+    from public.group_memberships m
+    join public.groups g on g.id = m.group_id and g.deleted_at is null
+    where m.user_id = any (ids)
+        and exists (
+            select
+            from public.devices d
+            join public.wireguard_peers p on p.device_id = d.id
+            where d.user_id = m.user_id and p.gateway_id = me and p.deleted_at is null
+        )
+    group by m.user_id;
+end $$;
+
+-- An active policy with those of its targets that concern this gateway: they match a live peer
+-- here, or they are dangling or of a type nobody knows, so that somebody says so.
+create type gatepost.policy_row as (
+    id uuid,
+    name text,
+    priority integer,
+    effect text,
+    full_tunnel boolean,
+    destinations cidr[],
+    target_types text[],
+    target_ids uuid[],
+    dangling boolean[]
+);
+
+create function gatepost.is_dangling(target_type text, target_id uuid) returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select not case target_type
+        when 'device' then exists (select from public.devices d where d.id = target_id)
+        when 'user' then exists (select from public.users u where u.id = target_id)
+        when 'group' then exists (select from public.groups g where g.id = target_id)
+        else true
+    end
+$$;
+
+create function gatepost.snapshot_policies() returns setof gatepost.policy_row
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan set jit = off set work_mem = '64MB' as $$
+declare
+    me constant uuid := gatepost.me();
+begin
+    return query
+    with here as materialized (
+        select p.device_id, d.user_id
+        from public.wireguard_peers p
+        join public.devices d on d.id = p.device_id
+        where p.gateway_id = me and p.deleted_at is null
+    ),
+    mine (target_type, target_id) as materialized (
+        select 'device', h.device_id from here h
+        union
+        select 'user', h.user_id from here h
+        union
+        select 'group', m.group_id
+        from public.group_memberships m
+        join public.groups g on g.id = m.group_id and g.deleted_at is null
+        where m.user_id in (select h.user_id from here h)
+    ),
+    target as (
+        select t.policy_id, t.target_type, t.target_id, judged.dangling
+        from public.policy_targets t
+        left join mine on mine.target_type = t.target_type and mine.target_id = t.target_id
+        cross join lateral (
+            select case when mine.target_id is not null then false
+                else gatepost.is_dangling(t.target_type, t.target_id) end as dangling
+        ) judged
+        where mine.target_id is not null
+            or judged.dangling
+            or t.target_type not in ('device', 'user', 'group')
+    ),
+    targets as (
+        select t.policy_id, array_agg(t.target_type) as types, array_agg(t.target_id) as ids,
+            array_agg(t.dangling) as dangling
+        from target t
+        group by t.policy_id
+    )
+    select p.id, p.name, p.priority, p.effect, p.full_tunnel,
+        array(select x.destination from public.policy_destinations x where x.policy_id = p.id),
+        t.types, t.ids, t.dangling
+    from targets t
+    join public.policies p on p.id = t.policy_id
+    where p.is_active and p.deleted_at is null;
+end $$;
+
+create function gatepost.policies_by_id(ids uuid[]) returns setof gatepost.policy_row
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set jit = off as $$
+declare
+    me constant uuid := gatepost.me();
+begin
+    return query
+    select p.id, p.name, p.priority, p.effect, p.full_tunnel,
+        array(select x.destination from public.policy_destinations x where x.policy_id = p.id),
+        t.types, t.ids, t.dangling
+    from public.policies p
+    cross join lateral (
+        select array_agg(s.target_type) as types, array_agg(s.target_id) as ids,
+            array_agg(judged.dangling) as dangling
+        from public.policy_targets s
+        cross join lateral (
+            select case s.target_type
+                when 'device' then exists (
+                    select
+                    from public.wireguard_peers w
+                    where w.device_id = s.target_id and w.gateway_id = me and w.deleted_at is null
+                )
+                when 'user' then exists (
+                    select
+                    from public.devices d
+                    join public.wireguard_peers w on w.device_id = d.id
+                    where d.user_id = s.target_id and w.gateway_id = me and w.deleted_at is null
+                )
+                when 'group' then exists (
+                    select
+                    from public.groups g
+                    join public.group_memberships m on m.group_id = g.id
+                    join public.devices d on d.user_id = m.user_id
+                    join public.wireguard_peers w on w.device_id = d.id
+                    where g.id = s.target_id and g.deleted_at is null
+                        and w.gateway_id = me and w.deleted_at is null
+                )
+                else false
+            end as here
+        ) match
+        cross join lateral (
+            select case when match.here then false
+                else gatepost.is_dangling(s.target_type, s.target_id) end as dangling
+        ) judged
+        where s.policy_id = p.id
+            and (match.here
+                or judged.dangling
+                or s.target_type not in ('device', 'user', 'group'))
+    ) t
+    where p.id = any (ids) and p.is_active and p.deleted_at is null and t.ids is not null;
+end $$;
+
+reset role;

@@ -1,0 +1,221 @@
+-- What an agent may write: reports about its own gateway, and nothing that a gateway reads.
+
+set role gatepost_owner;
+
+-- Latest handshakes and session starts of devices with a live peer here; none goes back, none lies
+-- ahead of the database's clock. Returns the devices whose row another transaction holds: report
+-- those again.
+create function gatepost.report(
+    device_ids uuid[], seen_at timestamptz[], connected_at timestamptz[]
+) returns setof uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set jit = off as $$
+declare
+    me constant uuid := gatepost.me();
+    free uuid[];
+    mine constant uuid[] := array(
+        select distinct p.device_id
+        from public.wireguard_peers p
+        where p.device_id = any (device_ids) and p.gateway_id = me and p.deleted_at is null
+    );
+begin
+    free := array(
+        select d.id
+        from public.devices d
+        where d.id = any (mine)
+        order by d.id
+        for no key update skip locked
+    );
+    update public.devices d
+    set last_seen_at = greatest(d.last_seen_at, r.seen),
+        last_connected_at = greatest(d.last_connected_at, r.connected)
+    from (
+        select r.id, max(least(r.seen, now())) as seen, max(least(r.connected, now())) as connected
+        from unnest(device_ids, seen_at, connected_at) r (id, seen, connected)
+        group by r.id
+    ) r
+    where d.id = r.id
+        and d.id = any (free)
+        and (greatest(d.last_seen_at, r.seen), greatest(d.last_connected_at, r.connected))
+            is distinct from (d.last_seen_at, d.last_connected_at);
+    return query select i from unnest(mine) i except select f from unnest(free) f;
+end $$;
+
+-- The kernel was proven equal to what the database held at `proven_at`. Never goes back, and never
+-- ahead of the clock. False: another transaction holds the row; say it again.
+create function gatepost.synced(proven_at timestamptz) returns boolean
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    me constant uuid := gatepost.me();
+    proven constant timestamptz := least(proven_at, now());
+begin
+    perform from public.gateways g where g.id = me for no key update skip locked;
+    if not found then
+        return false;
+    end if;
+    update public.gateways g
+    set last_sync_at = proven
+    where g.id = me
+        and (g.last_sync_at is null or g.last_sync_at < proven or g.last_sync_at > now());
+    return true;
+end $$;
+
+-- Appends to audit_logs. Each entry is stamped with the gateway that wrote it, whatever it says of
+-- itself. Entries: event_type, entity_type, entity_id, device_id, ip_address, status, message,
+-- metadata.
+create function gatepost.audit(entries jsonb) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    me constant uuid := gatepost.me();
+    odd text;
+begin
+    select e.event_type into odd
+    from jsonb_to_recordset(entries) e (event_type text)
+    where e.event_type is null or e.event_type !~ '^(gateway|peer|policy)\.[a-z_]{1,40}$'
+    limit 1;
+    if found then
+        raise exception using
+            errcode = 'GP005',
+            message = format('%L is no event of a gateway', odd);
+    end if;
+    insert into public.audit_logs (
+        actor_device_id, event_type, entity_type, entity_id, status, ip_address, message, metadata
+    )
+    select
+        (
+            select d.id
+            from public.devices d
+            where d.id = e.device_id
+                and exists (
+                    select
+                    from public.wireguard_peers p
+                    where p.device_id = d.id and p.gateway_id = me
+                )
+        ),
+        e.event_type,
+        e.entity_type,
+        case when e.entity_type = 'gateway' then me else e.entity_id end,
+        left(e.status, 40),
+        e.ip_address,
+        left(e.message, 2000),
+        case
+            when jsonb_typeof(e.metadata) <> 'object' then '{}'
+            when length(e.metadata::text) > 16384 then '{"metadata": "over 16384 bytes, left out"}'
+            else coalesce(e.metadata, '{}')
+        end || jsonb_build_object('gateway_id', me)
+    from jsonb_to_recordset(entries) e (
+        event_type text, entity_type text, entity_id uuid, device_id uuid, status text,
+        ip_address inet, message text, metadata jsonb
+    );
+end $$;
+
+-- Makes the row of gateway `name` say what its host says. Null leaves a column as it is. A role may
+-- do that for the gateway it is bound to. A role that owns what is here, or may insert gateways,
+-- may do it for any, and is bound to it unless it is bound already. Returns the gateway's id.
+create function gatepost.enroll(
+    name text,
+    public_key text,
+    endpoint text default null,
+    listen_port integer default null,
+    vpn_cidr cidr default null,
+    dns_servers text[] default null
+) returns uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_variable
+declare
+    bound text := (
+        select coalesce(g.name, r.gateway_name)
+        from gatepost.gateway_role r
+        left join public.gateways g on g.id = r.gateway_id
+        where r.role_name = session_user
+    );
+    present record;
+    id uuid;
+begin
+    if bound is null and not (
+        pg_has_role(session_user, 'gatepost_owner', 'member')
+        or has_table_privilege(session_user, 'public.gateways', 'insert')
+    ) then
+        raise exception using
+            errcode = 'GP001',
+            message = format('role %s is bound to no gateway', session_user),
+            hint = format('run `gatepost grant %s %s`', name, session_user);
+    elsif bound <> name then
+        raise exception using
+            errcode = 'GP006',
+            message = format('role %s is bound to gateway %s, not to %s', session_user, bound, name),
+            hint = format('run `gatepost grant %s %s`', name, session_user);
+    end if;
+
+    select g.id, g.public_key, g.deleted_at into present
+    from public.gateways g
+    where g.name = name
+    for no key update;
+    if not found then
+        if endpoint is null or listen_port is null or vpn_cidr is null then
+            raise exception using
+                errcode = 'GP002',
+                message = format('there is no gateway named %s', name),
+                hint = 'give endpoint, listen port and vpn_cidr to make it';
+        end if;
+        insert into public.gateways as g (
+            name, endpoint, public_key, listen_port, vpn_cidr, dns_servers
+        )
+        values (name, endpoint, public_key, listen_port, vpn_cidr, coalesce(dns_servers, '{}'))
+        returning g.id into id;
+    else
+        id := present.id;
+        update public.gateways g
+        set public_key = public_key,
+            endpoint = coalesce(endpoint, g.endpoint),
+            listen_port = coalesce(listen_port, g.listen_port),
+            vpn_cidr = coalesce(vpn_cidr, g.vpn_cidr),
+            dns_servers = coalesce(dns_servers, g.dns_servers),
+            updated_at = now()
+        where g.id = id;
+    end if;
+
+    insert into gatepost.gateway_role as r (role_name, gateway_name, gateway_id)
+    values (session_user, name, id)
+    on conflict (role_name) do update set gateway_id = excluded.gateway_id;
+    insert into public.audit_logs (event_type, entity_type, entity_id, status, message, metadata)
+    values (
+        'gateway.enrolled', 'gateway', id, 'success',
+        format('role %s enrolled gateway %s', session_user, name),
+        jsonb_build_object('public_key', public_key, 'former_public_key', present.public_key)
+    );
+    return id;
+end $$;
+
+-- Removes marks older than `keep`, and raises the floor so that a cursor that needed them is told.
+-- Never beyond what any running transaction may still have to see. Returns how many.
+create function gatepost.prune(keep interval) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    horizon constant xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    pruned bigint;
+    last xid8;
+begin
+    if keep < interval '1 hour' then
+        raise exception using
+            errcode = '22023',
+            message = format('marks must be kept for at least an hour, not %s', keep);
+    end if;
+    if not pg_try_advisory_xact_lock(hashtext('gatepost.prune')) then
+        return 0;
+    end if;
+    with gone as (
+        delete from gatepost.change c where c.at < now() - keep and c.xid < horizon returning c.xid
+    )
+    select count(*), (select g.xid from gone g order by g.xid desc limit 1) into pruned, last
+    from gone;
+    if pruned > 0 then
+        -- The floor is above the last mark removed: the next transaction id after it.
+        update gatepost.state s
+        set floor = ((last::text::numeric + 1)::text)::xid8, pruned_at = now()
+        where s.floor <= last;
+    end if;
+    return pruned;
+end $$;
+
+reset role;

@@ -1,0 +1,26 @@
+-- Where tables of schema public that are there already differ from those of gatepost_wanted, one
+-- line each. More columns than wanted, and stricter ones, do no harm.
+select format('%s.%s %s', wanted.relation, wanted.name, case
+    when found.name is null then 'is missing (' || wanted.type || ')'
+    when found.type <> wanted.type then 'is ' || found.type || ', not ' || wanted.type
+    else 'may be null' end)
+from (
+    select c.relname as relation, a.attname as name, a.attnum as number,
+        format_type(a.atttypid, null) as type, a.attnotnull as required
+    from pg_attribute a
+    join pg_class c on c.oid = a.attrelid and c.relkind = 'r'
+    where c.relnamespace = 'gatepost_wanted'::regnamespace and a.attnum > 0
+) wanted
+join pg_class there
+    on there.relname = wanted.relation and there.relnamespace = 'public'::regnamespace
+    and there.relkind in ('r', 'p', 'v', 'm', 'f')
+left join (
+    select a.attrelid, a.attname as name, format_type(a.atttypid, null) as type,
+        a.attnotnull as required
+    from pg_attribute a
+    where a.attnum > 0 and not a.attisdropped
+) found on found.attrelid = there.oid and found.name = wanted.name
+where found.name is null
+    or found.type <> wanted.type
+    or (wanted.required and not found.required)
+order by wanted.relation, wanted.number

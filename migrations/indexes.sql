@@ -1,0 +1,18 @@
+create index concurrently if not exists gatepost_peers_by_gateway
+    on public.wireguard_peers (gateway_id, host(assigned_ip)) where deleted_at is null;
+create index concurrently if not exists gatepost_peers_by_device
+    on public.wireguard_peers (device_id, gateway_id) where deleted_at is null;
+create index concurrently if not exists gatepost_devices_by_user
+    on public.devices (user_id);
+create index concurrently if not exists gatepost_memberships_by_user
+    on public.group_memberships (user_id, group_id);
+create index concurrently if not exists gatepost_memberships_by_group
+    on public.group_memberships (group_id, user_id);
+create index concurrently if not exists gatepost_targets_by_target
+    on public.policy_targets (target_id);
+create index concurrently if not exists gatepost_targets_by_policy
+    on public.policy_targets (policy_id);
+create index concurrently if not exists gatepost_destinations_by_policy
+    on public.policy_destinations (policy_id);
+create index concurrently if not exists gatepost_allocations_by_host
+    on public.ip_allocations (gateway_id, host(address)) where status = 'allocated'

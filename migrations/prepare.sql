@@ -1,0 +1,38 @@
+-- What must be there before the first migration of ours: two roles, the schema, and the right to
+-- act as its owner. Safe to run again, and beside another database's migration: roles belong to
+-- the whole cluster.
+
+do $$
+declare
+    wanted text;
+begin
+    foreach wanted in array array['gatepost_owner', 'gatepost_gateway'] loop
+        if not exists (select from pg_roles where rolname = wanted) then
+            begin
+                execute format('create role %I nologin', wanted);
+            exception when duplicate_object or unique_violation then
+                null; -- another database's migration was faster
+            end;
+        end if;
+        if exists (select from pg_roles where rolname = wanted and (rolcanlogin or rolsuper)) then
+            raise exception using
+                errcode = 'GP004',
+                message = format('role %s exists and can log in or is a superuser', wanted),
+                hint = format('alter role %I nologin nosuperuser', wanted);
+        end if;
+    end loop;
+    if not pg_has_role(current_user, 'gatepost_owner', 'member') then
+        execute format('grant gatepost_owner to %I', current_user);
+    end if;
+    -- For the start time of the checkpointer, see gatepost.epoch(). Not every host lets us.
+    if not pg_has_role('gatepost_owner', 'pg_read_all_stats', 'member') then
+        begin
+            grant pg_read_all_stats to gatepost_owner;
+        exception when insufficient_privilege or unique_violation or internal_error then
+            null;
+        end;
+    end if;
+end $$;
+
+create schema if not exists gatepost authorization gatepost_owner;
+grant usage on schema gatepost to gatepost_gateway;

@@ -1,0 +1,140 @@
+//! What changed since a cursor, at the cost of what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::decode::{self, Columns, PEER_COLUMNS, POLICY_COLUMNS};
+use super::snapshot::{Cursor, read_only};
+use super::{Store, StoreError};
+use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
+
+/// What [`Store::changes`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// Nothing that concerns this gateway, as of the database's clock beside it.
+    Nothing(Cursor, SystemTime),
+    /// The present rows of all that changed.
+    Changed(ChangedRows, Cursor),
+    /// Only [`Store::snapshot`] will do, and why.
+    Everything(String),
+}
+
+const DOING: &str = "read the changes";
+
+impl Store {
+    /// Reads what transactions that `since` did not see have changed for this gateway. Their rows
+    /// and the next cursor are of one REPEATABLE READ transaction.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights.
+    pub async fn changes(&self, since: &Cursor) -> Result<Read, StoreError> {
+        let mut lease = self.lease(DOING).await?;
+        let transaction = self.within(DOING, read_only(&mut lease)).await?;
+        let row = self
+            .within(
+                DOING,
+                transaction.query_typed_one(
+                    "select cursor, epoch, taken_at, everything, devices, users, policies \
+                     from gatepost.changes($1, $2)",
+                    &[(&since.snapshot, Type::TEXT), (&since.epoch, Type::TEXT)],
+                ),
+            )
+            .await?;
+        let columns = Columns::of(&row, DOING);
+        let everything: Option<String> = columns.get(3)?;
+        let marked =
+            Marked { devices: columns.get(4)?, users: columns.get(5)?, policies: columns.get(6)? };
+        let rows = if everything.is_some() || marked.is_empty() {
+            None
+        } else {
+            Some(self.within(DOING, marked.rows(&transaction)).await?)
+        };
+        self.within(DOING, transaction.commit()).await?;
+        lease.done();
+
+        if let Some(why) = everything {
+            return Ok(Read::Everything(why));
+        }
+        let next = Cursor { snapshot: columns.get(0)?, epoch: columns.get(1)? };
+        let taken_at = columns.get(2)?;
+        match rows {
+            Some(rows) => Ok(Read::Changed(marked.with(&rows, taken_at)?, next)),
+            None => Ok(Read::Nothing(next, taken_at)),
+        }
+    }
+}
+
+/// What must be read again.
+struct Marked {
+    devices: Vec<Uuid>,
+    users: Vec<Uuid>,
+    policies: Vec<Uuid>,
+}
+
+struct Rows {
+    peers: Vec<tokio_postgres::Row>,
+    memberships: Vec<tokio_postgres::Row>,
+    policies: Vec<tokio_postgres::Row>,
+}
+
+impl Marked {
+    fn is_empty(&self) -> bool {
+        self.devices.is_empty() && self.users.is_empty() && self.policies.is_empty()
+    }
+
+    async fn rows(
+        &self,
+        transaction: &deadpool_postgres::Transaction<'_>,
+    ) -> Result<Rows, tokio_postgres::Error> {
+        let peers = format!("select {PEER_COLUMNS} from gatepost.peers_by_device($1)");
+        let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
+        let memberships = "select user_id, group_ids from gatepost.memberships_by_user($1)";
+        let (peers, memberships, policies) = tokio::try_join!(
+            read(transaction, &peers, &self.devices),
+            read(transaction, memberships, &self.users),
+            read(transaction, &policies, &self.policies),
+        )?;
+        Ok(Rows { peers, memberships, policies })
+    }
+
+    /// Every marked key with the rows that are behind it now, or with none.
+    fn with(self, rows: &Rows, taken_at: SystemTime) -> Result<ChangedRows, StoreError> {
+        let mut peers: BTreeMap<DeviceId, Vec<_>> =
+            self.devices.into_iter().map(|id| (id.into(), Vec::new())).collect();
+        for row in &rows.peers {
+            let peer = decode::peer(row, DOING)?;
+            peers.entry(peer.device_id).or_default().push(peer);
+        }
+        for peers in peers.values_mut() {
+            peers.sort_unstable_by_key(|peer| peer.id);
+        }
+        let mut memberships: BTreeMap<UserId, BTreeSet<_>> =
+            self.users.into_iter().map(|id| (id.into(), BTreeSet::new())).collect();
+        for row in &rows.memberships {
+            let membership = decode::membership(row, DOING)?;
+            memberships.insert(membership.user_id, membership.group_ids);
+        }
+        let mut policies: BTreeMap<PolicyId, Option<_>> =
+            self.policies.into_iter().map(|id| (id.into(), None)).collect();
+        for row in &rows.policies {
+            let policy = decode::policy(row, DOING)?;
+            policies.insert(policy.id, Some(policy));
+        }
+        Ok(ChangedRows { peers, memberships, policies, taken_at })
+    }
+}
+
+/// Asks nothing where there is nothing to ask.
+async fn read(
+    transaction: &deadpool_postgres::Transaction<'_>,
+    query: &str,
+    ids: &Vec<Uuid>,
+) -> Result<Vec<tokio_postgres::Row>, tokio_postgres::Error> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    transaction.query_typed(query, &[(ids, Type::UUID_ARRAY)]).await
+}

@@ -1,0 +1,133 @@
+//! The connections: a small pool for queries, each with limits so that no call hangs for ever.
+
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+};
+
+use super::Store;
+use super::error::StoreError;
+use super::options::{ConnectOptions, Target};
+
+/// The network's share on top of a statement's own time.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Reads the options. Opens no connection yet: an agent must start while the database is away.
+    ///
+    /// # Errors
+    /// [`StoreError::Config`]: a setting is wrong, and which.
+    pub fn connect(options: &ConnectOptions) -> Result<Self, StoreError> {
+        let target = options.target()?;
+        let hosts = u32::try_from(target.config.get_hosts().len()).unwrap_or(u32::MAX);
+        let limits = session_limits(options.statement_timeout);
+        let manager = Manager::from_config(
+            target.config.clone(),
+            target.tls.clone(),
+            // No query to recycle: a lease that did not end well is not given back.
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        let pool = Pool::builder(manager)
+            .max_size(options.pool_size)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(options.statement_timeout + GRACE))
+            .create_timeout(Some(options.connect_timeout.saturating_mul(hosts) + GRACE))
+            .post_create(Hook::async_fn(move |client, _| {
+                let limits = limits.clone();
+                Box::pin(
+                    async move { client.batch_execute(&limits).await.map_err(HookError::Backend) },
+                )
+            }))
+            .build()
+            .map_err(|error| StoreError::Config {
+                what: format!("the connection pool cannot be made: {error}"),
+                fix: "run inside a tokio runtime with time enabled",
+            })?;
+        Ok(Self { target, pool, answer_within: options.statement_timeout + GRACE })
+    }
+
+    /// A connection that returns to the pool only by [`Lease::done`].
+    pub(super) async fn lease(&self, doing: &'static str) -> Result<Lease, StoreError> {
+        match self.pool.get().await {
+            Ok(object) => Ok(Lease(Some(object))),
+            Err(
+                PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)),
+            ) => Err(StoreError::of(&self.target.place, doing, source)),
+            Err(_) => Err(self.stalled(doing)),
+        }
+    }
+
+    /// Waits for one exchange, but not for ever: a server that is stopped, or a proxy that lost its
+    /// server, keeps the connection alive and says nothing.
+    pub(super) async fn within<T>(
+        &self,
+        doing: &'static str,
+        exchange: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.answer_within, exchange).await {
+            Ok(answer) => answer.map_err(|error| StoreError::of(&self.target.place, doing, error)),
+            Err(_) => Err(self.stalled(doing)),
+        }
+    }
+
+    fn stalled(&self, doing: &'static str) -> StoreError {
+        let place = Box::new(self.target.place.clone());
+        StoreError::Stalled { place, doing, waited: self.answer_within }
+    }
+}
+
+/// A pooled connection. Dropped before [`done`](Self::done), by an error, a timeout or a cancelled
+/// caller, it is closed: an answer that is still on its way must not meet the next question.
+pub(super) struct Lease(Option<Object>);
+
+impl Lease {
+    pub(super) fn done(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = deadpool_postgres::ClientWrapper;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("a lease holds its connection until it is dropped")
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.0.as_mut().expect("a lease holds its connection until it is dropped")
+    }
+}
+
+/// One connection of an operator's command, outside any pool.
+pub(super) async fn single(target: &Target) -> Result<tokio_postgres::Client, StoreError> {
+    let (client, connection) = target
+        .config
+        .connect(target.tls.clone())
+        .await
+        .map_err(|error| StoreError::of(&target.place, "connect", error))?;
+    // Its error also reaches whoever waits on the client.
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// Set after connecting, not as start-up options: poolers refuse those.
+fn session_limits(statement_timeout: Duration) -> String {
+    format!(
+        "set statement_timeout = {}; set lock_timeout = '5s'; \
+         set idle_in_transaction_session_timeout = '60s'",
+        statement_timeout.as_millis()
+    )
+}

@@ -1,0 +1,218 @@
+//! Columns to values. Every column decodes: what a row holds is judged later, and one odd row must
+//! not hide the others.
+
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, Type, accepts};
+use uuid::Uuid;
+
+use super::error::StoreError;
+use crate::model::{
+    Allocation, Bars, DeviceId, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
+    SettingRow, TargetRow, TargetType,
+};
+
+pub(super) const GATEWAY: &str = "select cursor, epoch, taken_at, id, name, public_key, \
+    listen_port, vpn_cidr, dns_servers, active, allocated_address from gatepost.snapshot_gateway()";
+
+/// The columns of `gatepost.peer_row`, in the order [`peer`] reads them.
+pub(super) const PEER_COLUMNS: &str = "id, device_id, user_id, device_name, username, public_key, \
+    assigned_ip, preshared_key, allowed_ips, dns_servers, bars, revoked_at, holder, created_at";
+
+/// The columns of `gatepost.policy_row`, in the order [`policy`] reads them.
+pub(super) const POLICY_COLUMNS: &str = "id, name, priority, effect, full_tunnel, destinations, \
+    target_types, target_ids, dangling";
+
+/// `inet` or `cidr`, host bits kept.
+pub(super) struct Net(pub IpNet);
+
+impl<'a> FromSql<'a> for Net {
+    // src/backend/utils/adt/network.c, network_send: family (2 or 3), bits, is_cidr, length, bytes.
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        let (address, bits): (IpAddr, u8) = match raw {
+            [2, bits, _, 4, bytes @ ..] => {
+                (Ipv4Addr::from(<[u8; 4]>::try_from(bytes)?).into(), *bits)
+            }
+            [3, bits, _, 16, bytes @ ..] => {
+                (Ipv6Addr::from(<[u8; 16]>::try_from(bytes)?).into(), *bits)
+            }
+            _ => return Err("not the binary form of inet".into()),
+        };
+        Ok(Self(IpNet::new(address, bits)?))
+    }
+
+    accepts!(INET, CIDR);
+}
+
+/// Text of any encoding: a database in SQL_ASCII may hold bytes that are no UTF-8.
+pub(super) struct Text(pub String);
+
+impl<'a> FromSql<'a> for Text {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Self(String::from_utf8_lossy(raw).into_owned()))
+    }
+
+    accepts!(TEXT, VARCHAR, BPCHAR, NAME);
+}
+
+/// Reads columns by number and remembers what for.
+pub(super) struct Columns<'a> {
+    row: &'a Row,
+    doing: &'static str,
+}
+
+impl<'a> Columns<'a> {
+    pub(super) fn of(row: &'a Row, doing: &'static str) -> Self {
+        Self { row, doing }
+    }
+
+    pub(super) fn get<T: FromSql<'a>>(&self, column: usize) -> Result<T, StoreError> {
+        let doing = self.doing;
+        self.row.try_get(column).map_err(|source| StoreError::Decode { doing, column, source })
+    }
+
+    fn text(&self, column: usize) -> Result<String, StoreError> {
+        Ok(self.get::<Text>(column)?.0)
+    }
+}
+
+/// What [`GATEWAY`] returns: cursor, epoch, clock, row.
+pub(super) fn gateway(
+    row: &Row,
+    doing: &'static str,
+) -> Result<(String, String, SystemTime, GatewayRow), StoreError> {
+    let columns = Columns::of(row, doing);
+    let gateway = GatewayRow {
+        id: columns.get::<Uuid>(3)?.into(),
+        name: columns.text(4)?,
+        public_key: KeyText::parse(&columns.text(5)?),
+        listen_port: columns.get(6)?,
+        vpn_cidr: columns.get::<Net>(7)?.0,
+        dns_servers: columns.get::<Vec<Text>>(8)?.into_iter().map(|text| text.0).collect(),
+        active: columns.get(9)?,
+        allocated_address: columns.get::<Option<Net>>(10)?.map(|net| net.0.addr()),
+    };
+    Ok((columns.text(0)?, columns.text(1)?, columns.get(2)?, gateway))
+}
+
+pub(super) fn setting(row: &Row, doing: &'static str) -> Result<SettingRow, StoreError> {
+    let columns = Columns::of(row, doing);
+    Ok(SettingRow { category: columns.text(0)?, key: columns.text(1)?, value: columns.text(2)? })
+}
+
+pub(super) fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError> {
+    let columns = Columns::of(row, doing);
+    let device_id = DeviceId(columns.get(1)?);
+    Ok(PeerRow {
+        id: columns.get::<Uuid>(0)?.into(),
+        device_id,
+        user_id: columns.get::<Uuid>(2)?.into(),
+        device_name: columns.text(3)?.into(),
+        username: columns.text(4)?.into(),
+        public_key: KeyText::parse(&columns.text(5)?),
+        assigned_ip: columns.get::<Net>(6)?.0,
+        preshared_key: columns.get::<Option<Text>>(7)?.map(|text| text.0.into()),
+        allowed_ips: columns.get::<Vec<Net>>(8)?.into_iter().map(|net| net.0).collect(),
+        dns_servers: columns.get::<Vec<Text>>(9)?.into_iter().map(|text| text.0.into()).collect(),
+        bars: Bars::from_bits(columns.get::<i16>(10)?.cast_unsigned()),
+        revoked_at: columns.get(11)?,
+        allocation: match columns.get::<Option<Uuid>>(12)?.map(DeviceId) {
+            Some(holder) if holder == device_id => Allocation::Held,
+            Some(holder) => Allocation::Other(holder),
+            None => Allocation::Missing,
+        },
+        created_at: columns.get(13)?,
+    })
+}
+
+pub(super) fn membership(row: &Row, doing: &'static str) -> Result<MembershipRow, StoreError> {
+    let columns = Columns::of(row, doing);
+    Ok(MembershipRow {
+        user_id: columns.get::<Uuid>(0)?.into(),
+        group_ids: columns.get::<Vec<Uuid>>(1)?.into_iter().map(Into::into).collect(),
+    })
+}
+
+pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreError> {
+    let columns = Columns::of(row, doing);
+    let mut destinations: Vec<IpNet> =
+        columns.get::<Vec<Net>>(5)?.into_iter().map(|net| net.0).collect();
+    destinations.sort_unstable();
+    destinations.dedup();
+    let types = columns.get::<Vec<Text>>(6)?;
+    let ids = columns.get::<Vec<Uuid>>(7)?;
+    let dangling = columns.get::<Vec<bool>>(8)?;
+    let mut targets: Vec<TargetRow> = types
+        .into_iter()
+        .zip(ids)
+        .zip(dangling)
+        .map(|((target_type, target_id), dangling)| TargetRow {
+            target_type: target_kind(target_type.0),
+            target_id,
+            dangling,
+        })
+        .collect();
+    targets.sort_unstable();
+    targets.dedup();
+    Ok(PolicyRow {
+        id: columns.get::<Uuid>(0)?.into(),
+        name: columns.text(1)?,
+        priority: columns.get(2)?,
+        effect: effect(columns.text(3)?),
+        full_tunnel: columns.get(4)?,
+        destinations,
+        targets,
+    })
+}
+
+fn effect(word: String) -> Effect {
+    match word.as_str() {
+        "allow" => Effect::Allow,
+        "deny" => Effect::Deny,
+        _ => Effect::Unknown(word.into()),
+    }
+}
+
+fn target_kind(word: String) -> TargetType {
+    match word.as_str() {
+        "user" => TargetType::User,
+        "device" => TargetType::Device,
+        "group" => TargetType::Group,
+        _ => TargetType::Unknown(word.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(raw: &[u8]) -> Option<String> {
+        Net::from_sql(&Type::INET, raw).ok().map(|net| net.0.to_string())
+    }
+
+    #[test]
+    fn inet_decodes_with_its_host_bits() {
+        assert_eq!(net(&[2, 24, 0, 4, 10, 8, 0, 7]).as_deref(), Some("10.8.0.7/24"));
+        let mut v6 = vec![3, 128, 0, 16, 0xfd];
+        v6.extend([0; 14]);
+        v6.push(7);
+        assert_eq!(net(&v6).as_deref(), Some("fd00::7/128"));
+    }
+
+    #[test]
+    fn what_is_no_inet_is_an_error() {
+        assert_eq!(net(&[]), None);
+        assert_eq!(net(&[2, 33, 0, 4, 10, 8, 0, 7]), None);
+        assert_eq!(net(&[2, 24, 0, 4, 10, 8, 0]), None);
+        assert_eq!(net(&[3, 24, 0, 4, 10, 8, 0, 7]), None);
+    }
+
+    #[test]
+    fn text_that_is_no_utf8_stays_readable() {
+        assert_eq!(Text::from_sql(&Type::TEXT, b"caf\xe9").unwrap().0, "caf\u{fffd}");
+    }
+}

@@ -1,0 +1,50 @@
+//! A gateway's own row, as its host says it.
+
+use ipnet::IpNet;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::model::{GatewayId, PublicKey};
+
+/// What a host says of its gateway. `None` leaves a column as it is; to make the row, endpoint,
+/// listen port and `vpn_cidr` are needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrollment {
+    pub name: String,
+    pub public_key: PublicKey,
+    /// Where clients find the gateway: `host:port`.
+    pub endpoint: Option<String>,
+    pub listen_port: Option<u16>,
+    /// Host bits are dropped.
+    pub vpn_cidr: Option<IpNet>,
+    pub dns_servers: Option<Vec<String>>,
+}
+
+const DOING: &str = "enroll the gateway";
+
+impl Store {
+    /// Inserts or updates the gateway's row and binds this role to it where it may.
+    ///
+    /// # Errors
+    /// [`StoreError::Unbound`]: the role may not; [`StoreError::GatewayUnknown`]: it is another
+    /// gateway's, or there is no row and too little to make one.
+    pub async fn enroll(&self, enrollment: &Enrollment) -> Result<GatewayId, StoreError> {
+        let lease = self.lease(DOING).await?;
+        let key = enrollment.public_key.to_string();
+        let port = enrollment.listen_port.map(i32::from);
+        let cidr = enrollment.vpn_cidr.map(|cidr| cidr.trunc().to_string());
+        let query = "select gatepost.enroll($1, $2, $3, $4, $5::cidr, $6)";
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 6] = [
+            (&enrollment.name, Type::TEXT),
+            (&key, Type::TEXT),
+            (&enrollment.endpoint, Type::TEXT),
+            (&port, Type::INT4),
+            (&cidr, Type::TEXT),
+            (&enrollment.dns_servers, Type::TEXT_ARRAY),
+        ];
+        let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
+        lease.done();
+        Ok(super::decode::Columns::of(&row, DOING).get::<Uuid>(0)?.into())
+    }
+}

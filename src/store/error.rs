@@ -1,0 +1,119 @@
+//! What can go wrong between an agent and its database, in words that name the way out.
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+
+/// Which database, and as whom. Holds no password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub hosts: String,
+    pub database: String,
+    pub role: String,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "database {} at {} as role {}", self.database, self.hosts, self.role)
+    }
+}
+
+/// Why the database did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{what}: {fix}")]
+    Config { what: String, fix: &'static str },
+    #[error("{place} is out of reach: {}", root(.source))]
+    Unreachable { place: Box<Place>, source: tokio_postgres::Error },
+    #[error("{place} closed the connection that listens")]
+    Closed { place: Box<Place> },
+    #[error("{place}: no answer within {} ms while trying to {doing}", .waited.as_millis())]
+    Stalled { place: Box<Place>, doing: &'static str, waited: Duration },
+    #[error("{place}: login refused: {}: check the password file and pg_hba.conf", root(.source))]
+    Refused { place: Box<Place>, source: tokio_postgres::Error },
+    #[error(
+        "{place} was connected to, but is a standby: name the primary too, and target_session_attrs=read-write"
+    )]
+    Standby { place: Box<Place> },
+    #[error("database {} at {} has no schema for gatepost: run `gatepost migrate`", .place.database, .place.hosts)]
+    Unmigrated { place: Box<Place> },
+    #[error("database {} at {} has schema version {found}, this agent needs {needed}: run `gatepost migrate` of this version", .place.database, .place.hosts)]
+    OldSchema { place: Box<Place>, found: i32, needed: i32 },
+    #[error("role {} is bound to no gateway: run `gatepost grant <gateway> {}` as an owner of the database", .place.role, .place.role)]
+    Unbound { place: Box<Place> },
+    #[error("role {} may not use schema gatepost: run `gatepost grant <gateway> {}` as an owner of the database", .place.role, .place.role)]
+    NoRights { place: Box<Place>, source: tokio_postgres::Error },
+    #[error("{message}: {hint}")]
+    GatewayUnknown { message: String, hint: String },
+    #[error("there is no role {role}: make it, or add --create")]
+    RoleUnknown { role: String },
+    /// Tables of the user's that are not what they should be, one line each.
+    #[error("tables of this database are not what gatepost reads, nothing was changed:\n  {}", .0.join("\n  "))]
+    Differs(Vec<String>),
+    #[error("migration {name} failed: {message}")]
+    Migration { name: String, message: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{place}: could not {doing}: {}", root(.source))]
+    Query { place: Box<Place>, doing: &'static str, source: tokio_postgres::Error },
+    #[error("could not {doing}: column {column} cannot be read: {source}")]
+    Decode { doing: &'static str, column: usize, source: tokio_postgres::Error },
+}
+
+impl StoreError {
+    /// Whether waiting may help: the same call may succeed later with nothing changed by an
+    /// operator. `false`: somebody must act first.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::Closed { .. }
+            | Self::Stalled { .. }
+            | Self::Standby { .. } => true,
+            Self::Query { source, .. } => source.code().is_none_or(|code| {
+                matches!(
+                    *code,
+                    SqlState::T_R_SERIALIZATION_FAILURE
+                        | SqlState::T_R_DEADLOCK_DETECTED
+                        | SqlState::LOCK_NOT_AVAILABLE
+                        | SqlState::QUERY_CANCELED
+                        | SqlState::TOO_MANY_CONNECTIONS
+                )
+            }),
+            _ => false,
+        }
+    }
+
+    /// Sorts an error of the driver by what an operator can do about it.
+    pub(super) fn of(place: &Place, doing: &'static str, source: tokio_postgres::Error) -> Self {
+        let place = Box::new(place.clone());
+        let Some(error) = source.as_db_error() else {
+            return Self::Unreachable { place, source };
+        };
+        let hint = error.hint().unwrap_or_default().to_owned();
+        let message = error.message().to_owned();
+        match error.code().code() {
+            "28P01" | "28000" => Self::Refused { place, source },
+            // Starting, stopping, crashed, or full: the server, not the statement.
+            "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Self::Unreachable { place, source },
+            "25006" => Self::Standby { place },
+            "3F000" | "42883" => Self::Unmigrated { place },
+            "42501" => Self::NoRights { place, source },
+            "GP001" => Self::Unbound { place },
+            "GP002" | "GP006" => Self::GatewayUnknown { message, hint },
+            _ => Self::Query { place, doing, source },
+        }
+    }
+}
+
+/// The innermost message: the driver's own is only "db error" or "error connecting to server".
+fn root(error: &tokio_postgres::Error) -> String {
+    if let Some(error) = error.as_db_error() {
+        return format!("{} ({})", error.message(), error.code().code());
+    }
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        words = format!("{words}: {inner}");
+        source = inner.source();
+    }
+    words
+}

@@ -1,0 +1,118 @@
+//! Which role acts for which gateway.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::connect::single;
+use super::error::{Place, StoreError};
+use super::options::{ConnectOptions, Password};
+
+/// Whether [`grant`] may make the role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CreateRole {
+    No,
+    /// If absent, with this password. It reaches the server as a SCRAM verifier, never in clear.
+    IfAbsent(Option<Password>),
+}
+
+/// What [`grant`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    pub role_created: bool,
+    /// The gateway this role was bound to before, if it was another.
+    pub formerly: Option<String>,
+    /// `false`: the gateway has no row yet; the role may make it by `gatepost enroll`.
+    pub gateway_exists: bool,
+}
+
+const DOING: &str = "grant a gateway";
+
+/// Binds `role` to `gateway`: from now on it acts for that gateway and for no other. To be run as
+/// an owner of the database.
+///
+/// # Errors
+/// [`StoreError::RoleUnknown`]: no such role, and none was to be made. Any other of the connection
+/// or of the rights of the role that runs it.
+pub async fn grant(
+    options: &ConnectOptions,
+    gateway: &str,
+    role: &str,
+    create: &CreateRole,
+) -> Result<Granted, StoreError> {
+    let target = options.target()?;
+    let mut client = single(&target).await?;
+    let place = &target.place;
+    let role_created = ensure_role(&client, place, role, create).await?;
+    let failed = |error| StoreError::of(place, DOING, error);
+    let transaction = client.transaction().await.map_err(failed)?;
+    let member = transaction
+        .query_typed_one(
+            "select pg_has_role($1::name, 'gatepost_gateway', 'member'), \
+             format('grant gatepost_gateway to %I', $1)",
+            &[(&role, Type::TEXT)],
+        )
+        .await
+        .map_err(|error| undefined_role_is_unmigrated(place, error))?;
+    if !member.get::<_, bool>(0) {
+        transaction.batch_execute(member.get(1)).await.map_err(failed)?;
+    }
+    let bound = transaction
+        .query_typed_one(
+            "with former as (
+                 select gateway_name from gatepost.gateway_role where role_name = $2::name
+             ), bound as (
+                 insert into gatepost.gateway_role as r (role_name, gateway_name, gateway_id)
+                 values ($2::name, $1, (select id from public.gateways where name = $1))
+                 on conflict (role_name) do update set gateway_name = excluded.gateway_name,
+                     gateway_id = excluded.gateway_id, granted_at = now()
+                 returning r.gateway_id is not null as gateway_exists
+             )
+             select (select gateway_name from former where gateway_name <> $1),
+                 (select gateway_exists from bound)",
+            &[(&gateway, Type::TEXT), (&role, Type::TEXT)],
+        )
+        .await
+        .map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
+    Ok(Granted { role_created, formerly: bound.get(0), gateway_exists: bound.get(1) })
+}
+
+/// Returns whether it was made just now.
+async fn ensure_role(
+    client: &Client,
+    place: &Place,
+    role: &str,
+    create: &CreateRole,
+) -> Result<bool, StoreError> {
+    let failed = |error| StoreError::of(place, DOING, error);
+    let password = match create {
+        CreateRole::IfAbsent(Some(password)) => {
+            Some(postgres_protocol::password::scram_sha_256(password.expose().as_bytes()))
+        }
+        CreateRole::No | CreateRole::IfAbsent(None) => None,
+    };
+    let row = client
+        .query_typed_one(
+            "select exists (select from pg_roles where rolname = $1::name),
+                 format('create role %I login', $1) || coalesce(format(' password %L', $2), '')",
+            &[(&role, Type::TEXT), (&password, Type::TEXT)],
+        )
+        .await
+        .map_err(failed)?;
+    if row.get(0) {
+        return Ok(false);
+    }
+    if *create == CreateRole::No {
+        return Err(StoreError::RoleUnknown { role: role.to_owned() });
+    }
+    client.batch_execute(row.get(1)).await.map_err(failed)?;
+    Ok(true)
+}
+
+/// Without our migrations the group role is missing, which is what `pg_has_role` complains of.
+fn undefined_role_is_unmigrated(place: &Place, error: tokio_postgres::Error) -> StoreError {
+    if error.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) {
+        return StoreError::Unmigrated { place: Box::new(place.clone()) };
+    }
+    StoreError::of(place, DOING, error)
+}

@@ -1,0 +1,58 @@
+//! The first question: who am I here, and is this database what I need?
+
+use uuid::Uuid;
+
+use super::decode::{Columns, Text};
+use super::migrate::SCHEMA_VERSION;
+use super::{Store, StoreError};
+use crate::model::GatewayId;
+
+/// What the database says of the role that asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    pub gateway_id: GatewayId,
+    pub gateway_name: String,
+    /// The latest migration applied; at least [`SCHEMA_VERSION`].
+    pub schema_version: i32,
+    /// As `server_version_num`: 150018 is 15.18.
+    pub server_version: i32,
+}
+
+const DOING: &str = "ask which gateway this role acts for";
+
+impl Store {
+    /// Asks which gateway this role acts for.
+    ///
+    /// # Errors
+    /// Out of reach, login refused, a standby, not migrated, too old a schema, no rights, a role
+    /// bound to no gateway, a gateway without a row: each its own [`StoreError`].
+    pub async fn hello(&self) -> Result<Hello, StoreError> {
+        let lease = self.lease(DOING).await?;
+        let row = self
+            .within(
+                DOING,
+                lease.query_typed_one(
+                    "select gateway_id, gateway_name, schema_version, server_version \
+                     from gatepost.hello()",
+                    &[],
+                ),
+            )
+            .await?;
+        lease.done();
+        let columns = Columns::of(&row, DOING);
+        let hello = Hello {
+            gateway_id: columns.get::<Uuid>(0)?.into(),
+            gateway_name: columns.get::<Text>(1)?.0,
+            schema_version: columns.get(2)?,
+            server_version: columns.get(3)?,
+        };
+        if hello.schema_version < SCHEMA_VERSION {
+            return Err(StoreError::OldSchema {
+                place: Box::new(self.target.place.clone()),
+                found: hello.schema_version,
+                needed: SCHEMA_VERSION,
+            });
+        }
+        Ok(hello)
+    }
+}

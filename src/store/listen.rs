@@ -1,0 +1,120 @@
+//! The one connection that hears of commits. A notification carries nothing: it says *look again*.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_postgres::AsyncMessage;
+
+use super::{Hello, Store, StoreError};
+
+/// How long a notification to ourselves may take before we say that none arrives.
+const PROBE_WITHIN: Duration = Duration::from_secs(5);
+
+const DOING: &str = "listen for notifications";
+
+/// A connection that listens and never opens a transaction: an open one would fill the server's
+/// notification queue, and then commits fail for everybody.
+pub struct Listener {
+    store: Store,
+    client: tokio_postgres::Client,
+    wakes: mpsc::UnboundedReceiver<()>,
+    probes: mpsc::UnboundedReceiver<()>,
+    /// Where only this listener listens.
+    probe_channel: String,
+    connection: tokio::task::JoinHandle<()>,
+    end: tokio::sync::oneshot::Receiver<tokio_postgres::Error>,
+}
+
+impl Store {
+    /// Connects and listens on this gateway's channel and on the one for all. Read only after it
+    /// returns: what commits later is announced.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights.
+    pub async fn listen(&self, hello: &Hello) -> Result<Listener, StoreError> {
+        let connecting = self.target.config.connect(self.target.tls.clone());
+        let (client, mut connection) = self.within(DOING, connecting).await?;
+        let (wake, wakes) = mpsc::unbounded_channel();
+        let (probe, probes) = mpsc::unbounded_channel();
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let probe_channel = format!("gatepost_probe_{:016x}", fastrand::u64(..));
+        let channels = format!(
+            "listen \"gatepost_{}\"; listen gatepost_all; listen {probe_channel}",
+            hello.gateway_id
+        );
+        let own_channel = probe_channel.clone();
+        let connection = tokio::spawn(async move {
+            loop {
+                match std::future::poll_fn(|context| connection.poll_message(context)).await {
+                    Some(Ok(AsyncMessage::Notification(heard))) => {
+                        let to = if heard.channel() == own_channel { &probe } else { &wake };
+                        if to.send(()).is_err() {
+                            return;
+                        }
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        // The listener may be gone; then nobody asks why.
+                        let _ = ended.send(error);
+                        return;
+                    }
+                    None => return,
+                }
+            }
+        });
+        let store = self.clone();
+        let listener = Listener { store, client, wakes, probes, probe_channel, connection, end };
+        self.within(DOING, listener.client.batch_execute(&channels)).await?;
+        Ok(listener)
+    }
+}
+
+impl Listener {
+    /// Waits for the next notification, and returns how many have come since the last call. May be
+    /// cancelled without losing any.
+    ///
+    /// # Errors
+    /// The connection is gone. Listen again, then read: what committed
+    /// in between was not announced.
+    pub async fn next(&mut self) -> Result<usize, StoreError> {
+        if self.wakes.recv().await.is_none() {
+            return Err(self.gone());
+        }
+        let mut count = 1;
+        while self.wakes.try_recv().is_ok() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Whether a notification that we send ourselves arrives. `false`: something between us and the
+    /// server, such as a pooler in transaction mode, swallows them; poll instead.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub async fn probe(&mut self) -> Result<bool, StoreError> {
+        while self.probes.try_recv().is_ok() {}
+        self.store
+            .within(DOING, self.client.batch_execute(&format!("notify {}", self.probe_channel)))
+            .await?;
+        match tokio::time::timeout(PROBE_WITHIN, self.probes.recv()).await {
+            Ok(Some(())) => Ok(true),
+            Ok(None) => Err(self.gone()),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn gone(&mut self) -> StoreError {
+        let place = &self.store.target.place;
+        match self.end.try_recv() {
+            Ok(error) => StoreError::of(place, DOING, error),
+            Err(_) => StoreError::Closed { place: Box::new(place.clone()) },
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}

@@ -1,0 +1,213 @@
+//! Brings a database to the schema this version needs. Safe to run again, beside a running control
+//! plane, and on tables that hold rows.
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config};
+
+use super::backoff::Backoff;
+use super::connect::single;
+use super::error::{Place, StoreError};
+use super::options::ConnectOptions;
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// The migration that this version of the agent needs at least.
+pub const SCHEMA_VERSION: i32 = 8;
+
+const DOING: &str = "migrate the database";
+const HISTORY: &str = "gatepost.schema_history";
+const PREPARE: &str = include_str!("../../migrations/prepare.sql");
+const COMPARE: &str = include_str!("../../migrations/compare.sql");
+const INDEXES: &str = include_str!("../../migrations/indexes.sql");
+
+/// Tries to get locks that a busy control plane holds, before giving up: about a minute.
+const TRIES: usize = 12;
+
+/// One migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migration {
+    /// As its file: `V2__feed`.
+    pub name: String,
+    pub sql: String,
+}
+
+/// Applies what is missing, and returns it.
+///
+/// # Errors
+/// [`StoreError::Differs`]: tables that are there already are not what gatepost reads; nothing was
+/// changed. [`StoreError::Migration`]: the step that failed, which left nothing behind.
+pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreError> {
+    let target = options.target()?;
+    let mut client = single(&target).await?;
+    let mut backoff = Backoff::new(fastrand::u64(..));
+    let mut tries = 0;
+    begin(&client, &target.config).await.map_err(|error| of(&target.place, error))?;
+    let missing = missing(&client).await.map_err(|error| of(&target.place, error))?;
+    loop {
+        tries += 1;
+        match attempt(&mut client, &target.place).await {
+            Err(error) if tries < TRIES && is_contention(&error) => {
+                let wait: Duration = backoff.next_wait();
+                tracing::info!(tries, ?wait, %error, "a table is in use, trying again");
+                tokio::time::sleep(wait).await;
+            }
+            outcome => return outcome.map(|()| missing),
+        }
+    }
+}
+
+/// The migrations that [`migrate`] would apply. Changes nothing.
+///
+/// # Errors
+/// As [`migrate`].
+pub async fn pending(options: &ConnectOptions) -> Result<Vec<Migration>, StoreError> {
+    let target = options.target()?;
+    let mut client = single(&target).await?;
+    begin(&client, &target.config).await.map_err(|error| of(&target.place, error))?;
+    compare(&mut client, &target.place).await?;
+    missing(&client).await.map_err(|error| of(&target.place, error))
+}
+
+async fn attempt(client: &mut Client, place: &Place) -> Result<(), StoreError> {
+    compare(client, place).await?;
+    let prepared = async {
+        let transaction = client.transaction().await?;
+        transaction.batch_execute(PREPARE).await?;
+        transaction.commit().await
+    };
+    prepared.await.map_err(|error| failed(place, "prepare", error))?;
+    let mut runner = embedded::migrations::runner();
+    runner.set_migration_table_name(HISTORY);
+    runner.run_async(client).await.map_err(|error| StoreError::Migration {
+        name: "of the schema".into(),
+        message: words(&error),
+        source: Box::new(error),
+    })?;
+    ensure_indexes(client).await.map_err(|error| failed(place, "indexes", error))
+}
+
+/// One migration at a time for a database, and no wait for a lock that makes others wait long.
+async fn begin(client: &Client, _config: &Config) -> Result<(), tokio_postgres::Error> {
+    client
+        .batch_execute(
+            "select pg_advisory_lock(hashtext('gatepost.migrate'));
+             set lock_timeout = '2s';
+             set client_min_messages = warning;
+             select set_config('search_path', concat_ws(', ', 'public', (
+                 select quote_ident(n.nspname)
+                 from pg_extension e join pg_namespace n on n.oid = e.extnamespace
+                 where e.extname = 'citext' and n.nspname <> 'public'
+             )), false)",
+        )
+        .await
+}
+
+/// Compares tables that are there already with those that the first migration would make.
+async fn compare(client: &mut Client, place: &Place) -> Result<(), StoreError> {
+    let runner = embedded::migrations::runner();
+    let control_plane = runner.get_migrations().iter().find(|migration| migration.version() == 1);
+    let wanted = control_plane.and_then(|migration| migration.sql()).unwrap_or_default();
+    let differences = async {
+        let transaction = client.transaction().await?;
+        transaction
+            .batch_execute(
+                "create schema gatepost_wanted;
+                 select set_config('search_path',
+                     'gatepost_wanted, ' || current_setting('search_path'), true)",
+            )
+            .await?;
+        transaction.batch_execute(wanted).await?;
+        let rows = transaction.query_typed(COMPARE, &[]).await?;
+        transaction.rollback().await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>())
+    };
+    match differences.await {
+        Ok(differences) if differences.is_empty() => Ok(()),
+        Ok(differences) => Err(StoreError::Differs(differences)),
+        Err(error) => Err(failed(place, "compare", error)),
+    }
+}
+
+/// Migrations that the history does not name.
+async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Error> {
+    let known = client
+        .query_typed_one("select to_regclass('gatepost.schema_history') is not null", &[])
+        .await?;
+    let applied: Vec<i32> = if known.get(0) {
+        let query = format!("select version from {HISTORY}");
+        client.query_typed(&query, &[]).await?.iter().map(|row| row.get(0)).collect()
+    } else {
+        Vec::new()
+    };
+    let mut missing: Vec<_> = embedded::migrations::runner()
+        .get_migrations()
+        .iter()
+        .filter(|migration| !applied.contains(&(migration.version())))
+        .map(|migration| (migration.version(), migration.to_string(), migration.sql()))
+        .map(|(version, name, sql)| (version, name, sql.unwrap_or_default().to_owned()))
+        .collect();
+    missing.sort_unstable();
+    Ok(missing.into_iter().map(|(_, name, sql)| Migration { name, sql }).collect())
+}
+
+/// Builds indexes without stopping writers, which no transaction can. One that was interrupted is
+/// left invalid by Postgres: it is dropped and built anew.
+async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
+    let invalid = client
+        .query_typed(
+            "select format('drop index concurrently %s', i.indexrelid::regclass)
+             from pg_index i join pg_class c on c.oid = i.indexrelid
+             where c.relname like 'gatepost\\_%' and not i.indisvalid",
+            &[],
+        )
+        .await?;
+    for row in &invalid {
+        client.batch_execute(row.get(0)).await?;
+    }
+    for statement in INDEXES.split(';').filter(|statement| statement.contains("index")) {
+        client.batch_execute(statement).await?;
+    }
+    Ok(())
+}
+
+fn of(place: &Place, error: tokio_postgres::Error) -> StoreError {
+    StoreError::of(place, DOING, error)
+}
+
+fn failed(place: &Place, name: &str, error: tokio_postgres::Error) -> StoreError {
+    if error.as_db_error().is_none() {
+        return of(place, error);
+    }
+    StoreError::Migration { name: name.into(), message: words(&error), source: Box::new(error) }
+}
+
+/// The message, detail and hint of the server's error, wherever it is wrapped.
+fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    match server_error(error) {
+        Some(error) => [Some(error.message()), error.detail(), error.hint()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("; "),
+        None => error.to_string(),
+    }
+}
+
+fn server_error<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a tokio_postgres::error::DbError> {
+    std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref::<tokio_postgres::error::DbError>())
+}
+
+fn is_contention(error: &StoreError) -> bool {
+    server_error(error).is_some_and(|error| {
+        [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].contains(error.code())
+            // Two migrations of one cluster alter the same role; the loser is told so.
+            || error.message().starts_with("tuple concurrently")
+    })
+}

@@ -1,0 +1,218 @@
+//! What is true, written back: handshakes, the time of the last proof, audit entries.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::model::{DeviceId, GatewayId, PeerId, PolicyId};
+
+/// Rows in one statement: few enough to hold their locks for milliseconds.
+const BATCH: usize = 1_000;
+
+/// One device's latest handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handshake {
+    pub device_id: DeviceId,
+    /// For `devices.last_seen_at`.
+    pub seen_at: SystemTime,
+    /// For `devices.last_connected_at`; `None`: the present session began earlier and was reported.
+    pub connected_at: Option<SystemTime>,
+}
+
+/// What became of reported handshakes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reported {
+    /// Rows that another transaction held: report them again later.
+    pub skipped: Vec<DeviceId>,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+
+        impl $name {
+            /// The word that stands in `audit_logs`.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+    };
+}
+
+words! {
+    /// `audit_logs.event_type`.
+    AuditEvent {
+        GatewayStarted = "gateway.started",
+        /// Something changed in the kernel, with counts.
+        GatewaySynced = "gateway.synced",
+        DriftRepaired = "gateway.drift_repaired",
+        PeerConnected = "peer.connected",
+        PeerDisconnected = "peer.disconnected",
+        /// A peer's packets come from another address than before.
+        PeerRoamed = "peer.roamed",
+        PeerQuarantined = "peer.quarantined",
+        /// With the flows cut and the milliseconds it took.
+        PeerRevoked = "peer.revoked",
+        PolicyApplied = "policy.applied",
+        /// Part of a policy was left out, and why.
+        PolicyIgnored = "policy.ignored",
+    }
+}
+
+words! {
+    /// `audit_logs.status`.
+    AuditStatus { Success = "success", Warning = "warning", Failure = "failure" }
+}
+
+/// What an audit entry is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entity {
+    Gateway(GatewayId),
+    /// A row of `wireguard_peers`.
+    Peer(PeerId),
+    Device(DeviceId),
+    Policy(PolicyId),
+}
+
+impl Entity {
+    const fn type_and_id(self) -> (&'static str, Uuid) {
+        match self {
+            Self::Gateway(GatewayId(id)) => ("gateway", id),
+            Self::Peer(PeerId(id)) => ("peer", id),
+            Self::Device(DeviceId(id)) => ("device", id),
+            Self::Policy(PolicyId(id)) => ("policy", id),
+        }
+    }
+}
+
+/// One row for `audit_logs`. The database adds the gateway's id to the metadata.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuditEntry {
+    pub event: AuditEvent,
+    pub entity: Entity,
+    /// For `actor_device_id`, if it has or had a peer here.
+    pub device_id: Option<DeviceId>,
+    /// The peer's endpoint.
+    pub ip_address: Option<IpAddr>,
+    pub status: AuditStatus,
+    /// At most 2,000 characters; the rest is cut.
+    pub message: String,
+    /// A JSON object of at most 16 KiB.
+    pub metadata: Value,
+}
+
+impl AuditEntry {
+    fn json(&self) -> Value {
+        let (entity_type, entity_id) = self.entity.type_and_id();
+        json!({
+            "event_type": self.event.word(),
+            "entity_type": entity_type,
+            "entity_id": entity_id,
+            "device_id": self.device_id,
+            "ip_address": self.ip_address,
+            "status": self.status.word(),
+            "message": self.message,
+            "metadata": self.metadata,
+        })
+    }
+}
+
+impl Store {
+    /// Writes handshakes, in batches. None goes back in time, none lies ahead of the database's
+    /// clock; a device without a live peer here is left alone. Wakes no gateway.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights; batches before it are written.
+    pub async fn report(&self, handshakes: &[Handshake]) -> Result<Reported, StoreError> {
+        const DOING: &str = "report handshakes";
+        let lease = self.lease(DOING).await?;
+        let mut reported = Reported::default();
+        for batch in handshakes.chunks(BATCH) {
+            let ids: Vec<Uuid> = batch.iter().map(|handshake| handshake.device_id.0).collect();
+            let seen: Vec<SystemTime> = batch.iter().map(|one| storable(one.seen_at)).collect();
+            let connected: Vec<Option<SystemTime>> =
+                batch.iter().map(|one| one.connected_at.map(storable)).collect();
+            let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
+                (&ids, Type::UUID_ARRAY),
+                (&seen, Type::TIMESTAMPTZ_ARRAY),
+                (&connected, Type::TIMESTAMPTZ_ARRAY),
+            ];
+            let query = "select skipped from gatepost.report($1, $2, $3) skipped";
+            let skipped = self.within(DOING, lease.query_typed(query, &parameters)).await?;
+            for row in &skipped {
+                reported
+                    .skipped
+                    .push(super::decode::Columns::of(row, DOING).get::<Uuid>(0)?.into());
+            }
+        }
+        lease.done();
+        Ok(reported)
+    }
+
+    /// Says that the kernel was proven equal to what the database held at `proven_at`: the
+    /// `taken_at` of the read that was proven. Never goes back, never ahead of the database's clock.
+    /// `false`: another transaction holds the row, nothing was written.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights.
+    pub async fn synced(&self, proven_at: SystemTime) -> Result<bool, StoreError> {
+        const DOING: &str = "report the last sync";
+        let lease = self.lease(DOING).await?;
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
+            [(&proven_at, Type::TIMESTAMPTZ)];
+        let query = "select gatepost.synced($1)";
+        let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
+        lease.done();
+        super::decode::Columns::of(&row, DOING).get(0)
+    }
+
+    /// Appends entries to `audit_logs`, in batches, in order.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights; batches before it are written.
+    pub async fn audit(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        const DOING: &str = "write audit entries";
+        let lease = self.lease(DOING).await?;
+        for batch in entries.chunks(BATCH) {
+            // Postgres keeps no NUL in text, in no escape either.
+            let text = Value::from(batch.iter().map(AuditEntry::json).collect::<Vec<_>>())
+                .to_string()
+                .replace("\\u0000", "\u{fffd}");
+            let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
+                [(&text, Type::TEXT)];
+            let query = "select gatepost.audit($1::jsonb)";
+            self.within(DOING, lease.query_typed(query, &parameters)).await?;
+        }
+        lease.done();
+        Ok(())
+    }
+
+    /// Removes change marks older than `keep` (at least an hour); a reader that still needed them
+    /// is told to read everything. Any agent may do it, once an hour is plenty. Returns how many.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights.
+    pub async fn prune(&self, keep: Duration) -> Result<i64, StoreError> {
+        const DOING: &str = "prune change marks";
+        let lease = self.lease(DOING).await?;
+        let keep_secs = keep.as_secs_f64();
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
+            [(&keep_secs, Type::FLOAT8)];
+        let query = "select gatepost.prune(make_interval(secs => $1))";
+        let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
+        lease.done();
+        super::decode::Columns::of(&row, DOING).get(0)
+    }
+}
+
+/// A kernel clock that was never set must not fail the batch: Postgres' epoch is 2000.
+fn storable(time: SystemTime) -> SystemTime {
+    time.max(SystemTime::UNIX_EPOCH)
+}

@@ -1,0 +1,97 @@
+//! Everything one gateway needs, as of one instant.
+
+use futures_util::TryStreamExt;
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{GenericClient, IsolationLevel, Row};
+
+use super::connect::Lease;
+use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};
+use super::{Store, StoreError};
+use crate::model::SnapshotRows;
+
+/// Where a read stands: the next [`Store::changes`] returns what that read did not see.
+///
+/// It is no number, because transactions do not commit in the order in which they begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// A `pg_snapshot` as text.
+    pub snapshot: String,
+    /// Which history of which database the snapshot belongs to.
+    pub epoch: String,
+}
+
+const DOING: &str = "read the snapshot";
+
+impl Store {
+    /// Reads all rows of this gateway in one REPEATABLE READ transaction, sorted by id.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights.
+    pub async fn snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
+        let mut lease = self.lease(DOING).await?;
+        let transaction = self.within(DOING, read_only(&mut lease)).await?;
+        let peers = format!("select {PEER_COLUMNS} from gatepost.snapshot_peers()");
+        let policies = format!("select {POLICY_COLUMNS} from gatepost.snapshot_policies()");
+        let (gateway, settings, peers, memberships, policies) = self
+            .within(DOING, async {
+                tokio::try_join!(
+                    transaction.query_typed_one(decode::GATEWAY, &[]),
+                    transaction.query_typed(
+                        "select category, key, value::text from gatepost.snapshot_settings()",
+                        &[],
+                    ),
+                    collect(&transaction, &peers, decode::peer),
+                    collect(
+                        &transaction,
+                        "select user_id, group_ids from gatepost.snapshot_memberships()",
+                        decode::membership,
+                    ),
+                    collect(&transaction, &policies, decode::policy),
+                )
+            })
+            .await?;
+        self.within(DOING, transaction.commit()).await?;
+        lease.done();
+
+        let (snapshot, epoch, taken_at, gateway) = decode::gateway(&gateway, DOING)?;
+        let (mut peers, mut memberships, mut policies) = (peers?, memberships?, policies?);
+        peers.sort_unstable_by_key(|peer| peer.id);
+        memberships.sort_unstable_by_key(|membership| membership.user_id);
+        policies.sort_unstable_by_key(|policy| policy.id);
+        let settings =
+            settings.iter().map(|row| decode::setting(row, DOING)).collect::<Result<_, _>>()?;
+        let rows = SnapshotRows { gateway, settings, peers, memberships, policies, taken_at };
+        Ok((rows, Cursor { snapshot, epoch }))
+    }
+}
+
+/// Begins the transaction in which one instant is read.
+pub(super) async fn read_only(
+    lease: &mut Lease,
+) -> Result<deadpool_postgres::Transaction<'_>, tokio_postgres::Error> {
+    lease
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await
+}
+
+/// Decodes rows as they arrive. The outer error is the connection's, the inner a row's.
+async fn collect<T>(
+    transaction: &deadpool_postgres::Transaction<'_>,
+    query: &str,
+    decode: fn(&Row, &'static str) -> Result<T, StoreError>,
+) -> Result<Result<Vec<T>, StoreError>, tokio_postgres::Error> {
+    let no_parameters = std::iter::empty::<(i32, tokio_postgres::types::Type)>();
+    let rows = transaction.query_typed_raw(query, no_parameters).await?;
+    let mut rows = std::pin::pin!(rows);
+    let mut values = Vec::new();
+    while let Some(row) = rows.try_next().await? {
+        match decode(&row, DOING) {
+            Ok(value) => values.push(value),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(values))
+}
