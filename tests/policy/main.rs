@@ -5,4 +5,5 @@
 
 mod book;
 mod firewall;
+mod words;
 mod world;

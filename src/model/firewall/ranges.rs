@@ -111,6 +111,15 @@ impl<T> Ranges<T> {
 }
 
 impl<T: Address> Ranges<T> {
+    /// Each range as a prefix where one prefix says it (`10.0.0.0/8`), else as `first-last`.
+    pub fn texts(&self) -> impl Iterator<Item = String> + '_ {
+        self.0.iter().map(|&(first, last)| match T::exact_prefix(first, last) {
+            _ if first == last => first.to_ip().to_string(),
+            Some(prefix) => prefix.to_string(),
+            None => format!("{}-{}", first.to_ip(), last.to_ip()),
+        })
+    }
+
     #[must_use]
     pub fn contains(&self, address: T) -> bool {
         let after = self.0.partition_point(|(first, _)| *first <= address);
@@ -178,20 +187,13 @@ impl<T: Address> FromIterator<(T, T)> for Ranges<T> {
     }
 }
 
-/// Each range as a prefix where one prefix says it (`10.0.0.0/8`), else as `first-last`; `none` if
-/// there is nothing.
 impl<T: Address> fmt::Display for Ranges<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("none");
         }
-        for (index, (first, last)) in self.0.iter().enumerate() {
-            f.write_str(if index == 0 { "" } else { ", " })?;
-            match T::exact_prefix(*first, *last) {
-                _ if first == last => write!(f, "{}", first.to_ip())?,
-                Some(prefix) => write!(f, "{prefix}")?,
-                None => write!(f, "{}-{}", first.to_ip(), last.to_ip())?,
-            }
+        for (index, text) in self.texts().enumerate() {
+            write!(f, "{}{text}", if index == 0 { "" } else { ", " })?;
         }
         Ok(())
     }

@@ -9,9 +9,11 @@
 //!
 //! [`PolicyBook`] holds the policies and makes each peer's [`Profile`](super::Profile);
 //! [`flatten`] turns overlapping prefixes into disjoint ranges; [`reference`] says the same of one
-//! address slowly and obviously, to test against; [`Explanation`] says why.
+//! address slowly and obviously, to test against; [`Explanation`] says why; [`tell`] says what a change means.
 
 mod book;
+mod change;
+mod explain;
 pub mod flatten;
 mod intern;
 mod note;
@@ -20,6 +22,8 @@ mod resolve;
 mod special;
 
 pub use book::{PolicyBook, Subject, dns_addresses};
+pub use change::{Cause, Fact, PolicyChange, Shift, Turn, tell};
+pub use explain::{Containing, Explanation, Named, Other, Voice, Why};
 pub use note::{Flaw, PolicyNote, Quoted};
 pub use resolve::{Order, Policy, Target, Verdict};
 pub use special::{SPECIAL_BLOCKS, SpecialBlock, internet, special_block};

@@ -1,0 +1,246 @@
+//! What a change of policies means, in words: who gains or loses what, by which policy.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::flatten::select;
+use super::resolve::{Internet, Policy, Verdict, decisions, verdict_of};
+use super::{PolicyBook, Quoted};
+use crate::model::{DeviceId, PolicyId, Profile, Ranges, UserId};
+
+/// A device whose reach changes, or may.
+#[derive(Debug, Clone, Copy)]
+pub struct Shift<'a> {
+    pub user_id: UserId,
+    pub device_id: DeviceId,
+    pub username: &'a str,
+    pub device_name: &'a str,
+    /// What it may reach now, as the kernel or an earlier book has it; `None`: nothing.
+    pub old: Option<&'a Profile>,
+    /// What it may reach then; `None`: the device has no place here any more.
+    pub new: Option<&'a Profile>,
+}
+
+/// One thing that some users gain or lose. Prints as one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyChange {
+    #[serde(flatten)]
+    pub fact: Fact,
+    /// Devices by user, both by name.
+    pub who: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
+}
+
+/// What is gained or lost, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Fact {
+    pub turn: Turn,
+    pub cause: Cause,
+    /// DNS servers are meant on port 53 only.
+    #[serde(flatten, serialize_with = "as_texts")]
+    pub what: Profile,
+}
+
+/// Which way it goes. What is lost is told first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Turn {
+    Loses,
+    Gains,
+}
+
+/// Why something is gained or lost.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// This policy decides there now: it allows what is gained, it denies what is lost.
+    Policy { id: PolicyId, name: Box<str> },
+    /// No policy decides there any more, so the setting `policy.default_effect` does.
+    NoPolicy,
+    /// DNS servers are listed for the peer, or no longer.
+    DnsServers,
+    /// The device has no place on this gateway any more.
+    Gone,
+}
+
+/// Tells what changes for these devices when the policies become those of the book. One entry for
+/// everything that many gain or lose for one reason, losses first; devices with the same profiles
+/// and policies are worked out once.
+#[must_use]
+pub fn tell<'a>(
+    book: &PolicyBook,
+    shifts: impl IntoIterator<Item = Shift<'a>>,
+) -> Vec<PolicyChange> {
+    let mut known: HashMap<_, Vec<Fact>> = HashMap::new();
+    let mut told: BTreeMap<Fact, BTreeMap<Box<str>, BTreeSet<Box<str>>>> = BTreeMap::new();
+    for shift in shifts.into_iter().filter(|shift| shift.old != shift.new) {
+        let policies = book.policies_of(shift.user_id, shift.device_id);
+        let ids: Vec<PolicyId> = policies.iter().map(|policy| policy.id).collect();
+        let profiles = [shift.old, shift.new].map(|profile| profile.map(std::ptr::from_ref));
+        let facts = known
+            .entry((profiles, ids))
+            .or_insert_with(|| facts(&policies, book.default_effect(), shift.old, shift.new));
+        for fact in facts.iter() {
+            let who = told.entry(fact.clone()).or_default();
+            who.entry(shift.username.into()).or_default().insert(shift.device_name.into());
+        }
+    }
+    told.into_iter().map(|(fact, who)| PolicyChange { fact, who }).collect()
+}
+
+fn facts(
+    policies: &[&Policy],
+    default: Verdict,
+    old: Option<&Profile>,
+    new: Option<&Profile>,
+) -> Vec<Fact> {
+    let nothing = Profile::default();
+    let (before, after) = (old.unwrap_or(&nothing), new.unwrap_or(&nothing));
+    let mut facts: BTreeMap<(Turn, Cause), Profile> = BTreeMap::new();
+    let judge = Judge { policies, default, gone: new.is_none() };
+    for (turn, cause, ranges) in judge.differences(&before.allow4, &after.allow4) {
+        facts.entry((turn, cause)).or_default().allow4 = ranges;
+    }
+    for (turn, cause, ranges) in judge.differences(&before.allow6, &after.allow6) {
+        facts.entry((turn, cause)).or_default().allow6 = ranges;
+    }
+    for (turn, these, those) in [(Turn::Loses, before, after), (Turn::Gains, after, before)] {
+        let only = these.dns_servers.iter().filter(|server| !those.dns_servers.contains(server));
+        let servers: Box<[IpAddr]> = only.copied().collect();
+        if !servers.is_empty() {
+            let cause = if judge.gone { Cause::Gone } else { Cause::DnsServers };
+            facts.entry((turn, cause)).or_default().dns_servers = servers;
+        }
+    }
+    facts.into_iter().map(|((turn, cause), what)| Fact { turn, cause, what }).collect()
+}
+
+/// What decides about a device after the change.
+struct Judge<'a> {
+    policies: &'a [&'a Policy],
+    default: Verdict,
+    gone: bool,
+}
+
+impl Judge<'_> {
+    /// What one family gains and loses, by cause.
+    fn differences<T: Internet>(
+        &self,
+        before: &Ranges<T>,
+        after: &Ranges<T>,
+    ) -> Vec<(Turn, Cause, Ranges<T>)> {
+        let (lost, gained) = (before.difference(after), after.difference(before));
+        let differences: Vec<_> = if self.gone {
+            vec![(Turn::Loses, Cause::Gone, lost)]
+        } else if lost.is_empty() && gained.is_empty() {
+            vec![]
+        } else {
+            let stretches = decisions::<T>(self.policies);
+            let winners: BTreeSet<Option<usize>> = stretches.iter().map(|at| at.winner).collect();
+            let decided = |winner| select(&stretches, |at| at == winner);
+            let turn = |winner| match verdict_of(self.policies, self.default, winner) {
+                Verdict::Deny => (Turn::Loses, lost.intersection(&decided(winner))),
+                Verdict::Allow => (Turn::Gains, gained.intersection(&decided(winner))),
+            };
+            let told = winners.into_iter().map(|winner| (turn(winner), self.cause(winner)));
+            told.map(|((turn, ranges), cause)| (turn, cause, ranges)).collect()
+        };
+        differences.into_iter().filter(|(_, _, ranges)| !ranges.is_empty()).collect()
+    }
+
+    fn cause(&self, winner: Option<usize>) -> Cause {
+        match winner.and_then(|rank| self.policies.get(rank)) {
+            Some(policy) => Cause::Policy { id: policy.id, name: policy.name.clone() },
+            None => Cause::NoPolicy,
+        }
+    }
+}
+
+impl fmt::Display for PolicyChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST_USERS: usize = 4;
+        for (index, (user, devices)) in self.who.iter().take(MOST_USERS).enumerate() {
+            write!(f, "{}{}", if index == 0 { "" } else { ", " }, Plain(user))?;
+            for (index, device) in devices.iter().enumerate() {
+                write!(f, "{}{}", if index == 0 { " (" } else { ", " }, Plain(device))?;
+            }
+            f.write_str(")")?;
+        }
+        let more = self.who.len().saturating_sub(MOST_USERS);
+        if more > 0 {
+            write!(f, " and {more} more")?;
+        }
+        let many = self.who.len() > 1;
+        f.write_str(match (self.fact.turn, many) {
+            (Turn::Loses, false) => " loses ",
+            (Turn::Loses, true) => " lose ",
+            (Turn::Gains, false) => " gains ",
+            (Turn::Gains, true) => " gain ",
+        })?;
+        self.fact.fmt(f)
+    }
+}
+
+impl fmt::Display for Fact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut places = Vec::new();
+        places.extend(self.what.dns_servers.iter().map(|server| format!("{server} port 53")));
+        describe(&self.what.allow4, "the IPv4 internet", &mut places);
+        describe(&self.what.allow6, "the IPv6 internet", &mut places);
+        f.write_str(&places.join(", "))?;
+        match (&self.cause, self.turn) {
+            (Cause::Policy { name, .. }, Turn::Gains) => write!(f, " by policy {}", Quoted(name)),
+            (Cause::Policy { name, .. }, Turn::Loses) => {
+                write!(f, ": policy {} denies it", Quoted(name))
+            }
+            (Cause::NoPolicy, Turn::Gains) => f.write_str(": setting policy.default_effect"),
+            (Cause::NoPolicy, Turn::Loses) => f.write_str(": no policy grants it any more"),
+            (Cause::DnsServers, Turn::Gains) => f.write_str(": listed for the peer"),
+            (Cause::DnsServers, Turn::Loses) => f.write_str(": not listed for the peer any more"),
+            (Cause::Gone, _) => f.write_str(": the peer is removed"),
+        }
+    }
+}
+
+/// The ranges in words, the internet as one where it is whole, a long list cut.
+fn describe<T: Internet>(ranges: &Ranges<T>, internet: &str, places: &mut Vec<String>) {
+    const MOST_RANGES: usize = 6;
+    let whole = T::internet().difference(ranges).is_empty();
+    let everything = ranges.complement().is_empty();
+    let rest = if whole && !everything {
+        places.push(internet.to_owned());
+        ranges.difference(T::internet())
+    } else {
+        ranges.clone()
+    };
+    places.extend(rest.texts().take(MOST_RANGES));
+    let more = rest.as_slice().len().saturating_sub(MOST_RANGES);
+    if more > 0 {
+        places.push(format!("{more} more ranges"));
+    }
+}
+
+/// A name that somebody typed, on one line: as it is where it is plain, else quoted.
+struct Plain<'a>(&'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |char: char| char.is_alphanumeric() || "@._-+'".contains(char);
+        if (1..=64).contains(&self.0.chars().count()) && self.0.chars().all(plain) {
+            f.write_str(self.0)
+        } else {
+            Quoted(self.0).fmt(f)
+        }
+    }
+}
+
+fn as_texts<S: Serializer>(what: &Profile, to: S) -> Result<S::Ok, S::Error> {
+    let ranges: Vec<String> = what.allow4.texts().chain(what.allow6.texts()).collect();
+    let mut map = to.serialize_map(Some(2))?;
+    map.serialize_entry("destinations", &ranges)?;
+    map.serialize_entry("dns_servers", &what.dns_servers)?;
+    map.end()
+}
