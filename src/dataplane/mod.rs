@@ -1,9 +1,45 @@
 //! The kernel: obeys steps and reads back. Decides nothing.
+//!
+//! ```text
+//! DataplaneHandle --thread--> Host --+-- link, address, route    rtnetlink messages
+//!                                    +-- wireguard               generic netlink | unix socket
+//!                                    +-- firewall                nftables
+//!                                    +-- conntrack
+//! Monitor: "look again"
+//! ```
+
+mod acknowledge;
+mod address;
+mod conntrack;
+mod device;
+mod error;
+mod firewall;
+mod handle;
+mod host;
+mod link;
+mod monitor;
+mod netlink;
+mod refusal;
+mod route;
+mod wireguard;
 
 use std::collections::BTreeMap;
 
 use crate::model::{ObservedState, PublicKey, Traffic};
 use crate::plan::{Phase, Plan, Step};
+
+pub use device::{DeviceError, run_userspace_device, spawn_device, stop_device};
+pub use error::DataplaneError;
+pub use firewall::Firewall;
+pub use handle::DataplaneHandle;
+pub use host::{Backend, Host, HostSettings};
+pub use monitor::{HostEvent, Monitor};
+pub use netlink::NetlinkError;
+pub use wireguard::{UapiError, UserspaceError};
+
+/// Marks what is ours: the protocol of our routes (`ip route show proto 71`) and of our addresses
+/// (`IFA_PROTO`). `G` in ASCII; free in /etc/iproute2/rt_protos.
+pub const PROTOCOL: u8 = 71;
 
 /// One complete reading of everything of ours on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,11 +53,13 @@ pub struct Reading {
 pub struct Outcome {
     /// Steps the kernel acknowledged.
     pub applied: usize,
-    /// Steps it refused, each with its reason. One refused peer does not stop the others.
+    /// Steps it refused, each with its reason. One refused peer does not stop the others. A refused
+    /// step may have been obeyed in part: read everything back before the next plan.
     pub refused: Vec<(Step, String)>,
     /// Tracked flows that were forgotten.
     pub flows_cut: usize,
-    /// The phase in which a refusal made everything after it unsafe to enter.
+    /// The phase in which a refusal made everything after it unsafe to enter, except what takes
+    /// away.
     pub halted_in: Option<Phase>,
 }
 

@@ -1,0 +1,223 @@
+//! The userspace WireGuard device: a process of its own, which outlives the agent.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use defguard_wireguard_rs::{Userspace, WGApi, WireguardInterfaceApi};
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tracing::warn;
+
+use super::wireguard::{answers, process_id, socket_path};
+use crate::model::InterfaceName;
+
+/// Why a userspace device could not be run or started.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(
+        "{0} is a number, and the userspace device would take it for an open file: give the \
+         interface a name with a letter in it"
+    )]
+    NumericName(InterfaceName),
+    #[error("a userspace device {0} is running already: stop that one first")]
+    Running(InterfaceName),
+    #[error(
+        "the userspace device {name} cannot be made: {message} (it needs /dev/net/tun, \
+         CAP_NET_ADMIN and a name that no other link has)"
+    )]
+    Create { name: InterfaceName, message: String },
+    #[error("cannot watch {path}, the socket of the userspace device")]
+    Watch { path: String, source: io::Error },
+    #[error("cannot start `{exe} device {name}`")]
+    Start { exe: String, name: InterfaceName, source: io::Error },
+    #[error(
+        "`{exe} device {name}` ended with {status} before it was ready: run it by hand to see why"
+    )]
+    Died { exe: String, name: InterfaceName, status: String },
+    #[error("`{exe} device {name}` was not ready after {} s", READY_TIMEOUT.as_secs())]
+    Late { exe: String, name: InterfaceName },
+    #[error("cannot stop process {pid} of the userspace device {name}: {errno}")]
+    Stop { name: InterfaceName, pid: i32, errno: Errno },
+    #[error("cannot remove {path}, which a killed userspace device left behind")]
+    StaleSocket { path: String, source: io::Error },
+}
+
+/// The line that says that the device answers.
+const READY: &str = "ready";
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the device in the foreground and returns when its socket is removed, which is how such
+/// devices are told to stop. Prints `ready` once it answers.
+///
+/// `SIGTERM` and `SIGINT` end the process at once: the kernel then removes the link, and what is
+/// left of the socket is removed by whoever starts the next one. To exit in order instead is not to
+/// be had: the embedded device reads these signals from a descriptor of its own and stops its
+/// threads, but not the process. So it is made in a thread of its own, where it blocks them, and
+/// the calling thread must have them unblocked.
+///
+/// # Errors
+/// When the device cannot be made.
+pub fn run_userspace_device(name: &InterfaceName) -> Result<(), DeviceError> {
+    check_name(name)?;
+    if answers(name) {
+        return Err(DeviceError::Running(name.clone()));
+    }
+    remove_stale_socket(name)?;
+    let (made, device) = channel();
+    let (stop, stopped) = channel();
+    let owner = name.clone();
+    let thread = thread::spawn(move || own_device(&owner, &made, &stopped));
+    let created = device.recv().unwrap_or_else(|_| Err("its thread panicked".to_owned()));
+    created.map_err(|message| DeviceError::Create { name: name.clone(), message })?;
+    let removed = say_ready_and_wait(name).map_err(|source| DeviceError::Watch {
+        path: socket_path(name).display().to_string(),
+        source,
+    });
+    drop(stop);
+    // A panic in it has been reported by the panic itself, and the device is gone either way.
+    let _ = thread.join();
+    removed
+}
+
+/// Starts `exe device <name>` so that it outlives this process, and returns when it answers. Does
+/// nothing where a device of this name answers already.
+///
+/// # Errors
+/// When it cannot be started or dies.
+pub fn spawn_device(exe: &Path, name: &InterfaceName) -> Result<(), DeviceError> {
+    check_name(name)?;
+    if answers(name) {
+        return Ok(());
+    }
+    remove_stale_socket(name)?;
+    let exe_text = exe.display().to_string();
+    let start = |source| DeviceError::Start { exe: exe_text.clone(), name: name.clone(), source };
+    // A process group of its own: what stops the agent's terminal or the agent leaves it running.
+    let child = Command::new(exe)
+        .args(["device", name.as_str()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .process_group(0)
+        .spawn()
+        .map_err(start)?;
+    match watch(child, name).recv_timeout(READY_TIMEOUT) {
+        Ok(None) => Ok(()),
+        Ok(Some(status)) => Err(DeviceError::Died { exe: exe_text, name: name.clone(), status }),
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            Err(DeviceError::Late { exe: exe_text, name: name.clone() })
+        }
+    }
+}
+
+/// Stops the device of this name, if there is one, and removes its socket.
+///
+/// # Errors
+/// When its process may not be stopped.
+pub fn stop_device(name: &InterfaceName) -> Result<(), DeviceError> {
+    if let Some(pid) = process_id(name) {
+        match kill(Pid::from_raw(pid), Signal::SIGTERM) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(DeviceError::Stop { name: name.clone(), pid, errno }),
+        }
+    }
+    remove_socket(name)
+}
+
+fn check_name(name: &InterfaceName) -> Result<(), DeviceError> {
+    // The embedded device takes whatever parses as a number for a descriptor that it inherited.
+    match name.as_str().parse::<i32>() {
+        Ok(_) => Err(DeviceError::NumericName(name.clone())),
+        Err(_) => Ok(()),
+    }
+}
+
+fn remove_stale_socket(name: &InterfaceName) -> Result<(), DeviceError> {
+    if answers(name) { Ok(()) } else { remove_socket(name) }
+}
+
+fn remove_socket(name: &InterfaceName) -> Result<(), DeviceError> {
+    let path = socket_path(name);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DeviceError::StaleSocket { path: path.display().to_string(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the device, says what came of it, and keeps it until the other side hangs up.
+fn own_device(
+    name: &InterfaceName,
+    made: &std::sync::mpsc::Sender<Result<(), String>>,
+    stopped: &Receiver<()>,
+) {
+    let create = || {
+        let mut device = WGApi::<Userspace>::new(name.as_str())?;
+        device.create_interface()?;
+        Ok(device)
+    };
+    let device = create()
+        .map_err(|error: defguard_wireguard_rs::error::WireguardInterfaceError| error.to_string());
+    let kept = match device {
+        Ok(device) => {
+            let _ = made.send(Ok(()));
+            device
+        }
+        Err(message) => {
+            let _ = made.send(Err(message));
+            return;
+        }
+    };
+    let _ = stopped.recv();
+    drop(kept);
+}
+
+fn say_ready_and_wait(name: &InterfaceName) -> io::Result<()> {
+    let path = socket_path(name);
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
+    inotify.add_watch(directory, gone)?;
+    // Whoever started it may have gone away meanwhile: then nobody waits for the line.
+    let _ = writeln!(io::stdout(), "{READY}").and_then(|()| io::stdout().flush());
+    while path.exists() {
+        inotify.read_events()?;
+    }
+    Ok(())
+}
+
+/// Reports once: nothing when the child is ready, its status when it ended before. Stays behind to
+/// take note of its end, so that no zombie is left.
+fn watch(mut child: Child, name: &InterfaceName) -> Receiver<Option<String>> {
+    let (report, reported) = channel();
+    let name = name.clone();
+    thread::spawn(move || {
+        let mut line = String::new();
+        if let Some(output) = child.stdout.take() {
+            let _ = BufReader::new(output).read_line(&mut line);
+        }
+        let ready = line.trim_end() == READY;
+        if ready {
+            let _ = report.send(None);
+        }
+        let status = match child.wait() {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if ready {
+            warn!(interface = %name, status, "the userspace device ended");
+        } else {
+            let _ = report.send(Some(status));
+        }
+    });
+    reported
+}

@@ -1,0 +1,96 @@
+//! The data plane behind a door: a thread of its own, asked from async code.
+
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use super::{Dataplane, DataplaneError, Outcome, Reading};
+use crate::model::ObservedState;
+use crate::plan::Plan;
+
+type Job<D> = Box<dyn FnOnce(&mut D) + Send>;
+
+/// Hands work to the thread that owns a data plane, in order, and awaits what comes of it. Dropping
+/// the last handle ends the thread after the work it has.
+pub struct DataplaneHandle<D> {
+    jobs: Sender<Job<D>>,
+}
+
+impl<D> Clone for DataplaneHandle<D> {
+    fn clone(&self) -> Self {
+        Self { jobs: self.jobs.clone() }
+    }
+}
+
+impl<D: Dataplane<Error = DataplaneError> + 'static> DataplaneHandle<D> {
+    /// Starts the thread, in the network namespace of the calling thread, and makes the data plane
+    /// in it.
+    ///
+    /// # Errors
+    /// When the thread cannot be started or `make` fails.
+    pub fn spawn(
+        make: impl FnOnce() -> Result<D, DataplaneError> + Send + 'static,
+    ) -> Result<Self, DataplaneError> {
+        let (jobs, incoming) = channel::<Job<D>>();
+        let (made, outcome) = channel();
+        let run = move || match make() {
+            Ok(mut dataplane) => {
+                let _ = made.send(Ok(()));
+                incoming.iter().for_each(|job| job(&mut dataplane));
+            }
+            Err(error) => {
+                let _ = made.send(Err(error));
+            }
+        };
+        thread::Builder::new()
+            .name("dataplane".to_owned())
+            .spawn(run)
+            .map_err(DataplaneError::Thread)?;
+        outcome.recv().map_err(|_| DataplaneError::ThreadGone)??;
+        Ok(Self { jobs })
+    }
+
+    /// Reads everything back.
+    ///
+    /// # Errors
+    /// When something of ours cannot be read whole: then nothing is known.
+    pub async fn observe(&self) -> Result<Reading, DataplaneError> {
+        self.run(Dataplane::observe).await?
+    }
+
+    /// Obeys a plan. The observed state travels with it and comes back as what the kernel
+    /// acknowledged: moving it costs nothing, however many peers it has. After an error of this
+    /// call it is lost and must be read again.
+    ///
+    /// # Errors
+    /// [`DataplaneError::ThreadGone`]
+    pub async fn apply(
+        &self,
+        plan: Plan,
+        mut observed: ObservedState,
+    ) -> Result<(Outcome, ObservedState), DataplaneError> {
+        self.run(move |dataplane| {
+            let outcome = dataplane.apply(&plan, &mut observed);
+            (outcome, observed)
+        })
+        .await
+    }
+
+    /// Runs anything else on the thread.
+    ///
+    /// # Errors
+    /// [`DataplaneError::ThreadGone`]
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut D) -> T + Send + 'static,
+    ) -> Result<T, DataplaneError> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job<D> = Box::new(move |dataplane| {
+            // Whoever asked may have stopped waiting.
+            let _ = answer.send(job(dataplane));
+        });
+        self.jobs.send(job).map_err(|_| DataplaneError::ThreadGone)?;
+        answered.await.map_err(|_| DataplaneError::ThreadGone)
+    }
+}

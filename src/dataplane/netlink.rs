@@ -1,0 +1,387 @@
+//! One blocking netlink socket: requests with their acknowledgements, and whole dumps.
+//!
+//! Blocking on purpose: the kernel answers a netlink request inside the call that sends it, and the
+//! data plane has a thread of its own. Several requests go in one datagram, which the kernel works
+//! off in one system call: a kill of this process finds all of them done or none begun.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt::RcvBufForce};
+use zeroize::Zeroize;
+
+/// Why a netlink request did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NetlinkError {
+    #[error("{call} on a netlink socket failed: {errno}")]
+    Socket { call: &'static str, errno: Errno },
+    /// The kernel's answer; the text is its own explanation, where it gives one.
+    #[error("the kernel says {errno}{}{message}", if message.is_empty() { "" } else { ": " })]
+    Refused { errno: Errno, message: String },
+    /// What was read is of different moments, so that something not in it may yet exist.
+    #[error("the kernel's tables changed under each of {tries} readings: try again later")]
+    Interrupted { tries: u32 },
+    #[error("the kernel sent a message that cannot be read: {0}")]
+    Malformed(&'static str),
+}
+
+impl NetlinkError {
+    /// The kernel's answer to the request, if it was heard at all.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
+/// Room for the largest message the kernel makes for a dump (32 KiB, `netlink_recvmsg` in
+/// net/netlink/af_netlink.c) and for any acknowledgement. The kernel remembers the largest buffer a
+/// socket ever read with, and a smaller one later would be overrun: there is only this one.
+const RECEIVE_BYTES: usize = 64 * 1024;
+/// Acknowledgements are charged with about a page each; this holds a full window of them.
+const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// Requests in flight before their acknowledgements are read.
+const WINDOW: usize = 256;
+/// How often a dump is begun anew when the kernel says that it is inconsistent.
+const DUMP_TRIES: u32 = 10;
+const ERROR_CODE_BYTES: usize = 4;
+const MESSAGE_HEADER_BYTES: usize = 16;
+/// `NLMSGERR_ATTR_MSG`: the kernel's explanation (include/uapi/linux/netlink.h).
+const ERROR_ATTRIBUTE_MESSAGE: u16 = 1;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_CAPPED: u16 = 0x100;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+
+/// One request: what it carries and its flags beyond `NLM_F_REQUEST` and `NLM_F_ACK`.
+pub(crate) struct Request<I> {
+    pub payload: I,
+    pub flags: u16,
+}
+
+impl<I> Request<I> {
+    pub const fn new(payload: I) -> Self {
+        Self { payload, flags: 0 }
+    }
+
+    pub const fn with_flags(payload: I, flags: u16) -> Self {
+        Self { payload, flags }
+    }
+}
+
+/// A netlink socket of one protocol, in the network namespace of the thread that opened it.
+pub(crate) struct Channel {
+    socket: Socket,
+    sequence: u32,
+    outgoing: Vec<u8>,
+    incoming: Box<[u8]>,
+}
+
+impl Channel {
+    /// Opens a socket, for example of [`netlink_sys::protocols::NETLINK_ROUTE`].
+    pub fn open(protocol: isize) -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(protocol).map_err(|error| failed("socket", &error))?;
+        socket.bind_auto().map_err(|error| failed("bind", &error))?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(|error| failed("connect", &error))?;
+        // Each of these only makes the socket better: an old kernel or a missing privilege leaves
+        // it working, and a privilege that is really needed is missed by the request itself.
+        let _ = socket.set_ext_ack(true);
+        let _ = socket.set_cap_ack(true);
+        let _ = socket.set_netlink_get_strict_chk(true);
+        let _ = setsockopt(&socket.as_fd(), RcvBufForce, &SOCKET_BUFFER_BYTES);
+        let incoming = vec![0; RECEIVE_BYTES].into_boxed_slice();
+        Ok(Self { socket, sequence: 0, outgoing: Vec::new(), incoming })
+    }
+
+    /// Sends requests in windows, each window one datagram, and returns the kernel's verdict on
+    /// each, in their order. The kernel tries all of them, whatever becomes of one.
+    ///
+    /// # Errors
+    /// Only when the socket fails; then it is unknown which requests were obeyed.
+    pub fn transact<I: NetlinkSerializable>(
+        &mut self,
+        requests: impl IntoIterator<Item = Request<I>>,
+    ) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
+        let mut requests = requests.into_iter();
+        let mut verdicts = Vec::new();
+        loop {
+            let first = self.sequence.wrapping_add(1);
+            let mut count = 0;
+            for request in requests.by_ref().take(WINDOW) {
+                self.push(request.payload, request.flags | NLM_F_ACK);
+                count += 1;
+            }
+            if count == 0 {
+                return Ok(verdicts);
+            }
+            self.send()?;
+            verdicts.append(&mut self.verdicts(first, count)?);
+        }
+    }
+
+    /// Sends one request and waits for its verdict.
+    pub fn request<I: NetlinkSerializable>(
+        &mut self,
+        request: Request<I>,
+    ) -> Result<(), NetlinkError> {
+        self.transact([request])?.pop().ok_or(NetlinkError::Malformed("no verdict"))?
+    }
+
+    /// Asks for one thing and folds the answer, message by message without headers, into a `T`.
+    pub fn get<I: NetlinkSerializable, T: Default>(
+        &mut self,
+        payload: I,
+        take: impl FnMut(&mut T, u16, &[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<T, NetlinkError> {
+        self.read_once(payload, NLM_F_ACK, take).map(|(taken, _)| taken)
+    }
+
+    /// Dumps a table and folds it into a `T`, as often as it takes to read it whole.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Interrupted`] when it changed under every reading: a part is never returned.
+    pub fn dump<I: NetlinkSerializable, T: Default>(
+        &mut self,
+        payload: impl Fn() -> I,
+        mut take: impl FnMut(&mut T, u16, &[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<T, NetlinkError> {
+        for _ in 0..DUMP_TRIES {
+            let (taken, whole) = self.read_once(payload(), NLM_F_DUMP, &mut take)?;
+            if whole {
+                return Ok(taken);
+            }
+        }
+        Err(NetlinkError::Interrupted { tries: DUMP_TRIES })
+    }
+
+    fn push<I: NetlinkSerializable>(&mut self, payload: I, flags: u16) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(payload));
+        message.finalize();
+        let start = self.outgoing.len();
+        let end = start + message.buffer_len().next_multiple_of(4);
+        self.outgoing.resize(end, 0);
+        message.serialize(&mut self.outgoing[start..start + message.header.length as usize]);
+    }
+
+    fn send(&mut self) -> Result<(), NetlinkError> {
+        let sent = self.socket.send(&self.outgoing, 0);
+        // It may have held keys.
+        self.outgoing.zeroize();
+        sent.map(drop).map_err(|error| failed("send", &error))
+    }
+
+    fn receive(&mut self) -> Result<usize, NetlinkError> {
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut self.incoming, MsgFlags::MSG_TRUNC) {
+                Ok(len) if len > self.incoming.len() => {
+                    return Err(NetlinkError::Malformed("longer than the receive buffer"));
+                }
+                Ok(len) => return Ok(len),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(NetlinkError::Socket { call: "recv", errno }),
+            }
+        }
+    }
+
+    fn verdicts(
+        &mut self,
+        first: u32,
+        count: usize,
+    ) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
+        let mut heard = HashMap::with_capacity(count);
+        while heard.len() < count {
+            let len = self.receive()?;
+            for message in messages(&self.incoming[..len]) {
+                let message = message?;
+                if message.kind == NLMSG_ERROR {
+                    heard.insert(message.sequence.wrapping_sub(first) as usize, message.verdict()?);
+                }
+            }
+        }
+        let verdict = |index| heard.remove(&index);
+        let ordered: Option<Vec<_>> = (0..count).map(verdict).collect();
+        ordered.ok_or(NetlinkError::Malformed("an acknowledgement of no request"))
+    }
+
+    /// Whether what was read is of one moment is the second value.
+    fn read_once<I: NetlinkSerializable, T: Default>(
+        &mut self,
+        payload: I,
+        flags: u16,
+        mut take: impl FnMut(&mut T, u16, &[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<(T, bool), NetlinkError> {
+        self.push(payload, flags);
+        self.send()?;
+        let mut taken = T::default();
+        // After an answer that cannot be used the rest is still read, or it would be taken for the
+        // answer to the next request.
+        let mut outcome = Ok(());
+        let mut whole = true;
+        loop {
+            let len = self.receive()?;
+            let mut ended = false;
+            for message in messages(&self.incoming[..len]) {
+                let message = message?;
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                whole &= message.flags & NLM_F_DUMP_INTR == 0;
+                if message.kind == NLMSG_ERROR || message.kind == NLMSG_DONE {
+                    ended = true;
+                    outcome = outcome.and(message.verdict()?);
+                } else if outcome.is_ok() {
+                    outcome = take(&mut taken, message.kind, message.payload);
+                }
+            }
+            if ended {
+                // It may have held keys.
+                self.incoming.zeroize();
+                return outcome.map(|()| (taken, whole));
+            }
+        }
+    }
+}
+
+/// Removing what is not there has done what was asked.
+pub(crate) fn gone_is_done(verdict: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match verdict.as_ref().map_err(NetlinkError::refusal) {
+        Err(Some(Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL)) => Ok(()),
+        _ => verdict,
+    }
+}
+
+/// The attributes of a message or of a nested attribute, as type (without its flag bits) and value.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), NetlinkError>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let whole = rest;
+        rest = &[];
+        let Some((len, kind)) = word(whole, 0).zip(word(whole, 2)) else {
+            return Some(Err(NetlinkError::Malformed("half an attribute")));
+        };
+        let Some(value) = whole.get(4..len.into()) else {
+            return Some(Err(NetlinkError::Malformed("an attribute of wrong length")));
+        };
+        rest = whole.get(usize::from(len).next_multiple_of(4)..).unwrap_or(&[]);
+        Some(Ok((kind & 0x3fff, value)))
+    })
+}
+
+/// An attribute's value as bytes of a fixed length.
+pub(crate) fn fixed<const N: usize>(value: &[u8]) -> Result<[u8; N], NetlinkError> {
+    let start = value.get(..N).and_then(|start| start.try_into().ok());
+    start.ok_or(NetlinkError::Malformed("a value that is too short"))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn failed(call: &'static str, error: &std::io::Error) -> NetlinkError {
+    let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+    NetlinkError::Socket { call, errno }
+}
+
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    payload: &'a [u8],
+}
+
+impl Message<'_> {
+    /// What an `NLMSG_ERROR` or `NLMSG_DONE` says: zero is success.
+    fn verdict(&self) -> Result<Result<(), NetlinkError>, NetlinkError> {
+        if self.payload.is_empty() {
+            return Ok(Ok(())); // `NLMSG_DONE` of kernels before 4.6
+        }
+        let code = i32::from_ne_bytes(fixed(self.payload)?);
+        if code == 0 {
+            return Ok(Ok(()));
+        }
+        let errno = Errno::from_raw(-code);
+        Ok(Err(NetlinkError::Refused { errno, message: self.explanation() }))
+    }
+
+    fn explanation(&self) -> String {
+        if self.flags & NLM_F_ACK_TLVS == 0 {
+            return String::new();
+        }
+        let echoed = match self.kind {
+            NLMSG_DONE => 0,
+            _ if self.flags & NLM_F_CAPPED != 0 => MESSAGE_HEADER_BYTES,
+            _ => self
+                .payload
+                .get(ERROR_CODE_BYTES..)
+                .and_then(|echo| fixed(echo).ok())
+                .map_or(0, |len| (u32::from_ne_bytes(len) as usize).next_multiple_of(4)),
+        };
+        let texts = self.payload.get(ERROR_CODE_BYTES + echoed..).unwrap_or(&[]);
+        let text = attributes(texts).flatten().find(|(kind, _)| *kind == ERROR_ATTRIBUTE_MESSAGE);
+        text.map_or_else(String::new, |(_, text)| {
+            String::from_utf8_lossy(text).trim_end_matches('\0').to_owned()
+        })
+    }
+}
+
+fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, NetlinkError>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Ok(buffer) = NetlinkBuffer::new_checked(rest) else {
+            rest = &[];
+            return Some(Err(NetlinkError::Malformed("half a message")));
+        };
+        rest = rest.get((buffer.length() as usize).next_multiple_of(4)..).unwrap_or(&[]);
+        Some(Ok(Message {
+            kind: buffer.message_type(),
+            flags: buffer.flags(),
+            sequence: buffer.sequence_number(),
+            payload: buffer.payload(),
+        }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_walked_and_a_broken_one_is_an_error() {
+        let bytes = [5, 0, 1, 0x80, 9, 0, 0, 0, 8, 0, 2, 0, 1, 2, 3, 4];
+        let walked: Vec<_> = attributes(&bytes).map(Result::unwrap).collect();
+        assert_eq!(walked, [(1, &[9][..]), (2, &[1, 2, 3, 4][..])]);
+        assert!(attributes(&bytes[..3]).next().unwrap().is_err());
+        assert!(attributes(&[3, 0, 1, 0]).next().unwrap().is_err());
+        assert!(attributes(&[8, 0, 1, 0, 7]).next().unwrap().is_err());
+    }
+
+    #[test]
+    fn the_kernels_explanation_is_part_of_the_error() {
+        let mut payload = (-17i32).to_ne_bytes().to_vec();
+        payload.extend([0; MESSAGE_HEADER_BYTES]);
+        payload.extend([9, 0, 1, 0, b't', b'a', b'k', b'n', 0, 0, 0, 0]);
+        let flags = NLM_F_CAPPED | NLM_F_ACK_TLVS;
+        let message = Message { kind: NLMSG_ERROR, flags, sequence: 1, payload: &payload };
+        let error = message.verdict().unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "the kernel says EEXIST: File exists: takn");
+        assert_eq!(error.refusal(), Some(Errno::EEXIST));
+    }
+}

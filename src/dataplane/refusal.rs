@@ -1,0 +1,140 @@
+//! What a refused step means to an operator, and the way out. Pure.
+
+use nix::errno::Errno;
+
+use super::netlink::NetlinkError;
+use crate::plan::{Phase, Step};
+
+/// What a refused step forbids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Consequence {
+    /// Nothing: the others go on.
+    None,
+    /// Nothing more may be given; what takes away still happens.
+    NoGrants,
+    /// The link is not there or not ours: nothing may be touched.
+    Nothing,
+}
+
+impl Consequence {
+    /// Of a step that was refused.
+    pub fn of(step: &Step) -> Self {
+        match step {
+            Step::CreateLink { .. } | Step::ClaimLink { .. } => Self::Nothing,
+            // Without our table, or with another key than the clients know, a peer must not be let
+            // in. Without a port, a mark, an MTU or an address, those who are in may stay.
+            Step::Firewall { phase: Phase::Fence | Phase::Policy, .. }
+            | Step::SetPrivateKey { .. } => Self::NoGrants,
+            _ => Self::None,
+        }
+    }
+
+    /// Whether a step may still be obeyed.
+    pub fn permits(self, step: &Step) -> bool {
+        match self {
+            Self::None => true,
+            Self::NoGrants => step.phase() == Phase::Revoke,
+            Self::Nothing => false,
+        }
+    }
+}
+
+/// The kernel's refusal in words: what, why, and what to do about it.
+pub(super) fn explain(step: &Step, error: &NetlinkError) -> String {
+    let remedy = error.refusal().and_then(|errno| remedy(step, errno));
+    match remedy {
+        Some(remedy) => format!("{error}; {remedy}"),
+        None => error.to_string(),
+    }
+}
+
+/// An error with all its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn remedy(step: &Step, errno: Errno) -> Option<String> {
+    let text = match (step, errno) {
+        (Step::CreateLink { name, .. }, Errno::EEXIST) => format!(
+            "a link {name} exists already: `ip -d link show {name}` says what it is; rename it, or \
+             give the gateway another `interface.name`"
+        ),
+        (Step::CreateLink { .. }, Errno::EOPNOTSUPP) => {
+            "this kernel has no WireGuard: load the module `wireguard`, or set `interface.backend` \
+             to \"auto\" or \"userspace\""
+                .to_owned()
+        }
+        (Step::SetListenPort { port }, Errno::EADDRINUSE) => format!(
+            "another socket has UDP port {port}: `ss -ulpn sport = :{port}` says which; stop it, \
+             or change `gateways.listen_port`"
+        ),
+        (Step::SetUp, Errno::EADDRINUSE) => {
+            "another socket has the interface's UDP port: `ss -ulpn` says which; stop it, or change \
+             `gateways.listen_port`"
+                .to_owned()
+        }
+        (Step::AddRoute { prefix }, Errno::EEXIST) => format!(
+            "somebody else's route to {prefix} is there and is left alone: `ip route show {prefix}` \
+             says whose; remove it, or take {prefix} from the peer"
+        ),
+        (Step::AddAddress { address }, Errno::EEXIST) => {
+            format!("{address} is there already: `ip address show` says where")
+        }
+        (Step::AddAddress { address }, Errno::EACCES | Errno::EOPNOTSUPP) if is_v6(address) => {
+            format!("IPv6 is switched off here: {address} needs net.ipv6.conf.all.disable_ipv6 = 0")
+        }
+        (Step::SetMtu { bytes }, Errno::EINVAL) => {
+            format!("{bytes} bytes is no MTU for this link: see `interface.mtu_bytes`")
+        }
+        (Step::AddPeer { .. } | Step::WidenPeer { .. }, Errno::EINVAL) => {
+            "one of its prefixes or keys is not what WireGuard takes".to_owned()
+        }
+        (_, Errno::EPERM | Errno::EACCES) => {
+            "the agent needs CAP_NET_ADMIN in the network namespace where the interface was made"
+                .to_owned()
+        }
+        (_, Errno::ENODEV) => "the link was removed meanwhile".to_owned(),
+        (_, Errno::ENOBUFS | Errno::ENOMEM) => "the kernel has no memory for it".to_owned(),
+        _ => return None,
+    };
+    Some(text)
+}
+
+fn is_v6(address: &ipnet::IpNet) -> bool {
+    matches!(address, ipnet::IpNet::V6(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{FirewallChange, PublicKey};
+
+    #[test]
+    fn after_a_failed_policy_peers_are_removed_and_none_is_added() {
+        let key = PublicKey::from_bytes([1; 32]).unwrap();
+        let change = FirewallChange::default();
+        let refused = Consequence::of(&Step::Firewall { phase: Phase::Policy, change });
+        assert!(refused.permits(&Step::RemovePeer { key }));
+        assert!(!refused.permits(&Step::AddPeer { key, peer: crate::model::Peer::default() }));
+        let port = Consequence::of(&Step::SetListenPort { port: 1 });
+        assert!(port.permits(&Step::AddPeer { key, peer: crate::model::Peer::default() }));
+    }
+
+    #[test]
+    fn a_refusal_names_the_thing_the_value_and_the_way_out() {
+        let error = NetlinkError::Refused { errno: Errno::EADDRINUSE, message: String::new() };
+        let text = explain(&Step::SetListenPort { port: 51820 }, &error);
+        assert_eq!(
+            text,
+            "the kernel says EADDRINUSE: Address already in use; another socket has UDP port 51820: \
+             `ss -ulpn sport = :51820` says which; stop it, or change `gateways.listen_port`"
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! WireGuard in the kernel, by generic netlink on one socket that stays open.
+
+use netlink_packet_core::NetlinkDeserializable;
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs};
+use netlink_packet_generic::{GenlHeader, GenlMessage};
+use netlink_packet_wireguard::{WireguardAttribute, WireguardCmd, WireguardMessage, WireguardPeer};
+use netlink_sys::protocols::NETLINK_GENERIC;
+use nix::errno::Errno;
+
+use super::{DeviceReading, codec, dump::DeviceDump};
+use crate::dataplane::netlink::{Channel, NetlinkError, Request};
+use crate::model::InterfaceName;
+use crate::plan::Step;
+
+/// The kernel's WireGuard devices in this thread's network namespace.
+pub(crate) struct Kernel {
+    channel: Channel,
+    /// The number the kernel gave the family `wireguard` when its module was loaded.
+    family: Option<u16>,
+}
+
+impl Kernel {
+    /// Opens the socket. The module need not be loaded yet.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { channel: Channel::open(NETLINK_GENERIC)?, family: None })
+    }
+
+    /// Reads a device with all its peers.
+    pub fn read(&mut self, name: &InterfaceName) -> Result<DeviceReading, NetlinkError> {
+        self.with_family(|channel, family| {
+            let get = || message(family, WireguardCmd::GetDevice, name, []);
+            let dump = channel.dump(get, |dump: &mut DeviceDump, _, payload| dump.take(payload))?;
+            Ok(dump.finish())
+        })
+    }
+
+    /// Sets the private key.
+    pub fn set_private_key(
+        &mut self,
+        name: &InterfaceName,
+        key: &crate::model::PrivateKey,
+    ) -> Result<(), NetlinkError> {
+        self.set(name, &WireguardAttribute::PrivateKey(*key.expose_bytes()))
+    }
+
+    /// Sets the UDP port. On a link that is up, a port in use is refused with `EADDRINUSE` and the
+    /// old one goes on; on a link that is down, it is the link's coming up that is refused.
+    pub fn set_listen_port(&mut self, name: &InterfaceName, port: u16) -> Result<(), NetlinkError> {
+        self.set(name, &WireguardAttribute::ListenPort(port))
+    }
+
+    /// Sets the mark on encrypted packets.
+    pub fn set_fwmark(&mut self, name: &InterfaceName, fwmark: u32) -> Result<(), NetlinkError> {
+        self.set(name, &WireguardAttribute::Fwmark(fwmark))
+    }
+
+    /// Obeys peer steps, many in a message, and returns what became of each. The kernel stops a
+    /// message at the first entry it refuses and does not say which: the steps of such a message
+    /// are sent again one by one, so that exactly the bad one is refused.
+    pub fn write_peers(
+        &mut self,
+        name: &InterfaceName,
+        steps: &[Step],
+    ) -> Vec<Result<(), NetlinkError>> {
+        let mut verdicts = Vec::with_capacity(steps.len());
+        for batch in codec::pack(steps) {
+            let steps = &steps[batch.steps];
+            match self.set_peers(name, batch.messages) {
+                Ok(()) => verdicts.extend(steps.iter().map(|_| Ok(()))),
+                Err(NetlinkError::Refused { .. }) => {
+                    verdicts.extend(steps.iter().map(|step| self.write_peer(name, step)));
+                }
+                Err(error) => verdicts.extend(steps.iter().map(|_| Err(error.clone()))),
+            }
+        }
+        verdicts
+    }
+
+    /// One step. A peer that could not be added whole is not left half there.
+    fn write_peer(&mut self, name: &InterfaceName, step: &Step) -> Result<(), NetlinkError> {
+        let messages = codec::pack(std::slice::from_ref(step)).into_iter();
+        let written = self.set_peers(name, messages.flat_map(|batch| batch.messages).collect());
+        if let (Err(_), Step::AddPeer { key, .. }) = (&written, step) {
+            // If this fails too, the next reading finds the remains.
+            let _ = self.set_peers(name, vec![vec![codec::removal(key)]]);
+        }
+        written
+    }
+
+    fn set_peers(
+        &mut self,
+        name: &InterfaceName,
+        messages: Vec<Vec<WireguardPeer>>,
+    ) -> Result<(), NetlinkError> {
+        for peers in messages {
+            self.set(name, &WireguardAttribute::Peers(peers))?;
+        }
+        Ok(())
+    }
+
+    fn set(
+        &mut self,
+        name: &InterfaceName,
+        attribute: &WireguardAttribute,
+    ) -> Result<(), NetlinkError> {
+        self.with_family(|channel, family| {
+            let set = message(family, WireguardCmd::SetDevice, name, [attribute.clone()]);
+            channel.request(Request::new(set))
+        })
+    }
+
+    /// The family's number is looked up once. It changes when the module is unloaded and loaded
+    /// again; the kernel then says `ENOENT` to the old one, and it is looked up once more.
+    fn with_family<T>(
+        &mut self,
+        mut act: impl FnMut(&mut Channel, u16) -> Result<T, NetlinkError>,
+    ) -> Result<T, NetlinkError> {
+        if let Some(family) = self.family {
+            match act(&mut self.channel, family) {
+                Err(error) if error.refusal() == Some(Errno::ENOENT) => self.family = None,
+                done => return done,
+            }
+        }
+        let family = look_up(&mut self.channel)?;
+        self.family = Some(family);
+        act(&mut self.channel, family)
+    }
+}
+
+fn message<const N: usize>(
+    family: u16,
+    cmd: WireguardCmd,
+    name: &InterfaceName,
+    more: [WireguardAttribute; N],
+) -> GenlMessage<WireguardMessage> {
+    let mut attributes = vec![WireguardAttribute::IfName(name.as_str().to_owned())];
+    attributes.extend(more);
+    let header = GenlHeader { cmd: cmd.into(), version: 1 };
+    GenlMessage::new(header, WireguardMessage { cmd, attributes }, family)
+}
+
+fn look_up(channel: &mut Channel) -> Result<u16, NetlinkError> {
+    let name = GenlCtrlAttrs::FamilyName("wireguard".to_owned());
+    let payload = GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![name] };
+    let mut request = GenlMessage::from_payload(payload);
+    request.finalize();
+    let family = channel.get(request, |family: &mut Option<u16>, kind, payload| {
+        let mut header = netlink_packet_core::NetlinkHeader::default();
+        header.message_type = kind;
+        let answer = GenlMessage::<GenlCtrl>::deserialize(&header, payload)
+            .map_err(|_| NetlinkError::Malformed("an answer about the family wireguard"))?;
+        *family = answer.payload.nlas.iter().find_map(|nla| match nla {
+            GenlCtrlAttrs::FamilyId(id) => Some(*id),
+            _ => None,
+        });
+        Ok(())
+    })?;
+    family.ok_or(NetlinkError::Malformed("the family wireguard has no number"))
+}

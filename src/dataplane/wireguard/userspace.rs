@@ -1,0 +1,204 @@
+//! WireGuard in a process of its own, driven over its unix socket.
+//!
+//! The embedded device cannot change a peer: it must be removed and added, which ends that peer's
+//! session (the client makes a new one with its next packet). Nor does it keep two peers of one
+//! message apart: a preshared key of the first is given to the second. So every peer has a request
+//! of its own. Small scale: a host with thousands of peers wants the kernel's module.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use zeroize::Zeroizing;
+
+use super::DeviceReading;
+use super::uapi::{self, UapiError};
+use crate::model::{InterfaceName, PrivateKey};
+use crate::plan::Step;
+
+/// Why a userspace device did not obey.
+#[derive(Debug, thiserror::Error)]
+pub enum UserspaceError {
+    #[error(
+        "the userspace device {name} does not answer on {}; restart it (systemctl restart \
+         gatepost-device@{name}, or end its process: the agent starts it again)",
+        socket_path(.name).display()
+    )]
+    Silent { name: InterfaceName, source: io::Error },
+    #[error("the userspace device {name} did not obey")]
+    Refused { name: InterfaceName, source: UapiError },
+    #[error(
+        "another socket has UDP port {port}: `ss -ulpn sport = :{port}` says which; stop it, or change `gateways.listen_port`"
+    )]
+    Port { port: u16, source: io::Error },
+    #[error("the userspace device {name} has no private key yet, and would lose the peer")]
+    NoPrivateKey { name: InterfaceName },
+}
+
+const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
+/// A device that is alive answers in milliseconds; one whose lock is poisoned never does.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the device listens.
+pub(crate) fn socket_path(name: &InterfaceName) -> PathBuf {
+    PathBuf::from(SOCKET_DIRECTORY).join(format!("{name}.sock"))
+}
+
+/// Whether a process is behind the socket. A socket that nobody listens on is what a killed device
+/// leaves behind.
+pub(crate) fn answers(name: &InterfaceName) -> bool {
+    UnixStream::connect(socket_path(name)).is_ok()
+}
+
+/// The number of the process that listens on the socket.
+pub(crate) fn process_id(name: &InterfaceName) -> Option<i32> {
+    let stream = UnixStream::connect(socket_path(name)).ok()?;
+    getsockopt(&stream, PeerCredentials).ok().map(|credentials| credentials.pid())
+}
+
+/// Reads the device with all its peers.
+pub(crate) fn read(name: &InterfaceName) -> Result<DeviceReading, UserspaceError> {
+    let answer = exchange(name, "get=1\n\n")?;
+    uapi::parse(&answer, SystemTime::now())
+        .map_err(|source| UserspaceError::Refused { name: name.clone(), source })
+}
+
+/// Sets the private key.
+pub(crate) fn set_private_key(
+    name: &InterfaceName,
+    key: &PrivateKey,
+) -> Result<(), UserspaceError> {
+    set(name, &uapi::private_key(key))
+}
+
+/// Sets the UDP port. The device closes its old sockets before it tries the new ones, and shares a
+/// port with any other that allows it: so the port is tried here first.
+pub(crate) fn set_listen_port(name: &InterfaceName, port: u16) -> Result<(), UserspaceError> {
+    for address in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
+        let address: std::net::IpAddr = address;
+        match UdpSocket::bind((address, port)) {
+            Err(source) if source.raw_os_error() == Some(Errno::EADDRINUSE as i32) => {
+                return Err(UserspaceError::Port { port, source });
+            }
+            // Whatever else hinders this attempt (no IPv6, say) need not hinder the device.
+            _ => {}
+        }
+    }
+    set(name, &format!("listen_port={port}\n"))
+}
+
+/// Sets the mark on encrypted packets.
+pub(crate) fn set_fwmark(name: &InterfaceName, fwmark: u32) -> Result<(), UserspaceError> {
+    set(name, &format!("fwmark={fwmark}\n"))
+}
+
+/// Obeys peer steps one by one, and returns what became of each.
+pub(crate) fn write_peers(name: &InterfaceName, steps: &[Step]) -> Vec<Result<(), UserspaceError>> {
+    let mut known = None;
+    steps.iter().map(|step| write_peer(name, step, &mut known)).collect()
+}
+
+fn write_peer(
+    name: &InterfaceName,
+    step: &Step,
+    known: &mut Option<DeviceReading>,
+) -> Result<(), UserspaceError> {
+    let known = match known {
+        Some(known) => known,
+        None => known.insert(read(name)?),
+    };
+    let (key, peer) = match step {
+        Step::RemovePeer { key } => {
+            known.peers.remove(key);
+            return set(name, &uapi::removal(key));
+        }
+        Step::AddPeer { key, peer } => (key, Some(peer.clone())),
+        Step::NarrowPeer { key, .. }
+        | Step::WidenPeer { key, .. }
+        | Step::SetPresharedKey { key, .. }
+        | Step::SetKeepalive { key, .. } => (key, known.peers.get(key).cloned()),
+        _ => return Ok(()),
+    };
+    // An unknown peer stays unknown, as with the kernel's UPDATE_ONLY.
+    let Some(mut peer) = peer else { return Ok(()) };
+    match step {
+        Step::NarrowPeer { allowed_ips, .. } => peer.allowed_ips = allowed_ips.clone(),
+        Step::WidenPeer { allowed_ips, .. } => {
+            peer.allowed_ips = peer.allowed_ips.iter().chain(allowed_ips.iter()).collect();
+        }
+        Step::SetPresharedKey { preshared_key, .. } => peer.preshared_key = preshared_key.clone(),
+        Step::SetKeepalive { keepalive_secs, .. } => peer.keepalive_secs = *keepalive_secs,
+        _ => {}
+    }
+    if known.public_key.is_none() {
+        return Err(UserspaceError::NoPrivateKey { name: name.clone() });
+    }
+    if known.peers.remove(key).is_some() {
+        set(name, &uapi::removal(key))?;
+    }
+    set(name, &uapi::addition(key, &peer, known.traffic.get(key)))?;
+    known.peers.insert(*key, peer);
+    Ok(())
+}
+
+fn set(name: &InterfaceName, lines: &str) -> Result<(), UserspaceError> {
+    let request = Zeroizing::new(format!("set=1\n{lines}\n"));
+    let answer = exchange(name, &request)?;
+    uapi::parse(&answer, SystemTime::UNIX_EPOCH)
+        .map(drop)
+        .map_err(|source| UserspaceError::Refused { name: name.clone(), source })
+}
+
+fn exchange(name: &InterfaceName, request: &str) -> Result<Zeroizing<String>, UserspaceError> {
+    converse(name, request).map_err(|source| UserspaceError::Silent { name: name.clone(), source })
+}
+
+/// One connection for each request: the embedded device closes it after one, others need not.
+fn converse(name: &InterfaceName, request: &str) -> io::Result<Zeroizing<String>> {
+    let mut stream = UnixStream::connect(socket_path(name))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Zeroizing::new(Vec::with_capacity(64 * 1024));
+    let mut chunk = Zeroizing::new([0; 16 * 1024]);
+    loop {
+        match stream.read(&mut *chunk)? {
+            0 => break,
+            len => answer.extend_from_slice(&chunk[..len]),
+        }
+        if is_complete(&answer) {
+            break;
+        }
+    }
+    if !is_complete(&answer) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let text = std::str::from_utf8(&answer)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the answer is no text"))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// An answer ends with a line `errno=` and an empty one. Nothing read before that is believed.
+fn is_complete(answer: &[u8]) -> bool {
+    let tail = &answer[answer.len().saturating_sub(32)..];
+    let start = tail.windows(6).rposition(|window| window == b"errno=");
+    start.is_some_and(|start| tail[start..].ends_with(b"\n\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_complete_only_with_its_last_line() {
+        assert!(is_complete(b"errno=0\n\n"));
+        assert!(is_complete(b"listen_port=1\nerrno=98\n\n"));
+        assert!(!is_complete(b"listen_port=1\n\n"));
+        assert!(!is_complete(b"errno=0\n"));
+        assert!(!is_complete(b""));
+    }
+}
