@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -20,37 +21,56 @@ const CTA_IP_V6_SRC: u16 = 3;
 const CTA_ZONE: u16 = 18;
 const NETFILTER_HEADER_BYTES: usize = 4;
 
-/// Deletes the entries of every flow that one of these addresses opened or answers, and returns how
+/// Deletes the entries of every flow that an address of these prefixes opened or answers, and returns how
 /// many there were. The firewall does not need this to revoke; a new holder of a tunnel address
 /// needs it, so as not to inherit the old one's flows.
 ///
 /// # Errors
 /// When the table cannot be read. A host without connection tracking has no flows: no error.
-pub(super) fn cut_flows(addresses: &BTreeSet<IpAddr>) -> Result<usize, NetlinkError> {
-    if addresses.is_empty() {
-        return Ok(0);
-    }
+pub(super) fn cut_flows(prefixes: &BTreeSet<IpNet>) -> Result<usize, NetlinkError> {
+    let holders = Holders::of(prefixes);
     let mut channel = Channel::open(NETLINK_NETFILTER)?;
     let mut cut = 0;
     for (family, v6) in [(NetfilterProtoFamily::IPv4, false), (NetfilterProtoFamily::IPv6, true)] {
-        if addresses.iter().any(|address| address.is_ipv6() == v6) {
-            cut += cut_family(&mut channel, family, addresses)?;
+        if prefixes.iter().any(|prefix| prefix.addr().is_ipv6() == v6) {
+            cut += cut_family(&mut channel, family, &holders)?;
         }
     }
     Ok(cut)
 }
 
+/// The prefixes, so that a full table is searched by hosts in a set and by networks, which are
+/// few, one by one.
+struct Holders {
+    hosts: BTreeSet<IpAddr>,
+    networks: Vec<IpNet>,
+}
+
+impl Holders {
+    fn of(prefixes: &BTreeSet<IpNet>) -> Self {
+        let is_host = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
+        Self {
+            hosts: prefixes.iter().filter(is_host).map(IpNet::addr).collect(),
+            networks: prefixes.iter().filter(|prefix| !is_host(prefix)).copied().collect(),
+        }
+    }
+
+    fn contain(&self, address: IpAddr) -> bool {
+        self.hosts.contains(&address) || self.networks.iter().any(|net| net.contains(&address))
+    }
+}
+
 fn cut_family(
     channel: &mut Channel,
     family: NetfilterProtoFamily,
-    addresses: &BTreeSet<IpAddr>,
+    holders: &Holders,
 ) -> Result<usize, NetlinkError> {
     let get = || {
         let header = NetfilterHeader::new(family, 0, 0);
         NetfilterMessage::new(header, ConntrackMessage::Get(vec![]))
     };
     let dumped = channel.dump(get, |flows: &mut Vec<_>, kind, payload| {
-        if concerns(payload, addresses)? {
+        if concerns(payload, holders)? {
             flows.push(deletion(family, kind, payload)?);
         }
         Ok(())
@@ -68,7 +88,7 @@ fn cut_family(
 }
 
 /// Whether one of the addresses is the source of the first packet, or of the answer to it.
-fn concerns(payload: &[u8], addresses: &BTreeSet<IpAddr>) -> Result<bool, NetlinkError> {
+fn concerns(payload: &[u8], holders: &Holders) -> Result<bool, NetlinkError> {
     for attribute in attributes(payload.get(NETFILTER_HEADER_BYTES..).unwrap_or_default()) {
         let (CTA_TUPLE_ORIG | CTA_TUPLE_REPLY, tuple) = attribute? else { continue };
         for part in attributes(tuple) {
@@ -79,7 +99,7 @@ fn concerns(payload: &[u8], addresses: &BTreeSet<IpAddr>) -> Result<bool, Netlin
                     (CTA_IP_V6_SRC, ip) => fixed::<16>(ip)?.into(),
                     _ => continue,
                 };
-                if addresses.contains(&source) {
+                if holders.contain(source) {
                     return Ok(true);
                 }
             }

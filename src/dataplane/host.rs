@@ -1,7 +1,6 @@
 //! One gateway host: reads everything of ours back, and obeys plans.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -12,10 +11,7 @@ use super::link::{self, KIND_TUN, KIND_WIREGUARD, Link};
 use super::netlink::{Channel, NetlinkError, gone_is_done};
 use super::refusal::{Consequence, chain, explain};
 use super::wireguard::{self, DeviceReading, Kernel, UserspaceError};
-use super::{
-    Dataplane, DataplaneError, Firewall, Outcome, Reading, acknowledge::acknowledge, address,
-    conntrack, route,
-};
+use super::{Dataplane, DataplaneError, Firewall, Outcome, Reading, address, conntrack, route};
 use crate::model::{
     GatewayId, InterfaceName, LinkOwner, ObservedInterface, ObservedState, PublicKey, Tag,
 };
@@ -82,15 +78,6 @@ impl<F: Firewall> Host<F> {
     /// When the kernel cannot be asked.
     pub fn link_index(&mut self) -> Result<Option<u32>, DataplaneError> {
         Ok(self.find()?.map(|link| link.index))
-    }
-
-    /// Deletes the connection tracking entries of every flow that one of these tunnel addresses
-    /// opened or answers, and returns their number.
-    ///
-    /// # Errors
-    /// When the table cannot be read.
-    pub fn cut_flows(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, DataplaneError> {
-        conntrack::cut_flows(addresses).map_err(DataplaneError::during("cutting flows"))
     }
 
     /// Removes the interface of this gateway, with its peers, addresses and routes. Returns whether
@@ -317,6 +304,10 @@ impl<F: Firewall> Dataplane for Host<F> {
             if !consequence.permits(first) {
                 continue;
             }
+            if let Step::CutFlows { prefixes } = first {
+                cut_flows(prefixes, first, &mut outcome);
+                continue;
+            }
             let verdicts = match refuse_unasked(first, own_key) {
                 Some(reason) => vec![Err(reason)],
                 None => self.obey(run),
@@ -325,7 +316,7 @@ impl<F: Firewall> Dataplane for Host<F> {
                 match verdict {
                     Ok(()) => {
                         outcome.applied += 1;
-                        acknowledge(observed, step);
+                        observed.obey(step);
                     }
                     Err(reason) => {
                         if Consequence::of(step) > consequence {
@@ -338,6 +329,16 @@ impl<F: Firewall> Dataplane for Host<F> {
             }
         }
         outcome
+    }
+}
+
+fn cut_flows(prefixes: &BTreeSet<ipnet::IpNet>, step: &Step, outcome: &mut Outcome) {
+    match conntrack::cut_flows(prefixes) {
+        Ok(flows) => {
+            outcome.applied += 1;
+            outcome.flows_cut += flows;
+        }
+        Err(error) => outcome.refused.push((step.clone(), explain(step, &error))),
     }
 }
 

@@ -8,7 +8,6 @@
 //! Monitor: "look again"
 //! ```
 
-mod acknowledge;
 mod address;
 mod conntrack;
 mod device;

@@ -43,10 +43,14 @@ pub enum Event {
         why: String,
     },
     Read(Result<ReadAnswer, String>),
-    Observed(Result<Reading, String>),
+    Observed(Result<Box<Reading>, String>),
     /// The reading comes back as what the kernel acknowledged.
     Applied(Outcome, Box<ObservedState>),
-    Reported(Result<(), (Report, String)>),
+    /// What of a report was not taken, and why if something failed.
+    Reported {
+        left: Report,
+        error: Option<String>,
+    },
     /// An operator wants everything compared.
     Resync,
     /// An operator confirms the removal that was held back.

@@ -3,61 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use serde_json::{Value, json};
-use uuid::Uuid;
+use serde_json::json;
 
-use super::session::{Handshake, SessionEvent};
-use crate::model::{DesiredState, DeviceId, GatewayId, PeerId, PeerRow, Reason};
+use super::session::{Seen, SessionEvent};
+use crate::model::{DesiredState, DeviceId, PeerRow, Reason};
+use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
 /// More audit entries than this are not kept while the database is away.
 const MAX_AUDIT_ENTRIES: usize = 10_000;
-
-/// What an audit row is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entity {
-    Gateway(GatewayId),
-    Peer(PeerId),
-}
-
-impl Entity {
-    /// `audit_logs.entity_type`.
-    #[must_use]
-    pub const fn entity_type(self) -> &'static str {
-        match self {
-            Self::Gateway(_) => "gateway",
-            Self::Peer(_) => "wireguard_peer",
-        }
-    }
-
-    /// `audit_logs.entity_id`.
-    #[must_use]
-    pub const fn id(self) -> Uuid {
-        match self {
-            Self::Gateway(id) => id.0,
-            Self::Peer(id) => id.0,
-        }
-    }
-}
-
-/// A row for `audit_logs`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AuditEntry {
-    /// `audit_logs.event_type`, such as `peer.revoked`.
-    pub event: &'static str,
-    pub entity: Entity,
-    pub device_id: Option<DeviceId>,
-    /// `audit_logs.status`: `success` or `warning`.
-    pub status: &'static str,
-    pub message: String,
-    pub metadata: Value,
-}
 
 /// One batch for the database.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
     /// The database's time as of which the kernel was proven equal to what the database held.
     pub synced_as_of: Option<SystemTime>,
-    pub handshakes: BTreeMap<DeviceId, Handshake>,
+    pub handshakes: BTreeMap<DeviceId, Seen>,
     pub audit: Vec<AuditEntry>,
 }
 
@@ -83,7 +43,7 @@ impl Ledger {
     }
 
     /// Notes a device's handshake; of several peers of one device the latest counts.
-    pub fn handshake(&mut self, device_id: DeviceId, handshake: Handshake) {
+    pub fn handshake(&mut self, device_id: DeviceId, handshake: Seen) {
         let kept = self.open.handshakes.entry(device_id).or_insert(handshake);
         let session_since = kept.session_since.max(handshake.session_since);
         if handshake.at > kept.at {
@@ -133,25 +93,25 @@ pub fn peer_name(row: &PeerRow) -> String {
 /// The audit entry for what a peer's session did.
 #[must_use]
 pub fn session_entry(desired: &DesiredState, event: &SessionEvent) -> Option<AuditEntry> {
-    let (key, name, verb, metadata) = match event {
+    let (key, audit_event, verb, endpoint, metadata) = match event {
         SessionEvent::Connected { key, endpoint, .. } => {
-            let endpoint = endpoint.map(|endpoint| endpoint.to_string());
-            (key, "peer.connected", "connected", json!({ "endpoint": endpoint }))
+            (key, AuditEvent::PeerConnected, "connected", *endpoint, json!({}))
         }
         SessionEvent::Disconnected { key, .. } => {
-            (key, "peer.disconnected", "disconnected", json!({}))
+            (key, AuditEvent::PeerDisconnected, "disconnected", None, json!({}))
         }
         SessionEvent::Roamed { key, from, to } => {
             let metadata = json!({ "from": from.to_string(), "to": to.to_string() });
-            (key, "peer.roamed", "roamed", metadata)
+            (key, AuditEvent::PeerRoamed, "roamed", Some(*to), metadata)
         }
     };
     let row = desired.row_of(key)?;
     Some(AuditEntry {
-        event: name,
+        event: audit_event,
         entity: Entity::Peer(row.id),
         device_id: Some(row.device_id),
-        status: "success",
+        ip_address: endpoint.map(|endpoint| endpoint.ip()),
+        status: AuditStatus::Success,
         message: format!("{} {verb}", peer_name(row)),
         metadata,
     })
@@ -161,10 +121,11 @@ pub fn session_entry(desired: &DesiredState, event: &SessionEvent) -> Option<Aud
 #[must_use]
 pub fn quarantine_entry(row: &PeerRow, reason: &Reason) -> AuditEntry {
     AuditEntry {
-        event: "peer.quarantined",
+        event: AuditEvent::PeerQuarantined,
         entity: Entity::Peer(row.id),
         device_id: Some(row.device_id),
-        status: "warning",
+        ip_address: None,
+        status: AuditStatus::Warning,
         message: format!("{}: {reason}", peer_name(row)),
         metadata: json!({ "reason": reason.code() }),
     }

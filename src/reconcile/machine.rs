@@ -182,7 +182,6 @@ impl Machine {
         match event {
             Event::Connected { mode } => {
                 self.database = Database::Up { mode };
-                self.backoff.reset();
                 self.stale_over();
                 // A read is due on every connect: what was notified meanwhile is lost.
                 self.want_read(self.read_after_connect());
@@ -211,18 +210,20 @@ impl Machine {
             }
             Event::Observed(reading) => {
                 self.busy = false;
-                self.take_reading(reading, now, actions);
+                self.take_reading(reading.map(|reading| *reading), now, actions);
             }
             Event::Applied(outcome, observed) => {
                 self.busy = false;
                 self.observed = Some(*observed);
                 self.take_outcome(outcome, now, actions);
             }
-            Event::Reported(Ok(())) => self.reporting = false,
-            Event::Reported(Err((report, error))) => {
+            Event::Reported { left, error } => {
                 self.reporting = false;
-                self.ledger.put_back(report);
-                actions.push(Action::Say(Note::ReportFailed { error }));
+                self.ledger.put_back(left);
+                if let Some(error) = error {
+                    self.due.report = now.instant + self.backoff.next_delay();
+                    actions.push(Action::Say(Note::ReportFailed { error }));
+                }
             }
         }
     }
@@ -245,6 +246,9 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) {
         let notified = std::mem::take(&mut self.notified_since_read);
+        if answer.is_ok() {
+            self.backoff.reset();
+        }
         match answer {
             Err(error) => {
                 self.want_read(ReadKind::Changes);

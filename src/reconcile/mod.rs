@@ -4,22 +4,23 @@
 //! lives of an agent can be simulated. The shell around it carries out what the machine asks for.
 
 mod event;
+mod explain;
 mod ledger;
 mod machine;
 mod pass;
 mod say;
 mod session;
-
+mod shell;
 pub mod status;
 mod summary;
 mod timers;
 mod timing;
 
 pub use event::{Action, Event, Mode, Note, Now, ReadAnswer, ReadKind};
-pub use ledger::{AuditEntry, Entity, Report};
+pub use ledger::Report;
 pub use machine::{Machine, MachineOptions, Obstacle, Proven, StaleOptions, StalePolicy, Totals};
 pub use pass::PassFigures;
-pub use session::{Handshake, SESSION_SECS, SessionEvent, Sessions};
-
+pub use session::{SESSION_SECS, Seen, SessionEvent, Sessions};
+pub use shell::{Ask, Host, Options, RunError, SyncMode, preview, run, run_once};
 pub use summary::plan_report;
 pub use timing::{Backoff, Timing};

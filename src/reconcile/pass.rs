@@ -7,11 +7,12 @@ use serde_json::json;
 
 use super::Machine;
 use super::event::{Action, Note, Now};
-use super::ledger::{AuditEntry, Entity, quarantine_entry, session_entry};
+use super::ledger::{quarantine_entry, session_entry};
 use super::machine::{Obstacle, Proven};
 use crate::dataplane::{Outcome, Reading};
 use crate::model::{Departed, DesiredState, PublicKey};
 use crate::plan::{Plan, Scope, Step, guard, plan};
+use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
 /// A pass that changes this often without coming to rest is given up for a while.
 const MAX_ATTEMPTS: u32 = 3;
@@ -210,6 +211,7 @@ impl Machine {
         self.obstacle = None;
         self.rows_changed = false;
         self.totals.passes += 1;
+        self.say_started();
         if self.held.is_none()
             && let Some(desired) = &self.desired
         {
@@ -236,10 +238,11 @@ impl Machine {
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         for departed in pass.revoked.values() {
             self.ledger.audit(AuditEntry {
-                event: "peer.revoked",
+                event: AuditEvent::PeerRevoked,
                 entity: Entity::Peer(departed.peer_id),
                 device_id: Some(departed.device_id),
-                status: "success",
+                ip_address: None,
+                status: AuditStatus::Success,
                 message: format!("{}'s {} was cut off", departed.username, departed.device_name),
                 metadata: json!({
                     "milliseconds": milliseconds,
@@ -248,13 +251,16 @@ impl Machine {
             });
         }
         let (event, verb, status) = match &pass.drift {
-            Some(_) => ("gateway.drift_repaired", "repaired what others changed", "warning"),
-            None => ("gateway.synced", "brought up to date", "success"),
+            Some(_) => {
+                (AuditEvent::DriftRepaired, "repaired what others changed", AuditStatus::Warning)
+            }
+            None => (AuditEvent::GatewaySynced, "brought up to date", AuditStatus::Success),
         };
         self.ledger.audit(AuditEntry {
             event,
             entity: Entity::Gateway(gateway_id),
             device_id: None,
+            ip_address: None,
             status,
             message: format!("{verb}: {} steps in {milliseconds} ms", pass.steps),
             metadata: json!({ "steps": pass.steps, "milliseconds": milliseconds, "first": &pass.first }),
@@ -267,6 +273,20 @@ impl Machine {
             }
             None => Note::Synced { steps, took, first },
         }));
+    }
+
+    /// One audit row for the start of the agent, once it knows its gateway and has done its work.
+    fn say_started(&mut self) {
+        let (1, Some(desired)) = (self.totals.passes, &self.desired) else { return };
+        self.ledger.audit(AuditEntry {
+            event: AuditEvent::GatewayStarted,
+            entity: Entity::Gateway(desired.gateway().id),
+            device_id: None,
+            ip_address: None,
+            status: AuditStatus::Success,
+            message: format!("the agent of {} started", desired.gateway().name),
+            metadata: json!({ "peers": desired.peers().len() }),
+        });
     }
 
     /// Remembers who the peers were that a new state no longer has.

@@ -20,7 +20,7 @@ pub enum SessionEvent {
 
 /// A handshake that has not been reported yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Handshake {
+pub struct Seen {
     pub at: SystemTime,
     /// When the session that it belongs to began, if that is known: after a restart the database
     /// knows better.
@@ -50,7 +50,7 @@ impl Sessions {
         &mut self,
         traffic: &BTreeMap<PublicKey, Traffic>,
         now: SystemTime,
-    ) -> (BTreeMap<PublicKey, Handshake>, Vec<SessionEvent>) {
+    ) -> (BTreeMap<PublicKey, Seen>, Vec<SessionEvent>) {
         let (mut handshakes, mut events) = (BTreeMap::new(), Vec::new());
         self.sessions.retain(|key, _| traffic.contains_key(key));
         for (key, traffic) in traffic {
@@ -60,7 +60,7 @@ impl Sessions {
             match self.sessions.get_mut(key) {
                 None => {
                     let known = self.seen_before;
-                    handshakes.insert(*key, Handshake { at, session_since: known.then_some(at) });
+                    handshakes.insert(*key, Seen { at, session_since: known.then_some(at) });
                     if known && alive {
                         let endpoint = traffic.endpoint;
                         events.push(SessionEvent::Connected { key: *key, at, endpoint });
@@ -100,12 +100,12 @@ impl Session {
         traffic: &Traffic,
         at: SystemTime,
         alive: bool,
-        handshakes: &mut BTreeMap<PublicKey, Handshake>,
+        handshakes: &mut BTreeMap<PublicKey, Seen>,
         events: &mut Vec<SessionEvent>,
     ) {
         if at > self.last_handshake {
             let new_session = age(at, self.last_handshake) > Duration::from_secs(SESSION_SECS);
-            handshakes.insert(key, Handshake { at, session_since: new_session.then_some(at) });
+            handshakes.insert(key, Seen { at, session_since: new_session.then_some(at) });
             self.last_handshake = at;
             if alive && (new_session || !self.connected) {
                 events.push(SessionEvent::Connected { key, at, endpoint: traffic.endpoint });
@@ -150,7 +150,7 @@ mod tests {
     fn the_first_reading_reports_handshakes_and_no_events() {
         let (handshakes, events) = Sessions::default().update(&reading(1_000, 1), at(1_010));
         let key = KEY.parse().unwrap();
-        assert_eq!(handshakes[&key], Handshake { at: at(1_000), session_since: None });
+        assert_eq!(handshakes[&key], Seen { at: at(1_000), session_since: None });
         assert!(events.is_empty());
     }
 

@@ -2,15 +2,18 @@
 
 use std::time::SystemTime;
 
+use ipnet::IpNet;
+
 use super::event::Now;
 use super::machine::Database;
 use super::status::{
-    DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse, PassStatus, PeerCounts,
-    PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State, Status, SyncStatus,
-    Timestamp,
+    DatabaseStatus, Explanation, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse, PassStatus,
+    PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State, Status,
+    SyncStatus, Timestamp,
 };
 use super::{Machine, Mode, Obstacle};
-use crate::model::{DesiredState, KeyText, PeerRow, Standing, Traffic};
+use crate::model::policy::{Shift, tell};
+use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing, Traffic};
 use crate::plan::{Plan, Step};
 
 /// So many quarantined peers are listed one by one.
@@ -220,6 +223,36 @@ impl Machine {
         !self.reporting && self.ledger.is_empty()
     }
 
+    /// A removal that waits for an operator's word.
+    #[must_use]
+    pub const fn held(&self) -> Option<crate::plan::guard::HeldBack> {
+        self.held
+    }
+
+    /// How the pass that was asked for ended; `None`: it has not.
+    pub(super) fn settled(&self) -> Option<Result<(), String>> {
+        if let Some(why) = self.is_stuck() {
+            return Some(Err(why));
+        }
+        if let Database::Down { error, .. } = &self.database {
+            return Some(Err(format!("the database is away: {error}")));
+        }
+        let done = !self.busy
+            && self.read_wanted.is_none()
+            && self.observe_wanted.is_none()
+            && self.scope == crate::plan::Scope::nothing();
+        done.then_some(Ok(()))
+    }
+
+    /// The verdict for what `who` (a user, device, tunnel address or key) sends to `destination`.
+    ///
+    /// # Errors
+    /// In words: whom or what nobody knows.
+    pub fn explain(&self, who: &str, destination: &str) -> Result<Explanation, String> {
+        let desired = self.desired.as_ref().ok_or("the database was not read yet")?;
+        super::explain::explain(desired, self.observed.as_ref(), who, destination)
+    }
+
     /// What keeps a pass from ever being proven as things stand: `run --once` gives up on it.
     #[must_use]
     pub fn is_stuck(&self) -> Option<String> {
@@ -243,12 +276,14 @@ impl std::fmt::Display for Obstacle {
 
 /// A plan in the words of users and devices.
 #[must_use]
-pub fn plan_report(desired: &DesiredState, plan: &Plan) -> PlanReport {
+pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan) -> PlanReport {
     let steps = plan.steps().iter().map(|step| PlannedStep {
         phase: format!("{:?}", step.phase()).to_lowercase(),
         step: step.to_string(),
     });
-    let words = plan.steps().iter().filter_map(|step| in_words(desired, step));
+    let shifts = desired.rows().map(|(row, standing)| shift(desired, observed, row, standing));
+    let policy = tell(desired.policies(), shifts).into_iter().map(|change| change.to_string());
+    let words = plan.steps().iter().filter_map(|step| in_words(desired, step)).chain(policy);
     let mut warnings: Vec<String> =
         desired.setting_warnings().iter().map(ToString::to_string).collect();
     warnings.extend(desired.policy_notes().iter().map(ToString::to_string));
@@ -258,6 +293,31 @@ pub fn plan_report(desired: &DesiredState, plan: &Plan) -> PlanReport {
             .map(|peer| format!("{}'s {} is left out: {}", peer.user, peer.device, peer.reason)),
     );
     PlanReport { steps: steps.collect(), words: words.collect(), warnings }
+}
+
+/// What a peer may reach by the kernel's table, and what it should.
+fn shift<'a>(
+    desired: &'a DesiredState,
+    observed: &'a ObservedState,
+    row: &'a PeerRow,
+    standing: Standing<'_>,
+) -> Shift<'a> {
+    let prefix = IpNet::from(row.assigned_ip.addr());
+    let admitted = matches!(standing, Standing::Admitted(_));
+    let table = observed.firewall.as_ref();
+    let new = desired.firewall().assignments.get(&prefix).filter(|_| admitted);
+    Shift {
+        user_id: row.user_id,
+        device_id: row.device_id,
+        username: &row.username,
+        device_name: &row.device_name,
+        // A row that is left out may share its address with one that is not.
+        old: table
+            .and_then(|table| table.profile_of(&prefix))
+            .map(AsRef::as_ref)
+            .filter(|_| admitted || !desired.firewall().assignments.contains_key(&prefix)),
+        new: new.map(AsRef::as_ref),
+    }
 }
 
 fn in_words(desired: &DesiredState, step: &Step) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
-use tokio_postgres::{GenericClient, IsolationLevel, Row};
+use tokio_postgres::{IsolationLevel, Row};
 
 use super::connect::Lease;
 use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};

@@ -147,6 +147,12 @@ impl DesiredState {
         &self.settings
     }
 
+    /// The DNS servers listed for every peer of this gateway.
+    #[must_use]
+    pub const fn gateway_dns(&self) -> &[IpAddr] {
+        &self.gateway_dns
+    }
+
     /// Settings that were not understood, and what stands in their place.
     #[must_use]
     pub fn setting_warnings(&self) -> &[SettingWarning] {

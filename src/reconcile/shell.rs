@@ -1,0 +1,507 @@
+//! The thin shell: carries out what the [`Machine`] asks for, and tells it what happened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::event::{Action, Event, Mode, ReadAnswer, ReadKind};
+use super::ledger::Report;
+use super::say::say;
+use super::status::{Explanation, PeerStatus, PlanReport, Status, Timestamp};
+use super::summary::clock;
+use super::{Machine, MachineOptions};
+use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
+use crate::model::DesiredState;
+use crate::plan::{Scope, plan};
+use crate::store::{Cursor, Handshake, Hello, Listener, Read, Store, StoreError};
+
+/// The data plane of a host.
+pub trait Host: Dataplane<Error = DataplaneError> + 'static {}
+
+impl<D: Dataplane<Error = DataplaneError> + 'static> Host for D {}
+
+/// `sync.mode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncMode {
+    /// Listen where notifications arrive, else poll.
+    #[default]
+    Auto,
+    Listen,
+    Poll,
+}
+
+/// What an operator asks of the loop. A dropped answer means that the loop has ended.
+#[derive(Debug)]
+pub enum Ask {
+    /// Every peer, by its id.
+    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    /// The verdict for what `who` sends to `destination`.
+    Explain {
+        who: String,
+        destination: String,
+        answer: oneshot::Sender<Result<Explanation, String>>,
+    },
+    /// Compare everything anew; answered when that has ended, with its error if it failed.
+    Resync(oneshot::Sender<Result<(), String>>),
+    /// Let the removal that the guard holds back go ahead; the error says if there is none.
+    Confirm(oneshot::Sender<Result<(), String>>),
+}
+
+/// Everything the loop needs.
+pub struct Options<D> {
+    pub machine: MachineOptions,
+    pub store: Store,
+    pub mode: SyncMode,
+    pub dataplane: DataplaneHandle<D>,
+    /// Says why to look at the kernel again.
+    pub kernel_events: mpsc::Receiver<String>,
+    /// `gateways.name`, from the configuration.
+    pub gateway: String,
+    pub version: &'static str,
+}
+
+/// Change marks are kept this long: a reader that was away for longer reads everything.
+const KEEP_MARKS: Duration = Duration::from_secs(24 * 3_600);
+const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
+
+/// Why the loop ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("the pass did not converge: {0}")]
+    NotConverged(String),
+    #[error("role acts for gateway {bound:?}, but [gateway] name is {configured:?}: correct one")]
+    OtherGateway { bound: String, configured: String },
+}
+
+/// Runs the loop until `stop` says so. Leaves the kernel as it is.
+///
+/// `status` always holds the latest; `alive` is called each time round.
+pub async fn run<D: Host>(
+    mut options: Options<D>,
+    mut asks: mpsc::Receiver<Ask>,
+    status: watch::Sender<Status>,
+    mut stop: watch::Receiver<bool>,
+    alive: impl Fn(),
+) {
+    let (_, silent) = mpsc::channel(1);
+    let mut kernel_events = std::mem::replace(&mut options.kernel_events, silent);
+    let (mut shell, mut events) = Shell::new(options, status);
+    let mut prune = tokio::time::interval_at(Instant::now() + PRUNE_EVERY / 4, PRUNE_EVERY);
+    shell.tell(Event::Tick);
+    loop {
+        alive();
+        shell.publish();
+        shell.answer_resyncs();
+        let wakeup = shell.machine.next_wakeup(clock());
+        tokio::select! {
+            biased;
+            _ = stop.changed() => break,
+            Some(event) = events.recv() => shell.take(event),
+            Some(why) = kernel_events.recv() => shell.tell(Event::KernelChanged { why }),
+            Some(ask) = asks.recv() => shell.answer(ask),
+            _ = prune.tick() => shell.prune(),
+            () = tokio::time::sleep_until(wakeup.into()) => shell.tell(Event::Tick),
+        }
+    }
+    shell.last_report(&mut events).await;
+}
+
+/// Makes one full pass, reports, and returns.
+///
+/// # Errors
+/// [`RunError::NotConverged`] with the obstacle.
+pub async fn run_once<D: Host>(
+    options: Options<D>,
+    status: watch::Sender<Status>,
+) -> Result<(), RunError> {
+    let (mut shell, mut events) = Shell::new(options, status);
+    shell.tell(Event::Tick);
+    loop {
+        if shell.machine.is_at_rest() {
+            return Ok(());
+        }
+        let away = shell.failed_connects >= CONNECTS_ONCE;
+        if let Some(why) = shell.machine.is_stuck().or(away.then(|| shell.last_error.clone())) {
+            return Err(RunError::NotConverged(why));
+        }
+        shell.publish();
+        let wakeup = shell.machine.next_wakeup(clock());
+        tokio::select! {
+            biased;
+            Some(event) = events.recv() => shell.take(event),
+            () = tokio::time::sleep_until(wakeup.into()) => shell.tell(Event::Tick),
+        }
+    }
+}
+
+/// `run --once` gives up on a database that refused this often.
+const CONNECTS_ONCE: u32 = 3;
+
+enum Inner {
+    Event(Event),
+    Connected(Box<Connection>),
+}
+
+struct Connection {
+    hello: Hello,
+    listener: Option<Listener>,
+    mode: Mode,
+    why: String,
+}
+
+struct Shell<D> {
+    machine: Machine,
+    store: Store,
+    mode: SyncMode,
+    dataplane: DataplaneHandle<D>,
+    /// Who asked for a resync and waits for its end.
+    resyncs: Vec<oneshot::Sender<Result<(), String>>>,
+    gateway: String,
+    template: Status,
+    cursor: Arc<Mutex<Option<Cursor>>>,
+    listening: Option<JoinHandle<()>>,
+    events: mpsc::UnboundedSender<Inner>,
+    status: watch::Sender<Status>,
+    failed_connects: u32,
+    last_error: String,
+}
+
+impl<D: Host> Shell<D> {
+    fn new(
+        options: Options<D>,
+        status: watch::Sender<Status>,
+    ) -> (Self, mpsc::UnboundedReceiver<Inner>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let now = clock();
+        let mut template = Status::default();
+        template.gateway.name.clone_from(&options.gateway);
+        template.agent.version = options.version.to_owned();
+        template.agent.started_at = Some(Timestamp(now.wall));
+        let shell = Self {
+            machine: Machine::new(options.machine, now),
+            store: options.store,
+            mode: options.mode,
+            dataplane: options.dataplane,
+            resyncs: Vec::new(),
+            gateway: options.gateway,
+            template,
+            cursor: Arc::default(),
+            listening: None,
+            events,
+            status,
+            failed_connects: 0,
+            last_error: String::new(),
+        };
+        (shell, receiver)
+    }
+
+    fn take(&mut self, inner: Inner) {
+        match inner {
+            Inner::Event(event) => self.tell(event),
+            Inner::Connected(connection) => self.connected(*connection),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        if let Event::Disconnected { error } = &event {
+            self.failed_connects += 1;
+            self.last_error.clone_from(error);
+            self.template.database.last_error = Some(error.clone());
+            self.template.database.since = Some(Timestamp(clock().wall));
+            if let Some(listening) = self.listening.take() {
+                listening.abort();
+            }
+        }
+        for action in self.machine.handle(event, clock()) {
+            self.carry_out(action);
+        }
+    }
+
+    fn connected(&mut self, connection: Connection) {
+        let Connection { hello, listener, mode, why } = connection;
+        self.failed_connects = 0;
+        self.template.sync.mode_why = why;
+        self.template.database.since = Some(Timestamp(clock().wall));
+        self.template.database.schema_version = Some(hello.schema_version);
+        if let Some(mut listener) = listener {
+            let events = self.events.clone();
+            let heard = async move {
+                loop {
+                    let event = match listener.next().await {
+                        Ok(_) => Event::Notified,
+                        Err(error) => Event::Disconnected { error: chain(&error) },
+                    };
+                    let over = matches!(event, Event::Disconnected { .. });
+                    if events.send(Inner::Event(event)).is_err() || over {
+                        return;
+                    }
+                }
+            };
+            self.listening = Some(tokio::spawn(heard));
+        }
+        self.tell(Event::Connected { mode });
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Say(note) => say(&note),
+            Action::Connect => {
+                self.spawn_inner(connect(self.store.clone(), self.mode, self.gateway.clone()))
+            }
+            Action::Read(kind) => self.spawn_read(kind),
+            Action::Observe => {
+                let dataplane = self.dataplane.clone();
+                self.spawn(async move {
+                    let reading = dataplane.observe().await;
+                    Event::Observed(reading.map(Box::new).map_err(|error| chain(&error)))
+                });
+            }
+            Action::Apply(plan, observed) => {
+                for step in plan.steps() {
+                    debug!(%step, phase = ?step.phase(), "step");
+                }
+                let dataplane = self.dataplane.clone();
+                self.spawn(async move {
+                    match dataplane.apply(plan, *observed).await {
+                        Ok((outcome, observed)) => Event::Applied(outcome, Box::new(observed)),
+                        // What the kernel holds is in doubt: read it.
+                        Err(error) => Event::Observed(Err(chain(&error))),
+                    }
+                });
+            }
+            Action::Report(report) => {
+                let store = self.store.clone();
+                self.spawn(async move {
+                    let (left, error) = send(&store, report).await;
+                    Event::Reported { left, error: error.map(|error| chain(&error)) }
+                });
+            }
+        }
+    }
+
+    fn spawn_read(&self, kind: ReadKind) {
+        let (store, cursor) = (self.store.clone(), self.cursor.clone());
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let answer = read(&store, &mut *cursor.lock().await, kind).await;
+            let answer = answer.map_err(|error| chain(&error));
+            // A read may be the first to find that the database is gone, or is not ours any more.
+            let lost = answer.as_ref().err().cloned();
+            drop(events.send(Inner::Event(Event::Read(answer))));
+            if let Some(error) = lost {
+                drop(events.send(Inner::Event(Event::Disconnected { error })));
+            }
+        });
+    }
+
+    fn spawn(&self, job: impl Future<Output = Event> + Send + 'static) {
+        self.spawn_inner(async move { Inner::Event(job.await) });
+    }
+
+    fn spawn_inner(&self, job: impl Future<Output = Inner> + Send + 'static) {
+        let events = self.events.clone();
+        // The loop may have ended meanwhile; then nobody waits for the answer.
+        tokio::spawn(async move { drop(events.send(job.await)) });
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Peers(answer) => drop(answer.send(self.machine.peers())),
+            Ask::Explain { who, destination, answer } => {
+                drop(answer.send(self.machine.explain(&who, &destination)));
+            }
+            Ask::Resync(answer) => {
+                self.tell(Event::Resync);
+                self.resyncs.push(answer);
+            }
+            Ask::Confirm(answer) => {
+                let held = self.machine.held().is_some();
+                if held {
+                    self.tell(Event::ConfirmRemovals);
+                }
+                drop(answer.send(if held {
+                    Ok(())
+                } else {
+                    Err("no removal is held back".into())
+                }));
+            }
+        }
+    }
+
+    /// Tells those who asked for a resync how it ended.
+    fn answer_resyncs(&mut self) {
+        if self.resyncs.is_empty() {
+            return;
+        }
+        if let Some(end) = self.machine.settled() {
+            for answer in self.resyncs.drain(..) {
+                drop(answer.send(end.clone()));
+            }
+        }
+    }
+
+    fn prune(&self) {
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            match store.prune(KEEP_MARKS).await {
+                Ok(marks) => debug!(marks, "pruned change marks"),
+                Err(error) => debug!(error = chain(&error), "change marks were not pruned"),
+            }
+        });
+    }
+
+    fn publish(&self) {
+        let mut status = self.machine.status(clock());
+        let template = &self.template;
+        status.gateway.name.clone_from(&template.gateway.name);
+        status.sync.mode_why.clone_from(&template.sync.mode_why);
+        status.agent = template.agent.clone();
+        let since = template.database.since;
+        status.database.since = since.or(status.database.since);
+        status.database.last_error.clone_from(&template.database.last_error);
+        status.database.schema_version = template.database.schema_version;
+        self.status.send_if_modified(|held| {
+            let changed = *held != status;
+            *held = status;
+            changed
+        });
+    }
+
+    /// What is known is written before the end, but a dead database does not hold up a stop.
+    async fn last_report(&mut self, events: &mut mpsc::UnboundedReceiver<Inner>) {
+        let patience = tokio::time::sleep(Duration::from_secs(2));
+        tokio::pin!(patience);
+        while !self.machine.is_reported() {
+            tokio::select! {
+                () = &mut patience => return,
+                Some(Inner::Event(event)) = events.recv() => self.tell(event),
+                () = tokio::time::sleep(Duration::from_millis(50)) => self.tell(Event::Tick),
+            }
+        }
+    }
+}
+
+/// Plans without touching anything: what a pass would change now.
+///
+/// # Errors
+/// In words: why nothing can be planned.
+pub async fn preview<D: Host>(
+    machine: &MachineOptions,
+    store: &Store,
+    dataplane: &DataplaneHandle<D>,
+) -> Result<PlanReport, String> {
+    let (rows, _) = store.snapshot().await.map_err(|error| chain(&error))?;
+    let desired = DesiredState::build(machine.local.clone(), rows).map_err(|e| chain(&e))?;
+    let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
+    let plan = plan(&desired, &reading.state, &Scope::Everything).map_err(|e| chain(&e))?;
+    Ok(super::summary::plan_report(&desired, &reading.state, &plan))
+}
+
+async fn connect(store: Store, mode: SyncMode, gateway: String) -> Inner {
+    match try_connect(&store, mode, &gateway).await {
+        Ok(connection) => Inner::Connected(Box::new(connection)),
+        Err(error) => Inner::Event(Event::Disconnected { error }),
+    }
+}
+
+async fn try_connect(store: &Store, mode: SyncMode, gateway: &str) -> Result<Connection, String> {
+    let hello = store.hello().await.map_err(|error| chain(&error))?;
+    if hello.gateway_name != gateway {
+        let bound = hello.gateway_name.clone();
+        let configured = gateway.to_owned();
+        return Err(RunError::OtherGateway { bound, configured }.to_string());
+    }
+    let poll = |why: String| (None, Mode::Poll, why);
+    let (listener, mode, why) = match mode {
+        SyncMode::Poll => poll("sync.mode = \"poll\"".into()),
+        SyncMode::Listen => {
+            let listener = store.listen(&hello).await.map_err(|error| chain(&error))?;
+            (Some(listener), Mode::Listen, "sync.mode = \"listen\"".into())
+        }
+        SyncMode::Auto => {
+            let mut listener = store.listen(&hello).await.map_err(|error| chain(&error))?;
+            if listener.probe().await.map_err(|error| chain(&error))? {
+                (Some(listener), Mode::Listen, "a notification sent to itself arrived".into())
+            } else {
+                poll("no notification arrives, as behind a pooler in transaction mode".into())
+            }
+        }
+    };
+    Ok(Connection { hello, listener, mode, why })
+}
+
+/// Writes a report. Returns what was not taken.
+async fn send(store: &Store, mut report: Report) -> (Report, Option<StoreError>) {
+    let handshakes: Vec<Handshake> = report
+        .handshakes
+        .iter()
+        .map(|(device_id, seen)| Handshake {
+            device_id: *device_id,
+            seen_at: seen.at,
+            connected_at: seen.session_since,
+        })
+        .collect();
+    if !handshakes.is_empty() {
+        match store.report(&handshakes).await {
+            Ok(reported) => report.handshakes.retain(|id, _| reported.skipped.contains(id)),
+            Err(error) => return (report, Some(error)),
+        }
+    }
+    if !report.audit.is_empty() {
+        match store.audit(&report.audit).await {
+            Ok(()) => report.audit.clear(),
+            Err(error) => return (report, Some(error)),
+        }
+    }
+    if let Some(as_of) = report.synced_as_of {
+        match store.synced(as_of).await {
+            // Somebody holds the row: the next beat says it again.
+            Ok(_) => report.synced_as_of = None,
+            Err(error) => return (report, Some(error)),
+        }
+    }
+    (report, None)
+}
+
+async fn read(
+    store: &Store,
+    cursor: &mut Option<Cursor>,
+    kind: ReadKind,
+) -> Result<ReadAnswer, StoreError> {
+    if let (ReadKind::Changes, Some(since)) = (kind, &*cursor) {
+        match store.changes(since).await? {
+            Read::Nothing(next, taken_at) => {
+                *cursor = Some(next);
+                return Ok(ReadAnswer::Unchanged { taken_at });
+            }
+            Read::Changed(rows, next) => {
+                *cursor = Some(next);
+                return Ok(ReadAnswer::Changed(rows));
+            }
+            Read::Everything(why) => debug!(why, "reading everything"),
+        }
+    }
+    let (rows, next) = store.snapshot().await?;
+    *cursor = Some(next);
+    Ok(ReadAnswer::Everything(Box::new(rows)))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
