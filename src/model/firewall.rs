@@ -72,7 +72,9 @@ pub struct FirewallBase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredFirewall {
     pub base: FirewallBase,
-    /// Every prefix of every peer that is granted anything, host or site prefix.
+    /// Every prefix of every peer that is granted anything, host or site prefix; and every prefix
+    /// that lies within another peer's, also if it is granted nothing: the longest match decides,
+    /// so without a place of its own it would be granted what the other is.
     pub assignments: BTreeMap<IpNet, Arc<Profile>>,
 }
 

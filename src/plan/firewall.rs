@@ -188,33 +188,34 @@ impl<'a> Moves<'a> {
         let mut change = FirewallChange::default();
         let in_place = self.in_place();
         let mut free = self.table.free_ids();
-        let mut moved_to = vec![None; self.contents.len()];
-        let mut arrived: HashMap<ProfileId, usize> = HashMap::new();
+        let mut number = |(index, content): (usize, &Content<'_>)| {
+            content.id.or_else(|| {
+                let taken_over = in_place.get(&index).copied();
+                let id = taken_over.or_else(|| free.next())?;
+                let profile = Arc::clone(content.profile);
+                change.put_profiles.insert(id, (taken_over.is_none(), profile));
+                Some(id)
+            })
+        };
+        // A content without a number has somebody who moves to it: nobody can have it already.
+        let numbers: Vec<_> = self.contents.iter().enumerate().map(&mut number).collect();
         for Move { prefix, from, to } in &self.moves {
-            let content = &self.contents[*to];
-            if moved_to[*to].is_none() {
-                moved_to[*to] = content.id.or_else(|| {
-                    let taken_over = in_place.get(to).copied();
-                    let id = taken_over.or_else(|| free.next())?;
-                    let new = taken_over.is_none();
-                    change.put_profiles.insert(id, (new, Arc::clone(content.profile)));
-                    Some(id)
-                });
-            }
-            let Some(id) = moved_to[*to] else {
+            match numbers[*to] {
+                // The ranges under its number change.
+                Some(id) if *from == Some(id) => {}
+                Some(id) => {
+                    change.assign.insert(*prefix, id);
+                }
                 // Out of numbers, which takes 4 billion profiles: denied.
-                change.unassign.extend(from.map(|_| *prefix));
-                continue;
-            };
-            *arrived.entry(id).or_default() += 1;
-            if *from != Some(id) {
-                change.assign.insert(*prefix, id);
+                None => change.unassign.extend(from.map(|_| *prefix)),
             }
         }
+        let arrived: HashSet<ProfileId> =
+            self.moves.iter().filter_map(|to| numbers[to.to]).collect();
         let unheld = |id: &ProfileId| {
             self.table.profiles().contains_key(id)
                 && self.table.holders(*id) == self.left.get(id).copied().unwrap_or_default()
-                && !arrived.contains_key(id)
+                && !arrived.contains(id)
         };
         change.remove_profiles = candidates.iter().copied().filter(unheld).collect();
         change.unassign.extend(self.unassign);

@@ -8,8 +8,9 @@
 //! [special-purpose blocks](SPECIAL_BLOCKS).
 //!
 //! [`PolicyBook`] holds the policies and makes each peer's [`Profile`](super::Profile);
-//! [`flatten`] turns overlapping prefixes into disjoint ranges; [`reference`] says the same of one
-//! address slowly and obviously, to test against; [`Explanation`] says why; [`tell`] says what a change means.
+//! [`flatten`] turns overlapping prefixes into disjoint ranges; [`mod@reference`] says the same of
+//! one address slowly and obviously, to test against; [`Explanation`] says why; [`tell`] says what a
+//! change means.
 
 mod book;
 mod change;

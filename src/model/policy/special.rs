@@ -1,13 +1,15 @@
 //! What is *not* the internet: the special-purpose blocks.
 //!
-//! A policy with `full_tunnel` reaches every address outside these blocks. The lists are the IANA
-//! registries [iana-ipv4-special-registry] and [iana-ipv6-special-registry] (RFC 6890, RFC 8190) as
-//! of October 2025, every entry, whether or not it is marked globally reachable, and besides:
-//! multicast (RFC 5771, RFC 4291), and the deprecated site-local block (RFC 3879) that old networks
-//! still number themselves from. Blocks that lie within another of the list are left out.
+//! A policy with `full_tunnel` reaches every address outside these blocks. The list holds every
+//! entry of the IANA registries [iana-ipv4-special-registry] and [iana-ipv6-special-registry]
+//! (RFC 6890, RFC 8190) as of October 2025, also those marked globally reachable: no service stands
+//! there that a user misses. It adds multicast (RFC 5771, RFC 4291) and the deprecated site-local
+//! block (RFC 3879), from which old networks still number themselves. A block within another of
+//! the list is left out.
 //!
-//! The registry counts 64:ff9b::/96 (RFC 6052) in, and so do we, though it leads to public places:
-//! behind a NAT64 it also leads to every private IPv4 address. Who wants it grants it explicitly.
+//! One entry deserves a word: 64:ff9b::/96 (RFC 6052) is how a host without IPv4 reaches the IPv4
+//! internet through a NAT64, but behind the NAT64 it leads to private IPv4 addresses just as well.
+//! A gateway that relies on it grants it as an explicit destination.
 //!
 //! [iana-ipv4-special-registry]: https://www.iana.org/assignments/iana-ipv4-special-registry
 //! [iana-ipv6-special-registry]: https://www.iana.org/assignments/iana-ipv6-special-registry
