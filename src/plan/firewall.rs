@@ -188,7 +188,7 @@ impl<'a> Moves<'a> {
         let mut change = FirewallChange::default();
         let in_place = self.in_place();
         let mut free = self.table.free_ids();
-        let mut number = |(index, content): (usize, &Content<'_>)| {
+        let number = |(index, content): (usize, &Content<'_>)| {
             content.id.or_else(|| {
                 let taken_over = in_place.get(&index).copied();
                 let id = taken_over.or_else(|| free.next())?;
@@ -198,7 +198,7 @@ impl<'a> Moves<'a> {
             })
         };
         // A content without a number has somebody who moves to it: nobody can have it already.
-        let numbers: Vec<_> = self.contents.iter().enumerate().map(&mut number).collect();
+        let numbers: Vec<_> = self.contents.iter().enumerate().map(number).collect();
         for Move { prefix, from, to } in &self.moves {
             match numbers[*to] {
                 // The ranges under its number change.

@@ -1,6 +1,7 @@
 //! What our nftables table holds, indexed so that one changed peer costs one peer.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -62,6 +63,17 @@ impl ObservedFirewall {
     #[must_use]
     pub fn profile_of(&self, prefix: &IpNet) -> Option<&Arc<Profile>> {
         self.profiles.get(self.assignments.get(prefix)?)
+    }
+
+    /// By which prefix and profile packets from an address are judged: the longest prefix that
+    /// contains it. `None`: they reach nothing.
+    #[must_use]
+    pub fn judged_by(&self, source: IpAddr) -> Option<(IpNet, ProfileId)> {
+        let host = IpNet::from(source);
+        (0..=host.max_prefix_len()).rev().find_map(|len| {
+            let prefix = IpNet::new(source, len).ok()?.trunc();
+            Some((prefix, *self.assignments.get(&prefix)?))
+        })
     }
 
     /// How many prefixes have this profile.
@@ -229,6 +241,19 @@ mod tests {
             ObservedFirewall::new(None, BTreeMap::new(), BTreeMap::from([(prefix, ProfileId(1))]));
         assert_eq!(table.free_ids().next(), Some(ProfileId(2)));
         assert_eq!(table.profile_of(&prefix), None);
+    }
+
+    #[test]
+    fn the_longest_prefix_judges() {
+        let prefix = |text: &str| text.parse::<IpNet>().unwrap();
+        let (site, host) = (prefix("10.8.0.0/16"), prefix("10.8.0.2/32"));
+        let assignments = BTreeMap::from([(site, ProfileId(1)), (host, ProfileId(2))]);
+        let table = ObservedFirewall::new(None, BTreeMap::new(), assignments);
+        let judged_by = |text: &str| table.judged_by(text.parse().unwrap());
+        assert_eq!(judged_by("10.8.0.2"), Some((host, ProfileId(2))));
+        assert_eq!(judged_by("10.8.0.3"), Some((site, ProfileId(1))));
+        assert_eq!(judged_by("10.9.0.3"), None);
+        assert_eq!(judged_by("::10.8.0.2"), None);
     }
 
     #[test]
