@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Installs what a tier needs and the machine lacks, from the distribution's own packages (Debian 12
+# and later, Ubuntu 24.04 and later). Says nothing and needs no root when nothing is missing.
+#
+#   tests/install-deps.sh TIER...        tiers: build demo test guest bench deny
+set -euo pipefail
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+main() {
+	local tier
+	missing=()
+	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test guest bench deny)"
+	for tier in "$@"; do
+		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, guest, bench or deny"
+		"tier_$tier"
+	done
+	if [[ ${#missing[@]} -gt 0 ]]; then
+		mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+		apt_install "${missing[@]}"
+	fi
+	for tier in "$@"; do
+		[[ $tier != deny ]] || install_cargo_deny
+	done
+}
+
+die() { echo "install-deps: $*" >&2; exit 1; }
+
+# --- what each tier needs: a program that proves it, and the package that brings it -------------------
+
+tier_build() {
+	command -v cargo >/dev/null || die "no Rust toolchain: install one from https://rustup.rs, then run this again"
+	need cc gcc libc6-dev
+}
+
+tier_demo() {
+	tier_build
+	need ip iproute2
+	need nft nftables
+	need wg wireguard-tools
+	need ping iputils-ping
+	need socat socat
+	need runuser util-linux
+	need pgrep procps
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+}
+
+tier_test() {
+	tier_demo
+	need iperf3 iperf3
+	need jq jq
+	need tcpdump tcpdump
+}
+
+tier_bench() { tier_test; }
+
+tier_guest() {
+	[[ $(uname -m) == x86_64 ]] || die "the guest needs an x86_64 machine, this one is $(uname -m); GATEPOST_SKIP=guest leaves it out"
+	tier_test
+	need qemu-system-x86_64 qemu-system-x86
+	need busybox busybox-static
+	need modprobe kmod
+	need cpio cpio
+	need xz xz-utils
+	need zstd zstd
+	# The C virtiofsd came with QEMU up to 7.2, the Rust one has a package of its own.
+	local virtiofsd=virtiofsd kernel=linux-image-cloud-amd64
+	case $(distribution) in
+	"debian 12") virtiofsd=qemu-system-common ;;
+	ubuntu*) kernel=linux-image-virtual ;;
+	esac
+	command -v virtiofsd /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd >/dev/null || missing+=("$virtiofsd")
+	compgen -G '/lib/modules/*/kernel/drivers/net/wireguard/wireguard.ko*' >/dev/null || missing+=("$kernel")
+}
+
+tier_deny() { tier_build; }
+
+need() {
+	local program=$1
+	shift
+	command -v "$program" >/dev/null || missing+=("$@")
+}
+
+distribution() (
+	# shellcheck disable=SC1091
+	. /etc/os-release
+	echo "$ID ${VERSION_ID-}"
+)
+
+# --- installing ---------------------------------------------------------------------------------------
+
+apt_install() {
+	command -v apt-get >/dev/null || die "no apt-get here; install what provides: $*"
+	[[ $EUID -eq 0 ]] || die "missing $*: run as root, or run: apt-get install $*"
+	echo "install-deps: installing $*"
+	local log cluster_off=/etc/postgresql-common/createcluster.d/gatepost-install.conf
+	log=$(mktemp)
+	# shellcheck disable=SC2064  # expand now
+	trap "rm -f '$log' '$cluster_off'" EXIT
+	# Our clusters are private; the package shall not start one of its own beside them.
+	mkdir -p "${cluster_off%/*}"
+	echo 'create_main_cluster = false' >"$cluster_off"
+	apt_get update && apt_get install --no-install-recommends "$@" || {
+		tail -n 30 "$log" >&2
+		die "apt-get could not install: $*"
+	}
+}
+
+apt_get() {
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" >>"$log" 2>&1 </dev/null
+}
+
+# From crates.io into target/tools. A debug build checks the same and is there in a third of the time.
+install_cargo_deny() {
+	local root
+	root=$(cd "$(dirname "$0")/.." && pwd)/target/tools
+	[[ ! -x $root/bin/cargo-deny ]] || return 0
+	echo "install-deps: building cargo-deny"
+	CARGO_TARGET_DIR=$root/build cargo install --quiet --locked --debug --no-default-features \
+		--root "$root" cargo-deny@0.20.2 || die "cargo could not install cargo-deny"
+	rm -rf "$root/build"
+}
+
+main "$@"
