@@ -13,7 +13,7 @@ netns_targets := $(filter netns dataplane packets wireguard link nftables,$(targ
 pure_targets := $(filter-out $(postgres_targets) $(netns_targets),$(targets))
 
 # A tier named in GATEPOST_SKIP is left out, and says so; nothing else leaves one out.
-skip = $(if $(filter $(1),$(skipped)),@echo "==> $(1): SKIPPED, named in GATEPOST_SKIP",@echo "==> $(1)$(2)"; $(3))
+skip = $(if $(filter $(1),$(skipped)),@echo "==> $(1): SKIPPED (GATEPOST_SKIP names it)",@echo "==> $(1)$(2)"; $(3))
 
 .PHONY: help
 help: ## This list
@@ -37,13 +37,13 @@ test-unit: ## Unit tests, properties, golden plans: no privileges needed
 	$(call skip,unit,,$(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
 
 test-postgres: ## The store against a private PostgreSQL
-	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(postgres_targets)))
+	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(or $(postgres_targets),postgres)))
 
 test-netns: ## Real packets in network namespaces, userspace WireGuard (root)
-	$(call skip,netns, (backend userspace),tests/install-deps.sh test; GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets)))
+	$(call skip,netns, (backend userspace),tests/install-deps.sh test; GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(or $(netns_targets),netns)))
 
 test-guest: ## The same programs on kernel WireGuard in a QEMU guest (root)
-	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; tests/guest/suite $(netns_targets))
+	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; tests/guest/suite $(or $(netns_targets),netns))
 
 .PHONY: bench bench-latency bench-cold bench-policy
 bench: bench-latency bench-cold bench-policy ## All benchmarks
