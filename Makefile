@@ -66,5 +66,6 @@ lint: ## Format, clippy, licences and duplicate versions
 	PATH="$$PWD/target/tools/bin:$$PATH" cargo deny --locked check bans licenses sources
 
 .PHONY: deb
-deb: ## The Debian package, in target/debian (needs cargo-deb)
-	cargo deb -p gatepost-agent --locked
+deb: ## The Debian package, in target/debian
+	@tests/install-deps.sh deb
+	PATH="$$PWD/target/tools/bin:$$PATH" cargo deb --locked -p gatepost-agent

@@ -2,16 +2,16 @@
 # Installs what a tier needs and the machine lacks, from the distribution's own packages (Debian 12
 # and later, Ubuntu 24.04 and later). Says nothing and needs no root when nothing is missing.
 #
-#   tests/install-deps.sh TIER...        tiers: build demo test guest bench deny
+#   tests/install-deps.sh TIER...        tiers: build demo test guest bench deny deb
 set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 main() {
 	local tier
 	missing=()
-	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test guest bench deny)"
+	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test guest bench deny deb)"
 	for tier in "$@"; do
-		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, guest, bench or deny"
+		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, guest, bench, deny or deb"
 		"tier_$tier"
 	done
 	if [[ ${#missing[@]} -gt 0 ]]; then
@@ -19,7 +19,10 @@ main() {
 		apt_install "${missing[@]}"
 	fi
 	for tier in "$@"; do
-		[[ $tier != deny ]] || install_cargo_deny
+		case $tier in
+		deny) cargo_install cargo-deny@0.20.2 ;;
+		deb) cargo_install cargo-deb@3.8.0 ;;
+		esac
 	done
 }
 
@@ -74,6 +77,8 @@ tier_guest() {
 
 tier_deny() { tier_build; }
 
+tier_deb() { tier_build; }
+
 need() {
 	local program=$1
 	shift
@@ -109,14 +114,14 @@ apt_get() {
 	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" >>"$log" 2>&1 </dev/null
 }
 
-# From crates.io into target/tools. A debug build checks the same and is there in a third of the time.
-install_cargo_deny() {
+# A tool from crates.io, into target/tools. A debug build does the same and is there in a third of the time.
+cargo_install() {
 	local root
 	root=$(cd "$(dirname "$0")/.." && pwd)/target/tools
-	[[ ! -x $root/bin/cargo-deny ]] || return 0
-	echo "install-deps: building cargo-deny"
-	CARGO_TARGET_DIR=$root/build cargo install --quiet --locked --debug --no-default-features \
-		--root "$root" cargo-deny@0.20.2 || die "cargo could not install cargo-deny"
+	[[ ! -x $root/bin/${1%@*} ]] || return 0
+	echo "install-deps: building $1"
+	CARGO_TARGET_DIR=$root/build cargo install --quiet --locked --debug --no-default-features --root "$root" "$1" ||
+		die "cargo could not install $1"
 	rm -rf "$root/build"
 }
 
