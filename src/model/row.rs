@@ -8,12 +8,14 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{DeviceId, GatewayId, GroupId, KeyError, PeerId, PolicyId, PublicKey, UserId};
 
 /// A public key as a row holds it: parsed, or kept with the reason why it cannot be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum KeyText {
     Key(PublicKey),
     Bad { text: Box<str>, why: KeyError },
@@ -30,8 +32,23 @@ impl KeyText {
     }
 }
 
+impl From<String> for KeyText {
+    fn from(text: String) -> Self {
+        Self::parse(&text)
+    }
+}
+
+impl From<KeyText> for String {
+    fn from(key: KeyText) -> Self {
+        match key {
+            KeyText::Key(key) => key.to_string(),
+            KeyText::Bad { text, .. } => text.into(),
+        }
+    }
+}
+
 /// The row of `gateways` that this agent acts for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewayRow {
     pub id: GatewayId,
     pub name: String,
@@ -47,7 +64,7 @@ pub struct GatewayRow {
 
 /// Why a peer is not eligible, as far as the rows say without a clock. Empty: eligible, unless
 /// approval is required or `revoked_at` has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Bars(u16);
 
 impl Bars {
@@ -94,7 +111,7 @@ impl Bars {
 }
 
 /// What `ip_allocations` says of a peer's `assigned_ip`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Allocation {
     /// A row with status `allocated` names this gateway, address and device.
     Held,
@@ -105,7 +122,7 @@ pub enum Allocation {
 }
 
 /// A live row of `wireguard_peers` with what its device and user add to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerRow {
     pub id: PeerId,
     pub device_id: DeviceId,
@@ -126,7 +143,7 @@ pub struct PeerRow {
 }
 
 /// `policies.effect`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Effect {
     Allow,
     Deny,
@@ -135,7 +152,7 @@ pub enum Effect {
 }
 
 /// `policy_targets.target_type`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TargetType {
     User,
     Device,
@@ -145,7 +162,7 @@ pub enum TargetType {
 }
 
 /// A row of `policy_targets`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TargetRow {
     pub target_type: TargetType,
     pub target_id: Uuid,
@@ -154,7 +171,7 @@ pub struct TargetRow {
 }
 
 /// An active, undeleted row of `policies` that concerns a peer of this gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRow {
     pub id: PolicyId,
     pub name: String,
@@ -166,14 +183,14 @@ pub struct PolicyRow {
 }
 
 /// The undeleted groups of one user who owns a peer of this gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembershipRow {
     pub user_id: UserId,
     pub group_ids: BTreeSet<GroupId>,
 }
 
 /// A row of `settings` in category `gateway`, `policy` or `gateway:<name>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingRow {
     pub category: String,
     pub key: String,
@@ -182,7 +199,7 @@ pub struct SettingRow {
 }
 
 /// Everything one gateway's agent reads, as of one instant of the database.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRows {
     pub gateway: GatewayRow,
     pub settings: Vec<SettingRow>,
@@ -195,7 +212,7 @@ pub struct SnapshotRows {
 
 /// The present rows of everything that changed between two snapshots. A key with nothing behind it
 /// is gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangedRows {
     pub peers: BTreeMap<DeviceId, Vec<PeerRow>>,
     pub memberships: BTreeMap<UserId, BTreeSet<GroupId>>,

@@ -63,7 +63,7 @@ impl fmt::Display for MaxRemoved {
 #[error(
     "this pass would remove {removed} of {present} peers, more than guard.max_removed_peers = \
      {limit} allows: they stay until the rows come back or you \
-     confirm with `gatepost plan --confirm-removals`"
+     confirm with `gatepost confirm`"
 )]
 pub struct HeldBack {
     pub removed: usize,

@@ -43,6 +43,8 @@ pub enum Event {
         why: String,
     },
     Read(Result<ReadAnswer, String>),
+    /// The last good rows of an earlier run: the database has not answered yet.
+    Restored(Box<SnapshotRows>, Vec<ChangedRows>),
     Observed(Result<Box<Reading>, String>),
     /// The reading comes back as what the kernel acknowledged.
     Applied(Outcome, Box<ObservedState>),
@@ -79,6 +81,8 @@ pub enum Action {
     /// While the kernel is being changed, the reading is out of the machine's hands: if the job dies,
     /// what the kernel holds is in doubt.
     Apply(Plan, Box<ObservedState>),
+    /// Read the last good rows of an earlier run.
+    Restore,
     Report(Report),
     Say(Note),
 }
@@ -112,6 +116,10 @@ pub enum Note {
     CannotPlan(PlanError),
     HeldBack(HeldBack),
     GatewayInactive,
+    /// The host is brought up from what an earlier run read last.
+    Restored {
+        as_of: std::time::SystemTime,
+    },
     Synced {
         steps: usize,
         took: Duration,

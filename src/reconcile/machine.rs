@@ -13,8 +13,8 @@ use super::pass::Pass;
 use super::session::Sessions;
 use super::timing::{Backoff, Due, Timing};
 use crate::model::{
-    BuildError, Departed, DesiredState, Local, ObservedState, PeerId, PublicKey, Reason, Touched,
-    Traffic,
+    BuildError, ChangedRows, Departed, DesiredState, Local, ObservedState, PeerId, PublicKey,
+    Reason, SnapshotRows, Touched, Traffic,
 };
 use crate::plan::guard::{HeldBack, MaxRemoved};
 use crate::plan::{PlanError, Scope};
@@ -115,6 +115,9 @@ pub struct Machine {
     pub(super) held: Option<HeldBack>,
     pub(super) departed: BTreeMap<PublicKey, Departed>,
     pub(super) heartbeat_wanted: bool,
+    pub(super) restore_tried: bool,
+    /// The desired state is what an earlier run read last.
+    pub(super) restored: bool,
     pub(super) proven: Option<Proven>,
     pub(super) last_pass: Option<super::PassFigures>,
     pub(super) stale: bool,
@@ -157,6 +160,8 @@ impl Machine {
             held: None,
             departed: BTreeMap::new(),
             heartbeat_wanted: false,
+            restore_tried: false,
+            restored: false,
             proven: None,
             last_pass: None,
             stale: false,
@@ -208,6 +213,7 @@ impl Machine {
                 self.busy = false;
                 self.take_read(answer, now, actions);
             }
+            Event::Restored(rows, changes) => self.restore(*rows, changes, actions),
             Event::Observed(reading) => {
                 self.busy = false;
                 self.take_reading(reading.map(|reading| *reading), now, actions);
@@ -233,6 +239,9 @@ impl Machine {
             Database::Down { since, .. } | Database::Connecting { since } => since,
             Database::Up { .. } => now.instant,
         };
+        if self.desired.is_none() && !std::mem::replace(&mut self.restore_tried, true) {
+            actions.push(Action::Restore);
+        }
         let retry_in = self.backoff.next_delay();
         self.database =
             Database::Down { since, retry_at: now.instant + retry_in, error: error.clone() };
@@ -289,6 +298,7 @@ impl Machine {
                             actions.push(Action::Say(Note::GatewayInactive));
                         }
                         self.note_departed(&desired);
+                        self.restored = false;
                         self.desired = Some(desired);
                         self.scope = Scope::Everything;
                         self.rows_changed = true;
@@ -308,6 +318,29 @@ impl Machine {
                     }
                 }
             }
+        }
+    }
+
+    /// Starts from the last good rows, unless the database was quicker.
+    fn restore(
+        &mut self,
+        rows: SnapshotRows,
+        changes: Vec<ChangedRows>,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.desired.is_some() {
+            return;
+        }
+        match DesiredState::build(self.options.local.clone(), rows) {
+            Ok(mut desired) => {
+                for rows in changes {
+                    desired.apply(rows);
+                }
+                actions.push(Action::Say(Note::Restored { as_of: desired.as_of() }));
+                self.desired = Some(desired);
+                self.restored = true;
+            }
+            Err(error) => actions.push(Action::Say(Note::CannotBuild(error))),
         }
     }
 
@@ -352,9 +385,9 @@ impl Machine {
         self.read_wanted = self.read_wanted.max(Some(kind));
     }
 
-    /// Without a state to change, only everything will do.
+    /// Without a state to change, or with one that is only remembered, only everything will do.
     fn possible_read(&self, kind: ReadKind) -> ReadKind {
-        if self.desired.is_none() { ReadKind::Everything } else { kind }
+        if self.desired.is_none() || self.restored { ReadKind::Everything } else { kind }
     }
 
     /// Marks show what happened while the connection was away, so they are enough.

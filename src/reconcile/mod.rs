@@ -3,6 +3,7 @@
 //! Its core, [`Machine`], is a state machine fed with events and time as values, so that whole
 //! lives of an agent can be simulated. The shell around it carries out what the machine asks for.
 
+mod cache;
 mod event;
 mod explain;
 mod ledger;
@@ -16,6 +17,7 @@ mod summary;
 mod timers;
 mod timing;
 
+pub use cache::{Cache, CacheError};
 pub use event::{Action, Event, Mode, Note, Now, ReadAnswer, ReadKind};
 pub use ledger::Report;
 pub use machine::{Machine, MachineOptions, Obstacle, Proven, StaleOptions, StalePolicy, Totals};

@@ -18,6 +18,10 @@ pub(super) fn say(note: &Note) {
         Note::CannotBuild(error) => warn!(%error, "the kernel is not touched"),
         Note::CannotPlan(error) => warn!(%error, "the kernel is not touched"),
         Note::HeldBack(held) => warn!(removed = held.removed, present = held.present, "{held}"),
+        Note::Restored { as_of } => warn!(
+            as_of = %humantime::format_rfc3339_seconds(*as_of),
+            "the database is away: starting from the last good rows"
+        ),
         Note::GatewayInactive => {
             warn!("the gateway's row is not active: all peers are revoked until it is");
         }

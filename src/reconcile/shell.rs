@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use super::cache::{Cache, Keeper};
 use super::event::{Action, Event, Mode, ReadAnswer, ReadKind};
 use super::ledger::Report;
 use super::say::say;
@@ -60,6 +61,8 @@ pub struct Options<D> {
     pub dataplane: DataplaneHandle<D>,
     /// Says why to look at the kernel again.
     pub kernel_events: mpsc::Receiver<String>,
+    /// Where the last good rows are kept; `None`: nowhere.
+    pub cache: Option<Cache>,
     /// `gateways.name`, from the configuration.
     pub gateway: String,
     pub version: &'static str,
@@ -161,9 +164,10 @@ struct Shell<D> {
     dataplane: DataplaneHandle<D>,
     /// Who asked for a resync and waits for its end.
     resyncs: Vec<oneshot::Sender<Result<(), String>>>,
+    cache: Option<Cache>,
     gateway: String,
     template: Status,
-    cursor: Arc<Mutex<Option<Cursor>>>,
+    reader: Arc<Mutex<Reader>>,
     listening: Option<JoinHandle<()>>,
     events: mpsc::UnboundedSender<Inner>,
     status: watch::Sender<Status>,
@@ -190,7 +194,11 @@ impl<D: Host> Shell<D> {
             resyncs: Vec::new(),
             gateway: options.gateway,
             template,
-            cursor: Arc::default(),
+            cache: options.cache.clone(),
+            reader: Arc::new(Mutex::new(Reader {
+                cursor: None,
+                keeper: options.cache.map(Cache::into_keeper),
+            })),
             listening: None,
             events,
             status,
@@ -254,6 +262,7 @@ impl<D: Host> Shell<D> {
                 self.spawn_inner(connect(self.store.clone(), self.mode, self.gateway.clone()))
             }
             Action::Read(kind) => self.spawn_read(kind),
+            Action::Restore => self.spawn_restore(),
             Action::Observe => {
                 let dataplane = self.dataplane.clone();
                 self.spawn(async move {
@@ -285,10 +294,10 @@ impl<D: Host> Shell<D> {
     }
 
     fn spawn_read(&self, kind: ReadKind) {
-        let (store, cursor) = (self.store.clone(), self.cursor.clone());
+        let (store, reader) = (self.store.clone(), self.reader.clone());
         let events = self.events.clone();
         tokio::spawn(async move {
-            let answer = read(&store, &mut *cursor.lock().await, kind).await;
+            let answer = reader.lock().await.read(&store, kind).await;
             let answer = answer.map_err(|error| chain(&error));
             // A read may be the first to find that the database is gone, or is not ours any more.
             let lost = answer.as_ref().err().cloned();
@@ -296,6 +305,18 @@ impl<D: Host> Shell<D> {
             if let Some(error) = lost {
                 drop(events.send(Inner::Event(Event::Disconnected { error })));
             }
+        });
+    }
+
+    fn spawn_restore(&self) {
+        let Some(cache) = self.cache.clone() else { return };
+        let events = self.events.clone();
+        tokio::task::spawn_blocking(move || match cache.load() {
+            Ok(Some((rows, changes))) => {
+                drop(events.send(Inner::Event(Event::Restored(Box::new(rows), changes))));
+            }
+            Ok(None) => {}
+            Err(error) => warn!(error = chain(&error), "the last good rows are not used"),
         });
     }
 
@@ -468,27 +489,37 @@ async fn send(store: &Store, mut report: Report) -> (Report, Option<StoreError>)
     (report, None)
 }
 
-async fn read(
-    store: &Store,
-    cursor: &mut Option<Cursor>,
-    kind: ReadKind,
-) -> Result<ReadAnswer, StoreError> {
-    if let (ReadKind::Changes, Some(since)) = (kind, &*cursor) {
-        match store.changes(since).await? {
-            Read::Nothing(next, taken_at) => {
-                *cursor = Some(next);
-                return Ok(ReadAnswer::Unchanged { taken_at });
+/// What reading leaves behind for the next read, and for the next boot.
+struct Reader {
+    cursor: Option<Cursor>,
+    keeper: Option<Keeper>,
+}
+
+impl Reader {
+    async fn read(&mut self, store: &Store, kind: ReadKind) -> Result<ReadAnswer, StoreError> {
+        if let (ReadKind::Changes, Some(since)) = (kind, &self.cursor) {
+            match store.changes(since).await? {
+                Read::Nothing(next, taken_at) => {
+                    self.cursor = Some(next);
+                    return Ok(ReadAnswer::Unchanged { taken_at });
+                }
+                Read::Changed(rows, next) => {
+                    self.cursor = Some(next);
+                    if let Some(keeper) = &self.keeper {
+                        keeper.append(&rows);
+                    }
+                    return Ok(ReadAnswer::Changed(rows));
+                }
+                Read::Everything(why) => debug!(why, "reading everything"),
             }
-            Read::Changed(rows, next) => {
-                *cursor = Some(next);
-                return Ok(ReadAnswer::Changed(rows));
-            }
-            Read::Everything(why) => debug!(why, "reading everything"),
         }
+        let (rows, next) = store.snapshot().await?;
+        self.cursor = Some(next);
+        if let Some(keeper) = &self.keeper {
+            keeper.replace(&rows);
+        }
+        Ok(ReadAnswer::Everything(Box::new(rows)))
     }
-    let (rows, next) = store.snapshot().await?;
-    *cursor = Some(next);
-    Ok(ReadAnswer::Everything(Box::new(rows)))
 }
 
 /// An error with its causes, on one line.

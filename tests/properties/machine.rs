@@ -88,6 +88,7 @@ impl World {
     fn carry_out(&mut self, action: Action) {
         let event = match action {
             Action::Say(note) => return self.notes.push(note),
+            Action::Restore => return,
             Action::Connect if self.database_up => Event::Connected { mode: Mode::Listen },
             Action::Connect => Event::Disconnected { error: "refused".into() },
             Action::Read(_) if !self.database_up => Event::Read(Err("gone".into())),
