@@ -1,10 +1,11 @@
 //! The firewall that should be against the one that is: at most two atomic changes.
 //!
 //! Profile numbers need no memory: they are adopted from the kernel. Content that the kernel holds
-//! keeps its number; content that takes the place of another for *all* its holders takes over the
-//! number and only its ranges are written; everything else gets the smallest number that was free
-//! before the change, so that no number means two things within one change.
+//! keeps its number; new content takes over a number that all its holders leave, for those of them
+//! who go to it, and only the ranges are written; everything else gets the smallest number that was
+//! free before the change, so that a number removed in a change is not given out by it.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -222,35 +223,33 @@ impl<'a> Moves<'a> {
         change
     }
 
-    /// Which content takes over which number: one that all its holders leave, whose every holder
-    /// that stays in the table goes to this one content, which is new. Of several the one with
-    /// most holders, since the others must be assigned one by one.
+    /// Which new content takes over which number: one whose every holder leaves it or the table.
+    /// The pair with most prefixes first, since these need no write of their own.
     fn in_place(&self) -> HashMap<usize, ProfileId> {
         let arriving: HashSet<ProfileId> =
             self.moves.iter().filter_map(|to| self.contents[to.to].id).collect();
-        // Where those who leave a profile go; `None`: to several contents.
-        let mut goals: BTreeMap<ProfileId, Option<(usize, usize)>> = BTreeMap::new();
+        let vacated = |id: &ProfileId| {
+            self.left.get(id) == Some(&self.table.holders(*id))
+                && self.table.profiles().contains_key(id)
+                && !arriving.contains(id)
+        };
+        let mut pairs: BTreeMap<(ProfileId, usize), usize> = BTreeMap::new();
         for Move { from, to, .. } in &self.moves {
-            let Some(from) = from else { continue };
-            goals
-                .entry(*from)
-                .and_modify(|goal| {
-                    *goal = goal.filter(|(same, _)| same == to).map(|(to, n)| (to, n + 1));
-                })
-                .or_insert(Some((*to, 1)));
-        }
-        let mut best: HashMap<usize, (usize, ProfileId)> = HashMap::new();
-        for (id, goal) in goals {
-            let Some((to, holders)) = goal else { continue };
-            let deserted = self.left.get(&id) == Some(&self.table.holders(id));
-            let held = self.table.profiles().contains_key(&id);
-            if !deserted || !held || arriving.contains(&id) || self.contents[to].id.is_some() {
-                continue;
-            }
-            if best.get(&to).is_none_or(|(most, _)| *most < holders) {
-                best.insert(to, (holders, id));
+            if let Some(from) = from.filter(vacated)
+                && self.contents[*to].id.is_none()
+            {
+                *pairs.entry((from, *to)).or_default() += 1;
             }
         }
-        best.into_iter().map(|(to, (_, id))| (to, id)).collect()
+        let mut pairs: Vec<_> = pairs.into_iter().collect();
+        pairs.sort_by_key(|(pair, prefixes)| (Reverse(*prefixes), *pair));
+        let (mut taken, mut in_place) = (HashSet::new(), HashMap::new());
+        for ((id, to), _) in pairs {
+            if !taken.contains(&id) && !in_place.contains_key(&to) {
+                taken.insert(id);
+                in_place.insert(to, id);
+            }
+        }
+        in_place
     }
 }

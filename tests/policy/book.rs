@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use gatepost::model::policy::{PolicyBook, Subject, Verdict, reference};
-use gatepost::model::{GroupId, PolicyId, PolicyRow, Profile, Settings};
+use gatepost::model::{
+    Effect, GroupId, PolicyId, PolicyRow, Profile, Settings, TargetRow, TargetType,
+};
 use proptest::prelude::*;
 use reference::Sender;
 
-use crate::world::{USERS, boundaries, memberships, policy_id, row, rows, senders, user};
+use crate::world::{USERS, boundaries, group, memberships, policy_id, row, rows, senders, user};
 
 fn settings(default_effect: Verdict) -> Settings {
     Settings { default_effect, ..Settings::default() }
@@ -154,4 +156,30 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_change_names_those_who_are_members_now() {
+    let mut book = PolicyBook::new(&Settings::default());
+    let subjects = |users: &[u128]| users.iter().map(|n| Subject::User(user(*n))).collect();
+    let row = PolicyRow {
+        id: policy_id(0),
+        name: "staff".into(),
+        priority: 1,
+        effect: Effect::Allow,
+        full_tunnel: true,
+        destinations: vec![],
+        targets: vec![TargetRow {
+            target_type: TargetType::Group,
+            target_id: group(0).0,
+            dangling: false,
+        }],
+    };
+    assert_eq!(book.set_membership(user(0), [group(0)].into()), subjects(&[]));
+    assert_eq!(book.set_membership(user(1), [group(0)].into()), subjects(&[]));
+    assert_eq!(book.set_policy(row.id, Some(&row)), subjects(&[0, 1]));
+    assert_eq!(book.set_policy(row.id, Some(&row)), subjects(&[]), "nothing changed");
+    assert_eq!(book.set_membership(user(0), [group(1)].into()), subjects(&[0]));
+    assert_eq!(book.set_membership(user(0), [group(2)].into()), subjects(&[]));
+    assert_eq!(book.set_policy(row.id, None), subjects(&[1]), "user 0 left the group");
 }

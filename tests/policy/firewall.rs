@@ -234,6 +234,17 @@ fn of_two_profiles_that_become_one_the_larger_keeps_its_number() {
 }
 
 #[test]
+fn of_a_profile_that_splits_the_larger_part_keeps_the_number() {
+    let table = table_of(&[(1, 1)], &[(1, 1), (2, 1), (3, 1)]);
+    let desired = desired_of(&[(1, 8), (2, 9), (3, 9)]);
+    let change = diff(&desired, Some(&table), None).policy.unwrap();
+    let expected = [(ProfileId(1), (false, profile(9))), (ProfileId(2), (true, profile(8)))];
+    assert_eq!(change.put_profiles, BTreeMap::from(expected));
+    assert_eq!(change.assign, BTreeMap::from([(prefix(1), ProfileId(2))]));
+    assert!(change.remove_profiles.is_empty());
+}
+
+#[test]
 fn a_number_freed_in_a_change_waits_for_the_next_one() {
     let table = table_of(&[(1, 1)], &[(1, 1)]);
     let change = diff(&desired_of(&[(2, 2)]), Some(&table), None).policy.unwrap();

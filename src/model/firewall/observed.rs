@@ -237,10 +237,18 @@ mod tests {
     fn a_number_that_an_assignment_dangles_on_is_not_free() {
         // Else a new profile under that number would grant to a prefix nobody meant.
         let prefix: IpNet = "10.0.0.2/32".parse().unwrap();
-        let table =
-            ObservedFirewall::new(None, BTreeMap::new(), BTreeMap::from([(prefix, ProfileId(1))]));
-        assert_eq!(table.free_ids().next(), Some(ProfileId(2)));
-        assert_eq!(table.profile_of(&prefix), None);
+        let profiles = BTreeMap::from([(ProfileId(1), Arc::default())]);
+        let assignments = BTreeMap::from([(prefix, ProfileId(1))]);
+        let mut table = Some(ObservedFirewall::new(None, profiles, assignments));
+        let mut lowest_free_after = |change| {
+            ObservedFirewall::obey(&mut table, &change);
+            table.as_ref().and_then(|table| table.free_ids().next())
+        };
+        let remove =
+            FirewallChange { remove_profiles: vec![ProfileId(1)], ..FirewallChange::default() };
+        assert_eq!(lowest_free_after(remove), Some(ProfileId(2)));
+        let unassign = FirewallChange { unassign: vec![prefix], ..FirewallChange::default() };
+        assert_eq!(lowest_free_after(unassign), Some(ProfileId(1)));
     }
 
     #[test]
