@@ -166,14 +166,16 @@ impl fmt::Display for Step {
     }
 }
 
-/// Steps in the order they must happen. Only [`plan`](super::plan) makes one.
+/// Steps in the order they must happen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     steps: Vec<Step>,
 }
 
 impl Plan {
-    pub(super) fn new(mut steps: Vec<Step>) -> Self {
+    /// Puts steps in the order of their phases; within a phase they keep theirs.
+    #[must_use]
+    pub fn new(mut steps: Vec<Step>) -> Self {
         steps.sort_by_key(Step::phase);
         Self { steps }
     }

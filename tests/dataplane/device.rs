@@ -1,0 +1,75 @@
+//! The userspace device's process.
+
+use gatepost::dataplane::{Backend, Dataplane, DeviceError, spawn_device};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::{Pid, getpgid};
+use std::os::unix::net::UnixStream;
+
+use crate::Test;
+use crate::netns::Netns;
+use crate::rig::{Gateway, add, interface, with_gateway};
+
+pub const TESTS: &[Test] = &[
+    ("the_device_is_in_a_process_group_of_its_own", own_group),
+    ("a_killed_device_is_made_again", killed),
+    ("a_removed_socket_stops_the_device", socket_removed),
+    ("a_device_that_cannot_be_started_is_an_error", not_started),
+];
+
+fn pid(name: &gatepost::model::InterfaceName) -> Pid {
+    let stream = UnixStream::connect(format!("/var/run/wireguard/{name}.sock")).unwrap();
+    Pid::from_raw(getsockopt(&stream, PeerCredentials).unwrap().pid())
+}
+
+/// Waits until the kernel has closed the device of a process that was ended.
+fn until_gone(gateway: &mut Gateway) {
+    let monitor = std::time::Instant::now();
+    while gateway.host.link_index().unwrap().is_some() {
+        assert!(monitor.elapsed().as_secs() < 10, "the link is still there");
+        std::thread::yield_now();
+    }
+}
+
+fn own_group(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let device = pid(&gateway.name);
+        assert_eq!(getpgid(Some(device)).unwrap(), device);
+        assert_ne!(getpgid(None).unwrap(), device);
+    });
+}
+
+fn killed(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
+        kill(pid(&gateway.name), Signal::SIGKILL).unwrap();
+        until_gone(gateway);
+        assert!(
+            std::path::Path::new(&format!("/var/run/wireguard/{}.sock", gateway.name)).exists()
+        );
+        gateway.observed = gateway.host.observe().unwrap().state;
+        assert_eq!(gateway.observed.interface, None);
+        let mut steps = gateway.steps_up();
+        steps.push(add(1, &["10.7.0.2/32"]));
+        gateway.obey(steps);
+    });
+}
+
+fn socket_removed(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        std::fs::remove_file(format!("/var/run/wireguard/{}.sock", gateway.name)).unwrap();
+        until_gone(gateway);
+    });
+}
+
+fn not_started(_: Backend) {
+    let netns = Netns::new("Bg");
+    netns.enter(|| {
+        let name = interface();
+        let error = spawn_device("/bin/false".as_ref(), &name).unwrap_err();
+        assert!(matches!(error, DeviceError::Died { .. }), "{error}");
+        let number = "1234".parse().unwrap();
+        let error = spawn_device("/bin/false".as_ref(), &number).unwrap_err();
+        assert!(matches!(error, DeviceError::NumericName(_)), "{error}");
+    });
+}

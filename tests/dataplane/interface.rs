@@ -1,0 +1,170 @@
+//! The link, its addresses, its port, and whose they are.
+
+use std::net::UdpSocket;
+
+use gatepost::dataplane::{Backend, Dataplane, DataplaneHandle, HostEvent, Monitor};
+use gatepost::model::{GatewayId, LinkOwner, Tag};
+use gatepost::plan::{Phase, Plan, Step};
+use uuid::Uuid;
+
+use crate::Test;
+use crate::netns::Netns;
+use crate::rig::{Gateway, PORT, add, gateway_id, interface, key, with_gateway};
+
+pub const TESTS: &[Test] = &[
+    ("an_interface_is_made_marked_and_read_back", made_and_read_back),
+    ("a_new_agent_finds_the_interface_and_adopts_it", adopted),
+    ("a_link_of_another_kind_is_left_alone", foreign_link),
+    ("a_port_in_use_is_refused_and_the_rest_goes_on", port_in_use),
+    ("an_address_of_others_stays_theirs", foreign_address),
+    ("only_our_own_link_is_removed", removed),
+    ("changes_by_others_are_noticed", monitored),
+    ("the_handle_serves_async_code", handled),
+];
+
+fn made_and_read_back(backend: Backend) {
+    let netns = Netns::new("Bg");
+    netns.enter(|| {
+        let mut gateway = Gateway::open(interface(), backend);
+        assert_eq!(gateway.host.observe().unwrap().state.interface, None);
+        gateway.obey(gateway.steps_up());
+        gateway.obey(vec![Step::SetFwmark { fwmark: 0x51 }, Step::SetMtu { bytes: 1400 }]);
+        let interface = gateway.host.observe().unwrap().state.interface.unwrap();
+        assert_eq!(interface.owner, LinkOwner::Ours(gateway_id()));
+        assert_eq!((interface.up, interface.listen_port, interface.fwmark), (true, PORT, 0x51));
+        assert!(interface.addresses.values().all(|tag| *tag == Tag::Ours));
+        let link = netns.exec(&format!("ip -d link show {}", gateway.name));
+        assert!(link.contains(&format!("alias gatepost:{}", gateway_id())), "{link}");
+        assert!(link.contains("mtu 1400"), "{link}");
+        let fwmark = netns.exec(&format!("wg show {} fwmark", gateway.name));
+        assert_eq!(fwmark.trim(), "0x51");
+    });
+}
+
+fn adopted(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
+        let mut next = Gateway::open(gateway.name.clone(), backend);
+        let state = next.host.observe().unwrap().state;
+        assert_eq!(state, gateway.observed);
+    });
+}
+
+fn foreign_link(backend: Backend) {
+    let netns = Netns::new("Bg");
+    netns.enter(|| {
+        let mut gateway = Gateway::open(interface(), backend);
+        netns.exec(&format!("ip link add {} type veth peer name other", gateway.name));
+        let owner = gateway.host.observe().unwrap().state.interface.unwrap().owner;
+        assert_eq!(owner, LinkOwner::Foreign("veth".to_owned()));
+        let mut steps = gateway.steps_up();
+        steps.extend([add(1, &["10.7.0.2/32"]), Step::RemovePeer { key: key(2) }]);
+        let outcome = gateway.apply(steps);
+        assert_eq!((outcome.applied, outcome.halted_in), (0, Some(Phase::Link)));
+        let [(Step::CreateLink { .. }, reason)] = &outcome.refused[..] else {
+            panic!("{outcome:?}");
+        };
+        assert!(reason.contains(gateway.name.as_str()), "{reason}");
+        assert!(netns.exec("ip address").find("10.7.0.1").is_none());
+    });
+}
+
+fn port_in_use(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let outcome = gateway.apply(vec![Step::SetListenPort { port }, add(1, &["10.7.0.2/32"])]);
+        assert_eq!((outcome.applied, outcome.halted_in), (1, None));
+        let [(Step::SetListenPort { .. }, reason)] = &outcome.refused[..] else {
+            panic!("{outcome:?}");
+        };
+        assert!(reason.contains(&format!("UDP port {port}")), "{reason}");
+        // The old port is still there, and the peer has come.
+        gateway.check();
+        assert_eq!(gateway.observed.interface.as_ref().unwrap().listen_port, PORT);
+    });
+}
+
+fn foreign_address(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        netns.exec(&format!("ip address add 10.99.0.1/32 dev {}", gateway.name));
+        let addresses = |gateway: &mut Gateway| {
+            gateway.host.observe().unwrap().state.interface.unwrap().addresses
+        };
+        let before = addresses(gateway);
+        assert_eq!(before[&"10.99.0.1/32".parse().unwrap()], Tag::Foreign);
+        assert_eq!(before[&"10.7.0.1/24".parse().unwrap()], Tag::Ours);
+        assert_eq!(before.len(), 3, "{before:?}");
+        // The tag is the kernel's to keep, not this process's.
+        let mut next = Gateway::open(gateway.name.clone(), backend);
+        assert_eq!(addresses(&mut next), before);
+        let outcome =
+            gateway.apply(vec![Step::RemoveAddress { address: "10.7.0.1/24".parse().unwrap() }]);
+        assert_eq!(outcome.applied, 1);
+        assert_eq!(addresses(gateway).len(), 2);
+    });
+}
+
+fn removed(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        gateway.obey((1..=50).map(|n| add(n, &[&format!("10.7.0.{}/32", n + 1)])).collect());
+        let other = GatewayId(Uuid::from_u128(0xBAD));
+        let error = gateway.host.remove_link(other).unwrap_err().to_string();
+        assert!(error.contains(gateway.name.as_str()), "{error}");
+        assert!(gateway.host.link_index().unwrap().is_some());
+        assert!(gateway.host.remove_link(gateway_id()).unwrap());
+        assert_eq!(gateway.host.observe().unwrap().state.interface, None);
+        assert!(!gateway.host.remove_link(gateway_id()).unwrap());
+    });
+}
+
+fn monitored(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let index = gateway.host.link_index().unwrap();
+            let mut monitor = Monitor::open(gateway.name.clone(), index).unwrap();
+            let name = &gateway.name;
+            // Nothing of another link may come through before ours.
+            netns.exec("ip address add 10.98.0.1/32 dev lo");
+            let expect = [
+                (format!("ip address add 10.99.0.1/32 dev {name}"), HostEvent::Address),
+                (format!("ip route add 10.97.0.0/24 dev {name}"), HostEvent::Route),
+                (format!("ip link set {name} alias theirs"), HostEvent::Link),
+                (format!("ip link del {name}"), HostEvent::Link),
+            ];
+            for (command, event) in expect {
+                netns.exec(&command);
+                let mut heard = monitor.next().await.unwrap();
+                // An address brings a route of the kernel's own, and a link's end both.
+                while heard != event {
+                    heard = monitor.next().await.unwrap();
+                }
+            }
+        });
+    });
+}
+
+fn handled(backend: Backend) {
+    let netns = Netns::new("Bg");
+    netns.enter(|| {
+        let name = interface();
+        let first = Gateway::open(name.clone(), backend);
+        let steps = first.steps_up();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let settings = gatepost::dataplane::HostSettings {
+            interface: name.clone(),
+            backend,
+            device_exe: std::env::current_exe().unwrap(),
+        };
+        let open = || gatepost::dataplane::Host::open(settings, crate::rig::NoFirewall);
+        let handle = DataplaneHandle::spawn(open).unwrap();
+        runtime.block_on(async {
+            let empty = handle.observe().await.unwrap().state;
+            let (outcome, observed) = handle.apply(Plan::new(steps), empty).await.unwrap();
+            assert_eq!(outcome.refused, []);
+            assert_eq!(handle.observe().await.unwrap().state, observed);
+            assert!(handle.run(|host| host.remove_link(gateway_id())).await.unwrap().unwrap());
+        });
+    });
+}

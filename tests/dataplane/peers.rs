@@ -1,0 +1,158 @@
+//! Peers: what is written, and what the kernel does that it does not say.
+
+use gatepost::dataplane::{Backend, Dataplane};
+use gatepost::model::{AllowedIps, Peer, PresharedKey};
+use gatepost::plan::Step;
+
+use crate::Test;
+use crate::rig::{add, key, peer, prefixes, private_key, with_gateway};
+
+pub const TESTS: &[Test] = &[
+    ("peers_are_added_changed_and_removed", changed),
+    ("a_peer_with_the_gateways_own_key_is_refused", own_key),
+    ("a_change_to_an_unknown_peer_makes_none", unknown),
+    ("a_peer_with_2500_prefixes_is_written_and_read_whole", many_prefixes),
+    ("many_peers_come_and_go_together", many_peers),
+];
+
+pub const KERNEL_TESTS: &[Test] = &[
+    ("a_prefix_given_to_another_peer_leaves_the_first", theft),
+    ("an_unchanged_peer_keeps_its_endpoint_when_others_change", untouched),
+    ("a_reading_under_change_is_whole", read_under_change),
+];
+
+fn changed(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let preshared_key = PresharedKey::from_bytes([9; 32]).ok();
+        let full = Peer { preshared_key, keepalive_secs: 25, ..peer(&["10.7.0.3/32"]) };
+        gateway.obey(vec![
+            add(1, &["10.7.0.2/32", "fd07::2/128", "192.168.5.0/24"]),
+            Step::AddPeer { key: key(2), peer: full },
+            add(3, &[]),
+        ]);
+        gateway
+            .obey(vec![Step::NarrowPeer { key: key(1), allowed_ips: prefixes(&["10.7.0.2/32"]) }]);
+        gateway.obey(vec![
+            Step::WidenPeer { key: key(1), allowed_ips: prefixes(&["fd07::9/128"]) },
+            Step::SetPresharedKey {
+                key: key(1),
+                preshared_key: PresharedKey::from_bytes([8; 32]).ok(),
+            },
+            Step::SetPresharedKey { key: key(2), preshared_key: None },
+            Step::SetKeepalive { key: key(2), keepalive_secs: 0 },
+            Step::SetKeepalive { key: key(3), keepalive_secs: 11 },
+        ]);
+        gateway.obey(vec![
+            Step::NarrowPeer { key: key(2), allowed_ips: AllowedIps::default() },
+            Step::RemovePeer { key: key(1) },
+            Step::RemovePeer { key: key(99) },
+        ]);
+        assert_eq!(gateway.observed.peers.len(), 2);
+    });
+}
+
+fn own_key(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let own = private_key(1).public_key();
+        let outcome = gateway.apply(vec![
+            add(1, &["10.7.0.2/32"]),
+            Step::AddPeer { key: own, peer: peer(&["10.7.0.3/32"]) },
+            add(2, &["10.7.0.4/32"]),
+        ]);
+        assert_eq!((outcome.applied, outcome.refused.len()), (2, 1));
+        assert!(outcome.refused[0].1.contains("gateway's own"), "{outcome:?}");
+        gateway.check();
+    });
+}
+
+fn unknown(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        gateway.obey(vec![
+            Step::NarrowPeer { key: key(1), allowed_ips: prefixes(&["10.7.0.2/32"]) },
+            Step::WidenPeer { key: key(2), allowed_ips: prefixes(&["10.7.0.3/32"]) },
+            Step::SetPresharedKey { key: key(3), preshared_key: None },
+            Step::SetKeepalive { key: key(4), keepalive_secs: 25 },
+        ]);
+        assert!(gateway.observed.peers.is_empty());
+    });
+}
+
+fn many_prefixes(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let prefix = |n: u32| format!("10.{}.{}.{}/32", 8 + (n >> 16), (n >> 8) & 255, n & 255);
+        let texts: Vec<String> = (0..2500).map(prefix).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        gateway.obey(vec![add(1, &["10.7.0.2/32"]), add(2, &texts), add(3, &["10.7.0.3/32"])]);
+        gateway.obey(vec![Step::NarrowPeer { key: key(2), allowed_ips: prefixes(&texts[..2000]) }]);
+        assert_eq!(gateway.observed.peers[&key(2)].allowed_ips.as_slice().len(), 2000);
+    });
+}
+
+fn many_peers(backend: Backend) {
+    let count = if backend == Backend::Kernel { 2000 } else { 200 };
+    with_gateway(backend, |_, gateway| {
+        let address = |n: u32| format!("10.7.{}.{}/32", 1 + n / 250, 1 + n % 250);
+        gateway.obey((0..count).map(|n| add(n, &[&address(n)])).collect());
+        let even = (0..count).step_by(2).map(|n| Step::RemovePeer { key: key(n) });
+        let more = (count..count + 10).map(|n| add(n, &[&address(n)]));
+        gateway.obey(even.chain(more).collect());
+        assert_eq!(gateway.observed.peers.len(), count as usize / 2 + 10);
+    });
+}
+
+/// Why a plan must take away before it gives: the kernel moves the prefix and says nothing.
+fn theft(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
+        let outcome = gateway.apply(vec![add(2, &["10.7.0.2/32"])]);
+        assert_eq!((outcome.applied, outcome.refused.len()), (1, 0));
+        let peers = gateway.host.observe().unwrap().state.peers;
+        assert!(peers[&key(1)].allowed_ips.is_empty());
+        assert_eq!(peers[&key(2)].allowed_ips, prefixes(&["10.7.0.2/32"]));
+    });
+}
+
+fn untouched(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        gateway.obey(vec![add(1, &["10.7.0.2/32"]), add(2, &["10.7.0.3/32"])]);
+        let set = format!("wg set {} peer {} endpoint 192.0.2.1:9", gateway.name, key(1));
+        netns.exec(&set);
+        gateway.obey(vec![
+            Step::RemovePeer { key: key(2) },
+            add(3, &["10.7.0.3/32"]),
+            Step::WidenPeer { key: key(1), allowed_ips: prefixes(&["10.7.0.9/32"]) },
+        ]);
+        let traffic = gateway.host.observe().unwrap().traffic;
+        assert_eq!(traffic[&key(1)].endpoint, "192.0.2.1:9".parse().ok());
+    });
+}
+
+/// A reading while peers come and go has every peer that stayed, or is an error; never a part.
+fn read_under_change(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let address = |n: u32| format!("10.7.{}.{}/32", 1 + n / 250, 1 + n % 250);
+        gateway.obey((0..2000).map(|n| add(n, &[&address(n)])).collect());
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let name = gateway.name.clone();
+        let mut readings = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut other = crate::rig::Gateway::open(name, backend);
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let churn = 5000..5050;
+                    other.apply(churn.clone().map(|n| add(n, &[])).collect());
+                    other.apply(churn.map(|n| Step::RemovePeer { key: key(n) }).collect());
+                }
+            });
+            for _ in 0..100 {
+                if let Ok(reading) = gateway.host.observe() {
+                    readings += 1;
+                    let stayed = (0..2000).filter(|n| reading.state.peers.contains_key(&key(*n)));
+                    assert_eq!(stayed.count(), 2000);
+                }
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert!(readings > 0);
+    });
+}

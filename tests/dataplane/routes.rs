@@ -1,0 +1,60 @@
+//! Routes: many at once, and only ours.
+
+use std::collections::BTreeSet;
+
+use gatepost::dataplane::{Backend, Dataplane};
+use gatepost::plan::Step;
+use ipnet::IpNet;
+
+use crate::Test;
+use crate::rig::with_gateway;
+
+pub const TESTS: &[Test] = &[
+    ("many_routes_are_written_and_read_back", many),
+    ("a_route_of_others_is_neither_replaced_nor_removed", foreign),
+];
+
+fn many(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        let v4 = (0..1500).map(|n| format!("10.{}.{}.0/24", 20 + n / 250, n % 250));
+        let v6 = (0..100).map(|n| format!("fd08:{n:x}::/48"));
+        let prefixes: Vec<IpNet> = v4.chain(v6).map(|text| text.parse().unwrap()).collect();
+        let add = |prefix: &IpNet| Step::AddRoute { prefix: *prefix };
+        gateway.obey(prefixes.iter().map(add).collect());
+        let shown: BTreeSet<IpNet> = netns
+            .exec("ip route show proto 71")
+            .lines()
+            .chain(netns.exec("ip -6 route show proto 71").lines())
+            .map(|line| line.split(' ').next().unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(shown, prefixes.iter().copied().collect());
+        let remove = |prefix: &IpNet| Step::RemoveRoute { prefix: *prefix };
+        gateway.obey(prefixes[..1000].iter().map(remove).collect());
+        assert_eq!(gateway.observed.routes.len(), 600);
+    });
+}
+
+fn foreign(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        netns.exec("ip link add other type veth peer name end");
+        netns.exec("ip link set other up");
+        netns.exec("ip route add 10.20.0.0/24 dev other");
+        netns.exec(&format!("ip route add 10.21.0.0/24 dev {}", gateway.name));
+        let prefix = |text: &str| text.parse::<IpNet>().unwrap();
+        let outcome = gateway.apply(vec![
+            Step::AddRoute { prefix: prefix("10.19.0.0/24") },
+            Step::AddRoute { prefix: prefix("10.20.0.0/24") },
+            Step::AddRoute { prefix: prefix("10.22.0.0/24") },
+            Step::RemoveRoute { prefix: prefix("10.21.0.0/24") },
+        ]);
+        let [(Step::AddRoute { .. }, reason)] = &outcome.refused[..] else {
+            panic!("{outcome:?}");
+        };
+        assert!(reason.contains("10.20.0.0/24"), "{reason}");
+        let ours = gateway.host.observe().unwrap().state.routes;
+        assert_eq!(ours, [prefix("10.19.0.0/24"), prefix("10.22.0.0/24")].into());
+        let all = netns.exec("ip route");
+        assert!(all.contains("10.20.0.0/24 dev other"), "{all}");
+        assert!(all.contains(&format!("10.21.0.0/24 dev {}", gateway.name)), "{all}");
+    });
+}
