@@ -72,9 +72,9 @@ pub struct FirewallBase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredFirewall {
     pub base: FirewallBase,
-    /// Every prefix of every peer that is granted anything, host or site prefix; and every prefix
-    /// that lies within another peer's, also if it is granted nothing: the longest match decides,
-    /// so without a place of its own it would be granted what the other is.
+    /// Every prefix of every peer, host or site prefix, also of one that is granted nothing: the
+    /// longest match decides, so without a place of its own an address within another peer's site
+    /// prefix would be granted what the other is.
     pub assignments: BTreeMap<IpNet, Arc<Profile>>,
 }
 

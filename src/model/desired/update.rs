@@ -248,11 +248,9 @@ impl DesiredState {
         let dns_servers: Vec<_> = self.gateway_dns.iter().copied().chain(own).collect();
         let (user_id, device_id) = (row.user_id, row.device_id);
         let profile = self.book.profile_for(user_id, device_id, &dns_servers);
-        if profile.is_empty() {
-            self.firewall.assignments.remove(&prefix);
-        } else {
-            self.firewall.assignments.insert(prefix, profile);
-        }
+        // Also a profile that grants nothing: without one, an address within another peer's site
+        // prefix would be judged as that peer.
+        self.firewall.assignments.insert(prefix, profile);
         let covered = self.interface.addresses.iter().any(|own| own.contains(&prefix));
         !covered && self.outside.insert(prefix)
     }
