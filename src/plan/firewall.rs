@@ -164,14 +164,14 @@ impl<'a> Moves<'a> {
 
     fn compare(&mut self, prefix: IpNet, wanted: Option<&'a Arc<Profile>>) {
         let from = self.table.assignments().get(&prefix).copied();
+        let has = from.and_then(|id| self.table.profiles().get(&id));
         match wanted {
+            // The same allocation: what was written and is still wanted costs no hashing.
+            Some(profile) if has.is_some_and(|has| Arc::ptr_eq(has, profile)) => return,
             Some(profile) => {
                 let to = self.content(profile);
-                let has_it = |from: ProfileId| {
-                    self.contents[to].id == Some(from)
-                        || self.table.profiles().get(&from) == Some(profile)
-                };
-                if from.is_some_and(has_it) {
+                let known_under = self.contents[to].id;
+                if from.is_some() && (from == known_under || has == Some(profile)) {
                     return;
                 }
                 self.moves.push(Move { prefix, from, to });
