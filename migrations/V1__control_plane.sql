@@ -182,6 +182,7 @@ create table if not exists settings (
 do $$
 declare
     wanted record;
+    found text;
 begin
     for wanted in
         select *
@@ -211,12 +212,13 @@ begin
                     wanted.relation, wanted.columns, 'where ' || wanted.predicate
                 );
             exception when unique_violation then
+                get stacked diagnostics found = pg_exception_detail;
                 raise exception using
                     errcode = 'GP003',
                     message = format('table %s holds rows that share (%s)%s',
                         wanted.relation, wanted.columns,
                         coalesce(' where ' || wanted.predicate, '')),
-                    detail = sqlerrm,
+                    detail = found,
                     hint = 'remove the doubles, then run `gatepost migrate` again';
             end;
         end if;

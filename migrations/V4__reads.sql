@@ -138,10 +138,10 @@ select
         else p.dns_servers end as dns_servers,
     (
         (d.deleted_at is not null)::integer
-        | (d.status <> 'active')::integer << 1
-        | (not u.is_active)::integer << 2
-        | (u.deleted_at is not null)::integer << 3
-        | (d.approved_at is null)::integer << 4
+        | ((d.status <> 'active')::integer << 1)
+        | ((not u.is_active)::integer << 2)
+        | ((u.deleted_at is not null)::integer << 3)
+        | ((d.approved_at is null)::integer << 4)
     )::smallint as bars,
     case
         when d.revoked_at < '0001-01-01 00:00:00+00' then '0001-01-01 00:00:00+00'
@@ -201,7 +201,7 @@ begin
     where v.gateway_id = me;
 end $$;
 
-create function gatepost.peers_by_device(ids uuid[]) returns setof gatepost.peer_row
+create function gatepost.peers_by_device(device_ids uuid[]) returns setof gatepost.peer_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set jit = off as $$
 declare
@@ -211,7 +211,7 @@ begin
     select v.id, v.device_id, v.user_id, v.device_name, v.username, v.public_key, v.assigned_ip,
         v.preshared_key, v.allowed_ips, v.dns_servers, v.bars, v.revoked_at, v.holder, v.created_at
     from gatepost.peer v
-    where v.gateway_id = me and v.device_id = any (ids);
+    where v.gateway_id = me and v.device_id = any (device_ids);
 end $$;
 
 -- Undeleted groups of the users who own a live peer here. A user without groups has no row.
@@ -235,7 +235,7 @@ begin
     group by m.user_id;
 end $$;
 
-create function gatepost.memberships_by_user(ids uuid[])
+create function gatepost.memberships_by_user(user_ids uuid[])
 returns table (user_id uuid, group_ids uuid[])
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set jit = off as $$
@@ -246,7 +246,7 @@ begin
     select m.user_id, array_agg(m.group_id)
     from public.group_memberships m
     join public.groups g on g.id = m.group_id and g.deleted_at is null
-    where m.user_id = any (ids)
+    where m.user_id = any (user_ids)
         and exists (
             select
             from public.devices d
@@ -329,7 +329,7 @@ begin
     where p.is_active and p.deleted_at is null;
 end $$;
 
-create function gatepost.policies_by_id(ids uuid[]) returns setof gatepost.policy_row
+create function gatepost.policies_by_id(policy_ids uuid[]) returns setof gatepost.policy_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set jit = off as $$
 declare
@@ -378,7 +378,7 @@ begin
                 or judged.dangling
                 or s.target_type not in ('device', 'user', 'group'))
     ) t
-    where p.id = any (ids) and p.is_active and p.deleted_at is null and t.ids is not null;
+    where p.id = any (policy_ids) and p.is_active and p.deleted_at is null and t.ids is not null;
 end $$;
 
 reset role;

@@ -30,7 +30,10 @@ begin
     set last_seen_at = greatest(d.last_seen_at, r.seen),
         last_connected_at = greatest(d.last_connected_at, r.connected)
     from (
-        select r.id, max(least(r.seen, now())) as seen, max(least(r.connected, now())) as connected
+        -- Not least(): that takes now() for a time that is null.
+        select r.id,
+            max(case when r.seen > now() then now() else r.seen end) as seen,
+            max(case when r.connected > now() then now() else r.connected end) as connected
         from unnest(device_ids, seen_at, connected_at) r (id, seen, connected)
         group by r.id
     ) r
@@ -47,7 +50,7 @@ create function gatepost.synced(proven_at timestamptz) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     me constant uuid := gatepost.me();
-    proven constant timestamptz := least(proven_at, now());
+    proven constant timestamptz := case when proven_at > now() then now() else proven_at end;
 begin
     perform from public.gateways g where g.id = me for no key update skip locked;
     if not found then

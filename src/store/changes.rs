@@ -93,10 +93,11 @@ impl Marked {
         let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
         let memberships = "select user_id, group_ids from gatepost.memberships_by_user($1)";
         let (peers, memberships, policies) = tokio::try_join!(
-            read(transaction, &peers, &self.devices),
-            read(transaction, memberships, &self.users),
-            read(transaction, &policies, &self.policies),
-        )?;
+        biased;
+                   read(transaction, &peers, &self.devices),
+                   read(transaction, memberships, &self.users),
+                   read(transaction, &policies, &self.policies),
+               )?;
         Ok(Rows { peers, memberships, policies })
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio_postgres::Socket;
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
 use zeroize::Zeroizing;
 
@@ -120,11 +122,12 @@ impl ConnectOptions {
         if config.get_application_name().is_none() {
             config.application_name("gatepost");
         }
-        let tls = MakeRustlsConnect::new(if encrypt {
+        let rustls = MakeRustlsConnect::new(if encrypt {
             client_config(self.tls_ca_file.as_deref())?
         } else {
             trusting(rustls::RootCertStore::empty())?
         });
+        let tls = Connector { rustls, encrypt };
         Ok(Target { place: place(&config), config, tls })
     }
 }
@@ -144,7 +147,26 @@ impl fmt::Debug for ConnectOptions {
 pub(super) struct Target {
     pub place: Place,
     pub config: tokio_postgres::Config,
-    pub tls: MakeRustlsConnect,
+    pub tls: Connector,
+}
+
+/// TLS by rustls, or none. The driver asks for a connector even where it will not use it, and with
+/// a socket's path for a host name, which rustls refuses.
+#[derive(Clone)]
+pub(super) struct Connector {
+    rustls: MakeRustlsConnect,
+    encrypt: bool,
+}
+
+impl MakeTlsConnect<Socket> for Connector {
+    type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
+    type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
+
+    fn make_tls_connect(&mut self, host: &str) -> Result<Self::TlsConnect, Self::Error> {
+        let host = if self.encrypt { host } else { "unused.invalid" };
+        MakeTlsConnect::<Socket>::make_tls_connect(&mut self.rustls, host)
+    }
 }
 
 fn is_socket(host: &Host) -> bool {

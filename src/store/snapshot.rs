@@ -35,6 +35,7 @@ impl Store {
         let (gateway, settings, peers, memberships, policies) = self
             .within(DOING, async {
                 tokio::try_join!(
+ biased;
                     transaction.query_typed_one(decode::GATEWAY, &[]),
                     transaction.query_typed(
                         "select category, key, value::text from gatepost.snapshot_settings()",

@@ -1,1 +1,15 @@
-fn main() {}
+//! The database side against a real PostgreSQL.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/postgres.rs"]
+mod postgres;
+
+mod delta;
+mod listen;
+mod login;
+mod marks;
+mod migrate;
+mod report;
+mod rights;
+mod rows;
+mod world;

@@ -1,0 +1,144 @@
+//! Passwords, certificates, several hosts: on a cluster of its own that trusts nobody over TCP.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use gatepost::store::{
+    ConnectOptions, CreateRole, Password, Store, StoreError, Tls, grant, migrate,
+};
+use tokio::sync::OnceCell;
+
+use crate::postgres::{Cluster, Setup, free_port};
+
+struct Site {
+    cluster: Cluster,
+    database: String,
+    ca_file: PathBuf,
+    other_ca_file: PathBuf,
+}
+
+const PASSWORD: &str = "correct horse";
+
+async fn site() -> &'static Site {
+    static SITE: OnceCell<Site> = OnceCell::const_new();
+    SITE.get_or_init(|| async {
+        let dir = tempfile::tempdir().unwrap().keep();
+        let (ca_file, other_ca_file) = (dir.join("ca.pem"), dir.join("other.pem"));
+        openssl(&format!(
+            "cd {dir}
+             openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+                 -subj '/CN=test CA' -keyout ca.key -out ca.pem
+             openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+                 -subj '/CN=other CA' -keyout other.key -out other.pem
+             openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+                 -subj '/CN=localhost' -keyout server.key -out server.csr
+             printf 'subjectAltName=DNS:localhost' > san
+             openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
+                 -extfile san -out server.pem",
+            dir = dir.display()
+        ));
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+        let cluster = Cluster::start(&Setup {
+            host_auth: "scram-sha-256",
+            tls: Some((read("server.pem"), read("server.key"))),
+            settings: "",
+        });
+        let database = cluster.database(None);
+        let admin = ConnectOptions::new(cluster.socket_url("postgres", &database));
+        migrate(&admin).await.unwrap();
+        cluster.psql(
+            &database,
+            "insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
+                 values ('g1', 'e:1', 'k', 1, '10.8.0.0/16')",
+        );
+        let create = CreateRole::IfAbsent(Some(PASSWORD.to_owned().into()));
+        grant(&admin, "g1", "agent", &create).await.unwrap();
+        Site { cluster, database, ca_file, other_ca_file }
+    })
+    .await
+}
+
+fn openssl(script: &str) {
+    let output = Command::new("sh").args(["-e", "-c", script]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Site {
+    fn options(&self) -> ConnectOptions {
+        ConnectOptions {
+            password: Some(Password::from(PASSWORD.to_owned())),
+            tls_ca_file: Some(self.ca_file.clone()),
+            ..ConnectOptions::new(self.cluster.tcp_url("agent", &self.database))
+        }
+    }
+}
+
+async fn hello(options: &ConnectOptions) -> Result<String, StoreError> {
+    Ok(Store::connect(options)?.hello().await?.gateway_name)
+}
+
+#[tokio::test]
+async fn scram_over_verified_tls_logs_in_and_listens() {
+    let site = site().await;
+    let store = Store::connect(&site.options()).unwrap();
+    let me = store.hello().await.unwrap();
+    let mut listener = store.listen(&me).await.unwrap();
+    assert!(listener.probe().await.unwrap());
+    let encrypted = "select count(*) from pg_stat_ssl s join pg_stat_activity a using (pid) \
+                     where a.usename = 'agent' and s.ssl";
+    assert_ne!(site.cluster.psql(&site.database, encrypted), "0");
+    let verifier =
+        "select rolpassword like 'SCRAM-SHA-256$%' from pg_authid where rolname = 'agent'";
+    assert_eq!(site.cluster.psql(&site.database, verifier), "t");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_and_not_shown() {
+    let options = ConnectOptions {
+        password: Some(Password::from("hunter2".to_owned())),
+        ..site().await.options()
+    };
+    let error = hello(&options).await.unwrap_err();
+    assert!(matches!(error, StoreError::Refused { .. }), "{error}");
+    let words = error.to_string();
+    assert!(words.contains("role agent") && words.contains("password file"), "{words}");
+    assert!(!words.contains("hunter2") && !format!("{error:?}").contains("hunter2"));
+    let none = ConnectOptions { password: None, ..site().await.options() };
+    assert!(hello(&none).await.unwrap_err().to_string().contains("password"));
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_or_name_is_refused() {
+    let site = site().await;
+    let other = ConnectOptions { tls_ca_file: Some(site.other_ca_file.clone()), ..site.options() };
+    let error = hello(&other).await.unwrap_err().to_string();
+    assert!(error.contains("UnknownIssuer"), "{error}");
+
+    let mut renamed = site.options();
+    renamed.url = renamed.url.replace("localhost", "127.0.0.1");
+    let error = hello(&renamed).await.unwrap_err().to_string();
+    assert!(error.contains("not valid for name") || error.contains("NotValidForName"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_wants_tls_is_not_reached_without() {
+    let options = ConnectOptions { tls: Tls::Disable, ..site().await.options() };
+    let error = hello(&options).await.unwrap_err();
+    assert!(matches!(error, StoreError::Refused { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_dead_first_host_is_passed_over() {
+    let site = site().await;
+    let mut options = site.options();
+    let (dead, live) = (free_port(), site.cluster.port);
+    options.url = format!(
+        "postgres://agent@localhost:{dead},localhost:{live}/{}?target_session_attrs=read-write",
+        site.database
+    );
+    assert_eq!(hello(&options).await.unwrap(), "g1");
+    options.url = format!("postgres://agent@localhost:{dead}/{}", site.database);
+    let error = hello(&options).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+    assert!(error.to_string().contains(&dead.to_string()), "{error}");
+}

@@ -1,0 +1,200 @@
+use std::time::Duration;
+
+use gatepost::store::{Listener, Read};
+
+use crate::world::{World, insert_gateway};
+
+/// Everything that was announced up to now. A notification of our own comes after all before it,
+/// so there is nothing to wait for.
+async fn heard(listener: &mut Listener) -> usize {
+    assert!(listener.probe().await.unwrap());
+    tokio::time::timeout(Duration::ZERO, listener.next()).await.map_or(0, |count| count.unwrap())
+}
+
+async fn setting() -> (World, crate::world::Peer, Listener) {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let peer = ann.peer;
+    world
+        .run(&format!(
+            "insert into groups (id, name) values ('{peer}', 'staff');
+             insert into policies (id, name) values ('{peer}', 'intranet');
+             insert into policy_targets (id, policy_id, target_type, target_id)
+                 values ('{peer}', '{peer}', 'group', '{peer}');
+             insert into policy_destinations (id, policy_id, destination)
+                 values ('{peer}', '{peer}', '10.0.0.0/8');
+             insert into ip_allocations (id, gateway_id, device_id, address)
+                 select '{peer}', gateway_id, device_id, assigned_ip from wireguard_peers;
+             insert into group_memberships (id, group_id, user_id)
+                 values ('{peer}', '{peer}', '{}')",
+            ann.user
+        ))
+        .await;
+    let hello = world.store.hello().await.unwrap();
+    let listener = world.store.listen(&hello).await.unwrap();
+    (world, ann, listener)
+}
+
+#[tokio::test]
+async fn what_no_gateway_reads_marks_nothing_and_wakes_nobody() {
+    let (world, ann, mut listener) = setting().await;
+    let cursor = world.cursor().await;
+    let marks = world.count("select count(*) from gatepost.change").await;
+    for sql in [
+        "update devices set last_seen_at = now(), last_connected_at = now(), updated_at = now()",
+        "update devices set os_version = '2', app_version = '3', public_key = 'other'",
+        "update devices set approved_at = approved_at + interval '1 s'",
+        "update devices set name = name, status = status, user_id = user_id",
+        "update users set last_login_at = now(), password_hash = 'x', display_name = 'y'",
+        "update gateways set last_sync_at = now(), updated_at = now(), endpoint = 'e:1'",
+        "update wireguard_peers set profile_revision = 2, last_profile_issued_at = now()",
+        "update wireguard_peers set assigned_ip = assigned_ip, updated_at = now()",
+        "update policies set description = 'x', updated_at = now()",
+        "update policy_destinations set description = 'x'",
+        "update groups set name = 'crew', description = 'x'",
+        "update ip_allocations set allocated_at = now(), released_at = now()",
+        "update group_memberships set created_at = now()",
+        "insert into settings (category, key, value) values ('branding', 'logo', '1')",
+        "update settings set value = '2'",
+        "update wireguard_peers set assigned_ip = '10.8.9.9' where false",
+        "insert into audit_logs (event_type, entity_type, status, message) values ('a', 'b', 'c', 'd')",
+    ] {
+        world.run(sql).await;
+        assert_eq!(world.count("select count(*) from gatepost.change").await, marks, "{sql}");
+        assert_eq!(heard(&mut listener).await, 0, "{sql}");
+    }
+    assert!(matches!(world.read(&cursor).await, Read::Nothing(..)));
+    // The listener does hear what matters: the zeros above are no deafness.
+    world.run(&format!("update devices set name = 'x' where id = '{}'", ann.device)).await;
+    assert_eq!(heard(&mut listener).await, 1);
+}
+
+/// Each statement, and how the change must be read.
+#[tokio::test]
+async fn everything_a_gateway_reads_marks_and_wakes() {
+    let (world, ann, mut listener) = setting().await;
+    let (user, device, peer) = (ann.user, ann.device, ann.peer);
+    let mut cursor = world.cursor().await;
+    for (sql, everything) in [
+        ("update wireguard_peers set assigned_ip = '10.8.77.1'".to_owned(), false),
+        ("update wireguard_peers set public_key = 'k2'".into(), false),
+        ("update wireguard_peers set preshared_key_ciphertext = 'gp1'".into(), false),
+        ("update wireguard_peers set allowed_ips = '{0.0.0.0/0}'".into(), false),
+        ("update wireguard_peers set dns_servers = '{10.8.0.1}'".into(), false),
+        ("update wireguard_peers set deleted_at = now()".into(), false),
+        ("update wireguard_peers set deleted_at = null".into(), false),
+        ("update devices set name = 'tablet'".into(), false),
+        ("update devices set status = 'blocked'".into(), false),
+        ("update devices set revoked_at = now() + interval '1 h'".into(), false),
+        ("update devices set revoked_at = now() + interval '2 h'".into(), false),
+        ("update devices set approved_at = null".into(), false),
+        ("update devices set deleted_at = now()".into(), false),
+        ("update users set is_active = false".into(), false),
+        ("update users set username = 'Ann'".into(), false),
+        ("update users set deleted_at = now()".into(), false),
+        (format!("delete from group_memberships where id = '{peer}'"), false),
+        (format!("insert into group_memberships (id, group_id, user_id) values ('{peer}', '{peer}', '{user}')"), false),
+        ("update groups set deleted_at = now()".into(), false),
+        ("update groups set deleted_at = null".into(), false),
+        ("update policies set name = 'extranet'".into(), false),
+        ("update policies set priority = 5".into(), false),
+        ("update policies set effect = 'deny'".into(), false),
+        ("update policies set full_tunnel = true".into(), false),
+        ("update policies set is_active = false".into(), false),
+        ("update policies set is_active = true".into(), false),
+        ("update policies set deleted_at = now()".into(), false),
+        ("update policies set deleted_at = null".into(), false),
+        ("update policy_destinations set destination = '10.1.0.0/16'".into(), false),
+        ("delete from policy_destinations".into(), false),
+        (format!("insert into policy_destinations (policy_id, destination) values ('{peer}', '::/0')"), false),
+        (format!("update policy_targets set target_type = 'user', target_id = '{user}'"), false),
+        ("delete from policy_targets".into(), false),
+        (format!("insert into policy_targets (policy_id, target_type, target_id) values ('{peer}', 'device', '{device}')"), false),
+        ("update ip_allocations set status = 'released', address = '10.8.77.1'".into(), false),
+        ("delete from ip_allocations".into(), false),
+        (format!("insert into ip_allocations (gateway_id, address, device_id) select gateway_id, assigned_ip, '{device}' from wireguard_peers"), false),
+        ("insert into ip_allocations (gateway_id, address, status) select id, '10.8.0.9', 'gateway' from gateways".into(), true),
+        ("update gateways set listen_port = 51821".into(), true),
+        ("update gateways set public_key = 'new'".into(), true),
+        ("update gateways set vpn_cidr = '10.0.0.0/8'".into(), true),
+        ("update gateways set dns_servers = '{10.8.0.1}'".into(), true),
+        ("update gateways set is_active = false".into(), true),
+        ("update gateways set deleted_at = now()".into(), true),
+        ("update gateways set name = 'renamed'".into(), true),
+        ("insert into settings (category, key, value) values ('gateway', 'require_approval', 'true')".into(), true),
+        ("update settings set value = 'false'".into(), true),
+        ("insert into settings (category, key, value) values ('gateway:renamed', 'site_prefixes', '[]')".into(), true),
+        ("delete from settings".into(), true),
+        ("delete from wireguard_peers".into(), false),
+        ("truncate policy_destinations".into(), true),
+    ] {
+        world.run(&sql).await;
+        assert_eq!(heard(&mut listener).await, 1, "{sql}");
+        cursor = match (world.read(&cursor).await, everything) {
+            (Read::Changed(rows, next), false) => {
+                let keys = rows.peers.len() + rows.memberships.len() + rows.policies.len();
+                assert!((1..=3).contains(&keys), "{sql}: {rows:?}");
+                next
+            }
+            (Read::Everything(_), true) => world.cursor().await,
+            (read, _) => panic!("{sql}: {read:?}"),
+        };
+        assert!(matches!(world.read(&cursor).await, Read::Nothing(..)), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn another_gateways_peers_wake_and_change_nothing_here() {
+    let (world, _, mut listener) = setting().await;
+    let cursor = world.cursor().await;
+    let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+    let bob = world.peer(other, "bob").await;
+    world
+        .run(&format!(
+            "update devices set status = 'blocked' where id = '{}';
+             update users set is_active = false where id = '{}';
+             insert into settings (category, key, value) values ('gateway:g2', 'a', '1');
+             insert into group_memberships (group_id, user_id) select id, '{}' from groups",
+            bob.device, bob.user, bob.user
+        ))
+        .await;
+    assert_eq!(heard(&mut listener).await, 0);
+    assert!(matches!(world.read(&cursor).await, Read::Nothing(..)));
+}
+
+#[tokio::test]
+async fn replica_role_is_no_way_around_the_marks() {
+    let (world, _, mut listener) = setting().await;
+    let sql = "set session_replication_role = replica; update devices set status = 'x'; \
+               set session_replication_role = origin";
+    world.run(sql).await;
+    assert_eq!(heard(&mut listener).await, 1);
+}
+
+#[tokio::test]
+async fn one_policy_for_a_large_group_is_one_mark() {
+    let (world, ann, _) = setting().await;
+    world
+        .run(
+            "insert into users (role_id, username, display_name, password_hash)
+                 select r.id, 'u' || n, 'u', 'x' from roles r, generate_series(1, 20000) n",
+        )
+        .await;
+    let cursor = world.cursor().await;
+    // More than a thousand rows in one statement: one mark that lists nothing.
+    world
+        .run("insert into group_memberships (group_id, user_id) select g.id, u.id from groups g, users u")
+        .await;
+    let Read::Everything(why) = world.read(&cursor).await else { panic!("listed 20,000 users") };
+    assert!(why.contains("more than 1000 rows"), "{why}");
+    let before = world.count("select count(*) from gatepost.change").await;
+    let cursor = world.cursor().await;
+    world
+        .run(&format!(
+            "insert into policy_targets (policy_id, target_type, target_id) values ('{p}', 'group', '{p}')",
+            p = ann.peer
+        ))
+        .await;
+    assert_eq!(world.count("select count(*) from gatepost.change").await, before + 1);
+    assert!(matches!(world.read(&cursor).await, Read::Changed(..)));
+}

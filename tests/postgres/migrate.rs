@@ -1,0 +1,157 @@
+use gatepost::store::{SCHEMA_VERSION, Store, StoreError, migrate, pending};
+
+use crate::postgres::Cluster;
+use crate::world::{World, client, options};
+
+#[tokio::test]
+async fn migrating_twice_changes_nothing() {
+    let database = Cluster::shared().database(None);
+    let options = options("postgres", &database);
+    assert_eq!(pending(&options).await.unwrap().len(), SCHEMA_VERSION as usize);
+    let applied = migrate(&options).await.unwrap();
+    assert_eq!(applied.len(), SCHEMA_VERSION as usize);
+    assert_eq!(applied[0].name, "V1__control_plane");
+    assert_eq!(pending(&options).await.unwrap(), []);
+    assert_eq!(migrate(&options).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_dry_run_leaves_nothing_behind() {
+    let database = Cluster::shared().database(None);
+    pending(&options("postgres", &database)).await.unwrap();
+    let admin = client("postgres", &database).await;
+    let made = "select count(*) from pg_class where relnamespace in (select oid from pg_namespace \
+                where nspname in ('public', 'gatepost', 'gatepost_wanted'))";
+    assert_eq!(admin.query_one(made, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
+#[tokio::test]
+async fn every_index_of_ours_is_valid() {
+    let world = World::new().await;
+    let valid = "select count(*) from pg_index i join pg_class c on c.oid = i.indexrelid \
+                 where c.relname like 'gatepost\\_%' and i.indisvalid";
+    assert_eq!(world.count(valid).await, 9);
+}
+
+/// The tables as the first migration makes them, made by somebody else, with rows.
+async fn brown_field() -> (String, tokio_postgres::Client) {
+    let database = Cluster::shared().database(None);
+    let admin = client("postgres", &database).await;
+    admin.batch_execute(include_str!("../../migrations/V1__control_plane.sql")).await.unwrap();
+    admin
+        .batch_execute(
+            "insert into roles (name) values ('staff');
+             insert into users (role_id, username, display_name, password_hash)
+                 select id, 'Ann', 'Ann', 'x' from roles;
+             insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
+                 values ('g1', 'e:1', 'k', 1, '10.8.0.0/16');
+             insert into devices (user_id, name, platform, device_fingerprint, public_key)
+                 select id, 'phone', 'ios', 'f', 'k' from users;
+             insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
+                 select d.id, g.id, 'k', '10.8.0.2' from devices d, gateways g;
+             alter table users add column favourite_colour text",
+        )
+        .await
+        .unwrap();
+    (database, admin)
+}
+
+#[tokio::test]
+async fn a_database_with_rows_keeps_them_and_is_followed() {
+    let (database, admin) = brown_field().await;
+    let rows = "select md5(string_agg(t::text, '' order by t.id)) from (select u.id, \
+        u::text || d::text || p::text as t from users u, devices d, wireguard_peers p) t";
+    let before: String = admin.query_one(rows, &[]).await.unwrap().get(0);
+    migrate(&options("postgres", &database)).await.unwrap();
+    assert_eq!(admin.query_one(rows, &[]).await.unwrap().get::<_, String>(0), before);
+
+    gatepost::store::grant(
+        &options("postgres", &database),
+        "g1",
+        "postgres",
+        &gatepost::store::CreateRole::No,
+    )
+    .await
+    .unwrap();
+    let store = Store::connect(&options("postgres", &database)).unwrap();
+    let (rows, _) = store.snapshot().await.unwrap();
+    assert_eq!(rows.peers.len(), 1);
+    assert_eq!(&*rows.peers[0].username, "Ann");
+}
+
+#[tokio::test]
+async fn tables_that_differ_are_named_and_left_alone() {
+    let (database, admin) = brown_field().await;
+    admin
+        .batch_execute(
+            "alter table devices drop column platform;
+             alter table policies alter column priority type text;
+             alter table gateways alter column is_active drop not null",
+        )
+        .await
+        .unwrap();
+    let Err(StoreError::Differs(differences)) = migrate(&options("postgres", &database)).await
+    else {
+        panic!("migrated tables that differ");
+    };
+    assert_eq!(
+        differences,
+        [
+            "devices.platform is missing (text)",
+            "gateways.is_active may be null",
+            "policies.priority is text, not integer",
+        ]
+    );
+    let ours = "select count(*) from pg_namespace where nspname like 'gatepost%'";
+    assert_eq!(admin.query_one(ours, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
+#[tokio::test]
+async fn rows_that_break_a_unique_index_are_named() {
+    let (database, admin) = brown_field().await;
+    admin
+        .batch_execute(
+            "drop index ip_allocations_gateway_id_address_idx;
+             insert into ip_allocations (gateway_id, address)
+                 select id, '10.8.0.9'::inet from gateways, generate_series(1, 2)",
+        )
+        .await
+        .unwrap();
+    let error = migrate(&options("postgres", &database)).await.unwrap_err().to_string();
+    assert!(
+        error.contains("ip_allocations holds rows that share (gateway_id, address)"),
+        "{error}"
+    );
+    assert!(error.contains("10.8.0.9"), "{error}");
+}
+
+#[tokio::test]
+async fn a_table_in_use_is_waited_for() {
+    let (database, mut admin) = brown_field().await;
+    let busy = admin.transaction().await.unwrap();
+    busy.batch_execute("lock table devices in row exclusive mode").await.unwrap();
+    let options = options("postgres", &database);
+    let migrating = tokio::spawn(async move { migrate(&options).await });
+    // It must run into its lock timeout at least once while the table is held.
+    let watcher = client("postgres", &database).await;
+    let waiting = "select count(*) from pg_locks where not granted";
+    while watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        assert!(!migrating.is_finished());
+        tokio::task::yield_now().await;
+    }
+    while watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(!migrating.is_finished());
+    busy.commit().await.unwrap();
+    migrating.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_unmigrated_database_says_the_command() {
+    let database = Cluster::shared().database(None);
+    let store = Store::connect(&options("postgres", &database)).unwrap();
+    let error = store.hello().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unmigrated { .. }), "{error}");
+    assert!(error.to_string().contains("`gatepost migrate`"));
+}

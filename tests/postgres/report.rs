@@ -1,0 +1,131 @@
+use std::time::{Duration, SystemTime};
+
+use gatepost::model::{DeviceId, GatewayId};
+use gatepost::store::{AuditEntry, AuditEvent, AuditStatus, Entity, Handshake, Read};
+
+use crate::world::{World, client};
+
+fn handshake(device_id: uuid::Uuid, seen_at: SystemTime) -> Handshake {
+    Handshake { device_id: DeviceId(device_id), seen_at, connected_at: None }
+}
+
+#[tokio::test]
+async fn reports_go_forward_only_and_wake_nobody() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let hello = world.store.hello().await.unwrap();
+    let mut listener = world.store.listen(&hello).await.unwrap();
+    let (rows, cursor) = world.store.snapshot().await.unwrap();
+    let now = rows.taken_at;
+    let earlier = now - Duration::from_secs(60);
+
+    let both = Handshake { connected_at: Some(earlier), ..handshake(ann.device, now) };
+    assert_eq!(world.store.report(&[both]).await.unwrap().skipped, []);
+    world.store.report(&[handshake(ann.device, earlier)]).await.unwrap();
+    let later = now + Duration::from_secs(3600);
+    assert!(world.store.synced(now).await.unwrap());
+    assert!(world.store.synced(earlier).await.unwrap());
+    let read = "select last_seen_at, last_connected_at, last_sync_at from devices, gateways";
+    let row = world.admin.query_one(read, &[]).await.unwrap();
+    assert_eq!(row.get::<_, SystemTime>(0), now);
+    assert_eq!(row.get::<_, SystemTime>(1), earlier);
+    assert_eq!(row.get::<_, SystemTime>(2), now);
+
+    // A clock that runs ahead is capped by the database's.
+    world.store.report(&[handshake(ann.device, later)]).await.unwrap();
+    world.store.synced(later).await.unwrap();
+    let row = world.admin.query_one(read, &[]).await.unwrap();
+    assert!(row.get::<_, SystemTime>(0) < later && row.get::<_, SystemTime>(0) > now);
+    assert!(row.get::<_, SystemTime>(2) < later && row.get::<_, SystemTime>(2) > now);
+
+    assert!(listener.probe().await.unwrap());
+    let quiet = tokio::time::timeout(Duration::ZERO, listener.next()).await;
+    assert!(quiet.is_err(), "reports woke the gateway");
+    assert!(matches!(world.read(&cursor).await, Read::Nothing(..)));
+}
+
+#[tokio::test]
+async fn a_locked_device_is_skipped_and_named_and_the_others_are_written() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let bob = world.peer(world.gateway, "bob").await;
+    let mut app = client("postgres", &world.database).await;
+    let busy = app.transaction().await.unwrap();
+    busy.execute("update devices set os_version = '9' where id = $1", &[&ann.device])
+        .await
+        .unwrap();
+    busy.execute("update gateways set endpoint = 'e:2'", &[]).await.unwrap();
+
+    let now = SystemTime::now() - Duration::from_secs(5);
+    let reports = [handshake(ann.device, now), handshake(bob.device, now)];
+    assert_eq!(world.store.report(&reports).await.unwrap().skipped, [DeviceId(ann.device)]);
+    assert!(!world.store.synced(now).await.unwrap());
+    let seen = "select count(*) from devices where last_seen_at is not null";
+    assert_eq!(world.count(seen).await, 1);
+    busy.commit().await.unwrap();
+    assert_eq!(world.store.report(&reports).await.unwrap().skipped, []);
+    assert!(world.store.synced(now).await.unwrap());
+    assert_eq!(world.count(seen).await, 2);
+}
+
+#[tokio::test]
+async fn ten_thousand_handshakes_are_written_in_batches() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    world
+        .run(&format!(
+            "insert into devices (user_id, name, platform, device_fingerprint, public_key)
+                 select '{}', 'd' || n, 'x', 'f' || n, 'k' from generate_series(1, 9999) n;
+             insert into wireguard_peers (gateway_id, device_id, public_key, assigned_ip)
+                 select '{}', d.id, d.device_fingerprint, '10.8.0.1' from devices d where d.id <> '{}'",
+            ann.user, world.gateway, ann.device
+        ))
+        .await;
+    let now = SystemTime::now() - Duration::from_secs(5);
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    let reports: Vec<_> = rows.peers.iter().map(|peer| handshake(peer.device_id.0, now)).collect();
+    assert_eq!(reports.len(), 10_000);
+    assert_eq!(world.store.report(&reports).await.unwrap().skipped, []);
+    let seen = "select count(*) from devices where last_seen_at is not null";
+    assert_eq!(world.count(seen).await, 10_000);
+}
+
+#[tokio::test]
+async fn audit_entries_are_stamped_with_the_gateway() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let entry = |event, entity, metadata| AuditEntry {
+        event,
+        entity,
+        device_id: Some(DeviceId(ann.device)),
+        ip_address: Some("192.0.2.7".parse().unwrap()),
+        status: AuditStatus::Success,
+        message: "a NUL \0 and more".into(),
+        metadata,
+    };
+    let forged = serde_json::json!({ "gateway_id": "somebody else", "flows": 3 });
+    world
+        .store
+        .audit(&[
+            entry(AuditEvent::PeerRevoked, Entity::Device(DeviceId(ann.device)), forged),
+            entry(
+                AuditEvent::GatewayStarted,
+                Entity::Gateway(GatewayId(ann.peer)),
+                serde_json::Value::String("x".repeat(20_000)),
+            ),
+        ])
+        .await
+        .unwrap();
+    let written = format!(
+        "select count(*) from audit_logs where metadata ->> 'gateway_id' = '{0}' \
+         and actor_device_id = '{1}' and ip_address = '192.0.2.7' and status = 'success'
+         and ((event_type = 'peer.revoked' and entity_id = '{1}' and metadata -> 'flows' = '3')
+             or (event_type = 'gateway.started' and entity_id = '{0}'))",
+        world.gateway, ann.device
+    );
+    assert_eq!(world.count(&written).await, 2);
+    let stolen = client(&world.role, &world.database).await;
+    let login = "select gatepost.audit('[{\"event_type\": \"user.login\"}]')";
+    let error = stolen.execute(login, &[]).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "GP005");
+}

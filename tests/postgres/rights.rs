@@ -1,0 +1,203 @@
+use gatepost::store::{CreateRole, Enrollment, Store, StoreError, grant};
+
+use crate::world::{World, client, insert_gateway, options};
+
+const KEY: &str = "4V5ShwAxMwr1PyLW4mZs0CjWBpSMLMDJiyDdLCT3XnE=";
+
+#[tokio::test]
+async fn a_gateway_role_can_read_and_write_no_table() {
+    let world = World::new().await;
+    let stolen = client(&world.role, &world.database).await;
+    let tables: Vec<String> = world
+        .admin
+        .query(
+            "select format('%I.%I', n.nspname, c.relname) from pg_class c \
+             join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname in ('public', 'gatepost') and c.relkind in ('r', 'v')",
+            &[],
+        )
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert!(tables.len() > 18, "{tables:?}");
+    for table in tables {
+        let error = stolen.execute(&format!("select from {table}"), &[]).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "42501", "select from {table}");
+        // A view that joins cannot be written by anybody, which is said first.
+        let error = stolen.execute(&format!("delete from {table}"), &[]).await.unwrap_err();
+        assert!(["42501", "55000"].contains(&error.code().unwrap().code()), "delete from {table}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_listed_functions_may_be_called() {
+    let world = World::new().await;
+    let allowed: Vec<String> = world
+        .admin
+        .query(
+            "select p.proname::text from pg_proc p where p.pronamespace = 'gatepost'::regnamespace \
+             and has_function_privilege($1::text, p.oid, 'execute') order by 1",
+            &[&world.role],
+        )
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(
+        allowed,
+        [
+            "audit",
+            "changes",
+            "enroll",
+            "hello",
+            "memberships_by_user",
+            "peers_by_device",
+            "policies_by_id",
+            "prune",
+            "report",
+            "snapshot_gateway",
+            "snapshot_memberships",
+            "snapshot_peers",
+            "snapshot_policies",
+            "snapshot_settings",
+            "synced",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn the_owner_of_the_functions_reads_no_password() {
+    let world = World::new().await;
+    for (table, column) in [
+        ("users", "password_hash"),
+        ("users", "email"),
+        ("refresh_tokens", "token_hash"),
+        ("sessions", "user_agent"),
+        ("audit_logs", "message"),
+    ] {
+        let may = format!(
+            "select has_column_privilege('gatepost_owner', '{table}', '{column}', 'select')"
+        );
+        let row = world.admin.query_one(&may, &[]).await.unwrap();
+        assert!(!row.get::<_, bool>(0), "{table}.{column}");
+    }
+}
+
+#[tokio::test]
+async fn a_role_sees_and_reports_only_its_own_gateway() {
+    let world = World::new().await;
+    let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+    let mine = world.peer(world.gateway, "ann").await;
+    let theirs = world.peer(other, "bob").await;
+    for user in [mine.user, theirs.user] {
+        world.run(&format!("insert into groups (name) values ('{user}')")).await;
+        world.run(&format!(
+            "insert into group_memberships (group_id, user_id) select id, '{user}' from groups where name = '{user}'"
+        )).await;
+    }
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    assert_eq!(rows.gateway.name, "g1");
+    let devices: Vec<_> = rows.peers.iter().map(|peer| peer.device_id.0).collect();
+    assert_eq!(devices, [mine.device]);
+    let users: Vec<_> = rows.memberships.iter().map(|row| row.user_id.0).collect();
+    assert_eq!(users, [mine.user]);
+
+    let stolen = client(&world.role, &world.database).await;
+    let asked = vec![theirs.device];
+    let rows = stolen.query("select * from gatepost.peers_by_device($1)", &[&asked]).await.unwrap();
+    assert!(rows.is_empty());
+    stolen
+        .query("select gatepost.report($1, array[now()], array[now()])", &[&asked])
+        .await
+        .unwrap();
+    assert_eq!(world.count("select count(*) from devices where last_seen_at is not null").await, 0);
+}
+
+#[tokio::test]
+async fn an_unbound_role_is_refused_and_told_the_command() {
+    let world = World::new().await;
+    let superuser = Store::connect(&options("postgres", &world.database)).unwrap();
+    let error = superuser.snapshot().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unbound { .. }), "{error}");
+    assert!(error.to_string().contains("`gatepost grant <gateway> postgres`"), "{error}");
+
+    let stranger = format!("{}_stranger", world.database);
+    world.run(&format!("create role {stranger} login")).await;
+    let stranger = Store::connect(&options(&stranger, &world.database)).unwrap();
+    let error = stranger.hello().await.unwrap_err();
+    assert!(matches!(error, StoreError::NoRights { .. }), "{error}");
+    assert!(error.to_string().contains("`gatepost grant <gateway>"), "{error}");
+}
+
+#[tokio::test]
+async fn grant_makes_no_role_unasked_and_tells_of_a_rebinding() {
+    let world = World::new().await;
+    let admin = options("postgres", &world.database);
+    let fresh = format!("{}_Fresh \"role\"", world.database);
+    let error = grant(&admin, "g1", &fresh, &CreateRole::No).await.unwrap_err();
+    assert!(matches!(error, StoreError::RoleUnknown { .. }), "{error}");
+    let made = grant(&admin, "g1", &fresh, &CreateRole::IfAbsent(None)).await.unwrap();
+    assert!(made.role_created && made.gateway_exists && made.formerly.is_none(), "{made:?}");
+    let moved = grant(&admin, "g9", &fresh, &CreateRole::IfAbsent(None)).await.unwrap();
+    assert!(!moved.role_created && !moved.gateway_exists, "{moved:?}");
+    assert_eq!(moved.formerly.as_deref(), Some("g1"));
+}
+
+fn enrollment(name: &str) -> Enrollment {
+    Enrollment {
+        name: name.into(),
+        public_key: KEY.parse().unwrap(),
+        endpoint: None,
+        listen_port: None,
+        vpn_cidr: None,
+        dns_servers: None,
+    }
+}
+
+#[tokio::test]
+async fn a_granted_role_enrolls_its_own_gateway_and_no_other() {
+    let world = World::new().await;
+    let gateway = world.store.enroll(&enrollment("g1")).await.unwrap();
+    assert_eq!(gateway.0, world.gateway);
+    let key = "select count(*) from gateways where name = 'g1' and public_key like '4V5S%' \
+               and endpoint = 'vpn.example.net:51820'";
+    assert_eq!(world.count(key).await, 1);
+    let error = world.store.enroll(&enrollment("g2")).await.unwrap_err().to_string();
+    assert!(error.contains("is bound to gateway g1, not to g2"), "{error}");
+}
+
+#[tokio::test]
+async fn a_role_granted_before_its_gateway_exists_makes_the_row() {
+    let world = World::new().await;
+    let role = format!("{}_g7", world.database);
+    let create = CreateRole::IfAbsent(None);
+    grant(&options("postgres", &world.database), "g7", &role, &create).await.unwrap();
+    let store = Store::connect(&options(&role, &world.database)).unwrap();
+    let error = store.hello().await.unwrap_err();
+    assert!(error.to_string().contains("no gateway named g7: run `gatepost enroll`"), "{error}");
+    let error = store.enroll(&enrollment("g7")).await.unwrap_err().to_string();
+    assert!(error.contains("endpoint, listen port and vpn_cidr"), "{error}");
+    let whole = Enrollment {
+        endpoint: Some("vpn:51820".into()),
+        listen_port: Some(51820),
+        vpn_cidr: Some("10.7.0.1/16".parse().unwrap()),
+        ..enrollment("g7")
+    };
+    let id = store.enroll(&whole).await.unwrap();
+    assert_eq!(store.hello().await.unwrap().gateway_id, id);
+    let (rows, _) = store.snapshot().await.unwrap();
+    assert_eq!(rows.gateway.vpn_cidr.to_string(), "10.7.0.0/16");
+}
+
+#[tokio::test]
+async fn a_role_may_not_bind_itself() {
+    let world = World::new().await;
+    let role = format!("{}_thief", world.database);
+    world.run(&format!("create role {role} login; grant gatepost_gateway to {role}")).await;
+    let store = Store::connect(&options(&role, &world.database)).unwrap();
+    let error = store.enroll(&enrollment("g1")).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unbound { .. }), "{error}");
+}

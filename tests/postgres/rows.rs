@@ -1,0 +1,186 @@
+use std::time::{Duration, SystemTime};
+
+use gatepost::model::{Allocation, Bars, DeviceId, Effect, KeyText, TargetType};
+
+use crate::world::{World, insert_gateway};
+
+#[tokio::test]
+async fn odd_rows_are_decoded_and_hide_no_other() {
+    let world = World::new().await;
+    for name in ["plain", "odd", "forever", "far"] {
+        world.peer(world.gateway, name).await;
+    }
+    world
+        .run(
+            "update wireguard_peers set assigned_ip = '10.8.0.5/24', dns_servers = '{{a,b},{c,null}}',
+                 allowed_ips = array[null, '10.1.0.0/16', '::/0']::cidr[], created_at = 'infinity'
+                 where public_key = 'odd';
+             update devices set revoked_at = 'infinity' where name = 'forever';
+             update devices set revoked_at = '-infinity' where name = 'odd';
+             update devices set revoked_at = '250000-01-01' where name = 'far';
+             update wireguard_peers set created_at = '-infinity' where public_key = 'far';
+             update gateways set dns_servers = array['10.8.0.1', null]",
+        )
+        .await;
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    assert_eq!(rows.peers.len(), 4);
+    assert_eq!(rows.gateway.dns_servers, ["10.8.0.1"]);
+    let peer = |name: &str| rows.peers.iter().find(|peer| &*peer.device_name == name).unwrap();
+    let odd = peer("odd");
+    assert_eq!(odd.assigned_ip.to_string(), "10.8.0.5/24");
+    let nets: Vec<_> = odd.allowed_ips.iter().map(ToString::to_string).collect();
+    assert_eq!(nets, ["10.1.0.0/16", "::/0"]);
+    assert_eq!(odd.dns_servers.join(","), "a,b,c");
+    assert!(odd.revoked_at.unwrap() < SystemTime::UNIX_EPOCH);
+    assert!(matches!(odd.public_key, KeyText::Bad { .. }));
+    assert_eq!(peer("forever").revoked_at, None);
+    assert_eq!(peer("far").revoked_at, None);
+    assert!(odd.created_at > SystemTime::now() && peer("far").created_at < SystemTime::UNIX_EPOCH);
+}
+
+#[tokio::test]
+async fn bars_say_why_a_peer_is_not_eligible() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let bars = async |sql: &str| {
+        world.run(sql).await;
+        let (rows, _) = world.store.snapshot().await.unwrap();
+        let peer = rows.peers.into_iter().find(|peer| peer.device_id.0 == ann.device).unwrap();
+        (peer.bars, peer.revoked_at)
+    };
+    assert_eq!(bars("select").await.0, Bars::default());
+    for (set, reset, bar) in [
+        (
+            "update devices set deleted_at = now()",
+            "update devices set deleted_at = null",
+            Bars::DEVICE_DELETED,
+        ),
+        (
+            "update devices set status = 'lost'",
+            "update devices set status = 'active'",
+            Bars::DEVICE_STATUS,
+        ),
+        (
+            "update users set is_active = false",
+            "update users set is_active = true",
+            Bars::USER_INACTIVE,
+        ),
+        (
+            "update users set deleted_at = now()",
+            "update users set deleted_at = null",
+            Bars::USER_DELETED,
+        ),
+        (
+            "update devices set approved_at = null",
+            "update devices set approved_at = now()",
+            Bars::NOT_APPROVED,
+        ),
+    ] {
+        assert_eq!(bars(set).await.0, bar, "{set}");
+        assert_eq!(bars(reset).await.0, Bars::default(), "{reset}");
+    }
+    let (_, revoked_at) = bars("update devices set revoked_at = '2030-01-01 00:00+00'").await;
+    assert_eq!(revoked_at, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_893_456_000)));
+}
+
+#[tokio::test]
+async fn allocations_say_who_holds_the_address() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let bob = world.peer(world.gateway, "bob").await;
+    let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+    world.run("update wireguard_peers set assigned_ip = '10.8.0.5/24'").await;
+    let held = async |sql: &str| {
+        world.run(sql).await;
+        let (rows, _) = world.store.snapshot().await.unwrap();
+        let of =
+            |device| rows.peers.iter().find(|peer| peer.device_id.0 == device).unwrap().allocation;
+        (of(ann.device), of(bob.device), rows.gateway.allocated_address.map(|ip| ip.to_string()))
+    };
+    let (gateway, device) = (world.gateway, ann.device);
+    let insert = "insert into ip_allocations (gateway_id, device_id, address) values";
+    let missing = (Allocation::Missing, Allocation::Missing, None);
+    assert_eq!(held("select").await, missing);
+    assert_eq!(held(&format!("{insert} ('{other}', '{device}', '10.8.0.5')")).await, missing);
+    world.run("delete from ip_allocations").await;
+    let ann_holds = (Allocation::Held, Allocation::Other(DeviceId(device)), None);
+    assert_eq!(held(&format!("{insert} ('{gateway}', '{device}', '10.8.0.5')")).await, ann_holds);
+    assert_eq!(held("update ip_allocations set status = 'released'").await, missing);
+    let own =
+        "update ip_allocations set status = 'gateway', device_id = null, address = '10.8.0.9'";
+    assert_eq!(held(own).await.2.as_deref(), Some("10.8.0.9"));
+}
+
+#[tokio::test]
+async fn policies_come_with_the_targets_that_concern_this_gateway() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+    let bob = world.peer(other, "bob").await;
+    world
+        .run(&format!(
+            "insert into groups (id, name) values ('{a}', 'here'), ('{b}', 'there');
+             insert into group_memberships (group_id, user_id) values ('{a}', '{a_user}'), ('{b}', '{b_user}');
+             insert into policies (id, name, effect) values ('{a}', 'mine', 'allow'), ('{b}', 'theirs', 'shrug');
+             insert into policies (name, is_active) values ('off', false);
+             insert into policy_targets (policy_id, target_type, target_id)
+                 select p.id, t.* from policies p, (values
+                     ('group', '{a}'::uuid), ('group', '{b}'), ('user', '{b_user}'), ('device', '{b_device}')) t
+                 where p.name in ('mine', 'off') or t.column2 <> '{a}';
+             insert into policy_destinations (policy_id, destination)
+                 select p.id, d from policies p, unnest(array['10.0.0.0/8', '::/0', '::/0']::cidr[]) d",
+            a = ann.peer,
+            b = bob.peer,
+            a_user = ann.user,
+            b_user = bob.user,
+            b_device = bob.device
+        ))
+        .await;
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    assert_eq!(rows.policies.len(), 1, "{:?}", rows.policies);
+    let mine = &rows.policies[0];
+    assert_eq!((mine.name.as_str(), &mine.effect), ("mine", &Effect::Allow));
+    assert_eq!(mine.destinations.len(), 2);
+    assert_eq!(mine.targets.len(), 1);
+    assert_eq!(
+        (&mine.targets[0].target_type, mine.targets[0].target_id),
+        (&TargetType::Group, ann.peer)
+    );
+
+    // What aims at nothing is shown, so that somebody says so.
+    world
+        .run(&format!(
+            "insert into policy_targets (policy_id, target_type, target_id) values
+                 ('{b}', 'user', gen_random_uuid()), ('{b}', 'team', '{b}')",
+            b = bob.peer
+        ))
+        .await;
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    let theirs = rows.policies.iter().find(|policy| policy.name == "theirs").unwrap();
+    assert_eq!(theirs.effect, Effect::Unknown("shrug".into()));
+    assert_eq!(theirs.targets.len(), 2);
+    let dangling: Vec<_> = theirs.targets.iter().map(|target| target.dangling).collect();
+    assert_eq!(dangling, [true, false]);
+    assert_eq!(theirs.targets[1].target_type, TargetType::Unknown("team".into()));
+}
+
+#[tokio::test]
+async fn settings_are_those_for_all_and_for_this_gateway() {
+    let world = World::new().await;
+    world
+        .run(
+            "insert into settings (category, key, value) values ('gateway', 'a', '{\"x\": 1}'),
+             ('gateway:g1', 'b', 'true'), ('gateway:g2', 'b', 'false'), ('policy', 'c', '2'), ('x', 'd', '3')",
+        )
+        .await;
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    let seen: Vec<_> = rows
+        .settings
+        .iter()
+        .map(|row| (row.category.as_str(), row.key.as_str(), row.value.as_str()))
+        .collect();
+    assert_eq!(
+        seen,
+        [("gateway", "a", "{\"x\": 1}"), ("gateway:g1", "b", "true"), ("policy", "c", "2")]
+    );
+}

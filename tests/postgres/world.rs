@@ -1,0 +1,157 @@
+//! A migrated database with one gateway, a role that acts for it, and short words to fill it.
+
+use gatepost::store::{ConnectOptions, CreateRole, Cursor, Read, Store, grant, migrate};
+use tokio::sync::OnceCell;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
+
+use crate::postgres::{Cluster, Setup};
+
+pub struct World {
+    pub database: String,
+    pub admin: Client,
+    pub gateway: Uuid,
+    pub role: String,
+    pub store: Store,
+    /// Held for as long as the world is; `None`: the shared one.
+    _own: Option<Cluster>,
+}
+
+/// A database that is migrated once and copied for each test.
+async fn template() -> &'static str {
+    static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+    TEMPLATE
+        .get_or_init(|| async {
+            let cluster = Cluster::shared();
+            let name = cluster.database(None);
+            migrate(&options("postgres", &name)).await.unwrap();
+            // A copy needs a template that nobody is connected to, and our session may linger.
+            cluster.psql(
+                "postgres",
+                &format!("select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{name}'"),
+            );
+            name
+        })
+        .await
+}
+
+pub fn options(role: &str, database: &str) -> ConnectOptions {
+    ConnectOptions::new(Cluster::shared().socket_url(role, database))
+}
+
+pub async fn client(role: &str, database: &str) -> Client {
+    connect(&Cluster::shared().socket_url(role, database)).await
+}
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let database = Cluster::shared().database(Some(template().await));
+        Self::on(Cluster::shared(), database).await
+    }
+
+    /// On a cluster where no other test's transaction holds anything back.
+    pub async fn alone() -> Self {
+        let cluster = Cluster::start(&Setup::default());
+        let database = cluster.database(None);
+        let options = ConnectOptions::new(cluster.socket_url("postgres", &database));
+        migrate(&options).await.unwrap();
+        let world = Self::on(&cluster, database).await;
+        Self { _own: Some(cluster), ..world }
+    }
+
+    async fn on(cluster: &Cluster, database: String) -> Self {
+        let url = |role: &str| cluster.socket_url(role, &database);
+        let admin = connect(&url("postgres")).await;
+        let gateway = insert_gateway(&admin, "g1", "10.8.0.0/16").await;
+        let role = format!("{database}_g1");
+        let create = CreateRole::IfAbsent(None);
+        grant(&ConnectOptions::new(url("postgres")), "g1", &role, &create).await.unwrap();
+        let store = Store::connect(&ConnectOptions::new(url(&role))).unwrap();
+        Self { database, admin, gateway, role, store, _own: None }
+    }
+
+    pub async fn run(&self, sql: &str) {
+        self.admin.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    pub async fn count(&self, sql: &str) -> i64 {
+        self.admin.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
+    /// A user with one device and one peer of `gateway`.
+    pub async fn peer(&self, gateway: Uuid, name: &str) -> Peer {
+        let user = insert_user(&self.admin, name).await;
+        let device = insert_device(&self.admin, user, name).await;
+        let peer = insert_peer(&self.admin, gateway, device, name).await;
+        Peer { user, device, peer }
+    }
+
+    pub async fn cursor(&self) -> Cursor {
+        self.store.snapshot().await.unwrap().1
+    }
+
+    pub async fn read(&self, since: &Cursor) -> Read {
+        self.store.changes(since).await.unwrap()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pub user: Uuid,
+    pub device: Uuid,
+    pub peer: Uuid,
+}
+
+pub async fn id(client: &Client, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Uuid {
+    let row = client.query_one(sql, parameters).await;
+    row.unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
+}
+
+pub async fn insert_gateway(client: &Client, name: &str, cidr: &str) -> Uuid {
+    id(
+        client,
+        "insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr) \
+         values ($1, 'vpn.example.net:51820', 'key of ' || $1, 51820, $2::text::cidr) returning id",
+        &[&name, &cidr],
+    )
+    .await
+}
+
+pub async fn insert_user(client: &Client, name: &str) -> Uuid {
+    id(
+        client,
+        "with staff as (insert into roles (name) values ('staff') \
+             on conflict (name) do update set name = excluded.name returning id) \
+         insert into users (role_id, username, display_name, password_hash) \
+         select id, $1::text::citext, $1, 'secret' from staff returning id",
+        &[&name],
+    )
+    .await
+}
+
+pub async fn insert_device(client: &Client, user: Uuid, name: &str) -> Uuid {
+    id(
+        client,
+        "insert into devices (user_id, name, platform, device_fingerprint, public_key, approved_at) \
+         values ($1, $2, 'linux', $2, 'key', now()) returning id",
+        &[&user, &name],
+    )
+    .await
+}
+
+pub async fn insert_peer(client: &Client, gateway: Uuid, device: Uuid, key: &str) -> Uuid {
+    id(
+        client,
+        "insert into wireguard_peers (gateway_id, device_id, public_key, assigned_ip) \
+         values ($1, $2, $3, ('10.8.0.0'::inet + (random() * 60000)::int + 10)) returning id",
+        &[&gateway, &device, &key],
+    )
+    .await
+}
