@@ -22,6 +22,8 @@ mod refusal;
 mod route;
 mod wireguard;
 
+pub mod nft;
+
 use std::collections::BTreeMap;
 
 use crate::model::{ObservedState, PublicKey, Traffic};

@@ -1,0 +1,265 @@
+//! One transaction as bytes: all of it happens, or none.
+
+use super::attr::{self, Attr, find_text};
+use super::set::{Element, Set};
+use super::sys::{
+    LIST_ELEM, NFNL_BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES,
+    NFPROTO_INET, NFPROTO_UNSPEC, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+    OBJECT_TABLE, chain, elem, msg, rule, set,
+};
+use super::table::TABLE;
+
+/// An attribute's length has 16 bits: 600 of the longest elements stay far below.
+const ELEMENTS_PER_MESSAGE: usize = 600;
+
+const MESSAGE_HEADER: usize = 16;
+const FAMILY_HEADER: usize = 4;
+
+/// Requests between a batch's begin and its end.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    /// Where the last message starts.
+    last: usize,
+    /// The last message's sequence number; the batch's begin has number 0.
+    count: u32,
+    set_ids: u32,
+}
+
+impl Batch {
+    /// `expected` is the generation the ruleset must still have: else the kernel refuses with
+    /// `ERESTART` and changes nothing.
+    pub fn new(expected: Option<u32>) -> Self {
+        let mut batch = Self { bytes: Vec::new(), last: 0, count: 0, set_ids: 0 };
+        let nfnl = u16::to_be(NFNL_SUBSYS_NFTABLES);
+        batch.frame(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, NFPROTO_UNSPEC, nfnl, |out| {
+            if let Some(generation) = expected {
+                attr::put(out, NFNL_BATCH_GENID, &generation.to_be_bytes());
+            }
+        });
+        batch
+    }
+
+    /// Nothing was asked for.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds an object, which may be there already.
+    pub fn add(&mut self, kind: u8, attrs: &[Attr]) {
+        self.request(kind, NLM_F_CREATE, attrs);
+    }
+
+    /// Adds an object that must not be there.
+    pub fn create(&mut self, kind: u8, attrs: &[Attr]) {
+        self.request(kind, NLM_F_CREATE | NLM_F_EXCL, attrs);
+    }
+
+    pub fn delete(&mut self, kind: u8, attrs: &[Attr]) {
+        self.request(kind, 0, attrs);
+    }
+
+    /// Adds a set, which may be there already.
+    pub fn add_set(&mut self, set: &Set) {
+        self.set_ids += 1;
+        self.add(msg::NEWSET, &set.declaration(self.set_ids));
+    }
+
+    pub fn delete_set(&mut self, set: &Set) {
+        self.delete(msg::DELSET, &named_set(set));
+    }
+
+    /// Adds a rule at the end of a chain, or before the rule that has the handle `before`.
+    pub fn add_rule(&mut self, chain: &str, before: Option<u64>, exprs: &[super::expr::Expr]) {
+        let place = if before.is_some() { 0 } else { NLM_F_APPEND };
+        self.message(msg::NEWRULE, NLM_F_CREATE | place, |out| {
+            Attr::text(rule::TABLE, TABLE).encode(out);
+            Attr::text(rule::CHAIN, chain).encode(out);
+            attr::nested(out, rule::EXPRESSIONS, |out| {
+                exprs.iter().for_each(|expr| expr.encode(out));
+            });
+            if let Some(handle) = before {
+                attr::put(out, rule::POSITION, &handle.to_be_bytes());
+            }
+        });
+    }
+
+    pub fn delete_rule(&mut self, chain: &str, handle: u64) {
+        let named = [Attr::text(rule::TABLE, TABLE), Attr::text(rule::CHAIN, chain)];
+        self.delete(msg::DELRULE, &[&named[..], &[Attr::be64(rule::HANDLE, handle)]].concat());
+    }
+
+    /// Deletes every rule of a chain.
+    pub fn flush_chain(&mut self, chain: &str) {
+        let named = [Attr::text(rule::TABLE, TABLE), Attr::text(rule::CHAIN, chain)];
+        self.delete(msg::DELRULE, &named);
+    }
+
+    pub fn delete_chain(&mut self, name: &str) {
+        let named = [Attr::text(chain::TABLE, TABLE), Attr::text(chain::NAME, name)];
+        self.delete(msg::DELCHAIN, &named);
+    }
+
+    pub fn add_elements(&mut self, set: &Set, elements: &[Element]) {
+        self.elements(msg::NEWSETELEM, NLM_F_CREATE, set, elements);
+    }
+
+    pub fn delete_elements(&mut self, set: &Set, elements: &[Element]) {
+        self.elements(msg::DELSETELEM, 0, set, elements);
+    }
+
+    /// The bytes to send at once.
+    pub fn finish(mut self) -> Finished {
+        let flags = self.last + 6;
+        // Kernels before 6.10 acknowledge no batch end, so the last request must ask.
+        let asked = u16::from_ne_bytes([self.bytes[flags], self.bytes[flags + 1]]) | NLM_F_ACK;
+        self.bytes[flags..flags + 2].copy_from_slice(&asked.to_ne_bytes());
+        let nfnl = u16::to_be(NFNL_SUBSYS_NFTABLES);
+        self.frame(NFNL_MSG_BATCH_END, NLM_F_REQUEST, NFPROTO_UNSPEC, nfnl, |_| {});
+        Finished(self.bytes)
+    }
+
+    fn elements(&mut self, kind: u8, flags: u16, set: &Set, elements: &[Element]) {
+        let name = set.to_string();
+        for elements in elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self.message(kind, flags, |out| {
+                Attr::text(elem::LIST_TABLE, TABLE).encode(out);
+                Attr::text(elem::LIST_SET, &name).encode(out);
+                attr::nested(out, elem::LIST_ELEMENTS, |out| {
+                    elements.iter().for_each(|element| element.encode(out));
+                });
+            });
+        }
+    }
+
+    fn request(&mut self, kind: u8, flags: u16, attrs: &[Attr]) {
+        self.message(kind, flags, |out| attrs.iter().for_each(|attr| attr.encode(out)));
+    }
+
+    fn message(&mut self, kind: u8, flags: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+        self.last = self.bytes.len();
+        self.count += 1;
+        self.frame(message_type(kind), NLM_F_REQUEST | flags, NFPROTO_INET, 0, fill);
+    }
+
+    fn frame(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        resource: u16,
+        fill: impl FnOnce(&mut Vec<u8>),
+    ) {
+        frame(&mut self.bytes, kind, flags, self.count, family, resource, fill);
+    }
+}
+
+/// A batch that has its end.
+#[derive(Debug, Clone)]
+pub struct Finished(Vec<u8>);
+
+impl Finished {
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// What the message with this sequence number asked for, in words.
+    pub fn describe(&self, sequence: u32) -> String {
+        if sequence == 0 {
+            return "commit the change".to_owned();
+        }
+        let found = super::socket::Messages(&self.0).find(|message| message.sequence == sequence);
+        found.map_or_else(|| "do an unknown thing".to_owned(), |message| describe(&message))
+    }
+}
+
+fn describe(message: &super::socket::Message) -> String {
+    let name = |kind| find_text(message.body, kind).unwrap_or("?");
+    let verb = match message.object() {
+        msg::NEWTABLE | msg::NEWCHAIN | msg::NEWRULE | msg::NEWSET | msg::NEWSETELEM => "add",
+        _ => "delete",
+    };
+    let table = name(OBJECT_TABLE);
+    let object = match message.object() {
+        msg::NEWTABLE | msg::DELTABLE => return format!("{verb} table inet {table}"),
+        msg::NEWCHAIN | msg::DELCHAIN => format!("chain {}", name(chain::NAME)),
+        msg::NEWRULE => format!("a rule to chain {}", name(rule::CHAIN)),
+        msg::DELRULE => format!("rules of chain {}", name(rule::CHAIN)),
+        msg::NEWSET | msg::DELSET => format!("set {}", name(set::NAME)),
+        _ => {
+            let list = attr::find(message.body, elem::LIST_ELEMENTS).unwrap_or_default();
+            let count = attr::Attrs(list).filter(|(kind, _)| *kind == LIST_ELEM).count();
+            format!("{count} elements of set {}", name(elem::LIST_SET))
+        }
+    };
+    format!("{verb} {object} in table inet {table}")
+}
+
+/// A message's type: the subsystem and the object.
+pub const fn message_type(kind: u8) -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | kind as u16
+}
+
+/// Appends one netlink message with the nfnetlink header.
+pub fn frame(
+    out: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    family: u8,
+    resource: u16,
+    fill: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&flags.to_ne_bytes());
+    out.extend_from_slice(&sequence.to_ne_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&[family, 0]);
+    out.extend_from_slice(&resource.to_ne_bytes());
+    debug_assert_eq!(out.len(), start + MESSAGE_HEADER + FAMILY_HEADER);
+    fill(out);
+    let len = u32::try_from(out.len() - start).expect("a message never reaches 4 GiB");
+    out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
+}
+
+fn named_set(set: &Set) -> [Attr; 2] {
+    [Attr::text(set::TABLE, TABLE), Attr::text(set::NAME, &set.to_string())]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::super::set::Family;
+    use super::super::socket::Messages;
+    use super::*;
+    use crate::model::ProfileId;
+
+    #[test]
+    fn long_lists_are_cut_and_only_the_last_request_is_acknowledged() {
+        let set = Set::Peers(Family::V6);
+        let address: IpAddr = "fd00::1".parse().unwrap();
+        let elements = vec![Element::Profile(address, ProfileId(1)); 2 * ELEMENTS_PER_MESSAGE + 1];
+        let mut batch = Batch::new(Some(7));
+        batch.add_elements(&set, &elements);
+        let finished = batch.finish();
+        let messages: Vec<_> = Messages(finished.bytes()).collect();
+        assert_eq!(messages.len(), 5, "begin, three parts, end");
+        let acked = |message: &&super::super::socket::Message| message.flags & NLM_F_ACK != 0;
+        let asked: Vec<u32> = messages.iter().filter(acked).map(|found| found.sequence).collect();
+        assert_eq!(asked, [3]);
+        assert_eq!(attr::find_be32(messages[0].body, NFNL_BATCH_GENID), Some(7));
+    }
+
+    #[test]
+    fn a_request_is_described_by_its_number() {
+        let mut batch = Batch::new(None);
+        batch.delete_chain("p_7");
+        batch.delete_elements(&Set::Chains, &[Element::Chain(ProfileId(7))]);
+        let finished = batch.finish();
+        assert_eq!(finished.describe(1), "delete chain p_7 in table inet gatepost");
+        assert_eq!(finished.describe(2), "delete 1 elements of set profile in table inet gatepost");
+    }
+}

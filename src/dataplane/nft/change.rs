@@ -1,0 +1,255 @@
+//! A change of the firewall as the requests of one transaction.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use ipnet::IpNet;
+
+use super::attr::Attr;
+use super::batch::Batch;
+use super::error::NftError;
+use super::profile::{self, ProfileRule, chain_name};
+use super::set::{Element, Family, Set};
+use super::sys::{msg, table};
+use super::table::{
+    Fixed, SITES, TABLE, fixed_elements, plain_chain, site_rule, table_declaration,
+};
+use crate::model::{
+    Address, FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId, Ranges,
+};
+
+/// The handles of a profile chain's rules, in order.
+pub type Handles = BTreeMap<ProfileId, Vec<u64>>;
+
+/// The profiles whose rules must be written in place: their rules' handles are needed.
+pub fn rewritten<'a>(
+    change: &'a FirewallChange,
+    observed: Option<&'a ObservedFirewall>,
+) -> impl Iterator<Item = ProfileId> + 'a {
+    let before = observed.filter(|_| change.load_base.is_none());
+    change.put_profiles.iter().filter_map(move |(id, (new, profile))| {
+        let old = before.filter(|_| !new)?.profiles().get(id)?;
+        (profile::rules(old) != profile::rules(profile)).then_some(*id)
+    })
+}
+
+/// Appends the requests that make the table what `change` wants, given what it is.
+pub fn write(
+    batch: &mut Batch,
+    change: &FirewallChange,
+    observed: Option<&ObservedFirewall>,
+    handles: &Handles,
+) -> Result<(), NftError> {
+    let before = observed.filter(|_| change.load_base.is_none());
+    if let Some(base) = &change.load_base {
+        load_base(batch, base);
+    }
+    unassign(batch, change, before);
+    for (id, (new, profile)) in &change.put_profiles {
+        if *new || change.load_base.is_some() {
+            create_profile(batch, *id, profile);
+        } else {
+            let old = before.and_then(|before| before.profiles().get(id));
+            let old = old.ok_or(NftError::UnknownProfile(*id))?;
+            edit_profile(batch, *id, old, profile, handles)?;
+        }
+    }
+    list_profiles(batch, change);
+    assign(batch, change, before);
+    for id in &change.remove_profiles {
+        let old = before.and_then(|before| before.profiles().get(id));
+        remove_profile(batch, *id, old.ok_or(NftError::UnknownProfile(*id))?);
+    }
+    Ok(())
+}
+
+/// Deletes the whole table. Nothing is filtered any more.
+pub fn remove_table(batch: &mut Batch) {
+    batch.delete(msg::DELTABLE, &[Attr::text(table::NAME, TABLE)]);
+}
+
+/// The map that has this prefix, and its key there.
+pub fn place(prefix: &IpNet) -> (Set, std::net::IpAddr) {
+    let address = prefix.network();
+    let family = Family::of(&address);
+    if prefix.prefix_len() == prefix.max_prefix_len() {
+        (Set::Peers(family), address)
+    } else {
+        (Set::Sites(family, prefix.prefix_len()), address)
+    }
+}
+
+fn load_base(batch: &mut Batch, base: &FirewallBase) {
+    // Only a table that is there can be deleted, so it is added first. All in one transaction: at
+    // no instant is there no table.
+    batch.add(msg::NEWTABLE, &[Attr::text(table::NAME, TABLE)]);
+    remove_table(batch);
+    batch.create(msg::NEWTABLE, &table_declaration());
+    let fixed = Fixed::of(base);
+    for set in &fixed.sets {
+        batch.add_set(set);
+        batch.add_elements(set, &fixed_elements(set));
+    }
+    for chain in &fixed.chains {
+        batch.create(msg::NEWCHAIN, &chain.declaration());
+    }
+    for chain in &fixed.chains {
+        chain.rules.iter().for_each(|rule| batch.add_rule(chain.name, None, rule));
+    }
+}
+
+fn create_profile(batch: &mut Batch, id: ProfileId, profile: &Profile) {
+    let name = chain_name(id);
+    for family in Family::BOTH {
+        create_set(batch, id, profile, family);
+    }
+    batch.create(msg::NEWCHAIN, &plain_chain(&name));
+    for rule in profile::rules(profile) {
+        batch.add_rule(&name, None, &rule.encode(id));
+    }
+}
+
+fn create_set(batch: &mut Batch, id: ProfileId, profile: &Profile, family: Family) {
+    if let Some(elements) = profile::set_elements(profile, family) {
+        let set = Set::Allowed(id, family);
+        batch.add_set(&set);
+        batch.add_elements(&set, &elements);
+    }
+}
+
+/// Changes what differs. The first and the last rule stay, and with them what they counted.
+fn edit_profile(
+    batch: &mut Batch,
+    id: ProfileId,
+    old: &Profile,
+    new: &Profile,
+    handles: &Handles,
+) -> Result<(), NftError> {
+    let had_and_has = |family| (profile::has_set(old, family), profile::has_set(new, family));
+    for family in Family::BOTH {
+        match (had_and_has(family), family) {
+            ((false, true), _) => create_set(batch, id, new, family),
+            ((true, true), Family::V4) => edit_set(batch, id, family, &old.allow4, &new.allow4),
+            ((true, true), Family::V6) => edit_set(batch, id, family, &old.allow6, &new.allow6),
+            ((_, false), _) => {}
+        }
+    }
+    let (old_rules, new_rules) = (profile::rules(old), profile::rules(new));
+    if old_rules != new_rules {
+        let handles = handles.get(&id).map(Vec::as_slice).unwrap_or_default();
+        edit_rules(batch, id, &old_rules, &new_rules, handles)?;
+    }
+    for family in Family::BOTH {
+        if had_and_has(family) == (true, false) {
+            batch.delete_set(&Set::Allowed(id, family));
+        }
+    }
+    Ok(())
+}
+
+fn edit_rules(
+    batch: &mut Batch,
+    id: ProfileId,
+    old: &[ProfileRule],
+    new: &[ProfileRule],
+    handles: &[u64],
+) -> Result<(), NftError> {
+    let name = chain_name(id);
+    let [_, between @ .., last] = handles else { return Err(NftError::EditedProfile(id)) };
+    if handles.len() != old.len() {
+        return Err(NftError::EditedProfile(id));
+    }
+    between.iter().for_each(|handle| batch.delete_rule(&name, *handle));
+    for rule in new.iter().filter(|rule| !matches!(rule, ProfileRule::Judged | ProfileRule::Denied))
+    {
+        batch.add_rule(&name, Some(*last), &rule.encode(id));
+    }
+    Ok(())
+}
+
+fn edit_set<T: Address>(
+    batch: &mut Batch,
+    id: ProfileId,
+    family: Family,
+    old: &Ranges<T>,
+    new: &Ranges<T>,
+) {
+    let only_in = |these: &Ranges<T>, those: &Ranges<T>| -> Vec<Element> {
+        let those = those.as_slice();
+        let missing = these.as_slice().iter().filter(|range| those.binary_search(range).is_err());
+        missing.copied().flat_map(Element::range).collect()
+    };
+    let set = Set::Allowed(id, family);
+    batch.delete_elements(&set, &only_in(old, new));
+    batch.add_elements(&set, &only_in(new, old));
+}
+
+fn remove_profile(batch: &mut Batch, id: ProfileId, old: &Profile) {
+    // The element holds the chain, the chain's rules hold the sets.
+    batch.delete_elements(&Set::Chains, &[Element::Chain(id)]);
+    batch.delete_chain(&chain_name(id));
+    for family in Family::BOTH.into_iter().filter(|family| profile::has_set(old, *family)) {
+        batch.delete_set(&Set::Allowed(id, family));
+    }
+}
+
+fn list_profiles(batch: &mut Batch, change: &FirewallChange) {
+    let listed =
+        change.put_profiles.iter().filter(|(_, (new, _))| *new || change.load_base.is_some());
+    let elements: Vec<Element> = listed.map(|(id, _)| Element::Chain(*id)).collect();
+    batch.add_elements(&Set::Chains, &elements);
+}
+
+fn unassign(batch: &mut Batch, change: &FirewallChange, before: Option<&ObservedFirewall>) {
+    let mut gone: BTreeMap<Set, Vec<Element>> = BTreeMap::new();
+    for prefix in &change.unassign {
+        if before.is_some_and(|before| before.assignments().contains_key(prefix)) {
+            let (set, address) = place(prefix);
+            gone.entry(set).or_default().push(Element::Address(address));
+        }
+    }
+    gone.iter().for_each(|(set, elements)| batch.delete_elements(set, elements));
+}
+
+/// A map refuses another value for a key that it has, so the old element is deleted first.
+fn assign(batch: &mut Batch, change: &FirewallChange, before: Option<&ObservedFirewall>) {
+    let unassigned: HashSet<&IpNet> = change.unassign.iter().collect();
+    let mut gone: BTreeMap<Set, Vec<Element>> = BTreeMap::new();
+    let mut added: BTreeMap<Set, Vec<Element>> = BTreeMap::new();
+    for (prefix, id) in &change.assign {
+        let (set, address) = place(prefix);
+        let held = before.and_then(|before| before.assignments().get(prefix));
+        if held.is_some_and(|held| held != id) && !unassigned.contains(prefix) {
+            gone.entry(set).or_default().push(Element::Address(address));
+        }
+        added.entry(set).or_default().push(Element::Profile(address, *id));
+    }
+    make_sites(batch, &added, before);
+    gone.iter().for_each(|(set, elements)| batch.delete_elements(set, elements));
+    added.iter().for_each(|(set, elements)| batch.add_elements(set, elements));
+}
+
+/// Makes sure that each length of site prefixes has its map, and is looked up in its turn.
+fn make_sites(
+    batch: &mut Batch,
+    added: &BTreeMap<Set, Vec<Element>>,
+    before: Option<&ObservedFirewall>,
+) {
+    let is_site = |set: &Set| matches!(set, Set::Sites(..));
+    let wanted: BTreeSet<Set> = added.keys().copied().filter(is_site).collect();
+    if wanted.is_empty() {
+        return;
+    }
+    let assigned = before.into_iter().flat_map(|before| before.assignments().keys());
+    let mut sites: BTreeSet<Set> = assigned.map(|prefix| place(prefix).0).filter(is_site).collect();
+    if wanted.is_subset(&sites) {
+        return;
+    }
+    sites.extend(wanted);
+    batch.flush_chain(SITES);
+    for set in &sites {
+        batch.add_set(set);
+        if let Set::Sites(family, prefix_len) = set {
+            batch.add_rule(SITES, None, &site_rule(*family, *prefix_len));
+        }
+    }
+}

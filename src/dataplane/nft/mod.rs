@@ -1,0 +1,223 @@
+//! The firewall: table `inet gatepost`, over one netlink socket, without text and without the
+//! `nft` program.
+//!
+//! [`Nft::observe`] reads the table back, [`Nft::apply`] makes one atomic change, [`NftMonitor`]
+//! says when somebody else changed a ruleset. What stands in the table is told in
+//! [`table`](self::table); who may reach what comes from the model.
+
+mod attr;
+mod batch;
+mod change;
+mod dump;
+mod error;
+mod expr;
+mod monitor;
+mod observe;
+mod profile;
+mod set;
+mod socket;
+mod sys;
+mod table;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use nix::libc;
+
+use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
+use batch::Batch;
+use change::Handles;
+use observe::Observation;
+use socket::NftSocket;
+
+pub use dump::Counter;
+pub use error::NftError;
+pub use monitor::{ForeignChange, NftEvent, NftMonitor};
+pub use table::{DENY_LOG_GROUP, DENY_LOG_PREFIX, TABLE};
+
+/// How often a change is sent again when the kernel says that it would work a moment later.
+const ATTEMPTS: usize = 8;
+
+/// What peers with one profile did since the profile was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ProfileCounters {
+    pub allowed: Counter,
+    pub denied: Counter,
+}
+
+/// The firewall of the network namespace it was opened in.
+///
+/// Calls block for as long as the kernel needs: microseconds for one peer, below a second for
+/// 100,000.
+pub struct Nft {
+    socket: NftSocket,
+    /// The generation at which the table was as our last reading or change left it. `None`: others
+    /// changed a ruleset since, perhaps our table.
+    known: Option<u32>,
+    difference: Option<String>,
+}
+
+impl Nft {
+    /// Opens the socket. Needs `CAP_NET_ADMIN`.
+    ///
+    /// # Errors
+    /// The kernel has no nf_tables, or the capability is missing.
+    pub fn open() -> Result<Self, NftError> {
+        Ok(Self { socket: NftSocket::open()?, known: None, difference: None })
+    }
+
+    /// Listens for changes that others make. Needs a tokio runtime with I/O.
+    ///
+    /// # Errors
+    /// No socket could be had.
+    pub fn monitor(&self) -> Result<NftMonitor, NftError> {
+        NftMonitor::open(&self.socket)
+    }
+
+    /// Reads our table back; `None`: there is none. All of it is of one generation.
+    ///
+    /// # Errors
+    /// [`NftError::Unstable`] if others never leave the ruleset alone for long enough.
+    pub fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
+        let (dump, generation) = dump::dump(&mut self.socket)?;
+        self.known = Some(generation);
+        let observation = dump.as_ref().map(Observation::of);
+        self.difference = observation.as_ref().and_then(|found| found.difference.clone());
+        Ok(observation.map(|found| found.firewall))
+    }
+
+    /// What was not as this version loads it when the table was last read: the reason why it then
+    /// had no base.
+    #[must_use]
+    pub fn difference(&self) -> Option<&str> {
+        self.difference.as_deref()
+    }
+
+    /// Makes a change in one transaction. `observed` is what the table holds now: as it was read,
+    /// kept up to date with every change since.
+    ///
+    /// # Errors
+    /// Nothing was changed: the kernel refused a part, which the error names, or the whole was too
+    /// large; or `observed` lacks a profile that is to be changed.
+    pub fn apply(
+        &mut self,
+        change: &FirewallChange,
+        observed: Option<&ObservedFirewall>,
+    ) -> Result<(), NftError> {
+        let mut handles = Handles::new();
+        for id in change::rewritten(change, observed) {
+            handles.insert(id, dump::handles(&mut self.socket, id)?);
+        }
+        self.commit(|batch| change::write(batch, change, observed, &handles))
+    }
+
+    /// The number that every change of any ruleset on this host raises.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn generation(&mut self) -> Result<u32, NftError> {
+        self.socket.generation()
+    }
+
+    /// Whether the table is certainly as our last reading or change left it: nobody else has
+    /// changed any ruleset since. `false` is only a reason to look.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn is_current(&mut self) -> Result<bool, NftError> {
+        Ok(self.known.is_some() && self.known == Some(self.socket.generation()?))
+    }
+
+    /// What every profile's peers were allowed and denied.
+    ///
+    /// # Errors
+    /// As [`observe`](Self::observe).
+    pub fn read_counters(&mut self) -> Result<BTreeMap<ProfileId, ProfileCounters>, NftError> {
+        let counters = dump::counters(&mut self.socket, None)?;
+        let of = |(name, found): (&String, &Vec<Counter>)| {
+            Some((profile::profile_of_chain(name)?, ProfileCounters::of(found)?))
+        };
+        Ok(counters.iter().filter_map(of).collect())
+    }
+
+    /// What one profile's peers were allowed and denied; `None`: there is no such profile.
+    ///
+    /// # Errors
+    /// As [`observe`](Self::observe).
+    pub fn read_counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError> {
+        let name = profile::chain_name(id);
+        let counters = dump::counters(&mut self.socket, Some(&name))?;
+        Ok(counters.get(&name).and_then(|found| ProfileCounters::of(found)))
+    }
+
+    /// Deletes our table. From then on nothing is filtered, so the peers must be gone before.
+    ///
+    /// # Errors
+    /// The kernel refused. No table is no error.
+    pub fn remove_table(&mut self) -> Result<(), NftError> {
+        self.known = None;
+        let removed = self.commit(|batch| {
+            change::remove_table(batch);
+            Ok(())
+        });
+        match removed {
+            Err(NftError::Refused { source, .. }) if is(&source, libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn commit(
+        &mut self,
+        fill: impl Fn(&mut Batch) -> Result<(), NftError>,
+    ) -> Result<(), NftError> {
+        for _ in 0..ATTEMPTS {
+            let expected = self.known;
+            let mut batch = Batch::new(expected);
+            fill(&mut batch)?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            match self.socket.commit(&batch.finish()) {
+                Ok(()) => {
+                    let ours = expected.map(next_generation);
+                    self.known = ours.filter(|ours| self.socket.generation().ok() == Some(*ours));
+                    return Ok(());
+                }
+                // Somebody changed a ruleset since we last looked. Whether it was ours or not, the
+                // change is sound or the kernel refuses it; but we no longer know the table.
+                Err(NftError::Refused { source, .. })
+                    if is(&source, libc::ERESTART) && expected.is_some() =>
+                {
+                    self.known = None;
+                }
+                Err(NftError::Refused { source, .. })
+                    if [libc::ERESTART, libc::EINTR, libc::EAGAIN]
+                        .iter()
+                        .any(|errno| is(&source, *errno)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(NftError::Unstable { attempts: ATTEMPTS })
+    }
+}
+
+impl ProfileCounters {
+    /// A chain's first rule counts everything, its last one what is denied.
+    fn of(counters: &[Counter]) -> Option<Self> {
+        let [all, denied] = counters else { return None };
+        let allowed = Counter {
+            packets: all.packets.saturating_sub(denied.packets),
+            bytes: all.bytes.saturating_sub(denied.bytes),
+        };
+        Some(Self { allowed, denied: *denied })
+    }
+}
+
+fn is(error: &io::Error, errno: i32) -> bool {
+    error.raw_os_error() == Some(errno)
+}
+
+/// Each commit raises the generation by one and leaves 0 out (`nf_tables_commit`).
+fn next_generation(generation: u32) -> u32 {
+    generation.wrapping_add(1).max(1)
+}

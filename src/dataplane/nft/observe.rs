@@ -1,0 +1,235 @@
+//! What a dump of our table means, and whether it is what this version loads.
+//!
+//! Read leniently, then prove: what the table seems to be is turned into what we would have sent
+//! for it, and that must be what was dumped. So nothing that anybody edits goes unseen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::dump::Dump;
+use super::expr::is_rule;
+use super::profile::{self, ProfileRule, chain_name};
+use super::set::{Element, Family, Set};
+use super::table::{Fixed, SITES, fixed_elements, interface_in, site_rule};
+use crate::model::{
+    Address, FirewallBase, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
+};
+
+/// What was read, and the first thing that is not as this version loads it.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    pub firewall: ObservedFirewall,
+    pub difference: Option<String>,
+}
+
+/// A mismatch: which object.
+type Difference = String;
+
+impl Observation {
+    pub fn of(dump: &Dump) -> Self {
+        let mut profiles = BTreeMap::new();
+        let mut difference = strays(dump).err();
+        for (id, rules) in &dump.profiles {
+            match read_profile(dump, *id, rules) {
+                Some(profile) => _ = profiles.insert(*id, Arc::new(profile)),
+                None => _ = difference.get_or_insert_with(|| format!("chain {}", chain_name(*id))),
+            }
+        }
+        let base = match (read_base(dump), difference) {
+            (Ok(base), None) => Ok(base),
+            (_, Some(difference)) | (Err(difference), None) => Err(difference),
+        };
+        let (base, difference) =
+            base.map_or_else(|why| (None, Some(why)), |base| (Some(base), None));
+        Self { firewall: ObservedFirewall::new(base, profiles, assignments(dump)), difference }
+    }
+}
+
+/// Every prefix that the maps hold, with its profile.
+fn assignments(dump: &Dump) -> BTreeMap<IpNet, ProfileId> {
+    let mut assignments = BTreeMap::new();
+    for (set, elements) in &dump.sets {
+        let prefix_len = match set {
+            Set::Peers(family) => family.bits(),
+            Set::Sites(_, prefix_len) => *prefix_len,
+            _ => continue,
+        };
+        for element in elements {
+            if let Element::Profile(address, id) = element
+                && let Ok(prefix) = IpNet::new(*address, prefix_len)
+            {
+                assignments.insert(prefix, *id);
+            }
+        }
+    }
+    assignments
+}
+
+/// What a profile's chain and sets allow; `None`: they are not as we would write them.
+fn read_profile(dump: &Dump, id: ProfileId, rules: &[Option<ProfileRule>]) -> Option<Profile> {
+    let (mut allow4, mut allow6, mut dns_servers) = (vec![], vec![], vec![]);
+    for rule in rules {
+        match (*rule)? {
+            ProfileRule::Judged | ProfileRule::Denied => {}
+            ProfileRule::Range(IpAddr::V4(first), IpAddr::V4(last)) => {
+                allow4.push((u32::from(first), u32::from(last)));
+            }
+            ProfileRule::Range(IpAddr::V6(first), IpAddr::V6(last)) => {
+                allow6.push((u128::from(first), u128::from(last)));
+            }
+            ProfileRule::Range(..) => return None,
+            ProfileRule::Set(Family::V4) => allow4.extend(set_ranges::<u32>(dump, id, Family::V4)?),
+            ProfileRule::Set(Family::V6) => {
+                allow6.extend(set_ranges::<u128>(dump, id, Family::V6)?)
+            }
+            ProfileRule::Dns(server) => dns_servers.push(server),
+        }
+    }
+    let profile = Profile {
+        allow4: allow4.into_iter().collect::<Ranges<u32>>(),
+        allow6: allow6.into_iter().collect::<Ranges<u128>>(),
+        dns_servers: dns_servers.into(),
+    };
+    let same_rules = profile::rules(&profile).into_iter().map(Some).eq(rules.iter().copied());
+    let same_sets = Family::BOTH.into_iter().all(|family| {
+        let wanted = profile::set_elements(&profile, family);
+        let found = dump.sets.get(&Set::Allowed(id, family));
+        wanted.as_deref().map(bounds) == found.map(|elements| bounds(elements))
+    });
+    (same_rules && same_sets).then_some(profile)
+}
+
+/// The ends of ranges, in order; `true`: an address after a range.
+fn bounds(elements: &[Element]) -> BTreeSet<(IpAddr, bool)> {
+    let bound = |element: &Element| match element {
+        Element::Start(address) | Element::OpenStart(address) => Some((*address, false)),
+        // The `nft` program may begin a set with the end of an empty range.
+        Element::End(address) if address.is_unspecified() => None,
+        Element::End(address) => Some((*address, true)),
+        Element::Profile(..) | Element::Address(_) | Element::Chain(_) => None,
+    };
+    elements.iter().filter_map(bound).collect()
+}
+
+/// The ranges between a set's bounds; `None`: there are not two bounds to each.
+fn set_ranges<T: Address>(dump: &Dump, id: ProfileId, family: Family) -> Option<Vec<(T, T)>> {
+    let number = |address: IpAddr| Some(T::span(&address.into())?.0);
+    let mut bounds = bounds(dump.sets.get(&Set::Allowed(id, family))?).into_iter();
+    let mut ranges = Vec::new();
+    while let Some((first, is_end)) = bounds.next() {
+        let last = match bounds.next() {
+            None => T::MAX,
+            Some((after, true)) => number(after)?.previous()?,
+            Some((_, false)) => return None,
+        };
+        ranges.push((number(first).filter(|_| !is_end)?, last));
+    }
+    Some(ranges)
+}
+
+/// What stands in the table besides what any base, profile or site would put there.
+fn strays(dump: &Dump) -> Result<(), Difference> {
+    if let Some(name) = dump.strange_sets.first() {
+        return Err(format!("set {name}"));
+    }
+    if dump.flags != 0 {
+        return Err(format!("flags {:#x} of the table", dump.flags));
+    }
+    let known = dump.chains.len() + dump.profiles.len() + dump.sets.len();
+    if dump.objects != known {
+        return Err("an object of a kind that gatepost does not use".to_owned());
+    }
+    let listed: BTreeSet<ProfileId> = dump
+        .sets
+        .get(&Set::Chains)
+        .into_iter()
+        .flatten()
+        .filter_map(|element| match element {
+            Element::Chain(id) => Some(*id),
+            _ => None,
+        })
+        .collect();
+    let orphan = dump
+        .sets
+        .keys()
+        .find(|set| matches!(set, Set::Allowed(id, _) if !dump.profiles.contains_key(id)));
+    match orphan {
+        Some(set) => Err(format!("set {set}")),
+        None if !listed.iter().eq(dump.profiles.keys()) => Err(format!("map {}", Set::Chains)),
+        None => sites(dump),
+    }
+}
+
+/// Each map of site prefixes that holds any is looked up, in the order of their lengths.
+fn sites(dump: &Dump) -> Result<(), Difference> {
+    let mut rules = dump.rules.get(SITES).into_iter().flatten().peekable();
+    for (set, elements) in &dump.sets {
+        let Set::Sites(family, prefix_len) = set else { continue };
+        let looked_up =
+            rules.next_if(|exprs| is_rule(&site_rule(*family, *prefix_len), exprs)).is_some();
+        if !looked_up && !elements.is_empty() {
+            return Err(format!("chain {SITES}"));
+        }
+    }
+    match rules.next() {
+        Some(_) => Err(format!("chain {SITES}")),
+        None => Ok(()),
+    }
+}
+
+/// The base whose fixed part is exactly what was dumped.
+fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
+    let named = dump
+        .rules
+        .iter()
+        .find_map(|(chain, rules)| rules.iter().find_map(|exprs| interface_in(chain, exprs)));
+    let interface = named.ok_or_else(|| "chain forward".to_owned())?;
+    let mut nearest: Option<(usize, Difference)> = None;
+    for masquerade in [Masquerade::All, Masquerade::Internet, Masquerade::None] {
+        for (deny_log, allow_inbound) in
+            [(true, false), (false, false), (true, true), (false, true)]
+        {
+            let interface = interface.clone();
+            let base = FirewallBase { interface, masquerade, deny_log, allow_inbound };
+            let differences = differences(dump, &Fixed::of(&base));
+            let Some(first) = differences.first() else { return Ok(base) };
+            if nearest.as_ref().is_none_or(|(count, _)| differences.len() < *count) {
+                nearest = Some((differences.len(), first.clone()));
+            }
+        }
+    }
+    Err(nearest.map(|(_, difference)| difference).unwrap_or_default())
+}
+
+/// Every chain and set that is not as `fixed` has it.
+fn differences(dump: &Dump, fixed: &Fixed) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    for chain in &fixed.chains {
+        let declared = dump.chains.get(chain.name).is_some_and(|dumped| chain.is(dumped));
+        let found = dump.rules.get(chain.name).map(Vec::as_slice).unwrap_or_default();
+        let same = chain.rules.len() == found.len()
+            && chain.rules.iter().zip(found).all(|(rule, exprs)| is_rule(rule, exprs));
+        if !declared || !(same || chain.name == SITES) {
+            differences.push(format!("chain {}", chain.name));
+        }
+    }
+    let is_wanted = |name: &str| fixed.chains.iter().any(|chain| chain.name == name);
+    let more = dump.chains.keys().filter(|name| !is_wanted(name));
+    differences.extend(more.map(|name| format!("chain {name}")));
+    for set in &fixed.sets {
+        let wanted = fixed_elements(set);
+        let same = dump.sets.get(set).is_some_and(|found| {
+            !matches!(set, Set::Internet(_)) || bounds(found) == bounds(&wanted)
+        });
+        if !same {
+            differences.push(format!("set {set}"));
+        }
+    }
+    let is_fixed = |set: &&Set| !matches!(set, Set::Sites(..) | Set::Allowed(..));
+    let more = dump.sets.keys().filter(is_fixed).filter(|set| !fixed.sets.contains(set));
+    differences.extend(more.map(|set| format!("set {set}")));
+    differences
+}

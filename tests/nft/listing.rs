@@ -1,0 +1,272 @@
+//! What we load is, to the `nft` program, what its own language says; and it re-loads.
+
+use gatepost::dataplane::nft::Nft;
+use gatepost::model::{FirewallBase, Masquerade, ProfileId};
+use proptest::prelude::*;
+
+use super::netns::Netns;
+use super::table::{base, bases, change, load, many, observed, profile, world};
+
+const LIST: &str = "nft -s list table inet gatepost";
+
+fn internet(base: &FirewallBase, family: char) -> String {
+    let ranges = match family {
+        '4' => gatepost::model::policy::internet::<u32>().to_string(),
+        _ => gatepost::model::policy::internet::<u128>().to_string(),
+    };
+    match base.masquerade {
+        Masquerade::Internet => {
+            format!(
+                "set internet{family} {{ type ipv{family}_addr; flags interval; \
+                 elements = {{ {ranges} }}; }}\n"
+            )
+        }
+        _ => String::new(),
+    }
+}
+
+/// The fixed part in nft's language, with `more` sets, maps and chains and these `sites`.
+fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
+    let (log_sets, log_rules) = match base.deny_log {
+        true => (
+            "set denied4 { type ipv4_addr; size 65536; flags dynamic,timeout; timeout 1m; }
+             set denied6 { type ipv6_addr; size 65536; flags dynamic,timeout; timeout 1m; }",
+            r#"update @denied4 { ip saddr limit rate 6/minute burst 5 packets } log prefix "gatepost-deny " group 5 snaplen 80
+               update @denied6 { ip6 saddr limit rate 6/minute burst 5 packets } log prefix "gatepost-deny " group 5 snaplen 80"#,
+        ),
+        false => ("", ""),
+    };
+    let (inbound, answers) = match base.allow_inbound {
+        true => (
+            "ct state new tcp flags & (fin | syn | rst | ack) != syn counter goto deny
+             counter accept",
+            r#"oifname != "wg0" ct direction reply accept"#,
+        ),
+        false => ("counter goto deny", ""),
+    };
+    let nat = match base.masquerade {
+        Masquerade::All => "masquerade",
+        Masquerade::Internet => {
+            "ip daddr @internet4 masquerade
+             iifname \"wg0\" oifname != \"wg0\" ip6 daddr @internet6 masquerade"
+        }
+        Masquerade::None => "",
+    };
+    let postrouting = match nat {
+        "" => String::new(),
+        rule => format!(
+            "chain postrouting {{ type nat hook postrouting priority srcnat; policy accept;
+             iifname \"wg0\" oifname != \"wg0\" {rule}
+             }}"
+        ),
+    };
+    let (internet4, internet6) = (internet(base, '4'), internet(base, '6'));
+    format!(
+        r#"table inet gatepost {{
+        comment "managed by gatepost; do not edit"
+        {log_sets}
+        {internet4}
+        {internet6}
+        chain deny {{
+            {log_rules}
+            counter
+            iifname "wg0" limit rate 100/second burst 200 packets reject with icmpx admin-prohibited
+            drop
+        }}
+        chain dns {{
+            meta l4proto tcp ct original proto-dst 53 accept
+            meta l4proto udp ct original proto-dst 53 accept
+        }}
+        {more}
+        {peers}
+        chain sites {{
+            {sites}
+        }}
+        chain judge {{
+            meta priority set none
+            jump sites
+            meta priority set ct original ip saddr map @peer4
+            meta priority set ct original ip6 saddr map @peer6
+            meta priority vmap @profile
+            counter goto deny
+        }}
+        chain inbound {{
+            ct direction reply goto judge
+            {inbound}
+        }}
+        chain forward {{
+            type filter hook forward priority filter - 10; policy accept;
+            iifname != "wg0" oifname != "wg0" accept
+            ct state invalid,untracked counter drop
+            tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+            iifname != "wg0" goto inbound
+            {answers}
+            goto judge
+        }}
+        chain input {{
+            type filter hook input priority filter - 10; policy accept;
+            iifname != "wg0" accept
+            fib daddr . iif type local icmp type echo-request accept
+            fib daddr . iif type local icmpv6 type echo-request accept
+            ct state invalid,untracked counter drop
+            ct direction reply accept
+            goto judge
+        }}
+        {postrouting}
+        }}"#
+    )
+}
+
+const NO_PEERS: &str = "map peer4 { type ipv4_addr : classid; }
+    map peer6 { type ipv6_addr : classid; }
+    map profile { type classid : verdict; }";
+
+/// The listing's blocks without regard to their order, which is that of creation.
+fn blocks(listing: &str) -> Vec<String> {
+    let mut blocks: Vec<String> =
+        listing.split("\n\n").map(|block| block.replace("\n}\n", "\n").trim().to_owned()).collect();
+    for block in &mut blocks {
+        *block = block
+            .lines()
+            .filter(|line| !line.starts_with("table ") && !line.contains("comment") && *line != "}")
+            .map(str::trim)
+            .collect::<Vec<_>>()
+            .join("\n");
+    }
+    blocks.sort_unstable();
+    blocks
+}
+
+#[test]
+fn every_base_is_what_nft_makes_of_the_text() {
+    let (ours, theirs) = (Netns::new(), Netns::new());
+    ours.enter();
+    let mut nft = Nft::open().unwrap();
+    for base in bases() {
+        nft.apply(&load(&base, &Default::default()), None).unwrap();
+        theirs.load(&format!("flush ruleset\n{}", text(&base, NO_PEERS, "", "")));
+        let listing = ours.run(LIST);
+        assert!(listing.contains("comment \"managed by gatepost; do not edit\""));
+        assert_eq!(blocks(&listing), blocks(&theirs.run(LIST)), "{base:?}");
+        let read = nft.observe().unwrap().unwrap();
+        assert_eq!(read.base(), Some(&base), "{:?}", nft.difference());
+        // And the text itself is recognised: what nft restored from a listing is adopted.
+        theirs.enter();
+        let mut nft = Nft::open().unwrap();
+        let read = nft.observe().unwrap().unwrap();
+        assert_eq!(read.base(), Some(&base), "{:?}", nft.difference());
+        ours.enter();
+    }
+}
+
+#[test]
+fn peers_and_profiles_are_what_nft_makes_of_the_text() {
+    let (ours, theirs) = (Netns::new(), Netns::new());
+    let addresses = |step: u32| (0..40).map(move |index| format!("0.0.0.{}", 9 + index * step));
+    let base = base();
+    let world = (
+        [
+            (
+                ProfileId(1),
+                profile(
+                    &[
+                        "10.0.0.0/8",
+                        "172.16.0.0/13",
+                        "192.0.2.1",
+                        "192.0.2.8-192.0.2.10",
+                        "fd10::/64",
+                    ],
+                    &["10.0.0.53", "fd10::53"],
+                ),
+            ),
+            (ProfileId(0x2_0003), many(40, 9)),
+        ]
+        .into(),
+        [
+            ("10.64.0.2/32", 1),
+            ("10.64.0.3/32", 0x2_0003),
+            ("fd64::2/128", 1),
+            ("10.9.0.0/16", 1),
+            ("10.9.8.0/21", 0x2_0003),
+            ("fd65::/48", 1),
+        ]
+        .map(|(prefix, id)| (prefix.parse().unwrap(), ProfileId(id)))
+        .into(),
+    );
+    let peers = "map peer4 { type ipv4_addr : classid; elements = { 10.64.0.2 : 0:1, 10.64.0.3 : 2:3 }; }
+        map peer6 { type ipv6_addr : classid; elements = { fd64::2 : 0:1 }; }
+        map site4_16 { type ipv4_addr : classid; elements = { 10.9.0.0 : 0:1 }; }
+        map site4_21 { type ipv4_addr : classid; elements = { 10.9.8.0 : 2:3 }; }
+        map site6_48 { type ipv6_addr : classid; elements = { fd65:: : 0:1 }; }
+        map profile { type classid : verdict; elements = { 0:1 : goto p_1, 2:3 : goto p_131075 }; }";
+    let sites = "meta priority set ct original ip saddr & 255.255.0.0 map @site4_16
+        meta priority set ct original ip saddr & 255.255.248.0 map @site4_21
+        meta priority set ct original ip6 saddr & ffff:ffff:ffff:: map @site6_48";
+    let six = (0..40).map(|index| format!("::{:x}-::{:x}", 9 + index * 3, 10 + index * 3));
+    let more = format!(
+        "set p_131075_4 {{ type ipv4_addr; flags interval; elements = {{ {} }}; }}
+         set p_131075_6 {{ type ipv6_addr; flags interval; elements = {{ {} }}; }}
+         chain p_131075 {{
+            meta priority set none counter
+            ct reply ip saddr @p_131075_4 accept
+            ct reply ip6 saddr @p_131075_6 accept
+            counter goto deny
+         }}
+         chain p_1 {{
+            meta priority set none counter
+            ct reply ip saddr 10.0.0.0/8 accept
+            ct reply ip saddr 172.16.0.0/13 accept
+            ct reply ip saddr 192.0.2.1 accept
+            ct reply ip saddr 192.0.2.8-192.0.2.10 accept
+            ct reply ip6 saddr fd10::/64 accept
+            ct reply ip saddr 10.0.0.53 jump dns
+            ct reply ip6 saddr fd10::53 jump dns
+            counter goto deny
+         }}",
+        addresses(2).collect::<Vec<_>>().join(", "),
+        six.collect::<Vec<_>>().join(", "),
+    );
+    theirs.load(&text(&base, peers, sites, &more));
+    ours.enter();
+    let mut nft = Nft::open().unwrap();
+    nft.apply(&load(&base, &world), None).unwrap();
+    assert_eq!(blocks(&ours.run(LIST)), blocks(&theirs.run(LIST)));
+    theirs.enter();
+    let mut nft = Nft::open().unwrap();
+    let read = nft.observe().unwrap().unwrap();
+    assert_eq!(nft.difference(), None);
+    assert_eq!(read, observed(&base, world));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is loaded and changed is read back as that, lists, re-loads from its own listing,
+    /// and is then still recognised.
+    #[test]
+    fn what_is_applied_is_observed_and_reloads(first in world(), second in world()) {
+        let netns = Netns::new();
+        netns.enter();
+        let base = base();
+        let mut nft = Nft::open().unwrap();
+        nft.apply(&load(&base, &first), None).unwrap();
+        let read = nft.observe().unwrap().unwrap();
+        prop_assert_eq!(nft.difference(), None);
+        prop_assert_eq!(&read, &observed(&base, first.clone()));
+        prop_assert!(nft.is_current().unwrap());
+
+        let wanted = observed(&base, second.clone());
+        nft.apply(&change(&first, &second), Some(&read)).unwrap();
+        prop_assert!(nft.is_current().unwrap(), "our own change leaves the table known");
+        let read = nft.observe().unwrap().unwrap();
+        prop_assert_eq!(nft.difference(), None);
+        prop_assert_eq!(&read, &wanted);
+
+        let listing = netns.run(LIST);
+        netns.load(&format!("flush ruleset\n{listing}"));
+        prop_assert!(!nft.is_current().unwrap());
+        let read = nft.observe().unwrap().unwrap();
+        prop_assert_eq!(nft.difference(), None);
+        prop_assert_eq!(&read, &wanted);
+    }
+}

@@ -1,0 +1,12 @@
+//! The firewall against the kernel, in network namespaces of its own. Needs root, and the `nft`,
+//! `ip` and `nsenter` programs, which are the second opinion.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod drift;
+mod listing;
+mod netns;
+mod packets;
+mod size;
+mod table;
+mod watch;
