@@ -1,5 +1,6 @@
 //! The seam between the host and the firewall's own netlink code.
 
+use super::nft::{Nft, NftError};
 use crate::model::{FirewallChange, InterfaceName, ObservedFirewall};
 
 /// Our table, as the host uses it.
@@ -15,9 +16,40 @@ pub trait Firewall {
         interface: &InterfaceName,
     ) -> Result<Option<ObservedFirewall>, Self::Error>;
 
-    /// Obeys a change in one transaction: after an error nothing of it is in force.
+    /// Obeys a change in one transaction: after an error nothing of it is in force. `observed` is
+    /// what the table holds now.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    fn apply(&mut self, change: &FirewallChange) -> Result<(), Self::Error>;
+    fn apply(
+        &mut self,
+        change: &FirewallChange,
+        observed: Option<&ObservedFirewall>,
+    ) -> Result<(), Self::Error>;
+
+    /// Removes our table.
+    ///
+    /// # Errors
+    /// When the kernel refuses it. No table is no error.
+    fn remove(&mut self) -> Result<(), Self::Error>;
+}
+
+impl Firewall for Nft {
+    type Error = NftError;
+
+    fn observe(&mut self, _: &InterfaceName) -> Result<Option<ObservedFirewall>, NftError> {
+        Self::observe(self)
+    }
+
+    fn apply(
+        &mut self,
+        change: &FirewallChange,
+        observed: Option<&ObservedFirewall>,
+    ) -> Result<(), NftError> {
+        Self::apply(self, change, observed)
+    }
+
+    fn remove(&mut self) -> Result<(), NftError> {
+        self.remove_table()
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
@@ -45,7 +46,7 @@ pub struct Host<F> {
     kernel: Kernel,
     firewall: F,
     /// Addresses added by this value: on kernels that do not keep the tag, how ours are known.
-    added: BTreeSet<ipnet::IpNet>,
+    added: BTreeSet<IpNet>,
 }
 
 /// Which of the two does WireGuard on a link that is there.
@@ -78,6 +79,15 @@ impl<F: Firewall> Host<F> {
     /// When the kernel cannot be asked.
     pub fn link_index(&mut self) -> Result<Option<u32>, DataplaneError> {
         Ok(self.find()?.map(|link| link.index))
+    }
+
+    /// Forgets every tracked flow that an address of these prefixes opened or answers, and returns
+    /// their number.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn cut_flows(&mut self, prefixes: &BTreeSet<IpNet>) -> Result<usize, DataplaneError> {
+        conntrack::cut_flows(prefixes).map_err(DataplaneError::during("cutting flows"))
     }
 
     /// Removes the interface of this gateway, with its peers, addresses and routes. Returns whether
@@ -175,11 +185,12 @@ impl<F: Firewall> Host<F> {
     }
 
     /// Obeys a run of steps and returns what became of each.
-    fn obey(&mut self, run: &[Step]) -> Vec<Result<(), String>> {
+    fn obey(&mut self, run: &[Step], observed: &ObservedState) -> Vec<Result<(), String>> {
         let refuse_all = |error: DataplaneError| run.iter().map(|_| Err(chain(&error))).collect();
         match &run[0] {
             Step::Firewall { change, .. } => {
-                vec![self.firewall.apply(change).map_err(|error| chain(&error))]
+                let table = observed.firewall.as_ref();
+                vec![self.firewall.apply(change, table).map_err(|error| chain(&error))]
             }
             Step::CreateLink { gateway_id, .. } => {
                 vec![self.create_link(*gateway_id).map_err(|error| chain(&error))]
@@ -305,12 +316,18 @@ impl<F: Firewall> Dataplane for Host<F> {
                 continue;
             }
             if let Step::CutFlows { prefixes } = first {
-                cut_flows(prefixes, first, &mut outcome);
+                match self.cut_flows(prefixes) {
+                    Ok(flows) => {
+                        outcome.applied += 1;
+                        outcome.flows_cut += flows;
+                    }
+                    Err(error) => outcome.refused.push((first.clone(), chain(&error))),
+                }
                 continue;
             }
             let verdicts = match refuse_unasked(first, own_key) {
                 Some(reason) => vec![Err(reason)],
-                None => self.obey(run),
+                None => self.obey(run, observed),
             };
             for (step, verdict) in run.iter().zip(verdicts) {
                 match verdict {
@@ -329,16 +346,6 @@ impl<F: Firewall> Dataplane for Host<F> {
             }
         }
         outcome
-    }
-}
-
-fn cut_flows(prefixes: &BTreeSet<ipnet::IpNet>, step: &Step, outcome: &mut Outcome) {
-    match conntrack::cut_flows(prefixes) {
-        Ok(flows) => {
-            outcome.applied += 1;
-            outcome.flows_cut += flows;
-        }
-        Err(error) => outcome.refused.push((step.clone(), explain(step, &error))),
     }
 }
 

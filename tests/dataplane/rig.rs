@@ -25,7 +25,15 @@ impl Firewall for NoFirewall {
         Ok(None)
     }
 
-    fn apply(&mut self, _: &FirewallChange) -> Result<(), Infallible> {
+    fn apply(
+        &mut self,
+        _: &FirewallChange,
+        _: Option<&ObservedFirewall>,
+    ) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn remove(&mut self) -> Result<(), Infallible> {
         Ok(())
     }
 }
