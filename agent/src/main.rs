@@ -1,1 +1,56 @@
-fn main() {}
+//! `gatepost`: the agent and its commands.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod command;
+mod config;
+mod control;
+mod database;
+mod exit;
+mod handles;
+mod output;
+mod pulse;
+mod status;
+mod systemd;
+mod telemetry;
+mod wiring;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::exit::{CommandError, Exit};
+use crate::telemetry::{Audience, start_log};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Success };
+            // If even this cannot be printed there is nobody to tell.
+            drop(error.print());
+            return exit.into();
+        }
+    };
+    let audience = match cli.command {
+        Command::Run { .. } | Command::Device { .. } => Audience::Daemon,
+        _ => Audience::Person,
+    };
+    if let Err(error) = start_log(cli.log.as_deref(), audience) {
+        eprintln!("gatepost: --log is no filter: {error}; write one as in RUST_LOG, \"debug\"");
+        return Exit::Usage.into();
+    }
+    match command::obey(cli) {
+        Ok(exit) => exit.into(),
+        // `gatepost peers | head` is no failure.
+        Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Exit::Success.into()
+        }
+        Err(error) => {
+            eprintln!("gatepost: {error}");
+            error.exit().into()
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! What is so on this host, read without judging.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use gatepost::model::{InterfaceName, KeyText, PublicKey};
+use gatepost::store::{Store, StoreError};
+
+use crate::config::{Config, exposure, read_private_key, secret_files};
+use crate::database;
+use crate::exit::CommandError;
+
+/// Everything that [`judge`](super::judge) looks at.
+#[derive(Debug)]
+pub struct Facts {
+    /// What the configuration's reading warned of.
+    pub warnings: Vec<String>,
+    /// Secrets that others may read, one sentence each.
+    pub exposures: Vec<String>,
+    /// The local private key's public key, or why there is none.
+    pub public_key: Result<PublicKey, String>,
+    pub database: Result<DatabaseFacts, Trouble>,
+    pub host: HostFacts,
+}
+
+/// Why the database told nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// The configuration cannot be right.
+    Configuration(String),
+    /// It may be right: the database is away, or lacks something.
+    Database(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseFacts {
+    /// Which database, and as whom.
+    pub place: String,
+    pub schema_version: i32,
+    pub gateway_name: String,
+    pub gateway_key: KeyText,
+    pub gateway_active: bool,
+    pub peers: u64,
+    pub clock: Clock,
+}
+
+/// This host's clock beside the database's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    Ahead(Duration),
+    Behind(Duration),
+}
+
+/// What files under `/proc`, `/sys`, `/lib` and `/etc` say. `None`: there is no such file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostFacts {
+    pub kernel_release: String,
+    pub kernel_wireguard: bool,
+    pub tun_device: bool,
+    pub forwarding_ipv4: Option<u64>,
+    pub forwarding_ipv6: Option<u64>,
+    /// The stricter of `all` and our interface's.
+    pub rp_filter: Option<u64>,
+    pub conntrack_max: Option<u64>,
+    pub conntrack_count: Option<u64>,
+    /// Name and MTU in bytes of the link that the default route leaves by.
+    pub uplink: Option<(String, u64)>,
+    /// systemd-networkd runs, and removes routes that it did not make.
+    pub networkd_drops_routes: bool,
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// Somebody else who manages packet filters here. Their chains are not read: that they are here is
+/// all that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Neighbour {
+    Docker,
+    Firewalld,
+    Ufw,
+}
+
+/// Reads everything. What cannot be read is a fact, too.
+///
+/// # Errors
+/// None but a runtime that cannot be made.
+pub fn gather(config: &Config) -> Result<Facts, CommandError> {
+    let files = secret_files(config);
+    Ok(Facts {
+        warnings: config.warnings.clone(),
+        exposures: files.iter().filter_map(|path| exposure(path)).collect(),
+        public_key: read_private_key(config)
+            .map(|key| key.public_key())
+            .map_err(|error| error.to_string()),
+        database: crate::command::small_runtime()?.block_on(ask_database(config)),
+        host: read_host(Path::new("/"), &config.interface.name),
+    })
+}
+
+async fn ask_database(config: &Config) -> Result<DatabaseFacts, Trouble> {
+    let options =
+        database::options(config).map_err(|error| Trouble::Configuration(error.to_string()))?;
+    let trouble = |error: StoreError| match error {
+        StoreError::Config { .. } => Trouble::Configuration(error.to_string()),
+        _ => Trouble::Database(error.to_string()),
+    };
+    let store = Store::connect(&options).map_err(trouble)?;
+    let hello = store.hello().await.map_err(trouble)?;
+    let (rows, _) = store.snapshot().await.map_err(trouble)?;
+    let clock = match SystemTime::now().duration_since(rows.taken_at) {
+        Ok(ahead) => Clock::Ahead(ahead),
+        Err(behind) => Clock::Behind(behind.duration()),
+    };
+    Ok(DatabaseFacts {
+        place: store.place().to_string(),
+        schema_version: hello.schema_version,
+        gateway_name: rows.gateway.name,
+        gateway_key: rows.gateway.public_key,
+        gateway_active: rows.gateway.active,
+        peers: rows.peers.len() as u64,
+        clock,
+    })
+}
+
+/// Reads the host's files, below `root`.
+#[must_use]
+pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
+    let host = Host(root);
+    let release = host.text("proc/sys/kernel/osrelease").unwrap_or_default();
+    let filter = |link: &str| host.number(&format!("proc/sys/net/ipv4/conf/{link}/rp_filter"));
+    HostFacts {
+        kernel_wireguard: host.has("sys/module/wireguard") || host.has_module(&release),
+        tun_device: host.has("dev/net/tun"),
+        forwarding_ipv4: host.number("proc/sys/net/ipv4/ip_forward"),
+        forwarding_ipv6: host.number("proc/sys/net/ipv6/conf/all/forwarding"),
+        rp_filter: filter("all").max(filter(interface.as_str())),
+        conntrack_max: host.number("proc/sys/net/netfilter/nf_conntrack_max"),
+        conntrack_count: host.number("proc/sys/net/netfilter/nf_conntrack_count"),
+        uplink: host.uplink(),
+        networkd_drops_routes: host.has("run/systemd/netif")
+            && drops_foreign_routes(&host.networkd_settings()),
+        neighbours: host.neighbours(),
+        kernel_release: release,
+    }
+}
+
+struct Host<'a>(&'a Path);
+
+impl Host<'_> {
+    fn has(&self, path: &str) -> bool {
+        self.0.join(path).exists()
+    }
+
+    fn text(&self, path: &str) -> Option<String> {
+        std::fs::read_to_string(self.0.join(path)).ok().map(|text| text.trim().to_owned())
+    }
+
+    fn number(&self, path: &str) -> Option<u64> {
+        self.text(path)?.parse().ok()
+    }
+
+    fn has_module(&self, release: &str) -> bool {
+        let lists = ["modules.dep", "modules.builtin"];
+        lists.iter().any(|list| {
+            let list = self.text(&format!("lib/modules/{release}/{list}")).unwrap_or_default();
+            list.contains("/wireguard.ko")
+        })
+    }
+
+    fn uplink(&self) -> Option<(String, u64)> {
+        let name = default_link(&self.text("proc/net/route")?)?.to_owned();
+        let mtu_bytes = self.number(&format!("sys/class/net/{name}/mtu"))?;
+        Some((name, mtu_bytes))
+    }
+
+    /// The settings files of networkd, the one that counts last at the end.
+    fn networkd_settings(&self) -> Vec<String> {
+        let folders = ["usr/lib/systemd", "run/systemd", "etc/systemd"];
+        let main = folders.map(|folder| self.0.join(folder).join("networkd.conf"));
+        let mut dropins: Vec<PathBuf> = folders
+            .iter()
+            .filter_map(|folder| self.0.join(folder).join("networkd.conf.d").read_dir().ok())
+            .flatten()
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "conf"))
+            .collect();
+        dropins.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+        let files = main.into_iter().chain(dropins);
+        files.filter_map(|path| std::fs::read_to_string(path).ok()).collect()
+    }
+
+    fn neighbours(&self) -> Vec<Neighbour> {
+        let ufw = self.text("etc/ufw/ufw.conf").unwrap_or_default();
+        let here = [
+            (Neighbour::Docker, self.has("run/docker.pid")),
+            (Neighbour::Firewalld, self.has("run/firewalld.pid")),
+            (Neighbour::Ufw, ufw.lines().any(|line| line.trim() == "ENABLED=yes")),
+        ];
+        here.into_iter().filter(|(_, here)| *here).map(|(neighbour, _)| neighbour).collect()
+    }
+}
+
+/// The link of the IPv4 default route, from the text of `/proc/net/route`.
+fn default_link(routes: &str) -> Option<&str> {
+    routes.lines().skip(1).find_map(|line| {
+        let words = line.split_whitespace().collect::<Vec<_>>();
+        match words.as_slice() {
+            [link, "00000000", _, _, _, _, _, "00000000", ..] => Some(*link),
+            _ => None,
+        }
+    })
+}
+
+/// networkd.conf(5): `ManageForeignRoutes=` is yes unless a later file says no.
+fn drops_foreign_routes(settings: &[String]) -> bool {
+    let values = settings.iter().flat_map(|text| text.lines()).filter_map(|line| {
+        let (key, value) = line.split_once('=')?;
+        (key.trim() == "ManageForeignRoutes").then(|| value.trim().to_ascii_lowercase())
+    });
+    !values.last().is_some_and(|value| matches!(value.as_str(), "no" | "false" | "off" | "0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(root: &Path, path: &str, text: &str) {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn a_host_is_read_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let name = "gatepost0".parse().unwrap();
+        assert_eq!(read_host(root, &name), HostFacts::default());
+
+        write(root, "proc/sys/kernel/osrelease", "6.12.0\n");
+        write(root, "lib/modules/6.12.0/modules.dep", "kernel/net/wireguard/wireguard.ko.xz:\n");
+        write(root, "proc/sys/net/ipv4/ip_forward", "1\n");
+        write(root, "proc/sys/net/ipv4/conf/all/rp_filter", "0\n");
+        write(root, "proc/sys/net/ipv4/conf/gatepost0/rp_filter", "1\n");
+        write(
+            root,
+            "proc/net/route",
+            "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\n\
+             eth1\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\n\
+             eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\n",
+        );
+        write(root, "sys/class/net/eth0/mtu", "1500\n");
+        write(root, "run/systemd/netif/state", "");
+        write(root, "etc/ufw/ufw.conf", "# ufw\nENABLED=yes\n");
+        let host = read_host(root, &name);
+        assert!(host.kernel_wireguard && !host.tun_device);
+        assert_eq!((host.forwarding_ipv4, host.forwarding_ipv6), (Some(1), None));
+        assert_eq!(host.rp_filter, Some(1));
+        assert_eq!(host.uplink, Some(("eth0".into(), 1500)));
+        assert_eq!(host.neighbours, [Neighbour::Ufw]);
+        assert!(host.networkd_drops_routes);
+
+        write(root, "etc/systemd/networkd.conf", "[Network]\nManageForeignRoutes=yes\n");
+        write(root, "etc/systemd/networkd.conf.d/x.conf", "[Network]\nManageForeignRoutes=no\n");
+        assert!(!read_host(root, &name).networkd_drops_routes);
+    }
+}

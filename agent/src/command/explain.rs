@@ -1,0 +1,34 @@
+//! `gatepost explain`: the verdict for one source and one destination, and why.
+
+use std::net::IpAddr;
+
+use crate::config::Config;
+use crate::control::{Client, ControlError};
+use crate::exit::{CommandError, Exit};
+use crate::output;
+use crate::{command, wiring};
+
+/// Asks the running agent, which knows the kernel's counters; without one, the database.
+///
+/// # Errors
+/// Nobody is called so; neither agent nor database answers.
+pub fn explain(
+    config: &Config,
+    who: &str,
+    destination: IpAddr,
+    json: bool,
+) -> Result<Exit, CommandError> {
+    let asked = Client::new(&config.control.socket).explain(who, &destination.to_string());
+    let explanation = match asked {
+        Err(ControlError::NoAgent { .. }) => {
+            command::small_runtime()?.block_on(wiring::explain(config, who, destination))?
+        }
+        answered => answered?,
+    };
+    if json {
+        output::print_json(&explanation.details)?;
+    } else {
+        output::print(&format!("{}\n", explanation.text.trim_end()))?;
+    }
+    Ok(if explanation.allowed { Exit::Success } else { Exit::Differs })
+}

@@ -1,0 +1,65 @@
+//! `gatepost grant`: which database role acts for which gateway.
+
+use std::path::Path;
+
+use gatepost::store::{self, CreateRole, Granted, Password};
+
+use crate::config::{Config, read_secret_file};
+use crate::database;
+use crate::exit::{CommandError, Exit};
+use crate::output::print;
+
+/// Binds the role to the gateway, making it first where asked.
+///
+/// # Errors
+/// The database cannot be reached or refuses.
+pub fn grant(
+    config: &Config,
+    gateway: &str,
+    role: &str,
+    create: bool,
+    password_file: Option<&Path>,
+) -> Result<Exit, CommandError> {
+    let password =
+        password_file.map(|path| read_secret_file(path, "the role's password")).transpose()?;
+    let password = password.map(|text| Password::from(text.expose_text().to_owned()));
+    let create = if create { CreateRole::IfAbsent(password) } else { CreateRole::No };
+    let options = database::options(config)?;
+    let granting = store::grant(&options, gateway, role, &create);
+    let report = super::small_runtime()?.block_on(granting)?;
+    print(&describe(gateway, role, &report))?;
+    Ok(Exit::Success)
+}
+
+fn describe(gateway: &str, role: &str, report: &Granted) -> String {
+    let mut text = String::new();
+    if report.role_created {
+        text.push_str(&format!("role {role} made\n"));
+    }
+    text.push_str(&format!("role {role} acts for gateway {gateway}"));
+    match &report.formerly {
+        Some(other) => text.push_str(&format!(", and no longer for {other}\n")),
+        None => text.push('\n'),
+    }
+    if !report.gateway_exists {
+        text.push_str(&format!("gateway {gateway} has no row yet: `gatepost enroll` makes it\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_is_said() {
+        let report =
+            Granted { role_created: true, formerly: Some("ber-1".into()), gateway_exists: false };
+        assert_eq!(
+            describe("fra-1", "gw", &report),
+            "role gw made\n\
+             role gw acts for gateway fra-1, and no longer for ber-1\n\
+             gateway fra-1 has no row yet: `gatepost enroll` makes it\n"
+        );
+    }
+}

@@ -1,0 +1,52 @@
+//! `gatepost migrate`: the database's schema, made or brought up to date.
+
+use gatepost::store::{self, Migration};
+
+use crate::config::Config;
+use crate::database;
+use crate::exit::{CommandError, Exit};
+use crate::output::{count, print};
+
+/// Applies what is pending, or only prints it.
+///
+/// # Errors
+/// The database cannot be reached or refuses.
+pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
+    let options = database::options(config)?;
+    let runtime = super::small_runtime()?;
+    if dry_run {
+        let pending = runtime.block_on(store::pending(&options))?;
+        print(&pending.iter().map(script).collect::<String>())?;
+        return Ok(Exit::Success);
+    }
+    let applied = runtime.block_on(store::migrate(&options))?;
+    print(&describe(&applied))?;
+    Ok(Exit::Success)
+}
+
+fn script(migration: &Migration) -> String {
+    format!("-- {}\n{}\n\n", migration.name, migration.sql.trim_end())
+}
+
+fn describe(applied: &[Migration]) -> String {
+    match applied.len() as u64 {
+        0 => "the schema is up to date\n".to_owned(),
+        number => {
+            let names = applied.iter().map(|migration| format!("applied {}\n", migration.name));
+            format!("{}{}\n", names.collect::<String>(), count(number, "migration"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dry_run_is_a_script() {
+        let migration = Migration { name: "V1 schema".into(), sql: "select 1;\n".into() };
+        assert_eq!(script(&migration), "-- V1 schema\nselect 1;\n\n");
+        assert_eq!(describe(&[migration]), "applied V1 schema\n1 migration\n");
+        assert_eq!(describe(&[]), "the schema is up to date\n");
+    }
+}

@@ -1,0 +1,97 @@
+//! One module per command. Each reads what it needs, asks a pure function, and prints the answer.
+
+mod check;
+mod device;
+mod down;
+mod enroll;
+mod explain;
+mod grant;
+pub mod key;
+mod migrate;
+mod peers;
+mod plan;
+mod psk;
+mod resync;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::cli::{Cli, Command};
+use crate::config::{Config, ConfigError, Source, load};
+use crate::exit::{CommandError, Exit};
+
+/// Obeys one command line.
+///
+/// # Errors
+/// What kept the command from doing its work; an answer such as "denied" is no error.
+pub fn obey(cli: Cli) -> Result<Exit, CommandError> {
+    let source = Source::of_process(cli.config);
+    match cli.command {
+        Command::Run { once } => run::run(&configuration(source)?, once),
+        Command::Migrate { database, dry_run } => {
+            migrate::migrate(&configuration_of(source, database.database_url)?, dry_run)
+        }
+        Command::Grant { gateway, role, create, role_password_file, database } => {
+            let config = configuration_of(source, database.database_url)?;
+            grant::grant(&config, &gateway, &role, create, role_password_file.as_deref())
+        }
+        Command::Enroll(args) => enroll::enroll(&configuration(source)?, &args),
+        Command::Plan(json) => plan::plan(&configuration(source)?, json.json),
+        Command::Status { json, watch } => {
+            status::status(&configuration(source)?, json.json, watch)
+        }
+        Command::Peers(json) => peers::peers(&configuration(source)?, json.json),
+        Command::Explain { who, destination, json } => {
+            explain::explain(&configuration(source)?, &who, destination, json.json)
+        }
+        Command::Resync => resync::resync(&configuration(source)?),
+        Command::Confirm => resync::confirm(&configuration(source)?),
+        Command::Check(json) => check::check(source, json.json),
+        Command::Psk(command) => psk::psk(source, &command),
+        Command::Key(command) => key::key(source, &command),
+        Command::Device { name } => device::device(&name),
+        Command::Down { yes } => down::down(&configuration(source)?, yes),
+    }
+}
+
+/// The configuration; what may be a mistake in it is logged.
+fn configuration(source: Source) -> Result<Config, ConfigError> {
+    let config = load(source)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+/// The configuration with another database, as an administrator's commands may name one.
+fn configuration_of(
+    mut source: Source,
+    database_url: Option<String>,
+) -> Result<Config, ConfigError> {
+    if let Some(url) = database_url {
+        source.variables.insert("GATEPOST_DATABASE_URL".to_owned(), url);
+        // The configured password is another role's.
+        source.variables.remove("GATEPOST_DATABASE_PASSWORD_FILE");
+        let mut config = configuration(source)?;
+        config.database.password_file = None;
+        config.credentials_dir = None;
+        return Ok(config);
+    }
+    configuration(source)
+}
+
+/// A runtime for a command that asks something and ends.
+fn small_runtime() -> Result<Runtime, CommandError> {
+    Ok(Builder::new_current_thread().enable_all().build()?)
+}
+
+/// A file that the command line named, or the configuration's.
+fn named_or(
+    named: Option<&PathBuf>,
+    configured: impl FnOnce() -> Result<PathBuf, ConfigError>,
+) -> Result<PathBuf, ConfigError> {
+    named.map_or_else(configured, |path| Ok(path.clone()))
+}

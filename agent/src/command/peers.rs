@@ -1,0 +1,127 @@
+//! `gatepost peers`: every peer of this gateway.
+
+use std::time::SystemTime;
+
+use crate::config::Config;
+use crate::control::Client;
+use crate::exit::{CommandError, Exit};
+use crate::output::{self, Table, age, bytes};
+use crate::status::{PeerState, PeerStatus};
+
+/// Prints every peer.
+///
+/// # Errors
+/// No agent, or one that answers wrongly.
+pub fn peers(config: &Config, json: bool) -> Result<Exit, CommandError> {
+    let mut peers = Vec::new();
+    Client::new(&config.control.socket).peers(|peer| peers.push(peer))?;
+    if json {
+        output::print_json(&peers)?;
+    } else {
+        output::print(&describe(&peers, SystemTime::now()))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// The peers as a table, and how many there are.
+#[must_use]
+pub fn describe(peers: &[PeerStatus], now: SystemTime) -> String {
+    let mut table = Table::new([
+        "USER",
+        "DEVICE",
+        "ADDRESS",
+        "ENDPOINT",
+        ">HANDSHAKE",
+        ">RECEIVED",
+        ">SENT",
+        "POLICIES",
+        "STATE",
+    ]);
+    for peer in peers {
+        table.row(cells(peer, now));
+    }
+    let in_kernel = peers.iter().filter(|peer| peer.state == PeerState::InKernel).count();
+    let total = output::count(peers.len() as u64, "peer");
+    let summary = format!("{total}, {in_kernel} in the kernel\n");
+    if table.is_empty() { summary } else { format!("{}\n{summary}", table.render()) }
+}
+
+fn cells(peer: &PeerStatus, now: SystemTime) -> [String; 9] {
+    let addresses = peer.addresses.iter().map(|prefix| {
+        if prefix.prefix_len() == prefix.max_prefix_len() {
+            prefix.addr().to_string()
+        } else {
+            prefix.to_string()
+        }
+    });
+    let handshake = peer.last_handshake_at.map(|at| age(at.age(now)));
+    [
+        peer.user.clone(),
+        peer.device.clone(),
+        addresses.collect::<Vec<_>>().join(" "),
+        peer.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+        handshake.unwrap_or_else(|| "never".to_owned()),
+        bytes(peer.rx_bytes),
+        bytes(peer.tx_bytes),
+        peer.policies.join(", "),
+        peer.state.text(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use gatepost::model::{DeviceId, PeerId, UserId};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::status::Timestamp;
+
+    fn peer(user: &str, device: &str, state: PeerState) -> PeerStatus {
+        PeerStatus {
+            state,
+            peer_id: PeerId(Uuid::nil()),
+            user: user.into(),
+            user_id: UserId(Uuid::nil()),
+            device: device.into(),
+            device_id: DeviceId(Uuid::nil()),
+            public_key: String::new(),
+            addresses: vec!["10.8.0.7/32".parse().unwrap()],
+            endpoint: None,
+            last_handshake_at: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            policies: vec![],
+        }
+    }
+
+    #[test]
+    fn the_table_tells_who_where_and_since_when() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let mut anna = peer("anna", "laptop", PeerState::InKernel);
+        anna.endpoint = Some("203.0.113.9:40001".parse().unwrap());
+        anna.last_handshake_at = Some(Timestamp(now - Duration::from_secs(12)));
+        anna.rx_bytes = 3_565_159;
+        anna.tx_bytes = 812;
+        anna.addresses.push("192.168.7.0/24".parse().unwrap());
+        anna.policies = vec!["staff".into(), "printers".into()];
+        let why = "its public key is not base64".to_owned();
+        let ben = peer("ben", "phone", PeerState::Quarantined { reason: why });
+        assert_eq!(
+            describe(&[anna, ben], now),
+            "\
+USER  DEVICE  ADDRESS                  ENDPOINT           HANDSHAKE  RECEIVED   SENT  POLICIES         STATE
+anna  laptop  10.8.0.7 192.168.7.0/24  203.0.113.9:40001   12 s ago   3.4 MiB  812 B  staff, printers  ok
+ben   phone   10.8.0.7                 -                      never       0 B    0 B  -                quarantined: its public key is not base64
+
+2 peers, 1 in the kernel
+"
+        );
+    }
+
+    #[test]
+    fn no_peers_are_said_to_be_none() {
+        assert_eq!(describe(&[], SystemTime::UNIX_EPOCH), "0 peers, 0 in the kernel\n");
+    }
+}

@@ -1,0 +1,78 @@
+//! `gatepost plan`: what a pass would change.
+
+use crate::config::Config;
+use crate::exit::{CommandError, Exit};
+use crate::output::{self, count, harmless};
+use crate::status::PlanReport;
+use crate::{command, wiring};
+
+/// Reads the database and the kernel, and prints the steps between them.
+///
+/// # Errors
+/// Either cannot be read.
+pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
+    let report = command::small_runtime()?.block_on(wiring::plan(config))?;
+    if json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&describe(&report))?;
+    }
+    Ok(if report.steps.is_empty() { Exit::Success } else { Exit::Differs })
+}
+
+/// One stable line per step, then the same in words, then what was left out.
+#[must_use]
+pub fn describe(report: &PlanReport) -> String {
+    let mut text = String::new();
+    for step in &report.steps {
+        text.push_str(&format!("{:<7}{}\n", step.phase, harmless(&step.step)));
+    }
+    for (heading, lines) in [("in words", &report.words), ("warnings", &report.warnings)] {
+        if !lines.is_empty() {
+            let gap = if text.is_empty() { "" } else { "\n" };
+            text.push_str(&format!("{gap}{heading}\n"));
+            text.extend(lines.iter().map(|line| format!("  {}\n", harmless(line))));
+        }
+    }
+    let gap = if text.is_empty() { "" } else { "\n" };
+    let summary = match report.steps.len() as u64 {
+        0 => "nothing to change".to_owned(),
+        steps => format!("{} to take", count(steps, "step")),
+    };
+    format!("{text}{gap}{summary}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::PlannedStep;
+
+    #[test]
+    fn each_step_has_its_line() {
+        let step = |phase: &str, step: &str| PlannedStep { phase: phase.into(), step: step.into() };
+        let report = PlanReport {
+            steps: vec![
+                step("revoke", "peer remove KEY"),
+                step("peers", "peer add KEY 10.8.0.7/32"),
+            ],
+            words: vec!["anna / laptop is revoked".into()],
+            warnings: vec!["ben / phone is left out: no key".into()],
+        };
+        assert_eq!(
+            describe(&report),
+            "\
+revoke peer remove KEY
+peers  peer add KEY 10.8.0.7/32
+
+in words
+  anna / laptop is revoked
+
+warnings
+  ben / phone is left out: no key
+
+2 steps to take
+"
+        );
+        assert_eq!(describe(&PlanReport::default()), "nothing to change\n");
+    }
+}

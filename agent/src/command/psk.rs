@@ -1,0 +1,51 @@
+//! `gatepost psk`: envelopes sealed and opened, for a control plane that has no library for it.
+
+use std::io::{self, Read};
+
+use gatepost::model::PresharedKey;
+use gatepost::model::psk::PskKeys;
+
+use crate::cli::{PskArgs, PskCommand};
+use crate::command::key::KeyFileError;
+use crate::config::{Secret, Source, load, read_secret, read_secret_file};
+use crate::exit::{CommandError, Exit};
+use crate::output::print;
+
+/// Reads one line from standard input, prints one line.
+///
+/// # Errors
+/// No keys, a wrong key, a wrong envelope.
+pub fn psk(source: Source, command: &PskCommand) -> Result<Exit, CommandError> {
+    let (PskCommand::Seal(args) | PskCommand::Open(args)) = command;
+    let keys = keys(source, args)?;
+    let mut input = String::new();
+    io::stdin().lock().take(4096).read_to_string(&mut input)?;
+    let output = match command {
+        PskCommand::Seal(_) => seal(&keys, args, input.trim())?,
+        PskCommand::Open(_) => keys.open(input.trim(), args.gateway_id(), args.peer)?.expose_text(),
+    };
+    print(&format!("{output}\n"))?;
+    Ok(Exit::Success)
+}
+
+fn seal(keys: &PskKeys, args: &PskArgs, text: &str) -> Result<String, CommandError> {
+    // The text is not repeated: it is a secret.
+    let key = text.parse::<PresharedKey>().map_err(|why| {
+        let what = "the preshared key on standard input";
+        CommandError::Refused(format!("{what} {why}: `wg genpsk` makes one"))
+    })?;
+    let mut nonce = [0; 24];
+    getrandom::fill(&mut nonce).map_err(KeyFileError::Random)?;
+    Ok(keys.seal(nonce, &key, args.gateway_id(), args.peer)?)
+}
+
+fn keys(source: Source, args: &PskArgs) -> Result<PskKeys, CommandError> {
+    let text = match &args.keys {
+        Some(path) => Some(read_secret_file(path, "the preshared-key keys")?),
+        None => read_secret(&load(source)?, Secret::PskKeys)?,
+    };
+    let none = "there are no preshared-key keys: name their file with --keys, or set \
+                `gateway.psk_keys_file`";
+    let text = text.ok_or_else(|| CommandError::Refused(none.to_owned()))?;
+    Ok(text.expose_text().parse::<PskKeys>()?)
+}

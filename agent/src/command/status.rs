@@ -1,0 +1,268 @@
+//! `gatepost status`: how the agent is, in its own words.
+
+use std::time::{Duration, SystemTime};
+
+use crate::config::Config;
+use crate::control::Client;
+use crate::exit::{CommandError, Exit};
+use crate::output::{self, Style, Tone, age, count, harmless, span};
+use crate::status::{State, Status};
+
+/// Prints the status once, or anew at each change.
+///
+/// # Errors
+/// No agent, or one that answers wrongly.
+pub fn status(config: &Config, json: bool, watch: bool) -> Result<Exit, CommandError> {
+    let client = Client::new(&config.control.socket);
+    let style = Style::of_stdout();
+    let mut shown = None;
+    loop {
+        let status = client.status()?;
+        if json && shown.as_ref() != Some(&status) {
+            output::print_json(&status)?;
+        } else if !json {
+            let clear = if watch && style == Style::Coloured { "\x1b[H\x1b[2J" } else { "" };
+            let text = describe(&status, SystemTime::now(), style);
+            output::print(&format!("{clear}{text}"))?;
+        }
+        if !watch {
+            return Ok(if status.state.is_ready() { Exit::Success } else { Exit::NotReady });
+        }
+        shown = Some(status);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// The status as an operator reads it.
+#[must_use]
+pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
+    let tone = match status.state {
+        State::Ready => Tone::Good,
+        State::Starting | State::Degraded { .. } => Tone::Warning,
+        State::NotReady { .. } => Tone::Bad,
+    };
+    let state = match status.state.why() {
+        None => style.paint(tone, status.state.word()),
+        Some(why) => format!("{}: {}", style.paint(tone, status.state.word()), harmless(why)),
+    };
+    let mut lines = vec![
+        ("gateway", gateway(status)),
+        ("state", state),
+        ("interface", interface(status)),
+        ("last sync", last_sync(status, now)),
+        ("mode", mode(status)),
+        ("database", database(status, now)),
+        ("peers", peers(status)),
+        ("drift", drift(status)),
+        ("agent", agent(status, now)),
+    ];
+    if let Some(held) = status.held_back {
+        let held = format!(
+            "removing {} of {} waits for `gatepost confirm`",
+            held.removals,
+            count(held.of, "peer")
+        );
+        lines.push(("held back", style.paint(Tone::Warning, &held)));
+    }
+    let mut text = String::new();
+    for (label, value) in lines {
+        text.push_str(&format!("{label:<11}{value}\n"));
+    }
+    text + &attention(status, style)
+}
+
+fn gateway(status: &Status) -> String {
+    let id = status.gateway.id.map(|id| format!("  ({id})")).unwrap_or_default();
+    format!("{}{id}", harmless(&status.gateway.name))
+}
+
+fn interface(status: &Status) -> String {
+    let interface = &status.interface;
+    let mut text = interface.name.clone();
+    if let Some(backend) = interface.backend {
+        text += &format!(", {backend} WireGuard");
+    }
+    if let Some(port) = interface.listen_port {
+        text += &format!(", UDP port {port}");
+    }
+    if let Some(key) = interface.public_key {
+        text += &format!(", key {key}");
+    }
+    text
+}
+
+fn last_sync(status: &Status, now: SystemTime) -> String {
+    let Some(at) = status.sync.last_sync_at else { return "never".to_owned() };
+    let lag = status.sync.lag_ms.map(|ms| format!(", lag {}", span(Duration::from_millis(ms))));
+    format!("{} ({at}){}", age(at.age(now)), lag.unwrap_or_default())
+}
+
+fn mode(status: &Status) -> String {
+    let mode = status.sync.mode.map_or("not chosen yet".to_owned(), |mode| mode.to_string());
+    let why = match status.sync.mode_why.as_str() {
+        "" => String::new(),
+        why => format!(": {why}"),
+    };
+    let missed = match status.sync.notify_missed {
+        0 => String::new(),
+        missed => format!("; {} missed", count(missed, "notification")),
+    };
+    format!("{mode}{why}{missed}")
+}
+
+fn database(status: &Status, now: SystemTime) -> String {
+    let database = &status.database;
+    let word = if database.connected { "connected" } else { "away" };
+    let since = database.since.map(|at| format!(" for {}", span(at.age(now))));
+    let schema = database.schema_version.map(|version| format!(", schema {version}"));
+    let error = database.last_error.as_deref().filter(|_| !database.connected);
+    let error = error.map(|error| format!(": {}", harmless(error)));
+    [Some(word.to_owned()), since, schema, error].into_iter().flatten().collect()
+}
+
+fn peers(status: &Status) -> String {
+    let peers = &status.peers;
+    format!(
+        "{} in the kernel of {} desired; {} ineligible, {} quarantined",
+        peers.in_kernel, peers.desired, peers.ineligible, peers.quarantined
+    )
+}
+
+fn drift(status: &Status) -> String {
+    match status.sync.drift_repaired {
+        0 => "none".to_owned(),
+        times => format!("repaired {}", count(times, "time")),
+    }
+}
+
+fn agent(status: &Status, now: SystemTime) -> String {
+    let agent = &status.agent;
+    let up = agent.started_at.map(|at| format!(", up {}", span(at.age(now))));
+    let pass = status.sync.last_pass.as_ref().map(|pass| {
+        let took = span(Duration::from_millis(pass.duration_ms));
+        format!(", last pass {} ({} in {took})", age(pass.at.age(now)), count(pass.steps, "step"))
+    });
+    format!("{}{}{}", agent.version, up.unwrap_or_default(), pass.unwrap_or_default())
+}
+
+fn attention(status: &Status, style: Style) -> String {
+    let mut text = String::new();
+    if !status.quarantined.is_empty() {
+        text.push_str("\nquarantined\n");
+        for peer in &status.quarantined {
+            let line = format!("{} / {}: {}", peer.user, peer.device, peer.reason);
+            text.push_str(&format!("  {}\n", harmless(&line)));
+        }
+        let more = status.peers.quarantined.saturating_sub(status.quarantined.len() as u64);
+        if more > 0 {
+            text.push_str(&format!("  and {more} more: see `gatepost peers`\n"));
+        }
+    }
+    if !status.warnings.is_empty() {
+        text.push_str(&format!("\n{}\n", style.paint(Tone::Warning, "warnings")));
+        for warning in &status.warnings {
+            text.push_str(&format!("  {}\n", harmless(warning)));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use gatepost::model::{GatewayId, PeerId};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::status::{
+        BackendInUse, HeldBack, ModeInUse, PassStatus, PeerCounts, QuarantinedPeer, Timestamp,
+    };
+
+    fn at(secs: u64) -> Timestamp {
+        Timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + secs))
+    }
+
+    fn ready() -> Status {
+        let mut status = Status { state: State::Ready, ..Status::default() };
+        status.gateway.name = "fra-1".into();
+        status.gateway.id = Some(GatewayId(Uuid::from_u128(0x1f)));
+        status.interface.name = "gatepost0".into();
+        status.interface.backend = Some(BackendInUse::Kernel);
+        status.interface.listen_port = Some(51820);
+        status.sync.mode = Some(ModeInUse::Listen);
+        status.sync.mode_why = "notifications arrive".into();
+        status.sync.last_sync_at = Some(at(0));
+        status.sync.lag_ms = Some(4);
+        status.sync.last_pass =
+            Some(PassStatus { at: at(0), duration_ms: 3, steps: 1, refused: 0 });
+        status.database.connected = true;
+        status.database.since = Some(at(0));
+        status.database.schema_version = Some(8);
+        status.peers = PeerCounts { desired: 2, in_kernel: 2, ineligible: 1, quarantined: 0 };
+        status.agent.version = "0.1.0".into();
+        status.agent.started_at = Some(at(0));
+        status
+    }
+
+    #[test]
+    fn a_ready_gateway_fits_on_nine_lines() {
+        let text = describe(&ready(), at(12).0, Style::Plain);
+        assert_eq!(
+            text,
+            "\
+gateway    fra-1  (00000000-0000-0000-0000-00000000001f)
+state      ready
+interface  gatepost0, kernel WireGuard, UDP port 51820
+last sync  12 s ago (2023-11-14T22:13:20.000Z), lag 4 ms
+mode       listen: notifications arrive
+database   connected for 12 s, schema 8
+peers      2 in the kernel of 2 desired; 1 ineligible, 0 quarantined
+drift      none
+agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
+"
+        );
+    }
+
+    #[test]
+    fn what_needs_attention_stands_below() {
+        let mut status = ready();
+        status.state = State::Degraded { why: "the database is away".into() };
+        status.database.connected = false;
+        status.database.last_error = Some("connection refused".into());
+        status.peers.quarantined = 3;
+        status.quarantined = vec![QuarantinedPeer {
+            peer_id: PeerId(Uuid::nil()),
+            user: "anna".into(),
+            device: "lap\ntop".into(),
+            reason: "its public key is not base64".into(),
+        }];
+        status.warnings = vec!["setting policy.alow_dns is unknown".into()];
+        status.held_back = Some(HeldBack { removals: 60, of: 100 });
+        let text = describe(&status, at(300).0, Style::Plain);
+        let tail = text.split_once("held back").unwrap().1;
+        assert!(text.contains("state      degraded: the database is away\n"), "{text}");
+        assert!(
+            text.contains("database   away for 5 min, schema 8: connection refused\n"),
+            "{text}"
+        );
+        assert_eq!(
+            tail,
+            "  removing 60 of 100 peers waits for `gatepost confirm`
+
+quarantined
+  anna / lap\u{fffd}top: its public key is not base64
+  and 2 more: see `gatepost peers`
+
+warnings
+  setting policy.alow_dns is unknown
+"
+        );
+    }
+
+    #[test]
+    fn a_fresh_agent_claims_nothing() {
+        let text = describe(&Status::default(), at(0).0, Style::Plain);
+        assert!(text.contains("state      starting\n"), "{text}");
+        assert!(text.contains("last sync  never\n"), "{text}");
+        assert!(text.contains("database   away\n"), "{text}");
+    }
+}

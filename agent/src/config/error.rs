@@ -1,0 +1,84 @@
+//! What is wrong with a configuration: the key, the value, the place it came from, the way out.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use gatepost::model::KeyError;
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    File(PathBuf),
+    Variable(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+        }
+    }
+}
+
+/// Why a configuration cannot be used. Every one of them ends the process with exit code 78.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {source}; name another file with --config", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is not TOML: {message}", path.display())]
+    Syntax { path: PathBuf, message: String },
+    #[error("{origin}: unknown {what} `{key}`{hint}")]
+    Unknown { origin: Origin, what: &'static str, key: String, hint: Hint },
+    #[error("{origin}: `{key}` {why}")]
+    Value { origin: Origin, key: String, why: String },
+    #[error("`{key}` is not set; set it in {}, or set {variable}", file.display())]
+    Missing { key: &'static str, file: PathBuf, variable: &'static str },
+    #[error("cannot read {what} from {}: {source}; {remedy}", path.display())]
+    Secret {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+        remedy: &'static str,
+    },
+    #[error("{what} in {} {source}; make another with `gatepost key generate`", path.display())]
+    Key {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: KeyError,
+    },
+}
+
+/// "did you mean ...?", or what there is to choose from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hint(String);
+
+impl Hint {
+    /// The known word nearest to `word`, or all of them where none is near.
+    #[must_use]
+    pub fn nearest(word: &str, known: &[&str]) -> Self {
+        // A typing error in every third letter is still recognised.
+        let near = known
+            .iter()
+            .map(|name| (strsim::damerau_levenshtein(word, name), *name))
+            .filter(|(typos, _)| *typos <= (word.len() / 3).max(1))
+            .min_by_key(|(typos, _)| *typos);
+        Self(match near {
+            Some((_, name)) => format!("; did you mean `{name}`?"),
+            None => format!("; there are: {}", known.join(", ")),
+        })
+    }
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

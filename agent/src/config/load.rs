@@ -1,0 +1,194 @@
+//! From a file and an environment to a [`Config`], or to the one sentence that says what is wrong.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::error::Kind;
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+
+use super::error::{Hint, Origin};
+use super::{Config, ConfigError, DEFAULT_FILE};
+
+/// What a configuration is made of. The process's own is [`Source::of_process`].
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    /// `--config` or `GATEPOST_CONFIG`. `None`: the default file, which may be absent.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub variables: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// The file that the command line named, and this process's environment.
+    #[must_use]
+    pub fn of_process(file: Option<PathBuf>) -> Self {
+        let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
+        let variables = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
+        Self { file, variables: variables.collect() }
+    }
+}
+
+/// Reads, merges and checks a configuration. Opens no secret.
+///
+/// # Errors
+/// Any [`ConfigError`] but those of secrets and missing keys, which show when they are asked for.
+pub fn load(source: Source) -> Result<Config, ConfigError> {
+    let file = source.file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+    let text = match std::fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && source.file.is_none() => {
+            String::new()
+        }
+        Err(error) => return Err(ConfigError::Unreadable { path: file, source: error }),
+    };
+    let (overrides, warnings) = Overrides::read(&source.variables)?;
+    let figment = Figment::from(Toml::string(&text)).merge(&overrides);
+    let mut config: Config =
+        figment.extract().map_err(|error| explain(error, &file, &overrides))?;
+    config.credentials_dir = source.variables.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    config.warnings = warnings;
+    config.file = file;
+    check_ranges(&config, &overrides)?;
+    Ok(config)
+}
+
+/// The sections of the configuration, as the environment's variables begin.
+const SECTIONS: [&str; 11] = [
+    "gateway",
+    "database",
+    "sync",
+    "interface",
+    "firewall",
+    "guard",
+    "stale",
+    "report",
+    "metrics",
+    "control",
+    "cache",
+];
+
+/// Variables with our prefix that are no keys.
+const NOT_KEYS: [&str; 2] = ["GATEPOST_CONFIG", "GATEPOST_LOG"];
+
+/// The keys that the environment overrides: section, key, value.
+#[derive(Default)]
+struct Overrides(BTreeMap<&'static str, BTreeMap<String, String>>);
+
+impl Overrides {
+    /// Splits `GATEPOST_<SECTION>_<KEY>`. A variable of no section is only warned of: container
+    /// orchestrators set some (`GATEPOST_SERVICE_HOST` for a service named `gatepost`).
+    fn read(variables: &BTreeMap<String, String>) -> Result<(Self, Vec<String>), ConfigError> {
+        let (mut overrides, mut warnings) = (Self::default(), Vec::new());
+        for (variable, value) in variables {
+            let Some(name) = variable.strip_prefix("GATEPOST_") else { continue };
+            if NOT_KEYS.contains(&variable.as_str()) || name.starts_with("TEST_") {
+                continue;
+            }
+            let name = name.to_ascii_lowercase();
+            let (section, key) = name.split_once('_').unwrap_or((&name, ""));
+            match SECTIONS.iter().find(|known| **known == section) {
+                Some(section) => {
+                    overrides.0.entry(section).or_default().insert(key.to_owned(), value.clone());
+                }
+                None => warnings.push(format!(
+                    "environment variable {variable} is ignored: no section `{section}`{}",
+                    Hint::nearest(section, &SECTIONS)
+                )),
+            }
+        }
+        Ok((overrides, warnings))
+    }
+
+    fn origin(&self, section: &str, key: &str, file: &std::path::Path) -> Origin {
+        if self.0.get(section).is_some_and(|keys| keys.contains_key(key)) {
+            Origin::Variable(format!("GATEPOST_{section}_{key}").to_ascii_uppercase())
+        } else {
+            Origin::File(file.to_owned())
+        }
+    }
+}
+
+impl Provider for &Overrides {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("environment")
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        let sections = self.0.iter().map(|(section, keys)| {
+            let keys = keys.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+            ((*section).to_owned(), Value::from(keys.collect::<Dict>()))
+        });
+        Ok(Profile::Default.collect(sections.collect()))
+    }
+}
+
+/// One sentence from what the deserializer says.
+fn explain(error: figment::Error, file: &std::path::Path, overrides: &Overrides) -> ConfigError {
+    let path = |at: usize| error.path.get(at).map_or("", String::as_str);
+    let origin = |key: &str| overrides.origin(path(0), key, file);
+    let key = error.path.join(".");
+    let value = |why: String| ConfigError::Value { origin: origin(path(1)), key: key.clone(), why };
+    match &error.kind {
+        Kind::UnknownField(field, known) if SECTIONS.contains(&path(0)) => ConfigError::Unknown {
+            origin: origin(field),
+            what: "key",
+            key: format!("{}.{field}", path(0)),
+            hint: Hint::nearest(field, known),
+        },
+        Kind::UnknownField(field, known) => ConfigError::Unknown {
+            origin: Origin::File(file.to_owned()),
+            what: "section",
+            key: field.clone(),
+            hint: Hint::nearest(field, known),
+        },
+        Kind::UnknownVariant(word, known) => {
+            value(format!("is {word:?}{}", Hint::nearest(word, known)))
+        }
+        Kind::InvalidType(found, wanted) => value(format!("is a {found} and should be {wanted}")),
+        Kind::Message(message) if key.is_empty() => {
+            ConfigError::Syntax { path: file.to_owned(), message: message.trim_end().to_owned() }
+        }
+        Kind::Message(message) => value(message.clone()),
+        other => value(other.to_string()),
+    }
+}
+
+/// Values that are well-formed and yet would stop the agent from working.
+fn check_ranges(config: &Config, overrides: &Overrides) -> Result<(), ConfigError> {
+    let wrong = |section: &str, key: &str, why: String| {
+        let origin = overrides.origin(section, key, &config.file);
+        Err(ConfigError::Value { origin, key: format!("{section}.{key}"), why })
+    };
+    let sync = &config.sync;
+    let at_least = [
+        ("sync", "poll_interval", sync.poll_interval, Duration::from_millis(100)),
+        ("sync", "resync_interval", Some(sync.resync_interval), Duration::from_secs(10)),
+        ("sync", "statement_timeout", Some(sync.statement_timeout), Duration::from_secs(1)),
+        ("report", "heartbeat", Some(config.report.heartbeat), Duration::from_secs(1)),
+        ("report", "interval", Some(config.report.interval), Duration::from_secs(1)),
+    ];
+    for (section, key, value, least) in at_least {
+        if let Some(value) = value.filter(|value| *value < least) {
+            let (value, least) =
+                (humantime::format_duration(value), humantime::format_duration(least));
+            return wrong(section, key, format!("is {value}: it must be at least {least}"));
+        }
+    }
+    let mtu = config.interface.mtu_bytes;
+    if !(1280..=65_535).contains(&mtu) {
+        let why = format!("is {mtu}: it must be 1280 (the least IPv6 allows) to 65535");
+        return wrong("interface", "mtu_bytes", why);
+    }
+    if config.gateway.name.as_deref().is_some_and(|name| name.trim().is_empty()) {
+        return wrong("gateway", "name", "is empty: write the name as in gateways.name".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,25 @@
+//! The configuration: one TOML file, overridden key by key from the environment.
+//!
+//! `GATEPOST_<SECTION>_<KEY>` overrides `key` of `[section]`: `GATEPOST_DATABASE_URL` is `url` of
+//! `[database]`, `GATEPOST_SYNC_POLL_INTERVAL` is `poll_interval` of `[sync]`. Lists are written
+//! with commas. `GATEPOST_CONFIG` names the file, as `--config` does.
+//!
+//! Relative paths are relative to the file's folder. Secrets are read when they are needed, never
+//! before, from the file that the configuration names or else from a systemd credential.
+
+mod error;
+mod load;
+mod schema;
+mod secret;
+mod value;
+
+pub use error::ConfigError;
+pub use load::{Source, load};
+pub use schema::{Backend, Config};
+pub use secret::{
+    Secret, exposure, private_key_file, read_private_key, read_secret, read_secret_file,
+    secret_files,
+};
+
+/// Where the configuration is unless `--config` or `GATEPOST_CONFIG` says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/gatepost/gatepost.toml";

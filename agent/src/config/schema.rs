@@ -1,0 +1,285 @@
+//! Every section and key there is, with its default.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gatepost::model::{InterfaceName, Masquerade};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use gatepost::store::Tls;
+
+use super::ConfigError;
+use super::value::{self, DatabaseUrl, Fwmark, RemovalLimit};
+
+/// The whole configuration. Only [`load`](super::load()) makes one.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub gateway: Gateway,
+    pub database: Database,
+    pub sync: Sync,
+    pub interface: Interface,
+    pub firewall: Firewall,
+    pub guard: Guard,
+    pub stale: Stale,
+    pub report: Report,
+    pub metrics: Metrics,
+    pub control: Control,
+    pub cache: Cache,
+    /// The file all this was read from, or would have been.
+    #[serde(skip)]
+    pub file: PathBuf,
+    /// systemd's `$CREDENTIALS_DIRECTORY`.
+    #[serde(skip)]
+    pub credentials_dir: Option<PathBuf>,
+    /// What did not stop the agent and may yet be a mistake.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// `gateways.name`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`]
+    pub fn gateway_name(&self) -> Result<&str, ConfigError> {
+        self.gateway.name.as_deref().ok_or(ConfigError::Missing {
+            key: "gateway.name",
+            file: self.file.clone(),
+            variable: "GATEPOST_GATEWAY_NAME",
+        })
+    }
+
+    /// Where the database is.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`]
+    pub fn database_url(&self) -> Result<&DatabaseUrl, ConfigError> {
+        self.database.url.as_ref().ok_or(ConfigError::Missing {
+            key: "database.url",
+            file: self.file.clone(),
+            variable: "GATEPOST_DATABASE_URL",
+        })
+    }
+
+    /// A path of the configuration, from the configuration file's folder.
+    #[must_use]
+    pub fn path(&self, path: &Path) -> PathBuf {
+        self.file.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path))
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gateway {
+    #[serde(deserialize_with = "value::optional")]
+    pub name: Option<String>,
+    /// Default: credential `private_key`, else `private.key` beside the configuration.
+    pub private_key_file: Option<PathBuf>,
+    /// Keys that open preshared keys. Default: credential `psk_keys`, else none.
+    pub psk_keys_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    #[serde(deserialize_with = "value::optional")]
+    pub url: Option<DatabaseUrl>,
+    /// Default: credential `db_password`, else what the URL says.
+    pub password_file: Option<PathBuf>,
+    /// Default `auto`: verified, but off over a local socket.
+    pub tls: Tls,
+    /// Default: the system's certificates.
+    pub tls_ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sync {
+    pub mode: SyncMode,
+    /// Default: 1 s in poll mode, 10 s behind notifications.
+    #[serde(deserialize_with = "value::optional_duration")]
+    pub poll_interval: Option<Duration>,
+    /// Between two full comparisons.
+    #[serde(deserialize_with = "value::duration")]
+    pub resync_interval: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub statement_timeout: Duration,
+}
+
+impl Default for Sync {
+    fn default() -> Self {
+        Self {
+            mode: SyncMode::Auto,
+            poll_interval: None,
+            resync_interval: Duration::from_mins(10),
+            statement_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncMode {
+    /// Notifications where a probe proves that they arrive, else polling.
+    #[default]
+    Auto,
+    Listen,
+    Poll,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Interface {
+    #[serde(deserialize_with = "value::parsed")]
+    pub name: InterfaceName,
+    pub backend: Backend,
+    /// Default: 1420, which leaves room for IPv6 and WireGuard in 1500.
+    #[serde(deserialize_with = "value::parsed")]
+    pub mtu_bytes: u32,
+    /// Tunnel addresses. Default: what the database says.
+    #[serde(deserialize_with = "value::list")]
+    pub addresses: Vec<IpNet>,
+    #[serde(deserialize_with = "value::parsed")]
+    pub fwmark: Fwmark,
+    /// Networks that peers may bring with them, besides those in setting `gateway.site_prefixes`.
+    #[serde(deserialize_with = "value::list")]
+    pub site_prefixes: Vec<IpNet>,
+}
+
+impl Default for Interface {
+    fn default() -> Self {
+        Self {
+            name: "gatepost0".parse().expect("the default is an interface name"),
+            backend: Backend::Auto,
+            mtu_bytes: 1420,
+            addresses: Vec::new(),
+            fwmark: Fwmark::default(),
+            site_prefixes: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// The kernel's WireGuard where there is one, else our own process.
+    #[default]
+    Auto,
+    Kernel,
+    Userspace,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Firewall {
+    pub masquerade: Masquerade,
+    #[serde(deserialize_with = "value::boolean")]
+    pub deny_log: bool,
+    /// Forget the flows of a tunnel address when another peer gets it.
+    #[serde(deserialize_with = "value::boolean")]
+    pub flush_conntrack: bool,
+}
+
+impl Default for Firewall {
+    fn default() -> Self {
+        Self { masquerade: Masquerade::default(), deny_log: true, flush_conntrack: true }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Guard {
+    #[serde(deserialize_with = "value::parsed")]
+    pub max_removed_peers: RemovalLimit,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { max_removed_peers: RemovalLimit::Percent(50) }
+    }
+}
+
+/// What becomes of the peers while the database is out of reach.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stale {
+    pub policy: StalePolicy,
+    #[serde(deserialize_with = "value::duration")]
+    pub after: Duration,
+}
+
+impl Default for Stale {
+    fn default() -> Self {
+        Self { policy: StalePolicy::Keep, after: Duration::from_hours(24) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StalePolicy {
+    /// Everything stays as the database last wanted it.
+    #[default]
+    Keep,
+    /// Flows go on, new ones are denied.
+    DenyNew,
+    /// Nothing passes.
+    Down,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Report {
+    /// `last_sync_at` is rewritten at least this often while it stays true.
+    #[serde(deserialize_with = "value::duration")]
+    pub heartbeat: Duration,
+    /// Between two reports of handshakes.
+    #[serde(deserialize_with = "value::duration")]
+    pub interval: Duration,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_secs(10), interval: Duration::from_secs(15) }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    #[serde(deserialize_with = "value::parsed")]
+    pub listen: SocketAddr,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9586)) }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Control {
+    pub socket: PathBuf,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: "/run/gatepost/control.sock".into() }
+    }
+}
+
+/// The last good desired state, for a boot while the database is away.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    pub file: PathBuf,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { file: "/var/lib/gatepost/last-good".into() }
+    }
+}

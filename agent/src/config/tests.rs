@@ -1,0 +1,290 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use gatepost::model::Masquerade;
+
+use super::super::schema::{StalePolicy, SyncMode};
+use super::super::secret::{Secret, exposure};
+use super::super::value::{Fwmark, RemovalLimit};
+use super::super::*;
+use super::*;
+
+struct Scratch {
+    folder: tempfile::TempDir,
+    variables: BTreeMap<String, String>,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), variables: BTreeMap::new() }
+    }
+
+    fn with(mut self, variable: &str, value: &str) -> Self {
+        self.variables.insert(variable.to_owned(), value.to_owned());
+        self
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn load(&self, text: &str) -> Result<Config, ConfigError> {
+        let file = Some(self.file("gatepost.toml", text));
+        load(Source { file, variables: self.variables.clone() })
+    }
+
+    /// The error's text, with the folder's changing name taken out.
+    fn error(&self, text: &str) -> String {
+        let error = self.load(text).unwrap_err().to_string();
+        error.replace(&format!("{}/", self.folder.path().display()), "")
+    }
+}
+
+#[test]
+fn every_key_has_its_default() {
+    let config = Scratch::new().load("").unwrap();
+    assert_eq!(config.interface.name.as_str(), "gatepost0");
+    assert_eq!(config.interface.mtu_bytes, 1420);
+    assert_eq!(config.sync.mode, SyncMode::Auto);
+    assert_eq!(config.sync.resync_interval, Duration::from_secs(600));
+    assert_eq!(config.firewall.masquerade, Masquerade::All);
+    assert_eq!(config.guard.max_removed_peers, RemovalLimit::Percent(50));
+    assert_eq!(config.stale.policy, StalePolicy::Keep);
+    assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9586");
+    assert_eq!(config.control.socket, PathBuf::from("/run/gatepost/control.sock"));
+}
+
+#[test]
+fn every_key_can_be_set() {
+    let config = Scratch::new()
+        .load(
+            r#"
+            [gateway]
+            name = "fra-1"
+            private_key_file = "private.key"
+            psk_keys_file = "psk.keys"
+            [database]
+            url = "postgres://gatepost_fra_1@db1,db2/vpn?target_session_attrs=read-write"
+            password_file = "db.password"
+            tls = "verify-full"
+            tls_ca_file = "ca.pem"
+            [sync]
+            mode = "poll"
+            poll_interval = "250ms"
+            resync_interval = "1h 30m"
+            statement_timeout = "5s"
+            [interface]
+            name = "wg7"
+            backend = "userspace"
+            mtu_bytes = 1380
+            addresses = ["10.8.0.1/24", "fd00::1/64"]
+            fwmark = 0xca6c
+            site_prefixes = ["192.168.0.0/16"]
+            [firewall]
+            masquerade = "internet"
+            deny_log = false
+            flush_conntrack = false
+            [guard]
+            max_removed_peers = 200
+            [stale]
+            policy = "deny_new"
+            after = "1d"
+            [report]
+            heartbeat = "20s"
+            interval = "1m"
+            [metrics]
+            listen = "[::1]:9999"
+            [control]
+            socket = "/run/other.sock"
+            [cache]
+            file = "last-good"
+            "#,
+        )
+        .unwrap();
+    assert_eq!(config.gateway_name().unwrap(), "fra-1");
+    assert_eq!(config.database.tls, gatepost::store::Tls::VerifyFull);
+    assert_eq!(config.sync.poll_interval, Some(Duration::from_millis(250)));
+    assert_eq!(config.interface.backend, Backend::Userspace);
+    assert_eq!(config.interface.fwmark, Fwmark(51820));
+    assert_eq!(config.interface.addresses.len(), 2);
+    assert_eq!(config.guard.max_removed_peers, RemovalLimit::Count(200));
+    assert_eq!(config.stale.policy, StalePolicy::DenyNew);
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let config = Scratch::new()
+        .with("GATEPOST_DATABASE_URL", "postgres://other@db/vpn")
+        .with("GATEPOST_GATEWAY_NAME", "7")
+        .with("GATEPOST_SYNC_POLL_INTERVAL", "2s")
+        .with("GATEPOST_FIREWALL_DENY_LOG", "false")
+        .with("GATEPOST_INTERFACE_ADDRESSES", "10.0.0.1/24, fd00::1/64")
+        .with("GATEPOST_CONFIG", "/not/a/key")
+        .load("[database]\nurl = \"postgres://file@db/vpn\"\npassword_file = \"p\"")
+        .unwrap();
+    assert_eq!(config.database_url().unwrap().expose_text(), "postgres://other@db/vpn");
+    assert_eq!(config.database.password_file, Some("p".into()), "what is not overridden stays");
+    assert_eq!(config.gateway_name().unwrap(), "7");
+    assert_eq!(config.sync.poll_interval, Some(Duration::from_secs(2)));
+    assert!(!config.firewall.deny_log);
+    assert_eq!(config.interface.addresses.len(), 2);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn unknown_keys_name_the_nearest_known_one() {
+    let cases = [
+        (
+            "[sync]\nintervall = \"1s\"",
+            "gatepost.toml: unknown key `sync.intervall`; there are: mode, poll_interval, resync_interval, statement_timeout",
+        ),
+        (
+            "[sync]\npoll_intervall = \"1s\"",
+            "gatepost.toml: unknown key `sync.poll_intervall`; did you mean `poll_interval`?",
+        ),
+        (
+            "[gatway]\nname = \"x\"",
+            "gatepost.toml: unknown section `gatway`; did you mean `gateway`?",
+        ),
+        (
+            "name = \"x\"",
+            "gatepost.toml: unknown section `name`; there are: gateway, database, sync, interface, firewall, guard, stale, report, metrics, control, cache",
+        ),
+    ];
+    for (text, wanted) in cases {
+        assert_eq!(Scratch::new().error(text), wanted);
+    }
+    let scratch = Scratch::new().with("GATEPOST_DATABASE_ULR", "x");
+    assert_eq!(
+        scratch.error(""),
+        "environment variable GATEPOST_DATABASE_ULR: unknown key `database.ulr`; did you mean `url`?"
+    );
+}
+
+#[test]
+fn wrong_values_name_key_value_and_way_out() {
+    let cases = [
+        (
+            "[sync]\npoll_interval = 10",
+            "gatepost.toml: `sync.poll_interval` is \"10\": write a duration with its unit, as \"250ms\", \"10s\" or \"1h 30m\"",
+        ),
+        (
+            "[sync]\npoll_interval = \"1ms\"",
+            "gatepost.toml: `sync.poll_interval` is 1ms: it must be at least 100ms",
+        ),
+        (
+            "[sync]\nmode = \"lsten\"",
+            "gatepost.toml: `sync.mode` is \"lsten\"; did you mean `listen`?",
+        ),
+        (
+            "[interface]\nmtu_bytes = 1000",
+            "gatepost.toml: `interface.mtu_bytes` is 1000: it must be 1280 (the least IPv6 allows) to 65535",
+        ),
+        (
+            "[interface]\nname = \"a name too long\"",
+            "gatepost.toml: `interface.name` \"a name too long\" is no interface name: 1 to 15 of A-Z a-z 0-9 . _ - and neither '.' nor '..'",
+        ),
+        (
+            "[interface]\naddresses = [\"10.0.0.1\"]",
+            "gatepost.toml: `interface.addresses` holds \"10.0.0.1\": invalid IP address syntax",
+        ),
+        (
+            "[guard]\nmax_removed_peers = \"half\"",
+            "gatepost.toml: `guard.max_removed_peers` is \"half\": write a share of the peers as \"50%\" or a number of them",
+        ),
+        (
+            "[database]\nurl = \"db.example\"",
+            "gatepost.toml: `database.url` is no database URL: write postgres://ROLE@HOST/DATABASE",
+        ),
+        (
+            "[firewall]\ndeny_log = \"yes\"",
+            "gatepost.toml: `firewall.deny_log` is \"yes\": write true or false",
+        ),
+        (
+            "[gateway]\nname = \" \"",
+            "gatepost.toml: `gateway.name` is empty: write the name as in gateways.name",
+        ),
+        (
+            "gateway = 5",
+            "gatepost.toml: `gateway` is a signed int `5` and should be struct Gateway",
+        ),
+    ];
+    for (text, wanted) in cases {
+        assert_eq!(Scratch::new().error(text), wanted);
+    }
+    let scratch = Scratch::new().with("GATEPOST_REPORT_HEARTBEAT", "soon");
+    assert!(scratch.error("").starts_with(
+        "environment variable GATEPOST_REPORT_HEARTBEAT: `report.heartbeat` is \"soon\":"
+    ));
+}
+
+#[test]
+fn text_that_is_no_toml_names_file_and_line() {
+    let error = Scratch::new().error("[gateway]\nname = fra-1");
+    assert!(error.starts_with("gatepost.toml is not TOML: TOML parse error at line 2"), "{error}");
+}
+
+#[test]
+fn a_named_file_must_be_there() {
+    let source = Source { file: Some("/nowhere/gatepost.toml".into()), ..Source::default() };
+    assert_eq!(
+        load(source).unwrap_err().to_string(),
+        "cannot read the configuration /nowhere/gatepost.toml: No such file or directory (os \
+         error 2); name another file with --config"
+    );
+}
+
+#[test]
+fn a_key_that_is_needed_and_missing_names_both_ways_to_set_it() {
+    let config = Scratch::new().load("").unwrap();
+    let error = config.database_url().unwrap_err().to_string();
+    assert!(error.starts_with("`database.url` is not set; set it in "), "{error}");
+    assert!(error.ends_with("gatepost.toml, or set GATEPOST_DATABASE_URL"), "{error}");
+}
+
+#[test]
+fn a_variable_of_no_section_is_warned_of() {
+    let scratch = Scratch::new().with("GATEPOST_DATBASE_URL", "x").with("GATEPOST_TEST_X", "y");
+    assert_eq!(
+        scratch.load("").unwrap().warnings,
+        ["environment variable GATEPOST_DATBASE_URL is ignored: no section `datbase`; did you \
+             mean `database`?"]
+    );
+}
+
+#[test]
+fn secrets_come_from_the_named_file_else_from_a_credential() {
+    let scratch = Scratch::new();
+    let credentials = scratch.folder.path().join("credentials");
+    fs::create_dir(&credentials).unwrap();
+    fs::write(credentials.join("db_password"), "from systemd\n").unwrap();
+    scratch.file("db.password", "from the file\n");
+    let scratch = scratch.with("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap());
+    let read = |text: &str| {
+        let config = scratch.load(text).unwrap();
+        read_secret(&config, Secret::DatabasePassword)
+    };
+    assert_eq!(read("").unwrap().unwrap().expose_text(), "from systemd");
+    let named = "[database]\npassword_file = \"db.password\"";
+    assert_eq!(read(named).unwrap().unwrap().expose_text(), "from the file");
+    let error = read("[database]\npassword_file = \"gone\"").unwrap_err().to_string();
+    assert!(error.starts_with("cannot read the database password from "), "{error}");
+    assert!(error.ends_with("correct the path, or let this user read the file"), "{error}");
+}
+
+#[test]
+fn a_wrong_private_key_is_named_but_not_shown() {
+    let scratch = Scratch::new();
+    let config = scratch.load("").unwrap();
+    assert!(read_private_key(&config).unwrap_err().to_string().contains("gatepost key generate"));
+    let path = scratch.file("private.key", "c2VjcmV0\n");
+    let error = read_private_key(&config).unwrap_err().to_string();
+    assert!(error.contains("private.key is 6 bytes of base64, not 32"), "{error}");
+    assert!(!error.contains("c2VjcmV0"), "{error}");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(exposure(&path), None);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(exposure(&path).unwrap().contains("(mode 0644): chmod o= "));
+}

@@ -1,0 +1,278 @@
+//! Values with units, parsed at the edge. Everything may be written as a string, since the
+//! environment has nothing else.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+
+/// A PostgreSQL connection URL. Prints without its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The whole text, password included. The caller keeps it from logs and errors.
+    #[must_use]
+    pub fn expose_text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme)) {
+            Ok(Self(text.to_owned()))
+        } else {
+            // The text is not repeated: it may hold a password.
+            Err("is no database URL: write postgres://ROLE@HOST/DATABASE")
+        }
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (head, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
+        let (scheme, rest) = head.split_once("://").unwrap_or(("postgres", head));
+        match rest.rsplit_once('@') {
+            Some((role, place)) => {
+                let role = role.split(':').next().unwrap_or_default();
+                write!(f, "{scheme}://{role}@{place}")?;
+            }
+            None => write!(f, "{scheme}://{rest}")?,
+        }
+        let shown = query.split('&').filter(|pair| !pair.is_empty() && !pair.contains("password"));
+        for (index, pair) in shown.enumerate() {
+            write!(f, "{}{pair}", if index == 0 { '?' } else { '&' })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatabaseUrl({self})")
+    }
+}
+
+/// How many peers one pass may remove before an operator must confirm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemovalLimit {
+    /// Of the peers in the kernel; never fewer than [`RemovalLimit::FLOOR`].
+    Percent(u8),
+    Count(u64),
+}
+
+#[cfg_attr(not(test), expect(dead_code, reason = "the reconcile loop's end"))]
+impl RemovalLimit {
+    /// A small gateway may always lose this many at once.
+    pub const FLOOR: u64 = 10;
+
+    /// The largest removal that needs no confirmation when `peers` are in the kernel.
+    #[must_use]
+    pub const fn of(self, peers: u64) -> u64 {
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => {
+                let share = peers / 100 * percent as u64 + peers % 100 * percent as u64 / 100;
+                if share < Self::FLOOR { Self::FLOOR } else { share }
+            }
+        }
+    }
+}
+
+impl FromStr for RemovalLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("is {text:?}: write a share of the peers as \"50%\" or a number of them");
+        match text.strip_suffix('%') {
+            Some(percent) => match percent.trim().parse() {
+                Ok(percent @ 0..=100) => Ok(Self::Percent(percent)),
+                _ => Err(wrong()),
+            },
+            None => text.parse().map(Self::Count).map_err(|_| wrong()),
+        }
+    }
+}
+
+/// A packet mark; 0: none. Written in decimal or as 0x...
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fwmark(pub u32);
+
+impl FromStr for Fwmark {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("0x") {
+            Some(hex) => u32::from_str_radix(hex, 16),
+            None => text.parse(),
+        }
+        .map(Self)
+        .map_err(|_| format!("is {text:?}: write a mark of 32 bits, as 51820 or 0xca6c"))
+    }
+}
+
+/// Any scalar, through its text.
+pub(super) fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    let Scalar(text) = Scalar::deserialize(deserializer)?;
+    text.parse().map_err(D::Error::custom)
+}
+
+/// Any scalar, through its text, where there may be none.
+pub(super) fn optional<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    parsed(deserializer).map(Some)
+}
+
+/// `true` or `false`.
+pub(super) fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let Scalar(text) = Scalar::deserialize(deserializer)?;
+    text.parse().map_err(|_| D::Error::custom(format!("is {text:?}: write true or false")))
+}
+
+/// A duration with its unit, as "10s", "250ms", "1h 30m".
+pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let Scalar(text) = Scalar::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|_| {
+        D::Error::custom(format!(
+            "is {text:?}: write a duration with its unit, as \"250ms\", \"10s\" or \"1h 30m\""
+        ))
+    })
+}
+
+/// A duration with its unit, where there may be none.
+pub(super) fn optional_duration<'de, D>(deserializer: D) -> Result<Option<Duration>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    duration(deserializer).map(Some)
+}
+
+/// A list, or one string with commas.
+pub(super) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    let Words(words) = Words::deserialize(deserializer)?;
+    let parse = |word: String| {
+        word.parse().map_err(|why| D::Error::custom(format!("holds {word:?}: {why}")))
+    };
+    words.into_iter().map(parse).collect()
+}
+
+struct Scalar(String);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+struct ScalarVisitor;
+
+impl Visitor<'_> for ScalarVisitor {
+    type Value = Scalar;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("one value")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Scalar, E> {
+        Ok(Scalar(text.to_owned()))
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Scalar, E> {
+        Ok(Scalar(value.to_string()))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Scalar, E> {
+        Ok(Scalar(value.to_string()))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Scalar, E> {
+        Ok(Scalar(value.to_string()))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Scalar, E> {
+        Ok(Scalar(value.to_string()))
+    }
+}
+
+struct Words(Vec<String>);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordsVisitor;
+
+        impl<'de> Visitor<'de> for WordsVisitor {
+            type Value = Words;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of strings")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Words, E> {
+                let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+                Ok(Words(words.map(str::to_owned).collect()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Words, A::Error> {
+                let mut words = Vec::new();
+                while let Some(Scalar(word)) = list.next_element()? {
+                    words.push(word);
+                }
+                Ok(Words(words))
+            }
+        }
+
+        deserializer.deserialize_any(WordsVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_prints_without_its_password() {
+        let show = |text: &str| text.parse::<DatabaseUrl>().unwrap().to_string();
+        assert_eq!(show("postgres://gw:s3cret@db1,db2/vpn"), "postgres://gw@db1,db2/vpn");
+        assert_eq!(show("postgres://gw@db1:5433/vpn"), "postgres://gw@db1:5433/vpn");
+        assert_eq!(
+            show("postgresql:///vpn?host=/run/pg&password=s3cret&port=5"),
+            "postgresql:///vpn?host=/run/pg&port=5"
+        );
+        assert_eq!(show("postgres://gw:p@ss@db/vpn"), "postgres://gw@db/vpn");
+    }
+
+    #[test]
+    fn a_removal_limit_never_stops_a_small_gateway() {
+        let half = "50%".parse::<RemovalLimit>().unwrap();
+        assert_eq!((half.of(4), half.of(20), half.of(100_000)), (10, 10, 50_000));
+        assert_eq!(half.of(u64::MAX), u64::MAX / 2);
+        assert_eq!("200".parse::<RemovalLimit>().unwrap().of(4), 200);
+        for wrong in ["150%", "%", "-1", "half", ""] {
+            let error = wrong.parse::<RemovalLimit>().unwrap_err();
+            assert!(error.contains("\"50%\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mark_is_decimal_or_hexadecimal() {
+        assert_eq!("0xca6c".parse(), Ok(Fwmark(51820)));
+        assert_eq!("51820".parse(), Ok(Fwmark(51820)));
+        assert!("ca6c".parse::<Fwmark>().is_err());
+    }
+}

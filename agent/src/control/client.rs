@@ -1,0 +1,129 @@
+//! The asking end: blocking, one question per connection.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::{ControlError, Line, Request};
+use crate::status::{Explanation, PeerStatus, Status};
+
+/// A running agent, as its socket shows it.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// Asks on this socket; connects at each question.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// The agent's status.
+    ///
+    /// # Errors
+    /// [`ControlError::NoAgent`] if none answers; any other if it answers wrongly. So with all.
+    pub fn status(&self) -> Result<Status, ControlError> {
+        self.ask(&Request::Status, |_: serde_json::Value| {})
+    }
+
+    /// Every peer, one by one as they arrive.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn peers(&self, each: impl FnMut(PeerStatus)) -> Result<(), ControlError> {
+        self.ask(&Request::Peers, each)
+    }
+
+    /// The verdict for what `who` sends to `destination`.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; [`ControlError::Refused`] if nobody is called so.
+    pub fn explain(&self, who: &str, destination: &str) -> Result<Explanation, ControlError> {
+        let (who, destination) = (who.to_owned(), destination.to_owned());
+        self.ask(&Request::Explain { who, destination }, |_: serde_json::Value| {})
+    }
+
+    /// Has everything compared anew, and waits for it.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; [`ControlError::Refused`] if the pass failed.
+    pub fn resync(&self) -> Result<(), ControlError> {
+        self.ask(&Request::Resync, |_: serde_json::Value| {})
+    }
+
+    /// Lets the removal that the guard holds back go ahead.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; [`ControlError::Refused`] if none is held back.
+    pub fn confirm(&self) -> Result<(), ControlError> {
+        self.ask(&Request::Confirm, |_: serde_json::Value| {})
+    }
+
+    fn ask<I: DeserializeOwned, D: DeserializeOwned>(
+        &self,
+        request: &Request,
+        mut each: impl FnMut(I),
+    ) -> Result<D, ControlError> {
+        let mut stream = BufReader::new(self.connect()?);
+        let mut text = serde_json::to_string(request).map_err(io::Error::from);
+        if let Ok(text) = &mut text {
+            text.push('\n');
+        }
+        text.and_then(|text| stream.get_mut().write_all(text.as_bytes()))
+            .map_err(|source| self.broken(source))?;
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let read = stream.read_line(&mut line).map_err(|source| self.broken(source))?;
+            if read == 0 {
+                let source = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed early");
+                return Err(self.broken(source));
+            }
+            match serde_json::from_str::<Line<serde_json::Value>>(&line) {
+                Ok(Line::Item(item)) => each(self.parse(item)?),
+                Ok(Line::Done(done)) => return self.parse(done),
+                Ok(Line::Error(message)) => {
+                    return Err(ControlError::Refused { path: self.path.clone(), message });
+                }
+                Err(_) => return Err(self.unintelligible(&line)),
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<UnixStream, ControlError> {
+        /// A resync of 100,000 peers may take its time.
+        const PATIENCE: Duration = Duration::from_mins(2);
+        let stream = UnixStream::connect(&self.path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ControlError::NoAgent { path: self.path.clone(), source }
+            }
+            _ => self.broken(source),
+        })?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(|source| self.broken(source))?;
+        Ok(stream)
+    }
+
+    fn parse<T: DeserializeOwned>(&self, value: serde_json::Value) -> Result<T, ControlError> {
+        let text = value.to_string();
+        serde_json::from_value(value).map_err(|_| self.unintelligible(&text))
+    }
+
+    fn unintelligible(&self, line: &str) -> ControlError {
+        let line = line.trim_end().chars().take(200).collect();
+        ControlError::Unintelligible { path: self.path.clone(), line }
+    }
+
+    fn broken(&self, source: io::Error) -> ControlError {
+        let remedy = match source.kind() {
+            io::ErrorKind::PermissionDenied => "run this as root or as a member of its group",
+            io::ErrorKind::WouldBlock => "it is stuck: look at its journal",
+            _ => "look at its journal",
+        };
+        ControlError::Broken { path: self.path.clone(), source, remedy }
+    }
+}

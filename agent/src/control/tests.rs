@@ -1,0 +1,117 @@
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Instant, SystemTime};
+
+use gatepost::model::{DeviceId, PeerId, UserId};
+
+use super::*;
+use crate::handles::{Ask, LoopEnd, pair};
+use crate::status::{Explanation, PeerState, PeerStatus, State, Status, Timestamp};
+
+fn peer(user: &str) -> PeerStatus {
+    PeerStatus {
+        state: PeerState::InKernel,
+        peer_id: PeerId(uuid::Uuid::nil()),
+        user: user.to_owned(),
+        user_id: UserId(uuid::Uuid::nil()),
+        device: "laptop".to_owned(),
+        device_id: DeviceId(uuid::Uuid::nil()),
+        public_key: String::new(),
+        addresses: vec!["10.8.0.7/32".parse().unwrap()],
+        endpoint: None,
+        last_handshake_at: Some(Timestamp(SystemTime::UNIX_EPOCH)),
+        rx_bytes: 1,
+        tx_bytes: 2,
+        policies: vec![],
+    }
+}
+
+/// A loop that answers every question and never syncs anything.
+async fn answer_everything(mut end: LoopEnd) {
+    while let Some(ask) = end.asks.recv().await {
+        match ask {
+            Ask::Peers(answer) => drop(answer.send(vec![peer("anna"), peer("ben")])),
+            Ask::Explain { who, destination, answer } => {
+                let found = who == "anna";
+                let explanation = Explanation {
+                    allowed: true,
+                    text: format!("{who} may reach {destination}"),
+                    details: serde_json::json!({"verdict": "allow"}),
+                };
+                let unknown = format!("no user, device, address or key is called {who:?}");
+                drop(answer.send(if found { Ok(explanation) } else { Err(unknown) }));
+            }
+            Ask::Resync(answer) => drop(answer.send(Ok(()))),
+            Ask::Confirm(answer) => drop(answer.send(Err("nothing is held back".to_owned()))),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(ask).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_question_gets_its_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run/control.sock");
+    let server = Server::bind(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    let (watcher, end, _stop) = pair(Status::default(), Instant::now());
+    end.status.send_modify(|status| status.state = State::Ready);
+    tokio::spawn(answer_everything(end));
+    let serving = tokio::spawn(server.serve(watcher));
+
+    let socket = path.clone();
+    blocking(move || {
+        let client = Client::new(&socket);
+        assert_eq!(client.status().unwrap().state, State::Ready);
+        let mut users = Vec::new();
+        client.peers(|peer| users.push(peer.user)).unwrap();
+        assert_eq!(users, ["anna", "ben"]);
+        assert_eq!(client.explain("anna", "10.0.0.1").unwrap().text, "anna may reach 10.0.0.1");
+        let refused = client.explain("carl", "10.0.0.1").unwrap_err().to_string();
+        assert!(refused.contains(r#"is called "carl""#), "{refused}");
+        client.resync().unwrap();
+        assert!(client.confirm().unwrap_err().to_string().ends_with("nothing is held back"));
+
+        let mut raw = UnixStream::connect(&socket).unwrap();
+        raw.write_all(b"{\"op\":\"dance\"}\n").unwrap();
+        let mut reply = String::new();
+        raw.read_to_string(&mut reply).unwrap();
+        assert!(reply.starts_with(r#"{"error":"no such request: unknown variant `dance`"#));
+    })
+    .await;
+
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+    assert!(!path.exists(), "a stopped server takes its socket with it");
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    let refused = Client::new(&path).status().unwrap_err();
+    assert!(matches!(refused, ControlError::NoAgent { .. }), "{refused}");
+
+    let first = Server::bind(&path).unwrap();
+    let second = Server::bind(&path).unwrap_err();
+    assert!(matches!(second, ControlError::Taken { .. }), "{second}");
+    assert!(path.exists(), "the second must not take the first one's socket away");
+    drop(first);
+    Server::bind(&path).unwrap();
+}
+
+#[tokio::test]
+async fn questions_to_a_loop_that_ended_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let (watcher, end, _stop) = pair(Status::default(), Instant::now());
+    drop(end);
+    tokio::spawn(Server::bind(&path).unwrap().serve(watcher));
+    let refused = blocking(move || Client::new(&path).resync().unwrap_err().to_string()).await;
+    assert!(refused.ends_with("the agent is stopping"), "{refused}");
+}

@@ -1,0 +1,374 @@
+//! What the agent says of itself: one value, told alike by `gatepost status`, the metrics and
+//! systemd.
+//!
+//! Its JSON is the stable output of `gatepost status --json` and `gatepost peers --json`: fields
+//! are added, never renamed or removed. Times are RFC 3339 in UTC, durations carry their unit in
+//! the name, and what is not known yet is `null`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use gatepost::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A point in time, written as RFC 3339 with milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Timestamp(pub SystemTime);
+
+impl Timestamp {
+    /// How long ago this was; zero where a clock was set back in between.
+    #[must_use]
+    pub fn age(self, now: SystemTime) -> Duration {
+        now.duration_since(self.0).unwrap_or_default()
+    }
+
+    /// Seconds since 1970, as Prometheus wants them; zero for anything earlier.
+    #[must_use]
+    pub fn unix_seconds(self) -> f64 {
+        self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_millis(self.0).fmt(f)
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        Self(time)
+    }
+}
+
+impl TryFrom<String> for Timestamp {
+    type Error = humantime::TimestampError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        humantime::parse_rfc3339(&text).map(Self)
+    }
+}
+
+impl From<Timestamp> for String {
+    fn from(time: Timestamp) -> Self {
+        time.to_string()
+    }
+}
+
+/// Whether the kernel is proven to hold what the database wants.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// No pass has ended yet.
+    #[default]
+    Starting,
+    /// The kernel was proven equal to the last good desired state.
+    Ready,
+    /// Ready for most: something is left out or late, and an operator should look.
+    Degraded { why: String },
+    /// The kernel is not proven equal, or this gateway must not serve.
+    NotReady { why: String },
+}
+
+impl State {
+    /// Peers are served and the kernel was proven equal.
+    #[must_use]
+    pub const fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready | Self::Degraded { .. })
+    }
+
+    /// The word, without the reason.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Degraded { .. } => "degraded",
+            Self::NotReady { .. } => "not ready",
+        }
+    }
+
+    /// The reason, where there is one.
+    #[must_use]
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Starting | Self::Ready => None,
+            Self::Degraded { why } | Self::NotReady { why } => Some(why),
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())?;
+        self.why().map_or(Ok(()), |why| write!(f, ": {why}"))
+    }
+}
+
+/// Which WireGuard carries the packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendInUse {
+    Kernel,
+    Userspace,
+}
+
+impl fmt::Display for BackendInUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        })
+    }
+}
+
+/// How changes are learnt of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModeInUse {
+    /// By notification, with a slow poll behind it.
+    Listen,
+    /// By polling alone.
+    Poll,
+}
+
+impl fmt::Display for ModeInUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listen => "listen",
+            Self::Poll => "poll",
+        })
+    }
+}
+
+/// Everything the agent knows of itself, as of one instant.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// `state` and, where there is a reason, `why`.
+    #[serde(flatten)]
+    pub state: State,
+    pub gateway: GatewayStatus,
+    pub interface: InterfaceStatus,
+    pub sync: SyncStatus,
+    pub database: DatabaseStatus,
+    pub peers: PeerCounts,
+    /// The quarantined peers; at most the first hundred, `peers.quarantined` counts them all.
+    pub quarantined: Vec<QuarantinedPeer>,
+    /// What an operator should look at, one sentence each.
+    pub warnings: Vec<String>,
+    /// A removal that the guard holds back until an operator confirms it.
+    pub held_back: Option<HeldBack>,
+    pub agent: AgentStatus,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GatewayStatus {
+    /// `gateways.name`, from the configuration.
+    pub name: String,
+    /// `gateways.id`; `null` until the database was read.
+    pub id: Option<GatewayId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    pub name: String,
+    pub backend: Option<BackendInUse>,
+    pub public_key: Option<PublicKey>,
+    /// UDP port.
+    pub listen_port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SyncStatus {
+    pub mode: Option<ModeInUse>,
+    /// Why this mode: the configuration, or what a probe found.
+    pub mode_why: String,
+    /// The database's time as of which the kernel was proven equal.
+    pub last_sync_at: Option<Timestamp>,
+    /// From the commit of the last change to its proof in the kernel.
+    pub lag_ms: Option<u64>,
+    pub last_pass: Option<PassStatus>,
+    /// Passes since the agent started.
+    pub passes: u64,
+    /// Passes that found our objects changed by others, and put them right.
+    pub drift_repaired: u64,
+    /// Changes that a timer found before a notification told of them.
+    pub notify_missed: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassStatus {
+    pub at: Timestamp,
+    pub duration_ms: u64,
+    /// Writes to the kernel.
+    pub steps: u64,
+    /// Writes that the kernel refused.
+    pub refused: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DatabaseStatus {
+    pub connected: bool,
+    /// Since when it has been connected, or away.
+    pub since: Option<Timestamp>,
+    /// The last error, also after it has passed.
+    pub last_error: Option<String>,
+    /// Version of schema `gatepost`.
+    pub schema_version: Option<i32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PeerCounts {
+    /// Eligible and in order: these should be in the kernel.
+    pub desired: u64,
+    pub in_kernel: u64,
+    /// Revoked, inactive, not approved: left out as their rows say.
+    pub ineligible: u64,
+    /// Left out because their rows cannot be obeyed.
+    pub quarantined: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantinedPeer {
+    pub peer_id: PeerId,
+    pub user: String,
+    pub device: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBack {
+    pub removals: u64,
+    /// Peers in the kernel at that moment.
+    pub of: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AgentStatus {
+    pub version: String,
+    pub started_at: Option<Timestamp>,
+}
+
+/// One peer, as `gatepost peers` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// `state` and, where the peer is left out, `reason`.
+    #[serde(flatten)]
+    pub state: PeerState,
+    pub peer_id: PeerId,
+    pub user: String,
+    pub user_id: UserId,
+    pub device: String,
+    pub device_id: DeviceId,
+    /// The column's text: for a quarantined peer it may be no key at all.
+    pub public_key: String,
+    /// What is routed to the peer; for one left out, what its row asks for.
+    pub addresses: Vec<IpNet>,
+    /// Where its last packet came from.
+    pub endpoint: Option<SocketAddr>,
+    pub last_handshake_at: Option<Timestamp>,
+    /// Bytes the gateway received from the peer since the peer was added.
+    pub rx_bytes: u64,
+    /// Bytes the gateway sent to the peer since the peer was added.
+    pub tx_bytes: u64,
+    /// Names of the policies that apply, the deciding ones first.
+    pub policies: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum PeerState {
+    /// In the kernel, as proven by reading it back.
+    InKernel,
+    /// Wanted, not yet proven.
+    Pending,
+    Ineligible {
+        reason: String,
+    },
+    Quarantined {
+        reason: String,
+    },
+}
+
+impl PeerState {
+    /// The word and, for a peer left out, the reason.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::InKernel => "ok".to_owned(),
+            Self::Pending => "pending".to_owned(),
+            Self::Ineligible { reason } => reason.clone(),
+            Self::Quarantined { reason } => format!("quarantined: {reason}"),
+        }
+    }
+}
+
+/// The answer to `gatepost explain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub allowed: bool,
+    /// Several lines in the words of users and policies.
+    pub text: String,
+    /// The same as a JSON object: the verdict, the deciding policy, those that lost.
+    pub details: serde_json::Value,
+}
+
+/// What `gatepost plan` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// What would change, in the order of the phases. Empty: nothing.
+    pub steps: Vec<PlannedStep>,
+    /// The same in the words of users, devices and policies.
+    pub words: Vec<String>,
+    /// Rows left out or partly ignored, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStep {
+    /// `fence`, `link`, `revoke`, `policy`, `peers`, `routes` or `sweep`.
+    pub phase: String,
+    /// The step's one stable line.
+    pub step: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_reads_back_what_it_wrote() {
+        let status = Status {
+            state: State::NotReady { why: "the database is away".into() },
+            sync: SyncStatus {
+                last_sync_at: Some(Timestamp(
+                    SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250),
+                )),
+                ..SyncStatus::default()
+            },
+            ..Status::default()
+        };
+        let text = serde_json::to_string(&status).unwrap();
+        assert!(
+            text.starts_with(r#"{"state":"not_ready","why":"the database is away","#),
+            "{text}"
+        );
+        assert!(text.contains(r#""last_sync_at":"2023-11-14T22:13:20.250Z""#), "{text}");
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+    }
+
+    #[test]
+    fn a_clock_set_back_gives_age_zero() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        assert_eq!(Timestamp(now + Duration::from_secs(3_594)).age(now), Duration::ZERO);
+    }
+}

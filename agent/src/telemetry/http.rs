@@ -1,0 +1,182 @@
+//! `/metrics`, `/healthz` and `/readyz` over HTTP/1.1: one request per connection, two verbs, three
+//! paths. A web server would be more code to trust than this is to read.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::metrics::render;
+use crate::handles::Watcher;
+
+/// A bound metrics listener.
+#[derive(Debug)]
+pub struct MetricsServer {
+    listener: TcpListener,
+}
+
+/// Connections served at once; further ones wait.
+const CONNECTIONS: usize = 8;
+
+/// A request's first line and headers together.
+const HEAD_BYTES: u64 = 8 * 1024;
+
+/// A whole exchange.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl MetricsServer {
+    /// Listens on `address`.
+    ///
+    /// # Errors
+    /// Those of `bind(2)`.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await? })
+    }
+
+    /// Serves until it is dropped.
+    pub async fn serve(self, watcher: Watcher) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let watcher = watcher.clone();
+                    tokio::spawn(async move {
+                        let exchange = exchange(stream, &watcher);
+                        match tokio::time::timeout(PATIENCE, exchange).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => tracing::debug!(%error, "an HTTP client went away"),
+                            Err(_) => tracing::debug!("an HTTP client took too long"),
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an HTTP client");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Response {
+    status: &'static str,
+    body: String,
+}
+
+async fn exchange(stream: TcpStream, watcher: &Watcher) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let request = read_head(&mut stream).await?;
+    let response = respond(&request, watcher, Instant::now());
+    let body = if request.starts_with("HEAD ") { "" } else { &response.body };
+    let head = format!(
+        "HTTP/1.1 {}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
+        response.status,
+        response.body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+/// Reads to the empty line and gives the first one. The headers change nothing for us, but closing
+/// on unread bytes would reset the connection under the answer.
+async fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
+    let mut head = stream.take(HEAD_BYTES);
+    let mut request = String::new();
+    head.read_line(&mut request).await?;
+    let mut line = String::new();
+    while head.read_line(&mut line).await? > 0 && !line.trim_end().is_empty() {
+        line.clear();
+    }
+    Ok(request)
+}
+
+fn respond(request: &str, watcher: &Watcher, now: Instant) -> Response {
+    let mut words = request.split_whitespace();
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = target.split('?').next().unwrap_or_default();
+    let response = |status, body: String| Response { status, body };
+    if !matches!(method, "GET" | "HEAD") {
+        return response("405 Method Not Allowed", "GET or HEAD\n".to_owned());
+    }
+    match path {
+        "/metrics" => response("200 OK", render(watcher, now)),
+        "/healthz" if watcher.pulse.is_alive(now) => response("200 OK", "alive\n".to_owned()),
+        "/healthz" => {
+            let age = watcher.pulse.age(now).as_secs();
+            response("503 Service Unavailable", format!("the loop has not moved for {age} s\n"))
+        }
+        "/readyz" => {
+            let state = watcher.status.borrow().state.clone();
+            let status = if state.is_ready() { "200 OK" } else { "503 Service Unavailable" };
+            response(status, format!("{state}\n"))
+        }
+        _ => response("404 Not Found", "/metrics, /healthz or /readyz\n".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handles::pair;
+    use crate::pulse::STUCK_AFTER;
+    use crate::status::{State, Status};
+
+    fn status_of(request: &str, watcher: &Watcher, now: Instant) -> String {
+        let response = respond(request, watcher, now);
+        format!("{} {}", response.status, response.body.trim_end())
+    }
+
+    #[test]
+    fn ready_follows_the_state_and_health_the_pulse() {
+        let start = Instant::now();
+        let (watcher, end, _stop) = pair(Status::default(), start);
+        let ready = "GET /readyz HTTP/1.1\r\n";
+        assert_eq!(status_of(ready, &watcher, start), "503 Service Unavailable starting");
+        end.status.send_modify(|status| {
+            status.state = State::Degraded { why: "the database is away".into() };
+        });
+        assert_eq!(status_of(ready, &watcher, start), "200 OK degraded: the database is away");
+
+        let health = "GET /healthz HTTP/1.1\r\n";
+        assert_eq!(status_of(health, &watcher, start), "200 OK alive");
+        assert_eq!(
+            status_of(health, &watcher, start + STUCK_AFTER * 2),
+            "503 Service Unavailable the loop has not moved for 60 s"
+        );
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let now = Instant::now();
+        let (watcher, _end, _stop) = pair(Status::default(), now);
+        assert!(status_of("POST /metrics HTTP/1.1\r\n", &watcher, now).starts_with("405 "));
+        assert!(status_of("GET / HTTP/1.1\r\n", &watcher, now).starts_with("404 "));
+        assert!(status_of("", &watcher, now).starts_with("405 "));
+    }
+
+    #[tokio::test]
+    async fn a_plain_client_gets_the_metrics() {
+        let now = Instant::now();
+        let (watcher, _end, _stop) = pair(Status::default(), now);
+        let server = MetricsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let address = server.listener.local_addr().unwrap();
+        tokio::spawn(server.serve(watcher));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).await.unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
+        assert!(body.contains("\ngatepost_ready 0\n"), "{body}");
+    }
+}

@@ -1,0 +1,75 @@
+//! The log: to the journal when systemd listens, else as lines on standard error.
+
+use std::io::{self, IsTerminal};
+use std::os::unix::fs::MetadataExt;
+
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Who reads the log, and so how much is worth saying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// A daemon's journal: each change of state.
+    Daemon,
+    /// Somebody who waits for a command's answer: only what they should look at.
+    Person,
+}
+
+/// Starts the log. `filter` is the text of `--log`, in the syntax of `RUST_LOG`; without it
+/// `RUST_LOG` itself counts, else what suits the audience.
+///
+/// # Errors
+/// If the filter cannot be parsed.
+pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseError> {
+    let usual = match audience {
+        Audience::Daemon => "info",
+        Audience::Person => "warn",
+    };
+    let variable = std::env::var(EnvFilter::DEFAULT_ENV).ok();
+    let filter = filter.or(variable.as_deref()).unwrap_or(usual).parse::<EnvFilter>()?;
+    let registry = tracing_subscriber::registry().with(filter);
+    match journal() {
+        Some(journal) => registry.with(journal).init(),
+        None => {
+            let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+            registry.with(lines.with_ansi(colour).with_target(false)).init();
+        }
+    }
+    Ok(())
+}
+
+/// The journal's native protocol, if standard error goes there: fields stay fields.
+fn journal() -> Option<tracing_journald::Layer> {
+    let stream = std::env::var("JOURNAL_STREAM").ok()?;
+    let stderr = std::fs::metadata("/proc/self/fd/2").ok()?;
+    if !is_journal(&stream, stderr.dev(), stderr.ino()) {
+        return None;
+    }
+    let layer = tracing_journald::layer().ok()?;
+    Some(layer.with_field_prefix(None).with_priority_mappings(PriorityMappings {
+        // The layer's own choice for INFO is "notice", which many alert on.
+        info: Priority::Informational,
+        ..PriorityMappings::new()
+    }))
+}
+
+/// `$JOURNAL_STREAM` is the device and inode of the stream that systemd connected to the journal;
+/// a child that redirected its output inherits the variable all the same (systemd.exec(5)).
+fn is_journal(stream: &str, device: u64, inode: u64) -> bool {
+    stream == format!("{device}:{inode}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_stream_that_systemd_made_is_the_journal() {
+        assert!(is_journal("8:12345", 8, 12345));
+        assert!(!is_journal("8:12345", 8, 12346));
+        assert!(!is_journal("", 8, 12345));
+    }
+}

@@ -1,0 +1,155 @@
+//! The metrics: the published status as numbers, made when somebody asks for them.
+
+use std::time::Instant;
+
+use ::metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
+use metrics_exporter_prometheus::PrometheusBuilder;
+
+use crate::handles::Watcher;
+use crate::status::{Status, Timestamp};
+
+/// The metrics as they stand, in Prometheus's text format.
+#[must_use]
+pub fn render(watcher: &Watcher, now: Instant) -> String {
+    let status = watcher.status.borrow().clone();
+    // A registry per answer: one that lived on would keep each value a label ever had.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    with_local_recorder(&recorder, || {
+        describe();
+        record(&status);
+        gauge!("gatepost_loop_age_seconds").set(watcher.pulse.age(now).as_secs_f64());
+    });
+    recorder.handle().render()
+}
+
+/// Name and meaning of each gauge.
+const GAUGES: [(&str, &str); 10] = [
+    ("gatepost_info", "Always 1; the labels tell version, gateway, backend and mode"),
+    ("gatepost_ready", "1 while the kernel is proven equal to the last good desired state"),
+    ("gatepost_peers", "Peers by state; desired and in_kernel are equal when all is well"),
+    (
+        "gatepost_last_sync_timestamp_seconds",
+        "The database's time as of which the kernel was proven equal; 0 if never",
+    ),
+    ("gatepost_lag_seconds", "From the commit of the last change to its proof in the kernel"),
+    ("gatepost_last_pass_duration_seconds", "Duration of the last pass"),
+    ("gatepost_last_pass_refused_steps", "Writes of the last pass that the kernel refused"),
+    ("gatepost_database_connected", "1 while the database answers"),
+    ("gatepost_held_back_removals", "Peers whose removal waits for confirmation"),
+    ("gatepost_loop_age_seconds", "Since the loop last moved"),
+];
+
+/// Name and meaning of each counter; all begin with the agent.
+const COUNTERS: [(&str, &str); 3] = [
+    ("gatepost_passes_total", "Passes that ended"),
+    ("gatepost_drift_repaired_total", "Passes that put right what others had changed"),
+    ("gatepost_notify_missed_total", "Changes that a timer found before a notification did"),
+];
+
+fn describe() {
+    for (name, meaning) in GAUGES {
+        describe_gauge!(name, meaning);
+    }
+    for (name, meaning) in COUNTERS {
+        describe_counter!(name, meaning);
+    }
+}
+
+fn record(status: &Status) {
+    let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
+    gauge!(
+        "gatepost_info",
+        "version" => status.agent.version.clone(),
+        "gateway" => status.gateway.name.clone(),
+        "backend" => text(status.interface.backend.map(|backend| backend.to_string())),
+        "mode" => text(status.sync.mode.map(|mode| mode.to_string())),
+    )
+    .set(1.0);
+    gauge!("gatepost_ready").set(truth(status.state.is_ready()));
+    gauge!("gatepost_database_connected").set(truth(status.database.connected));
+
+    let peers = &status.peers;
+    gauge!("gatepost_peers", "state" => "desired").set(amount(peers.desired));
+    gauge!("gatepost_peers", "state" => "in_kernel").set(amount(peers.in_kernel));
+    gauge!("gatepost_peers", "state" => "ineligible").set(amount(peers.ineligible));
+    gauge!("gatepost_peers", "state" => "quarantined").set(amount(peers.quarantined));
+    let held_back = status.held_back.map_or(0, |held| held.removals);
+    gauge!("gatepost_held_back_removals").set(amount(held_back));
+
+    let sync = &status.sync;
+    // Zero, not absent, when there was none: an alert on the age must fire then, too.
+    let last_sync = sync.last_sync_at.map_or(0.0, Timestamp::unix_seconds);
+    gauge!("gatepost_last_sync_timestamp_seconds").set(last_sync);
+    if let Some(lag_ms) = sync.lag_ms {
+        gauge!("gatepost_lag_seconds").set(amount(lag_ms) / 1_000.0);
+    }
+    if let Some(pass) = &sync.last_pass {
+        gauge!("gatepost_last_pass_duration_seconds").set(amount(pass.duration_ms) / 1_000.0);
+        gauge!("gatepost_last_pass_refused_steps").set(amount(pass.refused));
+    }
+    counter!("gatepost_passes_total").absolute(sync.passes);
+    counter!("gatepost_drift_repaired_total").absolute(sync.drift_repaired);
+    counter!("gatepost_notify_missed_total").absolute(sync.notify_missed);
+}
+
+fn truth(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}
+
+/// Exact up to 2^53, which no count here reaches.
+#[allow(clippy::cast_precision_loss)]
+fn amount(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::handles::pair;
+    use crate::status::{PeerCounts, State};
+
+    #[test]
+    fn numbers_follow_the_status() {
+        let start = Instant::now();
+        let (watcher, end, _stop) = pair(Status::default(), start);
+        let before = render(&watcher, start);
+        assert!(before.contains("\ngatepost_ready 0\n"), "{before}");
+        assert!(before.contains("\ngatepost_last_sync_timestamp_seconds 0\n"), "{before}");
+
+        end.status.send_modify(|status| {
+            status.state = State::Ready;
+            status.peers = PeerCounts { desired: 9, in_kernel: 8, ineligible: 2, quarantined: 1 };
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+            status.sync.last_sync_at = Some(Timestamp(at));
+            status.sync.lag_ms = Some(250);
+            status.sync.passes = 3;
+        });
+        let after = render(&watcher, start + Duration::from_secs(5));
+        for line in [
+            "gatepost_ready 1",
+            "gatepost_peers{state=\"desired\"} 9",
+            "gatepost_peers{state=\"in_kernel\"} 8",
+            "gatepost_peers{state=\"quarantined\"} 1",
+            "gatepost_last_sync_timestamp_seconds 1700000000",
+            "gatepost_lag_seconds 0.25",
+            "gatepost_passes_total 3",
+            "gatepost_loop_age_seconds 5",
+            "# TYPE gatepost_passes_total counter",
+        ] {
+            assert!(after.lines().any(|found| found == line), "no line {line:?} in:\n{after}");
+        }
+    }
+
+    #[test]
+    fn a_label_that_changed_leaves_no_second_info() {
+        let start = Instant::now();
+        let (watcher, end, _stop) = pair(Status::default(), start);
+        let _before = render(&watcher, start);
+        end.status.send_modify(|status| status.gateway.name = "fra-1".into());
+        let after = render(&watcher, start);
+        let infos = after.lines().filter(|line| line.starts_with("gatepost_info{")).count();
+        assert_eq!(infos, 1, "{after}");
+    }
+}

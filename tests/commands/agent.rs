@@ -1,0 +1,104 @@
+//! The commands that ask a running agent, against none and against one that only answers.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+
+use crate::gatepost::Gatepost;
+
+/// Answers the next questions, one reply each; gives the questions back when joined.
+fn answer(gatepost: &Gatepost, replies: Vec<String>) -> std::thread::JoinHandle<Vec<String>> {
+    let listener = UnixListener::bind(gatepost.path("control.sock")).unwrap();
+    std::thread::spawn(move || {
+        let serve = |reply: String| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut question = String::new();
+            BufReader::new(&stream).read_line(&mut question).unwrap();
+            stream.write_all(reply.as_bytes()).unwrap();
+            question
+        };
+        replies.into_iter().map(serve).collect()
+    })
+}
+
+fn status(state: &str) -> String {
+    let rest = r#""gateway":{"name":"fra-1","id":null},"interface":{"name":"gatepost0","backend":null,"public_key":null,"listen_port":null},"sync":{"mode":null,"mode_why":"","last_sync_at":null,"lag_ms":null,"last_pass":null,"passes":0,"drift_repaired":0,"notify_missed":0},"database":{"connected":false,"since":null,"last_error":null,"schema_version":null},"peers":{"desired":0,"in_kernel":0,"ineligible":0,"quarantined":0},"quarantined":[],"warnings":[],"held_back":null,"agent":{"version":"0.1.0","started_at":null}"#;
+    format!("{{\"done\":{{{state},{rest}}}}}\n")
+}
+
+#[test]
+fn without_an_agent_the_exit_code_is_4_and_says_where_it_was_sought() {
+    let gatepost = Gatepost::with("");
+    for command in [&["status"][..], &["peers"], &["resync"], &["confirm"], &["status", "--json"]] {
+        let done = gatepost.run(command).must_exit(4);
+        assert_eq!(done.stdout, "");
+        let error = done.error(&gatepost);
+        assert!(error.starts_with("gatepost: no agent answers on control.sock: "), "{error}");
+    }
+}
+
+#[test]
+fn a_dead_agents_socket_is_no_agent() {
+    let gatepost = Gatepost::with("");
+    drop(UnixListener::bind(gatepost.path("control.sock")).unwrap());
+    gatepost.run(&["status"]).must_exit(4);
+}
+
+#[test]
+fn the_exit_code_of_status_follows_the_state() {
+    let gatepost = Gatepost::with("");
+    let replies = [
+        r#""state":"ready""#,
+        r#""state":"not_ready","why":"the private key is another gateway's""#,
+        r#""state":"starting""#,
+        r#""state":"ready""#,
+    ];
+    let agent = answer(&gatepost, replies.map(status).into());
+    assert!(gatepost.run(&["status"]).must_exit(0).stdout.contains("state      ready\n"));
+    let not_ready = gatepost.run(&["status"]).must_exit(3);
+    let line = "state      not ready: the private key is another gateway's\n";
+    assert!(not_ready.stdout.contains(line), "{}", not_ready.stdout);
+    gatepost.run(&["status"]).must_exit(3);
+    let json = gatepost.run(&["status", "--json"]).must_exit(0);
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["state"], "ready");
+    assert_eq!(agent.join().unwrap(), vec!["{\"op\":\"status\"}\n"; 4]);
+}
+
+#[test]
+fn explain_tells_allowed_from_denied_by_its_exit_code() {
+    let gatepost = Gatepost::with("");
+    let reply = |allowed: bool| {
+        let details = r#"{"verdict":"x"}"#;
+        format!("{{\"done\":{{\"allowed\":{allowed},\"text\":\"why\",\"details\":{details}}}}}\n")
+    };
+    let refusal = "{\"error\":\"nobody is called \\\"carl\\\"\"}\n".to_owned();
+    let agent = answer(&gatepost, vec![reply(true), reply(false), refusal]);
+    let explain = |who, code| gatepost.run(&["explain", who, "10.0.0.1"]).must_exit(code);
+    assert_eq!(explain("anna", 0).stdout, "why\n");
+    assert_eq!(explain("ben", 2).stdout, "why\n");
+    assert!(explain("carl", 1).stderr.ends_with("says: nobody is called \"carl\"\n"));
+    let question = "{\"op\":\"explain\",\"who\":\"anna\",\"destination\":\"10.0.0.1\"}\n";
+    assert_eq!(agent.join().unwrap()[0], question);
+}
+
+#[test]
+fn an_answer_of_another_version_is_not_taken_for_ready() {
+    let gatepost = Gatepost::with("");
+    let agent = answer(&gatepost, vec!["{\"done\":{\"state\":\"ready\"}}\n".into(), String::new()]);
+    let done = gatepost.run(&["status"]).must_exit(1);
+    assert!(done.stderr.contains("its version may differ"), "{}", done.stderr);
+    let silent = gatepost.run(&["status"]).must_exit(1);
+    assert!(silent.stderr.contains("it closed early"), "{}", silent.stderr);
+    agent.join().unwrap();
+}
+
+#[test]
+fn down_asks_first_and_never_under_a_running_agent() {
+    let gatepost = Gatepost::with("");
+    let unasked = gatepost.run(&["down"]).must_exit(1);
+    assert!(unasked.stderr.contains("say --yes"), "{}", unasked.stderr);
+    let agent = answer(&gatepost, vec![status(r#""state":"ready""#)]);
+    let running = gatepost.run(&["down", "--yes"]).must_exit(1);
+    assert!(running.stderr.contains("stop it first"), "{}", running.stderr);
+    agent.join().unwrap();
+}

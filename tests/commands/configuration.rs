@@ -1,0 +1,79 @@
+use crate::gatepost::Gatepost;
+
+#[test]
+fn a_wrong_configuration_ends_every_command_with_78() {
+    let gatepost = Gatepost::with("[gateway]\nnmae = \"fra-1\"");
+    for command in ["run", "enroll", "plan", "status", "peers", "migrate"] {
+        let done = gatepost.run(&[command]).must_exit(78);
+        assert_eq!(
+            done.error(&gatepost),
+            "gatepost: gatepost.toml: unknown key `gateway.nmae`; did you mean `name`?\n",
+            "{command}"
+        );
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let gatepost = Gatepost::with("");
+    let cases = [
+        ("run", "`gateway.name` is not set; set it in gatepost.toml, or set GATEPOST_GATEWAY_NAME"),
+        (
+            "migrate",
+            "`database.url` is not set; set it in gatepost.toml, or set GATEPOST_DATABASE_URL",
+        ),
+    ];
+    for (command, error) in cases {
+        let done = gatepost.run(&[command]).must_exit(78);
+        assert_eq!(done.error(&gatepost), format!("gatepost: {error}\n"));
+    }
+    let named = gatepost.run(&["status", "--config", "/nowhere.toml"]).must_exit(78);
+    assert!(named.stderr.contains("/nowhere.toml"), "{}", named.stderr);
+}
+
+#[test]
+fn run_needs_a_key_before_it_touches_anything() {
+    let gatepost = Gatepost::with(
+        "[gateway]\nname = \"fra-1\"\n[database]\nurl = \"postgres://gw@127.0.0.1:1/vpn\"",
+    );
+    let done = gatepost.run(&["run"]).must_exit(78);
+    let error = done.error(&gatepost);
+    assert!(
+        error.starts_with("gatepost: cannot read the private key from private.key: "),
+        "{error}"
+    );
+    assert!(!gatepost.path("control.sock").exists());
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let gatepost = Gatepost::with("[database]\nurl = \"postgres://gw@127.0.0.1:1/vpn\"");
+    let mut command = gatepost.command(&["migrate"]);
+    command.env("GATEPOST_DATABASE_URL", "mysql://db");
+    let done: crate::gatepost::Done = command.output().unwrap().into();
+    assert_eq!(
+        done.must_exit(78).stderr,
+        "gatepost: environment variable GATEPOST_DATABASE_URL: `database.url` is no database URL: \
+         write postgres://ROLE@HOST/DATABASE\n"
+    );
+}
+
+#[test]
+fn a_wrong_command_line_is_not_taken_for_an_answer() {
+    let gatepost = Gatepost::with("");
+    gatepost.run(&["explain", "anna", "not-an-address"]).must_exit(64);
+    gatepost.run(&["dance"]).must_exit(64);
+    gatepost.run(&["--log", "===", "status"]).must_exit(64);
+    let help = gatepost.run(&["--help"]).must_exit(0);
+    assert!(help.stdout.contains("78 wrong configuration"), "{}", help.stdout);
+}
+
+#[test]
+fn an_unreachable_database_fails_and_names_itself_without_its_password() {
+    let gatepost = Gatepost::with(
+        "[database]\nurl = \"postgres://gw:hunter2@127.0.0.1:1/vpn\"\ntls = \"disable\"",
+    );
+    let done = gatepost.run(&["migrate"]).must_exit(1);
+    assert!(done.stderr.contains("database vpn at 127.0.0.1:1 as role gw"), "{}", done.stderr);
+    assert!(!done.stderr.contains("hunter2"), "{}", done.stderr);
+}

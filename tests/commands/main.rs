@@ -1,0 +1,9 @@
+//! The binary as a script sees it: exit codes, what stands on which stream, what is left behind.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod agent;
+mod check;
+mod configuration;
+mod gatepost;
+mod keys;
