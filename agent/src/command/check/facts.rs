@@ -212,11 +212,11 @@ fn default_link(routes: &str) -> Option<&str> {
 
 /// networkd.conf(5): `ManageForeignRoutes=` is yes unless a later file says no.
 fn drops_foreign_routes(settings: &[String]) -> bool {
-    let values = settings.iter().flat_map(|text| text.lines()).filter_map(|line| {
+    let mut values = settings.iter().flat_map(|text| text.lines()).filter_map(|line| {
         let (key, value) = line.split_once('=')?;
         (key.trim() == "ManageForeignRoutes").then(|| value.trim().to_ascii_lowercase())
     });
-    !values.last().is_some_and(|value| matches!(value.as_str(), "no" | "false" | "off" | "0"))
+    !values.next_back().is_some_and(|value| matches!(value.as_str(), "no" | "false" | "off" | "0"))
 }
 
 #[cfg(test)]
