@@ -5,28 +5,11 @@
 
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot, watch};
+pub use gatepost::reconcile::Ask;
+use tokio::sync::{mpsc, watch};
 
 use crate::pulse::Pulse;
-use crate::status::{Explanation, PeerStatus, Status};
-
-/// What an operator asks of the loop. A dropped answer means that the loop has ended.
-#[cfg_attr(not(test), expect(dead_code, reason = "the reconcile loop's end"))]
-#[derive(Debug)]
-pub enum Ask {
-    /// Every peer, in the order of users and devices.
-    Peers(oneshot::Sender<Vec<PeerStatus>>),
-    /// The verdict for what `who` sends to `destination`.
-    Explain {
-        who: String,
-        destination: String,
-        answer: oneshot::Sender<Result<Explanation, String>>,
-    },
-    /// Compare everything anew; answered when that pass has ended, with its error if it failed.
-    Resync(oneshot::Sender<Result<(), String>>),
-    /// Let the removal that the guard holds back go ahead; the error says if there is none.
-    Confirm(oneshot::Sender<Result<(), String>>),
-}
+use gatepost::reconcile::status::Status;
 
 /// The end of those who watch. Clones are cheap.
 #[derive(Debug, Clone)]
@@ -37,7 +20,6 @@ pub struct Watcher {
 }
 
 /// The loop's end.
-#[expect(dead_code, reason = "the reconcile loop's end")]
 #[derive(Debug)]
 pub struct LoopEnd {
     pub status: watch::Sender<Status>,

@@ -10,7 +10,6 @@ mod exit;
 mod handles;
 mod output;
 mod pulse;
-mod status;
 mod systemd;
 mod telemetry;
 mod wiring;

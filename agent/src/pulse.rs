@@ -23,7 +23,6 @@ impl Pulse {
     }
 
     /// The loop moves. To be called each time round, and between the parts of a long pass.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the reconcile loop's end"))]
     pub fn beat(&self, now: Instant) {
         let since = now.saturating_duration_since(self.epoch).as_millis();
         self.last_ms.fetch_max(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);

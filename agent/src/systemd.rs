@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::handles::Watcher;
 use crate::output::{count, span};
-use crate::status::Status;
+use gatepost::reconcile::status::Status;
 
 /// Tells systemd of each change until the loop has ended: `READY=1` once the kernel was proven
 /// equal for the first time, `STATUS=` when its text changes, `WATCHDOG=1` while the loop moves.
@@ -116,7 +116,7 @@ fn send(states: &[NotifyState<'_>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{State, Timestamp};
+    use gatepost::reconcile::status::{State, Timestamp};
 
     #[test]
     fn ready_is_told_once_and_not_before_it_is_true() {

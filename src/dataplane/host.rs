@@ -122,6 +122,18 @@ impl<F: Firewall> Host<F> {
         Ok(true)
     }
 
+    /// Removes the interface, whichever gateway its alias names. Returns whether there was one.
+    ///
+    /// # Errors
+    /// When a link of that name has no alias of ours, or cannot be removed.
+    pub fn remove_our_link(&mut self) -> Result<bool, DataplaneError> {
+        let Some(link) = self.find()? else { return Ok(false) };
+        let owner = link.gateway_id();
+        self.remove_link(
+            owner.ok_or_else(|| DataplaneError::NotOurs(self.settings.interface.clone()))?,
+        )
+    }
+
     fn find(&mut self) -> Result<Option<Link>, DataplaneError> {
         let name = &self.settings.interface;
         link::find(&mut self.rtnetlink, name)

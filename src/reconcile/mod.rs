@@ -23,6 +23,8 @@ pub use ledger::Report;
 pub use machine::{Machine, MachineOptions, Obstacle, Proven, StaleOptions, StalePolicy, Totals};
 pub use pass::PassFigures;
 pub use session::{SESSION_SECS, Seen, SessionEvent, Sessions};
-pub use shell::{Ask, Host, Options, RunError, SyncMode, preview, run, run_once};
+pub use shell::{
+    Ask, Host, Options, RunError, SyncMode, preview, preview_explanation, run, run_once,
+};
 pub use summary::plan_report;
 pub use timing::{Backoff, Timing};

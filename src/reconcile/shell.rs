@@ -423,6 +423,23 @@ pub async fn preview<D: Host>(
     Ok(super::summary::plan_report(&desired, &reading.state, &plan))
 }
 
+/// Explains without an agent: from the database and the kernel as they are now.
+///
+/// # Errors
+/// In words: why nothing can be said.
+pub async fn preview_explanation<D: Host>(
+    machine: &MachineOptions,
+    store: &Store,
+    dataplane: &DataplaneHandle<D>,
+    who: &str,
+    destination: &str,
+) -> Result<Explanation, String> {
+    let (rows, _) = store.snapshot().await.map_err(|error| chain(&error))?;
+    let desired = DesiredState::build(machine.local.clone(), rows).map_err(|e| chain(&e))?;
+    let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
+    super::explain::explain(&desired, Some(&reading.state), who, destination)
+}
+
 async fn connect(store: Store, mode: SyncMode, gateway: String) -> Inner {
     match try_connect(&store, mode, &gateway).await {
         Ok(connection) => Inner::Connected(Box::new(connection)),

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::control::Client;
 use crate::exit::{CommandError, Exit};
 use crate::output::{self, Table, age, bytes};
-use crate::status::{PeerState, PeerStatus};
+use gatepost::reconcile::status::{PeerState, PeerStatus};
 
 /// Prints every peer.
 ///
@@ -76,7 +76,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::status::Timestamp;
+    use gatepost::reconcile::status::Timestamp;
 
     fn peer(user: &str, device: &str, state: PeerState) -> PeerStatus {
         PeerStatus {

@@ -3,8 +3,8 @@
 use crate::config::Config;
 use crate::exit::{CommandError, Exit};
 use crate::output::{self, count, harmless};
-use crate::status::PlanReport;
 use crate::{command, wiring};
+use gatepost::reconcile::status::PlanReport;
 
 /// Reads the database and the kernel, and prints the steps between them.
 ///
@@ -45,7 +45,7 @@ pub fn describe(report: &PlanReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::PlannedStep;
+    use gatepost::reconcile::status::PlannedStep;
 
     #[test]
     fn each_step_has_its_line() {

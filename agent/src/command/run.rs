@@ -13,10 +13,10 @@ use crate::control::Server;
 use crate::exit::{CommandError, Exit};
 use crate::handles::{Ask, LoopEnd, Watcher, pair};
 use crate::output::{Style, print};
-use crate::status::{AgentStatus, Status, Timestamp};
 use crate::telemetry::MetricsServer;
 use crate::wiring::{self, RunOptions};
 use crate::{database, systemd};
+use gatepost::reconcile::status::{AgentStatus, Status, Timestamp};
 
 /// Runs until stopped; with `once` for one pass.
 ///

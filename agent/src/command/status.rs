@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::control::Client;
 use crate::exit::{CommandError, Exit};
 use crate::output::{self, Style, Tone, age, count, harmless, span};
-use crate::status::{State, Status};
+use gatepost::reconcile::status::{State, Status};
 
 /// Prints the status once, or anew at each change.
 ///
@@ -173,7 +173,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::status::{
+    use gatepost::reconcile::status::{
         BackendInUse, HeldBack, ModeInUse, PassStatus, PeerCounts, QuarantinedPeer, Timestamp,
     };
 

@@ -4,14 +4,17 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use gatepost::dataplane::Backend;
 use gatepost::model::{InterfaceName, Masquerade};
+use gatepost::plan::guard::MaxRemoved;
+use gatepost::reconcile::{StalePolicy, SyncMode};
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use gatepost::store::Tls;
 
 use super::ConfigError;
-use super::value::{self, DatabaseUrl, Fwmark, RemovalLimit};
+use super::value::{self, DatabaseUrl, Fwmark};
 
 /// The whole configuration. Only [`load`](super::load()) makes one.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -120,16 +123,6 @@ impl Default for Sync {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SyncMode {
-    /// Notifications where a probe proves that they arrive, else polling.
-    #[default]
-    Auto,
-    Listen,
-    Poll,
-}
-
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Interface {
@@ -162,16 +155,6 @@ impl Default for Interface {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Backend {
-    /// The kernel's WireGuard where there is one, else our own process.
-    #[default]
-    Auto,
-    Kernel,
-    Userspace,
-}
-
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Firewall {
@@ -189,17 +172,11 @@ impl Default for Firewall {
     }
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guard {
     #[serde(deserialize_with = "value::parsed")]
-    pub max_removed_peers: RemovalLimit,
-}
-
-impl Default for Guard {
-    fn default() -> Self {
-        Self { max_removed_peers: RemovalLimit::Percent(50) }
-    }
+    pub max_removed_peers: MaxRemoved,
 }
 
 /// What becomes of the peers while the database is out of reach.
@@ -215,18 +192,6 @@ impl Default for Stale {
     fn default() -> Self {
         Self { policy: StalePolicy::Keep, after: Duration::from_hours(24) }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StalePolicy {
-    /// Everything stays as the database last wanted it.
-    #[default]
-    Keep,
-    /// Flows go on, new ones are denied.
-    DenyNew,
-    /// Nothing passes.
-    Down,
 }
 
 #[derive(Debug, Clone, Deserialize)]

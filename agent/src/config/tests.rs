@@ -3,11 +3,12 @@ use std::os::unix::fs::PermissionsExt;
 
 use gatepost::model::Masquerade;
 
-use super::super::schema::{StalePolicy, SyncMode};
 use super::super::secret::{Secret, exposure};
-use super::super::value::{Fwmark, RemovalLimit};
+use super::super::value::Fwmark;
 use super::super::*;
 use super::*;
+use gatepost::plan::guard::MaxRemoved;
+use gatepost::reconcile::{StalePolicy, SyncMode};
 
 struct Scratch {
     folder: tempfile::TempDir,
@@ -50,7 +51,7 @@ fn every_key_has_its_default() {
     assert_eq!(config.sync.mode, SyncMode::Auto);
     assert_eq!(config.sync.resync_interval, Duration::from_secs(600));
     assert_eq!(config.firewall.masquerade, Masquerade::All);
-    assert_eq!(config.guard.max_removed_peers, RemovalLimit::Percent(50));
+    assert_eq!(config.guard.max_removed_peers, MaxRemoved::Percent(50));
     assert_eq!(config.stale.policy, StalePolicy::Keep);
     assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9586");
     assert_eq!(config.control.socket, PathBuf::from("/run/gatepost/control.sock"));
@@ -109,7 +110,7 @@ fn every_key_can_be_set() {
     assert_eq!(config.interface.backend, Backend::Userspace);
     assert_eq!(config.interface.fwmark, Fwmark(51820));
     assert_eq!(config.interface.addresses.len(), 2);
-    assert_eq!(config.guard.max_removed_peers, RemovalLimit::Count(200));
+    assert_eq!(config.guard.max_removed_peers, MaxRemoved::Peers(200));
     assert_eq!(config.stale.policy, StalePolicy::DenyNew);
 }
 

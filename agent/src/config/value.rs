@@ -57,48 +57,6 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// How many peers one pass may remove before an operator must confirm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RemovalLimit {
-    /// Of the peers in the kernel; never fewer than [`RemovalLimit::FLOOR`].
-    Percent(u8),
-    Count(u64),
-}
-
-#[cfg_attr(not(test), expect(dead_code, reason = "the reconcile loop's end"))]
-impl RemovalLimit {
-    /// A small gateway may always lose this many at once.
-    pub const FLOOR: u64 = 10;
-
-    /// The largest removal that needs no confirmation when `peers` are in the kernel.
-    #[must_use]
-    pub const fn of(self, peers: u64) -> u64 {
-        match self {
-            Self::Count(count) => count,
-            Self::Percent(percent) => {
-                let share = peers / 100 * percent as u64 + peers % 100 * percent as u64 / 100;
-                if share < Self::FLOOR { Self::FLOOR } else { share }
-            }
-        }
-    }
-}
-
-impl FromStr for RemovalLimit {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("is {text:?}: write a share of the peers as \"50%\" or a number of them");
-        match text.strip_suffix('%') {
-            Some(percent) => match percent.trim().parse() {
-                Ok(percent @ 0..=100) => Ok(Self::Percent(percent)),
-                _ => Err(wrong()),
-            },
-            None => text.parse().map(Self::Count).map_err(|_| wrong()),
-        }
-    }
-}
-
 /// A packet mark; 0: none. Written in decimal or as 0x...
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Fwmark(pub u32);
@@ -255,18 +213,6 @@ mod tests {
             "postgresql:///vpn?host=/run/pg&port=5"
         );
         assert_eq!(show("postgres://gw:p@ss@db/vpn"), "postgres://gw@db/vpn");
-    }
-
-    #[test]
-    fn a_removal_limit_never_stops_a_small_gateway() {
-        let half = "50%".parse::<RemovalLimit>().unwrap();
-        assert_eq!((half.of(4), half.of(20), half.of(100_000)), (10, 10, 50_000));
-        assert_eq!(half.of(u64::MAX), u64::MAX / 2);
-        assert_eq!("200".parse::<RemovalLimit>().unwrap().of(4), 200);
-        for wrong in ["150%", "%", "-1", "half", ""] {
-            let error = wrong.parse::<RemovalLimit>().unwrap_err();
-            assert!(error.contains("\"50%\""), "{error}");
-        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::{ControlError, Line, Request};
-use crate::status::{Explanation, PeerStatus, Status};
+use gatepost::reconcile::status::{Explanation, PeerStatus, Status};
 
 /// A running agent, as its socket shows it.
 #[derive(Debug)]

@@ -18,11 +18,11 @@ pub use server::Server;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Done with one [`Status`](crate::status::Status).
+    /// Done with one [`Status`](gatepost::reconcile::status::Status).
     Status,
-    /// One item per peer, a [`PeerStatus`](crate::status::PeerStatus) each.
+    /// One item per peer, a [`PeerStatus`](gatepost::reconcile::status::PeerStatus) each.
     Peers,
-    /// Done with one [`Explanation`](crate::status::Explanation).
+    /// Done with one [`Explanation`](gatepost::reconcile::status::Explanation).
     Explain { who: String, destination: String },
     /// Done when everything was compared anew.
     Resync,

@@ -7,7 +7,7 @@ use gatepost::model::{DeviceId, PeerId, UserId};
 
 use super::*;
 use crate::handles::{Ask, LoopEnd, pair};
-use crate::status::{Explanation, PeerState, PeerStatus, State, Status, Timestamp};
+use gatepost::reconcile::status::{Explanation, PeerState, PeerStatus, State, Status, Timestamp};
 
 fn peer(user: &str) -> PeerStatus {
     PeerStatus {

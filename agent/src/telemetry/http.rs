@@ -128,7 +128,7 @@ mod tests {
     use super::*;
     use crate::handles::pair;
     use crate::pulse::STUCK_AFTER;
-    use crate::status::{State, Status};
+    use gatepost::reconcile::status::{State, Status};
 
     fn status_of(request: &str, watcher: &Watcher, now: Instant) -> String {
         let response = respond(request, watcher, now);

@@ -6,7 +6,7 @@ use ::metrics::{counter, describe_counter, describe_gauge, gauge, with_local_rec
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use crate::handles::Watcher;
-use crate::status::{Status, Timestamp};
+use gatepost::reconcile::status::{Status, Timestamp};
 
 /// The metrics as they stand, in Prometheus's text format.
 #[must_use]
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
     use crate::handles::pair;
-    use crate::status::{PeerCounts, State};
+    use gatepost::reconcile::status::{PeerCounts, State};
 
     #[test]
     fn numbers_follow_the_status() {

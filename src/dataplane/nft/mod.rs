@@ -66,12 +66,18 @@ impl Nft {
         Ok(Self { socket: NftSocket::open()?, known: None, difference: None })
     }
 
+    /// The netlink port that our changes come from.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
     /// Listens for changes that others make. Needs a tokio runtime with I/O.
     ///
     /// # Errors
     /// No socket could be had.
     pub fn monitor(&self) -> Result<NftMonitor, NftError> {
-        NftMonitor::open(&self.socket)
+        NftMonitor::open(self.port())
     }
 
     /// Reads our table back; `None`: there is none. All of it is of one generation.

@@ -9,7 +9,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::attr::{find_be32, find_text};
 use super::error::NftError;
-use super::socket::{Message, Messages, NftSocket};
+use super::socket::{Message, Messages};
 use super::sys::{
     NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, NFPROTO_INET, OBJECT_TABLE,
     generation, msg,
@@ -48,9 +48,13 @@ pub struct NftMonitor {
 }
 
 impl NftMonitor {
-    /// Starts to listen in the present network namespace, deaf to what `own` does. Needs a tokio
+    /// Starts to listen in the present network namespace, deaf to what is done from `own_port`
+    /// ([`Nft::port`](super::Nft::port)). Needs a tokio
     /// runtime with I/O.
-    pub(super) fn open(own: &NftSocket) -> Result<Self, NftError> {
+    ///
+    /// # Errors
+    /// No socket could be had.
+    pub fn open(own_port: u32) -> Result<Self, NftError> {
         const QUEUE_BYTES: usize = 16 << 20;
         let listen = || -> io::Result<TokioSocket> {
             let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
@@ -61,7 +65,7 @@ impl NftMonitor {
         };
         Ok(Self {
             socket: listen().map_err(NftError::Open)?,
-            own_port: own.port(),
+            own_port,
             touched_ours: false,
             heard: VecDeque::new(),
             buffer: Vec::with_capacity(64 * 1024),
