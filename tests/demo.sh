@@ -77,7 +77,7 @@ scene_add() {
 	good "before: no answer from the gateway"
 	commit "insert into roles (name) values ('staff');
 		insert into users (role_id, username, display_name, password_hash)
-			select id, name, initcap(name), '!' from roles, unnest(array['alice', 'bob']) as name;
+			select id, who, initcap(who), '!' from roles, unnest(array['alice', 'bob']) as who;
 		insert into devices (user_id, gateway_id, name, platform, device_fingerprint, public_key)
 			select id, (select id from gateways), 'laptop', 'linux', username,
 				case username when 'alice' then '${public_key[alice]}' else '${public_key[bob]}' end from users;
