@@ -11,7 +11,7 @@ use std::time::Duration;
 use defguard_wireguard_rs::{Userspace, WGApi, WireguardInterfaceApi};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use tracing::warn;
 
@@ -60,7 +60,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// left of the socket is removed by whoever starts the next one. To exit in order instead is not to
 /// be had: the embedded device reads these signals from a descriptor of its own and stops its
 /// threads, but not the process. So it is made in a thread of its own, where it blocks them, and
-/// the calling thread must have them unblocked.
+/// this function unblocks them in the calling thread, which must not have given them a handler.
 ///
 /// # Errors
 /// When the device cannot be made.
@@ -70,6 +70,8 @@ pub fn run_userspace_device(name: &InterfaceName) -> Result<(), DeviceError> {
         return Err(DeviceError::Running(name.clone()));
     }
     remove_stale_socket(name)?;
+    // Whoever started this process may have blocked them, and a blocked signal ends nothing.
+    let _ = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]).thread_unblock();
     let (made, device) = channel();
     let (stop, stopped) = channel();
     let owner = name.clone();

@@ -7,15 +7,14 @@ use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
+use super::batch::{is_peer, is_route, refuse_unasked, run_len};
 use super::device::{spawn_device, stop_device};
 use super::link::{self, KIND_TUN, KIND_WIREGUARD, Link};
 use super::netlink::{Channel, NetlinkError, gone_is_done};
 use super::refusal::{Consequence, chain, explain};
 use super::wireguard::{self, DeviceReading, Kernel, UserspaceError};
 use super::{Dataplane, DataplaneError, Firewall, Outcome, Reading, address, conntrack, route};
-use crate::model::{
-    GatewayId, InterfaceName, LinkOwner, ObservedInterface, ObservedState, PublicKey, Tag,
-};
+use crate::model::{GatewayId, InterfaceName, LinkOwner, ObservedInterface, ObservedState, Tag};
 use crate::plan::{Plan, Step};
 
 /// `interface.backend`: who does WireGuard.
@@ -368,45 +367,6 @@ fn obey_userspace(name: &InterfaceName, step: &Step) -> Result<(), UserspaceErro
         Step::SetFwmark { fwmark } => wireguard::set_fwmark(name, *fwmark),
         _ => Ok(()),
     }
-}
-
-/// How many of the next steps go to the kernel together: peers of one phase, routes of one phase,
-/// or any other one alone.
-fn run_len(steps: &[Step], own_key: Option<PublicKey>) -> usize {
-    let together = |a: &Step, b: &Step| {
-        let alike = (is_peer(a) && is_peer(b)) || (is_route(a) && is_route(b));
-        let asked = |step| refuse_unasked(step, own_key).is_none();
-        alike && a.phase() == b.phase() && asked(a) && asked(b)
-    };
-    steps.chunk_by(together).next().map_or(0, <[Step]>::len)
-}
-
-/// WireGuard ignores a peer with the device's own key and says that all is well.
-fn refuse_unasked(step: &Step, own_key: Option<PublicKey>) -> Option<String> {
-    match step {
-        Step::AddPeer { key, .. } if own_key == Some(*key) => Some(
-            "its public key is the gateway's own, and WireGuard would ignore the peer: give the \
-             device a key of its own"
-                .to_owned(),
-        ),
-        _ => None,
-    }
-}
-
-const fn is_peer(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::RemovePeer { .. }
-            | Step::NarrowPeer { .. }
-            | Step::AddPeer { .. }
-            | Step::WidenPeer { .. }
-            | Step::SetPresharedKey { .. }
-            | Step::SetKeepalive { .. }
-    )
-}
-
-const fn is_route(step: &Step) -> bool {
-    matches!(step, Step::AddRoute { .. } | Step::RemoveRoute { .. })
 }
 
 fn in_words(run: &[Step], verdicts: Vec<Result<(), NetlinkError>>) -> Vec<Result<(), String>> {

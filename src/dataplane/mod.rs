@@ -9,6 +9,7 @@
 //! ```
 
 mod address;
+mod batch;
 mod conntrack;
 mod device;
 mod error;

@@ -1,10 +1,12 @@
 //! The userspace device's process.
 
-use gatepost::dataplane::{Backend, Dataplane, DeviceError, spawn_device};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use gatepost::dataplane::{Backend, Dataplane, DeviceError, Monitor, spawn_device};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Pid, getpgid};
-use std::os::unix::net::UnixStream;
 
 use crate::Test;
 use crate::netns::Netns;
@@ -22,13 +24,18 @@ fn pid(name: &gatepost::model::InterfaceName) -> Pid {
     Pid::from_raw(getsockopt(&stream, PeerCredentials).unwrap().pid())
 }
 
-/// Waits until the kernel has closed the device of a process that was ended.
-fn until_gone(gateway: &mut Gateway) {
-    let monitor = std::time::Instant::now();
-    while gateway.host.link_index().unwrap().is_some() {
-        assert!(monitor.elapsed().as_secs() < 10, "the link is still there");
-        std::thread::yield_now();
-    }
+/// Does what ends the device, and waits for the kernel to say that the link is gone.
+fn end(gateway: &mut Gateway, how: impl FnOnce(&Gateway)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let index = gateway.host.link_index().unwrap();
+        let mut monitor = Monitor::open(gateway.name.clone(), index).unwrap();
+        how(gateway);
+        while gateway.host.link_index().unwrap().is_some() {
+            let event = tokio::time::timeout(Duration::from_secs(10), monitor.next()).await;
+            assert!(event.expect("the link goes").is_some());
+        }
+    });
 }
 
 fn own_group(backend: Backend) {
@@ -42,8 +49,7 @@ fn own_group(backend: Backend) {
 fn killed(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
-        kill(pid(&gateway.name), Signal::SIGKILL).unwrap();
-        until_gone(gateway);
+        end(gateway, |gateway| kill(pid(&gateway.name), Signal::SIGKILL).unwrap());
         assert!(
             std::path::Path::new(&format!("/var/run/wireguard/{}.sock", gateway.name)).exists()
         );
@@ -57,8 +63,8 @@ fn killed(backend: Backend) {
 
 fn socket_removed(backend: Backend) {
     with_gateway(backend, |_, gateway| {
-        std::fs::remove_file(format!("/var/run/wireguard/{}.sock", gateway.name)).unwrap();
-        until_gone(gateway);
+        let socket = format!("/var/run/wireguard/{}.sock", gateway.name);
+        end(gateway, |_| std::fs::remove_file(socket).unwrap());
     });
 }
 

@@ -2,7 +2,9 @@
 
 use std::net::UdpSocket;
 
-use gatepost::dataplane::{Backend, Dataplane, DataplaneHandle, HostEvent, Monitor};
+use gatepost::dataplane::{
+    Backend, Dataplane, DataplaneError, DataplaneHandle, Host, HostEvent, HostSettings, Monitor,
+};
 use gatepost::model::{GatewayId, LinkOwner, Tag};
 use gatepost::plan::{Phase, Plan, Step};
 use uuid::Uuid;
@@ -13,6 +15,7 @@ use crate::rig::{Gateway, PORT, add, gateway_id, interface, key, with_gateway};
 
 pub const TESTS: &[Test] = &[
     ("an_interface_is_made_marked_and_read_back", made_and_read_back),
+    ("auto_takes_the_kernel_where_it_can", auto),
     ("a_new_agent_finds_the_interface_and_adopts_it", adopted),
     ("a_link_of_another_kind_is_left_alone", foreign_link),
     ("a_port_in_use_is_refused_and_the_rest_goes_on", port_in_use),
@@ -41,6 +44,23 @@ fn made_and_read_back(backend: Backend) {
     });
 }
 
+fn auto(backend: Backend) {
+    with_gateway(Backend::Auto, |netns, gateway| {
+        let link = netns.exec(&format!("ip -d link show {}", gateway.name));
+        assert_eq!(link.contains("wireguard"), backend == Backend::Kernel, "{link}");
+        // The other backend by name does not take over what stands.
+        let other = match backend {
+            Backend::Kernel => Backend::Userspace,
+            _ => Backend::Kernel,
+        };
+        let mut strict = Gateway::open(gateway.name.clone(), other);
+        let owner = strict.host.observe().unwrap().state.interface.unwrap().owner;
+        assert!(matches!(owner, LinkOwner::Foreign(_)), "{owner:?}");
+        // Dropping it stops a userspace device of this name: not before the end.
+        drop(strict);
+    });
+}
+
 fn adopted(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
@@ -65,7 +85,7 @@ fn foreign_link(backend: Backend) {
             panic!("{outcome:?}");
         };
         assert!(reason.contains(gateway.name.as_str()), "{reason}");
-        assert!(netns.exec("ip address").find("10.7.0.1").is_none());
+        assert!(!netns.exec("ip address").contains("10.7.0.1"));
     });
 }
 
@@ -152,12 +172,12 @@ fn handled(backend: Backend) {
         let first = Gateway::open(name.clone(), backend);
         let steps = first.steps_up();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let settings = gatepost::dataplane::HostSettings {
+        let settings = HostSettings {
             interface: name.clone(),
             backend,
             device_exe: std::env::current_exe().unwrap(),
         };
-        let open = || gatepost::dataplane::Host::open(settings, crate::rig::NoFirewall);
+        let open = || Host::open(settings, crate::rig::NoFirewall);
         let handle = DataplaneHandle::spawn(open).unwrap();
         runtime.block_on(async {
             let empty = handle.observe().await.unwrap().state;
@@ -165,6 +185,9 @@ fn handled(backend: Backend) {
             assert_eq!(outcome.refused, []);
             assert_eq!(handle.observe().await.unwrap().state, observed);
             assert!(handle.run(|host| host.remove_link(gateway_id())).await.unwrap().unwrap());
+            let dead = handle.run(|_| -> () { std::panic::resume_unwind(Box::new(())) }).await;
+            assert!(matches!(dead, Err(DataplaneError::ThreadGone)));
+            assert!(matches!(handle.observe().await, Err(DataplaneError::ThreadGone)));
         });
     });
 }

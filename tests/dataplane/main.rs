@@ -4,6 +4,7 @@
 //! `dataplane device <name>` it runs one. Otherwise the arguments are parts of test names.
 //! `GATEPOST_TEST_BACKEND` chooses `kernel` or `userspace`; without it, the kernel if it can.
 //! `dataplane cold <count>` measures the adding of peers beside `wg setconf`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
 #[path = "../support/netns.rs"]
 mod netns;

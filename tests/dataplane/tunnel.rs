@@ -97,10 +97,14 @@ fn flows(backend: Backend) {
     });
     netns.enter(|| {
         let mut gateway = Gateway::open(interface(), backend);
-        let mut cut =
-            |address: &str| gateway.host.cut_flows(&[address.parse().unwrap()].into()).unwrap();
-        assert_eq!(cut("192.0.2.77"), 0);
-        assert_eq!(cut("192.0.2.2"), 2);
-        assert_eq!(cut("192.0.2.2"), 0);
+        let mut cut = |prefix: &str| {
+            let outcome =
+                gateway.apply(vec![Step::CutFlows { prefixes: [prefix.parse().unwrap()].into() }]);
+            assert_eq!((outcome.applied, &outcome.refused[..]), (1, &[][..]));
+            outcome.flows_cut
+        };
+        assert_eq!(cut("192.0.2.77/32"), 0);
+        assert_eq!(cut("192.0.2.2/32"), 2);
+        assert_eq!(cut("192.0.2.0/24"), 0);
     });
 }

@@ -29,11 +29,6 @@ impl Netns {
         netns
     }
 
-    /// What `ip netns` calls it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// A command in this namespace, not yet started. The words are parted by spaces.
     pub fn command(&self, words: &str) -> Command {
         let mut command = Command::new("ip");

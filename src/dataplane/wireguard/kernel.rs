@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::{DeviceReading, codec, dump::DeviceDump};
 use crate::dataplane::netlink::{Channel, NetlinkError, Request};
-use crate::model::InterfaceName;
+use crate::model::{InterfaceName, PrivateKey};
 use crate::plan::Step;
 
 /// The kernel's WireGuard devices in this thread's network namespace.
@@ -38,7 +38,7 @@ impl Kernel {
     pub fn set_private_key(
         &mut self,
         name: &InterfaceName,
-        key: &crate::model::PrivateKey,
+        key: &PrivateKey,
     ) -> Result<(), NetlinkError> {
         self.set(name, &WireguardAttribute::PrivateKey(*key.expose_bytes()))
     }
@@ -54,37 +54,13 @@ impl Kernel {
         self.set(name, &WireguardAttribute::Fwmark(fwmark))
     }
 
-    /// Obeys peer steps, many in a message, and returns what became of each. The kernel stops a
-    /// message at the first entry it refuses and does not say which: the steps of such a message
-    /// are sent again one by one, so that exactly the bad one is refused.
+    /// Obeys peer steps, many in a message, and returns what became of each.
     pub fn write_peers(
         &mut self,
         name: &InterfaceName,
         steps: &[Step],
     ) -> Vec<Result<(), NetlinkError>> {
-        let mut verdicts = Vec::with_capacity(steps.len());
-        for batch in codec::pack(steps) {
-            let steps = &steps[batch.steps];
-            match self.set_peers(name, batch.messages) {
-                Ok(()) => verdicts.extend(steps.iter().map(|_| Ok(()))),
-                Err(NetlinkError::Refused { .. }) => {
-                    verdicts.extend(steps.iter().map(|step| self.write_peer(name, step)));
-                }
-                Err(error) => verdicts.extend(steps.iter().map(|_| Err(error.clone()))),
-            }
-        }
-        verdicts
-    }
-
-    /// One step. A peer that could not be added whole is not left half there.
-    fn write_peer(&mut self, name: &InterfaceName, step: &Step) -> Result<(), NetlinkError> {
-        let messages = codec::pack(std::slice::from_ref(step)).into_iter();
-        let written = self.set_peers(name, messages.flat_map(|batch| batch.messages).collect());
-        if let (Err(_), Step::AddPeer { key, .. }) = (&written, step) {
-            // If this fails too, the next reading finds the remains.
-            let _ = self.set_peers(name, vec![vec![codec::removal(key)]]);
-        }
-        written
+        settle(steps, |messages| self.set_peers(name, messages))
     }
 
     fn set_peers(
@@ -127,6 +103,40 @@ impl Kernel {
     }
 }
 
+/// Sends steps in batches. The kernel stops a message at the first entry it refuses and does not say
+/// which: the steps of such a message are sent again one by one, so that exactly the bad one is
+/// refused. A peer that could not be added whole is not left half there.
+fn settle(
+    steps: &[Step],
+    mut send: impl FnMut(Vec<Vec<WireguardPeer>>) -> Result<(), NetlinkError>,
+) -> Vec<Result<(), NetlinkError>> {
+    let mut verdicts = Vec::with_capacity(steps.len());
+    for batch in codec::pack(steps) {
+        let steps = &steps[batch.steps];
+        match send(batch.messages) {
+            Ok(()) => verdicts.extend(steps.iter().map(|_| Ok(()))),
+            Err(NetlinkError::Refused { .. }) => {
+                verdicts.extend(steps.iter().map(|step| settle_one(step, &mut send)));
+            }
+            Err(error) => verdicts.extend(steps.iter().map(|_| Err(error.clone()))),
+        }
+    }
+    verdicts
+}
+
+fn settle_one(
+    step: &Step,
+    send: &mut impl FnMut(Vec<Vec<WireguardPeer>>) -> Result<(), NetlinkError>,
+) -> Result<(), NetlinkError> {
+    let batches = codec::pack(std::slice::from_ref(step)).into_iter();
+    let sent = send(batches.flat_map(|batch| batch.messages).collect());
+    if let (Err(_), Step::AddPeer { key, .. }) = (&sent, step) {
+        // If this fails too, the next reading finds the remains.
+        let _ = send(vec![vec![codec::removal(key)]]);
+    }
+    sent
+}
+
 fn message<const N: usize>(
     family: u16,
     cmd: WireguardCmd,
@@ -156,4 +166,66 @@ fn look_up(channel: &mut Channel) -> Result<u16, NetlinkError> {
         Ok(())
     })?;
     family.ok_or(NetlinkError::Malformed("the family wireguard has no number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use netlink_packet_wireguard::{WireguardPeerAttribute, WireguardPeerFlags};
+
+    use super::*;
+    use crate::model::{Peer, PublicKey};
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::from_bytes([number; 32]).unwrap()
+    }
+
+    /// A kernel that makes every peer, and then finds that it does not like one of them.
+    struct Picky {
+        dislikes: PublicKey,
+        holds: BTreeSet<[u8; 32]>,
+        refusals: usize,
+    }
+
+    impl Picky {
+        fn obey(&mut self, messages: Vec<Vec<WireguardPeer>>) -> Result<(), NetlinkError> {
+            for entry in messages.into_iter().flatten() {
+                let removes = WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe);
+                let WireguardPeerAttribute::PublicKey(key) = entry.0[0] else { unreachable!() };
+                if entry.0.contains(&removes) {
+                    self.holds.remove(&key);
+                    continue;
+                }
+                self.holds.insert(key);
+                if key == *self.dislikes.as_bytes() {
+                    self.refusals += 1;
+                    let message = String::new();
+                    return Err(NetlinkError::Refused { errno: Errno::EINVAL, message });
+                }
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_bad_peer_in_the_middle_is_refused_alone_and_leaves_nothing_behind() {
+        let mut kernel = Picky { dislikes: key(3), holds: BTreeSet::new(), refusals: 0 };
+        let add = |number| Step::AddPeer { key: key(number), peer: Peer::default() };
+        let steps: Vec<Step> = (1..=5).map(add).collect();
+        let verdicts = settle(&steps, |messages| kernel.obey(messages));
+        let refused: Vec<_> = verdicts.iter().map(Result::is_err).collect();
+        assert_eq!(refused, [false, false, true, false, false]);
+        assert_eq!(kernel.refusals, 2, "once in the batch, once alone");
+        let expected: BTreeSet<_> = [1, 2, 4, 5].map(|number| [number; 32]).into();
+        assert_eq!(kernel.holds, expected);
+    }
+
+    #[test]
+    fn after_a_broken_socket_no_step_is_called_done() {
+        let broken = NetlinkError::Socket { call: "send", errno: Errno::EBADF };
+        let steps = [Step::RemovePeer { key: key(1) }, Step::RemovePeer { key: key(2) }];
+        let verdicts = settle(&steps, |_| Err(broken.clone()));
+        assert_eq!(verdicts, [Err(broken.clone()), Err(broken.clone())]);
+    }
 }

@@ -1,0 +1,71 @@
+//! Which steps go to the kernel together, and which must not reach it at all. Pure.
+
+use crate::model::PublicKey;
+use crate::plan::Step;
+
+/// How many of the next steps go to the kernel together: peers of one phase, routes of one phase,
+/// or any other one alone.
+pub(super) fn run_len(steps: &[Step], own_key: Option<PublicKey>) -> usize {
+    let together = |a: &Step, b: &Step| {
+        let alike = (is_peer(a) && is_peer(b)) || (is_route(a) && is_route(b));
+        let asked = |step| refuse_unasked(step, own_key).is_none();
+        alike && a.phase() == b.phase() && asked(a) && asked(b)
+    };
+    steps.chunk_by(together).next().map_or(0, <[Step]>::len)
+}
+
+/// WireGuard ignores a peer with the device's own key and says that all is well.
+pub(super) fn refuse_unasked(step: &Step, own_key: Option<PublicKey>) -> Option<String> {
+    match step {
+        Step::AddPeer { key, .. } if own_key == Some(*key) => Some(
+            "its public key is the gateway's own, and WireGuard would ignore the peer: give the \
+             device a key of its own"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+/// Writes a peer.
+pub(super) const fn is_peer(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::RemovePeer { .. }
+            | Step::NarrowPeer { .. }
+            | Step::AddPeer { .. }
+            | Step::WidenPeer { .. }
+            | Step::SetPresharedKey { .. }
+            | Step::SetKeepalive { .. }
+    )
+}
+
+/// Writes a route.
+pub(super) const fn is_route(step: &Step) -> bool {
+    matches!(step, Step::AddRoute { .. } | Step::RemoveRoute { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Peer;
+
+    #[test]
+    fn a_run_ends_with_its_kind_its_phase_and_before_the_own_key() {
+        let key = |number| PublicKey::from_bytes([number; 32]).unwrap();
+        let add = |number| Step::AddPeer { key: key(number), peer: Peer::default() };
+        let remove = Step::RemovePeer { key: key(9) };
+        let route = Step::AddRoute { prefix: "10.0.0.0/8".parse().unwrap() };
+        let steps = [remove.clone(), remove, add(1), add(2), add(3), add(4), route];
+        let lens = |own_key| {
+            let mut rest = &steps[..];
+            std::iter::from_fn(|| {
+                let len = run_len(rest, own_key);
+                rest = &rest[len..];
+                (len > 0).then_some(len)
+            })
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(lens(None), [2, 4, 1]);
+        assert_eq!(lens(Some(key(3))), [2, 2, 1, 1, 1]);
+    }
+}
