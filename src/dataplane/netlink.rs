@@ -384,4 +384,92 @@ mod tests {
         assert_eq!(error.to_string(), "the kernel says EEXIST: File exists: takn");
         assert_eq!(error.refusal(), Some(Errno::EEXIST));
     }
+
+    /// A kernel that answers each request with the messages of a script, over the protocol that the
+    /// kernel keeps for processes to speak with each other. Ends with its script, and returns how
+    /// many requests it had.
+    fn scripted(
+        script: Vec<Vec<(u16, u16, Vec<u8>)>>,
+    ) -> (Channel, std::thread::JoinHandle<usize>) {
+        let protocol = netlink_sys::protocols::NETLINK_USERSOCK;
+        let mut kernel = Socket::new(protocol).unwrap();
+        let address = kernel.bind_auto().unwrap();
+        let mut socket = Socket::new(protocol).unwrap();
+        socket.bind_auto().unwrap();
+        socket.connect(&address).unwrap();
+        let incoming = vec![0; RECEIVE_BYTES].into_boxed_slice();
+        let channel = Channel { socket, sequence: 0, outgoing: Vec::new(), incoming };
+        let answer = move || {
+            let mut requests = 0;
+            for messages in script {
+                let (request, from) = kernel.recv_from_full().unwrap();
+                requests += 1;
+                for (kind, flags, payload) in messages {
+                    let mut bytes =
+                        u32::try_from(16 + payload.len()).unwrap().to_ne_bytes().to_vec();
+                    bytes.extend(kind.to_ne_bytes());
+                    bytes.extend(flags.to_ne_bytes());
+                    bytes.extend(&request[8..12]);
+                    bytes.extend([0; 4]);
+                    bytes.extend(payload);
+                    kernel.send_to(&bytes, &from, 0).unwrap();
+                }
+            }
+            requests
+        };
+        (channel, std::thread::spawn(answer))
+    }
+
+    fn numbers(channel: &mut Channel) -> Result<Vec<u8>, NetlinkError> {
+        let request = || {
+            netlink_packet_netfilter::NetfilterMessage::new(
+                netlink_packet_netfilter::NetfilterHeader::new(
+                    netlink_packet_netfilter::NetfilterProtoFamily::IPv4,
+                    0,
+                    0,
+                ),
+                netlink_packet_netfilter::conntrack::ConntrackMessage::Get(vec![]),
+            )
+        };
+        channel.dump(request, |numbers: &mut Vec<u8>, _, payload| {
+            numbers.push(payload[0]);
+            Ok(())
+        })
+    }
+
+    fn number(number: u8, flags: u16) -> (u16, u16, Vec<u8>) {
+        (16, flags, vec![number, 0, 0, 0])
+    }
+
+    fn done(flags: u16) -> (u16, u16, Vec<u8>) {
+        (NLMSG_DONE, flags, vec![0; 4])
+    }
+
+    #[test]
+    fn an_interrupted_dump_is_thrown_away_and_read_again() {
+        let (mut channel, kernel) = scripted(vec![
+            vec![number(1, 0), number(2, NLM_F_DUMP_INTR), done(0)],
+            vec![number(3, 0), done(NLM_F_DUMP_INTR)],
+            vec![number(1, 0), number(2, 0), number(3, 0), done(0)],
+        ]);
+        assert_eq!(numbers(&mut channel), Ok(vec![1, 2, 3]));
+        assert_eq!(kernel.join().unwrap(), 3);
+    }
+
+    #[test]
+    fn a_dump_that_is_never_whole_is_an_error() {
+        let script = vec![vec![number(1, NLM_F_DUMP_INTR), done(0)]; DUMP_TRIES as usize];
+        let (mut channel, kernel) = scripted(script);
+        let interrupted = Err(NetlinkError::Interrupted { tries: DUMP_TRIES });
+        assert_eq!(numbers(&mut channel), interrupted);
+        assert_eq!(kernel.join().unwrap(), DUMP_TRIES as usize);
+    }
+
+    #[test]
+    fn a_dump_that_fails_at_its_end_is_an_error() {
+        let failed = (NLMSG_DONE, 0, (-12i32).to_ne_bytes().to_vec());
+        let (mut channel, kernel) = scripted(vec![vec![number(1, 0), failed]]);
+        assert_eq!(numbers(&mut channel).unwrap_err().refusal(), Some(Errno::ENOMEM));
+        kernel.join().unwrap();
+    }
 }
