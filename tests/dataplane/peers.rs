@@ -138,12 +138,10 @@ fn read_under_change(backend: Backend) {
             let mut other = Gateway::open(gateway.name.clone(), backend);
             let going = (0..6000).filter(|n| n % 2 == 0).map(|n| Step::RemovePeer { key: key(n) });
             let going: Vec<Step> = going.collect();
-            let mut readings = 0;
             std::thread::scope(|scope| {
                 let remover = scope.spawn(|| other.apply(going).applied);
                 while !remover.is_finished() {
                     if let Ok(reading) = gateway.host.observe() {
-                        readings += 1;
                         let peers = reading.state.peers;
                         let stayed = (0..6000).filter(|n| n % 2 == 1).map(key);
                         assert_eq!(stayed.filter(|key| peers.contains_key(key)).count(), 3000);
@@ -151,7 +149,6 @@ fn read_under_change(backend: Backend) {
                 }
                 assert_eq!(remover.join().unwrap(), 3000);
             });
-            println!("readings {readings}");
         });
     }
 }
