@@ -1,1 +1,200 @@
-//! todo
+//! Whatever anybody edits in our table is seen; what is not ours is left alone; a refused change
+//! leaves everything as it was.
+
+use gatepost::dataplane::nft::{Nft, NftError};
+use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ProfileId};
+
+use super::netns::Netns;
+use super::table::{World, base, load, many, observed, profile};
+
+/// One small and one large profile, and peers of both.
+fn world() -> World {
+    let profiles = [
+        (ProfileId(1), profile(&["10.0.0.0/8", "fd10::/64"], &["10.0.0.53"])),
+        (ProfileId(2), many(40, 9)),
+    ];
+    let assignments =
+        [("10.64.0.2/32", 1), ("10.64.0.3/32", 2), ("fd64::2/128", 1), ("10.9.0.0/16", 1)];
+    let parsed = assignments.map(|(prefix, id)| (prefix.parse().unwrap(), ProfileId(id)));
+    (profiles.into(), parsed.into())
+}
+
+fn full() -> FirewallBase {
+    FirewallBase { masquerade: Masquerade::Internet, allow_inbound: true, ..base() }
+}
+
+fn loaded() -> (Netns, Nft) {
+    let netns = Netns::new();
+    netns.enter();
+    let mut nft = Nft::open().unwrap();
+    nft.apply(&load(&full(), &world()), None).unwrap();
+    (netns, nft)
+}
+
+#[test]
+fn every_edit_is_noticed() {
+    let (netns, mut nft) = loaded();
+    let table = "inet gatepost";
+    let handle = |chain: &str, text: &str| {
+        let listing = netns.run(&format!("nft -a list chain {table} {chain}"));
+        let line = listing.lines().find(|line| line.contains(text)).unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    // What somebody does, and the object that we must name.
+    let edits: Vec<(String, &str)> = vec![
+        (format!("nft insert rule {table} forward accept"), "chain forward"),
+        (format!("nft add rule {table} input counter"), "chain input"),
+        (format!("nft delete rule {table} deny handle {}", handle("deny", "drop")), "chain deny"),
+        (
+            format!(
+                "nft replace rule {table} deny handle {} iifname wg0 limit rate 101/second \
+                 burst 200 packets reject with icmpx admin-prohibited",
+                handle("deny", "reject")
+            ),
+            "chain deny",
+        ),
+        (
+            format!(
+                "nft replace rule {table} deny handle {} 'update @denied4 {{ ip saddr limit rate \
+                 7/minute burst 5 packets }} log prefix \"gatepost-deny \" group 5 snaplen 80'",
+                handle("deny", "denied4")
+            ),
+            "chain deny",
+        ),
+        (
+            format!(
+                "nft replace rule {table} p_1 handle {} ct reply ip saddr 10.0.0.0/7 counter accept",
+                handle("p_1", "10.0.0.0/8")
+            ),
+            "chain p_1",
+        ),
+        (format!("nft insert rule {table} p_2 accept"), "chain p_2"),
+        (format!("nft add chain {table} extra"), "chain extra"),
+        (
+            format!("nft add chain {table} p_9 '{{ type filter hook forward priority 0; }}'"),
+            "chain p_9",
+        ),
+        (format!("nft add chain {table} forward '{{ policy drop; }}'"), "chain forward"),
+        (format!("nft add set {table} extra '{{ type ipv4_addr; }}'"), "set extra"),
+        (format!("nft add set {table} p_2_7 '{{ type ipv4_addr; }}'"), "set p_2_7"),
+        (format!("nft add set {table} p_1_4 '{{ type ipv4_addr; flags interval; }}'"), "chain p_1"),
+        (format!("nft add counter {table} extra"), "an object"),
+        (format!("nft add element {table} p_2_4 '{{ 1.2.3.4 }}'"), "1.2.3.4"),
+        (format!("nft add element {table} internet4 '{{ 10.0.0.0/24 }}'"), "set internet4"),
+        (format!("nft delete element {table} profile '{{ 0:1 }}'"), "map profile"),
+        (format!("nft add element {table} profile '{{ 0:9 : accept }}'"), "set profile"),
+        (format!("nft add element {table} profile '{{ 0:1 : goto p_2 }}'"), "refused"),
+        (format!("nft flush chain {table} sites"), "chain sites"),
+        (format!("nft insert rule {table} sites accept"), "chain sites"),
+        (format!("nft add table {table} '{{ flags dormant; }}'"), "flags 0x1"),
+        (format!("nft flush chain {table} judge"), "chain judge"),
+        (format!("nft delete chain {table} postrouting"), "chain postrouting"),
+    ];
+    for (edit, object) in edits {
+        let done = netns.succeeds(&edit);
+        assert_eq!(done, object != "refused", "{edit}");
+        let read = nft.observe().unwrap().unwrap();
+        if object == "refused" {
+            assert_eq!(read.base(), Some(&full()), "{:?}", nft.difference());
+        } else if object == "1.2.3.4" {
+            // Elements are values, not structure: they show as what the profile allows.
+            let address = "1.2.3.4".parse().unwrap();
+            assert!(read.profiles()[&ProfileId(2)].allows(address));
+        } else {
+            assert_eq!(read.base(), None, "{edit}");
+            assert!(nft.difference().unwrap().contains(object), "{edit}: {:?}", nft.difference());
+        }
+        nft.apply(&load(&full(), &world()), Some(&read)).unwrap();
+        let read = nft.observe().unwrap().unwrap();
+        assert_eq!(nft.difference(), None, "after the repair of {edit}");
+        assert_eq!(read, observed(&full(), world()), "after the repair of {edit}");
+    }
+}
+
+#[test]
+fn a_missing_table_is_none() {
+    let (netns, mut nft) = loaded();
+    netns.run("nft flush ruleset");
+    assert!(!nft.is_current().unwrap());
+    assert_eq!(nft.observe().unwrap(), None);
+    nft.apply(&load(&full(), &world()), None).unwrap();
+    assert!(nft.is_current().unwrap());
+    nft.remove_table().unwrap();
+    nft.remove_table().unwrap();
+    assert_eq!(nft.observe().unwrap(), None);
+}
+
+#[test]
+fn foreign_tables_are_untouched() {
+    let (netns, mut nft) = loaded();
+    netns.load(
+        "table inet filter {
+           set s { type ipv4_addr; elements = { 1.1.1.1 }; }
+           chain p_1 { counter accept; }
+           chain forward { type filter hook forward priority 0; policy drop; jump p_1; }
+         }
+         table ip gatepost {
+           chain forward { type filter hook forward priority 0; accept; }
+         }",
+    );
+    let foreign =
+        || netns.run("nft list table inet filter") + &netns.run("nft list table ip gatepost");
+    let before = foreign();
+    let read = nft.observe().unwrap();
+    assert_eq!(read, Some(observed(&full(), world())), "{:?}", nft.difference());
+    nft.apply(&load(&base(), &world()), read.as_ref()).unwrap();
+    nft.remove_table().unwrap();
+    assert_eq!(foreign(), before);
+}
+
+#[test]
+fn a_refused_change_names_its_object_and_changes_nothing() {
+    let (netns, mut nft) = loaded();
+    let before = netns.run("nft list table inet gatepost");
+    // The table is believed to lack what it has.
+    let nothing = observed(&full(), Default::default());
+    let change = FirewallChange {
+        put_profiles: [(ProfileId(7), (true, many(40, 1))), (ProfileId(1), (true, many(1, 1)))]
+            .into(),
+        ..FirewallChange::default()
+    };
+    let refused = nft.apply(&change, Some(&nothing)).unwrap_err();
+    assert!(matches!(refused, NftError::Refused { .. }), "{refused}");
+    assert!(refused.to_string().contains("chain p_1"), "{refused}");
+    assert_eq!(netns.run("nft list table inet gatepost"), before);
+
+    let change = FirewallChange {
+        put_profiles: [(ProfileId(3), (false, many(1, 1)))].into(),
+        ..FirewallChange::default()
+    };
+    let refused = nft.apply(&change, Some(&nothing)).unwrap_err();
+    assert!(matches!(refused, NftError::UnknownProfile(ProfileId(3))), "{refused}");
+
+    let read = nft.observe().unwrap().unwrap();
+    netns.run("nft delete chain inet gatepost postrouting");
+    netns.run("nft delete element inet gatepost peer4 '{ 10.64.0.2 }'");
+    let change = FirewallChange {
+        unassign: vec!["10.64.0.2/32".parse().unwrap(), "10.64.0.3/32".parse().unwrap()],
+        ..FirewallChange::default()
+    };
+    let refused = nft.apply(&change, Some(&read)).unwrap_err();
+    assert!(refused.to_string().contains("elements of set peer4"), "{refused}");
+    assert!(netns.run("nft list map inet gatepost peer4").contains("10.64.0.3"));
+    assert!(!nft.is_current().unwrap(), "somebody else changed the table meanwhile");
+}
+
+#[test]
+fn a_foreign_change_elsewhere_does_not_hinder_ours() {
+    let (netns, mut nft) = loaded();
+    let read = nft.observe().unwrap();
+    netns.run("nft add table ip other");
+    let change = FirewallChange {
+        unassign: vec!["10.64.0.2/32".parse().unwrap()],
+        ..FirewallChange::default()
+    };
+    nft.apply(&change, read.as_ref()).unwrap();
+    assert!(!nft.is_current().unwrap(), "a change that we did not read is owned up to");
+    let read = nft.observe().unwrap().unwrap();
+    assert!(!read.assignments().contains_key(&"10.64.0.2/32".parse().unwrap()));
+    assert!(nft.is_current().unwrap());
+}

@@ -6,6 +6,7 @@
 mod drift;
 mod listing;
 mod netns;
+mod network;
 mod packets;
 mod size;
 mod table;

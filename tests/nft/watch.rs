@@ -1,1 +1,60 @@
-//! todo
+//! Who changed a ruleset is told; our own changes are not.
+
+use std::time::Duration;
+
+use gatepost::dataplane::nft::{ForeignChange, Nft, NftEvent};
+
+use super::netns::Netns;
+use super::table::{base, load};
+
+async fn next(monitor: &mut gatepost::dataplane::nft::NftMonitor) -> NftEvent {
+    let heard = tokio::time::timeout(Duration::from_secs(10), monitor.next());
+    heard.await.expect("an event within ten seconds").unwrap()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_foreign_change_names_its_process_and_whether_it_was_ours() {
+    let netns = Netns::new();
+    netns.enter();
+    let mut nft = Nft::open().unwrap();
+    let mut monitor = nft.monitor().unwrap();
+    let ours = |event: NftEvent| match event {
+        NftEvent::Foreign(ForeignChange { process, pid, touched_ours, generation }) => {
+            assert_eq!(process, "nft");
+            assert_ne!(pid, 0);
+            (touched_ours, generation)
+        }
+        NftEvent::Lost => panic!("nothing was lost"),
+    };
+    nft.apply(&load(&base(), &Default::default()), None).unwrap();
+    netns.run("nft add table ip gatepost");
+    assert!(!ours(next(&mut monitor).await).0, "another family's table is not ours");
+    netns.run("nft add rule inet gatepost forward accept");
+    let (touched, generation) = ours(next(&mut monitor).await);
+    assert!(touched);
+    assert_eq!(generation, nft.generation().unwrap());
+    netns.run("nft add chain ip gatepost x");
+    assert!(!ours(next(&mut monitor).await).0);
+    netns.run("nft flush ruleset");
+    assert!(ours(next(&mut monitor).await).0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn too_much_to_hear_says_so() {
+    let netns = Netns::new();
+    netns.enter();
+    let nft = Nft::open().unwrap();
+    let mut monitor = nft.monitor().unwrap();
+    let element = |index: u32| std::net::Ipv4Addr::from(index).to_string();
+    let elements = |from: u32| (from..from + 60_000).map(element).collect::<Vec<_>>().join(",");
+    netns.run("nft add table ip t; nft add set ip t s '{ type ipv4_addr; }'");
+    // Each element is told on its own: more than the queue holds.
+    for part in 0..6 {
+        netns.load(&format!("add element ip t s {{ {} }}", elements(part * 60_000)));
+    }
+    loop {
+        if next(&mut monitor).await == NftEvent::Lost {
+            break;
+        }
+    }
+}
