@@ -134,6 +134,18 @@ begin
     ) g;
 end $$;
 
+-- Marks addresses of one gateway that are allocated otherwise now; `own`: its own among them.
+create function gatepost.mark_addresses(gateway uuid, addresses inet[], own boolean) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into gatepost.change (gateway_id, kind, addresses)
+    values (gateway, 'address', case when cardinality(addresses) <= 1000 then addresses end);
+    if own then
+        perform gatepost.mark(gateway, 'gateway', array[gateway]);
+    end if;
+    perform gatepost.wake(gateway);
+end $$;
+
 -- Marks things that policies may name, and wakes somebody only where a policy does.
 create function gatepost.mark_targets(ids uuid[]) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -1,5 +1,9 @@
 -- One function per table: from the old and new rows of a statement to marks and notifications. An
 -- update that touches none of the columns a gateway reads writes nothing and wakes nobody.
+--
+-- What an update changed is a difference of sets, old less new and new less old, of the columns that
+-- are read. A join of the two by id would be planned once, for the few rows of the first statement,
+-- and be quadratic for the first large one.
 
 set role gatepost_owner;
 
@@ -25,26 +29,34 @@ begin
     else
         perform gatepost.mark(s.gateway_id, s.kind, s.ids), gatepost.wake(s.gateway_id)
         from (
+            with before as (select * from old_rows where deleted_at is null),
+            after as (select * from new_rows where deleted_at is null),
+            moved as (
+                (select id, gateway_id, device_id from before
+                    except select id, gateway_id, device_id from after)
+                union all
+                (select id, gateway_id, device_id from after
+                    except select id, gateway_id, device_id from before)
+            ),
+            altered as (
+                select id, gateway_id, device_id
+                from (
+                    select id, gateway_id, device_id, public_key, assigned_ip,
+                        preshared_key_ciphertext, allowed_ips, dns_servers, created_at
+                    from after
+                    except
+                    select id, gateway_id, device_id, public_key, assigned_ip,
+                        preshared_key_ciphertext, allowed_ips, dns_servers, created_at
+                    from before
+                ) difference
+                except
+                select id, gateway_id, device_id from moved
+            )
             select v.gateway_id, v.kind, array_agg(distinct v.device_id) as ids
             from (
-                select side.gateway_id, side.device_id,
-                    case when (o.device_id, o.gateway_id, o.deleted_at is null)
-                        is distinct from (n.device_id, n.gateway_id, n.deleted_at is null)
-                        then 'peer' else 'device' end as kind
-                from old_rows o
-                full join new_rows n using (id)
-                cross join lateral (values
-                    (o.gateway_id, o.device_id),
-                    (n.gateway_id, n.device_id)
-                ) side (gateway_id, device_id)
-                where side.gateway_id is not null
-                    and not (o.deleted_at is not null and n.deleted_at is not null)
-                    and (o.device_id, o.gateway_id, o.public_key, o.assigned_ip,
-                        o.preshared_key_ciphertext, o.allowed_ips, o.dns_servers, o.created_at,
-                        o.deleted_at is null)
-                    is distinct from (n.device_id, n.gateway_id, n.public_key, n.assigned_ip,
-                        n.preshared_key_ciphertext, n.allowed_ips, n.dns_servers, n.created_at,
-                        n.deleted_at is null)
+                select gateway_id, device_id, 'peer' as kind from moved
+                union all
+                select gateway_id, device_id, 'device' from altered
             ) v
             group by v.gateway_id, v.kind
         ) s;
@@ -73,21 +85,22 @@ create function gatepost.devices_updated() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     touched uuid[] := array(
-        select o.id
-        from old_rows o
-        join new_rows n using (id)
-        where (o.user_id, o.name, o.status, o.approved_at is null, o.revoked_at,
-                o.deleted_at is null)
-            is distinct from (n.user_id, n.name, n.status, n.approved_at is null, n.revoked_at,
-                n.deleted_at is null)
+        select id
+        from (
+            select id, user_id, name, status, approved_at is null, revoked_at, deleted_at is null
+            from new_rows
+            except
+            select id, user_id, name, status, approved_at is null, revoked_at, deleted_at is null
+            from old_rows
+        ) difference
     );
     owners uuid[] := array(
-        select side.user_id
-        from old_rows o
-        join new_rows n using (id)
-        cross join lateral (values (o.user_id), (n.user_id)) side (user_id)
-        where o.user_id <> n.user_id
-        group by side.user_id
+        select distinct user_id
+        from (
+            (select id, user_id from old_rows except select id, user_id from new_rows)
+            union all
+            (select id, user_id from new_rows except select id, user_id from old_rows)
+        ) difference
     );
 begin
     if cardinality(touched) > 0 then
@@ -104,11 +117,12 @@ create function gatepost.users_updated() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     touched uuid[] := array(
-        select o.id
-        from old_rows o
-        join new_rows n using (id)
-        where (o.username::text, o.is_active, o.deleted_at is null)
-            is distinct from (n.username::text, n.is_active, n.deleted_at is null)
+        select id
+        from (
+            select id, username::text, is_active, deleted_at is null from new_rows
+            except
+            select id, username::text, is_active, deleted_at is null from old_rows
+        ) difference
     );
 begin
     if cardinality(touched) > 0 then
@@ -122,10 +136,12 @@ create function gatepost.groups_updated() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     touched uuid[] := array(
-        select o.id
-        from old_rows o
-        join new_rows n using (id)
-        where (o.deleted_at is null) is distinct from (n.deleted_at is null)
+        select id
+        from (
+            select id, deleted_at is null from new_rows
+            except
+            select id, deleted_at is null from old_rows
+        ) difference
     );
 begin
     if cardinality(touched) > 0 then
@@ -163,16 +179,15 @@ begin
         select array_agg(distinct o.user_id), array_agg(distinct o.group_id)
         into users, groups from old_rows o;
     else
-        select array_agg(distinct side.user_id), array_agg(distinct side.group_id)
+        select array_agg(distinct user_id), array_agg(distinct group_id)
         into users, groups
-        from old_rows o
-        full join new_rows n using (id)
-        cross join lateral (values
-            (o.user_id, o.group_id),
-            (n.user_id, n.group_id)
-        ) side (user_id, group_id)
-        where side.user_id is not null
-            and (o.user_id, o.group_id) is distinct from (n.user_id, n.group_id);
+        from (
+            (select id, user_id, group_id from old_rows
+                except select id, user_id, group_id from new_rows)
+            union all
+            (select id, user_id, group_id from new_rows
+                except select id, user_id, group_id from old_rows)
+        ) difference;
     end if;
     if users is not null then
         perform gatepost.mark(null, 'membership', users, groups);
@@ -193,13 +208,14 @@ begin
             touched := array(select o.id from old_rows o);
         else
             touched := array(
-                select coalesce(o.id, n.id)
-                from old_rows o
-                full join new_rows n using (id)
-                where (o.name, o.priority, o.effect, o.is_active, o.full_tunnel,
-                        o.deleted_at is null, o.id is null)
-                    is distinct from (n.name, n.priority, n.effect, n.is_active, n.full_tunnel,
-                        n.deleted_at is null, n.id is null)
+                select id
+                from (
+                    select id, name, priority, effect, is_active, full_tunnel, deleted_at is null
+                    from new_rows
+                    except
+                    select id, name, priority, effect, is_active, full_tunnel, deleted_at is null
+                    from old_rows
+                ) difference
             );
         end if;
     elsif tg_op = 'INSERT' then
@@ -208,24 +224,25 @@ begin
         touched := array(select distinct o.policy_id from old_rows o);
     elsif tg_table_name = 'policy_targets' then
         touched := array(
-            select side.policy_id
-            from old_rows o
-            full join new_rows n using (id)
-            cross join lateral (values (o.policy_id), (n.policy_id)) side (policy_id)
-            where side.policy_id is not null
-                and (o.policy_id, o.target_type, o.target_id)
-                is distinct from (n.policy_id, n.target_type, n.target_id)
-            group by side.policy_id
+            select distinct policy_id
+            from (
+                (select id, policy_id, target_type, target_id from old_rows
+                    except select id, policy_id, target_type, target_id from new_rows)
+                union all
+                (select id, policy_id, target_type, target_id from new_rows
+                    except select id, policy_id, target_type, target_id from old_rows)
+            ) difference
         );
     else
         touched := array(
-            select side.policy_id
-            from old_rows o
-            full join new_rows n using (id)
-            cross join lateral (values (o.policy_id), (n.policy_id)) side (policy_id)
-            where side.policy_id is not null
-                and (o.policy_id, o.destination) is distinct from (n.policy_id, n.destination)
-            group by side.policy_id
+            select distinct policy_id
+            from (
+                (select id, policy_id, destination from old_rows
+                    except select id, policy_id, destination from new_rows)
+                union all
+                (select id, policy_id, destination from new_rows
+                    except select id, policy_id, destination from old_rows)
+            ) difference
         );
     end if;
     if cardinality(touched) > 0 then
@@ -246,13 +263,16 @@ begin
         touched := array(select o.id from old_rows o);
     else
         touched := array(
-            select coalesce(o.id, n.id)
-            from old_rows o
-            full join new_rows n using (id)
-            where (o.name, o.public_key, o.listen_port, o.vpn_cidr, o.dns_servers, o.is_active,
-                    o.deleted_at is null, o.id is null)
-                is distinct from (n.name, n.public_key, n.listen_port, n.vpn_cidr, n.dns_servers,
-                    n.is_active, n.deleted_at is null, n.id is null)
+            select id
+            from (
+                select id, name, public_key, listen_port, vpn_cidr, dns_servers, is_active,
+                    deleted_at is null
+                from new_rows
+                except
+                select id, name, public_key, listen_port, vpn_cidr, dns_servers, is_active,
+                    deleted_at is null
+                from old_rows
+            ) difference
         );
     end if;
     perform gatepost.mark(id, 'gateway', array[id]), gatepost.wake(id) from unnest(touched) id;
@@ -261,41 +281,33 @@ end $$;
 
 create function gatepost.allocations_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-    touched record;
 begin
-    for touched in
-        execute format(
-            $sql$
-            select v.gateway_id, array_agg(distinct v.address) as addresses,
-                bool_or(v.status = 'gateway') as own
-            from (%s) v group by v.gateway_id
-            $sql$,
-            case tg_op
-                when 'INSERT' then 'select n.* from new_rows n'
-                when 'DELETE' then 'select o.* from old_rows o'
-                else $sql$
-                    (select o.* from old_rows o left join new_rows n using (id)
-                    where (o.gateway_id, o.device_id, o.address, o.status)
-                        is distinct from (n.gateway_id, n.device_id, n.address, n.status))
-                    union all
-                    (select n.* from new_rows n left join old_rows o using (id)
-                    where (o.gateway_id, o.device_id, o.address, o.status)
-                        is distinct from (n.gateway_id, n.device_id, n.address, n.status))
-                $sql$
-            end
-        )
-    loop
-        insert into gatepost.change (gateway_id, kind, addresses)
-        values (
-            touched.gateway_id, 'address',
-            case when cardinality(touched.addresses) <= 1000 then touched.addresses end
-        );
-        if touched.own then
-            perform gatepost.mark(touched.gateway_id, 'gateway', array[touched.gateway_id]);
-        end if;
-        perform gatepost.wake(touched.gateway_id);
-    end loop;
+    if tg_op = 'INSERT' then
+        perform gatepost.mark_addresses(s.gateway_id, s.addresses, s.own) from (
+            select gateway_id, array_agg(distinct address) as addresses,
+                bool_or(status = 'gateway') as own
+            from new_rows group by gateway_id
+        ) s;
+    elsif tg_op = 'DELETE' then
+        perform gatepost.mark_addresses(s.gateway_id, s.addresses, s.own) from (
+            select gateway_id, array_agg(distinct address) as addresses,
+                bool_or(status = 'gateway') as own
+            from old_rows group by gateway_id
+        ) s;
+    else
+        perform gatepost.mark_addresses(s.gateway_id, s.addresses, s.own) from (
+            select gateway_id, array_agg(distinct address) as addresses,
+                bool_or(status = 'gateway') as own
+            from (
+                (select id, gateway_id, device_id, address, status from old_rows
+                    except select id, gateway_id, device_id, address, status from new_rows)
+                union all
+                (select id, gateway_id, device_id, address, status from new_rows
+                    except select id, gateway_id, device_id, address, status from old_rows)
+            ) difference
+            group by gateway_id
+        ) s;
+    end if;
     return null;
 end $$;
 
@@ -313,12 +325,14 @@ begin
         touched := array(select o.category from old_rows o);
     else
         touched := array(
-            select side.category
-            from old_rows o
-            full join new_rows n using (id)
-            cross join lateral (values (o.category), (n.category)) side (category)
-            where side.category is not null
-                and (o.category, o.key, o.value) is distinct from (n.category, n.key, n.value)
+            select category
+            from (
+                (select id, category, key, value from old_rows
+                    except select id, category, key, value from new_rows)
+                union all
+                (select id, category, key, value from new_rows
+                    except select id, category, key, value from old_rows)
+            ) difference
         );
     end if;
     touched := array(

@@ -45,8 +45,9 @@ end $$;
 -- Changes whenever a cursor of before may mean something else now: another cluster, a restored
 -- backup, a promoted standby, a server that lost its last transactions in a crash, another gateway.
 create function gatepost.epoch() returns text
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
-    select concat_ws('/',
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return concat_ws('/',
         (select c.system_identifier from pg_control_system() c),
         left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
         extract(epoch from coalesce(
@@ -57,8 +58,8 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
         (select s.database_epoch from gatepost.state s),
         'gatepost.state'::regclass::oid,
         gatepost.me()
-    )
-$$;
+    );
+end $$;
 
 create function gatepost.hello(
     out gateway_id uuid,
@@ -270,115 +271,127 @@ create type gatepost.policy_row as (
     dangling boolean[]
 );
 
-create function gatepost.is_dangling(target_type text, target_id uuid) returns boolean
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select not case target_type
-        when 'device' then exists (select from public.devices d where d.id = target_id)
-        when 'user' then exists (select from public.users u where u.id = target_id)
-        when 'group' then exists (select from public.groups g where g.id = target_id)
-        else true
-    end
-$$;
+-- Granted to nobody.
+create view gatepost.target as
+select t.policy_id, t.target_type, t.target_id,
+    t.target_type in ('device', 'user', 'group') as known,
+    case t.target_type
+        when 'device' then not exists (select from public.devices d where d.id = t.target_id)
+        when 'user' then not exists (select from public.users u where u.id = t.target_id)
+        when 'group' then not exists (select from public.groups g where g.id = t.target_id)
+        else false
+    end as dangling
+from public.policy_targets t;
 
-create function gatepost.snapshot_policies() returns setof gatepost.policy_row
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_custom_plan set jit = off set work_mem = '64MB' as $$
-declare
-    me constant uuid := gatepost.me();
+-- Of these groups, the undeleted ones with a member who owns a live peer of the gateway. Asks group
+-- by group where the gateway has many peers, so that the first member found ends the search, and
+-- peer by peer where it has few.
+create function gatepost.groups_here(me uuid, group_ids uuid[]) returns uuid[]
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    return query
-    with here as materialized (
-        select p.device_id, d.user_id
+    if exists (
+        select
+        from public.wireguard_peers p
+        where p.gateway_id = me and p.deleted_at is null
+        offset 5000
+    ) then
+        return array(
+            select g.id
+            from public.groups g
+            where g.id = any (group_ids) and g.deleted_at is null
+                and exists (
+                    select
+                    from public.group_memberships m
+                    join public.devices d on d.user_id = m.user_id
+                    join public.wireguard_peers p on p.device_id = d.id
+                    where m.group_id = g.id and p.gateway_id = me and p.deleted_at is null
+                )
+        );
+    end if;
+    return array(
+        select distinct g.id
         from public.wireguard_peers p
         join public.devices d on d.id = p.device_id
-        where p.gateway_id = me and p.deleted_at is null
-    ),
-    mine (target_type, target_id) as materialized (
-        select 'device', h.device_id from here h
-        union
-        select 'user', h.user_id from here h
-        union
-        select 'group', m.group_id
-        from public.group_memberships m
+        join public.group_memberships m on m.user_id = d.user_id
         join public.groups g on g.id = m.group_id and g.deleted_at is null
-        where m.user_id in (select h.user_id from here h)
-    ),
-    target as (
-        select t.policy_id, t.target_type, t.target_id, judged.dangling
-        from public.policy_targets t
-        left join mine on mine.target_type = t.target_type and mine.target_id = t.target_id
-        cross join lateral (
-            select case when mine.target_id is not null then false
-                else gatepost.is_dangling(t.target_type, t.target_id) end as dangling
-        ) judged
-        where mine.target_id is not null
-            or judged.dangling
-            or t.target_type not in ('device', 'user', 'group')
-    ),
-    targets as (
-        select t.policy_id, array_agg(t.target_type) as types, array_agg(t.target_id) as ids,
-            array_agg(t.dangling) as dangling
-        from target t
-        group by t.policy_id
-    )
-    select p.id, p.name, p.priority, p.effect, p.full_tunnel,
-        array(select x.destination from public.policy_destinations x where x.policy_id = p.id),
-        t.types, t.ids, t.dangling
-    from targets t
-    join public.policies p on p.id = t.policy_id
-    where p.is_active and p.deleted_at is null;
+        where p.gateway_id = me and p.deleted_at is null and g.id = any (group_ids)
+    );
 end $$;
 
-create function gatepost.policies_by_id(policy_ids uuid[]) returns setof gatepost.policy_row
+-- Granted to nobody: `gatepost.policies_by_id` and `gatepost.snapshot_policies` ask it.
+create function gatepost.policies_of(policy_ids uuid[]) returns setof gatepost.policy_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set jit = off as $$
 declare
     me constant uuid := gatepost.me();
+    devices constant uuid[] := array(
+        select distinct t.target_id
+        from public.policy_targets t
+        where t.policy_id = any (policy_ids) and t.target_type = 'device'
+            and exists (
+                select
+                from public.wireguard_peers p
+                where p.device_id = t.target_id and p.gateway_id = me and p.deleted_at is null
+            )
+    );
+    users constant uuid[] := array(
+        select distinct t.target_id
+        from public.policy_targets t
+        where t.policy_id = any (policy_ids) and t.target_type = 'user'
+            and exists (
+                select
+                from public.devices d
+                join public.wireguard_peers p on p.device_id = d.id
+                where d.user_id = t.target_id and p.gateway_id = me and p.deleted_at is null
+            )
+    );
+    groups constant uuid[] := gatepost.groups_here(me, array(
+        select distinct t.target_id
+        from public.policy_targets t
+        where t.policy_id = any (policy_ids) and t.target_type = 'group'
+    ));
 begin
     return query
-    select p.id, p.name, p.priority, p.effect, p.full_tunnel,
-        array(select x.destination from public.policy_destinations x where x.policy_id = p.id),
-        t.types, t.ids, t.dangling
-    from public.policies p
-    cross join lateral (
-        select array_agg(s.target_type) as types, array_agg(s.target_id) as ids,
-            array_agg(judged.dangling) as dangling
-        from public.policy_targets s
-        cross join lateral (
-            select case s.target_type
-                when 'device' then exists (
-                    select
-                    from public.wireguard_peers w
-                    where w.device_id = s.target_id and w.gateway_id = me and w.deleted_at is null
-                )
-                when 'user' then exists (
-                    select
-                    from public.devices d
-                    join public.wireguard_peers w on w.device_id = d.id
-                    where d.user_id = s.target_id and w.gateway_id = me and w.deleted_at is null
-                )
-                when 'group' then exists (
-                    select
-                    from public.groups g
-                    join public.group_memberships m on m.group_id = g.id
-                    join public.devices d on d.user_id = m.user_id
-                    join public.wireguard_peers w on w.device_id = d.id
-                    where g.id = s.target_id and g.deleted_at is null
-                        and w.gateway_id = me and w.deleted_at is null
-                )
+    with judged as (
+        select t.*, case t.target_type
+                when 'device' then t.target_id = any (devices)
+                when 'user' then t.target_id = any (users)
+                when 'group' then t.target_id = any (groups)
                 else false
             end as here
-        ) match
-        cross join lateral (
-            select case when match.here then false
-                else gatepost.is_dangling(s.target_type, s.target_id) end as dangling
-        ) judged
-        where s.policy_id = p.id
-            and (match.here
-                or judged.dangling
-                or s.target_type not in ('device', 'user', 'group'))
-    ) t
-    where p.id = any (policy_ids) and p.is_active and p.deleted_at is null and t.ids is not null;
+        from gatepost.target t
+        where t.policy_id = any (policy_ids)
+    ),
+    concerned as (
+        select j.policy_id, array_agg(j.target_type) as types, array_agg(j.target_id) as ids,
+            array_agg(not j.here and j.dangling) as dangling
+        from judged j
+        where j.here or not j.known or j.dangling
+        group by j.policy_id
+    )
+    select p.id, p.name, p.priority, p.effect, p.full_tunnel,
+        array(select x.destination from public.policy_destinations x where x.policy_id = p.id),
+        c.types, c.ids, c.dangling
+    from concerned c
+    join public.policies p on p.id = c.policy_id
+    where p.is_active and p.deleted_at is null;
+end $$;
+
+create function gatepost.snapshot_policies() returns setof gatepost.policy_row
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan set jit = off set work_mem = '64MB' as $$
+begin
+    return query
+    select v.*
+    from gatepost.policies_of(array(
+        select p.id from public.policies p where p.is_active and p.deleted_at is null
+    )) v;
+end $$;
+
+create function gatepost.policies_by_id(policy_ids uuid[]) returns setof gatepost.policy_row
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return query select v.* from gatepost.policies_of(policy_ids) v;
 end $$;
 
 reset role;

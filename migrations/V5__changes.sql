@@ -3,6 +3,12 @@
 
 set role gatepost_owner;
 
+create function gatepost.listed(marks gatepost.change[], kind text) returns uuid[]
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select coalesce(array_agg(distinct i), '{}') from unnest(marks) m, unnest(m.ids) i
+    where m.kind = $2
+$$;
+
 -- One row. `everything` says why only a full read will do; else the three lists name what to read
 -- again in this same transaction. Three empty lists: nothing changed.
 create function gatepost.changes(
@@ -25,7 +31,9 @@ declare
     marks gatepost.change[];
     moved uuid[]; -- devices whose peers here came, went or moved
     owners uuid[]; -- users who may own a peer here only now, or no longer
-    entered uuid[]; -- groups that users of ours entered or left
+    touched uuid[]; -- devices whose peers, if they are here, read otherwise
+    addresses text[]; -- allocated otherwise
+    regrouped uuid[]; -- users who, if they own a peer here, are in other groups now
     targets uuid[]; -- what policies may name and match otherwise now
 begin
     cursor := pg_current_snapshot()::text;
@@ -74,81 +82,68 @@ begin
         return;
     end if;
 
-    moved := array(
-        select distinct i from unnest(marks) m, unnest(m.ids) i where m.kind = 'peer'
+    moved := gatepost.listed(marks, 'peer');
+    touched := array(
+        select i from unnest(gatepost.listed(marks, 'device')) i
+        union
+        select d.id from public.devices d where d.user_id = any (gatepost.listed(marks, 'user'))
+        except
+        select i from unnest(moved) i
+    );
+    addresses := array(
+        select distinct host(a) from unnest(marks) m, unnest(m.addresses) a where m.kind = 'address'
     );
     devices := moved || array(
         select p.device_id
         from public.wireguard_peers p
-        where p.gateway_id = me and p.deleted_at is null
-            and p.device_id in (
-                select i from unnest(marks) m, unnest(m.ids) i where m.kind = 'device'
-            )
+        where p.gateway_id = me and p.deleted_at is null and p.device_id = any (touched)
         union
         select p.device_id
         from public.wireguard_peers p
-        where p.gateway_id = me and p.deleted_at is null
-            and p.device_id in (
-                select d.id
-                from public.devices d
-                where d.user_id in (
-                    select i from unnest(marks) m, unnest(m.ids) i where m.kind = 'user'
-                )
-            )
-        union
-        select p.device_id
-        from public.wireguard_peers p
-        where p.gateway_id = me and p.deleted_at is null
-            and host(p.assigned_ip) in (
-                select host(a) from unnest(marks) m, unnest(m.addresses) a where m.kind = 'address'
-            )
+        where p.gateway_id = me and p.deleted_at is null and host(p.assigned_ip) = any (addresses)
         except
-        select unnest(moved)
+        select i from unnest(moved) i
     );
 
     owners := array(
-        select i from unnest(marks) m, unnest(m.ids) i where m.kind = 'owner'
+        select i from unnest(gatepost.listed(marks, 'owner')) i
         union
         select d.user_id from public.devices d where d.id = any (moved)
     );
+    regrouped := array(
+        select i from unnest(gatepost.listed(marks, 'membership')) i
+        union
+        select g.user_id
+        from public.group_memberships g
+        where g.group_id = any (gatepost.listed(marks, 'group'))
+        except
+        select i from unnest(owners) i
+    );
     users := owners || array(
-        select i.user_id
-        from (
-            select i as user_id from unnest(marks) m, unnest(m.ids) i where m.kind = 'membership'
-            union
-            select g.user_id
-            from public.group_memberships g
-            where g.group_id in (
-                select i from unnest(marks) m, unnest(m.ids) i where m.kind = 'group'
-            )
-            except
-            select unnest(owners)
-        ) i
-        where exists (
-            select
-            from public.devices d
-            join public.wireguard_peers p on p.device_id = d.id
-            where d.user_id = i.user_id and p.gateway_id = me and p.deleted_at is null
-        )
+        select distinct d.user_id
+        from public.devices d
+        join public.wireguard_peers p on p.device_id = d.id
+        where d.user_id = any (regrouped) and p.gateway_id = me and p.deleted_at is null
     );
 
-    entered := array(
-        select distinct g
+    targets := moved || owners || array(
+        select g.group_id from public.group_memberships g where g.user_id = any (owners)
+        union
+        select g
         from unnest(marks) m, unnest(m.group_ids) g
         where m.kind = 'membership' and m.ids && users
-    );
-    targets := entered || moved || owners || array(
-        select i from unnest(marks) m, unnest(m.ids) i where m.kind in ('target', 'group')
         union
-        select g.group_id from public.group_memberships g where g.user_id = any (owners)
+        select i from unnest(gatepost.listed(marks, 'target')) i
+        union
+        select i from unnest(gatepost.listed(marks, 'group')) i
     );
     policies := array(
-        select i from unnest(marks) m, unnest(m.ids) i where m.kind = 'policy'
+        select i from unnest(gatepost.listed(marks, 'policy')) i
         union
         select t.policy_id
         from public.policy_targets t
-        join public.policies p on p.id = t.policy_id and p.is_active and p.deleted_at is null
-        where t.target_id = any (targets)
+        join public.policies p on p.id = t.policy_id
+        where t.target_id = any (targets) and p.is_active and p.deleted_at is null
     );
 
     if cardinality(devices) + cardinality(users) + cardinality(policies) > 10000 then

@@ -12,4 +12,5 @@ mod migrate;
 mod report;
 mod rights;
 mod rows;
+mod speed;
 mod world;

@@ -14,6 +14,8 @@ pub struct World {
     pub gateway: Uuid,
     pub role: String,
     pub store: Store,
+    /// As `role`.
+    pub url: String,
     /// Held for as long as the world is; `None`: the shared one.
     _own: Option<Cluster>,
 }
@@ -44,7 +46,7 @@ pub async fn client(role: &str, database: &str) -> Client {
     connect(&Cluster::shared().socket_url(role, database)).await
 }
 
-async fn connect(url: &str) -> Client {
+pub async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
@@ -74,7 +76,8 @@ impl World {
         let create = CreateRole::IfAbsent(None);
         grant(&ConnectOptions::new(url("postgres")), "g1", &role, &create).await.unwrap();
         let store = Store::connect(&ConnectOptions::new(url(&role))).unwrap();
-        Self { database, admin, gateway, role, store, _own: None }
+        let url = url(&role);
+        Self { database, admin, gateway, role, store, url, _own: None }
     }
 
     pub async fn run(&self, sql: &str) {
