@@ -1,0 +1,158 @@
+//! Bad input: one clear sentence about it, everything else goes on, nothing in the kernel is lost.
+
+use std::fs;
+use std::net::UdpSocket;
+
+use crate::lab::{
+    BINARY, GATEWAY_TUNNEL, LISTEN_PORT, Lab, eventually, peer_rows, public_key_of, run,
+};
+
+#[test]
+fn bad_rows_are_quarantined_and_the_others_served() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    let _agent = lab.start();
+    lab.database.exec(&alice.rows());
+    alice.connect();
+    let pings = alice.ping(GATEWAY_TUNNEL, 50);
+
+    let key = || public_key_of(&run("wg", &["genkey"]));
+    let zero = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let cases = [
+        ("short", "AAAA".to_owned(), "10.99.1.1", "AAAA"),
+        ("text", "not base64 at all".to_owned(), "10.99.1.2", "not base64 at all"),
+        ("zero", zero.to_owned(), "10.99.1.3", "public_key"),
+        ("own", lab.gateway_key.clone(), "10.99.1.4", "gateway's own"),
+        ("twin", key(), alice.address.as_str(), alice.address.as_str()),
+        ("outside", key(), "10.98.0.5", "outside"),
+        ("gateway", key(), GATEWAY_TUNNEL, GATEWAY_TUNNEL),
+        ("network", key(), "10.99.0.0", "network address"),
+        ("broadcast", key(), "10.99.255.255", "broadcast address"),
+    ];
+    for (name, key, address, _) in &cases {
+        lab.database.exec(&peer_rows(name, key, address));
+    }
+    let quarantined = || lab.status()["peers"]["quarantined"].as_u64();
+    eventually("every bad row is quarantined", || quarantined() == Some(cases.len() as u64));
+    let status = lab.status();
+    for (name, _, _, part) in &cases {
+        let list = status["quarantined"].as_array().unwrap();
+        let entry = list
+            .iter()
+            .find(|entry| entry["user"] == *name)
+            .unwrap_or_else(|| panic!("{name}: {status}"));
+        let reason = entry["reason"].as_str().unwrap();
+        assert!(reason.contains(part), "{name}: {reason}");
+        let audited = format!(
+            "exists (select from audit_logs where event_type = 'peer.quarantined' and message like '%{name}%')"
+        );
+        eventually(&audited, || lab.database.holds(&audited));
+    }
+    assert_eq!(lab.kernel_peers(), [alice.key.as_str()]);
+    pings.await_answers(5);
+    assert_eq!(pings.end().lost, 0);
+
+    lab.database.exec(
+        "update wireguard_peers set assigned_ip = '10.99.1.5' where assigned_ip = '10.98.0.5'",
+    );
+    eventually("a corrected row is served", || lab.kernel_peers().len() == 2);
+}
+
+#[test]
+fn an_unknown_key_in_the_configuration_is_named() {
+    let lab = Lab::open();
+    lab.write_config("[guard]\nmax_removed_peer = \"50%\"\n");
+    for command in ["run", "check"] {
+        let (code, _, err) = lab.gatepost(&[command]);
+        assert_eq!(code, 78, "{command}: {err}");
+        assert!(
+            err.contains("max_removed_peer") && err.contains("max_removed_peers"),
+            "{command}: {err}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_private_key_leaves_the_kernel_alone() {
+    let lab = Lab::open();
+    let other = run("wg", &["genkey"]);
+    fs::write(lab.folder.path().join("private.key"), &other).unwrap();
+    let (code, out, err) = lab.gatepost(&["check"]);
+    assert_eq!(code, 78, "{out}{err}");
+    let told = format!("{out}{err}");
+    assert!(told.contains(&lab.gateway_key) && told.contains(&public_key_of(&other)), "{told}");
+
+    let mut agent = lab.launch(BINARY.as_ref());
+    eventually("the agent says why it is not ready", || lab.gatepost(&["status"]).0 == 3);
+    assert!(
+        lab.gatepost(&["status"]).1.contains(&lab.gateway_key),
+        "{}",
+        lab.gatepost(&["status"]).1
+    );
+    assert!(
+        !lab.gateway.output("ip", &["link", "show", &lab.link()]).status.success(),
+        "it made a link"
+    );
+    assert!(agent.is_running());
+}
+
+#[test]
+fn each_trouble_with_the_database_names_its_way_out() {
+    let lab = Lab::open();
+    let unready = |config: &str, parts: &[&str]| {
+        fs::write(lab.config(), config).unwrap();
+        let agent = lab.launch(BINARY.as_ref());
+        eventually(&format!("the agent tells of {parts:?}"), || {
+            let (code, out, _) = lab.gatepost(&["status"]);
+            code == 3 && parts.iter().all(|part| out.contains(part) || lab.log().contains(part))
+        });
+        drop(agent);
+    };
+    let config = fs::read_to_string(lab.config()).unwrap();
+    let database = lab.database.name();
+    let empty = lab.database.empty();
+    unready(
+        &config.replace(&format!("/{database}\""), &format!("/{empty}\"")),
+        &["gatepost migrate"],
+    );
+    unready(&config.replace("%2Fpostgres/", "%2Fnowhere/"), &["nowhere"]);
+    lab.database.exec(&format!(
+        "create role {}_unbound login password 'a-gateways-password'",
+        lab.database.role()
+    ));
+    unready(
+        &config.replace("_gateway@", "_gateway_unbound@"),
+        &["gatepost grant", "_gateway_unbound"],
+    );
+    assert!(!lab.gateway.output("ip", &["link", "show", &lab.link()]).status.success());
+}
+
+#[test]
+fn a_listen_port_in_use_is_named_and_taken_when_it_is_free() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let holder = lab.gateway.within(|| UdpSocket::bind(("0.0.0.0", LISTEN_PORT)).unwrap());
+    let _agent = lab.launch(BINARY.as_ref());
+    let port = LISTEN_PORT.to_string();
+    eventually("the agent names the port", || {
+        lab.gatepost(&["status"]).1.contains(&port) && lab.log().contains(&port)
+    });
+    assert_ne!(lab.gatepost(&["status"]).0, 0, "ready without a port");
+    drop(holder);
+    alice.connect();
+    lab.await_ready();
+}
+
+#[test]
+fn a_foreign_interface_of_our_name_is_left_alone() {
+    let lab = Lab::open();
+    lab.gateway.run("ip", &["link", "add", &lab.link(), "type", "dummy"]);
+    let _agent = lab.launch(BINARY.as_ref());
+    eventually("the agent names the interface", || {
+        let (code, out, _) = lab.gatepost(&["status"]);
+        code == 3 && out.contains(&lab.link()) && lab.log().contains(&lab.link())
+    });
+    let details = lab.gateway.run("ip", &["-d", "link", "show", &lab.link()]);
+    assert!(details.contains("dummy") && !details.contains("gatepost:"), "{details}");
+}

@@ -1,0 +1,127 @@
+//! From a commit to packets, and back to the rows.
+
+use std::fs;
+
+use crate::lab::{GATEWAY_TUNNEL, Lab, eventually};
+
+#[test]
+fn a_committed_peer_is_served_and_a_revoked_one_is_not() {
+    let lab = Lab::open();
+    let (alice, bob) = (lab.client("alice"), lab.client("bob"));
+    let _agent = lab.start();
+    assert!(!alice.reaches(GATEWAY_TUNNEL), "a peer that is in no row was answered");
+
+    lab.database.exec(&alice.rows());
+    lab.database.exec(&bob.rows());
+    alice.connect();
+    bob.connect();
+
+    let pings = bob.ping(GATEWAY_TUNNEL, 50);
+    pings.await_answers(5);
+    lab.database.exec(&alice.revocation());
+    eventually("the revoked peer leaves the device", || !lab.kernel_peers().contains(&alice.key));
+    assert!(!alice.reaches(GATEWAY_TUNNEL), "a revoked peer was answered");
+    pings.await_answers(5);
+    assert_eq!(pings.end().lost, 0, "another peer's revocation lost packets");
+
+    lab.database.exec("update devices set status = 'active', revoked_at = null");
+    alice.connect();
+    lab.database.exec("update users set is_active = false where username = 'alice'");
+    eventually("an inactive user's peer leaves", || !lab.kernel_peers().contains(&alice.key));
+    lab.database.exec("update gateways set is_active = false");
+    eventually("an inactive gateway has no peers", || lab.kernel_peers().is_empty());
+}
+
+#[test]
+fn what_is_true_is_written_back() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    let _agent = lab.start();
+    lab.database.exec(&alice.rows());
+    alice.connect();
+    let reported = |condition: &str| {
+        eventually(condition, || lab.database.holds(condition));
+    };
+    reported("exists (select from gateways where last_sync_at > now() - interval '10 s')");
+    reported(
+        "exists (select from devices where last_seen_at > now() - interval '3 min' and last_connected_at is not null)",
+    );
+    for event in ["gateway.started", "gateway.synced", "peer.connected"] {
+        reported(&format!(
+            "exists (select from audit_logs where event_type = '{event}' and entity_id is not null)"
+        ));
+    }
+    lab.database.exec(&alice.revocation());
+    reported(
+        "exists (select from audit_logs where event_type = 'peer.revoked' and metadata ?| array['milliseconds', 'latency_ms', 'ms'])",
+    );
+    let status = lab.status();
+    assert_eq!(status["state"], "ready", "{status}");
+    assert_eq!(status["peers"]["in_kernel"], 0, "{status}");
+    assert_eq!(status["interface"]["backend"], lab.backend.word(), "{status}");
+}
+
+#[test]
+fn a_plan_says_what_a_pass_would_do_and_does_nothing() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let (code, before, err) = lab.gatepost(&["plan"]);
+    assert_eq!(code, 2, "{before}{err}");
+    assert!(before.contains(&alice.key) && before.contains("alice"), "{before}");
+    assert!(
+        !lab.gateway.output("ip", &["link", "show", &lab.link()]).status.success(),
+        "plan made the link"
+    );
+
+    let agent = lab.start();
+    let (code, after, err) = lab.gatepost(&["plan"]);
+    assert_eq!((code, err.as_str()), (0, ""), "{after}");
+    drop(agent);
+    assert_eq!(lab.gatepost(&["status"]).0, 4, "no agent is left");
+}
+
+#[test]
+fn one_pass_is_enough_and_down_takes_only_what_is_ours() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    lab.gateway.run("nft", &["add", "table", "inet", "foreign"]);
+    let (code, out, err) = lab.gatepost(&["run", "--once"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(lab.kernel_peers(), [alice.key.as_str()]);
+    alice.connect();
+
+    let (code, out, err) = lab.gatepost(&["down", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    eventually("the link is gone", || {
+        !lab.gateway.output("ip", &["link", "show", &lab.link()]).status.success()
+    });
+    assert_eq!(lab.gateway.run("nft", &["list", "tables"]), "table inet foreign");
+}
+
+#[test]
+fn a_gateway_enrolls_itself() {
+    let lab = Lab::open();
+    let key_file = lab.folder.path().join("second.key");
+    let (variable, url) = lab.admin_url();
+    let output = lab
+        .command(&[
+            "enroll",
+            "--endpoint",
+            "vpn.example.org:51821",
+            "--listen-port",
+            "51821",
+            "--vpn-cidr",
+            "10.98.0.0/24",
+        ])
+        .env("GATEPOST_GATEWAY_NAME", "fra-2")
+        .env("GATEPOST_GATEWAY_PRIVATE_KEY_FILE", &key_file)
+        .env(variable, url)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let public_key = crate::lab::public_key_of(fs::read_to_string(&key_file).unwrap().trim());
+    let row = "select concat_ws(' ', public_key, listen_port, vpn_cidr) from gateways where name = 'fra-2'";
+    assert_eq!(lab.database.value(row), format!("{public_key} 51821 10.98.0.0/24"));
+}

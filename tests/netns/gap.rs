@@ -1,0 +1,98 @@
+//! Nothing committed is ever missed, in whatever order it is committed.
+
+use crate::lab::{Database, Lab, eventually};
+
+const WRITERS: u32 = 8;
+const ROUNDS: u32 = 20;
+
+/// Every eligible peer as `wg show allowed-ips` prints it.
+const WANTED: &str = "select w.public_key || E'\\t' || host(w.assigned_ip) || '/32'
+    from wireguard_peers w join devices d on d.id = w.device_id join users u on u.id = d.user_id
+    where w.deleted_at is null and d.deleted_at is null and d.status = 'active'
+        and (d.revoked_at is null or d.revoked_at > now()) and u.is_active";
+
+#[test]
+fn eight_writers_long_transactions_and_cut_connections_miss_nothing() {
+    let lab = Lab::open();
+    lab.database.exec(
+        "insert into users (role_id, username, display_name, password_hash)
+             select id, 'writer' || n, 'writer', '!' from roles, generate_series(0, 8) as n",
+    );
+    let _agent = lab.start();
+    let long = lab.database.session();
+    long.exec("begin");
+    long.exec(&add_device(8, 0));
+
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let database = &lab.database;
+            scope.spawn(move || write(database, writer));
+        }
+        cut_connections(&lab);
+    });
+    long.exec("commit");
+
+    let mut wanted = lab.database.column(WANTED);
+    wanted.sort();
+    assert!(
+        wanted.len() > 50,
+        "the writers left {} peers: too few to prove anything",
+        wanted.len()
+    );
+    eventually("the device equals the database", || lab.wg_show("allowed-ips") == wanted);
+    eventually("so says the agent", || lab.status()["peers"]["in_kernel"] == wanted.len());
+    let (code, out, err) = lab.gatepost(&["plan"]);
+    assert_eq!(code, 0, "{out}{err}");
+}
+
+/// Adds, revokes, restores and removes devices; what is written first is often committed last.
+fn write(database: &Database, writer: u32) {
+    let session = database.session();
+    for round in 0..ROUNDS {
+        let earlier = format!("device_fingerprint = '{writer}-{}'", round / 2);
+        let change = match (writer + round) % 5 {
+            0 => {
+                format!("update devices set status = 'revoked', revoked_at = now() where {earlier}")
+            }
+            1 => format!("update devices set status = 'active', revoked_at = null where {earlier}"),
+            2 => format!(
+                "update wireguard_peers set deleted_at = now() where device_id in (select id from devices where {earlier})"
+            ),
+            _ => "select 1".to_owned(),
+        };
+        session.exec(&format!(
+            "begin; {}; {change}; select pg_sleep(random() * random() * 0.2); commit",
+            add_device(writer, round)
+        ));
+    }
+}
+
+fn add_device(writer: u32, round: u32) -> String {
+    format!(
+        "insert into devices (user_id, name, platform, device_fingerprint, public_key)
+             select id, 'd', 'linux', '{writer}-{round}', encode(sha256('{writer}-{round}'::bytea), 'base64')
+             from users where username = 'writer{writer}';
+         insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
+             select devices.id, gateways.id, devices.public_key, '10.99.{}.{}'
+             from devices, gateways where device_fingerprint = '{writer}-{round}'",
+        writer + 1,
+        round + 1
+    )
+}
+
+/// By the network twice, by the server twice. Each must have hit something.
+fn cut_connections(lab: &Lab) {
+    let role = lab.database.role();
+    let terminate = format!(
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = '{role}'"
+    );
+    let connected = format!(
+        "(select count(*) from pg_stat_activity where usename = '{role}' and query ilike 'listen%') > 0"
+    );
+    for _ in 0..2 {
+        eventually("the agent listens", || lab.database.holds(&connected));
+        assert!(lab.relay.cut() > 0, "no connection to cut");
+        eventually("the agent listens again", || lab.database.holds(&connected));
+        assert_ne!(lab.database.value(&terminate), "0", "no backend to terminate");
+    }
+}

@@ -1,0 +1,66 @@
+//! The built binary, running as a gateway's agent.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Space, eventually};
+
+/// The built `gatepost`.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_gatepost");
+
+/// A running `gatepost run`. Dropping it kills it.
+pub struct Agent {
+    child: Child,
+}
+
+impl Agent {
+    pub(super) fn launch(binary: &Path, config: &Path, gateway: &Space, log: &Path) -> Self {
+        let mut command = Command::new(binary);
+        command
+            .arg("run")
+            .env("GATEPOST_CONFIG", config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command.stderr(File::create(log).unwrap());
+        Self { child: gateway.spawn(&mut command) }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Sends `signal` and waits for the end.
+    pub fn end(mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the agent ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,209 @@
+//! A WireGuard client: a device, its rows in the database, its pings.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::{
+    Backend, GATEWAY, GATEWAY_WAN, LISTEN_PORT, Lab, Space, eventually, public_key_of, run,
+    write_secret,
+};
+
+/// A client in a namespace of its own, called after its user.
+pub struct Client {
+    pub name: String,
+    pub space: Space,
+    /// Its address in the tunnel.
+    pub address: String,
+    pub key: String,
+    link: String,
+    gateway_key: String,
+    folder: PathBuf,
+    /// Its userspace device, where that is the backend.
+    device: Option<Child>,
+}
+
+impl Client {
+    pub(super) fn build(name: &str, space: Space, link: String, host: u8, lab: &Lab) -> Self {
+        let folder = lab.folder.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let device = match lab.backend {
+            Backend::Kernel => {
+                space.run("ip", &["link", "add", &link, "type", "wireguard"]);
+                None
+            }
+            Backend::Userspace => {
+                Some(start_device(lab, &space, &link, &folder.join("device.log")))
+            }
+        };
+        let private_key = run("wg", &["genkey"]);
+        let key_file = folder.join("private.key");
+        write_secret(&key_file, &private_key);
+        space.run("wg", &["set", &link, "private-key", key_file.to_str().unwrap()]);
+        let address = format!("10.99.0.{host}");
+        space.run("ip", &["address", "add", &format!("{address}/32"), "dev", &link]);
+        space.run("ip", &["link", "set", &link, "up"]);
+        space.run("ip", &["route", "add", "10.99.0.0/16", "dev", &link]);
+        space.run("ip", &["route", "add", "10.20.0.0/24", "dev", &link]);
+        let gateway_key = lab.gateway_key.clone();
+        let key = public_key_of(&private_key);
+        let client =
+            Self { name: name.to_owned(), space, address, key, link, gateway_key, folder, device };
+        client.dial();
+        client
+    }
+
+    /// SQL for its user, its device, its peer and its address.
+    pub fn rows(&self) -> String {
+        peer_rows(&self.name, &self.key, &self.address)
+    }
+
+    /// SQL that revokes its device.
+    pub fn revocation(&self) -> String {
+        format!(
+            "update devices set status = 'revoked', revoked_at = now() where device_fingerprint = '{}'",
+            self.name
+        )
+    }
+
+    /// Forgets the gateway and learns it anew: by itself WireGuard tries again only after 5 s.
+    pub fn dial(&self) {
+        let peer = ["set", &self.link, "peer", &self.gateway_key];
+        self.space.run("wg", &[&peer[..], &["remove"]].concat());
+        let endpoint = format!("{GATEWAY_WAN}:{LISTEN_PORT}");
+        self.space.run(
+            "wg",
+            &[&peer[..], &["endpoint", &endpoint, "allowed-ips", "10.99.0.0/16,10.20.0.0/24"]]
+                .concat(),
+        );
+    }
+
+    /// Whether one ping is answered within half a second.
+    pub fn reaches(&self, address: &str) -> bool {
+        self.space.output("ping", &["-nq", "-c", "1", "-W", "0.5", address]).status.success()
+    }
+
+    /// Dials until the gateway answers.
+    #[track_caller]
+    pub fn connect(&self) {
+        eventually(&format!("{} is answered by the gateway", self.name), || {
+            self.dial();
+            self.reaches(super::GATEWAY_TUNNEL)
+        });
+    }
+
+    /// Pings in the background, one every `spacing_ms`, until ended.
+    pub fn ping(&self, address: &str, spacing_ms: u32) -> Ping {
+        let log = self.folder.join(format!("ping-{address}-{spacing_ms}"));
+        let mut command = Command::new("ping");
+        let spacing_secs = format!("{}.{:03}", spacing_ms / 1000, spacing_ms % 1000);
+        command.args(["-nD", "-i", &spacing_secs, address]).stdout(File::create(&log).unwrap());
+        Ping { child: self.space.spawn(&mut command), log }
+    }
+
+    /// Opens a TCP connection.
+    pub fn tcp(&self, address: &str, port: u16) -> std::io::Result<TcpStream> {
+        let address: SocketAddr = format!("{address}:{port}").parse().unwrap();
+        self.space.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(device) = &mut self.device {
+            let _ = device.kill();
+            let _ = device.wait();
+        }
+    }
+}
+
+/// SQL for a user, a device, a peer and an allocation, whatever key and address are worth.
+pub fn peer_rows(name: &str, key: &str, address: &str) -> String {
+    format!(
+        "insert into users (role_id, username, display_name, password_hash)
+             select id, '{name}', '{name}', '!' from roles;
+         insert into devices (user_id, name, platform, device_fingerprint, public_key)
+             select id, '{name}-laptop', 'linux', '{name}', '{key}' from users where username = '{name}';
+         insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
+             select devices.id, gateways.id, '{key}', '{address}' from devices, gateways
+             where device_fingerprint = '{name}' and gateways.name = '{GATEWAY}';
+         insert into ip_allocations (gateway_id, device_id, address)
+             select gateway_id, device_id, assigned_ip from wireguard_peers where public_key = '{key}'
+             on conflict do nothing"
+    )
+}
+
+/// SQL for a policy that allows a user a destination.
+pub fn policy_rows(name: &str, user: &str, destination: &str) -> String {
+    format!(
+        "insert into policies (name) values ('{name}');
+         insert into policy_destinations (policy_id, destination)
+             select id, '{destination}' from policies where name = '{name}';
+         insert into policy_targets (policy_id, target_type, target_id)
+             select policies.id, 'user', users.id from policies, users
+             where policies.name = '{name}' and username = '{user}'"
+    )
+}
+
+fn start_device(lab: &Lab, space: &Space, link: &str, log: &Path) -> Child {
+    let mut command = lab.command(&["device", link]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(log).unwrap());
+    let child = space.spawn(&mut command);
+    eventually("a userspace device answers", || {
+        space.output("wg", &["show", link]).status.success()
+    });
+    child
+}
+
+/// A running `ping`.
+pub struct Ping {
+    child: Child,
+    log: PathBuf,
+}
+
+/// What became of it: the number of the last answered ping, and how many before it were not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pinged {
+    pub last: usize,
+    pub lost: usize,
+}
+
+impl Ping {
+    /// How many answers came so far.
+    pub fn answers(&self) -> usize {
+        self.answered().len()
+    }
+
+    /// Waits for so many more answers.
+    #[track_caller]
+    pub fn await_answers(&self, more: usize) {
+        let wanted = self.answers() + more;
+        eventually("pings are answered", || self.answers() >= wanted);
+    }
+
+    /// Ends it. What was not answered after the last answer is not counted.
+    pub fn end(mut self) -> Pinged {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let answered = self.answered();
+        let last = answered.last().copied().unwrap_or_default();
+        Pinged { last, lost: last - answered.len() }
+    }
+
+    /// The numbers of the answered pings, each once.
+    fn answered(&self) -> BTreeSet<usize> {
+        let text = fs::read_to_string(&self.log).unwrap();
+        let number = |line: &str| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok();
+        text.lines().filter(|line| line.contains("bytes from")).filter_map(number).collect()
+    }
+}
+
+impl Drop for Ping {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,340 @@
+//! A gateway host with a LAN behind it, clients before it, and the database above it.
+//!
+//! ```text
+//!  client 198.51.100.11.. ── wan (a bridge) ── gateway 198.51.100.1 ── lan 10.20.0.10, 10.20.0.200
+//!         10.99.0.11..                         tunnel 10.99.0.1
+//! ```
+
+mod agent;
+mod client;
+mod database;
+mod postgres;
+mod relay;
+mod space;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub use agent::{Agent, BINARY};
+pub use client::{Client, peer_rows, policy_rows};
+pub use database::{Database, Listener};
+pub use relay::Relay;
+pub use space::Space;
+
+/// The gateway's name, its address outside and in the tunnel, and two hosts of its LAN.
+pub const GATEWAY: &str = "fra-1";
+pub const GATEWAY_WAN: &str = "198.51.100.1";
+pub const GATEWAY_TUNNEL: &str = "10.99.0.1";
+pub const LISTEN_PORT: u16 = 51820;
+pub const LAN_SERVER: &str = "10.20.0.10";
+pub const LAN_OTHER: &str = "10.20.0.200";
+
+/// How long anything may take before a test fails. An emulated processor is twenty times slower.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which WireGuard a test runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Kernel,
+    Userspace,
+}
+
+impl Backend {
+    /// The one that `GATEPOST_TEST_BACKEND` names, else the kernel's where it has one.
+    fn of_environment() -> Self {
+        match std::env::var("GATEPOST_TEST_BACKEND").as_deref() {
+            Ok("kernel") => Self::Kernel,
+            Ok("userspace") => Self::Userspace,
+            Ok(other) => panic!("GATEPOST_TEST_BACKEND={other}: must be kernel or userspace"),
+            Err(_) if kernel_has_wireguard() => Self::Kernel,
+            Err(_) => Self::Userspace,
+        }
+    }
+
+    /// As in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
+fn kernel_has_wireguard() -> bool {
+    let space = Space::new(&format!("gp{}-probe", std::process::id()));
+    space
+        .within(|| Command::new("ip").args(["link", "add", "type", "wireguard"]).output().unwrap())
+        .status
+        .success()
+}
+
+/// One test's world; everything in it ends with it.
+pub struct Lab {
+    /// Part of every name made here, so that tests and other runs stay out of each other's way.
+    tag: String,
+    pub backend: Backend,
+    pub database: Database,
+    /// The only way from the agent to the database: the test can cut it.
+    pub relay: Relay,
+    pub gateway: Space,
+    pub lan: Space,
+    wan: Space,
+    pub gateway_key: String,
+    pub folder: tempfile::TempDir,
+    clients: AtomicU8,
+    logs: Mutex<Vec<PathBuf>>,
+}
+
+impl Lab {
+    /// A migrated database with one gateway's row and role, the host's namespaces, no agent yet.
+    pub fn open() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        assert!(nix::unistd::geteuid().is_root(), "network namespaces need root");
+        let tag = format!("g{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let backend = Backend::of_environment();
+        eprintln!("backend: {}", backend.word());
+        let folder = tempfile::Builder::new().prefix("gatepost-netns-").tempdir().unwrap();
+        let database = Database::open(&tag);
+        let relay = Relay::open(folder.path(), database.address());
+        let (gateway, lan, wan) = build_network(&tag);
+        let private_key = run("wg", &["genkey"]);
+        let gateway_key = public_key_of(&private_key);
+        write_secret(&folder.path().join("private.key"), &private_key);
+        write_secret(&folder.path().join("db.password"), database.role_password());
+        let lab = Self {
+            tag,
+            backend,
+            database,
+            relay,
+            gateway,
+            lan,
+            wan,
+            gateway_key,
+            folder,
+            clients: AtomicU8::new(0),
+            logs: Mutex::default(),
+        };
+        lab.write_config("");
+        lab.insert_gateway();
+        lab
+    }
+
+    fn insert_gateway(&self) {
+        self.database.exec(&format!(
+            "insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
+                 values ('{GATEWAY}', '{GATEWAY_WAN}:{LISTEN_PORT}', '{}', {LISTEN_PORT}, '10.99.0.0/16');
+             insert into roles (name) values ('staff')",
+            self.gateway_key
+        ));
+        let output = self
+            .command(&["grant", GATEWAY, self.database.role()])
+            .env(self.admin_url().0, self.admin_url().1)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "gatepost grant: {output:?}");
+    }
+
+    /// The environment variable that makes a command act as the database's administrator.
+    pub fn admin_url(&self) -> (&'static str, String) {
+        (
+            "GATEPOST_DATABASE_URL",
+            self.relay.url("postgres", self.database.name(), self.database.admin_password()),
+        )
+    }
+
+    /// The configuration, with more TOML after it.
+    pub fn write_config(&self, more: &str) {
+        let folder = self.folder.path().display();
+        let url = self.relay.url(self.database.role(), self.database.name(), "");
+        let config = format!(
+            r#"
+[gateway]
+name = "{GATEWAY}"
+private_key_file = "private.key"
+[database]
+url = "{url}"
+password_file = "db.password"
+[interface]
+name = "{link}"
+backend = "{backend}"
+[report]
+heartbeat = "1s"
+interval = "1s"
+[control]
+socket = "{folder}/control.sock"
+[cache]
+file = "{folder}/last-good"
+{more}"#,
+            link = self.link(),
+            backend = self.backend.word()
+        );
+        fs::write(self.config(), config).unwrap();
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("gatepost.toml")
+    }
+
+    /// The gateway's interface.
+    pub fn link(&self) -> String {
+        format!("{}g", self.tag)
+    }
+
+    /// A `gatepost` command line with this gateway's configuration.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).env("GATEPOST_CONFIG", self.config());
+        command
+    }
+
+    /// Runs `gatepost` on the gateway: its exit code, standard output and standard error.
+    pub fn gatepost(&self, arguments: &[&str]) -> (i32, String, String) {
+        let output = self.gateway.within(|| self.command(arguments).output().unwrap());
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    /// `gatepost status --json`.
+    pub fn status(&self) -> serde_json::Value {
+        let (code, out, err) = self.gatepost(&["status", "--json"]);
+        serde_json::from_str(&out)
+            .unwrap_or_else(|error| panic!("status exited {code}: {error}: {out}{err}"))
+    }
+
+    /// Starts an agent and waits until it is ready.
+    pub fn start(&self) -> Agent {
+        let agent = self.launch(BINARY.as_ref());
+        self.await_ready();
+        agent
+    }
+
+    /// Starts an agent from `binary` and does not wait.
+    pub fn launch(&self, binary: &Path) -> Agent {
+        let mut logs = self.logs.lock().unwrap();
+        let log = self.folder.path().join(format!("agent-{}.log", logs.len()));
+        let agent = Agent::launch(binary, &self.config(), &self.gateway, &log);
+        logs.push(log);
+        agent
+    }
+
+    pub fn await_ready(&self) {
+        eventually("the agent is ready", || self.gatepost(&["status"]).0 == 0);
+    }
+
+    /// Everything the agents of this test wrote to standard error.
+    pub fn log(&self) -> String {
+        self.logs.lock().unwrap().iter().filter_map(|log| fs::read_to_string(log).ok()).collect()
+    }
+
+    /// A client with a device, a key and an address; unknown to the database until inserted.
+    pub fn client(&self, name: &str) -> Client {
+        let number = self.clients.fetch_add(1, Ordering::Relaxed);
+        let space = Space::new(&format!("{}-c{number}", self.tag));
+        plug(&self.wan, &space, &format!("c{number}"), &format!("198.51.100.{}", 11 + number));
+        let link = format!("{}c{number}", self.tag);
+        Client::build(name, space, link, 11 + number, self)
+    }
+
+    /// The public keys that the gateway's device holds, as `wg` reads them.
+    pub fn kernel_peers(&self) -> Vec<String> {
+        let output = self.gateway.run("wg", &["show", &self.link(), "peers"]);
+        let mut keys: Vec<_> = output.lines().map(str::to_owned).collect();
+        keys.sort();
+        keys
+    }
+
+    /// `wg show <link> <what>`, sorted, so that two readings compare.
+    pub fn wg_show(&self, what: &str) -> Vec<String> {
+        let output = self.gateway.run("wg", &["show", &self.link(), what]);
+        let mut lines: Vec<_> = output.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the agent's log\n{}", self.log());
+        }
+        // Sockets of userspace devices that die with their namespace.
+        for entry in fs::read_dir("/var/run/wireguard").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&self.tag) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+fn build_network(tag: &str) -> (Space, Space, Space) {
+    let gateway = Space::new(&format!("{tag}-gw"));
+    let lan = Space::new(&format!("{tag}-lan"));
+    let wan = Space::new(&format!("{tag}-wan"));
+    wan.run("ip", &["link", "add", "br0", "type", "bridge"]);
+    wan.run("ip", &["link", "set", "br0", "up"]);
+    plug(&wan, &gateway, "gw", GATEWAY_WAN);
+    gateway.run(
+        "ip",
+        &["link", "add", "lan0", "type", "veth", "peer", "name", "eth0", "netns", lan.name()],
+    );
+    gateway.run("ip", &["address", "add", "10.20.0.1/24", "dev", "lan0"]);
+    gateway.run("ip", &["link", "set", "lan0", "up"]);
+    lan.run("ip", &["address", "add", &format!("{LAN_SERVER}/24"), "dev", "eth0"]);
+    lan.run("ip", &["address", "add", &format!("{LAN_OTHER}/24"), "dev", "eth0"]);
+    lan.run("ip", &["link", "set", "eth0", "up"]);
+    gateway.within(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    (gateway, lan, wan)
+}
+
+fn plug(wan: &Space, space: &Space, port: &str, address: &str) {
+    wan.run(
+        "ip",
+        &["link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", space.name()],
+    );
+    wan.run("ip", &["link", "set", port, "master", "br0", "up"]);
+    space.run("ip", &["address", "add", &format!("{address}/24"), "dev", "eth0"]);
+    space.run("ip", &["link", "set", "eth0", "up"]);
+}
+
+/// Tries until `condition` holds; fails the test when it never does.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs a program that must succeed: its trimmed output.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// What `wg pubkey` makes of a private key.
+pub fn public_key_of(private_key: &str) -> String {
+    use std::io::Write;
+    let mut child = Command::new("wg")
+        .arg("pubkey")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(private_key.as_bytes()).unwrap();
+    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
+}
+
+fn write_secret(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, format!("{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}

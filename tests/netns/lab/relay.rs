@@ -1,0 +1,89 @@
+//! A unix socket that leads to PostgreSQL: it reaches into every network namespace, where the
+//! server's own address does not, and a test can cut it.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+#[derive(Default)]
+struct State {
+    /// Both ends of every connection that is open.
+    open: Mutex<Vec<(UnixStream, TcpStream)>>,
+    refusing: AtomicBool,
+}
+
+/// A relay in a folder of its own. It ends with the process.
+pub struct Relay {
+    folder: PathBuf,
+    state: Arc<State>,
+}
+
+impl Relay {
+    pub fn open(folder: &Path, server: SocketAddr) -> Self {
+        let folder = folder.join("postgres");
+        std::fs::create_dir(&folder).unwrap();
+        let listener = UnixListener::bind(folder.join(".s.PGSQL.5432")).unwrap();
+        let state = Arc::new(State::default());
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let _ = client.and_then(|client| shared.join(client, server));
+            }
+        });
+        Self { folder, state }
+    }
+
+    /// A URL through this relay.
+    pub fn url(&self, user: &str, database: &str, password: &str) -> String {
+        let folder = self.folder.to_str().unwrap().replace('/', "%2F");
+        let password = if password.is_empty() { String::new() } else { format!(":{password}") };
+        format!("postgres://{user}{password}@{folder}/{database}")
+    }
+
+    /// Cuts every open connection: how many.
+    pub fn cut(&self) -> usize {
+        let open = std::mem::take(&mut *self.state.open.lock().unwrap());
+        for (client, server) in &open {
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Both);
+        }
+        open.len()
+    }
+
+    /// From now on new connections are closed at once, and those that are open are cut: how many.
+    pub fn refuse(&self) -> usize {
+        self.state.refusing.store(true, Ordering::SeqCst);
+        self.cut()
+    }
+
+    /// Lets connections through again.
+    pub fn accept(&self) {
+        self.state.refusing.store(false, Ordering::SeqCst);
+    }
+}
+
+impl State {
+    fn join(&self, client: UnixStream, server: SocketAddr) -> io::Result<()> {
+        if self.refusing.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let server = TcpStream::connect(server)?;
+        server.set_nodelay(true)?;
+        let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+        let (mut from_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
+        self.open.lock().unwrap().push((client, server));
+        thread::spawn(move || {
+            let _ = io::copy(&mut from_client, &mut to_server);
+            let _ = to_server.shutdown(Shutdown::Write);
+        });
+        thread::spawn(move || {
+            let _ = io::copy(&mut from_server, &mut to_client);
+            let _ = to_client.shutdown(Shutdown::Write);
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,14 @@
+//! Real packets through a real gateway: the built binary, a private PostgreSQL, WireGuard clients in
+//! network namespaces. One suite for both backends, chosen by `GATEPOST_TEST_BACKEND`: `kernel` (what
+//! the guest runs) or `userspace`; without it the kernel's where it has one.
+//!
+//! Needs root, `ip`, `wg`, `ping` and `nft`; what is missing fails, nothing is skipped.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod bad_input;
+mod end_to_end;
+mod gap;
+mod lab;
+mod policy;
+mod report;
+mod restart;

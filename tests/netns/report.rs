@@ -1,0 +1,29 @@
+//! Reports are written where people look, and wake nobody.
+
+use crate::lab::{Lab, Listener, eventually};
+
+#[test]
+fn reports_wake_nobody() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let _agent = lab.start();
+    let gateway_id = lab.database.value("select id from gateways");
+    let listener = Listener::open(
+        &lab.database,
+        &["gatepost_all".to_owned(), format!("gatepost_{gateway_id}")],
+    );
+
+    alice.connect();
+    let seen = "exists (select from devices where last_seen_at is not null)";
+    eventually("the handshake is reported", || lab.database.holds(seen));
+    for _ in 0..3 {
+        let last = lab.database.value("select last_sync_at from gateways");
+        let newer = format!("exists (select from gateways where last_sync_at > '{last}')");
+        eventually("a heartbeat", || lab.database.holds(&newer));
+    }
+    assert_eq!(listener.count(), 0, "reports notified the fleet");
+
+    lab.database.exec("update policies set priority = 1; update devices set status = 'revoked'");
+    eventually("a change that matters is heard", || listener.count() > 0);
+}
