@@ -49,10 +49,10 @@ test-guest: ## The same programs on kernel WireGuard in a QEMU guest (root)
 bench: bench-latency bench-cold bench-policy ## All benchmarks
 bench-latency: ## Commit to kernel: p50 and p99 over 100 commits (root)
 	@tests/install-deps.sh bench
-	@tests/bench/latency.sh
+	@cargo bench --locked -p gatepost-agent --bench latency
 bench-cold: ## Cold start of 10,000 peers beside `wg setconf`, in the guest (root)
 	@tests/install-deps.sh guest
-	@tests/bench/cold.sh
+	@GATEPOST_GUEST_TIMEOUT_SECS=3600 tests/guest/suite --bench cold
 bench-policy: ## Policies of 100,000 peers beside `nft -f`, and the cost per packet (root)
 	@tests/install-deps.sh bench
 	@tests/bench/policy.sh

@@ -8,6 +8,7 @@
 mod bad_input;
 mod end_to_end;
 mod gap;
+#[allow(dead_code, reason = "the benchmarks use the rest")]
 mod lab;
 mod policy;
 mod report;

@@ -1,0 +1,96 @@
+//! From a commit to the WireGuard device: 100 devices added by SQL, then revoked one by one.
+//!
+//! The clock starts when the database has acknowledged the commit to its client, and stops when a
+//! reader of its own (`wireguard-control`, not our code) finds the change in the gateway's device.
+#![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
+
+#[allow(dead_code, unused_imports, reason = "the tests use the rest")]
+#[path = "../netns/lab/mod.rs"]
+mod lab;
+
+use std::time::{Duration, Instant};
+
+use lab::{Backend, Lab};
+use wireguard_control::{Device, InterfaceName, Key};
+
+const COMMITS: u32 = 100;
+
+fn main() {
+    let lab = Lab::open();
+    let _agent = lab.start();
+    lab.database.exec(
+        "insert into users (role_id, username, display_name, password_hash)
+             select id, 'fleet', 'fleet', '!' from roles",
+    );
+    let keys: Vec<_> = (0..COMMITS).map(|number| key_of(&lab, number)).collect();
+    let mut added = Vec::new();
+    let mut revoked = Vec::new();
+    for (number, key) in keys.iter().enumerate() {
+        lab.database.exec(&addition(number));
+        added.push(until(&lab, key, true));
+    }
+    for (number, key) in keys.iter().enumerate() {
+        lab.database.exec(&format!(
+            "update devices set status = 'revoked', revoked_at = now() where device_fingerprint = '{number}'"
+        ));
+        revoked.push(until(&lab, key, false));
+    }
+    println!("\ncommit to device, {COMMITS} commits each, WireGuard in {}", lab.backend.word());
+    print("added", added);
+    print("revoked", revoked);
+}
+
+/// The database makes it, so that there is one definition.
+fn key_of(lab: &Lab, number: u32) -> Key {
+    let key = lab.database.value(&format!("select {}", sql_key(number)));
+    Key::from_base64(&key).unwrap()
+}
+
+fn sql_key(number: impl std::fmt::Display) -> String {
+    format!("encode(sha256('latency-{number}'::bytea), 'base64')")
+}
+
+fn addition(number: usize) -> String {
+    let key = sql_key(number);
+    format!(
+        "insert into devices (user_id, name, platform, device_fingerprint, public_key)
+             select id, 'd', 'linux', '{number}', {key} from users where username = 'fleet';
+         insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
+             select devices.id, gateways.id, {key}, '10.99.1.0'::inet + {number}
+             from devices, gateways where device_fingerprint = '{number}'"
+    )
+}
+
+/// How long until the device holds the key, or holds it no more.
+fn until(lab: &Lab, key: &Key, present: bool) -> Duration {
+    let started = Instant::now();
+    let link: InterfaceName = lab.link().parse().unwrap();
+    let backend = match lab.backend {
+        Backend::Kernel => wireguard_control::Backend::Kernel,
+        Backend::Userspace => wireguard_control::Backend::Userspace,
+    };
+    lab.gateway.within(|| {
+        loop {
+            let device = Device::get(&link, backend).unwrap();
+            if device.peers.iter().any(|peer| peer.config.public_key == *key) == present {
+                return started.elapsed();
+            }
+            assert!(started.elapsed() < Duration::from_secs(30), "not within 30 s");
+        }
+    })
+}
+
+fn print(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    let percentile = |percent: usize| {
+        let index = (times.len() * percent).div_ceil(100).max(1) - 1;
+        times[index].as_secs_f64() * 1000.0
+    };
+    println!(
+        "  {what:<8} p50 {:6.2} ms   p90 {:6.2} ms   p99 {:6.2} ms   max {:6.2} ms",
+        percentile(50),
+        percentile(90),
+        percentile(99),
+        percentile(100)
+    );
+}
