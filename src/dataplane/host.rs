@@ -310,6 +310,10 @@ impl<F: Firewall> Dataplane for Host<F> {
         reading.state.interface = Some(self.read_interface(&link, &device)?);
         reading.state.routes = route::list(&mut self.rtnetlink, link.index)
             .map_err(DataplaneError::during("reading our routes"))?;
+        reading.backend = Some(match kind {
+            Kind::Kernel => Backend::Kernel,
+            Kind::Userspace => Backend::Userspace,
+        });
         reading.state.peers = device.peers;
         reading.traffic = device.traffic;
         Ok(reading)

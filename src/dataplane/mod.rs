@@ -48,6 +48,8 @@ pub const PROTOCOL: u8 = 71;
 pub struct Reading {
     pub state: ObservedState,
     pub traffic: BTreeMap<PublicKey, Traffic>,
+    /// What does WireGuard on our link; `None`: there is no link that we may use.
+    pub backend: Option<Backend>,
 }
 
 /// What became of a plan.

@@ -12,6 +12,7 @@ use super::ledger::Ledger;
 use super::pass::Pass;
 use super::session::Sessions;
 use super::timing::{Backoff, Due, Timing};
+use crate::dataplane::Backend;
 use crate::model::{
     BuildError, ChangedRows, Departed, DesiredState, Local, ObservedState, PeerId, PublicKey,
     Reason, SnapshotRows, Touched, Traffic,
@@ -74,6 +75,9 @@ pub struct Proven {
     pub at: SystemTime,
 }
 
+/// A notification that comes later than this after its change was read has not come.
+const NOTIFY_WITHIN: Duration = Duration::from_secs(2);
+
 /// Figures that only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -109,6 +113,8 @@ pub struct Machine {
     pub(super) reporting: bool,
     pub(super) removals_confirmed: bool,
     pub(super) notified_since_read: bool,
+    /// A notification, not a timer, asked for the read that is under way.
+    pub(super) read_notified: bool,
     pub(super) pass: Option<Pass>,
     pub(super) obstacle: Option<Obstacle>,
     /// A removal that waits for an operator's word. Smaller changes go on meanwhile.
@@ -124,6 +130,7 @@ pub struct Machine {
     /// The database's clock less this host's, in seconds; positive: the database is ahead.
     pub(super) clock_offset_secs: f64,
     pub(super) sessions: Sessions,
+    pub(super) backend: Option<Backend>,
     pub(super) traffic: BTreeMap<PublicKey, Traffic>,
     pub(super) ledger: Ledger,
     pub(super) quarantine_said: BTreeMap<PeerId, Reason>,
@@ -155,6 +162,7 @@ impl Machine {
             reporting: false,
             removals_confirmed: false,
             notified_since_read: false,
+            read_notified: false,
             pass: None,
             obstacle: None,
             held: None,
@@ -167,6 +175,7 @@ impl Machine {
             stale: false,
             clock_offset_secs: 0.0,
             sessions: Sessions::default(),
+            backend: None,
             traffic: BTreeMap::new(),
             ledger: Ledger::default(),
             quarantine_said: BTreeMap::new(),
@@ -196,6 +205,7 @@ impl Machine {
             Event::Notified => {
                 self.totals.notifications += 1;
                 self.notified_since_read = true;
+                self.due.suspicion = None;
                 self.want_read(ReadKind::Changes);
             }
             Event::KernelChanged { why } => self.observe_wanted = Some(why),
@@ -254,7 +264,6 @@ impl Machine {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let notified = std::mem::take(&mut self.notified_since_read);
         if answer.is_ok() {
             self.backoff.reset();
         }
@@ -275,10 +284,10 @@ impl Machine {
             Ok(ReadAnswer::Changed(rows)) => {
                 self.totals.change_reads += 1;
                 self.learn_clock(rows.taken_at, now);
-                let by_timer = !notified && self.database == Database::Up { mode: Mode::Listen };
-                if by_timer && self.proven.is_some() {
-                    self.totals.notify_missed += 1;
-                    actions.push(Action::Say(Note::NotifyMissed));
+                let listening = self.database == Database::Up { mode: Mode::Listen };
+                if listening && !self.read_notified && self.proven.is_some() {
+                    // Its notification may yet be on the way.
+                    self.due.suspicion = Some(now.instant + NOTIFY_WITHIN);
                 }
                 if let Some(desired) = &mut self.desired {
                     let touched = desired.apply(rows);
@@ -298,6 +307,9 @@ impl Machine {
                             actions.push(Action::Say(Note::GatewayInactive));
                         }
                         self.note_departed(&desired);
+                        if let Some(pass) = &mut self.pass {
+                            pass.forgive();
+                        }
                         self.restored = false;
                         self.desired = Some(desired);
                         self.scope = Scope::Everything;
@@ -363,6 +375,7 @@ impl Machine {
             && let Some(kind) = self.read_wanted.take()
         {
             self.due.retry_read = None;
+            self.read_notified = std::mem::take(&mut self.notified_since_read);
             self.begin(Action::Read(self.possible_read(kind)), actions);
         } else if self.due.may_observe(now.instant)
             && let Some(why) = self.observe_wanted.take()
@@ -399,6 +412,10 @@ impl Machine {
         if !touched.peers.is_empty() || !touched.prefixes.is_empty() {
             self.rows_changed = true;
             self.due.retry_pass = None;
+            // More to do is no failure to converge.
+            if let Some(pass) = &mut self.pass {
+                pass.forgive();
+            }
             self.departed.extend(touched.departed);
             self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
         }

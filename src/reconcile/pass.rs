@@ -32,6 +32,13 @@ pub(super) struct Pass {
     flows_cut: u64,
 }
 
+impl Pass {
+    /// Rows changed meanwhile: what it still has to do says nothing of what it did.
+    pub(super) const fn forgive(&mut self) {
+        self.attempts = 0;
+    }
+}
+
 /// What the last pass that changed something came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassFigures {
@@ -61,6 +68,7 @@ impl Machine {
         if matches!(self.obstacle, Some(Obstacle::Observe(_))) {
             self.obstacle = None;
         }
+        self.backend = reading.backend;
         self.observed = Some(reading.state);
         self.scope = Scope::Everything;
         if now.instant < self.due.handshakes {

@@ -7,11 +7,12 @@ use ipnet::IpNet;
 use super::event::Now;
 use super::machine::Database;
 use super::status::{
-    DatabaseStatus, Explanation, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse, PassStatus,
-    PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State, Status,
-    SyncStatus, Timestamp,
+    BackendInUse, DatabaseStatus, Explanation, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse,
+    PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State,
+    Status, SyncStatus, Timestamp,
 };
 use super::{Machine, Mode, Obstacle};
+use crate::dataplane::Backend;
 use crate::model::policy::{Shift, tell};
 use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing, Traffic};
 use crate::plan::{Plan, Step};
@@ -34,7 +35,11 @@ impl Machine {
             },
             interface: InterfaceStatus {
                 name: self.options.local.interface.to_string(),
-                backend: None,
+                backend: self.backend.and_then(|backend| match backend {
+                    Backend::Kernel => Some(BackendInUse::Kernel),
+                    Backend::Userspace => Some(BackendInUse::Userspace),
+                    Backend::Auto => None,
+                }),
                 public_key: Some(self.options.local.private_key.public_key()),
                 listen_port: desired.map(|d| d.interface().listen_port),
             },

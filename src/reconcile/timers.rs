@@ -33,8 +33,8 @@ impl Machine {
                 }
             }
         }
-        if let Some(retry) = self.due.retry_pass {
-            at = at.min(retry);
+        for due in [self.due.retry_pass, self.due.suspicion].into_iter().flatten() {
+            at = at.min(due);
         }
         if self.observe_wanted.is_some() && !self.busy {
             at = at.min(self.due.observe_at(now.instant));
@@ -68,6 +68,11 @@ impl Machine {
                 self.observe_wanted.get_or_insert_with(|| "heartbeat".into());
                 self.want_read(ReadKind::Changes);
             }
+        }
+        if self.due.suspicion.is_some_and(|at| now.instant >= at) {
+            self.due.suspicion = None;
+            self.totals.notify_missed += 1;
+            actions.push(Action::Say(Note::NotifyMissed));
         }
         if now.instant >= self.due.compare && !self.busy {
             self.due.compare = now.instant + timing.compare_interval();

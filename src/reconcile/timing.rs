@@ -46,6 +46,8 @@ pub(super) struct Due {
     pub report: Instant,
     pub handshakes: Instant,
     pub retry_read: Option<Instant>,
+    /// When a notification that has not come counts as missed.
+    pub suspicion: Option<Instant>,
     pub retry_pass: Option<Instant>,
     pub last_observed: Option<Instant>,
 }
@@ -60,6 +62,7 @@ impl Due {
             report: now,
             handshakes: now,
             retry_read: None,
+            suspicion: None,
             retry_pass: None,
             last_observed: None,
         }

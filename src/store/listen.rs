@@ -32,7 +32,10 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn listen(&self, hello: &Hello) -> Result<Listener, StoreError> {
-        let connecting = self.target.config.connect(self.target.tls.clone());
+        let mut config = self.target.config.clone();
+        // So that pg_stat_activity tells this connection from those that ask.
+        config.application_name("gatepost listen");
+        let connecting = config.connect(self.target.tls.clone());
         let (client, mut connection) = self.within(DOING, connecting).await?;
         let (wake, wakes) = mpsc::unbounded_channel();
         let (probe, probes) = mpsc::unbounded_channel();

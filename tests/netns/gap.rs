@@ -87,7 +87,7 @@ fn cut_connections(lab: &Lab) {
         "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = '{role}'"
     );
     let connected = format!(
-        "(select count(*) from pg_stat_activity where usename = '{role}' and query ilike 'listen%') > 0"
+        "(select count(*) from pg_stat_activity where usename = '{role}' and application_name = 'gatepost listen') > 0"
     );
     for _ in 0..2 {
         eventually("the agent listens", || lab.database.holds(&connected));
