@@ -57,10 +57,11 @@ pub fn status_line(status: &Status, now: SystemTime) -> String {
         0 => String::new(),
         some => format!(", {some} quarantined"),
     };
-    let database = match (status.database.connected, status.database.since) {
-        (true, _) => String::new(),
-        (false, None) => "; the database is away".to_owned(),
-        (false, Some(since)) => format!("; the database is away for {}", span(since.age(now))),
+    let away = !status.database.connected && status.database.last_error.is_some();
+    let database = match status.database.since.filter(|_| away) {
+        None if away => "; the database is away".to_owned(),
+        None => String::new(),
+        Some(since) => format!("; the database is away for {}", span(since.age(now))),
     };
     format!("{}: {peers}{quarantined}{database}", status.state)
 }
@@ -122,7 +123,6 @@ mod tests {
     fn ready_is_told_once_and_not_before_it_is_true() {
         let (mut told, mut status) = (Told::default(), Status::default());
         let now = SystemTime::UNIX_EPOCH;
-        status.database.connected = true;
         assert_eq!(told.news(&status, now), [News::Status("starting: 0 peers".into())]);
         assert_eq!(told.news(&status, now), []);
         status.state = State::NotReady { why: "the key is wrong".into() };
@@ -145,6 +145,7 @@ mod tests {
         let mut status = Status { state: State::Ready, ..Status::default() };
         status.peers.quarantined = 2;
         status.database.since = Some(Timestamp(since));
+        status.database.last_error = Some("connection refused".into());
         assert_eq!(
             status_line(&status, since + Duration::from_mins(5)),
             "ready: 0 peers, 2 quarantined; the database is away for 5 min"

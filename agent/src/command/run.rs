@@ -76,9 +76,7 @@ async fn serve(
     }
     around.spawn(control.serve(watcher.clone()));
     around.spawn(signals.obey(watcher, Arc::new(stop)));
-    wiring::run(options, end).await?;
-    systemd::tell_stopping();
-    Ok(())
+    Ok(wiring::run(options, end).await?)
 }
 
 struct Signals {
