@@ -16,12 +16,19 @@ pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
     let runtime = super::small_runtime()?;
     if dry_run {
         let pending = runtime.block_on(store::pending(&options))?;
-        print(&pending.iter().map(script).collect::<String>())?;
+        print(&dry(&pending))?;
         return Ok(Exit::Success);
     }
     let applied = runtime.block_on(store::migrate(&options))?;
     print(&describe(&applied))?;
     Ok(Exit::Success)
+}
+
+fn dry(pending: &[Migration]) -> String {
+    match pending {
+        [] => "-- the schema is up to date\n".to_owned(),
+        some => some.iter().map(script).collect(),
+    }
 }
 
 fn script(migration: &Migration) -> String {
@@ -45,7 +52,9 @@ mod tests {
     #[test]
     fn a_dry_run_is_a_script() {
         let migration = Migration { name: "V1 schema".into(), sql: "select 1;\n".into() };
-        assert_eq!(script(&migration), "-- V1 schema\nselect 1;\n\n");
+        let pending = [migration.clone(), migration.clone()];
+        assert_eq!(dry(&pending), "-- V1 schema\nselect 1;\n\n".repeat(2));
+        assert_eq!(dry(&[]), "-- the schema is up to date\n");
         assert_eq!(describe(&[migration]), "applied V1 schema\n1 migration\n");
         assert_eq!(describe(&[]), "the schema is up to date\n");
     }
