@@ -5,5 +5,8 @@
 mod agent;
 mod check;
 mod configuration;
+mod database;
 mod gatepost;
 mod keys;
+#[path = "../support/postgres.rs"]
+mod postgres;

@@ -57,6 +57,25 @@ fn every_key_has_its_default() {
     assert_eq!(config.control.socket, PathBuf::from("/run/gatepost/control.sock"));
 }
 
+/// What the packaged example shows as a default is the default.
+#[test]
+fn the_packaged_example_tells_the_truth() {
+    let example = include_str!("../../../systemd/gatepost.toml");
+    let shown = example.lines().map(|line| match line.strip_prefix('#') {
+        Some(key) if !key.starts_with(' ') => key,
+        _ => line,
+    });
+    let scratch = Scratch::new();
+    let shown = scratch.load(&shown.collect::<Vec<_>>().join("\n")).unwrap();
+    let default = scratch.load("").unwrap();
+    assert!(shown.gateway.name.is_some() && shown.database.url.is_some());
+    let tunable = |config: &Config| {
+        let Config { sync, interface, firewall, guard, stale, metrics, .. } = config;
+        format!("{sync:?} {interface:?} {firewall:?} {guard:?} {stale:?} {metrics:?}")
+    };
+    assert_eq!(tunable(&shown), tunable(&default));
+}
+
 #[test]
 fn every_key_can_be_set() {
     let config = Scratch::new()
@@ -193,7 +212,7 @@ fn wrong_values_name_key_value_and_way_out() {
         ),
         (
             "[guard]\nmax_removed_peers = \"half\"",
-            "gatepost.toml: `guard.max_removed_peers` is \"half\": write a share of the peers as \"50%\" or a number of them",
+            "gatepost.toml: `guard.max_removed_peers` \"half\" is neither a share such as \"50%\" (0% to 100%) nor a number of peers such as \"200\"",
         ),
         (
             "[database]\nurl = \"db.example\"",

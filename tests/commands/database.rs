@@ -1,0 +1,99 @@
+//! The commands that change a database, against a real one.
+
+use crate::gatepost::Gatepost;
+use crate::postgres::Cluster;
+
+/// A gateway host whose agent logs in as `role` to a database of its own.
+struct Site {
+    gatepost: Gatepost,
+    database: String,
+    owner_url: String,
+}
+
+impl Site {
+    fn new(role: &str) -> Self {
+        let cluster = Cluster::shared();
+        let database = cluster.database(None);
+        let url = cluster.socket_url(role, &database);
+        let config = format!("[gateway]\nname = \"fra-1\"\n[database]\nurl = {url:?}");
+        let owner_url = cluster.socket_url("postgres", &database);
+        Self { gatepost: Gatepost::with(&config), database, owner_url }
+    }
+
+    /// A command with the owner's rights.
+    fn as_owner(&self, args: &[&str]) -> crate::gatepost::Done {
+        self.gatepost.run(&[args, &["--database-url", &self.owner_url]].concat())
+    }
+
+    fn psql(&self, sql: &str) -> String {
+        Cluster::shared().psql(&self.database, sql).trim().to_owned()
+    }
+
+    /// How `check` judges a subject, and the exit code.
+    fn judged(&self, subject: &str) -> (String, String, i32) {
+        let done = self.gatepost.run(&["check", "--json"]);
+        let findings: Vec<serde_json::Value> = serde_json::from_str(&done.stdout).unwrap();
+        let found = findings.iter().find(|finding| finding["subject"] == subject).unwrap();
+        let text = |field: &str| found[field].as_str().unwrap().to_owned();
+        (text("level"), text("text"), done.code)
+    }
+}
+
+#[test]
+fn a_gateway_goes_from_nothing_to_enrolled() {
+    let site = Site::new("commands_fra");
+    let unmigrated = site.as_owner(&["grant", "fra-1", "postgres"]).must_exit(1);
+    assert!(unmigrated.stderr.contains("run `gatepost migrate`"), "{}", unmigrated.stderr);
+
+    let dry = site.as_owner(&["migrate", "--dry-run"]).must_exit(0);
+    assert!(dry.stdout.starts_with("-- V1__"), "{}", dry.stdout);
+    assert_eq!(site.psql("select count(*) from pg_tables where tablename = 'gateways'"), "0");
+    let applied = site.as_owner(&["migrate"]).must_exit(0);
+    assert!(applied.stdout.ends_with(" migrations\n"), "{}", applied.stdout);
+    let again = site.as_owner(&["migrate"]).must_exit(0);
+    assert_eq!(again.stdout, "the schema is up to date\n");
+
+    let unknown = site.as_owner(&["grant", "fra-1", "commands_fra"]).must_exit(1);
+    assert!(unknown.stderr.contains("add --create"), "{}", unknown.stderr);
+    let granted = site.as_owner(&["grant", "fra-1", "commands_fra", "--create"]).must_exit(0);
+    assert!(granted.stdout.starts_with("role commands_fra made\n"), "{}", granted.stdout);
+
+    let enroll = ["enroll", "--endpoint", "vpn.example:51820", "--listen-port", "51820"];
+    let enroll = [&enroll[..], &["--vpn-cidr", "10.8.0.0/24", "--dns", "10.8.0.1"]].concat();
+    let enrolled = site.gatepost.run(&enroll).must_exit(0);
+    let key = site.psql("select public_key from gateways where name = 'fra-1'");
+    assert!(enrolled.stdout.ends_with(&format!("\npublic key {key}\n")), "{}", enrolled.stdout);
+    assert_eq!(site.gatepost.run(&["key", "public"]).must_exit(0).stdout, format!("{key}\n"));
+    let again = site.gatepost.run(&["enroll"]).must_exit(0);
+    assert!(!again.stdout.contains("private key made"), "{}", again.stdout);
+    assert_eq!(site.psql("select endpoint from gateways"), "vpn.example:51820");
+
+    let (level, text, _) = site.judged("key");
+    assert_eq!((level.as_str(), text), ("ok", format!("{key}, as in the gateway's row")));
+    assert_eq!(site.judged("database").0, "ok");
+    assert_eq!(site.judged("clock").0, "ok");
+}
+
+#[test]
+fn another_gateways_key_is_a_wrong_configuration() {
+    let site = Site::new("commands_ber");
+    site.as_owner(&["migrate"]).must_exit(0);
+    site.as_owner(&["grant", "fra-1", "commands_ber", "--create"]).must_exit(0);
+    let enroll = ["enroll", "--endpoint", "x:1", "--listen-port", "1", "--vpn-cidr", "10.8.0.0/24"];
+    site.gatepost.run(&enroll).must_exit(0);
+    let theirs = site.psql("select public_key from gateways");
+    std::fs::remove_file(site.gatepost.path("private.key")).unwrap();
+    let ours = site.gatepost.run(&["key", "generate"]).must_exit(0).stdout;
+    let (level, text, code) = site.judged("key");
+    assert_eq!((level.as_str(), code), ("wrong", 78));
+    assert!(text.contains(ours.trim()) && text.contains(&theirs), "{text}");
+}
+
+#[test]
+fn a_role_that_is_bound_to_nothing_is_told_the_way_out() {
+    let site = Site::new("postgres");
+    site.as_owner(&["migrate"]).must_exit(0);
+    let (level, text, _) = site.judged("database");
+    assert_eq!(level, "warning", "no restart of the agent mends it, but an owner can: {text}");
+    assert!(text.contains("run `gatepost grant <gateway> postgres`"), "{text}");
+}
