@@ -27,7 +27,7 @@ pub(super) fn say(note: &Note) {
         }
         Note::Synced { steps, took, first } => info!(
             steps,
-            took_ms = took.as_secs_f64() * 1e3,
+            took_ms = took.as_millis(),
             first = first.join("; "),
             "brought up to date"
         ),
