@@ -293,7 +293,7 @@ begin
         select
         from public.wireguard_peers p
         where p.gateway_id = me and p.deleted_at is null
-        offset 5000
+        offset 1000
     ) then
         return array(
             select g.id
