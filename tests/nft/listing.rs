@@ -91,7 +91,6 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             counter goto deny
         }}
         chain inbound {{
-            ct direction reply goto judge
             {inbound}
         }}
         chain forward {{
@@ -99,7 +98,7 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             iifname != "wg0" oifname != "wg0" accept
             ct state invalid,untracked counter drop
             tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
-            iifname != "wg0" goto inbound
+            iifname != "wg0" ct direction original goto inbound
             {answers}
             goto judge
         }}

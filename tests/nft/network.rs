@@ -36,6 +36,10 @@ impl Network {
     /// gateway's namespace.
     pub fn new() -> Self {
         let [gateway, alice, bob, lan] = std::array::from_fn(|_| Netns::new());
+        for netns in [&gateway, &alice, &bob, &lan] {
+            // Else nothing can ask for IPv6 neighbours in the first second.
+            netns.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
+        }
         gateway.run(&format!(
             "ip link add {WG} type bridge mcast_snooping 0
              ip link set {WG} address 02:00:00:00:00:01 mtu 1420 up

@@ -8,7 +8,7 @@ use gatepost::dataplane::nft::Nft;
 use gatepost::model::{FirewallBase, FirewallChange, Masquerade, Profile, ProfileId};
 
 use super::network::{
-    GATEWAY4, GATEWAY6, LAN4, LAN6, Network, PUBLIC4, PUBLIC6, asks, connect, pings, serve,
+    GATEWAY4, GATEWAY6, LAN4, LAN6, Network, PUBLIC4, PUBLIC6, Stream, asks, connect, pings, serve,
 };
 use super::table::{World, base, load, many, profile};
 
@@ -133,6 +133,25 @@ fn unassigning_stops_live_flows() {
     network.nft.apply(&change, observed.as_ref()).unwrap();
     assert!(!alice.echoes());
     assert!(bob.echoes());
+}
+
+#[test]
+fn loading_anew_and_repairing_disturb_no_live_flow() {
+    let world = world(profile(&["172.16.1.0/24", "fd10::/64"], &[]), nothing());
+    // A flow that is translated cannot outlive packets that are not: the server resets it.
+    let base = FirewallBase { masquerade: Masquerade::None, ..base() };
+    let mut network = network(&base, &world);
+    serve(&network.lan, 80);
+    let mut streams = [LAN4, LAN6].map(|to| connect(&network.alice, to, 80).unwrap());
+    assert!(streams.iter_mut().all(Stream::echoes));
+    let base = FirewallBase { deny_log: false, ..base };
+    network.nft.apply(&load(&base, &world), None).unwrap();
+    assert!(streams.iter_mut().all(Stream::echoes), "after the base was loaded anew");
+
+    network.gateway.run("nft flush ruleset");
+    assert!(streams.iter_mut().all(Stream::echoes), "nothing is filtered");
+    network.nft.apply(&load(&base, &world), None).unwrap();
+    assert!(streams.iter_mut().all(Stream::echoes), "after the ruleset was repaired");
 }
 
 #[test]

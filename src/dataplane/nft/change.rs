@@ -8,11 +8,10 @@ use super::attr::Attr;
 use super::batch::Batch;
 use super::error::NftError;
 use super::profile::{self, ProfileRule, chain_name};
+use super::rules::{SITES, site_rule};
 use super::set::{Element, Family, Set};
 use super::sys::{msg, table};
-use super::table::{
-    Fixed, SITES, TABLE, fixed_elements, plain_chain, site_rule, table_declaration,
-};
+use super::table::{Fixed, TABLE, fixed_elements, plain_chain, table_declaration};
 use crate::model::{
     Address, FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId, Ranges,
 };

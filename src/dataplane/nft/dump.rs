@@ -50,24 +50,22 @@ pub fn dump(socket: &mut NftSocket) -> Result<(Option<Dump>, u32), NftError> {
 
 /// The handles of a profile chain's rules, in order.
 pub fn handles(socket: &mut NftSocket, id: ProfileId) -> Result<Vec<u64>, NftError> {
-    socket.dump(msg::GETRULE, &rules_of(&chain_name(id)), |handles: &mut Vec<u64>, body| {
+    dump_rules(socket, &chain_name(id), |handles: &mut Vec<u64>, body| {
         handles.extend(find_be64(body, rule::HANDLE));
     })
 }
 
-/// The counters in the rules of every chain (`None`) or of one, chain by chain, in order.
-pub fn counters(
-    socket: &mut NftSocket,
-    chain: Option<&str>,
-) -> Result<BTreeMap<String, Vec<Counter>>, NftError> {
-    type Counters = BTreeMap<String, Vec<Counter>>;
-    let filter =
-        chain.map_or_else(|| vec![Attr::text(rule::TABLE, TABLE)], |name| rules_of(name).into());
-    socket.dump(msg::GETRULE, &filter, |counters: &mut Counters, body| {
-        let Some((name, exprs)) = our_rule(body) else { return };
-        let found = Attrs(exprs).filter_map(|(_, dumped)| counter_in(dumped));
-        counters.entry(name.to_owned()).or_default().extend(found);
+/// The counters in the rules of a profile's chain, in order.
+pub fn counters(socket: &mut NftSocket, id: ProfileId) -> Result<Vec<Counter>, NftError> {
+    dump_rules(socket, &chain_name(id), |counters: &mut Vec<Counter>, body| {
+        counters.extend(Attrs(expressions(body)).filter_map(|(_, dumped)| counter_in(dumped)));
     })
+}
+
+/// The profiles that have a chain.
+pub fn profiles(socket: &mut NftSocket) -> Result<Vec<ProfileId>, NftError> {
+    let chains = socket.dump(msg::GETCHAIN, &[], Dump::take_chain)?;
+    Ok(chains.profiles.into_keys().collect())
 }
 
 fn counter_in(dumped: &[u8]) -> Option<Counter> {
@@ -78,27 +76,43 @@ fn counter_in(dumped: &[u8]) -> Option<Counter> {
     })
 }
 
-fn rules_of(chain: &str) -> [Attr; 2] {
-    [Attr::text(rule::TABLE, TABLE), Attr::text(rule::CHAIN, chain)]
+/// Dumps one chain's rules. The kernel finds a chain by hash; a dump of a whole table it resumes by
+/// counting from the first rule again, which takes minutes with a million rules
+/// (`nf_tables_dump_rules`).
+fn dump_rules<T: Default>(
+    socket: &mut NftSocket,
+    chain: &str,
+    take: impl FnMut(&mut T, &[u8]),
+) -> Result<T, NftError> {
+    let filter = [Attr::text(rule::TABLE, TABLE), Attr::text(rule::CHAIN, chain)];
+    socket.dump(msg::GETRULE, &filter, take)
+}
+
+fn expressions(body: &[u8]) -> &[u8] {
+    attr::find(body, rule::EXPRESSIONS).unwrap_or_default()
 }
 
 fn dump_once(socket: &mut NftSocket) -> Result<Option<Dump>, NftError> {
     let Some(found) = socket.get(msg::GETTABLE, &[Attr::text(table::NAME, TABLE)])? else {
         return Ok(None);
     };
-    let chains = socket.dump(msg::GETCHAIN, &[], Dump::take_chain)?;
-    let rules = socket.dump(msg::GETRULE, &[Attr::text(rule::TABLE, TABLE)], Dump::take_rule)?;
+    let mut dump = socket.dump(msg::GETCHAIN, &[], Dump::take_chain)?;
+    dump.flags = find_be32(&found, table::FLAGS).unwrap_or_default();
+    dump.objects = find_be32(&found, table::USE).unwrap_or_default() as usize;
+    for name in dump.chains.keys() {
+        let rules = dump_rules(socket, name, |rules: &mut Vec<Vec<u8>>, body| {
+            rules.push(expressions(body).to_vec());
+        })?;
+        dump.rules.insert(name.clone(), rules);
+    }
+    for (id, rules) in &mut dump.profiles {
+        *rules = dump_rules(socket, &chain_name(*id), |rules: &mut Vec<_>, body| {
+            rules.push(ProfileRule::decode(*id, expressions(body)));
+        })?;
+    }
     let sets = socket.dump(msg::GETSET, &[Attr::text(set::TABLE, TABLE)], Dump::take_set)?;
-    let mut profiles = chains.profiles;
-    profiles.extend(rules.profiles);
-    let mut dump = Dump {
-        flags: find_be32(&found, table::FLAGS).unwrap_or_default(),
-        objects: find_be32(&found, table::USE).unwrap_or_default() as usize,
-        chains: chains.chains,
-        rules: rules.rules,
-        profiles,
-        ..sets
-    };
+    dump.sets = sets.sets;
+    dump.strange_sets = sets.strange_sets;
     for (set, elements) in &mut dump.sets {
         match read_elements(socket, set)? {
             Some(found) => *elements = found,
@@ -123,13 +137,6 @@ fn read_elements(socket: &mut NftSocket, set: &Set) -> Result<Option<Vec<Element
     Ok(found.into_iter().collect())
 }
 
-/// The chain and the expressions of a dumped rule, if it is in our table.
-fn our_rule(body: &[u8]) -> Option<(&str, &[u8])> {
-    let ours = find_text(body, rule::TABLE)? == TABLE;
-    let exprs = attr::find(body, rule::EXPRESSIONS).unwrap_or_default();
-    ours.then_some((find_text(body, rule::CHAIN)?, exprs))
-}
-
 impl Dump {
     fn take_chain(&mut self, body: &[u8]) {
         let (Some(TABLE), Some(name)) =
@@ -140,17 +147,6 @@ impl Dump {
         match profile_of_chain(name).filter(|_| attr::find(body, chain::HOOK).is_none()) {
             Some(id) => _ = self.profiles.insert(id, vec![]),
             None => _ = self.chains.insert(name.to_owned(), body.to_vec()),
-        }
-    }
-
-    fn take_rule(&mut self, body: &[u8]) {
-        let Some((name, exprs)) = our_rule(body) else { return };
-        if let Some(id) = profile_of_chain(name) {
-            self.profiles.entry(id).or_default().push(ProfileRule::decode(id, exprs));
-        } else if let Some(rules) = self.rules.get_mut(name) {
-            rules.push(exprs.to_vec());
-        } else {
-            self.rules.insert(name.to_owned(), vec![exprs.to_vec()]);
         }
     }
 

@@ -2,8 +2,8 @@
 //! `nft` program.
 //!
 //! [`Nft::observe`] reads the table back, [`Nft::apply`] makes one atomic change, [`NftMonitor`]
-//! says when somebody else changed a ruleset. What stands in the table is told in
-//! [`table`](self::table); who may reach what comes from the model.
+//! says when somebody else changed a ruleset. What stands in the table is told in the module
+//! `table`; who may reach what comes from the model.
 
 mod attr;
 mod batch;
@@ -14,6 +14,7 @@ mod expr;
 mod monitor;
 mod observe;
 mod profile;
+mod rules;
 mod set;
 mod socket;
 mod sys;
@@ -33,7 +34,8 @@ use socket::NftSocket;
 pub use dump::Counter;
 pub use error::NftError;
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
-pub use table::{DENY_LOG_GROUP, DENY_LOG_PREFIX, TABLE};
+pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
+pub use table::TABLE;
 
 /// How often a change is sent again when the kernel says that it would work a moment later.
 const ATTEMPTS: usize = 8;
@@ -139,11 +141,13 @@ impl Nft {
     /// # Errors
     /// As [`observe`](Self::observe).
     pub fn read_counters(&mut self) -> Result<BTreeMap<ProfileId, ProfileCounters>, NftError> {
-        let counters = dump::counters(&mut self.socket, None)?;
-        let of = |(name, found): (&String, &Vec<Counter>)| {
-            Some((profile::profile_of_chain(name)?, ProfileCounters::of(found)?))
-        };
-        Ok(counters.iter().filter_map(of).collect())
+        let mut all = BTreeMap::new();
+        for id in dump::profiles(&mut self.socket)? {
+            if let Some(counters) = self.read_counters_of(id)? {
+                all.insert(id, counters);
+            }
+        }
+        Ok(all)
     }
 
     /// What one profile's peers were allowed and denied; `None`: there is no such profile.
@@ -151,9 +155,7 @@ impl Nft {
     /// # Errors
     /// As [`observe`](Self::observe).
     pub fn read_counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError> {
-        let name = profile::chain_name(id);
-        let counters = dump::counters(&mut self.socket, Some(&name))?;
-        Ok(counters.get(&name).and_then(|found| ProfileCounters::of(found)))
+        Ok(ProfileCounters::of(&dump::counters(&mut self.socket, id)?))
     }
 
     /// Deletes our table. From then on nothing is filtered, so the peers must be gone before.

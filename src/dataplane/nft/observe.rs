@@ -12,8 +12,9 @@ use ipnet::IpNet;
 use super::dump::Dump;
 use super::expr::is_rule;
 use super::profile::{self, ProfileRule, chain_name};
+use super::rules::{SITES, interface_in, site_rule};
 use super::set::{Element, Family, Set};
-use super::table::{Fixed, SITES, fixed_elements, interface_in, site_rule};
+use super::table::{Fixed, fixed_elements};
 use crate::model::{
     Address, FirewallBase, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
 };

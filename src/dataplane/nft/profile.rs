@@ -11,9 +11,9 @@ use super::expr::{
     Cmp, Ct, Direction, Meta, Rule, Verdict, cmp, counter, ct_tuple, is_rule, load, lookup, mask,
     meta_set, verdict,
 };
+use super::rules::{DENY, DNS};
 use super::set::{Element, Family, Set, octets};
 use super::sys::{data, expr};
-use super::table::{DENY, DNS};
 use crate::model::{Address, Profile, ProfileId, Ranges};
 
 /// More ranges than these become a set. A rule costs about 15 ns a packet, a set about 70 ns.
