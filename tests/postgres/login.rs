@@ -22,8 +22,8 @@ const PASSWORD: &str = "correct horse";
 async fn site() -> &'static Site {
     static SITE: OnceCell<Site> = OnceCell::const_new();
     SITE.get_or_init(|| async {
-        let dir = tempfile::tempdir().unwrap().keep();
-        let (ca_file, other_ca_file) = (dir.join("ca.pem"), dir.join("other.pem"));
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path();
         openssl(&format!(
             "cd {dir}
              openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
@@ -43,6 +43,12 @@ async fn site() -> &'static Site {
             tls: Some((read("server.pem"), read("server.key"))),
             settings: "",
         });
+        // The cluster's directory goes when the process does; a static is never dropped.
+        let kept = |name: &str| {
+            std::fs::copy(dir.join(name), cluster.dir.join(name)).unwrap();
+            cluster.dir.join(name)
+        };
+        let (ca_file, other_ca_file) = (kept("ca.pem"), kept("other.pem"));
         let database = cluster.database(None);
         let admin = ConnectOptions::new(cluster.socket_url("postgres", &database));
         migrate(&admin).await.unwrap();
