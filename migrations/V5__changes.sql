@@ -23,7 +23,7 @@ create function gatepost.changes(
     out policies uuid[]
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 declare
     me constant uuid := gatepost.me();
     nobody constant uuid := '00000000-0000-0000-0000-000000000000';

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config};
 
 use super::backoff::Backoff;
 use super::connect::single;
@@ -45,7 +45,7 @@ pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
     let mut client = single(&target).await?;
     let mut backoff = Backoff::new(fastrand::u64(..));
     let mut tries = 0;
-    begin(&client, &target.config).await.map_err(|error| of(&target.place, error))?;
+    begin(&client).await.map_err(|error| of(&target.place, error))?;
     let missing = missing(&client).await.map_err(|error| of(&target.place, error))?;
     loop {
         tries += 1;
@@ -67,7 +67,7 @@ pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
 pub async fn pending(options: &ConnectOptions) -> Result<Vec<Migration>, StoreError> {
     let target = options.target()?;
     let mut client = single(&target).await?;
-    begin(&client, &target.config).await.map_err(|error| of(&target.place, error))?;
+    begin(&client).await.map_err(|error| of(&target.place, error))?;
     compare(&mut client, &target.place).await?;
     missing(&client).await.map_err(|error| of(&target.place, error))
 }
@@ -91,7 +91,7 @@ async fn attempt(client: &mut Client, place: &Place) -> Result<(), StoreError> {
 }
 
 /// One migration at a time for a database, and no wait for a lock that makes others wait long.
-async fn begin(client: &Client, _config: &Config) -> Result<(), tokio_postgres::Error> {
+async fn begin(client: &Client) -> Result<(), tokio_postgres::Error> {
     client
         .batch_execute(
             "select pg_advisory_lock(hashtext('gatepost.migrate'));

@@ -46,3 +46,21 @@ impl Store {
         &self.target.place
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The reconcile loop runs these in tasks of a many-threaded runtime.
+    #[tokio::test]
+    async fn every_call_may_move_between_threads() {
+        fn movable<T: Send>(_: T) {}
+        let store = Store::connect(&ConnectOptions::new("postgres://a@nowhere/vpn")).unwrap();
+        let cursor = Cursor { snapshot: String::new(), epoch: String::new() };
+        movable(store.snapshot());
+        movable(store.changes(&cursor));
+        movable(store.report(&[]));
+        movable(store.audit(&[]));
+        movable(store.hello());
+    }
+}

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use gatepost::store::{Read, Store};
+use gatepost::store::{Read, Store, StoreError};
 
 use crate::postgres::{Cluster, Setup};
 use crate::world::{World, options};
@@ -55,7 +55,7 @@ async fn a_probe_wakes_no_other_listener() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_answering_is_noticed_and_forgotten() {
+async fn a_statement_that_takes_too_long_is_cut_off() {
     let world = World::new().await;
     let limits = |seconds| gatepost::store::ConnectOptions {
         statement_timeout: Duration::from_secs(seconds),
@@ -69,6 +69,33 @@ async fn a_server_that_stops_answering_is_noticed_and_forgotten() {
     assert!(error.is_transient() && error.to_string().contains("read the changes"), "{error}");
     world.run("commit").await;
     assert!(matches!(store.changes(&cursor).await.unwrap(), Read::Nothing(..)));
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_is_noticed_and_its_connection_forgotten() {
+    let world = World::alone().await;
+    let limits = gatepost::store::ConnectOptions {
+        statement_timeout: Duration::from_secs(1),
+        ..gatepost::store::ConnectOptions::new(world.url.clone())
+    };
+    let store = Store::connect(&limits).unwrap();
+    let cursor = store.snapshot().await.unwrap().1;
+    let backend = format!(
+        "select pid::bigint from pg_stat_activity where usename = '{}' \
+         and query not like 'listen%'",
+        world.role
+    );
+    let pid = world.count(&backend).await.to_string();
+    let signal = |name: &str| {
+        let sent = std::process::Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(sent.success(), "no backend to stop");
+    };
+    signal("-STOP");
+    let error = store.changes(&cursor).await.unwrap_err();
+    assert!(matches!(error, StoreError::Stalled { .. }), "{error}");
+    // The next question goes to another backend while the first is still stopped.
+    assert!(matches!(store.changes(&cursor).await.unwrap(), Read::Nothing(..)));
+    signal("-CONT");
 }
 
 #[tokio::test]

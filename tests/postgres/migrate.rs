@@ -1,4 +1,6 @@
-use gatepost::store::{SCHEMA_VERSION, Store, StoreError, migrate, pending};
+use gatepost::store::{
+    ConnectOptions, CreateRole, SCHEMA_VERSION, Store, StoreError, grant, migrate, pending,
+};
 
 use crate::postgres::Cluster;
 use crate::world::{World, client, options};
@@ -65,14 +67,7 @@ async fn a_database_with_rows_keeps_them_and_is_followed() {
     migrate(&options("postgres", &database)).await.unwrap();
     assert_eq!(admin.query_one(rows, &[]).await.unwrap().get::<_, String>(0), before);
 
-    gatepost::store::grant(
-        &options("postgres", &database),
-        "g1",
-        "postgres",
-        &gatepost::store::CreateRole::No,
-    )
-    .await
-    .unwrap();
+    grant(&options("postgres", &database), "g1", "postgres", &CreateRole::No).await.unwrap();
     let store = Store::connect(&options("postgres", &database)).unwrap();
     let (rows, _) = store.snapshot().await.unwrap();
     assert_eq!(rows.peers.len(), 1);
@@ -154,4 +149,17 @@ async fn an_unmigrated_database_says_the_command() {
     let error = store.hello().await.unwrap_err();
     assert!(matches!(error, StoreError::Unmigrated { .. }), "{error}");
     assert!(error.to_string().contains("`gatepost migrate`"));
+}
+
+#[tokio::test]
+async fn an_owner_without_superuser_rights_migrates_and_grants() {
+    let world = World::alone().await;
+    world.run("create role boss login createrole").await;
+    world.run("create database theirs owner boss").await;
+    let boss = ConnectOptions::new(
+        world.url.replace(&world.role, "boss").replace(&world.database, "theirs"),
+    );
+    migrate(&boss).await.unwrap();
+    grant(&boss, "g1", "newcomer", &CreateRole::IfAbsent(None)).await.unwrap();
+    assert!(pending(&boss).await.unwrap().is_empty());
 }

@@ -1,4 +1,4 @@
-use gatepost::store::{CreateRole, Enrollment, Store, StoreError, grant};
+use gatepost::store::{CreateRole, Enrollment, Read, Store, StoreError, grant};
 
 use crate::world::{World, client, insert_gateway, options};
 
@@ -200,4 +200,17 @@ async fn a_role_may_not_bind_itself() {
     let store = Store::connect(&options(&role, &world.database)).unwrap();
     let error = store.enroll(&enrollment("g1")).await.unwrap_err();
     assert!(matches!(error, StoreError::Unbound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_control_plane_needs_no_right_of_ours_to_write() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let cursor = world.cursor().await;
+    let app = format!("{}_app", world.database);
+    world.run(&format!("create role {app} login; grant select, update on devices to {app}")).await;
+    let app = client(&app, &world.database).await;
+    app.execute("update devices set status = 'lost' where id = $1", &[&ann.device]).await.unwrap();
+    let Read::Changed(rows, _) = world.read(&cursor).await else { panic!("missed a revocation") };
+    assert!(rows.peers.contains_key(&ann.device.into()));
 }
