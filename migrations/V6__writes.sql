@@ -30,12 +30,23 @@ begin
     set last_seen_at = greatest(d.last_seen_at, r.seen),
         last_connected_at = greatest(d.last_connected_at, r.connected)
     from (
-        -- Not least(): that takes now() for a time that is null.
-        select r.id,
-            max(case when r.seen > now() then now() else r.seen end) as seen,
-            max(case when r.connected > now() then now() else r.connected end) as connected
-        from unnest(device_ids, seen_at, connected_at) r (id, seen, connected)
-        group by r.id
+        select r.id, r.seen,
+            -- An agent that has just started does not know when the session began: it is a new one
+            -- where the last report is older than a session lasts without a handshake.
+            case
+                when r.connected is not null then r.connected
+                when l.last_connected_at is null or l.last_seen_at is null
+                    or r.seen > l.last_seen_at + interval '180 seconds' then r.seen
+            end as connected
+        from (
+            -- Not least(): that takes now() for a time that is null.
+            select r.id,
+                max(case when r.seen > now() then now() else r.seen end) as seen,
+                max(case when r.connected > now() then now() else r.connected end) as connected
+            from unnest(device_ids, seen_at, connected_at) r (id, seen, connected)
+            group by r.id
+        ) r
+        join public.devices l on l.id = r.id
     ) r
     where d.id = r.id
         and d.id = any (free)

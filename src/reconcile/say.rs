@@ -25,12 +25,9 @@ pub(super) fn say(note: &Note) {
         Note::GatewayInactive => {
             warn!("the gateway's row is not active: all peers are revoked until it is");
         }
-        Note::Synced { steps, took, first } => info!(
-            steps,
-            took_ms = took.as_millis(),
-            first = first.join("; "),
-            "brought up to date"
-        ),
+        Note::Synced { steps, took, first } => {
+            info!(steps, took_ms = took.as_millis(), first = first.join("; "), "brought up to date")
+        }
         Note::DriftRepaired { steps, first, why } => warn!(
             steps,
             why,

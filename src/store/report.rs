@@ -19,7 +19,8 @@ pub struct Handshake {
     pub device_id: DeviceId,
     /// For `devices.last_seen_at`.
     pub seen_at: SystemTime,
-    /// For `devices.last_connected_at`; `None`: the present session began earlier and was reported.
+    /// For `devices.last_connected_at`; `None`: not known here. The database then takes `seen_at` if
+    /// its own `last_seen_at` is older than a session lasts without a handshake.
     pub connected_at: Option<SystemTime>,
 }
 
