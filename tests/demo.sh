@@ -51,7 +51,7 @@ scene_gateway() {
 	postgres_start "$work/postgres"
 	postgres_as "$work/postgres" "$(postgres_bin)/createdb" -h "$work/postgres/socket" -U postgres vpn
 	database_open
-	good "private PostgreSQL $(sql "show server_version") in $work" "$(elapsed) ms"
+	good "private PostgreSQL, its data in $work" "$(elapsed) ms"
 	network_build
 	write_config
 	clock
@@ -75,21 +75,29 @@ scene_add() {
 	client_build bob
 	! ping_once alice 10.99.0.1 || fail "the gateway answered a peer that is not in the database"
 	good "before: no answer from the gateway"
-	commit "insert into roles (name) values ('staff');
+	sql "insert into roles (name) values ('staff');
 		insert into users (role_id, username, display_name, password_hash)
-			select id, who, initcap(who), '!' from roles, unnest(array['alice', 'bob']) as who;
-		insert into devices (user_id, gateway_id, name, platform, device_fingerprint, public_key)
-			select id, (select id from gateways), 'laptop', 'linux', username,
-				case username when 'alice' then '${public_key[alice]}' else '${public_key[bob]}' end from users;
-		insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
-			select id, gateway_id, public_key, ('10.99.0.' || case device_fingerprint when 'alice' then 11 else 12 end)::inet from devices;
-		insert into ip_allocations (gateway_id, device_id, address)
-			select gateway_id, device_id, assigned_ip from wireguard_peers"
+			select id, person, initcap(person), '!' from roles, unnest(array['alice', 'bob']) as person"
+	commit "$(device_rows alice 10.99.0.11)"
 	await 5 gateway_has "${public_key[alice]}" || fail "the peer did not reach the interface within 5 s"
 	good "in the gateway's WireGuard device" "$(after_commit "$EPOCHREALTIME")"
 	await 10 first_ping alice 10.99.0.1 || fail "no encrypted ping within 10 s"
 	good "first encrypted ping, handshake included" "$(after_commit "$EPOCHREALTIME")"
+	sql "$(device_rows bob 10.99.0.12)"
 	await 10 first_ping bob 10.99.0.1 || fail "no encrypted ping from bob within 10 s"
+}
+
+# SQL for a user's laptop: the device, its peer on our gateway, its address.
+device_rows() {
+	cat <<-END
+		insert into devices (user_id, name, platform, device_fingerprint, public_key)
+		  select id, 'laptop', 'linux', '$1-laptop', '${public_key[$1]}' from users where username = '$1';
+		insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
+		  select devices.id, gateways.id, devices.public_key, '$2'
+		  from devices, gateways where device_fingerprint = '$1-laptop';
+		insert into ip_allocations (gateway_id, device_id, address)
+		  select gateway_id, device_id, assigned_ip from wireguard_peers where assigned_ip = '$2'
+	END
 }
 
 scene_policy() {
@@ -97,9 +105,10 @@ scene_policy() {
 	! ping_once alice "$lan_server" || fail "a packet reached the LAN although no policy allows it"
 	good "no policy yet: the LAN server does not answer"
 	commit "insert into policies (name) values ('office');
-		insert into policy_destinations (policy_id, destination) select id, '10.20.0.0/24' from policies;
-		insert into policy_targets (policy_id, target_type, target_id)
-			select policies.id, 'user', users.id from policies, users where username = 'alice'"
+insert into policy_destinations (policy_id, destination)
+  select id, '10.20.0.0/24' from policies where name = 'office';
+insert into policy_targets (policy_id, target_type, target_id)
+  select policies.id, 'user', users.id from policies, users where username = 'alice'"
 	await 5 ping_once alice "$lan_server" || fail "the LAN server did not answer although the policy allows it"
 	good "allowed: the LAN server answers Alice" "$(after_commit "$EPOCHREALTIME")"
 	! ping_once bob "$lan_server" || fail "Bob reached the LAN: the policy is Alice's alone"
@@ -142,8 +151,7 @@ scene_revoke() {
 	ping_start alice "$lan_other" 0.02 200 alice
 	ping_start bob 10.99.0.1 0.02 200 bob
 	await 5 ping_answers alice 20 || fail "no traffic to revoke"
-	commit "update devices set status = 'revoked', revoked_at = now()
-		where user_id = (select id from users where username = 'alice')"
+	commit "update devices set status = 'revoked', revoked_at = now() where device_fingerprint = 'alice-laptop'"
 	ping_wait alice
 	ping_wait bob
 	! gateway_has "${public_key[alice]}" || fail "the revoked peer is still in the device"

@@ -67,8 +67,9 @@ write_config() {
 
 as_admin() { GATEPOST_DATABASE_URL=$admin_url "$gatepost" "$@"; }
 
+# Without in_space: a function in the background is a shell of its own, and the pid shall be the agent's.
 agent_start() {
-	in_space gw "$gatepost" run >>"$work/agent.log" 2>&1 &
+	ip netns exec "$tag-gw" "$gatepost" run >>"$work/agent.log" 2>&1 &
 	agent_pid=$!
 }
 
@@ -97,7 +98,7 @@ wireguard_kind() {
 
 written_back() {
 	[[ $(sql "select exists (select from gateways where last_sync_at is not null)
-		and exists (select from devices where last_seen_at is not null and device_fingerprint = 'bob')") == t ]]
+		and exists (select from devices where last_seen_at is not null and device_fingerprint = 'bob-laptop')") == t ]]
 }
 
 # --- the clients ----------------------------------------------------------------------------------------

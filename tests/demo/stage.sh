@@ -89,7 +89,7 @@ scene() {
 }
 
 # good WHAT [FIGURE]: WHAT was seen to hold.
-good() { printf '   %s✓%s %-62s %s\n' "$green" "$plain" "$1" "${2-}"; }
+good() { printf '   %s✓%s %-64s %s\n' "$green" "$plain" "$1" "${2-}"; }
 
 say() { printf '     %s\n' "$1"; }
 
@@ -165,7 +165,7 @@ sql() {
 commit() {
 	local answer
 	# shellcheck disable=SC2001
-	sed -e 's/^\t*/   /' -e "s/.*/$dim&$plain/" <<<"$1;"
+	sed -e "s/.*/   $dim&$plain/" <<<"$1;"
 	printf 'begin; %s; commit;\nselect %s;\n' "$1" "'committed'" >&"$sql_in" || fail "psql is gone"
 	IFS= read -r answer <&"$sql_out" || fail "psql is gone"
 	committed=$EPOCHREALTIME
