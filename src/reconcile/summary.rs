@@ -167,7 +167,7 @@ impl Machine {
                 (state, traffic, addresses.unwrap_or_default())
             }
             Standing::Ineligible => {
-                let reasons: Vec<&str> = row.bars.names().collect();
+                let reasons: Vec<&str> = desired.bars_of(row).names().collect();
                 let reason = match (reasons.is_empty(), row.revoked_at) {
                     (false, _) => reasons.join(", "),
                     (true, Some(_)) => "device revoked".to_owned(),

@@ -26,8 +26,8 @@ pub use update::{Departed, Touched};
 use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
 use super::{
-    DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText, Masquerade,
-    Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings, UserId,
+    Bars, DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText,
+    Masquerade, Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings, UserId,
 };
 
 /// What this host's configuration adds to the rows.
@@ -214,6 +214,12 @@ impl DesiredState {
     /// Admitted peers whose address `ip_allocations` does not give them.
     pub fn unallocated(&self) -> impl Iterator<Item = &PeerRow> {
         self.unallocated.iter().filter_map(|id| self.entries.get(id)).map(|entry| &entry.row)
+    }
+
+    /// Why a row is not eligible, as far as its columns say; approval counts where it is required.
+    #[must_use]
+    pub const fn bars_of(&self, row: &PeerRow) -> Bars {
+        if self.settings.require_approval { row.bars } else { row.bars.without(Bars::NOT_APPROVED) }
     }
 
     /// The row of the admitted peer with this key.
