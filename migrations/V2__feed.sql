@@ -64,6 +64,15 @@ create table gatepost.change (
     addresses inet[],
     at timestamptz not null default now()
 );
+-- What agents said is wrong with a row: said again, by an agent that was restarted, it is no news.
+create table gatepost.said (
+    gateway_id uuid not null,
+    entity_id uuid not null,
+    event_type text not null,
+    digest text not null,
+    primary key (gateway_id, entity_id, event_type, digest)
+);
+
 create index change_by_gateway on gatepost.change (gateway_id, xid);
 create index change_by_time on gatepost.change using brin (at);
 alter table gatepost.change set (

@@ -76,7 +76,7 @@ end $$;
 
 -- Appends to audit_logs. Each entry is stamped with the gateway that wrote it, whatever it says of
 -- itself. Entries: event_type, entity_type, entity_id, device_id, ip_address, status, message,
--- metadata.
+-- metadata. What is wrong with a peer or a policy is appended once until it is something else.
 create function gatepost.audit(entries jsonb) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -92,6 +92,22 @@ begin
             errcode = 'GP005',
             message = format('%L is no event of a gateway', odd);
     end if;
+    delete from gatepost.said s
+    using jsonb_to_recordset(entries) e (event_type text, entity_id uuid, message text)
+    where s.gateway_id = me
+        and s.entity_id = e.entity_id
+        and s.event_type = e.event_type
+        and e.event_type = 'peer.quarantined'
+        and s.digest <> md5(e.message);
+    with news as (
+        insert into gatepost.said (gateway_id, entity_id, event_type, digest)
+        select distinct me, e.entity_id, e.event_type, md5(e.message)
+        from jsonb_to_recordset(entries) e (event_type text, entity_id uuid, message text)
+        where e.event_type in ('peer.quarantined', 'policy.ignored')
+            and e.entity_id is not null and e.message is not null
+        on conflict do nothing
+        returning entity_id, event_type, digest
+    )
     insert into public.audit_logs (
         actor_device_id, event_type, entity_type, entity_id, status, ip_address, message, metadata
     )
@@ -120,7 +136,11 @@ begin
     from jsonb_to_recordset(entries) e (
         event_type text, entity_type text, entity_id uuid, device_id uuid, status text,
         ip_address inet, message text, metadata jsonb
-    );
+    )
+    where e.event_type not in ('peer.quarantined', 'policy.ignored')
+        or (e.entity_id, e.event_type, md5(e.message)) in (
+            select n.entity_id, n.event_type, n.digest from news n
+        );
 end $$;
 
 -- Makes the row of gateway `name` say what its host says. Null leaves a column as it is. A role may

@@ -147,6 +147,10 @@ pub enum Note {
     Released {
         peer: PeerId,
     },
+    /// Part of a setting or a policy has no effect.
+    Ignored {
+        what: String,
+    },
     NotifyMissed,
     ReportFailed {
         error: String,

@@ -3,7 +3,7 @@
 //! It is level-triggered: every event only widens what must be looked at, and one job at a time is
 //! under way. However many commits come, at most one pass runs and one is pending.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -134,6 +134,7 @@ pub struct Machine {
     pub(super) traffic: BTreeMap<PublicKey, Traffic>,
     pub(super) ledger: Ledger,
     pub(super) quarantine_said: BTreeMap<PeerId, Reason>,
+    pub(super) ignored_said: BTreeSet<String>,
     pub(super) due: Due,
     pub(super) totals: Totals,
 }
@@ -179,6 +180,7 @@ impl Machine {
             traffic: BTreeMap::new(),
             ledger: Ledger::default(),
             quarantine_said: BTreeMap::new(),
+            ignored_said: BTreeSet::new(),
             totals: Totals::default(),
         }
     }

@@ -4,11 +4,13 @@
 //! lives of an agent can be simulated. The shell around it carries out what the machine asks for.
 
 mod cache;
+mod database;
 mod event;
 mod explain;
 mod ledger;
 mod machine;
 mod pass;
+mod preview;
 mod say;
 mod session;
 mod shell;
@@ -18,13 +20,13 @@ mod timers;
 mod timing;
 
 pub use cache::{Cache, CacheError};
+pub use database::SyncMode;
 pub use event::{Action, Event, Mode, Note, Now, ReadAnswer, ReadKind};
 pub use ledger::Report;
 pub use machine::{Machine, MachineOptions, Obstacle, Proven, StaleOptions, StalePolicy, Totals};
 pub use pass::PassFigures;
+pub use preview::{preview, preview_explanation};
 pub use session::{SESSION_SECS, Seen, SessionEvent, Sessions};
-pub use shell::{
-    Ask, Host, Options, RunError, SyncMode, preview, preview_explanation, run, run_once,
-};
+pub use shell::{Ask, Host, Options, RunError, run, run_once};
 pub use summary::plan_report;
 pub use timing::{Backoff, Timing};

@@ -1,6 +1,6 @@
 //! One pass: plan, guard, apply, and prove by planning again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
@@ -325,5 +325,35 @@ impl Machine {
         let back = self.quarantine_said.keys().filter(|peer| !now_out.contains_key(peer));
         actions.extend(back.map(|peer| Action::Say(Note::Released { peer: *peer })));
         self.quarantine_said = now_out;
+        self.say_ignored(actions);
+    }
+
+    /// Says once what of the policies and settings has no effect.
+    fn say_ignored(&mut self, actions: &mut Vec<Action>) {
+        let Some(desired) = &self.desired else { return };
+        let mut ignored = BTreeSet::new();
+        for note in desired.policy_notes() {
+            let what = note.to_string();
+            if !self.ignored_said.contains(&what) {
+                self.ledger.audit(AuditEntry {
+                    event: AuditEvent::PolicyIgnored,
+                    entity: Entity::Policy(note.policy_id),
+                    device_id: None,
+                    ip_address: None,
+                    status: AuditStatus::Warning,
+                    message: what.clone(),
+                    metadata: json!(note),
+                });
+                actions.push(Action::Say(Note::Ignored { what: what.clone() }));
+            }
+            ignored.insert(what);
+        }
+        for what in desired.setting_warnings().iter().map(ToString::to_string) {
+            if !self.ignored_said.contains(&what) {
+                actions.push(Action::Say(Note::Ignored { what: what.clone() }));
+            }
+            ignored.insert(what);
+        }
+        self.ignored_said = ignored;
     }
 }

@@ -45,6 +45,7 @@ pub(super) fn say(note: &Note) {
             warn!(%peer, name, reason, "peer left out");
         }
         Note::Released { peer } => info!(%peer, "peer no longer left out"),
+        Note::Ignored { what } => warn!(what, "left out"),
         Note::NotifyMissed => {
             warn!("a change was found by the timer: its notification never came");
         }

@@ -8,33 +8,20 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::cache::{Cache, Keeper};
-use super::event::{Action, Event, Mode, ReadAnswer, ReadKind};
-use super::ledger::Report;
+use super::cache::Cache;
+use super::database::{Connection, Reader, SyncMode, chain, connect, send};
+use super::event::{Action, Event, ReadKind};
 use super::say::say;
-use super::status::{Explanation, PeerStatus, PlanReport, Status, Timestamp};
+use super::status::{Explanation, PeerStatus, Status, Timestamp};
 use super::summary::clock;
 use super::{Machine, MachineOptions};
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
-use crate::model::DesiredState;
-use crate::plan::{Scope, plan};
-use crate::store::{Cursor, Handshake, Hello, Listener, Read, Store, StoreError};
+use crate::store::Store;
 
 /// The data plane of a host.
 pub trait Host: Dataplane<Error = DataplaneError> + 'static {}
 
 impl<D: Dataplane<Error = DataplaneError> + 'static> Host for D {}
-
-/// `sync.mode`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SyncMode {
-    /// Listen where notifications arrive, else poll.
-    #[default]
-    Auto,
-    Listen,
-    Poll,
-}
 
 /// What an operator asks of the loop. A dropped answer means that the loop has ended.
 #[derive(Debug)]
@@ -150,13 +137,6 @@ enum Inner {
     Connected(Box<Connection>),
 }
 
-struct Connection {
-    hello: Hello,
-    listener: Option<Listener>,
-    mode: Mode,
-    why: String,
-}
-
 struct Shell<D> {
     machine: Machine,
     store: Store,
@@ -195,10 +175,7 @@ impl<D: Host> Shell<D> {
             gateway: options.gateway,
             template,
             cache: options.cache.clone(),
-            reader: Arc::new(Mutex::new(Reader {
-                cursor: None,
-                keeper: options.cache.map(Cache::into_keeper),
-            })),
+            reader: Arc::new(Mutex::new(Reader::new(options.cache.map(Cache::into_keeper)))),
             listening: None,
             events,
             status,
@@ -258,9 +235,7 @@ impl<D: Host> Shell<D> {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Say(note) => say(&note),
-            Action::Connect => {
-                self.spawn_inner(connect(self.store.clone(), self.mode, self.gateway.clone()))
-            }
+            Action::Connect => self.spawn_connect(),
             Action::Read(kind) => self.spawn_read(kind),
             Action::Restore => self.spawn_restore(),
             Action::Observe => {
@@ -291,6 +266,16 @@ impl<D: Host> Shell<D> {
                 });
             }
         }
+    }
+
+    fn spawn_connect(&self) {
+        let (store, mode, gateway) = (self.store.clone(), self.mode, self.gateway.clone());
+        self.spawn_inner(async move {
+            match connect(&store, mode, &gateway).await {
+                Ok(connection) => Inner::Connected(Box::new(connection)),
+                Err(error) => Inner::Event(Event::Disconnected { error }),
+            }
+        });
     }
 
     fn spawn_read(&self, kind: ReadKind) {
@@ -405,151 +390,4 @@ impl<D: Host> Shell<D> {
             }
         }
     }
-}
-
-/// Plans without touching anything: what a pass would change now.
-///
-/// # Errors
-/// In words: why nothing can be planned.
-pub async fn preview<D: Host>(
-    machine: &MachineOptions,
-    store: &Store,
-    dataplane: &DataplaneHandle<D>,
-) -> Result<PlanReport, String> {
-    let (rows, _) = store.snapshot().await.map_err(|error| chain(&error))?;
-    let desired = DesiredState::build(machine.local.clone(), rows).map_err(|e| chain(&e))?;
-    let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
-    let plan = plan(&desired, &reading.state, &Scope::Everything).map_err(|e| chain(&e))?;
-    Ok(super::summary::plan_report(&desired, &reading.state, &plan))
-}
-
-/// Explains without an agent: from the database and the kernel as they are now.
-///
-/// # Errors
-/// In words: why nothing can be said.
-pub async fn preview_explanation<D: Host>(
-    machine: &MachineOptions,
-    store: &Store,
-    dataplane: &DataplaneHandle<D>,
-    who: &str,
-    destination: &str,
-) -> Result<Explanation, String> {
-    let (rows, _) = store.snapshot().await.map_err(|error| chain(&error))?;
-    let desired = DesiredState::build(machine.local.clone(), rows).map_err(|e| chain(&e))?;
-    let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
-    super::explain::explain(&desired, Some(&reading.state), who, destination)
-}
-
-async fn connect(store: Store, mode: SyncMode, gateway: String) -> Inner {
-    match try_connect(&store, mode, &gateway).await {
-        Ok(connection) => Inner::Connected(Box::new(connection)),
-        Err(error) => Inner::Event(Event::Disconnected { error }),
-    }
-}
-
-async fn try_connect(store: &Store, mode: SyncMode, gateway: &str) -> Result<Connection, String> {
-    let hello = store.hello().await.map_err(|error| chain(&error))?;
-    if hello.gateway_name != gateway {
-        let bound = hello.gateway_name.clone();
-        let configured = gateway.to_owned();
-        return Err(RunError::OtherGateway { bound, configured }.to_string());
-    }
-    let poll = |why: String| (None, Mode::Poll, why);
-    let (listener, mode, why) = match mode {
-        SyncMode::Poll => poll("sync.mode = \"poll\"".into()),
-        SyncMode::Listen => {
-            let listener = store.listen(&hello).await.map_err(|error| chain(&error))?;
-            (Some(listener), Mode::Listen, "sync.mode = \"listen\"".into())
-        }
-        SyncMode::Auto => {
-            let mut listener = store.listen(&hello).await.map_err(|error| chain(&error))?;
-            if listener.probe().await.map_err(|error| chain(&error))? {
-                (Some(listener), Mode::Listen, "a notification sent to itself arrived".into())
-            } else {
-                poll("no notification arrives, as behind a pooler in transaction mode".into())
-            }
-        }
-    };
-    Ok(Connection { hello, listener, mode, why })
-}
-
-/// Writes a report. Returns what was not taken.
-async fn send(store: &Store, mut report: Report) -> (Report, Option<StoreError>) {
-    let handshakes: Vec<Handshake> = report
-        .handshakes
-        .iter()
-        .map(|(device_id, seen)| Handshake {
-            device_id: *device_id,
-            seen_at: seen.at,
-            connected_at: seen.session_since,
-        })
-        .collect();
-    if !handshakes.is_empty() {
-        match store.report(&handshakes).await {
-            Ok(reported) => report.handshakes.retain(|id, _| reported.skipped.contains(id)),
-            Err(error) => return (report, Some(error)),
-        }
-    }
-    if !report.audit.is_empty() {
-        match store.audit(&report.audit).await {
-            Ok(()) => report.audit.clear(),
-            Err(error) => return (report, Some(error)),
-        }
-    }
-    if let Some(as_of) = report.synced_as_of {
-        match store.synced(as_of).await {
-            // Somebody holds the row: the next beat says it again.
-            Ok(_) => report.synced_as_of = None,
-            Err(error) => return (report, Some(error)),
-        }
-    }
-    (report, None)
-}
-
-/// What reading leaves behind for the next read, and for the next boot.
-struct Reader {
-    cursor: Option<Cursor>,
-    keeper: Option<Keeper>,
-}
-
-impl Reader {
-    async fn read(&mut self, store: &Store, kind: ReadKind) -> Result<ReadAnswer, StoreError> {
-        if let (ReadKind::Changes, Some(since)) = (kind, &self.cursor) {
-            match store.changes(since).await? {
-                Read::Nothing(next, taken_at) => {
-                    self.cursor = Some(next);
-                    return Ok(ReadAnswer::Unchanged { taken_at });
-                }
-                Read::Changed(rows, next) => {
-                    self.cursor = Some(next);
-                    if let Some(keeper) = &self.keeper {
-                        keeper.append(&rows);
-                    }
-                    return Ok(ReadAnswer::Changed(rows));
-                }
-                Read::Everything(why) => debug!(why, "reading everything"),
-            }
-        }
-        let (rows, next) = store.snapshot().await?;
-        self.cursor = Some(next);
-        if let Some(keeper) = &self.keeper {
-            keeper.replace(&rows);
-        }
-        Ok(ReadAnswer::Everything(Box::new(rows)))
-    }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -129,3 +129,23 @@ async fn audit_entries_are_stamped_with_the_gateway() {
     let error = stolen.execute(login, &[]).await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "GP005");
 }
+
+#[tokio::test]
+async fn what_is_wrong_with_a_row_is_audited_once_until_it_is_something_else() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let entry = |message: &str| AuditEntry {
+        event: AuditEvent::PeerQuarantined,
+        entity: Entity::Peer(gatepost::model::PeerId(ann.peer)),
+        device_id: None,
+        ip_address: None,
+        status: AuditStatus::Warning,
+        message: message.into(),
+        metadata: serde_json::json!({}),
+    };
+    let rows = "select count(*) from audit_logs where event_type = 'peer.quarantined'";
+    for (message, count) in [("bad key", 1), ("bad key", 1), ("no pool", 2), ("bad key", 3)] {
+        world.store.audit(&[entry(message)]).await.unwrap();
+        assert_eq!(world.count(rows).await, count, "after {message:?}");
+    }
+}
