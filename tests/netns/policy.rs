@@ -122,20 +122,22 @@ fn udp_answered(client: &Client, address: &str) -> bool {
 
 /// The LAN's servers: TCP writes for as long as anybody reads, UDP echoes.
 fn serve(lab: &Lab) {
-    let (tcp, udp) = lab.lan.within(|| {
-        (TcpListener::bind(("0.0.0.0", PORT)).unwrap(), UdpSocket::bind(("0.0.0.0", PORT)).unwrap())
-    });
-    thread::spawn(move || {
-        for client in tcp.incoming().flatten() {
-            thread::spawn(move || write_for_ever(client));
-        }
-    });
-    thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((length, from)) = udp.recv_from(&mut buffer) {
-            let _ = udp.send_to(&buffer[..length], from);
-        }
-    });
+    for address in [LAN_SERVER, LAN_OTHER] {
+        let (tcp, udp) = lab.lan.within(|| {
+            (TcpListener::bind((address, PORT)).unwrap(), UdpSocket::bind((address, PORT)).unwrap())
+        });
+        thread::spawn(move || {
+            for client in tcp.incoming().flatten() {
+                thread::spawn(move || write_for_ever(client));
+            }
+        });
+        thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+                let _ = udp.send_to(&buffer[..length], from);
+            }
+        });
+    }
 }
 
 fn write_for_ever(mut client: std::net::TcpStream) {
