@@ -1,0 +1,131 @@
+//! What policies cost: to load, to change, and for each packet. Beside each figure stands the same
+//! by the `nft` program, or without a firewall, in the same run.
+//!
+//! Needs root. Works in network namespaces of its own. `GATEPOST_BENCH_ROUNDS` says how often a
+//! packet's cost is measured (9).
+#![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
+
+#[path = "figures.rs"]
+mod figures;
+#[path = "policy/forward.rs"]
+mod forward;
+#[path = "../nft/full.rs"]
+mod full;
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../nft/netns.rs"]
+mod netns;
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../nft/table.rs"]
+mod table;
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use figures::{millis, quantile, timed};
+use gatepost::dataplane::nft::Nft;
+use gatepost::model::{FirewallChange, ObservedFirewall, ProfileId};
+
+use full::{RANGES, host, world};
+use netns::Netns;
+use table::{base, load, observed};
+
+/// Peers and distinct profiles. In the last ones no user is like another.
+const SIZES: [(u32, u32); 4] =
+    [(10_000, 1_000), (100_000, 1_000), (100_000, 20_000), (100_000, 100_000)];
+/// The `nft` program takes minutes and gigabytes for more.
+const NFT_PROFILES: u32 = 20_000;
+const ADDED: u32 = 200;
+const ADDED_BY_NFT: u32 = 9;
+
+fn main() {
+    println!("\nload and change: `inet gatepost` by netlink, beside `nft` with the same table");
+    println!(
+        "profiles are of {RANGES} prefixes; one more: one address gets a profile, median (p99)"
+    );
+    println!(
+        "{:>9} {:>9} {:>10} {:>10} {:>10} {:>16} {:>10} {:>9} {:>10}",
+        "peers",
+        "profiles",
+        "load",
+        "nft -f",
+        "read back",
+        "one more",
+        "nft add",
+        "ratio",
+        "one edited"
+    );
+    for (peers, profiles) in SIZES {
+        // A thread's namespace is left with the thread.
+        std::thread::scope(|scope| scope.spawn(|| measure(peers, profiles)).join().unwrap());
+    }
+    forward::measure();
+}
+
+fn measure(peers: u32, profiles: u32) {
+    let netns = Netns::new();
+    netns.enter();
+    let mut nft = Nft::open().unwrap();
+    let world = world(peers, profiles);
+    let whole = load(&base(), &world);
+    let loaded = timed(|| nft.apply(&whole, None).unwrap());
+    let mut read = None;
+    let observe = timed(|| read = nft.observe().unwrap());
+    let mut read = read.unwrap();
+    assert!(read == observed(&base(), world), "what was loaded is read back");
+
+    let by_program = (profiles <= NFT_PROFILES).then(|| reload(&netns));
+    let added = add(&mut nft, &read, peers);
+    let edited = edit(&mut nft, &mut read);
+    let (text, program) = by_program.unzip();
+    let text = text.map_or("-".to_owned(), |took| format!("{:.0} ms", millis(took)));
+    let one_more = quantile(&added, 50);
+    let by_nft = program.map_or("-".to_owned(), |took| format!("{:.1} ms", millis(took)));
+    let ratio = program.map_or("-".to_owned(), |took| {
+        format!("{:.0} x", took.as_secs_f64() / one_more.as_secs_f64())
+    });
+    let one_more = format!("{:.3} ({:.3}) ms", millis(one_more), millis(quantile(&added, 99)));
+    println!(
+        "{peers:>9} {profiles:>9} {:>7.0} ms {text:>10} {:>7.0} ms {one_more:>16} {by_nft:>10} {ratio:>9} {:>7.2} ms",
+        millis(loaded),
+        millis(observe),
+        millis(edited),
+    );
+}
+
+/// The time of the call that adds one element, each.
+fn add(nft: &mut Nft, read: &ObservedFirewall, peers: u32) -> Vec<Duration> {
+    let one = |index: u32| {
+        let assign = [(host(peers + index), ProfileId(1))].into();
+        let change = FirewallChange { assign, ..FirewallChange::default() };
+        timed(|| nft.apply(&change, Some(read)).unwrap())
+    };
+    (0..ADDED).map(one).collect()
+}
+
+/// The time of the call that takes one range from one profile.
+fn edit(nft: &mut Nft, read: &mut ObservedFirewall) -> Duration {
+    let mut edited = (*read.profiles()[&ProfileId(1)]).clone();
+    edited.allow4 = edited.allow4.as_slice()[1..].iter().copied().collect();
+    let change = FirewallChange {
+        put_profiles: [(ProfileId(1), (false, Arc::new(edited)))].into(),
+        ..FirewallChange::default()
+    };
+    timed(|| nft.apply(&change, Some(read)).unwrap())
+}
+
+/// What stands in our table, as text, loaded by `nft -f` elsewhere; then one element by `nft add`.
+fn reload(ours: &Netns) -> (Duration, Duration) {
+    let theirs = Netns::new();
+    let text = tempfile::NamedTempFile::new().unwrap();
+    let listing = File::create(text.path()).unwrap();
+    let listed = ours.command("nft -s list table inet gatepost").stdout(listing).status().unwrap();
+    assert!(listed.success(), "nft lists our table");
+    let loaded = timed(|| theirs.run(&format!("nft -f {}", text.path().display())));
+    let one = |index: u32| {
+        let element = format!("10.128.0.{index} : 0:1");
+        timed(|| theirs.run(&format!("nft add element inet gatepost peer4 '{{ {element} }}'")))
+    };
+    let added: Vec<Duration> = (0..ADDED_BY_NFT).map(one).collect();
+    (loaded, quantile(&added, 50))
+}

@@ -1,0 +1,228 @@
+//! What a forwarded packet costs the gateway: without a firewall, with plain connection tracking,
+//! and with our table at two sizes.
+//!
+//! A thread on one processor sends; all that happens to a packet until it is delivered happens in
+//! that call, so the time of the call is the packet's cost, sending and delivery included. Each
+//! shape has its own namespaces, and they take turns.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use gatepost::dataplane::nft::Nft;
+use gatepost::model::{FirewallBase, Masquerade};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::Pid;
+
+use super::figures::{median, quantile, timed};
+use super::full::{RANGES, host, world};
+use super::netns::Netns;
+use super::table::{WG, base, load};
+
+const PEERS: u32 = 100_000;
+const PROFILES: u32 = 1_000;
+/// Two packets that cross: one from the peer, one toward it.
+const PAIRS_A_TURN: usize = 10_000;
+/// As many as the default limit of open files lets be.
+const FLOWS: u32 = 100;
+
+/// What stands between peers and LAN.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    Nothing,
+    /// What most gateways run, and what ours is measured against.
+    Plain,
+    Ours {
+        peers: u32,
+    },
+}
+
+const SHAPES: [Shape; 4] =
+    [Shape::Nothing, Shape::Plain, Shape::Ours { peers: PROFILES }, Shape::Ours { peers: PEERS }];
+const PLAIN: usize = 1;
+
+pub fn measure() {
+    let rounds = std::env::var("GATEPOST_BENCH_ROUNDS").map_or(9, |rounds| rounds.parse().unwrap());
+    let lines = SHAPES.map(Line::open);
+    let mut first_cpu = CpuSet::new();
+    first_cpu.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &first_cpu).unwrap();
+    let before: Vec<u64> = lines.iter().map(Line::forwarded).collect();
+    let mut costs = [const { Vec::new() }; SHAPES.len()];
+    for _ in 0..rounds {
+        for (line, costs) in lines.iter().zip(&mut costs) {
+            costs.push(line.send());
+        }
+    }
+    for (line, before) in lines.iter().zip(before) {
+        let sent = (rounds * PAIRS_A_TURN * 2) as u64;
+        assert_eq!(line.forwarded() - before, sent, "{:?} forwards what is sent", line.shape);
+    }
+    print(&costs, rounds);
+}
+
+fn print(costs: &[Vec<Duration>], rounds: usize) {
+    println!(
+        "\ncost of a forwarded packet, UDP, {FLOWS} flows, half of the packets each way, {rounds} rounds of {} packets",
+        PAIRS_A_TURN * 2
+    );
+    println!("{:<58} {:>9} {:>9} {:>9}", "", "median", "lowest", "ratio");
+    for (shape, times) in SHAPES.iter().zip(costs) {
+        let turns = times.iter().zip(&costs[PLAIN]);
+        let mut ratios: Vec<f64> =
+            turns.map(|(ours, plain)| ours.as_secs_f64() / plain.as_secs_f64()).collect();
+        ratios.sort_unstable_by(f64::total_cmp);
+        println!(
+            "{:<58} {:>6} ns {:>6} ns {:>7.2} x",
+            shape.words(),
+            median(times).as_nanos(),
+            quantile(times, 0).as_nanos(),
+            ratios[ratios.len() / 2]
+        );
+    }
+}
+
+impl Shape {
+    fn words(self) -> String {
+        match self {
+            Self::Nothing => "no firewall, no connection tracking".to_owned(),
+            Self::Plain => "connection tracking and `ct state established accept`".to_owned(),
+            Self::Ours { peers } => {
+                format!("gatepost, {peers} peers, {PROFILES} profiles of {RANGES}")
+            }
+        }
+    }
+
+    /// Puts it into the gateway, whose namespace this thread is in.
+    fn load(self, gateway: &Netns) {
+        match self {
+            Self::Nothing => {}
+            Self::Plain => gateway.load(&format!(
+                "table inet plain {{ chain forward {{
+                     type filter hook forward priority filter; policy drop
+                     ct state established,related accept
+                     iifname {WG} accept
+                 }} }}"
+            )),
+            Self::Ours { peers } => {
+                // As in the other shapes, nothing is translated.
+                let base = FirewallBase { masquerade: Masquerade::None, ..base() };
+                let whole = load(&base, &world(peers, PROFILES));
+                Nft::open().unwrap().apply(&whole, None).unwrap();
+            }
+        }
+    }
+}
+
+/// Peers, a gateway, a LAN, and the flows between them.
+struct Line {
+    shape: Shape,
+    gateway: Netns,
+    /// A flow's socket at the peer, and the one in the LAN.
+    flows: Vec<(UdpSocket, UdpSocket)>,
+    _ends: [Netns; 2],
+}
+
+impl Line {
+    fn open(shape: Shape) -> Self {
+        let [peers, gateway, lan] = [const { () }; 3].map(|()| Netns::new());
+        gateway.run(&format!(
+            "ip link add {WG} type veth peer name v0 netns {}
+             ip link add lan0 type veth peer name v0 netns {}
+             sysctl -qw net.ipv4.ip_forward=1
+             for name in all default {WG} lan0; do sysctl -qw net.ipv4.conf.$name.rp_filter=0; done
+             ip addr add 192.0.2.1/30 dev {WG} && ip link set {WG} up
+             ip addr add 192.0.2.5/30 dev lan0 && ip link set lan0 up",
+            peers.path(),
+            lan.path()
+        ));
+        // Each end has all addresses of its side.
+        for (end, address, next, side) in [
+            (&peers, "192.0.2.2", "192.0.2.1", "10.0.0.0/8"),
+            (&lan, "192.0.2.6", "192.0.2.5", "11.0.0.0/8"),
+        ] {
+            end.run(&format!(
+                "for name in all default v0; do sysctl -qw net.ipv4.conf.$name.rp_filter=0; done
+                 ip addr add {address}/30 dev v0 && ip link set v0 up
+                 ip route add default via {next} && ip route add local {side} dev lo"
+            ));
+            gateway.run(&format!("ip route add {side} via {address}"));
+        }
+        let flows = (0..FLOWS).map(|number| flow(&peers, &lan, shape.peer(number))).collect();
+        let line = Self { shape, gateway, flows, _ends: [peers, lan] };
+        within(&line.gateway, || shape.load(&line.gateway));
+        line.greet();
+        line
+    }
+
+    /// One packet each way in each flow, which must arrive. What comes later is not read: that
+    /// fills the sockets, and delivery costs the same each time.
+    fn greet(&self) {
+        for (peer, far) in &self.flows {
+            for (from, to) in [(peer, far), (far, peer)] {
+                from.send(b"?").unwrap();
+                to.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+                to.recv(&mut [0]).unwrap_or_else(|error| panic!("{:?}: {error}", self.shape));
+            }
+        }
+        self.send();
+    }
+
+    /// The cost of one packet.
+    fn send(&self) -> Duration {
+        let payload = [0; 64];
+        let flows = self.flows.iter().cycle().take(PAIRS_A_TURN);
+        let took = timed(|| {
+            for (peer, far) in flows {
+                peer.send(&payload).unwrap();
+                far.send(&payload).unwrap();
+            }
+        });
+        took / u32::try_from(PAIRS_A_TURN * 2).unwrap()
+    }
+
+    /// How many packets the gateway has forwarded.
+    fn forwarded(&self) -> u64 {
+        let snmp = within(&self.gateway, || {
+            std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap()
+        });
+        let mut ip = snmp.lines().filter(|line| line.starts_with("Ip:"));
+        let (names, values) = (ip.next().unwrap(), ip.next().unwrap());
+        let mut fields = names.split(' ').zip(values.split(' '));
+        fields.find(|(name, _)| *name == "ForwDatagrams").unwrap().1.parse().unwrap()
+    }
+}
+
+impl Shape {
+    /// The peers of the flows are spread over all there are.
+    fn peer(self, flow: u32) -> u32 {
+        match self {
+            Self::Ours { peers } => flow * (peers / FLOWS) + flow % 7,
+            Self::Nothing | Self::Plain => flow * (PEERS / FLOWS) + flow % 7,
+        }
+    }
+}
+
+/// Between a peer and an address that its profile allows.
+fn flow(peers: &Netns, lan: &Netns, peer: u32) -> (UdpSocket, UdpSocket) {
+    let range = (peer % PROFILES) * RANGES + peer % RANGES;
+    let far = Ipv4Addr::from((11 << 24) + (range << 9) + 7);
+    let bound = |netns: &Netns, address: std::net::IpAddr| {
+        let socket = within(netns, || UdpSocket::bind((address, 9)).unwrap());
+        setsockopt(&socket, sockopt::RcvBuf, &0).unwrap();
+        socket
+    };
+    let (near, far) = (bound(peers, host(peer).addr()), bound(lan, far.into()));
+    near.connect(far.local_addr().unwrap()).unwrap();
+    far.connect(near.local_addr().unwrap()).unwrap();
+    (near, far)
+}
+
+/// Does something on a thread in that namespace.
+fn within<T: Send>(netns: &Netns, action: impl FnOnce() -> T + Send) -> T {
+    let acting = || {
+        netns.enter();
+        action()
+    };
+    std::thread::scope(|scope| scope.spawn(acting).join().unwrap())
+}
