@@ -205,7 +205,7 @@ fn as_postgres(program: &str) -> Command {
 }
 
 /// Debian keeps the server's programs out of PATH.
-fn bin(name: &str) -> String {
+pub fn bin(name: &str) -> String {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> =
         versions.map(|version| version.path().join("bin").join(name)).collect();
