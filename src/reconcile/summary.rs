@@ -288,7 +288,8 @@ pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan
     });
     let shifts = desired.rows().map(|(row, standing)| shift(desired, observed, row, standing));
     let policy = tell(desired.policies(), shifts).into_iter().map(|change| change.to_string());
-    let words = plan.steps().iter().filter_map(|step| in_words(desired, step)).chain(policy);
+    let words =
+        plan.steps().iter().filter_map(|step| in_words(desired, observed, step)).chain(policy);
     let mut warnings: Vec<String> =
         desired.setting_warnings().iter().map(ToString::to_string).collect();
     warnings.extend(desired.policy_notes().iter().map(ToString::to_string));
@@ -325,7 +326,7 @@ fn shift<'a>(
     }
 }
 
-fn in_words(desired: &DesiredState, step: &Step) -> Option<String> {
+fn in_words(desired: &DesiredState, observed: &ObservedState, step: &Step) -> Option<String> {
     let name = |key| match desired.row_of(key) {
         Some(row) => super::ledger::peer_name(row),
         None => format!("a device nobody claims ({key})"),
@@ -333,7 +334,12 @@ fn in_words(desired: &DesiredState, step: &Step) -> Option<String> {
     match step {
         Step::AddPeer { key, .. } => Some(format!("{} can connect", name(key))),
         Step::RemovePeer { key } => {
-            let row = desired.rows().find(|(row, _)| row.public_key == KeyText::Key(*key));
+            let had = observed.peers.get(key).map(|peer| &peer.allowed_ips);
+            let was = |row: &PeerRow| {
+                row.public_key == KeyText::Key(*key)
+                    || had.is_some_and(|had| had.contains(&row.assigned_ip))
+            };
+            let row = desired.rows().find(|(row, _)| was(row));
             let name = row.map_or_else(|| name(key), |(row, _)| super::ledger::peer_name(row));
             Some(format!("{name} is cut off"))
         }
