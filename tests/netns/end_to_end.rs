@@ -104,9 +104,8 @@ fn one_pass_is_enough_and_down_takes_only_what_is_ours() {
 fn a_gateway_enrolls_itself() {
     let lab = Lab::open();
     let key_file = lab.folder.path().join("second.key");
-    let (variable, url) = lab.admin_url();
     let output = lab
-        .command(&[
+        .admin_command(&[
             "enroll",
             "--endpoint",
             "vpn.example.org:51821",
@@ -117,7 +116,6 @@ fn a_gateway_enrolls_itself() {
         ])
         .env("GATEPOST_GATEWAY_NAME", "fra-2")
         .env("GATEPOST_GATEWAY_PRIVATE_KEY_FILE", &key_file)
-        .env(variable, url)
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");

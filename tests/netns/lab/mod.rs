@@ -130,20 +130,20 @@ impl Lab {
              insert into roles (name) values ('staff')",
             self.gateway_key
         ));
-        let output = self
-            .command(&["grant", GATEWAY, self.database.role()])
-            .env(self.admin_url().0, self.admin_url().1)
-            .output()
-            .unwrap();
+        let output =
+            self.admin_command(&["grant", GATEWAY, self.database.role()]).output().unwrap();
         assert!(output.status.success(), "gatepost grant: {output:?}");
     }
 
-    /// The environment variable that makes a command act as the database's administrator.
-    pub fn admin_url(&self) -> (&'static str, String) {
-        (
-            "GATEPOST_DATABASE_URL",
-            self.relay.url("postgres", self.database.name(), self.database.admin_password()),
-        )
+    /// A `gatepost` command line that acts as the database's administrator.
+    pub fn admin_command(&self, arguments: &[&str]) -> Command {
+        let file = self.folder.path().join("admin.toml");
+        let database = &self.database;
+        let url = self.relay.url("postgres", database.name(), database.admin_password());
+        fs::write(&file, format!("[database]\nurl = \"{url}\"\n")).unwrap();
+        let mut command = Command::new(BINARY);
+        command.args(arguments).env("GATEPOST_CONFIG", file);
+        command
     }
 
     /// The configuration, with more TOML after it.
