@@ -7,18 +7,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::event::{Action, Event, Mode, Note, Now, ReadAnswer, ReadKind};
+use super::event::{Action, Event, Mode, Note, Now, ReadKind};
 use super::ledger::Ledger;
 use super::pass::Pass;
 use super::session::Sessions;
-use super::timing::{Backoff, Due, Timing};
+use super::timing::{Due, Timing};
 use crate::dataplane::Backend;
 use crate::model::{
-    BuildError, ChangedRows, Departed, DesiredState, Local, ObservedState, PeerId, PublicKey,
-    Reason, SnapshotRows, Touched, Traffic,
+    BuildError, Departed, DesiredState, Local, ObservedState, PeerId, PublicKey, Reason, Traffic,
 };
 use crate::plan::guard::{HeldBack, MaxRemoved};
 use crate::plan::{PlanError, Scope};
+use crate::store::Backoff;
 
 /// How the machine behaves; from the configuration.
 #[derive(Debug, Clone)]
@@ -74,9 +74,6 @@ pub struct Proven {
     /// This host's time of the proof.
     pub at: SystemTime,
 }
-
-/// A notification that comes later than this after its change was read has not come.
-const NOTIFY_WITHIN: Duration = Duration::from_secs(2);
 
 /// Figures that only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -239,7 +236,7 @@ impl Machine {
                 self.reporting = false;
                 self.ledger.put_back(left);
                 if let Some(error) = error {
-                    self.due.report = now.instant + self.backoff.next_delay();
+                    self.due.report = now.instant + self.backoff.next_wait();
                     actions.push(Action::Say(Note::ReportFailed { error }));
                 }
             }
@@ -254,108 +251,10 @@ impl Machine {
         if self.desired.is_none() && !std::mem::replace(&mut self.restore_tried, true) {
             actions.push(Action::Restore);
         }
-        let retry_in = self.backoff.next_delay();
+        let retry_in = self.backoff.next_wait();
         self.database =
             Database::Down { since, retry_at: now.instant + retry_in, error: error.clone() };
         actions.push(Action::Say(Note::DatabaseDown { error, retry_in }));
-    }
-
-    fn take_read(
-        &mut self,
-        answer: Result<ReadAnswer, String>,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        if answer.is_ok() {
-            self.backoff.reset();
-        }
-        match answer {
-            Err(error) => {
-                self.want_read(ReadKind::Changes);
-                self.due.retry_read = Some(now.instant + self.backoff.next_delay());
-                actions.push(Action::Say(Note::ReadFailed { error }));
-            }
-            Ok(ReadAnswer::Unchanged { taken_at }) => {
-                self.totals.change_reads += 1;
-                self.learn_clock(taken_at, now);
-                if let Some(desired) = &mut self.desired {
-                    let touched = desired.expire(taken_at);
-                    self.touch(touched);
-                }
-            }
-            Ok(ReadAnswer::Changed(rows)) => {
-                self.totals.change_reads += 1;
-                self.learn_clock(rows.taken_at, now);
-                let listening = self.database == Database::Up { mode: Mode::Listen };
-                if listening && !self.read_notified && self.proven.is_some() {
-                    // Its notification may yet be on the way.
-                    self.due.suspicion = Some(now.instant + NOTIFY_WITHIN);
-                }
-                if let Some(desired) = &mut self.desired {
-                    let touched = desired.apply(rows);
-                    self.touch(touched);
-                    self.say_quarantine(actions);
-                } else {
-                    self.want_read(ReadKind::Everything);
-                }
-            }
-            Ok(ReadAnswer::Everything(rows)) => {
-                self.totals.full_reads += 1;
-                self.learn_clock(rows.taken_at, now);
-                self.due.resync = now.instant + self.options.timing.resync_interval;
-                match DesiredState::build(self.options.local.clone(), *rows) {
-                    Ok(desired) => {
-                        if !desired.gateway().active {
-                            actions.push(Action::Say(Note::GatewayInactive));
-                        }
-                        self.note_departed(&desired);
-                        if let Some(pass) = &mut self.pass {
-                            pass.forgive();
-                        }
-                        self.restored = false;
-                        self.desired = Some(desired);
-                        self.scope = Scope::Everything;
-                        self.rows_changed = true;
-                        self.due.retry_pass = None;
-                        self.obstacle = None;
-                        self.say_quarantine(actions);
-                    }
-                    Err(error) => {
-                        let obstacle = Obstacle::Build(error.clone());
-                        if self.obstacle.as_ref() != Some(&obstacle) {
-                            actions.push(Action::Say(Note::CannotBuild(error)));
-                        }
-                        self.obstacle = Some(obstacle);
-                        self.proven = None;
-                        self.read_wanted = Some(ReadKind::Everything);
-                        self.due.retry_read = Some(now.instant + self.backoff.next_delay());
-                    }
-                }
-            }
-        }
-    }
-
-    /// Starts from the last good rows, unless the database was quicker.
-    fn restore(
-        &mut self,
-        rows: SnapshotRows,
-        changes: Vec<ChangedRows>,
-        actions: &mut Vec<Action>,
-    ) {
-        if self.desired.is_some() {
-            return;
-        }
-        match DesiredState::build(self.options.local.clone(), rows) {
-            Ok(mut desired) => {
-                for rows in changes {
-                    desired.apply(rows);
-                }
-                actions.push(Action::Say(Note::Restored { as_of: desired.as_of() }));
-                self.desired = Some(desired);
-                self.restored = true;
-            }
-            Err(error) => actions.push(Action::Say(Note::CannotBuild(error))),
-        }
     }
 
     /// What to do next, if nothing is under way.
@@ -394,39 +293,5 @@ impl Machine {
     pub(super) fn begin(&mut self, action: Action, actions: &mut Vec<Action>) {
         self.busy = true;
         actions.push(action);
-    }
-
-    pub(super) fn want_read(&mut self, kind: ReadKind) {
-        self.read_wanted = self.read_wanted.max(Some(kind));
-    }
-
-    /// Without a state to change, or with one that is only remembered, only everything will do.
-    fn possible_read(&self, kind: ReadKind) -> ReadKind {
-        if self.desired.is_none() || self.restored { ReadKind::Everything } else { kind }
-    }
-
-    /// Marks show what happened while the connection was away, so they are enough.
-    fn read_after_connect(&self) -> ReadKind {
-        self.possible_read(ReadKind::Changes)
-    }
-
-    pub(super) fn touch(&mut self, touched: Touched) {
-        if !touched.peers.is_empty() || !touched.prefixes.is_empty() {
-            self.rows_changed = true;
-            self.due.retry_pass = None;
-            // More to do is no failure to converge.
-            if let Some(pass) = &mut self.pass {
-                pass.forgive();
-            }
-            self.departed.extend(touched.departed);
-            self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
-        }
-    }
-
-    fn learn_clock(&mut self, database: SystemTime, now: Now) {
-        self.clock_offset_secs = match database.duration_since(now.wall) {
-            Ok(ahead) => ahead.as_secs_f64(),
-            Err(behind) => -behind.duration().as_secs_f64(),
-        };
     }
 }

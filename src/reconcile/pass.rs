@@ -60,7 +60,7 @@ impl Machine {
             Err(error) => {
                 self.obstacle = Some(Obstacle::Observe(error.clone()));
                 self.proven = None;
-                self.due.compare = now.instant + self.backoff.next_delay();
+                self.due.compare = now.instant + self.backoff.next_wait();
                 actions.push(Action::Say(Note::ObserveFailed { error }));
                 return;
             }
@@ -175,7 +175,7 @@ impl Machine {
     }
 
     fn retry_later(&mut self, now: Now) -> Duration {
-        let delay = self.backoff.next_delay();
+        let delay = self.backoff.next_wait();
         self.due.retry_pass = Some(now.instant + delay);
         self.due.compare = now.instant + delay;
         self.scope = Scope::Everything;
