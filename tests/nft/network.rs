@@ -39,13 +39,18 @@ impl Network {
         for netns in [&gateway, &alice, &bob, &lan] {
             // Else nothing can ask for IPv6 neighbours in the first second.
             netns.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
+            // A veth pair is a wire on which neighbours can be told of each other; a tunnel is not.
+            netns.run(
+                "sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.default.accept_redirects=0 \
+                 net.ipv6.conf.all.accept_redirects=0 net.ipv6.conf.default.accept_redirects=0",
+            );
         }
         gateway.run(&format!(
             "ip link add {WG} type bridge mcast_snooping 0
              ip link set {WG} address 02:00:00:00:00:01 mtu 1420 up
              ip addr add {GATEWAY4}/24 dev {WG} && ip addr add {GATEWAY6}/64 dev {WG} nodad
              for name in all default {WG}; do
-               sysctl -qw net.ipv4.conf.$name.send_redirects=0 net.ipv4.conf.$name.rp_filter=0
+               sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.$name.send_redirects=0 net.ipv4.conf.$name.rp_filter=0
              done
              sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
         ));
