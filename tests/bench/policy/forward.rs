@@ -194,12 +194,13 @@ impl Line {
 }
 
 impl Shape {
-    /// The peers of the flows are spread over all there are.
+    /// The peers of the flows are spread over all there are, each with another profile.
     fn peer(self, flow: u32) -> u32 {
-        match self {
-            Self::Ours { peers } => flow * (peers / FLOWS) + flow % 7,
-            Self::Nothing | Self::Plain => flow * (PEERS / FLOWS) + flow % 7,
-        }
+        let peers = match self {
+            Self::Ours { peers } => peers,
+            Self::Nothing | Self::Plain => PEERS,
+        };
+        flow * (peers / FLOWS + 1) % peers
     }
 }
 
