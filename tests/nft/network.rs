@@ -50,7 +50,7 @@ impl Network {
              ip link set {WG} address 02:00:00:00:00:01 mtu 1420 up
              ip addr add {GATEWAY4}/24 dev {WG} && ip addr add {GATEWAY6}/64 dev {WG} nodad
              for name in all default {WG}; do
-               sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.$name.send_redirects=0 net.ipv4.conf.$name.rp_filter=0
+               sysctl -qw net.ipv4.conf.$name.send_redirects=0 net.ipv4.conf.$name.rp_filter=0
              done
              sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
         ));
