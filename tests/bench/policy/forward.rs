@@ -125,7 +125,7 @@ struct Line {
 
 impl Line {
     fn open(shape: Shape) -> Self {
-        let [peers, gateway, lan] = [const { () }; 3].map(|()| Netns::new());
+        let [peers, gateway, lan] = std::array::from_fn(|_| Netns::new());
         gateway.run(&format!(
             "ip link add {WG} type veth peer name v0 netns {}
              ip link add lan0 type veth peer name v0 netns {}
