@@ -2,7 +2,7 @@
 //! leaves everything as it was.
 
 use gatepost::dataplane::nft::{Nft, NftError};
-use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ProfileId};
+use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ObservedFirewall, ProfileId};
 
 use super::netns::Netns;
 use super::table::{World, base, load, many, observed, profile};
@@ -197,4 +197,27 @@ fn a_foreign_change_elsewhere_does_not_hinder_ours() {
     let read = nft.observe().unwrap().unwrap();
     assert!(!read.assignments().contains_key(&"10.64.0.2/32".parse().unwrap()));
     assert!(nft.is_current().unwrap());
+}
+
+#[test]
+fn what_nobody_changed_is_not_read_again() {
+    let (netns, mut nft) = loaded();
+    let first = nft.observe().unwrap().unwrap();
+    let again = nft.observe().unwrap().unwrap();
+    let same = |one: &ObservedFirewall, other: &ObservedFirewall| {
+        std::ptr::eq(one.assignments(), other.assignments())
+    };
+    assert!(same(&first, &again), "the same reading");
+
+    // Whoever changes what: it is read, and read as it is.
+    netns.run("nft add table inet elsewhere");
+    let anew = nft.observe().unwrap().unwrap();
+    assert!(!same(&first, &anew) && first == anew);
+    let gone = "10.64.0.2/32".parse().unwrap();
+    let change = FirewallChange { unassign: vec![gone], ..FirewallChange::default() };
+    nft.apply(&change, Some(&anew)).unwrap();
+    let changed = nft.observe().unwrap().unwrap();
+    assert!(anew.assignments().contains_key(&gone) && !changed.assignments().contains_key(&gone));
+    netns.run("nft delete table inet gatepost");
+    assert_eq!(nft.observe().unwrap(), None);
 }

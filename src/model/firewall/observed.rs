@@ -10,10 +10,14 @@ use super::{FirewallBase, FirewallChange, Profile, ProfileId};
 
 /// What our table holds. `None` for the whole means that there is no such table.
 ///
-/// Keeps counts beside the maps (who holds a profile, which content has which number, which
-/// numbers are free), so the maps change only through [`obey`](Self::obey).
+/// Cheap to clone: clones share everything until one of them changes.
 #[derive(Debug, Clone, Default)]
-pub struct ObservedFirewall {
+pub struct ObservedFirewall(Arc<Table>);
+
+/// Keeps counts beside the maps (who holds a profile, which content has which number, which
+/// numbers are free), so the maps change only through [`ObservedFirewall::obey`].
+#[derive(Debug, Clone, Default)]
+struct Table {
     base: Option<FirewallBase>,
     profiles: BTreeMap<ProfileId, Arc<Profile>>,
     assignments: BTreeMap<IpNet, ProfileId>,
@@ -32,37 +36,37 @@ impl ObservedFirewall {
         profiles: BTreeMap<ProfileId, Arc<Profile>>,
         assignments: BTreeMap<IpNet, ProfileId>,
     ) -> Self {
-        let mut table = Self { base, ..Self::default() };
+        let mut table = Table { base, ..Table::default() };
         for (id, profile) in profiles {
             table.put(id, profile);
         }
         for (prefix, id) in assignments {
             table.assign(prefix, id);
         }
-        table
+        Self(Arc::new(table))
     }
 
     /// The fixed rules; `None`: they are not what this version loads (edited, or another
     /// version's).
     #[must_use]
     pub fn base(&self) -> Option<&FirewallBase> {
-        self.base.as_ref()
+        self.0.base.as_ref()
     }
 
     #[must_use]
     pub fn profiles(&self) -> &BTreeMap<ProfileId, Arc<Profile>> {
-        &self.profiles
+        &self.0.profiles
     }
 
     #[must_use]
     pub fn assignments(&self) -> &BTreeMap<IpNet, ProfileId> {
-        &self.assignments
+        &self.0.assignments
     }
 
     /// What a prefix may reach; `None`: nothing, it has no profile or one that is not there.
     #[must_use]
     pub fn profile_of(&self, prefix: &IpNet) -> Option<&Arc<Profile>> {
-        self.profiles.get(self.assignments.get(prefix)?)
+        self.0.profiles.get(self.0.assignments.get(prefix)?)
     }
 
     /// By which prefix and profile packets from an address are judged: the longest prefix that
@@ -72,25 +76,25 @@ impl ObservedFirewall {
         let host = IpNet::from(source);
         (0..=host.max_prefix_len()).rev().find_map(|len| {
             let prefix = IpNet::new(source, len).ok()?.trunc();
-            Some((prefix, *self.assignments.get(&prefix)?))
+            Some((prefix, *self.0.assignments.get(&prefix)?))
         })
     }
 
     /// How many prefixes have this profile.
     #[must_use]
     pub fn holders(&self, id: ProfileId) -> usize {
-        self.holders.get(&id).copied().unwrap_or_default()
+        self.0.holders.get(&id).copied().unwrap_or_default()
     }
 
     /// The smallest number under which the kernel holds exactly this content.
     #[must_use]
     pub fn id_of(&self, profile: &Profile) -> Option<ProfileId> {
-        self.ids.get(profile)?.first().copied()
+        self.0.ids.get(profile)?.first().copied()
     }
 
     /// The numbers that neither a profile nor an assignment uses, ascending.
     pub fn free_ids(&self) -> impl Iterator<Item = ProfileId> + '_ {
-        self.free.iter()
+        self.0.free.iter()
     }
 
     /// Does to the value what the kernel does with an acknowledged change. Costs as much as the
@@ -99,9 +103,10 @@ impl ObservedFirewall {
     /// A change that does not load the base leaves a missing table missing: the kernel refuses it.
     pub fn obey(table: &mut Option<Self>, change: &FirewallChange) {
         if let Some(base) = &change.load_base {
-            *table = Some(Self { base: Some(base.clone()), ..Self::default() });
+            *table = Some(Self::new(Some(base.clone()), BTreeMap::new(), BTreeMap::new()));
         }
-        let Some(table) = table else { return };
+        let Some(Self(table)) = table else { return };
+        let table = Arc::make_mut(table);
         for prefix in &change.unassign {
             table.unassign(prefix);
         }
@@ -115,7 +120,9 @@ impl ObservedFirewall {
             table.remove(*id);
         }
     }
+}
 
+impl Table {
     fn put(&mut self, id: ProfileId, profile: Arc<Profile>) {
         self.remove(id);
         self.ids.entry(Arc::clone(&profile)).or_default().insert(id);
@@ -162,9 +169,11 @@ impl ObservedFirewall {
 /// The counts follow from the maps.
 impl PartialEq for ObservedFirewall {
     fn eq(&self, other: &Self) -> bool {
-        self.base == other.base
-            && self.assignments == other.assignments
-            && self.profiles == other.profiles
+        let (this, that) = (&*self.0, &*other.0);
+        Arc::ptr_eq(&self.0, &other.0)
+            || this.base == that.base
+                && this.assignments == that.assignments
+                && this.profiles == that.profiles
     }
 }
 
