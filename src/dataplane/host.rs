@@ -277,7 +277,15 @@ impl<F: Firewall> Host<F> {
             }
             (_, Kind::Kernel) => Ok(()),
         };
-        verdict.map_err(|error| explain(step, &error))
+        verdict.map_err(|error| {
+            // A link that is down takes any port; only coming up shows that it is in use.
+            let taken = error.refusal() == Some(Errno::EADDRINUSE) && *step == Step::SetUp;
+            let port = taken.then(|| self.read_device(kind).ok()).flatten();
+            match port.map(|device| device.listen_port) {
+                Some(port) => explain(&Step::SetListenPort { port }, &error),
+                None => explain(step, &error),
+            }
+        })
     }
 
     fn obey_peers(&mut self, kind: Kind, run: &[Step]) -> Vec<Result<(), String>> {
