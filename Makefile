@@ -8,9 +8,11 @@ cargo_test := cargo test --workspace --locked
 
 # Every [[test]] target belongs to one tier; what is not named here is pure and runs in `unit`.
 targets := $(shell sed -n '/^\[\[test\]\]/,/^$$/s/^name = "\(.*\)"/\1/p' Cargo.toml agent/Cargo.toml)
-postgres_targets := $(filter store postgres migrations feed,$(targets))
-netns_targets := $(filter netns dataplane packets wireguard link nftables,$(targets))
-pure_targets := $(filter-out $(postgres_targets) $(netns_targets),$(targets))
+postgres_targets := $(filter postgres,$(targets))
+netns_targets := $(filter netns dataplane packets,$(targets))
+# Without WireGuard: nothing to repeat in the guest.
+firewall_targets := $(filter nft,$(targets))
+pure_targets := $(filter-out $(postgres_targets) $(netns_targets) $(firewall_targets),$(targets))
 
 # A tier named in GATEPOST_SKIP is left out, and says so; nothing else leaves one out.
 skip = $(if $(filter $(1),$(skipped)),@echo "==> $(1): SKIPPED (GATEPOST_SKIP names it)",@echo "==> $(1)$(2)"; $(3))
@@ -37,13 +39,13 @@ test-unit: ## Unit tests, properties, golden plans: no privileges needed
 	$(call skip,unit,,$(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
 
 test-postgres: ## The store against a private PostgreSQL
-	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(or $(postgres_targets),postgres)))
+	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(postgres_targets)))
 
 test-netns: ## Real packets in network namespaces, userspace WireGuard (root)
-	$(call skip,netns, (backend userspace),tests/install-deps.sh test; GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(or $(netns_targets),netns)))
+	$(call skip,netns, (backend userspace),tests/install-deps.sh test; GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets) $(firewall_targets)))
 
 test-guest: ## The same programs on kernel WireGuard in a QEMU guest (root)
-	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; tests/guest/suite $(or $(netns_targets),netns))
+	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; tests/guest/suite $(netns_targets))
 
 .PHONY: bench bench-latency bench-cold bench-policy
 bench: bench-latency bench-cold bench-policy ## All benchmarks
