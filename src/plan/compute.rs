@@ -105,7 +105,7 @@ pub fn plan(
         }
     }
     if desired.cuts_flows() {
-        cut_flows(observed, &mut steps);
+        cut_flows(observed, scope, &mut steps);
     }
     let add = desired.routes().difference(&observed.routes);
     steps.extend(add.map(|prefix| Step::AddRoute { prefix: *prefix }));
@@ -114,9 +114,11 @@ pub fn plan(
     Ok(Plan::new(steps))
 }
 
-/// Whoever loses a prefix loses its flows, and whoever gains one starts with none, also when an
-/// earlier run died between the two.
-fn cut_flows(observed: &ObservedState, steps: &mut Vec<Step>) {
+/// Whoever loses a prefix loses its flows. A full plan also lets whoever gains one start with none:
+/// an earlier run may have died between taking a prefix away and cutting. A small one need not, and
+/// is spared the walk through the kernel's whole table, some 9 ms.
+fn cut_flows(observed: &ObservedState, scope: &Scope, steps: &mut Vec<Step>) {
+    let full = *scope == Scope::Everything;
     let mut prefixes = BTreeSet::new();
     for step in &*steps {
         match step {
@@ -128,8 +130,8 @@ fn cut_flows(observed: &ObservedState, steps: &mut Vec<Step>) {
                     observed.peers.get(key).map(|peer| peer.allowed_ips.difference(allowed_ips));
                 prefixes.extend(had.iter().flat_map(|lost| lost.iter()));
             }
-            Step::AddPeer { peer, .. } => prefixes.extend(peer.allowed_ips.iter()),
-            Step::WidenPeer { allowed_ips, .. } => prefixes.extend(allowed_ips.iter()),
+            Step::AddPeer { peer, .. } if full => prefixes.extend(peer.allowed_ips.iter()),
+            Step::WidenPeer { allowed_ips, .. } if full => prefixes.extend(allowed_ips.iter()),
             _ => {}
         }
     }
