@@ -57,7 +57,7 @@ bench-cold: ## Cold start of 10,000 peers beside `wg setconf`, in the guest (roo
 	@GATEPOST_GUEST_TIMEOUT_SECS=3600 tests/guest/suite --bench cold
 bench-policy: ## Policies of 100,000 peers beside `nft -f`, and the cost per packet (root)
 	@tests/install-deps.sh bench
-	@tests/bench/policy.sh
+	@cargo bench --locked -p gatepost --bench policy
 
 .PHONY: lint
 lint: ## Format, clippy, licences and duplicate versions
