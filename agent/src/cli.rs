@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use gatepost::model::{GatewayId, InterfaceName, PublicKey};
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -94,7 +94,12 @@ pub enum Command {
     #[command(subcommand)]
     Key(KeyCommand),
     /// A userspace WireGuard device, in the foreground, until stopped
-    Device { name: InterfaceName },
+    Device {
+        name: InterfaceName,
+        /// Be the device's process itself
+        #[arg(long, value_enum, hide = true)]
+        serve: Option<Serve>,
+    },
     /// Remove what is ours from the kernel: every tunnel through this gateway ends
     Down {
         /// Do not ask
@@ -186,4 +191,13 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
+}
+
+/// How long the process of a userspace device lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Serve {
+    /// Until it is stopped, whatever becomes of who started it.
+    Alone,
+    /// Not longer than who started it.
+    WithParent,
 }

@@ -102,9 +102,14 @@ pub async fn explain(
         .map_err(WiringError::Said)
 }
 
-/// Runs the userspace device in the foreground.
-pub fn run_device(name: &InterfaceName) -> Result<(), WiringError> {
+/// Runs the userspace device in this process.
+pub fn serve_device(name: &InterfaceName) -> Result<(), WiringError> {
     Ok(run_userspace_device(name)?)
+}
+
+/// Stops the userspace device of this name, in whichever process it is, and removes its socket.
+pub fn stop_device(name: &InterfaceName) -> Result<(), WiringError> {
+    Ok(gatepost::dataplane::stop_device(name)?)
 }
 
 /// Removes what is ours from the kernel; says what that was. The link goes first: while it is

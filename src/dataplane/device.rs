@@ -57,8 +57,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// devices are told to stop. Prints `ready` once it answers.
 ///
 /// `SIGTERM` and `SIGINT` end the process at once: the kernel then removes the link, and what is
-/// left of the socket is removed by whoever starts the next one. To exit in order instead is not to
-/// be had: the embedded device reads these signals from a descriptor of its own and stops its
+/// left of the socket is removed by whoever stops it or starts the next one. To exit in order
+/// instead is not to be had: the embedded device reads these signals from a descriptor of its own and stops its
 /// threads, but not the process. So it is made in a thread of its own, where it blocks them, and
 /// this function unblocks them in the calling thread, which must not have given them a handler.
 ///
@@ -88,7 +88,7 @@ pub fn run_userspace_device(name: &InterfaceName) -> Result<(), DeviceError> {
     removed
 }
 
-/// Starts `exe device <name>` so that it outlives this process, and returns when it answers. Does
+/// Starts `exe device <name> --serve alone` so that it outlives this process, and returns when it answers. Does
 /// nothing where a device of this name answers already.
 ///
 /// # Errors
@@ -103,7 +103,7 @@ pub fn spawn_device(exe: &Path, name: &InterfaceName) -> Result<(), DeviceError>
     let start = |source| DeviceError::Start { exe: exe_text.clone(), name: name.clone(), source };
     // A process group of its own: what stops the agent's terminal or the agent leaves it running.
     let child = Command::new(exe)
-        .args(["device", name.as_str()])
+        .args(["device", name.as_str(), "--serve", "alone"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -1,6 +1,6 @@
 //! Which role acts for which gateway.
 
-use tokio_postgres::Client;
+use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
 use super::connect::single;
@@ -28,7 +28,7 @@ pub struct Granted {
 const DOING: &str = "grant a gateway";
 
 /// Binds `role` to `gateway`: from now on it acts for that gateway and for no other. To be run as
-/// an owner of the database.
+/// an owner of the database. All or nothing: where it fails, no role is left behind.
 ///
 /// # Errors
 /// [`StoreError::RoleUnknown`]: no such role, and none was to be made. Any other of the connection
@@ -42,9 +42,9 @@ pub async fn grant(
     let target = options.target()?;
     let mut client = single(&target).await?;
     let place = &target.place;
-    let role_created = ensure_role(&client, place, role, create).await?;
     let failed = |error| StoreError::of(place, DOING, error);
     let transaction = client.transaction().await.map_err(failed)?;
+    let role_created = ensure_role(&transaction, place, role, create).await?;
     let member = transaction
         .query_typed_one(
             "select pg_has_role($1::name, 'gatepost_gateway', 'member'), \
@@ -79,7 +79,7 @@ pub async fn grant(
 
 /// Returns whether it was made just now.
 async fn ensure_role(
-    client: &Client,
+    transaction: &Transaction<'_>,
     place: &Place,
     role: &str,
     create: &CreateRole,
@@ -91,7 +91,7 @@ async fn ensure_role(
         }
         CreateRole::No | CreateRole::IfAbsent(None) => None,
     };
-    let row = client
+    let row = transaction
         .query_typed_one(
             "select exists (select from pg_roles where rolname = $1::name),
                  format('create role %I login', $1) || coalesce(format(' password %L', $2), '')",
@@ -105,7 +105,7 @@ async fn ensure_role(
     if *create == CreateRole::No {
         return Err(StoreError::RoleUnknown { role: role.to_owned() });
     }
-    client.batch_execute(row.get(1)).await.map_err(failed)?;
+    transaction.batch_execute(row.get(1)).await.map_err(failed)?;
     Ok(true)
 }
 

@@ -44,6 +44,8 @@ fn a_gateway_goes_from_nothing_to_enrolled() {
     let site = Site::new("commands_fra");
     let unmigrated = site.as_owner(&["grant", "fra-1", "postgres"]).must_exit(1);
     assert!(unmigrated.stderr.contains("run `gatepost migrate`"), "{}", unmigrated.stderr);
+    site.as_owner(&["grant", "fra-1", "left_behind", "--create"]).must_exit(1);
+    assert_eq!(site.psql("select count(*) from pg_roles where rolname = 'left_behind'"), "0");
 
     let dry = site.as_owner(&["migrate", "--dry-run"]).must_exit(0);
     assert!(dry.stdout.starts_with("-- V1__"), "{}", dry.stdout);

@@ -1,7 +1,7 @@
 //! The data plane against a real kernel, as root, in network namespaces of its own.
 //!
 //! Has its own `main` because it is also the userspace device that it tests: called as
-//! `dataplane device <name>` it runs one. Otherwise the arguments are parts of test names.
+//! `dataplane device <name> --serve alone` it runs one. Otherwise the arguments are parts of test names.
 //! `GATEPOST_TEST_BACKEND` chooses `kernel` or `userspace`; without it, the kernel if it can.
 //! `dataplane cold <count>` measures the adding of peers beside `wg setconf`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
@@ -27,7 +27,7 @@ type Test = (&'static str, fn(Backend));
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["device", name] => {
+        ["device", name, "--serve", "alone"] => {
             run_userspace_device(&name.parse().unwrap()).unwrap();
             ExitCode::SUCCESS
         }

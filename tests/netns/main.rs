@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
+mod device;
 mod end_to_end;
 mod gap;
 #[allow(dead_code, reason = "the benchmarks use the rest")]

@@ -52,7 +52,8 @@ pub fn obey(cli: Cli) -> Result<Exit, CommandError> {
         Command::Check(json) => check::check(source, json.json),
         Command::Psk(command) => psk::psk(source, &command),
         Command::Key(command) => key::key(source, &command),
-        Command::Device { name } => device::device(&name),
+        Command::Device { name, serve: None } => device::keep(&name),
+        Command::Device { name, serve: Some(serve) } => device::serve(&name, serve),
         Command::Down { yes } => down::down(&configuration(source)?, yes),
     }
 }
