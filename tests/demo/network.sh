@@ -80,8 +80,8 @@ agent_ready() {
 
 agent_kill() {
 	local status=0
-	kill -KILL "$agent_pid"
-	wait "$agent_pid" 2>/dev/null || :
+	# Grouped: bash would say "Killed" as soon as it notices.
+	{ kill -KILL "$agent_pid" && wait "$agent_pid"; } 2>/dev/null || :
 	"$gatepost" status >/dev/null 2>&1 || status=$?
 	[[ $status -eq 4 ]] || fail "gatepost status ended with $status after the agent was killed, not with 4"
 }
