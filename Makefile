@@ -29,10 +29,10 @@ demo-keep: ## The same, and leave it running to play with
 
 .PHONY: install-deps
 install-deps: ## Install what demo, tests and benchmarks need from the distribution
-	@tests/install-deps.sh demo test guest bench deny
+	@tests/install-deps.sh demo test guest bench deny deb
 
-.PHONY: test test-unit test-postgres test-netns test-guest
-test: test-unit test-postgres test-netns test-guest ## Everything: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
+.PHONY: test test-unit test-postgres test-netns test-guest test-package
+test: test-unit test-postgres test-netns test-guest test-package ## Everything: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
 	@echo "==> all passed$(if $(strip $(skipped)),; SKIPPED: $(skipped))"
 
 test-unit: ## Unit tests, properties, golden plans: no privileges needed
@@ -46,6 +46,9 @@ test-netns: ## Real packets in network namespaces, userspace WireGuard (root)
 
 test-guest: ## The same programs on kernel WireGuard in a QEMU guest (root)
 	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; tests/guest/suite $(netns_targets))
+
+test-package: ## The Debian package under systemd in the guest: install, kill, upgrade (root)
+	$(call skip,package,,tests/install-deps.sh guest deb; tests/guest/package)
 
 .PHONY: bench bench-latency bench-cold bench-policy
 bench: bench-latency bench-cold bench-policy ## All benchmarks
