@@ -35,7 +35,7 @@ pub async fn follow(mut watcher: Watcher) {
 pub fn tell_reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!(%error, "cannot read the monotonic clock"),
+        Err(error) => tracing::debug!(%error, "cannot read the monotonic clock: {error}"),
     }
 }
 
@@ -110,7 +110,7 @@ fn notify(news: &[News]) {
 
 fn send(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot reach systemd's notification socket");
+        tracing::warn!(%error, "cannot reach systemd's notification socket: {error}");
     }
 }
 

@@ -222,7 +222,7 @@ async fn tell_rules(mut rules: NftMonitor, why: mpsc::Sender<String>) {
             Ok(NftEvent::Foreign(_)) => {}
             Ok(NftEvent::Lost) => drop(why.try_send("firewall events were lost".to_owned())),
             Err(error) => {
-                tracing::warn!(%error, "firewall events have ended; the compare interval still finds changes");
+                tracing::warn!(%error, "firewall events have ended, the compare interval still finds changes: {error}");
                 return;
             }
         }

@@ -216,7 +216,7 @@ fn watch(mut child: Child, name: &InterfaceName) -> Receiver<Option<String>> {
             Err(error) => error.to_string(),
         };
         if ready {
-            warn!(interface = %name, status, "the userspace device ended");
+            warn!(interface = %name, status, "the userspace device {name} ended with {status}");
         } else {
             let _ = report.send(Some(status));
         }

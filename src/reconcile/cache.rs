@@ -124,7 +124,7 @@ impl Cache {
                     Kept::Changed(rows) => self.append(&rows),
                 };
                 if let Err(error) = result {
-                    tracing::warn!(%error, "the last good rows were not kept");
+                    tracing::warn!(%error, "the last good rows were not kept: {error}");
                 }
             }
         });

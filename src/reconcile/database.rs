@@ -120,7 +120,7 @@ impl Reader {
                     }
                     return Ok(ReadAnswer::Changed(rows));
                 }
-                Read::Everything(why) => debug!(why, "reading everything"),
+                Read::Everything(why) => debug!(why, "reading everything: {why}"),
             }
         }
         let (rows, next) = store.snapshot().await?;

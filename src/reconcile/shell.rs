@@ -247,7 +247,7 @@ impl<D: Host> Shell<D> {
             }
             Action::Apply(plan, observed) => {
                 for step in plan.steps() {
-                    debug!(%step, phase = ?step.phase(), "step");
+                    debug!(phase = ?step.phase(), "{step}");
                 }
                 let dataplane = self.dataplane.clone();
                 self.spawn(async move {
@@ -301,7 +301,7 @@ impl<D: Host> Shell<D> {
                 drop(events.send(Inner::Event(Event::Restored(Box::new(rows), changes))));
             }
             Ok(None) => {}
-            Err(error) => warn!(error = chain(&error), "the last good rows are not used"),
+            Err(error) => warn!("the last good rows are not used: {}", chain(&error)),
         });
     }
 
@@ -355,8 +355,8 @@ impl<D: Host> Shell<D> {
         let store = self.store.clone();
         tokio::spawn(async move {
             match store.prune(KEEP_MARKS).await {
-                Ok(marks) => debug!(marks, "pruned change marks"),
-                Err(error) => debug!(error = chain(&error), "change marks were not pruned"),
+                Ok(marks) => debug!(marks, "pruned {marks} change marks"),
+                Err(error) => debug!("change marks were not pruned: {}", chain(&error)),
             }
         });
     }

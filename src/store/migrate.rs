@@ -52,7 +52,7 @@ pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
         match attempt(&mut client, &target.place).await {
             Err(error) if tries < TRIES && is_contention(&error) => {
                 let wait: Duration = backoff.next_wait();
-                tracing::info!(tries, ?wait, %error, "a table is in use, trying again");
+                tracing::info!(tries, ?wait, %error, "a table is in use, trying again in {wait:?}: {error}");
                 tokio::time::sleep(wait).await;
             }
             outcome => return outcome.map(|()| missing),

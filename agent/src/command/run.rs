@@ -70,7 +70,9 @@ async fn serve(
         match MetricsServer::bind(listen).await {
             Ok(metrics) => drop(around.spawn(metrics.serve(watcher.clone()))),
             // Not worth a VPN: the gateway serves its peers without being watched.
-            Err(error) => tracing::warn!(%listen, %error, "cannot listen for metrics; going on"),
+            Err(error) => {
+                tracing::warn!(%listen, %error, "going on without metrics on {listen}: {error}")
+            }
         }
         around.spawn(systemd::follow(watcher.clone()));
     }
@@ -109,7 +111,7 @@ impl Signals {
 }
 
 fn stop_loop(stop: &watch::Sender<bool>, signal: &str) {
-    tracing::info!(signal, "stopping; tunnels and rules stay as they are");
+    tracing::info!(signal, "{signal}: stopping; tunnels and rules stay as they are");
     systemd::tell_stopping();
     stop.send_replace(true);
 }
@@ -118,14 +120,14 @@ fn stop_loop(stop: &watch::Sender<bool>, signal: &str) {
 /// saying so would tell systemd that we are ready.
 async fn resync(watcher: Watcher) {
     let ready = watcher.status.borrow().state.is_ready();
-    tracing::info!(signal = "SIGHUP", "comparing everything anew");
+    tracing::info!(signal = "SIGHUP", "SIGHUP: comparing everything anew");
     if ready {
         systemd::tell_reloading();
     }
     let (answer, answered) = oneshot::channel();
     let asked = watcher.asks.send(Ask::Resync(answer)).await.is_ok();
     match answered.await {
-        Ok(Err(why)) => tracing::warn!(%why, "the comparison failed"),
+        Ok(Err(why)) => tracing::warn!(%why, "the comparison failed: {why}"),
         Err(_) if asked => tracing::debug!("the loop ended before the comparison"),
         _ => {}
     }

@@ -65,13 +65,13 @@ impl Server {
                     let watcher = watcher.clone();
                     tokio::spawn(async move {
                         if let Err(error) = answer(stream, watcher).await {
-                            tracing::debug!(%error, "a control client went away");
+                            tracing::debug!(%error, "a control client went away: {error}");
                         }
                         drop(place);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a control client");
+                    tracing::warn!(%error, "cannot accept a control client: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -83,7 +83,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // The lock file stays: removing it would let two agents lock two files of one name.
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(%error, "the control socket was gone already");
+            tracing::debug!(%error, "the control socket was gone already: {error}");
         }
     }
 }

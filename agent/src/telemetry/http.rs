@@ -49,14 +49,16 @@ impl MetricsServer {
                         let exchange = exchange(stream, &watcher);
                         match tokio::time::timeout(PATIENCE, exchange).await {
                             Ok(Ok(())) => {}
-                            Ok(Err(error)) => tracing::debug!(%error, "an HTTP client went away"),
+                            Ok(Err(error)) => {
+                                tracing::debug!(%error, "an HTTP client went away: {error}")
+                            }
                             Err(_) => tracing::debug!("an HTTP client took too long"),
                         }
                         drop(place);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept an HTTP client");
+                    tracing::warn!(%error, "cannot accept an HTTP client: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

@@ -1,10 +1,13 @@
 //! The log: to the journal when systemd listens, else as lines on standard error.
 
+use std::fmt;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 
+use tracing::field::Field;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -35,10 +38,16 @@ pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseEr
         None => {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-            registry.with(lines.with_ansi(colour).with_target(false)).init();
+            let lines = lines.fmt_fields(debug_fn(text_only)).with_ansi(colour);
+            registry.with(lines.with_target(false)).init();
         }
     }
     Ok(())
+}
+
+/// The text of an entry says it all; the fields are for the journal.
+fn text_only(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    if field.name() == "message" { write!(writer, "{value:?}") } else { Ok(()) }
 }
 
 /// The journal's native protocol, if standard error goes there: fields stay fields.
