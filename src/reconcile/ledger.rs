@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::session::{Seen, SessionEvent};
-use crate::model::{DesiredState, DeviceId, PeerRow, Reason};
+use crate::model::policy::Quoted;
+use crate::model::{Departed, DesiredState, DeviceId, PeerRow, PolicyId, Reason};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
 /// More audit entries than this are not kept while the database is away.
@@ -88,6 +89,34 @@ impl Ledger {
 #[must_use]
 pub fn peer_name(row: &PeerRow) -> String {
     format!("{}'s {}", row.username, row.device_name)
+}
+
+/// The audit entry for a peer that was cut off.
+#[must_use]
+pub fn revoked_entry(departed: &Departed, figures: Value) -> AuditEntry {
+    AuditEntry {
+        event: AuditEvent::PeerRevoked,
+        entity: Entity::Peer(departed.peer_id),
+        device_id: Some(departed.device_id),
+        ip_address: None,
+        status: AuditStatus::Success,
+        message: format!("{}'s {} was cut off", departed.username, departed.device_name),
+        metadata: figures,
+    }
+}
+
+/// The audit entry for a changed policy that the kernel follows now.
+#[must_use]
+pub fn applied_entry(id: PolicyId, name: &str, figures: Value) -> AuditEntry {
+    AuditEntry {
+        event: AuditEvent::PolicyApplied,
+        entity: Entity::Policy(id),
+        device_id: None,
+        ip_address: None,
+        status: AuditStatus::Success,
+        message: format!("policy {} is in force as it stands now", Quoted(name)),
+        metadata: figures,
+    }
 }
 
 /// The audit entry for what a peer's session did.

@@ -14,7 +14,8 @@ use super::session::Sessions;
 use super::timing::{Due, Timing};
 use crate::dataplane::Backend;
 use crate::model::{
-    BuildError, Departed, DesiredState, Local, ObservedState, PeerId, PublicKey, Reason, Traffic,
+    BuildError, Departed, DesiredState, Local, ObservedState, PeerId, PolicyId, PublicKey, Reason,
+    Traffic,
 };
 use crate::plan::guard::{HeldBack, MaxRemoved};
 use crate::plan::{PlanError, Scope};
@@ -117,6 +118,8 @@ pub struct Machine {
     /// A removal that waits for an operator's word. Smaller changes go on meanwhile.
     pub(super) held: Option<HeldBack>,
     pub(super) departed: BTreeMap<PublicKey, Departed>,
+    /// Policies that changed since the last proof, with their names.
+    pub(super) policies_changed: BTreeMap<PolicyId, Box<str>>,
     pub(super) heartbeat_wanted: bool,
     pub(super) restore_tried: bool,
     /// The desired state is what an earlier run read last.
@@ -165,6 +168,7 @@ impl Machine {
             obstacle: None,
             held: None,
             departed: BTreeMap::new(),
+            policies_changed: BTreeMap::new(),
             heartbeat_wanted: false,
             restore_tried: false,
             restored: false,

@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::Machine;
 use super::event::{Action, Note, Now};
-use super::ledger::{quarantine_entry, session_entry};
+use super::ledger::{applied_entry, quarantine_entry, revoked_entry, session_entry};
 use super::machine::{Obstacle, Proven};
 use crate::dataplane::{Outcome, Reading};
-use crate::model::{Departed, DesiredState, PublicKey};
+use crate::model::{Departed, DesiredState, PolicyId, PublicKey};
 use crate::plan::{Plan, Scope, Step, guard, plan};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
@@ -211,6 +211,7 @@ impl Machine {
         self.scope = Scope::nothing();
         self.due.retry_pass = None;
         self.backoff.reset();
+        let policies = std::mem::take(&mut self.policies_changed);
         if complete {
             self.held = None;
             self.removals_confirmed = false;
@@ -232,11 +233,17 @@ impl Machine {
             }
         }
         if let Some(pass) = self.pass.take() {
-            self.finish(pass, now, actions);
+            self.finish(pass, &policies, now, actions);
         }
     }
 
-    fn finish(&mut self, pass: Pass, now: Now, actions: &mut Vec<Action>) {
+    fn finish(
+        &mut self,
+        pass: Pass,
+        policies: &BTreeMap<PolicyId, Box<str>>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
         let took = now.instant.duration_since(pass.started);
         let figures = PassFigures { at: now.wall, took, steps: pass.steps };
         self.last_pass = Some(figures);
@@ -244,19 +251,12 @@ impl Machine {
             return;
         };
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let figures = json!({ "milliseconds": milliseconds, "flows_cut": pass.flows_cut });
         for departed in pass.revoked.values() {
-            self.ledger.audit(AuditEntry {
-                event: AuditEvent::PeerRevoked,
-                entity: Entity::Peer(departed.peer_id),
-                device_id: Some(departed.device_id),
-                ip_address: None,
-                status: AuditStatus::Success,
-                message: format!("{}'s {} was cut off", departed.username, departed.device_name),
-                metadata: json!({
-                    "milliseconds": milliseconds,
-                    "flows_cut": pass.flows_cut,
-                }),
-            });
+            self.ledger.audit(revoked_entry(departed, figures.clone()));
+        }
+        for (id, name) in policies {
+            self.ledger.audit(applied_entry(*id, name, figures.clone()));
         }
         let (event, verb, status) = match &pass.drift {
             Some(_) => {
@@ -304,6 +304,13 @@ impl Machine {
             if let Some(row) = old.row_of(key) {
                 self.departed.insert(*key, Departed::from(row));
             }
+        }
+    }
+
+    /// Remembers which policies decide otherwise in a new state.
+    pub(super) fn note_policies(&mut self, new: &DesiredState) {
+        if let Some(old) = &self.desired {
+            self.policies_changed.extend(new.policies().changed_since(old.policies()));
         }
     }
 

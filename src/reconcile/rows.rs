@@ -61,6 +61,7 @@ impl Machine {
                             actions.push(Action::Say(Note::GatewayInactive));
                         }
                         self.note_departed(&desired);
+                        self.note_policies(&desired);
                         if let Some(pass) = &mut self.pass {
                             pass.forgive();
                         }
@@ -133,6 +134,7 @@ impl Machine {
                 pass.forgive();
             }
             self.departed.extend(touched.departed);
+            self.policies_changed.extend(touched.policies);
             self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
         }
     }

@@ -79,6 +79,9 @@ fn a_narrowed_policy_and_a_revocation_cut_a_live_stream() {
              update devices set status = 'active', revoked_at = null",
         );
     }
+    let audited = "exists (select from audit_logs join policies on entity_id = policies.id
+        where event_type = 'policy.applied' and metadata ? 'milliseconds')";
+    eventually(audited, || lab.database.holds(audited));
 }
 
 #[test]

@@ -147,6 +147,21 @@ proptest! {
     }
 
     #[test]
+    fn without_the_changed_policies_everybody_reaches_what_they_did(
+        old in rows(), new in rows(), groups in memberships(), effect in default_effect(),
+    ) {
+        let settings = settings(effect);
+        let (mut before, after) = (book(&settings, &old, &groups), book(&settings, &new, &groups));
+        prop_assert!(after.changed_since(&after).is_empty());
+        let changed = after.changed_since(&before);
+        let mut undone = new;
+        undone.retain(|row| !changed.contains_key(&row.id));
+        undone.extend(old.into_iter().filter(|row| changed.contains_key(&row.id)));
+        let mut undone = book(&settings, &undone, &groups);
+        prop_assert_eq!(profiles(&mut undone, &groups), profiles(&mut before, &groups));
+    }
+
+    #[test]
     fn equal_reach_is_one_allocation(rows in rows(), groups in memberships()) {
         let mut book = book(&settings(Verdict::Deny), &rows, &groups);
         let profiles = profiles(&mut book, &groups);

@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use super::judge::{Bench, Candidate, Judgement};
 use super::{DesiredState, Entry, OwnStanding, Reason, precedence};
 use crate::model::policy::{Subject, dns_addresses};
-use crate::model::{Allocation, ChangedRows, DeviceId, Peer, PeerId, PeerRow, PublicKey, UserId};
+use crate::model::{
+    Allocation, ChangedRows, DeviceId, Peer, PeerId, PeerRow, PolicyId, PublicKey, UserId,
+};
 
 /// What an update may have changed: nothing else needs a look.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,6 +22,8 @@ pub struct Touched {
     pub prefixes: BTreeSet<IpNet>,
     /// Whose place among the peers was lost.
     pub departed: BTreeMap<PublicKey, Departed>,
+    /// Policies that decide otherwise now, for somebody here, with their names.
+    pub policies: BTreeMap<PolicyId, Box<str>>,
 }
 
 /// Who a removed peer was.
@@ -52,7 +56,13 @@ impl DesiredState {
             subjects.extend(self.book.set_membership(user_id, group_ids));
         }
         for (policy_id, policy) in rows.policies {
-            subjects.extend(self.book.set_policy(policy_id, policy.as_ref()));
+            let former = self.book.name_of(policy_id).map(Box::from);
+            let name = policy.as_ref().map(|policy| policy.name.as_str().into()).or(former);
+            let affected = self.book.set_policy(policy_id, policy.as_ref());
+            touched
+                .policies
+                .extend(name.filter(|_| !affected.is_empty()).map(|it| (policy_id, it)));
+            subjects.extend(affected);
         }
         for subject in subjects {
             self.touch_subject(subject, &mut touched);

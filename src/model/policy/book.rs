@@ -160,6 +160,25 @@ impl PolicyBook {
         aims.filter(|target| policy.targets.contains(target)).collect()
     }
 
+    /// The policies that decide otherwise than in an older book, or no longer, with their names.
+    #[must_use]
+    pub fn changed_since(&self, old: &Self) -> BTreeMap<PolicyId, Box<str>> {
+        let alike = |one: &Entry, other: Option<&Entry>| {
+            other.is_some_and(|other| {
+                one.policy.decides_like(&other.policy) && one.policy.targets == other.policy.targets
+            })
+        };
+        let changed = self.policies.iter().filter(|(id, now)| !alike(now, old.policies.get(id)));
+        let gone = old.policies.iter().filter(|(id, _)| !self.policies.contains_key(id));
+        changed.chain(gone).map(|(id, entry)| (*id, entry.policy.name.clone())).collect()
+    }
+
+    /// The name of a policy that is known.
+    #[must_use]
+    pub fn name_of(&self, id: PolicyId) -> Option<&str> {
+        self.policies.get(&id).map(|entry| &*entry.policy.name)
+    }
+
     /// What happens where no policy decides.
     #[must_use]
     pub const fn default_effect(&self) -> Verdict {
