@@ -371,4 +371,34 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         assert_eq!(Timestamp(now + Duration::from_secs(3_594)).age(now), Duration::ZERO);
     }
+
+    #[test]
+    fn every_field_stands_in_the_reference() {
+        let status = Status {
+            state: State::NotReady { why: String::new() },
+            sync: SyncStatus {
+                last_pass: Some(PassStatus {
+                    at: Timestamp(SystemTime::UNIX_EPOCH),
+                    duration_ms: 0,
+                    steps: 0,
+                    refused: 0,
+                }),
+                ..SyncStatus::default()
+            },
+            held_back: Some(HeldBack { removals: 1, of: 1 }),
+            ..Status::default()
+        };
+        let reference = include_str!("../../docs/reference.md");
+        let mut left = vec![serde_json::to_value(status).unwrap()];
+        let mut seen = 0;
+        while let Some(value) = left.pop() {
+            for (name, value) in value.as_object().into_iter().flatten() {
+                let written = [format!("`{name}"), format!(".{name}`")];
+                assert!(written.iter().any(|it| reference.contains(it)), "{name} is not described");
+                seen += 1;
+                left.push(value.clone());
+            }
+        }
+        assert!(seen > 30, "{seen} fields");
+    }
 }

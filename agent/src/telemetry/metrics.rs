@@ -152,4 +152,12 @@ mod tests {
         let infos = after.lines().filter(|line| line.starts_with("gatepost_info{")).count();
         assert_eq!(infos, 1, "{after}");
     }
+
+    #[test]
+    fn every_metric_stands_in_the_reference() {
+        let reference = include_str!("../../../docs/reference.md");
+        for (name, _) in GAUGES.into_iter().chain(COUNTERS) {
+            assert!(reference.contains(name), "{name} is not described");
+        }
+    }
 }
