@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod drift;
+mod foreign;
 mod full;
 mod listing;
 mod netns;

@@ -11,6 +11,7 @@ mod change;
 mod dump;
 mod error;
 mod expr;
+mod foreign;
 mod monitor;
 mod observe;
 mod profile;
@@ -33,6 +34,7 @@ use socket::NftSocket;
 
 pub use dump::Counter;
 pub use error::NftError;
+pub use foreign::{ForeignDrop, Hook, Manager, foreign_drops};
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
 pub use table::TABLE;

@@ -101,11 +101,22 @@ impl NftSocket {
         &mut self,
         kind: u8,
         attrs: &[Attr],
+        take: impl FnMut(&mut T, &[u8]),
+    ) -> Result<T, NftError> {
+        self.dump_of(NFPROTO_INET, kind, attrs, take)
+    }
+
+    /// The same of another family, `NFPROTO_*`.
+    pub fn dump_of<T: Default>(
+        &mut self,
+        family: u8,
+        kind: u8,
+        attrs: &[Attr],
         mut take: impl FnMut(&mut T, &[u8]),
     ) -> Result<T, NftError> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut found = T::default();
-            if self.dump_once(kind, attrs, |body| take(&mut found, body))? {
+            if self.dump_once(family, kind, attrs, |body| take(&mut found, body))? {
                 return Ok(found);
             }
         }
@@ -115,11 +126,12 @@ impl NftSocket {
     /// `false`: the ruleset changed meanwhile, and what was taken may lack something.
     fn dump_once(
         &mut self,
+        family: u8,
         kind: u8,
         attrs: &[Attr],
         mut take: impl FnMut(&[u8]),
     ) -> Result<bool, NftError> {
-        let sequence = self.request(kind, NLM_F_DUMP, attrs)?;
+        let sequence = self.request(family, kind, NLM_F_DUMP, attrs)?;
         let mut whole = true;
         loop {
             self.receive(0).map_err(NftError::Receive)?;
@@ -136,7 +148,7 @@ impl NftSocket {
 
     /// The attributes of one object; `None`: it is not there.
     pub fn get(&mut self, kind: u8, attrs: &[Attr]) -> Result<Option<Vec<u8>>, NftError> {
-        let sequence = self.request(kind, 0, attrs)?;
+        let sequence = self.request(NFPROTO_INET, kind, 0, attrs)?;
         loop {
             self.receive(0).map_err(NftError::Receive)?;
             let answer = Messages(&self.buffer).find(|found| found.sequence == sequence);
@@ -157,11 +169,17 @@ impl NftSocket {
         find_be32(&body, generation::ID).ok_or(NftError::NoAnswer)
     }
 
-    fn request(&mut self, kind: u8, flags: u16, attrs: &[Attr]) -> Result<u32, NftError> {
+    fn request(
+        &mut self,
+        family: u8,
+        kind: u8,
+        flags: u16,
+        attrs: &[Attr],
+    ) -> Result<u32, NftError> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         let flags = NLM_F_REQUEST | flags;
-        frame(&mut bytes, message_type(kind), flags, self.sequence, NFPROTO_INET, 0, |out| {
+        frame(&mut bytes, message_type(kind), flags, self.sequence, family, 0, |out| {
             attrs.iter().for_each(|attr| attr.encode(out));
         });
         let sent = self.socket.send(&bytes, 0);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use gatepost::dataplane::nft::{ForeignDrop, Manager, foreign_drops};
 use gatepost::model::{InterfaceName, KeyText, PublicKey};
 use gatepost::store::{Store, StoreError};
 
@@ -21,6 +22,8 @@ pub struct Facts {
     pub public_key: Result<PublicKey, String>,
     pub database: Result<DatabaseFacts, Trouble>,
     pub host: HostFacts,
+    /// Chains of others that drop our packets, or why they could not be read.
+    pub foreign_drops: Result<Vec<ForeignDrop>, String>,
 }
 
 /// Why the database told nothing.
@@ -40,6 +43,8 @@ pub struct DatabaseFacts {
     pub gateway_name: String,
     pub gateway_key: KeyText,
     pub gateway_active: bool,
+    /// WireGuard's UDP port; `None`: the row holds none that can be.
+    pub listen_port: Option<u16>,
     pub peers: u64,
     pub clock: Clock,
 }
@@ -67,16 +72,10 @@ pub struct HostFacts {
     pub uplink: Option<(String, u64)>,
     /// systemd-networkd runs, and removes routes that it did not make.
     pub networkd_drops_routes: bool,
-    pub neighbours: Vec<Neighbour>,
-}
-
-/// Somebody else who manages packet filters here. Their chains are not read: that they are here is
-/// all that is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Neighbour {
-    Docker,
-    Firewalld,
-    Ufw,
+    /// Who else manages packet filters here, as far as their files tell.
+    pub neighbours: Vec<Manager>,
+    /// `iptables-legacy` filters here: its chains cannot be read as nf_tables.
+    pub legacy_filter: bool,
 }
 
 /// Reads everything. What cannot be read is a fact, too.
@@ -85,14 +84,18 @@ pub enum Neighbour {
 /// None but a runtime that cannot be made.
 pub fn gather(config: &Config) -> Result<Facts, CommandError> {
     let files = secret_files(config);
+    let database = crate::command::small_runtime()?.block_on(ask_database(config));
+    let listen_port = database.as_ref().ok().and_then(|database| database.listen_port);
     Ok(Facts {
         warnings: config.warnings.clone(),
         exposures: files.iter().filter_map(|path| exposure(path)).collect(),
         public_key: read_private_key(config)
             .map(|key| key.public_key())
             .map_err(|error| error.to_string()),
-        database: crate::command::small_runtime()?.block_on(ask_database(config)),
         host: read_host(Path::new("/"), &config.interface.name),
+        foreign_drops: foreign_drops(&config.interface.name, listen_port)
+            .map_err(|error| error.to_string()),
+        database,
     })
 }
 
@@ -116,6 +119,7 @@ async fn ask_database(config: &Config) -> Result<DatabaseFacts, Trouble> {
         gateway_name: rows.gateway.name,
         gateway_key: rows.gateway.public_key,
         gateway_active: rows.gateway.active,
+        listen_port: u16::try_from(rows.gateway.listen_port).ok().filter(|port| *port != 0),
         peers: rows.peers.len() as u64,
         clock,
     })
@@ -139,6 +143,9 @@ pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
         networkd_drops_routes: host.has("run/systemd/netif")
             && drops_foreign_routes(&host.networkd_settings()),
         neighbours: host.neighbours(),
+        legacy_filter: host
+            .text("proc/net/ip_tables_names")
+            .is_some_and(|tables| tables.lines().any(|table| table == "filter")),
         kernel_release: release,
     }
 }
@@ -188,12 +195,12 @@ impl Host<'_> {
         files.filter_map(|path| std::fs::read_to_string(path).ok()).collect()
     }
 
-    fn neighbours(&self) -> Vec<Neighbour> {
+    fn neighbours(&self) -> Vec<Manager> {
         let ufw = self.text("etc/ufw/ufw.conf").unwrap_or_default();
         let here = [
-            (Neighbour::Docker, self.has("run/docker.pid")),
-            (Neighbour::Firewalld, self.has("run/firewalld.pid")),
-            (Neighbour::Ufw, ufw.lines().any(|line| line.trim() == "ENABLED=yes")),
+            (Manager::Docker, self.has("run/docker.pid")),
+            (Manager::Firewalld, self.has("run/firewalld.pid")),
+            (Manager::Ufw, ufw.lines().any(|line| line.trim() == "ENABLED=yes")),
         ];
         here.into_iter().filter(|(_, here)| *here).map(|(neighbour, _)| neighbour).collect()
     }
@@ -256,9 +263,12 @@ mod tests {
         assert_eq!((host.forwarding_ipv4, host.forwarding_ipv6), (Some(1), None));
         assert_eq!(host.rp_filter, Some(1));
         assert_eq!(host.uplink, Some(("eth0".into(), 1500)));
-        assert_eq!(host.neighbours, [Neighbour::Ufw]);
+        assert_eq!(host.neighbours, [Manager::Ufw]);
+        assert!(!host.legacy_filter);
         assert!(host.networkd_drops_routes);
 
+        write(root, "proc/net/ip_tables_names", "nat\nfilter\n");
+        assert!(read_host(root, &name).legacy_filter);
         write(root, "etc/systemd/networkd.conf", "[Network]\nManageForeignRoutes=yes\n");
         write(root, "etc/systemd/networkd.conf.d/x.conf", "[Network]\nManageForeignRoutes=no\n");
         assert!(!read_host(root, &name).networkd_drops_routes);

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use gatepost::model::KeyText;
+use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager};
+use gatepost::model::{InterfaceName, KeyText};
 use serde::Serialize;
 
-use super::facts::{Clock, DatabaseFacts, Facts, HostFacts, Neighbour, Trouble};
+use super::facts::{Clock, DatabaseFacts, Facts, HostFacts, Trouble};
 use crate::config::{Backend, Config};
 use crate::exit::Exit;
 use crate::output::{count, span};
@@ -84,7 +85,7 @@ pub fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(conntrack(facts));
     findings.extend(mtu(config, &facts.host));
     findings.extend(networkd(config, &facts.host));
-    findings.extend(facts.host.neighbours.iter().map(|found| neighbour(config, *found)));
+    findings.extend(firewall(config, facts));
     findings
 }
 
@@ -273,17 +274,84 @@ fn networkd(config: &Config, host: &HostFacts) -> Option<Finding> {
     })
 }
 
-fn neighbour(config: &Config, found: Neighbour) -> Finding {
-    let link = &config.interface.name;
-    let (who, remedy) = match found {
-        Neighbour::Docker => {
-            ("Docker", format!("iptables -I DOCKER-USER -i {link} -j ACCEPT, and -o {link}"))
-        }
-        Neighbour::Firewalld => {
-            ("firewalld", format!("firewall-cmd --permanent --zone=trusted --add-interface={link}"))
-        }
-        Neighbour::Ufw => ("ufw", format!("ufw route allow in on {link}, and out on {link}")),
+/// What drops packets that our policies allow. Where the chains cannot be read, who is here is all
+/// that is known.
+fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
+    let host = &facts.host;
+    let mut findings = match &facts.foreign_drops {
+        Ok(drops) => drops.iter().map(|found| foreign_drop(config, facts, found)).collect(),
+        Err(why) => vec![Finding::note(
+            "firewall",
+            format!("whether others drop our packets was not seen: {why}"),
+            "run this command as root",
+        )],
     };
+    if facts.foreign_drops.is_err() || host.legacy_filter {
+        findings.extend(host.neighbours.iter().map(|manager| neighbour(config, *manager)));
+    }
+    if host.legacy_filter {
+        findings.push(Finding::note(
+            "firewall",
+            "iptables-legacy filters here too; its chains are not read",
+            format!(
+                "if packets that `gatepost explain` allows vanish: iptables-legacy -I FORWARD -i {0} \
+                 -j ACCEPT, and -o {0}",
+                config.interface.name
+            ),
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("firewall", "no chain of others drops what a policy allows"));
+    }
+    findings
+}
+
+fn foreign_drop(config: &Config, facts: &Facts, found: &ForeignDrop) -> Finding {
+    let link = &config.interface.name;
+    let database = facts.database.as_ref().ok();
+    let port = database.and_then(|database| database.listen_port).unwrap_or_default();
+    let what = match found.hook {
+        Hook::Forward => format!("what peers send, for no rule of it names {link}"),
+        Hook::Input => {
+            format!("what is sent to this host, for no rule of it names {link} or {port}")
+        }
+    };
+    let ForeignDrop { family, table, chain, .. } = found;
+    let remedy = match (found.manager, found.hook) {
+        (Some(manager), Hook::Forward) => forward_remedy(manager, link),
+        (Some(Manager::Firewalld), Hook::Input) => {
+            format!("firewall-cmd --permanent --add-port={port}/udp, then --reload")
+        }
+        (Some(Manager::Ufw), Hook::Input) => format!("ufw allow {port}/udp"),
+        (_, Hook::Input) => format!(
+            "nft insert rule {family} {table} {chain} udp dport {port} accept, and iifname {link} \
+             accept; keep them where the ruleset is kept"
+        ),
+        (None, Hook::Forward) => format!(
+            "nft insert rule {family} {table} {chain} iifname {link} accept, and oifname {link} \
+             accept; keep them where the ruleset is kept"
+        ),
+    };
+    Finding::warning("firewall", format!("{found} drops {what}"), remedy)
+}
+
+fn forward_remedy(manager: Manager, link: &InterfaceName) -> String {
+    match manager {
+        Manager::Docker => format!("iptables -I DOCKER-USER -i {link} -j ACCEPT, and -o {link}"),
+        Manager::Firewalld => {
+            format!("firewall-cmd --permanent --zone=trusted --add-interface={link}, then --reload")
+        }
+        Manager::Ufw => format!("ufw route allow in on {link}, and out on {link}"),
+    }
+}
+
+fn neighbour(config: &Config, manager: Manager) -> Finding {
+    let who = match manager {
+        Manager::Docker => "Docker",
+        Manager::Firewalld => "firewalld",
+        Manager::Ufw => "ufw",
+    };
+    let remedy = forward_remedy(manager, &config.interface.name);
     Finding::note(
         "firewall",
         format!("{who} filters here too, and its drop is final"),

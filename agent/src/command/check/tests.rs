@@ -27,6 +27,7 @@ fn healthy() -> Facts {
             gateway_name: "fra-1".into(),
             gateway_key: KeyText::Key(key(OURS)),
             gateway_active: true,
+            listen_port: Some(51820),
             peers: 100,
             clock: Clock::Ahead(Duration::from_millis(20)),
         }),
@@ -42,7 +43,9 @@ fn healthy() -> Facts {
             uplink: Some(("eth0".into(), 1500)),
             networkd_drops_routes: false,
             neighbours: vec![],
+            legacy_filter: false,
         },
+        foreign_drops: Ok(vec![]),
     }
 }
 
@@ -163,7 +166,33 @@ fn each_fault_of_the_host_has_its_remedy() {
 
 #[test]
 fn a_note_is_no_failure() {
-    let (texts, exit) = found(|_, facts| facts.host.neighbours = vec![Neighbour::Docker]);
-    assert_eq!((texts.len(), exit), (1, Exit::Success));
-    assert!(texts[0].contains("DOCKER-USER -i gatepost0"), "{texts:?}");
+    let (texts, exit) = found(|_, facts| {
+        facts.foreign_drops = Err("no rights".into());
+        facts.host.neighbours = vec![Manager::Docker];
+    });
+    assert_eq!((texts.len(), exit), (2, Exit::Success));
+    assert!(texts[1].contains("DOCKER-USER -i gatepost0"), "{texts:?}");
+}
+
+#[test]
+fn chains_of_others_that_drop_are_named_with_the_way_past_them() {
+    let drop = |hook, manager| ForeignDrop {
+        family: "ip",
+        table: "filter".into(),
+        chain: "FORWARD".into(),
+        hook,
+        manager,
+    };
+    let cases = [
+        (drop(Hook::Forward, Some(Manager::Docker)), "iptables -I DOCKER-USER -i gatepost0 -j"),
+        (drop(Hook::Forward, None), "nft insert rule ip filter FORWARD iifname gatepost0 accept"),
+        (drop(Hook::Input, Some(Manager::Ufw)), "ufw allow 51820/udp"),
+        (drop(Hook::Input, None), "nft insert rule ip filter FORWARD udp dport 51820 accept"),
+    ];
+    for (drop, remedy) in cases {
+        let (texts, exit) = found(|_, facts| facts.foreign_drops = Ok(vec![drop]));
+        assert_eq!((texts.len(), exit), (1, Exit::Failure));
+        assert!(texts[0].starts_with("firewall: chain FORWARD of table ip filter drops what "));
+        assert!(texts[0].contains(remedy), "{texts:?}");
+    }
 }
