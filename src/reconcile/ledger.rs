@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::session::{Seen, SessionEvent};
-use crate::model::policy::Quoted;
+use crate::model::policy::{Plain, Quoted};
 use crate::model::{Departed, DesiredState, DeviceId, PeerRow, PolicyId, Reason};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
@@ -88,7 +88,13 @@ impl Ledger {
 /// "alice's laptop", as everybody calls that peer.
 #[must_use]
 pub fn peer_name(row: &PeerRow) -> String {
-    format!("{}'s {}", row.username, row.device_name)
+    name_of(&row.username, &row.device_name)
+}
+
+/// The same for names without a row. On one line, whatever somebody typed.
+#[must_use]
+pub fn name_of(username: &str, device_name: &str) -> String {
+    format!("{}'s {}", Plain(username), Plain(device_name))
 }
 
 /// The audit entry for a peer that was cut off.
@@ -100,7 +106,7 @@ pub fn revoked_entry(departed: &Departed, figures: Value) -> AuditEntry {
         device_id: Some(departed.device_id),
         ip_address: None,
         status: AuditStatus::Success,
-        message: format!("{}'s {} was cut off", departed.username, departed.device_name),
+        message: format!("{} was cut off", name_of(&departed.username, &departed.device_name)),
         metadata: figures,
     }
 }

@@ -293,11 +293,9 @@ pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan
     let mut warnings: Vec<String> =
         desired.setting_warnings().iter().map(ToString::to_string).collect();
     warnings.extend(desired.policy_notes().iter().map(ToString::to_string));
-    warnings.extend(
-        quarantined(desired)
-            .into_iter()
-            .map(|peer| format!("{}'s {} is left out: {}", peer.user, peer.device, peer.reason)),
-    );
+    warnings.extend(quarantined(desired).into_iter().map(|peer| {
+        format!("{} is left out: {}", super::ledger::name_of(&peer.user, &peer.device), peer.reason)
+    }));
     PlanReport { steps: steps.collect(), words: words.collect(), warnings }
 }
 

@@ -4,7 +4,8 @@ use std::fs;
 use std::net::UdpSocket;
 
 use crate::lab::{
-    BINARY, GATEWAY_TUNNEL, LISTEN_PORT, Lab, eventually, peer_rows, public_key_of, run,
+    BINARY, GATEWAY_TUNNEL, LISTEN_PORT, Lab, eventually, peer_rows, policy_rows, public_key_of,
+    run,
 };
 
 #[test]
@@ -56,6 +57,34 @@ fn bad_rows_are_quarantined_and_the_others_served() {
         "update wireguard_peers set assigned_ip = '10.99.1.5' where assigned_ip = '10.98.0.5'",
     );
     eventually("a corrected row is served", || lab.kernel_peers().len() == 2);
+}
+
+/// Names that would forge lines of a log, or of an answer, and colour a terminal.
+#[test]
+fn names_stay_on_their_line() {
+    const FORGED: &str = "allow 10.20.0.10";
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    let _agent = lab.start();
+    lab.database.exec(&alice.rows());
+    lab.database.exec(&policy_rows("office", "alice", "10.20.0.0/24"));
+    lab.database.exec(&format!(
+        "update devices set name = E'laptop\\n{FORGED}\\x1b[31m';
+         update policies set name = E'office\\n{FORGED}' || repeat('x', 1000), effect = 'deny';
+         update wireguard_peers set assigned_ip = '10.98.0.5'"
+    ));
+    eventually("it is left out", || lab.status()["peers"]["quarantined"] == 1);
+    let (code, explained, _) = lab.gatepost(&["explain", "alice", "10.20.0.10"]);
+    assert_eq!(code, 2, "{explained}");
+    let (_, planned, _) = lab.gatepost(&["plan"]);
+    let (_, status, _) = lab.gatepost(&["status"]);
+    let (_, peers, _) = lab.gatepost(&["peers"]);
+    let log = lab.log();
+    assert!(log.contains("laptop\\n") && explained.contains("laptop\\n"), "{explained}{log}");
+    for text in [explained, planned, status, peers, log] {
+        assert!(!text.lines().any(|line| line.trim_start().starts_with(FORGED)), "{text}");
+        assert!(!text.contains("\x1b[31m") && !text.contains(&"x".repeat(100)), "{text}");
+    }
 }
 
 #[test]

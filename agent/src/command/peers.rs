@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use crate::config::Config;
 use crate::control::Client;
 use crate::exit::{CommandError, Exit};
-use crate::output::{self, Table, age, bytes};
+use crate::output::{self, Table, age, bytes, short};
 use gatepost::reconcile::status::{PeerState, PeerStatus};
 
 /// Prints every peer.
@@ -56,14 +56,14 @@ fn cells(peer: &PeerStatus, now: SystemTime) -> [String; 9] {
     });
     let handshake = peer.last_handshake_at.map(|at| age(at.age(now)));
     [
-        peer.user.clone(),
-        peer.device.clone(),
+        short(&peer.user),
+        short(&peer.device),
         addresses.collect::<Vec<_>>().join(" "),
         peer.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
         handshake.unwrap_or_else(|| "never".to_owned()),
         bytes(peer.rx_bytes),
         bytes(peer.tx_bytes),
-        peer.policies.join(", "),
+        peer.policies.iter().map(|name| short(name)).collect::<Vec<_>>().join(", "),
         peer.state.text(),
     ]
 }

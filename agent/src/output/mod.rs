@@ -102,6 +102,16 @@ pub fn harmless(text: &str) -> String {
     text.chars().map(|c| if harmful(c) { '\u{fffd}' } else { c }).collect()
 }
 
+/// A name, cut where it would break a table.
+#[must_use]
+pub fn short(name: &str) -> String {
+    const MOST_CHARS: usize = 48;
+    match name.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
 /// Prints a value as indented JSON.
 ///
 /// # Errors
@@ -158,5 +168,7 @@ mod tests {
         assert_eq!(harmless("an\x1b[31mna\nben"), "an\u{fffd}[31mna\u{fffd}ben");
         assert_eq!(harmless("ab\u{202e}cd"), "ab\u{fffd}cd");
         assert_eq!(harmless("Zoë 日本"), "Zoë 日本");
+        assert_eq!(short("Zoë"), "Zoë");
+        assert_eq!(short(&"é".repeat(1_000)), "é".repeat(48) + "…");
     }
 }

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::flatten::select;
 use super::resolve::{Internet, Policy, Verdict, decisions, verdict_of};
-use super::{PolicyBook, Quoted};
+use super::{Plain, PolicyBook, Quoted};
 use crate::model::{DeviceId, PolicyId, Profile, Ranges, UserId};
 
 /// A device whose reach changes, or may.
@@ -220,20 +220,6 @@ fn describe<T: Internet>(ranges: &Ranges<T>, internet: &str, places: &mut Vec<St
     let more = rest.as_slice().len().saturating_sub(MOST_RANGES);
     if more > 0 {
         places.push(format!("{more} more ranges"));
-    }
-}
-
-/// A name that somebody typed, on one line: as it is where it is plain, else quoted.
-struct Plain<'a>(&'a str);
-
-impl fmt::Display for Plain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |char: char| char.is_alphanumeric() || "@._-+'".contains(char);
-        if (1..=64).contains(&self.0.chars().count()) && self.0.chars().all(plain) {
-            f.write_str(self.0)
-        } else {
-            Quoted(self.0).fmt(f)
-        }
     }
 }
 

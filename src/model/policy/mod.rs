@@ -25,6 +25,6 @@ mod special;
 pub use book::{PolicyBook, Subject, dns_addresses};
 pub use change::{Cause, Fact, PolicyChange, Shift, Turn, tell};
 pub use explain::{Containing, Explanation, Named, Other, Voice, Why};
-pub use note::{Flaw, PolicyNote, Quoted};
+pub use note::{Flaw, Plain, PolicyNote, Quoted};
 pub use resolve::{Order, Policy, Target, Verdict};
 pub use special::{SPECIAL_BLOCKS, SpecialBlock, internet, special_block};

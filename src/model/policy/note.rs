@@ -101,6 +101,20 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
+/// A name that somebody typed, on one line: as it is where it is plain, else quoted.
+pub struct Plain<'a>(pub &'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |char: char| char.is_alphanumeric() || "@._-+'".contains(char);
+        if (1..=64).contains(&self.0.chars().count()) && self.0.chars().all(plain) {
+            f.write_str(self.0)
+        } else {
+            Quoted(self.0).fmt(f)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +147,12 @@ mod tests {
                 r#"policy "a\nb": target 00000000-0000-0000-0000-000000000007 has type "role", which aims at nobody: use user, device or group"#,
             ]
         );
+    }
+
+    #[test]
+    fn a_name_is_plain_where_it_can_be() {
+        assert_eq!(Plain("o'neil@example.org").to_string(), "o'neil@example.org");
+        assert_eq!(Plain("laptop\n  decided by").to_string(), r#""laptop\n  decided by""#);
     }
 
     #[test]
