@@ -45,20 +45,12 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         false => ("counter goto deny", ""),
     };
     let nat = match base.masquerade {
-        Masquerade::All => "masquerade",
+        Masquerade::All => "iifname \"wg0\" oifname != \"wg0\" masquerade",
         Masquerade::Internet => {
-            "ip daddr @internet4 masquerade
+            "iifname \"wg0\" oifname != \"wg0\" ip daddr @internet4 masquerade
              iifname \"wg0\" oifname != \"wg0\" ip6 daddr @internet6 masquerade"
         }
         Masquerade::None => "",
-    };
-    let postrouting = match nat {
-        "" => String::new(),
-        rule => format!(
-            "chain postrouting {{ type nat hook postrouting priority srcnat; policy accept;
-             iifname \"wg0\" oifname != \"wg0\" {rule}
-             }}"
-        ),
     };
     let (internet4, internet6) = (internet(base, '4'), internet(base, '6'));
     format!(
@@ -111,7 +103,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             ct direction reply accept
             goto judge
         }}
-        {postrouting}
+        chain postrouting {{ type nat hook postrouting priority srcnat; policy accept;
+            {nat}
+        }}
         }}"#
     )
 }

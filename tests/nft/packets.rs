@@ -176,6 +176,21 @@ fn masquerade_as_configured() {
 }
 
 #[test]
+fn a_translated_flow_outlives_a_change_of_masquerade() {
+    let everything = profile(&["0.0.0.0/0", "::/0"], &[]);
+    let world = world(everything, nothing());
+    let mut network = network(&base(), &world);
+    serve(&network.lan, 80);
+    let mut streams = [LAN4, LAN6].map(|to| connect(&network.alice, to, 80).unwrap());
+    assert!(streams.iter_mut().all(Stream::echoes));
+    for masquerade in [Masquerade::None, Masquerade::Internet, Masquerade::All] {
+        let base = FirewallBase { masquerade, ..base() };
+        network.nft.apply(&load(&base, &world), None).unwrap();
+        assert!(streams.iter_mut().all(Stream::echoes), "{masquerade:?}");
+    }
+}
+
+#[test]
 fn dns_servers_are_reached_on_port_53_alone() {
     let network =
         network(&base(), &world(profile(&[], &[LAN4, GATEWAY4, LAN6, GATEWAY6]), nothing()));

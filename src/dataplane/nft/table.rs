@@ -44,7 +44,7 @@
 //!   iifname w limit rate 100/second burst 200 packets reject with icmpx admin-prohibited
 //!   drop
 //! }
-//! chain postrouting {                                         # unless masquerade is none
+//! chain postrouting {                                         # empty: masquerade none
 //!   type nat hook postrouting priority srcnat; policy accept;
 //!   iifname w oifname != w masquerade                         # all
 //!   iifname w oifname != w ip daddr @internet4 masquerade     # internet; and IPv6
@@ -58,6 +58,9 @@
 //!
 //! The look-ups meet in the packet's priority, which is 0 again when a packet passes: what a type
 //! of service would have made of it is lost.
+//!
+//! The translating chain stays where nothing is to be masqueraded any more: without it the kernel
+//! would no longer translate the flows that it began to, and their answers would be denied.
 //!
 //! Interfaces are matched by name: an index (`iif`) would go stale, and fail open, when the
 //! interface is made anew.
@@ -107,7 +110,7 @@ impl Fixed {
                 sets.push(Set::Internet(family));
             }
         }
-        let mut chains = vec![
+        let chains = vec![
             plain(DENY, rules::deny(base)),
             plain(DNS, vec![rules::dns(TCP), rules::dns(UDP)]),
             plain(SITES, vec![]),
@@ -115,10 +118,8 @@ impl Fixed {
             plain(INBOUND, rules::inbound(base)),
             hooked(FORWARD, "filter", 2, -10, rules::forward(base)),
             hooked(INPUT, "filter", 1, -10, rules::input(base)),
+            hooked(POSTROUTING, "nat", 4, 100, rules::postrouting(base)),
         ];
-        if base.masquerade != Masquerade::None {
-            chains.push(hooked(POSTROUTING, "nat", 4, 100, rules::postrouting(base)));
-        }
         Self { sets, chains }
     }
 }
