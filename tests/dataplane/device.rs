@@ -8,9 +8,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Pid, getpgid};
 
-use crate::Test;
 use crate::netns::Netns;
 use crate::rig::{Gateway, add, interface, with_gateway};
+use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     ("the_device_is_in_a_process_group_of_its_own", own_group),

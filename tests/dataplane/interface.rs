@@ -9,9 +9,9 @@ use gatepost::model::{GatewayId, LinkOwner, Tag};
 use gatepost::plan::{Phase, Plan, Step};
 use uuid::Uuid;
 
-use crate::Test;
 use crate::netns::Netns;
 use crate::rig::{Gateway, PORT, add, gateway_id, interface, key, with_gateway};
+use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     ("an_interface_is_made_marked_and_read_back", made_and_read_back),

@@ -4,8 +4,8 @@ use gatepost::dataplane::{Backend, Dataplane};
 use gatepost::model::{AllowedIps, Peer, PresharedKey};
 use gatepost::plan::Step;
 
-use crate::Test;
 use crate::rig::{Gateway, add, key, peer, prefixes, private_key, with_gateway};
+use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     ("peers_are_added_changed_and_removed", changed),

@@ -38,22 +38,6 @@ impl Firewall for NoFirewall {
     }
 }
 
-/// The backend to test.
-pub fn backend() -> Backend {
-    match std::env::var("GATEPOST_TEST_BACKEND").as_deref() {
-        Ok("kernel") => Backend::Kernel,
-        Ok("userspace") => Backend::Userspace,
-        Ok(other) => panic!("GATEPOST_TEST_BACKEND is {other:?}: kernel or userspace"),
-        Err(_) => {
-            let probe = Netns::new("Bp");
-            match probe.succeeds("ip link add probe type wireguard") {
-                true => Backend::Kernel,
-                false => Backend::Userspace,
-            }
-        }
-    }
-}
-
 pub fn gateway_id() -> GatewayId {
     GatewayId(Uuid::from_u128(0xB))
 }

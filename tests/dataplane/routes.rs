@@ -6,8 +6,8 @@ use gatepost::dataplane::{Backend, Dataplane};
 use gatepost::plan::Step;
 use ipnet::IpNet;
 
-use crate::Test;
 use crate::rig::with_gateway;
+use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     ("many_routes_are_written_and_read_back", many),

@@ -7,9 +7,9 @@ use gatepost::dataplane::{Backend, Dataplane, spawn_device, stop_device};
 use gatepost::model::InterfaceName;
 use gatepost::plan::Step;
 
-use crate::Test;
 use crate::netns::Netns;
 use crate::rig::{Gateway, PORT, interface, peer, private_key};
+use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     ("an_encrypted_ping_passes_and_stops_with_the_peer", ping),
