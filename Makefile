@@ -9,7 +9,7 @@ cargo_test := cargo test --workspace --locked
 # Every [[test]] target belongs to one tier; what is not named here is pure and runs in `unit`.
 targets := $(shell sed -n '/^\[\[test\]\]/,/^$$/s/^name = "\(.*\)"/\1/p' Cargo.toml agent/Cargo.toml)
 postgres_targets := $(filter postgres,$(targets))
-netns_targets := $(filter netns dataplane,$(targets))
+netns_targets := $(filter netns dataplane packets,$(targets))
 # Without WireGuard: nothing to repeat in the guest.
 firewall_targets := $(filter nft,$(targets))
 pure_targets := $(filter-out $(postgres_targets) $(netns_targets) $(firewall_targets),$(targets))

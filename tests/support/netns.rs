@@ -61,12 +61,19 @@ impl Netns {
 
     /// Joins two namespaces by a cable whose ends are called `veth` and have these addresses.
     pub fn connect(&self, address: &str, other: &Self, other_address: &str) {
-        let (this, that) = (&self.name, &other.name);
-        let add = format!("link add veth netns {this} type veth peer name veth netns {that}");
-        run(Command::new("ip").args(add.split_whitespace()));
+        self.plug("veth", other);
         for (netns, address) in [(self, address), (other, other_address)] {
             netns.exec(&format!("ip address add {address} dev veth"));
-            netns.exec("ip link set veth up");
+        }
+    }
+
+    /// Joins two namespaces by a cable whose ends have this name and are up.
+    pub fn plug(&self, link: &str, other: &Self) {
+        let (this, that) = (&self.name, &other.name);
+        let add = format!("link add {link} netns {this} type veth peer name {link} netns {that}");
+        run(Command::new("ip").args(add.split_whitespace()));
+        for netns in [self, other] {
+            netns.exec(&format!("ip link set {link} up"));
         }
     }
 }

@@ -1,0 +1,30 @@
+//! Real packets through real WireGuard tunnels against the reference evaluator, as root, in network
+//! namespaces of its own.
+//!
+//! Has its own `main` because it is also the userspace device that it uses. `GATEPOST_TEST_SEED`
+//! repeats a run that printed this seed.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
+
+#[path = "../support/netns.rs"]
+mod netns;
+#[path = "../support/runner.rs"]
+mod runner;
+#[path = "../policy/world.rs"]
+mod world;
+
+mod exchange;
+mod gateway;
+mod lab;
+mod matrix;
+mod packet;
+mod probe;
+mod set;
+mod tap;
+mod tunnel;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    runner::main(|_| matrix::TESTS.to_vec(), &args)
+}
