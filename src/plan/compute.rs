@@ -88,7 +88,7 @@ pub fn plan(
             .filter_map(|(phase, change)| change.map(|change| Step::Firewall { phase, change })),
     );
 
-    link_steps(desired.interface(), observed.interface.as_ref(), &mut steps)?;
+    link_steps(desired.interface(), observed, &mut steps)?;
     match scope {
         Scope::Everything => {
             for key in observed.peers.keys().filter(|key| !desired.peers().contains_key(key)) {
@@ -142,16 +142,17 @@ fn cut_flows(observed: &ObservedState, scope: &Scope, steps: &mut Vec<Step>) {
 
 fn link_steps(
     desired: &DesiredInterface,
-    observed: Option<&ObservedInterface>,
+    observed: &ObservedState,
     steps: &mut Vec<Step>,
 ) -> Result<(), PlanError> {
-    let Some(observed) = observed else {
+    let serves_nobody = observed.peers.is_empty();
+    let Some(observed) = observed.interface.as_ref() else {
         steps.push(Step::CreateLink { name: desired.name.clone(), gateway_id: desired.gateway_id });
         set_up_new_link(desired, steps);
         return Ok(());
     };
     let ours = desired.private_key.public_key();
-    claim_link(desired, observed, ours, steps)?;
+    claim_link(desired, observed, serves_nobody, steps)?;
     if observed.mtu_bytes != desired.mtu_bytes {
         steps.push(Step::SetMtu { bytes: desired.mtu_bytes });
     }
@@ -193,10 +194,11 @@ fn set_up_new_link(desired: &DesiredInterface, steps: &mut Vec<Step>) {
 fn claim_link(
     desired: &DesiredInterface,
     observed: &ObservedInterface,
-    ours: PublicKey,
+    serves_nobody: bool,
     steps: &mut Vec<Step>,
 ) -> Result<(), PlanError> {
     let name = desired.name.clone();
+    let ours = desired.private_key.public_key();
     match &observed.owner {
         LinkOwner::Ours(gateway_id) if *gateway_id == desired.gateway_id => Ok(()),
         LinkOwner::Ours(owner) => {
@@ -211,7 +213,13 @@ fn claim_link(
                 Ok(())
             }
             Some(found) => Err(PlanError::OtherKey { name, found: found.to_string() }),
-            None => Err(PlanError::OtherKey { name, found: "no key".into() }),
+            // A device that was started and never configured, as a userspace device is when its
+            // service comes before us, or when an earlier run died right after it started one.
+            None if serves_nobody => {
+                steps.push(Step::ClaimLink { gateway_id: desired.gateway_id });
+                Ok(())
+            }
+            None => Err(PlanError::OtherKey { name, found: "none, but peers".into() }),
         },
     }
 }

@@ -80,7 +80,7 @@ struct Observed {
 #[serde(deny_unknown_fields)]
 struct Interface {
     owner: String,
-    key: KeyNumber,
+    key: Option<KeyNumber>,
     #[serde(default = "yes")]
     up: bool,
     #[serde(default = "port")]
@@ -237,7 +237,7 @@ impl Observed {
                     kind => LinkOwner::Foreign(kind.into()),
                 },
                 up: interface.up,
-                public_key: Some(interface.key.key()),
+                public_key: interface.key.as_ref().map(KeyNumber::key),
                 listen_port: interface.listen_port,
                 fwmark: 0,
                 mtu_bytes: 1420,
