@@ -51,6 +51,7 @@ tier_test() {
 	tier_demo
 	need iperf3 iperf3
 	need jq jq
+	need strace strace
 	need tcpdump tcpdump
 }
 

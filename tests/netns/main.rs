@@ -2,13 +2,14 @@
 //! network namespaces. One suite for both backends, chosen by `GATEPOST_TEST_BACKEND`: `kernel` (what
 //! the guest runs) or `userspace`; without it the kernel's where it has one.
 //!
-//! Needs root, `ip`, `wg`, `ping` and `nft`; what is missing fails, nothing is skipped.
+//! Needs root, `ip`, `wg`, `ping`, `nft` and `strace`; what is missing fails, nothing is skipped.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
 mod device;
 mod end_to_end;
 mod gap;
+mod killed;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod lab;
 mod policy;

@@ -60,6 +60,18 @@ impl Agent {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// The id of its thread of this name.
+    pub fn thread(&self, name: &str) -> u32 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        // One that ends meanwhile has no name any more.
+        let named = threads.flatten().find(|thread| {
+            std::fs::read_to_string(thread.path().join("comm"))
+                .is_ok_and(|comm| comm.trim() == name)
+        });
+        let thread = named.unwrap_or_else(|| panic!("the agent has no thread {name}"));
+        thread.file_name().to_str().unwrap().parse().unwrap()
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }

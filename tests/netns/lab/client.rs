@@ -56,6 +56,14 @@ impl Client {
         client
     }
 
+    /// Gives it these addresses too, so that it can send from them.
+    pub fn hold(&self, addresses: &[&str]) {
+        for address in addresses {
+            self.space
+                .run("ip", &["address", "replace", &format!("{address}/32"), "dev", &self.link]);
+        }
+    }
+
     /// SQL for its user, its device, its peer and its address.
     pub fn rows(&self) -> String {
         peer_rows(&self.name, &self.key, &self.address)

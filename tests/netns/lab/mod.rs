@@ -8,9 +8,11 @@
 mod agent;
 mod client;
 mod database;
+mod flood;
 mod postgres;
 mod relay;
 mod space;
+mod trace;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,8 +24,10 @@ use std::time::{Duration, Instant};
 pub use agent::{Agent, BINARY};
 pub use client::{Client, peer_rows, policy_rows};
 pub use database::{Database, Listener};
+pub use flood::{Ears, Flood, Ways, way};
 pub use relay::Relay;
 pub use space::Space;
+pub use trace::Trace;
 
 /// The gateway's name, its address outside and in the tunnel, and two hosts of its LAN.
 pub const GATEWAY: &str = "fra-1";
@@ -148,6 +152,15 @@ impl Lab {
 
     /// The configuration, with more TOML after it.
     pub fn write_config(&self, more: &str) {
+        self.write("1s", more);
+    }
+
+    /// The configuration, with beats so far apart.
+    pub fn write_config_with_heartbeat(&self, heartbeat: &str) {
+        self.write(heartbeat, "");
+    }
+
+    fn write(&self, heartbeat: &str, more: &str) {
         let folder = self.folder.path().display();
         let url = self.relay.url(self.database.role(), self.database.name(), "");
         let config = format!(
@@ -162,7 +175,7 @@ password_file = "db.password"
 name = "{link}"
 backend = "{backend}"
 [report]
-heartbeat = "1s"
+heartbeat = "{heartbeat}"
 interval = "1s"
 [control]
 socket = "{folder}/control.sock"

@@ -1,0 +1,69 @@
+//! `strace` on the agent's data plane: what it sends, to the kernel and to a userspace device, and
+//! its death between two messages.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Agent, Lab};
+
+/// Follows the thread that owns the data plane, and it alone: a userspace device that it starts goes
+/// free. Dropping it lets the thread go.
+pub struct Trace {
+    strace: Child,
+    log: PathBuf,
+}
+
+impl Trace {
+    /// Writes down what is said. It is attached when this returns.
+    pub fn watch(lab: &Lab, agent: &Agent) -> Self {
+        Self::attach(lab, agent, &[])
+    }
+
+    /// Kills the agent when it is about to send the `number`th message from now on: the kernel never
+    /// gets that one.
+    pub fn kill_at(lab: &Lab, agent: &Agent, number: usize) -> Self {
+        let inject = format!("inject=sendto:signal=SIGKILL:when={number}");
+        Self::attach(lab, agent, &["-e", &inject])
+    }
+
+    fn attach(lab: &Lab, agent: &Agent, more: &[&str]) -> Self {
+        let log = lab.folder.path().join("strace.log");
+        let _ = fs::remove_file(&log);
+        let mut command = Command::new("strace");
+        command
+            .args(["-e", "trace=sendto", "-e", "signal=none", "-o", log.to_str().unwrap()])
+            .args(more)
+            .args(["-p", &agent.thread("dataplane").to_string()])
+            .stderr(Stdio::piped());
+        // In the gateway's namespace it knows the agent's sockets, and so the words of netlink.
+        let mut strace = lab.gateway.spawn(&mut command);
+        let mut said = String::new();
+        BufReader::new(strace.stderr.take().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains("attached"), "strace: {said}");
+        Self { strace, log }
+    }
+
+    /// Which messages until now were writes: their numbers and what they say.
+    pub fn writes(&self) -> Vec<(usize, String)> {
+        let text = fs::read_to_string(&self.log).unwrap();
+        let sent = text.lines().filter(|line| line.starts_with("sendto("));
+        let is_read =
+            |line: &str| ["_GET", "\"get=1", "NLM_F_DUMP"].iter().any(|word| line.contains(word));
+        sent.zip(1..)
+            .filter(|(line, _)| !is_read(line))
+            .map(|(line, number)| (number, line.to_owned()))
+            .collect()
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(i32::try_from(self.strace.id()).unwrap()), Signal::SIGTERM);
+        let _ = self.strace.wait();
+    }
+}
