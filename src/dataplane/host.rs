@@ -359,8 +359,8 @@ impl<F: Firewall> Dataplane for Host<F> {
                         observed.obey(step);
                     }
                     Err(reason) => {
-                        if Consequence::of(step) > consequence {
-                            consequence = Consequence::of(step);
+                        consequence = consequence.max(Consequence::of(step));
+                        if consequence >= Consequence::NoGrants {
                             outcome.halted_in.get_or_insert(step.phase());
                         }
                         outcome.refused.push((step.clone(), reason));

@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 
+use super::batch::is_peer;
 use super::netlink::NetlinkError;
 use crate::plan::{Phase, Step};
 
@@ -10,6 +11,9 @@ use crate::plan::{Phase, Step};
 pub(super) enum Consequence {
     /// Nothing: the others go on.
     None,
+    /// A prefix that was to change hands may be with its former peer, or with the one around it: what
+    /// is closed stays closed.
+    StaysClosed,
     /// Nothing more may be given; what takes away still happens.
     NoGrants,
     /// The link is not there or not ours: nothing may be touched.
@@ -23,8 +27,9 @@ impl Consequence {
             Step::CreateLink { .. } | Step::ClaimLink { .. } => Self::Nothing,
             // Without our table, or with another key than the clients know, a peer must not be let
             // in. Without a port, a mark, an MTU or an address, those who are in may stay.
-            Step::Firewall { phase: Phase::Fence | Phase::Policy, .. }
+            Step::Firewall { phase: Phase::Fence | Phase::Revoke | Phase::Policy, .. }
             | Step::SetPrivateKey { .. } => Self::NoGrants,
+            step if is_peer(step) => Self::StaysClosed,
             _ => Self::None,
         }
     }
@@ -33,6 +38,7 @@ impl Consequence {
     pub fn permits(self, step: &Step) -> bool {
         match self {
             Self::None => true,
+            Self::StaysClosed => step.phase() != Phase::Open,
             Self::NoGrants => step.phase() == Phase::Revoke,
             Self::Nothing => false,
         }

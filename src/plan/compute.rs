@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::{Phase, Plan, Step, firewall};
+use super::{Plan, Step, firewall, nested};
 use crate::model::{
     DesiredInterface, DesiredState, GatewayId, InterfaceName, LinkOwner, ObservedInterface,
     ObservedState, Peer, PublicKey, Tag,
@@ -80,14 +80,6 @@ pub fn plan(
         Scope::Everything => None,
         Scope::Changed { prefixes, .. } => Some(prefixes),
     };
-    let diff = firewall::diff(desired.firewall(), observed.firewall.as_ref(), prefixes);
-    let phases = [(Phase::Fence, diff.fence), (Phase::Policy, diff.policy)];
-    steps.extend(
-        phases
-            .into_iter()
-            .filter_map(|(phase, change)| change.map(|change| Step::Firewall { phase, change })),
-    );
-
     link_steps(desired.interface(), observed, &mut steps)?;
     match scope {
         Scope::Everything => {
@@ -104,6 +96,11 @@ pub fn plan(
             }
         }
     }
+    let closed = nested::changing_hands(desired, observed, &steps);
+    let diff = firewall::diff(desired.firewall(), observed.firewall.as_ref(), prefixes, &closed);
+    let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
+    // Before the peers of the same phase.
+    steps.splice(0..0, changes);
     if desired.cuts_flows() {
         cut_flows(observed, scope, &mut steps);
     }

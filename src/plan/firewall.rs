@@ -1,4 +1,5 @@
-//! The firewall that should be against the one that is: at most two atomic changes.
+//! The firewall that should be against the one that is: at most two atomic changes, four where a
+//! prefix within another peer's changes hands.
 //!
 //! Profile numbers need no memory: they are adopted from the kernel. Content that the kernel holds
 //! keeps its number; new content takes over a number that all its holders leave, for those of them
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::Phase;
 use crate::model::{DesiredFirewall, FirewallChange, ObservedFirewall, Profile, ProfileId};
 
 /// What to write, by phase. `None`: nothing.
@@ -19,8 +21,22 @@ pub struct FirewallDiff {
     /// For [`Phase::Fence`](super::Phase::Fence): the fixed rules with empty maps, which deny
     /// everything.
     pub fence: Option<FirewallChange>,
+    /// For [`Phase::Revoke`](super::Phase::Revoke), before any peer: prefixes that reach nothing
+    /// while they change hands.
+    pub close: Option<FirewallChange>,
     /// For [`Phase::Policy`](super::Phase::Policy): what the maps lack, in one transaction.
     pub policy: Option<FirewallChange>,
+    /// For [`Phase::Open`](super::Phase::Open): what the closed prefixes lack.
+    pub open: Option<FirewallChange>,
+}
+
+impl FirewallDiff {
+    /// The changes with their phases, in their order.
+    pub fn into_changes(self) -> impl Iterator<Item = (Phase, FirewallChange)> {
+        let phases = [Phase::Fence, Phase::Revoke, Phase::Policy, Phase::Open];
+        let changes = [self.fence, self.close, self.policy, self.open];
+        phases.into_iter().zip(changes).filter_map(|(phase, change)| Some((phase, change?)))
+    }
 }
 
 /// Compares the firewall that should be with the one that is.
@@ -35,42 +51,94 @@ pub struct FirewallDiff {
 ///   between the two, and nothing new is granted before what is revoked is gone. The scope does
 ///   not matter then: replacing the rules empties the maps.
 /// * Else the maps alone change.
+///
+/// `closed` are prefixes that change hands within a prefix of another peer. While the device has
+/// given one up, or has not got it yet, its packets may come from that other peer: so it reaches
+/// nothing from before the first peer is touched until after the last.
 #[must_use]
 pub fn diff(
     desired: &DesiredFirewall,
     observed: Option<&ObservedFirewall>,
     prefixes: Option<&BTreeSet<IpNet>>,
+    closed: &BTreeSet<IpNet>,
 ) -> FirewallDiff {
     let guards_ours = |table: &&ObservedFirewall| {
         table.base().is_none_or(|base| base.interface == desired.base.interface)
     };
-    let Some(table) = observed.filter(guards_ours) else {
-        let fence =
-            FirewallChange { load_base: Some(desired.base.clone()), ..FirewallChange::default() };
-        let mut fenced = None;
-        ObservedFirewall::obey(&mut fenced, &fence);
-        let policy = fenced.map(|table| change_maps(desired, &table, None));
-        return FirewallDiff { fence: Some(fence), policy: policy.and_then(unless_empty) };
-    };
-    if table.base() == Some(&desired.base) {
-        let policy = unless_empty(change_maps(desired, table, prefixes));
-        return FirewallDiff { fence: None, policy };
+    let nothing = Arc::default();
+    let shut = Wanted { desired, closed, nothing: &nothing };
+    let mut diff = FirewallDiff::default();
+    let mut table = observed.filter(guards_ours).cloned();
+    if let Some(table) = &table {
+        diff.close = (!closed.is_empty()).then(|| close(&shut, table)).and_then(unless_empty);
+    } else {
+        let load_base = Some(desired.base.clone());
+        diff.fence = Some(FirewallChange { load_base, ..FirewallChange::default() });
     }
-    FirewallDiff { fence: None, policy: Some(replace(desired, table)) }
+    for change in diff.fence.iter().chain(&diff.close) {
+        ObservedFirewall::obey(&mut table, change);
+    }
+    let known = observed.is_some_and(|table| table.base() == Some(&desired.base));
+    diff.policy = table.as_ref().and_then(|table| {
+        unless_empty(if table.base() == Some(&desired.base) {
+            change_maps(&shut, table, prefixes.filter(|_| known))
+        } else {
+            replace(&shut, table)
+        })
+    });
+    if !closed.is_empty() {
+        diff.policy.iter().for_each(|change| ObservedFirewall::obey(&mut table, change));
+        let open = Wanted { closed: &BTreeSet::new(), ..shut };
+        diff.open = table.and_then(|table| unless_empty(change_maps(&open, &table, Some(closed))));
+    }
+    diff
+}
+
+/// What every prefix should reach, less what is closed.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    desired: &'a DesiredFirewall,
+    closed: &'a BTreeSet<IpNet>,
+    nothing: &'a Arc<Profile>,
+}
+
+impl<'a> Wanted<'a> {
+    fn get(&self, prefix: &IpNet) -> Option<&'a Arc<Profile>> {
+        if self.closed.contains(prefix) {
+            return Some(self.nothing);
+        }
+        self.desired.assignments.get(prefix)
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&'a IpNet, &'a Arc<Profile>)> {
+        let Self { desired, closed, nothing } = *self;
+        let left = desired.assignments.iter().filter(|(prefix, _)| !closed.contains(*prefix));
+        left.chain(closed.iter().map(move |prefix| (prefix, nothing)))
+    }
+}
+
+/// Closes, and leaves everything else as it is; under the fixed rules that are wanted.
+fn close(shut: &Wanted<'_>, table: &ObservedFirewall) -> FirewallChange {
+    let change = change_maps(shut, table, Some(shut.closed));
+    if table.base() == Some(&shut.desired.base) { change } else { load(shut, table, &change) }
 }
 
 fn unless_empty(change: FirewallChange) -> Option<FirewallChange> {
     (!change.is_empty()).then_some(change)
 }
 
-/// The whole table anew in one change. Content keeps the number it has, so that a prefix that
-/// reaches the same as before is seen to do so.
-fn replace(desired: &DesiredFirewall, table: &ObservedFirewall) -> FirewallChange {
+fn replace(wanted: &Wanted<'_>, table: &ObservedFirewall) -> FirewallChange {
+    load(wanted, table, &change_maps(wanted, table, None))
+}
+
+/// The whole table anew in one change, as it is after another. Content keeps the number it has, so
+/// that a prefix that reaches the same as before is seen to do so.
+fn load(wanted: &Wanted<'_>, table: &ObservedFirewall, change: &FirewallChange) -> FirewallChange {
     let mut target = Some(table.clone());
-    ObservedFirewall::obey(&mut target, &change_maps(desired, table, None));
+    ObservedFirewall::obey(&mut target, change);
     let target = target.unwrap_or_default();
     FirewallChange {
-        load_base: Some(desired.base.clone()),
+        load_base: Some(wanted.desired.base.clone()),
         put_profiles: target
             .profiles()
             .iter()
@@ -82,7 +150,7 @@ fn replace(desired: &DesiredFirewall, table: &ObservedFirewall) -> FirewallChang
 }
 
 fn change_maps(
-    desired: &DesiredFirewall,
+    wanted: &Wanted<'_>,
     table: &ObservedFirewall,
     prefixes: Option<&BTreeSet<IpNet>>,
 ) -> FirewallChange {
@@ -90,15 +158,15 @@ fn change_maps(
     match prefixes {
         Some(prefixes) => {
             for prefix in prefixes {
-                moves.compare(*prefix, desired.assignments.get(prefix));
+                moves.compare(*prefix, wanted.get(prefix));
             }
         }
         None => {
-            for (prefix, profile) in &desired.assignments {
+            for (prefix, profile) in wanted.all() {
                 moves.compare(*prefix, Some(profile));
             }
-            let wanted = |prefix: &IpNet| desired.assignments.contains_key(prefix);
-            for prefix in table.assignments().keys().filter(|prefix| !wanted(prefix)) {
+            let unwanted = |prefix: &&IpNet| wanted.get(prefix).is_none();
+            for prefix in table.assignments().keys().filter(unwanted) {
                 moves.compare(*prefix, None);
             }
         }

@@ -4,6 +4,7 @@ mod compute;
 pub mod firewall;
 pub mod guard;
 mod model_kernel;
+mod nested;
 mod obey;
 mod step;
 

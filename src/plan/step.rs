@@ -22,6 +22,9 @@ pub enum Phase {
     Policy,
     /// Peers that are new or gain something.
     Peers,
+    /// A prefix within another peer's was closed while it changed hands: now that the right peer has
+    /// it, it is judged again.
+    Open,
     /// Routes lead to peers that are there.
     Routes,
     /// What an earlier run left behind; only after a complete snapshot.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use gatepost::model::{
     DesiredFirewall, FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile, ProfileId,
 };
-use gatepost::plan::firewall::{FirewallDiff, diff};
+use gatepost::plan::firewall::{self, FirewallDiff};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
@@ -87,6 +87,15 @@ fn observed() -> impl Strategy<Value = Option<ObservedFirewall>> {
         1 => Just(Some(base("other0", true))),
     ];
     proptest::option::weighted(0.9, table(base))
+}
+
+/// No prefix changes hands within another peer's.
+fn diff(
+    desired: &DesiredFirewall,
+    observed: Option<&ObservedFirewall>,
+    prefixes: Option<&BTreeSet<IpNet>>,
+) -> FirewallDiff {
+    firewall::diff(desired, observed, prefixes, &BTreeSet::new())
 }
 
 fn obeyed(table: Option<&ObservedFirewall>, diff: &FirewallDiff) -> Option<ObservedFirewall> {
@@ -267,7 +276,8 @@ fn only_a_table_that_does_not_guard_our_interface_is_fenced_first() {
             BTreeMap::from([(ProfileId(7), profile(1))]),
             BTreeMap::from([(prefix(1), ProfileId(7))]),
         );
-        let FirewallDiff { fence, policy } = diff(&desired, Some(&table), Some(&BTreeSet::new()));
+        let FirewallDiff { fence, policy, .. } =
+            diff(&desired, Some(&table), Some(&BTreeSet::new()));
         let policy = policy.unwrap();
         assert_eq!((fence, &policy.load_base), (None, &Some(ours())));
         assert_eq!(policy.assign, BTreeMap::from([(prefix(1), ProfileId(7))]));

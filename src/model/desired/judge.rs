@@ -124,11 +124,8 @@ impl Bench<'_> {
 
     /// Whether an entry of `allowed_ips` is for the gateway. All others are the client's profile.
     fn is_site_prefix(&self, prefix: &IpNet) -> bool {
-        let inside = |site: &IpNet| site.contains(prefix);
         let holds_gateway =
             || self.interface.addresses.iter().any(|own| prefix.contains(&own.addr()));
-        (self.local.site_prefixes.iter().any(inside)
-            || self.settings.site_prefixes.iter().any(inside))
-            && !holds_gateway()
+        self.local.is_of_site(self.settings, prefix) && !holds_gateway()
     }
 }

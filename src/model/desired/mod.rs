@@ -49,6 +49,13 @@ pub struct Local {
     pub psk_keys: PskKeys,
 }
 
+impl Local {
+    fn is_of_site(&self, settings: &Settings, prefix: &IpNet) -> bool {
+        let mut sites = self.site_prefixes.iter().chain(&settings.site_prefixes);
+        sites.any(|site| site.contains(prefix))
+    }
+}
+
 /// Where one row of `wireguard_peers` stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing<'a> {
@@ -129,6 +136,13 @@ impl DesiredState {
     #[must_use]
     pub const fn firewall(&self) -> &DesiredFirewall {
         &self.firewall
+    }
+
+    /// Whether a prefix lies in the networks within which peers may hold more than their address:
+    /// only there can one peer's prefix lie within another's.
+    #[must_use]
+    pub fn is_of_site(&self, prefix: &IpNet) -> bool {
+        self.local.is_of_site(&self.settings, prefix)
     }
 
     /// Whether flows of prefixes that change hands are forgotten.
