@@ -31,7 +31,7 @@ pub fn assert_same(one: &DesiredState, other: &DesiredState) {
 }
 
 #[derive(Debug, Clone)]
-enum Change {
+pub enum Change {
     PutPeer(PeerRow),
     DeletePeer(u8),
     PutPolicy(PolicyRow),
@@ -39,7 +39,7 @@ enum Change {
     Groups(u8, std::collections::BTreeSet<gatepost::model::GroupId>),
 }
 
-fn change() -> impl Strategy<Value = Change> {
+pub fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         5 => peer_row().prop_map(Change::PutPeer),
         2 => (0u8..12).prop_map(Change::DeletePeer),
@@ -50,7 +50,7 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 /// Makes the change in the tables, and the rows a reader of changes would get for it.
-fn make(tables: &mut Tables, changes: &[Change]) -> ChangedRows {
+pub fn make(tables: &mut Tables, changes: &[Change]) -> ChangedRows {
     let mut devices = std::collections::BTreeSet::new();
     let mut rows = ChangedRows {
         peers: BTreeMap::new(),

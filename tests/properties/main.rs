@@ -4,5 +4,6 @@
 
 mod incremental;
 mod machine;
+mod packets;
 mod plans;
 mod rows;
