@@ -15,3 +15,4 @@ mod lab;
 mod policy;
 mod report;
 mod restart;
+mod revoked;

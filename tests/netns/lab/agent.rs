@@ -60,16 +60,20 @@ impl Agent {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// The id of its thread of this name.
+    /// Waits for its thread of this name: the thread's id.
     pub fn thread(&self, name: &str) -> u32 {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        // One that ends meanwhile has no name any more.
-        let named = threads.flatten().find(|thread| {
-            std::fs::read_to_string(thread.path().join("comm"))
-                .is_ok_and(|comm| comm.trim() == name)
+        let mut found = None;
+        eventually(&format!("the agent has a thread {name}"), || {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            // One that ends meanwhile has no name any more.
+            let named = threads.flatten().find(|thread| {
+                std::fs::read_to_string(thread.path().join("comm"))
+                    .is_ok_and(|comm| comm.trim() == name)
+            });
+            found = named.and_then(|thread| thread.file_name().to_str()?.parse().ok());
+            found.is_some()
         });
-        let thread = named.unwrap_or_else(|| panic!("the agent has no thread {name}"));
-        thread.file_name().to_str().unwrap().parse().unwrap()
+        found.unwrap()
     }
 
     fn pid(&self) -> Pid {

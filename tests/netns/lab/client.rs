@@ -112,6 +112,14 @@ impl Client {
         Ping { child: self.space.spawn(&mut command), log }
     }
 
+    /// How many packets have come through the tunnel.
+    pub fn received_packets(&self) -> u64 {
+        let counters =
+            self.space.within(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let ours = counters.lines().find_map(|line| line.trim().strip_prefix(&self.link)).unwrap();
+        ours.trim_start_matches(':').split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     /// Opens a TCP connection.
     pub fn tcp(&self, address: &str, port: u16) -> std::io::Result<TcpStream> {
         let address: SocketAddr = format!("{address}:{port}").parse().unwrap();

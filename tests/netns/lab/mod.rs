@@ -8,9 +8,11 @@
 mod agent;
 mod client;
 mod database;
+mod download;
 mod flood;
 mod postgres;
 mod relay;
+mod revoke;
 mod space;
 mod trace;
 
@@ -24,8 +26,10 @@ use std::time::{Duration, Instant};
 pub use agent::{Agent, BINARY};
 pub use client::{Client, peer_rows, policy_rows};
 pub use database::{Database, Listener};
+pub use download::Download;
 pub use flood::{Ears, Flood, Ways, way};
 pub use relay::Relay;
+pub use revoke::revoke_to_last_packet;
 pub use space::Space;
 pub use trace::Trace;
 

@@ -48,17 +48,24 @@ impl Trace {
         Self { strace, log }
     }
 
-    /// Which messages until now were writes: their numbers and what they say.
+    /// Which messages until now were writes: their numbers, and what they are in a few words.
     pub fn writes(&self) -> Vec<(usize, String)> {
         let text = fs::read_to_string(&self.log).unwrap();
         let sent = text.lines().filter(|line| line.starts_with("sendto("));
-        let is_read =
-            |line: &str| ["_GET", "\"get=1", "NLM_F_DUMP"].iter().any(|word| line.contains(word));
-        sent.zip(1..)
-            .filter(|(line, _)| !is_read(line))
-            .map(|(line, number)| (number, line.to_owned()))
-            .collect()
+        let read = |line: &str| {
+            ["_GET", "\"get=1", "=nlctrl", "NLM_F_DUMP"].iter().any(|word| line.contains(word))
+        };
+        let writes = sent.zip(1..).filter(|(line, _)| !read(line));
+        writes.map(|(line, number)| (number, in_words(line))).collect()
     }
+}
+
+/// The types of the netlink messages in one call; of a userspace device's request, its beginning.
+fn in_words(call: &str) -> String {
+    let mut types: Vec<_> =
+        call.split("nlmsg_type=").skip(1).filter_map(|rest| rest.split(',').next()).collect();
+    types.dedup();
+    if types.is_empty() { call.chars().take(60).collect() } else { types.join(" ") }
 }
 
 impl Drop for Trace {

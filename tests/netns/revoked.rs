@@ -1,0 +1,27 @@
+//! Revoked under a live download: it ends for good, and others do not notice.
+
+use crate::lab::{Download, Lab, policy_rows, revoke_to_last_packet};
+
+const ROUNDS: usize = 5;
+
+#[test]
+fn a_revoked_peer_gets_no_packet_more_and_others_lose_none() {
+    let lab = Lab::open();
+    let (alice, bob) = (lab.client("alice"), lab.client("bob"));
+    for client in [&alice, &bob] {
+        lab.database.exec(&client.rows());
+        lab.database.exec(&policy_rows(&client.name, &client.name, "10.20.0.0/24"));
+    }
+    let _agent = lab.start();
+    alice.connect();
+    bob.connect();
+    let others = Download::start(&bob, &lab.lan);
+    for round in 0..ROUNDS {
+        let took = revoke_to_last_packet(&lab, &alice);
+        println!("round {round}: {took:?} from the commit to the last packet");
+        others.await_more(100);
+    }
+    let came = others.came();
+    println!("the other peer: {came:?}");
+    assert_eq!(came.lost, 0, "another peer's revocation lost packets");
+}
