@@ -2,6 +2,9 @@
 //!
 //! The clock starts when the database has acknowledged the commit to its client, and stops when a
 //! reader of its own (`wireguard-control`, not our code) finds the change in the gateway's device.
+//!
+//! Then a device is revoked again and again while it downloads from the LAN: until the last packet
+//! that comes to it, and beside it what another device's download notices.
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
 
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
@@ -10,10 +13,13 @@ mod lab;
 
 use std::time::{Duration, Instant};
 
-use lab::{Backend, Lab};
+use lab::{
+    Backend, Download, LAN_SERVER, Lab, eventually, policy_rows, revoke_to_last_packet,
+};
 use wireguard_control::{Device, InterfaceName, Key};
 
 const COMMITS: u32 = 100;
+const CUTS: u32 = 25;
 
 fn main() {
     let lab = Lab::open();
@@ -38,6 +44,31 @@ fn main() {
     println!("\ncommit to device, {COMMITS} commits each, WireGuard in {}", lab.backend.word());
     print("added", added);
     print("revoked", revoked);
+    cut_downloads(&lab);
+}
+
+fn cut_downloads(lab: &Lab) {
+    let clients = ["alice", "bob"].map(|name| {
+        let client = lab.client(name);
+        lab.database.exec(&client.rows());
+        lab.database.exec(&policy_rows(name, name, "10.20.0.0/24"));
+        client.connect();
+        eventually("the policy is applied", || client.reaches(LAN_SERVER));
+        client
+    });
+    let [alice, bob] = &clients;
+    let others = Download::start(bob, &lab.lan);
+    let cuts = (0..CUTS).map(|_| revoke_to_last_packet(lab, alice)).collect();
+    others.await_more(1);
+    let came = others.came();
+    println!("\nrevoked to the last packet of a download, {CUTS} times, a packet each millisecond");
+    print("cut", cuts);
+    println!(
+        "  another device's download meanwhile: {} of {} datagrams lost, longest pause {:.2} ms",
+        came.lost,
+        came.datagrams + came.lost,
+        came.longest_pause.as_secs_f64() * 1000.0
+    );
 }
 
 /// The database makes it, so that there is one definition.
