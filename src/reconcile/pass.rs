@@ -228,7 +228,7 @@ impl Machine {
             let first = self.proven.replace(Proven { as_of, at: now.wall }).is_none();
             // A beat is the proof of a complete reading, not of what we remember.
             let beat = complete && std::mem::take(&mut self.heartbeat_wanted);
-            if first || beat || self.pass.is_some() {
+            if (first || beat || self.pass.is_some()) && !self.suspends() {
                 self.ledger.synced(as_of);
             }
         }

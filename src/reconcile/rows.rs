@@ -106,6 +106,8 @@ impl Machine {
                 actions.push(Action::Say(Note::Restored { as_of: desired.as_of() }));
                 self.desired = Some(desired);
                 self.restored = true;
+                // There was nobody to suspend when the time was up: look again.
+                self.stale = false;
             }
             Err(error) => actions.push(Action::Say(Note::CannotBuild(error))),
         }

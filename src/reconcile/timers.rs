@@ -124,11 +124,15 @@ impl Machine {
         }
     }
 
+    /// Whether the kernel holds less than the rows say, because they are stale.
+    pub(super) fn suspends(&self) -> bool {
+        self.stale && self.options.stale.policy != StalePolicy::Keep
+    }
+
     pub(super) fn stale_over(&mut self) {
-        if std::mem::take(&mut self.stale)
-            && self.options.stale.policy != StalePolicy::Keep
-            && let Some(desired) = &mut self.desired
-        {
+        let suspended = self.suspends();
+        self.stale = false;
+        if suspended && let Some(desired) = &mut self.desired {
             let touched = desired.suspend_all_but(None);
             self.touch(touched);
         }

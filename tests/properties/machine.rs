@@ -55,13 +55,17 @@ struct World {
 
 impl World {
     fn new(tables: Tables, kernel: ModelKernel) -> Self {
+        Self::with(options(), tables, kernel)
+    }
+
+    fn with(options: MachineOptions, tables: Tables, kernel: ModelKernel) -> Self {
         let start = Instant::now();
         let now = Now { instant: start, wall: at(NOW_SECS) };
         Self {
             tables,
             read: None,
             kernel,
-            machine: Machine::new(options(), now),
+            machine: Machine::new(options, now),
             start,
             elapsed: Duration::ZERO,
             queue: VecDeque::new(),
@@ -267,7 +271,7 @@ proptest! {
     }
 }
 
-fn quiet_world() -> World {
+fn quiet_tables() -> Tables {
     let mut tables = Tables {
         peers: std::collections::BTreeMap::new(),
         memberships: std::collections::BTreeMap::new(),
@@ -295,7 +299,11 @@ fn quiet_world() -> World {
         };
         tables.peers.insert(row.id, row);
     }
-    let mut world = World::new(tables, ModelKernel::default());
+    tables
+}
+
+fn quiet_world() -> World {
+    let mut world = World::new(quiet_tables(), ModelKernel::default());
     world.tell(Event::Tick);
     world.pass_time(Duration::from_secs(1));
     assert!(world.kernel_equals_database());
@@ -391,4 +399,21 @@ fn a_database_that_stays_away_changes_nothing_until_stale_says_so() {
     world.tell(Event::Disconnected { error: "gone".into() });
     world.pass_time(Duration::from_secs(7_200));
     assert_eq!(world.kernel.state, before);
+}
+
+#[test]
+fn rows_restored_after_they_went_stale_let_nobody_in() {
+    let stale = StaleOptions { policy: StalePolicy::Down, after: Duration::from_secs(5) };
+    let mut world =
+        World::with(MachineOptions { stale, ..options() }, quiet_tables(), ModelKernel::default());
+    world.database_up = false;
+    world.tell(Event::Tick);
+    world.pass_time(Duration::from_secs(10));
+    let rows = Box::new(world.tables.snapshot());
+    world.tell(Event::Restored(rows, Vec::new()));
+    world.pass_time(Duration::from_secs(10));
+    assert!(world.kernel.state.peers.is_empty());
+    world.database_up = true;
+    world.pass_time(Duration::from_secs(60));
+    assert!(world.kernel_equals_database());
 }
