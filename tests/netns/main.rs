@@ -16,3 +16,4 @@ mod policy;
 mod report;
 mod restart;
 mod revoked;
+mod stale;

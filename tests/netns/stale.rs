@@ -1,0 +1,67 @@
+//! The database stays away: a host boots from the last good rows, and `[stale]` ends it in time.
+
+use nix::sys::signal::Signal;
+
+use crate::lab::{BINARY, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
+
+#[test]
+fn a_host_boots_from_the_last_good_rows_while_the_database_is_away() {
+    let lab = Lab::open();
+    let (alice, bob) = (lab.client("alice"), lab.client("bob"));
+    lab.database.exec(&alice.rows());
+    lab.database.exec(&bob.rows());
+    lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_SERVER}/32")));
+    let agent = lab.start();
+    alice.connect();
+    lab.database.exec(&bob.revocation());
+    eventually("the revocation is obeyed", || !lab.kernel_peers().contains(&bob.key));
+    eventually("and remembered", || {
+        std::fs::read_to_string(lab.folder.path().join("last-good"))
+            .is_ok_and(|rows| rows.lines().count() > 1)
+    });
+
+    // As a reboot does: nothing in the kernel, nothing in memory, and nobody to ask.
+    agent.end(Signal::SIGKILL);
+    lab.forget();
+    lab.relay.refuse();
+    let _agent = lab.launch(BINARY.as_ref());
+    alice.connect();
+    eventually("what was allowed is", || alice.reaches(LAN_SERVER));
+    assert!(!alice.reaches(LAN_OTHER));
+    assert_eq!(lab.kernel_peers(), [alice.key.as_str()], "who was revoked stays out");
+
+    lab.database.exec(&alice.revocation());
+    assert!(alice.reaches(LAN_SERVER), "nobody could know");
+    lab.relay.accept();
+    eventually("what happened meanwhile is obeyed", || lab.kernel_peers().is_empty());
+}
+
+#[test]
+fn when_the_rows_are_stale_the_live_sessions_or_nobody_stay() {
+    for (policy, live_stay) in [("deny_new", true), ("down", false)] {
+        let lab = Lab::open();
+        lab.write_config(&format!("[stale]\npolicy = \"{policy}\"\nafter = \"2s\"\n"));
+        let (alice, bob) = (lab.client("alice"), lab.client("bob"));
+        lab.database.exec(&alice.rows());
+        lab.database.exec(&bob.rows());
+        let _agent = lab.start();
+        alice.connect();
+        eventually("the session is known", || {
+            lab.database.holds("exists (select from devices where last_seen_at is not null)")
+        });
+        lab.relay.refuse();
+        eventually("bob, who has no session, is out", || !lab.kernel_peers().contains(&bob.key));
+        if live_stay {
+            assert!(alice.reaches(crate::lab::GATEWAY_TUNNEL), "a live session was cut");
+            assert_eq!(lab.kernel_peers(), [alice.key.as_str()]);
+        } else {
+            eventually("so is alice", || lab.kernel_peers().is_empty());
+            assert!(!alice.reaches(crate::lab::GATEWAY_TUNNEL));
+        }
+        assert_ne!(lab.gatepost(&["status"]).0, 0, "stale, and says ready");
+
+        lab.relay.accept();
+        bob.connect();
+        alice.connect();
+    }
+}
