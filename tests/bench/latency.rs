@@ -13,9 +13,7 @@ mod lab;
 
 use std::time::{Duration, Instant};
 
-use lab::{
-    Backend, Download, LAN_SERVER, Lab, eventually, policy_rows, revoke_to_last_packet,
-};
+use lab::{Backend, Download, LAN_SERVER, Lab, eventually, policy_rows, revoke_to_last_packet};
 use wireguard_control::{Device, InterfaceName, Key};
 
 const COMMITS: u32 = 100;

@@ -204,6 +204,7 @@ fn killed_between_any_two_messages_nothing_leaks_and_a_new_agent_converges() {
         world.await_enforced(&old.ways, &new.ways);
         agent = kill_in_change(&world, agent, [&old, &new], *number, before);
     }
+    world.await_pass();
     world.assert_enforced(&new.ways);
 }
 
@@ -234,7 +235,6 @@ fn kill_in_change(
     }
     let agent = lab.launch(BINARY.as_ref());
     world.await_enforced(&to.ways, &allowed);
-    world.await_pass();
     agent
 }
 
@@ -271,8 +271,8 @@ fn from_nothing_and_killed_between_any_two_messages_the_link_is_never_up_without
 
 /// An agent that waits for its database, on a host with nothing of ours.
 fn start_from_nothing(lab: &Lab) -> Agent {
-    let (code, out, err) = lab.gatepost(&["down", "--yes"]);
-    assert_eq!(code, 0, "{out}{err}");
+    lab.forget();
+    assert!(!is_up(lab) && !has_table(lab));
     let _ = fs::remove_file(lab.folder.path().join("last-good"));
     lab.relay.refuse();
     lab.launch(BINARY.as_ref())
