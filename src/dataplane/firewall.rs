@@ -1,7 +1,7 @@
 //! The seam between the host and the firewall's own netlink code.
 
-use super::nft::{Nft, NftError};
-use crate::model::{FirewallChange, InterfaceName, ObservedFirewall};
+use super::nft::{Nft, NftError, ProfileCounters};
+use crate::model::{FirewallChange, InterfaceName, ObservedFirewall, ProfileId};
 
 /// Our table, as the host uses it.
 pub trait Firewall {
@@ -27,6 +27,12 @@ pub trait Firewall {
         observed: Option<&ObservedFirewall>,
     ) -> Result<(), Self::Error>;
 
+    /// What a profile's rules counted since they were loaded; `None`: there is no such profile.
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, Self::Error>;
+
     /// Removes our table.
     ///
     /// # Errors
@@ -47,6 +53,10 @@ impl Firewall for Nft {
         observed: Option<&ObservedFirewall>,
     ) -> Result<(), NftError> {
         Self::apply(self, change, observed)
+    }
+
+    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError> {
+        self.read_counters_of(id)
     }
 
     fn remove(&mut self) -> Result<(), NftError> {

@@ -5,8 +5,9 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
+use super::nft::ProfileCounters;
 use super::{Dataplane, DataplaneError, Outcome, Reading};
-use crate::model::ObservedState;
+use crate::model::{ObservedState, ProfileId};
 use crate::plan::Plan;
 
 type Job<D> = Box<dyn FnOnce(&mut D) + Send>;
@@ -75,6 +76,17 @@ impl<D: Dataplane<Error = DataplaneError> + 'static> DataplaneHandle<D> {
             (outcome, observed)
         })
         .await
+    }
+
+    /// What a profile's rules counted since they were loaded; `None`: there is no such profile.
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    pub async fn counters_of(
+        &self,
+        id: ProfileId,
+    ) -> Result<Option<ProfileCounters>, DataplaneError> {
+        self.run(move |dataplane| dataplane.counters_of(id)).await?
     }
 
     /// Runs anything else on the thread.

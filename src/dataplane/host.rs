@@ -11,10 +11,13 @@ use super::batch::{is_peer, is_route, refuse_unasked, run_len};
 use super::device::{spawn_device, stop_device};
 use super::link::{self, KIND_TUN, KIND_WIREGUARD, Link};
 use super::netlink::{Channel, NetlinkError, gone_is_done};
+use super::nft::ProfileCounters;
 use super::refusal::{Consequence, chain, explain};
 use super::wireguard::{self, DeviceReading, Kernel, UserspaceError};
 use super::{Dataplane, DataplaneError, Firewall, Outcome, Reading, address, conntrack, route};
-use crate::model::{GatewayId, InterfaceName, LinkOwner, ObservedInterface, ObservedState, Tag};
+use crate::model::{
+    GatewayId, InterfaceName, LinkOwner, ObservedInterface, ObservedState, ProfileId, Tag,
+};
 use crate::plan::{Plan, Step};
 
 /// `interface.backend`: who does WireGuard.
@@ -325,6 +328,11 @@ impl<F: Firewall> Dataplane for Host<F> {
         reading.state.peers = device.peers;
         reading.traffic = device.traffic;
         Ok(reading)
+    }
+
+    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, DataplaneError> {
+        let counters = self.firewall.counters_of(id);
+        counters.map_err(|error| DataplaneError::Firewall(Box::new(error)))
     }
 
     fn apply(&mut self, plan: &Plan, observed: &mut ObservedState) -> Outcome {

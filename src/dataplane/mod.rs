@@ -27,8 +27,9 @@ pub mod nft;
 
 use std::collections::BTreeMap;
 
-use crate::model::{ObservedState, PublicKey, Traffic};
+use crate::model::{ObservedState, ProfileId, PublicKey, Traffic};
 use crate::plan::{Phase, Plan, Step};
+use nft::ProfileCounters;
 
 pub use device::{DeviceError, run_userspace_device, spawn_device, stop_device};
 pub use error::DataplaneError;
@@ -73,6 +74,9 @@ pub trait Dataplane {
 
     /// Reads everything back: link, peers, routes, our table.
     fn observe(&mut self) -> Result<Reading, Self::Error>;
+
+    /// What a profile's rules counted since they were loaded; `None`: there is no such profile.
+    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, Self::Error>;
 
     /// Obeys the steps in order, and makes `observed` what the kernel acknowledged.
     fn apply(&mut self, plan: &Plan, observed: &mut ObservedState) -> Outcome;

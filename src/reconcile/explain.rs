@@ -6,16 +6,34 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::json;
 
+use super::database::chain;
 use super::ledger::peer_name;
+use super::shell::Host;
 use super::status::Explanation;
+use crate::dataplane::nft::ProfileCounters;
+use crate::dataplane::{DataplaneError, DataplaneHandle};
 use crate::model::policy::{Verdict, dns_addresses};
-use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing};
+use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, ProfileId, Standing};
 
 /// More peers than this are not explained at once.
 const EXPLAINED_AT_MOST: usize = 10;
 
+/// The answer for one peer, before the kernel was asked for its counters.
+#[derive(Debug)]
+struct Answer {
+    allowed: bool,
+    text: String,
+    details: serde_json::Value,
+    /// By what the kernel judges the peer's packets, and how many prefixes share it.
+    judged_by: Option<(ProfileId, usize)>,
+}
+
+/// The answers for all peers that are meant.
+#[derive(Debug)]
+pub struct Answers(Vec<Answer>);
+
 /// The verdict for what `who` (a user, a device, a tunnel address, a key, an id, or `user/device`)
-/// sends to `destination`. Of several peers, one that is denied makes the whole denied.
+/// sends to `destination`.
 ///
 /// # Errors
 /// In words: whom nobody knows, or what is no address.
@@ -24,7 +42,7 @@ pub(super) fn explain(
     observed: Option<&ObservedState>,
     who: &str,
     destination: &str,
-) -> Result<Explanation, String> {
+) -> Result<Answers, String> {
     let destination: IpAddr = destination.trim().parse().map_err(|_| {
         format!("{destination:?} is no address: give one such as 172.16.1.20 or fd10::20")
     })?;
@@ -39,16 +57,55 @@ pub(super) fn explain(
         let count = matching.len();
         return Err(format!("{who:?} means {count} peers: give user/device or a tunnel address"));
     }
-    let mut whole = Explanation { allowed: true, text: String::new(), details: json!([]) };
-    let mut details = Vec::new();
-    for (row, standing) in matching {
-        let (allowed, text, detail) = one(desired, observed, row, standing, destination);
-        whole.allowed &= allowed;
-        whole.text.push_str(&text);
-        details.push(detail);
+    let answer = |(row, standing)| one(desired, observed, row, standing, destination);
+    Ok(Answers(matching.into_iter().map(answer).collect()))
+}
+
+impl Answers {
+    /// Adds what the kernel counted. Of several peers, one that is denied makes the whole denied.
+    pub async fn counted<D: Host>(self, dataplane: &DataplaneHandle<D>) -> Explanation {
+        let mut whole = Explanation { allowed: true, text: String::new(), details: json!([]) };
+        let mut details = Vec::new();
+        for mut answer in self.0 {
+            if let Some((id, holders)) = answer.judged_by {
+                answer.count(dataplane.counters_of(id).await, holders);
+            }
+            whole.allowed &= answer.allowed;
+            whole.text.push_str(&answer.text);
+            details.push(answer.details);
+        }
+        whole.details = details.into();
+        whole
     }
-    whole.details = details.into();
-    Ok(whole)
+}
+
+impl Answer {
+    /// The kernel counts for each profile, not for each peer or policy.
+    fn count(&mut self, counted: Result<Option<ProfileCounters>, DataplaneError>, holders: usize) {
+        let line = match counted {
+            Ok(None) => return,
+            Ok(Some(ProfileCounters { allowed, denied })) => {
+                self.details["counters"] = json!({
+                    "allowed_packets": allowed.packets,
+                    "allowed_bytes": allowed.bytes,
+                    "denied_packets": denied.packets,
+                    "denied_bytes": denied.bytes,
+                    "shared_by": holders,
+                });
+                let shared = match holders {
+                    1 => "no other address may reach the same".to_owned(),
+                    holders => format!("shared by {holders} addresses that may reach the same"),
+                };
+                format!(
+                    "the kernel counted {} packets allowed, {} denied; {shared}",
+                    allowed.packets, denied.packets
+                )
+            }
+            Err(error) => format!("the kernel's counters could not be read: {}", chain(&error)),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "  {line}");
+    }
 }
 
 fn is_meant(row: &PeerRow, who: &str) -> bool {
@@ -69,7 +126,7 @@ fn one(
     row: &PeerRow,
     standing: Standing<'_>,
     destination: IpAddr,
-) -> (bool, String, serde_json::Value) {
+) -> Answer {
     let dns_servers: Vec<IpAddr> =
         [desired.gateway_dns(), &dns_addresses(&row.dns_servers)].concat();
     let explanation =
@@ -93,16 +150,22 @@ fn one(
         let does = if held { "allows" } else { "denies" };
         let _ = writeln!(text, "  BUT the kernel {does} it at this moment: see `gatepost status`");
     }
-    let detail = json!({
+    let details = json!({
         "peer_id": row.id,
         "user": row.username,
         "device": row.device_name,
         "allowed": wanted,
         "left_out": left_out,
         "kernel_allows": held,
+        "counters": null,
         "explanation": explanation,
     });
-    (wanted && held != Some(false), text, detail)
+    let judged_by = observed.and_then(|observed| {
+        let firewall = observed.firewall.as_ref()?;
+        let (_, id) = firewall.judged_by(row.assigned_ip.addr())?;
+        Some((id, firewall.holders(id)))
+    });
+    Answer { allowed: wanted && held != Some(false), text, details, judged_by }
 }
 
 fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -> bool {

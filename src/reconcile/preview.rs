@@ -39,5 +39,6 @@ pub async fn preview_explanation<D: Host>(
     let (rows, _) = store.snapshot().await.map_err(|error| chain(&error))?;
     let desired = DesiredState::build(machine.local.clone(), rows).map_err(|e| chain(&e))?;
     let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
-    super::explain::explain(&desired, Some(&reading.state), who, destination)
+    let answers = super::explain::explain(&desired, Some(&reading.state), who, destination)?;
+    Ok(answers.counted(dataplane).await)
 }

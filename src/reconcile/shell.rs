@@ -319,7 +319,15 @@ impl<D: Host> Shell<D> {
         match ask {
             Ask::Peers(answer) => drop(answer.send(self.machine.peers())),
             Ask::Explain { who, destination, answer } => {
-                drop(answer.send(self.machine.explain(&who, &destination)));
+                match self.machine.explain(&who, &destination) {
+                    Ok(answers) => {
+                        let dataplane = self.dataplane.clone();
+                        tokio::spawn(async move {
+                            drop(answer.send(Ok(answers.counted(&dataplane).await)));
+                        });
+                    }
+                    Err(why) => drop(answer.send(Err(why))),
+                }
             }
             Ask::Resync(answer) => {
                 self.tell(Event::Resync);

@@ -5,11 +5,12 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::event::Now;
+use super::explain::Answers;
 use super::machine::Database;
 use super::status::{
-    BackendInUse, DatabaseStatus, Explanation, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse,
-    PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State,
-    Status, SyncStatus, Timestamp,
+    BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse, PassStatus,
+    PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State, Status,
+    SyncStatus, Timestamp,
 };
 use super::{Machine, Mode, Obstacle};
 use crate::dataplane::Backend;
@@ -253,7 +254,7 @@ impl Machine {
     ///
     /// # Errors
     /// In words: whom or what nobody knows.
-    pub fn explain(&self, who: &str, destination: &str) -> Result<Explanation, String> {
+    pub(super) fn explain(&self, who: &str, destination: &str) -> Result<Answers, String> {
         let desired = self.desired.as_ref().ok_or("the database was not read yet")?;
         super::explain::explain(desired, self.observed.as_ref(), who, destination)
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+use gatepost::dataplane::nft::ProfileCounters;
 use gatepost::dataplane::{Backend, Dataplane, Firewall, Host, HostSettings, Outcome, stop_device};
 use gatepost::model::{
     AllowedIps, FirewallChange, GatewayId, InterfaceName, ObservedFirewall, ObservedState, Peer,
-    PrivateKey, PublicKey,
+    PrivateKey, ProfileId, PublicKey,
 };
 use gatepost::plan::{Plan, Step};
 use uuid::Uuid;
@@ -31,6 +32,10 @@ impl Firewall for NoFirewall {
         _: Option<&ObservedFirewall>,
     ) -> Result<(), Infallible> {
         Ok(())
+    }
+
+    fn counters_of(&mut self, _: ProfileId) -> Result<Option<ProfileCounters>, Infallible> {
+        Ok(None)
     }
 
     fn remove(&mut self) -> Result<(), Infallible> {

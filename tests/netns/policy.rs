@@ -43,6 +43,17 @@ fn only_what_a_policy_grants_passes() {
     let (code, out, _) = explained(LAN_SERVER);
     assert_eq!(code, 2, "{out}");
     assert!(out.contains("not the server") && out.contains("office"), "{out}");
+
+    let denied = || {
+        let (_, out, _) = lab.gatepost(&["explain", "alice", LAN_SERVER, "--json"]);
+        let answers: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(answers[0]["kernel_allows"], false, "{out}");
+        answers[0]["counters"]["denied_packets"].as_u64().unwrap()
+    };
+    let before = denied();
+    assert!(!alice.reaches(LAN_SERVER));
+    assert!(denied() > before, "what was denied is counted");
+    assert!(out.contains(" denied; no other address may reach the same"), "{out}");
 }
 
 #[test]
