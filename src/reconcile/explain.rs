@@ -142,6 +142,12 @@ fn one(
         }
         Standing::Quarantined(reason) => Some(reason.to_string()),
     };
+    if left_out.is_none()
+        && desired.interface().addresses.iter().any(|own| own.addr() == destination)
+    {
+        let _ =
+            writeln!(text, "  it is the gateway itself: a ping is answered whatever the verdict");
+    }
     if let Some(why) = &left_out {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  but the peer is left out, so nothing passes: {why}");

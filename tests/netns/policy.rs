@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Client, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
+use crate::lab::{Client, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
 
 const PORT: u16 = 7000;
 const NOTHING: [&str; 0] = [];
@@ -43,6 +43,8 @@ fn only_what_a_policy_grants_passes() {
     let (code, out, _) = explained(LAN_SERVER);
     assert_eq!(code, 2, "{out}");
     assert!(out.contains("not the server") && out.contains("office"), "{out}");
+
+    assert!(explained(GATEWAY_TUNNEL).1.contains("the gateway itself: a ping is answered"));
 
     let denied = || {
         let (_, out, _) = lab.gatepost(&["explain", "alice", LAN_SERVER, "--json"]);
