@@ -275,7 +275,12 @@ fn start_from_nothing(lab: &Lab) -> Agent {
     assert!(!is_up(lab) && !has_table(lab));
     let _ = fs::remove_file(lab.folder.path().join("last-good"));
     lab.relay.refuse();
-    lab.launch(BINARY.as_ref())
+    let tries = || lab.log().matches("out of reach").count();
+    let before = tries();
+    let agent = lab.launch(BINARY.as_ref());
+    // Past its first reading of the kernel, so that the messages to come can be counted.
+    eventually("the agent has tried its database twice", || tries() > before + 1);
+    agent
 }
 
 fn is_up(lab: &Lab) -> bool {
