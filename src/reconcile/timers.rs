@@ -14,7 +14,14 @@ impl Machine {
     /// latest, if nothing else happens.
     #[must_use]
     pub fn next_wakeup(&self, now: Now) -> Instant {
-        let mut at = self.due.compare;
+        let mut at = now.instant + self.options.timing.resync_interval;
+        // What waits for the job under way is due when that ends, not at a time that has passed.
+        if !self.busy {
+            at = at.min(self.due.compare);
+            if self.observe_wanted.is_some() {
+                at = at.min(self.due.observe_at(now.instant));
+            }
+        }
         match &self.database {
             Database::Down { retry_at, .. } => at = at.min(*retry_at),
             Database::Connecting { .. } => {}
@@ -23,7 +30,8 @@ impl Machine {
                 if self.proven.is_some() {
                     at = at.min(self.due.heartbeat);
                 }
-                if self.read_wanted.is_some()
+                if !self.busy
+                    && self.read_wanted.is_some()
                     && let Some(retry) = self.due.retry_read
                 {
                     at = at.min(retry);
@@ -35,9 +43,6 @@ impl Machine {
         }
         for due in [self.due.retry_pass, self.due.suspicion].into_iter().flatten() {
             at = at.min(due);
-        }
-        if self.observe_wanted.is_some() && !self.busy {
-            at = at.min(self.due.observe_at(now.instant));
         }
         if let Some(expiry) = self.desired.as_ref().and_then(|desired| desired.next_expiry()) {
             let wait = expiry.duration_since(self.database_now(now)).unwrap_or_default();

@@ -34,20 +34,20 @@ fn options() -> MachineOptions {
 }
 
 /// A host and a database, with a clock that stands still until told.
-struct World {
-    tables: Tables,
+pub struct World {
+    pub tables: Tables,
     /// What the reader saw last; a change read answers with everything when this differs.
     read: Option<Tables>,
-    kernel: ModelKernel,
-    machine: Machine,
+    pub kernel: ModelKernel,
+    pub machine: Machine,
     start: Instant,
-    elapsed: Duration,
+    pub elapsed: Duration,
     queue: VecDeque<Action>,
     database_up: bool,
-    reports: Vec<Report>,
-    notes: Vec<Note>,
+    pub reports: Vec<Report>,
+    pub notes: Vec<Note>,
     full_reads: usize,
-    observations: usize,
+    pub observations: usize,
     applied_steps: usize,
     /// Somebody changed the kernel without a word, and nobody has looked since.
     meddled: bool,
@@ -79,7 +79,7 @@ impl World {
         }
     }
 
-    fn now(&self) -> Now {
+    pub fn now(&self) -> Now {
         Now { instant: self.start + self.elapsed, wall: at(NOW_SECS) + self.elapsed }
     }
 
@@ -164,7 +164,7 @@ impl World {
     }
 
     /// Lets time go by from one due moment to the next.
-    fn pass_time(&mut self, time: Duration) {
+    pub fn pass_time(&mut self, time: Duration) {
         let end = self.elapsed + time;
         loop {
             self.settle();
@@ -180,14 +180,14 @@ impl World {
         self.settle();
     }
 
-    fn kernel_equals_database(&self) -> bool {
+    pub fn kernel_equals_database(&self) -> bool {
         let desired = self.desired(&self.tables);
         plan(&desired, &self.kernel.state, &Scope::Everything).unwrap().is_empty()
     }
 }
 
 #[derive(Debug, Clone)]
-enum Happening {
+pub enum Happening {
     Commit(Box<gatepost::model::PeerRow>, bool),
     Delete(u8),
     LoseLink,
@@ -212,7 +212,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 }
 
 impl World {
-    fn happen(&mut self, happening: Happening) {
+    pub fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Commit(row, notify) => {
                 self.tables.peers.insert(row.id, *row);
@@ -302,7 +302,7 @@ fn quiet_tables() -> Tables {
     tables
 }
 
-fn quiet_world() -> World {
+pub fn quiet_world() -> World {
     let mut world = World::new(quiet_tables(), ModelKernel::default());
     world.tell(Event::Tick);
     world.pass_time(Duration::from_secs(1));
