@@ -74,6 +74,23 @@ impl<I> Request<I> {
     }
 }
 
+/// A payload that can be sent again.
+pub(crate) struct Borrowed<'a, I>(pub &'a I);
+
+impl<I: NetlinkSerializable> NetlinkSerializable for Borrowed<'_, I> {
+    fn message_type(&self) -> u16 {
+        self.0.message_type()
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.0.buffer_len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        self.0.serialize(buffer);
+    }
+}
+
 /// A netlink socket of one protocol, in the network namespace of the thread that opened it.
 pub(crate) struct Channel {
     socket: Socket,

@@ -26,28 +26,38 @@ pub(super) struct Batch {
     pub messages: Vec<Vec<WireguardPeer>>,
 }
 
-/// Packs peer steps into messages, in their order. Other steps are left out.
-pub(super) fn pack(steps: &[Step]) -> Vec<Batch> {
-    let mut batches: Vec<Batch> = Vec::new();
-    let mut room = 0;
-    for (index, step) in steps.iter().enumerate() {
-        let mut entries = entries(step);
-        let bytes: usize = entries.iter().map(Emitable::buffer_len).sum();
-        match batches.last_mut() {
-            Some(batch) if entries.len() == 1 && bytes <= room => {
-                batch.steps.end = index + 1;
-                batch.messages[0].append(&mut entries);
-                room -= bytes;
-            }
-            _ => {
-                let alone = entries.len() > 1;
-                let messages = entries.into_iter().map(|entry| vec![entry]).collect();
-                batches.push(Batch { steps: index..index + 1, messages });
-                room = if alone { 0 } else { MESSAGE_BYTES.saturating_sub(bytes) };
-            }
+/// Packs peer steps into messages, in their order, each when it is asked for: the kernel works on
+/// one while no other takes up memory. Other steps are left out.
+pub(super) fn pack(steps: &[Step]) -> impl Iterator<Item = Batch> {
+    let mut next = 0;
+    // The entries of the next step, where they did not fit into the batch before.
+    let mut ahead = None;
+    std::iter::from_fn(move || {
+        let mut message = ahead.take().or_else(|| steps.get(next).map(entries))?;
+        let start = next;
+        next += 1;
+        if message.len() != 1 {
+            let messages = message.into_iter().map(|entry| vec![entry]).collect();
+            return Some(Batch { steps: start..next, messages });
         }
-    }
-    batches
+        let mut room = MESSAGE_BYTES.saturating_sub(len_bytes(&message));
+        while let Some(step) = steps.get(next) {
+            let mut entries = entries(step);
+            let bytes = len_bytes(&entries);
+            if entries.len() != 1 || bytes > room {
+                ahead = Some(entries);
+                break;
+            }
+            message.append(&mut entries);
+            room -= bytes;
+            next += 1;
+        }
+        Some(Batch { steps: start..next, messages: vec![message] })
+    })
+}
+
+fn len_bytes(entries: &[WireguardPeer]) -> usize {
+    entries.iter().map(Emitable::buffer_len).sum()
 }
 
 /// What removes a peer. An unknown peer stays unknown.
@@ -160,7 +170,7 @@ mod tests {
     #[test]
     fn every_step_is_in_exactly_one_batch_and_no_message_is_too_long() {
         let steps: Vec<Step> = (0..1000).map(|number| add(number, 1)).collect();
-        let batches = pack(&steps);
+        let batches: Vec<Batch> = pack(&steps).collect();
         assert!(batches.len() > 4 && batches.len() < 20, "{}", batches.len());
         let mut next = 0;
         for batch in &batches {
@@ -168,7 +178,7 @@ mod tests {
             next = batch.steps.end;
             assert_eq!(batch.messages.len(), 1);
             assert_eq!(batch.messages[0].len(), batch.steps.len());
-            let bytes: usize = batch.messages[0].iter().map(Emitable::buffer_len).sum();
+            let bytes = len_bytes(&batch.messages[0]);
             assert!(bytes <= MESSAGE_BYTES, "{bytes}");
         }
         assert_eq!(next, steps.len());
@@ -177,7 +187,7 @@ mod tests {
     #[test]
     fn a_peer_with_many_prefixes_is_replaced_once_and_then_only_widened() {
         let steps = [add(1, 1), add(2, 2500), add(3, 1)];
-        let batches = pack(&steps);
+        let batches: Vec<Batch> = pack(&steps).collect();
         let counts: Vec<_> = batches.iter().map(|batch| batch.messages.len()).collect();
         assert_eq!(counts, [1, 3, 1]);
         let flags: Vec<_> = batches[1].messages.iter().map(|peers| flags(&peers[0])).collect();

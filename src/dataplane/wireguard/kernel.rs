@@ -8,7 +8,7 @@ use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
 
 use super::{DeviceReading, codec, dump::DeviceDump};
-use crate::dataplane::netlink::{Channel, NetlinkError, Request};
+use crate::dataplane::netlink::{Borrowed, Channel, NetlinkError, Request};
 use crate::model::{InterfaceName, PrivateKey};
 use crate::plan::Step;
 
@@ -40,18 +40,18 @@ impl Kernel {
         name: &InterfaceName,
         key: &PrivateKey,
     ) -> Result<(), NetlinkError> {
-        self.set(name, &WireguardAttribute::PrivateKey(*key.expose_bytes()))
+        self.set(name, WireguardAttribute::PrivateKey(*key.expose_bytes()))
     }
 
     /// Sets the UDP port. On a link that is up, a port in use is refused with `EADDRINUSE` and the
     /// old one goes on; on a link that is down, it is the link's coming up that is refused.
     pub fn set_listen_port(&mut self, name: &InterfaceName, port: u16) -> Result<(), NetlinkError> {
-        self.set(name, &WireguardAttribute::ListenPort(port))
+        self.set(name, WireguardAttribute::ListenPort(port))
     }
 
     /// Sets the mark on encrypted packets.
     pub fn set_fwmark(&mut self, name: &InterfaceName, fwmark: u32) -> Result<(), NetlinkError> {
-        self.set(name, &WireguardAttribute::Fwmark(fwmark))
+        self.set(name, WireguardAttribute::Fwmark(fwmark))
     }
 
     /// Obeys peer steps, many in a message, and returns what became of each.
@@ -69,7 +69,7 @@ impl Kernel {
         messages: Vec<Vec<WireguardPeer>>,
     ) -> Result<(), NetlinkError> {
         for peers in messages {
-            self.set(name, &WireguardAttribute::Peers(peers))?;
+            self.set(name, WireguardAttribute::Peers(peers))?;
         }
         Ok(())
     }
@@ -77,11 +77,12 @@ impl Kernel {
     fn set(
         &mut self,
         name: &InterfaceName,
-        attribute: &WireguardAttribute,
+        attribute: WireguardAttribute,
     ) -> Result<(), NetlinkError> {
+        let mut set = message(0, WireguardCmd::SetDevice, name, [attribute]);
         self.with_family(|channel, family| {
-            let set = message(family, WireguardCmd::SetDevice, name, [attribute.clone()]);
-            channel.request(Request::new(set))
+            set.set_resolved_family_id(family);
+            channel.request(Request::new(Borrowed(&set)))
         })
     }
 
@@ -128,7 +129,7 @@ fn settle_one(
     step: &Step,
     send: &mut impl FnMut(Vec<Vec<WireguardPeer>>) -> Result<(), NetlinkError>,
 ) -> Result<(), NetlinkError> {
-    let batches = codec::pack(std::slice::from_ref(step)).into_iter();
+    let batches = codec::pack(std::slice::from_ref(step));
     let sent = send(batches.flat_map(|batch| batch.messages).collect());
     if let (Err(_), Step::AddPeer { key, .. }) = (&sent, step) {
         // If this fails too, the next reading finds the remains.
