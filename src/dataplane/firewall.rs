@@ -16,6 +16,13 @@ pub trait Firewall {
         interface: &InterfaceName,
     ) -> Result<Option<ObservedFirewall>, Self::Error>;
 
+    /// Whether our table is certainly as it was last read or written by this value: nobody else has
+    /// changed any ruleset since.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    fn is_current(&mut self) -> Result<bool, Self::Error>;
+
     /// Obeys a change in one transaction: after an error nothing of it is in force. `observed` is
     /// what the table holds now.
     ///
@@ -45,6 +52,10 @@ impl Firewall for Nft {
 
     fn observe(&mut self, _: &InterfaceName) -> Result<Option<ObservedFirewall>, NftError> {
         Self::observe(self)
+    }
+
+    fn is_current(&mut self) -> Result<bool, NftError> {
+        Self::is_current(self)
     }
 
     fn apply(

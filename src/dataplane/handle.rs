@@ -6,7 +6,7 @@ use std::thread;
 use tokio::sync::oneshot;
 
 use super::nft::ProfileCounters;
-use super::{Dataplane, DataplaneError, Outcome, Reading};
+use super::{Dataplane, DataplaneError, Glance, Outcome, Reading};
 use crate::model::{ObservedState, ProfileId};
 use crate::plan::Plan;
 
@@ -58,6 +58,14 @@ impl<D: Dataplane<Error = DataplaneError> + 'static> DataplaneHandle<D> {
     /// When something of ours cannot be read whole: then nothing is known.
     pub async fn observe(&self) -> Result<Reading, DataplaneError> {
         self.run(Dataplane::observe).await?
+    }
+
+    /// Reads back what does not grow with the peers.
+    ///
+    /// # Errors
+    /// When something of ours cannot be read.
+    pub async fn glance(&self) -> Result<Glance, DataplaneError> {
+        self.run(Dataplane::glance).await?
     }
 
     /// Obeys a plan. The observed state travels with it and comes back as what the kernel

@@ -1,5 +1,7 @@
 //! One gateway host: reads everything of ours back, and obeys plans.
 
+mod glance;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -14,7 +16,9 @@ use super::netlink::{Channel, NetlinkError, gone_is_done};
 use super::nft::ProfileCounters;
 use super::refusal::{Consequence, chain, explain};
 use super::wireguard::{self, DeviceReading, Kernel, UserspaceError};
-use super::{Dataplane, DataplaneError, Firewall, Outcome, Reading, address, conntrack, route};
+use super::{
+    Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, address, conntrack, route,
+};
 use crate::model::{
     GatewayId, InterfaceName, LinkOwner, ObservedInterface, ObservedState, ProfileId, Tag,
 };
@@ -333,6 +337,10 @@ impl<F: Firewall> Dataplane for Host<F> {
     fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, DataplaneError> {
         let counters = self.firewall.counters_of(id);
         counters.map_err(|error| DataplaneError::Firewall(Box::new(error)))
+    }
+
+    fn glance(&mut self) -> Result<Glance, DataplaneError> {
+        self.read_but_peers()
     }
 
     fn apply(&mut self, plan: &Plan, observed: &mut ObservedState) -> Outcome {

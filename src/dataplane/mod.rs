@@ -25,9 +25,11 @@ mod wireguard;
 
 pub mod nft;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{ObservedState, ProfileId, PublicKey, Traffic};
+use ipnet::IpNet;
+
+use crate::model::{ObservedInterface, ObservedState, ProfileId, PublicKey, Traffic};
 use crate::plan::{Phase, Plan, Step};
 use nft::ProfileCounters;
 
@@ -48,9 +50,19 @@ pub const PROTOCOL: u8 = 71;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reading {
     pub state: ObservedState,
+    /// Of those peers of which there is anything to tell.
     pub traffic: BTreeMap<PublicKey, Traffic>,
     /// What does WireGuard on our link; `None`: there is no link that we may use.
     pub backend: Option<Backend>,
+}
+
+/// What can be read back at a cost that does not grow with the peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glance {
+    pub interface: Option<ObservedInterface>,
+    pub routes: BTreeSet<IpNet>,
+    /// Nobody else has changed any ruleset since our table was last read or written.
+    pub firewall_is_current: bool,
 }
 
 /// What became of a plan.
@@ -74,6 +86,9 @@ pub trait Dataplane {
 
     /// Reads everything back: link, peers, routes, our table.
     fn observe(&mut self) -> Result<Reading, Self::Error>;
+
+    /// Reads back all but the peers and what the firewall holds for them.
+    fn glance(&mut self) -> Result<Glance, Self::Error>;
 
     /// What a profile's rules counted since they were loaded; `None`: there is no such profile.
     fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, Self::Error>;

@@ -176,6 +176,29 @@ impl Channel {
         Err(NetlinkError::Interrupted { tries: DUMP_TRIES })
     }
 
+    /// Reads the first message of a dump and leaves the rest, after which the socket is of no use.
+    pub fn first_of_dump<I: NetlinkSerializable, T: Default>(
+        mut self,
+        payload: I,
+        mut take: impl FnMut(&mut T, u16, &[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<T, NetlinkError> {
+        self.push(payload, NLM_F_DUMP);
+        self.send()?;
+        let len = self.receive()?;
+        let mut taken = T::default();
+        for message in messages(&self.incoming[..len]) {
+            let message = message?;
+            if message.kind == NLMSG_ERROR || message.kind == NLMSG_DONE {
+                message.verdict()??;
+            } else {
+                take(&mut taken, message.kind, message.payload)?;
+            }
+        }
+        // It may have held keys.
+        self.incoming.zeroize();
+        Ok(taken)
+    }
+
     fn push<I: NetlinkSerializable>(&mut self, payload: I, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::ledger::Report;
-use crate::dataplane::{Outcome, Reading};
+use crate::dataplane::{Glance, Outcome, Reading};
 use crate::model::{BuildError, ChangedRows, ObservedState, PeerId, SnapshotRows};
 use crate::plan::guard::HeldBack;
 use crate::plan::{Plan, PlanError};
@@ -46,6 +46,7 @@ pub enum Event {
     /// The last good rows of an earlier run: the database has not answered yet.
     Restored(Box<SnapshotRows>, Vec<ChangedRows>),
     Observed(Result<Box<Reading>, String>),
+    Glanced(Result<Glance, String>),
     /// The reading comes back as what the kernel acknowledged.
     Applied(Outcome, Box<ObservedState>),
     /// What of a report was not taken, and why if something failed.
@@ -72,12 +73,14 @@ pub enum ReadAnswer {
     Everything(Box<SnapshotRows>),
 }
 
-/// Something to do. At most one of `Read`, `Observe` and `Apply` is under way at any time.
+/// Something to do. At most one of `Read`, `Observe`, `Glance` and `Apply` is under way at any time.
 #[derive(Debug)]
 pub enum Action {
     Connect,
     Read(ReadKind),
     Observe,
+    /// Read back what does not grow with the peers.
+    Glance,
     /// While the kernel is being changed, the reading is out of the machine's hands: if the job dies,
     /// what the kernel holds is in doubt.
     Apply(Plan, Box<ObservedState>),

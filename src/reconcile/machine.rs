@@ -101,6 +101,9 @@ pub struct Machine {
     /// What must be read; `None`: nothing that we know of.
     pub(super) read_wanted: Option<ReadKind>,
     pub(super) observe_wanted: Option<String>,
+    pub(super) glance_wanted: bool,
+    /// A glance found everything as it is known to be, and no proof was made of that yet.
+    pub(super) glanced: bool,
     /// Why the last observation was made.
     pub(super) observing: String,
     /// What may differ from the desired state.
@@ -156,6 +159,8 @@ impl Machine {
             observed: None,
             read_wanted: Some(ReadKind::Everything),
             observe_wanted: Some("start".into()),
+            glance_wanted: false,
+            glanced: false,
             observing: String::new(),
             scope: Scope::Everything,
             rows_changed: true,
@@ -211,7 +216,10 @@ impl Machine {
                 self.due.suspicion = None;
                 self.want_read(ReadKind::Changes);
             }
-            Event::KernelChanged { why } => self.observe_wanted = Some(why),
+            Event::KernelChanged { why } => {
+                self.glanced = false;
+                self.observe_wanted = Some(why);
+            }
             Event::Resync => {
                 self.want_read(ReadKind::Everything);
                 self.observe_wanted = Some("resync asked for".into());
@@ -230,6 +238,10 @@ impl Machine {
             Event::Observed(reading) => {
                 self.busy = false;
                 self.take_reading(reading.map(|reading| *reading), now, actions);
+            }
+            Event::Glanced(glance) => {
+                self.busy = false;
+                self.take_glance(glance, now);
             }
             Event::Applied(outcome, observed) => {
                 self.busy = false;
@@ -287,8 +299,12 @@ impl Machine {
         {
             self.observing = why;
             self.due.compare = now.instant + self.options.timing.compare_interval();
+            self.due.observing_since = now.instant;
+            self.glance_wanted = false;
             self.totals.observations += 1;
             self.begin(Action::Observe, actions);
+        } else if std::mem::take(&mut self.glance_wanted) {
+            self.begin(Action::Glance, actions);
         } else {
             self.next_step(now, actions);
         }

@@ -68,6 +68,9 @@ impl Machine {
         if matches!(self.obstacle, Some(Obstacle::Observe(_))) {
             self.obstacle = None;
         }
+        let took = now.instant.duration_since(self.due.observing_since);
+        self.due.compare =
+            self.due.observing_since + self.options.timing.compare_interval_after(took);
         self.backend = reading.backend;
         self.observed = Some(reading.state);
         self.scope = Scope::Everything;
@@ -226,8 +229,9 @@ impl Machine {
         {
             let as_of = desired.as_of();
             let first = self.proven.replace(Proven { as_of, at: now.wall }).is_none();
-            // A beat is the proof of a complete reading, not of what we remember.
-            let beat = complete && std::mem::take(&mut self.heartbeat_wanted);
+            // A beat is the proof of a reading, not of what we remember.
+            let read_back = std::mem::take(&mut self.glanced) || complete;
+            let beat = read_back && std::mem::take(&mut self.heartbeat_wanted);
             if (first || beat || self.pass.is_some()) && !self.suspends() {
                 self.ledger.synced(as_of);
             }

@@ -245,6 +245,12 @@ impl<D: Host> Shell<D> {
                     Event::Observed(reading.map(Box::new).map_err(|error| chain(&error)))
                 });
             }
+            Action::Glance => {
+                let dataplane = self.dataplane.clone();
+                self.spawn(async move {
+                    Event::Glanced(dataplane.glance().await.map_err(|error| chain(&error)))
+                });
+            }
             Action::Apply(plan, observed) => {
                 for step in plan.steps() {
                     debug!(phase = ?step.phase(), "{step}");

@@ -69,8 +69,7 @@ impl Machine {
             }
             if now.instant >= self.due.heartbeat && self.proven.is_some() {
                 self.due.heartbeat = now.instant + timing.heartbeat;
-                self.heartbeat_wanted = true;
-                self.observe_wanted.get_or_insert_with(|| "heartbeat".into());
+                self.want_beat(now);
                 self.want_read(ReadKind::Changes);
             }
         }

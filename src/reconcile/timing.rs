@@ -20,13 +20,26 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// Between two complete readings of the kernel: both `last_sync_at` and the handshakes live
-    /// on them.
+    /// Between two complete readings of the kernel, where these are cheap: both `last_sync_at` and
+    /// the handshakes live on them.
     #[must_use]
     pub fn compare_interval(&self) -> Duration {
         self.report_interval.min(self.heartbeat)
     }
+
+    /// Between two complete readings of the kernel, where one takes so long.
+    #[must_use]
+    pub fn compare_interval_after(&self, took: Duration) -> Duration {
+        let affordable = took.saturating_mul(READING_SHARE).min(LONGEST_COMPARE_INTERVAL);
+        self.compare_interval().max(affordable)
+    }
 }
+
+/// The agent reads the kernel for at most one part in so many of the time.
+const READING_SHARE: u32 = 200;
+/// A live session shakes hands every 120 s (`REKEY_AFTER_TIME`) and ends 180 s after the last time:
+/// readings further apart could take one session for two.
+const LONGEST_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A full comparison asked for by events comes at most this often: a storm of them (another
 /// daemon that fights us) must not become a storm of dumps.
@@ -46,6 +59,8 @@ pub(super) struct Due {
     pub suspicion: Option<Instant>,
     pub retry_pass: Option<Instant>,
     pub last_observed: Option<Instant>,
+    /// When the reading that is under way, or the last one, began.
+    pub observing_since: Instant,
 }
 
 impl Due {
@@ -61,6 +76,7 @@ impl Due {
             suspicion: None,
             retry_pass: None,
             last_observed: None,
+            observing_since: now,
         }
     }
 

@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use gatepost::dataplane::{Outcome, Reading};
-use gatepost::model::{DesiredState, ObservedState};
+use gatepost::dataplane::{Glance, Outcome, Reading};
+use gatepost::model::{DesiredState, ObservedFirewall, ObservedState};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelKernel, Scope, plan};
 use gatepost::reconcile::{
@@ -42,6 +42,10 @@ pub struct World {
     pub machine: Machine,
     start: Instant,
     pub elapsed: Duration,
+    /// How long a complete reading of the kernel takes.
+    pub reading_takes: Duration,
+    /// The firewall as it was last read or written.
+    firewall_known: Option<ObservedFirewall>,
     queue: VecDeque<Action>,
     database_up: bool,
     pub reports: Vec<Report>,
@@ -68,6 +72,8 @@ impl World {
             machine: Machine::new(options, now),
             start,
             elapsed: Duration::ZERO,
+            reading_takes: Duration::ZERO,
+            firewall_known: None,
             queue: VecDeque::new(),
             database_up: true,
             reports: Vec::new(),
@@ -100,8 +106,15 @@ impl World {
             Action::Observe => {
                 self.observations += 1;
                 self.meddled = false;
+                self.elapsed += self.reading_takes;
                 let state = self.kernel.state.clone();
+                self.firewall_known.clone_from(&state.firewall);
                 Event::Observed(Ok(Box::new(Reading { state, ..Reading::default() })))
+            }
+            Action::Glance => {
+                let ObservedState { interface, routes, firewall, .. } = self.kernel.state.clone();
+                let firewall_is_current = firewall == self.firewall_known;
+                Event::Glanced(Ok(Glance { interface, routes, firewall_is_current }))
             }
             Action::Apply(plan, mut observed) => {
                 let mut outcome = Outcome::default();
@@ -115,6 +128,7 @@ impl World {
                     }
                 }
                 self.applied_steps += outcome.applied;
+                self.firewall_known.clone_from(&self.kernel.state.firewall);
                 Event::Applied(outcome, observed)
             }
             Action::Report(report) if self.database_up => {

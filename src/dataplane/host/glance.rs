@@ -1,0 +1,31 @@
+//! Reading back what does not grow with the peers.
+
+use std::collections::BTreeSet;
+
+use super::{Host, Kind};
+use crate::dataplane::{DataplaneError, Firewall, Glance, route, wireguard};
+
+impl<F: Firewall> Host<F> {
+    /// A link that is missing or not ours is no interface: a complete reading tells which.
+    pub(super) fn read_but_peers(&mut self) -> Result<Glance, DataplaneError> {
+        let firewall_is_current = self
+            .firewall
+            .is_current()
+            .map_err(|error| DataplaneError::Firewall(Box::new(error)))?;
+        let nothing = Glance { interface: None, routes: BTreeSet::new(), firewall_is_current };
+        let Some(link) = self.find()? else { return Ok(nothing) };
+        let Some(kind) = self.kind(&link) else { return Ok(nothing) };
+        let name = &self.settings.interface;
+        let device = match kind {
+            Kind::Kernel => self
+                .kernel
+                .read_but_peers(name)
+                .map_err(DataplaneError::during(format!("reading the device {name}")))?,
+            Kind::Userspace => wireguard::read(name)?,
+        };
+        let interface = Some(self.read_interface(&link, &device)?);
+        let routes = route::list(&mut self.rtnetlink, link.index)
+            .map_err(DataplaneError::during("reading our routes"))?;
+        Ok(Glance { interface, routes, firewall_is_current })
+    }
+}
