@@ -153,7 +153,7 @@ impl Machine {
                 error: "not tried yet".into(),
             },
             backoff: Backoff::new(options.timing.seed),
-            due: Due::new(now.instant),
+            due: Due::new(now.instant, options.timing),
             options,
             desired: None,
             observed: None,

@@ -64,10 +64,11 @@ pub(super) struct Due {
 }
 
 impl Due {
-    pub fn new(now: Instant) -> Self {
+    /// All at once, but for the resync: the first read is of everything anyway.
+    pub fn new(now: Instant, timing: Timing) -> Self {
         Self {
             poll: now,
-            resync: now,
+            resync: now + timing.resync_interval,
             compare: now,
             heartbeat: now,
             report: now,
