@@ -37,7 +37,8 @@ const AF_INET6: u16 = 10;
 #[derive(Default)]
 pub(super) struct DeviceDump {
     reading: DeviceReading,
-    peers: Vec<(PublicKey, Peer, Traffic)>,
+    peers: Vec<(PublicKey, Peer)>,
+    traffic: Vec<(PublicKey, Traffic)>,
     open: Option<(PublicKey, Peer, Traffic)>,
     prefixes: Vec<IpNet>,
 }
@@ -69,11 +70,9 @@ impl DeviceDump {
     /// The whole device, after the last message.
     pub fn finish(mut self) -> DeviceReading {
         self.close();
-        let (peers, traffic) = self
-            .peers
-            .into_iter()
-            .map(|(key, peer, traffic)| ((key, peer), (key, traffic)))
-            .unzip();
+        // Made from all at once, a map is filled without gaps.
+        let peers = self.peers.into_iter().collect();
+        let traffic = self.traffic.into_iter().collect();
         DeviceReading { peers, traffic, ..self.reading }
     }
 
@@ -121,7 +120,10 @@ impl DeviceDump {
     fn close(&mut self) {
         if let Some((key, mut peer, traffic)) = self.open.take() {
             peer.allowed_ips = self.prefixes.drain(..).collect();
-            self.peers.push((key, peer, traffic));
+            self.peers.push((key, peer));
+            if traffic != Traffic::default() {
+                self.traffic.push((key, traffic));
+            }
         }
     }
 }

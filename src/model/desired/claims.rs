@@ -33,6 +33,20 @@ impl<T> Default for Claims<T> {
 }
 
 impl<T: Ord + Copy> Claims<T> {
+    /// All claims at once.
+    pub fn of(mut claims: Vec<(T, Precedence)>) -> Self {
+        claims.sort_unstable();
+        claims.dedup();
+        let mut rest: BTreeMap<T, BTreeSet<Precedence>> = BTreeMap::new();
+        for pair in claims.windows(2) {
+            if pair[0].0 == pair[1].0 {
+                rest.entry(pair[1].0).or_default().insert(pair[1].1);
+            }
+        }
+        claims.dedup_by_key(|claim| claim.0);
+        Self { best: claims.into_iter().collect(), rest }
+    }
+
     /// Adds a claim. Returns whose standing may be another now, besides the claimant's.
     pub fn add(&mut self, thing: T, claim: Precedence) -> Vec<PeerId> {
         let Some(best) = self.best.get_mut(&thing) else {

@@ -5,6 +5,7 @@
 //! building anew from all rows.
 
 mod build;
+mod bulk;
 mod claims;
 mod judge;
 mod quarantine;
@@ -248,6 +249,18 @@ impl DesiredState {
     pub fn row_at(&self, prefix: &IpNet) -> Option<&PeerRow> {
         let entry = self.entries.get(&self.prefix_claims.holder(prefix)?)?;
         matches!(entry.standing, OwnStanding::Admitted(_)).then_some(&entry.row)
+    }
+}
+
+impl Entry {
+    const fn is_quarantined(&self) -> bool {
+        matches!(self.standing, OwnStanding::Quarantined(_) | OwnStanding::Contested(_))
+    }
+
+    /// Admitted, though `ip_allocations` does not give it its address.
+    fn is_unallocated(&self) -> bool {
+        matches!(self.standing, OwnStanding::Admitted(_))
+            && self.row.allocation != super::Allocation::Held
     }
 }
 

@@ -4,15 +4,17 @@
 //! then seated again, all of them, so that no order of rows can matter.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
 
 use super::judge::{Bench, Candidate, Judgement};
 use super::{DesiredState, Entry, OwnStanding, Reason, precedence};
-use crate::model::policy::{Subject, dns_addresses};
+use crate::model::policy::{PolicyBook, Subject, dns_addresses};
 use crate::model::{
-    Allocation, ChangedRows, DeviceId, Peer, PeerId, PeerRow, PolicyId, PublicKey, UserId,
+    ChangedRows, DeviceId, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey, UserId,
 };
 
 /// What an update may have changed: nothing else needs a look.
@@ -106,15 +108,6 @@ impl DesiredState {
         touched
     }
 
-    pub(super) fn enter_all(&mut self, rows: Vec<PeerRow>) {
-        let mut unsettled = BTreeSet::new();
-        for row in rows {
-            self.withdraw(row.id, &mut unsettled, &mut Touched::default());
-            self.enter(row, &mut unsettled);
-        }
-        self.settle(unsettled, &mut Touched::default());
-    }
-
     fn expire_into(&mut self, unsettled: &mut BTreeSet<PeerId>, touched: &mut Touched) {
         while let Some((at, id)) = self.expiries.first().copied() {
             if at > self.as_of {
@@ -204,9 +197,13 @@ impl DesiredState {
             routes_changed |= self.assign(*prefix);
         }
         if routes_changed {
-            let outside: Vec<IpNet> = self.outside.iter().copied().collect();
-            self.routes = IpNet::aggregate(&outside).into_iter().collect();
+            self.aggregate_routes();
         }
+    }
+
+    pub(super) fn aggregate_routes(&mut self) {
+        let outside: Vec<IpNet> = self.outside.iter().copied().collect();
+        self.routes = IpNet::aggregate(&outside).into_iter().collect();
     }
 
     /// Takes the candidate out of its place among the peers or the contested.
@@ -223,14 +220,7 @@ impl DesiredState {
 
     /// Admits a candidate that holds all it claims; contests it otherwise.
     fn seat(&mut self, id: PeerId, candidate: Candidate) {
-        let key_holder = self.key_claims.holder(&candidate.key);
-        let taken = key_holder.filter(|by| *by != id).map(|by| Reason::KeyTaken { by });
-        let taken = taken.or_else(|| {
-            candidate.allowed_ips.iter().find_map(|prefix| {
-                let by = self.prefix_claims.holder(&prefix).filter(|by| *by != id)?;
-                Some(Reason::PrefixTaken { prefix, by })
-            })
-        });
+        let taken = self.taken(id, &candidate);
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if let Some(reason) = taken {
             entry.standing = OwnStanding::Contested(Box::new((candidate, reason)));
@@ -238,31 +228,46 @@ impl DesiredState {
             self.unallocated.remove(&id);
             return;
         }
-        let Candidate { key, preshared_key, allowed_ips } = candidate;
+        let key = candidate.key;
         entry.standing = OwnStanding::Admitted(key);
         self.quarantined.remove(&id);
-        if entry.row.allocation != Allocation::Held {
+        if entry.is_unallocated() {
             self.unallocated.insert(id);
         }
-        self.peers.insert(key, Peer { preshared_key, allowed_ips, keepalive_secs: 0 });
+        self.peers.insert(key, candidate.into());
+    }
+
+    /// Why a candidate cannot be admitted now: another holds what it claims.
+    pub(super) fn taken(&self, id: PeerId, candidate: &Candidate) -> Option<Reason> {
+        let key_holder = self.key_claims.holder(&candidate.key);
+        let key_taken = key_holder.filter(|by| *by != id).map(|by| Reason::KeyTaken { by });
+        key_taken.or_else(|| {
+            candidate.allowed_ips.iter().find_map(|prefix| {
+                let by = self.prefix_claims.holder(&prefix).filter(|by| *by != id)?;
+                Some(Reason::PrefixTaken { prefix, by })
+            })
+        })
     }
 
     /// Gives a prefix the profile of the peer that holds it now, or none. Says whether the
     /// prefixes that need a route changed.
     fn assign(&mut self, prefix: IpNet) -> bool {
-        let Some(row) = self.row_at(&prefix) else {
+        let holder = self.prefix_claims.holder(&prefix).and_then(|id| self.entries.get(&id));
+        let admitted = holder.filter(|entry| matches!(entry.standing, OwnStanding::Admitted(_)));
+        let Some(entry) = admitted else {
             self.firewall.assignments.remove(&prefix);
             return self.outside.remove(&prefix);
         };
-        let own = dns_addresses(&row.dns_servers);
-        let dns_servers: Vec<_> = self.gateway_dns.iter().copied().chain(own).collect();
-        let (user_id, device_id) = (row.user_id, row.device_id);
-        let profile = self.book.profile_for(user_id, device_id, &dns_servers);
+        let profile = profile_of(&mut self.book, &self.gateway_dns, &entry.row);
         // Also a profile that grants nothing: without one, an address within another peer's site
         // prefix would be judged as that peer.
         self.firewall.assignments.insert(prefix, profile);
-        let covered = self.interface.addresses.iter().any(|own| own.contains(&prefix));
-        !covered && self.outside.insert(prefix)
+        !self.covers(&prefix) && self.outside.insert(prefix)
+    }
+
+    /// Whether the connected route of an interface address leads to a prefix.
+    pub(super) fn covers(&self, prefix: &IpNet) -> bool {
+        self.interface.addresses.iter().any(|own| own.contains(prefix))
     }
 
     fn touch_subject(&self, subject: Subject, touched: &mut Touched) {
@@ -290,7 +295,7 @@ impl DesiredState {
         self.by_user.range((user_id, first)..=(user_id, last)).map(|(_, id)| *id).collect()
     }
 
-    fn bench(&self) -> Bench<'_> {
+    pub(super) fn bench(&self) -> Bench<'_> {
         Bench {
             local: &self.local,
             gateway: &self.gateway,
@@ -301,4 +306,15 @@ impl DesiredState {
             now: self.as_of,
         }
     }
+}
+
+/// What a row's device may reach.
+pub(super) fn profile_of(
+    book: &mut PolicyBook,
+    gateway_dns: &[IpAddr],
+    row: &PeerRow,
+) -> Arc<Profile> {
+    let own = dns_addresses(&row.dns_servers);
+    let dns_servers: Vec<_> = gateway_dns.iter().copied().chain(own).collect();
+    book.profile_for(row.user_id, row.device_id, &dns_servers)
 }
