@@ -53,28 +53,45 @@ impl fmt::Debug for InterfaceName {
     }
 }
 
-/// A peer's prefixes: sorted, each once, host bits zero. Most peers have one.
+/// A peer's prefixes: sorted, each once, host bits zero.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct AllowedIps(Box<[IpNet]>);
+pub struct AllowedIps(Few);
+
+/// Nearly all peers have one prefix, which takes no memory of its own.
+#[derive(Clone, PartialEq, Eq)]
+enum Few {
+    One(IpNet),
+    /// Any other number of them.
+    Many(Box<[IpNet]>),
+}
+
+impl Default for Few {
+    fn default() -> Self {
+        Self::Many(Box::default())
+    }
+}
 
 impl AllowedIps {
     #[must_use]
     pub fn as_slice(&self) -> &[IpNet] {
-        &self.0
+        match &self.0 {
+            Few::One(prefix) => std::slice::from_ref(prefix),
+            Few::Many(prefixes) => prefixes,
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.0.iter().copied()
+        self.as_slice().iter().copied()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.as_slice().is_empty()
     }
 
     #[must_use]
     pub fn contains(&self, prefix: &IpNet) -> bool {
-        self.0.binary_search(prefix).is_ok()
+        self.as_slice().binary_search(prefix).is_ok()
     }
 
     /// The prefixes that are in both.
@@ -92,19 +109,27 @@ impl AllowedIps {
 
 impl FromIterator<IpNet> for AllowedIps {
     fn from_iter<I: IntoIterator<Item = IpNet>>(prefixes: I) -> Self {
-        let mut prefixes: Vec<IpNet> = prefixes.into_iter().map(|prefix| prefix.trunc()).collect();
-        prefixes.sort_unstable();
-        prefixes.dedup();
-        Self(prefixes.into_boxed_slice())
+        let mut prefixes = prefixes.into_iter().map(|prefix| prefix.trunc());
+        let (first, second) = (prefixes.next(), prefixes.next());
+        if let (Some(one), None) = (first, second) {
+            return Self(Few::One(one));
+        }
+        let mut all: Vec<IpNet> = first.into_iter().chain(second).chain(prefixes).collect();
+        all.sort_unstable();
+        all.dedup();
+        Self(match all[..] {
+            [one] => Few::One(one),
+            _ => Few::Many(all.into_boxed_slice()),
+        })
     }
 }
 
 impl fmt::Display for AllowedIps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
+        if self.is_empty() {
             return f.write_str("none");
         }
-        for (index, prefix) in self.0.iter().enumerate() {
+        for (index, prefix) in self.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
             write!(f, "{comma}{prefix}")?;
         }

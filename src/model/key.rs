@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, Zeroizing};
 
 /// Why a text is not a key. Never repeats the text: it may be a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -87,8 +87,10 @@ impl fmt::Debug for PublicKey {
 macro_rules! secret {
     ($(#[$doc:meta])+ $name:ident) => {
         $(#[$doc])+
-        #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-        pub struct $name([u8; 32]);
+        ///
+        /// Moved without leaving copies, and overwritten when dropped; none takes a pointer's place.
+        #[derive(Clone, PartialEq, Eq)]
+        pub struct $name(Box<Zeroizing<[u8; 32]>>);
 
         impl $name {
             /// Takes 32 raw bytes.
@@ -96,19 +98,23 @@ macro_rules! secret {
             /// # Errors
             /// [`KeyError::AllZero`]: to WireGuard that means "no key".
             pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
-                if bytes == [0; 32] { Err(KeyError::AllZero) } else { Ok(Self(bytes)) }
+                if bytes == [0; 32] { Err(KeyError::AllZero) } else { Ok(Self::of(bytes)) }
+            }
+
+            fn of(bytes: [u8; 32]) -> Self {
+                Self(Box::new(Zeroizing::new(bytes)))
             }
 
             /// The 32 raw bytes. The caller keeps them from logs and errors.
             #[must_use]
-            pub const fn expose_bytes(&self) -> &[u8; 32] {
+            pub fn expose_bytes(&self) -> &[u8; 32] {
                 &self.0
             }
 
             /// The base64 text, for the one file or command that must hold it.
             #[must_use]
             pub fn expose_text(&self) -> String {
-                STANDARD.encode(self.0)
+                STANDARD.encode(self.expose_bytes())
             }
         }
 
@@ -116,7 +122,7 @@ macro_rules! secret {
             type Err = KeyError;
 
             fn from_str(text: &str) -> Result<Self, KeyError> {
-                decode(text).map(Self)
+                decode(text).map(Self::of)
             }
         }
 
@@ -145,13 +151,13 @@ impl PrivateKey {
     pub fn from_random(mut bytes: [u8; 32]) -> Self {
         bytes[0] &= 0xf8;
         bytes[31] = (bytes[31] & 0x7f) | 0x40;
-        Self(bytes)
+        Self::of(bytes)
     }
 
     /// The public key that peers know this gateway by.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
-        let secret = x25519_dalek::StaticSecret::from(self.0);
+        let secret = x25519_dalek::StaticSecret::from(*self.expose_bytes());
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 }

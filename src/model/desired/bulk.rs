@@ -15,7 +15,12 @@ use crate::model::{Peer, PeerId, PeerRow, PublicKey};
 impl DesiredState {
     /// Makes these the rows of a state that has none yet. Of several with one id the last counts.
     pub(super) fn enter_all(&mut self, rows: Vec<PeerRow>) {
-        let rows: BTreeMap<PeerId, PeerRow> = rows.into_iter().map(|row| (row.id, row)).collect();
+        let bench = self.bench();
+        let trimmed = rows.into_iter().map(|mut row| {
+            bench.trim(&mut row);
+            (row.id, row)
+        });
+        let rows: BTreeMap<PeerId, PeerRow> = trimmed.collect();
         self.by_device = rows.values().map(|row| (row.device_id, row.id)).collect();
         self.by_user = rows.values().map(|row| (row.user_id, row.id)).collect();
         let ahead = |row: &PeerRow| Some((row.revoked_at.filter(|at| *at > self.as_of)?, row.id));
@@ -59,7 +64,7 @@ impl DesiredState {
             judged.standings.push(match bench.judge(row) {
                 Judgement::Ineligible => Standing::Decided(OwnStanding::Ineligible),
                 Judgement::Quarantined(reason) => {
-                    Standing::Decided(OwnStanding::Quarantined(reason))
+                    Standing::Decided(OwnStanding::Quarantined(Box::new(reason)))
                 }
                 Judgement::Candidate(candidate) => {
                     let claim = precedence(row);

@@ -122,6 +122,15 @@ impl Bench<'_> {
         }
     }
 
+    /// Forgets the entries of `allowed_ips` that are not for the gateway: with many peers they would
+    /// take a good part of the memory, and no other settings will ever make them count.
+    pub fn trim(&self, row: &mut PeerRow) {
+        let for_gateway = |prefix: &IpNet| self.is_site_prefix(prefix);
+        if !row.allowed_ips.iter().all(for_gateway) {
+            row.allowed_ips = row.allowed_ips.iter().copied().filter(for_gateway).collect();
+        }
+    }
+
     /// Whether an entry of `allowed_ips` is for the gateway. All others are the client's profile.
     fn is_site_prefix(&self, prefix: &IpNet) -> bool {
         let holds_gateway =

@@ -112,7 +112,7 @@ enum OwnStanding {
     Ineligible,
     /// The key under which `peers` holds the rest.
     Admitted(PublicKey),
-    Quarantined(Reason),
+    Quarantined(Box<Reason>),
     /// Sound by itself, but another row has the better claim to a prefix or the key.
     Contested(Box<(Candidate, Reason)>),
 }

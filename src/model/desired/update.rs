@@ -146,13 +146,15 @@ impl DesiredState {
     }
 
     /// Puts a row in, with its claims. It and who loses by that become unsettled.
-    fn enter(&mut self, row: PeerRow, unsettled: &mut BTreeSet<PeerId>) {
+    fn enter(&mut self, mut row: PeerRow, unsettled: &mut BTreeSet<PeerId>) {
         let id = row.id;
-        let standing = match self.bench().judge(&row) {
+        let bench = self.bench();
+        bench.trim(&mut row);
+        let standing = match bench.judge(&row) {
             Judgement::Ineligible => OwnStanding::Ineligible,
             Judgement::Quarantined(reason) => {
                 self.quarantined.insert(id);
-                OwnStanding::Quarantined(reason)
+                OwnStanding::Quarantined(Box::new(reason))
             }
             Judgement::Candidate(candidate) => {
                 let claim = precedence(&row);
