@@ -7,14 +7,20 @@ use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ObservedFirewall
 use super::netns::Netns;
 use super::table::{World, base, load, many, observed, profile};
 
-/// One small and one large profile, and peers of both.
+/// A small profile, a large one and one of a block, and peers of each.
 fn world() -> World {
     let profiles = [
         (ProfileId(1), profile(&["10.0.0.0/8", "fd10::/64"], &["10.0.0.53"])),
         (ProfileId(2), many(40, 9)),
+        (ProfileId(1_025), profile(&["10.0.0.0/8", "fd10::/64"], &["10.0.0.53"])),
     ];
-    let assignments =
-        [("10.64.0.2/32", 1), ("10.64.0.3/32", 2), ("fd64::2/128", 1), ("10.9.0.0/16", 1)];
+    let assignments = [
+        ("10.64.0.2/32", 1),
+        ("10.64.0.3/32", 2),
+        ("fd64::2/128", 1),
+        ("10.9.0.0/16", 1),
+        ("10.64.0.4/32", 1_025),
+    ];
     let parsed = assignments.map(|(prefix, id)| (prefix.parse().unwrap(), ProfileId(id)));
     (profiles.into(), parsed.into())
 }
@@ -84,6 +90,15 @@ fn every_edit_is_noticed() {
         (format!("nft delete element {table} profile '{{ 0:1 }}'"), "map profile"),
         (format!("nft add element {table} profile '{{ 0:9 : accept }}'"), "set profile"),
         (format!("nft add element {table} profile '{{ 0:1 : goto p_2 }}'"), "refused"),
+        (format!("nft insert rule {table} b_1 accept"), "chain b_1"),
+        (format!("nft flush chain {table} b_1"), "chain b_1"),
+        (format!("nft delete element {table} block '{{ 0:400 }}'"), "map block"),
+        (format!("nft add element {table} block '{{ 0:800 : accept }}'"), "set block"),
+        (format!("nft add chain {table} b_2"), "map block"),
+        (format!("nft add set {table} b_2_4_8 '{{ type classid . ipv4_addr; }}'"), "set b_2_4_8"),
+        (format!("nft add set {table} b_1_4_9 '{{ type ipv4_addr; }}'"), "set b_1_4_9"),
+        (format!("nft delete element {table} b_1_deny '{{ 0:401 }}'"), "profile 1025"),
+        (format!("nft add element {table} b_1_4_8 '{{ 0:402 . 9.0.0.0 }}'"), "profile 1026"),
         (format!("nft flush chain {table} sites"), "chain sites"),
         (format!("nft insert rule {table} sites accept"), "chain sites"),
         (format!("nft add table {table} '{{ flags dormant; }}'"), "flags 0x1"),

@@ -80,6 +80,7 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             meta priority set ct original ip saddr map @peer4
             meta priority set ct original ip6 saddr map @peer6
             meta priority vmap @profile
+            meta priority & ffff:fc00 vmap @block
             counter goto deny
         }}
         chain inbound {{
@@ -112,7 +113,8 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
 
 const NO_PEERS: &str = "map peer4 { type ipv4_addr : classid; }
     map peer6 { type ipv6_addr : classid; }
-    map profile { type classid : verdict; }";
+    map profile { type classid : verdict; }
+    map block { type classid : verdict; }";
 
 /// The listing's blocks without regard to their order, which is that of creation.
 fn blocks(listing: &str) -> Vec<String> {
@@ -173,6 +175,11 @@ fn peers_and_profiles_are_what_nft_makes_of_the_text() {
                 ),
             ),
             (ProfileId(0x2_0003), many(40, 9)),
+            (
+                ProfileId(0x402),
+                profile(&["10.0.0.0/8", "192.0.2.8-192.0.2.10", "fd10::/64"], &["10.0.0.53"]),
+            ),
+            (ProfileId(0x403), profile(&["0.0.0.0/0", "fd10::7"], &["fd10::53"])),
         ]
         .into(),
         [
@@ -182,16 +189,19 @@ fn peers_and_profiles_are_what_nft_makes_of_the_text() {
             ("10.9.0.0/16", 1),
             ("10.9.8.0/21", 0x2_0003),
             ("fd65::/48", 1),
+            ("10.64.0.4/32", 0x402),
+            ("fd64::4/128", 0x403),
         ]
         .map(|(prefix, id)| (prefix.parse().unwrap(), ProfileId(id)))
         .into(),
     );
-    let peers = "map peer4 { type ipv4_addr : classid; elements = { 10.64.0.2 : 0:1, 10.64.0.3 : 2:3 }; }
-        map peer6 { type ipv6_addr : classid; elements = { fd64::2 : 0:1 }; }
+    let peers = "map peer4 { type ipv4_addr : classid; elements = { 10.64.0.2 : 0:1, 10.64.0.3 : 2:3, 10.64.0.4 : 0:402 }; }
+        map peer6 { type ipv6_addr : classid; elements = { fd64::2 : 0:1, fd64::4 : 0:403 }; }
         map site4_16 { type ipv4_addr : classid; elements = { 10.9.0.0 : 0:1 }; }
         map site4_21 { type ipv4_addr : classid; elements = { 10.9.8.0 : 2:3 }; }
         map site6_48 { type ipv6_addr : classid; elements = { fd65:: : 0:1 }; }
-        map profile { type classid : verdict; elements = { 0:1 : goto p_1, 2:3 : goto p_131075 }; }";
+        map profile { type classid : verdict; elements = { 0:1 : goto p_1, 2:3 : goto p_131075 }; }
+        map block { type classid : verdict; elements = { 0:400 : goto b_1 }; }";
     let sites = "meta priority set ct original ip saddr & 255.255.0.0 map @site4_16
         meta priority set ct original ip saddr & 255.255.248.0 map @site4_21
         meta priority set ct original ip6 saddr & ffff:ffff:ffff:: map @site6_48";
@@ -215,6 +225,31 @@ fn peers_and_profiles_are_what_nft_makes_of_the_text() {
             ct reply ip saddr 10.0.0.53 jump dns
             ct reply ip6 saddr fd10::53 jump dns
             counter goto deny
+         }}
+         set b_1_all {{ type classid; counter; elements = {{ 0:402, 0:403 }}; }}
+         set b_1_4_0 {{ type classid . ipv4_addr; elements = {{ 0:403 . 0.0.0.0 }}; }}
+         set b_1_4_8 {{ type classid . ipv4_addr; elements = {{ 0:402 . 10.0.0.0 }}; }}
+         set b_1_4_31 {{ type classid . ipv4_addr; elements = {{ 0:402 . 192.0.2.8 }}; }}
+         set b_1_4_32 {{ type classid . ipv4_addr; elements = {{ 0:402 . 192.0.2.10 }}; }}
+         set b_1_6_64 {{ type classid . ipv6_addr; elements = {{ 0:402 . fd10:: }}; }}
+         set b_1_6_128 {{ type classid . ipv6_addr; elements = {{ 0:403 . fd10::7 }}; }}
+         set b_1_dns4 {{ type classid . ipv4_addr; elements = {{ 0:402 . 10.0.0.53 }}; }}
+         set b_1_dns6 {{ type classid . ipv6_addr; elements = {{ 0:403 . fd10::53 }}; }}
+         set b_1_deny {{ type classid; counter; elements = {{ 0:402, 0:403 }}; }}
+         chain b_1 {{
+            meta priority @b_1_all
+            meta priority . ct reply ip saddr & 0.0.0.0 @b_1_4_0 meta priority set none accept
+            meta priority . ct reply ip saddr & 255.0.0.0 @b_1_4_8 meta priority set none accept
+            meta priority . ct reply ip saddr & 255.255.255.254 @b_1_4_31 meta priority set none accept
+            meta priority . ct reply ip saddr @b_1_4_32 meta priority set none accept
+            meta priority . ct reply ip6 saddr & ffff:ffff:ffff:ffff:: @b_1_6_64 meta priority set none accept
+            meta priority . ct reply ip6 saddr @b_1_6_128 meta priority set none accept
+            meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
+            meta l4proto udp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
+            meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
+            meta l4proto udp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
+            meta priority @b_1_deny
+            goto deny
          }}",
         addresses(2).collect::<Vec<_>>().join(", "),
         six.collect::<Vec<_>>().join(", "),

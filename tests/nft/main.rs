@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod blocks;
 mod deny_log;
 mod drift;
 mod foreign;

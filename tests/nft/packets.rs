@@ -16,28 +16,33 @@ const ALICE: [&str; 2] = ["10.64.0.2/32", "fd64::2/128"];
 const BOB: [&str; 2] = ["10.64.0.3/32", "fd64::3/128"];
 
 /// Alice has profile 1, Bob profile 2.
-fn world(alice: Arc<Profile>, bob: Arc<Profile>) -> World {
-    let mut assignments = BTreeMap::new();
-    for (prefixes, id) in [(ALICE, 1), (BOB, 2)] {
-        for prefix in prefixes {
-            assignments.insert(prefix.parse().unwrap(), ProfileId(id));
-        }
-    }
-    ([(ProfileId(1), alice), (ProfileId(2), bob)].into(), assignments)
+pub fn world(alice: Arc<Profile>, bob: Arc<Profile>) -> World {
+    numbered([1, 2], alice, bob)
 }
 
-fn nothing() -> Arc<Profile> {
+pub fn numbered(ids: [u32; 2], alice: Arc<Profile>, bob: Arc<Profile>) -> World {
+    let [alices, bobs] = ids.map(ProfileId);
+    let mut assignments = BTreeMap::new();
+    for (prefixes, id) in [(ALICE, alices), (BOB, bobs)] {
+        for prefix in prefixes {
+            assignments.insert(prefix.parse().unwrap(), id);
+        }
+    }
+    ([(alices, alice), (bobs, bob)].into(), assignments)
+}
+
+pub fn nothing() -> Arc<Profile> {
     profile(&[], &[])
 }
 
-fn network(base: &FirewallBase, world: &World) -> Network {
+pub fn network(base: &FirewallBase, world: &World) -> Network {
     let mut network = Network::new();
     network.nft.apply(&load(base, world), None).unwrap();
     network
 }
 
 /// Gives a profile other ranges in place.
-fn edit(nft: &mut Nft, id: u32, new: Arc<Profile>) {
+pub fn edit(nft: &mut Nft, id: u32, new: Arc<Profile>) {
     let observed = nft.observe().unwrap().unwrap();
     let change = FirewallChange {
         put_profiles: [(ProfileId(id), (false, new))].into(),
@@ -340,17 +345,24 @@ fn the_longest_site_prefix_decides() {
 
 #[test]
 fn counters_count_and_live_on() {
-    let mut network = network(&base(), &world(profile(&["172.16.1.0/24"], &[]), profile(&[], &[])));
+    counters_of([1, 2]);
+    counters_of([1_025, 1_026]);
+}
+
+fn counters_of([id, other]: [u32; 2]) {
+    let world = numbered([id, other], profile(&["172.16.1.0/24"], &[]), nothing());
+    let (id, other) = (ProfileId(id), ProfileId(other));
+    let mut network = network(&base(), &world);
     assert!(pings(&network.alice, LAN4));
     assert!(!pings(&network.alice, PUBLIC4));
-    let read = network.nft.read_counters_of(ProfileId(1)).unwrap().unwrap();
+    let read = network.nft.read_counters_of(id).unwrap().unwrap();
     assert_eq!((read.allowed.packets, read.denied.packets), (2, 1), "a ping has an answer");
     assert_eq!((read.allowed.bytes, read.denied.bytes), (168, 84));
-    edit(&mut network.nft, 1, profile(&["172.16.0.0/16", "10.0.0.0/8"], &[LAN6]));
+    edit(&mut network.nft, id.0, profile(&["172.16.0.0/16", "10.0.0.0/8"], &[LAN6]));
     assert!(pings(&network.alice, LAN4));
     let read = network.nft.read_counters().unwrap();
-    assert_eq!(read[&ProfileId(1)].allowed.packets, 4);
-    assert_eq!(read[&ProfileId(1)].denied.packets, 1);
-    assert_eq!(read[&ProfileId(2)], Default::default());
+    assert_eq!(read[&id].allowed.packets, 4);
+    assert_eq!(read[&id].denied.packets, 1);
+    assert_eq!(read[&other], Default::default());
     assert_eq!(network.nft.read_counters_of(ProfileId(3)).unwrap(), None);
 }

@@ -1,7 +1,8 @@
 //! One transaction as bytes: all of it happens, or none.
 
 use super::attr::{self, Attr, find_text};
-use super::set::{Element, Set};
+use super::element::Element;
+use super::set::Set;
 use super::sys::{
     LIST_ELEM, NFNL_BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES,
     NFPROTO_INET, NFPROTO_UNSPEC, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,

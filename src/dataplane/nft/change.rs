@@ -6,10 +6,12 @@ use ipnet::IpNet;
 
 use super::attr::Attr;
 use super::batch::Batch;
+use super::element::Element;
 use super::error::NftError;
+use super::grants::{self, has_chain, make_blocks};
 use super::profile::{self, ProfileRule, chain_name};
 use super::rules::{SITES, site_rule};
-use super::set::{Element, Family, Set};
+use super::set::{Family, Set};
 use super::sys::{msg, table};
 use super::table::{Fixed, TABLE, fixed_elements, plain_chain, table_declaration};
 use crate::model::{
@@ -27,7 +29,8 @@ pub fn rewritten<'a>(
     let before = observed.filter(|_| change.load_base.is_none());
     change.put_profiles.iter().filter_map(move |(id, (new, profile))| {
         let old = before.filter(|_| !new)?.profiles().get(id)?;
-        (profile::rules(old) != profile::rules(profile)).then_some(*id)
+        let chained = has_chain(*id, old) && has_chain(*id, profile);
+        (chained && profile::rules(old) != profile::rules(profile)).then_some(*id)
     })
 }
 
@@ -43,21 +46,19 @@ pub fn write(
         load_base(batch, base);
     }
     unassign(batch, change, before);
+    let mut put = Elements::default();
     for (id, (new, profile)) in &change.put_profiles {
-        if *new || change.load_base.is_some() {
-            create_profile(batch, *id, profile);
-        } else {
-            let old = before.and_then(|before| before.profiles().get(id));
-            let old = old.ok_or(NftError::UnknownProfile(*id))?;
-            edit_profile(batch, *id, old, profile, handles)?;
-        }
+        let is_new = *new || change.load_base.is_some();
+        let old = (!is_new).then(|| known(before, *id)).transpose()?;
+        write_profile(batch, &mut put, *id, (old, Some(profile)), handles)?;
     }
-    list_profiles(batch, change);
+    put.write(batch, before);
     assign(batch, change, before);
+    let mut removed = Elements::default();
     for id in &change.remove_profiles {
-        let old = before.and_then(|before| before.profiles().get(id));
-        remove_profile(batch, *id, old.ok_or(NftError::UnknownProfile(*id))?);
+        write_profile(batch, &mut removed, *id, (Some(known(before, *id)?), None), handles)?;
     }
+    removed.write(batch, before);
     Ok(())
 }
 
@@ -94,6 +95,62 @@ fn load_base(batch: &mut Batch, base: &FirewallBase) {
     for chain in &fixed.chains {
         chain.rules.iter().for_each(|rule| batch.add_rule(chain.name, None, rule));
     }
+}
+
+fn known(before: Option<&ObservedFirewall>, id: ProfileId) -> Result<&Profile, NftError> {
+    let profile = before.and_then(|before| before.profiles().get(&id));
+    profile.map(|profile| &**profile).ok_or(NftError::UnknownProfile(id))
+}
+
+/// Elements to delete and to add.
+#[derive(Debug, Default)]
+struct Elements {
+    gone: BTreeMap<Set, Vec<Element>>,
+    added: BTreeMap<Set, Vec<Element>>,
+}
+
+impl Elements {
+    fn write(&self, batch: &mut Batch, before: Option<&ObservedFirewall>) {
+        self.gone.iter().for_each(|(set, elements)| batch.delete_elements(set, elements));
+        make_blocks(batch, &self.added, before);
+        self.added.iter().for_each(|(set, elements)| batch.add_elements(set, elements));
+    }
+
+    fn change(&mut self, id: ProfileId, old: Option<&Profile>, new: Option<&Profile>) {
+        let of = |profile: Option<&Profile>| -> BTreeSet<(Set, Element)> {
+            profile.into_iter().flat_map(|profile| grants::elements(id, profile)).collect()
+        };
+        let (old, new) = (of(old), of(new));
+        for (set, element) in old.difference(&new) {
+            self.gone.entry(*set).or_default().push(*element);
+        }
+        for (set, element) in new.difference(&old) {
+            self.added.entry(*set).or_default().push(*element);
+        }
+    }
+}
+
+/// Makes the profile under this number another one, with a chain of its own or in a block.
+fn write_profile(
+    batch: &mut Batch,
+    elements: &mut Elements,
+    id: ProfileId,
+    (old, new): (Option<&Profile>, Option<&Profile>),
+    handles: &Handles,
+) -> Result<(), NftError> {
+    let chained = |profile: &&Profile| has_chain(id, profile);
+    match (old.filter(chained), new.filter(chained)) {
+        (Some(old), Some(new)) => edit_profile(batch, id, old, new, handles)?,
+        (Some(old), None) => remove_profile(batch, id, old),
+        (None, Some(new)) => {
+            create_profile(batch, id, new);
+            elements.added.entry(Set::Chains).or_default().push(Element::Chain(id));
+        }
+        (None, None) => {}
+    }
+    let granted = |profile: &&Profile| !has_chain(id, profile);
+    elements.change(id, old.filter(granted), new.filter(granted));
+    Ok(())
 }
 
 fn create_profile(batch: &mut Batch, id: ProfileId, profile: &Profile) {
@@ -189,13 +246,6 @@ fn remove_profile(batch: &mut Batch, id: ProfileId, old: &Profile) {
     for family in Family::BOTH.into_iter().filter(|family| profile::has_set(old, *family)) {
         batch.delete_set(&Set::Allowed(id, family));
     }
-}
-
-fn list_profiles(batch: &mut Batch, change: &FirewallChange) {
-    let listed =
-        change.put_profiles.iter().filter(|(_, (new, _))| *new || change.load_base.is_some());
-    let elements: Vec<Element> = listed.map(|(id, _)| Element::Chain(*id)).collect();
-    batch.add_elements(&Set::Chains, &elements);
 }
 
 fn unassign(batch: &mut Batch, change: &FirewallChange, before: Option<&ObservedFirewall>) {

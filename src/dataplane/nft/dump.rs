@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::attr::{self, Attr, Attrs, find_be32, find_be64, find_text};
+use super::element::Element;
 use super::error::NftError;
+use super::grants::{Block, block_chain_name, block_of_chain};
 use super::profile::{ProfileRule, chain_name, profile_of_chain};
-use super::set::{Element, Set};
+use super::set::Set;
 use super::socket::NftSocket;
-use super::sys::{chain, counter, elem, expr, msg, rule, set, table};
+use super::sys::{LIST_ELEM, chain, counter, data, elem, expr, msg, rule, set, table};
 use super::table::TABLE;
 use crate::model::ProfileId;
 
@@ -17,12 +19,14 @@ pub struct Dump {
     pub flags: u32,
     /// How many chains, sets and other objects the table holds.
     pub objects: usize,
-    /// The declarations of the chains that are no profile's.
+    /// The declarations of the chains that are no profile's and no block's.
     pub chains: BTreeMap<String, Vec<u8>>,
     /// Those chains' rules, each as its list of expressions.
     pub rules: BTreeMap<String, Vec<Vec<u8>>>,
     /// The profiles' chains; a rule that we would not write is `None`.
     pub profiles: BTreeMap<ProfileId, Vec<Option<ProfileRule>>>,
+    /// The rules of the blocks' chains, each as its list of expressions.
+    pub blocks: BTreeMap<Block, Vec<Vec<u8>>>,
     pub sets: BTreeMap<Set, Vec<Element>>,
     /// Sets and maps that are declared otherwise than ours, or hold what we would not write.
     pub strange_sets: Vec<String>,
@@ -62,10 +66,44 @@ pub fn counters(socket: &mut NftSocket, id: ProfileId) -> Result<Vec<Counter>, N
     })
 }
 
-/// The profiles that have a chain.
-pub fn profiles(socket: &mut NftSocket) -> Result<Vec<ProfileId>, NftError> {
+/// The profiles and the blocks that have a chain.
+pub fn judges(socket: &mut NftSocket) -> Result<(Vec<ProfileId>, Vec<Block>), NftError> {
     let chains = socket.dump(msg::GETCHAIN, &[], Dump::take_chain)?;
-    Ok(chains.profiles.into_keys().collect())
+    Ok((chains.profiles.into_keys().collect(), chains.blocks.into_keys().collect()))
+}
+
+/// What a set that counts for each profile of a block has counted.
+pub fn members(
+    socket: &mut NftSocket,
+    set: &Set,
+) -> Result<BTreeMap<ProfileId, Counter>, NftError> {
+    let filter = elements_of(set);
+    socket.dump(msg::GETSETELEM, &filter, |members: &mut BTreeMap<_, _>, body| {
+        let list = attr::find(body, elem::LIST_ELEMENTS).unwrap_or_default();
+        members.extend(Attrs(list).filter_map(|(_, dumped)| member(set, dumped)));
+    })
+}
+
+/// The same for one profile; `None`: the set does not have it.
+pub fn member_of(
+    socket: &mut NftSocket,
+    set: &Set,
+    ProfileId(id): ProfileId,
+) -> Result<Option<Counter>, NftError> {
+    let key = Attr::nest(elem::KEY, vec![Attr::bytes(data::VALUE, id.to_ne_bytes())]);
+    let list = Attr::nest(elem::LIST_ELEMENTS, vec![Attr::nest(LIST_ELEM, vec![key])]);
+    let found = socket.get(msg::GETSETELEM, &[&elements_of(set)[..], &[list]].concat())?;
+    Ok(found.and_then(|body| {
+        let dumped = attr::find_in(&body, &[elem::LIST_ELEMENTS, LIST_ELEM])?;
+        Some(member(set, dumped)?.1)
+    }))
+}
+
+fn member(set: &Set, dumped: &[u8]) -> Option<(ProfileId, Counter)> {
+    match Element::decode(set, dumped)? {
+        Element::Member(id) => Some((id, counter_in(attr::find(dumped, elem::EXPR)?)?)),
+        _ => None,
+    }
 }
 
 fn counter_in(dumped: &[u8]) -> Option<Counter> {
@@ -105,6 +143,11 @@ fn dump_once(socket: &mut NftSocket) -> Result<Option<Dump>, NftError> {
         })?;
         dump.rules.insert(name.clone(), rules);
     }
+    for (block, rules) in &mut dump.blocks {
+        *rules = dump_rules(socket, &block_chain_name(*block), |rules: &mut Vec<_>, body| {
+            rules.push(expressions(body).to_vec());
+        })?;
+    }
     for (id, rules) in &mut dump.profiles {
         *rules = dump_rules(socket, &chain_name(*id), |rules: &mut Vec<_>, body| {
             rules.push(ProfileRule::decode(*id, expressions(body)));
@@ -127,14 +170,19 @@ fn read_elements(socket: &mut NftSocket, set: &Set) -> Result<Option<Vec<Element
     if matches!(set, Set::DenyLog(_)) {
         return Ok(Some(vec![])); // filled by packets, not by us
     }
-    let name = set.to_string();
-    let filter = [Attr::text(elem::LIST_TABLE, TABLE), Attr::text(elem::LIST_SET, &name)];
-    let found =
-        socket.dump(msg::GETSETELEM, &filter, |found: &mut Vec<Option<Element>>, body| {
+    let found = socket.dump(
+        msg::GETSETELEM,
+        &elements_of(set),
+        |found: &mut Vec<Option<Element>>, body| {
             let list = attr::find(body, elem::LIST_ELEMENTS).unwrap_or_default();
             found.extend(Attrs(list).map(|(_, dumped)| Element::decode(set, dumped)));
-        })?;
+        },
+    )?;
     Ok(found.into_iter().collect())
+}
+
+fn elements_of(set: &Set) -> [Attr; 2] {
+    [Attr::text(elem::LIST_TABLE, TABLE), Attr::text(elem::LIST_SET, &set.to_string())]
 }
 
 impl Dump {
@@ -144,9 +192,11 @@ impl Dump {
         else {
             return;
         };
-        match profile_of_chain(name).filter(|_| attr::find(body, chain::HOOK).is_none()) {
-            Some(id) => _ = self.profiles.insert(id, vec![]),
-            None => _ = self.chains.insert(name.to_owned(), body.to_vec()),
+        let plain = attr::find(body, chain::HOOK).is_none();
+        match (profile_of_chain(name), block_of_chain(name)) {
+            (Some(id), _) if plain => _ = self.profiles.insert(id, vec![]),
+            (_, Some(block)) if plain => _ = self.blocks.insert(block, vec![]),
+            _ => _ = self.chains.insert(name.to_owned(), body.to_vec()),
         }
     }
 

@@ -66,8 +66,11 @@ pub enum Verdict<'a> {
     Goto(&'a str),
 }
 
-/// The first 16-byte register. One is enough for every rule of ours.
+/// The first 16-byte register: enough for every rule that looks no pair up.
 const REGISTER: u32 = 1;
+/// What stands in that register behind its first four bytes, and as much again behind it: a pair's
+/// second part.
+const SECOND: u32 = 9;
 const VERDICT_REGISTER: u32 = 0;
 
 impl Expr {
@@ -80,7 +83,7 @@ impl Expr {
         self.attr(LIST_ELEM).encode(out);
     }
 
-    fn attr(&self, kind: u16) -> Attr {
+    pub fn attr(&self, kind: u16) -> Attr {
         let data = Attr::nest(expr::DATA, self.attrs.clone());
         Attr::nest(kind, vec![Attr::text(expr::NAME, self.name), data])
     }
@@ -115,9 +118,18 @@ pub fn ct(key: Ct) -> Expr {
 
 /// Loads something of one of the flow's tuples.
 pub fn ct_tuple(direction: Direction, key: Ct) -> Expr {
+    ct_tuple_into(REGISTER, direction, key)
+}
+
+/// The same, as the second part of a pair.
+pub fn ct_tuple_second(direction: Direction, key: Ct) -> Expr {
+    ct_tuple_into(SECOND, direction, key)
+}
+
+fn ct_tuple_into(register: u32, direction: Direction, key: Ct) -> Expr {
     Expr::new(
         "ct",
-        vec![Attr::be32(2, key as u32), Attr::be32(1, REGISTER), Attr::bytes(3, [direction as u8])],
+        vec![Attr::be32(2, key as u32), Attr::be32(1, register), Attr::bytes(3, [direction as u8])],
     )
 }
 
@@ -134,12 +146,21 @@ pub fn cmp(op: Cmp, value: &[u8]) -> Expr {
 
 /// Keeps the register's bits that are set in `mask`.
 pub fn mask(mask: &[u8]) -> Expr {
+    mask_in(REGISTER, mask)
+}
+
+/// The same with the second part of a pair.
+pub fn mask_second(mask: &[u8]) -> Expr {
+    mask_in(SECOND, mask)
+}
+
+fn mask_in(register: u32, mask: &[u8]) -> Expr {
     let len = u32::try_from(mask.len()).unwrap_or(u32::MAX);
     Expr::new(
         "bitwise",
         vec![
-            Attr::be32(1, REGISTER),
-            Attr::be32(2, REGISTER),
+            Attr::be32(1, register),
+            Attr::be32(2, register),
             Attr::be32(3, len),
             Attr::nest(4, vec![Attr::bytes(data::VALUE, mask)]),
             Attr::nest(5, vec![Attr::bytes(data::VALUE, vec![0; mask.len()])]),

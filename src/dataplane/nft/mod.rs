@@ -9,9 +9,11 @@ mod attr;
 mod batch;
 mod change;
 mod dump;
+mod element;
 mod error;
 mod expr;
 mod foreign;
+mod grants;
 mod monitor;
 mod observe;
 mod profile;
@@ -29,7 +31,9 @@ use nix::libc;
 use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
 use batch::Batch;
 use change::Handles;
+use grants::Block;
 use observe::Observation;
+use set::Set;
 use socket::NftSocket;
 
 pub use dump::Counter;
@@ -156,11 +160,19 @@ impl Nft {
     /// # Errors
     /// As [`observe`](Self::observe).
     pub fn read_counters(&mut self) -> Result<BTreeMap<ProfileId, ProfileCounters>, NftError> {
+        let (profiles, blocks) = dump::judges(&mut self.socket)?;
         let mut all = BTreeMap::new();
-        for id in dump::profiles(&mut self.socket)? {
+        for id in profiles {
             if let Some(counters) = self.read_counters_of(id)? {
                 all.insert(id, counters);
             }
+        }
+        for block in blocks {
+            let judged = dump::members(&mut self.socket, &Set::Judged(block))?;
+            let denied = dump::members(&mut self.socket, &Set::Denied(block))?;
+            all.extend(judged.iter().filter_map(|(id, judged)| {
+                Some((*id, ProfileCounters::of(*judged, *denied.get(id)?)))
+            }));
         }
         Ok(all)
     }
@@ -170,7 +182,14 @@ impl Nft {
     /// # Errors
     /// As [`observe`](Self::observe).
     pub fn read_counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError> {
-        Ok(ProfileCounters::of(&dump::counters(&mut self.socket, id)?))
+        // A chain's first rule counts everything, its last one what is denied.
+        if let [judged, denied] = dump::counters(&mut self.socket, id)?[..] {
+            return Ok(Some(ProfileCounters::of(judged, denied)));
+        }
+        let block = Block::of(id);
+        let judged = dump::member_of(&mut self.socket, &Set::Judged(block), id)?;
+        let denied = dump::member_of(&mut self.socket, &Set::Denied(block), id)?;
+        Ok(judged.zip(denied).map(|(judged, denied)| ProfileCounters::of(judged, denied)))
     }
 
     /// Deletes our table. From then on nothing is filtered, so the peers must be gone before.
@@ -227,14 +246,12 @@ impl Nft {
 }
 
 impl ProfileCounters {
-    /// A chain's first rule counts everything, its last one what is denied.
-    fn of(counters: &[Counter]) -> Option<Self> {
-        let [all, denied] = counters else { return None };
+    fn of(judged: Counter, denied: Counter) -> Self {
         let allowed = Counter {
-            packets: all.packets.saturating_sub(denied.packets),
-            bytes: all.bytes.saturating_sub(denied.bytes),
+            packets: judged.packets.saturating_sub(denied.packets),
+            bytes: judged.bytes.saturating_sub(denied.bytes),
         };
-        Some(Self { allowed, denied: *denied })
+        Self { allowed, denied }
     }
 }
 

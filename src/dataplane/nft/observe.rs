@@ -10,10 +10,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::dump::Dump;
+use super::element::Element;
 use super::expr::is_rule;
+use super::grants;
 use super::profile::{self, ProfileRule, chain_name};
 use super::rules::{SITES, interface_in, site_rule};
-use super::set::{Element, Family, Set};
+use super::set::{Family, Set};
 use super::table::{Fixed, fixed_elements};
 use crate::model::{
     Address, FirewallBase, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
@@ -38,6 +40,9 @@ impl Observation {
                 Some(profile) => _ = profiles.insert(*id, Arc::new(profile)),
                 None => _ = difference.get_or_insert_with(|| format!("chain {}", chain_name(*id))),
             }
+        }
+        if let Err(found) = grants::read(dump, &mut profiles) {
+            difference.get_or_insert(found);
         }
         let base = match (read_base(dump), difference) {
             (Ok(base), None) => Ok(base),
@@ -110,7 +115,7 @@ fn bounds(elements: &[Element]) -> BTreeSet<(IpAddr, bool)> {
         // The `nft` program may begin a set with the end of an empty range.
         Element::End(address) if address.is_unspecified() => None,
         Element::End(address) => Some((*address, true)),
-        Element::Profile(..) | Element::Address(_) | Element::Chain(_) => None,
+        _ => None,
     };
     elements.iter().filter_map(bound).collect()
 }
@@ -139,7 +144,7 @@ fn strays(dump: &Dump) -> Result<(), Difference> {
     if dump.flags != 0 {
         return Err(format!("flags {:#x} of the table", dump.flags));
     }
-    let known = dump.chains.len() + dump.profiles.len() + dump.sets.len();
+    let known = dump.chains.len() + dump.profiles.len() + dump.blocks.len() + dump.sets.len();
     if dump.objects != known {
         return Err("an object of a kind that gatepost does not use".to_owned());
     }
@@ -229,7 +234,8 @@ fn differences(dump: &Dump, fixed: &Fixed) -> Vec<Difference> {
             differences.push(format!("set {set}"));
         }
     }
-    let is_fixed = |set: &&Set| !matches!(set, Set::Sites(..) | Set::Allowed(..));
+    let is_fixed =
+        |set: &&Set| !matches!(set, Set::Sites(..) | Set::Allowed(..)) && set.block().is_none();
     let more = dump.sets.keys().filter(is_fixed).filter(|set| !fixed.sets.contains(set));
     differences.extend(more.map(|set| format!("set {set}")));
     differences

@@ -7,12 +7,13 @@
 use std::net::IpAddr;
 
 use super::attr::{Attrs, find, find_be32, find_in, find_text};
+use super::element::Element;
 use super::expr::{
     Cmp, Ct, Direction, Meta, Rule, Verdict, cmp, counter, ct_tuple, is_rule, load, lookup, mask,
     meta_set, verdict,
 };
 use super::rules::{DENY, DNS};
-use super::set::{Element, Family, Set, octets};
+use super::set::{Family, Set, octets};
 use super::sys::{data, expr};
 use crate::model::{Address, Profile, ProfileId, Ranges};
 

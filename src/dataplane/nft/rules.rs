@@ -6,6 +6,7 @@ use super::expr::{
     destination_type_here, limit, limit_each, load, log, lookup, map, mask, masquerade, meta,
     meta_set, payload, reject_prohibited, route_mss, set_mss, verdict, verdict_map,
 };
+use super::grants::Block;
 use super::set::{Family, Set};
 use super::sys::{NFPROTO_IPV4, NFPROTO_IPV6, data, expr};
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -86,18 +87,27 @@ pub fn judge() -> Vec<Rule> {
         assigned(Family::V4),
         assigned(Family::V6),
         vec![meta(Meta::Priority), verdict_map(&Set::Chains.to_string())],
+        vec![
+            meta(Meta::Priority),
+            mask(&Block::MASK.to_ne_bytes()),
+            verdict_map(&Set::Blocks.to_string()),
+        ],
         [vec![counter()], goto(DENY)].concat(),
     ]
 }
 
 pub fn dns(l4proto: u8) -> Rule {
+    [dns_port(l4proto), vec![verdict(&Verdict::Accept)]].concat()
+}
+
+/// Flows to the port of DNS.
+pub fn dns_port(l4proto: u8) -> Rule {
     const PORT: u16 = 53;
     vec![
         meta(Meta::L4Proto),
         cmp(Cmp::Eq, &[l4proto]),
         ct_tuple(Direction::Original, Ct::ProtoDst),
         cmp(Cmp::Eq, &PORT.to_be_bytes()),
-        verdict(&Verdict::Accept),
     ]
 }
 
@@ -138,15 +148,17 @@ pub fn postrouting(base: &FirewallBase) -> Vec<Rule> {
 
 /// The rule that looks a flow's opener up among the site prefixes of one length.
 pub fn site_rule(family: Family, prefix_len: u8) -> Rule {
-    let bits = usize::from(family.address_bytes()) * 8;
-    let netmask: Vec<u8> = (0..bits / 8)
+    let site = Set::Sites(family, prefix_len).to_string();
+    vec![opener(family), mask(&netmask(family, prefix_len)), map(&site), meta_set(Meta::Priority)]
+}
+
+pub fn netmask(family: Family, prefix_len: u8) -> Vec<u8> {
+    (0..family.address_bytes())
         .map(|byte| {
-            let set = usize::from(prefix_len).saturating_sub(byte * 8).min(8);
+            let set = prefix_len.saturating_sub(byte * 8).min(8);
             !u8::try_from(0xff_u32 >> set).unwrap_or_default()
         })
-        .collect();
-    let site = Set::Sites(family, prefix_len).to_string();
-    vec![opener(family), mask(&netmask), map(&site), meta_set(Meta::Priority)]
+        .collect()
 }
 
 /// The interface named by the rules of a dumped `forward` chain; to be proved by comparing.

@@ -1,14 +1,14 @@
-//! The sets and maps of our table: their names, how they are declared, and their elements.
+//! The sets and maps of our table: their names, and how they are declared.
 
 use std::fmt;
 use std::net::IpAddr;
 
-use super::attr::{self, Attr, find, find_be32, find_in};
-use super::expr::{Verdict, verdict_data};
-use super::profile::chain_name;
-use super::sys::{LIST_ELEM, data, datatype, elem, set};
+use super::attr::{self, Attr, find, find_be32, find_text};
+use super::expr::counter;
+use super::grants::Block;
+use super::sys::{datatype, expr, set};
 use super::table::TABLE;
-use crate::model::{Address, ProfileId};
+use crate::model::ProfileId;
 
 /// The two kinds of addresses. Everything is done for both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +68,16 @@ pub enum Set {
     Chains,
     /// The ranges a profile allows, if they are too many to be rules.
     Allowed(ProfileId, Family),
+    /// A block of profiles -> the block's chain.
+    Blocks,
+    /// What a block's profiles were judged, counted for each.
+    Judged(Block),
+    /// A profile of the block and a prefix of this length that it allows.
+    Grants(Block, Family, u8),
+    /// A profile of the block and a DNS server that it may ask.
+    Servers(Block, Family),
+    /// What of a block's profiles was denied, counted for each.
+    Denied(Block),
     /// What is the internet: every address outside the special-purpose blocks.
     Internet(Family),
     /// How often each source was denied lately.
@@ -92,6 +102,19 @@ impl Set {
         } else if let Some(rest) = name.strip_prefix("p_") {
             let (id, digit) = rest.split_once('_')?;
             Self::Allowed(ProfileId(id.parse().ok()?), family(digit)?)
+        } else if name == "block" {
+            Self::Blocks
+        } else if let Some(rest) = name.strip_prefix("b_") {
+            let (block, rest) = rest.split_once('_')?;
+            let block = Block(block.parse().ok()?);
+            match (rest, rest.split_once('_')) {
+                ("all", _) => Self::Judged(block),
+                ("deny", _) => Self::Denied(block),
+                (_, Some((digit, length))) => {
+                    Self::Grants(block, family(digit)?, length.parse().ok()?)
+                }
+                _ => Self::Servers(block, family(rest.strip_prefix("dns")?)?),
+            }
         } else if let Some(rest) = name.strip_prefix("internet") {
             Self::Internet(family(rest)?)
         } else {
@@ -100,12 +123,26 @@ impl Set {
         (parsed.to_string() == name).then_some(parsed)
     }
 
+    /// The block of profiles that it belongs to.
+    pub const fn block(&self) -> Option<Block> {
+        match self {
+            Self::Judged(block)
+            | Self::Grants(block, ..)
+            | Self::Servers(block, _)
+            | Self::Denied(block) => Some(*block),
+            _ => None,
+        }
+    }
+
     /// What is sent to declare it. `id` is any number that is unique in the transaction.
     pub fn declaration(&self, id: u32) -> Vec<Attr> {
         let mut attrs =
             vec![Attr::text(set::TABLE, TABLE), Attr::text(set::NAME, &self.to_string())];
         attrs.push(Attr::be32(set::ID, id));
         attrs.extend(self.shape());
+        if self.counts() {
+            attrs.push(counter().attr(set::EXPR));
+        }
         attrs.push(Attr::bytes(set::USERDATA, self.listing_hints()));
         attrs
     }
@@ -116,20 +153,27 @@ impl Set {
         let mut sent = Vec::new();
         self.shape().iter().for_each(|attr| attr.encode(&mut sent));
         let same = attr::Attrs(&sent).all(|(kind, value)| find(dumped, kind) == Some(value));
-        same && [set::DATA_TYPE, set::TIMEOUT]
-            .iter()
-            .all(|kind| find(&sent, *kind).is_some() || absent(*kind))
+        let counts = find(dumped, set::EXPR).map(|dumped| find_text(dumped, expr::NAME));
+        counts == self.counts().then_some(Some("counter"))
+            && same
+            && [set::FLAGS, set::DATA_TYPE, set::TIMEOUT]
+                .iter()
+                .all(|kind| find(&sent, *kind).is_some() || absent(*kind))
+    }
+
+    /// Whether each element counts the packets that match it.
+    const fn counts(&self) -> bool {
+        matches!(self, Self::Judged(_) | Self::Denied(_))
     }
 
     fn shape(&self) -> Vec<Attr> {
         const MAX_SOURCES: u32 = 65_536;
         const FORGET_AFTER_MILLIS: u64 = 60_000;
         let key = |flags, kind, bytes: u8| {
-            vec![
-                Attr::be32(set::FLAGS, flags),
-                Attr::be32(set::KEY_TYPE, kind),
-                Attr::be32(set::KEY_LEN, bytes.into()),
-            ]
+            // The kernel says nothing of no flags.
+            let flags = (flags != 0).then(|| Attr::be32(set::FLAGS, flags));
+            let key = [Attr::be32(set::KEY_TYPE, kind), Attr::be32(set::KEY_LEN, bytes.into())];
+            flags.into_iter().chain(key).collect::<Vec<_>>()
         };
         let address = |flags, family: Family| key(flags, family.datatype(), family.address_bytes());
         match *self {
@@ -139,7 +183,13 @@ impl Set {
                 attrs.push(Attr::be32(set::DATA_LEN, 4));
                 attrs
             }
-            Self::Chains => {
+            Self::Judged(_) | Self::Denied(_) => key(0, datatype::CLASSID, 4),
+            Self::Grants(_, family, _) | Self::Servers(_, family) => key(
+                0,
+                datatype::CLASSID << datatype::BITS | family.datatype(),
+                4 + family.address_bytes(),
+            ),
+            Self::Chains | Self::Blocks => {
                 // A verdict has no length of its own: the kernel fills it in.
                 let mut attrs = key(set::FLAG_MAP, datatype::CLASSID, 4);
                 attrs.push(Attr::be32(set::DATA_TYPE, datatype::VERDICT));
@@ -167,7 +217,9 @@ impl Set {
         const NETWORK: u32 = 2;
         let (key, value) = match self {
             Self::Peers(_) | Self::Sites(..) => (NETWORK, Some(HOST)),
-            Self::Chains => (HOST, Some(UNKNOWN)),
+            Self::Chains | Self::Blocks => (HOST, Some(UNKNOWN)),
+            Self::Judged(_) | Self::Denied(_) => (HOST, None),
+            Self::Grants(..) | Self::Servers(..) => (UNKNOWN, None),
             Self::Allowed(..) | Self::Internet(_) | Self::DenyLog(_) => (NETWORK, None),
         };
         let mut hints = Vec::new();
@@ -191,89 +243,13 @@ impl fmt::Display for Set {
             Self::Sites(family, length) => write!(f, "site{family}_{length}"),
             Self::Chains => f.write_str("profile"),
             Self::Allowed(ProfileId(id), family) => write!(f, "p_{id}_{family}"),
+            Self::Blocks => f.write_str("block"),
+            Self::Judged(Block(block)) => write!(f, "b_{block}_all"),
+            Self::Denied(Block(block)) => write!(f, "b_{block}_deny"),
+            Self::Grants(Block(block), family, length) => write!(f, "b_{block}_{family}_{length}"),
+            Self::Servers(Block(block), family) => write!(f, "b_{block}_dns{family}"),
             Self::Internet(family) => write!(f, "internet{family}"),
             Self::DenyLog(family) => write!(f, "denied{family}"),
-        }
-    }
-}
-
-/// One element to add to a set or to delete from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Element {
-    /// An address -> a profile.
-    Profile(IpAddr, ProfileId),
-    /// An address of such a map, whatever its profile: to delete it.
-    Address(IpAddr),
-    /// A profile -> its chain.
-    Chain(ProfileId),
-    /// The first address of a range.
-    Start(IpAddr),
-    /// The first address of a range that reaches to the top of the space and has no end.
-    OpenStart(IpAddr),
-    /// The address after the last one of a range.
-    End(IpAddr),
-}
-
-impl Element {
-    /// The one or two elements that make a range.
-    pub fn range<T: Address>((first, last): (T, T)) -> impl Iterator<Item = Self> {
-        let (start, end) = match last.next() {
-            Some(after) => (Self::Start(first.to_ip()), Some(Self::End(after.to_ip()))),
-            None => (Self::OpenStart(first.to_ip()), None),
-        };
-        [Some(start), end].into_iter().flatten()
-    }
-
-    /// Appends the element to an element list.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        // `NFTNL_UDATA_SET_ELEM_FLAGS`, 4 bytes, `SET_ELEM_F_INTERVAL_OPEN`: a hint for listings.
-        const OPEN: [u8; 6] = [1, 4, 1, 0, 0, 0];
-        attr::nested(out, LIST_ELEM, |out| match self {
-            Self::Profile(address, id) => {
-                key(out, &octets(address));
-                attr::nested(out, elem::DATA, |out| {
-                    attr::put(out, data::VALUE, &id.0.to_ne_bytes())
-                });
-            }
-            Self::Address(address) | Self::Start(address) => key(out, &octets(address)),
-            Self::OpenStart(address) => {
-                key(out, &octets(address));
-                attr::put(out, elem::USERDATA, &OPEN);
-            }
-            Self::Chain(id) => {
-                key(out, &id.0.to_ne_bytes());
-                let goto = verdict_data(&Verdict::Goto(&chain_name(*id)));
-                attr::nested(out, elem::DATA, |out| goto.encode(out));
-            }
-            Self::End(address) => {
-                attr::put(out, elem::FLAGS, &elem::FLAG_INTERVAL_END.to_be_bytes());
-                key(out, &octets(address));
-            }
-        });
-    }
-
-    /// Reads an element of this set as the kernel dumps it. `None`: none that we would write.
-    pub fn decode(set: &Set, dumped: &[u8]) -> Option<Self> {
-        let key = find_in(dumped, &[elem::KEY, data::VALUE])?;
-        let end = find_be32(dumped, elem::FLAGS).unwrap_or_default() & elem::FLAG_INTERVAL_END != 0;
-        let number = |bytes: &[u8]| Some(ProfileId(u32::from_ne_bytes(bytes.try_into().ok()?)));
-        match set {
-            Set::Peers(family) | Set::Sites(family, _) => {
-                let id = number(find_in(dumped, &[elem::DATA, data::VALUE])?)?;
-                Some(Self::Profile(address(*family, key)?, id))
-            }
-            Set::Chains => {
-                let id = number(key)?;
-                let mut goto = Vec::new();
-                verdict_data(&Verdict::Goto(&chain_name(id))).encode(&mut goto);
-                let wanted = find(&goto, data::VERDICT)?;
-                let found = find_in(dumped, &[elem::DATA, data::VERDICT])?;
-                (wanted == found).then_some(Self::Chain(id))
-            }
-            Set::Allowed(_, family) | Set::Internet(family) | Set::DenyLog(family) => {
-                let address = address(*family, key)?;
-                Some(if end { Self::End(address) } else { Self::Start(address) })
-            }
         }
     }
 }
@@ -293,10 +269,6 @@ pub fn address(family: Family, octets: &[u8]) -> Option<IpAddr> {
     })
 }
 
-fn key(out: &mut Vec<u8>, bytes: &[u8]) {
-    attr::nested(out, elem::KEY, |out| attr::put(out, data::VALUE, bytes));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,39 +280,31 @@ mod tests {
             Set::Sites(Family::V6, 64),
             Set::Chains,
             Set::Allowed(ProfileId(4_000_000_000), Family::V6),
+            Set::Blocks,
+            Set::Judged(Block(1)),
+            Set::Denied(Block(0xf_ffff)),
+            Set::Grants(Block(7), Family::V6, 128),
+            Set::Servers(Block(7), Family::V4),
             Set::Internet(Family::V4),
             Set::DenyLog(Family::V6),
         ];
         for set in sets {
             assert_eq!(Set::named(&set.to_string()), Some(set));
         }
-        for foreign in ["", "peer", "peer5", "site4_+24", "p_01_4", "p_1", "denied46", "x"] {
+        for foreign in [
+            "",
+            "peer",
+            "peer5",
+            "site4_+24",
+            "p_01_4",
+            "p_1",
+            "b_1",
+            "b_1_4",
+            "b_1_4_",
+            "denied46",
+            "x",
+        ] {
             assert_eq!(Set::named(foreign), None, "{foreign}");
-        }
-    }
-
-    #[test]
-    fn a_range_to_the_top_has_no_end() {
-        let range = |first: u32, last| Element::range((first, last)).collect::<Vec<_>>();
-        let ip = |number: u32| number.to_ip();
-        assert_eq!(range(5, 9), [Element::Start(ip(5)), Element::End(ip(10))]);
-        assert_eq!(range(5, u32::MAX), [Element::OpenStart(ip(5))]);
-    }
-
-    #[test]
-    fn elements_are_read_as_they_are_written() {
-        let address: IpAddr = "fd00::7".parse().unwrap();
-        let cases = [
-            (Set::Peers(Family::V6), Element::Profile(address, ProfileId(70_000))),
-            (Set::Chains, Element::Chain(ProfileId(3))),
-            (Set::Internet(Family::V6), Element::Start(address)),
-            (Set::Internet(Family::V6), Element::End(address)),
-        ];
-        for (set, element) in cases {
-            let mut bytes = Vec::new();
-            element.encode(&mut bytes);
-            let dumped = find(&bytes, LIST_ELEM).unwrap();
-            assert_eq!(Element::decode(&set, dumped), Some(element));
         }
     }
 }

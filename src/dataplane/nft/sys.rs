@@ -108,6 +108,7 @@ pub mod set {
     pub const ID: u16 = 10;
     pub const TIMEOUT: u16 = 11;
     pub const USERDATA: u16 = 13;
+    pub const EXPR: u16 = 17;
 
     pub const FLAG_INTERVAL: u32 = 0x4;
     pub const FLAG_MAP: u32 = 0x8;
@@ -124,6 +125,7 @@ pub mod elem {
     pub const DATA: u16 = 2;
     pub const FLAGS: u16 = 3;
     pub const USERDATA: u16 = 6;
+    pub const EXPR: u16 = 7;
 
     pub const FLAG_INTERVAL_END: u32 = 1;
 }
@@ -153,4 +155,6 @@ pub mod datatype {
     pub const IPV6_ADDR: u32 = 8;
     pub const CLASSID: u32 = 0x17;
     pub const VERDICT: u32 = 0xffff_ff00;
+    /// How far the type of a concatenation's first part is shifted to make room for the next.
+    pub const BITS: u32 = 6;
 }

@@ -30,7 +30,8 @@
 //!   meta priority set none                                    # a missed look-up keeps the old value
 //!   jump sites
 //!   meta priority set ct original ip saddr map @peer4         # and IPv6
-//!   meta priority vmap @profile
+//!   meta priority vmap @profile                               # a profile's own chain
+//!   meta priority & ffff:fc00 vmap @block                     # or that of its block
 //!   counter goto deny
 //! }
 //! chain sites { }                                             # one look-up per prefix length in use
@@ -66,9 +67,10 @@
 //! interface is made anew.
 
 use super::attr::{Attr, find, find_be32, find_in, find_text};
+use super::element::Element;
 use super::expr::Rule;
 use super::rules::{self, DENY, DNS, FORWARD, INBOUND, INPUT, JUDGE, POSTROUTING, SITES, TCP, UDP};
-use super::set::{Element, Family, Set};
+use super::set::{Family, Set};
 use super::sys::{chain, table};
 use crate::model::policy::internet;
 use crate::model::{FirewallBase, Masquerade};
@@ -100,7 +102,7 @@ pub struct Fixed {
 
 impl Fixed {
     pub fn of(base: &FirewallBase) -> Self {
-        let mut sets = vec![Set::Chains];
+        let mut sets = vec![Set::Chains, Set::Blocks];
         for family in Family::BOTH {
             sets.push(Set::Peers(family));
             if base.deny_log {

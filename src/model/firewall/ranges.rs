@@ -22,6 +22,9 @@ pub trait Address: Copy + Ord + Hash + fmt::Debug + 'static {
     /// First and last address of a prefix; `None` if it is of the other family.
     fn span(prefix: &IpNet) -> Option<(Self, Self)>;
 
+    /// The fewest prefixes that are together exactly this range, ascending.
+    fn prefixes(first: Self, last: Self) -> impl Iterator<Item = IpNet>;
+
     /// The one prefix that is exactly this range; `None` if it takes several.
     fn exact_prefix(first: Self, last: Self) -> Option<IpNet>;
 }
@@ -47,6 +50,10 @@ impl Address for u32 {
             IpNet::V4(net) => Some((net.network().into(), net.broadcast().into())),
             IpNet::V6(_) => None,
         }
+    }
+
+    fn prefixes(first: Self, last: Self) -> impl Iterator<Item = IpNet> {
+        Ipv4Subnets::new(first.into(), last.into(), 0).map(IpNet::V4)
     }
 
     fn exact_prefix(first: Self, last: Self) -> Option<IpNet> {
@@ -76,6 +83,10 @@ impl Address for u128 {
             IpNet::V4(_) => None,
             IpNet::V6(net) => Some((net.network().into(), net.broadcast().into())),
         }
+    }
+
+    fn prefixes(first: Self, last: Self) -> impl Iterator<Item = IpNet> {
+        Ipv6Subnets::new(first.into(), last.into(), 0).map(IpNet::V6)
     }
 
     fn exact_prefix(first: Self, last: Self) -> Option<IpNet> {
@@ -118,6 +129,11 @@ impl<T: Address> Ranges<T> {
             Some(prefix) => prefix.to_string(),
             None => format!("{}-{}", first.to_ip(), last.to_ip()),
         })
+    }
+
+    /// The fewest prefixes that hold the same addresses, ascending.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.0.iter().flat_map(|&(first, last)| T::prefixes(first, last))
     }
 
     #[must_use]
