@@ -34,11 +34,17 @@ enum Shape {
     Plain,
     Ours {
         peers: u32,
+        profiles: u32,
     },
 }
 
-const SHAPES: [Shape; 4] =
-    [Shape::Nothing, Shape::Plain, Shape::Ours { peers: PROFILES }, Shape::Ours { peers: PEERS }];
+const SHAPES: [Shape; 5] = [
+    Shape::Nothing,
+    Shape::Plain,
+    Shape::Ours { peers: PROFILES, profiles: PROFILES },
+    Shape::Ours { peers: PEERS, profiles: PROFILES },
+    Shape::Ours { peers: PEERS, profiles: PEERS },
+];
 const PLAIN: usize = 1;
 
 pub fn measure() {
@@ -87,8 +93,8 @@ impl Shape {
         match self {
             Self::Nothing => "no firewall, no connection tracking".to_owned(),
             Self::Plain => "connection tracking and `ct state established accept`".to_owned(),
-            Self::Ours { peers } => {
-                format!("gatepost, {peers} peers, {PROFILES} profiles of {RANGES}")
+            Self::Ours { peers, profiles } => {
+                format!("gatepost, {peers} peers, {profiles} profiles of {RANGES}")
             }
         }
     }
@@ -102,12 +108,13 @@ impl Shape {
                      type filter hook forward priority filter; policy drop
                      ct state established,related accept
                      iifname {WG} accept
-                 }} }}"
+                 }}
+                 }}"
             )),
-            Self::Ours { peers } => {
+            Self::Ours { peers, profiles } => {
                 // As in the other shapes, nothing is translated.
                 let base = FirewallBase { masquerade: Masquerade::None, ..base() };
-                let whole = load(&base, &world(peers, PROFILES));
+                let whole = load(&base, &world(peers, profiles));
                 Nft::open().unwrap().apply(&whole, None).unwrap();
             }
         }
@@ -137,18 +144,23 @@ impl Line {
             lan.path()
         ));
         // Each end has all addresses of its side.
-        for (end, address, next, side) in [
+        for (end, address, next, sides) in [
             (&peers, "192.0.2.2", "192.0.2.1", "10.0.0.0/8"),
-            (&lan, "192.0.2.6", "192.0.2.5", "11.0.0.0/8"),
+            (&lan, "192.0.2.6", "192.0.2.5", "11.0.0.0/8 12.0.0.0/6 16.0.0.0/4 32.0.0.0/4"),
         ] {
             end.run(&format!(
                 "for name in all default v0; do sysctl -qw net.ipv4.conf.$name.rp_filter=0; done
                  ip addr add {address}/30 dev v0 && ip link set v0 up
-                 ip route add default via {next} && ip route add local {side} dev lo"
+                 ip route add default via {next}
+                 for side in {sides}; do ip route add local $side dev lo; done"
             ));
-            gateway.run(&format!("ip route add {side} via {address}"));
+            gateway.run(&format!("for side in {sides}; do ip route add $side via {address}; done"));
         }
-        let flows = (0..FLOWS).map(|number| flow(&peers, &lan, shape.peer(number))).collect();
+        let flows = (0..FLOWS).map(|number| {
+            let peer = shape.peer(number);
+            flow(&peers, &lan, peer, shape.allowed(peer))
+        });
+        let flows = flows.collect();
         let line = Self { shape, gateway, flows, _ends: [peers, lan] };
         within(&line.gateway, || shape.load(&line.gateway));
         line.greet();
@@ -197,17 +209,25 @@ impl Shape {
     /// The peers of the flows are spread over all there are, each with another profile.
     fn peer(self, flow: u32) -> u32 {
         let peers = match self {
-            Self::Ours { peers } => peers,
+            Self::Ours { peers, .. } => peers,
             Self::Nothing | Self::Plain => PEERS,
         };
         flow * (peers / FLOWS + 1) % peers
     }
+
+    /// An address in one of the ranges of the peer's profile.
+    fn allowed(self, peer: u32) -> Ipv4Addr {
+        let profiles = match self {
+            Self::Ours { profiles, .. } => profiles,
+            Self::Nothing | Self::Plain => PROFILES,
+        };
+        let range = (peer % profiles) * RANGES + peer % RANGES;
+        Ipv4Addr::from((11 << 24) + (range << 9) + 7)
+    }
 }
 
 /// Between a peer and an address that its profile allows.
-fn flow(peers: &Netns, lan: &Netns, peer: u32) -> (UdpSocket, UdpSocket) {
-    let range = (peer % PROFILES) * RANGES + peer % RANGES;
-    let far = Ipv4Addr::from((11 << 24) + (range << 9) + 7);
+fn flow(peers: &Netns, lan: &Netns, peer: u32, far: Ipv4Addr) -> (UdpSocket, UdpSocket) {
     let bound = |netns: &Netns, address: std::net::IpAddr| {
         let socket = within(netns, || UdpSocket::bind((address, 9)).unwrap());
         setsockopt(&socket, sockopt::RcvBuf, &0).unwrap();
