@@ -1,12 +1,16 @@
 -- The change feed: what changed and for whom, one row per statement and gateway.
 --
--- Two rules keep it free of gaps whatever the commit order.
+-- Three rules keep it free of gaps, whatever the commit order, and cheap, whatever the number of
+-- gateways.
 -- 1. A mark is addressed by what its own row says. `wireguard_peers` names its gateway; a device, a
---    user or a membership does not, so its mark goes to all gateways, and each finds out when it
---    reads whether it is concerned. Looking gateways up while writing would miss a peer that
---    another transaction has inserted and not yet committed.
--- 2. A notification is only a hint. It may be addressed by looking up, because the mark stays and is
---    found at the next look.
+--    user or a membership does not, so its mark is addressed to nobody yet. Looking gateways up
+--    while writing would miss a peer that another transaction has inserted and not yet committed.
+-- 2. Marks that are addressed to nobody are looked through by every reader, or, where many poll,
+--    addressed once for all of them after their commit: gatepost.address(). A peer that commits
+--    later than that brings a mark of its own.
+-- 3. A notification is only a hint. It may be addressed by looking up, because the mark stays and is
+--    found at the next look; and it is spared where no gateway listens, because the commits of all
+--    who notify queue up one behind the other.
 
 grant usage on schema public to gatepost_owner;
 grant select (id, username, is_active, deleted_at) on users to gatepost_owner;
@@ -42,9 +46,15 @@ create table gatepost.gateway_role (
     granted_at timestamptz not null default now()
 );
 
+create function gatepost.nobody() returns uuid
+language sql immutable parallel safe as $$ select '00000000-0000-0000-0000-000000000000'::uuid $$;
+
+create function gatepost.everyone() returns uuid
+language sql immutable parallel safe as $$ select 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid $$;
+
 create table gatepost.change (
     xid xid8 not null default pg_current_xact_id(), -- of the top-level transaction
-    gateway_id uuid not null, -- the nil uuid: all gateways
+    gateway_id uuid not null, -- gatepost.nobody(): not addressed yet; gatepost.everyone(): all
     kind text not null check (kind in (
         'all', -- a table was truncated
         'gateway', -- the gateway's row, or its own address
@@ -88,39 +98,78 @@ create table gatepost.state (
 );
 insert into gatepost.state default values;
 
+-- Which gateways' agents follow this database, and how. One that has not said so for five minutes
+-- is gone.
+create table gatepost.attached (
+    gateway_id uuid primary key,
+    listens boolean not null, -- waits for notifications
+    at timestamptz not null
+) with (fillfactor = 50);
+create index attached_listening on gatepost.attached (gateway_id) where listens;
+
+-- Marks addressed to nobody are addressed since, if `seen` sees them and `since` does not. Both are
+-- snapshots of `history`; null: never yet.
+create table gatepost.addressed (
+    one boolean primary key default true check (one),
+    history text,
+    since pg_snapshot,
+    seen pg_snapshot,
+    at timestamptz not null default '-infinity' -- what was committed before is seen
+) with (fillfactor = 10);
+insert into gatepost.addressed default values;
+
 -- Writes one mark. More than 1,000 ids cost more to follow than to read everything.
 create function gatepost.mark(
     gateway uuid, kind text, ids uuid[], group_ids uuid[] default null
 ) returns void
-language sql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if cardinality(ids) > 1000 or cardinality(group_ids) > 1000 then
+        ids := null;
+        group_ids := null;
+    end if;
     insert into gatepost.change (gateway_id, kind, ids, group_ids)
-    select
-        coalesce(gateway, '00000000-0000-0000-0000-000000000000'), kind,
-        case when not too_many then ids end, case when not too_many then group_ids end
-    from (
-        select cardinality(ids) > 1000 or coalesce(cardinality(group_ids), 0) > 1000 as too_many
-    ) size
-$$;
+    values (gateway, kind, ids, group_ids);
+end $$;
+
+-- Whether any gateway waits for notifications. A transaction that asked before the first one did
+-- wakes it not: its mark is found by the timer.
+create function gatepost.is_heard() returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off as $$
+begin
+    return exists (
+        select from gatepost.attached a where a.listens and a.at > now() - interval '5 minutes'
+    );
+end $$;
 
 create function gatepost.wake_all() returns void
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    select pg_notify('gatepost_all', '')
-$$;
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if gatepost.is_heard() then
+        perform pg_notify('gatepost_all', '');
+    end if;
+end $$;
 
 create function gatepost.wake(gateway uuid) returns void
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    select pg_notify('gatepost_' || gateway, '')
-$$;
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if gatepost.is_heard() then
+        perform pg_notify('gatepost_' || gateway, '');
+    end if;
+end $$;
 
 -- Wakes the gateways that have a peer of one of these devices.
 create function gatepost.wake_for_devices(ids uuid[]) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if cardinality(ids) > 1000 then
-        perform gatepost.wake_all();
+    if not gatepost.is_heard() then
+        return;
+    elsif cardinality(ids) > 1000 then
+        perform pg_notify('gatepost_all', '');
         return;
     end if;
-    perform gatepost.wake(g.gateway_id) from (
+    perform pg_notify('gatepost_' || g.gateway_id, '') from (
         select distinct p.gateway_id
         from public.wireguard_peers p
         where p.device_id = any (ids) and p.deleted_at is null
@@ -131,11 +180,13 @@ end $$;
 create function gatepost.wake_for_users(ids uuid[]) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if cardinality(ids) > 1000 then
-        perform gatepost.wake_all();
+    if not gatepost.is_heard() then
+        return;
+    elsif cardinality(ids) > 1000 then
+        perform pg_notify('gatepost_all', '');
         return;
     end if;
-    perform gatepost.wake(g.gateway_id) from (
+    perform pg_notify('gatepost_' || g.gateway_id, '') from (
         select distinct p.gateway_id
         from public.devices d
         join public.wireguard_peers p on p.device_id = d.id and p.deleted_at is null
@@ -162,7 +213,7 @@ begin
     if cardinality(ids) = 0 then
         return;
     end if;
-    perform gatepost.mark(null, 'target', ids);
+    perform gatepost.mark(gatepost.nobody(), 'target', ids);
     if exists (select from public.policy_targets t where t.target_id = any (ids)) then
         perform gatepost.wake_all();
     end if;

@@ -75,7 +75,7 @@ create function gatepost.devices_deleted() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform gatepost.mark_targets(array(select o.id from old_rows o));
-    perform gatepost.mark(null, 'owner', s.ids)
+    perform gatepost.mark(gatepost.everyone(), 'owner', s.ids)
     from (select array_agg(distinct o.user_id) as ids from old_rows o) s
     where s.ids is not null;
     return null;
@@ -104,11 +104,11 @@ declare
     );
 begin
     if cardinality(touched) > 0 then
-        perform gatepost.mark(null, 'device', touched);
+        perform gatepost.mark(gatepost.nobody(), 'device', touched);
         perform gatepost.wake_for_devices(touched);
     end if;
     if cardinality(owners) > 0 then
-        perform gatepost.mark(null, 'owner', owners);
+        perform gatepost.mark(gatepost.everyone(), 'owner', owners);
     end if;
     return null;
 end $$;
@@ -126,7 +126,7 @@ declare
     );
 begin
     if cardinality(touched) > 0 then
-        perform gatepost.mark(null, 'user', touched);
+        perform gatepost.mark(gatepost.nobody(), 'user', touched);
         perform gatepost.wake_for_users(touched);
     end if;
     return null;
@@ -145,7 +145,7 @@ declare
     );
 begin
     if cardinality(touched) > 0 then
-        perform gatepost.mark(null, 'group', touched);
+        perform gatepost.mark(gatepost.everyone(), 'group', touched);
         perform gatepost.wake_all();
     end if;
     return null;
@@ -190,7 +190,7 @@ begin
         ) difference;
     end if;
     if users is not null then
-        perform gatepost.mark(null, 'membership', users, groups);
+        perform gatepost.mark(gatepost.nobody(), 'membership', users, groups);
         perform gatepost.wake_for_users(users);
     end if;
     return null;
@@ -246,7 +246,7 @@ begin
         );
     end if;
     if cardinality(touched) > 0 then
-        perform gatepost.mark(null, 'policy', touched);
+        perform gatepost.mark(gatepost.everyone(), 'policy', touched);
         perform gatepost.wake_all();
     end if;
     return null;
@@ -342,7 +342,7 @@ begin
     );
     owners := array(select g.id from public.gateways g where 'gateway:' || g.name = any (touched));
     if cardinality(owners) < cardinality(touched) then
-        perform gatepost.mark(null, 'setting', '{}');
+        perform gatepost.mark(gatepost.everyone(), 'setting', '{}');
         perform gatepost.wake_all();
     else
         perform gatepost.mark(id, 'setting', '{}'), gatepost.wake(id) from unnest(owners) id;
@@ -353,7 +353,7 @@ end $$;
 create function gatepost.table_truncated() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform gatepost.mark(null, 'all', '{}');
+    perform gatepost.mark(gatepost.everyone(), 'all', '{}');
     perform gatepost.wake_all();
     return null;
 end $$;

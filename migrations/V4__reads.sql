@@ -42,23 +42,40 @@ begin
     return bound.gateway_id;
 end $$;
 
--- Changes whenever a cursor of before may mean something else now: another cluster, a restored
--- backup, a promoted standby, a server that lost its last transactions in a crash, another gateway.
+-- Changes whenever a snapshot of before may mean something else now: another cluster, a restored
+-- backup, a promoted standby, a server that lost its last transactions in a crash. What cannot
+-- change while a session lives is asked once for each session: with a thousand sessions the answer
+-- costs milliseconds.
+create function gatepost.history() returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    server text := current_setting('gatepost.server', true);
+begin
+    if coalesce(server, '') = '' then
+        server := concat_ws('/',
+            (select c.system_identifier from pg_control_system() c),
+            left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
+            extract(epoch from coalesce(
+                (
+                    select a.backend_start
+                    from pg_stat_activity a
+                    where a.backend_type = 'checkpointer'
+                ),
+                pg_postmaster_start_time()
+            )),
+            (select d.oid from pg_database d where d.datname = current_database())
+        );
+        perform set_config('gatepost.server', server, false);
+    end if;
+    return concat_ws('/', server, (select s.database_epoch from gatepost.state s),
+        'gatepost.state'::regclass::oid);
+end $$;
+
+-- A cursor belongs to a history and to a gateway.
 create function gatepost.epoch() returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    return concat_ws('/',
-        (select c.system_identifier from pg_control_system() c),
-        left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
-        extract(epoch from coalesce(
-            (select a.backend_start from pg_stat_activity a where a.backend_type = 'checkpointer'),
-            pg_postmaster_start_time()
-        )),
-        (select d.oid from pg_database d where d.datname = current_database()),
-        (select s.database_epoch from gatepost.state s),
-        'gatepost.state'::regclass::oid,
-        gatepost.me()
-    );
+    return gatepost.history() || '/' || gatepost.me();
 end $$;
 
 create function gatepost.hello(

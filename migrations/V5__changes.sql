@@ -9,6 +9,57 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
     where m.kind = $2
 $$;
 
+-- Why a cursor cannot be followed; null: it can.
+create function gatepost.unusable(seen pg_snapshot, since_epoch text) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if gatepost.epoch() <> since_epoch then
+        return 'the cursor is of another epoch';
+    elsif pg_snapshot_xmax(seen) > pg_snapshot_xmax(pg_current_snapshot()) then
+        return 'the cursor is ahead of the server';
+    elsif pg_snapshot_xmin(seen) < (select s.floor from gatepost.state s) then
+        return 'the marks since the cursor are pruned';
+    end if;
+    return null;
+end $$;
+
+-- Marks that `seen` did not see, at most some more than 5,000: those for the gateway and for all, and
+-- of those for nobody the ones that gatepost.address() did not address. One that is ahead of the
+-- server came with a backup.
+create function gatepost.marks_since(me uuid, seen pg_snapshot) returns gatepost.change[]
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+declare
+    behind xid8 := pg_snapshot_xmin(seen);
+    ahead constant xid8 := pg_snapshot_xmax(pg_current_snapshot());
+    marks gatepost.change[];
+    last gatepost.addressed;
+begin
+    marks := array(
+        select c
+        from gatepost.change c
+        where c.gateway_id in (me, gatepost.everyone()) and c.xid >= behind and c.xid < ahead
+            and not pg_visible_in_snapshot(c.xid, seen)
+        limit 5001
+    );
+    select * into last from gatepost.addressed a where a.history = gatepost.history();
+    if pg_snapshot_xmax(last.since) <= behind then
+        behind := greatest(behind, pg_snapshot_xmin(last.seen));
+    end if;
+    return marks || array(
+        select c
+        from gatepost.change c
+        where c.gateway_id = gatepost.nobody() and c.xid >= behind and c.xid < ahead
+            and not pg_visible_in_snapshot(c.xid, seen)
+            and (
+                last.seen is null
+                or pg_visible_in_snapshot(c.xid, last.since)
+                or not pg_visible_in_snapshot(c.xid, last.seen)
+            )
+        limit 5001
+    );
+end $$;
+
 -- One row. `everything` says why only a full read will do; else the three lists name what to read
 -- again in this same transaction. Three empty lists: nothing changed.
 create function gatepost.changes(
@@ -26,7 +77,6 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 declare
     me constant uuid := gatepost.me();
-    nobody constant uuid := '00000000-0000-0000-0000-000000000000';
     seen constant pg_snapshot := since::pg_snapshot;
     marks gatepost.change[];
     moved uuid[]; -- devices whose peers here came, went or moved
@@ -42,25 +92,12 @@ begin
     devices := '{}';
     users := '{}';
     policies := '{}';
-    if epoch <> since_epoch then
-        everything := 'the cursor is of another epoch';
-    elsif pg_snapshot_xmax(seen) > pg_snapshot_xmax(pg_current_snapshot()) then
-        everything := 'the cursor is ahead of the server';
-    elsif pg_snapshot_xmin(seen) < (select s.floor from gatepost.state s) then
-        everything := 'the marks since the cursor are pruned';
-    end if;
+    everything := gatepost.unusable(seen, since_epoch);
     if everything is not null then
         return;
     end if;
 
-    marks := array(
-        select c
-        from gatepost.change c
-        where c.gateway_id in (me, nobody)
-            and c.xid >= pg_snapshot_xmin(seen)
-            and not pg_visible_in_snapshot(c.xid, seen)
-        limit 5001
-    );
+    marks := gatepost.marks_since(me, seen);
     if cardinality(marks) = 0 then
         return;
     end if;
@@ -152,6 +189,142 @@ begin
         users := '{}';
         policies := '{}';
     end if;
+end $$;
+
+-- Addresses the marks that were addressed to nobody, once for all who poll: to the gateways with a
+-- peer that is concerned. One mark for each gateway and mark, as if the writer had known. Where very
+-- many wait, nobody was here to do it; then each reader looks through them itself.
+create function gatepost.address() returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+declare
+    present constant text := gatepost.history();
+    last gatepost.addressed;
+    waiting gatepost.change[];
+    next pg_snapshot;
+begin
+    select * into last from gatepost.addressed;
+    if last.history is distinct from present then
+        update gatepost.addressed
+        set history = present, since = pg_current_snapshot(), seen = pg_current_snapshot(),
+            at = now();
+        return;
+    end if;
+    -- One statement: what is waiting, and the snapshot that sees just this.
+    select pg_current_snapshot(), array(
+        select c
+        from gatepost.change c
+        where c.gateway_id = gatepost.nobody() and c.xid >= pg_snapshot_xmin(last.seen)
+            and c.xid < pg_snapshot_xmax(pg_current_snapshot())
+            and not pg_visible_in_snapshot(c.xid, last.seen)
+        limit 10001
+    )
+    into next, waiting;
+    if cardinality(waiting) > 10000 then
+        update gatepost.addressed set since = next, seen = next, at = now();
+        return;
+    end if;
+    update gatepost.addressed set seen = next, at = now();
+    insert into gatepost.change (gateway_id, kind, ids, group_ids)
+    select gatepost.everyone(), w.kind, null, null
+    from unnest(waiting) w
+    where w.ids is null
+    union all
+    select gatepost.everyone(), w.kind, w.ids, null
+    from unnest(waiting) w
+    where w.kind = 'target'
+        and exists (select from public.policy_targets t where t.target_id = any (w.ids))
+    union all
+    select p.gateway_id, 'device', array_agg(distinct p.device_id), null
+    from unnest(waiting) w
+    cross join unnest(w.ids) i
+    join public.wireguard_peers p on p.device_id = i and p.deleted_at is null
+    where w.kind = 'device'
+    group by p.gateway_id
+    union all
+    select p.gateway_id, w.kind, array_agg(distinct d.user_id), w.group_ids
+    from unnest(waiting) with ordinality w
+    cross join unnest(w.ids) i
+    join public.devices d on d.user_id = i
+    join public.wireguard_peers p on p.device_id = d.id and p.deleted_at is null
+    where w.kind in ('user', 'membership')
+    group by p.gateway_id, w.kind, w.group_ids, w.ordinality;
+end $$;
+
+-- Whether a mark is addressed to nobody since `seen`.
+create function gatepost.waits(seen pg_snapshot) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+begin
+    return exists (
+        select
+        from gatepost.change c
+        where c.gateway_id = gatepost.nobody() and c.xid >= pg_snapshot_xmin(seen)
+            and c.xid < pg_snapshot_xmax(pg_current_snapshot())
+            and not pg_visible_in_snapshot(c.xid, seen)
+    );
+end $$;
+
+-- The cheap question of an agent that polls. `news`: ask gatepost.changes(). Else `cursor` is the
+-- next one, and nothing that was committed before `quiet_until` concerns the gateway. A mark that
+-- waits to be addressed is not looked at, and stays beyond the cursor.
+create function gatepost.poll(
+    since text,
+    since_epoch text,
+    out cursor text,
+    out quiet_until timestamptz,
+    out news boolean
+)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+declare
+    me constant uuid := gatepost.me();
+    present constant text := gatepost.history();
+    behind constant pg_snapshot := since::pg_snapshot;
+    last gatepost.addressed;
+begin
+    news := gatepost.unusable(behind, since_epoch) is not null;
+    if news then
+        return;
+    end if;
+    select * into last from gatepost.addressed;
+    if (
+        last.history is distinct from present
+        or (last.at < clock_timestamp() - interval '100 milliseconds' and gatepost.waits(last.seen))
+    ) and pg_try_advisory_xact_lock(hashtext('gatepost.address')) then
+        perform gatepost.address();
+    end if;
+    -- One statement: one snapshot.
+    select
+        case
+            when not gatepost.waits(a.seen) then pg_current_snapshot()
+            when pg_snapshot_xmax(a.seen) > pg_snapshot_xmax(behind) then a.seen
+            else behind
+        end::text,
+        case when gatepost.waits(a.seen) then a.at else now() end,
+        a.history is distinct from present
+            or (
+                -- Of before the first that were addressed.
+                pg_snapshot_xmax(a.since) > pg_snapshot_xmin(behind)
+                and exists (
+                    select
+                    from gatepost.change c
+                    where c.gateway_id = gatepost.nobody()
+                        and c.xid >= pg_snapshot_xmin(behind)
+                        and c.xid < pg_snapshot_xmax(a.since)
+                        and not pg_visible_in_snapshot(c.xid, behind)
+                )
+            )
+            or exists (
+                select
+                from gatepost.change c
+                where c.gateway_id in (me, gatepost.everyone())
+                    and c.xid >= pg_snapshot_xmin(behind)
+                    and c.xid < pg_snapshot_xmax(pg_current_snapshot())
+                    and not pg_visible_in_snapshot(c.xid, behind)
+            )
+    into cursor, quiet_until, news
+    from gatepost.addressed a;
 end $$;
 
 reset role;

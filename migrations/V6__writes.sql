@@ -55,6 +55,20 @@ begin
     return query select i from unnest(mine) i except select f from unnest(free) f;
 end $$;
 
+-- Says that the gateway's agent follows this database, and whether it waits for notifications: to be
+-- said again every minute. Returns how many gateways' agents do.
+create function gatepost.attach(listens boolean) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into gatepost.attached as a (gateway_id, listens, at)
+    values (gatepost.me(), attach.listens, now())
+    on conflict (gateway_id) do update set listens = excluded.listens, at = excluded.at;
+    delete from gatepost.attached a where a.at < now() - interval '1 day';
+    return (
+        select count(*) from gatepost.attached a where a.at > now() - interval '5 minutes'
+    );
+end $$;
+
 -- The kernel was proven equal to what the database held at `proven_at`. Never goes back, and never
 -- ahead of the clock. False: another transaction holds the row; say it again.
 create function gatepost.synced(proven_at timestamptz) returns boolean

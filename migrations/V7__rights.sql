@@ -10,6 +10,8 @@ grant execute on function
     gatepost.snapshot_peers(),
     gatepost.snapshot_memberships(),
     gatepost.snapshot_policies(),
+    gatepost.attach(boolean),
+    gatepost.poll(text, text),
     gatepost.changes(text, text),
     gatepost.peers_by_device(uuid[]),
     gatepost.memberships_by_user(uuid[]),

@@ -156,7 +156,7 @@ fn machine_options(
     Ok(MachineOptions {
         local: Arc::new(local),
         timing: Timing {
-            poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(1)),
+            poll_interval: sync.poll_interval.unwrap_or(Duration::from_millis(700)),
             safety_poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(10)),
             resync_interval: sync.resync_interval,
             report_interval: config.report.interval,

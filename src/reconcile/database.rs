@@ -1,40 +1,31 @@
 //! What the shell asks of the store: connecting, reading, writing back.
 
+use std::time::SystemTime;
+
 use tracing::debug;
 
 use super::cache::Keeper;
 use super::event::{Mode, ReadAnswer, ReadKind};
 use super::ledger::Report;
+use super::mode::{Chosen, SyncMode, choose};
 use super::shell::RunError;
-use crate::store::{Cursor, Handshake, Hello, Listener, Read, Store, StoreError};
-
-/// `sync.mode`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SyncMode {
-    /// Listen where notifications arrive, else poll.
-    #[default]
-    Auto,
-    Listen,
-    Poll,
-}
+use crate::store::{Cursor, Handshake, Hello, Polled, Read, Store, StoreError};
 
 /// A connection that was made, and how changes will be learnt of.
 pub(super) struct Connection {
     pub hello: Hello,
-    pub listener: Option<Listener>,
-    pub mode: Mode,
-    pub why: String,
+    pub chosen: Chosen,
 }
 
-/// Asks who we are here, and listens where that works.
+/// Asks who we are here, and listens where that suits. `present`: the mode of before.
 ///
 /// # Errors
 /// In words, with the way out.
 pub(super) async fn connect(
     store: &Store,
-    mode: SyncMode,
+    configured: SyncMode,
     gateway: &str,
+    present: Option<Mode>,
 ) -> Result<Connection, String> {
     let hello = store.hello().await.map_err(|error| chain(&error))?;
     if hello.gateway_name != gateway {
@@ -42,23 +33,8 @@ pub(super) async fn connect(
         let configured = gateway.to_owned();
         return Err(RunError::OtherGateway { bound, configured }.to_string());
     }
-    let poll = |why: String| (None, Mode::Poll, why);
-    let (listener, mode, why) = match mode {
-        SyncMode::Poll => poll("sync.mode = \"poll\"".into()),
-        SyncMode::Listen => {
-            let listener = store.listen(&hello).await.map_err(|error| chain(&error))?;
-            (Some(listener), Mode::Listen, "sync.mode = \"listen\"".into())
-        }
-        SyncMode::Auto => {
-            let mut listener = store.listen(&hello).await.map_err(|error| chain(&error))?;
-            if listener.probe().await.map_err(|error| chain(&error))? {
-                (Some(listener), Mode::Listen, "a notification sent to itself arrived".into())
-            } else {
-                poll("no notification arrives, as behind a pooler in transaction mode".into())
-            }
-        }
-    };
-    Ok(Connection { hello, listener, mode, why })
+    let chosen = choose(store, configured, &hello, present).await?;
+    Ok(Connection { hello, chosen })
 }
 
 /// Writes a report. Returns what was not taken.
@@ -96,25 +72,42 @@ pub(super) async fn send(store: &Store, mut report: Report) -> (Report, Option<S
 
 /// What reading leaves behind for the next read, and for the next boot.
 pub(super) struct Reader {
-    cursor: Option<Cursor>,
+    last: Option<LastRead>,
     keeper: Option<Keeper>,
+}
+
+struct LastRead {
+    cursor: Cursor,
+    /// The database's time up to which nothing is missing.
+    as_of: SystemTime,
 }
 
 impl Reader {
     pub const fn new(keeper: Option<Keeper>) -> Self {
-        Self { cursor: None, keeper }
+        Self { last: None, keeper }
     }
 
     /// Reads what changed since the last read, or everything.
-    pub async fn read(&mut self, store: &Store, kind: ReadKind) -> Result<ReadAnswer, StoreError> {
-        if let (ReadKind::Changes, Some(since)) = (kind, &self.cursor) {
-            match store.changes(since).await? {
+    pub async fn read(
+        &mut self,
+        store: &Store,
+        kind: ReadKind,
+        mode: Mode,
+    ) -> Result<ReadAnswer, StoreError> {
+        if let (ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
+            if mode == Mode::Poll
+                && let Polled::Quiet(next, quiet_until) = store.poll(&last.cursor).await?
+            {
+                *last = LastRead { cursor: next, as_of: quiet_until.max(last.as_of) };
+                return Ok(ReadAnswer::Unchanged { taken_at: last.as_of });
+            }
+            match store.changes(&last.cursor).await? {
                 Read::Nothing(next, taken_at) => {
-                    self.cursor = Some(next);
+                    *last = LastRead { cursor: next, as_of: taken_at };
                     return Ok(ReadAnswer::Unchanged { taken_at });
                 }
                 Read::Changed(rows, next) => {
-                    self.cursor = Some(next);
+                    *last = LastRead { cursor: next, as_of: rows.taken_at };
                     if let Some(keeper) = &self.keeper {
                         keeper.append(&rows);
                     }
@@ -124,7 +117,7 @@ impl Reader {
             }
         }
         let (rows, next) = store.snapshot().await?;
-        self.cursor = Some(next);
+        self.last = Some(LastRead { cursor: next, as_of: rows.taken_at });
         if let Some(keeper) = &self.keeper {
             keeper.replace(&rows);
         }

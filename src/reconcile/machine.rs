@@ -96,6 +96,7 @@ pub struct Machine {
     pub(super) options: MachineOptions,
     pub(super) database: Database,
     pub(super) backoff: Backoff,
+    pub(super) random: fastrand::Rng,
     pub(super) desired: Option<DesiredState>,
     pub(super) observed: Option<ObservedState>,
     /// What must be read; `None`: nothing that we know of.
@@ -153,6 +154,7 @@ impl Machine {
                 error: "not tried yet".into(),
             },
             backoff: Backoff::new(options.timing.seed),
+            random: fastrand::Rng::with_seed(options.timing.seed),
             due: Due::new(now.instant, options.timing),
             options,
             desired: None,

@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::cache::Cache;
-use super::database::{Connection, Reader, SyncMode, chain, connect, send};
-use super::event::{Action, Event, ReadKind};
+use super::database::{Connection, Reader, chain, connect, send};
+use super::event::{Action, Event, Mode, ReadKind};
+use super::mode::{SyncMode, suits};
 use super::say::say;
 use super::status::{Explanation, PeerStatus, Status, Timestamp};
 use super::summary::clock;
@@ -58,6 +59,9 @@ pub struct Options<D> {
 /// Change marks are kept this long: a reader that was away for longer reads everything.
 const KEEP_MARKS: Duration = Duration::from_secs(24 * 3_600);
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
+/// How often we say that we are there, and ask how many are: an agent that is silent for five of
+/// these counts as gone.
+const ATTACH_EVERY: Duration = Duration::from_secs(60);
 
 /// Why the loop ended.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +86,8 @@ pub async fn run<D: Host>(
     let mut kernel_events = std::mem::replace(&mut options.kernel_events, silent);
     let (mut shell, mut events) = Shell::new(options, status);
     let mut prune = tokio::time::interval_at(Instant::now() + PRUNE_EVERY / 4, PRUNE_EVERY);
+    let mut attach = tokio::time::interval_at(Instant::now() + ATTACH_EVERY, ATTACH_EVERY);
+    attach.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     shell.tell(Event::Tick);
     loop {
         alive();
@@ -95,6 +101,7 @@ pub async fn run<D: Host>(
             Some(why) = kernel_events.recv() => shell.tell(Event::KernelChanged { why }),
             Some(ask) = asks.recv() => shell.answer(ask),
             _ = prune.tick() => shell.prune(),
+            _ = attach.tick() => shell.attach(),
             () = tokio::time::sleep_until(wakeup.into()) => shell.tell(Event::Tick),
         }
     }
@@ -135,12 +142,23 @@ const CONNECTS_ONCE: u32 = 3;
 enum Inner {
     Event(Event),
     Connected(Box<Connection>),
+    /// So many gateways share the database.
+    Attached(i64),
+}
+
+/// How changes are learnt of while the database is there.
+#[derive(Clone, Copy)]
+struct InUse {
+    mode: Mode,
+    /// Whether the number of gateways may choose another one.
+    may_turn: bool,
 }
 
 struct Shell<D> {
     machine: Machine,
     store: Store,
     mode: SyncMode,
+    in_use: Option<InUse>,
     dataplane: DataplaneHandle<D>,
     /// Who asked for a resync and waits for its end.
     resyncs: Vec<oneshot::Sender<Result<(), String>>>,
@@ -170,6 +188,7 @@ impl<D: Host> Shell<D> {
             machine: Machine::new(options.machine, now),
             store: options.store,
             mode: options.mode,
+            in_use: None,
             dataplane: options.dataplane,
             resyncs: Vec::new(),
             gateway: options.gateway,
@@ -189,6 +208,7 @@ impl<D: Host> Shell<D> {
         match inner {
             Inner::Event(event) => self.tell(event),
             Inner::Connected(connection) => self.connected(*connection),
+            Inner::Attached(gateways) => self.attached(gateways),
         }
     }
 
@@ -198,22 +218,30 @@ impl<D: Host> Shell<D> {
             self.last_error.clone_from(error);
             self.template.database.last_error = Some(error.clone());
             self.template.database.since = Some(Timestamp(clock().wall));
-            if let Some(listening) = self.listening.take() {
-                listening.abort();
-            }
+            self.in_use = None;
+            self.stop_listening();
         }
         for action in self.machine.handle(event, clock()) {
             self.carry_out(action);
         }
     }
 
+    fn stop_listening(&mut self) {
+        if let Some(listening) = self.listening.take() {
+            listening.abort();
+        }
+    }
+
     fn connected(&mut self, connection: Connection) {
-        let Connection { hello, listener, mode, why } = connection;
+        let Connection { hello, chosen } = connection;
+        let mode = chosen.mode;
         self.failed_connects = 0;
-        self.template.sync.mode_why = why;
+        self.in_use = Some(InUse { mode, may_turn: chosen.may_turn });
+        self.template.sync.mode_why = chosen.why;
         self.template.database.since = Some(Timestamp(clock().wall));
         self.template.database.schema_version = Some(hello.schema_version);
-        if let Some(mut listener) = listener {
+        self.stop_listening();
+        if let Some(mut listener) = chosen.listener {
             let events = self.events.clone();
             let heard = async move {
                 loop {
@@ -276,8 +304,9 @@ impl<D: Host> Shell<D> {
 
     fn spawn_connect(&self) {
         let (store, mode, gateway) = (self.store.clone(), self.mode, self.gateway.clone());
+        let present = self.in_use.map(|in_use| in_use.mode);
         self.spawn_inner(async move {
-            match connect(&store, mode, &gateway).await {
+            match connect(&store, mode, &gateway, present).await {
                 Ok(connection) => Inner::Connected(Box::new(connection)),
                 Err(error) => Inner::Event(Event::Disconnected { error }),
             }
@@ -287,8 +316,9 @@ impl<D: Host> Shell<D> {
     fn spawn_read(&self, kind: ReadKind) {
         let (store, reader) = (self.store.clone(), self.reader.clone());
         let events = self.events.clone();
+        let mode = self.in_use.map_or(Mode::Poll, |in_use| in_use.mode);
         tokio::spawn(async move {
-            let answer = reader.lock().await.read(&store, kind).await;
+            let answer = reader.lock().await.read(&store, kind, mode).await;
             let answer = answer.map_err(|error| chain(&error));
             // A read may be the first to find that the database is gone, or is not ours any more.
             let lost = answer.as_ref().err().cloned();
@@ -373,6 +403,29 @@ impl<D: Host> Shell<D> {
                 Err(error) => debug!("change marks were not pruned: {}", chain(&error)),
             }
         });
+    }
+
+    /// Says that we are there, while we are.
+    fn attach(&self) {
+        let Some(in_use) = self.in_use else { return };
+        let (store, events) = (self.store.clone(), self.events.clone());
+        tokio::spawn(async move {
+            match store.attach(in_use.mode == Mode::Listen).await {
+                // The loop may have ended meanwhile.
+                Ok(gateways) => drop(events.send(Inner::Attached(gateways))),
+                // Whoever reads finds that the database is away, and says so.
+                Err(error) => debug!("could not say that we are there: {}", chain(&error)),
+            }
+        });
+    }
+
+    /// Turns to the other mode where that suits so many gateways.
+    fn attached(&self, gateways: i64) {
+        if let Some(InUse { mode, may_turn: true }) = self.in_use
+            && suits(gateways, Some(mode)) != mode
+        {
+            self.spawn_connect();
+        }
     }
 
     fn publish(&self) {

@@ -64,7 +64,8 @@ impl Machine {
                     Mode::Listen => timing.safety_poll_interval,
                     Mode::Poll => timing.poll_interval,
                 };
-                self.due.poll = now.instant + interval;
+                // Never quite alike, so that a fleet does not ask all at once.
+                self.due.poll = now.instant + interval.mul_f64(0.9 + self.random.f64() / 5.0);
                 self.want_read(ReadKind::Changes);
             }
             if now.instant >= self.due.heartbeat && self.proven.is_some() {

@@ -26,12 +26,14 @@ pub struct Listener {
 }
 
 impl Store {
-    /// Connects and listens on this gateway's channel and on the one for all. Read only after it
-    /// returns: what commits later is announced.
+    /// Connects and listens on this gateway's channel and on the one for all, after it has said so by
+    /// [`Store::attach`]. Read only after it returns: what commits later is announced, but for what a
+    /// transaction wrote before the first agent of all listened.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn listen(&self, hello: &Hello) -> Result<Listener, StoreError> {
+        self.attach(true).await?;
         let mut config = self.target.config.clone();
         // So that pg_stat_activity tells this connection from those that ask.
         config.application_name("gatepost listen");

@@ -16,6 +16,7 @@ mod hello;
 mod listen;
 mod migrate;
 mod options;
+mod poll;
 mod report;
 mod snapshot;
 
@@ -28,6 +29,7 @@ pub use hello::Hello;
 pub use listen::Listener;
 pub use migrate::{Migration, SCHEMA_VERSION, migrate, pending};
 pub use options::{ConnectOptions, Password, Tls};
+pub use poll::Polled;
 pub use report::{AuditEntry, AuditEvent, AuditStatus, Entity, Handshake, Reported};
 pub use snapshot::Cursor;
 
@@ -59,6 +61,8 @@ mod tests {
         let cursor = Cursor { snapshot: String::new(), epoch: String::new() };
         movable(store.snapshot());
         movable(store.changes(&cursor));
+        movable(store.poll(&cursor));
+        movable(store.attach(false));
         movable(store.report(&[]));
         movable(store.audit(&[]));
         movable(store.hello());

@@ -49,6 +49,7 @@ async fn only_the_listed_functions_may_be_called() {
     assert_eq!(
         allowed,
         [
+            "attach",
             "audit",
             "changes",
             "enroll",
@@ -56,6 +57,7 @@ async fn only_the_listed_functions_may_be_called() {
             "memberships_by_user",
             "peers_by_device",
             "policies_by_id",
+            "poll",
             "prune",
             "report",
             "snapshot_gateway",
