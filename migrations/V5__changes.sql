@@ -226,7 +226,7 @@ begin
     end if;
     update gatepost.addressed set seen = next, at = now();
     insert into gatepost.change (gateway_id, kind, ids, group_ids)
-    select gatepost.everyone(), w.kind, null, null
+    select gatepost.everyone(), w.kind, null::uuid[], null::uuid[]
     from unnest(waiting) w
     where w.ids is null
     union all
@@ -320,7 +320,10 @@ begin
                 from gatepost.change c
                 where c.gateway_id in (me, gatepost.everyone())
                     and c.xid >= pg_snapshot_xmin(behind)
-                    and c.xid < pg_snapshot_xmax(pg_current_snapshot())
+                    and (
+                        c.xid < pg_snapshot_xmax(pg_current_snapshot())
+                        or c.xid = pg_current_xact_id_if_assigned() -- addressed just now
+                    )
                     and not pg_visible_in_snapshot(c.xid, behind)
             )
     into cursor, quiet_until, news

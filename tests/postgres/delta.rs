@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use gatepost::model::{ChangedRows, MembershipRow, PeerRow, PolicyRow, SnapshotRows};
-use gatepost::store::{Cursor, Read};
+use gatepost::store::{Cursor, Polled, Read};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -56,24 +56,74 @@ struct Seen {
     nothing: usize,
     changed: usize,
     everything: usize,
+    quiet: usize,
 }
 
-async fn follow(world: &World, held: &mut Held, cursor: &mut Cursor, seen: &mut Seen) {
+/// How the agent asks.
+#[derive(Debug, Clone, Copy)]
+enum Asks {
+    /// For changes at once, as where it listens.
+    Changes,
+    /// Whether there are any, first.
+    Polls,
+    /// Now so, now so: the mode may turn at any time.
+    Either,
+}
+
+impl Asks {
+    fn polls(self) -> bool {
+        match self {
+            Self::Changes => false,
+            Self::Polls => true,
+            Self::Either => fastrand::bool(),
+        }
+    }
+}
+
+/// One look. Returns the database's time up to which nothing is missing.
+async fn follow(
+    world: &World,
+    asks: Asks,
+    held: &mut Held,
+    cursor: &mut Cursor,
+    seen: &mut Seen,
+) -> SystemTime {
+    if asks.polls()
+        && let Polled::Quiet(next, quiet_until) = world.store.poll(cursor).await.unwrap()
+    {
+        seen.quiet += 1;
+        *cursor = next;
+        return quiet_until;
+    }
+    follow_changes(world, held, cursor, seen).await
+}
+
+async fn follow_changes(
+    world: &World,
+    held: &mut Held,
+    cursor: &mut Cursor,
+    seen: &mut Seen,
+) -> SystemTime {
     match world.read(cursor).await {
-        Read::Nothing(next, _) => {
+        Read::Nothing(next, taken_at) => {
             seen.nothing += 1;
             *cursor = next;
+            taken_at
         }
         Read::Changed(rows, next) => {
             seen.changed += 1;
+            let taken_at = rows.taken_at;
             held.apply(rows);
             *cursor = next;
+            taken_at
         }
         Read::Everything(_) => {
             seen.everything += 1;
             let (rows, next) = world.store.snapshot().await.unwrap();
+            let taken_at = rows.taken_at;
             *held = Held::of(rows);
             *cursor = next;
+            taken_at
         }
     }
 }
@@ -199,13 +249,30 @@ async fn seeded() -> World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_rows_and_changes_make_the_new_rows() {
+    let seen = changes_make_the_new_rows(Asks::Changes, 25).await;
+    assert!(seen.changed > 100 && seen.everything == 0, "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_rows_and_what_polling_finds_make_the_new_rows() {
+    let seen = changes_make_the_new_rows(Asks::Polls, 15).await;
+    assert!(seen.changed > 30 && seen.quiet > 100 && seen.everything == 0, "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mode_that_turns_misses_nothing() {
+    let seen = changes_make_the_new_rows(Asks::Either, 15).await;
+    assert!(seen.changed > 30 && seen.quiet > 50 && seen.everything == 0, "{seen:?}");
+}
+
+async fn changes_make_the_new_rows(asks: Asks, rounds: u64) -> Seen {
     let seed = std::env::var("GATEPOST_TEST_SEED").map_or(7, |seed| seed.parse().unwrap());
     let world = seeded().await;
     let (rows, mut cursor) = world.store.snapshot().await.unwrap();
     let mut held = Held::of(rows);
     let mut seen = Seen::default();
     let mut committed = 0;
-    for round in 0..25 {
+    for round in 0..rounds {
         let done = Arc::new(AtomicBool::new(false));
         let mut writers = tokio::task::JoinSet::new();
         for number in 0..4 {
@@ -221,18 +288,20 @@ async fn old_rows_and_changes_make_the_new_rows() {
             })
         };
         while !done.load(Ordering::Acquire) {
-            follow(&world, &mut held, &mut cursor, &mut seen).await;
+            follow(&world, asks, &mut held, &mut cursor, &mut seen).await;
         }
         committed += waiting.await.unwrap();
-        follow(&world, &mut held, &mut cursor, &mut seen).await;
+        let now = world.admin.query_one("select now()", &[]).await.unwrap();
+        let end: SystemTime = now.get(0);
+        while follow(&world, asks, &mut held, &mut cursor, &mut seen).await < end {}
         let (rows, _) = world.store.snapshot().await.unwrap();
         let fresh = Held::of(rows);
         assert_eq!(held.peers, fresh.peers, "peers, seed {seed}, round {round}");
         assert_eq!(held.memberships, fresh.memberships, "memberships, seed {seed}, round {round}");
         assert_eq!(held.policies, fresh.policies, "policies, seed {seed}, round {round}");
     }
-    assert!(committed > 200, "only {committed} transactions committed");
-    assert!(seen.changed > 100 && seen.everything == 0, "{seen:?}");
+    assert!(committed > 8 * rounds as usize, "only {committed} transactions committed");
+    seen
 }
 
 /// Eight writers commit out of order, some while holding their transaction open. Each row that was

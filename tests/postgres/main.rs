@@ -9,6 +9,7 @@ mod listen;
 mod login;
 mod marks;
 mod migrate;
+mod poll;
 mod report;
 mod rights;
 mod rows;

@@ -1,0 +1,147 @@
+//! What an agent that polls asks, and what its database does for it.
+
+use gatepost::store::{ConnectOptions, CreateRole, Cursor, Polled, Read, Store, grant};
+
+use crate::world::{World, insert_gateway, options};
+
+/// Polls until the database has an answer that is not older than this call.
+async fn settled(store: &Store, world: &World, mut cursor: Cursor) -> Polled {
+    let now = world.admin.query_one("select now()", &[]).await.unwrap();
+    let asked: std::time::SystemTime = now.get(0);
+    loop {
+        match store.poll(&cursor).await.unwrap() {
+            Polled::Quiet(next, quiet_until) if quiet_until < asked => cursor = next,
+            answer => return answer,
+        }
+    }
+}
+
+/// The agent of a second gateway.
+async fn neighbour(world: &World) -> Store {
+    insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+    let role = format!("{}_g2", world.database);
+    let create = CreateRole::IfAbsent(None);
+    grant(&options("postgres", &world.database), "g2", &role, &create).await.unwrap();
+    Store::connect(&ConnectOptions::new(world.url.replace(&world.role, &role))).unwrap()
+}
+
+#[tokio::test]
+async fn a_change_is_news_for_the_gateway_it_concerns_and_for_no_other() {
+    let world = World::new().await;
+    let theirs = neighbour(&world).await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let user = ann.user;
+    let policy = format!(
+        "insert into groups (id, name) values ('{user}', 'staff');
+         insert into policies (id, name) values ('{user}', 'intranet');
+         insert into policy_targets (policy_id, target_type, target_id) values ('{user}', 'group', '{user}')"
+    );
+    world.run(&policy).await;
+    // The first to poll begins.
+    let mut mine = world.cursor().await;
+    assert!(matches!(settled(&world.store, &world, mine.clone()).await, Polled::Quiet(..)));
+    let mut other = theirs.snapshot().await.unwrap().1;
+    for sql in [
+        "update devices set status = 'blocked'".to_owned(),
+        "update users set username = 'anna'".into(),
+        format!("insert into group_memberships (group_id, user_id) values ('{user}', '{user}')"),
+    ] {
+        world.run(&sql).await;
+        assert_eq!(settled(&world.store, &world, mine.clone()).await, Polled::News, "{sql}");
+        let Read::Changed(_, next) = world.read(&mine).await else { panic!("{sql}") };
+        mine = next;
+        let Polled::Quiet(next, _) = settled(&theirs, &world, other).await else {
+            panic!("news for a gateway that is not concerned: {sql}")
+        };
+        other = next;
+    }
+    // The neighbour does hear what is for all.
+    world.run("update policies set priority = 3").await;
+    assert_eq!(settled(&theirs, &world, other).await, Polled::News);
+}
+
+/// A crowd of marks that nobody addressed, as after a day without anybody who polls: each reader
+/// looks through them itself, once.
+#[tokio::test]
+async fn marks_that_waited_too_long_are_looked_through() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let cursor = world.cursor().await;
+    let Polled::Quiet(cursor, _) = settled(&world.store, &world, cursor).await else {
+        panic!("news of nothing")
+    };
+    world.run("update devices set status = 'blocked'").await;
+    world
+        .run(
+            "insert into gatepost.change (gateway_id, kind, ids)
+             select gatepost.nobody(), 'target', array[gen_random_uuid()]
+             from generate_series(1, 10001)",
+        )
+        .await;
+    let marks = world.count("select count(*) from gatepost.change").await;
+    assert_eq!(settled(&world.store, &world, cursor.clone()).await, Polled::News);
+    assert_eq!(world.count("select count(*) from gatepost.change").await, marks, "addressed");
+    let Read::Everything(_) = world.read(&cursor).await else { panic!("looked through a crowd") };
+    let cursor = world.cursor().await;
+    assert!(matches!(settled(&world.store, &world, cursor).await, Polled::Quiet(..)));
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_followed_is_news() {
+    let world = World::new().await;
+    let cursor = world.cursor().await;
+    assert!(matches!(settled(&world.store, &world, cursor.clone()).await, Polled::Quiet(..)));
+    world.run("update gatepost.state set database_epoch = gen_random_uuid()").await;
+    assert_eq!(world.store.poll(&cursor).await.unwrap(), Polled::News);
+}
+
+#[tokio::test]
+async fn nobody_is_notified_where_nobody_listens() {
+    let world = World::new().await;
+    // Not by our own means: this session says to nobody that it listens.
+    let (client, mut connection) =
+        tokio_postgres::connect(&world.url, tokio_postgres::NoTls).await.unwrap();
+    let (send, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) =
+            std::future::poll_fn(|context| connection.poll_message(context)).await
+        {
+            if let tokio_postgres::AsyncMessage::Notification(it) = message {
+                send.send(it.channel().to_owned()).unwrap();
+            }
+        }
+    });
+    let channels =
+        format!("listen gatepost_all; listen \"gatepost_{}\"; listen probe", world.gateway);
+    client.batch_execute(&channels).await.unwrap();
+    world.store.attach(false).await.unwrap();
+    world.peer(world.gateway, "ann").await;
+    world.run("insert into policies (name) values ('a')").await;
+    client.batch_execute("notify probe").await.unwrap();
+    assert_eq!(heard.recv().await.unwrap(), "probe");
+
+    assert_eq!(world.store.attach(true).await.unwrap(), 1);
+    world.run("update policies set priority = 3").await;
+    assert_eq!(heard.recv().await.unwrap(), "gatepost_all");
+    // An agent that was killed is forgotten.
+    world.run("update gatepost.attached set at = at - interval '6 minutes'").await;
+    world.run("update policies set priority = 4").await;
+    client.batch_execute("notify probe").await.unwrap();
+    assert_eq!(heard.recv().await.unwrap(), "probe");
+}
+
+#[tokio::test]
+async fn agents_are_counted_while_they_are_there() {
+    let world = World::new().await;
+    let theirs = neighbour(&world).await;
+    assert_eq!(world.store.attach(true).await.unwrap(), 1);
+    assert_eq!(theirs.attach(false).await.unwrap(), 2);
+    assert_eq!(world.store.attach(false).await.unwrap(), 2, "counted twice");
+    let gateway = world.gateway;
+    world
+        .run(&format!(
+            "update gatepost.attached set at = at - interval '6 minutes' where gateway_id = '{gateway}'"
+        ))
+        .await;
+    assert_eq!(theirs.attach(false).await.unwrap(), 1);
+}
