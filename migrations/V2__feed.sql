@@ -52,23 +52,25 @@ language sql immutable parallel safe as $$ select '00000000-0000-0000-0000-00000
 create function gatepost.everyone() returns uuid
 language sql immutable parallel safe as $$ select 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid $$;
 
+create type gatepost.kind as enum (
+    'all', -- a table was truncated
+    'gateway', -- the gateway's row, or its own address
+    'setting',
+    'peer', -- ids: devices whose peers here came, went or moved
+    'device', -- ids: devices whose peers read otherwise
+    'address', -- addresses: allocated otherwise
+    'user', -- ids: users whose peers read otherwise
+    'owner', -- ids: users who won or lost a device
+    'membership', -- ids: users; group_ids: the groups they entered or left
+    'group', -- ids: groups deleted or restored
+    'target', -- ids: users, devices or groups that came to be or are gone
+    'policy' -- ids: policies, their targets or destinations
+);
+
 create table gatepost.change (
     xid xid8 not null default pg_current_xact_id(), -- of the top-level transaction
     gateway_id uuid not null, -- gatepost.nobody(): not addressed yet; gatepost.everyone(): all
-    kind text not null check (kind in (
-        'all', -- a table was truncated
-        'gateway', -- the gateway's row, or its own address
-        'setting',
-        'peer', -- ids: devices whose peers here came, went or moved
-        'device', -- ids: devices whose peers read otherwise
-        'address', -- addresses: allocated otherwise
-        'user', -- ids: users whose peers read otherwise
-        'owner', -- ids: users who won or lost a device
-        'membership', -- ids: users; group_ids: the groups they entered or left
-        'group', -- ids: groups deleted or restored
-        'target', -- ids: users, devices or groups that came to be or are gone
-        'policy' -- ids: policies, their targets or destinations
-    )),
+    kind gatepost.kind not null,
     ids uuid[], -- null (and no addresses): too many to list, read everything
     group_ids uuid[],
     addresses inet[],
@@ -118,11 +120,14 @@ create table gatepost.addressed (
 ) with (fillfactor = 10);
 insert into gatepost.addressed default values;
 
+-- What follows is called by the triggers' functions alone, and runs with their rights and settings:
+-- a writer waits for each of them.
+
 -- Writes one mark. More than 1,000 ids cost more to follow than to read everything.
 create function gatepost.mark(
-    gateway uuid, kind text, ids uuid[], group_ids uuid[] default null
+    gateway uuid, kind gatepost.kind, ids uuid[], group_ids uuid[] default null
 ) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql as $$
 begin
     if cardinality(ids) > 1000 or cardinality(group_ids) > 1000 then
         ids := null;
@@ -132,38 +137,32 @@ begin
     values (gateway, kind, ids, group_ids);
 end $$;
 
--- Whether any gateway waits for notifications. A transaction that asked before the first one did
--- wakes it not: its mark is found by the timer.
-create function gatepost.is_heard() returns boolean
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off as $$
-begin
-    return exists (
-        select from gatepost.attached a where a.listens and a.at > now() - interval '5 minutes'
-    );
-end $$;
+-- Who waits for notifications. A transaction that looked before the first one did does not wake it:
+-- its mark is found by the timer.
+create view gatepost.listener as
+select a.gateway_id from gatepost.attached a where a.listens and a.at > now() - interval '5 minutes';
 
 create function gatepost.wake_all() returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql as $$
 begin
-    if gatepost.is_heard() then
+    if exists (select from gatepost.listener) then
         perform pg_notify('gatepost_all', '');
     end if;
 end $$;
 
 create function gatepost.wake(gateway uuid) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql as $$
 begin
-    if gatepost.is_heard() then
+    if exists (select from gatepost.listener) then
         perform pg_notify('gatepost_' || gateway, '');
     end if;
 end $$;
 
 -- Wakes the gateways that have a peer of one of these devices.
 create function gatepost.wake_for_devices(ids uuid[]) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql as $$
 begin
-    if not gatepost.is_heard() then
+    if not exists (select from gatepost.listener) then
         return;
     elsif cardinality(ids) > 1000 then
         perform pg_notify('gatepost_all', '');
@@ -178,9 +177,9 @@ end $$;
 
 -- Wakes the gateways that have a peer of one of these users.
 create function gatepost.wake_for_users(ids uuid[]) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql as $$
 begin
-    if not gatepost.is_heard() then
+    if not exists (select from gatepost.listener) then
         return;
     elsif cardinality(ids) > 1000 then
         perform pg_notify('gatepost_all', '');
@@ -196,7 +195,7 @@ end $$;
 
 -- Marks addresses of one gateway that are allocated otherwise now; `own`: its own among them.
 create function gatepost.mark_addresses(gateway uuid, addresses inet[], own boolean) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql as $$
 begin
     insert into gatepost.change (gateway_id, kind, addresses)
     values (gateway, 'address', case when cardinality(addresses) <= 1000 then addresses end);
@@ -208,7 +207,7 @@ end $$;
 
 -- Marks things that policies may name, and wakes somebody only where a policy does.
 create function gatepost.mark_targets(ids uuid[]) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql as $$
 begin
     if cardinality(ids) = 0 then
         return;

@@ -3,7 +3,7 @@
 
 set role gatepost_owner;
 
-create function gatepost.listed(marks gatepost.change[], kind text) returns uuid[]
+create function gatepost.listed(marks gatepost.change[], kind gatepost.kind) returns uuid[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
     select coalesce(array_agg(distinct i), '{}') from unnest(marks) m, unnest(m.ids) i
     where m.kind = $2
@@ -235,12 +235,12 @@ begin
     where w.kind = 'target'
         and exists (select from public.policy_targets t where t.target_id = any (w.ids))
     union all
-    select p.gateway_id, 'device', array_agg(distinct p.device_id), null
+    select p.gateway_id, w.kind, array_agg(distinct p.device_id), null
     from unnest(waiting) w
     cross join unnest(w.ids) i
     join public.wireguard_peers p on p.device_id = i and p.deleted_at is null
     where w.kind = 'device'
-    group by p.gateway_id
+    group by p.gateway_id, w.kind
     union all
     select p.gateway_id, w.kind, array_agg(distinct d.user_id), w.group_ids
     from unnest(waiting) with ordinality w
