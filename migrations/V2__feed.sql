@@ -5,12 +5,12 @@
 -- 1. A mark is addressed by what its own row says. `wireguard_peers` names its gateway; a device, a
 --    user or a membership does not, so its mark is addressed to nobody yet. Looking gateways up
 --    while writing would miss a peer that another transaction has inserted and not yet committed.
--- 2. Marks that are addressed to nobody are looked through by every reader, or, where many poll,
+-- 2. Marks that are addressed to nobody are looked through by every reader, or, where many follow,
 --    addressed once for all of them after their commit: gatepost.address(). A peer that commits
 --    later than that brings a mark of its own.
 -- 3. A notification is only a hint. It may be addressed by looking up, because the mark stays and is
---    found at the next look; and it is spared where no gateway listens, because the commits of all
---    who notify queue up one behind the other.
+--    found at the next look. The commits of all who notify queue up one behind the other, and each
+--    wakes every session that listens: where many do, gatepost.address() notifies for all writers.
 
 grant usage on schema public to gatepost_owner;
 grant select (id, username, is_active, deleted_at) on users to gatepost_owner;
@@ -86,7 +86,7 @@ create table gatepost.said (
 );
 
 create index change_by_gateway on gatepost.change (gateway_id, xid);
-create index change_by_time on gatepost.change using brin (at);
+create index change_by_xid on gatepost.change (xid);
 alter table gatepost.change set (
     autovacuum_vacuum_insert_scale_factor = 0.05,
     autovacuum_vacuum_scale_factor = 0.02
@@ -104,7 +104,7 @@ insert into gatepost.state default values;
 -- is gone.
 create table gatepost.attached (
     gateway_id uuid primary key,
-    listens boolean not null, -- waits for notifications
+    listens boolean not null, -- waits for the writers' notifications
     at timestamptz not null
 ) with (fillfactor = 50);
 create index attached_listening on gatepost.attached (gateway_id) where listens;
@@ -116,7 +116,9 @@ create table gatepost.addressed (
     history text,
     since pg_snapshot,
     seen pg_snapshot,
-    at timestamptz not null default '-infinity' -- what was committed before is seen
+    done_by xid8, -- the transaction that did it last
+    at timestamptz not null default '-infinity', -- what was committed before is seen
+    rest interval not null default '0' -- until the next time
 ) with (fillfactor = 10);
 insert into gatepost.addressed default values;
 
@@ -137,7 +139,7 @@ begin
     values (gateway, kind, ids, group_ids);
 end $$;
 
--- Who waits for notifications. A transaction that looked before the first one did does not wake it:
+-- Who waits for the writers' notifications. A transaction that looked before the first one did does not wake it:
 -- its mark is found by the timer.
 create view gatepost.listener as
 select a.gateway_id from gatepost.attached a where a.listens and a.at > now() - interval '5 minutes';

@@ -191,9 +191,10 @@ begin
     end if;
 end $$;
 
--- Addresses the marks that were addressed to nobody, once for all who poll: to the gateways with a
--- peer that is concerned. One mark for each gateway and mark, as if the writer had known. Where very
--- many wait, nobody was here to do it; then each reader looks through them itself.
+-- Addresses the marks that were addressed to nobody, once for all: to the gateways with a peer that is
+-- concerned, one mark for each gateway and mark, as if the writer had known. Notifies them and those
+-- that the writers addressed. Where very many marks wait, nobody was here to do it; then each reader
+-- looks through them itself. Its caller holds the lock.
 create function gatepost.address() returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
@@ -202,14 +203,9 @@ declare
     last gatepost.addressed;
     waiting gatepost.change[];
     next pg_snapshot;
+    concerned uuid[];
 begin
     select * into last from gatepost.addressed;
-    if last.history is distinct from present then
-        update gatepost.addressed
-        set history = present, since = pg_current_snapshot(), seen = pg_current_snapshot(),
-            at = now();
-        return;
-    end if;
     -- One statement: what is waiting, and the snapshot that sees just this.
     select pg_current_snapshot(), array(
         select c
@@ -220,35 +216,58 @@ begin
         limit 10001
     )
     into next, waiting;
-    if cardinality(waiting) > 10000 then
-        update gatepost.addressed set since = next, seen = next, at = now();
+    if last.history is distinct from present or cardinality(waiting) > 10000 then
+        update gatepost.addressed
+        set history = present, since = next, seen = next, done_by = pg_current_xact_id(), at = now(),
+            rest = '250 milliseconds';
+        perform pg_notify('gatepost_all', '');
         return;
     end if;
-    update gatepost.addressed set seen = next, at = now();
-    insert into gatepost.change (gateway_id, kind, ids, group_ids)
-    select gatepost.everyone(), w.kind, null::uuid[], null::uuid[]
-    from unnest(waiting) w
-    where w.ids is null
-    union all
-    select gatepost.everyone(), w.kind, w.ids, null
-    from unnest(waiting) w
-    where w.kind = 'target'
-        and exists (select from public.policy_targets t where t.target_id = any (w.ids))
-    union all
-    select p.gateway_id, w.kind, array_agg(distinct p.device_id), null
-    from unnest(waiting) w
-    cross join unnest(w.ids) i
-    join public.wireguard_peers p on p.device_id = i and p.deleted_at is null
-    where w.kind = 'device'
-    group by p.gateway_id, w.kind
-    union all
-    select p.gateway_id, w.kind, array_agg(distinct d.user_id), w.group_ids
-    from unnest(waiting) with ordinality w
-    cross join unnest(w.ids) i
-    join public.devices d on d.user_id = i
-    join public.wireguard_peers p on p.device_id = d.id and p.deleted_at is null
-    where w.kind in ('user', 'membership')
-    group by p.gateway_id, w.kind, w.group_ids, w.ordinality;
+    concerned := array(
+        select distinct c.gateway_id
+        from gatepost.change c
+        where c.xid >= pg_snapshot_xmin(last.seen) and c.xid <> last.done_by
+            and c.xid < pg_snapshot_xmax(pg_current_snapshot())
+            and not pg_visible_in_snapshot(c.xid, last.seen)
+            and c.gateway_id <> gatepost.nobody()
+    );
+    with addressed as (
+        insert into gatepost.change (gateway_id, kind, ids, group_ids)
+        select gatepost.everyone(), w.kind, null::uuid[], null::uuid[]
+        from unnest(waiting) w
+        where w.ids is null
+        union all
+        select gatepost.everyone(), w.kind, w.ids, null
+        from unnest(waiting) w
+        where w.kind = 'target'
+            and exists (select from public.policy_targets t where t.target_id = any (w.ids))
+        union all
+        select p.gateway_id, w.kind, array_agg(distinct p.device_id), null
+        from unnest(waiting) w
+        cross join unnest(w.ids) i
+        join public.wireguard_peers p on p.device_id = i and p.deleted_at is null
+        where w.kind = 'device'
+        group by p.gateway_id, w.kind
+        union all
+        select p.gateway_id, w.kind, array_agg(distinct d.user_id), w.group_ids
+        from unnest(waiting) with ordinality w
+        cross join unnest(w.ids) i
+        join public.devices d on d.user_id = i
+        join public.wireguard_peers p on p.device_id = d.id and p.deleted_at is null
+        where w.kind in ('user', 'membership')
+        group by p.gateway_id, w.kind, w.group_ids, w.ordinality
+        returning gateway_id
+    )
+    select concerned || array_agg(distinct a.gateway_id) into concerned from addressed a;
+    perform pg_notify(
+        case when g = gatepost.everyone() then 'gatepost_all' else 'gatepost_' || g end, ''
+    )
+    from unnest(concerned) g;
+    -- The more are woken, the more there is to do until the next time.
+    update gatepost.addressed
+    set seen = next, done_by = pg_current_xact_id(), at = now(),
+        rest = case when cardinality(concerned) > 100 then interval '700 milliseconds'
+            else interval '250 milliseconds' end;
 end $$;
 
 -- Whether a mark is addressed to nobody since `seen`.
@@ -265,7 +284,7 @@ begin
     );
 end $$;
 
--- The cheap question of an agent that polls. `news`: ask gatepost.changes(). Else `cursor` is the
+-- The cheap question of an agent that polls or takes turns. `news`: ask gatepost.changes(). Else `cursor` is the
 -- next one, and nothing that was committed before `quiet_until` concerns the gateway. A mark that
 -- waits to be addressed is not looked at, and stays beyond the cursor.
 create function gatepost.poll(
@@ -290,7 +309,16 @@ begin
     select * into last from gatepost.addressed;
     if (
         last.history is distinct from present
-        or (last.at < clock_timestamp() - interval '100 milliseconds' and gatepost.waits(last.seen))
+        or (
+            last.at + last.rest < clock_timestamp()
+            and exists (
+                select
+                from gatepost.change c
+                where c.xid >= pg_snapshot_xmin(last.seen) and c.xid <> last.done_by
+                    and c.xid < pg_snapshot_xmax(pg_current_snapshot())
+                    and not pg_visible_in_snapshot(c.xid, last.seen)
+            )
+        )
     ) and pg_try_advisory_xact_lock(hashtext('gatepost.address')) then
         perform gatepost.address();
     end if;

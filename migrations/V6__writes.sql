@@ -240,7 +240,7 @@ end $$;
 create function gatepost.prune(keep interval) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    horizon constant xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
     pruned bigint;
     last xid8;
 begin
@@ -252,6 +252,11 @@ begin
     if not pg_try_advisory_xact_lock(hashtext('gatepost.prune')) then
         return 0;
     end if;
+    -- From the oldest on, until one is to be kept.
+    select least(horizon, min(k.xid)) into horizon
+    from (
+        select c.xid from gatepost.change c where c.at >= now() - keep order by c.xid limit 1
+    ) k;
     with gone as (
         delete from gatepost.change c where c.at < now() - keep and c.xid < horizon returning c.xid
     )

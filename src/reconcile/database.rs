@@ -95,7 +95,7 @@ impl Reader {
         mode: Mode,
     ) -> Result<ReadAnswer, StoreError> {
         if let (ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
-            if mode == Mode::Poll
+            if mode != Mode::Listen
                 && let Polled::Quiet(next, quiet_until) = store.poll(&last.cursor).await?
             {
                 *last = LastRead { cursor: next, as_of: quiet_until.max(last.as_of) };

@@ -22,6 +22,8 @@ pub struct Now {
 pub enum Mode {
     /// Woken by NOTIFY, with a slow poll for safety.
     Listen,
+    /// Woken by the NOTIFY of whoever asked first: all ask at long intervals, and tell each other.
+    Turns,
     /// Asks at a steady interval.
     Poll,
 }

@@ -8,17 +8,19 @@ use crate::store::{Hello, Listener, Store, StoreError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SyncMode {
-    /// Listen where notifications arrive and few gateways share the database, else poll.
+    /// Listen where few gateways share the database, take turns where many do, and poll where no
+    /// notification arrives.
     #[default]
     Auto,
     Listen,
+    Turns,
     Poll,
 }
 
 /// Postgres wakes every listening session at every notification, so that each commit costs as much
-/// as there are listeners: above this many gateways all of them poll.
+/// as there are listeners: above this many gateways writers notify nobody.
 const LISTENERS_AT_MOST: i64 = 50;
-/// Gateways that poll listen again at so few: one that comes and goes must not turn all the others.
+/// Gateways that take turns listen again at so few: one that comes and goes must not turn all others.
 const LISTEN_AGAIN_AT: i64 = 40;
 
 /// The mode that was chosen, and why.
@@ -42,78 +44,81 @@ pub(super) async fn choose(
     present: Option<Mode>,
 ) -> Result<Chosen, String> {
     let failed = |error: StoreError| chain(&error);
-    let poll = |why, may_turn| Chosen { mode: Mode::Poll, why, listener: None, may_turn };
-    let listen = |why: &str, listener, may_turn| Chosen {
-        mode: Mode::Listen,
-        why: why.into(),
-        listener: Some(listener),
-        may_turn,
+    let chosen = |mode, why: &str, listener, may_turn| {
+        Ok(Chosen { mode, why: why.into(), listener, may_turn })
     };
     match configured {
         SyncMode::Poll => {
             store.attach(false).await.map_err(failed)?;
-            Ok(poll("sync.mode = \"poll\"".into(), false))
+            chosen(Mode::Poll, "sync.mode = \"poll\"", None, false)
+        }
+        SyncMode::Turns => {
+            let listener = store.listen_to_turns(hello).await.map_err(failed)?;
+            chosen(Mode::Turns, "sync.mode = \"turns\"", Some(listener), false)
         }
         SyncMode::Listen => {
             let listener = store.listen(hello).await.map_err(failed)?;
-            Ok(listen("sync.mode = \"listen\"", listener, false))
+            chosen(Mode::Listen, "sync.mode = \"listen\"", Some(listener), false)
         }
         SyncMode::Auto => {
-            let gateways = store.attach(false).await.map_err(failed)?;
-            if suits(gateways, present) == Mode::Poll {
-                return Ok(poll(crowd(gateways), true));
-            }
-            let mut listener = store.listen(hello).await.map_err(failed)?;
+            let gateways = store.attach(present == Some(Mode::Listen)).await.map_err(failed)?;
+            let (mode, why) = suits(gateways, present);
+            let mut listener = match mode {
+                Mode::Listen => store.listen(hello).await.map_err(failed)?,
+                Mode::Turns | Mode::Poll => store.listen_to_turns(hello).await.map_err(failed)?,
+            };
             if listener.probe().await.map_err(failed)? {
-                return Ok(listen("a notification sent to itself arrived", listener, true));
+                return chosen(mode, &why, Some(listener), true);
             }
             // Nobody hears: writers need not notify.
             store.attach(false).await.map_err(failed)?;
             let why = "no notification arrives, as behind a pooler in transaction mode";
-            Ok(poll(why.into(), false))
+            chosen(Mode::Poll, why, None, false)
         }
     }
 }
 
-/// The mode for a database that so many gateways share.
-pub(super) const fn suits(gateways: i64, present: Option<Mode>) -> Mode {
+/// The mode for a database that so many gateways share, and why.
+pub(super) fn suits(gateways: i64, present: Option<Mode>) -> (Mode, String) {
     let at_most = match present {
-        Some(Mode::Poll) => LISTEN_AGAIN_AT,
-        Some(Mode::Listen) | None => LISTENERS_AT_MOST,
+        Some(Mode::Turns) => LISTEN_AGAIN_AT,
+        Some(Mode::Listen | Mode::Poll) | None => LISTENERS_AT_MOST,
     };
-    if gateways > at_most { Mode::Poll } else { Mode::Listen }
-}
-
-fn crowd(gateways: i64) -> String {
-    format!(
-        "{gateways} gateways share this database; above {LISTENERS_AT_MOST} every notification \
-         would wake too many"
-    )
+    if gateways > at_most {
+        let why = format!(
+            "{gateways} gateways share this database; above {LISTENERS_AT_MOST} every commit would \
+             wake all of them"
+        );
+        (Mode::Turns, why)
+    } else {
+        (Mode::Listen, "a notification sent to itself arrived".into())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn mode(gateways: i64, present: Option<Mode>) -> Mode {
+        suits(gateways, present).0
+    }
+
     #[test]
-    fn fifty_listen_and_a_crowd_polls() {
-        assert_eq!(suits(1, None), Mode::Listen);
-        assert_eq!(suits(50, None), Mode::Listen);
-        assert_eq!(suits(51, None), Mode::Poll);
-        assert_eq!(suits(51, Some(Mode::Listen)), Mode::Poll);
-        assert_eq!(suits(1_000, Some(Mode::Poll)), Mode::Poll);
+    fn fifty_listen_and_a_crowd_takes_turns() {
+        assert_eq!(mode(1, None), Mode::Listen);
+        assert_eq!(mode(50, None), Mode::Listen);
+        assert_eq!(mode(51, None), Mode::Turns);
+        assert_eq!(mode(51, Some(Mode::Listen)), Mode::Turns);
+        assert_eq!(mode(1_000, Some(Mode::Turns)), Mode::Turns);
+        let (_, why) = suits(1_000, None);
+        assert!(why.starts_with("1000 gateways share this database; above 50 "), "{why}");
     }
 
     #[test]
     fn a_gateway_that_comes_and_goes_turns_nobody() {
         for gateways in [41, 50, 51, 45] {
-            assert_eq!(suits(gateways, Some(Mode::Poll)), Mode::Poll, "{gateways}");
+            assert_eq!(mode(gateways, Some(Mode::Turns)), Mode::Turns, "{gateways}");
         }
-        assert_eq!(suits(40, Some(Mode::Poll)), Mode::Listen);
-    }
-
-    #[test]
-    fn a_crowd_is_said_in_words() {
-        assert!(crowd(1_000).starts_with("1000 gateways share this database; above 50 "));
+        assert_eq!(mode(40, Some(Mode::Turns)), Mode::Listen);
     }
 }

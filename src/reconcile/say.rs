@@ -49,6 +49,9 @@ impl fmt::Display for Note {
             Self::DatabaseUp { mode: Mode::Listen } => {
                 f.write_str("connected to the database; it tells of changes")
             }
+            Self::DatabaseUp { mode: Mode::Turns } => f.write_str(
+                "connected to the database; gateways take turns to ask it and tell of changes",
+            ),
             Self::DatabaseUp { mode: Mode::Poll } => {
                 f.write_str("connected to the database; it is asked for changes")
             }

@@ -236,9 +236,11 @@ impl<D: Host> Shell<D> {
         let Connection { hello, chosen } = connection;
         let mode = chosen.mode;
         self.failed_connects = 0;
-        self.in_use = Some(InUse { mode, may_turn: chosen.may_turn });
         self.template.sync.mode_why = chosen.why;
-        self.template.database.since = Some(Timestamp(clock().wall));
+        if self.in_use.is_none() {
+            self.template.database.since = Some(Timestamp(clock().wall));
+        }
+        self.in_use = Some(InUse { mode, may_turn: chosen.may_turn });
         self.template.database.schema_version = Some(hello.schema_version);
         self.stop_listening();
         if let Some(mut listener) = chosen.listener {
@@ -422,7 +424,7 @@ impl<D: Host> Shell<D> {
     /// Turns to the other mode where that suits so many gateways.
     fn attached(&self, gateways: i64) {
         if let Some(InUse { mode, may_turn: true }) = self.in_use
-            && suits(gateways, Some(mode)) != mode
+            && suits(gateways, Some(mode)).0 != mode
         {
             self.spawn_connect();
         }

@@ -137,6 +137,8 @@ impl fmt::Display for BackendInUse {
 pub enum ModeInUse {
     /// By notification, with a slow poll behind it.
     Listen,
+    /// By the notification of whichever gateway asked first.
+    Turns,
     /// By polling alone.
     Poll,
 }
@@ -145,6 +147,7 @@ impl fmt::Display for ModeInUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Listen => "listen",
+            Self::Turns => "turns",
             Self::Poll => "poll",
         })
     }

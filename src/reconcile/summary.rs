@@ -85,8 +85,9 @@ impl Machine {
     fn sync_status(&self) -> SyncStatus {
         let mode = match self.database {
             Database::Up { mode: Mode::Listen } => Some(ModeInUse::Listen),
+            Database::Up { mode: Mode::Turns } => Some(ModeInUse::Turns),
             Database::Up { mode: Mode::Poll } => Some(ModeInUse::Poll),
-            _ => None,
+            Database::Connecting { .. } | Database::Down { .. } => None,
         };
         SyncStatus {
             mode,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::event::{Action, Mode, Note, Now, ReadKind};
 use super::machine::{Database, StalePolicy};
+use super::timing::TURN_INTERVAL;
 use super::{Machine, Obstacle};
 
 /// Reports are batched: at most one in this time.
@@ -62,6 +63,7 @@ impl Machine {
             if now.instant >= self.due.poll {
                 let interval = match mode {
                     Mode::Listen => timing.safety_poll_interval,
+                    Mode::Turns => TURN_INTERVAL,
                     Mode::Poll => timing.poll_interval,
                 };
                 // Never quite alike, so that a fleet does not ask all at once.

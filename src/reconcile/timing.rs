@@ -45,6 +45,10 @@ const LONGEST_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 /// daemon that fights us) must not become a storm of dumps.
 const OBSERVE_GAP: Duration = Duration::from_millis(50);
 
+/// Between two turns of one agent. The 51 that take turns at least ask ten times a second together,
+/// a thousand of them two hundred times, which costs their database a few percent of a core.
+pub(super) const TURN_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Points in time at which something is due.
 #[derive(Debug, Clone)]
 pub(super) struct Due {

@@ -34,6 +34,19 @@ impl Store {
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn listen(&self, hello: &Hello) -> Result<Listener, StoreError> {
         self.attach(true).await?;
+        self.hear(hello).await
+    }
+
+    /// The same, but for what others find at their turn to [`Store::poll`]; writers notify nobody.
+    ///
+    /// # Errors
+    /// As [`Store::listen`].
+    pub async fn listen_to_turns(&self, hello: &Hello) -> Result<Listener, StoreError> {
+        self.attach(false).await?;
+        self.hear(hello).await
+    }
+
+    async fn hear(&self, hello: &Hello) -> Result<Listener, StoreError> {
         let mut config = self.target.config.clone();
         // So that pg_stat_activity tells this connection from those that ask.
         config.application_name("gatepost listen");

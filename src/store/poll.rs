@@ -19,8 +19,8 @@ pub enum Polled {
 
 impl Store {
     /// Asks whether anything changed since, in one exchange and outside a transaction: what a
-    /// thousand gateways can ask all the time. It may tell of a change up to a poll's interval
-    /// later than [`Store::changes`] would: whoever polls addresses the marks for all.
+    /// thousand gateways can ask. Addresses what writers left unaddressed, and notifies whom it
+    /// concerns, if nobody has done so just now; until somebody has, it tells nothing of it.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
@@ -40,8 +40,8 @@ impl Store {
         Ok(Polled::Quiet(next, columns.get(2)?))
     }
 
-    /// Says that this gateway's agent follows the database, and whether it waits for notifications:
-    /// where nobody does, writers are spared them. To be said again every minute. Returns how many
+    /// Says that this gateway's agent follows the database, and whether it waits for the
+    /// writers' notifications: where nobody does, they are spared them. To be said again every minute. Returns how many
     /// gateways' agents follow this database.
     ///
     /// # Errors
