@@ -10,6 +10,7 @@ use super::database::chain;
 use super::ledger::peer_name;
 use super::shell::Host;
 use super::status::Explanation;
+use super::summary::why_ineligible;
 use crate::dataplane::nft::ProfileCounters;
 use crate::dataplane::{DataplaneError, DataplaneHandle};
 use crate::model::policy::{Verdict, dns_addresses};
@@ -137,9 +138,7 @@ fn one(
     let mut text = format!("{} ({}) -> {explanation}", peer_name(row), row.assigned_ip.addr());
     let left_out = match standing {
         Standing::Admitted(_) => None,
-        Standing::Ineligible => {
-            Some("it is not eligible (revoked, inactive or deleted)".to_owned())
-        }
+        Standing::Ineligible => Some(why_ineligible(desired, row)),
         Standing::Quarantined(reason) => Some(reason.to_string()),
     };
     if left_out.is_none()
@@ -166,7 +165,8 @@ fn one(
         "counters": null,
         "explanation": explanation,
     });
-    let judged_by = observed.and_then(|observed| {
+    // The address of a peer that is left out may be another's.
+    let judged_by = observed.filter(|_| admitted).and_then(|observed| {
         let firewall = observed.firewall.as_ref()?;
         let (_, id) = firewall.judged_by(row.assigned_ip.addr())?;
         Some((id, firewall.holders(id)))

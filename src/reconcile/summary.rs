@@ -169,12 +169,7 @@ impl Machine {
                 (state, traffic, addresses.unwrap_or_default())
             }
             Standing::Ineligible => {
-                let reasons: Vec<&str> = desired.bars_of(row).names().collect();
-                let reason = match (reasons.is_empty(), row.revoked_at) {
-                    (false, _) => reasons.join(", "),
-                    (true, Some(_)) => "device revoked".to_owned(),
-                    (true, None) => "not admitted now".to_owned(),
-                };
+                let reason = why_ineligible(desired, row);
                 (PeerState::Ineligible { reason }, Traffic::default(), vec![row.assigned_ip])
             }
             Standing::Quarantined(reason) => {
@@ -352,6 +347,15 @@ fn in_words(desired: &DesiredState, observed: &ObservedState, step: &Step) -> Op
         }
         _ => None,
     }
+}
+
+/// Why a row that is not eligible is not.
+pub(super) fn why_ineligible(desired: &DesiredState, row: &PeerRow) -> String {
+    let mut reasons: Vec<&str> = desired.bars_of(row).names().collect();
+    if row.revoked_at.is_some_and(|at| at <= desired.as_of()) {
+        reasons.push("device revoked");
+    }
+    if reasons.is_empty() { "not admitted now".to_owned() } else { reasons.join(", ") }
 }
 
 fn quarantined(desired: &DesiredState) -> Vec<QuarantinedPeer> {
