@@ -112,9 +112,12 @@ impl Listener {
     /// The connection is gone.
     pub async fn probe(&mut self) -> Result<bool, StoreError> {
         while self.probes.try_recv().is_ok() {}
-        self.store
-            .within(DOING, self.client.batch_execute(&format!("notify {}", self.probe_channel)))
-            .await?;
+        // From a session of its own. A pooler in transaction mode hands what arrives within an
+        // exchange to whoever has it, so that what is sent by the listening one seems to arrive.
+        let sender = self.store.lease(DOING).await?;
+        let notify = format!("notify {}", self.probe_channel);
+        self.store.within(DOING, sender.batch_execute(&notify)).await?;
+        sender.done();
         match tokio::time::timeout(PROBE_WITHIN, self.probes.recv()).await {
             Ok(Some(())) => Ok(true),
             Ok(None) => Err(self.gone()),
