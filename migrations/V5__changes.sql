@@ -319,8 +319,12 @@ begin
                     and not pg_visible_in_snapshot(c.xid, last.seen)
             )
         )
-    ) and pg_try_advisory_xact_lock(hashtext('gatepost.address')) then
-        perform gatepost.address();
+    ) then
+        -- A lock on the row, not an advisory one, which any role of the database could keep.
+        perform from gatepost.addressed for update skip locked;
+        if found then
+            perform gatepost.address();
+        end if;
     end if;
     -- One statement: one snapshot.
     select
