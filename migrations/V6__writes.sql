@@ -249,7 +249,9 @@ begin
             errcode = '22023',
             message = format('marks must be kept for at least an hour, not %s', keep);
     end if;
-    if not pg_try_advisory_xact_lock(hashtext('gatepost.prune')) then
+    -- One agent is enough.
+    perform from gatepost.state for update skip locked;
+    if not found then
         return 0;
     end if;
     -- From the oldest on, until one is to be kept.
