@@ -94,6 +94,8 @@ pub struct Totals {
 /// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
 pub struct Machine {
     pub(super) options: MachineOptions,
+    /// Of the local private key.
+    pub(super) public_key: PublicKey,
     pub(super) database: Database,
     pub(super) backoff: Backoff,
     pub(super) random: fastrand::Rng,
@@ -156,6 +158,7 @@ impl Machine {
             backoff: Backoff::new(options.timing.seed),
             random: fastrand::Rng::with_seed(options.timing.seed),
             due: Due::new(now.instant, options.timing),
+            public_key: options.local.private_key.public_key(),
             options,
             desired: None,
             observed: None,

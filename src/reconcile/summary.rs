@@ -41,7 +41,7 @@ impl Machine {
                     Backend::Userspace => Some(BackendInUse::Userspace),
                     Backend::Auto => None,
                 }),
-                public_key: Some(self.options.local.private_key.public_key()),
+                public_key: Some(self.public_key),
                 listen_port: desired.map(|d| d.interface().listen_port),
             },
             sync: self.sync_status(),

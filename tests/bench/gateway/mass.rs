@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::RARE_REPORT;
 use super::figures::{Bar, Row, grouped, timed, words};
 use super::fleet::{Fleet, RAW};
+use super::lab::eventually;
 use super::reader::{Peers, generation, until_changed};
 
 const STORM: usize = 10_000;
@@ -83,11 +84,12 @@ fn storm(fleet: &Fleet) {
     let after = peers.until(&last, false);
     fleet.lab.database.exec("update devices set status = 'active' where status like 'storm%'");
     peers.until(&last, true);
+    eventually("what the storm left is proven", || fleet.passes() > passes);
     let made = fleet.passes() - passes;
     Row {
         what: "a storm of commits: the last one to kernel",
         size: format!("{} commits in {}", grouped(STORM), words(committing)),
-        ours: format!("{}; {made} passes had ended when all were admitted again", words(after)),
+        ours: format!("{}; {made} passes ended until all were admitted again", words(after)),
         beside: String::new(),
         ratio: None,
         bar: Bar::None,
