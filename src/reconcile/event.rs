@@ -75,7 +75,8 @@ pub enum ReadAnswer {
     Everything(Box<SnapshotRows>),
 }
 
-/// Something to do. At most one of `Read`, `Observe`, `Glance` and `Apply` is under way at any time.
+/// Something to do. At most one of `Read`, `Observe`, `Glance` and `Apply` is under way at any time,
+/// but for the first `Read`, which does not wait for the first `Observe`.
 #[derive(Debug)]
 pub enum Action {
     Connect,

@@ -1,7 +1,7 @@
 //! The loop's core: what to do next, given what happened. No clock, no I/O.
 //!
 //! It is level-triggered: every event only widens what must be looked at, and one job at a time is
-//! under way. However many commits come, at most one pass runs and one is pending.
+//! under way, but for the first reading of both sides. However many commits come, at most one pass runs and one is pending.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -91,6 +91,21 @@ pub struct Totals {
     pub flows_cut: u64,
 }
 
+/// What is under way. Both only at the start.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Jobs {
+    /// The database is read.
+    pub reading: bool,
+    /// The kernel is read or changed.
+    pub kernel: bool,
+}
+
+impl Jobs {
+    pub const fn any(self) -> bool {
+        self.reading || self.kernel
+    }
+}
+
 /// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
 pub struct Machine {
     pub(super) options: MachineOptions,
@@ -113,7 +128,7 @@ pub struct Machine {
     pub(super) scope: Scope,
     /// Whether rows changed since the last proof: what then differs is no drift.
     pub(super) rows_changed: bool,
-    pub(super) busy: bool,
+    pub(super) jobs: Jobs,
     pub(super) reporting: bool,
     pub(super) removals_confirmed: bool,
     pub(super) notified_since_read: bool,
@@ -169,7 +184,7 @@ impl Machine {
             observing: String::new(),
             scope: Scope::Everything,
             rows_changed: true,
-            busy: false,
+            jobs: Jobs::default(),
             reporting: false,
             removals_confirmed: false,
             notified_since_read: false,
@@ -236,20 +251,20 @@ impl Machine {
             }
             Event::Tick => {}
             Event::Read(answer) => {
-                self.busy = false;
+                self.jobs.reading = false;
                 self.take_read(answer, now, actions);
             }
             Event::Restored(rows, changes) => self.restore(*rows, changes, actions),
             Event::Observed(reading) => {
-                self.busy = false;
+                self.jobs.kernel = false;
                 self.take_reading(reading.map(|reading| *reading), now, actions);
             }
             Event::Glanced(glance) => {
-                self.busy = false;
+                self.jobs.kernel = false;
                 self.take_glance(glance, now);
             }
             Event::Applied(outcome, observed) => {
-                self.busy = false;
+                self.jobs.kernel = false;
                 self.observed = Some(*observed);
                 self.take_outcome(outcome, now, actions);
             }
@@ -287,7 +302,9 @@ impl Machine {
             actions.push(Action::Connect);
         }
         self.report(now, actions);
-        if self.busy {
+        // The first reading of the kernel and the first of the database need nothing of each other.
+        let first = self.observed.is_none() && self.desired.is_none() && !self.jobs.reading;
+        if self.jobs.any() && !first {
             return;
         }
         let connected = matches!(self.database, Database::Up { .. });
@@ -299,6 +316,8 @@ impl Machine {
             self.due.retry_read = None;
             self.read_notified = std::mem::take(&mut self.notified_since_read);
             self.begin(Action::Read(self.possible_read(kind)), actions);
+        } else if self.jobs.any() {
+            // The kernel is still being read.
         } else if self.due.may_observe(now.instant)
             && let Some(why) = self.observe_wanted.take()
         {
@@ -316,7 +335,10 @@ impl Machine {
     }
 
     pub(super) fn begin(&mut self, action: Action, actions: &mut Vec<Action>) {
-        self.busy = true;
+        match action {
+            Action::Read(_) => self.jobs.reading = true,
+            _ => self.jobs.kernel = true,
+        }
         actions.push(action);
     }
 }

@@ -212,7 +212,7 @@ impl Machine {
     /// The kernel is proven, and nothing known is still to be done.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
-        !self.busy
+        !self.jobs.any()
             && !self.reporting
             && self.read_wanted.is_none()
             && self.observe_wanted.is_none()
@@ -239,7 +239,7 @@ impl Machine {
         if let Database::Down { error, .. } = &self.database {
             return Some(Err(format!("the database is away: {error}")));
         }
-        let done = !self.busy
+        let done = !self.jobs.any()
             && self.read_wanted.is_none()
             && self.observe_wanted.is_none()
             && self.scope == crate::plan::Scope::nothing();

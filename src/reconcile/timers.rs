@@ -17,7 +17,7 @@ impl Machine {
     pub fn next_wakeup(&self, now: Now) -> Instant {
         let mut at = now.instant + self.options.timing.resync_interval;
         // What waits for the job under way is due when that ends, not at a time that has passed.
-        if !self.busy {
+        if !self.jobs.any() {
             at = at.min(self.due.compare);
             if self.observe_wanted.is_some() {
                 at = at.min(self.due.observe_at(now.instant));
@@ -31,7 +31,7 @@ impl Machine {
                 if self.proven.is_some() {
                     at = at.min(self.due.heartbeat);
                 }
-                if !self.busy
+                if !self.jobs.any()
                     && self.read_wanted.is_some()
                     && let Some(retry) = self.due.retry_read
                 {
@@ -81,7 +81,7 @@ impl Machine {
             self.totals.notify_missed += 1;
             actions.push(Action::Say(Note::NotifyMissed));
         }
-        if now.instant >= self.due.compare && !self.busy {
+        if now.instant >= self.due.compare && !self.jobs.any() {
             self.due.compare = now.instant + timing.compare_interval();
             self.observe_wanted.get_or_insert_with(|| "compare interval".into());
         }
