@@ -1,4 +1,4 @@
-//! One gateway with its peers, in a database of its own.
+//! Gateways with their peers, in a database of their own.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,39 +8,50 @@ use gatepost::model::psk::PskKeys;
 use gatepost::model::{Local, Masquerade, PrivateKey};
 use gatepost::store::{ConnectOptions, CreateRole, Store, grant, migrate};
 
-use super::figures::{median, timed};
+use super::figures::{grouped, median, timed};
 use super::postgres::Cluster;
 
-/// The gateway, its role and its peers. One user in five devices, 500 groups, 1,000 policies.
+/// Our triggers on `devices`, off and on.
+pub const SILENT: &str = "alter table devices disable trigger user";
+pub const LOUD: &str = "alter table devices enable trigger user";
+
+/// Gateways `g1`, `g2`, ..., each with a role and an equal share of the peers. Every user has five
+/// devices and is in three of 501 groups: one group holds everybody. 1,000 policies.
 pub struct Fleet<'a> {
     pub cluster: &'a Cluster,
     pub database: String,
-    pub peers: u32,
-    /// As the gateway's role.
-    pub url: String,
-    /// As the role of a gateway without peers.
-    pub other_url: String,
-    pub store: Store,
+    pub peers: usize,
 }
 
 impl<'a> Fleet<'a> {
-    pub async fn make(cluster: &'a Cluster, peers: u32) -> Self {
+    pub async fn make(cluster: &'a Cluster, peers: usize, gateways: usize) -> Self {
         let database = cluster.database(None);
         let admin = ConnectOptions::new(cluster.socket_url("postgres", &database));
         migrate(&admin).await.unwrap();
-        cluster.psql(&database, &rows(peers));
-        cluster.psql(&database, "truncate gatepost.change");
-        // Not within the transaction that several statements are.
-        cluster.psql(&database, "vacuum analyze");
-        let mut urls = Vec::new();
-        for gateway in ["g", "other"] {
-            let role = format!("{database}_{gateway}");
-            grant(&admin, gateway, &role, &CreateRole::IfAbsent(None)).await.unwrap();
-            urls.push(cluster.socket_url(&role, &database));
+        cluster.psql(&database, &rows(peers, gateways));
+        let fleet = Self { cluster, database, peers };
+        for number in 1..=gateways {
+            let create = CreateRole::IfAbsent(None);
+            grant(&admin, &name(number), &fleet.role(number), &create).await.unwrap();
         }
-        let [url, other_url] = urls.try_into().unwrap();
-        let store = Store::connect(&ConnectOptions::new(url.clone())).unwrap();
-        Self { cluster, database, peers, url, other_url, store }
+        fleet.forget_marks();
+        fleet
+    }
+
+    pub fn size(&self) -> String {
+        format!("{} peers", grouped(self.peers))
+    }
+
+    pub fn role(&self, gateway: usize) -> String {
+        format!("{}_{}", self.database, name(gateway))
+    }
+
+    pub fn url(&self, gateway: usize) -> String {
+        self.cluster.socket_url(&self.role(gateway), &self.database)
+    }
+
+    pub fn store(&self, gateway: usize) -> Store {
+        Store::connect(&ConnectOptions::new(self.url(gateway))).unwrap()
     }
 
     pub fn sql(&self, sql: &str) -> String {
@@ -52,9 +63,31 @@ impl<'a> Fleet<'a> {
         let times: Vec<Duration> = (0..3).map(|_| timed(|| self.sql(sql))).collect();
         median(&times)
     }
+
+    /// A session of the database's owner.
+    pub async fn admin(&self) -> tokio_postgres::Client {
+        let url = self.cluster.socket_url("postgres", &self.database);
+        let (client, connection) =
+            tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    /// Between two measurements, while no agent is attached.
+    pub fn forget_marks(&self) {
+        self.sql("truncate gatepost.change");
+        self.sql("update devices set status = 'active' where status <> 'active'");
+        self.sql("truncate gatepost.change, gatepost.attached");
+        self.sql("vacuum analyze");
+    }
 }
 
-/// What the gateway's configuration says.
+/// `gateways.name`
+pub fn name(gateway: usize) -> String {
+    format!("g{gateway}")
+}
+
+/// What every gateway's configuration says.
 pub fn local() -> Arc<Local> {
     Arc::new(Local {
         interface: "gatepost0".parse().unwrap(),
@@ -74,14 +107,16 @@ fn private_key() -> PrivateKey {
     PrivateKey::from_random([7; 32])
 }
 
-fn rows(peers: u32) -> String {
+fn rows(peers: usize, gateways: usize) -> String {
     let key = private_key().public_key();
     let users = peers.div_ceil(5);
     format!(
         "insert into roles (name) values ('staff');
          insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
-             values ('g', 'vpn.example.net:51820', '{key}', 51820, '10.64.0.0/10'),
-                    ('other', 'vpn.example.net:51820', 'another key', 51820, '10.0.0.0/16');
+             select 'g' || n, 'vpn.example.net:51820', '{key}', 51820, '10.64.0.0/10'
+             from generate_series(1, {gateways}) n;
+         create temp table w as
+             select id, substr(name, 2)::bigint - 1 as n from gateways;
          insert into users (role_id, username, display_name, password_hash)
              select id, 'user' || n, 'User ' || n, '!' from roles, generate_series(1, {users}) n;
          insert into groups (name) select 'group' || n from generate_series(1, 500) n;
@@ -89,12 +124,15 @@ fn rows(peers: u32) -> String {
          create temp table g as select id, row_number() over () as n from groups;
          insert into group_memberships (group_id, user_id)
              select g.id, u.id from u, g where g.n in (u.n % 500 + 1, u.n % 7 + 1);
+         with everybody as (insert into groups (name) values ('everybody') returning id)
+         insert into group_memberships (group_id, user_id) select everybody.id, u.id from everybody, u;
          insert into devices (user_id, name, platform, device_fingerprint, public_key, approved_at)
              select u.id, 'laptop ' || k, 'linux', u.n || '-' || k, encode(sha256((u.n || '-' || k)::bytea), 'base64'), now()
              from u, generate_series(1, 5) k;
          insert into wireguard_peers (gateway_id, device_id, public_key, assigned_ip, allowed_ips)
-             select gateways.id, d.id, d.public_key, '10.64.0.1'::inet + d.n, '{{0.0.0.0/0,::/0}}'
-             from (select id from gateways where name = 'g') as gateways, (select *, row_number() over () as n from devices) d;
+             select w.id, d.id, d.public_key, '10.64.0.1'::inet + d.n, '{{0.0.0.0/0,::/0}}'
+             from (select *, row_number() over () as n from devices limit {peers}) d
+             join w on w.n = d.n % {gateways};
          insert into ip_allocations (gateway_id, device_id, address)
              select gateway_id, device_id, assigned_ip from wireguard_peers;
          insert into policies (name, priority) select 'policy' || n, n % 100 from generate_series(1, 1000) n;

@@ -1,179 +1,241 @@
-//! What the database's writers pay for our triggers, notifications and readers.
+//! What the database's writers pay for our triggers and for the agents that are attached, and how
+//! long a commit takes to reach an agent's kernel meanwhile.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use gatepost::model::{DeviceId, GatewayId};
-use gatepost::store::{ConnectOptions, Handshake, Hello, Read, Store};
-use tokio::task::JoinHandle;
-use uuid::Uuid;
+use gatepost::model::PublicKey;
+use gatepost::reconcile::SyncMode;
+use gatepost::reconcile::status::ModeInUse;
+use tokio::process::{Child, Command};
 
-use super::figures::{median, millis, timed};
-use super::fleet::Fleet;
+use super::bouncer::Bouncer;
+use super::crowd::{Crowd, Write};
+use super::figures::{Bar, Row, grouped, median, quantile, words};
+use super::fleet::{Fleet, LOUD, SILENT};
+use super::meter::Meter;
 use super::postgres::bin;
 
-const REPORTED: usize = 10_000;
 /// How long each rate is measured.
-const SECONDS: u32 = 5;
-const POLLS_PER_CONNECTION: u32 = 10;
+const SECONDS: u64 = 6;
+const WRITERS: usize = 8;
+/// Devices that the probes change at most; the writers change others.
+const PROBES: usize = 400;
+const PROBE_EVERY: Duration = Duration::from_millis(25);
+/// How long a probe may take before it counts as lost.
+const LOST_AFTER: Duration = Duration::from_secs(60);
 
-const SILENT: &str = "alter table devices disable trigger all";
-const LOUD: &str = "alter table devices enable trigger all";
+/// Agents that are attached while the writers write.
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub agents: usize,
+    pub mode: SyncMode,
+    pub bouncer: bool,
+    /// At least this share of the commits without triggers.
+    pub least_rate: Option<(f64, &'static str)>,
+    pub most_median: Option<(Duration, &'static str)>,
+}
 
-/// One statement that changes every device, with our triggers and without.
-pub fn bulk_update(fleet: &Fleet<'_>) {
-    let (mut with, mut without) = (Vec::new(), Vec::new());
-    for round in 0..3 {
-        for (times, triggers) in [(&mut without, SILENT), (&mut with, LOUD)] {
-            fleet.sql(triggers);
-            fleet.sql("vacuum full devices");
-            fleet.sql("checkpoint");
-            let status = format!("{round} {triggers}");
-            times.push(timed(|| fleet.sql(&format!("update devices set status = '{status}'"))));
+/// What one case measured, for the simulation to be checked by.
+pub struct Measured {
+    pub agents: usize,
+    pub mode: ModeInUse,
+    pub changes_per_sec: f64,
+    pub median: Duration,
+    /// Processors that the database's processes kept busy.
+    pub busy: f64,
+    pub sessions: usize,
+    pub private_kib_per_session: u64,
+}
+
+/// Prints the rows of all cases. Returns what each measured while only the probes wrote.
+pub async fn rates(fleet: &Fleet<'_>, cases: &[Case]) -> Vec<Measured> {
+    fleet.sql(&format!(
+        "create table probed as
+             select id, public_key, gateway, rank
+             from (
+                 select d.id, p.public_key, g.gateway,
+                     row_number() over (partition by g.gateway order by d.id) as rank
+                 from devices d
+                 join wireguard_peers p on p.device_id = d.id
+                 join (select id, substr(name, 2)::integer as gateway from gateways) g
+                     on g.id = p.gateway_id
+             ) ranked
+             where rank <= greatest(1, {PROBES} / gateway);
+         create table numbered as select d.id, row_number() over () as n
+             from devices d where id not in (select id from probed);
+         create unique index on numbered (n); analyze numbered"
+    ));
+    fleet.sql(SILENT);
+    let bare = Writers::start(fleet).rate().await;
+    fleet.sql(LOUD);
+    row("8 writers' commits a second", "no agent".into(), bare, bare, None);
+    let with_triggers = Writers::start(fleet).rate().await;
+    row("8 writers' commits a second", "our triggers, no agent".into(), with_triggers, bare, None);
+    fleet.forget_marks();
+    let mut measured = Vec::new();
+    for case in cases {
+        measured.push(attached(fleet, case, bare).await);
+        fleet.forget_marks();
+    }
+    measured
+}
+
+async fn attached(fleet: &Fleet<'_>, case: &Case, bare: f64) -> Measured {
+    let bouncer = case.bouncer.then(|| Bouncer::start(fleet, case.agents));
+    let url = |number| match &bouncer {
+        Some(bouncer) => bouncer.url(fleet, number),
+        None => fleet.url(number),
+    };
+    // As if the whole fleet had been there before, and these were restarted.
+    fleet.sql(&format!(
+        "insert into gatepost.attached (gateway_id, listens, at)
+         select id, false, now() from gateways where substr(name, 2)::integer <= {}",
+        case.agents
+    ));
+    let mut crowd = Crowd::attach((1..=case.agents).map(url), case.mode).await;
+    let meter = Meter::of(fleet.cluster);
+    let sessions: usize = fleet
+        .sql("select count(*) from pg_stat_activity where usename like '%\\_g%'")
+        .parse()
+        .unwrap();
+    let via = if case.bouncer { ", through PgBouncer" } else { "" };
+    let size = format!(
+        "{} agents, {}{via} ({} sessions)",
+        grouped(case.agents),
+        crowd.mode(),
+        grouped(sessions)
+    );
+
+    let (before, started) = (meter.used(), Instant::now());
+    let quiet = probe(fleet, &mut crowd, case.agents).await;
+    let busy = meter.since(&before).as_secs_f64() / started.elapsed().as_secs_f64();
+    latency("commit to kernel, 40 commits a second", &size, &quiet, case.most_median);
+    let (private_kib, processes) = meter.private_kib();
+
+    let writers = Writers::start(fleet);
+    let under_load = probe(fleet, &mut crowd, case.agents).await;
+    let rate = writers.rate().await;
+    latency("commit to kernel, 8 writers", &size, &under_load, case.most_median);
+    row("8 writers' commits a second", size, rate, bare, case.least_rate);
+    let mode = crowd.mode();
+    crowd.detach().await;
+    Measured {
+        agents: case.agents,
+        mode,
+        changes_per_sec: 1.0 / PROBE_EVERY.as_secs_f64(),
+        median: median(&quiet),
+        busy,
+        sessions,
+        private_kib_per_session: private_kib / processes as u64,
+    }
+}
+
+fn row(what: &str, size: String, rate: f64, bare: f64, least: Option<(f64, &'static str)>) {
+    let ratio = rate / bare;
+    let bar = least.map_or(Bar::None, |(least, words)| Bar::Other(words, ratio >= least));
+    let number = |rate: f64| grouped(rate.round() as usize);
+    let beside = format!("{} without triggers", number(bare));
+    Row { what, size, ours: number(rate), beside, ratio: Some(ratio), bar }.print();
+}
+
+fn latency(what: &str, size: &str, times: &[Duration], most: Option<(Duration, &'static str)>) {
+    let bar = most.map_or(Bar::None, |(most, words)| Bar::Other(words, median(times) < most));
+    let ours = format!("median {}, p99 {}", words(median(times)), words(quantile(times, 99)));
+    Row { what, size: size.to_owned(), ours, beside: String::new(), ratio: None, bar }.print();
+}
+
+/// Revokes one device after another at a steady pace, then lets them in again; the times from each
+/// commit's acknowledgement until the agent's kernel has obeyed.
+async fn probe(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) -> Vec<Duration> {
+    let devices = probed(fleet, agents);
+    let admin = fleet.admin().await;
+    let update = admin.prepare("update devices set status = $2 where id = $1::text::uuid").await;
+    let update = update.unwrap();
+    let mut waiting: BTreeMap<PublicKey, Instant> = BTreeMap::new();
+    let mut times = Vec::new();
+    let started = Instant::now();
+    let mut pace = tokio::time::interval(PROBE_EVERY);
+    for turn in 0.. {
+        pace.tick().await;
+        if started.elapsed() > Duration::from_secs(SECONDS) {
+            break;
+        }
+        let (id, key) = &devices[turn % devices.len()];
+        let status = if (turn / devices.len()).is_multiple_of(2) { "revoked" } else { "active" };
+        if !waiting.contains_key(key) {
+            admin.execute(&update, &[id, &status]).await.unwrap();
+            waiting.insert(*key, Instant::now());
+        }
+        while let Ok(write) = crowd.writes.try_recv() {
+            arrived(&write, &mut waiting, &mut times);
         }
     }
-    fleet.sql("update devices set status = 'active'");
-    fleet.sql("vacuum full analyze devices");
-    let (with, without) = (median(&with), median(&without));
-    println!("\nwriters, {} peers", fleet.peers);
-    println!(
-        "  update of all devices: {:.0} ms without triggers, {:.0} ms with: {:.2} x",
-        millis(without),
-        millis(with),
-        with.as_secs_f64() / without.as_secs_f64()
-    );
-}
-
-/// The handshakes of many devices in one report.
-pub async fn report(fleet: &Fleet<'_>) {
-    let ids = fleet.sql(&format!("select id from devices limit {REPORTED}"));
-    let handshakes: Vec<Handshake> = ids
-        .lines()
-        .map(|id| {
-            let device_id = DeviceId(Uuid::parse_str(id).unwrap());
-            Handshake { device_id, seen_at: SystemTime::now(), connected_at: None }
-        })
-        .collect();
-    let mut times = Vec::new();
-    for later_secs in 0..3 {
-        let later = Duration::from_secs(later_secs);
-        let moved: Vec<Handshake> = handshakes
-            .iter()
-            .map(|one| Handshake { seen_at: one.seen_at + later, ..*one })
-            .collect();
-        let started = std::time::Instant::now();
-        let reported = fleet.store.report(&moved).await.unwrap();
-        times.push(started.elapsed());
-        assert!(reported.skipped.is_empty());
+    while !waiting.is_empty() {
+        let write = tokio::time::timeout(LOST_AFTER, crowd.writes.recv()).await;
+        let write = write.unwrap_or_else(|_| panic!("{} commits were lost", waiting.len()));
+        arrived(&write.unwrap(), &mut waiting, &mut times);
     }
-    println!("  report of {REPORTED} handshakes: {:.0} ms", millis(median(&times)));
+    admin
+        .execute("update devices set status = 'active' where id in (select id from probed)", &[])
+        .await
+        .unwrap();
+    times
 }
 
-/// Commits a second of eight writers, each changing one random device after another.
-pub async fn commit_rates(fleet: &Fleet<'_>) {
-    fleet.sql(
-        "create table numbered as select device_id, row_number() over () as n from wireguard_peers;
-         create unique index on numbered (n); analyze numbered",
-    );
-    println!("  commits a second of 8 writers (pgbench, one device each):");
-    fleet.sql(SILENT);
-    let bare = pgbench(fleet).await;
-    fleet.sql(LOUD);
-    println!("    {:<36} {bare:7.0}", "no triggers");
-    for (listening, polls_per_sec) in
-        [(0, 0), (1, 0), (10, 0), (50, 0), (200, 0), (0, 50), (0, 1_000)]
-    {
-        let attached = attach(fleet, listening, polls_per_sec).await;
-        let rate = pgbench(fleet).await;
-        let heard: usize = attached.iter().map(Attached::heard).sum();
-        println!(
-            "    {:<36} {rate:7.0}  {:.2} x  {heard} notifications or polls answered",
-            format!("{listening} listening, {polls_per_sec} polls a second"),
-            rate / bare
+fn arrived(write: &Write, waiting: &mut BTreeMap<PublicKey, Instant>, times: &mut Vec<Duration>) {
+    for key in &write.peers {
+        // A write may be seen before the commit's acknowledgement was.
+        if let Some(committed) = waiting.remove(key) {
+            times.push(write.at.saturating_duration_since(committed));
+        }
+    }
+}
+
+/// Devices of the gateways whose agents are attached, with their keys.
+fn probed(fleet: &Fleet<'_>, agents: usize) -> Vec<(String, PublicKey)> {
+    let lines = fleet.sql(&format!(
+        "select id, public_key from probed where gateway <= {agents}
+         order by rank, gateway limit {PROBES}"
+    ));
+    let device = |line: &str| {
+        let (id, key) = line.split_once('|').unwrap();
+        (id.to_owned(), key.parse().unwrap())
+    };
+    lines.lines().map(device).collect()
+}
+
+/// Eight clients, each revoking or admitting one random device after another.
+struct Writers(Child);
+
+impl Writers {
+    fn start(fleet: &Fleet<'_>) -> Self {
+        let script = fleet.cluster.dir.join("writer.sql");
+        let writer = format!(
+            "\\set n random(1, {})\nupdate devices set status = case status when 'active' then 'revoked' else 'active' end \
+             where id = (select id from numbered where n = :n);\n",
+            fleet.sql("select max(n) from numbered")
         );
-        fleet.sql("truncate gatepost.change");
-    }
-}
-
-/// An agent's connection, as far as the database feels it. Ends when dropped.
-struct Attached {
-    heard: Arc<AtomicUsize>,
-    task: JoinHandle<()>,
-}
-
-impl Attached {
-    fn spawn<W: Future<Output = ()> + Send + 'static>(
-        work: impl FnOnce(Arc<AtomicUsize>) -> W,
-    ) -> Self {
-        let heard = Arc::new(AtomicUsize::new(0));
-        Self { task: tokio::spawn(work(heard.clone())), heard }
+        std::fs::write(&script, writer).unwrap();
+        let mut command = Command::new(bin("pgbench"));
+        command
+            .args(["-n", "-c", &WRITERS.to_string(), "-j", "2", "-M", "prepared"])
+            .args(["-U", "postgres", "-T", &SECONDS.to_string()])
+            .args(["-h", fleet.cluster.dir.to_str().unwrap()])
+            .args(["-p", &fleet.cluster.port.to_string(), "-f", script.to_str().unwrap()])
+            .arg(&fleet.database)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true);
+        Self(command.spawn().unwrap())
     }
 
-    fn heard(&self) -> usize {
-        self.heard.load(Ordering::Relaxed)
+    /// Commits a second, when they have ended.
+    async fn rate(self) -> f64 {
+        let output = self.0.wait_with_output().await.unwrap();
+        assert!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")).unwrap();
+        rate.split(' ').next().unwrap().parse().unwrap()
     }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Listeners, one of them on our gateway's channel, and connections of another gateway that ask for
-/// changes so often in all.
-async fn attach(fleet: &Fleet<'_>, listening: usize, polls_per_sec: u32) -> Vec<Attached> {
-    let mut attached = Vec::new();
-    let hello = fleet.store.hello().await.unwrap();
-    for number in 0..listening {
-        let gateway_id =
-            if number == 0 { hello.gateway_id } else { GatewayId(Uuid::from_u128(number as u128)) };
-        let hello = Hello { gateway_id, ..hello.clone() };
-        let mut listener = fleet.store.listen(&hello).await.unwrap();
-        attached.push(Attached::spawn(|heard| async move {
-            while listener.next().await.is_ok() {
-                heard.fetch_add(1, Ordering::Relaxed);
-            }
-        }));
-    }
-    // Each asks ten times a second: many gateways at 1 Hz, without a connection for each.
-    for _ in 0..polls_per_sec / POLLS_PER_CONNECTION {
-        let store = Store::connect(&ConnectOptions::new(fleet.other_url.clone())).unwrap();
-        let (_, mut cursor) = store.snapshot().await.unwrap();
-        attached.push(Attached::spawn(|heard| async move {
-            let mut turn = tokio::time::interval(Duration::from_secs(1) / POLLS_PER_CONNECTION);
-            loop {
-                turn.tick().await;
-                match store.changes(&cursor).await {
-                    Ok(Read::Nothing(next, _) | Read::Changed(_, next)) => cursor = next,
-                    _ => return,
-                }
-                heard.fetch_add(1, Ordering::Relaxed);
-            }
-        }));
-    }
-    attached
-}
-
-/// The writers for some seconds; their rate.
-async fn pgbench(fleet: &Fleet<'_>) -> f64 {
-    let script = fleet.cluster.dir.join("writer.sql");
-    let writer = format!(
-        "\\set n random(1, {})\nupdate devices set os_version = random()::text, status = 's' || random()::text \
-         where id = (select device_id from numbered where n = :n);\n",
-        fleet.peers
-    );
-    std::fs::write(&script, writer).unwrap();
-    let mut command = tokio::process::Command::new(bin("pgbench"));
-    command
-        .args(["-n", "-c", "8", "-j", "2", "-M", "prepared", "-U", "postgres"])
-        .args(["-T", &SECONDS.to_string(), "-h", fleet.cluster.dir.to_str().unwrap()])
-        .args(["-p", &fleet.cluster.port.to_string(), "-f", script.to_str().unwrap()])
-        .arg(&fleet.database);
-    let output = command.output().await.unwrap();
-    assert!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")).unwrap();
-    rate.split(' ').next().unwrap().parse().unwrap()
 }

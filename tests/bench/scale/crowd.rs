@@ -1,0 +1,184 @@
+//! Whole agents in this process: the loop, the store and the sessions are the real ones, the kernel
+//! is a model of it.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join_all, select_all};
+use gatepost::dataplane::nft::ProfileCounters;
+use gatepost::dataplane::{
+    Backend, Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading,
+};
+use gatepost::model::{ObservedState, ProfileId, PublicKey};
+use gatepost::plan::guard::MaxRemoved;
+use gatepost::plan::{Plan, Step};
+use gatepost::reconcile::status::{ModeInUse, Status};
+use gatepost::reconcile::{
+    MachineOptions, Options, StaleOptions, StalePolicy, SyncMode, Timing, run,
+};
+use gatepost::store::{ConnectOptions, Store, Tls};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::fleet::{local, name};
+
+/// How long agents may take to be ready, or to end.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The agents of gateways 1, 2, ..., in order.
+pub struct Crowd {
+    pub agents: Vec<Agent>,
+    /// Of all of them.
+    pub writes: mpsc::UnboundedReceiver<Write>,
+}
+
+pub struct Agent {
+    pub status: watch::Receiver<Status>,
+    stop: watch::Sender<bool>,
+    ended: JoinHandle<()>,
+}
+
+/// One plan that the model kernel obeyed.
+pub struct Write {
+    pub at: Instant,
+    /// Peers that came or went.
+    pub peers: Vec<PublicKey>,
+}
+
+impl Crowd {
+    /// Starts one agent per URL, and waits until the kernel of each is proven equal.
+    pub async fn attach(urls: impl IntoIterator<Item = String>, mode: SyncMode) -> Self {
+        let (tell, writes) = mpsc::unbounded_channel();
+        let started = urls.into_iter().enumerate().map(|(index, url)| {
+            let mut options = ConnectOptions::new(url);
+            options.pool_size = 1;
+            options.tls = Tls::Disable;
+            Agent::start(index + 1, &options, mode, tell.clone())
+        });
+        let mut crowd = Self { agents: started.collect(), writes };
+        let all = join_all(crowd.agents.iter_mut().map(Agent::ready));
+        tokio::time::timeout(PATIENCE, all).await.expect("every agent gets ready");
+        let agreed = tokio::time::timeout(PATIENCE, crowd.agree()).await;
+        agreed.expect("all choose the same mode");
+        while crowd.writes.try_recv().is_ok() {}
+        crowd
+    }
+
+    /// Waits until all chose the same mode: the first ones may have known of no crowd yet.
+    async fn agree(&mut self) {
+        loop {
+            let first = self.mode();
+            let mode = |agent: &Agent| agent.status.borrow().sync.mode;
+            if self.agents.iter().all(|agent| mode(agent) == Some(first)) {
+                return;
+            }
+            let changes = self.agents.iter_mut().map(|agent| Box::pin(agent.status.changed()));
+            select_all(changes).await.0.unwrap();
+        }
+    }
+
+    /// The mode they chose.
+    pub fn mode(&self) -> ModeInUse {
+        let status = self.agents.first().map(|agent| agent.status.borrow().sync.mode);
+        status.flatten().expect("an agent that is ready has a mode")
+    }
+
+    pub async fn detach(self) {
+        for agent in &self.agents {
+            let _ = agent.stop.send(true);
+        }
+        let all = join_all(self.agents.into_iter().map(|agent| agent.ended));
+        let ended = tokio::time::timeout(PATIENCE, all).await.expect("every agent ends");
+        ended.into_iter().for_each(|end| end.unwrap());
+    }
+}
+
+impl Agent {
+    fn start(
+        gateway: usize,
+        connect: &ConnectOptions,
+        mode: SyncMode,
+        writes: mpsc::UnboundedSender<Write>,
+    ) -> Self {
+        let kernel = Kernel { state: ObservedState::default(), writes };
+        let (_, kernel_events) = mpsc::channel(1);
+        let options = Options {
+            machine: machine(gateway),
+            store: Store::connect(connect).unwrap(),
+            mode,
+            dataplane: DataplaneHandle::spawn(move || Ok(kernel)).unwrap(),
+            kernel_events,
+            cache: None,
+            gateway: name(gateway),
+            version: "bench",
+        };
+        let (_, asks) = mpsc::channel(1);
+        let (say, status) = watch::channel(Status::default());
+        let (stop, stopped) = watch::channel(false);
+        let ended = tokio::spawn(run(options, asks, say, stopped, || ()));
+        Self { status, stop, ended }
+    }
+
+    async fn ready(&mut self) {
+        self.status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    }
+}
+
+/// The defaults of the configuration.
+fn machine(gateway: usize) -> MachineOptions {
+    MachineOptions {
+        local: local(),
+        timing: Timing {
+            poll_interval: Duration::from_millis(700),
+            safety_poll_interval: Duration::from_secs(10),
+            resync_interval: Duration::from_secs(600),
+            report_interval: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(10),
+            seed: gateway as u64,
+        },
+        max_removed: MaxRemoved::default(),
+        stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
+    }
+}
+
+/// Obeys every step, and says when.
+struct Kernel {
+    state: ObservedState,
+    writes: mpsc::UnboundedSender<Write>,
+}
+
+impl Dataplane for Kernel {
+    type Error = DataplaneError;
+
+    fn observe(&mut self) -> Result<Reading, DataplaneError> {
+        let backend = Some(Backend::Kernel);
+        Ok(Reading { state: self.state.clone(), traffic: Default::default(), backend })
+    }
+
+    fn glance(&mut self) -> Result<Glance, DataplaneError> {
+        let ObservedState { interface, routes, .. } = &self.state;
+        Ok(Glance {
+            interface: interface.clone(),
+            routes: routes.clone(),
+            firewall_is_current: true,
+        })
+    }
+
+    /// It forwards nothing.
+    fn counters_of(&mut self, _: ProfileId) -> Result<Option<ProfileCounters>, DataplaneError> {
+        Ok(None)
+    }
+
+    fn apply(&mut self, plan: &Plan, observed: &mut ObservedState) -> Outcome {
+        let mut peers = Vec::new();
+        for step in plan.steps() {
+            self.state.obey(step);
+            observed.obey(step);
+            if let Step::AddPeer { key, .. } | Step::RemovePeer { key } = step {
+                peers.push(*key);
+            }
+        }
+        // The benchmark may have stopped listening.
+        let _ = self.writes.send(Write { at: Instant::now(), peers });
+        Outcome { applied: plan.steps().len(), ..Outcome::default() }
+    }
+}
