@@ -3,9 +3,11 @@
 use std::fs;
 use std::net::UdpSocket;
 
+use nix::sys::signal::Signal;
+
 use crate::lab::{
-    BINARY, GATEWAY_TUNNEL, LISTEN_PORT, Lab, eventually, peer_rows, policy_rows, public_key_of,
-    run,
+    BINARY, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, LISTEN_PORT, Lab, eventually, peer_rows,
+    policy_rows, public_key_of, run,
 };
 
 #[test]
@@ -85,6 +87,51 @@ fn names_stay_on_their_line() {
         assert!(!text.lines().any(|line| line.trim_start().starts_with(FORGED)), "{text}");
         assert!(!text.contains("\x1b[31m") && !text.contains(&"x".repeat(100)), "{text}");
     }
+}
+
+#[test]
+fn a_policy_of_100_000_destinations_is_applied_and_told_in_short_lines() {
+    const LONGEST_LINE_CHARS: usize = 1_000;
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    let mut agent = lab.start();
+    lab.database.exec(&alice.rows());
+    alice.connect();
+    lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_SERVER}/32")));
+    lab.database.exec(
+        "insert into policy_destinations (policy_id, destination)
+             select id, (inet '10.20.0.0' + 2 * n)::cidr
+             from policies, generate_series(6, 100004) as n",
+    );
+    eventually("the policy is applied", || alice.reaches(LAN_OTHER));
+    assert!(alice.reaches(LAN_SERVER));
+    let (code, explained, _) = lab.gatepost(&["explain", "alice", "10.20.0.201"]);
+    assert_eq!(code, 2, "{explained}");
+    let (code, explained, _) = lab.gatepost(&["explain", "alice", LAN_OTHER]);
+    assert_eq!(code, 0, "{explained}");
+
+    lab.database.exec("update policies set effect = 'deny'");
+    eventually("the policy denies", || !alice.reaches(LAN_OTHER));
+    agent.signal(Signal::SIGSTOP);
+    lab.database.exec("update policies set effect = 'allow'");
+    let (code, planned, _) = lab.gatepost(&["plan"]);
+    assert_eq!(code, 2, "{planned}");
+    assert!(planned.contains("99994 more ranges by policy \"office\""), "{planned}");
+    agent.signal(Signal::SIGCONT);
+    assert!(agent.is_running());
+
+    let (_, status, _) = lab.gatepost(&["status"]);
+    let (_, peers, _) = lab.gatepost(&["peers"]);
+    for text in [explained, planned, status, peers, lab.log()] {
+        let longest = text.lines().max_by_key(|line| line.chars().count()).unwrap();
+        assert!(longest.chars().count() < LONGEST_LINE_CHARS, "{longest}");
+        assert!(text.lines().count() < 100, "{text}");
+    }
+    let short = format!(
+        "not exists (select from audit_logs
+            where length(message) + length(metadata::text) >= {LONGEST_LINE_CHARS})"
+    );
+    assert!(lab.database.holds(&short), "an audit row goes on and on");
 }
 
 #[test]
