@@ -406,8 +406,10 @@ begin
     )) v;
 end $$;
 
+-- Driven from the ids by index, as the other functions for what changed.
 create function gatepost.policies_by_id(policy_ids uuid[]) returns setof gatepost.policy_row
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan set enable_seqscan = off as $$
 begin
     return query select v.* from gatepost.policies_of(policy_ids) v;
 end $$;

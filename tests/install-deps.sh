@@ -53,6 +53,7 @@ tier_test() {
 	need jq jq
 	need strace strace
 	need tcpdump tcpdump
+	need pgbouncer pgbouncer
 }
 
 tier_bench() {

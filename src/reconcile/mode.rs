@@ -23,9 +23,10 @@ const LISTENERS_AT_MOST: i64 = 50;
 /// Gateways that take turns listen again at so few: one that comes and goes must not turn all others.
 const LISTEN_AGAIN_AT: i64 = 40;
 
-/// The mode that was chosen, and why.
-pub(super) struct Chosen {
+/// The mode that was chosen.
+pub struct Chosen {
     pub mode: Mode,
+    /// In words, for the status.
     pub why: String,
     /// Where that is how changes are learnt of.
     pub listener: Option<Listener>,
@@ -37,7 +38,7 @@ pub(super) struct Chosen {
 ///
 /// # Errors
 /// In words, with the way out.
-pub(super) async fn choose(
+pub async fn choose(
     store: &Store,
     configured: SyncMode,
     hello: &Hello,

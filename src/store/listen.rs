@@ -106,18 +106,17 @@ impl Listener {
     }
 
     /// Whether a notification that we send ourselves arrives. `false`: something between us and the
-    /// server, such as a pooler in transaction mode, swallows them; poll instead.
+    /// server, such as a pooler in transaction mode, swallows them; poll instead. Sent by another
+    /// connection: a pooler gives back what the very session that listens for us sends.
     ///
     /// # Errors
     /// The connection is gone.
     pub async fn probe(&mut self) -> Result<bool, StoreError> {
         while self.probes.try_recv().is_ok() {}
-        // From a session of its own. A pooler in transaction mode hands what arrives within an
-        // exchange to whoever has it, so that what is sent by the listening one seems to arrive.
-        let sender = self.store.lease(DOING).await?;
+        let lease = self.store.lease(DOING).await?;
         let notify = format!("notify {}", self.probe_channel);
-        self.store.within(DOING, sender.batch_execute(&notify)).await?;
-        sender.done();
+        self.store.within(DOING, lease.batch_execute(&notify)).await?;
+        lease.done();
         match tokio::time::timeout(PROBE_WITHIN, self.probes.recv()).await {
             Ok(Some(())) => Ok(true),
             Ok(None) => Err(self.gone()),

@@ -1,5 +1,8 @@
 //! What an agent that polls asks, and what its database does for it.
 
+use std::time::Duration;
+
+use gatepost::reconcile::{Mode, SyncMode, choose};
 use gatepost::store::{ConnectOptions, CreateRole, Cursor, Polled, Read, Store, grant};
 
 use crate::world::{World, insert_gateway, options};
@@ -144,4 +147,60 @@ async fn agents_are_counted_while_they_are_there() {
         ))
         .await;
     assert_eq!(theirs.attach(false).await.unwrap(), 1);
+}
+
+/// Agents of so many gateways.
+async fn crowd(world: &World, gateways: u32) {
+    world
+        .run(&format!(
+            "insert into gatepost.attached (gateway_id, listens, at)
+             select gen_random_uuid(), false, now() from generate_series(1, {gateways})"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn auto_listens_among_few_and_takes_turns_in_a_crowd() {
+    let world = World::new().await;
+    let hello = world.store.hello().await.unwrap();
+    let auto = async |present| choose(&world.store, SyncMode::Auto, &hello, present).await.unwrap();
+    let alone = auto(None).await;
+    assert_eq!(alone.mode, Mode::Listen);
+    assert_eq!(world.count("select count(*) from gatepost.listener").await, 1);
+    crowd(&world, 50).await;
+    let crowded = auto(Some(Mode::Listen)).await;
+    assert_eq!(crowded.mode, Mode::Turns);
+    assert!(crowded.why.starts_with("51 gateways share this database"), "{}", crowded.why);
+    assert_eq!(world.count("select count(*) from gatepost.listener").await, 0);
+}
+
+/// The writers notify nobody; whoever polls first wakes whom the change concerns.
+#[tokio::test]
+async fn in_a_crowd_one_wakes_the_other() {
+    let world = World::new().await;
+    let theirs = neighbour(&world).await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let mut listener =
+        world.store.listen_to_turns(&world.store.hello().await.unwrap()).await.unwrap();
+    let other = theirs.snapshot().await.unwrap().1;
+    assert!(matches!(settled(&theirs, &world, other.clone()).await, Polled::Quiet(..)));
+    assert!(listener.probe().await.unwrap());
+    // What the first turn of all said, to everybody.
+    let _ = tokio::time::timeout(Duration::ZERO, listener.next()).await;
+    let (device, gateway) = (ann.device, world.gateway);
+    for sql in [
+        format!("update devices set status = 'blocked' where id = '{device}'"),
+        format!("update wireguard_peers set public_key = 'k2' where gateway_id = '{gateway}'"),
+        "insert into policies (name) values ('a')".into(),
+    ] {
+        let cursor = world.cursor().await;
+        world.run(&sql).await;
+        assert!(listener.probe().await.unwrap());
+        let early = tokio::time::timeout(Duration::ZERO, listener.next()).await;
+        assert!(early.is_err(), "a writer notified: {sql}");
+        while tokio::time::timeout(Duration::ZERO, listener.next()).await.is_err() {
+            theirs.poll(&other).await.unwrap();
+        }
+        assert_eq!(world.store.poll(&cursor).await.unwrap(), Polled::News, "{sql}");
+    }
 }

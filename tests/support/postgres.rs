@@ -194,7 +194,7 @@ fn own(path: &Path) {
     }
 }
 
-fn as_postgres(program: &str) -> Command {
+pub fn as_postgres(program: &str) -> Command {
     if !is_root() {
         return Command::new(program);
     }
