@@ -3,6 +3,7 @@
 //! Its core, [`Machine`], is a state machine fed with events and time as values, so that whole
 //! lives of an agent can be simulated. The shell around it carries out what the machine asks for.
 
+mod attach;
 mod beat;
 mod cache;
 mod database;

@@ -8,10 +8,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::attach::{ATTACH_EVERY, InUse};
 use super::cache::Cache;
-use super::database::{Connection, Reader, chain, connect, send};
+use super::database::{Connection, Reader, chain, send};
 use super::event::{Action, Event, Mode, ReadKind};
-use super::mode::{SyncMode, suits};
+use super::mode::SyncMode;
 use super::say::say;
 use super::status::{Explanation, PeerStatus, Status, Timestamp};
 use super::summary::clock;
@@ -59,9 +60,6 @@ pub struct Options<D> {
 /// Change marks are kept this long: a reader that was away for longer reads everything.
 const KEEP_MARKS: Duration = Duration::from_secs(24 * 3_600);
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
-/// How often we say that we are there, and ask how many are: an agent that is silent for five of
-/// these counts as gone.
-const ATTACH_EVERY: Duration = Duration::from_secs(60);
 
 /// Why the loop ended.
 #[derive(Debug, thiserror::Error)]
@@ -139,37 +137,29 @@ pub async fn run_once<D: Host>(
 /// `run --once` gives up on a database that refused this often.
 const CONNECTS_ONCE: u32 = 3;
 
-enum Inner {
+pub(super) enum Inner {
     Event(Event),
     Connected(Box<Connection>),
     /// So many gateways share the database.
     Attached(i64),
 }
 
-/// How changes are learnt of while the database is there.
-#[derive(Clone, Copy)]
-struct InUse {
-    mode: Mode,
-    /// Whether the number of gateways may choose another one.
-    may_turn: bool,
-}
-
-struct Shell<D> {
+pub(super) struct Shell<D> {
     machine: Machine,
-    store: Store,
-    mode: SyncMode,
-    in_use: Option<InUse>,
+    pub(super) store: Store,
+    pub(super) mode: SyncMode,
+    pub(super) in_use: Option<InUse>,
     dataplane: DataplaneHandle<D>,
     /// Who asked for a resync and waits for its end.
     resyncs: Vec<oneshot::Sender<Result<(), String>>>,
     cache: Option<Cache>,
-    gateway: String,
-    template: Status,
+    pub(super) gateway: String,
+    pub(super) template: Status,
     reader: Arc<Mutex<Reader>>,
-    listening: Option<JoinHandle<()>>,
-    events: mpsc::UnboundedSender<Inner>,
+    pub(super) listening: Option<JoinHandle<()>>,
+    pub(super) events: mpsc::UnboundedSender<Inner>,
     status: watch::Sender<Status>,
-    failed_connects: u32,
+    pub(super) failed_connects: u32,
     last_error: String,
 }
 
@@ -212,7 +202,7 @@ impl<D: Host> Shell<D> {
         }
     }
 
-    fn tell(&mut self, event: Event) {
+    pub(super) fn tell(&mut self, event: Event) {
         if let Event::Disconnected { error } = &event {
             self.failed_connects += 1;
             self.last_error.clone_from(error);
@@ -224,42 +214,6 @@ impl<D: Host> Shell<D> {
         for action in self.machine.handle(event, clock()) {
             self.carry_out(action);
         }
-    }
-
-    fn stop_listening(&mut self) {
-        if let Some(listening) = self.listening.take() {
-            listening.abort();
-        }
-    }
-
-    fn connected(&mut self, connection: Connection) {
-        let Connection { hello, chosen } = connection;
-        let mode = chosen.mode;
-        self.failed_connects = 0;
-        self.template.sync.mode_why = chosen.why;
-        if self.in_use.is_none() {
-            self.template.database.since = Some(Timestamp(clock().wall));
-        }
-        self.in_use = Some(InUse { mode, may_turn: chosen.may_turn });
-        self.template.database.schema_version = Some(hello.schema_version);
-        self.stop_listening();
-        if let Some(mut listener) = chosen.listener {
-            let events = self.events.clone();
-            let heard = async move {
-                loop {
-                    let event = match listener.next().await {
-                        Ok(_) => Event::Notified,
-                        Err(error) => Event::Disconnected { error: chain(&error) },
-                    };
-                    let over = matches!(event, Event::Disconnected { .. });
-                    if events.send(Inner::Event(event)).is_err() || over {
-                        return;
-                    }
-                }
-            };
-            self.listening = Some(tokio::spawn(heard));
-        }
-        self.tell(Event::Connected { mode });
     }
 
     fn carry_out(&mut self, action: Action) {
@@ -304,17 +258,6 @@ impl<D: Host> Shell<D> {
         }
     }
 
-    fn spawn_connect(&self) {
-        let (store, mode, gateway) = (self.store.clone(), self.mode, self.gateway.clone());
-        let present = self.in_use.map(|in_use| in_use.mode);
-        self.spawn_inner(async move {
-            match connect(&store, mode, &gateway, present).await {
-                Ok(connection) => Inner::Connected(Box::new(connection)),
-                Err(error) => Inner::Event(Event::Disconnected { error }),
-            }
-        });
-    }
-
     fn spawn_read(&self, kind: ReadKind) {
         let (store, reader) = (self.store.clone(), self.reader.clone());
         let events = self.events.clone();
@@ -347,7 +290,7 @@ impl<D: Host> Shell<D> {
         self.spawn_inner(async move { Inner::Event(job.await) });
     }
 
-    fn spawn_inner(&self, job: impl Future<Output = Inner> + Send + 'static) {
+    pub(super) fn spawn_inner(&self, job: impl Future<Output = Inner> + Send + 'static) {
         let events = self.events.clone();
         // The loop may have ended meanwhile; then nobody waits for the answer.
         tokio::spawn(async move { drop(events.send(job.await)) });
@@ -405,29 +348,6 @@ impl<D: Host> Shell<D> {
                 Err(error) => debug!("change marks were not pruned: {}", chain(&error)),
             }
         });
-    }
-
-    /// Says that we are there, while we are.
-    fn attach(&self) {
-        let Some(in_use) = self.in_use else { return };
-        let (store, events) = (self.store.clone(), self.events.clone());
-        tokio::spawn(async move {
-            match store.attach(in_use.mode == Mode::Listen).await {
-                // The loop may have ended meanwhile.
-                Ok(gateways) => drop(events.send(Inner::Attached(gateways))),
-                // Whoever reads finds that the database is away, and says so.
-                Err(error) => debug!("could not say that we are there: {}", chain(&error)),
-            }
-        });
-    }
-
-    /// Turns to the other mode where that suits so many gateways.
-    fn attached(&self, gateways: i64) {
-        if let Some(InUse { mode, may_turn: true }) = self.in_use
-            && suits(gateways, Some(mode)).0 != mode
-        {
-            self.spawn_connect();
-        }
     }
 
     fn publish(&self) {
