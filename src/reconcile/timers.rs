@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::event::{Action, Mode, Note, Now, ReadKind};
 use super::machine::{Database, StalePolicy};
-use super::timing::TURN_INTERVAL;
+use super::timing::{TURN_INTERVAL, Timing};
 use super::{Machine, Obstacle};
 
 /// Reports are batched: at most one in this time.
@@ -61,13 +61,7 @@ impl Machine {
                 self.observe_wanted = Some("resync interval".into());
             }
             if now.instant >= self.due.poll {
-                let interval = match mode {
-                    Mode::Listen => timing.safety_poll_interval,
-                    Mode::Turns => TURN_INTERVAL,
-                    Mode::Poll => timing.poll_interval,
-                };
-                // Never quite alike, so that a fleet does not ask all at once.
-                self.due.poll = now.instant + interval.mul_f64(0.9 + self.random.f64() / 5.0);
+                self.due.poll = now.instant + until_next_question(mode, timing, &mut self.random);
                 self.want_read(ReadKind::Changes);
             }
             if now.instant >= self.due.heartbeat && self.proven.is_some() {
@@ -160,5 +154,43 @@ impl Machine {
     #[must_use]
     pub const fn obstacle(&self) -> Option<&Obstacle> {
         self.obstacle.as_ref()
+    }
+}
+
+/// Until the database is asked again though nothing was heard of it.
+fn until_next_question(mode: Mode, timing: Timing, random: &mut fastrand::Rng) -> Duration {
+    // Never quite alike, so that a fleet does not ask all at once.
+    let nearly = |interval: Duration, chance: f64| interval.mul_f64(0.9 + chance / 5.0);
+    match mode {
+        Mode::Listen => nearly(timing.safety_poll_interval, random.f64()),
+        Mode::Poll => nearly(timing.poll_interval, random.f64()),
+        // Any time up to twice the interval: who take turns wait for each other's, and all of them
+        // come back at once when the database does.
+        Mode::Turns => TURN_INTERVAL.mul_f64(2.0 * random.f64()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_that_came_back_at_once_takes_turns_all_the_time() {
+        let second = Duration::from_secs(1);
+        let timing = Timing {
+            poll_interval: second,
+            safety_poll_interval: second,
+            resync_interval: second,
+            report_interval: second,
+            heartbeat: second,
+            seed: 0,
+        };
+        let turn = |seed| {
+            let random = &mut fastrand::Rng::with_seed(seed);
+            until_next_question(Mode::Turns, timing, random).as_secs()
+        };
+        for at in 0..TURN_INTERVAL.as_secs() * 2 {
+            assert!((0..100).any(|seed| turn(seed) == at), "nobody asks after {at} s");
+        }
     }
 }
