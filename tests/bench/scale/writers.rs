@@ -150,7 +150,9 @@ fn latency(what: &str, size: &str, times: &[Duration], most: Option<(Duration, &
 async fn probe(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) -> Vec<Duration> {
     let devices = probed(fleet, agents);
     let admin = fleet.admin().await;
-    let update = admin.prepare("update devices set status = $2 where id = $1::text::uuid").await;
+    let update = admin
+        .prepare("update devices set status = $2 where id = $1::text::uuid and status <> $2")
+        .await;
     let update = update.unwrap();
     let mut waiting: BTreeMap<PublicKey, Instant> = BTreeMap::new();
     let mut times = Vec::new();
@@ -163,24 +165,36 @@ async fn probe(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) -> Vec<Durat
         }
         let (id, key) = &devices[turn % devices.len()];
         let status = if (turn / devices.len()).is_multiple_of(2) { "revoked" } else { "active" };
-        if !waiting.contains_key(key) {
-            admin.execute(&update, &[id, &status]).await.unwrap();
+        // Else it would take back what is under way, and nothing might be left to do.
+        if !waiting.contains_key(key) && admin.execute(&update, &[id, &status]).await.unwrap() == 1
+        {
             waiting.insert(*key, Instant::now());
         }
         while let Ok(write) = crowd.writes.try_recv() {
             arrived(&write, &mut waiting, &mut times);
         }
     }
+    all_arrived(crowd, &mut waiting, &mut times).await;
+
+    let active = "update devices d set status = 'active' from probed p
+        where d.id = p.id and d.status <> 'active' returning p.public_key";
+    for row in admin.query(active, &[]).await.unwrap() {
+        waiting.insert(row.get::<_, &str>(0).parse().unwrap(), Instant::now());
+    }
+    all_arrived(crowd, &mut waiting, &mut Vec::new()).await;
+    times
+}
+
+async fn all_arrived(
+    crowd: &mut Crowd,
+    waiting: &mut BTreeMap<PublicKey, Instant>,
+    times: &mut Vec<Duration>,
+) {
     while !waiting.is_empty() {
         let write = tokio::time::timeout(LOST_AFTER, crowd.writes.recv()).await;
         let write = write.unwrap_or_else(|_| panic!("{} commits were lost", waiting.len()));
-        arrived(&write.unwrap(), &mut waiting, &mut times);
+        arrived(&write.unwrap(), waiting, times);
     }
-    admin
-        .execute("update devices set status = 'active' where id in (select id from probed)", &[])
-        .await
-        .unwrap();
-    times
 }
 
 fn arrived(write: &Write, waiting: &mut BTreeMap<PublicKey, Instant>, times: &mut Vec<Duration>) {
