@@ -15,5 +15,4 @@ mod pooler;
 mod report;
 mod rights;
 mod rows;
-mod speed;
 mod world;
