@@ -18,6 +18,9 @@ use crate::tunnel::Tunnel;
 const WINDOW: usize = 128;
 /// How long anything may take before the test fails. An emulated processor is twenty times slower.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// After this long what was allowed and not answered is sent again: a packet that is lost on the way,
+/// as in a handshake's queue, was not judged. What is denied is denied each time.
+const AGAIN_AFTER: Duration = Duration::from_secs(3);
 /// How often the tunnels look at their clocks at least.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -108,14 +111,21 @@ impl Exchange {
     /// Waits for the answers to all that are allowed since `sent`, the last ones among them.
     fn await_answers(&mut self, sent: usize, last: &[usize]) {
         let deadline = Instant::now() + PATIENCE;
+        let mut again = Instant::now() + AGAIN_AFTER;
+        let unanswered = |probe: &Probe| probe.reach != Reach::Answered;
         loop {
             self.look(deadline);
-            let unanswered = |probe: &Probe| probe.reach != Reach::Answered;
-            let open = self.probes[sent..]
+            let open: Vec<Probe> = self.probes[sent..]
                 .iter()
-                .any(|probe| probe.expected == Verdict::Allow && unanswered(probe));
-            if !open {
+                .filter(|probe| probe.expected == Verdict::Allow && unanswered(probe))
+                .cloned()
+                .collect();
+            if open.is_empty() {
                 return;
+            }
+            if Instant::now() >= again {
+                again += AGAIN_AFTER;
+                open.iter().for_each(|probe| self.put(probe.from, &probe.request));
             }
             if Instant::now() >= deadline {
                 let silent = last.iter().map(|at| &self.probes[*at]).find(|at| unanswered(at));
