@@ -7,12 +7,13 @@ use std::os::unix::process::ExitStatusExt;
 use nix::sys::signal::Signal;
 
 use crate::lab::{
-    Agent, BINARY, Client, Ears, Flood, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, Lab, Trace, Ways,
-    eventually, policy_rows, way,
+    Agent, BINARY, Backend, Client, Ears, Flood, GATEWAY_TUNNEL, LAN_OTHER, LAN_OTHER6, LAN_SERVER,
+    LAN_SERVER6, Lab, Trace, Ways, eventually, policy_rows, way,
 };
 
 const LAN_THIRD: &str = "10.20.0.30";
-const DESTINATIONS: [&str; 4] = [LAN_SERVER, LAN_OTHER, LAN_THIRD, GATEWAY_TUNNEL];
+const DESTINATIONS: [&str; 6] =
+    [LAN_SERVER, LAN_OTHER, LAN_THIRD, GATEWAY_TUNNEL, LAN_SERVER6, LAN_OTHER6];
 /// How often everything is tried in what a kill has left.
 const ROUNDS: usize = 4;
 
@@ -42,13 +43,16 @@ impl World {
             (client, sources.to_vec())
         });
         let clients = clients.collect();
-        let ears = Ears::open(&[&lab.lan, &lab.gateway]);
+        let lan = [LAN_SERVER, LAN_OTHER, LAN_THIRD, LAN_SERVER6, LAN_OTHER6];
+        let lan = lan.map(|address| (&lab.lan, address));
+        let ears = Ears::open(&[&lan[..], &[(&lab.gateway, "0.0.0.0")]].concat());
         Self { lab, ears, clients }
     }
 
-    fn flood(&self) -> Flood {
+    /// Everybody tries everything; nothing but `allowed` may ever arrive of it.
+    fn flood(&self, allowed: Ways) -> Flood {
         let clients: Vec<_> = self.clients.iter().map(|(c, from)| (c, from.as_slice())).collect();
-        self.ears.flood(&clients, &DESTINATIONS)
+        self.ears.flood(&clients, &DESTINATIONS, allowed)
     }
 
     fn dial(&self) {
@@ -57,7 +61,7 @@ impl World {
 
     /// Waits until everything that `policy` allows arrives; nothing else may but what `before` did.
     fn await_enforced(&self, policy: &Ways, before: &Ways) {
-        let flood = self.flood();
+        let flood = self.flood(policy | before);
         let mut tries = 0_usize;
         eventually("what is allowed arrives", || {
             tries += 1;
@@ -68,20 +72,20 @@ impl World {
             dialing.filter(|(client, _)| waits(&client.name)).for_each(|(client, _)| client.dial());
             arrived.is_superset(policy)
         });
-        let arrived = flood.arrived();
-        let leaked: Vec<_> = arrived
-            .iter()
-            .filter(|way| !(policy.contains(*way) || before.contains(*way)))
-            .collect();
-        assert!(leaked.is_empty(), "{leaked:?} passed");
+        assert_eq!(flood.leaked(), Ways::new(), "passed");
     }
 
-    /// Exactly what `policy` allows arrives.
-    fn assert_enforced(&self, policy: &Ways) {
-        self.await_enforced(policy, policy);
+    /// Waits until the rows are in force: from then on exactly what `policy` allows arrives, unless
+    /// `later` allows it.
+    fn assert_enforced(&self, policy: &Ways, later: &Ways) {
+        self.await_pass();
+        self.await_enforced(policy, later);
+        let flood = self.flood(policy | later);
+        flood.await_arrivals(policy, ROUNDS);
+        assert_eq!(flood.arrived(), *policy);
     }
 
-    /// The numbers of the messages that write, in a pass that nobody disturbs.
+    /// The messages that write in the pass from one policy to the other, when nobody disturbs it.
     fn writes(&self, agent: &Agent, change: impl FnOnce()) -> Vec<(usize, String)> {
         let trace = Trace::watch(&self.lab, agent);
         change();
@@ -94,21 +98,28 @@ impl World {
     }
 }
 
-fn assert_killed(agent: &mut Agent, before: &str) {
+/// It died as it was about to send the last of these messages, and had sent all others.
+fn assert_killed(agent: &mut Agent, trace: Trace, writes: &[(usize, String)]) {
     let status = agent.wait();
+    let (_, before) = writes.last().unwrap();
     println!("killed before {before}");
     assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}, before {before}");
+    assert_eq!(trace.await_death(), writes, "another message than the one that was meant");
 }
 
 fn ways(allowed: &[(&str, &str, &[&str])]) -> Ways {
     let to = |(client, source, destinations): &(&str, &str, &[&str])| {
-        destinations.iter().map(|destination| way(client, source, destination)).collect::<Vec<_>>()
+        destinations
+            .iter()
+            .flat_map(|destination| way(client, source, destination))
+            .collect::<Vec<_>>()
     };
     allowed.iter().flat_map(to).collect()
 }
 
 /// Alice's policy is narrowed and she moves to another address; Bob's is widened and he moves to
-/// the one that was hers; Carol is revoked, and Dave gets the address that was hers.
+/// the one that was hers; Carol is revoked, and Dave gets the addresses that were hers; nothing
+/// changes for Erin.
 fn policies() -> [Policy; 2] {
     let sql = |alice: &str, bob: &str, carol: &str, dave: &str| {
         let device = |name, status| {
@@ -125,117 +136,160 @@ fn policies() -> [Policy; 2] {
         [address("alice", alice), address("bob", bob), device("carol", carol), device("dave", dave)]
             .concat()
     };
-    let destination = |name: &str, sign: bool, destination: &str| {
-        if sign {
-            format!(
-                "insert into policy_destinations (policy_id, destination)
-                     select id, '{destination}/32' from policies where name = '{name}';"
-            )
-        } else {
-            format!("delete from policy_destinations where destination = '{destination}/32';")
-        }
+    let remove = |name: &str, destination: &str| {
+        format!(
+            "delete from policy_destinations using policies where policies.id = policy_id
+                 and name = '{name}' and destination = '{destination}';"
+        )
     };
     let old = Policy {
         sql: [
             sql("10.99.0.11", "10.99.0.12", "active", "revoked"),
-            destination("alice", true, LAN_OTHER),
-            destination("bob", false, LAN_THIRD),
+            add_destination("alice", LAN_OTHER),
+            add_destination("alice", LAN_OTHER6),
+            remove("bob", LAN_THIRD),
         ]
         .concat(),
-        ways: ways(&[
+        ways: &ways(&[
             ("alice", "10.99.0.11", &[LAN_SERVER, LAN_OTHER]),
+            ("alice", "fd99::11", &[LAN_SERVER6, LAN_OTHER6]),
             ("bob", "10.99.0.12", &[LAN_SERVER]),
             ("carol", "10.99.0.13", &[LAN_SERVER]),
-        ]),
+            ("carol", "fd99::13", &[LAN_SERVER6]),
+        ]) | &unchanged(),
     };
     let new = Policy {
         sql: [
             sql("10.99.0.21", "10.99.0.11", "revoked", "active"),
-            destination("alice", false, LAN_OTHER),
-            destination("bob", true, LAN_THIRD),
+            remove("alice", LAN_OTHER),
+            remove("alice", LAN_OTHER6),
+            add_destination("bob", LAN_THIRD),
         ]
         .concat(),
-        ways: ways(&[
+        ways: &ways(&[
             ("alice", "10.99.0.21", &[LAN_SERVER]),
+            ("alice", "fd99::11", &[LAN_SERVER6]),
             ("bob", "10.99.0.11", &[LAN_SERVER, LAN_THIRD]),
             ("dave", "10.99.0.13", &[LAN_OTHER]),
-        ]),
+            ("dave", "fd99::13", &[LAN_OTHER6]),
+        ]) | &unchanged(),
     };
     [old, new]
 }
 
-#[test]
-fn killed_between_any_two_messages_nothing_leaks_and_a_new_agent_converges() {
+/// What both policies allow, and no step between them touches.
+fn unchanged() -> Ways {
+    ways(&[("erin", "10.99.0.15", &[LAN_SERVER])])
+}
+
+fn add_destination(policy: &str, destination: &str) -> String {
+    format!(
+        "insert into policy_destinations (policy_id, destination)
+             select id, '{destination}' from policies where name = '{policy}';"
+    )
+}
+
+/// The five of [`policies`], before any of the two is in the database.
+fn open_world() -> World {
     let world = World::open(&[
-        ("alice", &["10.99.0.11", "10.99.0.21"]),
+        ("alice", &["10.99.0.11", "10.99.0.21", "fd99::11"]),
         ("bob", &["10.99.0.12", "10.99.0.11"]),
-        ("carol", &["10.99.0.13"]),
-        ("dave", &["10.99.0.13"]),
+        ("carol", &["10.99.0.13", "fd99::13"]),
+        ("dave", &["10.99.0.13", "fd99::13"]),
+        ("erin", &["10.99.0.15"]),
     ]);
-    let lab = &world.lab;
-    lab.database.exec("delete from ip_allocations");
-    lab.database.exec(
+    let database = &world.lab.database;
+    database.exec("delete from ip_allocations");
+    database.exec(
         "update wireguard_peers set assigned_ip = '10.99.0.13' where assigned_ip = '10.99.0.14'",
     );
+    for (at, address) in [(0, "fd99::11"), (2, "fd99::13"), (3, "fd99::13")] {
+        database.exec(&world.clients[at].0.announcement(address));
+    }
     for (name, destination) in [
         ("alice", LAN_SERVER),
         ("bob", LAN_SERVER),
         ("carol", LAN_SERVER),
-        ("dave", "10.20.0.200/31"),
+        ("dave", LAN_OTHER),
+        ("erin", LAN_SERVER),
     ] {
-        lab.database.exec(&policy_rows(name, name, destination));
+        database.exec(&policy_rows(name, name, destination));
     }
+    for (name, destination) in
+        [("alice", LAN_SERVER6), ("carol", LAN_SERVER6), ("dave", LAN_OTHER6)]
+    {
+        database.exec(&add_destination(name, destination));
+    }
+    // Flows that end are soon forgotten, so that a pass has as many messages each time.
+    world.lab.gateway.within(|| {
+        for timeout in ["udp_timeout", "udp_timeout_stream"] {
+            fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{timeout}"), "1").unwrap();
+        }
+    });
+    world
+}
+
+#[test]
+fn killed_between_any_two_messages_nothing_leaks_and_a_new_agent_converges() {
+    let world = open_world();
+    let lab = &world.lab;
     let [old, new] = policies();
     lab.database.exec(&old.sql);
     let mut agent = lab.start();
-    // Flows that end are soon forgotten, so that a pass has as many messages each time.
-    lab.gateway.within(|| {
-        fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "1").unwrap();
-    });
-    world.assert_enforced(&old.ways);
+    world.assert_enforced(&old.ways, &new.ways);
     let writes = {
-        let _flood = world.flood();
+        let live = world.flood(&old.ways | &new.ways);
+        live.await_arrivals(&old.ways, 1);
         world.writes(&agent, || lab.database.exec(&new.sql))
     };
-    assert!(writes.len() >= 4, "too few to be a pass that changes much");
-    world.await_enforced(&new.ways, &old.ways);
-    for (number, before) in &writes {
+    assert_each_kind_is_written(&writes, lab.backend);
+    world.assert_enforced(&new.ways, &old.ways);
+    for sent in 1..=writes.len() {
         lab.database.exec(&old.sql);
-        world.await_enforced(&old.ways, &new.ways);
-        agent = kill_in_change(&world, agent, [&old, &new], *number, before);
+        world.assert_enforced(&old.ways, &new.ways);
+        agent = kill_in_change(&world, agent, [&old, &new], &writes[..sent]);
+        world.assert_enforced(&new.ways, &old.ways);
     }
-    world.await_pass();
-    world.assert_enforced(&new.ways);
+    // Also what came late, in whatever state it was sent.
+    assert_eq!(world.ears.leaked(), []);
 }
 
-/// From a kernel that is `from`: the agent dies on the way to `to`; the next one gets there.
+/// The firewall, the flows of an address that changes hands, and the peers.
+fn assert_each_kind_is_written(writes: &[(usize, String)], backend: Backend) {
+    let wireguard = match backend {
+        Backend::Kernel => "wireguard",
+        Backend::Userspace => "set=1",
+    };
+    for kind in ["NFT_MSG_NEWSETELEM", "MSG_CT_DELETE", wireguard] {
+        assert!(writes.iter().any(|(_, words)| words.contains(kind)), "no {kind}: {writes:?}");
+    }
+}
+
+/// From a kernel that is `from`: the agent dies on the way to `to`, about to send the last of these
+/// messages. What it leaves is tried by flows that live and by fresh ones, while Erin's come again
+/// and again: silence alone proves nothing. The next agent is started.
 fn kill_in_change(
     world: &World,
     mut agent: Agent,
     [from, to]: [&Policy; 2],
-    number: usize,
-    before: &str,
+    writes: &[(usize, String)],
 ) -> Agent {
     let lab = &world.lab;
-    let allowed = from.ways.union(&to.ways).cloned().collect();
-    let live = world.flood();
-    eventually("what is allowed arrives", || live.arrived() == from.ways);
-    let trace = Trace::kill_at(lab, &agent, number);
+    let (number, before) = writes.last().unwrap();
+    let live = world.flood(&from.ways | &to.ways);
+    live.await_arrivals(&from.ways, 1);
+    assert_eq!(live.arrived(), from.ways);
+    let trace = Trace::kill_at(lab, &agent, *number);
     lab.database.exec(&to.sql);
-    assert_killed(&mut agent, before);
-    drop(trace);
-    let fresh = world.flood();
+    assert_killed(&mut agent, trace, writes);
+    let fresh = world.flood(&from.ways | &to.ways);
     world.dial();
-    live.await_rounds(ROUNDS);
-    fresh.await_rounds(ROUNDS);
     for flood in [live, fresh] {
-        let arrived = flood.arrived();
-        let leaked: Vec<_> = arrived.difference(&allowed).collect();
-        assert!(leaked.is_empty(), "{leaked:?} passed, the agent killed before {before}");
+        flood.await_arrivals(&unchanged(), ROUNDS);
+        flood.await_rounds(ROUNDS);
+        assert_eq!(flood.leaked(), Ways::new(), "passed, the agent killed before {before}");
     }
-    let agent = lab.launch(BINARY.as_ref());
-    world.await_enforced(&to.ways, &allowed);
-    agent
+    lab.launch(BINARY.as_ref())
 }
 
 #[test]
@@ -249,24 +303,24 @@ fn from_nothing_and_killed_between_any_two_messages_the_link_is_never_up_without
     let agent = start_from_nothing(lab);
     let writes = world.writes(&agent, || lab.relay.accept());
     assert!(writes.len() >= 8, "too few to begin with nothing");
-    world.assert_enforced(&allowed);
+    world.assert_enforced(&allowed, &allowed);
     drop(agent);
-    for (number, before) in &writes {
+    for sent in 1..=writes.len() {
+        let (number, before) = &writes[sent - 1];
         let mut agent = start_from_nothing(lab);
         let trace = Trace::kill_at(lab, &agent, *number);
-        let flood = world.flood();
+        let flood = world.flood(allowed.clone());
         lab.relay.accept();
-        assert_killed(&mut agent, before);
-        drop(trace);
+        assert_killed(&mut agent, trace, &writes[..sent]);
         assert!(!is_up(lab) || has_table(lab), "up without a table, killed before {before}");
         world.dial();
         flood.await_rounds(ROUNDS);
-        let arrived = flood.arrived();
-        assert!(arrived.is_subset(&allowed), "{arrived:?} passed, killed before {before}");
+        assert_eq!(flood.leaked(), Ways::new(), "passed, killed before {before}");
         let (code, out, err) = lab.gatepost(&["run", "--once"]);
         assert_eq!(code, 0, "after a kill before {before}: {out}{err}");
     }
-    world.assert_enforced(&allowed);
+    world.assert_enforced(&allowed, &allowed);
+    assert_eq!(world.ears.leaked(), []);
 }
 
 /// An agent that waits for its database, on a host with nothing of ours.

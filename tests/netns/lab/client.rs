@@ -12,12 +12,17 @@ use super::{
     write_secret,
 };
 
+/// What a client sends through the tunnel.
+const NETWORKS: [&str; 4] = ["10.99.0.0/16", "10.20.0.0/24", "fd99::/64", "fd20::/64"];
+
 /// A client in a namespace of its own, called after its user.
 pub struct Client {
     pub name: String,
     pub space: Space,
     /// Its address in the tunnel.
     pub address: String,
+    /// Another one, which its rows may announce.
+    pub address6: String,
     pub key: String,
     link: String,
     gateway_key: String,
@@ -43,15 +48,22 @@ impl Client {
         let key_file = folder.join("private.key");
         write_secret(&key_file, &private_key);
         space.run("wg", &["set", &link, "private-key", key_file.to_str().unwrap()]);
-        let address = format!("10.99.0.{host}");
-        space.run("ip", &["address", "add", &format!("{address}/32"), "dev", &link]);
         space.run("ip", &["link", "set", &link, "up"]);
-        space.run("ip", &["route", "add", "10.99.0.0/16", "dev", &link]);
-        space.run("ip", &["route", "add", "10.20.0.0/24", "dev", &link]);
-        let gateway_key = lab.gateway_key.clone();
-        let key = public_key_of(&private_key);
-        let client =
-            Self { name: name.to_owned(), space, address, key, link, gateway_key, folder, device };
+        for network in NETWORKS {
+            space.run("ip", &["route", "add", network, "dev", &link]);
+        }
+        let client = Self {
+            name: name.to_owned(),
+            space,
+            address: format!("10.99.0.{host}"),
+            address6: format!("fd99::{host}"),
+            key: public_key_of(&private_key),
+            link,
+            gateway_key: lab.gateway_key.clone(),
+            folder,
+            device,
+        };
+        client.hold(&[&client.address, &client.address6]);
         client.dial();
         client
     }
@@ -59,9 +71,17 @@ impl Client {
     /// Gives it these addresses too, so that it can send from them.
     pub fn hold(&self, addresses: &[&str]) {
         for address in addresses {
-            self.space
-                .run("ip", &["address", "replace", &format!("{address}/32"), "dev", &self.link]);
+            self.space.run("ip", &["address", "replace", address, "dev", &self.link]);
         }
+    }
+
+    /// SQL that announces this address for its peer, besides the one that it has.
+    pub fn announcement(&self, address: &str) -> String {
+        format!(
+            "update wireguard_peers set allowed_ips = array['{address}'::cidr]
+                 where public_key = '{}'",
+            self.key
+        )
     }
 
     /// SQL for its user, its device, its peer and its address.
@@ -84,8 +104,7 @@ impl Client {
         let endpoint = format!("{GATEWAY_WAN}:{LISTEN_PORT}");
         self.space.run(
             "wg",
-            &[&peer[..], &["endpoint", &endpoint, "allowed-ips", "10.99.0.0/16,10.20.0.0/24"]]
-                .concat(),
+            &[&peer[..], &["endpoint", &endpoint, "allowed-ips", &NETWORKS.join(",")]].concat(),
         );
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  client 198.51.100.11.. ── wan (a bridge) ── gateway 198.51.100.1 ── lan 10.20.0.10, 10.20.0.200
 //!         10.99.0.11..                         tunnel 10.99.0.1
+//!         fd99::11..                                             fd20::10, fd20::200
 //! ```
 
 mod agent;
@@ -40,6 +41,8 @@ pub const GATEWAY_TUNNEL: &str = "10.99.0.1";
 pub const LISTEN_PORT: u16 = 51820;
 pub const LAN_SERVER: &str = "10.20.0.10";
 pub const LAN_OTHER: &str = "10.20.0.200";
+pub const LAN_SERVER6: &str = "fd20::10";
+pub const LAN_OTHER6: &str = "fd20::200";
 
 /// How long anything may take before a test fails. An emulated processor is twenty times slower.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -178,6 +181,7 @@ password_file = "db.password"
 [interface]
 name = "{link}"
 backend = "{backend}"
+site_prefixes = ["fd99::/64"]
 [report]
 heartbeat = "{heartbeat}"
 interval = "1s"
@@ -317,8 +321,16 @@ fn build_network(tag: &str) -> (Space, Space, Space) {
     gateway.run("ip", &["link", "set", "lan0", "up"]);
     lan.run("ip", &["address", "add", &format!("{LAN_SERVER}/24"), "dev", "eth0"]);
     lan.run("ip", &["address", "add", &format!("{LAN_OTHER}/24"), "dev", "eth0"]);
+    gateway.run("ip", &["address", "add", "fd20::1/64", "dev", "lan0", "nodad"]);
+    for address in [LAN_SERVER6, LAN_OTHER6] {
+        lan.run("ip", &["address", "add", &format!("{address}/64"), "dev", "eth0", "nodad"]);
+    }
     lan.run("ip", &["link", "set", "eth0", "up"]);
-    gateway.within(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    gateway.within(|| {
+        for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            fs::write(format!("/proc/sys/net/{switch}"), "1").unwrap();
+        }
+    });
     (gateway, lan, wan)
 }
 

@@ -48,6 +48,13 @@ impl Trace {
         Self { strace, log }
     }
 
+    /// Waits for the death that it brings: which messages were writes, the one that the kernel never
+    /// got the last of them.
+    pub fn await_death(mut self) -> Vec<(usize, String)> {
+        self.strace.wait().unwrap();
+        self.writes()
+    }
+
     /// Which messages until now were writes: their numbers, and what they are in a few words.
     pub fn writes(&self) -> Vec<(usize, String)> {
         let text = fs::read_to_string(&self.log).unwrap();
@@ -65,7 +72,8 @@ fn in_words(call: &str) -> String {
     let mut types: Vec<_> =
         call.split("nlmsg_type=").skip(1).filter_map(|rest| rest.split(',').next()).collect();
     types.dedup();
-    if types.is_empty() { call.chars().take(60).collect() } else { types.join(" ") }
+    let said = || call.split('"').nth(1).unwrap_or(call).to_owned();
+    if types.is_empty() { said() } else { types.join(" ") }
 }
 
 impl Drop for Trace {
