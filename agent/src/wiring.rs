@@ -112,19 +112,16 @@ pub fn stop_device(name: &InterfaceName) -> Result<(), WiringError> {
     Ok(gatepost::dataplane::stop_device(name)?)
 }
 
-/// Removes what is ours from the kernel; says what that was. The link goes first: while it is
-/// there, the table guards it.
+/// Removes what is ours from the kernel; says what that was. The links go first: while one is there,
+/// the table may guard it.
 pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {
     let dataplane = open_host(config)?;
-    let name = config.interface.name.to_string();
     dataplane
         .run(move |host| -> Result<Vec<String>, WiringError> {
-            let mut removed = Vec::new();
-            if host.remove_our_link()? {
-                removed.push(format!("interface {name}, its peers, addresses and routes"));
-            }
-            if host.firewall().observe()?.is_some() {
-                host.firewall().remove()?;
+            let described = |name| format!("interface {name}, its peers, addresses and routes");
+            let mut removed: Vec<String> =
+                host.remove_links()?.into_iter().map(described).collect();
+            if host.firewall().remove()? {
                 removed.push("nftables table inet gatepost".to_owned());
             }
             Ok(removed)

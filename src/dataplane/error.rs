@@ -20,13 +20,13 @@ pub enum DataplaneError {
     Refused(String),
     #[error("our nftables table")]
     Firewall(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("there is no link {0}: it was removed meanwhile, or could not be made")]
-    NoLink(InterfaceName),
+    #[error("there is no link {0} any more, or another has its name now")]
+    NoLink(Box<str>),
     #[error(
         "the link {name} is of type {kind}, not WireGuard, and is left alone: rename it, or give \
          the gateway another `interface.name`"
     )]
-    ForeignLink { name: InterfaceName, kind: String },
+    ForeignLink { name: Box<str>, kind: String },
     #[error(
         "the link {0} does not carry the mark of this gateway and is left alone: remove it \
          (`ip link del {0}`), or give the gateway another `interface.name`"

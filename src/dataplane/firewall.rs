@@ -40,11 +40,11 @@ pub trait Firewall {
     /// When the rules cannot be read.
     fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, Self::Error>;
 
-    /// Removes our table.
+    /// Removes our table, and says whether there was one.
     ///
     /// # Errors
     /// When the kernel refuses it. No table is no error.
-    fn remove(&mut self) -> Result<(), Self::Error>;
+    fn remove(&mut self) -> Result<bool, Self::Error>;
 }
 
 impl Firewall for Nft {
@@ -70,7 +70,7 @@ impl Firewall for Nft {
         self.read_counters_of(id)
     }
 
-    fn remove(&mut self) -> Result<(), NftError> {
+    fn remove(&mut self) -> Result<bool, NftError> {
         self.remove_table()
     }
 }

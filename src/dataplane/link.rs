@@ -2,12 +2,12 @@
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkDeserializable, NetlinkHeader};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, LinkWireguard};
 use uuid::Uuid;
 
-use super::netlink::{Channel, NetlinkError, Request};
+use super::netlink::{Channel, NetlinkError, Request, attributes, fixed};
 use crate::model::{GatewayId, InterfaceName};
 
 /// The link type of kernel WireGuard.
@@ -17,10 +17,20 @@ pub(super) const KIND_TUN: &str = "tun";
 
 const ALIAS_PREFIX: &str = "gatepost:";
 
+// include/uapi/linux/if_link.h, if.h
+const LINK_HEADER_BYTES: usize = 16;
+const LINK_NAME: u16 = 3;
+const LINK_MTU: u16 = 4;
+const LINK_INFO: u16 = 18;
+const LINK_INFO_KIND: u16 = 1;
+const LINK_ALIAS: u16 = 20;
+const FLAG_UP: u32 = 1;
+
 /// A link as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Link {
     pub index: u32,
+    pub name: Box<str>,
     /// `wireguard`, `tun`, `dummy`, ...; `physical` for one that has no type.
     pub kind: String,
     pub alias: Option<String>,
@@ -37,15 +47,10 @@ impl Link {
 }
 
 /// Finds a link by its name.
-pub(super) fn find(
-    channel: &mut Channel,
-    name: &InterfaceName,
-) -> Result<Option<Link>, NetlinkError> {
-    let request = RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name.as_str()).build());
-    let found = channel.get(request, |link: &mut Option<Link>, kind, payload| {
-        if let RouteNetlinkMessage::NewLink(message) = decode(kind, payload)? {
-            *link = Some(describe(&message));
-        }
+pub(super) fn find(channel: &mut Channel, name: &str) -> Result<Option<Link>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build());
+    let found = channel.get(request, |link: &mut Option<Link>, _, payload| {
+        *link = Some(describe(payload)?);
         Ok(())
     });
     match found {
@@ -54,17 +59,31 @@ pub(super) fn find(
     }
 }
 
-/// Makes a kernel WireGuard link that carries our mark from the first moment: both requests are one
-/// datagram, so that no kill of this process leaves an unmarked link behind.
-pub(super) fn create(
+/// Finds the link that has this name and all that carry our mark, in one reading, so that one that
+/// is renamed meanwhile is neither missed nor seen twice.
+pub(super) fn find_ours(
     channel: &mut Channel,
     name: &InterfaceName,
-    gateway_id: GatewayId,
-) -> Result<(), NetlinkError> {
-    let link = LinkWireguard::new(name.as_str()).build();
-    let create = Request::with_flags(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL);
-    let mark = mark(LinkUnspec::new_with_name(name.as_str()).build(), gateway_id);
-    channel.transact([create, Request::new(mark)])?.into_iter().collect()
+) -> Result<Vec<Link>, NetlinkError> {
+    let request = || {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+        RouteNetlinkMessage::GetLink(message)
+    };
+    channel.dump(request, |links: &mut Vec<Link>, _, payload| {
+        let link = describe(payload)?;
+        if *link.name == *name.as_str() || link.gateway_id().is_some() {
+            links.push(link);
+        }
+        Ok(())
+    })
+}
+
+/// Makes a kernel WireGuard link, unmarked: a mark in the same datagram would have to name the link,
+/// and if the name were taken would mark somebody else's.
+pub(super) fn create(channel: &mut Channel, name: &InterfaceName) -> Result<(), NetlinkError> {
+    let link = RouteNetlinkMessage::NewLink(LinkWireguard::new(name.as_str()).build());
+    channel.request(Request::with_flags(link, NLM_F_CREATE | NLM_F_EXCL))
 }
 
 /// Puts our mark on a link that is there.
@@ -73,8 +92,28 @@ pub(super) fn claim(
     index: u32,
     gateway_id: GatewayId,
 ) -> Result<(), NetlinkError> {
-    let request = mark(LinkUnspec::new_with_index(index).build(), gateway_id);
-    channel.request(Request::new(request))
+    let mark = format!("{ALIAS_PREFIX}{gateway_id}");
+    let link = LinkUnspec::new_with_index(index).alias(mark).build();
+    channel.request(Request::new(RouteNetlinkMessage::SetLink(link)))
+}
+
+/// Gives the link another name. Kernels before 6.2 rename no link that is up: there it goes down
+/// and up again, in one datagram. What that costs, the reading after every complete pass finds.
+pub(super) fn rename(
+    channel: &mut Channel,
+    index: u32,
+    name: &InterfaceName,
+) -> Result<(), NetlinkError> {
+    let link = || LinkUnspec::new_with_index(index);
+    let rename = || Request::new(RouteNetlinkMessage::SetLink(link().name(name.as_str()).build()));
+    match channel.request(rename()) {
+        Err(error) if error.refusal() == Some(Errno::EBUSY) => {
+            let down = Request::new(RouteNetlinkMessage::SetLink(link().down().build()));
+            let up = Request::new(RouteNetlinkMessage::SetLink(link().up().build()));
+            channel.transact([down, rename(), up])?.into_iter().collect()
+        }
+        renamed => renamed,
+    }
 }
 
 /// Sets the largest packet the link takes, in bytes.
@@ -93,6 +132,12 @@ pub(super) fn set_up(channel: &mut Channel, index: u32) -> Result<(), NetlinkErr
     channel.request(Request::new(RouteNetlinkMessage::SetLink(link)))
 }
 
+/// Takes the link down.
+pub(super) fn set_down(channel: &mut Channel, index: u32) -> Result<(), NetlinkError> {
+    let link = LinkUnspec::new_with_index(index).down().build();
+    channel.request(Request::new(RouteNetlinkMessage::SetLink(link)))
+}
+
 /// Deletes the link. On kernel WireGuard remove the peers first: each one left costs ~19 ms here.
 pub(super) fn delete(channel: &mut Channel, index: u32) -> Result<(), NetlinkError> {
     let link = LinkUnspec::new_with_index(index).build();
@@ -107,34 +152,37 @@ pub(super) fn decode(kind: u16, payload: &[u8]) -> Result<RouteNetlinkMessage, N
         .map_err(|_| NetlinkError::Malformed("a link, address or route"))
 }
 
-fn mark(mut link: LinkMessage, gateway_id: GatewayId) -> RouteNetlinkMessage {
-    link.attributes.push(LinkAttribute::IfAlias(format!("{ALIAS_PREFIX}{gateway_id}")));
-    RouteNetlinkMessage::SetLink(link)
-}
-
-fn describe(message: &LinkMessage) -> Link {
+/// Reads what we need of a link and nothing else: what other links carry is not ours to understand.
+fn describe(payload: &[u8]) -> Result<Link, NetlinkError> {
+    let header = |at: usize| fixed(payload.get(at..).unwrap_or_default()).map(u32::from_ne_bytes);
     let mut link = Link {
-        index: message.header.index,
+        index: header(4)?,
+        name: Box::default(),
         kind: "physical".to_owned(),
         alias: None,
-        up: message.header.flags.contains(LinkFlags::Up),
+        up: header(8)? & FLAG_UP != 0,
         mtu_bytes: 0,
     };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
-            LinkAttribute::Mtu(mtu_bytes) => link.mtu_bytes = *mtu_bytes,
-            LinkAttribute::LinkInfo(infos) => {
-                for info in infos {
-                    if let LinkInfo::Kind(kind) = info {
-                        link.kind = kind.to_string();
+    for attribute in attributes(payload.get(LINK_HEADER_BYTES..).unwrap_or_default()) {
+        match attribute? {
+            (LINK_NAME, value) => link.name = text(value).into(),
+            (LINK_ALIAS, value) => link.alias = Some(text(value)),
+            (LINK_MTU, value) => link.mtu_bytes = u32::from_ne_bytes(fixed(value)?),
+            (LINK_INFO, value) => {
+                for info in attributes(value) {
+                    if let (LINK_INFO_KIND, value) = info? {
+                        link.kind = text(value);
                     }
                 }
             }
             _ => {}
         }
     }
-    link
+    Ok(link)
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
 }
 
 #[cfg(test)]
@@ -143,8 +191,8 @@ mod tests {
 
     fn alias(alias: Option<&str>) -> Option<GatewayId> {
         let alias = alias.map(str::to_owned);
-        Link { index: 1, kind: KIND_WIREGUARD.into(), alias, up: true, mtu_bytes: 1420 }
-            .gateway_id()
+        let (name, kind) = ("gatepost0".into(), KIND_WIREGUARD.into());
+        Link { index: 1, name, kind, alias, up: true, mtu_bytes: 1420 }.gateway_id()
     }
 
     #[test]

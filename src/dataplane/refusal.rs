@@ -24,7 +24,9 @@ impl Consequence {
     /// Of a step that was refused.
     pub fn of(step: &Step) -> Self {
         match step {
-            Step::CreateLink { .. } | Step::ClaimLink { .. } => Self::Nothing,
+            Step::CreateLink { .. } | Step::ClaimLink { .. } | Step::RenameLink { .. } => {
+                Self::Nothing
+            }
             // Without our table, or with another key than the clients know, a peer must not be let
             // in. Without a port, a mark, an MTU or an address, those who are in may stay.
             Step::Firewall { phase: Phase::Fence | Phase::Revoke | Phase::Policy, .. }

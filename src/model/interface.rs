@@ -167,7 +167,7 @@ pub struct DesiredInterface {
     pub addresses: BTreeSet<IpNet>,
 }
 
-/// Who made the link that has our interface's name.
+/// Who made the link that stands for our interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkOwner {
     /// A WireGuard device (kernel, or our userspace device) whose alias names this gateway.
@@ -189,6 +189,8 @@ pub enum Tag {
 /// What the interface is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedInterface {
+    /// As the kernel has it: somebody may have renamed our link, to whatever the kernel takes.
+    pub name: Box<str>,
     pub owner: LinkOwner,
     pub up: bool,
     /// `None`: no private key is set.

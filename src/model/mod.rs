@@ -25,7 +25,7 @@ pub use interface::{
     Peer, Tag, Traffic,
 };
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
-pub use observed::ObservedState;
+pub use observed::{ObservedState, Stray};
 pub use row::{
     Allocation, Bars, ChangedRows, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
     SettingRow, SnapshotRows, TargetRow, TargetType,

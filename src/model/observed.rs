@@ -4,16 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::{ObservedFirewall, ObservedInterface, Peer, PublicKey};
+use super::{GatewayId, ObservedFirewall, ObservedInterface, Peer, PublicKey};
 
 /// What was read back from the kernel, or what that reading became by our own acknowledged writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObservedState {
-    /// `None`: no link has our interface's name.
+    /// The link that has our interface's name, else one with our mark that somebody renamed.
+    /// `None`: there is neither.
     pub interface: Option<ObservedInterface>,
+    /// Other links with our mark, by their names.
+    pub strays: BTreeMap<Box<str>, Stray>,
     pub peers: BTreeMap<PublicKey, Peer>,
     /// Routes out of our interface that carry our protocol number.
     pub routes: BTreeSet<IpNet>,
     /// `None`: our table does not exist.
     pub firewall: Option<ObservedFirewall>,
+}
+
+/// A link that carries our mark and is not our interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stray {
+    /// The gateway that the mark names.
+    pub owner: GatewayId,
+    pub up: bool,
 }

@@ -4,11 +4,8 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::{Plan, Step, firewall, nested};
-use crate::model::{
-    DesiredInterface, DesiredState, GatewayId, InterfaceName, LinkOwner, ObservedInterface,
-    ObservedState, Peer, PublicKey, Tag,
-};
+use super::{Plan, PlanError, Step, firewall, link, nested};
+use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
 /// How much of the state a plan compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,33 +40,14 @@ impl Scope {
     }
 }
 
-/// Why the kernel must not be touched at all.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    #[error(
-        "interface {name} is a {kind} link that is not ours: choose another [interface] name, or \
-         remove it with `ip link delete {name}`"
-    )]
-    ForeignLink { name: InterfaceName, kind: String },
-    #[error(
-        "interface {name} belongs to gateway {owner}, and this agent acts for gateway {ours}: \
-         choose another [interface] name, or run `gatepost down` with that gateway's config"
-    )]
-    OtherGateway { name: InterfaceName, owner: GatewayId, ours: GatewayId },
-    #[error(
-        "interface {name} is a WireGuard link with another key ({found}) that we did not make: \
-         choose another [interface] name, or remove it with `ip link delete {name}`"
-    )]
-    OtherKey { name: InterfaceName, found: String },
-}
-
 /// The steps that make `observed` what is `desired`, within `scope`.
 ///
 /// The plan of equal states is empty, which is how a pass is verified. What is equal is never
 /// written; what we do not own never appears.
 ///
 /// # Errors
-/// [`PlanError`] when the interface's name is taken by something that is not ours.
+/// [`PlanError`] when the interface's name is taken by something that is not ours, or when the
+/// table guards another link of ours.
 pub fn plan(
     desired: &DesiredState,
     observed: &ObservedState,
@@ -80,7 +58,7 @@ pub fn plan(
         Scope::Everything => None,
         Scope::Changed { prefixes, .. } => Some(prefixes),
     };
-    link_steps(desired.interface(), observed, &mut steps)?;
+    link::steps(desired.interface(), observed, &mut steps)?;
     match scope {
         Scope::Everything => {
             for key in observed.peers.keys().filter(|key| !desired.peers().contains_key(key)) {
@@ -134,90 +112,6 @@ fn cut_flows(observed: &ObservedState, scope: &Scope, steps: &mut Vec<Step>) {
     }
     if !prefixes.is_empty() {
         steps.push(Step::CutFlows { prefixes });
-    }
-}
-
-fn link_steps(
-    desired: &DesiredInterface,
-    observed: &ObservedState,
-    steps: &mut Vec<Step>,
-) -> Result<(), PlanError> {
-    let serves_nobody = observed.peers.is_empty();
-    let Some(observed) = observed.interface.as_ref() else {
-        steps.push(Step::CreateLink { name: desired.name.clone(), gateway_id: desired.gateway_id });
-        set_up_new_link(desired, steps);
-        return Ok(());
-    };
-    let ours = desired.private_key.public_key();
-    claim_link(desired, observed, serves_nobody, steps)?;
-    if observed.mtu_bytes != desired.mtu_bytes {
-        steps.push(Step::SetMtu { bytes: desired.mtu_bytes });
-    }
-    if observed.public_key != Some(ours) {
-        steps.push(Step::SetPrivateKey { private_key: desired.private_key.clone() });
-    }
-    if observed.listen_port != desired.listen_port {
-        steps.push(Step::SetListenPort { port: desired.listen_port });
-    }
-    if observed.fwmark != desired.fwmark {
-        steps.push(Step::SetFwmark { fwmark: desired.fwmark });
-    }
-    let missing = desired.addresses.iter().filter(|a| !observed.addresses.contains_key(a));
-    steps.extend(missing.map(|address| Step::AddAddress { address: *address }));
-    if !observed.up {
-        steps.push(Step::SetUp);
-    }
-    let orphans = observed
-        .addresses
-        .iter()
-        .filter(|(address, tag)| **tag == Tag::Ours && !desired.addresses.contains(*address));
-    steps.extend(orphans.map(|(address, _)| Step::RemoveAddress { address: *address }));
-    Ok(())
-}
-
-/// A new link has no key, no port and no address, and comes up last.
-fn set_up_new_link(desired: &DesiredInterface, steps: &mut Vec<Step>) {
-    steps.push(Step::SetMtu { bytes: desired.mtu_bytes });
-    steps.push(Step::SetPrivateKey { private_key: desired.private_key.clone() });
-    steps.push(Step::SetListenPort { port: desired.listen_port });
-    if desired.fwmark != 0 {
-        steps.push(Step::SetFwmark { fwmark: desired.fwmark });
-    }
-    steps.extend(desired.addresses.iter().map(|address| Step::AddAddress { address: *address }));
-    steps.push(Step::SetUp);
-}
-
-/// Takes over a link that is evidently this gateway's, and refuses every other.
-fn claim_link(
-    desired: &DesiredInterface,
-    observed: &ObservedInterface,
-    serves_nobody: bool,
-    steps: &mut Vec<Step>,
-) -> Result<(), PlanError> {
-    let name = desired.name.clone();
-    let ours = desired.private_key.public_key();
-    match &observed.owner {
-        LinkOwner::Ours(gateway_id) if *gateway_id == desired.gateway_id => Ok(()),
-        LinkOwner::Ours(owner) => {
-            Err(PlanError::OtherGateway { name, owner: *owner, ours: desired.gateway_id })
-        }
-        LinkOwner::Foreign(kind) => Err(PlanError::ForeignLink { name, kind: kind.clone() }),
-        LinkOwner::Unmarked => match observed.public_key {
-            // Holding our private key is proof enough: an earlier run died between making the
-            // link and marking it, or wg-quick ran this gateway before.
-            Some(found) if found == ours => {
-                steps.push(Step::ClaimLink { gateway_id: desired.gateway_id });
-                Ok(())
-            }
-            Some(found) => Err(PlanError::OtherKey { name, found: found.to_string() }),
-            // A device that was started and never configured, as a userspace device is when its
-            // service comes before us, or when an earlier run died right after it started one.
-            None if serves_nobody => {
-                steps.push(Step::ClaimLink { gateway_id: desired.gateway_id });
-                Ok(())
-            }
-            None => Err(PlanError::OtherKey { name, found: "none, but peers".into() }),
-        },
     }
 }
 

@@ -3,11 +3,13 @@
 mod compute;
 pub mod firewall;
 pub mod guard;
+mod link;
 mod model_kernel;
 mod nested;
 mod obey;
 mod step;
 
-pub use compute::{PlanError, Scope, plan};
+pub use compute::{Scope, plan};
+pub use link::PlanError;
 pub use model_kernel::{ModelKernel, Refusal};
 pub use step::{Phase, Plan, Step};

@@ -94,6 +94,11 @@ impl ModelKernel {
                 if exists { Ok(()) } else { Err(Refusal::NoTable) }
             }
             (Step::CutFlows { .. }, _) => Ok(()),
+            (Step::TakeDown { name }, _) if self.state.strays.contains_key(name) => Ok(()),
+            (Step::TakeDown { .. }, _) => Err(Refusal::NoLink),
+            (Step::RenameLink { from, .. }, Some(link)) if link.name != *from => {
+                Err(Refusal::NoLink)
+            }
             (Step::CreateLink { .. }, Some(_)) => Err(Refusal::LinkExists),
             (Step::CreateLink { .. }, None) => Ok(()),
             (_, None) => Err(Refusal::NoLink),

@@ -49,8 +49,9 @@ impl ObservedState {
     }
 
     fn obey_link(&mut self, step: &Step) {
-        if let Step::CreateLink { gateway_id, .. } = step {
+        if let Step::CreateLink { name, gateway_id } = step {
             self.interface = Some(ObservedInterface {
+                name: name.as_str().into(),
                 owner: LinkOwner::Ours(*gateway_id),
                 up: false,
                 public_key: None,
@@ -60,8 +61,14 @@ impl ObservedState {
                 addresses: BTreeMap::new(),
             });
         }
+        if let Step::TakeDown { name } = step
+            && let Some(stray) = self.strays.get_mut(name)
+        {
+            stray.up = false;
+        }
         let Some(interface) = &mut self.interface else { return };
         match step {
+            Step::RenameLink { to, .. } => interface.name = to.as_str().into(),
             Step::ClaimLink { gateway_id } => interface.owner = LinkOwner::Ours(*gateway_id),
             Step::SetMtu { bytes } => interface.mtu_bytes = *bytes,
             Step::SetPrivateKey { private_key } => {

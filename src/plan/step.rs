@@ -12,7 +12,8 @@ use crate::model::{
 /// When a step happens. The order is the order of the variants, and it is what keeps promise 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// Our table exists and forwards nothing ungranted before the link is up.
+    /// Our table exists and forwards nothing ungranted before the link is up, and a link of ours
+    /// that is up has the name that the table guards.
     Fence,
     /// The link, its key, port and addresses: without them no peer can be added.
     Link,
@@ -38,6 +39,15 @@ pub enum Step {
     Firewall {
         phase: Phase,
         change: FirewallChange,
+    },
+    /// Give our link its name back, by which the table guards it.
+    RenameLink {
+        from: Box<str>,
+        to: InterfaceName,
+    },
+    /// Take down a link with our mark that no table guards.
+    TakeDown {
+        name: Box<str>,
     },
     CreateLink {
         name: InterfaceName,
@@ -111,6 +121,7 @@ impl Step {
     pub const fn phase(&self) -> Phase {
         match self {
             Self::Firewall { phase, .. } => *phase,
+            Self::RenameLink { .. } | Self::TakeDown { .. } => Phase::Fence,
             Self::CreateLink { .. }
             | Self::ClaimLink { .. }
             | Self::SetMtu { .. }
@@ -135,6 +146,8 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Firewall { change, .. } => write!(f, "firewall {change}"),
+            Self::RenameLink { from, to } => write!(f, "link rename {from} to {to}"),
+            Self::TakeDown { name } => write!(f, "link down {name}"),
             Self::CreateLink { name, .. } => write!(f, "link create {name}"),
             Self::ClaimLink { gateway_id } => write!(f, "link claim for gateway {gateway_id}"),
             Self::SetMtu { bytes } => write!(f, "link mtu {bytes}"),

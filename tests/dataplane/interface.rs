@@ -5,9 +5,8 @@ use std::net::UdpSocket;
 use gatepost::dataplane::{
     Backend, Dataplane, DataplaneError, DataplaneHandle, Host, HostEvent, HostSettings, Monitor,
 };
-use gatepost::model::{GatewayId, LinkOwner, Tag};
+use gatepost::model::{LinkOwner, ObservedInterface, ObservedState, Stray, Tag};
 use gatepost::plan::{Phase, Plan, Step};
-use uuid::Uuid;
 
 use crate::netns::Netns;
 use crate::rig::{Gateway, PORT, add, gateway_id, interface, key, with_gateway};
@@ -20,7 +19,10 @@ pub const TESTS: &[Test] = &[
     ("a_link_of_another_kind_is_left_alone", foreign_link),
     ("a_port_in_use_is_refused_and_the_rest_goes_on", port_in_use),
     ("an_address_of_others_stays_theirs", foreign_address),
-    ("only_our_own_link_is_removed", removed),
+    ("a_renamed_link_is_found_by_its_mark_and_gets_its_name_back", renamed),
+    ("a_stray_with_our_mark_is_seen_and_taken_down_and_no_other", strays),
+    ("a_link_that_took_the_name_since_is_left_alone", replaced),
+    ("only_links_with_our_mark_are_removed", removed),
     ("changes_by_others_are_noticed", monitored),
     ("the_handle_serves_async_code", handled),
 ];
@@ -84,6 +86,21 @@ fn foreign_link(backend: Backend) {
         };
         assert!(reason.contains(gateway.name.as_str()), "{reason}");
         assert!(!netns.exec("ip address").contains("10.7.0.1"));
+        let link = netns.exec(&format!("ip -d link show {}", gateway.name));
+        assert!(!link.contains("gatepost:"), "{link}");
+    });
+}
+
+fn replaced(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        netns.exec(&format!("ip link del {}", gateway.name));
+        netns.exec(&format!("ip link add {} type veth peer name other", gateway.name));
+        let outcome = gateway.apply(vec![
+            Step::SetMtu { bytes: 1300 },
+            Step::AddRoute { prefix: "10.19.0.0/24".parse().unwrap() },
+        ]);
+        assert_eq!((outcome.applied, outcome.refused.len()), (0, 2));
+        assert!(netns.exec(&format!("ip link show {}", gateway.name)).contains("mtu 1500"));
     });
 }
 
@@ -124,15 +141,52 @@ fn foreign_address(backend: Backend) {
 }
 
 fn removed(backend: Backend) {
-    with_gateway(backend, |_, gateway| {
+    with_gateway(backend, |netns, gateway| {
         gateway.obey((1..=50).map(|n| add(n, &[&format!("10.7.0.{}/32", n + 1)])).collect());
-        let other = GatewayId(Uuid::from_u128(0xBAD));
-        let error = gateway.host.remove_link(other).unwrap_err().to_string();
+        // Whatever its name; under that of the interface stands somebody else's.
+        netns.exec(&format!("ip link set {} down name theirs up", gateway.name));
+        netns.exec(&format!("ip link add {} type veth peer name other", gateway.name));
+        let error = gateway.host.remove_links().unwrap_err().to_string();
         assert!(error.contains(gateway.name.as_str()), "{error}");
-        assert!(gateway.host.link_index().unwrap().is_some());
-        assert!(gateway.host.remove_link(gateway_id()).unwrap());
-        assert_eq!(gateway.host.observe().unwrap().state.interface, None);
-        assert!(!gateway.host.remove_link(gateway_id()).unwrap());
+        assert!(netns.succeeds("ip link show theirs"));
+        netns.exec(&format!("ip link del {}", gateway.name));
+        assert_eq!(gateway.host.remove_links().unwrap(), [Box::from("theirs")]);
+        assert_eq!(gateway.host.observe().unwrap().state, ObservedState::default());
+        assert!(!netns.succeeds("ip link show theirs"));
+        assert!(gateway.host.remove_links().unwrap().is_empty());
+    });
+}
+
+/// The mark says which link is ours, not the name.
+fn renamed(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
+        netns.exec(&format!("ip link set {} name theirs", gateway.name));
+        // Made for a link of another name, nothing is done to this one.
+        let outcome = gateway.apply(vec![add(2, &["10.7.0.3/32"])]);
+        assert_eq!((outcome.applied, outcome.refused.len()), (0, 1));
+        let state = gateway.host.observe().unwrap().state;
+        let before = std::mem::replace(&mut gateway.observed, state).interface.unwrap();
+        let found = gateway.observed.interface.as_ref().unwrap();
+        assert_eq!(*found, ObservedInterface { name: "theirs".into(), ..before });
+        let to = gateway.name.clone();
+        gateway.obey(vec![Step::RenameLink { from: "theirs".into(), to }, add(2, &[])]);
+        assert_eq!(gateway.observed.peers.len(), 2);
+    });
+}
+
+fn strays(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        netns.exec("ip link add stray type veth peer name theirs");
+        netns.exec(&format!("ip link set stray alias gatepost:{} up", gateway_id()));
+        netns.exec("ip link set theirs alias uplink up");
+        gateway.observed.strays =
+            [(Box::from("stray"), Stray { owner: gateway_id(), up: true })].into();
+        gateway.check();
+        gateway.obey(vec![Step::TakeDown { name: "stray".into() }]);
+        let outcome = gateway.apply(vec![Step::TakeDown { name: "theirs".into() }]);
+        assert_eq!((outcome.applied, outcome.refused.len()), (0, 1));
+        assert!(netns.exec("ip link show up").contains("theirs"));
     });
 }
 
@@ -182,7 +236,7 @@ fn handled(backend: Backend) {
             let (outcome, observed) = handle.apply(Plan::new(steps), empty).await.unwrap();
             assert_eq!(outcome.refused, []);
             assert_eq!(handle.observe().await.unwrap().state, observed);
-            assert!(handle.run(|host| host.remove_link(gateway_id())).await.unwrap().unwrap());
+            assert_eq!(handle.run(Host::remove_links).await.unwrap().unwrap().len(), 1);
             let dead = handle.run(|_| -> () { std::panic::resume_unwind(Box::new(())) }).await;
             assert!(matches!(dead, Err(DataplaneError::ThreadGone)));
             assert!(matches!(handle.observe().await, Err(DataplaneError::ThreadGone)));

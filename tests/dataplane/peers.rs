@@ -136,6 +136,7 @@ fn read_under_change(backend: Backend) {
                 |n: u32| format!("10.{}.{}.{}/32", 8 + (n >> 16), (n >> 8) & 255, n & 255);
             gateway.obey((0..6000).map(|n| add(n, &[&address(n)])).collect());
             let mut other = Gateway::open(gateway.name.clone(), backend);
+            other.host.observe().unwrap();
             let going = (0..6000).filter(|n| n % 2 == 0).map(|n| Step::RemovePeer { key: key(n) });
             let going: Vec<Step> = going.collect();
             std::thread::scope(|scope| {

@@ -42,8 +42,8 @@ impl Firewall for NoFirewall {
         Ok(None)
     }
 
-    fn remove(&mut self) -> Result<(), Infallible> {
-        Ok(())
+    fn remove(&mut self) -> Result<bool, Infallible> {
+        Ok(false)
     }
 }
 

@@ -15,7 +15,8 @@ use gatepost::model::psk::PskKeys;
 use gatepost::model::{
     Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, KeyText, LinkOwner,
     Local, Masquerade, ObservedInterface, ObservedState, Peer, PeerId, PeerRow, PolicyId,
-    PolicyRow, PrivateKey, PublicKey, SettingRow, SnapshotRows, Tag, TargetRow, TargetType, UserId,
+    PolicyRow, PrivateKey, PublicKey, SettingRow, SnapshotRows, Stray, Tag, TargetRow, TargetType,
+    UserId,
 };
 use gatepost::plan::{ModelKernel, Scope, plan};
 use ipnet::IpNet;
@@ -74,11 +75,19 @@ struct Observed {
     /// Our table holds what the rows of `before.toml` ask for.
     #[serde(default)]
     firewall: bool,
+    /// The interface that our table guards.
+    #[serde(default = "interface")]
+    guards: String,
+    /// Other links with our mark: whether they are up.
+    #[serde(default)]
+    strays: BTreeMap<Box<str>, bool>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Interface {
+    #[serde(default = "interface")]
+    name: String,
     owner: String,
     key: Option<KeyNumber>,
     #[serde(default = "yes")]
@@ -127,6 +136,10 @@ const fn yes() -> bool {
     true
 }
 
+fn interface() -> String {
+    "gatepost0".to_owned()
+}
+
 const fn port() -> u16 {
     51820
 }
@@ -141,8 +154,12 @@ fn private_key() -> PrivateKey {
 
 impl Desired {
     fn build(self) -> DesiredState {
+        self.build_on(&interface())
+    }
+
+    fn build_on(self, interface: &str) -> DesiredState {
         let local = Local {
-            interface: "gatepost0".parse().unwrap(),
+            interface: interface.parse().unwrap(),
             private_key: private_key(),
             mtu_bytes: 1420,
             addresses: BTreeSet::new(),
@@ -224,12 +241,14 @@ impl Observed {
     fn state(self, before: Option<Desired>) -> ObservedState {
         let mut kernel = ModelKernel::default();
         if let (true, Some(before)) = (self.firewall, before) {
-            let first = plan(&before.build(), &kernel.state, &Scope::Everything).unwrap();
+            let first =
+                plan(&before.build_on(&self.guards), &kernel.state, &Scope::Everything).unwrap();
             kernel.obey_prefix(&first, usize::MAX).unwrap();
         }
         let tagged = |addresses: Vec<IpNet>, tag| addresses.into_iter().map(move |a| (a, tag));
         ObservedState {
             interface: self.interface.map(|interface| ObservedInterface {
+                name: interface.name.into(),
                 owner: match interface.owner.as_str() {
                     "ours" => LinkOwner::Ours(GatewayId(id(1, 1))),
                     "another gateway's" => LinkOwner::Ours(GatewayId(id(1, 2))),
@@ -245,6 +264,11 @@ impl Observed {
                     .chain(tagged(interface.foreign_addresses, Tag::Foreign))
                     .collect(),
             }),
+            strays: self
+                .strays
+                .into_iter()
+                .map(|(name, up)| (name, Stray { owner: GatewayId(id(1, 1)), up }))
+                .collect(),
             peers: self
                 .peer
                 .into_iter()

@@ -42,6 +42,7 @@ fn litter(kernel: &mut ModelKernel, stolen: &[u8], stranger: bool) {
         if let Some(link) = &mut kernel.state.interface {
             link.addresses.insert("198.51.100.1/32".parse().unwrap(), Tag::Foreign);
             link.mtu_bytes = 1300;
+            link.name = "theirs".into();
         }
     }
 }
@@ -51,6 +52,7 @@ fn assert_is(kernel: &ObservedState, desired: &DesiredState) {
     assert_eq!(&kernel.routes, desired.routes());
     let link = kernel.interface.as_ref().unwrap();
     assert!(link.up);
+    assert_eq!(*link.name, *desired.interface().name.as_str());
     assert_eq!(link.owner, LinkOwner::Ours(desired.gateway().id));
     let granted: BTreeMap<_, _> = desired.firewall().assignments.clone();
     let firewall = kernel.firewall.as_ref().unwrap();

@@ -19,7 +19,7 @@ impl<F: Firewall> Host<F> {
         let device = match kind {
             Kind::Kernel => self
                 .kernel
-                .read_but_peers(name)
+                .read_but_peers(link.index)
                 .map_err(DataplaneError::during(format!("reading the device {name}")))?,
             Kind::Userspace => wireguard::read(name)?,
         };

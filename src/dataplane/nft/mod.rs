@@ -192,19 +192,19 @@ impl Nft {
         Ok(judged.zip(denied).map(|(judged, denied)| ProfileCounters::of(judged, denied)))
     }
 
-    /// Deletes our table. From then on nothing is filtered, so the peers must be gone before.
+    /// Deletes our table, and says whether there was one. From then on nothing is filtered, so the peers must be gone before.
     ///
     /// # Errors
     /// The kernel refused. No table is no error.
-    pub fn remove_table(&mut self) -> Result<(), NftError> {
+    pub fn remove_table(&mut self) -> Result<bool, NftError> {
         self.known = None;
         let removed = self.commit(|batch| {
             change::remove_table(batch);
             Ok(())
         });
         match removed {
-            Err(NftError::Refused { source, .. }) if is(&source, libc::ENOENT) => Ok(()),
-            other => other,
+            Err(NftError::Refused { source, .. }) if is(&source, libc::ENOENT) => Ok(false),
+            other => other.map(|()| true),
         }
     }
 

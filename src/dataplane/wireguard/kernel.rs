@@ -11,10 +11,11 @@ use nix::errno::Errno;
 
 use super::{DeviceReading, codec, dump::DeviceDump};
 use crate::dataplane::netlink::{Borrowed, Channel, NetlinkError, Request};
-use crate::model::{InterfaceName, PrivateKey};
+use crate::model::PrivateKey;
 use crate::plan::Step;
 
-/// The kernel's WireGuard devices in this thread's network namespace.
+/// The kernel's WireGuard devices in this thread's network namespace, each known by its link's index:
+/// a name may pass to another link at any time.
 pub(crate) struct Kernel {
     channel: Channel,
     /// The number the kernel gave the family `wireguard` when its module was loaded.
@@ -28,9 +29,9 @@ impl Kernel {
     }
 
     /// Reads a device with all its peers.
-    pub fn read(&mut self, name: &InterfaceName) -> Result<DeviceReading, NetlinkError> {
+    pub fn read(&mut self, link_index: u32) -> Result<DeviceReading, NetlinkError> {
         self.with_family(|channel, family| {
-            let get = || message(family, WireguardCmd::GetDevice, name, []);
+            let get = || message(family, WireguardCmd::GetDevice, link_index, []);
             let dump = channel.dump(get, |dump: &mut DeviceDump, _, payload| dump.take(payload))?;
             Ok(dump.finish())
         })
@@ -38,9 +39,9 @@ impl Kernel {
 
     /// Reads a device without its peers. The kernel tells of a device only by dumping it, but with
     /// the first message of the dump comes all that is not a peer.
-    pub fn read_but_peers(&mut self, name: &InterfaceName) -> Result<DeviceReading, NetlinkError> {
+    pub fn read_but_peers(&mut self, link_index: u32) -> Result<DeviceReading, NetlinkError> {
         self.with_family(|_, family| {
-            let get = message(family, WireguardCmd::GetDevice, name, []);
+            let get = message(family, WireguardCmd::GetDevice, link_index, []);
             let take = |dump: &mut DeviceDump, _, payload: &[u8]| dump.take(payload);
             let dump = Channel::open(NETLINK_GENERIC)?.first_of_dump(get, take)?;
             Ok(DeviceReading { peers: BTreeMap::new(), traffic: BTreeMap::new(), ..dump.finish() })
@@ -50,49 +51,45 @@ impl Kernel {
     /// Sets the private key.
     pub fn set_private_key(
         &mut self,
-        name: &InterfaceName,
+        link_index: u32,
         key: &PrivateKey,
     ) -> Result<(), NetlinkError> {
-        self.set(name, WireguardAttribute::PrivateKey(*key.expose_bytes()))
+        self.set(link_index, WireguardAttribute::PrivateKey(*key.expose_bytes()))
     }
 
     /// Sets the UDP port. On a link that is up, a port in use is refused with `EADDRINUSE` and the
     /// old one goes on; on a link that is down, it is the link's coming up that is refused.
-    pub fn set_listen_port(&mut self, name: &InterfaceName, port: u16) -> Result<(), NetlinkError> {
-        self.set(name, WireguardAttribute::ListenPort(port))
+    pub fn set_listen_port(&mut self, link_index: u32, port: u16) -> Result<(), NetlinkError> {
+        self.set(link_index, WireguardAttribute::ListenPort(port))
     }
 
     /// Sets the mark on encrypted packets.
-    pub fn set_fwmark(&mut self, name: &InterfaceName, fwmark: u32) -> Result<(), NetlinkError> {
-        self.set(name, WireguardAttribute::Fwmark(fwmark))
+    pub fn set_fwmark(&mut self, link_index: u32, fwmark: u32) -> Result<(), NetlinkError> {
+        self.set(link_index, WireguardAttribute::Fwmark(fwmark))
     }
 
     /// Obeys peer steps, many in a message, and returns what became of each.
     pub fn write_peers(
         &mut self,
-        name: &InterfaceName,
+        link_index: u32,
         steps: &[Step],
     ) -> Vec<Result<(), NetlinkError>> {
-        settle(steps, |messages| self.set_peers(name, messages))
+        settle(steps, |messages| self.set_peers(link_index, messages))
     }
 
     fn set_peers(
         &mut self,
-        name: &InterfaceName,
+        link_index: u32,
         messages: Vec<Vec<WireguardPeer>>,
     ) -> Result<(), NetlinkError> {
         for peers in messages {
-            self.set(name, WireguardAttribute::Peers(peers))?;
+            self.set(link_index, WireguardAttribute::Peers(peers))?;
         }
         Ok(())
     }
 
-    fn set(
-        &mut self,
-        name: &InterfaceName,
-        attribute: WireguardAttribute,
-    ) -> Result<(), NetlinkError> {
-        let mut set = message(0, WireguardCmd::SetDevice, name, [attribute]);
+    fn set(&mut self, link_index: u32, attribute: WireguardAttribute) -> Result<(), NetlinkError> {
+        let mut set = message(0, WireguardCmd::SetDevice, link_index, [attribute]);
         self.with_family(|channel, family| {
             set.set_resolved_family_id(family);
             channel.request(Request::new(Borrowed(&set)))
@@ -154,10 +151,10 @@ fn settle_one(
 fn message<const N: usize>(
     family: u16,
     cmd: WireguardCmd,
-    name: &InterfaceName,
+    link_index: u32,
     more: [WireguardAttribute; N],
 ) -> GenlMessage<WireguardMessage> {
-    let mut attributes = vec![WireguardAttribute::IfName(name.as_str().to_owned())];
+    let mut attributes = vec![WireguardAttribute::IfIndex(link_index)];
     attributes.extend(more);
     let header = GenlHeader { cmd: cmd.into(), version: 1 };
     GenlMessage::new(header, WireguardMessage { cmd, attributes }, family)

@@ -1,0 +1,218 @@
+//! Obeying steps, run by run.
+
+use nix::errno::Errno;
+
+use super::{Backend, Host, Kind, Link};
+use crate::dataplane::batch::{is_peer, is_route};
+use crate::dataplane::device::spawn_device;
+use crate::dataplane::netlink::NetlinkError;
+use crate::dataplane::refusal::{chain, explain};
+use crate::dataplane::wireguard::{self, UserspaceError};
+use crate::dataplane::{DataplaneError, Firewall, address, conntrack, link, route};
+use crate::model::{GatewayId, InterfaceName, ObservedState};
+use crate::plan::Step;
+
+impl<F: Firewall> Host<F> {
+    /// Obeys a run of steps and returns what became of each.
+    pub(super) fn obey(
+        &mut self,
+        run: &[Step],
+        observed: &ObservedState,
+        flows_cut: &mut usize,
+    ) -> Vec<Result<(), String>> {
+        let alone =
+            |verdict: Result<(), DataplaneError>| vec![verdict.map_err(|error| chain(&error))];
+        match &run[0] {
+            Step::Firewall { change, .. } => {
+                let table = observed.firewall.as_ref();
+                vec![self.firewall.apply(change, table).map_err(|error| chain(&error))]
+            }
+            Step::CutFlows { prefixes } => {
+                let cut = conntrack::cut_flows(prefixes);
+                let count = cut.map_err(DataplaneError::during("cutting flows"));
+                alone(count.map(|count| *flows_cut += count))
+            }
+            Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
+            Step::RenameLink { from, to } => alone(self.rename_link(from, to)),
+            Step::TakeDown { name } => alone(self.take_down(name)),
+            first => match self.target() {
+                Err(error) => run.iter().map(|_| Err(chain(&error))).collect(),
+                Ok((link, kind)) if is_peer(first) => self.obey_peers(&link, kind, run),
+                Ok((link, _)) if is_route(first) => {
+                    in_words(run, route::write(&mut self.rtnetlink, link.index, run))
+                }
+                Ok((link, kind)) => vec![self.obey_interface(&link, kind, first, observed)],
+            },
+        }
+    }
+
+    /// The link that the plan was made for. Another that has its name now may be anybody's, and one
+    /// that lost its name is guarded by no table.
+    fn target(&mut self) -> Result<(Link, Kind), DataplaneError> {
+        let name = &self.settings.interface;
+        let gone = DataplaneError::NoLink(name.as_str().into());
+        let link = self.find()?.filter(|link| Some(link.index) == self.link_index).ok_or(gone)?;
+        match self.kind(&link) {
+            Some(kind) => Ok((link, kind)),
+            None => Err(DataplaneError::ForeignLink { name: link.name, kind: link.kind }),
+        }
+    }
+
+    fn create_link(&mut self, gateway_id: GatewayId) -> Result<(), DataplaneError> {
+        let name = self.settings.interface.clone();
+        self.added.clear();
+        if !self.create_in_kernel(&name, gateway_id)? {
+            if self.find()?.is_some() {
+                return Err(DataplaneError::NotOurs(name));
+            }
+            spawn_device(&self.settings.device_exe, &name)?;
+        }
+        // Until it is marked, it has neither key nor peer: whoever is killed here leaves a link that
+        // the next plan may take over.
+        let gone = DataplaneError::NoLink(name.as_str().into());
+        let link = self.find()?.ok_or(gone)?;
+        self.link_index = Some(link.index);
+        link::claim(&mut self.rtnetlink, link.index, gateway_id)
+            .map_err(DataplaneError::during(format!("marking the link {name} as ours")))
+    }
+
+    /// Whether the kernel makes the link; if not, a userspace device may.
+    fn create_in_kernel(
+        &mut self,
+        name: &InterfaceName,
+        gateway_id: GatewayId,
+    ) -> Result<bool, DataplaneError> {
+        if self.settings.backend == Backend::Userspace {
+            return Ok(false);
+        }
+        match link::create(&mut self.rtnetlink, name) {
+            Ok(()) => Ok(true),
+            Err(error)
+                if error.refusal() == Some(Errno::EOPNOTSUPP)
+                    && self.settings.backend == Backend::Auto =>
+            {
+                Ok(false)
+            }
+            Err(error) => {
+                let step = Step::CreateLink { name: name.clone(), gateway_id };
+                Err(DataplaneError::Refused(explain(&step, &error)))
+            }
+        }
+    }
+
+    fn rename_link(&mut self, from: &str, to: &InterfaceName) -> Result<(), DataplaneError> {
+        let link = self.marked(from)?;
+        if Some(link.index) != self.link_index {
+            return Err(DataplaneError::NoLink(from.into()));
+        }
+        link::rename(&mut self.rtnetlink, link.index, to)
+            .map_err(DataplaneError::during(format!("renaming the link {from} to {to}")))
+    }
+
+    fn take_down(&mut self, name: &str) -> Result<(), DataplaneError> {
+        let link = self.marked(name)?;
+        link::set_down(&mut self.rtnetlink, link.index)
+            .map_err(DataplaneError::during(format!("taking the link {name} down")))
+    }
+
+    /// A link that has this name and our mark.
+    fn marked(&mut self, name: &str) -> Result<Link, DataplaneError> {
+        let found = link::find(&mut self.rtnetlink, name)
+            .map_err(DataplaneError::during(format!("looking for the link {name}")))?;
+        let marked = found.filter(|link| link.gateway_id().is_some());
+        marked.ok_or_else(|| DataplaneError::NoLink(name.into()))
+    }
+
+    fn obey_interface(
+        &mut self,
+        link: &Link,
+        kind: Kind,
+        step: &Step,
+        observed: &ObservedState,
+    ) -> Result<(), String> {
+        let (index, name) = (link.index, &self.settings.interface);
+        let (rtnetlink, kernel) = (&mut self.rtnetlink, &mut self.kernel);
+        let in_words = |verdict: Result<(), NetlinkError>| {
+            verdict.map_err(|error| explain(&as_felt(step, &error, observed), &error))
+        };
+        let by_device =
+            |verdict: Result<(), UserspaceError>| verdict.map_err(|error| chain(&error));
+        match (step, kind) {
+            (Step::ClaimLink { gateway_id }, _) => {
+                in_words(link::claim(rtnetlink, index, *gateway_id))
+            }
+            (Step::SetMtu { bytes }, _) => in_words(link::set_mtu(rtnetlink, index, *bytes)),
+            (Step::SetUp, _) => in_words(link::set_up(rtnetlink, index)),
+            (Step::AddAddress { address }, _) => {
+                in_words(address::add(rtnetlink, index, *address))?;
+                self.added.insert(*address);
+                Ok(())
+            }
+            (Step::RemoveAddress { address }, _) => {
+                self.added.remove(address);
+                in_words(address::remove(rtnetlink, index, *address))
+            }
+            (Step::SetPrivateKey { private_key }, Kind::Kernel) => {
+                in_words(kernel.set_private_key(index, private_key))
+            }
+            (Step::SetPrivateKey { private_key }, Kind::Userspace) => {
+                by_device(wireguard::set_private_key(name, private_key))
+            }
+            (Step::SetListenPort { port }, Kind::Kernel) => {
+                in_words(kernel.set_listen_port(index, *port))
+            }
+            (Step::SetListenPort { port }, Kind::Userspace) => {
+                by_device(wireguard::set_listen_port(name, *port))
+            }
+            (Step::SetFwmark { fwmark }, Kind::Kernel) => {
+                in_words(kernel.set_fwmark(index, *fwmark))
+            }
+            (Step::SetFwmark { fwmark }, Kind::Userspace) => {
+                by_device(wireguard::set_fwmark(name, *fwmark))
+            }
+            (
+                Step::Firewall { .. }
+                | Step::CutFlows { .. }
+                | Step::CreateLink { .. }
+                | Step::RenameLink { .. }
+                | Step::TakeDown { .. }
+                | Step::RemovePeer { .. }
+                | Step::NarrowPeer { .. }
+                | Step::AddPeer { .. }
+                | Step::WidenPeer { .. }
+                | Step::SetPresharedKey { .. }
+                | Step::SetKeepalive { .. }
+                | Step::AddRoute { .. }
+                | Step::RemoveRoute { .. },
+                _,
+            ) => Err(format!("not done: `{step}` is no setting of an interface")),
+        }
+    }
+
+    fn obey_peers(&mut self, link: &Link, kind: Kind, run: &[Step]) -> Vec<Result<(), String>> {
+        match kind {
+            Kind::Kernel => in_words(run, self.kernel.write_peers(link.index, run)),
+            Kind::Userspace => wireguard::write_peers(&self.settings.interface, run)
+                .into_iter()
+                .map(|verdict| verdict.map_err(|error| chain(&error)))
+                .collect(),
+        }
+    }
+}
+
+/// A link that is down takes any port; only coming up shows that it is in use.
+fn as_felt(step: &Step, error: &NetlinkError, observed: &ObservedState) -> Step {
+    match &observed.interface {
+        Some(link) if *step == Step::SetUp && error.refusal() == Some(Errno::EADDRINUSE) => {
+            Step::SetListenPort { port: link.listen_port }
+        }
+        _ => step.clone(),
+    }
+}
+
+fn in_words(run: &[Step], verdicts: Vec<Result<(), NetlinkError>>) -> Vec<Result<(), String>> {
+    let in_words = |(step, verdict): (&Step, Result<(), NetlinkError>)| {
+        verdict.map_err(|error| explain(step, &error))
+    };
+    run.iter().zip(verdicts).map(in_words).collect()
+}
