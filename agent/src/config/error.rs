@@ -31,8 +31,8 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
-    #[error("{} is not TOML: {message}", path.display())]
-    Syntax { path: PathBuf, message: String },
+    #[error("{} is not TOML: line {line}, column {column}: {message}", path.display())]
+    Syntax { path: PathBuf, line: usize, column: usize, message: String },
     #[error("{origin}: unknown {what} `{key}`{hint}")]
     Unknown { origin: Origin, what: &'static str, key: String, hint: Hint },
     #[error("{origin}: `{key}` {why}")]

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use figment::error::Kind;
+use figment::error::{Actual, Kind};
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -45,6 +45,7 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
         }
         Err(error) => return Err(ConfigError::Unreadable { path: file, source: error }),
     };
+    check_syntax(&text, &file)?;
     let (overrides, warnings) = Overrides::read(&source.variables)?;
     let figment = Figment::from(Toml::string(&text)).merge(&overrides);
     let mut config: Config =
@@ -148,12 +149,42 @@ fn explain(error: figment::Error, file: &std::path::Path, overrides: &Overrides)
         Kind::UnknownVariant(word, known) => {
             value(format!("is {word:?}{}", Hint::nearest(word, known)))
         }
-        Kind::InvalidType(found, wanted) => value(format!("is a {found} and should be {wanted}")),
-        Kind::Message(message) if key.is_empty() => {
-            ConfigError::Syntax { path: file.to_owned(), message: message.trim_end().to_owned() }
+        // The value is not repeated: in the wrong place it may be a URL with a password.
+        Kind::InvalidType(found, _) | Kind::InvalidValue(found, _)
+            if error.path.len() == 1 && SECTIONS.contains(&path(0)) =>
+        {
+            value(format!("is {} and should be a section [{key}]", kind_of(found)))
+        }
+        Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
+            value(format!("is {} and should be {wanted}", kind_of(found)))
         }
         Kind::Message(message) => value(message.clone()),
         other => value(other.to_string()),
+    }
+}
+
+/// Finds what is no TOML before the deserializer does: its own words quote the whole line, which
+/// may hold a password.
+fn check_syntax(text: &str, file: &std::path::Path) -> Result<(), ConfigError> {
+    let Err(error) = Toml::from_str::<Dict>(text) else { return Ok(()) };
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    Err(ConfigError::Syntax {
+        path: file.to_owned(),
+        line: before.matches('\n').count() + 1,
+        column: before[line_start..].chars().count() + 1,
+        message: error.message().trim_end().replace('\n', ", "),
+    })
+}
+
+fn kind_of(value: &Actual) -> &'static str {
+    match value {
+        Actual::Bool(_) => "true or false",
+        Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_) => "a number",
+        Actual::Char(_) | Actual::Str(_) | Actual::Bytes(_) => "a string",
+        Actual::Seq => "a list",
+        Actual::Map => "a table",
+        _ => "of another kind",
     }
 }
 

@@ -226,10 +226,7 @@ fn wrong_values_name_key_value_and_way_out() {
             "[gateway]\nname = \" \"",
             "gatepost.toml: `gateway.name` is empty: write the name as in gateways.name",
         ),
-        (
-            "gateway = 5",
-            "gatepost.toml: `gateway` is a signed int `5` and should be struct Gateway",
-        ),
+        ("gateway = 5", "gatepost.toml: `gateway` is a number and should be a section [gateway]"),
     ];
     for (text, wanted) in cases {
         assert_eq!(Scratch::new().error(text), wanted);
@@ -243,7 +240,31 @@ fn wrong_values_name_key_value_and_way_out() {
 #[test]
 fn text_that_is_no_toml_names_file_and_line() {
     let error = Scratch::new().error("[gateway]\nname = fra-1");
-    assert!(error.starts_with("gatepost.toml is not TOML: TOML parse error at line 2"), "{error}");
+    assert!(error.starts_with("gatepost.toml is not TOML: line 2, column 8: "), "{error}");
+}
+
+#[test]
+fn no_error_repeats_a_password() {
+    let mistakes = [
+        "[database]\nurl = postgres://gw:s3cret@db/vpn",
+        "[database]\nurl = \"postgres://gw:s3cret@db/vpn",
+        "[database]\nurl = 'a' # \"postgres://gw:s3cret@db/vpn\"\nurl = 'postgres://gw:s3cret@db'",
+        "database = \"postgres://gw:s3cret@db/vpn\"",
+        "[database]\nurl = [\"postgres://gw:s3cret@db/vpn\"]",
+        "[database]\nurl = { value = \"postgres://gw:s3cret@db/vpn\" }",
+        "[database]\npassword_file = [\"s3cret\"]",
+        "[database]\nurl = \"gw:s3cret@db/vpn\"",
+        "[[database]]\nurl = \"postgres://gw:s3cret@db/vpn\"",
+    ];
+    for mistake in mistakes {
+        let error = Scratch::new().error(mistake);
+        assert!(!error.contains("s3cret"), "{error}");
+        assert!(error.starts_with("gatepost.toml"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let error = Scratch::new().error("database = \"postgres://gw:s3cret@db/vpn\"");
+    let wanted = "gatepost.toml: `database` is a string and should be a section [database]";
+    assert_eq!(error, wanted);
 }
 
 #[test]

@@ -23,12 +23,16 @@ impl FromStr for DatabaseUrl {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme)) {
-            Ok(Self(text.to_owned()))
-        } else {
-            // The text is not repeated: it may hold a password.
-            Err("is no database URL: write postgres://ROLE@HOST/DATABASE")
+        // The text is not repeated: it may hold a password.
+        let Some(rest) = ["postgres://", "postgresql://"].iter().find_map(|s| text.strip_prefix(s))
+        else {
+            return Err("is no database URL: write postgres://ROLE@HOST/DATABASE");
+        };
+        // The driver would take what follows the first for the host, and name it in its errors.
+        if rest.split(['/', '?']).next().unwrap_or_default().matches('@').count() > 1 {
+            return Err("holds two @ before its host: write the one in the password as %40");
         }
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -212,7 +216,11 @@ mod tests {
             show("postgresql:///vpn?host=/run/pg&password=s3cret&port=5"),
             "postgresql:///vpn?host=/run/pg&port=5"
         );
-        assert_eq!(show("postgres://gw:p@ss@db/vpn"), "postgres://gw@db/vpn");
+        assert_eq!(show("postgres://gw:p%40ss@db/vpn"), "postgres://gw@db/vpn");
+        assert_eq!(
+            "postgres://gw:p@ss@db/vpn".parse::<DatabaseUrl>(),
+            Err("holds two @ before its host: write the one in the password as %40")
+        );
     }
 
     #[test]
