@@ -38,7 +38,7 @@ pub enum Command {
     /// Make or update the database's schema
     Migrate {
         #[command(flatten)]
-        database: DatabaseUrlArg,
+        database: DatabaseArgs,
         /// Print what would be applied, and apply nothing
         #[arg(long)]
         dry_run: bool,
@@ -52,11 +52,11 @@ pub enum Command {
         /// Make the role if there is none
         #[arg(long)]
         create: bool,
-        /// Its password, in a file
+        /// The password it is made with, in a file
         #[arg(long, value_name = "FILE", requires = "create")]
         role_password_file: Option<PathBuf>,
         #[command(flatten)]
-        database: DatabaseUrlArg,
+        database: DatabaseArgs,
     },
     /// Make this gateway's key if there is none, and its row in the database
     Enroll(EnrollArgs),
@@ -116,10 +116,13 @@ pub struct JsonArg {
 }
 
 #[derive(Debug, Args)]
-pub struct DatabaseUrlArg {
+pub struct DatabaseArgs {
     /// The database, as a role that may change it [default: the configuration's]
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
+    /// That role's password, in a file; one on the command line would show in the process list
+    #[arg(long, value_name = "FILE")]
+    pub database_password_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -181,6 +184,15 @@ impl PskArgs {
     }
 }
 
+/// How long the process of a userspace device lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Serve {
+    /// Until it is stopped, whatever becomes of who started it.
+    Alone,
+    /// Not longer than who started it.
+    WithParent,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -191,13 +203,4 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
-}
-
-/// How long the process of a userspace device lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Serve {
-    /// Until it is stopped, whatever becomes of who started it.
-    Alone,
-    /// Not longer than who started it.
-    WithParent,
 }

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
-use gatepost::model::psk::{PskError, PskKeysError};
+use gatepost::model::psk::PskError;
+use gatepost::reconcile::RunError;
 use gatepost::store::StoreError;
 
 use crate::config::ConfigError;
 use crate::control::ControlError;
+use crate::wiring::WiringError;
 
 /// Exit codes. Scripts depend on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +65,7 @@ pub enum CommandError {
     #[error(transparent)]
     Psk(#[from] PskError),
     #[error(transparent)]
-    PskKeys(#[from] PskKeysError),
-    #[error(transparent)]
-    Wiring(#[from] crate::wiring::WiringError),
+    Wiring(#[from] WiringError),
     #[error("cannot write the output: {0}")]
     Output(#[from] std::io::Error),
     #[error("{0}")]
@@ -77,9 +77,14 @@ impl CommandError {
     #[must_use]
     pub const fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::PskKeys(_) | Self::Store(StoreError::Config { .. }) => {
-                Exit::Config
-            }
+            Self::Config(_)
+            | Self::Store(StoreError::Config { .. })
+            | Self::Wiring(
+                WiringError::Config(_)
+                | WiringError::Store(StoreError::Config { .. })
+                | WiringError::NoPskKeys { .. }
+                | WiringError::Run(RunError::OtherGateway { .. }),
+            ) => Exit::Config,
             Self::Control(ControlError::NoAgent { .. }) => Exit::NoAgent,
             _ => Exit::Failure,
         }

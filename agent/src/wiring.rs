@@ -9,8 +9,7 @@ use gatepost::dataplane::{
     DataplaneError, DataplaneHandle, DeviceError, Firewall as _, Host, HostEvent, HostSettings,
     Monitor, run_userspace_device,
 };
-use gatepost::model::psk::{PskKeys, PskKeysError};
-use gatepost::model::{InterfaceName, Local, PrivateKey};
+use gatepost::model::{InterfaceName, Local};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
     Cache, MachineOptions, Options, RunError, StaleOptions, Timing, preview, preview_explanation,
@@ -18,17 +17,16 @@ use gatepost::reconcile::{
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
 
-use crate::config::{Config, ConfigError, Secret, read_private_key, read_secret};
+use crate::config::{Config, ConfigError, read_private_key, read_psk_keys};
 use crate::database;
 use crate::handles::LoopEnd;
+use crate::output::count;
 
 /// Why a command got no answer from the library.
 #[derive(Debug, thiserror::Error)]
 pub enum WiringError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("[gateway] psk_keys_file: {0}")]
-    PskKeys(#[from] PskKeysError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -41,65 +39,112 @@ pub enum WiringError {
     Run(#[from] RunError),
     #[error("cannot watch the network: {0}")]
     Watch(std::io::Error),
+    #[error("cannot find this program's own file, which a userspace device is started from: {0}")]
+    OwnFile(std::io::Error),
+    #[error(
+        "{} with a preshared key and no psk_keys to open it: a pass by this command would cut off \
+         what the agent serves; name their file in gateway.psk_keys_file, or keep it beside the \
+         configuration as psk.keys, where the unit's credential may come from too",
+        count(*.peers, "peer")
+    )]
+    NoPskKeys { peers: u64 },
     #[error("{0}")]
     Said(String),
 }
 
-/// What the loop needs beside its [`LoopEnd`].
-#[derive(Debug)]
-pub struct RunOptions<'a> {
-    pub config: &'a Config,
-    pub private_key: PrivateKey,
-    /// One full pass and a report, then return.
-    pub once: bool,
+/// What the configuration alone decides.
+pub struct Prepared<'a> {
+    config: &'a Config,
+    gateway: &'a str,
+    machine: MachineOptions,
+    store: Store,
 }
 
 type GatewayHost = Host<Nft>;
 
-/// Runs the reconcile loop until `end.stop` becomes true, or for one pass.
-pub async fn run(options: RunOptions<'_>, end: LoopEnd) -> Result<(), WiringError> {
-    let RunOptions { config, private_key, once } = options;
-    let machine = machine_options(config, private_key)?;
-    let store = Store::connect(&database::options(config)?)?;
-    let dataplane = open_host(config)?;
-    let options = Options {
-        machine,
-        store,
-        mode: config.sync.mode,
-        kernel_events: watch_kernel(config, &dataplane).await?,
-        dataplane,
-        cache: (!once).then(|| Cache::new(config.path(&config.cache.file))),
-        gateway: config.gateway_name()?.to_owned(),
-        version: env!("CARGO_PKG_VERSION"),
-    };
-    let LoopEnd { status, asks, pulse, stop } = end;
-    if once {
-        return Ok(gatepost::reconcile::run_once(options, status).await?);
+/// Reads every secret and setting, and touches nothing: what only a person can mend shows here.
+pub fn prepare(config: &Config) -> Result<Prepared<'_>, WiringError> {
+    Ok(Prepared {
+        config,
+        gateway: config.gateway_name()?,
+        machine: machine_options(config)?,
+        store: Store::connect(&database::options(config)?)?,
+    })
+}
+
+impl Prepared<'_> {
+    /// Runs the reconcile loop until `end.stop` becomes true.
+    pub async fn run(self, end: LoopEnd) -> Result<(), WiringError> {
+        let cache = Cache::new(self.config.path(&self.config.cache.file));
+        let options = self.options(Some(cache)).await?;
+        let LoopEnd { status, asks, pulse, stop } = end;
+        let alive = || pulse.beat(std::time::Instant::now());
+        gatepost::reconcile::run(options, asks, status, stop, alive).await;
+        Ok(())
     }
-    let alive = || pulse.beat(std::time::Instant::now());
-    gatepost::reconcile::run(options, asks, status, stop, alive).await;
-    Ok(())
-}
 
-/// What a pass would change.
-pub async fn plan(config: &Config) -> Result<PlanReport, WiringError> {
-    let machine = machine_options(config, read_private_key(config)?)?;
-    let store = Store::connect(&database::options(config)?)?;
-    preview(&machine, &store, &open_host(config)?).await.map_err(WiringError::Said)
-}
+    /// Makes one full pass and a report.
+    pub async fn run_once(self, end: LoopEnd) -> Result<(), WiringError> {
+        self.require_psk_keys().await?;
+        let options = self.options(None).await?;
+        Ok(gatepost::reconcile::run_once(options, end.status).await?)
+    }
 
-/// The verdict, from the database and the kernel as they are now, without an agent.
-pub async fn explain(
-    config: &Config,
-    who: &str,
-    destination: IpAddr,
-) -> Result<Explanation, WiringError> {
-    let machine = machine_options(config, read_private_key(config)?)?;
-    let store = Store::connect(&database::options(config)?)?;
-    let dataplane = open_host(config)?;
-    preview_explanation(&machine, &store, &dataplane, who, &destination.to_string())
-        .await
-        .map_err(WiringError::Said)
+    /// What a pass would change.
+    pub async fn plan(self) -> Result<PlanReport, WiringError> {
+        self.require_own_gateway().await?;
+        self.require_psk_keys().await?;
+        let dataplane = open_host(self.config)?;
+        preview(&self.machine, &self.store, &dataplane).await.map_err(WiringError::Said)
+    }
+
+    /// The verdict, from the database and the kernel as they are now, without an agent.
+    pub async fn explain(self, who: &str, destination: IpAddr) -> Result<Explanation, WiringError> {
+        self.require_own_gateway().await?;
+        self.require_psk_keys().await?;
+        let dataplane = open_host(self.config)?;
+        let destination = destination.to_string();
+        preview_explanation(&self.machine, &self.store, &dataplane, who, &destination)
+            .await
+            .map_err(WiringError::Said)
+    }
+
+    async fn options(self, cache: Option<Cache>) -> Result<Options<GatewayHost>, WiringError> {
+        let Self { config, gateway, machine, store } = self;
+        let dataplane = open_host(config)?;
+        Ok(Options {
+            machine,
+            store,
+            mode: config.sync.mode,
+            kernel_events: watch_kernel(config, &dataplane).await?,
+            dataplane,
+            cache,
+            gateway: gateway.to_owned(),
+            version: env!("CARGO_PKG_VERSION"),
+        })
+    }
+
+    /// The loop refuses a role of another gateway: a preview must not show what it would do.
+    async fn require_own_gateway(&self) -> Result<(), WiringError> {
+        let bound = self.store.hello().await?.gateway_name;
+        if bound == self.gateway {
+            return Ok(());
+        }
+        Err(RunError::OtherGateway { bound, configured: self.gateway.to_owned() }.into())
+    }
+
+    /// The unit may hand its agent keys that a command beside it does not get. Without any, all who
+    /// have a preshared key would be left out, and so be cut off: then nothing is done at all.
+    async fn require_psk_keys(&self) -> Result<(), WiringError> {
+        if !self.machine.local.psk_keys.is_empty() {
+            return Ok(());
+        }
+        let (rows, _) = self.store.snapshot().await?;
+        match rows.peers.iter().filter(|peer| peer.preshared_key.is_some()).count() {
+            0 => Ok(()),
+            peers => Err(WiringError::NoPskKeys { peers: peers as u64 }),
+        }
+    }
 }
 
 /// Runs the userspace device in this process.
@@ -129,17 +174,10 @@ pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {
         .await?
 }
 
-fn machine_options(
-    config: &Config,
-    private_key: PrivateKey,
-) -> Result<MachineOptions, WiringError> {
-    let psk_keys = match read_secret(config, Secret::PskKeys)? {
-        Some(text) => text.expose_text().parse()?,
-        None => PskKeys::default(),
-    };
+fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
     let local = Local {
         interface: config.interface.name.clone(),
-        private_key,
+        private_key: read_private_key(config)?,
         mtu_bytes: config.interface.mtu_bytes,
         addresses: config.interface.addresses.iter().copied().collect(),
         fwmark: config.interface.fwmark.0,
@@ -147,7 +185,7 @@ fn machine_options(
         masquerade: config.firewall.masquerade,
         deny_log: config.firewall.deny_log,
         flush_conntrack: config.firewall.flush_conntrack,
-        psk_keys,
+        psk_keys: read_psk_keys(config)?.unwrap_or_default(),
     };
     let sync = &config.sync;
     Ok(MachineOptions {
@@ -169,7 +207,7 @@ fn open_host(config: &Config) -> Result<DataplaneHandle<GatewayHost>, WiringErro
     let settings = HostSettings {
         interface: config.interface.name.clone(),
         backend: config.interface.backend,
-        device_exe: std::env::current_exe().map_err(WiringError::Watch)?,
+        device_exe: std::env::current_exe().map_err(WiringError::OwnFile)?,
     };
     let open = move || {
         let firewall = Nft::open().map_err(|error| DataplaneError::Firewall(Box::new(error)))?;

@@ -34,6 +34,11 @@ pub enum PskError {
     BadKeyId(KeyIdError),
     #[error("is sealed with key {0}, which psk_keys does not list: add its line")]
     UnknownKeyId(KeyId),
+    #[error(
+        "is sealed with key {0}, and there are no psk_keys here to open it: name their file in \
+         gateway.psk_keys_file, or put it beside the configuration as psk.keys"
+    )]
+    NoneToOpen(KeyId),
     #[error("holds text after the key id that is not base64url without padding")]
     NotBase64,
     #[error("holds {0} bytes, not 72 (nonce 24, ciphertext 32, tag 16)")]
@@ -69,7 +74,8 @@ impl PskKeys {
         let key_id: KeyId = key_id.parse().map_err(PskError::BadKeyId)?;
         let Sealed { nonce, mut bytes, tag } = Sealed::decode(sealed)?;
         let Some((_, key)) = self.0.iter().find(|(id, _)| *id == key_id) else {
-            return Err(PskError::UnknownKeyId(key_id));
+            let none = self.is_empty();
+            return Err(if none { PskError::NoneToOpen } else { PskError::UnknownKeyId }(key_id));
         };
         let bound_to = associated_data(&key_id, gateway_id, peer);
         XChaCha20Poly1305::new(&key.0.into())
@@ -290,7 +296,7 @@ mod tests {
     fn without_keys_nothing_opens_and_nothing_seals() {
         let none = PskKeys::default();
         let key = PresharedKey::from_bytes([7; 32]).unwrap();
-        assert!(none.open(&sealed(&keys(&[NEW])), GATEWAY, peer()).is_err());
+        assert!(error(&none, &sealed(&keys(&[NEW]))).contains("there are no psk_keys here"));
         assert_eq!(none.seal([3; NONCE_BYTES], &key, GATEWAY, peer()), Err(PskError::NoKeys));
     }
 }

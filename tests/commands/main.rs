@@ -10,3 +10,4 @@ mod gatepost;
 mod keys;
 #[path = "../support/postgres.rs"]
 mod postgres;
+mod secrets;

@@ -21,7 +21,8 @@ pub fn explain(
     let asked = Client::new(&config.control.socket).explain(who, &destination.to_string());
     let explanation = match asked {
         Err(ControlError::NoAgent { .. }) => {
-            command::small_runtime()?.block_on(wiring::explain(config, who, destination))?
+            let explaining = async { wiring::prepare(config)?.explain(who, destination).await };
+            command::small_runtime()?.block_on(explaining)?
         }
         answered => answered?,
     };

@@ -19,8 +19,8 @@ use std::path::PathBuf;
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::cli::{Cli, Command};
-use crate::config::{Config, ConfigError, Source, load};
+use crate::cli::{Cli, Command, DatabaseArgs};
+use crate::config::{Config, ConfigError, Source, Unnamed, load};
 use crate::exit::{CommandError, Exit};
 
 /// Obeys one command line.
@@ -32,10 +32,10 @@ pub fn obey(cli: Cli) -> Result<Exit, CommandError> {
     match cli.command {
         Command::Run { once } => run::run(&configuration(source)?, once),
         Command::Migrate { database, dry_run } => {
-            migrate::migrate(&configuration_of(source, database.database_url)?, dry_run)
+            migrate::migrate(&configuration_of(source, database)?, dry_run)
         }
         Command::Grant { gateway, role, create, role_password_file, database } => {
-            let config = configuration_of(source, database.database_url)?;
+            let config = configuration_of(source, database)?;
             grant::grant(&config, &gateway, &role, create, role_password_file.as_deref())
         }
         Command::Enroll(args) => enroll::enroll(&configuration(source)?, &args),
@@ -67,21 +67,24 @@ fn configuration(source: Source) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// The configuration with another database, as an administrator's commands may name one.
-fn configuration_of(
-    mut source: Source,
-    database_url: Option<String>,
-) -> Result<Config, ConfigError> {
+/// The configuration with the database as an administrator's command names it.
+fn configuration_of(mut source: Source, args: DatabaseArgs) -> Result<Config, ConfigError> {
+    let DatabaseArgs { database_url, database_password_file } = args;
+    let is_other = database_url.is_some();
     if let Some(url) = database_url {
         source.variables.insert("GATEPOST_DATABASE_URL".to_owned(), url);
-        // The configured password is another role's.
-        source.variables.remove("GATEPOST_DATABASE_PASSWORD_FILE");
-        let mut config = configuration(source)?;
-        config.database.password_file = None;
-        config.credentials_dir = None;
-        return Ok(config);
     }
-    configuration(source)
+    let mut config = configuration(source)?;
+    if is_other {
+        // The configured password is another role's.
+        config.database.password_file = None;
+        config.unnamed_secrets = Unnamed::Nowhere;
+    }
+    if let Some(file) = database_password_file {
+        // The command line means the working directory, not the configuration's folder.
+        config.database.password_file = Some(std::path::absolute(&file).unwrap_or(file));
+    }
+    Ok(config)
 }
 
 /// A runtime for a command that asks something and ends.

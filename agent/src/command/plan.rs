@@ -11,7 +11,8 @@ use gatepost::reconcile::status::PlanReport;
 /// # Errors
 /// Either cannot be read.
 pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let report = command::small_runtime()?.block_on(wiring::plan(config))?;
+    let report =
+        command::small_runtime()?.block_on(async { wiring::prepare(config)?.plan().await })?;
     if json {
         output::print_json(&report)?;
     } else {

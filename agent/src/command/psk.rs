@@ -7,7 +7,7 @@ use gatepost::model::psk::PskKeys;
 
 use crate::cli::{PskArgs, PskCommand};
 use crate::command::key::KeyFileError;
-use crate::config::{Secret, Source, load, read_secret, read_secret_file};
+use crate::config::{Source, load, read_psk_keys, read_psk_keys_file};
 use crate::exit::{CommandError, Exit};
 use crate::output::print;
 
@@ -40,12 +40,12 @@ fn seal(keys: &PskKeys, args: &PskArgs, text: &str) -> Result<String, CommandErr
 }
 
 fn keys(source: Source, args: &PskArgs) -> Result<PskKeys, CommandError> {
-    let text = match &args.keys {
-        Some(path) => Some(read_secret_file(path, "the preshared-key keys")?),
-        None => read_secret(&load(source)?, Secret::PskKeys)?,
-    };
     let none = "there are no preshared-key keys: name their file with --keys, or set \
                 `gateway.psk_keys_file`";
-    let text = text.ok_or_else(|| CommandError::Refused(none.to_owned()))?;
-    Ok(text.expose_text().parse::<PskKeys>()?)
+    match &args.keys {
+        Some(path) => Ok(read_psk_keys_file(path)?),
+        None => {
+            read_psk_keys(&load(source)?)?.ok_or_else(|| CommandError::Refused(none.to_owned()))
+        }
+    }
 }

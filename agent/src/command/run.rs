@@ -8,14 +8,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::command::status::describe;
-use crate::config::{Config, exposure, read_private_key, secret_files};
+use crate::config::{Config, exposure, secret_files};
 use crate::control::Server;
 use crate::exit::{CommandError, Exit};
 use crate::handles::{Ask, LoopEnd, Watcher, pair};
 use crate::output::{Style, print};
 use crate::telemetry::MetricsServer;
-use crate::wiring::{self, RunOptions};
-use crate::{database, systemd};
+use crate::{systemd, wiring};
 use gatepost::reconcile::status::{AgentStatus, Status, Timestamp};
 
 /// Runs until stopped; with `once` for one pass.
@@ -24,16 +23,12 @@ use gatepost::reconcile::status::{AgentStatus, Status, Timestamp};
 /// A wrong configuration; another agent on this control socket; what ended the loop.
 pub fn run(config: &Config, once: bool) -> Result<Exit, CommandError> {
     let name = config.gateway_name()?;
-    let private_key = read_private_key(config)?;
-    // Everything that only a person can mend is found before anything is touched.
-    database::options(config)?;
     for exposed in secret_files(config).iter().filter_map(|path| exposure(path)) {
         tracing::warn!("{exposed}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (watcher, end, stop) = pair(beginning(config, name), Instant::now());
-    let options = RunOptions { config, private_key, once };
-    let served = runtime.block_on(serve(options, watcher.clone(), end, stop));
+    let served = runtime.block_on(serve(config, once, watcher.clone(), end, stop));
     let status = watcher.status.borrow().clone();
     if once {
         print(&describe(&status, SystemTime::now(), Style::of_stdout()))?;
@@ -56,17 +51,20 @@ fn beginning(config: &Config, name: &str) -> Status {
 }
 
 async fn serve(
-    options: RunOptions<'_>,
+    config: &Config,
+    once: bool,
     watcher: Watcher,
     end: LoopEnd,
     stop: watch::Sender<bool>,
 ) -> Result<(), CommandError> {
-    let control = Server::bind(&options.config.control.socket)?;
+    // Everything that only a person can mend is found before anything is touched.
+    let prepared = wiring::prepare(config)?;
+    let control = Server::bind(&config.control.socket)?;
     let signals = Signals::new()?;
     // Dropped, and with it every task, when the loop has ended.
     let mut around = JoinSet::new();
-    if !options.once {
-        let listen = options.config.metrics.listen;
+    if !once {
+        let listen = config.metrics.listen;
         match MetricsServer::bind(listen).await {
             Ok(metrics) => drop(around.spawn(metrics.serve(watcher.clone()))),
             // Not worth a VPN: the gateway serves its peers without being watched.
@@ -78,7 +76,7 @@ async fn serve(
     }
     around.spawn(control.serve(watcher.clone()));
     around.spawn(signals.obey(watcher, Arc::new(stop)));
-    Ok(wiring::run(options, end).await?)
+    Ok(if once { prepared.run_once(end).await? } else { prepared.run(end).await? })
 }
 
 struct Signals {

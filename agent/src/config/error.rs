@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use gatepost::model::KeyError;
+use gatepost::model::psk::PskKeysError;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,12 @@ pub enum ConfigError {
         path: PathBuf,
         #[source]
         source: KeyError,
+    },
+    #[error("{}: {source}", path.display())]
+    PskKeys {
+        path: PathBuf,
+        #[source]
+        source: PskKeysError,
     },
 }
 

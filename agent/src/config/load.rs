@@ -11,7 +11,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::error::{Hint, Origin};
-use super::{Config, ConfigError, DEFAULT_FILE};
+use super::{Config, ConfigError, DEFAULT_FILE, Unnamed};
 
 /// What a configuration is made of. The process's own is [`Source::of_process`].
 #[derive(Debug, Clone, Default)]
@@ -50,7 +50,8 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
     let figment = Figment::from(Toml::string(&text)).merge(&overrides);
     let mut config: Config =
         figment.extract().map_err(|error| explain(error, &file, &overrides))?;
-    config.credentials_dir = source.variables.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credentials_dir = source.variables.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    config.unnamed_secrets = Unnamed::Gateways { credentials_dir };
     config.warnings = warnings;
     config.file = file;
     check_ranges(&config, &overrides)?;

@@ -5,7 +5,8 @@
 //! with commas. `GATEPOST_CONFIG` names the file, as `--config` does.
 //!
 //! Relative paths are relative to the file's folder. Secrets are read when they are needed, never
-//! before, from the file that the configuration names or else from a systemd credential.
+//! before: from the file that the configuration names, else from a systemd credential, else from
+//! `private.key`, `db.password` and `psk.keys` beside the configuration.
 
 mod error;
 mod load;
@@ -17,8 +18,8 @@ pub use error::ConfigError;
 pub use load::{Source, load};
 pub use schema::{Backend, Config};
 pub use secret::{
-    Secret, exposure, private_key_file, read_private_key, read_secret, read_secret_file,
-    secret_files,
+    Unnamed, exposure, private_key_file, read_database_password, read_private_key, read_psk_keys,
+    read_psk_keys_file, read_secret_file, secret_files,
 };
 
 /// Where the configuration is unless `--config` or `GATEPOST_CONFIG` says otherwise.

@@ -13,8 +13,8 @@ use serde::Deserialize;
 
 use gatepost::store::Tls;
 
-use super::ConfigError;
 use super::value::{self, DatabaseUrl, Fwmark};
+use super::{ConfigError, Unnamed};
 
 /// The whole configuration. Only [`load`](super::load()) makes one.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -34,9 +34,8 @@ pub struct Config {
     /// The file all this was read from, or would have been.
     #[serde(skip)]
     pub file: PathBuf,
-    /// systemd's `$CREDENTIALS_DIRECTORY`.
     #[serde(skip)]
-    pub credentials_dir: Option<PathBuf>,
+    pub unnamed_secrets: Unnamed,
     /// What did not stop the agent and may yet be a mistake.
     #[serde(skip)]
     pub warnings: Vec<String>,
@@ -81,7 +80,8 @@ pub struct Gateway {
     pub name: Option<String>,
     /// Default: credential `private_key`, else `private.key` beside the configuration.
     pub private_key_file: Option<PathBuf>,
-    /// Keys that open preshared keys. Default: credential `psk_keys`, else none.
+    /// Keys that open preshared keys. Default: credential `psk_keys`, else `psk.keys` beside the
+    /// configuration, else none.
     pub psk_keys_file: Option<PathBuf>,
 }
 
@@ -90,7 +90,8 @@ pub struct Gateway {
 pub struct Database {
     #[serde(deserialize_with = "value::optional")]
     pub url: Option<DatabaseUrl>,
-    /// Default: credential `db_password`, else what the URL says.
+    /// Default: credential `db_password`, else `db.password` beside the configuration, else none.
+    /// A password in the URL goes before them all.
     pub password_file: Option<PathBuf>,
     /// Default `auto`: verified, but off over a local socket.
     pub tls: Tls,

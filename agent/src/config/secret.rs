@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use gatepost::model::PrivateKey;
+use gatepost::model::psk::PskKeys;
 
 use super::{Config, ConfigError};
 
@@ -27,26 +28,74 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Where the private key is, whether or not it is there yet.
+/// The secrets of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secret {
+    PrivateKey,
+    DatabasePassword,
+    /// What opens preshared keys.
+    PskKeys,
+}
+
+/// Where secrets are that no key of the configuration names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Unnamed {
+    /// Nowhere: somebody else than the gateway logs in, with a password of their own.
+    #[default]
+    Nowhere,
+    /// In systemd's `$CREDENTIALS_DIRECTORY`, else beside the configuration: a command that an
+    /// operator runs must find what the unit hands to the agent.
+    Gateways { credentials_dir: Option<PathBuf> },
+}
+
+/// Where a secret is, whether or not it is there yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PrivateKeyFile {
+pub struct SecretFile {
     pub path: PathBuf,
     /// Handed over by systemd: not ours to write.
     pub is_credential: bool,
 }
 
+impl Secret {
+    const fn what(self) -> &'static str {
+        match self {
+            Self::PrivateKey => "the private key",
+            Self::DatabasePassword => "the database password",
+            Self::PskKeys => "the preshared-key keys",
+        }
+    }
+
+    fn named(self, config: &Config) -> Option<&Path> {
+        match self {
+            Self::PrivateKey => config.gateway.private_key_file.as_deref(),
+            Self::DatabasePassword => config.database.password_file.as_deref(),
+            Self::PskKeys => config.gateway.psk_keys_file.as_deref(),
+        }
+    }
+
+    const fn credentials(self) -> &'static [&'static str] {
+        match self {
+            Self::PrivateKey => &["private_key"],
+            Self::DatabasePassword => &["db_password", "database_password"],
+            Self::PskKeys => &["psk_keys"],
+        }
+    }
+
+    const fn beside(self) -> &'static str {
+        match self {
+            Self::PrivateKey => "private.key",
+            Self::DatabasePassword => "db.password",
+            Self::PskKeys => "psk.keys",
+        }
+    }
+}
+
 /// Where the private key is: the key `private_key_file`, else credential `private_key`, else
 /// `private.key` beside the configuration.
 #[must_use]
-pub fn private_key_file(config: &Config) -> PrivateKeyFile {
-    let named = config.gateway.private_key_file.as_deref();
-    match (named, credential(config, &["private_key"])) {
-        (Some(path), _) => PrivateKeyFile { path: config.path(path), is_credential: false },
-        (None, Some(path)) => PrivateKeyFile { path, is_credential: true },
-        (None, None) => {
-            PrivateKeyFile { path: config.path(Path::new("private.key")), is_credential: false }
-        }
-    }
+pub fn private_key_file(config: &Config) -> SecretFile {
+    named_or_handed_over(config, Secret::PrivateKey)
+        .unwrap_or_else(|| beside(config, Secret::PrivateKey))
 }
 
 /// Reads the gateway's private key.
@@ -55,37 +104,38 @@ pub fn private_key_file(config: &Config) -> PrivateKeyFile {
 /// [`ConfigError::Secret`] if it cannot be read, [`ConfigError::Key`] if it is no key.
 pub fn read_private_key(config: &Config) -> Result<PrivateKey, ConfigError> {
     let path = private_key_file(config).path;
-    let remedy = "make it with `gatepost key generate` or `gatepost enroll`";
-    let SecretText(text) = read(&path, "the private key", remedy)?;
+    let absent = "make it with `gatepost key generate` or `gatepost enroll`";
+    let SecretText(text) = read(&path, Secret::PrivateKey.what(), absent)?;
     let key = text.trim().parse::<PrivateKey>();
-    key.map_err(|source| ConfigError::Key { what: "the private key", path, source })
+    key.map_err(|source| ConfigError::Key { what: Secret::PrivateKey.what(), path, source })
 }
 
-/// The secrets that may be absent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Secret {
-    DatabasePassword,
-    PskKeys,
-}
-
-/// Reads a secret: from the file that the configuration names, else from a credential, else none.
+/// Reads the password of the gateway's database role, if it has one in a file.
 ///
 /// # Errors
-/// [`ConfigError::Secret`] if it is named and cannot be read.
-pub fn read_secret(config: &Config, secret: Secret) -> Result<Option<SecretText>, ConfigError> {
-    let (named, credentials, what): (_, &[&str], _) = match secret {
-        Secret::DatabasePassword => (
-            config.database.password_file.as_deref(),
-            &["db_password", "database_password"],
-            "the database password",
-        ),
-        Secret::PskKeys => {
-            (config.gateway.psk_keys_file.as_deref(), &["psk_keys"], "the preshared-key keys")
-        }
-    };
-    let path = named.map(|path| config.path(path)).or_else(|| credential(config, credentials));
-    let remedy = "correct the path, or let this user read the file";
-    path.map(|path| read(&path, what, remedy)).transpose()
+/// [`ConfigError::Secret`] if it is named, or there, and cannot be read.
+pub fn read_database_password(config: &Config) -> Result<Option<SecretText>, ConfigError> {
+    let secret = Secret::DatabasePassword;
+    optional(config, secret).map(|path| read(&path, secret.what(), CORRECT)).transpose()
+}
+
+/// Reads the keys that open preshared keys, if there are any.
+///
+/// # Errors
+/// [`ConfigError::Secret`] if they are named, or there, and cannot be read;
+/// [`ConfigError::PskKeys`] if a line is wrong.
+pub fn read_psk_keys(config: &Config) -> Result<Option<PskKeys>, ConfigError> {
+    optional(config, Secret::PskKeys).map(|path| read_psk_keys_file(&path)).transpose()
+}
+
+/// Reads the keys that open preshared keys from a file that the command line names.
+///
+/// # Errors
+/// As [`read_psk_keys`].
+pub fn read_psk_keys_file(path: &Path) -> Result<PskKeys, ConfigError> {
+    let text = read(path, Secret::PskKeys.what(), CORRECT)?;
+    let keys = text.expose_text().parse();
+    keys.map_err(|source| ConfigError::PskKeys { path: path.to_owned(), source })
 }
 
 /// Says so if others than owner and group may read or change a secret's file.
@@ -100,9 +150,9 @@ pub fn exposure(path: &Path) -> Option<String> {
 /// The files of all secrets that are there.
 #[must_use]
 pub fn secret_files(config: &Config) -> Vec<PathBuf> {
-    let named = [&config.database.password_file, &config.gateway.psk_keys_file];
-    let named = named.into_iter().flatten().map(|path| config.path(path));
-    std::iter::once(private_key_file(config).path).chain(named).filter(|p| p.exists()).collect()
+    let optional = [Secret::DatabasePassword, Secret::PskKeys].map(|it| optional(config, it));
+    let all = std::iter::once(private_key_file(config).path).chain(optional.into_iter().flatten());
+    all.filter(|path| path.exists()).collect()
 }
 
 /// Reads a secret from a file that the command line names.
@@ -110,15 +160,38 @@ pub fn secret_files(config: &Config) -> Vec<PathBuf> {
 /// # Errors
 /// [`ConfigError::Secret`] if it cannot be read.
 pub fn read_secret_file(path: &Path, what: &'static str) -> Result<SecretText, ConfigError> {
-    read(path, what, "correct the path, or let this user read the file")
+    read(path, what, CORRECT)
 }
 
-fn credential(config: &Config, names: &[&str]) -> Option<PathBuf> {
-    let folder = config.credentials_dir.as_deref()?;
-    names.iter().map(|name| folder.join(name)).find(|path| path.exists())
+/// What to do where a file is named that is not there.
+const CORRECT: &str = "correct the path";
+
+/// The file of a secret that there need not be.
+fn optional(config: &Config, secret: Secret) -> Option<PathBuf> {
+    let file = named_or_handed_over(config, secret).or_else(|| {
+        let ours = matches!(config.unnamed_secrets, Unnamed::Gateways { .. });
+        ours.then(|| beside(config, secret)).filter(|file| file.path.exists())
+    });
+    file.map(|file| file.path)
 }
 
-fn read(path: &Path, what: &'static str, remedy: &'static str) -> Result<SecretText, ConfigError> {
+fn named_or_handed_over(config: &Config, secret: Secret) -> Option<SecretFile> {
+    if let Some(path) = secret.named(config) {
+        return Some(SecretFile { path: config.path(path), is_credential: false });
+    }
+    let Unnamed::Gateways { credentials_dir: Some(folder) } = &config.unnamed_secrets else {
+        return None;
+    };
+    let handed_over = secret.credentials().iter().map(|name| folder.join(name));
+    let path = handed_over.into_iter().find(|path| path.exists())?;
+    Some(SecretFile { path, is_credential: true })
+}
+
+fn beside(config: &Config, secret: Secret) -> SecretFile {
+    SecretFile { path: config.path(Path::new(secret.beside())), is_credential: false }
+}
+
+fn read(path: &Path, what: &'static str, absent: &'static str) -> Result<SecretText, ConfigError> {
     /// A secret is a line or a few: more is the wrong file.
     const MOST_BYTES: u64 = 1 << 20;
     let text = std::fs::metadata(path).and_then(|file| {
@@ -129,6 +202,15 @@ fn read(path: &Path, what: &'static str, remedy: &'static str) -> Result<SecretT
     });
     match text {
         Ok(text) => Ok(SecretText(text.trim_end_matches(['\r', '\n']).to_owned())),
-        Err(source) => Err(ConfigError::Secret { what, path: path.to_owned(), source, remedy }),
+        Err(source) => {
+            let remedy = match source.kind() {
+                io::ErrorKind::NotFound => absent,
+                io::ErrorKind::PermissionDenied => {
+                    "run this as root, or let this user read the file"
+                }
+                _ => "name the file that holds it",
+            };
+            Err(ConfigError::Secret { what, path: path.to_owned(), source, remedy })
+        }
     }
 }

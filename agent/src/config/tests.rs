@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use gatepost::model::Masquerade;
 
-use super::super::secret::{Secret, exposure};
+use super::super::secret::exposure;
 use super::super::value::Fwmark;
 use super::super::*;
 use super::*;
@@ -305,14 +305,31 @@ fn secrets_come_from_the_named_file_else_from_a_credential() {
     let scratch = scratch.with("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap());
     let read = |text: &str| {
         let config = scratch.load(text).unwrap();
-        read_secret(&config, Secret::DatabasePassword)
+        read_database_password(&config)
     };
     assert_eq!(read("").unwrap().unwrap().expose_text(), "from systemd");
     let named = "[database]\npassword_file = \"db.password\"";
     assert_eq!(read(named).unwrap().unwrap().expose_text(), "from the file");
     let error = read("[database]\npassword_file = \"gone\"").unwrap_err().to_string();
     assert!(error.starts_with("cannot read the database password from "), "{error}");
-    assert!(error.ends_with("correct the path, or let this user read the file"), "{error}");
+    assert!(error.ends_with("; correct the path"), "{error}");
+}
+
+#[test]
+fn what_nothing_hands_over_is_sought_beside_the_configuration() {
+    let mut config = Scratch::new().load("").unwrap();
+    let scratch = Scratch::new();
+    config.file = scratch.file("gatepost.toml", "");
+    assert!(read_database_password(&config).unwrap().is_none());
+    assert!(read_psk_keys(&config).unwrap().is_none());
+    scratch.file("db.password", "beside\n");
+    let keys = scratch.file("psk.keys", "k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=\n");
+    assert_eq!(read_database_password(&config).unwrap().unwrap().expose_text(), "beside");
+    assert_eq!(read_psk_keys(&config).unwrap().unwrap().key_ids().count(), 1);
+    assert!(secret_files(&config).contains(&keys), "they are looked at by `check`, too");
+
+    config.unnamed_secrets = Unnamed::Nowhere;
+    assert!(read_database_password(&config).unwrap().is_none(), "another role's password");
 }
 
 #[test]

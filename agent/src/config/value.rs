@@ -17,6 +17,15 @@ impl DatabaseUrl {
     pub fn expose_text(&self) -> &str {
         &self.0
     }
+
+    /// Whether it brings its own password.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        let (head, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
+        let (_, rest) = head.split_once("://").unwrap_or_default();
+        let login = authority(rest).split_once('@').map_or("", |(login, _)| login);
+        login.contains(':') || query.split('&').any(|pair| pair.starts_with("password="))
+    }
 }
 
 impl FromStr for DatabaseUrl {
@@ -29,11 +38,16 @@ impl FromStr for DatabaseUrl {
             return Err("is no database URL: write postgres://ROLE@HOST/DATABASE");
         };
         // The driver would take what follows the first for the host, and name it in its errors.
-        if rest.split(['/', '?']).next().unwrap_or_default().matches('@').count() > 1 {
+        if authority(rest).matches('@').count() > 1 {
             return Err("holds two @ before its host: write the one in the password as %40");
         }
         Ok(Self(text.to_owned()))
     }
+}
+
+/// Login and hosts, of a URL without its scheme.
+fn authority(rest: &str) -> &str {
+    rest.split(['/', '?']).next().unwrap_or_default()
 }
 
 impl fmt::Display for DatabaseUrl {
@@ -221,6 +235,15 @@ mod tests {
             "postgres://gw:p@ss@db/vpn".parse::<DatabaseUrl>(),
             Err("holds two @ before its host: write the one in the password as %40")
         );
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_noticed() {
+        let has = |text: &str| text.parse::<DatabaseUrl>().unwrap().has_password();
+        assert!(has("postgres://gw:s3cret@db1:5433/vpn"));
+        assert!(has("postgres:///vpn?host=/run/pg&password=s3cret"));
+        assert!(!has("postgres://gw@db1:5433/vpn"));
+        assert!(!has("postgres://db1:5433/vpn?user=gw&passfile=x:y@z"));
     }
 
     #[test]

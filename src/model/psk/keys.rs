@@ -109,6 +109,12 @@ impl PskKeys {
         self.0.iter().map(|(id, _)| id)
     }
 
+    /// Nothing opens, nothing seals.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn add(&mut self, line: &str) -> Result<(), PskLineError> {
         let mut words = line.split_whitespace();
         let (Some(key_id), Some(key), None) = (words.next(), words.next(), words.next()) else {
