@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 use gatepost::dataplane::nft::{ForeignDrop, Manager, foreign_drops};
 use gatepost::model::{InterfaceName, KeyText, PublicKey};
 use gatepost::store::{Store, StoreError};
+use ipnet::IpNet;
 
-use crate::config::{Config, exposure, read_private_key, secret_files};
+use crate::config::{Config, exposure, read_private_key, read_psk_keys, secret_files};
 use crate::database;
 use crate::exit::CommandError;
 
@@ -20,6 +21,8 @@ pub struct Facts {
     pub exposures: Vec<String>,
     /// The local private key's public key, or why there is none.
     pub public_key: Result<PublicKey, String>,
+    /// How many keys there are to open preshared keys with, or why they cannot be read.
+    pub psk_keys: Result<u64, String>,
     pub database: Result<DatabaseFacts, Trouble>,
     pub host: HostFacts,
     /// Chains of others that drop our packets, or why they could not be read.
@@ -45,7 +48,10 @@ pub struct DatabaseFacts {
     pub gateway_active: bool,
     /// WireGuard's UDP port; `None`: the row holds none that can be.
     pub listen_port: Option<u16>,
+    pub vpn_cidr: IpNet,
     pub peers: u64,
+    /// Those of them with a preshared key.
+    pub sealed_peers: u64,
     pub clock: Clock,
 }
 
@@ -92,6 +98,9 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         public_key: read_private_key(config)
             .map(|key| key.public_key())
             .map_err(|error| error.to_string()),
+        psk_keys: read_psk_keys(config)
+            .map(|keys| keys.map_or(0, |keys| keys.key_ids().count() as u64))
+            .map_err(|error| error.to_string()),
         host: read_host(Path::new("/"), &config.interface.name),
         foreign_drops: foreign_drops(&config.interface.name, listen_port)
             .map_err(|error| error.to_string()),
@@ -120,6 +129,8 @@ async fn ask_database(config: &Config) -> Result<DatabaseFacts, Trouble> {
         gateway_key: rows.gateway.public_key,
         gateway_active: rows.gateway.active,
         listen_port: u16::try_from(rows.gateway.listen_port).ok().filter(|port| *port != 0),
+        vpn_cidr: rows.gateway.vpn_cidr,
+        sealed_peers: rows.peers.iter().filter(|peer| peer.preshared_key.is_some()).count() as u64,
         peers: rows.peers.len() as u64,
         clock,
     })

@@ -2,68 +2,14 @@
 
 use std::time::Duration;
 
-use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager};
-use gatepost::model::{InterfaceName, KeyText};
-use serde::Serialize;
+use gatepost::model::KeyText;
+use ipnet::IpNet;
 
 use super::facts::{Clock, DatabaseFacts, Facts, HostFacts, Trouble};
+use super::finding::{Finding, Level};
+use super::firewall::firewall;
 use crate::config::{Backend, Config};
-use crate::exit::Exit;
 use crate::output::{count, span};
-
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    Ok,
-    /// Good to know; nothing is known to be wrong.
-    Note,
-    /// Something does not work, or may stop working.
-    Warning,
-    /// The configuration is wrong: no restart will help.
-    Wrong,
-}
-
-/// One thing that was looked at. The fields are stable: `check --json` prints them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    pub level: Level,
-    /// What was looked at, in one word.
-    pub subject: &'static str,
-    /// What was found.
-    pub text: String,
-    /// What to do; `null` where nothing needs to be done.
-    pub remedy: Option<String>,
-}
-
-impl Finding {
-    fn ok(subject: &'static str, text: impl Into<String>) -> Self {
-        Self { level: Level::Ok, subject, text: text.into(), remedy: None }
-    }
-
-    fn note(subject: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { level: Level::Note, remedy: Some(remedy.into()), ..Self::ok(subject, text) }
-    }
-
-    fn warning(subject: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { level: Level::Warning, remedy: Some(remedy.into()), ..Self::ok(subject, text) }
-    }
-
-    /// A wrong configuration. Its text says the way out itself, as every error does.
-    pub fn wrong(subject: &'static str, text: impl Into<String>) -> Self {
-        Self { level: Level::Wrong, ..Self::ok(subject, text) }
-    }
-}
-
-/// The exit code that the worst finding asks for.
-#[must_use]
-pub fn exit(findings: &[Finding]) -> Exit {
-    match findings.iter().map(|finding| finding.level).max() {
-        None | Some(Level::Ok | Level::Note) => Exit::Success,
-        Some(Level::Warning) => Exit::Failure,
-        Some(Level::Wrong) => Exit::Config,
-    }
-}
 
 /// Judges everything, in the order in which an operator would look.
 #[must_use]
@@ -71,7 +17,9 @@ pub fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![configuration(config)];
     let warn = |text: &String| Finding::warning("config", text, "correct or remove it");
     findings.extend(facts.warnings.iter().map(warn));
-    findings.extend(key(facts));
+    findings.extend(gateway(config, facts));
+    findings.push(key(config, facts));
+    findings.extend(psk_keys(facts));
     findings.extend(
         facts
             .exposures
@@ -80,7 +28,7 @@ pub fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
     );
     findings.extend(database(facts));
     findings.push(wireguard(config.interface.backend, &facts.host));
-    findings.extend(forwarding(&facts.host));
+    findings.extend(forwarding(config, facts));
     findings.extend(reverse_path(config, &facts.host));
     findings.extend(conntrack(facts));
     findings.extend(mtu(config, &facts.host));
@@ -96,14 +44,31 @@ fn configuration(config: &Config) -> Finding {
     }
 }
 
-fn key(facts: &Facts) -> Option<Finding> {
+/// Whether the role that logs in acts for the gateway that the configuration names. The loop
+/// refuses any other.
+fn gateway(config: &Config, facts: &Facts) -> Option<Finding> {
+    let name = config.gateway_name().ok()?;
+    let bound = &facts.database.as_ref().ok()?.gateway_name;
+    (bound != name).then(|| {
+        let text = format!(
+            "the database's role acts for gateway {bound}, the configuration says {name}: correct \
+             [gateway] name or the role in [database] url, or bind the role with `gatepost grant`"
+        );
+        Finding::wrong("gateway", text)
+    })
+}
+
+fn key(config: &Config, facts: &Facts) -> Finding {
     let ours = match &facts.public_key {
         Ok(key) => *key,
-        Err(why) => return Some(Finding::wrong("key", why)),
+        Err(why) => return Finding::wrong("key", why),
     };
     let database = facts.database.as_ref().ok();
-    Some(match database.map(|database| &database.gateway_key) {
+    match database.map(|database| &database.gateway_key) {
         None => Finding::ok("key", format!("{ours}; not compared with the database")),
+        Some(_) if gateway(config, facts).is_some() => {
+            Finding::ok("key", format!("{ours}; not compared with another gateway's row"))
+        }
         Some(KeyText::Key(key)) if *key == ours => {
             Finding::ok("key", format!("{ours}, as in the gateway's row"))
         }
@@ -121,7 +86,22 @@ fn key(facts: &Facts) -> Option<Finding> {
                  with `gatepost enroll`"
             ),
         ),
-    })
+    }
+}
+
+fn psk_keys(facts: &Facts) -> Option<Finding> {
+    let sealed = facts.database.as_ref().map_or(0, |database| database.sealed_peers);
+    match &facts.psk_keys {
+        Err(why) => Some(Finding::wrong("psk_keys", why)),
+        Ok(0) if sealed == 0 => None,
+        Ok(0) => Some(Finding::warning(
+            "psk_keys",
+            format!("{} with a preshared key, and no key here to open it", count(sealed, "peer")),
+            "name the file in gateway.psk_keys_file, or put it beside the configuration as \
+             psk.keys; what only the unit hands to its agent is not seen here",
+        )),
+        Ok(keys) => Some(Finding::ok("psk_keys", count(*keys, "key"))),
+    }
 }
 
 fn database(facts: &Facts) -> Vec<Finding> {
@@ -187,25 +167,48 @@ fn wireguard(backend: Backend, host: &HostFacts) -> Finding {
     }
 }
 
-fn forwarding(host: &HostFacts) -> Vec<Finding> {
-    let families = [
-        ("IPv4", host.forwarding_ipv4, "net.ipv4.ip_forward"),
-        ("IPv6", host.forwarding_ipv6, "net.ipv6.conf.all.forwarding"),
-    ];
-    let judge = |(family, value, key): (&str, Option<u64>, &str)| match value {
-        Some(0) => Finding::warning(
-            "forwarding",
-            format!("{family} is not forwarded: peers reach this host and no other"),
-            format!("sysctl -w {key}=1, and write it to /etc/sysctl.d/"),
-        ),
-        Some(_) => Finding::ok("forwarding", format!("{family} is forwarded")),
-        None => Finding::note(
-            "forwarding",
-            format!("this kernel has no {family}"),
-            format!("nothing, unless peers need {family}"),
-        ),
-    };
-    families.map(judge).into()
+fn forwarding(config: &Config, facts: &Facts) -> Vec<Finding> {
+    let host = &facts.host;
+    // A host that forwards IPv6 stops listening to router advertisements unless told otherwise: one
+    // that has its address from them would go off the net.
+    let uplink = host.uplink.as_ref().map_or("UPLINK", |(name, _)| name.as_str());
+    let forward_ipv6 = format!(
+        "sysctl -w net.ipv6.conf.{uplink}.accept_ra=2 net.ipv6.conf.all.forwarding=1, in this \
+         order, and write both to /etc/sysctl.d/"
+    );
+    let forward_ipv4 = "sysctl -w net.ipv4.ip_forward=1, and write it to /etc/sysctl.d/";
+    let (ipv4, ipv6) = families_in_use(config, facts);
+    vec![
+        forwarding_of("IPv4", ipv4, host.forwarding_ipv4, forward_ipv4),
+        forwarding_of("IPv6", ipv6, host.forwarding_ipv6, &forward_ipv6),
+    ]
+}
+
+fn forwarding_of(family: &str, is_used: bool, value: Option<u64>, remedy: &str) -> Finding {
+    let unless = format!("nothing, unless peers need {family}");
+    match (value, is_used) {
+        (Some(0), true) => {
+            let text = format!("{family} is not forwarded: peers reach this host and no other");
+            Finding::warning("forwarding", text, remedy)
+        }
+        (Some(0), false) => {
+            let text = format!("{family} is not forwarded, and no peer has an address of it");
+            Finding::note("forwarding", text, unless)
+        }
+        (Some(_), _) => Finding::ok("forwarding", format!("{family} is forwarded")),
+        (None, _) => Finding::note("forwarding", format!("this kernel has no {family}"), unless),
+    }
+}
+
+/// Whether peers have IPv4 addresses, and IPv6 ones. IPv4 while the database does not tell.
+fn families_in_use(config: &Config, facts: &Facts) -> (bool, bool) {
+    let pool = facts.database.as_ref().map(|database| database.vpn_cidr);
+    let interface = &config.interface;
+    let named = interface.addresses.iter().chain(&interface.site_prefixes).copied();
+    let prefixes: Vec<IpNet> = named.chain(pool.clone().ok()).collect();
+    let has = |is_family: fn(&IpNet) -> bool| prefixes.iter().any(is_family);
+    let has_ipv4 = has(|prefix| matches!(prefix, IpNet::V4(_)));
+    (has_ipv4 || pool.is_err(), has(|prefix| matches!(prefix, IpNet::V6(_))))
 }
 
 /// Strict filtering (RFC 3704, section 2.2) drops what comes in by another link than the answer
@@ -272,91 +275,6 @@ fn networkd(config: &Config, host: &HostFacts) -> Option<Finding> {
              and restart systemd-networkd",
         )
     })
-}
-
-/// What drops packets that our policies allow. Where the chains cannot be read, who is here is all
-/// that is known.
-fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
-    let host = &facts.host;
-    let mut findings = match &facts.foreign_drops {
-        Ok(drops) => drops.iter().map(|found| foreign_drop(config, facts, found)).collect(),
-        Err(why) => vec![Finding::note(
-            "firewall",
-            format!("whether others drop our packets was not seen: {why}"),
-            "run this command as root",
-        )],
-    };
-    if facts.foreign_drops.is_err() || host.legacy_filter {
-        findings.extend(host.neighbours.iter().map(|manager| neighbour(config, *manager)));
-    }
-    if host.legacy_filter {
-        findings.push(Finding::note(
-            "firewall",
-            "iptables-legacy filters here too; its chains are not read",
-            format!(
-                "if packets that `gatepost explain` allows vanish: iptables-legacy -I FORWARD -i {0} \
-                 -j ACCEPT, and -o {0}",
-                config.interface.name
-            ),
-        ));
-    }
-    if findings.is_empty() {
-        findings.push(Finding::ok("firewall", "no chain of others drops what a policy allows"));
-    }
-    findings
-}
-
-fn foreign_drop(config: &Config, facts: &Facts, found: &ForeignDrop) -> Finding {
-    let link = &config.interface.name;
-    let database = facts.database.as_ref().ok();
-    let port = database.and_then(|database| database.listen_port).unwrap_or_default();
-    let what = match found.hook {
-        Hook::Forward => format!("what peers send, for no rule of it names {link}"),
-        Hook::Input => {
-            format!("what is sent to this host, for no rule of it names {link} or {port}")
-        }
-    };
-    let ForeignDrop { family, table, chain, .. } = found;
-    let remedy = match (found.manager, found.hook) {
-        (Some(manager), Hook::Forward) => forward_remedy(manager, link),
-        (Some(Manager::Firewalld), Hook::Input) => {
-            format!("firewall-cmd --permanent --add-port={port}/udp, then --reload")
-        }
-        (Some(Manager::Ufw), Hook::Input) => format!("ufw allow {port}/udp"),
-        (_, Hook::Input) => format!(
-            "nft insert rule {family} {table} {chain} udp dport {port} accept, and iifname {link} \
-             accept; keep them where the ruleset is kept"
-        ),
-        (None, Hook::Forward) => format!(
-            "nft insert rule {family} {table} {chain} iifname {link} accept, and oifname {link} \
-             accept; keep them where the ruleset is kept"
-        ),
-    };
-    Finding::warning("firewall", format!("{found} drops {what}"), remedy)
-}
-
-fn forward_remedy(manager: Manager, link: &InterfaceName) -> String {
-    match manager {
-        Manager::Docker => format!("iptables -I DOCKER-USER -i {link} -j ACCEPT, and -o {link}"),
-        Manager::Firewalld => {
-            format!("firewall-cmd --permanent --zone=trusted --add-interface={link}, then --reload")
-        }
-        Manager::Ufw => format!("ufw route allow in on {link}, and out on {link}"),
-    }
-}
-
-fn neighbour(config: &Config, manager: Manager) -> Finding {
-    let who = match manager {
-        Manager::Docker => "Docker",
-        Manager::Firewalld => "firewalld",
-        Manager::Ufw => "ufw",
-    };
-    let remedy = forward_remedy(manager, &config.interface.name);
-    Finding::note(
-        "firewall",
-        format!("{who} filters here too, and its drop is final"),
-        format!("if packets that `gatepost explain` allows vanish: {remedy}"),
-    )
 }
 
 #[cfg(test)]

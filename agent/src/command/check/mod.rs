@@ -1,13 +1,15 @@
 //! `gatepost check`: what keeps this gateway from working, each with its remedy.
 
 mod facts;
+mod finding;
+mod firewall;
 mod judge;
 
 use crate::config::{Source, load};
 use crate::exit::{CommandError, Exit};
 use crate::output::{self, Style, Tone, count, harmless};
 
-use judge::{Finding, Level};
+use finding::{Finding, Level};
 
 /// Looks at everything and prints what it finds.
 ///
@@ -23,7 +25,7 @@ pub fn check(source: Source, json: bool) -> Result<Exit, CommandError> {
     } else {
         output::print(&describe(&findings, Style::of_stdout()))?;
     }
-    Ok(judge::exit(&findings))
+    Ok(finding::exit(&findings))
 }
 
 fn describe(findings: &[Finding], style: Style) -> String {

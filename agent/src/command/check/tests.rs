@@ -1,6 +1,9 @@
+use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager};
 use gatepost::model::PublicKey;
 
+use super::super::finding::exit;
 use super::*;
+use crate::exit::Exit;
 
 const OURS: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 const OTHER: &str = "4V5ShwAxMwr1PyLW4mZs0CjWBpSMLMDJiyDdLCT3XnE=";
@@ -21,6 +24,7 @@ fn healthy() -> Facts {
         warnings: vec![],
         exposures: vec![],
         public_key: Ok(key(OURS)),
+        psk_keys: Ok(0),
         database: Ok(DatabaseFacts {
             place: "database vpn at db1:5432 as role gw".into(),
             schema_version: 8,
@@ -28,7 +32,9 @@ fn healthy() -> Facts {
             gateway_key: KeyText::Key(key(OURS)),
             gateway_active: true,
             listen_port: Some(51820),
+            vpn_cidr: "10.99.0.0/16".parse().unwrap(),
             peers: 100,
+            sealed_peers: 0,
             clock: Clock::Ahead(Duration::from_millis(20)),
         }),
         host: HostFacts {
@@ -78,6 +84,48 @@ fn another_key_than_the_rows_is_a_wrong_configuration_and_names_both() {
     let (texts, exit) = with_database(|database| database.gateway_key = KeyText::parse("pending"));
     assert_eq!(exit, Exit::Config);
     assert!(texts[0].contains("\"pending\", which is not base64"), "{texts:?}");
+}
+
+#[test]
+fn a_role_of_another_gateway_is_a_wrong_configuration_and_no_wrong_key() {
+    let (texts, exit) = with_database(|database| {
+        database.gateway_name = "ber-1".into();
+        database.gateway_key = KeyText::Key(key(OTHER));
+    });
+    assert_eq!((texts.len(), exit), (1, Exit::Config));
+    let said =
+        "gateway: the database's role acts for gateway ber-1, the configuration says fra-1: ";
+    assert!(texts[0].starts_with(said), "{texts:?}");
+}
+
+#[test]
+fn keys_that_cannot_be_read_are_wrong_and_keys_that_are_missed_a_warning() {
+    let (texts, exit) = found(|_, facts| facts.psk_keys = Err("psk.keys: line 1".into()));
+    assert_eq!((texts, exit), (vec!["psk_keys: psk.keys: line 1".to_owned()], Exit::Config));
+    let (texts, exit) = with_database(|database| database.sealed_peers = 3);
+    assert_eq!((texts.len(), exit), (1, Exit::Failure));
+    assert!(texts[0].starts_with("psk_keys: 3 peers with a preshared key, and no key here"));
+    let (texts, _) = found(|_, facts| {
+        facts.psk_keys = Ok(2);
+        facts.database.as_mut().unwrap().sealed_peers = 3;
+    });
+    assert_eq!(texts, [""; 0]);
+}
+
+#[test]
+fn a_family_that_no_peer_has_needs_no_forwarding() {
+    let (texts, exit) = found(|_, facts| facts.host.forwarding_ipv6 = Some(0));
+    let note = "forwarding: IPv6 is not forwarded, and no peer has an address of it -> nothing, \
+                unless peers need IPv6";
+    assert_eq!((texts, exit), (vec![note.to_owned()], Exit::Success));
+    let (texts, exit) = found(|_, facts| {
+        facts.host.forwarding_ipv6 = Some(0);
+        facts.database.as_mut().unwrap().vpn_cidr = "fd00:9::/64".parse().unwrap();
+    });
+    let warning = "forwarding: IPv6 is not forwarded: peers reach this host and no other -> sysctl \
+                   -w net.ipv6.conf.eth0.accept_ra=2 net.ipv6.conf.all.forwarding=1, in this \
+                   order, and write both to /etc/sysctl.d/";
+    assert_eq!((texts, exit), (vec![warning.to_owned()], Exit::Failure));
 }
 
 #[test]
