@@ -76,7 +76,8 @@ async fn serve(
     }
     around.spawn(control.serve(watcher.clone()));
     around.spawn(signals.obey(watcher, Arc::new(stop)));
-    Ok(if once { prepared.run_once(end).await? } else { prepared.run(end).await? })
+    if once { prepared.run_once(end).await } else { prepared.run(end).await }?;
+    Ok(())
 }
 
 struct Signals {

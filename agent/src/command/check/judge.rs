@@ -205,7 +205,7 @@ fn families_in_use(config: &Config, facts: &Facts) -> (bool, bool) {
     let pool = facts.database.as_ref().map(|database| database.vpn_cidr);
     let interface = &config.interface;
     let named = interface.addresses.iter().chain(&interface.site_prefixes).copied();
-    let prefixes: Vec<IpNet> = named.chain(pool.clone().ok()).collect();
+    let prefixes: Vec<IpNet> = named.chain(pool.ok()).collect();
     let has = |is_family: fn(&IpNet) -> bool| prefixes.iter().any(is_family);
     let has_ipv4 = has(|prefix| matches!(prefix, IpNet::V4(_)));
     (has_ipv4 || pool.is_err(), has(|prefix| matches!(prefix, IpNet::V6(_))))
