@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tracing::debug;
 
 use super::cache::Keeper;
-use super::event::{Mode, ReadAnswer, ReadKind};
+use super::event::{Mode, ReadAnswer, ReadKind, Sent};
 use super::ledger::Report;
 use super::mode::{Chosen, SyncMode, choose};
 use super::shell::RunError;
@@ -37,8 +37,16 @@ pub(super) async fn connect(
     Ok(Connection { hello, chosen })
 }
 
-/// Writes a report. Returns what was not taken.
-pub(super) async fn send(store: &Store, mut report: Report) -> (Report, Option<StoreError>) {
+/// Writes a report. Each part by itself: what is wrong with one must not keep the others back.
+pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
+    let (mut refused, mut errors) = (Vec::new(), Vec::new());
+    if let Some(as_of) = report.synced_as_of {
+        match store.synced(as_of).await {
+            // Somebody holds the row: the next beat says it again.
+            Ok(_) => report.synced_as_of = None,
+            Err(error) => errors.push(error),
+        }
+    }
     let handshakes: Vec<Handshake> = report
         .handshakes
         .iter()
@@ -51,23 +59,18 @@ pub(super) async fn send(store: &Store, mut report: Report) -> (Report, Option<S
     if !handshakes.is_empty() {
         match store.report(&handshakes).await {
             Ok(reported) => report.handshakes.retain(|id, _| reported.skipped.contains(id)),
-            Err(error) => return (report, Some(error)),
+            Err(error) => errors.push(error),
         }
     }
     if !report.audit.is_empty() {
-        match store.audit(&report.audit).await {
-            Ok(()) => report.audit.clear(),
-            Err(error) => return (report, Some(error)),
-        }
+        let audited = store.audit(&report.audit).await;
+        report.audit.drain(..audited.settled);
+        refused.extend(audited.refused.iter().map(|(entry, error)| {
+            format!("{} {:?}: {}", entry.event.word(), entry.message, chain(error))
+        }));
+        errors.extend(audited.error);
     }
-    if let Some(as_of) = report.synced_as_of {
-        match store.synced(as_of).await {
-            // Somebody holds the row: the next beat says it again.
-            Ok(_) => report.synced_as_of = None,
-            Err(error) => return (report, Some(error)),
-        }
-    }
-    (report, None)
+    Sent { left: report, refused, error: errors.first().map(|error| chain(error)) }
 }
 
 /// What reading leaves behind for the next read, and for the next boot.

@@ -51,11 +51,7 @@ pub enum Event {
     Glanced(Result<Glance, String>),
     /// The reading comes back as what the kernel acknowledged.
     Applied(Outcome, Box<ObservedState>),
-    /// What of a report was not taken, and why if something failed.
-    Reported {
-        left: Report,
-        error: Option<String>,
-    },
+    Reported(Sent),
     /// An operator wants everything compared.
     Resync,
     /// An operator confirms the removal that was held back.
@@ -73,6 +69,17 @@ pub enum ReadAnswer {
     },
     Changed(ChangedRows),
     Everything(Box<SnapshotRows>),
+}
+
+/// What became of a report.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// What was not taken.
+    pub left: Report,
+    /// Audit entries that the database will never take, each with why.
+    pub refused: Vec<String>,
+    /// Why something is left.
+    pub error: Option<String>,
 }
 
 /// Something to do. At most one of `Read`, `Observe`, `Glance` and `Apply` is under way at any time,
@@ -160,6 +167,11 @@ pub enum Note {
     NotifyMissed,
     ReportFailed {
         error: String,
+    },
+    /// So many audit entries are lost: the database refuses what they say.
+    AuditRefused {
+        entries: usize,
+        first: String,
     },
     Stale {
         since: Duration,

@@ -35,6 +35,8 @@ pub struct Ledger {
     open: Report,
     /// Audit entries that were dropped because the database was away for too long.
     pub dropped_audit_entries: u64,
+    /// Audit entries that the database refused for what they say.
+    pub refused_audit_entries: u64,
 }
 
 impl Ledger {

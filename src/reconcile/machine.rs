@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::event::{Action, Event, Mode, Note, Now, ReadKind};
+use super::event::{Action, Event, Mode, Note, Now, ReadKind, Sent};
 use super::ledger::Ledger;
 use super::pass::Pass;
 use super::session::Sessions;
@@ -268,9 +268,13 @@ impl Machine {
                 self.observed = Some(*observed);
                 self.take_outcome(outcome, now, actions);
             }
-            Event::Reported { left, error } => {
+            Event::Reported(Sent { left, refused, error }) => {
                 self.reporting = false;
                 self.ledger.put_back(left);
+                if let Some(first) = refused.first().cloned() {
+                    self.ledger.refused_audit_entries += refused.len() as u64;
+                    actions.push(Action::Say(Note::AuditRefused { entries: refused.len(), first }));
+                }
                 if let Some(error) = error {
                     self.due.report = now.instant + self.backoff.next_wait();
                     actions.push(Action::Say(Note::ReportFailed { error }));

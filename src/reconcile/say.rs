@@ -31,6 +31,7 @@ pub(super) fn say(note: &Note) {
             warn!(steps, retry_in_ms = retry_in.as_millis(), "{note}");
         }
         Note::Quarantined { peer, name, reason } => warn!(%peer, name, reason, "{note}"),
+        Note::AuditRefused { entries, .. } => warn!(entries, "{note}"),
         Note::Stale { since, policy } => {
             warn!(away_secs = since.as_secs(), ?policy, "{note}");
         }
@@ -100,6 +101,13 @@ impl fmt::Display for Note {
                 f.write_str("a change was found by the timer: its notification never came")
             }
             Self::ReportFailed { error } => write!(f, "the report waits for the next try: {error}"),
+            Self::AuditRefused { entries, first } => {
+                write!(f, "the database refuses an audit entry, which is left out: {first}")?;
+                match entries.saturating_sub(1) {
+                    0 => Ok(()),
+                    more => write!(f, "; and {more} more"),
+                }
+            }
             Self::Stale { since, policy } => write!(
                 f,
                 "the database has been away for {} s, longer than [stale] after: {}",

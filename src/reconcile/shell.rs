@@ -250,10 +250,7 @@ impl<D: Host> Shell<D> {
             }
             Action::Report(report) => {
                 let store = self.store.clone();
-                self.spawn(async move {
-                    let (left, error) = send(&store, report).await;
-                    Event::Reported { left, error: error.map(|error| chain(&error)) }
-                });
+                self.spawn(async move { Event::Reported(send(&store, report).await) });
             }
         }
     }

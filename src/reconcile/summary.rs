@@ -147,6 +147,12 @@ impl Machine {
                 self.ledger.dropped_audit_entries
             ));
         }
+        if self.ledger.refused_audit_entries > 0 {
+            warnings.push(format!(
+                "{} audit entries were refused by the database and left out: the journal says why",
+                self.ledger.refused_audit_entries
+            ));
+        }
         warnings
     }
 

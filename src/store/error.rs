@@ -82,6 +82,19 @@ impl StoreError {
         }
     }
 
+    /// Whether it is what the statement's values say that was refused, by a type, a constraint or a
+    /// trigger: the same call with other values may succeed at once.
+    pub(super) fn is_of_the_values(&self) -> bool {
+        /// Data exception, integrity constraint violation, `raise` in PL/pgSQL, our own.
+        const CLASSES: [&str; 4] = ["22", "23", "P0", "GP"];
+        match self {
+            Self::Query { source, .. } => source
+                .code()
+                .is_some_and(|code| CLASSES.iter().any(|class| code.code().starts_with(class))),
+            _ => false,
+        }
+    }
+
     /// Sorts an error of the driver by what an operator can do about it.
     pub(super) fn of(place: &Place, doing: &'static str, source: tokio_postgres::Error) -> Self {
         let place = Box::new(place.clone());

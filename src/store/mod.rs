@@ -30,7 +30,7 @@ pub use listen::Listener;
 pub use migrate::{Migration, SCHEMA_VERSION, migrate, pending};
 pub use options::{ConnectOptions, Password, Tls};
 pub use poll::Polled;
-pub use report::{AuditEntry, AuditEvent, AuditStatus, Entity, Handshake, Reported};
+pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake, Reported};
 pub use snapshot::Cursor;
 
 /// One gateway's database. Cheap to clone: the clones share their connections.

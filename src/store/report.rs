@@ -7,11 +7,14 @@ use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::connect::Lease;
 use super::{Store, StoreError};
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId};
 
 /// Rows in one statement: few enough to hold their locks for milliseconds.
 const BATCH: usize = 1_000;
+
+const AUDITING: &str = "write audit entries";
 
 /// One device's latest handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,10 +112,21 @@ pub struct AuditEntry {
     pub metadata: Value,
 }
 
+/// What became of audit entries.
+#[derive(Debug, Default)]
+pub struct Audited {
+    /// So many, from the first on, are settled: written, or never to be written.
+    pub settled: usize,
+    /// Those of the settled that the database will never take, each with why.
+    pub refused: Vec<(AuditEntry, StoreError)>,
+    /// Why the others wait.
+    pub error: Option<StoreError>,
+}
+
 impl AuditEntry {
     fn json(&self) -> Value {
         let (entity_type, entity_id) = self.entity.type_and_id();
-        json!({
+        without_nul(json!({
             "event_type": self.event.word(),
             "entity_type": entity_type,
             "entity_id": entity_id,
@@ -121,7 +135,20 @@ impl AuditEntry {
             "status": self.status.word(),
             "message": self.message,
             "metadata": self.metadata,
-        })
+        }))
+    }
+}
+
+/// Postgres keeps no NUL in text, in no escape either.
+fn without_nul(value: Value) -> Value {
+    let clean = |text: String| text.replace('\0', "\u{fffd}");
+    match value {
+        Value::String(text) => clean(text).into(),
+        Value::Array(values) => values.into_iter().map(without_nul).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (clean(name), without_nul(value))).collect()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => value,
     }
 }
 
@@ -174,24 +201,39 @@ impl Store {
         super::decode::Columns::of(&row, DOING).get(0)
     }
 
-    /// Appends entries to `audit_logs`, in batches, in order.
-    ///
-    /// # Errors
-    /// Any [`StoreError`] of the connection or of the role's rights; batches before it are written.
-    pub async fn audit(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
-        const DOING: &str = "write audit entries";
-        let lease = self.lease(DOING).await?;
-        for batch in entries.chunks(BATCH) {
-            // Postgres keeps no NUL in text, in no escape either.
-            let text = Value::from(batch.iter().map(AuditEntry::json).collect::<Vec<_>>())
-                .to_string()
-                .replace("\\u0000", "\u{fffd}");
-            let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
-                [(&text, Type::TEXT)];
-            let query = "select gatepost.audit($1::jsonb)";
-            self.within(DOING, lease.query_typed(query, &parameters)).await?;
+    /// Appends entries to `audit_logs`, in batches, in order. One that the database refuses for what
+    /// it says is left out alone: a refused batch is halved until it is found.
+    pub async fn audit(&self, entries: &[AuditEntry]) -> Audited {
+        let mut audited = Audited::default();
+        let lease = match self.lease(AUDITING).await {
+            Ok(lease) => lease,
+            Err(error) => return Audited { error: Some(error), ..audited },
+        };
+        let mut left: Vec<&[AuditEntry]> = entries.chunks(BATCH).rev().collect();
+        while let Some(batch) = left.pop() {
+            match (self.append(&lease, batch).await, batch) {
+                (Ok(()), _) => audited.settled += batch.len(),
+                (Err(error), [entry]) if error.is_of_the_values() => {
+                    audited.settled += 1;
+                    audited.refused.push((entry.clone(), error));
+                }
+                (Err(error), _) if error.is_of_the_values() => {
+                    let (first, second) = batch.split_at(batch.len() / 2);
+                    left.extend([second, first]);
+                }
+                (Err(error), _) => return Audited { error: Some(error), ..audited },
+            }
         }
         lease.done();
+        audited
+    }
+
+    async fn append(&self, lease: &Lease, batch: &[AuditEntry]) -> Result<(), StoreError> {
+        let text = Value::from_iter(batch.iter().map(AuditEntry::json)).to_string();
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
+            [(&text, Type::TEXT)];
+        let query = "select gatepost.audit($1::jsonb)";
+        self.within(AUDITING, lease.query_typed(query, &parameters)).await?;
         Ok(())
     }
 

@@ -27,3 +27,25 @@ fn reports_wake_nobody() {
     lab.database.exec("update policies set priority = 1; update devices set status = 'revoked'");
     eventually("a change that matters is heard", || listener.count() > 0);
 }
+
+#[test]
+fn audit_entries_that_are_refused_do_not_stop_last_sync() {
+    let lab = Lab::open();
+    lab.database.exec(
+        "create function refuse() returns trigger language plpgsql as $$ begin
+             raise exception 'no gateway writes here';
+         end $$;
+         create trigger refuse before insert on audit_logs
+             for each row when (new.event_type like 'gateway.%') execute function refuse()",
+    );
+    let _agent = lab.start();
+    for _ in 0..2 {
+        let last =
+            lab.database.value("select coalesce(max(last_sync_at), '-infinity') from gateways");
+        let newer = format!("exists (select from gateways where last_sync_at > '{last}')");
+        eventually("a heartbeat", || lab.database.holds(&newer));
+    }
+    eventually("the journal names it", || {
+        lab.log().contains("the database refuses an audit entry, which is left out: gateway.")
+    });
+}

@@ -104,7 +104,7 @@ async fn audit_entries_are_stamped_with_the_gateway() {
         metadata,
     };
     let forged = serde_json::json!({ "gateway_id": "somebody else", "flows": 3 });
-    world
+    let audited = world
         .store
         .audit(&[
             entry(AuditEvent::PeerRevoked, Entity::Device(DeviceId(ann.device)), forged),
@@ -114,8 +114,8 @@ async fn audit_entries_are_stamped_with_the_gateway() {
                 serde_json::Value::String("x".repeat(20_000)),
             ),
         ])
-        .await
-        .unwrap();
+        .await;
+    assert_eq!((audited.settled, audited.refused.len()), (2, 0), "{audited:?}");
     let written = format!(
         "select count(*) from audit_logs where metadata ->> 'gateway_id' = '{0}' \
          and actor_device_id = '{1}' and ip_address = '192.0.2.7' and status = 'success'
@@ -145,7 +145,77 @@ async fn what_is_wrong_with_a_row_is_audited_once_until_it_is_something_else() {
     };
     let rows = "select count(*) from audit_logs where event_type = 'peer.quarantined'";
     for (message, count) in [("bad key", 1), ("bad key", 1), ("no pool", 2), ("bad key", 3)] {
-        world.store.audit(&[entry(message)]).await.unwrap();
+        assert_eq!(world.store.audit(&[entry(message)]).await.settled, 1);
         assert_eq!(world.count(rows).await, count, "after {message:?}");
+    }
+}
+
+fn started(message: String) -> AuditEntry {
+    AuditEntry {
+        event: AuditEvent::GatewayStarted,
+        entity: Entity::Gateway(GatewayId(uuid::Uuid::nil())),
+        device_id: None,
+        ip_address: None,
+        status: AuditStatus::Success,
+        metadata: serde_json::json!({ "of": &message }),
+        message,
+    }
+}
+
+/// A trigger of the user's on `audit_logs` that refuses entries of this message with this SQLSTATE.
+async fn refuse(world: &World, messages: &str, state: &str) {
+    world
+        .run(&format!(
+            "create or replace function refuse() returns trigger language plpgsql as $$ begin
+                 raise exception 'not this one' using errcode = '{state}';
+             end $$;
+             drop trigger if exists refuse on audit_logs;
+             create trigger refuse before insert on audit_logs
+                 for each row when (new.message in ({messages})) execute function refuse()"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn an_audit_entry_that_is_refused_is_the_only_one_lost() {
+    let world = World::new().await;
+    let entries: Vec<_> = (0..2_500).map(|number| started(format!("{number}"))).collect();
+    refuse(&world, "'7', '1999'", "P0001").await;
+    let audited = world.store.audit(&entries).await;
+    assert_eq!(audited.settled, 2_500, "{:?}", audited.error);
+    let refused: Vec<_> = audited.refused.iter().map(|(entry, _)| &*entry.message).collect();
+    assert_eq!(refused, ["7", "1999"]);
+    let written = "select count(*) from audit_logs where event_type = 'gateway.started'";
+    assert_eq!(world.count(written).await, 2_498);
+    assert!(audited.refused[0].1.to_string().contains("not this one"));
+}
+
+#[tokio::test]
+async fn audit_entries_that_were_written_are_not_sent_again() {
+    let world = World::new().await;
+    let entries: Vec<_> = (0..2_500).map(|number| started(format!("{number}"))).collect();
+    refuse(&world, "'1500'", "40001").await;
+    let audited = world.store.audit(&entries).await;
+    assert_eq!((audited.settled, audited.refused.len()), (1_000, 0));
+    assert!(audited.error.unwrap().is_transient());
+    world.run("drop trigger refuse on audit_logs").await;
+    assert_eq!(world.store.audit(&entries[audited.settled..]).await.settled, 1_500);
+    let twice = "select count(*) - count(distinct message) from audit_logs \
+                 where event_type = 'gateway.started'";
+    assert_eq!(world.count(twice).await, 0);
+}
+
+#[tokio::test]
+async fn whatever_a_device_is_called_its_entry_is_written() {
+    let world = World::new().await;
+    let names = ["a NUL \0", r"six characters \u0000", r"a backslash \"];
+    let entries: Vec<_> = names.map(|name| started(name.to_owned())).into();
+    let audited = world.store.audit(&entries).await;
+    assert!(audited.refused.is_empty() && audited.error.is_none(), "{audited:?}");
+    let rows = world.admin.query("select message, metadata ->> 'of' from audit_logs", &[]).await;
+    let kept: Vec<(String, String)> =
+        rows.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+    for name in names.map(|name| name.replace('\0', "\u{fffd}")) {
+        assert!(kept.contains(&(name.clone(), name.clone())), "{name:?} in {kept:?}");
     }
 }

@@ -9,8 +9,8 @@ use gatepost::model::{DesiredState, ObservedFirewall, ObservedState};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelKernel, Scope, plan};
 use gatepost::reconcile::{
-    Action, Event, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, Report, StaleOptions,
-    StalePolicy, Timing,
+    Action, Event, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, Report, Sent,
+    StaleOptions, StalePolicy, Timing,
 };
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
@@ -136,9 +136,11 @@ impl World {
                     self.assert_true_to_what_was_read();
                 }
                 self.reports.push(report);
-                Event::Reported { left: Report::default(), error: None }
+                Event::Reported(Sent::default())
             }
-            Action::Report(left) => Event::Reported { left, error: Some("gone".into()) },
+            Action::Report(left) => {
+                Event::Reported(Sent { left, error: Some("gone".into()), ..Sent::default() })
+            }
         };
         self.tell(event);
     }
