@@ -6,8 +6,8 @@ use std::thread;
 use tokio::sync::oneshot;
 
 use super::nft::ProfileCounters;
-use super::{Dataplane, DataplaneError, Glance, Outcome, Reading};
-use crate::model::{ObservedState, ProfileId};
+use super::{Dataplane, DataplaneError, Glance, Outcome, Reading, SharedObserved};
+use crate::model::ProfileId;
 use crate::plan::Plan;
 
 type Job<D> = Box<dyn FnOnce(&mut D) + Send>;
@@ -68,22 +68,16 @@ impl<D: Dataplane<Error = DataplaneError> + 'static> DataplaneHandle<D> {
         self.run(Dataplane::glance).await?
     }
 
-    /// Obeys a plan. The observed state travels with it and comes back as what the kernel
-    /// acknowledged: moving it costs nothing, however many peers it has. After an error of this
-    /// call it is lost and must be read again.
+    /// Obeys a plan, and makes `observed` what the kernel acknowledged, step by step.
     ///
     /// # Errors
     /// [`DataplaneError::ThreadGone`]
     pub async fn apply(
         &self,
         plan: Plan,
-        mut observed: ObservedState,
-    ) -> Result<(Outcome, ObservedState), DataplaneError> {
-        self.run(move |dataplane| {
-            let outcome = dataplane.apply(&plan, &mut observed);
-            (outcome, observed)
-        })
-        .await
+        observed: SharedObserved,
+    ) -> Result<Outcome, DataplaneError> {
+        self.run(move |dataplane| dataplane.apply(&plan, &observed)).await
     }
 
     /// What a profile's rules counted since they were loaded; `None`: there is no such profile.

@@ -16,10 +16,10 @@ use super::netlink::Channel;
 use super::nft::ProfileCounters;
 use super::refusal::Consequence;
 use super::wireguard::{self, DeviceReading, Kernel};
-use super::{Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, address, route};
-use crate::model::{
-    InterfaceName, LinkOwner, ObservedInterface, ObservedState, ProfileId, Stray, Tag,
+use super::{
+    Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, SharedObserved, address, route,
 };
+use crate::model::{InterfaceName, LinkOwner, ObservedInterface, ProfileId, Stray, Tag};
 use crate::plan::Plan;
 
 /// `interface.backend`: who does WireGuard.
@@ -205,12 +205,13 @@ impl<F: Firewall> Dataplane for Host<F> {
         self.read_but_peers()
     }
 
-    fn apply(&mut self, plan: &Plan, observed: &mut ObservedState) -> Outcome {
+    fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome {
         let mut outcome = Outcome::default();
         let mut consequence = Consequence::None;
         let mut rest = plan.steps();
         while let Some(first) = rest.first() {
-            let own_key = observed.interface.as_ref().and_then(|interface| interface.public_key);
+            let interface = observed.read().interface.as_ref().map(|it| it.public_key);
+            let own_key = interface.flatten();
             let run;
             (run, rest) = rest.split_at(run_len(rest, own_key));
             if !consequence.permits(first) {
@@ -218,7 +219,7 @@ impl<F: Firewall> Dataplane for Host<F> {
             }
             let verdicts = match refuse_unasked(first, own_key) {
                 Some(reason) => vec![Err(reason)],
-                None => self.obey(run, observed, &mut outcome.flows_cut),
+                None => self.obey(run, &observed.read(), &mut outcome.flows_cut),
             };
             for (step, verdict) in run.iter().zip(verdicts) {
                 match verdict {

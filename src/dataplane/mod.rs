@@ -21,6 +21,7 @@ mod monitor;
 mod netlink;
 mod refusal;
 mod route;
+mod shared;
 mod wireguard;
 
 pub mod nft;
@@ -40,6 +41,7 @@ pub use handle::DataplaneHandle;
 pub use host::{Backend, Host, HostSettings};
 pub use monitor::{HostEvent, Monitor};
 pub use netlink::NetlinkError;
+pub use shared::SharedObserved;
 pub use wireguard::{UapiError, UserspaceError};
 
 /// Marks what is ours: the protocol of our routes (`ip route show proto 71`) and of our addresses
@@ -94,5 +96,5 @@ pub trait Dataplane {
     fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, Self::Error>;
 
     /// Obeys the steps in order, and makes `observed` what the kernel acknowledged.
-    fn apply(&mut self, plan: &Plan, observed: &mut ObservedState) -> Outcome;
+    fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome;
 }

@@ -26,6 +26,7 @@ impl Machine {
     pub(super) fn take_glance(&mut self, glance: Result<Glance, String>, now: Now) {
         let as_known = |glance: Glance| {
             self.observed.as_ref().is_some_and(|observed| {
+                let observed = observed.read();
                 glance.firewall_is_current
                     && glance.interface == observed.interface
                     && glance.routes == observed.routes

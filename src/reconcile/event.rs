@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::ledger::Report;
-use crate::dataplane::{Glance, Outcome, Reading};
-use crate::model::{BuildError, ChangedRows, ObservedState, PeerId, SnapshotRows};
+use crate::dataplane::{Glance, Outcome, Reading, SharedObserved};
+use crate::model::{BuildError, ChangedRows, PeerId, SnapshotRows};
 use crate::plan::guard::HeldBack;
 use crate::plan::{Plan, PlanError};
 
@@ -49,8 +49,7 @@ pub enum Event {
     Restored(Box<SnapshotRows>, Vec<ChangedRows>),
     Observed(Result<Box<Reading>, String>),
     Glanced(Result<Glance, String>),
-    /// The reading comes back as what the kernel acknowledged.
-    Applied(Outcome, Box<ObservedState>),
+    Applied(Outcome),
     Reported(Sent),
     /// An operator wants everything compared.
     Resync,
@@ -91,9 +90,8 @@ pub enum Action {
     Observe,
     /// Read back what does not grow with the peers.
     Glance,
-    /// While the kernel is being changed, the reading is out of the machine's hands: if the job dies,
-    /// what the kernel holds is in doubt.
-    Apply(Plan, Box<ObservedState>),
+    /// Makes the reading what the kernel acknowledges. The machine shares it, to tell meanwhile.
+    Apply(Plan, SharedObserved),
     /// Read the last good rows of an earlier run.
     Restore,
     Report(Report),

@@ -12,10 +12,9 @@ use super::ledger::Ledger;
 use super::pass::Pass;
 use super::session::Sessions;
 use super::timing::{Due, Timing};
-use crate::dataplane::Backend;
+use crate::dataplane::{Backend, SharedObserved};
 use crate::model::{
-    BuildError, Departed, DesiredState, Local, ObservedState, PeerId, PolicyId, PublicKey, Reason,
-    Traffic,
+    BuildError, Departed, DesiredState, Local, PeerId, PolicyId, PublicKey, Reason, Traffic,
 };
 use crate::plan::guard::{HeldBack, MaxRemoved};
 use crate::plan::{PlanError, Scope};
@@ -115,7 +114,8 @@ pub struct Machine {
     pub(super) backoff: Backoff,
     pub(super) random: fastrand::Rng,
     pub(super) desired: Option<DesiredState>,
-    pub(super) observed: Option<ObservedState>,
+    /// Shared with the job that changes the kernel.
+    pub(super) observed: Option<SharedObserved>,
     /// What must be read; `None`: nothing that we know of.
     pub(super) read_wanted: Option<ReadKind>,
     pub(super) observe_wanted: Option<String>,
@@ -263,9 +263,8 @@ impl Machine {
                 self.jobs.kernel = false;
                 self.take_glance(glance, now);
             }
-            Event::Applied(outcome, observed) => {
+            Event::Applied(outcome) => {
                 self.jobs.kernel = false;
-                self.observed = Some(*observed);
                 self.take_outcome(outcome, now, actions);
             }
             Event::Reported(Sent { left, refused, error }) => {

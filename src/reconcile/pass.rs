@@ -72,7 +72,7 @@ impl Machine {
         self.due.compare =
             self.due.observing_since + self.options.timing.compare_interval_after(took);
         self.backend = reading.backend;
-        self.observed = Some(reading.state);
+        self.observed = Some(reading.state.into());
         self.scope = Scope::Everything;
         if now.instant < self.due.handshakes {
             return;
@@ -98,7 +98,8 @@ impl Machine {
             return;
         }
         let (Some(desired), Some(observed)) = (&self.desired, &self.observed) else { return };
-        let planned = match plan(desired, observed, &self.scope) {
+        let planned = plan(desired, &observed.read(), &self.scope);
+        let planned = match planned {
             Ok(planned) => planned,
             Err(error) => return self.meet(Obstacle::Plan(error), now, actions),
         };
@@ -106,7 +107,8 @@ impl Machine {
             return self.prove(now, actions);
         }
         let deliberate = self.removals_confirmed || self.stale || !desired.gateway().active;
-        if let Err(held) = guard::check(&planned, observed.peers.len(), self.options.max_removed)
+        if let Err(held) =
+            guard::check(&planned, observed.read().peers.len(), self.options.max_removed)
             && !deliberate
         {
             if self.held != Some(held) {
@@ -128,7 +130,7 @@ impl Machine {
     }
 
     fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {
-        let Some(observed) = self.observed.take() else { return };
+        let Some(observed) = self.observed.clone() else { return };
         let drift = (!self.rows_changed && self.proven.is_some()).then(|| self.observing.clone());
         let pass = self.pass.get_or_insert_with(|| Pass {
             started: now.instant,
@@ -151,7 +153,7 @@ impl Machine {
             }
         }
         // From here until the next proof the kernel is not known to be equal.
-        self.begin(Action::Apply(planned, Box::new(observed)), actions);
+        self.begin(Action::Apply(planned, observed), actions);
     }
 
     pub(super) fn take_outcome(&mut self, outcome: Outcome, now: Now, actions: &mut Vec<Action>) {

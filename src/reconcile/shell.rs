@@ -241,8 +241,8 @@ impl<D: Host> Shell<D> {
                 }
                 let dataplane = self.dataplane.clone();
                 self.spawn(async move {
-                    match dataplane.apply(plan, *observed).await {
-                        Ok((outcome, observed)) => Event::Applied(outcome, Box::new(observed)),
+                    match dataplane.apply(plan, observed).await {
+                        Ok(outcome) => Event::Applied(outcome),
                         // What the kernel holds is in doubt: read it.
                         Err(error) => Event::Observed(Err(chain(&error))),
                     }

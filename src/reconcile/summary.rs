@@ -13,7 +13,7 @@ use super::status::{
     SyncStatus, Timestamp,
 };
 use super::{Machine, Mode, Obstacle};
-use crate::dataplane::Backend;
+use crate::dataplane::{Backend, SharedObserved};
 use crate::model::policy::{Shift, tell};
 use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing, Traffic};
 use crate::plan::{Plan, Step};
@@ -117,7 +117,8 @@ impl Machine {
     }
 
     fn peer_counts(&self) -> PeerCounts {
-        let in_kernel = self.observed.as_ref().map_or(0, |observed| observed.peers.len() as u64);
+        let in_kernel =
+            self.observed.as_ref().map_or(0, |observed| observed.read().peers.len() as u64);
         let Some(desired) = &self.desired else {
             return PeerCounts { in_kernel, ..PeerCounts::default() };
         };
@@ -160,14 +161,22 @@ impl Machine {
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
         let Some(desired) = &self.desired else { return Vec::new() };
-        desired.rows().map(|(row, standing)| self.peer(desired, row, standing)).collect()
+        let observed = self.observed.as_ref().map(SharedObserved::read);
+        let peer = |(row, standing)| self.peer(desired, observed.as_deref(), row, standing);
+        desired.rows().map(peer).collect()
     }
 
-    fn peer(&self, desired: &DesiredState, row: &PeerRow, standing: Standing<'_>) -> PeerStatus {
+    fn peer(
+        &self,
+        desired: &DesiredState,
+        observed: Option<&ObservedState>,
+        row: &PeerRow,
+        standing: Standing<'_>,
+    ) -> PeerStatus {
         let (state, traffic, addresses) = match standing {
             Standing::Admitted(key) => {
                 let wanted = desired.peers().get(key);
-                let held = self.observed.as_ref().and_then(|observed| observed.peers.get(key));
+                let held = observed.and_then(|observed| observed.peers.get(key));
                 let proven = held.is_some() && held == wanted;
                 let state = if proven { PeerState::InKernel } else { PeerState::Pending };
                 let traffic = self.traffic.get(key).copied().unwrap_or_default();
@@ -258,7 +267,8 @@ impl Machine {
     /// In words: whom or what nobody knows.
     pub(super) fn explain(&self, who: &str, destination: &str) -> Result<Answers, String> {
         let desired = self.desired.as_ref().ok_or("the database was not read yet")?;
-        super::explain::explain(desired, self.observed.as_ref(), who, destination)
+        let observed = self.observed.as_ref().map(SharedObserved::read);
+        super::explain::explain(desired, observed.as_deref(), who, destination)
     }
 
     /// What keeps a pass from ever being proven as things stand: `run --once` gives up on it.

@@ -4,6 +4,7 @@ use std::net::UdpSocket;
 
 use gatepost::dataplane::{
     Backend, Dataplane, DataplaneError, DataplaneHandle, Host, HostEvent, HostSettings, Monitor,
+    SharedObserved,
 };
 use gatepost::model::{LinkOwner, ObservedInterface, ObservedState, Stray, Tag};
 use gatepost::plan::{Phase, Plan, Step};
@@ -232,10 +233,10 @@ fn handled(backend: Backend) {
         let open = || Host::open(settings, crate::rig::NoFirewall);
         let handle = DataplaneHandle::spawn(open).unwrap();
         runtime.block_on(async {
-            let empty = handle.observe().await.unwrap().state;
-            let (outcome, observed) = handle.apply(Plan::new(steps), empty).await.unwrap();
+            let observed = SharedObserved::from(handle.observe().await.unwrap().state);
+            let outcome = handle.apply(Plan::new(steps), observed.clone()).await.unwrap();
             assert_eq!(outcome.refused, []);
-            assert_eq!(handle.observe().await.unwrap().state, observed);
+            assert_eq!(handle.observe().await.unwrap().state, *observed.read());
             assert_eq!(handle.run(Host::remove_links).await.unwrap().unwrap().len(), 1);
             let dead = handle.run(|_| -> () { std::panic::resume_unwind(Box::new(())) }).await;
             assert!(matches!(dead, Err(DataplaneError::ThreadGone)));

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use gatepost::dataplane::nft::ProfileCounters;
-use gatepost::dataplane::{Backend, Dataplane, Firewall, Host, HostSettings, Outcome, stop_device};
+use gatepost::dataplane::{
+    Backend, Dataplane, Firewall, Host, HostSettings, Outcome, SharedObserved, stop_device,
+};
 use gatepost::model::{
     AllowedIps, FirewallChange, GatewayId, InterfaceName, ObservedFirewall, ObservedState, Peer,
     PrivateKey, ProfileId, PublicKey,
@@ -122,7 +124,10 @@ impl Gateway {
     }
 
     pub fn apply(&mut self, steps: Vec<Step>) -> Outcome {
-        self.host.apply(&Plan::new(steps), &mut self.observed)
+        let observed = SharedObserved::from(std::mem::take(&mut self.observed));
+        let outcome = self.host.apply(&Plan::new(steps), &observed);
+        self.observed = observed.read().clone();
+        outcome
     }
 
     /// What was acknowledged must be what is read back, and what `wg` reads.

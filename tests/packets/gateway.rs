@@ -1,8 +1,8 @@
 //! The gateway under test: rows, desired state, plan, kernel, as the agent does it.
 
 use gatepost::dataplane::nft::Nft;
-use gatepost::dataplane::{Dataplane, Host, HostSettings};
-use gatepost::model::{DesiredState, ObservedState};
+use gatepost::dataplane::{Dataplane, Host, HostSettings, SharedObserved};
+use gatepost::model::DesiredState;
 use gatepost::plan::{Scope, plan};
 
 use crate::lab::Lab;
@@ -11,7 +11,7 @@ use crate::set::News;
 /// Use it on one thread of the gateway's namespace.
 pub struct Gateway {
     host: Host<Nft>,
-    observed: ObservedState,
+    observed: SharedObserved,
     desired: Option<DesiredState>,
 }
 
@@ -23,7 +23,7 @@ impl Gateway {
             device_exe: std::env::current_exe().unwrap(),
         };
         let host = Host::open(settings, Nft::open().unwrap()).unwrap();
-        Self { host, observed: ObservedState::default(), desired: None }
+        Self { host, observed: SharedObserved::default(), desired: None }
     }
 
     /// Makes the kernel what the rows say, and proves it.
@@ -35,17 +35,17 @@ impl Gateway {
             }
             (News::Everything(local, rows), desired) => {
                 *desired = Some(DesiredState::build(local, rows).unwrap());
-                self.observed = self.host.observe().unwrap().state;
+                self.observed = self.host.observe().unwrap().state.into();
                 Scope::Everything
             }
             (News::Changed(_), None) => panic!("nothing to change yet"),
         };
         let desired = self.desired.as_ref().unwrap();
-        let steps = plan(desired, &self.observed, &scope).unwrap();
-        let outcome = self.host.apply(&steps, &mut self.observed);
+        let steps = plan(desired, &self.observed.read(), &scope).unwrap();
+        let outcome = self.host.apply(&steps, &self.observed);
         assert_eq!((outcome.applied, &outcome.refused[..]), (steps.steps().len(), &[][..]));
         let reading = self.host.observe().unwrap().state;
-        assert_eq!(reading, self.observed, "what was acknowledged is what is read back");
+        assert_eq!(reading, *self.observed.read(), "what was acknowledged is what is read back");
         let left = plan(desired, &reading, &Scope::Everything).unwrap();
         assert!(left.is_empty(), "left to do: {left:?}");
     }

@@ -116,7 +116,7 @@ impl World {
                 let firewall_is_current = firewall == self.firewall_known;
                 Event::Glanced(Ok(Glance { interface, routes, firewall_is_current }))
             }
-            Action::Apply(plan, mut observed) => {
+            Action::Apply(plan, observed) => {
                 let mut outcome = Outcome::default();
                 for step in plan.steps() {
                     match self.kernel.obey(step) {
@@ -129,7 +129,7 @@ impl World {
                 }
                 self.applied_steps += outcome.applied;
                 self.firewall_known.clone_from(&self.kernel.state.firewall);
-                Event::Applied(outcome, observed)
+                Event::Applied(outcome)
             }
             Action::Report(report) if self.database_up => {
                 if report.synced_as_of.is_some() && !self.meddled {

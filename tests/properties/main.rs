@@ -8,3 +8,4 @@ mod machine;
 mod packets;
 mod plans;
 mod rows;
+mod status;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{join_all, select_all};
 use gatepost::dataplane::nft::ProfileCounters;
 use gatepost::dataplane::{
-    Backend, Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading,
+    Backend, Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading, SharedObserved,
 };
 use gatepost::model::{ObservedState, ProfileId, PublicKey};
 use gatepost::plan::guard::MaxRemoved;
@@ -168,7 +168,7 @@ impl Dataplane for Kernel {
         Ok(None)
     }
 
-    fn apply(&mut self, plan: &Plan, observed: &mut ObservedState) -> Outcome {
+    fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome {
         let mut peers = Vec::new();
         for step in plan.steps() {
             self.state.obey(step);
