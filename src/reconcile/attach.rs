@@ -8,8 +8,6 @@ use super::database::{Connection, chain, connect};
 use super::event::{Event, Mode};
 use super::mode::suits;
 use super::shell::{Host, Inner, Shell};
-use super::status::Timestamp;
-use super::summary::clock;
 
 /// How often we say that we are there, and ask how many are: an agent that is silent for five of
 /// these counts as gone.
@@ -35,9 +33,6 @@ impl<D: Host> Shell<D> {
         let mode = chosen.mode;
         self.failed_connects = 0;
         self.template.sync.mode_why = chosen.why;
-        if self.in_use.is_none() {
-            self.template.database.since = Some(Timestamp(clock().wall));
-        }
         self.in_use = Some(InUse { mode, may_turn: chosen.may_turn });
         self.template.database.schema_version = Some(hello.schema_version);
         self.stop_listening();

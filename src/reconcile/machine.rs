@@ -108,9 +108,9 @@ impl Jobs {
 /// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
 pub struct Machine {
     pub(super) options: MachineOptions,
-    /// Of the local private key.
-    pub(super) public_key: PublicKey,
     pub(super) database: Database,
+    /// Since when it has been up, or away.
+    pub(super) database_since: SystemTime,
     pub(super) backoff: Backoff,
     pub(super) random: fastrand::Rng,
     pub(super) desired: Option<DesiredState>,
@@ -132,6 +132,13 @@ pub struct Machine {
     pub(super) reporting: bool,
     pub(super) removals_confirmed: bool,
     pub(super) notified_since_read: bool,
+    /// The first notification since the last read began.
+    pub(super) heard_at: Option<Instant>,
+    /// Since when what the last read found may have waited, as far as is known here: a notification,
+    /// else the beginning of that read.
+    pub(super) found_since: Instant,
+    /// The same for the oldest change that is not proven yet.
+    pub(super) changed_since: Option<Instant>,
     /// A notification, not a timer, asked for the read that is under way.
     pub(super) read_notified: bool,
     pub(super) pass: Option<Pass>,
@@ -145,7 +152,10 @@ pub struct Machine {
     pub(super) restore_tried: bool,
     /// The desired state is what an earlier run read last.
     pub(super) restored: bool,
+    /// `None`: it may differ, as far as is known.
     pub(super) proven: Option<Proven>,
+    /// What was proven last, also while the kernel may differ.
+    pub(super) last_proven: Option<Proven>,
     pub(super) last_pass: Option<super::PassFigures>,
     pub(super) stale: bool,
     /// The database's clock less this host's, in seconds; positive: the database is ahead.
@@ -170,10 +180,10 @@ impl Machine {
                 retry_at: now.instant,
                 error: "not tried yet".into(),
             },
+            database_since: now.wall,
             backoff: Backoff::new(options.timing.seed),
             random: fastrand::Rng::with_seed(options.timing.seed),
             due: Due::new(now.instant, options.timing),
-            public_key: options.local.private_key.public_key(),
             options,
             desired: None,
             observed: None,
@@ -188,6 +198,9 @@ impl Machine {
             reporting: false,
             removals_confirmed: false,
             notified_since_read: false,
+            heard_at: None,
+            found_since: now.instant,
+            changed_since: None,
             read_notified: false,
             pass: None,
             obstacle: None,
@@ -198,6 +211,7 @@ impl Machine {
             restore_tried: false,
             restored: false,
             proven: None,
+            last_proven: None,
             last_pass: None,
             stale: false,
             clock_offset_secs: 0.0,
@@ -214,15 +228,23 @@ impl Machine {
     /// Takes in one event and says what to do.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
+        let since = if matches!(event, Event::Read(_)) { self.found_since } else { now.instant };
         self.take(event, now, &mut actions);
         self.check_timers(now, &mut actions);
+        if self.rows_changed && self.desired.is_some() {
+            self.changed_since.get_or_insert(since);
+        }
         self.advance(now, &mut actions);
+        self.last_proven = self.proven.or(self.last_proven);
         actions
     }
 
     fn take(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
         match event {
             Event::Connected { mode } => {
+                if !matches!(self.database, Database::Up { .. }) {
+                    self.database_since = now.wall;
+                }
                 self.database = Database::Up { mode };
                 self.stale_over();
                 // A read is due on every connect: what was notified meanwhile is lost.
@@ -233,6 +255,7 @@ impl Machine {
             Event::Notified => {
                 self.totals.notifications += 1;
                 self.notified_since_read = true;
+                self.heard_at.get_or_insert(now.instant);
                 self.due.suspicion = None;
                 self.want_read(ReadKind::Changes);
             }
@@ -285,7 +308,10 @@ impl Machine {
     fn lose_database(&mut self, error: String, now: Now, actions: &mut Vec<Action>) {
         let since = match self.database {
             Database::Down { since, .. } | Database::Connecting { since } => since,
-            Database::Up { .. } => now.instant,
+            Database::Up { .. } => {
+                self.database_since = now.wall;
+                now.instant
+            }
         };
         if self.desired.is_none() && !std::mem::replace(&mut self.restore_tried, true) {
             actions.push(Action::Restore);
@@ -318,6 +344,7 @@ impl Machine {
         {
             self.due.retry_read = None;
             self.read_notified = std::mem::take(&mut self.notified_since_read);
+            self.found_since = self.heard_at.take().unwrap_or(now.instant);
             self.begin(Action::Read(self.possible_read(kind)), actions);
         } else if self.jobs.any() {
             // The kernel is still being read.

@@ -30,21 +30,32 @@ pub(super) struct Pass {
     drift: Option<String>,
     revoked: BTreeMap<PublicKey, Departed>,
     flows_cut: u64,
+    refused: usize,
 }
 
 impl Pass {
+    fn figures(&self, now: Now, lag: Option<Duration>) -> PassFigures {
+        let took = now.instant.duration_since(self.started);
+        PassFigures { at: now.wall, took, lag, steps: self.steps, refused: self.refused }
+    }
+
     /// Rows changed meanwhile: what it still has to do says nothing of what it did.
     pub(super) const fn forgive(&mut self) {
         self.attempts = 0;
     }
 }
 
-/// What the last pass that changed something came to.
+/// What the last pass that had something to change came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassFigures {
     pub at: SystemTime,
     pub took: Duration,
+    /// From when its oldest change was heard of, or was begun to be read, to the proof. `None`: it
+    /// was not proven, or no row had changed.
+    pub lag: Option<Duration>,
     pub steps: usize,
+    /// Of these the kernel refused so many.
+    pub refused: usize,
 }
 
 impl Machine {
@@ -140,6 +151,7 @@ impl Machine {
             drift,
             revoked: BTreeMap::new(),
             flows_cut: 0,
+            refused: 0,
         });
         pass.attempts += 1;
         pass.steps += planned.steps().len();
@@ -162,6 +174,7 @@ impl Machine {
         self.totals.flows_cut += outcome.flows_cut as u64;
         if let Some(pass) = &mut self.pass {
             pass.flows_cut += outcome.flows_cut as u64;
+            pass.refused += outcome.refused.len();
         }
         let Some((step, error)) = outcome.refused.first() else {
             if self.scope == Scope::Everything {
@@ -184,7 +197,9 @@ impl Machine {
         self.due.retry_pass = Some(now.instant + delay);
         self.due.compare = now.instant + delay;
         self.scope = Scope::Everything;
-        self.pass = None;
+        if let Some(pass) = self.pass.take() {
+            self.last_pass = Some(pass.figures(now, None));
+        }
         delay
     }
 
@@ -238,7 +253,11 @@ impl Machine {
                 self.ledger.synced(as_of);
             }
         }
+        let changed_since = self.changed_since.take();
         if let Some(pass) = self.pass.take() {
+            let since = changed_since.filter(|_| pass.drift.is_none());
+            let lag = since.map(|since| now.instant.duration_since(since));
+            self.last_pass = Some(pass.figures(now, lag));
             self.finish(pass, &policies, now, actions);
         }
     }
@@ -251,8 +270,6 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) {
         let took = now.instant.duration_since(pass.started);
-        let figures = PassFigures { at: now.wall, took, steps: pass.steps };
-        self.last_pass = Some(figures);
         let Some(gateway_id) = self.desired.as_ref().map(|desired| desired.gateway().id) else {
             return;
         };

@@ -207,7 +207,6 @@ impl<D: Host> Shell<D> {
             self.failed_connects += 1;
             self.last_error.clone_from(error);
             self.template.database.last_error = Some(error.clone());
-            self.template.database.since = Some(Timestamp(clock().wall));
             self.in_use = None;
             self.stop_listening();
         }
@@ -348,13 +347,11 @@ impl<D: Host> Shell<D> {
     }
 
     fn publish(&self) {
-        let mut status = self.machine.status(clock());
+        let mut status = self.machine.status();
         let template = &self.template;
         status.gateway.name.clone_from(&template.gateway.name);
         status.sync.mode_why.clone_from(&template.sync.mode_why);
         status.agent = template.agent.clone();
-        let since = template.database.since;
-        status.database.since = since.or(status.database.since);
         status.database.last_error.clone_from(&template.database.last_error);
         status.database.schema_version = template.database.schema_version;
         self.status.send_if_modified(|held| {

@@ -197,7 +197,9 @@ pub struct SyncStatus {
     pub mode_why: String,
     /// The database's time as of which the kernel was proven equal.
     pub last_sync_at: Option<Timestamp>,
-    /// From the commit of the last change to its proof in the kernel.
+    /// From when the last pass's oldest change was heard of (where nothing tells of changes: from
+    /// the beginning of the read that found it) to its proof in the kernel. `None` after a repair of
+    /// what others changed, and after a pass that was not proven.
     pub lag_ms: Option<u64>,
     pub last_pass: Option<PassStatus>,
     /// Passes since the agent started.
@@ -206,6 +208,12 @@ pub struct SyncStatus {
     pub drift_repaired: u64,
     /// Changes that a timer found before a notification told of them.
     pub notify_missed: u64,
+    /// Writes that the kernel refused.
+    #[serde(default)]
+    pub refused_steps: u64,
+    /// Tracked flows that were cut.
+    #[serde(default)]
+    pub flows_cut: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

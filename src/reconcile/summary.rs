@@ -26,8 +26,10 @@ impl Machine {
     ///
     /// What the machine cannot know (versions, the backend, why this mode) is left for the shell.
     #[must_use]
-    pub fn status(&self, now: Now) -> Status {
+    pub fn status(&self) -> Status {
         let desired = self.desired.as_ref();
+        let observed = self.observed.as_ref().map(SharedObserved::read);
+        let interface = observed.as_ref().and_then(|observed| observed.interface.as_ref());
         Status {
             state: self.state(),
             gateway: GatewayStatus {
@@ -41,11 +43,11 @@ impl Machine {
                     Backend::Userspace => Some(BackendInUse::Userspace),
                     Backend::Auto => None,
                 }),
-                public_key: Some(self.public_key),
-                listen_port: desired.map(|d| d.interface().listen_port),
+                public_key: interface.and_then(|interface| interface.public_key),
+                listen_port: interface.map(|interface| interface.listen_port),
             },
             sync: self.sync_status(),
-            database: self.database_status(now),
+            database: self.database_status(),
             peers: self.peer_counts(),
             quarantined: desired.map(quarantined).unwrap_or_default(),
             warnings: self.warnings(),
@@ -92,28 +94,30 @@ impl Machine {
         SyncStatus {
             mode,
             mode_why: String::new(),
-            last_sync_at: self.proven.map(|proven| Timestamp(proven.as_of)),
-            lag_ms: self.last_pass.map(|pass| millis(pass.took)),
+            last_sync_at: self.last_proven.map(|proven| Timestamp(proven.as_of)),
+            lag_ms: self.last_pass.and_then(|pass| pass.lag).map(millis),
             last_pass: self.last_pass.map(|pass| PassStatus {
                 at: Timestamp(pass.at),
                 duration_ms: millis(pass.took),
                 steps: pass.steps as u64,
-                refused: 0,
+                refused: pass.refused as u64,
             }),
             passes: self.totals.passes,
             drift_repaired: self.totals.drift_repairs,
             notify_missed: self.totals.notify_missed,
+            refused_steps: self.totals.refused_steps,
+            flows_cut: self.totals.flows_cut,
         }
     }
 
-    fn database_status(&self, now: Now) -> DatabaseStatus {
-        let (connected, since, last_error) = match &self.database {
-            Database::Up { .. } => (true, None, None),
-            Database::Down { since, error, .. } => (false, Some(*since), Some(error.clone())),
-            Database::Connecting { since } => (false, Some(*since), None),
+    fn database_status(&self) -> DatabaseStatus {
+        let (connected, last_error) = match &self.database {
+            Database::Up { .. } => (true, None),
+            Database::Down { error, .. } => (false, Some(error.clone())),
+            Database::Connecting { .. } => (false, None),
         };
-        let since = since.map(|since| now.wall - now.instant.duration_since(since));
-        DatabaseStatus { connected, since: since.map(Timestamp), last_error, schema_version: None }
+        let since = Some(Timestamp(self.database_since));
+        DatabaseStatus { connected, since, last_error, schema_version: None }
     }
 
     fn peer_counts(&self) -> PeerCounts {

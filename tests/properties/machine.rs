@@ -89,7 +89,7 @@ impl World {
         Now { instant: self.start + self.elapsed, wall: at(NOW_SECS) + self.elapsed }
     }
 
-    fn tell(&mut self, event: Event) {
+    pub fn tell(&mut self, event: Event) {
         let actions = self.machine.handle(event, self.now());
         self.queue.extend(actions);
     }

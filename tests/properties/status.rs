@@ -1,10 +1,13 @@
 //! What the agent says of itself while it is at work.
 
+use std::time::Duration;
+
+use gatepost::dataplane::{Outcome, Reading};
 use gatepost::model::{Bars, ChangedRows};
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Action, Event, ReadAnswer};
 
-use super::machine::{World, quiet_world};
+use super::machine::{Happening, World, quiet_world};
 
 /// Revokes the first peer, up to the plan that the kernel is about to obey.
 fn revoking(world: &mut World) -> Action {
@@ -24,6 +27,67 @@ fn revoking(world: &mut World) -> Action {
 }
 
 #[test]
+fn the_lag_is_counted_from_the_notification_and_a_repair_has_none() {
+    let mut world = quiet_world();
+    let revoked = world.tables.peers.values_mut().next().unwrap();
+    revoked.bars = Bars::DEVICE_STATUS;
+    // It waits for a reading that is under way.
+    world.tell(Event::KernelChanged { why: "a storm".into() });
+    world.tell(Event::Notified);
+    world.elapsed += Duration::from_millis(300);
+    world.pass_time(Duration::from_secs(1));
+    let status = world.machine.status().sync;
+    assert_eq!(status.lag_ms, Some(300), "the pass alone took {:?}", status.last_pass);
+
+    world.happen(Happening::FlushFirewall);
+    world.pass_time(Duration::from_secs(1));
+    let status = world.machine.status().sync;
+    assert_eq!((status.drift_repaired, status.lag_ms), (1, None));
+}
+
+#[test]
+fn what_the_kernel_refused_is_counted_and_the_last_proof_still_shown() {
+    let mut world = quiet_world();
+    let proven = world.machine.status().sync.last_sync_at;
+    let Action::Apply(plan, _) = revoking(&mut world) else { panic!("nothing to do") };
+    let refused = vec![(plan.steps()[0].clone(), "no".to_owned())];
+    let outcome = Outcome { refused, ..Outcome::default() };
+    world.machine.handle(Event::Applied(outcome), world.now());
+    let status = world.machine.status();
+    assert!(!status.state.is_ready());
+    assert_eq!(status.sync.last_pass.unwrap().refused, 1);
+    assert_eq!((status.sync.refused_steps, status.sync.lag_ms), (1, None));
+    assert_eq!(status.sync.last_sync_at, proven);
+}
+
+#[test]
+fn a_database_is_away_since_the_first_failure_not_the_last() {
+    let mut world = quiet_world();
+    let up = world.machine.status().database;
+    let gone = world.now().wall;
+    world.happen(Happening::DatabaseGone(7_200));
+    let away = world.machine.status().database;
+    assert!(up.connected && !away.connected);
+    assert_eq!(away.since, Some(gone.into()));
+    world.pass_time(Duration::from_secs(60));
+    let back = world.machine.status().database;
+    assert!(back.connected && back.since > away.since, "{back:?}");
+}
+
+#[test]
+fn key_and_port_are_those_that_were_read_back() {
+    let mut world = quiet_world();
+    let interface = world.machine.status().interface;
+    assert_eq!(interface.listen_port, Some(51_820));
+    world.kernel.state.interface.as_mut().unwrap().listen_port = 7;
+    world.machine.handle(Event::KernelChanged { why: "a storm".into() }, world.now());
+    let state = world.kernel.state.clone();
+    let reading = Reading { state, ..Reading::default() };
+    world.machine.handle(Event::Observed(Ok(Box::new(reading))), world.now());
+    assert_eq!(world.machine.status().interface.listen_port, Some(7));
+}
+
+#[test]
 fn while_the_kernel_is_changed_everybody_is_told_what_it_holds_so_far() {
     let mut world = quiet_world();
     let Action::Apply(plan, observed) = revoking(&mut world) else { panic!("nothing to do") };
@@ -31,9 +95,9 @@ fn while_the_kernel_is_changed_everybody_is_told_what_it_holds_so_far() {
         let peers = world.machine.peers();
         peers.iter().filter(|peer| peer.state == PeerState::InKernel).count()
     };
-    assert_eq!(world.machine.status(world.now()).peers.in_kernel, 20);
+    assert_eq!(world.machine.status().peers.in_kernel, 20);
     assert_eq!(in_kernel(&world), 19, "the 20th is not wanted any more");
     plan.steps().iter().for_each(|step| observed.obey(step));
-    assert_eq!(world.machine.status(world.now()).peers.in_kernel, 19);
+    assert_eq!(world.machine.status().peers.in_kernel, 19);
     assert_eq!(in_kernel(&world), 19);
 }

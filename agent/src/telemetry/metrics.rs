@@ -31,7 +31,10 @@ const GAUGES: [(&str, &str); 10] = [
         "gatepost_last_sync_timestamp_seconds",
         "The database's time as of which the kernel was proven equal; 0 if never",
     ),
-    ("gatepost_lag_seconds", "From the commit of the last change to its proof in the kernel"),
+    (
+        "gatepost_lag_seconds",
+        "From when the last change was heard of to its proof in the kernel; absent after a repair",
+    ),
     ("gatepost_last_pass_duration_seconds", "Duration of the last pass"),
     ("gatepost_last_pass_refused_steps", "Writes of the last pass that the kernel refused"),
     ("gatepost_database_connected", "1 while the database answers"),
@@ -40,10 +43,12 @@ const GAUGES: [(&str, &str); 10] = [
 ];
 
 /// Name and meaning of each counter; all begin with the agent.
-const COUNTERS: [(&str, &str); 3] = [
+const COUNTERS: [(&str, &str); 5] = [
     ("gatepost_passes_total", "Passes that ended"),
     ("gatepost_drift_repaired_total", "Passes that put right what others had changed"),
     ("gatepost_notify_missed_total", "Changes that a timer found before a notification did"),
+    ("gatepost_refused_steps_total", "Writes that the kernel refused"),
+    ("gatepost_flows_cut_total", "Tracked flows that were cut"),
 ];
 
 fn describe() {
@@ -90,6 +95,8 @@ fn record(status: &Status) {
     counter!("gatepost_passes_total").absolute(sync.passes);
     counter!("gatepost_drift_repaired_total").absolute(sync.drift_repaired);
     counter!("gatepost_notify_missed_total").absolute(sync.notify_missed);
+    counter!("gatepost_refused_steps_total").absolute(sync.refused_steps);
+    counter!("gatepost_flows_cut_total").absolute(sync.flows_cut);
 }
 
 fn truth(value: bool) -> f64 {
@@ -125,6 +132,7 @@ mod tests {
             status.sync.last_sync_at = Some(Timestamp(at));
             status.sync.lag_ms = Some(250);
             status.sync.passes = 3;
+            status.sync.refused_steps = 4;
         });
         let after = render(&watcher, start + Duration::from_secs(5));
         for line in [
@@ -135,6 +143,7 @@ mod tests {
             "gatepost_last_sync_timestamp_seconds 1700000000",
             "gatepost_lag_seconds 0.25",
             "gatepost_passes_total 3",
+            "gatepost_refused_steps_total 4",
             "gatepost_loop_age_seconds 5",
             "# TYPE gatepost_passes_total counter",
         ] {
