@@ -47,6 +47,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_quiet_loop_is_alive() {
+        assert!(gatepost::reconcile::ROUND_AT_MOST * 2 < STUCK_AFTER);
+    }
+
+    #[test]
     fn a_pulse_dies_without_beats_and_lives_with_them() {
         let start = Instant::now();
         let (pulse, late) = (Pulse::new(start), start + STUCK_AFTER * 2);

@@ -79,15 +79,14 @@ impl Prepared<'_> {
         let options = self.options(Some(cache)).await?;
         let LoopEnd { status, asks, pulse, stop } = end;
         let alive = || pulse.beat(std::time::Instant::now());
-        gatepost::reconcile::run(options, asks, status, stop, alive).await;
-        Ok(())
+        Ok(gatepost::reconcile::run(options, asks, status, stop, alive).await?)
     }
 
     /// Makes one full pass and a report.
     pub async fn run_once(self, end: LoopEnd) -> Result<(), WiringError> {
         self.require_psk_keys().await?;
         let options = self.options(None).await?;
-        Ok(gatepost::reconcile::run_once(options, end.status).await?)
+        Ok(gatepost::reconcile::run_once(options, end.status, end.stop).await?)
     }
 
     /// What a pass would change.

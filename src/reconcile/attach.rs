@@ -31,7 +31,6 @@ impl<D: Host> Shell<D> {
     pub(super) fn connected(&mut self, connection: Connection) {
         let Connection { hello, chosen } = connection;
         let mode = chosen.mode;
-        self.failed_connects = 0;
         self.template.sync.mode_why = chosen.why;
         self.in_use = Some(InUse { mode, may_turn: chosen.may_turn });
         self.template.database.schema_version = Some(hello.schema_version);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::event::{Action, Event, Mode, Note, Now, ReadKind, Sent};
 use super::ledger::Ledger;
 use super::pass::Pass;
+use super::resync::Resyncs;
 use super::session::Sessions;
 use super::timing::{Due, Timing};
 use crate::dataplane::{Backend, SharedObserved};
@@ -129,6 +130,7 @@ pub struct Machine {
     /// Whether rows changed since the last proof: what then differs is no drift.
     pub(super) rows_changed: bool,
     pub(super) jobs: Jobs,
+    pub(super) resyncs: Resyncs,
     pub(super) reporting: bool,
     pub(super) removals_confirmed: bool,
     pub(super) notified_since_read: bool,
@@ -195,6 +197,7 @@ impl Machine {
             scope: Scope::Everything,
             rows_changed: true,
             jobs: Jobs::default(),
+            resyncs: Resyncs::default(),
             reporting: false,
             removals_confirmed: false,
             notified_since_read: false,
@@ -240,6 +243,7 @@ impl Machine {
     }
 
     fn take(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
+        self.resyncs.hears(&event);
         match event {
             Event::Connected { mode } => {
                 if !matches!(self.database, Database::Up { .. }) {
@@ -365,6 +369,7 @@ impl Machine {
     }
 
     pub(super) fn begin(&mut self, action: Action, actions: &mut Vec<Action>) {
+        self.resyncs.begins(&action);
         match action {
             Action::Read(_) => self.jobs.reading = true,
             _ => self.jobs.kernel = true,

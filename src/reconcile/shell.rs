@@ -11,10 +11,11 @@ use tracing::{debug, warn};
 use super::attach::{ATTACH_EVERY, InUse};
 use super::cache::Cache;
 use super::database::{Connection, Reader, chain, send};
-use super::event::{Action, Event, Mode, ReadKind};
+use super::event::{Action, Event, Mode, ReadKind, Sent};
+use super::kernel::{KERNEL_IS_STUCK, KernelJob};
 use super::mode::SyncMode;
 use super::say::say;
-use super::status::{Explanation, PeerStatus, Status, Timestamp};
+use super::status::{Explanation, PeerStatus, State, Status, Timestamp};
 use super::summary::clock;
 use super::{Machine, MachineOptions};
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
@@ -68,18 +69,29 @@ pub enum RunError {
     NotConverged(String),
     #[error("role acts for gateway {bound:?}, but [gateway] name is {configured:?}: correct one")]
     OtherGateway { bound: String, configured: String },
+    #[error("the thread that speaks to the kernel has ended: start the agent anew")]
+    DataplaneGone,
+    #[error("stopped before the pass had ended")]
+    Stopped,
 }
+
+/// A quiet loop goes round this often: who watches its pulse must not take quiet for dead.
+pub const ROUND_AT_MOST: Duration = Duration::from_secs(10);
 
 /// Runs the loop until `stop` says so. Leaves the kernel as it is.
 ///
-/// `status` always holds the latest; `alive` is called each time round.
+/// `status` always holds the latest; `alive` is called each time round, at least every
+/// [`ROUND_AT_MOST`], unless the kernel does not answer any more.
+///
+/// # Errors
+/// [`RunError::DataplaneGone`]: nothing could be done any more.
 pub async fn run<D: Host>(
     mut options: Options<D>,
     mut asks: mpsc::Receiver<Ask>,
     status: watch::Sender<Status>,
     mut stop: watch::Receiver<bool>,
     alive: impl Fn(),
-) {
+) -> Result<(), RunError> {
     let (_, silent) = mpsc::channel(1);
     let mut kernel_events = std::mem::replace(&mut options.kernel_events, silent);
     let (mut shell, mut events) = Shell::new(options, status);
@@ -87,11 +99,13 @@ pub async fn run<D: Host>(
     let mut attach = tokio::time::interval_at(Instant::now() + ATTACH_EVERY, ATTACH_EVERY);
     attach.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     shell.tell(Event::Tick);
-    loop {
-        alive();
+    while !shell.dataplane_gone {
+        if !shell.kernel_job.is_stuck(clock().instant) {
+            alive();
+        }
         shell.publish();
         shell.answer_resyncs();
-        let wakeup = shell.machine.next_wakeup(clock());
+        let wakeup = shell.next_round();
         tokio::select! {
             biased;
             _ = stop.changed() => break,
@@ -100,46 +114,49 @@ pub async fn run<D: Host>(
             Some(ask) = asks.recv() => shell.answer(ask),
             _ = prune.tick() => shell.prune(),
             _ = attach.tick() => shell.attach(),
-            () = tokio::time::sleep_until(wakeup.into()) => shell.tell(Event::Tick),
+            () = tokio::time::sleep_until(wakeup) => shell.tell(Event::Tick),
         }
     }
     shell.last_report(&mut events).await;
+    if shell.dataplane_gone { Err(RunError::DataplaneGone) } else { Ok(()) }
 }
 
 /// Makes one full pass, reports, and returns.
 ///
 /// # Errors
-/// [`RunError::NotConverged`] with the obstacle.
+/// [`RunError::NotConverged`] with the obstacle; [`RunError::Stopped`].
 pub async fn run_once<D: Host>(
     options: Options<D>,
     status: watch::Sender<Status>,
+    mut stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     let (mut shell, mut events) = Shell::new(options, status);
     shell.tell(Event::Tick);
     loop {
+        shell.publish();
         if shell.machine.is_at_rest() {
             return Ok(());
         }
-        let away = shell.failed_connects >= CONNECTS_ONCE;
-        if let Some(why) = shell.machine.is_stuck().or(away.then(|| shell.last_error.clone())) {
+        if let Some(why) = shell.machine.is_stuck().or_else(|| shell.gives_up()) {
             return Err(RunError::NotConverged(why));
         }
-        shell.publish();
-        let wakeup = shell.machine.next_wakeup(clock());
+        let wakeup = shell.next_round();
         tokio::select! {
             biased;
+            _ = stop.changed() => return Err(RunError::Stopped),
             Some(event) = events.recv() => shell.take(event),
-            () = tokio::time::sleep_until(wakeup.into()) => shell.tell(Event::Tick),
+            () = tokio::time::sleep_until(wakeup) => shell.tell(Event::Tick),
         }
     }
 }
 
-/// `run --once` gives up on a database that refused this often.
-const CONNECTS_ONCE: u32 = 3;
+/// `run --once` gives up when so many tries in a row to read the database have failed, or to report.
+const TRIES_ONCE: u32 = 3;
 
 pub(super) enum Inner {
     Event(Event),
     Connected(Box<Connection>),
+    DataplaneGone,
     /// So many gateways share the database.
     Attached(i64),
 }
@@ -149,9 +166,11 @@ pub(super) struct Shell<D> {
     pub(super) store: Store,
     pub(super) mode: SyncMode,
     pub(super) in_use: Option<InUse>,
-    dataplane: DataplaneHandle<D>,
+    pub(super) dataplane: DataplaneHandle<D>,
+    pub(super) dataplane_gone: bool,
+    pub(super) kernel_job: KernelJob,
     /// Who asked for a resync and waits for its end.
-    resyncs: Vec<oneshot::Sender<Result<(), String>>>,
+    resyncs: Vec<(u64, oneshot::Sender<Result<(), String>>)>,
     cache: Option<Cache>,
     pub(super) gateway: String,
     pub(super) template: Status,
@@ -159,7 +178,9 @@ pub(super) struct Shell<D> {
     pub(super) listening: Option<JoinHandle<()>>,
     pub(super) events: mpsc::UnboundedSender<Inner>,
     status: watch::Sender<Status>,
-    pub(super) failed_connects: u32,
+    /// In a row, without a read in between that succeeded.
+    failed_reads: u32,
+    failed_reports: u32,
     last_error: String,
 }
 
@@ -180,6 +201,8 @@ impl<D: Host> Shell<D> {
             mode: options.mode,
             in_use: None,
             dataplane: options.dataplane,
+            dataplane_gone: false,
+            kernel_job: KernelJob::default(),
             resyncs: Vec::new(),
             gateway: options.gateway,
             template,
@@ -188,7 +211,8 @@ impl<D: Host> Shell<D> {
             listening: None,
             events,
             status,
-            failed_connects: 0,
+            failed_reads: 0,
+            failed_reports: 0,
             last_error: String::new(),
         };
         (shell, receiver)
@@ -199,16 +223,27 @@ impl<D: Host> Shell<D> {
             Inner::Event(event) => self.tell(event),
             Inner::Connected(connection) => self.connected(*connection),
             Inner::Attached(gateways) => self.attached(gateways),
+            Inner::DataplaneGone => self.dataplane_gone = true,
         }
     }
 
     pub(super) fn tell(&mut self, event: Event) {
-        if let Event::Disconnected { error } = &event {
-            self.failed_connects += 1;
-            self.last_error.clone_from(error);
-            self.template.database.last_error = Some(error.clone());
-            self.in_use = None;
-            self.stop_listening();
+        self.kernel_job.hears(&event);
+        match &event {
+            Event::Disconnected { error } => {
+                self.failed_reads += 1;
+                self.last_error.clone_from(error);
+                self.template.database.last_error = Some(error.clone());
+                self.in_use = None;
+                self.stop_listening();
+            }
+            Event::Read(Ok(_)) => self.failed_reads = 0,
+            Event::Reported(Sent { error: Some(error), .. }) => {
+                self.failed_reports += 1;
+                self.last_error.clone_from(error);
+            }
+            Event::Reported(_) => self.failed_reports = 0,
+            _ => {}
         }
         for action in self.machine.handle(event, clock()) {
             self.carry_out(action);
@@ -221,35 +256,14 @@ impl<D: Host> Shell<D> {
             Action::Connect => self.spawn_connect(),
             Action::Read(kind) => self.spawn_read(kind),
             Action::Restore => self.spawn_restore(),
-            Action::Observe => {
-                let dataplane = self.dataplane.clone();
-                self.spawn(async move {
-                    let reading = dataplane.observe().await;
-                    Event::Observed(reading.map(Box::new).map_err(|error| chain(&error)))
-                });
-            }
-            Action::Glance => {
-                let dataplane = self.dataplane.clone();
-                self.spawn(async move {
-                    Event::Glanced(dataplane.glance().await.map_err(|error| chain(&error)))
-                });
-            }
-            Action::Apply(plan, observed) => {
-                for step in plan.steps() {
-                    debug!(phase = ?step.phase(), "{step}");
-                }
-                let dataplane = self.dataplane.clone();
-                self.spawn(async move {
-                    match dataplane.apply(plan, observed).await {
-                        Ok(outcome) => Event::Applied(outcome),
-                        // What the kernel holds is in doubt: read it.
-                        Err(error) => Event::Observed(Err(chain(&error))),
-                    }
-                });
-            }
+            Action::Observe => self.observe(),
+            Action::Glance => self.glance(),
+            Action::Apply(plan, observed) => self.apply(plan, observed),
             Action::Report(report) => {
                 let store = self.store.clone();
-                self.spawn(async move { Event::Reported(send(&store, report).await) });
+                self.spawn_inner(async move {
+                    Inner::Event(Event::Reported(send(&store, report).await))
+                });
             }
         }
     }
@@ -282,14 +296,28 @@ impl<D: Host> Shell<D> {
         });
     }
 
-    fn spawn(&self, job: impl Future<Output = Event> + Send + 'static) {
-        self.spawn_inner(async move { Inner::Event(job.await) });
-    }
-
     pub(super) fn spawn_inner(&self, job: impl Future<Output = Inner> + Send + 'static) {
         let events = self.events.clone();
         // The loop may have ended meanwhile; then nobody waits for the answer.
         tokio::spawn(async move { drop(events.send(job.await)) });
+    }
+
+    /// When to go round again, if nothing happens.
+    fn next_round(&self) -> Instant {
+        let now = clock();
+        self.machine.next_wakeup(now).min(now.instant + ROUND_AT_MOST).into()
+    }
+
+    /// Why one pass will not end, if it will not.
+    fn gives_up(&self) -> Option<String> {
+        if self.dataplane_gone {
+            return Some(RunError::DataplaneGone.to_string());
+        }
+        if self.kernel_job.is_stuck(clock().instant) {
+            return Some(KERNEL_IS_STUCK.into());
+        }
+        let failed = self.failed_reads.max(self.failed_reports);
+        (failed >= TRIES_ONCE).then(|| self.last_error.clone())
     }
 
     fn answer(&mut self, ask: Ask) {
@@ -308,7 +336,7 @@ impl<D: Host> Shell<D> {
             }
             Ask::Resync(answer) => {
                 self.tell(Event::Resync);
-                self.resyncs.push(answer);
+                self.resyncs.push((self.machine.resyncs_asked(), answer));
             }
             Ask::Confirm(answer) => {
                 let held = self.machine.held().is_some();
@@ -326,12 +354,10 @@ impl<D: Host> Shell<D> {
 
     /// Tells those who asked for a resync how it ended.
     fn answer_resyncs(&mut self) {
-        if self.resyncs.is_empty() {
-            return;
-        }
-        if let Some(end) = self.machine.settled() {
-            for answer in self.resyncs.drain(..) {
-                drop(answer.send(end.clone()));
+        for (number, answer) in std::mem::take(&mut self.resyncs) {
+            match self.machine.resync_end(number) {
+                Some(end) => drop(answer.send(end)),
+                None => self.resyncs.push((number, answer)),
             }
         }
     }
@@ -348,6 +374,9 @@ impl<D: Host> Shell<D> {
 
     fn publish(&self) {
         let mut status = self.machine.status();
+        if self.kernel_job.is_stuck(clock().instant) {
+            status.state = State::NotReady { why: KERNEL_IS_STUCK.into() };
+        }
         let template = &self.template;
         status.gateway.name.clone_from(&template.gateway.name);
         status.sync.mode_why.clone_from(&template.sync.mode_why);

@@ -250,19 +250,23 @@ impl Machine {
         self.held
     }
 
-    /// How the pass that was asked for ended; `None`: it has not.
-    pub(super) fn settled(&self) -> Option<Result<(), String>> {
-        if let Some(why) = self.is_stuck() {
-            return Some(Err(why));
-        }
+    /// How many comparisons were asked for.
+    #[must_use]
+    pub const fn resyncs_asked(&self) -> u64 {
+        self.resyncs.asked()
+    }
+
+    /// How the comparison of this number ended; `None`: it has not.
+    #[must_use]
+    pub fn resync_end(&self, number: u64) -> Option<Result<(), String>> {
         if let Database::Down { error, .. } = &self.database {
             return Some(Err(format!("the database is away: {error}")));
         }
-        let done = !self.jobs.any()
-            && self.read_wanted.is_none()
-            && self.observe_wanted.is_none()
-            && self.scope == crate::plan::Scope::nothing();
-        done.then_some(Ok(()))
+        if !self.resyncs.is_read(number) || self.jobs.any() {
+            return None;
+        }
+        let proven = self.scope == crate::plan::Scope::nothing();
+        self.is_stuck().map(Err).or(proven.then_some(Ok(())))
     }
 
     /// The verdict for what `who` (a user, device, tunnel address or key) sends to `destination`.

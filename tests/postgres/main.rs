@@ -4,6 +4,7 @@
 #[path = "../support/postgres.rs"]
 mod postgres;
 
+mod agent;
 mod delta;
 mod listen;
 mod login;

@@ -11,10 +11,10 @@ use super::machine::{Happening, World, quiet_world};
 
 /// Revokes the first peer, up to the plan that the kernel is about to obey.
 fn revoking(world: &mut World) -> Action {
-    let mut row = world.tables.peers.values().next().unwrap().clone();
+    let row = world.tables.peers.values_mut().next().unwrap();
     row.bars = Bars::DEVICE_STATUS;
     let rows = ChangedRows {
-        peers: [(row.device_id, vec![row])].into(),
+        peers: [(row.device_id, vec![row.clone()])].into(),
         memberships: std::collections::BTreeMap::new(),
         policies: std::collections::BTreeMap::new(),
         taken_at: world.now().wall,
@@ -58,6 +58,21 @@ fn what_the_kernel_refused_is_counted_and_the_last_proof_still_shown() {
     assert_eq!(status.sync.last_pass.unwrap().refused, 1);
     assert_eq!((status.sync.refused_steps, status.sync.lag_ms), (1, None));
     assert_eq!(status.sync.last_sync_at, proven);
+}
+
+#[test]
+fn a_resync_is_answered_by_its_own_comparison_and_not_by_an_old_obstacle() {
+    let mut world = quiet_world();
+    let Action::Apply(plan, _) = revoking(&mut world) else { panic!("nothing to do") };
+    let refused = vec![(plan.steps()[0].clone(), "no".to_owned())];
+    world.tell(Event::Applied(Outcome { refused, ..Outcome::default() }));
+    assert!(world.machine.is_stuck().is_some());
+    world.tell(Event::Resync);
+    let asked = world.machine.resyncs_asked();
+    assert_eq!(world.machine.resync_end(asked), None);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(world.machine.resync_end(asked), Some(Ok(())));
+    assert!(world.kernel_equals_database());
 }
 
 #[test]

@@ -114,7 +114,9 @@ impl Agent {
         let (_, asks) = mpsc::channel(1);
         let (say, status) = watch::channel(Status::default());
         let (stop, stopped) = watch::channel(false);
-        let ended = tokio::spawn(run(options, asks, say, stopped, || ()));
+        let ended = tokio::spawn(async move {
+            run(options, asks, say, stopped, || ()).await.unwrap();
+        });
         Self { status, stop, ended }
     }
 

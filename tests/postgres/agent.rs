@@ -1,0 +1,154 @@
+//! The whole loop, on a host that is only memory.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gatepost::dataplane::nft::ProfileCounters;
+use gatepost::dataplane::{
+    Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading, SharedObserved,
+};
+use gatepost::model::psk::PskKeys;
+use gatepost::model::{Local, Masquerade, ObservedState, PrivateKey, ProfileId};
+use gatepost::plan::Plan;
+use gatepost::plan::guard::MaxRemoved;
+use gatepost::reconcile::status::Status;
+use gatepost::reconcile::{
+    MachineOptions, Options, RunError, StaleOptions, StalePolicy, SyncMode, Timing, run, run_once,
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::world::World;
+
+#[derive(Default)]
+struct Memory {
+    state: ObservedState,
+    panics: bool,
+}
+
+impl Dataplane for Memory {
+    type Error = DataplaneError;
+
+    fn observe(&mut self) -> Result<Reading, DataplaneError> {
+        if self.panics {
+            // Like a panic, without its noise.
+            std::panic::resume_unwind(Box::new(()));
+        }
+        Ok(Reading { state: self.state.clone(), ..Reading::default() })
+    }
+
+    fn glance(&mut self) -> Result<Glance, DataplaneError> {
+        let ObservedState { interface, routes, .. } = self.state.clone();
+        Ok(Glance { interface, routes, firewall_is_current: true })
+    }
+
+    fn counters_of(&mut self, _: ProfileId) -> Result<Option<ProfileCounters>, DataplaneError> {
+        Ok(None)
+    }
+
+    fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome {
+        for step in plan.steps() {
+            self.state.obey(step);
+            observed.obey(step);
+        }
+        Outcome { applied: plan.steps().len(), ..Outcome::default() }
+    }
+}
+
+fn private_key() -> PrivateKey {
+    PrivateKey::from_random([7; 32])
+}
+
+/// An agent for the world's gateway, whose row has the agent's key then.
+async fn agent(world: &World, host: Memory) -> Options<Memory> {
+    let key = private_key().public_key();
+    world.run(&format!("update gateways set public_key = '{key}'")).await;
+    let local = Local {
+        interface: "gatepost0".parse().unwrap(),
+        private_key: private_key(),
+        mtu_bytes: 1420,
+        addresses: BTreeSet::new(),
+        fwmark: 0,
+        site_prefixes: BTreeSet::new(),
+        masquerade: Masquerade::All,
+        deny_log: true,
+        flush_conntrack: true,
+        psk_keys: PskKeys::default(),
+    };
+    let machine = MachineOptions {
+        local: Arc::new(local),
+        timing: Timing {
+            poll_interval: Duration::from_secs(1),
+            safety_poll_interval: Duration::from_secs(10),
+            resync_interval: Duration::from_secs(600),
+            report_interval: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(10),
+            seed: 1,
+        },
+        max_removed: MaxRemoved::default(),
+        stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
+    };
+    Options {
+        machine,
+        store: world.store.clone(),
+        mode: SyncMode::Listen,
+        dataplane: DataplaneHandle::spawn(move || Ok(host)).unwrap(),
+        kernel_events: mpsc::channel(1).1,
+        cache: None,
+        gateway: "g1".into(),
+        version: "test",
+    }
+}
+
+async fn once(options: Options<Memory>) -> Result<(), RunError> {
+    let (say, _status) = watch::channel(Status::default());
+    let (_stop, stopped) = watch::channel(false);
+    run_once(options, say, stopped).await
+}
+
+#[tokio::test]
+async fn one_pass_is_reported_and_ends() {
+    let world = World::new().await;
+    once(agent(&world, Memory::default()).await).await.unwrap();
+    assert_eq!(
+        world.count("select count(*) from gateways where last_sync_at > '2020-01-01'").await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn one_pass_gives_up_on_a_database_that_answers_and_cannot_be_read() {
+    let world = World::new().await;
+    world.run("alter function gatepost.snapshot_settings() rename to elsewhere").await;
+    let end = once(agent(&world, Memory::default()).await).await;
+    assert!(matches!(end, Err(RunError::NotConverged(_))), "{end:?}");
+}
+
+#[tokio::test]
+async fn one_pass_gives_up_when_it_cannot_be_reported() {
+    let world = World::new().await;
+    world.run("alter function gatepost.synced(timestamptz) rename to elsewhere").await;
+    let end = once(agent(&world, Memory::default()).await).await;
+    assert!(matches!(end, Err(RunError::NotConverged(_))), "{end:?}");
+}
+
+#[tokio::test]
+async fn one_pass_can_be_stopped() {
+    let world = World::new().await;
+    let options = agent(&world, Memory::default()).await;
+    let (say, _status) = watch::channel(Status::default());
+    let (stop, stopped) = watch::channel(false);
+    stop.send(true).unwrap();
+    assert!(matches!(run_once(options, say, stopped).await, Err(RunError::Stopped)));
+}
+
+#[tokio::test]
+async fn a_loop_that_cannot_reach_the_kernel_any_more_ends() {
+    let world = World::new().await;
+    let options = agent(&world, Memory { panics: true, ..Memory::default() }).await;
+    let (say, _status) = watch::channel(Status::default());
+    let (_stop, stopped) = watch::channel(false);
+    let (_asks, questions) = mpsc::channel(1);
+    let end = run(options, questions, say, stopped, || ()).await;
+    assert!(matches!(end, Err(RunError::DataplaneGone)), "{end:?}");
+}
