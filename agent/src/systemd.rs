@@ -9,11 +9,19 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::handles::Watcher;
 use crate::output::{count, span};
-use gatepost::reconcile::status::Status;
+use gatepost::reconcile::status::{State, Status};
 
-/// Tells systemd of each change until the loop has ended: `READY=1` once the kernel was proven
-/// equal for the first time, `STATUS=` when its text changes, `WATCHDOG=1` while the loop moves.
+/// What waits for the unit, a boot or an upgrade with the package manager's lock, waits no longer
+/// than this for a verdict on the first pass.
+const FIRST_VERDICT: Duration = Duration::from_secs(30);
+
+/// Tells systemd of each change until the loop has ended: `READY=1` once the first pass was judged,
+/// well or not, `STATUS=` when its text changes, `WATCHDOG=1` while the loop moves.
+///
+/// `READY=1` says that the agent runs. Whether the gateway serves is for `STATUS=` and `/readyz` to
+/// say: it may have to wait for an operator, and nothing else may have to wait with it.
 pub async fn follow(mut watcher: Watcher) {
+    let verdict_by = Instant::now() + FIRST_VERDICT;
     let watchdog = sd_notify::watchdog_enabled();
     // Half of what systemd allows, as sd_watchdog_enabled(3) recommends.
     let mut tick = interval(watchdog.map_or(Duration::from_mins(1), |limit| limit / 2));
@@ -21,9 +29,11 @@ pub async fn follow(mut watcher: Watcher) {
     let mut told = Told::default();
     loop {
         let status = watcher.status.borrow_and_update().clone();
-        notify(&told.news(&status, SystemTime::now()));
+        let is_overdue = Instant::now() >= verdict_by;
+        notify(&told.news(&status, is_overdue, SystemTime::now()));
         tokio::select! {
             changed = watcher.status.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(verdict_by.into()), if !told.ready => {}
             _ = tick.tick() => if watchdog.is_some() && watcher.pulse.is_alive(Instant::now()) {
                 notify(&[News::Watchdog]);
             },
@@ -81,14 +91,16 @@ struct Told {
 }
 
 impl Told {
-    fn news(&mut self, status: &Status, now: SystemTime) -> Vec<News> {
+    /// `is_overdue`: the first pass has had its time.
+    fn news(&mut self, status: &Status, is_overdue: bool, now: SystemTime) -> Vec<News> {
         let mut news = Vec::new();
         let line = status_line(status, now);
         if self.line.as_ref() != Some(&line) {
             self.line = Some(line.clone());
             news.push(News::Status(line));
         }
-        if status.state.is_ready() && !self.ready {
+        let is_judged = !matches!(status.state, State::Starting);
+        if (is_judged || is_overdue) && !self.ready {
             self.ready = true;
             news.push(News::Ready);
         }
@@ -117,26 +129,36 @@ fn send(states: &[NotifyState<'_>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gatepost::reconcile::status::{State, Timestamp};
+    use gatepost::reconcile::status::Timestamp;
 
     #[test]
-    fn ready_is_told_once_and_not_before_it_is_true() {
-        let (mut told, mut status) = (Told::default(), Status::default());
+    fn ready_is_told_once_and_as_soon_as_the_first_pass_was_judged() {
         let now = SystemTime::UNIX_EPOCH;
-        assert_eq!(told.news(&status, now), [News::Status("starting: 0 peers".into())]);
-        assert_eq!(told.news(&status, now), []);
-        status.state = State::NotReady { why: "the key is wrong".into() };
-        assert_eq!(
-            told.news(&status, now),
-            [News::Status("not ready: the key is wrong: 0 peers".into())]
-        );
+        let (mut told, mut status) = (Told::default(), Status::default());
+        let starting = News::Status("starting: 0 peers".into());
+        assert_eq!(told.news(&status, false, now), [starting]);
+        assert_eq!(told.news(&status, false, now), []);
         status.state = State::Ready;
         status.peers.in_kernel = 1;
-        assert_eq!(told.news(&status, now), [News::Status("ready: 1 peer".into()), News::Ready]);
+        let ready = News::Status("ready: 1 peer".into());
+        assert_eq!(told.news(&status, false, now), [ready, News::Ready]);
         status.state = State::NotReady { why: "the link is gone".into() };
-        assert!(!told.news(&status, now).contains(&News::Ready));
+        assert!(!told.news(&status, false, now).contains(&News::Ready));
         status.state = State::Ready;
-        assert!(!told.news(&status, now).contains(&News::Ready), "told once is enough");
+        assert!(!told.news(&status, true, now).contains(&News::Ready), "told once is enough");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_gateway_that_waits_for_an_operator() {
+        let now = SystemTime::UNIX_EPOCH;
+        let (mut told, mut status) = (Told::default(), Status::default());
+        status.state = State::NotReady { why: "the key is wrong".into() };
+        let wrong = News::Status("not ready: the key is wrong: 0 peers".into());
+        assert_eq!(told.news(&status, false, now), [wrong, News::Ready]);
+
+        let (mut told, status) = (Told::default(), Status::default());
+        assert!(!told.news(&status, false, now).contains(&News::Ready));
+        assert_eq!(told.news(&status, true, now), [News::Ready], "the database is long away");
     }
 
     #[test]
