@@ -75,7 +75,7 @@ pub fn prepare(config: &Config) -> Result<Prepared<'_>, WiringError> {
 impl Prepared<'_> {
     /// Runs the reconcile loop until `end.stop` becomes true.
     pub async fn run(self, end: LoopEnd) -> Result<(), WiringError> {
-        let cache = Cache::new(self.config.path(&self.config.cache.file));
+        let cache = Cache::new(self.config.cache.file.clone());
         let options = self.options(Some(cache)).await?;
         let LoopEnd { status, asks, pulse, stop } = end;
         let alive = || pulse.beat(std::time::Instant::now());

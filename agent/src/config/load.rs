@@ -54,6 +54,8 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
     config.unnamed_secrets = Unnamed::Gateways { credentials_dir };
     config.warnings = warnings;
     config.file = file;
+    config.control.socket = config.path(&config.control.socket);
+    config.cache.file = config.path(&config.cache.file);
     check_ranges(&config, &overrides)?;
     Ok(config)
 }

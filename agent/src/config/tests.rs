@@ -134,6 +134,14 @@ fn every_key_can_be_set() {
 }
 
 #[test]
+fn relative_paths_are_relative_to_the_files_folder() {
+    let scratch = Scratch::new().with("GATEPOST_CACHE_FILE", "last-good");
+    let config = scratch.load("[control]\nsocket = \"run/control.sock\"").unwrap();
+    assert_eq!(config.control.socket, scratch.folder.path().join("run/control.sock"));
+    assert_eq!(config.cache.file, scratch.folder.path().join("last-good"));
+}
+
+#[test]
 fn the_environment_overrides_the_file() {
     let config = Scratch::new()
         .with("GATEPOST_DATABASE_URL", "postgres://other@db/vpn")
