@@ -59,6 +59,17 @@ fn the_environment_wins_over_the_file() {
 }
 
 #[test]
+fn a_wrong_argument_is_named_and_its_password_is_not_shown() {
+    let wrong = ["migrate", "--database-url", "mysql://gw:s3cret@db"];
+    let done = Gatepost::with("").run(&wrong).must_exit(78);
+    assert_eq!(
+        done.stderr,
+        "gatepost: --database-url: `database.url` is no database URL: write \
+         postgres://ROLE@HOST/DATABASE\n"
+    );
+}
+
+#[test]
 fn a_wrong_command_line_is_not_taken_for_an_answer() {
     let gatepost = Gatepost::with("");
     gatepost.run(&["explain", "anna", "not-an-address"]).must_exit(64);

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{Cli, Command, DatabaseArgs};
-use crate::config::{Config, ConfigError, Source, Unnamed, load};
+use crate::config::{Config, ConfigError, Origin, Source, Unnamed, load};
 use crate::exit::{CommandError, Exit};
 
 /// Obeys one command line.
@@ -68,14 +68,16 @@ fn configuration(source: Source) -> Result<Config, ConfigError> {
 }
 
 /// The configuration with the database as an administrator's command names it.
-fn configuration_of(mut source: Source, args: DatabaseArgs) -> Result<Config, ConfigError> {
+fn configuration_of(source: Source, args: DatabaseArgs) -> Result<Config, ConfigError> {
     let DatabaseArgs { database_url, database_password_file } = args;
-    let is_other = database_url.is_some();
-    if let Some(url) = database_url {
-        source.variables.insert("GATEPOST_DATABASE_URL".to_owned(), url);
-    }
     let mut config = configuration(source)?;
-    if is_other {
+    if let Some(url) = database_url {
+        let url = url.parse().map_err(|why: &str| ConfigError::Value {
+            origin: Origin::Argument("--database-url"),
+            key: "database.url".to_owned(),
+            why: why.to_owned(),
+        })?;
+        config.database.url = Some(url);
         // The configured password is another role's.
         config.database.password_file = None;
         config.unnamed_secrets = Unnamed::Nowhere;

@@ -12,6 +12,7 @@ use gatepost::model::psk::PskKeysError;
 pub enum Origin {
     File(PathBuf),
     Variable(String),
+    Argument(&'static str),
 }
 
 impl fmt::Display for Origin {
@@ -19,6 +20,7 @@ impl fmt::Display for Origin {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Argument(name) => f.write_str(name),
         }
     }
 }

@@ -14,7 +14,7 @@ mod schema;
 mod secret;
 mod value;
 
-pub use error::ConfigError;
+pub use error::{ConfigError, Origin};
 pub use load::{Source, load};
 pub use schema::{Backend, Config};
 pub use secret::{
