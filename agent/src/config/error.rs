@@ -28,7 +28,7 @@ impl fmt::Display for Origin {
 /// Why a configuration cannot be used. Every one of them ends the process with exit code 78.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the configuration {}: {source}; name another file with --config", path.display())]
+    #[error("cannot read the configuration {}: {source}; {}", path.display(), way_to_read(.source))]
     Unreadable {
         path: PathBuf,
         #[source]
@@ -63,6 +63,14 @@ pub enum ConfigError {
         #[source]
         source: PskKeysError,
     },
+}
+
+fn way_to_read(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "run this as root or as a member of group gatepost",
+        io::ErrorKind::InvalidData => "save it as UTF-8 text",
+        _ => "name another file with --config",
+    }
 }
 
 /// "did you mean ...?", or what there is to choose from.

@@ -83,13 +83,20 @@ const NOT_KEYS: [&str; 2] = ["GATEPOST_CONFIG", "GATEPOST_LOG"];
 struct Overrides(BTreeMap<&'static str, BTreeMap<String, String>>);
 
 impl Overrides {
-    /// Splits `GATEPOST_<SECTION>_<KEY>`. A variable of no section is only warned of: container
-    /// orchestrators set some (`GATEPOST_SERVICE_HOST` for a service named `gatepost`).
+    /// Splits `GATEPOST_<SECTION>_<KEY>`. A variable of no section is only warned of, and so is one
+    /// that a container orchestrator makes for a service named `gatepost` or `gatepost-metrics`.
     fn read(variables: &BTreeMap<String, String>) -> Result<(Self, Vec<String>), ConfigError> {
         let (mut overrides, mut warnings) = (Self::default(), Vec::new());
         for (variable, value) in variables {
             let Some(name) = variable.strip_prefix("GATEPOST_") else { continue };
             if NOT_KEYS.contains(&variable.as_str()) || name.starts_with("TEST_") {
+                continue;
+            }
+            if is_of_a_service(name) {
+                warnings.push(format!(
+                    "environment variable {variable} is ignored: it looks like a container \
+                     orchestrator's, for a service named like ours"
+                ));
                 continue;
             }
             let name = name.to_ascii_lowercase();
@@ -114,6 +121,12 @@ impl Overrides {
             Origin::File(file.to_owned())
         }
     }
+}
+
+/// `SERVICE_HOST`, `METRICS_SERVICE_PORT`, `METRICS_PORT_9586_TCP_ADDR`: no key of ours has such words.
+fn is_of_a_service(name: &str) -> bool {
+    let name = format!("_{name}_");
+    name.contains("_SERVICE_") || name.contains("_PORT_")
 }
 
 impl Provider for &Overrides {

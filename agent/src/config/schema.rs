@@ -131,15 +131,15 @@ pub struct Interface {
     pub name: InterfaceName,
     pub backend: Backend,
     /// Default: 1420, which leaves room for IPv6 and WireGuard in 1500.
-    #[serde(deserialize_with = "value::parsed")]
+    #[serde(deserialize_with = "value::bytes")]
     pub mtu_bytes: u32,
     /// Tunnel addresses. Default: what the database says.
-    #[serde(deserialize_with = "value::list")]
+    #[serde(deserialize_with = "value::prefixes")]
     pub addresses: Vec<IpNet>,
     #[serde(deserialize_with = "value::parsed")]
     pub fwmark: Fwmark,
     /// Networks that peers may bring with them, besides those in setting `gateway.site_prefixes`.
-    #[serde(deserialize_with = "value::list")]
+    #[serde(deserialize_with = "value::prefixes")]
     pub site_prefixes: Vec<IpNet>,
 }
 
@@ -215,7 +215,7 @@ impl Default for Report {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
-    #[serde(deserialize_with = "value::parsed")]
+    #[serde(deserialize_with = "value::socket_address")]
     pub listen: SocketAddr,
 }
 

@@ -216,7 +216,15 @@ fn wrong_values_name_key_value_and_way_out() {
         ),
         (
             "[interface]\naddresses = [\"10.0.0.1\"]",
-            "gatepost.toml: `interface.addresses` holds \"10.0.0.1\": invalid IP address syntax",
+            "gatepost.toml: `interface.addresses` holds \"10.0.0.1\": write each with its prefix length, as \"10.8.0.1/24\"",
+        ),
+        (
+            "[interface]\nmtu_bytes = \"x\"",
+            "gatepost.toml: `interface.mtu_bytes` is \"x\": write a number of bytes, as 1420",
+        ),
+        (
+            "[metrics]\nlisten = \"9586\"",
+            "gatepost.toml: `metrics.listen` is \"9586\": write an IP address and a port, as \"127.0.0.1:9586\" or \"[::1]:9586\"",
         ),
         (
             "[guard]\nmax_removed_peers = \"half\"",
@@ -286,6 +294,13 @@ fn a_named_file_must_be_there() {
 }
 
 #[test]
+fn a_file_that_may_not_be_read_is_a_matter_of_rights() {
+    let source = io::Error::from(io::ErrorKind::PermissionDenied);
+    let error = ConfigError::Unreadable { path: "gatepost.toml".into(), source }.to_string();
+    assert!(error.ends_with("; run this as root or as a member of group gatepost"), "{error}");
+}
+
+#[test]
 fn a_key_that_is_needed_and_missing_names_both_ways_to_set_it() {
     let config = Scratch::new().load("").unwrap();
     let error = config.database_url().unwrap_err().to_string();
@@ -301,6 +316,18 @@ fn a_variable_of_no_section_is_warned_of() {
         ["environment variable GATEPOST_DATBASE_URL is ignored: no section `datbase`; did you \
              mean `database`?"]
     );
+}
+
+#[test]
+fn variables_of_a_container_orchestrator_stop_nothing() {
+    let service = ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_9586_TCP_ADDR"];
+    let scratch = service.iter().fold(Scratch::new(), |scratch, end| {
+        scratch.with(&format!("GATEPOST_METRICS_{end}"), "10.0.0.1")
+    });
+    let warnings = scratch.load("").unwrap().warnings;
+    assert_eq!(warnings.len(), service.len(), "{warnings:?}");
+    let said = "environment variable GATEPOST_METRICS_PORT is ignored: it looks like a container";
+    assert!(warnings[0].starts_with(said), "{warnings:?}");
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //! environment has nothing else.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 /// A PostgreSQL connection URL. Prints without its password.
@@ -135,15 +137,35 @@ where
     duration(deserializer).map(Some)
 }
 
-/// A list, or one string with commas.
-pub(super) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+/// An IP address and a port.
+pub(super) fn socket_address<'de, D>(deserializer: D) -> Result<SocketAddr, D::Error>
 where
     D: Deserializer<'de>,
-    T: FromStr<Err: fmt::Display>,
 {
+    let Scalar(text) = Scalar::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        D::Error::custom(format!(
+            "is {text:?}: write an IP address and a port, as \"127.0.0.1:9586\" or \"[::1]:9586\""
+        ))
+    })
+}
+
+/// A number of bytes.
+pub(super) fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let Scalar(text) = Scalar::deserialize(deserializer)?;
+    text.parse()
+        .map_err(|_| D::Error::custom(format!("is {text:?}: write a number of bytes, as 1420")))
+}
+
+/// A list of prefixes, or one string with commas.
+pub(super) fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let Words(words) = Words::deserialize(deserializer)?;
     let parse = |word: String| {
-        word.parse().map_err(|why| D::Error::custom(format!("holds {word:?}: {why}")))
+        word.parse().map_err(|_| {
+            D::Error::custom(format!(
+                "holds {word:?}: write each with its prefix length, as \"10.8.0.1/24\""
+            ))
+        })
     };
     words.into_iter().map(parse).collect()
 }
