@@ -7,10 +7,11 @@ use gatepost::plan::{Scope, plan};
 
 use crate::lab::Lab;
 use crate::set::News;
+use crate::shifted::Shifted;
 
 /// Use it on one thread of the gateway's namespace.
 pub struct Gateway {
-    host: Host<Nft>,
+    host: Host<Shifted>,
     observed: SharedObserved,
     desired: Option<DesiredState>,
 }
@@ -22,8 +23,16 @@ impl Gateway {
             backend: lab.backend,
             device_exe: std::env::current_exe().unwrap(),
         };
-        let host = Host::open(settings, Nft::open().unwrap()).unwrap();
+        let firewall = Shifted { nft: Nft::open().unwrap(), shifted: false };
+        let host = Host::open(settings, firewall).unwrap();
         Self { host, observed: SharedObserved::default(), desired: None }
+    }
+
+    /// From now on new profiles stand in a block, or each in a chain of its own. The others stay
+    /// where they are.
+    pub fn shift(&mut self, shifted: bool) {
+        self.host.firewall().shifted = shifted;
+        self.observed = self.host.observe().unwrap().state.into();
     }
 
     /// Makes the kernel what the rows say, and proves it.
@@ -49,9 +58,21 @@ impl Gateway {
         let left = plan(desired, &reading, &Scope::Everything).unwrap();
         assert!(left.is_empty(), "left to do: {left:?}");
     }
+
     /// How many packets of peers the present profiles have denied so far.
     pub fn denied_packets(&mut self) -> u64 {
-        let counters = self.host.firewall().read_counters().unwrap();
+        let counters = self.host.firewall().nft.read_counters().unwrap();
         counters.values().map(|counter| counter.denied.packets).sum()
+    }
+
+    /// How many profiles that judged packets stand in blocks, and how many have a chain.
+    pub fn judges(&mut self, lab: &Lab) -> [usize; 2] {
+        let mut counters = self.host.firewall().nft.read_counters().unwrap();
+        counters.retain(|_, counter| counter.allowed.packets + counter.denied.packets > 0);
+        let listed = lab.gateway.exec("nft list table inet gatepost");
+        let with_chain =
+            counters.keys().filter(|id| listed.contains(&format!("chain p_{} {{", id.0)));
+        let with_chain = with_chain.count();
+        [counters.len() - with_chain, with_chain]
     }
 }

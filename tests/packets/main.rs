@@ -19,6 +19,7 @@ mod matrix;
 mod packet;
 mod probe;
 mod set;
+mod shifted;
 mod tap;
 mod tunnel;
 

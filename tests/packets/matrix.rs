@@ -33,7 +33,7 @@ fn packets_go_where_the_reference_says(backend: Backend) {
         let mut set = PolicySet::first(&mut chance);
         gateway.follow(set.news(None, &lab.interface));
         let mut exchange = Exchange::open(&lab);
-        let mut doubts = 0;
+        let (mut doubts, mut of_blocks, mut of_chains) = (0, 0, 0);
         for number in 1.. {
             let denied_before = gateway.denied_packets();
             let judged = exchange.judge(choose(&set, &mut chance));
@@ -41,10 +41,14 @@ fn packets_go_where_the_reference_says(backend: Backend) {
             assert_none(&differences(judged), &format!("set {number}: {set:#?}"));
             assert_eq!(denied, denials(judged), "what was denied had come as far as the firewall");
             doubts += doubts_of_a_wrong_reference(&set, judged);
+            let [in_blocks, in_chains] = gateway.judges(&lab);
+            of_blocks += in_blocks;
+            of_chains += in_chains;
             if number == SETS {
                 break;
             }
             let next = set.next(&mut chance);
+            gateway.shift(chance.numbers.u8(..4) > 0);
             gateway.follow(next.news(Some(&set), &lab.interface));
             set = next;
         }
@@ -52,6 +56,8 @@ fn packets_go_where_the_reference_says(backend: Backend) {
         assert_none(&differences(exchange.probes()), "all sets");
         assert_none(exchange.strays(), "where nothing should come");
         assert!(doubts > SETS, "a wrong verdict shows: {doubts}");
+        println!("{of_blocks} profiles in blocks, {of_chains} with chains");
+        assert!(of_blocks > SETS / 2 && of_chains > SETS / 2, "both judged packets");
         println!("{}", totals(exchange.probes(), started.elapsed()));
     });
 }
