@@ -174,7 +174,8 @@ select
                 and host(a.address) = host(p.assigned_ip)
                 and a.status = 'allocated'
                 and a.device_id is not null
-            order by a.device_id
+            -- As text: else the index by device is walked in this order, however few rows match.
+            order by a.device_id::text
             limit 1
         )
     end as holder,
