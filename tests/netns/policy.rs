@@ -1,4 +1,4 @@
-//! Policies on real packets: ICMP, TCP and UDP, granted, denied, narrowed, wiped by somebody else.
+//! Policies on real packets: ICMP, TCP and UDP, granted, denied, narrowed.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Client, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
+use crate::lab::{
+    Client, Ears, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, LAN_SERVER6, Lab, Ways, eventually,
+    policy_rows, way,
+};
 
 const PORT: u16 = 7000;
 const NOTHING: [&str; 0] = [];
@@ -58,61 +61,70 @@ fn only_what_a_policy_grants_passes() {
     assert!(out.contains(" denied; no other address may reach the same"), "{out}");
 }
 
+/// The policy reaches Alice through a group. Every cut ends her streams in both directions: what
+/// she goes on sending, and what the LAN goes on sending to her.
 #[test]
 fn a_narrowed_policy_and_a_revocation_cut_a_live_stream() {
+    const WIDE: &str = "delete from policy_destinations;
+        insert into policy_destinations (policy_id, destination)
+            select id, destination from policies,
+                (values (cidr '10.20.0.0/24'), (cidr 'fd20::/64')) as wide (destination);";
+    const NARROW: &str = "update policy_destinations set destination = '10.20.0.128/25'
+            where family(destination) = 4;
+        update policy_destinations set destination = 'fd20::200/128'
+            where family(destination) = 6";
+    const MEMBER: &str = "insert into group_memberships (group_id, user_id)
+        select groups.id, users.id from groups, users
+            where not exists (select from group_memberships);";
+    const AIMED: &str = "insert into policy_targets (policy_id, target_type, target_id)
+        select policies.id, 'group', groups.id from policies, groups
+            where not exists (select from policy_targets);";
     let lab = Lab::open();
     serve(&lab);
+    let ears = Ears::open(&[(&lab.lan, LAN_SERVER), (&lab.lan, LAN_SERVER6)]);
     let alice = lab.client("alice");
     lab.database.exec(&alice.rows());
-    lab.database.exec(&policy_rows("office", "alice", "10.20.0.0/24"));
+    lab.database.exec(&alice.announcement(&alice.address6));
+    lab.database.exec("insert into policies (name) values ('office')");
+    lab.database.exec("insert into groups (name) values ('staff')");
+    let restore = format!(
+        "{WIDE} {MEMBER} {AIMED}
+         update policies set is_active = true;
+         update groups set deleted_at = null;
+         update devices set status = 'active', revoked_at = null"
+    );
+    lab.database.exec(&restore);
     let _agent = lab.start();
-    alice.connect();
     let cuts = [
-        "update policy_destinations set destination = '10.20.0.128/25'",
+        NARROW,
         "update policies set is_active = false",
         "delete from policy_targets",
+        "delete from group_memberships",
+        "update groups set deleted_at = now()",
         &alice.revocation(),
     ];
+    let ways: Ways = [(&alice.address, LAN_SERVER), (&alice.address6, LAN_SERVER6)]
+        .iter()
+        .flat_map(|(from, to)| way("alice", from, to))
+        .collect();
     for cut in cuts {
         eventually("the LAN answers", || {
             alice.dial();
-            alice.reaches(LAN_SERVER)
+            alice.reaches(LAN_SERVER) && alice.reaches(LAN_SERVER6)
         });
         let stream = Stream::open(&alice, LAN_SERVER);
+        let sources = [alice.address.as_str(), &alice.address6];
+        let flood = ears.flood(&[(&alice, &sources)], &[LAN_SERVER, LAN_SERVER6], ways.clone());
         stream.await_bytes();
+        flood.await_arrivals(&ways, 10);
         lab.database.exec(cut);
         stream.await_silence();
-        assert!(!alice.reaches(LAN_SERVER), "after {cut}");
-        lab.database.exec(
-            "update policy_destinations set destination = '10.20.0.0/24';
-             update policies set is_active = true;
-             insert into policy_targets (policy_id, target_type, target_id)
-                 select policies.id, 'user', users.id from policies, users
-                 where not exists (select from policy_targets);
-             update devices set status = 'active', revoked_at = null",
-        );
+        flood.await_silence(&ways);
+        assert!(!alice.reaches(LAN_SERVER) && !alice.reaches(LAN_SERVER6), "after {cut}");
+        lab.database.exec(&restore);
     }
     let audited = "exists (select from audit_logs join policies on entity_id = policies.id
         where event_type = 'policy.applied' and metadata ? 'milliseconds')";
-    eventually(audited, || lab.database.holds(audited));
-}
-
-#[test]
-fn a_flushed_ruleset_is_put_back() {
-    let lab = Lab::open();
-    let alice = lab.client("alice");
-    lab.database.exec(&alice.rows());
-    lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_OTHER}/32")));
-    let _agent = lab.start();
-    alice.connect();
-    eventually("the policy is applied", || alice.reaches(LAN_OTHER));
-    let repaired = || lab.status()["sync"]["drift_repaired"].as_u64().unwrap();
-    let before = repaired();
-    lab.gateway.run("nft", &["flush", "ruleset"]);
-    eventually("the drift is repaired", || repaired() > before);
-    assert!(alice.reaches(LAN_OTHER));
-    assert!(!alice.reaches(LAN_SERVER), "the firewall came back open");
-    let audited = "exists (select from audit_logs where event_type = 'gateway.drift_repaired')";
     eventually(audited, || lab.database.holds(audited));
 }
 
