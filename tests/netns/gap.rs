@@ -1,9 +1,13 @@
-//! Nothing committed is ever missed, in whatever order it is committed.
+//! Nothing committed is ever missed, in whatever order it is committed and however it is learnt of.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::lab::{Database, Lab, eventually};
 
 const WRITERS: u32 = 8;
+/// Each writer's transactions at least, and at most: as many as there are addresses for it.
 const ROUNDS: u32 = 20;
+const MOST_ROUNDS: u32 = 250;
 
 /// Every eligible peer as `wg show allowed-ips` prints it.
 const WANTED: &str = "select w.public_key || E'\\t' || host(w.assigned_ip) || '/32'
@@ -13,22 +17,51 @@ const WANTED: &str = "select w.public_key || E'\\t' || host(w.assigned_ip) || '/
 
 #[test]
 fn eight_writers_long_transactions_and_cut_connections_miss_nothing() {
-    let lab = Lab::open();
+    miss_nothing(Lab::open(), "auto", "listen", false);
+}
+
+#[test]
+fn listening_misses_nothing() {
+    miss_nothing(Lab::open(), "listen", "listen", false);
+}
+
+#[test]
+fn taking_turns_misses_nothing() {
+    miss_nothing(Lab::open(), "turns", "turns", false);
+}
+
+#[test]
+fn polling_misses_nothing() {
+    miss_nothing(Lab::open(), "poll", "poll", false);
+}
+
+#[test]
+fn behind_a_pooler_nothing_is_missed() {
+    let mut lab = Lab::open();
+    let _pooler = lab.pool();
+    miss_nothing(lab, "auto", "poll", true);
+}
+
+fn miss_nothing(lab: Lab, configured: &str, chosen: &str, pooled: bool) {
+    lab.write_config(&format!("[sync]\nmode = \"{configured}\"\n"));
     lab.database.exec(
         "insert into users (role_id, username, display_name, password_hash)
              select id, 'writer' || n, 'writer', '!' from roles, generate_series(0, 8) as n",
     );
     let _agent = lab.start();
+    assert_mode(&lab, chosen);
     let long = lab.database.session();
     long.exec("begin");
     long.exec(&add_device(8, 0));
 
+    let work = Work::default();
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
-            let database = &lab.database;
-            scope.spawn(move || write(database, writer));
+            let (database, work) = (&lab.database, &work);
+            scope.spawn(move || write(database, writer, work));
         }
-        cut_connections(&lab);
+        cut_connections(&lab, &work, pooled);
+        work.enough.store(true, Ordering::SeqCst);
     });
     long.exec("commit");
 
@@ -41,14 +74,32 @@ fn eight_writers_long_transactions_and_cut_connections_miss_nothing() {
     );
     eventually("the device equals the database", || lab.wg_show("allowed-ips") == wanted);
     eventually("so says the agent", || lab.status()["peers"]["in_kernel"] == wanted.len());
+    assert_mode(&lab, chosen);
     let (code, out, err) = lab.gatepost(&["plan"]);
     assert_eq!(code, 0, "{out}{err}");
 }
 
+fn assert_mode(lab: &Lab, chosen: &str) {
+    let status = lab.status();
+    let sync = &status["sync"];
+    assert_eq!(sync["mode"], chosen, "{sync}");
+    assert!(!sync["mode_why"].as_str().unwrap().is_empty(), "{sync}");
+}
+
+/// What the writers have done, and whether they may end.
+#[derive(Default)]
+struct Work {
+    commits: AtomicU32,
+    enough: AtomicBool,
+}
+
 /// Adds, revokes, restores and removes devices; what is written first is often committed last.
-fn write(database: &Database, writer: u32) {
+fn write(database: &Database, writer: u32, work: &Work) {
     let session = database.session();
-    for round in 0..ROUNDS {
+    for round in 0..MOST_ROUNDS {
+        if round >= ROUNDS && work.enough.load(Ordering::SeqCst) {
+            break;
+        }
         let earlier = format!("device_fingerprint = '{writer}-{}'", round / 2);
         let change = match (writer + round) % 5 {
             0 => {
@@ -64,6 +115,7 @@ fn write(database: &Database, writer: u32) {
             "begin; {}; {change}; select pg_sleep(random() * random() * 0.2); commit",
             add_device(writer, round)
         ));
+        work.commits.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -80,24 +132,32 @@ fn add_device(writer: u32, round: u32) -> String {
     )
 }
 
-/// By the network twice, by the server twice: every connection of the agent, the listening one too.
-fn cut_connections(lab: &Lab) {
+/// By the network twice, by the server twice: every connection of the agent, the listening one too,
+/// while the writers go on. A pooler's own sessions outlive a cut of the network.
+fn cut_connections(lab: &Lab, work: &Work, pooled: bool) {
     let backends = format!("from pg_stat_activity where usename = '{}'", lab.database.role());
     let pids = || lab.database.column(&format!("select pid {backends}"));
+    let commits = || work.commits.load(Ordering::SeqCst);
     for round in 0..4 {
         let mut before = Vec::new();
         eventually("the agent is connected", || {
             before = pids();
             !before.is_empty()
         });
-        if round % 2 == 0 {
-            assert!(lab.relay.cut() > 0, "no connection to cut");
+        let by_network = round % 2 == 0;
+        if by_network {
+            eventually("there is a connection to cut", || lab.relay.cut() > 0);
         } else {
             lab.database.exec(&format!("select pg_terminate_backend(pid) {backends}"));
         }
-        eventually("those connections are gone", || {
-            let now = pids();
-            before.iter().all(|pid| !now.contains(pid))
-        });
+        let written = commits();
+        if !(pooled && by_network) {
+            eventually("those connections are gone", || {
+                let now = pids();
+                before.iter().all(|pid| !now.contains(pid))
+            });
+        }
+        eventually("the writers go on", || commits() > written + WRITERS);
     }
+    assert!(commits() < WRITERS * MOST_ROUNDS, "the writers had ended");
 }

@@ -1,74 +1,26 @@
 //! Through PgBouncer in transaction mode, where a session is nobody's for longer than a transaction.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-
 use gatepost::model::DeviceId;
 use gatepost::reconcile::{Mode, SyncMode, choose};
 use gatepost::store::{ConnectOptions, Handshake, Polled, Read, Store};
 
-use crate::postgres::{Cluster, as_postgres, free_port};
+use crate::postgres::Cluster;
+use crate::postgres::pooler::Pooler;
 use crate::world::World;
 
-/// A running PgBouncer before the shared server. Ends when dropped.
-struct Pooler {
-    child: Child,
-    port: u16,
-}
-
-impl Pooler {
-    fn start(world: &World) -> Self {
-        let (cluster, port) = (Cluster::shared(), free_port());
-        let dir = cluster.dir.join(&world.database);
-        let dir = dir.to_str().unwrap();
-        assert!(as_postgres("mkdir").arg(dir).status().unwrap().success());
-        let users = format!("\"{}\" \"\"\n", world.role);
-        std::fs::write(format!("{dir}/users"), users).unwrap();
-        let settings = format!(
-            "[databases]\n* = host={} port={}\n[pgbouncer]\npool_mode = transaction\n\
-             listen_addr =\nlisten_port = {port}\nunix_socket_dir = {dir}\n\
-             auth_type = trust\nauth_file = {dir}/users\ndefault_pool_size = 2\n",
-            cluster.dir.display(),
-            cluster.port
-        );
-        std::fs::write(format!("{dir}/settings"), settings).unwrap();
-        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"];
-        let program = program.into_iter().find(|path| std::path::Path::new(path).exists());
-        let mut child = as_postgres(program.expect("no pgbouncer: run tests/install-deps.sh test"))
-            .arg(format!("{dir}/settings"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let mut said = Vec::new();
-        while !said.iter().any(|line: &String| line.contains("process up")) {
-            said.push(log.next().unwrap_or_else(|| panic!("pgbouncer ended: {said:#?}")));
-        }
-        // It must not stop because nobody reads what it says.
-        std::thread::spawn(move || log.for_each(drop));
-        Self { child, port }
-    }
-
-    fn store(&self, world: &World) -> Store {
-        let dir = Cluster::shared().dir.join(&world.database);
-        let dir = dir.to_str().unwrap().replace('/', "%2F");
-        let url = format!("postgres://{}@{dir}:{}/{}", world.role, self.port, world.database);
-        Store::connect(&ConnectOptions::new(url)).unwrap()
-    }
-}
-
-impl Drop for Pooler {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn pool(world: &World) -> (Pooler, Store) {
+    let server = ([127, 0, 0, 1], Cluster::shared().port).into();
+    let pooler = Pooler::start(server, &world.role, "");
+    let dir = pooler.dir.to_str().unwrap().replace('/', "%2F");
+    let url = format!("postgres://{}@{dir}:{}/{}", world.role, pooler.port, world.database);
+    let store = Store::connect(&ConnectOptions::new(url)).unwrap();
+    (pooler, store)
 }
 
 #[tokio::test]
 async fn everything_but_notifications_works_through_a_pooler() {
     let world = World::new().await;
-    let pooler = Pooler::start(&world);
-    let store = pooler.store(&world);
+    let (_pooler, store) = pool(&world);
     let hello = store.hello().await.unwrap();
     assert_eq!(hello.gateway_id.0, world.gateway);
     let (rows, mut cursor) = store.snapshot().await.unwrap();
@@ -105,8 +57,7 @@ async fn everything_but_notifications_works_through_a_pooler() {
 #[tokio::test]
 async fn auto_polls_behind_a_pooler_and_says_why() {
     let world = World::new().await;
-    let pooler = Pooler::start(&world);
-    let store = pooler.store(&world);
+    let (_pooler, store) = pool(&world);
     let hello = store.hello().await.unwrap();
     let chosen = choose(&store, SyncMode::Auto, &hello, None).await.unwrap();
     assert_eq!(chosen.mode, Mode::Poll);

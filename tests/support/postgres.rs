@@ -2,6 +2,8 @@
 //! however that ends. Needs `initdb`, `pg_ctl` and `psql`; shared by test crates through `#[path]`.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod pooler;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;

@@ -29,6 +29,7 @@ pub use client::{Client, peer_rows, policy_rows};
 pub use database::{Database, Listener};
 pub use download::Download;
 pub use flood::{Ears, Flood, Ways, way};
+pub use postgres::Pooler;
 pub use relay::Relay;
 pub use revoke::revoke_to_last_packet;
 pub use space::Space;
@@ -132,6 +133,17 @@ impl Lab {
         lab.write_config("");
         lab.insert_gateway();
         lab
+    }
+
+    /// From now on a PgBouncer in transaction mode stands between the relay and the database.
+    pub fn pool(&mut self) -> Pooler {
+        let database = &self.database;
+        let (role, password) = (database.role(), database.role_password());
+        let pooler = Pooler::start(database.address(), role, password);
+        let folder = self.folder.path().join("pooled");
+        fs::create_dir(&folder).unwrap();
+        self.relay = Relay::open(&folder, ([127, 0, 0, 1], pooler.port).into());
+        pooler
     }
 
     fn insert_gateway(&self) {
