@@ -48,8 +48,13 @@ fn run(backend: Backend, tests: &[Test], args: &[String]) -> ExitCode {
     println!("backend: {}", if backend == Backend::Kernel { "kernel" } else { "userspace" });
     let parts: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| parts.is_empty() || parts.iter().any(|part| name.contains(*part));
+    let wanted: Vec<_> = tests.iter().filter(|(name, _)| wanted(name)).collect();
+    if wanted.is_empty() {
+        println!("no test is called like any of {parts:?}");
+        return ExitCode::FAILURE;
+    }
     let (mut passed, mut failed) = (0, Vec::new());
-    for (name, test) in tests.iter().filter(|(name, _)| wanted(name)) {
+    for (name, test) in wanted {
         match catch_unwind(AssertUnwindSafe(|| test(backend))) {
             Ok(()) => {
                 println!("test {name} ... ok");
