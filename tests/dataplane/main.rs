@@ -11,6 +11,7 @@ mod runner;
 
 mod cold;
 mod device;
+mod flows;
 mod interface;
 mod peers;
 mod rig;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
 
 fn tests(backend: Backend) -> Vec<Test> {
     let mut tests = Vec::new();
+    tests.extend(flows::TESTS);
     tests.extend(interface::TESTS);
     tests.extend(peers::TESTS);
     tests.extend(routes::TESTS);

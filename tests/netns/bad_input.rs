@@ -78,15 +78,77 @@ fn names_stay_on_their_line() {
     eventually("it is left out", || lab.status()["peers"]["quarantined"] == 1);
     let (code, explained, _) = lab.gatepost(&["explain", "alice", "10.20.0.10"]);
     assert_eq!(code, 2, "{explained}");
-    let (_, planned, _) = lab.gatepost(&["plan"]);
-    let (_, status, _) = lab.gatepost(&["status"]);
-    let (_, peers, _) = lab.gatepost(&["peers"]);
+    let [planned, status, peers] = ["plan", "status", "peers"].map(|command| {
+        let (code, out, err) = lab.gatepost(&[command]);
+        assert_eq!(code, 0, "{command}: {out}{err}");
+        out
+    });
     let log = lab.log();
     assert!(log.contains("laptop\\n") && explained.contains("laptop\\n"), "{explained}{log}");
     for text in [explained, planned, status, peers, log] {
         assert!(!text.lines().any(|line| line.trim_start().starts_with(FORGED)), "{text}");
         assert!(!text.contains("\x1b[31m") && !text.contains(&"x".repeat(100)), "{text}");
     }
+}
+
+#[test]
+fn a_bad_policy_costs_nothing_but_itself_and_is_told_once() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    let agent = lab.start();
+    lab.database.exec(&alice.rows());
+    alice.connect();
+    lab.database.exec(&policy_rows("good", "alice", &format!("{LAN_OTHER}/32")));
+    lab.database.exec(&policy_rows("overruled", "alice", &format!("{LAN_SERVER}/32")));
+    eventually("both pass", || alice.reaches(LAN_OTHER) && alice.reaches(LAN_SERVER));
+
+    for name in ["void", "long", "dangling", "aimless", "odd"] {
+        lab.database.exec(&policy_rows(name, "alice", &format!("{LAN_SERVER}/32")));
+    }
+    // Alice has no address of this family: it decides nothing, and there is nothing wrong with it.
+    lab.database.exec(&policy_rows("other family", "alice", "fd20::/64"));
+    let of = |name: &str| format!("policy_id = (select id from policies where name = '{name}')");
+    lab.database.exec(&format!(
+        "delete from policy_destinations where {void} or {long};
+         update policy_targets set target_id = gen_random_uuid() where {dangling};
+         update policy_targets set target_type = 'team' where {aimless};
+         update policies set effect = 'permit', priority = 50 where name = 'odd';
+         update policies set name = E'long\\n' || repeat('x', 1000) where name = 'long'",
+        void = of("void"),
+        long = of("long"),
+        dangling = of("dangling"),
+        aimless = of("aimless"),
+    ));
+    let told = ["\"void\"", "\"long\\nxxx", "\"dangling\"", "\"aimless\"", "\"odd\""];
+    let all_told = || {
+        let status = lab.status();
+        let warnings = status["warnings"].as_array().unwrap();
+        let names = |warning: &serde_json::Value, name: &str| {
+            let text = warning.as_str().unwrap();
+            assert!(text.len() < 300 && text.lines().count() == 1, "{text}");
+            text.contains(name)
+        };
+        assert!(warnings.len() <= told.len(), "{status}");
+        told.iter().all(|name| warnings.iter().any(|warning| names(warning, name)))
+    };
+    eventually("each is warned of", all_told);
+    eventually("an unknown effect denies", || !alice.reaches(LAN_SERVER));
+    eventually("the good one passes", || alice.reaches(LAN_OTHER));
+
+    let rows = || {
+        lab.database.column(
+            "select count(*) from audit_logs where event_type = 'policy.ignored' group by entity_id",
+        )
+    };
+    eventually("each has its row", || rows() == ["1"; 5]);
+    agent.end(Signal::SIGKILL);
+    let _agent = lab.start();
+    eventually("each is warned of again", all_told);
+    // Rows are written in the order of what they tell.
+    lab.database.exec(&alice.revocation());
+    let later = "exists (select from audit_logs where event_type = 'peer.revoked')";
+    eventually(later, || lab.database.holds(later));
+    assert_eq!(rows(), ["1"; 5], "told again");
 }
 
 #[test]
@@ -103,8 +165,7 @@ fn a_policy_of_100_000_destinations_is_applied_and_told_in_short_lines() {
              select id, (inet '10.20.0.0' + 2 * n)::cidr
              from policies, generate_series(6, 100004) as n",
     );
-    eventually("the policy is applied", || alice.reaches(LAN_OTHER));
-    assert!(alice.reaches(LAN_SERVER));
+    eventually("the policy is applied", || alice.reaches(LAN_OTHER) && alice.reaches(LAN_SERVER));
     let (code, explained, _) = lab.gatepost(&["explain", "alice", "10.20.0.201"]);
     assert_eq!(code, 2, "{explained}");
     let (code, explained, _) = lab.gatepost(&["explain", "alice", LAN_OTHER]);

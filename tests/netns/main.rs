@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod device;
+mod drift;
 mod end_to_end;
 mod gap;
 mod killed;
@@ -15,5 +16,6 @@ mod lab;
 mod policy;
 mod report;
 mod restart;
+mod reuse;
 mod revoked;
 mod stale;
