@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -32,46 +32,50 @@ pub(super) fn cut_flows(prefixes: &BTreeSet<IpNet>) -> Result<usize, NetlinkErro
     let mut channel = Channel::open(NETLINK_NETFILTER)?;
     let mut cut = 0;
     for (family, v6) in [(NetfilterProtoFamily::IPv4, false), (NetfilterProtoFamily::IPv6, true)] {
-        if prefixes.iter().any(|prefix| prefix.addr().is_ipv6() == v6) {
+        let lengths = if v6 { &holders.lengths6 } else { &holders.lengths4 };
+        if !lengths.is_empty() {
             cut += cut_family(&mut channel, family, &holders)?;
         }
     }
     Ok(cut)
 }
 
-/// The prefixes, so that a full table is searched by hosts in a set and by networks, which are
-/// few, one by one.
-struct Holders {
-    hosts: BTreeSet<IpAddr>,
-    networks: Vec<IpNet>,
+/// The prefixes and the lengths they have, which are few: each entry of a full table is looked up
+/// once for each length.
+struct Holders<'a> {
+    prefixes: &'a BTreeSet<IpNet>,
+    lengths4: BTreeSet<u8>,
+    lengths6: BTreeSet<u8>,
 }
 
-impl Holders {
-    fn of(prefixes: &BTreeSet<IpNet>) -> Self {
-        let is_host = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
-        Self {
-            hosts: prefixes.iter().filter(is_host).map(IpNet::addr).collect(),
-            networks: prefixes.iter().filter(|prefix| !is_host(prefix)).copied().collect(),
-        }
+impl<'a> Holders<'a> {
+    fn of(prefixes: &'a BTreeSet<IpNet>) -> Self {
+        let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
+            prefixes.iter().partition(|prefix| prefix.addr().is_ipv4());
+        let lengths = |prefixes: &[IpNet]| prefixes.iter().map(IpNet::prefix_len).collect();
+        Self { prefixes, lengths4: lengths(&v4), lengths6: lengths(&v6) }
     }
 
     fn contain(&self, address: IpAddr) -> bool {
-        self.hosts.contains(&address) || self.networks.iter().any(|net| net.contains(&address))
+        let lengths = if address.is_ipv4() { &self.lengths4 } else { &self.lengths6 };
+        lengths.iter().any(|len| {
+            IpNet::new(address, *len).is_ok_and(|net| self.prefixes.contains(&net.trunc()))
+        })
     }
 }
 
 fn cut_family(
     channel: &mut Channel,
     family: NetfilterProtoFamily,
-    holders: &Holders,
+    holders: &Holders<'_>,
 ) -> Result<usize, NetlinkError> {
     let get = || {
         let header = NetfilterHeader::new(family, 0, 0);
         NetfilterMessage::new(header, ConntrackMessage::Get(vec![]))
     };
-    let dumped = channel.dump(get, |flows: &mut Vec<_>, kind, payload| {
+    let dumped = channel.dump(get, |flows: &mut Vec<_>, _, payload| {
         if concerns(payload, holders)? {
-            flows.push(deletion(family, kind, payload)?);
+            flows.push(deletion(family, payload)?);
         }
         Ok(())
     });
@@ -88,7 +92,7 @@ fn cut_family(
 }
 
 /// Whether one of the addresses is the source of the first packet, or of the answer to it.
-fn concerns(payload: &[u8], holders: &Holders) -> Result<bool, NetlinkError> {
+fn concerns(payload: &[u8], holders: &Holders<'_>) -> Result<bool, NetlinkError> {
     for attribute in attributes(payload.get(NETFILTER_HEADER_BYTES..).unwrap_or_default()) {
         let (CTA_TUPLE_ORIG | CTA_TUPLE_REPLY, tuple) = attribute? else { continue };
         for part in attributes(tuple) {
@@ -108,30 +112,40 @@ fn concerns(payload: &[u8], holders: &Holders) -> Result<bool, NetlinkError> {
     Ok(false)
 }
 
-/// What deletes exactly this flow: its full tuple and its zone. Deleting by a filter is refused by
-/// kernels that are still in use.
+/// What deletes exactly this flow: its full tuple and its zone, as they came. Deleting by a filter
+/// is refused by kernels that are still in use.
 fn deletion(
     family: NetfilterProtoFamily,
-    kind: u16,
     payload: &[u8],
 ) -> Result<NetfilterMessage, NetlinkError> {
-    let malformed = NetlinkError::Malformed("an entry of the connection tracking table");
-    let mut header = NetlinkHeader::default();
-    header.message_type = kind;
-    let Ok(message) = NetfilterMessage::deserialize(&header, payload) else {
-        return Err(malformed);
-    };
-    let netlink_packet_netfilter::NetfilterMessageInner::Conntrack(ConntrackMessage::New(all)) =
-        message.inner
-    else {
-        return Err(malformed);
-    };
-    let identifies = |attribute: &ConntrackAttribute| match attribute {
-        ConntrackAttribute::CtaTupleOrig(_) => true,
-        ConntrackAttribute::Other(other) => netlink_packet_core::Nla::kind(other) == CTA_ZONE,
-        _ => false,
-    };
-    let identity = all.into_iter().filter(identifies).collect();
+    let mut identity = Vec::new();
+    for attribute in attributes(payload.get(NETFILTER_HEADER_BYTES..).unwrap_or_default()) {
+        let (kind, value) = attribute?;
+        let flags = match kind {
+            CTA_TUPLE_ORIG => NLA_F_NESTED,
+            CTA_ZONE => 0,
+            _ => continue,
+        };
+        let whole = DefaultNla::new(kind | flags, value.to_vec());
+        identity.push(ConntrackAttribute::Other(whole));
+    }
     let header = NetfilterHeader::new(family, 0, 0);
     Ok(NetfilterMessage::new(header, ConntrackMessage::Delete(identity)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_found_in_prefixes_of_every_length() {
+        let texts = ["10.1.0.0/16", "10.2.3.4/32", "fd00:1::/32", "fd00:2::2/128"];
+        let prefixes = texts.iter().map(|text| text.parse().unwrap()).collect();
+        let holders = Holders::of(&prefixes);
+        let contain = |text: &str| holders.contain(text.parse().unwrap());
+        assert!(
+            ["10.1.255.1", "10.2.3.4", "fd00:1:ffff::1", "fd00:2::2"].map(contain) == [true; 4]
+        );
+        assert!(["10.2.3.5", "11.1.0.1", "fd00:2::3", "::10.1.0.1"].map(contain) == [false; 4]);
+    }
 }

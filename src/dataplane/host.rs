@@ -228,7 +228,7 @@ impl<F: Firewall> Dataplane for Host<F> {
                         observed.obey(step);
                     }
                     Err(reason) => {
-                        consequence = consequence.max(Consequence::of(step));
+                        consequence = consequence.and(step);
                         if consequence >= Consequence::NoGrants {
                             outcome.halted_in.get_or_insert(step.phase());
                         }

@@ -16,7 +16,8 @@ pub(super) enum Consequence {
     StaysClosed,
     /// Nothing more may be given; what takes away still happens.
     NoGrants,
-    /// The link is not there or not ours: nothing may be touched.
+    /// The link is not there or not ours, or a peer has an address whose flows could not be cut:
+    /// nothing more may be touched.
     Nothing,
 }
 
@@ -24,15 +25,28 @@ impl Consequence {
     /// Of a step that was refused.
     pub fn of(step: &Step) -> Self {
         match step {
-            Step::CreateLink { .. } | Step::ClaimLink { .. } | Step::RenameLink { .. } => {
-                Self::Nothing
-            }
+            // Whoever was to lose an address reaches nothing from it already, and must keep it
+            // until its flows are cut, to tell that they are to be.
+            Step::CreateLink { .. }
+            | Step::ClaimLink { .. }
+            | Step::RenameLink { .. }
+            | Step::CutFlows { .. } => Self::Nothing,
             // Without our table, or with another key than the clients know, a peer must not be let
             // in. Without a port, a mark, an MTU or an address, those who are in may stay.
             Step::Firewall { phase: Phase::Fence | Phase::Revoke | Phase::Policy, .. }
             | Step::SetPrivateKey { .. } => Self::NoGrants,
             step if is_peer(step) => Self::StaysClosed,
             _ => Self::None,
+        }
+    }
+
+    /// With the refusal of one more step.
+    pub fn and(self, step: &Step) -> Self {
+        match (self, step) {
+            // The places of those who are revoked could not be taken from them: their peers must
+            // go, flows or not. The places tell that there was somebody, for the next plan to cut.
+            (Self::NoGrants, Step::CutFlows { .. }) => self,
+            _ => self.max(Self::of(step)),
         }
     }
 
@@ -133,6 +147,22 @@ mod tests {
         assert!(!refused.permits(&Step::AddPeer { key, peer: crate::model::Peer::default() }));
         let port = Consequence::of(&Step::SetListenPort { port: 1 });
         assert!(port.permits(&Step::AddPeer { key, peer: crate::model::Peer::default() }));
+    }
+
+    #[test]
+    fn what_could_not_be_cut_keeps_its_holder_unless_that_one_could_still_use_it() {
+        let key = PublicKey::from_bytes([1; 32]).unwrap();
+        let (remove, peer) = (Step::RemovePeer { key }, crate::model::Peer::default());
+        let add = Step::AddPeer { key, peer };
+        let cut = Step::CutFlows { prefixes: ["10.64.0.2/32".parse().unwrap()].into() };
+        let policy = Step::Firewall { phase: Phase::Policy, change: FirewallChange::default() };
+        let uncut = Consequence::None.and(&cut);
+        assert!(!uncut.permits(&remove) && !uncut.permits(&policy) && !uncut.permits(&add));
+        let revoke = Step::Firewall { phase: Phase::Revoke, change: FirewallChange::default() };
+        let unrevoked = Consequence::None.and(&revoke);
+        assert!(unrevoked.permits(&cut));
+        let neither = unrevoked.and(&cut);
+        assert!(neither.permits(&remove) && !neither.permits(&policy) && !neither.permits(&add));
     }
 
     #[test]

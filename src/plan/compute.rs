@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::{Plan, PlanError, Step, firewall, link, nested};
+use super::hands::Hands;
+use super::{Plan, PlanError, Step, firewall, link};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
 /// How much of the state a plan compares.
@@ -74,45 +75,19 @@ pub fn plan(
             }
         }
     }
-    let closed = nested::changing_hands(desired, observed, &steps);
-    let diff = firewall::diff(desired.firewall(), observed.firewall.as_ref(), prefixes, &closed);
+    let hands = Hands::of(desired, observed, &steps);
+    let table = observed.firewall.as_ref();
+    let diff = firewall::diff(desired.firewall(), table, prefixes, &hands.taken, &hands.closed);
     let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
+    let cut = desired.cuts_flows().then(|| hands.to_cut(desired, observed, scope));
+    let cut = cut.filter(|prefixes| !prefixes.is_empty());
     // Before the peers of the same phase.
-    steps.splice(0..0, changes);
-    if desired.cuts_flows() {
-        cut_flows(observed, scope, &mut steps);
-    }
+    steps.splice(0..0, changes.chain(cut.map(|prefixes| Step::CutFlows { prefixes })));
     let add = desired.routes().difference(&observed.routes);
     steps.extend(add.map(|prefix| Step::AddRoute { prefix: *prefix }));
     let remove = observed.routes.difference(desired.routes());
     steps.extend(remove.map(|prefix| Step::RemoveRoute { prefix: *prefix }));
     Ok(Plan::new(steps))
-}
-
-/// Whoever loses a prefix loses its flows. A full plan also lets whoever gains one start with none:
-/// an earlier run may have died between taking a prefix away and cutting. A small one need not, and
-/// is spared the walk through the kernel's whole table, some 9 ms.
-fn cut_flows(observed: &ObservedState, scope: &Scope, steps: &mut Vec<Step>) {
-    let full = *scope == Scope::Everything;
-    let mut prefixes = BTreeSet::new();
-    for step in &*steps {
-        match step {
-            Step::RemovePeer { key } => {
-                prefixes.extend(observed.peers.get(key).iter().flat_map(|p| p.allowed_ips.iter()));
-            }
-            Step::NarrowPeer { key, allowed_ips } => {
-                let had =
-                    observed.peers.get(key).map(|peer| peer.allowed_ips.difference(allowed_ips));
-                prefixes.extend(had.iter().flat_map(|lost| lost.iter()));
-            }
-            Step::AddPeer { peer, .. } if full => prefixes.extend(peer.allowed_ips.iter()),
-            Step::WidenPeer { allowed_ips, .. } if full => prefixes.extend(allowed_ips.iter()),
-            _ => {}
-        }
-    }
-    if !prefixes.is_empty() {
-        steps.push(Step::CutFlows { prefixes });
-    }
 }
 
 fn peer_steps(

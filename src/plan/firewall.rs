@@ -1,9 +1,9 @@
-//! The firewall that should be against the one that is: at most two atomic changes, four where a
-//! prefix within another peer's changes hands.
+//! The firewall that should be against the one that is: one atomic change, or two where a peer
+//! loses a prefix, three where that is within another peer's.
 //!
 //! Profile numbers need no memory: they are adopted from the kernel. Content that the kernel holds
-//! keeps its number; new content takes over a number that all its holders leave, for those of them
-//! who go to it, and only the ranges are written; everything else gets the smallest number that was
+//! keeps its number; new content takes over a number whose every holder goes to it, and only the
+//! ranges are written; everything else gets the smallest number that was
 //! free before the change, so that a number removed in a change is not given out by it.
 
 use std::cmp::Reverse;
@@ -22,7 +22,7 @@ pub struct FirewallDiff {
     /// everything.
     pub fence: Option<FirewallChange>,
     /// For [`Phase::Revoke`](super::Phase::Revoke), before any peer: prefixes that reach nothing
-    /// while they change hands.
+    /// from before they are taken from their peers.
     pub close: Option<FirewallChange>,
     /// For [`Phase::Policy`](super::Phase::Policy): what the maps lack, in one transaction.
     pub policy: Option<FirewallChange>,
@@ -52,6 +52,9 @@ impl FirewallDiff {
 ///   not matter then: replacing the rules empties the maps.
 /// * Else the maps alone change.
 ///
+/// `taken` are prefixes that peers lose. Each loses its place before the first peer is touched: its
+/// flows are cut next, and must not come back.
+///
 /// `closed` are prefixes that change hands within a prefix of another peer. While the device has
 /// given one up, or has not got it yet, its packets may come from that other peer: so it reaches
 /// nothing from before the first peer is touched until after the last.
@@ -60,17 +63,23 @@ pub fn diff(
     desired: &DesiredFirewall,
     observed: Option<&ObservedFirewall>,
     prefixes: Option<&BTreeSet<IpNet>>,
+    taken: &BTreeSet<IpNet>,
     closed: &BTreeSet<IpNet>,
 ) -> FirewallDiff {
     let guards_ours = |table: &&ObservedFirewall| {
         table.base().is_none_or(|base| base.interface == desired.base.interface)
     };
-    let nothing = Arc::default();
-    let shut = Wanted { desired, closed, nothing: &nothing };
+    let (nothing, none) = (Arc::default(), BTreeSet::new());
+    let shut = Wanted { desired, taken: &none, closed, nothing: &nothing };
     let mut diff = FirewallDiff::default();
     let mut table = observed.filter(guards_ours).cloned();
+    let mut left = BTreeSet::new();
     if let Some(table) = &table {
-        diff.close = (!closed.is_empty()).then(|| close(&shut, table)).and_then(unless_empty);
+        let losing: BTreeSet<IpNet> = taken.union(closed).copied().collect();
+        left.extend(losing.iter().filter_map(|prefix| table.assignments().get(prefix)));
+        diff.close = (!losing.is_empty())
+            .then(|| close(&Wanted { taken, ..shut }, table, &losing))
+            .and_then(unless_empty);
     } else {
         let load_base = Some(desired.base.clone());
         diff.fence = Some(FirewallChange { load_base, ..FirewallChange::default() });
@@ -79,25 +88,30 @@ pub fn diff(
         ObservedFirewall::obey(&mut table, change);
     }
     let known = observed.is_some_and(|table| table.base() == Some(&desired.base));
+    // Whoever gets what was taken may be named by no change of rows.
+    let prefixes =
+        prefixes.filter(|_| known).map(|prefixes| prefixes.union(taken).copied().collect());
     diff.policy = table.as_ref().and_then(|table| {
         unless_empty(if table.base() == Some(&desired.base) {
-            change_maps(&shut, table, prefixes.filter(|_| known))
+            change_maps(&shut, table, prefixes.as_ref(), &left)
         } else {
             replace(&shut, table)
         })
     });
     if !closed.is_empty() {
         diff.policy.iter().for_each(|change| ObservedFirewall::obey(&mut table, change));
-        let open = Wanted { closed: &BTreeSet::new(), ..shut };
-        diff.open = table.and_then(|table| unless_empty(change_maps(&open, &table, Some(closed))));
+        let open = Wanted { closed: &none, ..shut };
+        diff.open =
+            table.and_then(|table| unless_empty(change_maps(&open, &table, Some(closed), &left)));
     }
     diff
 }
 
-/// What every prefix should reach, less what is closed.
+/// What every prefix should reach, less what is taken or closed.
 #[derive(Clone, Copy)]
 struct Wanted<'a> {
     desired: &'a DesiredFirewall,
+    taken: &'a BTreeSet<IpNet>,
     closed: &'a BTreeSet<IpNet>,
     nothing: &'a Arc<Profile>,
 }
@@ -107,19 +121,22 @@ impl<'a> Wanted<'a> {
         if self.closed.contains(prefix) {
             return Some(self.nothing);
         }
-        self.desired.assignments.get(prefix)
+        self.desired.assignments.get(prefix).filter(|_| !self.taken.contains(prefix))
     }
 
     fn all(&self) -> impl Iterator<Item = (&'a IpNet, &'a Arc<Profile>)> {
-        let Self { desired, closed, nothing } = *self;
-        let left = desired.assignments.iter().filter(|(prefix, _)| !closed.contains(*prefix));
-        left.chain(closed.iter().map(move |prefix| (prefix, nothing)))
+        let Self { desired, taken, closed, nothing } = *self;
+        let shut = |prefix| taken.contains(prefix) || closed.contains(prefix);
+        let open = desired.assignments.iter().filter(move |(prefix, _)| !shut(*prefix));
+        open.chain(closed.iter().map(move |prefix| (prefix, nothing)))
     }
 }
 
-/// Closes, and leaves everything else as it is; under the fixed rules that are wanted.
-fn close(shut: &Wanted<'_>, table: &ObservedFirewall) -> FirewallChange {
-    let change = change_maps(shut, table, Some(shut.closed));
+/// Takes their places from these prefixes, and leaves everything else as it is; under the fixed
+/// rules that are wanted. Profiles that nobody has any more stay until it is known who gets them.
+fn close(shut: &Wanted<'_>, table: &ObservedFirewall, losing: &BTreeSet<IpNet>) -> FirewallChange {
+    let mut change = change_maps(shut, table, Some(losing), &BTreeSet::new());
+    change.remove_profiles.clear();
     if table.base() == Some(&shut.desired.base) { change } else { load(shut, table, &change) }
 }
 
@@ -128,7 +145,7 @@ fn unless_empty(change: FirewallChange) -> Option<FirewallChange> {
 }
 
 fn replace(wanted: &Wanted<'_>, table: &ObservedFirewall) -> FirewallChange {
-    load(wanted, table, &change_maps(wanted, table, None))
+    load(wanted, table, &change_maps(wanted, table, None, &BTreeSet::new()))
 }
 
 /// The whole table anew in one change, as it is after another. Content keeps the number it has, so
@@ -149,10 +166,12 @@ fn load(wanted: &Wanted<'_>, table: &ObservedFirewall, change: &FirewallChange) 
     }
 }
 
+/// `left`: profiles that lost holders earlier.
 fn change_maps(
     wanted: &Wanted<'_>,
     table: &ObservedFirewall,
     prefixes: Option<&BTreeSet<IpNet>>,
+    left: &BTreeSet<ProfileId>,
 ) -> FirewallChange {
     let mut moves = Moves::new(table);
     match prefixes {
@@ -171,10 +190,10 @@ fn change_maps(
             }
         }
     }
-    let candidates = if prefixes.is_some() {
-        moves.left.keys().copied().collect()
+    let candidates: BTreeSet<ProfileId> = if prefixes.is_some() {
+        moves.left.keys().chain(left).copied().collect()
     } else {
-        table.profiles().keys().copied().collect::<Vec<_>>()
+        table.profiles().keys().copied().collect()
     };
     moves.into_change(&candidates)
 }
@@ -253,7 +272,7 @@ impl<'a> Moves<'a> {
     }
 
     /// `candidates`: the profiles that may have lost their last holder.
-    fn into_change(self, candidates: &[ProfileId]) -> FirewallChange {
+    fn into_change(self, candidates: &BTreeSet<ProfileId>) -> FirewallChange {
         let mut change = FirewallChange::default();
         let in_place = self.in_place();
         let mut free = self.table.free_ids();
@@ -291,32 +310,35 @@ impl<'a> Moves<'a> {
         change
     }
 
-    /// Which new content takes over which number: one whose every holder leaves it or the table.
-    /// The pair with most prefixes first, since these need no write of their own.
+    /// Which new content takes over which number: one whose every holder goes to it. If one went
+    /// elsewhere, a packet of its that has found the number already would be judged by the content
+    /// of the others. What is unassigned here has no peer any more. The number with most prefixes
+    /// first, since these need no write of their own.
     fn in_place(&self) -> HashMap<usize, ProfileId> {
         let arriving: HashSet<ProfileId> =
             self.moves.iter().filter_map(|to| self.contents[to.to].id).collect();
-        let vacated = |id: &ProfileId| {
-            self.left.get(id) == Some(&self.table.holders(*id))
+        let mut pairs: BTreeMap<(ProfileId, usize), usize> = BTreeMap::new();
+        for Move { from, to, .. } in &self.moves {
+            if let Some(from) = from
+                && self.contents[*to].id.is_none()
+            {
+                *pairs.entry((*from, *to)).or_default() += 1;
+            }
+        }
+        let mut gone: HashMap<ProfileId, usize> = HashMap::new();
+        for from in self.unassign.iter().filter_map(|prefix| self.table.assignments().get(prefix)) {
+            *gone.entry(*from).or_default() += 1;
+        }
+        let all_go = |((id, _), prefixes): &((ProfileId, usize), usize)| {
+            self.table.holders(*id) == prefixes + gone.get(id).copied().unwrap_or_default()
                 && self.table.profiles().contains_key(id)
                 && !arriving.contains(id)
         };
-        let mut pairs: BTreeMap<(ProfileId, usize), usize> = BTreeMap::new();
-        for Move { from, to, .. } in &self.moves {
-            if let Some(from) = from.filter(vacated)
-                && self.contents[*to].id.is_none()
-            {
-                *pairs.entry((from, *to)).or_default() += 1;
-            }
-        }
-        let mut pairs: Vec<_> = pairs.into_iter().collect();
-        pairs.sort_by_key(|(pair, prefixes)| (Reverse(*prefixes), *pair));
-        let (mut taken, mut in_place) = (HashSet::new(), HashMap::new());
+        let mut pairs: Vec<_> = pairs.into_iter().filter(all_go).collect();
+        pairs.sort_by_key(|((id, _), prefixes)| (Reverse(*prefixes), *id));
+        let mut in_place = HashMap::new();
         for ((id, to), _) in pairs {
-            if !taken.contains(&id) && !in_place.contains_key(&to) {
-                taken.insert(id);
-                in_place.insert(to, id);
-            }
+            in_place.entry(to).or_insert(id);
         }
         in_place
     }

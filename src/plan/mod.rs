@@ -3,9 +3,9 @@
 mod compute;
 pub mod firewall;
 pub mod guard;
+mod hands;
 mod link;
 mod model_kernel;
-mod nested;
 mod obey;
 mod step;
 

@@ -3,6 +3,9 @@
 //! Its quirks were seen in the kernel and are checked there by the same random plans: see
 //! `tests/dataplane`.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::{Plan, Step};
 use crate::model::{LinkOwner, ObservedState, PublicKey};
 
@@ -23,18 +26,17 @@ pub enum Refusal {
     NoTable,
 }
 
-/// The model kernel. Its state is what a complete reading would show.
+/// The model kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelKernel {
+    /// What a complete reading would show.
     pub state: ObservedState,
+    /// Connection tracking, which no reading shows and no loss of a link or a table empties: the
+    /// address that each flow was opened from, and by whom.
+    pub flows: BTreeSet<(IpAddr, PublicKey)>,
 }
 
 impl ModelKernel {
-    #[must_use]
-    pub const fn new(state: ObservedState) -> Self {
-        Self { state }
-    }
-
     /// Obeys the first `count` steps of a plan, as a process that was killed then would have.
     ///
     /// # Errors
@@ -73,6 +75,9 @@ impl ModelKernel {
             Step::SetPrivateKey { private_key } => {
                 self.state.peers.remove(&private_key.public_key());
             }
+            Step::CutFlows { prefixes } => self
+                .flows
+                .retain(|(source, _)| !prefixes.iter().any(|prefix| prefix.contains(source))),
             _ => {}
         }
         self.state.obey(step);

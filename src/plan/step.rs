@@ -17,7 +17,9 @@ pub enum Phase {
     Fence,
     /// The link, its key, port and addresses: without them no peer can be added.
     Link,
-    /// What is taken away goes first, so that no prefix is ever claimed twice.
+    /// What is taken away goes first, so that no prefix is ever claimed twice: its place in the
+    /// firewall, then its flows, then from its peer. Killed before the last, the peer still tells
+    /// what to cut.
     Revoke,
     /// One atomic transaction: a peer's rules are there before the peer is.
     Policy,
@@ -73,6 +75,11 @@ pub enum Step {
         address: IpNet,
     },
     SetUp,
+    /// Forget the tracked flows of prefixes that change hands: whoever has an address next must not
+    /// inherit them.
+    CutFlows {
+        prefixes: BTreeSet<IpNet>,
+    },
     RemovePeer {
         key: PublicKey,
     },
@@ -102,11 +109,6 @@ pub enum Step {
     AddRoute {
         prefix: IpNet,
     },
-    /// Forget the tracked flows of prefixes that change hands: whoever has an address next must not
-    /// inherit them.
-    CutFlows {
-        prefixes: BTreeSet<IpNet>,
-    },
     RemoveRoute {
         prefix: IpNet,
     },
@@ -130,8 +132,9 @@ impl Step {
             | Self::SetFwmark { .. }
             | Self::AddAddress { .. }
             | Self::SetUp => Phase::Link,
-            Self::RemovePeer { .. } | Self::NarrowPeer { .. } => Phase::Revoke,
-            Self::CutFlows { .. } => Phase::Policy,
+            Self::CutFlows { .. } | Self::RemovePeer { .. } | Self::NarrowPeer { .. } => {
+                Phase::Revoke
+            }
             Self::AddPeer { .. }
             | Self::WidenPeer { .. }
             | Self::SetPresharedKey { .. }

@@ -95,12 +95,12 @@ fn diff(
     observed: Option<&ObservedFirewall>,
     prefixes: Option<&BTreeSet<IpNet>>,
 ) -> FirewallDiff {
-    firewall::diff(desired, observed, prefixes, &BTreeSet::new())
+    firewall::diff(desired, observed, prefixes, &BTreeSet::new(), &BTreeSet::new())
 }
 
 fn obeyed(table: Option<&ObservedFirewall>, diff: &FirewallDiff) -> Option<ObservedFirewall> {
     let mut table = table.cloned();
-    for change in diff.fence.iter().chain(&diff.policy) {
+    for change in diff.fence.iter().chain(&diff.close).chain(&diff.policy) {
         ObservedFirewall::obey(&mut table, change);
     }
     table
@@ -243,14 +243,31 @@ fn of_two_profiles_that_become_one_the_larger_keeps_its_number() {
 }
 
 #[test]
-fn of_a_profile_that_splits_the_larger_part_keeps_the_number() {
+fn a_profile_that_splits_leaves_its_number() {
+    // A packet that has found the number is judged by the old content, never by another's new one.
     let table = table_of(&[(1, 1)], &[(1, 1), (2, 1), (3, 1)]);
     let desired = desired_of(&[(1, 8), (2, 9), (3, 9)]);
     let change = diff(&desired, Some(&table), None).policy.unwrap();
-    let expected = [(ProfileId(1), (false, profile(9))), (ProfileId(2), (true, profile(8)))];
+    let expected = [(ProfileId(2), (true, profile(8))), (ProfileId(3), (true, profile(9)))];
     assert_eq!(change.put_profiles, BTreeMap::from(expected));
-    assert_eq!(change.assign, BTreeMap::from([(prefix(1), ProfileId(2))]));
-    assert!(change.remove_profiles.is_empty());
+    assert_eq!(change.remove_profiles, [ProfileId(1)]);
+}
+
+#[test]
+fn what_is_taken_loses_its_place_first_and_its_next_holder_gets_one() {
+    let table = table_of(&[(1, 1), (2, 2)], &[(1, 1), (2, 2)]);
+    let desired = desired_of(&[(1, 2)]);
+    let (taken, none) = (BTreeSet::from([prefix(1), prefix(2)]), BTreeSet::new());
+    let diff = firewall::diff(&desired, Some(&table), Some(&none), &taken, &none);
+    let close =
+        FirewallChange { unassign: vec![prefix(1), prefix(2)], ..FirewallChange::default() };
+    assert_eq!(diff.close, Some(close));
+    let policy = FirewallChange {
+        assign: BTreeMap::from([(prefix(1), ProfileId(2))]),
+        remove_profiles: vec![ProfileId(1)],
+        ..FirewallChange::default()
+    };
+    assert_eq!((diff.fence, diff.policy, diff.open), (None, Some(policy), None));
 }
 
 #[test]

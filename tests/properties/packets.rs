@@ -5,6 +5,9 @@
 //! when the longest allowed prefix around its source is its sender's; the firewall, when the longest
 //! assigned prefix around its source has a profile that allows its destination. Without a table, or
 //! with one that guards another interface, everything that the device takes passes.
+//!
+//! Whoever may send a packet opens a flow with it, at every moment. When the plan is carried out,
+//! nobody holds an address from which somebody else opened one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -53,7 +56,7 @@ struct Probes {
 }
 
 impl Probes {
-    fn of(states: [&DesiredState; 2]) -> Self {
+    fn of<const N: usize>(states: [&DesiredState; N]) -> Self {
         let mut probes = Self { sources: BTreeSet::new(), destinations: BTreeSet::new() };
         for firewall in states.map(DesiredState::firewall) {
             for (prefix, profile) in &firewall.assignments {
@@ -146,23 +149,53 @@ fn around<T: Address>(first: T, last: T) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Obeys a plan step by step and looks at all packets after each.
+/// What passes now. Each of these packets opens a flow.
+fn send_all(kernel: &mut ModelKernel, probes: &Probes, desired: &DesiredState) -> BTreeSet<Packet> {
+    let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, desired));
+    kernel.flows.extend(passing.iter().map(|packet| (packet.source, packet.sender)));
+    passing
+}
+
+/// Obeys a plan step by step and looks at all packets after each, and at all flows in the end.
 fn assert_no_leak(
     kernel: &mut ModelKernel,
     plan: &Plan,
     [old, new]: [&DesiredState; 2],
+    before: Before,
 ) -> Result<(), TestCaseError> {
     let probes = Probes::of([old, new]);
     let mut allowed = probes.allowed_by(old);
     allowed.extend(probes.allowed_by(new));
+    if let Filter::Table(_) = Filter::of(&kernel.state, old) {
+        // What somebody's hand made possible.
+        allowed.extend(send_all(kernel, &probes, old));
+    }
     for step in plan.steps() {
         kernel.obey(step).unwrap();
-        let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, new));
+        let passing = send_all(kernel, &probes, new);
         let leak = passing.difference(&allowed).next();
         prop_assert!(leak.is_none(), "after {step}: {leak:?}\nof {:#?}", plan.steps());
     }
-    let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, new));
+    let passing = send_all(kernel, &probes, new);
     prop_assert_eq!(passing, probes.allowed_by(new));
+    assert_nothing_inherited(kernel, plan, |source, holder| {
+        before.forgives([old, new], source, holder)
+    })
+}
+
+fn assert_nothing_inherited(
+    kernel: &ModelKernel,
+    plan: &Plan,
+    forgiven: impl Fn(IpAddr, Option<PublicKey>) -> bool,
+) -> Result<(), TestCaseError> {
+    for (source, opener) in &kernel.flows {
+        let holder = sender(&kernel.state.peers, *source);
+        prop_assert!(
+            holder == Some(*opener) || forgiven(*source, holder),
+            "{holder:?} has {source}, from where {opener} opened a flow, after {:#?}",
+            plan.steps()
+        );
+    }
     Ok(())
 }
 
@@ -181,6 +214,8 @@ enum Before {
     /// Until the first step nothing is filtered; that step must end it.
     TableLost,
     BothLost,
+    /// Somebody removed every second peer by hand, from the first or from the second on.
+    PeersRemoved(usize),
     /// The maps of an earlier run, of which only the first so many prefixes were left.
     MapsTorn(usize),
 }
@@ -191,6 +226,7 @@ fn before() -> impl Strategy<Value = Before> {
         1 => Just(Before::LinkLost),
         1 => Just(Before::TableLost),
         1 => Just(Before::BothLost),
+        2 => (0usize..2).prop_map(Before::PeersRemoved),
         1 => (0usize..8).prop_map(Before::MapsTorn),
     ]
 }
@@ -210,7 +246,31 @@ impl Before {
                 let torn = FirewallChange { unassign, ..FirewallChange::default() };
                 ObservedFirewall::obey(&mut kernel.state.firewall, &torn);
             }
+            Self::PeersRemoved(first) => {
+                let mut number = 0..;
+                kernel.state.peers.retain(|_, _| number.next().is_some_and(|n| n % 2 != first));
+            }
             Self::Nothing | Self::LinkLost => {}
+        }
+    }
+
+    /// A flow that nobody's data tells of. Without peers, an address that is judged as before is
+    /// taken for its peer's, which is put back; without the table too, nothing tells that anybody
+    /// had an address that nobody has now.
+    fn forgives(
+        self,
+        states: [&DesiredState; 2],
+        source: IpAddr,
+        holder: Option<PublicKey>,
+    ) -> bool {
+        let [old, new] = states.map(|state| {
+            let assigned = state.firewall().assignments.iter();
+            longest(assigned.map(|(prefix, profile)| (*prefix, (prefix, profile))), source)
+        });
+        match self {
+            Self::LinkLost | Self::PeersRemoved(_) => old == new,
+            Self::BothLost => holder.is_none(),
+            Self::Nothing | Self::TableLost | Self::MapsTorn(_) => false,
         }
     }
 }
@@ -224,9 +284,10 @@ proptest! {
     ) {
         let (old, new) = (old.build(), new.build());
         let mut kernel = kernel_of(&old);
+        send_all(&mut kernel, &Probes::of([&old, &new]), &old);
         before.befall(&mut kernel);
         let plan = plan(&new, &kernel.state, &Scope::Everything).unwrap();
-        assert_no_leak(&mut kernel, &plan, [&old, &new])?;
+        assert_no_leak(&mut kernel, &plan, [&old, &new], before)?;
     }
 
     #[test]
@@ -241,7 +302,7 @@ proptest! {
             let touched = state.apply(make(&mut tables, batch));
             let scope = Scope::Changed { peers: touched.peers, prefixes: touched.prefixes };
             let small = plan(&state, &kernel.state, &scope).unwrap();
-            assert_no_leak(&mut kernel, &small, [&old, &state])?;
+            assert_no_leak(&mut kernel, &small, [&old, &state], Before::Nothing)?;
         }
     }
 
@@ -251,8 +312,13 @@ proptest! {
     ) {
         let [old, new, newest] = [&old, &new, &newest].map(Tables::build);
         let mut kernel = kernel_of(&old);
+        let all = [&old, &new, &newest];
+        send_all(&mut kernel, &Probes::of(all), &old);
         let first = plan(&new, &kernel.state, &Scope::Everything).unwrap();
-        kernel.obey_prefix(&first, cut.index(first.steps().len() + 1)).unwrap();
+        for step in &first.steps()[..cut.index(first.steps().len() + 1)] {
+            kernel.obey(step).unwrap();
+            send_all(&mut kernel, &Probes::of(all), &new);
+        }
         // What the kill left may be a mixture of both: nothing beyond it may pass now.
         let probes = Probes::of([&new, &newest]);
         let mut allowed = probes.passing(&kernel.state, &Filter::of(&kernel.state, &new));
@@ -261,9 +327,10 @@ proptest! {
         let second = plan(&newest, &kernel.state, &Scope::Everything).unwrap();
         for step in second.steps() {
             kernel.obey(step).unwrap();
-            let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, &newest));
+            let passing = send_all(&mut kernel, &probes, &newest);
             let leak = passing.difference(&allowed).next();
             prop_assert!(leak.is_none(), "after {step}: {leak:?}\nof {:#?}", second.steps());
         }
+        assert_nothing_inherited(&kernel, &second, |_, _| false)?;
     }
 }

@@ -1,0 +1,149 @@
+//! Prefixes that change hands, and whose tracked flows must go before they do.
+//!
+//! A flow stands in the kernel's connection tracking under an address: whoever has the address
+//! next would inherit it, and what is translated for it. So "gone from WireGuard" must imply
+//! "cut", whenever the agent is killed. What is taken from a peer first loses its place in the
+//! firewall, so that no new flow can be opened; then its flows are cut; only then is it taken. Of
+//! a prefix that no peer holds, as after somebody removed one by hand, the place in the firewall
+//! that is still there tells that it was held: there the cut comes before the place is taken or
+//! given to another.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::{Scope, Step};
+use crate::model::{AllowedIps, DesiredState, ObservedState, PublicKey};
+
+/// What the steps take from peers and give to peers.
+#[derive(Debug, Default)]
+pub(super) struct Hands {
+    pub taken: BTreeSet<IpNet>,
+    given: BTreeSet<IpNet>,
+    /// Those within a prefix that another peer holds before or after, which only sites have. The
+    /// longest prefix decides, in the device and in the firewall, and both cannot change at once:
+    /// what is taken from its peer falls to the peer around it while the firewall still judges it
+    /// as the former one's, and the other way about when it is given.
+    pub closed: BTreeSet<IpNet>,
+}
+
+impl Hands {
+    pub fn of(desired: &DesiredState, observed: &ObservedState, steps: &[Step]) -> Self {
+        let (mut hands, mut held) = (Self::default(), Vec::new());
+        for step in steps {
+            let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
+            let (key, taken, given) = match step {
+                Step::RemovePeer { key } => (key, had(key).cloned(), None),
+                Step::NarrowPeer { key, allowed_ips } => {
+                    (key, had(key).map(|had| had.difference(allowed_ips)), None)
+                }
+                Step::AddPeer { key, peer } => (key, None, Some(&peer.allowed_ips)),
+                Step::WidenPeer { key, allowed_ips } => (key, None, Some(allowed_ips)),
+                _ => continue,
+            };
+            let (taken, given) = (taken.iter(), given.into_iter());
+            hands.taken.extend(taken.clone().flat_map(AllowedIps::iter));
+            hands.given.extend(given.clone().flat_map(AllowedIps::iter));
+            held.extend(taken.chain(given).flat_map(AllowedIps::iter).map(|prefix| (prefix, *key)));
+        }
+        let lost = places_left_within(desired, observed, &hands.taken);
+        hands.taken.extend(lost);
+        hands.closed = within_anothers(desired, observed, &hands.taken, held);
+        hands
+    }
+
+    /// The prefixes whose flows must be cut.
+    ///
+    /// A peer that is merely put back keeps its flows: its prefix has its place in the firewall,
+    /// with what it should reach. A prefix without a place was cut when it lost it; only a full
+    /// plan, which may come after somebody emptied the table, cuts it all the same, and a small one
+    /// is spared the walk through the kernel's whole table, some 9 ms.
+    pub fn to_cut(
+        &self,
+        desired: &DesiredState,
+        observed: &ObservedState,
+        scope: &Scope,
+    ) -> BTreeSet<IpNet> {
+        let wanted = &desired.firewall().assignments;
+        let table = observed.firewall.as_ref();
+        let has_place =
+            |prefix: &IpNet| table.is_some_and(|table| table.assignments().contains_key(prefix));
+        let is_put_back = |prefix: &IpNet| {
+            let reaches = table.and_then(|table| table.profile_of(prefix));
+            reaches.is_some_and(|reaches| !reaches.is_empty()) && reaches == wanted.get(prefix)
+        };
+        let inherits = |prefix: &&IpNet| {
+            let may_be_uncut = table.is_none()
+                || *scope == Scope::Everything
+                || has_place(prefix)
+                || self.closed.contains(*prefix);
+            may_be_uncut && !is_put_back(prefix)
+        };
+        let mut prefixes = self.taken.clone();
+        prefixes.extend(self.given.iter().filter(inherits));
+        let loses_place = |prefix: &&IpNet| has_place(prefix) && !wanted.contains_key(*prefix);
+        match scope {
+            Scope::Everything => {
+                let places = table.into_iter().flat_map(|table| table.assignments().keys());
+                prefixes.extend(places.filter(loses_place));
+            }
+            Scope::Changed { prefixes: changed, .. } => {
+                prefixes.extend(changed.iter().filter(loses_place));
+            }
+        }
+        prefixes
+    }
+}
+
+/// Places of nobody within what is taken, as an earlier run leaves them that died: who loses the
+/// prefix would be judged by them, and open flows anew.
+fn places_left_within(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    taken: &BTreeSet<IpNet>,
+) -> Vec<IpNet> {
+    let Some(table) = &observed.firewall else { return Vec::new() };
+    let wanted = &desired.firewall().assignments;
+    let within = |prefix: IpNet| table.assignments().range(prefix..=prefix.broadcast().into());
+    let wide = taken.iter().copied().filter(may_hold_others);
+    let places = wide.flat_map(within).map(|(place, _)| *place);
+    places.filter(|place| !wanted.contains_key(place)).collect()
+}
+
+fn may_hold_others(prefix: &IpNet) -> bool {
+    prefix.prefix_len() < prefix.max_prefix_len()
+}
+
+fn within_anothers(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    taken: &BTreeSet<IpNet>,
+    held: Vec<(IpNet, PublicKey)>,
+) -> BTreeSet<IpNet> {
+    let wide: BTreeSet<IpNet> = taken.iter().copied().filter(may_hold_others).collect();
+    let places = observed.firewall.as_ref().map(|table| table.assignments());
+    let within_another = |(prefix, key): &(IpNet, PublicKey)| {
+        let keeps = |around: &IpNet| {
+            let has = |allowed_ips: &AllowedIps| allowed_ips.contains(around);
+            observed.peers.get(key).is_some_and(|peer| has(&peer.allowed_ips))
+                && desired.peers().get(key).is_some_and(|peer| has(&peer.allowed_ips))
+        };
+        let given = desired.is_of_site(prefix).then_some(&desired.firewall().assignments);
+        // Without its place it would be judged as the place around it, whoever that was for.
+        let places = places.filter(|_| taken.contains(prefix));
+        (given.is_some() || places.is_some() || !wide.is_empty())
+            && prefixes_around(*prefix).any(|around| {
+                let held = given.is_some_and(|given| given.contains_key(&around))
+                    || places.is_some_and(|places| places.contains_key(&around))
+                    || wide.contains(&around);
+                held && !keeps(&around)
+            })
+    };
+    held.into_iter().filter(within_another).map(|(prefix, _)| prefix).collect()
+}
+
+fn prefixes_around(prefix: IpNet) -> impl Iterator<Item = IpNet> {
+    (0..prefix.prefix_len())
+        .filter_map(move |len| IpNet::new(prefix.addr(), len).ok())
+        .map(|around| around.trunc())
+}
