@@ -10,8 +10,9 @@
 //! | `policy`, `default_effect` | `"allow"` or `"deny"`: what happens where no policy decides | `"deny"` |
 //!
 //! These hold for all gateways. A row in category `gateway:<name>` with one of these keys holds
-//! for that gateway and goes before. A value that cannot be read is reported and changes nothing,
-//! except that any `default_effect` but exactly `"allow"` denies.
+//! for that gateway and goes before. A boolean may be a string in any letter case. A value that
+//! cannot be read is reported and restricts: approval and allocations are asked for, nothing is
+//! allowed, there are no site prefixes.
 
 use std::fmt;
 
@@ -82,32 +83,34 @@ impl Settings {
         };
         let bad = |expected| SettingFlaw::BadValue { value: row.value.as_str().into(), expected };
         let value = serde_json::from_str(&row.value).unwrap_or(Value::Null);
-        let mut set = |field: &mut bool| match boolean(&value) {
-            Some(value) => *field = value,
-            None => warn(bad("true or false; the row is ignored")),
+        let mut boolean = |restricting: bool| {
+            boolean(&value).unwrap_or_else(|| {
+                warn(bad(if restricting { TAKEN_FOR_TRUE } else { TAKEN_FOR_FALSE }));
+                restricting
+            })
         };
         match key {
-            Key::RequireApproval => set(&mut self.require_approval),
-            Key::StrictIpAllocations => set(&mut self.strict_ip_allocations),
-            Key::AllowDns => set(&mut self.allow_dns),
-            Key::AllowInbound => set(&mut self.allow_inbound),
-            Key::SitePrefixes => match &value {
-                Value::Array(entries) => {
-                    self.site_prefixes.clear();
-                    for entry in entries {
-                        match site_prefix(entry) {
-                            Some(prefix) => self.site_prefixes.push(prefix),
-                            None => warn(SettingFlaw::BadValue {
-                                value: entry.to_string().into(),
-                                expected: SITE_PREFIX,
-                            }),
-                        }
+            Key::RequireApproval => self.require_approval = boolean(true),
+            Key::StrictIpAllocations => self.strict_ip_allocations = boolean(true),
+            Key::AllowDns => self.allow_dns = boolean(false),
+            Key::AllowInbound => self.allow_inbound = boolean(false),
+            Key::SitePrefixes => {
+                self.site_prefixes.clear();
+                let Value::Array(entries) = &value else {
+                    return warn(bad("a list of prefixes, like [\"10.1.0.0/16\"]; taken for none"));
+                };
+                for entry in entries {
+                    match site_prefix(entry) {
+                        Some(prefix) => self.site_prefixes.push(prefix),
+                        None => warn(SettingFlaw::BadValue {
+                            value: entry.to_string().into(),
+                            expected: SITE_PREFIX,
+                        }),
                     }
-                    self.site_prefixes.sort_unstable();
-                    self.site_prefixes.dedup();
                 }
-                _ => warn(bad("a list of prefixes, like [\"10.1.0.0/16\"]; the row is ignored")),
-            },
+                self.site_prefixes.sort_unstable();
+                self.site_prefixes.dedup();
+            }
             Key::DefaultEffect => {
                 self.default_effect = match value.as_str() {
                     Some("allow") => Verdict::Allow,
@@ -188,6 +191,8 @@ const KEYS: [(Scope, &str, Key); 6] = [
     (Scope::Policy, "default_effect", Key::DefaultEffect),
 ];
 
+const TAKEN_FOR_TRUE: &str = "true or false; taken for true until it is";
+const TAKEN_FOR_FALSE: &str = "true or false; taken for false until it is";
 const SITE_PREFIX: &str =
     "a prefix with its host bits zero, longer than /0; this entry is left out";
 
@@ -200,9 +205,10 @@ fn nearest<'a>(key: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a st
         .map(|(_, name)| name)
 }
 
-/// A boolean, or the string that spells it: forms that store all values as text write that.
+/// A boolean, or the string that spells it: forms that store all values as text write that, in the
+/// letter case of their language.
 fn boolean(value: &Value) -> Option<bool> {
-    value.as_bool().or_else(|| value.as_str()?.parse().ok())
+    value.as_bool().or_else(|| value.as_str()?.to_ascii_lowercase().parse().ok())
 }
 
 /// `/0` would let one peer announce, and so take, everybody's traffic.
@@ -237,9 +243,9 @@ mod tests {
     fn every_key_is_read() {
         let rows = [
             ("gateway", "require_approval", "true"),
-            ("gateway", "strict_ip_allocations", "\"true\""),
+            ("gateway", "strict_ip_allocations", "\"True\""),
             ("gateway", "site_prefixes", r#"["fd00:1::/32", "10.1.0.0/16", "10.1.0.0/16"]"#),
-            ("policy", "allow_dns", "false"),
+            ("policy", "allow_dns", "\"FALSE\""),
             ("policy", "allow_inbound", "true"),
             ("policy", "default_effect", "\"allow\""),
         ];
@@ -287,11 +293,39 @@ mod tests {
             r#"setting "site_prefixes" in category "gateway": "\"10.1.2.3/16\"" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
             r#"setting "site_prefixes" in category "gateway": "\"0.0.0.0/0\"" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
             r#"setting "site_prefixes" in category "gateway": "7" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
-            r#"setting "allow_inbound" in category "policy": "yes\n" is not true or false; the row is ignored"#,
+            r#"setting "allow_inbound" in category "policy": "yes\n" is not true or false; taken for false until it is"#,
             r#"setting "default_effect" in category "policy": "\"Allow\"" is not "allow" or "deny"; denied"#,
             r#"setting "default_effect\0" in category "policy": no such key, the row is ignored; nearest is "default_effect""#,
         ];
         assert_eq!(warnings, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_read_restricts_though_all_others_are_open() {
+        let bad = ["\"yes\"", "1", "null", "\"\"", "[", "\" true\""];
+        for value in bad {
+            let (settings, warnings) = parse(&[
+                ("gateway", "require_approval", "false"),
+                ("gateway", "strict_ip_allocations", "false"),
+                ("gateway", "site_prefixes", "[\"10.1.0.0/16\"]"),
+                ("policy", "allow_inbound", "true"),
+                ("gateway:fra-1", "require_approval", value),
+                ("gateway:fra-1", "strict_ip_allocations", value),
+                ("gateway:fra-1", "site_prefixes", value),
+                ("gateway:fra-1", "allow_dns", value),
+                ("gateway:fra-1", "allow_inbound", value),
+            ]);
+            let closed = Settings {
+                require_approval: true,
+                strict_ip_allocations: true,
+                allow_dns: false,
+                ..Settings::default()
+            };
+            assert_eq!((settings, warnings.len()), (closed, 5), "{value}");
+        }
+        let (_, warnings) = parse(&[("gateway", "require_approval", "\"yes\"")]);
+        let expected = r#"setting "require_approval" in category "gateway": "\"yes\"" is not true or false; taken for true until it is"#;
+        assert_eq!(warnings, [expected]);
     }
 
     #[test]
