@@ -190,7 +190,7 @@ fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
     Ok(MachineOptions {
         local: Arc::new(local),
         timing: Timing {
-            poll_interval: sync.poll_interval.unwrap_or(Duration::from_millis(700)),
+            poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(1)),
             safety_poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(10)),
             resync_interval: sync.resync_interval,
             report_interval: config.report.interval,

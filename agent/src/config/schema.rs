@@ -103,7 +103,7 @@ pub struct Database {
 #[serde(default, deny_unknown_fields)]
 pub struct Sync {
     pub mode: SyncMode,
-    /// Default: 700 ms in poll mode, 10 s behind notifications.
+    /// Default: 1 s in poll mode, 10 s behind notifications.
     #[serde(deserialize_with = "value::optional_duration")]
     pub poll_interval: Option<Duration>,
     /// Between two full comparisons.
