@@ -8,9 +8,13 @@
 //! before: from the file that the configuration names, else from a systemd credential, else from
 //! `private.key`, `db.password` and `psk.keys` beside the configuration.
 
+#[cfg(test)]
+mod described;
 mod error;
 mod load;
 mod schema;
+#[cfg(test)]
+mod scratch;
 mod secret;
 mod value;
 

@@ -3,45 +3,13 @@ use std::os::unix::fs::PermissionsExt;
 
 use gatepost::model::Masquerade;
 
+use super::super::scratch::Scratch;
 use super::super::secret::exposure;
 use super::super::value::Fwmark;
 use super::super::*;
 use super::*;
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::reconcile::{StalePolicy, SyncMode};
-
-struct Scratch {
-    folder: tempfile::TempDir,
-    variables: BTreeMap<String, String>,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), variables: BTreeMap::new() }
-    }
-
-    fn with(mut self, variable: &str, value: &str) -> Self {
-        self.variables.insert(variable.to_owned(), value.to_owned());
-        self
-    }
-
-    fn file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.folder.path().join(name);
-        fs::write(&path, text).unwrap();
-        path
-    }
-
-    fn load(&self, text: &str) -> Result<Config, ConfigError> {
-        let file = Some(self.file("gatepost.toml", text));
-        load(Source { file, variables: self.variables.clone() })
-    }
-
-    /// The error's text, with the folder's changing name taken out.
-    fn error(&self, text: &str) -> String {
-        let error = self.load(text).unwrap_err().to_string();
-        error.replace(&format!("{}/", self.folder.path().display()), "")
-    }
-}
 
 #[test]
 fn every_key_has_its_default() {

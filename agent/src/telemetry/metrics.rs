@@ -165,8 +165,11 @@ mod tests {
     #[test]
     fn every_metric_stands_in_the_reference() {
         let reference = include_str!("../../../docs/reference.md");
-        for (name, _) in GAUGES.into_iter().chain(COUNTERS) {
-            assert!(reference.contains(name), "{name} is not described");
+        let typed = |kind: &'static str| move |(name, _)| (name, format!(" | {kind} | "));
+        let gauges = GAUGES.into_iter().map(typed("gauge"));
+        for (name, kind) in gauges.chain(COUNTERS.into_iter().map(typed("counter"))) {
+            let is_described = |line: &str| line.contains(name) && line.contains(&kind);
+            assert!(reference.lines().any(is_described), "{name} is not described");
         }
     }
 }

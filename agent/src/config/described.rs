@@ -1,0 +1,49 @@
+//! Guards that the reference describes every key, and no other, with its default.
+
+use std::collections::BTreeMap;
+
+use super::Config;
+use super::scratch::Scratch;
+
+/// The rows of the reference's table of keys: key, and default if it is written as a value.
+fn described_keys() -> BTreeMap<&'static str, Option<&'static str>> {
+    let reference = include_str!("../../../docs/reference.md");
+    let (_, table) = reference.split_once("| key | type | default | meaning |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let cells = rows.map(|row| row.split(" | ").collect::<Vec<_>>());
+    let row = |cells: Vec<&'static str>| {
+        let default = cells[2].strip_prefix('`').and_then(|cell| cell.strip_suffix('`'));
+        (cells[0].trim_matches(['|', ' ', '`']), default)
+    };
+    cells.map(row).collect()
+}
+
+#[test]
+fn every_key_stands_in_the_reference_and_no_other() {
+    let known = |text: &str| {
+        let error = Scratch::new().error(text);
+        let (_, known) = error.split_once("; there are: ").unwrap();
+        known.split(", ").map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut keys = Vec::new();
+    for section in known("no-such-thing-anywhere = 1") {
+        let of_it = known(&format!("[{section}]\nno-such-thing-anywhere = 1"));
+        keys.extend(of_it.iter().map(|key| format!("{section}.{key}")));
+    }
+    keys.sort();
+    assert_eq!(keys, described_keys().into_keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn the_references_defaults_are_the_defaults() {
+    let defaults = described_keys().into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let text = defaults.map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
+    let (shown, default) = (Scratch::new().load(&text).unwrap(), Scratch::new().load("").unwrap());
+    let all = |config: &Config| {
+        let Config { database, sync, interface, firewall, guard, stale, .. } = config;
+        let Config { report, metrics, control, cache, .. } = config;
+        format!("{database:?} {sync:?} {interface:?} {firewall:?} {guard:?} {stale:?} {report:?}")
+            + &format!("{metrics:?} {control:?} {cache:?}")
+    };
+    assert_eq!(all(&shown), all(&default));
+}
