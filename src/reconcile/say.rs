@@ -12,35 +12,61 @@ use super::event::{Mode, Note};
 
 /// Writes one note to the journal.
 pub(super) fn say(note: &Note) {
+    let message_id = note.message_id();
     match note {
-        Note::DatabaseUp { mode } => info!(?mode, "{note}"),
-        Note::Synced { steps, took, .. } => info!(steps, took_ms = took.as_millis(), "{note}"),
-        Note::Released { peer } => info!(%peer, "{note}"),
+        Note::DatabaseUp { mode } => info!(message_id, ?mode, "{note}"),
+        Note::Synced { steps, took, .. } => {
+            info!(message_id, steps, took_ms = took.as_millis(), "{note}")
+        }
+        Note::Released { peer } => info!(message_id, %peer, "{note}"),
         Note::DatabaseDown { error, retry_in } => {
-            warn!(error, retry_in_ms = retry_in.as_millis(), "{note}");
+            warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");
         }
         Note::ReadFailed { error }
         | Note::ObserveFailed { error }
-        | Note::ReportFailed { error } => warn!(error, "{note}"),
-        Note::CannotBuild(error) => warn!(%error, "{note}"),
-        Note::CannotPlan(error) => warn!(%error, "{note}"),
-        Note::HeldBack(held) => warn!(removed = held.removed, present = held.present, "{note}"),
-        Note::DriftRepaired { steps, why, .. } => warn!(steps, why, "{note}"),
-        Note::StepRefused { step, error } => warn!(step, error, "{note}"),
-        Note::NotConverged { steps, retry_in, .. } => {
-            warn!(steps, retry_in_ms = retry_in.as_millis(), "{note}");
+        | Note::ReportFailed { error } => warn!(message_id, error, "{note}"),
+        Note::CannotBuild(error) => warn!(message_id, %error, "{note}"),
+        Note::CannotPlan(error) => warn!(message_id, %error, "{note}"),
+        Note::HeldBack(held) => {
+            warn!(message_id, removed = held.removed, present = held.present, "{note}")
         }
-        Note::Quarantined { peer, name, reason } => warn!(%peer, name, reason, "{note}"),
-        Note::AuditRefused { entries, .. } => warn!(entries, "{note}"),
+        Note::DriftRepaired { steps, why, .. } => warn!(message_id, steps, why, "{note}"),
+        Note::StepRefused { step, error } => warn!(message_id, step, error, "{note}"),
+        Note::NotConverged { steps, retry_in, .. } => {
+            warn!(message_id, steps, retry_in_ms = retry_in.as_millis(), "{note}");
+        }
+        Note::Quarantined { peer, name, reason } => {
+            warn!(message_id, %peer, name, reason, "{note}")
+        }
+        Note::AuditRefused { entries, .. } => warn!(message_id, entries, "{note}"),
         Note::Stale { since, policy } => {
-            warn!(away_secs = since.as_secs(), ?policy, "{note}");
+            warn!(message_id, away_secs = since.as_secs(), ?policy, "{note}");
         }
         Note::Restored { .. }
         | Note::GatewayInactive
         | Note::Ignored { .. }
         | Note::NotifyMissed => {
-            warn!("{note}");
+            warn!(message_id, "{note}");
         }
+    }
+}
+
+impl Note {
+    /// Tells its kind to whoever searches the journal, where `systemd/gatepost.catalog` explains it.
+    /// Never changes.
+    const fn message_id(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Synced { .. } => "42989c19f37f4bc684c928a1659f5ee6",
+            Self::DriftRepaired { .. } => "9d323062618a413dadf58abd5df9bce2",
+            Self::HeldBack(_) => "635526e3b562432dacc352dc3763be88",
+            Self::Quarantined { .. } => "722913497f41499da6d0f1241144e7e9",
+            Self::DatabaseDown { .. } => "4d7e74ce7e2242348747c99fbca61a4e",
+            Self::GatewayInactive => "2625b5a2f0224750b655f388dee51487",
+            Self::CannotBuild(_) | Self::CannotPlan(_) => "d050681d68d8498f86b73d3201bc80ad",
+            Self::NotConverged { .. } => "025278c9fee943ef89c66cfde16b13af",
+            Self::Stale { .. } => "12586575cdf441dba5a21eb19840a2d7",
+            _ => return None,
+        })
     }
 }
 
@@ -136,6 +162,33 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn the_catalog_explains_what_has_an_id() {
+        let catalog = include_str!("../../systemd/gatepost.catalog");
+        let reference = include_str!("../../docs/reference.md");
+        let explained = |note: &Note| {
+            let id = note.message_id().unwrap();
+            assert!(catalog.contains(&format!("\n-- {id}\n")), "{note} is not explained");
+            assert!(reference.contains(id), "{note} is not described");
+        };
+        let (error, why, name, reason) = <(String, String, String, String)>::default();
+        explained(&Note::Synced { steps: 1, took: Duration::ZERO, first: Vec::new() });
+        explained(&Note::DriftRepaired { steps: 1, first: Vec::new(), why });
+        let limit = crate::plan::guard::MaxRemoved::Percent(50);
+        explained(&Note::HeldBack(crate::plan::guard::HeldBack { removed: 9, present: 9, limit }));
+        let peer = crate::model::PeerId(uuid::Uuid::nil());
+        explained(&Note::Quarantined { peer, name, reason });
+        explained(&Note::DatabaseDown { error, retry_in: Duration::ZERO });
+        explained(&Note::GatewayInactive);
+        explained(&Note::NotConverged { steps: 1, first: Vec::new(), retry_in: Duration::ZERO });
+        explained(&Note::Stale { since: Duration::ZERO, policy: StalePolicy::Keep });
+        assert_eq!(
+            catalog.matches("\n-- ").count(),
+            10,
+            "and the agent's start and what it touches not"
+        );
+    }
 
     #[test]
     fn the_text_alone_says_what_happened() {

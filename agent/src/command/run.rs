@@ -64,6 +64,7 @@ async fn serve(
     // Dropped, and with it every task, when the loop has ended.
     let mut around = JoinSet::new();
     if !once {
+        say_started(&watcher.status.borrow());
         let listen = config.metrics.listen;
         match MetricsServer::bind(listen).await {
             Ok(metrics) => drop(around.spawn(metrics.serve(watcher.clone()))),
@@ -78,6 +79,17 @@ async fn serve(
     around.spawn(signals.obey(watcher, Arc::new(stop)));
     if once { prepared.run_once(end).await } else { prepared.run(end).await }?;
     Ok(())
+}
+
+fn say_started(status: &Status) {
+    let (gateway, version) = (&status.gateway.name, &status.agent.version);
+    tracing::info!(
+        // Explained in the journal's catalog, `systemd/gatepost.catalog`.
+        message_id = "5e5eb948f08c4db8a3dab5ec7bd77366",
+        gateway,
+        version,
+        "gatepost {version} has started for gateway {gateway}"
+    );
 }
 
 struct Signals {
