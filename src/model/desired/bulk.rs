@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::judge::{Candidate, Judgement};
 use super::update::profile_of;
-use super::{Claims, DesiredState, Entry, OwnStanding, precedence};
+use super::{Claims, DesiredState, Entry, OwnStanding, precedence, precedence_to};
 use crate::model::{Peer, PeerId, PeerRow, PublicKey};
 
 impl DesiredState {
@@ -67,10 +67,9 @@ impl DesiredState {
                     Standing::Decided(OwnStanding::Quarantined(Box::new(reason)))
                 }
                 Judgement::Candidate(candidate) => {
-                    let claim = precedence(row);
-                    judged.key_claims.push((candidate.key, claim));
-                    let prefixes = candidate.allowed_ips.iter();
-                    judged.prefix_claims.extend(prefixes.map(|prefix| (prefix, claim)));
+                    judged.key_claims.push((candidate.key, precedence(row)));
+                    let claim = |prefix| (prefix, precedence_to(&prefix, row));
+                    judged.prefix_claims.extend(candidate.allowed_ips.iter().map(claim));
                     Standing::Open(candidate)
                 }
             });

@@ -291,3 +291,11 @@ fn key_of(row: &GatewayRow) -> Result<PublicKey, BuildError> {
         }
     }
 }
+/// The same for a prefix: an allocation is of the assigned address alone, and speaks for no network.
+fn precedence_to(prefix: &IpNet, row: &PeerRow) -> Precedence {
+    let precedence = precedence(row);
+    let of_allocation = *prefix == IpNet::from(row.assigned_ip.addr());
+    let allocation_missing = precedence.allocation_missing || !of_allocation;
+    Precedence { allocation_missing, ..precedence }
+}
+

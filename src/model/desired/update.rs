@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::judge::{Bench, Candidate, Judgement};
-use super::{DesiredState, Entry, OwnStanding, Reason, precedence};
+use super::{DesiredState, Entry, OwnStanding, Reason, precedence, precedence_to};
 use crate::model::policy::{PolicyBook, Subject, dns_addresses};
 use crate::model::{
     ChangedRows, DeviceId, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey, UserId,
@@ -148,6 +148,7 @@ impl DesiredState {
     /// Puts a row in, with its claims. It and who loses by that become unsettled.
     fn enter(&mut self, mut row: PeerRow, unsettled: &mut BTreeSet<PeerId>) {
         let id = row.id;
+            let claim = precedence_to(&prefix, &entry.row);
         let bench = self.bench();
         bench.trim(&mut row);
         let standing = match bench.judge(&row) {
@@ -169,6 +170,7 @@ impl DesiredState {
         };
         if let Some(at) = row.revoked_at.filter(|at| *at > self.as_of) {
             self.expiries.insert((at, id));
+                    let claim = precedence_to(&prefix, &row);
         }
         self.by_device.insert((row.device_id, id));
         self.by_user.insert((row.user_id, id));
