@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::hands::Hands;
-use super::{Plan, PlanError, Step, firewall, link};
+use super::{Held, Plan, PlanError, Step, firewall, link};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
 /// How much of the state a plan compares.
@@ -23,6 +23,12 @@ impl Scope {
     #[must_use]
     pub const fn nothing() -> Self {
         Self::Changed { peers: BTreeSet::new(), prefixes: BTreeSet::new() }
+    }
+
+    /// Whether this is the scope that compares nothing but the routes.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        matches!(self, Self::Changed { peers, prefixes } if peers.is_empty() && prefixes.is_empty())
     }
 
     /// Widens this scope by another.
@@ -54,38 +60,57 @@ pub fn plan(
     observed: &ObservedState,
     scope: &Scope,
 ) -> Result<Plan, PlanError> {
+    plan_around(desired, observed, scope, &Held::default())
+}
+
+/// The same, but with some peers left as they are that nobody wants any more. They keep their
+/// prefixes, with what these may reach, and their routes; who wants one of these prefixes waits for
+/// it.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_around(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    scope: &Scope,
+    held: &Held,
+) -> Result<Plan, PlanError> {
     let mut steps = Vec::new();
     let prefixes = match scope {
         Scope::Everything => None,
         Scope::Changed { prefixes, .. } => Some(prefixes),
     };
     link::steps(desired.interface(), observed, &mut steps)?;
+    let mut compare = |key: &PublicKey, wanted: Option<&Peer>| {
+        let wanted = wanted.map(|peer| held.spare(peer));
+        if wanted.is_some() || !held.peers().contains(key) {
+            peer_steps(key, wanted.as_deref(), observed.peers.get(key), &mut steps);
+        }
+    };
     match scope {
         Scope::Everything => {
             for key in observed.peers.keys().filter(|key| !desired.peers().contains_key(key)) {
-                peer_steps(key, None, observed.peers.get(key), &mut steps);
+                compare(key, None);
             }
-            for (key, peer) in desired.peers() {
-                peer_steps(key, Some(peer), observed.peers.get(key), &mut steps);
-            }
+            desired.peers().iter().for_each(|(key, peer)| compare(key, Some(peer)));
         }
         Scope::Changed { peers, .. } => {
-            for key in peers {
-                peer_steps(key, desired.peers().get(key), observed.peers.get(key), &mut steps);
-            }
+            peers.iter().for_each(|key| compare(key, desired.peers().get(key)));
         }
     }
-    let hands = Hands::of(desired, observed, &steps);
+    let wanted = held.firewall(desired);
+    let hands = Hands::of(desired, &wanted.assignments, observed, &steps);
     let table = observed.firewall.as_ref();
-    let diff = firewall::diff(desired.firewall(), table, prefixes, &hands.taken, &hands.closed);
+    let diff = firewall::diff(&wanted, table, prefixes, &hands.taken, &hands.closed);
     let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
-    let cut = desired.cuts_flows().then(|| hands.to_cut(desired, observed, scope));
+    let cut = desired.cuts_flows().then(|| hands.to_cut(&wanted.assignments, observed, scope));
     let cut = cut.filter(|prefixes| !prefixes.is_empty());
     // Before the peers of the same phase.
     steps.splice(0..0, changes.chain(cut.map(|prefixes| Step::CutFlows { prefixes })));
-    let add = desired.routes().difference(&observed.routes);
+    let routes = held.routes(desired);
+    let add = routes.difference(&observed.routes);
     steps.extend(add.map(|prefix| Step::AddRoute { prefix: *prefix }));
-    let remove = observed.routes.difference(desired.routes());
+    let remove = observed.routes.difference(&routes);
     steps.extend(remove.map(|prefix| Step::RemoveRoute { prefix: *prefix }));
     Ok(Plan::new(steps))
 }

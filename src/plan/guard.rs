@@ -1,12 +1,15 @@
-//! Holds back a plan that would remove too many peers at once.
+//! Holds back the removal of too many peers at once.
 //!
 //! An emptied table looks like everybody's revocation. Removing a few is what revocation is for;
-//! removing half of all waits for an operator's word.
+//! removing half of all waits for an operator's word. Nothing else waits: whatever more differs is
+//! put right around the peers that stay.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Plan, Step};
+use super::{Held, Plan, PlanError, Scope, Step, plan_around};
+use crate::model::{DesiredState, ObservedState, PublicKey};
 
 /// A removal of at most this many peers is never held back.
 pub const ALWAYS_ALLOWED_PEERS: usize = 10;
@@ -58,7 +61,18 @@ impl fmt::Display for MaxRemoved {
     }
 }
 
-/// The plan would remove more than is allowed unasked.
+impl MaxRemoved {
+    /// How many of the `present` peers may be removed unasked.
+    fn of(self, present: usize) -> usize {
+        let allowed = match self {
+            Self::Percent(percent) => present * usize::from(percent) / 100,
+            Self::Peers(peers) => peers,
+        };
+        allowed.max(ALWAYS_ALLOWED_PEERS)
+    }
+}
+
+/// More peers would be removed than is allowed unasked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this pass would remove {removed} of {present} peers, more than guard.max_removed_peers = \
@@ -71,20 +85,52 @@ pub struct HeldBack {
     pub limit: MaxRemoved,
 }
 
-/// Says whether the plan may go ahead on a kernel that holds `present` peers.
+/// What decides whether a removal waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Guard<'a> {
+    pub limit: MaxRemoved,
+    /// Who waits already.
+    pub held: &'a Held,
+    /// Whose removal an operator confirmed.
+    pub confirmed: &'a BTreeSet<PublicKey>,
+}
+
+/// The plan without the removals that must wait, and whose these are.
+///
+/// While some wait, others are removed too, but only few at once: a table may be emptied in more
+/// than one transaction.
 ///
 /// # Errors
-/// [`HeldBack`] when it removes more than `limit` and more than [`ALWAYS_ALLOWED_PEERS`].
-pub fn check(plan: &Plan, present: usize, limit: MaxRemoved) -> Result<(), HeldBack> {
-    let removed =
-        plan.steps().iter().filter(|step| matches!(step, Step::RemovePeer { .. })).count();
-    let allowed = match limit {
-        MaxRemoved::Percent(percent) => present * usize::from(percent) / 100,
-        MaxRemoved::Peers(peers) => peers,
+/// As [`plan`](super::plan).
+pub fn plan_guarded(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    scope: &Scope,
+    guard: Guard<'_>,
+) -> Result<(Plan, Held), PlanError> {
+    let Guard { limit, held: before, confirmed } = guard;
+    let allowed = limit.of(observed.peers.len());
+    let still = |key: &&PublicKey| {
+        observed.peers.contains_key(key)
+            && !desired.peers().contains_key(key)
+            && !confirmed.contains(key)
     };
-    if removed > allowed.max(ALWAYS_ALLOWED_PEERS) {
-        Err(HeldBack { removed, present, limit })
-    } else {
-        Ok(())
+    let mut waiting: BTreeSet<PublicKey> = before.peers().iter().filter(still).copied().collect();
+    if *scope == Scope::Everything && waiting.len() <= allowed {
+        // Most rows came back: what is left is judged as if it were new.
+        waiting.clear();
     }
+    let allowed = if waiting.is_empty() { allowed } else { ALWAYS_ALLOWED_PEERS };
+    let held = Held::of(waiting, observed, before);
+    let planned = plan_around(desired, observed, scope, &held)?;
+    let removed = planned.steps().iter().filter_map(|step| match step {
+        Step::RemovePeer { key } if !confirmed.contains(key) => Some(*key),
+        _ => None,
+    });
+    let removed: BTreeSet<PublicKey> = removed.collect();
+    if removed.len() <= allowed {
+        return Ok((planned, held));
+    }
+    let held = Held::of(&removed | held.peers(), observed, before);
+    Ok((plan_around(desired, observed, scope, &held)?, held))
 }

@@ -8,12 +8,16 @@
 //! that is still there tells that it was held: there the cut comes before the place is taken or
 //! given to another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::{Scope, Step};
-use crate::model::{AllowedIps, DesiredState, ObservedState, PublicKey};
+use crate::model::{AllowedIps, DesiredState, ObservedState, Profile, PublicKey};
+
+/// What every prefix should reach.
+type Assignments = BTreeMap<IpNet, Arc<Profile>>;
 
 /// What the steps take from peers and give to peers.
 #[derive(Debug, Default)]
@@ -28,7 +32,12 @@ pub(super) struct Hands {
 }
 
 impl Hands {
-    pub fn of(desired: &DesiredState, observed: &ObservedState, steps: &[Step]) -> Self {
+    pub fn of(
+        desired: &DesiredState,
+        wanted: &Assignments,
+        observed: &ObservedState,
+        steps: &[Step],
+    ) -> Self {
         let (mut hands, mut held) = (Self::default(), Vec::new());
         for step in steps {
             let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
@@ -46,9 +55,9 @@ impl Hands {
             hands.given.extend(given.clone().flat_map(AllowedIps::iter));
             held.extend(taken.chain(given).flat_map(AllowedIps::iter).map(|prefix| (prefix, *key)));
         }
-        let lost = places_left_within(desired, observed, &hands.taken);
+        let lost = places_left_within(wanted, observed, &hands.taken);
         hands.taken.extend(lost);
-        hands.closed = within_anothers(desired, observed, &hands.taken, held);
+        hands.closed = within_anothers(desired, wanted, observed, &hands.taken, held);
         hands
     }
 
@@ -60,11 +69,10 @@ impl Hands {
     /// is spared the walk through the kernel's whole table, some 9 ms.
     pub fn to_cut(
         &self,
-        desired: &DesiredState,
+        wanted: &Assignments,
         observed: &ObservedState,
         scope: &Scope,
     ) -> BTreeSet<IpNet> {
-        let wanted = &desired.firewall().assignments;
         let table = observed.firewall.as_ref();
         let has_place =
             |prefix: &IpNet| table.is_some_and(|table| table.assignments().contains_key(prefix));
@@ -98,12 +106,11 @@ impl Hands {
 /// Places of nobody within what is taken, as an earlier run leaves them that died: who loses the
 /// prefix would be judged by them, and open flows anew.
 fn places_left_within(
-    desired: &DesiredState,
+    wanted: &Assignments,
     observed: &ObservedState,
     taken: &BTreeSet<IpNet>,
 ) -> Vec<IpNet> {
     let Some(table) = &observed.firewall else { return Vec::new() };
-    let wanted = &desired.firewall().assignments;
     let within = |prefix: IpNet| table.assignments().range(prefix..=prefix.broadcast().into());
     let wide = taken.iter().copied().filter(may_hold_others);
     let places = wide.flat_map(within).map(|(place, _)| *place);
@@ -116,6 +123,7 @@ fn may_hold_others(prefix: &IpNet) -> bool {
 
 fn within_anothers(
     desired: &DesiredState,
+    wanted: &Assignments,
     observed: &ObservedState,
     taken: &BTreeSet<IpNet>,
     held: Vec<(IpNet, PublicKey)>,
@@ -128,7 +136,7 @@ fn within_anothers(
             observed.peers.get(key).is_some_and(|peer| has(&peer.allowed_ips))
                 && desired.peers().get(key).is_some_and(|peer| has(&peer.allowed_ips))
         };
-        let given = desired.is_of_site(prefix).then_some(&desired.firewall().assignments);
+        let given = desired.is_of_site(prefix).then_some(wanted);
         // Without its place it would be judged as the place around it, whoever that was for.
         let places = places.filter(|_| taken.contains(prefix));
         (given.is_some() || places.is_some() || !wide.is_empty())

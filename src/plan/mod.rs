@@ -4,12 +4,14 @@ mod compute;
 pub mod firewall;
 pub mod guard;
 mod hands;
+mod held;
 mod link;
 mod model_kernel;
 mod obey;
 mod step;
 
-pub use compute::{Scope, plan};
+pub use compute::{Scope, plan, plan_around};
+pub use held::Held;
 pub use link::PlanError;
 pub use model_kernel::{ModelKernel, Refusal};
 pub use step::{Phase, Plan, Step};

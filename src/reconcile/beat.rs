@@ -10,12 +10,11 @@ use super::Machine;
 use super::event::Now;
 use super::machine::Proven;
 use crate::dataplane::Glance;
-use crate::plan::Scope;
 
 impl Machine {
     /// A beat is due: asks for a complete reading if one is near, else for a glance.
     pub(super) fn want_beat(&mut self, now: Now) {
-        self.heartbeat_wanted = true;
+        self.beat_wanted.get_or_insert(now.instant);
         if self.due.compare > now.instant + self.options.timing.heartbeat / 2 {
             self.glance_wanted = true;
         } else {
@@ -38,7 +37,7 @@ impl Machine {
             return;
         }
         self.glanced = true;
-        if self.scope == Scope::nothing()
+        if self.scope.is_nothing()
             && self.held.is_none()
             && !self.suspends()
             && self.proven.is_some()
@@ -47,9 +46,18 @@ impl Machine {
             self.glanced = false;
             let as_of = desired.as_of();
             self.proven = Some(Proven { as_of, at: now.wall });
-            if std::mem::take(&mut self.heartbeat_wanted) {
+            if self.take_beat() {
                 self.ledger.synced(as_of);
             }
         }
+    }
+
+    /// Whether a beat is due, and the rows were read for it. The kernel was read back: this is it.
+    pub(super) fn take_beat(&mut self) -> bool {
+        let due = self.beat_wanted.is_some_and(|since| self.rows_read_at >= since);
+        if due {
+            self.beat_wanted = None;
+        }
+        due
     }
 }

@@ -45,6 +45,11 @@ impl Ledger {
         self.open.synced_as_of = self.open.synced_as_of.max(Some(as_of));
     }
 
+    /// Forgets a proof that was not written: it says nothing of the time the database was away.
+    pub const fn unsynced(&mut self) {
+        self.open.synced_as_of = None;
+    }
+
     /// Notes a device's handshake; of several peers of one device the latest counts.
     pub fn handshake(&mut self, device_id: DeviceId, handshake: Seen) {
         let kept = self.open.handshakes.entry(device_id).or_insert(handshake);

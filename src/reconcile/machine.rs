@@ -8,18 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::event::{Action, Event, Mode, Note, Now, ReadKind, Sent};
+use super::lately::{Lately, Trouble};
 use super::ledger::Ledger;
 use super::pass::Pass;
 use super::resync::Resyncs;
 use super::session::Sessions;
-use super::timing::{Due, Timing};
+use super::timing::{Backoffs, Due, Timing};
 use crate::dataplane::{Backend, SharedObserved};
 use crate::model::{
     BuildError, Departed, DesiredState, Local, PeerId, PolicyId, PublicKey, Reason, Traffic,
 };
 use crate::plan::guard::{HeldBack, MaxRemoved};
-use crate::plan::{PlanError, Scope};
-use crate::store::Backoff;
+use crate::plan::{Held, PlanError, Scope};
 
 /// How the machine behaves; from the configuration.
 #[derive(Debug, Clone)]
@@ -67,6 +67,35 @@ pub enum Obstacle {
     Observe(String),
 }
 
+/// What is in the way, by what lifts it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Obstacles {
+    /// A snapshot that can be built. Until then no plan is made.
+    pub rows: Option<Obstacle>,
+    /// A complete reading of the kernel.
+    pub reading: Option<Obstacle>,
+    /// A pass that comes to its end.
+    pub pass: Option<Obstacle>,
+}
+
+impl Obstacles {
+    /// The one to speak of.
+    pub fn first(&self) -> Option<&Obstacle> {
+        self.rows.as_ref().or(self.reading.as_ref()).or(self.pass.as_ref())
+    }
+}
+
+/// What the reading of the kernel that we hold is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// A write was refused, and perhaps obeyed in part: nothing is planned on this reading.
+    Doubtful,
+    /// What was read once, and what acknowledged writes made of it.
+    Kept,
+    /// Just read; nothing was planned on it yet.
+    Fresh,
+}
+
 /// When, and as of when, the kernel was last proven equal to what the database held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proven {
@@ -94,15 +123,15 @@ pub struct Totals {
 /// What is under way. Both only at the start.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Jobs {
-    /// The database is read.
-    pub reading: bool,
+    /// So much of the database is read.
+    pub reading: Option<ReadKind>,
     /// The kernel is read or changed.
     pub kernel: bool,
 }
 
 impl Jobs {
     pub const fn any(self) -> bool {
-        self.reading || self.kernel
+        self.reading.is_some() || self.kernel
     }
 }
 
@@ -112,15 +141,25 @@ pub struct Machine {
     pub(super) database: Database,
     /// Since when it has been up, or away.
     pub(super) database_since: SystemTime,
-    pub(super) backoff: Backoff,
+    /// The database's clock as the last read told it, and when that was.
+    pub(super) database_clock: Option<(SystemTime, Instant)>,
+    /// When rows were last read and could be built; before that, the start.
+    pub(super) rows_read_at: Instant,
+    /// The database cannot be read: the rows grow old.
+    pub(super) rows_in_doubt: bool,
+    pub(super) backoffs: Backoffs,
+    pub(super) lately: Lately,
     pub(super) random: fastrand::Rng,
     pub(super) desired: Option<DesiredState>,
     /// Shared with the job that changes the kernel.
     pub(super) observed: Option<SharedObserved>,
+    pub(super) trust: Trust,
     /// What must be read; `None`: nothing that we know of.
     pub(super) read_wanted: Option<ReadKind>,
     pub(super) observe_wanted: Option<String>,
     pub(super) glance_wanted: bool,
+    /// A look at the kernel was wanted when the last read began: now it is its turn.
+    pub(super) look_waited: bool,
     /// A glance found everything as it is known to be, and no proof was made of that yet.
     pub(super) glanced: bool,
     /// Why the last observation was made.
@@ -132,7 +171,8 @@ pub struct Machine {
     pub(super) jobs: Jobs,
     pub(super) resyncs: Resyncs,
     pub(super) reporting: bool,
-    pub(super) removals_confirmed: bool,
+    /// Whose removal an operator confirmed when it was held back.
+    pub(super) confirmed: BTreeSet<PublicKey>,
     pub(super) notified_since_read: bool,
     /// The first notification since the last read began.
     pub(super) heard_at: Option<Instant>,
@@ -144,13 +184,16 @@ pub struct Machine {
     /// A notification, not a timer, asked for the read that is under way.
     pub(super) read_notified: bool,
     pub(super) pass: Option<Pass>,
-    pub(super) obstacle: Option<Obstacle>,
-    /// A removal that waits for an operator's word. Smaller changes go on meanwhile.
+    pub(super) obstacles: Obstacles,
+    /// The removals that wait for an operator's word. All else goes on meanwhile.
     pub(super) held: Option<HeldBack>,
+    /// Who stays until then.
+    pub(super) staying: Held,
     pub(super) departed: BTreeMap<PublicKey, Departed>,
     /// Policies that changed since the last proof, with their names.
     pub(super) policies_changed: BTreeMap<PolicyId, Box<str>>,
-    pub(super) heartbeat_wanted: bool,
+    /// Since when `last_sync_at` is to be written anew.
+    pub(super) beat_wanted: Option<Instant>,
     pub(super) restore_tried: bool,
     /// The desired state is what an earlier run read last.
     pub(super) restored: bool,
@@ -160,8 +203,6 @@ pub struct Machine {
     pub(super) last_proven: Option<Proven>,
     pub(super) last_pass: Option<super::PassFigures>,
     pub(super) stale: bool,
-    /// The database's clock less this host's, in seconds; positive: the database is ahead.
-    pub(super) clock_offset_secs: f64,
     pub(super) sessions: Sessions,
     pub(super) backend: Option<Backend>,
     pub(super) traffic: BTreeMap<PublicKey, Traffic>,
@@ -183,15 +224,21 @@ impl Machine {
                 error: "not tried yet".into(),
             },
             database_since: now.wall,
-            backoff: Backoff::new(options.timing.seed),
+            database_clock: None,
+            rows_read_at: now.instant,
+            rows_in_doubt: true,
+            backoffs: Backoffs::new(options.timing.seed),
+            lately: Lately::default(),
             random: fastrand::Rng::with_seed(options.timing.seed),
             due: Due::new(now.instant, options.timing),
             options,
             desired: None,
             observed: None,
+            trust: Trust::Kept,
             read_wanted: Some(ReadKind::Everything),
             observe_wanted: Some("start".into()),
             glance_wanted: false,
+            look_waited: false,
             glanced: false,
             observing: String::new(),
             scope: Scope::Everything,
@@ -199,25 +246,25 @@ impl Machine {
             jobs: Jobs::default(),
             resyncs: Resyncs::default(),
             reporting: false,
-            removals_confirmed: false,
+            confirmed: BTreeSet::new(),
             notified_since_read: false,
             heard_at: None,
             found_since: now.instant,
             changed_since: None,
             read_notified: false,
             pass: None,
-            obstacle: None,
+            obstacles: Obstacles::default(),
             held: None,
+            staying: Held::default(),
             departed: BTreeMap::new(),
             policies_changed: BTreeMap::new(),
-            heartbeat_wanted: false,
+            beat_wanted: None,
             restore_tried: false,
             restored: false,
             proven: None,
             last_proven: None,
             last_pass: None,
             stale: false,
-            clock_offset_secs: 0.0,
             sessions: Sessions::default(),
             backend: None,
             traffic: BTreeMap::new(),
@@ -250,7 +297,6 @@ impl Machine {
                     self.database_since = now.wall;
                 }
                 self.database = Database::Up { mode };
-                self.stale_over();
                 // A read is due on every connect: what was notified meanwhile is lost.
                 self.want_read(self.read_after_connect());
                 actions.push(Action::Say(Note::DatabaseUp { mode }));
@@ -272,14 +318,16 @@ impl Machine {
                 self.observe_wanted = Some("resync asked for".into());
             }
             Event::ConfirmRemovals => {
-                self.removals_confirmed = true;
+                self.confirmed.clone_from(self.staying.peers());
+                // What an operator asks for is no drift.
+                self.rows_changed = true;
                 self.scope = Scope::Everything;
-                self.due.retry_pass = None;
+                self.retry_now();
             }
             Event::Tick => {}
             Event::Read(answer) => {
-                self.jobs.reading = false;
-                self.take_read(answer, now, actions);
+                let kind = self.jobs.reading.take().unwrap_or(ReadKind::Changes);
+                self.take_read(kind, answer, now, actions);
             }
             Event::Restored(rows, changes) => self.restore(*rows, changes, actions),
             Event::Observed(reading) => {
@@ -294,17 +342,9 @@ impl Machine {
                 self.jobs.kernel = false;
                 self.take_outcome(outcome, now, actions);
             }
-            Event::Reported(Sent { left, refused, error }) => {
+            Event::Reported(sent) => {
                 self.reporting = false;
-                self.ledger.put_back(left);
-                if let Some(first) = refused.first().cloned() {
-                    self.ledger.refused_audit_entries += refused.len() as u64;
-                    actions.push(Action::Say(Note::AuditRefused { entries: refused.len(), first }));
-                }
-                if let Some(error) = error {
-                    self.due.report = now.instant + self.backoff.next_wait();
-                    actions.push(Action::Say(Note::ReportFailed { error }));
-                }
+                self.take_back(sent, now, actions);
             }
         }
     }
@@ -320,60 +360,30 @@ impl Machine {
         if self.desired.is_none() && !std::mem::replace(&mut self.restore_tried, true) {
             actions.push(Action::Restore);
         }
-        let retry_in = self.backoff.next_wait();
+        self.rows_in_doubt = true;
+        self.ledger.unsynced();
+        let retry_in = self.backoffs.connect.next_wait();
         self.database =
             Database::Down { since, retry_at: now.instant + retry_in, error: error.clone() };
-        actions.push(Action::Say(Note::DatabaseDown { error, retry_in }));
+        self.complain(Trouble::Database, Note::DatabaseDown { error, retry_in }, now, actions);
     }
 
-    /// What to do next, if nothing is under way.
-    fn advance(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if let Database::Down { since, retry_at, .. } = self.database
-            && retry_at <= now.instant
-        {
-            self.database = Database::Connecting { since };
-            actions.push(Action::Connect);
+    /// A report came back, with what of it was not taken.
+    fn take_back(&mut self, sent: Sent, now: Now, actions: &mut Vec<Action>) {
+        let Sent { left, refused, error } = sent;
+        self.ledger.put_back(left);
+        if !matches!(self.database, Database::Up { .. }) {
+            self.ledger.unsynced();
         }
-        self.report(now, actions);
-        // The first reading of the kernel and the first of the database need nothing of each other.
-        let first = self.observed.is_none() && self.desired.is_none() && !self.jobs.reading;
-        if self.jobs.any() && !first {
-            return;
+        if let Some(first) = refused.first().cloned() {
+            self.ledger.refused_audit_entries += refused.len() as u64;
+            actions.push(Action::Say(Note::AuditRefused { entries: refused.len(), first }));
         }
-        let connected = matches!(self.database, Database::Up { .. });
-        let may_read = self.due.retry_read.is_none_or(|at| at <= now.instant);
-        if connected
-            && may_read
-            && let Some(kind) = self.read_wanted.take()
-        {
-            self.due.retry_read = None;
-            self.read_notified = std::mem::take(&mut self.notified_since_read);
-            self.found_since = self.heard_at.take().unwrap_or(now.instant);
-            self.begin(Action::Read(self.possible_read(kind)), actions);
-        } else if self.jobs.any() {
-            // The kernel is still being read.
-        } else if self.due.may_observe(now.instant)
-            && let Some(why) = self.observe_wanted.take()
-        {
-            self.observing = why;
-            self.due.compare = now.instant + self.options.timing.compare_interval();
-            self.due.observing_since = now.instant;
-            self.glance_wanted = false;
-            self.totals.observations += 1;
-            self.begin(Action::Observe, actions);
-        } else if std::mem::take(&mut self.glance_wanted) {
-            self.begin(Action::Glance, actions);
-        } else {
-            self.next_step(now, actions);
-        }
-    }
-
-    pub(super) fn begin(&mut self, action: Action, actions: &mut Vec<Action>) {
-        self.resyncs.begins(&action);
-        match action {
-            Action::Read(_) => self.jobs.reading = true,
-            _ => self.jobs.kernel = true,
-        }
-        actions.push(action);
+        let Some(error) = error else {
+            self.backoffs.report.reset();
+            return self.lately.forget(Trouble::Report);
+        };
+        self.due.report = now.instant + self.backoffs.report.next_wait();
+        self.complain(Trouble::Report, Note::ReportFailed { error }, now, actions);
     }
 }

@@ -3,13 +3,16 @@
 //! Its core, [`Machine`], is a state machine fed with events and time as values, so that whole
 //! lives of an agent can be simulated. The shell around it carries out what the machine asks for.
 
+mod advance;
 mod attach;
+mod audit;
 mod beat;
 mod cache;
 mod database;
 mod event;
 mod explain;
 mod kernel;
+mod lately;
 mod ledger;
 mod machine;
 mod mode;

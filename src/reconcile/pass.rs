@@ -1,18 +1,17 @@
 //! One pass: plan, guard, apply, and prove by planning again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
-
-use serde_json::json;
 
 use super::Machine;
 use super::event::{Action, Note, Now};
-use super::ledger::{applied_entry, quarantine_entry, revoked_entry, session_entry};
-use super::machine::{Obstacle, Proven};
-use crate::dataplane::{Outcome, Reading};
-use crate::model::{Departed, DesiredState, PolicyId, PublicKey};
-use crate::plan::{Plan, Scope, Step, guard, plan};
-use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
+use super::lately::Trouble;
+use super::machine::{Obstacle, Proven, Trust};
+use crate::dataplane::{Outcome, Reading, SharedObserved};
+use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
+use crate::plan::guard::{Guard, HeldBack, plan_guarded};
+use crate::plan::{Held, Plan, PlanError, Scope, Step, plan};
+use crate::store::Backoff;
 
 /// A pass that changes this often without coming to rest is given up for a while.
 const MAX_ATTEMPTS: u32 = 3;
@@ -22,14 +21,20 @@ const FIRST_LINES: usize = 8;
 /// A pass that has begun to change the kernel.
 #[derive(Debug, Clone)]
 pub(super) struct Pass {
-    started: Instant,
+    pub started: Instant,
     attempts: u32,
-    steps: usize,
-    first: Vec<String>,
+    /// Steps that were tried.
+    pub steps: usize,
+    /// Steps that the kernel acknowledged and that changed something: not that flows were cut.
+    pub applied: usize,
+    pub first: Vec<String>,
     /// Nobody changed a row: somebody changed the kernel.
-    drift: Option<String>,
-    revoked: BTreeMap<PublicKey, Departed>,
-    flows_cut: u64,
+    pub drift: Option<String>,
+    pub revoked: BTreeMap<PublicKey, Departed>,
+    pub flows_cut: u64,
+    /// Flows were cut of others, too, than those revoked.
+    pub cut_others: bool,
+    cutting: bool,
     refused: usize,
 }
 
@@ -69,70 +74,59 @@ impl Machine {
         let reading = match reading {
             Ok(reading) => reading,
             Err(error) => {
-                self.obstacle = Some(Obstacle::Observe(error.clone()));
+                self.obstacles.reading = Some(Obstacle::Observe(error.clone()));
                 self.proven = None;
-                self.due.compare = now.instant + self.backoff.next_wait();
-                actions.push(Action::Say(Note::ObserveFailed { error }));
+                self.due.compare = now.instant + self.backoffs.pass.next_wait();
+                self.complain(Trouble::Kernel, Note::ObserveFailed { error }, now, actions);
                 return;
             }
         };
-        if matches!(self.obstacle, Some(Obstacle::Observe(_))) {
-            self.obstacle = None;
-        }
+        self.obstacles.reading = None;
         let took = now.instant.duration_since(self.due.observing_since);
-        self.due.compare =
-            self.due.observing_since + self.options.timing.compare_interval_after(took);
+        self.due.compare_interval = self.options.timing.compare_interval_after(took);
+        self.due.compare = self.due.observing_since + self.due.compare_interval;
         self.backend = reading.backend;
         self.observed = Some(reading.state.into());
+        self.trust = Trust::Fresh;
         self.scope = Scope::Everything;
-        if now.instant < self.due.handshakes {
-            return;
-        }
-        self.due.handshakes = now.instant + self.options.timing.report_interval;
-        let (handshakes, events) = self.sessions.update(&reading.traffic, now.wall);
-        self.traffic = reading.traffic;
-        let Some(desired) = &self.desired else { return };
-        for (key, handshake) in handshakes {
-            if let Some(row) = desired.row_of(&key) {
-                self.ledger.handshake(row.device_id, handshake);
-            }
-        }
-        for entry in events.iter().filter_map(|event| session_entry(desired, event)) {
-            self.ledger.audit(entry);
-        }
+        self.take_traffic(reading.traffic, now);
+    }
+
+    /// Whether something may differ, and may be planned.
+    pub(super) fn is_to_plan(&self, now: Now) -> bool {
+        !self.scope.is_nothing()
+            && self.desired.is_some()
+            && self.observed.is_some()
+            && self.trust != Trust::Doubtful
+            && self.obstacles.rows.is_none()
+            && self.due.retry_pass.is_none_or(|at| at <= now.instant)
     }
 
     /// Plans what is in scope, and begins to apply it or proves that nothing differs.
     pub(super) fn next_step(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.scope == Scope::nothing() || self.due.retry_pass.is_some_and(|at| at > now.instant)
-        {
+        // The whole is judged by a reading, where one is wanted.
+        let wait = self.scope == Scope::Everything
+            && self.trust == Trust::Kept
+            && self.observe_wanted.is_some();
+        if wait || !self.is_to_plan(now) {
             return;
         }
         let (Some(desired), Some(observed)) = (&self.desired, &self.observed) else { return };
-        let planned = plan(desired, &observed.read(), &self.scope);
-        let planned = match planned {
+        let observed = observed.clone();
+        let observed = observed.read();
+        let (planned, staying) = match self.plan(desired, &observed) {
             Ok(planned) => planned,
-            Err(error) => return self.meet(Obstacle::Plan(error), now, actions),
+            Err(error) => return self.meet(error, now, actions),
         };
+        let gone = |key: &PublicKey| {
+            !observed.peers.contains_key(key) || desired.peers().contains_key(key)
+        };
+        self.confirmed.retain(|key| !gone(key));
+        let present = observed.peers.len();
+        drop(observed);
+        self.hold(staying, present, actions);
         if planned.is_empty() {
             return self.prove(now, actions);
-        }
-        let deliberate = self.removals_confirmed || self.stale || !desired.gateway().active;
-        if let Err(held) =
-            guard::check(&planned, observed.read().peers.len(), self.options.max_removed)
-            && !deliberate
-        {
-            if self.held != Some(held) {
-                actions.push(Action::Say(Note::HeldBack(held)));
-            }
-            self.held = Some(held);
-            self.proven = None;
-            self.scope = Scope::nothing();
-            self.pass = None;
-            return;
-        }
-        if self.scope == Scope::Everything {
-            self.held = None;
         }
         if self.pass.as_ref().is_some_and(|pass| pass.attempts >= MAX_ATTEMPTS) {
             return self.give_up_for_now(&planned, now, actions);
@@ -140,41 +134,92 @@ impl Machine {
         self.begin_apply(planned, now, actions);
     }
 
+    fn plan(
+        &self,
+        desired: &DesiredState,
+        observed: &ObservedState,
+    ) -> Result<(Plan, Held), PlanError> {
+        if self.suspends() || !desired.gateway().active {
+            // That everybody goes is meant.
+            return Ok((plan(desired, observed, &self.scope)?, Held::default()));
+        }
+        let limit = self.options.max_removed;
+        let guard = Guard { limit, held: &self.staying, confirmed: &self.confirmed };
+        plan_guarded(desired, observed, &self.scope, guard)
+    }
+
+    /// Notes whose removal waits.
+    fn hold(&mut self, staying: Held, present: usize, actions: &mut Vec<Action>) {
+        let (removed, limit) = (staying.peers().len(), self.options.max_removed);
+        self.held = (removed > 0).then_some(HeldBack { removed, present, limit });
+        if let Some(held) = self.held {
+            self.proven = None;
+            if staying.peers() != self.staying.peers() {
+                actions.push(Action::Say(Note::HeldBack(held)));
+            }
+        }
+        self.staying = staying;
+    }
+
     fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {
         let Some(observed) = self.observed.clone() else { return };
-        let drift = (!self.rows_changed && self.proven.is_some()).then(|| self.observing.clone());
+        // Until the job ends.
+        self.trust = Trust::Doubtful;
+        let drift = (!self.rows_changed).then(|| self.observing.clone());
         let pass = self.pass.get_or_insert_with(|| Pass {
             started: now.instant,
             attempts: 0,
             steps: 0,
+            applied: 0,
             first: Vec::new(),
             drift,
             revoked: BTreeMap::new(),
             flows_cut: 0,
+            cut_others: false,
+            cutting: false,
             refused: 0,
         });
         pass.attempts += 1;
         pass.steps += planned.steps().len();
         let room = FIRST_LINES.saturating_sub(pass.first.len());
         pass.first.extend(planned.steps().iter().take(room).map(ToString::to_string));
+        let reading = observed.read();
+        let (mut cut, mut revoked) = (0, 0);
         for step in planned.steps() {
-            if let Step::RemovePeer { key } = step
-                && let Some(departed) = self.departed.remove(key)
-            {
-                pass.revoked.insert(*key, departed);
+            match step {
+                Step::RemovePeer { key } => {
+                    let departed = self.departed.remove(key);
+                    pass.revoked.extend(departed.map(|departed| (*key, departed)));
+                    let had = reading.peers.get(key).map(|peer| peer.allowed_ips.as_slice());
+                    revoked += had.map_or(0, <[_]>::len);
+                }
+                Step::CutFlows { prefixes } => cut = prefixes.len(),
+                _ => {}
             }
         }
+        drop(reading);
+        pass.cutting = cut > 0;
+        pass.cut_others |= cut > revoked;
         // From here until the next proof the kernel is not known to be equal.
         self.begin(Action::Apply(planned, observed), actions);
     }
 
     pub(super) fn take_outcome(&mut self, outcome: Outcome, now: Now, actions: &mut Vec<Action>) {
+        self.trust = Trust::Kept;
         self.totals.steps += outcome.applied as u64;
         self.totals.refused_steps += outcome.refused.len() as u64;
         self.totals.flows_cut += outcome.flows_cut as u64;
         if let Some(pass) = &mut self.pass {
+            pass.applied += outcome.applied.saturating_sub(usize::from(pass.cutting));
             pass.flows_cut += outcome.flows_cut as u64;
             pass.refused += outcome.refused.len();
+            let there = self.observed.as_ref().map(SharedObserved::read);
+            let stayed =
+                |key: &PublicKey| there.as_ref().is_some_and(|there| there.peers.contains_key(key));
+            let revoked = std::mem::take(&mut pass.revoked);
+            let (stayed, gone) = revoked.into_iter().partition(|(key, _)| stayed(key));
+            pass.revoked = gone;
+            self.departed.extend::<BTreeMap<_, _>>(stayed);
         }
         let Some((step, error)) = outcome.refused.first() else {
             if self.scope == Scope::Everything {
@@ -185,22 +230,35 @@ impl Machine {
         let first = format!("{step}: {error}");
         for (step, error) in outcome.refused.iter().take(FIRST_LINES) {
             let (step, error) = (step.to_string(), error.clone());
-            actions.push(Action::Say(Note::StepRefused { step, error }));
+            self.complain(Trouble::Kernel, Note::StepRefused { step, error }, now, actions);
         }
         self.proven = None;
-        self.obstacle = Some(Obstacle::Refused { steps: outcome.refused.len(), first });
+        self.obstacles.pass = Some(Obstacle::Refused { steps: outcome.refused.len(), first });
         self.retry_later(now);
     }
 
+    /// Tries again after a while, from a reading made then.
     fn retry_later(&mut self, now: Now) -> Duration {
-        let delay = self.backoff.next_wait();
+        let wait = self.backoffs.pass.next_wait();
+        // What is refused time after time is not worth more readings than there are anyway.
+        let lasts = wait >= Backoff::LAST / 2;
+        let delay = if lasts { wait.max(self.due.compare_interval) } else { wait };
         self.due.retry_pass = Some(now.instant + delay);
         self.due.compare = now.instant + delay;
         self.scope = Scope::Everything;
+        self.trust = Trust::Doubtful;
         if let Some(pass) = self.pass.take() {
             self.last_pass = Some(pass.figures(now, None));
+            self.leave_unfinished(&pass, now);
         }
         delay
+    }
+
+    /// What waits to be tried again is tried now, as soon as the kernel is read.
+    pub(super) fn retry_now(&mut self) {
+        if self.due.retry_pass.take().is_some() {
+            self.observe_wanted.get_or_insert_with(|| "retry".into());
+        }
     }
 
     fn give_up_for_now(&mut self, planned: &Plan, now: Now, actions: &mut Vec<Action>) {
@@ -208,182 +266,63 @@ impl Machine {
             planned.steps().iter().take(FIRST_LINES).map(ToString::to_string).collect();
         let steps = planned.steps().len();
         self.proven = None;
-        self.obstacle =
-            Some(Obstacle::Refused { steps, first: first.first().cloned().unwrap_or_default() });
+        let one = first.first().cloned().unwrap_or_default();
+        self.obstacles.pass = Some(Obstacle::Refused { steps, first: one });
         let retry_in = self.retry_later(now);
-        actions.push(Action::Say(Note::NotConverged { steps, first, retry_in }));
+        let note = Note::NotConverged { steps, first, retry_in };
+        self.complain(Trouble::Kernel, note, now, actions);
     }
 
-    fn meet(&mut self, obstacle: Obstacle, now: Now, actions: &mut Vec<Action>) {
-        if let Obstacle::Plan(error) = &obstacle
-            && self.obstacle.as_ref() != Some(&obstacle)
-        {
-            actions.push(Action::Say(Note::CannotPlan(error.clone())));
+    fn meet(&mut self, error: PlanError, now: Now, actions: &mut Vec<Action>) {
+        let obstacle = Some(Obstacle::Plan(error.clone()));
+        if self.obstacles.pass != obstacle {
+            actions.push(Action::Say(Note::CannotPlan(error)));
         }
-        self.obstacle = Some(obstacle);
+        self.obstacles.pass = obstacle;
         self.proven = None;
         self.retry_later(now);
     }
 
     /// Nothing differs within the scope: what was a plan is now a proof.
     fn prove(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let complete = self.scope == Scope::Everything;
+        // While the kernel cannot be read, what was read before proves nothing.
+        let readable = self.obstacles.reading.is_none();
+        let whole = self.scope == Scope::Everything && readable;
+        // A beat is the proof of a reading, not of what we remember.
+        let read_back = std::mem::take(&mut self.glanced) || self.trust == Trust::Fresh;
+        self.trust = Trust::Kept;
         self.scope = Scope::nothing();
         self.due.retry_pass = None;
-        self.backoff.reset();
         let policies = std::mem::take(&mut self.policies_changed);
-        if complete {
-            self.held = None;
-            self.removals_confirmed = false;
-            self.departed.clear();
+        if whole {
+            self.backoffs.pass.reset();
+            self.lately.forget(Trouble::Kernel);
+            self.obstacles.pass = None;
+            self.departed.retain(|key, _| self.staying.peers().contains(key));
         }
-        self.obstacle = None;
         self.rows_changed = false;
         self.totals.passes += 1;
         self.say_started();
-        if self.held.is_none()
+        // A part only extends a whole.
+        if readable
+            && (whole || self.proven.is_some())
+            && self.held.is_none()
             && let Some(desired) = &self.desired
         {
             let as_of = desired.as_of();
             let first = self.proven.replace(Proven { as_of, at: now.wall }).is_none();
-            // A beat is the proof of a reading, not of what we remember.
-            let read_back = std::mem::take(&mut self.glanced) || complete;
-            let beat = read_back && std::mem::take(&mut self.heartbeat_wanted);
-            if (first || beat || self.pass.is_some()) && !self.suspends() {
+            let beat = read_back && self.take_beat();
+            let told = first || beat || self.pass.is_some();
+            if told && !self.suspends() && !self.rows_in_doubt {
                 self.ledger.synced(as_of);
             }
         }
-        let changed_since = self.changed_since.take();
+        let changed_since = self.changed_since.take().filter(|_| self.proven.is_some());
         if let Some(pass) = self.pass.take() {
             let since = changed_since.filter(|_| pass.drift.is_none());
             let lag = since.map(|since| now.instant.duration_since(since));
             self.last_pass = Some(pass.figures(now, lag));
             self.finish(pass, &policies, now, actions);
         }
-    }
-
-    fn finish(
-        &mut self,
-        pass: Pass,
-        policies: &BTreeMap<PolicyId, Box<str>>,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        let took = now.instant.duration_since(pass.started);
-        let Some(gateway_id) = self.desired.as_ref().map(|desired| desired.gateway().id) else {
-            return;
-        };
-        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let figures = json!({ "milliseconds": milliseconds, "flows_cut": pass.flows_cut });
-        for departed in pass.revoked.values() {
-            self.ledger.audit(revoked_entry(departed, figures.clone()));
-        }
-        for (id, name) in policies {
-            self.ledger.audit(applied_entry(*id, name, figures.clone()));
-        }
-        let (event, verb, status) = match &pass.drift {
-            Some(_) => {
-                (AuditEvent::DriftRepaired, "repaired what others changed", AuditStatus::Warning)
-            }
-            None => (AuditEvent::GatewaySynced, "brought up to date", AuditStatus::Success),
-        };
-        self.ledger.audit(AuditEntry {
-            event,
-            entity: Entity::Gateway(gateway_id),
-            device_id: None,
-            ip_address: None,
-            status,
-            message: format!("{verb}: {} steps in {milliseconds} ms", pass.steps),
-            metadata: json!({ "steps": pass.steps, "milliseconds": milliseconds, "first": &pass.first }),
-        });
-        let Pass { steps, first, drift, .. } = pass;
-        actions.push(Action::Say(match drift {
-            Some(why) => {
-                self.totals.drift_repairs += 1;
-                Note::DriftRepaired { steps, first, why }
-            }
-            None => Note::Synced { steps, took, first },
-        }));
-    }
-
-    /// One audit row for the start of the agent, once it knows its gateway and has done its work.
-    fn say_started(&mut self) {
-        let (1, Some(desired)) = (self.totals.passes, &self.desired) else { return };
-        self.ledger.audit(AuditEntry {
-            event: AuditEvent::GatewayStarted,
-            entity: Entity::Gateway(desired.gateway().id),
-            device_id: None,
-            ip_address: None,
-            status: AuditStatus::Success,
-            message: format!("the agent of {} started", desired.gateway().name),
-            metadata: json!({ "peers": desired.peers().len() }),
-        });
-    }
-
-    /// Remembers who the peers were that a new state no longer has.
-    pub(super) fn note_departed(&mut self, new: &DesiredState) {
-        let Some(old) = &self.desired else { return };
-        for key in old.peers().keys().filter(|key| !new.peers().contains_key(key)) {
-            if let Some(row) = old.row_of(key) {
-                self.departed.insert(*key, Departed::from(row));
-            }
-        }
-    }
-
-    /// Remembers which policies decide otherwise in a new state.
-    pub(super) fn note_policies(&mut self, new: &DesiredState) {
-        if let Some(old) = &self.desired {
-            self.policies_changed.extend(new.policies().changed_since(old.policies()));
-        }
-    }
-
-    /// Says each row's quarantine once, and once when it ends.
-    pub(super) fn say_quarantine(&mut self, actions: &mut Vec<Action>) {
-        let Some(desired) = &self.desired else { return };
-        let mut now_out = BTreeMap::new();
-        for (row, reason) in desired.quarantined() {
-            if self.quarantine_said.get(&row.id) != Some(reason) {
-                self.ledger.audit(quarantine_entry(row, reason));
-                actions.push(Action::Say(Note::Quarantined {
-                    peer: row.id,
-                    name: super::ledger::peer_name(row),
-                    reason: reason.to_string(),
-                }));
-            }
-            now_out.insert(row.id, reason.clone());
-        }
-        let back = self.quarantine_said.keys().filter(|peer| !now_out.contains_key(peer));
-        actions.extend(back.map(|peer| Action::Say(Note::Released { peer: *peer })));
-        self.quarantine_said = now_out;
-        self.say_ignored(actions);
-    }
-
-    /// Says once what of the policies and settings has no effect.
-    fn say_ignored(&mut self, actions: &mut Vec<Action>) {
-        let Some(desired) = &self.desired else { return };
-        let mut ignored = BTreeSet::new();
-        for note in desired.policy_notes() {
-            let what = note.to_string();
-            if !self.ignored_said.contains(&what) {
-                self.ledger.audit(AuditEntry {
-                    event: AuditEvent::PolicyIgnored,
-                    entity: Entity::Policy(note.policy_id),
-                    device_id: None,
-                    ip_address: None,
-                    status: AuditStatus::Warning,
-                    message: what.clone(),
-                    metadata: json!(note),
-                });
-                actions.push(Action::Say(Note::Ignored { what: what.clone() }));
-            }
-            ignored.insert(what);
-        }
-        for what in desired.setting_warnings().iter().map(ToString::to_string) {
-            if !self.ignored_said.contains(&what) {
-                actions.push(Action::Say(Note::Ignored { what: what.clone() }));
-            }
-            ignored.insert(what);
-        }
-        self.ignored_said = ignored;
     }
 }

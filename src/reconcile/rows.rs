@@ -1,9 +1,10 @@
 //! What a read of the database makes of the machine.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::Machine;
 use super::event::{Action, Mode, Note, Now, ReadAnswer, ReadKind};
+use super::lately::Trouble;
 use super::machine::{Database, Obstacle};
 use crate::model::{ChangedRows, DesiredState, SnapshotRows, Touched};
 use crate::plan::Scope;
@@ -12,80 +13,97 @@ use crate::plan::Scope;
 const NOTIFY_WITHIN: Duration = Duration::from_secs(2);
 
 impl Machine {
+    /// `kind`: how much was to be read.
     pub(super) fn take_read(
         &mut self,
+        kind: ReadKind,
         answer: Result<ReadAnswer, String>,
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        if answer.is_ok() {
-            self.backoff.reset();
-        }
         match answer {
             Err(error) => {
-                self.want_read(ReadKind::Changes);
-                self.due.retry_read = Some(now.instant + self.backoff.next_wait());
-                actions.push(Action::Say(Note::ReadFailed { error }));
+                self.read_again(kind, now);
+                self.complain(Trouble::Database, Note::ReadFailed { error }, now, actions);
             }
             Ok(ReadAnswer::Unchanged { taken_at }) => {
                 self.totals.change_reads += 1;
-                self.learn_clock(taken_at, now);
-                if let Some(desired) = &mut self.desired {
-                    let touched = desired.expire(taken_at);
-                    self.touch(touched);
-                }
-            }
-            Ok(ReadAnswer::Changed(rows)) => {
-                self.totals.change_reads += 1;
-                self.learn_clock(rows.taken_at, now);
-                let listening = self.database == Database::Up { mode: Mode::Listen };
-                if listening && !self.read_notified && self.proven.is_some() {
-                    // Its notification may yet be on the way.
-                    self.due.suspicion = Some(now.instant + NOTIFY_WITHIN);
+                // Who asks in turns is told of a time that may lie back: a clock does not run back.
+                if taken_at > self.database_now(now) {
+                    self.database_clock = Some((taken_at, now.instant));
                 }
                 if let Some(desired) = &mut self.desired {
-                    let touched = desired.apply(rows);
+                    let touched = desired.unchanged(taken_at);
                     self.touch(touched);
-                    self.say_quarantine(actions);
-                } else {
-                    self.want_read(ReadKind::Everything);
+                    self.rows_are_good(now);
                 }
             }
-            Ok(ReadAnswer::Everything(rows)) => {
-                self.totals.full_reads += 1;
-                self.learn_clock(rows.taken_at, now);
-                self.due.resync = now.instant + self.options.timing.resync_interval;
-                match DesiredState::build(self.options.local.clone(), *rows) {
-                    Ok(desired) => {
-                        if !desired.gateway().active {
-                            actions.push(Action::Say(Note::GatewayInactive));
-                        }
-                        self.note_departed(&desired);
-                        self.note_policies(&desired);
-                        if let Some(pass) = &mut self.pass {
-                            pass.forgive();
-                        }
-                        self.restored = false;
-                        self.desired = Some(desired);
-                        self.scope = Scope::Everything;
-                        self.rows_changed = true;
-                        self.due.retry_pass = None;
-                        self.obstacle = None;
-                        self.say_quarantine(actions);
-                    }
-                    Err(error) => {
-                        let obstacle = Obstacle::Build(error.clone());
-                        if self.obstacle.as_ref() != Some(&obstacle) {
-                            actions.push(Action::Say(Note::CannotBuild(error)));
-                        }
-                        self.obstacle = Some(obstacle);
-                        self.proven = None;
-                        self.read_wanted = Some(ReadKind::Everything);
-                        self.due.retry_read = Some(now.instant + self.backoff.next_wait());
-                    }
-                }
-            }
+            Ok(ReadAnswer::Changed(rows)) => self.take_changes(rows, now, actions),
+            Ok(ReadAnswer::Everything(rows)) => self.take_everything(*rows, now, actions),
         }
+    }
+
+    fn take_changes(&mut self, rows: ChangedRows, now: Now, actions: &mut Vec<Action>) {
+        self.totals.change_reads += 1;
+        self.database_clock = Some((rows.taken_at, now.instant));
+        let listening = self.database == Database::Up { mode: Mode::Listen };
+        if listening && !self.read_notified && self.proven.is_some() {
+            // Its notification may yet be on the way.
+            self.due.suspicion = Some(now.instant + NOTIFY_WITHIN);
+        }
+        let Some(desired) = &mut self.desired else {
+            return self.want_read(ReadKind::Everything);
+        };
+        let touched = desired.apply(rows);
+        self.touch(touched);
+        self.rows_are_good(now);
+        self.say_quarantine(actions);
+    }
+
+    fn take_everything(&mut self, rows: SnapshotRows, now: Now, actions: &mut Vec<Action>) {
+        self.totals.full_reads += 1;
+        self.database_clock = Some((rows.taken_at, now.instant));
+        self.due.resync = now.instant + self.options.timing.resync_interval;
+        let desired = match DesiredState::build(self.options.local.clone(), rows) {
+            Ok(desired) => desired,
+            Err(error) => {
+                let obstacle = Some(Obstacle::Build(error.clone()));
+                if self.obstacles.rows != obstacle {
+                    actions.push(Action::Say(Note::CannotBuild(error)));
+                }
+                self.obstacles.rows = obstacle;
+                self.proven = None;
+                return self.read_again(ReadKind::Everything, now);
+            }
+        };
+        if !desired.gateway().active {
+            actions.push(Action::Say(Note::GatewayInactive));
+        }
+        self.note_departed(&desired);
+        self.note_policies(&desired);
+        self.obstacles.rows = None;
+        self.restored = false;
+        self.desired = Some(desired);
+        self.scope = Scope::Everything;
+        self.rows_differ();
+        self.rows_are_good(now);
+        self.say_quarantine(actions);
+    }
+
+    fn read_again(&mut self, kind: ReadKind, now: Now) {
+        self.rows_in_doubt = true;
+        self.want_read(kind);
+        self.due.retry_read = Some(now.instant + self.backoffs.read.next_wait());
+    }
+
+    /// The desired state is what the database holds now.
+    fn rows_are_good(&mut self, now: Now) {
+        self.rows_in_doubt = false;
+        self.rows_read_at = now.instant;
+        self.backoffs.connect.reset();
+        self.backoffs.read.reset();
+        self.lately.forget(Trouble::Database);
+        self.stale_over();
     }
 
     /// Starts from the last good rows, unless the database was quicker.
@@ -117,34 +135,36 @@ impl Machine {
         self.read_wanted = self.read_wanted.max(Some(kind));
     }
 
-    /// Without a state to change, or with one that is only remembered, only everything will do.
-    pub(super) fn possible_read(&self, kind: ReadKind) -> ReadKind {
-        if self.desired.is_none() || self.restored { ReadKind::Everything } else { kind }
+    /// Without a state to change, or with one that is only remembered, only everything will do; nor
+    /// are the changes enough since rows that could not be built.
+    pub(super) const fn possible_read(&self, kind: ReadKind) -> ReadKind {
+        if self.desired.is_none() || self.restored || self.obstacles.rows.is_some() {
+            ReadKind::Everything
+        } else {
+            kind
+        }
     }
 
     /// Marks show what happened while the connection was away, so they are enough.
-    pub(super) fn read_after_connect(&self) -> ReadKind {
+    pub(super) const fn read_after_connect(&self) -> ReadKind {
         self.possible_read(ReadKind::Changes)
     }
 
     pub(super) fn touch(&mut self, touched: Touched) {
         if !touched.peers.is_empty() || !touched.prefixes.is_empty() {
-            self.rows_changed = true;
-            self.due.retry_pass = None;
-            // More to do is no failure to converge.
-            if let Some(pass) = &mut self.pass {
-                pass.forgive();
-            }
             self.departed.extend(touched.departed);
             self.policies_changed.extend(touched.policies);
             self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
+            self.rows_differ();
         }
     }
 
-    pub(super) fn learn_clock(&mut self, database: SystemTime, now: Now) {
-        self.clock_offset_secs = match database.duration_since(now.wall) {
-            Ok(ahead) => ahead.as_secs_f64(),
-            Err(behind) => -behind.duration().as_secs_f64(),
-        };
+    /// There is more to do, which is no failure to converge.
+    fn rows_differ(&mut self) {
+        self.rows_changed = true;
+        self.retry_now();
+        if let Some(pass) = &mut self.pass {
+            pass.forgive();
+        }
     }
 }

@@ -136,7 +136,7 @@ impl fmt::Display for Note {
             }
             Self::Stale { since, policy } => write!(
                 f,
-                "the database has been away for {} s, longer than [stale] after: {}",
+                "the database could not be read for {} s, longer than [stale] after: {}",
                 since.as_secs(),
                 match policy {
                     StalePolicy::Keep => "everything stays as it was last told",

@@ -66,7 +66,7 @@ impl Machine {
         if self.stale {
             return State::NotReady { why: "the database has been away for too long".into() };
         }
-        if let Some(obstacle) = &self.obstacle {
+        if let Some(obstacle) = self.obstacle() {
             return State::NotReady { why: obstacle.to_string() };
         }
         if let Some(held) = self.held {
@@ -265,7 +265,7 @@ impl Machine {
         if !self.resyncs.is_read(number) || self.jobs.any() {
             return None;
         }
-        let proven = self.scope == crate::plan::Scope::nothing();
+        let proven = self.scope.is_nothing();
         self.is_stuck().map(Err).or(proven.then_some(Ok(())))
     }
 
@@ -283,7 +283,7 @@ impl Machine {
     #[must_use]
     pub fn is_stuck(&self) -> Option<String> {
         let held = self.held.map(|held| held.to_string());
-        self.obstacle.as_ref().map(ToString::to_string).or(held)
+        self.obstacle().map(ToString::to_string).or(held)
     }
 }
 

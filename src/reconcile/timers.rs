@@ -1,11 +1,13 @@
 //! What time alone brings about.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::event::{Action, Mode, Note, Now, ReadKind};
 use super::machine::{Database, StalePolicy};
 use super::timing::{TURN_INTERVAL, Timing};
 use super::{Machine, Obstacle};
+use crate::model::PublicKey;
 
 /// Reports are batched: at most one in this time.
 const REPORT_GAP: Duration = Duration::from_millis(250);
@@ -44,6 +46,12 @@ impl Machine {
         }
         for due in [self.due.retry_pass, self.due.suspicion].into_iter().flatten() {
             at = at.min(due);
+        }
+        if self.rows_in_doubt
+            && !self.stale
+            && let Some(stale_at) = self.rows_read_at.checked_add(self.options.stale.after)
+        {
+            at = at.min(stale_at);
         }
         if let Some(expiry) = self.desired.as_ref().and_then(|desired| desired.next_expiry()) {
             let wait = expiry.duration_since(self.database_now(now)).unwrap_or_default();
@@ -103,25 +111,37 @@ impl Machine {
     }
 
     fn check_stale(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let since = match self.database {
-            Database::Down { since, .. } | Database::Connecting { since } => since,
-            Database::Up { .. } => return,
-        };
-        let away = now.instant.duration_since(since);
+        let old_for = now.instant.duration_since(self.rows_read_at);
         let stale = self.options.stale;
-        if self.stale || away < stale.after {
+        if self.stale || !self.rows_in_doubt || old_for < stale.after {
             return;
         }
         self.stale = true;
-        actions.push(Action::Say(Note::Stale { since: away, policy: stale.policy }));
-        let admitted = match stale.policy {
-            StalePolicy::Keep => return,
-            StalePolicy::DenyNew => self.sessions.connected_keys().collect(),
-            StalePolicy::Down => std::collections::BTreeSet::new(),
-        };
+        actions.push(Action::Say(Note::Stale { since: old_for, policy: stale.policy }));
+        match stale.policy {
+            StalePolicy::Keep => {}
+            StalePolicy::DenyNew => self.suspend_all_but(self.sessions.connected_keys().collect()),
+            StalePolicy::Down => self.suspend_all_but(BTreeSet::new()),
+        }
+    }
+
+    fn suspend_all_but(&mut self, admitted: BTreeSet<PublicKey>) {
         if let Some(desired) = &mut self.desired {
             let touched = desired.suspend_all_but(Some(admitted));
             self.touch(touched);
+        }
+    }
+
+    /// While nobody may connect anew: whose session ended is not let in again.
+    pub(super) fn suspend_the_disconnected(&mut self) {
+        if !self.stale || self.options.stale.policy != StalePolicy::DenyNew {
+            return;
+        }
+        let Some(desired) = &self.desired else { return };
+        let admitted = |key: &PublicKey| desired.peers().contains_key(key);
+        let connected: BTreeSet<_> = self.sessions.connected_keys().filter(admitted).collect();
+        if connected.len() < desired.peers().len() {
+            self.suspend_all_but(connected);
         }
     }
 
@@ -139,21 +159,16 @@ impl Machine {
         }
     }
 
-    /// The database's clock, as far as the last read tells.
-    fn database_now(&self, now: Now) -> SystemTime {
-        let offset = Duration::from_secs_f64(self.clock_offset_secs.abs());
-        let shifted = if self.clock_offset_secs >= 0.0 {
-            now.wall.checked_add(offset)
-        } else {
-            now.wall.checked_sub(offset)
-        };
-        shifted.unwrap_or(now.wall)
+    /// The database's clock, as far as the last read tells: this host's may be set, and does not
+    /// count from then on.
+    pub(super) fn database_now(&self, now: Now) -> SystemTime {
+        self.database_clock.map_or(now.wall, |(time, at)| time + now.instant.duration_since(at))
     }
 
     /// Why the kernel is left as it is although it may differ.
     #[must_use]
-    pub const fn obstacle(&self) -> Option<&Obstacle> {
-        self.obstacle.as_ref()
+    pub fn obstacle(&self) -> Option<&Obstacle> {
+        self.obstacles.first()
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::store::Backoff;
+
 /// The intervals, from the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
@@ -63,6 +65,8 @@ pub(super) struct Due {
     pub suspicion: Option<Instant>,
     pub retry_pass: Option<Instant>,
     pub last_observed: Option<Instant>,
+    /// Between two complete readings, as long as the last one took.
+    pub compare_interval: Duration,
     /// When the reading that is under way, or the last one, began.
     pub observing_since: Instant,
 }
@@ -81,6 +85,7 @@ impl Due {
             suspicion: None,
             retry_pass: None,
             last_observed: None,
+            compare_interval: timing.compare_interval(),
             observing_since: now,
         }
     }
@@ -92,5 +97,23 @@ impl Due {
     /// When an observation that is wanted may begin.
     pub fn observe_at(&self, now: Instant) -> Instant {
         self.last_observed.map_or(now, |at| at + OBSERVE_GAP)
+    }
+}
+
+/// How long to wait before what failed is tried again: for each kind of work apart, so that none
+/// hurries another.
+#[derive(Debug, Clone)]
+pub(super) struct Backoffs {
+    pub connect: Backoff,
+    pub read: Backoff,
+    /// Reading the kernel, and changing it.
+    pub pass: Backoff,
+    pub report: Backoff,
+}
+
+impl Backoffs {
+    pub fn new(seed: u64) -> Self {
+        let backoff = |number| Backoff::new(seed.wrapping_add(number));
+        Self { connect: backoff(0), read: backoff(1), pass: backoff(2), report: backoff(3) }
     }
 }

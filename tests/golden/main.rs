@@ -18,7 +18,7 @@ use gatepost::model::{
     PolicyRow, PrivateKey, PublicKey, SettingRow, SnapshotRows, Stray, Tag, TargetRow, TargetType,
     UserId,
 };
-use gatepost::plan::{ModelKernel, Scope, plan};
+use gatepost::plan::{Held, ModelKernel, Scope, plan, plan_around};
 use ipnet::IpNet;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -81,6 +81,9 @@ struct Observed {
     /// Other links with our mark: whether they are up.
     #[serde(default)]
     strays: BTreeMap<Box<str>, bool>,
+    /// The removals wait for an operator's word.
+    #[serde(default)]
+    hold_removals: bool,
 }
 
 #[derive(Deserialize)]
@@ -291,9 +294,17 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
 fn printed(folder: &Path) -> String {
     let desired = read::<Desired>(&folder.join("desired.toml")).expect("desired.toml").build();
     let observed: Observed = read(&folder.join("observed.toml")).unwrap_or_default();
+    let hold_removals = observed.hold_removals;
     let observed = observed.state(read(&folder.join("before.toml")));
     let mut text = String::new();
-    match plan(&desired, &observed, &Scope::Everything) {
+    let held = if hold_removals {
+        let unwanted = |key: &&PublicKey| !desired.peers().contains_key(key);
+        let unwanted = observed.peers.keys().filter(unwanted).copied().collect();
+        Held::of(unwanted, &observed, &Held::default())
+    } else {
+        Held::default()
+    };
+    match plan_around(&desired, &observed, &Scope::Everything, &held) {
         Err(error) => writeln!(text, "refused: {error}").unwrap(),
         Ok(plan) => {
             for step in plan.steps() {

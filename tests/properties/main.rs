@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
 mod beats;
+mod guard;
 mod incremental;
 mod machine;
 mod packets;
 mod plans;
 mod rows;
 mod status;
+mod trouble;
+mod world;

@@ -16,10 +16,11 @@ use gatepost::model::{
     Address, DesiredState, FirewallChange, ObservedFirewall, ObservedState, Peer, Profile,
     PublicKey, Ranges,
 };
-use gatepost::plan::{ModelKernel, Plan, Scope, plan};
+use gatepost::plan::{Held, ModelKernel, Plan, Scope, plan, plan_around};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
+use super::guard::unwanted;
 use super::incremental::{change, make};
 use super::rows::{Tables, tables};
 
@@ -303,6 +304,33 @@ proptest! {
             let scope = Scope::Changed { peers: touched.peers, prefixes: touched.prefixes };
             let small = plan(&state, &kernel.state, &scope).unwrap();
             assert_no_leak(&mut kernel, &small, [&old, &state], Before::Nothing)?;
+        }
+    }
+
+    #[test]
+    fn nor_while_removals_wait(old in tables(), new in tables(), before in before()) {
+        let (old, new) = (old.build(), new.build());
+        let mut kernel = kernel_of(&old);
+        let held = Held::of(unwanted(&new, &kernel.state), &kernel.state, &Held::default());
+        before.befall(&mut kernel);
+        let held = Held::of(unwanted(&new, &kernel.state), &kernel.state, &held);
+        let around = plan_around(&new, &kernel.state, &Scope::Everything, &held).unwrap();
+        let probes = Probes::of([&old, &new]);
+        // Who stays may also send from what was another's within its own network.
+        let mut end = kernel.clone();
+        end.obey_prefix(&around, usize::MAX).unwrap();
+        let mut allowed = probes.allowed_by(&new);
+        let at_the_end = probes.passing(&end.state, &Filter::of(&end.state, &new));
+        for packet in at_the_end.difference(&allowed) {
+            prop_assert!(held.peers().contains(&packet.sender), "{packet:?}");
+        }
+        allowed.extend(at_the_end);
+        allowed.extend(probes.allowed_by(&old));
+        for step in around.steps() {
+            kernel.obey(step).unwrap();
+            let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, &new));
+            let leak = passing.difference(&allowed).next();
+            prop_assert!(leak.is_none(), "after {step}: {leak:?}\nof {:#?}", around.steps());
         }
     }
 

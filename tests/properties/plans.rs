@@ -17,7 +17,7 @@ fn obey_all(kernel: &mut ModelKernel, desired: &DesiredState) -> Vec<Step> {
     plan.steps().to_vec()
 }
 
-fn kernel_of(tables: &Tables) -> ModelKernel {
+pub fn kernel_of(tables: &Tables) -> ModelKernel {
     let mut kernel = ModelKernel::default();
     obey_all(&mut kernel, &tables.build());
     kernel
@@ -63,7 +63,7 @@ fn assert_is(kernel: &ObservedState, desired: &DesiredState) {
 }
 
 /// Which prefixes each key holds, to see that no step gives one to two.
-fn holders(state: &ObservedState) -> BTreeMap<IpNet, BTreeSet<PublicKey>> {
+pub fn holders(state: &ObservedState) -> BTreeMap<IpNet, BTreeSet<PublicKey>> {
     let mut holders: BTreeMap<IpNet, BTreeSet<PublicKey>> = BTreeMap::new();
     for (key, peer) in &state.peers {
         for prefix in peer.allowed_ips.iter() {

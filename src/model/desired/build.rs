@@ -86,6 +86,7 @@ impl DesiredState {
             book,
             admit_only: None,
             as_of: taken_at,
+            judged_at: taken_at,
         };
         state.enter_all(peers);
         Ok(state)

@@ -23,7 +23,8 @@ impl DesiredState {
         let rows: BTreeMap<PeerId, PeerRow> = trimmed.collect();
         self.by_device = rows.values().map(|row| (row.device_id, row.id)).collect();
         self.by_user = rows.values().map(|row| (row.user_id, row.id)).collect();
-        let ahead = |row: &PeerRow| Some((row.revoked_at.filter(|at| *at > self.as_of)?, row.id));
+        let ahead =
+            |row: &PeerRow| Some((row.revoked_at.filter(|at| *at > self.judged_at)?, row.id));
         self.expiries = rows.values().filter_map(ahead).collect();
         let judged = self.judge_all(&rows);
         self.key_claims = Claims::of(judged.key_claims);

@@ -99,6 +99,8 @@ pub struct DesiredState {
     /// While the database is away for too long: who may stay.
     admit_only: Option<BTreeSet<PublicKey>>,
     as_of: SystemTime,
+    /// The database's time by which revocations are judged: it goes on when no row can be read.
+    judged_at: SystemTime,
 }
 
 #[derive(Debug, Clone)]
@@ -132,6 +134,14 @@ impl DesiredState {
     #[must_use]
     pub const fn routes(&self) -> &BTreeSet<IpNet> {
         &self.routes
+    }
+
+    /// The same, with routes to more prefixes.
+    #[must_use]
+    pub fn routes_with(&self, more: impl Iterator<Item = IpNet>) -> BTreeSet<IpNet> {
+        let outside = self.outside.iter().copied();
+        let outside: Vec<IpNet> = outside.chain(more.filter(|it| !self.covers(it))).collect();
+        IpNet::aggregate(&outside).into_iter().collect()
     }
 
     #[must_use]
@@ -283,14 +293,6 @@ fn precedence(row: &PeerRow) -> Precedence {
     }
 }
 
-fn key_of(row: &GatewayRow) -> Result<PublicKey, BuildError> {
-    match &row.public_key {
-        KeyText::Key(key) => Ok(*key),
-        KeyText::Bad { text, why } => {
-            Err(BuildError::BadGatewayKey { text: text.clone(), why: *why })
-        }
-    }
-}
 /// The same for a prefix: an allocation is of the assigned address alone, and speaks for no network.
 fn precedence_to(prefix: &IpNet, row: &PeerRow) -> Precedence {
     let precedence = precedence(row);
@@ -299,3 +301,11 @@ fn precedence_to(prefix: &IpNet, row: &PeerRow) -> Precedence {
     Precedence { allocation_missing, ..precedence }
 }
 
+fn key_of(row: &GatewayRow) -> Result<PublicKey, BuildError> {
+    match &row.public_key {
+        KeyText::Key(key) => Ok(*key),
+        KeyText::Bad { text, why } => {
+            Err(BuildError::BadGatewayKey { text: text.clone(), why: *why })
+        }
+    }
+}

@@ -53,6 +53,7 @@ impl DesiredState {
     pub fn apply(&mut self, rows: ChangedRows) -> Touched {
         let mut touched = Touched::default();
         self.as_of = self.as_of.max(rows.taken_at);
+        self.judged_at = self.judged_at.max(rows.taken_at);
         let mut subjects = BTreeSet::new();
         for (user_id, group_ids) in rows.memberships {
             subjects.extend(self.book.set_membership(user_id, group_ids));
@@ -84,10 +85,17 @@ impl DesiredState {
         touched
     }
 
-    /// Judges again every row whose revocation has come by `now` (the database's clock).
+    /// Notes that no row had changed by `taken_at`.
+    pub fn unchanged(&mut self, taken_at: SystemTime) -> Touched {
+        self.as_of = self.as_of.max(taken_at);
+        self.expire(taken_at)
+    }
+
+    /// Judges again every row whose revocation has come by `now` (the database's clock). Says nothing
+    /// of what the database holds then.
     pub fn expire(&mut self, now: SystemTime) -> Touched {
         let (mut unsettled, mut touched) = (BTreeSet::new(), Touched::default());
-        self.as_of = self.as_of.max(now);
+        self.judged_at = self.judged_at.max(now);
         self.expire_into(&mut unsettled, &mut touched);
         self.settle(unsettled, &mut touched);
         touched
@@ -110,7 +118,7 @@ impl DesiredState {
 
     fn expire_into(&mut self, unsettled: &mut BTreeSet<PeerId>, touched: &mut Touched) {
         while let Some((at, id)) = self.expiries.first().copied() {
-            if at > self.as_of {
+            if at > self.judged_at {
                 break;
             }
             self.expiries.pop_first();
@@ -140,6 +148,7 @@ impl DesiredState {
         unsettled.extend(self.key_claims.remove(candidate.key, claim));
         touched.peers.insert(candidate.key);
         for prefix in candidate.allowed_ips.iter() {
+            let claim = precedence_to(&prefix, &entry.row);
             unsettled.extend(self.prefix_claims.remove(prefix, claim));
             touched.prefixes.insert(prefix);
         }
@@ -148,7 +157,6 @@ impl DesiredState {
     /// Puts a row in, with its claims. It and who loses by that become unsettled.
     fn enter(&mut self, mut row: PeerRow, unsettled: &mut BTreeSet<PeerId>) {
         let id = row.id;
-            let claim = precedence_to(&prefix, &entry.row);
         let bench = self.bench();
         bench.trim(&mut row);
         let standing = match bench.judge(&row) {
@@ -162,15 +170,15 @@ impl DesiredState {
                 unsettled.insert(id);
                 unsettled.extend(self.key_claims.add(candidate.key, claim));
                 for prefix in candidate.allowed_ips.iter() {
+                    let claim = precedence_to(&prefix, &row);
                     unsettled.extend(self.prefix_claims.add(prefix, claim));
                 }
                 let unsettled = Reason::KeyTaken { by: id };
                 OwnStanding::Contested(Box::new((candidate, unsettled)))
             }
         };
-        if let Some(at) = row.revoked_at.filter(|at| *at > self.as_of) {
+        if let Some(at) = row.revoked_at.filter(|at| *at > self.judged_at) {
             self.expiries.insert((at, id));
-                    let claim = precedence_to(&prefix, &row);
         }
         self.by_device.insert((row.device_id, id));
         self.by_user.insert((row.user_id, id));
@@ -206,8 +214,7 @@ impl DesiredState {
     }
 
     pub(super) fn aggregate_routes(&mut self) {
-        let outside: Vec<IpNet> = self.outside.iter().copied().collect();
-        self.routes = IpNet::aggregate(&outside).into_iter().collect();
+        self.routes = self.routes_with(std::iter::empty());
     }
 
     /// Takes the candidate out of its place among the peers or the contested.
@@ -307,7 +314,7 @@ impl DesiredState {
             interface: &self.interface,
             gateway_key: self.gateway_key,
             admit_only: self.admit_only.as_ref(),
-            now: self.as_of,
+            now: self.judged_at,
         }
     }
 }

@@ -1,0 +1,347 @@
+//! What fails, goes wrong or comes too fast, one thing at a time.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use gatepost::model::{PeerId, PublicKey, Traffic};
+use gatepost::plan::ModelKernel;
+use gatepost::reconcile::{
+    Action, Event, MachineOptions, Note, Obstacle, ReadKind, StaleOptions, StalePolicy,
+};
+use gatepost::store::{AuditEntry, AuditEvent, AuditStatus};
+
+use super::rows::id;
+use super::world::{Happening, Trouble, World, options, quiet_tables, quiet_world};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn key(number: u8) -> PublicKey {
+    PublicKey::from_bytes([number; 32]).unwrap()
+}
+
+fn stale_world(policy: StalePolicy, after: Duration) -> World {
+    let stale = StaleOptions { policy, after };
+    let mut world = World::with(
+        MachineOptions { stale, ..options() },
+        quiet_tables(20),
+        ModelKernel::default(),
+    );
+    world.tell(Event::Tick);
+    world.pass_time(SECOND);
+    assert!(world.kernel_equals_database());
+    world
+}
+
+fn syncs(world: &World) -> usize {
+    world.reports.iter().filter(|report| report.synced_as_of.is_some()).count()
+}
+
+fn audited(world: &World, event: AuditEvent) -> Vec<&AuditEntry> {
+    let entries = world.reports.iter().flat_map(|report| &report.audit);
+    entries.filter(|entry| entry.event == event).collect()
+}
+
+fn said(world: &World, note: fn(&Note) -> bool) -> usize {
+    world.notes.iter().filter(|it| note(it)).count()
+}
+
+#[test]
+fn a_database_that_connects_and_cannot_be_read_grows_stale() {
+    let mut world = stale_world(StalePolicy::Down, MINUTE);
+    world.troubles.insert(Trouble::Reads);
+    world.pass_time(MINUTE / 2);
+    assert_eq!(world.kernel.state.peers.len(), 20);
+    world.pass_time(MINUTE);
+    assert!(world.kernel.state.peers.is_empty());
+    world.pass_time(HOUR);
+    assert!(world.kernel.state.peers.is_empty(), "a connect alone lets nobody in");
+    let stale = |note: &Note| matches!(note, Note::Stale { .. });
+    assert_eq!(said(&world, stale), 1);
+    world.troubles.clear();
+    world.pass_time(MINUTE);
+    assert!(world.kernel_equals_database());
+}
+
+#[test]
+fn a_quiet_database_that_is_read_never_grows_stale() {
+    let mut world = stale_world(StalePolicy::Down, Duration::from_secs(3));
+    world.pass_time(HOUR);
+    assert_eq!(world.kernel.state.peers.len(), 20);
+}
+
+#[test]
+fn while_nobody_may_connect_anew_a_session_that_ended_stays_out() {
+    let mut world = stale_world(StalePolicy::DenyNew, HOUR);
+    for number in [1, 2] {
+        let last_handshake = Some(world.now().wall);
+        world.traffic.insert(key(number), Traffic { last_handshake, ..Traffic::default() });
+    }
+    world.database_up = false;
+    world.tell(Event::Disconnected { error: "gone".into() });
+    let rekey = |world: &mut World, number| {
+        let last_handshake = Some(world.now().wall);
+        world.traffic.get_mut(&key(number)).unwrap().last_handshake = last_handshake;
+    };
+    for _ in 0..61 {
+        world.pass_time(MINUTE);
+        rekey(&mut world, 1);
+        rekey(&mut world, 2);
+    }
+    let present = |world: &World| world.kernel.state.peers.keys().copied().collect::<Vec<_>>();
+    assert_eq!(present(&world), [key(1), key(2)]);
+    for _ in 0..5 {
+        world.pass_time(MINUTE);
+        rekey(&mut world, 1);
+    }
+    assert_eq!(present(&world), [key(1)]);
+}
+
+#[test]
+fn rows_that_cannot_be_built_leave_the_kernel_alone_until_some_can() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::GatewayRow);
+    world.tell(Event::Resync);
+    world.settle();
+    // It is in the snapshot that could not be built, and in no change since.
+    world.revoke([1]);
+    world.tell(Event::Resync);
+    world.pass_time(MINUTE);
+    world.reports.clear();
+    world.happen(Happening::FlushFirewall);
+    world.pass_time(MINUTE);
+    assert!(world.kernel.state.firewall.is_none(), "the kernel is left alone");
+    assert!(matches!(world.machine.obstacle(), Some(Obstacle::Build(_))));
+    assert_eq!(syncs(&world), 0);
+    assert_eq!(said(&world, |note| matches!(note, Note::CannotBuild(_))), 1);
+    // A read that fails meanwhile makes changes no more worth.
+    world.troubles = BTreeSet::from([Trouble::Reads]);
+    world.reads.clear();
+    world.pass_time(MINUTE);
+    assert!(!world.reads.contains(&ReadKind::Changes), "{:?}", world.reads);
+    world.troubles.clear();
+    world.pass_time(MINUTE);
+    assert!(world.kernel_equals_database());
+    assert!(world.machine.obstacle().is_none());
+}
+
+#[test]
+fn a_full_read_that_fails_is_made_again_in_full() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::Reads);
+    world.tell(Event::Resync);
+    world.settle();
+    world.troubles.clear();
+    world.reads.clear();
+    world.pass_time(MINUTE);
+    assert!(world.reads.contains(&ReadKind::Everything), "{:?}", world.reads);
+}
+
+#[test]
+fn a_storm_of_notifications_starves_neither_the_kernel_nor_a_look_at_it() {
+    let mut world = quiet_world();
+    let (mut reads, mut looks_waited) = (0, 0);
+    world.tell(Event::Notified);
+    world.reports.clear();
+    for round in 0..2_000u32 {
+        let Some(action) = world.queue.pop_front() else {
+            world.elapsed += Duration::from_millis(1);
+            world.tell(Event::Tick);
+            continue;
+        };
+        if matches!(action, Action::Read(_)) {
+            reads += 1;
+            let read = world.read.clone().unwrap();
+            assert!(world.kernel_is(&read), "read {reads} began before the last was carried out");
+        }
+        looks_waited = if matches!(action, Action::Observe) { 0 } else { looks_waited + 1 };
+        // Somebody commits, and something happens to the kernel, while each job is under way.
+        let number = u8::try_from(round % 20).unwrap() + 1;
+        if world.tables.peers[&PeerId(id(2, number))].bars.is_empty() {
+            world.revoke([number]);
+        } else {
+            world.restore_all();
+        }
+        world.elapsed += Duration::from_millis(7);
+        world.tell(Event::Notified);
+        if round % 25 == 0 {
+            world.tell(Event::KernelChanged { why: "somebody".into() });
+        }
+        world.carry_out(action);
+        assert!(looks_waited < 50, "no look at the kernel");
+    }
+    assert!(reads > 100, "{reads} reads");
+    assert!(syncs(&world) > 10, "{} proofs were told", syncs(&world));
+}
+
+#[test]
+fn while_the_kernel_cannot_be_read_a_change_acts_and_proves_nothing() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::Observations);
+    world.pass_time(MINUTE / 2);
+    world.reports.clear();
+    world.revoke([1]);
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    assert!(!world.kernel.state.peers.contains_key(&key(1)), "a revocation acts all the same");
+    assert!(matches!(world.machine.obstacle(), Some(Obstacle::Observe(_))));
+    world.tell(Event::Resync);
+    world.pass_time(MINUTE);
+    assert!(matches!(world.machine.obstacle(), Some(Obstacle::Observe(_))));
+    assert_eq!(syncs(&world), 0);
+    world.troubles.clear();
+    world.pass_time(MINUTE);
+    assert!(world.machine.obstacle().is_none());
+    assert!(syncs(&world) > 0);
+}
+
+#[test]
+fn a_revocation_ahead_comes_by_the_databases_clock_however_this_hosts_is_set() {
+    for set_secs in [-86_400, 0, 86_400] {
+        let mut world = quiet_world();
+        let read_by = world.database_now();
+        let row = world.tables.peers.get_mut(&PeerId(id(2, 1))).unwrap();
+        row.revoked_at = Some(read_by + HOUR);
+        world.tell(Event::Notified);
+        world.pass_time(SECOND);
+        world.database_up = false;
+        world.tell(Event::Disconnected { error: "gone".into() });
+        world.clock_set_secs = set_secs;
+        world.reports.clear();
+        world.pass_time(HOUR / 2);
+        assert!(world.kernel.state.peers.contains_key(&key(1)), "not before its time");
+        world.pass_time(HOUR / 2);
+        assert!(!world.kernel.state.peers.contains_key(&key(1)), "but then");
+        let told = world.machine.status().sync.last_sync_at.unwrap().0;
+        assert!(told <= read_by + 2 * SECOND, "no row was read after that");
+        world.database_up = true;
+        world.tell(Event::Tick);
+        world.pass_time(MINUTE);
+        assert!(world.kernel_equals_database());
+        let now = world.database_now();
+        let told = world.reports.iter().filter_map(|report| report.synced_as_of);
+        assert!(told.max().unwrap() <= now, "the future was proven");
+    }
+}
+
+#[test]
+fn what_was_done_beside_a_refused_step_is_audited() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::Steps);
+    world.pass_time(SECOND);
+    world.reports.clear();
+    world.revoke(1..=9);
+    world.tell(Event::Notified);
+    world.pass_time(MINUTE);
+    let gone = (1..=9).filter(|number| !world.kernel.state.peers.contains_key(&key(*number)));
+    let gone = gone.count();
+    assert!((1..9).contains(&gone), "{gone} of 9 were removed, the others refused");
+    assert_eq!(audited(&world, AuditEvent::PeerRevoked).len(), gone);
+    let parts = audited(&world, AuditEvent::GatewaySynced);
+    assert!(parts.iter().all(|entry| entry.status == AuditStatus::Warning), "{parts:?}");
+    assert_eq!(parts.len(), 1, "only what changed something: {parts:?}");
+    world.troubles.clear();
+    world.pass_time(MINUTE);
+    assert_eq!(audited(&world, AuditEvent::PeerRevoked).len(), 9);
+}
+
+#[test]
+fn after_a_refusal_nothing_is_planned_before_a_look_at_the_kernel() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::Steps);
+    world.revoke(1..=9);
+    world.tell(Event::Notified);
+    world.settle();
+    assert!(matches!(world.machine.obstacle(), Some(Obstacle::Refused { .. })));
+    world.troubles.clear();
+    // Somebody else is revoked while the refused ones wait for their next try.
+    world.revoke([10]);
+    world.elapsed += Duration::from_millis(60);
+    world.tell(Event::Notified);
+    let mut jobs = Vec::new();
+    while let Some(action) = world.queue.pop_front() {
+        match &action {
+            Action::Read(_) => jobs.push("read"),
+            Action::Observe => jobs.push("observe"),
+            Action::Apply(..) => jobs.push("apply"),
+            _ => {}
+        }
+        world.carry_out(action);
+    }
+    assert_eq!(jobs[..3], ["read", "observe", "apply"], "at once, and not on what is in doubt");
+    assert!(world.kernel_equals_database());
+}
+
+#[test]
+fn what_is_refused_for_good_is_said_once_and_costs_few_readings() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::Steps);
+    world.revoke(1..=9);
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    world.reading_takes = Duration::from_millis(200);
+    let refused = |note: &Note| matches!(note, Note::StepRefused { .. });
+    let (notes, observations) = (said(&world, refused), world.observations);
+    world.pass_time(HOUR / 2);
+    assert_eq!(said(&world, refused), notes);
+    let looked = world.observations - observations;
+    // A reading that takes 0.2 s is worth one in 40 s.
+    assert!(looked <= 60, "{looked} readings in half an hour");
+}
+
+#[test]
+fn what_fails_for_good_is_tried_less_often_and_said_once() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::GatewayRow);
+    world.tell(Event::Resync);
+    world.settle();
+    world.reads.clear();
+    world.pass_time(HOUR / 6);
+    assert!(world.reads.len() <= 130, "{} full reads in ten minutes", world.reads.len());
+    let mut world = quiet_world();
+    world.database_up = false;
+    world.tell(Event::Disconnected { error: "refused".into() });
+    let start = world.tries;
+    world.pass_time(HOUR / 2);
+    let tries = world.tries - start;
+    assert!(tries <= 380, "{tries} connects in half an hour, whatever else succeeds");
+    assert_eq!(said(&world, |note| matches!(note, Note::DatabaseDown { .. })), 1);
+}
+
+#[test]
+fn handshakes_seen_before_the_rows_are_reported_and_are_no_new_sessions() {
+    let mut world = World::new(quiet_tables(20), ModelKernel::default());
+    let shaken = world.now().wall - SECOND;
+    let traffic = Traffic { last_handshake: Some(shaken), ..Traffic::default() };
+    world.traffic.insert(key(1), traffic);
+    world.database_up = false;
+    world.tell(Event::Tick);
+    world.pass_time(SECOND);
+    assert!(world.observations > 0, "the kernel was read first");
+    world.database_up = true;
+    world.pass_time(MINUTE);
+    let seen = world.reports.iter().flat_map(|report| report.handshakes.values());
+    let seen: Vec<_> = seen.map(|seen| (seen.at, seen.session_since)).collect();
+    assert_eq!(seen, [(shaken, None)]);
+}
+
+#[test]
+fn flows_are_counted_as_a_peers_own_only_if_it_was_alone() {
+    let mut world = quiet_world();
+    world.revoke([1]);
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    let alone = audited(&world, AuditEvent::PeerRevoked);
+    assert!(alone[0].metadata.get("flows_cut").is_some(), "{alone:?}");
+    world.reports.clear();
+    world.revoke([2, 3]);
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    let together = audited(&world, AuditEvent::PeerRevoked);
+    assert_eq!(together.len(), 2);
+    for entry in together {
+        assert!(entry.metadata.get("flows_cut").is_none(), "{entry:?}");
+        assert!(entry.metadata.get("flows_cut_in_pass").is_some(), "{entry:?}");
+    }
+}

@@ -1,0 +1,456 @@
+//! A host and a database made of values, in which an agent lives.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant, SystemTime};
+
+use gatepost::dataplane::{Glance, Outcome, Reading};
+use gatepost::model::{
+    Bars, ChangedRows, DesiredState, ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic,
+};
+use gatepost::plan::guard::MaxRemoved;
+use gatepost::plan::{ModelKernel, Scope, Step, plan};
+use gatepost::reconcile::{
+    Action, Event, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, ReadKind, Report, Sent,
+    StaleOptions, StalePolicy, Timing,
+};
+use proptest::prelude::*;
+
+use super::rows::{NOW_SECS, Tables, at, local, peer_row};
+
+pub fn options() -> MachineOptions {
+    MachineOptions {
+        local: local(),
+        timing: Timing {
+            poll_interval: Duration::from_secs(1),
+            safety_poll_interval: Duration::from_secs(10),
+            resync_interval: Duration::from_secs(600),
+            report_interval: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(10),
+            seed: 1,
+        },
+        max_removed: MaxRemoved::Percent(50),
+        stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
+    }
+}
+
+/// What does not work for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// The database connects, and every read fails.
+    Reads,
+    /// The kernel cannot be read.
+    Observations,
+    /// The gateway's row cannot be obeyed.
+    GatewayRow,
+    /// The kernel refuses what concerns every third key or prefix.
+    Steps,
+}
+
+/// A host and a database, with a clock that stands still until told.
+pub struct World {
+    pub tables: Tables,
+    /// What the reader saw last; a change read answers with everything when this differs.
+    pub read: Option<Tables>,
+    read_at: SystemTime,
+    /// The times of reads whose rows the kernel was equal to.
+    true_as_of: BTreeSet<SystemTime>,
+    pub kernel: ModelKernel,
+    pub machine: Machine,
+    start: Instant,
+    pub elapsed: Duration,
+    /// How long a complete reading of the kernel takes.
+    pub reading_takes: Duration,
+    /// The firewall as it was last read or written.
+    firewall_known: Option<ObservedFirewall>,
+    pub queue: VecDeque<Action>,
+    pub database_up: bool,
+    pub reports: Vec<Report>,
+    pub notes: Vec<Note>,
+    /// How often it was tried to connect.
+    pub tries: usize,
+    pub reads: Vec<ReadKind>,
+    pub observations: usize,
+    pub applied_steps: usize,
+    pub troubles: BTreeSet<Trouble>,
+    /// What the peers sent, as the kernel counts it.
+    pub traffic: BTreeMap<PublicKey, Traffic>,
+    /// How far this host's clock was set forward (or back).
+    pub clock_set_secs: i64,
+    /// Somebody changed the kernel without a word, and nobody has looked since.
+    meddled: bool,
+}
+
+impl World {
+    pub fn new(tables: Tables, kernel: ModelKernel) -> Self {
+        Self::with(options(), tables, kernel)
+    }
+
+    pub fn with(options: MachineOptions, tables: Tables, kernel: ModelKernel) -> Self {
+        let start = Instant::now();
+        let now = Now { instant: start, wall: at(NOW_SECS) };
+        Self {
+            tables,
+            read: None,
+            read_at: at(NOW_SECS),
+            true_as_of: BTreeSet::new(),
+            kernel,
+            machine: Machine::new(options, now),
+            start,
+            elapsed: Duration::ZERO,
+            reading_takes: Duration::ZERO,
+            firewall_known: None,
+            queue: VecDeque::new(),
+            database_up: true,
+            reports: Vec::new(),
+            notes: Vec::new(),
+            tries: 0,
+            reads: Vec::new(),
+            observations: 0,
+            applied_steps: 0,
+            troubles: BTreeSet::new(),
+            traffic: BTreeMap::new(),
+            clock_set_secs: 0,
+            meddled: false,
+        }
+    }
+
+    pub fn now(&self) -> Now {
+        let set = Duration::from_secs(self.clock_set_secs.unsigned_abs());
+        let right = self.database_now();
+        let wall = if self.clock_set_secs < 0 { right - set } else { right + set };
+        Now { instant: self.start + self.elapsed, wall }
+    }
+
+    pub fn database_now(&self) -> SystemTime {
+        at(NOW_SECS) + self.elapsed
+    }
+
+    fn suffers(&self, trouble: Trouble) -> bool {
+        self.troubles.contains(&trouble)
+    }
+
+    pub fn tell(&mut self, event: Event) {
+        let actions = self.machine.handle(event, self.now());
+        let known = self.true_as_of.contains(&self.read_at);
+        if !known && self.read.as_ref().is_some_and(|read| self.kernel_is(read)) {
+            self.true_as_of.insert(self.read_at);
+        }
+        self.queue.extend(actions);
+    }
+
+    /// Carries out one action, as the shell would.
+    pub fn carry_out(&mut self, action: Action) {
+        let event = match action {
+            Action::Say(note) => return self.notes.push(note),
+            Action::Restore => return,
+            Action::Connect => {
+                self.tries += 1;
+                if self.database_up {
+                    Event::Connected { mode: Mode::Listen }
+                } else {
+                    Event::Disconnected { error: "refused".into() }
+                }
+            }
+            Action::Read(kind) if !self.database_up || self.suffers(Trouble::Reads) => {
+                self.reads.push(kind);
+                let error = "gone".to_owned();
+                self.tell(Event::Read(Err(error.clone())));
+                Event::Disconnected { error }
+            }
+            Action::Read(kind) => {
+                self.reads.push(kind);
+                Event::Read(Ok(self.answer(kind)))
+            }
+            Action::Observe if self.suffers(Trouble::Observations) => {
+                self.observations += 1;
+                Event::Observed(Err("no buffer space".into()))
+            }
+            Action::Glance if self.suffers(Trouble::Observations) => {
+                Event::Glanced(Err("no buffer space".into()))
+            }
+            Action::Observe => {
+                self.observations += 1;
+                self.meddled = false;
+                self.elapsed += self.reading_takes;
+                let state = self.kernel.state.clone();
+                self.firewall_known.clone_from(&state.firewall);
+                let traffic = self.traffic.clone();
+                Event::Observed(Ok(Box::new(Reading { state, traffic, ..Reading::default() })))
+            }
+            Action::Glance => {
+                let ObservedState { interface, routes, firewall, .. } = self.kernel.state.clone();
+                let firewall_is_current = firewall == self.firewall_known;
+                Event::Glanced(Ok(Glance { interface, routes, firewall_is_current }))
+            }
+            Action::Apply(plan, observed) => {
+                let mut outcome = Outcome::default();
+                for step in plan.steps() {
+                    if self.suffers(Trouble::Steps) && is_refused(step) {
+                        outcome.refused.push((step.clone(), "refused".into()));
+                        continue;
+                    }
+                    match self.kernel.obey(step) {
+                        Ok(()) => {
+                            observed.obey(step);
+                            outcome.applied += 1;
+                        }
+                        Err(why) => outcome.refused.push((step.clone(), why.to_string())),
+                    }
+                }
+                self.applied_steps += outcome.applied;
+                self.firewall_known.clone_from(&self.kernel.state.firewall);
+                Event::Applied(outcome)
+            }
+            Action::Report(report) if self.database_up => {
+                if let Some(as_of) = report.synced_as_of {
+                    let held = self.true_as_of.contains(&as_of);
+                    assert!(held || self.meddled, "reported as synced, and never was");
+                }
+                self.reports.push(report);
+                Event::Reported(Sent::default())
+            }
+            Action::Report(left) => {
+                Event::Reported(Sent { left, error: Some("gone".into()), ..Sent::default() })
+            }
+        };
+        self.tell(event);
+    }
+
+    fn answer(&mut self, kind: ReadKind) -> ReadAnswer {
+        let taken_at = self.database_now();
+        let before = self.read.replace(self.tables.clone());
+        self.read_at = taken_at;
+        match before {
+            Some(before)
+                if kind == ReadKind::Changes && before.settings == self.tables.settings =>
+            {
+                let rows = changes(&before, &self.tables, taken_at);
+                if before == self.tables {
+                    ReadAnswer::Unchanged { taken_at }
+                } else {
+                    ReadAnswer::Changed(rows)
+                }
+            }
+            _ => {
+                let mut rows = self.tables.snapshot();
+                rows.taken_at = taken_at;
+                if self.suffers(Trouble::GatewayRow) {
+                    rows.gateway.listen_port = 0;
+                }
+                ReadAnswer::Everything(Box::new(rows))
+            }
+        }
+    }
+
+    fn desired(&self, tables: &Tables) -> DesiredState {
+        let mut rows = tables.snapshot();
+        rows.taken_at = self.database_now();
+        DesiredState::build(local(), rows).unwrap()
+    }
+
+    pub fn settle(&mut self) {
+        for _ in 0..1_000 {
+            match self.queue.pop_front() {
+                Some(action) => self.carry_out(action),
+                None => return,
+            }
+        }
+        panic!("the machine never rests");
+    }
+
+    /// Lets time go by from one due moment to the next.
+    pub fn pass_time(&mut self, time: Duration) {
+        let end = self.elapsed + time;
+        loop {
+            self.settle();
+            let due = self.machine.next_wakeup(self.now()).duration_since(self.start);
+            if due > end {
+                break;
+            }
+            self.elapsed = due.max(self.elapsed + Duration::from_micros(1));
+            self.tell(Event::Tick);
+        }
+        self.elapsed = end;
+        self.tell(Event::Tick);
+        self.settle();
+    }
+
+    /// These peers' devices are not active any more.
+    pub fn revoke(&mut self, numbers: impl IntoIterator<Item = u8>) {
+        for number in numbers {
+            let row = self.tables.peers.get_mut(&PeerId(super::rows::id(2, number))).unwrap();
+            row.bars = Bars::DEVICE_STATUS;
+        }
+    }
+
+    /// Everybody is welcome again.
+    pub fn restore_all(&mut self) {
+        self.tables.peers.values_mut().for_each(|row| row.bars = Bars::default());
+    }
+
+    pub fn kernel_equals_database(&self) -> bool {
+        self.kernel_is(&self.tables)
+    }
+
+    pub fn kernel_is(&self, tables: &Tables) -> bool {
+        let desired = self.desired(tables);
+        plan(&desired, &self.kernel.state, &Scope::Everything).unwrap().is_empty()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub enum Happening {
+    Commit(Box<gatepost::model::PeerRow>, bool),
+    Delete(u8),
+    LoseLink,
+    FlushFirewall,
+    ForgetPeers,
+    DatabaseGone(u64),
+    Trouble(Trouble, u64),
+    Kill,
+    Pause(u64),
+}
+
+fn trouble() -> impl Strategy<Value = Trouble> {
+    prop::sample::select(vec![
+        Trouble::Reads,
+        Trouble::Observations,
+        Trouble::GatewayRow,
+        Trouble::Steps,
+    ])
+}
+
+pub fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        5 => (peer_row(), any::<bool>()).prop_map(|(row, notify)| Happening::Commit(Box::new(row), notify)),
+        2 => (0u8..12).prop_map(Happening::Delete),
+        1 => Just(Happening::LoseLink),
+        1 => Just(Happening::FlushFirewall),
+        1 => Just(Happening::ForgetPeers),
+        1 => (1u64..100).prop_map(Happening::DatabaseGone),
+        2 => (trouble(), 1u64..100_000).prop_map(|(what, millis)| Happening::Trouble(what, millis)),
+        1 => Just(Happening::Kill),
+        3 => (1u64..20_000).prop_map(Happening::Pause),
+    ]
+}
+
+impl World {
+    pub fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Commit(row, notify) => {
+                self.tables.peers.insert(row.id, *row);
+                if notify && self.database_up {
+                    self.tell(Event::Notified);
+                }
+            }
+            Happening::Delete(number) => {
+                self.tables.peers.remove(&PeerId(super::rows::id(2, number)));
+            }
+            Happening::LoseLink => {
+                self.kernel.lose_link();
+                self.tell(Event::KernelChanged { why: "link removed".into() });
+            }
+            Happening::FlushFirewall => {
+                self.kernel.state.firewall = None;
+                self.tell(Event::KernelChanged { why: "table removed".into() });
+            }
+            // Nobody tells of peers: only the compare interval can see it.
+            Happening::ForgetPeers => {
+                self.kernel.state.peers.clear();
+                self.meddled = true;
+            }
+            Happening::DatabaseGone(secs) => {
+                self.database_up = false;
+                self.tell(Event::Disconnected { error: "gone".into() });
+                self.pass_time(Duration::from_secs(secs));
+                self.database_up = true;
+            }
+            // Until it is over by itself, or something else happens and time goes by.
+            Happening::Trouble(trouble, millis) => {
+                self.troubles.insert(trouble);
+                self.pass_time(Duration::from_millis(millis % 7_000));
+                if millis > 20_000 {
+                    self.troubles.clear();
+                }
+            }
+            Happening::Kill => {
+                let now = self.now();
+                self.queue.clear();
+                self.read = None;
+                self.machine = Machine::new(options(), now);
+                self.tell(Event::Tick);
+            }
+            Happening::Pause(millis) => self.pass_time(Duration::from_millis(millis)),
+        }
+    }
+}
+
+/// A third of the keys and prefixes is refused.
+fn is_refused(step: &Step) -> bool {
+    let named = step.to_string();
+    named.bytes().map(u32::from).sum::<u32>() % 3 == 0
+}
+
+/// What a reader of changes gets.
+fn changes(old: &Tables, new: &Tables, taken_at: SystemTime) -> ChangedRows {
+    let devices = |tables: &Tables| {
+        let mut devices: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for row in tables.peers.values() {
+            devices.entry(row.device_id).or_default().push(row.clone());
+        }
+        devices
+    };
+    let (had, has) = (devices(old), devices(new));
+    let named = had.keys().chain(has.keys()).filter(|id| had.get(id) != has.get(id));
+    ChangedRows {
+        peers: named.map(|id| (*id, has.get(id).cloned().unwrap_or_default())).collect(),
+        memberships: BTreeMap::new(),
+        policies: old
+            .policies
+            .keys()
+            .chain(new.policies.keys())
+            .filter(|id| old.policies.get(id) != new.policies.get(id))
+            .map(|id| (*id, new.policies.get(id).cloned()))
+            .collect(),
+        taken_at,
+    }
+}
+
+pub fn quiet_tables(peers: u8) -> Tables {
+    let mut tables = Tables {
+        peers: std::collections::BTreeMap::new(),
+        memberships: std::collections::BTreeMap::new(),
+        policies: std::collections::BTreeMap::new(),
+        settings: Vec::new(),
+    };
+    for number in 1..=peers {
+        let row = gatepost::model::PeerRow {
+            id: PeerId(super::rows::id(2, number)),
+            device_id: gatepost::model::DeviceId(super::rows::id(3, number)),
+            user_id: gatepost::model::UserId(super::rows::id(4, number)),
+            device_name: "laptop".into(),
+            username: format!("user-{number}").into(),
+            public_key: gatepost::model::KeyText::Key(
+                gatepost::model::PublicKey::from_bytes([number; 32]).unwrap(),
+            ),
+            assigned_ip: format!("10.64.0.{}/32", number + 1).parse().unwrap(),
+            preshared_key: None,
+            allowed_ips: Box::new([]),
+            dns_servers: Box::new([]),
+            bars: Bars::default(),
+            revoked_at: None,
+            allocation: gatepost::model::Allocation::Held,
+            created_at: at(1),
+        };
+        tables.peers.insert(row.id, row);
+    }
+    tables
+}
+
+pub fn quiet_world() -> World {
+    let mut world = World::new(quiet_tables(20), ModelKernel::default());
+    world.tell(Event::Tick);
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database());
+    world
+}
