@@ -14,7 +14,7 @@ use super::InterfaceName;
 mod observed;
 mod ranges;
 
-pub use observed::ObservedFirewall;
+pub use observed::{FixedRules, ObservedFirewall};
 pub use ranges::{Address, Ranges};
 
 /// What peers with this profile may reach. Everything not listed is denied.
@@ -27,12 +27,6 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Grants nothing: a peer with it needs no place in the firewall.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.allow4.is_empty() && self.allow6.is_empty() && self.dns_servers.is_empty()
-    }
-
     /// Whether this address may be reached on every port.
     #[must_use]
     pub fn allows(&self, address: IpAddr) -> bool {
@@ -43,9 +37,14 @@ impl Profile {
     }
 }
 
-/// A profile's number in the kernel (the minor and major of a `classid`); never 0.
+/// A profile's number in the kernel (the minor and major of a `classid`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProfileId(pub u32);
+
+impl ProfileId {
+    /// No class: no profile ever has it, so what is assigned to it reaches nothing.
+    pub const NOTHING: Self = Self(0);
+}
 
 /// `firewall.masquerade`: whose source address is rewritten on the way out of another interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]

@@ -16,8 +16,8 @@ mod settings;
 
 pub use desired::{BuildError, Departed, DesiredState, Local, Reason, Standing, Touched};
 pub use firewall::{
-    Address, DesiredFirewall, FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile,
-    ProfileId, Ranges,
+    Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade,
+    ObservedFirewall, Profile, ProfileId, Ranges,
 };
 pub use id::{DeviceId, GatewayId, GroupId, PeerId, PolicyId, UserId};
 pub use interface::{

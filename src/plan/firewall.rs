@@ -13,7 +13,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::Phase;
-use crate::model::{DesiredFirewall, FirewallChange, ObservedFirewall, Profile, ProfileId};
+use crate::model::{
+    DesiredFirewall, FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId,
+};
 
 /// What to write, by phase. `None`: nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -44,20 +46,20 @@ impl FirewallDiff {
 /// `prefixes` are those that may differ; `None`: compare everything. The cost is that of the
 /// prefixes named, not of the table.
 ///
-/// * No table, or one that guards another interface: it is fenced first, then filled. Until then
-///   our interface was not guarded, so nothing granted is cut.
-/// * A table with other fixed rules (an upgrade, a changed option, somebody's edit): fixed rules
-///   and maps are replaced in *one* change in the policy phase, so that no live flow is cut
-///   between the two, and nothing new is granted before what is revoked is gone. The scope does
-///   not matter then: replacing the rules empties the maps.
+/// * No table, or one that does not judge every packet of our interface (another interface's, or
+///   somebody took rules away): it is fenced first, then filled.
+/// * A table with other fixed rules that do (an upgrade, a changed option, an edit): fixed rules
+///   and maps are replaced in *one* change, so that no live flow is cut between the two, and
+///   nothing new is granted before what is revoked is gone. The scope does not matter then:
+///   replacing the rules empties the maps.
 /// * Else the maps alone change.
 ///
 /// `taken` are prefixes that peers lose. Each loses its place before the first peer is touched: its
 /// flows are cut next, and must not come back.
 ///
 /// `closed` are prefixes that change hands within a prefix of another peer. While the device has
-/// given one up, or has not got it yet, its packets may come from that other peer: so it reaches
-/// nothing from before the first peer is touched until after the last.
+/// given one up, or has not got it yet, its packets may come from that other peer: so it has a
+/// place that reaches nothing from before the first peer is touched until after the last.
 #[must_use]
 pub fn diff(
     desired: &DesiredFirewall,
@@ -66,96 +68,35 @@ pub fn diff(
     taken: &BTreeSet<IpNet>,
     closed: &BTreeSet<IpNet>,
 ) -> FirewallDiff {
-    let guards_ours = |table: &&ObservedFirewall| {
-        table.base().is_none_or(|base| base.interface == desired.base.interface)
-    };
-    let (nothing, none) = (Arc::default(), BTreeSet::new());
-    let shut = Wanted { desired, taken: &none, closed, nothing: &nothing };
-    let mut diff = FirewallDiff::default();
-    let mut table = observed.filter(guards_ours).cloned();
-    let mut left = BTreeSet::new();
-    if let Some(table) = &table {
-        let losing: BTreeSet<IpNet> = taken.union(closed).copied().collect();
-        left.extend(losing.iter().filter_map(|prefix| table.assignments().get(prefix)));
-        diff.close = (!losing.is_empty())
-            .then(|| close(&Wanted { taken, ..shut }, table, &losing))
-            .and_then(unless_empty);
-    } else {
-        let load_base = Some(desired.base.clone());
-        diff.fence = Some(FirewallChange { load_base, ..FirewallChange::default() });
-    }
-    for change in diff.fence.iter().chain(&diff.close) {
-        ObservedFirewall::obey(&mut table, change);
-    }
-    let known = observed.is_some_and(|table| table.base() == Some(&desired.base));
-    // Whoever gets what was taken may be named by no change of rows.
-    let prefixes =
-        prefixes.filter(|_| known).map(|prefixes| prefixes.union(taken).copied().collect());
-    diff.policy = table.as_ref().and_then(|table| {
-        unless_empty(if table.base() == Some(&desired.base) {
-            change_maps(&shut, table, prefixes.as_ref(), &left)
-        } else {
-            replace(&shut, table)
-        })
-    });
-    if !closed.is_empty() {
-        diff.policy.iter().for_each(|change| ObservedFirewall::obey(&mut table, change));
-        let open = Wanted { closed: &none, ..shut };
-        diff.open =
-            table.and_then(|table| unless_empty(change_maps(&open, &table, Some(closed), &left)));
-    }
-    diff
-}
-
-/// What every prefix should reach, less what is taken or closed.
-#[derive(Clone, Copy)]
-struct Wanted<'a> {
-    desired: &'a DesiredFirewall,
-    taken: &'a BTreeSet<IpNet>,
-    closed: &'a BTreeSet<IpNet>,
-    nothing: &'a Arc<Profile>,
-}
-
-impl<'a> Wanted<'a> {
-    fn get(&self, prefix: &IpNet) -> Option<&'a Arc<Profile>> {
-        if self.closed.contains(prefix) {
-            return Some(self.nothing);
+    let guarding = observed.filter(|table| table.guards(desired.base.interface.as_str()));
+    let known = guarding.is_some_and(|table| table.base() == Some(&desired.base));
+    let nothing = ObservedFirewall::default();
+    let mut moves = Moves::new(guarding.unwrap_or(&nothing), taken, closed);
+    moves.compare_all(desired, prefixes.filter(|_| known));
+    let Changes { mut close, mut policy, open } = moves.into_changes();
+    let mut fence = FirewallChange::default();
+    match guarding {
+        Some(_) if known => {}
+        Some(table) if close.is_empty() => policy = load(&desired.base, table, &policy),
+        Some(table) => close = load(&desired.base, table, &close),
+        None => {
+            fence.load_base = Some(desired.base.clone());
+            policy.assign.append(&mut close.assign);
         }
-        self.desired.assignments.get(prefix).filter(|_| !self.taken.contains(prefix))
     }
-
-    fn all(&self) -> impl Iterator<Item = (&'a IpNet, &'a Arc<Profile>)> {
-        let Self { desired, taken, closed, nothing } = *self;
-        let shut = |prefix| taken.contains(prefix) || closed.contains(prefix);
-        let open = desired.assignments.iter().filter(move |(prefix, _)| !shut(*prefix));
-        open.chain(closed.iter().map(move |prefix| (prefix, nothing)))
-    }
-}
-
-/// Takes their places from these prefixes, and leaves everything else as it is; under the fixed
-/// rules that are wanted. Profiles that nobody has any more stay until it is known who gets them.
-fn close(shut: &Wanted<'_>, table: &ObservedFirewall, losing: &BTreeSet<IpNet>) -> FirewallChange {
-    let mut change = change_maps(shut, table, Some(losing), &BTreeSet::new());
-    change.remove_profiles.clear();
-    if table.base() == Some(&shut.desired.base) { change } else { load(shut, table, &change) }
-}
-
-fn unless_empty(change: FirewallChange) -> Option<FirewallChange> {
-    (!change.is_empty()).then_some(change)
-}
-
-fn replace(wanted: &Wanted<'_>, table: &ObservedFirewall) -> FirewallChange {
-    load(wanted, table, &change_maps(wanted, table, None, &BTreeSet::new()))
+    let [fence, close, policy, open] =
+        [fence, close, policy, open].map(|change| (!change.is_empty()).then_some(change));
+    FirewallDiff { fence, close, policy, open }
 }
 
 /// The whole table anew in one change, as it is after another. Content keeps the number it has, so
 /// that a prefix that reaches the same as before is seen to do so.
-fn load(wanted: &Wanted<'_>, table: &ObservedFirewall, change: &FirewallChange) -> FirewallChange {
+fn load(base: &FirewallBase, table: &ObservedFirewall, change: &FirewallChange) -> FirewallChange {
     let mut target = Some(table.clone());
     ObservedFirewall::obey(&mut target, change);
     let target = target.unwrap_or_default();
     FirewallChange {
-        load_base: Some(wanted.desired.base.clone()),
+        load_base: Some(base.clone()),
         put_profiles: target
             .profiles()
             .iter()
@@ -164,38 +105,6 @@ fn load(wanted: &Wanted<'_>, table: &ObservedFirewall, change: &FirewallChange) 
         assign: target.assignments().clone(),
         ..FirewallChange::default()
     }
-}
-
-/// `left`: profiles that lost holders earlier.
-fn change_maps(
-    wanted: &Wanted<'_>,
-    table: &ObservedFirewall,
-    prefixes: Option<&BTreeSet<IpNet>>,
-    left: &BTreeSet<ProfileId>,
-) -> FirewallChange {
-    let mut moves = Moves::new(table);
-    match prefixes {
-        Some(prefixes) => {
-            for prefix in prefixes {
-                moves.compare(*prefix, wanted.get(prefix));
-            }
-        }
-        None => {
-            for (prefix, profile) in wanted.all() {
-                moves.compare(*prefix, Some(profile));
-            }
-            let unwanted = |prefix: &&IpNet| wanted.get(prefix).is_none();
-            for prefix in table.assignments().keys().filter(unwanted) {
-                moves.compare(*prefix, None);
-            }
-        }
-    }
-    let candidates: BTreeSet<ProfileId> = if prefixes.is_some() {
-        moves.left.keys().chain(left).copied().collect()
-    } else {
-        table.profiles().keys().copied().collect()
-    };
-    moves.into_change(&candidates)
 }
 
 /// A content that is wanted, however many prefixes want it.
@@ -208,34 +117,79 @@ struct Content<'a> {
 /// A prefix that gets another profile.
 struct Move {
     prefix: IpNet,
+    /// `None`: it has none, or has lost it by then.
     from: Option<ProfileId>,
     /// Index into the contents.
     to: usize,
 }
 
+/// What the maps lack, each as one change, in their order.
+#[derive(Default)]
+struct Changes {
+    close: FirewallChange,
+    policy: FirewallChange,
+    open: FirewallChange,
+}
+
 /// Which prefixes leave which profile, and for what.
 struct Moves<'a> {
     table: &'a ObservedFirewall,
+    taken: &'a BTreeSet<IpNet>,
+    closed: &'a BTreeSet<IpNet>,
     contents: Vec<Content<'a>>,
     /// Shared profiles are looked up by address first, so that a large one is hashed once.
     by_pointer: HashMap<*const Profile, usize>,
     by_content: HashMap<&'a Profile, usize>,
     moves: Vec<Move>,
-    unassign: Vec<IpNet>,
+    changes: Changes,
     /// How many prefixes leave each profile.
     left: BTreeMap<ProfileId, usize>,
+    /// How many of them leave it for none.
+    gone: HashMap<ProfileId, usize>,
+    /// Everything was compared.
+    complete: bool,
 }
 
 impl<'a> Moves<'a> {
-    fn new(table: &'a ObservedFirewall) -> Self {
+    fn new(
+        table: &'a ObservedFirewall,
+        taken: &'a BTreeSet<IpNet>,
+        closed: &'a BTreeSet<IpNet>,
+    ) -> Self {
         Self {
             table,
+            taken,
+            closed,
             contents: Vec::new(),
             by_pointer: HashMap::new(),
             by_content: HashMap::new(),
             moves: Vec::new(),
-            unassign: Vec::new(),
+            changes: Changes::default(),
             left: BTreeMap::new(),
+            gone: HashMap::new(),
+            complete: false,
+        }
+    }
+
+    fn compare_all(&mut self, desired: &'a DesiredFirewall, prefixes: Option<&BTreeSet<IpNet>>) {
+        let wanted = &desired.assignments;
+        let shut: BTreeSet<IpNet> = self.taken.union(self.closed).copied().collect();
+        for prefix in &shut {
+            self.shut(*prefix, wanted.get(prefix));
+        }
+        if let Some(prefixes) = prefixes {
+            for prefix in prefixes.difference(&shut) {
+                self.compare(*prefix, wanted.get(prefix));
+            }
+            return;
+        }
+        self.complete = true;
+        for (prefix, profile) in wanted.iter().filter(|(prefix, _)| !shut.contains(*prefix)) {
+            self.compare(*prefix, Some(profile));
+        }
+        let unwanted = |prefix: &&IpNet| !wanted.contains_key(*prefix) && !shut.contains(*prefix);
+        for prefix in self.table.assignments().keys().filter(unwanted) {
+            self.compare(*prefix, None);
         }
     }
 
@@ -247,6 +201,25 @@ impl<'a> Moves<'a> {
                 contents.len() - 1
             })
         })
+    }
+
+    /// A prefix that loses its place, or gets one that reaches nothing, before all else.
+    fn shut(&mut self, prefix: IpNet, wanted: Option<&'a Arc<Profile>>) {
+        let place = self.table.assignments().get(&prefix).copied();
+        if let Some(place) = place {
+            self.leave(place, true);
+        }
+        if !self.closed.contains(&prefix) {
+            self.changes.close.unassign.extend(place.map(|_| prefix));
+        } else if place != Some(ProfileId::NOTHING) {
+            self.changes.close.assign.insert(prefix, ProfileId::NOTHING);
+        }
+        if let Some(profile) = wanted {
+            let to = self.content(profile);
+            self.moves.push(Move { prefix, from: None, to });
+        } else if self.closed.contains(&prefix) {
+            self.changes.open.unassign.push(prefix);
+        }
     }
 
     fn compare(&mut self, prefix: IpNet, wanted: Option<&'a Arc<Profile>>) {
@@ -263,31 +236,38 @@ impl<'a> Moves<'a> {
                 }
                 self.moves.push(Move { prefix, from, to });
             }
-            None if from.is_some() => self.unassign.push(prefix),
+            None if from.is_some() => self.changes.policy.unassign.push(prefix),
             None => return,
         }
         if let Some(from) = from {
-            *self.left.entry(from).or_default() += 1;
+            self.leave(from, wanted.is_none());
         }
     }
 
-    /// `candidates`: the profiles that may have lost their last holder.
-    fn into_change(self, candidates: &BTreeSet<ProfileId>) -> FirewallChange {
-        let mut change = FirewallChange::default();
+    fn leave(&mut self, id: ProfileId, for_none: bool) {
+        *self.left.entry(id).or_default() += 1;
+        if for_none {
+            *self.gone.entry(id).or_default() += 1;
+        }
+    }
+
+    fn into_changes(self) -> Changes {
         let in_place = self.in_place();
+        let Changes { close, mut policy, mut open } = self.changes;
         let mut free = self.table.free_ids();
         let number = |(index, content): (usize, &Content<'_>)| {
             content.id.or_else(|| {
                 let taken_over = in_place.get(&index).copied();
                 let id = taken_over.or_else(|| free.next())?;
                 let profile = Arc::clone(content.profile);
-                change.put_profiles.insert(id, (taken_over.is_none(), profile));
+                policy.put_profiles.insert(id, (taken_over.is_none(), profile));
                 Some(id)
             })
         };
         // A content without a number has somebody who moves to it: nobody can have it already.
         let numbers: Vec<_> = self.contents.iter().enumerate().map(number).collect();
         for Move { prefix, from, to } in &self.moves {
+            let change = if self.closed.contains(prefix) { &mut open } else { &mut policy };
             match numbers[*to] {
                 // The ranges under its number change.
                 Some(id) if *from == Some(id) => {}
@@ -300,20 +280,23 @@ impl<'a> Moves<'a> {
         }
         let arrived: HashSet<ProfileId> =
             self.moves.iter().filter_map(|to| numbers[to.to]).collect();
-        let unheld = |id: &ProfileId| {
+        let unheld = |id: &&ProfileId| {
             self.table.profiles().contains_key(id)
-                && self.table.holders(*id) == self.left.get(id).copied().unwrap_or_default()
+                && self.table.holders(**id) == self.left.get(id).copied().unwrap_or_default()
                 && !arrived.contains(id)
         };
-        change.remove_profiles = candidates.iter().copied().filter(unheld).collect();
-        change.unassign.extend(self.unassign);
-        change
+        policy.remove_profiles = if self.complete {
+            self.table.profiles().keys().filter(unheld).copied().collect()
+        } else {
+            self.left.keys().filter(unheld).copied().collect()
+        };
+        Changes { close, policy, open }
     }
 
     /// Which new content takes over which number: one whose every holder goes to it. If one went
     /// elsewhere, a packet of its that has found the number already would be judged by the content
-    /// of the others. What is unassigned here has no peer any more. The number with most prefixes
-    /// first, since these need no write of their own.
+    /// of the others. Of what goes to none, the flows are cut before, or no peer is left. The
+    /// number with most prefixes first, since these need no write of their own.
     fn in_place(&self) -> HashMap<usize, ProfileId> {
         let arriving: HashSet<ProfileId> =
             self.moves.iter().filter_map(|to| self.contents[to.to].id).collect();
@@ -325,12 +308,9 @@ impl<'a> Moves<'a> {
                 *pairs.entry((*from, *to)).or_default() += 1;
             }
         }
-        let mut gone: HashMap<ProfileId, usize> = HashMap::new();
-        for from in self.unassign.iter().filter_map(|prefix| self.table.assignments().get(prefix)) {
-            *gone.entry(*from).or_default() += 1;
-        }
         let all_go = |((id, _), prefixes): &((ProfileId, usize), usize)| {
-            self.table.holders(*id) == prefixes + gone.get(id).copied().unwrap_or_default()
+            let gone = self.gone.get(id).copied().unwrap_or_default();
+            self.table.holders(*id) == prefixes + gone
                 && self.table.profiles().contains_key(id)
                 && !arriving.contains(id)
         };

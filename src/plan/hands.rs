@@ -78,7 +78,7 @@ impl Hands {
             |prefix: &IpNet| table.is_some_and(|table| table.assignments().contains_key(prefix));
         let is_put_back = |prefix: &IpNet| {
             let reaches = table.and_then(|table| table.profile_of(prefix));
-            reaches.is_some_and(|reaches| !reaches.is_empty()) && reaches == wanted.get(prefix)
+            reaches.is_some() && reaches == wanted.get(prefix)
         };
         let inherits = |prefix: &&IpNet| {
             let may_be_uncut = table.is_none()

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use gatepost::model::{
-    FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile, ProfileId,
+    FirewallBase, FirewallChange, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId,
 };
 use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -103,7 +103,7 @@ pub fn change((old, held): &World, (new, wanted): &World) -> FirewallChange {
 }
 
 pub fn observed(base: &FirewallBase, (profiles, assignments): World) -> ObservedFirewall {
-    ObservedFirewall::new(Some(base.clone()), profiles, assignments)
+    ObservedFirewall::new(FixedRules::Ours(base.clone()), profiles, assignments)
 }
 
 /// Few numbers and prefixes, so that two random worlds have much in common.

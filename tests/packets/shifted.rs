@@ -35,7 +35,7 @@ impl Shifted {
         let profiles = table.profiles().iter().map(|(id, profile)| (*id, Arc::clone(profile)));
         let assignments = table.assignments().iter().map(|(prefix, id)| (*prefix, self.turn(*id)));
         ObservedFirewall::new(
-            table.base().cloned(),
+            table.rules().clone(),
             self.turn_keys::<Arc<Profile>>(profiles),
             assignments.collect(),
         )

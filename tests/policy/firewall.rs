@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use gatepost::model::{
-    DesiredFirewall, FirewallBase, FirewallChange, Masquerade, ObservedFirewall, Profile, ProfileId,
+    DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, ObservedFirewall,
+    Profile, ProfileId,
 };
 use gatepost::plan::firewall::{self, FirewallDiff};
 use ipnet::IpNet;
@@ -46,7 +47,7 @@ fn desired_of(contents: &[(u8, u8)]) -> DesiredFirewall {
 
 fn table_of(profiles: &[(u32, u8)], assignments: &[(u8, u32)]) -> ObservedFirewall {
     ObservedFirewall::new(
-        Some(ours()),
+        FixedRules::Ours(ours()),
         profiles.iter().map(|(id, content)| (ProfileId(*id), profile(*content))).collect(),
         assignments.iter().map(|(at, id)| (prefix(*at), ProfileId(*id))).collect(),
     )
@@ -65,14 +66,12 @@ fn desired() -> impl Strategy<Value = DesiredFirewall> {
 
 /// Any table with this base: duplicate contents, unheld profiles, assignments to profiles that
 /// are not there.
-fn table(
-    base: impl Strategy<Value = Option<FirewallBase>>,
-) -> impl Strategy<Value = ObservedFirewall> {
+fn table(rules: impl Strategy<Value = FixedRules>) -> impl Strategy<Value = ObservedFirewall> {
     let profiles = proptest::collection::btree_map(1u32..9, 0u8..6, 0..8);
     let assignments = proptest::collection::btree_map(0..PREFIXES, 1u32..9, 0..8);
-    (base, profiles, assignments).prop_map(|(base, profiles, assignments)| {
+    (rules, profiles, assignments).prop_map(|(rules, profiles, assignments)| {
         ObservedFirewall::new(
-            base,
+            rules,
             profiles.into_iter().map(|(id, n)| (ProfileId(id), profile(n))).collect(),
             assignments.into_iter().map(|(at, id)| (prefix(at), ProfileId(id))).collect(),
         )
@@ -80,13 +79,14 @@ fn table(
 }
 
 fn observed() -> impl Strategy<Value = Option<ObservedFirewall>> {
-    let base = prop_oneof![
-        5 => Just(Some(ours())),
-        1 => Just(None),
-        1 => Just(Some(base("gatepost0", false))),
-        1 => Just(Some(base("other0", true))),
+    let rules = prop_oneof![
+        5 => Just(FixedRules::Ours(ours())),
+        1 => Just(FixedRules::Open),
+        1 => Just(FixedRules::Other(ours().interface)),
+        1 => Just(FixedRules::Ours(base("gatepost0", false))),
+        1 => Just(FixedRules::Ours(base("other0", true))),
     ];
-    proptest::option::weighted(0.9, table(base))
+    proptest::option::weighted(0.9, table(rules))
 }
 
 /// No prefix changes hands within another peer's.
@@ -115,7 +115,7 @@ fn reach(table: Option<&ObservedFirewall>) -> BTreeMap<IpNet, Arc<Profile>> {
 
 fn assert_counts_follow(table: &ObservedFirewall) {
     let fresh = ObservedFirewall::new(
-        table.base().cloned(),
+        table.rules().clone(),
         table.profiles().clone(),
         table.assignments().clone(),
     );
@@ -186,7 +186,7 @@ proptest! {
     #[test]
     fn a_scope_touches_only_what_it_names(
         desired in desired(),
-        observed in table(Just(Some(ours()))),
+        observed in table(Just(FixedRules::Ours(ours()))),
         scope in proptest::collection::btree_set((0..PREFIXES).prop_map(prefix), 0..5),
     ) {
         let change = diff(&desired, Some(&observed), Some(&scope));
@@ -282,17 +282,21 @@ fn a_number_freed_in_a_change_waits_for_the_next_one() {
 fn only_a_table_that_does_not_guard_our_interface_is_fenced_first() {
     let desired = desired_of(&[(1, 1)]);
     let fence = FirewallChange { load_base: Some(ours()), ..FirewallChange::default() };
-    let elsewhere =
-        ObservedFirewall::new(Some(base("other0", true)), BTreeMap::new(), BTreeMap::new());
-    for missing in [None, Some(&elsewhere)] {
-        assert_eq!(diff(&desired, missing, None).fence.as_ref(), Some(&fence));
-    }
-    for other in [None, Some(base("gatepost0", false))] {
-        let table = ObservedFirewall::new(
-            other,
+    let table = |rules| {
+        ObservedFirewall::new(
+            rules,
             BTreeMap::from([(ProfileId(7), profile(1))]),
             BTreeMap::from([(prefix(1), ProfileId(7))]),
-        );
+        )
+    };
+    let elsewhere = table(FixedRules::Ours(base("other0", true)));
+    let (edited, open) = (FixedRules::Other(base("other0", true).interface), FixedRules::Open);
+    for missing in [None, Some(elsewhere), Some(table(edited)), Some(table(open))] {
+        assert_eq!(diff(&desired, missing.as_ref(), None).fence.as_ref(), Some(&fence));
+    }
+    let other_option = FixedRules::Ours(base("gatepost0", false));
+    for rules in [FixedRules::Other(ours().interface), other_option] {
+        let table = table(rules);
         let FirewallDiff { fence, policy, .. } =
             diff(&desired, Some(&table), Some(&BTreeSet::new()));
         let policy = policy.unwrap();

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use gatepost::model::{
-    Address, DesiredState, FirewallChange, ObservedFirewall, ObservedState, Peer, Profile,
-    PublicKey, Ranges,
+    Address, DesiredState, FirewallChange, FixedRules, ObservedFirewall, ObservedState, Peer,
+    Profile, PublicKey, Ranges,
 };
 use gatepost::plan::{Held, ModelKernel, Plan, Scope, plan, plan_around};
 use ipnet::IpNet;
@@ -123,9 +123,7 @@ impl Filter {
     fn of(state: &ObservedState, desired: &DesiredState) -> Self {
         let ours = &desired.firewall().base.interface;
         match &state.firewall {
-            Some(table) if table.base().is_some_and(|base| base.interface == *ours) => {
-                Self::Table(table.clone())
-            }
+            Some(table) if table.guards(ours.as_str()) => Self::Table(table.clone()),
             _ => Self::Missing,
         }
     }
@@ -212,9 +210,11 @@ fn kernel_of(desired: &DesiredState) -> ModelKernel {
 enum Before {
     Nothing,
     LinkLost,
-    /// Until the first step nothing is filtered; that step must end it.
+    /// Until the first step nothing is filtered; that step must end it, as after all of these.
     TableLost,
     BothLost,
+    /// Somebody flushed the table: its maps are there, and nobody asks them.
+    RulesLost,
     /// Somebody removed every second peer by hand, from the first or from the second on.
     PeersRemoved(usize),
     /// The maps of an earlier run, of which only the first so many prefixes were left.
@@ -227,6 +227,7 @@ fn before() -> impl Strategy<Value = Before> {
         1 => Just(Before::LinkLost),
         1 => Just(Before::TableLost),
         1 => Just(Before::BothLost),
+        1 => Just(Before::RulesLost),
         2 => (0usize..2).prop_map(Before::PeersRemoved),
         1 => (0usize..8).prop_map(Before::MapsTorn),
     ]
@@ -239,6 +240,13 @@ impl Before {
         }
         match self {
             Self::TableLost | Self::BothLost => kernel.state.firewall = None,
+            Self::RulesLost => {
+                let places =
+                    kernel.state.firewall.as_ref().map(|table| table.assignments().clone());
+                let flushed =
+                    |places| ObservedFirewall::new(FixedRules::Open, BTreeMap::new(), places);
+                kernel.state.firewall = places.map(flushed);
+            }
             Self::MapsTorn(kept) => {
                 let prefixes = kernel.state.firewall.iter().flat_map(|table| {
                     table.assignments().keys().skip(kept).copied().collect::<Vec<_>>()
@@ -271,7 +279,7 @@ impl Before {
         match self {
             Self::LinkLost | Self::PeersRemoved(_) => old == new,
             Self::BothLost => holder.is_none(),
-            Self::Nothing | Self::TableLost | Self::MapsTorn(_) => false,
+            Self::Nothing | Self::TableLost | Self::RulesLost | Self::MapsTorn(_) => false,
         }
     }
 }

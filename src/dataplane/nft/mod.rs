@@ -14,6 +14,7 @@ mod error;
 mod expr;
 mod foreign;
 mod grants;
+mod guarded;
 mod monitor;
 mod observe;
 mod profile;

@@ -13,12 +13,13 @@ use super::dump::Dump;
 use super::element::Element;
 use super::expr::is_rule;
 use super::grants;
+use super::guarded::guarded_interface;
 use super::profile::{self, ProfileRule, chain_name};
 use super::rules::{SITES, interface_in, site_rule};
 use super::set::{Family, Set};
 use super::table::{Fixed, fixed_elements};
 use crate::model::{
-    Address, FirewallBase, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
+    Address, FirewallBase, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
 };
 
 /// What was read, and the first thing that is not as this version loads it.
@@ -44,13 +45,14 @@ impl Observation {
         if let Err(found) = grants::read(dump, &mut profiles) {
             difference.get_or_insert(found);
         }
-        let base = match (read_base(dump), difference) {
-            (Ok(base), None) => Ok(base),
-            (_, Some(difference)) | (Err(difference), None) => Err(difference),
+        let (rules, difference) = match (read_base(dump), difference) {
+            (Ok(base), None) => (FixedRules::Ours(base), None),
+            (_, Some(difference)) | (Err(difference), None) => {
+                let guarded = guarded_interface(dump);
+                (guarded.map_or(FixedRules::Open, FixedRules::Other), Some(difference))
+            }
         };
-        let (base, difference) =
-            base.map_or_else(|why| (None, Some(why)), |base| (Some(base), None));
-        Self { firewall: ObservedFirewall::new(base, profiles, assignments(dump)), difference }
+        Self { firewall: ObservedFirewall::new(rules, profiles, assignments(dump)), difference }
     }
 }
 

@@ -6,7 +6,20 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{FirewallBase, FirewallChange, Profile, ProfileId};
+use super::{FirewallBase, FirewallChange, InterfaceName, Profile, ProfileId};
+
+/// The fixed rules as they were found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum FixedRules {
+    /// Somebody took rules away, or put rules in the way: packets may pass unjudged.
+    #[default]
+    Open,
+    /// Not what this version loads (edited, or another version's), but they judge every packet of
+    /// this interface.
+    Other(InterfaceName),
+    /// What this version loads.
+    Ours(FirewallBase),
+}
 
 /// What our table holds. `None` for the whole means that there is no such table.
 ///
@@ -18,7 +31,7 @@ pub struct ObservedFirewall(Arc<Table>);
 /// numbers are free), so the maps change only through [`ObservedFirewall::obey`].
 #[derive(Debug, Clone, Default)]
 struct Table {
-    base: Option<FirewallBase>,
+    rules: FixedRules,
     profiles: BTreeMap<ProfileId, Arc<Profile>>,
     assignments: BTreeMap<IpNet, ProfileId>,
     /// How many prefixes have each profile; never 0.
@@ -32,11 +45,11 @@ impl ObservedFirewall {
     /// such a prefix reaches nothing.
     #[must_use]
     pub fn new(
-        base: Option<FirewallBase>,
+        rules: FixedRules,
         profiles: BTreeMap<ProfileId, Arc<Profile>>,
         assignments: BTreeMap<IpNet, ProfileId>,
     ) -> Self {
-        let mut table = Table { base, ..Table::default() };
+        let mut table = Table { rules, ..Table::default() };
         for (id, profile) in profiles {
             table.put(id, profile);
         }
@@ -46,11 +59,28 @@ impl ObservedFirewall {
         Self(Arc::new(table))
     }
 
-    /// The fixed rules; `None`: they are not what this version loads (edited, or another
-    /// version's).
+    #[must_use]
+    pub fn rules(&self) -> &FixedRules {
+        &self.0.rules
+    }
+
+    /// What the fixed rules were loaded for; `None`: they are not what this version loads.
     #[must_use]
     pub fn base(&self) -> Option<&FirewallBase> {
-        self.0.base.as_ref()
+        match &self.0.rules {
+            FixedRules::Ours(base) => Some(base),
+            FixedRules::Other(_) | FixedRules::Open => None,
+        }
+    }
+
+    /// Whether every packet of this interface is judged.
+    #[must_use]
+    pub fn guards(&self, interface: &str) -> bool {
+        match &self.0.rules {
+            FixedRules::Ours(base) => base.interface.as_str() == interface,
+            FixedRules::Other(guarded) => guarded.as_str() == interface,
+            FixedRules::Open => false,
+        }
     }
 
     #[must_use]
@@ -103,7 +133,8 @@ impl ObservedFirewall {
     /// A change that does not load the base leaves a missing table missing: the kernel refuses it.
     pub fn obey(table: &mut Option<Self>, change: &FirewallChange) {
         if let Some(base) = &change.load_base {
-            *table = Some(Self::new(Some(base.clone()), BTreeMap::new(), BTreeMap::new()));
+            let rules = FixedRules::Ours(base.clone());
+            *table = Some(Self::new(rules, BTreeMap::new(), BTreeMap::new()));
         }
         let Some(Self(table)) = table else { return };
         let table = Arc::make_mut(table);
@@ -171,7 +202,7 @@ impl PartialEq for ObservedFirewall {
     fn eq(&self, other: &Self) -> bool {
         let (this, that) = (&*self.0, &*other.0);
         Arc::ptr_eq(&self.0, &other.0)
-            || this.base == that.base
+            || this.rules == that.rules
                 && this.assignments == that.assignments
                 && this.profiles == that.profiles
     }
@@ -248,7 +279,7 @@ mod tests {
         let prefix: IpNet = "10.0.0.2/32".parse().unwrap();
         let profiles = BTreeMap::from([(ProfileId(1), Arc::default())]);
         let assignments = BTreeMap::from([(prefix, ProfileId(1))]);
-        let mut table = Some(ObservedFirewall::new(None, profiles, assignments));
+        let mut table = Some(ObservedFirewall::new(FixedRules::Open, profiles, assignments));
         let mut lowest_free_after = |change| {
             ObservedFirewall::obey(&mut table, &change);
             table.as_ref().and_then(|table| table.free_ids().next())
@@ -265,7 +296,7 @@ mod tests {
         let prefix = |text: &str| text.parse::<IpNet>().unwrap();
         let (site, host) = (prefix("10.8.0.0/16"), prefix("10.8.0.2/32"));
         let assignments = BTreeMap::from([(site, ProfileId(1)), (host, ProfileId(2))]);
-        let table = ObservedFirewall::new(None, BTreeMap::new(), assignments);
+        let table = ObservedFirewall::new(FixedRules::Open, BTreeMap::new(), assignments);
         let judged_by = |text: &str| table.judged_by(text.parse().unwrap());
         assert_eq!(judged_by("10.8.0.2"), Some((host, ProfileId(2))));
         assert_eq!(judged_by("10.8.0.3"), Some((site, ProfileId(1))));
