@@ -17,7 +17,7 @@ pub trait Firewall {
     ) -> Result<Option<ObservedFirewall>, Self::Error>;
 
     /// Whether our table is certainly as it was last read or written by this value: nobody else has
-    /// changed any ruleset since.
+    /// changed it since.
     ///
     /// # Errors
     /// When the kernel does not answer.

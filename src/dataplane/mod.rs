@@ -63,7 +63,7 @@ pub struct Reading {
 pub struct Glance {
     pub interface: Option<ObservedInterface>,
     pub routes: BTreeSet<IpNet>,
-    /// Nobody else has changed any ruleset since our table was last read or written.
+    /// Nobody else has changed our table since it was last read or written.
     pub firewall_is_current: bool,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A gateway with so many peers that reading them all at every beat would cost too much reads them
 //! less often. A beat in between rests on three things: everything but the peers and the firewall's
-//! contents is read back and is as it was; nobody else has changed any ruleset since our table was
-//! read or written; and since the last complete reading the peers were changed only by writes of
+//! contents is read back and is as it was; nobody else has changed our table since it was read or
+//! written; and since the last complete reading the peers were changed only by writes of
 //! ours that the kernel acknowledged, as far as it tells.
 
 use super::Machine;

@@ -1,6 +1,7 @@
 //! Reads everything that stands in our table.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use super::attr::{self, Attr, Attrs, find_be32, find_be64, find_text};
 use super::element::Element;
@@ -39,14 +40,25 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Reads the table at one generation of the ruleset; `None`: there is no such table.
-pub fn dump(socket: &mut NftSocket) -> Result<(Option<Dump>, u32), NftError> {
+/// Reads what all is of one generation of the ruleset, and says which: as often as it takes, but
+/// not for long, since whoever waits for it does nothing else.
+pub fn settled<T>(
+    socket: &mut NftSocket,
+    mut read: impl FnMut(&mut NftSocket) -> Result<T, NftError>,
+) -> Result<(T, u32), NftError> {
     const ATTEMPTS: usize = 16;
-    for _ in 0..ATTEMPTS {
+    const AT_LEAST: usize = 3;
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let begun = Instant::now();
+    for attempt in 1..=ATTEMPTS {
         let generation = socket.generation()?;
-        let dump = dump_once(socket)?;
-        if socket.generation()? == generation {
-            return Ok((dump, generation));
+        match read(socket) {
+            Ok(found) if socket.generation()? == generation => return Ok((found, generation)),
+            Ok(_) | Err(NftError::Changed) => {}
+            Err(error) => return Err(error),
+        }
+        if attempt >= AT_LEAST && begun.elapsed() > PATIENCE {
+            return Err(NftError::Unstable { attempts: attempt });
         }
     }
     Err(NftError::Unstable { attempts: ATTEMPTS })
@@ -130,7 +142,8 @@ fn expressions(body: &[u8]) -> &[u8] {
     attr::find(body, rule::EXPRESSIONS).unwrap_or_default()
 }
 
-fn dump_once(socket: &mut NftSocket) -> Result<Option<Dump>, NftError> {
+/// The table; `None`: there is none.
+pub fn dump(socket: &mut NftSocket) -> Result<Option<Dump>, NftError> {
     let Some(found) = socket.get(msg::GETTABLE, &[Attr::text(table::NAME, TABLE)])? else {
         return Ok(None);
     };
@@ -165,20 +178,43 @@ fn dump_once(socket: &mut NftSocket) -> Result<Option<Dump>, NftError> {
     Ok(Some(dump))
 }
 
-/// A set's elements; `None`: some are such as we would not write.
+/// A set's elements, ascending; `None`: some are such as we would not write.
+///
+/// The kernel goes through a hash table for each part of the dump from the start again. When it
+/// re-orders a table between two parts, as it does while that grows or shrinks, some elements come
+/// twice and others never, and nothing else tells of it.
 fn read_elements(socket: &mut NftSocket, set: &Set) -> Result<Option<Vec<Element>>, NftError> {
+    const ATTEMPTS: usize = 8;
     if matches!(set, Set::DenyLog(_)) {
         return Ok(Some(vec![])); // filled by packets, not by us
     }
-    let found = socket.dump(
-        msg::GETSETELEM,
-        &elements_of(set),
-        |found: &mut Vec<Option<Element>>, body| {
-            let list = attr::find(body, elem::LIST_ELEMENTS).unwrap_or_default();
-            found.extend(Attrs(list).map(|(_, dumped)| Element::decode(set, dumped)));
-        },
-    )?;
-    Ok(found.into_iter().collect())
+    for _ in 0..ATTEMPTS {
+        let found = socket.dump(
+            msg::GETSETELEM,
+            &elements_of(set),
+            |found: &mut Vec<Option<Element>>, body| {
+                let list = attr::find(body, elem::LIST_ELEMENTS).unwrap_or_default();
+                found.extend(Attrs(list).map(|(_, dumped)| Element::decode(set, dumped)));
+            },
+        )?;
+        let Some(mut found) = found.into_iter().collect::<Option<Vec<Element>>>() else {
+            return Ok(None);
+        };
+        found.sort_unstable();
+        if !twice(&found) {
+            return Ok(Some(found));
+        }
+    }
+    Err(NftError::Changed)
+}
+
+/// Whether a key comes twice in ascending elements.
+fn twice(elements: &[Element]) -> bool {
+    elements.windows(2).any(|pair| match pair {
+        [Element::Profile(one, _), Element::Profile(other, _)] => one == other,
+        [one, other] => one == other,
+        _ => false,
+    })
 }
 
 fn elements_of(set: &Set) -> [Attr; 2] {
@@ -209,5 +245,19 @@ impl Dump {
             Some(set) => _ = self.sets.insert(set, vec![]),
             None => self.strange_sets.push(name.to_owned()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_comes_twice_is_seen() {
+        let at = |text: &str, id| Element::Profile(text.parse().unwrap(), ProfileId(id));
+        assert!(!twice(&[]));
+        assert!(!twice(&[at("10.0.0.1", 1), at("10.0.0.2", 1), at("fd00::1", 1)]));
+        assert!(twice(&[at("10.0.0.1", 1), at("10.0.0.2", 1), at("10.0.0.2", 2)]));
+        assert!(twice(&[Element::Member(ProfileId(7)), Element::Member(ProfileId(7))]));
     }
 }

@@ -50,6 +50,9 @@ pub enum NftError {
     #[error("the chain of profile {} is not as gatepost writes it; load the table anew", .0.0)]
     EditedProfile(ProfileId),
 
+    #[error("the ruleset changed while it was read; read it again")]
+    Changed,
+
     #[error(
         "other programs changed the ruleset during each of {attempts} attempts; find them with \
          `nft monitor`"

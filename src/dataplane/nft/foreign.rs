@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::attr::{Attr, Attrs, find, find_be32, find_in, find_text};
+use super::dump::settled;
 use super::error::NftError;
 use super::socket::NftSocket;
 use super::sys::{
@@ -73,7 +74,15 @@ pub fn foreign_drops(
     interface: &InterfaceName,
     listen_port: Option<u16>,
 ) -> Result<Vec<ForeignDrop>, NftError> {
-    let mut reader = Reader { socket: NftSocket::open()? };
+    let read = |socket: &mut NftSocket| read(&mut Reader { socket }, interface, listen_port);
+    Ok(settled(&mut NftSocket::open()?, read)?.0)
+}
+
+fn read(
+    reader: &mut Reader<'_>,
+    interface: &InterfaceName,
+    listen_port: Option<u16>,
+) -> Result<Vec<ForeignDrop>, NftError> {
     let mut found = Vec::new();
     for (number, family) in FAMILIES {
         let chains = reader.chains(number)?;
@@ -190,11 +199,11 @@ impl Chain {
     }
 }
 
-struct Reader {
-    socket: NftSocket,
+struct Reader<'a> {
+    socket: &'a mut NftSocket,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn chains(&mut self, family: u8) -> Result<Vec<Chain>, NftError> {
         self.socket.dump_of(family, msg::GETCHAIN, &[], |chains: &mut Vec<_>, body| {
             chains.extend(Chain::read(body));

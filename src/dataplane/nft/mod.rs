@@ -40,6 +40,7 @@ use socket::NftSocket;
 pub use dump::Counter;
 pub use error::NftError;
 pub use foreign::{ForeignDrop, Hook, Manager, foreign_drops};
+use monitor::NftWatch;
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
 pub use table::TABLE;
@@ -60,8 +61,9 @@ pub struct ProfileCounters {
 /// 100,000.
 pub struct Nft {
     socket: NftSocket,
-    /// The generation at which the table was as our last reading or change left it. `None`: others
-    /// changed a ruleset since, perhaps our table.
+    watch: NftWatch,
+    /// The generation at which the table was as our last reading or change left it. It follows
+    /// what others change elsewhere. `None`: they changed our table, or more than was heard of.
     known: Option<u32>,
     /// What the last reading found, until we change anything: a proof rests on what was read, not
     /// on what we remember to have written.
@@ -75,7 +77,9 @@ impl Nft {
     /// # Errors
     /// The kernel has no nf_tables, or the capability is missing.
     pub fn open() -> Result<Self, NftError> {
-        Ok(Self { socket: NftSocket::open()?, known: None, reading: None, difference: None })
+        let socket = NftSocket::open()?;
+        let watch = NftWatch::open(socket.port())?;
+        Ok(Self { socket, watch, known: None, reading: None, difference: None })
     }
 
     /// The netlink port that our changes come from.
@@ -94,8 +98,8 @@ impl Nft {
 
     /// Reads our table back; `None`: there is none. All of it is of one generation.
     ///
-    /// While nobody, we included, has changed any ruleset since the last reading, that one is
-    /// given again: it takes microseconds, where 100,000 peers take half a second to read.
+    /// While nobody, we included, has changed our table since the last reading, that one is given
+    /// again: it takes microseconds, where 100,000 peers take half a second to read.
     ///
     /// # Errors
     /// [`NftError::Unstable`] if others never leave the ruleset alone for long enough.
@@ -105,7 +109,7 @@ impl Nft {
         {
             return Ok(reading);
         }
-        let (dump, generation) = dump::dump(&mut self.socket)?;
+        let (dump, generation) = dump::settled(&mut self.socket, dump::dump)?;
         self.known = Some(generation);
         let observation = dump.as_ref().map(Observation::of);
         self.difference = observation.as_ref().and_then(|found| found.difference.clone());
@@ -134,7 +138,8 @@ impl Nft {
     ) -> Result<(), NftError> {
         let mut handles = Handles::new();
         for id in change::rewritten(change, observed) {
-            handles.insert(id, dump::handles(&mut self.socket, id)?);
+            let (found, _) = dump::settled(&mut self.socket, |socket| dump::handles(socket, id))?;
+            handles.insert(id, found);
         }
         self.commit(|batch| change::write(batch, change, observed, &handles))
     }
@@ -148,12 +153,14 @@ impl Nft {
     }
 
     /// Whether the table is certainly as our last reading or change left it: nobody else has
-    /// changed any ruleset since. `false` is only a reason to look.
+    /// changed it since. `false` is only a reason to look.
     ///
     /// # Errors
     /// The kernel did not answer.
     pub fn is_current(&mut self) -> Result<bool, NftError> {
-        Ok(self.known.is_some() && self.known == Some(self.socket.generation()?))
+        let generation = self.socket.generation()?;
+        self.follow()?;
+        Ok(self.known == Some(generation))
     }
 
     /// What every profile's peers were allowed and denied.
@@ -161,7 +168,7 @@ impl Nft {
     /// # Errors
     /// As [`observe`](Self::observe).
     pub fn read_counters(&mut self) -> Result<BTreeMap<ProfileId, ProfileCounters>, NftError> {
-        let (profiles, blocks) = dump::judges(&mut self.socket)?;
+        let (profiles, blocks) = dump::settled(&mut self.socket, dump::judges)?.0;
         let mut all = BTreeMap::new();
         for id in profiles {
             if let Some(counters) = self.read_counters_of(id)? {
@@ -169,8 +176,11 @@ impl Nft {
             }
         }
         for block in blocks {
-            let judged = dump::members(&mut self.socket, &Set::Judged(block))?;
-            let denied = dump::members(&mut self.socket, &Set::Denied(block))?;
+            let [judged, denied] = [Set::Judged(block), Set::Denied(block)];
+            let read = |socket: &mut NftSocket| {
+                Ok((dump::members(socket, &judged)?, dump::members(socket, &denied)?))
+            };
+            let ((judged, denied), _) = dump::settled(&mut self.socket, read)?;
             all.extend(judged.iter().filter_map(|(id, judged)| {
                 Some((*id, ProfileCounters::of(*judged, *denied.get(id)?)))
             }));
@@ -184,7 +194,8 @@ impl Nft {
     /// As [`observe`](Self::observe).
     pub fn read_counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError> {
         // A chain's first rule counts everything, its last one what is denied.
-        if let [judged, denied] = dump::counters(&mut self.socket, id)?[..] {
+        let (counters, _) = dump::settled(&mut self.socket, |socket| dump::counters(socket, id))?;
+        if let [judged, denied] = counters[..] {
             return Ok(Some(ProfileCounters::of(judged, denied)));
         }
         let block = Block::of(id);
@@ -216,6 +227,7 @@ impl Nft {
         // Before the change: a reading that is still shared would have to be copied to follow it.
         self.reading = None;
         for _ in 0..ATTEMPTS {
+            self.follow()?;
             let expected = self.known;
             let mut batch = Batch::new(expected);
             fill(&mut batch)?;
@@ -224,16 +236,17 @@ impl Nft {
             }
             match self.socket.commit(&batch.finish()) {
                 Ok(()) => {
-                    let ours = expected.map(next_generation);
-                    self.known = ours.filter(|ours| self.socket.generation().ok() == Some(*ours));
+                    self.known = expected.map(next_generation);
                     return Ok(());
                 }
                 // Somebody changed a ruleset since we last looked. Whether it was ours or not, the
-                // change is sound or the kernel refuses it; but we no longer know the table.
+                // change is sound or the kernel refuses it; but where we did not hear that it was
+                // elsewhere, we no longer know the table.
                 Err(NftError::Refused { source, .. })
                     if is(&source, libc::ERESTART) && expected.is_some() =>
                 {
-                    self.known = None;
+                    self.follow()?;
+                    self.known = self.known.filter(|known| Some(*known) != expected);
                 }
                 Err(NftError::Refused { source, .. })
                     if [libc::ERESTART, libc::EINTR, libc::EAGAIN]
@@ -243,6 +256,21 @@ impl Nft {
             }
         }
         Err(NftError::Unstable { attempts: ATTEMPTS })
+    }
+
+    /// Lets the known generation follow the changes of others that touched nothing of ours.
+    fn follow(&mut self) -> Result<(), NftError> {
+        for event in self.watch.heard()? {
+            self.known = self.known.and_then(|known| match event {
+                NftEvent::Lost => None,
+                NftEvent::Foreign(change) if !is_after(change.generation, known) => Some(known),
+                NftEvent::Foreign(change) => {
+                    let next = change.generation == next_generation(known);
+                    (next && !change.touched_ours).then_some(change.generation)
+                }
+            });
+        }
+        Ok(())
     }
 }
 
@@ -263,4 +291,8 @@ fn is(error: &io::Error, errno: i32) -> bool {
 /// Each commit raises the generation by one and leaves 0 out (`nf_tables_commit`).
 fn next_generation(generation: u32) -> u32 {
     generation.wrapping_add(1).max(1)
+}
+
+fn is_after(generation: u32, known: u32) -> bool {
+    (1..=u32::MAX / 2).contains(&generation.wrapping_sub(known))
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 
-use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, TokioSocket};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -41,9 +41,7 @@ pub struct ForeignChange {
 /// A listening socket. It must be read steadily; what it says is only a reason to look again.
 pub struct NftMonitor {
     socket: TokioSocket,
-    own_port: u32,
-    touched_ours: bool,
-    heard: VecDeque<NftEvent>,
+    ear: Ear,
     buffer: Vec<u8>,
 }
 
@@ -55,21 +53,13 @@ impl NftMonitor {
     /// # Errors
     /// No socket could be had.
     pub fn open(own_port: u32) -> Result<Self, NftError> {
-        const QUEUE_BYTES: usize = 16 << 20;
         let listen = || -> io::Result<TokioSocket> {
             let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
-            socket.socket_mut().bind_auto()?;
-            setsockopt(socket.socket_ref(), sockopt::RcvBufForce, &QUEUE_BYTES)?;
-            socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
+            join(socket.socket_mut())?;
             Ok(socket)
         };
-        Ok(Self {
-            socket: listen().map_err(NftError::Open)?,
-            own_port,
-            touched_ours: false,
-            heard: VecDeque::new(),
-            buffer: Vec::with_capacity(64 * 1024),
-        })
+        let socket = listen().map_err(NftError::Open)?;
+        Ok(Self { socket, ear: Ear::new(own_port), buffer: Vec::with_capacity(BUFFER_BYTES) })
     }
 
     /// Waits for the next event. Safe to drop and call again: no event is lost by that.
@@ -78,42 +68,97 @@ impl NftMonitor {
     /// The socket failed; open another monitor and look at everything again.
     pub async fn next(&mut self) -> Result<NftEvent, NftError> {
         loop {
-            if let Some(event) = self.heard.pop_front() {
+            if let Some(event) = self.ear.heard.pop_front() {
                 return Ok(event);
             }
             self.buffer.clear();
-            match self.socket.recv(&mut self.buffer).await {
-                Ok(()) => {
-                    for message in Messages(&self.buffer) {
-                        hear(&message, self.own_port, &mut self.touched_ours, &mut self.heard);
-                    }
+            let received = self.socket.recv(&mut self.buffer).await;
+            self.ear.take(received, &self.buffer)?;
+        }
+    }
+}
+
+/// The same without a runtime: asked now and then for what was heard meanwhile.
+pub struct NftWatch {
+    socket: Socket,
+    ear: Ear,
+    buffer: Vec<u8>,
+}
+
+impl NftWatch {
+    pub fn open(own_port: u32) -> Result<Self, NftError> {
+        let listen = || -> io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            join(&mut socket)?;
+            Ok(socket)
+        };
+        let socket = listen().map_err(NftError::Open)?;
+        Ok(Self { socket, ear: Ear::new(own_port), buffer: Vec::with_capacity(BUFFER_BYTES) })
+    }
+
+    /// What was heard since this was last asked.
+    pub fn heard(&mut self) -> Result<VecDeque<NftEvent>, NftError> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(std::mem::take(&mut self.ear.heard));
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    self.touched_ours = false;
-                    self.heard.push_back(NftEvent::Lost);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(NftError::Receive(error)),
+                received => self.ear.take(received.map(drop), &self.buffer)?,
             }
         }
     }
 }
 
-/// A transaction's objects come first, then the generation it made, with the process.
-fn hear(message: &Message, own_port: u32, touched_ours: &mut bool, heard: &mut VecDeque<NftEvent>) {
-    if message.kind >> 8 != NFNL_SUBSYS_NFTABLES || message.port == own_port {
-        return;
+const BUFFER_BYTES: usize = 64 * 1024;
+
+fn join(socket: &mut Socket) -> io::Result<()> {
+    const QUEUE_BYTES: usize = 16 << 20;
+    socket.bind_auto()?;
+    setsockopt(&*socket, sockopt::RcvBufForce, &QUEUE_BYTES)?;
+    socket.add_membership(NFNLGRP_NFTABLES)
+}
+
+/// Makes events of messages.
+struct Ear {
+    own_port: u32,
+    touched_ours: bool,
+    heard: VecDeque<NftEvent>,
+}
+
+impl Ear {
+    const fn new(own_port: u32) -> Self {
+        Self { own_port, touched_ours: false, heard: VecDeque::new() }
     }
-    if message.object() != msg::NEWGEN {
-        let ours = message.family() == NFPROTO_INET
-            && find_text(message.body, OBJECT_TABLE) == Some(TABLE);
-        *touched_ours |= ours;
-        return;
+
+    fn take(&mut self, received: io::Result<()>, buffer: &[u8]) -> Result<(), NftError> {
+        match received {
+            Ok(()) => Messages(buffer).for_each(|message| self.hear(&message)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                self.touched_ours = false;
+                self.heard.push_back(NftEvent::Lost);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(NftError::Receive(error)),
+        }
+        Ok(())
     }
-    heard.push_back(NftEvent::Foreign(ForeignChange {
-        generation: find_be32(message.body, generation::ID).unwrap_or_default(),
-        pid: find_be32(message.body, generation::PROC_PID).unwrap_or_default(),
-        process: find_text(message.body, generation::PROC_NAME).unwrap_or_default().to_owned(),
-        touched_ours: std::mem::take(touched_ours),
-    }));
+
+    /// A transaction's objects come first, then the generation it made, with the process.
+    fn hear(&mut self, message: &Message) {
+        if message.kind >> 8 != NFNL_SUBSYS_NFTABLES || message.port == self.own_port {
+            return;
+        }
+        if message.object() != msg::NEWGEN {
+            self.touched_ours |= message.family() == NFPROTO_INET
+                && find_text(message.body, OBJECT_TABLE) == Some(TABLE);
+            return;
+        }
+        self.heard.push_back(NftEvent::Foreign(ForeignChange {
+            generation: find_be32(message.body, generation::ID).unwrap_or_default(),
+            pid: find_be32(message.body, generation::PROC_PID).unwrap_or_default(),
+            process: find_text(message.body, generation::PROC_NAME).unwrap_or_default().to_owned(),
+            touched_ours: std::mem::take(&mut self.touched_ours),
+        }));
+    }
 }

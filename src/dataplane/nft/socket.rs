@@ -16,7 +16,6 @@ use super::sys::{
 
 /// The kernel fills at most 32 KiB of a dump at a time.
 const RECEIVE_BYTES: usize = 64 * 1024;
-const DUMP_ATTEMPTS: usize = 32;
 
 /// A message's header is `struct nlmsghdr` and `struct nfgenmsg`.
 const NETLINK_HEADER: usize = 16;
@@ -93,10 +92,11 @@ impl NftSocket {
         }
     }
 
-    /// Dumps objects of one kind. `take` gets each one's attributes; when the ruleset changes
-    /// under the dump, all starts again with a new `T`.
+    /// Dumps objects of one kind. `take` gets each one's attributes.
     ///
-    /// A set, chain or table that is not there has nothing to dump.
+    /// A set, chain or table that is not there has nothing to dump. When the ruleset changes under
+    /// the dump it is [`NftError::Changed`]: whoever reads several things at one generation must
+    /// begin with all of them again.
     pub fn dump<T: Default>(
         &mut self,
         kind: u8,
@@ -114,34 +114,22 @@ impl NftSocket {
         attrs: &[Attr],
         mut take: impl FnMut(&mut T, &[u8]),
     ) -> Result<T, NftError> {
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut found = T::default();
-            if self.dump_once(family, kind, attrs, |body| take(&mut found, body))? {
-                return Ok(found);
-            }
-        }
-        Err(NftError::Unstable { attempts: DUMP_ATTEMPTS })
-    }
-
-    /// `false`: the ruleset changed meanwhile, and what was taken may lack something.
-    fn dump_once(
-        &mut self,
-        family: u8,
-        kind: u8,
-        attrs: &[Attr],
-        mut take: impl FnMut(&[u8]),
-    ) -> Result<bool, NftError> {
         let sequence = self.request(family, kind, NLM_F_DUMP, attrs)?;
+        let mut found = T::default();
         let mut whole = true;
         loop {
             self.receive(0).map_err(NftError::Receive)?;
             for message in Messages(&self.buffer).filter(|found| found.sequence == sequence) {
                 whole &= message.flags & NLM_F_DUMP_INTR == 0;
-                match message.kind {
-                    NLMSG_DONE => return Ok(whole),
-                    NLMSG_ERROR => return ended(message.error()),
-                    _ => take(message.body),
+                if message.kind != NLMSG_DONE && message.kind != NLMSG_ERROR {
+                    take(&mut found, message.body);
+                    continue;
                 }
+                return match message.end_of_dump() {
+                    Ok(()) if whole => Ok(found),
+                    Ok(()) => Err(NftError::Changed),
+                    Err(error) => Err(error),
+                };
             }
         }
     }
@@ -198,16 +186,6 @@ impl NftSocket {
     }
 }
 
-/// What an error in place of an object means: `true` is the end of a dump that finds nothing,
-/// `false` that it must start again.
-fn ended(errno: i32) -> Result<bool, NftError> {
-    match errno {
-        0 | libc::ENOENT => Ok(true),
-        libc::EINTR | libc::EAGAIN => Ok(false),
-        errno => Err(NftError::Receive(io::Error::from_raw_os_error(errno))),
-    }
-}
-
 /// One netlink message.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
@@ -230,6 +208,17 @@ impl Message<'_> {
     /// `NFPROTO_*`; meaningless in an error.
     pub fn family(&self) -> u8 {
         self.head.first().copied().unwrap_or_default()
+    }
+
+    /// Whether a dump that ends with this message gave everything. One of what is not there is
+    /// refused at once, and gave all there is; one of what goes away meanwhile fails at its end.
+    fn end_of_dump(&self) -> Result<(), NftError> {
+        match (self.kind, self.error()) {
+            (NLMSG_DONE, _) if self.head.is_empty() => Ok(()), // kernels before 4.6
+            (_, 0) | (NLMSG_ERROR, libc::ENOENT) => Ok(()),
+            (_, libc::ENOENT | libc::EINTR | libc::EAGAIN) => Err(NftError::Changed),
+            (_, errno) => Err(NftError::Receive(io::Error::from_raw_os_error(errno))),
+        }
     }
 
     /// An error's number, positive; 0: an acknowledgement.
@@ -269,6 +258,20 @@ impl<'a> Iterator for Messages<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dump_that_fails_at_its_end_is_not_whole() {
+        let end = |kind, errno: i32| {
+            let head = (-errno).to_ne_bytes();
+            Message { kind, flags: 0, sequence: 1, port: 0, body: &[], head: &head }.end_of_dump()
+        };
+        assert!(end(NLMSG_DONE, 0).is_ok() && end(NLMSG_ERROR, libc::ENOENT).is_ok());
+        for errno in [libc::ENOENT, libc::EINTR, libc::EAGAIN] {
+            assert!(matches!(end(NLMSG_DONE, errno), Err(NftError::Changed)), "{errno}");
+        }
+        assert!(matches!(end(NLMSG_DONE, libc::ENOMEM), Err(NftError::Receive(_))));
+        assert!(matches!(end(NLMSG_ERROR, libc::EPERM), Err(NftError::Receive(_))));
+    }
 
     #[test]
     fn messages_are_read_until_one_is_cut() {
