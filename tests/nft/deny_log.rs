@@ -22,6 +22,8 @@ const ALICE: ProfileId = ProfileId(1);
 const FLOOD: u32 = 1_000;
 /// The rule's burst, and one more in case a tenth of a minute goes by.
 const AT_MOST: u32 = 6;
+/// What comes in elsewhere has one burst for all, and a few more where time goes by.
+const OUTSIDE_AT_MOST: u32 = 30;
 
 /// Who was denied what, by the packet's own header.
 type Denied = (IpAddr, IpAddr);
@@ -122,6 +124,32 @@ fn send(from: &Netns, to: &str, times: u32) {
 
 fn denied(peer: &str, destination: &str) -> Denied {
     (peer.parse().unwrap(), destination.parse().unwrap())
+}
+
+#[test]
+fn whoever_forges_sources_from_outside_takes_no_place_from_peers() {
+    let profiles = [(ALICE, profile(&[], &[]))].into();
+    let assignments = [("10.64.0.2/32".parse().unwrap(), ALICE)];
+    let mut network = Network::new();
+    network.nft.apply(&load(&base(), &(profiles, assignments.into())), None).unwrap();
+    let log = Log::open();
+    let forged: Vec<String> = (1..=60).map(|host| format!("172.16.1.1{host:02}")).collect();
+    let add = |address: &String| format!("ip address add {address}/24 dev lan0;");
+    network.lan.run(&forged.iter().map(add).collect::<String>());
+    within(&network.lan, || {
+        for source in &forged {
+            let socket = UdpSocket::bind((source.as_str(), 0)).unwrap();
+            for _ in 0..3 {
+                socket.send_to(b"?", "10.64.0.2:80").unwrap();
+            }
+        }
+    });
+    send(&network.alice, LAN4, 1);
+    let told = log.read_until(denied("10.64.0.2", LAN4));
+    let flood: u32 = told.values().sum();
+    assert!(flood <= 1 + OUTSIDE_AT_MOST, "{flood} messages of 180 packets");
+    let counted = network.gateway.run("nft list set inet gatepost denied4");
+    assert!(counted.contains("10.64.0.2") && !counted.contains("172.16.1."), "{counted}");
 }
 
 #[test]

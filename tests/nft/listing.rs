@@ -31,8 +31,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         true => (
             "set denied4 { type ipv4_addr; size 65536; flags dynamic,timeout; timeout 1m; }
              set denied6 { type ipv6_addr; size 65536; flags dynamic,timeout; timeout 1m; }",
-            r#"update @denied4 { ip saddr limit rate 6/minute burst 5 packets } log prefix "gatepost-deny " group 5 snaplen 80
-               update @denied6 { ip6 saddr limit rate 6/minute burst 5 packets } log prefix "gatepost-deny " group 5 snaplen 80"#,
+            r#"iifname wg0 update @denied4 { ip saddr limit rate 6/minute burst 5 packets } limit rate 20/second burst 100 packets log prefix "gatepost-deny " group 5 snaplen 80
+               iifname wg0 update @denied6 { ip6 saddr limit rate 6/minute burst 5 packets } limit rate 20/second burst 100 packets log prefix "gatepost-deny " group 5 snaplen 80
+               iifname != wg0 limit rate 1/second burst 20 packets log prefix "gatepost-deny " group 5 snaplen 80"#,
         ),
         false => ("", ""),
     };
@@ -68,6 +69,10 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         chain dns {{
             meta l4proto tcp ct original proto-dst 53 accept
             meta l4proto udp ct original proto-dst 53 accept
+            meta l4proto icmp ct protocol tcp ct original proto-dst 53 accept
+            meta l4proto icmp ct protocol udp ct original proto-dst 53 accept
+            meta l4proto ipv6-icmp ct protocol tcp ct original proto-dst 53 accept
+            meta l4proto ipv6-icmp ct protocol udp ct original proto-dst 53 accept
         }}
         {more}
         {peers}
@@ -246,8 +251,12 @@ fn peers_and_profiles_are_what_nft_makes_of_the_text() {
             meta priority . ct reply ip6 saddr @b_1_6_128 meta priority set none accept
             meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
             meta l4proto udp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
+            meta l4proto icmp ct protocol tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
+            meta l4proto icmp ct protocol udp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
             meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
             meta l4proto udp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
+            meta l4proto ipv6-icmp ct protocol tcp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
+            meta l4proto ipv6-icmp ct protocol udp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
             meta priority @b_1_deny
             goto deny
          }}",

@@ -182,6 +182,22 @@ pub fn asks(from: &Netns, to: &str, port: u16) -> bool {
     })
 }
 
+/// Whether the host there says that nobody has the port.
+pub fn is_refused(from: &Netns, to: &str, port: u16) -> bool {
+    let to = SocketAddr::new(to.parse().unwrap(), port);
+    within(from, || {
+        let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect(to).unwrap();
+        // Another try for an error that was late, or one too many in that second.
+        (0..3).any(|_| {
+            let answer = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 64]));
+            answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        })
+    })
+}
+
 pub fn pings(from: &Netns, to: &str) -> bool {
     from.succeeds(&format!("ping -n -c 1 -W 1 {to}"))
 }

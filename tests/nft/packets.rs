@@ -8,7 +8,8 @@ use gatepost::dataplane::nft::Nft;
 use gatepost::model::{FirewallBase, FirewallChange, Masquerade, Profile, ProfileId};
 
 use super::network::{
-    GATEWAY4, GATEWAY6, LAN4, LAN6, Network, PUBLIC4, PUBLIC6, Stream, asks, connect, pings, serve,
+    GATEWAY4, GATEWAY6, LAN4, LAN6, Network, PUBLIC4, PUBLIC6, Stream, asks, connect, is_refused,
+    pings, serve,
 };
 use super::table::{World, base, load, many, profile};
 
@@ -103,6 +104,21 @@ fn a_large_profile_is_judged_like_a_small_one() {
     for (allowed, denied) in [(LAN4, PUBLIC4), (LAN6, PUBLIC6)] {
         assert!(connect(&network.alice, allowed, 80).is_ok());
         assert!(connect(&network.alice, denied, 80).is_err());
+    }
+}
+
+#[test]
+fn an_error_about_a_question_to_a_dns_server_comes_back() {
+    let servers = || profile(&[], &[LAN4, LAN6]);
+    // A chain of its own, and one of a block.
+    for ids in [[1, 2], [1_025, 1_026]] {
+        let network = network(&base(), &numbered(ids, servers(), nothing()));
+        for server in [LAN4, LAN6] {
+            let refused = is_refused(&network.alice, server, 53);
+            assert!(refused, "nobody answers at {server}, and {ids:?} are not told");
+            assert!(!is_refused(&network.alice, server, 80));
+            assert!(!is_refused(&network.bob, server, 53));
+        }
     }
 }
 

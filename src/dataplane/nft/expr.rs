@@ -29,6 +29,7 @@ pub enum Meta {
 pub enum Ct {
     State = 0,
     Direction = 1,
+    Protocol = 10,
     ProtoDst = 12,
     SrcIp = 19,
     SrcIp6 = 21,

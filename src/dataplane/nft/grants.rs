@@ -13,7 +13,7 @@
 //!   meta priority . ct reply ip saddr & 255.255.255.0 @b_1_4_24 meta priority set none accept
 //!   meta priority . ct reply ip saddr @b_1_4_32 meta priority set none accept    # and IPv6
 //!   meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4
-//!     meta priority set none accept                             # and UDP
+//!     meta priority set none accept                             # UDP, ICMP errors about both
 //!   meta priority @b_1_deny                                     # counts what is denied
 //!   goto deny
 //! }
@@ -33,7 +33,7 @@ use super::expr::{
     Ct, Direction, Expr, Meta, Rule, Verdict, ct_tuple_second, is_rule, load, lookup, mask_second,
     meta, meta_set, verdict,
 };
-use super::rules::{DENY, TCP, UDP, dns_port, netmask};
+use super::rules::{DENY, dns_flows, netmask};
 use super::set::{Family, Set};
 use super::sys::msg;
 use super::table::plain_chain;
@@ -161,7 +161,8 @@ fn rules(set: &Set) -> Vec<Rule> {
         }
         Set::Servers(_, family) => {
             let pair = [meta(Meta::Priority), destination(family), asked];
-            [TCP, UDP].map(|l4proto| [&dns_port(l4proto), &pair[..], &passed].concat()).into()
+            let ask = |questions: Rule| [&questions, &pair[..], &passed].concat();
+            dns_flows(&[family]).into_iter().map(ask).collect()
         }
         Set::Denied(_) => {
             vec![vec![meta(Meta::Priority), asked], vec![verdict(&Verdict::Goto(DENY))]]

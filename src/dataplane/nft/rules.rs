@@ -24,8 +24,8 @@ pub const POSTROUTING: &str = "postrouting";
 pub const DENY_LOG_GROUP: u16 = 5;
 pub const DENY_LOG_PREFIX: &str = "gatepost-deny ";
 
-pub const TCP: u8 = 6;
-pub const UDP: u8 = 17;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
@@ -65,12 +65,10 @@ pub fn inbound(base: &FirewallBase) -> Vec<Rule> {
 }
 
 pub fn input(base: &FirewallBase) -> Vec<Rule> {
-    const ICMP: u8 = 1;
-    const ICMPV6: u8 = 58;
     vec![
         [iif(Cmp::Neq, base), vec![verdict(&Verdict::Accept)]].concat(),
-        ping(NFPROTO_IPV4, ICMP, 8),
-        ping(NFPROTO_IPV6, ICMPV6, 128),
+        ping(NFPROTO_IPV4, icmp(Family::V4), 8),
+        ping(NFPROTO_IPV6, icmp(Family::V6), 128),
         drop_invalid(),
         [direction(Direction::Reply), vec![verdict(&Verdict::Accept)]].concat(),
         goto(JUDGE),
@@ -96,26 +94,42 @@ pub fn judge() -> Vec<Rule> {
     ]
 }
 
-pub fn dns(l4proto: u8) -> Rule {
-    [dns_port(l4proto), vec![verdict(&Verdict::Accept)]].concat()
+pub fn dns() -> Vec<Rule> {
+    let accept = |questions: Rule| [questions, vec![verdict(&Verdict::Accept)]].concat();
+    dns_flows(&Family::BOTH).into_iter().map(accept).collect()
 }
 
-/// Flows to the port of DNS.
-pub fn dns_port(l4proto: u8) -> Rule {
+/// Flows to the port of DNS, with the errors about them: such a packet is ICMP itself, and comes
+/// under the flow that it is about.
+pub fn dns_flows(families: &[Family]) -> Vec<Rule> {
     const PORT: u16 = 53;
-    vec![
-        meta(Meta::L4Proto),
-        cmp(Cmp::Eq, &[l4proto]),
-        ct_tuple(Direction::Original, Ct::ProtoDst),
-        cmp(Cmp::Eq, &PORT.to_be_bytes()),
-    ]
+    let to_port =
+        || vec![ct_tuple(Direction::Original, Ct::ProtoDst), cmp(Cmp::Eq, &PORT.to_be_bytes())];
+    let packet = |l4proto| vec![meta(Meta::L4Proto), cmp(Cmp::Eq, &[l4proto])];
+    let flow = |l4proto| vec![ct(Ct::Protocol), cmp(Cmp::Eq, &[l4proto])];
+    let mut rules: Vec<Rule> =
+        [TCP, UDP].map(|l4proto| [packet(l4proto), to_port()].concat()).into();
+    for family in families {
+        let errors =
+            [TCP, UDP].map(|l4proto| [packet(icmp(*family)), flow(l4proto), to_port()].concat());
+        rules.extend(errors);
+    }
+    rules
+}
+
+const fn icmp(family: Family) -> u8 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 58,
+    }
 }
 
 pub fn deny(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = Vec::new();
     if base.deny_log {
-        rules.push(tell(Family::V4, NFPROTO_IPV4, 12));
-        rules.push(tell(Family::V6, NFPROTO_IPV6, 8));
+        rules.push(tell_of_peer(base, Family::V4, NFPROTO_IPV4, 12));
+        rules.push(tell_of_peer(base, Family::V6, NFPROTO_IPV6, 8));
+        rules.push([iif(Cmp::Neq, base), tell(&limit(1, 1, 20))].concat());
     }
     rules.push(vec![counter()]);
     let answer = vec![limit(100, 1, 200), reject_prohibited()];
@@ -189,16 +203,27 @@ fn ping(nfproto: u8, l4proto: u8, echo_request: u8) -> Rule {
     ]
 }
 
-/// Logs a few packets a minute of each source.
-fn tell(family: Family, nfproto: u8, source_offset_bytes: u32) -> Rule {
-    const HEAD_BYTES: u32 = 80;
-    vec![
+/// Logs a few packets a minute of each peer's address. Addresses that come in elsewhere may be
+/// forged, and would fill the set.
+fn tell_of_peer(
+    base: &FirewallBase,
+    family: Family,
+    nfproto: u8,
+    source_offset_bytes: u32,
+) -> Rule {
+    let each = vec![
         meta(Meta::NfProto),
         cmp(Cmp::Eq, &[nfproto]),
         payload(Base::Network, source_offset_bytes, family.address_bytes().into()),
         limit_each(&Set::DenyLog(family).to_string(), &limit(6, 60, 5)),
-        log(DENY_LOG_PREFIX, DENY_LOG_GROUP, HEAD_BYTES),
-    ]
+    ];
+    [iif(Cmp::Eq, base), each, tell(&limit(20, 1, 100))].concat()
+}
+
+/// Logs, but never more than whoever reads can take.
+fn tell(at_most: &Expr) -> Rule {
+    const HEAD_BYTES: u32 = 80;
+    vec![at_most.clone(), log(DENY_LOG_PREFIX, DENY_LOG_GROUP, HEAD_BYTES)]
 }
 
 const INVALID_OR_UNTRACKED: u32 = 0x41;

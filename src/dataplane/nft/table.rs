@@ -37,10 +37,12 @@
 //! chain sites { }                                             # one look-up per prefix length in use
 //! chain dns {
 //!   meta l4proto tcp ct original proto-dst 53 accept          # and UDP
+//!   meta l4proto icmp ct protocol tcp ct original proto-dst 53 accept    # errors; UDP, ICMPv6
 //! }
 //! chain deny {
-//!   update @denied4 { ip saddr limit rate 6/minute } log prefix "gatepost-deny " group 5 snaplen 80
-//!                                                             # deny_log; and IPv6
+//!   iifname w update @denied4 { ip saddr limit rate 6/minute } limit rate 20/second
+//!     burst 100 packets log prefix "gatepost-deny " group 5 snaplen 80       # deny_log; and IPv6
+//!   iifname != w limit rate 1/second burst 20 packets log ...              # deny_log
 //!   counter
 //!   iifname w limit rate 100/second burst 200 packets reject with icmpx admin-prohibited
 //!   drop
@@ -69,7 +71,7 @@
 use super::attr::{Attr, find, find_be32, find_in, find_text};
 use super::element::Element;
 use super::expr::Rule;
-use super::rules::{self, DENY, DNS, FORWARD, INBOUND, INPUT, JUDGE, POSTROUTING, SITES, TCP, UDP};
+use super::rules::{self, DENY, DNS, FORWARD, INBOUND, INPUT, JUDGE, POSTROUTING, SITES};
 use super::set::{Family, Set};
 use super::sys::{chain, table};
 use crate::model::policy::internet;
@@ -114,7 +116,7 @@ impl Fixed {
         }
         let chains = vec![
             plain(DENY, rules::deny(base)),
-            plain(DNS, vec![rules::dns(TCP), rules::dns(UDP)]),
+            plain(DNS, rules::dns()),
             plain(SITES, vec![]),
             plain(JUDGE, rules::judge()),
             plain(INBOUND, rules::inbound(base)),
