@@ -14,6 +14,7 @@ mod device;
 mod flows;
 mod interface;
 mod peers;
+mod refused;
 mod rig;
 mod routes;
 mod tunnel;
@@ -39,6 +40,7 @@ fn tests(backend: Backend) -> Vec<Test> {
     tests.extend(flows::TESTS);
     tests.extend(interface::TESTS);
     tests.extend(peers::TESTS);
+    tests.extend(refused::TESTS);
     tests.extend(routes::TESTS);
     tests.extend(tunnel::TESTS);
     match backend {

@@ -99,6 +99,9 @@ fn every_edit_is_noticed() {
         (format!("nft add set {table} b_1_4_9 '{{ type ipv4_addr; }}'"), "set b_1_4_9"),
         (format!("nft delete element {table} b_1_deny '{{ 0:401 }}'"), "profile 1025"),
         (format!("nft add element {table} b_1_4_8 '{{ 0:402 . 9.0.0.0 }}'"), "profile 1026"),
+        (format!("nft add element {table} site4_16 '{{ 10.1.1.5 : 0:1 }}'"), "set site4_16"),
+        (format!("nft add element {table} b_1_4_8 '{{ 0:401 . 9.0.0.1 }}'"), "set b_1_4_8"),
+        (format!("nft add map {table} site4_32 '{{ type ipv4_addr : classid; }}'"), "set site4_32"),
         (format!("nft flush chain {table} sites"), "chain sites"),
         (format!("nft insert rule {table} sites accept"), "chain sites"),
         (format!("nft add table {table} '{{ flags dormant; }}'"), "flags 0x1"),
@@ -123,6 +126,39 @@ fn every_edit_is_noticed() {
         let read = nft.observe().unwrap().unwrap();
         assert_eq!(nft.difference(), None, "after the repair of {edit}");
         assert_eq!(read, observed(&full(), world()), "after the repair of {edit}");
+    }
+}
+
+#[test]
+fn a_table_that_lets_packets_pass_unjudged_is_told_from_one_that_was_only_edited() {
+    let (netns, mut nft) = loaded();
+    let edits = [
+        ("nft flush table inet gatepost", false),
+        ("nft flush chain inet gatepost forward", false),
+        ("nft flush chain inet gatepost input", false),
+        ("nft flush chain inet gatepost judge", false),
+        ("nft flush chain inet gatepost deny", false),
+        ("nft flush chain inet gatepost inbound", false),
+        ("nft insert rule inet gatepost forward ip saddr 10.64.0.2 accept", false),
+        ("nft insert rule inet gatepost input return", false),
+        ("nft insert rule inet gatepost sites accept", false),
+        ("nft add rule inet gatepost judge meta priority set 0:1", false),
+        ("nft add rule inet gatepost deny accept", false),
+        ("nft add table inet gatepost '{ flags dormant; }'", false),
+        ("nft insert rule inet gatepost forward counter", true),
+        ("nft insert rule inet gatepost input ip saddr 10.64.0.2 log", true),
+        ("nft insert rule inet gatepost deny counter", true),
+        ("nft add chain inet gatepost extra", true),
+        ("nft flush chain inet gatepost postrouting", true),
+        ("nft add element inet gatepost site4_16 '{ 10.1.1.5 : 0:1 }'", true),
+    ];
+    for (edit, guards) in edits {
+        netns.run(edit);
+        let read = nft.observe().unwrap().unwrap();
+        assert_eq!((read.base(), read.guards("wg0")), (None, guards), "{edit}");
+        assert!(!read.guards("wg1"), "{edit}");
+        nft.apply(&load(&full(), &world()), Some(&read)).unwrap();
+        assert!(nft.observe().unwrap().unwrap().guards("wg0"), "after the repair of {edit}");
     }
 }
 
@@ -208,9 +244,22 @@ fn a_foreign_change_elsewhere_does_not_hinder_ours() {
         ..FirewallChange::default()
     };
     nft.apply(&change, read.as_ref()).unwrap();
-    assert!(!nft.is_current().unwrap(), "a change that we did not read is owned up to");
+    assert!(nft.is_current().unwrap(), "the change elsewhere was heard of");
     let read = nft.observe().unwrap().unwrap();
     assert!(!read.assignments().contains_key(&"10.64.0.2/32".parse().unwrap()));
+
+    netns.run(
+        "nft add table ip another && nft add element inet gatepost peer4 '{ 10.64.0.9 : 0:1 }'",
+    );
+    netns.run("nft delete table ip another");
+    let change = FirewallChange {
+        unassign: vec!["10.64.0.3/32".parse().unwrap()],
+        ..FirewallChange::default()
+    };
+    nft.apply(&change, Some(&read)).unwrap();
+    assert!(!nft.is_current().unwrap(), "a change that we did not read is owned up to");
+    let read = nft.observe().unwrap().unwrap();
+    assert!(read.assignments().contains_key(&"10.64.0.9/32".parse().unwrap()));
     assert!(nft.is_current().unwrap());
 }
 
@@ -224,8 +273,17 @@ fn what_nobody_changed_is_not_read_again() {
     };
     assert!(same(&first, &again), "the same reading");
 
-    // Whoever changes what: it is read, and read as it is.
-    netns.run("nft add table inet elsewhere");
+    // Nor when others change what is theirs, however often.
+    for _ in 0..3 {
+        netns.run("nft add table inet elsewhere");
+        netns.run("nft flush table inet elsewhere && nft delete table inet elsewhere");
+        assert!(nft.is_current().unwrap());
+        assert!(same(&first, &nft.observe().unwrap().unwrap()));
+    }
+
+    // Whoever changes ours: it is read, and read as it is.
+    netns.run("nft add element inet gatepost peer4 '{ 10.64.0.77 : 0:1 }'");
+    netns.run("nft delete element inet gatepost peer4 '{ 10.64.0.77 }'");
     let anew = nft.observe().unwrap().unwrap();
     assert!(!same(&first, &anew) && first == anew);
     let gone = "10.64.0.2/32".parse().unwrap();

@@ -15,7 +15,9 @@ fn a_full_gateway_loads_in_one_transaction() {
     netns.enter();
     let mut nft = Nft::open().unwrap();
     let world = world(PEERS, 1_000);
+    let generation = nft.generation().unwrap();
     nft.apply(&load(&base(), &world), None).unwrap();
+    assert_eq!(nft.generation().unwrap(), generation + 1, "one transaction");
     let read = nft.observe().unwrap().unwrap();
     assert_eq!(nft.difference(), None);
     assert!(read == observed(&base(), world), "what was loaded is read back");

@@ -91,9 +91,9 @@ pub fn nested(out: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
     out[start..start + 2].copy_from_slice(&len.to_ne_bytes());
 }
 
-/// The length field has 16 bits; every list of ours is cut long before.
+/// The length field has 16 bits; every list of ours is cut long before. The kernel takes none of 0.
 fn length(len: usize) -> u16 {
-    u16::try_from(len).expect("an attribute never exceeds 65,535 bytes")
+    u16::try_from(len).unwrap_or_default()
 }
 
 /// Walks over attributes as type (without flags) and payload. Stops at the first malformed one.

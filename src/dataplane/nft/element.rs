@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::attr::{self, find, find_be32, find_in};
 use super::expr::{Verdict, verdict_data};
 use super::grants::{Block, block_chain_name};
@@ -80,7 +82,7 @@ impl Element {
         match set {
             Set::Peers(family) | Set::Sites(family, _) => {
                 let id = number(find_in(dumped, &[elem::DATA, data::VALUE])?)?;
-                Some(Self::Profile(address(*family, key)?, id))
+                Some(Self::Profile(first_of(set, address(*family, key)?)?, id))
             }
             Set::Chains => {
                 let id = number(key)?;
@@ -93,7 +95,7 @@ impl Element {
             Set::Judged(_) | Set::Denied(_) => Some(Self::Member(number(key)?)),
             Set::Grants(_, family, _) | Set::Servers(_, family) => {
                 let (id, granted) = key.split_at_checked(4)?;
-                Some(Self::Grant(number(id)?, address(*family, granted)?))
+                Some(Self::Grant(number(id)?, first_of(set, address(*family, granted)?)?))
             }
             Set::Allowed(_, family) | Set::Internet(family) | Set::DenyLog(family) => {
                 let address = address(*family, key)?;
@@ -101,6 +103,16 @@ impl Element {
             }
         }
     }
+}
+
+/// The address, if it is the first one of a prefix of the set's length: no other is ever looked up.
+fn first_of(set: &Set, address: IpAddr) -> Option<IpAddr> {
+    let prefix_len = match set {
+        Set::Sites(_, prefix_len) | Set::Grants(_, _, prefix_len) => *prefix_len,
+        _ => return Some(address),
+    };
+    let prefix = IpNet::new(address, prefix_len).ok()?;
+    (prefix.network() == address).then_some(address)
 }
 
 /// A number's element in a verdict map.
@@ -143,7 +155,7 @@ mod tests {
             (Set::Chains, Element::Chain(ProfileId(3))),
             (Set::Blocks, Element::Block(Block(3))),
             (Set::Judged(Block(1)), Element::Member(ProfileId(1_025))),
-            (Set::Grants(Block(1), Family::V6, 9), Element::Grant(ProfileId(1_025), address)),
+            (Set::Grants(Block(1), Family::V6, 128), Element::Grant(ProfileId(1_025), address)),
             (Set::Internet(Family::V6), Element::Start(address)),
             (Set::Internet(Family::V6), Element::End(address)),
         ];
@@ -152,6 +164,20 @@ mod tests {
             element.encode(&mut bytes);
             let dumped = find(&bytes, LIST_ELEM).unwrap();
             assert_eq!(Element::decode(&set, dumped), Some(element));
+        }
+    }
+
+    #[test]
+    fn what_no_look_up_would_find_is_none_of_ours() {
+        let address: IpAddr = "10.1.1.5".parse().unwrap();
+        let cases = [
+            (Set::Sites(Family::V4, 24), Element::Profile(address, ProfileId(5))),
+            (Set::Grants(Block(1), Family::V4, 24), Element::Grant(ProfileId(1_025), address)),
+        ];
+        for (set, element) in cases {
+            let mut bytes = Vec::new();
+            element.encode(&mut bytes);
+            assert_eq!(Element::decode(&set, find(&bytes, LIST_ELEM).unwrap()), None);
         }
     }
 }

@@ -98,7 +98,8 @@ impl Set {
             Self::Peers(family(rest)?)
         } else if let Some(rest) = name.strip_prefix("site") {
             let (digit, length) = rest.split_once('_')?;
-            Self::Sites(family(digit)?, length.parse().ok()?)
+            let (family, length) = (family(digit)?, length.parse().ok()?);
+            (1..family.bits()).contains(&length).then_some(Self::Sites(family, length))?
         } else if let Some(rest) = name.strip_prefix("p_") {
             let (id, digit) = rest.split_once('_')?;
             Self::Allowed(ProfileId(id.parse().ok()?), family(digit)?)
@@ -111,7 +112,8 @@ impl Set {
                 ("all", _) => Self::Judged(block),
                 ("deny", _) => Self::Denied(block),
                 (_, Some((digit, length))) => {
-                    Self::Grants(block, family(digit)?, length.parse().ok()?)
+                    let (family, length) = (family(digit)?, length.parse().ok()?);
+                    (length <= family.bits()).then_some(Self::Grants(block, family, length))?
                 }
                 _ => Self::Servers(block, family(rest.strip_prefix("dns")?)?),
             }
@@ -296,6 +298,10 @@ mod tests {
             "peer",
             "peer5",
             "site4_+24",
+            "site4_0",
+            "site4_32",
+            "site6_200",
+            "b_1_4_33",
             "p_01_4",
             "p_1",
             "b_1",

@@ -1,0 +1,70 @@
+//! A host whose firewall takes nothing lets nobody in.
+
+use std::io;
+
+use gatepost::dataplane::nft::ProfileCounters;
+use gatepost::dataplane::{Backend, Dataplane, Firewall, Host, HostSettings, SharedObserved};
+use gatepost::model::{
+    FirewallBase, FirewallChange, InterfaceName, Masquerade, ObservedFirewall, ObservedState,
+    ProfileId,
+};
+use gatepost::plan::{Phase, Plan, Step};
+
+use crate::netns::Netns;
+use crate::rig::{Gateway, add, interface};
+use crate::runner::Test;
+
+pub const TESTS: &[Test] = &[("without_a_fence_there_is_no_link_and_no_peer", no_fence)];
+
+/// As a kernel without memory for the first transaction.
+struct RefusingFirewall;
+
+impl Firewall for RefusingFirewall {
+    type Error = io::Error;
+
+    fn observe(&mut self, _: &InterfaceName) -> io::Result<Option<ObservedFirewall>> {
+        Ok(None)
+    }
+
+    fn is_current(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn apply(&mut self, _: &FirewallChange, _: Option<&ObservedFirewall>) -> io::Result<()> {
+        Err(io::ErrorKind::OutOfMemory.into())
+    }
+
+    fn counters_of(&mut self, _: ProfileId) -> io::Result<Option<ProfileCounters>> {
+        Ok(None)
+    }
+
+    fn remove(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+fn no_fence(backend: Backend) {
+    let netns = Netns::new("Bg");
+    netns.enter(|| {
+        let name = interface();
+        let device_exe = std::env::current_exe().unwrap();
+        let settings = HostSettings { interface: name.clone(), backend, device_exe };
+        let mut host = Host::open(settings, RefusingFirewall).unwrap();
+        let base = FirewallBase {
+            interface: name.clone(),
+            masquerade: Masquerade::All,
+            deny_log: true,
+            allow_inbound: false,
+        };
+        let change = FirewallChange { load_base: Some(base), ..FirewallChange::default() };
+        let mut steps = vec![Step::Firewall { phase: Phase::Fence, change }];
+        steps.extend(Gateway::open(name.clone(), backend).steps_up());
+        steps.push(add(1, &["10.7.0.2/32"]));
+        let observed = SharedObserved::from(ObservedState::default());
+        let outcome = host.apply(&Plan::new(steps), &observed);
+        assert_eq!((outcome.applied, outcome.halted_in), (0, Some(Phase::Fence)));
+        assert_eq!(*observed.read(), ObservedState::default());
+        assert_eq!(host.observe().unwrap().state, ObservedState::default());
+        assert!(!netns.exec("ip link").contains(name.as_str()));
+    });
+}
