@@ -76,4 +76,6 @@ lint: ## Format, clippy, licences and duplicate versions
 .PHONY: deb
 deb: ## The Debian package, in target/debian
 	@tests/install-deps.sh deb
-	PATH="$$PWD/target/tools/bin:$$PATH" cargo deb --locked -p gatepost-agent
+	cargo build --locked --release -p gatepost-agent
+	target/release/gatepost manual target/manual
+	PATH="$$PWD/target/tools/bin:$$PATH" cargo deb --locked --no-build -p gatepost-agent

@@ -100,6 +100,12 @@ pub enum Command {
         #[arg(long, value_enum, hide = true)]
         serve: Option<Serve>,
     },
+    /// Write man pages and shell completions, for a package
+    #[command(hide = true)]
+    Manual {
+        /// Where to
+        folder: PathBuf,
+    },
     /// Remove what is ours from the kernel: every tunnel through this gateway ends
     Down {
         /// Do not ask

@@ -88,3 +88,15 @@ fn an_unreachable_database_fails_and_names_itself_without_its_password() {
     assert!(done.stderr.contains("database vpn at 127.0.0.1:1 as role gw"), "{}", done.stderr);
     assert!(!done.stderr.contains("hunter2"), "{}", done.stderr);
 }
+
+#[test]
+fn a_package_gets_man_pages_and_completions() {
+    let gatepost = Gatepost::with("");
+    gatepost.run(&["manual", "out"]).must_exit(0);
+    let read = |name: &str| std::fs::read_to_string(gatepost.path("out").join(name)).unwrap();
+    assert!(read("gatepost.1").contains("78 wrong configuration"));
+    assert!(read("gatepost-psk-seal.1").contains("envelope"));
+    for completion in ["gatepost.bash", "gatepost.fish", "_gatepost"] {
+        assert!(read(completion).contains("vpn-cidr"), "{completion}");
+    }
+}

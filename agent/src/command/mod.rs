@@ -7,6 +7,7 @@ mod enroll;
 mod explain;
 mod grant;
 pub mod key;
+mod manual;
 mod migrate;
 mod peers;
 mod plan;
@@ -54,6 +55,7 @@ pub fn obey(cli: Cli) -> Result<Exit, CommandError> {
         Command::Key(command) => key::key(source, &command),
         Command::Device { name, serve: None } => device::keep(&name),
         Command::Device { name, serve: Some(serve) } => device::serve(&name, serve),
+        Command::Manual { folder } => manual::manual(&folder),
         Command::Down { yes } => down::down(&configuration(source)?, yes),
     }
 }
