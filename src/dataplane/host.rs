@@ -219,7 +219,7 @@ impl<F: Firewall> Dataplane for Host<F> {
             }
             let verdicts = match refuse_unasked(first, own_key) {
                 Some(reason) => vec![Err(reason)],
-                None => self.obey(run, &observed.read(), &mut outcome.flows_cut),
+                None => self.obey(run, &observed.read(), &mut outcome),
             };
             for (step, verdict) in run.iter().zip(verdicts) {
                 match verdict {

@@ -75,6 +75,8 @@ pub struct Outcome {
     /// Steps it refused, each with its reason. One refused peer does not stop the others. A refused
     /// step may have been obeyed in part: read everything back before the next plan.
     pub refused: Vec<(Step, String)>,
+    /// Of these the routes that were refused because somebody else's leads there.
+    pub foreign_routes: BTreeSet<IpNet>,
     /// Tracked flows that were forgotten.
     pub flows_cut: usize,
     /// The phase in which a refusal made everything after it unsafe to enter, except what takes

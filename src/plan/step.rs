@@ -199,6 +199,13 @@ impl Plan {
         Self { steps }
     }
 
+    /// The same without some steps that nothing else depends on.
+    #[must_use]
+    pub fn without(mut self, left_out: impl Fn(&Step) -> bool) -> Self {
+        self.steps.retain(|step| !left_out(step));
+        self
+    }
+
     #[must_use]
     pub fn steps(&self) -> &[Step] {
         &self.steps

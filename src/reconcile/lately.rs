@@ -17,6 +17,8 @@ pub(super) enum Trouble {
     Report,
     /// Over when the kernel was proven.
     Kernel,
+    /// A route of somebody else: goes on while the rest is proven.
+    Route,
 }
 
 /// When each trouble was said.

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
+
 use super::event::{Action, Event, Mode, Note, Now, ReadKind, Sent};
 use super::lately::{Lately, Trouble};
 use super::ledger::Ledger;
@@ -189,6 +191,8 @@ pub struct Machine {
     pub(super) held: Option<HeldBack>,
     /// Who stays until then.
     pub(super) staying: Held,
+    /// Routes that somebody else's stand in the way of, each with the kernel's reason.
+    pub(super) blocked_routes: BTreeMap<IpNet, String>,
     pub(super) departed: BTreeMap<PublicKey, Departed>,
     /// Policies that changed since the last proof, with their names.
     pub(super) policies_changed: BTreeMap<PolicyId, Box<str>>,
@@ -256,6 +260,7 @@ impl Machine {
             obstacles: Obstacles::default(),
             held: None,
             staying: Held::default(),
+            blocked_routes: BTreeMap::new(),
             departed: BTreeMap::new(),
             policies_changed: BTreeMap::new(),
             beat_wanted: None,

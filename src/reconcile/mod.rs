@@ -7,6 +7,7 @@ mod advance;
 mod attach;
 mod audit;
 mod beat;
+mod blocked;
 mod cache;
 mod database;
 mod event;

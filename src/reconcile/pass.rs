@@ -44,6 +44,12 @@ impl Pass {
         PassFigures { at: now.wall, took, lag, steps: self.steps, refused: self.refused }
     }
 
+    /// One of its steps is left out for good.
+    pub fn gives_up(&mut self, step: &str) {
+        self.steps = self.steps.saturating_sub(1);
+        self.first.retain(|line| line != step);
+    }
+
     /// Rows changed meanwhile: what it still has to do says nothing of what it did.
     pub(super) const fn forgive(&mut self) {
         self.attempts = 0;
@@ -125,6 +131,7 @@ impl Machine {
         let present = observed.peers.len();
         drop(observed);
         self.hold(staying, present, actions);
+        let planned = self.less_blocked(planned);
         if planned.is_empty() {
             return self.prove(now, actions);
         }
@@ -204,7 +211,12 @@ impl Machine {
         self.begin(Action::Apply(planned, observed), actions);
     }
 
-    pub(super) fn take_outcome(&mut self, outcome: Outcome, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn take_outcome(
+        &mut self,
+        mut outcome: Outcome,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
         self.trust = Trust::Kept;
         self.totals.steps += outcome.applied as u64;
         self.totals.refused_steps += outcome.refused.len() as u64;
@@ -221,6 +233,7 @@ impl Machine {
             pass.revoked = gone;
             self.departed.extend::<BTreeMap<_, _>>(stayed);
         }
+        self.block_routes(&mut outcome, now, actions);
         let Some((step, error)) = outcome.refused.first() else {
             if self.scope == Scope::Everything {
                 self.observe_wanted = Some("verify".into());
@@ -318,7 +331,7 @@ impl Machine {
             }
         }
         let changed_since = self.changed_since.take().filter(|_| self.proven.is_some());
-        if let Some(pass) = self.pass.take() {
+        if let Some(pass) = self.pass.take().filter(|pass| pass.steps > 0) {
             let since = changed_since.filter(|_| pass.drift.is_none());
             let lag = since.map(|since| now.instant.duration_since(since));
             self.last_pass = Some(pass.figures(now, lag));

@@ -85,6 +85,8 @@ impl Machine {
         self.restored = false;
         self.desired = Some(desired);
         self.scope = Scope::Everything;
+        // They may be free by now.
+        self.blocked_routes.clear();
         self.rows_differ();
         self.rows_are_good(now);
         self.say_quarantine(actions);

@@ -140,6 +140,8 @@ impl Machine {
         let mut warnings: Vec<String> =
             desired.setting_warnings().iter().map(ToString::to_string).collect();
         warnings.extend(desired.policy_notes().iter().map(ToString::to_string));
+        let blocked = self.blocked_routes.iter();
+        warnings.extend(blocked.map(|(prefix, why)| format!("no route leads to {prefix}: {why}")));
         let unallocated = desired.unallocated().count();
         if unallocated > 0 {
             warnings.push(format!(

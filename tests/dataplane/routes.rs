@@ -51,6 +51,7 @@ fn foreign(backend: Backend) {
             panic!("{outcome:?}");
         };
         assert!(reason.contains("10.20.0.0/24"), "{reason}");
+        assert_eq!(outcome.foreign_routes, [prefix("10.20.0.0/24")].into());
         let ours = gateway.host.observe().unwrap().state.routes;
         assert_eq!(ours, [prefix("10.19.0.0/24"), prefix("10.22.0.0/24")].into());
         let all = netns.exec("ip route");

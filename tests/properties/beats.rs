@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use gatepost::reconcile::{Action, Event};
 
-use super::world::{Happening, World, quiet_world};
+use super::machine::Happening;
+use super::world::{World, quiet_world};
 
 /// So many peers that reading all of them takes a quarter of a second.
 fn large_quiet_world() -> World {

@@ -12,9 +12,10 @@ use gatepost::reconcile::{Event, MachineOptions, Note, StaleOptions, StalePolicy
 use ipnet::IpNet;
 use proptest::prelude::*;
 
+use super::machine::Happening;
 use super::plans::{holders, kernel_of};
 use super::rows::{id, tables};
-use super::world::{Happening, World, options, quiet_tables};
+use super::world::{World, options, quiet_tables};
 
 /// Everybody whom no row wants.
 pub fn unwanted(

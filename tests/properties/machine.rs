@@ -4,14 +4,101 @@
 
 use std::time::Duration;
 
-use gatepost::model::ObservedState;
+use gatepost::model::{ObservedState, PeerId, PeerRow};
 use gatepost::plan::ModelKernel;
-use gatepost::reconcile::{Action, Event, MachineOptions, StaleOptions, StalePolicy};
+use gatepost::reconcile::{Action, Event, Machine, MachineOptions, StaleOptions, StalePolicy};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
-use super::rows::tables;
-use super::world::{World, happening, options, quiet_tables, quiet_world};
+use super::rows::{id, peer_row, tables};
+use super::world::{Trouble, World, options, quiet_tables, quiet_world};
+
+#[derive(Debug, Clone)]
+pub enum Happening {
+    Commit(Box<PeerRow>, bool),
+    Delete(u8),
+    LoseLink,
+    FlushFirewall,
+    ForgetPeers,
+    DatabaseGone(u64),
+    Trouble(Trouble, u64),
+    Kill,
+    Pause(u64),
+}
+
+fn trouble() -> impl Strategy<Value = Trouble> {
+    prop::sample::select(vec![
+        Trouble::Reads,
+        Trouble::Observations,
+        Trouble::GatewayRow,
+        Trouble::Steps,
+    ])
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        5 => (peer_row(), any::<bool>()).prop_map(|(row, notify)| Happening::Commit(Box::new(row), notify)),
+        2 => (0u8..12).prop_map(Happening::Delete),
+        1 => Just(Happening::LoseLink),
+        1 => Just(Happening::FlushFirewall),
+        1 => Just(Happening::ForgetPeers),
+        1 => (1u64..100).prop_map(Happening::DatabaseGone),
+        2 => (trouble(), 1u64..100_000).prop_map(|(what, millis)| Happening::Trouble(what, millis)),
+        1 => Just(Happening::Kill),
+        3 => (1u64..20_000).prop_map(Happening::Pause),
+    ]
+}
+
+impl World {
+    pub fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Commit(row, notify) => {
+                self.tables.peers.insert(row.id, *row);
+                if notify && self.database_up {
+                    self.tell(Event::Notified);
+                }
+            }
+            Happening::Delete(number) => {
+                self.tables.peers.remove(&PeerId(id(2, number)));
+            }
+            Happening::LoseLink => {
+                self.kernel.lose_link();
+                self.tell(Event::KernelChanged { why: "link removed".into() });
+            }
+            Happening::FlushFirewall => {
+                self.kernel.state.firewall = None;
+                self.tell(Event::KernelChanged { why: "table removed".into() });
+            }
+            // Nobody tells of peers: only the compare interval can see it.
+            Happening::ForgetPeers => {
+                self.kernel.state.peers.clear();
+                self.meddled = true;
+            }
+            Happening::DatabaseGone(secs) => {
+                self.database_up = false;
+                self.tell(Event::Disconnected { error: "gone".into() });
+                self.pass_time(Duration::from_secs(secs));
+                self.database_up = true;
+            }
+            // Until it is over by itself, or something else happens and time goes by.
+            Happening::Trouble(trouble, millis) => {
+                self.troubles.insert(trouble);
+                self.pass_time(Duration::from_millis(millis % 7_000));
+                if millis > 20_000 {
+                    self.troubles.clear();
+                }
+            }
+            Happening::Kill => {
+                let now = self.now();
+                self.queue.clear();
+                self.read = None;
+                self.machine = Machine::new(options(), now);
+                self.tell(Event::Tick);
+            }
+            Happening::Pause(millis) => self.pass_time(Duration::from_millis(millis)),
+        }
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]

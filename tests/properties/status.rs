@@ -7,7 +7,8 @@ use gatepost::model::{Bars, ChangedRows};
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Action, Event, ReadAnswer};
 
-use super::world::{Happening, World, quiet_world};
+use super::machine::Happening;
+use super::world::{World, quiet_world};
 
 /// Revokes the first peer, up to the plan that the kernel is about to obey.
 fn revoking(world: &mut World) -> Action {

@@ -10,8 +10,9 @@ use gatepost::reconcile::{
 };
 use gatepost::store::{AuditEntry, AuditEvent, AuditStatus};
 
+use super::machine::Happening;
 use super::rows::id;
-use super::world::{Happening, Trouble, World, options, quiet_tables, quiet_world};
+use super::world::{Trouble, World, options, quiet_tables, quiet_world};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -344,4 +345,34 @@ fn flows_are_counted_as_a_peers_own_only_if_it_was_alone() {
         assert!(entry.metadata.get("flows_cut").is_none(), "{entry:?}");
         assert!(entry.metadata.get("flows_cut_in_pass").is_some(), "{entry:?}");
     }
+}
+
+#[test]
+fn somebody_elses_route_costs_its_prefix_and_nothing_else() {
+    let mut world = quiet_world();
+    let theirs = "192.168.1.0/24".parse().unwrap();
+    world.foreign_routes.insert(theirs);
+    for (number, site) in [(1, "192.168.1.0/24"), (2, "192.168.4.0/24")] {
+        let row = world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap();
+        row.allowed_ips = Box::new([site.parse().unwrap()]);
+    }
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    let status = world.machine.status();
+    assert!(status.state.is_ready(), "{:?}", status.state);
+    assert!(status.warnings.iter().any(|warning| warning.contains("192.168.1.0/24")));
+    assert_eq!(world.kernel.state.routes, ["192.168.4.0/24".parse().unwrap()].into());
+    let told = world.reports.last().unwrap().synced_as_of;
+    assert!(told.is_some(), "the rest is proven");
+    let (steps, notes) = (world.applied_steps, world.notes.len());
+    world.reports.clear();
+    world.pass_time(20 * MINUTE);
+    assert_eq!(said(&world, |note| matches!(note, Note::StepRefused { .. })), 1);
+    assert_eq!((world.applied_steps, world.notes.len()), (steps, notes), "and quiet");
+    assert!(syncs(&world) > 100, "{} beats in 20 min", syncs(&world));
+    world.foreign_routes.clear();
+    world.tell(Event::Resync);
+    world.pass_time(SECOND);
+    assert!(world.kernel_equals_database());
+    assert!(world.machine.status().warnings.is_empty());
 }

@@ -13,9 +13,9 @@ use gatepost::reconcile::{
     Action, Event, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, ReadKind, Report, Sent,
     StaleOptions, StalePolicy, Timing,
 };
-use proptest::prelude::*;
+use ipnet::IpNet;
 
-use super::rows::{NOW_SECS, Tables, at, local, peer_row};
+use super::rows::{NOW_SECS, Tables, at, local};
 
 pub fn options() -> MachineOptions {
     MachineOptions {
@@ -72,12 +72,13 @@ pub struct World {
     pub observations: usize,
     pub applied_steps: usize,
     pub troubles: BTreeSet<Trouble>,
+    pub foreign_routes: BTreeSet<IpNet>,
     /// What the peers sent, as the kernel counts it.
     pub traffic: BTreeMap<PublicKey, Traffic>,
     /// How far this host's clock was set forward (or back).
     pub clock_set_secs: i64,
     /// Somebody changed the kernel without a word, and nobody has looked since.
-    meddled: bool,
+    pub meddled: bool,
 }
 
 impl World {
@@ -108,6 +109,7 @@ impl World {
             observations: 0,
             applied_steps: 0,
             troubles: BTreeSet::new(),
+            foreign_routes: BTreeSet::new(),
             traffic: BTreeMap::new(),
             clock_set_secs: 0,
             meddled: false,
@@ -187,6 +189,13 @@ impl World {
                 for step in plan.steps() {
                     if self.suffers(Trouble::Steps) && is_refused(step) {
                         outcome.refused.push((step.clone(), "refused".into()));
+                        continue;
+                    }
+                    if let Step::AddRoute { prefix } = step
+                        && self.foreign_routes.contains(prefix)
+                    {
+                        outcome.foreign_routes.insert(*prefix);
+                        outcome.refused.push((step.clone(), "somebody else's is there".into()));
                         continue;
                     }
                     match self.kernel.obey(step) {
@@ -292,96 +301,11 @@ impl World {
         self.kernel_is(&self.tables)
     }
 
+    /// But for the routes that others stand in the way of.
     pub fn kernel_is(&self, tables: &Tables) -> bool {
-        let desired = self.desired(tables);
-        plan(&desired, &self.kernel.state, &Scope::Everything).unwrap().is_empty()
-    }
-}
-
-#[derive(Debug, Clone)]
-pub enum Happening {
-    Commit(Box<gatepost::model::PeerRow>, bool),
-    Delete(u8),
-    LoseLink,
-    FlushFirewall,
-    ForgetPeers,
-    DatabaseGone(u64),
-    Trouble(Trouble, u64),
-    Kill,
-    Pause(u64),
-}
-
-fn trouble() -> impl Strategy<Value = Trouble> {
-    prop::sample::select(vec![
-        Trouble::Reads,
-        Trouble::Observations,
-        Trouble::GatewayRow,
-        Trouble::Steps,
-    ])
-}
-
-pub fn happening() -> impl Strategy<Value = Happening> {
-    prop_oneof![
-        5 => (peer_row(), any::<bool>()).prop_map(|(row, notify)| Happening::Commit(Box::new(row), notify)),
-        2 => (0u8..12).prop_map(Happening::Delete),
-        1 => Just(Happening::LoseLink),
-        1 => Just(Happening::FlushFirewall),
-        1 => Just(Happening::ForgetPeers),
-        1 => (1u64..100).prop_map(Happening::DatabaseGone),
-        2 => (trouble(), 1u64..100_000).prop_map(|(what, millis)| Happening::Trouble(what, millis)),
-        1 => Just(Happening::Kill),
-        3 => (1u64..20_000).prop_map(Happening::Pause),
-    ]
-}
-
-impl World {
-    pub fn happen(&mut self, happening: Happening) {
-        match happening {
-            Happening::Commit(row, notify) => {
-                self.tables.peers.insert(row.id, *row);
-                if notify && self.database_up {
-                    self.tell(Event::Notified);
-                }
-            }
-            Happening::Delete(number) => {
-                self.tables.peers.remove(&PeerId(super::rows::id(2, number)));
-            }
-            Happening::LoseLink => {
-                self.kernel.lose_link();
-                self.tell(Event::KernelChanged { why: "link removed".into() });
-            }
-            Happening::FlushFirewall => {
-                self.kernel.state.firewall = None;
-                self.tell(Event::KernelChanged { why: "table removed".into() });
-            }
-            // Nobody tells of peers: only the compare interval can see it.
-            Happening::ForgetPeers => {
-                self.kernel.state.peers.clear();
-                self.meddled = true;
-            }
-            Happening::DatabaseGone(secs) => {
-                self.database_up = false;
-                self.tell(Event::Disconnected { error: "gone".into() });
-                self.pass_time(Duration::from_secs(secs));
-                self.database_up = true;
-            }
-            // Until it is over by itself, or something else happens and time goes by.
-            Happening::Trouble(trouble, millis) => {
-                self.troubles.insert(trouble);
-                self.pass_time(Duration::from_millis(millis % 7_000));
-                if millis > 20_000 {
-                    self.troubles.clear();
-                }
-            }
-            Happening::Kill => {
-                let now = self.now();
-                self.queue.clear();
-                self.read = None;
-                self.machine = Machine::new(options(), now);
-                self.tell(Event::Tick);
-            }
-            Happening::Pause(millis) => self.pass_time(Duration::from_millis(millis)),
-        }
+        let left = plan(&self.desired(tables), &self.kernel.state, &Scope::Everything).unwrap();
+        let blocked = |prefix: &IpNet| self.foreign_routes.contains(prefix);
+        left.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix))).is_empty()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Obeying steps, run by run.
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{Backend, Host, Kind, Link};
@@ -8,7 +9,7 @@ use crate::dataplane::device::spawn_device;
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{chain, explain};
 use crate::dataplane::wireguard::{self, UserspaceError};
-use crate::dataplane::{DataplaneError, Firewall, address, conntrack, link, route};
+use crate::dataplane::{DataplaneError, Firewall, Outcome, address, conntrack, link, route};
 use crate::model::{GatewayId, InterfaceName, ObservedState};
 use crate::plan::Step;
 
@@ -18,7 +19,7 @@ impl<F: Firewall> Host<F> {
         &mut self,
         run: &[Step],
         observed: &ObservedState,
-        flows_cut: &mut usize,
+        outcome: &mut Outcome,
     ) -> Vec<Result<(), String>> {
         let alone =
             |verdict: Result<(), DataplaneError>| vec![verdict.map_err(|error| chain(&error))];
@@ -30,7 +31,7 @@ impl<F: Firewall> Host<F> {
             Step::CutFlows { prefixes } => {
                 let cut = conntrack::cut_flows(prefixes);
                 let count = cut.map_err(DataplaneError::during("cutting flows"));
-                alone(count.map(|count| *flows_cut += count))
+                alone(count.map(|count| outcome.flows_cut += count))
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
             Step::RenameLink { from, to } => alone(self.rename_link(from, to)),
@@ -39,7 +40,10 @@ impl<F: Firewall> Host<F> {
                 Err(error) => run.iter().map(|_| Err(chain(&error))).collect(),
                 Ok((link, kind)) if is_peer(first) => self.obey_peers(&link, kind, run),
                 Ok((link, _)) if is_route(first) => {
-                    in_words(run, route::write(&mut self.rtnetlink, link.index, run))
+                    let verdicts = route::write(&mut self.rtnetlink, link.index, run);
+                    let foreign = run.iter().zip(&verdicts).filter_map(foreign_route);
+                    outcome.foreign_routes.extend(foreign);
+                    in_words(run, verdicts)
                 }
                 Ok((link, kind)) => vec![self.obey_interface(&link, kind, first, observed)],
             },
@@ -207,6 +211,16 @@ fn as_felt(step: &Step, error: &NetlinkError, observed: &ObservedState) -> Step 
             Step::SetListenPort { port: link.listen_port }
         }
         _ => step.clone(),
+    }
+}
+
+/// The prefix of a route that was not added because another is there.
+fn foreign_route((step, verdict): (&Step, &Result<(), NetlinkError>)) -> Option<IpNet> {
+    match (step, verdict) {
+        (Step::AddRoute { prefix }, Err(error)) if error.refusal() == Some(Errno::EEXIST) => {
+            Some(*prefix)
+        }
+        _ => None,
     }
 }
 
