@@ -3,6 +3,10 @@
 //! A file of JSON lines. The first is a whole snapshot; each further one is what changed since, so
 //! that a revocation is on disk as soon as it is in the kernel, at the cost of the change. Every full
 //! read begins the file anew. Preshared keys stay sealed in it.
+//!
+//! Rows are written when they are known to be good: they made a desired state, and the guard does
+//! not hold back what they remove. When they cannot be written the file goes, lest rows that are
+//! known to be old come back.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -12,6 +16,7 @@ use std::sync::{Arc, mpsc};
 
 use serde::{Deserialize, Serialize};
 
+use super::event::Keep;
 use crate::model::{ChangedRows, SnapshotRows};
 
 /// Why the last good rows cannot be read or written.
@@ -21,6 +26,8 @@ pub enum CacheError {
     Io { path: PathBuf, doing: &'static str, source: io::Error },
     #[error("{path} is damaged in line {line}: it is not used: {source}")]
     Damaged { path: PathBuf, line: usize, source: serde_json::Error },
+    #[error("{path} is of gateway {found:?}, not of {wanted:?}: it is not used")]
+    OtherGateway { path: PathBuf, found: String, wanted: String },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -49,12 +56,16 @@ impl Cache {
     ///
     /// # Errors
     /// When the file cannot be read, or any of its lines: half a truth could grant what was revoked.
-    pub fn load(&self) -> Result<Option<(SnapshotRows, Vec<ChangedRows>)>, CacheError> {
+    /// When it is of another gateway than the one of this name.
+    pub fn load(
+        &self,
+        gateway: &str,
+    ) -> Result<Option<(SnapshotRows, Vec<ChangedRows>)>, CacheError> {
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(|source| self.io("opened", source))?,
         };
-        let (mut snapshot, mut changes) = (None, Vec::new());
+        let (mut snapshot, mut changes) = (None::<SnapshotRows>, Vec::new());
         for (index, line) in BufReader::new(file).lines().enumerate() {
             let line = line.map_err(|source| self.io("read", source))?;
             let damaged =
@@ -64,15 +75,26 @@ impl Cache {
                 Line::Changed(rows) => changes.push(rows),
             }
         }
-        Ok(snapshot.map(|snapshot| (snapshot, changes)))
+        match snapshot {
+            Some(rows) if rows.gateway.name != gateway => Err(CacheError::OtherGateway {
+                path: self.path.clone(),
+                found: rows.gateway.name,
+                wanted: gateway.to_owned(),
+            }),
+            snapshot => Ok(snapshot.map(|snapshot| (snapshot, changes))),
+        }
     }
 
     /// Begins the file anew with everything, so that a crash leaves the old one or the new one.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written; there is none then.
     pub fn replace(&mut self, rows: &SnapshotRows) -> Result<(), CacheError> {
         self.tail = None;
+        self.begin_anew(rows).or_else(|error| self.forget().and(Err(error)))
+    }
+
+    fn begin_anew(&mut self, rows: &SnapshotRows) -> Result<(), CacheError> {
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder).map_err(|source| self.io("given a folder", source))?;
         }
@@ -87,6 +109,7 @@ impl Cache {
         let written = write_line(&file, &Line::<_, ()>::Snapshot(rows));
         written.map_err(|source| self.io("written", source))?;
         fs::rename(&new, &self.path).map_err(|source| self.io("put in place", source))?;
+        self.sync_folder()?;
         self.tail = Some(Arc::new(file));
         Ok(())
     }
@@ -95,22 +118,32 @@ impl Cache {
     /// are known to be old must not come back.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written; there is none then.
     pub fn append(&mut self, rows: &ChangedRows) -> Result<(), CacheError> {
-        match self.tail.take() {
-            Some(file) => {
-                let written = write_line(&file, &Line::<(), _>::Changed(rows));
-                written.map_err(|source| self.io("written", source))?;
+        let Some(file) = self.tail.take() else { return self.forget() };
+        match write_line(&file, &Line::<(), _>::Changed(rows)) {
+            Ok(()) => {
                 self.tail = Some(file);
                 Ok(())
             }
-            None => match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(self.io("removed", error))
-                }
-                _ => Ok(()),
-            },
+            Err(source) => self.forget().and(Err(self.io("written", source))),
         }
+    }
+
+    /// Removes the file.
+    fn forget(&self) -> Result<(), CacheError> {
+        match fs::remove_file(&self.path) {
+            Ok(()) => self.sync_folder(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.io("removed", error)),
+        }
+    }
+
+    /// Makes sure that the file's name, or its absence, is on the disk.
+    fn sync_folder(&self) -> Result<(), CacheError> {
+        let Some(folder) = self.path.parent() else { return Ok(()) };
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| self.io("put on disk", source))
     }
 
     /// Hands the cache to a thread of its own: a slow disk must not hold up a revocation.
@@ -118,17 +151,30 @@ impl Cache {
     pub fn into_keeper(mut self) -> Keeper {
         let (sender, incoming) = mpsc::channel::<Kept>();
         std::thread::spawn(move || {
+            let mut waiting = Waiting::default();
             for kept in incoming {
-                let result = match kept {
-                    Kept::Everything(rows) => self.replace(&rows),
-                    Kept::Changed(rows) => self.append(&rows),
+                let good = match kept {
+                    Kept::Rows(rows) => {
+                        waiting.take(rows);
+                        continue;
+                    }
+                    Kept::Word(keep) => waiting.judge(keep),
                 };
-                if let Err(error) = result {
-                    tracing::warn!(%error, "the last good rows were not kept: {error}");
+                for rows in good {
+                    if let Err(error) = self.write(&rows) {
+                        tracing::warn!(%error, "the last good rows were not kept: {error}");
+                    }
                 }
             }
         });
         Keeper(sender)
+    }
+
+    fn write(&mut self, rows: &Rows) -> Result<(), CacheError> {
+        match rows {
+            Rows::Everything(rows) => self.replace(rows),
+            Rows::Changed(rows) => self.append(rows),
+        }
     }
 
     fn io(&self, doing: &'static str, source: io::Error) -> CacheError {
@@ -137,23 +183,67 @@ impl Cache {
 }
 
 enum Kept {
-    Everything(Box<SnapshotRows>),
-    Changed(Box<ChangedRows>),
+    Rows(Rows),
+    Word(Keep),
 }
 
-/// Takes rows to be kept, in order, and returns at once.
+/// What one read gave.
+#[derive(Debug, Clone, PartialEq)]
+enum Rows {
+    Everything(Arc<SnapshotRows>),
+    Changed(Arc<ChangedRows>),
+}
+
+/// Rows that are not known to be good.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// On which no word was given.
+    new: Vec<Rows>,
+    /// That wait for an operator's word, and what was kept since: when it comes, all are written in
+    /// the order in which they were read.
+    held: Vec<Rows>,
+}
+
+impl Waiting {
+    fn take(&mut self, rows: Rows) {
+        if matches!(rows, Rows::Everything(_)) {
+            self.new.clear();
+        }
+        self.new.push(rows);
+    }
+
+    /// Returns what is good by this word.
+    fn judge(&mut self, keep: Keep) -> Vec<Rows> {
+        let whole = matches!(self.new.first(), Some(Rows::Everything(_)));
+        // Everything there is holds what waits, too.
+        let these = if keep == Keep::These && !whole { self.new.clone() } else { Vec::new() };
+        if whole {
+            self.held.clear();
+        }
+        self.held.append(&mut self.new);
+        if keep == Keep::All { std::mem::take(&mut self.held) } else { these }
+    }
+}
+
+/// Takes rows that may have to be kept, in order, and returns at once.
 #[derive(Debug, Clone)]
 pub struct Keeper(mpsc::Sender<Kept>);
 
+// The thread lives as long as a keeper does, so it is there.
 impl Keeper {
-    /// Keeps everything. The thread lives as long as this value, so it is there.
-    pub fn replace(&self, rows: &SnapshotRows) {
-        let _ = self.0.send(Kept::Everything(Box::new(rows.clone())));
+    /// Everything was read.
+    pub fn everything(&self, rows: &SnapshotRows) {
+        let _ = self.0.send(Kept::Rows(Rows::Everything(Arc::new(rows.clone()))));
     }
 
-    /// Keeps what changed.
-    pub fn append(&self, rows: &ChangedRows) {
-        let _ = self.0.send(Kept::Changed(Box::new(rows.clone())));
+    /// What changed was read.
+    pub fn changed(&self, rows: &ChangedRows) {
+        let _ = self.0.send(Kept::Rows(Rows::Changed(Arc::new(rows.clone()))));
+    }
+
+    /// Says whether what was read is good.
+    pub fn judge(&self, keep: Keep) {
+        let _ = self.0.send(Kept::Word(keep));
     }
 }
 
@@ -207,12 +297,12 @@ mod tests {
     fn what_was_kept_comes_back_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let mut cache = Cache::new(folder.path().join("deep/last-good"));
-        assert!(cache.load().unwrap().is_none());
+        assert!(cache.load("fra-1").unwrap().is_none());
         cache.replace(&snapshot()).unwrap();
         cache.append(&changed()).unwrap();
-        assert_eq!(cache.load().unwrap(), Some((snapshot(), vec![changed()])));
+        assert_eq!(cache.load("fra-1").unwrap(), Some((snapshot(), vec![changed()])));
         cache.replace(&snapshot()).unwrap();
-        assert_eq!(cache.load().unwrap(), Some((snapshot(), Vec::new())));
+        assert_eq!(cache.load("fra-1").unwrap(), Some((snapshot(), Vec::new())));
     }
 
     #[test]
@@ -222,7 +312,52 @@ mod tests {
         Cache::new(path.clone()).replace(&snapshot()).unwrap();
         let mut later = Cache::new(path);
         later.append(&changed()).unwrap();
-        assert!(later.load().unwrap().is_none());
+        assert!(later.load("fra-1").unwrap().is_none());
+    }
+
+    #[test]
+    fn rows_of_another_gateway_are_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = Cache::new(folder.path().join("last-good"));
+        cache.replace(&snapshot()).unwrap();
+        let refused = cache.load("ams-1").unwrap_err();
+        assert!(matches!(refused, CacheError::OtherGateway { .. }), "{refused}");
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("last-good");
+        let mut cache = Cache::new(path.clone());
+        cache.replace(&snapshot()).unwrap();
+        fs::create_dir(path.with_extension("new")).unwrap();
+        cache.replace(&snapshot()).unwrap_err();
+        assert!(!path.exists(), "rows that are known to be old must not come back");
+    }
+
+    #[test]
+    fn rows_are_kept_when_they_are_known_to_be_good() {
+        let everything = || Rows::Everything(Arc::new(snapshot()));
+        let change = |secs| {
+            let taken_at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(secs);
+            Rows::Changed(Arc::new(ChangedRows { taken_at, ..changed() }))
+        };
+        let mut waiting = Waiting::default();
+        // The first was not buildable: no word was given on it.
+        waiting.take(everything());
+        waiting.take(everything());
+        assert_eq!(waiting.judge(Keep::All), [everything()]);
+        waiting.take(change(1));
+        assert_eq!(waiting.judge(Keep::Later), []);
+        waiting.take(change(2));
+        assert_eq!(waiting.judge(Keep::These), [change(2)], "a small change meanwhile");
+        waiting.take(everything());
+        assert_eq!(waiting.judge(Keep::Later), [], "the emptied table is held back");
+        waiting.take(everything());
+        assert_eq!(waiting.judge(Keep::These), [], "and so it is when it is read again");
+        waiting.take(change(3));
+        assert_eq!(waiting.judge(Keep::All), [everything(), change(3)]);
+        assert_eq!(waiting.judge(Keep::All), []);
     }
 
     #[test]
@@ -233,6 +368,6 @@ mod tests {
         cache.replace(&snapshot()).unwrap();
         let mut file = OpenOptions::new().append(true).open(path).unwrap();
         file.write_all(b"{\"changed\":{\"peers").unwrap();
-        assert!(matches!(cache.load(), Err(CacheError::Damaged { line: 2, .. })));
+        assert!(matches!(cache.load("fra-1"), Err(CacheError::Damaged { line: 2, .. })));
     }
 }

@@ -112,7 +112,7 @@ impl Reader {
                 Read::Changed(rows, next) => {
                     *last = LastRead { cursor: next, as_of: rows.taken_at };
                     if let Some(keeper) = &self.keeper {
-                        keeper.append(&rows);
+                        keeper.changed(&rows);
                     }
                     return Ok(ReadAnswer::Changed(rows));
                 }
@@ -122,7 +122,7 @@ impl Reader {
         let (rows, next) = store.snapshot().await?;
         self.last = Some(LastRead { cursor: next, as_of: rows.taken_at });
         if let Some(keeper) = &self.keeper {
-            keeper.replace(&rows);
+            keeper.everything(&rows);
         }
         Ok(ReadAnswer::Everything(Box::new(rows)))
     }

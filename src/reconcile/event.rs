@@ -94,8 +94,21 @@ pub enum Action {
     Apply(Plan, SharedObserved),
     /// Read the last good rows of an earlier run.
     Restore,
+    /// Whether the rows that were read since the last word on them are to be the last good ones.
+    Keep(Keep),
     Report(Report),
     Say(Note),
+}
+
+/// A word on the rows that were read since the last word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// They are good, and so are those that a removal held back.
+    All,
+    /// They are good; others still wait for the operator's word.
+    These,
+    /// They remove so much that they wait for an operator's word.
+    Later,
 }
 
 /// How much to read.

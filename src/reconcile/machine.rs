@@ -175,6 +175,10 @@ pub struct Machine {
     pub(super) reporting: bool,
     /// Whose removal an operator confirmed when it was held back.
     pub(super) confirmed: BTreeSet<PublicKey>,
+    /// Rows were read on which no word was given yet: may they be kept?
+    pub(super) keep_wanted: bool,
+    /// Some of those that were read wait for an operator's word.
+    pub(super) keep_waits: bool,
     pub(super) notified_since_read: bool,
     /// The first notification since the last read began.
     pub(super) heard_at: Option<Instant>,
@@ -251,6 +255,8 @@ impl Machine {
             resyncs: Resyncs::default(),
             reporting: false,
             confirmed: BTreeSet::new(),
+            keep_wanted: false,
+            keep_waits: false,
             notified_since_read: false,
             heard_at: None,
             found_since: now.instant,

@@ -30,7 +30,7 @@ mod timers;
 mod timing;
 
 pub use cache::{Cache, CacheError};
-pub use event::{Action, Event, Mode, Note, Now, ReadAnswer, ReadKind, Sent};
+pub use event::{Action, Event, Keep, Mode, Note, Now, ReadAnswer, ReadKind, Sent};
 pub use ledger::Report;
 pub use machine::{Machine, MachineOptions, Obstacle, Proven, StaleOptions, StalePolicy, Totals};
 pub use mode::{Chosen, SyncMode, choose};

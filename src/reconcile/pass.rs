@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Machine;
-use super::event::{Action, Note, Now};
+use super::event::{Action, Keep, Note, Now};
 use super::lately::Trouble;
 use super::machine::{Obstacle, Proven, Trust};
 use crate::dataplane::{Outcome, Reading, SharedObserved};
@@ -155,9 +155,10 @@ impl Machine {
         plan_guarded(desired, observed, &self.scope, guard)
     }
 
-    /// Notes whose removal waits.
+    /// Notes whose removal waits, and says what becomes of the rows that were read.
     fn hold(&mut self, staying: Held, present: usize, actions: &mut Vec<Action>) {
         let (removed, limit) = (staying.peers().len(), self.options.max_removed);
+        let more = staying.peers().iter().any(|key| !self.staying.peers().contains(key));
         self.held = (removed > 0).then_some(HeldBack { removed, present, limit });
         if let Some(held) = self.held {
             self.proven = None;
@@ -166,6 +167,15 @@ impl Machine {
             }
         }
         self.staying = staying;
+        let keep = match self.held {
+            None => Keep::All,
+            Some(_) if more => Keep::Later,
+            Some(_) => Keep::These,
+        };
+        if std::mem::take(&mut self.keep_wanted) || (self.keep_waits && keep == Keep::All) {
+            self.keep_waits = keep != Keep::All;
+            actions.push(Action::Keep(keep));
+        }
     }
 
     fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {

@@ -56,6 +56,7 @@ impl Machine {
         };
         let touched = desired.apply(rows);
         self.touch(touched);
+        self.keep_wanted = true;
         self.rows_are_good(now);
         self.say_quarantine(actions);
     }
@@ -83,6 +84,7 @@ impl Machine {
         self.note_policies(&desired);
         self.obstacles.rows = None;
         self.restored = false;
+        self.keep_wanted = true;
         self.desired = Some(desired);
         self.scope = Scope::Everything;
         // They may be free by now.

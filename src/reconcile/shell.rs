@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::attach::{ATTACH_EVERY, InUse};
-use super::cache::Cache;
+use super::cache::{Cache, Keeper};
 use super::database::{Connection, Reader, chain, send};
 use super::event::{Action, Event, Mode, ReadKind, Sent};
 use super::kernel::{KERNEL_IS_STUCK, KernelJob};
@@ -172,6 +172,7 @@ pub(super) struct Shell<D> {
     /// Who asked for a resync and waits for its end.
     resyncs: Vec<(u64, oneshot::Sender<Result<(), String>>)>,
     cache: Option<Cache>,
+    keeper: Option<Keeper>,
     pub(super) gateway: String,
     pub(super) template: Status,
     reader: Arc<Mutex<Reader>>,
@@ -191,6 +192,7 @@ impl<D: Host> Shell<D> {
     ) -> (Self, mpsc::UnboundedReceiver<Inner>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let now = clock();
+        let keeper = options.cache.clone().map(Cache::into_keeper);
         let mut template = Status::default();
         template.gateway.name.clone_from(&options.gateway);
         template.agent.version = options.version.to_owned();
@@ -206,8 +208,9 @@ impl<D: Host> Shell<D> {
             resyncs: Vec::new(),
             gateway: options.gateway,
             template,
-            cache: options.cache.clone(),
-            reader: Arc::new(Mutex::new(Reader::new(options.cache.map(Cache::into_keeper)))),
+            cache: options.cache,
+            reader: Arc::new(Mutex::new(Reader::new(keeper.clone()))),
+            keeper,
             listening: None,
             events,
             status,
@@ -256,6 +259,11 @@ impl<D: Host> Shell<D> {
             Action::Connect => self.spawn_connect(),
             Action::Read(kind) => self.spawn_read(kind),
             Action::Restore => self.spawn_restore(),
+            Action::Keep(keep) => {
+                if let Some(keeper) = &self.keeper {
+                    keeper.judge(keep);
+                }
+            }
             Action::Observe => self.observe(),
             Action::Glance => self.glance(),
             Action::Apply(plan, observed) => self.apply(plan, observed),
@@ -286,8 +294,8 @@ impl<D: Host> Shell<D> {
 
     fn spawn_restore(&self) {
         let Some(cache) = self.cache.clone() else { return };
-        let events = self.events.clone();
-        tokio::task::spawn_blocking(move || match cache.load() {
+        let (events, gateway) = (self.events.clone(), self.gateway.clone());
+        tokio::task::spawn_blocking(move || match cache.load(&gateway) {
             Ok(Some((rows, changes))) => {
                 drop(events.send(Inner::Event(Event::Restored(Box::new(rows), changes))));
             }

@@ -8,14 +8,14 @@ use gatepost::model::{
 };
 use gatepost::plan::guard::{Guard, MaxRemoved, plan_guarded};
 use gatepost::plan::{Held, ModelKernel, Scope, Step, plan, plan_around};
-use gatepost::reconcile::{Event, MachineOptions, Note, StaleOptions, StalePolicy};
+use gatepost::reconcile::{Event, Keep, MachineOptions, Note, StaleOptions, StalePolicy};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::machine::Happening;
 use super::plans::{holders, kernel_of};
 use super::rows::{id, tables};
-use super::world::{World, options, quiet_tables};
+use super::world::{Trouble, World, options, quiet_tables};
 
 /// Everybody whom no row wants.
 pub fn unwanted(
@@ -142,6 +142,30 @@ fn an_emptied_table_waits_for_a_word() {
     world.pass_time(Duration::from_secs(1));
     assert!(world.kernel.state.peers.is_empty());
     assert!(world.machine.held().is_none());
+}
+
+#[test]
+fn rows_become_the_last_good_ones_when_nothing_of_them_waits() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    assert_eq!(world.kept, [Keep::All]);
+    world.troubles.insert(Trouble::GatewayRow);
+    world.tell(Event::Resync);
+    world.pass_time(Duration::from_secs(30));
+    assert_eq!(world.kept, [Keep::All], "a row that cannot be obeyed is not kept");
+    world.troubles.clear();
+    world.pass_time(Duration::from_secs(30));
+    world.kept.clear();
+    world.revoke(1..=15);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(60));
+    assert_eq!(world.kept, [Keep::Later]);
+    world.revoke([20]);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(60));
+    assert_eq!(world.kept, [Keep::Later, Keep::These], "one more is revoked meanwhile");
+    world.tell(Event::ConfirmRemovals);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(world.kept, [Keep::Later, Keep::These, Keep::All]);
 }
 
 #[test]

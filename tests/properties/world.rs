@@ -10,8 +10,8 @@ use gatepost::model::{
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
-    Action, Event, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, ReadKind, Report, Sent,
-    StaleOptions, StalePolicy, Timing,
+    Action, Event, Keep, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, ReadKind, Report,
+    Sent, StaleOptions, StalePolicy, Timing,
 };
 use ipnet::IpNet;
 
@@ -66,6 +66,7 @@ pub struct World {
     pub database_up: bool,
     pub reports: Vec<Report>,
     pub notes: Vec<Note>,
+    pub kept: Vec<Keep>,
     /// How often it was tried to connect.
     pub tries: usize,
     pub reads: Vec<ReadKind>,
@@ -104,6 +105,7 @@ impl World {
             database_up: true,
             reports: Vec::new(),
             notes: Vec::new(),
+            kept: Vec::new(),
             tries: 0,
             reads: Vec::new(),
             observations: 0,
@@ -145,6 +147,7 @@ impl World {
         let event = match action {
             Action::Say(note) => return self.notes.push(note),
             Action::Restore => return,
+            Action::Keep(keep) => return self.kept.push(keep),
             Action::Connect => {
                 self.tries += 1;
                 if self.database_up {
