@@ -59,6 +59,16 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// Whether it may change what is desired.
+    pub(super) const fn brings_rows(&self) -> bool {
+        matches!(
+            self,
+            Self::Restored(..) | Self::Read(Ok(ReadAnswer::Changed(_) | ReadAnswer::Everything(_)))
+        )
+    }
+}
+
 /// What a read of the database gave.
 #[derive(Debug)]
 pub enum ReadAnswer {

@@ -33,6 +33,8 @@ impl Report {
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     open: Report,
+    /// Nobody takes anything: what is kept must not grow for ever.
+    pub database_is_away: bool,
     /// Audit entries that were dropped because the database was away for too long.
     pub dropped_audit_entries: u64,
     /// Audit entries that the database refused for what they say.
@@ -60,9 +62,10 @@ impl Ledger {
         kept.session_since = session_since;
     }
 
-    /// Notes an audit entry.
+    /// Notes an audit entry. While the database is there none is dropped, however many peers one
+    /// pass cuts off.
     pub fn audit(&mut self, entry: AuditEntry) {
-        if self.open.audit.len() < MAX_AUDIT_ENTRIES {
+        if !self.database_is_away || self.open.audit.len() < MAX_AUDIT_ENTRIES {
             self.open.audit.push(entry);
         } else {
             self.dropped_audit_entries += 1;
@@ -170,5 +173,25 @@ pub fn quarantine_entry(row: &PeerRow, reason: &Reason) -> AuditEntry {
         status: AuditStatus::Warning,
         message: format!("{}: {reason}", peer_name(row)),
         metadata: json!({ "reason": reason.code() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> AuditEntry {
+        applied_entry(PolicyId(uuid::Uuid::nil()), "intranet", json!({}))
+    }
+
+    #[test]
+    fn only_what_comes_while_the_database_is_away_is_ever_dropped() {
+        let mut ledger = Ledger::default();
+        (0..=MAX_AUDIT_ENTRIES).for_each(|_| ledger.audit(entry()));
+        assert_eq!(ledger.take().audit.len(), MAX_AUDIT_ENTRIES + 1);
+        ledger.database_is_away = true;
+        (0..=MAX_AUDIT_ENTRIES).for_each(|_| ledger.audit(entry()));
+        assert_eq!(ledger.dropped_audit_entries, 1);
+        assert_eq!(ledger.take().audit.len(), MAX_AUDIT_ENTRIES);
     }
 }

@@ -15,6 +15,7 @@ use super::ledger::Ledger;
 use super::pass::Pass;
 use super::resync::Resyncs;
 use super::session::Sessions;
+use super::summary::RowStatus;
 use super::timing::{Backoffs, Due, Timing};
 use crate::dataplane::{Backend, SharedObserved};
 use crate::model::{
@@ -190,6 +191,9 @@ pub struct Machine {
     /// A notification, not a timer, asked for the read that is under way.
     pub(super) read_notified: bool,
     pub(super) pass: Option<Pass>,
+    /// What the status says of the rows, made when they change.
+    pub(super) row_status: RowStatus,
+    pub(super) rows_told: bool,
     pub(super) obstacles: Obstacles,
     /// The removals that wait for an operator's word. All else goes on meanwhile.
     pub(super) held: Option<HeldBack>,
@@ -263,6 +267,8 @@ impl Machine {
             changed_since: None,
             read_notified: false,
             pass: None,
+            row_status: RowStatus::default(),
+            rows_told: true,
             obstacles: Obstacles::default(),
             held: None,
             staying: Held::default(),
@@ -290,12 +296,16 @@ impl Machine {
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         let since = if matches!(event, Event::Read(_)) { self.found_since } else { now.instant };
+        self.rows_told &= !event.brings_rows();
         self.take(event, now, &mut actions);
         self.check_timers(now, &mut actions);
         if self.rows_changed && self.desired.is_some() {
             self.changed_since.get_or_insert(since);
         }
         self.advance(now, &mut actions);
+        if !std::mem::replace(&mut self.rows_told, true) {
+            self.row_status = self.desired.as_ref().map(RowStatus::of).unwrap_or_default();
+        }
         self.last_proven = self.proven.or(self.last_proven);
         actions
     }
@@ -308,6 +318,9 @@ impl Machine {
                     self.database_since = now.wall;
                 }
                 self.database = Database::Up { mode };
+                self.ledger.database_is_away = false;
+                // Nothing could be heard meanwhile, so nothing was missed.
+                self.notified_since_read = true;
                 // A read is due on every connect: what was notified meanwhile is lost.
                 self.want_read(self.read_after_connect());
                 actions.push(Action::Say(Note::DatabaseUp { mode }));
@@ -373,6 +386,7 @@ impl Machine {
         }
         self.rows_in_doubt = true;
         self.ledger.unsynced();
+        self.ledger.database_is_away = true;
         let retry_in = self.backoffs.connect.next_wait();
         self.database =
             Database::Down { since, retry_at: now.instant + retry_in, error: error.clone() };

@@ -166,6 +166,7 @@ impl Machine {
     /// There is more to do, which is no failure to converge.
     fn rows_differ(&mut self) {
         self.rows_changed = true;
+        self.rows_told = false;
         self.retry_now();
         if let Some(pass) = &mut self.pass {
             pass.forgive();

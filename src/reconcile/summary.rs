@@ -49,7 +49,7 @@ impl Machine {
             sync: self.sync_status(),
             database: self.database_status(),
             peers: self.peer_counts(),
-            quarantined: desired.map(quarantined).unwrap_or_default(),
+            quarantined: self.row_status.quarantined.clone(),
             warnings: self.warnings(),
             held_back: self
                 .held
@@ -136,18 +136,9 @@ impl Machine {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let Some(desired) = &self.desired else { return Vec::new() };
-        let mut warnings: Vec<String> =
-            desired.setting_warnings().iter().map(ToString::to_string).collect();
-        warnings.extend(desired.policy_notes().iter().map(ToString::to_string));
+        let mut warnings = self.row_status.warnings.clone();
         let blocked = self.blocked_routes.iter();
         warnings.extend(blocked.map(|(prefix, why)| format!("no route leads to {prefix}: {why}")));
-        let unallocated = desired.unallocated().count();
-        if unallocated > 0 {
-            warnings.push(format!(
-                "{unallocated} peers have an address that ip_allocations does not give them"
-            ));
-        }
         if self.ledger.dropped_audit_entries > 0 {
             warnings.push(format!(
                 "{} audit entries were dropped while the database was away",
@@ -289,6 +280,33 @@ impl Machine {
     }
 }
 
+/// What the status says of the rows: it is asked for far more often than they change.
+#[derive(Debug, Default)]
+pub(super) struct RowStatus {
+    /// The first of them.
+    quarantined: Vec<QuarantinedPeer>,
+    warnings: Vec<String>,
+}
+
+impl RowStatus {
+    pub fn of(desired: &DesiredState) -> Self {
+        let mut warnings = row_warnings(desired);
+        let unallocated = desired.unallocated_count();
+        if unallocated > 0 {
+            warnings.push(format!(
+                "{unallocated} peers have an address that ip_allocations does not give them"
+            ));
+        }
+        Self { quarantined: quarantined(desired), warnings }
+    }
+}
+
+/// What of the settings and policies has no effect.
+fn row_warnings(desired: &DesiredState) -> Vec<String> {
+    let settings = desired.setting_warnings().iter().map(ToString::to_string);
+    settings.chain(desired.policy_notes().iter().map(ToString::to_string)).collect()
+}
+
 impl std::fmt::Display for Obstacle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -313,12 +331,14 @@ pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan
     let policy = tell(desired.policies(), shifts).into_iter().map(|change| change.to_string());
     let words =
         plan.steps().iter().filter_map(|step| in_words(desired, observed, step)).chain(policy);
-    let mut warnings: Vec<String> =
-        desired.setting_warnings().iter().map(ToString::to_string).collect();
-    warnings.extend(desired.policy_notes().iter().map(ToString::to_string));
+    let mut warnings = row_warnings(desired);
     warnings.extend(quarantined(desired).into_iter().map(|peer| {
         format!("{} is left out: {}", super::ledger::name_of(&peer.user, &peer.device), peer.reason)
     }));
+    let unlisted = desired.quarantined_count().saturating_sub(LISTED_QUARANTINED);
+    if unlisted > 0 {
+        warnings.push(format!("and {unlisted} more are left out"));
+    }
     PlanReport { steps: steps.collect(), words: words.collect(), warnings }
 }
 

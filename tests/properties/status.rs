@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use gatepost::dataplane::{Outcome, Reading};
-use gatepost::model::{Bars, ChangedRows};
+use gatepost::model::{Allocation, Bars, ChangedRows};
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Action, Event, ReadAnswer};
 
 use super::machine::Happening;
 use super::world::{World, quiet_world};
 
-/// Revokes the first peer, up to the plan that the kernel is about to obey.
+/// The plan by which the kernel is about to revoke the first peer.
 fn revoking(world: &mut World) -> Action {
-    let row = world.tables.peers.values_mut().next().unwrap();
-    row.bars = Bars::DEVICE_STATUS;
+    world.revoke([1]);
+    let row = world.tables.peers.values().next().unwrap().clone();
     let rows = ChangedRows {
-        peers: [(row.device_id, vec![row.clone()])].into(),
+        peers: [(row.device_id, vec![row])].into(),
         memberships: std::collections::BTreeMap::new(),
         policies: std::collections::BTreeMap::new(),
         taken_at: world.now().wall,
@@ -74,6 +74,27 @@ fn a_resync_is_answered_by_its_own_comparison_and_not_by_an_old_obstacle() {
     world.pass_time(Duration::from_secs(1));
     assert_eq!(world.machine.resync_end(asked), Some(Ok(())));
     assert!(world.kernel_equals_database());
+}
+
+#[test]
+fn what_changed_while_nobody_could_listen_was_not_missed() {
+    let mut world = quiet_world();
+    world.happen(Happening::DatabaseGone(60));
+    world.revoke([1]);
+    world.pass_time(Duration::from_secs(60));
+    assert!(world.kernel_equals_database());
+    assert_eq!(world.machine.status().sync.notify_missed, 0);
+}
+
+#[test]
+fn warnings_follow_the_rows() {
+    let mut world = quiet_world();
+    assert_eq!(world.machine.status().warnings, [""; 0]);
+    world.tables.peers.values_mut().next().unwrap().allocation = Allocation::Missing;
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    let warnings = world.machine.status().warnings;
+    assert!(warnings[0].starts_with("1 peers have an address that"), "{warnings:?}");
 }
 
 #[test]

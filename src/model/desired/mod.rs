@@ -236,9 +236,10 @@ impl DesiredState {
         self.entries.len()
     }
 
-    /// Admitted peers whose address `ip_allocations` does not give them.
-    pub fn unallocated(&self) -> impl Iterator<Item = &PeerRow> {
-        self.unallocated.iter().filter_map(|id| self.entries.get(id)).map(|entry| &entry.row)
+    /// How many admitted peers have an address that `ip_allocations` does not give them.
+    #[must_use]
+    pub fn unallocated_count(&self) -> usize {
+        self.unallocated.len()
     }
 
     /// Why a row is not eligible, as far as its columns say; approval counts where it is required.
