@@ -2,9 +2,9 @@
 
 set role gatepost_owner;
 
--- Latest handshakes and session starts of devices with a live peer here; none goes back, none lies
--- ahead of the database's clock. Returns the devices whose row another transaction holds: report
--- those again.
+-- Handshakes and session starts of devices with a live peer here; none goes back but from ahead of
+-- the database's clock, none lies ahead of that. Of an unbroken series of handshakes the first and
+-- the last are enough. Returns the devices whose row another transaction holds: report those again.
 create function gatepost.report(
     device_ids uuid[], seen_at timestamptz[], connected_at timestamptz[]
 ) returns setof uuid
@@ -27,30 +27,38 @@ begin
         for no key update skip locked
     );
     update public.devices d
-    set last_seen_at = greatest(d.last_seen_at, r.seen),
-        last_connected_at = greatest(d.last_connected_at, r.connected)
+    set last_seen_at = greatest(r.last_seen_at, r.seen),
+        last_connected_at = greatest(r.last_connected_at, r.connected)
     from (
-        select r.id, r.seen,
+        select r.id, r.seen, l.last_seen_at, l.last_connected_at,
             -- An agent that has just started does not know when the session began: it is a new one
             -- where the last report is older than a session lasts without a handshake.
             case
                 when r.connected is not null then r.connected
                 when l.last_connected_at is null or l.last_seen_at is null
-                    or r.seen > l.last_seen_at + interval '180 seconds' then r.seen
+                    or r.first > l.last_seen_at + interval '180 seconds' then r.first
             end as connected
         from (
             -- Not least(): that takes now() for a time that is null.
             select r.id,
+                min(case when r.seen > now() then now() else r.seen end) as first,
                 max(case when r.seen > now() then now() else r.seen end) as seen,
                 max(case when r.connected > now() then now() else r.connected end) as connected
             from unnest(device_ids, seen_at, connected_at) r (id, seen, connected)
             group by r.id
         ) r
-        join public.devices l on l.id = r.id
+        join (
+            -- What lies ahead of the clock cannot be true.
+            select l.id,
+                case when l.last_seen_at <= now() then l.last_seen_at end as last_seen_at,
+                case when l.last_connected_at <= now() then l.last_connected_at end
+                    as last_connected_at
+            from public.devices l
+            where l.id = any (free)
+        ) l on l.id = r.id
     ) r
     where d.id = r.id
-        and d.id = any (free)
-        and (greatest(d.last_seen_at, r.seen), greatest(d.last_connected_at, r.connected))
+        and (greatest(r.last_seen_at, r.seen), greatest(r.last_connected_at, r.connected))
             is distinct from (d.last_seen_at, d.last_connected_at);
     return query select i from unnest(mine) i except select f from unnest(free) f;
 end $$;

@@ -52,6 +52,7 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
         .iter()
         .map(|(device_id, seen)| Handshake {
             device_id: *device_id,
+            first_at: seen.first_at,
             seen_at: seen.at,
             connected_at: seen.session_since,
         })

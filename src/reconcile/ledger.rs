@@ -52,13 +52,13 @@ impl Ledger {
         self.open.synced_as_of = None;
     }
 
-    /// Notes a device's handshake; of several peers of one device the latest counts.
+    /// Notes a device's handshake, of whichever of its peers. It goes on the series that was not
+    /// reported yet, unless a new session is known to have begun.
     pub fn handshake(&mut self, device_id: DeviceId, handshake: Seen) {
         let kept = self.open.handshakes.entry(device_id).or_insert(handshake);
         let session_since = kept.session_since.max(handshake.session_since);
-        if handshake.at > kept.at {
-            *kept = handshake;
-        }
+        kept.first_at = kept.first_at.min(handshake.first_at);
+        kept.at = kept.at.max(handshake.at);
         kept.session_since = session_since;
     }
 
@@ -182,6 +182,23 @@ mod tests {
 
     fn entry() -> AuditEntry {
         applied_entry(PolicyId(uuid::Uuid::nil()), "intranet", json!({}))
+    }
+
+    #[test]
+    fn handshakes_that_wait_are_told_from_the_first_to_the_last() {
+        let device = DeviceId(uuid::Uuid::nil());
+        let at = |secs| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(secs);
+        let seen = |secs| Seen { first_at: at(secs), at: at(secs), session_since: None };
+        let mut ledger = Ledger::default();
+        ledger.handshake(device, seen(120));
+        ledger.handshake(device, seen(240));
+        let refused = ledger.take();
+        ledger.handshake(device, seen(360));
+        ledger.put_back(refused);
+        let told = ledger.take().handshakes[&device];
+        assert_eq!((told.first_at, told.at, told.session_since), (at(120), at(360), None));
+        ledger.handshake(device, seen(480));
+        assert_eq!(ledger.take().handshakes[&device].first_at, at(480), "all before were taken");
     }
 
     #[test]

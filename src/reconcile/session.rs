@@ -18,9 +18,13 @@ pub enum SessionEvent {
     Roamed { key: PublicKey, from: SocketAddr, to: SocketAddr },
 }
 
-/// A handshake that has not been reported yet.
+/// Handshakes that have not been reported yet, none more than a session's length after the one
+/// before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
+    /// The first of them.
+    pub first_at: SystemTime,
+    /// The last.
     pub at: SystemTime,
     /// When the session that it belongs to began, if that is known: after a restart the database
     /// knows better.
@@ -60,7 +64,10 @@ impl Sessions {
             match self.sessions.get_mut(key) {
                 None => {
                     let known = self.seen_before;
-                    handshakes.insert(*key, Seen { at, session_since: known.then_some(at) });
+                    handshakes.insert(
+                        *key,
+                        Seen { first_at: at, at, session_since: known.then_some(at) },
+                    );
                     if known && alive {
                         let endpoint = traffic.endpoint;
                         events.push(SessionEvent::Connected { key: *key, at, endpoint });
@@ -105,7 +112,8 @@ impl Session {
     ) {
         if at > self.last_handshake {
             let new_session = age(at, self.last_handshake) > Duration::from_secs(SESSION_SECS);
-            handshakes.insert(key, Seen { at, session_since: new_session.then_some(at) });
+            handshakes
+                .insert(key, Seen { first_at: at, at, session_since: new_session.then_some(at) });
             self.last_handshake = at;
             if alive && (new_session || !self.connected) {
                 events.push(SessionEvent::Connected { key, at, endpoint: traffic.endpoint });
@@ -150,7 +158,10 @@ mod tests {
     fn the_first_reading_reports_handshakes_and_no_events() {
         let (handshakes, events) = Sessions::default().update(&reading(1_000, 1), at(1_010));
         let key = KEY.parse().unwrap();
-        assert_eq!(handshakes[&key], Seen { at: at(1_000), session_since: None });
+        assert_eq!(
+            handshakes[&key],
+            Seen { first_at: at(1_000), at: at(1_000), session_since: None }
+        );
         assert!(events.is_empty());
     }
 

@@ -16,13 +16,15 @@ const BATCH: usize = 1_000;
 
 const AUDITING: &str = "write audit entries";
 
-/// One device's latest handshake.
+/// One device's handshakes, an unbroken series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handshake {
     pub device_id: DeviceId,
-    /// For `devices.last_seen_at`.
+    /// The first that was not reported yet.
+    pub first_at: SystemTime,
+    /// The last, for `devices.last_seen_at`.
     pub seen_at: SystemTime,
-    /// For `devices.last_connected_at`; `None`: not known here. The database then takes `seen_at` if
+    /// For `devices.last_connected_at`; `None`: not known here. The database then takes `first_at` if
     /// its own `last_seen_at` is older than a session lasts without a handshake.
     pub connected_at: Option<SystemTime>,
 }
@@ -163,10 +165,11 @@ impl Store {
         let lease = self.lease(DOING).await?;
         let mut reported = Reported::default();
         for batch in handshakes.chunks(BATCH) {
-            let ids: Vec<Uuid> = batch.iter().map(|handshake| handshake.device_id.0).collect();
-            let seen: Vec<SystemTime> = batch.iter().map(|one| storable(one.seen_at)).collect();
+            let twice = || batch.iter().flat_map(|one| [(one, one.first_at), (one, one.seen_at)]);
+            let ids: Vec<Uuid> = twice().map(|(one, _)| one.device_id.0).collect();
+            let seen: Vec<SystemTime> = twice().map(|(_, at)| storable(at)).collect();
             let connected: Vec<Option<SystemTime>> =
-                batch.iter().map(|one| one.connected_at.map(storable)).collect();
+                twice().map(|(one, _)| one.connected_at.map(storable)).collect();
             let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
                 (&ids, Type::UUID_ARRAY),
                 (&seen, Type::TIMESTAMPTZ_ARRAY),

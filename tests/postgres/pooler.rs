@@ -46,7 +46,7 @@ async fn everything_but_notifications_works_through_a_pooler() {
 
     let now = std::time::SystemTime::now();
     let device_id: DeviceId = ann.device.into();
-    let handshake = Handshake { device_id, seen_at: now, connected_at: None };
+    let handshake = Handshake { device_id, first_at: now, seen_at: now, connected_at: None };
     assert!(store.report(&[handshake]).await.unwrap().skipped.is_empty());
     assert!(store.synced(now).await.unwrap());
     let reported = "select count(*) from devices, gateways \

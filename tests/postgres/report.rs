@@ -6,7 +6,7 @@ use gatepost::store::{AuditEntry, AuditEvent, AuditStatus, Entity, Handshake, Re
 use crate::world::{World, client};
 
 fn handshake(device_id: uuid::Uuid, seen_at: SystemTime) -> Handshake {
-    Handshake { device_id: DeviceId(device_id), seen_at, connected_at: None }
+    Handshake { device_id: DeviceId(device_id), first_at: seen_at, seen_at, connected_at: None }
 }
 
 #[tokio::test]
@@ -218,4 +218,35 @@ async fn whatever_a_device_is_called_its_entry_is_written() {
     for name in names.map(|name| name.replace('\0', "\u{fffd}")) {
         assert!(kept.contains(&(name.clone(), name.clone())), "{name:?} in {kept:?}");
     }
+}
+
+#[tokio::test]
+async fn a_session_that_was_reported_late_did_not_begin_late() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let now = world.store.snapshot().await.unwrap().0.taken_at;
+    let before = |secs| now - Duration::from_secs(secs);
+    world.store.report(&[handshake(ann.device, before(7_200))]).await.unwrap();
+    // The database was away for two hours in which the session went on.
+    let late = Handshake { first_at: before(7_080), ..handshake(ann.device, before(60)) };
+    world.store.report(&[late]).await.unwrap();
+    let read = "select last_seen_at, last_connected_at from devices";
+    let row = world.admin.query_one(read, &[]).await.unwrap();
+    assert_eq!(row.get::<_, SystemTime>(0), before(60));
+    assert_eq!(row.get::<_, SystemTime>(1), before(7_200));
+}
+
+#[tokio::test]
+async fn a_time_ahead_of_the_clock_gives_way_to_what_was_seen() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    world
+        .run("update devices set last_seen_at = now() + '1 day', last_connected_at = now() + '1 day'")
+        .await;
+    let seen = world.store.snapshot().await.unwrap().0.taken_at - Duration::from_secs(60);
+    world.store.report(&[handshake(ann.device, seen)]).await.unwrap();
+    let read = "select last_seen_at, last_connected_at from devices";
+    let row = world.admin.query_one(read, &[]).await.unwrap();
+    assert_eq!(row.get::<_, SystemTime>(0), seen);
+    assert_eq!(row.get::<_, SystemTime>(1), seen);
 }

@@ -112,7 +112,12 @@ async fn of_large(large: &Fleet<'_>, meter: &Meter) -> (f64, f64) {
     let mut seen_at = SystemTime::now() - Duration::from_secs(600);
     let report = per(meter, 5, async || {
         seen_at += Duration::from_secs(60);
-        let handshake = |id: &DeviceId| Handshake { device_id: *id, seen_at, connected_at: None };
+        let handshake = |id: &DeviceId| Handshake {
+            device_id: *id,
+            first_at: seen_at,
+            seen_at,
+            connected_at: None,
+        };
         let handshakes: Vec<Handshake> = ids.iter().map(handshake).collect();
         drop(store.report(&handshakes).await.unwrap());
     })

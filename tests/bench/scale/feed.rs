@@ -187,6 +187,7 @@ async fn report(fleet: &Fleet<'_>) {
     let seen_at = SystemTime::now();
     let device = |id: &str| Handshake {
         device_id: DeviceId(Uuid::parse_str(id).unwrap()),
+        first_at: seen_at,
         seen_at,
         connected_at: None,
     };
