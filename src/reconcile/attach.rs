@@ -1,13 +1,14 @@
 //! The shell's tie to the database: made, kept, turned to another mode, cut.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::debug;
 
 use super::database::{Connection, chain, connect};
 use super::event::{Event, Mode};
-use super::mode::suits;
+use super::mode::{Until, suits};
 use super::shell::{Host, Inner, Shell};
+use super::summary::clock;
 
 /// How often we say that we are there, and ask how many are: an agent that is silent for five of
 /// these counts as gone.
@@ -17,8 +18,19 @@ pub(super) const ATTACH_EVERY: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy)]
 pub(super) struct InUse {
     pub mode: Mode,
-    /// Whether the number of gateways may choose another one.
-    may_turn: bool,
+    until: Until,
+    chosen_at: Instant,
+}
+
+impl InUse {
+    /// Whether another mode may be better, now that so many gateways share the database.
+    fn is_doubtful(&self, gateways: i64, now: Instant, probe_every: Duration) -> bool {
+        match self.until {
+            Until::Reconfigured => false,
+            Until::Crowd => suits(gateways, Some(self.mode)).0 != self.mode,
+            Until::ProbedAgain => now.duration_since(self.chosen_at) >= probe_every,
+        }
+    }
 }
 
 impl<D: Host> Shell<D> {
@@ -32,8 +44,13 @@ impl<D: Host> Shell<D> {
         let Connection { hello, chosen } = connection;
         let mode = chosen.mode;
         self.template.sync.mode_why = chosen.why;
-        self.in_use = Some(InUse { mode, may_turn: chosen.may_turn });
+        let until = chosen.until;
+        let before = self.in_use.replace(InUse { mode, until, chosen_at: clock().instant });
         self.template.database.schema_version = Some(hello.schema_version);
+        if until == Until::ProbedAgain && before.is_some_and(|before| before.until == until) {
+            // Asked once more, with the same answer: nothing has changed.
+            return;
+        }
         self.stop_listening();
         if let Some(mut listener) = chosen.listener {
             let events = self.events.clone();
@@ -79,12 +96,31 @@ impl<D: Host> Shell<D> {
         });
     }
 
-    /// Turns to the other mode where that suits so many gateways.
+    /// Chooses the mode anew where another may be better.
     pub(super) fn attached(&self, gateways: i64) {
-        if let Some(InUse { mode, may_turn: true }) = self.in_use
-            && suits(gateways, Some(mode)).0 != mode
-        {
+        let (now, probe_every) = (clock().instant, self.machine.resync_interval());
+        if self.in_use.is_some_and(|in_use| in_use.is_doubtful(gateways, now, probe_every)) {
             self.spawn_connect();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_that_was_lost_is_sent_again_and_a_configured_mode_stays() {
+        let (now, every) = (Instant::now(), Duration::from_secs(600));
+        let doubtful = |until, mode, gateways, later| {
+            let in_use = InUse { mode, until, chosen_at: now };
+            in_use.is_doubtful(gateways, now + later, every)
+        };
+        let minute = Duration::from_secs(60);
+        assert!(!doubtful(Until::ProbedAgain, Mode::Poll, 1, minute));
+        assert!(doubtful(Until::ProbedAgain, Mode::Poll, 1, every));
+        assert!(!doubtful(Until::Reconfigured, Mode::Poll, 1, every));
+        assert!(!doubtful(Until::Crowd, Mode::Listen, 50, every));
+        assert!(doubtful(Until::Crowd, Mode::Listen, 51, minute));
     }
 }

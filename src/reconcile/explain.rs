@@ -23,6 +23,8 @@ const EXPLAINED_AT_MOST: usize = 10;
 #[derive(Debug)]
 struct Answer {
     allowed: bool,
+    /// The peer is in force, whatever it may reach.
+    admitted: bool,
     text: String,
     details: serde_json::Value,
     /// By what the kernel judges the peer's packets, and how many prefixes share it.
@@ -63,20 +65,26 @@ pub(super) fn explain(
 }
 
 impl Answers {
-    /// Adds what the kernel counted. Of several peers, one that is denied makes the whole denied.
-    pub async fn counted<D: Host>(self, dataplane: &DataplaneHandle<D>) -> Explanation {
-        let mut whole = Explanation { allowed: true, text: String::new(), details: json!([]) };
-        let mut details = Vec::new();
-        for mut answer in self.0 {
+    /// Adds what the kernel counted.
+    pub async fn counted<D: Host>(mut self, dataplane: &DataplaneHandle<D>) -> Explanation {
+        for answer in &mut self.0 {
             if let Some((id, holders)) = answer.judged_by {
                 answer.count(dataplane.counters_of(id).await, holders);
             }
-            whole.allowed &= answer.allowed;
-            whole.text.push_str(&answer.text);
-            details.push(answer.details);
         }
-        whole.details = details.into();
-        whole
+        self.whole()
+    }
+
+    /// Of several peers, one that is denied makes the whole denied; one that is left out (an old
+    /// laptop of the same user) has no say, unless all are.
+    fn whole(self) -> Explanation {
+        let any_admitted = self.0.iter().any(|answer| answer.admitted);
+        let decides = |answer: &&Answer| answer.admitted || !any_admitted;
+        Explanation {
+            allowed: self.0.iter().filter(decides).all(|answer| answer.allowed),
+            text: self.0.iter().map(|answer| &*answer.text).collect(),
+            details: self.0.into_iter().map(|answer| answer.details).collect(),
+        }
     }
 }
 
@@ -171,7 +179,7 @@ fn one(
         let (_, id) = firewall.judged_by(row.assigned_ip.addr())?;
         Some((id, firewall.holders(id)))
     });
-    Answer { allowed: wanted && held != Some(false), text, details, judged_by }
+    Answer { allowed: wanted && held != Some(false), admitted, text, details, judged_by }
 }
 
 fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -> bool {
@@ -179,4 +187,141 @@ fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -
     let prefix = IpNet::from(row.assigned_ip.addr());
     let profile = observed.firewall.as_ref().and_then(|table| table.profile_of(&prefix));
     observed.peers.contains_key(key) && profile.is_some_and(|profile| profile.allows(destination))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::model::psk::PskKeys;
+    use crate::model::{
+        Allocation, Bars, DeviceId, Effect, GatewayId, GatewayRow, Local, Masquerade, PeerId,
+        PolicyId, PolicyRow, PrivateKey, PublicKey, SnapshotRows, TargetRow, TargetType, UserId,
+    };
+    use crate::plan::{Scope, Step, plan};
+
+    const SERVER: &str = "172.16.1.20";
+
+    fn id(number: u8) -> uuid::Uuid {
+        uuid::Uuid::from_u128(number.into())
+    }
+
+    /// A laptop of alice's.
+    fn laptop(number: u8, bars: Bars) -> PeerRow {
+        PeerRow {
+            id: PeerId(id(number)),
+            device_id: DeviceId(id(number)),
+            user_id: UserId(id(1)),
+            device_name: format!("laptop-{number}").into(),
+            username: "alice".into(),
+            public_key: KeyText::Key(PublicKey::from_bytes([number; 32]).unwrap()),
+            assigned_ip: format!("10.64.0.{number}/32").parse().unwrap(),
+            preshared_key: None,
+            allowed_ips: Box::new([]),
+            dns_servers: Box::new([]),
+            bars,
+            revoked_at: None,
+            allocation: Allocation::Held,
+            created_at: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    /// Alice may reach the server.
+    fn desired(peers: Vec<PeerRow>) -> DesiredState {
+        let private_key = PrivateKey::from_random([7; 32]);
+        let gateway = GatewayRow {
+            id: GatewayId(id(1)),
+            name: "fra-1".into(),
+            public_key: KeyText::Key(private_key.public_key()),
+            listen_port: 51820,
+            vpn_cidr: "10.64.0.0/24".parse().unwrap(),
+            dns_servers: Vec::new(),
+            active: true,
+            allocated_address: None,
+        };
+        let local = Local {
+            interface: "gatepost0".parse().unwrap(),
+            private_key,
+            mtu_bytes: 1420,
+            addresses: BTreeSet::new(),
+            fwmark: 0,
+            site_prefixes: BTreeSet::new(),
+            masquerade: Masquerade::All,
+            deny_log: true,
+            flush_conntrack: true,
+            psk_keys: PskKeys::default(),
+        };
+        let policy = PolicyRow {
+            id: PolicyId(id(1)),
+            name: "intranet".into(),
+            priority: 1,
+            effect: Effect::Allow,
+            full_tunnel: false,
+            destinations: vec!["172.16.1.0/24".parse().unwrap()],
+            targets: vec![TargetRow {
+                target_type: TargetType::User,
+                target_id: id(1),
+                dangling: false,
+            }],
+        };
+        let rows = SnapshotRows {
+            gateway,
+            settings: Vec::new(),
+            peers,
+            memberships: Vec::new(),
+            policies: vec![policy],
+            taken_at: SystemTime::UNIX_EPOCH,
+        };
+        DesiredState::build(Arc::new(local), rows).unwrap()
+    }
+
+    /// A kernel that obeyed all steps but those of which `skips` says so.
+    fn kernel(desired: &DesiredState, skips: impl Fn(&Step) -> bool) -> ObservedState {
+        let mut observed = ObservedState::default();
+        let whole = plan(desired, &observed, &Scope::Everything).unwrap();
+        whole.steps().iter().filter(|step| !skips(step)).for_each(|step| observed.obey(step));
+        observed
+    }
+
+    fn explained(desired: &DesiredState, observed: &ObservedState, who: &str) -> Explanation {
+        explain(desired, Some(observed), who, SERVER).unwrap().whole()
+    }
+
+    #[test]
+    fn an_old_device_that_is_revoked_does_not_speak_for_the_new_one() {
+        let desired = desired(vec![laptop(2, Bars::DEVICE_STATUS), laptop(3, Bars::default())]);
+        let observed = kernel(&desired, |_| false);
+        let both = explained(&desired, &observed, "alice");
+        assert!(both.allowed, "{}", both.text);
+        assert!(both.text.contains("laptop-2") && both.text.contains("the peer is left out"));
+        assert!(!explained(&desired, &observed, "laptop-2").allowed);
+    }
+
+    #[test]
+    fn a_kernel_that_lacks_what_is_granted_is_told_of() {
+        let desired = desired(vec![laptop(3, Bars::default())]);
+        let observed = kernel(&desired, |step| matches!(step, Step::Firewall { .. }));
+        let denied = explained(&desired, &observed, "alice");
+        assert!(!denied.allowed);
+        assert!(denied.text.contains("BUT the kernel denies it at this moment"), "{}", denied.text);
+        assert_eq!(denied.details[0]["kernel_allows"], false);
+    }
+
+    #[test]
+    fn a_kernel_that_grants_more_is_told_of() {
+        let before = desired(vec![laptop(3, Bars::default())]);
+        let now = desired(vec![laptop(3, Bars::DEVICE_STATUS)]);
+        let granted = explained(&now, &kernel(&before, |_| false), "alice");
+        assert!(!granted.allowed);
+        assert!(
+            granted.text.contains("BUT the kernel allows it at this moment"),
+            "{}",
+            granted.text
+        );
+        let nothing = explained(&now, &kernel(&now, |_| false), "alice");
+        assert!(!nothing.text.contains("BUT"), "{}", nothing.text);
+    }
 }

@@ -33,7 +33,7 @@ pub use cache::{Cache, CacheError};
 pub use event::{Action, Event, Keep, Mode, Note, Now, ReadAnswer, ReadKind, Sent};
 pub use ledger::Report;
 pub use machine::{Machine, MachineOptions, Obstacle, Proven, StaleOptions, StalePolicy, Totals};
-pub use mode::{Chosen, SyncMode, choose};
+pub use mode::{Chosen, SyncMode, Until, choose};
 pub use pass::PassFigures;
 pub use preview::{preview, preview_explanation};
 pub use session::{SESSION_SECS, Seen, SessionEvent, Sessions};

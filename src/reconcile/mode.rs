@@ -30,8 +30,18 @@ pub struct Chosen {
     pub why: String,
     /// Where that is how changes are learnt of.
     pub listener: Option<Listener>,
-    /// Whether the number of gateways may choose another one later.
-    pub may_turn: bool,
+    pub until: Until,
+}
+
+/// How long a mode stays the right one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// It is what the configuration says.
+    Reconfigured,
+    /// The number of gateways may choose another one.
+    Crowd,
+    /// No notification arrived: it may have been late, or what swallowed it may go.
+    ProbedAgain,
 }
 
 /// Chooses, and listens where that is the choice. `present`: the mode of before.
@@ -45,21 +55,20 @@ pub async fn choose(
     present: Option<Mode>,
 ) -> Result<Chosen, String> {
     let failed = |error: StoreError| chain(&error);
-    let chosen = |mode, why: &str, listener, may_turn| {
-        Ok(Chosen { mode, why: why.into(), listener, may_turn })
-    };
+    let chosen =
+        |mode, why: &str, listener, until| Ok(Chosen { mode, why: why.into(), listener, until });
     match configured {
         SyncMode::Poll => {
             store.attach(false).await.map_err(failed)?;
-            chosen(Mode::Poll, "sync.mode = \"poll\"", None, false)
+            chosen(Mode::Poll, "sync.mode = \"poll\"", None, Until::Reconfigured)
         }
         SyncMode::Turns => {
             let listener = store.listen_to_turns(hello).await.map_err(failed)?;
-            chosen(Mode::Turns, "sync.mode = \"turns\"", Some(listener), false)
+            chosen(Mode::Turns, "sync.mode = \"turns\"", Some(listener), Until::Reconfigured)
         }
         SyncMode::Listen => {
             let listener = store.listen(hello).await.map_err(failed)?;
-            chosen(Mode::Listen, "sync.mode = \"listen\"", Some(listener), false)
+            chosen(Mode::Listen, "sync.mode = \"listen\"", Some(listener), Until::Reconfigured)
         }
         SyncMode::Auto => {
             let gateways = store.attach(present == Some(Mode::Listen)).await.map_err(failed)?;
@@ -69,12 +78,12 @@ pub async fn choose(
                 Mode::Turns | Mode::Poll => store.listen_to_turns(hello).await.map_err(failed)?,
             };
             if listener.probe().await.map_err(failed)? {
-                return chosen(mode, &why, Some(listener), true);
+                return chosen(mode, &why, Some(listener), Until::Crowd);
             }
             // Nobody hears: writers need not notify.
             store.attach(false).await.map_err(failed)?;
             let why = "no notification arrives, as behind a pooler in transaction mode";
-            chosen(Mode::Poll, why, None, false)
+            chosen(Mode::Poll, why, None, Until::ProbedAgain)
         }
     }
 }
@@ -85,10 +94,16 @@ pub(super) fn suits(gateways: i64, present: Option<Mode>) -> (Mode, String) {
         Some(Mode::Turns) => LISTEN_AGAIN_AT,
         Some(Mode::Listen | Mode::Poll) | None => LISTENERS_AT_MOST,
     };
-    if gateways > at_most {
+    if gateways > LISTENERS_AT_MOST {
         let why = format!(
             "{gateways} gateways share this database; above {LISTENERS_AT_MOST} every commit would \
              wake all of them"
+        );
+        (Mode::Turns, why)
+    } else if gateways > at_most {
+        let why = format!(
+            "{gateways} gateways share this database; those that take turns listen again at \
+             {LISTEN_AGAIN_AT}"
         );
         (Mode::Turns, why)
     } else {
@@ -120,6 +135,11 @@ mod tests {
         for gateways in [41, 50, 51, 45] {
             assert_eq!(mode(gateways, Some(Mode::Turns)), Mode::Turns, "{gateways}");
         }
+        let (_, why) = suits(45, Some(Mode::Turns));
+        assert_eq!(
+            why,
+            "45 gateways share this database; those that take turns listen again at 40"
+        );
         assert_eq!(mode(40, Some(Mode::Turns)), Mode::Listen);
     }
 }

@@ -162,7 +162,7 @@ pub(super) enum Inner {
 }
 
 pub(super) struct Shell<D> {
-    machine: Machine,
+    pub(super) machine: Machine,
     pub(super) store: Store,
     pub(super) mode: SyncMode,
     pub(super) in_use: Option<InUse>,

@@ -165,6 +165,10 @@ impl Machine {
         self.database_clock.map_or(now.wall, |(time, at)| time + now.instant.duration_since(at))
     }
 
+    pub(super) const fn resync_interval(&self) -> Duration {
+        self.options.timing.resync_interval
+    }
+
     /// Why the kernel is left as it is although it may differ.
     #[must_use]
     pub fn obstacle(&self) -> Option<&Obstacle> {

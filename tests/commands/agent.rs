@@ -102,3 +102,20 @@ fn down_asks_first_and_never_under_a_running_agent() {
     assert!(running.stderr.contains("stop it first"), "{}", running.stderr);
     agent.join().unwrap();
 }
+
+#[test]
+fn watching_outlives_a_restart_of_the_agent() {
+    let gatepost = Gatepost::with("");
+    let agent = answer(&gatepost, vec![status(r#""state":"ready""#)]);
+    let mut command = gatepost.command(&["status", "--watch", "--json"]);
+    let mut watching = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(watching.stdout.take().unwrap()).lines();
+    agent.join().unwrap();
+    assert!(told.next().unwrap().unwrap().contains(r#""state":"ready""#));
+    std::fs::remove_file(gatepost.path("control.sock")).unwrap();
+    let agent = answer(&gatepost, vec![status(r#""state":"starting""#)]);
+    agent.join().unwrap();
+    assert!(told.next().unwrap().unwrap().contains(r#""state":"starting""#));
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+}

@@ -8,16 +8,30 @@ use crate::exit::{CommandError, Exit};
 use crate::output::{self, Style, Tone, age, count, harmless, span};
 use gatepost::reconcile::status::{State, Status};
 
-/// Prints the status once, or anew at each change.
+/// Between two questions.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Prints the status once, or anew at each change: also when the agent goes and comes back.
 ///
 /// # Errors
-/// No agent, or one that answers wrongly.
+/// No agent, or one that answers wrongly, at the first question.
 pub fn status(config: &Config, json: bool, watch: bool) -> Result<Exit, CommandError> {
     let client = Client::new(&config.control.socket);
     let style = Style::of_stdout();
-    let mut shown = None;
+    let (mut shown, mut away) = (None, false);
     loop {
-        let status = client.status()?;
+        let status = match client.status() {
+            // An upgrade or a restart ends no watching.
+            Err(error) if watch && shown.is_some() => {
+                if !std::mem::replace(&mut away, true) {
+                    tracing::warn!(%error, "{error}; still watching");
+                }
+                std::thread::sleep(WATCH_EVERY);
+                continue;
+            }
+            answer => answer?,
+        };
+        away = false;
         if json && shown.as_ref() != Some(&status) {
             output::print_json(&status)?;
         } else if !json {
@@ -29,7 +43,7 @@ pub fn status(config: &Config, json: bool, watch: bool) -> Result<Exit, CommandE
             return Ok(if status.state.is_ready() { Exit::Success } else { Exit::NotReady });
         }
         shown = Some(status);
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(WATCH_EVERY);
     }
 }
 
