@@ -4,6 +4,7 @@
 //! lives of an agent can be simulated. The shell around it carries out what the machine asks for.
 
 mod advance;
+mod ask;
 mod attach;
 mod audit;
 mod beat;
@@ -29,14 +30,14 @@ mod summary;
 mod timers;
 mod timing;
 
+pub use ask::Ask;
 pub use cache::{Cache, CacheError};
 pub use event::{Action, Event, Keep, Mode, Note, Now, ReadAnswer, ReadKind, Sent};
 pub use ledger::Report;
 pub use machine::{Machine, MachineOptions, Obstacle, Proven, StaleOptions, StalePolicy, Totals};
 pub use mode::{Chosen, SyncMode, Until, choose};
 pub use pass::PassFigures;
-pub use preview::{preview, preview_explanation};
+pub use preview::{plan_report, preview, preview_explanation};
 pub use session::{SESSION_SECS, Seen, SessionEvent, Sessions};
-pub use shell::{Ask, Host, Options, ROUND_AT_MOST, RunError, run, run_once};
-pub use summary::plan_report;
+pub use shell::{Host, Options, ROUND_AT_MOST, RunError, run, run_once};
 pub use timing::Timing;

@@ -1,12 +1,17 @@
 //! What a pass would do, and why something passes or not, without a running agent.
 
+use ipnet::IpNet;
+
 use super::MachineOptions;
 use super::database::chain;
+use super::ledger::{name_of, peer_name};
 use super::shell::Host;
-use super::status::{Explanation, PlanReport};
+use super::status::{Explanation, PlanReport, PlannedStep};
+use super::summary::{LISTED_QUARANTINED, quarantined, row_warnings};
 use crate::dataplane::DataplaneHandle;
-use crate::model::DesiredState;
-use crate::plan::{Scope, plan};
+use crate::model::policy::{Shift, tell};
+use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing};
+use crate::plan::{Plan, Scope, Step, plan};
 use crate::store::Store;
 
 /// Plans without touching anything: what a pass would change now.
@@ -22,7 +27,7 @@ pub async fn preview<D: Host>(
     let desired = DesiredState::build(machine.local.clone(), rows).map_err(|e| chain(&e))?;
     let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
     let plan = plan(&desired, &reading.state, &Scope::Everything).map_err(|e| chain(&e))?;
-    Ok(super::summary::plan_report(&desired, &reading.state, &plan))
+    Ok(plan_report(&desired, &reading.state, &plan))
 }
 
 /// Explains without an agent: from the database and the kernel as they are now.
@@ -41,4 +46,81 @@ pub async fn preview_explanation<D: Host>(
     let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
     let answers = super::explain::explain(&desired, Some(&reading.state), who, destination)?;
     Ok(answers.counted(dataplane).await)
+}
+
+/// A plan in the words of users and devices.
+#[must_use]
+pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan) -> PlanReport {
+    let steps = plan.steps().iter().map(|step| PlannedStep {
+        phase: format!("{:?}", step.phase()).to_lowercase(),
+        step: step.to_string(),
+    });
+    let shifts = desired.rows().map(|(row, standing)| shift(desired, observed, row, standing));
+    let policy = tell(desired.policies(), shifts).into_iter().map(|change| change.to_string());
+    let words =
+        plan.steps().iter().filter_map(|step| in_words(desired, observed, step)).chain(policy);
+    let mut warnings = row_warnings(desired);
+    warnings.extend(
+        quarantined(desired).into_iter().map(|peer| {
+            format!("{} is left out: {}", name_of(&peer.user, &peer.device), peer.reason)
+        }),
+    );
+    let unlisted = desired.quarantined_count().saturating_sub(LISTED_QUARANTINED);
+    if unlisted > 0 {
+        warnings.push(format!("and {unlisted} more are left out"));
+    }
+    PlanReport { steps: steps.collect(), words: words.collect(), warnings }
+}
+
+/// What a peer may reach by the kernel's table, and what it should.
+fn shift<'a>(
+    desired: &'a DesiredState,
+    observed: &'a ObservedState,
+    row: &'a PeerRow,
+    standing: Standing<'_>,
+) -> Shift<'a> {
+    let prefix = IpNet::from(row.assigned_ip.addr());
+    let admitted = matches!(standing, Standing::Admitted(_));
+    let table = observed.firewall.as_ref();
+    let new = desired.firewall().assignments.get(&prefix).filter(|_| admitted);
+    Shift {
+        user_id: row.user_id,
+        device_id: row.device_id,
+        username: &row.username,
+        device_name: &row.device_name,
+        // A row that is left out may share its address with one that is not.
+        old: table
+            .and_then(|table| table.profile_of(&prefix))
+            .map(AsRef::as_ref)
+            .filter(|_| admitted || !desired.firewall().assignments.contains_key(&prefix)),
+        new: new.map(AsRef::as_ref),
+    }
+}
+
+fn in_words(desired: &DesiredState, observed: &ObservedState, step: &Step) -> Option<String> {
+    let name = |key| match desired.row_of(key) {
+        Some(row) => peer_name(row),
+        None => format!("a device nobody claims ({key})"),
+    };
+    match step {
+        Step::AddPeer { key, .. } => Some(format!("{} can connect", name(key))),
+        Step::RemovePeer { key } => {
+            let had = observed.peers.get(key).map(|peer| &peer.allowed_ips);
+            let was = |row: &PeerRow| {
+                row.public_key == KeyText::Key(*key)
+                    || had.is_some_and(|had| had.contains(&row.assigned_ip))
+            };
+            let row = desired.rows().find(|(row, _)| was(row));
+            let name = row.map_or_else(|| name(key), |(row, _)| peer_name(row));
+            Some(format!("{name} is cut off"))
+        }
+        Step::NarrowPeer { key, allowed_ips } => {
+            Some(format!("{} keeps only {allowed_ips}", name(key)))
+        }
+        Step::WidenPeer { key, allowed_ips } => Some(format!("{} gains {allowed_ips}", name(key))),
+        Step::SetPresharedKey { key, .. } => {
+            Some(format!("{} gets another preshared key at its next handshake", name(key)))
+        }
+        _ => None,
+    }
 }

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::ask::Ask;
 use super::attach::{ATTACH_EVERY, InUse};
 use super::cache::{Cache, Keeper};
 use super::database::{Connection, Reader, chain, send};
@@ -15,7 +16,7 @@ use super::event::{Action, Event, Mode, ReadKind, Sent};
 use super::kernel::{KERNEL_IS_STUCK, KernelJob};
 use super::mode::SyncMode;
 use super::say::say;
-use super::status::{Explanation, PeerStatus, State, Status, Timestamp};
+use super::status::{State, Status, Timestamp};
 use super::summary::clock;
 use super::{Machine, MachineOptions};
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
@@ -25,23 +26,6 @@ use crate::store::Store;
 pub trait Host: Dataplane<Error = DataplaneError> + 'static {}
 
 impl<D: Dataplane<Error = DataplaneError> + 'static> Host for D {}
-
-/// What an operator asks of the loop. A dropped answer means that the loop has ended.
-#[derive(Debug)]
-pub enum Ask {
-    /// Every peer, by its id.
-    Peers(oneshot::Sender<Vec<PeerStatus>>),
-    /// The verdict for what `who` sends to `destination`.
-    Explain {
-        who: String,
-        destination: String,
-        answer: oneshot::Sender<Result<Explanation, String>>,
-    },
-    /// Compare everything anew; answered when that has ended, with its error if it failed.
-    Resync(oneshot::Sender<Result<(), String>>),
-    /// Let the removal that the guard holds back go ahead; the error says if there is none.
-    Confirm(oneshot::Sender<Result<(), String>>),
-}
 
 /// Everything the loop needs.
 pub struct Options<D> {
@@ -170,7 +154,7 @@ pub(super) struct Shell<D> {
     pub(super) dataplane_gone: bool,
     pub(super) kernel_job: KernelJob,
     /// Who asked for a resync and waits for its end.
-    resyncs: Vec<(u64, oneshot::Sender<Result<(), String>>)>,
+    pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), String>>)>,
     cache: Option<Cache>,
     keeper: Option<Keeper>,
     pub(super) gateway: String,
@@ -326,48 +310,6 @@ impl<D: Host> Shell<D> {
         }
         let failed = self.failed_reads.max(self.failed_reports);
         (failed >= TRIES_ONCE).then(|| self.last_error.clone())
-    }
-
-    fn answer(&mut self, ask: Ask) {
-        match ask {
-            Ask::Peers(answer) => drop(answer.send(self.machine.peers())),
-            Ask::Explain { who, destination, answer } => {
-                match self.machine.explain(&who, &destination) {
-                    Ok(answers) => {
-                        let dataplane = self.dataplane.clone();
-                        tokio::spawn(async move {
-                            drop(answer.send(Ok(answers.counted(&dataplane).await)));
-                        });
-                    }
-                    Err(why) => drop(answer.send(Err(why))),
-                }
-            }
-            Ask::Resync(answer) => {
-                self.tell(Event::Resync);
-                self.resyncs.push((self.machine.resyncs_asked(), answer));
-            }
-            Ask::Confirm(answer) => {
-                let held = self.machine.held().is_some();
-                if held {
-                    self.tell(Event::ConfirmRemovals);
-                }
-                drop(answer.send(if held {
-                    Ok(())
-                } else {
-                    Err("no removal is held back".into())
-                }));
-            }
-        }
-    }
-
-    /// Tells those who asked for a resync how it ended.
-    fn answer_resyncs(&mut self) {
-        for (number, answer) in std::mem::take(&mut self.resyncs) {
-            match self.machine.resync_end(number) {
-                Some(end) => drop(answer.send(end)),
-                None => self.resyncs.push((number, answer)),
-            }
-        }
     }
 
     fn prune(&self) {

@@ -2,24 +2,19 @@
 
 use std::time::SystemTime;
 
-use ipnet::IpNet;
-
 use super::event::Now;
 use super::explain::Answers;
 use super::machine::Database;
 use super::status::{
     BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse, PassStatus,
-    PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State, Status,
-    SyncStatus, Timestamp,
+    PeerCounts, PeerState, PeerStatus, QuarantinedPeer, State, Status, SyncStatus, Timestamp,
 };
 use super::{Machine, Mode, Obstacle};
 use crate::dataplane::{Backend, SharedObserved};
-use crate::model::policy::{Shift, tell};
 use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing, Traffic};
-use crate::plan::{Plan, Step};
 
 /// So many quarantined peers are listed one by one.
-const LISTED_QUARANTINED: usize = 100;
+pub(super) const LISTED_QUARANTINED: usize = 100;
 
 impl Machine {
     /// The status as of now. Every figure is of the last proof or reading, none is assumed.
@@ -302,7 +297,7 @@ impl RowStatus {
 }
 
 /// What of the settings and policies has no effect.
-fn row_warnings(desired: &DesiredState) -> Vec<String> {
+pub(super) fn row_warnings(desired: &DesiredState) -> Vec<String> {
     let settings = desired.setting_warnings().iter().map(ToString::to_string);
     settings.chain(desired.policy_notes().iter().map(ToString::to_string)).collect()
 }
@@ -320,81 +315,6 @@ impl std::fmt::Display for Obstacle {
     }
 }
 
-/// A plan in the words of users and devices.
-#[must_use]
-pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan) -> PlanReport {
-    let steps = plan.steps().iter().map(|step| PlannedStep {
-        phase: format!("{:?}", step.phase()).to_lowercase(),
-        step: step.to_string(),
-    });
-    let shifts = desired.rows().map(|(row, standing)| shift(desired, observed, row, standing));
-    let policy = tell(desired.policies(), shifts).into_iter().map(|change| change.to_string());
-    let words =
-        plan.steps().iter().filter_map(|step| in_words(desired, observed, step)).chain(policy);
-    let mut warnings = row_warnings(desired);
-    warnings.extend(quarantined(desired).into_iter().map(|peer| {
-        format!("{} is left out: {}", super::ledger::name_of(&peer.user, &peer.device), peer.reason)
-    }));
-    let unlisted = desired.quarantined_count().saturating_sub(LISTED_QUARANTINED);
-    if unlisted > 0 {
-        warnings.push(format!("and {unlisted} more are left out"));
-    }
-    PlanReport { steps: steps.collect(), words: words.collect(), warnings }
-}
-
-/// What a peer may reach by the kernel's table, and what it should.
-fn shift<'a>(
-    desired: &'a DesiredState,
-    observed: &'a ObservedState,
-    row: &'a PeerRow,
-    standing: Standing<'_>,
-) -> Shift<'a> {
-    let prefix = IpNet::from(row.assigned_ip.addr());
-    let admitted = matches!(standing, Standing::Admitted(_));
-    let table = observed.firewall.as_ref();
-    let new = desired.firewall().assignments.get(&prefix).filter(|_| admitted);
-    Shift {
-        user_id: row.user_id,
-        device_id: row.device_id,
-        username: &row.username,
-        device_name: &row.device_name,
-        // A row that is left out may share its address with one that is not.
-        old: table
-            .and_then(|table| table.profile_of(&prefix))
-            .map(AsRef::as_ref)
-            .filter(|_| admitted || !desired.firewall().assignments.contains_key(&prefix)),
-        new: new.map(AsRef::as_ref),
-    }
-}
-
-fn in_words(desired: &DesiredState, observed: &ObservedState, step: &Step) -> Option<String> {
-    let name = |key| match desired.row_of(key) {
-        Some(row) => super::ledger::peer_name(row),
-        None => format!("a device nobody claims ({key})"),
-    };
-    match step {
-        Step::AddPeer { key, .. } => Some(format!("{} can connect", name(key))),
-        Step::RemovePeer { key } => {
-            let had = observed.peers.get(key).map(|peer| &peer.allowed_ips);
-            let was = |row: &PeerRow| {
-                row.public_key == KeyText::Key(*key)
-                    || had.is_some_and(|had| had.contains(&row.assigned_ip))
-            };
-            let row = desired.rows().find(|(row, _)| was(row));
-            let name = row.map_or_else(|| name(key), |(row, _)| super::ledger::peer_name(row));
-            Some(format!("{name} is cut off"))
-        }
-        Step::NarrowPeer { key, allowed_ips } => {
-            Some(format!("{} keeps only {allowed_ips}", name(key)))
-        }
-        Step::WidenPeer { key, allowed_ips } => Some(format!("{} gains {allowed_ips}", name(key))),
-        Step::SetPresharedKey { key, .. } => {
-            Some(format!("{} gets another preshared key at its next handshake", name(key)))
-        }
-        _ => None,
-    }
-}
-
 /// Why a row that is not eligible is not.
 pub(super) fn why_ineligible(desired: &DesiredState, row: &PeerRow) -> String {
     let mut reasons: Vec<&str> = desired.bars_of(row).names().collect();
@@ -404,7 +324,7 @@ pub(super) fn why_ineligible(desired: &DesiredState, row: &PeerRow) -> String {
     if reasons.is_empty() { "not admitted now".to_owned() } else { reasons.join(", ") }
 }
 
-fn quarantined(desired: &DesiredState) -> Vec<QuarantinedPeer> {
+pub(super) fn quarantined(desired: &DesiredState) -> Vec<QuarantinedPeer> {
     let listed = desired.quarantined().take(LISTED_QUARANTINED);
     listed
         .map(|(row, reason)| QuarantinedPeer {
