@@ -1,7 +1,6 @@
 //! Addresses of the interface.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -11,14 +10,12 @@ use netlink_packet_route::address::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::PROTOCOL;
-use super::link::decode;
+use super::link::{self, decode};
 use super::netlink::{Channel, NetlinkError, Request, gone_is_done};
 use crate::model::Tag;
 
 /// Reads the interface's addresses and whose each is. Kernels before 5.18 do not keep `IFA_PROTO`:
 /// there every address is [`Tag::Foreign`], which is accepted and never removed.
-///
-/// IPv6 link-local addresses, which the kernel adds by itself, are left out.
 pub(super) fn list(
     channel: &mut Channel,
     index: u32,
@@ -45,13 +42,34 @@ pub(super) fn add(channel: &mut Channel, index: u32, address: IpNet) -> Result<(
 }
 
 /// Removes an address. One that is gone already is no error.
+///
+/// With the first IPv4 address of a network the kernel removes all others of it, also those that
+/// somebody else added, and their routes, unless it is told to let the next take its place.
 pub(super) fn remove(
     channel: &mut Channel,
     index: u32,
     address: IpNet,
 ) -> Result<(), NetlinkError> {
+    if matches!(address, IpNet::V4(_)) {
+        channel.request(Request::new(link::promote_secondaries(index)))?;
+    }
     let message = RouteNetlinkMessage::DelAddress(message(index, address));
     gone_is_done(channel.request(Request::new(message)))
+}
+
+/// Puts one address in the place of another, in one datagram.
+pub(super) fn replace(
+    channel: &mut Channel,
+    index: u32,
+    from: IpNet,
+    to: IpNet,
+) -> Result<(), NetlinkError> {
+    let remove = Request::new(RouteNetlinkMessage::DelAddress(message(index, from)));
+    let add = RouteNetlinkMessage::NewAddress(message(index, to));
+    let add = Request::with_flags(add, NLM_F_CREATE | NLM_F_EXCL);
+    let mut verdicts = channel.transact([remove, add])?.into_iter();
+    verdicts.next().map_or(Ok(()), gone_is_done)?;
+    verdicts.collect()
 }
 
 fn message(index: u32, address: IpNet) -> AddressMessage {
@@ -87,7 +105,5 @@ fn describe(message: &AddressMessage) -> Option<(IpNet, Tag)> {
     }
     // On a point-to-point address IFA_ADDRESS is the other end; IPv6 may have no IFA_LOCAL.
     let address = local.or(address)?;
-    let link_local = matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    let net = IpNet::new(address, message.header.prefix_len).ok()?;
-    (!link_local).then_some((net, tag))
+    Some((IpNet::new(address, message.header.prefix_len).ok()?, tag))
 }

@@ -4,7 +4,7 @@ mod glance;
 mod obey;
 mod remove;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -141,6 +141,8 @@ impl<F: Firewall> Host<F> {
                 *tag = Tag::Ours;
             }
         }
+        // The kernel may add a link-local address by itself, and at its own time.
+        addresses.retain(|address, tag| *tag == Tag::Ours || !is_link_local(address));
         Ok(ObservedInterface {
             name: link.name.clone(),
             owner: link.gateway_id().map_or(LinkOwner::Unmarked, LinkOwner::Ours),
@@ -151,6 +153,15 @@ impl<F: Firewall> Host<F> {
             mtu_bytes: link.mtu_bytes,
             addresses,
         })
+    }
+
+    fn read_routes(
+        &mut self,
+        link: &Link,
+        interface: &ObservedInterface,
+    ) -> Result<BTreeMap<IpNet, Tag>, DataplaneError> {
+        route::list(&mut self.rtnetlink, link.index, &interface.networks().collect())
+            .map_err(DataplaneError::during("reading our routes"))
     }
 
     fn observe_firewall(
@@ -184,9 +195,9 @@ impl<F: Firewall> Dataplane for Host<F> {
             return Ok(reading);
         };
         let device = self.read_device(&link, kind)?;
-        reading.state.interface = Some(self.read_interface(&link, &device)?);
-        reading.state.routes = route::list(&mut self.rtnetlink, link.index)
-            .map_err(DataplaneError::during("reading our routes"))?;
+        let interface = self.read_interface(&link, &device)?;
+        reading.state.routes = self.read_routes(&link, &interface)?;
+        reading.state.interface = Some(interface);
         reading.backend = Some(match kind {
             Kind::Kernel => Backend::Kernel,
             Kind::Userspace => Backend::Userspace,
@@ -239,4 +250,8 @@ impl<F: Firewall> Dataplane for Host<F> {
         }
         outcome
     }
+}
+
+fn is_link_local(address: &IpNet) -> bool {
+    matches!(address, IpNet::V6(address) if address.addr().is_unicast_link_local())
 }

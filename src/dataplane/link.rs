@@ -1,6 +1,9 @@
 //! The network link itself: made, marked as ours, found again.
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkDeserializable, NetlinkHeader};
+use netlink_packet_core::{
+    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL, NetlinkDeserializable,
+    NetlinkHeader,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use nix::errno::Errno;
@@ -24,6 +27,11 @@ const LINK_MTU: u16 = 4;
 const LINK_INFO: u16 = 18;
 const LINK_INFO_KIND: u16 = 1;
 const LINK_ALIAS: u16 = 20;
+const LINK_FAMILIES: u16 = 26;
+const FAMILY_INET: u16 = 2;
+const INET_SETTINGS: u16 = 1;
+/// `IPV4_DEVCONF_PROMOTE_SECONDARIES` of include/uapi/linux/ip.h.
+const PROMOTE_SECONDARIES: u16 = 20;
 const FLAG_UP: u32 = 1;
 
 /// A link as the kernel describes it.
@@ -142,6 +150,21 @@ pub(super) fn set_down(channel: &mut Channel, index: u32) -> Result<(), NetlinkE
 pub(super) fn delete(channel: &mut Channel, index: u32) -> Result<(), NetlinkError> {
     let link = LinkUnspec::new_with_index(index).build();
     channel.request(Request::new(RouteNetlinkMessage::DelLink(link)))
+}
+
+/// What has the next IPv4 address of a network take the place of one that is removed. The codec
+/// knows only how the kernel reads these settings out.
+pub(super) fn promote_secondaries(index: u32) -> RouteNetlinkMessage {
+    let setting = DefaultNla::new(PROMOTE_SECONDARIES, 1_u32.to_ne_bytes().to_vec());
+    let nested = |kind: u16, inner: DefaultNla| {
+        let mut bytes = vec![0; inner.buffer_len()];
+        inner.emit(&mut bytes);
+        DefaultNla::new(kind | NLA_F_NESTED, bytes)
+    };
+    let family = nested(FAMILY_INET, nested(INET_SETTINGS, setting));
+    let all = LinkAttribute::Other(nested(LINK_FAMILIES, family));
+    let link = LinkUnspec::new_with_index(index).append_extra_attribute(all).build();
+    RouteNetlinkMessage::SetLink(link)
 }
 
 /// Decodes a message of the route family.

@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use crate::model::{ObservedInterface, ObservedState, ProfileId, PublicKey, Traffic};
+use crate::model::{ObservedInterface, ObservedState, ProfileId, PublicKey, Tag, Traffic};
 use crate::plan::{Phase, Plan, Step};
 use nft::ProfileCounters;
 
@@ -62,7 +62,7 @@ pub struct Reading {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glance {
     pub interface: Option<ObservedInterface>,
-    pub routes: BTreeSet<IpNet>,
+    pub routes: BTreeMap<IpNet, Tag>,
     /// Nobody else has changed our table since it was last read or written.
     pub firewall_is_current: bool,
 }

@@ -106,10 +106,13 @@ fn remedy(step: &Step, errno: Errno) -> Option<String> {
             "somebody else's route to {prefix} is there and is left alone: `ip route show {prefix}` \
              says whose; remove it, or take {prefix} from the peer"
         ),
-        (Step::AddAddress { address }, Errno::EEXIST) => {
+        (Step::AddAddress { address } | Step::ReplaceAddress { to: address, .. }, Errno::EEXIST) => {
             format!("{address} is there already: `ip address show` says where")
         }
-        (Step::AddAddress { address }, Errno::EACCES | Errno::EOPNOTSUPP) if is_v6(address) => {
+        (
+            Step::AddAddress { address } | Step::ReplaceAddress { to: address, .. },
+            Errno::EACCES | Errno::EOPNOTSUPP,
+        ) if is_v6(address) => {
             format!("IPv6 is switched off here: {address} needs net.ipv6.conf.all.disable_ipv6 = 0")
         }
         (Step::SetMtu { bytes }, Errno::EINVAL) => {

@@ -1,6 +1,6 @@
 //! Routes into the tunnel, in the main table.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -9,34 +9,58 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 
 use super::PROTOCOL;
 use super::link::decode;
 use super::netlink::{Channel, NetlinkError, Request, gone_is_done};
+use crate::model::Tag;
 use crate::plan::Step;
 
-/// Reads the routes out of the interface that carry our number, in the main table. The kernel does
-/// the filtering, so that a host with a million routes of others answers as fast as any.
-pub(super) fn list(channel: &mut Channel, index: u32) -> Result<BTreeSet<IpNet>, NetlinkError> {
-    let mut routes = BTreeSet::new();
+/// Reads the routes out of the interface, in the main table: those that carry our number, and those
+/// that the kernel made to these networks of its addresses. The kernel does the filtering, so that a
+/// host with a million routes of others answers as fast as any.
+pub(super) fn list(
+    channel: &mut Channel,
+    index: u32,
+    networks: &BTreeSet<IpNet>,
+) -> Result<BTreeMap<IpNet, Tag>, NetlinkError> {
+    let mut routes = BTreeMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let request = || {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            message.header.table = RouteHeader::RT_TABLE_MAIN;
-            message.header.protocol = RouteProtocol::Other(PROTOCOL);
-            message.attributes = vec![RouteAttribute::Oif(index)];
-            RouteNetlinkMessage::GetRoute(message)
-        };
-        let found = channel.dump(request, |routes: &mut BTreeSet<IpNet>, kind, payload| {
-            if let RouteNetlinkMessage::NewRoute(message) = decode(kind, payload)? {
-                routes.extend(ours(&message, index));
-            }
-            Ok(())
-        })?;
-        routes.extend(found);
+        let made = dump(channel, index, family, RouteProtocol::Kernel)?;
+        let made = made.into_iter().filter(|prefix| networks.contains(prefix));
+        routes.extend(made.map(|prefix| (prefix, Tag::Foreign)));
+        let ours = dump(channel, index, family, RouteProtocol::Other(PROTOCOL))?;
+        routes.extend(ours.into_iter().map(|prefix| (prefix, Tag::Ours)));
     }
     Ok(routes)
+}
+
+fn dump(
+    channel: &mut Channel,
+    index: u32,
+    family: AddressFamily,
+    protocol: RouteProtocol,
+) -> Result<Vec<IpNet>, NetlinkError> {
+    let request = || {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = protocol;
+        message.attributes = vec![RouteAttribute::Oif(index)];
+        RouteNetlinkMessage::GetRoute(message)
+    };
+    let found = channel.dump(request, |routes: &mut Vec<IpNet>, kind, payload| {
+        if let RouteNetlinkMessage::NewRoute(message) = decode(kind, payload)? {
+            routes.extend(destination(&message, index, protocol));
+        }
+        Ok(())
+    });
+    match found {
+        // A host that never had IPv6 has no table of its routes.
+        Err(error) if error.refusal() == Some(Errno::ENOENT) => Ok(Vec::new()),
+        found => found,
+    }
 }
 
 /// Obeys `AddRoute` and `RemoveRoute` steps, many in flight, and returns what became of each.
@@ -90,7 +114,8 @@ fn message(index: u32, prefix: IpNet) -> RouteMessage {
     message
 }
 
-fn ours(message: &RouteMessage, index: u32) -> Option<IpNet> {
+/// Where a route of this protocol out of the interface leads.
+fn destination(message: &RouteMessage, index: u32, protocol: RouteProtocol) -> Option<IpNet> {
     let mut destination = match message.header.address_family {
         AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -106,8 +131,9 @@ fn ours(message: &RouteMessage, index: u32) -> Option<IpNet> {
             _ => {}
         }
     }
-    let ours = u8::from(message.header.protocol) == PROTOCOL
+    let asked_for = message.header.protocol == protocol
         && message.header.table == RouteHeader::RT_TABLE_MAIN
+        && message.header.kind == RouteType::Unicast
         && out == Some(index);
-    ours.then(|| IpNet::new(destination, message.header.destination_prefix_length).ok())?
+    asked_for.then(|| IpNet::new(destination, message.header.destination_prefix_length).ok())?
 }

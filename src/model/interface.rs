@@ -167,6 +167,13 @@ pub struct DesiredInterface {
     pub addresses: BTreeSet<IpNet>,
 }
 
+impl DesiredInterface {
+    /// The networks of its addresses, to which the kernel makes routes by itself.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.addresses.iter().filter_map(network)
+    }
+}
+
 /// Who made the link that stands for our interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkOwner {
@@ -198,8 +205,20 @@ pub struct ObservedInterface {
     pub listen_port: u16,
     pub fwmark: u32,
     pub mtu_bytes: u32,
-    /// Link-local IPv6 addresses, which the kernel may add by itself, are left out.
+    /// Link-local IPv6 addresses that are not ours, which the kernel may add by itself, are left out.
     pub addresses: BTreeMap<IpNet, Tag>,
+}
+
+impl ObservedInterface {
+    /// As [`DesiredInterface::networks`].
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.addresses.keys().filter_map(network)
+    }
+}
+
+/// The network of an address; a host's own prefix has none.
+pub(crate) fn network(address: &IpNet) -> Option<IpNet> {
+    (address.prefix_len() < address.max_prefix_len()).then(|| address.trunc())
 }
 
 /// What the kernel counts for one peer. Never part of the plan.

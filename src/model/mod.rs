@@ -20,6 +20,7 @@ pub use firewall::{
     ObservedFirewall, Profile, ProfileId, Ranges,
 };
 pub use id::{DeviceId, GatewayId, GroupId, PeerId, PolicyId, UserId};
+pub(crate) use interface::network;
 pub use interface::{
     AllowedIps, DesiredInterface, InterfaceName, InterfaceNameError, LinkOwner, ObservedInterface,
     Peer, Tag, Traffic,

@@ -1,10 +1,10 @@
 //! What the kernel holds, as far as it concerns us.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{GatewayId, ObservedFirewall, ObservedInterface, Peer, PublicKey};
+use super::{GatewayId, ObservedFirewall, ObservedInterface, Peer, PublicKey, Tag};
 
 /// What was read back from the kernel, or what that reading became by our own acknowledged writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,8 +15,9 @@ pub struct ObservedState {
     /// Other links with our mark, by their names.
     pub strays: BTreeMap<Box<str>, Stray>,
     pub peers: BTreeMap<PublicKey, Peer>,
-    /// Routes out of our interface that carry our protocol number.
-    pub routes: BTreeSet<IpNet>,
+    /// Routes out of our interface: those that carry our protocol number, and those that the kernel
+    /// made for its addresses, which are nobody's to remove.
+    pub routes: BTreeMap<IpNet, Tag>,
     /// `None`: our table does not exist.
     pub firewall: Option<ObservedFirewall>,
 }

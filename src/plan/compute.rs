@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::hands::Hands;
-use super::{Held, Plan, PlanError, Step, firewall, link};
+use super::{Held, Plan, PlanError, Step, firewall, link, route};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
 /// How much of the state a plan compares.
@@ -107,11 +107,7 @@ pub fn plan_around(
     let cut = cut.filter(|prefixes| !prefixes.is_empty());
     // Before the peers of the same phase.
     steps.splice(0..0, changes.chain(cut.map(|prefixes| Step::CutFlows { prefixes })));
-    let routes = held.routes(desired);
-    let add = routes.difference(&observed.routes);
-    steps.extend(add.map(|prefix| Step::AddRoute { prefix: *prefix }));
-    let remove = observed.routes.difference(&routes);
-    steps.extend(remove.map(|prefix| Step::RemoveRoute { prefix: *prefix }));
+    route::steps(&held.routes(desired), observed, &mut steps);
     Ok(Plan::new(steps))
 }
 

@@ -1,5 +1,9 @@
 //! The link that is ours, its settings and its addresses. Pure.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
 use super::Step;
 use crate::model::{
     DesiredInterface, GatewayId, InterfaceName, LinkOwner, ObservedInterface, ObservedState, Stray,
@@ -71,17 +75,28 @@ pub(super) fn steps(
     if observed.fwmark != desired.fwmark {
         steps.push(Step::SetFwmark { fwmark: desired.fwmark });
     }
-    let missing = desired.addresses.iter().filter(|a| !observed.addresses.contains_key(a));
-    steps.extend(missing.map(|address| Step::AddAddress { address: *address }));
+    address_steps(desired, observed, steps);
     if !observed.up {
         steps.push(Step::SetUp);
     }
-    let orphans = observed
-        .addresses
-        .iter()
-        .filter(|(address, tag)| **tag == Tag::Ours && !desired.addresses.contains(*address));
-    steps.extend(orphans.map(|(address, _)| Step::RemoveAddress { address: *address }));
     Ok(())
+}
+
+/// Addresses that are missing come before those that are left over go, but for those of which the
+/// kernel holds only one.
+fn address_steps(desired: &DesiredInterface, observed: &ObservedInterface, steps: &mut Vec<Step>) {
+    let tagged = observed.addresses.iter().filter(|(_, tag)| **tag == Tag::Ours);
+    let mut orphans: BTreeSet<IpNet> = tagged.map(|(address, _)| *address).collect();
+    orphans.retain(|address| !desired.addresses.contains(address));
+    for to in desired.addresses.iter().filter(|a| !observed.addresses.contains_key(a)) {
+        let same = |from: &&IpNet| matches!(to, IpNet::V6(_)) && from.addr() == to.addr();
+        let from = orphans.iter().find(same).copied();
+        steps.push(match from.and_then(|from| orphans.take(&from)) {
+            Some(from) => Step::ReplaceAddress { from, to: *to },
+            None => Step::AddAddress { address: *to },
+        });
+    }
+    steps.extend(orphans.into_iter().map(|address| Step::RemoveAddress { address }));
 }
 
 /// The table guards one interface, by its name. Before it is loaded for another, the link that has

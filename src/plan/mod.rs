@@ -8,6 +8,7 @@ mod held;
 mod link;
 mod model_kernel;
 mod obey;
+mod route;
 mod step;
 
 pub use compute::{Scope, plan, plan_around};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Plan, Step};
-use crate::model::{LinkOwner, ObservedState, PublicKey};
+use crate::model::{LinkOwner, ObservedState, PublicKey, Tag};
 
 /// Why the model kernel refused a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +18,8 @@ pub enum Refusal {
     LinkExists,
     #[error("the link is no WireGuard device (EOPNOTSUPP)")]
     NotWireGuard,
+    #[error("the route exists (EEXIST)")]
+    RouteExists,
     #[error("no such route or address (ESRCH)")]
     NotThere,
     #[error("the link is down (ENETDOWN)")]
@@ -108,7 +110,12 @@ impl ModelKernel {
             (Step::CreateLink { .. }, None) => Ok(()),
             (_, None) => Err(Refusal::NoLink),
             (Step::AddRoute { .. }, Some(link)) if !link.up => Err(Refusal::LinkDown),
-            (Step::RemoveRoute { prefix }, _) if !self.state.routes.contains(prefix) => {
+            (Step::AddRoute { prefix }, _) if self.state.routes.contains_key(prefix) => {
+                Err(Refusal::RouteExists)
+            }
+            (Step::RemoveRoute { prefix }, _)
+                if self.state.routes.get(prefix) != Some(&Tag::Ours) =>
+            {
                 Err(Refusal::NotThere)
             }
             (Step::RemoveAddress { address }, Some(link))

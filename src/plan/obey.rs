@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+
 use super::Step;
 use crate::model::{
-    LinkOwner, ObservedFirewall, ObservedInterface, ObservedState, Peer, PublicKey, Tag,
+    LinkOwner, ObservedFirewall, ObservedInterface, ObservedState, Peer, PublicKey, Tag, network,
 };
 
 /// The MTU the kernel gives a new WireGuard link: 1500 less 80 bytes of outer headers
@@ -38,7 +40,7 @@ impl ObservedState {
                 self.with_peer(key, |peer| peer.keepalive_secs = *keepalive_secs);
             }
             Step::AddRoute { prefix } => {
-                self.routes.insert(*prefix);
+                self.routes.insert(*prefix, Tag::Ours);
             }
             Step::RemoveRoute { prefix } => {
                 self.routes.remove(prefix);
@@ -66,7 +68,7 @@ impl ObservedState {
         {
             stray.up = false;
         }
-        let Some(interface) = &mut self.interface else { return };
+        let Self { interface: Some(interface), routes, .. } = self else { return };
         match step {
             Step::RenameLink { to, .. } => interface.name = to.as_str().into(),
             Step::ClaimLink { gateway_id } => interface.owner = LinkOwner::Ours(*gateway_id),
@@ -76,13 +78,18 @@ impl ObservedState {
             }
             Step::SetListenPort { port } => interface.listen_port = *port,
             Step::SetFwmark { fwmark } => interface.fwmark = *fwmark,
-            Step::AddAddress { address } => {
-                interface.addresses.insert(*address, Tag::Ours);
+            Step::AddAddress { address } => add_address(interface, routes, *address),
+            Step::ReplaceAddress { from, to } => {
+                remove_address(interface, routes, from);
+                add_address(interface, routes, *to);
             }
-            Step::RemoveAddress { address } => {
-                interface.addresses.remove(address);
+            Step::RemoveAddress { address } => remove_address(interface, routes, address),
+            Step::SetUp => {
+                interface.up = true;
+                for network in interface.networks() {
+                    routes.entry(network).or_insert(Tag::Foreign);
+                }
             }
-            Step::SetUp => interface.up = true,
             _ => {}
         }
     }
@@ -91,5 +98,34 @@ impl ObservedState {
         if let Some(peer) = self.peers.get_mut(key) {
             change(peer);
         }
+    }
+}
+
+/// On a link that is up the kernel makes a route to an address's network.
+fn add_address(
+    interface: &mut ObservedInterface,
+    routes: &mut BTreeMap<IpNet, Tag>,
+    address: IpNet,
+) {
+    interface.addresses.insert(address, Tag::Ours);
+    if let Some(network) = network(&address)
+        && interface.up
+    {
+        routes.entry(network).or_insert(Tag::Foreign);
+    }
+}
+
+/// And takes it away with the last address of that network.
+fn remove_address(
+    interface: &mut ObservedInterface,
+    routes: &mut BTreeMap<IpNet, Tag>,
+    address: &IpNet,
+) {
+    interface.addresses.remove(address);
+    if let Some(network) = network(address)
+        && routes.get(&network) == Some(&Tag::Foreign)
+        && !interface.networks().any(|left| left == network)
+    {
+        routes.remove(&network);
     }
 }

@@ -74,6 +74,12 @@ pub enum Step {
     AddAddress {
         address: IpNet,
     },
+    /// Give an address another prefix length where the kernel holds only one of each (IPv6), in one
+    /// datagram.
+    ReplaceAddress {
+        from: IpNet,
+        to: IpNet,
+    },
     SetUp,
     /// Forget the tracked flows of prefixes that change hands: whoever has an address next must not
     /// inherit them.
@@ -131,6 +137,7 @@ impl Step {
             | Self::SetListenPort { .. }
             | Self::SetFwmark { .. }
             | Self::AddAddress { .. }
+            | Self::ReplaceAddress { .. }
             | Self::SetUp => Phase::Link,
             Self::CutFlows { .. } | Self::RemovePeer { .. } | Self::NarrowPeer { .. } => {
                 Phase::Revoke
@@ -160,6 +167,7 @@ impl fmt::Display for Step {
             Self::SetListenPort { port } => write!(f, "link listen-port {port}"),
             Self::SetFwmark { fwmark } => write!(f, "link fwmark {fwmark:#x}"),
             Self::AddAddress { address } => write!(f, "address add {address}"),
+            Self::ReplaceAddress { from, to } => write!(f, "address replace {from} by {to}"),
             Self::SetUp => f.write_str("link up"),
             Self::CutFlows { prefixes } => {
                 let prefixes: AllowedIps = prefixes.iter().copied().collect();

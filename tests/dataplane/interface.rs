@@ -20,6 +20,9 @@ pub const TESTS: &[Test] = &[
     ("a_link_of_another_kind_is_left_alone", foreign_link),
     ("a_port_in_use_is_refused_and_the_rest_goes_on", port_in_use),
     ("an_address_of_others_stays_theirs", foreign_address),
+    ("an_address_moves_and_takes_nothing_with_it", moved_address),
+    ("an_ipv6_address_gets_another_prefix_length", widened),
+    ("a_link_local_address_of_ours_is_read_back", link_local),
     ("a_renamed_link_is_found_by_its_mark_and_gets_its_name_back", renamed),
     ("a_stray_with_our_mark_is_seen_and_taken_down_and_no_other", strays),
     ("a_link_that_took_the_name_since_is_left_alone", replaced),
@@ -138,6 +141,36 @@ fn foreign_address(backend: Backend) {
             gateway.apply(vec![Step::RemoveAddress { address: "10.7.0.1/24".parse().unwrap() }]);
         assert_eq!(outcome.applied, 1);
         assert_eq!(addresses(gateway).len(), 2);
+    });
+}
+
+fn moved_address(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        netns.exec(&format!("ip address add 10.7.0.5/24 dev {}", gateway.name));
+        gateway.observed = gateway.host.observe().unwrap().state;
+        gateway.obey(vec![Step::AddRoute { prefix: "10.30.0.0/24".parse().unwrap() }]);
+        gateway.obey(vec![
+            Step::AddAddress { address: "10.7.0.2/24".parse().unwrap() },
+            Step::RemoveAddress { address: "10.7.0.1/24".parse().unwrap() },
+        ]);
+        let addresses = &gateway.observed.interface.as_ref().unwrap().addresses;
+        assert_eq!(addresses[&"10.7.0.5/24".parse().unwrap()], Tag::Foreign);
+        assert_eq!(gateway.observed.routes.len(), 3);
+    });
+}
+
+fn widened(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let (from, to) = ("fd07::1/64".parse().unwrap(), "fd07::1/48".parse().unwrap());
+        gateway.obey(vec![Step::ReplaceAddress { from, to }]);
+        let addresses = &gateway.observed.interface.as_ref().unwrap().addresses;
+        assert_eq!((addresses.get(&from), addresses.get(&to)), (None, Some(&Tag::Ours)));
+    });
+}
+
+fn link_local(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        gateway.obey(vec![Step::AddAddress { address: "fe80::1/64".parse().unwrap() }]);
     });
 }
 

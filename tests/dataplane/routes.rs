@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use gatepost::dataplane::{Backend, Dataplane};
+use gatepost::model::Tag;
 use gatepost::plan::Step;
 use ipnet::IpNet;
 
@@ -11,6 +12,7 @@ use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     ("many_routes_are_written_and_read_back", many),
+    ("the_kernels_routes_are_seen_and_ours_take_their_place", flushed),
     ("a_route_of_others_is_neither_replaced_nor_removed", foreign),
 ];
 
@@ -30,7 +32,27 @@ fn many(backend: Backend) {
         assert_eq!(shown, prefixes.iter().copied().collect());
         let remove = |prefix: &IpNet| Step::RemoveRoute { prefix: *prefix };
         gateway.obey(prefixes[..1000].iter().map(remove).collect());
-        assert_eq!(gateway.observed.routes.len(), 600);
+        let networks = 2;
+        assert_eq!(gateway.observed.routes.len(), 600 + networks);
+    });
+}
+
+fn flushed(backend: Backend) {
+    with_gateway(backend, |netns, gateway| {
+        let networks = ["10.7.0.0/24", "fd07::/64"].map(|text| text.parse::<IpNet>().unwrap());
+        // Of a network that is not an address's, the kernel's own route is none of ours.
+        netns.exec(&format!("ip route add 10.23.0.0/24 dev {} proto kernel", gateway.name));
+        gateway.check();
+        assert_eq!(gateway.observed.routes, networks.map(|network| (network, Tag::Foreign)).into());
+        for family in ["-4", "-6"] {
+            netns.exec(&format!("ip {family} route flush dev {}", gateway.name));
+        }
+        let state = gateway.host.observe().unwrap().state;
+        assert!(state.routes.is_empty(), "{:?}", state.routes);
+        assert_eq!(state.interface, gateway.observed.interface);
+        gateway.observed = state;
+        gateway.obey(networks.map(|prefix| Step::AddRoute { prefix }).into());
+        assert_eq!(gateway.observed.routes, networks.map(|network| (network, Tag::Ours)).into());
     });
 }
 
@@ -52,8 +74,9 @@ fn foreign(backend: Backend) {
         };
         assert!(reason.contains("10.20.0.0/24"), "{reason}");
         assert_eq!(outcome.foreign_routes, [prefix("10.20.0.0/24")].into());
-        let ours = gateway.host.observe().unwrap().state.routes;
-        assert_eq!(ours, [prefix("10.19.0.0/24"), prefix("10.22.0.0/24")].into());
+        let routes = gateway.host.observe().unwrap().state.routes;
+        let ours = routes.iter().filter(|(_, tag)| **tag == Tag::Ours).map(|(prefix, _)| *prefix);
+        assert!(ours.eq([prefix("10.19.0.0/24"), prefix("10.22.0.0/24")]), "{routes:?}");
         let all = netns.exec("ip route");
         assert!(all.contains("10.20.0.0/24 dev other"), "{all}");
         assert!(all.contains(&format!("10.21.0.0/24 dev {}", gateway.name)), "{all}");

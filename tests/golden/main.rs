@@ -72,6 +72,9 @@ struct Observed {
     peer: Vec<ObservedPeer>,
     #[serde(default)]
     routes: BTreeSet<IpNet>,
+    /// The routes that the kernel made for the addresses are gone.
+    #[serde(default)]
+    flushed: bool,
     /// Our table holds what the rows of `before.toml` ask for.
     #[serde(default)]
     firewall: bool,
@@ -249,24 +252,31 @@ impl Observed {
             kernel.obey_prefix(&first, usize::MAX).unwrap();
         }
         let tagged = |addresses: Vec<IpNet>, tag| addresses.into_iter().map(move |a| (a, tag));
+        let interface = self.interface.map(|interface| ObservedInterface {
+            name: interface.name.into(),
+            owner: match interface.owner.as_str() {
+                "ours" => LinkOwner::Ours(GatewayId(id(1, 1))),
+                "another gateway's" => LinkOwner::Ours(GatewayId(id(1, 2))),
+                "unmarked" => LinkOwner::Unmarked,
+                kind => LinkOwner::Foreign(kind.into()),
+            },
+            up: interface.up,
+            public_key: interface.key.as_ref().map(KeyNumber::key),
+            listen_port: interface.listen_port,
+            fwmark: 0,
+            mtu_bytes: 1420,
+            addresses: tagged(interface.addresses, Tag::Ours)
+                .chain(tagged(interface.foreign_addresses, Tag::Foreign))
+                .collect(),
+        });
+        let made = interface.iter().filter(|link| link.up && !self.flushed);
+        let made =
+            made.flat_map(ObservedInterface::networks).map(|network| (network, Tag::Foreign));
+        let ours = self.routes.into_iter().map(|prefix| (prefix, Tag::Ours));
+        let routes = made.chain(ours).collect();
         ObservedState {
-            interface: self.interface.map(|interface| ObservedInterface {
-                name: interface.name.into(),
-                owner: match interface.owner.as_str() {
-                    "ours" => LinkOwner::Ours(GatewayId(id(1, 1))),
-                    "another gateway's" => LinkOwner::Ours(GatewayId(id(1, 2))),
-                    "unmarked" => LinkOwner::Unmarked,
-                    kind => LinkOwner::Foreign(kind.into()),
-                },
-                up: interface.up,
-                public_key: interface.key.as_ref().map(KeyNumber::key),
-                listen_port: interface.listen_port,
-                fwmark: 0,
-                mtu_bytes: 1420,
-                addresses: tagged(interface.addresses, Tag::Ours)
-                    .chain(tagged(interface.foreign_addresses, Tag::Foreign))
-                    .collect(),
-            }),
+            interface,
+            routes,
             strays: self
                 .strays
                 .into_iter()
@@ -280,7 +290,6 @@ impl Observed {
                     (peer.key.key(), Peer { allowed_ips, ..Peer::default() })
                 })
                 .collect(),
-            routes: self.routes,
             firewall: kernel.state.firewall,
         }
     }

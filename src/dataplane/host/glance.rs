@@ -1,9 +1,9 @@
 //! Reading back what does not grow with the peers.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::{Host, Kind};
-use crate::dataplane::{DataplaneError, Firewall, Glance, route, wireguard};
+use crate::dataplane::{DataplaneError, Firewall, Glance, wireguard};
 
 impl<F: Firewall> Host<F> {
     /// A link that is missing or not ours is no interface: a complete reading tells which.
@@ -12,7 +12,7 @@ impl<F: Firewall> Host<F> {
             .firewall
             .is_current()
             .map_err(|error| DataplaneError::Firewall(Box::new(error)))?;
-        let nothing = Glance { interface: None, routes: BTreeSet::new(), firewall_is_current };
+        let nothing = Glance { interface: None, routes: BTreeMap::new(), firewall_is_current };
         let Some(link) = self.find()? else { return Ok(nothing) };
         let Some(kind) = self.kind(&link) else { return Ok(nothing) };
         let name = &self.settings.interface;
@@ -23,9 +23,8 @@ impl<F: Firewall> Host<F> {
                 .map_err(DataplaneError::during(format!("reading the device {name}")))?,
             Kind::Userspace => wireguard::read(name)?,
         };
-        let interface = Some(self.read_interface(&link, &device)?);
-        let routes = route::list(&mut self.rtnetlink, link.index)
-            .map_err(DataplaneError::during("reading our routes"))?;
-        Ok(Glance { interface, routes, firewall_is_current })
+        let interface = self.read_interface(&link, &device)?;
+        let routes = self.read_routes(&link, &interface)?;
+        Ok(Glance { interface: Some(interface), routes, firewall_is_current })
     }
 }

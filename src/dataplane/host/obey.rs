@@ -152,6 +152,12 @@ impl<F: Firewall> Host<F> {
                 self.added.insert(*address);
                 Ok(())
             }
+            (Step::ReplaceAddress { from, to }, _) => {
+                in_words(address::replace(rtnetlink, index, *from, *to))?;
+                self.added.remove(from);
+                self.added.insert(*to);
+                Ok(())
+            }
             (Step::RemoveAddress { address }, _) => {
                 self.added.remove(address);
                 in_words(address::remove(rtnetlink, index, *address))

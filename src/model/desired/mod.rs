@@ -130,7 +130,8 @@ impl DesiredState {
         &self.peers
     }
 
-    /// The aggregated prefixes that need a route of their own.
+    /// Where routes must lead: the networks of the interface's addresses, which rest on routes that
+    /// the kernel makes, and the peers' prefixes outside these, aggregated.
     #[must_use]
     pub const fn routes(&self) -> &BTreeSet<IpNet> {
         &self.routes
@@ -141,7 +142,7 @@ impl DesiredState {
     pub fn routes_with(&self, more: impl Iterator<Item = IpNet>) -> BTreeSet<IpNet> {
         let outside = self.outside.iter().copied();
         let outside: Vec<IpNet> = outside.chain(more.filter(|it| !self.covers(it))).collect();
-        IpNet::aggregate(&outside).into_iter().collect()
+        self.interface.networks().chain(IpNet::aggregate(&outside)).collect()
     }
 
     #[must_use]
