@@ -223,8 +223,9 @@ async fn watch_kernel(
     /// A storm of changes is one reason to look.
     const REASONS: usize = 16;
     let (why, reasons) = mpsc::channel(REASONS);
-    let index = dataplane.run(Host::link_index).await??;
-    let links = Monitor::open(config.interface.name.clone(), index).map_err(WiringError::Watch)?;
+    let (index, port) = dataplane.run(|host| host.link_index().map(|i| (i, host.port()))).await??;
+    let name = config.interface.name.clone();
+    let links = Monitor::open(name, index, port).map_err(WiringError::Watch)?;
     let own_port = dataplane.run(|host| host.firewall().port()).await?;
     tokio::spawn(tell_links(links, why.clone()));
     tokio::spawn(tell_rules(NftMonitor::open(own_port)?, why));

@@ -80,6 +80,11 @@ impl<F: Firewall> Host<F> {
         &mut self.firewall
     }
 
+    /// The netlink port that our changes of links, addresses and routes come from.
+    pub const fn port(&self) -> u32 {
+        self.rtnetlink.port()
+    }
+
     /// The index of our link, for a [`Monitor`](super::Monitor).
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! Notices when somebody changes our link, its addresses or its routes.
 //!
-//! An event is never data: it says *look again*. Our own writes come back as events too; whoever
-//! looks again finds nothing to do. WireGuard announces nothing about peers.
+//! An event is never data: it says *look again*. What our own routes bring about is not passed on, or
+//! every peer that gains or loses one would have everything read again. The kernel names nobody as
+//! the author of what it does by itself, nor of most changes to a link; whoever looks again then
+//! finds nothing to do. WireGuard announces nothing about peers.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -42,6 +44,7 @@ type Incoming =
 /// A subscription to the kernel's events about one interface.
 pub struct Monitor {
     interface: InterfaceName,
+    own_port: u32,
     /// Known once the link has been seen.
     index: Option<u32>,
     incoming: Incoming,
@@ -50,12 +53,12 @@ pub struct Monitor {
 
 impl Monitor {
     /// Subscribes, in the calling thread's network namespace, within a tokio runtime. Everything
-    /// that happens from now on is reported. The link's index is learnt from `index` and from the
-    /// link's own events.
+    /// that happens from now on is reported, but for what is done from `own_port`. The link's index is
+    /// learnt from `index` and from the link's own events.
     ///
     /// # Errors
     /// When the kernel gives no socket.
-    pub fn open(interface: InterfaceName, index: Option<u32>) -> io::Result<Self> {
+    pub fn open(interface: InterfaceName, index: Option<u32>, own_port: u32) -> io::Result<Self> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -69,7 +72,7 @@ impl Monitor {
         let _ = setsockopt(&socket.as_fd(), RcvBufForce, &SOCKET_BUFFER_BYTES);
         let (handle, registration) = AbortHandle::new_pair();
         tokio::spawn(Abortable::new(connection, registration));
-        Ok(Self { interface, index, incoming: incoming.boxed(), connection: handle })
+        Ok(Self { interface, own_port, index, incoming: incoming.boxed(), connection: handle })
     }
 
     /// Waits for the next event. `None`: the subscription is broken, open another and look at
@@ -77,7 +80,10 @@ impl Monitor {
     pub async fn next(&mut self) -> Option<HostEvent> {
         loop {
             let (message, _) = self.incoming.next().await?;
-            if let Some(event) = self.judge(&message.payload) {
+            let own = message.header.port_number == self.own_port;
+            if let Some(event) = self.judge(&message.payload)
+                && !own
+            {
                 return Some(event);
             }
         }

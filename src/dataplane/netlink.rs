@@ -94,6 +94,7 @@ impl<I: NetlinkSerializable> NetlinkSerializable for Borrowed<'_, I> {
 /// A netlink socket of one protocol, in the network namespace of the thread that opened it.
 pub(crate) struct Channel {
     socket: Socket,
+    port: u32,
     sequence: u32,
     outgoing: Vec<u8>,
     incoming: Box<[u8]>,
@@ -103,7 +104,7 @@ impl Channel {
     /// Opens a socket, for example of [`netlink_sys::protocols::NETLINK_ROUTE`].
     pub fn open(protocol: isize) -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(protocol).map_err(|error| failed("socket", &error))?;
-        socket.bind_auto().map_err(|error| failed("bind", &error))?;
+        let port = socket.bind_auto().map_err(|error| failed("bind", &error))?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(|error| failed("connect", &error))?;
         // Each of these only makes the socket better: an old kernel or a missing privilege leaves
         // it working, and a privilege that is really needed is missed by the request itself.
@@ -112,7 +113,12 @@ impl Channel {
         let _ = socket.set_netlink_get_strict_chk(true);
         let _ = setsockopt(&socket.as_fd(), RcvBufForce, &SOCKET_BUFFER_BYTES);
         let incoming = vec![0; RECEIVE_BYTES].into_boxed_slice();
-        Ok(Self { socket, sequence: 0, outgoing: Vec::new(), incoming })
+        Ok(Self { socket, port, sequence: 0, outgoing: Vec::new(), incoming })
+    }
+
+    /// The socket's number, which the events of our own writes carry.
+    pub const fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends requests in windows, each window one datagram, and returns the kernel's verdict on
@@ -318,10 +324,10 @@ mod tests {
         let mut kernel = Socket::new(protocol).unwrap();
         let address = kernel.bind_auto().unwrap();
         let mut socket = Socket::new(protocol).unwrap();
-        socket.bind_auto().unwrap();
+        let port = socket.bind_auto().unwrap().port_number();
         socket.connect(&address).unwrap();
         let incoming = vec![0; RECEIVE_BYTES].into_boxed_slice();
-        let channel = Channel { socket, sequence: 0, outgoing: Vec::new(), incoming };
+        let channel = Channel { socket, port, sequence: 0, outgoing: Vec::new(), incoming };
         let answer = move || {
             let mut requests = 0;
             for messages in script {

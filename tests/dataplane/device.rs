@@ -29,7 +29,7 @@ fn end(gateway: &mut Gateway, how: impl FnOnce(&Gateway)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let index = gateway.host.link_index().unwrap();
-        let mut monitor = Monitor::open(gateway.name.clone(), index).unwrap();
+        let mut monitor = Monitor::open(gateway.name.clone(), index, gateway.host.port()).unwrap();
         how(gateway);
         while gateway.host.link_index().unwrap().is_some() {
             let event = tokio::time::timeout(Duration::from_secs(10), monitor.next()).await;

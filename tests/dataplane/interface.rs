@@ -229,10 +229,16 @@ fn monitored(backend: Backend) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let index = gateway.host.link_index().unwrap();
-            let mut monitor = Monitor::open(gateway.name.clone(), index).unwrap();
-            let name = &gateway.name;
-            // Nothing of another link may come through before ours.
+            let port = gateway.host.port();
+            let mut monitor = Monitor::open(gateway.name.clone(), index, port).unwrap();
+            let name = &gateway.name.clone();
+            // Neither what we do ourselves nor anything of another link may come before this.
+            let prefix = "10.96.0.0/24".parse().unwrap();
+            gateway.obey(vec![Step::AddRoute { prefix }]);
+            gateway.obey(vec![Step::RemoveRoute { prefix }]);
             netns.exec("ip address add 10.98.0.1/32 dev lo");
+            netns.exec(&format!("ip link set {name} alias ours"));
+            assert_eq!(monitor.next().await, Some(HostEvent::Link));
             let expect = [
                 (format!("ip address add 10.99.0.1/32 dev {name}"), HostEvent::Address),
                 (format!("ip route add 10.97.0.0/24 dev {name}"), HostEvent::Route),

@@ -39,8 +39,19 @@ pub(super) struct DeviceDump {
     reading: DeviceReading,
     peers: Vec<(PublicKey, Peer)>,
     traffic: Vec<(PublicKey, Traffic)>,
-    open: Option<(PublicKey, Peer, Traffic)>,
+    open: Open,
     prefixes: Vec<IpNet>,
+}
+
+/// The peer whose pieces are read.
+#[derive(Default)]
+enum Open {
+    #[default]
+    None,
+    Peer(PublicKey, Peer, Traffic),
+    /// One whose key is all zero, which somebody's `wg set` may leave behind: it can never shake
+    /// hands, and no step could name it.
+    Keyless,
 }
 
 impl DeviceDump {
@@ -83,9 +94,13 @@ impl DeviceDump {
                 self.open(value)?;
                 continue;
             }
-            // The kernel writes the key first (get_peer in drivers/net/wireguard/netlink.c).
-            let Some((_, peer, traffic)) = &mut self.open else {
-                return Err(NetlinkError::Malformed("a peer that does not begin with its key"));
+            let (peer, traffic) = match &mut self.open {
+                Open::Peer(_, peer, traffic) => (peer, traffic),
+                Open::Keyless => continue,
+                // The kernel writes the key first (get_peer in drivers/net/wireguard/netlink.c).
+                Open::None => {
+                    return Err(NetlinkError::Malformed("a peer that does not begin with its key"));
+                }
             };
             match kind {
                 PEER_PRESHARED_KEY => {
@@ -108,17 +123,17 @@ impl DeviceDump {
     }
 
     fn open(&mut self, key: &[u8]) -> Result<(), NetlinkError> {
-        let key = PublicKey::from_bytes(fixed(key)?)
-            .map_err(|_| NetlinkError::Malformed("a peer whose key is all zero"))?;
-        if self.open.as_ref().is_none_or(|(open, ..)| *open != key) {
+        let key = PublicKey::from_bytes(fixed(key)?).ok();
+        if !matches!((&self.open, key), (Open::Peer(open, ..), Some(key)) if *open == key) {
             self.close();
-            self.open = Some((key, Peer::default(), Traffic::default()));
+            self.open = key
+                .map_or(Open::Keyless, |key| Open::Peer(key, Peer::default(), Traffic::default()));
         }
         Ok(())
     }
 
     fn close(&mut self) {
-        if let Some((key, mut peer, traffic)) = self.open.take() {
+        if let Open::Peer(key, mut peer, traffic) = std::mem::take(&mut self.open) {
             peer.allowed_ips = self.prefixes.drain(..).collect();
             self.peers.push((key, peer));
             if traffic != Traffic::default() {
@@ -211,6 +226,17 @@ mod tests {
         assert_eq!(reading.peers[&key(2)].allowed_ips.to_string(), "10.0.0.2/32,10.0.0.3/32");
         assert_eq!(reading.peers[&key(2)].keepalive_secs, 25);
         assert_eq!(reading.peers[&key(3)].keepalive_secs, 0);
+    }
+
+    #[test]
+    fn a_peer_whose_key_is_all_zero_is_left_out_alone() {
+        let mut dump = DeviceDump::default();
+        dump.take(&message(&[peer(1, 1, &[]), peer(0, 2, &[])])).unwrap();
+        dump.take(&message(&[peer(0, 3, &[]), peer(2, 4, &[])])).unwrap();
+        let peers = dump.finish().peers;
+        let shown: Vec<_> =
+            peers.iter().map(|(key, peer)| (*key, peer.allowed_ips.to_string())).collect();
+        assert_eq!(shown, [(key(1), "10.0.0.1/32".into()), (key(2), "10.0.0.4/32".into())]);
     }
 
     #[test]

@@ -47,8 +47,9 @@ pub(super) fn parse(answer: &str, now: SystemTime) -> Result<DeviceReading, Uapi
             ("fwmark", None) => reading.fwmark = value.parse().map_err(|_| malformed())?,
             ("public_key", _) => {
                 let bytes = unhex(value).ok_or_else(malformed)?;
-                let key = PublicKey::from_bytes(*bytes).map_err(|_| malformed())?;
-                if let Some(peer) = open.replace(OpenPeer::new(key)) {
+                // One whose key is all zero can never shake hands: with its lines it is left out.
+                let next = PublicKey::from_bytes(*bytes).ok().map(OpenPeer::new);
+                if let Some(peer) = std::mem::replace(&mut open, next) {
                     peer.close(&mut reading, now);
                 }
             }
@@ -196,6 +197,19 @@ mod tests {
         assert_eq!((traffic.rx_bytes, traffic.tx_bytes), (5, 6));
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000);
         assert_eq!(traffic.last_handshake, Some(at));
+    }
+
+    #[test]
+    fn a_peer_whose_key_is_all_zero_is_left_out_alone() {
+        let (one, zero) = ("01".repeat(32), "00".repeat(32));
+        let answer = format!(
+            "listen_port=7\npublic_key={zero}\nallowed_ip=10.0.0.9/32\nrx_bytes=5\n\
+             public_key={one}\nallowed_ip=10.0.0.2/32\nerrno=0\n\n"
+        );
+        let peers = parse(&answer, SystemTime::UNIX_EPOCH).unwrap().peers;
+        assert_eq!(peers.len(), 1);
+        let key = PublicKey::from_bytes([1; 32]).unwrap();
+        assert_eq!(peers[&key].allowed_ips.to_string(), "10.0.0.2/32");
     }
 
     #[test]
