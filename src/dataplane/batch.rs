@@ -7,7 +7,7 @@ use crate::plan::Step;
 /// or any other one alone.
 pub(super) fn run_len(steps: &[Step], own_key: Option<PublicKey>) -> usize {
     let together = |a: &Step, b: &Step| {
-        let alike = (is_peer(a) && is_peer(b)) || (is_route(a) && is_route(b));
+        let alike = part(a) == part(b) && matches!(part(a), Part::Peer | Part::Route);
         let asked = |step| refuse_unasked(step, own_key).is_none();
         alike && a.phase() == b.phase() && asked(a) && asked(b)
     };
@@ -26,22 +26,42 @@ pub(super) fn refuse_unasked(step: &Step, own_key: Option<PublicKey>) -> Option<
     }
 }
 
-/// Writes a peer.
-pub(super) const fn is_peer(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::RemovePeer { .. }
-            | Step::NarrowPeer { .. }
-            | Step::AddPeer { .. }
-            | Step::WidenPeer { .. }
-            | Step::SetPresharedKey { .. }
-            | Step::SetKeepalive { .. }
-    )
+/// What of the host a step changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Firewall,
+    Flows,
+    /// Links, whatever their names, before the interface can be looked for.
+    Links,
+    /// The interface's own settings and addresses.
+    Interface,
+    Peer,
+    Route,
 }
 
-/// Writes a route.
-pub(super) const fn is_route(step: &Step) -> bool {
-    matches!(step, Step::AddRoute { .. } | Step::RemoveRoute { .. })
+/// Every step has its part, or this does not compile.
+pub(super) const fn part(step: &Step) -> Part {
+    match step {
+        Step::Firewall { .. } => Part::Firewall,
+        Step::CutFlows { .. } => Part::Flows,
+        Step::RenameLink { .. } | Step::TakeDown { .. } | Step::CreateLink { .. } => Part::Links,
+        Step::ClaimLink { .. }
+        | Step::SetMtu { .. }
+        | Step::SetPrivateKey { .. }
+        | Step::SetListenPort { .. }
+        | Step::SetFwmark { .. }
+        | Step::AddAddress { .. }
+        | Step::ReplaceAddress { .. }
+        | Step::RemoveAddress { .. }
+        | Step::SetUp => Part::Interface,
+        Step::RemovePeer { .. }
+        | Step::NarrowPeer { .. }
+        | Step::AddPeer { .. }
+        | Step::WidenPeer { .. }
+        | Step::SetPresharedKey { .. }
+        | Step::SetKeepalive { .. } => Part::Peer,
+        Step::AddRoute { .. } | Step::RemoveRoute { .. } => Part::Route,
+    }
 }
 
 #[cfg(test)]

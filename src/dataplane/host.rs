@@ -38,7 +38,7 @@ pub enum Backend {
 pub struct HostSettings {
     pub interface: InterfaceName,
     pub backend: Backend,
-    /// The program that runs a userspace device when called as `<exe> device <name>`.
+    /// The program that is a userspace device when called as `<exe> device <name> --serve alone`.
     pub device_exe: PathBuf,
 }
 

@@ -75,8 +75,8 @@ impl Monitor {
         Ok(Self { interface, own_port, index, incoming: incoming.boxed(), connection: handle })
     }
 
-    /// Waits for the next event. `None`: the subscription is broken, open another and look at
-    /// everything.
+    /// Waits for the next event. `None`: the subscription is broken, and only who looks without being
+    /// told will see what changes.
     pub async fn next(&mut self) -> Option<HostEvent> {
         loop {
             let (message, _) = self.incoming.next().await?;

@@ -32,6 +32,8 @@ pub enum NetlinkError {
     /// What was read is of different moments, so that something not in it may yet exist.
     #[error("the kernel's tables changed under each of {tries} readings: try again later")]
     Interrupted { tries: u32 },
+    #[error("not asked of the kernel: {0}")]
+    Unsuited(&'static str),
     #[error("the kernel sent a message that cannot be read: {0}")]
     Malformed(&'static str),
 }
@@ -248,8 +250,10 @@ impl Channel {
             let len = self.receive()?;
             for message in messages(&self.incoming[..len]) {
                 let message = message?;
-                if message.kind == NLMSG_ERROR {
-                    heard.insert(message.sequence.wrapping_sub(first) as usize, message.verdict()?);
+                let index = message.sequence.wrapping_sub(first) as usize;
+                // One of a request that was given up earlier says nothing about these.
+                if message.kind == NLMSG_ERROR && index < count {
+                    heard.insert(index, message.verdict()?);
                 }
             }
         }
@@ -349,17 +353,18 @@ mod tests {
         (channel, std::thread::spawn(answer))
     }
 
+    fn request() -> netlink_packet_netfilter::NetfilterMessage {
+        netlink_packet_netfilter::NetfilterMessage::new(
+            netlink_packet_netfilter::NetfilterHeader::new(
+                netlink_packet_netfilter::NetfilterProtoFamily::IPv4,
+                0,
+                0,
+            ),
+            netlink_packet_netfilter::conntrack::ConntrackMessage::Get(vec![]),
+        )
+    }
+
     fn numbers(channel: &mut Channel) -> Result<Vec<u8>, NetlinkError> {
-        let request = || {
-            netlink_packet_netfilter::NetfilterMessage::new(
-                netlink_packet_netfilter::NetfilterHeader::new(
-                    netlink_packet_netfilter::NetfilterProtoFamily::IPv4,
-                    0,
-                    0,
-                ),
-                netlink_packet_netfilter::conntrack::ConntrackMessage::Get(vec![]),
-            )
-        };
         channel.dump(request, |numbers: &mut Vec<u8>, _, payload| {
             numbers.push(payload[0]);
             Ok(())
@@ -392,6 +397,17 @@ mod tests {
         let interrupted = Err(NetlinkError::Interrupted { tries: DUMP_TRIES });
         assert_eq!(numbers(&mut channel), interrupted);
         assert_eq!(kernel.join().unwrap(), DUMP_TRIES as usize);
+    }
+
+    #[test]
+    fn an_acknowledgement_that_comes_late_is_not_taken_for_another() {
+        let ack = |code: i32| (NLMSG_ERROR, 0, code.to_ne_bytes().to_vec());
+        let (mut channel, kernel) = scripted(vec![vec![ack(-1)], vec![ack(0)]]);
+        // Sent, and its answer never read.
+        channel.push(request(), 0);
+        channel.send().unwrap();
+        assert_eq!(channel.request(Request::new(request())), Ok(()));
+        kernel.join().unwrap();
     }
 
     #[test]

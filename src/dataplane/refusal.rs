@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::batch::is_peer;
+use super::batch::{Part, part};
 use super::netlink::NetlinkError;
 use crate::plan::{Phase, Step};
 
@@ -35,7 +35,7 @@ impl Consequence {
             // in. Without a port, a mark, an MTU or an address, those who are in may stay.
             Step::Firewall { phase: Phase::Fence | Phase::Revoke | Phase::Policy, .. }
             | Step::SetPrivateKey { .. } => Self::NoGrants,
-            step if is_peer(step) => Self::StaysClosed,
+            step if part(step) == Part::Peer => Self::StaysClosed,
             _ => Self::None,
         }
     }

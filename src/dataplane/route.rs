@@ -71,17 +71,18 @@ pub(super) fn write(
     index: u32,
     steps: &[Step],
 ) -> Vec<Result<(), NetlinkError>> {
-    let requests = steps.iter().filter_map(|step| match step {
+    let request = |step: &Step| match step {
         Step::AddRoute { prefix } => {
             let add = RouteNetlinkMessage::NewRoute(message(index, *prefix));
-            Some(Request::with_flags(add, NLM_F_CREATE | NLM_F_EXCL))
+            Ok(Request::with_flags(add, NLM_F_CREATE | NLM_F_EXCL))
         }
         Step::RemoveRoute { prefix } => {
-            Some(Request::new(RouteNetlinkMessage::DelRoute(message(index, *prefix))))
+            Ok(Request::new(RouteNetlinkMessage::DelRoute(message(index, *prefix))))
         }
-        _ => None,
-    });
-    match channel.transact(requests) {
+        _ => Err(NetlinkError::Unsuited("no step of a route")),
+    };
+    let requests: Result<Vec<_>, _> = steps.iter().map(request).collect();
+    match requests.and_then(|requests| channel.transact(requests)) {
         Ok(verdicts) => {
             let removes = |step: &Step| matches!(step, Step::RemoveRoute { .. });
             let settle =

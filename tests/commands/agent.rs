@@ -101,6 +101,11 @@ fn down_asks_first_and_never_under_a_running_agent() {
     let running = gatepost.run(&["down", "--yes"]).must_exit(1);
     assert!(running.stderr.contains("stop it first"), "{}", running.stderr);
     agent.join().unwrap();
+    std::fs::remove_file(gatepost.path("control.sock")).unwrap();
+    let agent = answer(&gatepost, vec!["an agent of another version\n".to_owned()]);
+    let other = gatepost.run(&["down", "--yes"]).must_exit(1);
+    assert!(other.stderr.contains("which is no answer"), "{}", other.stderr);
+    agent.join().unwrap();
 }
 
 #[test]

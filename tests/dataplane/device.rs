@@ -1,7 +1,7 @@
 //! The userspace device's process.
 
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gatepost::dataplane::{Backend, Dataplane, DeviceError, Monitor, spawn_device};
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("the_device_is_in_a_process_group_of_its_own", own_group),
     ("a_killed_device_is_made_again", killed),
     ("a_removed_socket_stops_the_device", socket_removed),
+    ("a_device_that_does_not_answer_is_asked_once", silent),
     ("a_device_that_cannot_be_started_is_an_error", not_started),
 ];
 
@@ -65,6 +66,22 @@ fn socket_removed(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         let socket = format!("/var/run/wireguard/{}.sock", gateway.name);
         end(gateway, |_| std::fs::remove_file(socket).unwrap());
+    });
+}
+
+/// A device that hangs, as one does whose lock is poisoned.
+fn silent(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let device = pid(&gateway.name);
+        kill(device, Signal::SIGSTOP).unwrap();
+        let begun = Instant::now();
+        let outcome = gateway.apply((1..=5).map(|n| add(n, &[])).collect());
+        let took = begun.elapsed();
+        kill(device, Signal::SIGCONT).unwrap();
+        assert_eq!((outcome.applied, outcome.refused.len()), (0, 5));
+        let (_, reason) = &outcome.refused[4];
+        assert!(reason.contains("does not answer"), "{reason}");
+        assert!(took < Duration::from_secs(10), "{took:?} for five steps");
     });
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 
 use crate::lab::{Lab, eventually};
@@ -26,4 +27,33 @@ fn a_device_in_the_foreground_ends_in_order() {
             !lab.gateway.output("ip", &["link", "show", &name]).status.success()
         });
     }
+}
+
+#[test]
+fn a_device_stays_stopped_and_one_without_its_socket_has_failed() {
+    let lab = Lab::open();
+    let name = format!("gpd{}", std::process::id());
+    let start = || {
+        let mut command = lab.command(&["device", &name]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let device = lab.gateway.spawn(&mut command);
+        eventually("the device answers", || {
+            lab.gateway.output("wg", &["show", &name]).status.success()
+        });
+        device
+    };
+    let socket = format!("/var/run/wireguard/{name}.sock");
+    let device = start();
+    let server = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    let server = getsockopt(&server, PeerCredentials).unwrap().pid();
+    // As `gatepost down` does: not the process that waits, but the device.
+    kill(Pid::from_raw(server), Signal::SIGTERM).unwrap();
+    assert_eq!(device.wait_with_output().unwrap().status.code(), Some(0));
+
+    let device = start();
+    std::fs::remove_file(&socket).unwrap();
+    let ended = device.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let error = String::from_utf8(ended.stderr).unwrap();
+    assert!(error.contains("removed the socket"), "{error}");
 }

@@ -13,13 +13,14 @@ use crate::cli::Serve;
 use crate::exit::{CommandError, Exit};
 use crate::wiring;
 
-/// Runs the device until SIGTERM or SIGINT, or until its socket is removed.
+/// Runs the device until SIGTERM or SIGINT.
 ///
 /// The embedded device takes these signals for itself and cannot end in order, so it serves in a
 /// child of this process, which waits for them and removes what the device leaves behind.
 ///
 /// # Errors
-/// No TUN device, no rights, a name that is taken; the device died by itself.
+/// No TUN device, no rights, a name that is taken; the device died by itself, or because somebody
+/// removed its socket.
 pub fn keep(name: &InterfaceName) -> Result<Exit, CommandError> {
     super::small_runtime()?.block_on(async {
         let (mut terminate, mut interrupt) =
@@ -59,10 +60,13 @@ async fn stop(name: &InterfaceName, device: &mut Child) -> Result<(), CommandErr
 
 /// What to say when the device ended by itself.
 fn judge(name: &InterfaceName, ended: ExitStatus) -> Result<Exit, CommandError> {
-    // Told to stop before this process was: a terminal tells both.
+    // Told to stop before this process was: a terminal tells both, `gatepost down` only the device.
     const STOPPED: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
     match (ended.code(), ended.signal().map(Signal::try_from)) {
-        (Some(0), _) => Ok(Exit::Success),
+        (Some(0), _) => Err(CommandError::Refused(format!(
+            "somebody removed the socket of the userspace device {name}: every session through it \
+             is gone"
+        ))),
         // It has said why.
         (Some(_), _) => Ok(Exit::Failure),
         (None, Some(Ok(signal))) if STOPPED.contains(&signal) => Ok(Exit::Success),

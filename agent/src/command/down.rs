@@ -16,12 +16,14 @@ pub fn down(config: &Config, yes: bool) -> Result<Exit, CommandError> {
     let name = &config.interface.name;
     match Client::new(&config.control.socket).status() {
         Err(ControlError::NoAgent { .. }) => {}
-        _ => {
+        Ok(_) => {
             return Err(CommandError::Refused(format!(
                 "an agent runs and would make {name} again at once: stop it first \
                  (systemctl stop gatepost)"
             )));
         }
+        // It may run: what it would undo is not begun.
+        Err(error) => return Err(error.into()),
     }
     if !yes && !confirmed(&format!("Remove {name} and end every tunnel through it?"))? {
         return Err(CommandError::Refused("nothing was removed".to_owned()));

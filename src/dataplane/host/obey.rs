@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{Backend, Host, Kind, Link};
-use crate::dataplane::batch::{is_peer, is_route};
+use crate::dataplane::batch::{Part, part};
 use crate::dataplane::device::spawn_device;
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{chain, explain};
@@ -36,16 +36,16 @@ impl<F: Firewall> Host<F> {
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
             Step::RenameLink { from, to } => alone(self.rename_link(from, to)),
             Step::TakeDown { name } => alone(self.take_down(name)),
-            first => match self.target() {
-                Err(error) => run.iter().map(|_| Err(chain(&error))).collect(),
-                Ok((link, kind)) if is_peer(first) => self.obey_peers(&link, kind, run),
-                Ok((link, _)) if is_route(first) => {
+            first => match (self.target(), part(first)) {
+                (Err(error), _) => run.iter().map(|_| Err(chain(&error))).collect(),
+                (Ok((link, kind)), Part::Peer) => self.obey_peers(&link, kind, run),
+                (Ok((link, _)), Part::Route) => {
                     let verdicts = route::write(&mut self.rtnetlink, link.index, run);
                     let foreign = run.iter().zip(&verdicts).filter_map(foreign_route);
                     outcome.foreign_routes.extend(foreign);
                     in_words(run, verdicts)
                 }
-                Ok((link, kind)) => vec![self.obey_interface(&link, kind, first, observed)],
+                (Ok((link, kind)), _) => vec![self.obey_interface(&link, kind, first, observed)],
             },
         }
     }
@@ -180,22 +180,7 @@ impl<F: Firewall> Host<F> {
             (Step::SetFwmark { fwmark }, Kind::Userspace) => {
                 by_device(wireguard::set_fwmark(name, *fwmark))
             }
-            (
-                Step::Firewall { .. }
-                | Step::CutFlows { .. }
-                | Step::CreateLink { .. }
-                | Step::RenameLink { .. }
-                | Step::TakeDown { .. }
-                | Step::RemovePeer { .. }
-                | Step::NarrowPeer { .. }
-                | Step::AddPeer { .. }
-                | Step::WidenPeer { .. }
-                | Step::SetPresharedKey { .. }
-                | Step::SetKeepalive { .. }
-                | Step::AddRoute { .. }
-                | Step::RemoveRoute { .. },
-                _,
-            ) => Err(format!("not done: `{step}` is no setting of an interface")),
+            _ => Err(format!("not done: `{step}` is no setting of the interface")),
         }
     }
 

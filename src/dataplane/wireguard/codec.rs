@@ -27,7 +27,7 @@ pub(super) struct Batch {
 }
 
 /// Packs peer steps into messages, in their order, each when it is asked for: the kernel works on
-/// one while no other takes up memory. Other steps are left out.
+/// one while no other takes up memory. Any other step is a batch without messages.
 pub(super) fn pack(steps: &[Step]) -> impl Iterator<Item = Batch> {
     let mut next = 0;
     // The entries of the next step, where they did not fit into the batch before.

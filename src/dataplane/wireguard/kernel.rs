@@ -124,6 +124,10 @@ fn settle(
     let mut verdicts = Vec::with_capacity(steps.len());
     for batch in codec::pack(steps) {
         let steps = &steps[batch.steps];
+        if batch.messages.is_empty() {
+            verdicts.extend(steps.iter().map(|_| Err(NetlinkError::Unsuited("no step of a peer"))));
+            continue;
+        }
         match send(batch.messages) {
             Ok(()) => verdicts.extend(steps.iter().map(|_| Ok(()))),
             Err(NetlinkError::Refused { .. }) => {
@@ -230,6 +234,15 @@ mod tests {
         assert_eq!(kernel.refusals, 2, "once in the batch, once alone");
         let expected: BTreeSet<_> = [1, 2, 4, 5].map(|number| [number; 32]).into();
         assert_eq!(kernel.holds, expected);
+    }
+
+    #[test]
+    fn what_is_no_step_of_a_peer_is_not_called_done() {
+        let steps =
+            [Step::RemovePeer { key: key(1) }, Step::SetUp, Step::RemovePeer { key: key(2) }];
+        let verdicts = settle(&steps, |_| Ok(()));
+        let refused: Vec<_> = verdicts.iter().map(Result::is_err).collect();
+        assert_eq!(refused, [false, true, false]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::DeviceReading;
 use super::uapi::{self, UapiError};
-use crate::model::{InterfaceName, PrivateKey};
+use crate::model::{InterfaceName, Peer, PrivateKey};
 use crate::plan::Step;
 
 /// Why a userspace device did not obey.
@@ -37,6 +37,8 @@ pub enum UserspaceError {
     Port { port: u16, source: io::Error },
     #[error("the userspace device {name} has no private key yet, and would lose the peer")]
     NoPrivateKey { name: InterfaceName },
+    #[error("not done: `{0}` changes no peer")]
+    NoPeerStep(String),
 }
 
 const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
@@ -57,7 +59,9 @@ pub(crate) fn answers(name: &InterfaceName) -> bool {
 /// The number of the process that listens on the socket.
 pub(crate) fn process_id(name: &InterfaceName) -> Option<i32> {
     let stream = UnixStream::connect(socket_path(name)).ok()?;
-    getsockopt(&stream, PeerCredentials).ok().map(|credentials| credentials.pid())
+    let pid = getsockopt(&stream, PeerCredentials).ok()?.pid();
+    // Zero is one that this process cannot see, and to a signal the whole of our own group.
+    (pid > 0).then_some(pid)
 }
 
 /// Reads the device with all its peers.
@@ -96,10 +100,22 @@ pub(crate) fn set_fwmark(name: &InterfaceName, fwmark: u32) -> Result<(), Usersp
     set(name, &format!("fwmark={fwmark}\n"))
 }
 
-/// Obeys peer steps one by one, and returns what became of each.
+/// Obeys peer steps one by one, and returns what became of each. A device that did not answer is not
+/// asked again, or each step would wait as long.
 pub(crate) fn write_peers(name: &InterfaceName, steps: &[Step]) -> Vec<Result<(), UserspaceError>> {
     let mut known = None;
-    steps.iter().map(|step| write_peer(name, step, &mut known)).collect()
+    let mut silent: Option<io::ErrorKind> = None;
+    let write = |step: &Step| {
+        let verdict = match silent {
+            Some(kind) => Err(UserspaceError::Silent { name: name.clone(), source: kind.into() }),
+            None => write_peer(name, step, &mut known),
+        };
+        if let Err(UserspaceError::Silent { source, .. }) = &verdict {
+            silent = Some(source.kind());
+        }
+        verdict
+    };
+    steps.iter().map(write).collect()
 }
 
 fn write_peer(
@@ -111,29 +127,30 @@ fn write_peer(
         Some(known) => known,
         None => known.insert(read(name)?),
     };
+    let has = |key| known.peers.get(key).cloned();
     let (key, peer) = match step {
         Step::RemovePeer { key } => {
             known.peers.remove(key);
             return set(name, &uapi::removal(key));
         }
         Step::AddPeer { key, peer } => (key, Some(peer.clone())),
-        Step::NarrowPeer { key, .. }
-        | Step::WidenPeer { key, .. }
-        | Step::SetPresharedKey { key, .. }
-        | Step::SetKeepalive { key, .. } => (key, known.peers.get(key).cloned()),
-        _ => return Ok(()),
+        Step::NarrowPeer { key, allowed_ips } => {
+            (key, has(key).map(|peer| Peer { allowed_ips: allowed_ips.clone(), ..peer }))
+        }
+        Step::WidenPeer { key, allowed_ips: more } => {
+            let all = |peer: &Peer| peer.allowed_ips.iter().chain(more.iter()).collect();
+            (key, has(key).map(|peer| Peer { allowed_ips: all(&peer), ..peer }))
+        }
+        Step::SetPresharedKey { key, preshared_key } => {
+            (key, has(key).map(|peer| Peer { preshared_key: preshared_key.clone(), ..peer }))
+        }
+        Step::SetKeepalive { key, keepalive_secs } => {
+            (key, has(key).map(|peer| Peer { keepalive_secs: *keepalive_secs, ..peer }))
+        }
+        _ => return Err(UserspaceError::NoPeerStep(step.to_string())),
     };
     // An unknown peer stays unknown, as with the kernel's UPDATE_ONLY.
-    let Some(mut peer) = peer else { return Ok(()) };
-    match step {
-        Step::NarrowPeer { allowed_ips, .. } => peer.allowed_ips = allowed_ips.clone(),
-        Step::WidenPeer { allowed_ips, .. } => {
-            peer.allowed_ips = peer.allowed_ips.iter().chain(allowed_ips.iter()).collect();
-        }
-        Step::SetPresharedKey { preshared_key, .. } => peer.preshared_key = preshared_key.clone(),
-        Step::SetKeepalive { keepalive_secs, .. } => peer.keepalive_secs = *keepalive_secs,
-        _ => {}
-    }
+    let Some(peer) = peer else { return Ok(()) };
     if known.public_key.is_none() {
         return Err(UserspaceError::NoPrivateKey { name: name.clone() });
     }
