@@ -58,9 +58,10 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// `SIGTERM` and `SIGINT` end the process at once: the kernel then removes the link, and what is
 /// left of the socket is removed by whoever stops it or starts the next one. To exit in order
-/// instead is not to be had: the embedded device reads these signals from a descriptor of its own and stops its
-/// threads, but not the process. So it is made in a thread of its own, where it blocks them, and
-/// this function unblocks them in the calling thread, which must not have given them a handler.
+/// instead is not to be had: the embedded device reads these signals from a descriptor of its own
+/// and stops its threads, but not the process. So it is made in a thread of its own, where it blocks
+/// them, and this function unblocks them in the calling thread, which must not have given them a
+/// handler.
 ///
 /// # Errors
 /// When the device cannot be made.
@@ -88,8 +89,8 @@ pub fn run_userspace_device(name: &InterfaceName) -> Result<(), DeviceError> {
     removed
 }
 
-/// Starts `exe device <name> --serve alone` so that it outlives this process, and returns when it answers. Does
-/// nothing where a device of this name answers already.
+/// Starts `exe device <name> --serve alone` so that it outlives this process, and returns when it
+/// answers. Does nothing where a device of this name answers already.
 ///
 /// # Errors
 /// When it cannot be started or dies.
@@ -131,6 +132,12 @@ pub fn stop_device(name: &InterfaceName) -> Result<(), DeviceError> {
             Err(errno) => return Err(DeviceError::Stop { name: name.clone(), pid, errno }),
         }
     }
+    remove_socket(name)
+}
+
+/// Has the device of this name, if there is one, end as one that failed, so that its service makes it
+/// anew: somebody deleted its link, and it would carry nothing any more.
+pub(super) fn abandon_device(name: &InterfaceName) -> Result<(), DeviceError> {
     remove_socket(name)
 }
 

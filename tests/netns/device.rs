@@ -32,7 +32,7 @@ fn a_device_in_the_foreground_ends_in_order() {
 #[test]
 fn a_device_stays_stopped_and_one_without_its_socket_has_failed() {
     let lab = Lab::open();
-    let name = format!("gpd{}", std::process::id());
+    let name = format!("gps{}", std::process::id());
     let start = || {
         let mut command = lab.command(&["device", &name]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -13,6 +13,7 @@ mod gap;
 mod killed;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod lab;
+mod link;
 mod policy;
 mod report;
 mod restart;

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use super::{Backend, Host, Kind, Link};
 use crate::dataplane::batch::{Part, part};
-use crate::dataplane::device::spawn_device;
+use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{chain, explain};
 use crate::dataplane::wireguard::{self, UserspaceError};
@@ -69,6 +69,7 @@ impl<F: Firewall> Host<F> {
             if self.find()?.is_some() {
                 return Err(DataplaneError::NotOurs(name));
             }
+            abandon_device(&name)?;
             spawn_device(&self.settings.device_exe, &name)?;
         }
         // Until it is marked, it has neither key nor peer: whoever is killed here leaves a link that

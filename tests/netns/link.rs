@@ -1,0 +1,101 @@
+//! What others do to the link under a running agent.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use crate::lab::{BINARY, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
+
+/// Something that somebody does on the gateway, and what shows that it is done.
+struct Fault {
+    what: &'static str,
+    command: Vec<String>,
+    shows: fn(&Lab) -> bool,
+}
+
+fn faults(link: &str) -> Vec<Fault> {
+    let fault = |what, command: &str, shows| {
+        let command = command.split(' ').map(|word| word.replace("LINK", link)).collect();
+        Fault { what, command, shows }
+    };
+    vec![
+        fault("its route is flushed", "route flush dev LINK", |lab| {
+            lab.gateway.run("ip", &["route", "show", "dev", &lab.link()]).is_empty()
+        }),
+        fault("its address is removed", "address del 10.99.0.1/16 dev LINK", |lab| {
+            !lab.gateway
+                .run("ip", &["address", "show", "dev", &lab.link()])
+                .contains(GATEWAY_TUNNEL)
+        }),
+        fault("it is taken down", "link set LINK down", |lab| {
+            lab.gateway.run("ip", &["link", "show", "up", "dev", &lab.link()]).is_empty()
+        }),
+        fault("it is renamed", "link set LINK name theirs", |lab| {
+            lab.gateway.output("ip", &["link", "show", "theirs"]).status.success()
+        }),
+        fault("it is deleted", "link delete LINK", |lab| {
+            !lab.gateway.output("ip", &["link", "show", &lab.link()]).status.success()
+        }),
+    ]
+}
+
+#[test]
+fn whatever_is_done_to_the_link_is_repaired_and_counted() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    lab.database.exec(&policy_rows("office", "alice", "10.20.0.0/24"));
+    let agent = lab.start();
+    alice.connect();
+    eventually("the LAN answers", || alice.reaches(LAN_SERVER));
+    let repairs = || lab.status()["sync"]["drift_repaired"].as_u64().unwrap();
+    for Fault { what, command, shows } in faults(&lab.link()) {
+        let before = repairs();
+        agent.signal(Signal::SIGSTOP);
+        assert!(!shows(&lab), "before {what}");
+        lab.gateway.run("ip", &command.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(shows(&lab), "{what}");
+        assert!(!alice.reaches(LAN_SERVER), "{what}, and the LAN still answers");
+        agent.signal(Signal::SIGCONT);
+        eventually(&format!("{what}: the agent repairs it"), || repairs() > before);
+        assert!(!shows(&lab), "{what}, and nothing was repaired");
+        lab.await_ready();
+        alice.connect();
+        eventually(&format!("{what}: the LAN answers again"), || alice.reaches(LAN_SERVER));
+    }
+}
+
+#[test]
+fn a_link_whose_name_was_changed_in_the_configuration_keeps_its_guard() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_SERVER}/32")));
+    let agent = lab.start();
+    alice.connect();
+    eventually("the LAN answers", || alice.reaches(LAN_SERVER));
+    agent.end(Signal::SIGTERM);
+    let (old, new) = (lab.link(), format!("{}n", lab.link()));
+    let config = fs::read_to_string(lab.config()).unwrap();
+    let name = |link: &str| format!("name = \"{link}\"");
+    fs::write(lab.config(), config.replace(&name(&old), &name(&new))).unwrap();
+
+    let table = || lab.gateway.run("nft", &["--stateless", "list", "table", "inet", "gatepost"]);
+    let before = table();
+    let agent = lab.launch(BINARY.as_ref());
+    eventually("the agent says why it does nothing", || lab.log().contains("may still guard"));
+    assert_eq!(lab.gatepost(&["status"]).0, 3);
+    assert_eq!(table(), before);
+    assert!(alice.reaches(LAN_SERVER), "what was granted is cut");
+    assert!(!alice.reaches(LAN_OTHER), "what was never granted is open");
+    assert!(!lab.gateway.output("ip", &["link", "show", &new]).status.success());
+
+    agent.end(Signal::SIGTERM);
+    let (code, out, err) = lab.gatepost(&["down", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains(&format!("interface {old},")), "{out}");
+    assert!(!lab.gateway.output("ip", &["link", "show", &old]).status.success());
+    let _agent = lab.start();
+    alice.connect();
+    eventually("the LAN answers over the new link", || alice.reaches(LAN_SERVER));
+}
