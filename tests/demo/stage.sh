@@ -72,8 +72,9 @@ stage_strike() {
 	local work=$1 tag=$2 space pids
 	for space in $(ip netns list | awk -v tag="$tag-" 'index($1, tag) == 1 {print $1}'); do
 		pids=$(ip netns pids "$space")
+		# Grouped: bash would say "Killed" of its own ones as soon as it notices.
 		# shellcheck disable=SC2086  # one word per process
-		[[ -z $pids ]] || kill -KILL $pids 2>/dev/null || :
+		[[ -z $pids ]] || { kill -KILL $pids && wait $pids; } 2>/dev/null || :
 		ip netns delete "$space"
 	done
 	rm -f "/var/run/wireguard/$tag"?.sock
