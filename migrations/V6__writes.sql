@@ -121,7 +121,14 @@ begin
         and s.event_type = e.event_type
         and e.event_type = 'peer.quarantined'
         and s.digest <> md5(e.message);
-    with news as (
+    with here as (
+        select distinct p.device_id
+        from public.wireguard_peers p
+        where p.gateway_id = me and p.device_id = any (array(
+            select e.device_id from jsonb_to_recordset(entries) e (device_id uuid)
+        ))
+    ),
+    news as (
         insert into gatepost.said (gateway_id, entity_id, event_type, digest)
         select distinct me, e.entity_id, e.event_type, md5(e.message)
         from jsonb_to_recordset(entries) e (event_type text, entity_id uuid, message text)
@@ -134,16 +141,7 @@ begin
         actor_device_id, event_type, entity_type, entity_id, status, ip_address, message, metadata
     )
     select
-        (
-            select d.id
-            from public.devices d
-            where d.id = e.device_id
-                and exists (
-                    select
-                    from public.wireguard_peers p
-                    where p.device_id = d.id and p.gateway_id = me
-                )
-        ),
+        (select h.device_id from here h where h.device_id = e.device_id),
         e.event_type,
         e.entity_type,
         case when e.entity_type = 'gateway' then me else e.entity_id end,

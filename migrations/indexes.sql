@@ -1,7 +1,8 @@
 create index concurrently if not exists gatepost_peers_by_gateway
     on public.wireguard_peers (gateway_id, host(assigned_ip)) where deleted_at is null;
-create index concurrently if not exists gatepost_peers_by_device
-    on public.wireguard_peers (device_id, gateway_id) where deleted_at is null;
+-- Deleted ones too: what is said of a device that was here outlives its peer.
+create index concurrently if not exists gatepost_peers_of_device
+    on public.wireguard_peers (device_id, gateway_id);
 create index concurrently if not exists gatepost_devices_by_user
     on public.devices (user_id);
 create index concurrently if not exists gatepost_memberships_by_user
