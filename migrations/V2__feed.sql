@@ -10,7 +10,7 @@
 --    later than that brings a mark of its own.
 -- 3. A notification is only a hint. It may be addressed by looking up, because the mark stays and is
 --    found at the next look. The commits of all who notify queue up one behind the other, and each
---    wakes every session that listens: where many do, gatepost.address() notifies for all writers.
+--    wakes every session that listens: where many do, gatepost.tell() notifies for all writers.
 
 grant usage on schema public to gatepost_owner;
 grant select (id, username, is_active, deleted_at) on users to gatepost_owner;
@@ -109,16 +109,19 @@ create table gatepost.attached (
 ) with (fillfactor = 50);
 create index attached_listening on gatepost.attached (gateway_id) where listens;
 
--- Marks addressed to nobody are addressed since, if `seen` sees them and `since` does not. Both are
--- snapshots of `history`; null: never yet.
+-- Marks addressed to nobody are addressed since, if `seen` sees them and `since` does not; those
+-- whom the marks that `told` sees concern have been notified. All are snapshots of `history`; null:
+-- never yet.
 create table gatepost.addressed (
     one boolean primary key default true check (one),
     history text,
     since pg_snapshot,
     seen pg_snapshot,
-    done_by xid8, -- the transaction that did it last
     at timestamptz not null default '-infinity', -- what was committed before is seen
-    rest interval not null default '0' -- until the next time
+    told pg_snapshot,
+    told_by xid8, -- the transaction that notified last
+    told_at timestamptz not null default '-infinity',
+    rest interval not null default '0' -- until the next notifications
 ) with (fillfactor = 10);
 insert into gatepost.addressed default values;
 

@@ -45,7 +45,7 @@ end $$;
 -- Changes whenever a snapshot of before may mean something else now: another cluster, a restored
 -- backup, a promoted standby, a server that lost its last transactions in a crash. What cannot
 -- change while a session lives is asked once for each session: with a thousand sessions the answer
--- costs milliseconds.
+-- costs milliseconds. A role that makes its session remember something else deceives only itself.
 create function gatepost.history() returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare

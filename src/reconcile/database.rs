@@ -74,6 +74,14 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
     Sent { left: report, refused, error: errors.first().map(|error| chain(error)) }
 }
 
+/// What brings a read about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Notification,
+    /// A timer, a connection, an operator.
+    Other,
+}
+
 /// What reading leaves behind for the next read, and for the next boot.
 pub(super) struct Reader {
     last: Option<LastRead>,
@@ -97,11 +105,16 @@ impl Reader {
         store: &Store,
         kind: ReadKind,
         mode: Mode,
+        cause: Cause,
     ) -> Result<ReadAnswer, StoreError> {
         if let (ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
-            if mode != Mode::Listen
-                && let Polled::Quiet(next, quiet_until) = store.poll(&last.cursor).await?
-            {
+            // Who was notified at another's turn knows already that there is something.
+            let ask_first = match mode {
+                Mode::Listen => false,
+                Mode::Turns => cause == Cause::Other,
+                Mode::Poll => true,
+            };
+            if ask_first && let Polled::Quiet(next, quiet_until) = store.poll(&last.cursor).await? {
                 *last = LastRead { cursor: next, as_of: quiet_until.max(last.as_of) };
                 return Ok(ReadAnswer::Unchanged { taken_at: last.as_of });
             }

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::ask::Ask;
 use super::attach::{ATTACH_EVERY, InUse};
 use super::cache::{Cache, Keeper};
-use super::database::{Connection, Reader, chain, send};
+use super::database::{Cause, Connection, Reader, chain, send};
 use super::event::{Action, Event, Mode, ReadKind, Sent};
 use super::kernel::{KERNEL_IS_STUCK, KernelJob};
 use super::mode::SyncMode;
@@ -160,6 +160,8 @@ pub(super) struct Shell<D> {
     pub(super) gateway: String,
     pub(super) template: Status,
     reader: Arc<Mutex<Reader>>,
+    /// A notification came that no read has answered yet.
+    notified: bool,
     pub(super) listening: Option<JoinHandle<()>>,
     pub(super) events: mpsc::UnboundedSender<Inner>,
     status: watch::Sender<Status>,
@@ -195,6 +197,7 @@ impl<D: Host> Shell<D> {
             cache: options.cache,
             reader: Arc::new(Mutex::new(Reader::new(keeper.clone()))),
             keeper,
+            notified: false,
             listening: None,
             events,
             status,
@@ -224,6 +227,7 @@ impl<D: Host> Shell<D> {
                 self.in_use = None;
                 self.stop_listening();
             }
+            Event::Notified => self.notified = true,
             Event::Read(Ok(_)) => self.failed_reads = 0,
             Event::Reported(Sent { error: Some(error), .. }) => {
                 self.failed_reports += 1;
@@ -260,12 +264,14 @@ impl<D: Host> Shell<D> {
         }
     }
 
-    fn spawn_read(&self, kind: ReadKind) {
+    fn spawn_read(&mut self, kind: ReadKind) {
+        let notified = std::mem::take(&mut self.notified);
+        let cause = if notified { Cause::Notification } else { Cause::Other };
         let (store, reader) = (self.store.clone(), self.reader.clone());
         let events = self.events.clone();
         let mode = self.in_use.map_or(Mode::Poll, |in_use| in_use.mode);
         tokio::spawn(async move {
-            let answer = reader.lock().await.read(&store, kind, mode).await;
+            let answer = reader.lock().await.read(&store, kind, mode, cause).await;
             let answer = answer.map_err(|error| chain(&error));
             // A read may be the first to find that the database is gone, or is not ours any more.
             let lost = answer.as_ref().err().cloned();

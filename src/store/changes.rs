@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use tokio_postgres::types::Type;
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::decode::{self, Columns, PEER_COLUMNS, POLICY_COLUMNS};
-use super::snapshot::{Cursor, read_only};
+use super::snapshot::{BEGIN, COMMIT, Cursor};
 use super::{Store, StoreError};
 use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
 
@@ -31,28 +32,30 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn changes(&self, since: &Cursor) -> Result<Read, StoreError> {
-        let mut lease = self.lease(DOING).await?;
-        let transaction = self.within(DOING, read_only(&mut lease)).await?;
-        let row = self
-            .within(
-                DOING,
-                transaction.query_typed_one(
-                    "select cursor, epoch, taken_at, everything, devices, users, policies \
-                     from gatepost.changes($1, $2)",
-                    &[(&since.snapshot, Type::TEXT), (&since.epoch, Type::TEXT)],
-                ),
-            )
+        let lease = self.lease(DOING).await?;
+        let query = "select cursor, epoch, taken_at, everything, devices, users, policies \
+                     from gatepost.changes($1, $2)";
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&since.snapshot, Type::TEXT), (&since.epoch, Type::TEXT)];
+        let ((), row) = self
+            .within(DOING, async {
+                tokio::try_join!(
+                    biased;
+                    lease.batch_execute(BEGIN),
+                    lease.query_typed_one(query, &parameters),
+                )
+            })
             .await?;
         let columns = Columns::of(&row, DOING);
         let everything: Option<String> = columns.get(3)?;
         let marked =
             Marked { devices: columns.get(4)?, users: columns.get(5)?, policies: columns.get(6)? };
         let rows = if everything.is_some() || marked.is_empty() {
+            self.within(DOING, lease.batch_execute(COMMIT)).await?;
             None
         } else {
-            Some(self.within(DOING, marked.rows(&transaction)).await?)
+            Some(self.within(DOING, marked.rows(&lease)).await?)
         };
-        self.within(DOING, transaction.commit()).await?;
         lease.done();
 
         if let Some(why) = everything {
@@ -85,19 +88,18 @@ impl Marked {
         self.devices.is_empty() && self.users.is_empty() && self.policies.is_empty()
     }
 
-    async fn rows(
-        &self,
-        transaction: &deadpool_postgres::Transaction<'_>,
-    ) -> Result<Rows, tokio_postgres::Error> {
+    /// Their present rows; ends the transaction.
+    async fn rows(&self, client: &Client) -> Result<Rows, tokio_postgres::Error> {
         let peers = format!("select {PEER_COLUMNS} from gatepost.peers_by_device($1)");
         let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
         let memberships = "select user_id, group_ids from gatepost.memberships_by_user($1)";
-        let (peers, memberships, policies) = tokio::try_join!(
-        biased;
-                   read(transaction, &peers, &self.devices),
-                   read(transaction, memberships, &self.users),
-                   read(transaction, &policies, &self.policies),
-               )?;
+        let (peers, memberships, policies, ()) = tokio::try_join!(
+            biased;
+            read(client, &peers, &self.devices),
+            read(client, memberships, &self.users),
+            read(client, &policies, &self.policies),
+            client.batch_execute(COMMIT),
+        )?;
         Ok(Rows { peers, memberships, policies })
     }
 
@@ -130,12 +132,12 @@ impl Marked {
 
 /// Asks nothing where there is nothing to ask.
 async fn read(
-    transaction: &deadpool_postgres::Transaction<'_>,
+    client: &Client,
     query: &str,
     ids: &Vec<Uuid>,
 ) -> Result<Vec<tokio_postgres::Row>, tokio_postgres::Error> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    transaction.query_typed(query, &[(ids, Type::UUID_ARRAY)]).await
+    client.query_typed(query, &[(ids, Type::UUID_ARRAY)]).await
 }

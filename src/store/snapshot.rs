@@ -2,9 +2,8 @@
 
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
-use tokio_postgres::{IsolationLevel, Row};
+use tokio_postgres::{Client, Row};
 
-use super::connect::Lease;
 use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};
 use super::{Store, StoreError};
 use crate::model::SnapshotRows;
@@ -22,36 +21,37 @@ pub struct Cursor {
 
 const DOING: &str = "read the snapshot";
 
+/// Around the statements that read one instant. Sent together with them, each in its place, so that
+/// nobody waits for the answer to one before the next is on its way. What fails in between closes
+/// the connection, and with it the transaction.
+pub(super) const BEGIN: &str = "begin isolation level repeatable read read only";
+pub(super) const COMMIT: &str = "commit";
+
 impl Store {
     /// Reads all rows of this gateway in one REPEATABLE READ transaction, sorted by id.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
-        let mut lease = self.lease(DOING).await?;
-        let transaction = self.within(DOING, read_only(&mut lease)).await?;
+        let lease = self.lease(DOING).await?;
         let peers = format!("select {PEER_COLUMNS} from gatepost.snapshot_peers()");
         let policies = format!("select {POLICY_COLUMNS} from gatepost.snapshot_policies()");
-        let (gateway, settings, peers, memberships, policies) = self
+        let memberships = "select user_id, group_ids from gatepost.snapshot_memberships()";
+        let settings = "select category, key, value::text from gatepost.snapshot_settings()";
+        let ((), gateway, settings, peers, memberships, policies, ()) = self
             .within(DOING, async {
                 tokio::try_join!(
- biased;
-                    transaction.query_typed_one(decode::GATEWAY, &[]),
-                    transaction.query_typed(
-                        "select category, key, value::text from gatepost.snapshot_settings()",
-                        &[],
-                    ),
-                    collect(&transaction, &peers, decode::peer),
-                    collect(
-                        &transaction,
-                        "select user_id, group_ids from gatepost.snapshot_memberships()",
-                        decode::membership,
-                    ),
-                    collect(&transaction, &policies, decode::policy),
+                    biased;
+                    lease.batch_execute(BEGIN),
+                    lease.query_typed_one(decode::GATEWAY, &[]),
+                    lease.query_typed(settings, &[]),
+                    collect(&lease, &peers, decode::peer),
+                    collect(&lease, memberships, decode::membership),
+                    collect(&lease, &policies, decode::policy),
+                    lease.batch_execute(COMMIT),
                 )
             })
             .await?;
-        self.within(DOING, transaction.commit()).await?;
         lease.done();
 
         let (snapshot, epoch, taken_at, gateway) = decode::gateway(&gateway, DOING)?;
@@ -66,26 +66,14 @@ impl Store {
     }
 }
 
-/// Begins the transaction in which one instant is read.
-pub(super) async fn read_only(
-    lease: &mut Lease,
-) -> Result<deadpool_postgres::Transaction<'_>, tokio_postgres::Error> {
-    lease
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await
-}
-
 /// Decodes rows as they arrive. The outer error is the connection's, the inner a row's.
 async fn collect<T>(
-    transaction: &deadpool_postgres::Transaction<'_>,
+    client: &Client,
     query: &str,
     decode: fn(&Row, &'static str) -> Result<T, StoreError>,
 ) -> Result<Result<Vec<T>, StoreError>, tokio_postgres::Error> {
     let no_parameters = std::iter::empty::<(i32, tokio_postgres::types::Type)>();
-    let rows = transaction.query_typed_raw(query, no_parameters).await?;
+    let rows = client.query_typed_raw(query, no_parameters).await?;
     let mut rows = std::pin::pin!(rows);
     let mut values = Vec::new();
     while let Some(row) = rows.try_next().await? {

@@ -98,6 +98,73 @@ async fn a_cursor_that_cannot_be_followed_is_news() {
     assert_eq!(world.store.poll(&cursor).await.unwrap(), Polled::News);
 }
 
+/// A clock that was set back by an hour: what was addressed last lies ahead.
+#[tokio::test]
+async fn a_clock_that_was_set_back_delays_nothing() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let cursor = world.cursor().await;
+    assert!(matches!(settled(&world.store, &world, cursor.clone()).await, Polled::Quiet(..)));
+    world
+        .run("update gatepost.addressed set at = now() + '1 hour', told_at = now() + '1 hour'")
+        .await;
+    world.run("update devices set status = 'blocked'").await;
+    assert_eq!(world.store.poll(&cursor).await.unwrap(), Polled::News);
+}
+
+/// Another gateway's session has its turn and does not end it.
+#[tokio::test]
+async fn a_turn_that_never_ends_keeps_nobody_from_looking() {
+    let world = World::new().await;
+    let theirs = neighbour(&world).await;
+    world.peer(world.gateway, "ann").await;
+    let cursor = world.cursor().await;
+    assert!(matches!(settled(&world.store, &world, cursor.clone()).await, Polled::Quiet(..)));
+    let other = theirs.snapshot().await.unwrap().1;
+    world.run("update devices set status = 'blocked'").await;
+    let url = world.url.replace(&world.role, &format!("{}_g2", world.database));
+    let (holder, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    holder.batch_execute("begin").await.unwrap();
+    let held = "select from gatepost.poll($1, $2)";
+    holder.query(held, &[&other.snapshot, &other.epoch]).await.unwrap();
+    let locks = "select count(*) from pg_locks where relation = 'gatepost.addressed'::regclass
+                 and mode = 'RowExclusiveLock'";
+    assert_eq!(world.count(locks).await, 1, "nobody has a turn");
+    let found = async {
+        while world.store.poll(&cursor).await.unwrap() != Polled::News {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), found).await.expect("it is found all the same");
+    let Read::Changed(rows, _) = world.read(&cursor).await else { panic!("no change") };
+    assert_eq!(rows.peers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_role_that_makes_up_a_history_deceives_only_itself() {
+    let world = World::new().await;
+    let cursor = world.cursor().await;
+    assert!(matches!(settled(&world.store, &world, cursor.clone()).await, Polled::Quiet(..)));
+    let history = async || {
+        let query = "select history from gatepost.addressed";
+        world.admin.query_one(query, &[]).await.unwrap().get::<_, String>(0)
+    };
+    let before = history().await;
+    let (forger, connection) =
+        tokio_postgres::connect(&world.url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    forger.batch_execute("set gatepost.server = 'forged'").await.unwrap();
+    // What an epoch is made of: the server, the database, the gateway.
+    let (rest, gateway) = cursor.epoch.rsplit_once('/').unwrap();
+    let (rest, state) = rest.rsplit_once('/').unwrap();
+    let (_, database) = rest.rsplit_once('/').unwrap();
+    let forged = format!("forged/{database}/{state}/{gateway}");
+    let poll = "select news from gatepost.poll($1, $2)";
+    forger.query_one(poll, &[&cursor.snapshot, &forged]).await.unwrap();
+    assert_eq!(history().await, before);
+}
+
 #[tokio::test]
 async fn nobody_is_notified_where_nobody_listens() {
     let world = World::new().await;
