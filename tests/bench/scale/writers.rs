@@ -94,6 +94,7 @@ async fn attached(fleet: &Fleet<'_>, case: &Case, bare: f64) -> Measured {
         case.agents
     ));
     let mut crowd = Crowd::attach((1..=case.agents).map(url), case.mode).await;
+    warm(fleet, &mut crowd, case.agents).await;
     let meter = Meter::of(fleet.cluster);
     let sessions: usize = fleet
         .sql("select count(*) from pg_stat_activity where usename like '%\\_g%'")
@@ -128,6 +129,28 @@ async fn attached(fleet: &Fleet<'_>, case: &Case, bare: f64) -> Measured {
         busy,
         sessions,
         private_kib_per_session: private_kib / processes as u64,
+    }
+}
+
+/// Lets every agent follow a change: what its sessions have not done yet, the database plans first,
+/// for each session anew.
+async fn warm(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) {
+    const AT_ONCE: usize = 100;
+    let admin = fleet.admin().await;
+    let mut waiting = BTreeMap::new();
+    for status in ["revoked", "active"] {
+        for first in (1..=agents).step_by(AT_ONCE) {
+            let last = first + AT_ONCE - 1;
+            let update = format!(
+                "update devices d set status = '{status}' from probed p
+                 where d.id = p.id and rank = 1 and gateway between {first} and {last}
+                     and gateway <= {agents} returning p.public_key"
+            );
+            for row in admin.query(&update, &[]).await.unwrap() {
+                waiting.insert(row.get::<_, &str>(0).parse().unwrap(), Instant::now());
+            }
+        }
+        all_arrived(crowd, &mut waiting, &mut Vec::new()).await;
     }
 }
 
