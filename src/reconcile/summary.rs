@@ -59,7 +59,7 @@ impl Machine {
             return State::NotReady { why: "the gateway's row is not active".into() };
         }
         if self.stale {
-            return State::NotReady { why: "the database has been away for too long".into() };
+            return State::NotReady { why: "the database could not be read for too long".into() };
         }
         if let Some(obstacle) = self.obstacle() {
             return State::NotReady { why: obstacle.to_string() };

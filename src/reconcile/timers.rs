@@ -36,6 +36,7 @@ impl Machine {
                 if !self.jobs.any()
                     && self.read_wanted.is_some()
                     && let Some(retry) = self.due.retry_read
+                    && retry > now.instant
                 {
                     at = at.min(retry);
                 }

@@ -68,3 +68,17 @@ fn nothing_is_due_that_waits_for_the_job_under_way() {
     }
     assert!(wakeups < 60, "{wakeups} wake-ups while a read took 60 s");
 }
+
+#[test]
+fn nothing_is_due_that_waits_for_a_proof() {
+    let mut world = quiet_world();
+    world.machine.handle(Event::Notified, world.now());
+    world.machine.handle(Event::Read(Err("timed out".into())), world.now());
+    let retry = world.machine.next_wakeup(world.now()).duration_since(world.now().instant);
+    assert!(retry < Duration::from_millis(200), "{retry:?}");
+    // The firewall is put back just before, and that is verified some time after.
+    world.elapsed += retry - Duration::from_millis(10);
+    world.happen(Happening::FlushFirewall);
+    world.pass_time(Duration::from_millis(100));
+    assert!(world.kernel_equals_database());
+}
