@@ -156,6 +156,11 @@ pub fn stop_device(name: &InterfaceName) -> Result<(), WiringError> {
     Ok(gatepost::dataplane::stop_device(name)?)
 }
 
+/// The links that are ours, by their names: what [`down`] would remove.
+pub async fn links(config: &Config) -> Result<Vec<Box<str>>, WiringError> {
+    Ok(open_host(config)?.run(Host::link_names).await??)
+}
+
 /// Removes what is ours from the kernel; says what that was. The links go first: while one is there,
 /// the table may guard it.
 pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {

@@ -4,6 +4,7 @@
 //! data plane has a thread of its own. Several requests go in one datagram, which the kernel works
 //! off in one system call: a kill of this process finds all of them done or none begun.
 
+mod error;
 mod message;
 
 use std::collections::HashMap;
@@ -18,36 +19,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt::RcvBufForce};
 use zeroize::Zeroize;
 
+pub use error::NetlinkError;
+pub(crate) use error::gone_is_done;
 use message::{NLMSG_DONE, NLMSG_ERROR, messages};
 pub(crate) use message::{attributes, fixed};
-
-/// Why a netlink request did not succeed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NetlinkError {
-    #[error("{call} on a netlink socket failed: {errno}")]
-    Socket { call: &'static str, errno: Errno },
-    /// The kernel's answer; the text is its own explanation, where it gives one.
-    #[error("the kernel says {errno}{}{message}", if message.is_empty() { "" } else { ": " })]
-    Refused { errno: Errno, message: String },
-    /// What was read is of different moments, so that something not in it may yet exist.
-    #[error("the kernel's tables changed under each of {tries} readings: try again later")]
-    Interrupted { tries: u32 },
-    #[error("not asked of the kernel: {0}")]
-    Unsuited(&'static str),
-    #[error("the kernel sent a message that cannot be read: {0}")]
-    Malformed(&'static str),
-}
-
-impl NetlinkError {
-    /// The kernel's answer to the request, if it was heard at all.
-    #[must_use]
-    pub const fn refusal(&self) -> Option<Errno> {
-        match self {
-            Self::Refused { errno, .. } => Some(*errno),
-            _ => None,
-        }
-    }
-}
 
 /// Room for the largest message the kernel makes for a dump (32 KiB, `netlink_recvmsg` in
 /// net/netlink/af_netlink.c) and for any acknowledgement. The kernel remembers the largest buffer a
@@ -298,14 +273,6 @@ impl Channel {
                 return outcome.map(|()| (taken, whole));
             }
         }
-    }
-}
-
-/// Removing what is not there has done what was asked.
-pub(crate) fn gone_is_done(verdict: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    match verdict.as_ref().map_err(NetlinkError::refusal) {
-        Err(Some(Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL)) => Ok(()),
-        _ => verdict,
     }
 }
 

@@ -25,7 +25,7 @@ pub fn down(config: &Config, yes: bool) -> Result<Exit, CommandError> {
         // It may run: what it would undo is not begun.
         Err(error) => return Err(error.into()),
     }
-    if !yes && !confirmed(&format!("Remove {name} and end every tunnel through it?"))? {
+    if !yes && !confirmed(config)? {
         return Err(CommandError::Refused("nothing was removed".to_owned()));
     }
     let removed = super::small_runtime()?.block_on(wiring::down(config))?;
@@ -36,12 +36,16 @@ pub fn down(config: &Config, yes: bool) -> Result<Exit, CommandError> {
     Ok(Exit::Success)
 }
 
-fn confirmed(question: &str) -> Result<bool, CommandError> {
+fn confirmed(config: &Config) -> Result<bool, CommandError> {
     if !io::stdin().is_terminal() {
         return Err(CommandError::Refused(
             "there is nobody to ask: say --yes to remove everything of ours".to_owned(),
         ));
     }
+    let question = match super::small_runtime()?.block_on(wiring::links(config))?.as_slice() {
+        [] => "Remove our firewall table?".to_owned(),
+        links => format!("Remove {} and end every tunnel through it?", links.join(", ")),
+    };
     let mut out = io::stderr().lock();
     write!(out, "{question} [y/N] ")?;
     out.flush()?;

@@ -7,6 +7,16 @@ use crate::dataplane::{DataplaneError, Firewall, link, wireguard};
 use crate::plan::Step;
 
 impl<F: Firewall> Host<F> {
+    /// The names of the links that [`remove_links`](Self::remove_links) would remove.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn link_names(&mut self) -> Result<Vec<Box<str>>, DataplaneError> {
+        let (interface, strays) = self.find_ours()?;
+        let links = interface.into_iter().chain(strays);
+        Ok(links.filter(|link| link.gateway_id().is_some()).map(|link| link.name).collect())
+    }
+
     /// Removes every link with our mark, whatever its name and whichever gateway's, each with its
     /// peers, addresses and routes. Returns their names. The firewall's table stays: it guards them
     /// until they are gone, and is removed by the firewall's own means after this.
