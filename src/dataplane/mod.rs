@@ -41,6 +41,7 @@ pub use handle::DataplaneHandle;
 pub use host::{Backend, Host, HostSettings};
 pub use monitor::{HostEvent, Monitor};
 pub use netlink::NetlinkError;
+pub(crate) use refusal::chain;
 pub use shared::SharedObserved;
 pub use wireguard::{UapiError, UserspaceError};
 

@@ -9,6 +9,7 @@ use super::event::{Mode, ReadAnswer, ReadKind, Sent};
 use super::ledger::Report;
 use super::mode::{Chosen, SyncMode, choose};
 use super::shell::RunError;
+pub(super) use crate::dataplane::chain;
 use crate::store::{Cursor, Handshake, Hello, Polled, Read, Store, StoreError};
 
 /// A connection that was made, and how changes will be learnt of.
@@ -140,19 +141,4 @@ impl Reader {
         }
         Ok(ReadAnswer::Everything(Box::new(rows)))
     }
-}
-
-/// An error with its causes, on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

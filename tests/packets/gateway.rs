@@ -1,8 +1,10 @@
 //! The gateway under test: rows, desired state, plan, kernel, as the agent does it.
 
-use gatepost::dataplane::nft::Nft;
+use std::collections::BTreeMap;
+
+use gatepost::dataplane::nft::{Nft, ProfileCounters};
 use gatepost::dataplane::{Dataplane, Host, HostSettings, SharedObserved};
-use gatepost::model::DesiredState;
+use gatepost::model::{DesiredState, ProfileId};
 use gatepost::plan::{Scope, plan};
 
 use crate::lab::Lab;
@@ -61,18 +63,28 @@ impl Gateway {
 
     /// How many packets of peers the present profiles have denied so far.
     pub fn denied_packets(&mut self) -> u64 {
-        let counters = self.host.firewall().nft.read_counters().unwrap();
-        counters.values().map(|counter| counter.denied.packets).sum()
+        self.counters().values().map(|counter| counter.denied.packets).sum()
     }
 
     /// How many profiles that judged packets stand in blocks, and how many have a chain.
     pub fn judges(&mut self, lab: &Lab) -> [usize; 2] {
-        let mut counters = self.host.firewall().nft.read_counters().unwrap();
+        let mut counters = self.counters();
         counters.retain(|_, counter| counter.allowed.packets + counter.denied.packets > 0);
         let listed = lab.gateway.exec("nft list table inet gatepost");
         let with_chain =
             counters.keys().filter(|id| listed.contains(&format!("chain p_{} {{", id.0)));
         let with_chain = with_chain.count();
         [counters.len() - with_chain, with_chain]
+    }
+
+    /// Of every profile that the kernel has.
+    fn counters(&mut self) -> BTreeMap<ProfileId, ProfileCounters> {
+        let nft = &mut self.host.firewall().nft;
+        let table = nft.observe().unwrap().unwrap();
+        table
+            .profiles()
+            .keys()
+            .map(|id| (*id, nft.read_counters_of(*id).unwrap().unwrap()))
+            .collect()
     }
 }

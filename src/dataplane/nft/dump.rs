@@ -78,25 +78,8 @@ pub fn counters(socket: &mut NftSocket, id: ProfileId) -> Result<Vec<Counter>, N
     })
 }
 
-/// The profiles and the blocks that have a chain.
-pub fn judges(socket: &mut NftSocket) -> Result<(Vec<ProfileId>, Vec<Block>), NftError> {
-    let chains = socket.dump(msg::GETCHAIN, &[], Dump::take_chain)?;
-    Ok((chains.profiles.into_keys().collect(), chains.blocks.into_keys().collect()))
-}
-
-/// What a set that counts for each profile of a block has counted.
-pub fn members(
-    socket: &mut NftSocket,
-    set: &Set,
-) -> Result<BTreeMap<ProfileId, Counter>, NftError> {
-    let filter = elements_of(set);
-    socket.dump(msg::GETSETELEM, &filter, |members: &mut BTreeMap<_, _>, body| {
-        let list = attr::find(body, elem::LIST_ELEMENTS).unwrap_or_default();
-        members.extend(Attrs(list).filter_map(|(_, dumped)| member(set, dumped)));
-    })
-}
-
-/// The same for one profile; `None`: the set does not have it.
+/// What a set that counts for each profile of a block has counted for one; `None`: the set does
+/// not have it.
 pub fn member_of(
     socket: &mut NftSocket,
     set: &Set,

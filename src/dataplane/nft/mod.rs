@@ -24,7 +24,6 @@ mod socket;
 mod sys;
 mod table;
 
-use std::collections::BTreeMap;
 use std::io;
 
 use nix::libc;
@@ -161,31 +160,6 @@ impl Nft {
         let generation = self.socket.generation()?;
         self.follow()?;
         Ok(self.known == Some(generation))
-    }
-
-    /// What every profile's peers were allowed and denied.
-    ///
-    /// # Errors
-    /// As [`observe`](Self::observe).
-    pub fn read_counters(&mut self) -> Result<BTreeMap<ProfileId, ProfileCounters>, NftError> {
-        let (profiles, blocks) = dump::settled(&mut self.socket, dump::judges)?.0;
-        let mut all = BTreeMap::new();
-        for id in profiles {
-            if let Some(counters) = self.read_counters_of(id)? {
-                all.insert(id, counters);
-            }
-        }
-        for block in blocks {
-            let [judged, denied] = [Set::Judged(block), Set::Denied(block)];
-            let read = |socket: &mut NftSocket| {
-                Ok((dump::members(socket, &judged)?, dump::members(socket, &denied)?))
-            };
-            let ((judged, denied), _) = dump::settled(&mut self.socket, read)?;
-            all.extend(judged.iter().filter_map(|(id, judged)| {
-                Some((*id, ProfileCounters::of(*judged, *denied.get(id)?)))
-            }));
-        }
-        Ok(all)
     }
 
     /// What one profile's peers were allowed and denied; `None`: there is no such profile.
