@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
+use std::process::{Child, Stdio};
 
 use crate::gatepost::Gatepost;
 
@@ -108,19 +109,26 @@ fn down_asks_first_and_never_under_a_running_agent() {
     agent.join().unwrap();
 }
 
+/// A command that goes on until it is killed.
+struct Watching(Child);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn watching_outlives_a_restart_of_the_agent() {
     let gatepost = Gatepost::with("");
     let agent = answer(&gatepost, vec![status(r#""state":"ready""#)]);
     let mut command = gatepost.command(&["status", "--watch", "--json"]);
-    let mut watching = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let mut told = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let mut watching = Watching(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut told = BufReader::new(watching.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     agent.join().unwrap();
-    assert!(told.next().unwrap().unwrap().contains(r#""state":"ready""#));
+    assert!(told.any(|line| line.contains(r#""state": "ready""#)));
     std::fs::remove_file(gatepost.path("control.sock")).unwrap();
-    let agent = answer(&gatepost, vec![status(r#""state":"starting""#)]);
-    agent.join().unwrap();
-    assert!(told.next().unwrap().unwrap().contains(r#""state":"starting""#));
-    watching.kill().unwrap();
-    watching.wait().unwrap();
+    answer(&gatepost, vec![status(r#""state":"starting""#)]);
+    assert!(told.any(|line| line.contains(r#""state": "starting""#)), "it ended with the agent");
 }
