@@ -16,6 +16,8 @@ const DESTINATIONS: [&str; 6] =
     [LAN_SERVER, LAN_OTHER, LAN_THIRD, GATEWAY_TUNNEL, LAN_SERVER6, LAN_OTHER6];
 /// How often everything is tried in what a kill has left.
 const ROUNDS: usize = 4;
+/// How often a kill is tried until it hits the message that is meant.
+const TRIES: usize = 4;
 
 /// Rows, and what they allow.
 struct Policy {
@@ -98,13 +100,14 @@ impl World {
     }
 }
 
-/// It died as it was about to send the last of these messages, and had sent all others.
-fn assert_killed(agent: &mut Agent, trace: Trace, writes: &[(usize, String)]) {
+/// Whether it died as it was about to send the last of these messages and had sent all others. A
+/// reading of the kernel that falls among them makes it another one, which is judged all the same.
+fn killed(agent: &mut Agent, trace: Trace, writes: &[(usize, String)]) -> bool {
     let status = agent.wait();
-    let (_, before) = writes.last().unwrap();
-    println!("killed before {before}");
-    assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}, before {before}");
-    assert_eq!(trace.await_death(), writes, "another message than the one that was meant");
+    assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    let sent = trace.await_death();
+    println!("killed before {:?}", sent.last());
+    sent == writes
 }
 
 fn ways(allowed: &[(&str, &str, &[&str])]) -> Ways {
@@ -223,7 +226,7 @@ fn open_world() -> World {
     // Flows that end are soon forgotten, so that a pass has as many messages each time.
     world.lab.gateway.within(|| {
         for timeout in ["udp_timeout", "udp_timeout_stream"] {
-            fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{timeout}"), "1").unwrap();
+            fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{timeout}"), "5").unwrap();
         }
     });
     world
@@ -245,10 +248,14 @@ fn killed_between_any_two_messages_nothing_leaks_and_a_new_agent_converges() {
     assert_each_kind_is_written(&writes, lab.backend);
     world.assert_enforced(&new.ways, &old.ways);
     for sent in 1..=writes.len() {
-        lab.database.exec(&old.sql);
-        world.assert_enforced(&old.ways, &new.ways);
-        agent = kill_in_change(&world, agent, [&old, &new], &writes[..sent]);
-        world.assert_enforced(&new.ways, &old.ways);
+        let as_meant = (0..TRIES).any(|_| {
+            lab.database.exec(&old.sql);
+            world.assert_enforced(&old.ways, &new.ways);
+            let as_meant = kill_in_change(&world, &mut agent, [&old, &new], &writes[..sent]);
+            world.assert_enforced(&new.ways, &old.ways);
+            as_meant
+        });
+        assert!(as_meant, "never killed before {:?}", writes[sent - 1]);
     }
     // Also what came late, in whatever state it was sent.
     assert_eq!(world.ears.leaked(), []);
@@ -267,21 +274,22 @@ fn assert_each_kind_is_written(writes: &[(usize, String)], backend: Backend) {
 
 /// From a kernel that is `from`: the agent dies on the way to `to`, about to send the last of these
 /// messages. What it leaves is tried by flows that live and by fresh ones, while Erin's come again
-/// and again: silence alone proves nothing. The next agent is started.
+/// and again: silence alone proves nothing. The next agent is started. Returns whether it was that
+/// message.
 fn kill_in_change(
     world: &World,
-    mut agent: Agent,
+    agent: &mut Agent,
     [from, to]: [&Policy; 2],
     writes: &[(usize, String)],
-) -> Agent {
+) -> bool {
     let lab = &world.lab;
     let (number, before) = writes.last().unwrap();
     let live = world.flood(&from.ways | &to.ways);
     live.await_arrivals(&from.ways, 1);
     assert_eq!(live.arrived(), from.ways);
-    let trace = Trace::kill_at(lab, &agent, *number);
+    let trace = Trace::kill_at(lab, agent, *number);
     lab.database.exec(&to.sql);
-    assert_killed(&mut agent, trace, writes);
+    let as_meant = killed(agent, trace, writes);
     let fresh = world.flood(&from.ways | &to.ways);
     world.dial();
     for flood in [live, fresh] {
@@ -289,7 +297,8 @@ fn kill_in_change(
         flood.await_rounds(ROUNDS);
         assert_eq!(flood.leaked(), Ways::new(), "passed, the agent killed before {before}");
     }
-    lab.launch(BINARY.as_ref())
+    *agent = lab.launch(BINARY.as_ref());
+    as_meant
 }
 
 #[test]
@@ -306,21 +315,30 @@ fn from_nothing_and_killed_between_any_two_messages_the_link_is_never_up_without
     world.assert_enforced(&allowed, &allowed);
     drop(agent);
     for sent in 1..=writes.len() {
-        let (number, before) = &writes[sent - 1];
-        let mut agent = start_from_nothing(lab);
-        let trace = Trace::kill_at(lab, &agent, *number);
-        let flood = world.flood(allowed.clone());
-        lab.relay.accept();
-        assert_killed(&mut agent, trace, &writes[..sent]);
-        assert!(!is_up(lab) || has_table(lab), "up without a table, killed before {before}");
-        world.dial();
-        flood.await_rounds(ROUNDS);
-        assert_eq!(flood.leaked(), Ways::new(), "passed, killed before {before}");
-        let (code, out, err) = lab.gatepost(&["run", "--once"]);
-        assert_eq!(code, 0, "after a kill before {before}: {out}{err}");
+        let as_meant = (0..TRIES).any(|_| kill_from_nothing(&world, &allowed, &writes[..sent]));
+        assert!(as_meant, "never killed before {:?}", writes[sent - 1]);
     }
     world.assert_enforced(&allowed, &allowed);
     assert_eq!(world.ears.leaked(), []);
+}
+
+/// The agent dies on the way from nothing, about to send the last of these messages; one pass of
+/// another completes it. Returns whether it was that message.
+fn kill_from_nothing(world: &World, allowed: &Ways, writes: &[(usize, String)]) -> bool {
+    let lab = &world.lab;
+    let (number, before) = writes.last().unwrap();
+    let mut agent = start_from_nothing(lab);
+    let trace = Trace::kill_at(lab, &agent, *number);
+    let flood = world.flood(allowed.clone());
+    lab.relay.accept();
+    let as_meant = killed(&mut agent, trace, writes);
+    assert!(!is_up(lab) || has_table(lab), "up without a table, killed before {before}");
+    world.dial();
+    flood.await_rounds(ROUNDS);
+    assert_eq!(flood.leaked(), Ways::new(), "passed, killed before {before}");
+    let (code, out, err) = lab.gatepost(&["run", "--once"]);
+    assert_eq!(code, 0, "after a kill before {before}: {out}{err}");
+    as_meant
 }
 
 /// An agent that waits for its database, on a host with nothing of ours.
