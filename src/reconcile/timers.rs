@@ -11,6 +11,9 @@ use crate::model::PublicKey;
 
 /// Reports are batched: at most one in this time.
 const REPORT_GAP: Duration = Duration::from_millis(250);
+/// The same, where a crowd shares the database: each report wakes a session whose memory the
+/// processor has long forgotten, which costs more than what it writes.
+const REPORT_GAP_IN_A_CROWD: Duration = Duration::from_millis(2_500);
 
 impl Machine {
     /// When [`Machine::handle`] must be called with [`Event::Tick`](super::Event::Tick) at the
@@ -103,9 +106,13 @@ impl Machine {
     }
 
     pub(super) fn report(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let up = matches!(self.database, Database::Up { .. });
-        if up && !self.reporting && !self.ledger.is_empty() && now.instant >= self.due.report {
-            self.due.report = now.instant + REPORT_GAP;
+        let Database::Up { mode } = self.database else { return };
+        if !self.reporting && !self.ledger.is_empty() && now.instant >= self.due.report {
+            self.due.report = now.instant
+                + match mode {
+                    Mode::Listen | Mode::Poll => REPORT_GAP,
+                    Mode::Turns => REPORT_GAP_IN_A_CROWD,
+                };
             self.reporting = true;
             actions.push(Action::Report(self.ledger.take()));
         }

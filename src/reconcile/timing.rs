@@ -47,9 +47,9 @@ const LONGEST_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 /// daemon that fights us) must not become a storm of dumps.
 const OBSERVE_GAP: Duration = Duration::from_millis(50);
 
-/// Between two turns of one agent. The 51 that take turns at least ask ten times a second together,
-/// a thousand of them two hundred times, which costs their database a few percent of a core.
-pub(super) const TURN_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two turns of one agent, besides the one at each heartbeat. The 51 that take turns at least
+/// ask ten times a second together, a thousand of them two hundred times.
+pub(super) const TURN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Points in time at which something is due.
 #[derive(Debug, Clone)]

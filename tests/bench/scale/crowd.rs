@@ -130,7 +130,7 @@ fn machine(gateway: usize) -> MachineOptions {
     MachineOptions {
         local: local(),
         timing: Timing {
-            poll_interval: Duration::from_millis(700),
+            poll_interval: Duration::from_secs(1),
             safety_poll_interval: Duration::from_secs(10),
             resync_interval: Duration::from_secs(600),
             report_interval: Duration::from_secs(15),

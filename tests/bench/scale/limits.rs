@@ -40,8 +40,8 @@ fn fleet(processors: usize) -> Load {
 fn question_interval_secs(mode: ModeInUse) -> f64 {
     match mode {
         ModeInUse::Listen => 10.0,
-        ModeInUse::Turns => 5.0,
-        ModeInUse::Poll => 0.7,
+        ModeInUse::Turns => 10.0,
+        ModeInUse::Poll => 1.0,
     }
 }
 
