@@ -50,15 +50,14 @@ test-guest: ## The same programs on kernel WireGuard in a QEMU guest (root)
 test-package: ## The Debian package under systemd in the guest: install, kill, upgrade (root)
 	$(call skip,package,,tests/install-deps.sh guest deb; tests/guest/package)
 
-.PHONY: bench bench-quick bench-latency bench-scale bench-policy
-bench: bench-latency bench-policy bench-scale ## All benchmarks; writes docs/scale.md (root, an hour)
+.PHONY: bench bench-quick bench-latency bench-policy
+bench: ## All benchmarks, beside the raw tools; writes docs/scale.md (root, an hour)
+	@tests/install-deps.sh bench guest
+	@tests/bench/publish
 bench-quick: ## Those of scale with 10,000 peers, only printed (root)
 	@tests/install-deps.sh bench guest
 	@tests/bench/publish --quick
-bench-scale: ## 100,000 peers beside the raw tools, in the guest, and the database; writes docs/scale.md (root)
-	@tests/install-deps.sh bench guest
-	@tests/bench/publish
-bench-latency: ## Commit to kernel: p50 and p99 over 100 commits (root)
+bench-latency: ## Commit to kernel, revocation to the last packet (root)
 	@tests/install-deps.sh bench
 	@cargo bench --locked -p gatepost-agent --bench latency
 bench-policy: ## Policies of 100,000 peers beside `nft -f`, and the cost per packet (root)

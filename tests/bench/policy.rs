@@ -26,7 +26,7 @@ use figures::{millis, quantile, timed};
 use gatepost::dataplane::nft::Nft;
 use gatepost::model::{FirewallChange, ObservedFirewall, ProfileId};
 
-use full::{RANGES, host, world};
+use full::{RANGES, host, profile, world};
 use netns::Netns;
 use table::{base, load, observed};
 
@@ -36,15 +36,16 @@ const SIZES: [(u32, u32); 4] =
 /// The `nft` program takes minutes and gigabytes for more.
 const NFT_PROFILES: u32 = 20_000;
 const ADDED: u32 = 200;
+const ADDED_OF_ITS_OWN: u32 = 20;
 const ADDED_BY_NFT: u32 = 9;
 
 fn main() {
     println!("\nload and change: `inet gatepost` by netlink, beside `nft` with the same table");
     println!(
-        "profiles are of {RANGES} prefixes; one more: one address gets a profile, median (p99); less: that profile loses a prefix"
+        "profiles are of {RANGES} prefixes; one more: one address gets a profile, median (p99); its own: one that nobody else has; less: a profile loses a prefix"
     );
     println!(
-        "{:>9} {:>9} {:>10} {:>10} {:>10} {:>18} {:>9} {:>8} {:>10} {:>10}",
+        "{:>9} {:>9} {:>10} {:>10} {:>10} {:>18} {:>9} {:>8} {:>10} {:>10} {:>10}",
         "peers",
         "profiles",
         "load",
@@ -53,6 +54,7 @@ fn main() {
         "one more",
         "nft add",
         "ratio",
+        "its own",
         "first less",
         "last less"
     );
@@ -77,6 +79,7 @@ fn measure(peers: u32, profiles: u32) {
 
     let by_program = (profiles <= NFT_PROFILES).then(|| reload(&netns));
     let added = add(&mut nft, &read, peers);
+    let own = quantile(&add_own(&mut nft, &read, peers, profiles), 50);
     // The first has a chain; the last one of many is in a block.
     let edited = [1, profiles].map(|id| quantile(&edit(&mut nft, read.clone(), ProfileId(id)), 50));
     let (text, program) = by_program.unzip();
@@ -88,9 +91,10 @@ fn measure(peers: u32, profiles: u32) {
     });
     let one_more = format!("{:.3} ({:.3}) ms", millis(one_more), millis(quantile(&added, 99)));
     println!(
-        "{peers:>9} {profiles:>9} {:>7.0} ms {text:>10} {:>7.0} ms {one_more:>18} {by_nft:>9} {ratio:>8} {:>7.2} ms {:>7.2} ms",
+        "{peers:>9} {profiles:>9} {:>7.0} ms {text:>10} {:>7.0} ms {one_more:>18} {by_nft:>9} {ratio:>8} {:>7.2} ms {:>7.2} ms {:>7.2} ms",
         millis(loaded),
         millis(observe),
+        millis(own),
         millis(edited[0]),
         millis(edited[1]),
     );
@@ -104,6 +108,23 @@ fn add(nft: &mut Nft, read: &ObservedFirewall, peers: u32) -> Vec<Duration> {
         timed(|| nft.apply(&change, Some(read)).unwrap())
     };
     (0..ADDED).map(one).collect()
+}
+
+/// The time of the call that adds one element with a profile like nobody else's, each.
+fn add_own(nft: &mut Nft, read: &ObservedFirewall, peers: u32, profiles: u32) -> Vec<Duration> {
+    let mut table = Some(read.clone());
+    let one = |index: u32| {
+        let id = ProfileId(profiles + 1 + index);
+        let change = FirewallChange {
+            put_profiles: [(id, (true, profile(profiles + index)))].into(),
+            assign: [(host(peers + ADDED + index), id)].into(),
+            ..FirewallChange::default()
+        };
+        let took = timed(|| nft.apply(&change, table.as_ref()).unwrap());
+        ObservedFirewall::obey(&mut table, &change);
+        took
+    };
+    (0..ADDED_OF_ITS_OWN).map(one).collect()
 }
 
 /// The time of the call that takes one range from one profile, each.

@@ -15,15 +15,17 @@ pub fn host(index: u32) -> IpNet {
     IpNet::from(IpAddr::from(Ipv4Addr::from(0x0a40_0002 + index)))
 }
 
+/// Ten /24 that no other number has.
+pub fn profile(number: u32) -> Arc<Profile> {
+    let range = |index: u32| {
+        let first = (11 << 24) + ((number * RANGES + index) << 9);
+        (first, first + 255)
+    };
+    Arc::new(Profile { allow4: (0..RANGES).map(range).collect(), ..Profile::default() })
+}
+
 /// Peers spread over profiles of ten /24 each, all different.
 pub fn world(peers: u32, profiles: u32) -> World {
-    let profile = |id: u32| {
-        let range = |index: u32| {
-            let first = (11 << 24) + ((id * RANGES + index) << 9);
-            (first, first + 255)
-        };
-        Arc::new(Profile { allow4: (0..RANGES).map(range).collect(), ..Profile::default() })
-    };
     let holder = |index: u32| (host(index), ProfileId(1 + index % profiles));
     (
         (0..profiles).map(|id| (ProfileId(id + 1), profile(id))).collect(),

@@ -78,6 +78,19 @@ impl Fleet {
         fs::write(file, text.replace(fast, report)).unwrap();
     }
 
+    /// The same, and with this `sync.mode`.
+    pub fn configure_mode(&self, report: &str, mode: &str) {
+        self.configure(report);
+        let file = self.lab.config();
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(file, format!("{text}\n[sync]\nmode = \"{mode}\"\n")).unwrap();
+    }
+
+    /// The mode in use.
+    pub fn mode(&self) -> String {
+        self.lab.status()["sync"]["mode"].as_str().unwrap().to_owned()
+    }
+
     /// A ready agent that has nothing left to do.
     pub fn start(&self) -> Agent {
         let agent = self.lab.launch(super::lab::BINARY.as_ref());

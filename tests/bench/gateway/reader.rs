@@ -107,8 +107,13 @@ impl<'a> WriteCount<'a> {
 }
 
 impl Written {
+    /// What was not counted is not nothing.
     pub fn is_nothing(&self) -> bool {
-        self.wireguard.unwrap_or_default() == 0 && self.nftables == 0
+        self.wireguard == Some(0) && self.nftables == 0
+    }
+
+    pub fn is_counted(&self) -> bool {
+        self.wireguard.is_some_and(|calls| calls > 0) && self.nftables > 0
     }
 
     pub fn wireguard_words(&self) -> String {

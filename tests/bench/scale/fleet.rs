@@ -21,6 +21,7 @@ pub struct Fleet<'a> {
     pub cluster: &'a Cluster,
     pub database: String,
     pub peers: usize,
+    pub gateways: usize,
 }
 
 impl<'a> Fleet<'a> {
@@ -29,7 +30,7 @@ impl<'a> Fleet<'a> {
         let admin = ConnectOptions::new(cluster.socket_url("postgres", &database));
         migrate(&admin).await.unwrap();
         cluster.psql(&database, &rows(peers, gateways));
-        let fleet = Self { cluster, database, peers };
+        let fleet = Self { cluster, database, peers, gateways };
         for number in 1..=gateways {
             let create = CreateRole::IfAbsent(None);
             grant(&admin, &name(number), &fleet.role(number), &create).await.unwrap();

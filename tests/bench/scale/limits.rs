@@ -102,6 +102,7 @@ pub fn print_costs(costs: &Costs) {
         ("a read of the changes that finds one policy", costs.policy),
         ("to report one handshake", costs.handshake),
         ("to write `last_sync_at`", costs.synced),
+        ("to write the two audit entries of a pass that revoked a peer", costs.audit),
         ("a snapshot, for each peer", costs.snapshot_peer),
     ] {
         println!("| {operation} | {:.1} |", secs * 1e6);

@@ -13,10 +13,13 @@ use super::costs::Costs;
 const SEED: u64 = 71;
 /// Simulated, after a second in which all begins.
 const SECS: f64 = 60.0;
-/// `gatepost.address()` rests at least so long, and longer when it woke many.
+/// `gatepost.tell()` rests at least so long, and longer when it woke many.
 const REST_SECS: f64 = 0.25;
 const LONG_REST_SECS: f64 = 0.7;
 const MANY_CONCERNED: usize = 100;
+/// The agent's own, see `reconcile::timers`.
+const REPORT_GAP_SECS: f64 = 0.25;
+const REPORT_GAP_IN_A_CROWD_SECS: f64 = 2.5;
 /// `gatepost.changes` gives up on more and wants everything read.
 const MOST_MARKS: usize = 5_000;
 /// A peer with traffic shakes hands so often.
@@ -118,6 +121,7 @@ struct Gateway {
     /// Of all gateways' marks.
     marks_seen: usize,
     policies_seen: usize,
+    reported_at: f64,
 }
 
 struct Simulation {
@@ -266,11 +270,27 @@ impl Simulation {
             (Part::Questions, delta)
         };
         let (_, end) = self.serve(start, part, cost);
+        if news {
+            self.tell_of_pass(end, gateway);
+        }
         self.outcome.lags_secs.extend(read.iter().map(|mark| end - mark));
         if self.load.mode == ModeInUse::Turns && !concerned.is_empty() {
             self.wake(end, concerned);
         }
         end
+    }
+
+    /// What a pass changed is reported at once, but then only so often.
+    fn tell_of_pass(&mut self, at: f64, gateway: usize) {
+        let gap = match self.load.mode {
+            ModeInUse::Listen | ModeInUse::Poll => REPORT_GAP_SECS,
+            ModeInUse::Turns => REPORT_GAP_IN_A_CROWD_SECS,
+        };
+        let reported = &mut self.gateways[gateway].reported_at;
+        if at >= *reported + gap {
+            *reported = at;
+            self.serve(at, Part::Reports, self.costs.audit + self.costs.synced);
+        }
     }
 
     /// Whoever asks addresses the marks that wait, for all. Returns whom they concern.
@@ -334,7 +354,8 @@ impl Simulation {
             return;
         }
         self.number += 1;
-        self.events.push(Reverse(((at * 1e9) as u64, self.number, event)));
+        // Never earlier than what it follows.
+        self.events.push(Reverse(((at * 1e9).ceil() as u64, self.number, event)));
     }
 
     fn end(self) -> Outcome {
