@@ -1,6 +1,8 @@
 //! A reading that is shared with whoever looks while the kernel is being changed.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
+
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::model::ObservedState;
 use crate::plan::Step;
@@ -12,19 +14,44 @@ use crate::plan::Step;
 pub struct SharedObserved(Arc<RwLock<ObservedState>>);
 
 impl SharedObserved {
-    /// As it is now; it stands still as long as the answer is held.
+    /// As it is now; it stands still as long as the answer is held. Who holds one may ask again: no
+    /// step that waits to be written down comes in between.
     pub fn read(&self) -> RwLockReadGuard<'_, ObservedState> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.read_recursive()
     }
 
     /// Makes it what it is after an acknowledged `step`.
     pub fn obey(&self, step: &Step) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).obey(step);
+        self.0.write().obey(step);
     }
 }
 
 impl From<ObservedState> for SharedObserved {
     fn from(state: ObservedState) -> Self {
         Self(Arc::new(RwLock::new(state)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::model::PublicKey;
+
+    #[test]
+    fn who_reads_may_read_again_while_a_step_waits_to_be_written_down() {
+        let shared = SharedObserved::default();
+        let first = shared.read();
+        let (writer, step) =
+            (shared.clone(), Step::RemovePeer { key: PublicKey::from_bytes([1; 32]).unwrap() });
+        let obeyed = thread::spawn(move || writer.obey(&step));
+        while shared.0.try_read().is_some() {
+            thread::yield_now();
+        }
+        let again = shared.read();
+        assert_eq!(again.peers, first.peers);
+        drop((first, again));
+        obeyed.join().unwrap();
     }
 }

@@ -43,7 +43,7 @@ impl Machine {
             },
             sync: self.sync_status(),
             database: self.database_status(),
-            peers: self.peer_counts(),
+            peers: self.peer_counts(observed.as_ref().map_or(0, |observed| observed.peers.len())),
             quarantined: self.row_status.quarantined.clone(),
             warnings: self.warnings(),
             held_back: self
@@ -115,9 +115,8 @@ impl Machine {
         DatabaseStatus { connected, since, last_error, schema_version: None }
     }
 
-    fn peer_counts(&self) -> PeerCounts {
-        let in_kernel =
-            self.observed.as_ref().map_or(0, |observed| observed.read().peers.len() as u64);
+    fn peer_counts(&self, in_kernel: usize) -> PeerCounts {
+        let in_kernel = in_kernel as u64;
         let Some(desired) = &self.desired else {
             return PeerCounts { in_kernel, ..PeerCounts::default() };
         };
