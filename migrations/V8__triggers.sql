@@ -1,53 +1,50 @@
--- Installs the triggers, last: only now does anything of ours touch the user's writes. Each takes a
--- short lock on its table; `gatepost migrate` gives up waiting after lock_timeout and tries again.
--- Enabled always: also for a session with session_replication_role = replica.
+-- Which trigger watches what. triggers.sql installs those that are missing, at each migration: a table
+-- that the control plane made anew has lost its own.
 
-do $$
-declare
-    watched record;
-    event text;
-    clause text;
-begin
-    for watched in
-        select *
-        from (values
-            ('wireguard_peers', 'peers_changed', 'peers_changed', 'peers_changed'),
-            ('devices', 'devices_inserted', 'devices_updated', 'devices_deleted'),
-            ('users', 'targets_inserted', 'users_updated', 'targets_deleted'),
-            ('groups', 'targets_inserted', 'groups_updated', 'targets_deleted'),
-            ('group_memberships', 'memberships_changed', 'memberships_changed',
-                'memberships_changed'),
-            ('policies', 'policies_changed', 'policies_changed', 'policies_changed'),
-            ('policy_targets', 'policies_changed', 'policies_changed', 'policies_changed'),
-            ('policy_destinations', 'policies_changed', 'policies_changed', 'policies_changed'),
-            ('gateways', 'gateways_changed', 'gateways_changed', 'gateways_changed'),
-            ('ip_allocations', 'allocations_changed', 'allocations_changed',
-                'allocations_changed'),
-            ('settings', 'settings_changed', 'settings_changed', 'settings_changed')
-        ) as w (relation, on_insert, on_update, on_delete)
-    loop
-        foreach event in array array['insert', 'update', 'delete', 'truncate'] loop
-            clause := case event
-                when 'insert' then 'referencing new table as new_rows'
-                when 'update' then 'referencing old table as old_rows new table as new_rows'
-                when 'delete' then 'referencing old table as old_rows'
-                else ''
-            end;
-            execute format(
-                'create trigger %I after %s on public.%I %s for each statement '
-                    'execute function gatepost.%I()',
-                'gatepost_' || event, event, watched.relation, clause,
-                case event
-                    when 'insert' then watched.on_insert
-                    when 'update' then watched.on_update
-                    when 'delete' then watched.on_delete
-                    else 'table_truncated'
-                end
-            );
-            execute format(
-                'alter table public.%I enable always trigger %I',
-                watched.relation, 'gatepost_' || event
-            );
-        end loop;
-    end loop;
-end $$;
+set role gatepost_owner;
+
+-- Granted to nobody.
+create view gatepost.watched as
+select w.relation, e.event, 'gatepost_' || e.event as trigger, e.function, e.clause
+from (values
+    ('wireguard_peers', 'peers_changed', 'peers_changed', 'peers_changed'),
+    ('devices', 'devices_inserted', 'devices_updated', 'devices_deleted'),
+    ('users', 'targets_inserted', 'users_updated', 'targets_deleted'),
+    ('groups', 'targets_inserted', 'groups_updated', 'targets_deleted'),
+    ('group_memberships', 'memberships_changed', 'memberships_changed', 'memberships_changed'),
+    ('policies', 'policies_changed', 'policies_changed', 'policies_changed'),
+    ('policy_targets', 'policies_changed', 'policies_changed', 'policies_changed'),
+    ('policy_destinations', 'policies_changed', 'policies_changed', 'policies_changed'),
+    ('gateways', 'gateways_changed', 'gateways_changed', 'gateways_changed'),
+    ('ip_allocations', 'allocations_changed', 'allocations_changed', 'allocations_changed'),
+    ('settings', 'settings_changed', 'settings_changed', 'settings_changed')
+) as w (relation, on_insert, on_update, on_delete)
+cross join lateral (values
+    ('insert', w.on_insert, 'referencing new table as new_rows'),
+    ('update', w.on_update, 'referencing old table as old_rows new table as new_rows'),
+    ('delete', w.on_delete, 'referencing old table as old_rows'),
+    ('truncate', 'table_truncated', '')
+) as e (event, function, clause);
+
+-- Those that are not there, or do not fire in every session. Granted to nobody.
+create view gatepost.missing_trigger as
+select w.*
+from gatepost.watched w
+where not exists (
+    select
+    from pg_catalog.pg_trigger t
+    where t.tgrelid = to_regclass('public.' || w.relation)
+        and t.tgname = w.trigger
+        and t.tgfoid = to_regproc('gatepost.' || w.function)
+        and t.tgenabled = 'A'
+);
+
+-- The tables whose changes nobody marks, all or some.
+create function gatepost.unwatched() returns text[]
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select array(select distinct u.relation from gatepost.missing_trigger u order by u.relation)
+$$;
+revoke execute on function gatepost.unwatched() from public;
+grant execute on function gatepost.unwatched() to gatepost_gateway;
+
+reset role;

@@ -9,6 +9,7 @@ use super::event::{Event, Mode};
 use super::mode::{Until, suits};
 use super::shell::{Host, Inner, Shell};
 use super::summary::clock;
+use crate::store::Attached;
 
 /// How often we say that we are there, and ask how many are: an agent that is silent for five of
 /// these counts as gone.
@@ -69,6 +70,7 @@ impl<D: Host> Shell<D> {
             self.listening = Some(tokio::spawn(heard));
         }
         self.tell(Event::Connected { mode });
+        self.attach();
     }
 
     pub(super) fn spawn_connect(&self) {
@@ -89,15 +91,17 @@ impl<D: Host> Shell<D> {
         tokio::spawn(async move {
             match store.attach(in_use.mode == Mode::Listen).await {
                 // The loop may have ended meanwhile.
-                Ok(gateways) => drop(events.send(Inner::Attached(gateways))),
+                Ok(attached) => drop(events.send(Inner::Attached(attached))),
                 // Whoever reads finds that the database is away, and says so.
                 Err(error) => debug!("could not say that we are there: {}", chain(&error)),
             }
         });
     }
 
-    /// Chooses the mode anew where another may be better.
-    pub(super) fn attached(&self, gateways: i64) {
+    /// Chooses the mode anew where another may be better, and sees who will not tell of changes.
+    pub(super) fn attached(&mut self, attached: Attached) {
+        let Attached { gateways, unwatched } = attached;
+        self.tell(Event::Unwatched { tables: unwatched });
         let (now, probe_every) = (clock().instant, self.machine.resync_interval());
         if self.in_use.is_some_and(|in_use| in_use.is_doubtful(gateways, now, probe_every)) {
             self.spawn_connect();

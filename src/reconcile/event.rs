@@ -44,6 +44,10 @@ pub enum Event {
     KernelChanged {
         why: String,
     },
+    /// Nobody tells of changes of these tables: their triggers are missing. None: all are there.
+    Unwatched {
+        tables: Vec<String>,
+    },
     Read(Result<ReadAnswer, String>),
     /// The last good rows of an earlier run: the database has not answered yet.
     Restored(Box<SnapshotRows>, Vec<ChangedRows>),
@@ -186,6 +190,12 @@ pub enum Note {
         what: String,
     },
     NotifyMissed,
+    /// Triggers of these tables are missing.
+    Unwatched {
+        tables: Vec<String>,
+    },
+    /// They are all there again.
+    Watched,
     ReportFailed {
         error: String,
     },

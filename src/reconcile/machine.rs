@@ -183,6 +183,8 @@ pub struct Machine {
     pub(super) notified_since_read: bool,
     /// The first notification since the last read began.
     pub(super) heard_at: Option<Instant>,
+    /// Tables whose changes nobody tells.
+    pub(super) unwatched: Vec<String>,
     /// Since when what the last read found may have waited, as far as is known here: a notification,
     /// else the beginning of that read.
     pub(super) found_since: Instant,
@@ -263,6 +265,7 @@ impl Machine {
             keep_waits: false,
             notified_since_read: false,
             heard_at: None,
+            unwatched: Vec::new(),
             found_since: now.instant,
             changed_since: None,
             read_notified: false,
@@ -348,6 +351,7 @@ impl Machine {
                 self.scope = Scope::Everything;
                 self.retry_now();
             }
+            Event::Unwatched { tables } => self.take_unwatched(tables, actions),
             Event::Tick => {}
             Event::Read(answer) => {
                 let kind = self.jobs.reading.take().unwrap_or(ReadKind::Changes);

@@ -71,8 +71,8 @@ pub async fn choose(
             chosen(Mode::Listen, "sync.mode = \"listen\"", Some(listener), Until::Reconfigured)
         }
         SyncMode::Auto => {
-            let gateways = store.attach(present == Some(Mode::Listen)).await.map_err(failed)?;
-            let (mode, why) = suits(gateways, present);
+            let attached = store.attach(present == Some(Mode::Listen)).await.map_err(failed)?;
+            let (mode, why) = suits(attached.gateways, present);
             let mut listener = match mode {
                 Mode::Listen => store.listen(hello).await.map_err(failed)?,
                 Mode::Turns | Mode::Poll => store.listen_to_turns(hello).await.map_err(failed)?,

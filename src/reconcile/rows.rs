@@ -43,6 +43,22 @@ impl Machine {
         }
     }
 
+    /// What nobody tells of is found by reading everything each time we hear that it is so, and once
+    /// more when it is over.
+    pub(super) fn take_unwatched(&mut self, tables: Vec<String>, actions: &mut Vec<Action>) {
+        let over = tables.is_empty();
+        if over && self.unwatched.is_empty() {
+            return;
+        }
+        self.want_read(ReadKind::Everything);
+        if over {
+            actions.push(Action::Say(Note::Watched));
+        } else if self.unwatched != tables {
+            actions.push(Action::Say(Note::Unwatched { tables: tables.clone() }));
+        }
+        self.unwatched = tables;
+    }
+
     fn take_changes(&mut self, rows: ChangedRows, now: Now, actions: &mut Vec<Action>) {
         self.totals.change_reads += 1;
         self.database_clock = Some((rows.taken_at, now.instant));

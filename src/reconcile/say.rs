@@ -18,6 +18,8 @@ pub(super) fn say(note: &Note) {
         Note::Synced { steps, took, .. } => {
             info!(message_id, steps, took_ms = took.as_millis(), "{note}")
         }
+        Note::Watched => info!(message_id, "{note}"),
+        Note::Unwatched { tables } => warn!(message_id, ?tables, "{note}"),
         Note::Released { peer } => info!(message_id, %peer, "{note}"),
         Note::DatabaseDown { error, retry_in } => {
             warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");
@@ -68,6 +70,15 @@ impl Note {
             _ => return None,
         })
     }
+}
+
+/// What missing triggers mean.
+pub(super) fn not_told(tables: &[String]) -> String {
+    format!(
+        "nobody tells of changes of {}, whose triggers are missing: everything is read once a minute \
+         instead; run `gatepost migrate`",
+        tables.join(", ")
+    )
 }
 
 impl fmt::Display for Note {
@@ -126,6 +137,8 @@ impl fmt::Display for Note {
             Self::NotifyMissed => {
                 f.write_str("a change was found by the timer: its notification never came")
             }
+            Self::Unwatched { tables } => f.write_str(&not_told(tables)),
+            Self::Watched => f.write_str("the database tells of all changes again"),
             Self::ReportFailed { error } => write!(f, "the report waits for the next try: {error}"),
             Self::AuditRefused { entries, first } => {
                 write!(f, "the database refuses an audit entry, which is left out: {first}")?;

@@ -20,7 +20,7 @@ use super::status::{State, Status, Timestamp};
 use super::summary::clock;
 use super::{Machine, MachineOptions};
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
-use crate::store::Store;
+use crate::store::{Attached, Store};
 
 /// The data plane of a host.
 pub trait Host: Dataplane<Error = DataplaneError> + 'static {}
@@ -141,8 +141,7 @@ pub(super) enum Inner {
     Event(Event),
     Connected(Box<Connection>),
     DataplaneGone,
-    /// So many gateways share the database.
-    Attached(i64),
+    Attached(Attached),
 }
 
 pub(super) struct Shell<D> {
@@ -212,7 +211,7 @@ impl<D: Host> Shell<D> {
         match inner {
             Inner::Event(event) => self.tell(event),
             Inner::Connected(connection) => self.connected(*connection),
-            Inner::Attached(gateways) => self.attached(gateways),
+            Inner::Attached(attached) => self.attached(attached),
             Inner::DataplaneGone => self.dataplane_gone = true,
         }
     }
@@ -321,9 +320,15 @@ impl<D: Host> Shell<D> {
     fn prune(&self) {
         let store = self.store.clone();
         tokio::spawn(async move {
-            match store.prune(KEEP_MARKS).await {
-                Ok(marks) => debug!(marks, "pruned {marks} change marks"),
-                Err(error) => debug!("change marks were not pruned: {}", chain(&error)),
+            loop {
+                match store.prune(KEEP_MARKS).await {
+                    Ok(0) => return,
+                    Ok(marks) => debug!(marks, "pruned {marks} change marks"),
+                    Err(error) if error.is_transient() => return,
+                    Err(error) => {
+                        return warn!("change marks were not pruned: {}", chain(&error));
+                    }
+                }
             }
         });
     }

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use super::event::Now;
 use super::explain::Answers;
 use super::machine::Database;
+use super::say::not_told;
 use super::status::{
     BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse, PassStatus,
     PeerCounts, PeerState, PeerStatus, QuarantinedPeer, State, Status, SyncStatus, Timestamp,
@@ -133,6 +134,9 @@ impl Machine {
         let mut warnings = self.row_status.warnings.clone();
         let blocked = self.blocked_routes.iter();
         warnings.extend(blocked.map(|(prefix, why)| format!("no route leads to {prefix}: {why}")));
+        if !self.unwatched.is_empty() {
+            warnings.push(not_told(&self.unwatched));
+        }
         if self.ledger.dropped_audit_entries > 0 {
             warnings.push(format!(
                 "{} audit entries were dropped while the database was away",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use super::backoff::Backoff;
 use super::connect::single;
@@ -23,14 +24,15 @@ const HISTORY: &str = "gatepost.schema_history";
 const PREPARE: &str = include_str!("../../migrations/prepare.sql");
 const COMPARE: &str = include_str!("../../migrations/compare.sql");
 const INDEXES: &str = include_str!("../../migrations/indexes.sql");
+const TRIGGERS: &str = include_str!("../../migrations/triggers.sql");
 
 /// Tries to get locks that a busy control plane holds, before giving up: about a minute.
 const TRIES: usize = 12;
 
-/// One migration.
+/// One migration, or what is made around them where it is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Migration {
-    /// As its file: `V2__feed`.
+    /// As its file: `V2__feed`, `triggers`.
     pub name: String,
     pub sql: String,
 }
@@ -74,12 +76,7 @@ pub async fn pending(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
 
 async fn attempt(client: &mut Client, place: &Place) -> Result<(), StoreError> {
     compare(client, place).await?;
-    let prepared = async {
-        let transaction = client.transaction().await?;
-        transaction.batch_execute(PREPARE).await?;
-        transaction.commit().await
-    };
-    prepared.await.map_err(|error| failed(place, "prepare", error))?;
+    at_once(client, PREPARE).await.map_err(|error| failed(place, "prepare", error))?;
     let mut runner = embedded::migrations::runner();
     runner.set_migration_table_name(HISTORY);
     runner.run_async(client).await.map_err(|error| StoreError::Migration {
@@ -87,7 +84,15 @@ async fn attempt(client: &mut Client, place: &Place) -> Result<(), StoreError> {
         message: words(&error),
         source: Box::new(error),
     })?;
+    at_once(client, TRIGGERS).await.map_err(|error| failed(place, "triggers", error))?;
     ensure_indexes(client).await.map_err(|error| failed(place, "indexes", error))
+}
+
+/// In one transaction.
+async fn at_once(client: &mut Client, statements: &str) -> Result<(), tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(statements).await?;
+    transaction.commit().await
 }
 
 /// One migration at a time for a database, and no wait for a lock that makes others wait long.
@@ -132,8 +137,9 @@ async fn compare(client: &mut Client, place: &Place) -> Result<(), StoreError> {
     }
 }
 
-/// Migrations that the history does not name.
+/// Migrations that the history does not name, in their order, and what else is not there.
 async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Error> {
+    let around = |name: &str, sql: &str| Migration { name: name.into(), sql: sql.into() };
     let known = client
         .query_typed_one("select to_regclass('gatepost.schema_history') is not null", &[])
         .await?;
@@ -151,7 +157,33 @@ async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Erro
         .map(|(version, name, sql)| (version, name, sql.unwrap_or_default().to_owned()))
         .collect();
     missing.sort_unstable();
-    Ok(missing.into_iter().map(|(_, name, sql)| Migration { name, sql }).collect())
+    let mut all = Vec::new();
+    if applied.is_empty() {
+        all.push(around("prepare", PREPARE));
+    }
+    let watched = !missing.iter().any(|(version, ..)| *version == SCHEMA_VERSION);
+    all.extend(missing.into_iter().map(|(_, name, sql)| Migration { name, sql }));
+    let query = "select exists (select from gatepost.missing_trigger)";
+    if !watched || client.query_typed_one(query, &[]).await?.get(0) {
+        all.push(around("triggers", TRIGGERS));
+    }
+    let statements = INDEXES.split_inclusive(';');
+    let mut indexes = String::new();
+    for statement in statements.filter(|statement| statement.contains("index")) {
+        let name = statement.split_whitespace().find(|word| word.starts_with("gatepost_"));
+        let there = "select exists (select from pg_index where indexrelid = to_regclass($1) and indisvalid)";
+        let name: String = name.unwrap_or_default().to_owned();
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
+            [(&name, Type::TEXT)];
+        let there: bool = client.query_typed_one(there, &parameters).await?.get(0);
+        if !there {
+            indexes.push_str(statement);
+        }
+    }
+    if !indexes.is_empty() {
+        all.push(around("indexes", &indexes));
+    }
+    Ok(all)
 }
 
 /// Builds indexes without stopping writers, which no transaction can. One that was interrupted is
@@ -168,10 +200,12 @@ async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
     for row in &invalid {
         client.batch_execute(row.get(0)).await?;
     }
+    // It waits for those who write, and nobody waits for it.
+    client.batch_execute("set lock_timeout = '1min'").await?;
     for statement in INDEXES.split(';').filter(|statement| statement.contains("index")) {
         client.batch_execute(statement).await?;
     }
-    Ok(())
+    client.batch_execute("set lock_timeout = '2s'").await
 }
 
 fn of(place: &Place, error: tokio_postgres::Error) -> StoreError {

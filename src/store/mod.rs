@@ -29,7 +29,7 @@ pub use hello::Hello;
 pub use listen::Listener;
 pub use migrate::{Migration, SCHEMA_VERSION, migrate, pending};
 pub use options::{ConnectOptions, Password, Tls};
-pub use poll::Polled;
+pub use poll::{Attached, Polled};
 pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake, Reported};
 pub use snapshot::Cursor;
 

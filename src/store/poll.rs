@@ -17,6 +17,15 @@ pub enum Polled {
     News,
 }
 
+/// What [`Store::attach`] found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Attached {
+    /// So many gateways' agents follow this database.
+    pub gateways: i64,
+    /// Tables whose triggers are missing: nobody is told of their changes.
+    pub unwatched: Vec<String>,
+}
+
 impl Store {
     /// Asks whether anything changed since, in one exchange and outside a transaction: what a
     /// thousand gateways can ask. Addresses what writers left unaddressed, and notifies whom it
@@ -41,19 +50,19 @@ impl Store {
     }
 
     /// Says that this gateway's agent follows the database, and whether it waits for the
-    /// writers' notifications: where nobody does, they are spared them. To be said again every minute. Returns how many
-    /// gateways' agents follow this database.
+    /// writers' notifications: where nobody does, they are spared them. To be said again every minute.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
-    pub async fn attach(&self, listens: bool) -> Result<i64, StoreError> {
+    pub async fn attach(&self, listens: bool) -> Result<Attached, StoreError> {
         const DOING: &str = "say that this agent follows the database";
         let lease = self.lease(DOING).await?;
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
             [(&listens, Type::BOOL)];
-        let query = "select gatepost.attach($1)";
+        let query = "select gatepost.attach($1), gatepost.unwatched()";
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
         lease.done();
-        Columns::of(&row, DOING).get(0)
+        let columns = Columns::of(&row, DOING);
+        Ok(Attached { gateways: columns.get(0)?, unwatched: columns.get(1)? })
     }
 }

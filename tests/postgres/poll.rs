@@ -192,7 +192,7 @@ async fn nobody_is_notified_where_nobody_listens() {
     client.batch_execute("notify probe").await.unwrap();
     assert_eq!(heard.recv().await.unwrap(), "probe");
 
-    assert_eq!(world.store.attach(true).await.unwrap(), 1);
+    assert_eq!(world.store.attach(true).await.unwrap().gateways, 1);
     world.run("update policies set priority = 3").await;
     assert_eq!(heard.recv().await.unwrap(), "gatepost_all");
     // An agent that was killed is forgotten.
@@ -206,16 +206,16 @@ async fn nobody_is_notified_where_nobody_listens() {
 async fn agents_are_counted_while_they_are_there() {
     let world = World::new().await;
     let theirs = neighbour(&world).await;
-    assert_eq!(world.store.attach(true).await.unwrap(), 1);
-    assert_eq!(theirs.attach(false).await.unwrap(), 2);
-    assert_eq!(world.store.attach(false).await.unwrap(), 2, "counted twice");
+    assert_eq!(world.store.attach(true).await.unwrap().gateways, 1);
+    assert_eq!(theirs.attach(false).await.unwrap().gateways, 2);
+    assert_eq!(world.store.attach(false).await.unwrap().gateways, 2, "counted twice");
     let gateway = world.gateway;
     world
         .run(&format!(
             "update gatepost.attached set at = at - interval '6 minutes' where gateway_id = '{gateway}'"
         ))
         .await;
-    assert_eq!(theirs.attach(false).await.unwrap(), 1);
+    assert_eq!(theirs.attach(false).await.unwrap().gateways, 1);
 }
 
 /// Agents of so many gateways.

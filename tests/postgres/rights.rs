@@ -66,6 +66,7 @@ async fn only_the_listed_functions_may_be_called() {
             "snapshot_policies",
             "snapshot_settings",
             "synced",
+            "unwatched",
         ]
     );
 }

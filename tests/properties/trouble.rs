@@ -66,6 +66,29 @@ fn a_database_that_connects_and_cannot_be_read_grows_stale() {
 }
 
 #[test]
+fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
+    let mut world = quiet_world();
+    let full =
+        |world: &World| world.reads.iter().filter(|kind| **kind == ReadKind::Everything).count();
+    let (tables, before) = (vec!["devices".to_owned()], full(&world));
+    for _ in 0..3 {
+        world.tell(Event::Unwatched { tables: tables.clone() });
+        world.settle();
+    }
+    assert_eq!(full(&world), before + 3);
+    assert_eq!(said(&world, |note| matches!(note, Note::Unwatched { .. })), 1);
+    let warnings = world.machine.status().warnings;
+    assert!(warnings.iter().any(|it| it.contains("changes of devices")), "{warnings:?}");
+    for _ in 0..3 {
+        world.tell(Event::Unwatched { tables: Vec::new() });
+        world.settle();
+    }
+    assert_eq!(full(&world), before + 4, "what happened meanwhile, once");
+    assert_eq!(said(&world, |note| matches!(note, Note::Watched)), 1);
+    assert!(world.machine.status().warnings.is_empty());
+}
+
+#[test]
 fn a_quiet_database_that_is_read_never_grows_stale() {
     let mut world = stale_world(StalePolicy::Down, Duration::from_secs(3));
     world.pass_time(HOUR);
