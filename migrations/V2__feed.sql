@@ -21,7 +21,7 @@ grant select (id, device_id, gateway_id, public_key, assigned_ip, preshared_key_
     allowed_ips, dns_servers, created_at, deleted_at) on wireguard_peers to gatepost_owner;
 grant select (id, name, endpoint, public_key, listen_port, vpn_cidr, dns_servers, is_active,
     last_sync_at, deleted_at) on gateways to gatepost_owner;
-grant insert (name, endpoint, public_key, listen_port, vpn_cidr, dns_servers)
+grant insert (id, name, endpoint, public_key, listen_port, vpn_cidr, dns_servers)
     on gateways to gatepost_owner;
 grant update (endpoint, public_key, listen_port, vpn_cidr, dns_servers, last_sync_at, updated_at)
     on gateways to gatepost_owner;
@@ -33,7 +33,7 @@ grant select (id, policy_id, destination) on policy_destinations to gatepost_own
 grant select (id, deleted_at) on groups to gatepost_owner;
 grant select (id, group_id, user_id) on group_memberships to gatepost_owner;
 grant select (category, key, value) on settings to gatepost_owner;
-grant insert (actor_device_id, event_type, entity_type, entity_id, status, ip_address, message,
+grant insert (id, actor_device_id, event_type, entity_type, entity_id, status, ip_address, message,
     metadata) on audit_logs to gatepost_owner;
 
 set role gatepost_owner;

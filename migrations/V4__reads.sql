@@ -1,5 +1,6 @@
 -- What an agent may read. Each function acts for the gateway that gatepost.gateway_role binds to
 -- session_user, and for no other. To read one instant, call them in one REPEATABLE READ transaction.
+-- Row-level security that would hide rows from us is an error, not an empty answer.
 
 grant select (version) on gatepost.schema_history to gatepost_owner;
 
@@ -85,7 +86,8 @@ create function gatepost.hello(
     out server_version integer,
     out epoch text
 )
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+set row_security = off as $$
     select g.id, g.name, gatepost.schema_version(), current_setting('server_version_num')::integer,
         gatepost.epoch()
     from public.gateways g
@@ -106,7 +108,8 @@ create function gatepost.snapshot_gateway(
     out active boolean,
     out allocated_address inet
 )
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+set row_security = off as $$
     select pg_current_snapshot()::text, gatepost.epoch(), now(),
         g.id, g.name, g.public_key, g.listen_port, g.vpn_cidr,
         array(select s from unnest(g.dns_servers) s where s is not null),
@@ -124,7 +127,8 @@ $$;
 
 create function gatepost.snapshot_settings()
 returns table (category text, key text, value jsonb)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp
+set row_security = off as $$
     select s.category, s.key, s.value
     from public.settings s
     where s.category in ('gateway', 'policy')
@@ -209,7 +213,8 @@ create type gatepost.peer_row as (
 
 create function gatepost.snapshot_peers() returns setof gatepost.peer_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_custom_plan set jit = off set work_mem = '64MB' as $$
+set row_security = off set plan_cache_mode = force_custom_plan
+set jit = off set work_mem = '64MB' as $$
 declare
     me constant uuid := gatepost.me();
 begin
@@ -223,7 +228,8 @@ end $$;
 -- Driven from the ids by index, whatever their number: hence the settings.
 create function gatepost.peers_by_device(device_ids uuid[]) returns setof gatepost.peer_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+set row_security = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set jit = off as $$
 declare
     me constant uuid := gatepost.me();
 begin
@@ -238,7 +244,8 @@ end $$;
 create function gatepost.snapshot_memberships()
 returns table (user_id uuid, group_ids uuid[])
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_custom_plan set jit = off set work_mem = '64MB' as $$
+set row_security = off set plan_cache_mode = force_custom_plan
+set jit = off set work_mem = '64MB' as $$
 declare
     me constant uuid := gatepost.me();
 begin
@@ -258,7 +265,8 @@ end $$;
 create function gatepost.memberships_by_user(user_ids uuid[])
 returns table (user_id uuid, group_ids uuid[])
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+set row_security = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set jit = off as $$
 declare
     me constant uuid := gatepost.me();
 begin
@@ -306,7 +314,8 @@ from public.policy_targets t;
 -- by group where the gateway has many peers, so that the first member found ends the search, and
 -- peer by peer where it has few.
 create function gatepost.groups_here(me uuid, group_ids uuid[]) returns uuid[]
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set row_security = off as $$
 begin
     if exists (
         select
@@ -340,7 +349,7 @@ end $$;
 -- Granted to nobody: `gatepost.policies_by_id` and `gatepost.snapshot_policies` ask it.
 create function gatepost.policies_of(policy_ids uuid[]) returns setof gatepost.policy_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set jit = off as $$
+set row_security = off set jit = off as $$
 declare
     me constant uuid := gatepost.me();
     devices constant uuid[] := array(
@@ -398,7 +407,8 @@ end $$;
 
 create function gatepost.snapshot_policies() returns setof gatepost.policy_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_custom_plan set jit = off set work_mem = '64MB' as $$
+set row_security = off set plan_cache_mode = force_custom_plan
+set jit = off set work_mem = '64MB' as $$
 begin
     return query
     select v.*

@@ -11,7 +11,11 @@ begin
         return 'the cursor is of another epoch';
     elsif pg_snapshot_xmax(seen) > pg_snapshot_xmax(pg_current_snapshot()) then
         return 'the cursor is ahead of the server';
-    elsif pg_snapshot_xmin(seen) < (select s.floor from gatepost.state s) then
+    elsif (
+        select pg_snapshot_xmin(seen) < s.floor
+            and s.floor <= pg_snapshot_xmax(pg_current_snapshot()) -- else it came with a backup
+        from gatepost.state s
+    ) then
         return 'the marks since the cursor are pruned';
     end if;
     return null;
@@ -68,7 +72,8 @@ create function gatepost.followed(
     out policies uuid[]
 )
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+set row_security = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set jit = off as $$
 begin
     owners := array(
         select i from unnest(owners) i
@@ -119,7 +124,8 @@ create function gatepost.changes(
     out policies uuid[]
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+set row_security = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set jit = off as $$
 declare
     me constant uuid := gatepost.me();
     seen constant pg_snapshot := since::pg_snapshot;
@@ -218,7 +224,8 @@ end $$;
 -- row of gatepost.addressed.
 create function gatepost.address() returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+set row_security = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set jit = off as $$
 declare
     last gatepost.addressed;
     waiting gatepost.change[];

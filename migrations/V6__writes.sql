@@ -140,9 +140,11 @@ begin
         returning entity_id, event_type, digest
     )
     insert into public.audit_logs (
-        actor_device_id, event_type, entity_type, entity_id, status, ip_address, message, metadata
+        id, actor_device_id, event_type, entity_type, entity_id, status, ip_address, message,
+        metadata
     )
     select
+        gen_random_uuid(),
         (select h.device_id from here h where h.device_id = e.device_id),
         e.event_type,
         e.entity_type,
@@ -214,11 +216,18 @@ begin
                 message = format('there is no gateway named %s', name),
                 hint = 'give endpoint, listen port and vpn_cidr to make it';
         end if;
-        insert into public.gateways as g (
-            name, endpoint, public_key, listen_port, vpn_cidr, dns_servers
+        id := gen_random_uuid();
+        insert into public.gateways (
+            id, name, endpoint, public_key, listen_port, vpn_cidr, dns_servers
         )
-        values (name, endpoint, public_key, listen_port, vpn_cidr, coalesce(dns_servers, '{}'))
-        returning g.id into id;
+        values (
+            id, name, endpoint, public_key, listen_port, vpn_cidr, coalesce(dns_servers, '{}')
+        );
+    elsif present.deleted_at is not null then
+        raise exception using
+            errcode = 'GP002',
+            message = format('gateway %s was deleted at %s', name, present.deleted_at),
+            hint = 'set its deleted_at to null to use it again, or enroll under another name';
     else
         id := present.id;
         update public.gateways g
@@ -234,17 +243,20 @@ begin
     insert into gatepost.gateway_role as r (role_name, gateway_name, gateway_id)
     values (session_user, name, id)
     on conflict (role_name) do update set gateway_id = excluded.gateway_id;
-    insert into public.audit_logs (event_type, entity_type, entity_id, status, message, metadata)
+    insert into public.audit_logs (
+        id, event_type, entity_type, entity_id, status, message, metadata
+    )
     values (
-        'gateway.enrolled', 'gateway', id, 'success',
+        gen_random_uuid(), 'gateway.enrolled', 'gateway', id, 'success',
         format('role %s enrolled gateway %s', session_user, name),
         jsonb_build_object('public_key', public_key, 'former_public_key', present.public_key)
     );
     return id;
 end $$;
 
--- Removes marks older than `keep`, and raises the floor so that a cursor that needed them is told.
--- Never beyond what any running transaction may still have to see. Returns how many.
+-- Removes marks older than `keep`, at most 50,000 at a time, and raises the floor so that a cursor
+-- that needed them is told. Never beyond what any running transaction may still have to see. Returns
+-- how many.
 create function gatepost.prune(keep interval) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -268,15 +280,24 @@ begin
         select c.xid from gatepost.change c where c.at >= now() - keep order by c.xid limit 1
     ) k;
     with gone as (
-        delete from gatepost.change c where c.at < now() - keep and c.xid < horizon returning c.xid
+        delete from gatepost.change c
+        where c.ctid = any (array(
+            select o.ctid
+            from gatepost.change o
+            where o.at < now() - keep and o.xid < horizon
+            order by o.xid
+            limit 50000
+        ))
+        returning c.xid
     )
     select count(*), (select g.xid from gone g order by g.xid desc limit 1) into pruned, last
     from gone;
     if pruned > 0 then
-        -- The floor is above the last mark removed: the next transaction id after it.
+        -- The floor is above the last mark removed: the next transaction id after it. One that is
+        -- ahead of the server came with a backup.
         update gatepost.state s
         set floor = ((last::text::numeric + 1)::text)::xid8, pruned_at = now()
-        where s.floor <= last;
+        where s.floor <= last or s.floor > pg_snapshot_xmax(pg_current_snapshot());
     end if;
     return pruned;
 end $$;

@@ -21,7 +21,10 @@ begin
                 hint = format('alter role %I nologin nosuperuser', wanted);
         end if;
     end loop;
-    if not pg_has_role(current_user, 'gatepost_owner', 'member') then
+    -- Since version 16 who made a role is its member and may yet not act as it.
+    if not pg_has_role(current_user, 'gatepost_owner', case
+        when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end)
+    then
         execute format('grant gatepost_owner to %I', current_user);
     end if;
     -- For the start time of the checkpointer, see gatepost.epoch(). Not every host lets us.

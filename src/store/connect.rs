@@ -15,6 +15,9 @@ use super::options::{ConnectOptions, Target};
 /// The network's share on top of a statement's own time.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// An operator's command waits for a connection so long: hosts may be tried one after the other.
+const SINGLE_WITHIN: Duration = Duration::from_secs(60);
+
 impl Store {
     /// Reads the options. Opens no connection yet: an agent must start while the database is away.
     ///
@@ -113,11 +116,14 @@ impl DerefMut for Lease {
 
 /// One connection of an operator's command, outside any pool.
 pub(super) async fn single(target: &Target) -> Result<tokio_postgres::Client, StoreError> {
-    let (client, connection) = target
-        .config
-        .connect(target.tls.clone())
-        .await
-        .map_err(|error| StoreError::of(&target.place, "connect", error))?;
+    const DOING: &str = "connect";
+    let connecting = target.config.connect(target.tls.clone());
+    let Ok(connected) = tokio::time::timeout(SINGLE_WITHIN, connecting).await else {
+        let place = Box::new(target.place.clone());
+        return Err(StoreError::Stalled { place, doing: DOING, waited: SINGLE_WITHIN });
+    };
+    let (client, connection) =
+        connected.map_err(|error| StoreError::of(&target.place, DOING, error))?;
     // Its error also reaches whoever waits on the client.
     tokio::spawn(connection);
     Ok(client)

@@ -41,8 +41,10 @@ pub enum StoreError {
     OldSchema { place: Box<Place>, found: i32, needed: i32 },
     #[error("role {} is bound to no gateway: run `gatepost grant <gateway> {}` as an owner of the database", .place.role, .place.role)]
     Unbound { place: Box<Place> },
-    #[error("role {} may not use schema gatepost: run `gatepost grant <gateway> {}` as an owner of the database", .place.role, .place.role)]
+    #[error("role {} has not the rights it needs ({}): run `gatepost grant <gateway> {}` as an owner of the database", .place.role, root(.source), .place.role)]
     NoRights { place: Box<Place>, source: tokio_postgres::Error },
+    #[error("{place}: row-level security would hide rows ({}): run `alter role gatepost_owner bypassrls` as a superuser", root(.source))]
+    RowSecurity { place: Box<Place>, source: tokio_postgres::Error },
     #[error("{message}: {hint}")]
     GatewayUnknown { message: String, hint: String },
     #[error("there is no role {role}: make it, or add --create")]
@@ -109,6 +111,9 @@ impl StoreError {
             "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Self::Unreachable { place, source },
             "25006" => Self::Standby { place },
             "3F000" | "42883" => Self::Unmigrated { place },
+            "42501" if message.contains("row-level security") => {
+                Self::RowSecurity { place, source }
+            }
             "42501" => Self::NoRights { place, source },
             "GP001" => Self::Unbound { place },
             "GP002" | "GP006" => Self::GatewayUnknown { message, hint },

@@ -393,6 +393,14 @@ async fn a_cursor_that_needs_pruned_marks_reads_everything() {
     let Read::Everything(why) = world.read(&old).await else { panic!("a gap was not noticed") };
     assert_eq!(why, "the marks since the cursor are pruned");
     assert!(matches!(world.read(&fresh).await, Read::Nothing(..)));
+
+    // A backup of a server that counted further.
+    world.run("update gatepost.state set floor = '9999999999'").await;
+    assert!(matches!(world.read(&fresh).await, Read::Nothing(..)));
+    world.peer(world.gateway, "bob").await;
+    world.run("update gatepost.change set at = now() - interval '2 h'").await;
+    assert!(world.store.prune(hour).await.unwrap() > 0);
+    assert!(matches!(world.read(&fresh).await, Read::Everything(_)));
 }
 
 #[tokio::test]

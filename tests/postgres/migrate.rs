@@ -1,5 +1,6 @@
 use gatepost::store::{
-    ConnectOptions, CreateRole, SCHEMA_VERSION, Store, StoreError, grant, migrate, pending,
+    ConnectOptions, CreateRole, Migration, SCHEMA_VERSION, Store, StoreError, grant, migrate,
+    pending,
 };
 
 use crate::postgres::Cluster;
@@ -9,10 +10,12 @@ use crate::world::{World, client, options};
 async fn migrating_twice_changes_nothing() {
     let database = Cluster::shared().database(None);
     let options = options("postgres", &database);
-    assert_eq!(pending(&options).await.unwrap().len(), SCHEMA_VERSION as usize);
-    let applied = migrate(&options).await.unwrap();
-    assert_eq!(applied.len(), SCHEMA_VERSION as usize);
-    assert_eq!(applied[0].name, "V1__control_plane");
+    let names = |all: Vec<Migration>| all.into_iter().map(|it| it.name).collect::<Vec<_>>();
+    let pending_names = names(pending(&options).await.unwrap());
+    assert_eq!(pending_names.len(), SCHEMA_VERSION as usize + 3);
+    assert_eq!(pending_names[..2], ["prepare", "V1__control_plane"]);
+    assert_eq!(pending_names[pending_names.len() - 2..], ["triggers", "indexes"]);
+    assert_eq!(names(migrate(&options).await.unwrap()), pending_names);
     assert_eq!(pending(&options).await.unwrap(), []);
     assert_eq!(migrate(&options).await.unwrap(), []);
 }
@@ -99,6 +102,89 @@ async fn tables_that_differ_are_named_and_left_alone() {
     );
     let ours = "select count(*) from pg_namespace where nspname like 'gatepost%'";
     assert_eq!(admin.query_one(ours, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
+#[tokio::test]
+async fn what_could_not_be_written_or_seen_is_named() {
+    let (database, admin) = brown_field().await;
+    admin
+        .batch_execute(
+            "alter table audit_logs add column ticket text not null;
+             alter table devices enable row level security",
+        )
+        .await
+        .unwrap();
+    let Err(StoreError::Differs(differences)) = migrate(&options("postgres", &database)).await
+    else {
+        panic!("migrated what cannot work");
+    };
+    let [ticket, hidden] = &differences[..] else { panic!("{differences:?}") };
+    assert!(ticket.starts_with("audit_logs.ticket may not be null and has no default"), "{ticket}");
+    assert!(hidden.starts_with("devices has row-level security"), "{hidden}");
+}
+
+/// As the columns are where the control plane makes the ids itself.
+#[tokio::test]
+async fn ids_need_no_default() {
+    let world = World::new().await;
+    world
+        .run(
+            "alter table audit_logs alter column id drop default;
+             alter table gateways alter column id drop default",
+        )
+        .await;
+    let enroll = "select gatepost.enroll('g9', 'key', 'e:1', 51820, '10.9.0.0/16')";
+    world.run(enroll).await;
+    assert_eq!(world.count("select count(*) from audit_logs").await, 1);
+    let started = r#"select gatepost.audit('[{"event_type": "gateway.started",
+        "entity_type": "gateway", "status": "success", "message": "started"}]')"#;
+    world.run(started).await;
+    assert_eq!(world.count("select count(*) from audit_logs").await, 2);
+
+    world.run("update gateways set deleted_at = now() where name = 'g9'").await;
+    let error = world.admin.batch_execute(enroll).await.unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert!(error.message().starts_with("gateway g9 was deleted at "), "{error}");
+}
+
+#[tokio::test]
+async fn row_level_security_is_an_error_and_no_empty_answer() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let cursor = world.cursor().await;
+    world.run("update devices set name = 'renamed'").await;
+    world.run("alter table devices enable row level security").await;
+    for error in
+        [world.store.snapshot().await.unwrap_err(), world.store.changes(&cursor).await.unwrap_err()]
+    {
+        assert!(matches!(error, StoreError::RowSecurity { .. }), "{error}");
+        let words = error.to_string();
+        assert!(words.contains(r#"table "devices""#) && words.contains("bypassrls"), "{words}");
+    }
+}
+
+/// A table that the control plane made anew, or whose triggers somebody turned off.
+#[tokio::test]
+async fn triggers_that_are_missing_are_told_and_made_again() {
+    let world = World::new().await;
+    let unwatched = async || world.store.attach(true).await.unwrap().unwatched;
+    assert!(unwatched().await.is_empty());
+    world
+        .run(
+            "drop trigger gatepost_update on devices;
+             alter table users disable trigger gatepost_delete",
+        )
+        .await;
+    assert_eq!(unwatched().await, ["devices", "users"]);
+    let options = options("postgres", &world.database);
+    let [missing] = &pending(&options).await.unwrap()[..] else { panic!("not just the triggers") };
+    assert_eq!(missing.name, "triggers");
+    migrate(&options).await.unwrap();
+    assert!(unwatched().await.is_empty());
+    assert!(pending(&options).await.unwrap().is_empty());
+    let cursor = world.cursor().await;
+    world.peer(world.gateway, "ann").await;
+    assert!(matches!(world.read(&cursor).await, gatepost::store::Read::Changed(..)));
 }
 
 #[tokio::test]
