@@ -63,7 +63,8 @@ impl Machine {
         self.totals.change_reads += 1;
         self.database_clock = Some((rows.taken_at, now.instant));
         let listening = self.database == Database::Up { mode: Mode::Listen };
-        if listening && !self.read_notified && self.proven.is_some() {
+        let notified = self.read_notified || self.notified_since_read;
+        if listening && !notified && self.proven.is_some() {
             // Its notification may yet be on the way.
             self.due.suspicion = Some(now.instant + NOTIFY_WITHIN);
         }

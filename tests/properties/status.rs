@@ -86,6 +86,28 @@ fn what_changed_while_nobody_could_listen_was_not_missed() {
     assert_eq!(world.machine.status().sync.notify_missed, 0);
 }
 
+/// Asks by the timer, with a change there is to find, and hears `while_reading`.
+fn notify_missed(while_reading: Option<Event>) -> u64 {
+    let mut world = quiet_world();
+    world.revoke([1]);
+    while !matches!(world.queue.front(), Some(Action::Read(_))) {
+        world.settle();
+        let due = world.machine.next_wakeup(world.now());
+        world.elapsed = due.duration_since(world.now().instant) + world.elapsed;
+        world.tell(Event::Tick);
+    }
+    while_reading.into_iter().for_each(|event| world.tell(event));
+    world.pass_time(Duration::from_secs(10));
+    assert!(world.kernel_equals_database());
+    world.machine.status().sync.notify_missed
+}
+
+#[test]
+fn a_notification_that_comes_while_its_change_is_read_was_not_missed() {
+    assert_eq!(notify_missed(Some(Event::Notified)), 0);
+    assert_eq!(notify_missed(None), 1);
+}
+
 #[test]
 fn warnings_follow_the_rows() {
     let mut world = quiet_world();
