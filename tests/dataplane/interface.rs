@@ -178,7 +178,7 @@ fn removed(backend: Backend) {
     with_gateway(backend, |netns, gateway| {
         gateway.obey((1..=50).map(|n| add(n, &[&format!("10.7.0.{}/32", n + 1)])).collect());
         // Whatever its name; under that of the interface stands somebody else's.
-        netns.exec(&format!("ip link set {} down name theirs up", gateway.name));
+        rename(netns, gateway.name.as_str(), "theirs");
         netns.exec(&format!("ip link add {} type veth peer name other", gateway.name));
         let error = gateway.host.remove_links().unwrap_err().to_string();
         assert!(error.contains(gateway.name.as_str()), "{error}");
@@ -191,18 +191,29 @@ fn removed(backend: Backend) {
     });
 }
 
+/// A kernel before 6.2 renames no link that is up.
+fn rename(netns: &Netns, from: &str, to: &str) {
+    if !netns.succeeds(&format!("ip link set {from} name {to}")) {
+        netns.exec(&format!("ip link set {from} down"));
+        netns.exec(&format!("ip link set {from} name {to}"));
+        netns.exec(&format!("ip link set {to} up"));
+    }
+}
+
 /// The mark says which link is ours, not the name.
 fn renamed(backend: Backend) {
     with_gateway(backend, |netns, gateway| {
         gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
-        netns.exec(&format!("ip link set {} name theirs", gateway.name));
+        rename(netns, gateway.name.as_str(), "theirs");
         // Made for a link of another name, nothing is done to this one.
         let outcome = gateway.apply(vec![add(2, &["10.7.0.3/32"])]);
         assert_eq!((outcome.applied, outcome.refused.len()), (0, 1));
         let state = gateway.host.observe().unwrap().state;
         let before = std::mem::replace(&mut gateway.observed, state).interface.unwrap();
         let found = gateway.observed.interface.as_ref().unwrap();
-        assert_eq!(*found, ObservedInterface { name: "theirs".into(), ..before });
+        // A link that goes down loses its IPv6 addresses.
+        let addresses = found.addresses.clone();
+        assert_eq!(*found, ObservedInterface { name: "theirs".into(), addresses, ..before });
         let to = gateway.name.clone();
         gateway.obey(vec![Step::RenameLink { from: "theirs".into(), to }, add(2, &[])]);
         assert_eq!(gateway.observed.peers.len(), 2);

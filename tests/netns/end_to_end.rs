@@ -51,8 +51,9 @@ fn what_is_true_is_written_back() {
             "exists (select from audit_logs where event_type = '{event}' and entity_id is not null)"
         ));
     }
+    // The flow of her pings at least: one that was idle for 30 s is forgotten.
+    assert!(alice.reaches(GATEWAY_TUNNEL));
     lab.database.exec(&alice.revocation());
-    // The flow of her pings at least.
     reported(
         "exists (select from audit_logs where event_type = 'peer.revoked'
             and (metadata ->> 'flows_cut')::int > 0 and (metadata ->> 'milliseconds')::int >= 0)",
