@@ -201,13 +201,13 @@ begin
                 and i.indisvalid
                 and pg_get_expr(i.indpred, i.indrelid) is not distinct from wanted.predicate
                 and wanted.columns = (
-                    select string_agg(a.attname, ', ' order by k.ordinal)
+                    select pg_catalog.string_agg(a.attname, ', ' order by k.ordinal)
                     from unnest(i.indkey) with ordinality k (number, ordinal)
                     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number
                 )
         ) then
             begin
-                execute format(
+                execute pg_catalog.format(
                     'create unique index on %I (%s) %s',
                     wanted.relation, wanted.columns, 'where ' || wanted.predicate
                 );
@@ -215,7 +215,7 @@ begin
                 get stacked diagnostics found = pg_exception_detail;
                 raise exception using
                     errcode = 'GP003',
-                    message = format('table %s holds rows that share (%s)%s',
+                    message = pg_catalog.format('table %s holds rows that share (%s)%s',
                         wanted.relation, wanted.columns,
                         coalesce(' where ' || wanted.predicate, '')),
                     detail = found,

@@ -12,31 +12,8 @@
 --    found at the next look. The commits of all who notify queue up one behind the other, and each
 --    wakes every session that listens: where many do, gatepost.tell() notifies for all writers.
 
-grant usage on schema public to gatepost_owner;
-grant select (id, username, is_active, deleted_at) on users to gatepost_owner;
-grant select (id, user_id, name, status, approved_at, revoked_at, deleted_at, last_seen_at,
-    last_connected_at) on devices to gatepost_owner;
-grant update (last_seen_at, last_connected_at) on devices to gatepost_owner;
-grant select (id, device_id, gateway_id, public_key, assigned_ip, preshared_key_ciphertext,
-    allowed_ips, dns_servers, created_at, deleted_at) on wireguard_peers to gatepost_owner;
-grant select (id, name, endpoint, public_key, listen_port, vpn_cidr, dns_servers, is_active,
-    last_sync_at, deleted_at) on gateways to gatepost_owner;
-grant insert (id, name, endpoint, public_key, listen_port, vpn_cidr, dns_servers)
-    on gateways to gatepost_owner;
-grant update (endpoint, public_key, listen_port, vpn_cidr, dns_servers, last_sync_at, updated_at)
-    on gateways to gatepost_owner;
-grant select (id, gateway_id, device_id, address, status) on ip_allocations to gatepost_owner;
-grant select (id, name, priority, effect, is_active, full_tunnel, deleted_at)
-    on policies to gatepost_owner;
-grant select (id, policy_id, target_type, target_id) on policy_targets to gatepost_owner;
-grant select (id, policy_id, destination) on policy_destinations to gatepost_owner;
-grant select (id, deleted_at) on groups to gatepost_owner;
-grant select (id, group_id, user_id) on group_memberships to gatepost_owner;
-grant select (category, key, value) on settings to gatepost_owner;
-grant insert (id, actor_device_id, event_type, entity_type, entity_id, status, ip_address, message,
-    metadata) on audit_logs to gatepost_owner;
-
 set role gatepost_owner;
+set local search_path = pg_catalog, pg_temp;
 
 -- Whom a database role acts for. A role that is not here acts for nobody, a superuser too.
 create table gatepost.gateway_role (
@@ -53,7 +30,7 @@ create function gatepost.everyone() returns uuid
 language sql immutable parallel safe as $$ select 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid $$;
 
 create type gatepost.kind as enum (
-    'all', -- a table was truncated
+    'all', -- a table was truncated or made anew
     'gateway', -- the gateway's row, or its own address
     'setting',
     'peer', -- ids: devices whose peers here came, went or moved
@@ -178,6 +155,9 @@ begin
         from public.wireguard_peers p
         where p.device_id = any (ids) and p.deleted_at is null
     ) g;
+exception when insufficient_privilege or undefined_table or undefined_column then
+    -- The table that tells whom was made anew. No writer fails for want of a hint.
+    perform pg_notify('gatepost_all', '');
 end $$;
 
 -- Wakes the gateways that have a peer of one of these users.
@@ -196,6 +176,9 @@ begin
         join public.wireguard_peers p on p.device_id = d.id and p.deleted_at is null
         where d.user_id = any (ids)
     ) g;
+exception when insufficient_privilege or undefined_table or undefined_column then
+    -- The table that tells whom was made anew. No writer fails for want of a hint.
+    perform pg_notify('gatepost_all', '');
 end $$;
 
 -- Marks addresses of one gateway that are allocated otherwise now; `own`: its own among them.
@@ -210,6 +193,18 @@ begin
     perform gatepost.wake(gateway);
 end $$;
 
+-- Wakes all where a policy names one of these.
+create function gatepost.wake_for_targets(ids uuid[]) returns void
+language plpgsql as $$
+begin
+    if exists (select from public.policy_targets t where t.target_id = any (ids)) then
+        perform gatepost.wake_all();
+    end if;
+exception when insufficient_privilege or undefined_table or undefined_column then
+    -- The table that tells whom was made anew. No writer fails for want of a hint.
+    perform pg_notify('gatepost_all', '');
+end $$;
+
 -- Marks things that policies may name, and wakes somebody only where a policy does.
 create function gatepost.mark_targets(ids uuid[]) returns void
 language plpgsql as $$
@@ -218,9 +213,7 @@ begin
         return;
     end if;
     perform gatepost.mark(gatepost.nobody(), 'target', ids);
-    if exists (select from public.policy_targets t where t.target_id = any (ids)) then
-        perform gatepost.wake_all();
-    end if;
+    perform gatepost.wake_for_targets(ids);
 end $$;
 
 reset role;

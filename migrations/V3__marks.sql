@@ -6,6 +6,7 @@
 -- statement, and be quadratic for the first large one.
 
 set role gatepost_owner;
+set local search_path = pg_catalog, pg_temp;
 
 create function gatepost.peers_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -337,7 +338,13 @@ begin
         from unnest(touched) c
         where c in ('gateway', 'policy') or c like 'gateway:%'
     );
-    owners := array(select g.id from public.gateways g where 'gateway:' || g.name = any (touched));
+    begin
+        owners := array(
+            select g.id from public.gateways g where 'gateway:' || g.name = any (touched)
+        );
+    exception when insufficient_privilege or undefined_table or undefined_column then
+        owners := '{}'; -- the table was made anew: then for all
+    end;
     if cardinality(owners) < cardinality(touched) then
         perform gatepost.mark(gatepost.everyone(), 'setting', '{}');
         perform gatepost.wake_all();

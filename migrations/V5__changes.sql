@@ -2,6 +2,7 @@
 -- mark whose transaction that snapshot did not see is new, whatever the order of commits.
 
 set role gatepost_owner;
+set local search_path = pg_catalog, pg_temp;
 
 -- Why a cursor cannot be followed; null: it can.
 create function gatepost.unusable(seen pg_snapshot, since_epoch text) returns text
@@ -159,7 +160,7 @@ begin
         return;
     end if;
     select case m.kind
-            when 'all' then 'a table was truncated'
+            when 'all' then 'a table was truncated or made anew'
             when 'gateway' then 'the gateway''s row changed'
             when 'setting' then 'a setting changed'
             else 'more than 1000 rows changed in one statement (' || m.kind || ')'

@@ -1,6 +1,7 @@
 -- What an agent may write: reports about its own gateway, and nothing that a gateway reads.
 
 set role gatepost_owner;
+set local search_path = pg_catalog, pg_temp;
 
 -- Handshakes and session starts of devices with a live peer here; none goes back but from ahead of
 -- the database's clock, none lies ahead of that. Of an unbroken series of handshakes the first and
@@ -276,9 +277,8 @@ begin
     end if;
     -- From the oldest on, until one is to be kept.
     select least(horizon, min(k.xid)) into horizon
-    from (
-        select c.xid from gatepost.change c where c.at >= now() - keep order by c.xid limit 1
-    ) k;
+    from (select c.xid, c.at from gatepost.change c order by c.xid limit 50001) k
+    where k.at >= now() - keep;
     with gone as (
         delete from gatepost.change c
         where c.ctid = any (array(

@@ -1,6 +1,7 @@
 -- Whoever may act for a gateway may call these, and nothing else.
 
 set role gatepost_owner;
+set local search_path = pg_catalog, pg_temp;
 
 revoke execute on all functions in schema gatepost from public;
 grant execute on function

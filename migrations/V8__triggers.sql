@@ -2,6 +2,7 @@
 -- that the control plane made anew has lost its own.
 
 set role gatepost_owner;
+set local search_path = pg_catalog, pg_temp;
 
 -- Granted to nobody.
 create view gatepost.watched as
@@ -39,10 +40,35 @@ where not exists (
         and t.tgenabled = 'A'
 );
 
--- The tables whose changes nobody marks, all or some.
+-- The tables whose changes nobody marks, all or some: a trigger is missing, rows come by logical
+-- replication, which fires no trigger of statements, or the table was made anew and access.sql has
+-- not seen it.
 create function gatepost.unwatched() returns text[]
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select array(select distinct u.relation from gatepost.missing_trigger u order by u.relation)
+    select array(
+        select m.relation from gatepost.missing_trigger m
+        union
+        select w.relation
+        from gatepost.watched w
+        join pg_subscription_rel r on r.srrelid = to_regclass('public.' || w.relation)
+        union
+        select w.relation
+        from gatepost.watched w
+        where not has_any_column_privilege(
+            'gatepost_owner', to_regclass('public.' || w.relation), 'select'
+        )
+        union
+        select 'users'
+        where not exists (
+            select
+            from pg_rewrite r
+            join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+            where r.ev_class = to_regclass('gatepost.peer')
+                and d.refclassid = 'pg_class'::regclass
+                and d.refobjid = to_regclass('public.users')
+        )
+        order by 1
+    )
 $$;
 revoke execute on function gatepost.unwatched() from public;
 grant execute on function gatepost.unwatched() to gatepost_gateway;

@@ -1,6 +1,6 @@
 -- Where tables of schema public that are there already differ from those of gatepost_wanted, one
 -- line each. More columns than wanted, and stricter ones, do no harm, but where we insert.
-select format('%s.%s %s', wanted.relation, wanted.name, case
+select pg_catalog.format('%s.%s %s', wanted.relation, wanted.name, case
     when found.name is null then 'is missing (' || wanted.type || ')'
     when found.type <> wanted.type then 'is ' || found.type || ', not ' || wanted.type
     else 'may be null' end)
@@ -24,11 +24,11 @@ where found.name is null
     or found.type <> wanted.type
     or (wanted.required and not found.required)
 union all
-select format('%s.%s may not be null and has no default: gatepost does not know what to write there',
+select pg_catalog.format('%s.%s may not be null and has no default: gatepost does not know what to write there',
     c.relname, a.attname)
 from pg_class c
 join pg_attribute a on a.attrelid = c.oid
-where c.relnamespace = 'public'::regnamespace and c.relname in ('audit_logs', 'gateways')
+where c.relnamespace = 'public'::regnamespace and c.relname = 'audit_logs'
     and a.attnum > 0 and not a.attisdropped and a.attnotnull
     and not a.atthasdef and a.attidentity = ''
     and not exists (
@@ -37,11 +37,13 @@ where c.relnamespace = 'public'::regnamespace and c.relname in ('audit_logs', 'g
         where w.attrelid = to_regclass('gatepost_wanted.' || c.relname) and w.attname = a.attname
     )
 union all
-select format('%s has row-level security, which would hide rows from gatepost: make its role '
-    'exempt, `create role gatepost_owner nologin bypassrls`, or alter it', c.relname)
+select pg_catalog.format('%s has row-level security, which would hide rows from gatepost: make its '
+    'role exempt, `create role gatepost_owner nologin bypassrls`, or alter it, and grant it to the '
+    'role that migrates', c.relname)
 from pg_class c
 join pg_class w on w.relname = c.relname and w.relnamespace = 'gatepost_wanted'::regnamespace
 where c.relnamespace = 'public'::regnamespace and c.relrowsecurity
+    and c.relname not in ('roles', 'sessions', 'refresh_tokens') -- not read
     and not exists (
         select from pg_roles r where r.rolname = 'gatepost_owner' and r.rolbypassrls
     )

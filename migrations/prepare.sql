@@ -2,6 +2,8 @@
 -- act as its owner. Safe to run again, and beside another database's migration: roles belong to
 -- the whole cluster.
 
+set local search_path = pg_catalog, pg_temp;
+
 do $$
 declare
     wanted text;
@@ -21,10 +23,17 @@ begin
                 hint = format('alter role %I nologin nosuperuser', wanted);
         end if;
     end loop;
-    -- Since version 16 who made a role is its member and may yet not act as it.
-    if not pg_has_role(current_user, 'gatepost_owner', case
-        when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end)
-    then
+    -- Since version 16 who made a role is its member, and may yet neither act as it nor have its rights.
+    if current_setting('server_version_num')::integer >= 160000 then
+        if not (
+            pg_has_role(current_user, 'gatepost_owner', 'set')
+            and pg_has_role(current_user, 'gatepost_owner', 'usage')
+        ) then
+            execute format(
+                'grant gatepost_owner to %I with inherit true, set true', current_user
+            );
+        end if;
+    elsif not pg_has_role(current_user, 'gatepost_owner', 'member') then
         execute format('grant gatepost_owner to %I', current_user);
     end if;
     -- For the start time of the checkpointer, see gatepost.epoch(). Not every host lets us.

@@ -46,7 +46,7 @@ impl Machine {
             self.glanced = false;
             let as_of = desired.as_of();
             self.proven = Some(Proven { as_of, at: now.wall });
-            if self.take_beat() {
+            if self.take_beat() && self.unwatched.is_empty() {
                 self.ledger.synced(as_of);
             }
         }

@@ -400,8 +400,10 @@ impl Machine {
     /// A report came back, with what of it was not taken.
     fn take_back(&mut self, sent: Sent, now: Now, actions: &mut Vec<Action>) {
         let Sent { left, refused, error } = sent;
+        let connected = matches!(self.database, Database::Up { .. });
+        self.ledger.database_is_away = error.is_some() || !connected;
         self.ledger.put_back(left);
-        if !matches!(self.database, Database::Up { .. }) {
+        if !connected {
             self.ledger.unsynced();
         }
         if let Some(first) = refused.first().cloned() {

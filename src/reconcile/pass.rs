@@ -336,7 +336,7 @@ impl Machine {
             let first = self.proven.replace(Proven { as_of, at: now.wall }).is_none();
             let beat = read_back && self.take_beat();
             let told = first || beat || self.pass.is_some();
-            if told && !self.suspends() && !self.rows_in_doubt {
+            if told && !self.suspends() && !self.rows_in_doubt && self.unwatched.is_empty() {
                 self.ledger.synced(as_of);
             }
         }

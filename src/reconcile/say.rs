@@ -75,8 +75,9 @@ impl Note {
 /// What missing triggers mean.
 pub(super) fn not_told(tables: &[String]) -> String {
     format!(
-        "nobody tells of changes of {}, whose triggers are missing: everything is read once a minute \
-         instead; run `gatepost migrate`",
+        "nobody tells of changes of {}: triggers are missing, the table was made anew, or its rows come \
+         by logical replication; everything is read once a minute instead, and last_sync_at stands \
+         still; run `gatepost migrate`",
         tables.join(", ")
     )
 }

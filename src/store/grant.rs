@@ -44,6 +44,11 @@ pub async fn grant(
     let place = &target.place;
     let failed = |error| StoreError::of(place, DOING, error);
     let transaction = client.transaction().await.map_err(failed)?;
+    // Where anybody may make functions in schema public, none of them is to run as who grants.
+    transaction
+        .batch_execute("set local search_path = pg_catalog, pg_temp")
+        .await
+        .map_err(failed)?;
     let role_created = ensure_role(&transaction, place, role, create).await?;
     let member = transaction
         .query_typed_one(

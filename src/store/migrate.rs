@@ -24,6 +24,7 @@ const HISTORY: &str = "gatepost.schema_history";
 const PREPARE: &str = include_str!("../../migrations/prepare.sql");
 const COMPARE: &str = include_str!("../../migrations/compare.sql");
 const INDEXES: &str = include_str!("../../migrations/indexes.sql");
+const ACCESS: &str = include_str!("../../migrations/access.sql");
 const TRIGGERS: &str = include_str!("../../migrations/triggers.sql");
 
 /// Tries to get locks that a busy control plane holds, before giving up: about a minute.
@@ -84,6 +85,7 @@ async fn attempt(client: &mut Client, place: &Place) -> Result<(), StoreError> {
         message: words(&error),
         source: Box::new(error),
     })?;
+    at_once(client, ACCESS).await.map_err(|error| failed(place, "access", error))?;
     at_once(client, TRIGGERS).await.map_err(|error| failed(place, "triggers", error))?;
     ensure_indexes(client).await.map_err(|error| failed(place, "indexes", error))
 }
@@ -99,11 +101,11 @@ async fn at_once(client: &mut Client, statements: &str) -> Result<(), tokio_post
 async fn begin(client: &Client) -> Result<(), tokio_postgres::Error> {
     client
         .batch_execute(
-            "select pg_advisory_lock(hashtext('gatepost.migrate'));
+            "select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('gatepost.migrate'));
              set lock_timeout = '2s';
              set client_min_messages = warning;
-             select set_config('search_path', concat_ws(', ', 'public', (
-                 select quote_ident(n.nspname)
+             select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'public', (
+                 select pg_catalog.quote_ident(n.nspname)
                  from pg_extension e join pg_namespace n on n.oid = e.extnamespace
                  where e.extname = 'citext' and n.nspname <> 'public'
              )), false)",
@@ -121,8 +123,8 @@ async fn compare(client: &mut Client, place: &Place) -> Result<(), StoreError> {
         transaction
             .batch_execute(
                 "create schema gatepost_wanted;
-                 select set_config('search_path',
-                     'gatepost_wanted, ' || current_setting('search_path'), true)",
+                 select pg_catalog.set_config('search_path',
+                     'gatepost_wanted, ' || pg_catalog.current_setting('search_path'), true)",
             )
             .await?;
         transaction.batch_execute(wanted).await?;
@@ -163,21 +165,14 @@ async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Erro
     }
     let watched = !missing.iter().any(|(version, ..)| *version == SCHEMA_VERSION);
     all.extend(missing.into_iter().map(|(_, name, sql)| Migration { name, sql }));
-    let query = "select exists (select from gatepost.missing_trigger)";
+    let query = "select gatepost.unwatched() <> '{}'";
     if !watched || client.query_typed_one(query, &[]).await?.get(0) {
-        all.push(around("triggers", TRIGGERS));
+        all.extend([around("access", ACCESS), around("triggers", TRIGGERS)]);
     }
-    let statements = INDEXES.split_inclusive(';');
     let mut indexes = String::new();
-    for statement in statements.filter(|statement| statement.contains("index")) {
-        let name = statement.split_whitespace().find(|word| word.starts_with("gatepost_"));
-        let there = "select exists (select from pg_index where indexrelid = to_regclass($1) and indisvalid)";
-        let name: String = name.unwrap_or_default().to_owned();
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
-            [(&name, Type::TEXT)];
-        let there: bool = client.query_typed_one(there, &parameters).await?.get(0);
-        if !there {
-            indexes.push_str(statement);
+    for index in Index::all() {
+        if index.state(client).await? != IndexState::Valid {
+            indexes.push_str(index.statement);
         }
     }
     if !indexes.is_empty() {
@@ -186,24 +181,63 @@ async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Erro
     Ok(all)
 }
 
-/// Builds indexes without stopping writers, which no transaction can. One that was interrupted is
-/// left invalid by Postgres: it is dropped and built anew.
-async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
-    let invalid = client
-        .query_typed(
-            "select format('drop index concurrently %s', i.indexrelid::regclass)
-             from pg_index i join pg_class c on c.oid = i.indexrelid
-             where c.relname like 'gatepost\\_%' and not i.indisvalid",
-            &[],
-        )
-        .await?;
-    for row in &invalid {
-        client.batch_execute(row.get(0)).await?;
+/// One of our indexes.
+struct Index {
+    name: &'static str,
+    /// With its schema.
+    table: &'static str,
+    /// That makes it.
+    statement: &'static str,
+}
+
+#[derive(PartialEq, Eq)]
+enum IndexState {
+    Missing,
+    Valid,
+    /// Interrupted while it was built, or of a table that had this name before.
+    Stray,
+}
+
+impl Index {
+    fn all() -> impl Iterator<Item = Self> {
+        let after = |statement: &'static str, word: &str| {
+            let mut words = statement.split_whitespace().skip_while(move |it| *it != word);
+            words.nth(1).unwrap_or_default()
+        };
+        let statements = INDEXES.split_inclusive(';').filter(|it| it.contains("create index"));
+        statements.map(move |statement| Self {
+            name: after(statement, "exists"),
+            table: after(statement, "on"),
+            statement,
+        })
     }
+
+    async fn state(&self, client: &Client) -> Result<IndexState, tokio_postgres::Error> {
+        let query = "select i.indisvalid and i.indrelid = to_regclass($2) from pg_index i
+                     where i.indexrelid = to_regclass('public.' || $1)";
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+            [(&self.name, Type::TEXT), (&self.table, Type::TEXT)];
+        let found = client.query_typed(query, &parameters).await?;
+        Ok(match found.first().map(|row| row.get(0)) {
+            None => IndexState::Missing,
+            Some(true) => IndexState::Valid,
+            Some(false) => IndexState::Stray,
+        })
+    }
+}
+
+/// Builds indexes without stopping writers, which no transaction can.
+async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
     // It waits for those who write, and nobody waits for it.
     client.batch_execute("set lock_timeout = '1min'").await?;
-    for statement in INDEXES.split(';').filter(|statement| statement.contains("index")) {
-        client.batch_execute(statement).await?;
+    for index in Index::all() {
+        let state = index.state(client).await?;
+        if state == IndexState::Stray {
+            client.batch_execute(&format!("drop index concurrently public.{}", index.name)).await?;
+        }
+        if state != IndexState::Valid {
+            client.batch_execute(index.statement).await?;
+        }
     }
     client.batch_execute("set lock_timeout = '2s'").await
 }

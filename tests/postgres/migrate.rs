@@ -1,10 +1,10 @@
 use gatepost::store::{
-    ConnectOptions, CreateRole, Migration, SCHEMA_VERSION, Store, StoreError, grant, migrate,
+    ConnectOptions, CreateRole, Migration, Read, SCHEMA_VERSION, Store, StoreError, grant, migrate,
     pending,
 };
 
 use crate::postgres::Cluster;
-use crate::world::{World, client, options};
+use crate::world::{World, client, insert_device, options};
 
 #[tokio::test]
 async fn migrating_twice_changes_nothing() {
@@ -12,9 +12,9 @@ async fn migrating_twice_changes_nothing() {
     let options = options("postgres", &database);
     let names = |all: Vec<Migration>| all.into_iter().map(|it| it.name).collect::<Vec<_>>();
     let pending_names = names(pending(&options).await.unwrap());
-    assert_eq!(pending_names.len(), SCHEMA_VERSION as usize + 3);
+    assert_eq!(pending_names.len(), SCHEMA_VERSION as usize + 4);
     assert_eq!(pending_names[..2], ["prepare", "V1__control_plane"]);
-    assert_eq!(pending_names[pending_names.len() - 2..], ["triggers", "indexes"]);
+    assert_eq!(pending_names[pending_names.len() - 3..], ["access", "triggers", "indexes"]);
     assert_eq!(names(migrate(&options).await.unwrap()), pending_names);
     assert_eq!(pending(&options).await.unwrap(), []);
     assert_eq!(migrate(&options).await.unwrap(), []);
@@ -177,14 +177,68 @@ async fn triggers_that_are_missing_are_told_and_made_again() {
         .await;
     assert_eq!(unwatched().await, ["devices", "users"]);
     let options = options("postgres", &world.database);
-    let [missing] = &pending(&options).await.unwrap()[..] else { panic!("not just the triggers") };
-    assert_eq!(missing.name, "triggers");
+    let missing = pending(&options).await.unwrap();
+    assert_eq!(missing.iter().map(|it| &*it.name).collect::<Vec<_>>(), ["access", "triggers"]);
+    let cursor = world.cursor().await;
     migrate(&options).await.unwrap();
     assert!(unwatched().await.is_empty());
     assert!(pending(&options).await.unwrap().is_empty());
+    // Nobody knows what was written meanwhile.
+    assert!(matches!(world.read(&cursor).await, Read::Everything(_)));
     let cursor = world.cursor().await;
     world.peer(world.gateway, "ann").await;
-    assert!(matches!(world.read(&cursor).await, gatepost::store::Read::Changed(..)));
+    assert!(matches!(world.read(&cursor).await, Read::Changed(..)));
+}
+
+/// As a control plane's own migration does: another table under the old name.
+async fn make_anew(world: &World, table: &str) {
+    world
+        .run(&format!(
+            "alter table {table} rename to former_{table};
+             create table {table} (like former_{table} including all);
+             insert into {table} select * from former_{table}"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn tables_that_are_made_anew_are_told_hinder_no_writer_and_are_followed_again() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    for table in ["users", "policy_targets"] {
+        make_anew(&world, table).await;
+    }
+    let unwatched = async || world.store.attach(true).await.unwrap().unwatched;
+    assert_eq!(unwatched().await, ["policy_targets", "users"]);
+    // What looks up whom to notify may not read the new table.
+    insert_device(&world.admin, ann.user, "another").await;
+    let options = options("postgres", &world.database);
+    migrate(&options).await.unwrap();
+    assert!(unwatched().await.is_empty());
+    assert!(pending(&options).await.unwrap().is_empty());
+    let of_new = "select count(*) from pg_index where indrelid = 'policy_targets'::regclass
+                  and indexrelid::regclass::text like 'gatepost\\_%' and indisvalid";
+    assert_eq!(world.count(of_new).await, 2);
+
+    let cursor = world.cursor().await;
+    world.run("update users set is_active = false").await;
+    let Read::Changed(rows, _) = world.read(&cursor).await else { panic!("no change") };
+    assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::Bars::USER_INACTIVE);
+    world.run("drop table former_users, former_policy_targets cascade").await;
+    assert_eq!(world.store.snapshot().await.unwrap().0.peers.len(), 1);
+}
+
+/// The audit's own columns may be more, also one that counts.
+#[tokio::test]
+async fn a_column_that_counts_by_a_sequence_hinders_no_audit() {
+    let (database, admin) = brown_field().await;
+    admin.batch_execute("alter table audit_logs add column seq bigserial not null").await.unwrap();
+    let options = options("postgres", &database);
+    migrate(&options).await.unwrap();
+    grant(&options, "g1", "postgres", &CreateRole::No).await.unwrap();
+    let started = r#"select gatepost.audit('[{"event_type": "gateway.started",
+        "entity_type": "gateway", "status": "success", "message": "started"}]')"#;
+    admin.batch_execute(started).await.unwrap();
 }
 
 #[tokio::test]

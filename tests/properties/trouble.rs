@@ -71,10 +71,12 @@ fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
     let full =
         |world: &World| world.reads.iter().filter(|kind| **kind == ReadKind::Everything).count();
     let (tables, before) = (vec!["devices".to_owned()], full(&world));
+    let synced = syncs(&world);
     for _ in 0..3 {
         world.tell(Event::Unwatched { tables: tables.clone() });
-        world.settle();
+        world.pass_time(MINUTE);
     }
+    assert_eq!(syncs(&world), synced, "what is not told is not proven");
     assert_eq!(full(&world), before + 3);
     assert_eq!(said(&world, |note| matches!(note, Note::Unwatched { .. })), 1);
     let warnings = world.machine.status().warnings;
@@ -86,6 +88,8 @@ fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
     assert_eq!(full(&world), before + 4, "what happened meanwhile, once");
     assert_eq!(said(&world, |note| matches!(note, Note::Watched)), 1);
     assert!(world.machine.status().warnings.is_empty());
+    world.pass_time(MINUTE);
+    assert!(syncs(&world) > synced);
 }
 
 #[test]
