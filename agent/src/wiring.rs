@@ -232,8 +232,11 @@ async fn watch_kernel(
     let name = config.interface.name.clone();
     let links = Monitor::open(name, index, port).map_err(WiringError::Watch)?;
     let own_port = dataplane.run(|host| host.firewall().port()).await?;
+    let rules = NftMonitor::open(own_port)?;
+    let membership = rules.membership();
+    dataplane.run(move |host| host.firewall().spare(membership)).await?;
     tokio::spawn(tell_links(links, why.clone()));
-    tokio::spawn(tell_rules(NftMonitor::open(own_port)?, why));
+    tokio::spawn(tell_rules(rules, why));
     Ok(reasons)
 }
 

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use gatepost::dataplane::nft::{ForeignChange, Nft, NftEvent};
+use gatepost::dataplane::nft::{ForeignChange, Nft, NftEvent, NftMonitor};
+use gatepost::model::FirewallChange;
 
+use super::full;
 use super::netns::Netns;
 use super::table::{base, load};
 
-async fn next(monitor: &mut gatepost::dataplane::nft::NftMonitor) -> NftEvent {
+async fn next(monitor: &mut NftMonitor) -> NftEvent {
     let heard = tokio::time::timeout(Duration::from_secs(10), monitor.next());
     heard.await.expect("an event within ten seconds").unwrap()
 }
@@ -39,11 +41,35 @@ async fn a_foreign_change_names_its_process_and_whether_it_was_ours() {
     assert!(ours(next(&mut monitor).await).0);
 }
 
+/// The kernel would make a message of some KiB for each element.
+#[tokio::test(flavor = "current_thread")]
+async fn a_large_change_of_ours_is_made_unheard_and_what_follows_is_heard() {
+    let netns = Netns::new();
+    netns.enter();
+    let mut nft = Nft::open().unwrap();
+    // Deaf to nobody.
+    let mut monitor = NftMonitor::open(0).unwrap();
+    nft.spare(monitor.membership());
+    assert_eq!(nft.observe().unwrap(), None);
+    nft.apply(&load(&base(), &full::world(20_000, 10)), None).unwrap();
+    assert!(nft.is_current().unwrap());
+    netns.run("nft add table ip other");
+    let NftEvent::Foreign(first) = next(&mut monitor).await else { panic!("events were lost") };
+    assert_eq!((first.process.as_str(), first.touched_ours), ("nft", false));
+    assert!(nft.is_current().unwrap(), "what others do elsewhere is heard again");
+    let prefix = full::host(0);
+    let small = FirewallChange { unassign: [prefix].into(), ..FirewallChange::default() };
+    let held = nft.observe().unwrap();
+    nft.apply(&small, held.as_ref()).unwrap();
+    let NftEvent::Foreign(ours) = next(&mut monitor).await else { panic!("events were lost") };
+    assert!(ours.touched_ours);
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn too_much_to_hear_says_so() {
     let netns = Netns::new();
     netns.enter();
-    let nft = Nft::open().unwrap();
+    let mut nft = Nft::open().unwrap();
     let mut monitor = nft.monitor().unwrap();
     let element = |index: u32| std::net::Ipv4Addr::from(index).to_string();
     let elements = |from: u32| (from..from + 60_000).map(element).collect::<Vec<_>>().join(",");

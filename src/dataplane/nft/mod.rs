@@ -15,6 +15,7 @@ mod expr;
 mod foreign;
 mod grants;
 mod guarded;
+mod membership;
 mod monitor;
 mod observe;
 mod profile;
@@ -25,11 +26,12 @@ mod sys;
 mod table;
 
 use std::io;
+use std::sync::Weak;
 
 use nix::libc;
 
 use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
-use batch::Batch;
+use batch::{Batch, Finished};
 use change::Handles;
 use grants::Block;
 use observe::Observation;
@@ -39,6 +41,7 @@ use socket::NftSocket;
 pub use dump::Counter;
 pub use error::NftError;
 pub use foreign::{ForeignDrop, Hook, Manager, foreign_drops};
+pub use membership::Membership;
 use monitor::NftWatch;
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
@@ -46,6 +49,8 @@ pub use table::TABLE;
 
 /// How often a change is sent again when the kernel says that it would work a moment later.
 const ATTEMPTS: usize = 8;
+/// Some thousand elements.
+const LARGE_BYTES: usize = 256 * 1024;
 
 /// What peers with one profile did since the profile was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +66,8 @@ pub struct ProfileCounters {
 pub struct Nft {
     socket: NftSocket,
     watch: NftWatch,
+    /// Who listens on our behalf.
+    listeners: Vec<Weak<Membership>>,
     /// The generation at which the table was as our last reading or change left it. It follows
     /// what others change elsewhere. `None`: they changed our table, or more than was heard of.
     known: Option<u32>,
@@ -78,7 +85,8 @@ impl Nft {
     pub fn open() -> Result<Self, NftError> {
         let socket = NftSocket::open()?;
         let watch = NftWatch::open(socket.port())?;
-        Ok(Self { socket, watch, known: None, reading: None, difference: None })
+        let listeners = vec![watch.membership()];
+        Ok(Self { socket, watch, listeners, known: None, reading: None, difference: None })
     }
 
     /// The netlink port that our changes come from.
@@ -91,8 +99,17 @@ impl Nft {
     ///
     /// # Errors
     /// No socket could be had.
-    pub fn monitor(&self) -> Result<NftMonitor, NftError> {
-        NftMonitor::open(self.port())
+    pub fn monitor(&mut self) -> Result<NftMonitor, NftError> {
+        let monitor = NftMonitor::open(self.port())?;
+        self.spare(monitor.membership());
+        Ok(monitor)
+    }
+
+    /// Lets a monitor hear nothing while a large change of ours is made. What others did at that very
+    /// moment is found by the ruleset's generation.
+    pub fn spare(&mut self, listener: Weak<Membership>) {
+        self.listeners.retain(|listener| listener.strong_count() > 0);
+        self.listeners.push(listener);
     }
 
     /// Reads our table back; `None`: there is none. All of it is of one generation.
@@ -208,9 +225,15 @@ impl Nft {
             if batch.is_empty() {
                 return Ok(());
             }
-            match self.socket.commit(&batch.finish()) {
+            let batch = batch.finish();
+            let large = batch.bytes().len() > LARGE_BYTES;
+            let committed =
+                if large { self.commit_unheard(&batch) } else { self.socket.commit(&batch) };
+            match committed {
                 Ok(()) => {
-                    self.known = expected.map(next_generation);
+                    let ours = expected.map(next_generation);
+                    let alone = !large || ours == Some(self.socket.generation()?);
+                    self.known = ours.filter(|_| alone);
                     return Ok(());
                 }
                 // Somebody changed a ruleset since we last looked. Whether it was ours or not, the
@@ -230,6 +253,17 @@ impl Nft {
             }
         }
         Err(NftError::Unstable { attempts: ATTEMPTS })
+    }
+
+    /// Commits while none of ours listens.
+    fn commit_unheard(&mut self, batch: &Finished) -> Result<(), NftError> {
+        let listeners: Vec<_> = self.listeners.iter().filter_map(Weak::upgrade).collect();
+        let spared = listeners.iter().try_for_each(|listener| listener.be_spared());
+        let committed = spared.map_err(NftError::Open).and_then(|()| self.socket.commit(batch));
+        for listener in &listeners {
+            listener.be_told().map_err(NftError::Open)?;
+        }
+        committed
     }
 
     /// Lets the known generation follow the changes of others that touched nothing of ours.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::{Arc, Weak};
 
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, TokioSocket};
 use nix::libc;
@@ -9,10 +10,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::attr::{find_be32, find_text};
 use super::error::NftError;
+use super::membership::Membership;
 use super::socket::{Message, Messages};
 use super::sys::{
-    NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, NFPROTO_INET, OBJECT_TABLE,
-    generation, msg,
+    NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, OBJECT_TABLE, generation, msg,
 };
 use super::table::TABLE;
 
@@ -41,6 +42,7 @@ pub struct ForeignChange {
 /// A listening socket. It must be read steadily; what it says is only a reason to look again.
 pub struct NftMonitor {
     socket: TokioSocket,
+    membership: Arc<Membership>,
     ear: Ear,
     buffer: Vec<u8>,
 }
@@ -53,13 +55,20 @@ impl NftMonitor {
     /// # Errors
     /// No socket could be had.
     pub fn open(own_port: u32) -> Result<Self, NftError> {
-        let listen = || -> io::Result<TokioSocket> {
+        let listen = || -> io::Result<(TokioSocket, Arc<Membership>)> {
             let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
-            join(socket.socket_mut())?;
-            Ok(socket)
+            let membership = join(socket.socket_mut())?;
+            Ok((socket, Arc::new(membership)))
         };
-        let socket = listen().map_err(NftError::Open)?;
-        Ok(Self { socket, ear: Ear::new(own_port), buffer: Vec::with_capacity(BUFFER_BYTES) })
+        let (socket, membership) = listen().map_err(NftError::Open)?;
+        let (ear, buffer) = (Ear::new(own_port), Vec::with_capacity(BUFFER_BYTES));
+        Ok(Self { socket, membership, ear, buffer })
+    }
+
+    /// For [`Nft::spare`](super::Nft::spare).
+    #[must_use]
+    pub fn membership(&self) -> Weak<Membership> {
+        Arc::downgrade(&self.membership)
     }
 
     /// Waits for the next event. Safe to drop and call again: no event is lost by that.
@@ -81,19 +90,25 @@ impl NftMonitor {
 /// The same without a runtime: asked now and then for what was heard meanwhile.
 pub struct NftWatch {
     socket: Socket,
+    membership: Arc<Membership>,
     ear: Ear,
     buffer: Vec<u8>,
 }
 
 impl NftWatch {
     pub fn open(own_port: u32) -> Result<Self, NftError> {
-        let listen = || -> io::Result<Socket> {
+        let listen = || -> io::Result<(Socket, Arc<Membership>)> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            join(&mut socket)?;
-            Ok(socket)
+            let membership = join(&mut socket)?;
+            Ok((socket, Arc::new(membership)))
         };
-        let socket = listen().map_err(NftError::Open)?;
-        Ok(Self { socket, ear: Ear::new(own_port), buffer: Vec::with_capacity(BUFFER_BYTES) })
+        let (socket, membership) = listen().map_err(NftError::Open)?;
+        let (ear, buffer) = (Ear::new(own_port), Vec::with_capacity(BUFFER_BYTES));
+        Ok(Self { socket, membership, ear, buffer })
+    }
+
+    pub fn membership(&self) -> Weak<Membership> {
+        Arc::downgrade(&self.membership)
     }
 
     /// What was heard since this was last asked.
@@ -112,11 +127,11 @@ impl NftWatch {
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
-fn join(socket: &mut Socket) -> io::Result<()> {
+fn join(socket: &mut Socket) -> io::Result<Membership> {
     const QUEUE_BYTES: usize = 16 << 20;
-    socket.bind_auto()?;
+    let address = socket.bind_auto()?;
     setsockopt(&*socket, sockopt::RcvBufForce, &QUEUE_BYTES)?;
-    socket.add_membership(NFNLGRP_NFTABLES)
+    Membership::join(socket, address.port_number())
 }
 
 /// Makes events of messages.
