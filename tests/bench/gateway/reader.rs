@@ -71,7 +71,7 @@ const SET_DEVICE: &str = "wg_set_device";
 pub struct WriteCount<'a> {
     gateway: &'a Space,
     generation: u32,
-    probed: bool,
+    calls: Option<u64>,
 }
 
 pub struct Written {
@@ -82,28 +82,32 @@ pub struct Written {
 
 impl<'a> WriteCount<'a> {
     pub fn begin(gateway: &'a Space) -> Self {
-        let _ = std::process::Command::new("mount")
-            .args(["-t", "tracefs", "tracefs", TRACING])
-            .output();
-        let probe = format!("p:{SET_DEVICE} {SET_DEVICE}\n");
-        let probed = fs::write(format!("{TRACING}/kprobe_events"), probe).is_ok()
-            && fs::write(format!("{TRACING}/events/kprobes/{SET_DEVICE}/enable"), "1").is_ok();
-        Self { gateway, generation: generation(gateway), probed }
+        if calls().is_none() {
+            let _ = std::process::Command::new("mount")
+                .args(["-t", "tracefs", "tracefs", TRACING])
+                .output();
+            // Once, and until the guest's end: to take a probe out of running code is a risk of its own.
+            let _ = fs::write(
+                format!("{TRACING}/kprobe_events"),
+                format!("p:{SET_DEVICE} {SET_DEVICE}\n"),
+            );
+            let _ = fs::write(format!("{TRACING}/events/kprobes/{SET_DEVICE}/enable"), "1");
+        }
+        Self { gateway, generation: generation(gateway), calls: calls() }
     }
 
     pub fn end(self) -> Written {
         let nftables = generation(self.gateway).wrapping_sub(self.generation);
-        let wireguard = self.probed.then(|| {
-            let profile = fs::read_to_string(format!("{TRACING}/kprobe_profile")).unwrap();
-            let line = profile.lines().find(|line| line.contains(SET_DEVICE)).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse().unwrap()
-        });
-        if self.probed {
-            let _ = fs::write(format!("{TRACING}/events/kprobes/{SET_DEVICE}/enable"), "0");
-            let _ = fs::write(format!("{TRACING}/kprobe_events"), "");
-        }
+        let wireguard = calls().zip(self.calls).map(|(now, before)| now - before);
         Written { wireguard, nftables }
     }
+}
+
+/// How often the kernel was asked to change a WireGuard device since this is counted.
+fn calls() -> Option<u64> {
+    let profile = fs::read_to_string(format!("{TRACING}/kprobe_profile")).ok()?;
+    let line = profile.lines().find(|line| line.contains(SET_DEVICE))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 impl Written {
