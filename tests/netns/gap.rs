@@ -7,7 +7,9 @@ use crate::lab::{Database, Lab, eventually};
 const WRITERS: u32 = 8;
 /// Each writer's transactions at least, and at most: as many as there are addresses for it.
 const ROUNDS: u32 = 20;
-const MOST_ROUNDS: u32 = 250;
+const MOST_ROUNDS: u32 = 2_000;
+/// So many have their third octet in common.
+const IN_AN_OCTET: u32 = 250;
 
 /// Every eligible peer as `wg show allowed-ips` prints it.
 const WANTED: &str = "select w.public_key || E'\\t' || host(w.assigned_ip) || '/32'
@@ -127,8 +129,8 @@ fn add_device(writer: u32, round: u32) -> String {
          insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
              select devices.id, gateways.id, devices.public_key, '10.99.{}.{}'
              from devices, gateways where device_fingerprint = '{writer}-{round}'",
-        writer + 1,
-        round + 1
+        1 + writer * (MOST_ROUNDS / IN_AN_OCTET) + round / IN_AN_OCTET,
+        1 + round % IN_AN_OCTET
     )
 }
 

@@ -46,7 +46,7 @@ pub const LAN_SERVER6: &str = "fd20::10";
 pub const LAN_OTHER6: &str = "fd20::200";
 
 /// How long anything may take before a test fails. An emulated processor is twenty times slower.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Which WireGuard a test runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
