@@ -70,7 +70,7 @@ impl<D: Host> Shell<D> {
             self.listening = Some(tokio::spawn(heard));
         }
         self.tell(Event::Connected { mode });
-        self.attach();
+        self.tell(Event::Unwatched { tables: chosen.unwatched });
     }
 
     pub(super) fn spawn_connect(&self) {

@@ -44,7 +44,7 @@ pub enum Event {
     KernelChanged {
         why: String,
     },
-    /// Nobody tells of changes of these tables: their triggers are missing. None: all are there.
+    /// Nobody tells of changes of these tables. None: of all somebody does.
     Unwatched {
         tables: Vec<String>,
     },
@@ -190,11 +190,11 @@ pub enum Note {
         what: String,
     },
     NotifyMissed,
-    /// Triggers of these tables are missing.
+    /// Nobody tells of changes of these tables.
     Unwatched {
         tables: Vec<String>,
     },
-    /// They are all there again.
+    /// Of all somebody does again.
     Watched,
     ReportFailed {
         error: String,

@@ -2,7 +2,7 @@
 
 use super::database::chain;
 use super::event::Mode;
-use crate::store::{Hello, Listener, Store, StoreError};
+use crate::store::{Attached, Hello, Listener, Store, StoreError};
 
 /// `sync.mode`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -31,6 +31,8 @@ pub struct Chosen {
     /// Where that is how changes are learnt of.
     pub listener: Option<Listener>,
     pub until: Until,
+    /// Tables of whose changes nobody tells.
+    pub unwatched: Vec<String>,
 }
 
 /// How long a mode stays the right one.
@@ -55,20 +57,26 @@ pub async fn choose(
     present: Option<Mode>,
 ) -> Result<Chosen, String> {
     let failed = |error: StoreError| chain(&error);
-    let chosen =
-        |mode, why: &str, listener, until| Ok(Chosen { mode, why: why.into(), listener, until });
+    let chosen = |mode, why: &str, listener: Option<Listener>, until, attached: &Attached| {
+        let (why, unwatched) = (why.to_owned(), attached.unwatched.clone());
+        Ok(Chosen { mode, why, listener, until, unwatched })
+    };
     match configured {
         SyncMode::Poll => {
-            store.attach(false).await.map_err(failed)?;
-            chosen(Mode::Poll, "sync.mode = \"poll\"", None, Until::Reconfigured)
+            let attached = store.attach(false).await.map_err(failed)?;
+            chosen(Mode::Poll, "sync.mode = \"poll\"", None, Until::Reconfigured, &attached)
         }
         SyncMode::Turns => {
             let listener = store.listen_to_turns(hello).await.map_err(failed)?;
-            chosen(Mode::Turns, "sync.mode = \"turns\"", Some(listener), Until::Reconfigured)
+            let attached = listener.attached().clone();
+            let why = "sync.mode = \"turns\"";
+            chosen(Mode::Turns, why, Some(listener), Until::Reconfigured, &attached)
         }
         SyncMode::Listen => {
             let listener = store.listen(hello).await.map_err(failed)?;
-            chosen(Mode::Listen, "sync.mode = \"listen\"", Some(listener), Until::Reconfigured)
+            let attached = listener.attached().clone();
+            let why = "sync.mode = \"listen\"";
+            chosen(Mode::Listen, why, Some(listener), Until::Reconfigured, &attached)
         }
         SyncMode::Auto => {
             let attached = store.attach(present == Some(Mode::Listen)).await.map_err(failed)?;
@@ -78,12 +86,12 @@ pub async fn choose(
                 Mode::Turns | Mode::Poll => store.listen_to_turns(hello).await.map_err(failed)?,
             };
             if listener.probe().await.map_err(failed)? {
-                return chosen(mode, &why, Some(listener), Until::Crowd);
+                return chosen(mode, &why, Some(listener), Until::Crowd, &attached);
             }
             // Nobody hears: writers need not notify.
             store.attach(false).await.map_err(failed)?;
             let why = "no notification arrives, as behind a pooler in transaction mode";
-            chosen(Mode::Poll, why, None, Until::ProbedAgain)
+            chosen(Mode::Poll, why, None, Until::ProbedAgain, &attached)
         }
     }
 }

@@ -72,7 +72,7 @@ impl Note {
     }
 }
 
-/// What missing triggers mean.
+/// What it means that nobody tells of changes of these tables.
 pub(super) fn not_told(tables: &[String]) -> String {
     format!(
         "nobody tells of changes of {}: triggers are missing, the table was made anew, or its rows come \

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_postgres::AsyncMessage;
 
-use super::{Hello, Store, StoreError};
+use super::{Attached, Hello, Store, StoreError};
 
 /// How long a notification to ourselves may take before we say that none arrives.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
@@ -16,6 +16,7 @@ const DOING: &str = "listen for notifications";
 /// notification queue, and then commits fail for everybody.
 pub struct Listener {
     store: Store,
+    attached: Attached,
     client: tokio_postgres::Client,
     wakes: mpsc::UnboundedReceiver<()>,
     probes: mpsc::UnboundedReceiver<()>,
@@ -33,8 +34,8 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn listen(&self, hello: &Hello) -> Result<Listener, StoreError> {
-        self.attach(true).await?;
-        self.hear(hello).await
+        let attached = self.attach(true).await?;
+        self.hear(hello, attached).await
     }
 
     /// The same, but for what others find at their turn to [`Store::poll`]; writers notify nobody.
@@ -42,11 +43,11 @@ impl Store {
     /// # Errors
     /// As [`Store::listen`].
     pub async fn listen_to_turns(&self, hello: &Hello) -> Result<Listener, StoreError> {
-        self.attach(false).await?;
-        self.hear(hello).await
+        let attached = self.attach(false).await?;
+        self.hear(hello, attached).await
     }
 
-    async fn hear(&self, hello: &Hello) -> Result<Listener, StoreError> {
+    async fn hear(&self, hello: &Hello, attached: Attached) -> Result<Listener, StoreError> {
         let mut config = self.target.config.clone();
         // So that pg_stat_activity tells this connection from those that ask.
         config.application_name("gatepost listen");
@@ -81,13 +82,20 @@ impl Store {
             }
         });
         let store = self.clone();
-        let listener = Listener { store, client, wakes, probes, probe_channel, connection, end };
+        let listener =
+            Listener { store, attached, client, wakes, probes, probe_channel, connection, end };
         self.within(DOING, listener.client.batch_execute(&channels)).await?;
         Ok(listener)
     }
 }
 
 impl Listener {
+    /// What [`Store::attach`] found before it began to listen.
+    #[must_use]
+    pub const fn attached(&self) -> &Attached {
+        &self.attached
+    }
+
     /// Waits for the next notification, and returns how many have come since the last call. May be
     /// cancelled without losing any.
     ///

@@ -22,7 +22,7 @@ pub enum Polled {
 pub struct Attached {
     /// So many gateways' agents follow this database.
     pub gateways: i64,
-    /// Tables whose triggers are missing: nobody is told of their changes.
+    /// Tables of whose changes nobody tells.
     pub unwatched: Vec<String>,
 }
 
