@@ -41,8 +41,8 @@ where not exists (
 );
 
 -- The tables whose changes nobody marks, all or some: a trigger is missing, rows come by logical
--- replication, which fires no trigger of statements, or the table was made anew and access.sql has
--- not seen it.
+-- replication, which fires no trigger of statements, or the table was made anew, perhaps with the
+-- triggers of the former one, and access.sql has not seen it.
 create function gatepost.unwatched() returns text[]
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select array(
@@ -58,14 +58,24 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
             'gatepost_owner', to_regclass('public.' || w.relation), 'select'
         )
         union
-        select 'users'
+        select v.relation
+        from (values
+            ('gatepost.peer', 'wireguard_peers'),
+            ('gatepost.peer', 'devices'),
+            ('gatepost.peer', 'users'),
+            ('gatepost.peer', 'ip_allocations'),
+            ('gatepost.target', 'policy_targets'),
+            ('gatepost.target', 'devices'),
+            ('gatepost.target', 'users'),
+            ('gatepost.target', 'groups')
+        ) as v (reader, relation)
         where not exists (
             select
             from pg_rewrite r
             join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
-            where r.ev_class = to_regclass('gatepost.peer')
+            where r.ev_class = to_regclass(v.reader)
                 and d.refclassid = 'pg_class'::regclass
-                and d.refobjid = to_regclass('public.users')
+                and d.refobjid = to_regclass('public.' || v.relation)
         )
         order by 1
     )

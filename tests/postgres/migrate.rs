@@ -228,6 +228,38 @@ async fn tables_that_are_made_anew_are_told_hinder_no_writer_and_are_followed_ag
     assert_eq!(world.store.snapshot().await.unwrap().0.peers.len(), 1);
 }
 
+/// As tools do that change large tables online: the new one has all that the former one had.
+#[tokio::test]
+async fn a_table_that_was_copied_with_its_triggers_is_read_again_in_its_new_place() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    make_anew(&world, "devices").await;
+    world
+        .run(
+            "grant select on devices to gatepost_owner;
+             do $$
+             declare t record;
+             begin
+                 for t in
+                     select tgname, pg_get_triggerdef(oid) as text from pg_trigger
+                     where tgrelid = 'former_devices'::regclass and tgname like 'gatepost_%'
+                 loop
+                     execute replace(t.text, 'former_devices', 'devices');
+                     execute format('alter table devices enable always trigger %I', t.tgname);
+                 end loop;
+             end $$",
+        )
+        .await;
+    let unwatched = async || world.store.attach(true).await.unwrap().unwatched;
+    assert_eq!(unwatched().await, ["devices"]);
+    migrate(&options("postgres", &world.database)).await.unwrap();
+    assert!(unwatched().await.is_empty());
+    let cursor = world.cursor().await;
+    world.run("update devices set status = 'blocked'").await;
+    let Read::Changed(rows, _) = world.read(&cursor).await else { panic!("no change") };
+    assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::Bars::DEVICE_STATUS);
+}
+
 /// The audit's own columns may be more, also one that counts.
 #[tokio::test]
 async fn a_column_that_counts_by_a_sequence_hinders_no_audit() {
