@@ -157,7 +157,7 @@ begin
     ) g;
 exception when insufficient_privilege or undefined_table or undefined_column then
     -- The table that tells whom was made anew. No writer fails for want of a hint.
-    perform pg_notify('gatepost_all', '');
+    perform gatepost.wake_all();
 end $$;
 
 -- Wakes the gateways that have a peer of one of these users.
@@ -178,7 +178,7 @@ begin
     ) g;
 exception when insufficient_privilege or undefined_table or undefined_column then
     -- The table that tells whom was made anew. No writer fails for want of a hint.
-    perform pg_notify('gatepost_all', '');
+    perform gatepost.wake_all();
 end $$;
 
 -- Marks addresses of one gateway that are allocated otherwise now; `own`: its own among them.
@@ -202,7 +202,7 @@ begin
     end if;
 exception when insufficient_privilege or undefined_table or undefined_column then
     -- The table that tells whom was made anew. No writer fails for want of a hint.
-    perform pg_notify('gatepost_all', '');
+    perform gatepost.wake_all();
 end $$;
 
 -- Marks things that policies may name, and wakes somebody only where a policy does.

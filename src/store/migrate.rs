@@ -97,12 +97,11 @@ async fn at_once(client: &mut Client, statements: &str) -> Result<(), tokio_post
     transaction.commit().await
 }
 
-/// One migration at a time for a database, and no wait for a lock that makes others wait long.
+/// One migration at a time for a database.
 async fn begin(client: &Client) -> Result<(), tokio_postgres::Error> {
     client
         .batch_execute(
             "select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('gatepost.migrate'));
-             set lock_timeout = '2s';
              set client_min_messages = warning;
              select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'public', (
                  select pg_catalog.quote_ident(n.nspname)
@@ -113,12 +112,14 @@ async fn begin(client: &Client) -> Result<(), tokio_postgres::Error> {
         .await
 }
 
-/// Compares tables that are there already with those that the first migration would make.
+/// Compares tables that are there already with those that the first migration would make. From here
+/// on no lock is waited for so long that others wait long.
 async fn compare(client: &mut Client, place: &Place) -> Result<(), StoreError> {
     let runner = embedded::migrations::runner();
     let control_plane = runner.get_migrations().iter().find(|migration| migration.version() == 1);
     let wanted = control_plane.and_then(|migration| migration.sql()).unwrap_or_default();
     let differences = async {
+        client.batch_execute("set lock_timeout = '2s'").await?;
         let transaction = client.transaction().await?;
         transaction
             .batch_execute(
@@ -239,7 +240,7 @@ async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
             client.batch_execute(index.statement).await?;
         }
     }
-    client.batch_execute("set lock_timeout = '2s'").await
+    Ok(())
 }
 
 fn of(place: &Place, error: tokio_postgres::Error) -> StoreError {
