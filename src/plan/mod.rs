@@ -10,9 +10,11 @@ mod model_kernel;
 mod obey;
 mod route;
 mod step;
+mod withdraw;
 
 pub use compute::{Scope, plan, plan_around};
 pub use held::Held;
 pub use link::PlanError;
 pub use model_kernel::{ModelKernel, Refusal};
 pub use step::{Phase, Plan, Step};
+pub use withdraw::withdraw;

@@ -9,7 +9,7 @@ use super::Machine;
 use super::event::{Action, Note, Now};
 use super::ledger::{applied_entry, quarantine_entry, revoked_entry, session_entry};
 use super::pass::Pass;
-use crate::model::{Departed, DesiredState, PolicyId, PublicKey, Traffic};
+use crate::model::{Departed, DesiredState, GatewayId, PolicyId, PublicKey, Traffic};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
 impl Machine {
@@ -22,11 +22,27 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) {
         let took = now.instant.duration_since(pass.started);
-        let Some(gateway_id) = self.desired.as_ref().map(|desired| desired.gateway().id) else {
-            return;
-        };
-        let milliseconds = millis(took);
-        self.audit_revoked(&pass, milliseconds);
+        if let Some(gateway_id) = self.desired.as_ref().map(|desired| desired.gateway().id) {
+            self.audit_finished(gateway_id, &pass, policies, millis(took));
+        }
+        let Pass { steps, first, drift, .. } = pass;
+        actions.push(Action::Say(match drift {
+            Some(why) => {
+                self.totals.drift_repairs += 1;
+                Note::DriftRepaired { steps, first, why }
+            }
+            None => Note::Synced { steps, took, first },
+        }));
+    }
+
+    fn audit_finished(
+        &mut self,
+        gateway_id: GatewayId,
+        pass: &Pass,
+        policies: &BTreeMap<PolicyId, Box<str>>,
+        milliseconds: u64,
+    ) {
+        self.audit_revoked(pass, milliseconds);
         let figures = json!({ "milliseconds": milliseconds, "flows_cut": pass.flows_cut });
         for (id, name) in policies {
             self.ledger.audit(applied_entry(*id, name, figures.clone()));
@@ -46,14 +62,6 @@ impl Machine {
             message: format!("{verb}: {} steps in {milliseconds} ms", pass.steps),
             metadata: json!({ "steps": pass.steps, "milliseconds": milliseconds, "first": &pass.first }),
         });
-        let Pass { steps, first, drift, .. } = pass;
-        actions.push(Action::Say(match drift {
-            Some(why) => {
-                self.totals.drift_repairs += 1;
-                Note::DriftRepaired { steps, first, why }
-            }
-            None => Note::Synced { steps, took, first },
-        }));
     }
 
     /// A pass is given up: what it did stays done.
@@ -100,12 +108,12 @@ impl Machine {
             self.traffic = traffic;
             return;
         };
+        self.traffic = traffic;
         if now.instant < self.due.handshakes {
             return;
         }
         self.due.handshakes = now.instant + self.options.timing.report_interval;
-        let (handshakes, events) = self.sessions.update(&traffic, now.wall);
-        self.traffic = traffic;
+        let (handshakes, events) = self.sessions.update(&self.traffic, now.wall);
         for (key, handshake) in handshakes {
             if let Some(row) = desired.row_of(&key) {
                 self.ledger.handshake(row.device_id, handshake);
@@ -114,12 +122,12 @@ impl Machine {
         for entry in events.iter().filter_map(|event| session_entry(desired, event)) {
             self.ledger.audit(entry);
         }
-        self.suspend_the_disconnected();
     }
 
     /// One audit row for the start of the agent, once it knows its gateway and has done its work.
     pub(super) fn say_started(&mut self) {
-        let (1, Some(desired)) = (self.totals.passes, &self.desired) else { return };
+        let Some(desired) = self.desired.as_ref().filter(|_| !self.started_told) else { return };
+        self.started_told = true;
         self.ledger.audit(AuditEntry {
             event: AuditEvent::GatewayStarted,
             entity: Entity::Gateway(desired.gateway().id),

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 
@@ -15,6 +15,7 @@ use super::ledger::Ledger;
 use super::pass::Pass;
 use super::resync::Resyncs;
 use super::session::Sessions;
+use super::stale::StaleOptions;
 use super::summary::RowStatus;
 use super::timing::{Backoffs, Due, Timing};
 use crate::dataplane::{Backend, SharedObserved};
@@ -31,26 +32,6 @@ pub struct MachineOptions {
     pub timing: Timing,
     pub max_removed: MaxRemoved,
     pub stale: StaleOptions,
-}
-
-/// `[stale]`: what happens when the database has been out of reach for long.
-#[derive(Debug, Clone, Copy)]
-pub struct StaleOptions {
-    pub policy: StalePolicy,
-    pub after: Duration,
-}
-
-/// `stale.policy`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StalePolicy {
-    /// Everything stays as it was last told.
-    #[default]
-    Keep,
-    /// Peers without a live session are removed: nobody can connect anew.
-    DenyNew,
-    /// All peers are removed.
-    Down,
 }
 
 /// The database, as the machine knows it.
@@ -209,6 +190,8 @@ pub struct Machine {
     /// Since when `last_sync_at` is to be written anew.
     pub(super) beat_wanted: Option<Instant>,
     pub(super) restore_tried: bool,
+    /// That the agent started stands in the audit log.
+    pub(super) started_told: bool,
     /// The desired state is what an earlier run read last.
     pub(super) restored: bool,
     /// `None`: it may differ, as far as is known.
@@ -280,6 +263,7 @@ impl Machine {
             policies_changed: BTreeMap::new(),
             beat_wanted: None,
             restore_tried: false,
+            started_told: false,
             restored: false,
             proven: None,
             last_proven: None,

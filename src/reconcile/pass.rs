@@ -96,15 +96,15 @@ impl Machine {
         self.trust = Trust::Fresh;
         self.scope = Scope::Everything;
         self.take_traffic(reading.traffic, now);
+        self.suspend_the_disconnected(now);
     }
 
     /// Whether something may differ, and may be planned.
     pub(super) fn is_to_plan(&self, now: Now) -> bool {
         !self.scope.is_nothing()
-            && self.desired.is_some()
+            && (self.desired.is_some() && self.obstacles.rows.is_none() || self.suspends())
             && self.observed.is_some()
             && self.trust != Trust::Doubtful
-            && self.obstacles.rows.is_none()
             && self.due.retry_pass.is_none_or(|at| at <= now.instant)
     }
 
@@ -117,15 +117,15 @@ impl Machine {
         if wait || !self.is_to_plan(now) {
             return;
         }
-        let (Some(desired), Some(observed)) = (&self.desired, &self.observed) else { return };
-        let observed = observed.clone();
+        let Some(observed) = self.observed.clone() else { return };
         let observed = observed.read();
-        let (planned, staying) = match self.plan(desired, &observed) {
+        let (planned, staying) = match self.plan(&observed, now) {
             Ok(planned) => planned,
             Err(error) => return self.meet(error, now, actions),
         };
+        let wanted = self.desired.as_ref().map(DesiredState::peers);
         let gone = |key: &PublicKey| {
-            !observed.peers.contains_key(key) || desired.peers().contains_key(key)
+            !observed.peers.contains_key(key) || wanted.is_some_and(|it| it.contains_key(key))
         };
         self.confirmed.retain(|key| !gone(key));
         let present = observed.peers.len();
@@ -141,11 +141,10 @@ impl Machine {
         self.begin_apply(planned, now, actions);
     }
 
-    fn plan(
-        &self,
-        desired: &DesiredState,
-        observed: &ObservedState,
-    ) -> Result<(Plan, Held), PlanError> {
+    fn plan(&self, observed: &ObservedState, now: Now) -> Result<(Plan, Held), PlanError> {
+        let Some(desired) = &self.desired else {
+            return Ok((self.withdrawal(observed, now), Held::default()));
+        };
         if self.suspends() || !desired.gateway().active {
             // That everybody goes is meant.
             return Ok((plan(desired, observed, &self.scope)?, Held::default()));
@@ -167,6 +166,10 @@ impl Machine {
             }
         }
         self.staying = staying;
+        if self.suspends() {
+            // It is not the rows that decide now: the word on them waits until they can be read.
+            return;
+        }
         let keep = match self.held {
             None => Keep::All,
             Some(_) if more => Keep::Later,
@@ -330,6 +333,7 @@ impl Machine {
         if readable
             && (whole || self.proven.is_some())
             && self.held.is_none()
+            && self.obstacles.rows.is_none()
             && let Some(desired) = &self.desired
         {
             let as_of = desired.as_of();

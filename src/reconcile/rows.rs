@@ -145,6 +145,8 @@ impl Machine {
                 actions.push(Action::Say(Note::Restored { as_of: desired.as_of() }));
                 self.desired = Some(desired);
                 self.restored = true;
+                self.scope = Scope::Everything;
+                self.rows_differ();
                 // There was nobody to suspend when the time was up: look again.
                 self.stale = false;
             }

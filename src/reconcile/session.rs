@@ -60,7 +60,7 @@ impl Sessions {
         for (key, traffic) in traffic {
             // A clock that was set back must not make a handshake lie ahead.
             let Some(at) = traffic.last_handshake.map(|at| at.min(now)) else { continue };
-            let alive = age(now, at) <= Duration::from_secs(SESSION_SECS);
+            let alive = is_alive(at, now);
             match self.sessions.get_mut(key) {
                 None => {
                     let known = self.seen_before;
@@ -131,6 +131,11 @@ impl Session {
         self.connected = alive;
         self.endpoint = traffic.endpoint.or(self.endpoint);
     }
+}
+
+/// Whether a session that began with this handshake goes on.
+pub(super) fn is_alive(last_handshake: SystemTime, now: SystemTime) -> bool {
+    age(now, last_handshake) <= Duration::from_secs(SESSION_SECS)
 }
 
 fn age(now: SystemTime, at: SystemTime) -> Duration {

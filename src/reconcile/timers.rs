@@ -1,13 +1,11 @@
 //! What time alone brings about.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::event::{Action, Mode, Note, Now, ReadKind};
-use super::machine::{Database, StalePolicy};
+use super::machine::Database;
 use super::timing::{TURN_INTERVAL, Timing};
 use super::{Machine, Obstacle};
-use crate::model::PublicKey;
 
 /// Reports are batched: at most one in this time.
 const REPORT_GAP: Duration = Duration::from_millis(250);
@@ -115,55 +113,6 @@ impl Machine {
                 };
             self.reporting = true;
             actions.push(Action::Report(self.ledger.take()));
-        }
-    }
-
-    fn check_stale(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let old_for = now.instant.duration_since(self.rows_read_at);
-        let stale = self.options.stale;
-        if self.stale || !self.rows_in_doubt || old_for < stale.after {
-            return;
-        }
-        self.stale = true;
-        actions.push(Action::Say(Note::Stale { since: old_for, policy: stale.policy }));
-        match stale.policy {
-            StalePolicy::Keep => {}
-            StalePolicy::DenyNew => self.suspend_all_but(self.sessions.connected_keys().collect()),
-            StalePolicy::Down => self.suspend_all_but(BTreeSet::new()),
-        }
-    }
-
-    fn suspend_all_but(&mut self, admitted: BTreeSet<PublicKey>) {
-        if let Some(desired) = &mut self.desired {
-            let touched = desired.suspend_all_but(Some(admitted));
-            self.touch(touched);
-        }
-    }
-
-    /// While nobody may connect anew: whose session ended is not let in again.
-    pub(super) fn suspend_the_disconnected(&mut self) {
-        if !self.stale || self.options.stale.policy != StalePolicy::DenyNew {
-            return;
-        }
-        let Some(desired) = &self.desired else { return };
-        let admitted = |key: &PublicKey| desired.peers().contains_key(key);
-        let connected: BTreeSet<_> = self.sessions.connected_keys().filter(admitted).collect();
-        if connected.len() < desired.peers().len() {
-            self.suspend_all_but(connected);
-        }
-    }
-
-    /// Whether the kernel holds less than the rows say, because they are stale.
-    pub(super) fn suspends(&self) -> bool {
-        self.stale && self.options.stale.policy != StalePolicy::Keep
-    }
-
-    pub(super) fn stale_over(&mut self) {
-        let suspended = self.suspends();
-        self.stale = false;
-        if suspended && let Some(desired) = &mut self.desired {
-            let touched = desired.suspend_all_but(None);
-            self.touch(touched);
         }
     }
 

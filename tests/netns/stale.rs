@@ -65,3 +65,24 @@ fn when_the_rows_are_stale_the_live_sessions_or_nobody_stay() {
         alice.connect();
     }
 }
+
+#[test]
+fn an_agent_that_never_reads_a_row_closes_what_an_earlier_one_left() {
+    let lab = Lab::open();
+    lab.write_config("[stale]\npolicy = \"down\"\nafter = \"2s\"\n");
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let agent = lab.start();
+    alice.connect();
+    agent.end(Signal::SIGKILL);
+    assert!(alice.reaches(GATEWAY_TUNNEL), "a dead agent leaves traffic as it was");
+
+    lab.relay.refuse();
+    std::fs::remove_file(lab.folder.path().join("last-good")).unwrap();
+    let _agent = lab.launch(BINARY.as_ref());
+    eventually("alice is out", || lab.kernel_peers().is_empty());
+    assert!(!alice.reaches(GATEWAY_TUNNEL));
+    lab.relay.accept();
+    alice.connect();
+    eventually("she is back", || alice.reaches(GATEWAY_TUNNEL));
+}

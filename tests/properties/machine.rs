@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use gatepost::model::{ObservedState, PeerId, PeerRow};
 use gatepost::plan::ModelKernel;
-use gatepost::reconcile::{Action, Event, Machine, MachineOptions, StaleOptions, StalePolicy};
+use gatepost::reconcile::{Action, Event, Machine};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
 use super::rows::{id, peer_row, tables};
-use super::world::{Trouble, World, options, quiet_tables, quiet_world};
+use super::world::{Trouble, World, options, quiet_world};
 
 #[derive(Debug, Clone)]
 pub enum Happening {
@@ -176,24 +176,4 @@ fn a_database_that_stays_away_changes_nothing_until_stale_says_so() {
     world.tell(Event::Disconnected { error: "gone".into() });
     world.pass_time(Duration::from_secs(7_200));
     assert_eq!(world.kernel.state, before);
-}
-
-#[test]
-fn rows_restored_after_they_went_stale_let_nobody_in() {
-    let stale = StaleOptions { policy: StalePolicy::Down, after: Duration::from_secs(5) };
-    let mut world = World::with(
-        MachineOptions { stale, ..options() },
-        quiet_tables(20),
-        ModelKernel::default(),
-    );
-    world.database_up = false;
-    world.tell(Event::Tick);
-    world.pass_time(Duration::from_secs(10));
-    let rows = Box::new(world.tables.snapshot());
-    world.tell(Event::Restored(rows, Vec::new()));
-    world.pass_time(Duration::from_secs(10));
-    assert!(world.kernel.state.peers.is_empty());
-    world.database_up = true;
-    world.pass_time(Duration::from_secs(60));
-    assert!(world.kernel_equals_database());
 }

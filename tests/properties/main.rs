@@ -9,6 +9,7 @@ mod machine;
 mod packets;
 mod plans;
 mod rows;
+mod stale;
 mod status;
 mod trouble;
 mod world;

@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use gatepost::model::{PeerId, PublicKey, Tag, Traffic};
 use gatepost::plan::ModelKernel;
-use gatepost::reconcile::{
-    Action, Event, MachineOptions, Note, Obstacle, ReadKind, StaleOptions, StalePolicy,
-};
+use gatepost::reconcile::{Action, Event, Note, Obstacle, ReadKind};
 use gatepost::store::{AuditEntry, AuditEvent, AuditStatus};
 
 use super::machine::Happening;
 use super::rows::id;
-use super::world::{Trouble, World, options, quiet_tables, quiet_world};
+use super::world::{Trouble, World, quiet_tables, quiet_world};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -20,19 +18,6 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 fn key(number: u8) -> PublicKey {
     PublicKey::from_bytes([number; 32]).unwrap()
-}
-
-fn stale_world(policy: StalePolicy, after: Duration) -> World {
-    let stale = StaleOptions { policy, after };
-    let mut world = World::with(
-        MachineOptions { stale, ..options() },
-        quiet_tables(20),
-        ModelKernel::default(),
-    );
-    world.tell(Event::Tick);
-    world.pass_time(SECOND);
-    assert!(world.kernel_equals_database());
-    world
 }
 
 fn syncs(world: &World) -> usize {
@@ -46,23 +31,6 @@ fn audited(world: &World, event: AuditEvent) -> Vec<&AuditEntry> {
 
 fn said(world: &World, note: fn(&Note) -> bool) -> usize {
     world.notes.iter().filter(|it| note(it)).count()
-}
-
-#[test]
-fn a_database_that_connects_and_cannot_be_read_grows_stale() {
-    let mut world = stale_world(StalePolicy::Down, MINUTE);
-    world.troubles.insert(Trouble::Reads);
-    world.pass_time(MINUTE / 2);
-    assert_eq!(world.kernel.state.peers.len(), 20);
-    world.pass_time(MINUTE);
-    assert!(world.kernel.state.peers.is_empty());
-    world.pass_time(HOUR);
-    assert!(world.kernel.state.peers.is_empty(), "a connect alone lets nobody in");
-    let stale = |note: &Note| matches!(note, Note::Stale { .. });
-    assert_eq!(said(&world, stale), 1);
-    world.troubles.clear();
-    world.pass_time(MINUTE);
-    assert!(world.kernel_equals_database());
 }
 
 #[test]
@@ -90,40 +58,6 @@ fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
     assert!(world.machine.status().warnings.is_empty());
     world.pass_time(MINUTE);
     assert!(syncs(&world) > synced);
-}
-
-#[test]
-fn a_quiet_database_that_is_read_never_grows_stale() {
-    let mut world = stale_world(StalePolicy::Down, Duration::from_secs(3));
-    world.pass_time(HOUR);
-    assert_eq!(world.kernel.state.peers.len(), 20);
-}
-
-#[test]
-fn while_nobody_may_connect_anew_a_session_that_ended_stays_out() {
-    let mut world = stale_world(StalePolicy::DenyNew, HOUR);
-    for number in [1, 2] {
-        let last_handshake = Some(world.now().wall);
-        world.traffic.insert(key(number), Traffic { last_handshake, ..Traffic::default() });
-    }
-    world.database_up = false;
-    world.tell(Event::Disconnected { error: "gone".into() });
-    let rekey = |world: &mut World, number| {
-        let last_handshake = Some(world.now().wall);
-        world.traffic.get_mut(&key(number)).unwrap().last_handshake = last_handshake;
-    };
-    for _ in 0..61 {
-        world.pass_time(MINUTE);
-        rekey(&mut world, 1);
-        rekey(&mut world, 2);
-    }
-    let present = |world: &World| world.kernel.state.peers.keys().copied().collect::<Vec<_>>();
-    assert_eq!(present(&world), [key(1), key(2)]);
-    for _ in 0..5 {
-        world.pass_time(MINUTE);
-        rekey(&mut world, 1);
-    }
-    assert_eq!(present(&world), [key(1)]);
 }
 
 #[test]

@@ -1,0 +1,208 @@
+//! `[stale]` is carried out whatever else fails, and takes nobody who is connected by mistake.
+
+use std::time::Duration;
+
+use gatepost::model::{PublicKey, Traffic};
+use gatepost::plan::ModelKernel;
+use gatepost::reconcile::{Event, Keep, MachineOptions, Note, StaleOptions, StalePolicy};
+
+use super::machine::Happening;
+use super::world::{Trouble, World, options, quiet_tables};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn key(number: u8) -> PublicKey {
+    PublicKey::from_bytes([number; 32]).unwrap()
+}
+
+fn with_policy(policy: StalePolicy, after: Duration, kernel: ModelKernel) -> World {
+    let options = MachineOptions { stale: StaleOptions { policy, after }, ..options() };
+    World::with(options, quiet_tables(20), kernel)
+}
+
+fn stale_world(policy: StalePolicy, after: Duration) -> World {
+    let mut world = with_policy(policy, after, ModelKernel::default());
+    world.tell(Event::Tick);
+    world.pass_time(SECOND);
+    assert!(world.kernel_equals_database());
+    world
+}
+
+fn said(world: &World, note: fn(&Note) -> bool) -> usize {
+    world.notes.iter().filter(|it| note(it)).count()
+}
+
+fn present(world: &World) -> Vec<PublicKey> {
+    world.kernel.state.peers.keys().copied().collect()
+}
+
+fn lose_database(world: &mut World) {
+    world.database_up = false;
+    world.tell(Event::Disconnected { error: "gone".into() });
+}
+
+/// A peer has just shaken hands.
+fn shake_hands(world: &mut World, number: u8) {
+    let last_handshake = Some(world.now().wall);
+    world.traffic.insert(key(number), Traffic { last_handshake, ..Traffic::default() });
+}
+
+#[test]
+fn a_database_that_connects_and_cannot_be_read_grows_stale() {
+    let mut world = stale_world(StalePolicy::Down, MINUTE);
+    world.troubles.insert(Trouble::Reads);
+    world.pass_time(MINUTE / 2);
+    assert_eq!(world.kernel.state.peers.len(), 20);
+    world.pass_time(MINUTE);
+    assert!(world.kernel.state.peers.is_empty());
+    world.pass_time(HOUR);
+    assert!(world.kernel.state.peers.is_empty(), "a connect alone lets nobody in");
+    let stale = |note: &Note| matches!(note, Note::Stale { .. });
+    assert_eq!(said(&world, stale), 1);
+    world.troubles.clear();
+    world.pass_time(MINUTE);
+    assert!(world.kernel_equals_database());
+}
+
+#[test]
+fn a_quiet_database_that_is_read_never_grows_stale() {
+    let mut world = stale_world(StalePolicy::Down, 3 * SECOND);
+    world.pass_time(HOUR);
+    assert_eq!(world.kernel.state.peers.len(), 20);
+}
+
+#[test]
+fn while_nobody_may_connect_anew_a_session_that_ended_stays_out() {
+    let mut world = stale_world(StalePolicy::DenyNew, HOUR);
+    shake_hands(&mut world, 1);
+    shake_hands(&mut world, 2);
+    lose_database(&mut world);
+    for _ in 0..61 {
+        world.pass_time(MINUTE);
+        shake_hands(&mut world, 1);
+        shake_hands(&mut world, 2);
+    }
+    assert_eq!(present(&world), [key(1), key(2)]);
+    for _ in 0..5 {
+        world.pass_time(MINUTE);
+        shake_hands(&mut world, 1);
+    }
+    assert_eq!(present(&world), [key(1)]);
+}
+
+#[test]
+fn rows_restored_after_they_went_stale_let_nobody_in() {
+    let mut world = with_policy(StalePolicy::Down, 5 * SECOND, ModelKernel::default());
+    world.database_up = false;
+    world.tell(Event::Tick);
+    world.pass_time(10 * SECOND);
+    let rows = Box::new(world.tables.snapshot());
+    world.tell(Event::Restored(rows, Vec::new()));
+    world.pass_time(10 * SECOND);
+    assert!(world.kernel.state.peers.is_empty());
+    world.database_up = true;
+    world.pass_time(MINUTE);
+    assert!(world.kernel_equals_database());
+}
+
+#[test]
+fn rows_that_cannot_be_built_grow_stale_like_those_that_cannot_be_read() {
+    for (policy, stay) in [(StalePolicy::Down, &[][..]), (StalePolicy::DenyNew, &[key(1)])] {
+        let mut world = stale_world(policy, MINUTE);
+        world.troubles.insert(Trouble::GatewayRow);
+        world.tell(Event::Resync);
+        world.pass_time(MINUTE / 2);
+        assert_eq!(present(&world).len(), 20);
+        shake_hands(&mut world, 1);
+        world.kept.clear();
+        world.pass_time(MINUTE);
+        assert_eq!(present(&world), stay);
+        assert_eq!(world.kept, [], "rows that cannot be built are not the last good ones");
+        world.reports.clear();
+        world.happen(Happening::FlushFirewall);
+        world.pass_time(MINUTE);
+        assert!(world.kernel.state.firewall.is_some(), "the guard of those who stay is put back");
+        assert!(world.reports.iter().all(|report| report.synced_as_of.is_none()));
+        world.troubles.clear();
+        world.pass_time(MINUTE);
+        assert!(world.kernel_equals_database());
+    }
+}
+
+#[test]
+fn an_agent_that_never_had_rows_obeys_what_staleness_asks_for() {
+    for trouble in [None, Some(Trouble::GatewayRow)] {
+        for (policy, stay) in
+            [(StalePolicy::Keep, 20), (StalePolicy::DenyNew, 2), (StalePolicy::Down, 0)]
+        {
+            let before = stale_world(StalePolicy::Keep, HOUR);
+            let kernel = before.kernel.clone();
+            let mut world = with_policy(policy, MINUTE, kernel);
+            world.troubles.extend(trouble);
+            world.database_up = trouble.is_some();
+            shake_hands(&mut world, 1);
+            world.tell(Event::Tick);
+            world.pass_time(59 * SECOND);
+            assert_eq!(world.kernel, before.kernel);
+            // Nobody has looked at the kernel since.
+            shake_hands(&mut world, 2);
+            world.pass_time(SECOND);
+            assert_eq!(present(&world).len(), stay, "{policy:?}");
+            let link = world.kernel.state.interface.as_ref().unwrap();
+            assert!(link.up && link.public_key.is_some(), "nothing but peers is taken");
+            shake_hands(&mut world, 1);
+            world.pass_time(MINUTE);
+            assert_eq!(present(&world).len(), stay, "{policy:?}");
+            let synced = said(&world, |note| matches!(note, Note::Synced { .. }));
+            assert_eq!(synced, usize::from(policy != StalePolicy::Keep));
+            world.database_up = true;
+            world.troubles.clear();
+            world.pass_time(MINUTE);
+            assert!(world.kernel_equals_database());
+        }
+    }
+}
+
+#[test]
+fn a_link_that_is_not_evidently_ours_keeps_its_peers_when_no_row_was_ever_read() {
+    let mut kernel = stale_world(StalePolicy::Keep, HOUR).kernel;
+    kernel.state.interface.as_mut().unwrap().public_key = Some(key(99));
+    let mut world = with_policy(StalePolicy::Down, MINUTE, kernel.clone());
+    world.database_up = false;
+    world.tell(Event::Tick);
+    world.pass_time(HOUR);
+    assert_eq!(world.kernel, kernel);
+}
+
+#[test]
+fn who_connected_since_the_last_reading_stays_when_nobody_may_connect_anew() {
+    let mut world = stale_world(StalePolicy::DenyNew, 65 * SECOND);
+    lose_database(&mut world);
+    world.pass_time(64 * SECOND);
+    let observations = world.observations;
+    shake_hands(&mut world, 1);
+    world.pass_time(SECOND);
+    assert_eq!(present(&world), [key(1)]);
+    assert!(world.observations > observations, "the kernel was read for it");
+}
+
+#[test]
+fn rows_that_wait_for_a_word_are_not_kept_because_they_grow_stale() {
+    let mut world = stale_world(StalePolicy::Down, MINUTE);
+    world.kept.clear();
+    world.tables.peers.clear();
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    assert_eq!(world.kept, [Keep::Later]);
+    lose_database(&mut world);
+    world.pass_time(2 * MINUTE);
+    assert_eq!(present(&world), []);
+    assert_eq!(world.kept, [Keep::Later]);
+    world.tables.peers = quiet_tables(20).peers;
+    world.database_up = true;
+    world.pass_time(MINUTE);
+    assert!(world.kernel_equals_database());
+    assert_eq!(world.kept.last(), Some(&Keep::All));
+}
