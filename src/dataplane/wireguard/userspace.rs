@@ -7,12 +7,15 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{
+    self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt::PeerCredentials,
+};
 use zeroize::Zeroizing;
 
 use super::DeviceReading;
@@ -51,14 +54,17 @@ pub(crate) fn socket_path(name: &InterfaceName) -> PathBuf {
 }
 
 /// Whether a process is behind the socket. A socket that nobody listens on is what a killed device
-/// leaves behind.
+/// leaves behind; one whose process stands still is full at some time.
 pub(crate) fn answers(name: &InterfaceName) -> bool {
-    UnixStream::connect(socket_path(name)).is_ok()
+    match connect(&socket_path(name)) {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
 }
 
 /// The number of the process that listens on the socket.
 pub(crate) fn process_id(name: &InterfaceName) -> Option<i32> {
-    let stream = UnixStream::connect(socket_path(name)).ok()?;
+    let stream = connect(&socket_path(name)).ok()?;
     let pid = getsockopt(&stream, PeerCredentials).ok()?.pid();
     // Zero is one that this process cannot see, and to a signal the whole of our own group.
     (pid > 0).then_some(pid)
@@ -174,11 +180,21 @@ fn exchange(name: &InterfaceName, request: &str) -> Result<Zeroizing<String>, Us
     converse(name, request).map_err(|source| UserspaceError::Silent { name: name.clone(), source })
 }
 
+/// Connects within the time that an answer may take: a process that stands still accepts nobody, and
+/// whoever finds no room to wait in would wait for ever.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let stream = UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, flags, None)?);
+    // It counts for connecting, too: `unix_stream_connect` in net/unix/af_unix.c.
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    socket::connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(stream)
+}
+
 /// One connection for each request: the embedded device closes it after one, others need not.
 fn converse(name: &InterfaceName, request: &str) -> io::Result<Zeroizing<String>> {
-    let mut stream = UnixStream::connect(socket_path(name))?;
+    let mut stream = connect(&socket_path(name))?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     stream.write_all(request.as_bytes())?;
     let mut answer = Zeroizing::new(Vec::with_capacity(64 * 1024));
     let mut chunk = Zeroizing::new([0; 16 * 1024]);
@@ -208,6 +224,8 @@ fn is_complete(answer: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::Backlog;
+
     use super::*;
 
     #[test]
@@ -217,5 +235,18 @@ mod tests {
         assert!(!is_complete(b"listen_port=1\n\n"));
         assert!(!is_complete(b"errno=0\n"));
         assert!(!is_complete(b""));
+    }
+
+    #[test]
+    fn a_device_that_accepts_nobody_is_silent_and_holds_up_nobody_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wg.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        nix::sys::socket::listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let waiting = connect(&path).unwrap();
+        let asked = std::time::Instant::now();
+        assert_eq!(connect(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(asked.elapsed() < 2 * ANSWER_TIMEOUT);
+        drop(waiting);
     }
 }
