@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
@@ -20,24 +21,64 @@ const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V6_SRC: u16 = 3;
 const CTA_ZONE: u16 = 18;
 const NETFILTER_HEADER_BYTES: usize = 4;
+/// How many flows are tracked; there as soon as some may be.
+const TRACKED: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
 /// Deletes the entries of every flow that an address of these prefixes opened or answers, and returns how
 /// many there were. The firewall does not need this to revoke; a new holder of a tunnel address
 /// needs it, so as not to inherit the old one's flows.
 ///
 /// # Errors
-/// When the table cannot be read. A host without connection tracking has no flows: no error.
-pub(super) fn cut_flows(prefixes: &BTreeSet<IpNet>) -> Result<usize, NetlinkError> {
+/// When the table cannot be read, which takes the module `nf_conntrack_netlink`, or an entry is still
+/// there. A host without connection tracking has no flows: no error.
+pub(super) fn cut_flows(prefixes: &BTreeSet<IpNet>) -> Result<Cut, NetlinkError> {
     let holders = Holders::of(prefixes);
     let mut channel = Channel::open(NETLINK_NETFILTER)?;
-    let mut cut = 0;
+    let mut cut = Cut::default();
     for (family, v6) in [(NetfilterProtoFamily::IPv4, false), (NetfilterProtoFamily::IPv6, true)] {
         let lengths = if v6 { &holders.lengths6 } else { &holders.lengths4 };
         if !lengths.is_empty() {
-            cut += cut_family(&mut channel, family, &holders)?;
+            cut_family(&mut channel, family, &holders, &mut cut)?;
         }
     }
     Ok(cut)
+}
+
+/// Whether the kernel lists tracked flows, so that they can be cut.
+///
+/// # Errors
+/// When it cannot be asked, as without `CAP_NET_ADMIN`.
+pub fn lists_flows() -> Result<bool, NetlinkError> {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0);
+    let get = NetfilterMessage::new(header, ConntrackMessage::Get(vec![]));
+    let first = Channel::open(NETLINK_NETFILTER)?.first_of_dump(get, |(), _, _| Ok(()));
+    match first {
+        Err(error) if is_unheard_of(&error) => Ok(false),
+        first => first.map(|()| true),
+    }
+}
+
+/// What became of the flows that were found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cut {
+    pub flows: usize,
+    /// So many are in somebody's flowtable, which takes their packets past every rule and keeps
+    /// their entries. Without a peer to go to, they end by themselves.
+    pub offloaded: usize,
+}
+
+impl Cut {
+    /// Counts a flow by the kernel's answer to its deletion.
+    fn count(&mut self, verdict: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+        match verdict.as_ref().map_err(NetlinkError::refusal) {
+            Ok(()) => self.flows += 1,
+            // It ended in between: it is gone, but not by us.
+            Err(Some(Errno::ENOENT)) => {}
+            Err(Some(Errno::EBUSY)) => self.offloaded += 1,
+            Err(_) => return verdict,
+        }
+        Ok(())
+    }
 }
 
 /// The prefixes and the lengths they have, which are few: each entry of a full table is looked up
@@ -68,7 +109,8 @@ fn cut_family(
     channel: &mut Channel,
     family: NetfilterProtoFamily,
     holders: &Holders<'_>,
-) -> Result<usize, NetlinkError> {
+    cut: &mut Cut,
+) -> Result<(), NetlinkError> {
     let get = || {
         let header = NetfilterHeader::new(family, 0, 0);
         NetfilterMessage::new(header, ConntrackMessage::Get(vec![]))
@@ -80,15 +122,17 @@ fn cut_family(
         Ok(())
     });
     let flows = match dumped {
-        // The module is not there: nothing is tracked.
-        Err(error) if matches!(error.refusal(), Some(Errno::EINVAL | Errno::EOPNOTSUPP)) => {
-            return Ok(0);
-        }
+        Err(error) if is_unheard_of(&error) && !Path::new(TRACKED).exists() => return Ok(()),
         dumped => dumped?,
     };
     let verdicts = channel.transact(flows.into_iter().map(Request::new))?;
-    // A flow that ended in between answers ENOENT: it is gone, but not by us.
-    Ok(verdicts.iter().filter(|verdict| verdict.is_ok()).count())
+    verdicts.into_iter().try_for_each(|verdict| cut.count(verdict))
+}
+
+/// Nobody in the kernel answers for tracked flows: the module is not there that lists them, perhaps
+/// because there is none to list.
+pub(super) fn is_unheard_of(error: &NetlinkError) -> bool {
+    matches!(error.refusal(), Some(Errno::EINVAL | Errno::EOPNOTSUPP))
 }
 
 /// Whether one of the addresses is the source of the first packet, or of the answer to it.
@@ -147,5 +191,16 @@ mod tests {
             ["10.1.255.1", "10.2.3.4", "fd00:1:ffff::1", "fd00:2::2"].map(contain) == [true; 4]
         );
         assert!(["10.2.3.5", "11.1.0.1", "fd00:2::3", "::10.1.0.1"].map(contain) == [false; 4]);
+    }
+
+    #[test]
+    fn a_flow_that_is_still_there_is_an_error_unless_it_ends_with_its_peer() {
+        let refused = |errno| Err(NetlinkError::Refused { errno, message: String::new() });
+        let mut cut = Cut::default();
+        assert_eq!(cut.count(Ok(())), Ok(()));
+        assert_eq!(cut.count(refused(Errno::ENOENT)), Ok(()), "it ended in between");
+        assert_eq!(cut.count(refused(Errno::EBUSY)), Ok(()));
+        assert_eq!(cut.count(refused(Errno::EPERM)), refused(Errno::EPERM));
+        assert_eq!(cut, Cut { flows: 1, offloaded: 1 });
     }
 }

@@ -34,6 +34,7 @@ use crate::model::{ObservedInterface, ObservedState, ProfileId, PublicKey, Tag, 
 use crate::plan::{Phase, Plan, Step};
 use nft::ProfileCounters;
 
+pub use conntrack::lists_flows;
 pub use device::{DeviceError, run_userspace_device, spawn_device, stop_device};
 pub use error::DataplaneError;
 pub use firewall::Firewall;

@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use super::batch::{Part, part};
+use super::conntrack::is_unheard_of;
 use super::netlink::NetlinkError;
 use crate::plan::{Phase, Step};
 
@@ -63,7 +64,7 @@ impl Consequence {
 
 /// The kernel's refusal in words: what, why, and what to do about it.
 pub(super) fn explain(step: &Step, error: &NetlinkError) -> String {
-    let remedy = error.refusal().and_then(|errno| remedy(step, errno));
+    let remedy = error.refusal().and_then(|errno| remedy(step, error, errno));
     match remedy {
         Some(remedy) => format!("{error}; {remedy}"),
         None => error.to_string(),
@@ -85,7 +86,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn remedy(step: &Step, errno: Errno) -> Option<String> {
+fn remedy(step: &Step, error: &NetlinkError, errno: Errno) -> Option<String> {
     let text = match (step, errno) {
         (Step::CreateLink { name, .. }, Errno::EEXIST) => format!(
             "a link {name} exists already: `ip -d link show {name}` says what it is; rename it, or \
@@ -123,6 +124,11 @@ fn remedy(step: &Step, errno: Errno) -> Option<String> {
         }
         (Step::AddPeer { .. } | Step::WidenPeer { .. }, Errno::EINVAL) => {
             "one of its prefixes or keys is not what WireGuard takes".to_owned()
+        }
+        (Step::CutFlows { .. }, _) if is_unheard_of(error) => {
+            "tracked flows cannot be listed, and who gets an address would inherit them: load the \
+             module `nf_conntrack_netlink`, or set `firewall.flush_conntrack` to false"
+                .to_owned()
         }
         (_, Errno::EPERM | Errno::EACCES) => {
             "the agent needs CAP_NET_ADMIN in the network namespace where the interface was made"
@@ -180,5 +186,12 @@ mod tests {
             "the kernel says EADDRINUSE: Address already in use; another socket has UDP port 51820: \
              `ss -ulpn sport = :51820` says which; stop it, or change `gateways.listen_port`"
         );
+    }
+
+    #[test]
+    fn flows_that_cannot_be_listed_name_the_module() {
+        let cut = Step::CutFlows { prefixes: std::collections::BTreeSet::new() };
+        let error = NetlinkError::Refused { errno: Errno::EINVAL, message: String::new() };
+        assert!(explain(&cut, &error).contains("`nf_conntrack_netlink`"));
     }
 }

@@ -2,9 +2,11 @@
 
 use ipnet::IpNet;
 use nix::errno::Errno;
+use tracing::warn;
 
 use super::{Backend, Host, Kind, Link};
 use crate::dataplane::batch::{Part, part};
+use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{chain, explain};
@@ -28,10 +30,9 @@ impl<F: Firewall> Host<F> {
                 let table = observed.firewall.as_ref();
                 vec![self.firewall.apply(change, table).map_err(|error| chain(&error))]
             }
-            Step::CutFlows { prefixes } => {
+            step @ Step::CutFlows { prefixes } => {
                 let cut = conntrack::cut_flows(prefixes);
-                let count = cut.map_err(DataplaneError::during("cutting flows"));
-                alone(count.map(|count| outcome.flows_cut += count))
+                vec![cut.map(|cut| note_cut(cut, outcome)).map_err(|error| explain(step, &error))]
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
             Step::RenameLink { from, to } => alone(self.rename_link(from, to)),
@@ -193,6 +194,18 @@ impl<F: Firewall> Host<F> {
                 .map(|verdict| verdict.map_err(|error| chain(&error)))
                 .collect(),
         }
+    }
+}
+
+fn note_cut(cut: Cut, outcome: &mut Outcome) {
+    outcome.flows_cut += cut.flows;
+    if cut.offloaded > 0 {
+        warn!(
+            flows = cut.offloaded,
+            "{} flows are in a flowtable that somebody made, and pass every rule until they end: \
+             `nft list flowtables` says whose; leave our interface out of it",
+            cut.offloaded
+        );
     }
 }
 

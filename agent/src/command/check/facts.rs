@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use gatepost::dataplane::lists_flows;
 use gatepost::dataplane::nft::{ForeignDrop, Manager, foreign_drops};
 use gatepost::model::{InterfaceName, KeyText, PublicKey};
 use gatepost::store::{Store, StoreError};
@@ -27,6 +28,8 @@ pub struct Facts {
     pub host: HostFacts,
     /// Chains of others that drop our packets, or why they could not be read.
     pub foreign_drops: Result<Vec<ForeignDrop>, String>,
+    /// Whether tracked flows can be listed. `None`: it could not be asked.
+    pub lists_flows: Option<bool>,
 }
 
 /// Why the database told nothing.
@@ -104,6 +107,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         host: read_host(Path::new("/"), &config.interface.name),
         foreign_drops: foreign_drops(&config.interface.name, listen_port)
             .map_err(|error| error.to_string()),
+        lists_flows: lists_flows().ok(),
         database,
     })
 }

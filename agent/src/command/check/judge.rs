@@ -30,6 +30,7 @@ pub fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.push(wireguard(config.interface.backend, &facts.host));
     findings.extend(forwarding(config, facts));
     findings.extend(reverse_path(config, &facts.host));
+    findings.extend(flows(config, facts));
     findings.extend(conntrack(facts));
     findings.extend(mtu(config, &facts.host));
     findings.extend(networkd(config, &facts.host));
@@ -224,6 +225,17 @@ fn reverse_path(config: &Config, host: &HostFacts) -> Option<Finding> {
         1 => Finding::ok("rp_filter", "strict"),
         2 => Finding::ok("rp_filter", "loose"),
         _ => Finding::ok("rp_filter", "off"),
+    })
+}
+
+/// Whoever gets an address that another had must not inherit its flows.
+fn flows(config: &Config, facts: &Facts) -> Option<Finding> {
+    (config.firewall.flush_conntrack && facts.lists_flows == Some(false)).then(|| {
+        Finding::warning(
+            "conntrack",
+            "tracked flows cannot be listed: no peer can be added or removed",
+            "modprobe nf_conntrack_netlink, or set firewall.flush_conntrack = false",
+        )
     })
 }
 

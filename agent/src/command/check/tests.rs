@@ -52,6 +52,7 @@ fn healthy() -> Facts {
             legacy_filter: false,
         },
         foreign_drops: Ok(vec![]),
+        lists_flows: Some(true),
     }
 }
 
@@ -147,7 +148,12 @@ fn a_database_that_is_away_is_a_warning_and_a_wrong_url_is_not() {
 #[test]
 fn each_fault_of_the_host_has_its_remedy() {
     type Change = fn(&mut Config, &mut Facts);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 10] = [
+        (
+            |_, facts| facts.lists_flows = Some(false),
+            "conntrack: tracked flows cannot be listed: no peer can be added or removed -> modprobe \
+             nf_conntrack_netlink, or set firewall.flush_conntrack = false",
+        ),
         (
             |_, facts| facts.host.forwarding_ipv4 = Some(0),
             "forwarding: IPv4 is not forwarded: peers reach this host and no other -> sysctl -w \
