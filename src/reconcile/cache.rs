@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::event::Keep;
 use crate::model::{ChangedRows, SnapshotRows};
@@ -159,6 +160,11 @@ impl Cache {
                         continue;
                     }
                     Kept::Word(keep) => waiting.judge(keep),
+                    Kept::Written(answer) => {
+                        // Whoever asked may have stopped waiting.
+                        let _ = answer.send(());
+                        continue;
+                    }
                 };
                 for rows in good {
                     if let Err(error) = self.write(&rows) {
@@ -185,6 +191,8 @@ impl Cache {
 enum Kept {
     Rows(Rows),
     Word(Keep),
+    /// Somebody waits until all before this is written.
+    Written(oneshot::Sender<()>),
 }
 
 /// What one read gave.
@@ -244,6 +252,13 @@ impl Keeper {
     /// Says whether what was read is good.
     pub fn judge(&self, keep: Keep) {
         let _ = self.0.send(Kept::Word(keep));
+    }
+
+    /// Answers when all that was said before is on the disk.
+    pub fn written(&self) -> oneshot::Receiver<()> {
+        let (answer, written) = oneshot::channel();
+        let _ = self.0.send(Kept::Written(answer));
+        written
     }
 }
 

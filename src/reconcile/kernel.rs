@@ -34,6 +34,10 @@ impl KernelJob {
         }
     }
 
+    pub const fn is_under_way(&self) -> bool {
+        self.0.is_some()
+    }
+
     pub fn is_stuck(&self, now: Instant) -> bool {
         self.0.is_some_and(|since| now.duration_since(since) > KERNEL_JOB_AT_MOST)
     }

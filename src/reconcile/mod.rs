@@ -11,6 +11,7 @@ mod beat;
 mod blocked;
 mod cache;
 mod database;
+mod end;
 mod event;
 mod explain;
 mod kernel;

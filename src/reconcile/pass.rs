@@ -263,6 +263,13 @@ impl Machine {
         self.retry_later(now);
     }
 
+    /// The agent ends: what a pass did so far is told.
+    pub(super) fn leave(&mut self, now: Now) {
+        if let Some(pass) = self.pass.take() {
+            self.leave_unfinished(&pass, now);
+        }
+    }
+
     /// Tries again after a while, from a reading made then.
     fn retry_later(&mut self, now: Now) -> Duration {
         let wait = self.backoffs.pass.next_wait();
@@ -336,6 +343,9 @@ impl Machine {
             && self.obstacles.rows.is_none()
             && let Some(desired) = &self.desired
         {
+            if whole {
+                self.resyncs.proves();
+            }
             let as_of = desired.as_of();
             let first = self.proven.replace(Proven { as_of, at: now.wall }).is_none();
             let beat = read_back && self.take_beat();

@@ -8,6 +8,8 @@ pub(super) struct Resyncs {
     asked: u64,
     rows: Side,
     kernel: Side,
+    /// How many of them the kernel was found equal for.
+    proven: u64,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +39,15 @@ impl Resyncs {
             Event::Observed(_) => self.kernel.ended = self.kernel.begun,
             _ => {}
         }
+    }
+
+    /// Everything that was read of both sides is equal, or made equal.
+    pub fn proves(&mut self) {
+        self.proven = self.rows.ended.min(self.kernel.ended);
+    }
+
+    pub const fn is_proven(&self, number: u64) -> bool {
+        self.proven >= number
     }
 
     /// Whether both sides have been read for the one of this number.

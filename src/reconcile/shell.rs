@@ -12,6 +12,7 @@ use super::ask::Ask;
 use super::attach::{ATTACH_EVERY, InUse};
 use super::cache::{Cache, Keeper};
 use super::database::{Cause, Connection, Reader, chain, send};
+use super::end::begins_anew;
 use super::event::{Action, Event, Mode, ReadKind, Sent};
 use super::kernel::{KERNEL_IS_STUCK, KernelJob};
 use super::mode::SyncMode;
@@ -101,7 +102,7 @@ pub async fn run<D: Host>(
             () = tokio::time::sleep_until(wakeup) => shell.tell(Event::Tick),
         }
     }
-    shell.last_report(&mut events).await;
+    shell.wind_up(&mut events).await;
     if shell.dataplane_gone { Err(RunError::DataplaneGone) } else { Ok(()) }
 }
 
@@ -115,23 +116,9 @@ pub async fn run_once<D: Host>(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     let (mut shell, mut events) = Shell::new(options, status);
-    shell.tell(Event::Tick);
-    loop {
-        shell.publish();
-        if shell.machine.is_at_rest() {
-            return Ok(());
-        }
-        if let Some(why) = shell.machine.is_stuck().or_else(|| shell.gives_up()) {
-            return Err(RunError::NotConverged(why));
-        }
-        let wakeup = shell.next_round();
-        tokio::select! {
-            biased;
-            _ = stop.changed() => return Err(RunError::Stopped),
-            Some(event) = events.recv() => shell.take(event),
-            () = tokio::time::sleep_until(wakeup) => shell.tell(Event::Tick),
-        }
-    }
+    let ended = shell.make_one_pass(&mut events, &mut stop).await;
+    shell.wind_up(&mut events).await;
+    ended
 }
 
 /// `run --once` gives up when so many tries in a row to read the database have failed, or to report.
@@ -155,7 +142,9 @@ pub(super) struct Shell<D> {
     /// Who asked for a resync and waits for its end.
     pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), String>>)>,
     cache: Option<Cache>,
-    keeper: Option<Keeper>,
+    pub(super) keeper: Option<Keeper>,
+    /// The end has come: what is under way is brought to its end, and nothing else is begun.
+    pub(super) winding_up: bool,
     pub(super) gateway: String,
     pub(super) template: Status,
     reader: Arc<Mutex<Reader>>,
@@ -196,6 +185,7 @@ impl<D: Host> Shell<D> {
             cache: options.cache,
             reader: Arc::new(Mutex::new(Reader::new(keeper.clone()))),
             keeper,
+            winding_up: false,
             notified: false,
             listening: None,
             events,
@@ -207,12 +197,36 @@ impl<D: Host> Shell<D> {
         (shell, receiver)
     }
 
-    fn take(&mut self, inner: Inner) {
+    pub(super) fn take(&mut self, inner: Inner) {
         match inner {
             Inner::Event(event) => self.tell(event),
             Inner::Connected(connection) => self.connected(*connection),
             Inner::Attached(attached) => self.attached(attached),
             Inner::DataplaneGone => self.dataplane_gone = true,
+        }
+    }
+
+    async fn make_one_pass(
+        &mut self,
+        events: &mut mpsc::UnboundedReceiver<Inner>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), RunError> {
+        self.tell(Event::Tick);
+        loop {
+            self.publish();
+            if self.machine.is_at_rest() {
+                return Ok(());
+            }
+            if let Some(why) = self.machine.is_stuck().or_else(|| self.gives_up()) {
+                return Err(RunError::NotConverged(why));
+            }
+            let wakeup = self.next_round();
+            tokio::select! {
+                biased;
+                _ = stop.changed() => return Err(RunError::Stopped),
+                Some(event) = events.recv() => self.take(event),
+                () = tokio::time::sleep_until(wakeup) => self.tell(Event::Tick),
+            }
         }
     }
 
@@ -242,6 +256,7 @@ impl<D: Host> Shell<D> {
 
     fn carry_out(&mut self, action: Action) {
         match action {
+            action if self.winding_up && begins_anew(&action) => {}
             Action::Say(note) => say(&note),
             Action::Connect => self.spawn_connect(),
             Action::Read(kind) => self.spawn_read(kind),
@@ -349,18 +364,5 @@ impl<D: Host> Shell<D> {
             *held = status;
             changed
         });
-    }
-
-    /// What is known is written before the end, but a dead database does not hold up a stop.
-    async fn last_report(&mut self, events: &mut mpsc::UnboundedReceiver<Inner>) {
-        let patience = tokio::time::sleep(Duration::from_secs(2));
-        tokio::pin!(patience);
-        while !self.machine.is_reported() {
-            tokio::select! {
-                () = &mut patience => return,
-                Some(Inner::Event(event)) = events.recv() => self.tell(event),
-                () = tokio::time::sleep(Duration::from_millis(50)) => self.tell(Event::Tick),
-            }
-        }
     }
 }

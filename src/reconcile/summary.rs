@@ -250,14 +250,13 @@ impl Machine {
     /// How the comparison of this number ended; `None`: it has not.
     #[must_use]
     pub fn resync_end(&self, number: u64) -> Option<Result<(), String>> {
+        if self.resyncs.is_proven(number) {
+            return Some(Ok(()));
+        }
         if let Database::Down { error, .. } = &self.database {
             return Some(Err(format!("the database is away: {error}")));
         }
-        if !self.resyncs.is_read(number) || self.jobs.any() {
-            return None;
-        }
-        let proven = self.scope.is_nothing();
-        self.is_stuck().map(Err).or(proven.then_some(Ok(())))
+        self.is_stuck().filter(|_| self.resyncs.is_read(number)).map(Err)
     }
 
     /// The verdict for what `who` (a user, device, tunnel address or key) sends to `destination`.
@@ -270,10 +269,14 @@ impl Machine {
         super::explain::explain(desired, observed.as_deref(), who, destination)
     }
 
-    /// What keeps a pass from ever being proven as things stand: `run --once` gives up on it.
+    /// What keeps a pass from ever being proven as things stand, once all else is done: `run --once`
+    /// gives up on it.
     #[must_use]
     pub fn is_stuck(&self) -> Option<String> {
-        let held = self.held.map(|held| held.to_string());
+        if self.jobs.any() {
+            return None;
+        }
+        let held = self.held.filter(|_| self.scope.is_nothing()).map(|held| held.to_string());
         self.obstacle().map(ToString::to_string).or(held)
     }
 }

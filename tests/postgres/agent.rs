@@ -1,7 +1,7 @@
 //! The whole loop, on a host that is only memory.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gatepost::dataplane::nft::ProfileCounters;
@@ -10,20 +10,35 @@ use gatepost::dataplane::{
 };
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{Local, Masquerade, ObservedState, PrivateKey, ProfileId};
-use gatepost::plan::Plan;
 use gatepost::plan::guard::MaxRemoved;
+use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::Status;
 use gatepost::reconcile::{
-    MachineOptions, Options, RunError, StaleOptions, StalePolicy, SyncMode, Timing, run, run_once,
+    Cache, MachineOptions, Options, RunError, StaleOptions, StalePolicy, SyncMode, Timing, run,
+    run_once,
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::world::World;
+use crate::world::{World, insert_device, insert_peer, insert_user};
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Memory {
-    state: ObservedState,
+    state: Arc<Mutex<ObservedState>>,
     panics: bool,
+    /// Says when a peer is to be removed, and waits for leave to do it.
+    gate: Option<Gate>,
+}
+
+#[derive(Clone)]
+struct Gate {
+    reached: mpsc::UnboundedSender<()>,
+    leave: Arc<Mutex<std::sync::mpsc::Receiver<()>>>,
+}
+
+impl Memory {
+    fn state(&self) -> ObservedState {
+        self.state.lock().unwrap().clone()
+    }
 }
 
 impl Dataplane for Memory {
@@ -34,11 +49,11 @@ impl Dataplane for Memory {
             // Like a panic, without its noise.
             std::panic::resume_unwind(Box::new(()));
         }
-        Ok(Reading { state: self.state.clone(), ..Reading::default() })
+        Ok(Reading { state: self.state(), ..Reading::default() })
     }
 
     fn glance(&mut self) -> Result<Glance, DataplaneError> {
-        let ObservedState { interface, routes, .. } = self.state.clone();
+        let ObservedState { interface, routes, .. } = self.state();
         Ok(Glance { interface, routes, firewall_is_current: true })
     }
 
@@ -47,8 +62,13 @@ impl Dataplane for Memory {
     }
 
     fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome {
+        let removes = |step: &Step| matches!(step, Step::RemovePeer { .. });
+        if let Some(gate) = self.gate.as_ref().filter(|_| plan.steps().iter().any(removes)) {
+            gate.reached.send(()).unwrap();
+            gate.leave.lock().unwrap().recv().unwrap();
+        }
         for step in plan.steps() {
-            self.state.obey(step);
+            self.state.lock().unwrap().obey(step);
             observed.obey(step);
         }
         Outcome { applied: plan.steps().len(), ..Outcome::default() }
@@ -98,6 +118,15 @@ async fn agent(world: &World, host: Memory) -> Options<Memory> {
         gateway: "g1".into(),
         version: "test",
     }
+}
+
+/// A peer whose row can be obeyed.
+async fn good_peer(world: &World, number: u8) {
+    let name = format!("user-{number}");
+    let user = insert_user(&world.admin, &name).await;
+    let device = insert_device(&world.admin, user, &name).await;
+    let key = PrivateKey::from_random([100 + number; 32]).public_key();
+    insert_peer(&world.admin, world.gateway, device, &key.to_string()).await;
 }
 
 async fn once(options: Options<Memory>) -> Result<(), RunError> {
@@ -151,4 +180,53 @@ async fn a_loop_that_cannot_reach_the_kernel_any_more_ends() {
     let (_asks, questions) = mpsc::channel(1);
     let end = run(options, questions, say, stopped, || ()).await;
     assert!(matches!(end, Err(RunError::DataplaneGone)), "{end:?}");
+}
+
+#[tokio::test]
+async fn one_pass_does_all_else_where_removals_wait_and_reports_it() {
+    let world = World::new().await;
+    for number in 1..=12 {
+        good_peer(&world, number).await;
+    }
+    let host = Memory::default();
+    once(agent(&world, host.clone()).await).await.unwrap();
+    let synced = "select count(*) from audit_logs where event_type = 'gateway.synced'";
+    assert_eq!((host.state().peers.len(), world.count(synced).await), (12, 1));
+    world.run("delete from wireguard_peers").await;
+    good_peer(&world, 13).await;
+    let end = once(agent(&world, host.clone()).await).await;
+    assert!(
+        matches!(&end, Err(RunError::NotConverged(why)) if why.contains("remove 12 of 13")),
+        "{end:?}"
+    );
+    assert_eq!((host.state().peers.len(), world.count(synced).await), (13, 2));
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_kernel_and_forgets_no_revocation() {
+    let world = World::new().await;
+    good_peer(&world, 1).await;
+    let (reached, mut reaches) = mpsc::unbounded_channel();
+    let (allow, leave) = std::sync::mpsc::channel();
+    let gate = Some(Gate { reached, leave: Arc::new(Mutex::new(leave)) });
+    let host = Memory { gate, ..Memory::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path().join("last-good"));
+    let options = Options { cache: Some(cache.clone()), ..agent(&world, host.clone()).await };
+    let (say, mut status) = watch::channel(Status::default());
+    let (stop, stopped) = watch::channel(false);
+    let (_asks, questions) = mpsc::channel(1);
+    let loop_ends = tokio::spawn(run(options, questions, say, stopped, || ()));
+    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    world.run("update devices set status = 'revoked', revoked_at = now()").await;
+    reaches.recv().await.unwrap();
+    stop.send(true).unwrap();
+    tokio::task::yield_now().await;
+    allow.send(()).unwrap();
+    loop_ends.await.unwrap().unwrap();
+    assert!(host.state().peers.is_empty());
+    let audited = "select count(*) from audit_logs where event_type = 'peer.revoked'";
+    assert_eq!(world.count(audited).await, 1);
+    let (_, changes) = cache.load("g1").unwrap().unwrap();
+    assert_eq!(changes.len(), 1, "a boot without the database would let the device in");
 }

@@ -105,6 +105,8 @@ fn a_storm_of_notifications_starves_neither_the_kernel_nor_a_look_at_it() {
     let mut world = quiet_world();
     let (mut reads, mut looks_waited) = (0, 0);
     world.tell(Event::Notified);
+    world.tell(Event::Resync);
+    let (asked, mut answered) = (world.machine.resyncs_asked(), None);
     world.reports.clear();
     for round in 0..2_000u32 {
         let Some(action) = world.queue.pop_front() else {
@@ -132,7 +134,10 @@ fn a_storm_of_notifications_starves_neither_the_kernel_nor_a_look_at_it() {
         }
         world.carry_out(action);
         assert!(looks_waited < 50, "no look at the kernel");
+        answered = answered.or_else(|| world.machine.resync_end(asked).map(|end| (round, end)));
     }
+    let (round, end) = answered.expect("a comparison that was asked for comes to its end");
+    assert!(round < 200 && end == Ok(()), "{end:?} after {round} rounds");
     assert!(reads > 100, "{reads} reads");
     assert!(syncs(&world) > 10, "{} proofs were told", syncs(&world));
 }
