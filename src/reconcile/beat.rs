@@ -6,6 +6,8 @@
 //! written; and since the last complete reading the peers were changed only by writes of
 //! ours that the kernel acknowledged, as far as it tells.
 
+use std::time::SystemTime;
+
 use super::Machine;
 use super::event::Now;
 use super::machine::Proven;
@@ -39,16 +41,23 @@ impl Machine {
         self.glanced = true;
         if self.scope.is_nothing()
             && self.held.is_none()
-            && !self.suspends()
             && self.proven.is_some()
             && let Some(desired) = &self.desired
         {
             self.glanced = false;
             let as_of = desired.as_of();
             self.proven = Some(Proven { as_of, at: now.wall });
-            if self.take_beat() && self.unwatched.is_empty() {
-                self.ledger.synced(as_of);
+            if self.take_beat() {
+                self.tell_synced(as_of);
             }
+        }
+    }
+
+    /// The kernel is proven to be what the rows of this time say: that is told, unless these are not
+    /// what decides now, may be old, or may lack a change that nobody told.
+    pub(super) fn tell_synced(&mut self, as_of: SystemTime) {
+        if !self.suspends() && !self.rows_in_doubt && self.unwatched.is_empty() {
+            self.ledger.synced(as_of);
         }
     }
 

@@ -349,9 +349,8 @@ impl Machine {
             let as_of = desired.as_of();
             let first = self.proven.replace(Proven { as_of, at: now.wall }).is_none();
             let beat = read_back && self.take_beat();
-            let told = first || beat || self.pass.is_some();
-            if told && !self.suspends() && !self.rows_in_doubt && self.unwatched.is_empty() {
-                self.ledger.synced(as_of);
+            if first || beat || self.pass.is_some() {
+                self.tell_synced(as_of);
             }
         }
         let changed_since = self.changed_since.take().filter(|_| self.proven.is_some());

@@ -333,13 +333,14 @@ impl<D: Host> Shell<D> {
     }
 
     fn prune(&self) {
-        let store = self.store.clone();
+        let (store, connected) = (self.store.clone(), self.in_use.is_some());
         tokio::spawn(async move {
             loop {
                 match store.prune(KEEP_MARKS).await {
                     Ok(0) => return,
                     Ok(marks) => debug!(marks, "pruned {marks} change marks"),
-                    Err(error) if error.is_transient() => return,
+                    // That the database is away is said already.
+                    Err(error) if error.is_transient() && !connected => return,
                     Err(error) => {
                         return warn!("change marks were not pruned: {}", chain(&error));
                     }

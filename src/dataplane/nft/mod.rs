@@ -260,10 +260,8 @@ impl Nft {
         let listeners: Vec<_> = self.listeners.iter().filter_map(Weak::upgrade).collect();
         let spared = listeners.iter().try_for_each(|listener| listener.be_spared());
         let committed = spared.map_err(NftError::Open).and_then(|()| self.socket.commit(batch));
-        for listener in &listeners {
-            listener.be_told().map_err(NftError::Open)?;
-        }
-        committed
+        let told = listeners.iter().map(|listener| listener.be_told()).fold(Ok(()), Result::and);
+        committed.and(told.map_err(NftError::Open))
     }
 
     /// Lets the known generation follow the changes of others that touched nothing of ours.
