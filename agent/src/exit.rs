@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
+use gatepost::model::BuildError;
 use gatepost::model::psk::PskError;
-use gatepost::reconcile::RunError;
+use gatepost::reconcile::{PreviewError, RunError};
 use gatepost::store::StoreError;
 
 use crate::config::ConfigError;
@@ -82,8 +83,8 @@ impl CommandError {
             | Self::Wiring(
                 WiringError::Config(_)
                 | WiringError::Store(StoreError::Config { .. })
-                | WiringError::NoPskKeys { .. }
-                | WiringError::Run(RunError::OtherGateway { .. }),
+                | WiringError::Preview(PreviewError::Build(BuildError::NoPskKeys { .. }))
+                | WiringError::Run(RunError::OtherGateway { .. } | RunError::NoPskKeys(_)),
             ) => Exit::Config,
             Self::Control(ControlError::NoAgent { .. }) => Exit::NoAgent,
             _ => Exit::Failure,

@@ -9,10 +9,11 @@ use gatepost::dataplane::{
     DataplaneError, DataplaneHandle, DeviceError, Firewall as _, Host, HostEvent, HostSettings,
     Monitor, run_userspace_device,
 };
-use gatepost::model::{InterfaceName, Local};
+use gatepost::model::{InterfaceName, Local, WithoutPskKeys};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
-    Cache, MachineOptions, Options, RunError, StaleOptions, Timing, preview, preview_explanation,
+    Cache, MachineOptions, Options, PreviewError, RunError, StaleOptions, Timing, preview,
+    preview_explanation,
 };
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
@@ -20,7 +21,6 @@ use tokio::sync::mpsc;
 use crate::config::{Config, ConfigError, read_private_key, read_psk_keys};
 use crate::database;
 use crate::handles::LoopEnd;
-use crate::output::count;
 
 /// Why a command got no answer from the library.
 #[derive(Debug, thiserror::Error)]
@@ -41,15 +41,8 @@ pub enum WiringError {
     Watch(std::io::Error),
     #[error("cannot find this program's own file, which a userspace device is started from: {0}")]
     OwnFile(std::io::Error),
-    #[error(
-        "{} with a preshared key and no psk_keys to open it: a pass by this command would cut off \
-         what the agent serves; name their file in gateway.psk_keys_file, or keep it beside the \
-         configuration as psk.keys, where the unit's credential may come from too",
-        count(*.peers, "peer")
-    )]
-    NoPskKeys { peers: u64 },
-    #[error("{0}")]
-    Said(String),
+    #[error(transparent)]
+    Preview(#[from] PreviewError),
 }
 
 /// What the configuration alone decides.
@@ -62,12 +55,21 @@ pub struct Prepared<'a> {
 
 type GatewayHost = Host<Nft>;
 
+/// Who asks: the unit may hand its agent keys that a command beside it does not get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    Agent,
+    /// Without any key, all who have a preshared key would be left out, and so be cut off or shown as
+    /// cut off: then nothing is done at all.
+    Command,
+}
+
 /// Reads every secret and setting, and touches nothing: what only a person can mend shows here.
-pub fn prepare(config: &Config) -> Result<Prepared<'_>, WiringError> {
+pub fn prepare(config: &Config, caller: Caller) -> Result<Prepared<'_>, WiringError> {
     Ok(Prepared {
         config,
         gateway: config.gateway_name()?,
-        machine: machine_options(config)?,
+        machine: machine_options(config, caller)?,
         store: Store::connect(&database::options(config)?)?,
     })
 }
@@ -84,7 +86,6 @@ impl Prepared<'_> {
 
     /// Makes one full pass and a report.
     pub async fn run_once(self, end: LoopEnd) -> Result<(), WiringError> {
-        self.require_psk_keys().await?;
         let options = self.options(None).await?;
         Ok(gatepost::reconcile::run_once(options, end.status, end.stop).await?)
     }
@@ -92,20 +93,16 @@ impl Prepared<'_> {
     /// What a pass would change.
     pub async fn plan(self) -> Result<PlanReport, WiringError> {
         self.require_own_gateway().await?;
-        self.require_psk_keys().await?;
-        let dataplane = open_host(self.config)?;
-        preview(&self.machine, &self.store, &dataplane).await.map_err(WiringError::Said)
+        let Self { config, machine, store, .. } = self;
+        Ok(preview(&machine, &store, &open_host(config)?).await?)
     }
 
     /// The verdict, from the database and the kernel as they are now, without an agent.
     pub async fn explain(self, who: &str, destination: IpAddr) -> Result<Explanation, WiringError> {
         self.require_own_gateway().await?;
-        self.require_psk_keys().await?;
-        let dataplane = open_host(self.config)?;
-        let destination = destination.to_string();
-        preview_explanation(&self.machine, &self.store, &dataplane, who, &destination)
-            .await
-            .map_err(WiringError::Said)
+        let Self { config, machine, store, .. } = self;
+        let (host, destination) = (open_host(config)?, destination.to_string());
+        Ok(preview_explanation(&machine, &store, &host, who, &destination).await?)
     }
 
     async fn options(self, cache: Option<Cache>) -> Result<Options<GatewayHost>, WiringError> {
@@ -130,19 +127,6 @@ impl Prepared<'_> {
             return Ok(());
         }
         Err(RunError::OtherGateway { bound, configured: self.gateway.to_owned() }.into())
-    }
-
-    /// The unit may hand its agent keys that a command beside it does not get. Without any, all who
-    /// have a preshared key would be left out, and so be cut off: then nothing is done at all.
-    async fn require_psk_keys(&self) -> Result<(), WiringError> {
-        if !self.machine.local.psk_keys.is_empty() {
-            return Ok(());
-        }
-        let (rows, _) = self.store.snapshot().await?;
-        match rows.peers.iter().filter(|peer| peer.preshared_key.is_some()).count() {
-            0 => Ok(()),
-            peers => Err(WiringError::NoPskKeys { peers: peers as u64 }),
-        }
     }
 }
 
@@ -178,7 +162,7 @@ pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {
         .await?
 }
 
-fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
+fn machine_options(config: &Config, caller: Caller) -> Result<MachineOptions, WiringError> {
     let local = Local {
         interface: config.interface.name.clone(),
         private_key: read_private_key(config)?,
@@ -190,6 +174,10 @@ fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
         deny_log: config.firewall.deny_log,
         flush_conntrack: config.firewall.flush_conntrack,
         psk_keys: read_psk_keys(config)?.unwrap_or_default(),
+        without_psk_keys: match caller {
+            Caller::Agent => WithoutPskKeys::LeaveOut,
+            Caller::Command => WithoutPskKeys::Refuse,
+        },
     };
     let sync = &config.sync;
     Ok(MachineOptions {

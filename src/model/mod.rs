@@ -14,7 +14,9 @@ pub mod psk;
 mod row;
 mod settings;
 
-pub use desired::{BuildError, Departed, DesiredState, Local, Reason, Standing, Touched};
+pub use desired::{
+    BuildError, Departed, DesiredState, Local, Reason, Standing, Touched, WithoutPskKeys,
+};
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade,
     ObservedFirewall, Profile, ProfileId, Ranges,

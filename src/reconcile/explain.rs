@@ -200,6 +200,7 @@ mod tests {
     use crate::model::{
         Allocation, Bars, DeviceId, Effect, GatewayId, GatewayRow, Local, Masquerade, PeerId,
         PolicyId, PolicyRow, PrivateKey, PublicKey, SnapshotRows, TargetRow, TargetType, UserId,
+        WithoutPskKeys,
     };
     use crate::plan::{Scope, Step, plan};
 
@@ -253,6 +254,7 @@ mod tests {
             deny_log: true,
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
+            without_psk_keys: WithoutPskKeys::LeaveOut,
         };
         let policy = PolicyRow {
             id: PolicyId(id(1)),

@@ -39,7 +39,7 @@ pub use ledger::Report;
 pub use machine::{Machine, MachineOptions, Obstacle, Proven, Totals};
 pub use mode::{Chosen, SyncMode, Until, choose};
 pub use pass::PassFigures;
-pub use preview::{plan_report, preview, preview_explanation};
+pub use preview::{PreviewError, plan_report, preview, preview_explanation};
 pub use session::{SESSION_SECS, Seen, SessionEvent, Sessions};
 pub use shell::{Host, Options, ROUND_AT_MOST, RunError, run, run_once};
 pub use stale::{StaleOptions, StalePolicy};

@@ -8,44 +8,68 @@ use super::ledger::{name_of, peer_name};
 use super::shell::Host;
 use super::status::{Explanation, PlanReport, PlannedStep};
 use super::summary::{LISTED_QUARANTINED, quarantined, row_warnings};
-use crate::dataplane::DataplaneHandle;
+use crate::dataplane::{DataplaneHandle, Reading};
 use crate::model::policy::{Shift, tell};
-use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing};
+use crate::model::{BuildError, DesiredState, KeyText, ObservedState, PeerRow, Standing};
 use crate::plan::{Plan, Scope, Step, plan};
 use crate::store::Store;
+
+/// Why nothing can be said without an agent.
+#[derive(Debug, thiserror::Error)]
+pub enum PreviewError {
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// In words.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl PreviewError {
+    fn of(error: impl std::error::Error) -> Self {
+        Self::Other(chain(&error))
+    }
+}
 
 /// Plans without touching anything: what a pass would change now.
 ///
 /// # Errors
-/// In words: why nothing can be planned.
+/// Why nothing can be planned.
 pub async fn preview<D: Host>(
     machine: &MachineOptions,
     store: &Store,
     dataplane: &DataplaneHandle<D>,
-) -> Result<PlanReport, String> {
-    let (rows, _) = store.snapshot().await.map_err(|error| chain(&error))?;
-    let desired = DesiredState::build(machine.local.clone(), rows).map_err(|e| chain(&e))?;
-    let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
-    let plan = plan(&desired, &reading.state, &Scope::Everything).map_err(|e| chain(&e))?;
+) -> Result<PlanReport, PreviewError> {
+    let (desired, reading) = both_sides(machine, store, dataplane).await?;
+    let plan = plan(&desired, &reading.state, &Scope::Everything).map_err(PreviewError::of)?;
     Ok(plan_report(&desired, &reading.state, &plan))
 }
 
 /// Explains without an agent: from the database and the kernel as they are now.
 ///
 /// # Errors
-/// In words: why nothing can be said.
+/// Why nothing can be said.
 pub async fn preview_explanation<D: Host>(
     machine: &MachineOptions,
     store: &Store,
     dataplane: &DataplaneHandle<D>,
     who: &str,
     destination: &str,
-) -> Result<Explanation, String> {
-    let (rows, _) = store.snapshot().await.map_err(|error| chain(&error))?;
-    let desired = DesiredState::build(machine.local.clone(), rows).map_err(|e| chain(&e))?;
-    let reading = dataplane.observe().await.map_err(|error| chain(&error))?;
-    let answers = super::explain::explain(&desired, Some(&reading.state), who, destination)?;
-    Ok(answers.counted(dataplane).await)
+) -> Result<Explanation, PreviewError> {
+    let (desired, reading) = both_sides(machine, store, dataplane).await?;
+    let answers = super::explain::explain(&desired, Some(&reading.state), who, destination);
+    Ok(answers.map_err(PreviewError::Other)?.counted(dataplane).await)
+}
+
+/// What should be and what is, read at the same time.
+async fn both_sides<D: Host>(
+    machine: &MachineOptions,
+    store: &Store,
+    dataplane: &DataplaneHandle<D>,
+) -> Result<(DesiredState, Reading), PreviewError> {
+    let (rows, reading) = tokio::join!(store.snapshot(), dataplane.observe());
+    let (rows, _) = rows.map_err(PreviewError::of)?;
+    let desired = DesiredState::build(machine.local.clone(), rows)?;
+    Ok((desired, reading.map_err(PreviewError::of)?))
 }
 
 /// A plan in the words of users and devices.

@@ -19,8 +19,9 @@ use super::mode::SyncMode;
 use super::say::say;
 use super::status::{State, Status, Timestamp};
 use super::summary::clock;
-use super::{Machine, MachineOptions};
+use super::{Machine, MachineOptions, Obstacle};
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
+use crate::model::BuildError;
 use crate::store::{Attached, Store};
 
 /// The data plane of a host.
@@ -52,6 +53,9 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 pub enum RunError {
     #[error("the pass did not converge: {0}")]
     NotConverged(String),
+    /// [`BuildError::NoPskKeys`]
+    #[error(transparent)]
+    NoPskKeys(BuildError),
     #[error("role acts for gateway {bound:?}, but [gateway] name is {configured:?}: correct one")]
     OtherGateway { bound: String, configured: String },
     #[error("the thread that speaks to the kernel has ended: start the agent anew")]
@@ -218,7 +222,12 @@ impl<D: Host> Shell<D> {
                 return Ok(());
             }
             if let Some(why) = self.machine.is_stuck().or_else(|| self.gives_up()) {
-                return Err(RunError::NotConverged(why));
+                return Err(match self.machine.obstacle() {
+                    Some(Obstacle::Build(error @ BuildError::NoPskKeys { .. })) => {
+                        RunError::NoPskKeys(error.clone())
+                    }
+                    _ => RunError::NotConverged(why),
+                });
             }
             let wakeup = self.next_round();
             tokio::select! {

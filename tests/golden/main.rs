@@ -16,7 +16,7 @@ use gatepost::model::{
     Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, KeyText, LinkOwner,
     Local, Masquerade, ObservedInterface, ObservedState, Peer, PeerId, PeerRow, PolicyId,
     PolicyRow, PrivateKey, PublicKey, SettingRow, SnapshotRows, Stray, Tag, TargetRow, TargetType,
-    UserId,
+    UserId, WithoutPskKeys,
 };
 use gatepost::plan::{Held, ModelKernel, Scope, plan, plan_around};
 use ipnet::IpNet;
@@ -175,6 +175,7 @@ impl Desired {
             deny_log: true,
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
+            without_psk_keys: WithoutPskKeys::LeaveOut,
         };
         let rows = SnapshotRows {
             gateway: GatewayRow {

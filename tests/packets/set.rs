@@ -11,6 +11,7 @@ use gatepost::model::psk::PskKeys;
 use gatepost::model::{
     Allocation, Bars, ChangedRows, GatewayId, GatewayRow, GroupId, InterfaceName, KeyText, Local,
     Masquerade, MembershipRow, PeerRow, PolicyId, PolicyRow, SettingRow, SnapshotRows,
+    WithoutPskKeys,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -206,6 +207,7 @@ impl PolicySet {
             deny_log: true,
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
+            without_psk_keys: WithoutPskKeys::LeaveOut,
         }
     }
 

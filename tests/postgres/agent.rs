@@ -9,7 +9,7 @@ use gatepost::dataplane::{
     Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading, SharedObserved,
 };
 use gatepost::model::psk::PskKeys;
-use gatepost::model::{Local, Masquerade, ObservedState, PrivateKey, ProfileId};
+use gatepost::model::{Local, Masquerade, ObservedState, PrivateKey, ProfileId, WithoutPskKeys};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::Status;
@@ -94,6 +94,7 @@ async fn agent(world: &World, host: Memory) -> Options<Memory> {
         deny_log: true,
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
+        without_psk_keys: WithoutPskKeys::LeaveOut,
     };
     let machine = MachineOptions {
         local: Arc::new(local),

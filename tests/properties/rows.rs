@@ -8,7 +8,7 @@ use gatepost::model::psk::PskKeys;
 use gatepost::model::{
     Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
     Local, Masquerade, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, PrivateKey, SettingRow,
-    SnapshotRows, TargetRow, TargetType, UserId,
+    SnapshotRows, TargetRow, TargetType, UserId, WithoutPskKeys,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -43,6 +43,7 @@ pub fn local() -> Arc<Local> {
         deny_log: true,
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
+        without_psk_keys: WithoutPskKeys::LeaveOut,
     })
 }
 

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::control::{Client, ControlError};
 use crate::exit::{CommandError, Exit};
 use crate::output;
+use crate::wiring::Caller;
 use crate::{command, wiring};
 
 /// Asks the running agent, which knows the kernel's counters; without one, the database.
@@ -21,7 +22,8 @@ pub fn explain(
     let asked = Client::new(&config.control.socket).explain(who, &destination.to_string());
     let explanation = match asked {
         Err(ControlError::NoAgent { .. }) => {
-            let explaining = async { wiring::prepare(config)?.explain(who, destination).await };
+            let explaining =
+                async { wiring::prepare(config, Caller::Command)?.explain(who, destination).await };
             command::small_runtime()?.block_on(explaining)?
         }
         answered => answered?,

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::exit::{CommandError, Exit};
 use crate::output::{self, count, harmless};
+use crate::wiring::Caller;
 use crate::{command, wiring};
 use gatepost::reconcile::status::PlanReport;
 
@@ -11,8 +12,8 @@ use gatepost::reconcile::status::PlanReport;
 /// # Errors
 /// Either cannot be read.
 pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let report =
-        command::small_runtime()?.block_on(async { wiring::prepare(config)?.plan().await })?;
+    let report = command::small_runtime()?
+        .block_on(async { wiring::prepare(config, Caller::Command)?.plan().await })?;
     if json {
         output::print_json(&report)?;
     } else {

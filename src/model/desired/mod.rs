@@ -48,6 +48,17 @@ pub struct Local {
     /// Forget the tracked flows of a prefix that changes hands.
     pub flush_conntrack: bool,
     pub psk_keys: PskKeys,
+    pub without_psk_keys: WithoutPskKeys,
+}
+
+/// What becomes of the rows where some have a preshared key, and there is none here to open any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WithoutPskKeys {
+    /// These peers are left out, each with its reason.
+    #[default]
+    LeaveOut,
+    /// Nothing is built. For who may lack the keys that the agent was given: its peers would be cut.
+    Refuse,
 }
 
 impl Local {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost::model::psk::PskKeys;
-use gatepost::model::{Local, Masquerade, PrivateKey};
+use gatepost::model::{Local, Masquerade, PrivateKey, WithoutPskKeys};
 use gatepost::store::{ConnectOptions, CreateRole, Store, grant, migrate};
 
 use super::figures::{grouped, median, timed};
@@ -101,6 +101,7 @@ pub fn local() -> Arc<Local> {
         deny_log: true,
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
+        without_psk_keys: WithoutPskKeys::LeaveOut,
     })
 }
 
