@@ -7,9 +7,10 @@
 //! free before the change, so that a number removed in a change is not given out by it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt, HashSet};
 use ipnet::IpNet;
 
 use super::Phase;

@@ -1,116 +1,179 @@
 //! Taking in all rows at once: what entering them one by one would give, at a fraction of its cost.
 //!
 //! Every map is made from its sorted entries, so that it is filled without gaps and no insertion
-//! looks for its place.
+//! looks for its place. What does not need each other is done at the same time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::SystemTime;
 
+use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 
-use super::judge::{Candidate, Judgement};
+use super::judge::{Bench, Candidate, Judgement};
 use super::update::profile_of;
 use super::{Claims, DesiredState, Entry, OwnStanding, precedence, precedence_to};
-use crate::model::{Peer, PeerId, PeerRow, PublicKey};
+use crate::model::policy::{PolicyBook, SameGroups};
+use crate::model::{DeviceId, Peer, PeerId, PeerRow, Profile, PublicKey, UserId};
+
+/// From so many rows on, another thread is worth its start.
+const MANY_ROWS: usize = 4_096;
 
 impl DesiredState {
     /// Makes these the rows of a state that has none yet. Of several with one id the last counts.
     pub(super) fn enter_all(&mut self, rows: Vec<PeerRow>) {
         let bench = self.bench();
-        let trimmed = rows.into_iter().map(|mut row| {
-            bench.trim(&mut row);
-            (row.id, row)
-        });
-        let rows: BTreeMap<PeerId, PeerRow> = trimmed.collect();
-        self.by_device = rows.values().map(|row| (row.device_id, row.id)).collect();
-        self.by_user = rows.values().map(|row| (row.user_id, row.id)).collect();
-        let ahead =
-            |row: &PeerRow| Some((row.revoked_at.filter(|at| *at > self.judged_at)?, row.id));
-        self.expiries = rows.values().filter_map(ahead).collect();
-        let judged = self.judge_all(&rows);
-        self.key_claims = Claims::of(judged.key_claims);
-        self.prefix_claims = Claims::of(judged.prefix_claims);
+        let rows = in_order(rows, &bench);
+        let judged = judge_all(&rows, &bench);
+        let judged_at = self.judged_at;
+        let (index, profiles) = at_once(
+            rows.len(),
+            || Index::of(&rows, &judged, judged_at),
+            || profiles(&rows, &judged, &mut self.book, &self.gateway_dns),
+        );
+        let Index { by_device, by_user, expiries, key_claims, prefix_claims } = index;
+        (self.by_device, self.by_user, self.expiries) = (by_device, by_user, expiries);
+        (self.key_claims, self.prefix_claims) = (key_claims, prefix_claims);
+        self.seat_all(rows, judged, profiles);
+    }
 
-        let (mut peers, mut standings) = (Vec::new(), judged.standings.into_iter());
+    /// `profiles`: of the candidates, in their order.
+    fn seat_all(
+        &mut self,
+        rows: Vec<PeerRow>,
+        judged: Vec<Judgement>,
+        profiles: Vec<Arc<Profile>>,
+    ) {
+        let mut profiles = profiles.into_iter();
         let mut entries = Vec::with_capacity(rows.len());
-        for (id, row) in rows {
-            let standing =
-                match standings.next().unwrap_or(Standing::Decided(OwnStanding::Ineligible)) {
-                    Standing::Decided(standing) => standing,
-                    Standing::Open(candidate) => match self.taken(id, &candidate) {
+        let mut peers: Vec<(PublicKey, Peer)> = Vec::with_capacity(profiles.len());
+        let mut assignments: Vec<(IpNet, Arc<Profile>)> = Vec::with_capacity(profiles.len());
+        for (row, judgement) in rows.into_iter().zip(judged) {
+            let standing = match judgement {
+                Judgement::Ineligible => OwnStanding::Ineligible,
+                Judgement::Quarantined(reason) => OwnStanding::Quarantined(Box::new(reason)),
+                Judgement::Candidate(candidate) => {
+                    let profile = profiles.next().unwrap_or_default();
+                    match self.taken(row.id, &candidate) {
                         Some(reason) => OwnStanding::Contested(Box::new((candidate, reason))),
                         None => {
                             let key = candidate.key;
+                            let prefixes = candidate.allowed_ips.iter();
+                            assignments.extend(prefixes.map(|prefix| (prefix, profile.clone())));
                             peers.push((key, Peer::from(candidate)));
                             OwnStanding::Admitted(key)
                         }
-                    },
-                };
-            entries.push((id, Entry { row, standing }));
+                    }
+                }
+            };
+            entries.push((row.id, Entry { row, standing }));
         }
-        self.peers = peers.into_iter().collect();
-        self.entries = entries.into_iter().collect();
         let with = |wanted: fn(&Entry) -> bool| {
-            let ids = self.entries.iter().filter(|(_, entry)| wanted(entry)).map(|(id, _)| *id);
+            let ids = entries.iter().filter(|(_, entry)| wanted(entry)).map(|(id, _)| *id);
             ids.collect::<BTreeSet<_>>()
         };
-        let (quarantined, unallocated) = (with(Entry::is_quarantined), with(Entry::is_unallocated));
-        (self.quarantined, self.unallocated) = (quarantined, unallocated);
-        self.assign_all();
-    }
-
-    fn judge_all(&self, rows: &BTreeMap<PeerId, PeerRow>) -> Judged {
-        let bench = self.bench();
-        let mut judged = Judged::default();
-        for row in rows.values() {
-            judged.standings.push(match bench.judge(row) {
-                Judgement::Ineligible => Standing::Decided(OwnStanding::Ineligible),
-                Judgement::Quarantined(reason) => {
-                    Standing::Decided(OwnStanding::Quarantined(Box::new(reason)))
-                }
-                Judgement::Candidate(candidate) => {
-                    judged.key_claims.push((candidate.key, precedence(row)));
-                    let claim = |prefix| (prefix, precedence_to(&prefix, row));
-                    judged.prefix_claims.extend(candidate.allowed_ips.iter().map(claim));
-                    Standing::Open(candidate)
-                }
-            });
-        }
-        judged
-    }
-
-    /// Gives every admitted peer's prefixes its profile.
-    fn assign_all(&mut self) {
-        let mut assignments = Vec::with_capacity(self.peers.len());
-        let mut outside = BTreeSet::new();
-        for entry in self.entries.values() {
-            let OwnStanding::Admitted(key) = &entry.standing else { continue };
-            let profile = profile_of(&mut self.book, &self.gateway_dns, &entry.row);
-            let Some(peer) = self.peers.get(key) else { continue };
-            for prefix in peer.allowed_ips.iter() {
-                assignments.push((prefix, profile.clone()));
-                if !self.covers(&prefix) {
-                    outside.insert(prefix);
-                }
-            }
-        }
-        self.firewall.assignments = assignments.into_iter().collect();
-        self.outside = outside;
+        (self.quarantined, self.unallocated) =
+            (with(Entry::is_quarantined), with(Entry::is_unallocated));
+        let prefixes = assignments.iter().map(|(prefix, _)| *prefix);
+        self.outside = prefixes.filter(|prefix| !self.covers(prefix)).collect();
         self.aggregate_routes();
+        self.entries = entries.into_iter().collect();
+        self.peers = peers.into_iter().collect();
+        self.firewall.assignments = assignments.into_iter().collect();
     }
 }
 
-/// What every row is by itself, in the order of the rows, with all their claims.
-#[derive(Default)]
-struct Judged {
-    standings: Vec<Standing>,
-    key_claims: Vec<(PublicKey, super::Precedence)>,
-    prefix_claims: Vec<(IpNet, super::Precedence)>,
+/// What each candidate may reach.
+fn profiles(
+    rows: &[PeerRow],
+    judged: &[Judgement],
+    book: &mut PolicyBook,
+    gateway_dns: &[IpAddr],
+) -> Vec<Arc<Profile>> {
+    let mut known: HashMap<SameGroups, Arc<Profile>> = HashMap::new();
+    let mut profile = |row: &PeerRow| {
+        let alike = book.groups_alone(row.user_id, row.device_id);
+        match alike.filter(|_| row.dns_servers.is_empty()) {
+            Some(groups) => {
+                let found =
+                    known.entry(groups).or_insert_with(|| profile_of(book, gateway_dns, row));
+                Arc::clone(found)
+            }
+            None => profile_of(book, gateway_dns, row),
+        }
+    };
+    let candidate = |(_, judged): &(_, &Judgement)| matches!(judged, Judgement::Candidate(_));
+    rows.iter().zip(judged).filter(candidate).map(|(row, _)| profile(row)).collect()
 }
 
-enum Standing {
-    Decided(OwnStanding),
-    /// Others may have the better claim.
-    Open(Candidate),
+/// Trimmed, and sorted by id.
+fn in_order(mut rows: Vec<PeerRow>, bench: &Bench<'_>) -> Vec<PeerRow> {
+    rows.iter_mut().for_each(|row| bench.trim(row));
+    if !rows.is_sorted_by(|one, next| one.id < next.id) {
+        // A stable sort of what came last first: the first of equals is the one that counts.
+        rows.reverse();
+        rows.sort_by_key(|row| row.id);
+        rows.dedup_by_key(|row| row.id);
+    }
+    rows
+}
+
+fn judge_all(rows: &[PeerRow], bench: &Bench<'_>) -> Vec<Judgement> {
+    let judge = |rows: &[PeerRow]| rows.iter().map(|row| bench.judge(row)).collect::<Vec<_>>();
+    let (first, rest) = rows.split_at(rows.len() / 2);
+    let (mut judged, rest) = at_once(rows.len(), || judge(first), || judge(rest));
+    judged.extend(rest);
+    judged
+}
+
+/// What is found by more than a row's id.
+struct Index {
+    by_device: BTreeSet<(DeviceId, PeerId)>,
+    by_user: BTreeSet<(UserId, PeerId)>,
+    expiries: BTreeSet<(SystemTime, PeerId)>,
+    key_claims: Claims<PublicKey>,
+    prefix_claims: Claims<IpNet>,
+}
+
+impl Index {
+    fn of(rows: &[PeerRow], judged: &[Judgement], judged_at: SystemTime) -> Self {
+        let ahead = |row: &PeerRow| Some((row.revoked_at.filter(|at| *at > judged_at)?, row.id));
+        let (mut keys, mut prefixes) = (Vec::new(), Vec::with_capacity(rows.len()));
+        for (row, judgement) in rows.iter().zip(judged) {
+            let Judgement::Candidate(Candidate { key, allowed_ips, .. }) = judgement else {
+                continue;
+            };
+            keys.push((*key, precedence(row)));
+            let claim = |prefix| (prefix, precedence_to(&prefix, row));
+            prefixes.extend(allowed_ips.iter().map(claim));
+        }
+        Self {
+            by_device: rows.iter().map(|row| (row.device_id, row.id)).collect(),
+            by_user: rows.iter().map(|row| (row.user_id, row.id)).collect(),
+            expiries: rows.iter().filter_map(ahead).collect(),
+            key_claims: Claims::of(keys),
+            prefix_claims: Claims::of(prefixes),
+        }
+    }
+}
+
+/// Does both, on two threads where there is much to do.
+fn at_once<A: Send, B>(
+    rows: usize,
+    one: impl Fn() -> A + Sync,
+    other: impl FnOnce() -> B,
+) -> (A, B) {
+    if rows < MANY_ROWS {
+        return (one(), other());
+    }
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, &one).ok();
+        let other = other();
+        // Without a thread it is done here.
+        (thread.and_then(|thread| thread.join().ok()).unwrap_or_else(&one), other)
+    })
 }
 
 impl From<Candidate> for Peer {

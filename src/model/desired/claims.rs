@@ -91,6 +91,11 @@ impl<T: Ord + Copy> Claims<T> {
         affected
     }
 
+    /// Who holds the thing, where several claim it.
+    pub fn winner(&self, thing: &T) -> Option<PeerId> {
+        self.rest.contains_key(thing).then(|| self.holder(thing)).flatten()
+    }
+
     /// Who holds the thing.
     pub fn holder(&self, thing: &T) -> Option<PeerId> {
         self.best.get(thing).map(|claim| claim.peer_id)

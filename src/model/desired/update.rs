@@ -248,13 +248,13 @@ impl DesiredState {
         self.peers.insert(key, candidate.into());
     }
 
-    /// Why a candidate cannot be admitted now: another holds what it claims.
+    /// Why a candidate, whose claims are made, cannot be admitted now: another holds what it claims.
     pub(super) fn taken(&self, id: PeerId, candidate: &Candidate) -> Option<Reason> {
-        let key_holder = self.key_claims.holder(&candidate.key);
+        let key_holder = self.key_claims.winner(&candidate.key);
         let key_taken = key_holder.filter(|by| *by != id).map(|by| Reason::KeyTaken { by });
         key_taken.or_else(|| {
             candidate.allowed_ips.iter().find_map(|prefix| {
-                let by = self.prefix_claims.holder(&prefix).filter(|by| *by != id)?;
+                let by = self.prefix_claims.winner(&prefix).filter(|by| *by != id)?;
                 Some(Reason::PrefixTaken { prefix, by })
             })
         })

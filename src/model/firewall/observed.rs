@@ -1,9 +1,10 @@
 //! What our nftables table holds, indexed so that one changed peer costs one peer.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use ipnet::IpNet;
 
 use super::{FirewallBase, FirewallChange, InterfaceName, Profile, ProfileId};

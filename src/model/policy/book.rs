@@ -1,9 +1,11 @@
 //! All policies and memberships that concern this gateway, indexed so that a change costs as much
 //! as it affects.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use foldhash::{HashMap, HashSet};
 
 use super::intern::Interner;
 use super::note::PolicyNote;
@@ -28,11 +30,18 @@ pub struct PolicyBook {
     policies: BTreeMap<PolicyId, Entry>,
     notes: BTreeMap<PolicyId, Vec<PolicyNote>>,
     aimed_at: HashMap<Target, BTreeSet<PolicyId>>,
-    groups: HashMap<UserId, BTreeSet<GroupId>>,
+    groups: HashMap<UserId, Arc<BTreeSet<GroupId>>>,
+    /// Each of these once: many users have the same.
+    group_sets: HashSet<Arc<BTreeSet<GroupId>>>,
     members: HashMap<GroupId, BTreeSet<UserId>>,
     profiles: Interner<Recipe>,
     last_revision: u64,
 }
+
+/// Tells groups that users have from others that users have, in one book and for as long as it does
+/// not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SameGroups(Option<usize>);
 
 /// A policy, and a number that no other policy and no other version of it ever had.
 #[derive(Debug)]
@@ -103,7 +112,7 @@ impl PolicyBook {
         user_id: UserId,
         group_ids: BTreeSet<GroupId>,
     ) -> BTreeSet<Subject> {
-        let old = self.groups.remove(&user_id).unwrap_or_default();
+        let old = self.take_groups(user_id);
         let changed: Vec<GroupId> = old.symmetric_difference(&group_ids).copied().collect();
         for group in &changed {
             if old.contains(group) {
@@ -113,7 +122,10 @@ impl PolicyBook {
             }
         }
         if !group_ids.is_empty() {
-            self.groups.insert(user_id, group_ids);
+            let known = self.group_sets.get(&group_ids).cloned();
+            let groups = known.unwrap_or_else(|| Arc::new(group_ids));
+            self.group_sets.insert(Arc::clone(&groups));
+            self.groups.insert(user_id, groups);
         }
         let matters = changed.iter().any(|id| self.aimed_at.contains_key(&Target::Group(*id)));
         matters.then_some(Subject::User(user_id)).into_iter().collect()
@@ -189,8 +201,10 @@ impl PolicyBook {
     /// each once; none where the settings do not allow it.
     #[must_use]
     pub fn dns_allowance(&self, dns_servers: &[IpAddr]) -> Box<[IpAddr]> {
-        let listed = dns_servers.iter().copied().filter(|_| self.allow_dns);
-        listed.collect::<BTreeSet<_>>().into_iter().collect()
+        let mut listed = if self.allow_dns { dns_servers.to_vec() } else { Vec::new() };
+        listed.sort_unstable();
+        listed.dedup();
+        listed.into()
     }
 
     /// Everything that is wrong with the policies, by policy.
@@ -198,12 +212,32 @@ impl PolicyBook {
         self.notes.values().flatten()
     }
 
+    /// Equal for devices whose policies come from the same groups and from nothing else. `None`: one
+    /// is aimed at the user or the device.
+    #[must_use]
+    pub fn groups_alone(&self, user_id: UserId, device_id: DeviceId) -> Option<SameGroups> {
+        let aimed = [Target::Device(device_id), Target::User(user_id)]
+            .iter()
+            .any(|target| self.aimed_at.contains_key(target));
+        let groups = self.groups.get(&user_id).map(|groups| Arc::as_ptr(groups).addr());
+        (!aimed).then_some(SameGroups(groups))
+    }
+
+    fn take_groups(&mut self, user_id: UserId) -> Arc<BTreeSet<GroupId>> {
+        let Some(groups) = self.groups.remove(&user_id) else { return Arc::default() };
+        // This one, and the one in the set.
+        if Arc::strong_count(&groups) == 2 {
+            self.group_sets.remove(&*groups);
+        }
+        groups
+    }
+
     fn targets_of(
         &self,
         user_id: UserId,
         device_id: DeviceId,
     ) -> impl Iterator<Item = Target> + '_ {
-        let groups = self.groups.get(&user_id).into_iter().flatten();
+        let groups = self.groups.get(&user_id).into_iter().flat_map(|groups| groups.iter());
         [Target::Device(device_id), Target::User(user_id)]
             .into_iter()
             .chain(groups.copied().map(Target::Group))

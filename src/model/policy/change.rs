@@ -1,6 +1,6 @@
 //! What a change of policies means, in words: who gains or loses what, by which policy.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -11,6 +11,7 @@ use super::flatten::select;
 use super::resolve::{Internet, Policy, Verdict, decisions, verdict_of};
 use super::{Plain, PolicyBook, Quoted};
 use crate::model::{DeviceId, PolicyId, Profile, Ranges, UserId};
+use foldhash::{HashMap, HashMapExt};
 
 /// A device whose reach changes, or may.
 #[derive(Debug, Clone, Copy)]

@@ -1,8 +1,9 @@
 //! Equal results shared: one allocation for everybody who may reach the same.
 
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
 use std::sync::{Arc, Weak};
+
+use foldhash::{HashMap, HashMapExt};
 
 use crate::model::Profile;
 
@@ -46,9 +47,8 @@ impl<K: Eq + Hash> Interner<K> {
     }
 
     fn share(&mut self, profile: Profile) -> Arc<Profile> {
-        let mut hasher = DefaultHasher::new();
-        profile.hash(&mut hasher);
-        let equals = self.by_content.entry(hasher.finish()).or_default();
+        let hash = self.by_content.hasher().hash_one(&profile);
+        let equals = self.by_content.entry(hash).or_default();
         equals.retain(|known| known.strong_count() > 0);
         if let Some(known) =
             equals.iter().filter_map(Weak::upgrade).find(|known| **known == profile)

@@ -22,7 +22,7 @@ pub mod reference;
 mod resolve;
 mod special;
 
-pub use book::{PolicyBook, Subject, dns_addresses};
+pub use book::{PolicyBook, SameGroups, Subject, dns_addresses};
 pub use change::{Cause, Fact, PolicyChange, Shift, Turn, tell};
 pub use explain::{Containing, Explanation, Named, Other, Voice, Why};
 pub use note::{Flaw, Plain, PolicyNote, Quoted};
