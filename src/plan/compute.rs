@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::hands::Hands;
+use super::join::side_by_side;
 use super::{Held, Plan, PlanError, Step, firewall, link, route};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
@@ -81,21 +82,21 @@ pub fn plan_around(
         Scope::Changed { prefixes, .. } => Some(prefixes),
     };
     link::steps(desired.interface(), observed, &mut steps)?;
-    let mut compare = |key: &PublicKey, wanted: Option<&Peer>| {
+    let mut compare = |key: &PublicKey, wanted: Option<&Peer>, present: Option<&Peer>| {
         let wanted = wanted.map(|peer| held.spare(peer));
         if wanted.is_some() || !held.peers().contains(key) {
-            peer_steps(key, wanted.as_deref(), observed.peers.get(key), &mut steps);
+            peer_steps(key, wanted.as_deref(), present, &mut steps);
         }
     };
     match scope {
         Scope::Everything => {
-            for key in observed.peers.keys().filter(|key| !desired.peers().contains_key(key)) {
-                compare(key, None);
-            }
-            desired.peers().iter().for_each(|(key, peer)| compare(key, Some(peer)));
+            let both = side_by_side(desired.peers(), &observed.peers);
+            both.for_each(|(key, wanted, present)| compare(key, wanted, present));
         }
         Scope::Changed { peers, .. } => {
-            peers.iter().for_each(|key| compare(key, desired.peers().get(key)));
+            for key in peers {
+                compare(key, desired.peers().get(key), observed.peers.get(key));
+            }
         }
     }
     let wanted = held.firewall(desired);

@@ -14,6 +14,7 @@ use foldhash::{HashMap, HashMapExt, HashSet};
 use ipnet::IpNet;
 
 use super::Phase;
+use super::join::side_by_side;
 use crate::model::{
     DesiredFirewall, FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId,
 };
@@ -180,17 +181,15 @@ impl<'a> Moves<'a> {
         }
         if let Some(prefixes) = prefixes {
             for prefix in prefixes.difference(&shut) {
-                self.compare(*prefix, wanted.get(prefix));
+                let place = self.table.assignments().get(prefix);
+                self.compare(*prefix, wanted.get(prefix), place.copied());
             }
             return;
         }
         self.complete = true;
-        for (prefix, profile) in wanted.iter().filter(|(prefix, _)| !shut.contains(*prefix)) {
-            self.compare(*prefix, Some(profile));
-        }
-        let unwanted = |prefix: &&IpNet| !wanted.contains_key(*prefix) && !shut.contains(*prefix);
-        for prefix in self.table.assignments().keys().filter(unwanted) {
-            self.compare(*prefix, None);
+        let both = side_by_side(wanted, self.table.assignments());
+        for (prefix, profile, place) in both.filter(|(prefix, ..)| !shut.contains(*prefix)) {
+            self.compare(*prefix, profile, place.copied());
         }
     }
 
@@ -223,8 +222,12 @@ impl<'a> Moves<'a> {
         }
     }
 
-    fn compare(&mut self, prefix: IpNet, wanted: Option<&'a Arc<Profile>>) {
-        let from = self.table.assignments().get(&prefix).copied();
+    fn compare(
+        &mut self,
+        prefix: IpNet,
+        wanted: Option<&'a Arc<Profile>>,
+        from: Option<ProfileId>,
+    ) {
         let has = from.and_then(|id| self.table.profiles().get(&id));
         match wanted {
             // The same allocation: what was written and is still wanted costs no hashing.

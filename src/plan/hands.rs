@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::join::side_by_side;
 use super::{Scope, Step};
 use crate::model::{AllowedIps, DesiredState, ObservedState, Profile, PublicKey};
 
@@ -89,14 +90,19 @@ impl Hands {
         };
         let mut prefixes = self.taken.clone();
         prefixes.extend(self.given.iter().filter(inherits));
-        let loses_place = |prefix: &&IpNet| has_place(prefix) && !wanted.contains_key(*prefix);
+        // Who loses its place.
         match scope {
             Scope::Everything => {
-                let places = table.into_iter().flat_map(|table| table.assignments().keys());
-                prefixes.extend(places.filter(loses_place));
+                let places = table.map(|table| side_by_side(table.assignments(), wanted));
+                let lost = places
+                    .into_iter()
+                    .flatten()
+                    .filter(|(_, place, wanted)| place.is_some() && wanted.is_none());
+                prefixes.extend(lost.map(|(prefix, ..)| *prefix));
             }
             Scope::Changed { prefixes: changed, .. } => {
-                prefixes.extend(changed.iter().filter(loses_place));
+                let loses = |prefix: &&IpNet| has_place(prefix) && !wanted.contains_key(*prefix);
+                prefixes.extend(changed.iter().filter(loses));
             }
         }
         prefixes

@@ -5,6 +5,7 @@ pub mod firewall;
 pub mod guard;
 mod hands;
 mod held;
+mod join;
 mod link;
 mod model_kernel;
 mod obey;

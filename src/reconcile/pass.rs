@@ -351,6 +351,10 @@ impl Machine {
             let beat = read_back && self.take_beat();
             if first || beat || self.pass.is_some() {
                 self.tell_synced(as_of);
+                if read_back {
+                    // It is the beat that was due by now.
+                    self.due.heartbeat = now.instant + self.options.timing.heartbeat;
+                }
             }
         }
         let changed_since = self.changed_since.take().filter(|_| self.proven.is_some());

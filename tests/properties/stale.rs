@@ -180,10 +180,10 @@ fn a_link_that_is_not_evidently_ours_keeps_its_peers_when_no_row_was_ever_read()
 fn who_connected_since_the_last_reading_stays_when_nobody_may_connect_anew() {
     let mut world = stale_world(StalePolicy::DenyNew, 65 * SECOND);
     lose_database(&mut world);
-    world.pass_time(64 * SECOND);
+    world.pass_time(63 * SECOND);
     let observations = world.observations;
     shake_hands(&mut world, 1);
-    world.pass_time(SECOND);
+    world.pass_time(2 * SECOND);
     assert_eq!(present(&world), [key(1)]);
     assert!(world.observations > observations, "the kernel was read for it");
 }
