@@ -1,6 +1,7 @@
 //! Columns to values. Every column decodes: what a row holds is judged later, and one odd row must
 //! not hide the others.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
@@ -49,11 +50,11 @@ impl<'a> FromSql<'a> for Net {
 }
 
 /// Text of any encoding: a database in SQL_ASCII may hold bytes that are no UTF-8.
-pub(super) struct Text(pub String);
+pub(super) struct Text<'a>(pub Cow<'a, str>);
 
-impl<'a> FromSql<'a> for Text {
+impl<'a> FromSql<'a> for Text<'a> {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
-        Ok(Self(String::from_utf8_lossy(raw).into_owned()))
+        Ok(Self(String::from_utf8_lossy(raw)))
     }
 
     accepts!(TEXT, VARCHAR, BPCHAR, NAME);
@@ -75,8 +76,12 @@ impl<'a> Columns<'a> {
         self.row.try_get(column).map_err(|source| StoreError::Decode { doing, column, source })
     }
 
-    fn text(&self, column: usize) -> Result<String, StoreError> {
-        Ok(self.get::<Text>(column)?.0)
+    fn text<T: From<Cow<'a, str>>>(&self, column: usize) -> Result<T, StoreError> {
+        Ok(self.get::<Text<'a>>(column)?.0.into())
+    }
+
+    fn key(&self, column: usize) -> Result<KeyText, StoreError> {
+        Ok(KeyText::parse(&self.get::<Text<'a>>(column)?.0))
     }
 }
 
@@ -89,10 +94,14 @@ pub(super) fn gateway(
     let gateway = GatewayRow {
         id: columns.get::<Uuid>(3)?.into(),
         name: columns.text(4)?,
-        public_key: KeyText::parse(&columns.text(5)?),
+        public_key: columns.key(5)?,
         listen_port: columns.get(6)?,
         vpn_cidr: columns.get::<Net>(7)?.0,
-        dns_servers: columns.get::<Vec<Text>>(8)?.into_iter().map(|text| text.0).collect(),
+        dns_servers: columns
+            .get::<Vec<Text<'_>>>(8)?
+            .into_iter()
+            .map(|text| text.0.into())
+            .collect(),
         active: columns.get(9)?,
         allocated_address: columns.get::<Option<Net>>(10)?.map(|net| net.0.addr()),
     };
@@ -111,13 +120,17 @@ pub(super) fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError
         id: columns.get::<Uuid>(0)?.into(),
         device_id,
         user_id: columns.get::<Uuid>(2)?.into(),
-        device_name: columns.text(3)?.into(),
-        username: columns.text(4)?.into(),
-        public_key: KeyText::parse(&columns.text(5)?),
+        device_name: columns.text(3)?,
+        username: columns.text(4)?,
+        public_key: columns.key(5)?,
         assigned_ip: columns.get::<Net>(6)?.0,
-        preshared_key: columns.get::<Option<Text>>(7)?.map(|text| text.0.into()),
+        preshared_key: columns.get::<Option<Text<'_>>>(7)?.map(|text| text.0.into()),
         allowed_ips: columns.get::<Vec<Net>>(8)?.into_iter().map(|net| net.0).collect(),
-        dns_servers: columns.get::<Vec<Text>>(9)?.into_iter().map(|text| text.0.into()).collect(),
+        dns_servers: columns
+            .get::<Vec<Text<'_>>>(9)?
+            .into_iter()
+            .map(|text| text.0.into())
+            .collect(),
         bars: Bars::from_bits(columns.get::<i16>(10)?.cast_unsigned()),
         revoked_at: columns.get(11)?,
         allocation: match columns.get::<Option<Uuid>>(12)?.map(DeviceId) {
@@ -143,7 +156,7 @@ pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreE
         columns.get::<Vec<Net>>(5)?.into_iter().map(|net| net.0).collect();
     destinations.sort_unstable();
     destinations.dedup();
-    let types = columns.get::<Vec<Text>>(6)?;
+    let types = columns.get::<Vec<Text<'_>>>(6)?;
     let ids = columns.get::<Vec<Uuid>>(7)?;
     let dangling = columns.get::<Vec<bool>>(8)?;
     let mut targets: Vec<TargetRow> = types
@@ -162,23 +175,23 @@ pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreE
         id: columns.get::<Uuid>(0)?.into(),
         name: columns.text(1)?,
         priority: columns.get(2)?,
-        effect: effect(columns.text(3)?),
+        effect: effect(columns.get::<Text<'_>>(3)?.0),
         full_tunnel: columns.get(4)?,
         destinations,
         targets,
     })
 }
 
-fn effect(word: String) -> Effect {
-    match word.as_str() {
+fn effect(word: Cow<'_, str>) -> Effect {
+    match &*word {
         "allow" => Effect::Allow,
         "deny" => Effect::Deny,
         _ => Effect::Unknown(word.into()),
     }
 }
 
-fn target_kind(word: String) -> TargetType {
-    match word.as_str() {
+fn target_kind(word: Cow<'_, str>) -> TargetType {
+    match &*word {
         "user" => TargetType::User,
         "device" => TargetType::Device,
         "group" => TargetType::Group,

@@ -42,7 +42,7 @@ impl Store {
         let columns = Columns::of(&row, DOING);
         let hello = Hello {
             gateway_id: columns.get::<Uuid>(0)?.into(),
-            gateway_name: columns.get::<Text>(1)?.0,
+            gateway_name: columns.get::<Text<'_>>(1)?.0.into(),
             schema_version: columns.get(2)?,
             server_version: columns.get(3)?,
         };

@@ -1,12 +1,18 @@
 //! Any sequence of changed rows gives what building anew gives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
-use gatepost::model::{ChangedRows, DesiredState, DeviceId, PeerRow, PolicyRow, Standing, UserId};
+use gatepost::model::{
+    Allocation, Bars, ChangedRows, DesiredState, DeviceId, Effect, GroupId, KeyText, MembershipRow,
+    PeerId, PeerRow, PolicyId, PolicyRow, PublicKey, Standing, TargetRow, TargetType, UserId,
+};
 use gatepost::plan::{ModelKernel, Scope, plan};
+use ipnet::IpNet;
 use proptest::prelude::*;
 
-use super::rows::{NOW_SECS, Tables, at, groups, id, peer_row, policy_row, tables};
+use super::rows::{NOW_SECS, Tables, at, groups, id, local, peer_row, policy_row, tables};
+use super::world::quiet_world;
 
 pub fn assert_same(one: &DesiredState, other: &DesiredState) {
     assert_eq!(one.peers(), other.peers());
@@ -155,4 +161,79 @@ proptest! {
         state.suspend_all_but(None);
         assert_same(&state, &before);
     }
+}
+
+/// Row `n` of many, in no order: some with a key or an address that another has, some barred, some
+/// whose revocation lies ahead, of users with few different groups.
+fn row_of_many(n: u32) -> PeerRow {
+    let scattered = n.wrapping_mul(2_654_435_761);
+    let id = |kind: u8, number: u32| {
+        uuid::Uuid::from_fields(number, kind.into(), 0, &u64::from(number).to_be_bytes())
+    };
+    let mut key = [7; 32];
+    key[..4].copy_from_slice(&(if n % 50 == 0 { n + 1 } else { n }).to_be_bytes());
+    let address = Ipv4Addr::from(0x0a40_0010 + if n % 70 == 0 { n + 1 } else { n });
+    PeerRow {
+        id: PeerId(id(2, scattered)),
+        device_id: DeviceId(id(3, scattered)),
+        user_id: UserId(id(4, n / 3)),
+        device_name: "laptop".into(),
+        username: "user".into(),
+        public_key: KeyText::Key(PublicKey::from_bytes(key).unwrap()),
+        assigned_ip: IpNet::from(IpAddr::from(address)),
+        preshared_key: None,
+        allowed_ips: Box::new(["0.0.0.0/0".parse().unwrap()]),
+        dns_servers: if n % 11 == 0 { Box::new(["10.0.0.54".into()]) } else { Box::new([]) },
+        bars: if n % 13 == 0 { Bars::DEVICE_STATUS } else { Bars::default() },
+        revoked_at: (n % 17 == 0).then(|| at(NOW_SECS + u64::from(n))),
+        allocation: Allocation::Held,
+        created_at: at(u64::from(n % 5)),
+    }
+}
+
+#[test]
+fn many_rows_at_once_are_what_they_are_one_by_one() {
+    let mut world = quiet_world().tables.snapshot();
+    world.gateway.vpn_cidr = "10.64.0.0/16".parse().unwrap();
+    let target = |target_type, target_id| TargetRow { target_type, target_id, dangling: false };
+    let policy = |number, targets| PolicyRow {
+        id: PolicyId(id(6, number)),
+        name: format!("policy-{number}"),
+        priority: 100,
+        effect: Effect::Allow,
+        full_tunnel: false,
+        destinations: vec![format!("172.16.{number}.0/24").parse().unwrap()],
+        targets,
+    };
+    let rows: Vec<PeerRow> = (1..=6_000).map(row_of_many).collect();
+    world.policies = vec![
+        policy(1, vec![target(TargetType::Group, id(5, 1))]),
+        policy(2, vec![target(TargetType::Group, id(5, 2))]),
+        policy(3, vec![target(TargetType::User, rows[30].user_id.0)]),
+        policy(4, vec![target(TargetType::Device, rows[60].device_id.0)]),
+    ];
+    let groups = |n: u8| [1, 2].into_iter().filter(move |group| n & group > 0);
+    let membership = |row: &PeerRow| MembershipRow {
+        user_id: row.user_id,
+        group_ids: groups(row.user_id.0.as_bytes()[15]).map(|n| GroupId(id(5, n))).collect(),
+    };
+    world.memberships = rows.iter().step_by(3).map(membership).collect();
+    let mut state = DesiredState::build(local(), world.clone()).unwrap();
+    let mut devices = BTreeMap::new();
+    for row in &rows {
+        devices.insert(row.device_id, vec![row.clone()]);
+    }
+    let memberships = world.memberships.iter();
+    state.apply(ChangedRows {
+        peers: devices,
+        memberships: memberships.map(|it| (it.user_id, it.group_ids.clone())).collect(),
+        policies: BTreeMap::new(),
+        taken_at: world.taken_at,
+    });
+    world.peers.extend(rows);
+    let at_once = DesiredState::build(local(), world).unwrap();
+    assert!(at_once.peers().len() > 5_000 && at_once.quarantined_count() > 100);
+    let profiles: BTreeSet<_> = at_once.firewall().assignments.values().collect();
+    assert!(profiles.len() >= 10, "{} profiles", profiles.len());
+    assert_same(&at_once, &state);
 }

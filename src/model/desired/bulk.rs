@@ -4,9 +4,11 @@
 //! looks for its place. What does not need each other is done at the same time.
 
 use std::collections::BTreeSet;
+use std::mem::take;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::thread;
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::SystemTime;
 
 use foldhash::{HashMap, HashMapExt};
@@ -79,9 +81,18 @@ impl DesiredState {
         let prefixes = assignments.iter().map(|(prefix, _)| *prefix);
         self.outside = prefixes.filter(|prefix| !self.covers(prefix)).collect();
         self.aggregate_routes();
-        self.entries = entries.into_iter().collect();
-        self.peers = peers.into_iter().collect();
-        self.firewall.assignments = assignments.into_iter().collect();
+        let admitted = Mutex::new((peers, assignments));
+        let taken = || take(&mut *admitted.lock().unwrap_or_else(PoisonError::into_inner));
+        let ((peers, assignments), entries) = at_once(
+            entries.len(),
+            || {
+                let (peers, assignments) = taken();
+                (peers.into_iter().collect(), assignments.into_iter().collect())
+            },
+            || entries.into_iter().collect(),
+        );
+        self.entries = entries;
+        (self.peers, self.firewall.assignments) = (peers, assignments);
     }
 }
 
@@ -171,8 +182,13 @@ fn at_once<A: Send, B>(
     thread::scope(|scope| {
         let thread = thread::Builder::new().spawn_scoped(scope, &one).ok();
         let other = other();
-        // Without a thread it is done here.
-        (thread.and_then(|thread| thread.join().ok()).unwrap_or_else(&one), other)
+        let one = match thread.map(ScopedJoinHandle::join) {
+            Some(Ok(one)) => one,
+            Some(Err(panic)) => resume_unwind(panic),
+            // There are no threads left: it is done here.
+            None => one(),
+        };
+        (one, other)
     })
 }
 
