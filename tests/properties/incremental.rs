@@ -166,13 +166,14 @@ proptest! {
 /// Row `n` of many, in no order: some with a key or an address that another has, some barred, some
 /// whose revocation lies ahead, of users with few different groups.
 fn row_of_many(n: u32) -> PeerRow {
+    let every = |count: u32| n.is_multiple_of(count);
     let scattered = n.wrapping_mul(2_654_435_761);
     let id = |kind: u8, number: u32| {
         uuid::Uuid::from_fields(number, kind.into(), 0, &u64::from(number).to_be_bytes())
     };
     let mut key = [7; 32];
-    key[..4].copy_from_slice(&(if n % 50 == 0 { n + 1 } else { n }).to_be_bytes());
-    let address = Ipv4Addr::from(0x0a40_0010 + if n % 70 == 0 { n + 1 } else { n });
+    key[..4].copy_from_slice(&(if every(50) { n + 1 } else { n }).to_be_bytes());
+    let address = Ipv4Addr::from(0x0a40_0010 + if every(70) { n + 1 } else { n });
     PeerRow {
         id: PeerId(id(2, scattered)),
         device_id: DeviceId(id(3, scattered)),
@@ -183,9 +184,9 @@ fn row_of_many(n: u32) -> PeerRow {
         assigned_ip: IpNet::from(IpAddr::from(address)),
         preshared_key: None,
         allowed_ips: Box::new(["0.0.0.0/0".parse().unwrap()]),
-        dns_servers: if n % 11 == 0 { Box::new(["10.0.0.54".into()]) } else { Box::new([]) },
-        bars: if n % 13 == 0 { Bars::DEVICE_STATUS } else { Bars::default() },
-        revoked_at: (n % 17 == 0).then(|| at(NOW_SECS + u64::from(n))),
+        dns_servers: if every(11) { Box::new(["10.0.0.54".into()]) } else { Box::new([]) },
+        bars: if every(13) { Bars::DEVICE_STATUS } else { Bars::default() },
+        revoked_at: every(17).then(|| at(NOW_SECS + u64::from(n))),
         allocation: Allocation::Held,
         created_at: at(u64::from(n % 5)),
     }
