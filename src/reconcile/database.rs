@@ -18,13 +18,14 @@ pub(super) struct Connection {
     pub chosen: Chosen,
 }
 
-/// Asks who we are here, and listens where that suits. `present`: the mode of before.
+/// Asks who we are here, and listens where that suits. `configured`: `None` for who makes one pass,
+/// and leaves no trace of having followed the database. `present`: the mode of before.
 ///
 /// # Errors
 /// In words, with the way out.
 pub(super) async fn connect(
     store: &Store,
-    configured: SyncMode,
+    configured: Option<SyncMode>,
     gateway: &str,
     present: Option<Mode>,
 ) -> Result<Connection, String> {
@@ -34,7 +35,10 @@ pub(super) async fn connect(
         let configured = gateway.to_owned();
         return Err(RunError::OtherGateway { bound, configured }.to_string());
     }
-    let chosen = choose(store, configured, &hello, present).await?;
+    let chosen = match configured {
+        Some(configured) => choose(store, configured, &hello, present).await?,
+        None => Chosen::for_one_pass(),
+    };
     Ok(Connection { hello, chosen })
 }
 

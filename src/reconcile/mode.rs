@@ -35,6 +35,20 @@ pub struct Chosen {
     pub unwatched: Vec<String>,
 }
 
+impl Chosen {
+    /// Nothing is to be learnt but what is read at once.
+    #[must_use]
+    pub fn for_one_pass() -> Self {
+        Self {
+            mode: Mode::Poll,
+            why: "one pass only".to_owned(),
+            listener: None,
+            until: Until::Reconfigured,
+            unwatched: Vec::new(),
+        }
+    }
+}
+
 /// How long a mode stays the right one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {

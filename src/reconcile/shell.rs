@@ -120,6 +120,7 @@ pub async fn run_once<D: Host>(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     let (mut shell, mut events) = Shell::new(options, status);
+    shell.mode = None;
     let ended = shell.make_one_pass(&mut events, &mut stop).await;
     shell.wind_up(&mut events).await;
     // The process ends next, which frees all at once; piece by piece it would take as long as to
@@ -141,7 +142,8 @@ pub(super) enum Inner {
 pub(super) struct Shell<D> {
     pub(super) machine: Machine,
     pub(super) store: Store,
-    pub(super) mode: SyncMode,
+    /// `None`: no change is to be learnt of.
+    pub(super) mode: Option<SyncMode>,
     pub(super) in_use: Option<InUse>,
     pub(super) dataplane: DataplaneHandle<D>,
     pub(super) dataplane_gone: bool,
@@ -181,7 +183,7 @@ impl<D: Host> Shell<D> {
         let shell = Self {
             machine: Machine::new(options.machine, now),
             store: options.store,
-            mode: options.mode,
+            mode: Some(options.mode),
             in_use: None,
             dataplane: options.dataplane,
             dataplane_gone: false,
