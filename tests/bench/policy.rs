@@ -33,8 +33,6 @@ use table::{base, load, observed};
 /// Peers and distinct profiles. In the last ones no user is like another.
 const SIZES: [(u32, u32); 4] =
     [(10_000, 1_000), (100_000, 1_000), (100_000, 20_000), (100_000, 100_000)];
-/// The `nft` program takes minutes and gigabytes for more.
-const NFT_PROFILES: u32 = 20_000;
 const ADDED: u32 = 200;
 const ADDED_OF_ITS_OWN: u32 = 20;
 const ADDED_BY_NFT: u32 = 9;
@@ -77,23 +75,20 @@ fn measure(peers: u32, profiles: u32) {
     let read = read.unwrap();
     assert!(read == observed(&base(), world), "what was loaded is read back");
 
-    let by_program = (profiles <= NFT_PROFILES).then(|| reload(&netns));
+    let (text, program) = reload(&netns);
     let added = add(&mut nft, &read, peers);
     let own = quantile(&add_own(&mut nft, &read, peers, profiles), 50);
     // The first has a chain; the last one of many is in a block.
     let edited = [1, profiles].map(|id| quantile(&edit(&mut nft, read.clone(), ProfileId(id)), 50));
-    let (text, program) = by_program.unzip();
-    let text = text.map_or("-".to_owned(), |took| format!("{:.0} ms", millis(took)));
     let one_more = quantile(&added, 50);
-    let by_nft = program.map_or("-".to_owned(), |took| format!("{:.1} ms", millis(took)));
-    let ratio = program.map_or("-".to_owned(), |took| {
-        format!("{:.0} x", took.as_secs_f64() / one_more.as_secs_f64())
-    });
+    let ratio = program.as_secs_f64() / one_more.as_secs_f64();
     let one_more = format!("{:.3} ({:.3}) ms", millis(one_more), millis(quantile(&added, 99)));
     println!(
-        "{peers:>9} {profiles:>9} {:>7.0} ms {text:>10} {:>7.0} ms {one_more:>18} {by_nft:>9} {ratio:>8} {:>7.2} ms {:>7.2} ms {:>7.2} ms",
+        "{peers:>9} {profiles:>9} {:>7.0} ms {:>7.0} ms {:>7.0} ms {one_more:>18} {:>6.1} ms {ratio:>6.0} x {:>7.2} ms {:>7.2} ms {:>7.2} ms",
         millis(loaded),
+        millis(text),
         millis(observe),
+        millis(program),
         millis(own),
         millis(edited[0]),
         millis(edited[1]),
