@@ -150,7 +150,7 @@ impl fmt::Display for Note {
             }
             Self::Stale { since, policy } => write!(
                 f,
-                "the database could not be read for {} s, longer than [stale] after: {}",
+                "no rows could be read and used for {} s, longer than [stale] after: {}",
                 since.as_secs(),
                 match policy {
                     StalePolicy::Keep => "everything stays as it was last told",

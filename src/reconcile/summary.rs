@@ -60,7 +60,9 @@ impl Machine {
             return State::NotReady { why: "the gateway's row is not active".into() };
         }
         if self.stale {
-            return State::NotReady { why: "the database could not be read for too long".into() };
+            return State::NotReady {
+                why: "no rows could be read and used for longer than [stale] after".into(),
+            };
         }
         if let Some(obstacle) = self.obstacle() {
             return State::NotReady { why: obstacle.to_string() };
