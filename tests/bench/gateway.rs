@@ -120,8 +120,10 @@ fn restart(fleet: &Fleet) {
 
 fn memory(fleet: &Fleet, base_kib: u32) {
     fleet.configure(DEFAULT_REPORT);
+    fleet.forget_rows();
     let agent = fleet.start();
     // It has read, proven and kept its rows; the next reading is what it always holds.
+    fleet.await_kept_rows();
     std::thread::sleep(Duration::from_secs(12));
     let resident = agent.memory_kib();
     let each = f64::from(resident.saturating_sub(base_kib)) * 1024.0 / fleet.peers as f64;

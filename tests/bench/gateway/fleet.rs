@@ -102,6 +102,21 @@ impl Fleet {
         agent
     }
 
+    /// No agent has kept the last good rows.
+    pub fn forget_rows(&self) {
+        drop(fs::remove_file(self.lab.folder.path().join("last-good")));
+    }
+
+    /// Until an agent has put the last good rows on disk: until then it holds them twice.
+    pub fn await_kept_rows(&self) {
+        let file = self.lab.folder.path().join("last-good");
+        let deadline = Instant::now() + Duration::from_secs(300);
+        while !file.exists() {
+            assert!(Instant::now() < deadline, "no rows kept in 300 s:\n{}", self.lab.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// How many passes proved the kernel equal.
     pub fn passes(&self) -> u64 {
         self.lab.status()["sync"]["passes"].as_u64().unwrap()
