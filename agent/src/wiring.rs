@@ -55,21 +55,16 @@ pub struct Prepared<'a> {
 
 type GatewayHost = Host<Nft>;
 
-/// Who asks: the unit may hand its agent keys that a command beside it does not get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Caller {
-    Agent,
-    /// Without any key, all who have a preshared key would be left out, and so be cut off or shown as
-    /// cut off: then nothing is done at all.
-    Command,
-}
-
-/// Reads every secret and setting, and touches nothing: what only a person can mend shows here.
-pub fn prepare(config: &Config, caller: Caller) -> Result<Prepared<'_>, WiringError> {
+/// Reads every secret and setting, and touches nothing: what only a person can mend shows here. The
+/// unit may hand its agent keys that a command beside it does not get: a command refuses without any.
+pub fn prepare(
+    config: &Config,
+    without_psk_keys: WithoutPskKeys,
+) -> Result<Prepared<'_>, WiringError> {
     Ok(Prepared {
         config,
         gateway: config.gateway_name()?,
-        machine: machine_options(config, caller)?,
+        machine: machine_options(config, without_psk_keys)?,
         store: Store::connect(&database::options(config)?)?,
     })
 }
@@ -162,7 +157,10 @@ pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {
         .await?
 }
 
-fn machine_options(config: &Config, caller: Caller) -> Result<MachineOptions, WiringError> {
+fn machine_options(
+    config: &Config,
+    without_psk_keys: WithoutPskKeys,
+) -> Result<MachineOptions, WiringError> {
     let local = Local {
         interface: config.interface.name.clone(),
         private_key: read_private_key(config)?,
@@ -174,10 +172,7 @@ fn machine_options(config: &Config, caller: Caller) -> Result<MachineOptions, Wi
         deny_log: config.firewall.deny_log,
         flush_conntrack: config.firewall.flush_conntrack,
         psk_keys: read_psk_keys(config)?.unwrap_or_default(),
-        without_psk_keys: match caller {
-            Caller::Agent => WithoutPskKeys::LeaveOut,
-            Caller::Command => WithoutPskKeys::Refuse,
-        },
+        without_psk_keys,
     };
     let sync = &config.sync;
     Ok(MachineOptions {

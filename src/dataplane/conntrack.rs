@@ -53,7 +53,7 @@ pub fn lists_flows() -> Result<bool, NetlinkError> {
     let get = NetfilterMessage::new(header, ConntrackMessage::Get(vec![]));
     let first = Channel::open(NETLINK_NETFILTER)?.first_of_dump(get, |(), _, _| Ok(()));
     match first {
-        Err(error) if is_unheard_of(&error) => Ok(false),
+        Err(error) if error.refusal().is_some_and(is_unheard_of) => Ok(false),
         first => first.map(|()| true),
     }
 }
@@ -122,7 +122,11 @@ fn cut_family(
         Ok(())
     });
     let flows = match dumped {
-        Err(error) if is_unheard_of(&error) && !Path::new(TRACKED).exists() => return Ok(()),
+        Err(error)
+            if error.refusal().is_some_and(is_unheard_of) && !Path::new(TRACKED).exists() =>
+        {
+            return Ok(());
+        }
         dumped => dumped?,
     };
     let verdicts = channel.transact(flows.into_iter().map(Request::new))?;
@@ -131,8 +135,8 @@ fn cut_family(
 
 /// Nobody in the kernel answers for tracked flows: the module is not there that lists them, perhaps
 /// because there is none to list.
-pub(super) fn is_unheard_of(error: &NetlinkError) -> bool {
-    matches!(error.refusal(), Some(Errno::EINVAL | Errno::EOPNOTSUPP))
+pub(super) const fn is_unheard_of(refusal: Errno) -> bool {
+    matches!(refusal, Errno::EINVAL | Errno::EOPNOTSUPP)
 }
 
 /// Whether one of the addresses is the source of the first packet, or of the answer to it.

@@ -64,7 +64,7 @@ impl Consequence {
 
 /// The kernel's refusal in words: what, why, and what to do about it.
 pub(super) fn explain(step: &Step, error: &NetlinkError) -> String {
-    let remedy = error.refusal().and_then(|errno| remedy(step, error, errno));
+    let remedy = error.refusal().and_then(|errno| remedy(step, errno));
     match remedy {
         Some(remedy) => format!("{error}; {remedy}"),
         None => error.to_string(),
@@ -86,7 +86,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn remedy(step: &Step, error: &NetlinkError, errno: Errno) -> Option<String> {
+fn remedy(step: &Step, errno: Errno) -> Option<String> {
     let text = match (step, errno) {
         (Step::CreateLink { name, .. }, Errno::EEXIST) => format!(
             "a link {name} exists already: `ip -d link show {name}` says what it is; rename it, or \
@@ -125,7 +125,7 @@ fn remedy(step: &Step, error: &NetlinkError, errno: Errno) -> Option<String> {
         (Step::AddPeer { .. } | Step::WidenPeer { .. }, Errno::EINVAL) => {
             "one of its prefixes or keys is not what WireGuard takes".to_owned()
         }
-        (Step::CutFlows { .. }, _) if is_unheard_of(error) => {
+        (Step::CutFlows { .. }, errno) if is_unheard_of(errno) => {
             "tracked flows cannot be listed, and who gets an address would inherit them: load the \
              module `nf_conntrack_netlink`, or set `firewall.flush_conntrack` to false"
                 .to_owned()

@@ -103,8 +103,7 @@ fn restart(fleet: &Fleet) {
         ours: words(ours),
         beside: format!("{} `wg show dump`", words(dump)),
         ratio: Some(ours.as_secs_f64() / dump.as_secs_f64()),
-        // With few peers it is the start of the program and its talk with the database.
-        bar: if fleet.peers < 100_000 { Bar::None } else { Bar::Ratio(3.0) },
+        bar: Bar::Ratio(3.0),
     }
     .print();
     Row {

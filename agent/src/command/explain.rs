@@ -6,8 +6,8 @@ use crate::config::Config;
 use crate::control::{Client, ControlError};
 use crate::exit::{CommandError, Exit};
 use crate::output;
-use crate::wiring::Caller;
 use crate::{command, wiring};
+use gatepost::model::WithoutPskKeys;
 
 /// Asks the running agent, which knows the kernel's counters; without one, the database.
 ///
@@ -22,8 +22,9 @@ pub fn explain(
     let asked = Client::new(&config.control.socket).explain(who, &destination.to_string());
     let explanation = match asked {
         Err(ControlError::NoAgent { .. }) => {
-            let explaining =
-                async { wiring::prepare(config, Caller::Command)?.explain(who, destination).await };
+            let explaining = async {
+                wiring::prepare(config, WithoutPskKeys::Refuse)?.explain(who, destination).await
+            };
             command::small_runtime()?.block_on(explaining)?
         }
         answered => answered?,

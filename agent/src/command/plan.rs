@@ -3,8 +3,8 @@
 use crate::config::Config;
 use crate::exit::{CommandError, Exit};
 use crate::output::{self, count, harmless};
-use crate::wiring::Caller;
 use crate::{command, wiring};
+use gatepost::model::WithoutPskKeys;
 use gatepost::reconcile::status::PlanReport;
 
 /// Reads the database and the kernel, and prints the steps between them.
@@ -13,7 +13,7 @@ use gatepost::reconcile::status::PlanReport;
 /// Either cannot be read.
 pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
     let report = command::small_runtime()?
-        .block_on(async { wiring::prepare(config, Caller::Command)?.plan().await })?;
+        .block_on(async { wiring::prepare(config, WithoutPskKeys::Refuse)?.plan().await })?;
     if json {
         output::print_json(&report)?;
     } else {

@@ -14,8 +14,8 @@ use crate::exit::{CommandError, Exit};
 use crate::handles::{Ask, LoopEnd, Watcher, pair};
 use crate::output::{Style, print};
 use crate::telemetry::MetricsServer;
-use crate::wiring::Caller;
 use crate::{systemd, wiring};
+use gatepost::model::WithoutPskKeys;
 use gatepost::reconcile::status::{AgentStatus, Status, Timestamp};
 
 /// Runs until stopped; with `once` for one pass.
@@ -59,8 +59,8 @@ async fn serve(
     stop: watch::Sender<bool>,
 ) -> Result<(), CommandError> {
     // Everything that only a person can mend is found before anything is touched.
-    let caller = if once { Caller::Command } else { Caller::Agent };
-    let prepared = wiring::prepare(config, caller)?;
+    let without_psk_keys = if once { WithoutPskKeys::Refuse } else { WithoutPskKeys::LeaveOut };
+    let prepared = wiring::prepare(config, without_psk_keys)?;
     let control = Server::bind(&config.control.socket)?;
     let signals = Signals::new()?;
     // Dropped, and with it every task, when the loop has ended.

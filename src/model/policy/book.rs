@@ -122,9 +122,11 @@ impl PolicyBook {
             }
         }
         if !group_ids.is_empty() {
-            let known = self.group_sets.get(&group_ids).cloned();
-            let groups = known.unwrap_or_else(|| Arc::new(group_ids));
-            self.group_sets.insert(Arc::clone(&groups));
+            let groups = self.group_sets.get(&group_ids).cloned().unwrap_or_else(|| {
+                let groups = Arc::new(group_ids);
+                self.group_sets.insert(Arc::clone(&groups));
+                groups
+            });
             self.groups.insert(user_id, groups);
         }
         let matters = changed.iter().any(|id| self.aimed_at.contains_key(&Target::Group(*id)));
