@@ -56,8 +56,8 @@ impl Store {
 
         let (snapshot, epoch, taken_at, gateway) = decode::gateway(&gateway, DOING)?;
         let (mut peers, mut memberships, mut policies) = (peers?, memberships?, policies?);
-        // Rows are large: the ids are sorted, and each row is moved once.
-        peers.sort_by_cached_key(|peer| peer.id);
+        // In place: what a sort by cached keys allocates makes the allocator keep 80 MiB for good.
+        peers.sort_unstable_by_key(|peer| peer.id);
         memberships.sort_unstable_by_key(|membership| membership.user_id);
         policies.sort_unstable_by_key(|policy| policy.id);
         let settings =
