@@ -59,6 +59,10 @@ impl Crowd {
         tokio::time::timeout(PATIENCE, all).await.expect("every agent gets ready");
         let agreed = tokio::time::timeout(PATIENCE, crowd.agree()).await;
         agreed.expect("all choose the same mode");
+        for agent in &crowd.agents {
+            // One that is not told of changes measures something else: it reads everything instead.
+            assert_eq!(agent.status.borrow().warnings, [""; 0]);
+        }
         while crowd.writes.try_recv().is_ok() {}
         crowd
     }

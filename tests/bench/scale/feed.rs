@@ -8,7 +8,7 @@ use gatepost::store::{Cursor, Handshake, Read};
 use uuid::Uuid;
 
 use super::figures::{Bar, Row, grouped, median, timed, words};
-use super::fleet::{Fleet, LOUD, SILENT};
+use super::fleet::{Fleet, silence, unsilence};
 
 const REPORTED: usize = 10_000;
 const DELTAS: [usize; 3] = [1, 100, 1_000];
@@ -36,8 +36,9 @@ pub async fn measure(fleet: &Fleet<'_>) {
 fn bulk_update(fleet: &Fleet<'_>) {
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for round in 0..3 {
-        for (times, triggers) in [(&mut without, SILENT), (&mut with, LOUD)] {
-            fleet.sql(triggers);
+        for (times, triggers) in [(&mut without, "off"), (&mut with, "on")] {
+            let switch = if triggers == "on" { unsilence } else { silence };
+            fleet.sql(&switch("devices"));
             fleet.sql("vacuum full devices");
             fleet.sql("checkpoint");
             let status = format!("{round} {triggers}");
@@ -56,10 +57,7 @@ async fn policy_for_everybody(fleet: &Fleet<'_>) {
         select p.id, 'group', g.id from policies p, groups g
         where p.name = 'policy7' and g.name = 'everybody'";
     let take = "delete from policy_targets where target_id = (select id from groups where name = 'everybody')";
-    let switch = [
-        "alter table policy_targets disable trigger user",
-        "alter table policy_targets enable trigger user",
-    ];
+    let switch = [silence("policy_targets"), unsilence("policy_targets")];
     let read = statement(fleet, "policy given to a group", give, take, switch, Some(1)).await;
     let users = fleet.sql("select count(*) from users").parse().unwrap();
     let size = format!("{} users", grouped(users));
@@ -72,10 +70,7 @@ async fn membership(fleet: &Fleet<'_>) {
         where g.name = 'group400' and u.username = 'user1'";
     let leave = "delete from group_memberships where group_id = (select id from groups where name = 'group400')
         and user_id = (select id from users where username = 'user1')";
-    let switch = [
-        "alter table group_memberships disable trigger user",
-        "alter table group_memberships enable trigger user",
-    ];
+    let switch = [silence("group_memberships"), unsilence("group_memberships")];
     let read = statement(fleet, "one user enters a group", join, leave, switch, Some(1)).await;
     plain("delta of one user who entered a group", fleet.size(), read, Bar::None);
 }
@@ -86,7 +81,7 @@ async fn statement(
     what: &str,
     doing: &str,
     undoing: &str,
-    [off, on]: [&str; 2],
+    [off, on]: [String; 2],
     marks: Option<usize>,
 ) -> Duration {
     let store = fleet.store(1);
@@ -94,7 +89,7 @@ async fn statement(
     let (mut with, mut without, mut reads) = (Vec::new(), Vec::new(), Vec::new());
     let (_, mut cursor) = store.snapshot().await.unwrap();
     for _ in 0..ROUNDS {
-        for (times, triggers) in [(&mut without, off), (&mut with, on)] {
+        for (times, triggers) in [(&mut without, &off), (&mut with, &on)] {
             admin.batch_execute(triggers).await.unwrap();
             admin.batch_execute("truncate gatepost.change").await.unwrap();
             let started = Instant::now();
@@ -102,8 +97,8 @@ async fn statement(
             times.push(started.elapsed());
             let found = fleet.sql("select count(*) from gatepost.change");
             let found: usize = found.parse().unwrap();
-            assert!(triggers == off || marks.is_none_or(|marks| marks == found), "{found} marks");
-            if triggers == on {
+            assert!(triggers == &off || marks.is_none_or(|marks| marks == found), "{found} marks");
+            if triggers == &on {
                 reads.push(changed(&store, &mut cursor).await);
             }
             admin.batch_execute(undoing).await.unwrap();

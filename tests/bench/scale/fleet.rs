@@ -11,9 +11,24 @@ use gatepost::store::{ConnectOptions, CreateRole, Store, grant, migrate};
 use super::figures::{grouped, median, timed};
 use super::postgres::Cluster;
 
-/// Our triggers on `devices`, off and on.
-pub const SILENT: &str = "alter table devices disable trigger user";
-pub const LOUD: &str = "alter table devices enable trigger user";
+/// Turns our triggers on a table off.
+pub fn silence(table: &str) -> String {
+    format!("alter table {table} disable trigger user")
+}
+
+/// Turns them on again as they were installed: to fire in every session. Agents take any others for
+/// missing, and read everything again and again.
+pub fn unsilence(table: &str) -> String {
+    format!(
+        "do $$ declare ours name; begin
+             for ours in select tgname from pg_trigger
+                 where tgrelid = '{table}'::regclass and not tgisinternal
+             loop
+                 execute format('alter table {table} enable always trigger %I', ours);
+             end loop;
+         end $$"
+    )
+}
 
 /// Gateways `g1`, `g2`, ..., each with a role and an equal share of the peers. Every user has five
 /// devices and is in three of 501 groups: one group holds everybody. 1,000 policies.

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use super::bouncer::Bouncer;
 use super::crowd::{Crowd, Write};
 use super::figures::{Bar, Row, grouped, median, quantile, words};
-use super::fleet::{Fleet, LOUD, SILENT};
+use super::fleet::{Fleet, silence, unsilence};
 use super::meter::Meter;
 use super::postgres::bin;
 
@@ -66,9 +66,9 @@ pub async fn rates(fleet: &Fleet<'_>, cases: &[Case]) -> Vec<Measured> {
              from devices d where id not in (select id from probed);
          create unique index on numbered (n); analyze numbered"
     ));
-    fleet.sql(SILENT);
+    fleet.sql(&silence("devices"));
     let bare = Writers::start(fleet).rate().await;
-    fleet.sql(LOUD);
+    fleet.sql(&unsilence("devices"));
     row("8 writers' commits a second", "no agent".into(), bare, bare, None);
     let with_triggers = Writers::start(fleet).rate().await;
     row("8 writers' commits a second", "our triggers, no agent".into(), with_triggers, bare, None);
