@@ -75,7 +75,13 @@ impl State {
         server.set_nodelay(true)?;
         let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
         let (mut from_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
-        self.open.lock().unwrap().push((client, server));
+        let mut open = self.open.lock().unwrap();
+        if self.refusing.load(Ordering::SeqCst) {
+            // Since we asked. What is open is cut under this lock.
+            return Ok(());
+        }
+        open.push((client, server));
+        drop(open);
         thread::spawn(move || {
             let _ = io::copy(&mut from_client, &mut to_server);
             let _ = to_server.shutdown(Shutdown::Write);
