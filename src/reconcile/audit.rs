@@ -1,13 +1,16 @@
 //! What a pass and a reading leave behind for the database and the journal.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::Machine;
 use super::event::{Action, Note, Now};
-use super::ledger::{applied_entry, quarantine_entry, revoked_entry, session_entry};
+use super::ledger::{
+    applied_entry, peer_name, quarantine_entry, released_entry, revoked_entry, session_entry,
+};
 use super::pass::Pass;
 use crate::model::{Departed, DesiredState, GatewayId, PolicyId, PublicKey, Traffic};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
@@ -161,19 +164,20 @@ impl Machine {
         let Some(desired) = &self.desired else { return };
         let mut now_out = BTreeMap::new();
         for (row, reason) in desired.quarantined() {
-            if self.quarantine_said.get(&row.id) != Some(reason) {
+            let (peer, name) = (row.id, peer_name(row));
+            if self.quarantine_said.get(&peer).is_none_or(|(said, _)| said != reason) {
                 self.ledger.audit(quarantine_entry(row, reason));
-                actions.push(Action::Say(Note::Quarantined {
-                    peer: row.id,
-                    name: super::ledger::peer_name(row),
-                    reason: reason.to_string(),
-                }));
+                let (name, reason) = (name.clone(), reason.to_string());
+                actions.push(Action::Say(Note::Quarantined { peer, name, reason }));
             }
-            now_out.insert(row.id, reason.clone());
+            now_out.insert(peer, (reason.clone(), name));
         }
-        let back = self.quarantine_said.keys().filter(|peer| !now_out.contains_key(peer));
-        actions.extend(back.map(|peer| Action::Say(Note::Released { peer: *peer })));
-        self.quarantine_said = now_out;
+        for (peer, (_, name)) in mem::replace(&mut self.quarantine_said, now_out) {
+            if !self.quarantine_said.contains_key(&peer) {
+                self.ledger.audit(released_entry(peer, &name));
+                actions.push(Action::Say(Note::Released { peer, name }));
+            }
+        }
         self.say_ignored(actions);
     }
 

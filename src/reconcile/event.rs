@@ -184,6 +184,7 @@ pub enum Note {
     },
     Released {
         peer: PeerId,
+        name: String,
     },
     /// Part of a setting or a policy has no effect.
     Ignored {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::session::{Seen, SessionEvent};
 use crate::model::policy::{Plain, Quoted};
-use crate::model::{Departed, DesiredState, DeviceId, PeerRow, PolicyId, Reason};
+use crate::model::{Departed, DesiredState, DeviceId, PeerId, PeerRow, PolicyId, Reason};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
 /// More audit entries than this are not kept while the database is away.
@@ -173,6 +173,20 @@ pub fn quarantine_entry(row: &PeerRow, reason: &Reason) -> AuditEntry {
         status: AuditStatus::Warning,
         message: format!("{}: {reason}", peer_name(row)),
         metadata: json!({ "reason": reason.code() }),
+    }
+}
+
+/// The audit entry for a row that was left out, and is not any more: it is obeyed or gone.
+#[must_use]
+pub fn released_entry(peer: PeerId, name: &str) -> AuditEntry {
+    AuditEntry {
+        event: AuditEvent::PeerReleased,
+        entity: Entity::Peer(peer),
+        device_id: None,
+        ip_address: None,
+        status: AuditStatus::Success,
+        message: format!("{name} is no longer quarantined"),
+        metadata: json!({}),
     }
 }
 

@@ -204,7 +204,7 @@ pub struct Machine {
     pub(super) backend: Option<Backend>,
     pub(super) traffic: BTreeMap<PublicKey, Traffic>,
     pub(super) ledger: Ledger,
-    pub(super) quarantine_said: BTreeMap<PeerId, Reason>,
+    pub(super) quarantine_said: BTreeMap<PeerId, (Reason, String)>,
     pub(super) ignored_said: BTreeSet<String>,
     pub(super) due: Due,
     pub(super) totals: Totals,

@@ -20,7 +20,7 @@ pub(super) fn say(note: &Note) {
         }
         Note::Watched => info!(message_id, "{note}"),
         Note::Unwatched { tables } => warn!(message_id, ?tables, "{note}"),
-        Note::Released { peer } => info!(message_id, %peer, "{note}"),
+        Note::Released { peer, name } => info!(message_id, %peer, name, "{note}"),
         Note::DatabaseDown { error, retry_in } => {
             warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");
         }
@@ -133,7 +133,9 @@ impl fmt::Display for Note {
             Self::Quarantined { peer, name, reason } => {
                 write!(f, "{name} is left out: {reason} (peer {peer})")
             }
-            Self::Released { peer } => write!(f, "peer {peer} is no longer left out"),
+            Self::Released { peer, name } => {
+                write!(f, "{name} is no longer quarantined (peer {peer})")
+            }
             Self::Ignored { what } => write!(f, "without effect: {what}"),
             Self::NotifyMissed => {
                 f.write_str("a change was found by the timer: its notification never came")

@@ -1,4 +1,4 @@
-//! `[stale]`: what becomes of the peers when the database could not be read for long.
+//! `[stale]`: what becomes of the peers when no rows could be used for long.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};

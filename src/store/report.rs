@@ -64,6 +64,8 @@ words! {
         /// A peer's packets come from another address than before.
         PeerRoamed = "peer.roamed",
         PeerQuarantined = "peer.quarantined",
+        /// Its row is obeyed again, or gone.
+        PeerReleased = "peer.released",
         /// With the flows cut and the milliseconds it took.
         PeerRevoked = "peer.revoked",
         PolicyApplied = "policy.applied",

@@ -55,10 +55,21 @@ fn bad_rows_are_quarantined_and_the_others_served() {
     pings.await_answers(5);
     assert_eq!(pings.end().lost, 0);
 
-    lab.database.exec(
-        "update wireguard_peers set assigned_ip = '10.99.1.5' where assigned_ip = '10.98.0.5'",
-    );
+    let moved = |from: &str, to: &str| {
+        format!("update wireguard_peers set assigned_ip = '{to}' where assigned_ip = '{from}'")
+    };
+    lab.database.exec(&moved("10.98.0.5", "10.99.1.5"));
     eventually("a corrected row is served", || lab.kernel_peers().len() == 2);
+    let told = |times: u8| {
+        format!(
+            "(select count(*) filter (where event_type = 'peer.quarantined') = {times}
+                 and count(*) filter (where event_type = 'peer.released') = 1
+             from audit_logs where message like 'outside%')"
+        )
+    };
+    eventually("which is told", || lab.database.holds(&told(1)));
+    lab.database.exec(&moved("10.99.1.5", "10.98.0.5"));
+    eventually("and that it is out again, with the same words", || lab.database.holds(&told(2)));
 }
 
 /// Names that would forge lines of a log, or of an answer, and colour a terminal.

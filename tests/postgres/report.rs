@@ -134,8 +134,8 @@ async fn audit_entries_are_stamped_with_the_gateway() {
 async fn what_is_wrong_with_a_row_is_audited_once_until_it_is_something_else() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
-    let entry = |message: &str| AuditEntry {
-        event: AuditEvent::PeerQuarantined,
+    let entry = |event: AuditEvent, message: &str| AuditEntry {
+        event,
         entity: Entity::Peer(gatepost::model::PeerId(ann.peer)),
         device_id: None,
         ip_address: None,
@@ -145,9 +145,14 @@ async fn what_is_wrong_with_a_row_is_audited_once_until_it_is_something_else() {
     };
     let rows = "select count(*) from audit_logs where event_type = 'peer.quarantined'";
     for (message, count) in [("bad key", 1), ("bad key", 1), ("no pool", 2), ("bad key", 3)] {
-        assert_eq!(world.store.audit(&[entry(message)]).await.settled, 1);
+        let quarantined = entry(AuditEvent::PeerQuarantined, message);
+        assert_eq!(world.store.audit(&[quarantined]).await.settled, 1);
         assert_eq!(world.count(rows).await, count, "after {message:?}");
     }
+    let released = entry(AuditEvent::PeerReleased, "well again");
+    let again = entry(AuditEvent::PeerQuarantined, "bad key");
+    assert_eq!(world.store.audit(&[released, again]).await.settled, 2);
+    assert_eq!(world.count(rows).await, 4, "it came back with the same words");
 }
 
 fn started(message: String) -> AuditEntry {
