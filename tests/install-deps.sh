@@ -5,6 +5,7 @@
 #   tests/install-deps.sh TIER...        tiers: build demo test guest bench deny deb
 set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+least_rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
 
 main() {
 	local tier
@@ -31,7 +32,11 @@ die() { echo "install-deps: $*" >&2; exit 1; }
 # --- what each tier needs: a program that proves it, and the package that brings it -------------------
 
 tier_build() {
+	local rust
 	command -v cargo >/dev/null || die "no Rust toolchain: install one from https://rustup.rs, then run this again"
+	rust=$(rustc --version | cut -d ' ' -f 2)
+	printf '%s\n' "$least_rust" "$rust" | sort -CV ||
+		die "Rust $rust is too old: install $least_rust or later from https://rustup.rs, then run this again"
 	need cc gcc libc6-dev
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gatepost::model::{GatewayId, InterfaceName, PublicKey};
+use gatepost::reconcile::parse_destination;
 use ipnet::IpNet;
 use uuid::Uuid;
 
@@ -74,9 +75,10 @@ pub enum Command {
     Peers(JsonArg),
     /// Say whether somebody may reach an address, and why
     Explain {
-        /// A user, a device, a tunnel address or a public key
+        /// A user, a device, user/device, a tunnel address, a public key or an id
         who: String,
         /// The address to reach
+        #[arg(value_parser = parse_destination)]
         destination: IpAddr,
         #[command(flatten)]
         json: JsonArg,
@@ -95,6 +97,7 @@ pub enum Command {
     Key(KeyCommand),
     /// A userspace WireGuard device, in the foreground, until stopped
     Device {
+        /// Of the interface, at most 15 characters
         name: InterfaceName,
         /// Be the device's process itself
         #[arg(long, value_enum, hide = true)]

@@ -9,7 +9,7 @@ use crate::model::{
     AllowedIps, FirewallChange, GatewayId, InterfaceName, Peer, PresharedKey, PrivateKey, PublicKey,
 };
 
-/// When a step happens. The order is the order of the variants, and it is what keeps promise 2.
+/// When a step happens. The order is the order of the variants, and it is what keeps anything from leaking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// Our table exists and forwards nothing ungranted before the link is up, and a link of ours

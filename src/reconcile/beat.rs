@@ -56,9 +56,14 @@ impl Machine {
     /// The kernel is proven to be what the rows of this time say: that is told, unless these are not
     /// what decides now, may be old, or may lack a change that nobody told.
     pub(super) fn tell_synced(&mut self, as_of: SystemTime) {
-        if !self.suspends() && !self.rows_in_doubt && self.unwatched.is_empty() {
+        if self.is_told() && !self.rows_in_doubt {
             self.ledger.synced(as_of);
         }
+    }
+
+    /// Whether the rows decide, and none of their changes goes untold.
+    pub(super) fn is_told(&self) -> bool {
+        !self.suspends() && self.unwatched.is_empty()
     }
 
     /// Whether a beat is due, and the rows were read for it. The kernel was read back: this is it.

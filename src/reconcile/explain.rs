@@ -35,6 +35,16 @@ struct Answer {
 #[derive(Debug)]
 pub struct Answers(Vec<Answer>);
 
+/// An address that somebody asks about.
+///
+/// # Errors
+/// In words.
+pub fn parse_destination(text: &str) -> Result<IpAddr, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| format!("{text:?} is no address: give one such as 172.16.1.20 or fd10::20"))
+}
+
 /// The verdict for what `who` (a user, a device, a tunnel address, a key, an id, or `user/device`)
 /// sends to `destination`.
 ///
@@ -46,9 +56,7 @@ pub(super) fn explain(
     who: &str,
     destination: &str,
 ) -> Result<Answers, String> {
-    let destination: IpAddr = destination.trim().parse().map_err(|_| {
-        format!("{destination:?} is no address: give one such as 172.16.1.20 or fd10::20")
-    })?;
+    let destination = parse_destination(destination)?;
     let matching: Vec<_> = desired.rows().filter(|(row, _)| is_meant(row, who)).collect();
     if matching.is_empty() {
         return Err(format!(

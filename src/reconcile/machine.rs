@@ -293,7 +293,9 @@ impl Machine {
         if !std::mem::replace(&mut self.rows_told, true) {
             self.row_status = self.desired.as_ref().map(RowStatus::of).unwrap_or_default();
         }
-        self.last_proven = self.proven.or(self.last_proven);
+        if self.is_told() {
+            self.last_proven = self.proven.or(self.last_proven);
+        }
         actions
     }
 

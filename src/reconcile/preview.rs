@@ -1,17 +1,20 @@
 //! What a pass would do, and why something passes or not, without a running agent.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use super::MachineOptions;
 use super::database::chain;
 use super::ledger::{name_of, peer_name};
 use super::shell::Host;
-use super::status::{Explanation, PlanReport, PlannedStep};
+use super::status::{self, Explanation, PlanReport, PlannedStep};
 use super::summary::{LISTED_QUARANTINED, quarantined, row_warnings};
 use crate::dataplane::{DataplaneHandle, Reading};
 use crate::model::policy::{Shift, tell};
 use crate::model::{BuildError, DesiredState, KeyText, ObservedState, PeerRow, Standing};
-use crate::plan::{Plan, Scope, Step, plan};
+use crate::plan::guard::{Guard, HeldBack, MaxRemoved, plan_guarded};
+use crate::plan::{Held, PlanError, Scope, Step};
 use crate::store::Store;
 
 /// Why nothing can be said without an agent.
@@ -40,8 +43,12 @@ pub async fn preview<D: Host>(
     dataplane: &DataplaneHandle<D>,
 ) -> Result<PlanReport, PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
-    let plan = plan(&desired, &reading.state, &Scope::Everything).map_err(PreviewError::of)?;
-    Ok(plan_report(&desired, &reading.state, &plan))
+    let limit = match desired.gateway().active {
+        true => machine.max_removed,
+        // That everybody goes is meant.
+        false => MaxRemoved::Percent(100),
+    };
+    plan_report(&desired, &reading.state, limit).map_err(PreviewError::of)
 }
 
 /// Explains without an agent: from the database and the kernel as they are now.
@@ -72,9 +79,14 @@ async fn both_sides<D: Host>(
     Ok((desired, reading.map_err(PreviewError::of)?))
 }
 
-/// A plan in the words of users and devices.
-#[must_use]
-pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan) -> PlanReport {
+/// What a pass changes where more removals than `limit` wait, also in the words of users and devices.
+fn plan_report(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    limit: MaxRemoved,
+) -> Result<PlanReport, PlanError> {
+    let guard = Guard { limit, held: &Held::default(), confirmed: &BTreeSet::new() };
+    let (plan, held) = plan_guarded(desired, observed, &Scope::Everything, guard)?;
     let steps = plan.steps().iter().map(|step| PlannedStep {
         phase: format!("{:?}", step.phase()).to_lowercase(),
         step: step.to_string(),
@@ -83,7 +95,10 @@ pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan
     let policy = tell(desired.policies(), shifts).into_iter().map(|change| change.to_string());
     let words =
         plan.steps().iter().filter_map(|step| in_words(desired, observed, step)).chain(policy);
-    let mut warnings = row_warnings(desired);
+    let (removed, present) = (held.peers().len(), observed.peers.len());
+    let waits = (removed > 0).then_some(HeldBack { removed, present, limit });
+    let warning = waits.map(|held| held.to_string());
+    let mut warnings: Vec<_> = warning.into_iter().chain(row_warnings(desired)).collect();
     warnings.extend(
         quarantined(desired).into_iter().map(|peer| {
             format!("{} is left out: {}", name_of(&peer.user, &peer.device), peer.reason)
@@ -93,7 +108,12 @@ pub fn plan_report(desired: &DesiredState, observed: &ObservedState, plan: &Plan
     if unlisted > 0 {
         warnings.push(format!("and {unlisted} more are left out"));
     }
-    PlanReport { steps: steps.collect(), words: words.collect(), warnings }
+    Ok(PlanReport {
+        steps: steps.collect(),
+        held_back: waits.map(status::HeldBack::from),
+        words: words.collect(),
+        warnings,
+    })
 }
 
 /// What a peer may reach by the kernel's table, and what it should.

@@ -67,6 +67,8 @@ impl Note {
             Self::CannotBuild(_) | Self::CannotPlan(_) => "d050681d68d8498f86b73d3201bc80ad",
             Self::NotConverged { .. } => "025278c9fee943ef89c66cfde16b13af",
             Self::Stale { .. } => "12586575cdf441dba5a21eb19840a2d7",
+            Self::Unwatched { .. } => "3d27fae035eb4671bfbbcd87afd81861",
+            Self::StepRefused { .. } => "37e836371fde4ac89ad47236b66da6c7",
             _ => return None,
         })
     }
@@ -199,9 +201,12 @@ mod tests {
         explained(&Note::GatewayInactive);
         explained(&Note::NotConverged { steps: 1, first: Vec::new(), retry_in: Duration::ZERO });
         explained(&Note::Stale { since: Duration::ZERO, policy: StalePolicy::Keep });
+        explained(&Note::Unwatched { tables: Vec::new() });
+        let (step, error) = <(String, String)>::default();
+        explained(&Note::StepRefused { step, error });
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            10,
+            12,
             "and the agent's start and what it touches not"
         );
     }

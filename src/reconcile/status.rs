@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
+use crate::plan::guard;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +74,7 @@ pub enum State {
     Starting,
     /// The kernel was proven equal to the last good desired state.
     Ready,
-    /// Ready for most: something is left out or late, and an operator should look.
+    /// Ready, but the database is away, or does not tell of all changes.
     Degraded { why: String },
     /// The kernel is not proven equal, or this gateway must not serve.
     NotReady { why: String },
@@ -263,6 +264,12 @@ pub struct HeldBack {
     pub of: u64,
 }
 
+impl From<guard::HeldBack> for HeldBack {
+    fn from(held: guard::HeldBack) -> Self {
+        Self { removals: held.removed as u64, of: held.present as u64 }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct AgentStatus {
     pub version: String,
@@ -336,8 +343,10 @@ pub struct Explanation {
 /// What `gatepost plan` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PlanReport {
-    /// What would change, in the order of the phases. Empty: nothing.
+    /// What would change, in the order of the phases. Empty: nothing but what is held back.
     pub steps: Vec<PlannedStep>,
+    /// What the guard would hold back: it is in no step.
+    pub held_back: Option<HeldBack>,
     /// The same in the words of users, devices and policies.
     pub words: Vec<String>,
     /// Rows left out or partly ignored, one sentence each.
@@ -346,7 +355,7 @@ pub struct PlanReport {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedStep {
-    /// `fence`, `link`, `revoke`, `policy`, `peers`, `routes` or `sweep`.
+    /// `fence`, `link`, `revoke`, `policy`, `peers`, `open`, `routes` or `sweep`.
     pub phase: String,
     /// The step's one stable line.
     pub step: String,

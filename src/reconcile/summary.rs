@@ -20,7 +20,7 @@ pub(super) const LISTED_QUARANTINED: usize = 100;
 impl Machine {
     /// The status as of now. Every figure is of the last proof or reading, none is assumed.
     ///
-    /// What the machine cannot know (versions, the backend, why this mode) is left for the shell.
+    /// What the machine cannot know (versions, why this mode) is left for the shell.
     #[must_use]
     pub fn status(&self) -> Status {
         let desired = self.desired.as_ref();
@@ -47,9 +47,7 @@ impl Machine {
             peers: self.peer_counts(observed.as_ref().map_or(0, |observed| observed.peers.len())),
             quarantined: self.row_status.quarantined.clone(),
             warnings: self.warnings(),
-            held_back: self
-                .held
-                .map(|held| HeldBack { removals: held.removed as u64, of: held.present as u64 }),
+            held_back: self.held.map(HeldBack::from),
             ..Status::default()
         }
     }
@@ -74,6 +72,9 @@ impl Machine {
             return State::Starting;
         }
         match &self.database {
+            Database::Up { .. } if !self.unwatched.is_empty() => {
+                State::Degraded { why: not_told(&self.unwatched) }
+            }
             Database::Up { .. } => State::Ready,
             Database::Down { error, .. } => {
                 State::Degraded { why: format!("the database is away: {error}") }

@@ -15,7 +15,7 @@ pub struct Timing {
     pub resync_interval: Duration,
     /// Between two reports of handshakes.
     pub report_interval: Duration,
-    /// Between two writes of `last_sync_at`, each the proof of a complete reading of the kernel.
+    /// Between two writes of `last_sync_at`, each rests on a reading of the kernel.
     pub heartbeat: Duration,
     /// Seed of the jitter, so that a fleet does not knock all at once.
     pub seed: u64,

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::lab::{GATEWAY_TUNNEL, Lab, eventually};
+use crate::lab::{GATEWAY_TUNNEL, Lab, eventually, peer_rows, public_key_of, run};
 
 #[test]
 fn a_committed_peer_is_served_and_a_revoked_one_is_not() {
@@ -85,6 +85,25 @@ fn a_plan_says_what_a_pass_would_do_and_does_nothing() {
 }
 
 #[test]
+fn a_plan_shows_what_a_pass_would_hold_back() {
+    let lab = Lab::open();
+    for number in 10..30 {
+        let key = public_key_of(&run("wg", &["genkey"]));
+        lab.database.exec(&peer_rows(&format!("u{number}"), &key, &format!("10.99.1.{number}")));
+    }
+    let (code, out, err) = lab.gatepost(&["run", "--once"]);
+    assert_eq!(code, 0, "{out}{err}");
+    lab.database.exec("delete from wireguard_peers");
+    let (code, told, err) = lab.gatepost(&["plan"]);
+    assert_eq!(code, 2, "{told}{err}");
+    assert!(told.contains("would remove 20 of 20 peers"), "{told}");
+    assert!(told.ends_with("20 removals held back\n") && !told.contains("peer remove"), "{told}");
+    let (code, out, err) = lab.gatepost(&["run", "--once"]);
+    assert_eq!(code, 1, "{out}{err}");
+    assert_eq!(lab.kernel_peers().len(), 20, "as the plan said");
+}
+
+#[test]
 fn one_pass_is_enough_and_down_takes_only_what_is_ours() {
     let lab = Lab::open();
     let alice = lab.client("alice");
@@ -122,7 +141,7 @@ fn a_gateway_enrolls_itself() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    let public_key = crate::lab::public_key_of(fs::read_to_string(&key_file).unwrap().trim());
+    let public_key = public_key_of(fs::read_to_string(&key_file).unwrap().trim());
     let row = "select concat_ws(' ', public_key, listen_port, vpn_cidr) from gateways where name = 'fra-2'";
     assert_eq!(lab.database.value(row), format!("{public_key} 51821 10.98.0.0/24"));
 }

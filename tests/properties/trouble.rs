@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use gatepost::model::{PeerId, PublicKey, Tag, Traffic};
 use gatepost::plan::ModelKernel;
+use gatepost::reconcile::status::State;
 use gatepost::reconcile::{Action, Event, Note, Obstacle, ReadKind};
 use gatepost::store::{AuditEntry, AuditEvent, AuditStatus};
 
@@ -39,12 +40,17 @@ fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
     let full =
         |world: &World| world.reads.iter().filter(|kind| **kind == ReadKind::Everything).count();
     let (tables, before) = (vec!["devices".to_owned()], full(&world));
-    let synced = syncs(&world);
+    let (synced, proven) = (syncs(&world), world.machine.status().sync.last_sync_at);
     for _ in 0..3 {
         world.tell(Event::Unwatched { tables: tables.clone() });
         world.pass_time(MINUTE);
     }
     assert_eq!(syncs(&world), synced, "what is not told is not proven");
+    assert_eq!(world.machine.status().sync.last_sync_at, proven);
+    let State::Degraded { why } = world.machine.status().state else {
+        panic!("it is not degraded")
+    };
+    assert!(why.contains("changes of devices"), "{why}");
     assert_eq!(full(&world), before + 3);
     assert_eq!(said(&world, |note| matches!(note, Note::Unwatched { .. })), 1);
     let warnings = world.machine.status().warnings;
@@ -58,6 +64,8 @@ fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
     assert!(world.machine.status().warnings.is_empty());
     world.pass_time(MINUTE);
     assert!(syncs(&world) > synced);
+    assert!(world.machine.status().sync.last_sync_at > proven);
+    assert_eq!(world.machine.status().state, State::Ready);
 }
 
 #[test]

@@ -19,7 +19,8 @@ pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
     } else {
         output::print(&describe(&report))?;
     }
-    Ok(if report.steps.is_empty() { Exit::Success } else { Exit::Differs })
+    let equal = report.steps.is_empty() && report.held_back.is_none();
+    Ok(if equal { Exit::Success } else { Exit::Differs })
 }
 
 /// One stable line per step, then the same in words, then what was left out.
@@ -37,9 +38,17 @@ pub fn describe(report: &PlanReport) -> String {
         }
     }
     let gap = if text.is_empty() { "" } else { "\n" };
-    let summary = match report.steps.len() as u64 {
-        0 => "nothing to change".to_owned(),
-        steps => format!("{} to take", count(steps, "step")),
+    let summary = match (report.steps.len() as u64, &report.held_back) {
+        (0, None) => "nothing to change".to_owned(),
+        (0, Some(held)) => format!("{} held back", count(held.removals, "removal")),
+        (steps, None) => format!("{} to take", count(steps, "step")),
+        (steps, Some(held)) => {
+            format!(
+                "{} to take, {} held back",
+                count(steps, "step"),
+                count(held.removals, "removal")
+            )
+        }
     };
     format!("{text}{gap}{summary}\n")
 }
@@ -57,6 +66,7 @@ mod tests {
                 step("revoke", "peer remove KEY"),
                 step("peers", "peer add KEY 10.8.0.7/32"),
             ],
+            held_back: None,
             words: vec!["anna / laptop is revoked".into()],
             warnings: vec!["ben / phone is left out: no key".into()],
         };

@@ -43,7 +43,7 @@ enum Line<T> {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error(
-        "no agent answers on {}: {source}; start it with `gatepost run`, or name its socket in [control]",
+        "no agent answers on {}: {source}; start it with `systemctl start gatepost`, or name its socket in [control]",
         path.display()
     )]
     NoAgent {

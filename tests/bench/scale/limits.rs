@@ -252,7 +252,7 @@ fn limit(what: &str, standing: &str, costs: Costs, load: &dyn Fn(usize) -> Load)
     }
     let (load, outcome) = (load(bad), simulate(load(bad), costs));
     let (gives_way, advice) = if outcome.total() <= BUSY * load.processors as f64 {
-        ("the lag", "a shorter interval between questions")
+        ("the lag", "shard by gateway")
     } else {
         remedy(outcome.first())
     };
