@@ -417,6 +417,13 @@ begin
         end::text,
         case when a.waits then least(a.at, now()) else now() end,
         a.history is distinct from present
+            -- Pruned since we looked: it may have been the mark we ask for.
+            or exists (
+                select
+                from gatepost.state s
+                where pg_snapshot_xmin(behind) < s.floor
+                    and s.floor <= pg_snapshot_xmax(pg_current_snapshot())
+            )
             or (a.waits and clock_timestamp() not between a.at and a.at + interval '2 seconds')
             or (
                 -- Of before the first that were addressed.

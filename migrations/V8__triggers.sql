@@ -41,8 +41,8 @@ where not exists (
 );
 
 -- The tables whose changes nobody marks, all or some: a trigger is missing, rows come by logical
--- replication, which fires no trigger of statements, or the table was made anew, perhaps with the
--- triggers of the former one, and access.sql has not seen it.
+-- replication, which fires no trigger of statements, or stand in partitions, or the table was made anew,
+-- perhaps with the triggers of the former one, and access.sql has not seen it.
 create function gatepost.unwatched() returns text[]
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select array(
@@ -51,6 +51,11 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
         select w.relation
         from gatepost.watched w
         join pg_subscription_rel r on r.srrelid = to_regclass('public.' || w.relation)
+        union
+        -- Whoever writes to a partition or a child by its own name fires none of the parent's.
+        select w.relation
+        from gatepost.watched w
+        join pg_inherits i on i.inhparent = to_regclass('public.' || w.relation)
         union
         select w.relation
         from gatepost.watched w

@@ -137,8 +137,10 @@ pub struct PeerRow {
     pub dns_servers: Box<[Box<str>]>,
     pub bars: Bars,
     /// `devices.revoked_at`: bars the peer from that moment on, also when it lies ahead.
+    #[serde(with = "micros::optional")]
     pub revoked_at: Option<SystemTime>,
     pub allocation: Allocation,
+    #[serde(with = "micros")]
     pub created_at: SystemTime,
 }
 
@@ -219,4 +221,59 @@ pub struct ChangedRows {
     pub policies: BTreeMap<PolicyId, Option<PolicyRow>>,
     /// The database's clock when the rows were read.
     pub taken_at: SystemTime,
+}
+
+/// Times of rows as signed microseconds since 1970, as PostgreSQL counts: people write any year, and
+/// serde's own form of a `SystemTime` knows none before 1970.
+mod micros {
+    use std::time::{Duration, SystemTime};
+
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        of(*at).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let micros = i64::deserialize(from)?;
+        at(micros).ok_or_else(|| D::Error::custom(format!("{micros} us is no time")))
+    }
+
+    pub(super) mod optional {
+        use super::*;
+
+        pub(in super::super) fn serialize<S: Serializer>(
+            at: &Option<SystemTime>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            at.map(of).serialize(to)
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<SystemTime>, D::Error> {
+            let micros = Option::<i64>::deserialize(from)?;
+            let time = |micros| {
+                at(micros).ok_or_else(|| D::Error::custom(format!("{micros} us is no time")))
+            };
+            micros.map(time).transpose()
+        }
+    }
+
+    fn of(at: SystemTime) -> i64 {
+        let whole = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+        match at.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(after) => whole(after),
+            Err(before) => -whole(before.duration()),
+        }
+    }
+
+    fn at(micros: i64) -> Option<SystemTime> {
+        let span = Duration::from_micros(micros.unsigned_abs());
+        match micros {
+            0.. => SystemTime::UNIX_EPOCH.checked_add(span),
+            _ => SystemTime::UNIX_EPOCH.checked_sub(span),
+        }
+    }
 }

@@ -77,8 +77,8 @@ impl Note {
 /// What it means that nobody tells of changes of these tables.
 pub(super) fn not_told(tables: &[String]) -> String {
     format!(
-        "nobody tells of changes of {}: triggers are missing, the table was made anew, or its rows come \
-         by logical replication; everything is read once a minute instead, and last_sync_at stands \
+        "nobody tells of changes of {}: triggers are missing, the table was made anew, has partitions, \
+         or its rows come by logical replication; everything is read once a minute instead, and last_sync_at stands \
          still; run `gatepost migrate`",
         tables.join(", ")
     )

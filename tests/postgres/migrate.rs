@@ -169,6 +169,13 @@ async fn triggers_that_are_missing_are_told_and_made_again() {
     let world = World::new().await;
     let unwatched = async || world.store.attach(true).await.unwrap().unwatched;
     assert!(unwatched().await.is_empty());
+    world.run("create table devices_of_2026 () inherits (devices)").await;
+    assert_eq!(
+        unwatched().await,
+        ["devices"],
+        "who writes to a child fires no trigger of its parent"
+    );
+    world.run("drop table devices_of_2026").await;
     world
         .run(
             "drop trigger gatepost_update on devices;

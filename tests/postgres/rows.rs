@@ -1,6 +1,6 @@
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::{Allocation, Bars, DeviceId, Effect, KeyText, TargetType};
+use gatepost::model::{Allocation, Bars, DeviceId, Effect, KeyText, SnapshotRows, TargetType};
 
 use crate::world::{World, insert_gateway};
 
@@ -36,6 +36,12 @@ async fn odd_rows_are_decoded_and_hide_no_other() {
     assert_eq!(peer("forever").revoked_at, None);
     assert_eq!(peer("far").revoked_at, None);
     assert!(odd.created_at > SystemTime::now() && peer("far").created_at < SystemTime::UNIX_EPOCH);
+    let kept = serde_json::to_string(&rows).unwrap();
+    assert_eq!(
+        serde_json::from_str::<SnapshotRows>(&kept).unwrap(),
+        rows,
+        "for a boot without them"
+    );
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ pub struct Interface {
     #[serde(deserialize_with = "value::parsed")]
     pub fwmark: Fwmark,
     /// Networks that peers may bring with them, besides those in setting `gateway.site_prefixes`.
-    #[serde(deserialize_with = "value::prefixes")]
+    #[serde(deserialize_with = "value::site_prefixes")]
     pub site_prefixes: Vec<IpNet>,
 }
 

@@ -187,6 +187,10 @@ fn wrong_values_name_key_value_and_way_out() {
             "gatepost.toml: `interface.addresses` holds \"10.0.0.1\": write each with its prefix length, as \"10.8.0.1/24\"",
         ),
         (
+            "[interface]\nsite_prefixes = [\"10.20.0.0/16\", \"::/0\"]",
+            "gatepost.toml: `interface.site_prefixes` holds ::/0, which is every address: write the networks behind peers, as \"10.20.0.0/16\"",
+        ),
+        (
             "[interface]\nmtu_bytes = \"x\"",
             "gatepost.toml: `interface.mtu_bytes` is \"x\": write a number of bytes, as 1420",
         ),

@@ -170,6 +170,19 @@ pub(super) fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec
     words.into_iter().map(parse).collect()
 }
 
+/// As [`prefixes`], but each is a network of sites: never the whole internet.
+pub(super) fn site_prefixes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<IpNet>, D::Error> {
+    let sites = prefixes(deserializer)?;
+    match sites.iter().find(|site| site.prefix_len() == 0) {
+        Some(all) => Err(D::Error::custom(format!(
+            "holds {all}, which is every address: write the networks behind peers, as \"10.20.0.0/16\""
+        ))),
+        None => Ok(sites),
+    }
+}
+
 struct Scalar(String);
 
 impl<'de> Deserialize<'de> for Scalar {
