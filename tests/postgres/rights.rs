@@ -69,6 +69,10 @@ async fn only_the_listed_functions_may_be_called() {
             "unwatched",
         ]
     );
+    let reference = include_str!("../../docs/reference.md");
+    for name in allowed {
+        assert!(reference.contains(&format!("`{name}(")), "{name} is not in the reference");
+    }
 }
 
 #[tokio::test]
