@@ -79,8 +79,9 @@ begin
 end $$;
 
 -- The kernel was proven equal to what the database held at `proven_at`. Never goes back, and never
--- ahead of the clock. False: another transaction holds the row; say it again.
-create function gatepost.synced(proven_at timestamptz) returns boolean
+-- ahead of the clock. False: another transaction holds the row, say it again; or the proof is of
+-- another history of the database than this one of `since_epoch`.
+create function gatepost.synced(proven_at timestamptz, since_epoch text default null) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     me constant uuid := gatepost.me();
@@ -88,6 +89,9 @@ declare
 begin
     -- What a crash takes back was true before, and is said again.
     perform set_config('synchronous_commit', 'off', true);
+    if since_epoch <> gatepost.epoch() then
+        return false;
+    end if;
     perform from public.gateways g where g.id = me for no key update skip locked;
     if not found then
         return false;

@@ -18,7 +18,7 @@ grant execute on function
     gatepost.memberships_by_user(uuid[]),
     gatepost.policies_by_id(uuid[]),
     gatepost.report(uuid[], timestamptz[], timestamptz[]),
-    gatepost.synced(timestamptz),
+    gatepost.synced(timestamptz, text),
     gatepost.audit(jsonb),
     gatepost.enroll(text, text, text, integer, cidr, text[]),
     gatepost.prune(interval)

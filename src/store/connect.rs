@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
@@ -49,7 +50,8 @@ impl Store {
                 what: format!("the connection pool cannot be made: {error}"),
                 fix: "run inside a tokio runtime with time enabled",
             })?;
-        Ok(Self { target, pool, answer_within: options.statement_timeout + GRACE })
+        let answer_within = options.statement_timeout + GRACE;
+        Ok(Self { target, pool, answer_within, epoch: Arc::default() })
     }
 
     /// A connection that returns to the pool only by [`Lease::done`].

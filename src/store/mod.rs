@@ -20,6 +20,8 @@ mod poll;
 mod report;
 mod snapshot;
 
+use std::sync::{Arc, Mutex};
+
 pub use backoff::Backoff;
 pub use changes::Read;
 pub use enroll::Enrollment;
@@ -39,6 +41,8 @@ pub struct Store {
     target: options::Target,
     pool: deadpool_postgres::Pool,
     answer_within: std::time::Duration,
+    /// Which history the last full read was of: what is proven of its rows is true of no other.
+    epoch: Arc<Mutex<Option<String>>>,
 }
 
 impl Store {

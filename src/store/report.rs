@@ -1,6 +1,7 @@
 //! What is true, written back: handshakes, the time of the last proof, audit entries.
 
 use std::net::IpAddr;
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -191,16 +192,18 @@ impl Store {
 
     /// Says that the kernel was proven equal to what the database held at `proven_at`: the
     /// `taken_at` of the read that was proven. Never goes back, never ahead of the database's clock.
-    /// `false`: another transaction holds the row, nothing was written.
+    /// `false`: nothing was written, for another transaction holds the row, or this is another
+    /// database, or an older state of it, than the last full read was of.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn synced(&self, proven_at: SystemTime) -> Result<bool, StoreError> {
         const DOING: &str = "report the last sync";
         let lease = self.lease(DOING).await?;
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
-            [(&proven_at, Type::TIMESTAMPTZ)];
-        let query = "select gatepost.synced($1)";
+        let epoch = self.epoch.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+            [(&proven_at, Type::TIMESTAMPTZ), (&epoch, Type::TEXT)];
+        let query = "select gatepost.synced($1, $2)";
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
         lease.done();
         super::decode::Columns::of(&row, DOING).get(0)

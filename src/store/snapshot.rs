@@ -1,5 +1,7 @@
 //! Everything one gateway needs, as of one instant.
 
+use std::sync::PoisonError;
+
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Row};
@@ -63,6 +65,7 @@ impl Store {
         let settings =
             settings.iter().map(|row| decode::setting(row, DOING)).collect::<Result<_, _>>()?;
         let rows = SnapshotRows { gateway, settings, peers, memberships, policies, taken_at };
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch.clone());
         Ok((rows, Cursor { snapshot, epoch }))
     }
 }

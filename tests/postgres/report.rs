@@ -69,6 +69,20 @@ async fn a_locked_device_is_skipped_and_named_and_the_others_are_written() {
 }
 
 #[tokio::test]
+async fn what_is_proven_of_one_history_is_not_written_into_another() {
+    let world = World::new().await;
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    let unwritten = "select count(*) from gateways where last_sync_at is null";
+    // As a restored backup, or a standby that had not seen all, takes the address.
+    world.run("update gatepost.state set database_epoch = gen_random_uuid()").await;
+    assert!(!world.store.synced(rows.taken_at).await.unwrap());
+    assert_eq!(world.count(unwritten).await, 1);
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    assert!(world.store.synced(rows.taken_at).await.unwrap());
+    assert_eq!(world.count(unwritten).await, 0);
+}
+
+#[tokio::test]
 async fn ten_thousand_handshakes_are_written_in_batches() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
