@@ -92,11 +92,21 @@ impl Machine {
         self.due.compare_interval = self.options.timing.compare_interval_after(took);
         self.due.compare = self.due.observing_since + self.due.compare_interval;
         self.backend = reading.backend;
+        let guarded = self.observed.as_ref().is_some_and(|former| self.is_guarded(&former.read()));
+        if guarded && !self.is_guarded(&reading.state) {
+            // Whatever else the kernel refuses: nothing is filtered now.
+            self.due.retry_pass = None;
+        }
         self.observed = Some(reading.state.into());
         self.trust = Trust::Fresh;
         self.scope = Scope::Everything;
         self.take_traffic(reading.traffic, now);
         self.suspend_the_disconnected(now);
+    }
+
+    fn is_guarded(&self, observed: &ObservedState) -> bool {
+        let interface = self.options.local.interface.as_str();
+        observed.firewall.as_ref().is_some_and(|table| table.guards(interface))
     }
 
     /// Whether something may differ, and may be planned.

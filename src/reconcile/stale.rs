@@ -96,6 +96,8 @@ impl Machine {
     pub(super) fn withdrawal(&self, observed: &ObservedState, now: Now) -> Plan {
         let stay = match self.options.stale.policy {
             StalePolicy::Keep => return Plan::default(),
+            // Whose session is alive is known from a reading, and only just after it.
+            StalePolicy::DenyNew if self.trust != Trust::Fresh => return Plan::default(),
             StalePolicy::DenyNew => self.connected(observed, now.wall),
             StalePolicy::Down => BTreeSet::new(),
         };

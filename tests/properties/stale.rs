@@ -166,6 +166,24 @@ fn an_agent_that_never_had_rows_obeys_what_staleness_asks_for() {
 }
 
 #[test]
+fn without_a_reading_nobody_is_taken_for_disconnected() {
+    let kernel = stale_world(StalePolicy::Keep, HOUR).kernel;
+    let mut world = with_policy(StalePolicy::DenyNew, HOUR, kernel.clone());
+    world.database_up = false;
+    shake_hands(&mut world, 1);
+    world.tell(Event::Tick);
+    world.pass_time(MINUTE);
+    // From here on it can be written to, and not read. All who were seen alive go on.
+    world.troubles.insert(Trouble::Observations);
+    world.pass_time(2 * HOUR);
+    assert_eq!(world.kernel, kernel, "nobody knows who is connected");
+    shake_hands(&mut world, 2);
+    world.troubles.clear();
+    world.pass_time(2 * MINUTE);
+    assert_eq!(present(&world), [key(2)]);
+}
+
+#[test]
 fn a_link_that_is_not_evidently_ours_keeps_its_peers_when_no_row_was_ever_read() {
     let mut kernel = stale_world(StalePolicy::Keep, HOUR).kernel;
     kernel.state.interface.as_mut().unwrap().public_key = Some(key(99));

@@ -266,6 +266,21 @@ fn what_is_refused_for_good_is_said_once_and_costs_few_readings() {
 }
 
 #[test]
+fn what_is_refused_for_good_holds_up_no_repair_of_the_table() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::Steps);
+    world.revoke(1..=9);
+    world.tell(Event::Notified);
+    // By now it is tried again only seldom.
+    world.pass_time(HOUR / 2);
+    world.kernel.state.firewall = None;
+    world.tell(Event::KernelChanged { why: "the table was deleted".into() });
+    world.pass_time(SECOND);
+    let table = world.kernel.state.firewall.as_ref().expect("it is there again");
+    assert!(table.guards(world.machine.desired().unwrap().interface().name.as_str()));
+}
+
+#[test]
 fn what_fails_for_good_is_tried_less_often_and_said_once() {
     let mut world = quiet_world();
     world.troubles.insert(Trouble::GatewayRow);
