@@ -403,10 +403,6 @@ declare
     present constant text := gatepost.history();
     behind constant pg_snapshot := since::pg_snapshot;
 begin
-    news := gatepost.unusable(behind, since_epoch) is not null;
-    if news then
-        return;
-    end if;
     perform gatepost.take_turn();
     -- One statement: one snapshot.
     select
@@ -417,13 +413,6 @@ begin
         end::text,
         case when a.waits then least(a.at, now()) else now() end,
         a.history is distinct from present
-            -- Pruned since we looked: it may have been the mark we ask for.
-            or exists (
-                select
-                from gatepost.state s
-                where pg_snapshot_xmin(behind) < s.floor
-                    and s.floor <= pg_snapshot_xmax(pg_current_snapshot())
-            )
             or (a.waits and clock_timestamp() not between a.at and a.at + interval '2 seconds')
             or (
                 -- Of before the first that were addressed.
@@ -450,6 +439,8 @@ begin
             )
     into cursor, quiet_until, news
     from (select *, gatepost.waits(seen) as waits from gatepost.addressed offset 0) a;
+    -- Last: the very mark that we ask for may just have been pruned.
+    news := news or gatepost.unusable(behind, since_epoch) is not null;
 end $$;
 
 reset role;

@@ -125,15 +125,11 @@ begin
     using jsonb_to_recordset(entries) e (event_type text, entity_id uuid, message text)
     where s.gateway_id = me
         and s.entity_id = e.entity_id
-        and s.event_type = e.event_type
-        and e.event_type = 'peer.quarantined'
-        and s.digest <> md5(e.message);
-    delete from gatepost.said s
-    using jsonb_to_recordset(entries) e (event_type text, entity_id uuid)
-    where s.gateway_id = me
-        and s.entity_id = e.entity_id
         and s.event_type = 'peer.quarantined'
-        and e.event_type = 'peer.released';
+        and (
+            e.event_type = 'peer.released'
+            or (e.event_type = 'peer.quarantined' and s.digest <> md5(e.message))
+        );
     with here as (
         select distinct p.device_id
         from public.wireguard_peers p

@@ -228,7 +228,6 @@ pub struct ChangedRows {
 mod micros {
     use std::time::{Duration, SystemTime};
 
-    use serde::de::Error as _;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     pub(super) fn serialize<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
@@ -236,8 +235,7 @@ mod micros {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
-        let micros = i64::deserialize(from)?;
-        at(micros).ok_or_else(|| D::Error::custom(format!("{micros} us is no time")))
+        at(i64::deserialize(from)?)
     }
 
     pub(super) mod optional {
@@ -253,11 +251,7 @@ mod micros {
         pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
             from: D,
         ) -> Result<Option<SystemTime>, D::Error> {
-            let micros = Option::<i64>::deserialize(from)?;
-            let time = |micros| {
-                at(micros).ok_or_else(|| D::Error::custom(format!("{micros} us is no time")))
-            };
-            micros.map(time).transpose()
+            Option::<i64>::deserialize(from)?.map(at).transpose()
         }
     }
 
@@ -269,11 +263,12 @@ mod micros {
         }
     }
 
-    fn at(micros: i64) -> Option<SystemTime> {
+    fn at<E: serde::de::Error>(micros: i64) -> Result<SystemTime, E> {
         let span = Duration::from_micros(micros.unsigned_abs());
-        match micros {
+        let time = match micros {
             0.. => SystemTime::UNIX_EPOCH.checked_add(span),
             _ => SystemTime::UNIX_EPOCH.checked_sub(span),
-        }
+        };
+        time.ok_or_else(|| E::custom(format!("{micros} us is no time")))
     }
 }

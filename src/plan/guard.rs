@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Held, Plan, PlanError, Scope, Step, plan_around};
+use super::{Held, Plan, PlanError, Scope, Step, plan, plan_around};
 use crate::model::{DesiredState, ObservedState, PublicKey};
 
 /// A removal of at most this many peers is never held back.
@@ -98,7 +98,8 @@ pub struct Guard<'a> {
 /// The plan without the removals that must wait, and whose these are.
 ///
 /// While some wait, others are removed too, but only few at once: a table may be emptied in more
-/// than one transaction.
+/// than one transaction. Of a gateway that is not active everybody goes: that is meant, and none
+/// waits.
 ///
 /// # Errors
 /// As [`plan`](super::plan).
@@ -108,6 +109,9 @@ pub fn plan_guarded(
     scope: &Scope,
     guard: Guard<'_>,
 ) -> Result<(Plan, Held), PlanError> {
+    if !desired.gateway().active {
+        return Ok((plan(desired, observed, scope)?, Held::default()));
+    }
     let Guard { limit, held: before, confirmed } = guard;
     let allowed = limit.of(observed.peers.len());
     let still = |key: &&PublicKey| {

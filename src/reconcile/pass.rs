@@ -155,8 +155,8 @@ impl Machine {
         let Some(desired) = &self.desired else {
             return Ok((self.withdrawal(observed, now), Held::default()));
         };
-        if self.suspends() || !desired.gateway().active {
-            // That everybody goes is meant.
+        if self.suspends() {
+            // That they go is meant.
             return Ok((plan(desired, observed, &self.scope)?, Held::default()));
         }
         let limit = self.options.max_removed;

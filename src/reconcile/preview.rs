@@ -43,12 +43,7 @@ pub async fn preview<D: Host>(
     dataplane: &DataplaneHandle<D>,
 ) -> Result<PlanReport, PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
-    let limit = match desired.gateway().active {
-        true => machine.max_removed,
-        // That everybody goes is meant.
-        false => MaxRemoved::Percent(100),
-    };
-    plan_report(&desired, &reading.state, limit).map_err(PreviewError::of)
+    plan_report(&desired, &reading.state, machine.max_removed).map_err(PreviewError::of)
 }
 
 /// Explains without an agent: from the database and the kernel as they are now.

@@ -78,8 +78,8 @@ impl Note {
 pub(super) fn not_told(tables: &[String]) -> String {
     format!(
         "nobody tells of changes of {}: triggers are missing, the table was made anew, has partitions, \
-         or its rows come by logical replication; everything is read once a minute instead, and last_sync_at stands \
-         still; run `gatepost migrate`",
+         or its rows come by logical replication; everything is read once a minute instead, and \
+         last_sync_at stands still; run `gatepost migrate`",
         tables.join(", ")
     )
 }

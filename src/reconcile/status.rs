@@ -10,7 +10,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
-use crate::plan::guard;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -262,12 +261,6 @@ pub struct HeldBack {
     pub removals: u64,
     /// Peers in the kernel at that moment.
     pub of: u64,
-}
-
-impl From<guard::HeldBack> for HeldBack {
-    fn from(held: guard::HeldBack) -> Self {
-        Self { removals: held.removed as u64, of: held.present as u64 }
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -13,9 +13,16 @@ use super::status::{
 use super::{Machine, Mode, Obstacle};
 use crate::dataplane::{Backend, SharedObserved};
 use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing, Traffic};
+use crate::plan::guard;
 
 /// So many quarantined peers are listed one by one.
 pub(super) const LISTED_QUARANTINED: usize = 100;
+
+impl From<guard::HeldBack> for HeldBack {
+    fn from(held: guard::HeldBack) -> Self {
+        Self { removals: held.removed as u64, of: held.present as u64 }
+    }
+}
 
 impl Machine {
     /// The status as of now. Every figure is of the last proof or reading, none is assumed.
