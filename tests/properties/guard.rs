@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gatepost::model::{
-    Effect, ObservedState, PolicyId, PolicyRow, PublicKey, TargetRow, TargetType,
+    DesiredState, Effect, ObservedState, PolicyId, PolicyRow, PublicKey, TargetRow, TargetType,
 };
 use gatepost::plan::guard::{Guard, MaxRemoved, plan_guarded};
 use gatepost::plan::{Held, ModelKernel, Scope, Step, plan, plan_around};
@@ -14,14 +14,11 @@ use proptest::prelude::*;
 
 use super::machine::Happening;
 use super::plans::{holders, kernel_of};
-use super::rows::{id, tables};
+use super::rows::{id, local, tables};
 use super::world::{Trouble, World, options, quiet_tables};
 
 /// Everybody whom no row wants.
-pub fn unwanted(
-    desired: &gatepost::model::DesiredState,
-    observed: &ObservedState,
-) -> BTreeSet<PublicKey> {
+pub fn unwanted(desired: &DesiredState, observed: &ObservedState) -> BTreeSet<PublicKey> {
     observed.peers.keys().filter(|key| !desired.peers().contains_key(key)).copied().collect()
 }
 
@@ -287,4 +284,18 @@ fn the_guard_counts_peers_and_always_lets_ten_go() {
     assert_eq!(held_of(15, MaxRemoved::Percent(50), &held, held.peers()).0, 15, "confirmed");
     assert_eq!(held_of(25, MaxRemoved::Percent(50), &held, &none).0, 10, "few go on");
     assert_eq!(held_of(12, MaxRemoved::Percent(50), &held, &none).0, 12, "most came back");
+}
+
+#[test]
+fn who_goes_with_the_whole_gateway_waits_for_no_word() {
+    let all = quiet_tables(28);
+    let kernel = kernel_of(&all);
+    let mut rows = all.snapshot();
+    rows.gateway.active = false;
+    let desired = DesiredState::build(local(), rows).unwrap();
+    let limit = MaxRemoved::Percent(50);
+    let guard = Guard { limit, held: &Held::default(), confirmed: &BTreeSet::new() };
+    let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard).unwrap();
+    let removed = planned.steps().iter().filter(|step| matches!(step, Step::RemovePeer { .. }));
+    assert_eq!((removed.count(), held), (28, Held::default()));
 }
