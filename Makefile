@@ -72,6 +72,12 @@ lint: ## Format, clippy, licences and duplicate versions
 	cargo check --locked -p gatepost --no-default-features
 	PATH="$$PWD/target/tools/bin:$$PATH" cargo deny --locked check bans licenses sources
 
+.PHONY: bless-surface
+bless-surface: ## Write tests/golden/surface.txt anew after an intended change of the public surface
+	GATEPOST_BLESS=1 cargo test --quiet --locked -p gatepost-agent --bins surface
+	GATEPOST_BLESS=1 cargo test --quiet --locked -p gatepost --lib --test postgres surface
+	git diff --stat -- tests/golden/surface.txt
+
 .PHONY: deb
 deb: ## The Debian package, in target/debian
 	@tests/install-deps.sh deb

@@ -10,6 +10,8 @@ mod exit;
 mod handles;
 mod output;
 mod pulse;
+#[cfg(test)]
+mod surface;
 mod systemd;
 mod telemetry;
 mod wiring;

@@ -198,6 +198,9 @@ fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -
 }
 
 #[cfg(test)]
+mod surface;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;

@@ -44,6 +44,9 @@ macro_rules! words {
         pub enum $name { $($(#[$variant_doc])* $variant),+ }
 
         impl $name {
+            /// Each of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
             /// The word that stands in `audit_logs`.
             #[must_use]
             pub const fn word(self) -> &'static str {

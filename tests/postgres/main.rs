@@ -16,4 +16,5 @@ mod pooler;
 mod report;
 mod rights;
 mod rows;
+mod surface;
 mod world;

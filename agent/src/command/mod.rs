@@ -1,6 +1,6 @@
 //! One module per command. Each reads what it needs, asks a pure function, and prints the answer.
 
-mod check;
+pub mod check;
 mod device;
 mod down;
 mod enroll;

@@ -6,3 +6,5 @@ mod metrics;
 
 pub use self::http::MetricsServer;
 pub use self::log::{Audience, start_log};
+#[cfg(test)]
+pub use self::metrics::render as metrics;

@@ -9,7 +9,7 @@ use crate::config::{Source, load};
 use crate::exit::{CommandError, Exit};
 use crate::output::{self, Style, Tone, count, harmless};
 
-use finding::{Finding, Level};
+pub use finding::{Finding, Level};
 
 /// Looks at everything and prints what it finds.
 ///

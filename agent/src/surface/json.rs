@@ -1,0 +1,146 @@
+//! What `--json` prints: the fields, from values in which none is left out.
+
+use std::time::SystemTime;
+
+use gatepost::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
+use gatepost::reconcile::status::{
+    AgentStatus, BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse,
+    PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State,
+    Status, SyncStatus, Timestamp,
+};
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::golden;
+use super::golden::fields;
+use crate::command::check::{Finding, Level};
+
+const NOW: Timestamp = Timestamp(SystemTime::UNIX_EPOCH);
+
+fn text() -> String {
+    "text".to_owned()
+}
+
+/// A status in which every field has a value.
+pub fn status() -> Status {
+    Status {
+        state: State::NotReady { why: text() },
+        gateway: GatewayStatus { name: text(), id: Some(GatewayId(Uuid::nil())) },
+        interface: InterfaceStatus {
+            name: text(),
+            backend: Some(BackendInUse::Kernel),
+            public_key: Some(PublicKey::from_bytes([1; 32]).unwrap()),
+            listen_port: Some(51820),
+        },
+        sync: SyncStatus {
+            mode: Some(ModeInUse::Listen),
+            mode_why: text(),
+            last_sync_at: Some(NOW),
+            lag_ms: Some(1),
+            last_pass: Some(PassStatus { at: NOW, duration_ms: 1, steps: 1, refused: 1 }),
+            passes: 1,
+            drift_repaired: 1,
+            notify_missed: 1,
+            refused_steps: 1,
+            flows_cut: 1,
+        },
+        database: DatabaseStatus {
+            connected: true,
+            since: Some(NOW),
+            last_error: Some(text()),
+            schema_version: Some(1),
+        },
+        peers: PeerCounts { desired: 1, in_kernel: 1, ineligible: 1, quarantined: 1 },
+        quarantined: vec![QuarantinedPeer {
+            peer_id: PeerId(Uuid::nil()),
+            user: text(),
+            device: text(),
+            reason: text(),
+        }],
+        warnings: vec![text()],
+        held_back: Some(HeldBack { removals: 1, of: 1 }),
+        agent: AgentStatus { version: text(), started_at: Some(NOW) },
+    }
+}
+
+fn peer(state: PeerState) -> PeerStatus {
+    PeerStatus {
+        state,
+        peer_id: PeerId(Uuid::nil()),
+        user: text(),
+        user_id: UserId(Uuid::nil()),
+        device: text(),
+        device_id: DeviceId(Uuid::nil()),
+        public_key: text(),
+        addresses: vec!["10.8.0.2/32".parse().unwrap()],
+        endpoint: Some("192.0.2.1:51820".parse().unwrap()),
+        last_handshake_at: Some(NOW),
+        rx_bytes: 1,
+        tx_bytes: 1,
+        policies: vec![text()],
+    }
+}
+
+/// The words that a field can hold.
+fn words(field: &str, values: impl IntoIterator<Item = impl Serialize>) -> String {
+    let words = values.into_iter().map(|value| match serde_json::to_value(value).unwrap() {
+        Value::String(word) => word,
+        Value::Object(object) => object[field].as_str().unwrap().to_owned(),
+        other => panic!("{other} is no word"),
+    });
+    format!("{field}: {}", words.collect::<Vec<_>>().join("|"))
+}
+
+#[test]
+fn status_json() {
+    let mut lines = fields(&serde_json::to_value(status()).unwrap());
+    let why = text;
+    lines.push(words(
+        "state",
+        [
+            State::Starting,
+            State::Ready,
+            State::Degraded { why: why() },
+            State::NotReady { why: why() },
+        ],
+    ));
+    lines.push(words("backend", [BackendInUse::Kernel, BackendInUse::Userspace]));
+    lines.push(words("mode", [ModeInUse::Listen, ModeInUse::Turns, ModeInUse::Poll]));
+    golden::check("json of status", &lines);
+}
+
+#[test]
+fn peers_json() {
+    let reason = text;
+    let states = [
+        PeerState::InKernel,
+        PeerState::Pending,
+        PeerState::Ineligible { reason: reason() },
+        PeerState::Quarantined { reason: reason() },
+    ];
+    let peers = vec![peer(states[3].clone())];
+    let mut lines = fields(&serde_json::to_value(peers).unwrap());
+    lines.push(words("state", states));
+    golden::check("json of peers", &lines);
+}
+
+#[test]
+fn plan_json() {
+    let report = PlanReport {
+        steps: vec![PlannedStep { phase: text(), step: text() }],
+        held_back: Some(HeldBack { removals: 1, of: 1 }),
+        words: vec![text()],
+        warnings: vec![text()],
+    };
+    golden::check("json of plan", &fields(&serde_json::to_value(report).unwrap()));
+}
+
+#[test]
+fn check_json() {
+    let finding =
+        Finding { level: Level::Ok, subject: "database", text: text(), remedy: Some(text()) };
+    let mut lines = fields(&serde_json::to_value(vec![finding]).unwrap());
+    lines.push(words("level", [Level::Ok, Level::Note, Level::Warning, Level::Wrong]));
+    golden::check("json of check", &lines);
+}
