@@ -2,19 +2,17 @@
 
 use super::attr::{self, Attr, find_text};
 use super::element::Element;
+use super::message::{Message, Messages, frame, message_type};
+use super::name::TABLE;
 use super::set::Set;
 use super::sys::{
     LIST_ELEM, NFNL_BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES,
     NFPROTO_INET, NFPROTO_UNSPEC, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
     OBJECT_TABLE, chain, elem, msg, rule, set,
 };
-use super::table::TABLE;
 
 /// An attribute's length has 16 bits: 600 of the longest elements stay far below.
 const ELEMENTS_PER_MESSAGE: usize = 600;
-
-const MESSAGE_HEADER: usize = 16;
-const FAMILY_HEADER: usize = 4;
 
 /// Requests between a batch's begin and its end.
 #[derive(Debug, Clone)]
@@ -169,12 +167,12 @@ impl Finished {
         if sequence == 0 {
             return "commit the change".to_owned();
         }
-        let found = super::socket::Messages(&self.0).find(|message| message.sequence == sequence);
+        let found = Messages(&self.0).find(|message| message.sequence == sequence);
         found.map_or_else(|| "do an unknown thing".to_owned(), |message| describe(&message))
     }
 }
 
-fn describe(message: &super::socket::Message) -> String {
+fn describe(message: &Message) -> String {
     let name = |kind| find_text(message.body, kind).unwrap_or("?");
     let verb = match message.object() {
         msg::NEWTABLE | msg::NEWCHAIN | msg::NEWRULE | msg::NEWSET | msg::NEWSETELEM => "add",
@@ -196,36 +194,6 @@ fn describe(message: &super::socket::Message) -> String {
     format!("{verb} {object} in table inet {table}")
 }
 
-/// A message's type: the subsystem and the object.
-pub const fn message_type(kind: u8) -> u16 {
-    NFNL_SUBSYS_NFTABLES << 8 | kind as u16
-}
-
-/// Appends one netlink message with the nfnetlink header.
-pub fn frame(
-    out: &mut Vec<u8>,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    family: u8,
-    resource: u16,
-    fill: impl FnOnce(&mut Vec<u8>),
-) {
-    let start = out.len();
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(&flags.to_ne_bytes());
-    out.extend_from_slice(&sequence.to_ne_bytes());
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&[family, 0]);
-    out.extend_from_slice(&resource.to_ne_bytes());
-    debug_assert_eq!(out.len(), start + MESSAGE_HEADER + FAMILY_HEADER);
-    fill(out);
-    // Far from 4 GiB, as attributes are from 64 KiB; the kernel takes no message of length 0.
-    let len = u32::try_from(out.len() - start).unwrap_or_default();
-    out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
-}
-
 fn named_set(set: &Set) -> [Attr; 2] {
     [Attr::text(set::TABLE, TABLE), Attr::text(set::NAME, &set.to_string())]
 }
@@ -234,8 +202,7 @@ fn named_set(set: &Set) -> [Attr; 2] {
 mod tests {
     use std::net::IpAddr;
 
-    use super::super::set::Family;
-    use super::super::socket::Messages;
+    use super::super::name::Family;
     use super::*;
     use crate::model::ProfileId;
 
@@ -249,7 +216,7 @@ mod tests {
         let finished = batch.finish();
         let messages: Vec<_> = Messages(finished.bytes()).collect();
         assert_eq!(messages.len(), 5, "begin, three parts, end");
-        let acked = |message: &&super::super::socket::Message| message.flags & NLM_F_ACK != 0;
+        let acked = |message: &&Message| message.flags & NLM_F_ACK != 0;
         let asked: Vec<u32> = messages.iter().filter(acked).map(|found| found.sequence).collect();
         assert_eq!(asked, [3]);
         assert_eq!(attr::find_be32(messages[0].body, NFNL_BATCH_GENID), Some(7));

@@ -6,14 +6,15 @@ use ipnet::IpNet;
 
 use super::attr::Attr;
 use super::batch::Batch;
+use super::block::{self, Placed};
 use super::element::Element;
 use super::error::NftError;
-use super::grants::{self, has_chain, make_blocks};
-use super::profile::{self, ProfileRule, chain_name};
-use super::rules::{SITES, site_rule};
-use super::set::{Family, Set};
+use super::name::{Block, Family, SITES, TABLE, block_chain_name, chain_name};
+use super::profile::{self, ProfileRule};
+use super::rules::{block_rules, site_rule};
+use super::set::Set;
 use super::sys::{msg, table};
-use super::table::{Fixed, TABLE, fixed_elements, plain_chain, table_declaration};
+use super::table::{Fixed, fixed_elements, plain_chain, table_declaration};
 use crate::model::{
     Address, FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId, Ranges,
 };
@@ -29,8 +30,12 @@ pub fn rewritten<'a>(
     let before = observed.filter(|_| change.load_base.is_none());
     change.put_profiles.iter().filter_map(move |(id, (new, profile))| {
         let old = before.filter(|_| !new)?.profiles().get(id)?;
-        let chained = has_chain(*id, old) && has_chain(*id, profile);
-        (chained && profile::rules(old) != profile::rules(profile)).then_some(*id)
+        match (Placed::of(*id, old), Placed::of(*id, profile)) {
+            (Placed::InChain(old), Placed::InChain(new)) => {
+                (profile::rules(old) != profile::rules(new)).then_some(*id)
+            }
+            _ => None,
+        }
     })
 }
 
@@ -118,7 +123,7 @@ impl Elements {
 
     fn change(&mut self, id: ProfileId, old: Option<&Profile>, new: Option<&Profile>) {
         let of = |profile: Option<&Profile>| -> BTreeSet<(Set, Element)> {
-            profile.into_iter().flat_map(|profile| grants::elements(id, profile)).collect()
+            profile.into_iter().flat_map(|profile| block::elements(id, profile)).collect()
         };
         let (old, new) = (of(old), of(new));
         for (set, element) in old.difference(&new) {
@@ -138,18 +143,19 @@ fn write_profile(
     (old, new): (Option<&Profile>, Option<&Profile>),
     handles: &Handles,
 ) -> Result<(), NftError> {
-    let chained = |profile: &&Profile| has_chain(id, profile);
-    match (old.filter(chained), new.filter(chained)) {
-        (Some(old), Some(new)) => edit_profile(batch, id, old, new, handles)?,
-        (Some(old), None) => remove_profile(batch, id, old),
-        (None, Some(new)) => {
-            create_profile(batch, id, new);
-            elements.added.entry(Set::Chains).or_default().push(Element::Chain(id));
-        }
-        (None, None) => {}
+    let placed = |profile| Placed::of(id, profile);
+    let (old, new) = (old.map(placed), new.map(placed));
+    if let (Some(Placed::InChain(old)), Some(Placed::InChain(new))) = (old, new) {
+        return edit_profile(batch, id, old, new, handles);
     }
-    let granted = |profile: &&Profile| !has_chain(id, profile);
-    elements.change(id, old.filter(granted), new.filter(granted));
+    if let Some(Placed::InChain(old)) = old {
+        remove_profile(batch, id, old);
+    }
+    if let Some(Placed::InChain(new)) = new {
+        create_profile(batch, id, new);
+        elements.added.entry(Set::Chains).or_default().push(Element::Chain(id));
+    }
+    elements.change(id, old.and_then(Placed::in_block), new.and_then(Placed::in_block));
     Ok(())
 }
 
@@ -301,4 +307,53 @@ fn make_sites(
             batch.add_rule(SITES, None, &site_rule(*family, *prefix_len));
         }
     }
+}
+
+/// Makes sure that each block has the sets that elements are to be added to, and asks them.
+pub fn make_blocks(
+    batch: &mut Batch,
+    added: &BTreeMap<Set, Vec<Element>>,
+    before: Option<&ObservedFirewall>,
+) {
+    let mut wanted: BTreeMap<Block, BTreeSet<Set>> = BTreeMap::new();
+    for set in added.keys() {
+        if let Some(block) = set.block() {
+            wanted.entry(block).or_default().insert(*set);
+        }
+    }
+    for (block, mut sets) in wanted {
+        if !is_asked(block, &mut sets, before) {
+            make_block(batch, block, &sets);
+        }
+    }
+}
+
+/// Whether the block's chain asks all these sets. Else `sets` has then also those that it must go
+/// on to ask.
+fn is_asked(block: Block, sets: &mut BTreeSet<Set>, before: Option<&ObservedFirewall>) -> bool {
+    let profiles = before.into_iter().flat_map(|before| before.profiles().range(block.ids()));
+    let (mut missing, mut asked) = (sets.clone(), BTreeSet::new());
+    for (id, profile) in profiles {
+        let Placed::InBlock(profile) = Placed::of(*id, profile) else { continue };
+        for (set, _) in block::elements(*id, profile) {
+            missing.remove(&set);
+            asked.insert(set);
+        }
+        if missing.is_empty() {
+            return true;
+        }
+    }
+    sets.extend(asked);
+    false
+}
+
+fn make_block(batch: &mut Batch, block: Block, sets: &BTreeSet<Set>) {
+    let chain = block_chain_name(block);
+    batch.add(msg::NEWCHAIN, &plain_chain(&chain));
+    batch.flush_chain(&chain);
+    for set in sets {
+        batch.add_set(set);
+        block_rules(set).iter().for_each(|rule| batch.add_rule(&chain, None, rule));
+    }
+    batch.add_elements(&Set::Blocks, &[Element::Block(block)]);
 }

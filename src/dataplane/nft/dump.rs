@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 use super::attr::{self, Attr, Attrs, find_be32, find_be64, find_text};
 use super::element::Element;
 use super::error::NftError;
-use super::grants::{Block, block_chain_name, block_of_chain};
-use super::profile::{ProfileRule, chain_name, profile_of_chain};
+use super::name::{Block, TABLE, block_chain_name, block_of_chain, chain_name, profile_of_chain};
+use super::profile::ProfileRule;
 use super::set::Set;
 use super::socket::NftSocket;
 use super::sys::{LIST_ELEM, chain, counter, data, elem, expr, msg, rule, set, table};
-use super::table::TABLE;
 use crate::model::ProfileId;
 
 /// Our table as the kernel says it is.

@@ -6,9 +6,8 @@ use ipnet::IpNet;
 
 use super::attr::{self, find, find_be32, find_in};
 use super::expr::{Verdict, verdict_data};
-use super::grants::{Block, block_chain_name};
-use super::profile::chain_name;
-use super::set::{Set, address, octets};
+use super::name::{Block, block_chain_name, chain_name, octets};
+use super::set::Set;
 use super::sys::{LIST_ELEM, data, elem};
 use crate::model::{Address, ProfileId};
 
@@ -82,7 +81,7 @@ impl Element {
         match set {
             Set::Peers(family) | Set::Sites(family, _) => {
                 let id = number(find_in(dumped, &[elem::DATA, data::VALUE])?)?;
-                Some(Self::Profile(first_of(set, address(*family, key)?)?, id))
+                Some(Self::Profile(first_of(set, family.address(key)?)?, id))
             }
             Set::Chains => {
                 let id = number(key)?;
@@ -95,10 +94,10 @@ impl Element {
             Set::Judged(_) | Set::Denied(_) => Some(Self::Member(number(key)?)),
             Set::Grants(_, family, _) | Set::Servers(_, family) => {
                 let (id, granted) = key.split_at_checked(4)?;
-                Some(Self::Grant(number(id)?, first_of(set, address(*family, granted)?)?))
+                Some(Self::Grant(number(id)?, first_of(set, family.address(granted)?)?))
             }
             Set::Allowed(_, family) | Set::Internet(family) | Set::DenyLog(family) => {
-                let address = address(*family, key)?;
+                let address = family.address(key)?;
                 Some(if end { Self::End(address) } else { Self::Start(address) })
             }
         }
@@ -137,7 +136,7 @@ fn key(out: &mut Vec<u8>, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::nft::set::Family;
+    use crate::dataplane::nft::name::Family;
 
     #[test]
     fn a_range_to_the_top_has_no_end() {

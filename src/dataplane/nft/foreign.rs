@@ -7,11 +7,11 @@ use std::fmt;
 use super::attr::{Attr, Attrs, find, find_be32, find_in, find_text};
 use super::dump::settled;
 use super::error::NftError;
+use super::name::TABLE;
 use super::socket::NftSocket;
 use super::sys::{
     NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, chain, data, elem, expr, msg, rule, verdict,
 };
-use super::table::TABLE;
 use crate::model::InterfaceName;
 
 /// A base chain of somebody else that drops what none of its rules accepts, and has no rule on its way that

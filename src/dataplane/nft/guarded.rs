@@ -6,7 +6,8 @@
 use super::attr::{Attrs, find_in, find_text};
 use super::dump::Dump;
 use super::expr::{Rule, Verdict, is_rule, verdict};
-use super::rules::{DENY, FORWARD, INBOUND, INPUT, JUDGE, SITES, interface_in, site_rule};
+use super::name::{DENY, FORWARD, INBOUND, INPUT, JUDGE, SITES};
+use super::rules::{interface_in, site_rule};
 use super::set::Set;
 use super::sys::{chain, expr};
 use super::table::{Chain, Fixed};

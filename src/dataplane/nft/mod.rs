@@ -7,16 +7,18 @@
 
 mod attr;
 mod batch;
+mod block;
 mod change;
 mod dump;
 mod element;
 mod error;
 mod expr;
 mod foreign;
-mod grants;
 mod guarded;
 mod membership;
+mod message;
 mod monitor;
+mod name;
 mod observe;
 mod profile;
 mod rules;
@@ -33,7 +35,7 @@ use nix::libc;
 use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
 use batch::{Batch, Finished};
 use change::Handles;
-use grants::Block;
+use name::Block;
 use observe::Observation;
 use set::Set;
 use socket::NftSocket;
@@ -44,8 +46,8 @@ pub use foreign::{ForeignDrop, Hook, Manager, foreign_drops};
 pub use membership::Membership;
 use monitor::NftWatch;
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
+pub use name::TABLE;
 pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
-pub use table::TABLE;
 
 /// How often a change is sent again when the kernel says that it would work a moment later.
 const ATTEMPTS: usize = 8;

@@ -11,11 +11,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::attr::{find_be32, find_text};
 use super::error::NftError;
 use super::membership::Membership;
-use super::socket::{Message, Messages};
+use super::message::{Message, Messages};
+use super::name::TABLE;
 use super::sys::{
     NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, OBJECT_TABLE, generation, msg,
 };
-use super::table::TABLE;
 
 /// What the monitor heard.
 #[derive(Debug, Clone, PartialEq, Eq)]

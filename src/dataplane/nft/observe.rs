@@ -9,14 +9,15 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::block::{self, Placed};
 use super::dump::Dump;
 use super::element::Element;
 use super::expr::is_rule;
-use super::grants;
 use super::guarded::guarded_interface;
-use super::profile::{self, ProfileRule, chain_name};
-use super::rules::{SITES, interface_in, site_rule};
-use super::set::{Family, Set};
+use super::name::{Block, Family, SITES, block_chain_name, chain_name};
+use super::profile::{self, ProfileRule};
+use super::rules::{block_rules, interface_in, site_rule};
+use super::set::Set;
 use super::table::{Fixed, fixed_elements};
 use crate::model::{
     Address, FirewallBase, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
@@ -42,7 +43,7 @@ impl Observation {
                 None => _ = difference.get_or_insert_with(|| format!("chain {}", chain_name(*id))),
             }
         }
-        if let Err(found) = grants::read(dump, &mut profiles) {
+        if let Err(found) = read_blocks(dump, &mut profiles) {
             difference.get_or_insert(found);
         }
         let (rules, difference) = match (read_base(dump), difference) {
@@ -108,6 +109,88 @@ fn read_profile(dump: &Dump, id: ProfileId, rules: &[Option<ProfileRule>]) -> Op
         wanted.as_deref().map(bounds) == found.map(|elements| bounds(elements))
     });
     (same_rules && same_sets).then_some(profile)
+}
+
+/// Adds the profiles that the blocks hold to `profiles`. The error names the first thing that is
+/// not as we would write it.
+fn read_blocks(
+    dump: &Dump,
+    profiles: &mut BTreeMap<ProfileId, Arc<Profile>>,
+) -> Result<(), String> {
+    let mut difference = check_block_chains(dump).err();
+    let mut found: BTreeMap<ProfileId, Vec<(Set, Element)>> = BTreeMap::new();
+    for (set, elements) in dump.sets.iter().filter(|(set, _)| set.block().is_some()) {
+        for element in elements {
+            if let Element::Member(id) | Element::Grant(id, _) = element {
+                found.entry(*id).or_default().push((*set, *element));
+            }
+        }
+    }
+    for (id, mut found) in found {
+        let profile = profile_of_elements(&found);
+        let mut wanted: Vec<(Set, Element)> = block::elements(id, &profile).collect();
+        wanted.sort_unstable();
+        found.sort_unstable();
+        let in_block = matches!(Placed::of(id, &profile), Placed::InBlock(_));
+        if wanted == found && in_block && !dump.profiles.contains_key(&id) {
+            profiles.insert(id, Arc::new(profile));
+        } else {
+            difference.get_or_insert_with(|| format!("profile {} of a block", id.0));
+        }
+    }
+    difference.map_or(Ok(()), Err)
+}
+
+/// What elements grant, whether or not we would write them so.
+fn profile_of_elements(elements: &[(Set, Element)]) -> Profile {
+    let (mut allow4, mut allow6, mut dns_servers) = (vec![], vec![], vec![]);
+    for element in elements {
+        match *element {
+            (Set::Grants(_, _, prefix_len), Element::Grant(_, address)) => {
+                let Ok(prefix) = ipnet::IpNet::new(address, prefix_len) else { continue };
+                allow4.extend(u32::span(&prefix));
+                allow6.extend(u128::span(&prefix));
+            }
+            (Set::Servers(..), Element::Grant(_, server)) => dns_servers.push(server),
+            _ => {}
+        }
+    }
+    dns_servers.sort_unstable();
+    Profile {
+        allow4: allow4.into_iter().collect(),
+        allow6: allow6.into_iter().collect(),
+        dns_servers: dns_servers.into(),
+    }
+}
+
+/// Each block is listed, has its chain, and its chain asks all its sets that hold anything.
+fn check_block_chains(dump: &Dump) -> Result<(), String> {
+    let listed = dump.sets.get(&Set::Blocks).into_iter().flatten();
+    let listed: BTreeSet<Block> = listed
+        .filter_map(|element| match element {
+            Element::Block(block) => Some(*block),
+            _ => None,
+        })
+        .collect();
+    if !listed.iter().eq(dump.blocks.keys()) {
+        return Err(format!("map {}", Set::Blocks));
+    }
+    let mut asked: BTreeMap<Block, &[Vec<u8>]> =
+        dump.blocks.iter().map(|(block, rules)| (*block, rules.as_slice())).collect();
+    for (set, elements) in &dump.sets {
+        let Some(block) = set.block() else { continue };
+        let left = asked.get_mut(&block).ok_or_else(|| format!("set {set}"))?;
+        let wanted = block_rules(set);
+        let is_next = wanted.len() <= left.len()
+            && wanted.iter().zip(left.iter()).all(|(rule, exprs)| is_rule(rule, exprs));
+        if is_next {
+            *left = &left[wanted.len()..];
+        } else if !elements.is_empty() {
+            return Err(format!("chain {}", block_chain_name(block)));
+        }
+    }
+    let more = asked.iter().find(|(_, left)| !left.is_empty());
+    more.map_or(Ok(()), |(block, _)| Err(format!("chain {}", block_chain_name(*block))))
 }
 
 /// The ends of ranges, in order; `true`: an address after a range.

@@ -12,24 +12,13 @@ use super::expr::{
     Cmp, Ct, Direction, Meta, Rule, Verdict, cmp, counter, ct_tuple, is_rule, load, lookup, mask,
     meta_set, verdict,
 };
-use super::rules::{DENY, DNS};
-use super::set::{Family, Set, octets};
+use super::name::{DENY, DNS, Family, octets};
+use super::set::Set;
 use super::sys::{data, expr};
 use crate::model::{Address, Profile, ProfileId, Ranges};
 
 /// More ranges than these become a set. A rule costs about 15 ns a packet, a set about 70 ns.
 const MAX_RANGES_AS_RULES: usize = 32;
-
-/// The chain that judges peers with this profile.
-pub fn chain_name(ProfileId(id): ProfileId) -> String {
-    format!("p_{id}")
-}
-
-/// The profile that has this chain.
-pub fn profile_of_chain(name: &str) -> Option<ProfileId> {
-    let id = ProfileId(name.strip_prefix("p_")?.parse().ok()?);
-    (chain_name(id) == name).then_some(id)
-}
 
 /// One rule of a profile's chain. Destinations are those of the flow, not of the packet: the reply
 /// tuple's source is the real destination, after any rewriting, in both directions.
@@ -199,7 +188,7 @@ fn prefix_bits(first: &[u8], last: &[u8]) -> Option<usize> {
 fn filled(family: Family, octets: &[u8], fill: u8) -> Option<IpAddr> {
     let mut bytes = octets.to_vec();
     bytes.resize(family.address_bytes().into(), fill);
-    (octets.len() <= bytes.len()).then(|| super::set::address(family, &bytes)).flatten()
+    (octets.len() <= bytes.len()).then(|| family.address(&bytes)).flatten()
 }
 
 #[cfg(test)]

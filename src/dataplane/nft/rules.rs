@@ -3,22 +3,14 @@
 use super::attr::{Attrs, find_in};
 use super::expr::{
     Base, Cmp, Ct, Direction, Expr, Meta, Rule, Verdict, cmp, counter, ct, ct_tuple,
-    destination_type_here, limit, limit_each, load, log, lookup, map, mask, masquerade, meta,
-    meta_set, payload, reject_prohibited, route_mss, set_mss, verdict, verdict_map,
+    ct_tuple_second, destination_type_here, limit, limit_each, load, log, lookup, map, mask,
+    mask_second, masquerade, meta, meta_set, payload, reject_prohibited, route_mss, set_mss,
+    verdict, verdict_map,
 };
-use super::grants::Block;
-use super::set::{Family, Set};
+use super::name::{Block, DENY, FORWARD, Family, INBOUND, JUDGE, SITES};
+use super::set::Set;
 use super::sys::{NFPROTO_IPV4, NFPROTO_IPV6, data, expr};
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
-
-pub const DENY: &str = "deny";
-pub const DNS: &str = "dns";
-pub const SITES: &str = "sites";
-pub const JUDGE: &str = "judge";
-pub const INBOUND: &str = "inbound";
-pub const FORWARD: &str = "forward";
-pub const INPUT: &str = "input";
-pub const POSTROUTING: &str = "postrouting";
 
 /// The nflog group and prefix under which denied packets are told.
 pub const DENY_LOG_GROUP: u16 = 5;
@@ -101,7 +93,7 @@ pub fn dns() -> Vec<Rule> {
 
 /// Flows to the port of DNS, with the errors about them: such a packet is ICMP itself, and comes
 /// under the flow that it is about.
-pub fn dns_flows(families: &[Family]) -> Vec<Rule> {
+fn dns_flows(families: &[Family]) -> Vec<Rule> {
     const PORT: u16 = 53;
     let to_port =
         || vec![ct_tuple(Direction::Original, Ct::ProtoDst), cmp(Cmp::Eq, &PORT.to_be_bytes())];
@@ -166,7 +158,44 @@ pub fn site_rule(family: Family, prefix_len: u8) -> Rule {
     vec![opener(family), mask(&netmask(family, prefix_len)), map(&site), meta_set(Meta::Priority)]
 }
 
-pub fn netmask(family: Family, prefix_len: u8) -> Vec<u8> {
+/// The rules by which a block's chain asks this set. The chain asks its sets in their order.
+pub fn block_rules(set: &Set) -> Vec<Rule> {
+    let asked = lookup(&set.to_string());
+    let passed = [load(&0u32.to_ne_bytes()), meta_set(Meta::Priority), verdict(&Verdict::Accept)];
+    match *set {
+        Set::Grants(_, family, prefix_len) => {
+            let mut rule = vec![meta(Meta::Priority), destination(family)];
+            if prefix_len < family.bits() {
+                rule.push(mask_second(&netmask(family, prefix_len)));
+            }
+            rule.push(asked);
+            rule.extend(passed);
+            vec![rule]
+        }
+        Set::Servers(_, family) => {
+            let pair = [meta(Meta::Priority), destination(family), asked];
+            let ask = |questions: Rule| [&questions, &pair[..], &passed].concat();
+            dns_flows(&[family]).into_iter().map(ask).collect()
+        }
+        Set::Denied(_) => {
+            vec![vec![meta(Meta::Priority), asked], vec![verdict(&Verdict::Goto(DENY))]]
+        }
+        _ => vec![vec![meta(Meta::Priority), asked]],
+    }
+}
+
+/// Where the flow really goes, beside the profile.
+fn destination(family: Family) -> Expr {
+    ct_tuple_second(
+        Direction::Reply,
+        match family {
+            Family::V4 => Ct::SrcIp,
+            Family::V6 => Ct::SrcIp6,
+        },
+    )
+}
+
+fn netmask(family: Family, prefix_len: u8) -> Vec<u8> {
     (0..family.address_bytes())
         .map(|byte| {
             let set = prefix_len.saturating_sub(byte * 8).min(8);

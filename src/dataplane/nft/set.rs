@@ -1,60 +1,12 @@
 //! The sets and maps of our table: their names, and how they are declared.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use super::attr::{self, Attr, find, find_be32, find_text};
 use super::expr::counter;
-use super::grants::Block;
+use super::name::{Block, Family, TABLE};
 use super::sys::{datatype, expr, set};
-use super::table::TABLE;
 use crate::model::ProfileId;
-
-/// The two kinds of addresses. Everything is done for both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    pub const fn of(address: &IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
-
-    pub const fn address_bytes(self) -> u8 {
-        match self {
-            Self::V4 => 4,
-            Self::V6 => 16,
-        }
-    }
-
-    /// The length of a host's prefix.
-    pub const fn bits(self) -> u8 {
-        self.address_bytes() * 8
-    }
-
-    const fn datatype(self) -> u32 {
-        match self {
-            Self::V4 => datatype::IPV4_ADDR,
-            Self::V6 => datatype::IPV6_ADDR,
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "4",
-            Self::V6 => "6",
-        })
-    }
-}
 
 /// One set or map of our table. Its printed form is its name in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -254,21 +206,6 @@ impl fmt::Display for Set {
             Self::DenyLog(family) => write!(f, "denied{family}"),
         }
     }
-}
-
-/// The address in network byte order.
-pub fn octets(address: &IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
-pub fn address(family: Family, octets: &[u8]) -> Option<IpAddr> {
-    Some(match family {
-        Family::V4 => <[u8; 4]>::try_from(octets).ok()?.into(),
-        Family::V6 => <[u8; 16]>::try_from(octets).ok()?.into(),
-    })
 }
 
 #[cfg(test)]

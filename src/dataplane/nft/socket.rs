@@ -7,8 +7,9 @@ use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::attr::{Attr, find_be32};
-use super::batch::{Finished, frame, message_type};
+use super::batch::Finished;
 use super::error::NftError;
+use super::message::{Messages, frame, message_type};
 use super::sys::{
     NETLINK_NETFILTER, NFPROTO_INET, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
     NLMSG_ERROR, generation, msg,
@@ -16,10 +17,6 @@ use super::sys::{
 
 /// The kernel fills at most 32 KiB of a dump at a time.
 const RECEIVE_BYTES: usize = 64 * 1024;
-
-/// A message's header is `struct nlmsghdr` and `struct nfgenmsg`.
-const NETLINK_HEADER: usize = 16;
-const HEADERS: usize = NETLINK_HEADER + 4;
 
 /// One socket to nf_tables of the network namespace it was opened in.
 pub struct NftSocket {
@@ -183,107 +180,5 @@ impl NftSocket {
                 other => return other.map(|_| ()),
             }
         }
-    }
-}
-
-/// One netlink message.
-#[derive(Debug, Clone, Copy)]
-pub struct Message<'a> {
-    pub kind: u16,
-    pub flags: u16,
-    pub sequence: u32,
-    /// The socket that caused it.
-    pub port: u32,
-    /// The attributes after the nfnetlink header; of an error, what follows its number.
-    pub body: &'a [u8],
-    head: &'a [u8],
-}
-
-impl Message<'_> {
-    /// Which kind of nf_tables object it is about.
-    pub const fn object(&self) -> u8 {
-        self.kind as u8
-    }
-
-    /// `NFPROTO_*`; meaningless in an error.
-    pub fn family(&self) -> u8 {
-        self.head.first().copied().unwrap_or_default()
-    }
-
-    /// Whether a dump that ends with this message gave everything. One of what is not there is
-    /// refused at once, and gave all there is; one of what goes away meanwhile fails at its end.
-    fn end_of_dump(&self) -> Result<(), NftError> {
-        match (self.kind, self.error()) {
-            (NLMSG_DONE, _) if self.head.is_empty() => Ok(()), // kernels before 4.6
-            (_, 0) | (NLMSG_ERROR, libc::ENOENT) => Ok(()),
-            (_, libc::ENOENT | libc::EINTR | libc::EAGAIN) => Err(NftError::Changed),
-            (_, errno) => Err(NftError::Receive(io::Error::from_raw_os_error(errno))),
-        }
-    }
-
-    /// An error's number, positive; 0: an acknowledgement.
-    fn error(&self) -> i32 {
-        let number = self.head.first_chunk::<4>().copied().map(i32::from_ne_bytes);
-        number.map_or(libc::EBADMSG, |number| number.saturating_neg())
-    }
-}
-
-/// Walks over the messages of a buffer. Stops at the first malformed one.
-pub struct Messages<'a>(pub &'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-
-    fn next(&mut self) -> Option<Message<'a>> {
-        let header = self.0.first_chunk::<NETLINK_HEADER>()?;
-        let word = |at: usize| {
-            u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-        };
-        let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-        let len = usize::try_from(word(0)).ok()?;
-        let whole = self.0.get(..len)?;
-        let message = Message {
-            kind: half(4),
-            flags: half(6),
-            sequence: word(8),
-            port: word(12),
-            body: whole.get(HEADERS..).unwrap_or_default(),
-            head: whole.get(NETLINK_HEADER..)?,
-        };
-        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dump_that_fails_at_its_end_is_not_whole() {
-        let end = |kind, errno: i32| {
-            let head = (-errno).to_ne_bytes();
-            Message { kind, flags: 0, sequence: 1, port: 0, body: &[], head: &head }.end_of_dump()
-        };
-        assert!(end(NLMSG_DONE, 0).is_ok() && end(NLMSG_ERROR, libc::ENOENT).is_ok());
-        for errno in [libc::ENOENT, libc::EINTR, libc::EAGAIN] {
-            assert!(matches!(end(NLMSG_DONE, errno), Err(NftError::Changed)), "{errno}");
-        }
-        assert!(matches!(end(NLMSG_DONE, libc::ENOMEM), Err(NftError::Receive(_))));
-        assert!(matches!(end(NLMSG_ERROR, libc::EPERM), Err(NftError::Receive(_))));
-    }
-
-    #[test]
-    fn messages_are_read_until_one_is_cut() {
-        let mut bytes = Vec::new();
-        frame(&mut bytes, message_type(msg::NEWTABLE), 3, 41, 1, 0, |out| {
-            Attr::text(1, "gatepost").encode(out);
-        });
-        frame(&mut bytes, message_type(msg::NEWCHAIN), 3, 42, 1, 0, |_| {});
-        let found: Vec<(u8, u32)> =
-            Messages(&bytes).map(|found| (found.object(), found.sequence)).collect();
-        assert_eq!(found, [(msg::NEWTABLE, 41), (msg::NEWCHAIN, 42)]);
-        assert_eq!(Messages(&bytes[..bytes.len() - 1]).count(), 1);
-        assert_eq!(Messages(&[255; 7]).count(), 0);
     }
 }

@@ -71,13 +71,13 @@
 use super::attr::{Attr, find, find_be32, find_in, find_text};
 use super::element::Element;
 use super::expr::Rule;
-use super::rules::{self, DENY, DNS, FORWARD, INBOUND, INPUT, JUDGE, POSTROUTING, SITES};
-use super::set::{Family, Set};
+use super::name::{DENY, DNS, FORWARD, Family, INBOUND, INPUT, JUDGE, POSTROUTING, SITES, TABLE};
+use super::rules;
+use super::set::Set;
 use super::sys::{chain, table};
 use crate::model::policy::internet;
 use crate::model::{FirewallBase, Masquerade};
 
-pub const TABLE: &str = "gatepost";
 /// A chain and its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
