@@ -13,6 +13,8 @@
 //! never import each other; `reconcile` connects the two.
 #![forbid(unsafe_code)]
 
+#[cfg(all(feature = "store", feature = "dataplane"))]
+mod causes;
 #[cfg(feature = "dataplane")]
 pub mod dataplane;
 pub mod model;

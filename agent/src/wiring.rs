@@ -197,7 +197,7 @@ fn open_host(config: &Config) -> Result<DataplaneHandle<GatewayHost>, WiringErro
         device_exe: std::env::current_exe().map_err(WiringError::OwnFile)?,
     };
     let open = move || {
-        let firewall = Nft::open().map_err(|error| DataplaneError::Firewall(Box::new(error)))?;
+        let firewall = Nft::open()?;
         Host::open(settings, firewall)
     };
     Ok(DataplaneHandle::spawn(open)?)

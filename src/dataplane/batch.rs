@@ -1,5 +1,6 @@
 //! Which steps go to the kernel together, and which must not reach it at all. Pure.
 
+use super::DataplaneError;
 use crate::model::PublicKey;
 use crate::plan::Step;
 
@@ -15,13 +16,9 @@ pub(super) fn run_len(steps: &[Step], own_key: Option<PublicKey>) -> usize {
 }
 
 /// WireGuard ignores a peer with the device's own key and says that all is well.
-pub(super) fn refuse_unasked(step: &Step, own_key: Option<PublicKey>) -> Option<String> {
+pub(super) fn refuse_unasked(step: &Step, own_key: Option<PublicKey>) -> Option<DataplaneError> {
     match step {
-        Step::AddPeer { key, .. } if own_key == Some(*key) => Some(
-            "its public key is the gateway's own, and WireGuard would ignore the peer: give the \
-             device a key of its own"
-                .to_owned(),
-        ),
+        Step::AddPeer { key, .. } if own_key == Some(*key) => Some(DataplaneError::OwnKey),
         _ => None,
     }
 }

@@ -1,27 +1,22 @@
 //! The seam between the host and the firewall's own netlink code.
 
 use super::nft::{Nft, NftError, ProfileCounters};
-use crate::model::{FirewallChange, InterfaceName, ObservedFirewall, ProfileId};
+use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
 
 /// Our table, as the host uses it.
 pub trait Firewall {
-    type Error: std::error::Error + Send + Sync + 'static;
-
     /// Reads our table back. `None`: there is no such table.
     ///
     /// # Errors
     /// When the table cannot be read whole.
-    fn observe(
-        &mut self,
-        interface: &InterfaceName,
-    ) -> Result<Option<ObservedFirewall>, Self::Error>;
+    fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError>;
 
     /// Whether our table is certainly as it was last read or written by this value: nobody else has
     /// changed it since.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    fn is_current(&mut self) -> Result<bool, Self::Error>;
+    fn is_current(&mut self) -> Result<bool, NftError>;
 
     /// Obeys a change in one transaction: after an error nothing of it is in force. `observed` is
     /// what the table holds now.
@@ -32,25 +27,23 @@ pub trait Firewall {
         &mut self,
         change: &FirewallChange,
         observed: Option<&ObservedFirewall>,
-    ) -> Result<(), Self::Error>;
+    ) -> Result<(), NftError>;
 
     /// What a profile's rules counted since they were loaded; `None`: there is no such profile.
     ///
     /// # Errors
     /// When the rules cannot be read.
-    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, Self::Error>;
+    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError>;
 
     /// Removes our table, and says whether there was one.
     ///
     /// # Errors
     /// When the kernel refuses it. No table is no error.
-    fn remove(&mut self) -> Result<bool, Self::Error>;
+    fn remove(&mut self) -> Result<bool, NftError>;
 }
 
 impl Firewall for Nft {
-    type Error = NftError;
-
-    fn observe(&mut self, _: &InterfaceName) -> Result<Option<ObservedFirewall>, NftError> {
+    fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
         Self::observe(self)
     }
 

@@ -24,7 +24,7 @@ impl<D> Clone for DataplaneHandle<D> {
     }
 }
 
-impl<D: Dataplane<Error = DataplaneError> + 'static> DataplaneHandle<D> {
+impl<D: Dataplane + 'static> DataplaneHandle<D> {
     /// Starts the thread, in the network namespace of the calling thread, and makes the data plane
     /// in it.
     ///

@@ -17,7 +17,8 @@ use super::nft::ProfileCounters;
 use super::refusal::Consequence;
 use super::wireguard::{self, DeviceReading, Kernel};
 use super::{
-    Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, SharedObserved, address, route,
+    Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, RefusedStep, SharedObserved,
+    address, route,
 };
 use crate::model::{InterfaceName, LinkOwner, ObservedInterface, ProfileId, Stray, Tag};
 use crate::plan::Plan;
@@ -168,22 +169,12 @@ impl<F: Firewall> Host<F> {
         route::list(&mut self.rtnetlink, link.index, &interface.networks().collect())
             .map_err(DataplaneError::during("reading our routes"))
     }
-
-    fn observe_firewall(
-        &mut self,
-    ) -> Result<Option<crate::model::ObservedFirewall>, DataplaneError> {
-        self.firewall
-            .observe(&self.settings.interface)
-            .map_err(|error| DataplaneError::Firewall(Box::new(error)))
-    }
 }
 
 impl<F: Firewall> Dataplane for Host<F> {
-    type Error = DataplaneError;
-
     fn observe(&mut self) -> Result<Reading, DataplaneError> {
         let mut reading = Reading::default();
-        reading.state.firewall = self.observe_firewall()?;
+        reading.state.firewall = self.firewall.observe()?;
         let (interface, strays) = self.find_ours()?;
         let marked = |link: Link| {
             let owner = link.gateway_id()?;
@@ -213,8 +204,7 @@ impl<F: Firewall> Dataplane for Host<F> {
     }
 
     fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, DataplaneError> {
-        let counters = self.firewall.counters_of(id);
-        counters.map_err(|error| DataplaneError::Firewall(Box::new(error)))
+        Ok(self.firewall.counters_of(id)?)
     }
 
     fn glance(&mut self) -> Result<Glance, DataplaneError> {
@@ -234,7 +224,7 @@ impl<F: Firewall> Dataplane for Host<F> {
                 continue;
             }
             let verdicts = match refuse_unasked(first, own_key) {
-                Some(reason) => vec![Err(reason)],
+                Some(error) => vec![Err(error.into())],
                 None => self.obey(run, &observed.read(), &mut outcome),
             };
             for (step, verdict) in run.iter().zip(verdicts) {
@@ -243,12 +233,9 @@ impl<F: Firewall> Dataplane for Host<F> {
                         outcome.applied += 1;
                         observed.obey(step);
                     }
-                    Err(reason) => {
+                    Err(error) => {
                         consequence = consequence.and(step);
-                        if consequence >= Consequence::NoGrants {
-                            outcome.halted_in.get_or_insert(step.phase());
-                        }
-                        outcome.refused.push((step.clone(), reason));
+                        outcome.refused.push(RefusedStep::new(step.clone(), error));
                     }
                 }
             }

@@ -26,23 +26,22 @@ mod wireguard;
 
 pub mod nft;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
 use crate::model::{ObservedInterface, ObservedState, ProfileId, PublicKey, Tag, Traffic};
-use crate::plan::{Phase, Plan, Step};
+use crate::plan::Plan;
 use nft::ProfileCounters;
 
 pub use conntrack::lists_flows;
 pub use device::{DeviceError, run_userspace_device, spawn_device, stop_device};
-pub use error::DataplaneError;
+pub use error::{DataplaneError, RefusedStep};
 pub use firewall::Firewall;
 pub use handle::DataplaneHandle;
 pub use host::{Backend, Host, HostSettings};
 pub use monitor::{HostEvent, Monitor};
 pub use netlink::NetlinkError;
-pub(crate) use refusal::chain;
 pub use shared::SharedObserved;
 pub use wireguard::{UapiError, UserspaceError};
 
@@ -74,30 +73,32 @@ pub struct Glance {
 pub struct Outcome {
     /// Steps the kernel acknowledged.
     pub applied: usize,
-    /// Steps it refused, each with its reason. One refused peer does not stop the others. A refused
-    /// step may have been obeyed in part: read everything back before the next plan.
-    pub refused: Vec<(Step, String)>,
-    /// Of these the routes that were refused because somebody else's leads there.
-    pub foreign_routes: BTreeSet<IpNet>,
-    /// Tracked flows that were forgotten.
+    /// Steps it did not acknowledge. One refused peer does not stop the others. A refused step may
+    /// have been applied in part: read everything back before the next plan.
+    pub refused: Vec<RefusedStep>,
+    /// Tracked flows that were deleted.
     pub flows_cut: usize,
-    /// The phase in which a refusal made everything after it unsafe to enter, except what takes
-    /// away.
-    pub halted_in: Option<Phase>,
 }
 
 /// A gateway host's network, as the reconcile loop uses it.
 pub trait Dataplane {
-    type Error: std::error::Error + Send + Sync + 'static;
-
     /// Reads everything back: link, peers, routes, our table.
-    fn observe(&mut self) -> Result<Reading, Self::Error>;
+    ///
+    /// # Errors
+    /// When something of ours cannot be read whole.
+    fn observe(&mut self) -> Result<Reading, DataplaneError>;
 
     /// Reads back all but the peers and what the firewall holds for them.
-    fn glance(&mut self) -> Result<Glance, Self::Error>;
+    ///
+    /// # Errors
+    /// When something of ours cannot be read.
+    fn glance(&mut self) -> Result<Glance, DataplaneError>;
 
     /// What a profile's rules counted since they were loaded; `None`: there is no such profile.
-    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, Self::Error>;
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, DataplaneError>;
 
     /// Obeys the steps in order, and makes `observed` what the kernel acknowledged.
     fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome;

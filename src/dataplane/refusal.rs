@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 
+use super::DataplaneError;
 use super::batch::{Part, part};
 use super::conntrack::is_unheard_of;
 use super::netlink::NetlinkError;
@@ -62,28 +63,10 @@ impl Consequence {
     }
 }
 
-/// The kernel's refusal in words: what, why, and what to do about it.
-pub(super) fn explain(step: &Step, error: &NetlinkError) -> String {
-    let remedy = error.refusal().and_then(|errno| remedy(step, errno));
-    match remedy {
-        Some(remedy) => format!("{error}; {remedy}"),
-        None => error.to_string(),
-    }
-}
-
-/// An error with its causes, on one line, each once: some name their cause themselves.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
+/// The kernel's refusal of a step, with what to do about it.
+pub(super) fn refused(step: &Step, source: NetlinkError) -> DataplaneError {
+    let remedy = source.refusal().and_then(|errno| remedy(step, errno));
+    DataplaneError::Refused { source, remedy }
 }
 
 fn remedy(step: &Step, errno: Errno) -> Option<String> {
@@ -180,9 +163,9 @@ mod tests {
     #[test]
     fn a_refusal_names_the_thing_the_value_and_the_way_out() {
         let error = NetlinkError::Refused { errno: Errno::EADDRINUSE, message: String::new() };
-        let text = explain(&Step::SetListenPort { port: 51820 }, &error);
+        let refused = refused(&Step::SetListenPort { port: 51820 }, error);
         assert_eq!(
-            text,
+            refused.to_string(),
             "the kernel says EADDRINUSE: Address already in use; another socket has UDP port 51820: \
              `ss -ulpn sport = :51820` says which; stop it, or change `gateways.listen_port`"
         );
@@ -192,6 +175,6 @@ mod tests {
     fn flows_that_cannot_be_listed_name_the_module() {
         let cut = Step::CutFlows { prefixes: std::collections::BTreeSet::new() };
         let error = NetlinkError::Refused { errno: Errno::EINVAL, message: String::new() };
-        assert!(explain(&cut, &error).contains("`nf_conntrack_netlink`"));
+        assert!(refused(&cut, error).to_string().contains("`nf_conntrack_netlink`"));
     }
 }

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use super::Machine;
+use super::database::chain;
 use super::event::{Action, Note, Now};
 use super::lately::Trouble;
 use crate::dataplane::Outcome;
@@ -16,16 +17,14 @@ impl Machine {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let Outcome { refused, foreign_routes, .. } = outcome;
-        let (foreign, others): (Vec<_>, Vec<_>) =
-            std::mem::take(refused).into_iter().partition(|(step, _)| {
-                matches!(step, Step::AddRoute { prefix } if foreign_routes.contains(prefix))
-            });
-        *refused = others;
-        for (step, error) in foreign {
-            let Step::AddRoute { prefix } = step else { continue };
+        let refused = std::mem::take(&mut outcome.refused);
+        for refused in refused {
+            let Some(prefix) = refused.foreign_route() else {
+                outcome.refused.push(refused);
+                continue;
+            };
+            let (step, error) = (refused.step.to_string(), chain(refused.error.as_ref()));
             self.blocked_routes.insert(prefix, error.clone());
-            let step = step.to_string();
             if let Some(pass) = &mut self.pass {
                 pass.gives_up(&step);
             }

@@ -9,7 +9,7 @@ use super::event::{Mode, ReadAnswer, ReadKind, Sent};
 use super::ledger::Report;
 use super::mode::{Chosen, SyncMode, choose};
 use super::shell::RunError;
-pub(super) use crate::dataplane::chain;
+pub(super) use crate::causes::causes as chain;
 use crate::store::{Cursor, Handshake, Hello, Polled, Read, Store, StoreError};
 
 /// A connection that was made, and how changes will be learnt of.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Machine;
+use super::database::chain;
 use super::event::{Action, Keep, Note, Now};
 use super::lately::Trouble;
 use super::machine::{Obstacle, Proven, Trust};
-use crate::dataplane::{Outcome, Reading, SharedObserved};
+use crate::dataplane::{Outcome, Reading, RefusedStep, SharedObserved};
 use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, HeldBack, plan_guarded};
 use crate::plan::{Held, Plan, PlanError, Scope, Step, plan};
@@ -257,15 +258,15 @@ impl Machine {
             self.departed.extend::<BTreeMap<_, _>>(stayed);
         }
         self.block_routes(&mut outcome, now, actions);
-        let Some((step, error)) = outcome.refused.first() else {
+        let Some(RefusedStep { step, error }) = outcome.refused.first() else {
             if self.scope == Scope::Everything {
                 self.observe_wanted = Some("verify".into());
             }
             return;
         };
-        let first = format!("{step}: {error}");
-        for (step, error) in outcome.refused.iter().take(FIRST_LINES) {
-            let (step, error) = (step.to_string(), error.clone());
+        let first = format!("{step}: {}", chain(error.as_ref()));
+        for RefusedStep { step, error } in outcome.refused.iter().take(FIRST_LINES) {
+            let (step, error) = (step.to_string(), chain(error.as_ref()));
             self.complain(Trouble::Kernel, Note::StepRefused { step, error }, now, actions);
         }
         self.proven = None;

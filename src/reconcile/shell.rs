@@ -20,14 +20,14 @@ use super::say::say;
 use super::status::{State, Status, Timestamp};
 use super::summary::clock;
 use super::{Machine, MachineOptions, Obstacle};
-use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
+use crate::dataplane::{Dataplane, DataplaneHandle};
 use crate::model::BuildError;
 use crate::store::{Attached, Store};
 
 /// The data plane of a host.
-pub trait Host: Dataplane<Error = DataplaneError> + 'static {}
+pub trait Host: Dataplane + 'static {}
 
-impl<D: Dataplane<Error = DataplaneError> + 'static> Host for D {}
+impl<D: Dataplane + 'static> Host for D {}
 
 /// Everything the loop needs.
 pub struct Options<D> {

@@ -40,7 +40,7 @@ fn ipv6(backend: Backend) {
         let mut cut = |prefix: &str| {
             let prefixes = [prefix.parse().unwrap()].into();
             let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
-            assert_eq!((outcome.applied, &outcome.refused[..]), (1, &[][..]));
+            assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
             outcome.flows_cut
         };
         assert_eq!(cut("fd02::77/128"), 0);

@@ -4,10 +4,10 @@ use std::net::UdpSocket;
 
 use gatepost::dataplane::{
     Backend, Dataplane, DataplaneError, DataplaneHandle, Host, HostEvent, HostSettings, Monitor,
-    SharedObserved,
+    RefusedStep, SharedObserved,
 };
 use gatepost::model::{LinkOwner, ObservedInterface, ObservedState, Stray, Tag};
-use gatepost::plan::{Phase, Plan, Step};
+use gatepost::plan::{Plan, Step};
 
 use crate::netns::Netns;
 use crate::rig::{Gateway, PORT, add, gateway_id, interface, key, with_gateway};
@@ -84,10 +84,11 @@ fn foreign_link(backend: Backend) {
         let mut steps = gateway.steps_up();
         steps.extend([add(1, &["10.7.0.2/32"]), Step::RemovePeer { key: key(2) }]);
         let outcome = gateway.apply(steps);
-        assert_eq!((outcome.applied, outcome.halted_in), (0, Some(Phase::Link)));
-        let [(Step::CreateLink { .. }, reason)] = &outcome.refused[..] else {
+        assert_eq!(outcome.applied, 0);
+        let [RefusedStep { step: Step::CreateLink { .. }, error }] = &outcome.refused[..] else {
             panic!("{outcome:?}");
         };
+        let reason = error.to_string();
         assert!(reason.contains(gateway.name.as_str()), "{reason}");
         assert!(!netns.exec("ip address").contains("10.7.0.1"));
         let link = netns.exec(&format!("ip -d link show {}", gateway.name));
@@ -113,10 +114,11 @@ fn port_in_use(backend: Backend) {
         let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let outcome = gateway.apply(vec![Step::SetListenPort { port }, add(1, &["10.7.0.2/32"])]);
-        assert_eq!((outcome.applied, outcome.halted_in), (1, None));
-        let [(Step::SetListenPort { .. }, reason)] = &outcome.refused[..] else {
+        assert_eq!(outcome.applied, 1);
+        let [RefusedStep { step: Step::SetListenPort { .. }, error }] = &outcome.refused[..] else {
             panic!("{outcome:?}");
         };
+        let reason = error.to_string();
         assert!(reason.contains(&format!("UDP port {port}")), "{reason}");
         // The old port is still there, and the peer has come.
         gateway.check();
@@ -285,7 +287,7 @@ fn handled(backend: Backend) {
         runtime.block_on(async {
             let observed = SharedObserved::from(handle.observe().await.unwrap().state);
             let outcome = handle.apply(Plan::new(steps), observed.clone()).await.unwrap();
-            assert_eq!(outcome.refused, []);
+            assert!(outcome.refused.is_empty(), "{outcome:?}");
             assert_eq!(handle.observe().await.unwrap().state, *observed.read());
             assert_eq!(handle.run(Host::remove_links).await.unwrap().unwrap().len(), 1);
             let dead = handle.run(|_| -> () { std::panic::resume_unwind(Box::new(())) }).await;

@@ -2,11 +2,12 @@
 
 use std::io;
 
-use gatepost::dataplane::nft::ProfileCounters;
-use gatepost::dataplane::{Backend, Dataplane, Firewall, Host, HostSettings, SharedObserved};
+use gatepost::dataplane::nft::{NftError, ProfileCounters};
+use gatepost::dataplane::{
+    Backend, Dataplane, Firewall, Host, HostSettings, RefusedStep, SharedObserved,
+};
 use gatepost::model::{
-    FirewallBase, FirewallChange, InterfaceName, Masquerade, ObservedFirewall, ObservedState,
-    ProfileId,
+    FirewallBase, FirewallChange, Masquerade, ObservedFirewall, ObservedState, ProfileId,
 };
 use gatepost::plan::{Phase, Plan, Step};
 
@@ -20,25 +21,24 @@ pub const TESTS: &[Test] = &[("without_a_fence_there_is_no_link_and_no_peer", no
 struct RefusingFirewall;
 
 impl Firewall for RefusingFirewall {
-    type Error = io::Error;
-
-    fn observe(&mut self, _: &InterfaceName) -> io::Result<Option<ObservedFirewall>> {
+    fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
         Ok(None)
     }
 
-    fn is_current(&mut self) -> io::Result<bool> {
+    fn is_current(&mut self) -> Result<bool, NftError> {
         Ok(true)
     }
 
-    fn apply(&mut self, _: &FirewallChange, _: Option<&ObservedFirewall>) -> io::Result<()> {
-        Err(io::ErrorKind::OutOfMemory.into())
+    fn apply(&mut self, _: &FirewallChange, _: Option<&ObservedFirewall>) -> Result<(), NftError> {
+        let source = io::ErrorKind::OutOfMemory.into();
+        Err(NftError::Refused { request: "add the table".into(), source })
     }
 
-    fn counters_of(&mut self, _: ProfileId) -> io::Result<Option<ProfileCounters>> {
+    fn counters_of(&mut self, _: ProfileId) -> Result<Option<ProfileCounters>, NftError> {
         Ok(None)
     }
 
-    fn remove(&mut self) -> io::Result<bool> {
+    fn remove(&mut self) -> Result<bool, NftError> {
         Ok(false)
     }
 }
@@ -62,7 +62,12 @@ fn no_fence(backend: Backend) {
         steps.push(add(1, &["10.7.0.2/32"]));
         let observed = SharedObserved::from(ObservedState::default());
         let outcome = host.apply(&Plan::new(steps), &observed);
-        assert_eq!((outcome.applied, outcome.halted_in), (0, Some(Phase::Fence)));
+        let [RefusedStep { step: Step::Firewall { phase: Phase::Fence, .. }, .. }] =
+            &outcome.refused[..]
+        else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(outcome.applied, 0);
         assert_eq!(*observed.read(), ObservedState::default());
         assert_eq!(host.observe().unwrap().state, ObservedState::default());
         assert!(!netns.exec("ip link").contains(name.as_str()));

@@ -100,7 +100,7 @@ fn flows(backend: Backend) {
         let mut cut = |prefix: &str| {
             let outcome =
                 gateway.apply(vec![Step::CutFlows { prefixes: [prefix.parse().unwrap()].into() }]);
-            assert_eq!((outcome.applied, &outcome.refused[..]), (1, &[][..]));
+            assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
             outcome.flows_cut
         };
         assert_eq!(cut("192.0.2.77/32"), 0);

@@ -54,7 +54,8 @@ impl Gateway {
         let desired = self.desired.as_ref().unwrap();
         let steps = plan(desired, &self.observed.read(), &scope).unwrap();
         let outcome = self.host.apply(&steps, &self.observed);
-        assert_eq!((outcome.applied, &outcome.refused[..]), (steps.steps().len(), &[][..]));
+        let count = steps.steps().len();
+        assert_eq!((outcome.applied, outcome.refused.len()), (count, 0), "{outcome:?}");
         let reading = self.host.observe().unwrap().state;
         assert_eq!(reading, *self.observed.read(), "what was acknowledged is what is read back");
         let left = plan(desired, &reading, &Scope::Everything).unwrap();

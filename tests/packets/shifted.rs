@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gatepost::dataplane::Firewall;
 use gatepost::dataplane::nft::{Nft, NftError, ProfileCounters};
-use gatepost::model::{FirewallChange, InterfaceName, ObservedFirewall, Profile, ProfileId};
+use gatepost::model::{FirewallChange, ObservedFirewall, Profile, ProfileId};
 
 /// From this number on profiles share the chain of a block.
 const FIRST_IN_BLOCK: u32 = 1024;
@@ -53,9 +53,7 @@ impl Shifted {
 }
 
 impl Firewall for Shifted {
-    type Error = NftError;
-
-    fn observe(&mut self, _: &InterfaceName) -> Result<Option<ObservedFirewall>, NftError> {
+    fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
         let table = self.nft.observe()?;
         Ok(table.map(|table| self.turn_table(&table)))
     }

@@ -42,8 +42,6 @@ impl Memory {
 }
 
 impl Dataplane for Memory {
-    type Error = DataplaneError;
-
     fn observe(&mut self) -> Result<Reading, DataplaneError> {
         if self.panics {
             // Like a panic, without its noise.

@@ -6,9 +6,10 @@ use gatepost::dataplane::{Outcome, Reading};
 use gatepost::model::{Allocation, Bars, ChangedRows};
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Action, Event, ReadAnswer};
+use nix::errno::Errno;
 
 use super::machine::Happening;
-use super::world::{World, quiet_world};
+use super::world::{World, quiet_world, refused};
 
 /// The plan by which the kernel is about to revoke the first peer.
 fn revoking(world: &mut World) -> Action {
@@ -51,7 +52,7 @@ fn what_the_kernel_refused_is_counted_and_the_last_proof_still_shown() {
     let mut world = quiet_world();
     let proven = world.machine.status().sync.last_sync_at;
     let Action::Apply(plan, _) = revoking(&mut world) else { panic!("nothing to do") };
-    let refused = vec![(plan.steps()[0].clone(), "no".to_owned())];
+    let refused = vec![refused(&plan.steps()[0], Errno::EIO)];
     let outcome = Outcome { refused, ..Outcome::default() };
     world.machine.handle(Event::Applied(outcome), world.now());
     let status = world.machine.status();
@@ -65,7 +66,7 @@ fn what_the_kernel_refused_is_counted_and_the_last_proof_still_shown() {
 fn a_resync_is_answered_by_its_own_comparison_and_not_by_an_old_obstacle() {
     let mut world = quiet_world();
     let Action::Apply(plan, _) = revoking(&mut world) else { panic!("nothing to do") };
-    let refused = vec![(plan.steps()[0].clone(), "no".to_owned())];
+    let refused = vec![refused(&plan.steps()[0], Errno::EIO)];
     world.tell(Event::Applied(Outcome { refused, ..Outcome::default() }));
     assert!(world.machine.is_stuck().is_some());
     world.tell(Event::Resync);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 
-use gatepost::dataplane::{Glance, Outcome, Reading};
+use gatepost::dataplane::{DataplaneError, Glance, NetlinkError, Outcome, Reading, RefusedStep};
 use gatepost::model::{
     Bars, ChangedRows, DesiredState, ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic,
 };
@@ -14,6 +14,7 @@ use gatepost::reconcile::{
     Sent, StaleOptions, StalePolicy, Timing,
 };
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 use super::rows::{NOW_SECS, Tables, at, local};
 
@@ -191,14 +192,13 @@ impl World {
                 let mut outcome = Outcome::default();
                 for step in plan.steps() {
                     if self.suffers(Trouble::Steps) && is_refused(step) {
-                        outcome.refused.push((step.clone(), "refused".into()));
+                        outcome.refused.push(refused(step, Errno::EIO));
                         continue;
                     }
                     if let Step::AddRoute { prefix } = step
                         && self.foreign_routes.contains(prefix)
                     {
-                        outcome.foreign_routes.insert(*prefix);
-                        outcome.refused.push((step.clone(), "somebody else's is there".into()));
+                        outcome.refused.push(refused(step, Errno::EEXIST));
                         continue;
                     }
                     match self.kernel.obey(step) {
@@ -206,7 +206,7 @@ impl World {
                             observed.obey(step);
                             outcome.applied += 1;
                         }
-                        Err(why) => outcome.refused.push((step.clone(), why.to_string())),
+                        Err(_) => outcome.refused.push(refused(step, Errno::EIO)),
                     }
                 }
                 self.applied_steps += outcome.applied;
@@ -313,6 +313,11 @@ impl World {
         let blocked = |prefix: &IpNet| self.foreign_routes.contains(prefix);
         left.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix))).is_empty()
     }
+}
+
+pub fn refused(step: &Step, errno: Errno) -> RefusedStep {
+    let source = NetlinkError::Refused { errno, message: String::new() };
+    RefusedStep::new(step.clone(), DataplaneError::Refused { source, remedy: None })
 }
 
 /// A third of the keys and prefixes is refused.

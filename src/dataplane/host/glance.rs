@@ -8,10 +8,7 @@ use crate::dataplane::{DataplaneError, Firewall, Glance, wireguard};
 impl<F: Firewall> Host<F> {
     /// A link that is missing or not ours is no interface: a complete reading tells which.
     pub(super) fn read_but_peers(&mut self) -> Result<Glance, DataplaneError> {
-        let firewall_is_current = self
-            .firewall
-            .is_current()
-            .map_err(|error| DataplaneError::Firewall(Box::new(error)))?;
+        let firewall_is_current = self.firewall.is_current()?;
         let nothing = Glance { interface: None, routes: BTreeMap::new(), firewall_is_current };
         let Some(link) = self.find()? else { return Ok(nothing) };
         let Some(kind) = self.kind(&link) else { return Ok(nothing) };

@@ -1,6 +1,7 @@
 //! Obeying steps, run by run.
 
-use ipnet::IpNet;
+use std::sync::Arc;
+
 use nix::errno::Errno;
 use tracing::warn;
 
@@ -9,11 +10,14 @@ use crate::dataplane::batch::{Part, part};
 use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
-use crate::dataplane::refusal::{chain, explain};
-use crate::dataplane::wireguard::{self, UserspaceError};
+use crate::dataplane::refusal::refused;
+use crate::dataplane::wireguard;
 use crate::dataplane::{DataplaneError, Firewall, Outcome, address, conntrack, link, route};
 use crate::model::{GatewayId, InterfaceName, ObservedState};
 use crate::plan::Step;
+
+/// What became of one step.
+pub(super) type Verdict = Result<(), Arc<DataplaneError>>;
 
 impl<F: Firewall> Host<F> {
     /// Obeys a run of steps and returns what became of each.
@@ -22,31 +26,29 @@ impl<F: Firewall> Host<F> {
         run: &[Step],
         observed: &ObservedState,
         outcome: &mut Outcome,
-    ) -> Vec<Result<(), String>> {
-        let alone =
-            |verdict: Result<(), DataplaneError>| vec![verdict.map_err(|error| chain(&error))];
+    ) -> Vec<Verdict> {
         match &run[0] {
             Step::Firewall { change, .. } => {
                 let table = observed.firewall.as_ref();
-                vec![self.firewall.apply(change, table).map_err(|error| chain(&error))]
+                alone(self.firewall.apply(change, table).map_err(DataplaneError::from))
             }
             step @ Step::CutFlows { prefixes } => {
                 let cut = conntrack::cut_flows(prefixes);
-                vec![cut.map(|cut| note_cut(cut, outcome)).map_err(|error| explain(step, &error))]
+                alone(cut.map(|cut| note_cut(cut, outcome)).map_err(|error| refused(step, error)))
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
             Step::RenameLink { from, to } => alone(self.rename_link(from, to)),
             Step::TakeDown { name } => alone(self.take_down(name)),
             first => match (self.target(), part(first)) {
-                (Err(error), _) => run.iter().map(|_| Err(chain(&error))).collect(),
+                (Err(error), _) => {
+                    let error = Arc::new(error);
+                    run.iter().map(|_| Err(Arc::clone(&error))).collect()
+                }
                 (Ok((link, kind)), Part::Peer) => self.obey_peers(&link, kind, run),
                 (Ok((link, _)), Part::Route) => {
-                    let verdicts = route::write(&mut self.rtnetlink, link.index, run);
-                    let foreign = run.iter().zip(&verdicts).filter_map(foreign_route);
-                    outcome.foreign_routes.extend(foreign);
-                    in_words(run, verdicts)
+                    with_remedies(run, route::write(&mut self.rtnetlink, link.index, run))
                 }
-                (Ok((link, kind)), _) => vec![self.obey_interface(&link, kind, first, observed)],
+                (Ok((link, kind)), _) => alone(self.obey_interface(&link, kind, first, observed)),
             },
         }
     }
@@ -101,7 +103,7 @@ impl<F: Firewall> Host<F> {
             }
             Err(error) => {
                 let step = Step::CreateLink { name: name.clone(), gateway_id };
-                Err(DataplaneError::Refused(explain(&step, &error)))
+                Err(refused(&step, error))
             }
         }
     }
@@ -135,63 +137,61 @@ impl<F: Firewall> Host<F> {
         kind: Kind,
         step: &Step,
         observed: &ObservedState,
-    ) -> Result<(), String> {
+    ) -> Result<(), DataplaneError> {
         let (index, name) = (link.index, &self.settings.interface);
         let (rtnetlink, kernel) = (&mut self.rtnetlink, &mut self.kernel);
-        let in_words = |verdict: Result<(), NetlinkError>| {
-            verdict.map_err(|error| explain(&as_felt(step, &error, observed), &error))
+        let in_kernel = |verdict: Result<(), NetlinkError>| {
+            verdict.map_err(|error| refused(&as_felt(step, &error, observed), error))
         };
-        let by_device =
-            |verdict: Result<(), UserspaceError>| verdict.map_err(|error| chain(&error));
         match (step, kind) {
             (Step::ClaimLink { gateway_id }, _) => {
-                in_words(link::claim(rtnetlink, index, *gateway_id))
+                in_kernel(link::claim(rtnetlink, index, *gateway_id))
             }
-            (Step::SetMtu { bytes }, _) => in_words(link::set_mtu(rtnetlink, index, *bytes)),
-            (Step::SetUp, _) => in_words(link::set_up(rtnetlink, index)),
+            (Step::SetMtu { bytes }, _) => in_kernel(link::set_mtu(rtnetlink, index, *bytes)),
+            (Step::SetUp, _) => in_kernel(link::set_up(rtnetlink, index)),
             (Step::AddAddress { address }, _) => {
-                in_words(address::add(rtnetlink, index, *address))?;
+                in_kernel(address::add(rtnetlink, index, *address))?;
                 self.added.insert(*address);
                 Ok(())
             }
             (Step::ReplaceAddress { from, to }, _) => {
-                in_words(address::replace(rtnetlink, index, *from, *to))?;
+                in_kernel(address::replace(rtnetlink, index, *from, *to))?;
                 self.added.remove(from);
                 self.added.insert(*to);
                 Ok(())
             }
             (Step::RemoveAddress { address }, _) => {
                 self.added.remove(address);
-                in_words(address::remove(rtnetlink, index, *address))
+                in_kernel(address::remove(rtnetlink, index, *address))
             }
             (Step::SetPrivateKey { private_key }, Kind::Kernel) => {
-                in_words(kernel.set_private_key(index, private_key))
+                in_kernel(kernel.set_private_key(index, private_key))
             }
             (Step::SetPrivateKey { private_key }, Kind::Userspace) => {
-                by_device(wireguard::set_private_key(name, private_key))
+                Ok(wireguard::set_private_key(name, private_key)?)
             }
             (Step::SetListenPort { port }, Kind::Kernel) => {
-                in_words(kernel.set_listen_port(index, *port))
+                in_kernel(kernel.set_listen_port(index, *port))
             }
             (Step::SetListenPort { port }, Kind::Userspace) => {
-                by_device(wireguard::set_listen_port(name, *port))
+                Ok(wireguard::set_listen_port(name, *port)?)
             }
             (Step::SetFwmark { fwmark }, Kind::Kernel) => {
-                in_words(kernel.set_fwmark(index, *fwmark))
+                in_kernel(kernel.set_fwmark(index, *fwmark))
             }
             (Step::SetFwmark { fwmark }, Kind::Userspace) => {
-                by_device(wireguard::set_fwmark(name, *fwmark))
+                Ok(wireguard::set_fwmark(name, *fwmark)?)
             }
-            _ => Err(format!("not done: `{step}` is no setting of the interface")),
+            _ => Err(DataplaneError::NoInterfaceStep(step.to_string())),
         }
     }
 
-    fn obey_peers(&mut self, link: &Link, kind: Kind, run: &[Step]) -> Vec<Result<(), String>> {
+    fn obey_peers(&mut self, link: &Link, kind: Kind, run: &[Step]) -> Vec<Verdict> {
         match kind {
-            Kind::Kernel => in_words(run, self.kernel.write_peers(link.index, run)),
+            Kind::Kernel => with_remedies(run, self.kernel.write_peers(link.index, run)),
             Kind::Userspace => wireguard::write_peers(&self.settings.interface, run)
                 .into_iter()
-                .map(|verdict| verdict.map_err(|error| chain(&error)))
+                .map(|verdict| verdict.map_err(|error| Arc::new(error.into())))
                 .collect(),
         }
     }
@@ -219,19 +219,13 @@ fn as_felt(step: &Step, error: &NetlinkError, observed: &ObservedState) -> Step 
     }
 }
 
-/// The prefix of a route that was not added because another is there.
-fn foreign_route((step, verdict): (&Step, &Result<(), NetlinkError>)) -> Option<IpNet> {
-    match (step, verdict) {
-        (Step::AddRoute { prefix }, Err(error)) if error.refusal() == Some(Errno::EEXIST) => {
-            Some(*prefix)
-        }
-        _ => None,
-    }
+fn alone(verdict: Result<(), DataplaneError>) -> Vec<Verdict> {
+    vec![verdict.map_err(Arc::new)]
 }
 
-fn in_words(run: &[Step], verdicts: Vec<Result<(), NetlinkError>>) -> Vec<Result<(), String>> {
-    let in_words = |(step, verdict): (&Step, Result<(), NetlinkError>)| {
-        verdict.map_err(|error| explain(step, &error))
+fn with_remedies(run: &[Step], verdicts: Vec<Result<(), NetlinkError>>) -> Vec<Verdict> {
+    let with_remedy = |(step, verdict): (&Step, Result<(), NetlinkError>)| {
+        verdict.map_err(|error| Arc::new(refused(step, error)))
     };
-    run.iter().zip(verdicts).map(in_words).collect()
+    run.iter().zip(verdicts).map(with_remedy).collect()
 }

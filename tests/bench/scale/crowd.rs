@@ -153,8 +153,6 @@ struct Kernel {
 }
 
 impl Dataplane for Kernel {
-    type Error = DataplaneError;
-
     fn observe(&mut self) -> Result<Reading, DataplaneError> {
         let backend = Some(Backend::Kernel);
         Ok(Reading { state: self.state.clone(), traffic: Default::default(), backend })
