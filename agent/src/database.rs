@@ -1,13 +1,13 @@
-//! From the configuration to a connection.
+//! How to connect to the configured database.
 
 use gatepost::store::{ConnectOptions, Password};
 
 use crate::config::{Config, ConfigError, read_database_password};
 
-/// How to reach the configured database; reads the password, unless the URL brings one.
+/// Connection options from the configuration. Reads the password file, unless the URL has a password.
 ///
 /// # Errors
-/// No URL, or a password file that cannot be read.
+/// No URL, or an unreadable password file.
 pub fn options(config: &Config) -> Result<ConnectOptions, ConfigError> {
     let url = config.database_url()?;
     let password = if url.has_password() { None } else { read_database_password(config)? };

@@ -1,17 +1,8 @@
-//! What a command ends with: the process's exit code, and the error behind it.
+//! Exit codes.
 
 use std::process::ExitCode;
 
-use gatepost::model::BuildError;
-use gatepost::model::psk::PskError;
-use gatepost::reconcile::{PreviewError, RunError};
-use gatepost::store::StoreError;
-
-use crate::config::ConfigError;
-use crate::control::ControlError;
-use crate::wiring::WiringError;
-
-/// Exit codes. Scripts depend on them.
+/// How a command ended. Scripts depend on the codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Done; allowed; nothing to change.
@@ -49,45 +40,5 @@ impl Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
-    }
-}
-
-/// Why a command could not do its work.
-#[derive(Debug, thiserror::Error)]
-pub enum CommandError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    #[error(transparent)]
-    Key(#[from] crate::command::key::KeyFileError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Psk(#[from] PskError),
-    #[error(transparent)]
-    Wiring(#[from] WiringError),
-    #[error("cannot write the output: {0}")]
-    Output(#[from] std::io::Error),
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl CommandError {
-    /// The exit code that tells a script what kind of failure this is.
-    #[must_use]
-    pub const fn exit(&self) -> Exit {
-        match self {
-            Self::Config(_)
-            | Self::Store(StoreError::Config { .. })
-            | Self::Wiring(
-                WiringError::Config(_)
-                | WiringError::Store(StoreError::Config { .. })
-                | WiringError::Preview(PreviewError::Build(BuildError::NoPskKeys { .. }))
-                | WiringError::Run(RunError::OtherGateway { .. } | RunError::NoPskKeys(_)),
-            ) => Exit::Config,
-            Self::Control(ControlError::NoAgent { .. }) => Exit::NoAgent,
-            _ => Exit::Failure,
-        }
     }
 }

@@ -1,15 +1,19 @@
 //! `gatepost`: the agent and its commands.
 #![forbid(unsafe_code)]
 
+mod accept;
 mod cli;
 mod command;
 mod config;
 mod control;
 mod database;
+mod error;
 mod exit;
 mod handles;
+mod key_file;
 mod output;
 mod pulse;
+mod runtime;
 #[cfg(test)]
 mod surface;
 mod systemd;
@@ -22,7 +26,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
 use crate::telemetry::{Audience, start_log};
 
 /// A large read is many small values made on one thread and dropped on another: this one gives their
@@ -48,7 +53,7 @@ fn main() -> ExitCode {
         eprintln!("gatepost: --log is no filter: {error}; write one as in RUST_LOG, \"debug\"");
         return Exit::Usage.into();
     }
-    match command::obey(cli) {
+    match command::run(cli) {
         Ok(exit) => exit.into(),
         // `gatepost peers | head` is no failure.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -56,7 +61,7 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("gatepost: {error}");
-            error.exit().into()
+            error.exit(audience).into()
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The loop's sign of life: systemd's watchdog and `/healthz` are told of it, and of nothing else.
+//! The loop's sign of life, which systemd's watchdog and `/healthz` depend on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A loop that has not beaten for this long is stuck.
+/// The loop is stuck when its last beat is older than this.
 pub const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 /// When the loop last beat. Clones share it.
@@ -16,13 +16,13 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Starts with a beat: the loop gets its first [`STUCK_AFTER`] from `now` on.
+    /// Starts with a beat at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self { epoch: now, last_ms: Arc::default() }
     }
 
-    /// The loop moves. To be called each time round, and between the parts of a long pass.
+    /// Records a beat. The loop calls this each time round.
     pub fn beat(&self, now: Instant) {
         let since = now.saturating_duration_since(self.epoch).as_millis();
         self.last_ms.fetch_max(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -35,7 +35,7 @@ impl Pulse {
         now.saturating_duration_since(self.epoch).saturating_sub(last)
     }
 
-    /// Beaten within [`STUCK_AFTER`].
+    /// Whether the last beat is no older than [`STUCK_AFTER`].
     #[must_use]
     pub fn is_alive(&self, now: Instant) -> bool {
         self.age(now) <= STUCK_AFTER
@@ -47,12 +47,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quiet_loop_is_alive() {
+    fn idle_loop_is_alive() {
         assert!(gatepost::reconcile::ROUND_AT_MOST * 2 < STUCK_AFTER);
     }
 
     #[test]
-    fn a_pulse_dies_without_beats_and_lives_with_them() {
+    fn pulse_is_alive_only_with_recent_beats() {
         let start = Instant::now();
         let (pulse, late) = (Pulse::new(start), start + STUCK_AFTER * 2);
         assert!(pulse.is_alive(start + STUCK_AFTER));

@@ -142,7 +142,7 @@ fn settings_in_the_database() {
 
 #[test]
 fn metrics() {
-    let (watcher, end, _stop) = crate::handles::pair(json::status(), Instant::now());
+    let (watcher, end, _stop) = crate::handles::channels(json::status(), Instant::now());
     let text = crate::telemetry::metrics(&watcher, Instant::now());
     drop(end);
     let mut lines = BTreeSet::new();

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, ConfigError, read_private_key, read_psk_keys};
 use crate::database;
-use crate::handles::LoopEnd;
+use crate::handles::LoopHandle;
 
 /// Why a command got no answer from the library.
 #[derive(Debug, thiserror::Error)]
@@ -70,19 +70,19 @@ pub fn prepare(
 }
 
 impl Prepared<'_> {
-    /// Runs the reconcile loop until `end.stop` becomes true.
-    pub async fn run(self, end: LoopEnd) -> Result<(), WiringError> {
+    /// Runs the reconcile loop until `handle.stop` becomes true.
+    pub async fn run(self, handle: LoopHandle) -> Result<(), WiringError> {
         let cache = Cache::new(self.config.cache.file.clone());
         let options = self.options(Some(cache)).await?;
-        let LoopEnd { status, asks, pulse, stop } = end;
+        let LoopHandle { status, asks, pulse, stop } = handle;
         let alive = || pulse.beat(std::time::Instant::now());
         Ok(gatepost::reconcile::run(options, asks, status, stop, alive).await?)
     }
 
     /// Makes one full pass and a report.
-    pub async fn run_once(self, end: LoopEnd) -> Result<(), WiringError> {
+    pub async fn run_once(self, handle: LoopHandle) -> Result<(), WiringError> {
         let options = self.options(None).await?;
-        Ok(gatepost::reconcile::run_once(options, end.status, end.stop).await?)
+        Ok(gatepost::reconcile::run_once(options, handle.status, handle.stop).await?)
     }
 
     /// What a pass would change.

@@ -97,7 +97,7 @@ fn an_answer_of_another_version_is_not_taken_for_ready() {
 fn down_asks_first_and_never_under_a_running_agent() {
     let gatepost = Gatepost::with("");
     let unasked = gatepost.run(&["down"]).must_exit(1);
-    assert!(unasked.stderr.contains("say --yes"), "{}", unasked.stderr);
+    assert!(unasked.stderr.contains("pass --yes"), "{}", unasked.stderr);
     let agent = answer(&gatepost, vec![status(r#""state":"ready""#)]);
     let running = gatepost.run(&["down", "--yes"]).must_exit(1);
     assert!(running.stderr.contains("stop it first"), "{}", running.stderr);

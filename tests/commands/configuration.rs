@@ -53,7 +53,7 @@ fn the_environment_wins_over_the_file() {
     let done: crate::gatepost::Done = command.output().unwrap().into();
     assert_eq!(
         done.must_exit(78).stderr,
-        "gatepost: environment variable GATEPOST_DATABASE_URL: `database.url` is no database URL: \
+        "gatepost: environment variable GATEPOST_DATABASE_URL: `database.url` is not a database URL: \
          write postgres://ROLE@HOST/DATABASE\n"
     );
 }
@@ -64,7 +64,7 @@ fn a_wrong_argument_is_named_and_its_password_is_not_shown() {
     let done = Gatepost::with("").run(&wrong).must_exit(78);
     assert_eq!(
         done.stderr,
-        "gatepost: --database-url: `database.url` is no database URL: write \
+        "gatepost: --database-url: `database.url` is not a database URL: write \
          postgres://ROLE@HOST/DATABASE\n"
     );
 }

@@ -59,7 +59,7 @@ fn a_gateway_goes_from_nothing_to_enrolled() {
     let unknown = site.as_owner(&["grant", "fra-1", "commands_fra"]).must_exit(1);
     assert!(unknown.stderr.contains("add --create"), "{}", unknown.stderr);
     let granted = site.as_owner(&["grant", "fra-1", "commands_fra", "--create"]).must_exit(0);
-    assert!(granted.stdout.starts_with("role commands_fra made\n"), "{}", granted.stdout);
+    assert!(granted.stdout.starts_with("created role commands_fra\n"), "{}", granted.stdout);
 
     let enroll = ["enroll", "--endpoint", "vpn.example:51820", "--listen-port", "51820"];
     let enroll = [&enroll[..], &["--vpn-cidr", "10.8.0.0/24", "--dns", "10.8.0.1"]].concat();
@@ -68,11 +68,11 @@ fn a_gateway_goes_from_nothing_to_enrolled() {
     assert!(enrolled.stdout.ends_with(&format!("\npublic key {key}\n")), "{}", enrolled.stdout);
     assert_eq!(site.gatepost.run(&["key", "public"]).must_exit(0).stdout, format!("{key}\n"));
     let again = site.gatepost.run(&["enroll"]).must_exit(0);
-    assert!(!again.stdout.contains("private key made"), "{}", again.stdout);
+    assert!(!again.stdout.contains("generated private key"), "{}", again.stdout);
     assert_eq!(site.psql("select endpoint from gateways"), "vpn.example:51820");
 
     let (level, text, _) = site.judged("key");
-    assert_eq!((level.as_str(), text), ("ok", format!("{key}, as in the gateway's row")));
+    assert_eq!((level.as_str(), text), ("ok", format!("{key}, matches the gateway's row")));
     assert_eq!(site.judged("database").0, "ok");
     assert_eq!(site.judged("clock").0, "ok");
 }

@@ -10,35 +10,36 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Serve;
-use crate::exit::{CommandError, Exit};
-use crate::wiring;
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::{runtime, wiring};
 
-/// Runs the device until SIGTERM or SIGINT.
+/// Runs the device in a child process until SIGTERM or SIGINT, then removes what it leaves behind.
 ///
-/// The embedded device takes these signals for itself and cannot end in order, so it serves in a
-/// child of this process, which waits for them and removes what the device leaves behind.
+/// The embedded device handles these signals itself and cannot clean up after them, so it needs a
+/// parent that does.
 ///
 /// # Errors
-/// No TUN device, no rights, a name that is taken; the device died by itself, or because somebody
-/// removed its socket.
-pub fn keep(name: &InterfaceName) -> Result<Exit, CommandError> {
-    super::small_runtime()?.block_on(async {
+/// No TUN device, no rights, a name that is taken; [`CommandError::DeviceEnded`],
+/// [`CommandError::DeviceSocketRemoved`].
+pub fn supervise(name: &InterfaceName) -> Result<Exit, CommandError> {
+    runtime::on_this_thread()?.block_on(async {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut device = Command::new(std::env::current_exe()?)
             .args(["device", name.as_str(), "--serve", "with-parent"])
             .kill_on_drop(true)
             .spawn()?;
-        let ended = tokio::select! {
-            ended = device.wait() => return judge(name, ended?),
+        let stopped = tokio::select! {
+            status = device.wait() => return ended(name, status?),
             _ = terminate.recv() => stop(name, &mut device).await,
             _ = interrupt.recv() => stop(name, &mut device).await,
         };
-        ended.map(|()| Exit::Success)
+        stopped.map(|()| Exit::Success)
     })
 }
 
-/// Is the device's process.
+/// Runs the device in this process.
 ///
 /// # Errors
 /// No TUN device, no rights, a name that is taken.
@@ -52,26 +53,22 @@ pub fn serve(name: &InterfaceName, serve: Serve) -> Result<Exit, CommandError> {
 
 async fn stop(name: &InterfaceName, device: &mut Child) -> Result<(), CommandError> {
     wiring::stop_device(name)?;
-    // It may not answer yet, and then nothing told it.
+    // A device that does not answer yet was not told to stop.
     device.start_kill()?;
     device.wait().await?;
     Ok(())
 }
 
-/// What to say when the device ended by itself.
-fn judge(name: &InterfaceName, ended: ExitStatus) -> Result<Exit, CommandError> {
-    // Told to stop before this process was: a terminal tells both, `gatepost down` only the device.
+/// The outcome where the device ended before this process was told to stop.
+fn ended(name: &InterfaceName, status: ExitStatus) -> Result<Exit, CommandError> {
+    // A terminal signals parent and child alike; `gatepost down` signals only the device.
     const STOPPED: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
-    match (ended.code(), ended.signal().map(Signal::try_from)) {
-        (Some(0), _) => Err(CommandError::Refused(format!(
-            "somebody removed the socket of the userspace device {name}: every session through it \
-             is gone"
-        ))),
-        // It has said why.
+    let name = name.clone();
+    match (status.code(), status.signal().map(Signal::try_from)) {
+        (Some(0), _) => Err(CommandError::DeviceSocketRemoved { name }),
+        // The child has printed its error.
         (Some(_), _) => Ok(Exit::Failure),
         (None, Some(Ok(signal))) if STOPPED.contains(&signal) => Ok(Exit::Success),
-        (None, _) => Err(CommandError::Refused(format!(
-            "the userspace device {name} ended with {ended}: every session through it is gone"
-        ))),
+        (None, _) => Err(CommandError::DeviceEnded { name, status }),
     }
 }

@@ -1,49 +1,45 @@
-//! `gatepost down`: what is ours, removed from the kernel.
+//! `gatepost down`: removes what belongs to gatepost from the kernel.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use crate::config::Config;
 use crate::control::{Client, ControlError};
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
 use crate::output::print;
-use crate::wiring;
+use crate::{runtime, wiring};
 
-/// Removes the interface, its routes and the firewall table, after a question or `--yes`.
+/// Removes the interface, its routes and the firewall table, after a question or with `--yes`.
 ///
 /// # Errors
-/// A running agent, which would put everything back at once; no; a refusal of the kernel.
+/// [`CommandError::AgentRuns`], which would create everything again; [`CommandError::NotConfirmed`],
+/// [`CommandError::CannotAsk`]; a refusal of the kernel.
 pub fn down(config: &Config, yes: bool) -> Result<Exit, CommandError> {
-    let name = &config.interface.name;
     match Client::new(&config.control.socket).status() {
         Err(ControlError::NoAgent { .. }) => {}
         Ok(_) => {
-            return Err(CommandError::Refused(format!(
-                "an agent runs and would make {name} again at once: stop it first \
-                 (systemctl stop gatepost)"
-            )));
+            return Err(CommandError::AgentRuns { interface: config.interface.name.clone() });
         }
-        // It may run: what it would undo is not begun.
+        // An agent may be running, so nothing is removed.
         Err(error) => return Err(error.into()),
     }
-    if !yes && !confirmed(config)? {
-        return Err(CommandError::Refused("nothing was removed".to_owned()));
+    if !yes && !is_confirmed(config)? {
+        return Err(CommandError::NotConfirmed);
     }
-    let removed = super::small_runtime()?.block_on(wiring::down(config))?;
+    let removed = runtime::on_this_thread()?.block_on(wiring::down(config))?;
     print(&match removed.as_slice() {
-        [] => "there was nothing of ours\n".to_owned(),
+        [] => "nothing to remove\n".to_owned(),
         some => some.iter().map(|what| format!("removed {what}\n")).collect(),
     })?;
     Ok(Exit::Success)
 }
 
-fn confirmed(config: &Config) -> Result<bool, CommandError> {
+fn is_confirmed(config: &Config) -> Result<bool, CommandError> {
     if !io::stdin().is_terminal() {
-        return Err(CommandError::Refused(
-            "there is nobody to ask: say --yes to remove everything of ours".to_owned(),
-        ));
+        return Err(CommandError::CannotAsk);
     }
-    let question = match super::small_runtime()?.block_on(wiring::links(config))?.as_slice() {
-        [] => "Remove our firewall table?".to_owned(),
+    let question = match runtime::on_this_thread()?.block_on(wiring::links(config))?.as_slice() {
+        [] => "Remove the nftables table inet gatepost?".to_owned(),
         links => format!("Remove {} and end every tunnel through it?", links.join(", ")),
     };
     let mut out = io::stderr().lock();

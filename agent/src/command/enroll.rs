@@ -1,28 +1,30 @@
-//! `gatepost enroll`: this gateway's key and row.
+//! `gatepost enroll`: creates this gateway's key and row.
 
 use gatepost::model::GatewayId;
 use gatepost::store::{Enrollment, Store, StoreError};
 
 use crate::cli::EnrollArgs;
-use crate::command::key;
 use crate::config::{Config, private_key_file, read_private_key};
 use crate::database;
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::key_file;
 use crate::output::print;
+use crate::runtime;
 
-/// Makes the key if there is none, then the gateway's row with its public key.
+/// Generates the key if there is none, then inserts or updates the gateway's row.
 ///
 /// # Errors
-/// The key can be neither read nor made; the database cannot be reached or refuses.
+/// The key cannot be read or written; the database cannot be reached or refuses.
 pub fn enroll(config: &Config, args: &EnrollArgs) -> Result<Exit, CommandError> {
     let name = config.gateway_name()?;
     let file = private_key_file(config);
     let private_key = if file.path.exists() || file.is_credential {
         read_private_key(config)?
     } else {
-        let made = key::generate(&file.path)?;
-        print(&format!("private key made: {}\n", file.path.display()))?;
-        made
+        let generated = key_file::generate(&file.path)?;
+        print(&format!("generated private key {}\n", file.path.display()))?;
+        generated
     };
     let public_key = private_key.public_key();
     let enrollment = Enrollment {
@@ -31,17 +33,18 @@ pub fn enroll(config: &Config, args: &EnrollArgs) -> Result<Exit, CommandError> 
         endpoint: args.endpoint.clone(),
         listen_port: args.listen_port,
         vpn_cidr: args.vpn_cidr,
-        dns_servers: some_if_any(args.dns_servers.iter().map(ToString::to_string).collect()),
+        dns_servers: dns_servers(args),
     };
     let options = database::options(config)?;
     let enrolling = async { Store::connect(&options)?.enroll(&enrollment).await };
-    let id: Result<GatewayId, StoreError> = super::small_runtime()?.block_on(enrolling);
+    let id: Result<GatewayId, StoreError> = runtime::on_this_thread()?.block_on(enrolling);
     let id = id?;
     print(&format!("gateway {name} ({id})\npublic key {public_key}\n"))?;
     Ok(Exit::Success)
 }
 
-/// No server named leaves the row's as they are.
-fn some_if_any(servers: Vec<String>) -> Option<Vec<String>> {
+/// `None`, which leaves the row's as they are, unless the command line names some.
+fn dns_servers(args: &EnrollArgs) -> Option<Vec<String>> {
+    let servers = args.dns_servers.iter().map(ToString::to_string).collect::<Vec<_>>();
     (!servers.is_empty()).then_some(servers)
 }

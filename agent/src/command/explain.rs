@@ -4,15 +4,16 @@ use std::net::IpAddr;
 
 use crate::config::Config;
 use crate::control::{Client, ControlError};
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
 use crate::output;
-use crate::{command, wiring};
+use crate::{runtime, wiring};
 use gatepost::model::WithoutPskKeys;
 
-/// Asks the running agent, which knows the kernel's counters; without one, the database.
+/// Asks the running agent; without one, reads the database and the kernel itself.
 ///
 /// # Errors
-/// Nobody is called so; neither agent nor database answers.
+/// `who` is unknown; neither an agent nor the database answers.
 pub fn explain(
     config: &Config,
     who: &str,
@@ -25,7 +26,7 @@ pub fn explain(
             let explaining = async {
                 wiring::prepare(config, WithoutPskKeys::Refuse)?.explain(who, destination).await
             };
-            command::small_runtime()?.block_on(explaining)?
+            runtime::on_this_thread()?.block_on(explaining)?
         }
         answered => answered?,
     };

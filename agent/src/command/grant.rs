@@ -1,4 +1,4 @@
-//! `gatepost grant`: which database role acts for which gateway.
+//! `gatepost grant`: binds a database role to a gateway.
 
 use std::path::Path;
 
@@ -6,10 +6,12 @@ use gatepost::store::{self, CreateRole, Granted, Password};
 
 use crate::config::{Config, read_secret_file};
 use crate::database;
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
 use crate::output::print;
+use crate::runtime;
 
-/// Binds the role to the gateway, making it first where asked.
+/// Binds the role to the gateway, and creates the role first if asked to.
 ///
 /// # Errors
 /// The database cannot be reached or refuses.
@@ -26,7 +28,7 @@ pub fn grant(
     let create = if create { CreateRole::IfAbsent(password) } else { CreateRole::No };
     let options = database::options(config)?;
     let granting = store::grant(&options, gateway, role, &create);
-    let report = super::small_runtime()?.block_on(granting)?;
+    let report = runtime::on_this_thread()?.block_on(granting)?;
     print(&describe(gateway, role, &report))?;
     Ok(Exit::Success)
 }
@@ -34,15 +36,17 @@ pub fn grant(
 fn describe(gateway: &str, role: &str, report: &Granted) -> String {
     let mut text = String::new();
     if report.role_created {
-        text.push_str(&format!("role {role} made\n"));
+        text.push_str(&format!("created role {role}\n"));
     }
-    text.push_str(&format!("role {role} acts for gateway {gateway}"));
+    text.push_str(&format!("role {role} is bound to gateway {gateway}"));
     match &report.formerly {
-        Some(other) => text.push_str(&format!(", and no longer for {other}\n")),
+        Some(other) => text.push_str(&format!(" (before: {other})\n")),
         None => text.push('\n'),
     }
     if !report.gateway_exists {
-        text.push_str(&format!("gateway {gateway} has no row yet: `gatepost enroll` makes it\n"));
+        text.push_str(&format!(
+            "gateway {gateway} has no row yet; create it with `gatepost enroll`\n"
+        ));
     }
     text
 }
@@ -52,14 +56,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_done_is_said() {
+    fn output_says_what_was_done() {
         let report =
             Granted { role_created: true, formerly: Some("ber-1".into()), gateway_exists: false };
         assert_eq!(
             describe("fra-1", "gw", &report),
-            "role gw made\n\
-             role gw acts for gateway fra-1, and no longer for ber-1\n\
-             gateway fra-1 has no row yet: `gatepost enroll` makes it\n"
+            "created role gw\n\
+             role gw is bound to gateway fra-1 (before: ber-1)\n\
+             gateway fra-1 has no row yet; create it with `gatepost enroll`\n"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `gatepost manual`: what a package shows of the command line.
+//! `gatepost manual`: man pages and shell completions, for a package.
 
 use std::path::Path;
 
@@ -6,12 +6,13 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::cli::Cli;
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
 
 /// Writes a man page for each command, and completions for each shell.
 ///
 /// # Errors
-/// The folder cannot be made or written to.
+/// The folder cannot be created or written to.
 pub fn manual(folder: &Path) -> Result<Exit, CommandError> {
     std::fs::create_dir_all(folder)?;
     clap_mangen::generate_to(Cli::command(), folder)?;

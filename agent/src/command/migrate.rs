@@ -1,22 +1,24 @@
-//! `gatepost migrate`: the database's schema, made or brought up to date.
+//! `gatepost migrate`: creates or updates the database's schema.
 
 use gatepost::store::{self, Migration};
 
 use crate::config::Config;
 use crate::database;
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
 use crate::output::{count, print};
+use crate::runtime;
 
-/// Applies what is pending, or only prints it.
+/// Applies the pending migrations, or only prints them.
 ///
 /// # Errors
 /// The database cannot be reached or refuses.
 pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
     let options = database::options(config)?;
-    let runtime = super::small_runtime()?;
+    let runtime = runtime::on_this_thread()?;
     if dry_run {
         let pending = runtime.block_on(store::pending(&options))?;
-        print(&dry(&pending))?;
+        print(&script(&pending))?;
         return Ok(Exit::Success);
     }
     let applied = runtime.block_on(store::migrate(&options))?;
@@ -24,14 +26,14 @@ pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
     Ok(Exit::Success)
 }
 
-fn dry(pending: &[Migration]) -> String {
+fn script(pending: &[Migration]) -> String {
     match pending {
         [] => "-- the schema is up to date\n".to_owned(),
-        some => some.iter().map(script).collect(),
+        some => some.iter().map(section).collect(),
     }
 }
 
-fn script(migration: &Migration) -> String {
+fn section(migration: &Migration) -> String {
     format!("-- {}\n{}\n\n", migration.name, migration.sql.trim_end())
 }
 
@@ -50,11 +52,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dry_run_is_a_script() {
+    fn dry_run_prints_a_script() {
         let migration = Migration { name: "V1 schema".into(), sql: "select 1;\n".into() };
         let pending = [migration.clone(), migration.clone()];
-        assert_eq!(dry(&pending), "-- V1 schema\nselect 1;\n\n".repeat(2));
-        assert_eq!(dry(&[]), "-- the schema is up to date\n");
+        assert_eq!(script(&pending), "-- V1 schema\nselect 1;\n\n".repeat(2));
+        assert_eq!(script(&[]), "-- the schema is up to date\n");
         assert_eq!(describe(&[migration]), "applied V1 schema\n1 migration\n");
         assert_eq!(describe(&[]), "the schema is up to date\n");
     }

@@ -6,7 +6,7 @@ mod down;
 mod enroll;
 mod explain;
 mod grant;
-pub mod key;
+mod key;
 mod manual;
 mod migrate;
 mod peers;
@@ -16,19 +16,16 @@ mod resync;
 mod run;
 mod status;
 
-use std::path::PathBuf;
-
-use tokio::runtime::{Builder, Runtime};
-
 use crate::cli::{Cli, Command, DatabaseArgs};
-use crate::config::{Config, ConfigError, Origin, Source, Unnamed, load};
-use crate::exit::{CommandError, Exit};
+use crate::config::{Config, ConfigError, DatabaseUrlError, Origin, SecretSearch, Source, load};
+use crate::error::CommandError;
+use crate::exit::Exit;
 
-/// Obeys one command line.
+/// Runs one command line.
 ///
 /// # Errors
-/// What kept the command from doing its work; an answer such as "denied" is no error.
-pub fn obey(cli: Cli) -> Result<Exit, CommandError> {
+/// The command could not do its work. An answer such as "denied" is not an error.
+pub fn run(cli: Cli) -> Result<Exit, CommandError> {
     let source = Source::of_process(cli.config);
     match cli.command {
         Command::Run { once } => run::run(&configuration(source)?, once),
@@ -53,14 +50,14 @@ pub fn obey(cli: Cli) -> Result<Exit, CommandError> {
         Command::Check(json) => check::check(source, json.json),
         Command::Psk(command) => psk::psk(source, &command),
         Command::Key(command) => key::key(source, &command),
-        Command::Device { name, serve: None } => device::keep(&name),
+        Command::Device { name, serve: None } => device::supervise(&name),
         Command::Device { name, serve: Some(serve) } => device::serve(&name, serve),
         Command::Manual { folder } => manual::manual(&folder),
         Command::Down { yes } => down::down(&configuration(source)?, yes),
     }
 }
 
-/// The configuration; what may be a mistake in it is logged.
+/// The configuration. Possible mistakes in it are logged.
 fn configuration(source: Source) -> Result<Config, ConfigError> {
     let config = load(source)?;
     for warning in &config.warnings {
@@ -69,37 +66,24 @@ fn configuration(source: Source) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// The configuration with the database as an administrator's command names it.
+/// The configuration, with the database that an administrator's command line names.
 fn configuration_of(source: Source, args: DatabaseArgs) -> Result<Config, ConfigError> {
     let DatabaseArgs { database_url, database_password_file } = args;
     let mut config = configuration(source)?;
     if let Some(url) = database_url {
-        let url = url.parse().map_err(|why: &str| ConfigError::Value {
+        let url = url.parse().map_err(|why: DatabaseUrlError| ConfigError::Value {
             origin: Origin::Argument("--database-url"),
             key: "database.url".to_owned(),
-            why: why.to_owned(),
+            why: why.to_string(),
         })?;
         config.database.url = Some(url);
         // The configured password is another role's.
         config.database.password_file = None;
-        config.unnamed_secrets = Unnamed::Nowhere;
+        config.secret_search = SecretSearch::None;
     }
     if let Some(file) = database_password_file {
         // The command line means the working directory, not the configuration's folder.
         config.database.password_file = Some(std::path::absolute(&file).unwrap_or(file));
     }
     Ok(config)
-}
-
-/// A runtime for a command that asks something and ends.
-fn small_runtime() -> Result<Runtime, CommandError> {
-    Ok(Builder::new_current_thread().enable_all().build()?)
-}
-
-/// A file that the command line named, or the configuration's.
-fn named_or(
-    named: Option<&PathBuf>,
-    configured: impl FnOnce() -> Result<PathBuf, ConfigError>,
-) -> Result<PathBuf, ConfigError> {
-    named.map_or_else(configured, |path| Ok(path.clone()))
 }

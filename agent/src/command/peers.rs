@@ -4,14 +4,15 @@ use std::time::SystemTime;
 
 use crate::config::Config;
 use crate::control::Client;
-use crate::exit::{CommandError, Exit};
-use crate::output::{self, Table, age, bytes, short};
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::output::{self, Table, age, bytes, truncated};
 use gatepost::reconcile::status::{PeerState, PeerStatus};
 
 /// Prints every peer.
 ///
 /// # Errors
-/// No agent, or one that answers wrongly.
+/// No agent, or a wrong answer.
 pub fn peers(config: &Config, json: bool) -> Result<Exit, CommandError> {
     let mut peers = Vec::new();
     Client::new(&config.control.socket).peers(|peer| peers.push(peer))?;
@@ -23,7 +24,7 @@ pub fn peers(config: &Config, json: bool) -> Result<Exit, CommandError> {
     Ok(Exit::Success)
 }
 
-/// The peers as a table, and how many there are.
+/// The peers as a table, and their number.
 #[must_use]
 pub fn describe(peers: &[PeerStatus], now: SystemTime) -> String {
     let mut table = Table::new([
@@ -56,14 +57,14 @@ fn cells(peer: &PeerStatus, now: SystemTime) -> [String; 9] {
     });
     let handshake = peer.last_handshake_at.map(|at| age(at.age(now)));
     [
-        short(&peer.user),
-        short(&peer.device),
+        truncated(&peer.user),
+        truncated(&peer.device),
         addresses.collect::<Vec<_>>().join(" "),
         peer.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
         handshake.unwrap_or_else(|| "never".to_owned()),
         bytes(peer.rx_bytes),
         bytes(peer.tx_bytes),
-        peer.policies.iter().map(|name| short(name)).collect::<Vec<_>>().join(", "),
+        peer.policies.iter().map(|name| truncated(name)).collect::<Vec<_>>().join(", "),
         peer.state.text(),
     ]
 }
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_tells_who_where_and_since_when() {
+    fn table_shows_each_peer() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let mut anna = peer("anna", "laptop", PeerState::InKernel);
         anna.endpoint = Some("203.0.113.9:40001".parse().unwrap());
@@ -121,7 +122,7 @@ ben   phone   10.8.0.7                 -                      never       0 B   
     }
 
     #[test]
-    fn no_peers_are_said_to_be_none() {
+    fn no_peers_print_a_zero_count() {
         assert_eq!(describe(&[], SystemTime::UNIX_EPOCH), "0 peers, 0 in the kernel\n");
     }
 }

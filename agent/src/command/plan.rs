@@ -1,18 +1,19 @@
 //! `gatepost plan`: what a pass would change.
 
 use crate::config::Config;
-use crate::exit::{CommandError, Exit};
-use crate::output::{self, count, harmless};
-use crate::{command, wiring};
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::output::{self, count, printable};
+use crate::{runtime, wiring};
 use gatepost::model::WithoutPskKeys;
 use gatepost::reconcile::status::PlanReport;
 
-/// Reads the database and the kernel, and prints the steps between them.
+/// Reads the database and the kernel, and prints the steps that would make the kernel match.
 ///
 /// # Errors
-/// Either cannot be read.
+/// The database or the kernel cannot be read.
 pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let report = command::small_runtime()?
+    let report = runtime::on_this_thread()?
         .block_on(async { wiring::prepare(config, WithoutPskKeys::Refuse)?.plan().await })?;
     if json {
         output::print_json(&report)?;
@@ -23,28 +24,28 @@ pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
     Ok(if equal { Exit::Success } else { Exit::Differs })
 }
 
-/// One stable line per step, then the same in words, then what was left out.
+/// One stable line per step, then the changes in words, then the warnings.
 #[must_use]
 pub fn describe(report: &PlanReport) -> String {
     let mut text = String::new();
     for step in &report.steps {
-        text.push_str(&format!("{:<7}{}\n", step.phase, harmless(&step.step)));
+        text.push_str(&format!("{:<7}{}\n", step.phase, printable(&step.step)));
     }
     for (heading, lines) in [("in words", &report.words), ("warnings", &report.warnings)] {
         if !lines.is_empty() {
             let gap = if text.is_empty() { "" } else { "\n" };
             text.push_str(&format!("{gap}{heading}\n"));
-            text.extend(lines.iter().map(|line| format!("  {}\n", harmless(line))));
+            text.extend(lines.iter().map(|line| format!("  {}\n", printable(line))));
         }
     }
     let gap = if text.is_empty() { "" } else { "\n" };
     let summary = match (report.steps.len() as u64, &report.held_back) {
         (0, None) => "nothing to change".to_owned(),
         (0, Some(held)) => format!("{} held back", count(held.removals, "removal")),
-        (steps, None) => format!("{} to take", count(steps, "step")),
+        (steps, None) => format!("{} to apply", count(steps, "step")),
         (steps, Some(held)) => {
             format!(
-                "{} to take, {} held back",
+                "{} to apply, {} held back",
                 count(steps, "step"),
                 count(held.removals, "removal")
             )
@@ -82,7 +83,7 @@ in words
 warnings
   ben / phone is left out: no key
 
-2 steps to take
+2 steps to apply
 "
         );
         assert_eq!(describe(&PlanReport::default()), "nothing to change\n");

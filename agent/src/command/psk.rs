@@ -1,4 +1,4 @@
-//! `gatepost psk`: envelopes sealed and opened, for a control plane that has no library for it.
+//! `gatepost psk`: seals and opens envelopes, for a control plane that has no library for it.
 
 use std::io::{self, Read};
 
@@ -6,15 +6,16 @@ use gatepost::model::PresharedKey;
 use gatepost::model::psk::PskKeys;
 
 use crate::cli::{PskArgs, PskCommand};
-use crate::command::key::KeyFileError;
 use crate::config::{Source, load, read_psk_keys, read_psk_keys_file};
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::key_file::KeyFileError;
 use crate::output::print;
 
-/// Reads one line from standard input, prints one line.
+/// Reads one line from standard input and prints one line.
 ///
 /// # Errors
-/// No keys, a wrong key, a wrong envelope.
+/// [`CommandError::NoPskKeys`]; a wrong key or envelope.
 pub fn psk(source: Source, command: &PskCommand) -> Result<Exit, CommandError> {
     let (PskCommand::Seal(args) | PskCommand::Open(args)) = command;
     let keys = keys(source, args)?;
@@ -29,23 +30,15 @@ pub fn psk(source: Source, command: &PskCommand) -> Result<Exit, CommandError> {
 }
 
 fn seal(keys: &PskKeys, args: &PskArgs, text: &str) -> Result<String, CommandError> {
-    // The text is not repeated: it is a secret.
-    let key = text.parse::<PresharedKey>().map_err(|why| {
-        let what = "the preshared key on standard input";
-        CommandError::Refused(format!("{what} {why}: `wg genpsk` makes one"))
-    })?;
+    let key = text.parse::<PresharedKey>().map_err(CommandError::PresharedKey)?;
     let mut nonce = [0; 24];
     getrandom::fill(&mut nonce).map_err(KeyFileError::Random)?;
     Ok(keys.seal(nonce, &key, args.gateway_id(), args.peer)?)
 }
 
 fn keys(source: Source, args: &PskArgs) -> Result<PskKeys, CommandError> {
-    let none = "there are no preshared-key keys: name their file with --keys, or set \
-                `gateway.psk_keys_file`";
     match &args.keys {
         Some(path) => Ok(read_psk_keys_file(path)?),
-        None => {
-            read_psk_keys(&load(source)?)?.ok_or_else(|| CommandError::Refused(none.to_owned()))
-        }
+        None => read_psk_keys(&load(source)?)?.ok_or(CommandError::NoPskKeys),
     }
 }

@@ -1,10 +1,11 @@
-//! `gatepost resync` and `gatepost confirm`: what an operator may ask the running agent to do.
+//! `gatepost resync` and `gatepost confirm`: requests to the running agent.
 
 use crate::config::Config;
 use crate::control::Client;
-use crate::exit::{CommandError, Exit};
+use crate::error::CommandError;
+use crate::exit::Exit;
 
-/// Has everything compared anew, and waits until it is proven.
+/// Has the agent compare everything again, and waits until the kernel is proven equal.
 ///
 /// # Errors
 /// No agent, or the pass failed.
@@ -13,7 +14,7 @@ pub fn resync(config: &Config) -> Result<Exit, CommandError> {
     Ok(Exit::Success)
 }
 
-/// Lets the removal that the guard holds back go ahead.
+/// Confirms the removals that the guard holds back.
 ///
 /// # Errors
 /// No agent, or nothing is held back.

@@ -10,8 +10,9 @@ use tokio::task::JoinSet;
 use crate::command::status::describe;
 use crate::config::{Config, exposure, secret_files};
 use crate::control::Server;
-use crate::exit::{CommandError, Exit};
-use crate::handles::{Ask, LoopEnd, Watcher, pair};
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::handles::{Ask, LoopHandle, Watcher, channels};
 use crate::output::{Style, print};
 use crate::telemetry::MetricsServer;
 use crate::{systemd, wiring};
@@ -28,8 +29,8 @@ pub fn run(config: &Config, once: bool) -> Result<Exit, CommandError> {
         tracing::warn!("{exposed}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let (watcher, end, stop) = pair(beginning(config, name), Instant::now());
-    let served = runtime.block_on(serve(config, once, watcher.clone(), end, stop));
+    let (watcher, handle, stop) = channels(initial_status(config, name), Instant::now());
+    let served = runtime.block_on(serve(config, once, watcher.clone(), handle, stop));
     let status = watcher.status.borrow().clone();
     if once {
         print(&describe(&status, SystemTime::now(), Style::of_stdout()))?;
@@ -39,8 +40,8 @@ pub fn run(config: &Config, once: bool) -> Result<Exit, CommandError> {
     Ok(if converged { Exit::Success } else { Exit::Failure })
 }
 
-/// What is known before anything was read.
-fn beginning(config: &Config, name: &str) -> Status {
+/// The status before anything was read.
+fn initial_status(config: &Config, name: &str) -> Status {
     let mut status = Status::default();
     name.clone_into(&mut status.gateway.name);
     config.interface.name.as_str().clone_into(&mut status.interface.name);
@@ -55,35 +56,35 @@ async fn serve(
     config: &Config,
     once: bool,
     watcher: Watcher,
-    end: LoopEnd,
+    handle: LoopHandle,
     stop: watch::Sender<bool>,
 ) -> Result<(), CommandError> {
-    // Everything that only a person can mend is found before anything is touched.
+    // What only a person can mend is found before anything is touched.
     let without_psk_keys = if once { WithoutPskKeys::Refuse } else { WithoutPskKeys::LeaveOut };
     let prepared = wiring::prepare(config, without_psk_keys)?;
     let control = Server::bind(&config.control.socket)?;
     let signals = Signals::new()?;
-    // Dropped, and with it every task, when the loop has ended.
-    let mut around = JoinSet::new();
+    // Dropped when the loop has ended, and every task with it.
+    let mut tasks = JoinSet::new();
     if !once {
-        say_started(&watcher.status.borrow());
+        log_started(&watcher.status.borrow());
         let listen = config.metrics.listen;
         match MetricsServer::bind(listen).await {
-            Ok(metrics) => drop(around.spawn(metrics.serve(watcher.clone()))),
-            // Not worth a VPN: the gateway serves its peers without being watched.
+            Ok(metrics) => drop(tasks.spawn(metrics.serve(watcher.clone()))),
+            // Peers are served without metrics, too.
             Err(error) => {
-                tracing::warn!(%listen, %error, "going on without metrics on {listen}: {error}")
+                tracing::warn!(%listen, %error, "no metrics: cannot listen on {listen}: {error}")
             }
         }
-        around.spawn(systemd::follow(watcher.clone()));
+        tasks.spawn(systemd::follow(watcher.clone()));
     }
-    around.spawn(control.serve(watcher.clone()));
-    around.spawn(signals.obey(watcher, Arc::new(stop)));
-    if once { prepared.run_once(end).await } else { prepared.run(end).await }?;
+    tasks.spawn(control.serve(watcher.clone()));
+    tasks.spawn(signals.handle(watcher, Arc::new(stop)));
+    if once { prepared.run_once(handle).await } else { prepared.run(handle).await }?;
     Ok(())
 }
 
-fn say_started(status: &Status) {
+fn log_started(status: &Status) {
     let (gateway, version) = (&status.gateway.name, &status.agent.version);
     tracing::info!(
         // Explained in the journal's catalog, `systemd/gatepost.catalog`.
@@ -109,8 +110,8 @@ impl Signals {
         })
     }
 
-    /// SIGTERM and SIGINT stop the loop, SIGHUP has it compare everything anew.
-    async fn obey(mut self, watcher: Watcher, stop: Arc<watch::Sender<bool>>) {
+    /// SIGTERM and SIGINT stop the loop; SIGHUP makes it compare everything again.
+    async fn handle(mut self, watcher: Watcher, stop: Arc<watch::Sender<bool>>) {
         let mut resyncs = JoinSet::new();
         loop {
             tokio::select! {
@@ -124,27 +125,27 @@ impl Signals {
 }
 
 fn stop_loop(stop: &watch::Sender<bool>, signal: &str) {
-    tracing::info!(signal, "{signal}: stopping; tunnels and rules stay as they are");
-    systemd::tell_stopping();
+    tracing::info!(signal, "{signal}: stopping; tunnels and firewall stay as they are");
+    systemd::notify_stopping();
     stop.send_replace(true);
 }
 
-/// A resync that systemd sees as a reload. Before the first proof there is nothing to reload, and
-/// saying so would tell systemd that we are ready.
+/// A resync that systemd sees as a reload. Not before the agent is ready: the end of a reload would
+/// tell systemd that it is.
 async fn resync(watcher: Watcher) {
     let ready = watcher.status.borrow().state.is_ready();
-    tracing::info!(signal = "SIGHUP", "SIGHUP: comparing everything anew");
+    tracing::info!(signal = "SIGHUP", "SIGHUP: comparing everything again");
     if ready {
-        systemd::tell_reloading();
+        systemd::notify_reloading();
     }
     let (answer, answered) = oneshot::channel();
     let asked = watcher.asks.send(Ask::Resync(answer)).await.is_ok();
     match answered.await {
-        Ok(Err(why)) => tracing::warn!(%why, "the comparison failed: {why}"),
-        Err(_) if asked => tracing::debug!("the loop ended before the comparison"),
+        Ok(Err(why)) => tracing::warn!(%why, "resync failed: {why}"),
+        Err(_) if asked => tracing::debug!("the loop ended before the resync"),
         _ => {}
     }
     if ready {
-        systemd::tell_reloaded();
+        systemd::notify_reloaded();
     }
 }

@@ -1,29 +1,30 @@
-//! `gatepost status`: how the agent is, in its own words.
+//! `gatepost status`: the agent's status.
 
 use std::time::{Duration, SystemTime};
 
 use crate::config::Config;
 use crate::control::Client;
-use crate::exit::{CommandError, Exit};
-use crate::output::{self, Style, Tone, age, count, harmless, span};
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::output::{self, Style, Tone, age, count, printable, span};
 use gatepost::reconcile::status::{State, Status};
 
-/// Between two questions.
+/// Between two requests.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-/// Prints the status once, or anew at each change: also when the agent goes and comes back.
+/// Prints the status once, or again and again with `watch`, also across restarts of the agent.
 ///
 /// # Errors
-/// No agent, or one that answers wrongly, at the first question.
+/// No agent, or a wrong answer, at the first request.
 pub fn status(config: &Config, json: bool, watch: bool) -> Result<Exit, CommandError> {
     let client = Client::new(&config.control.socket);
     let style = Style::of_stdout();
-    let (mut shown, mut away) = (None, false);
+    let (mut shown, mut is_away) = (None, false);
     loop {
         let status = match client.status() {
-            // An upgrade or a restart ends no watching.
+            // The agent may be restarting.
             Err(error) if watch && shown.is_some() => {
-                if !std::mem::replace(&mut away, true) {
+                if !std::mem::replace(&mut is_away, true) {
                     tracing::warn!(%error, "{error}; still watching");
                 }
                 std::thread::sleep(WATCH_EVERY);
@@ -31,7 +32,7 @@ pub fn status(config: &Config, json: bool, watch: bool) -> Result<Exit, CommandE
             }
             answer => answer?,
         };
-        away = false;
+        is_away = false;
         if json && shown.as_ref() != Some(&status) {
             output::print_json(&status)?;
         } else if !json {
@@ -47,7 +48,7 @@ pub fn status(config: &Config, json: bool, watch: bool) -> Result<Exit, CommandE
     }
 }
 
-/// The status as an operator reads it.
+/// The status for an operator.
 #[must_use]
 pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
     let tone = match status.state {
@@ -57,7 +58,7 @@ pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
     };
     let state = match status.state.why() {
         None => style.paint(tone, status.state.word()),
-        Some(why) => format!("{}: {}", style.paint(tone, status.state.word()), harmless(why)),
+        Some(why) => format!("{}: {}", style.paint(tone, status.state.word()), printable(why)),
     };
     let mut lines = vec![
         ("gateway", gateway(status)),
@@ -87,7 +88,7 @@ pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
 
 fn gateway(status: &Status) -> String {
     let id = status.gateway.id.map(|id| format!("  ({id})")).unwrap_or_default();
-    format!("{}{id}", harmless(&status.gateway.name))
+    format!("{}{id}", printable(&status.gateway.name))
 }
 
 fn interface(status: &Status) -> String {
@@ -126,18 +127,18 @@ fn mode(status: &Status) -> String {
 
 fn database(status: &Status, now: SystemTime) -> String {
     let database = &status.database;
-    let word = if database.connected { "connected" } else { "away" };
+    let word = if database.connected { "connected" } else { "disconnected" };
     let since = database.since.map(|at| format!(" for {}", span(at.age(now))));
     let schema = database.schema_version.map(|version| format!(", schema {version}"));
     let error = database.last_error.as_deref().filter(|_| !database.connected);
-    let error = error.map(|error| format!(": {}", harmless(error)));
+    let error = error.map(|error| format!(": {}", printable(error)));
     [Some(word.to_owned()), since, schema, error].into_iter().flatten().collect()
 }
 
 fn peers(status: &Status) -> String {
     let peers = &status.peers;
     format!(
-        "{} in the kernel of {} desired; {} ineligible, {} quarantined",
+        "{} in the kernel, {} desired; {} ineligible, {} quarantined",
         peers.in_kernel, peers.desired, peers.ineligible, peers.quarantined
     )
 }
@@ -165,17 +166,17 @@ fn attention(status: &Status, style: Style) -> String {
         text.push_str("\nquarantined\n");
         for peer in &status.quarantined {
             let line = format!("{} / {}: {}", peer.user, peer.device, peer.reason);
-            text.push_str(&format!("  {}\n", harmless(&line)));
+            text.push_str(&format!("  {}\n", printable(&line)));
         }
         let more = status.peers.quarantined.saturating_sub(status.quarantined.len() as u64);
         if more > 0 {
-            text.push_str(&format!("  and {more} more: see `gatepost peers`\n"));
+            text.push_str(&format!("  and {more} more, see `gatepost peers`\n"));
         }
     }
     if !status.warnings.is_empty() {
         text.push_str(&format!("\n{}\n", style.paint(Tone::Warning, "warnings")));
         for warning in &status.warnings {
-            text.push_str(&format!("  {}\n", harmless(warning)));
+            text.push_str(&format!("  {}\n", printable(warning)));
         }
     }
     text
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ready_gateway_fits_on_nine_lines() {
+    fn ready_gateway_fits_on_nine_lines() {
         let text = describe(&ready(), at(12).0, Style::Plain);
         assert_eq!(
             text,
@@ -229,7 +230,7 @@ interface  gatepost0, kernel WireGuard, UDP port 51820
 last sync  12 s ago (2023-11-14T22:13:20.000Z), lag 4 ms
 mode       listen: notifications arrive
 database   connected for 12 s, schema 8
-peers      2 in the kernel of 2 desired; 1 ineligible, 0 quarantined
+peers      2 in the kernel, 2 desired; 1 ineligible, 0 quarantined
 drift      none
 agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
 "
@@ -237,7 +238,7 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
     }
 
     #[test]
-    fn what_needs_attention_stands_below() {
+    fn warnings_and_quarantined_peers_follow_the_table() {
         let mut status = ready();
         status.state = State::Degraded { why: "the database is away".into() };
         status.database.connected = false;
@@ -255,7 +256,7 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
         let tail = text.split_once("held back").unwrap().1;
         assert!(text.contains("state      degraded: the database is away\n"), "{text}");
         assert!(
-            text.contains("database   away for 5 min, schema 8: connection refused\n"),
+            text.contains("database   disconnected for 5 min, schema 8: connection refused\n"),
             "{text}"
         );
         assert_eq!(
@@ -264,7 +265,7 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
 
 quarantined
   anna / lap\u{fffd}top: its public key is not base64
-  and 2 more: see `gatepost peers`
+  and 2 more, see `gatepost peers`
 
 warnings
   setting policy.alow_dns is unknown
@@ -273,10 +274,10 @@ warnings
     }
 
     #[test]
-    fn a_fresh_agent_claims_nothing() {
+    fn fresh_agent_claims_nothing() {
         let text = describe(&Status::default(), at(0).0, Style::Plain);
         assert!(text.contains("state      starting\n"), "{text}");
         assert!(text.contains("last sync  never\n"), "{text}");
-        assert!(text.contains("database   away\n"), "{text}");
+        assert!(text.contains("database   disconnected\n"), "{text}");
     }
 }

@@ -25,7 +25,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Why a configuration cannot be used. Every one of them ends the process with exit code 78.
+/// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration {}: {source}; {}", path.display(), way_to_read(.source))]
@@ -63,6 +63,19 @@ pub enum ConfigError {
         #[source]
         source: PskKeysError,
     },
+}
+
+impl ConfigError {
+    /// A file may not be read by this user: the configuration need not be wrong.
+    #[must_use]
+    pub fn is_permission_denied(&self) -> bool {
+        match self {
+            Self::Unreadable { source, .. } | Self::Secret { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            _ => false,
+        }
+    }
 }
 
 fn way_to_read(error: &io::Error) -> &'static str {

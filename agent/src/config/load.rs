@@ -11,7 +11,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::error::{Hint, Origin};
-use super::{Config, ConfigError, DEFAULT_FILE, Unnamed};
+use super::{Config, ConfigError, DEFAULT_FILE, SecretSearch};
 
 /// What a configuration is made of. The process's own is [`Source::of_process`].
 #[derive(Debug, Clone, Default)]
@@ -51,7 +51,7 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
     let mut config: Config =
         figment.extract().map_err(|error| explain(error, &file, &overrides))?;
     let credentials_dir = source.variables.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    config.unnamed_secrets = Unnamed::Gateways { credentials_dir };
+    config.secret_search = SecretSearch::Gateway { credentials_dir };
     config.warnings = warnings;
     config.file = file;
     config.control.socket = config.path(&config.control.socket);

@@ -22,9 +22,10 @@ pub use error::{ConfigError, Origin};
 pub use load::{Source, load};
 pub use schema::{Backend, Config};
 pub use secret::{
-    Unnamed, exposure, private_key_file, read_database_password, read_private_key, read_psk_keys,
-    read_psk_keys_file, read_secret_file, secret_files,
+    SecretSearch, exposure, private_key_file, read_database_password, read_private_key,
+    read_psk_keys, read_psk_keys_file, read_secret_file, secret_files,
 };
+pub use value::DatabaseUrlError;
 
 /// Where the configuration is unless `--config` or `GATEPOST_CONFIG` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/gatepost/gatepost.toml";

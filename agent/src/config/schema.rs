@@ -14,7 +14,7 @@ use serde::Deserialize;
 use gatepost::store::Tls;
 
 use super::value::{self, DatabaseUrl, Fwmark};
-use super::{ConfigError, Unnamed};
+use super::{ConfigError, SecretSearch};
 
 /// The whole configuration. Only [`load`](super::load()) makes one.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -35,7 +35,7 @@ pub struct Config {
     #[serde(skip)]
     pub file: PathBuf,
     #[serde(skip)]
-    pub unnamed_secrets: Unnamed,
+    pub secret_search: SecretSearch,
     /// What did not stop the agent and may yet be a mistake.
     #[serde(skip)]
     pub warnings: Vec<String>,

@@ -33,26 +33,26 @@ impl fmt::Debug for SecretText {
 pub enum Secret {
     PrivateKey,
     DatabasePassword,
-    /// What opens preshared keys.
+    /// The keys that open preshared keys.
     PskKeys,
 }
 
-/// Where secrets are that no key of the configuration names.
+/// Where to look for secrets that no key of the configuration names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Unnamed {
-    /// Nowhere: somebody else than the gateway logs in, with a password of their own.
+pub enum SecretSearch {
+    /// Nowhere: an administrator logs in, not the gateway.
     #[default]
-    Nowhere,
-    /// In systemd's `$CREDENTIALS_DIRECTORY`, else beside the configuration: a command that an
-    /// operator runs must find what the unit hands to the agent.
-    Gateways { credentials_dir: Option<PathBuf> },
+    None,
+    /// In systemd's `$CREDENTIALS_DIRECTORY`, else beside the configuration, where a command that an
+    /// operator runs finds what the unit passes to the agent.
+    Gateway { credentials_dir: Option<PathBuf> },
 }
 
 /// Where a secret is, whether or not it is there yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretFile {
     pub path: PathBuf,
-    /// Handed over by systemd: not ours to write.
+    /// Provided by systemd: read-only.
     pub is_credential: bool,
 }
 
@@ -61,7 +61,7 @@ impl Secret {
         match self {
             Self::PrivateKey => "the private key",
             Self::DatabasePassword => "the database password",
-            Self::PskKeys => "the preshared-key keys",
+            Self::PskKeys => "the sealing keys",
         }
     }
 
@@ -94,14 +94,14 @@ impl Secret {
 /// `private.key` beside the configuration.
 #[must_use]
 pub fn private_key_file(config: &Config) -> SecretFile {
-    named_or_handed_over(config, Secret::PrivateKey)
+    named_or_credential(config, Secret::PrivateKey)
         .unwrap_or_else(|| beside(config, Secret::PrivateKey))
 }
 
 /// Reads the gateway's private key.
 ///
 /// # Errors
-/// [`ConfigError::Secret`] if it cannot be read, [`ConfigError::Key`] if it is no key.
+/// [`ConfigError::Secret`] if it cannot be read, [`ConfigError::Key`] if it is not a key.
 pub fn read_private_key(config: &Config) -> Result<PrivateKey, ConfigError> {
     let path = private_key_file(config).path;
     let absent = "make it with `gatepost key generate` or `gatepost enroll`";
@@ -110,10 +110,10 @@ pub fn read_private_key(config: &Config) -> Result<PrivateKey, ConfigError> {
     key.map_err(|source| ConfigError::Key { what: Secret::PrivateKey.what(), path, source })
 }
 
-/// Reads the password of the gateway's database role, if it has one in a file.
+/// Reads the password of the gateway's database role, if a file holds one.
 ///
 /// # Errors
-/// [`ConfigError::Secret`] if it is named, or there, and cannot be read.
+/// [`ConfigError::Secret`] if the file is named or exists, and cannot be read.
 pub fn read_database_password(config: &Config) -> Result<Option<SecretText>, ConfigError> {
     let secret = Secret::DatabasePassword;
     optional(config, secret).map(|path| read(&path, secret.what(), CORRECT)).transpose()
@@ -122,7 +122,7 @@ pub fn read_database_password(config: &Config) -> Result<Option<SecretText>, Con
 /// Reads the keys that open preshared keys, if there are any.
 ///
 /// # Errors
-/// [`ConfigError::Secret`] if they are named, or there, and cannot be read;
+/// [`ConfigError::Secret`] if the file is named or exists, and cannot be read;
 /// [`ConfigError::PskKeys`] if a line is wrong.
 pub fn read_psk_keys(config: &Config) -> Result<Option<PskKeys>, ConfigError> {
     optional(config, Secret::PskKeys).map(|path| read_psk_keys_file(&path)).transpose()
@@ -138,7 +138,7 @@ pub fn read_psk_keys_file(path: &Path) -> Result<PskKeys, ConfigError> {
     keys.map_err(|source| ConfigError::PskKeys { path: path.to_owned(), source })
 }
 
-/// Says so if others than owner and group may read or change a secret's file.
+/// A sentence if users other than owner and group may read or change a secret's file.
 #[must_use]
 pub fn exposure(path: &Path) -> Option<String> {
     let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
@@ -147,7 +147,7 @@ pub fn exposure(path: &Path) -> Option<String> {
     })
 }
 
-/// The files of all secrets that are there.
+/// The files of all secrets that exist.
 #[must_use]
 pub fn secret_files(config: &Config) -> Vec<PathBuf> {
     let optional = [Secret::DatabasePassword, Secret::PskKeys].map(|it| optional(config, it));
@@ -163,27 +163,27 @@ pub fn read_secret_file(path: &Path, what: &'static str) -> Result<SecretText, C
     read(path, what, CORRECT)
 }
 
-/// What to do where a file is named that is not there.
+/// What to do where the named file does not exist.
 const CORRECT: &str = "correct the path";
 
-/// The file of a secret that there need not be.
+/// The file of an optional secret, if there is one.
 fn optional(config: &Config, secret: Secret) -> Option<PathBuf> {
-    let file = named_or_handed_over(config, secret).or_else(|| {
-        let ours = matches!(config.unnamed_secrets, Unnamed::Gateways { .. });
-        ours.then(|| beside(config, secret)).filter(|file| file.path.exists())
+    let file = named_or_credential(config, secret).or_else(|| {
+        let is_gateways = matches!(config.secret_search, SecretSearch::Gateway { .. });
+        is_gateways.then(|| beside(config, secret)).filter(|file| file.path.exists())
     });
     file.map(|file| file.path)
 }
 
-fn named_or_handed_over(config: &Config, secret: Secret) -> Option<SecretFile> {
+fn named_or_credential(config: &Config, secret: Secret) -> Option<SecretFile> {
     if let Some(path) = secret.named(config) {
         return Some(SecretFile { path: config.path(path), is_credential: false });
     }
-    let Unnamed::Gateways { credentials_dir: Some(folder) } = &config.unnamed_secrets else {
+    let SecretSearch::Gateway { credentials_dir: Some(folder) } = &config.secret_search else {
         return None;
     };
-    let handed_over = secret.credentials().iter().map(|name| folder.join(name));
-    let path = handed_over.into_iter().find(|path| path.exists())?;
+    let credentials = secret.credentials().iter().map(|name| folder.join(name));
+    let path = credentials.into_iter().find(|path| path.exists())?;
     Some(SecretFile { path, is_credential: true })
 }
 
@@ -192,7 +192,7 @@ fn beside(config: &Config, secret: Secret) -> SecretFile {
 }
 
 fn read(path: &Path, what: &'static str, absent: &'static str) -> Result<SecretText, ConfigError> {
-    /// A secret is a line or a few: more is the wrong file.
+    /// A secret is a few lines; a larger file is the wrong one.
     const MOST_BYTES: u64 = 1 << 20;
     let text = std::fs::metadata(path).and_then(|file| {
         if file.len() > MOST_BYTES {

@@ -204,7 +204,7 @@ fn wrong_values_name_key_value_and_way_out() {
         ),
         (
             "[database]\nurl = \"db.example\"",
-            "gatepost.toml: `database.url` is no database URL: write postgres://ROLE@HOST/DATABASE",
+            "gatepost.toml: `database.url` is not a database URL: write postgres://ROLE@HOST/DATABASE",
         ),
         (
             "[firewall]\ndeny_log = \"yes\"",
@@ -266,7 +266,7 @@ fn a_named_file_must_be_there() {
 }
 
 #[test]
-fn a_file_that_may_not_be_read_is_a_matter_of_rights() {
+fn unreadable_file_asks_for_rights() {
     let source = io::Error::from(io::ErrorKind::PermissionDenied);
     let error = ConfigError::Unreadable { path: "gatepost.toml".into(), source }.to_string();
     assert!(error.ends_with("; run this as root or as a member of group gatepost"), "{error}");
@@ -335,7 +335,7 @@ fn what_nothing_hands_over_is_sought_beside_the_configuration() {
     assert_eq!(read_psk_keys(&config).unwrap().unwrap().key_ids().count(), 1);
     assert!(secret_files(&config).contains(&keys), "they are looked at by `check`, too");
 
-    config.unnamed_secrets = Unnamed::Nowhere;
+    config.secret_search = SecretSearch::None;
     assert!(read_database_password(&config).unwrap().is_none(), "another role's password");
 }
 

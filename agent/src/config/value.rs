@@ -30,18 +30,26 @@ impl DatabaseUrl {
     }
 }
 
+/// Why a text is no database URL. The text is not repeated: it may hold a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DatabaseUrlError {
+    #[error("is not a database URL: write postgres://ROLE@HOST/DATABASE")]
+    Scheme,
+    #[error("has two @ before its host: percent-encode the one in the password as %40")]
+    TwoAts,
+}
+
 impl FromStr for DatabaseUrl {
-    type Err = &'static str;
+    type Err = DatabaseUrlError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // The text is not repeated: it may hold a password.
         let Some(rest) = ["postgres://", "postgresql://"].iter().find_map(|s| text.strip_prefix(s))
         else {
-            return Err("is no database URL: write postgres://ROLE@HOST/DATABASE");
+            return Err(DatabaseUrlError::Scheme);
         };
         // The driver would take what follows the first for the host, and name it in its errors.
         if authority(rest).matches('@').count() > 1 {
-            return Err("holds two @ before its host: write the one in the password as %40");
+            return Err(DatabaseUrlError::TwoAts);
         }
         Ok(Self(text.to_owned()))
     }
@@ -81,16 +89,21 @@ impl fmt::Debug for DatabaseUrl {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Fwmark(pub u32);
 
-impl FromStr for Fwmark {
-    type Err = String;
+/// The text that is no mark.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("is {0:?}: write a 32-bit mark such as 51820 or 0xca6c")]
+pub struct FwmarkError(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for Fwmark {
+    type Err = FwmarkError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("0x") {
             Some(hex) => u32::from_str_radix(hex, 16),
             None => text.parse(),
         }
         .map(Self)
-        .map_err(|_| format!("is {text:?}: write a mark of 32 bits, as 51820 or 0xca6c"))
+        .map_err(|_| FwmarkError(text.to_owned()))
     }
 }
 
@@ -268,7 +281,7 @@ mod tests {
         assert_eq!(show("postgres://gw:p%40ss@db/vpn"), "postgres://gw@db/vpn");
         assert_eq!(
             "postgres://gw:p@ss@db/vpn".parse::<DatabaseUrl>(),
-            Err("holds two @ before its host: write the one in the password as %40")
+            Err(DatabaseUrlError::TwoAts)
         );
     }
 

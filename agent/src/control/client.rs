@@ -1,4 +1,4 @@
-//! The asking end: blocking, one question per connection.
+//! The client's end: blocking, one request per connection.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::{ControlError, Line, Request};
+use super::error::ControlError;
+use super::protocol::{Line, Request};
 use gatepost::reconcile::status::{Explanation, PeerStatus, Status};
 
 /// A running agent, as its socket shows it.
@@ -17,7 +18,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Asks on this socket; connects at each question.
+    /// A client of this socket. It connects anew for each request.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned() }
@@ -26,12 +27,12 @@ impl Client {
     /// The agent's status.
     ///
     /// # Errors
-    /// [`ControlError::NoAgent`] if none answers; any other if it answers wrongly. So with all.
+    /// [`ControlError::NoAgent`] if no agent answers; another one if its answer is wrong.
     pub fn status(&self) -> Result<Status, ControlError> {
         self.ask(&Request::Status, |_: serde_json::Value| {})
     }
 
-    /// Every peer, one by one as they arrive.
+    /// Passes every peer to `each`, one by one as they arrive.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -42,13 +43,13 @@ impl Client {
     /// The verdict for what `who` sends to `destination`.
     ///
     /// # Errors
-    /// As [`Client::status`]; [`ControlError::Refused`] if nobody is called so.
+    /// As [`Client::status`]; [`ControlError::Refused`] if `who` is unknown.
     pub fn explain(&self, who: &str, destination: &str) -> Result<Explanation, ControlError> {
         let (who, destination) = (who.to_owned(), destination.to_owned());
         self.ask(&Request::Explain { who, destination }, |_: serde_json::Value| {})
     }
 
-    /// Has everything compared anew, and waits for it.
+    /// Has the agent compare everything again, and waits until it has.
     ///
     /// # Errors
     /// As [`Client::status`]; [`ControlError::Refused`] if the pass failed.
@@ -56,10 +57,10 @@ impl Client {
         self.ask(&Request::Resync, |_: serde_json::Value| {})
     }
 
-    /// Lets the removal that the guard holds back go ahead.
+    /// Confirms the removals that the guard holds back.
     ///
     /// # Errors
-    /// As [`Client::status`]; [`ControlError::Refused`] if none is held back.
+    /// As [`Client::status`]; [`ControlError::Refused`] if no removal is held back.
     pub fn confirm(&self) -> Result<(), ControlError> {
         self.ask(&Request::Confirm, |_: serde_json::Value| {})
     }
@@ -96,15 +97,15 @@ impl Client {
     }
 
     fn connect(&self) -> Result<UnixStream, ControlError> {
-        /// A resync of 100,000 peers may take its time.
-        const PATIENCE: Duration = Duration::from_mins(2);
+        /// Enough for a resync with 100,000 peers.
+        const TIMEOUT: Duration = Duration::from_mins(2);
         let stream = UnixStream::connect(&self.path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ControlError::NoAgent { path: self.path.clone(), source }
             }
             _ => self.broken(source),
         })?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(|source| self.broken(source))?;
+        stream.set_read_timeout(Some(TIMEOUT)).map_err(|source| self.broken(source))?;
         Ok(stream)
     }
 

@@ -1,19 +1,21 @@
-//! The answering end: reads the published status, hands the rest to the loop.
+//! The agent's end: answers from the published status, and asks the loop for the rest.
 
+use std::fmt::Display;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
-use super::{ControlError, Line, Request};
+use super::error::ControlError;
+use super::protocol::{Line, Request};
+use crate::accept;
 use crate::handles::{Ask, Watcher};
 
 /// A bound control socket. Dropping it removes the socket file.
@@ -21,18 +23,19 @@ use crate::handles::{Ask, Watcher};
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
-    /// Held as long as the process lives: tells a second agent from a stale socket file.
+    /// Held while this process lives, so that a second agent can tell a live agent from a socket file
+    /// that a killed one left.
     _lock: Flock<File>,
 }
 
 /// Connections served at once; further ones wait.
 const CONNECTIONS: usize = 16;
 
-/// A request is a line of this many bytes at most.
+/// The longest request, a line, in bytes.
 const REQUEST_BYTES: u64 = 16 * 1024;
 
-/// A client that sends no request within this time is let go.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A client that sends no request within this time is disconnected.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Listens on `path` with mode 0660, in place of a socket file that a killed agent left.
@@ -57,25 +60,8 @@ impl Server {
 
     /// Serves until it is dropped.
     pub async fn serve(self, watcher: Watcher) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let watcher = watcher.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = answer(stream, watcher).await {
-                            tracing::debug!(%error, "a control client went away: {error}");
-                        }
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a control client: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
+        let answer = |stream| answer(stream, watcher.clone());
+        accept::serve(&self.listener, CONNECTIONS, "control client", answer).await;
     }
 }
 
@@ -103,58 +89,70 @@ async fn answer(mut stream: UnixStream, watcher: Watcher) -> io::Result<()> {
     let (reader, writer) = stream.split();
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(REQUEST_BYTES));
-    tokio::time::timeout(PATIENCE, reader.read_line(&mut line)).await??;
+    tokio::time::timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await??;
     let mut reply = Reply(BufWriter::new(writer));
     match serde_json::from_str(&line) {
-        Ok(request) => obey(request, &watcher, &mut reply).await?,
-        Err(error) => reply.line(&Line::<()>::Error(format!("no such request: {error}"))).await?,
+        Ok(request) => reply.to(request, &watcher).await?,
+        Err(error) => reply.error(format!("no such request: {error}")).await?,
     }
     reply.0.flush().await
 }
 
-async fn obey(request: Request, watcher: &Watcher, reply: &mut Reply<'_>) -> io::Result<()> {
-    match request {
-        Request::Status => {
-            let status = watcher.status.borrow().clone();
-            reply.line(&Line::Done(status)).await
-        }
-        Request::Peers => match ask(watcher, Ask::Peers).await {
-            Ok(peers) => {
-                for peer in peers {
-                    reply.line(&Line::Item(peer)).await?;
-                }
-                reply.line(&Line::Done(())).await
-            }
-            Err(why) => reply.line(&Line::<()>::Error(why)).await,
-        },
-        Request::Explain { who, destination } => {
-            let make = |answer| Ask::Explain { who, destination, answer };
-            reply.end(ask(watcher, make).await.flatten()).await
-        }
-        Request::Resync => reply.end(ask(watcher, Ask::Resync).await.flatten()).await,
-        Request::Confirm => reply.end(ask(watcher, Ask::Confirm).await.flatten()).await,
-    }
-}
+/// The loop has ended, so that nothing can be asked of it.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent is stopping")]
+struct Stopping;
 
 async fn ask<T>(
     watcher: &Watcher,
     make: impl FnOnce(oneshot::Sender<T>) -> Ask,
-) -> Result<T, String> {
-    let stopping = || "the agent is stopping".to_owned();
+) -> Result<T, Stopping> {
     let (answer, answered) = oneshot::channel();
-    watcher.asks.send(make(answer)).await.map_err(|_| stopping())?;
-    answered.await.map_err(|_| stopping())
+    watcher.asks.send(make(answer)).await.map_err(|_| Stopping)?;
+    answered.await.map_err(|_| Stopping)
 }
 
 struct Reply<'a>(BufWriter<tokio::net::unix::WriteHalf<'a>>);
 
 impl Reply<'_> {
-    async fn end<T: Serialize>(&mut self, result: Result<T, String>) -> io::Result<()> {
-        self.line(&match result {
-            Ok(done) => Line::Done(done),
-            Err(why) => Line::Error(why),
-        })
-        .await
+    async fn to(&mut self, request: Request, watcher: &Watcher) -> io::Result<()> {
+        match request {
+            Request::Status => {
+                let status = watcher.status.borrow().clone();
+                self.line(&Line::Done(status)).await
+            }
+            Request::Peers => match ask(watcher, Ask::Peers).await {
+                Ok(peers) => {
+                    for peer in peers {
+                        self.line(&Line::Item(peer)).await?;
+                    }
+                    self.line(&Line::Done(())).await
+                }
+                Err(stopping) => self.error(stopping).await,
+            },
+            Request::Explain { who, destination } => {
+                let ask_for = |answer| Ask::Explain { who, destination, answer };
+                self.answer(ask(watcher, ask_for).await).await
+            }
+            Request::Resync => self.answer(ask(watcher, Ask::Resync).await).await,
+            Request::Confirm => self.answer(ask(watcher, Ask::Confirm).await).await,
+        }
+    }
+
+    /// Sends what the loop answered, or that it has ended.
+    async fn answer<T: Serialize, E: Display>(
+        &mut self,
+        answer: Result<Result<T, E>, Stopping>,
+    ) -> io::Result<()> {
+        match answer {
+            Ok(Ok(done)) => self.line(&Line::Done(done)).await,
+            Ok(Err(refusal)) => self.error(refusal).await,
+            Err(stopping) => self.error(stopping).await,
+        }
+    }
+
+    async fn error(&mut self, error: impl Display) -> io::Result<()> {
+        self.line(&Line::<()>::Error(error.to_string())).await
     }
 
     async fn line<T: Serialize>(&mut self, line: &Line<T>) -> io::Result<()> {

@@ -5,8 +5,8 @@ use std::time::{Instant, SystemTime};
 
 use gatepost::model::{DeviceId, PeerId, UserId};
 
-use super::*;
-use crate::handles::{Ask, LoopEnd, pair};
+use super::{Client, ControlError, Server};
+use crate::handles::{Ask, LoopHandle, channels};
 use gatepost::reconcile::status::{Explanation, PeerState, PeerStatus, State, Status, Timestamp};
 
 fn peer(user: &str) -> PeerStatus {
@@ -28,7 +28,7 @@ fn peer(user: &str) -> PeerStatus {
 }
 
 /// A loop that answers every question and never syncs anything.
-async fn answer_everything(mut end: LoopEnd) {
+async fn answer_everything(mut end: LoopHandle) {
     while let Some(ask) = end.asks.recv().await {
         match ask {
             Ask::Peers(answer) => drop(answer.send(vec![peer("anna"), peer("ben")])),
@@ -58,7 +58,7 @@ async fn each_question_gets_its_answer() {
     let path = folder.path().join("run/control.sock");
     let server = Server::bind(&path).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-    let (watcher, end, _stop) = pair(Status::default(), Instant::now());
+    let (watcher, end, _stop) = channels(Status::default(), Instant::now());
     end.status.send_modify(|status| status.state = State::Ready);
     tokio::spawn(answer_everything(end));
     let serving = tokio::spawn(server.serve(watcher));
@@ -109,7 +109,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 async fn questions_to_a_loop_that_ended_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
-    let (watcher, end, _stop) = pair(Status::default(), Instant::now());
+    let (watcher, end, _stop) = channels(Status::default(), Instant::now());
     drop(end);
     tokio::spawn(Server::bind(&path).unwrap().serve(watcher));
     let refused = blocking(move || Client::new(&path).resync().unwrap_err().to_string()).await;

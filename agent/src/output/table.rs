@@ -1,18 +1,18 @@
-//! Columns that line up.
+//! Tables with aligned columns.
 
-use super::harmless;
+use super::text::printable;
 
 /// Rows under headings, each column as wide as its widest cell.
 #[derive(Debug, Clone)]
 pub struct Table<const N: usize> {
     headings: [&'static str; N],
-    /// Numbers and ages stand at the right of their column.
+    /// Which columns are aligned to the right, as numbers and ages are.
     right: [bool; N],
     rows: Vec<[String; N]>,
 }
 
 impl<const N: usize> Table<N> {
-    /// An empty table. A heading that begins with `>` stands at the right.
+    /// An empty table. A heading that begins with `>` aligns its column to the right.
     #[must_use]
     pub fn new(headings: [&'static str; N]) -> Self {
         let right = headings.map(|heading| heading.starts_with('>'));
@@ -20,11 +20,11 @@ impl<const N: usize> Table<N> {
         Self { headings, right, rows: Vec::new() }
     }
 
-    /// Adds a row. What a terminal would obey is taken out; an empty cell becomes a dash.
+    /// Adds a row. Cells are made [`printable`]; an empty cell becomes a dash.
     pub fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(
             |cell| {
-                if cell.is_empty() { "-".to_owned() } else { harmless(&cell) }
+                if cell.is_empty() { "-".to_owned() } else { printable(&cell) }
             },
         ));
     }

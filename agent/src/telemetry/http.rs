@@ -1,16 +1,15 @@
-//! `/metrics`, `/healthz` and `/readyz` over HTTP/1.1: one request per connection, two verbs, three
-//! paths. A web server would be more code to trust than this is to read.
+//! `/metrics`, `/healthz` and `/readyz` over HTTP/1.1: one request per connection, two methods, three
+//! paths. That is less code than a web server would bring.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
 use super::metrics::render;
+use crate::accept;
 use crate::handles::Watcher;
 
 /// A bound metrics listener.
@@ -22,11 +21,11 @@ pub struct MetricsServer {
 /// Connections served at once; further ones wait.
 const CONNECTIONS: usize = 8;
 
-/// A request's first line and headers together.
+/// The most bytes of a request's first line and headers together.
 const HEAD_BYTES: u64 = 8 * 1024;
 
-/// A whole exchange.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For a request and its response together.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl MetricsServer {
     /// Listens on `address`.
@@ -39,30 +38,11 @@ impl MetricsServer {
 
     /// Serves until it is dropped.
     pub async fn serve(self, watcher: Watcher) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let watcher = watcher.clone();
-                    tokio::spawn(async move {
-                        let exchange = exchange(stream, &watcher);
-                        match tokio::time::timeout(PATIENCE, exchange).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(error)) => {
-                                tracing::debug!(%error, "an HTTP client went away: {error}")
-                            }
-                            Err(_) => tracing::debug!("an HTTP client took too long"),
-                        }
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept an HTTP client: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
+        let answer = |stream| {
+            let exchange = exchange(stream, watcher.clone());
+            async { tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await? }
+        };
+        accept::serve(&self.listener, CONNECTIONS, "HTTP client", answer).await;
     }
 }
 
@@ -72,10 +52,10 @@ struct Response {
     body: String,
 }
 
-async fn exchange(stream: TcpStream, watcher: &Watcher) -> io::Result<()> {
+async fn exchange(stream: TcpStream, watcher: Watcher) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let request = read_head(&mut stream).await?;
-    let response = respond(&request, watcher, Instant::now());
+    let response = respond(&request, &watcher, Instant::now());
     let body = if request.starts_with("HEAD ") { "" } else { &response.body };
     let head = format!(
         "HTTP/1.1 {}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
@@ -88,8 +68,8 @@ async fn exchange(stream: TcpStream, watcher: &Watcher) -> io::Result<()> {
     stream.shutdown().await
 }
 
-/// Reads to the empty line and gives the first one. The headers change nothing for us, but closing
-/// on unread bytes would reset the connection under the answer.
+/// Reads up to the empty line, and returns the first line. The headers are not used, but closing a
+/// connection with unread bytes would reset it before the client has read the response.
 async fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut head = stream.take(HEAD_BYTES);
     let mut request = String::new();
@@ -114,7 +94,7 @@ fn respond(request: &str, watcher: &Watcher, now: Instant) -> Response {
         "/healthz" if watcher.pulse.is_alive(now) => response("200 OK", "alive\n".to_owned()),
         "/healthz" => {
             let age = watcher.pulse.age(now).as_secs();
-            response("503 Service Unavailable", format!("the loop has not moved for {age} s\n"))
+            response("503 Service Unavailable", format!("the loop has been stuck for {age} s\n"))
         }
         "/readyz" => {
             let state = watcher.status.borrow().state.clone();
@@ -128,7 +108,7 @@ fn respond(request: &str, watcher: &Watcher, now: Instant) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handles::pair;
+    use crate::handles::channels;
     use crate::pulse::STUCK_AFTER;
     use gatepost::reconcile::status::{State, Status};
 
@@ -138,9 +118,9 @@ mod tests {
     }
 
     #[test]
-    fn ready_follows_the_state_and_health_the_pulse() {
+    fn readyz_follows_the_state_and_healthz_the_pulse() {
         let start = Instant::now();
-        let (watcher, end, _stop) = pair(Status::default(), start);
+        let (watcher, end, _stop) = channels(Status::default(), start);
         let ready = "GET /readyz HTTP/1.1\r\n";
         assert_eq!(status_of(ready, &watcher, start), "503 Service Unavailable starting");
         end.status.send_modify(|status| {
@@ -152,23 +132,23 @@ mod tests {
         assert_eq!(status_of(health, &watcher, start), "200 OK alive");
         assert_eq!(
             status_of(health, &watcher, start + STUCK_AFTER * 2),
-            "503 Service Unavailable the loop has not moved for 60 s"
+            "503 Service Unavailable the loop has been stuck for 60 s"
         );
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn other_methods_and_paths_are_refused() {
         let now = Instant::now();
-        let (watcher, _end, _stop) = pair(Status::default(), now);
+        let (watcher, _end, _stop) = channels(Status::default(), now);
         assert!(status_of("POST /metrics HTTP/1.1\r\n", &watcher, now).starts_with("405 "));
         assert!(status_of("GET / HTTP/1.1\r\n", &watcher, now).starts_with("404 "));
         assert!(status_of("", &watcher, now).starts_with("405 "));
     }
 
     #[tokio::test]
-    async fn a_plain_client_gets_the_metrics() {
+    async fn client_gets_the_metrics() {
         let now = Instant::now();
-        let (watcher, _end, _stop) = pair(Status::default(), now);
+        let (watcher, _end, _stop) = channels(Status::default(), now);
         let server = MetricsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = server.listener.local_addr().unwrap();
         tokio::spawn(server.serve(watcher));

@@ -1,4 +1,4 @@
-//! The log: to the journal when systemd listens, else as lines on standard error.
+//! The log: entries of the journal under systemd, else lines on standard error.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -11,46 +11,46 @@ use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Who reads the log, and so how much is worth saying.
+/// Who reads the log, which decides how much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Audience {
-    /// A daemon's journal: each change of state.
+    /// The readers of a daemon's journal: every change of state is logged.
     Daemon,
-    /// Somebody who waits for a command's answer: only what they should look at.
+    /// A person who waits for a command: only warnings and errors are logged.
     Person,
 }
 
-/// Starts the log. `filter` is the text of `--log`, in the syntax of `RUST_LOG`; without it
-/// `RUST_LOG` itself counts, else what suits the audience.
+/// Starts the log. `filter` is the text of `--log`, in the syntax of `RUST_LOG`; without it `RUST_LOG`
+/// itself is used, else the default of the audience.
 ///
 /// # Errors
 /// If the filter cannot be parsed.
 pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseError> {
-    let usual = match audience {
+    let default = match audience {
         Audience::Daemon => "info",
         Audience::Person => "warn",
     };
     let variable = std::env::var(EnvFilter::DEFAULT_ENV).ok();
-    let filter = filter.or(variable.as_deref()).unwrap_or(usual).parse::<EnvFilter>()?;
+    let filter = filter.or(variable.as_deref()).unwrap_or(default).parse::<EnvFilter>()?;
     let registry = tracing_subscriber::registry().with(filter);
     match journal() {
         Some(journal) => registry.with(journal).init(),
         None => {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-            let lines = lines.fmt_fields(debug_fn(text_only)).with_ansi(colour);
+            let lines = lines.fmt_fields(debug_fn(message_only)).with_ansi(colour);
             registry.with(lines.with_target(false)).init();
         }
     }
     Ok(())
 }
 
-/// The text of an entry says it all; the fields are for the journal.
-fn text_only(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+/// Only an entry's message; the fields are for the journal.
+fn message_only(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     if field.name() == "message" { write!(writer, "{value:?}") } else { Ok(()) }
 }
 
-/// The journal's native protocol, if standard error goes there: fields stay fields.
+/// The journal's native protocol, which keeps fields, if standard error is the journal.
 fn journal() -> Option<tracing_journald::Layer> {
     let stream = std::env::var("JOURNAL_STREAM").ok()?;
     let stderr = std::fs::metadata("/proc/self/fd/2").ok()?;
@@ -59,14 +59,14 @@ fn journal() -> Option<tracing_journald::Layer> {
     }
     let layer = tracing_journald::layer().ok()?;
     Some(layer.with_field_prefix(None).with_priority_mappings(PriorityMappings {
-        // The layer's own choice for INFO is "notice", which many alert on.
+        // The layer's default for INFO is "notice", which many people alert on.
         info: Priority::Informational,
         ..PriorityMappings::new()
     }))
 }
 
-/// `$JOURNAL_STREAM` is the device and inode of the stream that systemd connected to the journal;
-/// a child that redirected its output inherits the variable all the same (systemd.exec(5)).
+/// `$JOURNAL_STREAM` is the device and inode of the stream that systemd connected to the journal. A
+/// child that redirects its output inherits the variable, too (systemd.exec(5)).
 fn is_journal(stream: &str, device: u64, inode: u64) -> bool {
     stream == format!("{device}:{inode}")
 }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_stream_that_systemd_made_is_the_journal() {
+    fn only_the_stream_that_systemd_created_is_the_journal() {
         assert!(is_journal("8:12345", 8, 12345));
         assert!(!is_journal("8:12345", 8, 12346));
         assert!(!is_journal("", 8, 12345));

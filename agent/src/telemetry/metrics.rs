@@ -1,4 +1,4 @@
-//! The metrics: the published status as numbers, made when somebody asks for them.
+//! Metrics: the published status as numbers, rendered when they are scraped.
 
 use std::time::Instant;
 
@@ -8,11 +8,11 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use crate::handles::Watcher;
 use gatepost::reconcile::status::{Status, Timestamp};
 
-/// The metrics as they stand, in Prometheus's text format.
+/// The current metrics in Prometheus's text format.
 #[must_use]
 pub fn render(watcher: &Watcher, now: Instant) -> String {
     let status = watcher.status.borrow().clone();
-    // A registry per answer: one that lived on would keep each value a label ever had.
+    // A registry per scrape: a lasting one would keep every value that a label ever had.
     let recorder = PrometheusBuilder::new().build_recorder();
     with_local_recorder(&recorder, || {
         describe();
@@ -24,31 +24,31 @@ pub fn render(watcher: &Watcher, now: Instant) -> String {
 
 /// Name and meaning of each gauge.
 const GAUGES: [(&str, &str); 10] = [
-    ("gatepost_info", "Always 1; the labels tell version, gateway, backend and mode"),
-    ("gatepost_ready", "1 while the kernel is proven equal to the last good desired state"),
-    ("gatepost_peers", "Peers by state; desired and in_kernel are equal when all is well"),
+    ("gatepost_info", "Always 1; its labels are version, gateway, backend and mode"),
+    ("gatepost_ready", "1 while the kernel is proven equal to the last good desired state, else 0"),
+    ("gatepost_peers", "Peers by state; desired and in_kernel are equal on a healthy gateway"),
     (
         "gatepost_last_sync_timestamp_seconds",
-        "The database's time as of which the kernel was proven equal; 0 if never",
+        "Database time as of which the kernel was last proven equal; 0 if never",
     ),
     (
         "gatepost_lag_seconds",
-        "From when the last change was heard of to its proof in the kernel; absent after a repair",
+        "Time from the notification of the last change to its proof in the kernel; absent after a repair of drift",
     ),
-    ("gatepost_last_pass_duration_seconds", "Duration of the last pass"),
-    ("gatepost_last_pass_refused_steps", "Writes of the last pass that the kernel refused"),
-    ("gatepost_database_connected", "1 while the database answers"),
-    ("gatepost_held_back_removals", "Peers whose removal waits for confirmation"),
-    ("gatepost_loop_age_seconds", "Since the loop last moved"),
+    ("gatepost_last_pass_duration_seconds", "Duration of the last pass that changed something"),
+    ("gatepost_last_pass_refused_steps", "Steps of the last pass that the kernel refused"),
+    ("gatepost_database_connected", "1 while connected to the database, else 0"),
+    ("gatepost_held_back_removals", "Peers whose removal waits for `gatepost confirm`"),
+    ("gatepost_loop_age_seconds", "Time since the last iteration of the loop"),
 ];
 
-/// Name and meaning of each counter; all begin with the agent.
+/// Name and meaning of each counter. All count from the start of the agent.
 const COUNTERS: [(&str, &str); 5] = [
     ("gatepost_passes_total", "Passes that ended"),
-    ("gatepost_drift_repaired_total", "Passes that put right what others had changed"),
-    ("gatepost_notify_missed_total", "Changes that a timer found before a notification did"),
-    ("gatepost_refused_steps_total", "Writes that the kernel refused"),
-    ("gatepost_flows_cut_total", "Tracked flows that were cut"),
+    ("gatepost_drift_repaired_total", "Passes that repaired drift"),
+    ("gatepost_notify_missed_total", "Changes found by a timer instead of a notification"),
+    ("gatepost_refused_steps_total", "Steps that the kernel refused"),
+    ("gatepost_flows_cut_total", "Connection tracking entries deleted"),
 ];
 
 fn describe() {
@@ -70,8 +70,8 @@ fn record(status: &Status) {
         "mode" => text(status.sync.mode.map(|mode| mode.to_string())),
     )
     .set(1.0);
-    gauge!("gatepost_ready").set(truth(status.state.is_ready()));
-    gauge!("gatepost_database_connected").set(truth(status.database.connected));
+    gauge!("gatepost_ready").set(number(status.state.is_ready()));
+    gauge!("gatepost_database_connected").set(number(status.database.connected));
 
     let peers = &status.peers;
     gauge!("gatepost_peers", "state" => "desired").set(amount(peers.desired));
@@ -82,7 +82,7 @@ fn record(status: &Status) {
     gauge!("gatepost_held_back_removals").set(amount(held_back));
 
     let sync = &status.sync;
-    // Zero, not absent, when there was none: an alert on the age must fire then, too.
+    // Zero rather than absent if there was none, so that an alert on its age fires.
     let last_sync = sync.last_sync_at.map_or(0.0, Timestamp::unix_seconds);
     gauge!("gatepost_last_sync_timestamp_seconds").set(last_sync);
     if let Some(lag_ms) = sync.lag_ms {
@@ -99,11 +99,11 @@ fn record(status: &Status) {
     counter!("gatepost_flows_cut_total").absolute(sync.flows_cut);
 }
 
-fn truth(value: bool) -> f64 {
+fn number(value: bool) -> f64 {
     f64::from(u8::from(value))
 }
 
-/// Exact up to 2^53, which no count here reaches.
+/// Exact up to 2^53, which no value here reaches.
 #[allow(clippy::cast_precision_loss)]
 fn amount(value: u64) -> f64 {
     value as f64
@@ -114,13 +114,13 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::handles::pair;
+    use crate::handles::channels;
     use gatepost::reconcile::status::{PeerCounts, State};
 
     #[test]
-    fn numbers_follow_the_status() {
+    fn metrics_follow_the_status() {
         let start = Instant::now();
-        let (watcher, end, _stop) = pair(Status::default(), start);
+        let (watcher, end, _stop) = channels(Status::default(), start);
         let before = render(&watcher, start);
         assert!(before.contains("\ngatepost_ready 0\n"), "{before}");
         assert!(before.contains("\ngatepost_last_sync_timestamp_seconds 0\n"), "{before}");
@@ -152,9 +152,9 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_changed_leaves_no_second_info() {
+    fn changed_label_leaves_no_second_info() {
         let start = Instant::now();
-        let (watcher, end, _stop) = pair(Status::default(), start);
+        let (watcher, end, _stop) = channels(Status::default(), start);
         let _before = render(&watcher, start);
         end.status.send_modify(|status| status.gateway.name = "fra-1".into());
         let after = render(&watcher, start);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn every_metric_stands_in_the_reference() {
+    fn every_metric_is_in_the_reference() {
         let reference = include_str!("../../../docs/reference.md");
         let typed = |kind: &'static str| move |(name, _)| (name, format!(" | {kind} | "));
         let gauges = GAUGES.into_iter().map(typed("gauge"));

@@ -1,4 +1,4 @@
-//! What the outside sees of the agent while it runs: its log, its metrics, its health.
+//! Log, metrics and health of the running agent.
 
 mod http;
 mod log;

@@ -1,44 +1,44 @@
-//! What is so on this host, read without judging.
+//! The facts of this host and its database, read without judging them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::lists_flows;
-use gatepost::dataplane::nft::{ForeignDrop, Manager, foreign_drops};
+use gatepost::dataplane::nft::{ForeignDrop, Manager, NftError, foreign_drops};
 use gatepost::model::{InterfaceName, KeyText, PublicKey};
 use gatepost::store::{Store, StoreError};
 use ipnet::IpNet;
 
-use crate::config::{Config, exposure, read_private_key, read_psk_keys, secret_files};
-use crate::database;
-use crate::exit::CommandError;
+use crate::config::{Config, ConfigError, exposure, read_private_key, read_psk_keys, secret_files};
+use crate::error::CommandError;
+use crate::{database, runtime};
 
 /// Everything that [`judge`](super::judge) looks at.
 #[derive(Debug)]
 pub struct Facts {
-    /// What the configuration's reading warned of.
+    /// Warnings of the configuration.
     pub warnings: Vec<String>,
-    /// Secrets that others may read, one sentence each.
+    /// Secrets that every user may read, one sentence each.
     pub exposures: Vec<String>,
-    /// The local private key's public key, or why there is none.
-    pub public_key: Result<PublicKey, String>,
-    /// How many keys there are to open preshared keys with, or why they cannot be read.
-    pub psk_keys: Result<u64, String>,
-    pub database: Result<DatabaseFacts, Trouble>,
+    /// The public key of the local private key.
+    pub public_key: Result<PublicKey, ConfigError>,
+    /// How many keys open preshared keys.
+    pub psk_keys: Result<u64, ConfigError>,
+    pub database: Result<DatabaseFacts, DatabaseError>,
     pub host: HostFacts,
-    /// Chains of others that drop our packets, or why they could not be read.
-    pub foreign_drops: Result<Vec<ForeignDrop>, String>,
-    /// Whether tracked flows can be listed. `None`: it could not be asked.
+    /// Chains of other programs that drop packets of this gateway.
+    pub foreign_drops: Result<Vec<ForeignDrop>, NftError>,
+    /// Whether tracked flows can be listed. `None`: unknown.
     pub lists_flows: Option<bool>,
 }
 
-/// Why the database told nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
-    /// The configuration cannot be right.
-    Configuration(String),
-    /// It may be right: the database is away, or lacks something.
-    Database(String),
+/// Why the database could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,23 +49,23 @@ pub struct DatabaseFacts {
     pub gateway_name: String,
     pub gateway_key: KeyText,
     pub gateway_active: bool,
-    /// WireGuard's UDP port; `None`: the row holds none that can be.
+    /// WireGuard's UDP port; `None`: the row holds an impossible one.
     pub listen_port: Option<u16>,
     pub vpn_cidr: IpNet,
     pub peers: u64,
-    /// Those of them with a preshared key.
+    /// How many of them have a preshared key.
     pub sealed_peers: u64,
     pub clock: Clock,
 }
 
-/// This host's clock beside the database's.
+/// This host's clock, compared with the database's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
     Ahead(Duration),
     Behind(Duration),
 }
 
-/// What files under `/proc`, `/sys`, `/lib` and `/etc` say. `None`: there is no such file.
+/// What files under `/proc`, `/sys`, `/lib` and `/etc` say. `None`: the file does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
     pub kernel_release: String,
@@ -73,55 +73,45 @@ pub struct HostFacts {
     pub tun_device: bool,
     pub forwarding_ipv4: Option<u64>,
     pub forwarding_ipv6: Option<u64>,
-    /// The stricter of `all` and our interface's.
+    /// The stricter value of `all` and the WireGuard interface.
     pub rp_filter: Option<u64>,
     pub conntrack_max: Option<u64>,
     pub conntrack_count: Option<u64>,
-    /// Name and MTU in bytes of the link that the default route leaves by.
+    /// Name and MTU in bytes of the default route's link.
     pub uplink: Option<(String, u64)>,
-    /// systemd-networkd runs, and removes routes that it did not make.
+    /// systemd-networkd runs and removes routes that it did not create.
     pub networkd_drops_routes: bool,
-    /// Who else manages packet filters here, as far as their files tell.
-    pub neighbours: Vec<Manager>,
-    /// `iptables-legacy` filters here: its chains cannot be read as nf_tables.
+    /// Other firewall managers on this host, as far as their files show.
+    pub managers: Vec<Manager>,
+    /// `iptables-legacy` has a filter table, whose chains are not part of nf_tables.
     pub legacy_filter: bool,
 }
 
-/// Reads everything. What cannot be read is a fact, too.
+/// Reads everything. A failure to read something is a fact, too.
 ///
 /// # Errors
-/// None but a runtime that cannot be made.
+/// The runtime cannot be created.
 pub fn gather(config: &Config) -> Result<Facts, CommandError> {
     let files = secret_files(config);
-    let database = crate::command::small_runtime()?.block_on(ask_database(config));
+    let database = runtime::on_this_thread()?.block_on(read_database(config));
     let listen_port = database.as_ref().ok().and_then(|database| database.listen_port);
     Ok(Facts {
         warnings: config.warnings.clone(),
         exposures: files.iter().filter_map(|path| exposure(path)).collect(),
-        public_key: read_private_key(config)
-            .map(|key| key.public_key())
-            .map_err(|error| error.to_string()),
+        public_key: read_private_key(config).map(|key| key.public_key()),
         psk_keys: read_psk_keys(config)
-            .map(|keys| keys.map_or(0, |keys| keys.key_ids().count() as u64))
-            .map_err(|error| error.to_string()),
+            .map(|keys| keys.map_or(0, |keys| keys.key_ids().count() as u64)),
         host: read_host(Path::new("/"), &config.interface.name),
-        foreign_drops: foreign_drops(&config.interface.name, listen_port)
-            .map_err(|error| error.to_string()),
+        foreign_drops: foreign_drops(&config.interface.name, listen_port),
         lists_flows: lists_flows().ok(),
         database,
     })
 }
 
-async fn ask_database(config: &Config) -> Result<DatabaseFacts, Trouble> {
-    let options =
-        database::options(config).map_err(|error| Trouble::Configuration(error.to_string()))?;
-    let trouble = |error: StoreError| match error {
-        StoreError::Config { .. } => Trouble::Configuration(error.to_string()),
-        _ => Trouble::Database(error.to_string()),
-    };
-    let store = Store::connect(&options).map_err(trouble)?;
-    let hello = store.hello().await.map_err(trouble)?;
-    let (rows, _) = store.snapshot().await.map_err(trouble)?;
+async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> {
+    let store = Store::connect(&database::options(config)?)?;
+    let hello = store.hello().await?;
+    let (rows, _) = store.snapshot().await?;
     let clock = match SystemTime::now().duration_since(rows.taken_at) {
         Ok(ahead) => Clock::Ahead(ahead),
         Err(behind) => Clock::Behind(behind.duration()),
@@ -140,7 +130,7 @@ async fn ask_database(config: &Config) -> Result<DatabaseFacts, Trouble> {
     })
 }
 
-/// Reads the host's files, below `root`.
+/// Reads the host's files below `root`.
 #[must_use]
 pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
     let host = Host(root);
@@ -157,7 +147,7 @@ pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
         uplink: host.uplink(),
         networkd_drops_routes: host.has("run/systemd/netif")
             && drops_foreign_routes(&host.networkd_settings()),
-        neighbours: host.neighbours(),
+        managers: host.managers(),
         legacy_filter: host
             .text("proc/net/ip_tables_names")
             .is_some_and(|tables| tables.lines().any(|table| table == "filter")),
@@ -194,7 +184,7 @@ impl Host<'_> {
         Some((name, mtu_bytes))
     }
 
-    /// The settings files of networkd, the one that counts last at the end.
+    /// The texts of networkd's settings files, the highest priority last.
     fn networkd_settings(&self) -> Vec<String> {
         let folders = ["usr/lib/systemd", "run/systemd", "etc/systemd"];
         let main = folders.map(|folder| self.0.join(folder).join("networkd.conf"));
@@ -210,14 +200,14 @@ impl Host<'_> {
         files.filter_map(|path| std::fs::read_to_string(path).ok()).collect()
     }
 
-    fn neighbours(&self) -> Vec<Manager> {
+    fn managers(&self) -> Vec<Manager> {
         let ufw = self.text("etc/ufw/ufw.conf").unwrap_or_default();
-        let here = [
+        let present = [
             (Manager::Docker, self.has("run/docker.pid")),
             (Manager::Firewalld, self.has("run/firewalld.pid")),
             (Manager::Ufw, ufw.lines().any(|line| line.trim() == "ENABLED=yes")),
         ];
-        here.into_iter().filter(|(_, here)| *here).map(|(neighbour, _)| neighbour).collect()
+        present.into_iter().filter(|(_, is)| *is).map(|(manager, _)| manager).collect()
     }
 }
 
@@ -252,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_read_as_it_is() {
+    fn host_facts_come_from_files() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         let name = "gatepost0".parse().unwrap();
@@ -278,7 +268,7 @@ mod tests {
         assert_eq!((host.forwarding_ipv4, host.forwarding_ipv6), (Some(1), None));
         assert_eq!(host.rp_filter, Some(1));
         assert_eq!(host.uplink, Some(("eth0".into(), 1500)));
-        assert_eq!(host.neighbours, [Manager::Ufw]);
+        assert_eq!(host.managers, [Manager::Ufw]);
         assert!(!host.legacy_filter);
         assert!(host.networkd_drops_routes);
 

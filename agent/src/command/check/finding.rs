@@ -1,7 +1,8 @@
-//! What was found, and how bad it is.
+//! One finding of `gatepost check`.
 
 use serde::Serialize;
 
+use crate::config::ConfigError;
 use crate::exit::Exit;
 
 /// How bad a finding is.
@@ -9,23 +10,23 @@ use crate::exit::Exit;
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     Ok,
-    /// Good to know; nothing is known to be wrong.
+    /// Worth knowing; nothing is known to be wrong.
     Note,
     /// Something does not work, or may stop working.
     Warning,
-    /// The configuration is wrong: no restart will help.
+    /// The configuration is wrong, so that restarting cannot help.
     Wrong,
 }
 
-/// One thing that was looked at. The fields are stable: `check --json` prints them.
+/// The result for one subject. The fields are stable: `check --json` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub level: Level,
-    /// What was looked at, in one word.
+    /// What was checked, in one word.
     pub subject: &'static str,
     /// What was found.
     pub text: String,
-    /// What to do; `null` where nothing needs to be done.
+    /// What to do. `None` where nothing is to be done, or where `text` says it.
     pub remedy: Option<String>,
 }
 
@@ -46,9 +47,23 @@ impl Finding {
         Self { level: Level::Warning, remedy: Some(remedy.into()), ..Self::ok(subject, text) }
     }
 
-    /// A wrong configuration. Its text says the way out itself, as every error does.
+    /// An error that is no mistake of the configuration. Its text names the remedy.
+    pub fn failure(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { level: Level::Warning, ..Self::ok(subject, text) }
+    }
+
+    /// A wrong configuration. The text names the remedy.
     pub fn wrong(subject: &'static str, text: impl Into<String>) -> Self {
         Self { level: Level::Wrong, ..Self::ok(subject, text) }
+    }
+
+    /// An error of the configuration, or of the right to read it.
+    pub fn config_error(subject: &'static str, error: &ConfigError) -> Self {
+        if error.is_permission_denied() {
+            Self::failure(subject, error.to_string())
+        } else {
+            Self::wrong(subject, error.to_string())
+        }
     }
 }
 

@@ -1,24 +1,25 @@
-//! `gatepost check`: what keeps this gateway from working, each with its remedy.
+//! `gatepost check`: finds what keeps this gateway from working, each with its remedy.
 
+mod evaluate;
 mod facts;
 mod finding;
 mod firewall;
-mod judge;
 
 use crate::config::{Source, load};
-use crate::exit::{CommandError, Exit};
-use crate::output::{self, Style, Tone, count, harmless};
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::output::{self, Style, Tone, count, printable};
 
 pub use finding::{Finding, Level};
 
-/// Looks at everything and prints what it finds.
+/// Checks everything and prints the findings. A wrong configuration is one of them.
 ///
 /// # Errors
-/// Only what keeps it from looking: a wrong configuration is a finding.
+/// The output cannot be written, or the runtime cannot be created.
 pub fn check(source: Source, json: bool) -> Result<Exit, CommandError> {
     let findings = match load(source) {
-        Err(error) => vec![Finding::wrong("config", error.to_string())],
-        Ok(config) => judge::judge(&config, &facts::gather(&config)?),
+        Err(error) => vec![Finding::config_error("config", &error)],
+        Ok(config) => evaluate::evaluate(&config, &facts::gather(&config)?),
     };
     if json {
         output::print_json(&findings)?;
@@ -38,9 +39,9 @@ fn describe(findings: &[Finding], style: Style) -> String {
             Level::Wrong => ("wrong", Tone::Bad),
         };
         let word = style.paint(tone, &format!("{word:<8}"));
-        text.push_str(&format!("{word}{:<11}{}\n", finding.subject, harmless(&finding.text)));
+        text.push_str(&format!("{word}{:<11}{}\n", finding.subject, printable(&finding.text)));
         if let Some(remedy) = &finding.remedy {
-            text.push_str(&format!("{:19}-> {}\n", "", harmless(remedy)));
+            text.push_str(&format!("{:19}-> {}\n", "", printable(remedy)));
         }
     }
     let at = |level| findings.iter().filter(|finding| finding.level == level).count() as u64;

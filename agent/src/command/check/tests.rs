@@ -1,8 +1,13 @@
-use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager};
-use gatepost::model::PublicKey;
+use std::io;
 
-use super::super::finding::exit;
+use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, NftError};
+use gatepost::model::PublicKey;
+use gatepost::model::psk::PskKeys;
+use gatepost::store::Place;
+
+use super::super::finding::{Level, exit};
 use super::*;
+use crate::config::ConfigError;
 use crate::exit::Exit;
 
 const OURS: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
@@ -48,7 +53,7 @@ fn healthy() -> Facts {
             conntrack_count: Some(12),
             uplink: Some(("eth0".into(), 1500)),
             networkd_drops_routes: false,
-            neighbours: vec![],
+            managers: vec![],
             legacy_filter: false,
         },
         foreign_drops: Ok(vec![]),
@@ -56,11 +61,11 @@ fn healthy() -> Facts {
     }
 }
 
-/// What is not well after the change, and the exit code.
+/// The findings that are not ok after the change, and the exit code.
 fn found(change: impl FnOnce(&mut Config, &mut Facts)) -> (Vec<String>, Exit) {
     let (mut config, mut facts) = (config(), healthy());
     change(&mut config, &mut facts);
-    let findings = judge(&config, &facts);
+    let findings = evaluate(&config, &facts);
     let texts = findings.iter().filter(|finding| finding.level != Level::Ok).map(|finding| {
         let remedy = finding.remedy.as_deref().map(|remedy| format!(" -> {remedy}"));
         format!("{}: {}{}", finding.subject, finding.text, remedy.unwrap_or_default())
@@ -73,12 +78,12 @@ fn with_database(change: impl FnOnce(&mut DatabaseFacts)) -> (Vec<String>, Exit)
 }
 
 #[test]
-fn a_healthy_gateway_has_nothing_to_complain_of() {
+fn healthy_gateway_has_only_ok_findings() {
     assert_eq!(found(|_, _| {}), (vec![], Exit::Success));
 }
 
 #[test]
-fn another_key_than_the_rows_is_a_wrong_configuration_and_names_both() {
+fn key_mismatch_is_a_wrong_configuration_and_names_both_keys() {
     let (texts, exit) = with_database(|database| database.gateway_key = KeyText::Key(key(OTHER)));
     assert_eq!(exit, Exit::Config);
     assert!(texts[0].contains(OURS) && texts[0].contains(OTHER), "{texts:?}");
@@ -88,24 +93,28 @@ fn another_key_than_the_rows_is_a_wrong_configuration_and_names_both() {
 }
 
 #[test]
-fn a_role_of_another_gateway_is_a_wrong_configuration_and_no_wrong_key() {
+fn role_of_another_gateway_is_a_wrong_configuration_but_not_a_wrong_key() {
     let (texts, exit) = with_database(|database| {
         database.gateway_name = "ber-1".into();
         database.gateway_key = KeyText::Key(key(OTHER));
     });
     assert_eq!((texts.len(), exit), (1, Exit::Config));
-    let said =
-        "gateway: the database's role acts for gateway ber-1, the configuration says fra-1: ";
-    assert!(texts[0].starts_with(said), "{texts:?}");
+    let text =
+        "gateway: the database role is bound to gateway ber-1, but [gateway] name is fra-1: ";
+    assert!(texts[0].starts_with(text), "{texts:?}");
 }
 
 #[test]
-fn keys_that_cannot_be_read_are_wrong_and_keys_that_are_missed_a_warning() {
-    let (texts, exit) = found(|_, facts| facts.psk_keys = Err("psk.keys: line 1".into()));
-    assert_eq!((texts, exit), (vec!["psk_keys: psk.keys: line 1".to_owned()], Exit::Config));
+fn unusable_sealing_keys_are_wrong_and_missing_ones_a_warning() {
+    let (texts, exit) = found(|_, facts| {
+        let source = "k1".parse::<PskKeys>().unwrap_err();
+        facts.psk_keys = Err(ConfigError::PskKeys { path: "psk.keys".into(), source });
+    });
+    assert_eq!((texts.len(), exit), (1, Exit::Config));
+    assert!(texts[0].starts_with("psk_keys: psk.keys: psk_keys, line 1: "), "{texts:?}");
     let (texts, exit) = with_database(|database| database.sealed_peers = 3);
     assert_eq!((texts.len(), exit), (1, Exit::Failure));
-    assert!(texts[0].starts_with("psk_keys: 3 peers with a preshared key, and no key here"));
+    assert!(texts[0].starts_with("psk_keys: 3 peers with a preshared key, but no sealing key"));
     let (texts, _) = found(|_, facts| {
         facts.psk_keys = Ok(2);
         facts.database.as_mut().unwrap().sealed_peers = 3;
@@ -114,50 +123,67 @@ fn keys_that_cannot_be_read_are_wrong_and_keys_that_are_missed_a_warning() {
 }
 
 #[test]
-fn a_family_that_no_peer_has_needs_no_forwarding() {
+fn unused_address_family_needs_no_forwarding() {
     let (texts, exit) = found(|_, facts| facts.host.forwarding_ipv6 = Some(0));
-    let note = "forwarding: IPv6 is not forwarded, and no peer has an address of it -> nothing, \
-                unless peers need IPv6";
+    let note = "forwarding: IPv6 forwarding is off, and no peer has an IPv6 address -> none, unless \
+                peers need IPv6";
     assert_eq!((texts, exit), (vec![note.to_owned()], Exit::Success));
     let (texts, exit) = found(|_, facts| {
         facts.host.forwarding_ipv6 = Some(0);
         facts.database.as_mut().unwrap().vpn_cidr = "fd00:9::/64".parse().unwrap();
     });
-    let warning = "forwarding: IPv6 is not forwarded: peers reach this host and no other -> sysctl \
-                   -w net.ipv6.conf.eth0.accept_ra=2 net.ipv6.conf.all.forwarding=1, in this \
-                   order, and write both to /etc/sysctl.d/";
+    let warning = "forwarding: IPv6 forwarding is off, so peers reach only this host -> sysctl -w \
+                   net.ipv6.conf.eth0.accept_ra=2 net.ipv6.conf.all.forwarding=1, in this order, \
+                   and save both in /etc/sysctl.d/";
     assert_eq!((texts, exit), (vec![warning.to_owned()], Exit::Failure));
 }
 
 #[test]
-fn no_key_and_no_name_are_wrong_configurations() {
+fn missing_key_and_name_are_wrong_configurations() {
     let (texts, exit) = found(|config, facts| {
         config.gateway.name = None;
-        facts.public_key = Err("cannot read the private key".into());
+        facts.public_key = Err(unreadable_key(io::ErrorKind::NotFound));
     });
     assert_eq!((texts.len(), exit), (2, Exit::Config));
 }
 
 #[test]
-fn a_database_that_is_away_is_a_warning_and_a_wrong_url_is_not() {
-    let away = |trouble: Trouble| found(|_, facts| facts.database = Err(trouble)).1;
-    assert_eq!(away(Trouble::Database("out of reach".into())), Exit::Failure);
-    assert_eq!(away(Trouble::Configuration("no URL".into())), Exit::Config);
+fn key_that_may_not_be_read_is_no_wrong_configuration() {
+    let denied = unreadable_key(io::ErrorKind::PermissionDenied);
+    let (texts, exit) = found(|_, facts| facts.public_key = Err(denied));
+    assert_eq!((texts.len(), exit), (1, Exit::Failure));
+}
+
+fn unreadable_key(kind: io::ErrorKind) -> ConfigError {
+    let (what, path) = ("the private key", "private.key".into());
+    ConfigError::Secret { what, path, source: kind.into(), remedy: "correct the path" }
+}
+
+#[test]
+fn unreachable_database_is_a_warning_and_a_wrong_url_is_not() {
+    let exit = |error: DatabaseError| found(|_, facts| facts.database = Err(error)).1;
+    let place = Place { hosts: "db1:5432".into(), database: "vpn".into(), role: "gw".into() };
+    let closed = StoreError::Closed { place: Box::new(place) };
+    assert_eq!(exit(closed.into()), Exit::Failure);
+    let wrong = StoreError::Config { what: "database.url".into(), fix: "correct it" };
+    assert_eq!(exit(wrong.into()), Exit::Config);
+    let missing = Config::default().database_url().unwrap_err();
+    assert_eq!(exit(missing.into()), Exit::Config);
 }
 
 #[test]
 fn each_fault_of_the_host_has_its_remedy() {
     type Change = fn(&mut Config, &mut Facts);
-    let cases: [(Change, &str); 10] = [
+    let cases: [(Change, &str); 11] = [
         (
             |_, facts| facts.lists_flows = Some(false),
-            "conntrack: tracked flows cannot be listed: no peer can be added or removed -> modprobe \
+            "conntrack: tracked flows cannot be listed, so no peer can be added or removed -> modprobe \
              nf_conntrack_netlink, or set firewall.flush_conntrack = false",
         ),
         (
             |_, facts| facts.host.forwarding_ipv4 = Some(0),
-            "forwarding: IPv4 is not forwarded: peers reach this host and no other -> sysctl -w \
-             net.ipv4.ip_forward=1, and write it to /etc/sysctl.d/",
+            "forwarding: IPv4 forwarding is off, so peers reach only this host -> sysctl -w \
+             net.ipv4.ip_forward=1, and save it in /etc/sysctl.d/",
         ),
         (
             |config, facts| {
@@ -172,31 +198,36 @@ fn each_fault_of_the_host_has_its_remedy() {
                 facts.host.kernel_wireguard = false;
                 facts.host.tun_device = false;
             },
-            "wireguard: there is no /dev/net/tun, which the userspace device needs -> modprobe \
-             tun, or give the container the device",
+            "wireguard: the userspace device needs /dev/net/tun, which does not exist -> modprobe tun, \
+             or pass the device to the container",
         ),
         (
             |config, facts| {
                 config.interface.site_prefixes = vec!["10.0.0.0/8".parse().unwrap()];
                 facts.host.rp_filter = Some(1);
             },
-            "rp_filter: strict, while fwmark or site_prefixes may lead packets back by another way \
-             -> sysctl -w net.ipv4.conf.gatepost0.rp_filter=2",
+            "rp_filter: strict, but with fwmark or site_prefixes replies may take another link -> sysctl -w net.ipv4.conf.gatepost0.rp_filter=2",
         ),
         (
             |_, facts| facts.host.conntrack_max = Some(400),
-            "conntrack: room for 400 flows, 12 in use, too few for 100 peers -> sysctl -w \
-             net.netfilter.nf_conntrack_max=800, and write it to /etc/sysctl.d/",
+            "conntrack: room for 400 flows, 12 in use; too little for 100 peers -> sysctl -w \
+             net.netfilter.nf_conntrack_max=800, and save it in /etc/sysctl.d/",
         ),
         (
             |_, facts| facts.host.uplink = Some(("eth0".into(), 1450)),
-            "mtu: 1420 and 80 of WireGuard do not fit in eth0's 1450 -> set interface.mtu_bytes = \
-             1370",
+            "mtu: 1420 plus 80 of WireGuard exceed the 1450 of eth0 -> set interface.mtu_bytes = 1370",
+        ),
+        (
+            |config, facts| {
+                config.interface.mtu_bytes = 1280;
+                facts.host.uplink = Some(("eth0".into(), 1300));
+            },
+            "mtu: 1280 plus 80 of WireGuard exceed the 1300 of eth0 -> raise the MTU of eth0 to 1360",
         ),
         (
             |_, facts| facts.host.networkd_drops_routes = true,
-            "networkd: systemd-networkd removes routes that it did not make, gatepost0's too -> \
-             write [Network] ManageForeignRoutes=no to /etc/systemd/networkd.conf.d/gatepost.conf \
+            "networkd: systemd-networkd removes routes that it did not create, also those of gatepost0 \
+             -> write [Network] ManageForeignRoutes=no to /etc/systemd/networkd.conf.d/gatepost.conf \
              and restart systemd-networkd",
         ),
         (
@@ -204,12 +235,12 @@ fn each_fault_of_the_host_has_its_remedy() {
                 let database = facts.database.as_mut().unwrap();
                 database.clock = Clock::Behind(Duration::from_secs(90));
             },
-            "clock: 90 s behind the database's -> synchronise both clocks (timedatectl set-ntp \
-             true): handshake times are reported by this one",
+            "clock: 90 s behind the database's clock -> synchronise both clocks (timedatectl set-ntp \
+             true); handshake times come from this host's",
         ),
         (
             |_, facts| facts.database.as_mut().unwrap().gateway_active = false,
-            "gateway: gateway fra-1 is inactive or deleted: no peer is served -> set is_active of \
+            "gateway: gateway fra-1 is inactive or deleted, so no peer is served -> set is_active in \
              its row, or stop this agent",
         ),
     ];
@@ -219,17 +250,17 @@ fn each_fault_of_the_host_has_its_remedy() {
 }
 
 #[test]
-fn a_note_is_no_failure() {
+fn note_is_no_failure() {
     let (texts, exit) = found(|_, facts| {
-        facts.foreign_drops = Err("no rights".into());
-        facts.host.neighbours = vec![Manager::Docker];
+        facts.foreign_drops = Err(NftError::Open(io::ErrorKind::PermissionDenied.into()));
+        facts.host.managers = vec![Manager::Docker];
     });
     assert_eq!((texts.len(), exit), (2, Exit::Success));
     assert!(texts[1].contains("DOCKER-USER -i gatepost0"), "{texts:?}");
 }
 
 #[test]
-fn chains_of_others_that_drop_are_named_with_the_way_past_them() {
+fn dropping_chain_of_another_program_has_its_remedy() {
     let drop = |hook, manager| ForeignDrop {
         family: "ip",
         table: "filter".into(),
@@ -246,7 +277,7 @@ fn chains_of_others_that_drop_are_named_with_the_way_past_them() {
     for (drop, remedy) in cases {
         let (texts, exit) = found(|_, facts| facts.foreign_drops = Ok(vec![drop]));
         assert_eq!((texts.len(), exit), (1, Exit::Failure));
-        assert!(texts[0].starts_with("firewall: chain FORWARD of table ip filter drops what "));
+        assert!(texts[0].starts_with("firewall: chain FORWARD of table ip filter drops traffic "));
         assert!(texts[0].contains(remedy), "{texts:?}");
     }
 }

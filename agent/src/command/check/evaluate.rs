@@ -1,31 +1,27 @@
-//! What the facts mean, and what to do about it. Pure.
+//! Turns facts into findings, each with its remedy. Pure.
 
 use std::time::Duration;
 
 use gatepost::model::KeyText;
+use gatepost::store::StoreError;
 use ipnet::IpNet;
 
-use super::facts::{Clock, DatabaseFacts, Facts, HostFacts, Trouble};
-use super::finding::{Finding, Level};
+use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
+use super::finding::Finding;
 use super::firewall::firewall;
 use crate::config::{Backend, Config};
 use crate::output::{count, span};
 
-/// Judges everything, in the order in which an operator would look.
+/// Evaluates everything, in the order in which an operator would look.
 #[must_use]
-pub fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
+pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![configuration(config)];
     let warn = |text: &String| Finding::warning("config", text, "correct or remove it");
     findings.extend(facts.warnings.iter().map(warn));
     findings.extend(gateway(config, facts));
     findings.push(key(config, facts));
     findings.extend(psk_keys(facts));
-    findings.extend(
-        facts
-            .exposures
-            .iter()
-            .map(|text| Finding { level: Level::Warning, ..Finding::ok("secrets", text) }),
-    );
+    findings.extend(facts.exposures.iter().map(|text| Finding::failure("secrets", text)));
     findings.extend(database(facts));
     findings.push(wireguard(config.interface.backend, &facts.host));
     findings.extend(forwarding(config, facts));
@@ -41,18 +37,17 @@ pub fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
 fn configuration(config: &Config) -> Finding {
     match config.gateway_name() {
         Ok(name) => Finding::ok("config", format!("{}, gateway {name}", config.file.display())),
-        Err(error) => Finding::wrong("config", error.to_string()),
+        Err(error) => Finding::config_error("config", &error),
     }
 }
 
-/// Whether the role that logs in acts for the gateway that the configuration names. The loop
-/// refuses any other.
+/// The database role must be bound to the configured gateway; the loop refuses any other.
 fn gateway(config: &Config, facts: &Facts) -> Option<Finding> {
     let name = config.gateway_name().ok()?;
     let bound = &facts.database.as_ref().ok()?.gateway_name;
     (bound != name).then(|| {
         let text = format!(
-            "the database's role acts for gateway {bound}, the configuration says {name}: correct \
+            "the database role is bound to gateway {bound}, but [gateway] name is {name}: correct \
              [gateway] name or the role in [database] url, or bind the role with `gatepost grant`"
         );
         Finding::wrong("gateway", text)
@@ -62,7 +57,7 @@ fn gateway(config: &Config, facts: &Facts) -> Option<Finding> {
 fn key(config: &Config, facts: &Facts) -> Finding {
     let ours = match &facts.public_key {
         Ok(key) => *key,
-        Err(why) => return Finding::wrong("key", why),
+        Err(error) => return Finding::config_error("key", error),
     };
     let database = facts.database.as_ref().ok();
     match database.map(|database| &database.gateway_key) {
@@ -71,20 +66,21 @@ fn key(config: &Config, facts: &Facts) -> Finding {
             Finding::ok("key", format!("{ours}; not compared with another gateway's row"))
         }
         Some(KeyText::Key(key)) if *key == ours => {
-            Finding::ok("key", format!("{ours}, as in the gateway's row"))
+            Finding::ok("key", format!("{ours}, matches the gateway's row"))
         }
         Some(KeyText::Key(key)) => Finding::wrong(
             "key",
             format!(
-                "the private key's public key is {ours}, the gateway's row says {key}: put the \
-                 right key in place, or write this one to the row with `gatepost enroll`"
+                "the private key belongs to public key {ours}, but the gateway's row has {key}: \
+                 install the right private key, or store this one's public key in the row with \
+                 `gatepost enroll`"
             ),
         ),
         Some(KeyText::Bad { text, why }) => Finding::wrong(
             "key",
             format!(
-                "the gateway's row holds the public key {text:?}, which {why}: write {ours} to it \
-                 with `gatepost enroll`"
+                "the gateway's row has public key {text:?}, which {why}: store {ours} in it with \
+                 `gatepost enroll`"
             ),
         ),
     }
@@ -93,13 +89,13 @@ fn key(config: &Config, facts: &Facts) -> Finding {
 fn psk_keys(facts: &Facts) -> Option<Finding> {
     let sealed = facts.database.as_ref().map_or(0, |database| database.sealed_peers);
     match &facts.psk_keys {
-        Err(why) => Some(Finding::wrong("psk_keys", why)),
+        Err(error) => Some(Finding::config_error("psk_keys", error)),
         Ok(0) if sealed == 0 => None,
         Ok(0) => Some(Finding::warning(
             "psk_keys",
-            format!("{} with a preshared key, and no key here to open it", count(sealed, "peer")),
-            "name the file in gateway.psk_keys_file, or put it beside the configuration as \
-             psk.keys; what only the unit hands to its agent is not seen here",
+            format!("{} with a preshared key, but no sealing key was found", count(sealed, "peer")),
+            "name the file of sealing keys in gateway.psk_keys_file, or save it as psk.keys beside \
+             the configuration; this command does not see keys that only the unit passes to the agent",
         )),
         Ok(keys) => Some(Finding::ok("psk_keys", count(*keys, "key"))),
     }
@@ -108,9 +104,14 @@ fn psk_keys(facts: &Facts) -> Option<Finding> {
 fn database(facts: &Facts) -> Vec<Finding> {
     let found = match &facts.database {
         Ok(found) => found,
-        Err(Trouble::Configuration(why)) => return vec![Finding::wrong("database", why)],
-        Err(Trouble::Database(why)) => {
-            return vec![Finding { level: Level::Warning, ..Finding::ok("database", why) }];
+        Err(DatabaseError::Config(error)) => {
+            return vec![Finding::config_error("database", error)];
+        }
+        Err(DatabaseError::Store(error @ StoreError::Config { .. })) => {
+            return vec![Finding::wrong("database", error.to_string())];
+        }
+        Err(DatabaseError::Store(error)) => {
+            return vec![Finding::failure("database", error.to_string())];
         }
     };
     let peers = count(found.peers, "peer");
@@ -119,27 +120,27 @@ fn database(facts: &Facts) -> Vec<Finding> {
     if !found.gateway_active {
         findings.push(Finding::warning(
             "gateway",
-            format!("gateway {} is inactive or deleted: no peer is served", found.gateway_name),
-            "set is_active of its row, or stop this agent",
+            format!("gateway {} is inactive or deleted, so no peer is served", found.gateway_name),
+            "set is_active in its row, or stop this agent",
         ));
     }
     findings
 }
 
 fn clock(database: &DatabaseFacts) -> Finding {
-    /// A round trip and the snapshot's reading lie between the two readings.
+    /// A round trip and a snapshot lie between the two readings.
     const TOLERATED: Duration = Duration::from_secs(5);
     let (difference, word) = match database.clock {
         Clock::Ahead(difference) => (difference, "ahead of"),
         Clock::Behind(difference) => (difference, "behind"),
     };
     if difference <= TOLERATED {
-        return Finding::ok("clock", "agrees with the database's");
+        return Finding::ok("clock", "matches the database's clock");
     }
     Finding::warning(
         "clock",
-        format!("{} {word} the database's", span(difference)),
-        "synchronise both clocks (timedatectl set-ntp true): handshake times are reported by this one",
+        format!("{} {word} the database's clock", span(difference)),
+        "synchronise both clocks (timedatectl set-ntp true); handshake times come from this host's",
     )
 }
 
@@ -156,28 +157,32 @@ fn wireguard(backend: Backend, host: &HostFacts) -> Finding {
         ),
         (Backend::Auto, false, true) => Finding::note(
             "wireguard",
-            format!("kernel {release} has no WireGuard module: the slower userspace device serves"),
+            format!(
+                "kernel {release} has no WireGuard module, so the slower userspace device is used"
+            ),
             "install the distribution's kernel modules for full speed",
         ),
-        (Backend::Userspace, _, true) => Finding::ok("wireguard", "userspace, by /dev/net/tun"),
+        (Backend::Userspace, _, true) => {
+            Finding::ok("wireguard", "userspace, through /dev/net/tun")
+        }
         (Backend::Auto | Backend::Userspace, _, false) => Finding::warning(
             "wireguard",
-            "there is no /dev/net/tun, which the userspace device needs",
-            "modprobe tun, or give the container the device",
+            "the userspace device needs /dev/net/tun, which does not exist",
+            "modprobe tun, or pass the device to the container",
         ),
     }
 }
 
 fn forwarding(config: &Config, facts: &Facts) -> Vec<Finding> {
     let host = &facts.host;
-    // A host that forwards IPv6 stops listening to router advertisements unless told otherwise: one
-    // that has its address from them would go off the net.
+    // A host that forwards IPv6 ignores router advertisements unless accept_ra is 2, and loses the
+    // address that it got from them.
     let uplink = host.uplink.as_ref().map_or("UPLINK", |(name, _)| name.as_str());
     let forward_ipv6 = format!(
         "sysctl -w net.ipv6.conf.{uplink}.accept_ra=2 net.ipv6.conf.all.forwarding=1, in this \
-         order, and write both to /etc/sysctl.d/"
+         order, and save both in /etc/sysctl.d/"
     );
-    let forward_ipv4 = "sysctl -w net.ipv4.ip_forward=1, and write it to /etc/sysctl.d/";
+    let forward_ipv4 = "sysctl -w net.ipv4.ip_forward=1, and save it in /etc/sysctl.d/";
     let (ipv4, ipv6) = families_in_use(config, facts);
     vec![
         forwarding_of("IPv4", ipv4, host.forwarding_ipv4, forward_ipv4),
@@ -186,22 +191,22 @@ fn forwarding(config: &Config, facts: &Facts) -> Vec<Finding> {
 }
 
 fn forwarding_of(family: &str, is_used: bool, value: Option<u64>, remedy: &str) -> Finding {
-    let unless = format!("nothing, unless peers need {family}");
+    let unless = format!("none, unless peers need {family}");
     match (value, is_used) {
         (Some(0), true) => {
-            let text = format!("{family} is not forwarded: peers reach this host and no other");
+            let text = format!("{family} forwarding is off, so peers reach only this host");
             Finding::warning("forwarding", text, remedy)
         }
         (Some(0), false) => {
-            let text = format!("{family} is not forwarded, and no peer has an address of it");
+            let text = format!("{family} forwarding is off, and no peer has an {family} address");
             Finding::note("forwarding", text, unless)
         }
-        (Some(_), _) => Finding::ok("forwarding", format!("{family} is forwarded")),
+        (Some(_), _) => Finding::ok("forwarding", format!("{family} forwarding is on")),
         (None, _) => Finding::note("forwarding", format!("this kernel has no {family}"), unless),
     }
 }
 
-/// Whether peers have IPv4 addresses, and IPv6 ones. IPv4 while the database does not tell.
+/// Whether peers have IPv4 addresses, and IPv6 ones. Assumes IPv4 where the database is unknown.
 fn families_in_use(config: &Config, facts: &Facts) -> (bool, bool) {
     let pool = facts.database.as_ref().map(|database| database.vpn_cidr);
     let interface = &config.interface;
@@ -212,14 +217,14 @@ fn families_in_use(config: &Config, facts: &Facts) -> (bool, bool) {
     (has_ipv4 || pool.is_err(), has(|prefix| matches!(prefix, IpNet::V6(_))))
 }
 
-/// Strict filtering (RFC 3704, section 2.2) drops what comes in by another link than the answer
-/// would leave by: harmless for tunnel addresses, not where routes are marked or networks moved.
+/// Strict filtering (RFC 3704, section 2.2) drops a packet that arrives by another link than its reply
+/// would leave by. That is printable for tunnel addresses, but not with marked routes or site networks.
 fn reverse_path(config: &Config, host: &HostFacts) -> Option<Finding> {
     let asymmetric = config.interface.fwmark.0 != 0 || !config.interface.site_prefixes.is_empty();
     Some(match host.rp_filter? {
         1 if asymmetric => Finding::warning(
             "rp_filter",
-            "strict, while fwmark or site_prefixes may lead packets back by another way",
+            "strict, but with fwmark or site_prefixes replies may take another link",
             format!("sysctl -w net.ipv4.conf.{}.rp_filter=2", config.interface.name),
         ),
         1 => Finding::ok("rp_filter", "strict"),
@@ -228,19 +233,19 @@ fn reverse_path(config: &Config, host: &HostFacts) -> Option<Finding> {
     })
 }
 
-/// Whoever gets an address that another had must not inherit its flows.
+/// The next holder of an address must not inherit its flows, so they must be found first.
 fn flows(config: &Config, facts: &Facts) -> Option<Finding> {
     (config.firewall.flush_conntrack && facts.lists_flows == Some(false)).then(|| {
         Finding::warning(
             "conntrack",
-            "tracked flows cannot be listed: no peer can be added or removed",
+            "tracked flows cannot be listed, so no peer can be added or removed",
             "modprobe nf_conntrack_netlink, or set firewall.flush_conntrack = false",
         )
     })
 }
 
 fn conntrack(facts: &Facts) -> Option<Finding> {
-    /// A browser opens dozens of flows; a phone at rest holds a few.
+    /// A browser opens dozens of flows; an idle phone keeps a few.
     const FLOWS_PER_PEER: u64 = 8;
     let (most, used) = (facts.host.conntrack_max?, facts.host.conntrack_count.unwrap_or(0));
     let peers = facts.database.as_ref().map_or(0, |database| database.peers);
@@ -251,28 +256,31 @@ fn conntrack(facts: &Facts) -> Option<Finding> {
     }
     Some(Finding::warning(
         "conntrack",
-        format!("{text}, too few for {}", count(peers, "peer")),
-        format!(
-            "sysctl -w net.netfilter.nf_conntrack_max={wanted}, and write it to /etc/sysctl.d/"
-        ),
+        format!("{text}; too little for {}", count(peers, "peer")),
+        format!("sysctl -w net.netfilter.nf_conntrack_max={wanted}, and save it in /etc/sysctl.d/"),
     ))
 }
 
-/// A packet gains 80 bytes in the tunnel when the outer one is IPv6: 40 of IPv6, 8 of UDP, 16 of
-/// header, 16 of tag.
+/// The tunnel adds up to 80 bytes to a packet: 40 of IPv6, 8 of UDP, 16 of WireGuard's header and 16
+/// of its tag.
 fn mtu(config: &Config, host: &HostFacts) -> Option<Finding> {
     const OVERHEAD_BYTES: u64 = 80;
+    /// IPv6 allows no less (RFC 8200, section 5).
+    const LEAST_BYTES: u64 = 1280;
     let (link, uplink_bytes) = host.uplink.as_ref()?;
     let ours = u64::from(config.interface.mtu_bytes);
     if ours + OVERHEAD_BYTES <= *uplink_bytes {
-        return Some(Finding::ok("mtu", format!("{ours} in {link}'s {uplink_bytes}")));
+        return Some(Finding::ok("mtu", format!("{ours}, fits in {uplink_bytes} of {link}")));
     }
-    let fitting = uplink_bytes.saturating_sub(OVERHEAD_BYTES).max(1280);
-    Some(Finding::warning(
-        "mtu",
-        format!("{ours} and {OVERHEAD_BYTES} of WireGuard do not fit in {link}'s {uplink_bytes}"),
-        format!("set interface.mtu_bytes = {fitting}"),
-    ))
+    let fitting = uplink_bytes.saturating_sub(OVERHEAD_BYTES).max(LEAST_BYTES);
+    let remedy = if fitting < ours {
+        format!("set interface.mtu_bytes = {fitting}")
+    } else {
+        format!("raise the MTU of {link} to {}", ours + OVERHEAD_BYTES)
+    };
+    let text =
+        format!("{ours} plus {OVERHEAD_BYTES} of WireGuard exceed the {uplink_bytes} of {link}");
+    Some(Finding::warning("mtu", text, remedy))
 }
 
 fn networkd(config: &Config, host: &HostFacts) -> Option<Finding> {
@@ -280,7 +288,7 @@ fn networkd(config: &Config, host: &HostFacts) -> Option<Finding> {
         Finding::warning(
             "networkd",
             format!(
-                "systemd-networkd removes routes that it did not make, {}'s too",
+                "systemd-networkd removes routes that it did not create, also those of {}",
                 config.interface.name
             ),
             "write [Network] ManageForeignRoutes=no to /etc/systemd/networkd.conf.d/gatepost.conf \

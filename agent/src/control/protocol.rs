@@ -1,0 +1,28 @@
+//! What goes over the control socket.
+
+use serde::{Deserialize, Serialize};
+
+/// What may be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Done with one [`Status`](gatepost::reconcile::status::Status).
+    Status,
+    /// One item per peer, a [`PeerStatus`](gatepost::reconcile::status::PeerStatus) each.
+    Peers,
+    /// Done with one [`Explanation`](gatepost::reconcile::status::Explanation).
+    Explain { who: String, destination: String },
+    /// Done when everything was compared anew.
+    Resync,
+    /// Done when the removal that the guard holds back was let through.
+    Confirm,
+}
+
+/// One line of a reply.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line<T> {
+    Item(T),
+    Done(T),
+    Error(String),
+}

@@ -1,0 +1,103 @@
+//! Why a command failed, and the exit code that says so.
+
+use std::io;
+use std::process::ExitStatus;
+
+use gatepost::model::psk::PskError;
+use gatepost::model::{BuildError, InterfaceName, KeyError};
+use gatepost::reconcile::{PreviewError, RunError};
+use gatepost::store::StoreError;
+
+use crate::config::ConfigError;
+use crate::control::ControlError;
+use crate::exit::Exit;
+use crate::key_file::KeyFileError;
+use crate::telemetry::Audience;
+use crate::wiring::WiringError;
+
+/// Why a command could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Psk(#[from] PskError),
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+
+    /// `psk seal`. The text that is no key is not repeated: it may be a secret.
+    #[error("the preshared key on standard input {0}; generate one with `wg genpsk`")]
+    PresharedKey(KeyError),
+    #[error("no sealing keys: name their file with --keys or in `gateway.psk_keys_file`")]
+    NoPskKeys,
+
+    #[error(
+        "an agent is running and would create {interface} again; stop it first: \
+         systemctl stop gatepost"
+    )]
+    AgentRuns { interface: InterfaceName },
+    #[error("standard input is not a terminal, so `down` cannot ask: pass --yes to confirm")]
+    CannotAsk,
+    #[error("nothing was removed")]
+    NotConfirmed,
+
+    #[error(
+        "the socket of the userspace device {name} was removed, which ended every session through it"
+    )]
+    DeviceSocketRemoved { name: InterfaceName },
+    #[error("the userspace device {name} ended with {status}; every session through it has ended")]
+    DeviceEnded { name: InterfaceName, status: ExitStatus },
+}
+
+impl CommandError {
+    /// The exit code that tells a script what kind of failure this is.
+    ///
+    /// A configuration that may not be read is not a wrong one: another user may run the command.
+    /// For a daemon both are the same, because restarting helps neither.
+    #[must_use]
+    pub fn exit(&self, audience: Audience) -> Exit {
+        match self {
+            Self::Config(error) | Self::Wiring(WiringError::Config(error))
+                if error.is_permission_denied() && audience == Audience::Person =>
+            {
+                Exit::Failure
+            }
+            Self::Config(_)
+            | Self::Store(StoreError::Config { .. })
+            | Self::Wiring(
+                WiringError::Config(_)
+                | WiringError::Store(StoreError::Config { .. })
+                | WiringError::Preview(PreviewError::Build(BuildError::NoPskKeys { .. }))
+                | WiringError::Run(RunError::OtherGateway { .. } | RunError::NoPskKeys(_)),
+            ) => Exit::Config,
+            Self::Control(ControlError::NoAgent { .. }) => Exit::NoAgent,
+            _ => Exit::Failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configuration_that_may_not_be_read_is_wrong_only_for_a_daemon() {
+        let unreadable = |kind: io::ErrorKind| {
+            let path = "gatepost.toml".into();
+            CommandError::Config(ConfigError::Unreadable { path, source: kind.into() })
+        };
+        let denied = unreadable(io::ErrorKind::PermissionDenied);
+        assert_eq!(denied.exit(Audience::Person), Exit::Failure);
+        assert_eq!(denied.exit(Audience::Daemon), Exit::Config);
+        let absent = unreadable(io::ErrorKind::NotFound);
+        assert_eq!(absent.exit(Audience::Person), Exit::Config);
+    }
+}
