@@ -9,18 +9,18 @@ use gatepost::reconcile::parse_destination;
 use ipnet::IpNet;
 use uuid::Uuid;
 
-/// Makes a WireGuard gateway host match what stands in PostgreSQL
+/// Keeps a WireGuard gateway in sync with a PostgreSQL database
 ///
-/// Exit codes: 0 done; 1 failed, or warnings; 2 changes (plan), denied (explain); 3 not ready;
-/// 4 no agent; 64 wrong command line; 78 wrong configuration.
+/// Exit codes: 0 success; 1 failure, or warnings of check; 2 changes (plan) or denied (explain);
+/// 3 not ready (status); 4 no agent is running; 64 wrong command line; 78 wrong configuration.
 #[derive(Debug, Parser)]
 #[command(name = "gatepost", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// The configuration [default: /etc/gatepost/gatepost.toml]
+    /// Configuration file [default: /etc/gatepost/gatepost.toml]
     #[arg(long, global = true, value_name = "FILE", env = "GATEPOST_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// What to log, in the syntax of RUST_LOG [default: info for run and device, else warn]
+    /// Log filter in the syntax of RUST_LOG [default: info for run and device, else warn]
     #[arg(long, global = true, value_name = "FILTER", env = "GATEPOST_LOG")]
     pub log: Option<String>,
 
@@ -30,88 +30,88 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Keep this host as the database wants it, until stopped
+    /// Run the agent: keep this host in sync with the database until stopped
     Run {
-        /// One full pass, a report, and out; fails if the kernel could not be proven equal
+        /// Make one full pass, report it and exit; fail if the kernel is not proven equal
         #[arg(long)]
         once: bool,
     },
-    /// Make or update the database's schema
+    /// Create or update the database schema
     Migrate {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Print what would be applied, and apply nothing
+        /// Print the pending migrations without applying them
         #[arg(long)]
         dry_run: bool,
     },
-    /// Let a database role act for a gateway
+    /// Bind a database role to a gateway
     Grant {
-        /// gateways.name
+        /// The gateway's name (gateways.name)
         gateway: String,
         /// The role that the gateway's agent logs in as
         role: String,
-        /// Make the role if there is none
+        /// Create the role if it does not exist
         #[arg(long)]
         create: bool,
-        /// The password it is made with, in a file
+        /// File with the created role's password
         #[arg(long, value_name = "FILE", requires = "create")]
         role_password_file: Option<PathBuf>,
         #[command(flatten)]
         database: DatabaseArgs,
     },
-    /// Make this gateway's key if there is none, and its row in the database
+    /// Generate this gateway's key if it has none, and write its row in the database
     Enroll(EnrollArgs),
-    /// Show what a pass would change
+    /// Show what the agent would change, and change nothing
     Plan(JsonArg),
-    /// Show how the agent is
+    /// Show the agent's status
     Status {
         #[command(flatten)]
         json: JsonArg,
-        /// Show it anew at each change, until interrupted
+        /// Keep showing it until interrupted
         #[arg(long)]
         watch: bool,
     },
-    /// Show every peer
+    /// List the peers
     Peers(JsonArg),
-    /// Say whether somebody may reach an address, and why
+    /// Explain whether a user or device may reach an address
     Explain {
-        /// A user, a device, user/device, a tunnel address, a public key or an id
+        /// User, device, USER/DEVICE, tunnel address, public key or id
         who: String,
-        /// The address to reach
+        /// IP address to reach
         #[arg(value_parser = parse_destination)]
         destination: IpAddr,
         #[command(flatten)]
         json: JsonArg,
     },
-    /// Compare everything anew, and wait for it
+    /// Have the agent compare everything again, and wait until it has
     Resync,
-    /// Let the removal that the guard holds back go ahead
+    /// Confirm the removals that the guard holds back
     Confirm,
-    /// Look for what keeps this gateway from working, each with its remedy
+    /// Check configuration, database and host; print findings with remedies
     Check(JsonArg),
     /// Seal and open preshared keys
     #[command(subcommand)]
     Psk(PskCommand),
-    /// Make keys
+    /// Generate keys and print public keys
     #[command(subcommand)]
     Key(KeyCommand),
-    /// A userspace WireGuard device, in the foreground, until stopped
+    /// Run a userspace WireGuard device in the foreground until stopped
     Device {
-        /// Of the interface, at most 15 characters
+        /// Interface name, at most 15 characters
         name: InterfaceName,
-        /// Be the device's process itself
+        /// Run the device in this process
         #[arg(long, value_enum, hide = true)]
         serve: Option<Serve>,
     },
     /// Write man pages and shell completions, for a package
     #[command(hide = true)]
     Manual {
-        /// Where to
+        /// Target folder
         folder: PathBuf,
     },
-    /// Remove what is ours from the kernel: every tunnel through this gateway ends
+    /// Remove the interface, its routes and the firewall table: ends every tunnel
     Down {
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -126,61 +126,61 @@ pub struct JsonArg {
 
 #[derive(Debug, Args)]
 pub struct DatabaseArgs {
-    /// The database, as a role that may change it [default: the configuration's]
+    /// Database URL of a role that may change the schema [default: the configured URL]
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
-    /// That role's password, in a file; one on the command line would show in the process list
+    /// File with that role's password, which in the URL would show in the process list
     #[arg(long, value_name = "FILE")]
     pub database_password_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct EnrollArgs {
-    /// Where clients find this gateway, HOST:PORT; needed for a new row
+    /// Address that clients connect to; required for a new row
     #[arg(long, value_name = "HOST:PORT")]
     pub endpoint: Option<String>,
-    /// UDP port; needed for a new row
+    /// UDP port of WireGuard; required for a new row
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub listen_port: Option<u16>,
-    /// The network that peers get their addresses from; needed for a new row
+    /// Network of the tunnel addresses; required for a new row
     #[arg(long, value_name = "CIDR")]
     pub vpn_cidr: Option<IpNet>,
-    /// A DNS server for clients; may be repeated
+    /// DNS server for clients; may be repeated
     #[arg(long = "dns", value_name = "ADDRESS")]
     pub dns_servers: Vec<IpAddr>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make a private key and print its public key
+    /// Generate a private key and print its public key
     Generate {
-        /// Where to put it, readable by this user alone [default: the configuration's]
+        /// File to create, with mode 0600 [default: the configured private key]
         file: Option<PathBuf>,
     },
     /// Print the public key of a private key
     Public {
-        /// The private key's file, or - for standard input [default: the configuration's]
+        /// File with the private key, or - for standard input [default: the configured private key]
         file: Option<PathBuf>,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub enum PskCommand {
-    /// Read a preshared key in base64 from standard input, print its envelope
+    /// Read a preshared key (base64) from standard input and print its envelope
     Seal(PskArgs),
-    /// Read an envelope from standard input, print the preshared key in base64
+    /// Read an envelope from standard input and print its preshared key (base64)
     Open(PskArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct PskArgs {
-    /// gateways.id
+    /// The gateway's id (gateways.id)
     #[arg(long, value_name = "UUID")]
     pub gateway: Uuid,
     /// The peer's public key
     #[arg(long, value_name = "KEY")]
     pub peer: PublicKey,
-    /// The sealing keys, one `key-id base64` per line [default: the configuration's]
+    /// File of sealing keys, one `key-id base64` per line [default: the configured sealing keys]
     #[arg(long, value_name = "FILE")]
     pub keys: Option<PathBuf>,
 }
@@ -196,9 +196,9 @@ impl PskArgs {
 /// How long the process of a userspace device lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Serve {
-    /// Until it is stopped, whatever becomes of who started it.
+    /// Until it is stopped, also after its parent has ended.
     Alone,
-    /// Not longer than who started it.
+    /// Until it is stopped or its parent ends.
     WithParent,
 }
 
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 }

@@ -32,7 +32,7 @@ pub struct LoopHandle {
 /// Makes both, and the sender that tells the loop to stop.
 #[must_use]
 pub fn channels(initial: Status, now: Instant) -> (Watcher, LoopHandle, watch::Sender<bool>) {
-    /// Unanswered questions that the channel holds; whoever asks one more waits.
+    /// Unanswered requests that the channel holds; a further one waits outside.
     const ASKS: usize = 16;
     let (status_tx, status_rx) = watch::channel(initial);
     let (asks_tx, asks_rx) = mpsc::channel(ASKS);

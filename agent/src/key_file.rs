@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use gatepost::model::{KeyError, PrivateKey};
 
-/// Why a private key was neither made nor read.
+/// Why a private key was neither generated nor read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     #[error(
-        "{} exists already: a new key would lock every client out; remove it first if you mean it",
+        "{} already exists, and a new key would lock out every client; to replace it, remove it first",
         path.display()
     )]
     Exists { path: PathBuf },
@@ -21,23 +21,31 @@ pub enum KeyFileError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot read a private key from {}: {source}", path.display())]
+    #[error("cannot read the private key {}: {source}", located(path))]
     Read {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("the private key in {} {source}", path.display())]
+    #[error("the private key {} {source}", located(path))]
     Wrong {
         path: PathBuf,
         #[source]
         source: KeyError,
     },
-    #[error("the kernel gave no random bytes: {0}")]
+    #[error("cannot get random bytes from the kernel: {0}")]
     Random(getrandom::Error),
 }
 
-/// Makes a private key in a file that only this user may read.
+/// How an error names the file that it read.
+fn located(path: &Path) -> String {
+    match path.to_str() {
+        Some("-") => "on standard input".to_owned(),
+        _ => format!("in {}", path.display()),
+    }
+}
+
+/// Generates a private key into a new file that only this user may read.
 ///
 /// # Errors
 /// [`KeyFileError::Exists`] before anything is changed; [`KeyFileError::Write`].
@@ -52,7 +60,7 @@ pub fn generate(path: &Path) -> Result<PrivateKey, KeyFileError> {
     Ok(key)
 }
 
-/// Writes a new file of mode 0600 in full or not at all: under a name of its own first, then as a
+/// Writes a new file of mode 0600 completely or not at all: first under a temporary name, then as a
 /// hard link, which unlike a rename never replaces a file.
 fn create(path: &Path, text: &str) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
@@ -62,7 +70,7 @@ fn create(path: &Path, text: &str) -> io::Result<()> {
     let removed = fs::remove_file(&draft);
     written?;
     removed?;
-    // The name, too, must outlive a power cut.
+    // The directory entry must survive a power cut, too.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -95,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_made_once_and_for_this_user_alone() {
+    fn key_is_generated_once_and_for_this_user_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("private.key");
         let key = generate(&path).unwrap();
@@ -110,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_there_is_named() {
+    fn missing_folder_is_named() {
         let error = generate(Path::new("/nowhere/private.key")).unwrap_err().to_string();
         assert!(
             error.starts_with("cannot write the private key /nowhere/private.key: "),

@@ -30,8 +30,8 @@ use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::telemetry::{Audience, start_log};
 
-/// A large read is many small values made on one thread and dropped on another: this one gives their
-/// memory back, and grows without a system call for every page.
+/// A large read allocates many small values on one thread and drops them on another. This allocator
+/// returns their memory, and grows without a system call for every page.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Success };
-            // If even this cannot be printed there is nobody to tell.
+            // Where not even this can be printed, the exit code must do.
             drop(error.print());
             return exit.into();
         }
@@ -50,12 +50,14 @@ fn main() -> ExitCode {
         _ => Audience::Person,
     };
     if let Err(error) = start_log(cli.log.as_deref(), audience) {
-        eprintln!("gatepost: --log is no filter: {error}; write one as in RUST_LOG, \"debug\"");
+        eprintln!(
+            "gatepost: --log is not a filter: {error}; write one like those of RUST_LOG, such as debug"
+        );
         return Exit::Usage.into();
     }
     match command::run(cli) {
         Ok(exit) => exit.into(),
-        // `gatepost peers | head` is no failure.
+        // `gatepost peers | head` is not a failure.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             Exit::Success.into()
         }

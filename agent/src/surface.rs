@@ -93,7 +93,7 @@ fn configuration_error(text: &str) -> String {
 
 /// The words that an error offers instead of one that it does not know.
 fn offered(error: &str) -> Option<Vec<String>> {
-    let (_, words) = error.split_once("; there are: ")?;
+    let (_, words) = error.split_once("; expected one of: ")?;
     Some(words.split(", ").map(str::to_owned).collect())
 }
 

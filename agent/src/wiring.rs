@@ -1,4 +1,4 @@
-//! From the commands into the library: the loop, a look at what it would do, the data plane.
+//! Connects the commands to the library: the loop, its preview, and the data plane.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::config::{Config, ConfigError, read_private_key, read_psk_keys};
 use crate::database;
 use crate::handles::LoopHandle;
 
-/// Why a command got no answer from the library.
+/// Errors of the library, and of what connects commands to it.
 #[derive(Debug, thiserror::Error)]
 pub enum WiringError {
     #[error(transparent)]
@@ -37,15 +37,17 @@ pub enum WiringError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Run(#[from] RunError),
-    #[error("cannot watch the network: {0}")]
+    #[error("cannot watch the network for changes: {0}")]
     Watch(std::io::Error),
-    #[error("cannot find this program's own file, which a userspace device is started from: {0}")]
+    #[error(
+        "cannot find this program's own file, which is needed to start a userspace device: {0}"
+    )]
     OwnFile(std::io::Error),
     #[error(transparent)]
     Preview(#[from] PreviewError),
 }
 
-/// What the configuration alone decides.
+/// A checked configuration, before anything is touched.
 pub struct Prepared<'a> {
     config: &'a Config,
     gateway: &'a str,
@@ -55,8 +57,9 @@ pub struct Prepared<'a> {
 
 type GatewayHost = Host<Nft>;
 
-/// Reads every secret and setting, and touches nothing: what only a person can mend shows here. The
-/// unit may hand its agent keys that a command beside it does not get: a command refuses without any.
+/// Reads every secret and setting, and touches nothing. Errors that only a person can fix come from
+/// here. The unit may pass sealing keys to the agent that a command does not see, so a command refuses
+/// to go on without any.
 pub fn prepare(
     config: &Config,
     without_psk_keys: WithoutPskKeys,
@@ -85,14 +88,14 @@ impl Prepared<'_> {
         Ok(gatepost::reconcile::run_once(options, handle.status, handle.stop).await?)
     }
 
-    /// What a pass would change.
+    /// Plans a pass without changing anything.
     pub async fn plan(self) -> Result<PlanReport, WiringError> {
         self.require_own_gateway().await?;
         let Self { config, machine, store, .. } = self;
         Ok(preview(&machine, &store, &open_host(config)?).await?)
     }
 
-    /// The verdict, from the database and the kernel as they are now, without an agent.
+    /// The verdict, from database and kernel, without an agent.
     pub async fn explain(self, who: &str, destination: IpAddr) -> Result<Explanation, WiringError> {
         self.require_own_gateway().await?;
         let Self { config, machine, store, .. } = self;
@@ -115,7 +118,7 @@ impl Prepared<'_> {
         })
     }
 
-    /// The loop refuses a role of another gateway: a preview must not show what it would do.
+    /// The loop refuses a role that is bound to another gateway, so a preview must, too.
     async fn require_own_gateway(&self) -> Result<(), WiringError> {
         let bound = self.store.hello().await?.gateway_name;
         if bound == self.gateway {
@@ -130,18 +133,18 @@ pub fn serve_device(name: &InterfaceName) -> Result<(), WiringError> {
     Ok(run_userspace_device(name)?)
 }
 
-/// Stops the userspace device of this name, in whichever process it is, and removes its socket.
+/// Stops the userspace device of this name, in whichever process it runs, and removes its socket.
 pub fn stop_device(name: &InterfaceName) -> Result<(), WiringError> {
     Ok(gatepost::dataplane::stop_device(name)?)
 }
 
-/// The links that are ours, by their names: what [`down`] would remove.
+/// The names of the links that [`down`] would remove.
 pub async fn links(config: &Config) -> Result<Vec<Box<str>>, WiringError> {
     Ok(open_host(config)?.run(Host::link_names).await??)
 }
 
-/// Removes what is ours from the kernel; says what that was. The links go first: while one is there,
-/// the table may guard it.
+/// Removes links and firewall table from the kernel, and returns what was removed. The links go first,
+/// because the table guards them.
 pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {
     let dataplane = open_host(config)?;
     dataplane
@@ -203,12 +206,12 @@ fn open_host(config: &Config) -> Result<DataplaneHandle<GatewayHost>, WiringErro
     Ok(DataplaneHandle::spawn(open)?)
 }
 
-/// Says why to look at the kernel again, whenever somebody changes what is ours.
+/// Watches links, addresses, routes and the firewall. Each message is a reason to read the kernel again.
 async fn watch_kernel(
     config: &Config,
     dataplane: &DataplaneHandle<GatewayHost>,
 ) -> Result<mpsc::Receiver<String>, WiringError> {
-    /// A storm of changes is one reason to look.
+    /// Further reasons are dropped: one is enough to read the kernel.
     const REASONS: usize = 16;
     let (why, reasons) = mpsc::channel(REASONS);
     let (index, port) = dataplane.run(|host| host.link_index().map(|i| (i, host.port()))).await??;
@@ -218,12 +221,12 @@ async fn watch_kernel(
     let rules = NftMonitor::open(own_port)?;
     let membership = rules.membership();
     dataplane.run(move |host| host.firewall().spare(membership)).await?;
-    tokio::spawn(tell_links(links, why.clone()));
-    tokio::spawn(tell_rules(rules, why));
+    tokio::spawn(forward_link_events(links, why.clone()));
+    tokio::spawn(forward_firewall_events(rules, why));
     Ok(reasons)
 }
 
-async fn tell_links(mut links: Monitor, why: mpsc::Sender<String>) {
+async fn forward_link_events(mut links: Monitor, why: mpsc::Sender<String>) {
     while let Some(event) = links.next().await {
         let reason = match event {
             HostEvent::Link => "the link changed",
@@ -231,24 +234,24 @@ async fn tell_links(mut links: Monitor, why: mpsc::Sender<String>) {
             HostEvent::Route => "a route changed",
             HostEvent::Resync => "network events were lost",
         };
-        // A full channel holds a reason to look already.
+        // A full channel already contains a reason.
         drop(why.try_send(reason.to_owned()));
     }
-    tracing::warn!("network events have ended; the compare interval still finds changes");
+    tracing::warn!("network events have ended; changes are still found by the periodic comparison");
 }
 
-async fn tell_rules(mut rules: NftMonitor, why: mpsc::Sender<String>) {
+async fn forward_firewall_events(mut rules: NftMonitor, why: mpsc::Sender<String>) {
     loop {
         match rules.next().await {
             Ok(NftEvent::Foreign(change)) if change.touched_ours => {
                 let reason =
-                    format!("{} (pid {}) changed our firewall", change.process, change.pid);
+                    format!("{}, pid {}, changed our firewall", change.process, change.pid);
                 drop(why.try_send(reason));
             }
             Ok(NftEvent::Foreign(_)) => {}
             Ok(NftEvent::Lost) => drop(why.try_send("firewall events were lost".to_owned())),
             Err(error) => {
-                tracing::warn!(%error, "firewall events have ended, the compare interval still finds changes: {error}");
+                tracing::warn!(%error, "firewall events have ended; changes are still found by the periodic comparison: {error}");
                 return;
             }
         }

@@ -1,4 +1,4 @@
-//! The commands that ask a running agent, against none and against one that only answers.
+//! The commands that ask a running agent, without an agent and against a socket that answers.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
@@ -6,16 +6,16 @@ use std::process::{Child, Stdio};
 
 use crate::gatepost::Gatepost;
 
-/// Answers the next questions, one reply each; gives the questions back when joined.
+/// Answers the next requests, one reply each, and returns the requests when joined.
 fn answer(gatepost: &Gatepost, replies: Vec<String>) -> std::thread::JoinHandle<Vec<String>> {
     let listener = UnixListener::bind(gatepost.path("control.sock")).unwrap();
     std::thread::spawn(move || {
         let serve = |reply: String| {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut question = String::new();
-            BufReader::new(&stream).read_line(&mut question).unwrap();
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).unwrap();
             stream.write_all(reply.as_bytes()).unwrap();
-            question
+            request
         };
         replies.into_iter().map(serve).collect()
     })
@@ -27,7 +27,7 @@ fn status(state: &str) -> String {
 }
 
 #[test]
-fn without_an_agent_the_exit_code_is_4_and_says_where_it_was_sought() {
+fn exit_code_is_4_without_an_agent_and_the_error_names_the_socket() {
     let gatepost = Gatepost::with("");
     for command in [&["status"][..], &["peers"], &["resync"], &["confirm"], &["status", "--json"]] {
         let done = gatepost.run(command).must_exit(4);
@@ -38,14 +38,14 @@ fn without_an_agent_the_exit_code_is_4_and_says_where_it_was_sought() {
 }
 
 #[test]
-fn a_dead_agents_socket_is_no_agent() {
+fn stale_socket_is_no_agent() {
     let gatepost = Gatepost::with("");
     drop(UnixListener::bind(gatepost.path("control.sock")).unwrap());
     gatepost.run(&["status"]).must_exit(4);
 }
 
 #[test]
-fn the_exit_code_of_status_follows_the_state() {
+fn exit_code_of_status_follows_the_state() {
     let gatepost = Gatepost::with("");
     let replies = [
         r#""state":"ready""#,
@@ -66,7 +66,7 @@ fn the_exit_code_of_status_follows_the_state() {
 }
 
 #[test]
-fn explain_tells_allowed_from_denied_by_its_exit_code() {
+fn exit_code_of_explain_is_the_verdict() {
     let gatepost = Gatepost::with("");
     let reply = |allowed: bool| {
         let details = r#"{"verdict":"x"}"#;
@@ -78,23 +78,23 @@ fn explain_tells_allowed_from_denied_by_its_exit_code() {
     assert_eq!(explain("anna", 0).stdout, "why\n");
     assert_eq!(explain("ben", 2).stdout, "why\n");
     assert!(explain("carl", 1).stderr.ends_with("says: nobody is called \"carl\"\n"));
-    let question = "{\"op\":\"explain\",\"who\":\"anna\",\"destination\":\"10.0.0.1\"}\n";
-    assert_eq!(agent.join().unwrap()[0], question);
+    let request = "{\"op\":\"explain\",\"who\":\"anna\",\"destination\":\"10.0.0.1\"}\n";
+    assert_eq!(agent.join().unwrap()[0], request);
 }
 
 #[test]
-fn an_answer_of_another_version_is_not_taken_for_ready() {
+fn answer_of_another_version_is_an_error() {
     let gatepost = Gatepost::with("");
     let agent = answer(&gatepost, vec!["{\"done\":{\"state\":\"ready\"}}\n".into(), String::new()]);
     let done = gatepost.run(&["status"]).must_exit(1);
-    assert!(done.stderr.contains("its version may differ"), "{}", done.stderr);
+    assert!(done.stderr.contains("their versions may differ"), "{}", done.stderr);
     let silent = gatepost.run(&["status"]).must_exit(1);
-    assert!(silent.stderr.contains("it closed early"), "{}", silent.stderr);
+    assert!(silent.stderr.contains("closed early"), "{}", silent.stderr);
     agent.join().unwrap();
 }
 
 #[test]
-fn down_asks_first_and_never_under_a_running_agent() {
+fn down_asks_first_and_refuses_beside_a_running_agent() {
     let gatepost = Gatepost::with("");
     let unasked = gatepost.run(&["down"]).must_exit(1);
     assert!(unasked.stderr.contains("pass --yes"), "{}", unasked.stderr);
@@ -105,11 +105,11 @@ fn down_asks_first_and_never_under_a_running_agent() {
     std::fs::remove_file(gatepost.path("control.sock")).unwrap();
     let agent = answer(&gatepost, vec!["an agent of another version\n".to_owned()]);
     let other = gatepost.run(&["down", "--yes"]).must_exit(1);
-    assert!(other.stderr.contains("which is no answer"), "{}", other.stderr);
+    assert!(other.stderr.contains("does not understand"), "{}", other.stderr);
     agent.join().unwrap();
 }
 
-/// A command that goes on until it is killed.
+/// A command that runs until it is killed.
 struct Watching(Child);
 
 impl Drop for Watching {
@@ -120,15 +120,15 @@ impl Drop for Watching {
 }
 
 #[test]
-fn watching_outlives_a_restart_of_the_agent() {
+fn watch_survives_a_restart_of_the_agent() {
     let gatepost = Gatepost::with("");
     let agent = answer(&gatepost, vec![status(r#""state":"ready""#)]);
     let mut command = gatepost.command(&["status", "--watch", "--json"]);
     let mut watching = Watching(command.stdout(Stdio::piped()).spawn().unwrap());
-    let mut told = BufReader::new(watching.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(watching.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     agent.join().unwrap();
-    assert!(told.any(|line| line.contains(r#""state": "ready""#)));
+    assert!(lines.any(|line| line.contains(r#""state": "ready""#)));
     std::fs::remove_file(gatepost.path("control.sock")).unwrap();
     answer(&gatepost, vec![status(r#""state":"starting""#)]);
-    assert!(told.any(|line| line.contains(r#""state": "starting""#)), "it ended with the agent");
+    assert!(lines.any(|line| line.contains(r#""state": "starting""#)), "it ended with the agent");
 }

@@ -1,7 +1,7 @@
 use crate::gatepost::Gatepost;
 
 #[test]
-fn a_wrong_configuration_ends_every_command_with_78() {
+fn every_command_ends_with_78_on_a_wrong_configuration() {
     let gatepost = Gatepost::with("[gateway]\nnmae = \"fra-1\"");
     for command in ["run", "enroll", "plan", "status", "peers", "migrate"] {
         let done = gatepost.run(&[command]).must_exit(78);
@@ -14,13 +14,16 @@ fn a_wrong_configuration_ends_every_command_with_78() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_key_or_file_is_named() {
     let gatepost = Gatepost::with("");
     let cases = [
-        ("run", "`gateway.name` is not set; set it in gatepost.toml, or set GATEPOST_GATEWAY_NAME"),
+        (
+            "run",
+            "`gateway.name` is not set; set it in gatepost.toml or in environment variable GATEPOST_GATEWAY_NAME",
+        ),
         (
             "migrate",
-            "`database.url` is not set; set it in gatepost.toml, or set GATEPOST_DATABASE_URL",
+            "`database.url` is not set; set it in gatepost.toml or in environment variable GATEPOST_DATABASE_URL",
         ),
     ];
     for (command, error) in cases {
@@ -46,7 +49,7 @@ fn run_needs_a_key_before_it_touches_anything() {
 }
 
 #[test]
-fn the_environment_wins_over_the_file() {
+fn environment_overrides_the_file() {
     let gatepost = Gatepost::with("[database]\nurl = \"postgres://gw@127.0.0.1:1/vpn\"");
     let mut command = gatepost.command(&["migrate"]);
     command.env("GATEPOST_DATABASE_URL", "mysql://db");
@@ -59,7 +62,7 @@ fn the_environment_wins_over_the_file() {
 }
 
 #[test]
-fn a_wrong_argument_is_named_and_its_password_is_not_shown() {
+fn wrong_argument_is_named_without_its_password() {
     let wrong = ["migrate", "--database-url", "mysql://gw:s3cret@db"];
     let done = Gatepost::with("").run(&wrong).must_exit(78);
     assert_eq!(
@@ -70,7 +73,7 @@ fn a_wrong_argument_is_named_and_its_password_is_not_shown() {
 }
 
 #[test]
-fn a_wrong_command_line_is_not_taken_for_an_answer() {
+fn exit_code_of_a_wrong_command_line_is_64() {
     let gatepost = Gatepost::with("");
     gatepost.run(&["explain", "anna", "not-an-address"]).must_exit(64);
     gatepost.run(&["dance"]).must_exit(64);
@@ -80,7 +83,7 @@ fn a_wrong_command_line_is_not_taken_for_an_answer() {
 }
 
 #[test]
-fn an_unreachable_database_fails_and_names_itself_without_its_password() {
+fn unreachable_database_is_named_without_its_password() {
     let gatepost = Gatepost::with(
         "[database]\nurl = \"postgres://gw:hunter2@127.0.0.1:1/vpn\"\ntls = \"disable\"",
     );
@@ -90,7 +93,7 @@ fn an_unreachable_database_fails_and_names_itself_without_its_password() {
 }
 
 #[test]
-fn a_package_gets_man_pages_and_completions() {
+fn manual_writes_man_pages_and_completions() {
     let gatepost = Gatepost::with("");
     gatepost.run(&["manual", "out"]).must_exit(0);
     let read = |name: &str| std::fs::read_to_string(gatepost.path("out").join(name)).unwrap();

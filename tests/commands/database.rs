@@ -29,8 +29,8 @@ impl Site {
         Cluster::shared().psql(&self.database, sql).trim().to_owned()
     }
 
-    /// How `check` judges a subject, and the exit code.
-    fn judged(&self, subject: &str) -> (String, String, i32) {
+    /// Level and text of a finding of `check`, and the exit code.
+    fn finding(&self, subject: &str) -> (String, String, i32) {
         let done = self.gatepost.run(&["check", "--json"]);
         let findings: Vec<serde_json::Value> = serde_json::from_str(&done.stdout).unwrap();
         let found = findings.iter().find(|finding| finding["subject"] == subject).unwrap();
@@ -40,7 +40,7 @@ impl Site {
 }
 
 #[test]
-fn a_gateway_goes_from_nothing_to_enrolled() {
+fn gateway_is_migrated_granted_and_enrolled() {
     let site = Site::new("commands_fra");
     let unmigrated = site.as_owner(&["grant", "fra-1", "postgres"]).must_exit(1);
     assert!(unmigrated.stderr.contains("run `gatepost migrate`"), "{}", unmigrated.stderr);
@@ -71,14 +71,14 @@ fn a_gateway_goes_from_nothing_to_enrolled() {
     assert!(!again.stdout.contains("generated private key"), "{}", again.stdout);
     assert_eq!(site.psql("select endpoint from gateways"), "vpn.example:51820");
 
-    let (level, text, _) = site.judged("key");
+    let (level, text, _) = site.finding("key");
     assert_eq!((level.as_str(), text), ("ok", format!("{key}, matches the gateway's row")));
-    assert_eq!(site.judged("database").0, "ok");
-    assert_eq!(site.judged("clock").0, "ok");
+    assert_eq!(site.finding("database").0, "ok");
+    assert_eq!(site.finding("clock").0, "ok");
 }
 
 #[test]
-fn another_gateways_key_is_a_wrong_configuration() {
+fn key_of_another_gateway_is_a_wrong_configuration() {
     let site = Site::new("commands_ber");
     site.as_owner(&["migrate"]).must_exit(0);
     site.as_owner(&["grant", "fra-1", "commands_ber", "--create"]).must_exit(0);
@@ -87,16 +87,16 @@ fn another_gateways_key_is_a_wrong_configuration() {
     let theirs = site.psql("select public_key from gateways");
     std::fs::remove_file(site.gatepost.path("private.key")).unwrap();
     let ours = site.gatepost.run(&["key", "generate"]).must_exit(0).stdout;
-    let (level, text, code) = site.judged("key");
+    let (level, text, code) = site.finding("key");
     assert_eq!((level.as_str(), code), ("wrong", 78));
     assert!(text.contains(ours.trim()) && text.contains(&theirs), "{text}");
 }
 
 #[test]
-fn a_role_that_is_bound_to_nothing_is_told_the_way_out() {
+fn unbound_role_is_a_finding_that_names_the_remedy() {
     let site = Site::new("postgres");
     site.as_owner(&["migrate"]).must_exit(0);
-    let (level, text, _) = site.judged("database");
-    assert_eq!(level, "warning", "no restart of the agent mends it, but an owner can: {text}");
+    let (level, text, _) = site.finding("database");
+    assert_eq!(level, "warning", "an owner of the database can fix it: {text}");
     assert!(text.contains("run `gatepost grant <gateway> postgres`"), "{text}");
 }

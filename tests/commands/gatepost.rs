@@ -1,4 +1,4 @@
-//! Runs the binary in a folder of its own, with nothing of this process's environment.
+//! Runs the binary in a folder of its own, with an empty environment.
 
 use std::fs;
 use std::io::Write;
@@ -34,7 +34,7 @@ impl Gatepost {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// The command, ready to run: relative names are this folder's.
+    /// The command, ready to run in this folder.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gatepost"));
         command.args(args).current_dir(self.folder.path()).env_clear();
@@ -67,7 +67,7 @@ impl From<Output> for Done {
 }
 
 impl Done {
-    /// Fails unless the command ended so; gives its standard output.
+    /// Fails unless the command ended with this exit code.
     #[track_caller]
     pub fn must_exit(self, code: i32) -> Self {
         assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);

@@ -6,7 +6,7 @@ const SECRET: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
 const PUBLIC: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 
 #[test]
-fn generate_makes_the_configured_key_once() {
+fn generate_creates_the_configured_key_once() {
     let gatepost = Gatepost::with("[gateway]\nprivate_key_file = \"my.key\"");
     let made = gatepost.run(&["key", "generate"]).must_exit(0);
     assert_eq!(mode(&gatepost.path("my.key")), 0o600);
@@ -17,8 +17,8 @@ fn generate_makes_the_configured_key_once() {
     let again = gatepost.run(&["key", "generate"]).must_exit(1);
     assert_eq!(
         again.error(&gatepost),
-        "gatepost: my.key exists already: a new key would lock every client out; remove it first \
-         if you mean it\n"
+        "gatepost: my.key already exists, and a new key would lock out every client; to replace it, \
+         remove it first\n"
     );
     assert_eq!(fs::read_to_string(gatepost.path("my.key")).unwrap(), text);
 }
@@ -35,14 +35,17 @@ fn wg_agrees_on_the_public_key() {
 #[test]
 fn public_reads_standard_input() {
     let gatepost = Gatepost::with("");
-    let told = gatepost.run_with_input(&["key", "public", "-"], SECRET).must_exit(0);
-    assert_eq!(told.stdout, format!("{PUBLIC}\n"));
+    let printed = gatepost.run_with_input(&["key", "public", "-"], SECRET).must_exit(0);
+    assert_eq!(printed.stdout, format!("{PUBLIC}\n"));
     let wrong = gatepost.run_with_input(&["key", "public", "-"], "c2VjcmV0").must_exit(1);
-    assert_eq!(wrong.stderr, "gatepost: the private key in - is 6 bytes of base64, not 32\n");
+    assert_eq!(
+        wrong.stderr,
+        "gatepost: the private key on standard input is 6 bytes of base64, not 32\n"
+    );
 }
 
 #[test]
-fn what_is_sealed_opens_for_this_peer_alone() {
+fn envelope_opens_only_for_its_peer() {
     let gatepost = Gatepost::with("[gateway]\npsk_keys_file = \"psk.keys\"");
     gatepost.write("psk.keys", "k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=\n");
     let ids = ["--gateway", "11111111-2222-4333-8444-555555555555", "--peer", PUBLIC];

@@ -1,4 +1,4 @@
-//! The binary as a script sees it: exit codes, what stands on which stream, what is left behind.
+//! The binary as a script sees it: exit codes, output streams, and files left behind.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,4 +1,4 @@
-//! Secrets that commands find, or miss, beside the unit that hands them to its agent.
+//! Secrets of commands, which the unit may pass to the agent alone.
 
 use crate::gatepost::Gatepost;
 use crate::postgres::{Cluster, Setup};
@@ -8,7 +8,7 @@ const ENROLL: [&str; 7] =
     ["enroll", "--endpoint", "x:1", "--listen-port", "1", "--vpn-cidr", "10.8.0.0/24"];
 
 #[test]
-fn what_no_restart_mends_ends_run_with_78_before_anything_is_bound() {
+fn run_ends_with_78_before_it_binds_anything_if_no_restart_can_help() {
     let database = "[database]\nurl = \"postgres://gw@127.0.0.1:1/vpn\"";
     let cases = [
         (format!("{database}\ntls = \"disable\""), "psk.keys: psk_keys, line 1: "),
@@ -29,12 +29,12 @@ fn what_no_restart_mends_ends_run_with_78_before_anything_is_bound() {
         }
         let bound = std::fs::read_dir(gatepost.path("")).unwrap();
         let bound = bound.filter(|it| it.as_ref().unwrap().file_name() != "psk.keys").count();
-        assert_eq!(bound, 2, "the configuration and the key are all there may be");
+        assert_eq!(bound, 2, "only the configuration and the key may exist");
     }
 }
 
 #[test]
-fn without_the_units_keys_no_peer_is_cut_by_hand() {
+fn commands_without_sealing_keys_cut_no_peer() {
     let (cluster, role) = (Cluster::shared(), "commands_sealed");
     let database = cluster.database(None);
     let url = cluster.socket_url(role, &database);
@@ -70,7 +70,7 @@ fn without_the_units_keys_no_peer_is_cut_by_hand() {
 }
 
 #[test]
-fn a_role_of_another_gateway_plans_nothing() {
+fn plan_refuses_the_role_of_another_gateway() {
     let (cluster, role) = (Cluster::shared(), "commands_elsewhere");
     let database = cluster.database(None);
     let url = cluster.socket_url(role, &database);
@@ -87,9 +87,9 @@ fn a_role_of_another_gateway_plans_nothing() {
     assert!(done.must_exit(78).stderr.starts_with(said));
 }
 
-/// The way of README.md, on a server that trusts nobody over TCP.
+/// The steps of README.md, on a server that asks for passwords over TCP.
 #[test]
-fn passwords_are_handed_over_in_files() {
+fn passwords_come_from_files() {
     let cluster = Cluster::start(&Setup { host_auth: "scram-sha-256", ..Setup::default() });
     let database = cluster.database(None);
     cluster.psql(&database, "alter role postgres password 'of the owner'");
@@ -104,7 +104,7 @@ fn passwords_are_handed_over_in_files() {
     let as_owner = |args: &[&str]| gatepost.run(&[args, &owner[..]].concat());
 
     let without = gatepost.run(&["migrate", "--database-url", &owner_url]).must_exit(1);
-    assert!(without.stderr.contains("password"), "the gateway's is not the owner's");
+    assert!(without.stderr.contains("password"), "the gateway's password is not the owner's");
     as_owner(&["migrate"]).must_exit(0);
     let role = ["fra-1", "fra_1", "--create", "--role-password-file", "db.password"];
     as_owner(&[&["grant"], &role[..]].concat()).must_exit(0);

@@ -30,8 +30,8 @@ fn whatever_nft_does_to_our_table_is_put_back() {
         assert_eq!(repaired(), before + 1, "{edit}");
         let (code, planned, _) = lab.gatepost(&["plan"]);
         assert_eq!(code, 0, "{edit}: {planned}");
-        let blamed = format!("nft (pid {pid}) changed our firewall");
-        eventually(&blamed, || lab.log().contains(&blamed));
+        let cause = format!("nft, pid {pid}, changed our firewall");
+        eventually(&cause, || lab.log().contains(&cause));
         eventually("what was allowed is", || alice.reaches(LAN_OTHER));
         assert!(!alice.reaches(LAN_SERVER) && !bob.reaches(LAN_OTHER), "{edit}: came back open");
     }

@@ -77,12 +77,12 @@ fn configuration_of(source: Source, args: DatabaseArgs) -> Result<Config, Config
             why: why.to_string(),
         })?;
         config.database.url = Some(url);
-        // The configured password is another role's.
+        // The configured password belongs to another role.
         config.database.password_file = None;
         config.secret_search = SecretSearch::None;
     }
     if let Some(file) = database_password_file {
-        // The command line means the working directory, not the configuration's folder.
+        // Paths on the command line are relative to the working directory.
         config.database.password_file = Some(std::path::absolute(&file).unwrap_or(file));
     }
     Ok(config)

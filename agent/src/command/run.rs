@@ -59,7 +59,7 @@ async fn serve(
     handle: LoopHandle,
     stop: watch::Sender<bool>,
 ) -> Result<(), CommandError> {
-    // What only a person can mend is found before anything is touched.
+    // What only a person can fix is found before anything is touched.
     let without_psk_keys = if once { WithoutPskKeys::Refuse } else { WithoutPskKeys::LeaveOut };
     let prepared = wiring::prepare(config, without_psk_keys)?;
     let control = Server::bind(&config.control.socket)?;

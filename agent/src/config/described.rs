@@ -1,11 +1,11 @@
-//! Guards that the reference describes every key, and no other, with its default.
+//! Guards that docs/reference.md describes exactly the keys that exist, with their defaults.
 
 use std::collections::BTreeMap;
 
 use super::Config;
 use super::scratch::Scratch;
 
-/// The rows of the reference's table of keys: key, and default if it is written as a value.
+/// The reference's table of keys: each key, and its default if it is written as a value.
 fn described_keys() -> BTreeMap<&'static str, Option<&'static str>> {
     let reference = include_str!("../../../docs/reference.md");
     let (_, table) = reference.split_once("| key | type | default | meaning |").unwrap();
@@ -19,23 +19,23 @@ fn described_keys() -> BTreeMap<&'static str, Option<&'static str>> {
 }
 
 #[test]
-fn every_key_stands_in_the_reference_and_no_other() {
+fn reference_lists_exactly_the_keys() {
     let known = |text: &str| {
         let error = Scratch::new().error(text);
-        let (_, known) = error.split_once("; there are: ").unwrap();
+        let (_, known) = error.split_once("; expected one of: ").unwrap();
         known.split(", ").map(str::to_owned).collect::<Vec<_>>()
     };
     let mut keys = Vec::new();
     for section in known("no-such-thing-anywhere = 1") {
-        let of_it = known(&format!("[{section}]\nno-such-thing-anywhere = 1"));
-        keys.extend(of_it.iter().map(|key| format!("{section}.{key}")));
+        let keys_of_section = known(&format!("[{section}]\nno-such-thing-anywhere = 1"));
+        keys.extend(keys_of_section.iter().map(|key| format!("{section}.{key}")));
     }
     keys.sort();
     assert_eq!(keys, described_keys().into_keys().collect::<Vec<_>>());
 }
 
 #[test]
-fn the_references_defaults_are_the_defaults() {
+fn reference_shows_the_defaults() {
     let defaults = described_keys().into_iter().filter_map(|(key, value)| Some((key, value?)));
     let text = defaults.map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
     let (shown, default) = (Scratch::new().load(&text).unwrap(), Scratch::new().load("").unwrap());

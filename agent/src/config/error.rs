@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: the key, the value, the place it came from, the way out.
+//! Errors of the configuration. Each names the key, the value, its origin and the remedy.
 
 use std::fmt;
 use std::io;
@@ -28,19 +28,19 @@ impl fmt::Display for Origin {
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the configuration {}: {source}; {}", path.display(), way_to_read(.source))]
+    #[error("cannot read the configuration {}: {source}; {}", path.display(), remedy(.source))]
     Unreadable {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("{} is not TOML: line {line}, column {column}: {message}", path.display())]
+    #[error("{} is not valid TOML: line {line}, column {column}: {message}", path.display())]
     Syntax { path: PathBuf, line: usize, column: usize, message: String },
     #[error("{origin}: unknown {what} `{key}`{hint}")]
     Unknown { origin: Origin, what: &'static str, key: String, hint: Hint },
     #[error("{origin}: `{key}` {why}")]
     Value { origin: Origin, key: String, why: String },
-    #[error("`{key}` is not set; set it in {}, or set {variable}", file.display())]
+    #[error("`{key}` is not set; set it in {} or in environment variable {variable}", file.display())]
     Missing { key: &'static str, file: PathBuf, variable: &'static str },
     #[error("cannot read {what} from {}: {source}; {remedy}", path.display())]
     Secret {
@@ -50,7 +50,7 @@ pub enum ConfigError {
         source: io::Error,
         remedy: &'static str,
     },
-    #[error("{what} in {} {source}; make another with `gatepost key generate`", path.display())]
+    #[error("{what} in {} {source}; generate one with `gatepost key generate`", path.display())]
     Key {
         what: &'static str,
         path: PathBuf,
@@ -66,7 +66,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// A file may not be read by this user: the configuration need not be wrong.
+    /// Whether this user may not read a file. The configuration itself need not be wrong.
     #[must_use]
     pub fn is_permission_denied(&self) -> bool {
         match self {
@@ -78,7 +78,7 @@ impl ConfigError {
     }
 }
 
-fn way_to_read(error: &io::Error) -> &'static str {
+fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "run this as root or as a member of group gatepost",
         io::ErrorKind::InvalidData => "save it as UTF-8 text",
@@ -86,15 +86,15 @@ fn way_to_read(error: &io::Error) -> &'static str {
     }
 }
 
-/// "did you mean ...?", or what there is to choose from.
+/// "did you mean ...?", or all known words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hint(String);
 
 impl Hint {
-    /// The known word nearest to `word`, or all of them where none is near.
+    /// The known word that is nearest to `word`, or all known words if none is near.
     #[must_use]
     pub fn nearest(word: &str, known: &[&str]) -> Self {
-        // A typing error in every third letter is still recognised.
+        // At most one typing error in three letters.
         let near = known
             .iter()
             .map(|name| (strsim::damerau_levenshtein(word, name), *name))
@@ -102,7 +102,7 @@ impl Hint {
             .min_by_key(|(typos, _)| *typos);
         Self(match near {
             Some((_, name)) => format!("; did you mean `{name}`?"),
-            None => format!("; there are: {}", known.join(", ")),
+            None => format!("; expected one of: {}", known.join(", ")),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! From a file and an environment to a [`Config`], or to the one sentence that says what is wrong.
+//! Loads a [`Config`] from a file and the environment, or says in one sentence what is wrong.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,10 +13,10 @@ use figment::{Figment, Metadata, Profile, Provider};
 use super::error::{Hint, Origin};
 use super::{Config, ConfigError, DEFAULT_FILE, SecretSearch};
 
-/// What a configuration is made of. The process's own is [`Source::of_process`].
+/// Where a configuration comes from. For this process: [`Source::of_process`].
 #[derive(Debug, Clone, Default)]
 pub struct Source {
-    /// `--config` or `GATEPOST_CONFIG`. `None`: the default file, which may be absent.
+    /// `--config` or `GATEPOST_CONFIG`. `None`: the default file, which need not exist.
     pub file: Option<PathBuf>,
     /// The environment.
     pub variables: BTreeMap<String, String>,
@@ -32,10 +32,10 @@ impl Source {
     }
 }
 
-/// Reads, merges and checks a configuration. Opens no secret.
+/// Reads, merges and checks a configuration. Reads no secret.
 ///
 /// # Errors
-/// Any [`ConfigError`] but those of secrets and missing keys, which show when they are asked for.
+/// Any [`ConfigError`] except those of secrets and missing keys, which come when they are needed.
 pub fn load(source: Source) -> Result<Config, ConfigError> {
     let file = source.file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
     let text = match std::fs::read_to_string(&file) {
@@ -60,7 +60,7 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// The sections of the configuration, as the environment's variables begin.
+/// The sections of the configuration.
 const SECTIONS: [&str; 11] = [
     "gateway",
     "database",
@@ -75,7 +75,7 @@ const SECTIONS: [&str; 11] = [
     "cache",
 ];
 
-/// Variables with our prefix that are no keys.
+/// Variables with the prefix `GATEPOST_` that are not keys.
 const NOT_KEYS: [&str; 2] = ["GATEPOST_CONFIG", "GATEPOST_LOG"];
 
 /// The keys that the environment overrides: section, key, value.
@@ -83,8 +83,8 @@ const NOT_KEYS: [&str; 2] = ["GATEPOST_CONFIG", "GATEPOST_LOG"];
 struct Overrides(BTreeMap<&'static str, BTreeMap<String, String>>);
 
 impl Overrides {
-    /// Splits `GATEPOST_<SECTION>_<KEY>`. A variable of no section is only warned of, and so is one
-    /// that a container orchestrator makes for a service named `gatepost` or `gatepost-metrics`.
+    /// Splits `GATEPOST_<SECTION>_<KEY>`. A variable of an unknown section is only a warning, and so is
+    /// one that a container orchestrator sets for a service named `gatepost` or `gatepost-metrics`.
     fn read(variables: &BTreeMap<String, String>) -> Result<(Self, Vec<String>), ConfigError> {
         let (mut overrides, mut warnings) = (Self::default(), Vec::new());
         for (variable, value) in variables {
@@ -94,8 +94,8 @@ impl Overrides {
             }
             if is_of_a_service(name) {
                 warnings.push(format!(
-                    "environment variable {variable} is ignored: it looks like a container \
-                     orchestrator's, for a service named like ours"
+                    "environment variable {variable} is ignored: it looks like one that a container \
+                     orchestrator sets for a service"
                 ));
                 continue;
             }
@@ -106,7 +106,7 @@ impl Overrides {
                     overrides.0.entry(section).or_default().insert(key.to_owned(), value.clone());
                 }
                 None => warnings.push(format!(
-                    "environment variable {variable} is ignored: no section `{section}`{}",
+                    "environment variable {variable} is ignored: unknown section `{section}`{}",
                     Hint::nearest(section, &SECTIONS)
                 )),
             }
@@ -123,7 +123,7 @@ impl Overrides {
     }
 }
 
-/// `SERVICE_HOST`, `METRICS_SERVICE_PORT`, `METRICS_PORT_9586_TCP_ADDR`: no key of ours has such words.
+/// Such as `SERVICE_HOST`, `METRICS_SERVICE_PORT`, `METRICS_PORT_9586_TCP_ADDR`. No key contains these words.
 fn is_of_a_service(name: &str) -> bool {
     let name = format!("_{name}_");
     name.contains("_SERVICE_") || name.contains("_PORT_")
@@ -143,7 +143,7 @@ impl Provider for &Overrides {
     }
 }
 
-/// One sentence from what the deserializer says.
+/// Turns the deserializer's error into one sentence.
 fn explain(error: figment::Error, file: &std::path::Path, overrides: &Overrides) -> ConfigError {
     let path = |at: usize| error.path.get(at).map_or("", String::as_str);
     let origin = |key: &str| overrides.origin(path(0), key, file);
@@ -169,18 +169,18 @@ fn explain(error: figment::Error, file: &std::path::Path, overrides: &Overrides)
         Kind::InvalidType(found, _) | Kind::InvalidValue(found, _)
             if error.path.len() == 1 && SECTIONS.contains(&path(0)) =>
         {
-            value(format!("is {} and should be a section [{key}]", kind_of(found)))
+            value(format!("must be a section [{key}], not {}", kind_of(found)))
         }
         Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
-            value(format!("is {} and should be {wanted}", kind_of(found)))
+            value(format!("must be {wanted}, not {}", kind_of(found)))
         }
         Kind::Message(message) => value(message.clone()),
         other => value(other.to_string()),
     }
 }
 
-/// Finds what is no TOML before the deserializer does: its own words quote the whole line, which
-/// may hold a password.
+/// Finds syntax errors before the deserializer does, because its errors quote the whole line, which may
+/// contain a password.
 fn check_syntax(text: &str, file: &std::path::Path) -> Result<(), ConfigError> {
     let Err(error) = Toml::from_str::<Dict>(text) else { return Ok(()) };
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -200,11 +200,11 @@ fn kind_of(value: &Actual) -> &'static str {
         Actual::Char(_) | Actual::Str(_) | Actual::Bytes(_) => "a string",
         Actual::Seq => "a list",
         Actual::Map => "a table",
-        _ => "of another kind",
+        _ => "another kind of value",
     }
 }
 
-/// Values that are well-formed and yet would stop the agent from working.
+/// Rejects values that are well-formed but out of range.
 fn check_ranges(config: &Config, overrides: &Overrides) -> Result<(), ConfigError> {
     let wrong = |section: &str, key: &str, why: String| {
         let origin = overrides.origin(section, key, &config.file);
@@ -222,12 +222,12 @@ fn check_ranges(config: &Config, overrides: &Overrides) -> Result<(), ConfigErro
         if let Some(value) = value.filter(|value| *value < least) {
             let (value, least) =
                 (humantime::format_duration(value), humantime::format_duration(least));
-            return wrong(section, key, format!("is {value}: it must be at least {least}"));
+            return wrong(section, key, format!("is {value}, but must be at least {least}"));
         }
     }
     let mtu = config.interface.mtu_bytes;
     if !(1280..=65_535).contains(&mtu) {
-        let why = format!("is {mtu}: it must be 1280 (the least IPv6 allows) to 65535");
+        let why = format!("is {mtu}, but must be from 1280 (the minimum of IPv6) to 65535");
         return wrong("interface", "mtu_bytes", why);
     }
     if config.gateway.name.as_deref().is_some_and(|name| name.trim().is_empty()) {

@@ -1,12 +1,12 @@
-//! The configuration: one TOML file, overridden key by key from the environment.
+//! The configuration: one TOML file, whose keys environment variables override.
 //!
 //! `GATEPOST_<SECTION>_<KEY>` overrides `key` of `[section]`: `GATEPOST_DATABASE_URL` is `url` of
-//! `[database]`, `GATEPOST_SYNC_POLL_INTERVAL` is `poll_interval` of `[sync]`. Lists are written
-//! with commas. `GATEPOST_CONFIG` names the file, as `--config` does.
+//! `[database]`, `GATEPOST_SYNC_POLL_INTERVAL` is `poll_interval` of `[sync]`. Lists are separated
+//! by commas. `GATEPOST_CONFIG` names the file, as `--config` does.
 //!
-//! Relative paths are relative to the file's folder. Secrets are read when they are needed, never
-//! before: from the file that the configuration names, else from a systemd credential, else from
-//! `private.key`, `db.password` and `psk.keys` beside the configuration.
+//! Relative paths are relative to the file's folder. Secrets are read when they are needed: from the
+//! file that the configuration names, else from a systemd credential, else from `private.key`,
+//! `db.password` and `psk.keys` beside the configuration.
 
 #[cfg(test)]
 mod described;
@@ -27,5 +27,5 @@ pub use secret::{
 };
 pub use value::DatabaseUrlError;
 
-/// Where the configuration is unless `--config` or `GATEPOST_CONFIG` says otherwise.
+/// The configuration file, unless `--config` or `GATEPOST_CONFIG` names another.
 pub const DEFAULT_FILE: &str = "/etc/gatepost/gatepost.toml";

@@ -1,4 +1,4 @@
-//! Every section and key there is, with its default.
+//! Every section and key with its default.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use gatepost::store::Tls;
 use super::value::{self, DatabaseUrl, Fwmark};
 use super::{ConfigError, SecretSearch};
 
-/// The whole configuration. Only [`load`](super::load()) makes one.
+/// The whole configuration, as [`load`](super::load()) returns it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -31,12 +31,12 @@ pub struct Config {
     pub metrics: Metrics,
     pub control: Control,
     pub cache: Cache,
-    /// The file all this was read from, or would have been.
+    /// The file that it was read from. It need not exist if it is the default one.
     #[serde(skip)]
     pub file: PathBuf,
     #[serde(skip)]
     pub secret_search: SecretSearch,
-    /// What did not stop the agent and may yet be a mistake.
+    /// Possible mistakes that do not stop the agent.
     #[serde(skip)]
     pub warnings: Vec<String>,
 }
@@ -54,7 +54,7 @@ impl Config {
         })
     }
 
-    /// Where the database is.
+    /// `database.url`.
     ///
     /// # Errors
     /// [`ConfigError::Missing`]
@@ -66,7 +66,7 @@ impl Config {
         })
     }
 
-    /// A path of the configuration, from the configuration file's folder.
+    /// Resolves a path relative to the configuration file's folder.
     #[must_use]
     pub fn path(&self, path: &Path) -> PathBuf {
         self.file.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path))
@@ -80,7 +80,7 @@ pub struct Gateway {
     pub name: Option<String>,
     /// Default: credential `private_key`, else `private.key` beside the configuration.
     pub private_key_file: Option<PathBuf>,
-    /// Keys that open preshared keys. Default: credential `psk_keys`, else `psk.keys` beside the
+    /// Sealing keys, which open preshared keys. Default: credential `psk_keys`, else `psk.keys` beside the
     /// configuration, else none.
     pub psk_keys_file: Option<PathBuf>,
 }
@@ -91,9 +91,9 @@ pub struct Database {
     #[serde(deserialize_with = "value::optional")]
     pub url: Option<DatabaseUrl>,
     /// Default: credential `db_password`, else `db.password` beside the configuration, else none.
-    /// A password in the URL goes before them all.
+    /// A password in the URL takes precedence.
     pub password_file: Option<PathBuf>,
-    /// Default `auto`: verified, but off over a local socket.
+    /// Default `auto`: verified over TCP, off over a local socket.
     pub tls: Tls,
     /// Default: the system's certificates.
     pub tls_ca_file: Option<PathBuf>,
@@ -103,7 +103,7 @@ pub struct Database {
 #[serde(default, deny_unknown_fields)]
 pub struct Sync {
     pub mode: SyncMode,
-    /// Default: 1 s in poll mode, 10 s behind notifications.
+    /// Default: 1 s in mode poll, 10 s in mode listen.
     #[serde(deserialize_with = "value::optional_duration")]
     pub poll_interval: Option<Duration>,
     /// Between two full comparisons.
@@ -133,12 +133,12 @@ pub struct Interface {
     /// Default: 1420, which leaves room for IPv6 and WireGuard in 1500.
     #[serde(deserialize_with = "value::bytes")]
     pub mtu_bytes: u32,
-    /// Tunnel addresses. Default: what the database says.
+    /// Tunnel addresses. Default: those in the database.
     #[serde(deserialize_with = "value::prefixes")]
     pub addresses: Vec<IpNet>,
     #[serde(deserialize_with = "value::parsed")]
     pub fwmark: Fwmark,
-    /// Networks that peers may bring with them, besides those in setting `gateway.site_prefixes`.
+    /// Networks that may be behind peers, besides those in setting `gateway.site_prefixes`.
     #[serde(deserialize_with = "value::site_prefixes")]
     pub site_prefixes: Vec<IpNet>,
 }
@@ -162,7 +162,7 @@ pub struct Firewall {
     pub masquerade: Masquerade,
     #[serde(deserialize_with = "value::boolean")]
     pub deny_log: bool,
-    /// Forget the flows of a tunnel address when another peer gets it.
+    /// Delete the connection tracking entries of a tunnel address when another peer gets it.
     #[serde(deserialize_with = "value::boolean")]
     pub flush_conntrack: bool,
 }
@@ -180,7 +180,7 @@ pub struct Guard {
     pub max_removed_peers: MaxRemoved,
 }
 
-/// What becomes of the peers while the database is out of reach.
+/// What happens to the peers when the rows are too old.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Stale {
@@ -201,7 +201,7 @@ pub struct Report {
     /// `last_sync_at` is rewritten at least this often while it stays true.
     #[serde(deserialize_with = "value::duration")]
     pub heartbeat: Duration,
-    /// Between two reports of handshakes.
+    /// The shortest time between two reports of handshakes.
     #[serde(deserialize_with = "value::duration")]
     pub interval: Duration,
 }
@@ -237,7 +237,7 @@ impl Default for Control {
     }
 }
 
-/// The last good desired state, for a boot while the database is away.
+/// The last good rows, for a boot while the database is unreachable.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {

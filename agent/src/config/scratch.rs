@@ -1,4 +1,4 @@
-//! What tests read configurations from.
+//! A folder and an environment for tests.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -10,12 +10,12 @@ use gatepost::model::psk::PskKeys;
 
 use super::{Config, ConfigError};
 
-/// A secret read from a file. Prints no part of itself.
+/// A secret read from a file. Its `Debug` shows no part of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(String);
 
 impl SecretText {
-    /// The text. The caller keeps it from logs and errors.
+    /// The text. The caller keeps it out of logs and errors.
     #[must_use]
     pub fn expose_text(&self) -> &str {
         &self.0
@@ -48,7 +48,7 @@ pub enum SecretSearch {
     Gateway { credentials_dir: Option<PathBuf> },
 }
 
-/// Where a secret is, whether or not it is there yet.
+/// Where a secret is. The file need not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretFile {
     pub path: PathBuf,
@@ -90,7 +90,7 @@ impl Secret {
     }
 }
 
-/// Where the private key is: the key `private_key_file`, else credential `private_key`, else
+/// Where the private key is: `gateway.private_key_file`, else credential `private_key`, else
 /// `private.key` beside the configuration.
 #[must_use]
 pub fn private_key_file(config: &Config) -> SecretFile {
@@ -104,7 +104,7 @@ pub fn private_key_file(config: &Config) -> SecretFile {
 /// [`ConfigError::Secret`] if it cannot be read, [`ConfigError::Key`] if it is not a key.
 pub fn read_private_key(config: &Config) -> Result<PrivateKey, ConfigError> {
     let path = private_key_file(config).path;
-    let absent = "make it with `gatepost key generate` or `gatepost enroll`";
+    let absent = "generate it with `gatepost key generate` or `gatepost enroll`";
     let SecretText(text) = read(&path, Secret::PrivateKey.what(), absent)?;
     let key = text.trim().parse::<PrivateKey>();
     key.map_err(|source| ConfigError::Key { what: Secret::PrivateKey.what(), path, source })
@@ -208,7 +208,7 @@ fn read(path: &Path, what: &'static str, absent: &'static str) -> Result<SecretT
                 io::ErrorKind::PermissionDenied => {
                     "run this as root, or let this user read the file"
                 }
-                _ => "name the file that holds it",
+                _ => "correct the path",
             };
             Err(ConfigError::Secret { what, path: path.to_owned(), source, remedy })
         }

@@ -25,9 +25,9 @@ fn every_key_has_its_default() {
     assert_eq!(config.control.socket, PathBuf::from("/run/gatepost/control.sock"));
 }
 
-/// What the packaged example shows as a default is the default.
+/// Commented keys of the packaged example show their defaults.
 #[test]
-fn the_packaged_example_tells_the_truth() {
+fn packaged_example_shows_the_defaults() {
     let example = include_str!("../../../systemd/gatepost.toml");
     let shown = example.lines().map(|line| match line.strip_prefix('#') {
         Some(key) if !key.starts_with(' ') => key,
@@ -110,7 +110,7 @@ fn relative_paths_are_relative_to_the_files_folder() {
 }
 
 #[test]
-fn the_environment_overrides_the_file() {
+fn environment_overrides_the_file() {
     let config = Scratch::new()
         .with("GATEPOST_DATABASE_URL", "postgres://other@db/vpn")
         .with("GATEPOST_GATEWAY_NAME", "7")
@@ -130,11 +130,11 @@ fn the_environment_overrides_the_file() {
 }
 
 #[test]
-fn unknown_keys_name_the_nearest_known_one() {
+fn unknown_key_names_the_nearest_known_one() {
     let cases = [
         (
             "[sync]\nintervall = \"1s\"",
-            "gatepost.toml: unknown key `sync.intervall`; there are: mode, poll_interval, resync_interval, statement_timeout",
+            "gatepost.toml: unknown key `sync.intervall`; expected one of: mode, poll_interval, resync_interval, statement_timeout",
         ),
         (
             "[sync]\npoll_intervall = \"1s\"",
@@ -146,7 +146,7 @@ fn unknown_keys_name_the_nearest_known_one() {
         ),
         (
             "name = \"x\"",
-            "gatepost.toml: unknown section `name`; there are: gateway, database, sync, interface, firewall, guard, stale, report, metrics, control, cache",
+            "gatepost.toml: unknown section `name`; expected one of: gateway, database, sync, interface, firewall, guard, stale, report, metrics, control, cache",
         ),
     ];
     for (text, wanted) in cases {
@@ -160,15 +160,15 @@ fn unknown_keys_name_the_nearest_known_one() {
 }
 
 #[test]
-fn wrong_values_name_key_value_and_way_out() {
+fn wrong_value_names_key_value_and_remedy() {
     let cases = [
         (
             "[sync]\npoll_interval = 10",
-            "gatepost.toml: `sync.poll_interval` is \"10\": write a duration with its unit, as \"250ms\", \"10s\" or \"1h 30m\"",
+            "gatepost.toml: `sync.poll_interval` is \"10\": write a duration with a unit, such as \"250ms\", \"10s\" or \"1h 30m\"",
         ),
         (
             "[sync]\npoll_interval = \"1ms\"",
-            "gatepost.toml: `sync.poll_interval` is 1ms: it must be at least 100ms",
+            "gatepost.toml: `sync.poll_interval` is 1ms, but must be at least 100ms",
         ),
         (
             "[sync]\nmode = \"lsten\"",
@@ -176,7 +176,7 @@ fn wrong_values_name_key_value_and_way_out() {
         ),
         (
             "[interface]\nmtu_bytes = 1000",
-            "gatepost.toml: `interface.mtu_bytes` is 1000: it must be 1280 (the least IPv6 allows) to 65535",
+            "gatepost.toml: `interface.mtu_bytes` is 1000, but must be from 1280 (the minimum of IPv6) to 65535",
         ),
         (
             "[interface]\nname = \"a name too long\"",
@@ -184,19 +184,19 @@ fn wrong_values_name_key_value_and_way_out() {
         ),
         (
             "[interface]\naddresses = [\"10.0.0.1\"]",
-            "gatepost.toml: `interface.addresses` holds \"10.0.0.1\": write each with its prefix length, as \"10.8.0.1/24\"",
+            "gatepost.toml: `interface.addresses` contains \"10.0.0.1\": write each with its prefix length, such as \"10.8.0.1/24\"",
         ),
         (
             "[interface]\nsite_prefixes = [\"10.20.0.0/16\", \"::/0\"]",
-            "gatepost.toml: `interface.site_prefixes` holds ::/0, which is every address: write the networks behind peers, as \"10.20.0.0/16\"",
+            "gatepost.toml: `interface.site_prefixes` contains ::/0, which is every address: write the networks behind peers, such as \"10.20.0.0/16\"",
         ),
         (
             "[interface]\nmtu_bytes = \"x\"",
-            "gatepost.toml: `interface.mtu_bytes` is \"x\": write a number of bytes, as 1420",
+            "gatepost.toml: `interface.mtu_bytes` is \"x\": write a number of bytes, such as 1420",
         ),
         (
             "[metrics]\nlisten = \"9586\"",
-            "gatepost.toml: `metrics.listen` is \"9586\": write an IP address and a port, as \"127.0.0.1:9586\" or \"[::1]:9586\"",
+            "gatepost.toml: `metrics.listen` is \"9586\": write an IP address and a port, such as \"127.0.0.1:9586\" or \"[::1]:9586\"",
         ),
         (
             "[guard]\nmax_removed_peers = \"half\"",
@@ -214,7 +214,7 @@ fn wrong_values_name_key_value_and_way_out() {
             "[gateway]\nname = \" \"",
             "gatepost.toml: `gateway.name` is empty: write the name as in gateways.name",
         ),
-        ("gateway = 5", "gatepost.toml: `gateway` is a number and should be a section [gateway]"),
+        ("gateway = 5", "gatepost.toml: `gateway` must be a section [gateway], not a number"),
     ];
     for (text, wanted) in cases {
         assert_eq!(Scratch::new().error(text), wanted);
@@ -226,9 +226,9 @@ fn wrong_values_name_key_value_and_way_out() {
 }
 
 #[test]
-fn text_that_is_no_toml_names_file_and_line() {
+fn syntax_error_names_file_and_line() {
     let error = Scratch::new().error("[gateway]\nname = fra-1");
-    assert!(error.starts_with("gatepost.toml is not TOML: line 2, column 8: "), "{error}");
+    assert!(error.starts_with("gatepost.toml is not valid TOML: line 2, column 8: "), "{error}");
 }
 
 #[test]
@@ -251,12 +251,12 @@ fn no_error_repeats_a_password() {
         assert!(!error.contains('\n'), "{error}");
     }
     let error = Scratch::new().error("database = \"postgres://gw:s3cret@db/vpn\"");
-    let wanted = "gatepost.toml: `database` is a string and should be a section [database]";
+    let wanted = "gatepost.toml: `database` must be a section [database], not a string";
     assert_eq!(error, wanted);
 }
 
 #[test]
-fn a_named_file_must_be_there() {
+fn named_file_must_exist() {
     let source = Source { file: Some("/nowhere/gatepost.toml".into()), ..Source::default() };
     assert_eq!(
         load(source).unwrap_err().to_string(),
@@ -273,33 +273,37 @@ fn unreadable_file_asks_for_rights() {
 }
 
 #[test]
-fn a_key_that_is_needed_and_missing_names_both_ways_to_set_it() {
+fn missing_key_names_both_ways_to_set_it() {
     let config = Scratch::new().load("").unwrap();
     let error = config.database_url().unwrap_err().to_string();
     assert!(error.starts_with("`database.url` is not set; set it in "), "{error}");
-    assert!(error.ends_with("gatepost.toml, or set GATEPOST_DATABASE_URL"), "{error}");
-}
-
-#[test]
-fn a_variable_of_no_section_is_warned_of() {
-    let scratch = Scratch::new().with("GATEPOST_DATBASE_URL", "x").with("GATEPOST_TEST_X", "y");
-    assert_eq!(
-        scratch.load("").unwrap().warnings,
-        ["environment variable GATEPOST_DATBASE_URL is ignored: no section `datbase`; did you \
-             mean `database`?"]
+    assert!(
+        error.ends_with("gatepost.toml or in environment variable GATEPOST_DATABASE_URL"),
+        "{error}"
     );
 }
 
 #[test]
-fn variables_of_a_container_orchestrator_stop_nothing() {
+fn variable_of_an_unknown_section_is_a_warning() {
+    let scratch = Scratch::new().with("GATEPOST_DATBASE_URL", "x").with("GATEPOST_TEST_X", "y");
+    assert_eq!(
+        scratch.load("").unwrap().warnings,
+        ["environment variable GATEPOST_DATBASE_URL is ignored: unknown section `datbase`; \
+             did you mean `database`?"]
+    );
+}
+
+#[test]
+fn variables_of_a_container_orchestrator_are_ignored() {
     let service = ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_9586_TCP_ADDR"];
     let scratch = service.iter().fold(Scratch::new(), |scratch, end| {
         scratch.with(&format!("GATEPOST_METRICS_{end}"), "10.0.0.1")
     });
     let warnings = scratch.load("").unwrap().warnings;
     assert_eq!(warnings.len(), service.len(), "{warnings:?}");
-    let said = "environment variable GATEPOST_METRICS_PORT is ignored: it looks like a container";
-    assert!(warnings[0].starts_with(said), "{warnings:?}");
+    let text =
+        "environment variable GATEPOST_METRICS_PORT is ignored: it looks like one that a container";
+    assert!(warnings[0].starts_with(text), "{warnings:?}");
 }
 
 #[test]
@@ -323,7 +327,7 @@ fn secrets_come_from_the_named_file_else_from_a_credential() {
 }
 
 #[test]
-fn what_nothing_hands_over_is_sought_beside_the_configuration() {
+fn secrets_are_also_read_from_beside_the_configuration() {
     let mut config = Scratch::new().load("").unwrap();
     let scratch = Scratch::new();
     config.file = scratch.file("gatepost.toml", "");
@@ -333,14 +337,14 @@ fn what_nothing_hands_over_is_sought_beside_the_configuration() {
     let keys = scratch.file("psk.keys", "k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=\n");
     assert_eq!(read_database_password(&config).unwrap().unwrap().expose_text(), "beside");
     assert_eq!(read_psk_keys(&config).unwrap().unwrap().key_ids().count(), 1);
-    assert!(secret_files(&config).contains(&keys), "they are looked at by `check`, too");
+    assert!(secret_files(&config).contains(&keys), "`check` looks at them, too");
 
     config.secret_search = SecretSearch::None;
     assert!(read_database_password(&config).unwrap().is_none(), "another role's password");
 }
 
 #[test]
-fn a_wrong_private_key_is_named_but_not_shown() {
+fn wrong_private_key_is_named_but_not_shown() {
     let scratch = Scratch::new();
     let config = scratch.load("").unwrap();
     assert!(read_private_key(&config).unwrap_err().to_string().contains("gatepost key generate"));

@@ -1,5 +1,4 @@
-//! Values with units, parsed at the edge. Everything may be written as a string, since the
-//! environment has nothing else.
+//! Values with units. Each may be a string, because environment variables are.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,18 +8,18 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
-/// A PostgreSQL connection URL. Prints without its password.
+/// A PostgreSQL connection URL. Its `Display` and `Debug` leave the password out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DatabaseUrl(String);
 
 impl DatabaseUrl {
-    /// The whole text, password included. The caller keeps it from logs and errors.
+    /// The whole text with the password. The caller keeps it out of logs and errors.
     #[must_use]
     pub fn expose_text(&self) -> &str {
         &self.0
     }
 
-    /// Whether it brings its own password.
+    /// Whether it contains a password.
     #[must_use]
     pub fn has_password(&self) -> bool {
         let (head, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
@@ -47,7 +46,7 @@ impl FromStr for DatabaseUrl {
         else {
             return Err(DatabaseUrlError::Scheme);
         };
-        // The driver would take what follows the first for the host, and name it in its errors.
+        // The driver would take the text after the first @ for the host, and print it in errors.
         if authority(rest).matches('@').count() > 1 {
             return Err(DatabaseUrlError::TwoAts);
         }
@@ -55,7 +54,7 @@ impl FromStr for DatabaseUrl {
     }
 }
 
-/// Login and hosts, of a URL without its scheme.
+/// Login and hosts of a URL without its scheme.
 fn authority(rest: &str) -> &str {
     rest.split(['/', '?']).next().unwrap_or_default()
 }
@@ -107,7 +106,7 @@ impl FromStr for Fwmark {
     }
 }
 
-/// Any scalar, through its text.
+/// Any scalar, parsed from its text.
 pub(super) fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -117,7 +116,7 @@ where
     text.parse().map_err(D::Error::custom)
 }
 
-/// Any scalar, through its text, where there may be none.
+/// An optional scalar, parsed from its text.
 pub(super) fn optional<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -132,17 +131,17 @@ pub(super) fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool
     text.parse().map_err(|_| D::Error::custom(format!("is {text:?}: write true or false")))
 }
 
-/// A duration with its unit, as "10s", "250ms", "1h 30m".
+/// A duration with its unit, such as "10s", "250ms", "1h 30m".
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let Scalar(text) = Scalar::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|_| {
         D::Error::custom(format!(
-            "is {text:?}: write a duration with its unit, as \"250ms\", \"10s\" or \"1h 30m\""
+            "is {text:?}: write a duration with a unit, such as \"250ms\", \"10s\" or \"1h 30m\""
         ))
     })
 }
 
-/// A duration with its unit, where there may be none.
+/// An optional duration with its unit.
 pub(super) fn optional_duration<'de, D>(deserializer: D) -> Result<Option<Duration>, D::Error>
 where
     D: Deserializer<'de>,
@@ -158,7 +157,7 @@ where
     let Scalar(text) = Scalar::deserialize(deserializer)?;
     text.parse().map_err(|_| {
         D::Error::custom(format!(
-            "is {text:?}: write an IP address and a port, as \"127.0.0.1:9586\" or \"[::1]:9586\""
+            "is {text:?}: write an IP address and a port, such as \"127.0.0.1:9586\" or \"[::1]:9586\""
         ))
     })
 }
@@ -166,8 +165,9 @@ where
 /// A number of bytes.
 pub(super) fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let Scalar(text) = Scalar::deserialize(deserializer)?;
-    text.parse()
-        .map_err(|_| D::Error::custom(format!("is {text:?}: write a number of bytes, as 1420")))
+    text.parse().map_err(|_| {
+        D::Error::custom(format!("is {text:?}: write a number of bytes, such as 1420"))
+    })
 }
 
 /// A list of prefixes, or one string with commas.
@@ -176,21 +176,21 @@ pub(super) fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec
     let parse = |word: String| {
         word.parse().map_err(|_| {
             D::Error::custom(format!(
-                "holds {word:?}: write each with its prefix length, as \"10.8.0.1/24\""
+                "contains {word:?}: write each with its prefix length, such as \"10.8.0.1/24\""
             ))
         })
     };
     words.into_iter().map(parse).collect()
 }
 
-/// As [`prefixes`], but each is a network of sites: never the whole internet.
+/// Like [`prefixes`], but none may contain every address.
 pub(super) fn site_prefixes<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<IpNet>, D::Error> {
     let sites = prefixes(deserializer)?;
     match sites.iter().find(|site| site.prefix_len() == 0) {
         Some(all) => Err(D::Error::custom(format!(
-            "holds {all}, which is every address: write the networks behind peers, as \"10.20.0.0/16\""
+            "contains {all}, which is every address: write the networks behind peers, such as \"10.20.0.0/16\""
         ))),
         None => Ok(sites),
     }
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_prints_without_its_password() {
+    fn url_prints_without_its_password() {
         let show = |text: &str| text.parse::<DatabaseUrl>().unwrap().to_string();
         assert_eq!(show("postgres://gw:s3cret@db1,db2/vpn"), "postgres://gw@db1,db2/vpn");
         assert_eq!(show("postgres://gw@db1:5433/vpn"), "postgres://gw@db1:5433/vpn");
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_in_a_url_is_noticed() {
+    fn password_in_a_url_is_noticed() {
         let has = |text: &str| text.parse::<DatabaseUrl>().unwrap().has_password();
         assert!(has("postgres://gw:s3cret@db1:5433/vpn"));
         assert!(has("postgres:///vpn?host=/run/pg&password=s3cret"));
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_decimal_or_hexadecimal() {
+    fn fwmark_is_decimal_or_hexadecimal() {
         assert_eq!("0xca6c".parse(), Ok(Fwmark(51820)));
         assert_eq!("51820".parse(), Ok(Fwmark(51820)));
         assert!("ca6c".parse::<Fwmark>().is_err());

@@ -82,7 +82,8 @@ impl Client {
             line.clear();
             let read = stream.read_line(&mut line).map_err(|source| self.broken(source))?;
             if read == 0 {
-                let source = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed early");
+                let source =
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed early");
                 return Err(self.broken(source));
             }
             match serde_json::from_str::<Line<serde_json::Value>>(&line) {
@@ -121,9 +122,9 @@ impl Client {
 
     fn broken(&self, source: io::Error) -> ControlError {
         let remedy = match source.kind() {
-            io::ErrorKind::PermissionDenied => "run this as root or as a member of its group",
-            io::ErrorKind::WouldBlock => "it is stuck: look at its journal",
-            _ => "look at its journal",
+            io::ErrorKind::PermissionDenied => "run this as root or as a member of group gatepost",
+            io::ErrorKind::WouldBlock => "it may be stuck: see journalctl -u gatepost",
+            _ => "see journalctl -u gatepost",
         };
         ControlError::Broken { path: self.path.clone(), source, remedy }
     }

@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why the control socket did not serve.
+/// Why a request to the agent failed, or why the agent does not listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error(
-        "no agent answers on {}: {source}; start it with `systemctl start gatepost`, or name its socket in [control]",
+        "no agent answers on {}: {source}; start it with `systemctl start gatepost`, or correct [control] socket",
         path.display()
     )]
     NoAgent {
@@ -24,10 +24,10 @@ pub enum ControlError {
     },
     #[error("the agent on {} says: {message}", path.display())]
     Refused { path: PathBuf, message: String },
-    #[error("the agent on {} answered {line:?}, which is no answer: its version may differ from this one", path.display())]
+    #[error("the agent on {} answered {line:?}, which this command does not understand; their versions may differ", path.display())]
     Unintelligible { path: PathBuf, line: String },
     #[error(
-        "another agent serves {}: stop it first, or give this one a [control] socket of its own",
+        "another agent already listens on {}: stop it first, or give this one its own [control] socket",
         path.display()
     )]
     Taken { path: PathBuf },

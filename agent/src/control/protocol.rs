@@ -1,8 +1,8 @@
-//! What goes over the control socket.
+//! Requests and replies on the control socket.
 
 use serde::{Deserialize, Serialize};
 
-/// What may be asked.
+/// A request to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -12,9 +12,9 @@ pub enum Request {
     Peers,
     /// Done with one [`Explanation`](gatepost::reconcile::status::Explanation).
     Explain { who: String, destination: String },
-    /// Done when everything was compared anew.
+    /// Done when everything was compared again.
     Resync,
-    /// Done when the removal that the guard holds back was let through.
+    /// Done when the removals that the guard holds back are confirmed.
     Confirm,
 }
 

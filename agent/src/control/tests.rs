@@ -27,7 +27,7 @@ fn peer(user: &str) -> PeerStatus {
     }
 }
 
-/// A loop that answers every question and never syncs anything.
+/// A loop that answers every request and never syncs anything.
 async fn answer_everything(mut end: LoopHandle) {
     while let Some(ask) = end.asks.recv().await {
         match ask {
@@ -53,7 +53,7 @@ async fn blocking<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -
 }
 
 #[tokio::test]
-async fn each_question_gets_its_answer() {
+async fn each_request_gets_its_answer() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run/control.sock");
     let server = Server::bind(&path).unwrap();
@@ -90,7 +90,7 @@ async fn each_question_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+async fn stale_socket_is_replaced_and_a_live_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
     drop(UnixListener::bind(&path).unwrap());
@@ -106,7 +106,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[tokio::test]
-async fn questions_to_a_loop_that_ended_are_refused() {
+async fn requests_to_a_loop_that_ended_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
     let (watcher, end, _stop) = channels(Status::default(), Instant::now());

@@ -218,7 +218,7 @@ fn families_in_use(config: &Config, facts: &Facts) -> (bool, bool) {
 }
 
 /// Strict filtering (RFC 3704, section 2.2) drops a packet that arrives by another link than its reply
-/// would leave by. That is printable for tunnel addresses, but not with marked routes or site networks.
+/// would leave by. That is harmless for tunnel addresses, but not with marked routes or site networks.
 fn reverse_path(config: &Config, host: &HostFacts) -> Option<Finding> {
     let asymmetric = config.interface.fwmark.0 != 0 || !config.interface.site_prefixes.is_empty();
     Some(match host.rp_filter? {

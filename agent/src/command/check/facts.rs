@@ -13,7 +13,7 @@ use crate::config::{Config, ConfigError, exposure, read_private_key, read_psk_ke
 use crate::error::CommandError;
 use crate::{database, runtime};
 
-/// Everything that [`judge`](super::judge) looks at.
+/// Everything that [`evaluate`](super::evaluate) looks at.
 #[derive(Debug)]
 pub struct Facts {
     /// Warnings of the configuration.
