@@ -9,6 +9,9 @@ use gatepost::reconcile::parse_destination;
 use ipnet::IpNet;
 use uuid::Uuid;
 
+/// Where `--help` lists the options that every command takes.
+const GLOBAL: &str = "Global options";
+
 /// Keeps a WireGuard gateway in sync with a PostgreSQL database
 ///
 /// Exit codes: 0 success; 1 failure, or warnings of check; 2 changes (plan) or denied (explain);
@@ -17,11 +20,11 @@ use uuid::Uuid;
 #[command(name = "gatepost", version, arg_required_else_help = true)]
 pub struct Cli {
     /// Configuration file [default: /etc/gatepost/gatepost.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "GATEPOST_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "GATEPOST_CONFIG", help_heading = GLOBAL)]
     pub config: Option<PathBuf>,
 
     /// Log filter in the syntax of RUST_LOG [default: info for run and device, else warn]
-    #[arg(long, global = true, value_name = "FILTER", env = "GATEPOST_LOG")]
+    #[arg(long, global = true, value_name = "FILTER", env = "GATEPOST_LOG", help_heading = GLOBAL)]
     pub log: Option<String>,
 
     #[command(subcommand)]
@@ -67,7 +70,7 @@ pub enum Command {
     Status {
         #[command(flatten)]
         json: JsonArg,
-        /// Keep showing it until interrupted
+        /// Repeat until interrupted
         #[arg(long)]
         watch: bool,
     },
@@ -109,7 +112,7 @@ pub enum Command {
         /// Target folder
         folder: PathBuf,
     },
-    /// Remove the interface, its routes and the firewall table: ends every tunnel
+    /// Remove interface, routes and firewall table, which ends every tunnel
     Down {
         /// Do not ask for confirmation
         #[arg(long, short)]
