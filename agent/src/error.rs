@@ -26,7 +26,7 @@ pub enum CommandError {
     KeyFile(#[from] KeyFileError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error(transparent)]
+    #[error("the text on standard input {0}")]
     Psk(#[from] PskError),
     #[error(transparent)]
     Wiring(#[from] WiringError),

@@ -61,6 +61,10 @@ fn envelope_opens_only_for_its_peer() {
     assert_eq!(refused.stdout, "");
     assert!(refused.stderr.contains("k1"), "{}", refused.stderr);
 
+    let wrong = gatepost.run_with_input(&open, "no envelope").must_exit(1);
+    let error = "gatepost: the text on standard input is not an envelope of the form gp1.<key-id>.<base64url>\n";
+    assert_eq!(wrong.stderr, error);
+
     let none = Gatepost::with("").run_with_input(&seal, SECRET).must_exit(1);
     assert!(none.stderr.contains("gateway.psk_keys_file"), "{}", none.stderr);
 }

@@ -36,6 +36,8 @@ pub enum DatabaseUrlError {
     Scheme,
     #[error("has two @ before its host: percent-encode the one in the password as %40")]
     TwoAts,
+    #[error("has / or ? in its password: percent-encode them as %2F and %3F")]
+    Unencoded,
 }
 
 impl FromStr for DatabaseUrl {
@@ -49,6 +51,12 @@ impl FromStr for DatabaseUrl {
         // The driver would take the text after the first @ for the host, and print it in errors.
         if authority(rest).matches('@').count() > 1 {
             return Err(DatabaseUrlError::TwoAts);
+        }
+        // The rest of the password would be taken for the database or an option, and be printed.
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let in_path = path.split_once('/').is_some_and(|(_, database)| database.contains('@'));
+        if in_path || query.split('&').any(|pair| pair.contains('@') && !pair.contains('=')) {
+            return Err(DatabaseUrlError::Unencoded);
         }
         Ok(Self(text.to_owned()))
     }
@@ -283,6 +291,11 @@ mod tests {
             "postgres://gw:p@ss@db/vpn".parse::<DatabaseUrl>(),
             Err(DatabaseUrlError::TwoAts)
         );
+        for unencoded in ["postgres://gw:p/ss@db/vpn", "postgres://gw:p?ss@db/vpn"] {
+            let error = unencoded.parse::<DatabaseUrl>().unwrap_err();
+            assert_eq!(error, DatabaseUrlError::Unencoded, "{unencoded}");
+        }
+        assert_eq!(show("postgres://gw@db/vpn?application_name=a@b").matches('@').count(), 2);
     }
 
     #[test]

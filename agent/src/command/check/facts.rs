@@ -145,7 +145,8 @@ pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
         conntrack_max: host.number("proc/sys/net/netfilter/nf_conntrack_max"),
         conntrack_count: host.number("proc/sys/net/netfilter/nf_conntrack_count"),
         uplink: host.uplink(),
-        networkd_drops_routes: host.has("run/systemd/netif")
+        // The folder exists without networkd, too.
+        networkd_drops_routes: host.has("run/systemd/netif/state")
             && drops_foreign_routes(&host.networkd_settings()),
         managers: host.managers(),
         legacy_filter: host
@@ -261,6 +262,8 @@ mod tests {
              eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\n",
         );
         write(root, "sys/class/net/eth0/mtu", "1500\n");
+        std::fs::create_dir_all(root.join("run/systemd/netif/links")).unwrap();
+        assert!(!read_host(root, &name).networkd_drops_routes);
         write(root, "run/systemd/netif/state", "");
         write(root, "etc/ufw/ufw.conf", "# ufw\nENABLED=yes\n");
         let host = read_host(root, &name);
