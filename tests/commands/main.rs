@@ -6,6 +6,7 @@ mod agent;
 mod check;
 mod configuration;
 mod database;
+mod documents;
 mod gatepost;
 mod keys;
 #[path = "../support/postgres.rs"]

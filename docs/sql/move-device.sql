@@ -1,0 +1,31 @@
+-- Moves a device to another gateway, where it gets the next free address:
+--
+--   psql -v user=alice -v device=laptop -v gateway=ber-1 -f move-device.sql
+--
+-- From the commit on it may connect there, and no longer to the old gateway. Its client needs a new
+-- profile.
+\set ON_ERROR_STOP on
+\set QUIET on
+\ir free-address.sql
+begin;
+
+select id as gateway_id from gateways where name = :'gateway' and deleted_at is null for update \gset
+
+select d.id as device_id from devices d join users u on u.id = d.user_id
+where u.username = :'user' and d.name = :'device' and d.deleted_at is null \gset
+
+update ip_allocations set status = 'released', released_at = now()
+where device_id = :'device_id' and status = 'allocated';
+
+update wireguard_peers
+set gateway_id = :'gateway_id', assigned_ip = pg_temp.free_address(:'gateway_id'), updated_at = now()
+where device_id = :'device_id' and deleted_at is null;
+
+insert into ip_allocations (id, gateway_id, device_id, address)
+select gen_random_uuid(), gateway_id, device_id, assigned_ip from wireguard_peers
+where device_id = :'device_id' and deleted_at is null
+on conflict (gateway_id, address) do update
+set device_id = excluded.device_id, status = 'allocated', allocated_at = now(), released_at = null;
+
+commit;
+select host(assigned_ip) as address from wireguard_peers where device_id = :'device_id' and deleted_at is null;

@@ -1,0 +1,312 @@
+//! The documents: what they name exists, and what they tell a reader to run works.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use gatepost::model::{DesiredState, Local, Masquerade, PrivateKey, WithoutPskKeys};
+use gatepost::store::{ConnectOptions, Store};
+
+use crate::gatepost::Gatepost;
+use crate::postgres::Cluster;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+fn documents() -> Vec<PathBuf> {
+    let names = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root().join(name));
+    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    names.into_iter().chain(docs).collect()
+}
+
+#[test]
+fn links_of_the_documents_lead_to_files() {
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            let path = link.split('#').next().unwrap();
+            let target = document.parent().unwrap().join(path);
+            assert!(link.starts_with("https://") || target.exists(), "{document:?}: {link}");
+        }
+    }
+}
+
+/// Every Rust source of product and tests.
+fn sources(folder: &Path, text: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn tests_that_guard_a_rule_exist() {
+    let mut text = String::new();
+    for folder in ["src", "agent/src", "tests"] {
+        sources(&root().join(folder), &mut text);
+    }
+    let mut missing = Vec::new();
+    let mut found = 0;
+    for name in documents().iter().flat_map(|document| guards(document)) {
+        let golden = root().join("tests/golden").join(&name).is_dir();
+        let is_there = golden
+            || text.contains(&format!("fn {name}("))
+            || text.contains(&format!("(\"{name}\", "));
+        if is_there { found += 1 } else { missing.push(name) }
+    }
+    assert_eq!(missing, [""; 0], "these documents name tests that do not exist");
+    assert!(found > 100, "{found} guards");
+}
+
+/// The tests in the last column of each table whose last heading is "guarded by".
+fn guards(document: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut guarded = false;
+    for line in fs::read_to_string(document).unwrap().lines() {
+        let cell = line.strip_prefix('|').and_then(|row| row.trim_matches('|').split(" | ").last());
+        let Some(cell) = cell.map(str::trim) else {
+            guarded = false;
+            continue;
+        };
+        guarded |= cell == "guarded by";
+        let words = cell.split('`').skip(1).step_by(2).filter(|_| guarded);
+        let words = words.map(|word| word.rsplit(": ").next().unwrap());
+        names.extend(words.filter(|word| word.contains(['_', '-'])).map(str::to_owned));
+    }
+    names
+}
+
+/// A database with two gateways, and a shell with the binary, `psql` and the packaged files.
+struct Site {
+    gatepost: Gatepost,
+    store: Store,
+    database: String,
+    private_key: PrivateKey,
+}
+
+impl Site {
+    fn new() -> Self {
+        let (cluster, role) = (Cluster::shared(), "documents_fra");
+        let database = cluster.database(None);
+        let url = cluster.socket_url(role, &database);
+        let config = format!("[gateway]\nname = \"fra-1\"\n[database]\nurl = {url:?}");
+        let gatepost = Gatepost::with(&config);
+        let owner = ["--database-url", &cluster.socket_url("postgres", &database)];
+        gatepost.run(&[&["migrate"], &owner[..]].concat()).must_exit(0);
+        gatepost.run(&[&["grant", "fra-1", role, "--create"], &owner[..]].concat()).must_exit(0);
+        let enroll = ["enroll", "--endpoint", "vpn.example.org:51820", "--listen-port", "51820"];
+        let enroll = [&enroll[..], &["--vpn-cidr", "10.99.0.0/16", "--dns", "10.99.0.1"]].concat();
+        gatepost.run(&enroll).must_exit(0);
+        let key = fs::read_to_string(gatepost.path("private.key")).unwrap();
+        let private_key = key.trim().parse().unwrap();
+        cluster.psql(
+            &database,
+            "insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
+             values ('ber-1', 'ber.example.org:51820', 'later', 51820, '10.98.0.0/16')",
+        );
+        let store = Store::connect(&ConnectOptions::new(&url)).unwrap();
+        Self { gatepost, store, database, private_key }
+    }
+
+    fn psql(&self, sql: &str) -> String {
+        Cluster::shared().psql(&self.database, sql)
+    }
+
+    /// Runs a block of a document, and returns what it prints.
+    fn run(&self, language: &str, block: &str) -> String {
+        let output = self.try_run(language, block);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{block}\n{error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn client_config(&self) -> String {
+        let script = "/usr/share/doc/gatepost/docs/sql/client-config.sql";
+        self.run("sh", &format!("psql -At -v user=alice -v device=laptop -f {script}"))
+    }
+
+    fn try_run(&self, language: &str, block: &str) -> Output {
+        let docs = root().join("docs");
+        let block = block.replace("/usr/share/doc/gatepost/docs", docs.to_str().unwrap());
+        let block = match language {
+            "sh" => block,
+            "sql" => format!("psql -v ON_ERROR_STOP=1 <<'END'\n{block}END\n"),
+            other => panic!("nothing runs a block of {other:?}"),
+        };
+        let cluster = Cluster::shared();
+        Command::new("bash")
+            .args(["-euo", "pipefail", "-c", &block])
+            .current_dir(self.gatepost.path(""))
+            .env("PGHOST", &cluster.dir)
+            .env("PGPORT", cluster.port.to_string())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", &self.database)
+            .output()
+            .unwrap()
+    }
+
+    /// What gateway `fra-1` makes of the rows.
+    fn desired(&self) -> DesiredState {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (rows, _) = runtime.block_on(self.store.snapshot()).unwrap();
+        let local = Local {
+            interface: "gatepost0".parse().unwrap(),
+            private_key: self.private_key.clone(),
+            mtu_bytes: 1420,
+            addresses: [].into(),
+            fwmark: 0,
+            site_prefixes: [].into(),
+            masquerade: Masquerade::default(),
+            deny_log: true,
+            flush_conntrack: true,
+            psk_keys: Default::default(),
+            without_psk_keys: WithoutPskKeys::Refuse,
+        };
+        DesiredState::build(Arc::new(local), rows).unwrap()
+    }
+
+    /// Which of these addresses the peer at `source` may reach; `None` if there is no such peer.
+    fn reach(&self, source: &str, destinations: &[&str]) -> Option<Vec<String>> {
+        let desired = self.desired();
+        let profile =
+            desired.firewall().assignments.get(&format!("{source}/32").parse().unwrap())?;
+        let allows = |to: &&&str| profile.allows(to.parse::<IpAddr>().unwrap());
+        Some(destinations.iter().filter(allows).map(|to| (*to).to_owned()).collect())
+    }
+}
+
+/// The blocks of a document by section: language and text.
+fn blocks(document: &str) -> Vec<(String, Vec<(String, String)>)> {
+    let text = fs::read_to_string(root().join(document)).unwrap();
+    let section = |section: &str| {
+        let (heading, body) = section.split_once('\n').unwrap();
+        let blocks = body.split("```").skip(1).step_by(2).map(|block| {
+            let (language, block) = block.split_once('\n').unwrap();
+            (language.to_owned(), block.to_owned())
+        });
+        (heading.to_owned(), blocks.collect())
+    };
+    text.split("\n## ").skip(1).map(section).collect()
+}
+
+const OFFICE: &str = "10.20.0.10";
+const PAYROLL: &str = "10.20.7.1";
+const BUILD: &str = "10.30.0.10";
+const INTERNET: &str = "198.41.0.4";
+
+#[test]
+fn the_first_user_page_does_what_it_says() {
+    let site = Site::new();
+    let reach = || site.reach("10.99.0.2", &[OFFICE, PAYROLL, BUILD, INTERNET]);
+    let may = |destinations: &[&str]| Some(destinations.iter().map(ToString::to_string).collect());
+    let all_but_payroll = || may(&[OFFICE, BUILD, INTERNET]);
+    let gateway_key = site.private_key.public_key();
+    for (heading, blocks) in blocks("docs/first-user.md") {
+        for (number, (language, block)) in (1..).zip(blocks) {
+            let printed = site.run(&language, &block);
+            match (heading.as_str(), number) {
+                ("Add a user and a device", 1) => {}
+                ("Add a user and a device", 2) => {
+                    assert!(printed.contains("10.99.0.2"), "{printed}");
+                    assert_eq!(reach(), may(&[]), "connected, and no policy");
+                }
+                ("Connect", 1) => assert_eq!(
+                    printed,
+                    format!(
+                        "[Interface]\nAddress = 10.99.0.2\nDNS = 10.99.0.1\n\
+                         PostUp = wg set %i private-key /etc/wireguard/%i.key\n\n\
+                         [Peer]\nPublicKey = {gateway_key}\nEndpoint = vpn.example.org:51820\n\
+                         AllowedIPs = 10.99.0.0/16\nPersistentKeepalive = 25\n"
+                    )
+                ),
+                ("Allow a network", 1) => assert_eq!(reach(), may(&[OFFICE, PAYROLL])),
+                ("Allow a group", 1) => assert_eq!(reach(), may(&[OFFICE, PAYROLL, BUILD])),
+                ("Deny an exception", 1) => assert_eq!(reach(), may(&[OFFICE, BUILD])),
+                ("Send all traffic through the tunnel", 1) => {
+                    assert_eq!(reach(), all_but_payroll());
+                    assert!(
+                        site.client_config().contains("\nAllowedIPs = 0.0.0.0/0, 10.20.0.0/16,")
+                    );
+                }
+                ("Revoke a device, and let it in again", 1) => assert_eq!(reach(), None),
+                ("Revoke a device, and let it in again", 2) => {
+                    assert_eq!(reach(), all_but_payroll());
+                }
+                ("Replace a key", 1) => {
+                    let key = fs::read_to_string(site.gatepost.path("laptop.pub")).unwrap();
+                    let desired = site.desired();
+                    let keys: Vec<_> = desired.peers().keys().map(ToString::to_string).collect();
+                    assert_eq!(keys, [key.trim()]);
+                    site.psql("update devices set public_key = 'another' where name = 'laptop'");
+                    assert_eq!(site.desired().peers(), desired.peers(), "this column is not read");
+                }
+                ("Move a device to another gateway", 1) => {
+                    assert_eq!(reach(), None);
+                    let held =
+                        "select host(address) from ip_allocations where status = 'allocated'";
+                    assert_eq!(site.psql(held), "10.98.0.2");
+                    assert!(site.client_config().contains("\nAddress = 10.98.0.2\n"));
+                    site.run("sh", &block.replace("ber-1", "fra-1"));
+                    assert_eq!(reach(), all_but_payroll(), "back at the address that was free");
+                }
+                ("Remove a user", 1) => {
+                    assert_eq!(reach(), None);
+                    site.psql("update users set is_active = true, deleted_at = null");
+                    assert_eq!(reach(), all_but_payroll());
+                }
+                ("Take a gateway out of service", 1) => {
+                    assert!(site.desired().peers().is_empty());
+                }
+                (heading, number) => panic!("nothing checks block {number} of {heading:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn scripts_change_nothing_if_they_find_no_gateway_or_device() {
+    let site = Site::new();
+    let add = "psql -v user=alice -v device=laptop -v key=KEY -v gateway=nowhere \
+               -f /usr/share/doc/gatepost/docs/sql/add-device.sql";
+    assert!(!site.try_run("sh", add).status.success());
+    let move_away = "psql -v user=alice -v device=laptop -v gateway=ber-1 \
+                     -f /usr/share/doc/gatepost/docs/sql/move-device.sql";
+    assert!(!site.try_run("sh", move_away).status.success());
+    assert_eq!(site.psql("select count(*) from users"), "0", "nothing is left of what failed");
+}
+
+#[test]
+fn each_device_gets_an_address_of_its_own() {
+    let site = Site::new();
+    let add = |device: &str| {
+        let key = PrivateKey::from_random([device.len() as u8; 32]).public_key();
+        let script = "/usr/share/doc/gatepost/docs/sql/add-device.sql";
+        let vars = format!("-v gateway=fra-1 -v user=alice -v device={device} -v key={key}");
+        site.run("sh", &format!("psql -At {vars} -f {script}")).trim().to_owned()
+    };
+    site.psql(
+        "insert into ip_allocations (gateway_id, address, status)
+         select id, '10.99.0.3', 'gateway' from gateways where name = 'fra-1'",
+    );
+    assert_eq!(add("a"), "10.99.0.1", "the gateway has another");
+    assert_eq!(add("bb"), "10.99.0.2");
+    assert_eq!(add("ccc"), "10.99.0.4");
+    site.psql("update ip_allocations set status = 'released' where address = '10.99.0.2'");
+    site.psql("update wireguard_peers set deleted_at = now() where assigned_ip = '10.99.0.2'");
+    assert_eq!(add("dddd"), "10.99.0.2", "it is free again");
+    assert_eq!(site.desired().peers().len(), 3);
+    site.psql("update gateways set vpn_cidr = '10.99.0.0/29'");
+    assert_eq!(add("eeeee"), "10.99.0.5");
+    assert_eq!(add("ffffff"), "10.99.0.6");
+    let full = "psql -v gateway=fra-1 -v user=alice -v device=g -v key=KEY \
+                -f /usr/share/doc/gatepost/docs/sql/add-device.sql";
+    assert!(!site.try_run("sh", full).status.success(), "no address is left");
+}
