@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::lab::{Lab, eventually};
 
 #[test]
-fn a_device_in_the_foreground_ends_in_order() {
+fn device_in_the_foreground_cleans_up_when_it_is_stopped() {
     let lab = Lab::open();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let name = format!("gpd{}", std::process::id());
@@ -30,7 +30,7 @@ fn a_device_in_the_foreground_ends_in_order() {
 }
 
 #[test]
-fn a_device_stays_stopped_and_one_without_its_socket_has_failed() {
+fn stopped_device_succeeds_and_one_without_its_socket_fails() {
     let lab = Lab::open();
     let name = format!("gps{}", std::process::id());
     let start = || {
@@ -46,7 +46,7 @@ fn a_device_stays_stopped_and_one_without_its_socket_has_failed() {
     let device = start();
     let server = std::os::unix::net::UnixStream::connect(&socket).unwrap();
     let server = getsockopt(&server, PeerCredentials).unwrap().pid();
-    // As `gatepost down` does: not the process that waits, but the device.
+    // Like `gatepost down`, signal the device and not its parent.
     kill(Pid::from_raw(server), Signal::SIGTERM).unwrap();
     assert_eq!(device.wait_with_output().unwrap().status.code(), Some(0));
 
@@ -55,5 +55,6 @@ fn a_device_stays_stopped_and_one_without_its_socket_has_failed() {
     let ended = device.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(1));
     let error = String::from_utf8(ended.stderr).unwrap();
-    assert!(error.contains("removed the socket"), "{error}");
+    let socket_removed = format!("the socket of the userspace device {name} was removed");
+    assert!(error.contains(&socket_removed), "{error}");
 }
