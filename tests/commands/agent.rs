@@ -83,6 +83,24 @@ fn exit_code_of_explain_is_the_verdict() {
 }
 
 #[test]
+fn resync_and_confirm_say_what_was_done() {
+    let gatepost = Gatepost::with("");
+    let done = "{\"done\":null}\n".to_owned();
+    let refusal = "{\"error\":\"no removal is held back\"}\n".to_owned();
+    let agent =
+        answer(&gatepost, vec![done.clone(), status(r#""state":"ready""#), done.clone(), refusal]);
+    let resync = gatepost.run(&["resync"]).must_exit(0);
+    assert_eq!(resync.stdout, "compared everything again; the gateway is ready\n");
+    let confirm = gatepost.run(&["confirm"]).must_exit(0);
+    assert_eq!(confirm.stdout, "confirmed; the held removals are applied now\n");
+    let refused = gatepost.run(&["confirm"]).must_exit(1);
+    assert!(refused.stderr.ends_with("says: no removal is held back\n"), "{}", refused.stderr);
+    let requests = ["resync", "status", "confirm", "confirm"];
+    let requests = requests.map(|request| format!("{{\"op\":\"{request}\"}}\n"));
+    assert_eq!(agent.join().unwrap(), requests);
+}
+
+#[test]
 fn answer_of_another_version_is_an_error() {
     let gatepost = Gatepost::with("");
     let agent = answer(&gatepost, vec!["{\"done\":{\"state\":\"ready\"}}\n".into(), String::new()]);

@@ -4,13 +4,17 @@ use crate::config::Config;
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
+use crate::output::{print, printable};
 
 /// Has the agent compare everything again, and waits until the kernel is proven equal.
 ///
 /// # Errors
 /// No agent, or the pass failed.
 pub fn resync(config: &Config) -> Result<Exit, CommandError> {
-    Client::new(&config.control.socket).resync()?;
+    let client = Client::new(&config.control.socket);
+    client.resync()?;
+    let state = client.status()?.state.to_string();
+    print(&format!("compared everything again; the gateway is {}\n", printable(&state)))?;
     Ok(Exit::Success)
 }
 
@@ -20,5 +24,6 @@ pub fn resync(config: &Config) -> Result<Exit, CommandError> {
 /// No agent, or nothing is held back.
 pub fn confirm(config: &Config) -> Result<Exit, CommandError> {
     Client::new(&config.control.socket).confirm()?;
+    print("confirmed; the held removals are applied now\n")?;
     Ok(Exit::Success)
 }
