@@ -3,14 +3,14 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::Arc;
 
 use gatepost::model::{DesiredState, Local, Masquerade, PrivateKey, WithoutPskKeys};
 use gatepost::store::{ConnectOptions, Store};
 
 use crate::gatepost::Gatepost;
-use crate::postgres::Cluster;
+use crate::postgres::{Cluster, Setup};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -142,9 +142,8 @@ impl Site {
             other => panic!("nothing runs a block of {other:?}"),
         };
         let cluster = Cluster::shared();
-        Command::new("bash")
-            .args(["-euo", "pipefail", "-c", &block])
-            .current_dir(self.gatepost.path(""))
+        self.gatepost
+            .shell(&block)
             .env("PGHOST", &cluster.dir)
             .env("PGPORT", cluster.port.to_string())
             .env("PGUSER", "postgres")
@@ -269,6 +268,54 @@ fn the_first_user_page_does_what_it_says() {
             }
         }
     }
+}
+
+/// All but the package, the editor and systemd: on a server that asks for passwords over TCP.
+#[test]
+fn the_readme_sets_up_a_gateway() {
+    let cluster = Cluster::start(&Setup { host_auth: "scram-sha-256", ..Setup::default() });
+    let database = cluster.database(None);
+    cluster.psql(&database, "alter role postgres password 'of the owner'");
+    let url = cluster.tcp_url("gatepost_fra_1", &database);
+    let config =
+        format!("[gateway]\nname = \"fra-1\"\n[database]\nurl = {url:?}\ntls = \"disable\"");
+    let gatepost = Gatepost::with(&config);
+    let (_, blocks) =
+        blocks("README.md").into_iter().find(|(name, _)| name == "Set up a gateway").unwrap();
+    let owner_url = cluster.tcp_url("postgres", &database);
+    let block = blocks[0].1.replace("postgres://postgres@db1/vpn", &owner_url);
+    let block = block.replace(" -g gatepost", "");
+    let owner = block.lines().find(|line| line.starts_with("owner=")).unwrap();
+    let mut ran = 0;
+    for line in block.lines() {
+        match line.split([' ', '=']).next().unwrap() {
+            "make" | "cd" | "cp" | "systemctl" => {}
+            "editor" if line.contains("owner.password") => {
+                gatepost.write("owner.password", "of the owner\n");
+            }
+            "editor" => assert!(line.contains("gatepost.toml"), "{line}"),
+            "gatepost" if line == "gatepost check" => {
+                let found = gatepost.run(&["check"]).stdout;
+                let place = format!("ok      database   database {database} at localhost:");
+                assert!(found.contains(&place), "{found}");
+                assert!(found.contains(", matches the gateway's row"), "{found}");
+                ran += 1;
+            }
+            "owner" | "install" | "head" | "rm" | "gatepost" => {
+                let mut command = gatepost.shell(&format!("{owner}\n{line}"));
+                let done: crate::gatepost::Done = command.output().unwrap().into();
+                done.must_exit(0);
+                ran += 1;
+            }
+            other => panic!("nothing runs {other:?} of README.md"),
+        }
+    }
+    assert_eq!(ran, 9, "commands of README.md");
+    assert!(!gatepost.path("owner.password").exists());
+    assert_eq!(
+        cluster.psql(&database, "select name, vpn_cidr from gateways"),
+        "fra-1|10.99.0.0/16"
+    );
 }
 
 #[test]

@@ -43,6 +43,16 @@ impl Gatepost {
         command
     }
 
+    /// A shell script, ready to run in this folder, that finds the binary by its name.
+    pub fn shell(&self, script: &str) -> Command {
+        let mut command = Command::new("bash");
+        let folder = Path::new(env!("CARGO_BIN_EXE_gatepost")).parent().unwrap();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        command.args(["-euo", "pipefail", "-c", script]).current_dir(self.folder.path());
+        command.env_clear().env("PATH", path).env("GATEPOST_CONFIG", self.path("gatepost.toml"));
+        command
+    }
+
     pub fn run(&self, args: &[&str]) -> Done {
         self.command(args).output().unwrap().into()
     }
