@@ -9,6 +9,7 @@ mod bad_input;
 mod device;
 mod drift;
 mod end_to_end;
+mod first_user;
 mod gap;
 mod killed;
 #[allow(dead_code, reason = "the benchmarks use the rest")]

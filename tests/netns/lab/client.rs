@@ -75,6 +75,18 @@ impl Client {
         }
     }
 
+    /// Takes address and peer from a configuration for `wg-quick`.
+    pub fn use_profile(&self, profile: &str) {
+        let address = profile.lines().find_map(|line| line.strip_prefix("Address = ")).unwrap();
+        let (_, peer) = profile.split_once("[Peer]").unwrap();
+        let file = self.folder.join("peer.conf");
+        fs::write(&file, format!("[Peer]{peer}")).unwrap();
+        self.hold(&[address]);
+        self.space.output("ip", &["address", "delete", &self.address, "dev", &self.link]);
+        self.space.run("wg", &["set", &self.link, "peer", &self.gateway_key, "remove"]);
+        self.space.run("wg", &["addconf", &self.link, file.to_str().unwrap()]);
+    }
+
     /// SQL that announces this address for its peer, besides the one that it has.
     pub fn announcement(&self, address: &str) -> String {
         format!(
