@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 
 use gatepost::model::psk::PskError;
 use gatepost::model::{BuildError, InterfaceName, KeyError};
-use gatepost::reconcile::{PreviewError, RunError};
+use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
 use gatepost::store::StoreError;
 
 use crate::config::ConfigError;
@@ -76,7 +76,9 @@ impl CommandError {
                 WiringError::Config(_)
                 | WiringError::Store(StoreError::Config { .. })
                 | WiringError::Preview(PreviewError::Build(BuildError::NoPskKeys { .. }))
-                | WiringError::Run(RunError::OtherGateway { .. } | RunError::NoPskKeys(_)),
+                | WiringError::Run(
+                    RunError::Database(DatabaseError::OtherGateway { .. }) | RunError::NoPskKeys(_),
+                ),
             ) => Exit::Config,
             Self::Control(ControlError::NoAgent { .. }) => Exit::NoAgent,
             _ => Exit::Failure,

@@ -12,8 +12,8 @@ use gatepost::dataplane::{
 use gatepost::model::{InterfaceName, Local, WithoutPskKeys};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
-    Cache, MachineOptions, Options, PreviewError, RunError, StaleOptions, Timing, preview,
-    preview_explanation,
+    Cache, DatabaseError, MachineOptions, Options, PreviewError, RunError, StaleOptions, Timing,
+    preview, preview_explanation,
 };
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
@@ -124,7 +124,8 @@ impl Prepared<'_> {
         if bound == self.gateway {
             return Ok(());
         }
-        Err(RunError::OtherGateway { bound, configured: self.gateway.to_owned() }.into())
+        let configured = self.gateway.to_owned();
+        Err(RunError::from(DatabaseError::OtherGateway { bound, configured }).into())
     }
 }
 

@@ -1,216 +1,164 @@
-//! What a pass and a reading leave behind for the database and the journal.
+//! Audit entries, each made from one value: a note, the end of a pass, what a session did.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::mem;
-use std::time::Duration;
+use serde_json::{Value, json};
 
-use serde_json::json;
-
-use super::Machine;
-use super::event::{Action, Note, Now};
-use super::ledger::{
-    applied_entry, peer_name, quarantine_entry, released_entry, revoked_entry, session_entry,
-};
+use super::clock::millis;
+use super::note::{Ignored, Note, peer_name};
 use super::pass::Pass;
-use crate::model::{Departed, DesiredState, GatewayId, PolicyId, PublicKey, Traffic};
+use super::session::SessionEvent;
+use crate::model::policy::Quoted;
+use crate::model::{DesiredState, GatewayId, PeerId, PolicyId};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
-impl Machine {
-    /// A pass has come to its end.
-    pub(super) fn finish(
-        &mut self,
-        pass: Pass,
-        policies: &BTreeMap<PolicyId, Box<str>>,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        let took = now.instant.duration_since(pass.started);
-        if let Some(gateway_id) = self.desired.as_ref().map(|desired| desired.gateway().id) {
-            self.audit_finished(gateway_id, &pass, policies, millis(took));
-        }
-        let Pass { steps, first, drift, .. } = pass;
-        actions.push(Action::Say(match drift {
-            Some(why) => {
-                self.totals.drift_repairs += 1;
-                Note::DriftRepaired { steps, first, why }
-            }
-            None => Note::Synced { steps, took, first },
-        }));
-    }
-
-    fn audit_finished(
-        &mut self,
-        gateway_id: GatewayId,
-        pass: &Pass,
-        policies: &BTreeMap<PolicyId, Box<str>>,
-        milliseconds: u64,
-    ) {
-        self.audit_revoked(pass, milliseconds);
-        let figures = json!({ "milliseconds": milliseconds, "flows_cut": pass.flows_cut });
-        for (id, name) in policies {
-            self.ledger.audit(applied_entry(*id, name, figures.clone()));
-        }
-        let (event, verb, status) = match &pass.drift {
-            Some(_) => {
-                (AuditEvent::DriftRepaired, "repaired what others changed", AuditStatus::Warning)
-            }
-            None => (AuditEvent::GatewaySynced, "brought up to date", AuditStatus::Success),
-        };
-        self.ledger.audit(AuditEntry {
-            event,
-            entity: Entity::Gateway(gateway_id),
-            device_id: None,
-            ip_address: None,
-            status,
-            message: format!("{verb}: {} steps in {milliseconds} ms", pass.steps),
-            metadata: json!({ "steps": pass.steps, "milliseconds": milliseconds, "first": &pass.first }),
-        });
-    }
-
-    /// A pass is given up: what it did stays done.
-    pub(super) fn leave_unfinished(&mut self, pass: &Pass, now: Now) {
-        let Some(gateway_id) = self.desired.as_ref().map(|desired| desired.gateway().id) else {
-            return;
-        };
-        let Pass { steps, applied, first, .. } = pass;
-        if *applied == 0 {
-            return;
-        }
-        let milliseconds = millis(now.instant.duration_since(pass.started));
-        self.audit_revoked(pass, milliseconds);
-        self.ledger.audit(AuditEntry {
-            event: AuditEvent::GatewaySynced,
-            entity: Entity::Gateway(gateway_id),
-            device_id: None,
-            ip_address: None,
-            status: AuditStatus::Warning,
-            message: format!("in part: {applied} of {steps} steps in {milliseconds} ms"),
-            metadata: json!({
-                "steps": steps, "applied": applied, "milliseconds": milliseconds, "first": first,
+impl Note {
+    /// The audit entry that says the same as the journal, where there is one. Ends of passes have
+    /// more to say: see [`finished`].
+    #[must_use]
+    pub(super) fn audit_entry(&self) -> Option<AuditEntry> {
+        match self {
+            Self::Quarantined { peer, device, name, reason } => Some(AuditEntry {
+                device_id: Some(*device),
+                status: AuditStatus::Warning,
+                ..entry(
+                    AuditEvent::PeerQuarantined,
+                    Entity::Peer(*peer),
+                    format!("{name}: {reason}"),
+                    json!({ "reason": reason.code() }),
+                )
             }),
-        });
-    }
-
-    fn audit_revoked(&mut self, pass: &Pass, milliseconds: u64) {
-        // The kernel counts the flows of a pass together.
-        let cut = if pass.revoked.len() == 1 && !pass.cut_others {
-            "flows_cut"
-        } else {
-            "flows_cut_in_pass"
-        };
-        for departed in pass.revoked.values() {
-            let figures = json!({ "milliseconds": milliseconds, cut: pass.flows_cut });
-            self.ledger.audit(revoked_entry(departed, figures));
+            Self::Released { peer, name } => Some(released(*peer, name)),
+            Self::Ignored(Ignored::Policy(note)) => Some(AuditEntry {
+                status: AuditStatus::Warning,
+                ..entry(
+                    AuditEvent::PolicyIgnored,
+                    Entity::Policy(note.policy_id),
+                    note.to_string(),
+                    json!(note),
+                )
+            }),
+            _ => None,
         }
-    }
-
-    /// Takes in what the peers did since the last reading.
-    pub(super) fn take_traffic(&mut self, traffic: BTreeMap<PublicKey, Traffic>, now: Now) {
-        let Some(desired) = &self.desired else {
-            // Nobody to report of yet: the sessions begin with the next reading.
-            self.traffic = traffic;
-            return;
-        };
-        self.traffic = traffic;
-        if now.instant < self.due.handshakes {
-            return;
-        }
-        self.due.handshakes = now.instant + self.options.timing.report_interval;
-        let (handshakes, events) = self.sessions.update(&self.traffic, now.wall);
-        for (key, handshake) in handshakes {
-            if let Some(row) = desired.row_of(&key) {
-                self.ledger.handshake(row.device_id, handshake);
-            }
-        }
-        for entry in events.iter().filter_map(|event| session_entry(desired, event)) {
-            self.ledger.audit(entry);
-        }
-    }
-
-    /// One audit row for the start of the agent, once it knows its gateway and has done its work.
-    pub(super) fn say_started(&mut self) {
-        let Some(desired) = self.desired.as_ref().filter(|_| !self.started_told) else { return };
-        self.started_told = true;
-        self.ledger.audit(AuditEntry {
-            event: AuditEvent::GatewayStarted,
-            entity: Entity::Gateway(desired.gateway().id),
-            device_id: None,
-            ip_address: None,
-            status: AuditStatus::Success,
-            message: format!("the agent of {} started", desired.gateway().name),
-            metadata: json!({ "peers": desired.peers().len() }),
-        });
-    }
-
-    /// Remembers who the peers were that a new state no longer has.
-    pub(super) fn note_departed(&mut self, new: &DesiredState) {
-        let Some(old) = &self.desired else { return };
-        for key in old.peers().keys().filter(|key| !new.peers().contains_key(key)) {
-            if let Some(row) = old.row_of(key) {
-                self.departed.insert(*key, Departed::from(row));
-            }
-        }
-    }
-
-    /// Remembers which policies decide otherwise in a new state.
-    pub(super) fn note_policies(&mut self, new: &DesiredState) {
-        if let Some(old) = &self.desired {
-            self.policies_changed.extend(new.policies().changed_since(old.policies()));
-        }
-    }
-
-    /// Says each row's quarantine once, and once when it ends.
-    pub(super) fn say_quarantine(&mut self, actions: &mut Vec<Action>) {
-        let Some(desired) = &self.desired else { return };
-        let mut now_out = BTreeMap::new();
-        for (row, reason) in desired.quarantined() {
-            let (peer, name) = (row.id, peer_name(row));
-            if self.quarantine_said.get(&peer).is_none_or(|(said, _)| said != reason) {
-                self.ledger.audit(quarantine_entry(row, reason));
-                let (name, reason) = (name.clone(), reason.to_string());
-                actions.push(Action::Say(Note::Quarantined { peer, name, reason }));
-            }
-            now_out.insert(peer, (reason.clone(), name));
-        }
-        for (peer, (_, name)) in mem::replace(&mut self.quarantine_said, now_out) {
-            if !self.quarantine_said.contains_key(&peer) {
-                self.ledger.audit(released_entry(peer, &name));
-                actions.push(Action::Say(Note::Released { peer, name }));
-            }
-        }
-        self.say_ignored(actions);
-    }
-
-    /// Says once what of the policies and settings has no effect.
-    fn say_ignored(&mut self, actions: &mut Vec<Action>) {
-        let Some(desired) = &self.desired else { return };
-        let mut ignored = BTreeSet::new();
-        for note in desired.policy_notes() {
-            let what = note.to_string();
-            if !self.ignored_said.contains(&what) {
-                self.ledger.audit(AuditEntry {
-                    event: AuditEvent::PolicyIgnored,
-                    entity: Entity::Policy(note.policy_id),
-                    device_id: None,
-                    ip_address: None,
-                    status: AuditStatus::Warning,
-                    message: what.clone(),
-                    metadata: json!(note),
-                });
-                actions.push(Action::Say(Note::Ignored { what: what.clone() }));
-            }
-            ignored.insert(what);
-        }
-        for what in desired.setting_warnings().iter().map(ToString::to_string) {
-            if !self.ignored_said.contains(&what) {
-                actions.push(Action::Say(Note::Ignored { what: what.clone() }));
-            }
-            ignored.insert(what);
-        }
-        self.ignored_said = ignored;
     }
 }
 
-fn millis(took: Duration) -> u64 {
-    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+fn entry(event: AuditEvent, entity: Entity, message: String, metadata: Value) -> AuditEntry {
+    AuditEntry {
+        event,
+        entity,
+        device_id: None,
+        ip_address: None,
+        status: AuditStatus::Success,
+        message,
+        metadata,
+    }
+}
+
+fn released(peer: PeerId, name: &str) -> AuditEntry {
+    let message = format!("{name} is no longer quarantined");
+    entry(AuditEvent::PeerReleased, Entity::Peer(peer), message, json!({}))
+}
+
+/// The agent knows its gateway and has done its first work.
+pub(super) fn started(desired: &DesiredState) -> AuditEntry {
+    entry(
+        AuditEvent::GatewayStarted,
+        Entity::Gateway(desired.gateway().id),
+        format!("the agent of {} started", desired.gateway().name),
+        json!({ "peers": desired.peers().len() }),
+    )
+}
+
+/// A pass has come to its end, and these policies changed since the one before.
+pub(super) fn finished<'a>(
+    pass: &Pass,
+    policies: impl Iterator<Item = (&'a PolicyId, &'a Box<str>)>,
+    gateway_id: GatewayId,
+) -> Vec<AuditEntry> {
+    let milliseconds = millis(pass.took);
+    let mut entries = revoked(pass);
+    let figures = json!({ "milliseconds": milliseconds, "flows_cut": pass.flows_cut });
+    entries.extend(policies.map(|(id, name)| applied(*id, name, figures.clone())));
+    let (event, verb, status) = match &pass.drift {
+        Some(_) => (AuditEvent::DriftRepaired, "repaired drift", AuditStatus::Warning),
+        None => (AuditEvent::GatewaySynced, "brought up to date", AuditStatus::Success),
+    };
+    entries.push(AuditEntry {
+        status,
+        ..entry(
+            event,
+            Entity::Gateway(gateway_id),
+            format!("{verb}: {} steps in {milliseconds} ms", pass.steps),
+            json!({ "steps": pass.steps, "milliseconds": milliseconds, "first": &pass.first }),
+        )
+    });
+    entries
+}
+
+/// A pass was given up. What it did stays done.
+pub(super) fn unfinished(pass: &Pass, gateway_id: GatewayId) -> Vec<AuditEntry> {
+    let Pass { steps, applied, first, .. } = pass;
+    if *applied == 0 {
+        return Vec::new();
+    }
+    let milliseconds = millis(pass.took);
+    let mut entries = revoked(pass);
+    entries.push(AuditEntry {
+        status: AuditStatus::Warning,
+        ..entry(
+            AuditEvent::GatewaySynced,
+            Entity::Gateway(gateway_id),
+            format!("in part: {applied} of {steps} steps in {milliseconds} ms"),
+            json!({
+                "steps": steps, "applied": applied, "milliseconds": milliseconds, "first": first,
+            }),
+        )
+    });
+    entries
+}
+
+/// The peers that the pass cut off. The kernel counts the flows of a pass together.
+fn revoked(pass: &Pass) -> Vec<AuditEntry> {
+    let alone = pass.revoked.len() == 1 && !pass.cut_others;
+    let cut = if alone { "flows_cut" } else { "flows_cut_in_pass" };
+    let entries = pass.revoked.values().map(|departed| {
+        let name = super::note::name_of(&departed.username, &departed.device_name);
+        AuditEntry {
+            device_id: Some(departed.device_id),
+            ..entry(
+                AuditEvent::PeerRevoked,
+                Entity::Peer(departed.peer_id),
+                format!("{name} was cut off"),
+                json!({ "milliseconds": millis(pass.took), cut: pass.flows_cut }),
+            )
+        }
+    });
+    entries.collect()
+}
+
+/// A changed policy that the kernel follows now.
+pub(super) fn applied(id: PolicyId, name: &str, figures: Value) -> AuditEntry {
+    let message = format!("policy {} is in force as it stands now", Quoted(name));
+    entry(AuditEvent::PolicyApplied, Entity::Policy(id), message, figures)
+}
+
+/// What a peer's session did; `None`: no row has this peer any more.
+pub(super) fn session(desired: &DesiredState, event: &SessionEvent) -> Option<AuditEntry> {
+    let (key, audit_event, verb, endpoint, metadata) = match event {
+        SessionEvent::Connected { key, endpoint, .. } => {
+            (key, AuditEvent::PeerConnected, "connected", *endpoint, json!({}))
+        }
+        SessionEvent::Disconnected { key, .. } => {
+            (key, AuditEvent::PeerDisconnected, "disconnected", None, json!({}))
+        }
+        SessionEvent::Roamed { key, from, to } => {
+            let metadata = json!({ "from": from.to_string(), "to": to.to_string() });
+            (key, AuditEvent::PeerRoamed, "roamed", Some(*to), metadata)
+        }
+    };
+    let row = desired.row_of(key)?;
+    Some(AuditEntry {
+        device_id: Some(row.device_id),
+        ip_address: endpoint.map(|endpoint| endpoint.ip()),
+        ..entry(audit_event, Entity::Peer(row.id), format!("{} {verb}", peer_name(row)), metadata)
+    })
 }

@@ -1,82 +1,64 @@
 //! What the machine is told, and what it asks for.
 
 use std::fmt;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
+use super::error::DatabaseError;
 use super::ledger::Report;
-use crate::dataplane::{Glance, Outcome, Reading, SharedObserved};
-use crate::model::{BuildError, ChangedRows, PeerId, SnapshotRows};
-use crate::plan::guard::HeldBack;
-use crate::plan::{Plan, PlanError};
+use super::mode::Mode;
+use super::note::Note;
+use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
+use crate::model::{ChangedRows, SnapshotRows};
+use crate::plan::Plan;
 
-/// The two clocks, as values.
-#[derive(Debug, Clone, Copy)]
-pub struct Now {
-    pub instant: Instant,
-    pub wall: SystemTime,
-}
-
-/// How the agent learns of changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Woken by NOTIFY, with a slow poll for safety.
-    Listen,
-    /// Woken by the NOTIFY of whoever asked first: all ask at long intervals, and tell each other.
-    Turns,
-    /// Asks at a steady interval.
-    Poll,
-}
-
-/// Something happened. Never carries desired data but for the answers to a read.
+/// Something that happened. Only the answers to a read carry rows; everything else says "look
+/// again", so that it may be lost, doubled or late.
 #[derive(Debug)]
 pub enum Event {
     Connected {
         mode: Mode,
     },
-    /// The connection was lost, or could not be made.
+    /// The connection was lost or could not be made.
     Disconnected {
-        error: String,
+        error: DatabaseError,
     },
-    /// The database says: look again.
+    /// A notification from the database arrived.
     Notified,
-    /// The kernel says: look again.
+    /// The kernel announced a change.
     KernelChanged {
         why: String,
     },
-    /// Nobody tells of changes of these tables. None: of all somebody does.
-    Unwatched {
+    /// Changes to these tables are not announced. Empty: changes to all tables are.
+    Unannounced {
         tables: Vec<String>,
     },
-    Read(Result<ReadAnswer, String>),
-    /// The last good rows of an earlier run: the database has not answered yet.
-    Restored(Box<SnapshotRows>, Vec<ChangedRows>),
-    Observed(Result<Box<Reading>, String>),
-    Glanced(Result<Glance, String>),
+    Read(Result<ReadAnswer, DatabaseError>),
+    /// The last good rows of an earlier run, read because the database did not answer.
+    Restored(Box<LastGood>),
+    Observed(Result<Box<Reading>, DataplaneError>),
+    Glanced(Result<Glance, DataplaneError>),
     Applied(Outcome),
     Reported(Sent),
-    /// An operator wants everything compared.
+    /// An operator asked for a comparison of everything.
     Resync,
-    /// An operator confirms the removal that was held back.
+    /// An operator confirmed the removals that are held back.
     ConfirmRemovals,
-    /// Time went by.
+    /// Time passed.
     Tick,
 }
 
-impl Event {
-    /// Whether it may change what is desired.
-    pub(super) const fn brings_rows(&self) -> bool {
-        matches!(
-            self,
-            Self::Restored(..) | Self::Read(Ok(ReadAnswer::Changed(_) | ReadAnswer::Everything(_)))
-        )
-    }
+/// The last good rows of an earlier run.
+#[derive(Debug, PartialEq)]
+pub struct LastGood {
+    pub rows: SnapshotRows,
+    /// What changed since, oldest first.
+    pub changes: Vec<ChangedRows>,
 }
 
-/// What a read of the database gave.
+/// What a read of the database returned.
 #[derive(Debug)]
 pub enum ReadAnswer {
-    /// Nothing changed up to this time of the database.
+    /// Nothing had changed up to this time of the database.
     Unchanged {
         taken_at: SystemTime,
     },
@@ -87,41 +69,58 @@ pub enum ReadAnswer {
 /// What became of a report.
 #[derive(Debug, Default)]
 pub struct Sent {
-    /// What was not taken.
+    /// The part that was not taken.
     pub left: Report,
-    /// Audit entries that the database will never take, each with why.
+    /// Audit entries that the database will never take, each with the reason.
     pub refused: Vec<String>,
     /// Why something is left.
-    pub error: Option<String>,
+    pub error: Option<DatabaseError>,
 }
 
-/// Something to do. At most one of `Read`, `Observe`, `Glance` and `Apply` is under way at any time,
-/// but for the first `Read`, which does not wait for the first `Observe`.
+/// Something to do. At most one `Read`, `Observe`, `Glance` or `Apply` is under way at any time,
+/// except that the first `Read` does not wait for the first `Observe`.
 #[derive(Debug)]
 pub enum Action {
     Connect,
     Read(ReadKind),
+    /// Read everything of ours in the kernel.
     Observe,
-    /// Read back what does not grow with the peers.
+    /// Read the parts of the kernel's state whose size does not grow with the peers.
     Glance,
-    /// Makes the reading what the kernel acknowledges. The machine shares it, to tell meanwhile.
+    /// Apply the plan. The reading follows each acknowledged step; the machine shares it.
     Apply(Plan, SharedObserved),
-    /// Read the last good rows of an earlier run.
+    /// Load the last good rows of an earlier run.
     Restore,
-    /// Whether the rows that were read since the last word on them are to be the last good ones.
+    /// Tells the cache whether the rows read since the previous `Keep` may be persisted as last-good.
     Keep(Keep),
     Report(Report),
+    /// Write this to the journal.
     Say(Note),
 }
 
-/// A word on the rows that were read since the last word.
+impl Action {
+    /// Whether it begins new work on the kernel or on the database.
+    pub(super) const fn begins_work(&self) -> bool {
+        match self {
+            Self::Connect
+            | Self::Read(_)
+            | Self::Observe
+            | Self::Glance
+            | Self::Apply(..)
+            | Self::Restore => true,
+            Self::Keep(_) | Self::Report(_) | Self::Say(_) => false,
+        }
+    }
+}
+
+/// Whether rows may be persisted as last-good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// They are good, and so are those that a removal held back.
+    /// All rows read so far, including those that an earlier `Later` held back.
     All,
-    /// They are good; others still wait for the operator's word.
+    /// The rows read since the previous `Keep`; earlier ones still wait for the operator.
     These,
-    /// They remove so much that they wait for an operator's word.
+    /// Not yet: these rows remove so many peers that an operator must confirm first.
     Later,
 }
 
@@ -130,85 +129,6 @@ pub enum Keep {
 pub enum ReadKind {
     Changes,
     Everything,
-}
-
-/// Something an operator may want to read. Printed once, by the shell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    DatabaseUp {
-        mode: Mode,
-    },
-    DatabaseDown {
-        error: String,
-        retry_in: Duration,
-    },
-    ReadFailed {
-        error: String,
-    },
-    ObserveFailed {
-        error: String,
-    },
-    /// The gateway's own row cannot be right: the kernel is not touched.
-    CannotBuild(BuildError),
-    /// The interface is not ours: the kernel is not touched.
-    CannotPlan(PlanError),
-    HeldBack(HeldBack),
-    GatewayInactive,
-    /// The host is brought up from what an earlier run read last.
-    Restored {
-        as_of: std::time::SystemTime,
-    },
-    Synced {
-        steps: usize,
-        took: Duration,
-        first: Vec<String>,
-    },
-    DriftRepaired {
-        steps: usize,
-        first: Vec<String>,
-        why: String,
-    },
-    StepRefused {
-        step: String,
-        error: String,
-    },
-    NotConverged {
-        steps: usize,
-        first: Vec<String>,
-        retry_in: Duration,
-    },
-    Quarantined {
-        peer: PeerId,
-        name: String,
-        reason: String,
-    },
-    Released {
-        peer: PeerId,
-        name: String,
-    },
-    /// Part of a setting or a policy has no effect.
-    Ignored {
-        what: String,
-    },
-    NotifyMissed,
-    /// Nobody tells of changes of these tables.
-    Unwatched {
-        tables: Vec<String>,
-    },
-    /// Of all somebody does again.
-    Watched,
-    ReportFailed {
-        error: String,
-    },
-    /// So many audit entries are lost: the database refuses what they say.
-    AuditRefused {
-        entries: usize,
-        first: String,
-    },
-    Stale {
-        since: Duration,
-        policy: super::StalePolicy,
-    },
 }
 
 impl fmt::Display for ReadKind {

@@ -3,12 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use serde_json::{Value, json};
-
-use super::session::{Seen, SessionEvent};
-use crate::model::policy::{Plain, Quoted};
-use crate::model::{Departed, DesiredState, DeviceId, PeerId, PeerRow, PolicyId, Reason};
-use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
+use super::session::Seen;
+use crate::model::DeviceId;
+use crate::store::AuditEntry;
 
 /// More audit entries than this are not kept while the database is away.
 const MAX_AUDIT_ENTRIES: usize = 10_000;
@@ -31,17 +28,24 @@ impl Report {
 
 /// Collects what is to be reported, and keeps it until the database has taken it.
 #[derive(Debug, Clone, Default)]
-pub struct Ledger {
+pub(super) struct Ledger {
     open: Report,
-    /// Nobody takes anything: what is kept must not grow for ever.
-    pub database_is_away: bool,
+    /// The database takes nothing now: what is kept must not grow for ever.
+    database_is_away: bool,
     /// Audit entries that were dropped because the database was away for too long.
-    pub dropped_audit_entries: u64,
-    /// Audit entries that the database refused for what they say.
-    pub refused_audit_entries: u64,
+    dropped: u64,
 }
 
 impl Ledger {
+    pub const fn database_is_away(&mut self, away: bool) {
+        self.database_is_away = away;
+    }
+
+    /// Audit entries that were dropped because the database was away for too long.
+    pub const fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
     /// Notes that the kernel was proven equal as of this time of the database.
     pub fn synced(&mut self, as_of: SystemTime) {
         self.open.synced_as_of = self.open.synced_as_of.max(Some(as_of));
@@ -52,8 +56,8 @@ impl Ledger {
         self.open.synced_as_of = None;
     }
 
-    /// Notes a device's handshake, of whichever of its peers. It goes on the series that was not
-    /// reported yet, unless a new session is known to have begun.
+    /// Notes a handshake of any of a device's peers. It continues the series that was not reported
+    /// yet, unless a new session is known to have begun.
     pub fn handshake(&mut self, device_id: DeviceId, handshake: Seen) {
         let kept = self.open.handshakes.entry(device_id).or_insert(handshake);
         let session_since = kept.session_since.max(handshake.session_since);
@@ -68,7 +72,7 @@ impl Ledger {
         if !self.database_is_away || self.open.audit.len() < MAX_AUDIT_ENTRIES {
             self.open.audit.push(entry);
         } else {
-            self.dropped_audit_entries += 1;
+            self.dropped += 1;
         }
     }
 
@@ -89,117 +93,24 @@ impl Ledger {
         }
     }
 
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 }
 
-/// "alice's laptop", as everybody calls that peer.
-#[must_use]
-pub fn peer_name(row: &PeerRow) -> String {
-    name_of(&row.username, &row.device_name)
-}
-
-/// The same for names without a row. On one line, whatever somebody typed.
-#[must_use]
-pub fn name_of(username: &str, device_name: &str) -> String {
-    format!("{}'s {}", Plain(username), Plain(device_name))
-}
-
-/// The audit entry for a peer that was cut off.
-#[must_use]
-pub fn revoked_entry(departed: &Departed, figures: Value) -> AuditEntry {
-    AuditEntry {
-        event: AuditEvent::PeerRevoked,
-        entity: Entity::Peer(departed.peer_id),
-        device_id: Some(departed.device_id),
-        ip_address: None,
-        status: AuditStatus::Success,
-        message: format!("{} was cut off", name_of(&departed.username, &departed.device_name)),
-        metadata: figures,
-    }
-}
-
-/// The audit entry for a changed policy that the kernel follows now.
-#[must_use]
-pub fn applied_entry(id: PolicyId, name: &str, figures: Value) -> AuditEntry {
-    AuditEntry {
-        event: AuditEvent::PolicyApplied,
-        entity: Entity::Policy(id),
-        device_id: None,
-        ip_address: None,
-        status: AuditStatus::Success,
-        message: format!("policy {} is in force as it stands now", Quoted(name)),
-        metadata: figures,
-    }
-}
-
-/// The audit entry for what a peer's session did.
-#[must_use]
-pub fn session_entry(desired: &DesiredState, event: &SessionEvent) -> Option<AuditEntry> {
-    let (key, audit_event, verb, endpoint, metadata) = match event {
-        SessionEvent::Connected { key, endpoint, .. } => {
-            (key, AuditEvent::PeerConnected, "connected", *endpoint, json!({}))
-        }
-        SessionEvent::Disconnected { key, .. } => {
-            (key, AuditEvent::PeerDisconnected, "disconnected", None, json!({}))
-        }
-        SessionEvent::Roamed { key, from, to } => {
-            let metadata = json!({ "from": from.to_string(), "to": to.to_string() });
-            (key, AuditEvent::PeerRoamed, "roamed", Some(*to), metadata)
-        }
-    };
-    let row = desired.row_of(key)?;
-    Some(AuditEntry {
-        event: audit_event,
-        entity: Entity::Peer(row.id),
-        device_id: Some(row.device_id),
-        ip_address: endpoint.map(|endpoint| endpoint.ip()),
-        status: AuditStatus::Success,
-        message: format!("{} {verb}", peer_name(row)),
-        metadata,
-    })
-}
-
-/// The audit entry for a row that is left out.
-#[must_use]
-pub fn quarantine_entry(row: &PeerRow, reason: &Reason) -> AuditEntry {
-    AuditEntry {
-        event: AuditEvent::PeerQuarantined,
-        entity: Entity::Peer(row.id),
-        device_id: Some(row.device_id),
-        ip_address: None,
-        status: AuditStatus::Warning,
-        message: format!("{}: {reason}", peer_name(row)),
-        metadata: json!({ "reason": reason.code() }),
-    }
-}
-
-/// The audit entry for a row that was left out, and is not any more: it is obeyed or gone.
-#[must_use]
-pub fn released_entry(peer: PeerId, name: &str) -> AuditEntry {
-    AuditEntry {
-        event: AuditEvent::PeerReleased,
-        entity: Entity::Peer(peer),
-        device_id: None,
-        ip_address: None,
-        status: AuditStatus::Success,
-        message: format!("{name} is no longer quarantined"),
-        metadata: json!({}),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::model::PolicyId;
 
     fn entry() -> AuditEntry {
-        applied_entry(PolicyId(uuid::Uuid::nil()), "intranet", json!({}))
+        super::super::audit::applied(PolicyId(uuid::Uuid::nil()), "intranet", json!({}))
     }
 
     #[test]
-    fn handshakes_that_wait_are_told_from_the_first_to_the_last() {
+    fn waiting_handshakes_are_reported_as_one_series() {
         let device = DeviceId(uuid::Uuid::nil());
         let at = |secs| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(secs);
         let seen = |secs| Seen { first_at: at(secs), at: at(secs), session_since: None };
@@ -216,13 +127,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_comes_while_the_database_is_away_is_ever_dropped() {
+    fn audit_entries_are_dropped_only_while_the_database_is_away() {
         let mut ledger = Ledger::default();
         (0..=MAX_AUDIT_ENTRIES).for_each(|_| ledger.audit(entry()));
         assert_eq!(ledger.take().audit.len(), MAX_AUDIT_ENTRIES + 1);
-        ledger.database_is_away = true;
+        ledger.database_is_away(true);
         (0..=MAX_AUDIT_ENTRIES).for_each(|_| ledger.audit(entry()));
-        assert_eq!(ledger.dropped_audit_entries, 1);
+        assert_eq!(ledger.dropped, 1);
         assert_eq!(ledger.take().audit.len(), MAX_AUDIT_ENTRIES);
     }
 }

@@ -1,47 +1,54 @@
 //! The loop: listen, read, plan, apply, prove, report, wait.
 //!
-//! Its core, [`Machine`], is a state machine fed with events and time as values, so that whole
-//! lives of an agent can be simulated. The shell around it carries out what the machine asks for.
+//! Its core, [`Machine`], is a state machine that takes events and time as values, so that whole
+//! lives of an agent can be simulated. It consists of parts with private state; only the machine
+//! sees two of them. The shell around it carries out what the machine asks for, and the views show
+//! what it knows.
 
-mod advance;
-mod ask;
-mod attach;
 mod audit;
-mod beat;
-mod blocked;
-mod cache;
-mod database;
-mod end;
+mod clock;
+mod comparison;
+mod difference;
+mod error;
 mod event;
-mod explain;
-mod kernel;
-mod lately;
+mod hold;
+mod host;
 mod ledger;
 mod machine;
+mod mirror;
 mod mode;
+mod note;
+mod notices;
+mod notifications;
+mod options;
+mod outbox;
 mod pass;
-mod preview;
-mod resync;
+mod proof;
+mod row_status;
 mod rows;
-mod say;
 mod session;
 mod shell;
+mod source;
 mod stale;
-pub mod status;
-mod summary;
-mod timers;
-mod timing;
+mod view;
 
-pub use ask::Ask;
-pub use cache::{Cache, CacheError};
-pub use event::{Action, Event, Keep, Mode, Note, Now, ReadAnswer, ReadKind, Sent};
-pub use explain::parse_destination;
+pub use clock::Now;
+pub use error::{DatabaseError, RunError};
+pub use event::{Action, Event, Keep, LastGood, ReadAnswer, ReadKind, Sent};
+pub use host::Host;
 pub use ledger::Report;
-pub use machine::{Machine, MachineOptions, Obstacle, Proven, Totals};
-pub use mode::{Chosen, SyncMode, Until, choose};
+pub use machine::Machine;
+pub use mode::Mode;
+pub use note::{Ignored, Note};
+pub use options::{MachineOptions, StaleOptions, StalePolicy, SyncMode, Timing};
 pub use pass::PassFigures;
-pub use preview::{PreviewError, preview, preview_explanation};
+pub use proof::Proven;
 pub use session::{SESSION_SECS, Seen, SessionEvent, Sessions};
-pub use shell::{Host, Options, ROUND_AT_MOST, RunError, run, run_once};
-pub use stale::{StaleOptions, StalePolicy};
-pub use timing::Timing;
+pub use shell::{
+    Ask, Cache, CacheError, Chosen, NothingHeldBack, Options, ROUND_AT_MOST, Until, choose, run,
+    run_once,
+};
+pub use view::{
+    Answers, ExplainError, Obstacle, PreviewError, ResyncError, Totals, View, parse_destination,
+    preview, preview_explanation, status,
+};

@@ -1,60 +1,71 @@
-//! One pass: plan, guard, apply, and prove by planning again.
+//! Passes: from the first step that changes the kernel to the proof that nothing differs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Machine;
-use super::database::chain;
-use super::event::{Action, Keep, Note, Now};
-use super::lately::Trouble;
-use super::machine::{Obstacle, Proven, Trust};
-use crate::dataplane::{Outcome, Reading, RefusedStep, SharedObserved};
-use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
-use crate::plan::guard::{Guard, HeldBack, plan_guarded};
-use crate::plan::{Held, Plan, PlanError, Scope, Step, plan};
+use super::clock::Now;
+use super::note::Note;
+use crate::causes::causes;
+use crate::dataplane::{Outcome, RefusedStep};
+use crate::model::{Departed, ObservedState, PublicKey};
+use crate::plan::{Plan, PlanError, Step};
 use crate::store::Backoff;
 
-/// A pass that changes this often without coming to rest is given up for a while.
+/// A pass that plans this often without coming to rest is given up for a while.
 const MAX_ATTEMPTS: u32 = 3;
 /// So many lines of a plan are printed in full.
-const FIRST_LINES: usize = 8;
+pub(super) const FIRST_LINES: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Passes {
+    current: Option<Pass>,
+    last: Option<PassFigures>,
+    /// When what was refused is tried again.
+    retry_at: Option<Instant>,
+    obstacle: Option<PassObstacle>,
+    /// Shared by reading the kernel and changing it: both wait for the same kernel.
+    backoff: Backoff,
+    totals: PassTotals,
+}
+
+/// Why the last pass did not come to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum PassObstacle {
+    Plan(PlanError),
+    Refused { steps: usize, first: String },
+}
+
+/// Figures that only grow.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PassTotals {
+    pub passes: u64,
+    pub steps: u64,
+    pub refused_steps: u64,
+    pub drift_repairs: u64,
+    pub flows_cut: u64,
+}
 
 /// A pass that has begun to change the kernel.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Pass {
-    pub started: Instant,
+    started: Instant,
     attempts: u32,
     /// Steps that were tried.
     pub steps: usize,
-    /// Steps that the kernel acknowledged and that changed something: not that flows were cut.
+    /// Steps that the kernel acknowledged and that changed something; cutting flows does not count.
     pub applied: usize,
+    /// The first steps in full.
     pub first: Vec<String>,
-    /// Nobody changed a row: somebody changed the kernel.
+    /// No row changed: another program changed the kernel. What announced that.
     pub drift: Option<String>,
     pub revoked: BTreeMap<PublicKey, Departed>,
     pub flows_cut: u64,
-    /// Flows were cut of others, too, than those revoked.
+    /// Flows of other peers than those revoked were cut, too.
     pub cut_others: bool,
+    /// The plan under way cuts flows.
     cutting: bool,
     refused: usize,
-}
-
-impl Pass {
-    fn figures(&self, now: Now, lag: Option<Duration>) -> PassFigures {
-        let took = now.instant.duration_since(self.started);
-        PassFigures { at: now.wall, took, lag, steps: self.steps, refused: self.refused }
-    }
-
-    /// One of its steps is left out for good.
-    pub fn gives_up(&mut self, step: &str) {
-        self.steps = self.steps.saturating_sub(1);
-        self.first.retain(|line| line != step);
-    }
-
-    /// Rows changed meanwhile: what it still has to do says nothing of what it did.
-    pub(super) const fn forgive(&mut self) {
-        self.attempts = 0;
-    }
+    pub took: Duration,
 }
 
 /// What the last pass that had something to change came to.
@@ -62,143 +73,200 @@ impl Pass {
 pub struct PassFigures {
     pub at: SystemTime,
     pub took: Duration,
-    /// From when its oldest change was heard of, or was begun to be read, to the proof. `None`: it
-    /// was not proven, or no row had changed.
+    /// From when its oldest change was announced, or began to be read, to the proof. `None`: it was
+    /// not proven, or no row had changed.
     pub lag: Option<Duration>,
     pub steps: usize,
-    /// Of these the kernel refused so many.
+    /// How many of these the kernel refused.
     pub refused: usize,
 }
 
-impl Machine {
-    pub(super) fn take_reading(
+/// What readers see.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PassView<'a> {
+    pub last: Option<PassFigures>,
+    pub obstacle: Option<&'a PassObstacle>,
+    pub totals: PassTotals,
+}
+
+impl Passes {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            current: None,
+            last: None,
+            retry_at: None,
+            obstacle: None,
+            backoff: Backoff::new(seed),
+            totals: PassTotals::default(),
+        }
+    }
+
+    pub const fn view(&self) -> PassView<'_> {
+        PassView { last: self.last, obstacle: self.obstacle.as_ref(), totals: self.totals }
+    }
+
+    pub const fn is_under_way(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// When what was refused is tried again.
+    pub const fn due(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Whether it is time to try again.
+    pub fn let_time_pass(&mut self, now: Instant) -> bool {
+        self.retry_at.take_if(|at| *at <= now).is_some()
+    }
+
+    /// Whether a plan may be made, or what was refused must wait.
+    pub const fn may_plan(&self) -> bool {
+        self.retry_at.is_none()
+    }
+
+    /// What was refused is tried again now. Says whether anything was.
+    pub fn retry_now(&mut self) -> bool {
+        self.retry_at.take().is_some()
+    }
+
+    /// Rows changed: what the pass still has to do says nothing about what it did.
+    pub const fn forgive(&mut self) {
+        if let Some(pass) = &mut self.current {
+            pass.attempts = 0;
+        }
+    }
+
+    /// Whether the pass has planned too often without coming to rest.
+    pub fn is_restless(&self) -> bool {
+        self.current.as_ref().is_some_and(|pass| pass.attempts >= MAX_ATTEMPTS)
+    }
+
+    /// Applying a plan begins. `drift`: no row changed, and this announced the difference.
+    pub fn begin(
         &mut self,
-        reading: Result<Reading, String>,
-        now: Now,
-        actions: &mut Vec<Action>,
+        planned: &Plan,
+        revoked: BTreeMap<PublicKey, Departed>,
+        observed: &ObservedState,
+        drift: Option<String>,
+        now: Instant,
     ) {
-        self.due.last_observed = Some(now.instant);
-        let reading = match reading {
-            Ok(reading) => reading,
-            Err(error) => {
-                self.obstacles.reading = Some(Obstacle::Observe(error.clone()));
-                self.proven = None;
-                self.due.compare = now.instant + self.backoffs.pass.next_wait();
-                self.complain(Trouble::Kernel, Note::ObserveFailed { error }, now, actions);
-                return;
-            }
-        };
-        self.obstacles.reading = None;
-        let took = now.instant.duration_since(self.due.observing_since);
-        self.due.compare_interval = self.options.timing.compare_interval_after(took);
-        self.due.compare = self.due.observing_since + self.due.compare_interval;
-        self.backend = reading.backend;
-        let guarded = self.observed.as_ref().is_some_and(|former| self.is_guarded(&former.read()));
-        if guarded && !self.is_guarded(&reading.state) {
-            // Whatever else the kernel refuses: nothing is filtered now.
-            self.due.retry_pass = None;
-        }
-        self.observed = Some(reading.state.into());
-        self.trust = Trust::Fresh;
-        self.scope = Scope::Everything;
-        self.take_traffic(reading.traffic, now);
-        self.suspend_the_disconnected(now);
-    }
-
-    fn is_guarded(&self, observed: &ObservedState) -> bool {
-        let interface = self.options.local.interface.as_str();
-        observed.firewall.as_ref().is_some_and(|table| table.guards(interface))
-    }
-
-    /// Whether something may differ, and may be planned.
-    pub(super) fn is_to_plan(&self, now: Now) -> bool {
-        !self.scope.is_nothing()
-            && (self.desired.is_some() && self.obstacles.rows.is_none() || self.suspends())
-            && self.observed.is_some()
-            && self.trust != Trust::Doubtful
-            && self.due.retry_pass.is_none_or(|at| at <= now.instant)
-    }
-
-    /// Plans what is in scope, and begins to apply it or proves that nothing differs.
-    pub(super) fn next_step(&mut self, now: Now, actions: &mut Vec<Action>) {
-        // The whole is judged by a reading, where one is wanted.
-        let wait = self.scope == Scope::Everything
-            && self.trust == Trust::Kept
-            && self.observe_wanted.is_some();
-        if wait || !self.is_to_plan(now) {
-            return;
-        }
-        let Some(observed) = self.observed.clone() else { return };
-        let observed = observed.read();
-        let (planned, staying) = match self.plan(&observed, now) {
-            Ok(planned) => planned,
-            Err(error) => return self.meet(error, now, actions),
-        };
-        let wanted = self.desired.as_ref().map(DesiredState::peers);
-        let gone = |key: &PublicKey| {
-            !observed.peers.contains_key(key) || wanted.is_some_and(|it| it.contains_key(key))
-        };
-        self.confirmed.retain(|key| !gone(key));
-        let present = observed.peers.len();
-        drop(observed);
-        self.hold(staying, present, actions);
-        let planned = self.less_blocked(planned);
-        if planned.is_empty() {
-            return self.prove(now, actions);
-        }
-        if self.pass.as_ref().is_some_and(|pass| pass.attempts >= MAX_ATTEMPTS) {
-            return self.give_up_for_now(&planned, now, actions);
-        }
-        self.begin_apply(planned, now, actions);
-    }
-
-    fn plan(&self, observed: &ObservedState, now: Now) -> Result<(Plan, Held), PlanError> {
-        let Some(desired) = &self.desired else {
-            return Ok((self.withdrawal(observed, now), Held::default()));
-        };
-        if self.suspends() {
-            // That they go is meant.
-            return Ok((plan(desired, observed, &self.scope)?, Held::default()));
-        }
-        let limit = self.options.max_removed;
-        let guard = Guard { limit, held: &self.staying, confirmed: &self.confirmed };
-        plan_guarded(desired, observed, &self.scope, guard)
-    }
-
-    /// Notes whose removal waits, and says what becomes of the rows that were read.
-    fn hold(&mut self, staying: Held, present: usize, actions: &mut Vec<Action>) {
-        let (removed, limit) = (staying.peers().len(), self.options.max_removed);
-        let more = staying.peers().iter().any(|key| !self.staying.peers().contains(key));
-        self.held = (removed > 0).then_some(HeldBack { removed, present, limit });
-        if let Some(held) = self.held {
-            self.proven = None;
-            if staying.peers() != self.staying.peers() {
-                actions.push(Action::Say(Note::HeldBack(held)));
+        let pass = self.current.get_or_insert_with(|| Pass::new(drift, now));
+        pass.attempts += 1;
+        pass.steps += planned.steps().len();
+        let room = FIRST_LINES.saturating_sub(pass.first.len());
+        pass.first.extend(planned.steps().iter().take(room).map(ToString::to_string));
+        pass.revoked.extend(revoked);
+        let (mut cut, mut removed) = (0, 0);
+        for step in planned.steps() {
+            match step {
+                Step::RemovePeer { key } => {
+                    let peer = observed.peers.get(key);
+                    removed += peer.map_or(0, |peer| peer.allowed_ips.as_slice().len());
+                }
+                Step::CutFlows { prefixes } => cut = prefixes.len(),
+                _ => {}
             }
         }
-        self.staying = staying;
-        if self.suspends() {
-            // It is not the rows that decide now: the word on them waits until they can be read.
-            return;
-        }
-        let keep = match self.held {
-            None => Keep::All,
-            Some(_) if more => Keep::Later,
-            Some(_) => Keep::These,
-        };
-        if std::mem::take(&mut self.keep_wanted) || (self.keep_waits && keep == Keep::All) {
-            self.keep_waits = keep != Keep::All;
-            actions.push(Action::Keep(keep));
+        pass.cutting = cut > 0;
+        pass.cut_others |= cut > removed;
+    }
+
+    /// Applying a plan ended. Returns the peers that were to be removed and are still in the kernel.
+    pub fn applied(
+        &mut self,
+        outcome: &Outcome,
+        observed: Option<&ObservedState>,
+    ) -> BTreeMap<PublicKey, Departed> {
+        self.totals.steps += outcome.applied as u64;
+        self.totals.refused_steps += outcome.refused.len() as u64;
+        self.totals.flows_cut += outcome.flows_cut as u64;
+        let Some(pass) = &mut self.current else { return BTreeMap::new() };
+        pass.applied += outcome.applied.saturating_sub(usize::from(pass.cutting));
+        pass.flows_cut += outcome.flows_cut as u64;
+        pass.refused += outcome.refused.len();
+        let revoked = std::mem::take(&mut pass.revoked);
+        let stays =
+            |key: &PublicKey| observed.is_some_and(|observed| observed.peers.contains_key(key));
+        let (stayed, gone) = revoked.into_iter().partition(|(key, _)| stays(key));
+        pass.revoked = gone;
+        stayed
+    }
+
+    /// The pass leaves this step out for good.
+    pub fn give_up_step(&mut self, step: &Step) {
+        if let Some(pass) = &mut self.current {
+            let line = step.to_string();
+            pass.steps = pass.steps.saturating_sub(1);
+            pass.first.retain(|first| *first != line);
         }
     }
 
-    fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {
-        let Some(observed) = self.observed.clone() else { return };
-        // Until the job ends.
-        self.trust = Trust::Doubtful;
-        let drift = (!self.rows_changed).then(|| self.observing.clone());
-        let pass = self.pass.get_or_insert_with(|| Pass {
-            started: now.instant,
+    /// No plan can be made.
+    pub fn cannot_plan(&mut self, error: PlanError) {
+        self.obstacle = Some(PassObstacle::Plan(error));
+    }
+
+    /// The kernel did not acknowledge these steps.
+    pub fn refused(&mut self, steps: &[RefusedStep]) {
+        if let Some(RefusedStep { step, error }) = steps.first() {
+            let first = format!("{step}: {}", causes(error.as_ref()));
+            self.obstacle = Some(PassObstacle::Refused { steps: steps.len(), first });
+        }
+    }
+
+    /// The kernel acknowledges steps, and these are still to do. Returns the first of them in full.
+    pub fn not_converged(&mut self, left: &Plan) -> Vec<String> {
+        let steps = left.steps();
+        let lines: Vec<_> = steps.iter().take(FIRST_LINES).map(ToString::to_string).collect();
+        let first = lines.first().cloned().unwrap_or_default();
+        self.obstacle = Some(PassObstacle::Refused { steps: steps.len(), first });
+        lines
+    }
+
+    /// The next wait before the kernel is read or changed again.
+    pub fn next_wait(&mut self) -> Duration {
+        self.backoff.next_wait()
+    }
+
+    /// Tries again after a while, which is returned. What is refused time after time is not worth
+    /// more readings than there are anyway: one each `reading_interval`.
+    pub fn retry_later(&mut self, reading_interval: Duration, now: Instant) -> Duration {
+        let wait = self.backoff.next_wait();
+        let lasts = wait >= Backoff::LAST / 2;
+        let wait = if lasts { wait.max(reading_interval) } else { wait };
+        self.retry_at = Some(now + wait);
+        wait
+    }
+
+    /// The pass is given up; what it did stays done.
+    pub fn leave(&mut self, now: Now) -> Option<Pass> {
+        let mut pass = self.current.take()?;
+        self.last = Some(pass.end(None, now));
+        Some(pass)
+    }
+
+    /// Nothing differs. Returns the pass that this ends, if it changed anything. `whole`: everything
+    /// was compared.
+    pub fn prove(&mut self, whole: bool, changed_since: Option<Instant>, now: Now) -> Option<Pass> {
+        self.retry_at = None;
+        self.totals.passes += 1;
+        if whole {
+            self.backoff.reset();
+            self.obstacle = None;
+        }
+        let mut pass = self.current.take().filter(|pass| pass.steps > 0)?;
+        let since = changed_since.filter(|_| pass.drift.is_none());
+        let lag = since.map(|since| now.instant.duration_since(since));
+        self.last = Some(pass.end(lag, now));
+        self.totals.drift_repairs += u64::from(pass.drift.is_some());
+        Some(pass)
+    }
+}
+
+impl Pass {
+    fn new(drift: Option<String>, now: Instant) -> Self {
+        Self {
+            started: now,
             attempts: 0,
             steps: 0,
             applied: 0,
@@ -209,171 +277,84 @@ impl Machine {
             cut_others: false,
             cutting: false,
             refused: 0,
-        });
-        pass.attempts += 1;
-        pass.steps += planned.steps().len();
-        let room = FIRST_LINES.saturating_sub(pass.first.len());
-        pass.first.extend(planned.steps().iter().take(room).map(ToString::to_string));
-        let reading = observed.read();
-        let (mut cut, mut revoked) = (0, 0);
-        for step in planned.steps() {
-            match step {
-                Step::RemovePeer { key } => {
-                    let departed = self.departed.remove(key);
-                    pass.revoked.extend(departed.map(|departed| (*key, departed)));
-                    let had = reading.peers.get(key).map(|peer| peer.allowed_ips.as_slice());
-                    revoked += had.map_or(0, <[_]>::len);
-                }
-                Step::CutFlows { prefixes } => cut = prefixes.len(),
-                _ => {}
-            }
-        }
-        drop(reading);
-        pass.cutting = cut > 0;
-        pass.cut_others |= cut > revoked;
-        // From here until the next proof the kernel is not known to be equal.
-        self.begin(Action::Apply(planned, observed), actions);
-    }
-
-    pub(super) fn take_outcome(
-        &mut self,
-        mut outcome: Outcome,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        self.trust = Trust::Kept;
-        self.totals.steps += outcome.applied as u64;
-        self.totals.refused_steps += outcome.refused.len() as u64;
-        self.totals.flows_cut += outcome.flows_cut as u64;
-        if let Some(pass) = &mut self.pass {
-            pass.applied += outcome.applied.saturating_sub(usize::from(pass.cutting));
-            pass.flows_cut += outcome.flows_cut as u64;
-            pass.refused += outcome.refused.len();
-            let there = self.observed.as_ref().map(SharedObserved::read);
-            let stayed =
-                |key: &PublicKey| there.as_ref().is_some_and(|there| there.peers.contains_key(key));
-            let revoked = std::mem::take(&mut pass.revoked);
-            let (stayed, gone) = revoked.into_iter().partition(|(key, _)| stayed(key));
-            pass.revoked = gone;
-            self.departed.extend::<BTreeMap<_, _>>(stayed);
-        }
-        self.block_routes(&mut outcome, now, actions);
-        let Some(RefusedStep { step, error }) = outcome.refused.first() else {
-            if self.scope == Scope::Everything {
-                self.observe_wanted = Some("verify".into());
-            }
-            return;
-        };
-        let first = format!("{step}: {}", chain(error.as_ref()));
-        for RefusedStep { step, error } in outcome.refused.iter().take(FIRST_LINES) {
-            let (step, error) = (step.to_string(), chain(error.as_ref()));
-            self.complain(Trouble::Kernel, Note::StepRefused { step, error }, now, actions);
-        }
-        self.proven = None;
-        self.obstacles.pass = Some(Obstacle::Refused { steps: outcome.refused.len(), first });
-        self.retry_later(now);
-    }
-
-    /// The agent ends: what a pass did so far is told.
-    pub(super) fn leave(&mut self, now: Now) {
-        if let Some(pass) = self.pass.take() {
-            self.leave_unfinished(&pass, now);
+            took: Duration::ZERO,
         }
     }
 
-    /// Tries again after a while, from a reading made then.
-    fn retry_later(&mut self, now: Now) -> Duration {
-        let wait = self.backoffs.pass.next_wait();
-        // What is refused time after time is not worth more readings than there are anyway.
-        let lasts = wait >= Backoff::LAST / 2;
-        let delay = if lasts { wait.max(self.due.compare_interval) } else { wait };
-        self.due.retry_pass = Some(now.instant + delay);
-        self.due.compare = now.instant + delay;
-        self.scope = Scope::Everything;
-        self.trust = Trust::Doubtful;
-        if let Some(pass) = self.pass.take() {
-            self.last_pass = Some(pass.figures(now, None));
-            self.leave_unfinished(&pass, now);
-        }
-        delay
-    }
-
-    /// What waits to be tried again is tried now, as soon as the kernel is read.
-    pub(super) fn retry_now(&mut self) {
-        if self.due.retry_pass.take().is_some() {
-            self.observe_wanted.get_or_insert_with(|| "retry".into());
+    /// What the pass did, for the operator.
+    pub fn into_note(self) -> Note {
+        let Self { steps, first, took, .. } = self;
+        match self.drift {
+            Some(why) => Note::DriftRepaired { steps, first, why },
+            None => Note::Synced { steps, took, first },
         }
     }
 
-    fn give_up_for_now(&mut self, planned: &Plan, now: Now, actions: &mut Vec<Action>) {
-        let first: Vec<String> =
-            planned.steps().iter().take(FIRST_LINES).map(ToString::to_string).collect();
-        let steps = planned.steps().len();
-        self.proven = None;
-        let one = first.first().cloned().unwrap_or_default();
-        self.obstacles.pass = Some(Obstacle::Refused { steps, first: one });
-        let retry_in = self.retry_later(now);
-        let note = Note::NotConverged { steps, first, retry_in };
-        self.complain(Trouble::Kernel, note, now, actions);
+    fn end(&mut self, lag: Option<Duration>, now: Now) -> PassFigures {
+        self.took = now.instant.duration_since(self.started);
+        let (took, steps, refused) = (self.took, self.steps, self.refused);
+        PassFigures { at: now.wall, took, lag, steps, refused }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Now {
+        Now { instant: Instant::now(), wall: SystemTime::UNIX_EPOCH }
     }
 
-    fn meet(&mut self, error: PlanError, now: Now, actions: &mut Vec<Action>) {
-        let obstacle = Some(Obstacle::Plan(error.clone()));
-        if self.obstacles.pass != obstacle {
-            actions.push(Action::Say(Note::CannotPlan(error)));
-        }
-        self.obstacles.pass = obstacle;
-        self.proven = None;
-        self.retry_later(now);
+    fn plan(steps: usize) -> Plan {
+        let route = |number| format!("10.9.{number}.0/24").parse().unwrap();
+        Plan::new((0..steps).map(|number| Step::AddRoute { prefix: route(number) }).collect())
     }
 
-    /// Nothing differs within the scope: what was a plan is now a proof.
-    fn prove(&mut self, now: Now, actions: &mut Vec<Action>) {
-        // While the kernel cannot be read, what was read before proves nothing.
-        let readable = self.obstacles.reading.is_none();
-        let whole = self.scope == Scope::Everything && readable;
-        // A beat is the proof of a reading, not of what we remember.
-        let read_back = std::mem::take(&mut self.glanced) || self.trust == Trust::Fresh;
-        self.trust = Trust::Kept;
-        self.scope = Scope::nothing();
-        self.due.retry_pass = None;
-        let policies = std::mem::take(&mut self.policies_changed);
-        if whole {
-            self.backoffs.pass.reset();
-            self.lately.forget(Trouble::Kernel);
-            self.obstacles.pass = None;
-            self.departed.retain(|key, _| self.staying.peers().contains(key));
+    fn begin(passes: &mut Passes, steps: usize, now: Now) {
+        let observed = ObservedState::default();
+        passes.begin(&plan(steps), BTreeMap::new(), &observed, None, now.instant);
+    }
+
+    #[test]
+    fn a_pass_that_never_rests_is_given_up_unless_rows_change() {
+        let (mut passes, now) = (Passes::new(1), now());
+        for _ in 0..MAX_ATTEMPTS {
+            assert!(!passes.is_restless());
+            begin(&mut passes, 1, now);
         }
-        self.rows_changed = false;
-        self.totals.passes += 1;
-        self.say_started();
-        // A part only extends a whole.
-        if readable
-            && (whole || self.proven.is_some())
-            && self.held.is_none()
-            && self.obstacles.rows.is_none()
-            && let Some(desired) = &self.desired
-        {
-            if whole {
-                self.resyncs.proves();
-            }
-            let as_of = desired.as_of();
-            let first = self.proven.replace(Proven { as_of, at: now.wall }).is_none();
-            let beat = read_back && self.take_beat();
-            if first || beat || self.pass.is_some() {
-                self.tell_synced(as_of);
-                if read_back {
-                    // It is the beat that was due by now.
-                    self.due.heartbeat = now.instant + self.options.timing.heartbeat;
-                }
-            }
-        }
-        let changed_since = self.changed_since.take().filter(|_| self.proven.is_some());
-        if let Some(pass) = self.pass.take().filter(|pass| pass.steps > 0) {
-            let since = changed_since.filter(|_| pass.drift.is_none());
-            let lag = since.map(|since| now.instant.duration_since(since));
-            self.last_pass = Some(pass.figures(now, lag));
-            self.finish(pass, &policies, now, actions);
-        }
+        assert!(passes.is_restless());
+        passes.forgive();
+        assert!(!passes.is_restless());
+    }
+
+    #[test]
+    fn a_proof_without_steps_ends_no_pass_and_a_drift_has_no_lag() {
+        let (mut passes, now) = (Passes::new(1), now());
+        assert!(passes.prove(true, Some(now.instant), now).is_none());
+        let observed = ObservedState::default();
+        let drift = Some("nft changed our firewall".to_owned());
+        passes.begin(&plan(2), BTreeMap::new(), &observed, drift, now.instant);
+        let pass = passes.prove(true, Some(now.instant), now).unwrap();
+        assert_eq!((pass.steps, passes.view().last.unwrap().lag), (2, None));
+        assert_eq!((passes.view().totals.passes, passes.view().totals.drift_repairs), (2, 1));
+    }
+
+    #[test]
+    fn what_is_refused_waits_and_is_tried_at_once_when_asked() {
+        let (mut passes, now) = (Passes::new(1), now());
+        let wait = passes.retry_later(Duration::ZERO, now.instant);
+        assert!(!passes.may_plan() && !passes.let_time_pass(now.instant));
+        assert_eq!(passes.due(), Some(now.instant + wait));
+        assert!(passes.let_time_pass(now.instant + wait) && passes.may_plan());
+        passes.retry_later(Duration::ZERO, now.instant);
+        assert!(passes.retry_now() && !passes.retry_now());
+    }
+
+    #[test]
+    fn a_long_plan_is_told_by_its_first_lines() {
+        let (mut passes, now) = (Passes::new(1), now());
+        begin(&mut passes, FIRST_LINES + 3, now);
+        let pass = passes.leave(now).unwrap();
+        assert_eq!((pass.first.len(), pass.steps), (FIRST_LINES, FIRST_LINES + 3));
     }
 }

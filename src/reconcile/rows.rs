@@ -1,194 +1,278 @@
-//! What a read of the database makes of the machine.
+//! The rows: what the database wants of this host, where they come from, and how old they are.
 
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
-use super::Machine;
-use super::event::{Action, Mode, Note, Now, ReadAnswer, ReadKind};
-use super::lately::Trouble;
-use super::machine::{Database, Obstacle};
-use crate::model::{ChangedRows, DesiredState, SnapshotRows, Touched};
-use crate::plan::Scope;
+use super::event::{LastGood, ReadKind};
+use super::options::{StaleOptions, StalePolicy};
+use super::row_status::RowStatus;
+use super::stale::Staleness;
+use crate::model::{
+    BuildError, ChangedRows, Departed, DesiredState, Local, ObservedState, PolicyId, PublicKey,
+    SnapshotRows, Touched,
+};
+use crate::plan::guard::{Guard, plan_guarded};
+use crate::plan::{Held, Plan, PlanError, Scope, plan, withdraw};
 
-/// A notification that comes later than this after its change was read has not come.
-const NOTIFY_WITHIN: Duration = Duration::from_secs(2);
+/// The desired state that the last usable rows made.
+#[derive(Debug)]
+pub(super) struct Rows {
+    local: Arc<Local>,
+    desired: Option<DesiredState>,
+    origin: Origin,
+    restore: Restore,
+    age: Staleness,
+    /// Why the last snapshot could not be built. Until one can, no plan is made.
+    refused: Option<BuildError>,
+    /// Made when the rows change: it is asked for far more often.
+    status: RowStatus,
+}
 
-impl Machine {
-    /// `kind`: how much was to be read.
-    pub(super) fn take_read(
-        &mut self,
-        kind: ReadKind,
-        answer: Result<ReadAnswer, String>,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        match answer {
+/// Where the desired state comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Database,
+    /// An earlier run read these rows last: only a read of everything can follow.
+    LastGood,
+}
+
+/// Whether the last good rows of an earlier run were asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Restore {
+    NotTried,
+    Tried,
+}
+
+/// What readers see.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowsView<'a> {
+    pub local: &'a Local,
+    pub desired: Option<&'a DesiredState>,
+    pub refused: Option<&'a BuildError>,
+    pub status: &'a RowStatus,
+    pub is_stale: bool,
+}
+
+/// What differs between a desired state and the one that replaced it.
+#[derive(Debug, Default)]
+pub(super) struct Replaced {
+    /// Who the peers were that the new state no longer has.
+    pub departed: BTreeMap<PublicKey, Departed>,
+    /// Policies that decide otherwise in the new state, with their names.
+    pub policies: BTreeMap<PolicyId, Box<str>>,
+}
+
+impl Rows {
+    pub fn new(local: Arc<Local>, stale: StaleOptions, now: Instant) -> Self {
+        Self {
+            local,
+            desired: None,
+            origin: Origin::Database,
+            restore: Restore::NotTried,
+            age: Staleness::new(stale, now),
+            refused: None,
+            status: RowStatus::default(),
+        }
+    }
+
+    /// `None`: no rows could be used yet.
+    pub const fn desired(&self) -> Option<&DesiredState> {
+        self.desired.as_ref()
+    }
+
+    pub fn view(&self) -> RowsView<'_> {
+        RowsView {
+            local: &self.local,
+            desired: self.desired.as_ref(),
+            refused: self.refused.as_ref(),
+            status: &self.status,
+            is_stale: self.age.is_stale(),
+        }
+    }
+
+    /// Whether the last rows that were read could be used.
+    pub const fn are_usable(&self) -> bool {
+        self.desired.is_some() && self.refused.is_none()
+    }
+
+    /// Whether a plan may be made: from the rows, or because `[stale]` asks for one.
+    pub fn may_plan(&self) -> bool {
+        self.are_usable() || self.age.suspends()
+    }
+
+    /// Whether the rows decide what the kernel holds, and not `[stale]`.
+    pub fn decide(&self) -> bool {
+        !self.age.suspends()
+    }
+
+    /// Whether the last read failed, or its rows could not be used.
+    pub fn in_doubt(&self) -> bool {
+        self.age.in_doubt()
+    }
+
+    /// Whether `stale.policy` denies new sessions now.
+    pub fn deny_new(&self) -> bool {
+        self.age.suspending() == Some(StalePolicy::DenyNew)
+    }
+
+    /// When rows were last read and could be used.
+    pub const fn read_at(&self) -> Instant {
+        self.age.read_at()
+    }
+
+    /// When the rows become stale.
+    pub fn stale_due(&self) -> Option<Instant> {
+        self.age.due()
+    }
+
+    /// Returns for how long the rows have aged, and what to do, at the moment they become stale.
+    pub fn grow_stale(&mut self, now: Instant) -> Option<(Duration, StalePolicy)> {
+        self.age.let_time_pass(now)
+    }
+
+    /// The database cannot be read, or its rows cannot be used.
+    pub const fn doubt(&mut self) {
+        self.age.doubt();
+    }
+
+    /// The rows are what the database holds now: peers that `[stale]` suspended are admitted again.
+    pub fn are_good(&mut self, now: Instant) -> Option<Touched> {
+        if self.age.renew(now) { self.suspend_all_but(None) } else { None }
+    }
+
+    /// When, by the database's clock, the next scheduled revocation comes.
+    pub fn next_expiry(&self) -> Option<SystemTime> {
+        self.desired.as_ref().and_then(DesiredState::next_expiry)
+    }
+
+    /// How much must be read when `kind` is wanted: changes need a state that they can change, which
+    /// the database wrote and which could be built.
+    pub fn enough(&self, kind: ReadKind) -> ReadKind {
+        let can_change = self.are_usable() && self.origin == Origin::Database;
+        if can_change { kind } else { ReadKind::Everything }
+    }
+
+    /// Replaces the rows by a whole snapshot.
+    ///
+    /// # Errors
+    /// When the gateway's own row cannot be right. The former rows stay.
+    pub fn replace(&mut self, rows: SnapshotRows) -> Result<Replaced, BuildError> {
+        let new = match DesiredState::build(self.local.clone(), rows) {
+            Ok(new) => new,
             Err(error) => {
-                self.read_again(kind, now);
-                self.complain(Trouble::Database, Note::ReadFailed { error }, now, actions);
-            }
-            Ok(ReadAnswer::Unchanged { taken_at }) => {
-                self.totals.change_reads += 1;
-                // Who asks in turns is told of a time that may lie back: a clock does not run back.
-                if taken_at > self.database_now(now) {
-                    self.database_clock = Some((taken_at, now.instant));
-                }
-                if let Some(desired) = &mut self.desired {
-                    let touched = desired.unchanged(taken_at);
-                    self.touch(touched);
-                    self.rows_are_good(now);
-                }
-            }
-            Ok(ReadAnswer::Changed(rows)) => self.take_changes(rows, now, actions),
-            Ok(ReadAnswer::Everything(rows)) => self.take_everything(*rows, now, actions),
-        }
-    }
-
-    /// What nobody tells of is found by reading everything each time we hear that it is so, and once
-    /// more when it is over.
-    pub(super) fn take_unwatched(&mut self, tables: Vec<String>, actions: &mut Vec<Action>) {
-        let over = tables.is_empty();
-        if over && self.unwatched.is_empty() {
-            return;
-        }
-        self.want_read(ReadKind::Everything);
-        if over {
-            actions.push(Action::Say(Note::Watched));
-        } else if self.unwatched != tables {
-            actions.push(Action::Say(Note::Unwatched { tables: tables.clone() }));
-        }
-        self.unwatched = tables;
-    }
-
-    fn take_changes(&mut self, rows: ChangedRows, now: Now, actions: &mut Vec<Action>) {
-        self.totals.change_reads += 1;
-        self.database_clock = Some((rows.taken_at, now.instant));
-        let listening = self.database == Database::Up { mode: Mode::Listen };
-        let notified = self.read_notified || self.notified_since_read;
-        if listening && !notified && self.proven.is_some() {
-            // Its notification may yet be on the way.
-            self.due.suspicion = Some(now.instant + NOTIFY_WITHIN);
-        }
-        let Some(desired) = &mut self.desired else {
-            return self.want_read(ReadKind::Everything);
-        };
-        let touched = desired.apply(rows);
-        self.touch(touched);
-        self.keep_wanted = true;
-        self.rows_are_good(now);
-        self.say_quarantine(actions);
-    }
-
-    fn take_everything(&mut self, rows: SnapshotRows, now: Now, actions: &mut Vec<Action>) {
-        self.totals.full_reads += 1;
-        self.database_clock = Some((rows.taken_at, now.instant));
-        self.due.resync = now.instant + self.options.timing.resync_interval;
-        let desired = match DesiredState::build(self.options.local.clone(), rows) {
-            Ok(desired) => desired,
-            Err(error) => {
-                let obstacle = Some(Obstacle::Build(error.clone()));
-                if self.obstacles.rows != obstacle {
-                    actions.push(Action::Say(Note::CannotBuild(error)));
-                }
-                self.obstacles.rows = obstacle;
-                self.proven = None;
-                return self.read_again(ReadKind::Everything, now);
+                self.refused = Some(error.clone());
+                return Err(error);
             }
         };
-        if !desired.gateway().active {
-            actions.push(Action::Say(Note::GatewayInactive));
+        let replaced = self.desired.as_ref().map(|old| Replaced {
+            departed: departed(old, &new),
+            policies: new.policies().changed_since(old.policies()),
+        });
+        self.refused = None;
+        self.origin = Origin::Database;
+        self.desired = Some(new);
+        self.refresh();
+        Ok(replaced.unwrap_or_default())
+    }
+
+    /// Whether to load the last good rows of an earlier run now: once, and only while there are none.
+    pub fn begin_restore(&mut self) -> bool {
+        let begins = self.desired.is_none() && self.restore == Restore::NotTried;
+        if begins {
+            self.restore = Restore::Tried;
         }
-        self.note_departed(&desired);
-        self.note_policies(&desired);
-        self.obstacles.rows = None;
-        self.restored = false;
-        self.keep_wanted = true;
-        self.desired = Some(desired);
-        self.scope = Scope::Everything;
-        // They may be free by now.
-        self.blocked_routes.clear();
-        self.rows_differ();
-        self.rows_are_good(now);
-        self.say_quarantine(actions);
+        begins
     }
 
-    fn read_again(&mut self, kind: ReadKind, now: Now) {
-        self.rows_in_doubt = true;
-        self.want_read(kind);
-        self.due.retry_read = Some(now.instant + self.backoffs.read.next_wait());
-    }
-
-    /// The desired state is what the database holds now.
-    fn rows_are_good(&mut self, now: Now) {
-        self.rows_in_doubt = false;
-        self.rows_read_at = now.instant;
-        self.backoffs.connect.reset();
-        self.backoffs.read.reset();
-        self.lately.forget(Trouble::Database);
-        self.stale_over();
-    }
-
-    /// Starts from the last good rows, unless the database was quicker.
-    pub(super) fn restore(
-        &mut self,
-        rows: SnapshotRows,
-        changes: Vec<ChangedRows>,
-        actions: &mut Vec<Action>,
-    ) {
+    /// Starts from the last good rows of an earlier run, and returns their time. `None`: the database
+    /// answered first.
+    pub fn restore(&mut self, last_good: LastGood) -> Option<Result<SystemTime, BuildError>> {
         if self.desired.is_some() {
-            return;
+            return None;
         }
-        match DesiredState::build(self.options.local.clone(), rows) {
-            Ok(mut desired) => {
-                for rows in changes {
-                    desired.apply(rows);
-                }
-                actions.push(Action::Say(Note::Restored { as_of: desired.as_of() }));
-                self.desired = Some(desired);
-                self.restored = true;
-                self.scope = Scope::Everything;
-                self.rows_differ();
-                // There was nobody to suspend when the time was up: look again.
-                self.stale = false;
+        let LastGood { rows, changes } = last_good;
+        Some(DesiredState::build(self.local.clone(), rows).map(|mut desired| {
+            for rows in changes {
+                desired.apply(rows);
             }
-            Err(error) => actions.push(Action::Say(Note::CannotBuild(error))),
+            let as_of = desired.as_of();
+            self.desired = Some(desired);
+            self.origin = Origin::LastGood;
+            self.age.restored();
+            self.refresh();
+            as_of
+        }))
+    }
+
+    /// Takes in changed rows; `None`: there is no state that they could change.
+    pub fn apply(&mut self, rows: ChangedRows) -> Option<Touched> {
+        self.change(|desired| desired.apply(rows))
+    }
+
+    /// Takes in that no row had changed by this time of the database.
+    pub fn unchanged(&mut self, taken_at: SystemTime) -> Option<Touched> {
+        let touched = self.desired.as_mut()?.unchanged(taken_at);
+        if !touched.is_empty() {
+            self.refresh();
         }
+        Some(touched)
     }
 
-    pub(super) fn want_read(&mut self, kind: ReadKind) {
-        self.read_wanted = self.read_wanted.max(Some(kind));
+    /// Carries out the scheduled revocations whose time has come by the database's clock.
+    pub fn expire(&mut self, database_now: SystemTime) -> Option<Touched> {
+        self.next_expiry().filter(|at| *at <= database_now)?;
+        self.change(|desired| desired.expire(database_now))
     }
 
-    /// Without a state to change, or with one that is only remembered, only everything will do; nor
-    /// are the changes enough since rows that could not be built.
-    pub(super) const fn possible_read(&self, kind: ReadKind) -> ReadKind {
-        if self.desired.is_none() || self.restored || self.obstacles.rows.is_some() {
-            ReadKind::Everything
-        } else {
-            kind
+    /// Admits only these peers, as if no other were eligible; `None` admits all eligible peers again.
+    pub fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Option<Touched> {
+        self.change(|desired| desired.suspend_all_but(admitted))
+    }
+
+    /// Plans what the rows or `[stale]` ask for, and which peers stay although no row wants them.
+    /// `connected`: the peers with a live session, if a reading just showed them.
+    ///
+    /// # Errors
+    /// As [`plan`].
+    pub fn plan(
+        &self,
+        observed: &ObservedState,
+        scope: &Scope,
+        guard: Guard<'_>,
+        connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
+    ) -> Result<(Plan, Held), PlanError> {
+        let Some(desired) = &self.desired else {
+            // `[stale]` needs no rows. Only a reading shows which sessions are alive.
+            let stay = match self.age.suspending() {
+                None | Some(StalePolicy::Keep) => None,
+                Some(StalePolicy::DenyNew) => connected(),
+                Some(StalePolicy::Down) => Some(BTreeSet::new()),
+            };
+            let (ours, cuts) = (self.local.private_key.public_key(), self.local.flush_conntrack);
+            let planned = stay.map(|stay| withdraw(observed, ours, &stay, cuts));
+            return Ok((planned.unwrap_or_default(), Held::default()));
+        };
+        if self.age.suspends() {
+            // `[stale]` removes peers on purpose: none is held back.
+            return Ok((plan(desired, observed, scope)?, Held::default()));
         }
+        plan_guarded(desired, observed, scope, guard)
     }
 
-    /// Marks show what happened while the connection was away, so they are enough.
-    pub(super) const fn read_after_connect(&self) -> ReadKind {
-        self.possible_read(ReadKind::Changes)
+    fn change(&mut self, change: impl FnOnce(&mut DesiredState) -> Touched) -> Option<Touched> {
+        let touched = self.desired.as_mut().map(change);
+        self.refresh();
+        touched
     }
 
-    pub(super) fn touch(&mut self, touched: Touched) {
-        if !touched.peers.is_empty() || !touched.prefixes.is_empty() {
-            self.departed.extend(touched.departed);
-            self.policies_changed.extend(touched.policies);
-            self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
-            self.rows_differ();
-        }
+    fn refresh(&mut self) {
+        self.status = self.desired.as_ref().map(RowStatus::of).unwrap_or_default();
     }
+}
 
-    /// There is more to do, which is no failure to converge.
-    fn rows_differ(&mut self) {
-        self.rows_changed = true;
-        self.rows_told = false;
-        self.retry_now();
-        if let Some(pass) = &mut self.pass {
-            pass.forgive();
-        }
-    }
+/// Who the peers were that the new state no longer has.
+fn departed(old: &DesiredState, new: &DesiredState) -> BTreeMap<PublicKey, Departed> {
+    let gone = old.peers().keys().filter(|key| !new.peers().contains_key(key));
+    gone.filter_map(|key| Some((*key, Departed::from(old.row_of(key)?)))).collect()
 }

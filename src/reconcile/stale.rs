@@ -1,121 +1,130 @@
-//! `[stale]`: what becomes of the peers when no rows could be used for long.
+//! `[stale]`: how old the rows are, and what that asks for.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
-use super::Machine;
-use super::event::{Action, Note, Now};
-use super::machine::Trust;
-use super::session::is_alive;
-use crate::dataplane::SharedObserved;
-use crate::model::{ObservedState, PublicKey};
-use crate::plan::{Plan, Scope, withdraw};
+use super::options::{StaleOptions, StalePolicy};
 
-/// `[stale]`: what happens when the database has been out of reach for long.
-#[derive(Debug, Clone, Copy)]
-pub struct StaleOptions {
-    pub policy: StalePolicy,
-    pub after: Duration,
+/// The age of the rows.
+#[derive(Debug)]
+pub(super) struct Staleness {
+    options: StaleOptions,
+    age: Age,
+    /// When rows were last read and could be used; before that, the start.
+    read_at: Instant,
 }
 
-/// `stale.policy`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StalePolicy {
-    /// Everything stays as it was last told.
-    #[default]
-    Keep,
-    /// Peers without a live session are removed: nobody can connect anew.
-    DenyNew,
-    /// All peers are removed.
-    Down,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    /// The last read succeeded.
+    Current,
+    /// The database cannot be read, or its rows cannot be used: the rows age.
+    Aging,
+    /// They have aged for longer than `stale.after`.
+    Stale,
 }
 
-impl Machine {
-    pub(super) fn check_stale(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let old_for = now.instant.duration_since(self.rows_read_at);
-        let stale = self.options.stale;
-        if self.stale || !self.rows_in_doubt || old_for < stale.after {
-            return;
-        }
-        self.stale = true;
-        actions.push(Action::Say(Note::Stale { since: old_for, policy: stale.policy }));
-        match stale.policy {
-            StalePolicy::Keep => return,
-            StalePolicy::DenyNew => {
-                // Who connected since the last reading has a live session, too: nobody is removed
-                // before the next, and until then nobody is added.
-                self.observe_wanted = Some("stale rows".into());
-                if self.trust == Trust::Fresh {
-                    self.trust = Trust::Kept;
-                }
-                let present = self.observed.as_ref().map(SharedObserved::read);
-                let present = present.map(|observed| observed.peers.keys().copied().collect());
-                if let Some(present) = present {
-                    self.suspend_all_but(present);
-                }
-            }
-            StalePolicy::Down => self.suspend_all_but(BTreeSet::new()),
-        }
-        self.scope = Scope::Everything;
-        // What a policy asks for is no drift.
-        self.rows_changed = true;
-        self.retry_now();
+impl Staleness {
+    pub const fn new(options: StaleOptions, now: Instant) -> Self {
+        Self { options, age: Age::Aging, read_at: now }
     }
 
-    fn suspend_all_but(&mut self, admitted: BTreeSet<PublicKey>) {
-        if let Some(desired) = &mut self.desired {
-            let touched = desired.suspend_all_but(Some(admitted));
-            self.touch(touched);
+    /// Rows could not be read or used.
+    pub const fn doubt(&mut self) {
+        if matches!(self.age, Age::Current) {
+            self.age = Age::Aging;
         }
     }
 
-    /// While nobody may connect anew: whose session ended is not let in again. The kernel was just
-    /// read.
-    pub(super) fn suspend_the_disconnected(&mut self, now: Now) {
-        if !self.stale || self.options.stale.policy != StalePolicy::DenyNew {
-            return;
-        }
-        let (Some(desired), Some(observed)) = (&self.desired, &self.observed) else { return };
-        let connected = self.connected(&observed.read(), now.wall);
-        if desired.peers().keys().any(|key| !connected.contains(key)) {
-            self.suspend_all_but(connected);
-        }
-    }
-
-    /// Whose last handshake, as of the last reading, is of a session that goes on.
-    fn connected(&self, observed: &ObservedState, now: SystemTime) -> BTreeSet<PublicKey> {
-        let alive = |key: &&PublicKey| {
-            let traffic = self.traffic.get(*key);
-            traffic.and_then(|it| it.last_handshake).is_some_and(|at| is_alive(at, now))
-        };
-        observed.peers.keys().filter(alive).copied().collect()
-    }
-
-    /// What staleness asks for in an agent that never had rows it could use.
-    pub(super) fn withdrawal(&self, observed: &ObservedState, now: Now) -> Plan {
-        let stay = match self.options.stale.policy {
-            StalePolicy::Keep => return Plan::default(),
-            // Whose session is alive is known from a reading, and only just after it.
-            StalePolicy::DenyNew if self.trust != Trust::Fresh => return Plan::default(),
-            StalePolicy::DenyNew => self.connected(observed, now.wall),
-            StalePolicy::Down => BTreeSet::new(),
-        };
-        let local = &self.options.local;
-        withdraw(observed, local.private_key.public_key(), &stay, local.flush_conntrack)
-    }
-
-    /// Whether the kernel holds less than the rows say, because they are stale.
-    pub(super) fn suspends(&self) -> bool {
-        self.stale && self.options.stale.policy != StalePolicy::Keep
-    }
-
-    pub(super) fn stale_over(&mut self) {
+    /// Rows were read and can be used. Says whether peers were suspended until now.
+    pub fn renew(&mut self, now: Instant) -> bool {
         let suspended = self.suspends();
-        self.stale = false;
-        if suspended && let Some(desired) = &mut self.desired {
-            let touched = desired.suspend_all_but(None);
-            self.touch(touched);
+        self.age = Age::Current;
+        self.read_at = now;
+        suspended
+    }
+
+    /// The last good rows were restored. If their time is up already, that is found anew: there was
+    /// nobody to suspend then.
+    pub fn restored(&mut self) {
+        if self.age == Age::Stale {
+            self.age = Age::Aging;
         }
+    }
+
+    /// Whether the last attempt to read failed.
+    pub fn in_doubt(&self) -> bool {
+        self.age != Age::Current
+    }
+
+    pub fn is_stale(&self) -> bool {
+        self.age == Age::Stale
+    }
+
+    /// Whether the kernel is to hold less than the rows say, and by which policy.
+    pub fn suspending(&self) -> Option<StalePolicy> {
+        let policy = self.options.policy;
+        (self.is_stale() && policy != StalePolicy::Keep).then_some(policy)
+    }
+
+    pub fn suspends(&self) -> bool {
+        self.suspending().is_some()
+    }
+
+    pub const fn read_at(&self) -> Instant {
+        self.read_at
+    }
+
+    /// When the rows become stale.
+    pub fn due(&self) -> Option<Instant> {
+        if self.age == Age::Aging { self.read_at.checked_add(self.options.after) } else { None }
+    }
+
+    /// Returns for how long the rows have aged, and what to do, at the moment they become stale.
+    pub fn let_time_pass(&mut self, now: Instant) -> Option<(Duration, StalePolicy)> {
+        self.due().filter(|at| *at <= now)?;
+        self.age = Age::Stale;
+        Some((now.duration_since(self.read_at), self.options.policy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn staleness(policy: StalePolicy) -> (Staleness, Instant) {
+        let start = Instant::now();
+        (Staleness::new(StaleOptions { policy, after: HOUR }, start), start)
+    }
+
+    #[test]
+    fn rows_that_cannot_be_read_become_stale_once() {
+        let (mut rows, start) = staleness(StalePolicy::Down);
+        assert_eq!(rows.due(), Some(start + HOUR));
+        assert_eq!(rows.let_time_pass(start + HOUR / 2), None);
+        assert_eq!(rows.let_time_pass(start + HOUR), Some((HOUR, StalePolicy::Down)));
+        assert_eq!(rows.let_time_pass(start + HOUR * 2), None);
+        assert!(rows.suspends() && rows.in_doubt());
+        assert!(rows.renew(start + HOUR * 2));
+        assert!(!rows.suspends() && !rows.in_doubt());
+        assert_eq!(rows.due(), None, "rows that are read do not age");
+    }
+
+    #[test]
+    fn another_failure_does_not_make_stale_rows_younger() {
+        let (mut rows, start) = staleness(StalePolicy::DenyNew);
+        rows.let_time_pass(start + HOUR);
+        rows.doubt();
+        assert!(rows.is_stale());
+        rows.restored();
+        assert_eq!(rows.let_time_pass(start + HOUR), Some((HOUR, StalePolicy::DenyNew)));
+    }
+
+    #[test]
+    fn keeping_suspends_nobody() {
+        let (mut rows, start) = staleness(StalePolicy::Keep);
+        rows.let_time_pass(start + HOUR);
+        assert!(rows.is_stale() && !rows.suspends());
     }
 }

@@ -14,8 +14,8 @@ use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::Status;
 use gatepost::reconcile::{
-    Cache, MachineOptions, Options, RunError, StaleOptions, StalePolicy, SyncMode, Timing, run,
-    run_once,
+    Cache, LastGood, MachineOptions, Options, RunError, StaleOptions, StalePolicy, SyncMode,
+    Timing, run, run_once,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -226,6 +226,6 @@ async fn a_stop_waits_for_the_kernel_and_forgets_no_revocation() {
     assert!(host.state().peers.is_empty());
     let audited = "select count(*) from audit_logs where event_type = 'peer.revoked'";
     assert_eq!(world.count(audited).await, 1);
-    let (_, changes) = cache.load("g1").unwrap().unwrap();
+    let LastGood { changes, .. } = cache.load("g1").unwrap().unwrap();
     assert_eq!(changes.len(), 1, "a boot without the database would let the device in");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gatepost::reconcile::{Action, Event};
 
 use super::machine::Happening;
-use super::world::{World, quiet_world};
+use super::world::{World, away, quiet_world};
 
 /// So many peers that reading all of them takes a quarter of a second.
 fn large_quiet_world() -> World {
@@ -73,7 +73,7 @@ fn nothing_is_due_that_waits_for_the_job_under_way() {
 fn nothing_is_due_that_waits_for_a_proof() {
     let mut world = quiet_world();
     world.machine.handle(Event::Notified, world.now());
-    world.machine.handle(Event::Read(Err("timed out".into())), world.now());
+    world.machine.handle(Event::Read(Err(away())), world.now());
     let retry = world.machine.next_wakeup(world.now()).duration_since(world.now().instant);
     assert!(retry < Duration::from_millis(200), "{retry:?}");
     // The firewall is put back just before, and that is verified some time after.

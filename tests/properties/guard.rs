@@ -8,7 +8,7 @@ use gatepost::model::{
 };
 use gatepost::plan::guard::{Guard, MaxRemoved, plan_guarded};
 use gatepost::plan::{Held, ModelKernel, Scope, Step, plan, plan_around};
-use gatepost::reconcile::{Event, Keep, MachineOptions, Note, StaleOptions, StalePolicy};
+use gatepost::reconcile::{Event, Keep, LastGood, MachineOptions, Note, StaleOptions, StalePolicy};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
@@ -138,7 +138,7 @@ fn an_emptied_table_waits_for_a_word() {
     world.tell(Event::ConfirmRemovals);
     world.pass_time(Duration::from_secs(1));
     assert!(world.kernel.state.peers.is_empty());
-    assert!(world.machine.held().is_none());
+    assert!(world.machine.view().held_back().is_none());
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_flush_and_a_lost_link_setting_are_repaired_while_removals_wait() {
     world.revoke(1..=15);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
-    assert_eq!(world.machine.held().unwrap().removed, 15);
+    assert_eq!(world.machine.view().held_back().unwrap().removed, 15);
     world.kernel.state.interface.as_mut().unwrap().listen_port = 1;
     world.happen(Happening::FlushFirewall);
     world.pass_time(Duration::from_secs(1));
@@ -181,7 +181,7 @@ fn a_flush_and_a_lost_link_setting_are_repaired_while_removals_wait() {
         assert!(!reaches(&world, number, "172.16.1.1"));
     }
     assert_eq!(held_back(&world), [15], "said once");
-    assert!(world.machine.held().is_some());
+    assert!(world.machine.view().held_back().is_some());
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn a_narrowing_and_a_few_revocations_act_beside_removals_that_wait() {
     world.restore_all();
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(20));
-    assert!(world.machine.held().is_none());
+    assert!(world.machine.view().held_back().is_none());
     assert!(world.kernel_equals_database());
 }
 
@@ -241,7 +241,7 @@ fn a_word_is_for_the_removals_that_were_shown() {
     world.revoke(1..=28);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(30));
-    assert!(world.machine.held().is_some());
+    assert!(world.machine.view().held_back().is_some());
 }
 
 #[test]
@@ -254,10 +254,13 @@ fn rows_that_grew_old_under_keep_empty_no_gateway() {
     world.tell(Event::Tick);
     world.pass_time(Duration::from_secs(10));
     world.tables.peers.clear();
-    world.tell(Event::Restored(Box::new(world.tables.snapshot()), Vec::new()));
+    world.tell(Event::Restored(Box::new(LastGood {
+        rows: world.tables.snapshot(),
+        changes: Vec::new(),
+    })));
     world.pass_time(Duration::from_secs(30));
     assert_eq!(world.kernel.state.peers.len(), 20);
-    assert!(world.machine.held().is_some());
+    assert!(world.machine.view().held_back().is_some());
 }
 
 #[test]

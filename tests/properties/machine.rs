@@ -11,7 +11,7 @@ use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
 use super::rows::{id, peer_row, tables};
-use super::world::{Trouble, World, options, quiet_world};
+use super::world::{Trouble, World, away, options, quiet_world};
 
 #[derive(Debug, Clone)]
 pub enum Happening {
@@ -76,7 +76,7 @@ impl World {
             }
             Happening::DatabaseGone(secs) => {
                 self.database_up = false;
-                self.tell(Event::Disconnected { error: "gone".into() });
+                self.tell(Event::Disconnected { error: away() });
                 self.pass_time(Duration::from_secs(secs));
                 self.database_up = true;
             }
@@ -114,7 +114,7 @@ proptest! {
         }
         world.troubles.clear();
         world.pass_time(Duration::from_secs(60));
-        prop_assert!(world.kernel_equals_database(), "obstacle: {:?}", world.machine.obstacle());
+        prop_assert!(world.kernel_equals_database(), "obstacle: {:?}", world.machine.view().obstacle());
     }
 }
 
@@ -173,7 +173,7 @@ fn a_database_that_stays_away_changes_nothing_until_stale_says_so() {
     let mut world = quiet_world();
     let before: ObservedState = world.kernel.state.clone();
     world.database_up = false;
-    world.tell(Event::Disconnected { error: "gone".into() });
+    world.tell(Event::Disconnected { error: away() });
     world.pass_time(Duration::from_secs(7_200));
     assert_eq!(world.kernel.state, before);
 }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use gatepost::model::{PublicKey, Traffic};
 use gatepost::plan::ModelKernel;
-use gatepost::reconcile::{Event, Keep, MachineOptions, Note, StaleOptions, StalePolicy};
+use gatepost::reconcile::{Event, Keep, LastGood, MachineOptions, Note, StaleOptions, StalePolicy};
 
 use super::machine::Happening;
-use super::world::{Trouble, World, options, quiet_tables};
+use super::world::{Trouble, World, away, options, quiet_tables};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -40,7 +40,7 @@ fn present(world: &World) -> Vec<PublicKey> {
 
 fn lose_database(world: &mut World) {
     world.database_up = false;
-    world.tell(Event::Disconnected { error: "gone".into() });
+    world.tell(Event::Disconnected { error: away() });
 }
 
 /// A peer has just shaken hands.
@@ -98,8 +98,8 @@ fn rows_restored_after_they_went_stale_let_nobody_in() {
     world.database_up = false;
     world.tell(Event::Tick);
     world.pass_time(10 * SECOND);
-    let rows = Box::new(world.tables.snapshot());
-    world.tell(Event::Restored(rows, Vec::new()));
+    let rows = world.tables.snapshot();
+    world.tell(Event::Restored(Box::new(LastGood { rows, changes: Vec::new() })));
     world.pass_time(10 * SECOND);
     assert!(world.kernel.state.peers.is_empty());
     world.database_up = true;

@@ -38,24 +38,24 @@ fn the_lag_is_counted_from_the_notification_and_a_repair_has_none() {
     world.tell(Event::Notified);
     world.elapsed += Duration::from_millis(300);
     world.pass_time(Duration::from_secs(1));
-    let status = world.machine.status().sync;
+    let status = world.machine.view().status().sync;
     assert_eq!(status.lag_ms, Some(300), "the pass alone took {:?}", status.last_pass);
 
     world.happen(Happening::FlushFirewall);
     world.pass_time(Duration::from_secs(1));
-    let status = world.machine.status().sync;
+    let status = world.machine.view().status().sync;
     assert_eq!((status.drift_repaired, status.lag_ms), (1, None));
 }
 
 #[test]
 fn what_the_kernel_refused_is_counted_and_the_last_proof_still_shown() {
     let mut world = quiet_world();
-    let proven = world.machine.status().sync.last_sync_at;
+    let proven = world.machine.view().status().sync.last_sync_at;
     let Action::Apply(plan, _) = revoking(&mut world) else { panic!("nothing to do") };
     let refused = vec![refused(&plan.steps()[0], Errno::EIO)];
     let outcome = Outcome { refused, ..Outcome::default() };
     world.machine.handle(Event::Applied(outcome), world.now());
-    let status = world.machine.status();
+    let status = world.machine.view().status();
     assert!(!status.state.is_ready());
     assert_eq!(status.sync.last_pass.unwrap().refused, 1);
     assert_eq!((status.sync.refused_steps, status.sync.lag_ms), (1, None));
@@ -68,12 +68,12 @@ fn a_resync_is_answered_by_its_own_comparison_and_not_by_an_old_obstacle() {
     let Action::Apply(plan, _) = revoking(&mut world) else { panic!("nothing to do") };
     let refused = vec![refused(&plan.steps()[0], Errno::EIO)];
     world.tell(Event::Applied(Outcome { refused, ..Outcome::default() }));
-    assert!(world.machine.is_stuck().is_some());
+    assert!(world.machine.view().stuck().is_some());
     world.tell(Event::Resync);
-    let asked = world.machine.resyncs_asked();
-    assert_eq!(world.machine.resync_end(asked), None);
+    let asked = world.machine.view().resyncs_asked();
+    assert_eq!(world.machine.view().resync_end(asked), None);
     world.pass_time(Duration::from_secs(1));
-    assert_eq!(world.machine.resync_end(asked), Some(Ok(())));
+    assert_eq!(world.machine.view().resync_end(asked), Some(Ok(())));
     assert!(world.kernel_equals_database());
 }
 
@@ -84,7 +84,7 @@ fn what_changed_while_nobody_could_listen_was_not_missed() {
     world.revoke([1]);
     world.pass_time(Duration::from_secs(60));
     assert!(world.kernel_equals_database());
-    assert_eq!(world.machine.status().sync.notify_missed, 0);
+    assert_eq!(world.machine.view().status().sync.notify_missed, 0);
 }
 
 /// Asks by the timer, with a change there is to find, and hears `while_reading`.
@@ -100,7 +100,7 @@ fn notify_missed(while_reading: Option<Event>) -> u64 {
     while_reading.into_iter().for_each(|event| world.tell(event));
     world.pass_time(Duration::from_secs(10));
     assert!(world.kernel_equals_database());
-    world.machine.status().sync.notify_missed
+    world.machine.view().status().sync.notify_missed
 }
 
 #[test]
@@ -112,39 +112,39 @@ fn a_notification_that_comes_while_its_change_is_read_was_not_missed() {
 #[test]
 fn warnings_follow_the_rows() {
     let mut world = quiet_world();
-    assert_eq!(world.machine.status().warnings, [""; 0]);
+    assert_eq!(world.machine.view().status().warnings, [""; 0]);
     world.tables.peers.values_mut().next().unwrap().allocation = Allocation::Missing;
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
-    let warnings = world.machine.status().warnings;
+    let warnings = world.machine.view().status().warnings;
     assert!(warnings[0].starts_with("1 peers have an address that"), "{warnings:?}");
 }
 
 #[test]
 fn a_database_is_away_since_the_first_failure_not_the_last() {
     let mut world = quiet_world();
-    let up = world.machine.status().database;
+    let up = world.machine.view().status().database;
     let gone = world.now().wall;
     world.happen(Happening::DatabaseGone(7_200));
-    let away = world.machine.status().database;
+    let away = world.machine.view().status().database;
     assert!(up.connected && !away.connected);
     assert_eq!(away.since, Some(gone.into()));
     world.pass_time(Duration::from_secs(60));
-    let back = world.machine.status().database;
+    let back = world.machine.view().status().database;
     assert!(back.connected && back.since > away.since, "{back:?}");
 }
 
 #[test]
 fn key_and_port_are_those_that_were_read_back() {
     let mut world = quiet_world();
-    let interface = world.machine.status().interface;
+    let interface = world.machine.view().status().interface;
     assert_eq!(interface.listen_port, Some(51_820));
     world.kernel.state.interface.as_mut().unwrap().listen_port = 7;
     world.machine.handle(Event::KernelChanged { why: "a storm".into() }, world.now());
     let state = world.kernel.state.clone();
     let reading = Reading { state, ..Reading::default() };
     world.machine.handle(Event::Observed(Ok(Box::new(reading))), world.now());
-    assert_eq!(world.machine.status().interface.listen_port, Some(7));
+    assert_eq!(world.machine.view().status().interface.listen_port, Some(7));
 }
 
 #[test]
@@ -152,12 +152,12 @@ fn while_the_kernel_is_changed_everybody_is_told_what_it_holds_so_far() {
     let mut world = quiet_world();
     let Action::Apply(plan, observed) = revoking(&mut world) else { panic!("nothing to do") };
     let in_kernel = |world: &World| {
-        let peers = world.machine.peers();
+        let peers = world.machine.view().peers();
         peers.iter().filter(|peer| peer.state == PeerState::InKernel).count()
     };
-    assert_eq!(world.machine.status().peers.in_kernel, 20);
+    assert_eq!(world.machine.view().status().peers.in_kernel, 20);
     assert_eq!(in_kernel(&world), 19, "the 20th is not wanted any more");
     plan.steps().iter().for_each(|step| observed.obey(step));
-    assert_eq!(world.machine.status().peers.in_kernel, 19);
+    assert_eq!(world.machine.view().status().peers.in_kernel, 19);
     assert_eq!(in_kernel(&world), 19);
 }

@@ -11,7 +11,7 @@ use gatepost::store::{AuditEntry, AuditEvent, AuditStatus};
 
 use super::machine::Happening;
 use super::rows::id;
-use super::world::{Trouble, World, quiet_tables, quiet_world};
+use super::world::{Trouble, World, away, quiet_tables, quiet_world};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -40,32 +40,35 @@ fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
     let full =
         |world: &World| world.reads.iter().filter(|kind| **kind == ReadKind::Everything).count();
     let (tables, before) = (vec!["devices".to_owned()], full(&world));
-    let (synced, proven) = (syncs(&world), world.machine.status().sync.last_sync_at);
+    let (synced, proven) = (syncs(&world), world.machine.view().status().sync.last_sync_at);
     for _ in 0..3 {
-        world.tell(Event::Unwatched { tables: tables.clone() });
+        world.tell(Event::Unannounced { tables: tables.clone() });
         world.pass_time(MINUTE);
     }
     assert_eq!(syncs(&world), synced, "what is not told is not proven");
-    assert_eq!(world.machine.status().sync.last_sync_at, proven);
-    let State::Degraded { why } = world.machine.status().state else {
+    assert_eq!(world.machine.view().status().sync.last_sync_at, proven);
+    let State::Degraded { why } = world.machine.view().status().state else {
         panic!("it is not degraded")
     };
-    assert!(why.contains("changes of devices"), "{why}");
+    assert!(why.contains("changes to devices are not announced"), "{why}");
     assert_eq!(full(&world), before + 3);
-    assert_eq!(said(&world, |note| matches!(note, Note::Unwatched { .. })), 1);
-    let warnings = world.machine.status().warnings;
-    assert!(warnings.iter().any(|it| it.contains("changes of devices")), "{warnings:?}");
+    assert_eq!(said(&world, |note| matches!(note, Note::Unannounced { .. })), 1);
+    let warnings = world.machine.view().status().warnings;
+    assert!(
+        warnings.iter().any(|it| it.contains("changes to devices are not announced")),
+        "{warnings:?}"
+    );
     for _ in 0..3 {
-        world.tell(Event::Unwatched { tables: Vec::new() });
+        world.tell(Event::Unannounced { tables: Vec::new() });
         world.settle();
     }
     assert_eq!(full(&world), before + 4, "what happened meanwhile, once");
-    assert_eq!(said(&world, |note| matches!(note, Note::Watched)), 1);
-    assert!(world.machine.status().warnings.is_empty());
+    assert_eq!(said(&world, |note| matches!(note, Note::AnnouncedAgain)), 1);
+    assert!(world.machine.view().status().warnings.is_empty());
     world.pass_time(MINUTE);
     assert!(syncs(&world) > synced);
-    assert!(world.machine.status().sync.last_sync_at > proven);
-    assert_eq!(world.machine.status().state, State::Ready);
+    assert!(world.machine.view().status().sync.last_sync_at > proven);
+    assert_eq!(world.machine.view().status().state, State::Ready);
 }
 
 #[test]
@@ -82,7 +85,7 @@ fn rows_that_cannot_be_built_leave_the_kernel_alone_until_some_can() {
     world.happen(Happening::FlushFirewall);
     world.pass_time(MINUTE);
     assert!(world.kernel.state.firewall.is_none(), "the kernel is left alone");
-    assert!(matches!(world.machine.obstacle(), Some(Obstacle::Build(_))));
+    assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Build(_))));
     assert_eq!(syncs(&world), 0);
     assert_eq!(said(&world, |note| matches!(note, Note::CannotBuild(_))), 1);
     // A read that fails meanwhile makes changes no more worth.
@@ -93,7 +96,7 @@ fn rows_that_cannot_be_built_leave_the_kernel_alone_until_some_can() {
     world.troubles.clear();
     world.pass_time(MINUTE);
     assert!(world.kernel_equals_database());
-    assert!(world.machine.obstacle().is_none());
+    assert!(world.machine.view().obstacle().is_none());
 }
 
 #[test]
@@ -114,7 +117,7 @@ fn a_storm_of_notifications_starves_neither_the_kernel_nor_a_look_at_it() {
     let (mut reads, mut looks_waited) = (0, 0);
     world.tell(Event::Notified);
     world.tell(Event::Resync);
-    let (asked, mut answered) = (world.machine.resyncs_asked(), None);
+    let (asked, mut answered) = (world.machine.view().resyncs_asked(), None);
     world.reports.clear();
     for round in 0..2_000u32 {
         let Some(action) = world.queue.pop_front() else {
@@ -142,7 +145,8 @@ fn a_storm_of_notifications_starves_neither_the_kernel_nor_a_look_at_it() {
         }
         world.carry_out(action);
         assert!(looks_waited < 50, "no look at the kernel");
-        answered = answered.or_else(|| world.machine.resync_end(asked).map(|end| (round, end)));
+        answered =
+            answered.or_else(|| world.machine.view().resync_end(asked).map(|end| (round, end)));
     }
     let (round, end) = answered.expect("a comparison that was asked for comes to its end");
     assert!(round < 200 && end == Ok(()), "{end:?} after {round} rounds");
@@ -160,14 +164,14 @@ fn while_the_kernel_cannot_be_read_a_change_acts_and_proves_nothing() {
     world.tell(Event::Notified);
     world.pass_time(SECOND);
     assert!(!world.kernel.state.peers.contains_key(&key(1)), "a revocation acts all the same");
-    assert!(matches!(world.machine.obstacle(), Some(Obstacle::Observe(_))));
+    assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Observe(_))));
     world.tell(Event::Resync);
     world.pass_time(MINUTE);
-    assert!(matches!(world.machine.obstacle(), Some(Obstacle::Observe(_))));
+    assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Observe(_))));
     assert_eq!(syncs(&world), 0);
     world.troubles.clear();
     world.pass_time(MINUTE);
-    assert!(world.machine.obstacle().is_none());
+    assert!(world.machine.view().obstacle().is_none());
     assert!(syncs(&world) > 0);
 }
 
@@ -181,14 +185,14 @@ fn a_revocation_ahead_comes_by_the_databases_clock_however_this_hosts_is_set() {
         world.tell(Event::Notified);
         world.pass_time(SECOND);
         world.database_up = false;
-        world.tell(Event::Disconnected { error: "gone".into() });
+        world.tell(Event::Disconnected { error: away() });
         world.clock_set_secs = set_secs;
         world.reports.clear();
         world.pass_time(HOUR / 2);
         assert!(world.kernel.state.peers.contains_key(&key(1)), "not before its time");
         world.pass_time(HOUR / 2);
         assert!(!world.kernel.state.peers.contains_key(&key(1)), "but then");
-        let told = world.machine.status().sync.last_sync_at.unwrap().0;
+        let told = world.machine.view().status().sync.last_sync_at.unwrap().0;
         assert!(told <= read_by + 2 * SECOND, "no row was read after that");
         world.database_up = true;
         world.tell(Event::Tick);
@@ -228,7 +232,7 @@ fn after_a_refusal_nothing_is_planned_before_a_look_at_the_kernel() {
     world.revoke(1..=9);
     world.tell(Event::Notified);
     world.settle();
-    assert!(matches!(world.machine.obstacle(), Some(Obstacle::Refused { .. })));
+    assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Refused { .. })));
     world.troubles.clear();
     // Somebody else is revoked while the refused ones wait for their next try.
     world.revoke([10]);
@@ -277,7 +281,7 @@ fn what_is_refused_for_good_holds_up_no_repair_of_the_table() {
     world.tell(Event::KernelChanged { why: "the table was deleted".into() });
     world.pass_time(SECOND);
     let table = world.kernel.state.firewall.as_ref().expect("it is there again");
-    assert!(table.guards(world.machine.desired().unwrap().interface().name.as_str()));
+    assert!(table.guards(world.machine.view().desired().unwrap().interface().name.as_str()));
 }
 
 #[test]
@@ -291,7 +295,7 @@ fn what_fails_for_good_is_tried_less_often_and_said_once() {
     assert!(world.reads.len() <= 130, "{} full reads in ten minutes", world.reads.len());
     let mut world = quiet_world();
     world.database_up = false;
-    world.tell(Event::Disconnected { error: "refused".into() });
+    world.tell(Event::Disconnected { error: away() });
     let start = world.tries;
     world.pass_time(HOUR / 2);
     let tries = world.tries - start;
@@ -347,7 +351,7 @@ fn somebody_elses_route_costs_its_prefix_and_nothing_else() {
     }
     world.tell(Event::Notified);
     world.pass_time(SECOND);
-    let status = world.machine.status();
+    let status = world.machine.view().status();
     assert!(status.state.is_ready(), "{:?}", status.state);
     assert!(status.warnings.iter().any(|warning| warning.contains("192.168.1.0/24")));
     let ours = world.kernel.state.routes.iter().filter(|(_, tag)| **tag == Tag::Ours);
@@ -364,5 +368,5 @@ fn somebody_elses_route_costs_its_prefix_and_nothing_else() {
     world.tell(Event::Resync);
     world.pass_time(SECOND);
     assert!(world.kernel_equals_database());
-    assert!(world.machine.status().warnings.is_empty());
+    assert!(world.machine.view().status().warnings.is_empty());
 }

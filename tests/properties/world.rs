@@ -10,9 +10,10 @@ use gatepost::model::{
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
-    Action, Event, Keep, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, ReadKind, Report,
-    Sent, StaleOptions, StalePolicy, Timing,
+    Action, DatabaseError, Event, Keep, Machine, MachineOptions, Mode, Note, Now, ReadAnswer,
+    ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing,
 };
+use gatepost::store::{Place, StoreError};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
@@ -154,12 +155,12 @@ impl World {
                 if self.database_up {
                     Event::Connected { mode: Mode::Listen }
                 } else {
-                    Event::Disconnected { error: "refused".into() }
+                    Event::Disconnected { error: away() }
                 }
             }
             Action::Read(kind) if !self.database_up || self.suffers(Trouble::Reads) => {
                 self.reads.push(kind);
-                let error = "gone".to_owned();
+                let error = away();
                 self.tell(Event::Read(Err(error.clone())));
                 Event::Disconnected { error }
             }
@@ -169,10 +170,10 @@ impl World {
             }
             Action::Observe if self.suffers(Trouble::Observations) => {
                 self.observations += 1;
-                Event::Observed(Err("no buffer space".into()))
+                Event::Observed(Err(unreadable()))
             }
             Action::Glance if self.suffers(Trouble::Observations) => {
-                Event::Glanced(Err("no buffer space".into()))
+                Event::Glanced(Err(unreadable()))
             }
             Action::Observe => {
                 self.observations += 1;
@@ -222,7 +223,7 @@ impl World {
                 Event::Reported(Sent::default())
             }
             Action::Report(left) => {
-                Event::Reported(Sent { left, error: Some("gone".into()), ..Sent::default() })
+                Event::Reported(Sent { left, error: Some(away()), ..Sent::default() })
             }
         };
         self.tell(event);
@@ -313,6 +314,19 @@ impl World {
         let blocked = |prefix: &IpNet| self.foreign_routes.contains(prefix);
         left.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix))).is_empty()
     }
+}
+
+/// The database does not answer.
+pub fn away() -> DatabaseError {
+    let (hosts, database, role) = ("db1".to_owned(), "vpn".to_owned(), "fra_1".to_owned());
+    let place = Box::new(Place { hosts, database, role });
+    StoreError::Stalled { place, doing: "read", waited: Duration::from_secs(1) }.into()
+}
+
+/// The kernel does not answer a reading.
+fn unreadable() -> DataplaneError {
+    let source = NetlinkError::Refused { errno: Errno::ENOBUFS, message: String::new() };
+    DataplaneError::Refused { source, remedy: None }
 }
 
 pub fn refused(step: &Step, errno: Errno) -> RefusedStep {

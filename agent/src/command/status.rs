@@ -189,7 +189,7 @@ mod tests {
 
     use super::*;
     use gatepost::reconcile::status::{
-        BackendInUse, HeldBack, ModeInUse, PassStatus, PeerCounts, QuarantinedPeer, Timestamp,
+        BackendInUse, HeldBack, Mode, PassStatus, PeerCounts, QuarantinedPeer, Timestamp,
     };
 
     fn at(secs: u64) -> Timestamp {
@@ -203,7 +203,7 @@ mod tests {
         status.interface.name = "gatepost0".into();
         status.interface.backend = Some(BackendInUse::Kernel);
         status.interface.listen_port = Some(51820);
-        status.sync.mode = Some(ModeInUse::Listen);
+        status.sync.mode = Some(Mode::Listen);
         status.sync.mode_why = "notifications arrive".into();
         status.sync.last_sync_at = Some(at(0));
         status.sync.lag_ms = Some(4);

@@ -8,6 +8,7 @@ use gatepost::model::{DeviceId, PeerId, UserId};
 use super::{Client, ControlError, Server};
 use crate::handles::{Ask, LoopHandle, channels};
 use gatepost::reconcile::status::{Explanation, PeerState, PeerStatus, State, Status, Timestamp};
+use gatepost::reconcile::{ExplainError, NothingHeldBack};
 
 fn peer(user: &str) -> PeerStatus {
     PeerStatus {
@@ -39,11 +40,11 @@ async fn answer_everything(mut end: LoopHandle) {
                     text: format!("{who} may reach {destination}"),
                     details: serde_json::json!({"verdict": "allow"}),
                 };
-                let unknown = format!("no user, device, address or key is called {who:?}");
+                let unknown = ExplainError::UnknownPeer(who);
                 drop(answer.send(if found { Ok(explanation) } else { Err(unknown) }));
             }
             Ask::Resync(answer) => drop(answer.send(Ok(()))),
-            Ask::Confirm(answer) => drop(answer.send(Err("nothing is held back".to_owned()))),
+            Ask::Confirm(answer) => drop(answer.send(Err(NothingHeldBack))),
         }
     }
 }
@@ -72,9 +73,9 @@ async fn each_request_gets_its_answer() {
         assert_eq!(users, ["anna", "ben"]);
         assert_eq!(client.explain("anna", "10.0.0.1").unwrap().text, "anna may reach 10.0.0.1");
         let refused = client.explain("carl", "10.0.0.1").unwrap_err().to_string();
-        assert!(refused.contains(r#"is called "carl""#), "{refused}");
+        assert!(refused.contains(r#"no peer of this gateway is "carl""#), "{refused}");
         client.resync().unwrap();
-        assert!(client.confirm().unwrap_err().to_string().ends_with("nothing is held back"));
+        assert!(client.confirm().unwrap_err().to_string().ends_with("no removal is held back"));
 
         let mut raw = UnixStream::connect(&socket).unwrap();
         raw.write_all(b"{\"op\":\"dance\"}\n").unwrap();

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use gatepost::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
 use gatepost::reconcile::status::{
-    AgentStatus, BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, ModeInUse,
+    AgentStatus, BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, Mode,
     PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State,
     Status, SyncStatus, Timestamp,
 };
@@ -34,7 +34,7 @@ pub fn status() -> Status {
             listen_port: Some(51820),
         },
         sync: SyncStatus {
-            mode: Some(ModeInUse::Listen),
+            mode: Some(Mode::Listen),
             mode_why: text(),
             last_sync_at: Some(NOW),
             lag_ms: Some(1),
@@ -106,7 +106,7 @@ fn status_json() {
         ],
     ));
     lines.push(words("backend", [BackendInUse::Kernel, BackendInUse::Userspace]));
-    lines.push(words("mode", [ModeInUse::Listen, ModeInUse::Turns, ModeInUse::Poll]));
+    lines.push(words("mode", [Mode::Listen, Mode::Turns, Mode::Poll]));
     golden::check("json of status", &lines);
 }
 

@@ -28,6 +28,14 @@ pub struct Touched {
     pub policies: BTreeMap<PolicyId, Box<str>>,
 }
 
+impl Touched {
+    /// Whether no peer and no prefix was touched: the kernel cannot differ because of it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty() && self.prefixes.is_empty()
+    }
+}
+
 /// Who a removed peer was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Departed {

@@ -11,7 +11,7 @@ use gatepost::dataplane::{
 use gatepost::model::{ObservedState, ProfileId, PublicKey};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
-use gatepost::reconcile::status::{ModeInUse, Status};
+use gatepost::reconcile::status::{Mode, Status};
 use gatepost::reconcile::{
     MachineOptions, Options, StaleOptions, StalePolicy, SyncMode, Timing, run,
 };
@@ -81,7 +81,7 @@ impl Crowd {
     }
 
     /// The mode they chose.
-    pub fn mode(&self) -> ModeInUse {
+    pub fn mode(&self) -> Mode {
         let status = self.agents.first().map(|agent| agent.status.borrow().sync.mode);
         status.flatten().expect("an agent that is ready has a mode")
     }

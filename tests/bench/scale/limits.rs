@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use gatepost::reconcile::status::ModeInUse;
+use gatepost::reconcile::status::Mode;
 
 use super::costs::Costs;
 use super::figures::{Bar, Row, grouped, words};
@@ -26,22 +26,22 @@ fn fleet(processors: usize) -> Load {
         processors,
         gateways: GATEWAYS,
         peers: PEERS,
-        mode: ModeInUse::Turns,
+        mode: Mode::Turns,
         changes_per_sec: 10.0,
         policies_per_min: 1.0,
         online: 1.0,
-        question_interval_secs: question_interval_secs(ModeInUse::Turns),
+        question_interval_secs: question_interval_secs(Mode::Turns),
         report_interval_secs: 15.0,
         heartbeat_secs: 10.0,
         resync_interval_secs: 600.0,
     }
 }
 
-fn question_interval_secs(mode: ModeInUse) -> f64 {
+fn question_interval_secs(mode: Mode) -> f64 {
     match mode {
-        ModeInUse::Listen => 10.0,
-        ModeInUse::Turns => 10.0,
-        ModeInUse::Poll => 1.0,
+        Mode::Listen => 10.0,
+        Mode::Turns => 10.0,
+        Mode::Poll => 1.0,
     }
 }
 
@@ -141,7 +141,7 @@ pub fn print_fleet(processors: usize, costs: Costs) {
     for changes_per_sec in [1.0, 10.0, 100.0, 1_000.0] {
         line(Load { changes_per_sec, ..fleet(PROCESSORS) }, costs);
     }
-    for mode in [ModeInUse::Poll, ModeInUse::Listen] {
+    for mode in [Mode::Poll, Mode::Listen] {
         let question_interval_secs = question_interval_secs(mode);
         line(Load { mode, question_interval_secs, ..fleet(PROCESSORS) }, costs);
     }
@@ -215,7 +215,7 @@ pub fn print_limits(processors: usize, measured: &[Measured], costs: Costs) {
             changes_per_sec: 100.0,
             ..calm(processors)
         });
-        let mode = ModeInUse::Listen;
+        let mode = Mode::Listen;
         limit("gateways that listen", "1,000,000 peers, 100 changes/s", &|many| Load {
             gateways: many,
             changes_per_sec: 100.0,

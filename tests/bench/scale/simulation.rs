@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use gatepost::reconcile::status::ModeInUse;
+use gatepost::reconcile::status::Mode;
 
 use super::costs::Costs;
 
@@ -32,7 +32,7 @@ pub struct Load {
     pub processors: usize,
     pub gateways: usize,
     pub peers: usize,
-    pub mode: ModeInUse,
+    pub mode: Mode,
     pub changes_per_sec: f64,
     pub policies_per_min: f64,
     /// Peers with traffic.
@@ -199,7 +199,7 @@ impl Simulation {
                 self.marks.push((end, gateway));
                 self.gateways[gateway].waiting.push(end);
                 self.outcome.marks += 1.0;
-                if load.mode == ModeInUse::Listen {
+                if load.mode == Mode::Listen {
                     self.wake(end, vec![gateway]);
                 }
                 self.commit_later(at);
@@ -208,7 +208,7 @@ impl Simulation {
                 let (_, end) = self.serve(at, Part::Writers, costs.commit);
                 self.policies += 1;
                 self.outcome.marks += 1.0;
-                if load.mode == ModeInUse::Listen {
+                if load.mode == Mode::Listen {
                     self.wake(end, (0..load.gateways).collect());
                 }
                 self.policy_later(at);
@@ -244,7 +244,7 @@ impl Simulation {
     /// One gateway asks for changes. Returns when it has its answer.
     fn ask(&mut self, at: f64, gateway: usize) -> f64 {
         let start = at.max(self.free.iter().copied().fold(f64::INFINITY, f64::min));
-        let listens = self.load.mode == ModeInUse::Listen;
+        let listens = self.load.mode == Mode::Listen;
         let concerned = if listens { Vec::new() } else { self.address(start) };
         let until = if listens { start } else { self.addressed_until };
         let costs = self.costs;
@@ -274,7 +274,7 @@ impl Simulation {
             self.tell_of_pass(end, gateway);
         }
         self.outcome.lags_secs.extend(read.iter().map(|mark| end - mark));
-        if self.load.mode == ModeInUse::Turns && !concerned.is_empty() {
+        if self.load.mode == Mode::Turns && !concerned.is_empty() {
             self.wake(end, concerned);
         }
         end
@@ -283,8 +283,8 @@ impl Simulation {
     /// What a pass changed is reported at once, but then only so often.
     fn tell_of_pass(&mut self, at: f64, gateway: usize) {
         let gap = match self.load.mode {
-            ModeInUse::Listen | ModeInUse::Poll => REPORT_GAP_SECS,
-            ModeInUse::Turns => REPORT_GAP_IN_A_CROWD_SECS,
+            Mode::Listen | Mode::Poll => REPORT_GAP_SECS,
+            Mode::Turns => REPORT_GAP_IN_A_CROWD_SECS,
         };
         let reported = &mut self.gateways[gateway].reported_at;
         if at >= *reported + gap {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use gatepost::model::PublicKey;
 use gatepost::reconcile::SyncMode;
-use gatepost::reconcile::status::ModeInUse;
+use gatepost::reconcile::status::Mode;
 use tokio::process::{Child, Command};
 
 use super::bouncer::Bouncer;
@@ -39,7 +39,7 @@ pub struct Case {
 /// What one case measured, for the simulation to be checked by.
 pub struct Measured {
     pub agents: usize,
-    pub mode: ModeInUse,
+    pub mode: Mode,
     pub changes_per_sec: f64,
     pub median: Duration,
     /// Processors that the database's processes kept busy.

@@ -17,8 +17,8 @@ use std::sync::{Arc, mpsc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::event::Keep;
 use crate::model::{ChangedRows, SnapshotRows};
+use crate::reconcile::event::{Keep, LastGood};
 
 /// Why the last good rows cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -58,10 +58,7 @@ impl Cache {
     /// # Errors
     /// When the file cannot be read, or any of its lines: half a truth could grant what was revoked.
     /// When it is of another gateway than the one of this name.
-    pub fn load(
-        &self,
-        gateway: &str,
-    ) -> Result<Option<(SnapshotRows, Vec<ChangedRows>)>, CacheError> {
+    pub fn load(&self, gateway: &str) -> Result<Option<LastGood>, CacheError> {
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(|source| self.io("opened", source))?,
@@ -82,7 +79,7 @@ impl Cache {
                 found: rows.gateway.name,
                 wanted: gateway.to_owned(),
             }),
-            snapshot => Ok(snapshot.map(|snapshot| (snapshot, changes))),
+            snapshot => Ok(snapshot.map(|rows| LastGood { rows, changes })),
         }
     }
 
@@ -315,9 +312,15 @@ mod tests {
         assert!(cache.load("fra-1").unwrap().is_none());
         cache.replace(&snapshot()).unwrap();
         cache.append(&changed()).unwrap();
-        assert_eq!(cache.load("fra-1").unwrap(), Some((snapshot(), vec![changed()])));
+        assert_eq!(
+            cache.load("fra-1").unwrap(),
+            Some(LastGood { rows: snapshot(), changes: vec![changed()] })
+        );
         cache.replace(&snapshot()).unwrap();
-        assert_eq!(cache.load("fra-1").unwrap(), Some((snapshot(), Vec::new())));
+        assert_eq!(
+            cache.load("fra-1").unwrap(),
+            Some(LastGood { rows: snapshot(), changes: Vec::new() })
+        );
     }
 
     #[test]

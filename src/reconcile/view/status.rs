@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
+pub use crate::reconcile::mode::Mode;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -122,33 +123,22 @@ pub enum BackendInUse {
     Userspace,
 }
 
+impl BackendInUse {
+    /// `None`: not known yet.
+    pub(super) const fn of(backend: crate::dataplane::Backend) -> Option<Self> {
+        match backend {
+            crate::dataplane::Backend::Kernel => Some(Self::Kernel),
+            crate::dataplane::Backend::Userspace => Some(Self::Userspace),
+            crate::dataplane::Backend::Auto => None,
+        }
+    }
+}
+
 impl fmt::Display for BackendInUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kernel => "kernel",
             Self::Userspace => "userspace",
-        })
-    }
-}
-
-/// How changes are learnt of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ModeInUse {
-    /// By notification, with a slow poll behind it.
-    Listen,
-    /// By the notification of whichever gateway asked first.
-    Turns,
-    /// By polling alone.
-    Poll,
-}
-
-impl fmt::Display for ModeInUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Listen => "listen",
-            Self::Turns => "turns",
-            Self::Poll => "poll",
         })
     }
 }
@@ -192,7 +182,7 @@ pub struct InterfaceStatus {
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SyncStatus {
-    pub mode: Option<ModeInUse>,
+    pub mode: Option<Mode>,
     /// Why this mode: the configuration, or what a probe found.
     pub mode_why: String,
     /// The database's time as of which the kernel was proven equal.
@@ -401,7 +391,7 @@ mod tests {
             held_back: Some(HeldBack { removals: 1, of: 1 }),
             ..Status::default()
         };
-        let reference = include_str!("../../docs/reference.md");
+        let reference = include_str!("../../../docs/reference.md");
         let mut left = vec![serde_json::to_value(status).unwrap()];
         let mut seen = 0;
         while let Some(value) = left.pop() {

@@ -1,39 +1,41 @@
-//! What the shell asks of the store: connecting, reading, writing back.
+//! What the shell asks of the store: to connect, to read, to write back.
 
 use std::time::SystemTime;
 
 use tracing::debug;
 
 use super::cache::Keeper;
-use super::event::{Mode, ReadAnswer, ReadKind, Sent};
-use super::ledger::Report;
-use super::mode::{Chosen, SyncMode, choose};
-use super::shell::RunError;
-pub(super) use crate::causes::causes as chain;
+use super::choose::{Chosen, choose};
+use crate::causes::causes;
+use crate::reconcile::error::DatabaseError;
+use crate::reconcile::event::{ReadAnswer, ReadKind, Sent};
+use crate::reconcile::ledger::Report;
+use crate::reconcile::mode::Mode;
+use crate::reconcile::options::SyncMode;
 use crate::store::{Cursor, Handshake, Hello, Polled, Read, Store, StoreError};
 
-/// A connection that was made, and how changes will be learnt of.
+/// A connection that was made, and the mode that was chosen for it.
 pub(super) struct Connection {
     pub hello: Hello,
     pub chosen: Chosen,
 }
 
-/// Asks who we are here, and listens where that suits. `configured`: `None` for who makes one pass,
-/// and leaves no trace of having followed the database. `present`: the mode of before.
+/// Asks for which gateway the role acts, and chooses a mode. `configured`: `None` for an agent that
+/// makes one pass and leaves no trace of having followed the database. `present`: the mode in use.
 ///
 /// # Errors
-/// In words, with the way out.
+/// When the database does not answer, refuses, or acts for another gateway.
 pub(super) async fn connect(
     store: &Store,
     configured: Option<SyncMode>,
     gateway: &str,
     present: Option<Mode>,
-) -> Result<Connection, String> {
-    let hello = store.hello().await.map_err(|error| chain(&error))?;
+) -> Result<Connection, DatabaseError> {
+    let hello = store.hello().await?;
     if hello.gateway_name != gateway {
         let bound = hello.gateway_name.clone();
         let configured = gateway.to_owned();
-        return Err(RunError::OtherGateway { bound, configured }.to_string());
+        return Err(DatabaseError::OtherGateway { bound, configured });
     }
     let chosen = match configured {
         Some(configured) => choose(store, configured, &hello, present).await?,
@@ -42,12 +44,12 @@ pub(super) async fn connect(
     Ok(Connection { hello, chosen })
 }
 
-/// Writes a report. Each part by itself: what is wrong with one must not keep the others back.
+/// Writes a report. Each part is written by itself, so that a fault of one does not hold up the rest.
 pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
     let (mut refused, mut errors) = (Vec::new(), Vec::new());
     if let Some(as_of) = report.synced_as_of {
         match store.synced(as_of).await {
-            // Somebody holds the row: the next beat says it again.
+            // Another transaction may hold the row: the next heartbeat writes it.
             Ok(_) => report.synced_as_of = None,
             Err(error) => errors.push(error),
         }
@@ -72,11 +74,12 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
         let audited = store.audit(&report.audit).await;
         report.audit.drain(..audited.settled);
         refused.extend(audited.refused.iter().map(|(entry, error)| {
-            format!("{} {:?}: {}", entry.event.word(), entry.message, chain(error))
+            format!("{} {:?}: {}", entry.event.word(), entry.message, causes(error))
         }));
         errors.extend(audited.error);
     }
-    Sent { left: report, refused, error: errors.first().map(|error| chain(error)) }
+    let error = errors.into_iter().next().map(DatabaseError::from);
+    Sent { left: report, refused, error }
 }
 
 /// What brings a read about.
@@ -113,7 +116,7 @@ impl Reader {
         cause: Cause,
     ) -> Result<ReadAnswer, StoreError> {
         if let (ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
-            // Who was notified at another's turn knows already that there is something.
+            // A notification sent at another agent's turn says already that there are changes.
             let ask_first = match mode {
                 Mode::Listen => false,
                 Mode::Turns => cause == Cause::Other,

@@ -6,15 +6,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::json;
 
-use super::database::chain;
-use super::ledger::peer_name;
-use super::shell::Host;
+use super::View;
 use super::status::Explanation;
-use super::summary::why_ineligible;
+use crate::causes::causes;
 use crate::dataplane::nft::ProfileCounters;
 use crate::dataplane::{DataplaneError, DataplaneHandle};
 use crate::model::policy::{Verdict, dns_addresses};
 use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, ProfileId, Standing};
+use crate::reconcile::host::Host;
+use crate::reconcile::note::peer_name;
 
 /// More peers than this are not explained at once.
 const EXPLAINED_AT_MOST: usize = 10;
@@ -35,38 +35,63 @@ struct Answer {
 #[derive(Debug)]
 pub struct Answers(Vec<Answer>);
 
-/// An address that somebody asks about.
+/// Why a question cannot be answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExplainError {
+    #[error("{0:?} is not an address: give one such as 172.16.1.20 or fd10::20")]
+    NotAnAddress(String),
+    #[error(
+        "no peer of this gateway is {0:?}: give a user, a device, user/device, a tunnel address or a \
+         public key; `gatepost peers` lists them"
+    )]
+    UnknownPeer(String),
+    #[error("{who:?} means {count} peers: give user/device or a tunnel address")]
+    TooMany { who: String, count: usize },
+    #[error("the database was not read yet")]
+    NoRows,
+}
+
+/// The address that a question is about.
 ///
 /// # Errors
-/// In words.
-pub fn parse_destination(text: &str) -> Result<IpAddr, String> {
-    text.trim()
-        .parse()
-        .map_err(|_| format!("{text:?} is no address: give one such as 172.16.1.20 or fd10::20"))
+/// [`ExplainError::NotAnAddress`]
+pub fn parse_destination(text: &str) -> Result<IpAddr, ExplainError> {
+    text.trim().parse().map_err(|_| ExplainError::NotAnAddress(text.to_owned()))
+}
+
+impl View<'_> {
+    /// The verdict for what `who` (a user, device, tunnel address or key) sends to `destination`.
+    ///
+    /// # Errors
+    /// [`ExplainError`]
+    pub(in crate::reconcile) fn explain(
+        &self,
+        who: &str,
+        destination: &str,
+    ) -> Result<Answers, ExplainError> {
+        let desired = self.rows.desired.ok_or(ExplainError::NoRows)?;
+        explain(desired, self.mirror.observed.as_deref(), who, destination)
+    }
 }
 
 /// The verdict for what `who` (a user, a device, a tunnel address, a key, an id, or `user/device`)
 /// sends to `destination`.
 ///
 /// # Errors
-/// In words: whom nobody knows, or what is no address.
+/// [`ExplainError`]
 pub(super) fn explain(
     desired: &DesiredState,
     observed: Option<&ObservedState>,
     who: &str,
     destination: &str,
-) -> Result<Answers, String> {
+) -> Result<Answers, ExplainError> {
     let destination = parse_destination(destination)?;
     let matching: Vec<_> = desired.rows().filter(|(row, _)| is_meant(row, who)).collect();
-    if matching.is_empty() {
-        return Err(format!(
-            "no peer of this gateway is {who:?}: give a user, a device, user/device, a tunnel \
-             address or a public key; `gatepost peers` lists them"
-        ));
-    }
-    if matching.len() > EXPLAINED_AT_MOST {
-        let count = matching.len();
-        return Err(format!("{who:?} means {count} peers: give user/device or a tunnel address"));
+    let (who, count) = (who.to_owned(), matching.len());
+    match count {
+        0 => return Err(ExplainError::UnknownPeer(who)),
+        1..=EXPLAINED_AT_MOST => {}
+        _ => return Err(ExplainError::TooMany { who, count }),
     }
     let answer = |(row, standing)| one(desired, observed, row, standing, destination);
     Ok(Answers(matching.into_iter().map(answer).collect()))
@@ -118,11 +143,20 @@ impl Answer {
                     allowed.packets, denied.packets
                 )
             }
-            Err(error) => format!("the kernel's counters could not be read: {}", chain(&error)),
+            Err(error) => format!("the kernel's counters could not be read: {}", causes(&error)),
         };
         // Writing to a String cannot fail.
         let _ = writeln!(self.text, "  {line}");
     }
+}
+
+/// Why a row that is not eligible is not.
+pub(super) fn why_ineligible(desired: &DesiredState, row: &PeerRow) -> String {
+    let mut reasons: Vec<&str> = desired.bars_of(row).names().collect();
+    if row.revoked_at.is_some_and(|at| at <= desired.as_of()) {
+        reasons.push("device revoked");
+    }
+    if reasons.is_empty() { "not admitted now".to_owned() } else { reasons.join(", ") }
 }
 
 fn is_meant(row: &PeerRow, who: &str) -> bool {

@@ -1,6 +1,6 @@
 //! Guards the fields of `gatepost explain --json`: see `tests/golden/surface.txt`.
 
-#[path = "../../../tests/support/surface.rs"]
+#[path = "../../../../tests/support/surface.rs"]
 mod golden;
 
 use std::collections::BTreeSet;

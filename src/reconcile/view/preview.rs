@@ -4,33 +4,32 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::MachineOptions;
-use super::database::chain;
-use super::ledger::{name_of, peer_name};
-use super::shell::Host;
+use super::explain::{ExplainError, explain};
 use super::status::{self, Explanation, PlanReport, PlannedStep};
-use super::summary::{LISTED_QUARANTINED, quarantined, row_warnings};
-use crate::dataplane::{DataplaneHandle, Reading};
+use crate::dataplane::{DataplaneError, DataplaneHandle, Reading};
 use crate::model::policy::{Shift, tell};
 use crate::model::{BuildError, DesiredState, KeyText, ObservedState, PeerRow, Standing};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, plan_guarded};
 use crate::plan::{Held, PlanError, Scope, Step};
-use crate::store::Store;
+use crate::reconcile::host::Host;
+use crate::reconcile::note::{name_of, peer_name};
+use crate::reconcile::options::MachineOptions;
+use crate::reconcile::row_status::{LISTED_QUARANTINED, quarantined, row_warnings};
+use crate::store::{Store, StoreError};
 
-/// Why nothing can be said without an agent.
+/// Why there is no preview.
 #[derive(Debug, thiserror::Error)]
 pub enum PreviewError {
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// In words.
-    #[error("{0}")]
-    Other(String),
-}
-
-impl PreviewError {
-    fn of(error: impl std::error::Error) -> Self {
-        Self::Other(chain(&error))
-    }
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Database(#[from] StoreError),
+    #[error("could not read the kernel")]
+    Kernel(#[from] DataplaneError),
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
 }
 
 /// Plans without touching anything: what a pass would change now.
@@ -43,7 +42,7 @@ pub async fn preview<D: Host>(
     dataplane: &DataplaneHandle<D>,
 ) -> Result<PlanReport, PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
-    plan_report(&desired, &reading.state, machine.max_removed).map_err(PreviewError::of)
+    Ok(plan_report(&desired, &reading.state, machine.max_removed)?)
 }
 
 /// Explains without an agent: from the database and the kernel as they are now.
@@ -58,8 +57,8 @@ pub async fn preview_explanation<D: Host>(
     destination: &str,
 ) -> Result<Explanation, PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
-    let answers = super::explain::explain(&desired, Some(&reading.state), who, destination);
-    Ok(answers.map_err(PreviewError::Other)?.counted(dataplane).await)
+    let answers = explain(&desired, Some(&reading.state), who, destination)?;
+    Ok(answers.counted(dataplane).await)
 }
 
 /// What should be and what is, read at the same time.
@@ -69,9 +68,9 @@ async fn both_sides<D: Host>(
     dataplane: &DataplaneHandle<D>,
 ) -> Result<(DesiredState, Reading), PreviewError> {
     let (rows, reading) = tokio::join!(store.snapshot(), dataplane.observe());
-    let (rows, _) = rows.map_err(PreviewError::of)?;
+    let (rows, _) = rows?;
     let desired = DesiredState::build(machine.local.clone(), rows)?;
-    Ok((desired, reading.map_err(PreviewError::of)?))
+    Ok((desired, reading?))
 }
 
 /// What a pass changes where more removals than `limit` wait, also in the words of users and devices.

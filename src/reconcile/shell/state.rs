@@ -1,4 +1,4 @@
-//! The thin shell: carries out what the [`Machine`] asks for, and tells it what happened.
+//! What the shell holds, and how it carries out what the machine asks for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,26 +8,23 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::ask::Ask;
-use super::attach::{ATTACH_EVERY, InUse};
 use super::cache::{Cache, Keeper};
-use super::database::{Cause, Connection, Reader, chain, send};
-use super::end::begins_anew;
-use super::event::{Action, Event, Mode, ReadKind, Sent};
-use super::kernel::{KERNEL_IS_STUCK, KernelJob};
-use super::mode::SyncMode;
-use super::say::say;
-use super::status::{State, Status, Timestamp};
-use super::summary::clock;
-use super::{Machine, MachineOptions, Obstacle};
-use crate::dataplane::{Dataplane, DataplaneHandle};
-use crate::model::BuildError;
+use super::database::{Cause, Connection, Reader, send};
+use super::in_use::InUse;
+use super::journal::say;
+use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
+use crate::causes::causes;
+use crate::dataplane::DataplaneHandle;
+use crate::reconcile::clock;
+use crate::reconcile::error::{DatabaseError, RunError};
+use crate::reconcile::event::{Action, Event, ReadKind, Sent};
+use crate::reconcile::host::Host;
+use crate::reconcile::machine::Machine;
+use crate::reconcile::mode::Mode;
+use crate::reconcile::options::{MachineOptions, SyncMode};
+use crate::reconcile::view::ResyncError;
+use crate::reconcile::view::status::{State, Status, Timestamp};
 use crate::store::{Attached, Store};
-
-/// The data plane of a host.
-pub trait Host: Dataplane + 'static {}
-
-impl<D: Dataplane + 'static> Host for D {}
 
 /// Everything the loop needs.
 pub struct Options<D> {
@@ -37,7 +34,7 @@ pub struct Options<D> {
     pub dataplane: DataplaneHandle<D>,
     /// Says why to look at the kernel again.
     pub kernel_events: mpsc::Receiver<String>,
-    /// Where the last good rows are kept; `None`: nowhere.
+    /// Where the last good rows are kept; `None`: they are not kept.
     pub cache: Option<Cache>,
     /// `gateways.name`, from the configuration.
     pub gateway: String,
@@ -46,88 +43,10 @@ pub struct Options<D> {
 
 /// Change marks are kept this long: a reader that was away for longer reads everything.
 const KEEP_MARKS: Duration = Duration::from_secs(24 * 3_600);
-const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
+pub(super) const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 
-/// Why the loop ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    #[error("the pass did not converge: {0}")]
-    NotConverged(String),
-    /// [`BuildError::NoPskKeys`]
-    #[error(transparent)]
-    NoPskKeys(BuildError),
-    #[error("role acts for gateway {bound:?}, but [gateway] name is {configured:?}: correct one")]
-    OtherGateway { bound: String, configured: String },
-    #[error("the thread that speaks to the kernel has ended: start the agent anew")]
-    DataplaneGone,
-    #[error("stopped before the pass had ended")]
-    Stopped,
-}
-
-/// A quiet loop goes round this often: who watches its pulse must not take quiet for dead.
+/// A quiet loop goes round at least this often, so that a watchdog does not take it for dead.
 pub const ROUND_AT_MOST: Duration = Duration::from_secs(10);
-
-/// Runs the loop until `stop` says so. Leaves the kernel as it is.
-///
-/// `status` always holds the latest; `alive` is called each time round, at least every
-/// [`ROUND_AT_MOST`], unless the kernel does not answer any more.
-///
-/// # Errors
-/// [`RunError::DataplaneGone`]: nothing could be done any more.
-pub async fn run<D: Host>(
-    mut options: Options<D>,
-    mut asks: mpsc::Receiver<Ask>,
-    status: watch::Sender<Status>,
-    mut stop: watch::Receiver<bool>,
-    alive: impl Fn(),
-) -> Result<(), RunError> {
-    let (_, silent) = mpsc::channel(1);
-    let mut kernel_events = std::mem::replace(&mut options.kernel_events, silent);
-    let (mut shell, mut events) = Shell::new(options, status);
-    let mut prune = tokio::time::interval_at(Instant::now() + PRUNE_EVERY / 4, PRUNE_EVERY);
-    let mut attach = tokio::time::interval_at(Instant::now() + ATTACH_EVERY, ATTACH_EVERY);
-    attach.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    shell.tell(Event::Tick);
-    while !shell.dataplane_gone {
-        if !shell.kernel_job.is_stuck(clock().instant) {
-            alive();
-        }
-        shell.publish();
-        shell.answer_resyncs();
-        let wakeup = shell.next_round();
-        tokio::select! {
-            biased;
-            _ = stop.changed() => break,
-            Some(event) = events.recv() => shell.take(event),
-            Some(why) = kernel_events.recv() => shell.tell(Event::KernelChanged { why }),
-            Some(ask) = asks.recv() => shell.answer(ask),
-            _ = prune.tick() => shell.prune(),
-            _ = attach.tick() => shell.attach(),
-            () = tokio::time::sleep_until(wakeup) => shell.tell(Event::Tick),
-        }
-    }
-    shell.wind_up(&mut events).await;
-    if shell.dataplane_gone { Err(RunError::DataplaneGone) } else { Ok(()) }
-}
-
-/// Makes one full pass, reports, and returns.
-///
-/// # Errors
-/// [`RunError::NotConverged`] with the obstacle; [`RunError::Stopped`].
-pub async fn run_once<D: Host>(
-    options: Options<D>,
-    status: watch::Sender<Status>,
-    mut stop: watch::Receiver<bool>,
-) -> Result<(), RunError> {
-    let (mut shell, mut events) = Shell::new(options, status);
-    shell.mode = None;
-    let ended = shell.make_one_pass(&mut events, &mut stop).await;
-    shell.wind_up(&mut events).await;
-    // The process ends next, which frees all at once; piece by piece it would take as long as to
-    // compare everything.
-    std::mem::forget(shell.machine);
-    ended
-}
 
 /// `run --once` gives up when so many tries in a row to read the database have failed, or to report.
 const TRIES_ONCE: u32 = 3;
@@ -142,22 +61,22 @@ pub(super) enum Inner {
 pub(super) struct Shell<D> {
     pub(super) machine: Machine,
     pub(super) store: Store,
-    /// `None`: no change is to be learnt of.
+    /// `None`: the agent makes one pass, and follows no changes.
     pub(super) mode: Option<SyncMode>,
     pub(super) in_use: Option<InUse>,
     pub(super) dataplane: DataplaneHandle<D>,
     pub(super) dataplane_gone: bool,
     pub(super) kernel_job: KernelJob,
-    /// Who asked for a resync and waits for its end.
-    pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), String>>)>,
+    /// The numbers of the comparisons that operators wait for.
+    pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), ResyncError>>)>,
     cache: Option<Cache>,
     pub(super) keeper: Option<Keeper>,
-    /// The end has come: what is under way is brought to its end, and nothing else is begun.
+    /// The agent stops: what is under way comes to its end, and no other work begins.
     pub(super) winding_up: bool,
     pub(super) gateway: String,
     pub(super) template: Status,
     reader: Arc<Mutex<Reader>>,
-    /// A notification came that no read has answered yet.
+    /// A notification arrived, and no read has begun since.
     notified: bool,
     pub(super) listening: Option<JoinHandle<()>>,
     pub(super) events: mpsc::UnboundedSender<Inner>,
@@ -169,12 +88,12 @@ pub(super) struct Shell<D> {
 }
 
 impl<D: Host> Shell<D> {
-    fn new(
+    pub(super) fn new(
         options: Options<D>,
         status: watch::Sender<Status>,
     ) -> (Self, mpsc::UnboundedReceiver<Inner>) {
         let (events, receiver) = mpsc::unbounded_channel();
-        let now = clock();
+        let now = clock::now();
         let keeper = options.cache.clone().map(Cache::into_keeper);
         let mut template = Status::default();
         template.gateway.name.clone_from(&options.gateway);
@@ -215,42 +134,13 @@ impl<D: Host> Shell<D> {
         }
     }
 
-    async fn make_one_pass(
-        &mut self,
-        events: &mut mpsc::UnboundedReceiver<Inner>,
-        stop: &mut watch::Receiver<bool>,
-    ) -> Result<(), RunError> {
-        self.tell(Event::Tick);
-        loop {
-            self.publish();
-            if self.machine.is_at_rest() {
-                return Ok(());
-            }
-            if let Some(why) = self.machine.is_stuck().or_else(|| self.gives_up()) {
-                return Err(match self.machine.obstacle() {
-                    Some(Obstacle::Build(error @ BuildError::NoPskKeys { .. })) => {
-                        RunError::NoPskKeys(error.clone())
-                    }
-                    _ => RunError::NotConverged(why),
-                });
-            }
-            let wakeup = self.next_round();
-            tokio::select! {
-                biased;
-                _ = stop.changed() => return Err(RunError::Stopped),
-                Some(event) = events.recv() => self.take(event),
-                () = tokio::time::sleep_until(wakeup) => self.tell(Event::Tick),
-            }
-        }
-    }
-
     pub(super) fn tell(&mut self, event: Event) {
         self.kernel_job.hears(&event);
         match &event {
             Event::Disconnected { error } => {
                 self.failed_reads += 1;
-                self.last_error.clone_from(error);
-                self.template.database.last_error = Some(error.clone());
+                self.last_error = error.to_string();
+                self.template.database.last_error = Some(error.to_string());
                 self.in_use = None;
                 self.stop_listening();
             }
@@ -258,19 +148,19 @@ impl<D: Host> Shell<D> {
             Event::Read(Ok(_)) => self.failed_reads = 0,
             Event::Reported(Sent { error: Some(error), .. }) => {
                 self.failed_reports += 1;
-                self.last_error.clone_from(error);
+                self.last_error = error.to_string();
             }
             Event::Reported(_) => self.failed_reports = 0,
             _ => {}
         }
-        for action in self.machine.handle(event, clock()) {
+        for action in self.machine.handle(event, clock::now()) {
             self.carry_out(action);
         }
     }
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            action if self.winding_up && begins_anew(&action) => {}
+            action if self.winding_up && action.begins_work() => {}
             Action::Say(note) => say(&note),
             Action::Connect => self.spawn_connect(),
             Action::Read(kind) => self.spawn_read(kind),
@@ -300,8 +190,8 @@ impl<D: Host> Shell<D> {
         let mode = self.in_use.map_or(Mode::Poll, |in_use| in_use.mode);
         tokio::spawn(async move {
             let answer = reader.lock().await.read(&store, kind, mode, cause).await;
-            let answer = answer.map_err(|error| chain(&error));
-            // A read may be the first to find that the database is gone, or is not ours any more.
+            let answer = answer.map_err(DatabaseError::from);
+            // A read may be the first to find that the database is gone, or no longer ours.
             let lost = answer.as_ref().err().cloned();
             drop(events.send(Inner::Event(Event::Read(answer))));
             if let Some(error) = lost {
@@ -314,11 +204,11 @@ impl<D: Host> Shell<D> {
         let Some(cache) = self.cache.clone() else { return };
         let (events, gateway) = (self.events.clone(), self.gateway.clone());
         tokio::task::spawn_blocking(move || match cache.load(&gateway) {
-            Ok(Some((rows, changes))) => {
-                drop(events.send(Inner::Event(Event::Restored(Box::new(rows), changes))));
+            Ok(Some(last_good)) => {
+                drop(events.send(Inner::Event(Event::Restored(Box::new(last_good)))));
             }
             Ok(None) => {}
-            Err(error) => warn!("the last good rows are not used: {}", chain(&error)),
+            Err(error) => warn!("the last good rows are not used: {}", causes(&error)),
         });
     }
 
@@ -328,25 +218,31 @@ impl<D: Host> Shell<D> {
         tokio::spawn(async move { drop(events.send(job.await)) });
     }
 
+    /// The process ends next, which frees everything at once: piece by piece that would take as long
+    /// as to compare everything.
+    pub(super) fn forget(self) {
+        std::mem::forget(self.machine);
+    }
+
     /// When to go round again, if nothing happens.
-    fn next_round(&self) -> Instant {
-        let now = clock();
+    pub(super) fn next_round(&self) -> Instant {
+        let now = clock::now();
         self.machine.next_wakeup(now).min(now.instant + ROUND_AT_MOST).into()
     }
 
     /// Why one pass will not end, if it will not.
-    fn gives_up(&self) -> Option<String> {
+    pub(super) fn gives_up(&self) -> Option<String> {
         if self.dataplane_gone {
             return Some(RunError::DataplaneGone.to_string());
         }
-        if self.kernel_job.is_stuck(clock().instant) {
+        if self.kernel_job.is_stuck(clock::now().instant) {
             return Some(KERNEL_IS_STUCK.into());
         }
         let failed = self.failed_reads.max(self.failed_reports);
         (failed >= TRIES_ONCE).then(|| self.last_error.clone())
     }
 
-    fn prune(&self) {
+    pub(super) fn prune(&self) {
         let (store, connected) = (self.store.clone(), self.in_use.is_some());
         tokio::spawn(async move {
             loop {
@@ -356,16 +252,16 @@ impl<D: Host> Shell<D> {
                     // That the database is away is said already.
                     Err(error) if error.is_transient() && !connected => return,
                     Err(error) => {
-                        return warn!("change marks were not pruned: {}", chain(&error));
+                        return warn!("change marks were not pruned: {}", causes(&error));
                     }
                 }
             }
         });
     }
 
-    fn publish(&self) {
-        let mut status = self.machine.status();
-        if self.kernel_job.is_stuck(clock().instant) {
+    pub(super) fn publish(&self) {
+        let mut status = self.machine.view().status();
+        if self.kernel_job.is_stuck(clock::now().instant) {
             status.state = State::NotReady { why: KERNEL_IS_STUCK.into() };
         }
         let template = &self.template;

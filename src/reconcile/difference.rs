@@ -1,0 +1,193 @@
+//! What may differ between the kernel and the rows, since when, and because of whom.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use ipnet::IpNet;
+
+use crate::causes::causes;
+use crate::dataplane::{Outcome, RefusedStep};
+use crate::model::{Departed, PolicyId, PublicKey, Touched};
+use crate::plan::{Held, Plan, Scope, Step};
+
+#[derive(Debug)]
+pub(super) struct Difference {
+    /// What may differ.
+    scope: Scope,
+    cause: Cause,
+    /// Policies that changed since the last proof, with their names.
+    policies: BTreeMap<PolicyId, Box<str>>,
+    /// Who the peers were that lost their place since the last proof of everything.
+    departed: BTreeMap<PublicKey, Departed>,
+    /// Prefixes to which a route of another program leads, each with the kernel's reason. The route
+    /// is left alone, and costs only its prefix.
+    blocked_routes: BTreeMap<IpNet, String>,
+}
+
+/// Why the kernel may differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// No row changed since the last proof: what differs is drift.
+    Kernel,
+    /// The agent has proven nothing yet.
+    Start,
+    /// Rows changed, the oldest of them at this moment.
+    Rows(Instant),
+}
+
+/// What a proof settled.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub policies: BTreeMap<PolicyId, Box<str>>,
+    /// When the oldest of the changed rows changed, as far as is known here.
+    pub changed_since: Option<Instant>,
+}
+
+impl Difference {
+    /// Everything may differ.
+    pub const fn new() -> Self {
+        Self {
+            scope: Scope::Everything,
+            cause: Cause::Start,
+            policies: BTreeMap::new(),
+            departed: BTreeMap::new(),
+            blocked_routes: BTreeMap::new(),
+        }
+    }
+
+    pub const fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    pub fn is_nothing(&self) -> bool {
+        self.scope.is_nothing()
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.scope == Scope::Everything
+    }
+
+    /// Whether what differs is drift: no row changed since the last proof.
+    pub fn is_drift(&self) -> bool {
+        self.cause == Cause::Kernel
+    }
+
+    pub const fn blocked_routes(&self) -> &BTreeMap<IpNet, String> {
+        &self.blocked_routes
+    }
+
+    /// The kernel was read, or is in doubt: anything may differ.
+    pub fn everything(&mut self) {
+        self.scope = Scope::Everything;
+    }
+
+    /// Rows changed at this moment, or an operator's word did: what differs is no drift.
+    pub fn rows_changed(&mut self, since: Instant) {
+        if !matches!(self.cause, Cause::Rows(_)) {
+            self.cause = Cause::Rows(since);
+        }
+    }
+
+    /// Takes in what changed rows touch. Says whether that is anything.
+    pub fn touch(&mut self, touched: Touched, since: Instant) -> bool {
+        if touched.is_empty() {
+            return false;
+        }
+        self.departed.extend(touched.departed);
+        self.policies.extend(touched.policies);
+        self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
+        self.rows_changed(since);
+        true
+    }
+
+    /// The rows were replaced as a whole.
+    pub fn replaced(
+        &mut self,
+        departed: BTreeMap<PublicKey, Departed>,
+        policies: BTreeMap<PolicyId, Box<str>>,
+        since: Instant,
+    ) {
+        self.departed.extend(departed);
+        self.policies.extend(policies);
+        self.scope = Scope::Everything;
+        // Other programs' routes may be gone by now.
+        self.blocked_routes.clear();
+        self.rows_changed(since);
+    }
+
+    /// Who the peers were that this plan removes.
+    pub fn take_departed(&mut self, plan: &Plan) -> BTreeMap<PublicKey, Departed> {
+        let removed = plan.steps().iter().filter_map(|step| match step {
+            Step::RemovePeer { key } => Some(key),
+            _ => None,
+        });
+        removed.filter_map(|key| self.departed.remove_entry(key)).collect()
+    }
+
+    /// These peers are still in the kernel.
+    pub fn stayed(&mut self, peers: BTreeMap<PublicKey, Departed>) {
+        self.departed.extend(peers);
+    }
+
+    /// Takes the routes out of the refusals where another program's route was in the way, and gives
+    /// them up until everything is compared again.
+    pub fn block_routes(&mut self, outcome: &mut Outcome) -> Vec<RefusedStep> {
+        let is_blocked = |refused: &mut RefusedStep| refused.foreign_route().is_some();
+        let blocked: Vec<_> = outcome.refused.extract_if(.., is_blocked).collect();
+        let reasons = blocked
+            .iter()
+            .filter_map(|refused| Some((refused.foreign_route()?, causes(refused.error.as_ref()))));
+        self.blocked_routes.extend(reasons);
+        blocked
+    }
+
+    /// The plan without the routes that were given up.
+    pub fn without_blocked(&self, plan: Plan) -> Plan {
+        let blocked = |prefix: &IpNet| self.blocked_routes.contains_key(prefix);
+        plan.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix)))
+    }
+
+    /// Nothing in the scope differs. `whole`: nothing at all does, except for the `staying` peers.
+    pub fn settle(&mut self, whole: bool, staying: &Held) -> Settled {
+        self.scope = Scope::nothing();
+        if whole {
+            self.departed.retain(|key, _| staying.peers().contains(key));
+        }
+        let changed_since = match std::mem::replace(&mut self.cause, Cause::Kernel) {
+            Cause::Rows(since) => Some(since),
+            Cause::Kernel | Cause::Start => None,
+        };
+        Settled { policies: std::mem::take(&mut self.policies), changed_since }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touched(number: u8) -> Touched {
+        let key = PublicKey::from_bytes([number; 32]).unwrap();
+        Touched { peers: [key].into(), ..Touched::default() }
+    }
+
+    #[test]
+    fn what_differs_without_a_changed_row_is_drift() {
+        let (mut difference, start) = (Difference::new(), Instant::now());
+        assert!(!difference.is_drift(), "at the start the rows are new");
+        difference.settle(true, &Held::default());
+        difference.everything();
+        assert!(difference.is_drift());
+        assert!(!difference.touch(Touched::default(), start) && difference.is_drift());
+        assert!(difference.touch(touched(1), start) && !difference.is_drift());
+    }
+
+    #[test]
+    fn changes_count_from_the_oldest() {
+        let (mut difference, start) = (Difference::new(), Instant::now());
+        difference.touch(touched(1), start);
+        difference.touch(touched(2), start + std::time::Duration::from_secs(1));
+        let settled = difference.settle(true, &Held::default());
+        assert_eq!(settled.changed_since, Some(start));
+        assert!(difference.is_nothing());
+    }
+}

@@ -1,0 +1,57 @@
+//! Why the database cannot be used, and why the loop ends.
+
+use std::sync::Arc;
+
+use crate::model::BuildError;
+use crate::store::StoreError;
+
+/// Why the database cannot be used now.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DatabaseError {
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    #[error("role acts for gateway {bound:?}, but [gateway] name is {configured:?}: correct one")]
+    OtherGateway { bound: String, configured: String },
+}
+
+impl DatabaseError {
+    /// Whether waiting may help. `false`: somebody must act first, and the text says how.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_transient(),
+            Self::OtherGateway { .. } => false,
+        }
+    }
+
+    /// What the database is to this agent, for a sentence.
+    pub(super) fn in_short(&self) -> &'static str {
+        if self.is_transient() {
+            "the database is away"
+        } else {
+            "the database does not serve this agent"
+        }
+    }
+}
+
+impl From<StoreError> for DatabaseError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// Why the loop ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("the pass did not converge: {0}")]
+    NotConverged(String),
+    /// [`BuildError::NoPskKeys`]
+    #[error(transparent)]
+    NoPskKeys(BuildError),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error("the thread that speaks to the kernel has ended: start the agent again")]
+    DataplaneGone,
+    #[error("stopped before the pass had ended")]
+    Stopped,
+}

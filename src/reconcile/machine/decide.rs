@@ -1,0 +1,442 @@
+//! What follows from an event, and which of the jobs that wait begins next.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Machine;
+use crate::causes::causes;
+use crate::dataplane::{DataplaneError, Outcome, Reading};
+use crate::model::{SnapshotRows, Touched};
+use crate::plan::{Plan, PlanError};
+use crate::reconcile::audit;
+use crate::reconcile::clock::Now;
+use crate::reconcile::error::DatabaseError;
+use crate::reconcile::event::{Action, LastGood, ReadAnswer, ReadKind};
+use crate::reconcile::note::Note;
+use crate::reconcile::notices::Trouble;
+use crate::reconcile::options::StalePolicy;
+use crate::reconcile::pass::FIRST_LINES;
+use crate::reconcile::proof::Evidence;
+use crate::reconcile::source;
+
+/// Whether the next job is a read of the database or a look at the kernel, where both are wanted: a
+/// storm of notifications must starve neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Read,
+    Look,
+}
+
+/// What follows from an event.
+impl Machine {
+    pub(super) fn rows_read(
+        &mut self,
+        reading: source::Reading,
+        answer: Result<ReadAnswer, DatabaseError>,
+        now: Now,
+    ) {
+        let since = reading.found_since();
+        match answer {
+            Err(error) => {
+                self.read_again(reading.kind, now);
+                let note = Note::ReadFailed { error: error.to_string() };
+                self.complain(Trouble::Database, note, now);
+            }
+            Ok(ReadAnswer::Unchanged { taken_at }) => {
+                self.source.read_nothing(taken_at, now);
+                if let Some(touched) = self.rows.unchanged(taken_at) {
+                    self.touch(Some(touched), since);
+                    self.rows_are_good(now);
+                }
+            }
+            Ok(ReadAnswer::Changed(rows)) => {
+                let settled = self.proof.is_current();
+                self.source.read_changes(rows.taken_at, reading, settled, now);
+                match self.rows.apply(rows) {
+                    Some(touched) => {
+                        self.touch(Some(touched), since);
+                        self.rows_are_new(now);
+                    }
+                    None => self.source.want(ReadKind::Everything),
+                }
+            }
+            Ok(ReadAnswer::Everything(rows)) => self.replace_rows(*rows, since, now),
+        }
+    }
+
+    fn replace_rows(&mut self, rows: SnapshotRows, since: Instant, now: Now) {
+        self.source.read_everything(rows.taken_at, now);
+        match self.rows.replace(rows) {
+            Ok(replaced) => {
+                self.notices.forget(Trouble::Rows);
+                self.difference.replaced(replaced.departed, replaced.policies, since);
+                self.more_to_do();
+                self.rows_are_new(now);
+            }
+            Err(error) => {
+                self.proof.lose();
+                self.read_again(ReadKind::Everything, now);
+                self.complain(Trouble::Rows, Note::CannotBuild(error), now);
+            }
+        }
+    }
+
+    fn read_again(&mut self, kind: ReadKind, now: Now) {
+        self.rows.doubt();
+        self.source.read_again(kind, now);
+    }
+
+    /// Rows changed, and can be used.
+    fn rows_are_new(&mut self, now: Now) {
+        self.hold.rows_read();
+        self.rows_are_good(now);
+        if let Some(desired) = self.rows.desired() {
+            self.notices.rows(desired, now.instant);
+        }
+    }
+
+    /// The rows are what the database holds now.
+    fn rows_are_good(&mut self, now: Now) {
+        self.source.rows_are_good();
+        self.notices.forget(Trouble::Database);
+        let touched = self.rows.are_good(now.instant);
+        self.touch(touched, now.instant);
+    }
+
+    /// Starts from the last good rows, unless the database answered first.
+    pub(super) fn rows_restored(&mut self, rows: LastGood, now: Now) {
+        match self.rows.restore(rows) {
+            Some(Ok(as_of)) => {
+                self.notices.say(Note::Restored { as_of });
+                self.compare_on_purpose(now);
+            }
+            Some(Err(error)) => self.notices.say(Note::CannotBuild(error)),
+            None => {}
+        }
+    }
+
+    /// The rows became stale by `[stale]`.
+    pub(super) fn rows_are_stale(&mut self, policy: StalePolicy, now: Now) {
+        let admitted = match policy {
+            StalePolicy::Keep => return,
+            StalePolicy::DenyNew => {
+                // A peer that connected since the last reading has a live session, too: none is
+                // removed before the next reading, and until then none is added.
+                self.mirror.want_reading_for("stale rows");
+                self.mirror.not_fresh();
+                self.mirror.present()
+            }
+            StalePolicy::Down => Some(BTreeSet::new()),
+        };
+        if let Some(admitted) = admitted {
+            let touched = self.rows.suspend_all_but(Some(admitted));
+            self.touch(touched, now.instant);
+        }
+        self.compare_on_purpose(now);
+    }
+
+    pub(super) fn kernel_read(&mut self, reading: Result<Reading, DataplaneError>, now: Now) {
+        match reading {
+            Ok(reading) => {
+                if self.mirror.take_reading(reading, now.instant).guard_lost {
+                    // Nothing is filtered now: the repair does not wait for other refusals.
+                    self.passes.retry_now();
+                }
+                self.difference.everything();
+                if let Some(desired) = self.rows.desired() {
+                    self.outbox.traffic(self.mirror.traffic(), desired, now);
+                }
+                self.suspend_the_disconnected(now);
+            }
+            Err(error) => {
+                let wait = self.passes.next_wait();
+                let error = causes(&error);
+                self.mirror.reading_failed(error.clone(), wait, now.instant);
+                self.proof.lose();
+                let note = Note::ObserveFailed { error };
+                self.complain(Trouble::Kernel, note, now);
+            }
+        }
+    }
+
+    /// While `stale.policy` denies new sessions, a peer whose session ended is not let in again.
+    fn suspend_the_disconnected(&mut self, now: Now) {
+        let Some(desired) = self.rows.desired().filter(|_| self.rows.deny_new()) else { return };
+        let connected = self.mirror.connected(now.wall);
+        if desired.peers().keys().any(|key| !connected.contains(key)) {
+            let touched = self.rows.suspend_all_but(Some(connected));
+            self.touch(touched, now.instant);
+        }
+    }
+
+    pub(super) fn plan_applied(&mut self, mut outcome: Outcome, now: Now) {
+        self.mirror.applied();
+        let stayed = self.passes.applied(&outcome, self.mirror.observed().as_deref());
+        self.difference.stayed(stayed);
+        let blocked = self.difference.block_routes(&mut outcome);
+        blocked.iter().for_each(|refused| self.passes.give_up_step(&refused.step));
+        self.notices.refused(Trouble::Route, &blocked, now.instant);
+        if outcome.refused.is_empty() {
+            if self.difference.is_everything() {
+                self.mirror.want_reading_for("verify");
+            }
+            return;
+        }
+        let listed = outcome.refused.iter().take(FIRST_LINES);
+        self.notices.refused(Trouble::Kernel, listed, now.instant);
+        self.proof.lose();
+        self.passes.refused(&outcome.refused);
+        self.retry_later(now);
+    }
+
+    /// Takes in what may differ because rows changed at this moment.
+    pub(super) fn touch(&mut self, touched: Option<Touched>, since: Instant) {
+        if touched.is_some_and(|touched| self.difference.touch(touched, since)) {
+            self.more_to_do();
+        }
+    }
+
+    /// Everything is compared because somebody decided so: what differs is no drift.
+    pub(super) fn compare_on_purpose(&mut self, now: Now) {
+        self.difference.rows_changed(now.instant);
+        self.difference.everything();
+        self.more_to_do();
+    }
+
+    /// There is more to do, which is no failure to converge. What was refused is tried again now.
+    fn more_to_do(&mut self) {
+        self.passes.forgive();
+        if self.passes.retry_now() {
+            self.mirror.want_reading("retry");
+        }
+    }
+
+    /// Tries again after a while, from a reading made then.
+    fn retry_later(&mut self, now: Now) -> Duration {
+        let wait = self.passes.retry_later(self.mirror.interval(), now.instant);
+        self.mirror.doubt(wait, now.instant);
+        self.difference.everything();
+        self.leave(now);
+        wait
+    }
+
+    /// Gives up the pass. What it did so far is reported.
+    pub(in crate::reconcile) fn leave(&mut self, now: Now) {
+        if let (Some(pass), Some(desired)) = (self.passes.leave(now), self.rows.desired()) {
+            self.outbox.audit(audit::unfinished(&pass, desired.gateway().id));
+        }
+    }
+
+    pub(super) fn complain(&mut self, trouble: Trouble, note: Note, now: Now) {
+        self.notices.complain(trouble, note, now.instant);
+    }
+
+    /// Hands what is to be said to the journal and to the audit log.
+    pub(super) fn say(&mut self) -> Vec<Action> {
+        let notes = self.notices.take();
+        self.outbox.audit(notes.iter().filter_map(Note::audit_entry));
+        notes.into_iter().map(Action::Say).collect()
+    }
+}
+
+/// What begins next.
+impl Machine {
+    pub(super) const fn is_busy(&self) -> bool {
+        self.source.is_reading() || self.mirror.is_busy()
+    }
+
+    /// What to do next. What was read is carried out before more is read, and a look at the kernel
+    /// that is wanted waits for one read at most.
+    pub(super) fn begin_next(&mut self, now: Now) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.source.begin_connect(now) {
+            actions.push(Action::Connect);
+        }
+        if self.source.is_away() && self.rows.begin_restore() {
+            actions.push(Action::Restore);
+        }
+        if let Some(mode) = self.source.mode() {
+            let report = self.outbox.begin_report(mode, now.instant);
+            actions.extend(report.map(Action::Report));
+        }
+        // The first reading of the kernel and the first of the database need nothing of each other.
+        let first = !self.mirror.was_read() && self.rows.desired().is_none();
+        let turns: [fn(&mut Self, Now, &mut Vec<Action>); 6] = [
+            Self::begin_read_in_turn,
+            Self::begin_reading,
+            Self::plan_next,
+            Self::begin_read_in_turn,
+            Self::begin_glance,
+            Self::begin_read,
+        ];
+        for begin in turns {
+            if !self.is_busy() {
+                begin(self, now, &mut actions);
+            }
+        }
+        if first && !self.source.is_reading() {
+            self.begin_read(now, &mut actions);
+        }
+        actions.iter().for_each(|action| self.proof.begins(action));
+        actions
+    }
+
+    fn begin_read_in_turn(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.turn == Turn::Read {
+            self.begin_read(now, actions);
+        }
+    }
+
+    fn begin_read(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.may_plan() {
+            return;
+        }
+        if let Some(kind) = self.source.begin_read(|kind| self.rows.enough(kind), now) {
+            self.turn = if self.mirror.is_wanted() { Turn::Look } else { Turn::Read };
+            actions.push(Action::Read(kind));
+        }
+    }
+
+    fn begin_reading(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.mirror.begin_reading(now.instant) {
+            self.turn = Turn::Read;
+            actions.push(Action::Observe);
+        }
+    }
+
+    fn begin_glance(&mut self, _: Now, actions: &mut Vec<Action>) {
+        if self.mirror.begin_glance() {
+            self.turn = Turn::Read;
+            actions.push(Action::Glance);
+        }
+    }
+
+    /// Whether something may differ, and a plan may be made.
+    fn may_plan(&self) -> bool {
+        !self.difference.is_nothing()
+            && self.rows.may_plan()
+            && self.mirror.can_be_planned()
+            && self.passes.may_plan()
+    }
+
+    /// Plans what is in scope, and begins to apply it or proves that nothing differs.
+    fn plan_next(&mut self, now: Now, actions: &mut Vec<Action>) {
+        // The whole is judged by a new reading, where one is wanted.
+        let waits = self.difference.is_everything() && self.mirror.awaits_reading();
+        if waits || !self.may_plan() {
+            return;
+        }
+        let Some(observed) = self.mirror.observed() else { return };
+        let (planned, staying) =
+            match self.rows.plan(&observed, self.difference.scope(), self.hold.guard(), || {
+                self.mirror.just_connected(now.wall)
+            }) {
+                Ok(planned) => planned,
+                Err(error) => {
+                    drop(observed);
+                    return self.cannot_plan(error, now);
+                }
+            };
+        self.hold.forget_confirmed(self.rows.desired(), &observed);
+        let present = observed.peers.len();
+        drop(observed);
+        let update = self.hold.update(staying, present, self.rows.decide());
+        actions.extend(update.keep.map(Action::Keep));
+        if self.hold.held_back().is_some() {
+            self.proof.lose();
+        }
+        if let Some(held_back) = update.news {
+            self.notices.say(Note::HeldBack(held_back));
+        }
+        let planned = self.difference.without_blocked(planned);
+        if planned.is_empty() {
+            self.prove(now);
+        } else if self.passes.is_restless() {
+            self.give_up_for_now(&planned, now);
+        } else {
+            self.begin_apply(planned, now, actions);
+        }
+    }
+
+    fn cannot_plan(&mut self, error: PlanError, now: Now) {
+        self.complain(Trouble::Kernel, Note::CannotPlan(error.clone()), now);
+        self.passes.cannot_plan(error);
+        self.proof.lose();
+        self.retry_later(now);
+    }
+
+    fn give_up_for_now(&mut self, planned: &Plan, now: Now) {
+        let (steps, first) = (planned.steps().len(), self.passes.not_converged(planned));
+        self.proof.lose();
+        let retry_in = self.retry_later(now);
+        self.complain(Trouble::Kernel, Note::NotConverged { steps, first, retry_in }, now);
+    }
+
+    fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {
+        let drift = self.difference.is_drift().then(|| self.mirror.why().to_owned());
+        let revoked = self.difference.take_departed(&planned);
+        if let Some(observed) = self.mirror.observed() {
+            self.passes.begin(&planned, revoked, &observed, drift, now.instant);
+        }
+        actions.extend(self.mirror.begin_apply().map(|observed| Action::Apply(planned, observed)));
+    }
+
+    /// Nothing differs within the scope: what was a plan is now a proof.
+    fn prove(&mut self, now: Now) {
+        // While the kernel cannot be read, an older reading proves nothing.
+        let readable = self.mirror.is_readable();
+        let whole = self.difference.is_everything() && readable;
+        let read_back = self.mirror.prove();
+        let settled = self.difference.settle(whole, self.hold.staying());
+        if whole {
+            self.notices.forget(Trouble::Kernel);
+        }
+        let provable = readable
+            && (whole || self.proof.is_current())
+            && self.hold.held_back().is_none()
+            && self.rows.are_usable();
+        let ends_pass = self.passes.is_under_way();
+        if let Some(desired) = self.rows.desired() {
+            self.outbox.started(desired);
+            let (as_of, rows_read_at) = (desired.as_of(), self.rows.read_at());
+            let evidence = Evidence { as_of, rows_read_at, whole, read_back, ends_pass };
+            if provable && self.proof.prove(evidence, now) {
+                self.tell_proof(as_of);
+            }
+        }
+        let changed_since = settled.changed_since.filter(|_| self.proof.is_current());
+        let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
+        if let Some(desired) = self.rows.desired() {
+            let gateway_id = desired.gateway().id;
+            self.outbox.audit(audit::finished(&pass, settled.policies.iter(), gateway_id));
+        }
+        self.notices.say(pass.into_note());
+    }
+
+    /// A glance found the kernel as it is known to be: the proof holds as of now.
+    pub(super) fn repeat_proof(&mut self, now: Now) {
+        if !self.difference.is_nothing()
+            || self.hold.held_back().is_some()
+            || !self.proof.is_current()
+        {
+            return;
+        }
+        let Some(as_of) = self.rows.desired().map(|desired| desired.as_of()) else { return };
+        self.mirror.prove();
+        if self.proof.repeat(as_of, self.rows.read_at(), now) {
+            self.tell_proof(as_of);
+        }
+    }
+
+    /// Reports the proof, unless the rows may be old or do not decide.
+    fn tell_proof(&mut self, as_of: SystemTime) {
+        if self.shows_proofs() && !self.rows.in_doubt() {
+            self.outbox.synced(as_of);
+        }
+    }
+
+    /// Whether the rows decide, and all their changes are announced.
+    pub(super) fn shows_proofs(&self) -> bool {
+        self.rows.decide() && self.source.notifications().announce_all()
+    }
+}

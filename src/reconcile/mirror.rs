@@ -1,0 +1,345 @@
+//! The kernel's side: the last reading, how far it can be trusted, and when to read again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::RwLockReadGuard;
+
+use super::clock::Now;
+use super::options::Timing;
+use super::session::is_alive;
+use crate::dataplane::{Backend, Glance, Reading, SharedObserved};
+use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
+
+/// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
+/// us) must not become a storm of dumps.
+const READING_GAP: Duration = Duration::from_millis(50);
+
+/// What the machine knows about the kernel.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    timing: Timing,
+    interface: InterfaceName,
+    /// Shared with the job that changes the kernel.
+    observed: Option<SharedObserved>,
+    trust: Trust,
+    wanted: Wanted,
+    /// A job on the kernel is under way.
+    busy: bool,
+    /// Why the last complete reading was made.
+    why: String,
+    /// Why the last complete reading failed.
+    error: Option<String>,
+    /// When the reading under way, or the last one, began.
+    began_at: Instant,
+    ended_at: Option<Instant>,
+    /// Between two complete readings; longer where one takes long.
+    interval: Duration,
+    next_reading: Instant,
+    backend: Option<Backend>,
+    traffic: BTreeMap<PublicKey, Traffic>,
+    readings: u64,
+}
+
+/// What the reading that we hold is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// A write was refused, and perhaps applied in part: no plan is made from this reading.
+    Doubtful,
+    /// Read once, and changed since by acknowledged writes.
+    Kept,
+    /// As `Kept`, and a glance just found the kernel to agree. No proof was made from that yet.
+    Glanced,
+    /// Just read. No plan was made from it yet.
+    Fresh,
+}
+
+/// What is to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wanted {
+    Nothing,
+    Glance,
+    Reading { why: String },
+}
+
+/// A complete reading was taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TakenReading {
+    /// Our table guarded our link before and does not now: nothing is filtered.
+    pub guard_lost: bool,
+}
+
+/// What readers see.
+#[derive(Debug)]
+pub(super) struct MirrorView<'a> {
+    pub observed: Option<RwLockReadGuard<'a, ObservedState>>,
+    pub backend: Option<Backend>,
+    pub traffic: &'a BTreeMap<PublicKey, Traffic>,
+    pub error: Option<&'a str>,
+    pub reading_wanted: bool,
+    pub readings: u64,
+}
+
+impl Mirror {
+    /// Knows nothing yet: a reading is due at once.
+    pub fn new(timing: Timing, interface: InterfaceName, now: Instant) -> Self {
+        Self {
+            timing,
+            interface,
+            observed: None,
+            trust: Trust::Kept,
+            wanted: Wanted::Reading { why: "start".into() },
+            busy: false,
+            why: String::new(),
+            error: None,
+            began_at: now,
+            ended_at: None,
+            interval: timing.compare_interval(),
+            next_reading: now,
+            backend: None,
+            traffic: BTreeMap::new(),
+            readings: 0,
+        }
+    }
+
+    pub fn view(&self) -> MirrorView<'_> {
+        MirrorView {
+            observed: self.observed(),
+            backend: self.backend,
+            traffic: &self.traffic,
+            error: self.error.as_deref(),
+            reading_wanted: self.wants_reading(),
+            readings: self.readings,
+        }
+    }
+
+    pub fn observed(&self) -> Option<RwLockReadGuard<'_, ObservedState>> {
+        self.observed.as_ref().map(SharedObserved::read)
+    }
+
+    pub const fn was_read(&self) -> bool {
+        self.observed.is_some()
+    }
+
+    /// Whether the kernel could be read when that was last tried.
+    pub const fn is_readable(&self) -> bool {
+        self.error.is_none()
+    }
+
+    pub const fn is_busy(&self) -> bool {
+        self.busy
+    }
+
+    /// Whether a plan may be made from the reading.
+    pub fn can_be_planned(&self) -> bool {
+        self.observed.is_some() && self.trust != Trust::Doubtful
+    }
+
+    /// Whether a newer reading than the one we hold is wanted.
+    pub fn awaits_reading(&self) -> bool {
+        self.wants_reading() && self.trust != Trust::Fresh
+    }
+
+    /// Whether anything is to be read.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted != Wanted::Nothing
+    }
+
+    pub const fn wants_reading(&self) -> bool {
+        matches!(self.wanted, Wanted::Reading { .. })
+    }
+
+    /// Why the last complete reading was made.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// Between two complete readings, as long as the last one took.
+    pub const fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    pub const fn traffic(&self) -> &BTreeMap<PublicKey, Traffic> {
+        &self.traffic
+    }
+
+    /// The kernel announced a change.
+    pub fn kernel_changed(&mut self, why: String) {
+        if self.trust == Trust::Glanced {
+            self.trust = Trust::Kept;
+        }
+        self.want_reading_for(why);
+    }
+
+    /// Wants a complete reading, for this reason.
+    pub fn want_reading_for(&mut self, why: impl Into<String>) {
+        self.wanted = Wanted::Reading { why: why.into() };
+    }
+
+    /// Wants a complete reading. The reason of one that is wanted already stays.
+    pub fn want_reading(&mut self, why: &str) {
+        if !self.wants_reading() {
+            self.want_reading_for(why);
+        }
+    }
+
+    /// A heartbeat is due: a complete reading if one is near, else a glance.
+    pub fn want_beat(&mut self, now: Instant) {
+        if self.next_reading <= now + self.timing.heartbeat / 2 {
+            self.want_reading("heartbeat");
+        } else if self.wanted == Wanted::Nothing {
+            self.wanted = Wanted::Glance;
+        }
+    }
+
+    /// When the next complete reading is due, or may begin if it is wanted.
+    pub fn due(&self, now: Now) -> Option<Instant> {
+        let allowed = self.may_begin_at().unwrap_or(now.instant);
+        let wanted = self.wants_reading().then_some(allowed);
+        Some(wanted.map_or(self.next_reading, |at| at.min(self.next_reading)))
+    }
+
+    pub fn let_time_pass(&mut self, now: Instant) {
+        if now >= self.next_reading {
+            self.next_reading = now + self.timing.compare_interval();
+            self.want_reading("compare interval");
+        }
+    }
+
+    fn may_begin_at(&self) -> Option<Instant> {
+        self.ended_at.map(|at| at + READING_GAP)
+    }
+
+    /// Begins a complete reading, if one is wanted and may begin.
+    pub fn begin_reading(&mut self, now: Instant) -> bool {
+        if self.may_begin_at().is_some_and(|at| at > now) {
+            return false;
+        }
+        let Wanted::Reading { why } = &mut self.wanted else { return false };
+        self.why = std::mem::take(why);
+        self.wanted = Wanted::Nothing;
+        self.next_reading = now + self.timing.compare_interval();
+        self.began_at = now;
+        self.readings += 1;
+        self.busy = true;
+        true
+    }
+
+    /// Begins a glance, if one is wanted.
+    pub fn begin_glance(&mut self) -> bool {
+        let begins = self.wanted == Wanted::Glance;
+        if begins {
+            self.wanted = Wanted::Nothing;
+            self.busy = true;
+        }
+        begins
+    }
+
+    /// Begins to change the kernel. The reading is shared with the job, and in doubt until it ends.
+    pub fn begin_apply(&mut self) -> Option<SharedObserved> {
+        let observed = self.observed.clone()?;
+        self.trust = Trust::Doubtful;
+        self.busy = true;
+        Some(observed)
+    }
+
+    /// A complete reading ended.
+    pub fn take_reading(&mut self, reading: Reading, now: Instant) -> TakenReading {
+        self.end_reading(now);
+        self.error = None;
+        let took = now.duration_since(self.began_at);
+        self.interval = self.timing.compare_interval_after(took);
+        self.next_reading = self.began_at + self.interval;
+        let was_guarded = self.observed().is_some_and(|former| self.guards(&former));
+        let guard_lost = was_guarded && !self.guards(&reading.state);
+        self.backend = reading.backend;
+        self.traffic = reading.traffic;
+        self.observed = Some(reading.state.into());
+        self.trust = Trust::Fresh;
+        TakenReading { guard_lost }
+    }
+
+    /// A complete reading failed; the next is due after `wait`.
+    pub fn reading_failed(&mut self, error: String, wait: Duration, now: Instant) {
+        self.end_reading(now);
+        self.error = Some(error);
+        self.next_reading = now + wait;
+    }
+
+    fn end_reading(&mut self, now: Instant) {
+        self.busy = false;
+        self.ended_at = Some(now);
+    }
+
+    /// A glance ended. Says whether it found everything as it is known to be; whatever is wrong, a
+    /// complete reading will show it, and say why if it cannot be had.
+    pub fn take_glance(&mut self, glance: Option<Glance>) -> bool {
+        self.busy = false;
+        let as_known = glance.is_some_and(|glance| {
+            self.observed().is_some_and(|observed| {
+                glance.firewall_is_current
+                    && glance.interface == observed.interface
+                    && glance.routes == observed.routes
+            })
+        });
+        if !as_known {
+            self.want_reading("heartbeat");
+        } else if self.trust == Trust::Kept {
+            self.trust = Trust::Glanced;
+        }
+        as_known
+    }
+
+    /// The job that changed the kernel ended with an answer to every step.
+    pub const fn applied(&mut self) {
+        self.busy = false;
+        self.trust = Trust::Kept;
+    }
+
+    /// The kernel may differ from the reading in ways that we do not know. The next reading is due
+    /// after `wait`.
+    pub fn doubt(&mut self, wait: Duration, now: Instant) {
+        self.trust = Trust::Doubtful;
+        self.next_reading = now + wait;
+    }
+
+    /// The reading was used for a proof. Says whether the kernel was read back for it: a heartbeat
+    /// proves what was read, not what we remember.
+    pub fn prove(&mut self) -> bool {
+        let read_back = matches!(self.trust, Trust::Fresh | Trust::Glanced);
+        self.trust = Trust::Kept;
+        read_back
+    }
+
+    /// Time has passed since the reading that makes a difference to who is connected.
+    pub fn not_fresh(&mut self) {
+        if self.trust == Trust::Fresh {
+            self.trust = Trust::Kept;
+        }
+    }
+
+    fn guards(&self, observed: &ObservedState) -> bool {
+        let table = observed.firewall.as_ref();
+        table.is_some_and(|table| table.guards(self.interface.as_str()))
+    }
+
+    /// The peers whose session, as of the last reading, is alive now.
+    pub fn connected(&self, now: SystemTime) -> BTreeSet<PublicKey> {
+        let alive = |key: &&PublicKey| {
+            let traffic = self.traffic.get(*key);
+            traffic.and_then(|it| it.last_handshake).is_some_and(|at| is_alive(at, now))
+        };
+        let observed = self.observed();
+        observed.iter().flat_map(|it| it.peers.keys()).filter(alive).copied().collect()
+    }
+
+    /// As [`Self::connected`], if the kernel was just read.
+    pub fn just_connected(&self, now: SystemTime) -> Option<BTreeSet<PublicKey>> {
+        (self.trust == Trust::Fresh).then(|| self.connected(now))
+    }
+
+    /// The peers in the kernel.
+    pub fn present(&self) -> Option<BTreeSet<PublicKey>> {
+        self.observed().map(|observed| observed.peers.keys().copied().collect())
+    }
+}

@@ -1,0 +1,241 @@
+//! What an operator may want to read: one value for the journal and, where it belongs there, the
+//! audit log.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use super::mode::Mode;
+use super::options::StalePolicy;
+use crate::model::policy::{Plain, PolicyNote};
+use crate::model::{BuildError, DeviceId, PeerId, PeerRow, Reason};
+use crate::plan::PlanError;
+use crate::plan::guard::HeldBack;
+
+/// Something an operator may want to read. The shell prints it once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    DatabaseUp {
+        mode: Mode,
+    },
+    DatabaseDown {
+        /// What the database is to this agent.
+        what: &'static str,
+        error: String,
+        retry_in: Duration,
+    },
+    ReadFailed {
+        error: String,
+    },
+    ObserveFailed {
+        error: String,
+    },
+    /// The gateway's own row cannot be right: the kernel is not touched.
+    CannotBuild(BuildError),
+    /// The interface is not ours: the kernel is not touched.
+    CannotPlan(PlanError),
+    HeldBack(HeldBack),
+    GatewayInactive,
+    /// The host starts from the rows that an earlier run read last.
+    Restored {
+        as_of: SystemTime,
+    },
+    Synced {
+        steps: usize,
+        took: Duration,
+        first: Vec<String>,
+    },
+    DriftRepaired {
+        steps: usize,
+        first: Vec<String>,
+        why: String,
+    },
+    StepRefused {
+        step: String,
+        error: String,
+    },
+    NotConverged {
+        steps: usize,
+        first: Vec<String>,
+        retry_in: Duration,
+    },
+    Quarantined {
+        peer: PeerId,
+        device: DeviceId,
+        name: String,
+        reason: Reason,
+    },
+    Released {
+        peer: PeerId,
+        name: String,
+    },
+    Ignored(Ignored),
+    NotifyMissed,
+    /// Changes to these tables are not announced.
+    Unannounced {
+        tables: Vec<String>,
+    },
+    /// Changes to all tables are announced again.
+    AnnouncedAgain,
+    ReportFailed {
+        error: String,
+    },
+    /// So many audit entries are lost: the database refuses what they say.
+    AuditRefused {
+        entries: usize,
+        first: String,
+    },
+    Stale {
+        since: Duration,
+        policy: StalePolicy,
+    },
+}
+
+/// Part of a setting or a policy that has no effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ignored {
+    Setting(String),
+    Policy(PolicyNote),
+}
+
+/// What it means that changes to these tables are not announced.
+pub(super) fn not_announced(tables: &[String]) -> String {
+    format!(
+        "changes to {} are not announced (triggers missing, or the table was recreated or \
+         partitioned, or is fed by logical replication). Reading everything each minute instead; \
+         last_sync_at is paused. Run `gatepost migrate`",
+        tables.join(", ")
+    )
+}
+
+/// "alice's laptop": how every message names that peer.
+pub(super) fn peer_name(row: &PeerRow) -> String {
+    name_of(&row.username, &row.device_name)
+}
+
+/// As [`peer_name`], for names without a row. Always on one line.
+pub(super) fn name_of(username: &str, device_name: &str) -> String {
+    format!("{}'s {}", Plain(username), Plain(device_name))
+}
+
+impl fmt::Display for Ignored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Setting(text) => f.write_str(text),
+            Self::Policy(note) => note.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DatabaseUp { mode } => write!(
+                f,
+                "connected to the database ({})",
+                match mode {
+                    Mode::Listen => "listening for notifications",
+                    Mode::Turns => "taking turns with other gateways to poll",
+                    Mode::Poll => "polling for changes",
+                }
+            ),
+            Self::DatabaseDown { what, error, retry_in } => write!(
+                f,
+                "{what}; the kernel stays as it is; retrying in {} ms: {error}",
+                retry_in.as_millis()
+            ),
+            Self::ReadFailed { error } => write!(f, "could not read the database: {error}"),
+            Self::ObserveFailed { error } => write!(f, "could not read the kernel: {error}"),
+            Self::CannotBuild(error) => write!(f, "leaving the kernel as it is: {error}"),
+            Self::CannotPlan(error) => write!(f, "leaving the kernel as it is: {error}"),
+            Self::HeldBack(held) => held.fmt(f),
+            Self::GatewayInactive => {
+                f.write_str("this gateway's row is not active: all peers are revoked until it is")
+            }
+            Self::Restored { as_of } => write!(
+                f,
+                "the database is away: starting from the last good rows, as of {}",
+                humantime::format_rfc3339_seconds(*as_of)
+            ),
+            Self::Synced { steps, took, first } => {
+                write!(f, "brought up to date in {} ms: ", took.as_millis())?;
+                write_steps(f, *steps, first)
+            }
+            Self::DriftRepaired { steps, first, why } => {
+                write!(f, "repaired drift ({why}): ")?;
+                write_steps(f, *steps, first)
+            }
+            Self::StepRefused { step, error } => write!(f, "the kernel refused {step}: {error}"),
+            Self::NotConverged { steps, first, retry_in } => {
+                write!(
+                    f,
+                    "kernel state keeps changing; another program may be managing it too; retrying \
+                     in {} ms; left: ",
+                    retry_in.as_millis()
+                )?;
+                write_steps(f, *steps, first)
+            }
+            Self::Quarantined { peer, name, reason, .. } => {
+                write!(f, "quarantined {name}: {reason} (peer {peer})")
+            }
+            Self::Released { peer, name } => {
+                write!(f, "{name} is no longer quarantined (peer {peer})")
+            }
+            Self::Ignored(what) => write!(f, "ignored: {what}"),
+            Self::NotifyMissed => {
+                f.write_str("found a change by polling; its notification did not arrive")
+            }
+            Self::Unannounced { tables } => f.write_str(&not_announced(tables)),
+            Self::AnnouncedAgain => f.write_str("changes to all tables are announced again"),
+            Self::ReportFailed { error } => {
+                write!(f, "could not write the report; retrying later: {error}")
+            }
+            Self::AuditRefused { entries, first } => {
+                write!(f, "the database refused an audit entry, which is lost: {first}")?;
+                match entries.saturating_sub(1) {
+                    0 => Ok(()),
+                    more => write!(f, "; and {more} more"),
+                }
+            }
+            Self::Stale { since, policy } => write!(
+                f,
+                "no usable rows for {} s, longer than stale.after: {}",
+                since.as_secs(),
+                match policy {
+                    StalePolicy::Keep => "the kernel stays as it is",
+                    StalePolicy::DenyNew => "removing peers without a live session",
+                    StalePolicy::Down => "removing all peers",
+                }
+            ),
+        }
+    }
+}
+
+/// The first steps in full, and how many more there are.
+fn write_steps(f: &mut fmt::Formatter<'_>, steps: usize, first: &[String]) -> fmt::Result {
+    f.write_str(&first.join("; "))?;
+    match steps.saturating_sub(first.len()) {
+        0 => Ok(()),
+        1 => f.write_str("; and 1 more step"),
+        more => write!(f, "; and {more} more steps"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_alone_says_what_happened() {
+        let first = vec!["peer remove A".to_owned(), "flows cut 10.0.0.1/32".to_owned()];
+        let took = Duration::from_millis(12);
+        assert_eq!(
+            Note::Synced { steps: 5, took, first: first.clone() }.to_string(),
+            "brought up to date in 12 ms: peer remove A; flows cut 10.0.0.1/32; and 3 more steps"
+        );
+        assert_eq!(
+            Note::DriftRepaired { steps: 2, first, why: "nft, pid 7, changed our firewall".into() }
+                .to_string(),
+            "repaired drift (nft, pid 7, changed our firewall): peer remove A; flows cut 10.0.0.1/32"
+        );
+    }
+}

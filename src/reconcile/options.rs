@@ -1,0 +1,88 @@
+//! What the configuration says about the loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::Local;
+use crate::plan::guard::MaxRemoved;
+
+/// How the machine behaves.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    pub local: Arc<Local>,
+    pub timing: Timing,
+    pub max_removed: MaxRemoved,
+    pub stale: StaleOptions,
+}
+
+/// `[stale]`: what happens to the peers when the rows could not be read for a long time.
+#[derive(Debug, Clone, Copy)]
+pub struct StaleOptions {
+    pub policy: StalePolicy,
+    pub after: Duration,
+}
+
+/// `stale.policy`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StalePolicy {
+    /// The kernel stays as the last rows said.
+    #[default]
+    Keep,
+    /// Peers without a live session are removed, so that no new session can begin.
+    DenyNew,
+    /// All peers are removed.
+    Down,
+}
+
+/// `sync.mode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncMode {
+    /// Listen where few gateways share the database, take turns where many do, and poll where
+    /// notifications do not arrive.
+    #[default]
+    Auto,
+    Listen,
+    Turns,
+    Poll,
+}
+
+/// The loop's intervals.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Between two questions in poll mode.
+    pub poll_interval: Duration,
+    /// Between two questions in listen mode, in case a notification is lost.
+    pub safety_poll_interval: Duration,
+    /// Between two full reads of the database.
+    pub resync_interval: Duration,
+    /// Between two reports of handshakes.
+    pub report_interval: Duration,
+    /// Between two writes of `last_sync_at`; each rests on a reading of the kernel.
+    pub heartbeat: Duration,
+    /// Seed of the jitter that keeps a fleet from asking all at once.
+    pub seed: u64,
+}
+
+/// The agent spends at most one part in so many of its time reading the kernel.
+const READING_SHARE: u32 = 200;
+/// A live session shakes hands every 120 s (`REKEY_AFTER_TIME`) and ends 180 s after the last
+/// handshake: readings further apart than this could take one session for two.
+const LONGEST_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
+
+impl Timing {
+    /// Between two complete readings of the kernel where these are cheap: both `last_sync_at` and
+    /// the handshakes depend on them.
+    #[must_use]
+    pub fn compare_interval(&self) -> Duration {
+        self.report_interval.min(self.heartbeat)
+    }
+
+    /// Between two complete readings of the kernel where one takes this long.
+    #[must_use]
+    pub fn compare_interval_after(&self, took: Duration) -> Duration {
+        let affordable = took.saturating_mul(READING_SHARE).min(LONGEST_COMPARE_INTERVAL);
+        self.compare_interval().max(affordable)
+    }
+}

@@ -1,0 +1,194 @@
+//! What goes back to the database: proofs, handshakes, sessions, audit entries.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::audit;
+use super::clock::Now;
+use super::event::Sent;
+use super::ledger::{Ledger, Report};
+use super::mode::Mode;
+use super::options::Timing;
+use super::session::Sessions;
+use crate::model::{DesiredState, PublicKey, Traffic};
+use crate::store::{AuditEntry, Backoff};
+
+/// Reports are batched: at most one in this time.
+const REPORT_GAP: Duration = Duration::from_millis(250);
+/// As [`REPORT_GAP`], where many gateways share the database: each report wakes a session whose
+/// memory the processor has long evicted, which costs more than the writes.
+const REPORT_GAP_IN_TURNS: Duration = Duration::from_millis(2_500);
+
+#[derive(Debug)]
+pub(super) struct Outbox {
+    ledger: Ledger,
+    /// A report is under way.
+    reporting: bool,
+    next_report: Instant,
+    backoff: Backoff,
+    sessions: Sessions,
+    handshakes_every: Duration,
+    next_handshakes: Instant,
+    /// The audit log has the start of this agent.
+    started: bool,
+    /// Audit entries that the database refused for what they say.
+    refused: u64,
+}
+
+/// What readers see.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OutboxView {
+    /// Nothing waits to be written back.
+    pub is_empty: bool,
+    pub dropped_audit_entries: u64,
+    pub refused_audit_entries: u64,
+}
+
+impl Outbox {
+    pub fn new(timing: Timing, now: Instant) -> Self {
+        Self {
+            ledger: Ledger::default(),
+            reporting: false,
+            next_report: now,
+            backoff: Backoff::new(timing.seed.wrapping_add(3)),
+            sessions: Sessions::default(),
+            handshakes_every: timing.report_interval,
+            next_handshakes: now,
+            started: false,
+            refused: 0,
+        }
+    }
+
+    pub fn view(&self) -> OutboxView {
+        OutboxView {
+            is_empty: !self.reporting && self.ledger.is_empty(),
+            dropped_audit_entries: self.ledger.dropped(),
+            refused_audit_entries: self.refused,
+        }
+    }
+
+    /// When the next report may go, if there is something to report and the database is there.
+    pub fn due(&self) -> Option<Instant> {
+        (!self.reporting && !self.ledger.is_empty()).then_some(self.next_report)
+    }
+
+    /// Begins a report, if one is due.
+    pub fn begin_report(&mut self, mode: Mode, now: Instant) -> Option<Report> {
+        self.due().filter(|at| *at <= now)?;
+        self.reporting = true;
+        self.next_report = now
+            + match mode {
+                Mode::Listen | Mode::Poll => REPORT_GAP,
+                Mode::Turns => REPORT_GAP_IN_TURNS,
+            };
+        Some(self.ledger.take())
+    }
+
+    pub const fn connected(&mut self) {
+        self.ledger.database_is_away(false);
+    }
+
+    pub const fn disconnected(&mut self) {
+        self.ledger.unsynced();
+        self.ledger.database_is_away(true);
+    }
+
+    /// A report ended. What it did not take goes with the next; what the database refused for what
+    /// it says is lost.
+    pub fn reported(&mut self, sent: &mut Sent, connected: bool, now: Instant) {
+        self.reporting = false;
+        self.ledger.database_is_away(sent.error.is_some() || !connected);
+        self.ledger.put_back(std::mem::take(&mut sent.left));
+        if !connected {
+            self.ledger.unsynced();
+        }
+        self.refused += sent.refused.len() as u64;
+        if sent.error.is_some() {
+            self.next_report = now + self.backoff.next_wait();
+        } else {
+            self.backoff.reset();
+        }
+    }
+
+    /// The kernel was proven equal to the database as of this time of the database.
+    pub fn synced(&mut self, as_of: SystemTime) {
+        self.ledger.synced(as_of);
+    }
+
+    pub fn audit(&mut self, entries: impl IntoIterator<Item = AuditEntry>) {
+        entries.into_iter().for_each(|entry| self.ledger.audit(entry));
+    }
+
+    /// Audits the start of the agent, once it knows its gateway.
+    pub fn started(&mut self, desired: &DesiredState) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.ledger.audit(audit::started(desired));
+        }
+    }
+
+    /// Takes in what the peers did since the last reading, at most once in each report interval.
+    pub fn traffic(
+        &mut self,
+        traffic: &BTreeMap<PublicKey, Traffic>,
+        desired: &DesiredState,
+        now: Now,
+    ) {
+        if now.instant < self.next_handshakes {
+            return;
+        }
+        self.next_handshakes = now.instant + self.handshakes_every;
+        let (handshakes, events) = self.sessions.update(traffic, now.wall);
+        for (key, handshake) in handshakes {
+            if let Some(row) = desired.row_of(&key) {
+                self.ledger.handshake(row.device_id, handshake);
+            }
+        }
+        self.audit(events.iter().filter_map(|event| audit::session(desired, event)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::error::DatabaseError;
+
+    fn outbox(now: Instant) -> Outbox {
+        let second = Duration::from_secs(1);
+        let timing = Timing {
+            poll_interval: second,
+            safety_poll_interval: second,
+            resync_interval: second,
+            report_interval: second,
+            heartbeat: second,
+            seed: 0,
+        };
+        Outbox::new(timing, now)
+    }
+
+    #[test]
+    fn one_report_at_a_time_and_none_without_news() {
+        let now = Instant::now();
+        let mut outbox = outbox(now);
+        assert_eq!(outbox.due(), None);
+        outbox.synced(SystemTime::UNIX_EPOCH);
+        assert!(outbox.begin_report(Mode::Listen, now).is_some());
+        outbox.synced(SystemTime::UNIX_EPOCH);
+        assert_eq!(outbox.due(), None, "one is under way");
+        outbox.reported(&mut Sent::default(), true, now);
+        assert!(outbox.begin_report(Mode::Listen, now).is_none(), "they are batched");
+        assert_eq!(outbox.due(), Some(now + REPORT_GAP));
+    }
+
+    #[test]
+    fn a_proof_from_before_the_database_went_away_is_not_reported() {
+        let now = Instant::now();
+        let mut outbox = outbox(now);
+        outbox.synced(SystemTime::UNIX_EPOCH);
+        let left = outbox.begin_report(Mode::Listen, now).unwrap();
+        outbox.disconnected();
+        let bound = String::new();
+        let error = Some(DatabaseError::OtherGateway { configured: bound.clone(), bound });
+        outbox.reported(&mut Sent { left, refused: Vec::new(), error }, false, now);
+        assert!(outbox.view().is_empty);
+    }
+}

@@ -1,0 +1,187 @@
+//! What was proven, and the heartbeats of `last_sync_at`.
+//!
+//! Reading every peer at every heartbeat would cost a large gateway too much, so it reads them less
+//! often. A heartbeat between two complete readings rests on a glance: everything except the peers
+//! and the firewall's contents is read back and is as it was; no other program changed our table
+//! since it was read or written; and since the last complete reading only our own acknowledged
+//! writes changed the peers, as far as the kernel tells.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::clock::Now;
+use super::comparison::Comparisons;
+use super::event::{Action, Event};
+
+/// When, and as of when, the kernel was proven equal to the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proven {
+    /// The database's time of the rows.
+    pub as_of: SystemTime,
+    /// This host's time of the proof.
+    pub at: SystemTime,
+}
+
+#[derive(Debug)]
+pub(super) struct Proof {
+    heartbeat: Duration,
+    /// `None`: the kernel may differ, as far as is known.
+    current: Option<Proven>,
+    /// The last proof that was told, also while the kernel may differ.
+    last: Option<Proven>,
+    next_beat: Instant,
+    /// Since when `last_sync_at` is to be written again.
+    beat_wanted: Option<Instant>,
+    comparisons: Comparisons,
+}
+
+/// What readers see.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ProofView<'a> {
+    pub is_current: bool,
+    /// The last proof that was told.
+    pub last: Option<Proven>,
+    pub comparisons: &'a Comparisons,
+}
+
+/// What a proof rests on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Evidence {
+    /// The database's time of the rows.
+    pub as_of: SystemTime,
+    /// When the rows were read.
+    pub rows_read_at: Instant,
+    /// Everything was compared; a part only extends the proof of a whole.
+    pub whole: bool,
+    /// The kernel was read back for it.
+    pub read_back: bool,
+    /// It is the end of a pass that changed something.
+    pub ends_pass: bool,
+}
+
+impl Proof {
+    pub const fn new(heartbeat: Duration, now: Instant) -> Self {
+        Self {
+            heartbeat,
+            current: None,
+            last: None,
+            next_beat: now,
+            beat_wanted: None,
+            comparisons: Comparisons::new(),
+        }
+    }
+
+    pub const fn is_current(&self) -> bool {
+        self.current.is_some()
+    }
+
+    pub const fn view(&self) -> ProofView<'_> {
+        ProofView {
+            is_current: self.current.is_some(),
+            last: self.last,
+            comparisons: &self.comparisons,
+        }
+    }
+
+    /// When the next heartbeat is due. Without a proof there is nothing to repeat.
+    pub fn due(&self) -> Option<Instant> {
+        self.current.map(|_| self.next_beat)
+    }
+
+    /// Whether a heartbeat is due: the rows and the kernel are to be read for it.
+    pub fn let_time_pass(&mut self, now: Instant) -> bool {
+        let due = self.due().is_some_and(|at| at <= now);
+        if due {
+            self.next_beat = now + self.heartbeat;
+            self.beat_wanted.get_or_insert(now);
+        }
+        due
+    }
+
+    pub const fn hears(&mut self, event: &Event) {
+        self.comparisons.hears(event);
+    }
+
+    pub const fn begins(&mut self, action: &Action) {
+        self.comparisons.begins(action);
+    }
+
+    /// The kernel may differ.
+    pub const fn lose(&mut self) {
+        self.current = None;
+    }
+
+    /// Nothing differs. Says whether that is to be told now.
+    pub fn prove(&mut self, evidence: Evidence, now: Now) -> bool {
+        let Evidence { as_of, rows_read_at, whole, read_back, ends_pass } = evidence;
+        if whole {
+            self.comparisons.proves();
+        }
+        let first = self.current.replace(Proven { as_of, at: now.wall }).is_none();
+        let beat = read_back && self.take_beat(rows_read_at);
+        let tells = first || beat || ends_pass;
+        if tells && read_back {
+            // It is the heartbeat that was due by now.
+            self.next_beat = now.instant + self.heartbeat;
+        }
+        tells
+    }
+
+    /// A glance found everything as it is known to be. Says whether that is to be told now.
+    pub fn repeat(&mut self, as_of: SystemTime, rows_read_at: Instant, now: Now) -> bool {
+        self.current = Some(Proven { as_of, at: now.wall });
+        self.take_beat(rows_read_at)
+    }
+
+    /// Whether a heartbeat is wanted and the rows were read for it. The kernel was read back: this is
+    /// the heartbeat.
+    fn take_beat(&mut self, rows_read_at: Instant) -> bool {
+        let due = self.beat_wanted.is_some_and(|since| rows_read_at >= since);
+        if due {
+            self.beat_wanted = None;
+        }
+        due
+    }
+
+    /// What is proven now may be shown.
+    pub fn show(&mut self) {
+        self.last = self.current.or(self.last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEAT: Duration = Duration::from_secs(10);
+
+    fn evidence(rows_read_at: Instant) -> Evidence {
+        let as_of = SystemTime::UNIX_EPOCH;
+        Evidence { as_of, rows_read_at, whole: true, read_back: true, ends_pass: false }
+    }
+
+    #[test]
+    fn the_first_proof_is_told_and_then_one_at_each_heartbeat() {
+        let start = Instant::now();
+        let at = |after| Now { instant: start + after, wall: SystemTime::UNIX_EPOCH };
+        let mut proof = Proof::new(BEAT, start);
+        assert_eq!(proof.due(), None, "nothing is proven");
+        assert!(proof.prove(evidence(start), at(Duration::ZERO)));
+        assert!(!proof.prove(evidence(start), at(BEAT / 2)));
+        assert_eq!(proof.due(), Some(start + BEAT));
+        assert!(proof.let_time_pass(start + BEAT));
+        assert!(!proof.prove(evidence(start), at(BEAT)), "the rows were not read for it");
+        assert!(proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, at(BEAT)));
+    }
+
+    #[test]
+    fn what_was_proven_stays_visible_while_the_kernel_may_differ() {
+        let start = Instant::now();
+        let now = Now { instant: start, wall: SystemTime::UNIX_EPOCH };
+        let mut proof = Proof::new(BEAT, start);
+        proof.prove(evidence(start), now);
+        proof.show();
+        proof.lose();
+        proof.show();
+        assert!(!proof.is_current() && proof.view().last.is_some());
+    }
+}

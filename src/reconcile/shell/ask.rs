@@ -1,0 +1,73 @@
+//! What operators ask the loop, and its answers.
+
+use tokio::sync::oneshot;
+
+use super::state::Shell;
+use crate::reconcile::event::Event;
+use crate::reconcile::host::Host;
+use crate::reconcile::view::status::{Explanation, PeerStatus};
+use crate::reconcile::view::{ExplainError, ResyncError};
+
+/// A question of an operator. A dropped answer means that the loop has ended.
+#[derive(Debug)]
+pub enum Ask {
+    /// Every peer, by the id of its row.
+    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    /// The verdict for what `who` sends to `destination`.
+    Explain {
+        who: String,
+        destination: String,
+        answer: oneshot::Sender<Result<Explanation, ExplainError>>,
+    },
+    /// Compare everything again; answered when that has ended.
+    Resync(oneshot::Sender<Result<(), ResyncError>>),
+    /// Let the removals go ahead that the guard holds back.
+    Confirm(oneshot::Sender<Result<(), NothingHeldBack>>),
+}
+
+/// There is no removal to confirm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no removal is held back")]
+pub struct NothingHeldBack;
+
+impl<D: Host> Shell<D> {
+    pub(super) fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Peers(answer) => drop(answer.send(self.machine.view().peers())),
+            Ask::Explain { who, destination, answer } => {
+                let answers = self.machine.view().explain(&who, &destination);
+                match answers {
+                    Ok(answers) => {
+                        let dataplane = self.dataplane.clone();
+                        tokio::spawn(async move {
+                            drop(answer.send(Ok(answers.counted(&dataplane).await)));
+                        });
+                    }
+                    Err(why) => drop(answer.send(Err(why))),
+                }
+            }
+            Ask::Resync(answer) => {
+                self.tell(Event::Resync);
+                self.resyncs.push((self.machine.view().resyncs_asked(), answer));
+            }
+            Ask::Confirm(answer) => {
+                let held_back = self.machine.view().held_back().is_some();
+                if held_back {
+                    self.tell(Event::ConfirmRemovals);
+                }
+                let _ = answer.send(if held_back { Ok(()) } else { Err(NothingHeldBack) });
+            }
+        }
+    }
+
+    /// Answers the comparisons that have ended.
+    pub(super) fn answer_resyncs(&mut self) {
+        for (number, answer) in std::mem::take(&mut self.resyncs) {
+            let end = self.machine.view().resync_end(number);
+            match end {
+                Some(end) => drop(answer.send(end)),
+                None => self.resyncs.push((number, answer)),
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Chooses how the agent learns about changes: the mode that suits its database.
+
+use crate::reconcile::error::DatabaseError;
+use crate::reconcile::mode::Mode;
+use crate::reconcile::options::SyncMode;
+use crate::store::{Attached, Hello, Listener, Store};
+
+/// Postgres wakes every listening session at every notification, so that the cost of a commit grows
+/// with the listeners: above this many gateways writers do not notify.
+const LISTENERS_AT_MOST: i64 = 50;
+/// Gateways that take turns listen again at so few: one that comes and goes must not switch all
+/// others.
+const LISTEN_AGAIN_AT: i64 = 40;
+
+/// The mode that was chosen.
+pub struct Chosen {
+    pub mode: Mode,
+    /// Why, for the status.
+    pub why: String,
+    /// In the modes that hear notifications.
+    pub listener: Option<Listener>,
+    pub until: Until,
+    /// Tables whose changes are not announced.
+    pub unwatched: Vec<String>,
+}
+
+impl Chosen {
+    /// For an agent that makes one pass and follows no changes.
+    #[must_use]
+    pub fn for_one_pass() -> Self {
+        Self {
+            mode: Mode::Poll,
+            why: "one pass only".to_owned(),
+            listener: None,
+            until: Until::Reconfigured,
+            unwatched: Vec::new(),
+        }
+    }
+}
+
+/// How long a mode stays the right one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// The configuration says so.
+    Reconfigured,
+    /// Another number of gateways may ask for another mode.
+    Crowd,
+    /// The test notification did not arrive: it may have been late, or what swallowed it may go.
+    ProbedAgain,
+}
+
+/// Chooses the mode, and begins to listen where it needs that. `present`: the mode in use.
+///
+/// # Errors
+/// When the database does not answer, or refuses.
+pub async fn choose(
+    store: &Store,
+    configured: SyncMode,
+    hello: &Hello,
+    present: Option<Mode>,
+) -> Result<Chosen, DatabaseError> {
+    let chosen = |mode, why: &str, listener: Option<Listener>, until, attached: &Attached| {
+        let (why, unwatched) = (why.to_owned(), attached.unwatched.clone());
+        Ok(Chosen { mode, why, listener, until, unwatched })
+    };
+    match configured {
+        SyncMode::Poll => {
+            let attached = store.attach(false).await?;
+            chosen(Mode::Poll, "sync.mode = \"poll\"", None, Until::Reconfigured, &attached)
+        }
+        SyncMode::Turns => {
+            let listener = store.listen_to_turns(hello).await?;
+            let attached = listener.attached().clone();
+            let why = "sync.mode = \"turns\"";
+            chosen(Mode::Turns, why, Some(listener), Until::Reconfigured, &attached)
+        }
+        SyncMode::Listen => {
+            let listener = store.listen(hello).await?;
+            let attached = listener.attached().clone();
+            let why = "sync.mode = \"listen\"";
+            chosen(Mode::Listen, why, Some(listener), Until::Reconfigured, &attached)
+        }
+        SyncMode::Auto => {
+            let attached = store.attach(present == Some(Mode::Listen)).await?;
+            let (mode, why) = suits(attached.gateways, present);
+            let mut listener = match mode {
+                Mode::Listen => store.listen(hello).await?,
+                Mode::Turns | Mode::Poll => store.listen_to_turns(hello).await?,
+            };
+            if listener.probe().await? {
+                return chosen(mode, &why, Some(listener), Until::Crowd, &attached);
+            }
+            // This agent does not hear: writers need not notify it.
+            store.attach(false).await?;
+            let why = "NOTIFY does not arrive (as behind a pooler in transaction mode)";
+            chosen(Mode::Poll, why, None, Until::ProbedAgain, &attached)
+        }
+    }
+}
+
+/// The mode that suits a database that so many gateways share, and why.
+pub(super) fn suits(gateways: i64, present: Option<Mode>) -> (Mode, String) {
+    let at_most = match present {
+        Some(Mode::Turns) => LISTEN_AGAIN_AT,
+        Some(Mode::Listen | Mode::Poll) | None => LISTENERS_AT_MOST,
+    };
+    if gateways > LISTENERS_AT_MOST {
+        let why = format!(
+            "{gateways} gateways share this database; above {LISTENERS_AT_MOST} each commit would \
+             wake all of them"
+        );
+        (Mode::Turns, why)
+    } else if gateways > at_most {
+        let why = format!(
+            "{gateways} gateways share this database; those that take turns listen again at \
+             {LISTEN_AGAIN_AT}"
+        );
+        (Mode::Turns, why)
+    } else {
+        (Mode::Listen, "NOTIFY works (test notification received)".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(gateways: i64, present: Option<Mode>) -> Mode {
+        suits(gateways, present).0
+    }
+
+    #[test]
+    fn up_to_fifty_gateways_listen_and_more_take_turns() {
+        assert_eq!(mode(1, None), Mode::Listen);
+        assert_eq!(mode(50, None), Mode::Listen);
+        assert_eq!(mode(51, None), Mode::Turns);
+        assert_eq!(mode(51, Some(Mode::Listen)), Mode::Turns);
+        assert_eq!(mode(1_000, Some(Mode::Turns)), Mode::Turns);
+        let (_, why) = suits(1_000, None);
+        assert!(why.starts_with("1000 gateways share this database; above 50 "), "{why}");
+    }
+
+    #[test]
+    fn a_gateway_that_comes_and_goes_switches_no_other() {
+        for gateways in [41, 50, 51, 45] {
+            assert_eq!(mode(gateways, Some(Mode::Turns)), Mode::Turns, "{gateways}");
+        }
+        let (_, why) = suits(45, Some(Mode::Turns));
+        assert_eq!(
+            why,
+            "45 gateways share this database; those that take turns listen again at 40"
+        );
+        assert_eq!(mode(40, Some(Mode::Turns)), Mode::Listen);
+    }
+}

@@ -1,0 +1,110 @@
+//! Notes as journal entries: INFO where state changed, WARN where an operator should look.
+//!
+//! The text says everything, because `journalctl` shows the text; the fields beside it are for
+//! searching.
+
+use tracing::{info, warn};
+
+use crate::reconcile::note::Note;
+
+/// Writes one note to the journal.
+pub(super) fn say(note: &Note) {
+    let message_id = note.message_id();
+    match note {
+        Note::DatabaseUp { mode } => info!(message_id, ?mode, "{note}"),
+        Note::Synced { steps, took, .. } => {
+            info!(message_id, steps, took_ms = took.as_millis(), "{note}")
+        }
+        Note::AnnouncedAgain => info!(message_id, "{note}"),
+        Note::Unannounced { tables } => warn!(message_id, ?tables, "{note}"),
+        Note::Released { peer, name } => info!(message_id, %peer, name, "{note}"),
+        Note::DatabaseDown { error, retry_in, .. } => {
+            warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");
+        }
+        Note::ReadFailed { error }
+        | Note::ObserveFailed { error }
+        | Note::ReportFailed { error } => warn!(message_id, error, "{note}"),
+        Note::CannotBuild(error) => warn!(message_id, %error, "{note}"),
+        Note::CannotPlan(error) => warn!(message_id, %error, "{note}"),
+        Note::HeldBack(held) => {
+            warn!(message_id, removed = held.removed, present = held.present, "{note}")
+        }
+        Note::DriftRepaired { steps, why, .. } => warn!(message_id, steps, why, "{note}"),
+        Note::StepRefused { step, error } => warn!(message_id, step, error, "{note}"),
+        Note::NotConverged { steps, retry_in, .. } => {
+            warn!(message_id, steps, retry_in_ms = retry_in.as_millis(), "{note}");
+        }
+        Note::Quarantined { peer, name, reason, .. } => {
+            warn!(message_id, %peer, name, %reason, "{note}")
+        }
+        Note::AuditRefused { entries, .. } => warn!(message_id, entries, "{note}"),
+        Note::Stale { since, policy } => {
+            warn!(message_id, away_secs = since.as_secs(), ?policy, "{note}");
+        }
+        Note::Restored { .. } | Note::GatewayInactive | Note::Ignored(_) | Note::NotifyMissed => {
+            warn!(message_id, "{note}");
+        }
+    }
+}
+
+impl Note {
+    /// Identifies the kind of note in the journal; `systemd/gatepost.catalog` explains each. Never
+    /// changes.
+    const fn message_id(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Synced { .. } => "42989c19f37f4bc684c928a1659f5ee6",
+            Self::DriftRepaired { .. } => "9d323062618a413dadf58abd5df9bce2",
+            Self::HeldBack(_) => "635526e3b562432dacc352dc3763be88",
+            Self::Quarantined { .. } => "722913497f41499da6d0f1241144e7e9",
+            Self::DatabaseDown { .. } => "4d7e74ce7e2242348747c99fbca61a4e",
+            Self::GatewayInactive => "2625b5a2f0224750b655f388dee51487",
+            Self::CannotBuild(_) | Self::CannotPlan(_) => "d050681d68d8498f86b73d3201bc80ad",
+            Self::NotConverged { .. } => "025278c9fee943ef89c66cfde16b13af",
+            Self::Stale { .. } => "12586575cdf441dba5a21eb19840a2d7",
+            Self::Unannounced { .. } => "3d27fae035eb4671bfbbcd87afd81861",
+            Self::StepRefused { .. } => "37e836371fde4ac89ad47236b66da6c7",
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::Reason;
+    use crate::reconcile::options::StalePolicy;
+
+    #[test]
+    fn the_catalog_explains_every_message_id() {
+        let catalog = include_str!("../../../systemd/gatepost.catalog");
+        let reference = include_str!("../../../docs/reference.md");
+        let explained = |note: &Note| {
+            let id = note.message_id().unwrap();
+            assert!(catalog.contains(&format!("\n-- {id}\n")), "{note} is not explained");
+            assert!(reference.contains(id), "{note} is not described");
+        };
+        let (error, why, name) = <(String, String, String)>::default();
+        let reason = Reason::GatewayKey;
+        explained(&Note::Synced { steps: 1, took: Duration::ZERO, first: Vec::new() });
+        explained(&Note::DriftRepaired { steps: 1, first: Vec::new(), why });
+        let limit = crate::plan::guard::MaxRemoved::Percent(50);
+        explained(&Note::HeldBack(crate::plan::guard::HeldBack { removed: 9, present: 9, limit }));
+        let peer = crate::model::PeerId(uuid::Uuid::nil());
+        let device = crate::model::DeviceId(uuid::Uuid::nil());
+        explained(&Note::Quarantined { peer, device, name, reason });
+        explained(&Note::DatabaseDown { what: "", error, retry_in: Duration::ZERO });
+        explained(&Note::GatewayInactive);
+        explained(&Note::NotConverged { steps: 1, first: Vec::new(), retry_in: Duration::ZERO });
+        explained(&Note::Stale { since: Duration::ZERO, policy: StalePolicy::Keep });
+        explained(&Note::Unannounced { tables: Vec::new() });
+        let (step, error) = <(String, String)>::default();
+        explained(&Note::StepRefused { step, error });
+        assert_eq!(
+            catalog.matches("\n-- ").count(),
+            12,
+            "and the agent's start and what it touches not"
+        );
+    }
+}

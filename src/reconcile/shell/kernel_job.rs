@@ -1,0 +1,56 @@
+//! How long the job on the kernel has been under way.
+
+use std::time::{Duration, Instant};
+
+use crate::reconcile::event::Event;
+
+/// A job that takes longer than this will not end: bringing up 100,000 peers takes seconds, on an
+/// emulated processor a minute.
+const KERNEL_JOB_AT_MOST: Duration = Duration::from_secs(300);
+
+/// Why no work is done any more.
+pub(super) const KERNEL_IS_STUCK: &str = "the kernel has not answered for five minutes";
+
+/// Since when a job has been under way, if one is.
+#[derive(Debug, Default)]
+pub(super) struct KernelJob(Option<Instant>);
+
+impl KernelJob {
+    pub fn begins(&mut self, now: Instant) {
+        self.0 = Some(now);
+    }
+
+    /// Learns of its end.
+    pub fn hears(&mut self, event: &Event) {
+        if matches!(event, Event::Observed(_) | Event::Glanced(_) | Event::Applied(_)) {
+            self.0 = None;
+        }
+    }
+
+    pub const fn is_under_way(&self) -> bool {
+        self.0.is_some()
+    }
+
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        self.0.is_some_and(|since| now.duration_since(since) > KERNEL_JOB_AT_MOST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::DataplaneError;
+
+    #[test]
+    fn a_job_that_does_not_end_is_stuck_and_a_slow_one_is_not() {
+        let start = Instant::now();
+        let mut job = KernelJob::default();
+        assert!(!job.is_stuck(start + KERNEL_JOB_AT_MOST * 2));
+        job.begins(start);
+        assert!(!job.is_stuck(start + KERNEL_JOB_AT_MOST));
+        job.hears(&Event::Notified);
+        assert!(job.is_stuck(start + KERNEL_JOB_AT_MOST * 2));
+        job.hears(&Event::Glanced(Err(DataplaneError::ThreadGone)));
+        assert!(!job.is_stuck(start + KERNEL_JOB_AT_MOST * 2));
+    }
+}

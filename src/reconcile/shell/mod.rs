@@ -1,0 +1,124 @@
+//! The shell: carries out what the [`Machine`](super::Machine) asks for, and tells it what happened.
+
+mod ask;
+mod attach;
+mod cache;
+mod choose;
+mod database;
+mod end;
+mod in_use;
+mod journal;
+mod kernel;
+mod kernel_job;
+mod state;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+
+use super::clock;
+use super::error::RunError;
+use super::event::Event;
+use super::host::Host;
+use super::view::Obstacle;
+use super::view::status::Status;
+use crate::model::BuildError;
+use in_use::ATTACH_EVERY;
+use state::{Inner, PRUNE_EVERY, Shell};
+
+pub use ask::{Ask, NothingHeldBack};
+pub use cache::{Cache, CacheError};
+pub use choose::{Chosen, Until, choose};
+pub use state::{Options, ROUND_AT_MOST};
+
+/// Runs the loop until `stop` says so. Leaves the kernel as it is.
+///
+/// `status` always holds the latest; `alive` is called each time round, at least every
+/// [`ROUND_AT_MOST`], unless the kernel no longer answers.
+///
+/// # Errors
+/// [`RunError::DataplaneGone`]: no work on the kernel is possible any more.
+pub async fn run<D: Host>(
+    mut options: Options<D>,
+    mut asks: mpsc::Receiver<Ask>,
+    status: watch::Sender<Status>,
+    mut stop: watch::Receiver<bool>,
+    alive: impl Fn(),
+) -> Result<(), RunError> {
+    let (_, silent) = mpsc::channel(1);
+    let mut kernel_events = std::mem::replace(&mut options.kernel_events, silent);
+    let (mut shell, mut events) = Shell::new(options, status);
+    let mut prune = interval_at(Instant::now() + PRUNE_EVERY / 4, PRUNE_EVERY);
+    let mut attach = interval_at(Instant::now() + ATTACH_EVERY, ATTACH_EVERY);
+    attach.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    shell.tell(Event::Tick);
+    while !shell.dataplane_gone {
+        if !shell.kernel_job.is_stuck(clock::now().instant) {
+            alive();
+        }
+        shell.publish();
+        shell.answer_resyncs();
+        let wakeup = shell.next_round();
+        tokio::select! {
+            biased;
+            _ = stop.changed() => break,
+            Some(event) = events.recv() => shell.take(event),
+            Some(why) = kernel_events.recv() => shell.tell(Event::KernelChanged { why }),
+            Some(ask) = asks.recv() => shell.answer(ask),
+            _ = prune.tick() => shell.prune(),
+            _ = attach.tick() => shell.attach(),
+            () = sleep_until(wakeup) => shell.tell(Event::Tick),
+        }
+    }
+    shell.wind_up(&mut events).await;
+    if shell.dataplane_gone { Err(RunError::DataplaneGone) } else { Ok(()) }
+}
+
+/// Makes one full pass, reports, and returns.
+///
+/// # Errors
+/// [`RunError::NotConverged`] with the obstacle; [`RunError::Stopped`].
+pub async fn run_once<D: Host>(
+    options: Options<D>,
+    status: watch::Sender<Status>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    let (mut shell, mut events) = Shell::new(options, status);
+    shell.mode = None;
+    let ended = shell.make_one_pass(&mut events, &mut stop).await;
+    shell.wind_up(&mut events).await;
+    shell.forget();
+    ended
+}
+
+impl<D: Host> Shell<D> {
+    async fn make_one_pass(
+        &mut self,
+        events: &mut mpsc::UnboundedReceiver<Inner>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), RunError> {
+        self.tell(Event::Tick);
+        loop {
+            self.publish();
+            if self.machine.view().is_at_rest() {
+                return Ok(());
+            }
+            let stuck = self.machine.view().stuck();
+            if let Some(why) = stuck.or_else(|| self.gives_up()) {
+                let obstacle = self.machine.view().obstacle();
+                return Err(match obstacle {
+                    Some(Obstacle::Build(error @ BuildError::NoPskKeys { .. })) => {
+                        RunError::NoPskKeys(error)
+                    }
+                    _ => RunError::NotConverged(why),
+                });
+            }
+            let wakeup = self.next_round();
+            tokio::select! {
+                biased;
+                _ = stop.changed() => return Err(RunError::Stopped),
+                Some(event) = events.recv() => self.take(event),
+                () = sleep_until(wakeup) => self.tell(Event::Tick),
+            }
+        }
+    }
+}

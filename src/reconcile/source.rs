@@ -1,0 +1,422 @@
+//! The database's side: the connection, what to read and when, and the database's clock.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::clock::Now;
+use super::error::DatabaseError;
+use super::event::ReadKind;
+use super::mode::Mode;
+use super::note::Note;
+use super::notifications::{Announcement, Notifications};
+use super::options::Timing;
+use crate::store::Backoff;
+
+/// Between two turns of one agent, besides the one at each heartbeat: 51 agents ask ten times a
+/// second together, a thousand two hundred times.
+const TURN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the machine knows about its database.
+#[derive(Debug)]
+pub(super) struct Source {
+    timing: Timing,
+    connection: Connection,
+    /// This host's time at which the connection was made or lost.
+    since: SystemTime,
+    /// The database's clock as the last read told it, and when that was.
+    clock: Option<(SystemTime, Instant)>,
+    wanted: Option<ReadKind>,
+    reading: Option<Reading>,
+    notifications: Notifications,
+    next_poll: Instant,
+    next_resync: Instant,
+    retry_read: Option<Instant>,
+    connect_backoff: Backoff,
+    read_backoff: Backoff,
+    random: fastrand::Rng,
+    figures: SourceFigures,
+}
+
+#[derive(Debug)]
+enum Connection {
+    Down { retry_at: Instant, error: Option<DatabaseError> },
+    Connecting,
+    Up { mode: Mode },
+}
+
+/// A read of the database.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    pub kind: ReadKind,
+    announcement: Announcement,
+    began_at: Instant,
+}
+
+impl Reading {
+    /// Since when what it found may have waited, as far as is known here: the notification, else the
+    /// beginning of the read.
+    pub const fn found_since(&self) -> Instant {
+        self.announcement.notified_at(self.began_at)
+    }
+}
+
+/// Figures that only grow.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct SourceFigures {
+    pub notifications: u64,
+    pub notify_missed: u64,
+    pub full_reads: u64,
+    pub change_reads: u64,
+}
+
+/// What time alone brought about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Elapsed {
+    /// Everything is to be compared.
+    pub resync: bool,
+    /// A notification counts as missed.
+    pub notify_missed: bool,
+}
+
+/// What readers see.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SourceView<'a> {
+    /// `None`: the database is away.
+    pub mode: Option<Mode>,
+    /// Why the last attempt to connect failed, until the next.
+    pub error: Option<&'a DatabaseError>,
+    pub since: SystemTime,
+    pub unannounced: &'a [String],
+    pub reads_wanted: bool,
+    pub figures: SourceFigures,
+    pub resync_interval: Duration,
+}
+
+impl Source {
+    /// Everything is due at once except the resync: the first read is of everything anyway.
+    pub fn new(timing: Timing, now: Now) -> Self {
+        Self {
+            timing,
+            connection: Connection::Down { retry_at: now.instant, error: None },
+            since: now.wall,
+            clock: None,
+            wanted: Some(ReadKind::Everything),
+            reading: None,
+            notifications: Notifications::default(),
+            next_poll: now.instant,
+            next_resync: now.instant + timing.resync_interval,
+            retry_read: None,
+            connect_backoff: Backoff::new(timing.seed),
+            read_backoff: Backoff::new(timing.seed.wrapping_add(1)),
+            random: fastrand::Rng::with_seed(timing.seed),
+            figures: SourceFigures::default(),
+        }
+    }
+
+    pub const fn mode(&self) -> Option<Mode> {
+        match self.connection {
+            Connection::Up { mode } => Some(mode),
+            Connection::Connecting | Connection::Down { .. } => None,
+        }
+    }
+
+    pub const fn is_connected(&self) -> bool {
+        self.mode().is_some()
+    }
+
+    /// Whether the last attempt to connect failed, and the next has not begun.
+    pub const fn is_away(&self) -> bool {
+        matches!(self.connection, Connection::Down { .. })
+    }
+
+    pub const fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
+    /// The database's clock, as far as the last read tells. From then on this host's wall clock,
+    /// which may be set, does not count.
+    pub fn clock(&self, now: Now) -> SystemTime {
+        self.clock.map_or(now.wall, |(time, at)| time + now.instant.duration_since(at))
+    }
+
+    pub const fn notifications(&self) -> &Notifications {
+        &self.notifications
+    }
+
+    pub fn view(&self) -> SourceView<'_> {
+        SourceView {
+            mode: self.mode(),
+            error: match &self.connection {
+                Connection::Down { error, .. } => error.as_ref(),
+                Connection::Connecting | Connection::Up { .. } => None,
+            },
+            since: self.since,
+            unannounced: self.notifications.unannounced(),
+            reads_wanted: self.wanted.is_some(),
+            figures: SourceFigures {
+                notifications: self.notifications.received(),
+                notify_missed: self.notifications.missed(),
+                ..self.figures
+            },
+            resync_interval: self.timing.resync_interval,
+        }
+    }
+
+    /// When [`Self::let_time_pass`] or [`Self::begin_connect`] has something to do next.
+    pub fn due(&self, now: Now) -> Option<Instant> {
+        let dues = match &self.connection {
+            Connection::Down { retry_at, .. } => [Some(*retry_at), None, None],
+            Connection::Connecting => [None; 3],
+            Connection::Up { .. } => {
+                let waits = self.wanted.is_some() && self.reading.is_none();
+                // A retry whose time has come waits for the job under way, not for the timer.
+                let retry = self.retry_read.filter(|at| waits && *at > now.instant);
+                [Some(self.next_poll), Some(self.next_resync), retry]
+            }
+        };
+        dues.into_iter().chain([self.notifications.due()]).flatten().min()
+    }
+
+    pub fn let_time_pass(&mut self, now: Now) -> Elapsed {
+        let mut elapsed = Elapsed::default();
+        if let Connection::Up { mode } = self.connection {
+            if now.instant >= self.next_resync {
+                self.next_resync = now.instant + self.timing.resync_interval;
+                self.want(ReadKind::Everything);
+                elapsed.resync = true;
+            }
+            if now.instant >= self.next_poll {
+                self.next_poll = now.instant + self.until_next_poll(mode);
+                self.want(ReadKind::Changes);
+            }
+        }
+        elapsed.notify_missed = self.notifications.let_time_pass(now.instant);
+        elapsed
+    }
+
+    /// Until the database is asked again although nothing was heard. Never quite alike, so that a
+    /// fleet does not ask all at once.
+    fn until_next_poll(&mut self, mode: Mode) -> Duration {
+        let chance = self.random.f64();
+        let nearly = |interval: Duration| interval.mul_f64(0.9 + chance / 5.0);
+        match mode {
+            Mode::Listen => nearly(self.timing.safety_poll_interval),
+            Mode::Poll => nearly(self.timing.poll_interval),
+            // Any time up to twice the interval: agents in turns wait for each other, and all of
+            // them come back at once when the database does.
+            Mode::Turns => TURN_INTERVAL.mul_f64(2.0 * chance),
+        }
+    }
+
+    /// Whether to connect now.
+    pub fn begin_connect(&mut self, now: Now) -> bool {
+        let due =
+            matches!(self.connection, Connection::Down { retry_at, .. } if retry_at <= now.instant);
+        if due {
+            self.connection = Connection::Connecting;
+        }
+        due
+    }
+
+    pub fn connected(&mut self, mode: Mode, now: Now) {
+        if !self.is_connected() {
+            self.since = now.wall;
+        }
+        self.connection = Connection::Up { mode };
+        self.notifications.connected();
+        // Marks show what happened while the connection was away, so the changes are enough.
+        self.want(ReadKind::Changes);
+    }
+
+    /// Returns the wait before the next attempt to connect.
+    pub fn disconnected(&mut self, error: DatabaseError, now: Now) -> Duration {
+        if self.is_connected() {
+            self.since = now.wall;
+        }
+        let retry_in = self.connect_backoff.next_wait();
+        self.connection = Connection::Down { retry_at: now.instant + retry_in, error: Some(error) };
+        retry_in
+    }
+
+    pub fn notified(&mut self, now: Now) {
+        self.notifications.notified(now.instant);
+        self.want(ReadKind::Changes);
+    }
+
+    /// Takes in which tables' changes are not announced. Each time some are not, everything is read;
+    /// and once more when all are announced again.
+    pub fn unannounced(&mut self, tables: Vec<String>) -> Option<Note> {
+        if tables.is_empty() && self.notifications.announce_all() {
+            return None;
+        }
+        self.want(ReadKind::Everything);
+        self.notifications.set_unannounced(tables)
+    }
+
+    pub fn want(&mut self, kind: ReadKind) {
+        self.wanted = self.wanted.max(Some(kind));
+    }
+
+    /// Begins a read that is wanted, if it may begin. `enough` says how much must be read at least.
+    pub fn begin_read(
+        &mut self,
+        enough: impl FnOnce(ReadKind) -> ReadKind,
+        now: Now,
+    ) -> Option<ReadKind> {
+        let may_read = self.retry_read.is_none_or(|at| at <= now.instant);
+        if !self.is_connected() || !may_read {
+            return None;
+        }
+        let kind = enough(self.wanted.take()?);
+        self.retry_read = None;
+        let announcement = self.notifications.begin_read();
+        self.reading = Some(Reading { kind, announcement, began_at: now.instant });
+        Some(kind)
+    }
+
+    /// The read that is under way has ended.
+    pub fn end_read(&mut self, now: Now) -> Reading {
+        let unasked = Reading {
+            kind: ReadKind::Changes,
+            announcement: Announcement::Connected,
+            began_at: now.instant,
+        };
+        self.reading.take().unwrap_or(unasked)
+    }
+
+    /// A read failed, or its rows cannot be used: it is made again.
+    pub fn read_again(&mut self, kind: ReadKind, now: Now) {
+        self.want(kind);
+        self.retry_read = Some(now.instant + self.read_backoff.next_wait());
+    }
+
+    /// Rows were read and can be used.
+    pub fn rows_are_good(&mut self) {
+        self.connect_backoff.reset();
+        self.read_backoff.reset();
+    }
+
+    /// Nothing had changed by this time of the database.
+    pub fn read_nothing(&mut self, taken_at: SystemTime, now: Now) {
+        self.figures.change_reads += 1;
+        // An agent that asks in turns may be told an earlier time: a clock does not run back.
+        if taken_at > self.clock(now) {
+            self.clock = Some((taken_at, now.instant));
+        }
+    }
+
+    /// Changes were read. Where they should have been announced and were not, their notification may
+    /// still be on the way. `settled`: nothing else was known to differ.
+    pub fn read_changes(
+        &mut self,
+        taken_at: SystemTime,
+        reading: Reading,
+        settled: bool,
+        now: Now,
+    ) {
+        self.figures.change_reads += 1;
+        self.clock = Some((taken_at, now.instant));
+        if self.mode() == Some(Mode::Listen) && settled {
+            self.notifications.found(reading.announcement, now.instant);
+        }
+    }
+
+    pub fn read_everything(&mut self, taken_at: SystemTime, now: Now) {
+        self.figures.full_reads += 1;
+        self.clock = Some((taken_at, now.instant));
+        self.next_resync = now.instant + self.timing.resync_interval;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn start() -> Now {
+        Now { instant: Instant::now(), wall: SystemTime::UNIX_EPOCH + 1_000 * SECOND }
+    }
+
+    fn later(now: Now, by: Duration) -> Now {
+        Now { instant: now.instant + by, wall: now.wall + by }
+    }
+
+    fn source(now: Now) -> Source {
+        let timing = Timing {
+            poll_interval: SECOND,
+            safety_poll_interval: 10 * SECOND,
+            resync_interval: 600 * SECOND,
+            report_interval: SECOND,
+            heartbeat: SECOND,
+            seed: 1,
+        };
+        Source::new(timing, now)
+    }
+
+    /// Connected in listen mode, with the first read done.
+    fn listening(now: Now) -> Source {
+        let mut source = source(now);
+        source.connected(Mode::Listen, now);
+        source.begin_read(|kind| kind, now).unwrap();
+        let reading = source.end_read(now);
+        source.read_everything(now.wall, now);
+        source.let_time_pass(now);
+        source.wanted = None;
+        assert_eq!(reading.kind, ReadKind::Everything);
+        source
+    }
+
+    #[test]
+    fn agents_that_come_back_at_once_spread_their_turns() {
+        let (now, mut seen) = (start(), std::collections::BTreeSet::new());
+        for seed in 0..1_000 {
+            let mut source = source(now);
+            source.random = fastrand::Rng::with_seed(seed);
+            seen.insert(source.until_next_poll(Mode::Turns).as_secs());
+        }
+        assert_eq!(seen, (0..TURN_INTERVAL.as_secs() * 2).collect());
+    }
+
+    #[test]
+    fn reads_wait_while_the_database_is_away_and_for_the_backoff() {
+        let now = start();
+        let mut source = source(now);
+        assert_eq!(source.begin_read(|kind| kind, now), None, "not connected");
+        assert!(source.begin_connect(now) && !source.begin_connect(now));
+        assert_eq!(source.due(now), None, "an attempt is under way");
+        source.connected(Mode::Poll, now);
+        assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Everything));
+        source.end_read(now);
+        source.read_again(ReadKind::Everything, now);
+        assert_eq!(source.begin_read(|kind| kind, now), None, "it just failed");
+        let now = later(now, Backoff::FIRST);
+        assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Everything));
+    }
+
+    #[test]
+    fn the_databases_clock_goes_on_while_it_is_away_and_never_back() {
+        let now = start();
+        let mut source = listening(now);
+        let bound = String::new();
+        let error = DatabaseError::OtherGateway { configured: bound.clone(), bound };
+        source.disconnected(error, now);
+        let set_back = Now { wall: SystemTime::UNIX_EPOCH, ..later(now, SECOND) };
+        assert_eq!(source.clock(set_back), now.wall + SECOND);
+        source.read_nothing(now.wall, set_back);
+        assert_eq!(source.clock(set_back), now.wall + SECOND);
+    }
+
+    #[test]
+    fn while_changes_are_unannounced_everything_is_read_each_time_we_hear_of_it() {
+        let mut source = listening(start());
+        let tables = || vec!["devices".to_owned()];
+        assert_eq!(source.unannounced(Vec::new()), None);
+        assert_eq!(source.wanted, None);
+        for news in [Some(Note::Unannounced { tables: tables() }), None] {
+            assert_eq!(source.unannounced(tables()), news);
+            assert_eq!(source.wanted.take(), Some(ReadKind::Everything));
+        }
+        assert_eq!(source.unannounced(Vec::new()), Some(Note::AnnouncedAgain));
+        assert_eq!(source.wanted, Some(ReadKind::Everything));
+    }
+}

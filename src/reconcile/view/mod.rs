@@ -1,0 +1,190 @@
+//! What readers see of the machine: its status, its peers, its explanations. Changes nothing.
+
+mod explain;
+mod peers;
+mod preview;
+pub mod status;
+mod status_of;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ipnet::IpNet;
+
+use super::mirror::MirrorView;
+use super::outbox::OutboxView;
+use super::pass::{PassObstacle, PassView};
+use super::proof::ProofView;
+use super::rows::RowsView;
+use super::source::SourceView;
+use crate::model::{BuildError, DesiredState};
+use crate::plan::PlanError;
+use crate::plan::guard::HeldBack;
+
+pub use explain::{Answers, ExplainError, parse_destination};
+pub use preview::{PreviewError, preview, preview_explanation};
+
+/// The machine as of one moment, part by part.
+#[derive(Debug)]
+pub struct View<'a> {
+    pub(super) source: SourceView<'a>,
+    pub(super) rows: RowsView<'a>,
+    pub(super) mirror: MirrorView<'a>,
+    /// Something may differ that no plan was made from yet.
+    pub(super) compares: bool,
+    pub(super) blocked_routes: &'a BTreeMap<IpNet, String>,
+    pub(super) held_back: Option<HeldBack>,
+    pub(super) passes: PassView<'a>,
+    pub(super) proof: ProofView<'a>,
+    pub(super) outbox: OutboxView,
+    pub(super) is_busy: bool,
+}
+
+/// Why the kernel is left as it is although it may differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    Build(BuildError),
+    Plan(PlanError),
+    Refused { steps: usize, first: String },
+    Observe(String),
+}
+
+/// Figures that only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub passes: u64,
+    pub steps: u64,
+    pub refused_steps: u64,
+    pub drift_repairs: u64,
+    pub notifications: u64,
+    pub notify_missed: u64,
+    pub full_reads: u64,
+    pub change_reads: u64,
+    pub observations: u64,
+    pub flows_cut: u64,
+}
+
+impl View<'_> {
+    /// What is desired now; `None` until rows could be used.
+    #[must_use]
+    pub const fn desired(&self) -> Option<&DesiredState> {
+        self.rows.desired
+    }
+
+    /// Why the kernel is left as it is although it may differ.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        let rows = self.rows.refused.map(|error| Obstacle::Build(error.clone()));
+        let reading = || self.mirror.error.map(|error| Obstacle::Observe(error.to_owned()));
+        let pass = || self.passes.obstacle.cloned().map(Obstacle::from);
+        rows.or_else(reading).or_else(pass)
+    }
+
+    /// The removals that wait for an operator.
+    #[must_use]
+    pub const fn held_back(&self) -> Option<HeldBack> {
+        self.held_back
+    }
+
+    /// Figures that only grow.
+    #[must_use]
+    pub const fn totals(&self) -> Totals {
+        let (source, passes) = (self.source.figures, self.passes.totals);
+        Totals {
+            passes: passes.passes,
+            steps: passes.steps,
+            refused_steps: passes.refused_steps,
+            drift_repairs: passes.drift_repairs,
+            notifications: source.notifications,
+            notify_missed: source.notify_missed,
+            full_reads: source.full_reads,
+            change_reads: source.change_reads,
+            observations: self.mirror.readings,
+            flows_cut: passes.flows_cut,
+        }
+    }
+
+    /// The kernel is proven, and no work is known that is still to be done.
+    #[must_use]
+    pub const fn is_at_rest(&self) -> bool {
+        !self.is_busy
+            && !self.source.reads_wanted
+            && !self.mirror.reading_wanted
+            && self.proof.is_current
+            && self.outbox.is_empty
+    }
+
+    /// Between two full reads of the database.
+    #[must_use]
+    pub const fn resync_interval(&self) -> std::time::Duration {
+        self.source.resync_interval
+    }
+
+    /// Whether nothing waits to be written back.
+    #[must_use]
+    pub const fn is_reported(&self) -> bool {
+        self.outbox.is_empty
+    }
+
+    /// What keeps a pass from ever being proven as things stand, once all other work is done:
+    /// `run --once` gives up then.
+    #[must_use]
+    pub fn stuck(&self) -> Option<String> {
+        if self.is_busy {
+            return None;
+        }
+        let held_back = self.held_back.filter(|_| !self.compares).map(|held| held.to_string());
+        self.obstacle().map(|obstacle| obstacle.to_string()).or(held_back)
+    }
+
+    /// How many comparisons operators asked for.
+    #[must_use]
+    pub const fn resyncs_asked(&self) -> u64 {
+        self.proof.comparisons.asked()
+    }
+
+    /// How the comparison of this number ended; `None`: it has not.
+    #[must_use]
+    pub fn resync_end(&self, number: u64) -> Option<Result<(), ResyncError>> {
+        if self.proof.comparisons.is_proven(number) {
+            return Some(Ok(()));
+        }
+        if let Some(error) = self.source.error {
+            return Some(Err(ResyncError::Database(error.to_string())));
+        }
+        let read = self.proof.comparisons.is_read(number);
+        self.stuck().filter(|_| read).map(|why| Err(ResyncError::Stuck(why)))
+    }
+}
+
+/// Why a comparison that an operator asked for did not end well.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResyncError {
+    #[error("the database is away: {0}")]
+    Database(String),
+    #[error("{0}")]
+    Stuck(String),
+}
+
+impl From<PassObstacle> for Obstacle {
+    fn from(obstacle: PassObstacle) -> Self {
+        match obstacle {
+            PassObstacle::Plan(error) => Self::Plan(error),
+            PassObstacle::Refused { steps, first } => Self::Refused { steps, first },
+        }
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Build(error) => error.fmt(f),
+            Self::Plan(error) => error.fmt(f),
+            Self::Refused { steps: 1, first } => write!(f, "the kernel refused a step: {first}"),
+            Self::Refused { steps, first } => {
+                write!(f, "the kernel refused {steps} steps, the first: {first}")
+            }
+            Self::Observe(error) => write!(f, "could not read the kernel: {error}"),
+        }
+    }
+}

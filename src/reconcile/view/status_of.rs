@@ -1,0 +1,139 @@
+//! The status as of now. Every figure comes from the last proof or reading; none is assumed.
+
+use super::View;
+use super::status::{
+    BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, PassStatus, PeerCounts,
+    State, Status, SyncStatus, Timestamp,
+};
+use crate::plan::guard;
+use crate::reconcile::clock::millis;
+use crate::reconcile::note::not_announced;
+
+impl From<guard::HeldBack> for HeldBack {
+    fn from(held: guard::HeldBack) -> Self {
+        Self { removals: held.removed as u64, of: held.present as u64 }
+    }
+}
+
+impl View<'_> {
+    /// The status. What the machine cannot know (versions, why this mode) is left for the shell.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let gateway = self.rows.desired.map(|desired| desired.gateway());
+        Status {
+            state: self.state(),
+            gateway: GatewayStatus {
+                name: gateway.map(|gateway| gateway.name.clone()).unwrap_or_default(),
+                id: gateway.map(|gateway| gateway.id),
+            },
+            interface: self.interface_status(),
+            sync: self.sync_status(),
+            database: DatabaseStatus {
+                connected: self.source.mode.is_some(),
+                since: Some(Timestamp(self.source.since)),
+                last_error: self.source.error.map(ToString::to_string),
+                schema_version: None,
+            },
+            peers: self.peer_counts(),
+            quarantined: self.rows.status.quarantined.clone(),
+            warnings: self.warnings(),
+            held_back: self.held_back.map(HeldBack::from),
+            ..Status::default()
+        }
+    }
+
+    fn state(&self) -> State {
+        if self.rows.desired.is_some_and(|desired| !desired.gateway().active) {
+            return State::NotReady { why: "the gateway's row is not active".into() };
+        }
+        if self.rows.is_stale {
+            return State::NotReady { why: "no usable rows for longer than stale.after".into() };
+        }
+        let held_back = || self.held_back.map(|held| held.to_string());
+        let obstacle = self.obstacle().map(|obstacle| obstacle.to_string());
+        if let Some(why) = obstacle.or_else(held_back) {
+            return State::NotReady { why };
+        }
+        if !self.proof.is_current {
+            return State::Starting;
+        }
+        match (self.source.mode, self.source.error) {
+            (Some(_), _) if !self.source.unannounced.is_empty() => {
+                State::Degraded { why: not_announced(self.source.unannounced) }
+            }
+            (Some(_), _) => State::Ready,
+            (None, Some(error)) => {
+                State::Degraded { why: format!("{}: {error}", error.in_short()) }
+            }
+            (None, None) => State::Degraded { why: "the database is away".into() },
+        }
+    }
+
+    fn interface_status(&self) -> InterfaceStatus {
+        let observed = self.mirror.observed.as_ref();
+        let interface = observed.and_then(|observed| observed.interface.as_ref());
+        InterfaceStatus {
+            name: self.rows.local.interface.to_string(),
+            backend: self.mirror.backend.and_then(BackendInUse::of),
+            public_key: interface.and_then(|interface| interface.public_key),
+            listen_port: interface.map(|interface| interface.listen_port),
+        }
+    }
+
+    fn sync_status(&self) -> SyncStatus {
+        let (last, totals) = (self.passes.last, self.totals());
+        SyncStatus {
+            mode: self.source.mode,
+            mode_why: String::new(),
+            last_sync_at: self.proof.last.map(|proven| Timestamp(proven.as_of)),
+            lag_ms: last.and_then(|pass| pass.lag).map(millis),
+            last_pass: last.map(|pass| PassStatus {
+                at: Timestamp(pass.at),
+                duration_ms: millis(pass.took),
+                steps: pass.steps as u64,
+                refused: pass.refused as u64,
+            }),
+            passes: totals.passes,
+            drift_repaired: totals.drift_repairs,
+            notify_missed: totals.notify_missed,
+            refused_steps: totals.refused_steps,
+            flows_cut: totals.flows_cut,
+        }
+    }
+
+    fn peer_counts(&self) -> PeerCounts {
+        let observed = self.mirror.observed.as_ref();
+        let in_kernel = observed.map_or(0, |observed| observed.peers.len()) as u64;
+        let Some(desired) = self.rows.desired else {
+            return PeerCounts { in_kernel, ..PeerCounts::default() };
+        };
+        let (wanted, quarantined) = (desired.peers().len(), desired.quarantined_count());
+        PeerCounts {
+            desired: wanted as u64,
+            in_kernel,
+            ineligible: (desired.row_count() - wanted - quarantined) as u64,
+            quarantined: quarantined as u64,
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.rows.status.warnings.clone();
+        let blocked = self.blocked_routes.iter();
+        warnings.extend(blocked.map(|(prefix, why)| format!("no route leads to {prefix}: {why}")));
+        if !self.source.unannounced.is_empty() {
+            warnings.push(not_announced(self.source.unannounced));
+        }
+        let dropped = self.outbox.dropped_audit_entries;
+        let refused = self.outbox.refused_audit_entries;
+        if dropped > 0 {
+            warnings
+                .push(format!("{dropped} audit entries were dropped while the database was away"));
+        }
+        if refused > 0 {
+            warnings.push(format!(
+                "the database refused {refused} audit entries, which are lost: the journal says why"
+            ));
+        }
+        warnings
+    }
+}
