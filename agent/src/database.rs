@@ -1,6 +1,6 @@
-//! How to connect to the configured database.
+//! How to connect to the configured database, and what to do where that fails.
 
-use gatepost::store::{ConnectOptions, Password};
+use gatepost::store::{ConnectOptions, Password, StoreError};
 
 use crate::config::{Config, ConfigError, read_database_password};
 
@@ -17,4 +17,38 @@ pub fn options(config: &Config) -> Result<ConnectOptions, ConfigError> {
     options.tls_ca_file = config.database.tls_ca_file.as_deref().map(|path| config.path(path));
     options.statement_timeout = config.sync.statement_timeout;
     Ok(options)
+}
+
+/// What an operator can do about an error whose own text does not say it.
+#[must_use]
+pub fn remedy(error: &StoreError) -> Option<&'static str> {
+    match error {
+        StoreError::Unreachable { .. } => {
+            Some("check that the server is running and that database.url is right, then try again")
+        }
+        StoreError::Query { source, .. }
+            if source.code().is_some_and(|state| state.code() == "3D000") =>
+        {
+            Some("create the database with `createdb`, or correct database.url")
+        }
+        error if error.is_transient() => Some("try again; if it persists, see the server's log"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gatepost::store::Place;
+
+    use super::*;
+
+    #[test]
+    fn trying_again_is_the_remedy_only_where_it_can_help() {
+        let place = Place { hosts: "db1:5432".into(), database: "vpn".into(), role: "gw".into() };
+        let closed = StoreError::Closed { place: Box::new(place.clone()) };
+        assert!(remedy(&closed).is_some_and(|remedy| remedy.starts_with("try again")));
+        let unmigrated = StoreError::Unmigrated { place: Box::new(place) };
+        assert_eq!(remedy(&unmigrated), None, "{unmigrated}");
+        assert!(unmigrated.to_string().ends_with("run `gatepost migrate`"));
+    }
 }

@@ -10,6 +10,7 @@ use gatepost::store::StoreError;
 
 use crate::config::ConfigError;
 use crate::control::ControlError;
+use crate::database;
 use crate::exit::Exit;
 use crate::key_file::KeyFileError;
 use crate::telemetry::Audience;
@@ -58,6 +59,15 @@ pub enum CommandError {
 }
 
 impl CommandError {
+    /// What to do, where the error's own text does not say it.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Store(error) | Self::Wiring(WiringError::Store(error)) => database::remedy(error),
+            _ => None,
+        }
+    }
+
     /// The exit code that tells a script what kind of failure this is.
     ///
     /// A configuration that may not be read is not a wrong one: another user may run the command.

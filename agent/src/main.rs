@@ -62,7 +62,10 @@ fn main() -> ExitCode {
             Exit::Success.into()
         }
         Err(error) => {
-            eprintln!("gatepost: {error}");
+            match error.remedy() {
+                Some(remedy) => eprintln!("gatepost: {error}; {remedy}"),
+                None => eprintln!("gatepost: {error}"),
+            }
             error.exit(audience).into()
         }
     }

@@ -89,6 +89,7 @@ fn unreachable_database_is_named_without_its_password() {
     );
     let done = gatepost.run(&["migrate"]).must_exit(1);
     assert!(done.stderr.contains("database vpn at 127.0.0.1:1 as role gw"), "{}", done.stderr);
+    assert!(done.stderr.ends_with("database.url is right, then try again\n"), "{}", done.stderr);
     assert!(!done.stderr.contains("hunter2"), "{}", done.stderr);
 }
 

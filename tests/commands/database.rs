@@ -40,6 +40,14 @@ impl Site {
 }
 
 #[test]
+fn missing_database_is_named_with_the_command_that_creates_it() {
+    let url = Cluster::shared().socket_url("postgres", "nowhere");
+    let done = Gatepost::with("").run(&["migrate", "--database-url", &url]).must_exit(1);
+    assert!(done.stderr.contains("\"nowhere\" does not exist"), "{}", done.stderr);
+    assert!(done.stderr.contains("create the database with `createdb`"), "{}", done.stderr);
+}
+
+#[test]
 fn gateway_is_migrated_granted_and_enrolled() {
     let site = Site::new("commands_fra");
     let unmigrated = site.as_owner(&["grant", "fra-1", "postgres"]).must_exit(1);

@@ -10,6 +10,7 @@ use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
 use super::finding::Finding;
 use super::firewall::firewall;
 use crate::config::{Backend, Config};
+use crate::database;
 use crate::output::{count, span};
 
 /// Evaluates everything, in the order in which an operator would look.
@@ -22,7 +23,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.push(key(config, facts));
     findings.extend(psk_keys(facts));
     findings.extend(facts.exposures.iter().map(|text| Finding::failure("secrets", text)));
-    findings.extend(database(facts));
+    findings.extend(of_database(facts));
     findings.push(wireguard(config.interface.backend, &facts.host));
     findings.extend(forwarding(config, facts));
     findings.extend(reverse_path(config, &facts.host));
@@ -101,7 +102,7 @@ fn psk_keys(facts: &Facts) -> Option<Finding> {
     }
 }
 
-fn database(facts: &Facts) -> Vec<Finding> {
+fn of_database(facts: &Facts) -> Vec<Finding> {
     let found = match &facts.database {
         Ok(found) => found,
         Err(DatabaseError::Config(error)) => {
@@ -111,7 +112,8 @@ fn database(facts: &Facts) -> Vec<Finding> {
             return vec![Finding::wrong("database", error.to_string())];
         }
         Err(DatabaseError::Store(error)) => {
-            return vec![Finding::failure("database", error.to_string())];
+            let remedy = database::remedy(error).map(str::to_owned);
+            return vec![Finding { remedy, ..Finding::failure("database", error.to_string()) }];
         }
     };
     let peers = count(found.peers, "peer");
