@@ -7,7 +7,7 @@ use std::time::Duration;
 use gatepost::dataplane::nft::{Nft, NftError, NftEvent, NftMonitor};
 use gatepost::dataplane::{
     DataplaneError, DataplaneHandle, DeviceError, Firewall as _, Host, HostEvent, HostSettings,
-    Monitor, run_userspace_device,
+    Monitor, NetlinkError, run_userspace_device,
 };
 use gatepost::model::{InterfaceName, Local, WithoutPskKeys};
 use gatepost::reconcile::status::{Explanation, PlanReport};
@@ -38,7 +38,7 @@ pub enum WiringError {
     #[error(transparent)]
     Run(#[from] RunError),
     #[error("cannot watch the network for changes: {0}")]
-    Watch(std::io::Error),
+    Watch(NetlinkError),
     #[error(
         "cannot find this program's own file, which is needed to start a userspace device: {0}"
     )]
@@ -221,24 +221,27 @@ async fn watch_kernel(
     let own_port = dataplane.run(|host| host.firewall().port()).await?;
     let rules = NftMonitor::open(own_port)?;
     let membership = rules.membership();
-    dataplane.run(move |host| host.firewall().spare(membership)).await?;
+    dataplane.run(move |host| host.firewall().mute(membership)).await?;
     tokio::spawn(forward_link_events(links, why.clone()));
     tokio::spawn(forward_firewall_events(rules, why));
     Ok(reasons)
 }
 
 async fn forward_link_events(mut links: Monitor, why: mpsc::Sender<String>) {
-    while let Some(event) = links.next().await {
-        let reason = match event {
-            HostEvent::Link => "the link changed",
-            HostEvent::Address => "an address changed",
-            HostEvent::Route => "a route changed",
-            HostEvent::Resync => "network events were lost",
+    loop {
+        let reason = match links.next().await {
+            Ok(HostEvent::Link) => "the link changed",
+            Ok(HostEvent::Address) => "an address changed",
+            Ok(HostEvent::Route) => "a route changed",
+            Ok(HostEvent::Resync) => "network events were lost",
+            Err(error) => {
+                tracing::warn!(%error, "network events have ended; changes are still found by the periodic comparison: {error}");
+                return;
+            }
         };
         // A full channel already contains a reason.
         drop(why.try_send(reason.to_owned()));
     }
-    tracing::warn!("network events have ended; changes are still found by the periodic comparison");
 }
 
 async fn forward_firewall_events(mut rules: NftMonitor, why: mpsc::Sender<String>) {

@@ -1,6 +1,7 @@
 //! Addresses of the interface.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -10,27 +11,26 @@ use netlink_packet_route::address::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::PROTOCOL;
-use super::link::{self, decode};
-use super::netlink::{Channel, NetlinkError, Request, gone_is_done};
+use super::link;
+use super::netlink::{Channel, Message, NetlinkError, Request, gone_is_done};
 use crate::model::Tag;
 
-/// Reads the interface's addresses and whose each is. Kernels before 5.18 do not keep `IFA_PROTO`:
+// include/uapi/linux/if_addr.h
+const ADDRESS_ADDRESS: u16 = 1;
+const ADDRESS_LOCAL: u16 = 2;
+const ADDRESS_PROTOCOL: u16 = 11;
+
+/// Reads the interface's addresses, each with its owner. Kernels before 5.18 do not keep `IFA_PROTO`:
 /// there every address is [`Tag::Foreign`], which is accepted and never removed.
 pub(super) fn list(
     channel: &mut Channel,
     index: u32,
 ) -> Result<BTreeMap<IpNet, Tag>, NetlinkError> {
-    let request = || {
-        let mut message = AddressMessage::default();
-        message.header.index = index;
-        RouteNetlinkMessage::GetAddress(message)
-    };
-    channel.dump(request, |addresses: &mut BTreeMap<IpNet, Tag>, kind, payload| {
-        if let RouteNetlinkMessage::NewAddress(message) = decode(kind, payload)?
-            && message.header.index == index
-        {
-            addresses.extend(describe(&message));
-        }
+    let mut request = AddressMessage::default();
+    request.header.index = index;
+    let request = RouteNetlinkMessage::GetAddress(request);
+    channel.dump(&request, |addresses: &mut BTreeMap<IpNet, Tag>, message| {
+        addresses.extend(read(message, index)?);
         Ok(())
     })
 }
@@ -43,8 +43,8 @@ pub(super) fn add(channel: &mut Channel, index: u32, address: IpNet) -> Result<(
 
 /// Removes an address. One that is gone already is no error.
 ///
-/// With the first IPv4 address of a network the kernel removes all others of it, also those that
-/// somebody else added, and their routes, unless it is told to let the next take its place.
+/// With the first IPv4 address of a network the kernel removes all its other addresses, whoever added
+/// them, and their routes, unless the setting for the next to take its place is on.
 pub(super) fn remove(
     channel: &mut Channel,
     index: u32,
@@ -67,9 +67,9 @@ pub(super) fn replace(
     let remove = Request::new(RouteNetlinkMessage::DelAddress(message(index, from)));
     let add = RouteNetlinkMessage::NewAddress(message(index, to));
     let add = Request::with_flags(add, NLM_F_CREATE | NLM_F_EXCL);
-    let mut verdicts = channel.transact([remove, add])?.into_iter();
-    verdicts.next().map_or(Ok(()), gone_is_done)?;
-    verdicts.collect()
+    let mut acks = channel.transact([remove, add])?.into_iter();
+    acks.next().map_or(Ok(()), gone_is_done)?;
+    acks.collect()
 }
 
 fn message(index: u32, address: IpNet) -> AddressMessage {
@@ -80,7 +80,7 @@ fn message(index: u32, address: IpNet) -> AddressMessage {
         IpNet::V4(_) => AddressFamily::Inet,
         IpNet::V6(_) => AddressFamily::Inet6,
     };
-    // Nobody else can have the address on a tunnel: it is usable at once, without detection of
+    // No other host can have the address on a tunnel: it is usable at once, without detection of
     // duplicates (RFC 4862, section 5.4).
     message.attributes = vec![
         AddressAttribute::Local(address.addr()),
@@ -91,19 +91,25 @@ fn message(index: u32, address: IpNet) -> AddressMessage {
     message
 }
 
-fn describe(message: &AddressMessage) -> Option<(IpNet, Tag)> {
-    let (mut local, mut address, mut tag) = (None, None, Tag::Foreign);
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => local = Some(*ip),
-            AddressAttribute::Address(ip) => address = Some(*ip),
-            AddressAttribute::Protocol(protocol) if u8::from(*protocol) == PROTOCOL => {
-                tag = Tag::Ours;
-            }
-            _ => {}
-        }
+/// One address of the interface; `None`: it belongs to another.
+fn read(message: &Message<'_>, index: u32) -> Result<Option<(IpNet, Tag)>, NetlinkError> {
+    // struct ifaddrmsg: family, length of the prefix, flags, scope, index of the link
+    let (header, attributes) = message.split::<8>("RTM_NEWADDR")?;
+    let [_, prefix_len, _, _, i, j, k, l] = *header;
+    if u32::from_ne_bytes([i, j, k, l]) != index {
+        return Ok(None);
     }
     // On a point-to-point address IFA_ADDRESS is the other end; IPv6 may have no IFA_LOCAL.
-    let address = local.or(address)?;
-    Some((IpNet::new(address, message.header.prefix_len).ok()?, tag))
+    let address = match attributes.find(ADDRESS_LOCAL)? {
+        Some(local) => local,
+        None => attributes.require(ADDRESS_ADDRESS)?,
+    };
+    let ip: IpAddr = match address.value.len() {
+        16 => address.fixed::<16>()?.into(),
+        _ => address.fixed::<4>()?.into(),
+    };
+    let protocol = attributes.find(ADDRESS_PROTOCOL)?.map(|protocol| protocol.u8()).transpose()?;
+    let tag = if protocol == Some(PROTOCOL) { Tag::Ours } else { Tag::Foreign };
+    let prefix = IpNet::new(ip, prefix_len).map_err(|_| attributes.malformed("a prefix"))?;
+    Ok(Some((prefix, tag)))
 }

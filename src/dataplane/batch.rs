@@ -1,4 +1,4 @@
-//! Which steps go to the kernel together, and which must not reach it at all. Pure.
+//! Which steps go to the kernel together, and which must not reach it. Pure.
 
 use super::DataplaneError;
 use crate::model::PublicKey;

@@ -1,42 +1,44 @@
-//! Connection tracking: cuts the flows of an address that changes hands.
+//! Connection tracking: cuts the flows of an address that gets another holder.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
-use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
-use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage};
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
-use super::netlink::{Channel, NetlinkError, Request, attributes, fixed};
+use super::netlink::{
+    Attribute, Channel, Encoded, Message, NLA_F_NESTED, NetlinkError, Request, put,
+};
 
-// include/uapi/linux/netfilter/nfnetlink_conntrack.h
+// include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
+const CT_GET: u16 = 0x101;
+const CT_DELETE: u16 = 0x102;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V6_SRC: u16 = 3;
 const CTA_ZONE: u16 = 18;
-const NETFILTER_HEADER_BYTES: usize = 4;
-/// How many flows are tracked; there as soon as some may be.
+/// `struct nfgenmsg` of each family.
+const IPV4: [u8; 4] = [2, 0, 0, 0];
+const IPV6: [u8; 4] = [10, 0, 0, 0];
+/// How many flows are tracked. The file exists as soon as any flow can be tracked.
 const TRACKED: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
-/// Deletes the entries of every flow that an address of these prefixes opened or answers, and returns how
-/// many there were. The firewall does not need this to revoke; a new holder of a tunnel address
-/// needs it, so as not to inherit the old one's flows.
+/// Deletes the entries of every flow that an address of these prefixes opened or answers. The
+/// firewall does not need this to revoke access; it keeps the next holder of a tunnel address from
+/// inheriting the flows of the previous one.
 ///
 /// # Errors
-/// When the table cannot be read, which takes the module `nf_conntrack_netlink`, or an entry is still
-/// there. A host without connection tracking has no flows: no error.
+/// The table cannot be read, which takes the module `nf_conntrack_netlink`, or an entry could not be
+/// deleted. A host without connection tracking has no flows: no error.
 pub(super) fn cut_flows(prefixes: &BTreeSet<IpNet>) -> Result<Cut, NetlinkError> {
     let holders = Holders::of(prefixes);
     let mut channel = Channel::open(NETLINK_NETFILTER)?;
     let mut cut = Cut::default();
-    for (family, v6) in [(NetfilterProtoFamily::IPv4, false), (NetfilterProtoFamily::IPv6, true)] {
-        let lengths = if v6 { &holders.lengths6 } else { &holders.lengths4 };
+    for (family, lengths) in [(IPV4, &holders.lengths4), (IPV6, &holders.lengths6)] {
         if !lengths.is_empty() {
             cut_family(&mut channel, family, &holders, &mut cut)?;
         }
@@ -47,11 +49,10 @@ pub(super) fn cut_flows(prefixes: &BTreeSet<IpNet>) -> Result<Cut, NetlinkError>
 /// Whether the kernel lists tracked flows, so that they can be cut.
 ///
 /// # Errors
-/// When it cannot be asked, as without `CAP_NET_ADMIN`.
+/// The kernel does not answer, as without `CAP_NET_ADMIN`.
 pub fn lists_flows() -> Result<bool, NetlinkError> {
-    let header = NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0);
-    let get = NetfilterMessage::new(header, ConntrackMessage::Get(vec![]));
-    let first = Channel::open(NETLINK_NETFILTER)?.first_of_dump(get, |(), _, _| Ok(()));
+    let get = Encoded { kind: CT_GET, body: &IPV4 };
+    let first = Channel::open(NETLINK_NETFILTER)?.first_of_dump(&get, |(), _| Ok(()));
     match first {
         Err(error) if error.refusal().is_some_and(is_unheard_of) => Ok(false),
         first => first.map(|()| true),
@@ -62,27 +63,27 @@ pub fn lists_flows() -> Result<bool, NetlinkError> {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
     pub flows: usize,
-    /// So many are in somebody's flowtable, which takes their packets past every rule and keeps
-    /// their entries. Without a peer to go to, they end by themselves.
+    /// How many are in a flowtable that another program made. It takes their packets past every rule
+    /// and keeps their entries. Without a peer to reach, they end by themselves.
     pub offloaded: usize,
 }
 
 impl Cut {
-    /// Counts a flow by the kernel's answer to its deletion.
-    fn count(&mut self, verdict: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-        match verdict.as_ref().map_err(NetlinkError::refusal) {
+    /// Counts a flow by the ack of its deletion.
+    fn count(&mut self, ack: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+        match ack.as_ref().map_err(NetlinkError::refusal) {
             Ok(()) => self.flows += 1,
-            // It ended in between: it is gone, but not by us.
+            // It ended by itself since it was listed.
             Err(Some(Errno::ENOENT)) => {}
             Err(Some(Errno::EBUSY)) => self.offloaded += 1,
-            Err(_) => return verdict,
+            Err(_) => return ack,
         }
         Ok(())
     }
 }
 
-/// The prefixes and the lengths they have, which are few: each entry of a full table is looked up
-/// once for each length.
+/// The prefixes, and the few lengths they have: each entry of a full table is looked up once for
+/// each length.
 struct Holders<'a> {
     prefixes: &'a BTreeSet<IpNet>,
     lengths4: BTreeSet<u8>,
@@ -107,21 +108,16 @@ impl<'a> Holders<'a> {
 
 fn cut_family(
     channel: &mut Channel,
-    family: NetfilterProtoFamily,
+    family: [u8; 4],
     holders: &Holders<'_>,
     cut: &mut Cut,
 ) -> Result<(), NetlinkError> {
-    let get = || {
-        let header = NetfilterHeader::new(family, 0, 0);
-        NetfilterMessage::new(header, ConntrackMessage::Get(vec![]))
-    };
-    let dumped = channel.dump(get, |flows: &mut Vec<_>, _, payload| {
-        if concerns(payload, holders)? {
-            flows.push(deletion(family, payload)?);
-        }
+    let get = Encoded { kind: CT_GET, body: &family };
+    let dumped = channel.dump(&get, |deletions: &mut Vec<_>, message| {
+        deletions.extend(deletion(family, message, holders)?);
         Ok(())
     });
-    let flows = match dumped {
+    let deletions = match dumped {
         Err(error)
             if error.refusal().is_some_and(is_unheard_of) && !Path::new(TRACKED).exists() =>
         {
@@ -129,60 +125,53 @@ fn cut_family(
         }
         dumped => dumped?,
     };
-    let verdicts = channel.transact(flows.into_iter().map(Request::new))?;
-    verdicts.into_iter().try_for_each(|verdict| cut.count(verdict))
+    let bodies = deletions.iter().map(|body| Encoded { kind: CT_DELETE, body });
+    let acks = channel.transact(bodies.map(Request::new))?;
+    acks.into_iter().try_for_each(|ack| cut.count(ack))
 }
 
-/// Nobody in the kernel answers for tracked flows: the module is not there that lists them, perhaps
-/// because there is none to list.
+/// Nothing in the kernel answers for tracked flows: the module that lists them is not loaded,
+/// perhaps because no flow is tracked.
 pub(super) const fn is_unheard_of(refusal: Errno) -> bool {
     matches!(refusal, Errno::EINVAL | Errno::EOPNOTSUPP)
 }
 
-/// Whether one of the addresses is the source of the first packet, or of the answer to it.
-fn concerns(payload: &[u8], holders: &Holders<'_>) -> Result<bool, NetlinkError> {
-    for attribute in attributes(payload.get(NETFILTER_HEADER_BYTES..).unwrap_or_default()) {
-        let (CTA_TUPLE_ORIG | CTA_TUPLE_REPLY, tuple) = attribute? else { continue };
-        for part in attributes(tuple) {
-            let (CTA_TUPLE_IP, ips) = part? else { continue };
-            for ip in attributes(ips) {
-                let source: IpAddr = match ip? {
-                    (CTA_IP_V4_SRC, ip) => fixed::<4>(ip)?.into(),
-                    (CTA_IP_V6_SRC, ip) => fixed::<16>(ip)?.into(),
-                    _ => continue,
-                };
-                if holders.contain(source) {
-                    return Ok(true);
-                }
-            }
+/// What deletes exactly this flow, if it concerns one of the addresses: its tuple and its zone, as
+/// they came. Kernels that are still in use cannot delete by a filter.
+fn deletion(
+    family: [u8; 4],
+    message: &Message<'_>,
+    holders: &Holders<'_>,
+) -> Result<Option<Vec<u8>>, NetlinkError> {
+    let (_, attributes) = message.split::<4>("IPCTNL_MSG_CT_NEW")?;
+    let (mut concerns, mut deletion) = (false, family.to_vec());
+    for attribute in attributes {
+        let attribute = attribute?;
+        if matches!(attribute.kind, CTA_TUPLE_ORIG | CTA_TUPLE_REPLY) {
+            concerns |= holders.contain(source(&attribute)?);
+        }
+        match attribute.kind {
+            CTA_TUPLE_ORIG => put(&mut deletion, CTA_TUPLE_ORIG | NLA_F_NESTED, attribute.value),
+            CTA_ZONE => put(&mut deletion, CTA_ZONE, attribute.value),
+            _ => {}
         }
     }
-    Ok(false)
+    attributes.require(CTA_TUPLE_ORIG)?;
+    Ok(concerns.then_some(deletion))
 }
 
-/// What deletes exactly this flow: its full tuple and its zone, as they came. Deleting by a filter
-/// is refused by kernels that are still in use.
-fn deletion(
-    family: NetfilterProtoFamily,
-    payload: &[u8],
-) -> Result<NetfilterMessage, NetlinkError> {
-    let mut identity = Vec::new();
-    for attribute in attributes(payload.get(NETFILTER_HEADER_BYTES..).unwrap_or_default()) {
-        let (kind, value) = attribute?;
-        let flags = match kind {
-            CTA_TUPLE_ORIG => NLA_F_NESTED,
-            CTA_ZONE => 0,
-            _ => continue,
-        };
-        let whole = DefaultNla::new(kind | flags, value.to_vec());
-        identity.push(ConntrackAttribute::Other(whole));
+/// The source of the packets of one direction.
+fn source(tuple: &Attribute<'_>) -> Result<IpAddr, NetlinkError> {
+    let addresses = tuple.nested().require(CTA_TUPLE_IP)?.nested();
+    match addresses.find(CTA_IP_V4_SRC)? {
+        Some(address) => Ok(address.fixed::<4>()?.into()),
+        None => Ok(addresses.require(CTA_IP_V6_SRC)?.fixed::<16>()?.into()),
     }
-    let header = NetfilterHeader::new(family, 0, 0);
-    Ok(NetfilterMessage::new(header, ConntrackMessage::Delete(identity)))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::netlink::put_nested;
     use super::*;
 
     #[test]
@@ -198,7 +187,39 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_that_is_still_there_is_an_error_unless_it_ends_with_its_peer() {
+    fn a_flow_is_deleted_by_its_tuple_and_zone_and_a_malformed_one_is_an_error() {
+        let prefixes = ["10.2.3.4/32".parse().unwrap()].into();
+        let holders = Holders::of(&prefixes);
+        let read = |payload: &[u8]| {
+            let message = Message { kind: 0x100, flags: 0, sequence: 1, port: 0, payload };
+            deletion(IPV4, &message, &holders)
+        };
+        let tuple = |out: &mut Vec<u8>, kind, source: &[u8]| {
+            put_nested(out, kind, |out| {
+                put_nested(out, CTA_TUPLE_IP, |out| put(out, CTA_IP_V4_SRC, source));
+            });
+        };
+        let mut wanted = IPV4.to_vec();
+        tuple(&mut wanted, CTA_TUPLE_ORIG, &[192, 0, 2, 1]);
+        let opened = wanted.clone();
+        assert_eq!(read(&opened), Ok(None), "neither side is concerned");
+        put(&mut wanted, CTA_ZONE, &[0, 7]);
+        let mut flow = opened.clone();
+        tuple(&mut flow, CTA_TUPLE_REPLY, &[10, 2, 3, 4]);
+        put(&mut flow, CTA_ZONE, &[0, 7]);
+        assert_eq!(read(&flow), Ok(Some(wanted)));
+
+        let error = |payload: &[u8]| read(payload).unwrap_err().to_string();
+        let named = |text: &str| format!("the kernel sent a malformed IPCTNL_MSG_CT_NEW{text}");
+        let mut short = IPV4.to_vec();
+        tuple(&mut short, CTA_TUPLE_ORIG, &[10, 2, 3]);
+        assert_eq!(error(&short), named(", attribute 1/1/1: its value has 3 bytes instead of 4"));
+        assert_eq!(error(&IPV4), named(": it lacks attribute 1"));
+        assert_eq!(error(&[2]), named(": 1 bytes are left, too few for a header"));
+    }
+
+    #[test]
+    fn a_flow_that_could_not_be_cut_is_an_error_unless_it_ends_with_its_peer() {
         let refused = |errno| Err(NetlinkError::Refused { errno, message: String::new() });
         let mut cut = Cut::default();
         assert_eq!(cut.count(Ok(())), Ok(()));

@@ -57,11 +57,10 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// devices are told to stop. Prints `ready` once it answers.
 ///
 /// `SIGTERM` and `SIGINT` end the process at once: the kernel then removes the link, and what is
-/// left of the socket is removed by whoever stops it or starts the next one. To exit in order
-/// instead is not to be had: the embedded device reads these signals from a descriptor of its own
-/// and stops its threads, but not the process. So it is made in a thread of its own, where it blocks
-/// them, and this function unblocks them in the calling thread, which must not have given them a
-/// handler.
+/// left of the socket is removed when it is stopped or started again. An orderly exit is impossible:
+/// the embedded device reads these signals from a descriptor of its own and stops its threads, but not
+/// the process. So it is created in a thread of its own, where it blocks them, and this function
+/// unblocks them in the calling thread, which must have no handler for them.
 ///
 /// # Errors
 /// When the device cannot be made.
@@ -71,7 +70,7 @@ pub fn run_userspace_device(name: &InterfaceName) -> Result<(), DeviceError> {
         return Err(DeviceError::Running(name.clone()));
     }
     remove_stale_socket(name)?;
-    // Whoever started this process may have blocked them, and a blocked signal ends nothing.
+    // The parent process may have blocked them, and a blocked signal ends nothing.
     let _ = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]).thread_unblock();
     let (made, device) = channel();
     let (stop, stopped) = channel();
@@ -135,14 +134,14 @@ pub fn stop_device(name: &InterfaceName) -> Result<(), DeviceError> {
     remove_socket(name)
 }
 
-/// Has the device of this name, if there is one, end as one that failed, so that its service makes it
-/// anew: somebody deleted its link, and it would carry nothing any more.
+/// Lets the device of this name, if there is one, end as failed, so that its service starts it again:
+/// its link was deleted, so it cannot carry packets any more.
 pub(super) fn abandon_device(name: &InterfaceName) -> Result<(), DeviceError> {
     remove_socket(name)
 }
 
 fn check_name(name: &InterfaceName) -> Result<(), DeviceError> {
-    // The embedded device takes whatever parses as a number for a descriptor that it inherited.
+    // The embedded device takes a name that parses as a number for a descriptor that it inherited.
     match name.as_str().parse::<i32>() {
         Ok(_) => Err(DeviceError::NumericName(name.clone())),
         Err(_) => Ok(()),
@@ -163,7 +162,7 @@ fn remove_socket(name: &InterfaceName) -> Result<(), DeviceError> {
     }
 }
 
-/// Makes the device, says what came of it, and keeps it until the other side hangs up.
+/// Creates the device, reports the result, and keeps it until the other side hangs up.
 fn own_device(
     name: &InterfaceName,
     made: &std::sync::mpsc::Sender<Result<(), String>>,
@@ -196,7 +195,7 @@ fn say_ready_and_wait(name: &InterfaceName) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
     inotify.add_watch(directory, gone)?;
-    // Whoever started it may have gone away meanwhile: then nobody waits for the line.
+    // The process that started it may be gone and not wait for the line any more.
     let _ = writeln!(io::stdout(), "{READY}").and_then(|()| io::stdout().flush());
     while path.exists() {
         inotify.read_events()?;
@@ -204,8 +203,8 @@ fn say_ready_and_wait(name: &InterfaceName) -> io::Result<()> {
     Ok(())
 }
 
-/// Reports once: nothing when the child is ready, its status when it ended before. Stays behind to
-/// take note of its end, so that no zombie is left.
+/// Reports once: `None` when the child is ready, its status when it ended before. Then waits for its
+/// end, so that no zombie is left.
 fn watch(mut child: Child, name: &InterfaceName) -> Receiver<Option<String>> {
     let (report, reported) = channel();
     let name = name.clone();

@@ -62,25 +62,17 @@ impl DataplaneError {
     #[must_use]
     pub fn can_retry(&self) -> bool {
         match self {
-            Self::Netlink { source, .. } | Self::Refused { source, .. } => match source {
-                NetlinkError::Interrupted { .. } => true,
-                NetlinkError::Socket { errno, .. } | NetlinkError::Refused { errno, .. } => {
-                    is_temporary(*errno)
-                }
-                NetlinkError::Unsuited(_) | NetlinkError::Malformed(_) => false,
-            },
+            Self::Netlink { source, .. } | Self::Refused { source, .. } => {
+                netlink_can_retry(source)
+            }
             Self::Firewall(error) => match error {
                 NftError::NoAnswer
                 | NftError::UnknownProfile(_)
                 | NftError::EditedProfile(_)
                 | NftError::Changed
                 | NftError::Unstable { .. } => true,
-                NftError::Receive(source)
-                | NftError::Send { source, .. }
-                | NftError::Refused { source, .. } => {
-                    let errno = source.raw_os_error().map(Errno::from_raw);
-                    errno.is_some_and(is_temporary)
-                }
+                NftError::Read(source) | NftError::Send { source, .. } => netlink_can_retry(source),
+                NftError::Refused { errno, .. } => is_temporary(*errno),
                 NftError::Open(_) | NftError::TooLarge { .. } => false,
             },
             // The link was removed after it was read: the next reading shows what is there.
@@ -109,6 +101,16 @@ impl DataplaneError {
     /// For `map_err`: names what was being done.
     pub(super) fn during<A: Into<String>>(action: A) -> impl FnOnce(NetlinkError) -> Self {
         move |source| Self::Netlink { action: action.into(), source }
+    }
+}
+
+const fn netlink_can_retry(error: &NetlinkError) -> bool {
+    match error {
+        NetlinkError::Interrupted { .. } => true,
+        NetlinkError::Socket { errno, .. }
+        | NetlinkError::Refused { errno, .. }
+        | NetlinkError::Incomplete { errno } => is_temporary(*errno),
+        NetlinkError::Unsuited(_) | NetlinkError::Malformed { .. } => false,
     }
 }
 
@@ -152,8 +154,6 @@ impl RefusedStep {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     fn refused(errno: Errno) -> DataplaneError {
@@ -166,8 +166,7 @@ mod tests {
         assert!(refused(Errno::ENOBUFS).can_retry());
         assert!(!refused(Errno::EPERM).can_retry());
         let nft = |errno: Errno| {
-            let source = io::Error::from_raw_os_error(errno as i32);
-            DataplaneError::Firewall(NftError::Refused { request: "add a chain".into(), source })
+            DataplaneError::Firewall(NftError::Refused { request: "add a chain".into(), errno })
         };
         assert!(nft(Errno::ENOMEM).can_retry());
         assert!(!nft(Errno::EOPNOTSUPP).can_retry());

@@ -1,6 +1,6 @@
-//! The seam between the host and the firewall's own netlink code.
+//! The interface between the host and the firewall's netlink code.
 
-use super::nft::{Nft, NftError, ProfileCounters};
+use super::nft::{Difference, Nft, NftError, ProfileCounters};
 use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
 
 /// Our table, as the host uses it.
@@ -11,14 +11,18 @@ pub trait Firewall {
     /// When the table cannot be read whole.
     fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError>;
 
-    /// Whether our table is certainly as it was last read or written by this value: nobody else has
-    /// changed it since.
+    /// The first object that was not as this version loads it when the table was last read; `None`: the
+    /// table was as loaded, or there was none.
+    fn difference(&self) -> Option<&Difference>;
+
+    /// Whether our table is certainly as it was last read or written by this value: no other
+    /// program has changed it since.
     ///
     /// # Errors
     /// When the kernel does not answer.
     fn is_current(&mut self) -> Result<bool, NftError>;
 
-    /// Obeys a change in one transaction: after an error nothing of it is in force. `observed` is
+    /// Applies a change in one transaction: after an error nothing of it is in force. `observed` is
     /// what the table holds now.
     ///
     /// # Errors
@@ -38,13 +42,17 @@ pub trait Firewall {
     /// Removes our table, and says whether there was one.
     ///
     /// # Errors
-    /// When the kernel refuses it. No table is no error.
+    /// When the kernel refuses it. A missing table is no error.
     fn remove(&mut self) -> Result<bool, NftError>;
 }
 
 impl Firewall for Nft {
     fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
         Self::observe(self)
+    }
+
+    fn difference(&self) -> Option<&Difference> {
+        Self::difference(self)
     }
 
     fn is_current(&mut self) -> Result<bool, NftError> {

@@ -175,6 +175,7 @@ impl<F: Firewall> Dataplane for Host<F> {
     fn observe(&mut self) -> Result<Reading, DataplaneError> {
         let mut reading = Reading::default();
         reading.state.firewall = self.firewall.observe()?;
+        reading.firewall_difference = self.firewall.difference().cloned();
         let (interface, strays) = self.find_ours()?;
         let marked = |link: Link| {
             let owner = link.gateway_id()?;

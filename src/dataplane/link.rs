@@ -1,16 +1,13 @@
-//! The network link itself: made, marked as ours, found again.
+//! The network link: created, marked as ours, found again.
 
-use netlink_packet_core::{
-    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL, NetlinkDeserializable,
-    NetlinkHeader,
-};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, LinkWireguard};
 use uuid::Uuid;
 
-use super::netlink::{Channel, NetlinkError, Request, attributes, fixed};
+use super::netlink::{Channel, Message, NLA_F_NESTED, NetlinkError, Request, put, put_nested};
 use crate::model::{GatewayId, InterfaceName};
 
 /// The link type of kernel WireGuard.
@@ -21,7 +18,6 @@ pub(super) const KIND_TUN: &str = "tun";
 const ALIAS_PREFIX: &str = "gatepost:";
 
 // include/uapi/linux/if_link.h, if.h
-const LINK_HEADER_BYTES: usize = 16;
 const LINK_NAME: u16 = 3;
 const LINK_MTU: u16 = 4;
 const LINK_INFO: u16 = 18;
@@ -47,6 +43,34 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Reads what we need of a link and nothing else, as other links may carry anything.
+    fn read(message: &Message<'_>) -> Result<Self, NetlinkError> {
+        // struct ifinfomsg: family, type, index, flags, mask of changes
+        let (header, attributes) = message.split::<16>("RTM_NEWLINK")?;
+        let [_, _, _, _, i, j, k, l, f, g, h, e, ..] = *header;
+        let mut link = Self {
+            index: u32::from_ne_bytes([i, j, k, l]),
+            name: attributes.require(LINK_NAME)?.text_lossy().into(),
+            kind: "physical".to_owned(),
+            alias: None,
+            up: u32::from_ne_bytes([f, g, h, e]) & FLAG_UP != 0,
+            mtu_bytes: attributes.require(LINK_MTU)?.u32()?,
+        };
+        for attribute in attributes {
+            let attribute = attribute?;
+            match attribute.kind {
+                LINK_ALIAS => link.alias = Some(attribute.text_lossy()),
+                LINK_INFO => {
+                    if let Some(kind) = attribute.nested().find(LINK_INFO_KIND)? {
+                        link.kind = kind.text_lossy();
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(link)
+    }
+
     /// The gateway whose mark the link carries.
     pub fn gateway_id(&self) -> Option<GatewayId> {
         let id = self.alias.as_deref()?.strip_prefix(ALIAS_PREFIX)?;
@@ -57,8 +81,8 @@ impl Link {
 /// Finds a link by its name.
 pub(super) fn find(channel: &mut Channel, name: &str) -> Result<Option<Link>, NetlinkError> {
     let request = RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build());
-    let found = channel.get(request, |link: &mut Option<Link>, _, payload| {
-        *link = Some(describe(payload)?);
+    let found = channel.get(&request, |link: &mut Option<Link>, message| {
+        *link = Some(Link::read(message)?);
         Ok(())
     });
     match found {
@@ -73,13 +97,11 @@ pub(super) fn find_ours(
     channel: &mut Channel,
     name: &InterfaceName,
 ) -> Result<Vec<Link>, NetlinkError> {
-    let request = || {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-        RouteNetlinkMessage::GetLink(message)
-    };
-    channel.dump(request, |links: &mut Vec<Link>, _, payload| {
-        let link = describe(payload)?;
+    let mut request = LinkMessage::default();
+    request.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    let request = RouteNetlinkMessage::GetLink(request);
+    channel.dump(&request, |links: &mut Vec<Link>, message| {
+        let link = Link::read(message)?;
         if *link.name == *name.as_str() || link.gateway_id().is_some() {
             links.push(link);
         }
@@ -88,7 +110,7 @@ pub(super) fn find_ours(
 }
 
 /// Makes a kernel WireGuard link, unmarked: a mark in the same datagram would have to name the link,
-/// and if the name were taken would mark somebody else's.
+/// and if the name were taken would mark another program's link.
 pub(super) fn create(channel: &mut Channel, name: &InterfaceName) -> Result<(), NetlinkError> {
     let link = RouteNetlinkMessage::NewLink(LinkWireguard::new(name.as_str()).build());
     channel.request(Request::with_flags(link, NLM_F_CREATE | NLM_F_EXCL))
@@ -152,60 +174,16 @@ pub(super) fn delete(channel: &mut Channel, index: u32) -> Result<(), NetlinkErr
     channel.request(Request::new(RouteNetlinkMessage::DelLink(link)))
 }
 
-/// What has the next IPv4 address of a network take the place of one that is removed. The codec
-/// knows only how the kernel reads these settings out.
+/// The setting by which the next IPv4 address of a network takes the place of one that is removed.
+/// The crate's encoder knows only the format in which the kernel reports these settings.
 pub(super) fn promote_secondaries(index: u32) -> RouteNetlinkMessage {
-    let setting = DefaultNla::new(PROMOTE_SECONDARIES, 1_u32.to_ne_bytes().to_vec());
-    let nested = |kind: u16, inner: DefaultNla| {
-        let mut bytes = vec![0; inner.buffer_len()];
-        inner.emit(&mut bytes);
-        DefaultNla::new(kind | NLA_F_NESTED, bytes)
-    };
-    let family = nested(FAMILY_INET, nested(INET_SETTINGS, setting));
-    let all = LinkAttribute::Other(nested(LINK_FAMILIES, family));
+    let mut family = Vec::new();
+    put_nested(&mut family, FAMILY_INET, |out| {
+        put_nested(out, INET_SETTINGS, |out| put(out, PROMOTE_SECONDARIES, &1u32.to_ne_bytes()));
+    });
+    let all = LinkAttribute::Other(DefaultNla::new(LINK_FAMILIES | NLA_F_NESTED, family));
     let link = LinkUnspec::new_with_index(index).append_extra_attribute(all).build();
     RouteNetlinkMessage::SetLink(link)
-}
-
-/// Decodes a message of the route family.
-pub(super) fn decode(kind: u16, payload: &[u8]) -> Result<RouteNetlinkMessage, NetlinkError> {
-    let mut header = NetlinkHeader::default();
-    header.message_type = kind;
-    RouteNetlinkMessage::deserialize(&header, payload)
-        .map_err(|_| NetlinkError::Malformed("a link, address or route"))
-}
-
-/// Reads what we need of a link and nothing else: what other links carry is not ours to understand.
-fn describe(payload: &[u8]) -> Result<Link, NetlinkError> {
-    let header = |at: usize| fixed(payload.get(at..).unwrap_or_default()).map(u32::from_ne_bytes);
-    let mut link = Link {
-        index: header(4)?,
-        name: Box::default(),
-        kind: "physical".to_owned(),
-        alias: None,
-        up: header(8)? & FLAG_UP != 0,
-        mtu_bytes: 0,
-    };
-    for attribute in attributes(payload.get(LINK_HEADER_BYTES..).unwrap_or_default()) {
-        match attribute? {
-            (LINK_NAME, value) => link.name = text(value).into(),
-            (LINK_ALIAS, value) => link.alias = Some(text(value)),
-            (LINK_MTU, value) => link.mtu_bytes = u32::from_ne_bytes(fixed(value)?),
-            (LINK_INFO, value) => {
-                for info in attributes(value) {
-                    if let (LINK_INFO_KIND, value) = info? {
-                        link.kind = text(value);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(link)
-}
-
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub use firewall::Firewall;
 pub use handle::DataplaneHandle;
 pub use host::{Backend, Host, HostSettings};
 pub use monitor::{HostEvent, Monitor};
-pub use netlink::NetlinkError;
+pub use netlink::{Defect, NetlinkError, Place};
 pub use shared::SharedObserved;
 pub use wireguard::{UapiError, UserspaceError};
 
@@ -57,6 +57,9 @@ pub struct Reading {
     pub traffic: BTreeMap<PublicKey, Traffic>,
     /// What does WireGuard on our link; `None`: there is no link that we may use.
     pub backend: Option<Backend>,
+    /// The first object of our firewall table that is not as this version loads it: what another
+    /// program, or another version, changed. `None`: nothing differs, or there is no table.
+    pub firewall_difference: Option<nft::Difference>,
 }
 
 /// What can be read back at a cost that does not grow with the peers.

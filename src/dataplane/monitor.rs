@@ -1,26 +1,27 @@
-//! Notices when somebody changes our link, its addresses or its routes.
+//! Notices when another program changes our link, its addresses or its routes.
 //!
-//! An event is never data: it says *look again*. What our own routes bring about is not passed on, or
-//! every peer that gains or loses one would have everything read again. The kernel names nobody as
-//! the author of what it does by itself, nor of most changes to a link; whoever looks again then
-//! finds nothing to do. WireGuard announces nothing about peers.
+//! An event carries no data: it says *look again*. What our own routes bring about is not passed on,
+//! or every peer that gains or loses one would have everything read again. The kernel names no author
+//! for what it does by itself, nor for most changes to a link; looking again then finds nothing to
+//! do. WireGuard announces nothing about peers.
 
-use std::io;
-use std::os::fd::AsFd;
+use std::collections::VecDeque;
 
-use futures_util::StreamExt;
-use futures_util::stream::{AbortHandle, Abortable};
-use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
-use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
-use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::NetlinkMessage;
-use rtnetlink::sys::{AsyncSocket, SocketAddr};
+use netlink_sys::protocols::NETLINK_ROUTE;
 
+use super::netlink::{Announcement, AsyncSubscription, Message, NetlinkError};
 use crate::model::InterfaceName;
+
+// include/uapi/linux/rtnetlink.h, if_link.h
+const GROUPS: [u32; 5] = [1, 5, 9, 7, 11]; // links; addresses and routes, IPv4 and IPv6
+const NEW_LINK: u16 = 16;
+const DEL_LINK: u16 = 17;
+const NEW_ADDRESS: u16 = 20;
+const DEL_ADDRESS: u16 = 21;
+const NEW_ROUTE: u16 = 24;
+const DEL_ROUTE: u16 = 25;
+const LINK_NAME: u16 = 3;
+const ROUTE_OIF: u16 = 4;
 
 /// What to look at again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,105 +36,155 @@ pub enum HostEvent {
     Resync,
 }
 
-/// A busy host changes thousands of routes at once; only ours are passed on, but all are received.
-const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
-
-type Incoming =
-    futures_util::stream::BoxStream<'static, (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
-
 /// A subscription to the kernel's events about one interface.
 pub struct Monitor {
+    subscription: AsyncSubscription,
+    filter: Filter,
+    events: VecDeque<HostEvent>,
+}
+
+impl Monitor {
+    /// Subscribes, in the calling thread's network namespace, within a tokio runtime. Everything that
+    /// happens from now on is reported, except what is done from `own_port`. The link's index is
+    /// learnt from `index` and from the link's own events.
+    ///
+    /// # Errors
+    /// The kernel gives no socket.
+    pub fn open(
+        interface: InterfaceName,
+        index: Option<u32>,
+        own_port: u32,
+    ) -> Result<Self, NetlinkError> {
+        let subscription = AsyncSubscription::open(NETLINK_ROUTE, &GROUPS)?;
+        let filter = Filter { interface, own_port, index };
+        Ok(Self { subscription, filter, events: VecDeque::new() })
+    }
+
+    /// Waits for the next event. Dropping and calling it again loses no event.
+    ///
+    /// # Errors
+    /// The subscription is broken, or the kernel sent what cannot be read. From then on only complete
+    /// readings show changes.
+    pub async fn next(&mut self) -> Result<HostEvent, NetlinkError> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(event);
+            }
+            let Self { subscription, filter, events } = self;
+            subscription
+                .read(|announcement| {
+                    events.extend(match announcement {
+                        Announcement::Message(message) => filter.event(message)?,
+                        Announcement::Overrun => Some(HostEvent::Resync),
+                    });
+                    Ok(())
+                })
+                .await?;
+        }
+    }
+}
+
+/// Which events concern our link.
+struct Filter {
     interface: InterfaceName,
     own_port: u32,
     /// Known once the link has been seen.
     index: Option<u32>,
-    incoming: Incoming,
-    connection: AbortHandle,
 }
 
-impl Monitor {
-    /// Subscribes, in the calling thread's network namespace, within a tokio runtime. Everything
-    /// that happens from now on is reported, but for what is done from `own_port`. The link's index is
-    /// learnt from `index` and from the link's own events.
-    ///
-    /// # Errors
-    /// When the kernel gives no socket.
-    pub fn open(interface: InterfaceName, index: Option<u32>, own_port: u32) -> io::Result<Self> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ];
-        let (mut connection, _, incoming) = rtnetlink::new_multicast_connection(&groups)?;
-        let socket = connection.socket_mut().socket_mut();
-        // Without the privilege the socket is only quicker to say that events were lost.
-        let _ = setsockopt(&socket.as_fd(), RcvBufForce, &SOCKET_BUFFER_BYTES);
-        let (handle, registration) = AbortHandle::new_pair();
-        tokio::spawn(Abortable::new(connection, registration));
-        Ok(Self { interface, own_port, index, incoming: incoming.boxed(), connection: handle })
-    }
-
-    /// Waits for the next event. `None`: the subscription is broken, and only who looks without being
-    /// told will see what changes.
-    pub async fn next(&mut self) -> Option<HostEvent> {
-        loop {
-            let (message, _) = self.incoming.next().await?;
-            let own = message.header.port_number == self.own_port;
-            if let Some(event) = self.judge(&message.payload)
-                && !own
-            {
-                return Some(event);
+impl Filter {
+    fn event(&mut self, message: &Message<'_>) -> Result<Option<HostEvent>, NetlinkError> {
+        let event = match message.kind {
+            NEW_LINK | DEL_LINK => self.link_event(message)?,
+            NEW_ADDRESS | DEL_ADDRESS => {
+                let ([_, _, _, _, index @ ..], _) = message.split::<8>("RTM_NEWADDR")?;
+                self.is_ours(u32::from_ne_bytes(*index)).then_some(HostEvent::Address)
             }
-        }
-    }
-
-    fn judge(&mut self, payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<HostEvent> {
-        use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
-        match payload {
-            NetlinkPayload::Overrun(_) => Some(HostEvent::Resync),
-            NetlinkPayload::InnerMessage(NewLink(link) | DelLink(link)) => self.judge_link(link),
-            NetlinkPayload::InnerMessage(NewAddress(address) | DelAddress(address)) => {
-                self.is_ours(address_index(address)).then_some(HostEvent::Address)
-            }
-            NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => {
-                self.is_ours(route_index(route)).then_some(HostEvent::Route)
+            NEW_ROUTE | DEL_ROUTE => {
+                match message.split::<12>("RTM_NEWROUTE")?.1.find(ROUTE_OIF)? {
+                    Some(out) => self.is_ours(out.u32()?).then_some(HostEvent::Route),
+                    None => None,
+                }
             }
             _ => None,
-        }
+        };
+        Ok(event.filter(|_| message.port != self.own_port))
     }
 
-    fn judge_link(&mut self, link: &LinkMessage) -> Option<HostEvent> {
-        let named = link.attributes.iter().any(|attribute| {
-            matches!(attribute, LinkAttribute::IfName(name) if name == self.interface.as_str())
-        });
+    fn link_event(&mut self, message: &Message<'_>) -> Result<Option<HostEvent>, NetlinkError> {
+        let (header, attributes) = message.split::<16>("RTM_NEWLINK")?;
+        let [_, _, _, _, i, j, k, l, ..] = *header;
+        let index = u32::from_ne_bytes([i, j, k, l]);
+        let name = attributes.find(LINK_NAME)?;
+        let named = name.is_some_and(|name| name.text_lossy() == self.interface.as_str());
         // A link that was renamed away comes with its new name and the index we knew.
-        let known = self.is_ours(Some(link.header.index));
+        let known = self.is_ours(index);
         if named {
-            self.index = Some(link.header.index);
+            self.index = Some(index);
         }
-        (named || known).then_some(HostEvent::Link)
+        Ok((named || known).then_some(HostEvent::Link))
     }
 
-    fn is_ours(&self, index: Option<u32>) -> bool {
-        self.index.is_some() && self.index == index
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        self.connection.abort();
+    fn is_ours(&self, index: u32) -> bool {
+        self.index == Some(index)
     }
 }
 
-fn address_index(address: &AddressMessage) -> Option<u32> {
-    Some(address.header.index)
-}
+#[cfg(test)]
+mod tests {
+    use super::super::netlink::put;
+    use super::*;
 
-fn route_index(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
+    fn filter() -> Filter {
+        Filter { interface: "wg0".parse().unwrap(), own_port: 7, index: None }
+    }
+
+    fn link(index: u32, name: &str) -> Vec<u8> {
+        let mut payload = vec![0; 16];
+        payload[4..8].copy_from_slice(&index.to_ne_bytes());
+        put(&mut payload, LINK_NAME, format!("{name}\0").as_bytes());
+        payload
+    }
+
+    fn route(index: u32) -> Vec<u8> {
+        let mut payload = vec![0; 12];
+        put(&mut payload, ROUTE_OIF, &index.to_ne_bytes());
+        payload
+    }
+
+    fn message(kind: u16, payload: &[u8]) -> Message<'_> {
+        Message { kind, flags: 0, sequence: 0, port: 0, payload }
+    }
+
+    #[test]
+    fn only_our_link_is_reported_and_it_is_followed_through_a_rename() {
+        let mut filter = filter();
+        let mut event = |kind, payload: &[u8]| filter.event(&message(kind, payload)).unwrap();
+        assert_eq!(event(NEW_LINK, &link(3, "eth0")), None);
+        assert_eq!(event(NEW_ROUTE, &route(4)), None, "our link is not known yet");
+        assert_eq!(event(NEW_LINK, &link(4, "wg0")), Some(HostEvent::Link));
+        assert_eq!(event(NEW_ROUTE, &route(4)), Some(HostEvent::Route));
+        assert_eq!(event(DEL_ADDRESS, &[2, 32, 0, 0, 4, 0, 0, 0]), Some(HostEvent::Address));
+        assert_eq!(event(NEW_ROUTE, &route(3)), None);
+        assert_eq!(event(NEW_LINK, &link(4, "away")), Some(HostEvent::Link));
+    }
+
+    #[test]
+    fn our_own_changes_are_not_reported() {
+        let (mut filter, payload) = (filter(), link(4, "wg0"));
+        let ours = Message { port: 7, ..message(NEW_LINK, &payload) };
+        assert_eq!(filter.event(&ours), Ok(None));
+        assert_eq!(filter.index, Some(4), "but the link's index is learnt from them");
+    }
+
+    #[test]
+    fn a_malformed_event_is_an_error() {
+        let mut filter = filter();
+        let mut error =
+            |kind, payload: &[u8]| filter.event(&message(kind, payload)).unwrap_err().to_string();
+        assert!(error(NEW_LINK, &[0; 15]).contains("malformed RTM_NEWLINK"));
+        assert!(error(DEL_ADDRESS, &[0; 7]).contains("malformed RTM_NEWADDR"));
+        let cut = route(4);
+        assert!(error(NEW_ROUTE, &cut[..18]).contains("malformed RTM_NEWROUTE, attribute 4"));
+    }
 }

@@ -12,14 +12,17 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
 use super::PROTOCOL;
-use super::link::decode;
-use super::netlink::{Channel, NetlinkError, Request, gone_is_done};
+use super::netlink::{Channel, Message, NetlinkError, Request, gone_is_done};
 use crate::model::Tag;
 use crate::plan::Step;
 
-/// Reads the routes out of the interface, in the main table: those that carry our number, and those
-/// that the kernel made to these networks of its addresses. The kernel does the filtering, so that a
-/// host with a million routes of others answers as fast as any.
+// include/uapi/linux/rtnetlink.h
+const ROUTE_DESTINATION: u16 = 1;
+const ROUTE_OIF: u16 = 4;
+
+/// Reads the routes out of the interface, in the main table: those that carry our protocol
+/// number, and those that the kernel made to these networks of its addresses. The kernel filters, so
+/// that a host with a million other routes answers as fast as any.
 pub(super) fn list(
     channel: &mut Channel,
     index: u32,
@@ -42,30 +45,26 @@ fn dump(
     family: AddressFamily,
     protocol: RouteProtocol,
 ) -> Result<Vec<IpNet>, NetlinkError> {
-    let request = || {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = protocol;
-        message.attributes = vec![RouteAttribute::Oif(index)];
-        RouteNetlinkMessage::GetRoute(message)
-    };
-    let found = channel.dump(request, |routes: &mut Vec<IpNet>, kind, payload| {
-        if let RouteNetlinkMessage::NewRoute(message) = decode(kind, payload)? {
-            routes.extend(destination(&message, index, protocol));
-        }
+    let mut request = RouteMessage::default();
+    request.header.address_family = family;
+    request.header.table = RouteHeader::RT_TABLE_MAIN;
+    request.header.protocol = protocol;
+    request.attributes = vec![RouteAttribute::Oif(index)];
+    let request = RouteNetlinkMessage::GetRoute(request);
+    let found = channel.dump(&request, |routes: &mut Vec<IpNet>, message| {
+        routes.extend(destination(message, index, protocol)?);
         Ok(())
     });
     match found {
-        // A host that never had IPv6 has no table of its routes.
+        // A host that never had IPv6 has no table of IPv6 routes.
         Err(error) if error.refusal() == Some(Errno::ENOENT) => Ok(Vec::new()),
         found => found,
     }
 }
 
-/// Obeys `AddRoute` and `RemoveRoute` steps, many in flight, and returns what became of each.
+/// Applies `AddRoute` and `RemoveRoute` steps, many in one datagram, and returns what became of each.
 ///
-/// A route of somebody else to the same prefix is never replaced: the kernel answers `EEXIST`.
+/// A route of another program to the same prefix is never replaced: the kernel answers `EEXIST`.
 pub(super) fn write(
     channel: &mut Channel,
     index: u32,
@@ -79,15 +78,14 @@ pub(super) fn write(
         Step::RemoveRoute { prefix } => {
             Ok(Request::new(RouteNetlinkMessage::DelRoute(message(index, *prefix))))
         }
-        _ => Err(NetlinkError::Unsuited("no step of a route")),
+        _ => Err(NetlinkError::Unsuited("the step changes no route")),
     };
     let requests: Result<Vec<_>, _> = steps.iter().map(request).collect();
     match requests.and_then(|requests| channel.transact(requests)) {
-        Ok(verdicts) => {
+        Ok(acks) => {
             let removes = |step: &Step| matches!(step, Step::RemoveRoute { .. });
-            let settle =
-                |(step, verdict)| if removes(step) { gone_is_done(verdict) } else { verdict };
-            steps.iter().zip(verdicts).map(settle).collect()
+            let result = |(step, ack)| if removes(step) { gone_is_done(ack) } else { ack };
+            steps.iter().zip(acks).map(result).collect()
         }
         Err(error) => steps.iter().map(|_| Err(error.clone())).collect(),
     }
@@ -115,26 +113,31 @@ fn message(index: u32, prefix: IpNet) -> RouteMessage {
     message
 }
 
-/// Where a route of this protocol out of the interface leads.
-fn destination(message: &RouteMessage, index: u32, protocol: RouteProtocol) -> Option<IpNet> {
-    let mut destination = match message.header.address_family {
-        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => return None,
-    };
-    // Kernels before 4.20 do not filter.
-    let mut out = None;
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(oif) => out = Some(*oif),
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = (*ip).into(),
-            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => destination = (*ip).into(),
-            _ => {}
-        }
-    }
-    let asked_for = message.header.protocol == protocol
-        && message.header.table == RouteHeader::RT_TABLE_MAIN
-        && message.header.kind == RouteType::Unicast
+/// The prefix of a route, if it has this protocol and leads out of the interface. Kernels before 4.20
+/// do not filter.
+fn destination(
+    message: &Message<'_>,
+    index: u32,
+    protocol: RouteProtocol,
+) -> Result<Option<IpNet>, NetlinkError> {
+    // struct rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type
+    let (header, attributes) = message.split::<12>("RTM_NEWROUTE")?;
+    let [family, prefix_len, _, _, table, protocol_found, _, kind, ..] = *header;
+    let out = attributes.find(ROUTE_OIF)?.map(|out| out.u32()).transpose()?;
+    let asked_for = protocol_found == u8::from(protocol)
+        && table == RouteHeader::RT_TABLE_MAIN
+        && kind == u8::from(RouteType::Unicast)
         && out == Some(index);
-    asked_for.then(|| IpNet::new(destination, message.header.destination_prefix_length).ok())?
+    if !asked_for {
+        return Ok(None);
+    }
+    let found = attributes.find(ROUTE_DESTINATION)?;
+    let address: IpAddr = match (AddressFamily::from(family), found) {
+        (AddressFamily::Inet, None) => Ipv4Addr::UNSPECIFIED.into(),
+        (AddressFamily::Inet, Some(address)) => address.fixed::<4>()?.into(),
+        (AddressFamily::Inet6, None) => Ipv6Addr::UNSPECIFIED.into(),
+        (AddressFamily::Inet6, Some(address)) => address.fixed::<16>()?.into(),
+        _ => return Ok(None),
+    };
+    IpNet::new(address, prefix_len).map(Some).map_err(|_| attributes.malformed("a prefix"))
 }

@@ -34,7 +34,7 @@ fn end(gateway: &mut Gateway, how: impl FnOnce(&Gateway)) {
         how(gateway);
         while gateway.host.link_index().unwrap().is_some() {
             let event = tokio::time::timeout(Duration::from_secs(10), monitor.next()).await;
-            assert!(event.expect("the link goes").is_some());
+            event.expect("the link goes").unwrap();
         }
     });
 }

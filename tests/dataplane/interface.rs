@@ -251,7 +251,7 @@ fn monitored(backend: Backend) {
             gateway.obey(vec![Step::RemoveRoute { prefix }]);
             netns.exec("ip address add 10.98.0.1/32 dev lo");
             netns.exec(&format!("ip link set {name} alias ours"));
-            assert_eq!(monitor.next().await, Some(HostEvent::Link));
+            assert_eq!(monitor.next().await, Ok(HostEvent::Link));
             let expect = [
                 (format!("ip address add 10.99.0.1/32 dev {name}"), HostEvent::Address),
                 (format!("ip route add 10.97.0.0/24 dev {name}"), HostEvent::Route),

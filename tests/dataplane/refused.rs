@@ -1,8 +1,6 @@
 //! A host whose firewall takes nothing lets nobody in.
 
-use std::io;
-
-use gatepost::dataplane::nft::{NftError, ProfileCounters};
+use gatepost::dataplane::nft::{Difference, NftError, ProfileCounters};
 use gatepost::dataplane::{
     Backend, Dataplane, Firewall, Host, HostSettings, RefusedStep, SharedObserved,
 };
@@ -10,6 +8,7 @@ use gatepost::model::{
     FirewallBase, FirewallChange, Masquerade, ObservedFirewall, ObservedState, ProfileId,
 };
 use gatepost::plan::{Phase, Plan, Step};
+use nix::errno::Errno;
 
 use crate::netns::Netns;
 use crate::rig::{Gateway, add, interface};
@@ -25,13 +24,16 @@ impl Firewall for RefusingFirewall {
         Ok(None)
     }
 
+    fn difference(&self) -> Option<&Difference> {
+        None
+    }
+
     fn is_current(&mut self) -> Result<bool, NftError> {
         Ok(true)
     }
 
     fn apply(&mut self, _: &FirewallChange, _: Option<&ObservedFirewall>) -> Result<(), NftError> {
-        let source = io::ErrorKind::OutOfMemory.into();
-        Err(NftError::Refused { request: "add the table".into(), source })
+        Err(NftError::Refused { request: "add the table".into(), errno: Errno::ENOMEM })
     }
 
     fn counters_of(&mut self, _: ProfileId) -> Result<Option<ProfileCounters>, NftError> {

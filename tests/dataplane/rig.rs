@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gatepost::dataplane::nft::{NftError, ProfileCounters};
+use gatepost::dataplane::nft::{Difference, NftError, ProfileCounters};
 use gatepost::dataplane::{
     Backend, Dataplane, Firewall, Host, HostSettings, Outcome, SharedObserved, stop_device,
 };
@@ -23,6 +23,10 @@ pub struct NoFirewall;
 impl Firewall for NoFirewall {
     fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
         Ok(None)
+    }
+
+    fn difference(&self) -> Option<&Difference> {
+        None
     }
 
     fn is_current(&mut self) -> Result<bool, NftError> {

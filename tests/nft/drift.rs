@@ -120,7 +120,8 @@ fn every_edit_is_noticed() {
             assert!(read.profiles()[&ProfileId(2)].allows(address));
         } else {
             assert_eq!(read.base(), None, "{edit}");
-            assert!(nft.difference().unwrap().contains(object), "{edit}: {:?}", nft.difference());
+            let difference = nft.difference().unwrap().to_string();
+            assert!(difference.contains(object), "{edit}: {difference}");
         }
         nft.apply(&load(&full(), &world()), Some(&read)).unwrap();
         let read = nft.observe().unwrap().unwrap();

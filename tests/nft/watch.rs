@@ -49,7 +49,7 @@ async fn a_large_change_of_ours_is_made_unheard_and_what_follows_is_heard() {
     let mut nft = Nft::open().unwrap();
     // Deaf to nobody.
     let mut monitor = NftMonitor::open(0).unwrap();
-    nft.spare(monitor.membership());
+    nft.mute(monitor.membership());
     assert_eq!(nft.observe().unwrap(), None);
     nft.apply(&load(&base(), &full::world(20_000, 10)), None).unwrap();
     assert!(nft.is_current().unwrap());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gatepost::dataplane::Firewall;
-use gatepost::dataplane::nft::{Nft, NftError, ProfileCounters};
+use gatepost::dataplane::nft::{Difference, Nft, NftError, ProfileCounters};
 use gatepost::model::{FirewallChange, ObservedFirewall, Profile, ProfileId};
 
 /// From this number on profiles share the chain of a block.
@@ -56,6 +56,10 @@ impl Firewall for Shifted {
     fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
         let table = self.nft.observe()?;
         Ok(table.map(|table| self.turn_table(&table)))
+    }
+
+    fn difference(&self) -> Option<&Difference> {
+        self.nft.difference()
     }
 
     fn is_current(&mut self) -> Result<bool, NftError> {

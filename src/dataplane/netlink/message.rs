@@ -1,12 +1,12 @@
-//! Netlink messages and attributes, read where they lie. Pure.
+//! Netlink messages: read in place, and written. Pure.
 
-use netlink_packet_core::NetlinkBuffer;
 use nix::errno::Errno;
 
-use super::NetlinkError;
+use super::attribute::Attributes;
+use super::error::{Defect, NetlinkError, Place};
 
+const HEADER: usize = 16;
 const ERROR_CODE_BYTES: usize = 4;
-const MESSAGE_HEADER_BYTES: usize = 16;
 /// `NLMSGERR_ATTR_MSG`: the kernel's explanation (include/uapi/linux/netlink.h).
 const ERROR_ATTRIBUTE_MESSAGE: u16 = 1;
 pub(super) const NLMSG_ERROR: u16 = 2;
@@ -14,123 +14,199 @@ pub(super) const NLMSG_DONE: u16 = 3;
 const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 
-/// The attributes of a message or of a nested attribute, as type (without its flag bits) and value.
-pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), NetlinkError>> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let whole = rest;
-        rest = &[];
-        let Some((len, kind)) = word(whole, 0).zip(word(whole, 2)) else {
-            return Some(Err(NetlinkError::Malformed("half an attribute")));
-        };
-        let Some(value) = whole.get(4..len.into()) else {
-            return Some(Err(NetlinkError::Malformed("an attribute of wrong length")));
-        };
-        rest = whole.get(usize::from(len).next_multiple_of(4)..).unwrap_or(&[]);
-        Some(Ok((kind & 0x3fff, value)))
-    })
-}
-
-/// An attribute's value as bytes of a fixed length.
-pub(crate) fn fixed<const N: usize>(value: &[u8]) -> Result<[u8; N], NetlinkError> {
-    let start = value.get(..N).and_then(|start| start.try_into().ok());
-    start.ok_or(NetlinkError::Malformed("a value that is too short"))
-}
-
-/// A message without its header.
-pub(super) struct Message<'a> {
+/// One message without its header.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Message<'a> {
     pub kind: u16,
     pub flags: u16,
     pub sequence: u32,
+    /// The port of the socket that caused it.
+    pub port: u32,
     pub payload: &'a [u8],
 }
 
-impl Message<'_> {
-    /// What an `NLMSG_ERROR` or `NLMSG_DONE` says: zero is success.
-    pub fn verdict(&self) -> Result<Result<(), NetlinkError>, NetlinkError> {
-        if self.payload.is_empty() {
-            return Ok(Ok(())); // `NLMSG_DONE` of kernels before 4.6
-        }
-        let code = i32::from_ne_bytes(fixed(self.payload)?);
-        if code == 0 {
-            return Ok(Ok(()));
-        }
-        let errno = Errno::from_raw(-code);
-        Ok(Err(NetlinkError::Refused { errno, message: self.explanation() }))
+impl<'a> Message<'a> {
+    /// The fixed header of a message of this family, and the attributes behind it. `name` is the
+    /// message's name in the kernel's headers, for errors.
+    pub fn split<const N: usize>(
+        &self,
+        name: &'static str,
+    ) -> Result<(&'a [u8; N], Attributes<'a>), NetlinkError> {
+        let left = self.payload.len();
+        let (header, body) = self
+            .payload
+            .split_first_chunk()
+            .ok_or_else(|| malformed(name, Defect::TruncatedHeader { left }))?;
+        Ok((header, Attributes::new(body, Place::of(name))))
     }
 
-    fn explanation(&self) -> String {
-        if self.flags & NLM_F_ACK_TLVS == 0 {
-            return String::new();
+    /// Whether this ends an answer: an ack, a refusal, or the end of a dump.
+    pub(super) const fn is_end(&self) -> bool {
+        matches!(self.kind, NLMSG_ERROR | NLMSG_DONE)
+    }
+
+    /// What such an end says. The outer error: it is malformed.
+    pub(super) fn ack(&self) -> Result<Result<(), NetlinkError>, NetlinkError> {
+        let is_dump = self.kind == NLMSG_DONE;
+        if is_dump && self.payload.is_empty() {
+            return Ok(Ok(())); // kernels before 4.6
         }
-        let echoed = match self.kind {
-            NLMSG_DONE => 0,
-            _ if self.flags & NLM_F_CAPPED != 0 => MESSAGE_HEADER_BYTES,
-            _ => self
-                .payload
-                .get(ERROR_CODE_BYTES..)
-                .and_then(|echo| fixed(echo).ok())
-                .map_or(0, |len| (u32::from_ne_bytes(len) as usize).next_multiple_of(4)),
-        };
-        let texts = self.payload.get(ERROR_CODE_BYTES + echoed..).unwrap_or(&[]);
-        let text = attributes(texts).flatten().find(|(kind, _)| *kind == ERROR_ATTRIBUTE_MESSAGE);
-        text.map_or_else(String::new, |(_, text)| {
-            String::from_utf8_lossy(text).trim_end_matches('\0').to_owned()
+        let name = if is_dump { "NLMSG_DONE" } else { "NLMSG_ERROR" };
+        let left = self.payload.len();
+        let code = self.payload.first_chunk::<ERROR_CODE_BYTES>();
+        let code = code.ok_or_else(|| malformed(name, Defect::TruncatedHeader { left }))?;
+        let errno = Errno::from_raw(i32::from_ne_bytes(*code).saturating_neg());
+        Ok(match (*code, is_dump) {
+            ([0, 0, 0, 0], _) => Ok(()),
+            (_, true) => Err(NetlinkError::Incomplete { errno }),
+            (_, false) => Err(NetlinkError::Refused { errno, message: self.explanation()? }),
         })
+    }
+
+    fn explanation(&self) -> Result<String, NetlinkError> {
+        if self.flags & NLM_F_ACK_TLVS == 0 {
+            return Ok(String::new());
+        }
+        let echoed = match self.payload.get(ERROR_CODE_BYTES..).and_then(<[u8]>::first_chunk) {
+            Some(len) if self.flags & NLM_F_CAPPED == 0 => u32::from_ne_bytes(*len) as usize,
+            _ => HEADER,
+        };
+        let start = ERROR_CODE_BYTES + echoed.next_multiple_of(4);
+        let attributes = self.payload.get(start..).unwrap_or_default();
+        let text = Attributes::new(attributes, Place::of("NLMSG_ERROR"));
+        let text = text.find(ERROR_ATTRIBUTE_MESSAGE)?;
+        Ok(text.map(|text| text.text()).transpose()?.unwrap_or_default().to_owned())
     }
 }
 
-/// The messages of a datagram.
-pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, NetlinkError>> {
+/// The messages of a datagram. Ends after a malformed one.
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, NetlinkError>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        let Ok(buffer) = NetlinkBuffer::new_checked(rest) else {
-            rest = &[];
-            return Some(Err(NetlinkError::Malformed("half a message")));
-        };
-        rest = rest.get((buffer.length() as usize).next_multiple_of(4)..).unwrap_or(&[]);
-        Some(Ok(Message {
-            kind: buffer.message_type(),
-            flags: buffer.flags(),
-            sequence: buffer.sequence_number(),
-            payload: buffer.payload(),
+        let whole = std::mem::take(&mut rest);
+        Some(split_first(whole).map(|(message, others)| {
+            rest = others;
+            message
         }))
     })
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+fn split_first(datagram: &[u8]) -> Result<(Message<'_>, &[u8]), NetlinkError> {
+    let left = datagram.len();
+    let Some(header) = datagram.first_chunk::<HEADER>() else {
+        return Err(malformed("nlmsghdr", Defect::TruncatedHeader { left }));
+    };
+    let word = |at: usize| {
+        u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+    let len = word(0) as usize;
+    if len < HEADER {
+        return Err(malformed("nlmsghdr", Defect::ShortLength { len }));
+    }
+    let payload = datagram.get(HEADER..len);
+    let payload = payload.ok_or_else(|| malformed("nlmsghdr", Defect::PastEnd { len, left }))?;
+    let message =
+        Message { kind: half(4), flags: half(6), sequence: word(8), port: word(12), payload };
+    Ok((message, datagram.get(len.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// Appends a message with the payload that `fill` appends.
+pub(crate) fn put_message(
+    out: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    fill: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&flags.to_ne_bytes());
+    out.extend_from_slice(&sequence.to_ne_bytes());
+    out.extend_from_slice(&[0; 4]);
+    fill(out);
+    // Far from 4 GiB, as attributes are from 64 KiB; the kernel refuses a length of 0.
+    let len = u32::try_from(out.len() - start).unwrap_or_default();
+    out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+const fn malformed(message: &'static str, defect: Defect) -> NetlinkError {
+    NetlinkError::Malformed { place: Place::of(message), defect }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn message(kind: u16, flags: u16, payload: &[u8]) -> Message<'_> {
+        Message { kind, flags, sequence: 1, port: 0, payload }
+    }
+
     #[test]
-    fn attributes_are_walked_and_a_broken_one_is_an_error() {
-        let bytes = [5, 0, 1, 0x80, 9, 0, 0, 0, 8, 0, 2, 0, 1, 2, 3, 4];
-        let walked: Vec<_> = attributes(&bytes).map(Result::unwrap).collect();
-        assert_eq!(walked, [(1, &[9][..]), (2, &[1, 2, 3, 4][..])]);
-        assert!(attributes(&bytes[..3]).next().unwrap().is_err());
-        assert!(attributes(&[3, 0, 1, 0]).next().unwrap().is_err());
-        assert!(attributes(&[8, 0, 1, 0, 7]).next().unwrap().is_err());
+    fn messages_are_read_as_they_are_written() {
+        let mut bytes = Vec::new();
+        put_message(&mut bytes, 7, 3, 41, |out| out.extend_from_slice(&[1, 2, 3, 4, 5]));
+        put_message(&mut bytes, 8, 4, 42, |_| {});
+        let found: Vec<_> = messages(&bytes).map(Result::unwrap).collect();
+        let fields = |message: &Message| (message.kind, message.flags, message.sequence);
+        assert_eq!(found.iter().map(fields).collect::<Vec<_>>(), [(7, 3, 41), (8, 4, 42)]);
+        assert_eq!(found[0].payload, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn malformed_messages_are_errors_and_not_the_end() {
+        let mut bytes = Vec::new();
+        put_message(&mut bytes, 7, 3, 41, |_| {});
+        put_message(&mut bytes, 8, 3, 42, |out| out.extend_from_slice(&[1, 2, 3, 4]));
+        let errors = |bytes: &[u8]| -> Vec<String> {
+            messages(bytes).filter_map(Result::err).map(|error| error.to_string()).collect()
+        };
+        assert_eq!(
+            errors(&bytes[..35]),
+            ["the kernel sent a malformed nlmsghdr: its length of 20 bytes goes past the end: 19 \
+              are left"]
+        );
+        assert_eq!(
+            errors(&bytes[..20]),
+            ["the kernel sent a malformed nlmsghdr: 4 bytes are left, too few for a header"]
+        );
+        bytes[0] = 15;
+        assert_eq!(
+            errors(&bytes),
+            ["the kernel sent a malformed nlmsghdr: its length of 15 bytes is below that of its \
+              header"]
+        );
+    }
+
+    #[test]
+    fn payload_shorter_than_its_header_is_an_error() {
+        let error = message(16, 0, &[0; 3]).split::<16>("RTM_NEWLINK").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the kernel sent a malformed RTM_NEWLINK: 3 bytes are left, too few for a header"
+        );
     }
 
     #[test]
     fn the_kernels_explanation_is_part_of_the_error() {
         let mut payload = (-17i32).to_ne_bytes().to_vec();
-        payload.extend([0; MESSAGE_HEADER_BYTES]);
+        payload.extend([0; HEADER]);
         payload.extend([9, 0, 1, 0, b't', b'a', b'k', b'n', 0, 0, 0, 0]);
         let flags = NLM_F_CAPPED | NLM_F_ACK_TLVS;
-        let message = Message { kind: NLMSG_ERROR, flags, sequence: 1, payload: &payload };
-        let error = message.verdict().unwrap().unwrap_err();
+        let error = message(NLMSG_ERROR, flags, &payload).ack().unwrap().unwrap_err();
         assert_eq!(error.to_string(), "the kernel says EEXIST: File exists: takn");
         assert_eq!(error.refusal(), Some(Errno::EEXIST));
+    }
+
+    #[test]
+    fn ack_without_a_code_is_an_error() {
+        assert!(message(NLMSG_ERROR, 0, &[0; 3]).ack().is_err());
+        assert!(message(NLMSG_ERROR, 0, &[]).ack().is_err());
+        assert_eq!(message(NLMSG_DONE, 0, &[]).ack(), Ok(Ok(())), "kernels before 4.6");
     }
 }

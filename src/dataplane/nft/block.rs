@@ -1,4 +1,4 @@
-//! Profiles without a chain of their own: what they allow stands in sets that they share.
+//! Profiles without a chain of their own: what they allow is written in sets that they share.
 //!
 //! The kernel walks over every chain in every transaction, and over every rule when one changed
 //! (`nf_tables_commit` and `nft_table_validate` in `net/netfilter/nf_tables_api.c`): little for a
@@ -19,15 +19,15 @@
 //! }
 //! ```
 //!
-//! Lower numbers keep their chains: a packet asks only for its own profile's ranges there. So does
-//! a profile of many prefixes, whatever its number.
+//! Lower numbers keep their chains, where a packet is only compared with its own profile's ranges. So
+//! does a profile of many prefixes, whatever its number.
 
 use super::element::Element;
 use super::name::{Block, Family};
 use super::set::Set;
 use crate::model::{Profile, ProfileId};
 
-/// A profile of more prefixes has a chain. The length of each is one more look-up for its block.
+/// A profile of more prefixes has a chain, as each length in use costs its block one more look-up.
 const MAX_PREFIXES: usize = 32;
 
 /// A profile and where it is written.
@@ -55,7 +55,7 @@ impl<'a> Placed<'a> {
     }
 }
 
-/// What stands for a profile in the sets of its block.
+/// The elements of a profile in the sets of its block.
 pub fn elements(id: ProfileId, profile: &Profile) -> impl Iterator<Item = (Set, Element)> + '_ {
     let block = Block::of(id);
     let prefixes = profile.allow4.prefixes().chain(profile.allow6.prefixes()).map(move |prefix| {

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::attr::Attr;
 use super::batch::Batch;
 use super::block::{self, Placed};
+use super::chain::declare;
 use super::element::Element;
 use super::error::NftError;
 use super::name::{Block, Family, SITES, TABLE, block_chain_name, chain_name};
@@ -14,7 +15,7 @@ use super::profile::{self, ProfileRule};
 use super::rules::{block_rules, site_rule};
 use super::set::Set;
 use super::sys::{msg, table};
-use super::table::{Fixed, fixed_elements, plain_chain, table_declaration};
+use super::table::{Fixed, fixed_elements, table_declaration};
 use crate::model::{
     Address, FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId, Ranges,
 };
@@ -84,8 +85,8 @@ pub fn place(prefix: &IpNet) -> (Set, std::net::IpAddr) {
 }
 
 fn load_base(batch: &mut Batch, base: &FirewallBase) {
-    // Only a table that is there can be deleted, so it is added first. All in one transaction: at
-    // no instant is there no table.
+    // Only a table that exists can be deleted, so it is added first. All of this is one transaction:
+    // there is a table at every instant.
     batch.add(msg::NEWTABLE, &[Attr::text(table::NAME, TABLE)]);
     remove_table(batch);
     batch.create(msg::NEWTABLE, &table_declaration());
@@ -95,7 +96,7 @@ fn load_base(batch: &mut Batch, base: &FirewallBase) {
         batch.add_elements(set, &fixed_elements(set));
     }
     for chain in &fixed.chains {
-        batch.create(msg::NEWCHAIN, &chain.declaration());
+        batch.create(msg::NEWCHAIN, &declare(chain.name, chain.hook.as_ref()));
     }
     for chain in &fixed.chains {
         chain.rules.iter().for_each(|rule| batch.add_rule(chain.name, None, rule));
@@ -135,7 +136,7 @@ impl Elements {
     }
 }
 
-/// Makes the profile under this number another one, with a chain of its own or in a block.
+/// Replaces the profile with this number by another one, each in a chain of its own or in a block.
 fn write_profile(
     batch: &mut Batch,
     elements: &mut Elements,
@@ -164,7 +165,7 @@ fn create_profile(batch: &mut Batch, id: ProfileId, profile: &Profile) {
     for family in Family::BOTH {
         create_set(batch, id, profile, family);
     }
-    batch.create(msg::NEWCHAIN, &plain_chain(&name));
+    batch.create(msg::NEWCHAIN, &declare(&name, None));
     for rule in profile::rules(profile) {
         batch.add_rule(&name, None, &rule.encode(id));
     }
@@ -309,7 +310,7 @@ fn make_sites(
     }
 }
 
-/// Makes sure that each block has the sets that elements are to be added to, and asks them.
+/// Makes sure that each block has the sets that elements are to be added to, and looks them up.
 pub fn make_blocks(
     batch: &mut Batch,
     added: &BTreeMap<Set, Vec<Element>>,
@@ -322,34 +323,34 @@ pub fn make_blocks(
         }
     }
     for (block, mut sets) in wanted {
-        if !is_asked(block, &mut sets, before) {
+        if !looks_up(block, &mut sets, before) {
             make_block(batch, block, &sets);
         }
     }
 }
 
-/// Whether the block's chain asks all these sets. Else `sets` has then also those that it must go
-/// on to ask.
-fn is_asked(block: Block, sets: &mut BTreeSet<Set>, before: Option<&ObservedFirewall>) -> bool {
+/// Whether the block's chain looks up all these sets. If not, those that it looks up now are added to
+/// `sets`.
+fn looks_up(block: Block, sets: &mut BTreeSet<Set>, before: Option<&ObservedFirewall>) -> bool {
     let profiles = before.into_iter().flat_map(|before| before.profiles().range(block.ids()));
-    let (mut missing, mut asked) = (sets.clone(), BTreeSet::new());
+    let (mut missing, mut present) = (sets.clone(), BTreeSet::new());
     for (id, profile) in profiles {
         let Placed::InBlock(profile) = Placed::of(*id, profile) else { continue };
         for (set, _) in block::elements(*id, profile) {
             missing.remove(&set);
-            asked.insert(set);
+            present.insert(set);
         }
         if missing.is_empty() {
             return true;
         }
     }
-    sets.extend(asked);
+    sets.extend(present);
     false
 }
 
 fn make_block(batch: &mut Batch, block: Block, sets: &BTreeSet<Set>) {
     let chain = block_chain_name(block);
-    batch.add(msg::NEWCHAIN, &plain_chain(&chain));
+    batch.add(msg::NEWCHAIN, &declare(&chain, None));
     batch.flush_chain(&chain);
     for set in sets {
         batch.add_set(set);

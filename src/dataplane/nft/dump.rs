@@ -1,35 +1,39 @@
-//! Reads everything that stands in our table.
+//! Reads everything that our table holds.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::attr::{self, Attr, Attrs, find_be32, find_be64, find_text};
+use super::attr::Attr;
+use super::chain::Declaration;
+use super::difference::Difference;
 use super::element::Element;
 use super::error::NftError;
+use super::expr::{Rule, read_rule};
 use super::name::{Block, TABLE, block_chain_name, block_of_chain, chain_name, profile_of_chain};
 use super::profile::ProfileRule;
 use super::set::Set;
 use super::socket::NftSocket;
-use super::sys::{LIST_ELEM, chain, counter, data, elem, expr, msg, rule, set, table};
+use super::sys::{LIST_ELEM, counter, data, elem, expr, msg, rule, set, table};
+use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 use crate::model::ProfileId;
 
-/// Our table as the kernel says it is.
+/// Our table as the kernel dumps it.
 #[derive(Debug, Default)]
 pub struct Dump {
     pub flags: u32,
     /// How many chains, sets and other objects the table holds.
     pub objects: usize,
-    /// The declarations of the chains that are no profile's and no block's.
-    pub chains: BTreeMap<String, Vec<u8>>,
-    /// Those chains' rules, each as its list of expressions.
-    pub rules: BTreeMap<String, Vec<Vec<u8>>>,
+    /// The declarations of the chains that belong to no profile and no block.
+    pub chains: BTreeMap<String, Declaration>,
+    /// The rules of those chains.
+    pub rules: BTreeMap<String, Vec<Rule>>,
     /// The profiles' chains; a rule that we would not write is `None`.
     pub profiles: BTreeMap<ProfileId, Vec<Option<ProfileRule>>>,
-    /// The rules of the blocks' chains, each as its list of expressions.
-    pub blocks: BTreeMap<Block, Vec<Vec<u8>>>,
+    /// The rules of the blocks' chains.
+    pub blocks: BTreeMap<Block, Vec<Rule>>,
     pub sets: BTreeMap<Set, Vec<Element>>,
     /// Sets and maps that are declared otherwise than ours, or hold what we would not write.
-    pub strange_sets: Vec<String>,
+    pub strange_sets: Vec<Difference>,
 }
 
 /// What a counter counted since its rule was loaded.
@@ -39,8 +43,8 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Reads what all is of one generation of the ruleset, and says which: as often as it takes, but
-/// not for long, since whoever waits for it does nothing else.
+/// Reads something of one generation of the ruleset, and says which: repeatedly, but not for long, as
+/// the caller does nothing else meanwhile.
 pub fn settled<T>(
     socket: &mut NftSocket,
     mut read: impl FnMut(&mut NftSocket) -> Result<T, NftError>,
@@ -65,15 +69,19 @@ pub fn settled<T>(
 
 /// The handles of a profile chain's rules, in order.
 pub fn handles(socket: &mut NftSocket, id: ProfileId) -> Result<Vec<u64>, NftError> {
-    dump_rules(socket, &chain_name(id), |handles: &mut Vec<u64>, body| {
-        handles.extend(find_be64(body, rule::HANDLE));
+    dump_chain(socket, &chain_name(id), |handles: &mut Vec<u64>, rule| {
+        handles.push(rule.require(rule::HANDLE)?.be64()?);
+        Ok(())
     })
 }
 
 /// The counters in the rules of a profile's chain, in order.
 pub fn counters(socket: &mut NftSocket, id: ProfileId) -> Result<Vec<Counter>, NftError> {
-    dump_rules(socket, &chain_name(id), |counters: &mut Vec<Counter>, body| {
-        counters.extend(Attrs(expressions(body)).filter_map(|(_, dumped)| counter_in(dumped)));
+    dump_chain(socket, &chain_name(id), |counters: &mut Vec<Counter>, rule| {
+        for expr in expressions(rule)?.into_iter().flatten() {
+            counters.extend(counter_in(&expr?)?);
+        }
+        Ok(())
     })
 }
 
@@ -86,104 +94,106 @@ pub fn member_of(
 ) -> Result<Option<Counter>, NftError> {
     let key = Attr::nest(elem::KEY, vec![Attr::bytes(data::VALUE, id.to_ne_bytes())]);
     let list = Attr::nest(elem::LIST_ELEMENTS, vec![Attr::nest(LIST_ELEM, vec![key])]);
-    let found = socket.get(msg::GETSETELEM, &[&elements_of(set)[..], &[list]].concat())?;
-    Ok(found.and_then(|body| {
-        let dumped = attr::find_in(&body, &[elem::LIST_ELEMENTS, LIST_ELEM])?;
-        Some(member(set, dumped)?.1)
-    }))
+    let found =
+        socket.get(msg::GETSETELEM, &[&elements_of(set)[..], &[list]].concat(), |found| {
+            let member = found.require(elem::LIST_ELEMENTS)?.nested().require(LIST_ELEM)?.nested();
+            member.find(elem::EXPR)?.map_or(Ok(None), |expr| counter_in(&expr))
+        })?;
+    Ok(found.flatten())
 }
 
-fn member(set: &Set, dumped: &[u8]) -> Option<(ProfileId, Counter)> {
-    match Element::decode(set, dumped)? {
-        Element::Member(id) => Some((id, counter_in(attr::find(dumped, elem::EXPR)?)?)),
-        _ => None,
+/// What an expression has counted; `None`: it is no counter.
+fn counter_in(expr: &Attribute<'_>) -> Result<Option<Counter>, NetlinkError> {
+    let expr = expr.nested();
+    if expr.require(expr::NAME)?.text()? != "counter" {
+        return Ok(None);
     }
-}
-
-fn counter_in(dumped: &[u8]) -> Option<Counter> {
-    let data = attr::find(dumped, expr::DATA)?;
-    (find_text(dumped, expr::NAME) == Some("counter")).then(|| Counter {
-        packets: find_be64(data, counter::PACKETS).unwrap_or_default(),
-        bytes: find_be64(data, counter::BYTES).unwrap_or_default(),
-    })
+    let data = expr.require(expr::DATA)?.nested();
+    let packets = data.require(counter::PACKETS)?.be64()?;
+    Ok(Some(Counter { packets, bytes: data.require(counter::BYTES)?.be64()? }))
 }
 
 /// Dumps one chain's rules. The kernel finds a chain by hash; a dump of a whole table it resumes by
 /// counting from the first rule again, which takes minutes with a million rules
 /// (`nf_tables_dump_rules`).
-fn dump_rules<T: Default>(
+fn dump_chain<T: Default>(
     socket: &mut NftSocket,
     chain: &str,
-    take: impl FnMut(&mut T, &[u8]),
+    read: impl FnMut(&mut T, Attributes<'_>) -> Result<(), NetlinkError>,
 ) -> Result<T, NftError> {
     let filter = [Attr::text(rule::TABLE, TABLE), Attr::text(rule::CHAIN, chain)];
-    socket.dump(msg::GETRULE, &filter, take)
+    socket.dump(msg::GETRULE, &filter, read)
 }
 
-fn expressions(body: &[u8]) -> &[u8] {
-    attr::find(body, rule::EXPRESSIONS).unwrap_or_default()
+/// A chain's rules, each made into a `T`.
+fn dump_rules<T>(
+    socket: &mut NftSocket,
+    chain: &str,
+    make: impl Fn(Rule) -> T,
+) -> Result<Vec<T>, NftError> {
+    dump_chain(socket, chain, |rules: &mut Vec<T>, rule| {
+        rules.push(make(expressions(rule)?.map_or(Ok(vec![]), read_rule)?));
+        Ok(())
+    })
+}
+
+/// A rule's list of expressions; a rule without any may have none.
+fn expressions(rule: Attributes<'_>) -> Result<Option<Attributes<'_>>, NetlinkError> {
+    Ok(rule.find(rule::EXPRESSIONS)?.map(Attribute::nested))
 }
 
 /// The table; `None`: there is none.
 pub fn dump(socket: &mut NftSocket) -> Result<Option<Dump>, NftError> {
-    let Some(found) = socket.get(msg::GETTABLE, &[Attr::text(table::NAME, TABLE)])? else {
-        return Ok(None);
-    };
-    let mut dump = socket.dump(msg::GETCHAIN, &[], Dump::take_chain)?;
-    dump.flags = find_be32(&found, table::FLAGS).unwrap_or_default();
-    dump.objects = find_be32(&found, table::USE).unwrap_or_default() as usize;
+    let found = socket.get(msg::GETTABLE, &[Attr::text(table::NAME, TABLE)], |table| {
+        Ok((table.require(table::FLAGS)?.be32()?, table.require(table::USE)?.be32()?))
+    })?;
+    let Some((flags, objects)) = found else { return Ok(None) };
+    let mut dump = socket.dump(msg::GETCHAIN, &[], Dump::add_chain)?;
+    (dump.flags, dump.objects) = (flags, objects as usize);
     for name in dump.chains.keys() {
-        let rules = dump_rules(socket, name, |rules: &mut Vec<Vec<u8>>, body| {
-            rules.push(expressions(body).to_vec());
-        })?;
-        dump.rules.insert(name.clone(), rules);
+        dump.rules.insert(name.clone(), dump_rules(socket, name, |rule| rule)?);
     }
     for (block, rules) in &mut dump.blocks {
-        *rules = dump_rules(socket, &block_chain_name(*block), |rules: &mut Vec<_>, body| {
-            rules.push(expressions(body).to_vec());
-        })?;
+        *rules = dump_rules(socket, &block_chain_name(*block), |rule| rule)?;
     }
     for (id, rules) in &mut dump.profiles {
-        *rules = dump_rules(socket, &chain_name(*id), |rules: &mut Vec<_>, body| {
-            rules.push(ProfileRule::decode(*id, expressions(body)));
-        })?;
+        *rules = dump_rules(socket, &chain_name(*id), |rule| ProfileRule::decode(*id, &rule))?;
     }
-    let sets = socket.dump(msg::GETSET, &[Attr::text(set::TABLE, TABLE)], Dump::take_set)?;
+    let sets = socket.dump(msg::GETSET, &[Attr::text(set::TABLE, TABLE)], Dump::add_set)?;
     dump.sets = sets.sets;
     dump.strange_sets = sets.strange_sets;
     for (set, elements) in &mut dump.sets {
         match read_elements(socket, set)? {
             Some(found) => *elements = found,
-            None => dump.strange_sets.push(set.to_string()),
+            None => dump.strange_sets.push(Difference::Element(set.to_string())),
         }
     }
     Ok(Some(dump))
 }
 
-/// A set's elements, ascending; `None`: some are such as we would not write.
+/// A set's elements, ascending; `None`: one of them is not such as we would write.
 ///
-/// The kernel goes through a hash table for each part of the dump from the start again. When it
-/// re-orders a table between two parts, as it does while that grows or shrinks, some elements come
-/// twice and others never, and nothing else tells of it.
+/// The kernel walks a hash table from its start again for each part of the dump. When it reorders the
+/// table between two parts, as it does while that grows or shrinks, some elements come twice and
+/// others never, and nothing else shows it.
 fn read_elements(socket: &mut NftSocket, set: &Set) -> Result<Option<Vec<Element>>, NftError> {
     const ATTEMPTS: usize = 8;
     if matches!(set, Set::DenyLog(_)) {
         return Ok(Some(vec![])); // filled by packets, not by us
     }
     for _ in 0..ATTEMPTS {
-        let found = socket.dump(
-            msg::GETSETELEM,
-            &elements_of(set),
-            |found: &mut Vec<Option<Element>>, body| {
-                let list = attr::find(body, elem::LIST_ELEMENTS).unwrap_or_default();
-                found.extend(Attrs(list).map(|(_, dumped)| Element::decode(set, dumped)));
-            },
-        )?;
+        let read = |found: &mut Vec<Option<Element>>, list: Attributes<'_>| {
+            for element in list.require(elem::LIST_ELEMENTS)?.nested() {
+                found.push(Element::decode(set, element?.nested())?);
+            }
+            Ok(())
+        };
+        let found = socket.dump(msg::GETSETELEM, &elements_of(set), read)?;
         let Some(mut found) = found.into_iter().collect::<Option<Vec<Element>>>() else {
             return Ok(None);
         };
         found.sort_unstable();
-        if !twice(&found) {
+        if !has_duplicate(&found) {
             return Ok(Some(found));
         }
     }
@@ -191,7 +201,7 @@ fn read_elements(socket: &mut NftSocket, set: &Set) -> Result<Option<Vec<Element
 }
 
 /// Whether a key comes twice in ascending elements.
-fn twice(elements: &[Element]) -> bool {
+fn has_duplicate(elements: &[Element]) -> bool {
     elements.windows(2).any(|pair| match pair {
         [Element::Profile(one, _), Element::Profile(other, _)] => one == other,
         [one, other] => one == other,
@@ -204,29 +214,28 @@ fn elements_of(set: &Set) -> [Attr; 2] {
 }
 
 impl Dump {
-    fn take_chain(&mut self, body: &[u8]) {
-        let (Some(TABLE), Some(name)) =
-            (find_text(body, chain::TABLE), find_text(body, chain::NAME))
-        else {
-            return;
-        };
-        let plain = attr::find(body, chain::HOOK).is_none();
-        match (profile_of_chain(name), block_of_chain(name)) {
-            (Some(id), _) if plain => _ = self.profiles.insert(id, vec![]),
-            (_, Some(block)) if plain => _ = self.blocks.insert(block, vec![]),
-            _ => _ = self.chains.insert(name.to_owned(), body.to_vec()),
+    fn add_chain(&mut self, chain: Attributes<'_>) -> Result<(), NetlinkError> {
+        let chain = Declaration::read(chain)?;
+        if chain.table == TABLE {
+            let is_plain = chain.hook.is_none();
+            match (profile_of_chain(&chain.name), block_of_chain(&chain.name)) {
+                (Some(id), _) if is_plain => _ = self.profiles.insert(id, vec![]),
+                (_, Some(block)) if is_plain => _ = self.blocks.insert(block, vec![]),
+                _ => _ = self.chains.insert(chain.name.clone(), chain),
+            }
         }
+        Ok(())
     }
 
-    fn take_set(&mut self, body: &[u8]) {
-        let (Some(TABLE), Some(name)) = (find_text(body, set::TABLE), find_text(body, set::NAME))
-        else {
-            return;
-        };
-        match Set::named(name).filter(|set| set.is(body)) {
-            Some(set) => _ = self.sets.insert(set, vec![]),
-            None => self.strange_sets.push(name.to_owned()),
+    fn add_set(&mut self, found: Attributes<'_>) -> Result<(), NetlinkError> {
+        let name = found.require(set::NAME)?.text()?;
+        if found.require(set::TABLE)?.text()? == TABLE {
+            match Set::named(name) {
+                Some(set) if set.is(found)? => _ = self.sets.insert(set, vec![]),
+                _ => self.strange_sets.push(Difference::Set(name.to_owned())),
+            }
         }
+        Ok(())
     }
 }
 
@@ -235,11 +244,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_comes_twice_is_seen() {
+    fn a_duplicate_key_is_seen() {
         let at = |text: &str, id| Element::Profile(text.parse().unwrap(), ProfileId(id));
-        assert!(!twice(&[]));
-        assert!(!twice(&[at("10.0.0.1", 1), at("10.0.0.2", 1), at("fd00::1", 1)]));
-        assert!(twice(&[at("10.0.0.1", 1), at("10.0.0.2", 1), at("10.0.0.2", 2)]));
-        assert!(twice(&[Element::Member(ProfileId(7)), Element::Member(ProfileId(7))]));
+        assert!(!has_duplicate(&[]));
+        assert!(!has_duplicate(&[at("10.0.0.1", 1), at("10.0.0.2", 1), at("fd00::1", 1)]));
+        assert!(has_duplicate(&[at("10.0.0.1", 1), at("10.0.0.2", 1), at("10.0.0.2", 2)]));
+        assert!(has_duplicate(&[Element::Member(ProfileId(7)), Element::Member(ProfileId(7))]));
     }
 }

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::attr::{self, find, find_be32, find_in};
 use super::expr::{Verdict, verdict_data};
-use super::name::{Block, block_chain_name, chain_name, octets};
+use super::name::{Block, Family, block_chain_name, chain_name, octets};
 use super::set::Set;
 use super::sys::{LIST_ELEM, data, elem};
+use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError, put, put_nested};
 use crate::model::{Address, ProfileId};
 
 /// One element to add to a set or to delete from it.
@@ -48,17 +48,16 @@ impl Element {
     pub fn encode(&self, out: &mut Vec<u8>) {
         // `NFTNL_UDATA_SET_ELEM_FLAGS`, 4 bytes, `SET_ELEM_F_INTERVAL_OPEN`: a hint for listings.
         const OPEN: [u8; 6] = [1, 4, 1, 0, 0, 0];
-        attr::nested(out, LIST_ELEM, |out| match self {
+        put_nested(out, LIST_ELEM, |out| match self {
             Self::Profile(address, id) => {
                 key(out, &octets(address));
-                attr::nested(out, elem::DATA, |out| {
-                    attr::put(out, data::VALUE, &id.0.to_ne_bytes())
-                });
+                let id = id.0.to_ne_bytes();
+                put_nested(out, elem::DATA, |out| put(out, data::VALUE, &id));
             }
             Self::Address(address) | Self::Start(address) => key(out, &octets(address)),
             Self::OpenStart(address) => {
                 key(out, &octets(address));
-                attr::put(out, elem::USERDATA, &OPEN);
+                put(out, elem::USERDATA, &OPEN);
             }
             Self::Chain(id) => goto(out, *id, &chain_name(*id)),
             Self::Block(block) => goto(out, block.first(), &block_chain_name(*block)),
@@ -67,41 +66,65 @@ impl Element {
                 key(out, &[&id.0.to_ne_bytes(), octets(address).as_slice()].concat());
             }
             Self::End(address) => {
-                attr::put(out, elem::FLAGS, &elem::FLAG_INTERVAL_END.to_be_bytes());
+                put(out, elem::FLAGS, &elem::FLAG_INTERVAL_END.to_be_bytes());
                 key(out, &octets(address));
             }
         });
     }
 
-    /// Reads an element of this set as the kernel dumps it. `None`: none that we would write.
-    pub fn decode(set: &Set, dumped: &[u8]) -> Option<Self> {
-        let key = find_in(dumped, &[elem::KEY, data::VALUE])?;
-        let end = find_be32(dumped, elem::FLAGS).unwrap_or_default() & elem::FLAG_INTERVAL_END != 0;
-        let number = |bytes: &[u8]| Some(ProfileId(u32::from_ne_bytes(bytes.try_into().ok()?)));
-        match set {
+    /// Reads an element of this set as the kernel dumps it. `None`: it is not one that we would write.
+    pub fn decode(set: &Set, dumped: Attributes<'_>) -> Result<Option<Self>, NetlinkError> {
+        // An element for every other key has none itself.
+        let Some(key) = dumped.find_in(&[elem::KEY, data::VALUE])? else { return Ok(None) };
+        Ok(match set {
             Set::Peers(family) | Set::Sites(family, _) => {
-                let id = number(find_in(dumped, &[elem::DATA, data::VALUE])?)?;
-                Some(Self::Profile(first_of(set, family.address(key)?)?, id))
+                let Some(id) = dumped.find_in(&[elem::DATA, data::VALUE])? else { return Ok(None) };
+                let id = ProfileId(id.u32()?);
+                first_of(set, address(*family, &key)?).map(|address| Self::Profile(address, id))
             }
             Set::Chains => {
-                let id = number(key)?;
-                goes_to(dumped, &chain_name(id)).then_some(Self::Chain(id))
+                let id = ProfileId(key.u32()?);
+                goes_to(dumped, &chain_name(id))?.then_some(Self::Chain(id))
             }
             Set::Blocks => {
-                let block = Block::of(number(key)?);
-                goes_to(dumped, &block_chain_name(block)).then_some(Self::Block(block))
+                let block = Block::of(ProfileId(key.u32()?));
+                goes_to(dumped, &block_chain_name(block))?.then_some(Self::Block(block))
             }
-            Set::Judged(_) | Set::Denied(_) => Some(Self::Member(number(key)?)),
+            Set::Judged(_) | Set::Denied(_) => Some(Self::Member(ProfileId(key.u32()?))),
             Set::Grants(_, family, _) | Set::Servers(_, family) => {
-                let (id, granted) = key.split_at_checked(4)?;
-                Some(Self::Grant(number(id)?, first_of(set, family.address(granted)?)?))
+                let (id, address) = pair(*family, &key)?;
+                first_of(set, address).map(|address| Self::Grant(id, address))
             }
             Set::Allowed(_, family) | Set::Internet(family) | Set::DenyLog(family) => {
-                let address = family.address(key)?;
-                Some(if end { Self::End(address) } else { Self::Start(address) })
+                let flags = dumped.find(elem::FLAGS)?.map_or(Ok(0), |flags| flags.be32())?;
+                let address = address(*family, &key)?;
+                let is_end = flags & elem::FLAG_INTERVAL_END != 0;
+                Some(if is_end { Self::End(address) } else { Self::Start(address) })
             }
-        }
+        })
     }
+}
+
+fn address(family: Family, key: &Attribute<'_>) -> Result<IpAddr, NetlinkError> {
+    Ok(match family {
+        Family::V4 => key.fixed::<4>()?.into(),
+        Family::V6 => key.fixed::<16>()?.into(),
+    })
+}
+
+/// A profile and an address.
+fn pair(family: Family, key: &Attribute<'_>) -> Result<(ProfileId, IpAddr), NetlinkError> {
+    let (id, address): (_, IpAddr) = match family {
+        Family::V4 => {
+            let [a, b, c, d, address @ ..] = key.fixed::<8>()?;
+            ([a, b, c, d], address.into())
+        }
+        Family::V6 => {
+            let [a, b, c, d, address @ ..] = key.fixed::<20>()?;
+            ([a, b, c, d], address.into())
+        }
+    };
+    Ok((ProfileId(u32::from_ne_bytes(id)), address))
 }
 
 /// The address, if it is the first one of a prefix of the set's length: no other is ever looked up.
@@ -118,25 +141,28 @@ fn first_of(set: &Set, address: IpAddr) -> Option<IpAddr> {
 fn goto(out: &mut Vec<u8>, ProfileId(number): ProfileId, chain: &str) {
     key(out, &number.to_ne_bytes());
     let goto = verdict_data(&Verdict::Goto(chain));
-    attr::nested(out, elem::DATA, |out| goto.encode(out));
+    put_nested(out, elem::DATA, |out| goto.encode(out));
 }
 
-fn goes_to(dumped: &[u8], chain: &str) -> bool {
-    let mut goto = Vec::new();
-    verdict_data(&Verdict::Goto(chain)).encode(&mut goto);
-    find(&goto, data::VERDICT).is_some_and(|wanted| {
-        find_in(dumped, &[elem::DATA, data::VERDICT]).is_some_and(|found| found == wanted)
-    })
+fn goes_to(dumped: Attributes<'_>, chain: &str) -> Result<bool, NetlinkError> {
+    let found = dumped.find_in(&[elem::DATA, data::VERDICT])?;
+    let goto = verdict_data(&Verdict::Goto(chain));
+    Ok(found.is_some_and(|found| goto.is_encoded_as(found.value)))
 }
 
 fn key(out: &mut Vec<u8>, bytes: &[u8]) {
-    attr::nested(out, elem::KEY, |out| attr::put(out, data::VALUE, bytes));
+    put_nested(out, elem::KEY, |out| put(out, data::VALUE, bytes));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::nft::name::Family;
+    use crate::dataplane::netlink::Place;
+
+    fn decode(set: &Set, list: &[u8]) -> Result<Option<Element>, NetlinkError> {
+        let list = Attributes::new(list, Place::of("NFT_MSG_NEWSETELEM"));
+        Element::decode(set, list.require(LIST_ELEM)?.nested())
+    }
 
     #[test]
     fn a_range_to_the_top_has_no_end() {
@@ -161,13 +187,12 @@ mod tests {
         for (set, element) in cases {
             let mut bytes = Vec::new();
             element.encode(&mut bytes);
-            let dumped = find(&bytes, LIST_ELEM).unwrap();
-            assert_eq!(Element::decode(&set, dumped), Some(element));
+            assert_eq!(decode(&set, &bytes), Ok(Some(element)));
         }
     }
 
     #[test]
-    fn what_no_look_up_would_find_is_none_of_ours() {
+    fn an_element_that_no_look_up_would_find_is_not_ours() {
         let address: IpAddr = "10.1.1.5".parse().unwrap();
         let cases = [
             (Set::Sites(Family::V4, 24), Element::Profile(address, ProfileId(5))),
@@ -176,7 +201,22 @@ mod tests {
         for (set, element) in cases {
             let mut bytes = Vec::new();
             element.encode(&mut bytes);
-            assert_eq!(Element::decode(&set, find(&bytes, LIST_ELEM).unwrap()), None);
+            assert_eq!(decode(&set, &bytes), Ok(None));
         }
+    }
+
+    #[test]
+    fn a_key_of_the_wrong_size_is_an_error_and_a_missing_key_is_not_ours() {
+        let set = Set::Peers(Family::V6);
+        let mut bytes = Vec::new();
+        Element::Profile("10.0.0.1".parse().unwrap(), ProfileId(1)).encode(&mut bytes);
+        assert_eq!(
+            decode(&set, &bytes).unwrap_err().to_string(),
+            "the kernel sent a malformed NFT_MSG_NEWSETELEM, attribute 1/1/1: its value has 4 \
+             bytes instead of 16"
+        );
+        let mut catch_all = Vec::new();
+        put_nested(&mut catch_all, LIST_ELEM, |out| put(out, elem::FLAGS, &2u32.to_be_bytes()));
+        assert_eq!(decode(&set, &catch_all), Ok(None));
     }
 }

@@ -1,29 +1,26 @@
 //! What can go wrong between us and nf_tables.
 
-use std::io;
+use nix::errno::Errno;
 
+use crate::dataplane::netlink::NetlinkError;
 use crate::model::ProfileId;
 
 /// Why the firewall could not be read or changed. The ruleset is then as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
     #[error(
-        "no netlink socket to nf_tables: {0}; the agent needs CAP_NET_ADMIN and a kernel with nf_tables"
+        "nf_tables cannot be used: {0}; the agent needs CAP_NET_ADMIN and a kernel with nf_tables"
     )]
-    Open(#[source] io::Error),
+    Open(#[source] NetlinkError),
 
     #[error("reading from nf_tables: {0}")]
-    Receive(#[source] io::Error),
+    Read(#[source] NetlinkError),
 
     #[error(
-        "the kernel takes no firewall change of {bytes} bytes at once: {source}; fewer or smaller \
+        "the kernel takes no firewall change of {bytes} bytes at once: {errno}; fewer or smaller \
          policies, or more memory, are needed; the rules before the change stay in force"
     )]
-    TooLarge {
-        bytes: usize,
-        #[source]
-        source: io::Error,
-    },
+    TooLarge { bytes: usize, errno: Errno },
 
     #[error(
         "sending a firewall change of {bytes} bytes: {source}; the rules before it stay in force"
@@ -31,17 +28,13 @@ pub enum NftError {
     Send {
         bytes: usize,
         #[source]
-        source: io::Error,
+        source: NetlinkError,
     },
 
-    #[error("the kernel refuses to {request}: {source}; the rules before the change stay in force")]
-    Refused {
-        request: String,
-        #[source]
-        source: io::Error,
-    },
+    #[error("the kernel refuses to {request}: {errno}; the rules before the change stay in force")]
+    Refused { request: String, errno: Errno },
 
-    #[error("the kernel did not say what became of a firewall change; read the table back")]
+    #[error("the kernel gave no answer; read the table back")]
     NoAnswer,
 
     #[error("profile {} is to be changed, but is not in the table as it was read; read it again", .0.0)]
@@ -58,4 +51,13 @@ pub enum NftError {
          `nft monitor`"
     )]
     Unstable { attempts: usize },
+}
+
+impl From<NetlinkError> for NftError {
+    fn from(error: NetlinkError) -> Self {
+        match error.refusal() {
+            Some(Errno::EPERM) => Self::Open(error),
+            _ => Self::Read(error),
+        }
+    }
 }

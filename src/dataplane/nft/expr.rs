@@ -1,13 +1,16 @@
-//! The expressions that rules are made of, encoded as the `nft` program encodes them, so that our
-//! rules list and re-load with it.
+//! The expressions that rules are made of, encoded as the `nft` program encodes them, so that it can
+//! list our rules and load them again.
 
-use super::attr::{Attr, Attrs, find, find_text, same};
+use std::borrow::Cow;
+
+use super::attr::{self, Attr, same};
 use super::sys::{LIST_ELEM, data, expr, verdict};
+use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 
-/// One step of a rule: an instruction of the kernel's little machine.
+/// One step of a rule: an instruction of the kernel's packet filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expr {
-    name: &'static str,
+    name: Cow<'static, str>,
     attrs: Vec<Attr>,
 }
 
@@ -69,14 +72,31 @@ pub enum Verdict<'a> {
 
 /// The first 16-byte register: enough for every rule that looks no pair up.
 const REGISTER: u32 = 1;
-/// What stands in that register behind its first four bytes, and as much again behind it: a pair's
-/// second part.
+/// The register behind that one's first four bytes: a pair's second part.
 const SECOND: u32 = 9;
 const VERDICT_REGISTER: u32 = 0;
 
 impl Expr {
     fn new(name: &'static str, attrs: Vec<Attr>) -> Self {
-        Self { name, attrs }
+        Self { name: name.into(), attrs }
+    }
+
+    /// Reads an expression as the kernel dumps it.
+    pub fn read(dumped: &Attribute<'_>) -> Result<Self, NetlinkError> {
+        let name = dumped.nested().require(expr::NAME)?.text()?;
+        let read = |inner: Result<Attribute<'_>, _>| {
+            let inner = inner?;
+            match (name, inner.kind) {
+                ("immediate", 2) | ("cmp", 3) | ("bitwise", 4 | 5) => read_data(&inner),
+                ("dynset", 7) => Ok(Self::read(&inner)?.attr(7)),
+                _ => Ok(Attr::leaf(&inner)),
+            }
+        };
+        let attrs = match dumped.nested().find(expr::DATA)? {
+            Some(data) => data.nested().map(read).collect::<Result<_, _>>()?,
+            None => vec![],
+        };
+        Ok(Self { name: name.to_owned().into(), attrs })
     }
 
     /// Appends the expression as an element of a list.
@@ -86,22 +106,52 @@ impl Expr {
 
     pub fn attr(&self, kind: u16) -> Attr {
         let data = Attr::nest(expr::DATA, self.attrs.clone());
-        Attr::nest(kind, vec![Attr::text(expr::NAME, self.name), data])
+        Attr::nest(kind, vec![Attr::text(expr::NAME, &self.name), data])
     }
 
-    /// Whether `dumped`, read back from the kernel, is this expression. A counter's value may differ.
-    fn is(&self, dumped: &[u8]) -> bool {
-        let named = find_text(dumped, expr::NAME) == Some(self.name);
-        let data = find(dumped, expr::DATA).unwrap_or_default();
-        named && (self.name == "counter" || same(&self.attrs, data))
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The bytes at the end of a path of its attributes.
+    pub fn find(&self, path: &[u16]) -> Option<&[u8]> {
+        attr::find(&self.attrs, path)
+    }
+
+    /// A text among its attributes.
+    pub fn text(&self, path: &[u16]) -> Option<&str> {
+        let bytes = self.find(path)?;
+        std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
+    }
+
+    /// Whether `found`, read back from the kernel, is this expression. A counter's value may differ.
+    fn is(&self, found: &Self) -> bool {
+        self.name == found.name && (self.name == "counter" || same(&self.attrs, &found.attrs))
     }
 }
 
-/// Whether `dumped`, a rule's expression list, is exactly this rule.
-pub fn is_rule(rule: &[Expr], dumped: &[u8]) -> bool {
-    let mut list = Attrs(dumped);
-    rule.iter().all(|expr| list.next().is_some_and(|(_, found)| expr.is(found)))
-        && list.next().is_none()
+/// Data in an expression or an element: a value or a verdict.
+fn read_data(dumped: &Attribute<'_>) -> Result<Attr, NetlinkError> {
+    let read = |inner: Result<Attribute<'_>, _>| {
+        let inner = inner?;
+        if inner.kind != data::VERDICT {
+            return Ok(Attr::leaf(&inner));
+        }
+        let verdict = inner.nested().map(|part| part.map(|part| Attr::leaf(&part)));
+        Ok(Attr::nest(data::VERDICT, verdict.collect::<Result<_, NetlinkError>>()?))
+    };
+    let data = dumped.nested().map(read).collect::<Result<_, NetlinkError>>()?;
+    Ok(Attr::nest(dumped.kind, data))
+}
+
+/// Reads a rule's list of expressions as the kernel dumps it.
+pub fn read_rule(list: Attributes<'_>) -> Result<Rule, NetlinkError> {
+    list.map(|dumped| Expr::read(&dumped?)).collect()
+}
+
+/// Whether `found`, read back from the kernel, is exactly this rule.
+pub fn is_rule(rule: &[Expr], found: &[Expr]) -> bool {
+    rule.len() == found.len() && rule.iter().zip(found).all(|(expr, found)| expr.is(found))
 }
 
 pub fn meta(key: Meta) -> Expr {
@@ -122,7 +172,7 @@ pub fn ct_tuple(direction: Direction, key: Ct) -> Expr {
     ct_tuple_into(REGISTER, direction, key)
 }
 
-/// The same, as the second part of a pair.
+/// Loads something of one of the flow's tuples as the second part of a pair.
 pub fn ct_tuple_second(direction: Direction, key: Ct) -> Expr {
     ct_tuple_into(SECOND, direction, key)
 }
@@ -150,7 +200,7 @@ pub fn mask(mask: &[u8]) -> Expr {
     mask_in(REGISTER, mask)
 }
 
-/// The same with the second part of a pair.
+/// Keeps the bits of a pair's second part that are set in `mask`.
 pub fn mask_second(mask: &[u8]) -> Expr {
     mask_in(SECOND, mask)
 }
@@ -192,7 +242,7 @@ pub fn map(map: &str) -> Expr {
     Expr::new("lookup", attrs)
 }
 
-/// Obeys the verdict that the map holds for the register's value.
+/// Applies the verdict that the map holds for the register's value.
 pub fn verdict_map(map: &str) -> Expr {
     let attrs = vec![Attr::text(1, map), Attr::be32(2, REGISTER), Attr::be32(3, VERDICT_REGISTER)];
     Expr::new("lookup", attrs)
@@ -243,7 +293,7 @@ pub fn limit(packets: u64, per_secs: u64, burst: u32) -> Expr {
     )
 }
 
-/// Keeps one limit for each value of the register in a dynamic set, and asks it.
+/// Keeps one limit for each value of the register in a dynamic set, and applies it.
 pub fn limit_each(set: &str, limit: &Expr) -> Expr {
     const UPDATE: u32 = 1;
     Expr::new(
@@ -252,7 +302,7 @@ pub fn limit_each(set: &str, limit: &Expr) -> Expr {
     )
 }
 
-/// Hands the head of the packet to whoever listens on this nflog group.
+/// Sends the head of the packet to the listeners of this nflog group.
 pub fn log(prefix: &str, group: u16, snap_bytes: u32) -> Expr {
     Expr::new(
         "log",
@@ -313,4 +363,57 @@ pub fn set_mss() -> Expr {
             Attr::be32(6, TCP_OPTION),
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::netlink::{Place, put, put_nested};
+
+    fn read(bytes: &[u8]) -> Result<Rule, NetlinkError> {
+        read_rule(Attributes::new(bytes, Place::of("NFT_MSG_NEWRULE")))
+    }
+
+    #[test]
+    fn expressions_are_read_as_they_are_written() {
+        let rule = vec![
+            meta(Meta::L4Proto),
+            cmp(Cmp::Eq, &[6]),
+            mask(&[1, 2]),
+            limit_each("denied4", &limit(6, 60, 5)),
+            verdict(&Verdict::Jump("dns")),
+        ];
+        let mut bytes = Vec::new();
+        rule.iter().for_each(|expr| expr.encode(&mut bytes));
+        assert_eq!(read(&bytes), Ok(rule.clone()));
+        assert!(is_rule(&rule, &read(&bytes).unwrap()));
+        assert!(!is_rule(&rule[..4], &rule) && !is_rule(&rule, &rule[..4]));
+    }
+
+    #[test]
+    fn a_malformed_expression_is_an_error_at_any_depth() {
+        let expression = |fill: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = Vec::new();
+            put_nested(&mut bytes, LIST_ELEM, |out| fill(out));
+            read(&bytes).unwrap_err().to_string()
+        };
+        let named = |text: &str| format!("the kernel sent a malformed NFT_MSG_NEWRULE, {text}");
+        assert_eq!(expression(&|_| {}), named("attribute 1: it lacks attribute 1"));
+        let cut = [9, 0, 1, 0];
+        let in_value = expression(&|out| {
+            put(out, expr::NAME, b"cmp\0");
+            put_nested(out, expr::DATA, |out| put_nested(out, 3, |out| out.extend(cut)));
+        });
+        assert_eq!(
+            in_value,
+            named("attribute 1/2/3/1: its length of 9 bytes goes past the end: 4 are left")
+        );
+        let in_verdict = expression(&|out| {
+            put(out, expr::NAME, b"immediate\0");
+            put_nested(out, expr::DATA, |out| {
+                put_nested(out, 2, |out| put_nested(out, data::VERDICT, |out| out.extend(cut)));
+            });
+        });
+        assert!(in_verdict.contains("attribute 2/2/2/1"), "{in_verdict}");
+    }
 }

@@ -1,21 +1,22 @@
-//! Base chains of others that judge our packets, too. An accept of ours is not final for them, their
-//! drop is final for us (nft(8), "Verdict statements"). They are read, never changed.
+//! Base chains of other programs that judge our packets, too. An accept of ours is not final for them,
+//! their drop is final for us (nft(8), "Verdict statements"). They are read, never changed.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::attr::{Attr, Attrs, find, find_be32, find_in, find_text};
+use super::attr::Attr;
+use super::chain::Declaration;
 use super::dump::settled;
 use super::error::NftError;
+use super::expr::{Expr, Rule, read_rule};
 use super::name::TABLE;
 use super::socket::NftSocket;
-use super::sys::{
-    NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, chain, data, elem, expr, msg, rule, verdict,
-};
+use super::sys::{NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, data, elem, msg, rule, verdict};
+use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 use crate::model::InterfaceName;
 
-/// A base chain of somebody else that drops what none of its rules accepts, and has no rule on its way that
-/// names what is ours.
+/// A base chain of another program that drops what none of its rules accepts, where no rule that its
+/// packets may meet names our interface or port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ForeignDrop {
     /// `ip`, `ip6` or `inet`.
@@ -35,7 +36,7 @@ pub enum Hook {
     Forward,
 }
 
-/// Who made the chain, as far as its surroundings tell.
+/// The program that made the chain, as far as other chains show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Manager {
     Docker,
@@ -63,13 +64,13 @@ const MATCH_NAME: u16 = 1;
 const MATCH_INFO: u16 = 3;
 const TARGET_NAME: u16 = 1;
 
-/// Finds them all, in the network namespace of the calling thread. `listen_port` is WireGuard's;
-/// where it is not known, nothing can be said of chains for what is sent to this host.
+/// Finds all such chains in the network namespace of the calling thread. `listen_port` is WireGuard's;
+/// without it, chains for what is sent to this host are not looked at.
 ///
 /// Chains of `iptables-legacy` are no part of nf_tables and stay unseen.
 ///
 /// # Errors
-/// The rules cannot be read: `CAP_NET_ADMIN` is missing, or others never leave them alone.
+/// The rules cannot be read: `CAP_NET_ADMIN` is missing, or other programs keep changing them.
 pub fn foreign_drops(
     interface: &InterfaceName,
     listen_port: Option<u16>,
@@ -87,7 +88,7 @@ fn read(
     for (number, family) in FAMILIES {
         let chains = reader.chains(number)?;
         for base in chains.iter().filter(|chain| chain.table != TABLE) {
-            let Some(hook) = base.hook else { continue };
+            let Some(hook) = hook_of(base) else { continue };
             let known = hook == Hook::Forward || listen_port.is_some();
             if !known || !reader.drops(number, base)? {
                 continue;
@@ -108,7 +109,7 @@ fn read(
     Ok(found)
 }
 
-fn manager(table: &str, chains: &[Chain]) -> Option<Manager> {
+fn manager(table: &str, chains: &[Declaration]) -> Option<Manager> {
     let has = |name: &str| chains.iter().any(|chain| chain.table == table && chain.name == name);
     if table == "firewalld" {
         Some(Manager::Firewalld)
@@ -139,15 +140,12 @@ impl Ours<'_> {
     }
 
     /// Whether an expression compares with it.
-    fn is_in(&self, dumped: &[u8]) -> bool {
-        let body = find(dumped, expr::DATA).unwrap_or_default();
-        match find_text(dumped, expr::NAME) {
-            Some("cmp") => {
-                find_in(body, &[CMP_DATA, data::VALUE]).is_some_and(|value| self.is(value))
-            }
-            Some("match") => self.port.is_some_and(|port| {
-                let info = find(body, MATCH_INFO).unwrap_or_default();
-                matches_port(find_text(body, MATCH_NAME).unwrap_or_default(), info, port)
+    fn is_in(&self, expr: &Expr) -> bool {
+        match expr.name() {
+            "cmp" => expr.find(&[CMP_DATA, data::VALUE]).is_some_and(|value| self.is(value)),
+            "match" => self.port.is_some_and(|port| {
+                let info = expr.find(&[MATCH_INFO]).unwrap_or_default();
+                matches_port(expr.text(&[MATCH_NAME]).unwrap_or_default(), info, port)
             }),
             _ => false,
         }
@@ -171,31 +169,12 @@ fn matches_port(name: &str, info: &[u8], port: u16) -> bool {
     }
 }
 
-#[derive(Debug)]
-struct Chain {
-    table: String,
-    name: String,
-    /// Of base chains that see our packets.
-    hook: Option<Hook>,
-    drops_by_policy: bool,
-}
-
-impl Chain {
-    fn read(body: &[u8]) -> Option<Self> {
-        let hook = find_in(body, &[chain::HOOK, chain::HOOK_HOOKNUM]);
-        let number = hook.and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
-        // Others translate addresses or reroute; only these decide.
-        let filters = find_text(body, chain::TYPE) == Some("filter");
-        Some(Self {
-            table: find_text(body, chain::TABLE)?.to_owned(),
-            name: find_text(body, chain::NAME)?.to_owned(),
-            hook: match number.filter(|_| filters) {
-                Some(HOOK_LOCAL_IN) => Some(Hook::Input),
-                Some(HOOK_FORWARD) => Some(Hook::Forward),
-                _ => None,
-            },
-            drops_by_policy: find_be32(body, chain::POLICY) == Some(verdict::DROP.cast_unsigned()),
-        })
+/// Which of our packets a base chain decides on. Others translate addresses or reroute.
+fn hook_of(chain: &Declaration) -> Option<Hook> {
+    match chain.hook.as_ref().filter(|hook| hook.kind == "filter")?.number {
+        HOOK_LOCAL_IN => Some(Hook::Input),
+        HOOK_FORWARD => Some(Hook::Forward),
+        _ => None,
     }
 }
 
@@ -204,48 +183,52 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn chains(&mut self, family: u8) -> Result<Vec<Chain>, NftError> {
-        self.socket.dump_of(family, msg::GETCHAIN, &[], |chains: &mut Vec<_>, body| {
-            chains.extend(Chain::read(body));
+    fn chains(&mut self, family: u8) -> Result<Vec<Declaration>, NftError> {
+        self.socket.dump_of(family, msg::GETCHAIN, &[], |chains: &mut Vec<_>, chain| {
+            chains.push(Declaration::read(chain)?);
+            Ok(())
+        })
+    }
+
+    fn rules(&mut self, family: u8, table: &str, chain: &str) -> Result<Vec<Rule>, NftError> {
+        let filter = [Attr::text(rule::TABLE, table), Attr::text(rule::CHAIN, chain)];
+        self.socket.dump_of(family, msg::GETRULE, &filter, |rules: &mut Vec<_>, rule| {
+            let list = rule.find(rule::EXPRESSIONS)?;
+            rules.push(list.map_or(Ok(vec![]), |list| read_rule(list.nested()))?);
+            Ok(())
         })
     }
 
     /// Whether what no rule accepted ends here: by the chain's policy, or by its last rule.
-    fn drops(&mut self, family: u8, base: &Chain) -> Result<bool, NftError> {
-        let filter = [Attr::text(rule::TABLE, &base.table), Attr::text(rule::CHAIN, &base.name)];
-        let last: Vec<u8> = self.socket.dump_of(family, msg::GETRULE, &filter, |last, body| {
-            *last = find(body, rule::EXPRESSIONS).unwrap_or_default().to_vec();
-        })?;
-        Ok(base.drops_by_policy || drops_everything(&last))
+    fn drops(&mut self, family: u8, base: &Declaration) -> Result<bool, NftError> {
+        let by_policy =
+            base.hook.as_ref().and_then(|hook| hook.policy) == Some(verdict::DROP.cast_unsigned());
+        let rules = self.rules(family, &base.table, &base.name)?;
+        Ok(by_policy || rules.last().is_some_and(|last| drops_everything(last)))
     }
 
     /// Whether any rule on the way from a chain names what is ours, by itself or by a set.
-    fn names(&mut self, family: u8, base: &Chain, ours: &Ours<'_>) -> Result<bool, NftError> {
+    fn names(&mut self, family: u8, base: &Declaration, ours: &Ours<'_>) -> Result<bool, NftError> {
         let mut way = Way::default();
         way.chains.insert(base.name.clone());
         let (mut chains, mut sets) = (BTreeSet::new(), BTreeSet::new());
         loop {
             let table = &base.table;
             if let Some(name) = way.chains.difference(&chains).next().cloned() {
-                let filter = [Attr::text(rule::TABLE, table), Attr::text(rule::CHAIN, &name)];
-                let found =
-                    self.socket.dump_of(family, msg::GETRULE, &filter, |way: &mut Way, it| {
-                        way.take_rule(find(it, rule::EXPRESSIONS).unwrap_or_default(), ours);
-                    })?;
+                for rule in self.rules(family, table, &name)? {
+                    way.add_rule(&rule, ours);
+                }
                 chains.insert(name);
-                way.merge(found);
             } else if let Some(name) = way.sets.difference(&sets).next().cloned() {
                 let filter =
                     [Attr::text(elem::LIST_TABLE, table), Attr::text(elem::LIST_SET, &name)];
-                let found = self.socket.dump_of(
-                    family,
-                    msg::GETSETELEM,
-                    &filter,
-                    |way: &mut Way, it| {
-                        let list = find(it, elem::LIST_ELEMENTS).unwrap_or_default();
-                        Attrs(list).for_each(|(_, element)| way.take_element(element, ours));
-                    },
-                )?;
+                let read = |found: &mut Way, list: Attributes<'_>| {
+                    for element in list.require(elem::LIST_ELEMENTS)?.nested() {
+                        found.add_element(element?.nested(), ours)?;
+                    }
+                    Ok(())
+                };
+                let found = self.socket.dump_of(family, msg::GETSETELEM, &filter, read)?;
                 sets.insert(name);
                 way.merge(found);
             } else {
@@ -255,7 +238,7 @@ impl Reader<'_> {
     }
 }
 
-/// Where packets may come by, and whether we are known there.
+/// The chains and sets that packets may come by, and whether any of them names what is ours.
 #[derive(Default)]
 struct Way {
     chains: BTreeSet<String>,
@@ -264,27 +247,28 @@ struct Way {
 }
 
 impl Way {
-    fn take_rule(&mut self, rule: &[u8], ours: &Ours<'_>) {
-        for (_, dumped) in Attrs(rule) {
-            let body = find(dumped, expr::DATA).unwrap_or_default();
-            self.names_ours |= ours.is_in(dumped);
-            match find_text(dumped, expr::NAME) {
-                Some("immediate") => self.follow(find(body, IMMEDIATE_DATA)),
-                Some("lookup") => self.sets.extend(find_text(body, LOOKUP_SET).map(str::to_owned)),
+    fn add_rule(&mut self, rule: &[Expr], ours: &Ours<'_>) {
+        for expr in rule {
+            self.names_ours |= ours.is_in(expr);
+            let jump = [IMMEDIATE_DATA, data::VERDICT, data::VERDICT_CHAIN];
+            match expr.name() {
+                "immediate" => self.chains.extend(expr.text(&jump).map(str::to_owned)),
+                "lookup" => self.sets.extend(expr.text(&[LOOKUP_SET]).map(str::to_owned)),
                 _ => {}
             }
         }
     }
 
-    fn take_element(&mut self, element: &[u8], ours: &Ours<'_>) {
-        let key = find_in(element, &[elem::KEY, data::VALUE]);
-        self.names_ours |= key.is_some_and(|value| ours.is(value));
-        self.follow(find(element, elem::DATA));
-    }
-
-    fn follow(&mut self, verdict: Option<&[u8]>) {
-        let chain = verdict.and_then(|it| find_text(find(it, data::VERDICT)?, data::VERDICT_CHAIN));
-        self.chains.extend(chain.map(str::to_owned));
+    fn add_element(
+        &mut self,
+        element: Attributes<'_>,
+        ours: &Ours<'_>,
+    ) -> Result<(), NetlinkError> {
+        let key = element.find_in(&[elem::KEY, data::VALUE])?;
+        self.names_ours |= key.is_some_and(|key| ours.is(key.value));
+        let jump = element.find_in(&[elem::DATA, data::VERDICT, data::VERDICT_CHAIN])?;
+        self.chains.extend(jump.as_ref().map(Attribute::text_lossy));
+        Ok(())
     }
 
     fn merge(&mut self, other: Self) {
@@ -295,18 +279,15 @@ impl Way {
 }
 
 /// Whether a rule has no condition and drops or rejects.
-fn drops_everything(rule: &[u8]) -> bool {
+fn drops_everything(rule: &[Expr]) -> bool {
     let mut drops = false;
-    for (_, dumped) in Attrs(rule) {
-        let body = find(dumped, expr::DATA).unwrap_or_default();
-        match find_text(dumped, expr::NAME) {
-            Some("counter" | "log") => {}
-            Some("reject") => drops = true,
-            Some("target") => {
-                drops = matches!(find_text(body, TARGET_NAME), Some("REJECT" | "DROP"));
-            }
-            Some("immediate") => {
-                let code = find_in(body, &[IMMEDIATE_DATA, data::VERDICT, data::VERDICT_CODE]);
+    for expr in rule {
+        match expr.name() {
+            "counter" | "log" => {}
+            "reject" => drops = true,
+            "target" => drops = matches!(expr.text(&[TARGET_NAME]), Some("REJECT" | "DROP")),
+            "immediate" => {
+                let code = expr.find(&[IMMEDIATE_DATA, data::VERDICT, data::VERDICT_CODE]);
                 drops = code == Some(&verdict::DROP.to_be_bytes());
             }
             _ => return false,

@@ -1,21 +1,29 @@
 //! The firewall: table `inet gatepost`, over one netlink socket, without text and without the
 //! `nft` program.
 //!
-//! [`Nft::observe`] reads the table back, [`Nft::apply`] makes one atomic change, [`NftMonitor`]
-//! says when somebody else changed a ruleset. What stands in the table is told in the module
-//! `table`; who may reach what comes from the model.
+//! ```text
+//! observe: socket -> dump -> observe (guarded) -> ObservedFirewall, Difference
+//! apply:   FirewallChange -> change -> batch -> socket
+//! both:    table, rules, profile, block  (what is written)
+//!          set, element, expr, chain     (the objects that it is written as)
+//!          name, attr, message, sys      (names and encoding)
+//! ```
+//!
+//! [`NftMonitor`] says when another program changed a ruleset. The module `table` shows what the table
+//! holds; the model decides which peer may reach what.
 
 mod attr;
 mod batch;
 mod block;
+mod chain;
 mod change;
+mod difference;
 mod dump;
 mod element;
 mod error;
 mod expr;
 mod foreign;
 mod guarded;
-mod membership;
 mod message;
 mod monitor;
 mod name;
@@ -27,34 +35,34 @@ mod socket;
 mod sys;
 mod table;
 
-use std::io;
 use std::sync::Weak;
 
-use nix::libc;
+use nix::errno::Errno;
 
+use super::netlink::{Membership, NetlinkError};
 use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
 use batch::{Batch, Finished};
 use change::Handles;
+use monitor::NftWatch;
 use name::Block;
 use observe::Observation;
 use set::Set;
 use socket::NftSocket;
 
+pub use difference::Difference;
 pub use dump::Counter;
 pub use error::NftError;
 pub use foreign::{ForeignDrop, Hook, Manager, foreign_drops};
-pub use membership::Membership;
-use monitor::NftWatch;
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use name::TABLE;
 pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
 
-/// How often a change is sent again when the kernel says that it would work a moment later.
+/// How often a change is sent again when the kernel says that it would succeed a moment later.
 const ATTEMPTS: usize = 8;
 /// Some thousand elements.
 const LARGE_BYTES: usize = 256 * 1024;
 
-/// What peers with one profile did since the profile was loaded.
+/// What the peers with one profile sent since the profile was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProfileCounters {
     pub allowed: Counter,
@@ -68,15 +76,15 @@ pub struct ProfileCounters {
 pub struct Nft {
     socket: NftSocket,
     watch: NftWatch,
-    /// Who listens on our behalf.
-    listeners: Vec<Weak<Membership>>,
+    /// The sockets of this process that receive changes.
+    muted: Vec<Weak<Membership>>,
     /// The generation at which the table was as our last reading or change left it. It follows
-    /// what others change elsewhere. `None`: they changed our table, or more than was heard of.
+    /// what other programs change elsewhere. `None`: they changed our table, or events were lost.
     known: Option<u32>,
     /// What the last reading found, until we change anything: a proof rests on what was read, not
     /// on what we remember to have written.
     reading: Option<Option<ObservedFirewall>>,
-    difference: Option<String>,
+    difference: Option<Difference>,
 }
 
 impl Nft {
@@ -87,8 +95,8 @@ impl Nft {
     pub fn open() -> Result<Self, NftError> {
         let socket = NftSocket::open()?;
         let watch = NftWatch::open(socket.port())?;
-        let listeners = vec![watch.membership()];
-        Ok(Self { socket, watch, listeners, known: None, reading: None, difference: None })
+        let muted = vec![watch.membership()];
+        Ok(Self { socket, watch, muted, known: None, reading: None, difference: None })
     }
 
     /// The netlink port that our changes come from.
@@ -97,30 +105,30 @@ impl Nft {
         self.socket.port()
     }
 
-    /// Listens for changes that others make. Needs a tokio runtime with I/O.
+    /// Listens for changes that other programs make. Needs a tokio runtime with I/O.
     ///
     /// # Errors
-    /// No socket could be had.
+    /// The kernel gives no socket.
     pub fn monitor(&mut self) -> Result<NftMonitor, NftError> {
         let monitor = NftMonitor::open(self.port())?;
-        self.spare(monitor.membership());
+        self.mute(monitor.membership());
         Ok(monitor)
     }
 
-    /// Lets a monitor hear nothing while a large change of ours is made. What others did at that very
-    /// moment is found by the ruleset's generation.
-    pub fn spare(&mut self, listener: Weak<Membership>) {
-        self.listeners.retain(|listener| listener.strong_count() > 0);
-        self.listeners.push(listener);
+    /// Lets a monitor receive nothing while a large change of ours is made. What other programs did at
+    /// that moment shows by the ruleset's generation.
+    pub fn mute(&mut self, monitor: Weak<Membership>) {
+        self.muted.retain(|monitor| monitor.strong_count() > 0);
+        self.muted.push(monitor);
     }
 
     /// Reads our table back; `None`: there is none. All of it is of one generation.
     ///
-    /// While nobody, we included, has changed our table since the last reading, that one is given
-    /// again: it takes microseconds, where 100,000 peers take half a second to read.
+    /// While no program, this one included, has changed our table since the last reading, that one is
+    /// returned again: it takes microseconds, where 100,000 peers take half a second to read.
     ///
     /// # Errors
-    /// [`NftError::Unstable`] if others never leave the ruleset alone for long enough.
+    /// [`NftError::Unstable`] if other programs keep changing the ruleset.
     pub fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
         if let Some(reading) = self.reading.clone()
             && self.is_current()?
@@ -136,11 +144,11 @@ impl Nft {
         Ok(firewall)
     }
 
-    /// What was not as this version loads it when the table was last read: the reason why it then
-    /// had no base.
+    /// The first object that was not as this version loads it when the table was last read: the reason
+    /// why it then had no base.
     #[must_use]
-    pub fn difference(&self) -> Option<&str> {
-        self.difference.as_deref()
+    pub const fn difference(&self) -> Option<&Difference> {
+        self.difference.as_ref()
     }
 
     /// Makes a change in one transaction. `observed` is what the table holds now: as it was read,
@@ -170,7 +178,7 @@ impl Nft {
         self.socket.generation()
     }
 
-    /// Whether the table is certainly as our last reading or change left it: nobody else has
+    /// Whether the table is certainly as our last reading or change left it: no other program has
     /// changed it since. `false` is only a reason to look.
     ///
     /// # Errors
@@ -197,10 +205,11 @@ impl Nft {
         Ok(judged.zip(denied).map(|(judged, denied)| ProfileCounters::of(judged, denied)))
     }
 
-    /// Deletes our table, and says whether there was one. From then on nothing is filtered, so the peers must be gone before.
+    /// Deletes our table, and says whether there was one. From then on nothing is filtered, so the
+    /// peers must be gone before.
     ///
     /// # Errors
-    /// The kernel refused. No table is no error.
+    /// The kernel refused. A missing table is no error.
     pub fn remove_table(&mut self) -> Result<bool, NftError> {
         self.known = None;
         let removed = self.commit(|batch| {
@@ -208,7 +217,7 @@ impl Nft {
             Ok(())
         });
         match removed {
-            Err(NftError::Refused { source, .. }) if is(&source, libc::ENOENT) => Ok(false),
+            Err(NftError::Refused { errno: Errno::ENOENT, .. }) => Ok(false),
             other => other.map(|()| true),
         }
     }
@@ -222,7 +231,7 @@ impl Nft {
         for _ in 0..ATTEMPTS {
             self.follow()?;
             let expected = self.known;
-            let mut batch = Batch::new(expected);
+            let mut batch = self.socket.begin(expected);
             fill(&mut batch)?;
             if batch.is_empty() {
                 return Ok(());
@@ -230,7 +239,7 @@ impl Nft {
             let batch = batch.finish();
             let large = batch.bytes().len() > LARGE_BYTES;
             let committed =
-                if large { self.commit_unheard(&batch) } else { self.socket.commit(&batch) };
+                if large { self.commit_muted(&batch) } else { self.socket.commit(&batch) };
             match committed {
                 Ok(()) => {
                     let ours = expected.map(next_generation);
@@ -238,37 +247,38 @@ impl Nft {
                     self.known = ours.filter(|_| alone);
                     return Ok(());
                 }
-                // Somebody changed a ruleset since we last looked. Whether it was ours or not, the
-                // change is sound or the kernel refuses it; but where we did not hear that it was
+                // Another program changed a ruleset since we last looked. Whether it was ours or not,
+                // the change is sound or the kernel refuses it; but unless we received that it was
                 // elsewhere, we no longer know the table.
-                Err(NftError::Refused { source, .. })
-                    if is(&source, libc::ERESTART) && expected.is_some() =>
-                {
+                Err(NftError::Refused { errno: Errno::ERESTART, .. }) if expected.is_some() => {
                     self.follow()?;
                     self.known = self.known.filter(|known| Some(*known) != expected);
                 }
-                Err(NftError::Refused { source, .. })
-                    if [libc::ERESTART, libc::EINTR, libc::EAGAIN]
-                        .iter()
-                        .any(|errno| is(&source, *errno)) => {}
+                Err(NftError::Refused {
+                    errno: Errno::ERESTART | Errno::EINTR | Errno::EAGAIN,
+                    ..
+                }) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(NftError::Unstable { attempts: ATTEMPTS })
     }
 
-    /// Commits while none of ours listens.
-    fn commit_unheard(&mut self, batch: &Finished) -> Result<(), NftError> {
-        let listeners: Vec<_> = self.listeners.iter().filter_map(Weak::upgrade).collect();
-        let spared = listeners.iter().try_for_each(|listener| listener.be_spared());
-        let committed = spared.map_err(NftError::Open).and_then(|()| self.socket.commit(batch));
-        let told = listeners.iter().map(|listener| listener.be_told()).fold(Ok(()), Result::and);
-        committed.and(told.map_err(NftError::Open))
+    /// Commits while no monitor of this process receives changes.
+    fn commit_muted(&mut self, batch: &Finished) -> Result<(), NftError> {
+        let muted: Vec<_> = self.muted.iter().filter_map(Weak::upgrade).collect();
+        let left = muted.iter().try_for_each(|monitor| monitor.leave()).map_err(NftError::Open);
+        let committed = left.and_then(|()| self.socket.commit(batch));
+        let joined: Vec<Result<(), NetlinkError>> =
+            muted.iter().map(|monitor| monitor.join()).collect();
+        committed?;
+        joined.into_iter().collect::<Result<(), _>>().map_err(NftError::Open)
     }
 
-    /// Lets the known generation follow the changes of others that touched nothing of ours.
+    /// Lets the known generation follow other programs' changes that touched nothing of ours.
     fn follow(&mut self) -> Result<(), NftError> {
-        for event in self.watch.heard()? {
+        let events = self.watch.events().inspect_err(|_| self.known = None)?;
+        for event in events {
             self.known = self.known.and_then(|known| match event {
                 NftEvent::Lost => None,
                 NftEvent::Foreign(change) if !is_after(change.generation, known) => Some(known),
@@ -290,10 +300,6 @@ impl ProfileCounters {
         };
         Self { allowed, denied }
     }
-}
-
-fn is(error: &io::Error, errno: i32) -> bool {
-    error.raw_os_error() == Some(errno)
 }
 
 /// Each commit raises the generation by one and leaves 0 out (`nf_tables_commit`).

@@ -1,26 +1,24 @@
-//! Hears of every change of the host's rulesets, and of who made it.
+//! Notices every change of the host's rulesets, and which process made it.
 
 use std::collections::VecDeque;
-use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
-use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, TokioSocket};
-use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::attr::{find_be32, find_text};
 use super::error::NftError;
-use super::membership::Membership;
-use super::message::{Message, Messages};
+use super::message::ObjectMessage;
 use super::name::TABLE;
 use super::sys::{
-    NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, OBJECT_TABLE, generation, msg,
+    NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, NFPROTO_INET, OBJECT_TABLE, generation, msg,
+};
+use crate::dataplane::netlink::{
+    Announcement, AsyncSubscription, Membership, Message, NetlinkError, Subscription,
 };
 
-/// What the monitor heard.
+/// What happened to a ruleset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NftEvent {
-    /// Somebody else committed a transaction.
+    /// Another program committed a transaction.
     Foreign(ForeignChange),
     /// More came than the socket could hold: anything may have changed.
     Lost,
@@ -39,141 +37,118 @@ pub struct ForeignChange {
     pub touched_ours: bool,
 }
 
-/// A listening socket. It must be read steadily; what it says is only a reason to look again.
+/// A socket that receives changes. It must be read steadily; an event is only a reason to look again.
+///
+/// While any socket in the network namespace receives them, the kernel makes a message of some KiB for
+/// every element of a change and keeps them all until it commits (`nf_tables_setelem_notify`): loading
+/// a million elements then takes ten times as long. See [`Nft::mute`](super::Nft::mute).
 pub struct NftMonitor {
-    socket: TokioSocket,
-    membership: Arc<Membership>,
-    ear: Ear,
-    buffer: Vec<u8>,
+    subscription: AsyncSubscription,
+    changes: ChangeReader,
 }
 
 impl NftMonitor {
-    /// Starts to listen in the present network namespace, deaf to what is done from `own_port`
-    /// ([`Nft::port`](super::Nft::port)). Needs a tokio
-    /// runtime with I/O.
+    /// Starts to listen in the present network namespace, and leaves out what is done from `own_port`
+    /// ([`Nft::port`](super::Nft::port)). Needs a tokio runtime with I/O.
     ///
     /// # Errors
-    /// No socket could be had.
+    /// The kernel gives no socket.
     pub fn open(own_port: u32) -> Result<Self, NftError> {
-        let listen = || -> io::Result<(TokioSocket, Arc<Membership>)> {
-            let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
-            let membership = join(socket.socket_mut())?;
-            Ok((socket, Arc::new(membership)))
-        };
-        let (socket, membership) = listen().map_err(NftError::Open)?;
-        let (ear, buffer) = (Ear::new(own_port), Vec::with_capacity(BUFFER_BYTES));
-        Ok(Self { socket, membership, ear, buffer })
+        let subscription = AsyncSubscription::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]);
+        let subscription = subscription.map_err(NftError::Open)?;
+        Ok(Self { subscription, changes: ChangeReader::new(own_port) })
     }
 
-    /// For [`Nft::spare`](super::Nft::spare).
+    /// For [`Nft::mute`](super::Nft::mute).
     #[must_use]
     pub fn membership(&self) -> Weak<Membership> {
-        Arc::downgrade(&self.membership)
+        self.subscription.membership()
     }
 
-    /// Waits for the next event. Safe to drop and call again: no event is lost by that.
+    /// Waits for the next event. Dropping and calling it again loses no event.
     ///
     /// # Errors
-    /// The socket failed; open another monitor and look at everything again.
+    /// The socket failed or the kernel sent what cannot be read: open another monitor, and look at
+    /// everything again.
     pub async fn next(&mut self) -> Result<NftEvent, NftError> {
         loop {
-            if let Some(event) = self.ear.heard.pop_front() {
+            if let Some(event) = self.changes.events.pop_front() {
                 return Ok(event);
             }
-            self.buffer.clear();
-            let received = self.socket.recv(&mut self.buffer).await;
-            self.ear.take(received, &self.buffer)?;
+            let changes = &mut self.changes;
+            self.subscription.read(|announcement| changes.read(announcement)).await?;
         }
     }
 }
 
-/// The same without a runtime: asked now and then for what was heard meanwhile.
+/// A monitor without a runtime, which is asked for what happened since.
 pub struct NftWatch {
-    socket: Socket,
-    membership: Arc<Membership>,
-    ear: Ear,
-    buffer: Vec<u8>,
+    subscription: Subscription,
+    changes: ChangeReader,
 }
 
 impl NftWatch {
     pub fn open(own_port: u32) -> Result<Self, NftError> {
-        let listen = || -> io::Result<(Socket, Arc<Membership>)> {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            let membership = join(&mut socket)?;
-            Ok((socket, Arc::new(membership)))
-        };
-        let (socket, membership) = listen().map_err(NftError::Open)?;
-        let (ear, buffer) = (Ear::new(own_port), Vec::with_capacity(BUFFER_BYTES));
-        Ok(Self { socket, membership, ear, buffer })
+        let subscription = Subscription::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]);
+        let subscription = subscription.map_err(NftError::Open)?;
+        Ok(Self { subscription, changes: ChangeReader::new(own_port) })
     }
 
     pub fn membership(&self) -> Weak<Membership> {
-        Arc::downgrade(&self.membership)
+        self.subscription.membership()
     }
 
-    /// What was heard since this was last asked.
-    pub fn heard(&mut self) -> Result<VecDeque<NftEvent>, NftError> {
-        loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(std::mem::take(&mut self.ear.heard));
-                }
-                received => self.ear.take(received.map(drop), &self.buffer)?,
-            }
-        }
+    /// What happened since the last call.
+    pub fn events(&mut self) -> Result<VecDeque<NftEvent>, NftError> {
+        while self.subscription.read(|announcement| self.changes.read(announcement))? {}
+        Ok(std::mem::take(&mut self.changes.events))
     }
 }
 
-const BUFFER_BYTES: usize = 64 * 1024;
-
-fn join(socket: &mut Socket) -> io::Result<Membership> {
-    const QUEUE_BYTES: usize = 16 << 20;
-    let address = socket.bind_auto()?;
-    setsockopt(&*socket, sockopt::RcvBufForce, &QUEUE_BYTES)?;
-    Membership::join(socket, address.port_number())
-}
-
-/// Makes events of messages.
-struct Ear {
+/// Makes one event of each transaction's messages.
+struct ChangeReader {
     own_port: u32,
+    /// Whether the transaction that is being read touches our table.
     touched_ours: bool,
-    heard: VecDeque<NftEvent>,
+    events: VecDeque<NftEvent>,
 }
 
-impl Ear {
+impl ChangeReader {
     const fn new(own_port: u32) -> Self {
-        Self { own_port, touched_ours: false, heard: VecDeque::new() }
+        Self { own_port, touched_ours: false, events: VecDeque::new() }
     }
 
-    fn take(&mut self, received: io::Result<()>, buffer: &[u8]) -> Result<(), NftError> {
-        match received {
-            Ok(()) => Messages(buffer).for_each(|message| self.hear(&message)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+    fn read(&mut self, announcement: &Announcement<'_>) -> Result<(), NetlinkError> {
+        match announcement {
+            Announcement::Message(message) => self.read_message(message)?,
+            Announcement::Overrun => {
                 self.touched_ours = false;
-                self.heard.push_back(NftEvent::Lost);
+                self.events.push_back(NftEvent::Lost);
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(NftError::Receive(error)),
         }
         Ok(())
     }
 
     /// A transaction's objects come first, then the generation it made, with the process.
-    fn hear(&mut self, message: &Message) {
+    fn read_message(&mut self, message: &Message<'_>) -> Result<(), NetlinkError> {
         if message.kind >> 8 != NFNL_SUBSYS_NFTABLES || message.port == self.own_port {
-            return;
+            return Ok(());
         }
-        if message.object() != msg::NEWGEN {
-            self.touched_ours |= message.family() == NFPROTO_INET
-                && find_text(message.body, OBJECT_TABLE) == Some(TABLE);
-            return;
+        let ObjectMessage { kind, family, attributes } = ObjectMessage::read(message)?;
+        if kind != msg::NEWGEN {
+            let table = attributes.find(OBJECT_TABLE)?;
+            let is_ours = table.is_some_and(|table| table.text() == Ok(TABLE));
+            self.touched_ours |= is_ours && family == NFPROTO_INET;
+            return Ok(());
         }
-        self.heard.push_back(NftEvent::Foreign(ForeignChange {
-            generation: find_be32(message.body, generation::ID).unwrap_or_default(),
-            pid: find_be32(message.body, generation::PROC_PID).unwrap_or_default(),
-            process: find_text(message.body, generation::PROC_NAME).unwrap_or_default().to_owned(),
+        let pid = attributes.find(generation::PROC_PID)?;
+        let process = attributes.find(generation::PROC_NAME)?;
+        self.events.push_back(NftEvent::Foreign(ForeignChange {
+            generation: attributes.require(generation::ID)?.be32()?,
+            pid: pid.map_or(Ok(0), |pid| pid.be32())?,
+            process: process.map(|process| process.text_lossy()).unwrap_or_default(),
             touched_ours: std::mem::take(&mut self.touched_ours),
         }));
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! What a dump of our table means, and whether it is what this version loads.
 //!
-//! Read leniently, then prove: what the table seems to be is turned into what we would have sent
-//! for it, and that must be what was dumped. So nothing that anybody edits goes unseen.
+//! Interpret first, then prove: what the table seems to be is turned into what we would have sent for
+//! it, and that must be what was dumped. So no edit goes unseen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,11 +10,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::block::{self, Placed};
+use super::difference::Difference;
 use super::dump::Dump;
 use super::element::Element;
-use super::expr::is_rule;
+use super::expr::{Rule, is_rule};
 use super::guarded::guarded_interface;
-use super::name::{Block, Family, SITES, block_chain_name, chain_name};
+use super::name::{Block, FORWARD, Family, SITES};
 use super::profile::{self, ProfileRule};
 use super::rules::{block_rules, interface_in, site_rule};
 use super::set::Set;
@@ -23,24 +24,21 @@ use crate::model::{
     Address, FirewallBase, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
 };
 
-/// What was read, and the first thing that is not as this version loads it.
+/// What was read, and the first object that is not as this version loads it.
 #[derive(Debug, Clone)]
 pub struct Observation {
     pub firewall: ObservedFirewall,
-    pub difference: Option<String>,
+    pub difference: Option<Difference>,
 }
-
-/// A mismatch: which object.
-type Difference = String;
 
 impl Observation {
     pub fn of(dump: &Dump) -> Self {
         let mut profiles = BTreeMap::new();
-        let mut difference = strays(dump).err();
+        let mut difference = check_objects(dump).err();
         for (id, rules) in &dump.profiles {
             match read_profile(dump, *id, rules) {
                 Some(profile) => _ = profiles.insert(*id, Arc::new(profile)),
-                None => _ = difference.get_or_insert_with(|| format!("chain {}", chain_name(*id))),
+                None => _ = difference.get_or_insert_with(|| Difference::profile_chain(*id)),
             }
         }
         if let Err(found) = read_blocks(dump, &mut profiles) {
@@ -111,12 +109,12 @@ fn read_profile(dump: &Dump, id: ProfileId, rules: &[Option<ProfileRule>]) -> Op
     (same_rules && same_sets).then_some(profile)
 }
 
-/// Adds the profiles that the blocks hold to `profiles`. The error names the first thing that is
-/// not as we would write it.
+/// Adds the profiles that the blocks hold to `profiles`. The error is the first object that is not as
+/// we would write it.
 fn read_blocks(
     dump: &Dump,
     profiles: &mut BTreeMap<ProfileId, Arc<Profile>>,
-) -> Result<(), String> {
+) -> Result<(), Difference> {
     let mut difference = check_block_chains(dump).err();
     let mut found: BTreeMap<ProfileId, Vec<(Set, Element)>> = BTreeMap::new();
     for (set, elements) in dump.sets.iter().filter(|(set, _)| set.block().is_some()) {
@@ -135,7 +133,7 @@ fn read_blocks(
         if wanted == found && in_block && !dump.profiles.contains_key(&id) {
             profiles.insert(id, Arc::new(profile));
         } else {
-            difference.get_or_insert_with(|| format!("profile {} of a block", id.0));
+            difference.get_or_insert(Difference::Profile(id));
         }
     }
     difference.map_or(Ok(()), Err)
@@ -163,8 +161,8 @@ fn profile_of_elements(elements: &[(Set, Element)]) -> Profile {
     }
 }
 
-/// Each block is listed, has its chain, and its chain asks all its sets that hold anything.
-fn check_block_chains(dump: &Dump) -> Result<(), String> {
+/// Each block is listed, has its chain, and its chain looks up all its sets that hold anything.
+fn check_block_chains(dump: &Dump) -> Result<(), Difference> {
     let listed = dump.sets.get(&Set::Blocks).into_iter().flatten();
     let listed: BTreeSet<Block> = listed
         .filter_map(|element| match element {
@@ -173,24 +171,24 @@ fn check_block_chains(dump: &Dump) -> Result<(), String> {
         })
         .collect();
     if !listed.iter().eq(dump.blocks.keys()) {
-        return Err(format!("map {}", Set::Blocks));
+        return Err(Difference::map(&Set::Blocks));
     }
-    let mut asked: BTreeMap<Block, &[Vec<u8>]> =
+    let mut unexplained: BTreeMap<Block, &[Rule]> =
         dump.blocks.iter().map(|(block, rules)| (*block, rules.as_slice())).collect();
     for (set, elements) in &dump.sets {
         let Some(block) = set.block() else { continue };
-        let left = asked.get_mut(&block).ok_or_else(|| format!("set {set}"))?;
+        let left = unexplained.get_mut(&block).ok_or_else(|| Difference::set(set))?;
         let wanted = block_rules(set);
         let is_next = wanted.len() <= left.len()
-            && wanted.iter().zip(left.iter()).all(|(rule, exprs)| is_rule(rule, exprs));
+            && wanted.iter().zip(left.iter()).all(|(rule, found)| is_rule(rule, found));
         if is_next {
             *left = &left[wanted.len()..];
         } else if !elements.is_empty() {
-            return Err(format!("chain {}", block_chain_name(block)));
+            return Err(Difference::block_chain(block));
         }
     }
-    let more = asked.iter().find(|(_, left)| !left.is_empty());
-    more.map_or(Ok(()), |(block, _)| Err(format!("chain {}", block_chain_name(*block))))
+    let more = unexplained.iter().find(|(_, left)| !left.is_empty());
+    more.map_or(Ok(()), |(block, _)| Err(Difference::block_chain(*block)))
 }
 
 /// The ends of ranges, in order; `true`: an address after a range.
@@ -221,17 +219,17 @@ fn set_ranges<T: Address>(dump: &Dump, id: ProfileId, family: Family) -> Option<
     Some(ranges)
 }
 
-/// What stands in the table besides what any base, profile or site would put there.
-fn strays(dump: &Dump) -> Result<(), Difference> {
-    if let Some(name) = dump.strange_sets.first() {
-        return Err(format!("set {name}"));
+/// Whether the table holds only objects that some base, profile or site would put there.
+fn check_objects(dump: &Dump) -> Result<(), Difference> {
+    if let Some(strange) = dump.strange_sets.first() {
+        return Err(strange.clone());
     }
     if dump.flags != 0 {
-        return Err(format!("flags {:#x} of the table", dump.flags));
+        return Err(Difference::Flags(dump.flags));
     }
     let known = dump.chains.len() + dump.profiles.len() + dump.blocks.len() + dump.sets.len();
     if dump.objects != known {
-        return Err("an object of a kind that gatepost does not use".to_owned());
+        return Err(Difference::Object);
     }
     let listed: BTreeSet<ProfileId> = dump
         .sets
@@ -248,36 +246,35 @@ fn strays(dump: &Dump) -> Result<(), Difference> {
         .keys()
         .find(|set| matches!(set, Set::Allowed(id, _) if !dump.profiles.contains_key(id)));
     match orphan {
-        Some(set) => Err(format!("set {set}")),
-        None if !listed.iter().eq(dump.profiles.keys()) => Err(format!("map {}", Set::Chains)),
-        None => sites(dump),
+        Some(set) => Err(Difference::set(set)),
+        None if !listed.iter().eq(dump.profiles.keys()) => Err(Difference::map(&Set::Chains)),
+        None => check_sites(dump),
     }
 }
 
 /// Each map of site prefixes that holds any is looked up, in the order of their lengths.
-fn sites(dump: &Dump) -> Result<(), Difference> {
+fn check_sites(dump: &Dump) -> Result<(), Difference> {
     let mut rules = dump.rules.get(SITES).into_iter().flatten().peekable();
     for (set, elements) in &dump.sets {
         let Set::Sites(family, prefix_len) = set else { continue };
         let looked_up =
-            rules.next_if(|exprs| is_rule(&site_rule(*family, *prefix_len), exprs)).is_some();
+            rules.next_if(|found| is_rule(&site_rule(*family, *prefix_len), found)).is_some();
         if !looked_up && !elements.is_empty() {
-            return Err(format!("chain {SITES}"));
+            return Err(Difference::Chain(SITES.to_owned()));
         }
     }
     match rules.next() {
-        Some(_) => Err(format!("chain {SITES}")),
+        Some(_) => Err(Difference::Chain(SITES.to_owned())),
         None => Ok(()),
     }
 }
 
 /// The base whose fixed part is exactly what was dumped.
 fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
-    let named = dump
-        .rules
-        .iter()
-        .find_map(|(chain, rules)| rules.iter().find_map(|exprs| interface_in(chain, exprs)));
-    let interface = named.ok_or_else(|| "chain forward".to_owned())?;
+    let chain = |name: &str| Difference::Chain(name.to_owned());
+    let forward = dump.rules.get(FORWARD).into_iter().flatten();
+    let named = forward.filter_map(|found| interface_in(found)).next();
+    let interface = named.ok_or_else(|| chain(FORWARD))?;
     let mut nearest: Option<(usize, Difference)> = None;
     for masquerade in [Masquerade::All, Masquerade::Internet, Masquerade::None] {
         for (deny_log, allow_inbound) in
@@ -292,36 +289,37 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
             }
         }
     }
-    Err(nearest.map(|(_, difference)| difference).unwrap_or_default())
+    Err(nearest.map_or_else(|| chain(FORWARD), |(_, difference)| difference))
 }
 
 /// Every chain and set that is not as `fixed` has it.
 fn differences(dump: &Dump, fixed: &Fixed) -> Vec<Difference> {
     let mut differences = Vec::new();
     for chain in &fixed.chains {
-        let declared = dump.chains.get(chain.name).is_some_and(|dumped| chain.is(dumped));
+        let declared = dump.chains.get(chain.name);
+        let declared = declared.is_some_and(|found| found.has_hook(chain.hook.as_ref()));
         let found = dump.rules.get(chain.name).map(Vec::as_slice).unwrap_or_default();
         let same = chain.rules.len() == found.len()
-            && chain.rules.iter().zip(found).all(|(rule, exprs)| is_rule(rule, exprs));
+            && chain.rules.iter().zip(found).all(|(rule, found)| is_rule(rule, found));
         if !declared || !(same || chain.name == SITES) {
-            differences.push(format!("chain {}", chain.name));
+            differences.push(Difference::Chain(chain.name.to_owned()));
         }
     }
     let is_wanted = |name: &str| fixed.chains.iter().any(|chain| chain.name == name);
     let more = dump.chains.keys().filter(|name| !is_wanted(name));
-    differences.extend(more.map(|name| format!("chain {name}")));
+    differences.extend(more.cloned().map(Difference::Chain));
     for set in &fixed.sets {
         let wanted = fixed_elements(set);
         let same = dump.sets.get(set).is_some_and(|found| {
             !matches!(set, Set::Internet(_)) || bounds(found) == bounds(&wanted)
         });
         if !same {
-            differences.push(format!("set {set}"));
+            differences.push(Difference::set(set));
         }
     }
     let is_fixed =
         |set: &&Set| !matches!(set, Set::Sites(..) | Set::Allowed(..)) && set.block().is_none();
     let more = dump.sets.keys().filter(is_fixed).filter(|set| !fixed.sets.contains(set));
-    differences.extend(more.map(|set| format!("set {set}")));
+    differences.extend(more.map(Difference::set));
     differences
 }

@@ -6,15 +6,14 @@
 
 use std::net::IpAddr;
 
-use super::attr::{Attrs, find, find_be32, find_in, find_text};
 use super::element::Element;
 use super::expr::{
-    Cmp, Ct, Direction, Meta, Rule, Verdict, cmp, counter, ct_tuple, is_rule, load, lookup, mask,
-    meta_set, verdict,
+    Cmp, Ct, Direction, Expr, Meta, Rule, Verdict, cmp, counter, ct_tuple, is_rule, load, lookup,
+    mask, meta_set, verdict,
 };
 use super::name::{DENY, DNS, Family, octets};
 use super::set::Set;
-use super::sys::{data, expr};
+use super::sys::data;
 use crate::model::{Address, Profile, ProfileId, Ranges};
 
 /// More ranges than these become a set. A rule costs about 15 ns a packet, a set about 70 ns.
@@ -24,7 +23,7 @@ const MAX_RANGES_AS_RULES: usize = 32;
 /// tuple's source is the real destination, after any rewriting, in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProfileRule {
-    /// First: counts what is judged, and takes our number out of the packet's priority.
+    /// First: counts what is judged, and clears our number from the packet's priority.
     Judged,
     /// Destinations from the first to the last address.
     Range(IpAddr, IpAddr),
@@ -104,19 +103,17 @@ impl ProfileRule {
         }
     }
 
-    /// Reads a rule of this profile's chain as the kernel dumps it. `None`: not one we would write.
-    pub fn decode(id: ProfileId, exprs: &[u8]) -> Option<Self> {
-        let guess = Self::guess(exprs)?;
-        is_rule(&guess.encode(id), exprs).then_some(guess)
+    /// What a rule read from this profile's chain is. `None`: it is not one that we would write.
+    pub fn decode(id: ProfileId, found: &[Expr]) -> Option<Self> {
+        let guess = Self::guess(found)?;
+        is_rule(&guess.encode(id), found).then_some(guess)
     }
 
     /// What the rule must be if it is one of ours; [`decode`](Self::decode) proves it.
-    fn guess(exprs: &[u8]) -> Option<Self> {
-        let found = |(_, expr)| Some((find_text(expr, expr::NAME)?, find(expr, expr::DATA)?));
-        let list: Vec<(&str, &[u8])> = Attrs(exprs).map(found).collect::<Option<_>>()?;
-        let value = |data, kind| find_in(data, &[kind, data::VALUE]);
-        let names: Vec<&str> = list.iter().map(|(name, _)| *name).collect();
-        let family = || match find_be32(list[0].1, 2)? {
+    fn guess(found: &[Expr]) -> Option<Self> {
+        let names: Vec<&str> = found.iter().map(Expr::name).collect();
+        let value = |at: usize, kind| found[at].find(&[kind, data::VALUE]);
+        let family = || match u32::from_be_bytes(found[0].find(&[2])?.try_into().ok()?) {
             key if key == Ct::SrcIp as u32 => Some(Family::V4),
             key if key == Ct::SrcIp6 as u32 => Some(Family::V6),
             _ => None,
@@ -126,22 +123,22 @@ impl ProfileRule {
             ["counter", "immediate"] => Some(Self::Denied),
             ["ct", "lookup", "immediate"] => Some(Self::Set(family()?)),
             ["ct", "cmp", "immediate"] => {
-                let prefix = value(list[1].1, 3)?;
+                let prefix = value(1, 3)?;
                 let first = filled(family()?, prefix, 0)?;
-                let jump = find_in(list[2].1, &[2, data::VERDICT, data::VERDICT_CHAIN]).is_some();
+                let jump = found[2].find(&[2, data::VERDICT, data::VERDICT_CHAIN]).is_some();
                 Some(match jump {
                     true => Self::Dns(first),
                     false => Self::Range(first, filled(family()?, prefix, 0xff)?),
                 })
             }
             ["ct", "bitwise", "cmp", "immediate"] => {
-                let (mask, first) = (value(list[1].1, 4)?, value(list[2].1, 3)?);
+                let (mask, first) = (value(1, 4)?, value(2, 3)?);
                 let last: Vec<u8> =
                     first.iter().zip(mask).map(|(first, mask)| first | !mask).collect();
                 Some(Self::Range(filled(family()?, first, 0)?, filled(family()?, &last, 0)?))
             }
             ["ct", "cmp", "cmp", "immediate"] => {
-                let (first, last) = (value(list[1].1, 3)?, value(list[2].1, 3)?);
+                let (first, last) = (value(1, 3)?, value(2, 3)?);
                 Some(Self::Range(filled(family()?, first, 0)?, filled(family()?, last, 0)?))
             }
             _ => None,
@@ -150,7 +147,7 @@ impl ProfileRule {
 }
 
 /// Loads where the flow really goes.
-fn destination(family: Family) -> super::expr::Expr {
+fn destination(family: Family) -> Expr {
     ct_tuple(
         Direction::Reply,
         match family {
@@ -195,12 +192,6 @@ fn filled(family: Family, octets: &[u8], fill: u8) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn encoded(id: ProfileId, rule: ProfileRule) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        rule.encode(id).iter().for_each(|expr| expr.encode(&mut bytes));
-        bytes
-    }
-
     fn range(first: &str, last: &str) -> ProfileRule {
         ProfileRule::Range(first.parse().unwrap(), last.parse().unwrap())
     }
@@ -226,13 +217,13 @@ mod tests {
             ProfileRule::Denied,
         ];
         for rule in rules {
-            assert_eq!(ProfileRule::decode(id, &encoded(id, rule)), Some(rule), "{rule:?}");
+            assert_eq!(ProfileRule::decode(id, &rule.encode(id)), Some(rule), "{rule:?}");
         }
     }
 
     #[test]
     fn a_rule_of_another_profile_is_not_ours() {
-        let foreign = encoded(ProfileId(8), ProfileRule::Set(Family::V4));
+        let foreign = ProfileRule::Set(Family::V4).encode(ProfileId(8));
         assert_eq!(ProfileRule::decode(ProfileId(9), &foreign), None);
     }
 

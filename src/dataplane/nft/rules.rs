@@ -1,18 +1,17 @@
-//! The rules of the fixed chains, as [`table`](super::table) tells them.
+//! The rules of the fixed chains, which [`table`](super::table) lists, and of the blocks' chains.
 
-use super::attr::{Attrs, find_in};
 use super::expr::{
     Base, Cmp, Ct, Direction, Expr, Meta, Rule, Verdict, cmp, counter, ct, ct_tuple,
     ct_tuple_second, destination_type_here, limit, limit_each, load, log, lookup, map, mask,
     mask_second, masquerade, meta, meta_set, payload, reject_prohibited, route_mss, set_mss,
     verdict, verdict_map,
 };
-use super::name::{Block, DENY, FORWARD, Family, INBOUND, JUDGE, SITES};
+use super::name::{Block, DENY, Family, INBOUND, JUDGE, SITES};
 use super::set::Set;
-use super::sys::{NFPROTO_IPV4, NFPROTO_IPV6, data, expr};
+use super::sys::{NFPROTO_IPV4, NFPROTO_IPV6, data};
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
 
-/// The nflog group and prefix under which denied packets are told.
+/// The nflog group and prefix under which denied packets are logged.
 pub const DENY_LOG_GROUP: u16 = 5;
 pub const DENY_LOG_PREFIX: &str = "gatepost-deny ";
 
@@ -119,9 +118,9 @@ const fn icmp(family: Family) -> u8 {
 pub fn deny(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = Vec::new();
     if base.deny_log {
-        rules.push(tell_of_peer(base, Family::V4, NFPROTO_IPV4, 12));
-        rules.push(tell_of_peer(base, Family::V6, NFPROTO_IPV6, 8));
-        rules.push([iif(Cmp::Neq, base), tell(&limit(1, 1, 20))].concat());
+        rules.push(log_denied_peer(base, Family::V4, NFPROTO_IPV4, 12));
+        rules.push(log_denied_peer(base, Family::V6, NFPROTO_IPV6, 8));
+        rules.push([iif(Cmp::Neq, base), log_at_most(&limit(1, 1, 20))].concat());
     }
     rules.push(vec![counter()]);
     let answer = vec![limit(100, 1, 200), reject_prohibited()];
@@ -158,7 +157,7 @@ pub fn site_rule(family: Family, prefix_len: u8) -> Rule {
     vec![opener(family), mask(&netmask(family, prefix_len)), map(&site), meta_set(Meta::Priority)]
 }
 
-/// The rules by which a block's chain asks this set. The chain asks its sets in their order.
+/// The rules by which a block's chain looks this set up. The chain looks its sets up in their order.
 pub fn block_rules(set: &Set) -> Vec<Rule> {
     let asked = lookup(&set.to_string());
     let passed = [load(&0u32.to_ne_bytes()), meta_set(Meta::Priority), verdict(&Verdict::Accept)];
@@ -204,15 +203,12 @@ fn netmask(family: Family, prefix_len: u8) -> Vec<u8> {
         .collect()
 }
 
-/// The interface named by the rules of a dumped `forward` chain; to be proved by comparing.
-pub fn interface_in(chain: &str, exprs: &[u8]) -> Option<InterfaceName> {
-    if chain != FORWARD {
-        return None;
-    }
-    Attrs(exprs).find_map(|(_, expr)| {
-        let value = find_in(expr, &[expr::DATA, 3, data::VALUE])?;
-        let name = value.split(|byte| *byte == 0).next()?;
-        (value.len() == 16).then(|| std::str::from_utf8(name).ok()?.parse().ok())?
+/// The interface that a rule of the chain `forward` names; to be proved by comparing.
+pub fn interface_in(found: &[Expr]) -> Option<InterfaceName> {
+    const CMP_DATA: u16 = 3;
+    found.iter().find_map(|expr| {
+        let value = expr.find(&[CMP_DATA, data::VALUE]).filter(|value| value.len() == 16)?;
+        std::str::from_utf8(value.split(|byte| *byte == 0).next()?).ok()?.parse().ok()
     })
 }
 
@@ -234,7 +230,7 @@ fn ping(nfproto: u8, l4proto: u8, echo_request: u8) -> Rule {
 
 /// Logs a few packets a minute of each peer's address. Addresses that come in elsewhere may be
 /// forged, and would fill the set.
-fn tell_of_peer(
+fn log_denied_peer(
     base: &FirewallBase,
     family: Family,
     nfproto: u8,
@@ -246,11 +242,11 @@ fn tell_of_peer(
         payload(Base::Network, source_offset_bytes, family.address_bytes().into()),
         limit_each(&Set::DenyLog(family).to_string(), &limit(6, 60, 5)),
     ];
-    [iif(Cmp::Eq, base), each, tell(&limit(20, 1, 100))].concat()
+    [iif(Cmp::Eq, base), each, log_at_most(&limit(20, 1, 100))].concat()
 }
 
-/// Logs, but never more than whoever reads can take.
-fn tell(at_most: &Expr) -> Rule {
+/// Logs, but never more than a log daemon can take.
+fn log_at_most(at_most: &Expr) -> Rule {
     const HEAD_BYTES: u32 = 80;
     vec![at_most.clone(), log(DENY_LOG_PREFIX, DENY_LOG_GROUP, HEAD_BYTES)]
 }

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use super::attr::{self, Attr, find, find_be32, find_text};
-use super::expr::counter;
+use super::attr::Attr;
+use super::expr::{Expr, counter};
 use super::name::{Block, Family, TABLE};
-use super::sys::{datatype, expr, set};
+use super::sys::{datatype, set};
+use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 use crate::model::ProfileId;
 
 /// One set or map of our table. Its printed form is its name in the kernel.
@@ -13,7 +14,7 @@ use crate::model::ProfileId;
 pub enum Set {
     /// A peer's own address -> its profile.
     Peers(Family),
-    /// A site prefix of this length -> its profile. One hash map for each length in use, asked
+    /// A site prefix of this length -> its profile. One hash map for each length in use, looked up
     /// from the shortest to the longest: an interval map could not hold nested prefixes.
     Sites(Family, u8),
     /// A profile -> its chain.
@@ -22,17 +23,17 @@ pub enum Set {
     Allowed(ProfileId, Family),
     /// A block of profiles -> the block's chain.
     Blocks,
-    /// What a block's profiles were judged, counted for each.
+    /// Counts for each profile of a block all packets that were judged.
     Judged(Block),
     /// A profile of the block and a prefix of this length that it allows.
     Grants(Block, Family, u8),
     /// A profile of the block and a DNS server that it may ask.
     Servers(Block, Family),
-    /// What of a block's profiles was denied, counted for each.
+    /// Counts for each profile of a block the packets that were denied.
     Denied(Block),
-    /// What is the internet: every address outside the special-purpose blocks.
+    /// The internet: every address outside the special-purpose blocks.
     Internet(Family),
-    /// How often each source was denied lately.
+    /// How often each source was denied in the last minute.
     DenyLog(Family),
 }
 
@@ -102,17 +103,22 @@ impl Set {
     }
 
     /// Whether `dumped`, read back from the kernel, declares this set.
-    pub fn is(&self, dumped: &[u8]) -> bool {
-        let absent = |kind| find_be32(dumped, kind).is_none_or(|number| number == 0);
-        let mut sent = Vec::new();
-        self.shape().iter().for_each(|attr| attr.encode(&mut sent));
-        let same = attr::Attrs(&sent).all(|(kind, value)| find(dumped, kind) == Some(value));
-        let counts = find(dumped, set::EXPR).map(|dumped| find_text(dumped, expr::NAME));
-        counts == self.counts().then_some(Some("counter"))
-            && same
-            && [set::FLAGS, set::DATA_TYPE, set::TIMEOUT]
-                .iter()
-                .all(|kind| find(&sent, *kind).is_some() || absent(*kind))
+    pub fn is(&self, dumped: Attributes<'_>) -> Result<bool, NetlinkError> {
+        let sent = self.shape();
+        for attr in &sent {
+            if !dumped.find(attr.kind())?.is_some_and(|found| attr.is_encoded_as(found.value)) {
+                return Ok(false);
+            }
+        }
+        for kind in [set::FLAGS, set::DATA_TYPE, set::TIMEOUT] {
+            let is_zero = |found: Attribute<'_>| found.value.iter().all(|byte| *byte == 0);
+            let is_sent = sent.iter().any(|attr| attr.kind() == kind);
+            if !is_sent && !dumped.find(kind)?.is_none_or(is_zero) {
+                return Ok(false);
+            }
+        }
+        let counts = dumped.find(set::EXPR)?.map(|dumped| Expr::read(&dumped)).transpose()?;
+        Ok(counts.map(|expr| expr.name() == "counter") == self.counts().then_some(true))
     }
 
     /// Whether each element counts the packets that match it.
@@ -124,7 +130,7 @@ impl Set {
         const MAX_SOURCES: u32 = 65_536;
         const FORGET_AFTER_MILLIS: u64 = 60_000;
         let key = |flags, kind, bytes: u8| {
-            // The kernel says nothing of no flags.
+            // The kernel dumps no attribute for no flags.
             let flags = (flags != 0).then(|| Attr::be32(set::FLAGS, flags));
             let key = [Attr::be32(set::KEY_TYPE, kind), Attr::be32(set::KEY_LEN, bytes.into())];
             flags.into_iter().chain(key).collect::<Vec<_>>()

@@ -1,184 +1,148 @@
-//! The netlink socket: sends a batch and collects its answers, dumps, and reads the generation.
+//! The socket to nf_tables: commits a batch, dumps and gets objects, and reads the generation.
 
-use std::io;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::errno::Errno;
 
-use netlink_sys::{Socket, SocketAddr};
-use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
-
-use super::attr::{Attr, find_be32};
-use super::batch::Finished;
+use super::attr::{Attr, encode_all};
+use super::batch::{Batch, Finished};
 use super::error::NftError;
-use super::message::{Messages, frame, message_type};
-use super::sys::{
-    NETLINK_NETFILTER, NFPROTO_INET, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, generation, msg,
-};
-
-/// The kernel fills at most 32 KiB of a dump at a time.
-const RECEIVE_BYTES: usize = 64 * 1024;
+use super::message::{ObjectMessage, header, message_type};
+use super::sys::{NFPROTO_INET, generation, msg};
+use crate::dataplane::netlink::{Attributes, Channel, Encoded, NetlinkError};
 
 /// One socket to nf_tables of the network namespace it was opened in.
-pub struct NftSocket {
-    socket: Socket,
-    port: u32,
-    sequence: u32,
-    buffer: Vec<u8>,
-}
+pub struct NftSocket(Channel);
 
 impl NftSocket {
     pub fn open() -> Result<Self, NftError> {
-        /// A refused change can name each of its requests.
-        const RECEIVE_QUEUE_BYTES: usize = 4 << 20;
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(NftError::Open)?;
-        let address = socket.bind_auto().map_err(NftError::Open)?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(NftError::Open)?;
-        socket.set_cap_ack(true).map_err(NftError::Open)?;
-        setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_QUEUE_BYTES)
-            .map_err(|errno| NftError::Open(errno.into()))?;
-        let port = address.port_number();
-        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+        Channel::open(NETLINK_NETFILTER).map(Self).map_err(NftError::Open)
     }
 
-    /// The socket's number, which the events of our own changes carry.
+    /// The socket's port, which the events of our own changes carry.
     pub const fn port(&self) -> u32 {
-        self.port
+        self.0.port()
     }
 
-    /// Sends a batch, which the kernel obeys or refuses as a whole before this returns.
+    /// Begins a batch, which must be committed before anything else is asked.
+    pub fn begin(&self, expected: Option<u32>) -> Batch {
+        Batch::new(self.0.next_sequence(), expected)
+    }
+
+    /// Sends a batch, which the kernel has applied or refused as a whole when this returns.
     pub fn commit(&mut self, batch: &Finished) -> Result<(), NftError> {
         let bytes = batch.bytes().len();
-        // Each message is counted with its overhead; what is too little shows as EMSGSIZE.
-        setsockopt(&self.socket, sockopt::SndBufForce, &(bytes + 64 * 1024))
-            .map_err(|errno| NftError::Send { bytes, source: errno.into() })?;
-        self.socket.send(batch.bytes(), 0).map_err(|source| match source.raw_os_error() {
-            Some(libc::EMSGSIZE | libc::ENOMEM | libc::ENOBUFS) => {
-                NftError::TooLarge { bytes, source }
-            }
-            _ => NftError::Send { bytes, source },
+        let sent = self.0.send_batch(batch.bytes(), batch.first(), batch.last());
+        let acks = sent.map_err(|error| match error {
+            NetlinkError::Socket {
+                call: "send",
+                errno: errno @ (Errno::EMSGSIZE | Errno::ENOMEM | Errno::ENOBUFS),
+            } => NftError::TooLarge { bytes, errno },
+            source => NftError::Send { bytes, source },
         })?;
-        self.verdict_on(batch)
-    }
-
-    /// The kernel has queued every answer by the time `send` returns.
-    fn verdict_on(&mut self, batch: &Finished) -> Result<(), NftError> {
-        let mut acknowledged = false;
-        let mut refused: Option<(u32, i32)> = None;
-        loop {
-            match self.receive(libc::MSG_DONTWAIT) {
-                Ok(()) => {}
-                // Some answers did not fit the queue; those that did still come.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(NftError::Receive(error)),
+        match acks.refused {
+            Some((sequence, errno)) => {
+                Err(NftError::Refused { request: batch.describe(sequence), errno })
             }
-            for message in Messages(&self.buffer).filter(|found| found.kind == NLMSG_ERROR) {
-                match message.error() {
-                    0 => acknowledged = true,
-                    errno => _ = refused.get_or_insert((message.sequence, errno)),
-                }
-            }
-        }
-        match refused {
-            Some((sequence, errno)) => Err(NftError::Refused {
-                request: batch.describe(sequence),
-                source: io::Error::from_raw_os_error(errno),
-            }),
-            None if acknowledged => Ok(()),
+            None if acks.acknowledged => Ok(()),
             None => Err(NftError::NoAnswer),
         }
     }
 
-    /// Dumps objects of one kind. `take` gets each one's attributes.
+    /// Dumps objects of one kind. `read` gets the attributes of each.
     ///
-    /// A set, chain or table that is not there has nothing to dump. When the ruleset changes under
-    /// the dump it is [`NftError::Changed`]: whoever reads several things at one generation must
-    /// begin with all of them again.
+    /// A set, chain or table that is not there has nothing to dump. When the ruleset changes during
+    /// the dump this is [`NftError::Changed`]: a caller that reads several things of one generation
+    /// must read all of them again.
     pub fn dump<T: Default>(
         &mut self,
         kind: u8,
         attrs: &[Attr],
-        take: impl FnMut(&mut T, &[u8]),
+        read: impl FnMut(&mut T, Attributes<'_>) -> Result<(), NetlinkError>,
     ) -> Result<T, NftError> {
-        self.dump_of(NFPROTO_INET, kind, attrs, take)
+        self.dump_of(NFPROTO_INET, kind, attrs, read)
     }
 
-    /// The same of another family, `NFPROTO_*`.
+    /// Dumps objects of one kind of any family, `NFPROTO_*`.
     pub fn dump_of<T: Default>(
         &mut self,
         family: u8,
         kind: u8,
         attrs: &[Attr],
-        mut take: impl FnMut(&mut T, &[u8]),
+        mut read: impl FnMut(&mut T, Attributes<'_>) -> Result<(), NetlinkError>,
     ) -> Result<T, NftError> {
-        let sequence = self.request(family, kind, NLM_F_DUMP, attrs)?;
-        let mut found = T::default();
-        let mut whole = true;
-        loop {
-            self.receive(0).map_err(NftError::Receive)?;
-            for message in Messages(&self.buffer).filter(|found| found.sequence == sequence) {
-                whole &= message.flags & NLM_F_DUMP_INTR == 0;
-                if message.kind != NLMSG_DONE && message.kind != NLMSG_ERROR {
-                    take(&mut found, message.body);
-                    continue;
-                }
-                return match message.end_of_dump() {
-                    Ok(()) if whole => Ok(found),
-                    Ok(()) => Err(NftError::Changed),
-                    Err(error) => Err(error),
-                };
-            }
-        }
+        let body = body(family, attrs);
+        let request = Encoded { kind: message_type(kind), body: &body };
+        let dumped = self.0.dump_once(&request, |found, message| {
+            read(found, ObjectMessage::read(message)?.attributes)
+        });
+        dumped.or_else(end_of_dump)
     }
 
-    /// The attributes of one object; `None`: it is not there.
-    pub fn get(&mut self, kind: u8, attrs: &[Attr]) -> Result<Option<Vec<u8>>, NftError> {
-        let sequence = self.request(NFPROTO_INET, kind, 0, attrs)?;
-        loop {
-            self.receive(0).map_err(NftError::Receive)?;
-            let answer = Messages(&self.buffer).find(|found| found.sequence == sequence);
-            match answer {
-                Some(message) if message.kind == NLMSG_ERROR => match message.error() {
-                    libc::ENOENT => return Ok(None),
-                    errno => return Err(NftError::Receive(io::Error::from_raw_os_error(errno))),
-                },
-                Some(message) => return Ok(Some(message.body.to_vec())),
-                None => {}
-            }
+    /// Reads one object; `None`: it is not there.
+    pub fn get<T>(
+        &mut self,
+        kind: u8,
+        attrs: &[Attr],
+        mut read: impl FnMut(Attributes<'_>) -> Result<T, NetlinkError>,
+    ) -> Result<Option<T>, NftError> {
+        let body = body(NFPROTO_INET, attrs);
+        let request = Encoded { kind: message_type(kind), body: &body };
+        let found = self.0.get(&request, |found, message| {
+            *found = Some(read(ObjectMessage::read(message)?.attributes)?);
+            Ok(())
+        });
+        match found {
+            Ok(None) => Err(NftError::NoAnswer),
+            Ok(found) => Ok(found),
+            Err(NetlinkError::Refused { errno: Errno::ENOENT, .. }) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
     /// The number that every change of any ruleset of this namespace raises.
     pub fn generation(&mut self) -> Result<u32, NftError> {
-        let body = self.get(msg::GETGEN, &[])?.unwrap_or_default();
-        find_be32(&body, generation::ID).ok_or(NftError::NoAnswer)
+        let id =
+            self.get(msg::GETGEN, &[], |attributes| attributes.require(generation::ID)?.be32());
+        id?.ok_or(NftError::NoAnswer)
     }
+}
 
-    fn request(
-        &mut self,
-        family: u8,
-        kind: u8,
-        flags: u16,
-        attrs: &[Attr],
-    ) -> Result<u32, NftError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut bytes = Vec::new();
-        let flags = NLM_F_REQUEST | flags;
-        frame(&mut bytes, message_type(kind), flags, self.sequence, family, 0, |out| {
-            attrs.iter().for_each(|attr| attr.encode(out));
-        });
-        let sent = self.socket.send(&bytes, 0);
-        sent.map_err(|source| NftError::Send { bytes: bytes.len(), source })?;
-        Ok(self.sequence)
-    }
+fn body(family: u8, attrs: &[Attr]) -> Vec<u8> {
+    let mut body = header(family, 0).to_vec();
+    encode_all(attrs, &mut body);
+    body
+}
 
-    fn receive(&mut self, flags: libc::c_int) -> io::Result<()> {
-        loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, flags) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other.map(|_| ()),
-            }
+/// What a dump gave that did not end well. The kernel refuses to dump what is not there, which gives
+/// all there is; what goes away meanwhile ends the dump early.
+fn end_of_dump<T: Default>(error: NetlinkError) -> Result<T, NftError> {
+    match error {
+        NetlinkError::Refused { errno: Errno::ENOENT, .. } => Ok(T::default()),
+        NetlinkError::Interrupted { .. }
+        | NetlinkError::Incomplete { errno: Errno::ENOENT | Errno::EINTR | Errno::EAGAIN } => {
+            Err(NftError::Changed)
         }
+        error => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_that_fails_at_its_end_is_not_whole() {
+        let refused = |errno| NetlinkError::Refused { errno, message: String::new() };
+        assert!(matches!(end_of_dump::<u8>(refused(Errno::ENOENT)), Ok(0)));
+        for errno in [Errno::ENOENT, Errno::EINTR, Errno::EAGAIN] {
+            let ended = end_of_dump::<u8>(NetlinkError::Incomplete { errno });
+            assert!(matches!(ended, Err(NftError::Changed)), "{errno}");
+        }
+        let interrupted = NetlinkError::Interrupted { tries: 1 };
+        assert!(matches!(end_of_dump::<u8>(interrupted), Err(NftError::Changed)));
+        let ended = end_of_dump::<u8>(NetlinkError::Incomplete { errno: Errno::ENOMEM });
+        assert!(matches!(ended, Err(NftError::Read(_))));
+        assert!(matches!(end_of_dump::<u8>(refused(Errno::EINVAL)), Err(NftError::Read(_))));
+        assert!(matches!(end_of_dump::<u8>(refused(Errno::EPERM)), Err(NftError::Open(_))));
     }
 }

@@ -1,21 +1,11 @@
 //! Numbers of the kernel's interface, from `linux/netlink.h`, `linux/netfilter/nfnetlink.h` and
 //! `linux/netfilter/nf_tables.h`. Names without the `NFTA_` and `NFT_` prefixes.
 
-pub const NETLINK_NETFILTER: isize = 12;
-pub const NLMSG_ERROR: u16 = 2;
-pub const NLMSG_DONE: u16 = 3;
-
 pub const NLM_F_REQUEST: u16 = 0x01;
 pub const NLM_F_ACK: u16 = 0x04;
-pub const NLM_F_DUMP_INTR: u16 = 0x10;
-pub const NLM_F_DUMP: u16 = 0x300;
 pub const NLM_F_CREATE: u16 = 0x400;
 pub const NLM_F_EXCL: u16 = 0x200;
 pub const NLM_F_APPEND: u16 = 0x800;
-
-pub const NLA_F_NESTED: u16 = 0x8000;
-/// Masks the flags out of an attribute's type.
-pub const NLA_TYPE_MASK: u16 = 0x3fff;
 
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub const NFNL_MSG_BATCH_BEGIN: u16 = 16;

@@ -1,4 +1,4 @@
-//! The fixed part of our table: what stands in it whoever the peers are.
+//! The fixed part of our table: what it holds whatever peers there are.
 //!
 //! In the words of the `nft` program (with `w` for the WireGuard interface; what depends on the
 //! [`FirewallBase`] is marked):
@@ -59,22 +59,23 @@
 //! change acts on the next packet of every live flow. What the gateway itself sends to peers is
 //! not filtered: there is no output hook.
 //!
-//! The look-ups meet in the packet's priority, which is 0 again when a packet passes: what a type
-//! of service would have made of it is lost.
+//! The look-ups pass a profile's number on in the packet's priority, which is 0 again when a packet
+//! passes: a priority that the type of service gave it is lost.
 //!
-//! The translating chain stays where nothing is to be masqueraded any more: without it the kernel
-//! would no longer translate the flows that it began to, and their answers would be denied.
+//! The chain that translates stays when nothing is to be masqueraded any more: without it the kernel
+//! would stop translating the flows that it has begun to, and their answers would be denied.
 //!
 //! Interfaces are matched by name: an index (`iif`) would go stale, and fail open, when the
-//! interface is made anew.
+//! interface is created again.
 
-use super::attr::{Attr, find, find_be32, find_in, find_text};
+use super::attr::Attr;
+use super::chain::Hook;
 use super::element::Element;
 use super::expr::Rule;
 use super::name::{DENY, DNS, FORWARD, Family, INBOUND, INPUT, JUDGE, POSTROUTING, SITES, TABLE};
 use super::rules;
 use super::set::Set;
-use super::sys::{chain, table};
+use super::sys::{table, verdict};
 use crate::model::policy::internet;
 use crate::model::{FirewallBase, Masquerade};
 
@@ -82,17 +83,8 @@ use crate::model::{FirewallBase, Masquerade};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     pub name: &'static str,
-    hook: Option<Hook>,
+    pub hook: Option<Hook>,
     pub rules: Vec<Rule>,
-}
-
-/// Where packets enter a chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Hook {
-    kind: &'static str,
-    /// `enum nf_inet_hooks`.
-    number: u32,
-    priority: i32,
 }
 
 /// Sets and chains that depend on the base alone.
@@ -126,52 +118,6 @@ impl Fixed {
         ];
         Self { sets, chains }
     }
-}
-
-impl Chain {
-    /// What is sent to declare it.
-    pub fn declaration(&self) -> Vec<Attr> {
-        let mut attrs = plain_chain(self.name);
-        attrs.extend(self.shape());
-        attrs
-    }
-
-    /// Whether `dumped`, read back from the kernel, declares this chain.
-    pub fn is(&self, dumped: &[u8]) -> bool {
-        let mut sent = Vec::new();
-        self.shape().iter().for_each(|attr| attr.encode(&mut sent));
-        let flags = find_be32(dumped, chain::FLAGS).unwrap_or_default();
-        let number = |attrs: &[u8], kind| find_in(attrs, &[chain::HOOK, kind]).map(<[u8]>::to_vec);
-        flags == if self.hook.is_some() { chain::FLAG_BASE } else { 0 }
-            && find_text(dumped, chain::NAME) == Some(self.name)
-            && [chain::TYPE, chain::POLICY]
-                .iter()
-                .all(|kind| find(&sent, *kind) == find(dumped, *kind))
-            && [chain::HOOK_HOOKNUM, chain::HOOK_PRIORITY]
-                .iter()
-                .all(|kind| number(&sent, *kind) == number(dumped, *kind))
-    }
-
-    fn shape(&self) -> Vec<Attr> {
-        const ACCEPT: u32 = 1;
-        let Some(hook) = &self.hook else { return vec![] };
-        vec![
-            Attr::text(chain::TYPE, hook.kind),
-            Attr::be32(chain::POLICY, ACCEPT),
-            Attr::nest(
-                chain::HOOK,
-                vec![
-                    Attr::be32(chain::HOOK_HOOKNUM, hook.number),
-                    Attr::bytes(chain::HOOK_PRIORITY, hook.priority.to_be_bytes()),
-                ],
-            ),
-        ]
-    }
-}
-
-/// What is sent to declare or name a chain without a hook.
-pub fn plain_chain(name: &str) -> Vec<Attr> {
-    vec![Attr::text(chain::TABLE, TABLE), Attr::text(chain::NAME, name)]
 }
 
 /// What is sent to declare the table, with the comment that listings show.
@@ -210,5 +156,6 @@ fn hooked(
     priority: i32,
     rules: Vec<Rule>,
 ) -> Chain {
-    Chain { name, hook: Some(Hook { kind, number, priority }), rules }
+    let policy = Some(verdict::ACCEPT.cast_unsigned());
+    Chain { name, hook: Some(Hook { kind: kind.into(), number, priority, policy }), rules }
 }

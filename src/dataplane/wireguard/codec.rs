@@ -1,14 +1,17 @@
 //! Peer steps as messages of `WG_CMD_SET_DEVICE` (include/uapi/linux/wireguard.h). Pure.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
 use ipnet::IpNet;
-use netlink_packet_core::Emitable;
-use netlink_packet_wireguard::{
-    WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardPeer,
-    WireguardPeerAttribute as Attribute, WireguardPeerFlags as Flags,
-};
+use zeroize::Zeroizing;
 
+use super::sys::{
+    AF_INET, AF_INET6, ALLOWED_IP_ADDRESS, ALLOWED_IP_FAMILY, ALLOWED_IP_PREFIX_LEN,
+    PEER_ALLOWED_IPS, PEER_FLAGS, PEER_KEEPALIVE, PEER_PRESHARED_KEY, PEER_PUBLIC_KEY,
+    PEER_REMOVE_ME, PEER_REPLACE_ALLOWED_IPS, PEER_UPDATE_ONLY,
+};
+use crate::dataplane::netlink::{put, put_nested};
 use crate::model::{AllowedIps, PublicKey};
 use crate::plan::Step;
 
@@ -18,83 +21,86 @@ const MESSAGE_BYTES: usize = 12 * 1024;
 /// with more is written in several messages.
 const PREFIXES_PER_ENTRY: usize = 1024;
 
+/// Encoded entries of a peer list. They may hold preshared keys.
+pub(super) type Peers = Zeroizing<Vec<u8>>;
+
 /// Steps that go in one message, or one step that needs several.
 pub(super) struct Batch {
-    /// Which of the steps given.
+    /// Which of the given steps.
     pub steps: Range<usize>,
-    /// The peers of each message.
-    pub messages: Vec<Vec<WireguardPeer>>,
+    /// The peer list of each message.
+    pub messages: Vec<Peers>,
 }
 
-/// Packs peer steps into messages, in their order, each when it is asked for: the kernel works on
-/// one while no other takes up memory. Any other step is a batch without messages.
+/// Packs peer steps into messages, in their order, each when it is asked for, so that no other takes
+/// up memory while the kernel works on one. Any other step is a batch without messages.
 pub(super) fn pack(steps: &[Step]) -> impl Iterator<Item = Batch> {
     let mut next = 0;
-    // The entries of the next step, where they did not fit into the batch before.
+    // The entries of the next step, where they did not fit into the previous batch.
     let mut ahead = None;
     std::iter::from_fn(move || {
-        let mut message = ahead.take().or_else(|| steps.get(next).map(entries))?;
+        let mut messages = ahead.take().or_else(|| steps.get(next).map(entries))?;
         let start = next;
         next += 1;
-        if message.len() != 1 {
-            let messages = message.into_iter().map(|entry| vec![entry]).collect();
-            return Some(Batch { steps: start..next, messages });
-        }
-        let mut room = MESSAGE_BYTES.saturating_sub(len_bytes(&message));
-        while let Some(step) = steps.get(next) {
-            let mut entries = entries(step);
-            let bytes = len_bytes(&entries);
-            if entries.len() != 1 || bytes > room {
-                ahead = Some(entries);
-                break;
+        if let [message] = &mut messages[..] {
+            // Nothing is left behind in memory by growing.
+            let mut packed = Peers::new(Vec::with_capacity(message.len().max(MESSAGE_BYTES)));
+            packed.extend_from_slice(message);
+            while let Some(step) = steps.get(next) {
+                let entries = entries(step);
+                match &entries[..] {
+                    [entry] if packed.len() + entry.len() <= MESSAGE_BYTES => {
+                        packed.extend_from_slice(entry);
+                    }
+                    _ => {
+                        ahead = Some(entries);
+                        break;
+                    }
+                }
+                next += 1;
             }
-            message.append(&mut entries);
-            room -= bytes;
-            next += 1;
+            *message = packed;
         }
-        Some(Batch { steps: start..next, messages: vec![message] })
+        Some(Batch { steps: start..next, messages })
     })
 }
 
-fn len_bytes(entries: &[WireguardPeer]) -> usize {
-    entries.iter().map(Emitable::buffer_len).sum()
-}
-
-/// What removes a peer. An unknown peer stays unknown.
-pub(super) fn removal(key: &PublicKey) -> WireguardPeer {
-    entry(key, Flags::RemoveMe, [])
+/// The entry that removes a peer. An unknown peer stays unknown.
+pub(super) fn removal(key: &PublicKey) -> Peers {
+    entry(key, PEER_REMOVE_ME, &[], |_| {})
 }
 
 /// One step's entries in the peer list: one, unless its prefixes need more.
-fn entries(step: &Step) -> Vec<WireguardPeer> {
+fn entries(step: &Step) -> Vec<Peers> {
     match step {
         Step::RemovePeer { key } => vec![removal(key)],
         Step::NarrowPeer { key, allowed_ips } => {
-            with_prefixes(key, Flags::UpdateOnly | Flags::ReplaceAllowedIps, vec![], allowed_ips)
+            with_prefixes(key, PEER_UPDATE_ONLY | PEER_REPLACE_ALLOWED_IPS, allowed_ips, |_| {})
         }
         Step::WidenPeer { key, allowed_ips } => {
-            with_prefixes(key, Flags::UpdateOnly, vec![], allowed_ips)
+            with_prefixes(key, PEER_UPDATE_ONLY, allowed_ips, |_| {})
         }
+        // Replacing costs nothing where there is nothing yet. If the peer came to exist since the
+        // kernel was read, it ends with these prefixes and no others.
         Step::AddPeer { key, peer } => {
-            let mut attributes = Vec::with_capacity(4);
-            if let Some(preshared_key) = &peer.preshared_key {
-                attributes.push(Attribute::PresharedKey(*preshared_key.expose_bytes()));
-            }
-            if peer.keepalive_secs != 0 {
-                attributes.push(Attribute::PersistentKeepalive(peer.keepalive_secs));
-            }
-            // Replacing costs nothing where there is nothing yet, and if the peer came to be since
-            // it was looked for, it ends with these prefixes and no others.
-            with_prefixes(key, Flags::ReplaceAllowedIps, attributes, &peer.allowed_ips)
+            with_prefixes(key, PEER_REPLACE_ALLOWED_IPS, &peer.allowed_ips, |out| {
+                if let Some(preshared_key) = &peer.preshared_key {
+                    put(out, PEER_PRESHARED_KEY, preshared_key.expose_bytes());
+                }
+                if peer.keepalive_secs != 0 {
+                    put(out, PEER_KEEPALIVE, &peer.keepalive_secs.to_ne_bytes());
+                }
+            })
         }
         Step::SetPresharedKey { key, preshared_key } => {
             // All zero is how the interface says "none".
-            let bytes = preshared_key.as_ref().map_or([0; 32], |psk| *psk.expose_bytes());
-            vec![entry(key, Flags::UpdateOnly, [Attribute::PresharedKey(bytes)])]
+            let none = [0; 32];
+            let bytes = preshared_key.as_ref().map_or(&none, |psk| psk.expose_bytes());
+            vec![entry(key, PEER_UPDATE_ONLY, &[], |out| put(out, PEER_PRESHARED_KEY, bytes))]
         }
         Step::SetKeepalive { key, keepalive_secs } => {
-            let keepalive = Attribute::PersistentKeepalive(*keepalive_secs);
-            vec![entry(key, Flags::UpdateOnly, [keepalive])]
+            let bytes = keepalive_secs.to_ne_bytes();
+            vec![entry(key, PEER_UPDATE_ONLY, &[], |out| put(out, PEER_KEEPALIVE, &bytes))]
         }
         _ => vec![],
     }
@@ -102,41 +108,62 @@ fn entries(step: &Step) -> Vec<WireguardPeer> {
 
 fn with_prefixes(
     key: &PublicKey,
-    flags: Flags,
-    attributes: Vec<Attribute>,
+    flags: u32,
     allowed_ips: &AllowedIps,
-) -> Vec<WireguardPeer> {
+    more: impl FnOnce(&mut Vec<u8>),
+) -> Vec<Peers> {
     let mut chunks = allowed_ips.as_slice().chunks(PREFIXES_PER_ENTRY);
-    let first = chunks.next().unwrap_or_default();
-    let mut entries = vec![entry(key, flags, attributes.into_iter().chain(prefixes(first)))];
-    entries.extend(chunks.map(|chunk| entry(key, Flags::UpdateOnly, prefixes(chunk))));
+    let mut entries = vec![entry(key, flags, chunks.next().unwrap_or_default(), more)];
+    entries.extend(chunks.map(|chunk| entry(key, PEER_UPDATE_ONLY, chunk, |_| {})));
     entries
 }
 
 fn entry(
     key: &PublicKey,
-    flags: Flags,
-    attributes: impl IntoIterator<Item = Attribute>,
-) -> WireguardPeer {
-    let mut all = vec![Attribute::PublicKey(*key.as_bytes()), Attribute::Flags(flags)];
-    all.extend(attributes);
-    WireguardPeer(all)
+    flags: u32,
+    prefixes: &[IpNet],
+    more: impl FnOnce(&mut Vec<u8>),
+) -> Peers {
+    const PREFIX_BYTES: usize = 40;
+    const OTHER_BYTES: usize = 128;
+    let mut out = Peers::new(Vec::with_capacity(OTHER_BYTES + prefixes.len() * PREFIX_BYTES));
+    put_nested(&mut out, 0, |out| {
+        put(out, PEER_PUBLIC_KEY, key.as_bytes());
+        put(out, PEER_FLAGS, &flags.to_ne_bytes());
+        more(out);
+        if !prefixes.is_empty() {
+            put_nested(out, PEER_ALLOWED_IPS, |out| {
+                prefixes.iter().for_each(|prefix| put_prefix(out, prefix));
+            });
+        }
+    });
+    out
 }
 
-fn prefixes(prefixes: &[IpNet]) -> Option<Attribute> {
-    let list = |prefix: &IpNet| {
-        let family = match prefix {
-            IpNet::V4(_) => WireguardAddressFamily::Ipv4,
-            IpNet::V6(_) => WireguardAddressFamily::Ipv6,
+fn put_prefix(out: &mut Vec<u8>, prefix: &IpNet) {
+    put_nested(out, 0, |out| {
+        let mut address = |family: u16, octets: &[u8]| {
+            put(out, ALLOWED_IP_FAMILY, &family.to_ne_bytes());
+            put(out, ALLOWED_IP_ADDRESS, octets);
         };
-        WireguardAllowedIp(vec![
-            WireguardAllowedIpAttr::Family(family),
-            WireguardAllowedIpAttr::IpAddr(prefix.addr()),
-            WireguardAllowedIpAttr::Cidr(prefix.prefix_len()),
-        ])
+        match prefix.addr() {
+            IpAddr::V4(ip) => address(AF_INET, &ip.octets()),
+            IpAddr::V6(ip) => address(AF_INET6, &ip.octets()),
+        }
+        put(out, ALLOWED_IP_PREFIX_LEN, &[prefix.prefix_len()]);
+    });
+}
+
+/// The key and the flags of each entry.
+#[cfg(test)]
+pub(super) fn keys_and_flags(peers: &[u8]) -> Vec<([u8; 32], u32)> {
+    use crate::dataplane::netlink::{Attributes, Place};
+    let entry = |entry: crate::dataplane::netlink::Attribute<'_>| {
+        let peer = entry.nested();
+        let key = peer.require(PEER_PUBLIC_KEY).unwrap().fixed().unwrap();
+        (key, peer.require(PEER_FLAGS).unwrap().u32().unwrap())
     };
-    let prefixes: Vec<_> = prefixes.iter().map(list).collect();
-    (!prefixes.is_empty()).then_some(Attribute::AllowedIps(prefixes))
+    Attributes::new(peers, Place::of("TEST")).map(Result::unwrap).map(entry).collect()
 }
 
 #[cfg(test)]
@@ -150,12 +177,8 @@ mod tests {
         PublicKey::from_bytes(bytes).unwrap()
     }
 
-    fn flags(entry: &WireguardPeer) -> Flags {
-        let flags = entry.0.iter().find_map(|attribute| match attribute {
-            Attribute::Flags(flags) => Some(*flags),
-            _ => None,
-        });
-        flags.unwrap()
+    fn flags(peers: &Peers) -> u32 {
+        keys_and_flags(peers)[0].1
     }
 
     fn add(number: u32, prefixes: usize) -> Step {
@@ -177,8 +200,8 @@ mod tests {
             assert_eq!(batch.steps.start, next);
             next = batch.steps.end;
             assert_eq!(batch.messages.len(), 1);
-            assert_eq!(batch.messages[0].len(), batch.steps.len());
-            let bytes = len_bytes(&batch.messages[0]);
+            assert_eq!(keys_and_flags(&batch.messages[0]).len(), batch.steps.len());
+            let bytes = batch.messages[0].len();
             assert!(bytes <= MESSAGE_BYTES, "{bytes}");
         }
         assert_eq!(next, steps.len());
@@ -190,8 +213,8 @@ mod tests {
         let batches: Vec<Batch> = pack(&steps).collect();
         let counts: Vec<_> = batches.iter().map(|batch| batch.messages.len()).collect();
         assert_eq!(counts, [1, 3, 1]);
-        let flags: Vec<_> = batches[1].messages.iter().map(|peers| flags(&peers[0])).collect();
-        assert_eq!(flags, [Flags::ReplaceAllowedIps, Flags::UpdateOnly, Flags::UpdateOnly]);
+        let flags: Vec<_> = batches[1].messages.iter().map(flags).collect();
+        assert_eq!(flags, [PEER_REPLACE_ALLOWED_IPS, PEER_UPDATE_ONLY, PEER_UPDATE_ONLY]);
     }
 
     #[test]
@@ -205,8 +228,8 @@ mod tests {
         ];
         for step in &steps {
             let entries = entries(step);
-            assert!(flags(&entries[0]).contains(Flags::UpdateOnly), "{step}");
+            assert!(flags(&entries[0]) & PEER_UPDATE_ONLY != 0, "{step}");
         }
-        assert_eq!(flags(&entries(&Step::RemovePeer { key: key(1) })[0]), Flags::RemoveMe);
+        assert_eq!(flags(&entries(&Step::RemovePeer { key: key(1) })[0]), PEER_REMOVE_ME);
     }
 }

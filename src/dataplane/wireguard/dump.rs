@@ -9,28 +9,14 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use super::DeviceReading;
-use crate::dataplane::netlink::{NetlinkError, attributes, fixed};
+use super::sys::{
+    AF_INET, AF_INET6, ALLOWED_IP_ADDRESS, ALLOWED_IP_PREFIX_LEN, DEVICE_FWMARK,
+    DEVICE_LISTEN_PORT, DEVICE_PEERS, DEVICE_PUBLIC_KEY, PEER_ALLOWED_IPS, PEER_ENDPOINT,
+    PEER_KEEPALIVE, PEER_LAST_HANDSHAKE, PEER_PRESHARED_KEY, PEER_PUBLIC_KEY, PEER_RX_BYTES,
+    PEER_TX_BYTES,
+};
+use crate::dataplane::netlink::{Attribute, Attributes, Defect, Message, NetlinkError};
 use crate::model::{Peer, PresharedKey, PublicKey, Traffic};
-
-// include/uapi/linux/wireguard.h
-const DEVICE_PUBLIC_KEY: u16 = 4;
-const DEVICE_LISTEN_PORT: u16 = 6;
-const DEVICE_FWMARK: u16 = 7;
-const DEVICE_PEERS: u16 = 8;
-const PEER_PUBLIC_KEY: u16 = 1;
-const PEER_PRESHARED_KEY: u16 = 2;
-const PEER_ENDPOINT: u16 = 4;
-const PEER_KEEPALIVE: u16 = 5;
-const PEER_LAST_HANDSHAKE: u16 = 6;
-const PEER_RX_BYTES: u16 = 7;
-const PEER_TX_BYTES: u16 = 8;
-const PEER_ALLOWED_IPS: u16 = 9;
-const ALLOWED_IP_ADDRESS: u16 = 2;
-const ALLOWED_IP_PREFIX_LEN: u16 = 3;
-
-const GENERIC_HEADER_BYTES: usize = 4;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
 
 /// A dump as far as it was read. A peer with many prefixes comes in several pieces, also across
 /// messages; each piece after the first has only the key and more prefixes.
@@ -49,27 +35,25 @@ enum Open {
     #[default]
     None,
     Peer(PublicKey, Peer, Traffic),
-    /// One whose key is all zero, which somebody's `wg set` may leave behind: it can never shake
-    /// hands, and no step could name it.
+    /// A peer whose key is all zero, which a `wg set` may leave behind: it can never shake hands, and
+    /// no step can name it.
     Keyless,
 }
 
 impl DeviceDump {
-    /// Takes one message, which begins with its generic netlink header.
-    pub fn take(&mut self, payload: &[u8]) -> Result<(), NetlinkError> {
-        let body = payload.get(GENERIC_HEADER_BYTES..).unwrap_or_default();
-        for attribute in attributes(body) {
-            match attribute? {
-                (DEVICE_PUBLIC_KEY, value) => {
-                    self.reading.public_key = PublicKey::from_bytes(fixed(value)?).ok();
+    /// Reads one message of the dump.
+    pub fn read(&mut self, message: &Message<'_>) -> Result<(), NetlinkError> {
+        for attribute in message.split::<4>("WG_CMD_GET_DEVICE")?.1 {
+            let attribute = attribute?;
+            match attribute.kind {
+                DEVICE_PUBLIC_KEY => {
+                    self.reading.public_key = PublicKey::from_bytes(attribute.fixed()?).ok();
                 }
-                (DEVICE_LISTEN_PORT, value) => {
-                    self.reading.listen_port = u16::from_ne_bytes(fixed(value)?);
-                }
-                (DEVICE_FWMARK, value) => self.reading.fwmark = u32::from_ne_bytes(fixed(value)?),
-                (DEVICE_PEERS, value) => {
-                    for peer in attributes(value) {
-                        self.take_peer(peer?.1)?;
+                DEVICE_LISTEN_PORT => self.reading.listen_port = attribute.u16()?,
+                DEVICE_FWMARK => self.reading.fwmark = attribute.u32()?,
+                DEVICE_PEERS => {
+                    for peer in attribute.nested() {
+                        self.read_peer(peer?.nested())?;
                     }
                 }
                 _ => {}
@@ -87,33 +71,24 @@ impl DeviceDump {
         DeviceReading { peers, traffic, ..self.reading }
     }
 
-    fn take_peer(&mut self, value: &[u8]) -> Result<(), NetlinkError> {
-        for attribute in attributes(value) {
-            let (kind, value) = attribute?;
-            if kind == PEER_PUBLIC_KEY {
-                self.open(value)?;
-                continue;
-            }
-            let (peer, traffic) = match &mut self.open {
-                Open::Peer(_, peer, traffic) => (peer, traffic),
-                Open::Keyless => continue,
-                // The kernel writes the key first (get_peer in drivers/net/wireguard/netlink.c).
-                Open::None => {
-                    return Err(NetlinkError::Malformed("a peer that does not begin with its key"));
-                }
-            };
-            match kind {
+    fn read_peer(&mut self, piece: Attributes<'_>) -> Result<(), NetlinkError> {
+        // The kernel writes the key first (get_peer in drivers/net/wireguard/netlink.c).
+        self.open(PublicKey::from_bytes(piece.require(PEER_PUBLIC_KEY)?.fixed()?).ok());
+        for attribute in piece {
+            let attribute = attribute?;
+            let Open::Peer(_, peer, traffic) = &mut self.open else { continue };
+            match attribute.kind {
                 PEER_PRESHARED_KEY => {
-                    peer.preshared_key = PresharedKey::from_bytes(fixed(value)?).ok();
+                    peer.preshared_key = PresharedKey::from_bytes(attribute.fixed()?).ok();
                 }
-                PEER_KEEPALIVE => peer.keepalive_secs = u16::from_ne_bytes(fixed(value)?),
-                PEER_ENDPOINT => traffic.endpoint = Some(endpoint(value)?),
-                PEER_LAST_HANDSHAKE => traffic.last_handshake = handshake(value)?,
-                PEER_RX_BYTES => traffic.rx_bytes = u64::from_ne_bytes(fixed(value)?),
-                PEER_TX_BYTES => traffic.tx_bytes = u64::from_ne_bytes(fixed(value)?),
+                PEER_KEEPALIVE => peer.keepalive_secs = attribute.u16()?,
+                PEER_ENDPOINT => traffic.endpoint = Some(endpoint(&attribute)?),
+                PEER_LAST_HANDSHAKE => traffic.last_handshake = handshake(attribute.fixed()?),
+                PEER_RX_BYTES => traffic.rx_bytes = attribute.u64()?,
+                PEER_TX_BYTES => traffic.tx_bytes = attribute.u64()?,
                 PEER_ALLOWED_IPS => {
-                    for allowed in attributes(value) {
-                        self.prefixes.push(prefix(allowed?.1)?);
+                    for allowed in attribute.nested() {
+                        self.prefixes.push(prefix(&allowed?)?);
                     }
                 }
                 _ => {}
@@ -122,14 +97,12 @@ impl DeviceDump {
         Ok(())
     }
 
-    fn open(&mut self, key: &[u8]) -> Result<(), NetlinkError> {
-        let key = PublicKey::from_bytes(fixed(key)?).ok();
+    fn open(&mut self, key: Option<PublicKey>) {
         if !matches!((&self.open, key), (Open::Peer(open, ..), Some(key)) if *open == key) {
             self.close();
             self.open = key
                 .map_or(Open::Keyless, |key| Open::Peer(key, Peer::default(), Traffic::default()));
         }
-        Ok(())
     }
 
     fn close(&mut self) {
@@ -143,61 +116,64 @@ impl DeviceDump {
     }
 }
 
-fn prefix(value: &[u8]) -> Result<IpNet, NetlinkError> {
-    let (mut address, mut prefix_len) = (None, None);
-    for attribute in attributes(value) {
-        match attribute? {
-            (ALLOWED_IP_ADDRESS, value) if value.len() == 16 => {
-                address = Some(IpAddr::V6(fixed::<16>(value)?.into()));
-            }
-            (ALLOWED_IP_ADDRESS, value) => address = Some(IpAddr::V4(fixed::<4>(value)?.into())),
-            (ALLOWED_IP_PREFIX_LEN, value) => prefix_len = Some(fixed::<1>(value)?[0]),
-            _ => {}
-        }
-    }
-    let prefix = address.zip(prefix_len).and_then(|(address, len)| IpNet::new(address, len).ok());
-    prefix.ok_or(NetlinkError::Malformed("an allowed IP that is no prefix"))
+fn prefix(allowed: &Attribute<'_>) -> Result<IpNet, NetlinkError> {
+    let attributes = allowed.nested();
+    let address = attributes.require(ALLOWED_IP_ADDRESS)?;
+    let ip: IpAddr = match address.value.len() {
+        16 => address.fixed::<16>()?.into(),
+        _ => address.fixed::<4>()?.into(),
+    };
+    let prefix_len = attributes.require(ALLOWED_IP_PREFIX_LEN)?.u8()?;
+    IpNet::new(ip, prefix_len).map_err(|_| allowed.malformed(Defect::Not("a prefix")))
 }
 
 /// A `struct sockaddr_in` or `sockaddr_in6`: the family in the host's byte order, the port and the
 /// address in the network's, the scope in the host's.
-fn endpoint(value: &[u8]) -> Result<SocketAddr, NetlinkError> {
-    let port = u16::from_be_bytes(fixed(value.get(2..).unwrap_or_default())?);
-    match u16::from_ne_bytes(fixed(value)?) {
-        AF_INET => {
-            let address: [u8; 4] = fixed(value.get(4..).unwrap_or_default())?;
-            Ok(SocketAddrV4::new(Ipv4Addr::from(address), port).into())
+fn endpoint(attribute: &Attribute<'_>) -> Result<SocketAddr, NetlinkError> {
+    let family = attribute.value.first_chunk().copied().map(u16::from_ne_bytes);
+    match family {
+        Some(AF_INET) => {
+            let [_, _, p, q, a, b, c, d, ..] = attribute.fixed::<16>()?;
+            let port = u16::from_be_bytes([p, q]);
+            Ok(SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), port).into())
         }
-        AF_INET6 => {
-            let address: [u8; 16] = fixed(value.get(8..).unwrap_or_default())?;
-            let scope = u32::from_ne_bytes(fixed(value.get(24..).unwrap_or_default())?);
+        Some(AF_INET6) => {
+            let bytes = attribute.fixed::<28>()?;
+            let [_, _, p, q, _, _, _, _, address @ .., s, t, u, v] = bytes;
+            let port = u16::from_be_bytes([p, q]);
+            let scope = u32::from_ne_bytes([s, t, u, v]);
             Ok(SocketAddrV6::new(Ipv6Addr::from(address), port, 0, scope).into())
         }
-        _ => Err(NetlinkError::Malformed("an endpoint of unknown family")),
+        _ => Err(attribute.malformed(Defect::Not("an IPv4 or IPv6 endpoint"))),
     }
 }
 
 /// A `struct __kernel_timespec`; zero before the first handshake.
-fn handshake(value: &[u8]) -> Result<Option<SystemTime>, NetlinkError> {
-    let secs = i64::from_ne_bytes(fixed(value)?);
-    let nanos = i64::from_ne_bytes(fixed(value.get(8..).unwrap_or_default())?);
-    let (Ok(secs), Ok(nanos)) = (u64::try_from(secs), u32::try_from(nanos)) else {
-        return Ok(None);
-    };
+fn handshake(value: [u8; 16]) -> Option<SystemTime> {
+    let [a, b, c, d, e, f, g, h, nanos @ ..] = value;
+    let secs = u64::try_from(i64::from_ne_bytes([a, b, c, d, e, f, g, h])).ok()?;
+    let nanos = u32::try_from(i64::from_ne_bytes(nanos)).ok()?;
     let since_epoch = Duration::from_secs(secs) + Duration::from_nanos(nanos.into());
-    Ok((!since_epoch.is_zero()).then(|| SystemTime::UNIX_EPOCH + since_epoch))
+    SystemTime::UNIX_EPOCH.checked_add(since_epoch).filter(|_| !since_epoch.is_zero())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::netlink::{Place, put};
 
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let len = u16::try_from(value.len() + 4).unwrap();
-        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        let mut bytes = Vec::new();
+        put(&mut bytes, kind, value);
         bytes
+    }
+
+    fn read(dump: &mut DeviceDump, payload: &[u8]) -> Result<(), NetlinkError> {
+        dump.read(&Message { kind: 0, flags: 0, sequence: 0, port: 0, payload })
+    }
+
+    fn error(payload: &[u8]) -> String {
+        read(&mut DeviceDump::default(), payload).unwrap_err().to_string()
     }
 
     fn peer(key: u8, last_octet: u8, more: &[u8]) -> Vec<u8> {
@@ -219,8 +195,8 @@ mod tests {
     fn a_peer_split_over_two_messages_is_one_peer() {
         let keepalive = attribute(PEER_KEEPALIVE, &25u16.to_ne_bytes());
         let mut dump = DeviceDump::default();
-        dump.take(&message(&[peer(1, 1, &[]), peer(2, 2, &keepalive)])).unwrap();
-        dump.take(&message(&[peer(2, 3, &[]), peer(3, 4, &[])])).unwrap();
+        read(&mut dump, &message(&[peer(1, 1, &[]), peer(2, 2, &keepalive)])).unwrap();
+        read(&mut dump, &message(&[peer(2, 3, &[]), peer(3, 4, &[])])).unwrap();
         let reading = dump.finish();
         assert_eq!(reading.peers.len(), 3);
         assert_eq!(reading.peers[&key(2)].allowed_ips.to_string(), "10.0.0.2/32,10.0.0.3/32");
@@ -229,10 +205,10 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_whose_key_is_all_zero_is_left_out_alone() {
+    fn only_a_peer_whose_key_is_all_zero_is_left_out() {
         let mut dump = DeviceDump::default();
-        dump.take(&message(&[peer(1, 1, &[]), peer(0, 2, &[])])).unwrap();
-        dump.take(&message(&[peer(0, 3, &[]), peer(2, 4, &[])])).unwrap();
+        read(&mut dump, &message(&[peer(1, 1, &[]), peer(0, 2, &[])])).unwrap();
+        read(&mut dump, &message(&[peer(0, 3, &[]), peer(2, 4, &[])])).unwrap();
         let peers = dump.finish().peers;
         let shown: Vec<_> =
             peers.iter().map(|(key, peer)| (*key, peer.allowed_ips.to_string())).collect();
@@ -241,23 +217,63 @@ mod tests {
 
     #[test]
     fn endpoint_and_handshake_are_read_and_zero_is_none() {
+        let endpoint = |value: &[u8]| {
+            let bytes = attribute(PEER_ENDPOINT, value);
+            let list = Attributes::new(&bytes, Place::of("TEST"));
+            endpoint(&list.require(PEER_ENDPOINT).unwrap())
+        };
         let mut v6 = [AF_INET6.to_ne_bytes(), 51820u16.to_be_bytes()].concat();
         v6.extend([0; 4]);
         v6.extend(Ipv6Addr::LOCALHOST.octets());
         v6.extend(3u32.to_ne_bytes());
         assert_eq!(endpoint(&v6).unwrap().to_string(), "[::1%3]:51820");
         assert!(endpoint(&v6[..12]).is_err());
-        assert_eq!(handshake(&[0; 16]).unwrap(), None);
-        let time = [7i64.to_ne_bytes(), 9i64.to_ne_bytes()].concat();
+        let mut v4 = [AF_INET.to_ne_bytes(), 51820u16.to_be_bytes()].concat();
+        v4.extend([192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(endpoint(&v4).unwrap().to_string(), "192.0.2.1:51820");
+        assert!(endpoint(&v4[..8]).is_err() && endpoint(&[]).is_err());
+        assert_eq!(handshake([0; 16]), None);
+        let time = [7i64.to_ne_bytes(), 9i64.to_ne_bytes()].concat().try_into().unwrap();
         let expected = SystemTime::UNIX_EPOCH + Duration::new(7, 9);
-        assert_eq!(handshake(&time).unwrap(), Some(expected));
+        assert_eq!(handshake(time), Some(expected));
+        let negative = [(-7i64).to_ne_bytes(), 9i64.to_ne_bytes()].concat().try_into().unwrap();
+        assert_eq!(handshake(negative), None);
     }
 
     #[test]
-    fn half_a_message_is_an_error_and_no_panic() {
+    fn a_truncated_message_is_an_error() {
         let whole = message(&[peer(1, 1, &[])]);
-        for len in 5..whole.len() - 3 {
-            assert!(DeviceDump::default().take(&whole[..len]).is_err(), "{len}");
+        assert!(read(&mut DeviceDump::default(), &whole).is_ok());
+        for len in (0..4).chain(5..whole.len()) {
+            assert!(read(&mut DeviceDump::default(), &whole[..len]).is_err(), "{len}");
         }
+    }
+
+    #[test]
+    fn malformed_attributes_are_errors_that_name_them() {
+        let bad = |attribute: Vec<u8>| error(&message(&[peer(1, 1, &attribute)]));
+        let prefix = |text: &str| format!("the kernel sent a malformed WG_CMD_GET_DEVICE, {text}");
+        assert_eq!(
+            bad(attribute(PEER_RX_BYTES, &[0; 4])),
+            prefix("attribute 8/0/7: its value has 4 bytes instead of 8")
+        );
+        assert_eq!(
+            bad(attribute(PEER_LAST_HANDSHAKE, &[0; 8])),
+            prefix("attribute 8/0/6: its value has 8 bytes instead of 16")
+        );
+        assert_eq!(
+            bad(attribute(PEER_ENDPOINT, &[1, 0, 0, 0])),
+            prefix("attribute 8/0/4: it is not an IPv4 or IPv6 endpoint")
+        );
+        let address = attribute(ALLOWED_IP_ADDRESS, &[10, 0, 0, 1]);
+        let allowed = |inner: &[u8]| attribute(PEER_ALLOWED_IPS, &attribute(0, inner));
+        assert_eq!(bad(allowed(&address)), prefix("attribute 8/0/9/0: it lacks attribute 3"));
+        let too_long = attribute(ALLOWED_IP_PREFIX_LEN, &[33]);
+        assert_eq!(
+            bad(allowed(&[address, too_long].concat())),
+            prefix("attribute 8/0/9/0: it is not a prefix")
+        );
+        let keyless = attribute(0, &attribute(PEER_KEEPALIVE, &[0, 0]));
+        assert_eq!(error(&message(&[keyless])), prefix("attribute 8/0: it lacks attribute 1"));
     }
 }

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use netlink_packet_core::NetlinkDeserializable;
-use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs};
-use netlink_packet_generic::{GenlHeader, GenlMessage};
-use netlink_packet_wireguard::{WireguardAttribute, WireguardCmd, WireguardMessage, WireguardPeer};
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
+use zeroize::Zeroizing;
 
+use super::codec::Peers;
+use super::sys::{
+    CMD_GET_DEVICE, CMD_SET_DEVICE, DEVICE_FWMARK, DEVICE_IFINDEX, DEVICE_LISTEN_PORT,
+    DEVICE_PEERS, DEVICE_PRIVATE_KEY, VERSION, ctrl,
+};
 use super::{DeviceReading, codec, dump::DeviceDump};
-use crate::dataplane::netlink::{Borrowed, Channel, NetlinkError, Request};
+use crate::dataplane::netlink::{Channel, Encoded, NLA_F_NESTED, NetlinkError, Request, put};
 use crate::model::PrivateKey;
 use crate::plan::Step;
 
@@ -30,20 +32,20 @@ impl Kernel {
 
     /// Reads a device with all its peers.
     pub fn read(&mut self, link_index: u32) -> Result<DeviceReading, NetlinkError> {
-        self.with_family(|channel, family| {
-            let get = || message(family, WireguardCmd::GetDevice, link_index, []);
-            let dump = channel.dump(get, |dump: &mut DeviceDump, _, payload| dump.take(payload))?;
+        let body = device(CMD_GET_DEVICE, link_index, None);
+        self.with_family(|channel, kind| {
+            let dump = channel.dump(&Encoded { kind, body: &body }, DeviceDump::read)?;
             Ok(dump.finish())
         })
     }
 
-    /// Reads a device without its peers. The kernel tells of a device only by dumping it, but with
-    /// the first message of the dump comes all that is not a peer.
+    /// Reads a device without its peers. The kernel describes a device only in a dump, but the first
+    /// message of the dump has everything that is not a peer.
     pub fn read_but_peers(&mut self, link_index: u32) -> Result<DeviceReading, NetlinkError> {
-        self.with_family(|_, family| {
-            let get = message(family, WireguardCmd::GetDevice, link_index, []);
-            let take = |dump: &mut DeviceDump, _, payload: &[u8]| dump.take(payload);
-            let dump = Channel::open(NETLINK_GENERIC)?.first_of_dump(get, take)?;
+        let body = device(CMD_GET_DEVICE, link_index, None);
+        self.with_family(|_, kind| {
+            let get = Encoded { kind, body: &body };
+            let dump = Channel::open(NETLINK_GENERIC)?.first_of_dump(&get, DeviceDump::read)?;
             Ok(DeviceReading { peers: BTreeMap::new(), traffic: BTreeMap::new(), ..dump.finish() })
         })
     }
@@ -54,50 +56,41 @@ impl Kernel {
         link_index: u32,
         key: &PrivateKey,
     ) -> Result<(), NetlinkError> {
-        self.set(link_index, WireguardAttribute::PrivateKey(*key.expose_bytes()))
+        self.set(link_index, DEVICE_PRIVATE_KEY, key.expose_bytes())
     }
 
     /// Sets the UDP port. On a link that is up, a port in use is refused with `EADDRINUSE` and the
     /// old one goes on; on a link that is down, it is the link's coming up that is refused.
     pub fn set_listen_port(&mut self, link_index: u32, port: u16) -> Result<(), NetlinkError> {
-        self.set(link_index, WireguardAttribute::ListenPort(port))
+        self.set(link_index, DEVICE_LISTEN_PORT, &port.to_ne_bytes())
     }
 
     /// Sets the mark on encrypted packets.
     pub fn set_fwmark(&mut self, link_index: u32, fwmark: u32) -> Result<(), NetlinkError> {
-        self.set(link_index, WireguardAttribute::Fwmark(fwmark))
+        self.set(link_index, DEVICE_FWMARK, &fwmark.to_ne_bytes())
     }
 
-    /// Obeys peer steps, many in a message, and returns what became of each.
+    /// Applies peer steps, many in a message, and returns what became of each.
     pub fn write_peers(
         &mut self,
         link_index: u32,
         steps: &[Step],
     ) -> Vec<Result<(), NetlinkError>> {
-        settle(steps, |messages| self.set_peers(link_index, messages))
+        apply_peers(steps, |messages| {
+            let set = |peers: &Peers| self.set(link_index, DEVICE_PEERS | NLA_F_NESTED, peers);
+            messages.iter().try_for_each(set)
+        })
     }
 
-    fn set_peers(
-        &mut self,
-        link_index: u32,
-        messages: Vec<Vec<WireguardPeer>>,
-    ) -> Result<(), NetlinkError> {
-        for peers in messages {
-            self.set(link_index, WireguardAttribute::Peers(peers))?;
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, link_index: u32, attribute: WireguardAttribute) -> Result<(), NetlinkError> {
-        let mut set = message(0, WireguardCmd::SetDevice, link_index, [attribute]);
-        self.with_family(|channel, family| {
-            set.set_resolved_family_id(family);
-            channel.request(Request::new(Borrowed(&set)))
+    fn set(&mut self, link_index: u32, attribute: u16, value: &[u8]) -> Result<(), NetlinkError> {
+        let body = device(CMD_SET_DEVICE, link_index, Some((attribute, value)));
+        self.with_family(|channel, kind| {
+            channel.request(Request::new(Encoded { kind, body: &body }))
         })
     }
 
     /// The family's number is looked up once. It changes when the module is unloaded and loaded
-    /// again; the kernel then says `ENOENT` to the old one, and it is looked up once more.
+    /// again; the kernel then answers `ENOENT` to the old one, and it is looked up once more.
     fn with_family<T>(
         &mut self,
         mut act: impl FnMut(&mut Channel, u16) -> Result<T, NetlinkError>,
@@ -115,80 +108,73 @@ impl Kernel {
 }
 
 /// Sends steps in batches. The kernel stops a message at the first entry it refuses and does not say
-/// which: the steps of such a message are sent again one by one, so that exactly the bad one is
-/// refused. A peer that could not be added whole is not left half there.
-fn settle(
+/// which one: the steps of such a message are sent again one by one, so that only the bad one is
+/// refused. A peer that could not be added completely is removed again.
+fn apply_peers(
     steps: &[Step],
-    mut send: impl FnMut(Vec<Vec<WireguardPeer>>) -> Result<(), NetlinkError>,
+    mut send: impl FnMut(&[Peers]) -> Result<(), NetlinkError>,
 ) -> Vec<Result<(), NetlinkError>> {
-    let mut verdicts = Vec::with_capacity(steps.len());
+    let mut results = Vec::with_capacity(steps.len());
     for batch in codec::pack(steps) {
         let steps = &steps[batch.steps];
         if batch.messages.is_empty() {
-            verdicts.extend(steps.iter().map(|_| Err(NetlinkError::Unsuited("no step of a peer"))));
+            let unsuited = NetlinkError::Unsuited("the step changes no peer");
+            results.extend(steps.iter().map(|_| Err(unsuited.clone())));
             continue;
         }
-        match send(batch.messages) {
-            Ok(()) => verdicts.extend(steps.iter().map(|_| Ok(()))),
+        match send(&batch.messages) {
+            Ok(()) => results.extend(steps.iter().map(|_| Ok(()))),
             Err(NetlinkError::Refused { .. }) => {
-                verdicts.extend(steps.iter().map(|step| settle_one(step, &mut send)));
+                results.extend(steps.iter().map(|step| apply_peer(step, &mut send)));
             }
-            Err(error) => verdicts.extend(steps.iter().map(|_| Err(error.clone()))),
+            Err(error) => results.extend(steps.iter().map(|_| Err(error.clone()))),
         }
     }
-    verdicts
+    results
 }
 
-fn settle_one(
+fn apply_peer(
     step: &Step,
-    send: &mut impl FnMut(Vec<Vec<WireguardPeer>>) -> Result<(), NetlinkError>,
+    send: &mut impl FnMut(&[Peers]) -> Result<(), NetlinkError>,
 ) -> Result<(), NetlinkError> {
     let batches = codec::pack(std::slice::from_ref(step));
-    let sent = send(batches.flat_map(|batch| batch.messages).collect());
+    let sent = send(&batches.flat_map(|batch| batch.messages).collect::<Vec<_>>());
     if let (Err(_), Step::AddPeer { key, .. }) = (&sent, step) {
         // If this fails too, the next reading finds the remains.
-        let _ = send(vec![vec![codec::removal(key)]]);
+        let _ = send(&[codec::removal(key)]);
     }
     sent
 }
 
-fn message<const N: usize>(
-    family: u16,
-    cmd: WireguardCmd,
-    link_index: u32,
-    more: [WireguardAttribute; N],
-) -> GenlMessage<WireguardMessage> {
-    let mut attributes = vec![WireguardAttribute::IfIndex(link_index)];
-    attributes.extend(more);
-    let header = GenlHeader { cmd: cmd.into(), version: 1 };
-    GenlMessage::new(header, WireguardMessage { cmd, attributes }, family)
+/// A command about a device, with one more attribute. It may hold keys.
+fn device(command: u8, link_index: u32, more: Option<(u16, &[u8])>) -> Zeroizing<Vec<u8>> {
+    const OTHER_BYTES: usize = 32;
+    let more_bytes = more.map_or(0, |(_, value)| value.len());
+    let mut body = Zeroizing::new(Vec::with_capacity(OTHER_BYTES + more_bytes));
+    body.extend_from_slice(&[command, VERSION, 0, 0]);
+    put(&mut body, DEVICE_IFINDEX, &link_index.to_ne_bytes());
+    if let Some((kind, value)) = more {
+        put(&mut body, kind, value);
+    }
+    body
 }
 
 fn look_up(channel: &mut Channel) -> Result<u16, NetlinkError> {
-    let name = GenlCtrlAttrs::FamilyName("wireguard".to_owned());
-    let payload = GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![name] };
-    let mut request = GenlMessage::from_payload(payload);
-    request.finalize();
-    let family = channel.get(request, |family: &mut Option<u16>, kind, payload| {
-        let mut header = netlink_packet_core::NetlinkHeader::default();
-        header.message_type = kind;
-        let answer = GenlMessage::<GenlCtrl>::deserialize(&header, payload)
-            .map_err(|_| NetlinkError::Malformed("an answer about the family wireguard"))?;
-        *family = answer.payload.nlas.iter().find_map(|nla| match nla {
-            GenlCtrlAttrs::FamilyId(id) => Some(*id),
-            _ => None,
-        });
+    let mut body = vec![ctrl::CMD_GET_FAMILY, ctrl::VERSION, 0, 0];
+    put(&mut body, ctrl::FAMILY_NAME, b"wireguard\0");
+    let get = Encoded { kind: ctrl::FAMILY, body: &body };
+    channel.get(&get, |family: &mut u16, message| {
+        let (_, attributes) = message.split::<4>("CTRL_CMD_NEWFAMILY")?;
+        *family = attributes.require(ctrl::FAMILY_ID)?.u16()?;
         Ok(())
-    })?;
-    family.ok_or(NetlinkError::Malformed("the family wireguard has no number"))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use netlink_packet_wireguard::{WireguardPeerAttribute, WireguardPeerFlags};
-
+    use super::super::sys::PEER_REMOVE_ME;
     use super::*;
     use crate::model::{Peer, PublicKey};
 
@@ -196,24 +182,22 @@ mod tests {
         PublicKey::from_bytes([number; 32]).unwrap()
     }
 
-    /// A kernel that makes every peer, and then finds that it does not like one of them.
-    struct Picky {
-        dislikes: PublicKey,
+    /// A kernel that creates every peer, and then refuses one of them.
+    struct RefusingKernel {
+        refuses: PublicKey,
         holds: BTreeSet<[u8; 32]>,
         refusals: usize,
     }
 
-    impl Picky {
-        fn obey(&mut self, messages: Vec<Vec<WireguardPeer>>) -> Result<(), NetlinkError> {
-            for entry in messages.into_iter().flatten() {
-                let removes = WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe);
-                let WireguardPeerAttribute::PublicKey(key) = entry.0[0] else { unreachable!() };
-                if entry.0.contains(&removes) {
+    impl RefusingKernel {
+        fn apply(&mut self, messages: &[Peers]) -> Result<(), NetlinkError> {
+            for (key, flags) in messages.iter().flat_map(|peers| codec::keys_and_flags(peers)) {
+                if flags & PEER_REMOVE_ME != 0 {
                     self.holds.remove(&key);
                     continue;
                 }
                 self.holds.insert(key);
-                if key == *self.dislikes.as_bytes() {
+                if key == *self.refuses.as_bytes() {
                     self.refusals += 1;
                     let message = String::new();
                     return Err(NetlinkError::Refused { errno: Errno::EINVAL, message });
@@ -224,12 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_peer_in_the_middle_is_refused_alone_and_leaves_nothing_behind() {
-        let mut kernel = Picky { dislikes: key(3), holds: BTreeSet::new(), refusals: 0 };
+    fn only_the_bad_peer_of_a_batch_is_refused_and_it_leaves_nothing_behind() {
+        let mut kernel = RefusingKernel { refuses: key(3), holds: BTreeSet::new(), refusals: 0 };
         let add = |number| Step::AddPeer { key: key(number), peer: Peer::default() };
         let steps: Vec<Step> = (1..=5).map(add).collect();
-        let verdicts = settle(&steps, |messages| kernel.obey(messages));
-        let refused: Vec<_> = verdicts.iter().map(Result::is_err).collect();
+        let results = apply_peers(&steps, |messages| kernel.apply(messages));
+        let refused: Vec<_> = results.iter().map(Result::is_err).collect();
         assert_eq!(refused, [false, false, true, false, false]);
         assert_eq!(kernel.refusals, 2, "once in the batch, once alone");
         let expected: BTreeSet<_> = [1, 2, 4, 5].map(|number| [number; 32]).into();
@@ -237,19 +221,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_step_of_a_peer_is_not_called_done() {
+    fn a_step_that_changes_no_peer_is_refused() {
         let steps =
             [Step::RemovePeer { key: key(1) }, Step::SetUp, Step::RemovePeer { key: key(2) }];
-        let verdicts = settle(&steps, |_| Ok(()));
-        let refused: Vec<_> = verdicts.iter().map(Result::is_err).collect();
+        let results = apply_peers(&steps, |_| Ok(()));
+        let refused: Vec<_> = results.iter().map(Result::is_err).collect();
         assert_eq!(refused, [false, true, false]);
     }
 
     #[test]
-    fn after_a_broken_socket_no_step_is_called_done() {
+    fn no_step_succeeds_on_a_broken_socket() {
         let broken = NetlinkError::Socket { call: "send", errno: Errno::EBADF };
         let steps = [Step::RemovePeer { key: key(1) }, Step::RemovePeer { key: key(2) }];
-        let verdicts = settle(&steps, |_| Err(broken.clone()));
-        assert_eq!(verdicts, [Err(broken.clone()), Err(broken.clone())]);
+        let results = apply_peers(&steps, |_| Err(broken.clone()));
+        assert_eq!(results, [Err(broken.clone()), Err(broken.clone())]);
     }
 }

@@ -3,6 +3,7 @@
 mod codec;
 mod dump;
 mod kernel;
+mod sys;
 mod uapi;
 mod userspace;
 

@@ -47,13 +47,13 @@ pub(super) fn parse(answer: &str, now: SystemTime) -> Result<DeviceReading, Uapi
             ("fwmark", None) => reading.fwmark = value.parse().map_err(|_| malformed())?,
             ("public_key", _) => {
                 let bytes = unhex(value).ok_or_else(malformed)?;
-                // One whose key is all zero can never shake hands: with its lines it is left out.
+                // A peer whose key is all zero can never shake hands; its lines are left out.
                 let next = PublicKey::from_bytes(*bytes).ok().map(OpenPeer::new);
                 if let Some(peer) = std::mem::replace(&mut open, next) {
                     peer.close(&mut reading, now);
                 }
             }
-            (_, Some(peer)) => peer.take(key, value).ok_or_else(malformed)?,
+            (_, Some(peer)) => peer.set(key, value).ok_or_else(malformed)?,
             _ => {}
         }
     }
@@ -116,7 +116,7 @@ impl OpenPeer {
         }
     }
 
-    fn take(&mut self, key: &str, value: &str) -> Option<()> {
+    fn set(&mut self, key: &str, value: &str) -> Option<()> {
         match key {
             "preshared_key" => {
                 self.peer.preshared_key = PresharedKey::from_bytes(*unhex(value)?).ok();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_whose_key_is_all_zero_is_left_out_alone() {
+    fn only_a_peer_whose_key_is_all_zero_is_left_out() {
         let (one, zero) = ("01".repeat(32), "00".repeat(32));
         let answer = format!(
             "listen_port=7\npublic_key={zero}\nallowed_ip=10.0.0.9/32\nrx_bytes=5\n\
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_and_nonsense_are_errors_that_name_the_line_and_no_key() {
+    fn refusals_and_malformed_lines_are_errors_that_print_no_key() {
         let now = SystemTime::UNIX_EPOCH;
         assert_eq!(parse("errno=98\n\n", now), Err(UapiError::Refused(98)));
         let error = parse("listen_port=1\nprivate_key=0123secret\n", now).unwrap_err();

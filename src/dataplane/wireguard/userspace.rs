@@ -23,7 +23,7 @@ use super::uapi::{self, UapiError};
 use crate::model::{InterfaceName, Peer, PrivateKey};
 use crate::plan::Step;
 
-/// Why a userspace device did not obey.
+/// Why a userspace device did not apply a request.
 #[derive(Debug, thiserror::Error)]
 pub enum UserspaceError {
     #[error(
@@ -32,7 +32,7 @@ pub enum UserspaceError {
         socket_path(.name).display()
     )]
     Silent { name: InterfaceName, source: io::Error },
-    #[error("the userspace device {name} did not obey")]
+    #[error("the userspace device {name} refused a request")]
     Refused { name: InterfaceName, source: UapiError },
     #[error(
         "another socket has UDP port {port}: `ss -ulpn sport = :{port}` says which; stop it, or change `gateways.listen_port`"
@@ -45,7 +45,7 @@ pub enum UserspaceError {
 }
 
 const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
-/// A device that is alive answers in milliseconds; one whose lock is poisoned never does.
+/// A working device answers in milliseconds; one whose lock is poisoned never does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the device listens.
@@ -53,8 +53,8 @@ pub(crate) fn socket_path(name: &InterfaceName) -> PathBuf {
     PathBuf::from(SOCKET_DIRECTORY).join(format!("{name}.sock"))
 }
 
-/// Whether a process is behind the socket. A socket that nobody listens on is what a killed device
-/// leaves behind; one whose process stands still is full at some time.
+/// Whether a process listens on the socket. A killed device leaves its socket behind without one. The
+/// queue of a device that hangs is full at some time, which counts as listening.
 pub(crate) fn answers(name: &InterfaceName) -> bool {
     match connect(&socket_path(name)) {
         Ok(_) => true,
@@ -106,7 +106,7 @@ pub(crate) fn set_fwmark(name: &InterfaceName, fwmark: u32) -> Result<(), Usersp
     set(name, &format!("fwmark={fwmark}\n"))
 }
 
-/// Obeys peer steps one by one, and returns what became of each. A device that did not answer is not
+/// Applies peer steps one by one, and returns what became of each. A device that did not answer is not
 /// asked again, or each step would wait as long.
 pub(crate) fn write_peers(name: &InterfaceName, steps: &[Step]) -> Vec<Result<(), UserspaceError>> {
     let mut known = None;
@@ -180,8 +180,8 @@ fn exchange(name: &InterfaceName, request: &str) -> Result<Zeroizing<String>, Us
     converse(name, request).map_err(|source| UserspaceError::Silent { name: name.clone(), source })
 }
 
-/// Connects within the time that an answer may take: a process that stands still accepts nobody, and
-/// whoever finds no room to wait in would wait for ever.
+/// Connects within the time that an answer may take: a process that hangs accepts no connection, and
+/// when its queue is full, connecting would block for ever.
 fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let stream = UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, flags, None)?);
@@ -191,7 +191,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// One connection for each request: the embedded device closes it after one, others need not.
+/// Makes one connection for each request: the embedded device closes it after one.
 fn converse(name: &InterfaceName, request: &str) -> io::Result<Zeroizing<String>> {
     let mut stream = connect(&socket_path(name))?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_accepts_nobody_is_silent_and_holds_up_nobody_for_long() {
+    fn connecting_to_a_device_that_hangs_fails_in_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("wg.sock");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();

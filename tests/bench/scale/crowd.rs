@@ -155,7 +155,7 @@ struct Kernel {
 impl Dataplane for Kernel {
     fn observe(&mut self) -> Result<Reading, DataplaneError> {
         let backend = Some(Backend::Kernel);
-        Ok(Reading { state: self.state.clone(), traffic: Default::default(), backend })
+        Ok(Reading { state: self.state.clone(), backend, ..Reading::default() })
     }
 
     fn glance(&mut self) -> Result<Glance, DataplaneError> {

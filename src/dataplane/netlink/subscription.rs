@@ -1,0 +1,137 @@
+//! Sockets that listen to what the kernel announces to a multicast group.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Weak};
+
+use netlink_sys::Socket;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, NetlinkAddr};
+use tokio::io::unix::AsyncFd;
+
+use super::error::NetlinkError;
+use super::message::{Message, messages};
+use super::socket::{bind, buffer, receive, socket_error};
+
+/// A busy host makes thousands of changes at once. Few concern us, but all of them are received.
+const SOCKET_BUFFER_BYTES: usize = 16 * 1024 * 1024;
+
+/// What a subscription receives.
+pub(crate) enum Announcement<'a> {
+    Message(Message<'a>),
+    /// More came than the queue could hold, and some of it was dropped.
+    Overrun,
+}
+
+/// A socket that is a member of multicast groups. Never blocks.
+pub(crate) struct Subscription {
+    socket: Socket,
+    membership: Arc<Membership>,
+    incoming: Box<[u8]>,
+}
+
+impl Subscription {
+    /// Joins these groups, given as numbers from 1 to 32, in the network namespace of the calling
+    /// thread.
+    pub fn open(protocol: isize, groups: &[u32]) -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(protocol).map_err(|error| socket_error("socket", &error))?;
+        let port = bind(&mut socket, SOCKET_BUFFER_BYTES)?;
+        let file = socket.as_fd().try_clone_to_owned();
+        let file = file.map_err(|error| socket_error("dup", &error))?;
+        let groups = groups.iter().fold(0, |groups, group| groups | 1 << (group - 1));
+        let membership = Arc::new(Membership { file, port, groups });
+        membership.join()?;
+        Ok(Self { socket, membership, incoming: buffer() })
+    }
+
+    pub fn membership(&self) -> Weak<Membership> {
+        Arc::downgrade(&self.membership)
+    }
+
+    /// Reads one datagram. `false`: nothing has come.
+    ///
+    /// # Errors
+    /// The socket failed, a message is malformed, or `on` refuses one; the rest of that datagram is
+    /// dropped.
+    pub fn read(
+        &mut self,
+        mut on: impl FnMut(&Announcement<'_>) -> Result<(), NetlinkError>,
+    ) -> Result<bool, NetlinkError> {
+        match receive(&self.socket, &mut self.incoming, MsgFlags::MSG_DONTWAIT) {
+            Ok(len) => messages(&self.incoming[..len])
+                .try_for_each(|message| on(&Announcement::Message(message?)))?,
+            Err(NetlinkError::Socket { errno: Errno::ENOBUFS, .. }) => on(&Announcement::Overrun)?,
+            Err(NetlinkError::Socket { errno: Errno::EAGAIN, .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    }
+}
+
+impl AsRawFd for Subscription {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// A subscription that async code can wait for.
+pub(crate) struct AsyncSubscription(AsyncFd<Subscription>);
+
+impl AsyncSubscription {
+    /// As [`Subscription::open`]. Needs a tokio runtime with I/O.
+    pub fn open(protocol: isize, groups: &[u32]) -> Result<Self, NetlinkError> {
+        let subscription = Subscription::open(protocol, groups)?;
+        #[expect(deprecated, reason = "its successor is unsafe; a subscription keeps its socket")]
+        let registered = AsyncFd::new(subscription);
+        registered.map(Self).map_err(|error| socket_error("epoll_ctl", &error))
+    }
+
+    pub fn membership(&self) -> Weak<Membership> {
+        self.0.get_ref().membership()
+    }
+
+    /// Waits for a datagram and reads it. When dropped while it waits, it loses none.
+    ///
+    /// # Errors
+    /// As [`Subscription::read`].
+    pub async fn read(
+        &mut self,
+        mut on: impl FnMut(&Announcement<'_>) -> Result<(), NetlinkError>,
+    ) -> Result<(), NetlinkError> {
+        loop {
+            let ready = self.0.readable_mut().await;
+            let mut ready = ready.map_err(|error| socket_error("epoll_wait", &error))?;
+            if ready.get_inner_mut().read(&mut on)? {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// A subscription's membership in its groups, which can be suspended.
+pub struct Membership {
+    file: OwnedFd,
+    port: u32,
+    /// One bit for each group.
+    groups: u32,
+}
+
+impl Membership {
+    /// Receives from now on.
+    pub(crate) fn join(&self) -> Result<(), NetlinkError> {
+        self.bind(self.groups)
+    }
+
+    /// Receives nothing from now on.
+    pub(crate) fn leave(&self) -> Result<(), NetlinkError> {
+        self.bind(0)
+    }
+
+    /// Replaces the groups of a socket that is bound already (`netlink_bind` in the kernel's
+    /// net/netlink/af_netlink.c).
+    fn bind(&self, groups: u32) -> Result<(), NetlinkError> {
+        let address = NetlinkAddr::new(self.port, groups);
+        nix::sys::socket::bind(self.file.as_raw_fd(), &address)
+            .map_err(|errno| NetlinkError::Socket { call: "bind", errno })
+    }
+}
