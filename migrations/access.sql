@@ -1,5 +1,5 @@
--- What of the user's tables we may read and write, and the views that read them. At each migration:
--- a table that the control plane made anew has lost the rights, and the views still read the old one.
+-- What Gatepost's owner role may read and write of the control plane's tables. Granted at each
+-- migration, because a table that the control plane recreated has lost these rights.
 
 set local search_path = pg_catalog, pg_temp;
 
@@ -27,7 +27,7 @@ grant select (category, key, value) on public.settings to gatepost_owner;
 grant insert (id, actor_device_id, event_type, entity_type, entity_id, status, ip_address, message,
     metadata) on public.audit_logs to gatepost_owner;
 
--- A further column of the user's may count by a sequence.
+-- An additional column may take its default from a sequence.
 do $$
 declare
     counter regclass;
@@ -43,73 +43,3 @@ begin
         execute format('grant usage on sequence %s to gatepost_owner', counter);
     end loop;
 end $$;
-
-set local role gatepost_owner;
-
--- Live peers of all gateways with what their device and user add. Granted to nobody.
--- `bars` are the bits of the library's `Bars`; `holder` is the device that `ip_allocations` gives
--- the address to: this one, if any row says so.
-create or replace view gatepost.peer as
-select
-    p.gateway_id,
-    p.id,
-    p.device_id,
-    d.user_id,
-    d.name as device_name,
-    u.username::text as username,
-    p.public_key,
-    p.assigned_ip,
-    p.preshared_key_ciphertext as preshared_key,
-    case when array_ndims(p.allowed_ips) > 1 or array_position(p.allowed_ips, null) is not null
-        then array(select c from unnest(p.allowed_ips) c where c is not null)
-        else p.allowed_ips end as allowed_ips,
-    case when array_ndims(p.dns_servers) > 1 or array_position(p.dns_servers, null) is not null
-        then array(select s from unnest(p.dns_servers) s where s is not null)
-        else p.dns_servers end as dns_servers,
-    (
-        (d.deleted_at is not null)::integer
-        | ((d.status <> 'active')::integer << 1)
-        | ((not u.is_active)::integer << 2)
-        | ((u.deleted_at is not null)::integer << 3)
-        | ((d.approved_at is null)::integer << 4)
-    )::smallint as bars,
-    case
-        when d.revoked_at < '0001-01-01 00:00:00+00' then '0001-01-01 00:00:00+00'
-        when d.revoked_at < '9999-12-31 00:00:00+00' then d.revoked_at
-    end as revoked_at,
-    case
-        when held.device_id is not null then held.device_id
-        else (
-            select a.device_id
-            from public.ip_allocations a
-            where a.gateway_id = p.gateway_id
-                and host(a.address) = host(p.assigned_ip)
-                and a.status = 'allocated'
-                and a.device_id is not null
-            -- As text: else the index by device is walked in this order, however few rows match.
-            order by a.device_id::text
-            limit 1
-        )
-    end as holder,
-    least(greatest(p.created_at, '0001-01-01 00:00:00+00'), '9999-12-31 00:00:00+00') as created_at
-from public.wireguard_peers p
-join public.devices d on d.id = p.device_id
-join public.users u on u.id = d.user_id
-left join public.ip_allocations held
-    on held.device_id = p.device_id
-    and held.status = 'allocated'
-    and held.gateway_id = p.gateway_id
-    and host(held.address) = host(p.assigned_ip)
-where p.deleted_at is null;
-
--- Granted to nobody.
-create or replace view gatepost.target as
-select t.policy_id, t.target_type, t.target_id,
-    t.target_type in ('device', 'user', 'group') as known,
-    case t.target_type
-        when 'device' then not exists (select from public.devices d where d.id = t.target_id)
-        when 'user' then not exists (select from public.users u where u.id = t.target_id)
-        when 'group' then not exists (select from public.groups g where g.id = t.target_id)
-        else false
-    end as dangling
-from public.policy_targets t;

@@ -1,5 +1,5 @@
-create index concurrently if not exists gatepost_peers_by_gateway
-    on public.wireguard_peers (gateway_id, host(assigned_ip)) where deleted_at is null;
+create index concurrently if not exists gatepost_peers_by_address
+    on public.wireguard_peers (gateway_id, assigned_ip) where deleted_at is null;
 -- Deleted ones too: what is said of a device that was here outlives its peer.
 create index concurrently if not exists gatepost_peers_of_device
     on public.wireguard_peers (device_id, gateway_id);
@@ -14,6 +14,4 @@ create index concurrently if not exists gatepost_targets_by_target
 create index concurrently if not exists gatepost_targets_by_policy
     on public.policy_targets (policy_id);
 create index concurrently if not exists gatepost_destinations_by_policy
-    on public.policy_destinations (policy_id);
-create index concurrently if not exists gatepost_allocations_by_host
-    on public.ip_allocations (gateway_id, host(address)) where status = 'allocated'
+    on public.policy_destinations (policy_id)

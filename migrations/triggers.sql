@@ -37,7 +37,7 @@ begin
     end loop;
     -- What was written meanwhile is not marked: whoever was there before reads everything.
     if found and exists (select from gatepost.gateway_role) then
-        perform gatepost.mark(gatepost.everyone(), 'all', '{}');
-        perform gatepost.wake_all();
+        insert into gatepost.change (gateway_id, kind, ids) values (gatepost.everyone(), 'all', '{}');
+        perform gatepost.hint_all();
     end if;
 end $$

@@ -32,6 +32,10 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn changes(&self, since: &Cursor) -> Result<Read, StoreError> {
+        self.explain(self.read_changes(since)).await
+    }
+
+    async fn read_changes(&self, since: &Cursor) -> Result<Read, StoreError> {
         let lease = self.lease(DOING).await?;
         let query = "select cursor, epoch, taken_at, everything, devices, users, policies \
                      from gatepost.changes($1, $2)";

@@ -10,6 +10,7 @@ use deadpool_postgres::{
 };
 
 use super::Store;
+use super::decode::Columns;
 use super::error::StoreError;
 use super::options::{ConnectOptions, Target};
 
@@ -76,6 +77,26 @@ impl Store {
             Ok(answer) => answer.map_err(|error| StoreError::of(&self.target.place, doing, error)),
             Err(_) => Err(self.stalled(doing)),
         }
+    }
+
+    /// Asks what is wrong with the tables where these may be why a read failed.
+    pub(super) async fn explain<T>(
+        &self,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        const DOING: &str = "ask what the tables lack";
+        let error = match answer.await {
+            Err(error) if error.may_be_a_misfit() => error,
+            answer => return answer,
+        };
+        let query = "select gatepost.misfits()";
+        let misfits = async {
+            let lease = self.lease(DOING).await?;
+            let row = self.within(DOING, lease.query_typed_one(query, &[])).await?;
+            lease.done();
+            Columns::of(&row, DOING).get(0)
+        };
+        Err(error.with_misfits(misfits.await.unwrap_or_default()))
     }
 
     fn stalled(&self, doing: &'static str) -> StoreError {

@@ -43,6 +43,11 @@ pub enum StoreError {
     Unbound { place: Box<Place> },
     #[error("role {} has not the rights it needs ({}): run `gatepost grant <gateway> {}` as an owner of the database", .place.role, root(.source), .place.role)]
     NoRights { place: Box<Place>, source: tokio_postgres::Error },
+    /// Tables or columns of the control plane, or rights on them, that reads need.
+    #[error("{place}: the tables are not as gatepost needs them: {}: {}", .misfits.join("; "), remedy(.misfits))]
+    Misfit { place: Box<Place>, misfits: Vec<String>, source: tokio_postgres::Error },
+    #[error("{place}: a part of gatepost's schema is missing: {}: run `gatepost migrate`", root(.source))]
+    Incomplete { place: Box<Place>, source: tokio_postgres::Error },
     #[error("{place}: row-level security would hide rows ({}): run `alter role gatepost_owner bypassrls` as a superuser", root(.source))]
     RowSecurity { place: Box<Place>, source: tokio_postgres::Error },
     #[error("{message}: {hint}")]
@@ -97,6 +102,35 @@ impl StoreError {
         }
     }
 
+    /// Whether the tables may be the cause: a name, a type or a right did not resolve. Then
+    /// `gatepost.misfits()` can say more.
+    pub(super) fn may_be_a_misfit(&self) -> bool {
+        match self {
+            Self::Query { source, .. }
+            | Self::NoRights { source, .. }
+            | Self::Incomplete { source, .. } => source.code().is_some_and(|code| {
+                code.code().starts_with("42")
+                    || [SqlState::INVALID_TEXT_REPRESENTATION, SqlState::FEATURE_NOT_SUPPORTED]
+                        .contains(code)
+            }),
+            _ => false,
+        }
+    }
+
+    /// Adds what `gatepost.misfits()` found, if it found anything.
+    pub(super) fn with_misfits(self, misfits: Vec<String>) -> Self {
+        match self {
+            Self::Query { place, source, .. }
+            | Self::NoRights { place, source }
+            | Self::Incomplete { place, source }
+                if !misfits.is_empty() =>
+            {
+                Self::Misfit { place, misfits, source }
+            }
+            error => error,
+        }
+    }
+
     /// Sorts an error of the driver by what an operator can do about it.
     pub(super) fn of(place: &Place, doing: &'static str, source: tokio_postgres::Error) -> Self {
         let place = Box::new(place.clone());
@@ -110,7 +144,9 @@ impl StoreError {
             // Starting, stopping, crashed, or full: the server, not the statement.
             "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Self::Unreachable { place, source },
             "25006" => Self::Standby { place },
-            "3F000" | "42883" => Self::Unmigrated { place },
+            "3F000" => Self::Unmigrated { place },
+            // Also an operator that a column's new type does not have.
+            "42883" => Self::Incomplete { place, source },
             "42501" if message.contains("row-level security") => {
                 Self::RowSecurity { place, source }
             }
@@ -119,6 +155,15 @@ impl StoreError {
             "GP002" | "GP006" => Self::GatewayUnknown { message, hint },
             _ => Self::Query { place, doing, source },
         }
+    }
+}
+
+/// What ends a [`StoreError::Misfit`].
+fn remedy(misfits: &[String]) -> &'static str {
+    if misfits.iter().all(|misfit| misfit.contains(" may not ")) {
+        "run `gatepost migrate`"
+    } else {
+        "restore them, then run `gatepost migrate`"
     }
 }
 

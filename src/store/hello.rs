@@ -27,6 +27,10 @@ impl Store {
     /// Out of reach, login refused, a standby, not migrated, too old a schema, no rights, a role
     /// bound to no gateway, a gateway without a row: each its own [`StoreError`].
     pub async fn hello(&self) -> Result<Hello, StoreError> {
+        self.explain(self.ask_hello()).await
+    }
+
+    async fn ask_hello(&self) -> Result<Hello, StoreError> {
         let lease = self.lease(DOING).await?;
         let row = self
             .within(

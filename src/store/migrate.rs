@@ -17,7 +17,7 @@ mod embedded {
 }
 
 /// The migration that this version of the agent needs at least.
-pub const SCHEMA_VERSION: i32 = 8;
+pub const SCHEMA_VERSION: i32 = 9;
 
 const DOING: &str = "migrate the database";
 const HISTORY: &str = "gatepost.schema_history";
@@ -26,6 +26,9 @@ const COMPARE: &str = include_str!("../../migrations/compare.sql");
 const INDEXES: &str = include_str!("../../migrations/indexes.sql");
 const ACCESS: &str = include_str!("../../migrations/access.sql");
 const TRIGGERS: &str = include_str!("../../migrations/triggers.sql");
+
+/// Indexes of earlier versions. They depend on the type of a column.
+const FORMER_INDEXES: [&str; 2] = ["gatepost_peers_by_gateway", "gatepost_allocations_by_host"];
 
 /// Tries to get locks that a busy control plane holds, before giving up: about a minute.
 const TRIES: usize = 12;
@@ -176,6 +179,9 @@ async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Erro
             indexes.push_str(index.statement);
         }
     }
+    for drop in former_indexes(client).await? {
+        indexes.push_str(&drop);
+    }
     if !indexes.is_empty() {
         all.push(around("indexes", &indexes));
     }
@@ -240,7 +246,23 @@ async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
             client.batch_execute(index.statement).await?;
         }
     }
+    for drop in former_indexes(client).await? {
+        client.batch_execute(&drop).await?;
+    }
     Ok(())
+}
+
+/// Statements that drop the indexes of earlier versions that are still there.
+async fn former_indexes(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let mut drops = Vec::new();
+    for name in FORMER_INDEXES {
+        let query = "select to_regclass('public.' || $1) is not null";
+        let found = client.query_typed_one(query, &[(&name, Type::TEXT)]).await?;
+        if found.get(0) {
+            drops.push(format!("drop index concurrently if exists public.{name};\n"));
+        }
+    }
+    Ok(drops)
 }
 
 fn of(place: &Place, error: tokio_postgres::Error) -> StoreError {

@@ -34,6 +34,10 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn poll(&self, since: &Cursor) -> Result<Polled, StoreError> {
+        self.explain(self.ask_poll(since)).await
+    }
+
+    async fn ask_poll(&self, since: &Cursor) -> Result<Polled, StoreError> {
         const DOING: &str = "poll for changes";
         let lease = self.lease(DOING).await?;
         let query = "select news, cursor, quiet_until from gatepost.poll($1, $2)";

@@ -35,6 +35,10 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
+        self.explain(self.read_snapshot()).await
+    }
+
+    async fn read_snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
         let lease = self.lease(DOING).await?;
         let peers = format!("select {PEER_COLUMNS} from gatepost.snapshot_peers()");
         let policies = format!("select {POLICY_COLUMNS} from gatepost.snapshot_policies()");

@@ -6,6 +6,7 @@ mod postgres;
 
 mod agent;
 mod delta;
+mod guest;
 mod listen;
 mod login;
 mod marks;

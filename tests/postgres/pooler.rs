@@ -61,7 +61,7 @@ async fn auto_polls_behind_a_pooler_and_says_why() {
     let hello = store.hello().await.unwrap();
     let chosen = choose(&store, SyncMode::Auto, &hello, None).await.unwrap();
     assert_eq!(chosen.mode, Mode::Poll);
-    assert_eq!(chosen.why, "no notification arrives, as behind a pooler in transaction mode");
+    assert_eq!(chosen.why, "NOTIFY does not arrive (as behind a pooler in transaction mode)");
     assert!(chosen.listener.is_none());
     // Writers are spared what nobody hears.
     assert_eq!(world.count("select count(*) from gatepost.listener").await, 0);

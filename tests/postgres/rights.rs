@@ -55,6 +55,7 @@ async fn only_the_listed_functions_may_be_called() {
             "enroll",
             "hello",
             "memberships_by_user",
+            "misfits",
             "peers_by_device",
             "policies_by_id",
             "poll",
