@@ -4,7 +4,8 @@ use std::error::Error;
 
 /// The error and its causes, separated by `: `. A cause whose text is already part of the line, as
 /// of an error that quotes its source, is left out.
-pub(crate) fn causes(error: &dyn Error) -> String {
+#[must_use]
+pub fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -14,7 +14,7 @@
 #![forbid(unsafe_code)]
 
 #[cfg(all(feature = "store", feature = "dataplane"))]
-mod causes;
+pub mod causes;
 #[cfg(feature = "dataplane")]
 pub mod dataplane;
 pub mod model;

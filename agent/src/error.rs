@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitStatus;
 
+use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
 use gatepost::model::{BuildError, InterfaceName, KeyError};
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
@@ -59,13 +60,21 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// What to do, where the error's own text does not say it.
+    /// The error with its causes, and with what to do where its own text does not say it.
     #[must_use]
-    pub fn remedy(&self) -> Option<&'static str> {
-        match self {
-            Self::Store(error) | Self::Wiring(WiringError::Store(error)) => database::remedy(error),
+    pub fn text(&self) -> String {
+        let remedy = match self {
+            Self::Store(error)
+            | Self::Wiring(
+                WiringError::Store(error) | WiringError::Preview(PreviewError::Database(error)),
+            ) => database::remedy(error),
+            Self::Wiring(WiringError::Run(RunError::Database(DatabaseError::Store(error)))) => {
+                database::remedy(error)
+            }
             _ => None,
-        }
+        };
+        let remedy = remedy.map(|remedy| format!("; {remedy}"));
+        causes(self) + &remedy.unwrap_or_default()
     }
 
     /// The exit code that tells a script what kind of failure this is.
@@ -85,7 +94,10 @@ impl CommandError {
             | Self::Wiring(
                 WiringError::Config(_)
                 | WiringError::Store(StoreError::Config { .. })
-                | WiringError::Preview(PreviewError::Build(BuildError::NoPskKeys { .. }))
+                | WiringError::Preview(
+                    PreviewError::Build(BuildError::NoPskKeys { .. })
+                    | PreviewError::Database(StoreError::Config { .. }),
+                )
                 | WiringError::Run(
                     RunError::Database(DatabaseError::OtherGateway { .. }) | RunError::NoPskKeys(_),
                 ),
@@ -98,7 +110,26 @@ impl CommandError {
 
 #[cfg(test)]
 mod tests {
+    use gatepost::dataplane::DataplaneError;
+    use gatepost::store::Place;
+
     use super::*;
+
+    #[test]
+    fn text_names_the_cause_and_the_remedy_once() {
+        let place = Place { hosts: "db1:5432".into(), database: "vpn".into(), role: "gw".into() };
+        let closed = StoreError::Closed { place: Box::new(place) };
+        let error = WiringError::Preview(PreviewError::Database(closed));
+        let text = CommandError::from(error).text();
+        assert_eq!(
+            text,
+            "database vpn at db1:5432 as role gw closed the connection that listens; try again; if \
+             it persists, see the server's log"
+        );
+        let error = WiringError::Preview(PreviewError::Kernel(DataplaneError::ThreadGone));
+        let cause = DataplaneError::ThreadGone.to_string();
+        assert_eq!(CommandError::from(error).text(), format!("could not read the kernel: {cause}"));
+    }
 
     #[test]
     fn configuration_that_may_not_be_read_is_wrong_only_for_a_daemon() {

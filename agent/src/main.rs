@@ -62,10 +62,7 @@ fn main() -> ExitCode {
             Exit::Success.into()
         }
         Err(error) => {
-            match error.remedy() {
-                Some(remedy) => eprintln!("gatepost: {error}; {remedy}"),
-                None => eprintln!("gatepost: {error}"),
-            }
+            eprintln!("gatepost: {}", error.text());
             error.exit(audience).into()
         }
     }
