@@ -38,8 +38,8 @@ prepare() {
 	"$root/tests/install-deps.sh" demo
 	gatepost=${GATEPOST_TEST_BINARY-}
 	if [[ -z $gatepost ]]; then
-		echo "Building the release binary (a few minutes the first time) ..."
-		cargo build --release --locked --quiet --manifest-path "$root/Cargo.toml" -p gatepost-agent
+		echo "Building the release binary: a few minutes the first time."
+		cargo build --release --locked --manifest-path "$root/Cargo.toml" -p gatepost-agent
 		gatepost=$root/target/release/gatepost
 	fi
 	gatepost=$(realpath -e "$gatepost")

@@ -2,13 +2,15 @@
 # The demo's stage: where it lives, what it prints, how it ends. Source this file.
 
 stage_open() {
-	work=$(mktemp -d /tmp/gatepost-demo.XXXXXX)
-	chmod 711 "$work"
-	tag=gpd$$
+	tag=gpd$$ work=
 	trap 'stage_abort' EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
 	trap 'exit 129' HUP
+	# Without a trap, bash dies at once when the reader of its output is gone, and leaves the stage.
+	trap 'exit 141' PIPE
+	work=$(mktemp -d /tmp/gatepost-demo.XXXXXX)
+	chmod 711 "$work"
 	trap 'failed_line=$LINENO failed_file=${BASH_SOURCE[0]##*/}' ERR
 	scenes=0
 	if [[ -t 1 ]]; then bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' green='' red='' dim='' plain=''; fi
@@ -21,11 +23,11 @@ stage_close() {
 	trap - ERR
 	local secs=$SECONDS
 	if [[ $1 == yes ]]; then
-		trap - EXIT INT TERM HUP
+		trap - EXIT INT TERM HUP PIPE
 		stage_kept
 	else
-		trap - EXIT
 		stage_strike "$work" "$tag"
+		trap - EXIT
 		printf '\n%sAll of it held%s, in %s s. Nothing was left behind. Next: `make demo-keep`, README.md.\n' "$bold" "$plain" "$secs"
 	fi
 }
@@ -55,30 +57,37 @@ stage_stop() {
 	echo "The demo in $work is gone."
 }
 
+# Strikes the stage before it prints anything: the terminal or the pipe may be gone.
 stage_abort() {
-	local status=$?
-	trap '' INT TERM HUP
-	if [[ $status -eq 1 && -s $work/agent.log ]]; then
-		echo "--- the agent's last words" >&2
-		tail -n 20 "$work/agent.log" >&2
-	fi
-	[[ -z ${failed_line-} ]] || echo "--- stopped at $failed_file:$failed_line" >&2
+	local status=$? words=
+	[[ $status -ne 1 || ! -s $work/agent.log ]] || words=$(tail -n 20 "$work/agent.log")
 	stage_strike "$work" "$tag"
+	[[ -z $words ]] || printf -- "--- the end of the agent's log\n%s\n" "$words" >&2 || :
+	[[ -z ${failed_line-} ]] || echo "--- stopped at $failed_file:$failed_line" >&2 || :
 	exit "$status"
 }
 
-# Ends what runs in our namespaces, then the namespaces, the database and the directory.
+# Ends what runs in our namespaces, then the namespaces, the database and the directory. From here on
+# no signal and no failed command keeps it from the rest.
 stage_strike() {
 	local work=$1 tag=$2 space pids
+	trap '' INT TERM HUP PIPE
+	trap - ERR
+	set +e
+	[[ -n $work ]] || return 0
 	for space in $(ip netns list | awk -v tag="$tag-" 'index($1, tag) == 1 {print $1}'); do
 		pids=$(ip netns pids "$space")
 		# Grouped: bash would say "Killed" of its own ones as soon as it notices.
 		# shellcheck disable=SC2086  # one word per process
-		[[ -z $pids ]] || { kill -KILL $pids && wait $pids; } 2>/dev/null || :
+		[[ -z $pids ]] || { kill -KILL $pids && wait $pids; } 2>/dev/null
 		ip netns delete "$space"
 	done
 	rm -f "/var/run/wireguard/$tag"?.sock
 	postgres_stop "$work/postgres"
+	# A server that was only about to start, and sessions with it.
+	pids=$(pgrep -f "$work/postgres")
+	# shellcheck disable=SC2086
+	[[ -z $pids ]] || { kill -KILL $pids && wait $pids; } 2>/dev/null
 	rm -rf "$work"
 }
 
