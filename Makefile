@@ -1,74 +1,95 @@
-# Gatepost: everything a developer or a new user runs. `make` alone says what there is.
+# Gatepost: everything a developer or a new user runs. `make` alone lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 comma := ,
 skipped := $(subst $(comma), ,$(GATEPOST_SKIP))
-cargo_test := cargo test --workspace --locked
+# One optimised build for every tier: the guest emulates its processor, and debug code pays for it.
+cargo_test := cargo test --workspace --locked --profile ci
 
-# Every [[test]] target belongs to one tier; what is not named here is pure and runs in `unit`.
+# Every [[test]] target belongs to one tier; a target that is not named here is pure and runs in `unit`.
 targets := $(shell sed -n '/^\[\[test\]\]/,/^$$/s/^name = "\(.*\)"/\1/p' Cargo.toml agent/Cargo.toml)
 postgres_targets := $(filter postgres,$(targets))
 netns_targets := $(filter netns dataplane packets,$(targets))
-# Without WireGuard; but the guest's older kernel answers changes in its own way.
+# Needs no WireGuard, but the guest's older kernel acknowledges nftables changes in another way.
 firewall_targets := $(filter nft,$(targets))
-pure_targets := $(filter-out $(postgres_targets) $(netns_targets) $(firewall_targets),$(targets))
+# Needs a build and a host, as a user has them; the guest would add nothing.
+host_targets := $(filter demo,$(targets))
+pure_targets := $(filter-out $(postgres_targets) $(netns_targets) $(firewall_targets) $(host_targets),$(targets))
 
-# A tier named in GATEPOST_SKIP is left out, and says so; nothing else leaves one out.
+# A tier that GATEPOST_SKIP names is left out, and `make test` says so; nothing else leaves one out.
 skip = $(if $(filter $(1),$(skipped)),@echo "==> $(1): SKIPPED (GATEPOST_SKIP names it)",@echo "==> $(1)$(2)"; $(3))
 
 .PHONY: help
-help: ## This list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo demo-keep
-demo: ## Watch it work on this machine, in namespaces that go away again (root)
+demo: ## Show Gatepost at work on this machine, in namespaces that go away again (root)
 	@tests/demo.sh
-demo-keep: ## The same, and leave it running to play with
+demo-keep: ## Show Gatepost at work and leave it running to play with (root)
 	@tests/demo.sh --keep
 
 .PHONY: install-deps
 install-deps: ## Install what demo, tests and benchmarks need from the distribution
 	@tests/install-deps.sh demo test guest bench deny deb
 
+.PHONY: check one
+check: ## Format, clippy and the core tests: before each commit
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	cargo test --workspace --locked --quiet --lib --bins --test golden --test policy
+one: ## Run one test wherever it lives: make one T=part_of_its_name
+	@tests/one '$(T)'
+
 .PHONY: test test-unit test-postgres test-netns test-guest test-package
-test: test-unit test-postgres test-netns test-guest test-package ## Everything: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
+test: test-unit test-postgres test-netns test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
 	@echo "==> all passed$(if $(strip $(skipped)),; SKIPPED: $(skipped))"
 
-test-unit: ## Unit tests, properties, golden plans: no privileges needed
+test-unit: ## Run unit tests, properties, golden plans and commands: no privileges needed
 	$(call skip,unit,,$(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
 
-test-postgres: ## The store against a private PostgreSQL
+test-postgres: ## Test the store against a private PostgreSQL
 	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(postgres_targets)))
 
-test-netns: ## Real packets in network namespaces, userspace WireGuard (root)
-	$(call skip,netns, (backend userspace),tests/install-deps.sh test; GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets) $(firewall_targets)))
+test-netns: ## Send real packets through network namespaces with userspace WireGuard (root)
+	$(call skip,netns, (backend userspace),tests/install-deps.sh test; GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets) $(firewall_targets) $(host_targets)))
 
-test-guest: ## The same programs on kernel WireGuard in a QEMU guest (root)
+test-guest: ## Run what needs kernel WireGuard or an older kernel in a QEMU guest (root)
 	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; tests/guest/suite $(netns_targets) $(firewall_targets))
 
-test-package: ## The Debian package under systemd in the guest: install, kill, upgrade (root)
+test-package: ## Install, kill and upgrade the Debian package under systemd in the guest (root)
 	$(call skip,package,,tests/install-deps.sh guest deb; tests/guest/package)
 
+# Each round of properties and packets begins with new random seeds.
+nightly_rounds := 20
+.PHONY: nightly
+nightly: test-unit test-postgres test-netns test-package ## Run every tier, all tests in the guest, properties and packets with new seeds (root)
+	tests/guest/suite --all $(netns_targets) $(firewall_targets)
+	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done
+	for round in 1 2 3; do GATEPOST_TEST_BACKEND=userspace $(cargo_test) --quiet --test packets; done
+
 .PHONY: bench bench-quick bench-latency bench-policy
-bench: ## All benchmarks, beside the raw tools; writes docs/scale.md (root, an hour)
+bench: ## Run all benchmarks beside the raw tools; writes docs/scale.md (root, an hour)
 	@tests/install-deps.sh bench guest
 	@tests/bench/publish
-bench-quick: ## Those of scale with 10,000 peers, only printed (root)
+bench-quick: ## Run the benchmarks of scale with 10,000 peers, print only (root)
 	@tests/install-deps.sh bench guest
 	@tests/bench/publish --quick
-bench-latency: ## Commit to kernel, revocation to the last packet (root)
+bench-latency: ## Measure commit to kernel, and revocation to the last packet (root)
 	@tests/install-deps.sh bench
 	@cargo bench --locked -p gatepost-agent --bench latency
-bench-policy: ## Policies of 100,000 peers beside `nft -f`, and the cost per packet (root)
+bench-policy: ## Load policies of 100,000 peers beside `nft -f`, and measure a packet's cost (root)
 	@tests/install-deps.sh bench
 	@cargo bench --locked -p gatepost --bench policy
 
 .PHONY: lint
-lint: ## Format, clippy, licences and duplicate versions
+lint: ## Check format, clippy, unused dependencies, licences and duplicate versions
 	@tests/install-deps.sh deny
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@# The library and the program alone: a test target need not use every development dependency.
+	cargo clippy --workspace --lib --bins --locked -- -D warnings -D unused-crate-dependencies
 	cargo check --locked -p gatepost --no-default-features
 	PATH="$$PWD/target/tools/bin:$$PATH" cargo deny --locked check bans licenses sources
 
@@ -79,7 +100,7 @@ bless-surface: ## Write tests/golden/surface.txt anew after an intended change o
 	git diff --stat -- tests/golden/surface.txt
 
 .PHONY: deb
-deb: ## The Debian package, in target/debian
+deb: ## Build the Debian package in target/debian
 	@tests/install-deps.sh deb
 	cargo build --locked --release -p gatepost-agent
 	target/release/gatepost manual target/manual

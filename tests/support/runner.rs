@@ -46,8 +46,10 @@ pub fn backend() -> Backend {
 
 fn run(backend: Backend, tests: &[Test], args: &[String]) -> ExitCode {
     println!("backend: {}", if backend == Backend::Kernel { "kernel" } else { "userspace" });
-    let parts: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let wanted = |name: &str| parts.is_empty() || parts.iter().any(|part| name.contains(*part));
+    let (skipped, parts) = skipped_and_wanted(args);
+    let is_skipped = |name: &str| skipped.iter().any(|part| name.contains(part));
+    let is_named = |name: &str| parts.is_empty() || parts.iter().any(|part| name.contains(part));
+    let wanted = |name: &str| is_named(name) && !is_skipped(name);
     let wanted: Vec<_> = tests.iter().filter(|(name, _)| wanted(name)).collect();
     if wanted.is_empty() {
         println!("no test is called like any of {parts:?}");
@@ -68,4 +70,19 @@ fn run(backend: Backend, tests: &[Test], args: &[String]) -> ExitCode {
     }
     println!("\n{passed} passed; {} failed {failed:?}", failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// As libtest reads them: what follows `--skip` is left out, other options are ignored, the rest are
+/// parts of names.
+fn skipped_and_wanted(args: &[String]) -> (Vec<&str>, Vec<&str>) {
+    let (mut skipped, mut wanted) = (Vec::new(), Vec::new());
+    let mut args = args.iter().map(String::as_str);
+    while let Some(arg) = args.next() {
+        match arg {
+            "--skip" => skipped.extend(args.next()),
+            option if option.starts_with('-') => {}
+            part => wanted.push(part),
+        }
+    }
+    (skipped, wanted)
 }
