@@ -94,8 +94,9 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        let (cluster, role) = (Cluster::shared(), "documents_fra");
+        let cluster = Cluster::shared();
         let database = cluster.database(None);
+        let role = &*format!("fra_of_{database}");
         let url = cluster.socket_url(role, &database);
         let config = format!("[gateway]\nname = \"fra-1\"\n[database]\nurl = {url:?}");
         let gatepost = Gatepost::with(&config);
