@@ -15,7 +15,7 @@ pub(super) fn run_len(steps: &[Step], own_key: Option<PublicKey>) -> usize {
     steps.chunk_by(together).next().map_or(0, <[Step]>::len)
 }
 
-/// WireGuard ignores a peer with the device's own key and says that all is well.
+/// WireGuard acknowledges a peer with the device's own key, and ignores it.
 pub(super) fn refuse_unasked(step: &Step, own_key: Option<PublicKey>) -> Option<DataplaneError> {
     match step {
         Step::AddPeer { key, .. } if own_key == Some(*key) => Some(DataplaneError::OwnKey),
@@ -23,7 +23,7 @@ pub(super) fn refuse_unasked(step: &Step, own_key: Option<PublicKey>) -> Option<
     }
 }
 
-/// What of the host a step changes.
+/// Which part of the host a step changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     Firewall,
@@ -36,7 +36,7 @@ pub(super) enum Part {
     Route,
 }
 
-/// Every step has its part, or this does not compile.
+/// The part of each step, without a default, so that a new step must be assigned one.
 pub(super) const fn part(step: &Step) -> Part {
     match step {
         Step::Firewall { .. } => Part::Firewall,

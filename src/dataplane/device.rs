@@ -4,10 +4,11 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use defguard_wireguard_rs::error::WireguardInterfaceError;
 use defguard_wireguard_rs::{Userspace, WGApi, WireguardInterfaceApi};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -29,10 +30,12 @@ pub enum DeviceError {
     #[error("a userspace device {0} is running already: stop that one first")]
     Running(InterfaceName),
     #[error(
-        "the userspace device {name} cannot be made: {message} (it needs /dev/net/tun, \
+        "the userspace device {name} cannot be made: {source} (it needs /dev/net/tun, \
          CAP_NET_ADMIN and a name that no other link has)"
     )]
-    Create { name: InterfaceName, message: String },
+    Create { name: InterfaceName, source: WireguardInterfaceError },
+    #[error("the thread of the userspace device {0} panicked: see the output before this line")]
+    Panicked(InterfaceName),
     #[error("cannot watch {path}, the socket of the userspace device")]
     Watch { path: String, source: io::Error },
     #[error("cannot start `{exe} device {name}`")]
@@ -76,8 +79,8 @@ pub fn run_userspace_device(name: &InterfaceName) -> Result<(), DeviceError> {
     let (stop, stopped) = channel();
     let owner = name.clone();
     let thread = thread::spawn(move || own_device(&owner, &made, &stopped));
-    let created = device.recv().unwrap_or_else(|_| Err("its thread panicked".to_owned()));
-    created.map_err(|message| DeviceError::Create { name: name.clone(), message })?;
+    let created = device.recv().map_err(|_| DeviceError::Panicked(name.clone()))?;
+    created.map_err(|source| DeviceError::Create { name: name.clone(), source })?;
     let removed = say_ready_and_wait(name).map_err(|source| DeviceError::Watch {
         path: socket_path(name).display().to_string(),
         source,
@@ -165,7 +168,7 @@ fn remove_socket(name: &InterfaceName) -> Result<(), DeviceError> {
 /// Creates the device, reports the result, and keeps it until the other side hangs up.
 fn own_device(
     name: &InterfaceName,
-    made: &std::sync::mpsc::Sender<Result<(), String>>,
+    made: &Sender<Result<(), WireguardInterfaceError>>,
     stopped: &Receiver<()>,
 ) {
     let create = || {
@@ -173,20 +176,14 @@ fn own_device(
         device.create_interface()?;
         Ok(device)
     };
-    let device = create()
-        .map_err(|error: defguard_wireguard_rs::error::WireguardInterfaceError| error.to_string());
-    let kept = match device {
+    match create() {
         Ok(device) => {
             let _ = made.send(Ok(()));
-            device
+            let _ = stopped.recv();
+            drop(device);
         }
-        Err(message) => {
-            let _ = made.send(Err(message));
-            return;
-        }
-    };
-    let _ = stopped.recv();
-    drop(kept);
+        Err(error) => drop(made.send(Err(error))),
+    }
 }
 
 fn say_ready_and_wait(name: &InterfaceName) -> io::Result<()> {

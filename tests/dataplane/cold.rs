@@ -1,4 +1,4 @@
-//! How long many peers take, beside `wg setconf`.
+//! How long adding many peers takes, compared with `wg setconf`.
 
 use std::fmt::Write as _;
 use std::time::Instant;

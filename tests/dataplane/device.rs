@@ -14,7 +14,7 @@ use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     ("the_device_is_in_a_process_group_of_its_own", own_group),
-    ("a_killed_device_is_made_again", killed),
+    ("a_killed_device_is_started_again", killed),
     ("a_removed_socket_stops_the_device", socket_removed),
     ("a_device_that_does_not_answer_is_asked_once", silent),
     ("a_device_that_cannot_be_started_is_an_error", not_started),
@@ -25,7 +25,7 @@ fn pid(name: &gatepost::model::InterfaceName) -> Pid {
     Pid::from_raw(getsockopt(&stream, PeerCredentials).unwrap().pid())
 }
 
-/// Does what ends the device, and waits for the kernel to say that the link is gone.
+/// Ends the device, and waits for the kernel to announce that the link is gone.
 fn end(gateway: &mut Gateway, how: impl FnOnce(&Gateway)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -49,7 +49,7 @@ fn own_group(backend: Backend) {
 
 fn killed(backend: Backend) {
     with_gateway(backend, |_, gateway| {
-        gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
+        gateway.apply_all(vec![add(1, &["10.7.0.2/32"])]);
         end(gateway, |gateway| kill(pid(&gateway.name), Signal::SIGKILL).unwrap());
         assert!(
             std::path::Path::new(&format!("/var/run/wireguard/{}.sock", gateway.name)).exists()
@@ -58,7 +58,7 @@ fn killed(backend: Backend) {
         assert_eq!(gateway.observed.interface, None);
         let mut steps = gateway.steps_up();
         steps.push(add(1, &["10.7.0.2/32"]));
-        gateway.obey(steps);
+        gateway.apply_all(steps);
     });
 }
 
@@ -69,7 +69,7 @@ fn socket_removed(backend: Backend) {
     });
 }
 
-/// A device that hangs, as one does whose lock is poisoned.
+/// A device that hangs, as one with a poisoned lock does.
 fn silent(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         let device = pid(&gateway.name);

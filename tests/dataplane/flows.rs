@@ -1,4 +1,4 @@
-//! Flows of IPv6, counted as the kernel lists them, not as we do.
+//! IPv6 flows, counted in the kernel's own list.
 
 use std::net::UdpSocket;
 
@@ -52,7 +52,7 @@ fn ipv6(backend: Backend) {
     });
 }
 
-/// How many flows this address has opened, as the kernel tells this thread's namespace.
+/// How many flows this address has opened, by the kernel's list of this thread's namespace.
 fn tracked(address: &str) -> usize {
     let listed = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
     let address: std::net::Ipv6Addr = address.parse().unwrap();

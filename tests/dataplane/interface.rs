@@ -1,4 +1,4 @@
-//! The link, its addresses, its port, and whose they are.
+//! The link, its addresses and its port, and which of them are ours.
 
 use std::net::UdpSocket;
 
@@ -14,20 +14,20 @@ use crate::rig::{Gateway, PORT, add, gateway_id, interface, key, with_gateway};
 use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
-    ("an_interface_is_made_marked_and_read_back", made_and_read_back),
+    ("an_interface_is_created_marked_and_read_back", made_and_read_back),
     ("auto_takes_the_kernel_where_it_can", auto),
     ("a_new_agent_finds_the_interface_and_adopts_it", adopted),
     ("a_link_of_another_kind_is_left_alone", foreign_link),
-    ("a_port_in_use_is_refused_and_the_rest_goes_on", port_in_use),
-    ("an_address_of_others_stays_theirs", foreign_address),
-    ("an_address_moves_and_takes_nothing_with_it", moved_address),
+    ("a_port_in_use_is_refused_and_the_other_steps_are_applied", port_in_use),
+    ("a_foreign_address_is_left_alone", foreign_address),
+    ("replacing_an_address_removes_no_other", moved_address),
     ("an_ipv6_address_gets_another_prefix_length", widened),
     ("a_link_local_address_of_ours_is_read_back", link_local),
     ("a_renamed_link_is_found_by_its_mark_and_gets_its_name_back", renamed),
-    ("a_stray_with_our_mark_is_seen_and_taken_down_and_no_other", strays),
-    ("a_link_that_took_the_name_since_is_left_alone", replaced),
+    ("only_a_stray_link_with_our_mark_is_taken_down", strays),
+    ("a_link_that_took_our_name_is_left_alone", replaced),
     ("only_links_with_our_mark_are_removed", removed),
-    ("changes_by_others_are_noticed", monitored),
+    ("changes_by_other_programs_are_noticed", monitored),
     ("the_handle_serves_async_code", handled),
 ];
 
@@ -36,8 +36,8 @@ fn made_and_read_back(backend: Backend) {
     netns.enter(|| {
         let mut gateway = Gateway::open(interface(), backend);
         assert_eq!(gateway.host.observe().unwrap().state.interface, None);
-        gateway.obey(gateway.steps_up());
-        gateway.obey(vec![Step::SetFwmark { fwmark: 0x51 }, Step::SetMtu { bytes: 1400 }]);
+        gateway.apply_all(gateway.steps_up());
+        gateway.apply_all(vec![Step::SetFwmark { fwmark: 0x51 }, Step::SetMtu { bytes: 1400 }]);
         let interface = gateway.host.observe().unwrap().state.interface.unwrap();
         assert_eq!(interface.owner, LinkOwner::Ours(gateway_id()));
         assert_eq!((interface.up, interface.listen_port, interface.fwmark), (true, PORT, 0x51));
@@ -55,19 +55,19 @@ fn auto(_: Backend) {
         let link = netns.exec(&format!("ip -d link show {}", gateway.name));
         let kernel_can = netns.succeeds("ip link add probe type wireguard");
         assert_eq!(link.contains("wireguard"), kernel_can, "{link}");
-        // The other backend by name does not take over what stands.
+        // The other backend, when named, does not take over an existing link.
         let other = if kernel_can { Backend::Userspace } else { Backend::Kernel };
         let mut strict = Gateway::open(gateway.name.clone(), other);
         let owner = strict.host.observe().unwrap().state.interface.unwrap().owner;
         assert!(matches!(owner, LinkOwner::Foreign(_)), "{owner:?}");
-        // Dropping it stops a userspace device of this name: not before the end.
+        // Dropping it stops a userspace device of this name, so it must live to the end.
         drop(strict);
     });
 }
 
 fn adopted(backend: Backend) {
     with_gateway(backend, |_, gateway| {
-        gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
+        gateway.apply_all(vec![add(1, &["10.7.0.2/32"])]);
         let mut next = Gateway::open(gateway.name.clone(), backend);
         let state = next.host.observe().unwrap().state;
         assert_eq!(state, gateway.observed);
@@ -120,7 +120,7 @@ fn port_in_use(backend: Backend) {
         };
         let reason = error.to_string();
         assert!(reason.contains(&format!("UDP port {port}")), "{reason}");
-        // The old port is still there, and the peer has come.
+        // The old port is still set, and the peer was added.
         gateway.check();
         assert_eq!(gateway.observed.interface.as_ref().unwrap().listen_port, PORT);
     });
@@ -136,7 +136,7 @@ fn foreign_address(backend: Backend) {
         assert_eq!(before[&"10.99.0.1/32".parse().unwrap()], Tag::Foreign);
         assert_eq!(before[&"10.7.0.1/24".parse().unwrap()], Tag::Ours);
         assert_eq!(before.len(), 3, "{before:?}");
-        // The tag is the kernel's to keep, not this process's.
+        // The kernel keeps the tag, not this process.
         let mut next = Gateway::open(gateway.name.clone(), backend);
         assert_eq!(addresses(&mut next), before);
         let outcome =
@@ -150,8 +150,8 @@ fn moved_address(backend: Backend) {
     with_gateway(backend, |netns, gateway| {
         netns.exec(&format!("ip address add 10.7.0.5/24 dev {}", gateway.name));
         gateway.observed = gateway.host.observe().unwrap().state;
-        gateway.obey(vec![Step::AddRoute { prefix: "10.30.0.0/24".parse().unwrap() }]);
-        gateway.obey(vec![
+        gateway.apply_all(vec![Step::AddRoute { prefix: "10.30.0.0/24".parse().unwrap() }]);
+        gateway.apply_all(vec![
             Step::AddAddress { address: "10.7.0.2/24".parse().unwrap() },
             Step::RemoveAddress { address: "10.7.0.1/24".parse().unwrap() },
         ]);
@@ -164,7 +164,7 @@ fn moved_address(backend: Backend) {
 fn widened(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         let (from, to) = ("fd07::1/64".parse().unwrap(), "fd07::1/48".parse().unwrap());
-        gateway.obey(vec![Step::ReplaceAddress { from, to }]);
+        gateway.apply_all(vec![Step::ReplaceAddress { from, to }]);
         let addresses = &gateway.observed.interface.as_ref().unwrap().addresses;
         assert_eq!((addresses.get(&from), addresses.get(&to)), (None, Some(&Tag::Ours)));
     });
@@ -172,14 +172,14 @@ fn widened(backend: Backend) {
 
 fn link_local(backend: Backend) {
     with_gateway(backend, |_, gateway| {
-        gateway.obey(vec![Step::AddAddress { address: "fe80::1/64".parse().unwrap() }]);
+        gateway.apply_all(vec![Step::AddAddress { address: "fe80::1/64".parse().unwrap() }]);
     });
 }
 
 fn removed(backend: Backend) {
     with_gateway(backend, |netns, gateway| {
-        gateway.obey((1..=50).map(|n| add(n, &[&format!("10.7.0.{}/32", n + 1)])).collect());
-        // Whatever its name; under that of the interface stands somebody else's.
+        gateway.apply_all((1..=50).map(|n| add(n, &[&format!("10.7.0.{}/32", n + 1)])).collect());
+        // Ours has another name; a foreign link has the interface's name.
         rename(netns, gateway.name.as_str(), "theirs");
         netns.exec(&format!("ip link add {} type veth peer name other", gateway.name));
         let error = gateway.host.remove_links().unwrap_err().to_string();
@@ -202,12 +202,12 @@ fn rename(netns: &Netns, from: &str, to: &str) {
     }
 }
 
-/// The mark says which link is ours, not the name.
+/// A link is ours by its mark, not by its name.
 fn renamed(backend: Backend) {
     with_gateway(backend, |netns, gateway| {
-        gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
+        gateway.apply_all(vec![add(1, &["10.7.0.2/32"])]);
         rename(netns, gateway.name.as_str(), "theirs");
-        // Made for a link of another name, nothing is done to this one.
+        // Steps that were planned for a link of another name do nothing to this one.
         let outcome = gateway.apply(vec![add(2, &["10.7.0.3/32"])]);
         assert_eq!((outcome.applied, outcome.refused.len()), (0, 1));
         let state = gateway.host.observe().unwrap().state;
@@ -217,7 +217,7 @@ fn renamed(backend: Backend) {
         let addresses = found.addresses.clone();
         assert_eq!(*found, ObservedInterface { name: "theirs".into(), addresses, ..before });
         let to = gateway.name.clone();
-        gateway.obey(vec![Step::RenameLink { from: "theirs".into(), to }, add(2, &[])]);
+        gateway.apply_all(vec![Step::RenameLink { from: "theirs".into(), to }, add(2, &[])]);
         assert_eq!(gateway.observed.peers.len(), 2);
     });
 }
@@ -230,7 +230,7 @@ fn strays(backend: Backend) {
         gateway.observed.strays =
             [(Box::from("stray"), Stray { owner: gateway_id(), up: true })].into();
         gateway.check();
-        gateway.obey(vec![Step::TakeDown { name: "stray".into() }]);
+        gateway.apply_all(vec![Step::TakeDown { name: "stray".into() }]);
         let outcome = gateway.apply(vec![Step::TakeDown { name: "theirs".into() }]);
         assert_eq!((outcome.applied, outcome.refused.len()), (0, 1));
         assert!(netns.exec("ip link show up").contains("theirs"));
@@ -245,10 +245,10 @@ fn monitored(backend: Backend) {
             let port = gateway.host.port();
             let mut monitor = Monitor::open(gateway.name.clone(), index, port).unwrap();
             let name = &gateway.name.clone();
-            // Neither what we do ourselves nor anything of another link may come before this.
+            // Neither our own changes nor those of another link may be reported before this.
             let prefix = "10.96.0.0/24".parse().unwrap();
-            gateway.obey(vec![Step::AddRoute { prefix }]);
-            gateway.obey(vec![Step::RemoveRoute { prefix }]);
+            gateway.apply_all(vec![Step::AddRoute { prefix }]);
+            gateway.apply_all(vec![Step::RemoveRoute { prefix }]);
             netns.exec("ip address add 10.98.0.1/32 dev lo");
             netns.exec(&format!("ip link set {name} alias ours"));
             assert_eq!(monitor.next().await, Ok(HostEvent::Link));
@@ -261,7 +261,7 @@ fn monitored(backend: Backend) {
             for (command, event) in expect {
                 netns.exec(&command);
                 let mut heard = monitor.next().await.unwrap();
-                // An address brings a route of the kernel's own, and a link's end both.
+                // With an address comes a route of the kernel's own; with a link both go.
                 while heard != event {
                     heard = monitor.next().await.unwrap();
                 }

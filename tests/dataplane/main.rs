@@ -1,7 +1,7 @@
 //! The data plane against a real kernel, as root, in network namespaces of its own.
 //!
 //! Has its own `main` because it is also the userspace device that it tests.
-//! `dataplane cold <count>` measures the adding of peers beside `wg setconf`.
+//! `dataplane cold <count>` compares adding peers with `wg setconf`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
 #[path = "../support/netns.rs"]

@@ -1,4 +1,4 @@
-//! Peers: what is written, and what the kernel does that it does not say.
+//! Peers: what is written, and what the kernel does without reporting it.
 
 use gatepost::dataplane::{Backend, Dataplane, DataplaneError};
 use gatepost::model::{AllowedIps, Peer, PresharedKey};
@@ -10,29 +10,31 @@ use crate::runner::Test;
 pub const TESTS: &[Test] = &[
     ("peers_are_added_changed_and_removed", changed),
     ("a_peer_with_the_gateways_own_key_is_refused", own_key),
-    ("a_change_to_an_unknown_peer_makes_none", unknown),
-    ("a_peer_with_2500_prefixes_is_written_and_read_whole", many_prefixes),
-    ("many_peers_come_and_go_together", many_peers),
+    ("changing_an_unknown_peer_creates_none", unknown),
+    ("a_peer_with_2500_prefixes_is_written_and_read_completely", many_prefixes),
+    ("many_peers_are_added_and_removed_together", many_peers),
 ];
 
 pub const KERNEL_TESTS: &[Test] = &[
     ("a_prefix_given_to_another_peer_leaves_the_first", theft),
     ("an_unchanged_peer_keeps_its_endpoint_when_others_change", untouched),
-    ("a_reading_under_change_is_whole", read_under_change),
+    ("a_reading_during_changes_is_complete", read_under_change),
 ];
 
 fn changed(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         let preshared_key = PresharedKey::from_bytes([9; 32]).ok();
         let full = Peer { preshared_key, keepalive_secs: 25, ..peer(&["10.7.0.3/32"]) };
-        gateway.obey(vec![
+        gateway.apply_all(vec![
             add(1, &["10.7.0.2/32", "fd07::2/128", "192.168.5.0/24"]),
             Step::AddPeer { key: key(2), peer: full },
             add(3, &[]),
         ]);
-        gateway
-            .obey(vec![Step::NarrowPeer { key: key(1), allowed_ips: prefixes(&["10.7.0.2/32"]) }]);
-        gateway.obey(vec![
+        gateway.apply_all(vec![Step::NarrowPeer {
+            key: key(1),
+            allowed_ips: prefixes(&["10.7.0.2/32"]),
+        }]);
+        gateway.apply_all(vec![
             Step::WidenPeer { key: key(1), allowed_ips: prefixes(&["fd07::9/128"]) },
             Step::SetPresharedKey {
                 key: key(1),
@@ -42,7 +44,7 @@ fn changed(backend: Backend) {
             Step::SetKeepalive { key: key(2), keepalive_secs: 0 },
             Step::SetKeepalive { key: key(3), keepalive_secs: 11 },
         ]);
-        gateway.obey(vec![
+        gateway.apply_all(vec![
             Step::NarrowPeer { key: key(2), allowed_ips: AllowedIps::default() },
             Step::RemovePeer { key: key(1) },
             Step::RemovePeer { key: key(99) },
@@ -67,7 +69,7 @@ fn own_key(backend: Backend) {
 
 fn unknown(backend: Backend) {
     with_gateway(backend, |_, gateway| {
-        gateway.obey(vec![
+        gateway.apply_all(vec![
             Step::NarrowPeer { key: key(1), allowed_ips: prefixes(&["10.7.0.2/32"]) },
             Step::WidenPeer { key: key(2), allowed_ips: prefixes(&["10.7.0.3/32"]) },
             Step::SetPresharedKey { key: key(3), preshared_key: None },
@@ -82,8 +84,11 @@ fn many_prefixes(backend: Backend) {
         let prefix = |n: u32| format!("10.{}.{}.{}/32", 8 + (n >> 16), (n >> 8) & 255, n & 255);
         let texts: Vec<String> = (0..2500).map(prefix).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        gateway.obey(vec![add(1, &["10.7.0.2/32"]), add(2, &texts), add(3, &["10.7.0.3/32"])]);
-        gateway.obey(vec![Step::NarrowPeer { key: key(2), allowed_ips: prefixes(&texts[..2000]) }]);
+        gateway.apply_all(vec![add(1, &["10.7.0.2/32"]), add(2, &texts), add(3, &["10.7.0.3/32"])]);
+        gateway.apply_all(vec![Step::NarrowPeer {
+            key: key(2),
+            allowed_ips: prefixes(&texts[..2000]),
+        }]);
         assert_eq!(gateway.observed.peers[&key(2)].allowed_ips.as_slice().len(), 2000);
     });
 }
@@ -92,18 +97,18 @@ fn many_peers(backend: Backend) {
     let count = if backend == Backend::Kernel { 2000 } else { 200 };
     with_gateway(backend, |_, gateway| {
         let address = |n: u32| format!("10.7.{}.{}/32", 1 + n / 250, 1 + n % 250);
-        gateway.obey((0..count).map(|n| add(n, &[&address(n)])).collect());
+        gateway.apply_all((0..count).map(|n| add(n, &[&address(n)])).collect());
         let even = (0..count).step_by(2).map(|n| Step::RemovePeer { key: key(n) });
         let more = (count..count + 10).map(|n| add(n, &[&address(n)]));
-        gateway.obey(even.chain(more).collect());
+        gateway.apply_all(even.chain(more).collect());
         assert_eq!(gateway.observed.peers.len(), count as usize / 2 + 10);
     });
 }
 
-/// Why a plan must take away before it gives: the kernel moves the prefix and says nothing.
+/// Why a plan must remove before it adds: the kernel moves the prefix without reporting it.
 fn theft(backend: Backend) {
     with_gateway(backend, |_, gateway| {
-        gateway.obey(vec![add(1, &["10.7.0.2/32"])]);
+        gateway.apply_all(vec![add(1, &["10.7.0.2/32"])]);
         let outcome = gateway.apply(vec![add(2, &["10.7.0.2/32"])]);
         assert_eq!((outcome.applied, outcome.refused.len()), (1, 0));
         let peers = gateway.host.observe().unwrap().state.peers;
@@ -114,10 +119,10 @@ fn theft(backend: Backend) {
 
 fn untouched(backend: Backend) {
     with_gateway(backend, |netns, gateway| {
-        gateway.obey(vec![add(1, &["10.7.0.2/32"]), add(2, &["10.7.0.3/32"])]);
+        gateway.apply_all(vec![add(1, &["10.7.0.2/32"]), add(2, &["10.7.0.3/32"])]);
         let set = format!("wg set {} peer {} endpoint 192.0.2.1:9", gateway.name, key(1));
         netns.exec(&set);
-        gateway.obey(vec![
+        gateway.apply_all(vec![
             Step::RemovePeer { key: key(2) },
             add(3, &["10.7.0.3/32"]),
             Step::WidenPeer { key: key(1), allowed_ips: prefixes(&["10.7.0.9/32"]) },
@@ -127,14 +132,14 @@ fn untouched(backend: Backend) {
     });
 }
 
-/// A reading while peers go has every peer that stayed. The kernel ends a dump early when the peer
-/// it has come to is removed: so those who go stand between those who stay.
+/// A reading during removals has every peer that stayed. The kernel ends a dump early when the peer at
+/// which it stopped is removed, so the removed peers lie between those that stay.
 fn read_under_change(backend: Backend) {
     for _ in 0..5 {
         with_gateway(backend, |_, gateway| {
             let address =
                 |n: u32| format!("10.{}.{}.{}/32", 8 + (n >> 16), (n >> 8) & 255, n & 255);
-            gateway.obey((0..6000).map(|n| add(n, &[&address(n)])).collect());
+            gateway.apply_all((0..6000).map(|n| add(n, &[&address(n)])).collect());
             let mut other = Gateway::open(gateway.name.clone(), backend);
             other.host.observe().unwrap();
             let going = (0..6000).filter(|n| n % 2 == 0).map(|n| Step::RemovePeer { key: key(n) });

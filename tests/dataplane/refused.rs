@@ -1,4 +1,4 @@
-//! A host whose firewall takes nothing lets nobody in.
+//! A host whose firewall refuses every change lets no peer in.
 
 use gatepost::dataplane::nft::{Difference, NftError, ProfileCounters};
 use gatepost::dataplane::{
@@ -16,7 +16,7 @@ use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[("without_a_fence_there_is_no_link_and_no_peer", no_fence)];
 
-/// As a kernel without memory for the first transaction.
+/// Refuses, as a kernel does that has no memory for the first transaction.
 struct RefusingFirewall;
 
 impl Firewall for RefusingFirewall {

@@ -17,7 +17,7 @@ use crate::netns::{Netns, unique};
 
 pub const PORT: u16 = 51820;
 
-/// A firewall that has no table: the real one has tests of its own.
+/// A firewall without a table: the real one has its own tests.
 pub struct NoFirewall;
 
 impl Firewall for NoFirewall {
@@ -92,10 +92,10 @@ impl Gateway {
         Self { host, observed: ObservedState::default(), name }
     }
 
-    /// Makes the interface, ready for peers.
+    /// Creates the interface, ready for peers.
     pub fn up(name: InterfaceName, backend: Backend) -> Self {
         let mut gateway = Self::open(name, backend);
-        gateway.obey(gateway.steps_up());
+        gateway.apply_all(gateway.steps_up());
         gateway
     }
 
@@ -111,9 +111,8 @@ impl Gateway {
         ]
     }
 
-    /// Applies steps, of which none may be refused, and checks that the host then holds what was
-    /// acknowledged.
-    pub fn obey(&mut self, steps: Vec<Step>) {
+    /// Applies steps, all of which must be acknowledged, and checks that the host then holds them.
+    pub fn apply_all(&mut self, steps: Vec<Step>) {
         let count = steps.len();
         let outcome = self.apply(steps);
         assert_eq!((outcome.applied, outcome.refused.len()), (count, 0), "{outcome:?}");
@@ -137,12 +136,12 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        // A kernel link goes with its namespace; a userspace device must be told.
+        // A kernel link goes with its namespace; a userspace device must be stopped.
         let _ = stop_device(&self.name);
     }
 }
 
-/// A name for an interface that nobody else uses.
+/// An interface name that no other test uses.
 pub fn interface() -> InterfaceName {
     unique("B").parse().unwrap()
 }

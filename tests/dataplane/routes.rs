@@ -13,7 +13,7 @@ use crate::runner::Test;
 pub const TESTS: &[Test] = &[
     ("many_routes_are_written_and_read_back", many),
     ("the_kernels_routes_are_seen_and_ours_take_their_place", flushed),
-    ("a_route_of_others_is_neither_replaced_nor_removed", foreign),
+    ("a_foreign_route_is_neither_replaced_nor_removed", foreign),
 ];
 
 fn many(backend: Backend) {
@@ -22,7 +22,7 @@ fn many(backend: Backend) {
         let v6 = (0..100).map(|n| format!("fd08:{n:x}::/48"));
         let prefixes: Vec<IpNet> = v4.chain(v6).map(|text| text.parse().unwrap()).collect();
         let add = |prefix: &IpNet| Step::AddRoute { prefix: *prefix };
-        gateway.obey(prefixes.iter().map(add).collect());
+        gateway.apply_all(prefixes.iter().map(add).collect());
         let shown: BTreeSet<IpNet> = netns
             .exec("ip route show proto 71")
             .lines()
@@ -31,7 +31,7 @@ fn many(backend: Backend) {
             .collect();
         assert_eq!(shown, prefixes.iter().copied().collect());
         let remove = |prefix: &IpNet| Step::RemoveRoute { prefix: *prefix };
-        gateway.obey(prefixes[..1000].iter().map(remove).collect());
+        gateway.apply_all(prefixes[..1000].iter().map(remove).collect());
         let networks = 2;
         assert_eq!(gateway.observed.routes.len(), 600 + networks);
     });
@@ -40,7 +40,7 @@ fn many(backend: Backend) {
 fn flushed(backend: Backend) {
     with_gateway(backend, |netns, gateway| {
         let networks = ["10.7.0.0/24", "fd07::/64"].map(|text| text.parse::<IpNet>().unwrap());
-        // Of a network that is not an address's, the kernel's own route is none of ours.
+        // The kernel's route to a network that no address of ours has is not ours.
         netns.exec(&format!("ip route add 10.23.0.0/24 dev {} proto kernel", gateway.name));
         gateway.check();
         assert_eq!(gateway.observed.routes, networks.map(|network| (network, Tag::Foreign)).into());
@@ -51,7 +51,7 @@ fn flushed(backend: Backend) {
         assert!(state.routes.is_empty(), "{:?}", state.routes);
         assert_eq!(state.interface, gateway.observed.interface);
         gateway.observed = state;
-        gateway.obey(networks.map(|prefix| Step::AddRoute { prefix }).into());
+        gateway.apply_all(networks.map(|prefix| Step::AddRoute { prefix }).into());
         assert_eq!(gateway.observed.routes, networks.map(|network| (network, Tag::Ours)).into());
     });
 }

@@ -36,7 +36,7 @@ impl Client {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), private_key(2).expose_text()).unwrap();
         let server = private_key(1).public_key();
-        // One command each: a userspace device wants its key before its peer.
+        // One command each: a userspace device needs its key before its peer.
         client.netns.exec(&format!("wg set {name} private-key {}", file.path().display()));
         client.netns.exec(&format!(
             "wg set {name} peer {server} endpoint 192.0.2.1:{PORT} allowed-ips 10.7.0.0/24,fd07::/64"
@@ -66,7 +66,7 @@ fn ping(backend: Backend) {
         assert!(!client.reaches("10.7.0.1"));
         let key = private_key(2).public_key();
         let peer = peer(&["10.7.0.2/32", "fd07::2/128"]);
-        gateway.obey(vec![Step::AddPeer { key, peer }]);
+        gateway.apply_all(vec![Step::AddPeer { key, peer }]);
         // The client tries again every five seconds after its first, unanswered handshake.
         assert!((0..8).any(|_| client.reaches("10.7.0.1")));
         assert!(client.reaches("fd07::1"));
@@ -75,7 +75,7 @@ fn ping(backend: Backend) {
         assert!(traffic.rx_bytes > 0 && traffic.tx_bytes > 0, "{traffic:?}");
         let age = SystemTime::now().duration_since(traffic.last_handshake.unwrap()).unwrap();
         assert!(age < Duration::from_secs(60), "{age:?}");
-        gateway.obey(vec![Step::RemovePeer { key }]);
+        gateway.apply_all(vec![Step::RemovePeer { key }]);
         assert!(!client.reaches("10.7.0.1"));
     });
 }

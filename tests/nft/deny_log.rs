@@ -1,4 +1,4 @@
-//! What the log of denied packets says, read as a log daemon reads it.
+//! The log of denied packets, read as a log daemon reads it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -20,12 +20,12 @@ use super::table::{base, load, profile};
 const GROUP: u16 = 5;
 const ALICE: ProfileId = ProfileId(1);
 const FLOOD: u32 = 1_000;
-/// The rule's burst, and one more in case a tenth of a minute goes by.
+/// The rule's burst, and one more in case ten seconds pass.
 const AT_MOST: u32 = 6;
-/// What comes in elsewhere has one burst for all, and a few more where time goes by.
+/// Packets from elsewhere share one burst; a few more may pass as time passes.
 const OUTSIDE_AT_MOST: u32 = 30;
 
-/// Who was denied what, by the packet's own header.
+/// Source and destination of a denied packet, from its own header.
 type Denied = (IpAddr, IpAddr);
 
 /// The reader of the group, in the namespace of the thread that opens it.
@@ -38,7 +38,7 @@ impl Log {
         let settings = vec![
             ConfigCmd::Bind.into(),
             ConfigMode::PACKET_MAX.into(),
-            // Each message at once, not a hundred together.
+            // Send each message at once, not a hundred together.
             ConfigNla::QThresh(1),
         ];
         let request = config_request(NetfilterProtoFamily::IPv4, GROUP, settings);
@@ -51,7 +51,7 @@ impl Log {
         log
     }
 
-    /// Counts what is told until it tells of `last`.
+    /// Counts logged packets until `last` is logged.
     fn read_until(&self, last: Denied) -> BTreeMap<Denied, u32> {
         let mut told = BTreeMap::new();
         while !told.contains_key(&last) {
@@ -89,7 +89,7 @@ enum Message {
     Packet(Vec<PacketNla>),
 }
 
-/// Peer and destination, from a message that also carries our prefix and the interface.
+/// Peer and destination, from a message that must also carry our prefix and the interface.
 fn read(attributes: &[PacketNla]) -> Denied {
     let find =
         |wanted: fn(&PacketNla) -> bool| attributes.iter().find(|&found| wanted(found)).unwrap();
@@ -127,7 +127,7 @@ fn denied(peer: &str, destination: &str) -> Denied {
 }
 
 #[test]
-fn whoever_forges_sources_from_outside_takes_no_place_from_peers() {
+fn forged_sources_from_outside_do_not_crowd_peers_out_of_the_log() {
     let profiles = [(ALICE, profile(&[], &[]))].into();
     let assignments = [("10.64.0.2/32".parse().unwrap(), ALICE)];
     let mut network = Network::new();
@@ -153,7 +153,7 @@ fn whoever_forges_sources_from_outside_takes_no_place_from_peers() {
 }
 
 #[test]
-fn it_names_peer_and_destination_and_a_flood_says_little() {
+fn the_deny_log_names_peer_and_destination_and_limits_a_flood() {
     let profiles = [(ALICE, profile(&[], &[]))].into();
     let assignments = ["10.64.0.2/32", "fd64::2/128"].map(|net| (net.parse().unwrap(), ALICE));
     let mut network = Network::new();
@@ -163,7 +163,7 @@ fn it_names_peer_and_destination_and_a_flood_says_little() {
         [("10.64.0.2", "10.64.0.3", LAN4), ("fd64::2", "fd64::3", LAN6)]
     {
         send(&network.alice, destination, FLOOD);
-        // The limit is each peer's own: this one is told of, and last.
+        // Each peer has its own limit: this one is logged, and last.
         send(&network.bob, destination, 1);
         let told = log.read_until(denied(bob, destination));
         let flood = told[&denied(alice, destination)];

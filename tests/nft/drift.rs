@@ -1,5 +1,5 @@
-//! Whatever anybody edits in our table is seen; what is not ours is left alone; a refused change
-//! leaves everything as it was.
+//! Every edit of our table is noticed, foreign tables are left alone, and a refused change leaves
+//! everything as it was.
 
 use gatepost::dataplane::nft::{Nft, NftError};
 use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ObservedFirewall, ProfileId};
@@ -7,7 +7,7 @@ use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ObservedFirewall
 use super::netns::Netns;
 use super::table::{World, base, load, many, observed, profile};
 
-/// A small profile, a large one and one of a block, and peers of each.
+/// A small profile, a large one and one in a block, with peers of each.
 fn world() -> World {
     let profiles = [
         (ProfileId(1), profile(&["10.0.0.0/8", "fd10::/64"], &["10.0.0.53"])),
@@ -46,7 +46,7 @@ fn every_edit_is_noticed() {
         let line = listing.lines().find(|line| line.contains(text)).unwrap();
         line.rsplit(' ').next().unwrap().to_owned()
     };
-    // What somebody does, and the object that we must name.
+    // An edit, and the object that we must name.
     let edits: Vec<(String, &str)> = vec![
         (format!("nft insert rule {table} forward accept"), "chain forward"),
         (format!("nft add rule {table} input counter"), "chain input"),
@@ -131,7 +131,7 @@ fn every_edit_is_noticed() {
 }
 
 #[test]
-fn a_table_that_lets_packets_pass_unjudged_is_told_from_one_that_was_only_edited() {
+fn only_an_edited_table_that_still_judges_counts_as_guarding() {
     let (netns, mut nft) = loaded();
     let edits = [
         ("nft flush table inet gatepost", false),
@@ -203,7 +203,7 @@ fn foreign_tables_are_untouched() {
 fn a_refused_change_names_its_object_and_changes_nothing() {
     let (netns, mut nft) = loaded();
     let before = netns.run("nft list table inet gatepost");
-    // The table is believed to lack what it has.
+    // We believe that the table lacks what it has.
     let nothing = observed(&full(), Default::default());
     let change = FirewallChange {
         put_profiles: [(ProfileId(7), (true, many(40, 1))), (ProfileId(1), (true, many(1, 1)))]
@@ -232,7 +232,7 @@ fn a_refused_change_names_its_object_and_changes_nothing() {
     let refused = nft.apply(&change, Some(&read)).unwrap_err();
     assert!(refused.to_string().contains("elements of set peer4"), "{refused}");
     assert!(netns.run("nft list map inet gatepost peer4").contains("10.64.0.3"));
-    assert!(!nft.is_current().unwrap(), "somebody else changed the table meanwhile");
+    assert!(!nft.is_current().unwrap(), "another program changed the table meanwhile");
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn a_foreign_change_elsewhere_does_not_hinder_ours() {
 }
 
 #[test]
-fn what_nobody_changed_is_not_read_again() {
+fn an_unchanged_table_is_not_read_again() {
     let (netns, mut nft) = loaded();
     let first = nft.observe().unwrap().unwrap();
     let again = nft.observe().unwrap().unwrap();
@@ -274,7 +274,7 @@ fn what_nobody_changed_is_not_read_again() {
     };
     assert!(same(&first, &again), "the same reading");
 
-    // Nor when others change what is theirs, however often.
+    // Nor when other programs change their own tables, however often.
     for _ in 0..3 {
         netns.run("nft add table inet elsewhere");
         netns.run("nft flush table inet elsewhere && nft delete table inet elsewhere");
@@ -282,7 +282,7 @@ fn what_nobody_changed_is_not_read_again() {
         assert!(same(&first, &nft.observe().unwrap().unwrap()));
     }
 
-    // Whoever changes ours: it is read, and read as it is.
+    // After any change of ours it is read again, and read as it is.
     netns.run("nft add element inet gatepost peer4 '{ 10.64.0.77 : 0:1 }'");
     netns.run("nft delete element inet gatepost peer4 '{ 10.64.0.77 }'");
     let anew = nft.observe().unwrap().unwrap();

@@ -1,11 +1,11 @@
-//! Which chains of others drop our packets.
+//! Which chains of other programs drop our packets.
 
 use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, Nft, foreign_drops};
 
 use super::netns::Netns;
 use super::table::{base, load};
 
-/// What is found in a ruleset's text, beside a table of ours.
+/// What is found in a ruleset that is loaded beside our table.
 fn found(text: &str) -> Vec<ForeignDrop> {
     let netns = Netns::new();
     netns.enter();
@@ -25,7 +25,7 @@ fn chain(hook: &str, policy: &str, rules: &str) -> String {
 }
 
 #[test]
-fn what_ends_in_a_drop_is_found() {
+fn foreign_chains_that_end_in_a_drop_are_found() {
     let forward = [drop("inet", "theirs", "it", Hook::Forward)];
     assert_eq!(found(&chain("forward", "drop", "")), forward);
     assert_eq!(found(&chain("forward", "drop", "iifname \"eth0\" accept")), forward);
@@ -44,7 +44,7 @@ fn what_ends_in_a_drop_is_found() {
 }
 
 #[test]
-fn what_lets_us_through_or_is_not_on_our_way_is_not() {
+fn foreign_chains_that_let_us_through_are_not_found() {
     for text in [
         &chain("forward", "accept", "iifname \"eth0\" drop"),
         &chain("forward", "drop", "iifname \"gatepost0\" accept"),
@@ -53,7 +53,7 @@ fn what_lets_us_through_or_is_not_on_our_way_is_not() {
         &chain("input", "drop", "udp dport 51820 accept"),
         &chain("input", "drop", "udp dport { 53, 51820 } accept"),
         &chain("output", "drop", ""),
-        // Somewhere on the way is enough, also by way of a map.
+        // One rule anywhere on the way is enough, also when a map leads there.
         "table inet theirs {
             chain ours { iifname gatepost0 accept\n}
             chain zones { iifname vmap { gatepost0 : jump ours }\n}
@@ -68,7 +68,7 @@ fn what_lets_us_through_or_is_not_on_our_way_is_not() {
 }
 
 #[test]
-fn each_family_counts_and_the_manager_is_known() {
+fn every_family_is_searched_and_the_manager_is_recognised() {
     let docker = "table ip filter {
         chain DOCKER-USER { }
         chain FORWARD { type filter hook forward priority 0; policy drop; jump DOCKER-USER; }

@@ -15,7 +15,7 @@ pub fn host(index: u32) -> IpNet {
     IpNet::from(IpAddr::from(Ipv4Addr::from(0x0a40_0002 + index)))
 }
 
-/// Ten /24 that no other number has.
+/// Ten /24 networks that no other number has.
 pub fn profile(number: u32) -> Arc<Profile> {
     let range = |index: u32| {
         let first = (11 << 24) + ((number * RANGES + index) << 9);
@@ -24,7 +24,7 @@ pub fn profile(number: u32) -> Arc<Profile> {
     Arc::new(Profile { allow4: (0..RANGES).map(range).collect(), ..Profile::default() })
 }
 
-/// Peers spread over profiles of ten /24 each, all different.
+/// Peers spread over profiles of ten /24 networks each, all different.
 pub fn world(peers: u32, profiles: u32) -> World {
     let holder = |index: u32| (host(index), ProfileId(1 + index % profiles));
     (

@@ -1,4 +1,4 @@
-//! What we load is, to the `nft` program, what its own language says; and it re-loads.
+//! The `nft` program lists what we load as its own language says it, and can load the listing again.
 
 use gatepost::dataplane::nft::Nft;
 use gatepost::model::{FirewallBase, Masquerade, ProfileId};
@@ -121,7 +121,7 @@ const NO_PEERS: &str = "map peer4 { type ipv4_addr : classid; }
     map profile { type classid : verdict; }
     map block { type classid : verdict; }";
 
-/// The listing's blocks without regard to their order, which is that of creation.
+/// The blocks of a listing, sorted, because it lists them in the order of their creation.
 fn blocks(listing: &str) -> Vec<String> {
     let mut blocks: Vec<String> =
         listing.split("\n\n").map(|block| block.replace("\n}\n", "\n").trim().to_owned()).collect();
@@ -138,7 +138,7 @@ fn blocks(listing: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_base_is_what_nft_makes_of_the_text() {
+fn every_base_equals_what_nft_loads_from_text() {
     let (ours, theirs) = (Netns::new(), Netns::new());
     ours.enter();
     let mut nft = Nft::open().unwrap();
@@ -150,7 +150,7 @@ fn every_base_is_what_nft_makes_of_the_text() {
         assert_eq!(blocks(&listing), blocks(&theirs.run(LIST)), "{base:?}");
         let read = nft.observe().unwrap().unwrap();
         assert_eq!(read.base(), Some(&base), "{:?}", nft.difference());
-        // And the text itself is recognised: what nft restored from a listing is adopted.
+        // A table that nft restored from a listing is recognised, too.
         theirs.enter();
         let mut nft = Nft::open().unwrap();
         let read = nft.observe().unwrap().unwrap();
@@ -160,7 +160,7 @@ fn every_base_is_what_nft_makes_of_the_text() {
 }
 
 #[test]
-fn peers_and_profiles_are_what_nft_makes_of_the_text() {
+fn peers_and_profiles_equal_what_nft_loads_from_text() {
     let (ours, theirs) = (Netns::new(), Netns::new());
     let addresses = |step: u32| (0..40).map(move |index| format!("0.0.0.{}", 9 + index * step));
     let base = base();
@@ -278,10 +278,10 @@ fn peers_and_profiles_are_what_nft_makes_of_the_text() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is loaded and changed is read back as that, lists, re-loads from its own listing,
-    /// and is then still recognised.
+    /// Any table that is loaded and changed is read back as intended, lists, loads again from its own
+    /// listing, and is then still recognised.
     #[test]
-    fn what_is_applied_is_observed_and_reloads(first in world(), second in world()) {
+    fn an_applied_change_is_observed_and_reloads(first in world(), second in world()) {
         let netns = Netns::new();
         netns.enter();
         let base = base();

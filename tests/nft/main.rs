@@ -1,5 +1,5 @@
 //! The firewall against the kernel, in network namespaces of its own. Needs root, and the `nft`,
-//! `ip` and `nsenter` programs, which are the second opinion.
+//! `ip` and `nsenter` programs, which serve as independent readers.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -25,7 +25,7 @@ impl Netns {
         setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
     }
 
-    /// Where the namespace is to be found by programs that we start.
+    /// The path by which programs that we start find the namespace.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
@@ -45,7 +45,7 @@ impl Netns {
         self.output(line).status.success()
     }
 
-    /// Runs a line that must succeed, and gives what it printed.
+    /// Runs a shell line that must succeed, and returns its output.
     pub fn run(&self, line: &str) -> String {
         let output = self.output(line);
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));

@@ -37,9 +37,9 @@ impl Network {
     pub fn new() -> Self {
         let [gateway, alice, bob, lan] = std::array::from_fn(|_| Netns::new());
         for netns in [&gateway, &alice, &bob, &lan] {
-            // Else nothing can ask for IPv6 neighbours in the first second.
+            // Otherwise IPv6 neighbours cannot be resolved in the first second.
             netns.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
-            // A veth pair is a wire on which neighbours can be told of each other; a tunnel is not.
+            // On a veth pair neighbours have to be resolved; in a tunnel there are none.
             netns.run(
                 "sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.default.accept_redirects=0 \
                  net.ipv6.conf.all.accept_redirects=0 net.ipv6.conf.default.accept_redirects=0",
@@ -94,7 +94,7 @@ fn peer(gateway: &Netns, peer: &Netns, host: u8) {
     ));
 }
 
-/// Does something on a thread in that namespace.
+/// Runs a closure on a thread in that namespace.
 pub fn within<T: Send>(netns: &Netns, action: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let acting = scope.spawn(|| {
@@ -106,7 +106,7 @@ pub fn within<T: Send>(netns: &Netns, action: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Serves TCP and UDP on this port of every address of the host until the test ends. A TCP
-/// connection is first told its client's address, then echoed; a datagram is answered with it.
+/// connection first receives its client's address, then an echo; a datagram is answered with it.
 pub fn serve(netns: &Netns, port: u16) {
     let any = SocketAddr::from(([0u16; 8], port));
     let (tcp, udp) =
@@ -133,7 +133,7 @@ pub fn serve(netns: &Netns, port: u16) {
 /// A live TCP connection.
 pub struct Stream(TcpStream, pub IpAddr);
 
-/// Connects; the server says from which address.
+/// Connects, and returns the address that the server sees.
 pub fn connect(from: &Netns, to: &str, port: u16) -> io::Result<Stream> {
     let to = SocketAddr::new(to.parse().unwrap(), port);
     within(from, || {
@@ -182,7 +182,7 @@ pub fn asks(from: &Netns, to: &str, port: u16) -> bool {
     })
 }
 
-/// Whether the host there says that nobody has the port.
+/// Whether the host answers that the port is closed.
 pub fn is_refused(from: &Netns, to: &str, port: u16) -> bool {
     let to = SocketAddr::new(to.parse().unwrap(), port);
     within(from, || {

@@ -80,7 +80,7 @@ fn an_address_without_a_profile_reaches_nothing() {
     serve(&network.lan, 80);
     assert!(connect(&network.alice, LAN4, 80).is_err());
     assert!(connect(&network.alice, LAN6, 80).is_err());
-    // An assignment to a profile that is not there denies too.
+    // An assignment to a missing profile denies, too.
     let change = FirewallChange {
         assign: ALICE.map(|prefix| (prefix.parse().unwrap(), ProfileId(9))).into(),
         ..FirewallChange::default()
@@ -108,14 +108,14 @@ fn a_large_profile_is_judged_like_a_small_one() {
 }
 
 #[test]
-fn an_error_about_a_question_to_a_dns_server_comes_back() {
+fn an_icmp_error_about_a_dns_query_comes_back() {
     let servers = || profile(&[], &[LAN4, LAN6]);
-    // A chain of its own, and one of a block.
+    // A profile with a chain of its own, and one in a block.
     for ids in [[1, 2], [1_025, 1_026]] {
         let network = network(&base(), &numbered(ids, servers(), nothing()));
         for server in [LAN4, LAN6] {
             let refused = is_refused(&network.alice, server, 53);
-            assert!(refused, "nobody answers at {server}, and {ids:?} are not told");
+            assert!(refused, "the closed port of {server} is not reported to {ids:?}");
             assert!(!is_refused(&network.alice, server, 80));
             assert!(!is_refused(&network.bob, server, 53));
         }
@@ -157,7 +157,7 @@ fn unassigning_stops_live_flows() {
 }
 
 #[test]
-fn loading_anew_and_repairing_disturb_no_live_flow() {
+fn reloading_and_repairing_disturb_no_live_flow() {
     let world = world(profile(&["172.16.1.0/24", "fd10::/64"], &[]), nothing());
     // A flow that is translated cannot outlive packets that are not: the server resets it.
     let base = FirewallBase { masquerade: Masquerade::None, ..base() };
@@ -251,7 +251,7 @@ fn the_gateway_itself_is_judged_but_answers_pings() {
 }
 
 #[test]
-fn between_peers_the_one_who_opens_the_flow_is_judged() {
+fn between_peers_the_opener_of_the_flow_is_judged() {
     let network = network(&base(), &world(profile(&["10.64.0.3", "fd64::3"], &[]), nothing()));
     serve(&network.alice, 80);
     serve(&network.bob, 80);
@@ -264,7 +264,7 @@ fn between_peers_the_one_who_opens_the_flow_is_judged() {
 }
 
 #[test]
-fn nobody_opens_flows_toward_peers_unless_allowed() {
+fn flows_toward_peers_are_refused_unless_allowed() {
     let world = world(nothing(), profile(&["0.0.0.0/0", "::/0"], &[]));
     let mut network = network(&base(), &world);
     serve(&network.alice, 80);
@@ -288,7 +288,7 @@ fn nobody_opens_flows_toward_peers_unless_allowed() {
 
 #[test]
 fn a_forged_source_opens_nothing() {
-    // Bob may reach Alice; somebody in the LAN sends as Bob.
+    // Bob may reach Alice; a host in the LAN sends with Bob's address.
     let network = network(&base(), &world(nothing(), profile(&["10.64.0.2", "fd64::2"], &[])));
     network.lan.run("ip addr add 10.64.0.3/32 dev lo && ip addr add fd64::3/128 dev lo nodad");
     // The gateway's neighbour entry must be there: a forger's own question gets no answer.
@@ -309,7 +309,7 @@ fn a_forged_source_opens_nothing() {
 fn segments_fit_the_tunnel() {
     let network = network(&base(), &world(profile(&["0.0.0.0/0", "::/0"], &[]), nothing()));
     serve(&network.lan, 80);
-    // The bridge has 1420 bytes, the peer believes in 1500.
+    // The bridge carries 1420 bytes, the peer assumes 1500.
     for (address, headers) in [(LAN4, 40), (LAN6, 60)] {
         let stream = connect(&network.alice, address, 80).unwrap();
         let timestamps = 12;
@@ -360,7 +360,7 @@ fn the_longest_site_prefix_decides() {
 }
 
 #[test]
-fn counters_count_and_live_on() {
+fn counters_survive_an_edit_of_their_profile() {
     counters_of([1, 2]);
     counters_of([1_025, 1_026]);
 }

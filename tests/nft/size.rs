@@ -1,4 +1,4 @@
-//! Full size: everything in one transaction, and what it takes is what was meant.
+//! Full size: everything in one transaction, which is read back as intended.
 
 use gatepost::dataplane::nft::{Nft, NftError};
 use gatepost::model::ProfileId;

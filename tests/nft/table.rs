@@ -22,7 +22,7 @@ pub fn base() -> FirewallBase {
     }
 }
 
-/// Every base there can be for one interface.
+/// Every possible base for one interface.
 pub fn bases() -> Vec<FirewallBase> {
     let mut bases = Vec::new();
     for masquerade in [Masquerade::All, Masquerade::Internet, Masquerade::None] {
@@ -74,7 +74,7 @@ pub fn many(count: u32, first: u32) -> Arc<Profile> {
 
 pub type World = (BTreeMap<ProfileId, Arc<Profile>>, BTreeMap<IpNet, ProfileId>);
 
-/// The change that loads all of this anew.
+/// The change that loads a world into a new table.
 pub fn load(base: &FirewallBase, (profiles, assignments): &World) -> FirewallChange {
     FirewallChange {
         load_base: Some(base.clone()),
@@ -84,7 +84,7 @@ pub fn load(base: &FirewallBase, (profiles, assignments): &World) -> FirewallCha
     }
 }
 
-/// The change from one to the other.
+/// The change from one world to another.
 pub fn change((old, held): &World, (new, wanted): &World) -> FirewallChange {
     let puts = new.iter().filter(|(id, put)| old.get(id) != Some(put));
     FirewallChange {

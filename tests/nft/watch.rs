@@ -1,4 +1,4 @@
-//! Who changed a ruleset is told; our own changes are not.
+//! Changes of other programs are reported with the process that made them; our own are not.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn next(monitor: &mut NftMonitor) -> NftEvent {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_foreign_change_names_its_process_and_whether_it_was_ours() {
+async fn a_foreign_change_names_its_process_and_whether_it_touched_our_table() {
     let netns = Netns::new();
     netns.enter();
     let mut nft = Nft::open().unwrap();
@@ -41,13 +41,13 @@ async fn a_foreign_change_names_its_process_and_whether_it_was_ours() {
     assert!(ours(next(&mut monitor).await).0);
 }
 
-/// The kernel would make a message of some KiB for each element.
+/// While a monitor listens, the kernel makes a message of some KiB for each element.
 #[tokio::test(flavor = "current_thread")]
-async fn a_large_change_of_ours_is_made_unheard_and_what_follows_is_heard() {
+async fn a_large_change_of_ours_is_muted_and_later_changes_are_heard() {
     let netns = Netns::new();
     netns.enter();
     let mut nft = Nft::open().unwrap();
-    // Deaf to nobody.
+    // Reports the changes from every port.
     let mut monitor = NftMonitor::open(0).unwrap();
     nft.mute(monitor.membership());
     assert_eq!(nft.observe().unwrap(), None);
@@ -66,7 +66,7 @@ async fn a_large_change_of_ours_is_made_unheard_and_what_follows_is_heard() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn too_much_to_hear_says_so() {
+async fn an_overrun_of_the_monitor_is_reported() {
     let netns = Netns::new();
     netns.enter();
     let mut nft = Nft::open().unwrap();
@@ -74,7 +74,7 @@ async fn too_much_to_hear_says_so() {
     let element = |index: u32| std::net::Ipv4Addr::from(index).to_string();
     let elements = |from: u32| (from..from + 60_000).map(element).collect::<Vec<_>>().join(",");
     netns.run("nft add table ip t; nft add set ip t s '{ type ipv4_addr; }'");
-    // Each element is told on its own: more than the queue holds.
+    // The kernel announces each element on its own: more than the queue holds.
     for part in 0..6 {
         netns.load(&format!("add element ip t s {{ {} }}", elements(part * 60_000)));
     }

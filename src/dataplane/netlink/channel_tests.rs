@@ -79,7 +79,7 @@ fn ack(code: i32) -> Answer {
 }
 
 #[test]
-fn an_interrupted_dump_is_thrown_away_and_read_again() {
+fn an_interrupted_dump_is_discarded_and_repeated() {
     let (mut channel, kernel) = scripted(vec![
         vec![number(1, 0), number(2, NLM_F_DUMP_INTR), done(0)],
         vec![number(3, 0), done(NLM_F_DUMP_INTR)],

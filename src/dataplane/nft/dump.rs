@@ -45,7 +45,7 @@ pub struct Counter {
 
 /// Reads something of one generation of the ruleset, and says which: repeatedly, but not for long, as
 /// the caller does nothing else meanwhile.
-pub fn settled<T>(
+pub fn at_one_generation<T>(
     socket: &mut NftSocket,
     mut read: impl FnMut(&mut NftSocket) -> Result<T, NftError>,
 ) -> Result<(T, u32), NftError> {

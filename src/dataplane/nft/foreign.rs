@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::attr::Attr;
 use super::chain::Declaration;
-use super::dump::settled;
+use super::dump::at_one_generation;
 use super::error::NftError;
 use super::expr::{Expr, Rule, read_rule};
 use super::name::TABLE;
@@ -76,7 +76,7 @@ pub fn foreign_drops(
     listen_port: Option<u16>,
 ) -> Result<Vec<ForeignDrop>, NftError> {
     let read = |socket: &mut NftSocket| read(&mut Reader { socket }, interface, listen_port);
-    Ok(settled(&mut NftSocket::open()?, read)?.0)
+    Ok(at_one_generation(&mut NftSocket::open()?, read)?.0)
 }
 
 fn read(
@@ -209,20 +209,20 @@ impl Reader<'_> {
 
     /// Whether any rule on the way from a chain names what is ours, by itself or by a set.
     fn names(&mut self, family: u8, base: &Declaration, ours: &Ours<'_>) -> Result<bool, NftError> {
-        let mut way = Way::default();
-        way.chains.insert(base.name.clone());
+        let mut reachable = Reachable::default();
+        reachable.chains.insert(base.name.clone());
         let (mut chains, mut sets) = (BTreeSet::new(), BTreeSet::new());
         loop {
             let table = &base.table;
-            if let Some(name) = way.chains.difference(&chains).next().cloned() {
+            if let Some(name) = reachable.chains.difference(&chains).next().cloned() {
                 for rule in self.rules(family, table, &name)? {
-                    way.add_rule(&rule, ours);
+                    reachable.add_rule(&rule, ours);
                 }
                 chains.insert(name);
-            } else if let Some(name) = way.sets.difference(&sets).next().cloned() {
+            } else if let Some(name) = reachable.sets.difference(&sets).next().cloned() {
                 let filter =
                     [Attr::text(elem::LIST_TABLE, table), Attr::text(elem::LIST_SET, &name)];
-                let read = |found: &mut Way, list: Attributes<'_>| {
+                let read = |found: &mut Reachable, list: Attributes<'_>| {
                     for element in list.require(elem::LIST_ELEMENTS)?.nested() {
                         found.add_element(element?.nested(), ours)?;
                     }
@@ -230,9 +230,9 @@ impl Reader<'_> {
                 };
                 let found = self.socket.dump_of(family, msg::GETSETELEM, &filter, read)?;
                 sets.insert(name);
-                way.merge(found);
+                reachable.merge(found);
             } else {
-                return Ok(way.names_ours);
+                return Ok(reachable.names_ours);
             }
         }
     }
@@ -240,13 +240,13 @@ impl Reader<'_> {
 
 /// The chains and sets that packets may come by, and whether any of them names what is ours.
 #[derive(Default)]
-struct Way {
+struct Reachable {
     chains: BTreeSet<String>,
     sets: BTreeSet<String>,
     names_ours: bool,
 }
 
-impl Way {
+impl Reachable {
     fn add_rule(&mut self, rule: &[Expr], ours: &Ours<'_>) {
         for expr in rule {
             self.names_ours |= ours.is_in(expr);

@@ -135,7 +135,7 @@ impl Nft {
         {
             return Ok(reading);
         }
-        let (dump, generation) = dump::settled(&mut self.socket, dump::dump)?;
+        let (dump, generation) = dump::at_one_generation(&mut self.socket, dump::dump)?;
         self.known = Some(generation);
         let observation = dump.as_ref().map(Observation::of);
         self.difference = observation.as_ref().and_then(|found| found.difference.clone());
@@ -164,7 +164,8 @@ impl Nft {
     ) -> Result<(), NftError> {
         let mut handles = Handles::new();
         for id in change::rewritten(change, observed) {
-            let (found, _) = dump::settled(&mut self.socket, |socket| dump::handles(socket, id))?;
+            let (found, _) =
+                dump::at_one_generation(&mut self.socket, |socket| dump::handles(socket, id))?;
             handles.insert(id, found);
         }
         self.commit(|batch| change::write(batch, change, observed, &handles))
@@ -195,7 +196,8 @@ impl Nft {
     /// As [`observe`](Self::observe).
     pub fn read_counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError> {
         // A chain's first rule counts everything, its last one what is denied.
-        let (counters, _) = dump::settled(&mut self.socket, |socket| dump::counters(socket, id))?;
+        let (counters, _) =
+            dump::at_one_generation(&mut self.socket, |socket| dump::counters(socket, id))?;
         if let [judged, denied] = counters[..] {
             return Ok(Some(ProfileCounters::of(judged, denied)));
         }
