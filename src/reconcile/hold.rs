@@ -12,7 +12,7 @@ pub(super) struct Hold {
     limit: MaxRemoved,
     /// The peers that stay until an operator confirms their removal or the rows want them again.
     staying: Held,
-    /// The same in figures; `None`: nothing is held back.
+    /// Those removals in figures; `None`: no removal is held back.
     held_back: Option<HeldBack>,
     /// Whose removal an operator confirmed when it was held back.
     confirmed: BTreeSet<PublicKey>,

@@ -184,4 +184,15 @@ impl Machine {
             self.rows_are_stale(policy, now);
         }
     }
+
+    fn complain(&mut self, trouble: Trouble, note: Note, now: Now) {
+        self.notices.complain(trouble, note, now.instant);
+    }
+
+    /// Hands what is to be said to the journal and to the audit log.
+    fn say(&mut self) -> Vec<Action> {
+        let notes = self.notices.take();
+        self.outbox.audit(notes.iter().filter_map(Note::audit_entry));
+        notes.into_iter().map(Action::Say).collect()
+    }
 }

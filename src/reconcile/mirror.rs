@@ -311,7 +311,7 @@ impl Mirror {
         read_back
     }
 
-    /// Time has passed since the reading that makes a difference to who is connected.
+    /// Peers may have connected since the reading.
     pub fn not_fresh(&mut self) {
         if self.trust == Trust::Fresh {
             self.trust = Trust::Kept;

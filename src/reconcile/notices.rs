@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trouble_is_said_once_an_hour_and_anew_when_it_comes_back() {
+    fn a_trouble_is_said_once_an_hour_and_again_when_it_comes_back() {
         let (mut notices, start) = (Notices::default(), Instant::now());
         let news = |notices: &mut Notices, error: &str, secs| {
             let note = Note::StepRefused { step: "route add".into(), error: error.into() };

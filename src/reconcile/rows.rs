@@ -111,11 +111,6 @@ impl Rows {
         self.age.in_doubt()
     }
 
-    /// Whether `stale.policy` denies new sessions now.
-    pub fn deny_new(&self) -> bool {
-        self.age.suspending() == Some(StalePolicy::DenyNew)
-    }
-
     /// When rows were last read and could be used.
     pub const fn read_at(&self) -> Instant {
         self.age.read_at()
@@ -228,6 +223,20 @@ impl Rows {
     /// Admits only these peers, as if no other were eligible; `None` admits all eligible peers again.
     pub fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Option<Touched> {
         self.change(|desired| desired.suspend_all_but(admitted))
+    }
+
+    /// While `stale.policy` denies new sessions, a peer whose session ended is not let in again.
+    pub fn suspend_disconnected(
+        &mut self,
+        connected: impl FnOnce() -> BTreeSet<PublicKey>,
+    ) -> Option<Touched> {
+        let peers = self.desired.as_ref()?.peers();
+        if self.age.suspending() != Some(StalePolicy::DenyNew) {
+            return None;
+        }
+        let connected = connected();
+        let ended = peers.keys().any(|key| !connected.contains(key));
+        if ended { self.suspend_all_but(Some(connected)) } else { None }
     }
 
     /// Plans what the rows or `[stale]` ask for, and which peers stay although no row wants them.

@@ -43,8 +43,8 @@ impl Staleness {
         suspended
     }
 
-    /// The last good rows were restored. If their time is up already, that is found anew: there was
-    /// nobody to suspend then.
+    /// The last good rows were restored. If their time is up already, they become stale again, because
+    /// before there was no peer to suspend.
     pub fn restored(&mut self) {
         if self.age == Age::Stale {
             self.age = Age::Aging;
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn keeping_suspends_nobody() {
+    fn policy_keep_suspends_no_peer() {
         let (mut rows, start) = staleness(StalePolicy::Keep);
         rows.let_time_pass(start + HOUR);
         assert!(rows.is_stale() && !rows.suspends());

@@ -146,7 +146,8 @@ impl Machine {
                 if let Some(desired) = self.rows.desired() {
                     self.outbox.traffic(self.mirror.traffic(), desired, now);
                 }
-                self.suspend_the_disconnected(now);
+                let touched = self.rows.suspend_disconnected(|| self.mirror.connected(now.wall));
+                self.touch(touched, now.instant);
             }
             Err(error) => {
                 let wait = self.passes.next_wait();
@@ -156,16 +157,6 @@ impl Machine {
                 let note = Note::ObserveFailed { error };
                 self.complain(Trouble::Kernel, note, now);
             }
-        }
-    }
-
-    /// While `stale.policy` denies new sessions, a peer whose session ended is not let in again.
-    fn suspend_the_disconnected(&mut self, now: Now) {
-        let Some(desired) = self.rows.desired().filter(|_| self.rows.deny_new()) else { return };
-        let connected = self.mirror.connected(now.wall);
-        if desired.peers().keys().any(|key| !connected.contains(key)) {
-            let touched = self.rows.suspend_all_but(Some(connected));
-            self.touch(touched, now.instant);
         }
     }
 
@@ -196,7 +187,8 @@ impl Machine {
         }
     }
 
-    /// Everything is compared because somebody decided so: what differs is no drift.
+    /// Compares everything because of a decision, not of a change in the kernel: what differs is no
+    /// drift.
     pub(super) fn compare_on_purpose(&mut self, now: Now) {
         self.difference.rows_changed(now.instant);
         self.difference.everything();
@@ -225,17 +217,6 @@ impl Machine {
         if let (Some(pass), Some(desired)) = (self.passes.leave(now), self.rows.desired()) {
             self.outbox.audit(audit::unfinished(&pass, desired.gateway().id));
         }
-    }
-
-    pub(super) fn complain(&mut self, trouble: Trouble, note: Note, now: Now) {
-        self.notices.complain(trouble, note, now.instant);
-    }
-
-    /// Hands what is to be said to the journal and to the audit log.
-    pub(super) fn say(&mut self) -> Vec<Action> {
-        let notes = self.notices.take();
-        self.outbox.audit(notes.iter().filter_map(Note::audit_entry));
-        notes.into_iter().map(Action::Say).collect()
     }
 }
 

@@ -1,12 +1,12 @@
-//! The last good rows on disk: what a host that boots while the database is away starts from.
+//! The last good rows on disk, from which a host starts that boots while the database is away.
 //!
-//! A file of JSON lines. The first is a whole snapshot; each further one is what changed since, so
+//! The file consists of JSON lines. The first is a whole snapshot; each further line is a change, so
 //! that a revocation is on disk as soon as it is in the kernel, at the cost of the change. Every full
-//! read begins the file anew. Preshared keys stay sealed in it.
+//! read replaces the file. Preshared keys stay sealed in it.
 //!
-//! Rows are written when they are known to be good: they made a desired state, and the guard does
-//! not hold back what they remove. When they cannot be written the file goes, lest rows that are
-//! known to be old come back.
+//! Rows are written once they are known to be good: they made a desired state, and the guard holds
+//! none of their removals back. If they cannot be written, the file is removed: rows that are known
+//! to be old must not come back.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -83,16 +83,16 @@ impl Cache {
         }
     }
 
-    /// Begins the file anew with everything, so that a crash leaves the old one or the new one.
+    /// Replaces the file by a whole snapshot. A crash leaves the old file or the new one.
     ///
     /// # Errors
     /// When the file cannot be written; there is none then.
     pub fn replace(&mut self, rows: &SnapshotRows) -> Result<(), CacheError> {
         self.tail = None;
-        self.begin_anew(rows).or_else(|error| self.forget().and(Err(error)))
+        self.write_new_file(rows).or_else(|error| self.forget().and(Err(error)))
     }
 
-    fn begin_anew(&mut self, rows: &SnapshotRows) -> Result<(), CacheError> {
+    fn write_new_file(&mut self, rows: &SnapshotRows) -> Result<(), CacheError> {
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder).map_err(|source| self.io("given a folder", source))?;
         }
@@ -153,12 +153,12 @@ impl Cache {
             for kept in incoming {
                 let good = match kept {
                     Kept::Rows(rows) => {
-                        waiting.take(rows);
+                        waiting.push(rows);
                         continue;
                     }
-                    Kept::Word(keep) => waiting.judge(keep),
+                    Kept::Verdict(keep) => waiting.judge(keep),
                     Kept::Written(answer) => {
-                        // Whoever asked may have stopped waiting.
+                        // The receiver may have stopped waiting.
                         let _ = answer.send(());
                         continue;
                     }
@@ -187,12 +187,12 @@ impl Cache {
 
 enum Kept {
     Rows(Rows),
-    Word(Keep),
-    /// Somebody waits until all before this is written.
+    Verdict(Keep),
+    /// Answer once all before this is written.
     Written(oneshot::Sender<()>),
 }
 
-/// What one read gave.
+/// What one read returned.
 #[derive(Debug, Clone, PartialEq)]
 enum Rows {
     Everything(Arc<SnapshotRows>),
@@ -202,25 +202,25 @@ enum Rows {
 /// Rows that are not known to be good.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// On which no word was given.
+    /// Rows without a verdict.
     new: Vec<Rows>,
-    /// That wait for an operator's word, and what was kept since: when it comes, all are written in
-    /// the order in which they were read.
+    /// Rows that wait for an operator's confirmation, and those kept since: once it comes, all are
+    /// written in the order in which they were read.
     held: Vec<Rows>,
 }
 
 impl Waiting {
-    fn take(&mut self, rows: Rows) {
+    fn push(&mut self, rows: Rows) {
         if matches!(rows, Rows::Everything(_)) {
             self.new.clear();
         }
         self.new.push(rows);
     }
 
-    /// Returns what is good by this word.
+    /// Returns the rows that this verdict makes good.
     fn judge(&mut self, keep: Keep) -> Vec<Rows> {
         let whole = matches!(self.new.first(), Some(Rows::Everything(_)));
-        // Everything there is holds what waits, too.
+        // A whole snapshot includes the rows that wait.
         let these = if keep == Keep::These && !whole { self.new.clone() } else { Vec::new() };
         if whole {
             self.held.clear();
@@ -230,7 +230,7 @@ impl Waiting {
     }
 }
 
-/// Takes rows that may have to be kept, in order, and returns at once.
+/// Hands rows to the cache's thread, in order, and returns at once.
 #[derive(Debug, Clone)]
 pub struct Keeper(mpsc::Sender<Kept>);
 
@@ -246,12 +246,12 @@ impl Keeper {
         let _ = self.0.send(Kept::Rows(Rows::Changed(Arc::new(rows.clone()))));
     }
 
-    /// Says whether what was read is good.
+    /// Says whether the rows handed over so far are good.
     pub fn judge(&self, keep: Keep) {
-        let _ = self.0.send(Kept::Word(keep));
+        let _ = self.0.send(Kept::Verdict(keep));
     }
 
-    /// Answers when all that was said before is on the disk.
+    /// Answers once everything handed over before is on the disk.
     pub fn written(&self) -> oneshot::Receiver<()> {
         let (answer, written) = oneshot::channel();
         let _ = self.0.send(Kept::Written(answer));

@@ -214,7 +214,7 @@ impl<D: Host> Shell<D> {
 
     pub(super) fn spawn_inner(&self, job: impl Future<Output = Inner> + Send + 'static) {
         let events = self.events.clone();
-        // The loop may have ended meanwhile; then nobody waits for the answer.
+        // The loop may have ended meanwhile; then the answer is not needed.
         tokio::spawn(async move { drop(events.send(job.await)) });
     }
 

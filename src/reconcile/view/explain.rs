@@ -325,7 +325,7 @@ mod tests {
         DesiredState::build(Arc::new(local), rows).unwrap()
     }
 
-    /// A kernel that obeyed all steps but those of which `skips` says so.
+    /// A kernel after all steps except those that `skips` names.
     fn kernel(desired: &DesiredState, skips: impl Fn(&Step) -> bool) -> ObservedState {
         let mut observed = ObservedState::default();
         let whole = plan(desired, &observed, &Scope::Everything).unwrap();

@@ -1,4 +1,4 @@
-//! What a pass would do, and why something passes or not, without a running agent.
+//! What a pass would do, and why a packet passes or not, without a running agent.
 
 use std::collections::BTreeSet;
 
@@ -138,7 +138,7 @@ fn shift<'a>(
 fn in_words(desired: &DesiredState, observed: &ObservedState, step: &Step) -> Option<String> {
     let name = |key| match desired.row_of(key) {
         Some(row) => peer_name(row),
-        None => format!("a device nobody claims ({key})"),
+        None => format!("a device without a row ({key})"),
     };
     match step {
         Step::AddPeer { key, .. } => Some(format!("{} can connect", name(key))),

@@ -1,5 +1,4 @@
-//! What the agent says of itself: one value, told alike by `gatepost status`, the metrics and
-//! systemd.
+//! The agent's status: one value, from which `gatepost status`, the metrics and systemd are served.
 //!
 //! Its JSON is the stable output of `gatepost status --json` and `gatepost peers --json`: fields
 //! are added, never renamed or removed. Times are RFC 3339 in UTC, durations carry their unit in
@@ -74,7 +73,7 @@ pub enum State {
     Starting,
     /// The kernel was proven equal to the last good desired state.
     Ready,
-    /// Ready, but the database is away, or does not tell of all changes.
+    /// Ready, but the database is away or does not announce all changes.
     Degraded { why: String },
     /// The kernel is not proven equal, or this gateway must not serve.
     NotReady { why: String },
@@ -187,16 +186,16 @@ pub struct SyncStatus {
     pub mode_why: String,
     /// The database's time as of which the kernel was proven equal.
     pub last_sync_at: Option<Timestamp>,
-    /// From when the last pass's oldest change was heard of (where nothing tells of changes: from
-    /// the beginning of the read that found it) to its proof in the kernel. `None` after a repair of
-    /// what others changed, and after a pass that was not proven.
+    /// From the announcement of the last pass's oldest change (where changes are not announced: from
+    /// the beginning of the read that found it) to the proof. `None` after a repair of drift, and after
+    /// a pass that was not proven.
     pub lag_ms: Option<u64>,
     pub last_pass: Option<PassStatus>,
     /// Passes since the agent started.
     pub passes: u64,
     /// Passes that found our objects changed by others, and put them right.
     pub drift_repaired: u64,
-    /// Changes that a timer found before a notification told of them.
+    /// Changes found by polling whose notification did not arrive.
     pub notify_missed: u64,
     /// Writes that the kernel refused.
     #[serde(default)]
@@ -234,7 +233,7 @@ pub struct PeerCounts {
     pub in_kernel: u64,
     /// Revoked, inactive, not approved: left out as their rows say.
     pub ineligible: u64,
-    /// Left out because their rows cannot be obeyed.
+    /// Left out because their rows are not usable.
     pub quarantined: u64,
 }
 
@@ -319,7 +318,7 @@ pub struct Explanation {
     pub allowed: bool,
     /// Several lines in the words of users and policies.
     pub text: String,
-    /// The same as a JSON object: the verdict, the deciding policy, those that lost.
+    /// As a JSON object: the verdict, the policy that decides, those that do not.
     pub details: serde_json::Value,
 }
 
@@ -330,7 +329,7 @@ pub struct PlanReport {
     pub steps: Vec<PlannedStep>,
     /// What the guard would hold back: it is in no step.
     pub held_back: Option<HeldBack>,
-    /// The same in the words of users, devices and policies.
+    /// What would change, in the words of users, devices and policies.
     pub words: Vec<String>,
     /// Rows left out or partly ignored, one sentence each.
     pub warnings: Vec<String>,
