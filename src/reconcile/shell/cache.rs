@@ -362,18 +362,18 @@ mod tests {
         };
         let mut waiting = Waiting::default();
         // The first was not buildable: no word was given on it.
-        waiting.take(everything());
-        waiting.take(everything());
+        waiting.push(everything());
+        waiting.push(everything());
         assert_eq!(waiting.judge(Keep::All), [everything()]);
-        waiting.take(change(1));
+        waiting.push(change(1));
         assert_eq!(waiting.judge(Keep::Later), []);
-        waiting.take(change(2));
+        waiting.push(change(2));
         assert_eq!(waiting.judge(Keep::These), [change(2)], "a small change meanwhile");
-        waiting.take(everything());
+        waiting.push(everything());
         assert_eq!(waiting.judge(Keep::Later), [], "the emptied table is held back");
-        waiting.take(everything());
+        waiting.push(everything());
         assert_eq!(waiting.judge(Keep::These), [], "and so it is when it is read again");
-        waiting.take(change(3));
+        waiting.push(change(3));
         assert_eq!(waiting.judge(Keep::All), [everything(), change(3)]);
         assert_eq!(waiting.judge(Keep::All), []);
     }
