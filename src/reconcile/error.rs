@@ -24,6 +24,11 @@ impl DatabaseError {
         }
     }
 
+    /// Whether tables or columns that agents read are missing.
+    pub(super) fn is_misfit(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_misfit())
+    }
+
     /// What the database is to this agent, for a sentence.
     pub(super) fn in_short(&self) -> &'static str {
         if self.is_transient() {

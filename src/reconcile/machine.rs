@@ -109,7 +109,7 @@ impl Machine {
             }
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),
             Event::Read(answer) => {
-                let reading = self.source.end_read(now);
+                let reading = self.source.end_read(answer.is_ok(), now);
                 self.rows_read(reading, answer, now);
             }
             Event::Restored(rows) => self.rows_restored(*rows, now),

@@ -20,6 +20,8 @@ const TURN_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Source {
     timing: Timing,
     connection: Connection,
+    /// Why the tables cannot be read, from the first failure to the next read that succeeds.
+    misfit: Option<DatabaseError>,
     /// This host's time at which the connection was made or lost.
     since: SystemTime,
     /// The database's clock as the last read told it, and when that was.
@@ -84,6 +86,7 @@ pub(super) struct SourceView<'a> {
     pub mode: Option<Mode>,
     /// Why the last attempt to connect failed, until the next.
     pub error: Option<&'a DatabaseError>,
+    pub misfit: Option<&'a DatabaseError>,
     pub since: SystemTime,
     pub unannounced: &'a [String],
     pub reads_wanted: bool,
@@ -97,6 +100,7 @@ impl Source {
         Self {
             timing,
             connection: Connection::Down { retry_at: now.instant, error: None },
+            misfit: None,
             since: now.wall,
             clock: None,
             wanted: Some(ReadKind::Everything),
@@ -149,6 +153,7 @@ impl Source {
                 Connection::Down { error, .. } => error.as_ref(),
                 Connection::Connecting | Connection::Up { .. } => None,
             },
+            misfit: self.misfit.as_ref(),
             since: self.since,
             unannounced: self.notifications.unannounced(),
             reads_wanted: self.wanted.is_some(),
@@ -232,6 +237,9 @@ impl Source {
         if self.is_connected() {
             self.since = now.wall;
         }
+        if error.is_misfit() {
+            self.misfit = Some(error.clone());
+        }
         let retry_in = self.connect_backoff.next_wait();
         self.connection = Connection::Down { retry_at: now.instant + retry_in, error: Some(error) };
         retry_in
@@ -274,7 +282,10 @@ impl Source {
     }
 
     /// The read that is under way has ended.
-    pub fn end_read(&mut self, now: Now) -> Reading {
+    pub fn end_read(&mut self, succeeded: bool, now: Now) -> Reading {
+        if succeeded {
+            self.misfit = None;
+        }
         let unasked = Reading {
             kind: ReadKind::Changes,
             announcement: Announcement::Connected,
@@ -358,7 +369,7 @@ mod tests {
         let mut source = source(now);
         source.connected(Mode::Listen, now);
         source.begin_read(|kind| kind, now).unwrap();
-        let reading = source.end_read(now);
+        let reading = source.end_read(true, now);
         source.read_everything(now.wall, now);
         source.let_time_pass(now);
         source.wanted = None;
@@ -386,7 +397,7 @@ mod tests {
         assert_eq!(source.due(now), None, "an attempt is under way");
         source.connected(Mode::Poll, now);
         assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Everything));
-        source.end_read(now);
+        source.end_read(true, now);
         source.read_again(ReadKind::Everything, now);
         assert_eq!(source.begin_read(|kind| kind, now), None, "it just failed");
         let now = later(now, Backoff::FIRST);

@@ -102,6 +102,12 @@ impl StoreError {
         }
     }
 
+    /// Whether reads must fail until tables, columns, rights or functions are restored.
+    #[must_use]
+    pub fn is_misfit(&self) -> bool {
+        matches!(self, Self::Misfit { .. } | Self::Incomplete { .. })
+    }
+
     /// Whether the tables may be the cause: a name, a type or a right did not resolve. Then
     /// `gatepost.misfits()` can say more.
     pub(super) fn may_be_a_misfit(&self) -> bool {

@@ -12,7 +12,7 @@ use gatepost::model::psk::PskKeys;
 use gatepost::model::{Local, Masquerade, ObservedState, PrivateKey, ProfileId, WithoutPskKeys};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
-use gatepost::reconcile::status::Status;
+use gatepost::reconcile::status::{State, Status};
 use gatepost::reconcile::{
     Cache, LastGood, MachineOptions, Options, RunError, StaleOptions, StalePolicy, SyncMode,
     Timing, run, run_once,
@@ -199,6 +199,35 @@ async fn one_pass_does_all_else_where_removals_wait_and_reports_it() {
         "{end:?}"
     );
     assert_eq!((host.state().peers.len(), world.count(synced).await), (13, 2));
+}
+
+/// The kernel stays as it is, and nobody has to restart the agent.
+#[tokio::test]
+async fn a_missing_column_makes_the_agent_not_ready_until_it_is_back() {
+    let world = World::new().await;
+    good_peer(&world, 1).await;
+    let host = Memory::default();
+    let options = agent(&world, host.clone()).await;
+    let (say, mut status) = watch::channel(Status::default());
+    let (stop, stopped) = watch::channel(false);
+    let (_asks, questions) = mpsc::channel(1);
+    let loop_ends = tokio::spawn(run(options, questions, say, stopped, || ()));
+    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    let before = host.state();
+    world.run("alter table devices rename approved_at to renamed").await;
+    world.run("update devices set name = 'tablet'").await;
+    let names_it = |status: &Status| match &status.state {
+        State::NotReady { why } => why.contains("column devices.approved_at is missing"),
+        _ => false,
+    };
+    status.wait_for(names_it).await.unwrap();
+    assert_eq!(host.state(), before);
+    world.run("update devices set status = 'revoked', revoked_at = now()").await;
+    world.run("alter table devices rename renamed to approved_at").await;
+    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    assert!(host.state().peers.is_empty());
+    stop.send(true).unwrap();
+    loop_ends.await.unwrap().unwrap();
 }
 
 #[tokio::test]

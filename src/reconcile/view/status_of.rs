@@ -54,6 +54,9 @@ impl View<'_> {
         if let Some(why) = obstacle.or_else(held_back) {
             return State::NotReady { why };
         }
+        if let Some(misfit) = self.source.misfit {
+            return State::NotReady { why: misfit.to_string() };
+        }
         if !self.proof.is_current {
             return State::Starting;
         }
