@@ -1,5 +1,5 @@
--- Where tables of schema public that are there already differ from those of gatepost_wanted, one
--- line each. More columns than wanted, and stricter ones, do no harm, but where we insert.
+-- Differences between existing tables of schema public and those of gatepost_wanted, one line each.
+-- Additional columns and stricter constraints are accepted, except in tables that Gatepost inserts into.
 select pg_catalog.format('%s.%s %s', wanted.relation, wanted.name, case
     when found.name is null then 'is missing (' || wanted.type || ')'
     when found.type <> wanted.type then 'is ' || found.type || ', not ' || wanted.type
@@ -24,7 +24,7 @@ where found.name is null
     or found.type <> wanted.type
     or (wanted.required and not found.required)
 union all
-select pg_catalog.format('%s.%s may not be null and has no default: gatepost does not know what to write there',
+select pg_catalog.format('%s.%s may not be null and has no default: gatepost has no value for it',
     c.relname, a.attname)
 from pg_class c
 join pg_attribute a on a.attrelid = c.oid

@@ -1,6 +1,6 @@
 create index concurrently if not exists gatepost_peers_by_address
     on public.wireguard_peers (gateway_id, assigned_ip) where deleted_at is null;
--- Deleted ones too: what is said of a device that was here outlives its peer.
+-- Including deleted peers, because audit entries about a device outlive its peer.
 create index concurrently if not exists gatepost_peers_of_device
     on public.wireguard_peers (device_id, gateway_id);
 create index concurrently if not exists gatepost_devices_by_user

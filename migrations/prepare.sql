@@ -1,6 +1,6 @@
--- What must be there before the first migration of ours: two roles, the schema, and the right to
--- act as its owner. Safe to run again, and beside another database's migration: roles belong to
--- the whole cluster.
+-- Runs before the migrations: creates the two roles and the schema, and lets the migrating role act as
+-- the schema's owner. Safe to repeat, and next to another database's migration: roles belong to the
+-- whole cluster.
 
 set local search_path = pg_catalog, pg_temp;
 
@@ -13,7 +13,7 @@ begin
             begin
                 execute format('create role %I nologin', wanted);
             exception when duplicate_object or unique_violation then
-                null; -- another database's migration was faster
+                null; -- created by another database's migration meanwhile
             end;
         end if;
         if exists (select from pg_roles where rolname = wanted and (rolcanlogin or rolsuper)) then
@@ -23,7 +23,7 @@ begin
                 hint = format('alter role %I nologin nosuperuser', wanted);
         end if;
     end loop;
-    -- Since version 16 who made a role is its member, and may yet neither act as it nor have its rights.
+    -- Since version 16, the creator of a role is its member, but may neither act as it nor use its rights.
     if current_setting('server_version_num')::integer >= 160000 then
         if not (
             pg_has_role(current_user, 'gatepost_owner', 'set')
@@ -36,7 +36,7 @@ begin
     elsif not pg_has_role(current_user, 'gatepost_owner', 'member') then
         execute format('grant gatepost_owner to %I', current_user);
     end if;
-    -- For the start time of the checkpointer, see gatepost.epoch(). Not every host lets us.
+    -- For the start time of the checkpointer in gatepost.history(). Some providers do not allow it.
     if not pg_has_role('gatepost_owner', 'pg_read_all_stats', 'member') then
         begin
             grant pg_read_all_stats to gatepost_owner;

@@ -1,6 +1,6 @@
--- Installs the triggers that are missing, last: only now does anything of ours touch the user's
--- writes. Each takes a short lock on its table; `gatepost migrate` gives up waiting and tries again, before
--- a writer that waits for us takes it for a deadlock. Enabled always: also for a session with
+-- Installs missing triggers, as the last step that affects writes of the control plane. Each takes a
+-- short lock on its table. If the lock is not free, `gatepost migrate` gives up and tries again before
+-- a queued writer runs into its deadlock timeout. `enable always` also covers sessions with
 -- session_replication_role = replica.
 
 set local search_path = pg_catalog, pg_temp;
@@ -20,7 +20,7 @@ begin
         ) as is_off
         from gatepost.missing_trigger m
     loop
-        -- To drop one would stop readers, too.
+        -- Only enable an existing trigger: dropping it would block readers as well.
         if not missing.is_off then
             execute format(
                 'drop trigger if exists %I on public.%I', missing.trigger, missing.relation
@@ -35,7 +35,7 @@ begin
             'alter table public.%I enable always trigger %I', missing.relation, missing.trigger
         );
     end loop;
-    -- What was written meanwhile is not marked: whoever was there before reads everything.
+    -- Earlier writes left no marks, so all agents read everything.
     if found and exists (select from gatepost.gateway_role) then
         insert into gatepost.change (gateway_id, kind, ids) values (gatepost.everyone(), 'all', '{}');
         perform gatepost.hint_all();

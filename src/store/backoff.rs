@@ -1,9 +1,9 @@
-//! How long to wait before trying again.
+//! Waits between retries.
 
 use std::time::Duration;
 
-/// Waits that double and are never the same twice, so that a fleet does not come back at
-/// one instant. Pure: the seed is an argument.
+/// Waits that double and are randomized, so that a fleet does not return at one instant. Pure: the
+/// seed is an argument.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     random: fastrand::Rng,
@@ -21,8 +21,7 @@ impl Backoff {
         Self { random: fastrand::Rng::with_seed(seed), ceiling: Self::FIRST }
     }
 
-    /// The next wait: between a half and the whole of a ceiling that doubles each time, from 200 ms
-    /// to 10 s.
+    /// The next wait: between half and all of a ceiling that doubles each time, from 200 ms to 10 s.
     #[must_use]
     pub fn next_wait(&mut self) -> Duration {
         let wait = self.ceiling.mul_f64(0.5 + self.random.f64() / 2.0);
@@ -30,7 +29,7 @@ impl Backoff {
         wait
     }
 
-    /// Starts over: the last try succeeded.
+    /// Starts over, after a success.
     pub fn reset(&mut self) {
         self.ceiling = Self::FIRST;
     }

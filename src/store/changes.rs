@@ -1,4 +1,4 @@
-//! What changed since a cursor, at the cost of what changed.
+//! Reads what changed since a cursor, at a cost proportional to the changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -15,19 +15,19 @@ use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
 /// What [`Store::changes`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Read {
-    /// Nothing that concerns this gateway, as of the database's clock beside it.
+    /// Nothing changed for this gateway; the next cursor, and the database's time of the read.
     Nothing(Cursor, SystemTime),
-    /// The present rows of all that changed.
+    /// The current rows of everything that changed, and the next cursor.
     Changed(ChangedRows, Cursor),
-    /// Only [`Store::snapshot`] will do, and why.
+    /// [`Store::snapshot`] is needed, and why.
     Everything(String),
 }
 
 const DOING: &str = "read the changes";
 
 impl Store {
-    /// Reads what transactions that `since` did not see have changed for this gateway. Their rows
-    /// and the next cursor are of one REPEATABLE READ transaction.
+    /// Reads the changes for this gateway by transactions that `since` did not see. The rows and the
+    /// next cursor come from one REPEATABLE READ transaction.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
@@ -74,7 +74,7 @@ impl Store {
     }
 }
 
-/// What must be read again.
+/// Keys of the rows to read again.
 struct Marked {
     devices: Vec<Uuid>,
     users: Vec<Uuid>,
@@ -92,7 +92,7 @@ impl Marked {
         self.devices.is_empty() && self.users.is_empty() && self.policies.is_empty()
     }
 
-    /// Their present rows; ends the transaction.
+    /// Reads their current rows, and ends the transaction.
     async fn rows(&self, client: &Client) -> Result<Rows, tokio_postgres::Error> {
         let peers = format!("select {PEER_COLUMNS} from gatepost.peers_by_device($1)");
         let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
@@ -107,7 +107,7 @@ impl Marked {
         Ok(Rows { peers, memberships, policies })
     }
 
-    /// Every marked key with the rows that are behind it now, or with none.
+    /// Every marked key with its current rows, possibly none.
     fn with(self, rows: &Rows, taken_at: SystemTime) -> Result<ChangedRows, StoreError> {
         let mut peers: BTreeMap<DeviceId, Vec<_>> =
             self.devices.into_iter().map(|id| (id.into(), Vec::new())).collect();
@@ -134,7 +134,7 @@ impl Marked {
     }
 }
 
-/// Asks nothing where there is nothing to ask.
+/// Sends no query without ids.
 async fn read(
     client: &Client,
     query: &str,

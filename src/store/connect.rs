@@ -1,4 +1,4 @@
-//! The connections: a small pool for queries, each with limits so that no call hangs for ever.
+//! A small pool of connections for queries, with limits so that no call hangs.
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
@@ -14,14 +14,14 @@ use super::decode::Columns;
 use super::error::StoreError;
 use super::options::{ConnectOptions, Target};
 
-/// The network's share on top of a statement's own time.
+/// Time for the network, added to a statement's own timeout.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// An operator's command waits for a connection so long: hosts may be tried one after the other.
+/// How long an operator's command waits for a connection. Hosts may be tried one after the other.
 const SINGLE_WITHIN: Duration = Duration::from_secs(60);
 
 impl Store {
-    /// Reads the options. Opens no connection yet: an agent must start while the database is away.
+    /// Reads the options. Opens no connection, so that an agent can start while the database is unreachable.
     ///
     /// # Errors
     /// [`StoreError::Config`]: a setting is wrong, and which.
@@ -32,7 +32,7 @@ impl Store {
         let manager = Manager::from_config(
             target.config.clone(),
             target.tls.clone(),
-            // No query to recycle: a lease that did not end well is not given back.
+            // No query on recycling, because a lease that failed is not returned.
             ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );
         let pool = Pool::builder(manager)
@@ -48,7 +48,7 @@ impl Store {
             }))
             .build()
             .map_err(|error| StoreError::Config {
-                what: format!("the connection pool cannot be made: {error}"),
+                what: format!("the connection pool cannot be created: {error}"),
                 fix: "run inside a tokio runtime with time enabled",
             })?;
         let answer_within = options.statement_timeout + GRACE;
@@ -66,8 +66,8 @@ impl Store {
         }
     }
 
-    /// Waits for one exchange, but not for ever: a server that is stopped, or a proxy that lost its
-    /// server, keeps the connection alive and says nothing.
+    /// Waits for one exchange, with a limit: a stopped server, or a proxy that lost its server, keeps
+    /// the connection open without an answer.
     pub(super) async fn within<T>(
         &self,
         doing: &'static str,
@@ -79,12 +79,12 @@ impl Store {
         }
     }
 
-    /// Asks what is wrong with the tables where these may be why a read failed.
+    /// Adds what differs in the tables if that may be why a read failed.
     pub(super) async fn explain<T>(
         &self,
         answer: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        const DOING: &str = "ask what the tables lack";
+        const DOING: &str = "compare the tables";
         let error = match answer.await {
             Err(error) if error.may_be_a_misfit() => error,
             answer => return answer,
@@ -105,8 +105,8 @@ impl Store {
     }
 }
 
-/// A pooled connection. Dropped before [`done`](Self::done), by an error, a timeout or a cancelled
-/// caller, it is closed: an answer that is still on its way must not meet the next question.
+/// A pooled connection. It is closed if it is dropped before [`done`](Self::done), after an error, a
+/// timeout or a cancelled call: a late answer must not be taken for that of the next query.
 pub(super) struct Lease(Option<Object>);
 
 impl Lease {
@@ -147,12 +147,12 @@ pub(super) async fn single(target: &Target) -> Result<tokio_postgres::Client, St
     };
     let (client, connection) =
         connected.map_err(|error| StoreError::of(&target.place, DOING, error))?;
-    // Its error also reaches whoever waits on the client.
+    // Its error also reaches the caller through the client.
     tokio::spawn(connection);
     Ok(client)
 }
 
-/// Set after connecting, not as start-up options: poolers refuse those.
+/// Set after connecting, because poolers refuse start-up options.
 fn session_limits(statement_timeout: Duration) -> String {
     format!(
         "set statement_timeout = {}; set lock_timeout = '5s'; \

@@ -1,4 +1,4 @@
-//! Columns to values. Every column decodes: what a row holds is judged later, and one odd row must
+//! Decodes columns to values. Every column decodes: rows are validated later, and one odd row must
 //! not hide the others.
 
 use std::borrow::Cow;
@@ -41,7 +41,7 @@ impl<'a> FromSql<'a> for Net {
             [3, bits, _, 16, bytes @ ..] => {
                 (Ipv6Addr::from(<[u8; 16]>::try_from(bytes)?).into(), *bits)
             }
-            _ => return Err("not the binary form of inet".into()),
+            _ => return Err("not the binary format of inet".into()),
         };
         Ok(Self(IpNet::new(address, bits)?))
     }
@@ -49,7 +49,7 @@ impl<'a> FromSql<'a> for Net {
     accepts!(INET, CIDR);
 }
 
-/// Text of any encoding: a database in SQL_ASCII may hold bytes that are no UTF-8.
+/// Text of any encoding: a database in SQL_ASCII may hold bytes that are not UTF-8.
 pub(super) struct Text<'a>(pub Cow<'a, str>);
 
 impl<'a> FromSql<'a> for Text<'a> {
@@ -60,7 +60,7 @@ impl<'a> FromSql<'a> for Text<'a> {
     accepts!(TEXT, VARCHAR, BPCHAR, NAME);
 }
 
-/// Reads columns by number and remembers what for.
+/// Reads columns by number, with the purpose for errors.
 pub(super) struct Columns<'a> {
     row: &'a Row,
     doing: &'static str,
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_inet_is_an_error() {
+    fn other_bytes_than_inet_are_an_error() {
         assert_eq!(net(&[]), None);
         assert_eq!(net(&[2, 33, 0, 4, 10, 8, 0, 7]), None);
         assert_eq!(net(&[2, 24, 0, 4, 10, 8, 0]), None);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_utf8_stays_readable() {
+    fn text_that_is_not_utf8_stays_readable() {
         assert_eq!(Text::from_sql(&Type::TEXT, b"caf\xe9").unwrap().0, "caf\u{fffd}");
     }
 }

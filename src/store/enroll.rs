@@ -1,4 +1,4 @@
-//! A gateway's own row, as its host says it.
+//! Writes a gateway's own row from its host.
 
 use ipnet::IpNet;
 use tokio_postgres::types::Type;
@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::model::{GatewayId, PublicKey};
 
-/// What a host says of its gateway. `None` leaves a column as it is; to make the row, endpoint,
-/// listen port and `vpn_cidr` are needed.
+/// A host's values for its gateway's row. `None` leaves a column unchanged. A new row needs endpoint,
+/// listen port and `vpn_cidr`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrollment {
     pub name: String,
@@ -24,11 +24,11 @@ pub struct Enrollment {
 const DOING: &str = "enroll the gateway";
 
 impl Store {
-    /// Inserts or updates the gateway's row and binds this role to it where it may.
+    /// Inserts or updates the gateway's row, and binds this role to it if permitted.
     ///
     /// # Errors
-    /// [`StoreError::Unbound`]: the role may not; [`StoreError::GatewayUnknown`]: it is another
-    /// gateway's, or there is no row and too little to make one.
+    /// [`StoreError::Unbound`]: the role has no gateway. [`StoreError::GatewayUnknown`]: the role is
+    /// bound to another gateway, or the row does not exist and values to create it are missing.
     pub async fn enroll(&self, enrollment: &Enrollment) -> Result<GatewayId, StoreError> {
         let lease = self.lease(DOING).await?;
         let key = enrollment.public_key.to_string();

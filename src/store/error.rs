@@ -1,10 +1,10 @@
-//! What can go wrong between an agent and its database, in words that name the way out.
+//! What can go wrong between an agent and its database. Each message names the remedy.
 
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-/// Which database, and as whom. Holds no password.
+/// A database and the role that connects to it. Holds no password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     pub hosts: String,
@@ -18,33 +18,33 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Why the database did not do what was asked.
+/// Why a call to the database failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("{what}: {fix}")]
     Config { what: String, fix: &'static str },
-    #[error("{place} is out of reach: {}", root(.source))]
+    #[error("{place} is unreachable: {}", root(.source))]
     Unreachable { place: Box<Place>, source: tokio_postgres::Error },
-    #[error("{place} closed the connection that listens")]
+    #[error("{place} closed the listening connection")]
     Closed { place: Box<Place> },
     #[error("{place}: no answer within {} ms while trying to {doing}", .waited.as_millis())]
     Stalled { place: Box<Place>, doing: &'static str, waited: Duration },
     #[error("{place}: login refused: {}: check the password file and pg_hba.conf", root(.source))]
     Refused { place: Box<Place>, source: tokio_postgres::Error },
     #[error(
-        "{place} was connected to, but is a standby: name the primary too, and target_session_attrs=read-write"
+        "{place} is a standby: add the primary to the URL, and target_session_attrs=read-write"
     )]
     Standby { place: Box<Place> },
-    #[error("database {} at {} has no schema for gatepost: run `gatepost migrate`", .place.database, .place.hosts)]
+    #[error("database {} at {} has no gatepost schema: run `gatepost migrate`", .place.database, .place.hosts)]
     Unmigrated { place: Box<Place> },
-    #[error("database {} at {} has schema version {found}, this agent needs {needed}: run `gatepost migrate` of this version", .place.database, .place.hosts)]
+    #[error("database {} at {} has schema version {found}, this agent needs {needed}: run this version's `gatepost migrate`", .place.database, .place.hosts)]
     OldSchema { place: Box<Place>, found: i32, needed: i32 },
     #[error("role {} is bound to no gateway: run `gatepost grant <gateway> {}` as an owner of the database", .place.role, .place.role)]
     Unbound { place: Box<Place> },
-    #[error("role {} has not the rights it needs ({}): run `gatepost grant <gateway> {}` as an owner of the database", .place.role, root(.source), .place.role)]
+    #[error("role {} lacks rights ({}): run `gatepost grant <gateway> {}` as an owner of the database", .place.role, root(.source), .place.role)]
     NoRights { place: Box<Place>, source: tokio_postgres::Error },
     /// Tables or columns of the control plane, or rights on them, that reads need.
-    #[error("{place}: the tables are not as gatepost needs them: {}: {}", .misfits.join("; "), remedy(.misfits))]
+    #[error("{place}: tables differ from what gatepost reads: {}: {}", .misfits.join("; "), remedy(.misfits))]
     Misfit { place: Box<Place>, misfits: Vec<String>, source: tokio_postgres::Error },
     #[error("{place}: a part of gatepost's schema is missing: {}: run `gatepost migrate`", root(.source))]
     Incomplete { place: Box<Place>, source: tokio_postgres::Error },
@@ -52,10 +52,10 @@ pub enum StoreError {
     RowSecurity { place: Box<Place>, source: tokio_postgres::Error },
     #[error("{message}: {hint}")]
     GatewayUnknown { message: String, hint: String },
-    #[error("there is no role {role}: make it, or add --create")]
+    #[error("role {role} does not exist: create it, or add --create")]
     RoleUnknown { role: String },
-    /// Tables of the user's that are not what they should be, one line each.
-    #[error("tables of this database are not what gatepost reads, nothing was changed:\n  {}", .0.join("\n  "))]
+    /// Tables of the control plane differ from the expected schema, one line each.
+    #[error("tables of this database differ from what gatepost reads; nothing was changed:\n  {}", .0.join("\n  "))]
     Differs(Vec<String>),
     #[error("migration {name} failed: {message}")]
     Migration { name: String, message: String, source: Box<dyn std::error::Error + Send + Sync> },
@@ -66,8 +66,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether waiting may help: the same call may succeed later with nothing changed by an
-    /// operator. `false`: somebody must act first.
+    /// Whether trying again may help: the same call may succeed later without an operator's action.
+    /// `false`: an operator must act first, as the message says.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -89,10 +89,10 @@ impl StoreError {
         }
     }
 
-    /// Whether it is what the statement's values say that was refused, by a type, a constraint or a
-    /// trigger: the same call with other values may succeed at once.
+    /// Whether a type, a constraint or a trigger refused the statement's values: the same call with
+    /// other values may succeed at once.
     pub(super) fn is_of_the_values(&self) -> bool {
-        /// Data exception, integrity constraint violation, `raise` in PL/pgSQL, our own.
+        /// Data exception, integrity constraint violation, `raise` in PL/pgSQL, Gatepost's own.
         const CLASSES: [&str; 4] = ["22", "23", "P0", "GP"];
         match self {
             Self::Query { source, .. } => source
@@ -137,7 +137,7 @@ impl StoreError {
         }
     }
 
-    /// Sorts an error of the driver by what an operator can do about it.
+    /// Classifies an error of the driver by what an operator can do about it.
     pub(super) fn of(place: &Place, doing: &'static str, source: tokio_postgres::Error) -> Self {
         let place = Box::new(place.clone());
         let Some(error) = source.as_db_error() else {
@@ -147,11 +147,11 @@ impl StoreError {
         let message = error.message().to_owned();
         match error.code().code() {
             "28P01" | "28000" => Self::Refused { place, source },
-            // Starting, stopping, crashed, or full: the server, not the statement.
+            // The server is starting, stopping, crashed or full. The statement is not at fault.
             "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Self::Unreachable { place, source },
             "25006" => Self::Standby { place },
             "3F000" => Self::Unmigrated { place },
-            // Also an operator that a column's new type does not have.
+            // Also reported for an operator that a column's new type lacks.
             "42883" => Self::Incomplete { place, source },
             "42501" if message.contains("row-level security") => {
                 Self::RowSecurity { place, source }
@@ -164,7 +164,7 @@ impl StoreError {
     }
 }
 
-/// What ends a [`StoreError::Misfit`].
+/// What resolves a [`StoreError::Misfit`].
 fn remedy(misfits: &[String]) -> &'static str {
     if misfits.iter().all(|misfit| misfit.contains(" may not ")) {
         "run `gatepost migrate`"
@@ -173,7 +173,7 @@ fn remedy(misfits: &[String]) -> &'static str {
     }
 }
 
-/// The innermost message: the driver's own is only "db error" or "error connecting to server".
+/// The innermost message. The driver's own says only "db error" or "error connecting to server".
 fn root(error: &tokio_postgres::Error) -> String {
     if let Some(error) = error.as_db_error() {
         return format!("{} ({})", error.message(), error.code().code());

@@ -1,4 +1,4 @@
-//! Which role acts for which gateway.
+//! Binds roles to gateways.
 
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
@@ -7,11 +7,11 @@ use super::connect::single;
 use super::error::{Place, StoreError};
 use super::options::{ConnectOptions, Password};
 
-/// Whether [`grant`] may make the role.
+/// Whether [`grant`] may create the role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CreateRole {
     No,
-    /// If absent, with this password. It reaches the server as a SCRAM verifier, never in clear.
+    /// If absent, with this password, which is sent as a SCRAM verifier, never in clear text.
     IfAbsent(Option<Password>),
 }
 
@@ -19,20 +19,20 @@ pub enum CreateRole {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
     pub role_created: bool,
-    /// The gateway this role was bound to before, if it was another.
+    /// The other gateway that this role was bound to before, if any.
     pub formerly: Option<String>,
-    /// `false`: the gateway has no row yet; the role may make it by `gatepost enroll`.
+    /// `false`: the gateway has no row yet. The role can create it by `gatepost enroll`.
     pub gateway_exists: bool,
 }
 
 const DOING: &str = "grant a gateway";
 
-/// Binds `role` to `gateway`: from now on it acts for that gateway and for no other. To be run as
-/// an owner of the database. All or nothing: where it fails, no role is left behind.
+/// Binds `role` to `gateway`: from then on it acts for that gateway and no other. To be run as an
+/// owner of the database, in one transaction: a failure leaves no role behind.
 ///
 /// # Errors
-/// [`StoreError::RoleUnknown`]: no such role, and none was to be made. Any other of the connection
-/// or of the rights of the role that runs it.
+/// [`StoreError::RoleUnknown`]: the role does not exist and was not to be created. Any other
+/// [`StoreError`] of the connection or of the rights of the role that runs it.
 pub async fn grant(
     options: &ConnectOptions,
     gateway: &str,
@@ -44,7 +44,7 @@ pub async fn grant(
     let place = &target.place;
     let failed = |error| StoreError::of(place, DOING, error);
     let transaction = client.transaction().await.map_err(failed)?;
-    // Where anybody may make functions in schema public, none of them is to run as who grants.
+    // In a schema where any role may create functions, none of these must run as the caller.
     transaction
         .batch_execute("set local search_path = pg_catalog, pg_temp")
         .await
@@ -82,7 +82,7 @@ pub async fn grant(
     Ok(Granted { role_created, formerly: bound.get(0), gateway_exists: bound.get(1) })
 }
 
-/// Returns whether it was made just now.
+/// Returns whether the role was created.
 async fn ensure_role(
     transaction: &Transaction<'_>,
     place: &Place,
@@ -114,7 +114,7 @@ async fn ensure_role(
     Ok(true)
 }
 
-/// Without our migrations the group role is missing, which is what `pg_has_role` complains of.
+/// Before the migrations the group role does not exist, which makes `pg_has_role` fail.
 fn undefined_role_is_unmigrated(place: &Place, error: tokio_postgres::Error) -> StoreError {
     if error.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) {
         return StoreError::Unmigrated { place: Box::new(place.clone()) };

@@ -1,4 +1,4 @@
-//! The first question: who am I here, and is this database what I need?
+//! The first query: which gateway this role acts for, and whether the schema fits.
 
 use uuid::Uuid;
 
@@ -7,14 +7,14 @@ use super::migrate::SCHEMA_VERSION;
 use super::{Store, StoreError};
 use crate::model::GatewayId;
 
-/// What the database says of the role that asks.
+/// The role's gateway, and the versions of schema and server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     pub gateway_id: GatewayId,
     pub gateway_name: String,
     /// The latest migration applied; at least [`SCHEMA_VERSION`].
     pub schema_version: i32,
-    /// As `server_version_num`: 150018 is 15.18.
+    /// As `server_version_num`: 150018 means 15.18.
     pub server_version: i32,
 }
 

@@ -1,4 +1,4 @@
-//! The one connection that hears of commits. A notification carries nothing: it says *look again*.
+//! The connection that receives notifications of commits. They are empty: they only say *look again*.
 
 use std::time::Duration;
 
@@ -7,29 +7,29 @@ use tokio_postgres::AsyncMessage;
 
 use super::{Attached, Hello, Store, StoreError};
 
-/// How long a notification to ourselves may take before we say that none arrives.
+/// How long a notification to ourselves may take before notifications count as lost.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
 
 const DOING: &str = "listen for notifications";
 
-/// A connection that listens and never opens a transaction: an open one would fill the server's
-/// notification queue, and then commits fail for everybody.
+/// A connection that listens and never opens a transaction: an open transaction lets the server's
+/// notification queue grow until commits fail.
 pub struct Listener {
     store: Store,
     attached: Attached,
     client: tokio_postgres::Client,
     wakes: mpsc::UnboundedReceiver<()>,
     probes: mpsc::UnboundedReceiver<()>,
-    /// Where only this listener listens.
+    /// A channel of this listener alone.
     probe_channel: String,
     connection: tokio::task::JoinHandle<()>,
     end: tokio::sync::oneshot::Receiver<tokio_postgres::Error>,
 }
 
 impl Store {
-    /// Connects and listens on this gateway's channel and on the one for all, after it has said so by
-    /// [`Store::attach`]. Read only after it returns: what commits later is announced, but for what a
-    /// transaction wrote before the first agent of all listened.
+    /// Calls [`Store::attach`], connects, and listens on this gateway's channel and on the channel for
+    /// all. Read only after it returns: later commits are announced, except for what a transaction
+    /// wrote before any agent listened.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
@@ -38,7 +38,8 @@ impl Store {
         self.hear(hello, attached).await
     }
 
-    /// The same, but for what others find at their turn to [`Store::poll`]; writers notify nobody.
+    /// Like [`Store::listen`], for notifications by agents that take a turn in [`Store::poll`]. Writers do
+    /// not notify.
     ///
     /// # Errors
     /// As [`Store::listen`].
@@ -49,7 +50,7 @@ impl Store {
 
     async fn hear(&self, hello: &Hello, attached: Attached) -> Result<Listener, StoreError> {
         let mut config = self.target.config.clone();
-        // So that pg_stat_activity tells this connection from those that ask.
+        // Distinguishes this connection in pg_stat_activity.
         config.application_name("gatepost listen");
         let connecting = config.connect(self.target.tls.clone());
         let (client, mut connection) = self.within(DOING, connecting).await?;
@@ -73,7 +74,7 @@ impl Store {
                     }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => {
-                        // The listener may be gone; then nobody asks why.
+                        // The listener may be gone.
                         let _ = ended.send(error);
                         return;
                     }
@@ -90,18 +91,17 @@ impl Store {
 }
 
 impl Listener {
-    /// What [`Store::attach`] found before it began to listen.
+    /// The answer of [`Store::attach`] from before it began to listen.
     #[must_use]
     pub const fn attached(&self) -> &Attached {
         &self.attached
     }
 
-    /// Waits for the next notification, and returns how many have come since the last call. May be
-    /// cancelled without losing any.
+    /// Waits for the next notification, and returns how many arrived since the last call. Cancelling
+    /// loses none.
     ///
     /// # Errors
-    /// The connection is gone. Listen again, then read: what committed
-    /// in between was not announced.
+    /// The connection is lost. Listen again, then read: commits in between were not announced.
     pub async fn next(&mut self) -> Result<usize, StoreError> {
         if self.wakes.recv().await.is_none() {
             return Err(self.gone());
@@ -113,12 +113,12 @@ impl Listener {
         Ok(count)
     }
 
-    /// Whether a notification that we send ourselves arrives. `false`: something between us and the
-    /// server, such as a pooler in transaction mode, swallows them; poll instead. Sent by another
-    /// connection: a pooler gives back what the very session that listens for us sends.
+    /// Whether a test notification arrives. `false`: something between us and the server, such as a
+    /// pooler in transaction mode, drops notifications; poll instead. It is sent by another
+    /// connection, because a pooler returns what the listening session itself sends.
     ///
     /// # Errors
-    /// The connection is gone.
+    /// The connection is lost.
     pub async fn probe(&mut self) -> Result<bool, StoreError> {
         while self.probes.try_recv().is_ok() {}
         let lease = self.store.lease(DOING).await?;

@@ -1,5 +1,5 @@
-//! Brings a database to the schema this version needs. Safe to run again, beside a running control
-//! plane, and on tables that hold rows.
+//! Brings a database to the schema that this version needs. Safe to repeat, next to a running control
+//! plane, and on tables with rows.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// The migration that this version of the agent needs at least.
+/// The minimum schema version of this agent.
 pub const SCHEMA_VERSION: i32 = 9;
 
 const DOING: &str = "migrate the database";
@@ -27,25 +27,25 @@ const INDEXES: &str = include_str!("../../migrations/indexes.sql");
 const ACCESS: &str = include_str!("../../migrations/access.sql");
 const TRIGGERS: &str = include_str!("../../migrations/triggers.sql");
 
-/// Indexes of earlier versions. They depend on the type of a column.
+/// Indexes of earlier versions, to be dropped: they depend on the type of a column.
 const FORMER_INDEXES: [&str; 2] = ["gatepost_peers_by_gateway", "gatepost_allocations_by_host"];
 
-/// Tries to get locks that a busy control plane holds, before giving up: about a minute.
+/// Attempts to get locks that a busy control plane holds: about a minute in all.
 const TRIES: usize = 12;
 
-/// One migration, or what is made around them where it is missing.
+/// One migration, or one of the files that run at each migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Migration {
-    /// As its file: `V2__feed`, `triggers`.
+    /// The file's name: `V2__feed`, `triggers`.
     pub name: String,
     pub sql: String,
 }
 
-/// Applies what is missing, and returns it.
+/// Applies and returns what is missing.
 ///
 /// # Errors
-/// [`StoreError::Differs`]: tables that are there already are not what gatepost reads; nothing was
-/// changed. [`StoreError::Migration`]: the step that failed, which left nothing behind.
+/// [`StoreError::Differs`]: existing tables differ from what gatepost reads; nothing was changed.
+/// [`StoreError::Migration`]: a step failed, and left no change.
 pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreError> {
     let target = options.target()?;
     let mut client = single(&target).await?;
@@ -100,7 +100,7 @@ async fn at_once(client: &mut Client, statements: &str) -> Result<(), tokio_post
     transaction.commit().await
 }
 
-/// One migration at a time for a database.
+/// Allows one migration at a time for each database.
 async fn begin(client: &Client) -> Result<(), tokio_postgres::Error> {
     client
         .batch_execute(
@@ -115,8 +115,8 @@ async fn begin(client: &Client) -> Result<(), tokio_postgres::Error> {
         .await
 }
 
-/// Compares tables that are there already with those that the first migration would make. From here
-/// on no lock is waited for so long that others wait long.
+/// Compares existing tables with those that the first migration would create. Sets a `lock_timeout`, so
+/// that nothing queues for long behind this session.
 async fn compare(client: &mut Client, place: &Place) -> Result<(), StoreError> {
     let runner = embedded::migrations::runner();
     let control_plane = runner.get_migrations().iter().find(|migration| migration.version() == 1);
@@ -143,7 +143,7 @@ async fn compare(client: &mut Client, place: &Place) -> Result<(), StoreError> {
     }
 }
 
-/// Migrations that the history does not name, in their order, and what else is not there.
+/// Migrations that are not in the history, in order, and the other missing parts.
 async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Error> {
     let around = |name: &str, sql: &str| Migration { name: name.into(), sql: sql.into() };
     let known = client
@@ -193,7 +193,7 @@ struct Index {
     name: &'static str,
     /// With its schema.
     table: &'static str,
-    /// That makes it.
+    /// Creates it.
     statement: &'static str,
 }
 
@@ -201,7 +201,7 @@ struct Index {
 enum IndexState {
     Missing,
     Valid,
-    /// Interrupted while it was built, or of a table that had this name before.
+    /// Its build was interrupted, or it belongs to a table that had this name before.
     Stray,
 }
 
@@ -233,9 +233,9 @@ impl Index {
     }
 }
 
-/// Builds indexes without stopping writers, which no transaction can.
+/// Builds indexes without blocking writers, which is impossible in a transaction.
 async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
-    // It waits for those who write, and nobody waits for it.
+    // The build waits for writers, but blocks none.
     client.batch_execute("set lock_timeout = '1min'").await?;
     for index in Index::all() {
         let state = index.state(client).await?;
@@ -298,7 +298,7 @@ fn server_error<'a>(
 fn is_contention(error: &StoreError) -> bool {
     server_error(error).is_some_and(|error| {
         [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].contains(error.code())
-            // Two migrations of one cluster alter the same role; the loser is told so.
+            // Two migrations of one cluster alter the same role.
             || error.message().starts_with("tuple concurrently")
     })
 }

@@ -1,9 +1,9 @@
-//! Postgres: connect, migrate, read, listen, report. Decides nothing.
+//! Postgres: connect, migrate, read, listen, report. Makes no decisions.
 //!
 //! An agent reads no table. It calls the functions of schema `gatepost`, which act for the gateway
-//! that its login role is bound to (`migrations/`). The order that misses nothing is: [`Store::listen`],
-//! then [`Store::snapshot`], then [`Store::changes`] from each cursor to the next, woken by the
-//! listener or by a timer.
+//! that its login role is bound to (`migrations/`). To miss nothing, call [`Store::listen`], then
+//! [`Store::snapshot`], then [`Store::changes`] from each cursor to the next, woken by the listener or
+//! by a timer.
 
 mod backoff;
 mod changes;
@@ -41,12 +41,12 @@ pub struct Store {
     target: options::Target,
     pool: deadpool_postgres::Pool,
     answer_within: std::time::Duration,
-    /// Which history the last full read was of: what is proven of its rows is true of no other.
+    /// The epoch of the last full read. Proofs of its rows hold for no other epoch.
     epoch: Arc<Mutex<Option<String>>>,
 }
 
 impl Store {
-    /// Which database, and as whom.
+    /// The database and the role that connects to it.
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.target.place

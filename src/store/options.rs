@@ -1,4 +1,4 @@
-//! Where the database is and how to reach it: parsed once, errors name the setting.
+//! Connection options, parsed once. Errors name the setting.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,21 +19,21 @@ use super::error::{Place, StoreError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tls {
-    /// `VerifyFull`, or none where every host is a unix socket.
+    /// `VerifyFull`, or no TLS if every host is a unix socket.
     #[default]
     Auto,
-    /// Encrypted, the server's certificate valid for the host's name.
+    /// Encrypted, and the server's certificate must be valid for the host name.
     VerifyFull,
-    /// Never. What is read includes every preshared key's envelope.
+    /// No TLS. The data read includes every preshared key's envelope.
     Disable,
 }
 
-/// A password; `Debug` prints no part of it.
+/// A password. `Debug` prints no part of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(Zeroizing<String>);
 
 impl Password {
-    /// The text. The caller keeps it from logs and errors.
+    /// The text. The caller must keep it out of logs and errors.
     pub(super) fn expose(&self) -> &str {
         &self.0
     }
@@ -51,12 +51,12 @@ impl fmt::Debug for Password {
     }
 }
 
-/// How to reach the database. The URL is libpq's, with several hosts and `target_session_attrs`;
-/// it may hold a password, so `Debug` leaves it out.
+/// How to reach the database. The URL is libpq's, with several hosts and `target_session_attrs`. It
+/// may hold a password, so `Debug` omits it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ConnectOptions {
     pub url: String,
-    /// Wins over one in the URL.
+    /// Overrides a password in the URL.
     pub password: Option<Password>,
     pub tls: Tls,
     /// Certificates to trust instead of the system's, PEM.
@@ -65,7 +65,7 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// For each statement; default 30 s.
     pub statement_timeout: Duration,
-    /// Connections for queries, beside the one that listens; default 3.
+    /// Connections for queries, besides the listening one; default 3.
     pub pool_size: usize,
 }
 
@@ -150,8 +150,8 @@ pub(super) struct Target {
     pub tls: Connector,
 }
 
-/// TLS by rustls, or none. The driver asks for a connector even where it will not use it, and with
-/// a socket's path for a host name, which rustls refuses.
+/// TLS by rustls, or none. The driver asks for a connector even if it does not use it, and passes a
+/// socket's path as the host name, which rustls refuses.
 #[derive(Clone)]
 pub(super) struct Connector {
     rustls: MakeRustlsConnect,

@@ -1,4 +1,4 @@
-//! The cheap question of an agent that polls, and what a database that many poll must know of them.
+//! The cheap query of a polling agent, and how agents register with the database.
 
 use std::time::SystemTime;
 
@@ -10,26 +10,26 @@ use super::{Cursor, Store, StoreError};
 /// What [`Store::poll`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Polled {
-    /// Nothing that was committed before this time of the database concerns this gateway; the next
-    /// cursor.
+    /// The next cursor. Nothing committed before this time, by the database's clock, concerns this
+    /// gateway.
     Quiet(Cursor, SystemTime),
-    /// Ask [`Store::changes`].
+    /// [`Store::changes`] has something to read.
     News,
 }
 
 /// What [`Store::attach`] found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Attached {
-    /// So many gateways' agents follow this database.
+    /// Number of gateways whose agents follow this database.
     pub gateways: i64,
-    /// Tables of whose changes nobody tells.
+    /// Tables whose changes are not announced.
     pub unwatched: Vec<String>,
 }
 
 impl Store {
-    /// Asks whether anything changed since, in one exchange and outside a transaction: what a
-    /// thousand gateways can ask. Addresses what writers left unaddressed, and notifies whom it
-    /// concerns, if nobody has done so just now; until somebody has, it tells nothing of it.
+    /// Asks whether anything changed since, in one exchange and outside a transaction, cheap enough for
+    /// a thousand gateways. Takes a turn if one is due: it addresses the marks that writers left
+    /// unaddressed, and notifies the gateways concerned. Marks that still wait are not reported.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
@@ -53,13 +53,13 @@ impl Store {
         Ok(Polled::Quiet(next, columns.get(2)?))
     }
 
-    /// Says that this gateway's agent follows the database, and whether it waits for the
-    /// writers' notifications: where nobody does, they are spared them. To be said again every minute.
+    /// Registers this gateway's agent, and whether it waits for notifications: writers do not notify
+    /// if no agent waits. To be repeated every minute.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn attach(&self, listens: bool) -> Result<Attached, StoreError> {
-        const DOING: &str = "say that this agent follows the database";
+        const DOING: &str = "register with the database";
         let lease = self.lease(DOING).await?;
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
             [(&listens, Type::BOOL)];

@@ -1,4 +1,4 @@
-//! What is true, written back: handshakes, the time of the last proof, audit entries.
+//! Reports to the database: handshakes, the time of the last proof, audit entries.
 
 use std::net::IpAddr;
 use std::sync::PoisonError;
@@ -12,28 +12,28 @@ use super::connect::Lease;
 use super::{Store, StoreError};
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId};
 
-/// Rows in one statement: few enough to hold their locks for milliseconds.
+/// Rows in one statement, few enough to hold their locks for milliseconds only.
 const BATCH: usize = 1_000;
 
 const AUDITING: &str = "write audit entries";
 
-/// One device's handshakes, an unbroken series.
+/// An unbroken series of one device's handshakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handshake {
     pub device_id: DeviceId,
-    /// The first that was not reported yet.
+    /// The first that is not reported yet.
     pub first_at: SystemTime,
     /// The last, for `devices.last_seen_at`.
     pub seen_at: SystemTime,
-    /// For `devices.last_connected_at`; `None`: not known here. The database then takes `first_at` if
-    /// its own `last_seen_at` is older than a session lasts without a handshake.
+    /// For `devices.last_connected_at`. `None` if unknown: the database then takes `first_at` if its
+    /// `last_seen_at` is older than a session lasts without a handshake.
     pub connected_at: Option<SystemTime>,
 }
 
-/// What became of reported handshakes.
+/// The result of reporting handshakes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reported {
-    /// Rows that another transaction held: report them again later.
+    /// Devices whose rows another transaction holds: report them again later.
     pub skipped: Vec<DeviceId>,
 }
 
@@ -47,7 +47,7 @@ macro_rules! words {
             /// Each of them.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// The word that stands in `audit_logs`.
+            /// As in `audit_logs`.
             #[must_use]
             pub const fn word(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
@@ -68,7 +68,7 @@ words! {
         /// A peer's packets come from another address than before.
         PeerRoamed = "peer.roamed",
         PeerQuarantined = "peer.quarantined",
-        /// Its row is obeyed again, or gone.
+        /// Its row is applied again, or gone.
         PeerReleased = "peer.released",
         /// With the flows cut and the milliseconds it took.
         PeerRevoked = "peer.revoked",
@@ -120,14 +120,14 @@ pub struct AuditEntry {
     pub metadata: Value,
 }
 
-/// What became of audit entries.
+/// The result of writing audit entries.
 #[derive(Debug, Default)]
 pub struct Audited {
-    /// So many, from the first on, are settled: written, or never to be written.
+    /// How many, from the first on, are settled: written, or refused for good.
     pub settled: usize,
-    /// Those of the settled that the database will never take, each with why.
+    /// Settled entries that the database refuses, each with the error.
     pub refused: Vec<(AuditEntry, StoreError)>,
-    /// Why the others wait.
+    /// Why the remaining entries are not settled.
     pub error: Option<StoreError>,
 }
 
@@ -147,7 +147,7 @@ impl AuditEntry {
     }
 }
 
-/// Postgres keeps no NUL in text, in no escape either.
+/// Postgres stores no NUL in text, not even escaped.
 fn without_nul(value: Value) -> Value {
     let clean = |text: String| text.replace('\0', "\u{fffd}");
     match value {
@@ -161,8 +161,8 @@ fn without_nul(value: Value) -> Value {
 }
 
 impl Store {
-    /// Writes handshakes, in batches. None goes back in time, none lies ahead of the database's
-    /// clock; a device without a live peer here is left alone. Wakes no gateway.
+    /// Writes handshakes in batches. Times never go back, and never ahead of the database's clock.
+    /// Devices without a live peer here are ignored. Wakes no agent.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights; batches before it are written.
@@ -193,10 +193,10 @@ impl Store {
         Ok(reported)
     }
 
-    /// Says that the kernel was proven equal to what the database held at `proven_at`: the
-    /// `taken_at` of the read that was proven. Never goes back, never ahead of the database's clock.
-    /// `false`: nothing was written, for another transaction holds the row, or this is another
-    /// database, or an older state of it, than the last full read was of.
+    /// Reports that the kernel was proven equal to the database as of `proven_at`, the `taken_at` of
+    /// the read that was proven. The time never goes back, and never ahead of the database's clock.
+    /// `false`: nothing was written, because another transaction holds the row, or because the
+    /// database is another one, or an older state of it, than the last full read saw.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
@@ -212,8 +212,8 @@ impl Store {
         super::decode::Columns::of(&row, DOING).get(0)
     }
 
-    /// Appends entries to `audit_logs`, in batches, in order. One that the database refuses for what
-    /// it says is left out alone: a refused batch is halved until it is found.
+    /// Appends entries to `audit_logs`, in batches, in order. An entry that the database refuses for
+    /// its values is left out alone: a refused batch is halved until the entry is found.
     pub async fn audit(&self, entries: &[AuditEntry]) -> Audited {
         let mut audited = Audited::default();
         let lease = match self.lease(AUDITING).await {
@@ -248,8 +248,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes change marks older than `keep` (at least an hour); a reader that still needed them
-    /// is told to read everything. Any agent may do it, once an hour is plenty. Returns how many.
+    /// Removes change marks older than `keep` (at least an hour), and returns how many. A reader that
+    /// still needed them reads everything. Any agent may do it; once an hour is enough.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
@@ -266,7 +266,7 @@ impl Store {
     }
 }
 
-/// A kernel clock that was never set must not fail the batch: Postgres' epoch is 2000.
+/// A kernel clock that was never set must not fail the batch.
 fn storable(time: SystemTime) -> SystemTime {
     time.max(SystemTime::UNIX_EPOCH)
 }

@@ -10,9 +10,9 @@ use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};
 use super::{Store, StoreError};
 use crate::model::SnapshotRows;
 
-/// Where a read stands: the next [`Store::changes`] returns what that read did not see.
+/// The position of a read: the next [`Store::changes`] returns what that read did not see.
 ///
-/// It is no number, because transactions do not commit in the order in which they begin.
+/// It is not a number, because transactions do not commit in the order in which they begin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
     /// A `pg_snapshot` as text.
@@ -23,9 +23,8 @@ pub struct Cursor {
 
 const DOING: &str = "read the snapshot";
 
-/// Around the statements that read one instant. Sent together with them, each in its place, so that
-/// nobody waits for the answer to one before the next is on its way. What fails in between closes
-/// the connection, and with it the transaction.
+/// Begins the statements that read one instant. All are sent without waiting for answers in between.
+/// A failure closes the connection, and with it the transaction.
 pub(super) const BEGIN: &str = "begin isolation level repeatable read read only";
 pub(super) const COMMIT: &str = "commit";
 
@@ -62,7 +61,7 @@ impl Store {
 
         let (snapshot, epoch, taken_at, gateway) = decode::gateway(&gateway, DOING)?;
         let (mut peers, mut memberships, mut policies) = (peers?, memberships?, policies?);
-        // In place: what a sort by cached keys allocates makes the allocator keep 80 MiB for good.
+        // In place, because the allocator would keep the 80 MiB that a sort by cached keys allocates.
         peers.sort_unstable_by_key(|peer| peer.id);
         memberships.sort_unstable_by_key(|membership| membership.user_id);
         policies.sort_unstable_by_key(|policy| policy.id);
@@ -74,7 +73,7 @@ impl Store {
     }
 }
 
-/// Decodes rows as they arrive. The outer error is the connection's, the inner a row's.
+/// Decodes rows as they arrive. The outer error is the connection's, the inner one a row's.
 async fn collect<T>(
     client: &Client,
     query: &str,

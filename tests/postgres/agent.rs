@@ -145,7 +145,7 @@ async fn one_pass_is_reported_and_ends() {
 }
 
 #[tokio::test]
-async fn one_pass_gives_up_on_a_database_that_answers_and_cannot_be_read() {
+async fn one_pass_gives_up_on_an_unreadable_database() {
     let world = World::new().await;
     world.run("alter function gatepost.snapshot_settings() rename to elsewhere").await;
     let end = once(agent(&world, Memory::default()).await).await;
@@ -171,7 +171,7 @@ async fn one_pass_can_be_stopped() {
 }
 
 #[tokio::test]
-async fn a_loop_that_cannot_reach_the_kernel_any_more_ends() {
+async fn the_loop_ends_if_the_data_plane_thread_dies() {
     let world = World::new().await;
     let options = agent(&world, Memory { panics: true, ..Memory::default() }).await;
     let (say, _status) = watch::channel(Status::default());
@@ -182,7 +182,7 @@ async fn a_loop_that_cannot_reach_the_kernel_any_more_ends() {
 }
 
 #[tokio::test]
-async fn one_pass_does_all_else_where_removals_wait_and_reports_it() {
+async fn one_pass_applies_everything_except_held_removals_and_reports_it() {
     let world = World::new().await;
     for number in 1..=12 {
         good_peer(&world, number).await;
@@ -201,7 +201,7 @@ async fn one_pass_does_all_else_where_removals_wait_and_reports_it() {
     assert_eq!((host.state().peers.len(), world.count(synced).await), (13, 2));
 }
 
-/// The kernel stays as it is, and nobody has to restart the agent.
+/// The kernel keeps its state meanwhile, and the agent needs no restart.
 #[tokio::test]
 async fn a_missing_column_makes_the_agent_not_ready_until_it_is_back() {
     let world = World::new().await;
@@ -231,7 +231,7 @@ async fn a_missing_column_makes_the_agent_not_ready_until_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_the_kernel_and_forgets_no_revocation() {
+async fn a_stop_waits_for_the_kernel_and_loses_no_revocation() {
     let world = World::new().await;
     good_peer(&world, 1).await;
     let (reached, mut reaches) = mpsc::unbounded_channel();

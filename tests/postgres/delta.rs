@@ -248,19 +248,19 @@ async fn seeded() -> World {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn old_rows_and_changes_make_the_new_rows() {
+async fn old_rows_plus_changes_equal_the_new_rows() {
     let seen = changes_make_the_new_rows(Asks::Changes, 25).await;
     assert!(seen.changed > 100 && seen.everything == 0, "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn old_rows_and_what_polling_finds_make_the_new_rows() {
+async fn old_rows_plus_polled_changes_equal_the_new_rows() {
     let seen = changes_make_the_new_rows(Asks::Polls, 15).await;
     assert!(seen.changed > 30 && seen.quiet > 100 && seen.everything == 0, "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mode_that_turns_misses_nothing() {
+async fn a_change_of_mode_misses_nothing() {
     let seen = changes_make_the_new_rows(Asks::Either, 15).await;
     assert!(seen.changed > 30 && seen.quiet > 10 && seen.everything == 0, "{seen:?}");
 }

@@ -19,7 +19,7 @@ async fn a_commit_is_announced_and_then_read() {
 }
 
 #[tokio::test]
-async fn a_killed_connection_is_an_error_and_the_next_one_hears() {
+async fn a_killed_connection_is_an_error_and_the_next_one_is_notified() {
     let world = World::new().await;
     let hello = world.store.hello().await.unwrap();
     let mut listener = world.store.listen(&hello).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_statement_that_takes_too_long_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_server_that_says_nothing_is_noticed_and_its_connection_forgotten() {
+async fn an_unresponsive_server_is_noticed_and_its_connection_closed() {
     let world = World::alone().await;
     let limits = gatepost::store::ConnectOptions {
         statement_timeout: Duration::from_secs(1),
@@ -99,7 +99,7 @@ async fn a_server_that_says_nothing_is_noticed_and_its_connection_forgotten() {
 }
 
 #[tokio::test]
-async fn a_restarted_server_is_another_epoch() {
+async fn a_server_restart_changes_the_epoch() {
     let cluster = Cluster::start(&Setup::default());
     let database = cluster.database(None);
     let options =
@@ -120,7 +120,7 @@ async fn a_restarted_server_is_another_epoch() {
     let error = store.changes(&cursor).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     let error = store.hello().await.unwrap_err().to_string();
-    assert!(error.contains("is out of reach") && error.contains(&database), "{error}");
+    assert!(error.contains("is unreachable") && error.contains(&database), "{error}");
     cluster.pg_ctl(&["start"]);
     let Read::Everything(why) = store.changes(&cursor).await.unwrap() else {
         panic!("trusted a cursor of before the crash")

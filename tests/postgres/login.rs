@@ -1,4 +1,4 @@
-//! Passwords, certificates, several hosts: on a cluster of its own that trusts nobody over TCP.
+//! Passwords, certificates, several hosts: on a cluster of its own that trusts no TCP connection.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -99,7 +99,7 @@ async fn scram_over_verified_tls_logs_in_and_listens() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_said_and_not_shown() {
+async fn a_wrong_password_is_reported_but_not_shown() {
     let options = ConnectOptions {
         password: Some(Password::from("hunter2".to_owned())),
         ..site().await.options()
@@ -127,14 +127,14 @@ async fn a_certificate_of_another_authority_or_name_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_tls_is_not_reached_without() {
+async fn a_server_that_requires_tls_refuses_plain_connections() {
     let options = ConnectOptions { tls: Tls::Disable, ..site().await.options() };
     let error = hello(&options).await.unwrap_err();
     assert!(matches!(error, StoreError::Refused { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn a_dead_first_host_is_passed_over() {
+async fn a_dead_first_host_is_skipped() {
     let site = site().await;
     let mut options = site.options();
     let (dead, live) = (free_port(), site.cluster.port);

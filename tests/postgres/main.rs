@@ -1,4 +1,4 @@
-//! The database side against a real PostgreSQL.
+//! The database side, against a real PostgreSQL.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/postgres.rs"]

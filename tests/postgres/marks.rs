@@ -36,7 +36,7 @@ async fn setting() -> (World, crate::world::Peer, Listener) {
 }
 
 #[tokio::test]
-async fn what_no_gateway_reads_marks_nothing_and_wakes_nobody() {
+async fn columns_that_no_gateway_reads_leave_no_mark_and_no_notification() {
     let (world, ann, mut listener) = setting().await;
     let cursor = world.cursor().await;
     let marks = world.count("select count(*) from gatepost.change").await;
@@ -71,7 +71,7 @@ async fn what_no_gateway_reads_marks_nothing_and_wakes_nobody() {
 
 /// Each statement, and how the change must be read.
 #[tokio::test]
-async fn everything_a_gateway_reads_marks_and_wakes() {
+async fn every_column_that_a_gateway_reads_leaves_a_mark_and_a_notification() {
     let (world, ann, mut listener) = setting().await;
     let (user, device, peer) = (ann.user, ann.device, ann.peer);
     let mut cursor = world.cursor().await;
@@ -144,7 +144,7 @@ async fn everything_a_gateway_reads_marks_and_wakes() {
 }
 
 #[tokio::test]
-async fn another_gateways_peers_wake_and_change_nothing_here() {
+async fn changes_to_another_gateways_peers_are_not_announced_here() {
     let (world, _, mut listener) = setting().await;
     let cursor = world.cursor().await;
     let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
@@ -163,7 +163,7 @@ async fn another_gateways_peers_wake_and_change_nothing_here() {
 }
 
 #[tokio::test]
-async fn replica_role_is_no_way_around_the_marks() {
+async fn sessions_in_replica_role_leave_marks() {
     let (world, _, mut listener) = setting().await;
     let sql = "set session_replication_role = replica; update devices set status = 'x'; \
                set session_replication_role = origin";
@@ -172,7 +172,7 @@ async fn replica_role_is_no_way_around_the_marks() {
 }
 
 #[tokio::test]
-async fn one_policy_for_a_large_group_is_one_mark() {
+async fn a_policy_for_a_large_group_leaves_one_mark() {
     let (world, ann, _) = setting().await;
     world
         .run(

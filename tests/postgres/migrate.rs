@@ -31,14 +31,14 @@ async fn a_dry_run_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn every_index_of_ours_is_valid() {
+async fn every_index_of_gatepost_is_valid() {
     let world = World::new().await;
     let valid = "select count(*) from pg_index i join pg_class c on c.oid = i.indexrelid \
                  where c.relname like 'gatepost\\_%' and i.indisvalid";
     assert_eq!(world.count(valid).await, 8);
 }
 
-/// The tables as the first migration makes them, made by somebody else, with rows.
+/// The tables of the first migration, created by a control plane, with rows.
 async fn brown_field() -> (String, tokio_postgres::Client) {
     let database = Cluster::shared().database(None);
     let admin = client("postgres", &database).await;
@@ -78,7 +78,7 @@ async fn a_database_with_rows_keeps_them_and_is_followed() {
 }
 
 #[tokio::test]
-async fn tables_that_differ_are_named_and_left_alone() {
+async fn migrate_names_tables_that_differ_and_changes_nothing() {
     let (database, admin) = brown_field().await;
     admin
         .batch_execute(
@@ -105,7 +105,7 @@ async fn tables_that_differ_are_named_and_left_alone() {
 }
 
 #[tokio::test]
-async fn what_could_not_be_written_or_seen_is_named() {
+async fn migrate_names_what_gatepost_could_not_write_or_see() {
     let (database, admin) = brown_field().await;
     admin
         .batch_execute(
@@ -123,9 +123,9 @@ async fn what_could_not_be_written_or_seen_is_named() {
     assert!(hidden.starts_with("devices has row-level security"), "{hidden}");
 }
 
-/// As the columns are where the control plane makes the ids itself.
+/// As in a control plane that generates the ids itself.
 #[tokio::test]
-async fn ids_need_no_default() {
+async fn id_columns_need_no_default() {
     let world = World::new().await;
     world
         .run(
@@ -148,7 +148,7 @@ async fn ids_need_no_default() {
 }
 
 #[tokio::test]
-async fn row_level_security_is_an_error_and_no_empty_answer() {
+async fn row_level_security_is_an_error_instead_of_an_empty_answer() {
     let world = World::new().await;
     world.peer(world.gateway, "ann").await;
     let cursor = world.cursor().await;
@@ -163,18 +163,14 @@ async fn row_level_security_is_an_error_and_no_empty_answer() {
     }
 }
 
-/// A table that the control plane made anew, or whose triggers somebody turned off.
+/// A recreated table, or one with disabled triggers.
 #[tokio::test]
-async fn triggers_that_are_missing_are_told_and_made_again() {
+async fn missing_triggers_are_reported_and_restored() {
     let world = World::new().await;
     let unwatched = async || world.store.attach(true).await.unwrap().unwatched;
     assert!(unwatched().await.is_empty());
     world.run("create table devices_of_2026 () inherits (devices)").await;
-    assert_eq!(
-        unwatched().await,
-        ["devices"],
-        "who writes to a child fires no trigger of its parent"
-    );
+    assert_eq!(unwatched().await, ["devices"], "writes to a child fire no trigger of its parent");
     world.run("drop table devices_of_2026").await;
     world
         .run(
@@ -190,15 +186,15 @@ async fn triggers_that_are_missing_are_told_and_made_again() {
     migrate(&options).await.unwrap();
     assert!(unwatched().await.is_empty());
     assert!(pending(&options).await.unwrap().is_empty());
-    // Nobody knows what was written meanwhile.
+    // Writes in between left no marks.
     assert!(matches!(world.read(&cursor).await, Read::Everything(_)));
     let cursor = world.cursor().await;
     world.peer(world.gateway, "ann").await;
     assert!(matches!(world.read(&cursor).await, Read::Changed(..)));
 }
 
-/// As a control plane's own migration does: another table under the old name.
-async fn make_anew(world: &World, table: &str) {
+/// As a migration of the control plane does: another table under the same name.
+async fn recreate(world: &World, table: &str) {
     world
         .run(&format!(
             "alter table {table} rename to former_{table};
@@ -209,15 +205,15 @@ async fn make_anew(world: &World, table: &str) {
 }
 
 #[tokio::test]
-async fn tables_that_are_made_anew_are_told_hinder_no_writer_and_are_followed_again() {
+async fn recreated_tables_are_reported_fail_no_writer_and_are_followed_again() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     for table in ["users", "policy_targets"] {
-        make_anew(&world, table).await;
+        recreate(&world, table).await;
     }
     let unwatched = async || world.store.attach(true).await.unwrap().unwatched;
     assert_eq!(unwatched().await, ["policy_targets", "users"]);
-    // What looks up whom to notify may not read the new table.
+    // The look-up for notifications may not read the new table.
     insert_device(&world.admin, ann.user, "another").await;
     let options = options("postgres", &world.database);
     migrate(&options).await.unwrap();
@@ -235,12 +231,12 @@ async fn tables_that_are_made_anew_are_told_hinder_no_writer_and_are_followed_ag
     assert_eq!(world.store.snapshot().await.unwrap().0.peers.len(), 1);
 }
 
-/// As tools do that change large tables online: the new one has all that the former one had.
+/// As tools for online migrations do: the new table has everything that the former one had.
 #[tokio::test]
-async fn a_table_that_was_copied_with_its_triggers_is_read_again_in_its_new_place() {
+async fn a_table_copied_with_its_triggers_is_read_under_its_name_at_once() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
-    make_anew(&world, "devices").await;
+    recreate(&world, "devices").await;
     world
         .run(
             "grant select on devices to gatepost_owner;
@@ -272,9 +268,9 @@ async fn a_table_that_was_copied_with_its_triggers_is_read_again_in_its_new_plac
     assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::Bars::DEVICE_STATUS);
 }
 
-/// The audit's own columns may be more, also one that counts.
+/// audit_logs may have additional columns, also a serial one.
 #[tokio::test]
-async fn a_column_that_counts_by_a_sequence_hinders_no_audit() {
+async fn audit_works_with_an_additional_serial_column() {
     let (database, admin) = brown_field().await;
     admin.batch_execute("alter table audit_logs add column seq bigserial not null").await.unwrap();
     let options = options("postgres", &database);
@@ -305,7 +301,7 @@ async fn rows_that_break_a_unique_index_are_named() {
 }
 
 #[tokio::test]
-async fn a_table_in_use_is_waited_for() {
+async fn migrate_waits_for_a_table_in_use() {
     let (database, mut admin) = brown_field().await;
     let busy = admin.transaction().await.unwrap();
     busy.batch_execute("lock table devices in row exclusive mode").await.unwrap();
@@ -327,7 +323,7 @@ async fn a_table_in_use_is_waited_for() {
 }
 
 #[tokio::test]
-async fn an_unmigrated_database_says_the_command() {
+async fn the_error_of_an_unmigrated_database_names_the_command() {
     let database = Cluster::shared().database(None);
     let store = Store::connect(&options("postgres", &database)).unwrap();
     let error = store.hello().await.unwrap_err();

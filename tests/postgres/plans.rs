@@ -119,7 +119,7 @@ fn scans(query: &str, plan: &Value, found: &mut BTreeMap<String, Reading>) {
 }
 
 #[tokio::test]
-async fn what_changed_is_found_by_index() {
+async fn changes_are_found_by_index() {
     let world = World::new().await;
     world.run(ROWS).await;
     world.run("analyze").await;
@@ -152,7 +152,7 @@ async fn what_changed_is_found_by_index() {
 }
 
 #[tokio::test]
-async fn what_is_reported_is_found_by_index() {
+async fn reported_rows_are_found_by_index() {
     let world = World::new().await;
     world.run(ROWS).await;
     world.run("analyze").await;

@@ -66,7 +66,7 @@ async fn a_change_is_news_for_the_gateway_it_concerns_and_for_no_other() {
 /// A crowd of marks that nobody addressed, as after a day without anybody who polls: each reader
 /// looks through them itself, once.
 #[tokio::test]
-async fn marks_that_waited_too_long_are_looked_through() {
+async fn readers_scan_marks_that_waited_too_long() {
     let world = World::new().await;
     world.peer(world.gateway, "ann").await;
     let cursor = world.cursor().await;
@@ -114,7 +114,7 @@ async fn a_clock_that_was_set_back_delays_nothing() {
 
 /// Another gateway's session has its turn and does not end it.
 #[tokio::test]
-async fn a_turn_that_never_ends_keeps_nobody_from_looking() {
+async fn a_turn_that_never_ends_hides_no_change_from_others() {
     let world = World::new().await;
     let theirs = neighbour(&world).await;
     world.peer(world.gateway, "ann").await;
@@ -132,7 +132,7 @@ async fn a_turn_that_never_ends_keeps_nobody_from_looking() {
     holder.query(held, &[&other.snapshot, &other.epoch]).await.unwrap();
     let locks = "select count(*) from pg_locks where relation = 'gatepost.addressed'::regclass
                  and mode = 'RowExclusiveLock'";
-    assert_eq!(world.count(locks).await, 1, "nobody has a turn");
+    assert_eq!(world.count(locks).await, 1, "no agent has a turn");
     let found = async {
         while world.store.poll(&cursor).await.unwrap() != Polled::News {
             tokio::task::yield_now().await;
@@ -144,7 +144,7 @@ async fn a_turn_that_never_ends_keeps_nobody_from_looking() {
 }
 
 #[tokio::test]
-async fn a_role_that_makes_up_a_history_deceives_only_itself() {
+async fn a_role_with_a_forged_history_affects_only_itself() {
     let world = World::new().await;
     let cursor = world.cursor().await;
     assert!(matches!(settled(&world.store, &world, cursor.clone()).await, Polled::Quiet(..)));
@@ -168,9 +168,9 @@ async fn a_role_that_makes_up_a_history_deceives_only_itself() {
 }
 
 #[tokio::test]
-async fn nobody_is_notified_where_nobody_listens() {
+async fn writers_do_not_notify_if_no_agent_listens() {
     let world = World::new().await;
-    // Not by our own means: this session says to nobody that it listens.
+    // A plain LISTEN: this session does not attach.
     let (client, mut connection) =
         tokio_postgres::connect(&world.url, tokio_postgres::NoTls).await.unwrap();
     let (send, mut heard) = tokio::sync::mpsc::unbounded_channel();
@@ -203,7 +203,7 @@ async fn nobody_is_notified_where_nobody_listens() {
 }
 
 #[tokio::test]
-async fn agents_are_counted_while_they_are_there() {
+async fn attached_agents_are_counted() {
     let world = World::new().await;
     let theirs = neighbour(&world).await;
     assert_eq!(world.store.attach(true).await.unwrap().gateways, 1);
@@ -243,9 +243,9 @@ async fn auto_listens_among_few_and_takes_turns_in_a_crowd() {
     assert_eq!(world.count("select count(*) from gatepost.listener").await, 0);
 }
 
-/// The writers notify nobody; whoever polls first wakes whom the change concerns.
+/// Writers do not notify; the first agent to poll wakes those concerned.
 #[tokio::test]
-async fn in_a_crowd_one_wakes_the_other() {
+async fn in_a_crowd_agents_wake_each_other() {
     let world = World::new().await;
     let theirs = neighbour(&world).await;
     let ann = world.peer(world.gateway, "ann").await;

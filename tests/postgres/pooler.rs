@@ -1,4 +1,4 @@
-//! Through PgBouncer in transaction mode, where a session is nobody's for longer than a transaction.
+//! Through PgBouncer in transaction mode, where a client has a session only for a transaction.
 
 use gatepost::model::DeviceId;
 use gatepost::reconcile::{Mode, SyncMode, choose};
@@ -63,6 +63,6 @@ async fn auto_polls_behind_a_pooler_and_says_why() {
     assert_eq!(chosen.mode, Mode::Poll);
     assert_eq!(chosen.why, "NOTIFY does not arrive (as behind a pooler in transaction mode)");
     assert!(chosen.listener.is_none());
-    // Writers are spared what nobody hears.
+    // Writers must not notify if no agent hears.
     assert_eq!(world.count("select count(*) from gatepost.listener").await, 0);
 }

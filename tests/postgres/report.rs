@@ -10,7 +10,7 @@ fn handshake(device_id: uuid::Uuid, seen_at: SystemTime) -> Handshake {
 }
 
 #[tokio::test]
-async fn reports_go_forward_only_and_wake_nobody() {
+async fn reported_times_only_advance_and_wake_no_agent() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     let hello = world.store.hello().await.unwrap();
@@ -45,7 +45,7 @@ async fn reports_go_forward_only_and_wake_nobody() {
 }
 
 #[tokio::test]
-async fn a_locked_device_is_skipped_and_named_and_the_others_are_written() {
+async fn a_report_skips_and_returns_locked_devices() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     let bob = world.peer(world.gateway, "bob").await;
@@ -69,7 +69,7 @@ async fn a_locked_device_is_skipped_and_named_and_the_others_are_written() {
 }
 
 #[tokio::test]
-async fn what_is_proven_of_one_history_is_not_written_into_another() {
+async fn a_proof_of_one_epoch_is_not_written_into_another() {
     let world = World::new().await;
     let (rows, _) = world.store.snapshot().await.unwrap();
     let unwritten = "select count(*) from gateways where last_sync_at is null";
@@ -145,7 +145,7 @@ async fn audit_entries_are_stamped_with_the_gateway() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_row_is_audited_once_until_it_is_something_else() {
+async fn a_bad_row_is_audited_once_until_its_reason_changes() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     let entry = |event: AuditEvent, message: &str| AuditEntry {
@@ -196,7 +196,7 @@ async fn refuse(world: &World, messages: &str, state: &str) {
 }
 
 #[tokio::test]
-async fn an_audit_entry_that_is_refused_is_the_only_one_lost() {
+async fn a_refused_audit_entry_is_the_only_one_lost() {
     let world = World::new().await;
     let entries: Vec<_> = (0..2_500).map(|number| started(format!("{number}"))).collect();
     refuse(&world, "'7', '1999'", "P0001").await;
@@ -210,7 +210,7 @@ async fn an_audit_entry_that_is_refused_is_the_only_one_lost() {
 }
 
 #[tokio::test]
-async fn audit_entries_that_were_written_are_not_sent_again() {
+async fn written_audit_entries_are_not_sent_again() {
     let world = World::new().await;
     let entries: Vec<_> = (0..2_500).map(|number| started(format!("{number}"))).collect();
     refuse(&world, "'1500'", "40001").await;
@@ -225,7 +225,7 @@ async fn audit_entries_that_were_written_are_not_sent_again() {
 }
 
 #[tokio::test]
-async fn whatever_a_device_is_called_its_entry_is_written() {
+async fn an_audit_entry_with_any_device_name_is_written() {
     let world = World::new().await;
     let names = ["a NUL \0", r"six characters \u0000", r"a backslash \"];
     let entries: Vec<_> = names.map(|name| started(name.to_owned())).into();
@@ -240,7 +240,7 @@ async fn whatever_a_device_is_called_its_entry_is_written() {
 }
 
 #[tokio::test]
-async fn a_session_that_was_reported_late_did_not_begin_late() {
+async fn a_late_report_does_not_move_the_start_of_a_session() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     let now = world.store.snapshot().await.unwrap().0.taken_at;
@@ -256,7 +256,7 @@ async fn a_session_that_was_reported_late_did_not_begin_late() {
 }
 
 #[tokio::test]
-async fn a_time_ahead_of_the_clock_gives_way_to_what_was_seen() {
+async fn a_time_ahead_of_the_clock_is_replaced() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     world

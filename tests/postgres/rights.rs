@@ -77,7 +77,7 @@ async fn only_the_listed_functions_may_be_called() {
 }
 
 #[tokio::test]
-async fn the_owner_of_the_functions_reads_no_password() {
+async fn the_owner_role_cannot_read_passwords() {
     let world = World::new().await;
     for (table, column) in [
         ("users", "password_hash"),
@@ -125,7 +125,7 @@ async fn a_role_sees_and_reports_only_its_own_gateway() {
 }
 
 #[tokio::test]
-async fn an_unbound_role_is_refused_and_told_the_command() {
+async fn the_error_of_an_unbound_role_names_the_command() {
     let world = World::new().await;
     let superuser = Store::connect(&options("postgres", &world.database)).unwrap();
     let error = superuser.snapshot().await.unwrap_err();
@@ -141,7 +141,7 @@ async fn an_unbound_role_is_refused_and_told_the_command() {
 }
 
 #[tokio::test]
-async fn grant_makes_no_role_unasked_and_tells_of_a_rebinding() {
+async fn grant_creates_a_role_only_on_request_and_reports_a_rebinding() {
     let world = World::new().await;
     let admin = options("postgres", &world.database);
     let fresh = format!("{}_Fresh \"role\"", world.database);
@@ -211,7 +211,7 @@ async fn a_role_may_not_bind_itself() {
 }
 
 #[tokio::test]
-async fn the_control_plane_needs_no_right_of_ours_to_write() {
+async fn the_control_plane_needs_no_rights_on_gatepost_to_write() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     let cursor = world.cursor().await;

@@ -5,7 +5,7 @@ use gatepost::model::{Allocation, Bars, DeviceId, Effect, KeyText, SnapshotRows,
 use crate::world::{World, insert_gateway};
 
 #[tokio::test]
-async fn odd_rows_are_decoded_and_hide_no_other() {
+async fn odd_rows_are_decoded_and_do_not_hide_others() {
     let world = World::new().await;
     for name in ["plain", "odd", "forever", "far"] {
         world.peer(world.gateway, name).await;
@@ -45,7 +45,7 @@ async fn odd_rows_are_decoded_and_hide_no_other() {
 }
 
 #[tokio::test]
-async fn bars_say_why_a_peer_is_not_eligible() {
+async fn bars_name_why_a_peer_is_not_eligible() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     let bars = async |sql: &str| {
@@ -90,7 +90,7 @@ async fn bars_say_why_a_peer_is_not_eligible() {
 }
 
 #[tokio::test]
-async fn allocations_say_who_holds_the_address() {
+async fn allocations_name_the_holder_of_an_address() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     let bob = world.peer(world.gateway, "bob").await;

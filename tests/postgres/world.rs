@@ -1,4 +1,4 @@
-//! A migrated database with one gateway, a role that acts for it, and short words to fill it.
+//! A migrated database with one gateway, its role, and helpers to fill it.
 
 use gatepost::store::{ConnectOptions, CreateRole, Cursor, Read, Store, grant, migrate};
 use tokio::sync::OnceCell;
@@ -28,7 +28,7 @@ async fn template() -> &'static str {
             let cluster = Cluster::shared();
             let name = cluster.database(None);
             migrate(&options("postgres", &name)).await.unwrap();
-            // A copy needs a template that nobody is connected to, and our session may linger.
+            // A template must have no connections, and our session may linger.
             cluster.psql(
                 "postgres",
                 &format!("select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{name}'"),

@@ -1,5 +1,5 @@
-//! A private PostgreSQL for tests: its own directory, socket and port, gone with the test process
-//! however that ends. Needs `initdb`, `pg_ctl` and `psql`; shared by test crates through `#[path]`.
+//! A private PostgreSQL for tests, with its own directory, socket and port. It ends with the test
+//! process, however that ends. Needs `initdb`, `pg_ctl` and `psql`; test crates share it by `#[path]`.
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod pooler;
@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// How TCP clients log in, and what else stands in `postgresql.conf`.
+/// How TCP clients log in, and settings for `postgresql.conf`.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// A word of pg_hba.conf for 127.0.0.1: `trust`, `scram-sha-256`. The socket is always `trust`.
@@ -34,7 +34,7 @@ pub struct Cluster {
     pub dir: PathBuf,
     pub port: u16,
     keeper: Child,
-    /// Its end of file is the keeper's order to stop.
+    /// Closing it makes the keeper stop the server.
     alive: Option<ChildStdin>,
 }
 
@@ -71,7 +71,7 @@ impl Cluster {
             .args(["-c", script, "keeper", &bin("pg_ctl"), dir.to_str().unwrap()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // A signal to the tests' group must not reach the one who cleans up after them.
+            // A signal to the tests' process group must not reach the process that cleans up.
             .process_group(0)
             .spawn()
             .unwrap();
@@ -109,7 +109,7 @@ impl Cluster {
         output.unwrap_or_else(|error| panic!("psql: {error}\n{sql}"))
     }
 
-    /// Runs SQL as the superuser; `Err` is what psql complains of.
+    /// Runs SQL as the superuser; `Err` is psql's error.
     pub fn try_psql(&self, database: &str, sql: &str) -> Result<String, String> {
         let output = Command::new(bin("psql"))
             .args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-U", "postgres"])
