@@ -1,7 +1,56 @@
--- What Gatepost's owner role may read and write of the control plane's tables. Granted at each
--- migration, because a table that the control plane recreated has lost these rights.
+-- Rights on Gatepost's own schema, and what its owner role may read and write of the control plane's
+-- tables. Granted at each migration: a restored dump may have lost the former, a recreated table the
+-- latter.
 
 set local search_path = pg_catalog, pg_temp;
+
+-- A dump that was restored without rights leaves every function open to PUBLIC.
+do $$
+declare
+    object text;
+begin
+    for object in
+        select c.oid::regclass::text from pg_class c
+        where c.relnamespace = 'gatepost'::regnamespace and c.relkind in ('r', 'v')
+            and c.relname <> 'schema_history'
+    loop
+        execute format('revoke all on %s from public', object);
+        execute format('grant all on %s to gatepost_owner', object);
+    end loop;
+    -- Members of gatepost_gateway, as far as their roles exist.
+    for object in
+        select r.role_name from gatepost.gateway_role r
+        join pg_roles present on present.rolname = r.role_name and not present.rolsuper
+        where not pg_has_role(present.oid, 'gatepost_gateway', 'member')
+    loop
+        execute format('grant gatepost_gateway to %I', object);
+    end loop;
+end $$;
+grant select (version) on gatepost.schema_history to gatepost_owner;
+revoke all on schema gatepost from public;
+grant usage on schema gatepost to gatepost_gateway;
+revoke execute on all functions in schema gatepost from public;
+grant execute on function
+    gatepost.hello(),
+    gatepost.snapshot_gateway(),
+    gatepost.snapshot_settings(),
+    gatepost.snapshot_peers(),
+    gatepost.snapshot_memberships(),
+    gatepost.snapshot_policies(),
+    gatepost.attach(boolean),
+    gatepost.poll(text, text),
+    gatepost.changes(text, text),
+    gatepost.peers_by_device(uuid[]),
+    gatepost.memberships_by_user(uuid[]),
+    gatepost.policies_by_id(uuid[]),
+    gatepost.report(uuid[], timestamptz[], timestamptz[]),
+    gatepost.synced(timestamptz, text),
+    gatepost.audit(jsonb),
+    gatepost.enroll(text, text, text, integer, cidr, text[]),
+    gatepost.prune(interval),
+    gatepost.unwatched(),
+    gatepost.misfits()
+to gatepost_gateway;
 
 grant usage on schema public to gatepost_owner;
 grant select (id, username, is_active, deleted_at) on public.users to gatepost_owner;

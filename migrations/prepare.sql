@@ -47,4 +47,34 @@ begin
 end $$;
 
 create schema if not exists gatepost authorization gatepost_owner;
-grant usage on schema gatepost to gatepost_gateway;
+
+-- A dump that was restored without owners leaves everything to the role that restored it.
+do $$
+declare
+    object text;
+begin
+    for object in
+        select 'schema gatepost'
+        where to_regnamespace('gatepost') in (
+            select n.oid from pg_namespace n where n.nspowner <> to_regrole('gatepost_owner')
+        )
+        union all
+        select case c.relkind when 'v' then 'view ' else 'table ' end || c.oid::regclass
+        from pg_class c
+        where c.relnamespace = to_regnamespace('gatepost') and c.relkind in ('r', 'v')
+            and c.relname <> 'schema_history' and c.relowner <> to_regrole('gatepost_owner')
+        union all
+        select 'function ' || p.oid::regprocedure
+        from pg_proc p
+        where p.pronamespace = to_regnamespace('gatepost')
+            and p.proowner <> to_regrole('gatepost_owner')
+        union all
+        select 'type ' || t.oid::regtype
+        from pg_type t
+        left join pg_class c on c.oid = t.typrelid
+        where t.typnamespace = to_regnamespace('gatepost') and (t.typtype = 'e' or c.relkind = 'c')
+            and t.typowner <> to_regrole('gatepost_owner')
+    loop
+        execute format('alter %s owner to gatepost_owner', object);
+    end loop;
+end $$

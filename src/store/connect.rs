@@ -12,6 +12,7 @@ use deadpool_postgres::{
 use super::Store;
 use super::decode::Columns;
 use super::error::StoreError;
+use super::migrate::RIGHTS;
 use super::options::{ConnectOptions, Target};
 
 /// Time for the network, added to a statement's own timeout.
@@ -89,14 +90,30 @@ impl Store {
             Err(error) if error.may_be_a_misfit() => error,
             answer => return answer,
         };
-        let query = "select gatepost.misfits()";
         let misfits = async {
             let lease = self.lease(DOING).await?;
+            let query = "select gatepost.misfits()";
             let row = self.within(DOING, lease.query_typed_one(query, &[])).await?;
             lease.done();
-            Columns::of(&row, DOING).get(0)
+            Columns::of(&row, DOING).get::<Vec<String>>(0)
         };
-        Err(error.with_misfits(misfits.await.unwrap_or_default()))
+        let mut all = self.wrong_rights().await.unwrap_or_default();
+        // Fails if the role may not even call the function.
+        all.extend(misfits.await.unwrap_or_default());
+        Err(error.with_misfits(all))
+    }
+
+    /// Owners and rights in gatepost's schema that differ from what it needs, one line each.
+    /// `gatepost migrate` restores them.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection.
+    pub async fn wrong_rights(&self) -> Result<Vec<String>, StoreError> {
+        const DOING: &str = "compare owners and rights";
+        let lease = self.lease(DOING).await?;
+        let rows = self.within(DOING, lease.query_typed(RIGHTS, &[])).await?;
+        lease.done();
+        rows.iter().map(|row| Columns::of(row, DOING).get(0)).collect()
     }
 
     fn stalled(&self, doing: &'static str) -> StoreError {

@@ -44,7 +44,7 @@ pub enum StoreError {
     #[error("role {} lacks rights ({}): run `gatepost grant <gateway> {}` as an owner of the database", .place.role, root(.source), .place.role)]
     NoRights { place: Box<Place>, source: tokio_postgres::Error },
     /// Tables or columns of the control plane, or rights on them, that reads need.
-    #[error("{place}: tables differ from what gatepost reads: {}: {}", .misfits.join("; "), remedy(.misfits))]
+    #[error("{place}: tables differ from what gatepost reads: {}: {}", listed(.misfits), remedy(.misfits))]
     Misfit { place: Box<Place>, misfits: Vec<String>, source: tokio_postgres::Error },
     #[error("{place}: a part of gatepost's schema is missing: {}: run `gatepost migrate`", root(.source))]
     Incomplete { place: Box<Place>, source: tokio_postgres::Error },
@@ -164,12 +164,23 @@ impl StoreError {
     }
 }
 
+/// The first few: after a restore without rights there are many.
+fn listed(misfits: &[String]) -> String {
+    const FIRST: usize = 3;
+    let first = misfits.iter().take(FIRST).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match misfits.len().saturating_sub(FIRST) {
+        0 => first,
+        more => format!("{first}; and {more} more"),
+    }
+}
+
 /// What resolves a [`StoreError::Misfit`].
 fn remedy(misfits: &[String]) -> &'static str {
-    if misfits.iter().all(|misfit| misfit.contains(" may not ")) {
-        "run `gatepost migrate`"
-    } else {
+    if misfits.iter().any(|misfit| misfit.starts_with("column ") || misfit.ends_with(" is missing"))
+    {
         "restore them, then run `gatepost migrate`"
+    } else {
+        "run `gatepost migrate`"
     }
 }
 

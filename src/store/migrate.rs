@@ -25,6 +25,8 @@ const PREPARE: &str = include_str!("../../migrations/prepare.sql");
 const COMPARE: &str = include_str!("../../migrations/compare.sql");
 const INDEXES: &str = include_str!("../../migrations/indexes.sql");
 const ACCESS: &str = include_str!("../../migrations/access.sql");
+/// Lists wrong owners and rights. Any role may run it.
+pub(super) const RIGHTS: &str = include_str!("../../migrations/rights.sql");
 const TRIGGERS: &str = include_str!("../../migrations/triggers.sql");
 
 /// Indexes of earlier versions, to be dropped: they depend on the type of a column.
@@ -164,10 +166,12 @@ async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Erro
         .collect();
     missing.sort_unstable();
     let mut all = Vec::new();
-    if applied.is_empty() {
+    let rights_are_wrong = !client.query_typed(RIGHTS, &[]).await?.is_empty();
+    if applied.is_empty() || rights_are_wrong {
         all.push(around("prepare", PREPARE));
     }
-    let watched = !missing.iter().any(|(version, ..)| *version == SCHEMA_VERSION);
+    let watched =
+        !rights_are_wrong && !missing.iter().any(|(version, ..)| *version == SCHEMA_VERSION);
     all.extend(missing.into_iter().map(|(_, name, sql)| Migration { name, sql }));
     let query = "select gatepost.unwatched() <> '{}'";
     if !watched || client.query_typed_one(query, &[]).await?.get(0) {

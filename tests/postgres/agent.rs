@@ -224,7 +224,8 @@ async fn a_missing_column_makes_the_agent_not_ready_until_it_is_back() {
     assert_eq!(host.state(), before);
     world.run("update devices set status = 'revoked', revoked_at = now()").await;
     world.run("alter table devices rename renamed to approved_at").await;
-    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    let revoked = |status: &Status| status.state.is_ready() && status.peers.in_kernel == 0;
+    status.wait_for(revoked).await.unwrap();
     assert!(host.state().peers.is_empty());
     stop.send(true).unwrap();
     loop_ends.await.unwrap().unwrap();

@@ -3,7 +3,7 @@ use gatepost::store::{
     pending,
 };
 
-use crate::postgres::Cluster;
+use crate::postgres::{Cluster, Setup, bin};
 use crate::world::{World, client, insert_device, options};
 
 #[tokio::test]
@@ -342,4 +342,78 @@ async fn an_owner_without_superuser_rights_migrates_and_grants() {
     migrate(&boss).await.unwrap();
     grant(&boss, "g1", "newcomer", &CreateRole::IfAbsent(None)).await.unwrap();
     assert!(pending(&boss).await.unwrap().is_empty());
+}
+
+/// What `pg_dump` with these options prints, as a file.
+fn dump(cluster: &Cluster, database: &str, options: &[&str]) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let status = std::process::Command::new(bin("pg_dump"))
+        .args(["-h", cluster.dir.to_str().unwrap(), "-p", &cluster.port.to_string()])
+        .args(["-U", "postgres", "-f", file.path().to_str().unwrap()])
+        .args(options)
+        .arg(database)
+        .status()
+        .unwrap();
+    assert!(status.success(), "pg_dump {options:?}");
+    file
+}
+
+/// Restores a dump as an operator does who lets errors about roles pass.
+fn restore(cluster: &Cluster, database: &str, dump: &tempfile::NamedTempFile) {
+    let output = std::process::Command::new(bin("psql"))
+        .args(["-h", cluster.dir.to_str().unwrap(), "-p", &cluster.port.to_string()])
+        .args(["-X", "-q", "-U", "postgres", "-d", database, "-f", dump.path().to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn migrate_repairs_a_dump_restored_without_owners_and_rights() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let cluster = Cluster::shared();
+    let file = dump(cluster, &world.database, &["--no-owner", "--no-acl"]);
+    let restored = cluster.database(None);
+    restore(cluster, &restored, &file);
+    let agent = Store::connect(&options(&world.role, &restored)).unwrap();
+    let wrong = agent.wrong_rights().await.unwrap();
+    assert!(
+        wrong.contains(&"schema gatepost belongs to postgres instead of gatepost_owner".into())
+    );
+    assert!(wrong.contains(&"function gatepost.me() is open to PUBLIC".into()), "{wrong:?}");
+    let error = agent.hello().await.unwrap_err().to_string();
+    assert!(error.ends_with("run `gatepost migrate`"), "{error}");
+
+    let admin = options("postgres", &restored);
+    let names: Vec<_> = pending(&admin).await.unwrap().into_iter().map(|it| it.name).collect();
+    assert_eq!(names, ["prepare", "access", "triggers"]);
+    migrate(&admin).await.unwrap();
+    assert_eq!(pending(&admin).await.unwrap(), []);
+    assert!(agent.wrong_rights().await.unwrap().is_empty());
+    assert_eq!(agent.snapshot().await.unwrap().0.peers.len(), 1);
+}
+
+/// The new server has none of the roles that the dump names.
+#[tokio::test]
+async fn migrate_and_grant_repair_a_dump_restored_on_another_server() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    for extra in [&[][..], &["--no-owner", "--no-acl"]] {
+        let file = dump(Cluster::shared(), &world.database, extra);
+        let other = Cluster::start(&Setup::default());
+        let restored = other.database(None);
+        restore(&other, &restored, &file);
+        let admin = ConnectOptions::new(other.socket_url("postgres", &restored));
+        let role = &world.role;
+        let refused = grant(&admin, "g1", role, &CreateRole::IfAbsent(None)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Unmigrated { .. }), "{refused}");
+        migrate(&admin).await.unwrap();
+        grant(&admin, "g1", role, &CreateRole::IfAbsent(None)).await.unwrap();
+        assert_eq!(pending(&admin).await.unwrap(), []);
+        let agent =
+            Store::connect(&ConnectOptions::new(other.socket_url(role, &restored))).unwrap();
+        assert_eq!(agent.snapshot().await.unwrap().0.peers.len(), 1, "{extra:?}");
+        assert!(agent.attach(true).await.unwrap().unwatched.is_empty());
+    }
 }

@@ -119,6 +119,15 @@ fn of_database(facts: &Facts) -> Vec<Finding> {
     let peers = count(found.peers, "peer");
     let text = format!("{}, schema {}, {peers}", found.place, found.schema_version);
     let mut findings = vec![Finding::ok("database", text), clock(found)];
+    if let Some(first) = found.wrong_rights.first() {
+        let text =
+            format!("{} owners or rights are wrong, first: {first}", found.wrong_rights.len());
+        findings.push(Finding::warning(
+            "rights",
+            text,
+            "run `gatepost migrate` as an owner of the database",
+        ));
+    }
     if !found.gateway_active {
         findings.push(Finding::warning(
             "gateway",

@@ -46,6 +46,8 @@ pub struct DatabaseFacts {
     /// Which database, and as whom.
     pub place: String,
     pub schema_version: i32,
+    /// Owners and rights in gatepost's schema that are not as they should be, one line each.
+    pub wrong_rights: Vec<String>,
     pub gateway_name: String,
     pub gateway_key: KeyText,
     pub gateway_active: bool,
@@ -112,6 +114,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
     let store = Store::connect(&database::options(config)?)?;
     let hello = store.hello().await?;
     let (rows, _) = store.snapshot().await?;
+    let wrong_rights = store.wrong_rights().await?;
     let clock = match SystemTime::now().duration_since(rows.taken_at) {
         Ok(ahead) => Clock::Ahead(ahead),
         Err(behind) => Clock::Behind(behind.duration()),
@@ -119,6 +122,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
     Ok(DatabaseFacts {
         place: store.place().to_string(),
         schema_version: hello.schema_version,
+        wrong_rights,
         gateway_name: rows.gateway.name,
         gateway_key: rows.gateway.public_key,
         gateway_active: rows.gateway.active,

@@ -33,7 +33,8 @@ fn healthy() -> Facts {
         psk_keys: Ok(0),
         database: Ok(DatabaseFacts {
             place: "database vpn at db1:5432 as role gw".into(),
-            schema_version: 8,
+            schema_version: 9,
+            wrong_rights: vec![],
             gateway_name: "fra-1".into(),
             gateway_key: KeyText::Key(key(OURS)),
             gateway_active: true,
