@@ -15,6 +15,14 @@ pub(super) fn run_len(steps: &[Step], own_key: Option<PublicKey>) -> usize {
     steps.chunk_by(together).next().map_or(0, <[Step]>::len)
 }
 
+/// The first steps of a run that are permitted alike, and whether they are.
+pub(super) fn head_of(run: &[Step], permits: impl Fn(&Step) -> bool) -> (&[Step], bool) {
+    let mut verdicts = run.iter().map(permits);
+    let Some(first) = verdicts.next() else { return (run, true) };
+    let len = 1 + verdicts.take_while(|permitted| *permitted == first).count();
+    (&run[..len], first)
+}
+
 /// WireGuard acknowledges a peer with the device's own key, and ignores it.
 pub(super) fn refuse_unasked(step: &Step, own_key: Option<PublicKey>) -> Option<DataplaneError> {
     match step {

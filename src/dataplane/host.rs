@@ -10,18 +10,17 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::batch::{refuse_unasked, run_len};
+use super::batch::{head_of, refuse_unasked, run_len};
 use super::link::{self, KIND_TUN, KIND_WIREGUARD, Link};
 use super::netlink::Channel;
 use super::nft::ProfileCounters;
-use super::refusal::Consequence;
 use super::wireguard::{self, DeviceReading, Kernel};
 use super::{
     Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, RefusedStep, SharedObserved,
     address, route,
 };
 use crate::model::{InterfaceName, LinkOwner, ObservedInterface, ProfileId, Stray, Tag};
-use crate::plan::Plan;
+use crate::plan::{Interlock, Plan};
 
 /// `interface.backend`: who does WireGuard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -214,16 +213,19 @@ impl<F: Firewall> Dataplane for Host<F> {
 
     fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome {
         let mut outcome = Outcome::default();
-        let mut consequence = Consequence::None;
+        let mut interlock = Interlock::default();
         let mut rest = plan.steps();
         while let Some(first) = rest.first() {
-            let interface = observed.read().interface.as_ref().map(|it| it.public_key);
-            let own_key = interface.flatten();
-            let run;
-            (run, rest) = rest.split_at(run_len(rest, own_key));
-            if !consequence.permits(first) {
+            let reading = observed.read();
+            let own_key = reading.interface.as_ref().and_then(|link| link.public_key);
+            let run = &rest[..run_len(rest, own_key)];
+            let (run, permitted) = head_of(run, |step| interlock.permits(step, &reading));
+            rest = &rest[run.len()..];
+            if !permitted {
+                run.iter().for_each(|step| interlock.failed(step, &reading));
                 continue;
             }
+            drop(reading);
             let verdicts = match refuse_unasked(first, own_key) {
                 Some(error) => vec![Err(error.into())],
                 None => self.obey(run, &observed.read(), &mut outcome),
@@ -235,7 +237,7 @@ impl<F: Firewall> Dataplane for Host<F> {
                         observed.obey(step);
                     }
                     Err(error) => {
-                        consequence = consequence.and(step);
+                        interlock.failed(step, &observed.read());
                         outcome.refused.push(RefusedStep::new(step.clone(), error));
                     }
                 }

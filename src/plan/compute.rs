@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::hands::Hands;
 use super::join::side_by_side;
+use super::transfer::Transfers;
 use super::{Held, Plan, PlanError, Step, firewall, link, route};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
@@ -100,11 +100,11 @@ pub fn plan_around(
         }
     }
     let wanted = held.firewall(desired);
-    let hands = Hands::of(desired, &wanted.assignments, observed, &steps);
+    let transfers = Transfers::of(desired, &wanted.assignments, observed, &steps);
     let table = observed.firewall.as_ref();
-    let diff = firewall::diff(&wanted, table, prefixes, &hands.taken, &hands.closed);
+    let diff = firewall::diff(&wanted, table, prefixes, &transfers.taken, &transfers.closed);
     let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
-    let cut = desired.cuts_flows().then(|| hands.to_cut(&wanted.assignments, observed, scope));
+    let cut = desired.cuts_flows().then(|| transfers.to_cut(&wanted.assignments, observed, scope));
     let cut = cut.filter(|prefixes| !prefixes.is_empty());
     // Before the peers of the same phase.
     steps.splice(0..0, changes.chain(cut.map(|prefixes| Step::CutFlows { prefixes })));

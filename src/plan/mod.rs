@@ -3,19 +3,22 @@
 mod compute;
 pub mod firewall;
 pub mod guard;
-mod hands;
 mod held;
+mod interlock;
 mod join;
 mod link;
 mod model_kernel;
 mod obey;
+mod prefix;
 mod route;
 mod step;
+mod transfer;
 mod withdraw;
 
 pub use compute::{Scope, plan, plan_around};
 pub use held::Held;
+pub use interlock::Interlock;
 pub use link::PlanError;
-pub use model_kernel::{ModelKernel, Refusal};
+pub use model_kernel::{Fate, Fault, ModelKernel, Refusal};
 pub use step::{Phase, Plan, Step};
 pub use withdraw::withdraw;

@@ -6,8 +6,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{Plan, Step};
-use crate::model::{LinkOwner, ObservedState, PublicKey, Tag};
+use ipnet::IpNet;
+
+use super::{Interlock, Plan, Step};
+use crate::model::{LinkOwner, ObservedState, Peer, PublicKey, Tag};
 
 /// Why the model kernel refused a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +28,29 @@ pub enum Refusal {
     LinkDown,
     #[error("no such table (ENOENT)")]
     NoTable,
+}
+
+/// How the model kernel fails a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It does nothing.
+    Refuse,
+    /// It does all of it, and the acknowledgement is lost.
+    LoseAnswer,
+    /// It does a part and refuses the rest: of a step that names several prefixes, those whose bit
+    /// is set, counted from the lowest. A new link stays unmarked. Other steps are refused whole.
+    Partly { prefixes: u64 },
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It was applied and acknowledged.
+    Applied,
+    /// It was not acknowledged.
+    Refused,
+    /// The [`Interlock`] did not let it reach the kernel.
+    Withheld,
 }
 
 /// The model kernel.
@@ -84,6 +109,77 @@ impl ModelKernel {
         }
         self.state.obey(step);
         Ok(())
+    }
+
+    /// Applies a plan as the data plane does, through the [`Interlock`].
+    ///
+    /// `observed` follows the acknowledged steps. `fault` says whether a step fails, and `watch`
+    /// sees the kernel after every step.
+    pub fn apply(
+        &mut self,
+        plan: &Plan,
+        observed: &mut ObservedState,
+        mut fault: impl FnMut(&Step) -> Option<Fault>,
+        mut watch: impl FnMut(&mut Self, &Step, Fate),
+    ) {
+        let mut interlock = Interlock::default();
+        for step in plan.steps() {
+            let fate = if !interlock.permits(step, observed) {
+                Fate::Withheld
+            } else if let Some(fault) = fault(step) {
+                self.fail(step, fault);
+                Fate::Refused
+            } else if self.obey(step).is_ok() {
+                Fate::Applied
+            } else {
+                Fate::Refused
+            };
+            match fate {
+                Fate::Applied => observed.obey(step),
+                Fate::Refused | Fate::Withheld => interlock.failed(step, observed),
+            }
+            watch(self, step, fate);
+        }
+    }
+
+    /// What a step leaves behind that fails. What the kernel refuses of that changes nothing.
+    fn fail(&mut self, step: &Step, fault: Fault) {
+        let done = match fault {
+            Fault::Refuse => None,
+            Fault::LoseAnswer => Some(step.clone()),
+            Fault::Partly { prefixes } => self.part_of(step, prefixes),
+        };
+        let made = done.is_some_and(|done| self.obey(&done).is_ok());
+        if let (true, Fault::Partly { .. }, Some(link)) = (made, fault, &mut self.state.interface)
+            && matches!(step, Step::CreateLink { .. })
+        {
+            link.owner = LinkOwner::Unmarked;
+        }
+    }
+
+    fn part_of(&self, step: &Step, bits: u64) -> Option<Step> {
+        let mut index = 0..;
+        let mut chosen = |_: &IpNet| index.next().is_some_and(|bit| bits >> (bit % 64) & 1 == 1);
+        Some(match step {
+            Step::CreateLink { .. } => step.clone(),
+            Step::CutFlows { prefixes } => {
+                Step::CutFlows { prefixes: prefixes.iter().copied().filter(chosen).collect() }
+            }
+            Step::AddPeer { key, peer } => {
+                let allowed_ips = peer.allowed_ips.iter().filter(chosen).collect();
+                Step::AddPeer { key: *key, peer: Peer { allowed_ips, ..peer.clone() } }
+            }
+            Step::WidenPeer { key, allowed_ips } => {
+                let allowed_ips = allowed_ips.iter().filter(chosen).collect();
+                Step::WidenPeer { key: *key, allowed_ips }
+            }
+            Step::NarrowPeer { key, allowed_ips } => {
+                let had = self.state.peers.get(key)?.allowed_ips.iter();
+                let kept = had.filter(|prefix| allowed_ips.contains(prefix) || chosen(prefix));
+                Step::NarrowPeer { key: *key, allowed_ips: kept.collect() }
+            }
+            _ => return None,
+        })
     }
 
     /// The link is deleted: its peers, addresses and routes go with it. Our table stays.

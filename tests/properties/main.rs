@@ -8,6 +8,8 @@ mod incremental;
 mod machine;
 mod packets;
 mod plans;
+mod probes;
+mod refusals;
 mod rows;
 mod stale;
 mod status;

@@ -1,162 +1,23 @@
 //! What a plan promises about packets, at every moment while it is carried out: nothing passes that
 //! neither the old nor the new policy allows.
 //!
-//! A packet passes when the device takes it and the firewall lets it through. WireGuard takes it
-//! when the longest allowed prefix around its source is its sender's; the firewall, when the longest
-//! assigned prefix around its source has a profile that allows its destination. Without a table, or
-//! with one that guards another interface, everything that the device takes passes.
-//!
-//! Whoever may send a packet opens a flow with it, at every moment. When the plan is carried out,
-//! nobody holds an address from which somebody else opened one.
+//! Every packet that passes opens a flow. When the plan is carried out, nobody holds an address from
+//! which somebody else opened one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use gatepost::model::{
-    Address, DesiredState, FirewallChange, FixedRules, ObservedFirewall, ObservedState, Peer,
-    Profile, PublicKey, Ranges,
-};
+use gatepost::model::{DesiredState, FirewallChange, FixedRules, ObservedFirewall, PublicKey};
 use gatepost::plan::{Held, ModelKernel, Plan, Scope, plan, plan_around};
-use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::guard::unwanted;
 use super::incremental::{change, make};
+use super::probes::{Filter, Packet, Probes, judged_by, send_all, sender};
 use super::rows::{Tables, tables};
 
-/// A packet as far as anybody judges it: who sent it, from which address, to which, and whether it
-/// is a question to a DNS server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Packet {
-    sender: PublicKey,
-    source: IpAddr,
-    destination: IpAddr,
-    dns: bool,
-}
-
-/// The longest of these prefixes around an address, with what stands beside it.
-fn longest<T>(prefixes: impl IntoIterator<Item = (IpNet, T)>, address: IpAddr) -> Option<T> {
-    let around = prefixes.into_iter().filter(|(prefix, _)| prefix.contains(&address));
-    around.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, beside)| beside)
-}
-
-fn sender(peers: &BTreeMap<PublicKey, Peer>, source: IpAddr) -> Option<PublicKey> {
-    let held = peers.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|net| (net, *key)));
-    longest(held, source)
-}
-
-fn lets_through(profile: &Profile, destination: IpAddr, dns: bool) -> bool {
-    profile.allows(destination) || dns && profile.dns_servers.contains(&destination)
-}
-
-/// Everything worth trying: from the edges of every prefix to the edges of every range that either
-/// state knows. Between two neighbouring edges nothing differs.
-struct Probes {
-    sources: BTreeSet<IpAddr>,
-    destinations: BTreeSet<IpAddr>,
-}
-
-impl Probes {
-    fn of<const N: usize>(states: [&DesiredState; N]) -> Self {
-        let mut probes = Self { sources: BTreeSet::new(), destinations: BTreeSet::new() };
-        for firewall in states.map(DesiredState::firewall) {
-            for (prefix, profile) in &firewall.assignments {
-                probes.sources.extend(edges_of_prefix(*prefix));
-                edges_of_ranges(&profile.allow4, &mut probes.destinations);
-                edges_of_ranges(&profile.allow6, &mut probes.destinations);
-                probes.destinations.extend(&profile.dns_servers);
-            }
-        }
-        probes
-    }
-
-    /// What passes in the kernel as it is.
-    fn passing(&self, state: &ObservedState, firewall: &Filter) -> BTreeSet<Packet> {
-        if !state.interface.as_ref().is_some_and(|link| link.up) {
-            return BTreeSet::new();
-        }
-        self.let_through(&state.peers, |source, destination, dns| match firewall {
-            Filter::Missing => true,
-            Filter::Table(table) => table
-                .judged_by(source)
-                .and_then(|(_, id)| table.profiles().get(&id))
-                .is_some_and(|profile| lets_through(profile, destination, dns)),
-        })
-    }
-
-    /// What the rows of a database allow.
-    fn allowed_by(&self, desired: &DesiredState) -> BTreeSet<Packet> {
-        let assignments = &desired.firewall().assignments;
-        self.let_through(desired.peers(), |source, destination, dns| {
-            longest(assignments.iter().map(|(prefix, profile)| (*prefix, profile)), source)
-                .is_some_and(|profile| lets_through(profile, destination, dns))
-        })
-    }
-
-    fn let_through(
-        &self,
-        peers: &BTreeMap<PublicKey, Peer>,
-        judge: impl Fn(IpAddr, IpAddr, bool) -> bool,
-    ) -> BTreeSet<Packet> {
-        let mut passed = BTreeSet::new();
-        for source in &self.sources {
-            let Some(sender) = sender(peers, *source) else { continue };
-            for destination in &self.destinations {
-                for dns in [false, true] {
-                    if judge(*source, *destination, dns) {
-                        let (source, destination) = (*source, *destination);
-                        passed.insert(Packet { sender, source, destination, dns });
-                    }
-                }
-            }
-        }
-        passed
-    }
-}
-
-enum Filter {
-    Missing,
-    Table(ObservedFirewall),
-}
-
-impl Filter {
-    fn of(state: &ObservedState, desired: &DesiredState) -> Self {
-        let ours = &desired.firewall().base.interface;
-        match &state.firewall {
-            Some(table) if table.guards(ours.as_str()) => Self::Table(table.clone()),
-            _ => Self::Missing,
-        }
-    }
-}
-
-fn edges_of_prefix(prefix: IpNet) -> Vec<IpAddr> {
-    match prefix {
-        IpNet::V4(net) => around::<u32>(net.network().into(), net.broadcast().into()),
-        IpNet::V6(net) => around::<u128>(net.network().into(), net.broadcast().into()),
-    }
-}
-
-fn edges_of_ranges<T: Address>(ranges: &Ranges<T>, edges: &mut BTreeSet<IpAddr>) {
-    edges.extend(ranges.as_slice().iter().flat_map(|(first, last)| around(*first, *last)));
-}
-
-fn around<T: Address>(first: T, last: T) -> Vec<IpAddr> {
-    [first.previous(), Some(first), Some(last), last.next()]
-        .into_iter()
-        .flatten()
-        .map(Address::to_ip)
-        .collect()
-}
-
-/// What passes now. Each of these packets opens a flow.
-fn send_all(kernel: &mut ModelKernel, probes: &Probes, desired: &DesiredState) -> BTreeSet<Packet> {
-    let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, desired));
-    kernel.flows.extend(passing.iter().map(|packet| (packet.source, packet.sender)));
-    passing
-}
-
 /// What somebody's hand made possible before the plan was made, while a table judges it.
-fn opened_by_hand(
+pub fn opened_by_hand(
     kernel: &mut ModelKernel,
     probes: &Probes,
     old: &DesiredState,
@@ -168,7 +29,7 @@ fn opened_by_hand(
 }
 
 /// Obeys a plan step by step and looks at all packets after each, and at all flows in the end.
-fn assert_no_leak(
+pub fn assert_no_leak(
     kernel: &mut ModelKernel,
     plan: &Plan,
     [old, new]: [&DesiredState; 2],
@@ -191,7 +52,7 @@ fn assert_no_leak(
     })
 }
 
-fn assert_nothing_inherited(
+pub fn assert_nothing_inherited(
     kernel: &ModelKernel,
     plan: &Plan,
     forgiven: impl Fn(IpAddr, Option<PublicKey>) -> bool,
@@ -207,7 +68,7 @@ fn assert_nothing_inherited(
     Ok(())
 }
 
-fn kernel_of(desired: &DesiredState) -> ModelKernel {
+pub fn kernel_of(desired: &DesiredState) -> ModelKernel {
     let mut kernel = ModelKernel::default();
     let plan = plan(desired, &kernel.state, &Scope::Everything).unwrap();
     kernel.obey_prefix(&plan, usize::MAX).unwrap();
@@ -216,7 +77,7 @@ fn kernel_of(desired: &DesiredState) -> ModelKernel {
 
 /// What befell the kernel before the plan was made.
 #[derive(Debug, Clone, Copy)]
-enum Before {
+pub enum Before {
     Nothing,
     LinkLost,
     /// Until the first step nothing is filtered; that step must end it, as after all of these.
@@ -230,7 +91,7 @@ enum Before {
     MapsTorn(usize),
 }
 
-fn before() -> impl Strategy<Value = Before> {
+pub fn before() -> impl Strategy<Value = Before> {
     prop_oneof![
         4 => Just(Before::Nothing),
         1 => Just(Before::LinkLost),
@@ -243,7 +104,7 @@ fn before() -> impl Strategy<Value = Before> {
 }
 
 impl Before {
-    fn befall(self, kernel: &mut ModelKernel) {
+    pub fn befall(self, kernel: &mut ModelKernel) {
         if let Self::LinkLost | Self::BothLost = self {
             kernel.lose_link();
         }
@@ -275,16 +136,13 @@ impl Before {
     /// A flow that nobody's data tells of. Without peers, an address that is judged as before is
     /// taken for its peer's, which is put back; without the table too, nothing tells that anybody
     /// had an address that nobody has now.
-    fn forgives(
+    pub fn forgives(
         self,
         states: [&DesiredState; 2],
         source: IpAddr,
         holder: Option<PublicKey>,
     ) -> bool {
-        let [old, new] = states.map(|state| {
-            let assigned = state.firewall().assignments.iter();
-            longest(assigned.map(|(prefix, profile)| (*prefix, (prefix, profile))), source)
-        });
+        let [old, new] = states.map(|state| judged_by(state, source));
         match self {
             Self::LinkLost | Self::PeersRemoved(_) => old == new,
             Self::BothLost => holder.is_none(),

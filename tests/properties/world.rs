@@ -8,7 +8,7 @@ use gatepost::model::{
     Bars, ChangedRows, DesiredState, ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic,
 };
 use gatepost::plan::guard::MaxRemoved;
-use gatepost::plan::{ModelKernel, Scope, Step, plan};
+use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
     Action, DatabaseError, Event, Keep, Machine, MachineOptions, Mode, Note, Now, ReadAnswer,
     ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing,
@@ -190,26 +190,25 @@ impl World {
                 Event::Glanced(Ok(Glance { interface, routes, firewall_is_current }))
             }
             Action::Apply(plan, observed) => {
+                let refuses = self.suffers(Trouble::Steps);
+                let foreign = &self.foreign_routes;
+                let leads_elsewhere = |step: &Step| matches!(step, Step::AddRoute { prefix } if foreign.contains(prefix));
+                let fault = |step: &Step| {
+                    (refuses && is_refused(step) || leads_elsewhere(step)).then_some(Fault::Refuse)
+                };
                 let mut outcome = Outcome::default();
-                for step in plan.steps() {
-                    if self.suffers(Trouble::Steps) && is_refused(step) {
-                        outcome.refused.push(refused(step, Errno::EIO));
-                        continue;
+                let mut reading = observed.read().clone();
+                self.kernel.apply(&plan, &mut reading, fault, |_, step, fate| match fate {
+                    Fate::Applied => {
+                        observed.obey(step);
+                        outcome.applied += 1;
                     }
-                    if let Step::AddRoute { prefix } = step
-                        && self.foreign_routes.contains(prefix)
-                    {
+                    Fate::Refused if leads_elsewhere(step) => {
                         outcome.refused.push(refused(step, Errno::EEXIST));
-                        continue;
                     }
-                    match self.kernel.obey(step) {
-                        Ok(()) => {
-                            observed.obey(step);
-                            outcome.applied += 1;
-                        }
-                        Err(_) => outcome.refused.push(refused(step, Errno::EIO)),
-                    }
-                }
+                    Fate::Refused => outcome.refused.push(refused(step, Errno::EIO)),
+                    Fate::Withheld => {}
+                });
                 self.applied_steps += outcome.applied;
                 self.firewall_known.clone_from(&self.kernel.state.firewall);
                 Event::Applied(outcome)

@@ -1,12 +1,12 @@
-//! Prefixes that change hands, and whose tracked flows must go before they do.
+//! Prefixes that pass from one peer to another, and whose tracked flows must be cut in between.
 //!
-//! A flow stands in the kernel's connection tracking under an address: whoever has the address
-//! next would inherit it, and what is translated for it. So "gone from WireGuard" must imply
-//! "cut", whenever the agent is killed. What is taken from a peer first loses its place in the
-//! firewall, so that no new flow can be opened; then its flows are cut; only then is it taken. Of
-//! a prefix that no peer holds, as after somebody removed one by hand, the place in the firewall
-//! that is still there tells that it was held: there the cut comes before the place is taken or
-//! given to another.
+//! The kernel's connection tracking knows a flow by its address. The next holder of the address
+//! would inherit it, together with its translation. So a prefix may leave WireGuard only after its
+//! flows are cut, whenever the agent is killed. A prefix that is taken from a peer loses its place
+//! in the firewall first, so that no new flow can be opened; then its flows are cut; then it is
+//! taken. A prefix that no peer holds, because somebody removed the peer by hand, may still have a
+//! place in the firewall, which tells that it was held: its flows are cut before the place is
+//! removed or given to another peer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::join::side_by_side;
+use super::prefix::{may_contain_others, prefixes_around};
 use super::{Scope, Step};
 use crate::model::{AllowedIps, DesiredState, ObservedState, Profile, PublicKey};
 
@@ -22,7 +23,7 @@ type Assignments = BTreeMap<IpNet, Arc<Profile>>;
 
 /// What the steps take from peers and give to peers.
 #[derive(Debug, Default)]
-pub(super) struct Hands {
+pub(super) struct Transfers {
     pub taken: BTreeSet<IpNet>,
     given: BTreeSet<IpNet>,
     /// Those within a prefix that another peer holds before or after, which only sites have. The
@@ -32,14 +33,14 @@ pub(super) struct Hands {
     pub closed: BTreeSet<IpNet>,
 }
 
-impl Hands {
+impl Transfers {
     pub fn of(
         desired: &DesiredState,
         wanted: &Assignments,
         observed: &ObservedState,
         steps: &[Step],
     ) -> Self {
-        let (mut hands, mut held) = (Self::default(), Vec::new());
+        let (mut transfers, mut held) = (Self::default(), Vec::new());
         for step in steps {
             let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
             let (key, taken, given) = match step {
@@ -52,14 +53,14 @@ impl Hands {
                 _ => continue,
             };
             let (taken, given) = (taken.iter(), given.into_iter());
-            hands.taken.extend(taken.clone().flat_map(AllowedIps::iter));
-            hands.given.extend(given.clone().flat_map(AllowedIps::iter));
+            transfers.taken.extend(taken.clone().flat_map(AllowedIps::iter));
+            transfers.given.extend(given.clone().flat_map(AllowedIps::iter));
             held.extend(taken.chain(given).flat_map(AllowedIps::iter).map(|prefix| (prefix, *key)));
         }
-        let lost = places_left_within(wanted, observed, &hands.taken);
-        hands.taken.extend(lost);
-        hands.closed = within_anothers(desired, wanted, observed, &hands.taken, held);
-        hands
+        let lost = places_left_within(wanted, observed, &transfers.taken);
+        transfers.taken.extend(lost);
+        transfers.closed = within_anothers(desired, wanted, observed, &transfers.taken, held);
+        transfers
     }
 
     /// The prefixes whose flows must be cut.
@@ -118,13 +119,9 @@ fn places_left_within(
 ) -> Vec<IpNet> {
     let Some(table) = &observed.firewall else { return Vec::new() };
     let within = |prefix: IpNet| table.assignments().range(prefix..=prefix.broadcast().into());
-    let wide = taken.iter().copied().filter(may_hold_others);
+    let wide = taken.iter().copied().filter(may_contain_others);
     let places = wide.flat_map(within).map(|(place, _)| *place);
     places.filter(|place| !wanted.contains_key(place)).collect()
-}
-
-fn may_hold_others(prefix: &IpNet) -> bool {
-    prefix.prefix_len() < prefix.max_prefix_len()
 }
 
 fn within_anothers(
@@ -134,7 +131,7 @@ fn within_anothers(
     taken: &BTreeSet<IpNet>,
     held: Vec<(IpNet, PublicKey)>,
 ) -> BTreeSet<IpNet> {
-    let wide: BTreeSet<IpNet> = taken.iter().copied().filter(may_hold_others).collect();
+    let wide: BTreeSet<IpNet> = taken.iter().copied().filter(may_contain_others).collect();
     let places = observed.firewall.as_ref().map(|table| table.assignments());
     let within_another = |(prefix, key): &(IpNet, PublicKey)| {
         let keeps = |around: &IpNet| {
@@ -154,10 +151,4 @@ fn within_anothers(
             })
     };
     held.into_iter().filter(within_another).map(|(prefix, _)| prefix).collect()
-}
-
-fn prefixes_around(prefix: IpNet) -> impl Iterator<Item = IpNet> {
-    (0..prefix.prefix_len())
-        .filter_map(move |len| IpNet::new(prefix.addr(), len).ok())
-        .map(|around| around.trunc())
 }

@@ -1,0 +1,293 @@
+//! Which steps of a plan may still be applied once one was refused.
+//!
+//! A plan is safe because of its order: what a step gives was taken from its former holder by the
+//! steps before it. After a refusal that holds only for the steps that do not depend on the refused
+//! one. The others are withheld, and the next plan, made from a new reading, contains them again.
+//! Withdrawals go on: they wait only for what would otherwise hand their prefixes to another peer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::prefix::{may_contain_others, prefixes_around};
+use super::{Phase, Step};
+use crate::model::{AllowedIps, FirewallChange, ObservedState, Peer, ProfileId, PublicKey};
+
+/// What may be given after the refusals so far. Later variants include earlier ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Grants {
+    /// Nothing: the firewall is not what the plan assumes.
+    None,
+    /// What peers that are there may reach may change, but no peer is added: the link is not what
+    /// clients know.
+    Policies,
+    #[default]
+    All,
+}
+
+/// Decides, step by step, what is applied of a plan.
+///
+/// Ask [`permits`](Self::permits) before each step, in the order of the plan, and tell
+/// [`failed`](Self::failed) of each step that was refused or withheld. `observed` is always the
+/// reading as the acknowledged steps so far have changed it.
+#[derive(Debug, Clone, Default)]
+pub struct Interlock {
+    grants: Grants,
+    /// The table could not be loaded: every packet that the device takes may pass.
+    unfenced: bool,
+    /// The link could not be created.
+    no_link: bool,
+    /// Prefixes whose place in the firewall still reaches what it did, and which another peer's
+    /// prefix contains: that peer would get their place with them.
+    exposed: BTreeSet<IpNet>,
+    /// Prefixes whose tracked flows may be there still: the next holder would inherit them.
+    uncut: BTreeSet<IpNet>,
+    /// Prefixes that may be with their former peer still, or not with the next one yet.
+    unmoved: BTreeSet<IpNet>,
+}
+
+impl Interlock {
+    /// Whether a step may be applied.
+    #[must_use]
+    pub fn permits(&self, step: &Step, observed: &ObservedState) -> bool {
+        match step {
+            Step::Firewall { phase: Phase::Revoke, .. }
+            | Step::CutFlows { .. }
+            | Step::TakeDown { .. } => true,
+            Step::RemovePeer { .. } | Step::NarrowPeer { .. } => {
+                !self.no_link && self.may_take(step, observed)
+            }
+            Step::Firewall { phase: Phase::Policy, change } => {
+                self.grants >= Grants::Policies && !self.concerns_failed(change, observed)
+            }
+            Step::Firewall { change, .. } => {
+                self.grants == Grants::All && !self.concerns_failed(change, observed)
+            }
+            Step::AddPeer { peer: Peer { allowed_ips, .. }, .. }
+            | Step::WidenPeer { allowed_ips, .. } => {
+                let free = |it: &IpNet| !self.uncut.contains(it) && !self.unmoved.contains(it);
+                self.grants == Grants::All && allowed_ips.as_slice().iter().all(free)
+            }
+            _ => self.grants == Grants::All,
+        }
+    }
+
+    /// Notes a step that was refused, perhaps after a part of it was applied, or withheld.
+    pub fn failed(&mut self, step: &Step, observed: &ObservedState) {
+        match step {
+            Step::Firewall { phase, change } => match phase {
+                Phase::Open => {}
+                Phase::Revoke => {
+                    self.grants = Grants::None;
+                    self.exposed.extend(exposed_without(change, observed));
+                }
+                phase => {
+                    self.grants = Grants::None;
+                    self.unfenced |= *phase == Phase::Fence;
+                }
+            },
+            Step::CreateLink { .. } => {
+                self.grants = Grants::None;
+                self.no_link = true;
+            }
+            // Without a port, a mark, an MTU or an address, peers are as safe as with it.
+            Step::ClaimLink { .. } | Step::RenameLink { .. } | Step::SetPrivateKey { .. } => {
+                self.grants = self.grants.min(Grants::Policies);
+            }
+            Step::CutFlows { prefixes } => self.uncut.extend(prefixes),
+            Step::RemovePeer { .. } | Step::NarrowPeer { .. } => {
+                self.unmoved.extend(taken_by(step, observed).iter());
+            }
+            Step::AddPeer { peer: Peer { allowed_ips, .. }, .. }
+            | Step::WidenPeer { allowed_ips, .. } => self.unmoved.extend(allowed_ips.iter()),
+            _ => {}
+        }
+    }
+
+    /// Whether the prefixes that a step takes from its peer may go now.
+    ///
+    /// A prefix that is closed and uncut stays: it reaches nothing, and its peer tells the next plan
+    /// what to cut. One that could not be closed goes, cut or not: its place in the firewall tells.
+    fn may_take(&self, step: &Step, observed: &ObservedState) -> bool {
+        if self.exposed.is_empty() && self.uncut.is_empty() {
+            return true;
+        }
+        let table = observed.firewall.as_ref().filter(|_| !self.unfenced);
+        let is_closed = |prefix: &IpNet| {
+            table.is_some_and(|table| {
+                let place = table.assignments().get(prefix);
+                place.is_none_or(|place| *place == ProfileId::NOTHING)
+            })
+        };
+        taken_by(step, observed).as_slice().iter().all(|prefix| {
+            let stays = self.uncut.contains(prefix) && is_closed(prefix);
+            !self.exposed.contains(prefix) && !stays
+        })
+    }
+
+    /// Whether a change opens, moves or forgets a prefix of which an earlier step failed.
+    fn concerns_failed(&self, change: &FirewallChange, observed: &ObservedState) -> bool {
+        if self.uncut.is_empty() && self.unmoved.is_empty() {
+            return false;
+        }
+        let failed = |prefix: &IpNet| self.uncut.contains(prefix) || self.unmoved.contains(prefix);
+        let changes_in_place = |prefix: &IpNet| {
+            let table = observed.firewall.as_ref();
+            let place = table.and_then(|table| table.assignments().get(prefix));
+            place.is_some_and(|place| change.put_profiles.contains_key(place))
+        };
+        change.load_base.is_some()
+            || change.unassign.iter().any(failed)
+            || change.assign.keys().any(failed)
+            || self.uncut.union(&self.unmoved).any(changes_in_place)
+    }
+}
+
+/// What a step takes from its peer.
+fn taken_by(step: &Step, observed: &ObservedState) -> AllowedIps {
+    let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
+    match step {
+        Step::RemovePeer { key } => had(key).cloned().unwrap_or_default(),
+        Step::NarrowPeer { key, allowed_ips } => {
+            had(key).map(|had| had.difference(allowed_ips)).unwrap_or_default()
+        }
+        _ => AllowedIps::default(),
+    }
+}
+
+/// Of the prefixes that a refused change was to close, those that a prefix of another peer contains.
+fn exposed_without(
+    change: &FirewallChange,
+    observed: &ObservedState,
+) -> impl Iterator<Item = IpNet> {
+    let closes = |prefix: &IpNet| change.assign.get(prefix) == Some(&ProfileId::NOTHING);
+    let held = observed
+        .peers
+        .iter()
+        .flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |prefix| (prefix, key)));
+    let holders: BTreeMap<IpNet, &PublicKey> =
+        held.filter(|(prefix, _)| may_contain_others(prefix) || closes(prefix)).collect();
+    let closing = change.assign.keys().filter(|prefix| closes(prefix)).copied();
+    closing
+        .filter(move |prefix| {
+            let around = prefixes_around(*prefix).filter_map(|around| holders.get(&around));
+            around.into_iter().any(|holder| Some(holder) != holders.get(prefix))
+        })
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{FixedRules, ObservedFirewall};
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::from_bytes([number; 32]).unwrap()
+    }
+
+    fn prefix(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn peer(prefixes: &[&str]) -> Peer {
+        let allowed_ips = prefixes.iter().map(|text| prefix(text)).collect();
+        Peer { allowed_ips, ..Peer::default() }
+    }
+
+    fn observed(peers: &[(u8, &[&str])], places: &[(&str, u32)]) -> ObservedState {
+        let places = places.iter().map(|(text, id)| (prefix(text), ProfileId(*id))).collect();
+        let table = ObservedFirewall::new(FixedRules::Open, BTreeMap::new(), places);
+        let peers = peers.iter().map(|(number, prefixes)| (key(*number), peer(prefixes)));
+        ObservedState { peers: peers.collect(), firewall: Some(table), ..ObservedState::default() }
+    }
+
+    fn firewall(phase: Phase, assign: &[(&str, u32)]) -> Step {
+        let assign = assign.iter().map(|(text, id)| (prefix(text), ProfileId(*id))).collect();
+        Step::Firewall { phase, change: FirewallChange { assign, ..FirewallChange::default() } }
+    }
+
+    fn after(failed: &[&Step], observed: &ObservedState) -> Interlock {
+        let mut interlock = Interlock::default();
+        failed.iter().for_each(|step| interlock.failed(step, observed));
+        interlock
+    }
+
+    #[test]
+    fn after_a_failed_policy_peers_are_removed_and_none_is_added() {
+        let observed = observed(&[(1, &["10.64.0.2/32"])], &[]);
+        let (remove, add) =
+            (Step::RemovePeer { key: key(1) }, Step::AddPeer { key: key(2), peer: peer(&[]) });
+        let refused = after(&[&firewall(Phase::Policy, &[])], &observed);
+        assert!(refused.permits(&remove, &observed));
+        assert!(!refused.permits(&add, &observed));
+        let port = after(&[&Step::SetListenPort { port: 1 }], &observed);
+        assert!(port.permits(&add, &observed));
+    }
+
+    #[test]
+    fn peer_keeps_its_address_when_flow_cut_fails() {
+        let closed = observed(&[(1, &["10.64.0.2/32"]), (3, &["10.64.0.3/32"])], &[]);
+        let remove = |number| Step::RemovePeer { key: key(number) };
+        let add = |text| Step::AddPeer { key: key(2), peer: peer(&[text]) };
+        let policy = |text| firewall(Phase::Policy, &[(text, 1)]);
+        let cut = Step::CutFlows { prefixes: [prefix("10.64.0.2/32")].into() };
+        let uncut = after(&[&cut], &closed);
+        assert!(!uncut.permits(&remove(1), &closed));
+        assert!(!uncut.permits(&policy("10.64.0.2/32"), &closed));
+        assert!(!uncut.permits(&add("10.64.0.2/32"), &closed));
+        // What has nothing to do with that address goes on.
+        assert!(uncut.permits(&remove(3), &closed));
+        assert!(uncut.permits(&policy("10.64.0.3/32"), &closed));
+        assert!(uncut.permits(&add("10.64.0.4/32"), &closed));
+    }
+
+    #[test]
+    fn peer_that_could_not_be_closed_goes_although_flow_cut_fails() {
+        let open = observed(&[(1, &["10.64.0.2/32"])], &[("10.64.0.2/32", 1)]);
+        let revoke = firewall(Phase::Revoke, &[]);
+        let cut = Step::CutFlows { prefixes: [prefix("10.64.0.2/32")].into() };
+        assert!(after(&[&revoke], &open).permits(&cut, &open));
+        let neither = after(&[&revoke, &cut], &open);
+        assert!(neither.permits(&Step::RemovePeer { key: key(1) }, &open));
+        assert!(!neither.permits(&firewall(Phase::Policy, &[]), &open));
+        assert!(!neither.permits(&Step::AddPeer { key: key(2), peer: peer(&[]) }, &open));
+    }
+
+    #[test]
+    fn open_prefix_within_another_peers_stays_with_its_holder() {
+        let (host, site) = ("192.168.1.2/32", "192.168.1.0/24");
+        let open = observed(&[(1, &[host]), (2, &[site])], &[(host, 1), (site, 2)]);
+        let refused = after(&[&firewall(Phase::Revoke, &[(host, 0)])], &open);
+        assert!(!refused.permits(&Step::RemovePeer { key: key(1) }, &open));
+        assert!(refused.permits(&Step::RemovePeer { key: key(2) }, &open));
+        // Within its own, it comes to nobody else.
+        let own = observed(&[(1, &[host, site])], &[(host, 1), (site, 2)]);
+        let refused = after(&[&firewall(Phase::Revoke, &[(host, 0)])], &own);
+        assert!(refused.permits(&Step::RemovePeer { key: key(1) }, &own));
+    }
+
+    #[test]
+    fn address_that_its_peer_kept_is_given_to_nobody() {
+        let observed = observed(&[(1, &["10.64.0.2/32"])], &[]);
+        let kept = after(&[&Step::RemovePeer { key: key(1) }], &observed);
+        let policy = |text| firewall(Phase::Policy, &[(text, 1)]);
+        assert!(!kept.permits(&policy("10.64.0.2/32"), &observed));
+        assert!(kept.permits(&policy("10.64.0.3/32"), &observed));
+    }
+
+    #[test]
+    fn without_a_link_only_the_firewall_and_flows_are_touched() {
+        let observed = observed(&[], &[]);
+        let create = Step::CreateLink {
+            name: "gatepost0".parse().unwrap(),
+            gateway_id: crate::model::GatewayId(uuid::Uuid::from_u128(1)),
+        };
+        let none = after(&[&create], &observed);
+        assert!(none.permits(&firewall(Phase::Revoke, &[]), &observed));
+        assert!(none.permits(&Step::CutFlows { prefixes: BTreeSet::new() }, &observed));
+        assert!(!none.permits(&Step::RemovePeer { key: key(1) }, &observed));
+        assert!(!none.permits(&Step::SetUp, &observed));
+        assert!(!none.permits(&firewall(Phase::Policy, &[]), &observed));
+    }
+}
