@@ -68,7 +68,7 @@ impl<D: Dataplane + 'static> DataplaneHandle<D> {
         self.run(Dataplane::glance).await?
     }
 
-    /// Obeys a plan, and makes `observed` what the kernel acknowledged, step by step.
+    /// Applies a plan, and updates `observed` with each acknowledged step.
     ///
     /// # Errors
     /// [`DataplaneError::ThreadGone`]

@@ -1,7 +1,7 @@
-//! One gateway host: reads everything of ours back, and obeys plans.
+//! One gateway host: reads everything of ours back, and applies plans.
 
+mod apply;
 mod glance;
-mod obey;
 mod remove;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -228,13 +228,13 @@ impl<F: Firewall> Dataplane for Host<F> {
             drop(reading);
             let verdicts = match refuse_unasked(first, own_key) {
                 Some(error) => vec![Err(error.into())],
-                None => self.obey(run, &observed.read(), &mut outcome),
+                None => self.apply_run(run, &observed.read(), &mut outcome),
             };
             for (step, verdict) in run.iter().zip(verdicts) {
                 match verdict {
                     Ok(()) => {
                         outcome.applied += 1;
-                        observed.obey(step);
+                        observed.apply(step);
                     }
                     Err(error) => {
                         interlock.failed(step, &observed.read());

@@ -1,4 +1,4 @@
-//! The kernel: obeys steps and reads back. Decides nothing.
+//! The kernel: applies steps and reads back. Decides nothing.
 //!
 //! ```text
 //! DataplaneHandle --thread--> Host --+-- link, address, route    rtnetlink messages
@@ -103,6 +103,6 @@ pub trait Dataplane {
     /// When the rules cannot be read.
     fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, DataplaneError>;
 
-    /// Obeys the steps in order, and makes `observed` what the kernel acknowledged.
+    /// Applies the steps in order, and updates `observed` with each acknowledged one.
     fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome;
 }

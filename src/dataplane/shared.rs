@@ -21,8 +21,8 @@ impl SharedObserved {
     }
 
     /// Makes it what it is after an acknowledged `step`.
-    pub fn obey(&self, step: &Step) {
-        self.0.write().obey(step);
+    pub fn apply(&self, step: &Step) {
+        self.0.write().apply(step);
     }
 }
 
@@ -45,13 +45,13 @@ mod tests {
         let first = shared.read();
         let (writer, step) =
             (shared.clone(), Step::RemovePeer { key: PublicKey::from_bytes([1; 32]).unwrap() });
-        let obeyed = thread::spawn(move || writer.obey(&step));
+        let applied = thread::spawn(move || writer.apply(&step));
         while shared.0.try_read().is_some() {
             thread::yield_now();
         }
         let again = shared.read();
         assert_eq!(again.peers, first.peers);
         drop((first, again));
-        obeyed.join().unwrap();
+        applied.join().unwrap();
     }
 }

@@ -125,7 +125,7 @@ impl Settings {
     }
 }
 
-/// A row of `settings` that is not obeyed as it stands.
+/// A row of `settings` that is not used as it is written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SettingWarning {
     pub category: String,

@@ -95,7 +95,7 @@ pub fn diff(
 /// that a prefix that reaches the same as before is seen to do so.
 fn load(base: &FirewallBase, table: &ObservedFirewall, change: &FirewallChange) -> FirewallChange {
     let mut target = Some(table.clone());
-    ObservedFirewall::obey(&mut target, change);
+    ObservedFirewall::apply(&mut target, change);
     let target = target.unwrap_or_default();
     FirewallChange {
         load_base: Some(base.clone()),

@@ -1,5 +1,6 @@
 //! Desired against observed: which steps make the kernel what it should be. Pure.
 
+mod apply;
 mod compute;
 pub mod firewall;
 pub mod guard;
@@ -8,7 +9,6 @@ mod interlock;
 mod join;
 mod link;
 mod model_kernel;
-mod obey;
 mod prefix;
 mod route;
 mod step;

@@ -64,19 +64,19 @@ pub struct ModelKernel {
 }
 
 impl ModelKernel {
-    /// Obeys the first `count` steps of a plan, as a process that was killed then would have.
+    /// Applies the first `count` steps of a plan, as a process would that is killed after them.
     ///
     /// # Errors
-    /// The first [`Refusal`]; what was obeyed before it stays.
-    pub fn obey_prefix(&mut self, plan: &Plan, count: usize) -> Result<(), Refusal> {
-        plan.steps().iter().take(count).try_for_each(|step| self.obey(step))
+    /// The first [`Refusal`]; the steps applied before it stay applied.
+    pub fn apply_first(&mut self, plan: &Plan, count: usize) -> Result<(), Refusal> {
+        plan.steps().iter().take(count).try_for_each(|step| self.apply_step(step))
     }
 
-    /// Obeys one step.
+    /// Applies one step.
     ///
     /// # Errors
     /// A [`Refusal`] with the error number the real kernel gives.
-    pub fn obey(&mut self, step: &Step) -> Result<(), Refusal> {
+    pub fn apply_step(&mut self, step: &Step) -> Result<(), Refusal> {
         self.check(step)?;
         match step {
             // `set_peer` in drivers/net/wireguard/netlink.c: a peer with the device's own key is
@@ -107,7 +107,7 @@ impl ModelKernel {
                 .retain(|(source, _)| !prefixes.iter().any(|prefix| prefix.contains(source))),
             _ => {}
         }
-        self.state.obey(step);
+        self.state.apply(step);
         Ok(())
     }
 
@@ -115,7 +115,7 @@ impl ModelKernel {
     ///
     /// `observed` follows the acknowledged steps. `fault` says whether a step fails, and `watch`
     /// sees the kernel after every step.
-    pub fn apply(
+    pub fn apply_plan(
         &mut self,
         plan: &Plan,
         observed: &mut ObservedState,
@@ -129,13 +129,13 @@ impl ModelKernel {
             } else if let Some(fault) = fault(step) {
                 self.fail(step, fault);
                 Fate::Refused
-            } else if self.obey(step).is_ok() {
+            } else if self.apply_step(step).is_ok() {
                 Fate::Applied
             } else {
                 Fate::Refused
             };
             match fate {
-                Fate::Applied => observed.obey(step),
+                Fate::Applied => observed.apply(step),
                 Fate::Refused | Fate::Withheld => interlock.failed(step, observed),
             }
             watch(self, step, fate);
@@ -149,7 +149,7 @@ impl ModelKernel {
             Fault::LoseAnswer => Some(step.clone()),
             Fault::Partly { prefixes } => self.part_of(step, prefixes),
         };
-        let made = done.is_some_and(|done| self.obey(&done).is_ok());
+        let made = done.is_some_and(|done| self.apply_step(&done).is_ok());
         if let (true, Fault::Partly { .. }, Some(link)) = (made, fault, &mut self.state.interface)
             && matches!(step, Step::CreateLink { .. })
         {

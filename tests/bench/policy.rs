@@ -116,7 +116,7 @@ fn add_own(nft: &mut Nft, read: &ObservedFirewall, peers: u32, profiles: u32) ->
             ..FirewallChange::default()
         };
         let took = timed(|| nft.apply(&change, table.as_ref()).unwrap());
-        ObservedFirewall::obey(&mut table, &change);
+        ObservedFirewall::apply(&mut table, &change);
         took
     };
     (0..ADDED_OF_ITS_OWN).map(one).collect()
@@ -134,7 +134,7 @@ fn edit(nft: &mut Nft, read: ObservedFirewall, id: ProfileId) -> Vec<Duration> {
             ..FirewallChange::default()
         };
         let took = timed(|| nft.apply(&change, Some(table)).unwrap());
-        ObservedFirewall::obey(&mut read, &change);
+        ObservedFirewall::apply(&mut read, &change);
         took
     };
     (1..RANGES).map(one).collect()

@@ -250,7 +250,7 @@ impl Observed {
         if let (true, Some(before)) = (self.firewall, before) {
             let first =
                 plan(&before.build_on(&self.guards), &kernel.state, &Scope::Everything).unwrap();
-            kernel.obey_prefix(&first, usize::MAX).unwrap();
+            kernel.apply_first(&first, usize::MAX).unwrap();
         }
         let tagged = |addresses: Vec<IpNet>, tag| addresses.into_iter().map(move |a| (a, tag));
         let interface = self.interface.map(|interface| ObservedInterface {

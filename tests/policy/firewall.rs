@@ -98,10 +98,10 @@ fn diff(
     firewall::diff(desired, observed, prefixes, &BTreeSet::new(), &BTreeSet::new())
 }
 
-fn obeyed(table: Option<&ObservedFirewall>, diff: &FirewallDiff) -> Option<ObservedFirewall> {
+fn applied(table: Option<&ObservedFirewall>, diff: &FirewallDiff) -> Option<ObservedFirewall> {
     let mut table = table.cloned();
     for change in diff.fence.iter().chain(&diff.close).chain(&diff.policy) {
-        ObservedFirewall::obey(&mut table, change);
+        ObservedFirewall::apply(&mut table, change);
     }
     table
 }
@@ -134,7 +134,7 @@ proptest! {
         desired in desired(), observed in observed(),
     ) {
         let change = diff(&desired, observed.as_ref(), None);
-        let table = obeyed(observed.as_ref(), &change).unwrap();
+        let table = applied(observed.as_ref(), &change).unwrap();
         prop_assert_eq!(table.base(), Some(&desired.base));
         prop_assert_eq!(reach(Some(&table)), desired.assignments.clone());
         prop_assert!(table.assignments().keys().eq(desired.assignments.keys()));
@@ -151,7 +151,7 @@ proptest! {
         let change = diff(&desired, observed.as_ref(), None);
         let mut table = observed;
         for step in change.fence.iter().chain(&change.policy) {
-            ObservedFirewall::obey(&mut table, step);
+            ObservedFirewall::apply(&mut table, step);
             for (at, profile) in reach(table.as_ref()) {
                 let was = old.get(&at).is_some_and(|old| *old == profile);
                 let will = desired.assignments.get(&at).is_some_and(|new| *new == profile);
@@ -191,7 +191,7 @@ proptest! {
     ) {
         let change = diff(&desired, Some(&observed), Some(&scope));
         let before = reach(Some(&observed));
-        let table = obeyed(Some(&observed), &change).unwrap();
+        let table = applied(Some(&observed), &change).unwrap();
         let after = reach(Some(&table));
         for at in (0..PREFIXES).map(prefix) {
             let expected = if scope.contains(&at) { &desired.assignments } else { &before };
@@ -203,7 +203,7 @@ proptest! {
     #[test]
     fn the_scope_of_all_that_differs_does_the_whole(desired in desired(), observed in observed()) {
         let scope: BTreeSet<IpNet> = (0..PREFIXES).map(prefix).collect();
-        let table = obeyed(observed.as_ref(), &diff(&desired, observed.as_ref(), Some(&scope)));
+        let table = applied(observed.as_ref(), &diff(&desired, observed.as_ref(), Some(&scope)));
         prop_assert_eq!(reach(table.as_ref()), desired.assignments);
     }
 }

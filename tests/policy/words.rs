@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use gatepost::model::policy::{
-    Explanation, PolicyBook, PolicyChange, Shift, Turn, Verdict, reference, tell,
+    Direction, Explanation, PolicyBook, PolicyChange, ReachChange, Verdict, describe_changes,
+    reference,
 };
 use gatepost::model::{
     Effect, PolicyId, PolicyRow, Profile, Settings, TargetRow, TargetType, UserId,
@@ -136,15 +137,16 @@ fn told(before: &[PolicyRow], after: &[PolicyRow], users: u128) -> Vec<PolicyCha
             (of(&mut before), of(&mut after))
         })
         .collect();
-    let shifts = (0..users).zip(&names).zip(&profiles).map(|((n, username), (old, new))| Shift {
-        user_id: user(n),
-        device_id: device(n, 0),
-        username,
-        device_name: "laptop",
-        old: Some(old),
-        new: Some(new),
-    });
-    tell(&after, shifts)
+    let shifts =
+        (0..users).zip(&names).zip(&profiles).map(|((n, username), (old, new))| ReachChange {
+            user_id: user(n),
+            device_id: device(n, 0),
+            username,
+            device_name: "laptop",
+            old: Some(old),
+            new: Some(new),
+        });
+    describe_changes(&after, shifts)
 }
 
 fn lines(changes: &[PolicyChange]) -> Vec<String> {
@@ -196,7 +198,7 @@ fn dns_and_removed_peers_have_their_own_words() {
     let server: IpAddr = "10.0.0.53".parse().unwrap();
     let dns = Profile { dns_servers: [server].into(), ..Profile::default() };
     let nothing = Profile::default();
-    let shift = |old, new| Shift {
+    let shift = |old, new| ReachChange {
         user_id: UserId(Uuid::nil()),
         device_id: device(0, 0),
         username: "ann lee",
@@ -204,7 +206,7 @@ fn dns_and_removed_peers_have_their_own_words() {
         old,
         new,
     };
-    let line = |old, new| lines(&tell(&book, [shift(old, new)]));
+    let line = |old, new| lines(&describe_changes(&book, [shift(old, new)]));
     assert_eq!(
         line(Some(&nothing), Some(&dns)),
         ["\"ann lee\" (mac) gains 10.0.0.53 port 53: listed for the peer"]
@@ -213,7 +215,7 @@ fn dns_and_removed_peers_have_their_own_words() {
         line(Some(&dns), None),
         ["\"ann lee\" (mac) loses 10.0.0.53 port 53: the peer is removed"]
     );
-    let json = serde_json::to_value(tell(&book, [shift(None, Some(&dns))])).unwrap();
+    let json = serde_json::to_value(describe_changes(&book, [shift(None, Some(&dns))])).unwrap();
     let expected = serde_json::json!([{
         "turn": "gains",
         "cause": "dns_servers",
@@ -252,11 +254,11 @@ proptest! {
         let (old, new) = (profile(&before), profile(&after));
         let ranges = |turn| {
             let facts = changes.iter().map(|change| &change.fact);
-            let facts = facts.filter(move |fact| fact.turn == turn);
+            let facts = facts.filter(move |fact| fact.direction == turn);
             facts.flat_map(|fact| fact.what.allow4.as_slice().to_vec()).collect()
         };
-        prop_assert_eq!(old.allow4.difference(&new.allow4), ranges(Turn::Loses));
-        prop_assert_eq!(new.allow4.difference(&old.allow4), ranges(Turn::Gains));
+        prop_assert_eq!(old.allow4.difference(&new.allow4), ranges(Direction::Loses));
+        prop_assert_eq!(new.allow4.difference(&old.allow4), ranges(Direction::Gains));
         let granted: Vec<PolicyId> = after.iter().map(|row| row.id).collect();
         for change in &changes {
             if let gatepost::model::policy::Cause::Policy { id, .. } = &change.fact.cause {

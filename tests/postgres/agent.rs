@@ -66,8 +66,8 @@ impl Dataplane for Memory {
             gate.leave.lock().unwrap().recv().unwrap();
         }
         for step in plan.steps() {
-            self.state.lock().unwrap().obey(step);
-            observed.obey(step);
+            self.state.lock().unwrap().apply(step);
+            observed.apply(step);
         }
         Outcome { applied: plan.steps().len(), ..Outcome::default() }
     }

@@ -44,7 +44,7 @@ proptest! {
         let around = plan_around(&desired, &kernel.state, &Scope::Everything, &held).unwrap();
         for step in around.steps() {
             let had = holders(&kernel.state);
-            kernel.obey(step).unwrap();
+            kernel.apply_step(step).unwrap();
             for (prefix, keys) in holders(&kernel.state) {
                 prop_assert!(had.get(&prefix).is_none_or(|had| *had == keys), "{prefix}: {step}");
             }
@@ -71,7 +71,7 @@ proptest! {
         let again = plan_around(&desired, &kernel.state, &Scope::Everything, &held).unwrap();
         prop_assert!(again.is_empty(), "left over: {:?}", again.steps());
         let release = plan(&desired, &kernel.state, &Scope::Everything).unwrap();
-        kernel.obey_prefix(&release, usize::MAX).unwrap();
+        kernel.apply_first(&release, usize::MAX).unwrap();
         prop_assert!(plan(&desired, &kernel.state, &Scope::Everything).unwrap().is_empty());
     }
 }
@@ -148,7 +148,7 @@ fn rows_become_the_last_good_ones_when_nothing_of_them_waits() {
     world.troubles.insert(Trouble::GatewayRow);
     world.tell(Event::Resync);
     world.pass_time(Duration::from_secs(30));
-    assert_eq!(world.kept, [Keep::All], "a row that cannot be obeyed is not kept");
+    assert_eq!(world.kept, [Keep::All], "rows that cannot be built are not kept");
     world.troubles.clear();
     world.pass_time(Duration::from_secs(30));
     world.kept.clear();

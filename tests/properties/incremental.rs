@@ -122,12 +122,12 @@ proptest! {
         let mut state = tables.build();
         let mut kernel = ModelKernel::default();
         let first = plan(&state, &kernel.state, &Scope::Everything).unwrap();
-        kernel.obey_prefix(&first, usize::MAX).unwrap();
+        kernel.apply_first(&first, usize::MAX).unwrap();
         for batch in &batches {
             let touched = state.apply(make(&mut tables, batch));
             let scope = Scope::Changed { peers: touched.peers, prefixes: touched.prefixes };
             let small = plan(&state, &kernel.state, &scope).unwrap();
-            kernel.obey_prefix(&small, usize::MAX).unwrap();
+            kernel.apply_first(&small, usize::MAX).unwrap();
             let left = plan(&state, &kernel.state, &Scope::Everything).unwrap();
             prop_assert!(left.is_empty(), "left over: {:?}", left.steps());
         }

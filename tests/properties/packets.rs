@@ -28,7 +28,7 @@ pub fn opened_by_hand(
     }
 }
 
-/// Obeys a plan step by step and looks at all packets after each, and at all flows in the end.
+/// Applies a plan step by step and looks at all packets after each, and at all flows in the end.
 pub fn assert_no_leak(
     kernel: &mut ModelKernel,
     plan: &Plan,
@@ -40,7 +40,7 @@ pub fn assert_no_leak(
     allowed.extend(probes.allowed_by(new));
     allowed.extend(opened_by_hand(kernel, &probes, old));
     for step in plan.steps() {
-        kernel.obey(step).unwrap();
+        kernel.apply_step(step).unwrap();
         let passing = send_all(kernel, &probes, new);
         let leak = passing.difference(&allowed).next();
         prop_assert!(leak.is_none(), "after {step}: {leak:?}\nof {:#?}", plan.steps());
@@ -71,7 +71,7 @@ pub fn assert_nothing_inherited(
 pub fn kernel_of(desired: &DesiredState) -> ModelKernel {
     let mut kernel = ModelKernel::default();
     let plan = plan(desired, &kernel.state, &Scope::Everything).unwrap();
-    kernel.obey_prefix(&plan, usize::MAX).unwrap();
+    kernel.apply_first(&plan, usize::MAX).unwrap();
     kernel
 }
 
@@ -123,7 +123,7 @@ impl Before {
                 });
                 let unassign = prefixes.collect();
                 let torn = FirewallChange { unassign, ..FirewallChange::default() };
-                ObservedFirewall::obey(&mut kernel.state.firewall, &torn);
+                ObservedFirewall::apply(&mut kernel.state.firewall, &torn);
             }
             Self::PeersRemoved(first) => {
                 let mut number = 0..;
@@ -193,7 +193,7 @@ proptest! {
         let probes = Probes::of([&old, &new]);
         // Who stays may also send from what was another's within its own network.
         let mut end = kernel.clone();
-        end.obey_prefix(&around, usize::MAX).unwrap();
+        end.apply_first(&around, usize::MAX).unwrap();
         let mut allowed = probes.allowed_by(&new);
         let at_the_end = probes.passing(&end.state, &Filter::of(&end.state, &new));
         for packet in at_the_end.difference(&allowed) {
@@ -203,7 +203,7 @@ proptest! {
         allowed.extend(probes.allowed_by(&old));
         allowed.extend(opened_by_hand(&mut kernel, &probes, &old));
         for step in around.steps() {
-            kernel.obey(step).unwrap();
+            kernel.apply_step(step).unwrap();
             let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, &new));
             let leak = passing.difference(&allowed).next();
             prop_assert!(leak.is_none(), "after {step}: {leak:?}\nof {:#?}", around.steps());
@@ -220,7 +220,7 @@ proptest! {
         send_all(&mut kernel, &Probes::of(all), &old);
         let first = plan(&new, &kernel.state, &Scope::Everything).unwrap();
         for step in &first.steps()[..cut.index(first.steps().len() + 1)] {
-            kernel.obey(step).unwrap();
+            kernel.apply_step(step).unwrap();
             send_all(&mut kernel, &Probes::of(all), &new);
         }
         // What the kill left may be a mixture of both: nothing beyond it may pass now.
@@ -230,7 +230,7 @@ proptest! {
         allowed.extend(probes.allowed_by(&newest));
         let second = plan(&newest, &kernel.state, &Scope::Everything).unwrap();
         for step in second.steps() {
-            kernel.obey(step).unwrap();
+            kernel.apply_step(step).unwrap();
             let passing = send_all(&mut kernel, &probes, &newest);
             let leak = passing.difference(&allowed).next();
             prop_assert!(leak.is_none(), "after {step}: {leak:?}\nof {:#?}", second.steps());

@@ -11,15 +11,15 @@ use proptest::prelude::*;
 
 use super::rows::{Tables, tables};
 
-fn obey_all(kernel: &mut ModelKernel, desired: &DesiredState) -> Vec<Step> {
+fn apply_all(kernel: &mut ModelKernel, desired: &DesiredState) -> Vec<Step> {
     let plan = plan(desired, &kernel.state, &Scope::Everything).unwrap();
-    kernel.obey_prefix(&plan, usize::MAX).unwrap();
+    kernel.apply_first(&plan, usize::MAX).unwrap();
     plan.steps().to_vec()
 }
 
 pub fn kernel_of(tables: &Tables) -> ModelKernel {
     let mut kernel = ModelKernel::default();
-    obey_all(&mut kernel, &tables.build());
+    apply_all(&mut kernel, &tables.build());
     kernel
 }
 
@@ -77,13 +77,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn obeying_a_plan_gives_the_desired_state_and_the_next_plan_is_empty(
+    fn applying_a_plan_gives_the_desired_state_and_the_next_plan_is_empty(
         old in tables(), new in tables(), stolen in prop::collection::vec(0u8..32, 0..3), stranger: bool,
     ) {
         let mut kernel = kernel_of(&old);
         litter(&mut kernel, &stolen, stranger);
         let desired = new.build();
-        obey_all(&mut kernel, &desired);
+        apply_all(&mut kernel, &desired);
         assert_is(&kernel.state, &desired);
         prop_assert!(plan(&desired, &kernel.state, &Scope::Everything).unwrap().is_empty());
     }
@@ -95,11 +95,11 @@ proptest! {
         let mut kernel = kernel_of(&old);
         let desired = new.build();
         let first = plan(&desired, &kernel.state, &Scope::Everything).unwrap();
-        kernel.obey_prefix(&first, cut.index(first.steps().len() + 1)).unwrap();
+        kernel.apply_first(&first, cut.index(first.steps().len() + 1)).unwrap();
         if lose_link {
             kernel.lose_link();
         }
-        obey_all(&mut kernel, &desired);
+        apply_all(&mut kernel, &desired);
         assert_is(&kernel.state, &desired);
     }
 
@@ -148,7 +148,7 @@ proptest! {
         let plan = plan(&desired, &kernel.state, &Scope::Everything).unwrap();
         for step in plan.steps() {
             let before = holders(&kernel.state);
-            kernel.obey(step).unwrap();
+            kernel.apply_step(step).unwrap();
             for (prefix, keys) in holders(&kernel.state) {
                 prop_assert_eq!(keys.len(), 1);
                 let had = before.get(&prefix);

@@ -56,7 +56,7 @@ impl Attempt<'_> {
         let mut passed = send_all(kernel, self.probes, self.desired);
         let mut unguarded = matches!(self.filter(kernel), Filter::Missing);
         let mut verdict = Ok(());
-        kernel.apply(
+        kernel.apply_plan(
             plan,
             &mut observed,
             |_| faults.next().copied().flatten(),

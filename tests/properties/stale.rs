@@ -132,7 +132,7 @@ fn rows_that_cannot_be_built_grow_stale_like_those_that_cannot_be_read() {
 }
 
 #[test]
-fn an_agent_that_never_had_rows_obeys_what_staleness_asks_for() {
+fn an_agent_without_rows_follows_the_stale_policy() {
     for trouble in [None, Some(Trouble::GatewayRow)] {
         for (policy, stay) in
             [(StalePolicy::Keep, 20), (StalePolicy::DenyNew, 2), (StalePolicy::Down, 0)]

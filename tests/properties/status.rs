@@ -157,7 +157,7 @@ fn while_the_kernel_is_changed_everybody_is_told_what_it_holds_so_far() {
     };
     assert_eq!(world.machine.view().status().peers.in_kernel, 20);
     assert_eq!(in_kernel(&world), 19, "the 20th is not wanted any more");
-    plan.steps().iter().for_each(|step| observed.obey(step));
+    plan.steps().iter().for_each(|step| observed.apply(step));
     assert_eq!(world.machine.view().status().peers.in_kernel, 19);
     assert_eq!(in_kernel(&world), 19);
 }

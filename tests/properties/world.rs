@@ -42,7 +42,7 @@ pub enum Trouble {
     Reads,
     /// The kernel cannot be read.
     Observations,
-    /// The gateway's row cannot be obeyed.
+    /// The gateway's row cannot be used.
     GatewayRow,
     /// The kernel refuses what concerns every third key or prefix.
     Steps,
@@ -198,9 +198,9 @@ impl World {
                 };
                 let mut outcome = Outcome::default();
                 let mut reading = observed.read().clone();
-                self.kernel.apply(&plan, &mut reading, fault, |_, step, fate| match fate {
+                self.kernel.apply_plan(&plan, &mut reading, fault, |_, step, fate| match fate {
                     Fate::Applied => {
-                        observed.obey(step);
+                        observed.apply(step);
                         outcome.applied += 1;
                     }
                     Fate::Refused if leads_elsewhere(step) => {

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 
-use super::judge::{Bench, Candidate, Judgement};
+use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::update::profile_of;
 use super::{Claims, DesiredState, Entry, OwnStanding, precedence, precedence_to};
 use crate::model::policy::{PolicyBook, SameGroups};
@@ -26,37 +26,37 @@ const MANY_ROWS: usize = 4_096;
 impl DesiredState {
     /// Makes these the rows of a state that has none yet. Of several with one id the last counts.
     pub(super) fn enter_all(&mut self, rows: Vec<PeerRow>) {
-        let bench = self.bench();
-        let rows = in_order(rows, &bench);
-        let judged = judge_all(&rows, &bench);
+        let context = self.context();
+        let rows = in_order(rows, &context);
+        let evaluated = evaluate_all(&rows, &context);
         let judged_at = self.judged_at;
         let (index, profiles) = at_once(
             rows.len(),
-            || Index::of(&rows, &judged, judged_at),
-            || profiles(&rows, &judged, &mut self.book, &self.gateway_dns),
+            || Index::of(&rows, &evaluated, judged_at),
+            || profiles(&rows, &evaluated, &mut self.book, &self.gateway_dns),
         );
         let Index { by_device, by_user, expiries, key_claims, prefix_claims } = index;
         (self.by_device, self.by_user, self.expiries) = (by_device, by_user, expiries);
         (self.key_claims, self.prefix_claims) = (key_claims, prefix_claims);
-        self.seat_all(rows, judged, profiles);
+        self.seat_all(rows, evaluated, profiles);
     }
 
     /// `profiles`: of the candidates, in their order.
     fn seat_all(
         &mut self,
         rows: Vec<PeerRow>,
-        judged: Vec<Judgement>,
+        evaluated: Vec<Evaluation>,
         profiles: Vec<Arc<Profile>>,
     ) {
         let mut profiles = profiles.into_iter();
         let mut entries = Vec::with_capacity(rows.len());
         let mut peers: Vec<(PublicKey, Peer)> = Vec::with_capacity(profiles.len());
         let mut assignments: Vec<(IpNet, Arc<Profile>)> = Vec::with_capacity(profiles.len());
-        for (row, judgement) in rows.into_iter().zip(judged) {
-            let standing = match judgement {
-                Judgement::Ineligible => OwnStanding::Ineligible,
-                Judgement::Quarantined(reason) => OwnStanding::Quarantined(Box::new(reason)),
-                Judgement::Candidate(candidate) => {
+        for (row, evaluation) in rows.into_iter().zip(evaluated) {
+            let standing = match evaluation {
+                Evaluation::Ineligible => OwnStanding::Ineligible,
+                Evaluation::Quarantined(reason) => OwnStanding::Quarantined(Box::new(reason)),
+                Evaluation::Candidate(candidate) => {
                     let profile = profiles.next().unwrap_or_default();
                     match self.taken(row.id, &candidate) {
                         Some(reason) => OwnStanding::Contested(Box::new((candidate, reason))),
@@ -99,7 +99,7 @@ impl DesiredState {
 /// What each candidate may reach.
 fn profiles(
     rows: &[PeerRow],
-    judged: &[Judgement],
+    evaluated: &[Evaluation],
     book: &mut PolicyBook,
     gateway_dns: &[IpAddr],
 ) -> Vec<Arc<Profile>> {
@@ -115,13 +115,14 @@ fn profiles(
             None => profile_of(book, gateway_dns, row),
         }
     };
-    let candidate = |(_, judged): &(_, &Judgement)| matches!(judged, Judgement::Candidate(_));
-    rows.iter().zip(judged).filter(candidate).map(|(row, _)| profile(row)).collect()
+    let candidate =
+        |(_, evaluated): &(_, &Evaluation)| matches!(evaluated, Evaluation::Candidate(_));
+    rows.iter().zip(evaluated).filter(candidate).map(|(row, _)| profile(row)).collect()
 }
 
 /// Trimmed, and sorted by id.
-fn in_order(mut rows: Vec<PeerRow>, bench: &Bench<'_>) -> Vec<PeerRow> {
-    rows.iter_mut().for_each(|row| bench.trim(row));
+fn in_order(mut rows: Vec<PeerRow>, context: &RowContext<'_>) -> Vec<PeerRow> {
+    rows.iter_mut().for_each(|row| context.trim(row));
     if !rows.is_sorted_by(|one, next| one.id < next.id) {
         // A stable sort of what came last first: the first of equals is the one that counts.
         rows.reverse();
@@ -131,12 +132,12 @@ fn in_order(mut rows: Vec<PeerRow>, bench: &Bench<'_>) -> Vec<PeerRow> {
     rows
 }
 
-fn judge_all(rows: &[PeerRow], bench: &Bench<'_>) -> Vec<Judgement> {
-    let judge = |rows: &[PeerRow]| rows.iter().map(|row| bench.judge(row)).collect::<Vec<_>>();
+fn evaluate_all(rows: &[PeerRow], context: &RowContext<'_>) -> Vec<Evaluation> {
+    let judge = |rows: &[PeerRow]| rows.iter().map(|row| context.evaluate(row)).collect::<Vec<_>>();
     let (first, rest) = rows.split_at(rows.len() / 2);
-    let (mut judged, rest) = at_once(rows.len(), || judge(first), || judge(rest));
-    judged.extend(rest);
-    judged
+    let (mut evaluated, rest) = at_once(rows.len(), || judge(first), || judge(rest));
+    evaluated.extend(rest);
+    evaluated
 }
 
 /// What is found by more than a row's id.
@@ -149,11 +150,11 @@ struct Index {
 }
 
 impl Index {
-    fn of(rows: &[PeerRow], judged: &[Judgement], judged_at: SystemTime) -> Self {
+    fn of(rows: &[PeerRow], evaluated: &[Evaluation], judged_at: SystemTime) -> Self {
         let ahead = |row: &PeerRow| Some((row.revoked_at.filter(|at| *at > judged_at)?, row.id));
         let (mut keys, mut prefixes) = (Vec::new(), Vec::with_capacity(rows.len()));
-        for (row, judgement) in rows.iter().zip(judged) {
-            let Judgement::Candidate(Candidate { key, allowed_ips, .. }) = judgement else {
+        for (row, evaluation) in rows.iter().zip(evaluated) {
+            let Evaluation::Candidate(Candidate { key, allowed_ips, .. }) = evaluation else {
                 continue;
             };
             keys.push((*key, precedence(row)));

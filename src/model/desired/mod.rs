@@ -7,7 +7,7 @@
 mod build;
 mod bulk;
 mod claims;
-mod judge;
+mod evaluate;
 mod quarantine;
 mod update;
 
@@ -20,7 +20,7 @@ use ipnet::IpNet;
 
 pub use build::BuildError;
 use claims::{Claims, Precedence};
-use judge::Candidate;
+use evaluate::Candidate;
 pub use quarantine::Reason;
 pub use update::{Departed, Touched};
 
@@ -110,7 +110,7 @@ pub struct DesiredState {
     /// While the database is away for too long: who may stay.
     admit_only: Option<BTreeSet<PublicKey>>,
     as_of: SystemTime,
-    /// The database's time by which revocations are judged: it goes on when no row can be read.
+    /// The database's time by which revocations are evaluated: it goes on when no row can be read.
     judged_at: SystemTime,
 }
 

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use super::judge::{Bench, Candidate, Judgement};
+use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::{DesiredState, Entry, OwnStanding, Reason, precedence, precedence_to};
 use crate::model::policy::{PolicyBook, Subject, dns_addresses};
 use crate::model::{
@@ -165,15 +165,15 @@ impl DesiredState {
     /// Puts a row in, with its claims. It and who loses by that become unsettled.
     fn enter(&mut self, mut row: PeerRow, unsettled: &mut BTreeSet<PeerId>) {
         let id = row.id;
-        let bench = self.bench();
-        bench.trim(&mut row);
-        let standing = match bench.judge(&row) {
-            Judgement::Ineligible => OwnStanding::Ineligible,
-            Judgement::Quarantined(reason) => {
+        let context = self.context();
+        context.trim(&mut row);
+        let standing = match context.evaluate(&row) {
+            Evaluation::Ineligible => OwnStanding::Ineligible,
+            Evaluation::Quarantined(reason) => {
                 self.quarantined.insert(id);
                 OwnStanding::Quarantined(Box::new(reason))
             }
-            Judgement::Candidate(candidate) => {
+            Evaluation::Candidate(candidate) => {
                 let claim = precedence(&row);
                 unsettled.insert(id);
                 unsettled.extend(self.key_claims.add(candidate.key, claim));
@@ -279,7 +279,7 @@ impl DesiredState {
         };
         let profile = profile_of(&mut self.book, &self.gateway_dns, &entry.row);
         // Also a profile that grants nothing: without one, an address within another peer's site
-        // prefix would be judged as that peer.
+        // prefix would be evaluated as that peer.
         self.firewall.assignments.insert(prefix, profile);
         !self.covers(&prefix) && self.outside.insert(prefix)
     }
@@ -314,8 +314,8 @@ impl DesiredState {
         self.by_user.range((user_id, first)..=(user_id, last)).map(|(_, id)| *id).collect()
     }
 
-    pub(super) fn bench(&self) -> Bench<'_> {
-        Bench {
+    pub(super) fn context(&self) -> RowContext<'_> {
+        RowContext {
             local: &self.local,
             gateway: &self.gateway,
             settings: &self.settings,

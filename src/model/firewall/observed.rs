@@ -29,7 +29,7 @@ pub enum FixedRules {
 pub struct ObservedFirewall(Arc<Table>);
 
 /// Keeps counts beside the maps (who holds a profile, which content has which number, which
-/// numbers are free), so the maps change only through [`ObservedFirewall::obey`].
+/// numbers are free), so the maps change only through [`ObservedFirewall::apply`].
 #[derive(Debug, Clone, Default)]
 struct Table {
     rules: FixedRules,
@@ -132,7 +132,7 @@ impl ObservedFirewall {
     /// change is large.
     ///
     /// A change that does not load the base leaves a missing table missing: the kernel refuses it.
-    pub fn obey(table: &mut Option<Self>, change: &FirewallChange) {
+    pub fn apply(table: &mut Option<Self>, change: &FirewallChange) {
         if let Some(base) = &change.load_base {
             let rules = FixedRules::Ours(base.clone());
             *table = Some(Self::new(rules, BTreeMap::new(), BTreeMap::new()));
@@ -282,7 +282,7 @@ mod tests {
         let assignments = BTreeMap::from([(prefix, ProfileId(1))]);
         let mut table = Some(ObservedFirewall::new(FixedRules::Open, profiles, assignments));
         let mut lowest_free_after = |change| {
-            ObservedFirewall::obey(&mut table, &change);
+            ObservedFirewall::apply(&mut table, &change);
             table.as_ref().and_then(|table| table.free_ids().next())
         };
         let remove =
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn a_missing_table_stays_missing_until_the_base_is_loaded() {
         let mut table = None;
-        ObservedFirewall::obey(&mut table, &FirewallChange::default());
+        ObservedFirewall::apply(&mut table, &FirewallChange::default());
         assert_eq!(table, None);
     }
 }

@@ -15,7 +15,7 @@ use foldhash::{HashMap, HashMapExt};
 
 /// A device whose reach changes, or may.
 #[derive(Debug, Clone, Copy)]
-pub struct Shift<'a> {
+pub struct ReachChange<'a> {
     pub user_id: UserId,
     pub device_id: DeviceId,
     pub username: &'a str,
@@ -38,7 +38,8 @@ pub struct PolicyChange {
 /// What is gained or lost, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Fact {
-    pub turn: Turn,
+    #[serde(rename = "turn")]
+    pub direction: Direction,
     pub cause: Cause,
     /// DNS servers are meant on port 53 only.
     #[serde(flatten, serialize_with = "as_texts")]
@@ -48,7 +49,7 @@ pub struct Fact {
 /// Which way it goes. What is lost is told first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Turn {
+pub enum Direction {
     Loses,
     Gains,
 }
@@ -71,9 +72,9 @@ pub enum Cause {
 /// everything that many gain or lose for one reason, losses first; devices with the same profiles
 /// and policies are worked out once.
 #[must_use]
-pub fn tell<'a>(
+pub fn describe_changes<'a>(
     book: &PolicyBook,
-    shifts: impl IntoIterator<Item = Shift<'a>>,
+    shifts: impl IntoIterator<Item = ReachChange<'a>>,
 ) -> Vec<PolicyChange> {
     let mut known: HashMap<_, Vec<Fact>> = HashMap::new();
     let mut told: BTreeMap<Fact, BTreeMap<Box<str>, BTreeSet<Box<str>>>> = BTreeMap::new();
@@ -100,54 +101,56 @@ fn facts(
 ) -> Vec<Fact> {
     let nothing = Profile::default();
     let (before, after) = (old.unwrap_or(&nothing), new.unwrap_or(&nothing));
-    let mut facts: BTreeMap<(Turn, Cause), Profile> = BTreeMap::new();
-    let judge = Judge { policies, default, gone: new.is_none() };
-    for (turn, cause, ranges) in judge.differences(&before.allow4, &after.allow4) {
-        facts.entry((turn, cause)).or_default().allow4 = ranges;
+    let mut facts: BTreeMap<(Direction, Cause), Profile> = BTreeMap::new();
+    let decisions = Decisions { policies, default, gone: new.is_none() };
+    for (direction, cause, ranges) in decisions.differences(&before.allow4, &after.allow4) {
+        facts.entry((direction, cause)).or_default().allow4 = ranges;
     }
-    for (turn, cause, ranges) in judge.differences(&before.allow6, &after.allow6) {
-        facts.entry((turn, cause)).or_default().allow6 = ranges;
+    for (direction, cause, ranges) in decisions.differences(&before.allow6, &after.allow6) {
+        facts.entry((direction, cause)).or_default().allow6 = ranges;
     }
-    for (turn, these, those) in [(Turn::Loses, before, after), (Turn::Gains, after, before)] {
+    for (direction, these, those) in
+        [(Direction::Loses, before, after), (Direction::Gains, after, before)]
+    {
         let only = these.dns_servers.iter().filter(|server| !those.dns_servers.contains(server));
         let servers: Box<[IpAddr]> = only.copied().collect();
         if !servers.is_empty() {
-            let cause = if judge.gone { Cause::Gone } else { Cause::DnsServers };
-            facts.entry((turn, cause)).or_default().dns_servers = servers;
+            let cause = if decisions.gone { Cause::Gone } else { Cause::DnsServers };
+            facts.entry((direction, cause)).or_default().dns_servers = servers;
         }
     }
-    facts.into_iter().map(|((turn, cause), what)| Fact { turn, cause, what }).collect()
+    facts.into_iter().map(|((direction, cause), what)| Fact { direction, cause, what }).collect()
 }
 
 /// What decides about a device after the change.
-struct Judge<'a> {
+struct Decisions<'a> {
     policies: &'a [&'a Policy],
     default: Verdict,
     gone: bool,
 }
 
-impl Judge<'_> {
+impl Decisions<'_> {
     /// What one family gains and loses, by cause.
     fn differences<T: Internet>(
         &self,
         before: &Ranges<T>,
         after: &Ranges<T>,
-    ) -> Vec<(Turn, Cause, Ranges<T>)> {
+    ) -> Vec<(Direction, Cause, Ranges<T>)> {
         let (lost, gained) = (before.difference(after), after.difference(before));
         let differences: Vec<_> = if self.gone {
-            vec![(Turn::Loses, Cause::Gone, lost)]
+            vec![(Direction::Loses, Cause::Gone, lost)]
         } else if lost.is_empty() && gained.is_empty() {
             vec![]
         } else {
             let stretches = decisions::<T>(self.policies);
             let winners: BTreeSet<Option<usize>> = stretches.iter().map(|at| at.winner).collect();
             let decided = |winner| select(&stretches, |at| at == winner);
-            let turn = |winner| match verdict_of(self.policies, self.default, winner) {
-                Verdict::Deny => (Turn::Loses, lost.intersection(&decided(winner))),
-                Verdict::Allow => (Turn::Gains, gained.intersection(&decided(winner))),
+            let direction = |winner| match verdict_of(self.policies, self.default, winner) {
+                Verdict::Deny => (Direction::Loses, lost.intersection(&decided(winner))),
+                Verdict::Allow => (Direction::Gains, gained.intersection(&decided(winner))),
             };
-            let told = winners.into_iter().map(|winner| (turn(winner), self.cause(winner)));
-            told.map(|((turn, ranges), cause)| (turn, cause, ranges)).collect()
+            let told = winners.into_iter().map(|winner| (direction(winner), self.cause(winner)));
+            told.map(|((direction, ranges), cause)| (direction, cause, ranges)).collect()
         };
         differences.into_iter().filter(|(_, _, ranges)| !ranges.is_empty()).collect()
     }
@@ -175,11 +178,11 @@ impl fmt::Display for PolicyChange {
             write!(f, " and {more} more")?;
         }
         let many = self.who.len() > 1;
-        f.write_str(match (self.fact.turn, many) {
-            (Turn::Loses, false) => " loses ",
-            (Turn::Loses, true) => " lose ",
-            (Turn::Gains, false) => " gains ",
-            (Turn::Gains, true) => " gain ",
+        f.write_str(match (self.fact.direction, many) {
+            (Direction::Loses, false) => " loses ",
+            (Direction::Loses, true) => " lose ",
+            (Direction::Gains, false) => " gains ",
+            (Direction::Gains, true) => " gain ",
         })?;
         self.fact.fmt(f)
     }
@@ -192,15 +195,19 @@ impl fmt::Display for Fact {
         describe(&self.what.allow4, "the IPv4 internet", &mut places);
         describe(&self.what.allow6, "the IPv6 internet", &mut places);
         f.write_str(&places.join(", "))?;
-        match (&self.cause, self.turn) {
-            (Cause::Policy { name, .. }, Turn::Gains) => write!(f, " by policy {}", Quoted(name)),
-            (Cause::Policy { name, .. }, Turn::Loses) => {
+        match (&self.cause, self.direction) {
+            (Cause::Policy { name, .. }, Direction::Gains) => {
+                write!(f, " by policy {}", Quoted(name))
+            }
+            (Cause::Policy { name, .. }, Direction::Loses) => {
                 write!(f, ": policy {} denies it", Quoted(name))
             }
-            (Cause::NoPolicy, Turn::Gains) => f.write_str(": setting policy.default_effect"),
-            (Cause::NoPolicy, Turn::Loses) => f.write_str(": no policy grants it any more"),
-            (Cause::DnsServers, Turn::Gains) => f.write_str(": listed for the peer"),
-            (Cause::DnsServers, Turn::Loses) => f.write_str(": not listed for the peer any more"),
+            (Cause::NoPolicy, Direction::Gains) => f.write_str(": setting policy.default_effect"),
+            (Cause::NoPolicy, Direction::Loses) => f.write_str(": no policy grants it any more"),
+            (Cause::DnsServers, Direction::Gains) => f.write_str(": listed for the peer"),
+            (Cause::DnsServers, Direction::Loses) => {
+                f.write_str(": not listed for the peer any more")
+            }
             (Cause::Gone, _) => f.write_str(": the peer is removed"),
         }
     }

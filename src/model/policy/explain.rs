@@ -21,33 +21,33 @@ pub struct Explanation {
     pub destination: IpAddr,
     pub verdict: Verdict,
     /// The policy that decides; `None`: none does, so the setting `policy.default_effect` holds.
-    pub decided_by: Option<Voice>,
+    pub decided_by: Option<DecidingPolicy>,
     /// The other policies that apply to the device, in the order in which they would decide.
-    pub others: Vec<Other>,
+    pub others: Vec<OtherPolicy>,
     /// It is a DNS server listed for the peer: on port 53 it may be reached whatever the verdict.
     pub is_dns_server: bool,
 }
 
 /// A policy that contains the address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Voice {
+pub struct DecidingPolicy {
     #[serde(flatten)]
-    pub policy: Named,
+    pub policy: ApplicablePolicy,
     pub contains_it: Containing,
 }
 
 /// A policy that applies to the device and does not decide.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Other {
+pub struct OtherPolicy {
     #[serde(flatten)]
-    pub policy: Named,
+    pub policy: ApplicablePolicy,
     #[serde(flatten)]
     pub why: Why,
 }
 
 /// A policy, and why it applies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Named {
+pub struct ApplicablePolicy {
     pub policy_id: PolicyId,
     pub policy_name: Box<str>,
     pub priority: i32,
@@ -95,7 +95,7 @@ impl PolicyBook {
     ) -> Explanation {
         let policies = self.policies_of(user_id, device_id);
         let winner = policies.iter().find(|policy| containing(policy, destination).is_some());
-        let named = |policy: &Policy| Named {
+        let named = |policy: &Policy| ApplicablePolicy {
             policy_id: policy.id,
             policy_name: policy.name.clone(),
             priority: policy.priority,
@@ -110,10 +110,10 @@ impl PolicyBook {
             verdict: winner.map_or(self.default_effect(), |policy| policy.verdict),
             decided_by: winner.and_then(|policy| {
                 let contains_it = containing(policy, destination)?;
-                Some(Voice { policy: named(policy), contains_it })
+                Some(DecidingPolicy { policy: named(policy), contains_it })
             }),
             others: others
-                .map(|policy| Other {
+                .map(|policy| OtherPolicy {
                     policy: named(policy),
                     why: why_not(policy, winner.copied(), destination),
                 })
@@ -151,7 +151,7 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} {}", self.verdict, self.destination)?;
         match &self.decided_by {
-            Some(Voice { policy, contains_it }) => {
+            Some(DecidingPolicy { policy, contains_it }) => {
                 writeln!(f, "  decided by {policy}: {contains_it}")?;
             }
             None => writeln!(
@@ -160,7 +160,7 @@ impl fmt::Display for Explanation {
                 self.verdict
             )?,
         }
-        for Other { policy, why } in &self.others {
+        for OtherPolicy { policy, why } in &self.others {
             writeln!(f, "  not {policy}: {why}")?;
         }
         if self.is_dns_server {
@@ -170,7 +170,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-impl fmt::Display for Named {
+impl fmt::Display for ApplicablePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { policy_name, priority, effect, applies_to, .. } = self;
         write!(f, "policy {} (priority {priority}, {effect}, for", Quoted(policy_name))?;

@@ -9,7 +9,7 @@
 //!
 //! [`PolicyBook`] holds the policies and makes each peer's [`Profile`](super::Profile);
 //! [`flatten`] turns overlapping prefixes into disjoint ranges; [`mod@reference`] says the same of
-//! one address slowly and obviously, to test against; [`Explanation`] says why; [`tell`] says what a
+//! one address slowly and obviously, to test against; [`Explanation`] says why; [`describe_changes`] says what a
 //! change means.
 
 mod book;
@@ -23,8 +23,8 @@ mod resolve;
 mod special;
 
 pub use book::{PolicyBook, SameGroups, Subject, dns_addresses};
-pub use change::{Cause, Fact, PolicyChange, Shift, Turn, tell};
-pub use explain::{Containing, Explanation, Named, Other, Voice, Why};
+pub use change::{Cause, Direction, Fact, PolicyChange, ReachChange, describe_changes};
+pub use explain::{ApplicablePolicy, Containing, DecidingPolicy, Explanation, OtherPolicy, Why};
 pub use note::{Flaw, Plain, PolicyNote, Quoted};
 pub use resolve::{Order, Policy, Target, Verdict};
 pub use special::{SPECIAL_BLOCKS, SpecialBlock, internet, special_block};

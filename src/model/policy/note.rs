@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::model::{Effect, PolicyId, PolicyRow, TargetType};
 
-/// Something in a policy that cannot be meant, or cannot be obeyed. All else of it holds.
+/// Something in a policy that makes no sense or cannot be applied. The rest of the policy is in force.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PolicyNote {
     pub policy_id: PolicyId,

@@ -329,7 +329,7 @@ mod tests {
     fn kernel(desired: &DesiredState, skips: impl Fn(&Step) -> bool) -> ObservedState {
         let mut observed = ObservedState::default();
         let whole = plan(desired, &observed, &Scope::Everything).unwrap();
-        whole.steps().iter().filter(|step| !skips(step)).for_each(|step| observed.obey(step));
+        whole.steps().iter().filter(|step| !skips(step)).for_each(|step| observed.apply(step));
         observed
     }
 

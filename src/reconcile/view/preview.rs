@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::explain::{ExplainError, explain};
 use super::status::{self, Explanation, PlanReport, PlannedStep};
 use crate::dataplane::{DataplaneError, DataplaneHandle, Reading};
-use crate::model::policy::{Shift, tell};
+use crate::model::policy::{ReachChange, describe_changes};
 use crate::model::{BuildError, DesiredState, KeyText, ObservedState, PeerRow, Standing};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, plan_guarded};
 use crate::plan::{Held, PlanError, Scope, Step};
@@ -86,7 +86,8 @@ fn plan_report(
         step: step.to_string(),
     });
     let shifts = desired.rows().map(|(row, standing)| shift(desired, observed, row, standing));
-    let policy = tell(desired.policies(), shifts).into_iter().map(|change| change.to_string());
+    let policy =
+        describe_changes(desired.policies(), shifts).into_iter().map(|change| change.to_string());
     let words =
         plan.steps().iter().filter_map(|step| in_words(desired, observed, step)).chain(policy);
     let (removed, present) = (held.peers().len(), observed.peers.len());
@@ -116,12 +117,12 @@ fn shift<'a>(
     observed: &'a ObservedState,
     row: &'a PeerRow,
     standing: Standing<'_>,
-) -> Shift<'a> {
+) -> ReachChange<'a> {
     let prefix = IpNet::from(row.assigned_ip.addr());
     let admitted = matches!(standing, Standing::Admitted(_));
     let table = observed.firewall.as_ref();
     let new = desired.firewall().assignments.get(&prefix).filter(|_| admitted);
-    Shift {
+    ReachChange {
         user_id: row.user_id,
         device_id: row.device_id,
         username: &row.username,

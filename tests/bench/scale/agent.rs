@@ -36,7 +36,7 @@ pub async fn measure(fleet: &Fleet<'_>) -> Duration {
 
     let mut kernel = ObservedState::default();
     let fill = plan(&desired, &kernel, &Scope::Everything).unwrap();
-    obey(&mut kernel, &fill);
+    apply(&mut kernel, &fill);
     let equal =
         |_| timed(|| assert!(plan(&desired, &kernel, &Scope::Everything).unwrap().is_empty()));
     let planned: Vec<Duration> = (0..ROUNDS).map(equal).collect();
@@ -61,8 +61,8 @@ pub async fn measure(fleet: &Fleet<'_>) -> Duration {
     median(&deciding)
 }
 
-fn obey(kernel: &mut ObservedState, plan: &Plan) {
-    plan.steps().iter().for_each(|step| kernel.obey(step));
+fn apply(kernel: &mut ObservedState, plan: &Plan) {
+    plan.steps().iter().for_each(|step| kernel.apply(step));
 }
 
 /// What the agent does between the rows and the report; the kernel's part is a few writes.
@@ -71,6 +71,6 @@ fn decide(desired: &mut DesiredState, kernel: &mut ObservedState, rows: ChangedR
     let scope = Scope::Changed { peers: touched.peers, prefixes: touched.prefixes };
     let planned = plan(desired, kernel, &scope).unwrap();
     assert!(!planned.is_empty(), "a change changes something");
-    obey(kernel, &planned);
+    apply(kernel, &planned);
     assert!(plan(desired, kernel, &scope).unwrap().is_empty());
 }

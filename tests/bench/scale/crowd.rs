@@ -175,8 +175,8 @@ impl Dataplane for Kernel {
     fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome {
         let mut peers = Vec::new();
         for step in plan.steps() {
-            self.state.obey(step);
-            observed.obey(step);
+            self.state.apply(step);
+            observed.apply(step);
             if let Step::AddPeer { key, .. } | Step::RemovePeer { key } = step {
                 peers.push(*key);
             }

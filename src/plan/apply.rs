@@ -18,9 +18,9 @@ impl ObservedState {
     ///
     /// A step whose object is not there (a peer that somebody removed meanwhile) changes nothing,
     /// as in the kernel.
-    pub fn obey(&mut self, step: &Step) {
+    pub fn apply(&mut self, step: &Step) {
         match step {
-            Step::Firewall { change, .. } => ObservedFirewall::obey(&mut self.firewall, change),
+            Step::Firewall { change, .. } => ObservedFirewall::apply(&mut self.firewall, change),
             Step::RemovePeer { key } => {
                 self.peers.remove(key);
             }
@@ -46,11 +46,11 @@ impl ObservedState {
                 self.routes.remove(prefix);
             }
             Step::CutFlows { .. } => {}
-            _ => self.obey_link(step),
+            _ => self.apply_to_link(step),
         }
     }
 
-    fn obey_link(&mut self, step: &Step) {
+    fn apply_to_link(&mut self, step: &Step) {
         if let Step::CreateLink { name, gateway_id } = step {
             self.interface = Some(ObservedInterface {
                 name: name.as_str().into(),

@@ -1,4 +1,4 @@
-//! Judges one row by itself: not eligible, not usable, or a candidate for the kernel.
+//! Evaluates one row by itself: not eligible, not usable, or a candidate for the kernel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,8 +12,8 @@ use crate::model::{
     PublicKey, Settings,
 };
 
-/// What all rows of one gateway are judged by.
-pub(super) struct Bench<'a> {
+/// What all rows of one gateway are evaluated by.
+pub(super) struct RowContext<'a> {
     pub local: &'a Local,
     pub gateway: &'a GatewayRow,
     pub settings: &'a Settings,
@@ -31,22 +31,22 @@ pub(super) struct Candidate {
     pub allowed_ips: AllowedIps,
 }
 
-pub(super) enum Judgement {
+pub(super) enum Evaluation {
     /// The user or the device has no right to a tunnel now. Nothing is wrong with the row.
     Ineligible,
     Quarantined(Reason),
     Candidate(Candidate),
 }
 
-impl Bench<'_> {
-    /// Judges `row` without looking at other rows.
-    pub fn judge(&self, row: &PeerRow) -> Judgement {
+impl RowContext<'_> {
+    /// Evaluates `row` without looking at other rows.
+    pub fn evaluate(&self, row: &PeerRow) -> Evaluation {
         if !self.eligible(row) {
-            return Judgement::Ineligible;
+            return Evaluation::Ineligible;
         }
         match self.candidate(row) {
-            Ok(candidate) => Judgement::Candidate(candidate),
-            Err(reason) => Judgement::Quarantined(reason),
+            Ok(candidate) => Evaluation::Candidate(candidate),
+            Err(reason) => Evaluation::Quarantined(reason),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Obeying steps, run by run.
+//! Applying steps, run by run.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::plan::Step;
 pub(super) type Verdict = Result<(), Arc<DataplaneError>>;
 
 impl<F: Firewall> Host<F> {
-    /// Obeys a run of steps and returns what became of each.
-    pub(super) fn obey(
+    /// Applies a run of steps and returns what became of each.
+    pub(super) fn apply_run(
         &mut self,
         run: &[Step],
         observed: &ObservedState,
@@ -44,11 +44,11 @@ impl<F: Firewall> Host<F> {
                     let error = Arc::new(error);
                     run.iter().map(|_| Err(Arc::clone(&error))).collect()
                 }
-                (Ok((link, kind)), Part::Peer) => self.obey_peers(&link, kind, run),
+                (Ok((link, kind)), Part::Peer) => self.apply_peers(&link, kind, run),
                 (Ok((link, _)), Part::Route) => {
                     with_remedies(run, route::write(&mut self.rtnetlink, link.index, run))
                 }
-                (Ok((link, kind)), _) => alone(self.obey_interface(&link, kind, first, observed)),
+                (Ok((link, kind)), _) => alone(self.apply_interface(&link, kind, first, observed)),
             },
         }
     }
@@ -131,7 +131,7 @@ impl<F: Firewall> Host<F> {
         marked.ok_or_else(|| DataplaneError::NoLink(name.into()))
     }
 
-    fn obey_interface(
+    fn apply_interface(
         &mut self,
         link: &Link,
         kind: Kind,
@@ -141,7 +141,7 @@ impl<F: Firewall> Host<F> {
         let (index, name) = (link.index, &self.settings.interface);
         let (rtnetlink, kernel) = (&mut self.rtnetlink, &mut self.kernel);
         let in_kernel = |verdict: Result<(), NetlinkError>| {
-            verdict.map_err(|error| refused(&as_felt(step, &error, observed), error))
+            verdict.map_err(|error| refused(&as_noticed(step, &error, observed), error))
         };
         match (step, kind) {
             (Step::ClaimLink { gateway_id }, _) => {
@@ -186,7 +186,7 @@ impl<F: Firewall> Host<F> {
         }
     }
 
-    fn obey_peers(&mut self, link: &Link, kind: Kind, run: &[Step]) -> Vec<Verdict> {
+    fn apply_peers(&mut self, link: &Link, kind: Kind, run: &[Step]) -> Vec<Verdict> {
         match kind {
             Kind::Kernel => with_remedies(run, self.kernel.write_peers(link.index, run)),
             Kind::Userspace => wireguard::write_peers(&self.settings.interface, run)
@@ -210,7 +210,7 @@ fn note_cut(cut: Cut, outcome: &mut Outcome) {
 }
 
 /// A link that is down takes any port; only coming up shows that it is in use.
-fn as_felt(step: &Step, error: &NetlinkError, observed: &ObservedState) -> Step {
+fn as_noticed(step: &Step, error: &NetlinkError, observed: &ObservedState) -> Step {
     match &observed.interface {
         Some(link) if *step == Step::SetUp && error.refusal() == Some(Errno::EADDRINUSE) => {
             Step::SetListenPort { port: link.listen_port }
