@@ -35,6 +35,25 @@ impl Profile {
             IpAddr::V6(address) => self.allow6.contains(address.into()),
         }
     }
+
+    /// What both allow. A DNS server stays that one lists and the other lists or allows.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Self {
+        let (allow4, allow6) =
+            (self.allow4.intersection(&other.allow4), self.allow6.intersection(&other.allow6));
+        let in_both = |server: &IpAddr| {
+            let listed = [self, other].map(|it| it.dns_servers.contains(server));
+            let allowed = [self, other].map(|it| it.allows(*server));
+            listed == [true, true]
+                || listed[0] && allowed[1] && !allowed[0]
+                || listed[1] && allowed[0] && !allowed[1]
+        };
+        let mut dns_servers: Vec<IpAddr> =
+            self.dns_servers.iter().chain(&other.dns_servers).copied().filter(in_both).collect();
+        dns_servers.sort_unstable();
+        dns_servers.dedup();
+        Self { allow4, allow6, dns_servers: dns_servers.into() }
+    }
 }
 
 /// A profile's number in the kernel (the minor and major of a `classid`).

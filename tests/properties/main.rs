@@ -6,6 +6,7 @@ mod beats;
 mod guard;
 mod incremental;
 mod machine;
+mod meet;
 mod packets;
 mod plans;
 mod probes;

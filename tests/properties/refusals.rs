@@ -21,7 +21,7 @@ use super::probes::{Filter, Packet, Probes, judged_by, send_all, sender};
 use super::rows::tables;
 
 /// For each step in turn, and then from the first again, how it fails.
-fn faults() -> impl Strategy<Value = Vec<Option<Fault>>> {
+pub fn faults() -> impl Strategy<Value = Vec<Option<Fault>>> {
     let fault = prop_oneof![
         2 => Just(Fault::Refuse),
         1 => Just(Fault::LoseAnswer),

@@ -1,0 +1,206 @@
+//! What the rows and the kernel both allow, and the steps that withdraw the rest.
+//!
+//! When the whole of what is desired cannot be applied, withdrawals still must be: a revoked peer
+//! goes and a narrowed policy narrows, whatever stands in the way of the rest. The meet never adds
+//! anything, so it is safe wherever the plan is not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use foldhash::{HashMap, HashMapExt};
+use ipnet::IpNet;
+
+use super::{Phase, Plan, Step};
+use crate::model::{
+    AllowedIps, DesiredState, FirewallChange, LinkOwner, ObservedFirewall, ObservedState, Profile,
+    ProfileId, PublicKey,
+};
+
+/// Which peers there may be, and what they may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Allowed {
+    /// The prefixes of each peer. A packet is from the peer whose prefix around its source is the
+    /// longest.
+    pub peers: BTreeMap<PublicKey, AllowedIps>,
+    /// What packets from a prefix may reach; the longest prefix decides, and none is nothing.
+    pub reach: BTreeMap<IpNet, Arc<Profile>>,
+}
+
+impl From<&DesiredState> for Allowed {
+    fn from(desired: &DesiredState) -> Self {
+        let peers = desired.peers().iter().map(|(key, peer)| (*key, peer.allowed_ips.clone()));
+        Self { peers: peers.collect(), reach: desired.firewall().assignments.clone() }
+    }
+}
+
+/// The peers that are in both, of each the prefixes in both, and the reach that both allow.
+///
+/// A prefix that its peer loses, or that the rows give to another peer, reaches nothing: the peer
+/// whose prefix contains it would otherwise gain its addresses. A place in the firewall whose
+/// addresses no peer holds stays as it is.
+#[must_use]
+pub fn meet(desired: &Allowed, observed: &ObservedState) -> Allowed {
+    let in_both = |(key, had): (&PublicKey, &AllowedIps)| {
+        let kept = desired.peers.get(key)?.intersection(had);
+        Some((*key, kept))
+    };
+    let present = || observed.peers.iter().map(|(key, peer)| (key, &peer.allowed_ips));
+    let table = observed.firewall.as_ref();
+    let places: BTreeMap<IpNet, Option<Arc<Profile>>> = table
+        .into_iter()
+        .flat_map(|table| {
+            let reach =
+                |(place, id): (&IpNet, &ProfileId)| (*place, table.profiles().get(id).cloned());
+            table.assignments().iter().map(reach)
+        })
+        .collect();
+    let holders = Longest::of(holders(present()));
+    let wanted_holders = Longest::of(self::holders(desired.peers.iter()));
+    let wanted = Longest::of(desired.reach.iter().map(|(prefix, profile)| (*prefix, profile)));
+    let mut keys: BTreeSet<IpNet> = places.keys().chain(desired.reach.keys()).copied().collect();
+    keys.extend(holders.map.keys());
+    let places = Longest::of(places);
+
+    let mut meets = Meets::default();
+    let reach = keys.into_iter().map(|prefix| {
+        let judged = places.around(&prefix).and_then(|(_, profile)| profile.as_ref());
+        let both = match holders.around(&prefix) {
+            None => judged.map(Arc::clone),
+            Some((held, holder)) => {
+                let keeps = desired.peers.get(holder).is_some_and(|it| it.contains(&held));
+                let wanted_holder = wanted_holders.around(&prefix).map(|(_, holder)| holder);
+                let stays = keeps && wanted_holder == Some(holder);
+                let wanted = wanted.around(&prefix).map(|(_, profile)| *profile);
+                judged.zip(wanted).filter(|_| stays).map(|(one, other)| meets.of(one, other))
+            }
+        };
+        (prefix, both.unwrap_or_default())
+    });
+    let reach = reach.collect();
+    Allowed { peers: present().filter_map(in_both).collect(), reach }
+}
+
+/// The steps that make the kernel what a [`meet`] allows. They only take away.
+///
+/// `ours` is the public part of the private key by which a link is known as this gateway's: peers of
+/// any other link are left alone. A table whose fixed rules are not those of this version is not
+/// changed. Prefixes that are taken keep a place that reaches nothing, and which a later plan
+/// removes.
+#[must_use]
+pub fn narrow(meet: &Allowed, observed: &ObservedState, ours: PublicKey, cuts_flows: bool) -> Plan {
+    let is_ours = observed.interface.as_ref().is_some_and(|link| {
+        link.public_key == Some(ours) && !matches!(link.owner, LinkOwner::Foreign(_))
+    });
+    if !is_ours {
+        return Plan::default();
+    }
+    let (mut taken, mut peers) = (BTreeSet::new(), Vec::new());
+    for (key, peer) in &observed.peers {
+        let Some(kept) = meet.peers.get(key) else {
+            taken.extend(peer.allowed_ips.iter());
+            peers.push(Step::RemovePeer { key: *key });
+            continue;
+        };
+        let kept = kept.intersection(&peer.allowed_ips);
+        if kept != peer.allowed_ips {
+            taken.extend(peer.allowed_ips.difference(&kept).iter());
+            peers.push(Step::NarrowPeer { key: *key, allowed_ips: kept });
+        }
+    }
+    let table = observed.firewall.as_ref().filter(|table| table.base().is_some());
+    let change = table.map(|table| narrowing(meet, table)).filter(|change| !change.is_empty());
+    let change = change.map(|change| Step::Firewall { phase: Phase::Revoke, change });
+    let cut = (cuts_flows && !taken.is_empty()).then_some(Step::CutFlows { prefixes: taken });
+    Plan::new(change.into_iter().chain(cut).chain(peers).collect())
+}
+
+/// The change after which every address reaches what the meet says.
+fn narrowing(meet: &Allowed, table: &ObservedFirewall) -> FirewallChange {
+    let mut change = FirewallChange::default();
+    let reach = Longest::of(meet.reach.iter().map(|(prefix, profile)| (*prefix, profile)));
+    let (mut free, mut new) = (table.free_ids(), HashMap::<&Profile, ProfileId>::new());
+    let nothing = Profile::default();
+    for (prefix, wanted) in &meet.reach {
+        // Without a place of its own it reaches what the prefix around it will reach.
+        let reaches = match table.assignments().get(prefix) {
+            Some(_) => table.profile_of(prefix).map_or(&nothing, |profile| profile),
+            None => reach.shorter(prefix).map_or(&nothing, |(_, profile)| profile),
+        };
+        if reaches == &**wanted {
+            continue;
+        }
+        let id = if **wanted == nothing {
+            Some(ProfileId::NOTHING)
+        } else {
+            table.id_of(wanted).or_else(|| new.get(&**wanted).copied()).or_else(|| {
+                let id = free.next()?;
+                change.put_profiles.insert(id, (true, Arc::clone(wanted)));
+                new.insert(wanted, id);
+                Some(id)
+            })
+        };
+        // Out of numbers, which takes 4 billion profiles: denied.
+        change.assign.insert(*prefix, id.unwrap_or(ProfileId::NOTHING));
+    }
+    change
+}
+
+fn holders<'a>(
+    peers: impl Iterator<Item = (&'a PublicKey, &'a AllowedIps)>,
+) -> impl Iterator<Item = (IpNet, PublicKey)> {
+    peers.flat_map(|(key, prefixes)| prefixes.iter().map(|prefix| (prefix, *key)))
+}
+
+/// Prefixes with values, found by the longest prefix. They have few lengths, and one look into the
+/// map is made for each.
+struct Longest<T> {
+    map: BTreeMap<IpNet, T>,
+    /// From the longest.
+    lengths4: Vec<u8>,
+    lengths6: Vec<u8>,
+}
+
+impl<T> Longest<T> {
+    fn of(prefixes: impl IntoIterator<Item = (IpNet, T)>) -> Self {
+        let map: BTreeMap<IpNet, T> = prefixes.into_iter().collect();
+        let lengths = |v4: bool| {
+            let family = map.keys().filter(|prefix| prefix.addr().is_ipv4() == v4);
+            let lengths: BTreeSet<u8> = family.map(IpNet::prefix_len).collect();
+            lengths.into_iter().rev().collect()
+        };
+        Self { lengths4: lengths(true), lengths6: lengths(false), map }
+    }
+
+    /// The longest prefix that contains this one, which may be itself.
+    fn around(&self, prefix: &IpNet) -> Option<(IpNet, &T)> {
+        self.find(prefix, |len| len <= prefix.prefix_len())
+    }
+
+    /// The longest prefix around this one that is not itself.
+    fn shorter(&self, prefix: &IpNet) -> Option<(IpNet, &T)> {
+        self.find(prefix, |len| len < prefix.prefix_len())
+    }
+
+    fn find(&self, prefix: &IpNet, suits: impl Fn(u8) -> bool) -> Option<(IpNet, &T)> {
+        let lengths = if prefix.addr().is_ipv4() { &self.lengths4 } else { &self.lengths6 };
+        lengths.iter().filter(|len| suits(**len)).find_map(|len| {
+            let around = IpNet::new(prefix.addr(), *len).ok()?.trunc();
+            Some((around, self.map.get(&around)?))
+        })
+    }
+}
+
+/// Profiles that two others both allow, each worked out once.
+#[derive(Default)]
+struct Meets(HashMap<(*const Profile, *const Profile), Arc<Profile>>);
+
+impl Meets {
+    fn of(&mut self, one: &Arc<Profile>, other: &Arc<Profile>) -> Arc<Profile> {
+        let pair = (Arc::as_ptr(one), Arc::as_ptr(other));
+        let both = self.0.entry(pair).or_insert_with(|| {
+            let both = one.meet(other);
+            if both == **one { Arc::clone(one) } else { Arc::new(both) }
+        });
+        Arc::clone(both)
+    }
+}
