@@ -8,8 +8,8 @@
 //! rows       desired    steps     kernel         rows
 //! ```
 //!
-//! [`model`] and [`plan`] are pure: no clock, no I/O, no async. They build without default
-//! features, so the compiler guards that. `store` and `dataplane` are thin effects around them and
+//! [`model`] and [`plan`] are pure: no clock, no environment, no I/O, no async. They build without
+//! default features, and `clippy.toml` bans the calls of the standard library that would break this. `store` and `dataplane` are thin effects around them and
 //! never import each other; `reconcile` connects the two.
 #![forbid(unsafe_code)]
 

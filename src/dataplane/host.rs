@@ -5,6 +5,7 @@ mod glance;
 mod remove;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -33,6 +34,23 @@ pub enum Backend {
     Userspace,
 }
 
+/// What does WireGuard on a link that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendInUse {
+    Kernel,
+    Userspace,
+}
+
+impl fmt::Display for BackendInUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        })
+    }
+}
+
 /// What a host must know beyond its plans.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSettings {
@@ -53,13 +71,6 @@ pub struct Host<F> {
     link_index: Option<u32>,
     /// Addresses added by this value: on kernels that do not keep the tag, how ours are known.
     added: BTreeSet<IpNet>,
-}
-
-/// Which of the two does WireGuard on a link that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Kernel,
-    Userspace,
 }
 
 impl<F: Firewall> Host<F> {
@@ -100,13 +111,13 @@ impl<F: Firewall> Host<F> {
     }
 
     /// What does WireGuard on this link; `None`: nothing that we may use.
-    fn kind(&self, link: &Link) -> Option<Kind> {
+    fn backend_of(&self, link: &Link) -> Option<BackendInUse> {
         match (link.kind.as_str(), self.settings.backend) {
-            (KIND_WIREGUARD, Backend::Auto | Backend::Kernel) => Some(Kind::Kernel),
+            (KIND_WIREGUARD, Backend::Auto | Backend::Kernel) => Some(BackendInUse::Kernel),
             (KIND_TUN, Backend::Auto | Backend::Userspace)
                 if wireguard::answers(&self.settings.interface) =>
             {
-                Some(Kind::Userspace)
+                Some(BackendInUse::Userspace)
             }
             _ => None,
         }
@@ -122,14 +133,18 @@ impl<F: Firewall> Host<F> {
         Ok((interface, links))
     }
 
-    fn read_device(&mut self, link: &Link, kind: Kind) -> Result<DeviceReading, DataplaneError> {
+    fn read_device(
+        &mut self,
+        link: &Link,
+        backend: BackendInUse,
+    ) -> Result<DeviceReading, DataplaneError> {
         let name = &self.settings.interface;
-        match kind {
-            Kind::Kernel => self
+        match backend {
+            BackendInUse::Kernel => self
                 .kernel
                 .read(link.index)
                 .map_err(DataplaneError::during(format!("reading the peers of {name}"))),
-            Kind::Userspace => Ok(wireguard::read(name)?),
+            BackendInUse::Userspace => Ok(wireguard::read(name)?),
         }
     }
 
@@ -183,21 +198,18 @@ impl<F: Firewall> Dataplane for Host<F> {
         reading.state.strays = strays.into_iter().filter_map(marked).collect();
         self.link_index = interface.as_ref().map(|link| link.index);
         let Some(link) = interface else { return Ok(reading) };
-        let Some(kind) = self.kind(&link) else {
+        let Some(backend) = self.backend_of(&link) else {
             let device = DeviceReading::default();
             let interface = self.read_interface(&link, &device)?;
             let owner = LinkOwner::Foreign(link.kind);
             reading.state.interface = Some(ObservedInterface { owner, ..interface });
             return Ok(reading);
         };
-        let device = self.read_device(&link, kind)?;
+        let device = self.read_device(&link, backend)?;
         let interface = self.read_interface(&link, &device)?;
         reading.state.routes = self.read_routes(&link, &interface)?;
         reading.state.interface = Some(interface);
-        reading.backend = Some(match kind {
-            Kind::Kernel => Backend::Kernel,
-            Kind::Userspace => Backend::Userspace,
-        });
+        reading.backend = Some(backend);
         reading.state.peers = device.peers;
         reading.traffic = device.traffic;
         Ok(reading)

@@ -39,7 +39,7 @@ pub use device::{DeviceError, run_userspace_device, spawn_device, stop_device};
 pub use error::{DataplaneError, RefusedStep};
 pub use firewall::Firewall;
 pub use handle::DataplaneHandle;
-pub use host::{Backend, Host, HostSettings};
+pub use host::{Backend, BackendInUse, Host, HostSettings};
 pub use monitor::{HostEvent, Monitor};
 pub use netlink::{Defect, NetlinkError, Place};
 pub use shared::SharedObserved;
@@ -56,7 +56,7 @@ pub struct Reading {
     /// Of those peers of which there is anything to tell.
     pub traffic: BTreeMap<PublicKey, Traffic>,
     /// What does WireGuard on our link; `None`: there is no link that we may use.
-    pub backend: Option<Backend>,
+    pub backend: Option<BackendInUse>,
     /// The first object of our firewall table that is not as this version loads it: what another
     /// program, or another version, changed. `None`: nothing differs, or there is no table.
     pub firewall_difference: Option<nft::Difference>,

@@ -1,7 +1,9 @@
-//! Values: what stands in the database, what the kernel holds, and what it should hold.
+//! Values: what is in the database, what the kernel holds, and what it should hold.
 //!
-//! Nothing here does I/O, reads a clock or awaits. Text is parsed once, at the edge, into types
-//! that cannot be wrong.
+//! Nothing here does I/O, reads a clock or awaits; `clippy.toml` lists what is banned. A state is
+//! built from many rows on two threads, which have ended when it is returned. Text is parsed once, at
+//! the edge, into types that cannot be wrong.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod desired;
 mod firewall;
@@ -15,7 +17,8 @@ mod row;
 mod settings;
 
 pub use desired::{
-    BuildError, Departed, DesiredState, Local, Reason, Standing, Touched, WithoutPskKeys,
+    BuildError, Departed, DesiredState, Ineligible, Local, Reason, Standing, Touched,
+    WithoutPskKeys,
 };
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade,

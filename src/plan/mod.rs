@@ -1,4 +1,6 @@
-//! Desired against observed: which steps make the kernel what it should be. Pure.
+//! Desired against observed: which steps make the kernel what it should be, and which of them may
+//! still be applied after a refusal. Pure.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod apply;
 mod compute;

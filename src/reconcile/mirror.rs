@@ -8,7 +8,7 @@ use parking_lot::RwLockReadGuard;
 use super::clock::Now;
 use super::options::Timing;
 use super::session::is_alive;
-use crate::dataplane::{Backend, Glance, Reading, SharedObserved};
+use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 
 /// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
@@ -36,7 +36,7 @@ pub(super) struct Mirror {
     /// Between two complete readings; longer where one takes long.
     interval: Duration,
     next_reading: Instant,
-    backend: Option<Backend>,
+    backend: Option<BackendInUse>,
     traffic: BTreeMap<PublicKey, Traffic>,
     readings: u64,
 }
@@ -73,7 +73,7 @@ pub(super) struct TakenReading {
 #[derive(Debug)]
 pub(super) struct MirrorView<'a> {
     pub observed: Option<RwLockReadGuard<'a, ObservedState>>,
-    pub backend: Option<Backend>,
+    pub backend: Option<BackendInUse>,
     pub traffic: &'a BTreeMap<PublicKey, Traffic>,
     pub error: Option<&'a str>,
     pub reading_wanted: bool,

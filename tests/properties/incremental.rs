@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::rows::{NOW_SECS, Tables, at, groups, id, local, peer_row, policy_row, tables};
-use super::world::quiet_world;
+use super::world::{quiet_tables, quiet_world};
 
 pub fn assert_same(one: &DesiredState, other: &DesiredState) {
     assert_eq!(one.peers(), other.peers());
@@ -24,7 +24,7 @@ pub fn assert_same(one: &DesiredState, other: &DesiredState) {
             .map(|(row, standing)| {
                 let standing = match standing {
                     Standing::Admitted(_) => "admitted".to_owned(),
-                    Standing::Ineligible => "ineligible".to_owned(),
+                    Standing::Ineligible(why) => format!("ineligible: {why}"),
                     Standing::Quarantined(reason) => reason.to_string(),
                 };
                 (row.id, standing)
@@ -97,6 +97,28 @@ pub fn make(tables: &mut Tables, changes: &[Change]) -> ChangedRows {
     };
     rows.peers = devices.iter().map(|device| (*device, of_device(device))).collect();
     rows
+}
+
+#[test]
+fn a_revocation_that_came_by_the_clock_is_told_as_one() {
+    let mut tables = quiet_tables(2);
+    let row = tables.peers.values_mut().next().unwrap();
+    row.revoked_at = Some(at(NOW_SECS + 10));
+    let revoked = row.id;
+    let mut state = tables.build();
+    let why = |state: &DesiredState| {
+        let mut rows = state.rows();
+        rows.find_map(|(row, standing)| match standing {
+            Standing::Ineligible(why) if row.id == revoked => Some(why.to_string()),
+            _ => None,
+        })
+    };
+    assert_eq!(why(&state), None);
+    state.expire(at(NOW_SECS + 10));
+    assert_eq!(why(&state).as_deref(), Some("device revoked"));
+    state.suspend_all_but(Some(std::collections::BTreeSet::new()));
+    let both = "device revoked, not admitted while the rows are stale";
+    assert_eq!(why(&state).as_deref(), Some(both));
 }
 
 proptest! {

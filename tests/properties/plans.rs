@@ -169,7 +169,7 @@ proptest! {
                     prop_assert_eq!(desired.row_of(key).map(|row| row.id), Some(row.id));
                 }
                 Standing::Quarantined(reason) => prop_assert!(!reason.to_string().is_empty()),
-                Standing::Ineligible => {}
+                Standing::Ineligible(why) => prop_assert!(!why.to_string().is_empty()),
             }
         }
         prop_assert_eq!(admitted, desired.peers().len());

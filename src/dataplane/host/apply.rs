@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use tracing::warn;
 
-use super::{Backend, Host, Kind, Link};
+use super::{Backend, BackendInUse, Host, Link};
 use crate::dataplane::batch::{Part, part};
 use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
@@ -44,23 +44,25 @@ impl<F: Firewall> Host<F> {
                     let error = Arc::new(error);
                     run.iter().map(|_| Err(Arc::clone(&error))).collect()
                 }
-                (Ok((link, kind)), Part::Peer) => self.apply_peers(&link, kind, run),
+                (Ok((link, backend)), Part::Peer) => self.apply_peers(&link, backend, run),
                 (Ok((link, _)), Part::Route) => {
                     with_remedies(run, route::write(&mut self.rtnetlink, link.index, run))
                 }
-                (Ok((link, kind)), _) => alone(self.apply_interface(&link, kind, first, observed)),
+                (Ok((link, backend)), _) => {
+                    alone(self.apply_interface(&link, backend, first, observed))
+                }
             },
         }
     }
 
     /// The link that the plan was made for. Another that has its name now may be anybody's, and one
     /// that lost its name is guarded by no table.
-    fn target(&mut self) -> Result<(Link, Kind), DataplaneError> {
+    fn target(&mut self) -> Result<(Link, BackendInUse), DataplaneError> {
         let name = &self.settings.interface;
         let gone = DataplaneError::NoLink(name.as_str().into());
         let link = self.find()?.filter(|link| Some(link.index) == self.link_index).ok_or(gone)?;
-        match self.kind(&link) {
-            Some(kind) => Ok((link, kind)),
+        match self.backend_of(&link) {
+            Some(backend) => Ok((link, backend)),
             None => Err(DataplaneError::ForeignLink { name: link.name, kind: link.kind }),
         }
     }
@@ -134,7 +136,7 @@ impl<F: Firewall> Host<F> {
     fn apply_interface(
         &mut self,
         link: &Link,
-        kind: Kind,
+        backend: BackendInUse,
         step: &Step,
         observed: &ObservedState,
     ) -> Result<(), DataplaneError> {
@@ -143,7 +145,7 @@ impl<F: Firewall> Host<F> {
         let in_kernel = |verdict: Result<(), NetlinkError>| {
             verdict.map_err(|error| refused(&as_noticed(step, &error, observed), error))
         };
-        match (step, kind) {
+        match (step, backend) {
             (Step::ClaimLink { gateway_id }, _) => {
                 in_kernel(link::claim(rtnetlink, index, *gateway_id))
             }
@@ -164,32 +166,32 @@ impl<F: Firewall> Host<F> {
                 self.added.remove(address);
                 in_kernel(address::remove(rtnetlink, index, *address))
             }
-            (Step::SetPrivateKey { private_key }, Kind::Kernel) => {
+            (Step::SetPrivateKey { private_key }, BackendInUse::Kernel) => {
                 in_kernel(kernel.set_private_key(index, private_key))
             }
-            (Step::SetPrivateKey { private_key }, Kind::Userspace) => {
+            (Step::SetPrivateKey { private_key }, BackendInUse::Userspace) => {
                 Ok(wireguard::set_private_key(name, private_key)?)
             }
-            (Step::SetListenPort { port }, Kind::Kernel) => {
+            (Step::SetListenPort { port }, BackendInUse::Kernel) => {
                 in_kernel(kernel.set_listen_port(index, *port))
             }
-            (Step::SetListenPort { port }, Kind::Userspace) => {
+            (Step::SetListenPort { port }, BackendInUse::Userspace) => {
                 Ok(wireguard::set_listen_port(name, *port)?)
             }
-            (Step::SetFwmark { fwmark }, Kind::Kernel) => {
+            (Step::SetFwmark { fwmark }, BackendInUse::Kernel) => {
                 in_kernel(kernel.set_fwmark(index, *fwmark))
             }
-            (Step::SetFwmark { fwmark }, Kind::Userspace) => {
+            (Step::SetFwmark { fwmark }, BackendInUse::Userspace) => {
                 Ok(wireguard::set_fwmark(name, *fwmark)?)
             }
             _ => Err(DataplaneError::NoInterfaceStep(step.to_string())),
         }
     }
 
-    fn apply_peers(&mut self, link: &Link, kind: Kind, run: &[Step]) -> Vec<Verdict> {
-        match kind {
-            Kind::Kernel => with_remedies(run, self.kernel.write_peers(link.index, run)),
-            Kind::Userspace => wireguard::write_peers(&self.settings.interface, run)
+    fn apply_peers(&mut self, link: &Link, backend: BackendInUse, run: &[Step]) -> Vec<Verdict> {
+        match backend {
+            BackendInUse::Kernel => with_remedies(run, self.kernel.write_peers(link.index, run)),
+            BackendInUse::Userspace => wireguard::write_peers(&self.settings.interface, run)
                 .into_iter()
                 .map(|verdict| verdict.map_err(|error| Arc::new(error.into())))
                 .collect(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Host, Kind};
+use super::{BackendInUse, Host};
 use crate::dataplane::{DataplaneError, Firewall, Glance, wireguard};
 
 impl<F: Firewall> Host<F> {
@@ -11,14 +11,14 @@ impl<F: Firewall> Host<F> {
         let firewall_is_current = self.firewall.is_current()?;
         let nothing = Glance { interface: None, routes: BTreeMap::new(), firewall_is_current };
         let Some(link) = self.find()? else { return Ok(nothing) };
-        let Some(kind) = self.kind(&link) else { return Ok(nothing) };
+        let Some(backend) = self.backend_of(&link) else { return Ok(nothing) };
         let name = &self.settings.interface;
-        let device = match kind {
-            Kind::Kernel => self
+        let device = match backend {
+            BackendInUse::Kernel => self
                 .kernel
                 .read_but_peers(link.index)
                 .map_err(DataplaneError::during(format!("reading the device {name}")))?,
-            Kind::Userspace => wireguard::read(name)?,
+            BackendInUse::Userspace => wireguard::read(name)?,
         };
         let interface = self.read_interface(&link, &device)?;
         let routes = self.read_routes(&link, &interface)?;

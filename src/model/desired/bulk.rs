@@ -54,7 +54,7 @@ impl DesiredState {
         let mut assignments: Vec<(IpNet, Arc<Profile>)> = Vec::with_capacity(profiles.len());
         for (row, evaluation) in rows.into_iter().zip(evaluated) {
             let standing = match evaluation {
-                Evaluation::Ineligible => OwnStanding::Ineligible,
+                Evaluation::Ineligible(why) => OwnStanding::Ineligible(why),
                 Evaluation::Quarantined(reason) => OwnStanding::Quarantined(Box::new(reason)),
                 Evaluation::Candidate(candidate) => {
                     let profile = profiles.next().unwrap_or_default();
@@ -171,7 +171,8 @@ impl Index {
     }
 }
 
-/// Does both, on two threads where there is much to do.
+/// Does both, on two threads where there is much to do. The result is the same on one.
+#[expect(clippy::disallowed_methods, reason = "both threads end before this returns")]
 fn at_once<A: Send, B>(
     rows: usize,
     one: impl Fn() -> A + Sync,

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use super::{Local, Reason};
+use super::{Ineligible, Local, Reason};
 use crate::model::{
     Allocation, AllowedIps, Bars, DesiredInterface, GatewayRow, KeyText, PeerRow, PresharedKey,
     PublicKey, Settings,
@@ -33,7 +33,7 @@ pub(super) struct Candidate {
 
 pub(super) enum Evaluation {
     /// The user or the device has no right to a tunnel now. Nothing is wrong with the row.
-    Ineligible,
+    Ineligible(Ineligible),
     Quarantined(Reason),
     Candidate(Candidate),
 }
@@ -41,8 +41,8 @@ pub(super) enum Evaluation {
 impl RowContext<'_> {
     /// Evaluates `row` without looking at other rows.
     pub fn evaluate(&self, row: &PeerRow) -> Evaluation {
-        if !self.eligible(row) {
-            return Evaluation::Ineligible;
+        if let Some(why) = self.ineligible(row) {
+            return Evaluation::Ineligible(why);
         }
         match self.candidate(row) {
             Ok(candidate) => Evaluation::Candidate(candidate),
@@ -50,19 +50,25 @@ impl RowContext<'_> {
         }
     }
 
-    fn eligible(&self, row: &PeerRow) -> bool {
+    /// Why a row is not eligible now; `None`: it is.
+    fn ineligible(&self, row: &PeerRow) -> Option<Ineligible> {
         let bars = if self.settings.require_approval {
             row.bars
         } else {
             row.bars.without(Bars::NOT_APPROVED)
         };
-        let revoked = row.revoked_at.is_some_and(|at| at <= self.now);
-        let admitted = match (self.admit_only, &row.public_key) {
+        let is_admitted = match (self.admit_only, &row.public_key) {
             (None, _) => true,
             (Some(only), KeyText::Key(key)) => only.contains(key),
             (Some(_), KeyText::Bad { .. }) => false,
         };
-        self.gateway.active && admitted && bars.is_empty() && !revoked
+        let why = Ineligible {
+            bars,
+            revoked: row.revoked_at.is_some_and(|at| at <= self.now),
+            gateway_inactive: !self.gateway.active,
+            suspended: !is_admitted,
+        };
+        (why != Ineligible::default()).then_some(why)
     }
 
     fn candidate(&self, row: &PeerRow) -> Result<Candidate, Reason> {

@@ -8,6 +8,7 @@ mod build;
 mod bulk;
 mod claims;
 mod evaluate;
+mod ineligible;
 mod quarantine;
 mod update;
 
@@ -21,14 +22,15 @@ use ipnet::IpNet;
 pub use build::BuildError;
 use claims::{Claims, Precedence};
 use evaluate::Candidate;
+pub use ineligible::Ineligible;
 pub use quarantine::Reason;
 pub use update::{Departed, Touched};
 
 use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
 use super::{
-    Bars, DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText,
-    Masquerade, Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings, UserId,
+    DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText, Masquerade,
+    Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings, UserId,
 };
 
 /// What this host's configuration adds to the rows.
@@ -74,7 +76,7 @@ pub enum Standing<'a> {
     /// In the kernel, under this key.
     Admitted(&'a PublicKey),
     /// The user or the device has no right to a tunnel now.
-    Ineligible,
+    Ineligible(Ineligible),
     /// Something is wrong with the row, or another row has the better claim.
     Quarantined(&'a Reason),
 }
@@ -122,7 +124,7 @@ struct Entry {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum OwnStanding {
-    Ineligible,
+    Ineligible(Ineligible),
     /// The key under which `peers` holds the rest.
     Admitted(PublicKey),
     Quarantined(Box<Reason>),
@@ -254,12 +256,6 @@ impl DesiredState {
         self.unallocated.len()
     }
 
-    /// Why a row is not eligible, as far as its columns say; approval counts where it is required.
-    #[must_use]
-    pub const fn bars_of(&self, row: &PeerRow) -> Bars {
-        if self.settings.require_approval { row.bars } else { row.bars.without(Bars::NOT_APPROVED) }
-    }
-
     /// The row of the admitted peer with this key.
     #[must_use]
     pub fn row_of(&self, key: &PublicKey) -> Option<&PeerRow> {
@@ -290,7 +286,7 @@ impl Entry {
 impl OwnStanding {
     fn public(&self) -> Standing<'_> {
         match self {
-            Self::Ineligible => Standing::Ineligible,
+            Self::Ineligible(why) => Standing::Ineligible(*why),
             Self::Admitted(key) => Standing::Admitted(key),
             Self::Quarantined(reason) => Standing::Quarantined(reason),
             Self::Contested(contested) => Standing::Quarantined(&contested.1),

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::evaluate::{Candidate, Evaluation, RowContext};
-use super::{DesiredState, Entry, OwnStanding, Reason, precedence, precedence_to};
+use super::{DesiredState, Entry, Ineligible, OwnStanding, Reason, precedence, precedence_to};
 use crate::model::policy::{PolicyBook, Subject, dns_addresses};
 use crate::model::{
     ChangedRows, DeviceId, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey, UserId,
@@ -168,7 +168,7 @@ impl DesiredState {
         let context = self.context();
         context.trim(&mut row);
         let standing = match context.evaluate(&row) {
-            Evaluation::Ineligible => OwnStanding::Ineligible,
+            Evaluation::Ineligible(why) => OwnStanding::Ineligible(why),
             Evaluation::Quarantined(reason) => {
                 self.quarantined.insert(id);
                 OwnStanding::Quarantined(Box::new(reason))
@@ -198,7 +198,12 @@ impl DesiredState {
         let mut candidates = BTreeMap::new();
         for id in unsettled {
             let Some(entry) = self.entries.get_mut(&id) else { continue };
-            let standing = std::mem::replace(&mut entry.standing, OwnStanding::Ineligible);
+            if matches!(entry.standing, OwnStanding::Ineligible(_) | OwnStanding::Quarantined(_)) {
+                continue;
+            }
+            // Until it is seated again below.
+            let unsettled = OwnStanding::Ineligible(Ineligible::default());
+            let standing = std::mem::replace(&mut entry.standing, unsettled);
             if let OwnStanding::Admitted(key) = &standing {
                 touched.departed.insert(*key, Departed::from(&entry.row));
             }
@@ -228,7 +233,7 @@ impl DesiredState {
     /// Takes the candidate out of its place among the peers or the contested.
     fn unseat(&mut self, standing: OwnStanding) -> Option<Candidate> {
         match standing {
-            OwnStanding::Ineligible | OwnStanding::Quarantined(_) => None,
+            OwnStanding::Ineligible(_) | OwnStanding::Quarantined(_) => None,
             OwnStanding::Contested(contested) => Some(contested.0),
             OwnStanding::Admitted(key) => {
                 let Peer { preshared_key, allowed_ips, .. } = self.peers.remove(&key)?;

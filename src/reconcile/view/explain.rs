@@ -150,15 +150,6 @@ impl Answer {
     }
 }
 
-/// Why a row that is not eligible is not.
-pub(super) fn why_ineligible(desired: &DesiredState, row: &PeerRow) -> String {
-    let mut reasons: Vec<&str> = desired.bars_of(row).names().collect();
-    if row.revoked_at.is_some_and(|at| at <= desired.as_of()) {
-        reasons.push("device revoked");
-    }
-    if reasons.is_empty() { "not admitted now".to_owned() } else { reasons.join(", ") }
-}
-
 fn is_meant(row: &PeerRow, who: &str) -> bool {
     let by_address = who.parse::<IpAddr>().is_ok_and(|address| row.assigned_ip.addr() == address);
     let by_key = matches!(&row.public_key, KeyText::Key(key) if key.to_string() == who);
@@ -188,7 +179,7 @@ fn one(
     let mut text = format!("{} ({}) -> {explanation}", peer_name(row), row.assigned_ip.addr());
     let left_out = match standing {
         Standing::Admitted(_) => None,
-        Standing::Ineligible => Some(why_ineligible(desired, row)),
+        Standing::Ineligible(why) => Some(why.to_string()),
         Standing::Quarantined(reason) => Some(reason.to_string()),
     };
     if left_out.is_none()

@@ -24,8 +24,8 @@ impl View<'_> {
                 let addresses = wanted.map(|peer| peer.allowed_ips.iter().collect());
                 (state, traffic, addresses.unwrap_or_default())
             }
-            Standing::Ineligible => {
-                let reason = super::explain::why_ineligible(desired, row);
+            Standing::Ineligible(why) => {
+                let reason = why.to_string();
                 (PeerState::Ineligible { reason }, Traffic::default(), vec![row.assigned_ip])
             }
             Standing::Quarantined(reason) => {

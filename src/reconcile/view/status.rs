@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+pub use crate::dataplane::BackendInUse;
 use crate::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
 pub use crate::reconcile::mode::Mode;
 use ipnet::IpNet;
@@ -111,34 +112,6 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())?;
         self.why().map_or(Ok(()), |why| write!(f, ": {why}"))
-    }
-}
-
-/// Which WireGuard carries the packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BackendInUse {
-    Kernel,
-    Userspace,
-}
-
-impl BackendInUse {
-    /// `None`: not known yet.
-    pub(super) const fn of(backend: crate::dataplane::Backend) -> Option<Self> {
-        match backend {
-            crate::dataplane::Backend::Kernel => Some(Self::Kernel),
-            crate::dataplane::Backend::Userspace => Some(Self::Userspace),
-            crate::dataplane::Backend::Auto => None,
-        }
-    }
-}
-
-impl fmt::Display for BackendInUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kernel => "kernel",
-            Self::Userspace => "userspace",
-        })
     }
 }
 

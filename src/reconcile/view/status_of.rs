@@ -2,8 +2,8 @@
 
 use super::View;
 use super::status::{
-    BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, PassStatus, PeerCounts,
-    State, Status, SyncStatus, Timestamp,
+    DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, PassStatus, PeerCounts, State,
+    Status, SyncStatus, Timestamp,
 };
 use crate::plan::guard;
 use crate::reconcile::clock::millis;
@@ -77,7 +77,7 @@ impl View<'_> {
         let interface = observed.and_then(|observed| observed.interface.as_ref());
         InterfaceStatus {
             name: self.rows.local.interface.to_string(),
-            backend: self.mirror.backend.and_then(BackendInUse::of),
+            backend: self.mirror.backend,
             public_key: interface.and_then(|interface| interface.public_key),
             listen_port: interface.map(|interface| interface.listen_port),
         }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::{join_all, select_all};
 use gatepost::dataplane::nft::ProfileCounters;
 use gatepost::dataplane::{
-    Backend, Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading, SharedObserved,
+    BackendInUse, Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading,
+    SharedObserved,
 };
 use gatepost::model::{ObservedState, ProfileId, PublicKey};
 use gatepost::plan::guard::MaxRemoved;
@@ -154,7 +155,7 @@ struct Kernel {
 
 impl Dataplane for Kernel {
     fn observe(&mut self) -> Result<Reading, DataplaneError> {
-        let backend = Some(Backend::Kernel);
+        let backend = Some(BackendInUse::Kernel);
         Ok(Reading { state: self.state.clone(), backend, ..Reading::default() })
     }
 

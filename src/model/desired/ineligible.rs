@@ -1,0 +1,56 @@
+//! Why a row has no right to a tunnel.
+
+use std::fmt;
+
+use crate::model::Bars;
+
+/// Why a row is not eligible: everything that is true of it. Prints as one line.
+///
+/// This verdict is given in one place, where the row is evaluated, and again whenever the row, the
+/// time or the gateway changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ineligible {
+    /// What the row's device and user say; approval only where it is required.
+    pub bars: Bars,
+    /// `devices.revoked_at` has come, by the database's clock.
+    pub revoked: bool,
+    /// The gateway is not active: none of its peers is admitted.
+    pub gateway_inactive: bool,
+    /// The rows are stale, and the peer had no session when they became so.
+    pub suspended: bool,
+}
+
+impl fmt::Display for Ineligible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let others = [
+            (self.revoked, "device revoked"),
+            (self.gateway_inactive, "gateway not active"),
+            (self.suspended, "not admitted while the rows are stale"),
+        ];
+        let others = others.into_iter().filter(|(holds, _)| *holds).map(|(_, text)| text);
+        for (index, reason) in self.bars.names().chain(others).enumerate() {
+            write!(f, "{}{reason}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_named() {
+        let why = Ineligible {
+            bars: Bars::DEVICE_STATUS.union(Bars::USER_INACTIVE),
+            revoked: true,
+            gateway_inactive: true,
+            suspended: true,
+        };
+        assert_eq!(
+            why.to_string(),
+            "device not active, user not active, device revoked, gateway not active, not admitted \
+             while the rows are stale"
+        );
+    }
+}
