@@ -1,4 +1,4 @@
-//! The data plane behind a door: a thread of its own, asked from async code.
+//! The data plane on a thread of its own, for async callers.
 
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -12,7 +12,7 @@ use crate::plan::Plan;
 
 type Job<D> = Box<dyn FnOnce(&mut D) + Send>;
 
-/// Hands work to the thread that owns a data plane, in order, and awaits what comes of it. Dropping
+/// Sends jobs to the thread that owns a data plane, in order, and awaits their results. Dropping
 /// the last handle ends the thread after the work it has.
 pub struct DataplaneHandle<D> {
     jobs: Sender<Job<D>>,
@@ -101,7 +101,7 @@ impl<D: Dataplane + 'static> DataplaneHandle<D> {
     ) -> Result<T, DataplaneError> {
         let (answer, answered) = oneshot::channel();
         let job: Job<D> = Box::new(move |dataplane| {
-            // Whoever asked may have stopped waiting.
+            // The caller may have stopped waiting.
             let _ = answer.send(job(dataplane));
         });
         self.jobs.send(job).map_err(|_| DataplaneError::ThreadGone)?;

@@ -67,7 +67,7 @@ pub struct Reading {
 pub struct Glance {
     pub interface: Option<ObservedInterface>,
     pub routes: BTreeMap<IpNet, Tag>,
-    /// Nobody else has changed our table since it was last read or written.
+    /// No other program has changed our table since it was last read or written.
     pub firewall_is_current: bool,
 }
 

@@ -1,4 +1,4 @@
-//! A reading that is shared with whoever looks while the kernel is being changed.
+//! The observed state, shared with its readers while the kernel is being changed.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use crate::plan::Step;
 pub struct SharedObserved(Arc<RwLock<ObservedState>>);
 
 impl SharedObserved {
-    /// As it is now; it stands still as long as the answer is held. Who holds one may ask again: no
-    /// step that waits to be written down comes in between.
+    /// The present state; it does not change while the guard is held. A reader that holds one may take
+    /// another: a waiting writer does not come in between.
     pub fn read(&self) -> RwLockReadGuard<'_, ObservedState> {
         self.0.read_recursive()
     }
 
-    /// Makes it what it is after an acknowledged `step`.
+    /// Updates it with an acknowledged `step`.
     pub fn apply(&self, step: &Step) {
         self.0.write().apply(step);
     }
@@ -40,7 +40,7 @@ mod tests {
     use crate::model::PublicKey;
 
     #[test]
-    fn who_reads_may_read_again_while_a_step_waits_to_be_written_down() {
+    fn reader_may_read_again_while_a_writer_waits() {
         let shared = SharedObserved::default();
         let first = shared.read();
         let (writer, step) =

@@ -107,7 +107,7 @@ pub struct FirewallChange {
     pub put_profiles: BTreeMap<ProfileId, (bool, Arc<Profile>)>,
     /// Prefixes that get this profile, whether or not they had another.
     pub assign: BTreeMap<IpNet, ProfileId>,
-    /// Profiles that nobody has any more.
+    /// Profiles that no prefix has any more.
     pub remove_profiles: Vec<ProfileId>,
 }
 

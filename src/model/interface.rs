@@ -174,7 +174,7 @@ impl DesiredInterface {
     }
 }
 
-/// Who made the link that stands for our interface.
+/// Who made the link that serves as our interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkOwner {
     /// A WireGuard device (kernel, or our userspace device) whose alias names this gateway.
@@ -189,14 +189,14 @@ pub enum LinkOwner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tag {
     Ours,
-    /// Somebody else put it there: accepted where we want the same, never removed.
+    /// Another program's: accepted where the same is desired, never removed.
     Foreign,
 }
 
 /// What the interface is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedInterface {
-    /// As the kernel has it: somebody may have renamed our link, to whatever the kernel takes.
+    /// As the kernel has it. It may have been renamed to anything that the kernel accepts.
     pub name: Box<str>,
     pub owner: LinkOwner,
     pub up: bool,

@@ -9,14 +9,14 @@ use super::{GatewayId, ObservedFirewall, ObservedInterface, Peer, PublicKey, Tag
 /// What was read back from the kernel, or what that reading became by our own acknowledged writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObservedState {
-    /// The link that has our interface's name, else one with our mark that somebody renamed.
+    /// The link that has our interface's name, else a renamed link with our mark.
     /// `None`: there is neither.
     pub interface: Option<ObservedInterface>,
     /// Other links with our mark, by their names.
     pub strays: BTreeMap<Box<str>, Stray>,
     pub peers: BTreeMap<PublicKey, Peer>,
     /// Routes out of our interface: those that carry our protocol number, and those that the kernel
-    /// made for its addresses, which are nobody's to remove.
+    /// made for its addresses, which are never removed.
     pub routes: BTreeMap<IpNet, Tag>,
     /// `None`: our table does not exist.
     pub firewall: Option<ObservedFirewall>,

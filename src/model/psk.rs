@@ -1,4 +1,4 @@
-//! Preshared keys as they stand in the database: sealed, so that a copy of it opens no tunnel.
+//! Preshared keys as the database holds them: sealed, so that a copy of the database opens no tunnel.
 //!
 //! An envelope is `gp1.<key-id>.<base64url of nonce, ciphertext and tag>`, XChaCha20-Poly1305 under
 //! a key that the control plane and the gateway share. It is bound to the gateway and the peer's
@@ -59,7 +59,7 @@ impl PskKeys {
     ///
     /// # Errors
     /// Anything but an authentic envelope with a key that is not all zero. The peer is then
-    /// quarantined: without its preshared key it would be less protected than somebody meant.
+    /// quarantined: without its preshared key it would be less protected than intended.
     pub fn open(
         &self,
         envelope: &str,
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_sealed_key_of_zeros_is_refused() {
-        // Nobody can make it with `seal`; another control plane could.
+        // `seal` cannot make it; another control plane could.
         let keys = keys(&[NEW]);
         let (key_id, key) = &keys.0[0];
         let mut bytes = [0; KEY_BYTES];

@@ -1,6 +1,6 @@
 //! Rows as the database gave them, decoded but not yet judged.
 //!
-//! A row may be wrong: a key that is no key, an address outside the pool, an effect nobody knows.
+//! A row may be wrong: a key that is no key, an address outside the pool, an unknown effect.
 //! Judging is the work of [`DesiredState`](super::DesiredState), which costs one peer per bad row.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,7 +149,7 @@ pub struct PeerRow {
 pub enum Effect {
     Allow,
     Deny,
-    /// A word nobody knows: denies.
+    /// Unknown: denies.
     Unknown(Box<str>),
 }
 
@@ -159,7 +159,7 @@ pub enum TargetType {
     User,
     Device,
     Group,
-    /// A word nobody knows: aims at nobody.
+    /// Unknown: matches no device.
     Unknown(Box<str>),
 }
 

@@ -12,7 +12,7 @@ use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 /// How much of the state a plan compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// All of it: at start, on resync, after doubt.
+    /// Everything: at start, on resync, and when the observed state is in doubt.
     Everything,
     /// What a change touched: these peers, the firewall's entries for these prefixes, and the
     /// routes. Never sweeps.
@@ -64,9 +64,8 @@ pub fn plan(
     plan_around(desired, observed, scope, &Held::default())
 }
 
-/// The same, but with some peers left as they are that nobody wants any more. They keep their
-/// prefixes, with what these may reach, and their routes; who wants one of these prefixes waits for
-/// it.
+/// Like [`plan`], but leaves some peers as they are although no row admits them. They keep their
+/// prefixes, what these may reach, and their routes. A peer that claims one of these prefixes waits.
 ///
 /// # Errors
 /// As [`plan`].

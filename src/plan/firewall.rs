@@ -268,7 +268,7 @@ impl<'a> Moves<'a> {
                 Some(id)
             })
         };
-        // A content without a number has somebody who moves to it: nobody can have it already.
+        // A content without a number is new, so some prefix moves to it and none has it yet.
         let numbers: Vec<_> = self.contents.iter().enumerate().map(number).collect();
         for Move { prefix, from, to } in &self.moves {
             let change = if self.closed.contains(prefix) { &mut open } else { &mut policy };

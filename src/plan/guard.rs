@@ -1,8 +1,8 @@
 //! Holds back the removal of too many peers at once.
 //!
-//! An emptied table looks like everybody's revocation. Removing a few is what revocation is for;
-//! removing half of all waits for an operator's word. Nothing else waits: whatever more differs is
-//! put right around the peers that stay.
+//! An emptied table looks like the revocation of every peer. A few removals are applied; the removal
+//! of half of all peers waits until an operator confirms it. Nothing else waits: all other
+//! differences are repaired around the peers that stay.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -89,17 +89,17 @@ pub struct HeldBack {
 #[derive(Debug, Clone, Copy)]
 pub struct Guard<'a> {
     pub limit: MaxRemoved,
-    /// Who waits already.
+    /// The peers that are held already.
     pub held: &'a Held,
-    /// Whose removal an operator confirmed.
+    /// The peers whose removal an operator confirmed.
     pub confirmed: &'a BTreeSet<PublicKey>,
 }
 
-/// The plan without the removals that must wait, and whose these are.
+/// The plan without the removals that are held back, and the peers that are held.
 ///
-/// While some wait, others are removed too, but only few at once: a table may be emptied in more
-/// than one transaction. Of a gateway that is not active everybody goes: that is meant, and none
-/// waits.
+/// While some are held, only a few others are removed at once, because a table may be emptied in more
+/// than one transaction. A gateway that is not active removes all its peers deliberately: none is
+/// held.
 ///
 /// # Errors
 /// As [`plan`](super::plan).

@@ -1,4 +1,4 @@
-//! Peers that no row wants any more and that stay for now, with what they have.
+//! Peers whose removal is held back: no row admits them, and they keep what they have for now.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,12 +10,12 @@ use crate::model::{
     AllowedIps, DesiredFirewall, DesiredState, ObservedState, Peer, Profile, PublicKey,
 };
 
-/// Peers in the kernel whose removal waits, so that all else is planned around them.
+/// Peers in the kernel whose removal is held back. Everything else is planned around them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
     peers: BTreeSet<PublicKey>,
-    /// What each of their prefixes may reach: what the firewall knew when they were held, so that
-    /// they get it back when somebody flushes it meanwhile.
+    /// What each of their prefixes could reach when they were first held. They get it back if the
+    /// firewall is flushed in the meantime.
     reach: BTreeMap<IpNet, Arc<Profile>>,
 }
 
@@ -44,7 +44,7 @@ impl Held {
         self.peers.is_empty()
     }
 
-    /// A wanted peer, less the prefixes that held ones still have: the kernel would move them.
+    /// A desired peer without the prefixes that held peers still have: the kernel would move them.
     pub(super) fn spare<'a>(&self, wanted: &'a Peer) -> Cow<'a, Peer> {
         let taken = |prefix: &IpNet| self.reach.contains_key(prefix);
         if self.is_empty() || !wanted.allowed_ips.as_slice().iter().any(taken) {
@@ -54,7 +54,7 @@ impl Held {
         Cow::Owned(Peer { allowed_ips: left, ..wanted.clone() })
     }
 
-    /// The firewall that is wanted, with what held prefixes may reach.
+    /// The desired firewall, with what held prefixes may reach.
     pub(super) fn firewall<'a>(&self, desired: &'a DesiredState) -> Cow<'a, DesiredFirewall> {
         let mut firewall = Cow::Borrowed(desired.firewall());
         if !self.is_empty() {
@@ -64,7 +64,7 @@ impl Held {
         firewall
     }
 
-    /// The routes that are wanted, and those that lead to held prefixes.
+    /// The desired routes, and those to held prefixes.
     pub(super) fn routes<'a>(&self, desired: &'a DesiredState) -> Cow<'a, BTreeSet<IpNet>> {
         if self.is_empty() {
             Cow::Borrowed(desired.routes())

@@ -261,14 +261,14 @@ mod tests {
         let refused = after(&[&firewall(Phase::Revoke, &[(host, 0)])], &open);
         assert!(!refused.permits(&Step::RemovePeer { key: key(1) }, &open));
         assert!(refused.permits(&Step::RemovePeer { key: key(2) }, &open));
-        // Within its own, it comes to nobody else.
+        // Inside its own prefix it stays with the same peer.
         let own = observed(&[(1, &[host, site])], &[(host, 1), (site, 2)]);
         let refused = after(&[&firewall(Phase::Revoke, &[(host, 0)])], &own);
         assert!(refused.permits(&Step::RemovePeer { key: key(1) }, &own));
     }
 
     #[test]
-    fn address_that_its_peer_kept_is_given_to_nobody() {
+    fn address_that_its_peer_kept_is_not_given_to_another() {
         let observed = observed(&[(1, &["10.64.0.2/32"])], &[]);
         let kept = after(&[&Step::RemovePeer { key: key(1) }], &observed);
         let policy = |text| firewall(Phase::Policy, &[(text, 1)]);

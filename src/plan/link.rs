@@ -51,14 +51,14 @@ pub(super) fn steps(
     let unguarded = |(_, stray): &(_, &Stray)| stray.up && stray.owner == desired.gateway_id;
     let strays = observed.strays.iter().filter(unguarded);
     steps.extend(strays.map(|(name, _)| Step::TakeDown { name: name.clone() }));
-    let serves_nobody = observed.peers.is_empty();
+    let has_no_peers = observed.peers.is_empty();
     let Some(observed) = observed.interface.as_ref() else {
         steps.push(Step::CreateLink { name: desired.name.clone(), gateway_id: desired.gateway_id });
         set_up_new_link(desired, steps);
         return Ok(());
     };
     let ours = desired.private_key.public_key();
-    claim_link(desired, observed, serves_nobody, steps)?;
+    claim_link(desired, observed, has_no_peers, steps)?;
     if *observed.name != *desired.name.as_str() {
         let (from, to) = (observed.name.clone(), desired.name.clone());
         steps.push(Step::RenameLink { from, to });
@@ -100,7 +100,7 @@ fn address_steps(desired: &DesiredInterface, observed: &ObservedInterface, steps
 }
 
 /// The table guards one interface, by its name. Before it is loaded for another, the link that has
-/// the former name must be gone: it is up, with every peer, and no rule would speak of it. A table
+/// the former name must be gone: it is up with every peer, and no rule would apply to it. A table
 /// whose fixed rules are not ours as we know them may guard any.
 fn refuse_unguarded(desired: &DesiredInterface, observed: &ObservedState) -> Result<(), PlanError> {
     let Some(table) = &observed.firewall else { return Ok(()) };
@@ -131,7 +131,7 @@ fn set_up_new_link(desired: &DesiredInterface, steps: &mut Vec<Step>) {
 fn claim_link(
     desired: &DesiredInterface,
     observed: &ObservedInterface,
-    serves_nobody: bool,
+    has_no_peers: bool,
     steps: &mut Vec<Step>,
 ) -> Result<(), PlanError> {
     let name = observed.name.clone();
@@ -156,7 +156,7 @@ fn claim_link(
             Some(found) => Err(PlanError::OtherKey { name, found: found.to_string() }),
             // A device that was started and never configured, as a userspace device is when its
             // service comes before us, or when an earlier run died right after it started one.
-            None if serves_nobody => {
+            None if has_no_peers => {
                 steps.push(Step::ClaimLink { gateway_id: desired.gateway_id });
                 Ok(())
             }

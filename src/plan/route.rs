@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::Step;
 use crate::model::{ObservedState, Tag, network};
 
-/// The steps that make the routes what is desired. The pool's own route is the kernel's as long as it
-/// is there; somebody may flush it while the address stays.
+/// The steps that make the routes what is desired. The kernel makes the pool's own route, which may
+/// be flushed while the address stays.
 pub(super) fn steps(desired: &BTreeSet<IpNet>, observed: &ObservedState, steps: &mut Vec<Step>) {
     let missing: Vec<IpNet> =
         desired.iter().filter(|prefix| !observed.routes.contains_key(prefix)).copied().collect();

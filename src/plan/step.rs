@@ -25,8 +25,8 @@ pub enum Phase {
     Policy,
     /// Peers that are new or gain something.
     Peers,
-    /// A prefix within another peer's was closed while it changed hands: now that the right peer has
-    /// it, it is judged again.
+    /// A prefix inside another peer's was closed while it passed between peers. Now that the right
+    /// peer has it, it reaches what it should.
     Open,
     /// Routes lead to peers that are there.
     Routes,
@@ -81,8 +81,8 @@ pub enum Step {
         to: IpNet,
     },
     SetUp,
-    /// Forget the tracked flows of prefixes that change hands: whoever has an address next must not
-    /// inherit them.
+    /// Delete the tracked flows of prefixes that pass to another peer: the next holder of an address
+    /// must not inherit them.
     CutFlows {
         prefixes: BTreeSet<IpNet>,
     },
@@ -207,7 +207,7 @@ impl Plan {
         Self { steps }
     }
 
-    /// The same without some steps that nothing else depends on.
+    /// This plan without some steps that no other step depends on.
     #[must_use]
     pub fn without(mut self, left_out: impl Fn(&Step) -> bool) -> Self {
         self.steps.retain(|step| !left_out(step));

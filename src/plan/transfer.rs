@@ -91,7 +91,7 @@ impl Transfers {
         };
         let mut prefixes = self.taken.clone();
         prefixes.extend(self.given.iter().filter(inherits));
-        // Who loses its place.
+        // Prefixes that lose their place.
         match scope {
             Scope::Everything => {
                 let places = table.map(|table| side_by_side(table.assignments(), wanted));
@@ -110,8 +110,8 @@ impl Transfers {
     }
 }
 
-/// Places of nobody within what is taken, as an earlier run leaves them that died: who loses the
-/// prefix would be judged by them, and open flows anew.
+/// Places inside the taken prefixes that belong to no desired peer, as a killed run leaves behind. The
+/// peer that loses the prefix would be judged by them, and could open new flows.
 fn places_left_within(
     wanted: &Assignments,
     observed: &ObservedState,
@@ -140,7 +140,7 @@ fn within_anothers(
                 && desired.peers().get(key).is_some_and(|peer| has(&peer.allowed_ips))
         };
         let given = desired.is_of_site(prefix).then_some(wanted);
-        // Without its place it would be judged as the place around it, whoever that was for.
+        // Without its own place it would be judged by the place around it, which is another peer's.
         let places = places.filter(|_| taken.contains(prefix));
         (given.is_some() || places.is_some() || !wide.is_empty())
             && prefixes_around(*prefix).any(|around| {

@@ -1,4 +1,4 @@
-//! Who holds what only one peer can hold: a prefix, a key.
+//! Which peer holds what only one can hold: a prefix, a key.
 //!
 //! The kernel moves a prefix silently to whoever claims it last. So every candidate's claim is
 //! kept here, and the best one counts: who holds the address's allocation, else the older row. The

@@ -36,7 +36,7 @@ impl Touched {
     }
 }
 
-/// Who a removed peer was.
+/// Identifies a removed peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Departed {
     pub peer_id: PeerId,
@@ -137,7 +137,7 @@ impl DesiredState {
         }
     }
 
-    /// Takes a row out, with its claims. Who gains by that becomes unsettled.
+    /// Takes a row out, with its claims. Rows that gain by that become unsettled.
     fn withdraw(&mut self, id: PeerId, unsettled: &mut BTreeSet<PeerId>, touched: &mut Touched) {
         let Some(entry) = self.entries.remove(&id) else { return };
         self.by_device.remove(&(entry.row.device_id, id));

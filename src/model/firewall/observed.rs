@@ -12,7 +12,7 @@ use super::{FirewallBase, FirewallChange, InterfaceName, Profile, ProfileId};
 /// The fixed rules as they were found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum FixedRules {
-    /// Somebody took rules away, or put rules in the way: packets may pass unjudged.
+    /// Rules were removed or inserted by another program: packets may pass unjudged.
     #[default]
     Open,
     /// Not what this version loads (edited, or another version's), but they judge every packet of
@@ -211,7 +211,7 @@ impl PartialEq for ObservedFirewall {
 
 impl Eq for ObservedFirewall {}
 
-/// Profile numbers nobody uses, as disjoint inclusive ranges: first to last.
+/// Unused profile numbers, as disjoint inclusive ranges: first to last.
 #[derive(Debug, Clone)]
 struct FreeIds(BTreeMap<u32, u32>);
 
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_number_that_an_assignment_dangles_on_is_not_free() {
-        // Else a new profile under that number would grant to a prefix nobody meant.
+        // Else a new profile under that number would grant it to that prefix.
         let prefix: IpNet = "10.0.0.2/32".parse().unwrap();
         let profiles = BTreeMap::from([(ProfileId(1), Arc::default())]);
         let assignments = BTreeMap::from([(prefix, ProfileId(1))]);

@@ -109,7 +109,7 @@ mod tests {
     const TOP: u32 = u32::MAX;
 
     #[test]
-    fn nothing_is_one_stretch_that_nobody_wins() {
+    fn no_policy_is_one_stretch_without_a_winner() {
         assert_eq!(sweep::<u32>(&[]), stretches(&[(0, TOP, None)]));
         assert_eq!(sweep(&spans(&[(9, 3, 0)])), stretches(&[(0, TOP, None)]));
     }

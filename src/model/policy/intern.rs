@@ -9,7 +9,7 @@ use crate::model::Profile;
 
 /// Profiles found again by what they were made of, and shared by what they contain.
 ///
-/// Holds no profile alive: one that nobody has any more is freed at once. What remains of its
+/// Keeps no profile alive: one without holders is freed at once. What remains of its
 /// entry is swept when the table has doubled, so that an insertion costs O(1) over time.
 #[derive(Debug)]
 pub struct Interner<K> {
@@ -25,7 +25,7 @@ impl<K> Default for Interner<K> {
 }
 
 impl<K: Eq + Hash> Interner<K> {
-    /// The profile made of a recipe, if somebody holds it.
+    /// The profile made of a recipe, if it is still held.
     pub fn get(&self, recipe: &K) -> Option<Arc<Profile>> {
         self.by_recipe.get(recipe).and_then(Weak::upgrade)
     }
@@ -83,11 +83,11 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &second));
         assert!(Arc::ptr_eq(&first, &interner.get(&"b").unwrap()));
         assert!(!Arc::ptr_eq(&first, &interner.insert("c", profile(2))));
-        assert_eq!(interner.get(&"c"), None, "nobody held it");
+        assert_eq!(interner.get(&"c"), None, "it had no holder");
     }
 
     #[test]
-    fn what_nobody_holds_does_not_accumulate() {
+    fn unused_entries_do_not_accumulate() {
         let mut interner = Interner::default();
         let held = interner.insert(u32::MAX, profile(u32::MAX));
         for address in 0..10_000 {

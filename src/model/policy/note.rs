@@ -24,9 +24,9 @@ pub enum Flaw {
     NoDestinations,
     /// Nothing with this id exists.
     DanglingTarget { target_type: Box<str>, target_id: Uuid },
-    /// A target type nobody knows: aims at nobody.
+    /// An unknown target type: it matches no device.
     UnknownTargetType { target_type: Box<str>, target_id: Uuid },
-    /// An effect nobody knows: denies.
+    /// An unknown effect: denies.
     UnknownEffect { effect: Box<str> },
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for PolicyNote {
     }
 }
 
-/// Prints a text that somebody typed into the database, in quotes on one line: escaped, and cut
+/// Prints a text from the database, in quotes on one line: escaped, and cut
 /// after 64 characters.
 pub struct Quoted<'a>(pub &'a str);
 
@@ -101,7 +101,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// A name that somebody typed, on one line: as it is where it is plain, else quoted.
+/// A name from the database, on one line: as it is if it is plain, else quoted.
 pub struct Plain<'a>(pub &'a str);
 
 impl fmt::Display for Plain<'_> {

@@ -7,7 +7,7 @@
 //! block (RFC 3879), from which old networks still number themselves. A block within another of
 //! the list is left out.
 //!
-//! One entry deserves a word: 64:ff9b::/96 (RFC 6052) is how a host without IPv4 reaches the IPv4
+//! One entry needs an explanation: 64:ff9b::/96 (RFC 6052) is how a host without IPv4 reaches the IPv4
 //! internet through a NAT64, but behind the NAT64 it leads to private IPv4 addresses just as well.
 //! A gateway that relies on it grants it as an explicit destination.
 //!
