@@ -108,7 +108,7 @@ apt_install() {
 	log=$(mktemp)
 	# shellcheck disable=SC2064  # expand now
 	trap "rm -f '$log' '$cluster_off'" EXIT
-	# Our clusters are private; the package shall not start one of its own beside them.
+	# Our clusters are private; the package must not start one of its own.
 	mkdir -p "${cluster_off%/*}"
 	echo 'create_main_cluster = false' >"$cluster_off"
 	apt_get update && apt_get install --no-install-recommends "$@" || {

@@ -1,4 +1,4 @@
-//! Bad input: one clear sentence about it, everything else goes on, nothing in the kernel is lost.
+//! Bad input causes one clear message. Everything else goes on, and the kernel loses nothing.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -72,9 +72,9 @@ fn bad_rows_are_quarantined_and_the_others_served() {
     eventually("and that it is out again, with the same words", || lab.database.holds(&told(2)));
 }
 
-/// Names that would forge lines of a log, or of an answer, and colour a terminal.
+/// Names with control characters that would forge log lines or colour a terminal.
 #[test]
-fn names_stay_on_their_line() {
+fn names_with_control_characters_stay_on_one_line() {
     const FORGED: &str = "allow 10.20.0.10";
     let lab = Lab::open();
     let alice = lab.client("alice");
@@ -103,7 +103,7 @@ fn names_stay_on_their_line() {
 }
 
 #[test]
-fn a_bad_policy_costs_nothing_but_itself_and_is_told_once() {
+fn bad_policy_affects_only_itself_and_is_reported_once() {
     let lab = Lab::open();
     let alice = lab.client("alice");
     let agent = lab.start();
@@ -116,7 +116,7 @@ fn a_bad_policy_costs_nothing_but_itself_and_is_told_once() {
     for name in ["void", "long", "dangling", "aimless", "odd"] {
         lab.database.exec(&policy_rows(name, "alice", &format!("{LAN_SERVER}/32")));
     }
-    // Alice has no address of this family: it decides nothing, and there is nothing wrong with it.
+    // Valid, but without effect: Alice has no address of this family.
     lab.database.exec(&policy_rows("other family", "alice", "fd20::/64"));
     let of = |name: &str| format!("policy_id = (select id from policies where name = '{name}')");
     lab.database.exec(&format!(
@@ -155,7 +155,7 @@ fn a_bad_policy_costs_nothing_but_itself_and_is_told_once() {
     agent.end(Signal::SIGKILL);
     let _agent = lab.start();
     eventually("each is warned of again", all_told);
-    // Rows are written in the order of what they tell.
+    // Audit rows are written in the order of the events.
     lab.database.exec(&alice.revocation());
     let later = "exists (select from audit_logs where event_type = 'peer.revoked')";
     eventually(later, || lab.database.holds(later));
@@ -163,7 +163,7 @@ fn a_bad_policy_costs_nothing_but_itself_and_is_told_once() {
 }
 
 #[test]
-fn a_policy_of_100_000_destinations_is_applied_and_told_in_short_lines() {
+fn policy_of_100_000_destinations_is_applied_and_logged_briefly() {
     const LONGEST_LINE_CHARS: usize = 1_000;
     let lab = Lab::open();
     let alice = lab.client("alice");

@@ -1,11 +1,11 @@
-//! The firewall is edited by others: it is put back, and the log says who it was.
+//! Other programs edit the firewall. The agent repairs it and logs which program it was.
 
 use std::process::Command;
 
 use crate::lab::{Client, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
 
 #[test]
-fn whatever_nft_does_to_our_table_is_put_back() {
+fn edits_of_our_table_are_repaired_and_their_author_is_named() {
     let lab = Lab::open();
     let (alice, bob) = (lab.client("alice"), lab.client("bob"));
     for client in [&alice, &bob] {
@@ -42,7 +42,7 @@ fn whatever_nft_does_to_our_table_is_put_back() {
     eventually(&audited, || lab.database.holds(&audited));
 }
 
-/// Gives the one what the other may reach.
+/// An `nft` edit that assigns one peer's profile to another peer.
 fn grant(lab: &Lab, from: &Client, to: &Client) -> String {
     let map = "inet gatepost peer4";
     let found = lab.gateway.run("nft", &[&format!("get element {map} {{ {} }}", from.address)]);

@@ -33,7 +33,7 @@ fn a_committed_peer_is_served_and_a_revoked_one_is_not() {
 }
 
 #[test]
-fn what_is_true_is_written_back() {
+fn handshakes_and_proofs_are_written_to_the_database() {
     let lab = Lab::open();
     let alice = lab.client("alice");
     let _agent = lab.start();
@@ -104,7 +104,7 @@ fn a_plan_shows_what_a_pass_would_hold_back() {
 }
 
 #[test]
-fn one_pass_is_enough_and_down_takes_only_what_is_ours() {
+fn one_pass_converges_and_down_removes_only_our_objects() {
     let lab = Lab::open();
     let alice = lab.client("alice");
     lab.database.exec(&alice.rows());

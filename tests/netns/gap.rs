@@ -1,14 +1,14 @@
-//! Nothing committed is ever missed, in whatever order it is committed and however it is learnt of.
+//! No commit is missed, whatever the order of commits and the mode.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::lab::{Database, Lab, eventually};
 
 const WRITERS: u32 = 8;
-/// Each writer's transactions at least, and at most: as many as there are addresses for it.
+/// Limits of each writer's transactions. The upper one is the number of its addresses.
 const ROUNDS: u32 = 20;
 const MOST_ROUNDS: u32 = 2_000;
-/// So many have their third octet in common.
+/// How many addresses share their third octet.
 const IN_AN_OCTET: u32 = 250;
 
 /// Every eligible peer as `wg show allowed-ips` prints it.
@@ -88,14 +88,14 @@ fn assert_mode(lab: &Lab, chosen: &str) {
     assert!(!sync["mode_why"].as_str().unwrap().is_empty(), "{sync}");
 }
 
-/// What the writers have done, and whether they may end.
+/// The writers' progress, and whether they may end.
 #[derive(Default)]
 struct Work {
     commits: AtomicU32,
     enough: AtomicBool,
 }
 
-/// Adds, revokes, restores and removes devices; what is written first is often committed last.
+/// Adds, revokes, restores and removes devices. Transactions often commit in another order than they write.
 fn write(database: &Database, writer: u32, work: &Work) {
     let session = database.session();
     for round in 0..MOST_ROUNDS {

@@ -1,5 +1,5 @@
-//! The agent is killed between any two of its messages to the kernel, while peers try whatever they
-//! can: nothing passes that neither the old nor the new policy allows, and the next agent goes on.
+//! The agent is killed between any two of its messages to the kernel while peers send whatever they can.
+//! No packet passes that neither the old nor the new policy allows, and the next agent converges.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -14,9 +14,9 @@ use crate::lab::{
 const LAN_THIRD: &str = "10.20.0.30";
 const DESTINATIONS: [&str; 6] =
     [LAN_SERVER, LAN_OTHER, LAN_THIRD, GATEWAY_TUNNEL, LAN_SERVER6, LAN_OTHER6];
-/// How often everything is tried in what a kill has left.
+/// How many rounds of packets are sent after each kill.
 const ROUNDS: usize = 4;
-/// How often a kill is tried until it hits the message that is meant.
+/// How many attempts a kill has to hit the intended message.
 const TRIES: usize = 4;
 
 /// Rows, and what they allow.
@@ -28,14 +28,14 @@ struct Policy {
 struct World {
     lab: Lab,
     ears: Ears,
-    /// Each with the addresses it sends from, its own or not.
+    /// The clients, each with the addresses that it sends from, its own or not.
     clients: Vec<(Client, Vec<&'static str>)>,
 }
 
 impl World {
     fn open(clients: &[(&str, &[&'static str])]) -> Self {
         let lab = Lab::open();
-        // A reading of the kernel would come between the messages that are counted.
+        // Readings of the kernel would add messages to those that are counted.
         lab.write_config_with_heartbeat("60s");
         lab.lan.run("ip", &["address", "add", &format!("{LAN_THIRD}/24"), "dev", "eth0"]);
         let clients = clients.iter().map(|(name, sources)| {
@@ -51,7 +51,7 @@ impl World {
         Self { lab, ears, clients }
     }
 
-    /// Everybody tries everything; nothing but `allowed` may ever arrive of it.
+    /// Every client sends to every destination. Only what is in `allowed` may arrive.
     fn flood(&self, allowed: Ways) -> Flood {
         let clients: Vec<_> = self.clients.iter().map(|(c, from)| (c, from.as_slice())).collect();
         self.ears.flood(&clients, &DESTINATIONS, allowed)
@@ -180,7 +180,7 @@ fn policies() -> [Policy; 2] {
     [old, new]
 }
 
-/// What both policies allow, and no step between them touches.
+/// What both policies allow and no step between them changes.
 fn unchanged() -> Ways {
     ways(&[("erin", "10.99.0.15", &[LAN_SERVER])])
 }
@@ -233,7 +233,7 @@ fn open_world() -> World {
 }
 
 #[test]
-fn killed_between_any_two_messages_nothing_leaks_and_a_new_agent_converges() {
+fn agent_killed_between_any_two_messages_leaks_nothing_and_the_next_converges() {
     let world = open_world();
     let lab = &world.lab;
     let [old, new] = policies();
@@ -257,7 +257,7 @@ fn killed_between_any_two_messages_nothing_leaks_and_a_new_agent_converges() {
         });
         assert!(as_meant, "never killed before {:?}", writes[sent - 1]);
     }
-    // Also what came late, in whatever state it was sent.
+    // Includes packets that arrived late.
     assert_eq!(world.ears.leaked(), []);
 }
 
@@ -302,7 +302,7 @@ fn kill_in_change(
 }
 
 #[test]
-fn from_nothing_and_killed_between_any_two_messages_the_link_is_never_up_without_the_table() {
+fn agent_killed_on_a_cold_start_never_leaves_the_link_up_without_the_table() {
     let world = World::open(&[("alice", &["10.99.0.11", "10.99.0.12"]), ("bob", &["10.99.0.12"])]);
     let lab = &world.lab;
     lab.database.exec(&policy_rows("alice", "alice", LAN_SERVER));
@@ -343,7 +343,7 @@ fn kill_from_nothing(world: &World, allowed: &Ways, writes: &[(usize, String)]) 
     as_meant
 }
 
-/// An agent that waits for its database, on a host with nothing of ours.
+/// An agent that waits for its database, on a host without our link or table.
 fn start_from_nothing(lab: &Lab) -> Agent {
     lab.forget();
     assert!(!is_up(lab) && !has_table(lab));

@@ -1,4 +1,4 @@
-//! What others do to the link under a running agent.
+//! Other programs change the link under a running agent.
 
 use std::fs;
 
@@ -6,10 +6,10 @@ use nix::sys::signal::Signal;
 
 use crate::lab::{BINARY, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
 
-/// Something that somebody does on the gateway, and what shows that it is done.
+/// A change that another program makes on the gateway, and how to see it.
 struct Fault {
     what: &'static str,
-    /// Of `ip`, one after the other.
+    /// Arguments of `ip`, run in order.
     commands: Vec<String>,
     shows: fn(&Lab) -> bool,
 }
@@ -44,7 +44,7 @@ fn faults(link: &str) -> Vec<Fault> {
 }
 
 #[test]
-fn whatever_is_done_to_the_link_is_repaired_and_counted() {
+fn drift_of_the_link_is_repaired_and_counted() {
     let lab = Lab::open();
     let alice = lab.client("alice");
     lab.database.exec(&alice.rows());
@@ -72,7 +72,7 @@ fn whatever_is_done_to_the_link_is_repaired_and_counted() {
 }
 
 #[test]
-fn a_link_whose_name_was_changed_in_the_configuration_keeps_its_guard() {
+fn link_renamed_in_the_configuration_stays_guarded() {
     let lab = Lab::open();
     let alice = lab.client("alice");
     lab.database.exec(&alice.rows());

@@ -16,7 +16,7 @@ const PORT: u16 = 7000;
 const NOTHING: [&str; 0] = [];
 
 #[test]
-fn only_what_a_policy_grants_passes() {
+fn only_packets_that_a_policy_allows_pass() {
     let lab = Lab::open();
     serve(&lab);
     let (alice, bob) = (lab.client("alice"), lab.client("bob"));
@@ -61,8 +61,7 @@ fn only_what_a_policy_grants_passes() {
     assert!(out.contains(" denied; no other address may reach the same"), "{out}");
 }
 
-/// The policy reaches Alice through a group. Every cut ends her streams in both directions: what
-/// she goes on sending, and what the LAN goes on sending to her.
+/// The policy applies to Alice through a group. Every cut ends her streams in both directions.
 #[test]
 fn a_narrowed_policy_and_a_revocation_cut_a_live_stream() {
     const WIDE: &str = "delete from policy_destinations;

@@ -1,9 +1,9 @@
-//! Reports are written where people look, and wake nobody.
+//! Reports are written to the database without notifying any agent.
 
 use crate::lab::{Lab, Listener, eventually};
 
 #[test]
-fn reports_wake_nobody() {
+fn reports_send_no_notification() {
     let lab = Lab::open();
     let alice = lab.client("alice");
     lab.database.exec(&alice.rows());

@@ -1,4 +1,4 @@
-//! Whatever happens to the agent, packets go on.
+//! Packets keep flowing while the agent restarts, crashes or is upgraded.
 
 use std::fs;
 use std::path::Path;
@@ -69,7 +69,7 @@ fn sets(lab: &Lab) -> String {
 }
 
 #[test]
-fn the_database_away_disrupts_nobody_and_its_return_is_noticed() {
+fn database_outage_disrupts_no_session_and_its_end_is_noticed() {
     let lab = Lab::open();
     let (alice, bob) = (lab.client("alice"), lab.client("bob"));
     lab.database.exec(&alice.rows());

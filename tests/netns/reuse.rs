@@ -1,4 +1,4 @@
-//! An address that was another's: its new holder hears nothing of the old one's flows.
+//! An address changes hands: its new holder receives no packet of the old holder's flows.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,13 +11,13 @@ use crate::lab::{Client, LAN_SERVER, Lab, eventually, policy_rows};
 
 const SERVER_PORT: u16 = 7002;
 const CAROLS_PORT: u16 = 7003;
-/// How long a socket waits to be heard of.
+/// How long a socket waits for an answer.
 const LOOK: Duration = Duration::from_millis(5);
-/// So many datagrams of the old flow must stay out after the address has moved.
+/// How many datagrams of the old flow are sent, and must not arrive, after the address has moved.
 const TRIED_IN_VAIN: u64 = 200;
 
 #[test]
-fn nothing_of_an_old_flow_reaches_the_new_holder_of_an_address() {
+fn new_holder_of_an_address_receives_no_packet_of_old_flows() {
     for masquerade in ["all", "none"] {
         for restarted in [false, true] {
             println!("masquerade {masquerade}, the agent restarted meanwhile: {restarted}");

@@ -1,11 +1,11 @@
-//! Revoked under a live download: it ends for good, and others do not notice.
+//! Revocation during a download: the download ends for good, and other peers lose no packet.
 
 use crate::lab::{Download, Lab, policy_rows, revoke_to_last_packet};
 
 const ROUNDS: usize = 5;
 
 #[test]
-fn a_revoked_peer_gets_no_packet_more_and_others_lose_none() {
+fn revocation_stops_every_packet_of_the_peer_and_no_other() {
     let lab = Lab::open();
     let (alice, bob) = (lab.client("alice"), lab.client("bob"));
     for client in [&alice, &bob] {

@@ -1,4 +1,4 @@
-//! The database stays away: a host boots from the last good rows, and `[stale]` ends it in time.
+//! The database stays away: a host boots from the last good rows until `[stale]` applies.
 
 use nix::sys::signal::Signal;
 
@@ -20,7 +20,7 @@ fn a_host_boots_from_the_last_good_rows_while_the_database_is_away() {
             .is_ok_and(|rows| rows.lines().count() > 1)
     });
 
-    // As a reboot does: nothing in the kernel, nothing in memory, and nobody to ask.
+    // As after a reboot: nothing in the kernel or in memory, and no database.
     agent.end(Signal::SIGKILL);
     lab.forget();
     lab.relay.refuse();
@@ -37,7 +37,7 @@ fn a_host_boots_from_the_last_good_rows_while_the_database_is_away() {
 }
 
 #[test]
-fn when_the_rows_are_stale_the_live_sessions_or_nobody_stay() {
+fn stale_policy_keeps_live_sessions_or_removes_all_peers() {
     for (policy, live_stay) in [("deny_new", true), ("down", false)] {
         let lab = Lab::open();
         lab.write_config(&format!("[stale]\npolicy = \"{policy}\"\nafter = \"2s\"\n"));
@@ -67,7 +67,7 @@ fn when_the_rows_are_stale_the_live_sessions_or_nobody_stay() {
 }
 
 #[test]
-fn an_agent_that_never_reads_a_row_closes_what_an_earlier_one_left() {
+fn agent_without_rows_withdraws_what_an_earlier_one_left() {
     let lab = Lab::open();
     lab.write_config("[stale]\npolicy = \"down\"\nafter = \"2s\"\n");
     let alice = lab.client("alice");

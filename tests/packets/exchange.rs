@@ -14,7 +14,7 @@ use crate::probe::{Probe, Reach, SERVICE_PORTS, always_allowed};
 use crate::tap::Tap;
 use crate::tunnel::Tunnel;
 
-/// So many probes are under way at a time: no queue on the way is shorter.
+/// How many probes are in flight at a time: no queue on the way is shorter.
 const WINDOW: usize = 128;
 /// How long anything may take before the test fails. An emulated processor is twenty times slower.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,17 +24,17 @@ const AGAIN_AFTER: Duration = Duration::from_secs(3);
 /// How often the tunnels look at their clocks at least.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Everything that was ever sent in a lab, and how far it got. A packet that comes late counts for
-/// the set it was sent in.
+/// Every probe that was sent in a lab, and how far it got. A late packet counts for the set that it
+/// was sent in.
 pub struct Exchange {
     tunnels: Vec<Tunnel>,
     lan: Tap,
-    /// The gateway's own datagram services. Its kernel answers all else.
+    /// The gateway's own datagram services. Its kernel answers everything else.
     services: Vec<UdpSocket>,
     probes: Vec<Probe>,
     /// No client's port is used twice: every probe is a flow of its own.
     next_ports: BTreeMap<(IpAddr, Protocol), u16>,
-    /// Packets of ours where they should never be.
+    /// Probes that were seen where they must never arrive.
     strays: Vec<String>,
 }
 

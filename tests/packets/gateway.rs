@@ -37,7 +37,7 @@ impl Gateway {
         self.observed = self.host.observe().unwrap().state.into();
     }
 
-    /// Makes the kernel what the rows say, and proves it.
+    /// Makes the kernel match the rows, and proves it.
     pub fn follow(&mut self, news: News) {
         let scope = match (news, &mut self.desired) {
             (News::Changed(rows), Some(desired)) => {

@@ -8,7 +8,7 @@ use etherparse::{
 
 /// A client's ports begin here, so that a lesser port is the service's.
 pub const FIRST_CLIENT_PORT: u16 = 1024;
-/// None is longer.
+/// The length of the longest packet.
 pub const MAX_BYTES: usize = 1500;
 const HOPS: u8 = 64;
 const TCP_WINDOW_BYTES: u16 = 1024;
@@ -37,7 +37,7 @@ pub struct Packet {
     pub turn: Turn,
     pub number: u32,
     pub client: (IpAddr, u16),
-    /// The port of ICMP means nothing.
+    /// ICMP has no ports: the value is unused.
     pub service: (IpAddr, u16),
 }
 

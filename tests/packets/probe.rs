@@ -36,7 +36,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Allowed must mean both ways, denied not even one.
+    /// An allowed probe must arrive and be answered; a denied one must not arrive.
     pub fn is_as_expected(&self) -> bool {
         match self.expected {
             Verdict::Allow => self.reach == Reach::Answered,

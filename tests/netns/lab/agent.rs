@@ -65,7 +65,7 @@ impl Agent {
         let mut found = None;
         eventually(&format!("the agent has a thread {name}"), || {
             let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-            // One that ends meanwhile has no name any more.
+            // A thread that has ended has no name.
             let named = threads.flatten().find(|thread| {
                 std::fs::read_to_string(thread.path().join("comm"))
                     .is_ok_and(|comm| comm.trim() == name)

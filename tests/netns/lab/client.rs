@@ -109,7 +109,7 @@ impl Client {
         )
     }
 
-    /// Forgets the gateway and learns it anew: by itself WireGuard tries again only after 5 s.
+    /// Removes the gateway and adds it again: WireGuard itself would retry only after 5 s.
     pub fn dial(&self) {
         let peer = ["set", &self.link, "peer", &self.gateway_key];
         self.space.run("wg", &[&peer[..], &["remove"]].concat());
@@ -167,7 +167,7 @@ impl Drop for Client {
     }
 }
 
-/// SQL for a user, a device, a peer and an allocation, whatever key and address are worth.
+/// SQL for a user, a device, a peer and an allocation; key and address may be invalid.
 pub fn peer_rows(name: &str, key: &str, address: &str) -> String {
     format!(
         "insert into users (role_id, username, display_name, password_hash)
@@ -211,7 +211,7 @@ pub struct Ping {
     log: PathBuf,
 }
 
-/// What became of it: the number of the last answered ping, and how many before it were not.
+/// Its result: the number of the last answered ping, and how many before it were not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pinged {
     pub last: usize,

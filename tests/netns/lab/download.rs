@@ -1,4 +1,4 @@
-//! A live download: a host of the LAN sends to a peer without a pause, by TCP and by UDP.
+//! A download: a LAN host sends to a peer continuously, by TCP and UDP.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -11,10 +11,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{Client, LAN_SERVER, Space, eventually};
 
-/// One segment and one datagram so often: this is how exactly the last packet is known.
+/// The interval between packets: the precision with which the last packet is known.
 const SPACING: Duration = Duration::from_millis(2);
 const SEGMENT: [u8; 256] = [7; 256];
-/// How often a thread that hears nothing looks whether it should end.
+/// How often an idle thread checks whether it should end.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A running download. Dropping it ends it.
@@ -32,7 +32,7 @@ struct Shared {
 
 type Job = Box<dyn FnOnce(&Shared) + Send>;
 
-/// What came.
+/// What arrived.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Came {
     pub last: Option<Instant>,

@@ -11,7 +11,7 @@ use super::{Client, Space, eventually};
 
 const PORT: u16 = 7001;
 const SPACING: Duration = Duration::from_millis(40);
-/// How long nothing may have come before it is silent.
+/// A way counts as silent after this long without a datagram.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// Who reaches what: `alice 10.99.0.11 10.20.0.10` is Alice, from which address, to which. What
@@ -79,7 +79,7 @@ impl Ears {
             let thread = thread::spawn(move || {
                 while !stop.load(Ordering::SeqCst) {
                     for (socket, to, text) in &datagrams {
-                        // Nobody there, no session: that is what is tried.
+                        // No receiver and no session are among the cases.
                         let _ = socket.send_to(text.as_bytes(), to);
                     }
                     counted.fetch_add(1, Ordering::SeqCst);
@@ -93,7 +93,7 @@ impl Ears {
         Flood { number, stop, senders, shared: Arc::clone(&self.shared) }
     }
 
-    /// Everything that ever arrived and was not allowed, with the number of its flood.
+    /// Everything that arrived without being allowed, with the number of its flood.
     pub fn leaked(&self) -> Vec<(usize, Ways)> {
         let floods = self.shared.floods();
         let leaks = floods.iter().map(Heard::leaked).enumerate();

@@ -88,7 +88,7 @@ fn kernel_has_wireguard() -> bool {
 
 /// One test's world; everything in it ends with it.
 pub struct Lab {
-    /// Part of every name made here, so that tests and other runs stay out of each other's way.
+    /// Part of every name that the test creates, so that tests and runs do not collide.
     tag: String,
     pub backend: Backend,
     pub database: Database,
@@ -171,12 +171,12 @@ impl Lab {
         command
     }
 
-    /// The configuration, with more TOML after it.
+    /// The configuration followed by more TOML.
     pub fn write_config(&self, more: &str) {
         self.write("1s", more);
     }
 
-    /// The configuration, with beats so far apart.
+    /// The configuration with this heartbeat.
     pub fn write_config_with_heartbeat(&self, heartbeat: &str) {
         self.write(heartbeat, "");
     }
@@ -233,7 +233,7 @@ file = "{folder}/last-good"
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
 
-    /// Leaves nothing of ours in the kernel, as a reboot does.
+    /// Removes everything of ours from the kernel, as a reboot does.
     pub fn forget(&self) {
         match self.backend {
             Backend::Kernel => {
@@ -248,8 +248,8 @@ file = "{folder}/last-good"
         }
     }
 
-    /// The agent's status: what `gatepost status --json` prints, read from the control socket. A test
-    /// asks often, and a process for each question costs an emulated processor its time.
+    /// The agent's status as `gatepost status --json` prints it, read from the control socket: tests ask
+    /// often, and starting a process each time is expensive on an emulated processor.
     #[track_caller]
     pub fn status(&self) -> serde_json::Value {
         self.ask_status().unwrap_or_else(|error| panic!("no status from the agent: {error}"))
@@ -380,7 +380,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
             return;
         }
         assert!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
-        // A question that is expensive leaves half of the time to those who work on the answer.
+        // If a question is expensive, half of the time is left for the processes that work on the answer.
         std::thread::sleep(asked.elapsed().max(Duration::from_millis(10)));
     }
 }

@@ -1,5 +1,4 @@
-//! A unix socket that leads to PostgreSQL: it reaches into every network namespace, where the
-//! server's own address does not, and a test can cut it.
+//! A unix socket that leads to PostgreSQL from every network namespace, and that a test can cut.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};

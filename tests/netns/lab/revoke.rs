@@ -27,6 +27,6 @@ pub fn revoke_to_last_packet(lab: &Lab, client: &Client) -> Duration {
         client.name
     ));
     client.connect();
-    // Zero: it was over before the one who committed knew.
+    // Zero: the last packet came before the commit returned.
     last.saturating_duration_since(committed)
 }

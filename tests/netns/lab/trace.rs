@@ -19,7 +19,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Writes down what is said. It is attached when this returns.
+    /// Records the messages. The trace is attached when this returns.
     pub fn watch(lab: &Lab, agent: &Agent) -> Self {
         Self::attach(lab, agent, &[])
     }
