@@ -37,6 +37,17 @@ where c.relnamespace = 'public'::regnamespace and c.relname = 'audit_logs'
         where w.attrelid = to_regclass('gatepost_wanted.' || c.relname) and w.attname = a.attname
     )
 union all
+-- Names like users are common: only a schema that holds wireguard_peers is a control plane's.
+select pg_catalog.format('%s is in schema %s, but gatepost reads schema public: run `alter table %I.%I set schema '
+    'public`', c.relname, n.nspname, n.nspname, c.relname)
+from pg_class peers
+join pg_namespace n on n.oid = peers.relnamespace
+join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p', 'v', 'm', 'f')
+join pg_class w on w.relname = c.relname and w.relnamespace = 'gatepost_wanted'::regnamespace
+where peers.relname = 'wireguard_peers' and peers.relkind in ('r', 'p', 'v', 'm', 'f')
+    and n.nspname not in ('public', 'gatepost', 'gatepost_wanted') and n.nspname not like 'pg\_%'
+    and to_regclass('public.wireguard_peers') is null
+union all
 select pg_catalog.format('%s has row-level security, which would hide rows from gatepost: make its '
     'role exempt, `create role gatepost_owner nologin bypassrls`, or alter it, and grant it to the '
     'role that migrates', c.relname)

@@ -166,13 +166,24 @@ pub(super) async fn single(target: &Target) -> Result<tokio_postgres::Client, St
         connected.map_err(|error| StoreError::of(&target.place, DOING, error))?;
     // Its error also reaches the caller through the client.
     tokio::spawn(connection);
+    let neutral = client.batch_execute(NEUTRAL).await;
+    neutral.map_err(|error| StoreError::of(&target.place, DOING, error))?;
     Ok(client)
 }
+
+/// Overrides what an administrator may have set for the role or the database. The last setting does
+/// not exist before version 14.
+pub(super) const NEUTRAL: &str = "set statement_timeout = 0; \
+    set default_transaction_read_only = off; \
+    set default_transaction_isolation = 'read committed'; \
+    set search_path = pg_catalog, pg_temp; \
+    select pg_catalog.set_config(name, '0', false) \
+    from pg_catalog.pg_settings where name = 'idle_session_timeout'";
 
 /// Set after connecting, because poolers refuse start-up options.
 fn session_limits(statement_timeout: Duration) -> String {
     format!(
-        "set statement_timeout = {}; set lock_timeout = '5s'; \
+        "{NEUTRAL}; set statement_timeout = {}; set lock_timeout = '5s'; \
          set idle_in_transaction_session_timeout = '60s'",
         statement_timeout.as_millis()
     )

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_postgres::AsyncMessage;
 
+use super::connect::NEUTRAL;
 use super::{Attached, Hello, Store, StoreError};
 
 /// How long a notification to ourselves may take before notifications count as lost.
@@ -85,6 +86,7 @@ impl Store {
         let store = self.clone();
         let listener =
             Listener { store, attached, client, wakes, probes, probe_channel, connection, end };
+        self.within(DOING, listener.client.batch_execute(NEUTRAL)).await?;
         self.within(DOING, listener.client.batch_execute(&channels)).await?;
         Ok(listener)
     }

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use gatepost::store::{
-    ConnectOptions, CreateRole, Password, Store, StoreError, Tls, grant, migrate,
+    ConnectOptions, CreateRole, Password, Read, Store, StoreError, Tls, grant, migrate,
 };
 use tokio::sync::OnceCell;
 
 use crate::postgres::{Cluster, Setup, free_port};
+use crate::world::{World, options};
 
 struct Site {
     cluster: Cluster,
@@ -147,4 +148,44 @@ async fn a_dead_first_host_is_skipped() {
     let error = hello(&options).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains(&dead.to_string()), "{error}");
+}
+
+/// Settings that an administrator may choose for other applications.
+#[tokio::test]
+async fn settings_of_role_and_database_change_nothing() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    for owner in [format!("role {}", world.role), format!("database {}", world.database)] {
+        for setting in [
+            "idle_session_timeout = '1s'",
+            "statement_timeout = '40ms'",
+            "lock_timeout = '1ms'",
+            "default_transaction_read_only = on",
+            "default_transaction_isolation = 'serializable'",
+            "row_security = on",
+            "search_path = nowhere",
+            "DateStyle = 'SQL, DMY'",
+            "IntervalStyle = 'iso_8601'",
+            "TimeZone = 'Asia/Kathmandu'",
+            "client_encoding = 'LATIN1'",
+            "bytea_output = 'escape'",
+            "extra_float_digits = -15",
+        ] {
+            world.run(&format!("alter {owner} set {setting}")).await;
+        }
+    }
+    let store = Store::connect(&options(&world.role, &world.database)).unwrap();
+    let mut listener = store.listen(&store.hello().await.unwrap()).await.unwrap();
+    let (rows, cursor) = store.snapshot().await.unwrap();
+    assert_eq!(rows.peers.len(), 1);
+    assert!(store.synced(rows.taken_at).await.unwrap());
+    world.run(&format!("update devices set name = 'tablet' where id = '{}'", ann.device)).await;
+    listener.next().await.unwrap();
+    assert!(matches!(store.changes(&cursor).await.unwrap(), Read::Changed(..)));
+    // Longer than the timeout for idle sessions.
+    let quiet = std::time::Duration::from_millis(1_500);
+    assert!(tokio::time::timeout(quiet, listener.next()).await.is_err());
+    store.snapshot().await.unwrap();
+    let admin = options("postgres", &world.database);
+    gatepost::store::migrate(&admin).await.unwrap();
 }

@@ -417,3 +417,31 @@ async fn migrate_and_grant_repair_a_dump_restored_on_another_server() {
         assert!(agent.attach(true).await.unwrap().unwatched.is_empty());
     }
 }
+
+#[tokio::test]
+async fn migrate_names_tables_in_another_schema_and_creates_none() {
+    let (database, admin) = brown_field().await;
+    admin
+        .batch_execute(
+            "create schema vpn;
+             do $$
+             declare t text;
+             begin
+                 for t in select tablename from pg_tables where schemaname = 'public' loop
+                     execute format('alter table public.%I set schema vpn', t);
+                 end loop;
+             end $$",
+        )
+        .await
+        .unwrap();
+    let Err(StoreError::Differs(differences)) = migrate(&options("postgres", &database)).await
+    else {
+        panic!("migrated beside the tables");
+    };
+    assert_eq!(differences.len(), 15, "{differences:?}");
+    let devices = "devices is in schema vpn, but gatepost reads schema public: \
+                   run `alter table vpn.devices set schema public`";
+    assert!(differences.contains(&devices.to_owned()), "{differences:?}");
+    let created = "select count(*) from pg_tables where schemaname in ('public', 'gatepost')";
+    assert_eq!(admin.query_one(created, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
