@@ -1,7 +1,8 @@
 //! The loop's core: takes in what happened and says what to do. No clock, no I/O.
 //!
-//! Every event only widens what must be read or compared. One job is under way at a time, except for
-//! the first reading of both sides: however many commits come, at most one pass runs and one waits.
+//! Every event only widens what must be read or compared. At most one read of the database and one
+//! job on the kernel are under way at a time: however many commits come, one pass runs and one waits,
+//! and a read that hangs holds up no work on the kernel.
 
 mod decide;
 
@@ -21,7 +22,6 @@ use super::proof::Proof;
 use super::rows::Rows;
 use super::source::Source;
 use super::view::View;
-use decide::Turn;
 
 /// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
 #[derive(Debug)]
@@ -35,7 +35,6 @@ pub struct Machine {
     proof: Proof,
     outbox: Outbox,
     notices: Notices,
-    turn: Turn,
 }
 
 impl Machine {
@@ -53,7 +52,6 @@ impl Machine {
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
             notices: Notices::default(),
-            turn: Turn::Read,
         }
     }
 
@@ -83,7 +81,7 @@ impl Machine {
             passes: self.passes.view(),
             proof: self.proof.view(),
             outbox: self.outbox.view(),
-            is_busy: self.is_busy(),
+            is_busy: self.source.is_reading() || self.mirror.is_busy(),
         }
     }
 
@@ -116,7 +114,7 @@ impl Machine {
             Event::Observed(reading) => self.kernel_read(reading.map(|reading| *reading), now),
             Event::Glanced(glance) => {
                 if self.mirror.take_glance(glance.ok()) {
-                    self.repeat_proof(now);
+                    self.repeat_proof(true, now);
                 }
             }
             Event::Applied(outcome) => self.plan_applied(outcome, now),
@@ -147,8 +145,7 @@ impl Machine {
         });
         let dues = [
             self.source.due(now),
-            // What waits for the job under way is due when that ends.
-            self.mirror.due(now).filter(|_| !self.is_busy()),
+            self.mirror.due(now),
             self.passes.due(),
             self.proof.due().filter(|_| connected),
             self.outbox.due().filter(|_| connected),
@@ -171,9 +168,7 @@ impl Machine {
             self.mirror.want_beat(now.instant);
             self.source.want(ReadKind::Changes);
         }
-        if !self.is_busy() {
-            self.mirror.let_time_pass(now.instant);
-        }
+        self.mirror.let_time_pass(now.instant);
         if self.passes.let_time_pass(now.instant) {
             self.mirror.want_reading("retry");
         }

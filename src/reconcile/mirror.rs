@@ -8,8 +8,9 @@ use parking_lot::RwLockReadGuard;
 use super::clock::Now;
 use super::options::Timing;
 use super::session::is_alive;
-use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved};
+use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
+use crate::plan::{Plan, Step};
 
 /// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
 /// us) must not become a storm of dumps.
@@ -24,10 +25,11 @@ pub(super) struct Mirror {
     observed: Option<SharedObserved>,
     trust: Trust,
     wanted: Wanted,
-    /// A job on the kernel is under way.
-    busy: bool,
+    job: Job,
     /// Why the last complete reading was made.
     why: String,
+    /// What the last complete reading found edited in our table.
+    firewall_difference: Option<nft::Difference>,
     /// Why the last complete reading failed.
     error: Option<String>,
     /// When the reading under way, or the last one, began.
@@ -62,6 +64,14 @@ enum Wanted {
     Reading { why: String },
 }
 
+/// The work on the kernel that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Job {
+    None,
+    Look,
+    Apply,
+}
+
 /// A complete reading was taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TakenReading {
@@ -89,8 +99,9 @@ impl Mirror {
             observed: None,
             trust: Trust::Kept,
             wanted: Wanted::Reading { why: "start".into() },
-            busy: false,
+            job: Job::None,
             why: String::new(),
+            firewall_difference: None,
             error: None,
             began_at: now,
             ended_at: None,
@@ -117,17 +128,18 @@ impl Mirror {
         self.observed.as_ref().map(SharedObserved::read)
     }
 
-    pub const fn was_read(&self) -> bool {
-        self.observed.is_some()
-    }
-
     /// Whether the kernel could be read when that was last tried.
     pub const fn is_readable(&self) -> bool {
         self.error.is_none()
     }
 
-    pub const fn is_busy(&self) -> bool {
-        self.busy
+    pub fn is_busy(&self) -> bool {
+        self.job != Job::None
+    }
+
+    /// Whether a plan is being applied.
+    pub fn is_applying(&self) -> bool {
+        self.job == Job::Apply
     }
 
     /// Whether a plan may be made from the reading.
@@ -140,18 +152,18 @@ impl Mirror {
         self.wants_reading() && self.trust != Trust::Fresh
     }
 
-    /// Whether anything is to be read.
-    pub fn is_wanted(&self) -> bool {
-        self.wanted != Wanted::Nothing
-    }
-
     pub const fn wants_reading(&self) -> bool {
         matches!(self.wanted, Wanted::Reading { .. })
     }
 
-    /// Why the last complete reading was made.
-    pub fn why(&self) -> &str {
-        &self.why
+    /// What announced the drift that `plan` repairs, and which object of our table was edited.
+    pub fn drift(&self, plan: &Plan) -> String {
+        let edited = self.firewall_difference.as_ref();
+        let repairs = plan.steps().iter().any(|step| matches!(step, Step::Firewall { .. }));
+        match edited.filter(|_| repairs) {
+            Some(edited) => format!("{}: {edited}", self.why),
+            None => self.why.clone(),
+        }
     }
 
     /// Between two complete readings, as long as the last one took.
@@ -192,15 +204,19 @@ impl Mirror {
         }
     }
 
-    /// When the next complete reading is due, or may begin if it is wanted.
+    /// When the next complete reading is due, or may begin if it is wanted. What waits for the job
+    /// under way is due when that ends.
     pub fn due(&self, now: Now) -> Option<Instant> {
+        if self.is_busy() {
+            return None;
+        }
         let allowed = self.may_begin_at().unwrap_or(now.instant);
         let wanted = self.wants_reading().then_some(allowed);
         Some(wanted.map_or(self.next_reading, |at| at.min(self.next_reading)))
     }
 
     pub fn let_time_pass(&mut self, now: Instant) {
-        if now >= self.next_reading {
+        if now >= self.next_reading && !self.is_busy() {
             self.next_reading = now + self.timing.compare_interval();
             self.want_reading("compare interval");
         }
@@ -221,7 +237,7 @@ impl Mirror {
         self.next_reading = now + self.timing.compare_interval();
         self.began_at = now;
         self.readings += 1;
-        self.busy = true;
+        self.job = Job::Look;
         true
     }
 
@@ -230,7 +246,7 @@ impl Mirror {
         let begins = self.wanted == Wanted::Glance;
         if begins {
             self.wanted = Wanted::Nothing;
-            self.busy = true;
+            self.job = Job::Look;
         }
         begins
     }
@@ -239,7 +255,7 @@ impl Mirror {
     pub fn begin_apply(&mut self) -> Option<SharedObserved> {
         let observed = self.observed.clone()?;
         self.trust = Trust::Doubtful;
-        self.busy = true;
+        self.job = Job::Apply;
         Some(observed)
     }
 
@@ -253,6 +269,7 @@ impl Mirror {
         let was_guarded = self.observed().is_some_and(|former| self.guards(&former));
         let guard_lost = was_guarded && !self.guards(&reading.state);
         self.backend = reading.backend;
+        self.firewall_difference = reading.firewall_difference;
         self.traffic = reading.traffic;
         self.observed = Some(reading.state.into());
         self.trust = Trust::Fresh;
@@ -267,14 +284,14 @@ impl Mirror {
     }
 
     fn end_reading(&mut self, now: Instant) {
-        self.busy = false;
+        self.job = Job::None;
         self.ended_at = Some(now);
     }
 
     /// A glance ended. Says whether it found everything as it is known to be; whatever is wrong, a
     /// complete reading will show it, and say why if it cannot be had.
     pub fn take_glance(&mut self, glance: Option<Glance>) -> bool {
-        self.busy = false;
+        self.job = Job::None;
         let as_known = glance.is_some_and(|glance| {
             self.observed().is_some_and(|observed| {
                 glance.firewall_is_current
@@ -292,7 +309,7 @@ impl Mirror {
 
     /// The job that changed the kernel ended with an answer to every step.
     pub const fn applied(&mut self) {
-        self.busy = false;
+        self.job = Job::None;
         self.trust = Trust::Kept;
     }
 

@@ -29,9 +29,16 @@ pub(super) struct Proof {
     /// The last proof that was told, also while the kernel may differ.
     last: Option<Proven>,
     next_beat: Instant,
-    /// Since when `last_sync_at` is to be written again.
-    beat_wanted: Option<Instant>,
+    beat: Option<Beat>,
     comparisons: Comparisons,
+}
+
+/// A heartbeat of `last_sync_at` that is to be written.
+#[derive(Debug, Clone, Copy)]
+struct Beat {
+    wanted_at: Instant,
+    /// The kernel was read back for it.
+    read_back: bool,
 }
 
 /// What readers see.
@@ -65,7 +72,7 @@ impl Proof {
             current: None,
             last: None,
             next_beat: now,
-            beat_wanted: None,
+            beat: None,
             comparisons: Comparisons::new(),
         }
     }
@@ -92,7 +99,7 @@ impl Proof {
         let due = self.due().is_some_and(|at| at <= now);
         if due {
             self.next_beat = now + self.heartbeat;
-            self.beat_wanted.get_or_insert(now);
+            self.beat.get_or_insert(Beat { wanted_at: now, read_back: false });
         }
         due
     }
@@ -117,7 +124,7 @@ impl Proof {
             self.comparisons.proves();
         }
         let first = self.current.replace(Proven { as_of, at: now.wall }).is_none();
-        let beat = read_back && self.take_beat(rows_read_at);
+        let beat = self.take_beat(rows_read_at, read_back);
         let tells = first || beat || ends_pass;
         if tells && read_back {
             // It is the heartbeat that was due by now.
@@ -126,20 +133,28 @@ impl Proof {
         tells
     }
 
-    /// A glance found everything as it is known to be. Says whether that is to be told now.
-    pub fn repeat(&mut self, as_of: SystemTime, rows_read_at: Instant, now: Now) -> bool {
+    /// Nothing is known to differ. Says whether that is to be told now.
+    pub fn repeat(
+        &mut self,
+        as_of: SystemTime,
+        rows_read_at: Instant,
+        read_back: bool,
+        now: Now,
+    ) -> bool {
         self.current = Some(Proven { as_of, at: now.wall });
-        self.take_beat(rows_read_at)
+        self.take_beat(rows_read_at, read_back)
     }
 
-    /// Whether a heartbeat is wanted and the rows were read for it. The kernel was read back: this is
-    /// the heartbeat.
-    fn take_beat(&mut self, rows_read_at: Instant) -> bool {
-        let due = self.beat_wanted.is_some_and(|since| rows_read_at >= since);
-        if due {
-            self.beat_wanted = None;
+    /// Whether the heartbeat that is wanted is complete: both the rows and the kernel were read for it,
+    /// in whichever order.
+    fn take_beat(&mut self, rows_read_at: Instant, read_back: bool) -> bool {
+        let Some(beat) = &mut self.beat else { return false };
+        beat.read_back |= read_back;
+        let complete = beat.read_back && rows_read_at >= beat.wanted_at;
+        if complete {
+            self.beat = None;
         }
-        due
+        complete
     }
 
     /// What is proven now may be shown.
@@ -170,7 +185,8 @@ mod tests {
         assert_eq!(proof.due(), Some(start + BEAT));
         assert!(proof.let_time_pass(start + BEAT));
         assert!(!proof.prove(evidence(start), at(BEAT)), "the rows were not read for it");
-        assert!(proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, at(BEAT)));
+        assert!(proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, false, at(BEAT)));
+        assert!(!proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, false, at(BEAT)), "told once");
     }
 
     #[test]

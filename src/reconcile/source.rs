@@ -310,9 +310,7 @@ impl Source {
     pub fn read_nothing(&mut self, taken_at: SystemTime, now: Now) {
         self.figures.change_reads += 1;
         // An agent that asks in turns may be told an earlier time: a clock does not run back.
-        if taken_at > self.clock(now) {
-            self.clock = Some((taken_at, now.instant));
-        }
+        self.clock = Some((self.clock(now).max(taken_at), now.instant));
     }
 
     /// Changes were read. Where they should have been announced and were not, their notification may
@@ -325,16 +323,24 @@ impl Source {
         now: Now,
     ) {
         self.figures.change_reads += 1;
-        self.clock = Some((taken_at, now.instant));
+        self.set_clock(taken_at, reading, now);
         if self.mode() == Some(Mode::Listen) && settled {
             self.notifications.found(reading.announcement, now.instant);
         }
     }
 
-    pub fn read_everything(&mut self, taken_at: SystemTime, now: Now) {
+    pub fn read_everything(&mut self, taken_at: SystemTime, reading: Reading, now: Now) {
         self.figures.full_reads += 1;
-        self.clock = Some((taken_at, now.instant));
+        self.set_clock(taken_at, reading, now);
         self.next_resync = now.instant + self.timing.resync_interval;
+    }
+
+    /// The database's clock stood at `taken_at` at some moment of the read, which may have taken long:
+    /// what we knew of the clock before says where in between.
+    fn set_clock(&mut self, taken_at: SystemTime, reading: Reading, now: Now) {
+        let latest = taken_at + now.instant.duration_since(reading.began_at);
+        let known = self.clock.map_or(taken_at, |_| self.clock(now));
+        self.clock = Some((known.clamp(taken_at, latest), now.instant));
     }
 }
 
@@ -370,7 +376,7 @@ mod tests {
         source.connected(Mode::Listen, now);
         source.begin_read(|kind| kind, now).unwrap();
         let reading = source.end_read(true, now);
-        source.read_everything(now.wall, now);
+        source.read_everything(now.wall, reading, now);
         source.let_time_pass(now);
         source.wanted = None;
         assert_eq!(reading.kind, ReadKind::Everything);
@@ -415,6 +421,25 @@ mod tests {
         assert_eq!(source.clock(set_back), now.wall + SECOND);
         source.read_nothing(now.wall, set_back);
         assert_eq!(source.clock(set_back), now.wall + SECOND);
+    }
+
+    #[test]
+    fn a_read_that_takes_long_does_not_set_the_databases_clock_back() {
+        let start = start();
+        let mut source = listening(start);
+        source.notified(start);
+        source.begin_read(|kind| kind, start).unwrap();
+        let end = later(start, 30 * SECOND);
+        let reading = source.end_read(true, end);
+        source.read_changes(start.wall + SECOND, reading, true, end);
+        assert_eq!(source.clock(end), start.wall + 30 * SECOND);
+        // What the read says wins where the two cannot both be true.
+        source.begin_connect(end);
+        source.notified(end);
+        source.begin_read(|kind| kind, end).unwrap();
+        let reading = source.end_read(true, end);
+        source.read_changes(start.wall, reading, true, end);
+        assert_eq!(source.clock(end), start.wall);
     }
 
     #[test]

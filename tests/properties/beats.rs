@@ -56,7 +56,7 @@ fn a_beat_finds_a_changed_firewall_or_link_that_nobody_told_of() {
 fn nothing_is_due_that_waits_for_the_job_under_way() {
     let mut world = quiet_world();
     let began = world.machine.handle(Event::Resync, world.now());
-    assert!(matches!(began[..], [Action::Read(_)]), "{began:?}");
+    assert!(matches!(began[..], [Action::Observe, Action::Read(_)]), "{began:?}");
     let mut wakeups = 0;
     let end = world.elapsed + Duration::from_secs(60);
     while world.elapsed < end {

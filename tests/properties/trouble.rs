@@ -99,6 +99,50 @@ fn rows_that_cannot_be_built_leave_the_kernel_alone_until_some_can() {
     assert!(world.machine.view().obstacle().is_none());
 }
 
+/// A read of the database is under way and does not end.
+fn world_with_a_hanging_read() -> World {
+    let mut world = quiet_world();
+    world.pass_time(SECOND);
+    world.tell(Event::Notified);
+    let hangs = world.queue.pop_front();
+    assert!(matches!(hangs, Some(Action::Read(_))), "{hangs:?}");
+    world
+}
+
+#[test]
+fn a_read_that_hangs_holds_up_no_repair() {
+    let mut world = world_with_a_hanging_read();
+    world.happen(Happening::FlushFirewall);
+    world.pass_time(SECOND);
+    assert!(world.kernel.state.firewall.is_some(), "the table is repaired");
+    world.happen(Happening::LoseLink);
+    world.pass_time(SECOND);
+    assert!(world.kernel_equals_database());
+}
+
+#[test]
+fn a_read_that_hangs_holds_up_no_scheduled_revocation() {
+    let mut world = quiet_world();
+    let revoked_at = world.database_now() + MINUTE;
+    world.tables.peers.get_mut(&PeerId(id(2, 1))).unwrap().revoked_at = Some(revoked_at);
+    world.tell(Event::Notified);
+    world.pass_time(MINUTE - SECOND);
+    world.tell(Event::Notified);
+    assert!(matches!(world.queue.pop_front(), Some(Action::Read(_))), "it hangs");
+    assert!(revoked_at > world.database_now() && world.kernel.state.peers.contains_key(&key(1)));
+    world.pass_time(2 * SECOND);
+    assert!(!world.kernel.state.peers.contains_key(&key(1)), "the revocation acts");
+}
+
+#[test]
+fn what_a_slow_read_found_is_not_persisted_by_a_verdict_on_older_rows() {
+    let mut world = world_with_a_hanging_read();
+    world.kept.clear();
+    world.happen(Happening::FlushFirewall);
+    world.pass_time(SECOND);
+    assert_eq!(world.kept, [], "no rows were read since the last verdict");
+}
+
 #[test]
 fn a_full_read_that_fails_is_made_again_in_full() {
     let mut world = quiet_world();

@@ -19,14 +19,6 @@ use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::proof::Evidence;
 use crate::reconcile::source;
 
-/// Whether the next job is a read of the database or a look at the kernel, where both are wanted: a
-/// storm of notifications must starve neither.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    Read,
-    Look,
-}
-
 /// What follows from an event.
 impl Machine {
     pub(super) fn rows_read(
@@ -60,15 +52,16 @@ impl Machine {
                     None => self.source.want(ReadKind::Everything),
                 }
             }
-            Ok(ReadAnswer::Everything(rows)) => self.replace_rows(*rows, since, now),
+            Ok(ReadAnswer::Everything(rows)) => self.replace_rows(*rows, reading, now),
         }
     }
 
-    fn replace_rows(&mut self, rows: SnapshotRows, since: Instant, now: Now) {
-        self.source.read_everything(rows.taken_at, now);
+    fn replace_rows(&mut self, rows: SnapshotRows, reading: source::Reading, now: Now) {
+        self.source.read_everything(rows.taken_at, reading, now);
         match self.rows.replace(rows) {
             Ok(replaced) => {
                 self.notices.forget(Trouble::Rows);
+                let since = reading.found_since();
                 self.difference.replaced(replaced.departed, replaced.policies, since);
                 self.more_to_do();
                 self.rows_are_new(now);
@@ -101,6 +94,7 @@ impl Machine {
         self.notices.forget(Trouble::Database);
         let touched = self.rows.are_good(now.instant);
         self.touch(touched, now.instant);
+        self.repeat_proof(false, now);
     }
 
     /// Starts from the last good rows, unless the database answered first.
@@ -222,12 +216,8 @@ impl Machine {
 
 /// What begins next.
 impl Machine {
-    pub(super) const fn is_busy(&self) -> bool {
-        self.source.is_reading() || self.mirror.is_busy()
-    }
-
-    /// What to do next. What was read is carried out before more is read, and a look at the kernel
-    /// that is wanted waits for one read at most.
+    /// What to do next. What was read is carried out before more is read, and a read that is under way
+    /// holds up neither a look at the kernel nor a step.
     pub(super) fn begin_next(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.source.begin_connect(now) {
@@ -240,54 +230,34 @@ impl Machine {
             let report = self.outbox.begin_report(mode, now.instant);
             actions.extend(report.map(Action::Report));
         }
-        // The first reading of the kernel and the first of the database need nothing of each other.
-        let first = !self.mirror.was_read() && self.rows.desired().is_none();
-        let turns: [fn(&mut Self, Now, &mut Vec<Action>); 6] = [
-            Self::begin_read_in_turn,
-            Self::begin_reading,
-            Self::plan_next,
-            Self::begin_read_in_turn,
-            Self::begin_glance,
-            Self::begin_read,
-        ];
-        for begin in turns {
-            if !self.is_busy() {
+        let begins: [fn(&mut Self, Now, &mut Vec<Action>); 3] =
+            [Self::begin_reading, Self::plan_next, Self::begin_glance];
+        for begin in begins {
+            if !self.mirror.is_busy() {
                 begin(self, now, &mut actions);
             }
         }
-        if first && !self.source.is_reading() {
-            self.begin_read(now, &mut actions);
-        }
+        self.begin_read(now, &mut actions);
         actions.iter().for_each(|action| self.proof.begins(action));
         actions
     }
 
-    fn begin_read_in_turn(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.turn == Turn::Read {
-            self.begin_read(now, actions);
-        }
-    }
-
     fn begin_read(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.may_plan() {
+        if self.source.is_reading() || self.mirror.is_applying() || self.may_plan() {
             return;
         }
-        if let Some(kind) = self.source.begin_read(|kind| self.rows.enough(kind), now) {
-            self.turn = if self.mirror.is_wanted() { Turn::Look } else { Turn::Read };
-            actions.push(Action::Read(kind));
-        }
+        let kind = self.source.begin_read(|kind| self.rows.enough(kind), now);
+        actions.extend(kind.map(Action::Read));
     }
 
     fn begin_reading(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.mirror.begin_reading(now.instant) {
-            self.turn = Turn::Read;
             actions.push(Action::Observe);
         }
     }
 
     fn begin_glance(&mut self, _: Now, actions: &mut Vec<Action>) {
         if self.mirror.begin_glance() {
-            self.turn = Turn::Read;
             actions.push(Action::Glance);
         }
     }
@@ -354,7 +324,7 @@ impl Machine {
     }
 
     fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {
-        let drift = self.difference.is_drift().then(|| self.mirror.why().to_owned());
+        let drift = self.difference.is_drift().then(|| self.mirror.drift(&planned));
         let revoked = self.difference.take_departed(&planned);
         if let Some(observed) = self.mirror.observed() {
             self.passes.begin(&planned, revoked, &observed, drift, now.instant);
@@ -394,17 +364,21 @@ impl Machine {
         self.notices.say(pass.into_note());
     }
 
-    /// A glance found the kernel as it is known to be: the proof holds as of now.
-    pub(super) fn repeat_proof(&mut self, now: Now) {
+    /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the
+    /// kernel as it is known to be; else the rows were just read.
+    pub(super) fn repeat_proof(&mut self, read_back: bool, now: Now) {
         if !self.difference.is_nothing()
             || self.hold.held_back().is_some()
+            || self.mirror.is_applying()
             || !self.proof.is_current()
         {
             return;
         }
         let Some(as_of) = self.rows.desired().map(|desired| desired.as_of()) else { return };
-        self.mirror.prove();
-        if self.proof.repeat(as_of, self.rows.read_at(), now) {
+        if read_back {
+            self.mirror.prove();
+        }
+        if self.proof.repeat(as_of, self.rows.read_at(), read_back, now) {
             self.tell_proof(as_of);
         }
     }

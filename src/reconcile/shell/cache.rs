@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::model::{ChangedRows, SnapshotRows};
-use crate::reconcile::event::{Keep, LastGood};
+use crate::reconcile::event::{Keep, LastGood, ReadAnswer};
 
 /// Why the last good rows cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -194,9 +194,22 @@ enum Kept {
 
 /// What one read returned.
 #[derive(Debug, Clone, PartialEq)]
-enum Rows {
+pub(super) enum Rows {
     Everything(Arc<SnapshotRows>),
     Changed(Arc<ChangedRows>),
+}
+
+impl Rows {
+    /// A copy of the rows of an answer; `None`: it has none.
+    pub fn of(answer: &ReadAnswer) -> Option<Self> {
+        match answer {
+            ReadAnswer::Unchanged { .. } => None,
+            ReadAnswer::Changed(rows) => Some(Self::Changed(Arc::new(rows.clone()))),
+            ReadAnswer::Everything(rows) => {
+                Some(Self::Everything(Arc::new(SnapshotRows::clone(rows))))
+            }
+        }
+    }
 }
 
 /// Rows that are not known to be good.
@@ -236,14 +249,10 @@ pub struct Keeper(mpsc::Sender<Kept>);
 
 // The thread lives as long as a keeper does, so it is there.
 impl Keeper {
-    /// Everything was read.
-    pub fn everything(&self, rows: &SnapshotRows) {
-        let _ = self.0.send(Kept::Rows(Rows::Everything(Arc::new(rows.clone()))));
-    }
-
-    /// What changed was read.
-    pub fn changed(&self, rows: &ChangedRows) {
-        let _ = self.0.send(Kept::Rows(Rows::Changed(Arc::new(rows.clone()))));
+    /// Hands over what a read returned. The caller hands it to the machine at the same moment, so that
+    /// no verdict on earlier rows counts for these.
+    pub(super) fn push(&self, rows: Rows) {
+        let _ = self.0.send(Kept::Rows(rows));
     }
 
     /// Says whether the rows handed over so far are good.

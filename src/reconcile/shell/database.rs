@@ -4,7 +4,6 @@ use std::time::SystemTime;
 
 use tracing::debug;
 
-use super::cache::Keeper;
 use super::choose::{Chosen, choose};
 use crate::causes::causes;
 use crate::reconcile::error::DatabaseError;
@@ -90,10 +89,10 @@ pub(super) enum Cause {
     Other,
 }
 
-/// What reading leaves behind for the next read, and for the next boot.
+/// What reading leaves behind for the next read.
+#[derive(Default)]
 pub(super) struct Reader {
     last: Option<LastRead>,
-    keeper: Option<Keeper>,
 }
 
 struct LastRead {
@@ -103,10 +102,6 @@ struct LastRead {
 }
 
 impl Reader {
-    pub const fn new(keeper: Option<Keeper>) -> Self {
-        Self { last: None, keeper }
-    }
-
     /// Reads what changed since the last read, or everything.
     pub async fn read(
         &mut self,
@@ -133,9 +128,6 @@ impl Reader {
                 }
                 Read::Changed(rows, next) => {
                     *last = LastRead { cursor: next, as_of: rows.taken_at };
-                    if let Some(keeper) = &self.keeper {
-                        keeper.changed(&rows);
-                    }
                     return Ok(ReadAnswer::Changed(rows));
                 }
                 Read::Everything(why) => debug!(why, "reading everything: {why}"),
@@ -143,9 +135,6 @@ impl Reader {
         }
         let (rows, next) = store.snapshot().await?;
         self.last = Some(LastRead { cursor: next, as_of: rows.taken_at });
-        if let Some(keeper) = &self.keeper {
-            keeper.everything(&rows);
-        }
         Ok(ReadAnswer::Everything(Box::new(rows)))
     }
 }

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::cache::{Cache, Keeper};
+use super::cache::{Cache, Keeper, Rows};
 use super::database::{Cause, Connection, Reader, send};
 use super::in_use::InUse;
 use super::journal::say;
@@ -17,7 +17,7 @@ use crate::causes::causes;
 use crate::dataplane::DataplaneHandle;
 use crate::reconcile::clock;
 use crate::reconcile::error::{DatabaseError, RunError};
-use crate::reconcile::event::{Action, Event, ReadKind, Sent};
+use crate::reconcile::event::{Action, Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::host::Host;
 use crate::reconcile::machine::Machine;
 use crate::reconcile::mode::Mode;
@@ -53,6 +53,8 @@ const TRIES_ONCE: u32 = 3;
 
 pub(super) enum Inner {
     Event(Event),
+    /// A read ended, with a copy of its rows for the cache.
+    Read(Result<ReadAnswer, DatabaseError>, Option<Rows>),
     Connected(Box<Connection>),
     DataplaneGone,
     Attached(Attached),
@@ -111,7 +113,7 @@ impl<D: Host> Shell<D> {
             gateway: options.gateway,
             template,
             cache: options.cache,
-            reader: Arc::new(Mutex::new(Reader::new(keeper.clone()))),
+            reader: Arc::new(Mutex::new(Reader::default())),
             keeper,
             winding_up: false,
             notified: false,
@@ -128,6 +130,12 @@ impl<D: Host> Shell<D> {
     pub(super) fn take(&mut self, inner: Inner) {
         match inner {
             Inner::Event(event) => self.tell(event),
+            Inner::Read(answer, rows) => {
+                if let (Some(keeper), Some(rows)) = (&self.keeper, rows) {
+                    keeper.push(rows);
+                }
+                self.tell(Event::Read(answer));
+            }
             Inner::Connected(connection) => self.connected(*connection),
             Inner::Attached(attached) => self.attached(attached),
             Inner::DataplaneGone => self.dataplane_gone = true,
@@ -186,14 +194,15 @@ impl<D: Host> Shell<D> {
         let notified = std::mem::take(&mut self.notified);
         let cause = if notified { Cause::Notification } else { Cause::Other };
         let (store, reader) = (self.store.clone(), self.reader.clone());
-        let events = self.events.clone();
+        let (events, keeps) = (self.events.clone(), self.keeper.is_some());
         let mode = self.in_use.map_or(Mode::Poll, |in_use| in_use.mode);
         tokio::spawn(async move {
             let answer = reader.lock().await.read(&store, kind, mode, cause).await;
             let answer = answer.map_err(DatabaseError::from);
             // A read may be the first to find that the database is gone, or no longer ours.
             let lost = answer.as_ref().err().cloned();
-            drop(events.send(Inner::Event(Event::Read(answer))));
+            let rows = answer.as_ref().ok().filter(|_| keeps).and_then(Rows::of);
+            drop(events.send(Inner::Read(answer, rows)));
             if let Some(error) = lost {
                 drop(events.send(Inner::Event(Event::Disconnected { error })));
             }
