@@ -204,3 +204,34 @@ impl Meets {
         Arc::clone(both)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{FixedRules, Peer};
+
+    #[test]
+    fn what_the_rows_give_to_another_inside_a_kept_prefix_reaches_nothing() {
+        let [site, inner]: [IpNet; 2] =
+            ["192.168.0.0/23", "192.168.0.0/24"].map(|text| text.parse().unwrap());
+        let [one, other] = [1, 2].map(|number| PublicKey::from_bytes([number; 32]).unwrap());
+        let server = Box::from(["10.0.0.53".parse().unwrap()]);
+        let profile = Arc::new(Profile { dns_servers: server, ..Profile::default() });
+        let profiles = BTreeMap::from([(ProfileId(1), Arc::clone(&profile))]);
+        let places = BTreeMap::from([(site, ProfileId(1))]);
+        let peer = Peer { allowed_ips: AllowedIps::from_iter([site]), ..Peer::default() };
+        let observed = ObservedState {
+            peers: [(one, peer)].into(),
+            firewall: Some(ObservedFirewall::new(FixedRules::Open, profiles, places)),
+            ..ObservedState::default()
+        };
+        let prefixes = |prefix| AllowedIps::from_iter([prefix]);
+        let desired = Allowed {
+            peers: [(one, prefixes(site)), (other, prefixes(inner))].into(),
+            reach: [site, inner].map(|prefix| (prefix, Arc::clone(&profile))).into(),
+        };
+        let met = meet(&desired, &observed);
+        assert_eq!(met.peers, [(one, prefixes(site))].into());
+        assert_eq!(met.reach, [(site, profile), (inner, Arc::default())].into());
+    }
+}
