@@ -119,13 +119,9 @@ mod tests {
     fn text_names_the_cause_and_the_remedy_once() {
         let place = Place { hosts: "db1:5432".into(), database: "vpn".into(), role: "gw".into() };
         let closed = StoreError::Closed { place: Box::new(place) };
+        let wanted = format!("{closed}; try again; if it persists, see the server's log");
         let error = WiringError::Preview(PreviewError::Database(closed));
-        let text = CommandError::from(error).text();
-        assert_eq!(
-            text,
-            "database vpn at db1:5432 as role gw closed the connection that listens; try again; if \
-             it persists, see the server's log"
-        );
+        assert_eq!(CommandError::from(error).text(), wanted);
         let error = WiringError::Preview(PreviewError::Kernel(DataplaneError::ThreadGone));
         let cause = DataplaneError::ThreadGone.to_string();
         assert_eq!(CommandError::from(error).text(), format!("could not read the kernel: {cause}"));
