@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::session::Seen;
 use crate::model::DeviceId;
-use crate::store::AuditEntry;
+use crate::store::{AuditEntry, Handshake};
 
 /// More audit entries than this are not kept while the database is away.
 const MAX_AUDIT_ENTRIES: usize = 10_000;
@@ -15,7 +14,7 @@ const MAX_AUDIT_ENTRIES: usize = 10_000;
 pub struct Report {
     /// The database's time as of which the kernel was proven equal to what the database held.
     pub synced_as_of: Option<SystemTime>,
-    pub handshakes: BTreeMap<DeviceId, Seen>,
+    pub handshakes: BTreeMap<DeviceId, Handshake>,
     pub audit: Vec<AuditEntry>,
 }
 
@@ -58,12 +57,12 @@ impl Ledger {
 
     /// Notes a handshake of any of a device's peers. It continues the series that was not reported
     /// yet, unless a new session is known to have begun.
-    pub fn handshake(&mut self, device_id: DeviceId, handshake: Seen) {
-        let kept = self.open.handshakes.entry(device_id).or_insert(handshake);
-        let session_since = kept.session_since.max(handshake.session_since);
+    pub fn handshake(&mut self, handshake: Handshake) {
+        let kept = self.open.handshakes.entry(handshake.device_id).or_insert(handshake);
+        let connected_at = kept.connected_at.max(handshake.connected_at);
         kept.first_at = kept.first_at.min(handshake.first_at);
-        kept.at = kept.at.max(handshake.at);
-        kept.session_since = session_since;
+        kept.seen_at = kept.seen_at.max(handshake.seen_at);
+        kept.connected_at = connected_at;
     }
 
     /// Notes an audit entry. While the database is there none is dropped, however many peers one
@@ -85,8 +84,8 @@ impl Ledger {
     pub fn put_back(&mut self, report: Report) {
         let newer = std::mem::replace(&mut self.open, report);
         self.open.synced_as_of = self.open.synced_as_of.max(newer.synced_as_of);
-        for (device_id, handshake) in newer.handshakes {
-            self.handshake(device_id, handshake);
+        for handshake in newer.handshakes.into_values() {
+            self.handshake(handshake);
         }
         for entry in newer.audit {
             self.audit(entry);
@@ -113,16 +112,21 @@ mod tests {
     fn waiting_handshakes_are_reported_as_one_series() {
         let device = DeviceId(uuid::Uuid::nil());
         let at = |secs| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(secs);
-        let seen = |secs| Seen { first_at: at(secs), at: at(secs), session_since: None };
+        let seen = |secs| Handshake {
+            device_id: device,
+            first_at: at(secs),
+            seen_at: at(secs),
+            connected_at: None,
+        };
         let mut ledger = Ledger::default();
-        ledger.handshake(device, seen(120));
-        ledger.handshake(device, seen(240));
+        ledger.handshake(seen(120));
+        ledger.handshake(seen(240));
         let refused = ledger.take();
-        ledger.handshake(device, seen(360));
+        ledger.handshake(seen(360));
         ledger.put_back(refused);
         let told = ledger.take().handshakes[&device];
-        assert_eq!((told.first_at, told.at, told.session_since), (at(120), at(360), None));
-        ledger.handshake(device, seen(480));
+        assert_eq!((told.first_at, told.seen_at, told.connected_at), (at(120), at(360), None));
+        ledger.handshake(seen(480));
         assert_eq!(ledger.take().handshakes[&device].first_at, at(480), "all before were taken");
     }
 

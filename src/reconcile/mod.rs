@@ -43,7 +43,7 @@ pub use note::{Ignored, Note};
 pub use options::{MachineOptions, StaleOptions, StalePolicy, SyncMode, Timing};
 pub use pass::PassFigures;
 pub use proof::Proven;
-pub use session::{SESSION_SECS, Seen, SessionEvent, Sessions};
+pub use session::{SESSION_SECS, SessionEvent, Sessions};
 pub use shell::{
     Ask, Cache, CacheError, Chosen, NothingHeldBack, Options, ROUND_AT_MOST, Until, choose, run,
     run_once,

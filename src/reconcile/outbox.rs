@@ -137,12 +137,9 @@ impl Outbox {
             return;
         }
         self.next_handshakes = now.instant + self.handshakes_every;
-        let (handshakes, events) = self.sessions.update(traffic, now.wall);
-        for (key, handshake) in handshakes {
-            if let Some(row) = desired.row_of(&key) {
-                self.ledger.handshake(row.device_id, handshake);
-            }
-        }
+        let device_of = |key: &PublicKey| desired.row_of(key).map(|row| row.device_id);
+        let (handshakes, events) = self.sessions.update(traffic, device_of, now.wall);
+        handshakes.into_iter().for_each(|handshake| self.ledger.handshake(handshake));
         self.audit(events.iter().filter_map(|event| audit::session(desired, event)));
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use crate::model::{PublicKey, Traffic};
+use crate::model::{DeviceId, PublicKey, Traffic};
+use crate::store::Handshake;
 
 /// WireGuard drops a session's keys after this long without a new handshake (`REJECT_AFTER_TIME`,
 /// WireGuard paper, section 6.1): a peer without a handshake for longer is not connected.
@@ -16,19 +17,6 @@ pub enum SessionEvent {
     Connected { key: PublicKey, at: SystemTime, endpoint: Option<SocketAddr> },
     Disconnected { key: PublicKey, last_seen: SystemTime },
     Roamed { key: PublicKey, from: SocketAddr, to: SocketAddr },
-}
-
-/// Handshakes that have not been reported yet, none more than a session's length after the one
-/// before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
-    /// The first of them.
-    pub first_at: SystemTime,
-    /// The last.
-    pub at: SystemTime,
-    /// When the session that it belongs to began, if that is known: after a restart the database
-    /// knows better.
-    pub session_since: Option<SystemTime>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -46,16 +34,23 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Takes in a complete reading at `now`. Returns the new handshakes and what happened.
+    /// Takes in a complete reading at `now`. Returns the new handshakes of peers whose device is known,
+    /// and what happened.
     ///
     /// The first reading is the baseline: it reports handshakes but no events, because the agent,
     /// not the peer, is what came just now.
     pub fn update(
         &mut self,
         traffic: &BTreeMap<PublicKey, Traffic>,
+        device_of: impl Fn(&PublicKey) -> Option<DeviceId>,
         now: SystemTime,
-    ) -> (BTreeMap<PublicKey, Seen>, Vec<SessionEvent>) {
-        let (mut handshakes, mut events) = (BTreeMap::new(), Vec::new());
+    ) -> (Vec<Handshake>, Vec<SessionEvent>) {
+        let (mut handshakes, mut events) = (Vec::new(), Vec::new());
+        let mut report = |key: &PublicKey, at, connected_at| {
+            let handshake =
+                |device_id| Handshake { device_id, first_at: at, seen_at: at, connected_at };
+            handshakes.extend(device_of(key).map(handshake));
+        };
         self.sessions.retain(|key, _| traffic.contains_key(key));
         for (key, traffic) in traffic {
             // A clock that was set back must not make a handshake lie ahead.
@@ -64,10 +59,7 @@ impl Sessions {
             match self.sessions.get_mut(key) {
                 None => {
                     let known = self.seen_before;
-                    handshakes.insert(
-                        *key,
-                        Seen { first_at: at, at, session_since: known.then_some(at) },
-                    );
+                    report(key, at, known.then_some(at));
                     if known && alive {
                         let endpoint = traffic.endpoint;
                         events.push(SessionEvent::Connected { key: *key, at, endpoint });
@@ -80,7 +72,11 @@ impl Sessions {
                     self.sessions.insert(*key, session);
                 }
                 Some(session) => {
-                    session.take(*key, traffic, at, alive, &mut handshakes, &mut events);
+                    if let Some(connected_at) =
+                        session.update(*key, traffic, at, alive, &mut events)
+                    {
+                        report(key, at, connected_at);
+                    }
                 }
             }
         }
@@ -101,19 +97,20 @@ impl Sessions {
 }
 
 impl Session {
-    fn take(
+    /// Takes in a peer's last handshake. If it is new, returns when its session began, as far as that
+    /// is known: after a restart the database knows better.
+    fn update(
         &mut self,
         key: PublicKey,
         traffic: &Traffic,
         at: SystemTime,
         alive: bool,
-        handshakes: &mut BTreeMap<PublicKey, Seen>,
         events: &mut Vec<SessionEvent>,
-    ) {
+    ) -> Option<Option<SystemTime>> {
+        let mut new_handshake = None;
         if at > self.last_handshake {
             let new_session = age(at, self.last_handshake) > Duration::from_secs(SESSION_SECS);
-            handshakes
-                .insert(key, Seen { first_at: at, at, session_since: new_session.then_some(at) });
+            new_handshake = Some(new_session.then_some(at));
             self.last_handshake = at;
             if alive && (new_session || !self.connected) {
                 events.push(SessionEvent::Connected { key, at, endpoint: traffic.endpoint });
@@ -130,6 +127,7 @@ impl Session {
         }
         self.connected = alive;
         self.endpoint = traffic.endpoint.or(self.endpoint);
+        new_handshake
     }
 }
 
@@ -148,6 +146,10 @@ mod tests {
 
     const KEY: &str = "4V5ShwAxMwr1PyLW4mZs0CjWBpSMLMDJiyDdLCT3XnE=";
 
+    fn device(_: &PublicKey) -> Option<DeviceId> {
+        Some(DeviceId(uuid::Uuid::nil()))
+    }
+
     fn at(secs: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
     }
@@ -161,44 +163,43 @@ mod tests {
 
     #[test]
     fn the_first_reading_reports_handshakes_and_no_events() {
-        let (handshakes, events) = Sessions::default().update(&reading(1_000, 1), at(1_010));
-        let key = KEY.parse().unwrap();
-        assert_eq!(
-            handshakes[&key],
-            Seen { first_at: at(1_000), at: at(1_000), session_since: None }
-        );
+        let (handshakes, events) =
+            Sessions::default().update(&reading(1_000, 1), device, at(1_010));
+        let [handshake] = handshakes[..] else { panic!("{handshakes:?}") };
+        let times = (handshake.first_at, handshake.seen_at, handshake.connected_at);
+        assert_eq!(times, (at(1_000), at(1_000), None));
         assert!(events.is_empty());
     }
 
     #[test]
     fn a_session_begins_lasts_and_ends() {
         let mut sessions = Sessions::default();
-        sessions.update(&BTreeMap::new(), at(900));
-        let (handshakes, events) = sessions.update(&reading(1_000, 1), at(1_001));
-        assert_eq!(handshakes.values().next().unwrap().session_since, Some(at(1_000)));
+        sessions.update(&BTreeMap::new(), device, at(900));
+        let (handshakes, events) = sessions.update(&reading(1_000, 1), device, at(1_001));
+        assert_eq!(handshakes[0].connected_at, Some(at(1_000)));
         assert!(matches!(events[..], [SessionEvent::Connected { .. }]));
-        let (handshakes, events) = sessions.update(&reading(1_120, 1), at(1_121));
-        assert_eq!(handshakes.values().next().unwrap().session_since, None, "a rekey");
+        let (handshakes, events) = sessions.update(&reading(1_120, 1), device, at(1_121));
+        assert_eq!(handshakes[0].connected_at, None, "a rekey");
         assert!(events.is_empty());
-        assert!(sessions.update(&reading(1_120, 1), at(1_125)).0.is_empty(), "nothing new");
-        let (_, events) = sessions.update(&reading(1_120, 1), at(1_301));
+        assert!(sessions.update(&reading(1_120, 1), device, at(1_125)).0.is_empty(), "nothing new");
+        let (_, events) = sessions.update(&reading(1_120, 1), device, at(1_301));
         assert!(matches!(events[..], [SessionEvent::Disconnected { .. }]));
-        assert!(sessions.update(&reading(1_120, 1), at(1_400)).1.is_empty(), "said once");
-        let (_, events) = sessions.update(&reading(1_500, 2), at(1_501));
+        assert!(sessions.update(&reading(1_120, 1), device, at(1_400)).1.is_empty(), "said once");
+        let (_, events) = sessions.update(&reading(1_500, 2), device, at(1_501));
         assert!(matches!(events[..], [SessionEvent::Connected { .. }]));
     }
 
     #[test]
     fn a_moved_endpoint_is_a_roam() {
         let mut sessions = Sessions::default();
-        sessions.update(&reading(1_000, 1), at(1_001));
-        let (_, events) = sessions.update(&reading(1_000, 2), at(1_002));
+        sessions.update(&reading(1_000, 1), device, at(1_001));
+        let (_, events) = sessions.update(&reading(1_000, 2), device, at(1_002));
         assert!(matches!(events[..], [SessionEvent::Roamed { .. }]));
     }
 
     #[test]
     fn a_handshake_never_lies_ahead() {
-        let (handshakes, _) = Sessions::default().update(&reading(5_000, 1), at(1_000));
-        assert_eq!(handshakes.values().next().unwrap().at, at(1_000));
+        let (handshakes, _) = Sessions::default().update(&reading(5_000, 1), device, at(1_000));
+        assert_eq!(handshakes[0].seen_at, at(1_000));
     }
 }

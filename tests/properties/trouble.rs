@@ -360,7 +360,7 @@ fn handshakes_seen_before_the_rows_are_reported_and_are_no_new_sessions() {
     world.database_up = true;
     world.pass_time(MINUTE);
     let seen = world.reports.iter().flat_map(|report| report.handshakes.values());
-    let seen: Vec<_> = seen.map(|seen| (seen.at, seen.session_since)).collect();
+    let seen: Vec<_> = seen.map(|seen| (seen.seen_at, seen.connected_at)).collect();
     assert_eq!(seen, [(shaken, None)]);
 }
 

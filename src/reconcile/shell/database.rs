@@ -53,16 +53,7 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
             Err(error) => errors.push(error),
         }
     }
-    let handshakes: Vec<Handshake> = report
-        .handshakes
-        .iter()
-        .map(|(device_id, seen)| Handshake {
-            device_id: *device_id,
-            first_at: seen.first_at,
-            seen_at: seen.at,
-            connected_at: seen.session_since,
-        })
-        .collect();
+    let handshakes: Vec<Handshake> = report.handshakes.values().copied().collect();
     if !handshakes.is_empty() {
         match store.report(&handshakes).await {
             Ok(reported) => report.handshakes.retain(|id, _| reported.skipped.contains(id)),
