@@ -17,7 +17,7 @@ pub(super) struct Difference {
     cause: Cause,
     /// Policies that changed since the last proof, with their names.
     policies: BTreeMap<PolicyId, Box<str>>,
-    /// Who the peers were that lost their place since the last proof of everything.
+    /// Names of the peers that left the desired state since the last full proof.
     departed: BTreeMap<PublicKey, Departed>,
     /// Prefixes to which a route of another program leads, each with the kernel's reason. The route
     /// is left alone, and costs only its prefix.
@@ -81,7 +81,7 @@ impl Difference {
         self.scope = Scope::Everything;
     }
 
-    /// Rows changed at this moment, or an operator's word did: what differs is no drift.
+    /// Rows changed, or an operator confirmed removals, at this moment: what differs is no drift.
     pub fn rows_changed(&mut self, since: Instant) {
         if !matches!(self.cause, Cause::Rows(_)) {
             self.cause = Cause::Rows(since);

@@ -15,7 +15,7 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
-    /// Whether waiting may help. `false`: somebody must act first, and the text says how.
+    /// Whether waiting may help. `false`: an operator must act first; the message says what to do.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {

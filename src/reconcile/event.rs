@@ -11,8 +11,8 @@ use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved}
 use crate::model::{ChangedRows, SnapshotRows};
 use crate::plan::Plan;
 
-/// Something that happened. Only the answers to a read carry rows; everything else says "look
-/// again", so that it may be lost, doubled or late.
+/// Something that happened. What announces a change says only "look again", so that it may be lost,
+/// doubled or late; the answers to actions carry what was read or done.
 #[derive(Debug)]
 pub enum Event {
     Connected {
@@ -77,8 +77,8 @@ pub struct Sent {
     pub error: Option<DatabaseError>,
 }
 
-/// Something to do. At most one `Read`, `Observe`, `Glance` or `Apply` is under way at any time,
-/// except that the first `Read` does not wait for the first `Observe`.
+/// Something to do. At most one `Read`, and at most one of `Observe`, `Glance` and `Apply`, are under
+/// way at any time.
 #[derive(Debug)]
 pub enum Action {
     Connect,

@@ -1,4 +1,4 @@
-//! The removals that the guard holds back, and the operator's word on them.
+//! The removals that the guard holds back, and the operator's confirmation of them.
 
 use std::collections::BTreeSet;
 

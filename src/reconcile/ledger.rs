@@ -56,7 +56,7 @@ impl Ledger {
     }
 
     /// Notes a handshake of any of a device's peers. It continues the series that was not reported
-    /// yet, unless a new session is known to have begun.
+    /// yet.
     pub fn handshake(&mut self, handshake: Handshake) {
         let kept = self.open.handshakes.entry(handshake.device_id).or_insert(handshake);
         let connected_at = kept.connected_at.max(handshake.connected_at);

@@ -1,4 +1,4 @@
-//! The loop's core: takes in what happened and says what to do. No clock, no I/O.
+//! The loop's core: takes events and returns actions. No clock, no I/O.
 //!
 //! Every event only widens what must be read or compared. At most one read of the database and one
 //! job on the kernel are under way at a time: however many commits come, one pass runs and one waits,

@@ -29,9 +29,9 @@ pub enum Note {
     ObserveFailed {
         error: String,
     },
-    /// The gateway's own row cannot be right: the kernel is not touched.
+    /// No desired state can be built from the rows: they do not change the kernel.
     CannotBuild(BuildError),
-    /// The interface is not ours: the kernel is not touched.
+    /// No plan can be made, because a link or the table is not as this gateway's must be.
     CannotPlan(PlanError),
     HeldBack(HeldBack),
     GatewayInactive,
@@ -79,7 +79,7 @@ pub enum Note {
     ReportFailed {
         error: String,
     },
-    /// So many audit entries are lost: the database refuses what they say.
+    /// Number of audit entries that are lost because the database rejected their content.
     AuditRefused {
         entries: usize,
         first: String,

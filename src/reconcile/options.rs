@@ -59,7 +59,7 @@ pub struct Timing {
     pub resync_interval: Duration,
     /// Between two reports of handshakes.
     pub report_interval: Duration,
-    /// Between two writes of `last_sync_at`; each rests on a reading of the kernel.
+    /// Between two writes of `last_sync_at`; each rests on a reading of the kernel or a glance at it.
     pub heartbeat: Duration,
     /// Seed of the jitter that keeps a fleet from asking all at once.
     pub seed: u64,

@@ -93,8 +93,8 @@ impl Outbox {
         self.ledger.database_is_away(true);
     }
 
-    /// A report ended. What it did not take goes with the next; what the database refused for what
-    /// it says is lost.
+    /// A report ended. Entries that were not taken go into the next report; entries whose content the
+    /// database rejects are lost.
     pub fn reported(&mut self, sent: &mut Sent, connected: bool, now: Instant) {
         self.reporting = false;
         self.ledger.database_is_away(sent.error.is_some() || !connected);
@@ -126,7 +126,8 @@ impl Outbox {
         }
     }
 
-    /// Takes in what the peers did since the last reading, at most once in each report interval.
+    /// Takes in what the peers did since the last reading, at most once in each report interval: their
+    /// handshakes become `devices.last_seen_at` and `devices.last_connected_at`.
     pub fn traffic(
         &mut self,
         traffic: &BTreeMap<PublicKey, Traffic>,

@@ -73,8 +73,8 @@ pub(super) struct Pass {
 pub struct PassFigures {
     pub at: SystemTime,
     pub took: Duration,
-    /// From when its oldest change was announced, or began to be read, to the proof. `None`: it was
-    /// not proven, or no row had changed.
+    /// From the notification of the oldest change (else the start of its read) to the proof. `None`:
+    /// it was not proven, or no row had changed.
     pub lag: Option<Duration>,
     pub steps: usize,
     /// How many of these the kernel refused.
@@ -129,7 +129,7 @@ impl Passes {
         self.retry_at.take().is_some()
     }
 
-    /// Rows changed: what the pass still has to do says nothing about what it did.
+    /// Rows changed: remaining steps no longer mean that earlier ones failed.
     pub const fn forgive(&mut self) {
         if let Some(pass) = &mut self.current {
             pass.attempts = 0;
@@ -228,8 +228,8 @@ impl Passes {
         self.backoff.next_wait()
     }
 
-    /// Tries again after a while, which is returned. What is refused time after time is not worth
-    /// more readings than there are anyway: one each `reading_interval`.
+    /// Tries again after a while, which is returned. Repeated refusals cause no extra readings: one
+    /// attempt in each `reading_interval`.
     pub fn retry_later(&mut self, reading_interval: Duration, now: Instant) -> Duration {
         let wait = self.backoff.next_wait();
         let lasts = wait >= Backoff::LAST / 2;

@@ -26,7 +26,7 @@ pub(super) struct Proof {
     heartbeat: Duration,
     /// `None`: the kernel may differ, as far as is known.
     current: Option<Proven>,
-    /// The last proof that was told, also while the kernel may differ.
+    /// The last proof that may be shown, also while the kernel may differ.
     last: Option<Proven>,
     next_beat: Instant,
     beat: Option<Beat>,
@@ -45,7 +45,7 @@ struct Beat {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProofView<'a> {
     pub is_current: bool,
-    /// The last proof that was told.
+    /// The last proof that may be shown.
     pub last: Option<Proven>,
     pub comparisons: &'a Comparisons,
 }

@@ -37,8 +37,8 @@ impl Sessions {
     /// Takes in a complete reading at `now`. Returns the new handshakes of peers whose device is known,
     /// and what happened.
     ///
-    /// The first reading is the baseline: it reports handshakes but no events, because the agent,
-    /// not the peer, is what came just now.
+    /// The first reading is the baseline: it reports handshakes but no events, because the agent has
+    /// just started and the peers may have been connected all along.
     pub fn update(
         &mut self,
         traffic: &BTreeMap<PublicKey, Traffic>,

@@ -54,8 +54,8 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Since when what it found may have waited, as far as is known here: the notification, else the
-    /// beginning of the read.
+    /// The earliest known time at which its changes were waiting: the notification, else the beginning
+    /// of the read.
     pub const fn found_since(&self) -> Instant {
         self.announcement.notified_at(self.began_at)
     }

@@ -58,7 +58,7 @@ fn only_packets_that_a_policy_allows_pass() {
     let before = denied();
     assert!(!alice.reaches(LAN_SERVER));
     assert!(denied() > before, "what was denied is counted");
-    assert!(out.contains(" denied; no other address may reach the same"), "{out}");
+    assert!(out.contains(" denied; no other address shares this profile"), "{out}");
 }
 
 /// The policy applies to Alice through a group. Every cut ends her streams in both directions.

@@ -1,4 +1,5 @@
-//! What follows from an event, and which of the jobs that wait begins next.
+//! Handles each event, and chooses the next job. The order of a plan's steps is decided in
+//! `plan/step.rs`.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -189,7 +190,7 @@ impl Machine {
         self.more_to_do();
     }
 
-    /// There is more to do, which is no failure to converge. What was refused is tried again now.
+    /// New work arrived: resets the pass's attempts, and retries what was refused now.
     fn more_to_do(&mut self) {
         self.passes.forgive();
         if self.passes.retry_now() {

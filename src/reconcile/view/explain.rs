@@ -135,8 +135,8 @@ impl Answer {
                     "shared_by": holders,
                 });
                 let shared = match holders {
-                    1 => "no other address may reach the same".to_owned(),
-                    holders => format!("shared by {holders} addresses that may reach the same"),
+                    1 => "no other address shares this profile".to_owned(),
+                    holders => format!("shared by {holders} addresses"),
                 };
                 format!(
                     "the kernel counted {} packets allowed, {} denied; {shared}",

@@ -260,7 +260,7 @@ pub struct PeerStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum PeerState {
-    /// In the kernel, as proven by reading it back.
+    /// In the kernel, as it was last read and as acknowledged writes changed it since.
     InKernel,
     /// Wanted, not yet proven.
     Pending,
