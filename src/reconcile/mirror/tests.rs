@@ -1,0 +1,84 @@
+use super::*;
+use crate::model::FirewallChange;
+use crate::plan::Phase;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn mirror(now: Instant) -> Mirror {
+    let timing = Timing {
+        poll_interval: SECOND,
+        safety_poll_interval: SECOND,
+        resync_interval: SECOND,
+        report_interval: 15 * SECOND,
+        heartbeat: 10 * SECOND,
+        seed: 0,
+    };
+    Mirror::new(timing, "gatepost0".parse().unwrap(), now)
+}
+
+/// A mirror whose first reading took a second.
+fn read_once(now: Instant) -> Mirror {
+    let mut mirror = mirror(now - SECOND);
+    assert!(mirror.begin_reading(now - SECOND));
+    mirror.take_reading(Reading::default(), now);
+    mirror
+}
+
+#[test]
+fn a_storm_of_kernel_events_makes_one_reading_in_each_gap() {
+    let now = Instant::now();
+    let mut mirror = read_once(now);
+    mirror.kernel_changed("link removed".into());
+    assert!(!mirror.begin_reading(now));
+    assert!(mirror.begin_reading(now + READING_GAP));
+    mirror.kernel_changed("link added".into());
+    let due = Now { instant: now + READING_GAP, wall: SystemTime::UNIX_EPOCH };
+    assert_eq!(mirror.due(due), None, "what is wanted waits for the reading under way");
+}
+
+#[test]
+fn a_reading_that_takes_long_is_made_less_often_and_heartbeats_glance() {
+    let now = Instant::now();
+    let mut mirror = read_once(now);
+    assert_eq!(mirror.interval(), LONG_INTERVAL);
+    mirror.want_beat(now);
+    assert!(!mirror.wants_reading() && mirror.begin_glance());
+    assert!(!mirror.take_glance(None), "a glance that fails finds nothing as it was");
+    assert!(mirror.wants_reading());
+}
+
+/// A reading that takes a second costs a 200th of the time at most each 200 s, and at least one
+/// in 60 s is made.
+const LONG_INTERVAL: Duration = Duration::from_secs(60);
+
+#[test]
+fn only_a_reading_or_a_glance_reads_the_kernel_back() {
+    let now = Instant::now();
+    let mut mirror = read_once(now);
+    assert!(mirror.prove(), "it was just read");
+    assert!(!mirror.prove(), "and not since");
+    mirror.want_beat(now);
+    mirror.begin_glance();
+    let glance = Glance { interface: None, routes: BTreeMap::new(), firewall_is_current: true };
+    assert!(mirror.take_glance(Some(glance)) && mirror.prove());
+    mirror.begin_apply();
+    assert!(!mirror.can_be_planned(), "in doubt until every step is answered");
+    mirror.applied();
+    assert!(mirror.can_be_planned() && !mirror.prove());
+}
+
+#[test]
+fn a_repair_of_the_firewall_names_what_was_edited() {
+    let now = Instant::now();
+    let mut mirror = mirror(now);
+    mirror.kernel_changed("nft, pid 7, changed our firewall".into());
+    mirror.begin_reading(now);
+    let edited = nft::Difference::Chain("forward".into());
+    let reading = Reading { firewall_difference: Some(edited), ..Reading::default() };
+    mirror.take_reading(reading, now);
+    let change = FirewallChange::default();
+    let repair = Plan::new(vec![Step::Firewall { phase: Phase::Policy, change }]);
+    assert_eq!(mirror.drift(&repair), "nft, pid 7, changed our firewall: chain forward");
+    let other = Plan::new(vec![Step::SetUp]);
+    assert_eq!(mirror.drift(&other), "nft, pid 7, changed our firewall");
+}

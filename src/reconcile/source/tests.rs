@@ -1,0 +1,109 @@
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn start() -> Now {
+    Now { instant: Instant::now(), wall: SystemTime::UNIX_EPOCH + 1_000 * SECOND }
+}
+
+fn later(now: Now, by: Duration) -> Now {
+    Now { instant: now.instant + by, wall: now.wall + by }
+}
+
+fn source(now: Now) -> Source {
+    let timing = Timing {
+        poll_interval: SECOND,
+        safety_poll_interval: 10 * SECOND,
+        resync_interval: 600 * SECOND,
+        report_interval: SECOND,
+        heartbeat: SECOND,
+        seed: 1,
+    };
+    Source::new(timing, now)
+}
+
+/// Connected in listen mode, with the first read done.
+fn listening(now: Now) -> Source {
+    let mut source = source(now);
+    source.connected(Mode::Listen, now);
+    source.begin_read(|kind| kind, now).unwrap();
+    let reading = source.end_read(true, now);
+    source.read_everything(now.wall, reading, now);
+    source.let_time_pass(now);
+    source.wanted = None;
+    assert_eq!(reading.kind, ReadKind::Everything);
+    source
+}
+
+#[test]
+fn agents_that_come_back_at_once_spread_their_turns() {
+    let (now, mut seen) = (start(), std::collections::BTreeSet::new());
+    for seed in 0..1_000 {
+        let mut source = source(now);
+        source.random = fastrand::Rng::with_seed(seed);
+        seen.insert(source.until_next_poll(Mode::Turns).as_secs());
+    }
+    assert_eq!(seen, (0..TURN_INTERVAL.as_secs() * 2).collect());
+}
+
+#[test]
+fn reads_wait_while_the_database_is_away_and_for_the_backoff() {
+    let now = start();
+    let mut source = source(now);
+    assert_eq!(source.begin_read(|kind| kind, now), None, "not connected");
+    assert!(source.begin_connect(now) && !source.begin_connect(now));
+    assert_eq!(source.due(now), None, "an attempt is under way");
+    source.connected(Mode::Poll, now);
+    assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Everything));
+    source.end_read(true, now);
+    source.read_again(ReadKind::Everything, now);
+    assert_eq!(source.begin_read(|kind| kind, now), None, "it just failed");
+    let now = later(now, Backoff::FIRST);
+    assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Everything));
+}
+
+#[test]
+fn the_databases_clock_goes_on_while_it_is_away_and_never_back() {
+    let now = start();
+    let mut source = listening(now);
+    let bound = String::new();
+    let error = DatabaseError::OtherGateway { configured: bound.clone(), bound };
+    source.disconnected(error, now);
+    let set_back = Now { wall: SystemTime::UNIX_EPOCH, ..later(now, SECOND) };
+    assert_eq!(source.clock(set_back), now.wall + SECOND);
+    source.read_nothing(now.wall, set_back);
+    assert_eq!(source.clock(set_back), now.wall + SECOND);
+}
+
+#[test]
+fn a_read_that_takes_long_does_not_set_the_databases_clock_back() {
+    let start = start();
+    let mut source = listening(start);
+    source.notified(start);
+    source.begin_read(|kind| kind, start).unwrap();
+    let end = later(start, 30 * SECOND);
+    let reading = source.end_read(true, end);
+    source.read_changes(start.wall + SECOND, reading, true, end);
+    assert_eq!(source.clock(end), start.wall + 30 * SECOND);
+    // What the read says wins where the two cannot both be true.
+    source.begin_connect(end);
+    source.notified(end);
+    source.begin_read(|kind| kind, end).unwrap();
+    let reading = source.end_read(true, end);
+    source.read_changes(start.wall, reading, true, end);
+    assert_eq!(source.clock(end), start.wall);
+}
+
+#[test]
+fn while_changes_are_unannounced_everything_is_read_each_time_we_hear_of_it() {
+    let mut source = listening(start());
+    let tables = || vec!["devices".to_owned()];
+    assert_eq!(source.unannounced(Vec::new()), None);
+    assert_eq!(source.wanted, None);
+    for news in [Some(Note::Unannounced { tables: tables() }), None] {
+        assert_eq!(source.unannounced(tables()), news);
+        assert_eq!(source.wanted.take(), Some(ReadKind::Everything));
+    }
+    assert_eq!(source.unannounced(Vec::new()), Some(Note::AnnouncedAgain));
+    assert_eq!(source.wanted, Some(ReadKind::Everything));
+}
