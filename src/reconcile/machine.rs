@@ -98,6 +98,7 @@ impl Machine {
                 let retry_in = self.source.disconnected(error, now);
                 self.rows.doubt();
                 self.outbox.disconnected();
+                self.proof.forget_reading();
                 let note = Note::DatabaseDown { what, error: text, retry_in };
                 self.complain(Trouble::Database, note, now);
             }

@@ -301,7 +301,7 @@ impl Mirror {
         });
         if !as_known {
             self.want_reading("heartbeat");
-        } else if self.trust == Trust::Kept {
+        } else if self.trust == Trust::Kept && !self.wants_reading() {
             self.trust = Trust::Glanced;
         }
         as_known
@@ -350,9 +350,9 @@ impl Mirror {
         observed.iter().flat_map(|it| it.peers.keys()).filter(alive).copied().collect()
     }
 
-    /// As [`Self::connected`], if the kernel was just read.
+    /// As [`Self::connected`], if the kernel was just read and no newer reading is wanted.
     pub fn just_connected(&self, now: SystemTime) -> Option<BTreeSet<PublicKey>> {
-        (self.trust == Trust::Fresh).then(|| self.connected(now))
+        (self.trust == Trust::Fresh && !self.wants_reading()).then(|| self.connected(now))
     }
 
     /// The peers in the kernel.

@@ -58,6 +58,9 @@ pub(super) struct Pass {
     pub first: Vec<String>,
     /// No row changed: another program changed the kernel. What announced that.
     pub drift: Option<String>,
+    /// The peers that the plan under way removes.
+    removing: BTreeMap<PublicKey, Departed>,
+    /// The peers that it removed.
     pub revoked: BTreeMap<PublicKey, Departed>,
     pub flows_cut: u64,
     /// Flows of other peers than those revoked were cut, too.
@@ -136,6 +139,11 @@ impl Passes {
         }
     }
 
+    /// Whether rows changed since the plan under way was made.
+    pub fn is_forgiven(&self) -> bool {
+        self.current.as_ref().is_some_and(|pass| pass.attempts == 0)
+    }
+
     /// Whether the pass has planned too often without coming to rest.
     pub fn is_restless(&self) -> bool {
         self.current.as_ref().is_some_and(|pass| pass.attempts >= MAX_ATTEMPTS)
@@ -145,7 +153,7 @@ impl Passes {
     pub fn begin(
         &mut self,
         planned: &Plan,
-        revoked: BTreeMap<PublicKey, Departed>,
+        removing: BTreeMap<PublicKey, Departed>,
         observed: &ObservedState,
         drift: Option<String>,
         now: Instant,
@@ -155,7 +163,7 @@ impl Passes {
         pass.steps += planned.steps().len();
         let room = FIRST_LINES.saturating_sub(pass.first.len());
         pass.first.extend(planned.steps().iter().take(room).map(ToString::to_string));
-        pass.revoked.extend(revoked);
+        pass.removing.extend(removing);
         let (mut cut, mut removed) = (0, 0);
         for step in planned.steps() {
             match step {
@@ -184,11 +192,12 @@ impl Passes {
         pass.applied += outcome.applied.saturating_sub(usize::from(pass.cutting));
         pass.flows_cut += outcome.flows_cut as u64;
         pass.refused += outcome.refused.len();
-        let revoked = std::mem::take(&mut pass.revoked);
+        let removing = std::mem::take(&mut pass.removing);
         let stays =
             |key: &PublicKey| observed.is_some_and(|observed| observed.peers.contains_key(key));
-        let (stayed, gone) = revoked.into_iter().partition(|(key, _)| stays(key));
-        pass.revoked = gone;
+        let (stayed, gone) = removing.into_iter().partition(|(key, _)| stays(key));
+        let gone: BTreeMap<_, _> = gone;
+        pass.revoked.extend(gone);
         stayed
     }
 
@@ -255,8 +264,10 @@ impl Passes {
             self.obstacle = None;
         }
         let mut pass = self.current.take().filter(|pass| pass.steps > 0)?;
-        let since = changed_since.filter(|_| pass.drift.is_none());
-        let lag = since.map(|since| now.instant.duration_since(since));
+        // Whatever became of the answers: the peers that were to be removed are gone.
+        let removed = std::mem::take(&mut pass.removing);
+        pass.revoked.extend(removed);
+        let lag = changed_since.map(|since| now.instant.duration_since(since));
         self.last = Some(pass.end(lag, now));
         self.totals.drift_repairs += u64::from(pass.drift.is_some());
         Some(pass)
@@ -272,6 +283,7 @@ impl Pass {
             applied: 0,
             first: Vec::new(),
             drift,
+            removing: BTreeMap::new(),
             revoked: BTreeMap::new(),
             flows_cut: 0,
             cut_others: false,
@@ -334,7 +346,7 @@ mod tests {
         let observed = ObservedState::default();
         let drift = Some("nft changed our firewall".to_owned());
         passes.begin(&plan(2), BTreeMap::new(), &observed, drift, now.instant);
-        let pass = passes.prove(true, Some(now.instant), now).unwrap();
+        let pass = passes.prove(true, None, now).unwrap();
         assert_eq!((pass.steps, passes.view().last.unwrap().lag), (2, None));
         assert_eq!((passes.view().totals.passes, passes.view().totals.drift_repairs), (2, 1));
     }

@@ -115,6 +115,14 @@ impl Proof {
     /// The kernel may differ.
     pub const fn lose(&mut self) {
         self.current = None;
+        self.forget_reading();
+    }
+
+    /// What the kernel was read back for counts no more: the heartbeat needs another reading.
+    pub const fn forget_reading(&mut self) {
+        if let Some(beat) = &mut self.beat {
+            beat.read_back = false;
+        }
     }
 
     /// Nothing differs. Says whether that is to be told now.
@@ -141,8 +149,12 @@ impl Proof {
         read_back: bool,
         now: Now,
     ) -> bool {
-        self.current = Some(Proven { as_of, at: now.wall });
-        self.take_beat(rows_read_at, read_back)
+        let tells = self.take_beat(rows_read_at, read_back);
+        if tells || read_back {
+            // Rows alone prove nothing.
+            self.current = Some(Proven { as_of, at: now.wall });
+        }
+        tells
     }
 
     /// Whether the heartbeat that is wanted is complete: both the rows and the kernel were read for it,

@@ -61,7 +61,7 @@ pub enum StoreError {
     Migration { name: String, message: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{place}: could not {doing}: {}", root(.source))]
     Query { place: Box<Place>, doing: &'static str, source: tokio_postgres::Error },
-    #[error("could not {doing}: column {column} cannot be read: {source}")]
+    #[error("could not {doing}: column {column} cannot be read: {}", root(.source))]
     Decode { doing: &'static str, column: usize, source: tokio_postgres::Error },
 }
 

@@ -69,6 +69,75 @@ fn nothing_is_due_that_waits_for_the_job_under_way() {
     assert!(wakeups < 60, "{wakeups} wake-ups while a read took 60 s");
 }
 
+/// A world in which a heartbeat has just begun, and what it asked for: the look and the read.
+fn beating_world() -> (World, Action, Action) {
+    let mut world = quiet_world();
+    world.reports.clear();
+    loop {
+        world.elapsed = world.machine.next_wakeup(world.now()).duration_since(world.now().instant)
+            + world.elapsed;
+        world.tell(Event::Tick);
+        let is_look = |action: &Action| matches!(action, Action::Observe | Action::Glance);
+        let look = world.queue.iter().position(is_look);
+        let read = world.queue.iter().position(|action| matches!(action, Action::Read(_)));
+        if let (Some(look), Some(read)) = (look, read) {
+            let (first, last) = (look.min(read), look.max(read));
+            let last = world.queue.remove(last).unwrap();
+            let first = world.queue.remove(first).unwrap();
+            return if look < read { (world, first, last) } else { (world, last, first) };
+        }
+        world.settle();
+    }
+}
+
+/// Whether a proof is reported now.
+fn tells_proof(world: &mut World) -> bool {
+    // Reports are batched.
+    world.elapsed += Duration::from_millis(300);
+    world.tell(Event::Tick);
+    let told =
+        |action: &Action| matches!(action, Action::Report(report) if report.synced_as_of.is_some());
+    world.queue.iter().any(told)
+}
+
+#[test]
+fn heartbeat_is_complete_once_rows_and_kernel_are_read_in_whichever_order() {
+    for look_first in [true, false] {
+        let (mut world, look, read) = beating_world();
+        let (first, last) = if look_first { (look, read) } else { (read, look) };
+        world.carry_out(first);
+        assert!(!tells_proof(&mut world), "half of it was read");
+        world.carry_out(last);
+        assert!(tells_proof(&mut world));
+    }
+}
+
+#[test]
+fn heartbeat_is_not_told_while_a_kernel_event_waits_for_its_reading() {
+    let (mut world, look, read) = beating_world();
+    world.carry_out(look);
+    let shown = world.machine.view().status().sync.last_sync_at;
+    world.kernel.state.firewall = None;
+    world.tell(Event::KernelChanged { why: "the table was deleted".into() });
+    world.carry_out(read);
+    assert!(!tells_proof(&mut world), "the table is gone");
+    assert_eq!(world.machine.view().status().sync.last_sync_at, shown);
+    world.pass_time(Duration::from_secs(11));
+    assert!(world.kernel_equals_database());
+    assert!(world.machine.view().status().sync.last_sync_at > shown);
+}
+
+#[test]
+fn reads_alone_prove_nothing_while_an_observation_hangs() {
+    let (mut world, _, read) = beating_world();
+    world.carry_out(read);
+    let shown = world.machine.view().status().sync.last_sync_at;
+    world.pass_time(Duration::from_secs(60));
+    assert!(world.reads.len() > 2, "the database is read all the time");
+    assert_eq!(world.machine.view().status().sync.last_sync_at, shown);
+    assert!(world.reports.iter().all(|report| report.synced_as_of.is_none()));
+}
+
 #[test]
 fn nothing_is_due_that_waits_for_a_proof() {
     let mut world = quiet_world();

@@ -110,6 +110,37 @@ fn world_with_a_hanging_read() -> World {
 }
 
 #[test]
+fn a_revocation_that_comes_while_steps_are_refused_does_not_wait_for_their_retry() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::Steps);
+    world.revoke(1..=9);
+    world.tell(Event::Notified);
+    world.pass_time(MINUTE);
+    // At the next attempt a read begins beside the reading, and ends beside the plan.
+    while !world.queue.iter().any(|action| matches!(action, Action::Observe)) {
+        world.settle();
+        let due = world.machine.next_wakeup(world.now()).duration_since(world.now().instant);
+        world.elapsed += due;
+        world.tell(Event::Tick);
+    }
+    world.queue.retain(|action| !matches!(action, Action::Report(_)));
+    world.tell(Event::Notified);
+    let observe = world.queue.iter().position(|action| matches!(action, Action::Observe)).unwrap();
+    let observe = world.queue.remove(observe).unwrap();
+    world.carry_out(observe);
+    let apply = world.queue.iter().position(|action| matches!(action, Action::Apply(..)));
+    let apply = world.queue.remove(apply.expect("what was refused is tried again")).unwrap();
+    world.revoke([10]);
+    let read = world.queue.iter().position(|action| matches!(action, Action::Read(_)));
+    let read = world.queue.remove(read.expect("the notification is followed")).unwrap();
+    world.carry_out(read);
+    world.carry_out(apply);
+    let observations = world.observations;
+    world.pass_time(Duration::from_millis(100));
+    assert!(world.observations > observations, "it is planned at once, from a new reading");
+}
+
+#[test]
 fn a_read_that_hangs_holds_up_no_repair() {
     let mut world = world_with_a_hanging_read();
     world.happen(Happening::FlushFirewall);

@@ -141,8 +141,12 @@ impl Machine {
                 if let Some(desired) = self.rows.desired() {
                     self.outbox.traffic(self.mirror.traffic(), desired, now);
                 }
-                let touched = self.rows.suspend_disconnected(|| self.mirror.connected(now.wall));
-                self.touch(touched, now.instant);
+                // Peers may have connected since a reading that is to be followed by another.
+                if !self.mirror.wants_reading() {
+                    let connected = || self.mirror.connected(now.wall);
+                    let touched = self.rows.suspend_disconnected(connected);
+                    self.touch(touched, now.instant);
+                }
             }
             Err(error) => {
                 let wait = self.passes.next_wait();
@@ -172,7 +176,12 @@ impl Machine {
         self.notices.refused(Trouble::Kernel, listed, now.instant);
         self.proof.lose();
         self.passes.refused(&outcome.refused);
+        let rows_changed = self.passes.is_forgiven();
         self.retry_later(now);
+        if rows_changed {
+            // What rows withdraw that came while the plan was applied does not wait for its retry.
+            self.more_to_do();
+        }
     }
 
     /// Takes in what may differ because rows changed at this moment.
@@ -368,9 +377,11 @@ impl Machine {
     /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the
     /// kernel as it is known to be; else the rows were just read.
     pub(super) fn repeat_proof(&mut self, read_back: bool, now: Now) {
-        if !self.difference.is_nothing()
+        // What the kernel announced is not read yet, or is being read.
+        let looks = self.mirror.wants_reading() || !read_back && self.mirror.is_busy();
+        if looks
+            || !self.difference.is_nothing()
             || self.hold.held_back().is_some()
-            || self.mirror.is_applying()
             || !self.proof.is_current()
         {
             return;
