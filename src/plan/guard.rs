@@ -63,7 +63,7 @@ impl fmt::Display for MaxRemoved {
 
 impl MaxRemoved {
     /// How many of the `present` peers may be removed unasked.
-    fn of(self, present: usize) -> usize {
+    pub(super) fn of(self, present: usize) -> usize {
         let allowed = match self {
             Self::Percent(percent) => present * usize::from(percent) / 100,
             Self::Peers(peers) => peers,

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 
+use super::guard::MaxRemoved;
 use super::{Phase, Plan, Step};
 use crate::model::{
-    AllowedIps, DesiredState, FirewallChange, LinkOwner, ObservedFirewall, ObservedState, Profile,
-    ProfileId, PublicKey,
+    AllowedIps, DesiredState, FirewallChange, KeyText, LinkOwner, ObservedFirewall, ObservedState,
+    Profile, ProfileId, PublicKey,
 };
 
 /// Which peers there may be, and what they may reach.
@@ -112,6 +113,50 @@ pub fn narrow(meet: &Allowed, observed: &ObservedState, ours: PublicKey, cuts_fl
     let change = change.map(|change| Step::Firewall { phase: Phase::Revoke, change });
     let cut = (cuts_flows && !taken.is_empty()).then_some(Step::CutFlows { prefixes: taken });
     Plan::new(change.into_iter().chain(cut).chain(peers).collect())
+}
+
+/// Whether a peer that no row names is withdrawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unnamed {
+    /// It may be another gateway's rows that were read: absence says nothing.
+    Stay,
+    /// The rows are ours. More than this many at once stay until the guard can ask an operator.
+    Go { at_most: MaxRemoved },
+}
+
+/// The withdrawals that the rows ask for while the whole that they ask for cannot be planned: peers
+/// that they do not admit, prefixes and reach that they do not grant.
+#[must_use]
+pub fn withdrawals(
+    desired: &DesiredState,
+    observed: &ObservedState,
+    ours: PublicKey,
+    unnamed: Unnamed,
+) -> Plan {
+    let named: BTreeSet<PublicKey> = desired
+        .rows()
+        .filter_map(|(row, _)| match row.public_key {
+            KeyText::Key(key) => Some(key),
+            KeyText::Bad { .. } => None,
+        })
+        .collect();
+    let absent: Vec<_> = observed.peers.iter().filter(|(key, _)| !named.contains(*key)).collect();
+    let stay = match unnamed {
+        Unnamed::Stay => true,
+        Unnamed::Go { at_most } => absent.len() > at_most.of(observed.peers.len()),
+    };
+    let mut allowed = Allowed::from(desired);
+    for (key, peer) in absent.into_iter().filter(|_| stay) {
+        // A prefix that the rows give to another peer is not kept.
+        let free = |prefix: &IpNet| !allowed.reach.contains_key(prefix);
+        let kept: AllowedIps = peer.allowed_ips.iter().filter(free).collect();
+        for prefix in kept.iter() {
+            let profile = observed.firewall.as_ref().and_then(|table| table.profile_of(&prefix));
+            allowed.reach.insert(prefix, profile.cloned().unwrap_or_default());
+        }
+        allowed.peers.insert(*key, kept);
+    }
+    narrow(&meet(&allowed, observed), observed, ours, desired.cuts_flows())
 }
 
 /// The change after which every address reaches what the meet says.

@@ -22,7 +22,7 @@ pub use compute::{Scope, plan, plan_around};
 pub use held::Held;
 pub use interlock::Interlock;
 pub use link::PlanError;
-pub use meet::{Allowed, meet, narrow};
+pub use meet::{Allowed, Unnamed, meet, narrow, withdrawals};
 pub use model_kernel::{Fate, Fault, ModelKernel, Refusal};
 pub use step::{Phase, Plan, Step};
 pub use withdraw::withdraw;

@@ -1,6 +1,6 @@
 //! What may differ between the kernel and the rows, since when, and because of whom.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -115,13 +115,28 @@ impl Difference {
         self.rows_changed(since);
     }
 
-    /// Who the peers were that this plan removes.
-    pub fn take_departed(&mut self, plan: &Plan) -> BTreeMap<PublicKey, Departed> {
+    /// Who the peers were that this plan removes. `names_of` tells it of peers that left before this
+    /// agent began.
+    pub fn take_departed(
+        &mut self,
+        plan: &Plan,
+        names_of: impl FnOnce(&BTreeSet<PublicKey>) -> BTreeMap<PublicKey, Departed>,
+    ) -> BTreeMap<PublicKey, Departed> {
         let removed = plan.steps().iter().filter_map(|step| match step {
-            Step::RemovePeer { key } => Some(key),
+            Step::RemovePeer { key } => Some(*key),
             _ => None,
         });
-        removed.filter_map(|key| self.departed.remove_entry(key)).collect()
+        let (mut departed, mut unknown) = (BTreeMap::new(), BTreeSet::new());
+        for key in removed {
+            match self.departed.remove(&key) {
+                Some(who) => drop(departed.insert(key, who)),
+                None => drop(unknown.insert(key)),
+            }
+        }
+        if !unknown.is_empty() {
+            departed.extend(names_of(&unknown));
+        }
+        departed
     }
 
     /// These peers are still in the kernel.

@@ -145,8 +145,8 @@ impl fmt::Display for Note {
             ),
             Self::ReadFailed { error } => write!(f, "could not read the database: {error}"),
             Self::ObserveFailed { error } => write!(f, "could not read the kernel: {error}"),
-            Self::CannotBuild(error) => write!(f, "leaving the kernel as it is: {error}"),
-            Self::CannotPlan(error) => write!(f, "leaving the kernel as it is: {error}"),
+            Self::CannotBuild(error) => write!(f, "applying withdrawals only: {error}"),
+            Self::CannotPlan(error) => write!(f, "applying withdrawals only: {error}"),
             Self::HeldBack(held) => held.fmt(f),
             Self::GatewayInactive => {
                 f.write_str("this gateway's row is not active: all peers are revoked until it is")

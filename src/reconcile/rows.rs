@@ -9,11 +9,11 @@ use super::options::{StaleOptions, StalePolicy};
 use super::row_status::RowStatus;
 use super::stale::Staleness;
 use crate::model::{
-    BuildError, ChangedRows, Departed, DesiredState, Local, ObservedState, PolicyId, PublicKey,
-    SnapshotRows, Touched,
+    BuildError, ChangedRows, Departed, DesiredState, GatewayRow, KeyText, Local, ObservedState,
+    PolicyId, PublicKey, SnapshotRows, Touched,
 };
-use crate::plan::guard::{Guard, plan_guarded};
-use crate::plan::{Held, Plan, PlanError, Scope, plan, withdraw};
+use crate::plan::guard::{Guard, MaxRemoved, plan_guarded};
+use crate::plan::{Held, Plan, PlanError, Scope, Unnamed, plan, withdraw, withdrawals};
 
 /// The desired state that the last usable rows made.
 #[derive(Debug)]
@@ -23,10 +23,18 @@ pub(super) struct Rows {
     origin: Origin,
     restore: Restore,
     age: Staleness,
-    /// Why the last snapshot could not be built. Until one can, no plan is made.
-    refused: Option<BuildError>,
+    refused: Option<Refused>,
     /// Made when the rows change: it is asked for far more often.
     status: RowStatus,
+}
+
+/// The last snapshot could not be built. Until one can, only withdrawals are planned.
+#[derive(Debug)]
+struct Refused {
+    error: BuildError,
+    /// What its other rows ask for, with a gateway's row that can be used. Only withdrawals may follow
+    /// from it. `None`: it cannot be known.
+    rest: Option<DesiredState>,
 }
 
 /// Where the desired state comes from.
@@ -63,6 +71,24 @@ pub(super) struct Replaced {
     pub policies: BTreeMap<PolicyId, Box<str>>,
 }
 
+/// No state could be built from a snapshot.
+#[derive(Debug)]
+pub(super) struct NotBuilt {
+    pub error: BuildError,
+    /// What its other rows change.
+    pub withdrawn: Replaced,
+}
+
+impl Refused {
+    /// Where the key does not match, it may be another gateway's rows that were read.
+    const fn unnamed(&self, limit: MaxRemoved) -> Unnamed {
+        match self.error {
+            BuildError::KeyMismatch { .. } | BuildError::BadGatewayKey { .. } => Unnamed::Stay,
+            _ => Unnamed::Go { at_most: limit },
+        }
+    }
+}
+
 impl Rows {
     pub fn new(local: Arc<Local>, stale: StaleOptions, now: Instant) -> Self {
         Self {
@@ -85,7 +111,7 @@ impl Rows {
         RowsView {
             local: &self.local,
             desired: self.desired.as_ref(),
-            refused: self.refused.as_ref(),
+            refused: self.refused.as_ref().map(|refused| &refused.error),
             status: &self.status,
             is_stale: self.age.is_stale(),
         }
@@ -96,14 +122,16 @@ impl Rows {
         self.desired.is_some() && self.refused.is_none()
     }
 
-    /// Whether a plan may be made: from the rows, or because `[stale]` asks for one.
+    /// Whether a plan may be made: from the rows, from what can be used of them, or because `[stale]`
+    /// asks for one.
     pub fn may_plan(&self) -> bool {
-        self.are_usable() || self.age.suspends()
+        let withdraws = self.refused.as_ref().is_some_and(|refused| refused.rest.is_some());
+        self.are_usable() || withdraws || self.age.suspends()
     }
 
-    /// Whether the rows decide what the kernel holds, and not `[stale]`.
+    /// Whether the rows as a whole decide what the kernel holds, and not `[stale]`.
     pub fn decide(&self) -> bool {
-        !self.age.suspends()
+        self.refused.is_none() && !self.age.suspends()
     }
 
     /// Whether the last read failed, or its rows could not be used.
@@ -151,24 +179,59 @@ impl Rows {
     /// Replaces the rows by a whole snapshot.
     ///
     /// # Errors
-    /// When the gateway's own row cannot be right. The former rows stay.
-    pub fn replace(&mut self, rows: SnapshotRows) -> Result<Replaced, BuildError> {
+    /// When the gateway's own row cannot be right. The former rows stay, and what the others withdraw
+    /// is told.
+    pub fn replace(&mut self, rows: SnapshotRows) -> Result<Replaced, Box<NotBuilt>> {
+        if let Err(error) = self.build_gateway(&rows) {
+            return Err(self.refuse(error, Some(rows)));
+        }
         let new = match DesiredState::build(self.local.clone(), rows) {
             Ok(new) => new,
-            Err(error) => {
-                self.refused = Some(error.clone());
-                return Err(error);
-            }
+            Err(error) => return Err(self.refuse(error, None)),
         };
-        let replaced = self.desired.as_ref().map(|old| Replaced {
-            departed: departed(old, &new),
-            policies: new.policies().changed_since(old.policies()),
-        });
+        let replaced = self.desired.as_ref().map(|old| Replaced::of(old, &new));
         self.refused = None;
         self.origin = Origin::Database;
         self.desired = Some(new);
         self.refresh();
         Ok(replaced.unwrap_or_default())
+    }
+
+    /// Builds a state of the gateway's row and the settings alone.
+    fn build_gateway(&self, rows: &SnapshotRows) -> Result<DesiredState, BuildError> {
+        let rows = SnapshotRows {
+            gateway: rows.gateway.clone(),
+            settings: rows.settings.clone(),
+            peers: Vec::new(),
+            memberships: Vec::new(),
+            policies: Vec::new(),
+            taken_at: rows.taken_at,
+        };
+        DesiredState::build(self.local.clone(), rows)
+    }
+
+    /// Keeps what can be used of rows whose gateway's row is wrong.
+    fn refuse(&mut self, error: BuildError, rows: Option<SnapshotRows>) -> Box<NotBuilt> {
+        let rest = rows.and_then(|rows| {
+            let gateway = self.usable_gateway(&rows.gateway);
+            DesiredState::build(self.local.clone(), SnapshotRows { gateway, ..rows }).ok()
+        });
+        let former = self.refused.take().and_then(|refused| refused.rest);
+        let former = former.as_ref().or(self.desired.as_ref());
+        let replaced = former.zip(rest.as_ref()).map(|(old, new)| Replaced::of(old, new));
+        self.refused = Some(Refused { error: error.clone(), rest });
+        Box::new(NotBuilt { error, withdrawn: replaced.unwrap_or_default() })
+    }
+
+    /// The gateway's row with the parts of the former one, or of this host, that may be wrong in it.
+    fn usable_gateway(&self, row: &GatewayRow) -> GatewayRow {
+        let former = self.desired.as_ref().map(DesiredState::gateway);
+        GatewayRow {
+            public_key: KeyText::Key(self.local.private_key.public_key()),
+            listen_port: former.map_or(1, |former| former.listen_port),
+            vpn_cidr: former.map_or(row.vpn_cidr, |former| former.vpn_cidr),
+            ..row.clone()
+        }
     }
 
     /// Whether to load the last good rows of an earlier run now: once, and only while there are none.
@@ -251,6 +314,12 @@ impl Rows {
         guard: Guard<'_>,
         connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
     ) -> Result<(Plan, Held), PlanError> {
+        if let Some(refused) = self.refused.as_ref().filter(|_| !self.age.suspends()) {
+            let rest = refused.rest.as_ref();
+            let unnamed = refused.unnamed(guard.limit);
+            let planned = rest.map(|rest| withdrawals(rest, observed, self.public_key(), unnamed));
+            return Ok((planned.unwrap_or_default(), Held::default()));
+        }
         let Some(desired) = &self.desired else {
             // `[stale]` needs no rows. Only a reading shows which sessions are alive.
             let stay = match self.age.suspending() {
@@ -258,7 +327,7 @@ impl Rows {
                 Some(StalePolicy::DenyNew) => connected(),
                 Some(StalePolicy::Down) => Some(BTreeSet::new()),
             };
-            let (ours, cuts) = (self.local.private_key.public_key(), self.local.flush_conntrack);
+            let (ours, cuts) = (self.public_key(), self.local.flush_conntrack);
             let planned = stay.map(|stay| withdraw(observed, ours, &stay, cuts));
             return Ok((planned.unwrap_or_default(), Held::default()));
         };
@@ -269,6 +338,28 @@ impl Rows {
         plan_guarded(desired, observed, scope, guard)
     }
 
+    /// The withdrawals that go on although no plan of the whole can be made.
+    pub fn withdrawals(&self, observed: &ObservedState, limit: MaxRemoved) -> Plan {
+        let unnamed = Unnamed::Go { at_most: limit };
+        let rows = self.desired.as_ref().filter(|_| self.decide());
+        let planned = rows.map(|rows| withdrawals(rows, observed, self.public_key(), unnamed));
+        planned.unwrap_or_default()
+    }
+
+    /// Who these peers are, by the rows that name them without admitting them.
+    pub fn names_of(&self, keys: &BTreeSet<PublicKey>) -> BTreeMap<PublicKey, Departed> {
+        let rows = self.desired.iter().flat_map(DesiredState::rows);
+        let named = rows.filter_map(|(row, _)| match row.public_key {
+            KeyText::Key(key) if keys.contains(&key) => Some((key, Departed::from(row))),
+            _ => None,
+        });
+        named.collect()
+    }
+
+    fn public_key(&self) -> PublicKey {
+        self.local.private_key.public_key()
+    }
+
     fn change(&mut self, change: impl FnOnce(&mut DesiredState) -> Touched) -> Option<Touched> {
         let touched = self.desired.as_mut().map(change);
         self.refresh();
@@ -277,6 +368,13 @@ impl Rows {
 
     fn refresh(&mut self) {
         self.status = self.desired.as_ref().map(RowStatus::of).unwrap_or_default();
+    }
+}
+
+impl Replaced {
+    fn of(old: &DesiredState, new: &DesiredState) -> Self {
+        let policies = new.policies().changed_since(old.policies());
+        Self { departed: departed(old, new), policies }
     }
 }
 

@@ -11,6 +11,9 @@ use super::notifications::{Announcement, Notifications};
 use super::options::Timing;
 use crate::store::Backoff;
 
+/// A notification ends the wait before a failed read is made again, at most once in this time.
+const RETRY_GAP: Duration = Duration::from_secs(1);
+
 /// Between two turns of one agent, besides the one at each heartbeat: 51 agents ask ten times a
 /// second together, a thousand two hundred times.
 const TURN_INTERVAL: Duration = Duration::from_secs(10);
@@ -32,6 +35,8 @@ pub(super) struct Source {
     next_poll: Instant,
     next_resync: Instant,
     retry_read: Option<Instant>,
+    /// When the last read began.
+    read_at: Option<Instant>,
     connect_backoff: Backoff,
     read_backoff: Backoff,
     random: fastrand::Rng,
@@ -109,6 +114,7 @@ impl Source {
             next_poll: now.instant,
             next_resync: now.instant + timing.resync_interval,
             retry_read: None,
+            read_at: None,
             connect_backoff: Backoff::new(timing.seed),
             read_backoff: Backoff::new(timing.seed.wrapping_add(1)),
             random: fastrand::Rng::with_seed(timing.seed),
@@ -247,6 +253,9 @@ impl Source {
 
     pub fn notified(&mut self, now: Now) {
         self.notifications.notified(now.instant);
+        // It may tell of the correction that a failed read waits for.
+        let earliest = self.read_at.map_or(now.instant, |at| at + RETRY_GAP).max(now.instant);
+        self.retry_read = self.retry_read.map(|at| at.min(earliest));
         self.want(ReadKind::Changes);
     }
 
@@ -276,6 +285,7 @@ impl Source {
         }
         let kind = enough(self.wanted.take()?);
         self.retry_read = None;
+        self.read_at = Some(now.instant);
         let announcement = self.notifications.begin_read();
         self.reading = Some(Reading { kind, announcement, began_at: now.instant });
         Some(kind)

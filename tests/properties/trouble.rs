@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gatepost::model::{PeerId, PublicKey, Tag, Traffic};
+use gatepost::model::{GatewayId, LinkOwner, PeerId, PublicKey, Tag, Traffic};
 use gatepost::plan::ModelKernel;
 use gatepost::reconcile::status::State;
 use gatepost::reconcile::{Action, Event, Note, Obstacle, ReadKind};
@@ -72,7 +72,7 @@ fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
 }
 
 #[test]
-fn rows_that_cannot_be_built_leave_the_kernel_alone_until_some_can() {
+fn rows_that_cannot_be_built_withdraw_and_change_nothing_else_until_some_can() {
     let mut world = quiet_world();
     world.troubles.insert(Trouble::GatewayRow);
     world.tell(Event::Resync);
@@ -81,10 +81,18 @@ fn rows_that_cannot_be_built_leave_the_kernel_alone_until_some_can() {
     world.revoke([1]);
     world.tell(Event::Resync);
     world.pass_time(MINUTE);
+    assert!(!world.kernel.state.peers.contains_key(&key(1)), "a revocation waits for nothing");
+    assert_eq!(world.kernel.state.peers.len(), 19);
+    assert_eq!(audited(&world, AuditEvent::PeerRevoked).len(), 1);
+    world.restore_all();
+    world.tell(Event::Resync);
+    world.pass_time(MINUTE);
+    assert_eq!(world.kernel.state.peers.len(), 19, "no peer is added");
+    world.revoke([1]);
     world.reports.clear();
     world.happen(Happening::FlushFirewall);
     world.pass_time(MINUTE);
-    assert!(world.kernel.state.firewall.is_none(), "the kernel is left alone");
+    assert!(world.kernel.state.firewall.is_none(), "nothing but withdrawals is applied");
     assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Build(_))));
     assert_eq!(syncs(&world), 0);
     assert_eq!(said(&world, |note| matches!(note, Note::CannotBuild(_))), 1);
@@ -107,6 +115,45 @@ fn world_with_a_hanging_read() -> World {
     let hangs = world.queue.pop_front();
     assert!(matches!(hangs, Some(Action::Read(_))), "{hangs:?}");
     world
+}
+
+#[test]
+fn a_revocation_by_the_first_pass_of_an_agent_is_audited() {
+    let mut world = quiet_world();
+    world.revoke([1]);
+    world.happen(Happening::Kill);
+    world.reports.clear();
+    world.pass_time(SECOND);
+    assert!(world.kernel_equals_database());
+    let [entry] = audited(&world, AuditEvent::PeerRevoked)[..] else { panic!("not audited") };
+    assert!(entry.message.starts_with("user-1's laptop"), "{}", entry.message);
+}
+
+#[test]
+fn an_emptied_table_beside_a_gateways_row_that_cannot_be_built_removes_no_peer() {
+    let mut world = quiet_world();
+    world.troubles.insert(Trouble::GatewayRow);
+    world.tables.peers.clear();
+    world.tell(Event::Resync);
+    world.pass_time(MINUTE);
+    assert_eq!(world.kernel.state.peers.len(), 20);
+    assert_eq!(world.kept.last(), Some(&gatepost::reconcile::Keep::All), "of the rows before");
+}
+
+#[test]
+fn a_link_that_cannot_be_planned_loses_revoked_peers_all_the_same() {
+    let mut world = quiet_world();
+    let link = world.kernel.state.interface.as_mut().unwrap();
+    link.owner = LinkOwner::Ours(GatewayId(id(9, 9)));
+    world.tell(Event::KernelChanged { why: "its alias was changed".into() });
+    world.pass_time(SECOND);
+    assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Plan(_))));
+    world.revoke([1]);
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    assert!(!world.kernel.state.peers.contains_key(&key(1)), "a revocation waits for nothing");
+    assert_eq!(world.kernel.state.peers.len(), 19);
+    assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Plan(_))));
 }
 
 #[test]

@@ -309,7 +309,9 @@ impl World {
 
     /// But for the routes that others stand in the way of.
     pub fn kernel_is(&self, tables: &Tables) -> bool {
-        let left = plan(&self.desired(tables), &self.kernel.state, &Scope::Everything).unwrap();
+        // A kernel for which there is no plan is not equal.
+        let left = plan(&self.desired(tables), &self.kernel.state, &Scope::Everything);
+        let Ok(left) = left else { return false };
         let blocked = |prefix: &IpNet| self.foreign_routes.contains(prefix);
         left.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix))).is_empty()
     }

@@ -18,6 +18,7 @@ use crate::reconcile::notices::Trouble;
 use crate::reconcile::options::StalePolicy;
 use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::proof::Evidence;
+use crate::reconcile::rows::{NotBuilt, Replaced};
 use crate::reconcile::source;
 
 /// What follows from an event.
@@ -62,17 +63,25 @@ impl Machine {
         match self.rows.replace(rows) {
             Ok(replaced) => {
                 self.notices.forget(Trouble::Rows);
-                let since = reading.found_since();
-                self.difference.replaced(replaced.departed, replaced.policies, since);
-                self.more_to_do();
+                self.replaced(replaced, reading);
                 self.rows_are_new(now);
             }
-            Err(error) => {
+            Err(refused) => {
+                let NotBuilt { error, withdrawn } = *refused;
                 self.proof.lose();
                 self.read_again(ReadKind::Everything, now);
                 self.complain(Trouble::Rows, Note::CannotBuild(error), now);
+                // What the other rows withdraw does not wait for this one.
+                self.replaced(withdrawn, reading);
             }
         }
+    }
+
+    /// Everything is compared with rows that replaced others.
+    fn replaced(&mut self, replaced: Replaced, reading: source::Reading) {
+        let since = reading.found_since();
+        self.difference.replaced(replaced.departed, replaced.policies, since);
+        self.more_to_do();
     }
 
     fn read_again(&mut self, kind: ReadKind, now: Now) {
@@ -288,16 +297,16 @@ impl Machine {
             return;
         }
         let Some(observed) = self.mirror.observed() else { return };
-        let (planned, staying) =
-            match self.rows.plan(&observed, self.difference.scope(), self.hold.guard(), || {
-                self.mirror.just_connected(now.wall)
-            }) {
-                Ok(planned) => planned,
-                Err(error) => {
-                    drop(observed);
-                    return self.cannot_plan(error, now);
-                }
-            };
+        let connected = || self.mirror.just_connected(now.wall);
+        let (scope, guard) = (self.difference.scope(), self.hold.guard());
+        let (planned, staying) = match self.rows.plan(&observed, scope, guard, connected) {
+            Ok(planned) => planned,
+            Err(error) => {
+                let withdrawals = self.rows.withdrawals(&observed, guard.limit);
+                drop(observed);
+                return self.cannot_plan(error, withdrawals, now, actions);
+            }
+        };
         self.hold.forget_confirmed(self.rows.desired(), &observed);
         let present = observed.peers.len();
         drop(observed);
@@ -319,11 +328,22 @@ impl Machine {
         }
     }
 
-    fn cannot_plan(&mut self, error: PlanError, now: Now) {
+    /// No plan of the whole can be made: only withdrawals go on.
+    fn cannot_plan(
+        &mut self,
+        error: PlanError,
+        withdrawals: Plan,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
         self.complain(Trouble::Kernel, Note::CannotPlan(error.clone()), now);
         self.passes.cannot_plan(error);
         self.proof.lose();
-        self.retry_later(now);
+        if withdrawals.is_empty() || self.passes.is_restless() {
+            self.retry_later(now);
+        } else {
+            self.begin_apply(withdrawals, now, actions);
+        }
     }
 
     fn give_up_for_now(&mut self, planned: &Plan, now: Now) {
@@ -335,7 +355,7 @@ impl Machine {
 
     fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {
         let drift = self.difference.is_drift().then(|| self.mirror.drift(&planned));
-        let revoked = self.difference.take_departed(&planned);
+        let revoked = self.difference.take_departed(&planned, |keys| self.rows.names_of(keys));
         if let Some(observed) = self.mirror.observed() {
             self.passes.begin(&planned, revoked, &observed, drift, now.instant);
         }

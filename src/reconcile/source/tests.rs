@@ -76,6 +76,24 @@ fn the_databases_clock_goes_on_while_it_is_away_and_never_back() {
 }
 
 #[test]
+fn a_notification_ends_the_wait_after_a_failed_read_at_most_once_a_second() {
+    let start = start();
+    let mut source = listening(start);
+    let mut now = start;
+    for _ in 0..8 {
+        source.want(ReadKind::Changes);
+        now = later(now, Backoff::LAST);
+        source.begin_read(|kind| kind, now).unwrap();
+        source.end_read(false, now);
+        source.read_again(ReadKind::Changes, now);
+    }
+    source.notified(now);
+    assert_eq!(source.begin_read(|kind| kind, now), None, "it was just tried");
+    now = later(now, RETRY_GAP);
+    assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Changes));
+}
+
+#[test]
 fn a_read_that_takes_long_does_not_set_the_databases_clock_back() {
     let start = start();
     let mut source = listening(start);
