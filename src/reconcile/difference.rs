@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
+use super::rows::Replaced;
 use crate::causes::causes;
 use crate::dataplane::{Outcome, RefusedStep};
 use crate::model::{Departed, PolicyId, PublicKey, Touched};
@@ -101,14 +102,9 @@ impl Difference {
     }
 
     /// The rows were replaced as a whole.
-    pub fn replaced(
-        &mut self,
-        departed: BTreeMap<PublicKey, Departed>,
-        policies: BTreeMap<PolicyId, Box<str>>,
-        since: Instant,
-    ) {
-        self.departed.extend(departed);
-        self.policies.extend(policies);
+    pub fn replaced(&mut self, replaced: Replaced, since: Instant) {
+        self.departed.extend(replaced.departed);
+        self.policies.extend(replaced.policies);
         self.scope = Scope::Everything;
         // Other programs' routes may be gone by now.
         self.blocked_routes.clear();

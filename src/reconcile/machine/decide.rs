@@ -18,10 +18,9 @@ use crate::reconcile::notices::Trouble;
 use crate::reconcile::options::StalePolicy;
 use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::proof::Evidence;
-use crate::reconcile::rows::{NotBuilt, Replaced};
+use crate::reconcile::rows::NotBuilt;
 use crate::reconcile::source;
 
-/// What follows from an event.
 impl Machine {
     pub(super) fn rows_read(
         &mut self,
@@ -63,7 +62,8 @@ impl Machine {
         match self.rows.replace(rows) {
             Ok(replaced) => {
                 self.notices.forget(Trouble::Rows);
-                self.replaced(replaced, reading);
+                self.difference.replaced(replaced, reading.found_since());
+                self.more_to_do();
                 self.rows_are_new(now);
             }
             Err(refused) => {
@@ -72,16 +72,10 @@ impl Machine {
                 self.read_again(ReadKind::Everything, now);
                 self.complain(Trouble::Rows, Note::CannotBuild(error), now);
                 // What the other rows withdraw does not wait for this one.
-                self.replaced(withdrawn, reading);
+                self.difference.replaced(withdrawn, reading.found_since());
+                self.more_to_do();
             }
         }
-    }
-
-    /// Everything is compared with rows that replaced others.
-    fn replaced(&mut self, replaced: Replaced, reading: source::Reading) {
-        let since = reading.found_since();
-        self.difference.replaced(replaced.departed, replaced.policies, since);
-        self.more_to_do();
     }
 
     fn read_again(&mut self, kind: ReadKind, now: Now) {
@@ -231,10 +225,7 @@ impl Machine {
             self.outbox.audit(audit::unfinished(&pass, desired.gateway().id));
         }
     }
-}
 
-/// What begins next.
-impl Machine {
     /// What to do next. What was read is carried out before more is read, and a read that is under way
     /// holds up neither a look at the kernel nor a step.
     pub(super) fn begin_next(&mut self, now: Now) -> Vec<Action> {
