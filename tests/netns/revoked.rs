@@ -1,6 +1,8 @@
-//! Revocation during a download: the download ends for good, and other peers lose no packet.
+//! Revocation: it ends a download for good, whatever else is wrong, and other peers lose no packet.
 
-use crate::lab::{Download, Lab, policy_rows, revoke_to_last_packet};
+use crate::lab::{
+    Download, LAN_SERVER, LISTEN_PORT, Lab, eventually, policy_rows, revoke_to_last_packet,
+};
 
 const ROUNDS: usize = 5;
 
@@ -24,4 +26,30 @@ fn revocation_stops_every_packet_of_the_peer_and_no_other() {
     let came = others.came();
     println!("the other peer: {came:?}");
     assert_eq!(came.lost, 0, "another peer's revocation lost packets");
+}
+
+#[test]
+fn revocation_acts_although_the_gateways_row_cannot_be_used() {
+    let lab = Lab::open();
+    let (alice, bob) = (lab.client("alice"), lab.client("bob"));
+    for client in [&alice, &bob] {
+        lab.database.exec(&client.rows());
+        lab.database.exec(&policy_rows(&client.name, &client.name, "10.20.0.0/24"));
+    }
+    let _agent = lab.start();
+    alice.connect();
+    bob.connect();
+    let state = |wanted: &str| lab.status()["state"] == wanted;
+    lab.database.exec("update gateways set listen_port = 0");
+    eventually("the agent is not ready", || state("not_ready"));
+    let others = bob.ping(LAN_SERVER, 20);
+    lab.database.exec(&alice.revocation());
+    eventually("the revoked peer is gone", || lab.kernel_peers() == [bob.key.as_str()]);
+    assert!(!alice.reaches(LAN_SERVER));
+    others.await_answers(5);
+    assert_eq!(others.end().lost, 0, "another peer lost packets");
+    assert!(state("not_ready"), "only a person can correct the row");
+    lab.database.exec(&format!("update gateways set listen_port = {LISTEN_PORT}"));
+    eventually("the corrected row is followed", || state("ready"));
+    assert!(bob.reaches(LAN_SERVER));
 }
