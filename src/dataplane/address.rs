@@ -43,8 +43,8 @@ pub(super) fn add(channel: &mut Channel, index: u32, address: IpNet) -> Result<(
 
 /// Removes an address. One that is gone already is no error.
 ///
-/// With the first IPv4 address of a network the kernel removes all its other addresses, whoever added
-/// them, and their routes, unless the setting for the next to take its place is on.
+/// With the first IPv4 address of a network the kernel removes all its other addresses, those of other
+/// programs too, and their routes, unless the setting for the next to take its place is on.
 pub(super) fn remove(
     channel: &mut Channel,
     index: u32,

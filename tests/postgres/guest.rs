@@ -573,7 +573,7 @@ async fn a_revocation_beside_a_renamed_column_is_seen_once_the_column_is_back() 
     assert!(rows.peers[0].revoked_at.is_some());
 }
 
-/// Whoever lost the right to write marks is told, while writers go on.
+/// A role that lost the right to write marks is reported, while writers go on.
 #[tokio::test]
 async fn marks_that_cannot_be_written_are_reported() {
     let world = World::new().await;

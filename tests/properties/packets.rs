@@ -1,8 +1,8 @@
 //! What a plan promises about packets, at every moment while it is carried out: nothing passes that
 //! neither the old nor the new policy allows.
 //!
-//! Every packet that passes opens a flow. When the plan is carried out, nobody holds an address from
-//! which somebody else opened one.
+//! Every packet that passes opens a flow. When the plan is carried out, no peer holds an address from
+//! which another peer opened one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

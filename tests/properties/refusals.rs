@@ -66,7 +66,7 @@ impl Attempt<'_> {
                 if verdict.is_err() {
                     return;
                 }
-                // Nothing is filtered: what counts is that nobody gets a prefix.
+                // Nothing is filtered: what counts is that no peer gets a prefix.
                 if let Filter::Missing = self.filter(kernel) {
                     if !held(&kernel.state).is_subset(&held_before) {
                         verdict = Err(format!("after {step} ({fate:?}) somebody gained a prefix"));
@@ -211,7 +211,7 @@ fn is_lost(
     refused(Phase::Revoke) && old == new || without_place && contained()
 }
 
-/// Nobody comes to hold an address from which somebody else opened a flow, and none is free with its
+/// No peer comes to hold an address from which another opened a flow, and none is free with its
 /// flows, unless that is forgiven.
 fn assert_nothing_inherited(
     kernel: &ModelKernel,
