@@ -12,8 +12,10 @@ use deadpool_postgres::{
 use super::Store;
 use super::decode::Columns;
 use super::error::StoreError;
-use super::migrate::RIGHTS;
 use super::options::{ConnectOptions, Target};
+
+/// Lists wrong owners and rights. Any role may run it.
+pub(super) const RIGHTS: &str = include_str!("../../migrations/rights.sql");
 
 /// Time for the network, added to a statement's own timeout.
 const GRACE: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use super::backoff::Backoff;
-use super::connect::single;
+use super::connect::{RIGHTS, single};
 use super::error::{Place, StoreError};
 use super::options::ConnectOptions;
 
@@ -25,8 +25,6 @@ const PREPARE: &str = include_str!("../../migrations/prepare.sql");
 const COMPARE: &str = include_str!("../../migrations/compare.sql");
 const INDEXES: &str = include_str!("../../migrations/indexes.sql");
 const ACCESS: &str = include_str!("../../migrations/access.sql");
-/// Lists wrong owners and rights. Any role may run it.
-pub(super) const RIGHTS: &str = include_str!("../../migrations/rights.sql");
 const TRIGGERS: &str = include_str!("../../migrations/triggers.sql");
 
 /// Indexes of earlier versions, to be dropped: they depend on the type of a column.
