@@ -900,7 +900,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
         from gatepost.watched w
         join pg_subscription_rel r on r.srrelid = to_regclass('public.' || w.relation)
         union
-        -- Whoever writes to a partition or a child by its own name fires none of the parent's.
+        -- A write to a partition or a child by its own name fires none of the parent's triggers.
         select w.relation
         from gatepost.watched w
         join pg_inherits i on i.inhparent = to_regclass('public.' || w.relation)
