@@ -115,7 +115,7 @@ impl Machine {
             Event::Observed(reading) => self.kernel_read(reading.map(|reading| *reading), now),
             Event::Glanced(glance) => {
                 if self.mirror.take_glance(glance.ok()) {
-                    self.repeat_proof(true, now);
+                    self.repeat_proof(true);
                 }
             }
             Event::Applied(outcome) => self.plan_applied(outcome, now),

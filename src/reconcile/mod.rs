@@ -12,7 +12,6 @@ mod difference;
 mod error;
 mod event;
 mod hold;
-mod host;
 mod ledger;
 mod machine;
 mod mirror;
@@ -35,15 +34,11 @@ mod view;
 pub use clock::Now;
 pub use error::{DatabaseError, RunError};
 pub use event::{Action, Event, Keep, LastGood, ReadAnswer, ReadKind, Sent};
-pub use host::Host;
 pub use ledger::Report;
 pub use machine::Machine;
 pub use mode::Mode;
 pub use note::{Ignored, Note};
 pub use options::{MachineOptions, StaleOptions, StalePolicy, SyncMode, Timing};
-pub use pass::PassFigures;
-pub use proof::Proven;
-pub use session::{SESSION_SECS, SessionEvent, Sessions};
 pub use shell::{
     Ask, Cache, CacheError, Chosen, NothingHeldBack, Options, ROUND_AT_MOST, Until, choose, run,
     run_once,

@@ -8,26 +8,17 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::clock::Now;
 use super::comparison::Comparisons;
 use super::event::{Action, Event};
-
-/// When, and as of when, the kernel was proven equal to the database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Proven {
-    /// The database's time of the rows.
-    pub as_of: SystemTime,
-    /// This host's time of the proof.
-    pub at: SystemTime,
-}
 
 #[derive(Debug)]
 pub(super) struct Proof {
     heartbeat: Duration,
-    /// `None`: the kernel may differ, as far as is known.
-    current: Option<Proven>,
+    /// The database's time as of which the kernel is proven equal; `None`: it may differ, as far as is
+    /// known.
+    current: Option<SystemTime>,
     /// The last proof that may be shown, also while the kernel may differ.
-    last: Option<Proven>,
+    last: Option<SystemTime>,
     next_beat: Instant,
     beat: Option<Beat>,
     comparisons: Comparisons,
@@ -46,7 +37,7 @@ struct Beat {
 pub(super) struct ProofView<'a> {
     pub is_current: bool,
     /// The last proof that may be shown.
-    pub last: Option<Proven>,
+    pub last: Option<SystemTime>,
     pub comparisons: &'a Comparisons,
 }
 
@@ -126,33 +117,27 @@ impl Proof {
     }
 
     /// Nothing differs. Says whether that is to be told now.
-    pub fn prove(&mut self, evidence: Evidence, now: Now) -> bool {
+    pub fn prove(&mut self, evidence: Evidence, now: Instant) -> bool {
         let Evidence { as_of, rows_read_at, whole, read_back, ends_pass } = evidence;
         if whole {
             self.comparisons.proves();
         }
-        let first = self.current.replace(Proven { as_of, at: now.wall }).is_none();
+        let first = self.current.replace(as_of).is_none();
         let beat = self.take_beat(rows_read_at, read_back);
         let tells = first || beat || ends_pass;
         if tells && read_back {
             // It is the heartbeat that was due by now.
-            self.next_beat = now.instant + self.heartbeat;
+            self.next_beat = now + self.heartbeat;
         }
         tells
     }
 
     /// Nothing is known to differ. Says whether that is to be told now.
-    pub fn repeat(
-        &mut self,
-        as_of: SystemTime,
-        rows_read_at: Instant,
-        read_back: bool,
-        now: Now,
-    ) -> bool {
+    pub fn repeat(&mut self, as_of: SystemTime, rows_read_at: Instant, read_back: bool) -> bool {
         let tells = self.take_beat(rows_read_at, read_back);
         if tells || read_back {
             // Rows alone prove nothing.
-            self.current = Some(Proven { as_of, at: now.wall });
+            self.current = Some(as_of);
         }
         tells
     }
@@ -189,24 +174,22 @@ mod tests {
     #[test]
     fn the_first_proof_is_told_and_then_one_at_each_heartbeat() {
         let start = Instant::now();
-        let at = |after| Now { instant: start + after, wall: SystemTime::UNIX_EPOCH };
         let mut proof = Proof::new(BEAT, start);
         assert_eq!(proof.due(), None, "nothing is proven");
-        assert!(proof.prove(evidence(start), at(Duration::ZERO)));
-        assert!(!proof.prove(evidence(start), at(BEAT / 2)));
+        assert!(proof.prove(evidence(start), start));
+        assert!(!proof.prove(evidence(start), start + BEAT / 2));
         assert_eq!(proof.due(), Some(start + BEAT));
         assert!(proof.let_time_pass(start + BEAT));
-        assert!(!proof.prove(evidence(start), at(BEAT)), "the rows were not read for it");
-        assert!(proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, false, at(BEAT)));
-        assert!(!proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, false, at(BEAT)), "told once");
+        assert!(!proof.prove(evidence(start), start + BEAT), "the rows were not read for it");
+        assert!(proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, false));
+        assert!(!proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, false), "told once");
     }
 
     #[test]
     fn what_was_proven_stays_visible_while_the_kernel_may_differ() {
         let start = Instant::now();
-        let now = Now { instant: start, wall: SystemTime::UNIX_EPOCH };
         let mut proof = Proof::new(BEAT, start);
-        proof.prove(evidence(start), now);
+        proof.prove(evidence(start), start);
         proof.show();
         proof.lose();
         proof.show();

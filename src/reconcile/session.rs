@@ -83,17 +83,6 @@ impl Sessions {
         self.seen_before = true;
         (handshakes, events)
     }
-
-    /// How many peers are connected.
-    #[must_use]
-    pub fn connected(&self) -> usize {
-        self.sessions.values().filter(|session| session.connected).count()
-    }
-
-    /// The keys of connected peers.
-    pub fn connected_keys(&self) -> impl Iterator<Item = PublicKey> + '_ {
-        self.sessions.iter().filter(|(_, session)| session.connected).map(|(key, _)| *key)
-    }
 }
 
 impl Session {

@@ -98,7 +98,7 @@ impl Machine {
         self.notices.forget(Trouble::Database);
         let touched = self.rows.are_good(now.instant);
         self.touch(touched, now.instant);
-        self.repeat_proof(false, now);
+        self.repeat_proof(false);
     }
 
     /// Starts from the last good rows, unless the database answered first.
@@ -372,7 +372,7 @@ impl Machine {
             self.outbox.started(desired);
             let (as_of, rows_read_at) = (desired.as_of(), self.rows.read_at());
             let evidence = Evidence { as_of, rows_read_at, whole, read_back, ends_pass };
-            if provable && self.proof.prove(evidence, now) {
+            if provable && self.proof.prove(evidence, now.instant) {
                 self.tell_proof(as_of);
             }
         }
@@ -387,7 +387,7 @@ impl Machine {
 
     /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the
     /// kernel as it is known to be; else the rows were just read.
-    pub(super) fn repeat_proof(&mut self, read_back: bool, now: Now) {
+    pub(super) fn repeat_proof(&mut self, read_back: bool) {
         // What the kernel announced is not read yet, or is being read.
         let looks = self.mirror.wants_reading() || !read_back && self.mirror.is_busy();
         if looks
@@ -401,7 +401,7 @@ impl Machine {
         if read_back {
             self.mirror.prove();
         }
-        if self.proof.repeat(as_of, self.rows.read_at(), read_back, now) {
+        if self.proof.repeat(as_of, self.rows.read_at(), read_back) {
             self.tell_proof(as_of);
         }
     }

@@ -3,8 +3,8 @@
 use tokio::sync::oneshot;
 
 use super::state::Shell;
+use crate::dataplane::Dataplane;
 use crate::reconcile::event::Event;
-use crate::reconcile::host::Host;
 use crate::reconcile::view::status::{Explanation, PeerStatus};
 use crate::reconcile::view::{ExplainError, ResyncError};
 
@@ -30,7 +30,7 @@ pub enum Ask {
 #[error("no removal is held back")]
 pub struct NothingHeldBack;
 
-impl<D: Host> Shell<D> {
+impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Peers(answer) => drop(answer.send(self.machine.view().peers())),

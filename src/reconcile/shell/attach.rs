@@ -7,13 +7,13 @@ use super::database::{Connection, connect};
 use super::in_use::InUse;
 use super::state::{Inner, Shell};
 use crate::causes::causes;
+use crate::dataplane::Dataplane;
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
-use crate::reconcile::host::Host;
 use crate::reconcile::mode::Mode;
 use crate::store::Attached;
 
-impl<D: Host> Shell<D> {
+impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn stop_listening(&mut self) {
         if let Some(listening) = self.listening.take() {
             listening.abort();

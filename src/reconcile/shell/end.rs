@@ -8,15 +8,15 @@ use tokio::time::Instant;
 
 use super::cache::Keeper;
 use super::state::{Inner, Shell};
+use crate::dataplane::Dataplane;
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
-use crate::reconcile::host::Host;
 
 /// A dead database, a slow disk or a large plan does not hold up a stop. What is left then is read
 /// from the kernel and from the database at the next start.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-impl<D: Host> Shell<D> {
+impl<D: Dataplane + 'static> Shell<D> {
     /// Waits for the kernel's answers, reports them, and waits until the last good rows are on disk: a
     /// revocation that was applied must not be forgotten.
     pub(super) async fn wind_up(&mut self, events: &mut mpsc::UnboundedReceiver<Inner>) {

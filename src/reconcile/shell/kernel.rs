@@ -3,13 +3,12 @@
 use tracing::debug;
 
 use super::state::{Inner, Shell};
-use crate::dataplane::{DataplaneError, SharedObserved};
+use crate::dataplane::{Dataplane, DataplaneError, SharedObserved};
 use crate::plan::Plan;
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
-use crate::reconcile::host::Host;
 
-impl<D: Host> Shell<D> {
+impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn observe(&mut self) {
         let dataplane = self.dataplane.clone();
         let reading = async move { dataplane.observe().await.map(Box::new) };

@@ -18,9 +18,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use super::clock;
 use super::error::RunError;
 use super::event::Event;
-use super::host::Host;
 use super::view::Obstacle;
 use super::view::status::Status;
+use crate::dataplane::Dataplane;
 use crate::model::BuildError;
 use in_use::ATTACH_EVERY;
 use state::{Inner, PRUNE_EVERY, Shell};
@@ -37,7 +37,7 @@ pub use state::{Options, ROUND_AT_MOST};
 ///
 /// # Errors
 /// [`RunError::DataplaneGone`]: no work on the kernel is possible any more.
-pub async fn run<D: Host>(
+pub async fn run<D: Dataplane + 'static>(
     mut options: Options<D>,
     mut asks: mpsc::Receiver<Ask>,
     status: watch::Sender<Status>,
@@ -77,7 +77,7 @@ pub async fn run<D: Host>(
 ///
 /// # Errors
 /// [`RunError::NotConverged`] with the obstacle; [`RunError::Stopped`].
-pub async fn run_once<D: Host>(
+pub async fn run_once<D: Dataplane + 'static>(
     options: Options<D>,
     status: watch::Sender<Status>,
     mut stop: watch::Receiver<bool>,
@@ -90,7 +90,7 @@ pub async fn run_once<D: Host>(
     ended
 }
 
-impl<D: Host> Shell<D> {
+impl<D: Dataplane + 'static> Shell<D> {
     async fn make_one_pass(
         &mut self,
         events: &mut mpsc::UnboundedReceiver<Inner>,

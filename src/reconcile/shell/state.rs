@@ -14,11 +14,10 @@ use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
 use crate::causes::causes;
-use crate::dataplane::DataplaneHandle;
+use crate::dataplane::{Dataplane, DataplaneHandle};
 use crate::reconcile::clock;
 use crate::reconcile::error::{DatabaseError, RunError};
 use crate::reconcile::event::{Action, Event, ReadAnswer, ReadKind, Sent};
-use crate::reconcile::host::Host;
 use crate::reconcile::machine::Machine;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::{MachineOptions, SyncMode};
@@ -89,7 +88,7 @@ pub(super) struct Shell<D> {
     last_error: String,
 }
 
-impl<D: Host> Shell<D> {
+impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn new(
         options: Options<D>,
         status: watch::Sender<Status>,

@@ -10,10 +10,9 @@ use super::View;
 use super::status::Explanation;
 use crate::causes::causes;
 use crate::dataplane::nft::ProfileCounters;
-use crate::dataplane::{DataplaneError, DataplaneHandle};
+use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
 use crate::model::policy::{Verdict, dns_addresses};
 use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, ProfileId, Standing};
-use crate::reconcile::host::Host;
 use crate::reconcile::note::peer_name;
 
 /// More peers than this are not explained at once.
@@ -99,7 +98,10 @@ pub(super) fn explain(
 
 impl Answers {
     /// Adds what the kernel counted.
-    pub async fn counted<D: Host>(mut self, dataplane: &DataplaneHandle<D>) -> Explanation {
+    pub async fn counted<D: Dataplane + 'static>(
+        mut self,
+        dataplane: &DataplaneHandle<D>,
+    ) -> Explanation {
         for answer in &mut self.0 {
             if let Some((id, holders)) = answer.judged_by {
                 answer.count(dataplane.counters_of(id).await, holders);

@@ -6,12 +6,11 @@ use ipnet::IpNet;
 
 use super::explain::{ExplainError, explain};
 use super::status::{self, Explanation, PlanReport, PlannedStep};
-use crate::dataplane::{DataplaneError, DataplaneHandle, Reading};
+use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle, Reading};
 use crate::model::policy::{ReachChange, describe_changes};
 use crate::model::{BuildError, DesiredState, KeyText, ObservedState, PeerRow, Standing};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, plan_guarded};
 use crate::plan::{Held, PlanError, Scope, Step};
-use crate::reconcile::host::Host;
 use crate::reconcile::note::{name_of, peer_name};
 use crate::reconcile::options::MachineOptions;
 use crate::reconcile::row_status::{LISTED_QUARANTINED, quarantined, row_warnings};
@@ -36,7 +35,7 @@ pub enum PreviewError {
 ///
 /// # Errors
 /// Why nothing can be planned.
-pub async fn preview<D: Host>(
+pub async fn preview<D: Dataplane + 'static>(
     machine: &MachineOptions,
     store: &Store,
     dataplane: &DataplaneHandle<D>,
@@ -49,7 +48,7 @@ pub async fn preview<D: Host>(
 ///
 /// # Errors
 /// Why nothing can be said.
-pub async fn preview_explanation<D: Host>(
+pub async fn preview_explanation<D: Dataplane + 'static>(
     machine: &MachineOptions,
     store: &Store,
     dataplane: &DataplaneHandle<D>,
@@ -62,7 +61,7 @@ pub async fn preview_explanation<D: Host>(
 }
 
 /// What should be and what is, read at the same time.
-async fn both_sides<D: Host>(
+async fn both_sides<D: Dataplane + 'static>(
     machine: &MachineOptions,
     store: &Store,
     dataplane: &DataplaneHandle<D>,

@@ -88,7 +88,7 @@ impl View<'_> {
         SyncStatus {
             mode: self.source.mode,
             mode_why: String::new(),
-            last_sync_at: self.proof.last.map(|proven| Timestamp(proven.as_of)),
+            last_sync_at: self.proof.last.map(Timestamp),
             lag_ms: last.and_then(|pass| pass.lag).map(millis),
             last_pass: last.map(|pass| PassStatus {
                 at: Timestamp(pass.at),
