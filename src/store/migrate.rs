@@ -17,7 +17,7 @@ mod embedded {
 }
 
 /// The minimum schema version of this agent.
-pub const SCHEMA_VERSION: i32 = 9;
+pub const SCHEMA_VERSION: i32 = 10;
 
 const DOING: &str = "migrate the database";
 const HISTORY: &str = "gatepost.schema_history";

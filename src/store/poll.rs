@@ -69,4 +69,17 @@ impl Store {
         let columns = Columns::of(&row, DOING);
         Ok(Attached { gateways: columns.get(0)?, unwatched: columns.get(1)? })
     }
+
+    /// Tables whose changes are not announced.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights.
+    pub async fn unwatched(&self) -> Result<Vec<String>, StoreError> {
+        const DOING: &str = "ask which changes are announced";
+        let lease = self.lease(DOING).await?;
+        let asked = lease.query_typed_one("select gatepost.unwatched()", &[]);
+        let row = self.within(DOING, asked).await?;
+        lease.done();
+        Columns::of(&row, DOING).get(0)
+    }
 }

@@ -19,6 +19,7 @@ use gatepost::reconcile::{
 };
 use tokio::sync::{mpsc, watch};
 
+use crate::unannounced::while_off;
 use crate::world::{World, insert_device, insert_peer, insert_user};
 
 #[derive(Default, Clone)]
@@ -227,6 +228,34 @@ async fn a_missing_column_makes_the_agent_not_ready_until_it_is_back() {
     let revoked = |status: &Status| status.state.is_ready() && status.peers.in_kernel == 0;
     status.wait_for(revoked).await.unwrap();
     assert!(host.state().peers.is_empty());
+    stop.send(true).unwrap();
+    loop_ends.await.unwrap().unwrap();
+}
+
+/// At the next heartbeat, and not at the next resync.
+#[tokio::test]
+async fn a_revocation_while_triggers_were_off_is_enforced_soon() {
+    let world = World::new().await;
+    good_peer(&world, 1).await;
+    let host = Memory::default();
+    let mut options = agent(&world, host.clone()).await;
+    options.machine.timing.heartbeat = Duration::from_millis(200);
+    let (say, mut status) = watch::channel(Status::default());
+    let (stop, stopped) = watch::channel(false);
+    let (_asks, questions) = mpsc::channel(1);
+    let loop_ends = tokio::spawn(run(options, questions, say, stopped, || ()));
+    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    let revoke = "update devices set status = 'revoked', revoked_at = now()";
+    world.run(&while_off("devices", revoke)).await;
+    let revoked = |status: &Status| status.state.is_ready() && status.peers.in_kernel == 0;
+    let enforced = tokio::time::timeout(Duration::from_secs(30), status.wait_for(revoked)).await;
+    enforced.unwrap().unwrap();
+    assert!(host.state().peers.is_empty());
+    // Off, and not on again: that is said at the same time.
+    world.run("alter table devices disable trigger all").await;
+    let said = |status: &Status| matches!(&status.state, State::Degraded { why } if why.contains("devices"));
+    let degraded = tokio::time::timeout(Duration::from_secs(30), status.wait_for(said)).await;
+    degraded.unwrap().unwrap();
     stop.send(true).unwrap();
     loop_ends.await.unwrap().unwrap();
 }

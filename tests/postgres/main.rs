@@ -18,4 +18,5 @@ mod report;
 mod rights;
 mod rows;
 mod surface;
+mod unannounced;
 mod world;

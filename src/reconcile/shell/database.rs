@@ -84,6 +84,21 @@ pub(super) enum Cause {
 #[derive(Default)]
 pub(super) struct Reader {
     last: Option<LastRead>,
+    /// Tables whose changes were not announced at the last full read.
+    unannounced: Vec<String>,
+}
+
+/// What a read found.
+pub(super) struct Found {
+    pub answer: ReadAnswer,
+    /// Tables whose changes are not announced, if they are others than at the full read before.
+    pub unannounced: Option<Vec<String>>,
+}
+
+impl From<ReadAnswer> for Found {
+    fn from(answer: ReadAnswer) -> Self {
+        Self { answer, unannounced: None }
+    }
 }
 
 struct LastRead {
@@ -100,7 +115,7 @@ impl Reader {
         kind: ReadKind,
         mode: Mode,
         cause: Cause,
-    ) -> Result<ReadAnswer, StoreError> {
+    ) -> Result<Found, StoreError> {
         if let (ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
             // A notification sent at another agent's turn says already that there are changes.
             let ask_first = match mode {
@@ -110,22 +125,26 @@ impl Reader {
             };
             if ask_first && let Polled::Quiet(next, quiet_until) = store.poll(&last.cursor).await? {
                 *last = LastRead { cursor: next, as_of: quiet_until.max(last.as_of) };
-                return Ok(ReadAnswer::Unchanged { taken_at: last.as_of });
+                return Ok(ReadAnswer::Unchanged { taken_at: last.as_of }.into());
             }
             match store.changes(&last.cursor).await? {
                 Read::Nothing(next, taken_at) => {
                     *last = LastRead { cursor: next, as_of: taken_at };
-                    return Ok(ReadAnswer::Unchanged { taken_at });
+                    return Ok(ReadAnswer::Unchanged { taken_at }.into());
                 }
                 Read::Changed(rows, next) => {
                     *last = LastRead { cursor: next, as_of: rows.taken_at };
-                    return Ok(ReadAnswer::Changed(rows));
+                    return Ok(ReadAnswer::Changed(rows).into());
                 }
                 Read::Everything(why) => debug!(why, "reading everything: {why}"),
             }
         }
         let (rows, next) = store.snapshot().await?;
         self.last = Some(LastRead { cursor: next, as_of: rows.taken_at });
-        Ok(ReadAnswer::Everything(Box::new(rows)))
+        // After the snapshot: if the triggers change in between, the next read of changes shows it.
+        let tables = store.unwatched().await?;
+        let unannounced = (tables != self.unannounced).then(|| tables.clone());
+        self.unannounced = tables;
+        Ok(Found { answer: ReadAnswer::Everything(Box::new(rows)), unannounced })
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::cache::{Cache, Keeper, Rows};
-use super::database::{Cause, Connection, Reader, send};
+use super::database::{Cause, Connection, Found, Reader, send};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
@@ -195,9 +195,18 @@ impl<D: Dataplane + 'static> Shell<D> {
         let (store, reader) = (self.store.clone(), self.reader.clone());
         let (events, keeps) = (self.events.clone(), self.keeper.is_some());
         let mode = self.in_use.map_or(Mode::Poll, |in_use| in_use.mode);
+        let follows = self.mode.is_some();
         tokio::spawn(async move {
-            let answer = reader.lock().await.read(&store, kind, mode, cause).await;
-            let answer = answer.map_err(DatabaseError::from);
+            let found = reader.lock().await.read(&store, kind, mode, cause).await;
+            let answer = match found {
+                Ok(Found { answer, unannounced }) => {
+                    if let Some(tables) = unannounced.filter(|_| follows) {
+                        drop(events.send(Inner::Event(Event::Unannounced { tables })));
+                    }
+                    Ok(answer)
+                }
+                Err(error) => Err(DatabaseError::from(error)),
+            };
             // A read may be the first to find that the database is gone, or no longer ours.
             let lost = answer.as_ref().err().cloned();
             let rows = answer.as_ref().ok().filter(|_| keeps).and_then(Rows::of);

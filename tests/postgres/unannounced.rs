@@ -1,0 +1,115 @@
+//! Changes that no trigger announced, because triggers were off for a moment.
+
+use std::time::{Duration, Instant};
+
+use gatepost::store::{Polled, Read};
+
+use crate::world::{World, connect};
+
+/// As a data-only restore does it: in one transaction, so that no look finds a trigger off.
+pub fn while_off(table: &str, write: &str) -> String {
+    let on: String = ["insert", "update", "delete", "truncate"]
+        .map(|event| format!("alter table {table} enable always trigger gatepost_{event};"))
+        .concat();
+    format!("begin; alter table {table} disable trigger all; {write}; {on} commit")
+}
+
+#[tokio::test]
+async fn a_write_while_triggers_were_off_is_read_at_the_next_look() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let mut cursor = world.cursor().await;
+    for (table, write) in [
+        ("devices", "update devices set status = 'revoked', revoked_at = now()"),
+        ("users", "update users set is_active = false"),
+        ("wireguard_peers", "delete from wireguard_peers"),
+        ("settings", "insert into settings (category, key, value) values ('gateway', 'a', '1')"),
+    ] {
+        assert!(matches!(world.read(&cursor).await, Read::Nothing(..)), "{table}");
+        world.run(&while_off(table, write)).await;
+        assert!(world.store.unwatched().await.unwrap().is_empty(), "{table}");
+        assert_eq!(world.store.poll(&cursor).await.unwrap(), Polled::News, "{table}");
+        let Read::Everything(why) = world.read(&cursor).await else { panic!("{table}: unseen") };
+        assert_eq!(why, "triggers were altered since the cursor");
+        // What was read before proves nothing any more.
+        let now = std::time::SystemTime::now();
+        assert!(!world.store.synced(now).await.unwrap(), "{table}");
+        cursor = world.cursor().await;
+        assert!(world.store.synced(now).await.unwrap(), "{table}");
+    }
+}
+
+/// A trigger that is made anew has another row, which counts as altered too.
+#[tokio::test]
+async fn a_trigger_made_anew_is_noticed() {
+    let world = World::new().await;
+    let cursor = world.cursor().await;
+    world
+        .run(
+            "begin; drop trigger gatepost_update on devices; update devices set name = 'x';
+             create trigger gatepost_update after update on devices referencing old table as
+                 old_rows new table as new_rows for each statement
+                 execute function gatepost.devices_updated();
+             alter table devices enable always trigger gatepost_update; commit",
+        )
+        .await;
+    assert!(world.store.unwatched().await.unwrap().is_empty());
+    assert!(matches!(world.read(&cursor).await, Read::Everything(_)));
+}
+
+#[tokio::test]
+async fn what_leaves_the_triggers_as_they_are_asks_for_no_full_read() {
+    let world = World::new().await;
+    world.run("create table other (id uuid references devices (id))").await;
+    let cursor = world.cursor().await;
+    for sql in [
+        "vacuum freeze pg_trigger",
+        "vacuum full pg_trigger",
+        "reindex table pg_trigger",
+        "alter table devices enable always trigger gatepost_update",
+        "alter table devices add column colour text",
+        "create function nothing() returns trigger language plpgsql as 'begin return null; end'",
+        "create trigger theirs after insert on devices execute function nothing()",
+        "alter table devices disable trigger theirs",
+        "alter table other disable trigger all",
+    ] {
+        world.run(sql).await;
+        let read = world.read(&cursor).await;
+        assert!(matches!(read, Read::Nothing(..)), "{sql}: {read:?}");
+    }
+}
+
+/// The least of many rounds, because other tests run meanwhile.
+#[tokio::test]
+async fn to_compare_the_triggers_costs_little() {
+    let world = World::alone().await;
+    let cursor = world.cursor().await;
+    let agent = connect(&world.url).await;
+    let set = "select set_config('test.cursor', $1, false), set_config('test.epoch', $2, false)";
+    agent.query_one(set, &[&cursor.snapshot, &cursor.epoch]).await.unwrap();
+    let rounds = async || {
+        let mut least = Duration::MAX;
+        for _ in 0..40 {
+            let start = Instant::now();
+            let asked = "do $$ begin
+                for n in 1..100 loop
+                    perform gatepost.changes(current_setting('test.cursor'), current_setting('test.epoch'));
+                end loop; end $$";
+            agent.batch_execute(asked).await.unwrap();
+            least = least.min(start.elapsed() / 100);
+        }
+        least
+    };
+    let with = rounds().await;
+    let row = world.admin.query_one("select gatepost.triggers_version()", &[]).await.unwrap();
+    let version: String = row.get(0);
+    world
+        .run(&format!(
+            "create or replace function gatepost.triggers_version() returns text
+             language plpgsql stable as $$ begin return '{version}'; end $$"
+        ))
+        .await;
+    let without = rounds().await;
+    println!("changes(): {with:?}, without comparing the triggers {without:?}");
+    assert!(with < without + Duration::from_micros(100), "{with:?}, {without:?} without");
+}
