@@ -1,6 +1,9 @@
 //! The database side, against a real PostgreSQL.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../support/netns.rs"]
+mod netns;
 #[path = "../support/postgres.rs"]
 mod postgres;
 
@@ -17,6 +20,7 @@ mod pooler;
 mod report;
 mod rights;
 mod rows;
+mod silence;
 mod surface;
 mod unannounced;
 mod world;

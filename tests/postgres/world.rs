@@ -17,7 +17,7 @@ pub struct World {
     /// As `role`.
     pub url: String,
     /// Held for as long as the world is; `None`: the shared one.
-    _own: Option<Cluster>,
+    own: Option<Cluster>,
 }
 
 /// A database that is migrated once and copied for each test.
@@ -65,7 +65,7 @@ impl World {
         let options = ConnectOptions::new(cluster.socket_url("postgres", &database));
         migrate(&options).await.unwrap();
         let world = Self::on(&cluster, database).await;
-        Self { _own: Some(cluster), ..world }
+        Self { own: Some(cluster), ..world }
     }
 
     async fn on(cluster: &Cluster, database: String) -> Self {
@@ -77,7 +77,12 @@ impl World {
         grant(&ConnectOptions::new(url("postgres")), "g1", &role, &create).await.unwrap();
         let store = Store::connect(&ConnectOptions::new(url(&role))).unwrap();
         let url = url(&role);
-        Self { database, admin, gateway, role, store, url, _own: None }
+        Self { database, admin, gateway, role, store, url, own: None }
+    }
+
+    /// Of a world that is alone.
+    pub fn cluster(&self) -> &Cluster {
+        self.own.as_ref().unwrap()
     }
 
     pub async fn run(&self, sql: &str) {
