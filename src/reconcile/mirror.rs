@@ -25,6 +25,8 @@ pub(super) struct Mirror {
     observed: Option<SharedObserved>,
     trust: Trust,
     wanted: Wanted,
+    /// The kernel announced a change, and no complete reading has begun since.
+    announced: bool,
     job: Job,
     /// Why the last complete reading was made.
     why: String,
@@ -99,6 +101,7 @@ impl Mirror {
             observed: None,
             trust: Trust::Kept,
             wanted: Wanted::Reading { why: "start".into() },
+            announced: false,
             job: Job::None,
             why: String::new(),
             firewall_difference: None,
@@ -152,6 +155,11 @@ impl Mirror {
         self.wants_reading() && self.trust != Trust::Fresh
     }
 
+    /// Whether a change that the kernel announced waits for a complete reading.
+    pub const fn is_disturbed(&self) -> bool {
+        self.announced
+    }
+
     pub const fn wants_reading(&self) -> bool {
         matches!(self.wanted, Wanted::Reading { .. })
     }
@@ -180,6 +188,7 @@ impl Mirror {
         if self.trust == Trust::Glanced {
             self.trust = Trust::Kept;
         }
+        self.announced = true;
         self.want_reading_for(why);
     }
 
@@ -234,6 +243,7 @@ impl Mirror {
         let Wanted::Reading { why } = &mut self.wanted else { return false };
         self.why = std::mem::take(why);
         self.wanted = Wanted::Nothing;
+        self.announced = false;
         self.next_reading = now + self.timing.compare_interval();
         self.began_at = now;
         self.readings += 1;

@@ -21,6 +21,8 @@ pub(super) struct Proof {
     last: Option<SystemTime>,
     next_beat: Instant,
     beat: Option<Beat>,
+    /// The end of a pass was not told, because the kernel had announced a change.
+    owed: bool,
     comparisons: Comparisons,
 }
 
@@ -54,6 +56,8 @@ pub(super) struct Evidence {
     pub read_back: bool,
     /// It is the end of a pass that changed something.
     pub ends_pass: bool,
+    /// The kernel has announced a change since it was read: the next reading proves.
+    pub disturbed: bool,
 }
 
 impl Proof {
@@ -64,6 +68,7 @@ impl Proof {
             last: None,
             next_beat: now,
             beat: None,
+            owed: false,
             comparisons: Comparisons::new(),
         }
     }
@@ -118,13 +123,18 @@ impl Proof {
 
     /// Nothing differs. Says whether that is to be told now.
     pub fn prove(&mut self, evidence: Evidence, now: Instant) -> bool {
-        let Evidence { as_of, rows_read_at, whole, read_back, ends_pass } = evidence;
+        let Evidence { as_of, rows_read_at, whole, read_back, ends_pass, disturbed } = evidence;
+        if disturbed {
+            self.owed |= ends_pass;
+            return false;
+        }
         if whole {
             self.comparisons.proves();
         }
+        let owed = std::mem::take(&mut self.owed);
         let first = self.current.replace(as_of).is_none();
         let beat = self.take_beat(rows_read_at, read_back);
-        let tells = first || beat || ends_pass;
+        let tells = first || beat || ends_pass || owed;
         if tells && read_back {
             // It is the heartbeat that was due by now.
             self.next_beat = now + self.heartbeat;
@@ -168,7 +178,14 @@ mod tests {
 
     fn evidence(rows_read_at: Instant) -> Evidence {
         let as_of = SystemTime::UNIX_EPOCH;
-        Evidence { as_of, rows_read_at, whole: true, read_back: true, ends_pass: false }
+        Evidence {
+            as_of,
+            rows_read_at,
+            whole: true,
+            read_back: true,
+            ends_pass: false,
+            disturbed: false,
+        }
     }
 
     #[test]

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use gatepost::plan::ModelKernel;
 use gatepost::reconcile::{Action, Event};
+use proptest::prelude::*;
 
 use super::machine::Happening;
+use super::rows::{peer_row, tables};
 use super::world::{World, away, quiet_world};
 
 /// So many peers that reading all of them takes a quarter of a second.
@@ -125,6 +128,62 @@ fn heartbeat_is_not_told_while_a_kernel_event_waits_for_its_reading() {
     world.pass_time(Duration::from_secs(11));
     assert!(world.kernel_equals_database());
     assert!(world.machine.view().status().sync.last_sync_at > shown);
+}
+
+#[test]
+fn end_of_a_pass_is_not_told_while_a_kernel_event_waits_for_its_reading() {
+    let mut world = quiet_world();
+    // Just read: the next reading must wait for a moment.
+    world.tell(Event::KernelChanged { why: "an address changed".into() });
+    world.settle();
+    world.reports.clear();
+    world.revoke([1]);
+    world.tell(Event::Notified);
+    while !matches!(world.queue.front(), Some(Action::Apply(..))) {
+        let action = world.queue.pop_front().unwrap();
+        world.carry_out(action);
+    }
+    let apply = world.queue.pop_front().unwrap();
+    let shown = world.machine.view().status().sync.last_sync_at;
+    world.tell(Event::KernelChanged { why: "the table was deleted".into() });
+    world.carry_out(apply);
+    world.kernel.state.firewall = None;
+    assert!(!tells_proof(&mut world), "the table is gone");
+    assert_eq!(world.machine.view().status().sync.last_sync_at, shown);
+    // Told once the kernel was read, and not only at the next heartbeat.
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database());
+    assert!(world.machine.view().status().sync.last_sync_at > shown);
+    assert!(world.reports.iter().any(|report| report.synced_as_of.is_some()));
+}
+
+fn flurry() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        2 => peer_row().prop_map(|row| Happening::Commit(Box::new(row), true)),
+        1 => Just(Happening::FlushFirewall),
+        1 => Just(Happening::LoseLink),
+        4 => (1u8..4).prop_map(Happening::Act),
+        2 => (1u64..60).prop_map(Happening::Pause),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// The world checks it, whatever it is told.
+    #[test]
+    fn no_proof_is_told_while_a_kernel_event_waits(
+        first in tables(), flurry in prop::collection::vec(flurry(), 0..40),
+    ) {
+        let mut world = World::new(first, ModelKernel::default());
+        world.tell(Event::Tick);
+        world.pass_time(Duration::from_secs(1));
+        for happening in flurry {
+            world.happen(happening);
+        }
+        world.pass_time(Duration::from_secs(60));
+        prop_assert!(world.kernel_equals_database());
+    }
 }
 
 #[test]

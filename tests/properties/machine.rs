@@ -23,6 +23,8 @@ pub enum Happening {
     DatabaseGone(u64),
     Trouble(Trouble, u64),
     Kill,
+    /// So many actions are carried out, and the rest waits.
+    Act(u8),
     Pause(u64),
 }
 
@@ -45,6 +47,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (1u64..100).prop_map(Happening::DatabaseGone),
         2 => (trouble(), 1u64..100_000).prop_map(|(what, millis)| Happening::Trouble(what, millis)),
         1 => Just(Happening::Kill),
+        4 => (1u8..4).prop_map(Happening::Act),
         3 => (1u64..20_000).prop_map(Happening::Pause),
     ]
 }
@@ -92,8 +95,16 @@ impl World {
                 let now = self.now();
                 self.queue.clear();
                 self.read = None;
+                self.announced = false;
                 self.machine = Machine::new(options(), now);
                 self.tell(Event::Tick);
+            }
+            Happening::Act(actions) => {
+                for _ in 0..actions {
+                    if let Some(action) = self.queue.pop_front() {
+                        self.carry_out(action);
+                    }
+                }
             }
             Happening::Pause(millis) => self.pass_time(Duration::from_millis(millis)),
         }

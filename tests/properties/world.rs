@@ -82,6 +82,8 @@ pub struct World {
     pub clock_set_secs: i64,
     /// Somebody changed the kernel without a word, and nobody has looked since.
     pub meddled: bool,
+    /// The kernel announced a change, and no reading has begun since.
+    pub announced: bool,
 }
 
 impl World {
@@ -117,6 +119,7 @@ impl World {
             traffic: BTreeMap::new(),
             clock_set_secs: 0,
             meddled: false,
+            announced: false,
         }
     }
 
@@ -136,7 +139,14 @@ impl World {
     }
 
     pub fn tell(&mut self, event: Event) {
+        self.announced |= matches!(event, Event::KernelChanged { .. });
+        let shown = |world: &Self| world.machine.view().status().sync.last_sync_at;
+        let before = self.announced.then(|| shown(self));
         let actions = self.machine.handle(event, self.now());
+        if let Some(before) = before {
+            assert_eq!(before, shown(self), "a proof while a kernel event waits");
+        }
+        self.announced &= !actions.iter().any(|action| matches!(action, Action::Observe));
         let known = self.true_as_of.contains(&self.read_at);
         if !known && self.read.as_ref().is_some_and(|read| self.kernel_is(read)) {
             self.true_as_of.insert(self.read_at);

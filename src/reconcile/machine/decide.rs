@@ -356,7 +356,7 @@ impl Machine {
     /// Nothing differs within the scope: what was a plan is now a proof.
     fn prove(&mut self, now: Now) {
         // While the kernel cannot be read, an older reading proves nothing.
-        let readable = self.mirror.is_readable();
+        let (readable, disturbed) = (self.mirror.is_readable(), self.mirror.is_disturbed());
         let whole = self.difference.is_everything() && readable;
         let read_back = self.mirror.prove();
         let settled = self.difference.settle(whole, self.hold.staying());
@@ -371,7 +371,7 @@ impl Machine {
         if let Some(desired) = self.rows.desired() {
             self.outbox.started(desired);
             let (as_of, rows_read_at) = (desired.as_of(), self.rows.read_at());
-            let evidence = Evidence { as_of, rows_read_at, whole, read_back, ends_pass };
+            let evidence = Evidence { as_of, rows_read_at, whole, read_back, ends_pass, disturbed };
             if provable && self.proof.prove(evidence, now.instant) {
                 self.tell_proof(as_of);
             }
