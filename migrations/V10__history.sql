@@ -64,6 +64,46 @@ begin
     execute replace(present, 'epoch := gatepost.epoch();', 'epoch := since_epoch;');
 end $$;
 
+create function gatepost.await_sync(
+    since timestamptz default clock_timestamp(),
+    timeout interval default interval '30 seconds',
+    out gateway text,
+    out last_sync_at timestamptz,
+    out is_proven boolean
+) returns setof record
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set row_security = off as $$
+declare
+    deadline constant timestamptz := clock_timestamp() + timeout;
+begin
+    if pg_current_xact_id_if_assigned() is not null
+        or current_setting('transaction_isolation') <> 'read committed'
+    then
+        raise exception using
+            errcode = 'GP007',
+            message = 'await_sync() cannot wait in this transaction: gateways see what it wrote after '
+                'its commit, and it sees what they write only if it is READ COMMITTED',
+            hint = 'commit, then call gatepost.await_sync() in a statement of its own';
+    end if;
+    -- A time ahead of the clock, from before the clock was set back, proves nothing.
+    while clock_timestamp() < deadline and exists (
+        select
+        from public.gateways g
+        where g.is_active and g.deleted_at is null
+            and (g.last_sync_at between since and clock_timestamp()) is not true
+    ) loop
+        perform pg_sleep(0.1);
+    end loop;
+    return query
+    select g.name::text, g.last_sync_at,
+        (g.last_sync_at between since and clock_timestamp()) is true
+    from public.gateways g
+    where g.is_active and g.deleted_at is null
+    order by g.name;
+end $$;
+comment on function gatepost.await_sync(timestamptz, interval) is
+    'For the owner, after a commit: waits until each active gateway has proven to follow the database as of `since`, at most for `timeout`. A gateway that has not is returned with is_proven = false.';
+
 revoke execute on all functions in schema gatepost from public;
 
 reset role;

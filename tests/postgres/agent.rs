@@ -20,7 +20,7 @@ use gatepost::reconcile::{
 use tokio::sync::{mpsc, watch};
 
 use crate::unannounced::while_off;
-use crate::world::{World, insert_device, insert_peer, insert_user};
+use crate::world::{World, insert_device, insert_gateway, insert_peer, insert_user};
 
 #[derive(Default, Clone)]
 struct Memory {
@@ -258,6 +258,78 @@ async fn a_revocation_while_triggers_were_off_is_enforced_soon() {
     degraded.unwrap().unwrap();
     stop.send(true).unwrap();
     loop_ends.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn await_sync_returns_when_a_revocation_is_in_the_kernel() {
+    let world = World::new().await;
+    let (reached, mut reaches) = mpsc::unbounded_channel();
+    let (allow, leave) = std::sync::mpsc::channel();
+    let gate = Some(Gate { reached, leave: Arc::new(Mutex::new(leave)) });
+    let host = Memory { gate, ..Memory::default() };
+    good_peer(&world, 1).await;
+    let mut options = agent(&world, host.clone()).await;
+    options.machine.timing.heartbeat = Duration::from_millis(200);
+    let (say, mut status) = watch::channel(Status::default());
+    let (stop, stopped) = watch::channel(false);
+    let (_asks, questions) = mpsc::channel(1);
+    let loop_ends = tokio::spawn(run(options, questions, say, stopped, || ()));
+    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    world.run("update devices set status = 'revoked', revoked_at = now()").await;
+    reaches.recv().await.unwrap();
+    let is_proven = async |timeout: &str| -> bool {
+        let sql = format!("select is_proven from gatepost.await_sync(timeout => '{timeout}')");
+        world.admin.query_one(&sql, &[]).await.unwrap().get(0)
+    };
+    assert!(!is_proven("500 ms").await, "the kernel still has the peer");
+    allow.send(()).unwrap();
+    assert!(is_proven("30 s").await);
+    assert!(host.state().peers.is_empty());
+    stop.send(true).unwrap();
+    loop_ends.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn await_sync_names_gateways_that_are_away_when_its_time_is_up() {
+    let world = World::new().await;
+    insert_gateway(&world.admin, "g0", "10.9.0.0/16").await;
+    insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+    insert_gateway(&world.admin, "g3", "10.9.0.0/16").await;
+    let later = "now() + interval '1 hour'";
+    world
+        .run(&format!(
+            "update gateways set is_active = false where name = 'g2';
+             update gateways set last_sync_at = {later} where name = 'g3'"
+        ))
+        .await;
+    let before = world.admin.query_one("select clock_timestamp()", &[]).await.unwrap();
+    let before: std::time::SystemTime = before.get(0);
+    world.store.snapshot().await.unwrap();
+    world.store.synced(std::time::SystemTime::now()).await.unwrap();
+    let start = std::time::Instant::now();
+    let sql = "select gateway, is_proven from gatepost.await_sync($1, '300 ms')";
+    let rows = world.admin.query(sql, &[&before]).await.unwrap();
+    assert!((300..20_000).contains(&start.elapsed().as_millis()));
+    let said: Vec<(String, bool)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    // A time ahead of the clock is no proof.
+    assert_eq!(said, [("g0".into(), false), ("g1".into(), true), ("g3".into(), false)]);
+}
+
+#[tokio::test]
+async fn await_sync_is_refused_where_it_would_wait_in_vain() {
+    let world = World::new().await;
+    let ask = "select * from gatepost.await_sync(timeout => '0 s')";
+    for begin in [
+        "begin; update gateways set listen_port = 7",
+        "begin isolation level repeatable read",
+        "begin isolation level serializable",
+    ] {
+        world.run(begin).await;
+        let error = world.admin.batch_execute(ask).await.unwrap_err();
+        assert_eq!(error.code().map(|code| code.code()), Some("GP007"), "{begin}");
+        world.run("rollback").await;
+    }
+    world.run(&format!("begin; select from gateways; {ask}; commit; {ask}")).await;
 }
 
 #[tokio::test]
