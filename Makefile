@@ -43,11 +43,17 @@ one: ## Run one test wherever it lives: make one T=part_of_its_name
 	@tests/one '$(T)'
 
 .PHONY: test test-unit test-postgres test-netns test-guest test-package
-test: test-unit test-postgres test-netns test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
+test: test-unit test-native test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
 	@echo "==> all passed$(if $(strip $(skipped)),; SKIPPED: $(skipped))"
 
 test-unit: ## Run unit tests, properties, golden plans and commands: no privileges needed
 	$(call skip,unit,,$(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
+
+# Both wait more than they compute.
+.PHONY: test-native
+test-native:
+	@tests/install-deps.sh test
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync test-postgres test-netns
 
 test-postgres: ## Test the store against a private PostgreSQL
 	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(postgres_targets)))
