@@ -22,6 +22,8 @@ pub const PUBLIC4: &str = "8.8.4.4";
 pub const PUBLIC6: &str = "2a00::1";
 
 const PATIENCE: Duration = Duration::from_millis(700);
+/// Long enough for a SYN that is sent again. Most refusals are answered, and take no time.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 pub struct Network {
     pub gateway: Netns,
@@ -137,8 +139,8 @@ pub struct Stream(TcpStream, pub IpAddr);
 pub fn connect(from: &Netns, to: &str, port: u16) -> io::Result<Stream> {
     let to = SocketAddr::new(to.parse().unwrap(), port);
     within(from, || {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = TcpStream::connect_timeout(&to, CONNECT_PATIENCE)?;
+        stream.set_read_timeout(Some(CONNECT_PATIENCE))?;
         let mut line = Vec::new();
         loop {
             let mut byte = [0];
@@ -148,6 +150,7 @@ pub fn connect(from: &Netns, to: &str, port: u16) -> io::Result<Stream> {
                 [byte] => line.push(byte),
             }
         }
+        stream.set_read_timeout(Some(PATIENCE))?;
         let client = String::from_utf8(line).unwrap().parse().unwrap();
         Ok(Stream(stream, client))
     })
