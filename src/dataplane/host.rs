@@ -21,7 +21,7 @@ use super::{
     address, route,
 };
 use crate::model::{InterfaceName, LinkOwner, ObservedInterface, ProfileId, Stray, Tag};
-use crate::plan::{Interlock, Plan};
+use crate::plan::{Interlock, Plan, Step};
 
 /// `interface.backend`: who does WireGuard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -238,6 +238,10 @@ impl<F: Firewall> Dataplane for Host<F> {
                 continue;
             }
             drop(reading);
+            if let Step::Firewall { phase, change } = first {
+                self.apply_firewall((*phase, change), observed, &mut interlock, &mut outcome);
+                continue;
+            }
             let verdicts = match refuse_unasked(first, own_key) {
                 Some(error) => vec![Err(error.into())],
                 None => self.apply_run(run, &observed.read(), &mut outcome),

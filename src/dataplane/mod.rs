@@ -30,7 +30,9 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use crate::model::{ObservedInterface, ObservedState, ProfileId, PublicKey, Tag, Traffic};
+use crate::model::{
+    ObservedInterface, ObservedState, ProfileId, PublicKey, Tag, Traffic, Unloadable,
+};
 use crate::plan::Plan;
 use nft::ProfileCounters;
 
@@ -79,6 +81,8 @@ pub struct Outcome {
     /// Steps it did not acknowledge. One refused peer does not stop the others. A refused step may
     /// have been applied in part: read everything back before the next plan.
     pub refused: Vec<RefusedStep>,
+    /// Profiles that the kernel refused. What else their transaction held was applied.
+    pub unloadable: Vec<Unloadable>,
     /// Tracked flows that were deleted.
     pub flows_cut: usize,
 }

@@ -5,12 +5,31 @@ use nix::errno::Errno;
 use super::DataplaneError;
 use super::conntrack::is_unheard_of;
 use super::netlink::NetlinkError;
-use crate::plan::Step;
+use super::nft::NftError;
+use crate::plan::{Blame, Step};
 
 /// The kernel's refusal of a step, with what to do about it.
 pub(super) fn refused(step: &Step, source: NetlinkError) -> DataplaneError {
     let remedy = source.refusal().and_then(|errno| remedy(step, errno));
     DataplaneError::Refused { source, remedy }
+}
+
+/// What the refusal of a firewall change is about.
+pub(super) const fn blame(refusal: &NftError) -> Blame {
+    match refusal {
+        NftError::TooLarge { .. } => Blame::Content,
+        NftError::Refused { errno, .. } => match errno {
+            Errno::EPERM
+            | Errno::EACCES
+            | Errno::EBUSY
+            | Errno::EAGAIN
+            | Errno::EINTR
+            | Errno::ERESTART => Blame::Request,
+            Errno::ENOENT | Errno::EEXIST => Blame::Table,
+            _ => Blame::Content,
+        },
+        _ => Blame::Request,
+    }
 }
 
 fn remedy(step: &Step, errno: Errno) -> Option<String> {

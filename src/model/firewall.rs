@@ -36,6 +36,12 @@ impl Profile {
         }
     }
 
+    /// Whether another profile allows everything that this one does.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.meet(other) == *self
+    }
+
     /// What both allow. A DNS server stays that one lists and the other lists or allows.
     #[must_use]
     pub fn meet(&self, other: &Self) -> Self {

@@ -17,8 +17,8 @@ mod row;
 mod settings;
 
 pub use desired::{
-    BuildError, Departed, DesiredState, Ineligible, Local, Reason, Standing, Touched,
-    WithoutPskKeys,
+    BuildError, Departed, DesiredState, Ineligible, Local, QuarantinedPolicy, Reason, Standing,
+    Touched, Unloadable, WithoutPskKeys,
 };
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade,

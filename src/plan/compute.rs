@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::join::side_by_side;
 use super::transfer::Transfers;
+use super::unloadable::without_unloadable;
 use super::{Held, Plan, PlanError, Step, firewall, link, route};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
@@ -98,9 +99,9 @@ pub fn plan_around(
             }
         }
     }
-    let wanted = held.firewall(desired);
-    let transfers = Transfers::of(desired, &wanted.assignments, observed, &steps);
     let table = observed.firewall.as_ref();
+    let wanted = without_unloadable(held.firewall(desired), desired, table);
+    let transfers = Transfers::of(desired, &wanted.assignments, observed, &steps);
     let diff = firewall::diff(&wanted, table, prefixes, &transfers.taken, &transfers.closed);
     let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
     let cut = desired.cuts_flows().then(|| transfers.to_cut(&wanted.assignments, observed, scope));

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::prefix::{may_contain_others, prefixes_around};
-use super::{Phase, Step};
+use super::{Parted, Phase, Step};
 use crate::model::{AllowedIps, FirewallChange, ObservedState, Peer, ProfileId, PublicKey};
 
 /// What may be given after the refusals so far. Later variants include earlier ones.
@@ -44,6 +44,8 @@ pub struct Interlock {
     uncut: BTreeSet<IpNet>,
     /// Prefixes that may be with their former peer still, or not with the next one yet.
     unmoved: BTreeSet<IpNet>,
+    /// Profiles that were not loaded: their numbers may lead to what was there before.
+    unloaded: BTreeSet<ProfileId>,
 }
 
 impl Interlock {
@@ -61,7 +63,10 @@ impl Interlock {
                 self.grants >= Grants::Policies && !self.concerns_failed(change, observed)
             }
             Step::Firewall { change, .. } => {
-                self.grants == Grants::All && !self.concerns_failed(change, observed)
+                let loaded = |id| !self.unloaded.contains(id);
+                self.grants == Grants::All
+                    && change.assign.values().all(loaded)
+                    && !self.concerns_failed(change, observed)
             }
             Step::AddPeer { peer: Peer { allowed_ips, .. }, .. }
             | Step::WidenPeer { allowed_ips, .. } => {
@@ -101,6 +106,14 @@ impl Interlock {
             Step::AddPeer { peer: Peer { allowed_ips, .. }, .. }
             | Step::WidenPeer { allowed_ips, .. } => self.unmoved.extend(allowed_ips.iter()),
             _ => {}
+        }
+    }
+
+    /// Notes what was not loaded of a change of the firewall that was loaded in parts.
+    pub fn parted<E>(&mut self, phase: Phase, parted: &Parted<E>, observed: &ObservedState) {
+        self.unloaded.extend(parted.unloadable.iter().map(|(id, ..)| *id));
+        if let Some((change, _)) = &parted.left {
+            self.failed(&Step::Firewall { phase, change: change.clone() }, observed);
         }
     }
 
@@ -274,6 +287,18 @@ mod tests {
         let policy = |text| firewall(Phase::Policy, &[(text, 1)]);
         assert!(!kept.permits(&policy("10.64.0.2/32"), &observed));
         assert!(kept.permits(&policy("10.64.0.3/32"), &observed));
+    }
+
+    #[test]
+    fn closed_prefix_is_not_opened_to_a_profile_that_was_not_loaded() {
+        let observed = observed(&[], &[("192.168.1.2/32", 0)]);
+        let mut interlock = Interlock::default();
+        let unloadable = vec![(ProfileId(7), std::sync::Arc::default(), "too large")];
+        interlock.parted(Phase::Policy, &Parted { unloadable, left: None }, &observed);
+        let open = |id| firewall(Phase::Open, &[("192.168.1.2/32", id)]);
+        assert!(!interlock.permits(&open(7), &observed), "it may lead to what was there before");
+        assert!(interlock.permits(&open(8), &observed));
+        assert!(interlock.permits(&Step::AddPeer { key: key(1), peer: peer(&[]) }, &observed));
     }
 
     #[test]

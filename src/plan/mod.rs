@@ -16,6 +16,7 @@ mod prefix;
 mod route;
 mod step;
 mod transfer;
+mod unloadable;
 mod withdraw;
 
 pub use compute::{Scope, plan, plan_around};
@@ -25,4 +26,5 @@ pub use link::PlanError;
 pub use meet::{Allowed, Unnamed, meet, narrow, withdrawals};
 pub use model_kernel::{Fate, Fault, ModelKernel, Refusal};
 pub use step::{Phase, Plan, Step};
+pub use unloadable::{Blame, Parted, load_in_parts};
 pub use withdraw::withdraw;

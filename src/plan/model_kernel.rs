@@ -5,11 +5,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Interlock, Plan, Step};
-use crate::model::{LinkOwner, ObservedState, Peer, PublicKey, Tag};
+use super::{Blame, Interlock, Plan, Step, load_in_parts};
+use crate::model::{LinkOwner, ObservedState, Peer, Profile, PublicKey, Tag, Unloadable};
 
 /// Why the model kernel refused a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +29,8 @@ pub enum Refusal {
     LinkDown,
     #[error("no such table (ENOENT)")]
     NoTable,
+    #[error("a profile cannot be loaded (ENFILE)")]
+    Unloadable,
 }
 
 /// How the model kernel fails a step.
@@ -47,6 +50,8 @@ pub enum Fault {
 pub enum Fate {
     /// It was applied and acknowledged.
     Applied,
+    /// It was applied without the profiles that the kernel refuses.
+    AppliedInPart,
     /// It was not acknowledged.
     Refused,
     /// The [`Interlock`] did not let it reach the kernel.
@@ -61,6 +66,8 @@ pub struct ModelKernel {
     /// Connection tracking, which no reading shows and no loss of a link or a table empties: the
     /// address that each flow was opened from, and by whom.
     pub flows: BTreeSet<(IpAddr, PublicKey)>,
+    /// Profiles that it refuses, with the whole transaction that brings one.
+    pub unloadable: BTreeSet<Arc<Profile>>,
 }
 
 impl ModelKernel {
@@ -114,32 +121,67 @@ impl ModelKernel {
     /// Applies a plan as the data plane does, through the [`Interlock`].
     ///
     /// `observed` follows the acknowledged steps. `fault` says whether a step fails, and `watch`
-    /// sees the kernel after every step.
+    /// sees the kernel after every step, and after every part of one that is applied in parts. Returns
+    /// the profiles that the kernel refused.
     pub fn apply_plan(
         &mut self,
         plan: &Plan,
         observed: &mut ObservedState,
         mut fault: impl FnMut(&Step) -> Option<Fault>,
         mut watch: impl FnMut(&mut Self, &Step, Fate),
-    ) {
-        let mut interlock = Interlock::default();
+    ) -> Vec<Unloadable> {
+        let (mut interlock, mut unloadable) = (Interlock::default(), Vec::new());
         for step in plan.steps() {
             let fate = if !interlock.permits(step, observed) {
                 Fate::Withheld
             } else if let Some(fault) = fault(step) {
                 self.fail(step, fault);
                 Fate::Refused
-            } else if self.apply_step(step).is_ok() {
-                Fate::Applied
             } else {
-                Fate::Refused
+                match self.apply_step(step) {
+                    Ok(()) => Fate::Applied,
+                    Err(Refusal::Unloadable) => {
+                        let parted = self.load_in_parts(step, observed, &mut interlock, &mut watch);
+                        unloadable.extend(parted);
+                        Fate::AppliedInPart
+                    }
+                    Err(_) => Fate::Refused,
+                }
             };
             match fate {
                 Fate::Applied => observed.apply(step),
+                Fate::AppliedInPart => {}
                 Fate::Refused | Fate::Withheld => interlock.failed(step, observed),
             }
             watch(self, step, fate);
         }
+        unloadable
+    }
+
+    fn load_in_parts(
+        &mut self,
+        step: &Step,
+        observed: &mut ObservedState,
+        interlock: &mut Interlock,
+        watch: &mut impl FnMut(&mut Self, &Step, Fate),
+    ) -> Vec<Unloadable> {
+        let Step::Firewall { phase, change } = step else { return Vec::new() };
+        let blame = |refusal: &Refusal| match refusal {
+            Refusal::Unloadable => Blame::Content,
+            _ => Blame::Table,
+        };
+        let table = observed.firewall.clone();
+        let parted = load_in_parts(change, table.as_ref(), Refusal::Unloadable, blame, |change| {
+            let part = Step::Firewall { phase: *phase, change: change.clone() };
+            self.apply_step(&part)?;
+            observed.apply(&part);
+            watch(self, &part, Fate::Applied);
+            Ok(())
+        });
+        interlock.parted(*phase, &parted, observed);
+        let why = |refusal: Refusal| refusal.to_string().into();
+        let unloadable = parted.unloadable.into_iter();
+        unloadable.map(|(_, profile, refusal)| Unloadable { profile, why: why(refusal) }).collect()
     }
 
     /// What a step leaves behind that fails. What the kernel refuses of that changes nothing.
@@ -194,7 +236,14 @@ impl ModelKernel {
         match (step, link) {
             (Step::Firewall { change, .. }, _) => {
                 let exists = self.state.firewall.is_some() || change.load_base.is_some();
-                if exists { Ok(()) } else { Err(Refusal::NoTable) }
+                let mut profiles = change.put_profiles.values().map(|(_, profile)| profile);
+                match exists {
+                    false => Err(Refusal::NoTable),
+                    true if profiles.any(|it| self.unloadable.contains(it)) => {
+                        Err(Refusal::Unloadable)
+                    }
+                    true => Ok(()),
+                }
             }
             (Step::CutFlows { .. }, _) => Ok(()),
             (Step::TakeDown { name }, _) if self.state.strays.contains_key(name) => Ok(()),

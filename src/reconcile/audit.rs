@@ -1,5 +1,7 @@
 //! Audit entries, each made from one value: a note, the end of a pass, what a session did.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::clock::millis;
@@ -27,6 +29,19 @@ impl Note {
                 )
             }),
             Self::Released { peer, name } => Some(released(*peer, name)),
+            Self::PolicyQuarantined { id, policy } => Some(AuditEntry {
+                status: AuditStatus::Warning,
+                ..entry(
+                    AuditEvent::PolicyQuarantined,
+                    Entity::Policy(*id),
+                    self.to_string(),
+                    json!({ "peers": policy.peers, "error": policy.why }),
+                )
+            }),
+            Self::PolicyReleased { id, .. } => {
+                let event = AuditEvent::PolicyReleased;
+                Some(entry(event, Entity::Policy(*id), self.to_string(), json!({})))
+            }
             Self::Ignored(Ignored::Policy(note)) => Some(AuditEntry {
                 status: AuditStatus::Warning,
                 ..entry(
@@ -69,11 +84,13 @@ pub(super) fn started(desired: &DesiredState) -> AuditEntry {
 }
 
 /// A pass has come to its end, and these policies changed since the one before.
-pub(super) fn finished<'a>(
+pub(super) fn finished(
     pass: &Pass,
-    policies: impl Iterator<Item = (&'a PolicyId, &'a Box<str>)>,
-    gateway_id: GatewayId,
+    policies: &BTreeMap<PolicyId, Box<str>>,
+    desired: &DesiredState,
 ) -> Vec<AuditEntry> {
+    let (gateway_id, quarantined) = (desired.gateway().id, desired.quarantined_policies());
+    let policies = policies.iter().filter(|(id, _)| !quarantined.contains_key(id));
     let milliseconds = millis(pass.took);
     let mut entries = revoked(pass);
     let figures = json!({ "milliseconds": milliseconds, "flows_cut": pass.flows_cut });

@@ -22,6 +22,7 @@ use super::proof::Proof;
 use super::rows::Rows;
 use super::source::Source;
 use super::view::View;
+use crate::model::Unloadable;
 
 /// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
 #[derive(Debug)]
@@ -178,6 +179,21 @@ impl Machine {
         if let Some((age, policy)) = self.rows.grow_stale(now.instant) {
             self.notices.say(Note::Stale { since: age, policy });
             self.rows_are_stale(policy, now);
+        }
+    }
+
+    /// Leaves out what the kernel refused to load, and plans again.
+    fn quarantine_profiles(&mut self, refused: Vec<Unloadable>) {
+        if self.rows.quarantine_profiles(refused) {
+            self.tell_quarantined_policies(false);
+            self.difference.everything();
+        }
+    }
+
+    /// `settled`: policies that are not quarantined are in force.
+    fn tell_quarantined_policies(&mut self, settled: bool) {
+        if let Some(desired) = self.rows.desired() {
+            self.notices.quarantined_policies(desired.quarantined_policies(), settled);
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use super::mode::Mode;
 use super::options::StalePolicy;
-use crate::model::policy::{Plain, PolicyNote};
-use crate::model::{BuildError, DeviceId, PeerId, PeerRow, Reason};
+use crate::model::policy::{Plain, PolicyNote, Quoted};
+use crate::model::{BuildError, DeviceId, PeerId, PeerRow, PolicyId, QuarantinedPolicy, Reason};
 use crate::plan::PlanError;
 use crate::plan::guard::HeldBack;
 
@@ -67,6 +67,15 @@ pub enum Note {
     Released {
         peer: PeerId,
         name: String,
+    },
+    /// The kernel refuses to load what these peers may reach by the policy.
+    PolicyQuarantined {
+        id: PolicyId,
+        policy: QuarantinedPolicy,
+    },
+    PolicyReleased {
+        id: PolicyId,
+        name: Box<str>,
     },
     Ignored(Ignored),
     NotifyMissed,
@@ -179,6 +188,19 @@ impl fmt::Display for Note {
             }
             Self::Released { peer, name } => {
                 write!(f, "{name} is no longer quarantined (peer {peer})")
+            }
+            Self::PolicyQuarantined { policy: QuarantinedPolicy { name, peers, why }, .. } => {
+                write!(
+                    f,
+                    "quarantined policy {}, which applies to {peers} peer{}: the kernel does not load \
+                 what they may reach: {why}; they keep what they had of it, or reach nothing, until \
+                 the policy changes or `gatepost resync`: give it fewer destinations",
+                    Quoted(name),
+                    if *peers == 1 { "" } else { "s" }
+                )
+            }
+            Self::PolicyReleased { name, .. } => {
+                write!(f, "policy {} is no longer quarantined", Quoted(name))
             }
             Self::Ignored(what) => write!(f, "ignored: {what}"),
             Self::NotifyMissed => {

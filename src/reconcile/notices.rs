@@ -8,7 +8,7 @@ use super::event::Sent;
 use super::note::{Ignored, Note, peer_name};
 use crate::causes::causes;
 use crate::dataplane::RefusedStep;
-use crate::model::{DesiredState, PeerId, Reason};
+use crate::model::{DesiredState, PeerId, PolicyId, QuarantinedPolicy, Reason};
 
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
 
@@ -36,6 +36,7 @@ pub(super) struct Notices {
     /// When each trouble was said.
     said: BTreeMap<(Trouble, String), Instant>,
     quarantined: BTreeMap<PeerId, (Reason, String)>,
+    quarantined_policies: BTreeMap<PolicyId, QuarantinedPolicy>,
     ignored: BTreeSet<String>,
 }
 
@@ -108,6 +109,29 @@ impl Notices {
             }
         }
         self.ignored(desired);
+    }
+
+    /// Says which policies the kernel refuses to load, and, once everything is `settled`, which it no
+    /// longer refuses. A policy that is tried again and refused again is no news.
+    pub fn quarantined_policies(
+        &mut self,
+        policies: BTreeMap<PolicyId, QuarantinedPolicy>,
+        settled: bool,
+    ) {
+        for (id, policy) in &policies {
+            if self.quarantined_policies.get(id).is_none_or(|said| said.why != policy.why) {
+                self.say(Note::PolicyQuarantined { id: *id, policy: policy.clone() });
+            }
+        }
+        if settled {
+            let before = std::mem::take(&mut self.quarantined_policies);
+            for (id, QuarantinedPolicy { name, .. }) in before {
+                if !policies.contains_key(&id) {
+                    self.say(Note::PolicyReleased { id, name });
+                }
+            }
+        }
+        self.quarantined_policies.extend(policies);
     }
 
     fn ignored(&mut self, desired: &DesiredState) {

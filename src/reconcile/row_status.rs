@@ -1,6 +1,6 @@
 //! What the status says about the rows.
 
-use super::view::status::QuarantinedPeer;
+use super::view::status::{QuarantinedPeer, QuarantinedPolicy};
 use crate::model::DesiredState;
 
 /// So many quarantined peers are listed one by one.
@@ -10,6 +10,7 @@ pub(super) const LISTED_QUARANTINED: usize = 100;
 pub(super) struct RowStatus {
     /// The first [`LISTED_QUARANTINED`] of them.
     pub quarantined: Vec<QuarantinedPeer>,
+    pub quarantined_policies: Vec<QuarantinedPolicy>,
     pub warnings: Vec<String>,
 }
 
@@ -22,7 +23,8 @@ impl RowStatus {
                 "{unallocated} peers have an address that ip_allocations does not give them"
             ));
         }
-        Self { quarantined: quarantined(desired), warnings }
+        let quarantined_policies = quarantined_policies(desired);
+        Self { quarantined: quarantined(desired), quarantined_policies, warnings }
     }
 }
 
@@ -30,6 +32,18 @@ impl RowStatus {
 pub(super) fn row_warnings(desired: &DesiredState) -> Vec<String> {
     let settings = desired.setting_warnings().iter().map(ToString::to_string);
     settings.chain(desired.policy_notes().iter().map(ToString::to_string)).collect()
+}
+
+fn quarantined_policies(desired: &DesiredState) -> Vec<QuarantinedPolicy> {
+    let policies = desired.quarantined_policies().into_iter();
+    policies
+        .map(|(policy_id, policy)| QuarantinedPolicy {
+            policy_id,
+            policy: policy.name.into(),
+            peers: policy.peers as u64,
+            reason: policy.why.into(),
+        })
+        .collect()
 }
 
 pub(super) fn quarantined(desired: &DesiredState) -> Vec<QuarantinedPeer> {

@@ -10,7 +10,7 @@ use super::row_status::RowStatus;
 use super::stale::Staleness;
 use crate::model::{
     BuildError, ChangedRows, Departed, DesiredState, GatewayRow, KeyText, Local, ObservedState,
-    PolicyId, PublicKey, SnapshotRows, Touched,
+    PolicyId, PublicKey, SnapshotRows, Touched, Unloadable,
 };
 use crate::plan::guard::{Guard, MaxRemoved, plan_guarded};
 use crate::plan::{Held, Plan, PlanError, Scope, Unnamed, plan, withdraw, withdrawals};
@@ -174,6 +174,17 @@ impl Rows {
     pub fn enough(&self, kind: ReadKind) -> ReadKind {
         let can_change = self.are_usable() && self.origin == Origin::Database;
         if can_change { kind } else { ReadKind::Everything }
+    }
+
+    /// Leaves out profiles that the kernel refused, until rows change them or are all read again. Says
+    /// whether any of them is wanted.
+    pub fn quarantine_profiles(&mut self, refused: Vec<Unloadable>) -> bool {
+        let desired = self.desired.as_mut().filter(|_| !refused.is_empty());
+        let quarantined = desired.is_some_and(|desired| desired.quarantine_profiles(refused));
+        if quarantined {
+            self.refresh();
+        }
+        quarantined
     }
 
     /// Replaces the rows by a whole snapshot.

@@ -73,6 +73,9 @@ words! {
         /// With the flows cut and the milliseconds it took.
         PeerRevoked = "peer.revoked",
         PolicyApplied = "policy.applied",
+        /// The kernel refuses to load what a policy grants.
+        PolicyQuarantined = "policy.quarantined",
+        PolicyReleased = "policy.released",
         /// Part of a policy was left out, and why.
         PolicyIgnored = "policy.ignored",
     }

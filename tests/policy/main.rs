@@ -5,5 +5,6 @@
 
 mod book;
 mod firewall;
+mod unloadable;
 mod words;
 mod world;

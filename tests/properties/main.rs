@@ -15,4 +15,5 @@ mod rows;
 mod stale;
 mod status;
 mod trouble;
+mod unloadable;
 mod world;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use gatepost::dataplane::{DataplaneError, Glance, NetlinkError, Outcome, Reading, RefusedStep};
 use gatepost::model::{
     Bars, ChangedRows, DesiredState, ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic,
+    Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
@@ -208,17 +209,23 @@ impl World {
                 };
                 let mut outcome = Outcome::default();
                 let mut reading = observed.read().clone();
-                self.kernel.apply_plan(&plan, &mut reading, fault, |_, step, fate| match fate {
-                    Fate::Applied => {
-                        observed.apply(step);
-                        outcome.applied += 1;
-                    }
-                    Fate::Refused if leads_elsewhere(step) => {
-                        outcome.refused.push(refused(step, Errno::EEXIST));
-                    }
-                    Fate::Refused => outcome.refused.push(refused(step, Errno::EIO)),
-                    Fate::Withheld => {}
-                });
+                let unloadable = self.kernel.apply_plan(
+                    &plan,
+                    &mut reading,
+                    fault,
+                    |_, step, fate| match fate {
+                        Fate::Applied => {
+                            observed.apply(step);
+                            outcome.applied += 1;
+                        }
+                        Fate::Refused if leads_elsewhere(step) => {
+                            outcome.refused.push(refused(step, Errno::EEXIST));
+                        }
+                        Fate::Refused => outcome.refused.push(refused(step, Errno::EIO)),
+                        Fate::Withheld | Fate::AppliedInPart => {}
+                    },
+                );
+                outcome.unloadable = unloadable;
                 self.applied_steps += outcome.applied;
                 self.firewall_known.clone_from(&self.kernel.state.firewall);
                 Event::Applied(outcome)
@@ -267,7 +274,13 @@ impl World {
     fn desired(&self, tables: &Tables) -> DesiredState {
         let mut rows = tables.snapshot();
         rows.taken_at = self.database_now();
-        DesiredState::build(local(), rows).unwrap()
+        let mut desired = DesiredState::build(local(), rows).unwrap();
+        let refused = self.kernel.unloadable.iter();
+        let why: Box<str> = Box::default();
+        desired.quarantine_profiles(
+            refused.map(|profile| Unloadable { profile: profile.clone(), why: why.clone() }),
+        );
+        desired
     }
 
     pub fn settle(&mut self) {
@@ -317,7 +330,7 @@ impl World {
         self.kernel_is(&self.tables)
     }
 
-    /// But for the routes that others stand in the way of.
+    /// But for the routes that others stand in the way of, and the profiles that the kernel refuses.
     pub fn kernel_is(&self, tables: &Tables) -> bool {
         // A kernel for which there is no plan is not equal.
         let left = plan(&self.desired(tables), &self.kernel.state, &Scope::Everything);

@@ -173,6 +173,14 @@ fn attention(status: &Status, style: Style) -> String {
             text.push_str(&format!("  and {more} more, see `gatepost peers`\n"));
         }
     }
+    if !status.quarantined_policies.is_empty() {
+        text.push_str("\nquarantined policies\n");
+        for policy in &status.quarantined_policies {
+            let peers = count(policy.peers, "peer");
+            let line = format!("{}, for {peers}: {}", policy.policy, policy.reason);
+            text.push_str(&format!("  {}\n", printable(&line)));
+        }
+    }
     if !status.warnings.is_empty() {
         text.push_str(&format!("\n{}\n", style.paint(Tone::Warning, "warnings")));
         for warning in &status.warnings {
@@ -184,12 +192,13 @@ fn attention(status: &Status, style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gatepost::model::{GatewayId, PeerId};
+    use gatepost::model::{GatewayId, PeerId, PolicyId};
     use uuid::Uuid;
 
     use super::*;
     use gatepost::reconcile::status::{
-        BackendInUse, HeldBack, Mode, PassStatus, PeerCounts, QuarantinedPeer, Timestamp,
+        BackendInUse, HeldBack, Mode, PassStatus, PeerCounts, QuarantinedPeer, QuarantinedPolicy,
+        Timestamp,
     };
 
     fn at(secs: u64) -> Timestamp {
@@ -250,6 +259,12 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
             device: "lap\ntop".into(),
             reason: "its public key is not base64".into(),
         }];
+        status.quarantined_policies = vec![QuarantinedPolicy {
+            policy_id: PolicyId(Uuid::nil()),
+            policy: "branch offices".into(),
+            peers: 2,
+            reason: "the kernel has no memory for it".into(),
+        }];
         status.warnings = vec!["setting policy.alow_dns is unknown".into()];
         status.held_back = Some(HeldBack { removals: 60, of: 100 });
         let text = describe(&status, at(300).0, Style::Plain);
@@ -266,6 +281,9 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
 quarantined
   anna / lap\u{fffd}top: its public key is not base64
   and 2 more, see `gatepost peers`
+
+quarantined policies
+  branch offices, for 2 peers: the kernel has no memory for it
 
 warnings
   setting policy.alow_dns is unknown

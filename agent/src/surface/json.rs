@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use gatepost::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
+use gatepost::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 use gatepost::reconcile::status::{
     AgentStatus, BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, Mode,
-    PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, State,
-    Status, SyncStatus, Timestamp,
+    PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer,
+    QuarantinedPolicy, State, Status, SyncStatus, Timestamp,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -56,6 +56,12 @@ pub fn status() -> Status {
             peer_id: PeerId(Uuid::nil()),
             user: text(),
             device: text(),
+            reason: text(),
+        }],
+        quarantined_policies: vec![QuarantinedPolicy {
+            policy_id: PolicyId(Uuid::nil()),
+            policy: text(),
+            peers: 1,
             reason: text(),
         }],
         warnings: vec![text()],

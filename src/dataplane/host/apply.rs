@@ -6,15 +6,18 @@ use nix::errno::Errno;
 use tracing::warn;
 
 use super::{Backend, BackendInUse, Host, Link};
+use crate::causes::causes;
 use crate::dataplane::batch::{Part, part};
 use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
-use crate::dataplane::refusal::refused;
+use crate::dataplane::refusal::{blame, refused};
 use crate::dataplane::wireguard;
-use crate::dataplane::{DataplaneError, Firewall, Outcome, address, conntrack, link, route};
-use crate::model::{GatewayId, InterfaceName, ObservedState};
-use crate::plan::Step;
+use crate::dataplane::{
+    DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, conntrack, link, route,
+};
+use crate::model::{FirewallChange, GatewayId, InterfaceName, ObservedState, Unloadable};
+use crate::plan::{Blame, Interlock, Parted, Phase, Step, load_in_parts};
 
 /// What became of one step.
 pub(super) type Verdict = Result<(), Arc<DataplaneError>>;
@@ -28,10 +31,6 @@ impl<F: Firewall> Host<F> {
         outcome: &mut Outcome,
     ) -> Vec<Verdict> {
         match &run[0] {
-            Step::Firewall { change, .. } => {
-                let table = observed.firewall.as_ref();
-                alone(self.firewall.apply(change, table).map_err(DataplaneError::from))
-            }
             step @ Step::CutFlows { prefixes } => {
                 let cut = conntrack::cut_flows(prefixes);
                 alone(cut.map(|cut| note_cut(cut, outcome)).map_err(|error| refused(step, error)))
@@ -52,6 +51,42 @@ impl<F: Firewall> Host<F> {
                     alone(self.apply_interface(&link, backend, first, observed))
                 }
             },
+        }
+    }
+
+    /// Applies a change of the firewall, without the profiles that the kernel refuses.
+    pub(super) fn apply_firewall(
+        &mut self,
+        (phase, change): (Phase, &FirewallChange),
+        observed: &SharedObserved,
+        interlock: &mut Interlock,
+        outcome: &mut Outcome,
+    ) {
+        let mut load = |change: &FirewallChange| {
+            self.firewall.apply(change, observed.read().firewall.as_ref())?;
+            observed.apply(&Step::Firewall { phase, change: change.clone() });
+            Ok(())
+        };
+        let parted = match load(change) {
+            Ok(()) => Parted { unloadable: Vec::new(), left: None },
+            Err(refusal) if blame(&refusal) == Blame::Request => {
+                Parted { unloadable: Vec::new(), left: Some((change.clone(), refusal)) }
+            }
+            Err(refusal) => {
+                let table = observed.read().firewall.clone();
+                load_in_parts(change, table.as_ref(), refusal, blame, load)
+            }
+        };
+        interlock.parted(phase, &parted, &observed.read());
+        for (_, profile, refusal) in parted.unloadable {
+            outcome.unloadable.push(Unloadable { profile, why: causes(&refusal).into() });
+        }
+        match parted.left {
+            None => outcome.applied += 1,
+            Some((change, refusal)) => {
+                let step = Step::Firewall { phase, change };
+                outcome.refused.push(RefusedStep::new(step, DataplaneError::from(refusal)));
+            }
         }
     }
 

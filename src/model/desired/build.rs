@@ -97,6 +97,7 @@ impl DesiredState {
             quarantined: BTreeSet::new(),
             unallocated: BTreeSet::new(),
             book,
+            unloadable: Vec::new(),
             admit_only: None,
             as_of: taken_at,
             judged_at: taken_at,

@@ -10,6 +10,7 @@ mod claims;
 mod evaluate;
 mod ineligible;
 mod quarantine;
+mod unloadable;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,7 @@ use claims::{Claims, Precedence};
 use evaluate::Candidate;
 pub use ineligible::Ineligible;
 pub use quarantine::Reason;
+pub use unloadable::{QuarantinedPolicy, Unloadable};
 pub use update::{Departed, Touched};
 
 use super::policy::{PolicyBook, PolicyNote};
@@ -109,6 +111,8 @@ pub struct DesiredState {
     /// Admitted peers whose address `ip_allocations` does not give them.
     unallocated: BTreeSet<PeerId>,
     book: PolicyBook,
+    /// Profiles that the kernel refused.
+    unloadable: Vec<Unloadable>,
     /// While the database is away for too long: who may stay.
     admit_only: Option<BTreeSet<PublicKey>>,
     as_of: SystemTime,

@@ -224,6 +224,7 @@ impl DesiredState {
         if routes_changed {
             self.aggregate_routes();
         }
+        self.release_profiles();
     }
 
     pub(super) fn aggregate_routes(&mut self) {

@@ -166,6 +166,7 @@ impl Machine {
         self.mirror.applied();
         let stayed = self.passes.applied(&outcome, self.mirror.observed().as_deref());
         self.difference.stayed(stayed);
+        self.quarantine_profiles(std::mem::take(&mut outcome.unloadable));
         let blocked = self.difference.block_routes(&mut outcome);
         blocked.iter().for_each(|refused| self.passes.give_up_step(&refused.step));
         self.notices.refused(Trouble::Route, &blocked, now.instant);
@@ -362,6 +363,7 @@ impl Machine {
         let settled = self.difference.settle(whole, self.hold.staying());
         if whole {
             self.notices.forget(Trouble::Kernel);
+            self.tell_quarantined_policies(true);
         }
         let provable = readable
             && (whole || self.proof.is_current())
@@ -379,8 +381,7 @@ impl Machine {
         let changed_since = settled.changed_since.filter(|_| self.proof.is_current());
         let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
         if let Some(desired) = self.rows.desired() {
-            let gateway_id = desired.gateway().id;
-            self.outbox.audit(audit::finished(&pass, settled.policies.iter(), gateway_id));
+            self.outbox.audit(audit::finished(&pass, &settled.policies, desired));
         }
         self.notices.say(pass.into_note());
     }

@@ -18,6 +18,10 @@ pub(super) fn say(note: &Note) {
         Note::AnnouncedAgain => info!(message_id, "{note}"),
         Note::Unannounced { tables } => warn!(message_id, ?tables, "{note}"),
         Note::Released { peer, name } => info!(message_id, %peer, name, "{note}"),
+        Note::PolicyReleased { id, name } => info!(message_id, policy = %id, %name, "{note}"),
+        Note::PolicyQuarantined { id, policy } => {
+            warn!(message_id, policy = %id, peers = policy.peers, error = %policy.why, "{note}");
+        }
         Note::DatabaseDown { error, retry_in, .. } => {
             warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");
         }
@@ -56,6 +60,7 @@ impl Note {
             Self::DriftRepaired { .. } => "9d323062618a413dadf58abd5df9bce2",
             Self::HeldBack(_) => "635526e3b562432dacc352dc3763be88",
             Self::Quarantined { .. } => "722913497f41499da6d0f1241144e7e9",
+            Self::PolicyQuarantined { .. } => "28c770f23cb740b1b4929be350c3c546",
             Self::DatabaseDown { .. } => "4d7e74ce7e2242348747c99fbca61a4e",
             Self::GatewayInactive => "2625b5a2f0224750b655f388dee51487",
             Self::CannotBuild(_) | Self::CannotPlan(_) => "d050681d68d8498f86b73d3201bc80ad",
@@ -99,11 +104,14 @@ mod tests {
         explained(&Note::NotConverged { steps: 1, first: Vec::new(), retry_in: Duration::ZERO });
         explained(&Note::Stale { since: Duration::ZERO, policy: StalePolicy::Keep });
         explained(&Note::Unannounced { tables: Vec::new() });
+        let policy = crate::model::QuarantinedPolicy { name: "".into(), peers: 1, why: "".into() };
+        let id = crate::model::PolicyId(uuid::Uuid::nil());
+        explained(&Note::PolicyQuarantined { id, policy });
         let (step, error) = <(String, String)>::default();
         explained(&Note::StepRefused { step, error });
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            12,
+            13,
             "and the agent's start and what it touches not"
         );
     }

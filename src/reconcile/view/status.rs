@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 pub use crate::dataplane::BackendInUse;
-use crate::model::{DeviceId, GatewayId, PeerId, PublicKey, UserId};
+use crate::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 pub use crate::reconcile::mode::Mode;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -128,6 +128,9 @@ pub struct Status {
     pub peers: PeerCounts,
     /// The quarantined peers; at most the first hundred, `peers.quarantined` counts them all.
     pub quarantined: Vec<QuarantinedPeer>,
+    /// Policies that the kernel refuses to load.
+    #[serde(default)]
+    pub quarantined_policies: Vec<QuarantinedPolicy>,
     /// What an operator should look at, one sentence each.
     pub warnings: Vec<String>,
     /// A removal that the guard holds back until an operator confirms it.
@@ -215,6 +218,16 @@ pub struct QuarantinedPeer {
     pub peer_id: PeerId,
     pub user: String,
     pub device: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantinedPolicy {
+    pub policy_id: PolicyId,
+    pub policy: String,
+    /// Peers that it applies to and that do not have what it grants.
+    pub peers: u64,
+    /// The kernel's answer.
     pub reason: String,
 }
 

@@ -36,6 +36,7 @@ impl View<'_> {
             },
             peers: self.peer_counts(),
             quarantined: self.rows.status.quarantined.clone(),
+            quarantined_policies: self.rows.status.quarantined_policies.clone(),
             warnings: self.warnings(),
             held_back: self.held_back.map(HeldBack::from),
             ..Status::default()

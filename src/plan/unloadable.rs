@@ -1,0 +1,275 @@
+//! Profiles that the kernel does not load.
+//!
+//! nftables takes a transaction as a whole or not at all, so one profile that it refuses would keep
+//! back every other. [`load_in_parts`] finds it by halving and loads the rest. What should have had
+//! that profile keeps what it reaches where the profile allows all of that, and else reaches nothing.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::prefix::may_contain_others;
+use crate::model::{
+    DesiredFirewall, DesiredState, FirewallBase, FirewallChange, ObservedFirewall, Profile,
+    ProfileId,
+};
+
+/// So many refusals, and no part loaded: it is not the content that the kernel refuses.
+const MOST_REFUSALS_OF_ALL: usize = 8;
+/// So many refusals end the search: enough for some bad profiles among 100,000.
+const MOST_REFUSALS: usize = 128;
+
+/// What a refusal of the kernel is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// What was sent.
+    Content,
+    /// The table is not as it was read. Parts that do not depend on that can be loaded.
+    Table,
+    /// The request as such: no part of it would be taken either.
+    Request,
+}
+
+/// What became of a change that was loaded in parts.
+#[derive(Debug)]
+pub struct Parted<E> {
+    /// The profiles that the kernel refuses, each with its answer.
+    pub unloadable: Vec<(ProfileId, Arc<Profile>, E)>,
+    /// What was refused for another reason, or not tried.
+    pub left: Option<(FirewallChange, E)>,
+}
+
+/// Loads a change that the kernel refused as a whole, without the profiles that it refuses. What only
+/// takes away goes first. `table` is what the kernel holds before.
+///
+/// One bad profile among `n` costs two transactions for each halving, and a few more.
+pub fn load_in_parts<E>(
+    change: &FirewallChange,
+    table: Option<&ObservedFirewall>,
+    refusal: E,
+    blame: impl Fn(&E) -> Blame,
+    mut load: impl FnMut(&FirewallChange) -> Result<(), E>,
+) -> Parted<E> {
+    let table = table.filter(|_| change.load_base.is_none());
+    let parts = parts(change, table);
+    let mut base = Base::of(change);
+    let mut parted = Parted { unloadable: Vec::new(), left: None };
+    let withdrawals = withdrawals(change, table);
+    if base.is_none()
+        && !withdrawals.is_empty()
+        && let Err(error) = load(&withdrawals)
+    {
+        return Parted { unloadable: Vec::new(), left: Some((change.clone(), error)) };
+    }
+    let (mut refusals, mut loaded) = (0, 0);
+    let mut refused = VecDeque::from([(0..parts.len(), refusal)]);
+    let mut unloaded = Vec::new();
+    while let Some((range, error)) = refused.pop_front() {
+        let gives_up = refusals >= MOST_REFUSALS || loaded == 0 && refusals >= MOST_REFUSALS_OF_ALL;
+        if gives_up || range.len() < 2 {
+            match &parts[range.clone()] {
+                [Part { profile: Some((id, profile)), .. }] if blame(&error) == Blame::Content => {
+                    parted.unloadable.push((*id, Arc::clone(profile), error));
+                }
+                parts => parted.take_in(Err(error), &merged(parts)),
+            }
+            unloaded.extend(range);
+            continue;
+        }
+        for half in halves(range) {
+            let change = Base::load(base.as_ref(), merged(&parts[half.clone()]));
+            match load(&change) {
+                Ok(()) => (base, loaded) = (None, loaded + 1),
+                Err(error) => {
+                    refusals += 1;
+                    refused.push_back((half, error));
+                }
+            }
+        }
+    }
+    if base.is_some() {
+        // The former table is in force as it was.
+        return parted;
+    }
+    let unloaded = || unloaded.iter().map(|index| &parts[*index]);
+    let kept: BTreeSet<ProfileId> = unloaded().flat_map(|part| &part.kept).copied().collect();
+    let denied = unloaded().flat_map(|part| &part.denied);
+    let denial = FirewallChange {
+        assign: denied.map(|prefix| (*prefix, ProfileId::NOTHING)).collect(),
+        ..FirewallChange::default()
+    };
+    let removed = change.remove_profiles.iter().filter(|id| !kept.contains(id));
+    let removal =
+        FirewallChange { remove_profiles: removed.copied().collect(), ..FirewallChange::default() };
+    for change in [denial, removal].iter().filter(|change| !change.is_empty()) {
+        parted.take_in(load(change), change);
+    }
+    parted
+}
+
+/// The firewall that should be, without the profiles that the kernel refuses.
+pub(super) fn without_unloadable<'a>(
+    mut wanted: Cow<'a, DesiredFirewall>,
+    desired: &DesiredState,
+    table: Option<&ObservedFirewall>,
+) -> Cow<'a, DesiredFirewall> {
+    if desired.unloadable().is_empty() {
+        return wanted;
+    }
+    let nothing: Arc<Profile> = Arc::default();
+    let instead = |(prefix, profile): (&IpNet, &Arc<Profile>)| {
+        desired.is_unloadable(profile).then(|| {
+            let reaches = table.and_then(|table| table.profile_of(prefix));
+            let kept = reaches.filter(|reaches| reaches.is_within(profile));
+            (*prefix, Arc::clone(kept.unwrap_or(&nothing)))
+        })
+    };
+    let instead: Vec<_> = wanted.assignments.iter().filter_map(instead).collect();
+    if !instead.is_empty() {
+        wanted.to_mut().assignments.extend(instead);
+    }
+    wanted
+}
+
+impl<E> Parted<E> {
+    fn take_in(&mut self, loaded: Result<(), E>, change: &FirewallChange) {
+        if let Err(error) = loaded
+            && !change.is_empty()
+        {
+            let (left, _) = self.left.get_or_insert((FirewallChange::default(), error));
+            merge(left, change);
+        }
+    }
+}
+
+/// What goes together: a profile, and the prefixes that get it.
+#[derive(Default)]
+struct Part {
+    change: FirewallChange,
+    /// The profile that it loads; `None`: it only assigns prefixes to one that is there.
+    profile: Option<(ProfileId, Arc<Profile>)>,
+    /// The prefixes that must not go on with what they reach, if this part is not loaded.
+    denied: Vec<IpNet>,
+    /// Profiles that prefixes keep in that case.
+    kept: BTreeSet<ProfileId>,
+}
+
+/// The parts of a change that give something, those first that also take something away.
+fn parts(change: &FirewallChange, table: Option<&ObservedFirewall>) -> Vec<Part> {
+    let mut parts: BTreeMap<ProfileId, Part> = BTreeMap::new();
+    let mut moved: BTreeMap<ProfileId, Vec<IpNet>> = BTreeMap::new();
+    for (id, (new, profile)) in &change.put_profiles {
+        let part = parts.entry(*id).or_default();
+        part.change.put_profiles.insert(*id, (*new, Arc::clone(profile)));
+        part.profile = Some((*id, Arc::clone(profile)));
+        if !new {
+            moved.entry(*id).or_default();
+        }
+    }
+    let leaves = |prefix: &IpNet| change.assign.contains_key(prefix);
+    let gone: BTreeSet<&IpNet> = change.unassign.iter().collect();
+    for (prefix, id) in table.iter().flat_map(|table| table.assignments()) {
+        if let Some(prefixes) =
+            moved.get_mut(id).filter(|_| !leaves(prefix) && !gone.contains(prefix))
+        {
+            prefixes.push(*prefix);
+        }
+    }
+    for (prefix, id) in change.assign.iter().filter(|(_, id)| **id != ProfileId::NOTHING) {
+        parts.entry(*id).or_default().change.assign.insert(*prefix, *id);
+        moved.entry(*id).or_default().push(*prefix);
+    }
+    for (id, prefixes) in moved {
+        if let Some(part) = parts.get_mut(&id) {
+            part.judge(id, prefixes, table);
+        }
+    }
+    let mut parts: Vec<Part> = parts.into_values().collect();
+    parts.sort_by_key(|part| part.denied.is_empty());
+    parts
+}
+
+impl Part {
+    /// Decides what becomes of each prefix if this part cannot be loaded.
+    fn judge(&mut self, id: ProfileId, prefixes: Vec<IpNet>, table: Option<&ObservedFirewall>) {
+        let there = || table.and_then(|table| table.profiles().get(&id));
+        let wanted = self.profile.as_ref().map(|(_, profile)| profile).or_else(there).cloned();
+        let wanted = wanted.unwrap_or_default();
+        let mut known: BTreeMap<ProfileId, bool> = BTreeMap::new();
+        for prefix in prefixes {
+            let place = table.and_then(|table| table.assignments().get(&prefix));
+            let keeps = place.is_some_and(|place| {
+                *known.entry(*place).or_insert_with(|| {
+                    let reaches = table.and_then(|table| table.profiles().get(place));
+                    reaches.is_none_or(|reaches| reaches.is_within(&wanted))
+                })
+            });
+            if keeps { self.kept.extend(place) } else { self.denied.push(prefix) }
+        }
+    }
+}
+
+/// What a change takes away without giving anything. A prefix within another one has a place before
+/// that one gets what it should reach.
+fn withdrawals(change: &FirewallChange, table: Option<&ObservedFirewall>) -> FirewallChange {
+    let places = table.map(|table| table.assignments());
+    let mut all = change.assign.keys().chain(places.into_iter().flat_map(BTreeMap::keys));
+    let nested = all.any(may_contain_others);
+    let has_place = |prefix: &IpNet| places.is_some_and(|places| places.contains_key(prefix));
+    let closes = |(prefix, id): &(&IpNet, &ProfileId)| {
+        **id == ProfileId::NOTHING || nested && !has_place(prefix)
+    };
+    let closed = change.assign.iter().filter(closes);
+    FirewallChange {
+        unassign: change.unassign.clone(),
+        assign: closed.map(|(prefix, _)| (*prefix, ProfileId::NOTHING)).collect(),
+        ..FirewallChange::default()
+    }
+}
+
+/// Fixed rules that are to be loaded with the first part that can be.
+struct Base {
+    rules: FirewallBase,
+    /// Every prefix has a place from the beginning, so that none is judged by that of another peer.
+    places: BTreeMap<IpNet, ProfileId>,
+}
+
+impl Base {
+    fn of(change: &FirewallChange) -> Option<Self> {
+        let places = change.assign.keys().map(|prefix| (*prefix, ProfileId::NOTHING));
+        let rules = change.load_base.clone()?;
+        Some(Self { rules, places: places.collect() })
+    }
+
+    fn load(base: Option<&Self>, mut change: FirewallChange) -> FirewallChange {
+        if let Some(Self { rules, places }) = base {
+            change.load_base = Some(rules.clone());
+            for (prefix, nothing) in places {
+                change.assign.entry(*prefix).or_insert(*nothing);
+            }
+        }
+        change
+    }
+}
+
+fn merged(parts: &[Part]) -> FirewallChange {
+    let mut change = FirewallChange::default();
+    parts.iter().for_each(|part| merge(&mut change, &part.change));
+    change
+}
+
+fn merge(into: &mut FirewallChange, change: &FirewallChange) {
+    into.unassign.extend(&change.unassign);
+    into.put_profiles
+        .extend(change.put_profiles.iter().map(|(id, (new, it))| (*id, (*new, Arc::clone(it)))));
+    into.assign.extend(&change.assign);
+    into.remove_profiles.extend(&change.remove_profiles);
+}
+
+fn halves(Range { start, end }: Range<usize>) -> [Range<usize>; 2] {
+    let middle = start.midpoint(end);
+    [start..middle, middle..end]
+}

@@ -1,0 +1,184 @@
+//! A change of the firewall of which the kernel refuses some profiles.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use gatepost::model::{
+    FirewallBase, FirewallChange, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId,
+};
+use gatepost::plan::{Blame, Parted, load_in_parts};
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+fn base() -> FirewallBase {
+    FirewallBase {
+        interface: "gatepost0".parse().unwrap(),
+        masquerade: Masquerade::All,
+        deny_log: true,
+        allow_inbound: false,
+    }
+}
+
+fn prefix(number: u32) -> IpNet {
+    IpNet::from(IpAddr::from(Ipv4Addr::from(0x0a40_0000 + number)))
+}
+
+/// The addresses from 0 to this one.
+fn profile(last: u32) -> Arc<Profile> {
+    Arc::new(Profile { allow4: [(0, last)].into_iter().collect(), ..Profile::default() })
+}
+
+/// A table in which prefix `n` has profile `n + 1`, which allows so much.
+fn table(reach: &[u32]) -> ObservedFirewall {
+    let numbered = || (0..).zip(reach);
+    ObservedFirewall::new(
+        FixedRules::Ours(base()),
+        numbered().map(|(number, last)| (ProfileId(number + 1), profile(*last))).collect(),
+        numbered().map(|(number, _)| (prefix(number), ProfileId(number + 1))).collect(),
+    )
+}
+
+/// A kernel that refuses each transaction that brings one of these profiles.
+struct Kernel {
+    table: Option<ObservedFirewall>,
+    refuses: BTreeSet<Arc<Profile>>,
+    /// What it took, in its order.
+    taken: Vec<FirewallChange>,
+    asked: usize,
+}
+
+impl Kernel {
+    fn new(table: ObservedFirewall, refuses: impl IntoIterator<Item = Arc<Profile>>) -> Self {
+        let refuses = refuses.into_iter().collect();
+        Self { table: Some(table), refuses, taken: Vec::new(), asked: 0 }
+    }
+
+    fn load(&mut self, change: &FirewallChange) -> Result<(), Blame> {
+        self.asked += 1;
+        if change.put_profiles.values().any(|(_, profile)| self.refuses.contains(profile)) {
+            return Err(Blame::Content);
+        }
+        ObservedFirewall::apply(&mut self.table, change);
+        self.taken.push(change.clone());
+        Ok(())
+    }
+
+    fn load_in_parts(&mut self, change: &FirewallChange) -> Parted<Blame> {
+        let refusal = self.load(change).unwrap_err();
+        let before = self.table.clone();
+        load_in_parts(change, before.as_ref(), refusal, |blame| *blame, |part| self.load(part))
+    }
+
+    fn reach(&self, number: u32) -> Option<Arc<Profile>> {
+        self.table.as_ref().and_then(|table| table.profile_of(&prefix(number)).cloned())
+    }
+}
+
+/// Each of these prefixes gets a profile that allows so much: in place, or under a new number.
+fn change(reach: &[u32], in_place: bool) -> FirewallChange {
+    let mut change = FirewallChange::default();
+    for (number, last) in (0..).zip(reach) {
+        let id = ProfileId(if in_place { number + 1 } else { number + 10_001 });
+        change.put_profiles.insert(id, (!in_place, profile(*last)));
+        if !in_place {
+            change.assign.insert(prefix(number), id);
+            change.remove_profiles.push(ProfileId(number + 1));
+        }
+    }
+    change
+}
+
+proptest! {
+    #[test]
+    fn one_refused_profile_costs_only_itself_and_few_transactions(
+        before in prop::collection::vec(1_000u32..2_000, 1..300),
+        bad in any::<prop::sample::Index>(),
+        in_place in any::<bool>(),
+        loads_base in any::<bool>(),
+    ) {
+        // Half of them gain and half of them lose, and no two are alike.
+        let wanted: Vec<u32> = (0..).zip(&before).map(|(number, _)| 1_200 + 2 * number).collect();
+        let bad = bad.index(wanted.len());
+        let (count, refused) = (wanted.len(), profile(wanted[bad]));
+        let mut kernel = Kernel::new(table(&before), [Arc::clone(&refused)]);
+        let mut change = change(&wanted, in_place && !loads_base);
+        if loads_base {
+            change.load_base = Some(base());
+            change.remove_profiles.clear();
+        }
+        let gone = prefix(9_000);
+        change.unassign.push(gone);
+        let parted = kernel.load_in_parts(&change);
+
+        prop_assert!(parted.left.is_none());
+        let [(_, profile, _)] = &parted.unloadable[..] else { panic!("{:?}", parted.unloadable) };
+        prop_assert_eq!(profile, &refused);
+        let halvings = count.next_power_of_two().ilog2() as usize;
+        prop_assert!(kernel.asked <= 2 * halvings + 4, "{} of {count}", kernel.asked);
+        for (number, last) in (0..).zip(&wanted) {
+            let before = before[number as usize];
+            let expected = match number as usize == bad {
+                false => Some(self::profile(*last)),
+                true if before <= *last && !loads_base => Some(self::profile(before)),
+                true => None,
+            };
+            prop_assert_eq!(kernel.reach(number), expected, "prefix {}", number);
+        }
+        if !loads_base {
+            prop_assert!(kernel.taken[0].unassign.contains(&gone), "what only withdraws is first");
+        }
+    }
+}
+
+#[test]
+fn several_refused_profiles_are_found_and_all_of_them_are_not_searched() {
+    let (before, wanted) = (vec![5; 64], (0..64).map(|number| 100 + number).collect::<Vec<_>>());
+    let bad = [3, 4, 60].map(|number: u32| profile(100 + number));
+    let mut kernel = Kernel::new(table(&before), bad.clone());
+    let found = kernel.load_in_parts(&change(&wanted, false)).unloadable;
+    let found: BTreeSet<_> = found.into_iter().map(|(_, profile, _)| profile).collect();
+    assert_eq!(found, bad.into());
+
+    // It is not their content that such a kernel refuses.
+    let mut kernel = Kernel::new(table(&before), wanted.iter().map(|last| profile(*last)));
+    let parted = kernel.load_in_parts(&change(&wanted, false));
+    assert!(parted.unloadable.is_empty() && kernel.asked < 16, "{}", kernel.asked);
+    let (left, _) = parted.left.unwrap();
+    assert_eq!(left.put_profiles.len(), 64);
+    assert_eq!(kernel.reach(7), Some(profile(5)), "it gains, and keeps what it had");
+}
+
+#[test]
+fn what_a_refused_change_narrows_reaches_nothing_and_its_profile_stays_for_others() {
+    let mut places = BTreeMap::from([(prefix(0), ProfileId(1)), (prefix(1), ProfileId(1))]);
+    places.insert(prefix(2), ProfileId(2));
+    let profiles = [(ProfileId(1), profile(100)), (ProfileId(2), profile(10))];
+    let table = ObservedFirewall::new(FixedRules::Ours(base()), profiles.into(), places);
+    let mut kernel = Kernel::new(table, [profile(50)]);
+    // All of them are to have the same, and nobody what they had.
+    let change = FirewallChange {
+        put_profiles: [(ProfileId(3), (true, profile(50)))].into(),
+        assign: [0, 1, 2].map(|number| (prefix(number), ProfileId(3))).into(),
+        remove_profiles: vec![ProfileId(1), ProfileId(2)],
+        ..FirewallChange::default()
+    };
+    kernel.load_in_parts(&change);
+    let reach: Vec<_> = (0..3).map(|number| kernel.reach(number)).collect();
+    assert_eq!(reach, [None, None, Some(profile(10))]);
+    let table = kernel.table.unwrap();
+    assert!(table.profiles().keys().eq(&[ProfileId(2)]), "{:?}", table.profiles());
+}
+
+#[test]
+fn a_refusal_that_nobodys_content_caused_quarantines_nothing() {
+    let mut kernel = Kernel::new(table(&[5]), []);
+    let parted = load_in_parts(
+        &change(&[100], true),
+        kernel.table.clone().as_ref(),
+        Blame::Table,
+        |blame| *blame,
+        |part| kernel.load(part),
+    );
+    assert!(parted.unloadable.is_empty() && parted.left.is_some());
+}
