@@ -86,6 +86,18 @@ pub enum Command {
         #[command(flatten)]
         json: JsonArg,
     },
+    /// Cut off a user, device, key or address on this host, whatever the database says
+    Block {
+        /// User, device, USER/DEVICE, id, tunnel address or public key
+        who: String,
+    },
+    /// Lift a block
+    Unblock {
+        /// As `gatepost blocked` lists it: name, id, tunnel address or public key
+        who: String,
+    },
+    /// List whom this host blocks
+    Blocked(JsonArg),
     /// Have the agent compare everything again, and wait until it has
     Resync,
     /// Confirm the removals that the guard holds back

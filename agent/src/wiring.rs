@@ -12,8 +12,8 @@ use gatepost::dataplane::{
 use gatepost::model::{InterfaceName, Local, WithoutPskKeys};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
-    Cache, DatabaseError, MachineOptions, Options, PreviewError, RunError, StaleOptions, Timing,
-    preview, preview_explanation,
+    BlockFile, Cache, DatabaseError, MachineOptions, Options, PreviewError, RunError, StaleOptions,
+    Timing, preview, preview_explanation,
 };
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
@@ -52,6 +52,7 @@ pub struct Prepared<'a> {
     config: &'a Config,
     gateway: &'a str,
     machine: MachineOptions,
+    block_file: BlockFile,
     store: Store,
 }
 
@@ -68,6 +69,7 @@ pub fn prepare(
         config,
         gateway: config.gateway_name()?,
         machine: machine_options(config, without_psk_keys)?,
+        block_file: block_file(config),
         store: Store::connect(&database::options(config)?)?,
     })
 }
@@ -104,7 +106,7 @@ impl Prepared<'_> {
     }
 
     async fn options(self, cache: Option<Cache>) -> Result<Options<GatewayHost>, WiringError> {
-        let Self { config, gateway, machine, store } = self;
+        let Self { config, gateway, machine, block_file, store } = self;
         let dataplane = open_host(config)?;
         Ok(Options {
             machine,
@@ -113,6 +115,7 @@ impl Prepared<'_> {
             kernel_events: watch_kernel(config, &dataplane).await?,
             dataplane,
             cache,
+            block_file,
             gateway: gateway.to_owned(),
             version: env!("CARGO_PKG_VERSION"),
         })
@@ -181,6 +184,7 @@ fn machine_options(
     let sync = &config.sync;
     Ok(MachineOptions {
         local: Arc::new(local),
+        block_list: block_file(config).load_or_deny(),
         timing: Timing {
             poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(1)),
             safety_poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(10)),
@@ -192,6 +196,11 @@ fn machine_options(
         max_removed: config.guard.max_removed_peers,
         stale: StaleOptions { policy: config.stale.policy, after: config.stale.after },
     })
+}
+
+/// The host's block list lies beside the last good rows.
+pub fn block_file(config: &Config) -> BlockFile {
+    BlockFile::new(config.cache.file.with_file_name("blocked"))
 }
 
 fn open_host(config: &Config) -> Result<DataplaneHandle<GatewayHost>, WiringError> {

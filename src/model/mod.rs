@@ -5,6 +5,7 @@
 //! the edge, into types that cannot be wrong.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod block;
 mod desired;
 mod firewall;
 mod id;
@@ -16,6 +17,7 @@ pub mod psk;
 mod row;
 mod settings;
 
+pub use block::{Block, BlockList, Whom};
 pub use desired::{
     BuildError, Departed, DesiredState, Ineligible, Local, QuarantinedPolicy, Reason, Standing,
     Touched, Unloadable, WithoutPskKeys,

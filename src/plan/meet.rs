@@ -125,13 +125,14 @@ pub enum Unnamed {
 }
 
 /// The withdrawals that the rows ask for while the whole that they ask for cannot be planned: peers
-/// that they do not admit, prefixes and reach that they do not grant.
+/// that they do not admit, prefixes and reach that they do not grant. `blocked` peers go in any case.
 #[must_use]
 pub fn withdrawals(
     desired: &DesiredState,
     observed: &ObservedState,
     ours: PublicKey,
     unnamed: Unnamed,
+    blocked: &BTreeSet<PublicKey>,
 ) -> Plan {
     let named: BTreeSet<PublicKey> = desired
         .rows()
@@ -146,7 +147,7 @@ pub fn withdrawals(
         Unnamed::Go { at_most } => absent.len() > at_most.of(observed.peers.len()),
     };
     let mut allowed = Allowed::from(desired);
-    for (key, peer) in absent.into_iter().filter(|_| stay) {
+    for (key, peer) in absent.into_iter().filter(|(key, _)| stay && !blocked.contains(*key)) {
         // A prefix that the rows give to another peer is not kept.
         let free = |prefix: &IpNet| !allowed.reach.contains_key(prefix);
         let kept: AllowedIps = peer.allowed_ips.iter().filter(free).collect();

@@ -9,7 +9,7 @@ use super::note::{Ignored, Note, peer_name};
 use super::pass::Pass;
 use super::session::SessionEvent;
 use crate::model::policy::Quoted;
-use crate::model::{DesiredState, GatewayId, PeerId, PolicyId};
+use crate::model::{Block, Departed, DesiredState, GatewayId, PeerId, PolicyId, Whom};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
 impl Note {
@@ -81,6 +81,28 @@ pub(super) fn started(desired: &DesiredState) -> AuditEntry {
         format!("the agent of {} started", desired.gateway().name),
         json!({ "peers": desired.peers().len() }),
     )
+}
+
+/// An operator blocked this on the host, or lifted a block: one entry for each peer, or one of the
+/// gateway where no row has such a peer.
+pub(super) fn blocked(
+    event: AuditEvent,
+    whom: &Whom,
+    block: &Block,
+    peers: &[Departed],
+) -> Vec<AuditEntry> {
+    let verb = if event == AuditEvent::PeerBlocked { "blocked" } else { "unblocked" };
+    let metadata = || json!({ "kind": whom.kind(), "id": whom.id(), "name": block.name });
+    // The database knows the gateway by the role that writes.
+    let gateway = Entity::Gateway(GatewayId(uuid::Uuid::nil()));
+    let host = entry(event, gateway, format!("{verb} {whom} on this host"), metadata());
+    let each = peers.iter().map(|peer| {
+        let name = super::note::name_of(&peer.username, &peer.device_name);
+        let message = format!("{verb} {name} on this host");
+        let device_id = Some(peer.device_id);
+        AuditEntry { device_id, ..entry(event, Entity::Peer(peer.peer_id), message, metadata()) }
+    });
+    if peers.is_empty() { vec![host] } else { each.collect() }
 }
 
 /// A pass has come to its end, and these policies changed since the one before.

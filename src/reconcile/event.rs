@@ -1,6 +1,7 @@
 //! What the machine is told, and what it asks for.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::error::DatabaseError;
@@ -8,7 +9,7 @@ use super::ledger::Report;
 use super::mode::Mode;
 use super::note::Note;
 use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
-use crate::model::{ChangedRows, SnapshotRows};
+use crate::model::{BlockList, ChangedRows, SnapshotRows};
 use crate::plan::Plan;
 
 /// Something that happened. What announces a change says only "look again", so that it may be lost,
@@ -43,6 +44,8 @@ pub enum Event {
     Resync,
     /// An operator confirmed the removals that are held back.
     ConfirmRemovals,
+    /// The host's block list is another now.
+    Blocks(Arc<BlockList>),
     /// Time passed.
     Tick,
 }

@@ -4,8 +4,10 @@
 //! job on the kernel are under way at a time: however many commits come, one pass runs and one waits,
 //! and a read that hangs holds up no work on the kernel.
 
+mod block;
 mod decide;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::clock::Now;
@@ -42,18 +44,20 @@ impl Machine {
     /// A machine that knows nothing yet: it will read the kernel and connect.
     #[must_use]
     pub fn new(options: MachineOptions, now: Now) -> Self {
-        let MachineOptions { local, timing, max_removed, stale } = options;
-        Self {
+        let MachineOptions { local, block_list, timing, max_removed, stale } = options;
+        let mut machine = Self {
             source: Source::new(timing, now),
             mirror: Mirror::new(timing, local.interface.clone(), now.instant),
-            rows: Rows::new(local, stale, now.instant),
+            rows: Rows::new(local, Arc::new(block_list), stale, now.instant),
             difference: Difference::new(),
             hold: Hold::new(max_removed),
             passes: Passes::new(timing.seed.wrapping_add(2)),
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
             notices: Notices::default(),
-        }
+        };
+        machine.blocks_unknown(now);
+        machine
     }
 
     /// Takes in one event and says what to do.
@@ -132,6 +136,7 @@ impl Machine {
                 self.hold.confirm();
                 self.compare_on_purpose(now);
             }
+            Event::Blocks(list) => self.block(list, now),
             Event::Tick => {}
         }
     }

@@ -40,10 +40,10 @@ pub use mode::Mode;
 pub use note::{Ignored, Note};
 pub use options::{MachineOptions, StaleOptions, StalePolicy, SyncMode, Timing};
 pub use shell::{
-    Ask, Cache, CacheError, Chosen, NothingHeldBack, Options, ROUND_AT_MOST, Until, choose, run,
-    run_once,
+    Ask, BlockFile, BlockFileError, Cache, CacheError, Chosen, NothingHeldBack, Options,
+    ROUND_AT_MOST, Until, choose, run, run_once,
 };
 pub use view::{
-    Answers, ExplainError, Obstacle, PreviewError, ResyncError, Totals, View, parse_destination,
-    preview, preview_explanation, status,
+    Answers, ExplainError, Obstacle, PreviewError, ResyncError, Totals, View, WhoError,
+    parse_destination, preview, preview_explanation, status,
 };

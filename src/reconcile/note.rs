@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 use super::mode::Mode;
 use super::options::StalePolicy;
 use crate::model::policy::{Plain, PolicyNote, Quoted};
-use crate::model::{BuildError, DeviceId, PeerId, PeerRow, PolicyId, QuarantinedPolicy, Reason};
+use crate::model::{
+    BuildError, DeviceId, PeerId, PeerRow, PolicyId, QuarantinedPolicy, Reason, Whom,
+};
 use crate::plan::PlanError;
 use crate::plan::guard::HeldBack;
 
@@ -96,6 +98,21 @@ pub enum Note {
     Stale {
         since: Duration,
         policy: StalePolicy,
+    },
+    /// An operator blocked this on the host; so many peers of rows are concerned.
+    Blocked {
+        whom: Whom,
+        name: String,
+        peers: usize,
+    },
+    Unblocked {
+        whom: Whom,
+        name: String,
+        peers: usize,
+    },
+    /// The host's earlier blocks cannot be read.
+    BlocksUnknown {
+        error: String,
     },
 }
 
@@ -228,8 +245,27 @@ impl fmt::Display for Note {
                     StalePolicy::Down => "removing all peers",
                 }
             ),
+            Self::Blocked { whom, name, peers } => write_block(f, "blocked", whom, name, *peers),
+            Self::Unblocked { whom, name, peers } => {
+                write_block(f, "unblocked", whom, name, *peers)
+            }
+            Self::BlocksUnknown { error } => write!(f, "applying withdrawals only: {error}"),
         }
     }
+}
+
+fn write_block(
+    f: &mut fmt::Formatter<'_>,
+    verb: &str,
+    whom: &Whom,
+    name: &str,
+    peers: usize,
+) -> fmt::Result {
+    write!(f, "{verb} {whom}")?;
+    if !name.is_empty() {
+        write!(f, " ({})", Plain(name))?;
+    }
+    write!(f, " on this host: {peers} peer{}", if peers == 1 { "" } else { "s" })
 }
 
 /// The first steps in full, and how many more there are.

@@ -19,6 +19,8 @@ pub(super) enum Trouble {
     Database,
     /// Ends when a snapshot could be built.
     Rows,
+    /// Ends when the block list could be read.
+    Blocks,
     /// Ends when the gateway's row is active.
     Inactive,
     /// Ends when a report was taken.

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::Local;
+use crate::model::{BlockList, Local};
 use crate::plan::guard::MaxRemoved;
 
 /// How the machine behaves.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
     pub local: Arc<Local>,
+    /// Whom the host blocks at the start.
+    pub block_list: BlockList,
     pub timing: Timing,
     pub max_removed: MaxRemoved,
     pub stale: StaleOptions,

@@ -1,5 +1,7 @@
 //! The rows: what the database wants of this host, where they come from, and how old they are.
 
+mod plan;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,16 +11,17 @@ use super::options::{StaleOptions, StalePolicy};
 use super::row_status::RowStatus;
 use super::stale::Staleness;
 use crate::model::{
-    BuildError, ChangedRows, Departed, DesiredState, GatewayRow, KeyText, Local, ObservedState,
-    PolicyId, PublicKey, SnapshotRows, Touched, Unloadable,
+    Block, BlockList, BuildError, ChangedRows, Departed, DesiredState, GatewayRow, KeyText, Local,
+    PolicyId, PublicKey, SnapshotRows, Touched, Unloadable, Whom,
 };
-use crate::plan::guard::{Guard, MaxRemoved, plan_guarded};
-use crate::plan::{Held, Plan, PlanError, Scope, Unnamed, plan, withdraw, withdrawals};
+use crate::plan::Unnamed;
+use crate::plan::guard::MaxRemoved;
 
 /// The desired state that the last usable rows made.
 #[derive(Debug)]
 pub(super) struct Rows {
     local: Arc<Local>,
+    block_list: Arc<BlockList>,
     desired: Option<DesiredState>,
     origin: Origin,
     restore: Restore,
@@ -55,7 +58,9 @@ enum Restore {
 /// What readers see.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowsView<'a> {
+    pub all: &'a Rows,
     pub local: &'a Local,
+    pub block_list: &'a BlockList,
     pub desired: Option<&'a DesiredState>,
     pub refused: Option<&'a BuildError>,
     pub status: &'a RowStatus,
@@ -90,9 +95,15 @@ impl Refused {
 }
 
 impl Rows {
-    pub fn new(local: Arc<Local>, stale: StaleOptions, now: Instant) -> Self {
+    pub fn new(
+        local: Arc<Local>,
+        block_list: Arc<BlockList>,
+        stale: StaleOptions,
+        now: Instant,
+    ) -> Self {
         Self {
             local,
+            block_list,
             desired: None,
             origin: Origin::Database,
             restore: Restore::NotTried,
@@ -109,7 +120,9 @@ impl Rows {
 
     pub fn view(&self) -> RowsView<'_> {
         RowsView {
+            all: self,
             local: &self.local,
+            block_list: &self.block_list,
             desired: self.desired.as_ref(),
             refused: self.refused.as_ref().map(|refused| &refused.error),
             status: &self.status,
@@ -117,21 +130,27 @@ impl Rows {
         }
     }
 
-    /// Whether the last rows that were read could be used.
-    pub const fn are_usable(&self) -> bool {
+    /// Whether the last rows that were read could be used, and nothing is known to forbid that.
+    pub fn are_usable(&self) -> bool {
+        self.can_change() && self.block_list.why_unreadable().is_none()
+    }
+
+    fn can_change(&self) -> bool {
         self.desired.is_some() && self.refused.is_none()
     }
 
     /// Whether a plan may be made: from the rows, from what can be used of them, or because `[stale]`
-    /// asks for one.
+    /// or a block asks for one.
     pub fn may_plan(&self) -> bool {
         let withdraws = self.refused.as_ref().is_some_and(|refused| refused.rest.is_some());
-        self.are_usable() || withdraws || self.age.suspends()
+        let blocks = !self.block_list.is_empty();
+        self.can_change() || withdraws || blocks || self.age.suspends()
     }
 
     /// Whether the rows as a whole decide what the kernel holds, and not `[stale]`.
     pub fn decide(&self) -> bool {
-        self.refused.is_none() && !self.age.suspends()
+        let blocks_are_known = self.block_list.why_unreadable().is_none();
+        self.refused.is_none() && blocks_are_known && !self.age.suspends()
     }
 
     /// Whether the last read failed, or its rows could not be used.
@@ -172,7 +191,7 @@ impl Rows {
     /// How much must be read when `kind` is wanted: changes need a state that they can change, which
     /// the database wrote and which could be built.
     pub fn enough(&self, kind: ReadKind) -> ReadKind {
-        let can_change = self.are_usable() && self.origin == Origin::Database;
+        let can_change = self.can_change() && self.origin == Origin::Database;
         if can_change { kind } else { ReadKind::Everything }
     }
 
@@ -196,7 +215,7 @@ impl Rows {
         if let Err(error) = self.build_gateway(&rows) {
             return Err(self.refuse(error, Some(rows)));
         }
-        let new = match DesiredState::build(self.local.clone(), rows) {
+        let new = match self.build(rows) {
             Ok(new) => new,
             Err(error) => return Err(self.refuse(error, None)),
         };
@@ -218,14 +237,18 @@ impl Rows {
             policies: Vec::new(),
             taken_at: rows.taken_at,
         };
-        DesiredState::build(self.local.clone(), rows)
+        self.build(rows)
+    }
+
+    fn build(&self, rows: SnapshotRows) -> Result<DesiredState, BuildError> {
+        DesiredState::build_without(self.block_list.clone(), self.local.clone(), rows)
     }
 
     /// Keeps what can be used of rows whose gateway's row is wrong.
     fn refuse(&mut self, error: BuildError, rows: Option<SnapshotRows>) -> Box<NotBuilt> {
         let rest = rows.and_then(|rows| {
             let gateway = self.usable_gateway(&rows.gateway);
-            DesiredState::build(self.local.clone(), SnapshotRows { gateway, ..rows }).ok()
+            self.build(SnapshotRows { gateway, ..rows }).ok()
         });
         let former = self.refused.take().and_then(|refused| refused.rest);
         let former = former.as_ref().or(self.desired.as_ref());
@@ -261,7 +284,7 @@ impl Rows {
             return None;
         }
         let LastGood { rows, changes } = last_good;
-        Some(DesiredState::build(self.local.clone(), rows).map(|mut desired| {
+        Some(self.build(rows).map(|mut desired| {
             for rows in changes {
                 desired.apply(rows);
             }
@@ -299,6 +322,26 @@ impl Rows {
         self.change(|desired| desired.suspend_all_but(admitted))
     }
 
+    pub fn block_list(&self) -> Arc<BlockList> {
+        Arc::clone(&self.block_list)
+    }
+
+    /// The rows whose peers a block concerns.
+    pub fn concerned_by(&self, whom: &Whom, block: &Block) -> Vec<Departed> {
+        let alone = BlockList::from_iter([(*whom, block.clone())]);
+        let rows = self.desired.iter().flat_map(DesiredState::rows);
+        rows.filter(|(row, _)| alone.bars(row)).map(|(row, _)| Departed::from(row)).collect()
+    }
+
+    /// From now on this is the host's block list.
+    pub fn block(&mut self, list: Arc<BlockList>) -> Option<Touched> {
+        self.block_list = Arc::clone(&list);
+        if let Some(rest) = self.refused.as_mut().and_then(|refused| refused.rest.as_mut()) {
+            rest.block(Arc::clone(&list));
+        }
+        self.change(|desired| desired.block(list))
+    }
+
     /// While `stale.policy` denies new sessions, a peer whose session ended is not let in again.
     pub fn suspend_disconnected(
         &mut self,
@@ -311,50 +354,6 @@ impl Rows {
         let connected = connected();
         let ended = peers.keys().any(|key| !connected.contains(key));
         if ended { self.suspend_all_but(Some(connected)) } else { None }
-    }
-
-    /// Plans what the rows or `[stale]` ask for, and which peers stay although no row wants them.
-    /// `connected`: the peers with a live session, if a reading just showed them.
-    ///
-    /// # Errors
-    /// As [`plan`].
-    pub fn plan(
-        &self,
-        observed: &ObservedState,
-        scope: &Scope,
-        guard: Guard<'_>,
-        connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
-    ) -> Result<(Plan, Held), PlanError> {
-        if let Some(refused) = self.refused.as_ref().filter(|_| !self.age.suspends()) {
-            let rest = refused.rest.as_ref();
-            let unnamed = refused.unnamed(guard.limit);
-            let planned = rest.map(|rest| withdrawals(rest, observed, self.public_key(), unnamed));
-            return Ok((planned.unwrap_or_default(), Held::default()));
-        }
-        let Some(desired) = &self.desired else {
-            // `[stale]` needs no rows. Only a reading shows which sessions are alive.
-            let stay = match self.age.suspending() {
-                None | Some(StalePolicy::Keep) => None,
-                Some(StalePolicy::DenyNew) => connected(),
-                Some(StalePolicy::Down) => Some(BTreeSet::new()),
-            };
-            let (ours, cuts) = (self.public_key(), self.local.flush_conntrack);
-            let planned = stay.map(|stay| withdraw(observed, ours, &stay, cuts));
-            return Ok((planned.unwrap_or_default(), Held::default()));
-        };
-        if self.age.suspends() {
-            // `[stale]` removes peers on purpose: none is held back.
-            return Ok((plan(desired, observed, scope)?, Held::default()));
-        }
-        plan_guarded(desired, observed, scope, guard)
-    }
-
-    /// The withdrawals that go on although no plan of the whole can be made.
-    pub fn withdrawals(&self, observed: &ObservedState, limit: MaxRemoved) -> Plan {
-        let unnamed = Unnamed::Go { at_most: limit };
-        let rows = self.desired.as_ref().filter(|_| self.decide());
-        let planned = rows.map(|rows| withdrawals(rows, observed, self.public_key(), unnamed));
-        planned.unwrap_or_default()
     }
 
     /// Who these peers are, by the rows that name them without admitting them.

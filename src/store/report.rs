@@ -72,6 +72,9 @@ words! {
         PeerReleased = "peer.released",
         /// With the flows cut and the milliseconds it took.
         PeerRevoked = "peer.revoked",
+        /// An operator blocked it on the host.
+        PeerBlocked = "peer.blocked",
+        PeerUnblocked = "peer.unblocked",
         PolicyApplied = "policy.applied",
         /// The kernel refuses to load what a policy grants.
         PolicyQuarantined = "policy.quarantined",

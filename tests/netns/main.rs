@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
+mod blocked;
 mod device;
 mod drift;
 mod end_to_end;

@@ -9,13 +9,15 @@ use gatepost::dataplane::{
     Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading, SharedObserved,
 };
 use gatepost::model::psk::PskKeys;
-use gatepost::model::{Local, Masquerade, ObservedState, PrivateKey, ProfileId, WithoutPskKeys};
+use gatepost::model::{
+    BlockList, Local, Masquerade, ObservedState, PrivateKey, ProfileId, WithoutPskKeys,
+};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::{State, Status};
 use gatepost::reconcile::{
-    Cache, LastGood, MachineOptions, Options, RunError, StaleOptions, StalePolicy, SyncMode,
-    Timing, run, run_once,
+    BlockFile, Cache, LastGood, MachineOptions, Options, RunError, StaleOptions, StalePolicy,
+    SyncMode, Timing, run, run_once,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -97,6 +99,7 @@ async fn agent(world: &World, host: Memory) -> Options<Memory> {
     };
     let machine = MachineOptions {
         local: Arc::new(local),
+        block_list: BlockList::default(),
         timing: Timing {
             poll_interval: Duration::from_secs(1),
             safety_poll_interval: Duration::from_secs(10),
@@ -115,6 +118,7 @@ async fn agent(world: &World, host: Memory) -> Options<Memory> {
         dataplane: DataplaneHandle::spawn(move || Ok(host)).unwrap(),
         kernel_events: mpsc::channel(1).1,
         cache: None,
+        block_file: BlockFile::new("/nonexistent/blocked".into()),
         gateway: "g1".into(),
         version: "test",
     }

@@ -1,12 +1,13 @@
 //! A host and a database made of values, in which an agent lives.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use gatepost::dataplane::{DataplaneError, Glance, NetlinkError, Outcome, Reading, RefusedStep};
 use gatepost::model::{
-    Bars, ChangedRows, DesiredState, ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic,
-    Unloadable,
+    Bars, BlockList, ChangedRows, DesiredState, ObservedFirewall, ObservedState, PeerId, PublicKey,
+    Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
@@ -23,6 +24,7 @@ use super::rows::{NOW_SECS, Tables, at, local};
 pub fn options() -> MachineOptions {
     MachineOptions {
         local: local(),
+        block_list: BlockList::default(),
         timing: Timing {
             poll_interval: Duration::from_secs(1),
             safety_poll_interval: Duration::from_secs(10),
@@ -81,6 +83,8 @@ pub struct World {
     pub traffic: BTreeMap<PublicKey, Traffic>,
     /// How far this host's clock was set forward (or back).
     pub clock_set_secs: i64,
+    /// Whom the host blocks.
+    pub block_list: Arc<BlockList>,
     /// Somebody changed the kernel without a word, and nobody has looked since.
     pub meddled: bool,
     /// The kernel announced a change, and no reading has begun since.
@@ -97,6 +101,7 @@ impl World {
         let now = Now { instant: start, wall: at(NOW_SECS) };
         Self {
             tables,
+            block_list: Arc::new(options.block_list.clone()),
             read: None,
             read_at: at(NOW_SECS),
             true_as_of: BTreeSet::new(),
@@ -274,7 +279,8 @@ impl World {
     fn desired(&self, tables: &Tables) -> DesiredState {
         let mut rows = tables.snapshot();
         rows.taken_at = self.database_now();
-        let mut desired = DesiredState::build(local(), rows).unwrap();
+        let block_list = self.block_list.clone();
+        let mut desired = DesiredState::build_without(block_list, local(), rows).unwrap();
         let refused = self.kernel.unloadable.iter();
         let why: Box<str> = Box::default();
         desired.quarantine_profiles(

@@ -1,5 +1,6 @@
 //! One module per command. Each reads what it needs, asks a pure function, and prints the answer.
 
+mod block;
 pub mod check;
 mod device;
 mod down;
@@ -45,6 +46,9 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Explain { who, destination, json } => {
             explain::explain(&configuration(source)?, &who, destination, json.json)
         }
+        Command::Block { who } => block::block(&configuration(source)?, &who),
+        Command::Unblock { who } => block::unblock(&configuration(source)?, &who),
+        Command::Blocked(json) => block::blocked(&configuration(source)?, json.json),
         Command::Resync => resync::resync(&configuration(source)?),
         Command::Confirm => resync::confirm(&configuration(source)?),
         Command::Check(json) => check::check(source, json.json),

@@ -79,6 +79,10 @@ pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
         );
         lines.push(("held back", style.paint(Tone::Warning, &held)));
     }
+    if !status.blocked.is_empty() {
+        let blocked = format!("{}, see `gatepost blocked`", status.blocked.len());
+        lines.push(("blocked", style.paint(Tone::Warning, &blocked)));
+    }
     let mut text = String::new();
     for (label, value) in lines {
         text.push_str(&format!("{label:<11}{value}\n"));
@@ -197,8 +201,8 @@ mod tests {
 
     use super::*;
     use gatepost::reconcile::status::{
-        BackendInUse, HeldBack, Mode, PassStatus, PeerCounts, QuarantinedPeer, QuarantinedPolicy,
-        Timestamp,
+        BackendInUse, BlockStatus, HeldBack, Mode, PassStatus, PeerCounts, QuarantinedPeer,
+        QuarantinedPolicy, Timestamp,
     };
 
     fn at(secs: u64) -> Timestamp {
@@ -267,6 +271,9 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
         }];
         status.warnings = vec!["setting policy.alow_dns is unknown".into()];
         status.held_back = Some(HeldBack { removals: 60, of: 100 });
+        let text = || "10.8.0.7".to_owned();
+        let block = BlockStatus { kind: text(), id: text(), name: text(), since: at(0) };
+        status.blocked = vec![block];
         let text = describe(&status, at(300).0, Style::Plain);
         let tail = text.split_once("held back").unwrap().1;
         assert!(text.contains("state      degraded: the database is away\n"), "{text}");
@@ -277,6 +284,7 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
         assert_eq!(
             tail,
             "  removing 60 of 100 peers waits for `gatepost confirm`
+blocked    1, see `gatepost blocked`
 
 quarantined
   anna / lap\u{fffd}top: its public key is not base64

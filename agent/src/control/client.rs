@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::ControlError;
 use super::protocol::{Line, Request};
-use gatepost::reconcile::status::{Explanation, PeerStatus, Status};
+use gatepost::reconcile::status::{BlockAnswer, Explanation, PeerStatus, Status};
 
 /// A running agent, as its socket shows it.
 #[derive(Debug)]
@@ -55,6 +55,22 @@ impl Client {
     /// As [`Client::status`]; [`ControlError::Refused`] if the pass failed.
     pub fn resync(&self) -> Result<(), ControlError> {
         self.ask(&Request::Resync, |_: serde_json::Value| {})
+    }
+
+    /// Cuts off a user, a device, a key or an address, and waits until no packet passes.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; [`ControlError::Refused`] if it is not clear whom `who` names.
+    pub fn block(&self, who: &str) -> Result<BlockAnswer, ControlError> {
+        self.ask(&Request::Block { who: who.to_owned() }, |_: serde_json::Value| {})
+    }
+
+    /// Lifts a block.
+    ///
+    /// # Errors
+    /// As [`Client::block`].
+    pub fn unblock(&self, who: &str) -> Result<BlockAnswer, ControlError> {
+        self.ask(&Request::Unblock { who: who.to_owned() }, |_: serde_json::Value| {})
     }
 
     /// Confirms the removals that the guard holds back.

@@ -14,6 +14,10 @@ pub enum Request {
     Explain { who: String, destination: String },
     /// Done when everything was compared again.
     Resync,
+    /// Done with one [`BlockAnswer`](gatepost::reconcile::status::BlockAnswer).
+    Block { who: String },
+    /// As for [`Request::Block`].
+    Unblock { who: String },
     /// Done when the removals that the guard holds back are confirmed.
     Confirm,
 }

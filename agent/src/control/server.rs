@@ -134,6 +134,14 @@ impl Reply<'_> {
                 let ask_for = |answer| Ask::Explain { who, destination, answer };
                 self.answer(ask(watcher, ask_for).await).await
             }
+            Request::Block { who } => {
+                let ask_for = |answer| Ask::Block { who, answer };
+                self.answer(ask(watcher, ask_for).await).await
+            }
+            Request::Unblock { who } => {
+                let ask_for = |answer| Ask::Unblock { who, answer };
+                self.answer(ask(watcher, ask_for).await).await
+            }
             Request::Resync => self.answer(ask(watcher, Ask::Resync).await).await,
             Request::Confirm => self.answer(ask(watcher, Ask::Confirm).await).await,
         }

@@ -8,7 +8,7 @@ use gatepost::model::{DeviceId, PeerId, UserId};
 use super::{Client, ControlError, Server};
 use crate::handles::{Ask, LoopHandle, channels};
 use gatepost::reconcile::status::{Explanation, PeerState, PeerStatus, State, Status, Timestamp};
-use gatepost::reconcile::{ExplainError, NothingHeldBack};
+use gatepost::reconcile::{ExplainError, NothingHeldBack, WhoError};
 
 fn peer(user: &str) -> PeerStatus {
     PeerStatus {
@@ -44,6 +44,10 @@ async fn answer_everything(mut end: LoopHandle) {
                 drop(answer.send(if found { Ok(explanation) } else { Err(unknown) }));
             }
             Ask::Resync(answer) => drop(answer.send(Ok(()))),
+            Ask::Block { who, answer } | Ask::Unblock { who, answer } => {
+                let candidates = Vec::new();
+                drop(answer.send(Err(WhoError::NotBlocked { who, candidates })));
+            }
             Ask::Confirm(answer) => drop(answer.send(Err(NothingHeldBack))),
         }
     }

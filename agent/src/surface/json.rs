@@ -4,9 +4,9 @@ use std::time::SystemTime;
 
 use gatepost::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 use gatepost::reconcile::status::{
-    AgentStatus, BackendInUse, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, Mode,
-    PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer,
-    QuarantinedPolicy, State, Status, SyncStatus, Timestamp,
+    AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, GatewayStatus, HeldBack,
+    InterfaceStatus, Mode, PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep,
+    QuarantinedPeer, QuarantinedPolicy, State, Status, SyncStatus, Timestamp,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -66,6 +66,7 @@ pub fn status() -> Status {
         }],
         warnings: vec![text()],
         held_back: Some(HeldBack { removals: 1, of: 1 }),
+        blocked: vec![BlockStatus { kind: text(), id: text(), name: text(), since: NOW }],
         agent: AgentStatus { version: text(), started_at: Some(NOW) },
     }
 }
@@ -123,12 +124,20 @@ fn peers_json() {
         PeerState::InKernel,
         PeerState::Pending,
         PeerState::Ineligible { reason: reason() },
+        PeerState::Blocked { reason: reason() },
         PeerState::Quarantined { reason: reason() },
     ];
-    let peers = vec![peer(states[3].clone())];
+    let peers = vec![peer(states[4].clone())];
     let mut lines = fields(&serde_json::to_value(peers).unwrap());
     lines.push(words("state", states));
     golden::check("json of peers", &lines);
+}
+
+#[test]
+fn blocked_json() {
+    let mut lines = fields(&serde_json::to_value(status().blocked).unwrap());
+    lines.push("kind: user|device|key|address".to_owned());
+    golden::check("json of blocked", &lines);
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub fn render(watcher: &Watcher, now: Instant) -> String {
 }
 
 /// Name and meaning of each gauge.
-const GAUGES: [(&str, &str); 10] = [
+const GAUGES: [(&str, &str); 11] = [
     ("gatepost_info", "Always 1; its labels are version, gateway, backend and mode"),
     ("gatepost_ready", "1 while the kernel is proven equal to the last good desired state, else 0"),
     ("gatepost_peers", "Peers by state; desired and in_kernel are equal on a healthy gateway"),
@@ -39,6 +39,7 @@ const GAUGES: [(&str, &str); 10] = [
     ("gatepost_last_pass_refused_steps", "Steps of the last pass that the kernel refused"),
     ("gatepost_database_connected", "1 while connected to the database, else 0"),
     ("gatepost_held_back_removals", "Peers whose removal waits for `gatepost confirm`"),
+    ("gatepost_blocked", "Users, devices, keys and addresses that this host blocks"),
     ("gatepost_loop_age_seconds", "Time since the last iteration of the loop"),
 ];
 
@@ -80,6 +81,7 @@ fn record(status: &Status) {
     gauge!("gatepost_peers", "state" => "quarantined").set(amount(peers.quarantined));
     let held_back = status.held_back.map_or(0, |held| held.removals);
     gauge!("gatepost_held_back_removals").set(amount(held_back));
+    gauge!("gatepost_blocked").set(amount(status.blocked.len() as u64));
 
     let sync = &status.sync;
     // Zero rather than absent if there was none, so that an alert on its age fires.

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::{Claims, DesiredState, Local, WithoutPskKeys, key_of};
 use crate::model::policy::{PolicyBook, dns_addresses};
 use crate::model::{
-    DesiredFirewall, DesiredInterface, FirewallBase, GatewayRow, KeyError, PublicKey, Settings,
-    SnapshotRows,
+    BlockList, DesiredFirewall, DesiredInterface, FirewallBase, GatewayRow, KeyError, PublicKey,
+    Settings, SnapshotRows,
 };
 
 /// Why nothing can be built from these rows: the kernel must not be touched.
@@ -45,6 +45,18 @@ impl DesiredState {
     /// [`BuildError`] when the gateway's own row cannot be right. A wrong row of a peer or policy
     /// is no error: it costs that peer or policy.
     pub fn build(local: Arc<Local>, rows: SnapshotRows) -> Result<Self, BuildError> {
+        Self::build_without(Arc::default(), local, rows)
+    }
+
+    /// As [`Self::build`], without the peers that this host's list blocks.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_without(
+        block_list: Arc<BlockList>,
+        local: Arc<Local>,
+        rows: SnapshotRows,
+    ) -> Result<Self, BuildError> {
         let SnapshotRows { gateway, settings, peers, memberships, policies, taken_at } = rows;
         let gateway_key = key_of(&gateway)?;
         let local_key = local.private_key.public_key();
@@ -99,6 +111,8 @@ impl DesiredState {
             book,
             unloadable: Vec::new(),
             admit_only: None,
+            block_list,
+            blocked: BTreeSet::new(),
             as_of: taken_at,
             judged_at: taken_at,
         };

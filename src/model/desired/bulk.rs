@@ -78,6 +78,7 @@ impl DesiredState {
         };
         (self.quarantined, self.unallocated) =
             (with(Entry::is_quarantined), with(Entry::is_unallocated));
+        self.blocked = with(Entry::is_blocked);
         let prefixes = assignments.iter().map(|(prefix, _)| *prefix);
         self.outside = prefixes.filter(|prefix| !self.covers(prefix)).collect();
         self.aggregate_routes();

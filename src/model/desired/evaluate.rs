@@ -8,8 +8,8 @@ use ipnet::IpNet;
 
 use super::{Ineligible, Local, Reason};
 use crate::model::{
-    Allocation, AllowedIps, Bars, DesiredInterface, GatewayRow, KeyText, PeerRow, PresharedKey,
-    PublicKey, Settings,
+    Allocation, AllowedIps, Bars, BlockList, DesiredInterface, GatewayRow, KeyText, PeerRow,
+    PresharedKey, PublicKey, Settings,
 };
 
 /// What all rows of one gateway are evaluated by.
@@ -20,6 +20,7 @@ pub(super) struct RowContext<'a> {
     pub interface: &'a DesiredInterface,
     pub gateway_key: PublicKey,
     pub admit_only: Option<&'a BTreeSet<PublicKey>>,
+    pub blocked: &'a BlockList,
     pub now: SystemTime,
 }
 
@@ -67,6 +68,7 @@ impl RowContext<'_> {
             revoked: row.revoked_at.is_some_and(|at| at <= self.now),
             gateway_inactive: !self.gateway.active,
             suspended: !is_admitted,
+            blocked: self.blocked.bars(row),
         };
         (why != Ineligible::default()).then_some(why)
     }

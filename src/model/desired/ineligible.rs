@@ -18,6 +18,8 @@ pub struct Ineligible {
     pub gateway_inactive: bool,
     /// The rows are stale, and the peer had no session when they became so.
     pub suspended: bool,
+    /// The host's own list bars the peer.
+    pub blocked: bool,
 }
 
 impl fmt::Display for Ineligible {
@@ -26,6 +28,7 @@ impl fmt::Display for Ineligible {
             (self.revoked, "device revoked"),
             (self.gateway_inactive, "gateway not active"),
             (self.suspended, "not admitted while the rows are stale"),
+            (self.blocked, "blocked on this host (`gatepost blocked` lists it)"),
         ];
         let others = others.into_iter().filter(|(holds, _)| *holds).map(|(_, text)| text);
         for (index, reason) in self.bars.names().chain(others).enumerate() {
@@ -46,11 +49,12 @@ mod tests {
             revoked: true,
             gateway_inactive: true,
             suspended: true,
+            blocked: true,
         };
         assert_eq!(
             why.to_string(),
             "device not active, user not active, device revoked, gateway not active, not admitted \
-             while the rows are stale"
+             while the rows are stale, blocked on this host (`gatepost blocked` lists it)"
         );
     }
 }

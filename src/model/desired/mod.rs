@@ -31,8 +31,8 @@ pub use update::{Departed, Touched};
 use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
 use super::{
-    DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText, Masquerade,
-    Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings, UserId,
+    BlockList, DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText,
+    Masquerade, Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings, UserId,
 };
 
 /// What this host's configuration adds to the rows.
@@ -115,6 +115,9 @@ pub struct DesiredState {
     unloadable: Vec<Unloadable>,
     /// While the database is away for too long: who may stay.
     admit_only: Option<BTreeSet<PublicKey>>,
+    block_list: Arc<BlockList>,
+    /// Rows that the block list bars.
+    blocked: BTreeSet<PeerId>,
     as_of: SystemTime,
     /// The database's time by which revocations are evaluated: it goes on when no row can be read.
     judged_at: SystemTime,
@@ -260,6 +263,11 @@ impl DesiredState {
         self.unallocated.len()
     }
 
+    /// The rows that the host's block list bars, by peer id.
+    pub fn blocked(&self) -> impl Iterator<Item = &PeerRow> {
+        self.blocked.iter().filter_map(|id| self.entries.get(id)).map(|entry| &entry.row)
+    }
+
     /// The row of the admitted peer with this key.
     #[must_use]
     pub fn row_of(&self, key: &PublicKey) -> Option<&PeerRow> {
@@ -278,6 +286,10 @@ impl DesiredState {
 impl Entry {
     const fn is_quarantined(&self) -> bool {
         matches!(self.standing, OwnStanding::Quarantined(_) | OwnStanding::Contested(_))
+    }
+
+    const fn is_blocked(&self) -> bool {
+        matches!(self.standing, OwnStanding::Ineligible(Ineligible { blocked: true, .. }))
     }
 
     /// Admitted, though `ip_allocations` does not give it its address.

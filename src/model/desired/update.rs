@@ -14,7 +14,7 @@ use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::{DesiredState, Entry, Ineligible, OwnStanding, Reason, precedence, precedence_to};
 use crate::model::policy::{PolicyBook, Subject, dns_addresses};
 use crate::model::{
-    ChangedRows, DeviceId, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey, UserId,
+    BlockList, ChangedRows, DeviceId, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey, UserId,
 };
 
 /// What an update may have changed: nothing else needs a look.
@@ -111,9 +111,21 @@ impl DesiredState {
 
     /// Admits only these peers for now, as if all others were not eligible; `None` ends that.
     pub fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Touched {
-        let (mut unsettled, mut touched) = (BTreeSet::new(), Touched::default());
         self.admit_only = admitted;
-        let ids: Vec<PeerId> = self.entries.keys().copied().collect();
+        self.enter_again(|_| true)
+    }
+
+    /// From now on this is the host's block list.
+    pub fn block(&mut self, list: Arc<BlockList>) -> Touched {
+        let former = std::mem::replace(&mut self.block_list, Arc::clone(&list));
+        self.enter_again(|row| former.bars(row) != list.bars(row))
+    }
+
+    /// Evaluates these rows anew.
+    fn enter_again(&mut self, concerned: impl Fn(&PeerRow) -> bool) -> Touched {
+        let (mut unsettled, mut touched) = (BTreeSet::new(), Touched::default());
+        let entries = self.entries.iter().filter(|(_, entry)| concerned(&entry.row));
+        let ids: Vec<PeerId> = entries.map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(row) = self.entries.get(&id).map(|entry| entry.row.clone()) {
                 self.withdraw(id, &mut unsettled, &mut touched);
@@ -144,6 +156,7 @@ impl DesiredState {
         self.by_user.remove(&(entry.row.user_id, id));
         self.quarantined.remove(&id);
         self.unallocated.remove(&id);
+        self.blocked.remove(&id);
         unsettled.remove(&id);
         if let Some(at) = entry.row.revoked_at {
             self.expiries.remove(&(at, id));
@@ -168,7 +181,12 @@ impl DesiredState {
         let context = self.context();
         context.trim(&mut row);
         let standing = match context.evaluate(&row) {
-            Evaluation::Ineligible(why) => OwnStanding::Ineligible(why),
+            Evaluation::Ineligible(why) => {
+                if why.blocked {
+                    self.blocked.insert(id);
+                }
+                OwnStanding::Ineligible(why)
+            }
             Evaluation::Quarantined(reason) => {
                 self.quarantined.insert(id);
                 OwnStanding::Quarantined(Box::new(reason))
@@ -328,6 +346,7 @@ impl DesiredState {
             interface: &self.interface,
             gateway_key: self.gateway_key,
             admit_only: self.admit_only.as_ref(),
+            blocked: &self.block_list,
             now: self.judged_at,
         }
     }

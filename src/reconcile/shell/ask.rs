@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+use super::block::BlockReply;
 use super::state::Shell;
 use crate::dataplane::Dataplane;
 use crate::reconcile::event::Event;
@@ -21,6 +22,10 @@ pub enum Ask {
     },
     /// Compare everything again; answered when that has ended.
     Resync(oneshot::Sender<Result<(), ResyncError>>),
+    /// Cut off this user, device, key or address, whatever rows say; answered when no packet passes.
+    Block { who: String, answer: BlockReply },
+    /// Lift a block.
+    Unblock { who: String, answer: BlockReply },
     /// Let the removals go ahead that the guard holds back.
     Confirm(oneshot::Sender<Result<(), NothingHeldBack>>),
 }
@@ -46,7 +51,10 @@ impl<D: Dataplane + 'static> Shell<D> {
                     Err(why) => drop(answer.send(Err(why))),
                 }
             }
+            Ask::Block { who, answer } => self.block(&who, answer),
+            Ask::Unblock { who, answer } => self.unblock(&who, answer),
             Ask::Resync(answer) => {
+                self.read_blocks_again();
                 self.tell(Event::Resync);
                 self.resyncs.push((self.machine.view().resyncs_asked(), answer));
             }

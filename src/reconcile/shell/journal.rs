@@ -22,11 +22,15 @@ pub(super) fn say(note: &Note) {
         Note::PolicyQuarantined { id, policy } => {
             warn!(message_id, policy = %id, peers = policy.peers, error = %policy.why, "{note}");
         }
+        Note::Blocked { whom, name, .. } | Note::Unblocked { whom, name, .. } => {
+            info!(message_id, %whom, name, "{note}");
+        }
         Note::DatabaseDown { error, retry_in, .. } => {
             warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");
         }
         Note::ReadFailed { error }
         | Note::ObserveFailed { error }
+        | Note::BlocksUnknown { error }
         | Note::ReportFailed { error } => warn!(message_id, error, "{note}"),
         Note::CannotBuild(error) => warn!(message_id, %error, "{note}"),
         Note::CannotPlan(error) => warn!(message_id, %error, "{note}"),
@@ -68,6 +72,7 @@ impl Note {
             Self::Stale { .. } => "12586575cdf441dba5a21eb19840a2d7",
             Self::Unannounced { .. } => "3d27fae035eb4671bfbbcd87afd81861",
             Self::StepRefused { .. } => "37e836371fde4ac89ad47236b66da6c7",
+            Self::BlocksUnknown { .. } => "35696a9fe63f4fdb904ab47959265648",
             _ => return None,
         })
     }
@@ -108,10 +113,11 @@ mod tests {
         let id = crate::model::PolicyId(uuid::Uuid::nil());
         explained(&Note::PolicyQuarantined { id, policy });
         let (step, error) = <(String, String)>::default();
-        explained(&Note::StepRefused { step, error });
+        explained(&Note::StepRefused { step, error: error.clone() });
+        explained(&Note::BlocksUnknown { error });
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            13,
+            14,
             "and the agent's start and what it touches not"
         );
     }

@@ -2,6 +2,8 @@
 
 mod ask;
 mod attach;
+mod block;
+mod block_file;
 mod cache;
 mod choose;
 mod database;
@@ -26,6 +28,7 @@ use in_use::ATTACH_EVERY;
 use state::{Inner, PRUNE_EVERY, Shell};
 
 pub use ask::{Ask, NothingHeldBack};
+pub use block_file::{BlockFile, BlockFileError};
 pub use cache::{Cache, CacheError};
 pub use choose::{Chosen, Until, choose};
 pub use state::{Options, ROUND_AT_MOST};
@@ -57,6 +60,7 @@ pub async fn run<D: Dataplane + 'static>(
         }
         shell.publish();
         shell.answer_resyncs();
+        shell.answer_blocks();
         let wakeup = shell.next_round();
         tokio::select! {
             biased;

@@ -8,6 +8,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::block::PendingBlock;
+use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
 use super::database::{Cause, Connection, Found, Reader, send};
 use super::in_use::InUse;
@@ -35,6 +37,8 @@ pub struct Options<D> {
     pub kernel_events: mpsc::Receiver<String>,
     /// Where the last good rows are kept; `None`: they are not kept.
     pub cache: Option<Cache>,
+    /// Where the host's block list is kept.
+    pub block_file: BlockFile,
     /// `gateways.name`, from the configuration.
     pub gateway: String,
     pub version: &'static str,
@@ -57,6 +61,7 @@ pub(super) enum Inner {
     Connected(Box<Connection>),
     DataplaneGone,
     Attached(Attached),
+    BlocksSaved(u64, Result<(), BlockFileError>),
 }
 
 pub(super) struct Shell<D> {
@@ -70,6 +75,11 @@ pub(super) struct Shell<D> {
     pub(super) kernel_job: KernelJob,
     /// The numbers of the comparisons that operators wait for.
     pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), ResyncError>>)>,
+    pub(super) block_file: BlockFile,
+    /// The changes of the block list that operators wait for.
+    pub(super) blocks: Vec<PendingBlock>,
+    /// How many changes operators asked for.
+    pub(super) blocks_asked: u64,
     cache: Option<Cache>,
     pub(super) keeper: Option<Keeper>,
     /// The agent stops: what is under way comes to its end, and no other work begins.
@@ -109,6 +119,9 @@ impl<D: Dataplane + 'static> Shell<D> {
             dataplane_gone: false,
             kernel_job: KernelJob::default(),
             resyncs: Vec::new(),
+            block_file: options.block_file,
+            blocks: Vec::new(),
+            blocks_asked: 0,
             gateway: options.gateway,
             template,
             cache: options.cache,
@@ -137,6 +150,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             Inner::Connected(connection) => self.connected(*connection),
             Inner::Attached(attached) => self.attached(attached),
+            Inner::BlocksSaved(number, saved) => self.blocks_saved(number, saved),
             Inner::DataplaneGone => self.dataplane_gone = true,
         }
     }

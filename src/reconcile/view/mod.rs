@@ -5,6 +5,7 @@ mod peers;
 mod preview;
 pub mod status;
 mod status_of;
+mod who;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,12 +18,13 @@ use super::pass::{PassObstacle, PassView};
 use super::proof::ProofView;
 use super::rows::RowsView;
 use super::source::SourceView;
-use crate::model::{BuildError, DesiredState};
+use crate::model::{BlockList, BuildError, DesiredState};
 use crate::plan::PlanError;
 use crate::plan::guard::HeldBack;
 
 pub use explain::{Answers, ExplainError, parse_destination};
 pub use preview::{PreviewError, preview, preview_explanation};
+pub use who::WhoError;
 
 /// The machine as of one moment, part by part.
 #[derive(Debug)]
@@ -43,9 +45,14 @@ pub struct View<'a> {
 /// Why the kernel is left as it is although it may differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Obstacle {
+    /// It is not known whom the host blocks.
+    Blocks(String),
     Build(BuildError),
     Plan(PlanError),
-    Refused { steps: usize, first: String },
+    Refused {
+        steps: usize,
+        first: String,
+    },
     Observe(String),
 }
 
@@ -74,10 +81,12 @@ impl View<'_> {
     /// Why the kernel is left as it is although it may differ.
     #[must_use]
     pub fn obstacle(&self) -> Option<Obstacle> {
+        let unknown = self.rows.block_list.why_unreadable();
+        let blocks = unknown.map(|why| Obstacle::Blocks(why.to_owned()));
         let rows = self.rows.refused.map(|error| Obstacle::Build(error.clone()));
         let reading = || self.mirror.error.map(|error| Obstacle::Observe(error.to_owned()));
         let pass = || self.passes.obstacle.cloned().map(Obstacle::from);
-        rows.or_else(reading).or_else(pass)
+        blocks.or(rows).or_else(reading).or_else(pass)
     }
 
     /// The removals that wait for an operator.
@@ -137,6 +146,19 @@ impl View<'_> {
         self.obstacle().map(|obstacle| obstacle.to_string()).or(held_back)
     }
 
+    /// Whom the host blocks.
+    #[must_use]
+    pub const fn block_list(&self) -> &BlockList {
+        self.rows.block_list
+    }
+
+    /// Whether the kernel holds no peer that is blocked; `None`: it was not read yet.
+    #[must_use]
+    pub fn blocks_are_in_force(&self) -> Option<bool> {
+        let observed = self.mirror.observed.as_ref()?;
+        Some(self.rows.all.blocked(observed).is_empty())
+    }
+
     /// How many comparisons operators asked for.
     #[must_use]
     pub const fn resyncs_asked(&self) -> u64 {
@@ -178,6 +200,7 @@ impl From<PassObstacle> for Obstacle {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Blocks(error) => error.fmt(f),
             Self::Build(error) => error.fmt(f),
             Self::Plan(error) => error.fmt(f),
             Self::Refused { steps: 1, first } => write!(f, "the kernel refused a step: {first}"),

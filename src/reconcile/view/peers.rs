@@ -26,7 +26,12 @@ impl View<'_> {
             }
             Standing::Ineligible(why) => {
                 let reason = why.to_string();
-                (PeerState::Ineligible { reason }, Traffic::default(), vec![row.assigned_ip])
+                let state = if why.blocked {
+                    PeerState::Blocked { reason }
+                } else {
+                    PeerState::Ineligible { reason }
+                };
+                (state, Traffic::default(), vec![row.assigned_ip])
             }
             Standing::Quarantined(reason) => {
                 let reason = reason.to_string();

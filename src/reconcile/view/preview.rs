@@ -1,6 +1,7 @@
 //! What a pass would do, and why a packet passes or not, without a running agent.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -19,6 +20,8 @@ use crate::store::{Store, StoreError};
 /// Why there is no preview.
 #[derive(Debug, thiserror::Error)]
 pub enum PreviewError {
+    #[error("{0}")]
+    Blocks(String),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
@@ -68,7 +71,11 @@ async fn both_sides<D: Dataplane + 'static>(
 ) -> Result<(DesiredState, Reading), PreviewError> {
     let (rows, reading) = tokio::join!(store.snapshot(), dataplane.observe());
     let (rows, _) = rows?;
-    let desired = DesiredState::build(machine.local.clone(), rows)?;
+    if let Some(why) = machine.block_list.why_unreadable() {
+        return Err(PreviewError::Blocks(why.to_owned()));
+    }
+    let block_list = Arc::new(machine.block_list.clone());
+    let desired = DesiredState::build_without(block_list, machine.local.clone(), rows)?;
     Ok((desired, reading?))
 }
 

@@ -4,9 +4,13 @@
 //! are added, never renamed or removed. Times are RFC 3339 in UTC, durations carry their unit in
 //! the name, and what is not known yet is `null`.
 
+mod block;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
+
+pub use block::{BlockAnswer, BlockStatus};
 
 pub use crate::dataplane::BackendInUse;
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
@@ -135,6 +139,9 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// A removal that the guard holds back until an operator confirms it.
     pub held_back: Option<HeldBack>,
+    /// Whom this host blocks, whatever rows say.
+    #[serde(default)]
+    pub blocked: Vec<BlockStatus>,
     pub agent: AgentStatus,
 }
 
@@ -280,6 +287,10 @@ pub enum PeerState {
     Ineligible {
         reason: String,
     },
+    /// This host blocks it.
+    Blocked {
+        reason: String,
+    },
     Quarantined {
         reason: String,
     },
@@ -292,7 +303,7 @@ impl PeerState {
         match self {
             Self::InKernel => "ok".to_owned(),
             Self::Pending => "pending".to_owned(),
-            Self::Ineligible { reason } => reason.clone(),
+            Self::Ineligible { reason } | Self::Blocked { reason } => reason.clone(),
             Self::Quarantined { reason } => format!("quarantined: {reason}"),
         }
     }
@@ -374,12 +385,19 @@ mod tests {
                 ..SyncStatus::default()
             },
             held_back: Some(HeldBack { removals: 1, of: 1 }),
+            blocked: vec![BlockStatus {
+                kind: String::new(),
+                id: String::new(),
+                name: String::new(),
+                since: Timestamp(SystemTime::UNIX_EPOCH),
+            }],
             ..Status::default()
         };
         let reference = include_str!("../../../docs/reference.md");
         let mut left = vec![serde_json::to_value(status).unwrap()];
         let mut seen = 0;
         while let Some(value) = left.pop() {
+            left.extend(value.as_array().into_iter().flatten().cloned());
             for (name, value) in value.as_object().into_iter().flatten() {
                 let written = [format!("`{name}"), format!(".{name}`")];
                 assert!(written.iter().any(|it| reference.contains(it)), "{name} is not described");

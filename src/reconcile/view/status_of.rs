@@ -2,8 +2,8 @@
 
 use super::View;
 use super::status::{
-    DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, PassStatus, PeerCounts, State,
-    Status, SyncStatus, Timestamp,
+    BlockStatus, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, PassStatus, PeerCounts,
+    State, Status, SyncStatus, Timestamp,
 };
 use crate::plan::guard;
 use crate::reconcile::clock::millis;
@@ -39,6 +39,7 @@ impl View<'_> {
             quarantined_policies: self.rows.status.quarantined_policies.clone(),
             warnings: self.warnings(),
             held_back: self.held_back.map(HeldBack::from),
+            blocked: self.rows.block_list.iter().map(BlockStatus::from).collect(),
             ..Status::default()
         }
     }

@@ -9,12 +9,12 @@ use gatepost::dataplane::{
     BackendInUse, Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading,
     SharedObserved,
 };
-use gatepost::model::{ObservedState, ProfileId, PublicKey};
+use gatepost::model::{BlockList, ObservedState, ProfileId, PublicKey};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::{Mode, Status};
 use gatepost::reconcile::{
-    MachineOptions, Options, StaleOptions, StalePolicy, SyncMode, Timing, run,
+    BlockFile, MachineOptions, Options, StaleOptions, StalePolicy, SyncMode, Timing, run,
 };
 use gatepost::store::{ConnectOptions, Store, Tls};
 use tokio::sync::{mpsc, watch};
@@ -113,6 +113,7 @@ impl Agent {
             dataplane: DataplaneHandle::spawn(move || Ok(kernel)).unwrap(),
             kernel_events,
             cache: None,
+            block_file: BlockFile::new("/nonexistent/blocked".into()),
             gateway: name(gateway),
             version: "bench",
         };
@@ -134,6 +135,7 @@ impl Agent {
 fn machine(gateway: usize) -> MachineOptions {
     MachineOptions {
         local: local(),
+        block_list: BlockList::default(),
         timing: Timing {
             poll_interval: Duration::from_secs(1),
             safety_poll_interval: Duration::from_secs(10),

@@ -24,6 +24,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(psk_keys(facts));
     findings.extend(facts.exposures.iter().map(|text| Finding::failure("secrets", text)));
     findings.extend(of_database(facts));
+    findings.extend(blocks(facts));
     findings.push(wireguard(config.interface.backend, &facts.host));
     findings.extend(forwarding(config, facts));
     findings.extend(reverse_path(config, &facts.host));
@@ -153,6 +154,20 @@ fn clock(database: &DatabaseFacts) -> Finding {
         format!("{} {word} the database's clock", span(difference)),
         "synchronise both clocks (timedatectl set-ntp true); handshake times come from this host's",
     )
+}
+
+fn blocks(facts: &Facts) -> Option<Finding> {
+    match &facts.block_list {
+        Err(error) => Some(Finding::failure("blocked", error.to_string())),
+        Ok(list) => match list.iter().count() as u64 {
+            0 => None,
+            blocks => Some(Finding::note(
+                "blocked",
+                format!("{} on this host", count(blocks, "block")),
+                "`gatepost blocked` lists them, `gatepost unblock` lifts one",
+            )),
+        },
+    }
 }
 
 fn wireguard(backend: Backend, host: &HostFacts) -> Finding {

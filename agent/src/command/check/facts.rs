@@ -5,12 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::lists_flows;
 use gatepost::dataplane::nft::{ForeignDrop, Manager, NftError, foreign_drops};
-use gatepost::model::{InterfaceName, KeyText, PublicKey};
+use gatepost::model::{BlockList, InterfaceName, KeyText, PublicKey};
+use gatepost::reconcile::BlockFileError;
 use gatepost::store::{Store, StoreError};
 use ipnet::IpNet;
 
 use crate::config::{Config, ConfigError, exposure, read_private_key, read_psk_keys, secret_files};
 use crate::error::CommandError;
+use crate::wiring::block_file;
 use crate::{database, runtime};
 
 /// Everything that [`evaluate`](super::evaluate) looks at.
@@ -30,6 +32,8 @@ pub struct Facts {
     pub foreign_drops: Result<Vec<ForeignDrop>, NftError>,
     /// Whether tracked flows can be listed. `None`: unknown.
     pub lists_flows: Option<bool>,
+    /// Whom this host blocks.
+    pub block_list: Result<BlockList, BlockFileError>,
 }
 
 /// Why the database could not be read.
@@ -106,6 +110,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         host: read_host(Path::new("/"), &config.interface.name),
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
         lists_flows: lists_flows().ok(),
+        block_list: block_file(config).load(),
         database,
     })
 }

@@ -2,8 +2,9 @@ use std::io;
 
 use gatepost::dataplane::NetlinkError;
 use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, NftError};
-use gatepost::model::PublicKey;
 use gatepost::model::psk::PskKeys;
+use gatepost::model::{BlockList, PublicKey};
+use gatepost::reconcile::BlockFileError;
 use gatepost::store::Place;
 
 use super::super::finding::{Level, exit};
@@ -60,6 +61,7 @@ fn healthy() -> Facts {
         },
         foreign_drops: Ok(vec![]),
         lists_flows: Some(true),
+        block_list: Ok(BlockList::default()),
     }
 }
 
@@ -282,4 +284,14 @@ fn dropping_chain_of_another_program_has_its_remedy() {
         assert!(texts[0].starts_with("firewall: chain FORWARD of table ip filter drops traffic "));
         assert!(texts[0].contains(remedy), "{texts:?}");
     }
+}
+
+#[test]
+fn unreadable_block_list_is_named() {
+    let (texts, exit) = found(|_, facts| {
+        let path = "/var/lib/gatepost/blocked".into();
+        facts.block_list = Err(BlockFileError::Unreadable { path, why: "EOF".into() });
+    });
+    assert_eq!(exit, Exit::Failure);
+    assert!(texts[0].contains("/var/lib/gatepost/blocked"), "{texts:?}");
 }

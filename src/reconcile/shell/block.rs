@@ -1,0 +1,115 @@
+//! Operators block and unblock: the kernel follows at once, and the list goes to the disk beside it.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::block_file::BlockFileError;
+use super::state::{Inner, Shell};
+use crate::causes::causes;
+use crate::dataplane::Dataplane;
+use crate::model::{Block, BlockList, Whom};
+use crate::reconcile::clock;
+use crate::reconcile::event::Event;
+use crate::reconcile::view::WhoError;
+use crate::reconcile::view::status::{BlockAnswer, BlockStatus};
+
+/// Where what became of a block is awaited.
+pub(super) type BlockReply = oneshot::Sender<Result<BlockAnswer, WhoError>>;
+
+/// A block that an operator waits for.
+pub(super) struct PendingBlock {
+    number: u64,
+    answer: BlockAnswer,
+    /// The list is on the disk, or will not be.
+    saved: bool,
+    reply: BlockReply,
+}
+
+impl<D: Dataplane + 'static> Shell<D> {
+    pub(super) fn block(&mut self, who: &str, reply: BlockReply) {
+        let found = self.machine.view().whom(who);
+        match found {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok((whom, name)) => {
+                let mut list = BlockList::clone(self.machine.view().block_list());
+                list.add(whom, Block { name, since: clock::now().wall });
+                self.change_blocks(list, whom, reply);
+            }
+        }
+    }
+
+    pub(super) fn unblock(&mut self, who: &str, reply: BlockReply) {
+        let found = self.machine.view().blocked_whom(who);
+        match found {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(whom) => {
+                let mut list = BlockList::clone(self.machine.view().block_list());
+                list.remove(&whom);
+                self.change_blocks(list, whom, reply);
+            }
+        }
+    }
+
+    fn change_blocks(&mut self, list: BlockList, whom: Whom, reply: BlockReply) {
+        let former = self.machine.view().block_list().clone();
+        let Some(block) = list.get(&whom).or_else(|| former.get(&whom)) else { return };
+        let answer = BlockAnswer {
+            block: BlockStatus::from((&whom, block)),
+            peers: self.machine.view().concerned_by(&whom, block),
+            kernel: None,
+            file: None,
+        };
+        let list = Arc::new(list);
+        self.tell(Event::Blocks(Arc::clone(&list)));
+        self.blocks_asked += 1;
+        let number = self.blocks_asked;
+        self.blocks.push(PendingBlock { number, answer, saved: false, reply });
+        self.block_file.set(list);
+        let (file, events) = (self.block_file.clone(), self.events.clone());
+        tokio::task::spawn_blocking(move || {
+            // The loop may have ended meanwhile.
+            drop(events.send(Inner::BlocksSaved(number, file.save())));
+        });
+    }
+
+    /// The list is on the disk, or will not be.
+    pub(super) fn blocks_saved(&mut self, number: u64, saved: Result<(), BlockFileError>) {
+        if let Err(error) = &saved {
+            tracing::warn!(%error, "a change of the block list would not outlive the agent: {error}");
+        }
+        let pending = self.blocks.iter_mut().find(|pending| pending.number == number);
+        if let Some(pending) = pending {
+            pending.saved = true;
+            pending.answer.file = saved.err().map(|error| causes(&error));
+        }
+    }
+
+    /// Answers the operators whose blocks are in force, or will not be as things stand.
+    pub(super) fn answer_blocks(&mut self) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        let in_force = self.machine.view().blocks_are_in_force();
+        let stuck = self.machine.view().stuck();
+        if in_force == Some(true) || stuck.is_some() {
+            let done = self.blocks.extract_if(.., |pending| pending.saved);
+            for PendingBlock { mut answer, reply, .. } in done {
+                answer.kernel = stuck.clone().filter(|_| in_force != Some(true));
+                // The client may have gone.
+                drop(reply.send(Ok(answer)));
+            }
+        }
+    }
+
+    /// Reads the list again, if it could not be read before.
+    pub(super) fn read_blocks_again(&mut self) {
+        let former = self.machine.view().block_list().clone();
+        if former.why_unreadable().is_none() {
+            return;
+        }
+        let mut list = self.block_file.load_or_deny();
+        former.iter().for_each(|(whom, block)| list.add(*whom, block.clone()));
+        self.tell(Event::Blocks(Arc::new(list)));
+    }
+}

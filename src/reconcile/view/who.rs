@@ -1,0 +1,159 @@
+//! Whom an operator means to block or to unblock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::View;
+use crate::model::policy::Plain;
+use crate::model::{Block, BlockList, DesiredState, KeyText, PeerRow, Standing, Whom};
+use crate::reconcile::note::name_of;
+
+/// So many candidates are named.
+const NAMED_AT_MOST: usize = 8;
+/// From here on, of 1, a name may be meant by another.
+const SIMILAR: f64 = 0.6;
+
+/// It is not clear whom an operator means.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WhoError {
+    #[error(
+        "no user or device of this gateway is {who:?}: give a user, a device, user/device, an id, a \
+         tunnel address or a public key{}; `gatepost peers` lists them",
+        similar(.candidates)
+    )]
+    Unknown { who: String, candidates: Vec<String> },
+    #[error("no row was read yet, so {0:?} cannot be found: give a tunnel address or a public key")]
+    NoRows(String),
+    #[error("{who:?} means {}: give one of these ids", .candidates.join(", "))]
+    Several { who: String, candidates: Vec<String> },
+    #[error("{who:?} is not blocked; {}", blocked(.candidates))]
+    NotBlocked { who: String, candidates: Vec<String> },
+}
+
+fn similar(candidates: &[String]) -> String {
+    if candidates.is_empty() { String::new() } else { format!(" ({}?)", candidates.join(", ")) }
+}
+
+fn blocked(candidates: &[String]) -> String {
+    match candidates {
+        [] => "no block is known".to_owned(),
+        known => format!("blocked are {}", known.join(", ")),
+    }
+}
+
+impl View<'_> {
+    /// Whom `who` names to be blocked, and what to call it. A key or an address needs no row.
+    ///
+    /// # Errors
+    /// [`WhoError`]
+    pub fn whom(&self, who: &str) -> Result<(Whom, Box<str>), WhoError> {
+        whom(self.rows.desired, who)
+    }
+
+    /// The peers of rows that a block concerns, as `user's device`.
+    #[must_use]
+    pub fn concerned_by(&self, whom: &Whom, block: &Block) -> Vec<String> {
+        let peers = self.rows.all.concerned_by(whom, block);
+        peers.iter().map(|peer| name_of(&peer.username, &peer.device_name)).collect()
+    }
+
+    /// Which block `who` names.
+    ///
+    /// # Errors
+    /// [`WhoError`]
+    pub fn blocked_whom(&self, who: &str) -> Result<Whom, WhoError> {
+        blocked_whom(self.rows.block_list, who)
+    }
+}
+
+fn whom(desired: Option<&DesiredState>, who: &str) -> Result<(Whom, Box<str>), WhoError> {
+    let key = || who.parse().map(Whom::Key).ok();
+    if let Some(whom) = who.parse().map(Whom::Address).ok().or_else(key) {
+        let has_it = |(row, _): &(&PeerRow, Standing<'_>)| match whom {
+            Whom::Address(address) => row.assigned_ip.addr() == address,
+            _ => row.public_key == KeyText::parse(who),
+        };
+        let row = desired.and_then(|desired| desired.rows().find(has_it));
+        return Ok((whom, row.map(|(row, _)| device_name(row)).unwrap_or_default()));
+    }
+    let desired = desired.ok_or_else(|| WhoError::NoRows(who.to_owned()))?;
+    let mut found = BTreeMap::new();
+    for (row, _) in desired.rows() {
+        if row.username.eq_ignore_ascii_case(who) || who == row.user_id.to_string() {
+            found.insert(Whom::User(row.user_id), row.username.clone());
+        }
+        if is_device(row, who) {
+            found.insert(Whom::Device(row.device_id), device_name(row));
+        }
+    }
+    let who = who.to_owned();
+    match (found.len(), found.pop_first()) {
+        (1, Some(one)) => Ok(one),
+        (_, Some(first)) => {
+            found.extend([first]);
+            Err(WhoError::Several { who, candidates: described(&found) })
+        }
+        (_, None) => Err(WhoError::Unknown { candidates: similar_names(desired, &who), who }),
+    }
+}
+
+fn is_device(row: &PeerRow, who: &str) -> bool {
+    let by_both = who.split_once('/').is_some_and(|(user, device)| {
+        row.username.eq_ignore_ascii_case(user) && *row.device_name == *device
+    });
+    *row.device_name == *who
+        || by_both
+        || [row.device_id.0, row.id.0].map(|id| id.to_string()).contains(&who.to_owned())
+}
+
+fn blocked_whom(list: &BlockList, who: &str) -> Result<Whom, WhoError> {
+    let named: BTreeMap<Whom, Box<str>> = list
+        .iter()
+        .filter(|(whom, block)| whom.id() == who || block.name.eq_ignore_ascii_case(who))
+        .map(|(whom, block)| (*whom, block.name.clone()))
+        .collect();
+    let who = who.to_owned();
+    match (named.len(), named.keys().next()) {
+        (1, Some(whom)) => Ok(*whom),
+        (_, Some(_)) => Err(WhoError::Several { who, candidates: described(&named) }),
+        (_, None) => {
+            let all = list.iter().map(|(whom, block)| (*whom, block.name.clone())).collect();
+            Err(WhoError::NotBlocked { who, candidates: described(&all) })
+        }
+    }
+}
+
+/// `user/device`, by which a device is found again.
+fn device_name(row: &PeerRow) -> Box<str> {
+    format!("{}/{}", row.username, row.device_name).into()
+}
+
+fn described(found: &BTreeMap<Whom, Box<str>>) -> Vec<String> {
+    let mut lines: Vec<_> = found
+        .iter()
+        .take(NAMED_AT_MOST)
+        .map(|(whom, name)| {
+            if name.is_empty() {
+                whom.to_string()
+            } else {
+                format!("{} {} ({})", whom.kind(), Plain(name), whom.id())
+            }
+        })
+        .collect();
+    if found.len() > NAMED_AT_MOST {
+        lines.push(format!("{} more", found.len() - NAMED_AT_MOST));
+    }
+    lines
+}
+
+/// Names of users and devices that differ little from this one.
+fn similar_names(desired: &DesiredState, who: &str) -> Vec<String> {
+    let names: BTreeSet<&str> =
+        desired.rows().flat_map(|(row, _)| [&*row.username, &*row.device_name]).collect();
+    let is_similar = |name: &&&str| strsim::normalized_damerau_levenshtein(name, who) >= SIMILAR;
+    names
+        .iter()
+        .filter(is_similar)
+        .take(NAMED_AT_MOST)
+        .map(|name| Plain(name).to_string())
+        .collect()
+}
