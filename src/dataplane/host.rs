@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::batch::{head_of, refuse_unasked, run_len};
+use super::conntrack::Flows;
 use super::link::{self, KIND_TUN, KIND_WIREGUARD, Link};
 use super::netlink::Channel;
 use super::nft::ProfileCounters;
@@ -67,6 +68,7 @@ pub struct Host<F> {
     rtnetlink: Channel,
     kernel: Kernel,
     firewall: F,
+    flows: Flows,
     /// The link that was read last, or made since: what is planned for it is done to no other.
     link_index: Option<u32>,
     /// Addresses added by this value: on kernels that do not keep the tag, how ours are known.
@@ -83,7 +85,8 @@ impl<F: Firewall> Host<F> {
         let rtnetlink = Channel::open(NETLINK_ROUTE).map_err(open)?;
         let kernel = Kernel::open().map_err(DataplaneError::during("opening a netlink socket"))?;
         let added = BTreeSet::new();
-        Ok(Self { settings, rtnetlink, kernel, firewall, link_index: None, added })
+        let flows = Flows::default();
+        Ok(Self { settings, rtnetlink, kernel, firewall, flows, link_index: None, added })
     }
 
     /// The firewall, for what only it can answer.

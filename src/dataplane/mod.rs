@@ -85,6 +85,8 @@ pub struct Outcome {
     pub unloadable: Vec<Unloadable>,
     /// Tracked flows that were deleted.
     pub flows_cut: usize,
+    /// Tracked flows that the kernel listed for these to be found.
+    pub flows_listed: usize,
 }
 
 /// A gateway host's network, as the reconcile loop uses it.
