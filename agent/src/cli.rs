@@ -100,8 +100,12 @@ pub enum Command {
     Blocked(JsonArg),
     /// Have the agent compare everything again, and wait until it has
     Resync,
-    /// Confirm the removals that the guard holds back
-    Confirm,
+    /// Show the peers whose removal the guard holds back, and confirm it
+    Confirm {
+        /// Do not ask for confirmation
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Check configuration, database and host; print findings with remedies
     Check(JsonArg),
     /// Seal and open preshared keys

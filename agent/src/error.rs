@@ -6,7 +6,6 @@ use std::process::ExitStatus;
 use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
 use gatepost::model::{BuildError, InterfaceName, KeyError};
-use gatepost::plan::PlanError;
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
 use gatepost::store::StoreError;
 
@@ -33,9 +32,6 @@ pub enum CommandError {
     Psk(#[from] PskError),
     #[error(transparent)]
     Wiring(#[from] WiringError),
-    /// `enroll`
-    #[error(transparent)]
-    Pool(PlanError),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 
@@ -50,8 +46,10 @@ pub enum CommandError {
          systemctl stop gatepost"
     )]
     AgentRuns { interface: InterfaceName },
-    #[error("standard input is not a terminal, so `down` cannot ask: pass --yes to confirm")]
-    CannotAsk,
+    #[error("standard input is not a terminal, so `{command}` cannot ask: pass --yes to confirm")]
+    CannotAsk { command: &'static str },
+    #[error("no removal is held back")]
+    NothingHeldBack,
     #[error("nothing was removed")]
     NotConfirmed,
 

@@ -13,15 +13,14 @@ mod interface;
 mod key;
 mod observed;
 pub mod policy;
-mod pool;
 pub mod psk;
 mod row;
 mod settings;
 
 pub use block::{Block, BlockList, Whom};
 pub use desired::{
-    BuildError, Departed, DesiredState, Ineligible, Local, QuarantinedPolicy, Reason, Standing,
-    Touched, Unloadable, WithoutPskKeys,
+    Absence, BuildError, Departed, DesiredState, Ineligible, Local, Profiles, QuarantinedPolicy,
+    Reason, Standing, Touched, Unloadable, WithoutPskKeys,
 };
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade,
@@ -35,7 +34,6 @@ pub use interface::{
 };
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use observed::{ObservedState, Stray};
-pub use pool::{Unsuited, check_network};
 pub use row::{
     Allocation, Bars, ChangedRows, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
     SettingRow, SnapshotRows, TargetRow, TargetType,

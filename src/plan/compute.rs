@@ -1,5 +1,6 @@
 //! `plan`: the difference between what should be and what is, as ordered steps.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
@@ -7,7 +8,7 @@ use ipnet::IpNet;
 use super::join::side_by_side;
 use super::transfer::Transfers;
 use super::unloadable::without_unloadable;
-use super::{Held, Plan, PlanError, Step, firewall, link, pool, route};
+use super::{Held, Plan, PlanError, Step, firewall, link, route};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
 /// How much of the state a plan compares.
@@ -55,8 +56,8 @@ impl Scope {
 /// written; what we do not own never appears.
 ///
 /// # Errors
-/// [`PlanError`] when the interface's name or its network is taken by something that is not ours, or
-/// when the table guards another link of ours.
+/// [`PlanError`] when the interface's name is taken by something that is not ours, or when the
+/// table guards another link of ours.
 pub fn plan(
     desired: &DesiredState,
     observed: &ObservedState,
@@ -65,8 +66,7 @@ pub fn plan(
     plan_around(desired, observed, scope, &Held::default())
 }
 
-/// Like [`plan`], but leaves some peers as they are although no row admits them. They keep their
-/// prefixes, what these may reach, and their routes. A peer that claims one of these prefixes waits.
+/// Like [`plan`], but some peers stay although the rows do not admit them, with what they keep.
 ///
 /// # Errors
 /// As [`plan`].
@@ -81,13 +81,11 @@ pub fn plan_around(
         Scope::Everything => None,
         Scope::Changed { prefixes, .. } => Some(prefixes),
     };
-    pool::refuse_unusable(desired, observed)?;
     link::steps(desired.interface(), observed, &mut steps)?;
     let mut compare = |key: &PublicKey, wanted: Option<&Peer>, present: Option<&Peer>| {
-        let wanted = wanted.map(|peer| held.spare(peer));
-        if wanted.is_some() || !held.peers().contains(key) {
-            peer_steps(key, wanted.as_deref(), present, &mut steps);
-        }
+        let wanted = wanted.map(Cow::Borrowed);
+        let wanted = wanted.or_else(|| held.peer(key, present).map(Cow::Owned));
+        peer_steps(key, wanted.as_deref(), present, &mut steps);
     };
     match scope {
         Scope::Everything => {
@@ -102,7 +100,7 @@ pub fn plan_around(
     }
     let table = observed.firewall.as_ref();
     let wanted = without_unloadable(held.firewall(desired), desired, table);
-    let transfers = Transfers::of(desired, &wanted.assignments, observed, &steps);
+    let transfers = Transfers::of(desired, held, &wanted.assignments, observed, &steps);
     let diff = firewall::diff(&wanted, table, prefixes, &transfers.taken, &transfers.closed);
     let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
     let cut = desired.cuts_flows().then(|| transfers.to_cut(&wanted.assignments, observed, scope));

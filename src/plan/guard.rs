@@ -1,17 +1,20 @@
 //! Holds back the removal of too many peers at once.
 //!
-//! An emptied table looks like the revocation of every peer. A few removals are applied; the removal
-//! of half of all peers waits until an operator confirms it. Nothing else waits: all other
-//! differences are repaired around the peers that stay.
+//! An emptied table looks like the deletion of every peer. A few deletions are applied; the deletion
+//! of half of all peers waits until an operator confirms it. Nothing else waits: a revocation is
+//! written on purpose, and all other differences are repaired around the peers that stay.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Held, Plan, PlanError, Scope, Step, plan, plan_around};
+use super::held::HeldCause;
+use super::join::side_by_side;
+use super::{Held, HeldPeer, Plan, PlanError, Scope, plan_around};
 use crate::model::{DesiredState, ObservedState, PublicKey};
 
-/// A removal of at most this many peers is never held back.
+/// From a gateway with more peers, the deletion of this many is never held back. One with fewer is
+/// guarded only against tables without any row.
 pub const ALWAYS_ALLOWED_PEERS: usize = 10;
 
 /// `guard.max_removed_peers`: a share of the peers in the kernel, or a number of them.
@@ -72,17 +75,23 @@ impl MaxRemoved {
     }
 }
 
-/// More peers would be removed than is allowed unasked.
+/// Removals wait for an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this pass would remove {removed} of {present} peers, more than guard.max_removed_peers = \
-     {limit} allows: they stay until the rows come back or you \
-     confirm with `gatepost confirm`"
+    "the rows of {removals} of {present} peers are gone or deleted, or their users are not active: \
+     these peers stay until the rows come back or you confirm with `gatepost confirm`"
 )]
 pub struct HeldBack {
-    pub removed: usize,
+    pub removals: usize,
     pub present: usize,
-    pub limit: MaxRemoved,
+}
+
+/// Whose rows were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    Ours,
+    /// They may be another gateway's: that no row names a peer says nothing.
+    InDoubt,
 }
 
 /// What decides whether a removal waits.
@@ -93,48 +102,94 @@ pub struct Guard<'a> {
     pub held: &'a Held,
     /// The peers whose removal an operator confirmed.
     pub confirmed: &'a BTreeSet<PublicKey>,
+    pub whose: Whose,
 }
 
 /// The plan without the removals that are held back, and the peers that are held.
 ///
-/// While some are held, only a few others are removed at once, because a table may be emptied in more
-/// than one transaction. A gateway that is not active removes all its peers deliberately: none is
-/// held.
-///
 /// # Errors
-/// As [`plan`](super::plan).
+/// As [`plan`](super::plan). The peers are held all the same.
 pub fn plan_guarded(
     desired: &DesiredState,
     observed: &ObservedState,
     scope: &Scope,
     guard: Guard<'_>,
-) -> Result<(Plan, Held), PlanError> {
-    if !desired.gateway().active {
-        return Ok((plan(desired, observed, scope)?, Held::default()));
+) -> (Result<Plan, PlanError>, Held) {
+    let held = guard.hold(desired, observed, scope);
+    let scope = widened(scope, &held, guard.held);
+    (plan_around(desired, observed, &scope, &held), held)
+}
+
+/// A scope, with the peers that are held otherwise than `before`.
+fn widened(scope: &Scope, held: &Held, before: &Held) -> Scope {
+    let (mut peers, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
+    let both = side_by_side(held.peers(), before.peers());
+    for (key, now, then) in both.filter(|(_, now, then)| now != then) {
+        peers.insert(*key);
+        for peer in now.into_iter().chain(then) {
+            prefixes.extend(peer.allowed_ips().iter());
+        }
     }
-    let Guard { limit, held: before, confirmed } = guard;
-    let allowed = limit.of(observed.peers.len());
-    let still = |key: &&PublicKey| {
-        observed.peers.contains_key(key)
-            && !desired.peers().contains_key(key)
-            && !confirmed.contains(key)
-    };
-    let mut waiting: BTreeSet<PublicKey> = before.peers().iter().filter(still).copied().collect();
-    if *scope == Scope::Everything && waiting.len() <= allowed {
+    let mut scope = scope.clone();
+    scope.merge(Scope::Changed { peers, prefixes });
+    scope
+}
+
+impl Guard<'_> {
+    /// The peers whose removal is held back.
+    ///
+    /// While some are held, only a few others are removed at once, because a table may be emptied in
+    /// more than one transaction. A gateway that is not active removes all its peers deliberately: none
+    /// is held.
+    #[must_use]
+    pub fn hold(&self, desired: &DesiredState, observed: &ObservedState, scope: &Scope) -> Held {
+        let held = Held::of(self.absent(desired, observed, scope), desired, observed, self.held);
+        let in_doubt =
+            |peer: &HeldPeer| self.whose == Whose::InDoubt && peer.cause() == HeldCause::Gone;
+        if !desired.gateway().active {
+            return held.retain(|_, peer| in_doubt(peer));
+        }
+        let present = observed.peers.len();
+        let is_small = present <= ALWAYS_ALLOWED_PEERS;
+        let limit = match desired.row_count() {
+            _ if !is_small => self.limit.of(present),
+            0 => 0,
+            _ => present,
+        };
+        let is_judged =
+            |key: &PublicKey, peer: &HeldPeer| !self.confirmed.contains(key) && !in_doubt(peer);
+        let waits = |key: &PublicKey| self.held.peers().contains_key(key);
+        let judged = || held.peers().iter().filter(|(key, peer)| is_judged(key, peer));
+        let waiting = judged().filter(|(key, _)| waits(key)).count();
         // Most rows came back: what is left is judged as if it were new.
-        waiting.clear();
+        let starts_anew = *scope == Scope::Everything && !is_small && waiting <= limit;
+        let is_new = |key: &PublicKey| starts_anew || !waits(key);
+        let few =
+            if is_small || starts_anew || waiting == 0 { limit } else { ALWAYS_ALLOWED_PEERS };
+        let too_many = judged().filter(|(key, _)| is_new(key)).count() > few;
+        held.retain(|key, peer| {
+            in_doubt(peer) || is_judged(key, peer) && (too_many || !is_new(key))
+        })
     }
-    let allowed = if waiting.is_empty() { allowed } else { ALWAYS_ALLOWED_PEERS };
-    let held = Held::of(waiting, observed, before);
-    let planned = plan_around(desired, observed, scope, &held)?;
-    let removed = planned.steps().iter().filter_map(|step| match step {
-        Step::RemovePeer { key } if !confirmed.contains(key) => Some(*key),
-        _ => None,
-    });
-    let removed: BTreeSet<PublicKey> = removed.collect();
-    if removed.len() <= allowed {
-        return Ok((planned, held));
+
+    /// The peers of the kernel that the rows do not admit, as far as the scope shows any.
+    fn absent(
+        &self,
+        desired: &DesiredState,
+        observed: &ObservedState,
+        scope: &Scope,
+    ) -> BTreeSet<PublicKey> {
+        match scope {
+            Scope::Everything => side_by_side(desired.peers(), &observed.peers)
+                .filter(|(_, wanted, _)| wanted.is_none())
+                .map(|(key, ..)| *key)
+                .collect(),
+            Scope::Changed { peers, .. } => {
+                let absent = |key: &&PublicKey| {
+                    observed.peers.contains_key(key) && !desired.peers().contains_key(key)
+                };
+                peers.iter().chain(self.held.peers().keys()).filter(absent).copied().collect()
+            }
+        }
     }
-    let held = Held::of(&removed | held.peers(), observed, before);
-    Ok((plan_around(desired, observed, scope, &held)?, held))
 }

@@ -1,41 +1,111 @@
-//! Peers whose removal is held back: no row admits them, and they keep what they have for now.
+//! Peers whose removal is held back: they keep the meet of what the kernel holds and what the rows
+//! still say of them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 
+use super::meets::Meets;
 use crate::model::{
-    AllowedIps, DesiredFirewall, DesiredState, ObservedState, Peer, Profile, PublicKey,
+    Absence, AllowedIps, DesiredFirewall, DesiredState, Ineligible, ObservedState, Peer, Profile,
+    Profiles, PublicKey,
 };
 
 /// Peers in the kernel whose removal is held back. Everything else is planned around them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
-    peers: BTreeSet<PublicKey>,
-    /// What each of their prefixes could reach when they were first held. They get it back if the
-    /// firewall is flushed in the meantime.
-    reach: BTreeMap<IpNet, Arc<Profile>>,
+    peers: BTreeMap<PublicKey, HeldPeer>,
 }
 
-impl Held {
-    /// Holds these peers with what they have, and with what `before` knows of their prefixes.
+/// A peer that the rows do not admit, and that stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldPeer {
+    /// The prefixes that it keeps, at least one, and what they may reach. They get it back if the
+    /// firewall is flushed in the meantime.
+    keeps: BTreeMap<IpNet, Arc<Profile>>,
+    cause: HeldCause,
+    /// The database's time of the rows from which on it was held.
+    since: SystemTime,
+}
+
+/// Why the rows do not admit a peer that is held. An emptied table looks like this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldCause {
+    /// No row names its key.
+    Gone,
+    /// Its device or user is deleted, or the user is not active.
+    Barred(Ineligible),
+}
+
+impl fmt::Display for HeldCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("its row is gone"),
+            Self::Barred(why) => why.fmt(f),
+        }
+    }
+}
+
+impl HeldPeer {
     #[must_use]
-    pub fn of(peers: BTreeSet<PublicKey>, observed: &ObservedState, before: &Self) -> Self {
-        let held = peers.iter().filter_map(|key| observed.peers.get(key));
-        let table = observed.firewall.as_ref();
-        let reach = held.flat_map(|peer| peer.allowed_ips.iter()).map(|prefix| {
-            let present = || table.and_then(|table| table.profile_of(&prefix));
-            let known = before.reach.get(&prefix).or_else(present);
-            // Unknown: nothing, rather than what a prefix around it may reach.
-            (prefix, known.cloned().unwrap_or_default())
-        });
-        Self { reach: reach.collect(), peers }
+    pub const fn cause(&self) -> HeldCause {
+        self.cause
     }
 
     #[must_use]
-    pub const fn peers(&self) -> &BTreeSet<PublicKey> {
+    pub const fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// What the kernel should hold for a peer that it holds as `present`.
+    fn peer(&self, present: &Peer) -> Peer {
+        Peer { allowed_ips: self.allowed_ips(), ..present.clone() }
+    }
+
+    /// The prefixes that it keeps.
+    #[must_use]
+    pub fn allowed_ips(&self) -> AllowedIps {
+        self.keeps.keys().copied().collect()
+    }
+}
+
+impl Held {
+    /// Holds those of these peers that may be missing from the rows by mistake, unless one would keep
+    /// nothing: what a peer held `before`, it keeps until the rows take it.
+    #[must_use]
+    pub fn of(
+        keys: impl IntoIterator<Item = PublicKey>,
+        desired: &DesiredState,
+        observed: &ObservedState,
+        before: &Self,
+    ) -> Self {
+        let (profiles, meets) = (Profiles::default(), Meets::default());
+        let mut keeper = Keeper { desired, observed, before, profiles, meets };
+        let keep = |key| Some((key, keeper.keep(&key)?));
+        Self { peers: keys.into_iter().filter_map(keep).collect() }
+    }
+
+    /// Peers without rows, for tests of what only counts them.
+    #[cfg(test)]
+    pub fn gone(keys: impl IntoIterator<Item = PublicKey>, since: SystemTime) -> Self {
+        let cause = HeldCause::Gone;
+        let peer = |key| (key, HeldPeer { keeps: BTreeMap::new(), cause, since });
+        Self { peers: keys.into_iter().map(peer).collect() }
+    }
+
+    /// Holds only the peers for which this is true.
+    #[must_use]
+    pub(super) fn retain(mut self, stays: impl Fn(&PublicKey, &HeldPeer) -> bool) -> Self {
+        self.peers.retain(|key, peer| stays(key, peer));
+        self
+    }
+
+    #[must_use]
+    pub const fn peers(&self) -> &BTreeMap<PublicKey, HeldPeer> {
         &self.peers
     }
 
@@ -44,22 +114,26 @@ impl Held {
         self.peers.is_empty()
     }
 
-    /// A desired peer without the prefixes that held peers still have: the kernel would move them.
-    pub(super) fn spare<'a>(&self, wanted: &'a Peer) -> Cow<'a, Peer> {
-        let taken = |prefix: &IpNet| self.reach.contains_key(prefix);
-        if self.is_empty() || !wanted.allowed_ips.as_slice().iter().any(taken) {
-            return Cow::Borrowed(wanted);
-        }
-        let left: AllowedIps = wanted.allowed_ips.iter().filter(|prefix| !taken(prefix)).collect();
-        Cow::Owned(Peer { allowed_ips: left, ..wanted.clone() })
+    /// What a held peer should be that is `present`; `None`: it is not held.
+    pub(super) fn peer(&self, key: &PublicKey, present: Option<&Peer>) -> Option<Peer> {
+        Some(self.peers.get(key)?.peer(present?))
+    }
+
+    pub(super) fn keeps(&self, key: &PublicKey, prefix: &IpNet) -> bool {
+        self.peers.get(key).is_some_and(|peer| peer.keeps.contains_key(prefix))
+    }
+
+    /// What the prefixes of held peers may reach.
+    pub fn reach(&self) -> impl Iterator<Item = (IpNet, Arc<Profile>)> + '_ {
+        let keeps = self.peers.values().flat_map(|peer| &peer.keeps);
+        keeps.map(|(prefix, profile)| (*prefix, Arc::clone(profile)))
     }
 
     /// The desired firewall, with what held prefixes may reach.
     pub(super) fn firewall<'a>(&self, desired: &'a DesiredState) -> Cow<'a, DesiredFirewall> {
         let mut firewall = Cow::Borrowed(desired.firewall());
         if !self.is_empty() {
-            let reach = self.reach.iter().map(|(prefix, profile)| (*prefix, Arc::clone(profile)));
-            firewall.to_mut().assignments.extend(reach);
+            firewall.to_mut().assignments.extend(self.reach());
         }
         firewall
     }
@@ -69,7 +143,54 @@ impl Held {
         if self.is_empty() {
             Cow::Borrowed(desired.routes())
         } else {
-            Cow::Owned(desired.routes_with(self.reach.keys().copied()))
+            Cow::Owned(desired.routes_with(self.reach().map(|(prefix, _)| prefix)))
         }
+    }
+}
+
+/// Finds what each held peer keeps.
+struct Keeper<'a> {
+    desired: &'a DesiredState,
+    observed: &'a ObservedState,
+    before: &'a Held,
+    profiles: Profiles,
+    meets: Meets,
+}
+
+impl Keeper<'_> {
+    fn keep(&mut self, key: &PublicKey) -> Option<HeldPeer> {
+        let Self { desired, observed, before, profiles, meets } = self;
+        let present = observed.peers.get(key)?;
+        if desired.blocks(key, &present.allowed_ips) {
+            return None;
+        }
+        let (cause, said) = match desired.absence(key) {
+            Absence::Gone { suspended: false } => (HeldCause::Gone, None),
+            Absence::Barred(row, why) if why.is_deletion() => {
+                let said = (desired.prefixes_of(row), desired.reach_of(row, profiles));
+                (HeldCause::Barred(why), Some(said))
+            }
+            Absence::Gone { .. } | Absence::Barred(..) | Absence::Quarantined => return None,
+        };
+        let before = before.peers.get(key);
+        let table = observed.firewall.as_ref();
+        let mut keeps = BTreeMap::new();
+        for prefix in present.allowed_ips.iter() {
+            let gives = said.as_ref().is_none_or(|(prefixes, _)| prefixes.contains(&prefix));
+            if !gives || desired.firewall().assignments.contains_key(&prefix) {
+                continue;
+            }
+            let known = before.and_then(|peer| peer.keeps.get(&prefix));
+            let had = known.or_else(|| table?.profile_of(&prefix));
+            let reach = match (had, &said) {
+                // Unknown: nothing, rather than what a prefix around it may reach.
+                (None, _) => Arc::default(),
+                (Some(had), None) => Arc::clone(had),
+                (Some(had), Some((_, reach))) => meets.of(had, reach),
+            };
+            keeps.insert(prefix, reach);
+        }
+        let since = before.map_or(desired.as_of(), |peer| peer.since);
+        (!keeps.is_empty()).then_some(HeldPeer { keeps, cause, since })
     }
 }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 
-use super::guard::MaxRemoved;
-use super::{Phase, Plan, Step};
+use super::meets::Meets;
+use super::{Held, Phase, Plan, Step};
 use crate::model::{
-    AllowedIps, DesiredState, FirewallChange, KeyText, LinkOwner, ObservedFirewall, ObservedState,
-    Profile, ProfileId, PublicKey,
+    AllowedIps, DesiredState, FirewallChange, LinkOwner, ObservedFirewall, ObservedState, Profile,
+    ProfileId, PublicKey,
 };
 
 /// Which peers there may be, and what they may reach.
@@ -89,10 +89,7 @@ pub fn meet(desired: &Allowed, observed: &ObservedState) -> Allowed {
 /// removes.
 #[must_use]
 pub fn narrow(meet: &Allowed, observed: &ObservedState, ours: PublicKey, cuts_flows: bool) -> Plan {
-    let is_ours = observed.interface.as_ref().is_some_and(|link| {
-        link.public_key == Some(ours) && !matches!(link.owner, LinkOwner::Foreign(_))
-    });
-    if !is_ours {
+    if !is_ours(observed, ours) {
         return Plan::default();
     }
     let (mut taken, mut peers) = (BTreeSet::new(), Vec::new());
@@ -115,49 +112,48 @@ pub fn narrow(meet: &Allowed, observed: &ObservedState, ours: PublicKey, cuts_fl
     Plan::new(change.into_iter().chain(cut).chain(peers).collect())
 }
 
-/// Whether a peer that no row names is withdrawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unnamed {
-    /// It may be another gateway's rows that were read: absence says nothing.
-    Stay,
-    /// The rows are ours. More than this many at once stay until the guard can ask an operator.
-    Go { at_most: MaxRemoved },
+/// Whether a link is evidently the one of the private key whose public part is `ours`.
+#[must_use]
+pub fn is_ours(observed: &ObservedState, ours: PublicKey) -> bool {
+    observed.interface.as_ref().is_some_and(|link| {
+        link.public_key == Some(ours) && !matches!(link.owner, LinkOwner::Foreign(_))
+    })
 }
 
 /// The withdrawals that the rows ask for while the whole that they ask for cannot be planned: peers
-/// that they do not admit, prefixes and reach that they do not grant. `blocked` peers go in any case.
+/// that they do not admit and that are not held, prefixes and reach that they do not grant.
 #[must_use]
 pub fn withdrawals(
     desired: &DesiredState,
     observed: &ObservedState,
     ours: PublicKey,
-    unnamed: Unnamed,
-    blocked: &BTreeSet<PublicKey>,
+    held: &Held,
 ) -> Plan {
-    let named: BTreeSet<PublicKey> = desired
-        .rows()
-        .filter_map(|(row, _)| match row.public_key {
-            KeyText::Key(key) => Some(key),
-            KeyText::Bad { .. } => None,
-        })
-        .collect();
-    let absent: Vec<_> = observed.peers.iter().filter(|(key, _)| !named.contains(*key)).collect();
-    let stay = match unnamed {
-        Unnamed::Stay => true,
-        Unnamed::Go { at_most } => absent.len() > at_most.of(observed.peers.len()),
-    };
     let mut allowed = Allowed::from(desired);
-    for (key, peer) in absent.into_iter().filter(|(key, _)| stay && !blocked.contains(*key)) {
-        // A prefix that the rows give to another peer is not kept.
-        let free = |prefix: &IpNet| !allowed.reach.contains_key(prefix);
-        let kept: AllowedIps = peer.allowed_ips.iter().filter(free).collect();
-        for prefix in kept.iter() {
-            let profile = observed.firewall.as_ref().and_then(|table| table.profile_of(&prefix));
-            allowed.reach.insert(prefix, profile.cloned().unwrap_or_default());
-        }
-        allowed.peers.insert(*key, kept);
-    }
+    allowed.peers.extend(held.peers().iter().map(|(key, peer)| (*key, peer.allowed_ips())));
+    allowed.reach.extend(held.reach());
     narrow(&meet(&allowed, observed), observed, ours, desired.cuts_flows())
+}
+
+/// The steps that take every peer but those that `stay` from a link of this gateway, without a single
+/// row. Nothing else is touched.
+#[must_use]
+pub fn withdraw(
+    observed: &ObservedState,
+    ours: PublicKey,
+    stay: &BTreeSet<PublicKey>,
+    cuts_flows: bool,
+) -> Plan {
+    let staying = observed.peers.iter().filter(|(key, _)| stay.contains(*key));
+    let places = observed.firewall.iter().flat_map(|table| {
+        let reach = |place: &IpNet| Some((*place, table.profile_of(place)?.clone()));
+        table.assignments().keys().filter_map(reach)
+    });
+    let allowed = Allowed {
+        peers: staying.map(|(key, peer)| (*key, peer.allowed_ips.clone())).collect(),
+        reach: places.collect(),
+    };
+    narrow(&meet(&allowed, observed), observed, ours, cuts_flows)
 }
 
 /// The change after which every address reaches what the meet says.
@@ -233,21 +229,6 @@ impl<T> Longest<T> {
             let around = IpNet::new(prefix.addr(), *len).ok()?.trunc();
             Some((around, self.map.get(&around)?))
         })
-    }
-}
-
-/// Profiles that two others both allow, each worked out once.
-#[derive(Default)]
-struct Meets(HashMap<(*const Profile, *const Profile), Arc<Profile>>);
-
-impl Meets {
-    fn of(&mut self, one: &Arc<Profile>, other: &Arc<Profile>) -> Arc<Profile> {
-        let pair = (Arc::as_ptr(one), Arc::as_ptr(other));
-        let both = self.0.entry(pair).or_insert_with(|| {
-            let both = one.meet(other);
-            if both == **one { Arc::clone(one) } else { Arc::new(both) }
-        });
-        Arc::clone(both)
     }
 }
 

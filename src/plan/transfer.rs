@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::join::side_by_side;
 use super::prefix::{may_contain_others, prefixes_around};
-use super::{Scope, Step};
+use super::{Held, Scope, Step};
 use crate::model::{AllowedIps, DesiredState, ObservedState, Profile, PublicKey};
 
 /// What every prefix should reach.
@@ -36,11 +36,12 @@ pub(super) struct Transfers {
 impl Transfers {
     pub fn of(
         desired: &DesiredState,
+        held: &Held,
         wanted: &Assignments,
         observed: &ObservedState,
         steps: &[Step],
     ) -> Self {
-        let (mut transfers, mut held) = (Self::default(), Vec::new());
+        let (mut transfers, mut moved) = (Self::default(), Vec::new());
         for step in steps {
             let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
             let (key, taken, given) = match step {
@@ -55,11 +56,17 @@ impl Transfers {
             let (taken, given) = (taken.iter(), given.into_iter());
             transfers.taken.extend(taken.clone().flat_map(AllowedIps::iter));
             transfers.given.extend(given.clone().flat_map(AllowedIps::iter));
-            held.extend(taken.chain(given).flat_map(AllowedIps::iter).map(|prefix| (prefix, *key)));
+            moved
+                .extend(taken.chain(given).flat_map(AllowedIps::iter).map(|prefix| (prefix, *key)));
         }
         let lost = places_left_within(wanted, observed, &transfers.taken);
         transfers.taken.extend(lost);
-        transfers.closed = within_anothers(desired, wanted, observed, &transfers.taken, held);
+        let keeps = |key: &PublicKey, prefix: &IpNet| {
+            let wanted = desired.peers().get(key);
+            wanted.is_some_and(|peer| peer.allowed_ips.contains(prefix)) || held.keeps(key, prefix)
+        };
+        transfers.closed =
+            within_anothers(desired, wanted, observed, &transfers.taken, moved, keeps);
         transfers
     }
 
@@ -129,15 +136,15 @@ fn within_anothers(
     wanted: &Assignments,
     observed: &ObservedState,
     taken: &BTreeSet<IpNet>,
-    held: Vec<(IpNet, PublicKey)>,
+    moved: Vec<(IpNet, PublicKey)>,
+    keeps: impl Fn(&PublicKey, &IpNet) -> bool,
 ) -> BTreeSet<IpNet> {
     let wide: BTreeSet<IpNet> = taken.iter().copied().filter(may_contain_others).collect();
     let places = observed.firewall.as_ref().map(|table| table.assignments());
     let within_another = |(prefix, key): &(IpNet, PublicKey)| {
         let keeps = |around: &IpNet| {
-            let has = |allowed_ips: &AllowedIps| allowed_ips.contains(around);
-            observed.peers.get(key).is_some_and(|peer| has(&peer.allowed_ips))
-                && desired.peers().get(key).is_some_and(|peer| has(&peer.allowed_ips))
+            let had = observed.peers.get(key).is_some_and(|peer| peer.allowed_ips.contains(around));
+            had && keeps(key, around)
         };
         let given = desired.is_of_site(prefix).then_some(wanted);
         // Without its own place it would be judged by the place around it, which is another peer's.
@@ -150,5 +157,5 @@ fn within_anothers(
                 held && !keeps(&around)
             })
     };
-    held.into_iter().filter(within_another).map(|(prefix, _)| prefix).collect()
+    moved.into_iter().filter(within_another).map(|(prefix, _)| prefix).collect()
 }

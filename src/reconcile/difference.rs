@@ -73,6 +73,11 @@ impl Difference {
         self.cause == Cause::Kernel
     }
 
+    /// Who the peers were that left the desired state since the last full proof.
+    pub const fn departed(&self) -> &BTreeMap<PublicKey, Departed> {
+        &self.departed
+    }
+
     pub const fn blocked_routes(&self) -> &BTreeMap<IpNet, String> {
         &self.blocked_routes
     }
@@ -162,7 +167,7 @@ impl Difference {
     pub fn settle(&mut self, whole: bool, staying: &Held) -> Settled {
         self.scope = Scope::nothing();
         if whole {
-            self.departed.retain(|key, _| staying.peers().contains(key));
+            self.departed.retain(|key, _| staying.peers().contains_key(key));
         }
         let changed_since = match std::mem::replace(&mut self.cause, Cause::Kernel) {
             Cause::Rows(since) => Some(since),

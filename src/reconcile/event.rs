@@ -42,8 +42,11 @@ pub enum Event {
     Reported(Sent),
     /// An operator asked for a comparison of everything.
     Resync,
-    /// An operator confirmed the removals that are held back.
-    ConfirmRemovals,
+    /// An operator confirmed the removals that are held back by rows read until this time of the
+    /// database.
+    ConfirmRemovals {
+        until: SystemTime,
+    },
     /// The host's block list is another now.
     Blocks(Arc<BlockList>),
     /// Time passed.

@@ -1,11 +1,12 @@
 //! The removals that the guard holds back, and the operator's confirmation of them.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use super::event::Keep;
 use crate::model::{DesiredState, ObservedState, PublicKey};
 use crate::plan::Held;
-use crate::plan::guard::{Guard, HeldBack, MaxRemoved};
+use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
 
 #[derive(Debug)]
 pub(super) struct Hold {
@@ -59,12 +60,15 @@ impl Hold {
 
     /// What the planner must know to hold removals back.
     pub const fn guard(&self) -> Guard<'_> {
-        Guard { limit: self.limit, held: &self.staying, confirmed: &self.confirmed }
+        let (limit, held, confirmed) = (self.limit, &self.staying, &self.confirmed);
+        Guard { limit, held, confirmed, whose: Whose::Ours }
     }
 
-    /// An operator confirms the removals that are held back now, and no others.
-    pub fn confirm(&mut self) {
-        self.confirmed.clone_from(self.staying.peers());
+    /// An operator confirms the removals that are held back by rows read `until` this time of the
+    /// database, and no others.
+    pub fn confirm(&mut self, until: SystemTime) {
+        let shown = self.staying.peers().iter().filter(|(_, peer)| peer.since() <= until);
+        self.confirmed.extend(shown.map(|(key, _)| *key));
     }
 
     /// Forgets what was confirmed for peers that are gone or wanted again.
@@ -83,10 +87,10 @@ impl Hold {
     /// A plan was made that leaves these peers `staying`, of so many `present`. `rows_decide`: the
     /// plan follows the rows, not `[stale]`; else the verdict on the rows stays open.
     pub fn update(&mut self, staying: Held, present: usize, rows_decide: bool) -> Update {
-        let removed = staying.peers().len();
-        let more = !staying.peers().is_subset(self.staying.peers());
-        let differs = staying.peers() != self.staying.peers();
-        self.held_back = (removed > 0).then_some(HeldBack { removed, present, limit: self.limit });
+        let (now, before) = (staying.peers(), self.staying.peers());
+        let (removals, more) = (now.len(), now.keys().any(|key| !before.contains_key(key)));
+        let differs = more || removals != before.len();
+        self.held_back = (removals > 0).then_some(HeldBack { removals, present });
         self.staying = staying;
         let keep = match self.held_back {
             None => Keep::All,
@@ -119,7 +123,7 @@ mod tests {
 
     fn held(numbers: &[u8]) -> Held {
         let peers = numbers.iter().map(|number| PublicKey::from_bytes([*number; 32]).unwrap());
-        Held::of(peers.collect(), &ObservedState::default(), &Held::default())
+        Held::gone(peers, SystemTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -128,7 +132,7 @@ mod tests {
         assert_eq!(hold.update(held(&[]), 20, true).keep, None, "no rows were read");
         hold.rows_read();
         let update = hold.update(held(&[1, 2]), 20, true);
-        assert_eq!((update.news.unwrap().removed, update.keep), (2, Some(Keep::Later)));
+        assert_eq!((update.news.unwrap().removals, update.keep), (2, Some(Keep::Later)));
         assert_eq!(hold.update(held(&[1, 2]), 20, true), Update::default(), "said already");
         hold.rows_read();
         assert_eq!(hold.update(held(&[1, 2]), 20, true).keep, Some(Keep::These));
@@ -148,9 +152,9 @@ mod tests {
     fn a_confirmation_is_for_the_removals_that_were_shown() {
         let mut hold = Hold::new(MaxRemoved::Percent(50));
         hold.update(held(&[1, 2]), 20, true);
-        hold.confirm();
+        hold.confirm(SystemTime::UNIX_EPOCH);
         hold.update(held(&[3]), 18, true);
-        assert!(hold.guard().confirmed.is_subset(held(&[1, 2]).peers()));
+        assert!(hold.guard().confirmed.iter().eq(held(&[1, 2]).peers().keys()));
         hold.forget_confirmed(None, &ObservedState::default());
         assert!(hold.guard().confirmed.is_empty(), "they are gone");
     }

@@ -82,7 +82,9 @@ impl Machine {
             mirror: self.mirror.view(),
             compares: !self.difference.is_nothing(),
             blocked_routes: self.difference.blocked_routes(),
+            held: self.hold.staying(),
             held_back: self.hold.held_back(),
+            departed: self.difference.departed(),
             passes: self.passes.view(),
             proof: self.proof.view(),
             outbox: self.outbox.view(),
@@ -132,8 +134,8 @@ impl Machine {
                 self.source.want(ReadKind::Everything);
                 self.mirror.want_reading_for("resync asked for");
             }
-            Event::ConfirmRemovals => {
-                self.hold.confirm();
+            Event::ConfirmRemovals { until } => {
+                self.hold.confirm(until);
                 self.compare_on_purpose(now);
             }
             Event::Blocks(list) => self.block(list, now),

@@ -3,12 +3,12 @@
 use super::view::status::{QuarantinedPeer, QuarantinedPolicy};
 use crate::model::DesiredState;
 
-/// So many quarantined peers are listed one by one.
-pub(super) const LISTED_QUARANTINED: usize = 100;
+/// So many quarantined or held peers are listed one by one.
+pub(super) const LISTED_PEERS: usize = 100;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct RowStatus {
-    /// The first [`LISTED_QUARANTINED`] of them.
+    /// The first [`LISTED_PEERS`] of them.
     pub quarantined: Vec<QuarantinedPeer>,
     pub quarantined_policies: Vec<QuarantinedPolicy>,
     pub warnings: Vec<String>,
@@ -47,7 +47,7 @@ fn quarantined_policies(desired: &DesiredState) -> Vec<QuarantinedPolicy> {
 }
 
 pub(super) fn quarantined(desired: &DesiredState) -> Vec<QuarantinedPeer> {
-    let listed = desired.quarantined().take(LISTED_QUARANTINED);
+    let listed = desired.quarantined().take(LISTED_PEERS);
     listed
         .map(|(row, reason)| QuarantinedPeer {
             peer_id: row.id,

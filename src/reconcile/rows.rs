@@ -14,8 +14,9 @@ use crate::model::{
     Block, BlockList, BuildError, ChangedRows, Departed, DesiredState, GatewayRow, KeyText, Local,
     PolicyId, PublicKey, SnapshotRows, Touched, Unloadable, Whom,
 };
-use crate::plan::Unnamed;
-use crate::plan::guard::MaxRemoved;
+use crate::plan::guard::Whose;
+
+pub(super) use plan::Planned;
 
 /// The desired state that the last usable rows made.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Rows {
     restore: Restore,
     age: Staleness,
     refused: Option<Refused>,
+    /// While `[stale]` suspends peers: who may stay.
+    admitted: Option<BTreeSet<PublicKey>>,
     /// Made when the rows change: it is asked for far more often.
     status: RowStatus,
 }
@@ -62,6 +65,8 @@ pub(super) struct RowsView<'a> {
     pub local: &'a Local,
     pub block_list: &'a BlockList,
     pub desired: Option<&'a DesiredState>,
+    /// The rows that plans follow.
+    pub followed: Option<&'a DesiredState>,
     pub refused: Option<&'a BuildError>,
     pub status: &'a RowStatus,
     pub is_stale: bool,
@@ -86,10 +91,10 @@ pub(super) struct NotBuilt {
 
 impl Refused {
     /// Where the key does not match, it may be another gateway's rows that were read.
-    const fn unnamed(&self, limit: MaxRemoved) -> Unnamed {
+    const fn whose(&self) -> Whose {
         match self.error {
-            BuildError::KeyMismatch { .. } | BuildError::BadGatewayKey { .. } => Unnamed::Stay,
-            _ => Unnamed::Go { at_most: limit },
+            BuildError::KeyMismatch { .. } | BuildError::BadGatewayKey { .. } => Whose::InDoubt,
+            _ => Whose::Ours,
         }
     }
 }
@@ -109,6 +114,7 @@ impl Rows {
             restore: Restore::NotTried,
             age: Staleness::new(stale, now),
             refused: None,
+            admitted: None,
             status: RowStatus::default(),
         }
     }
@@ -124,6 +130,7 @@ impl Rows {
             local: &self.local,
             block_list: &self.block_list,
             desired: self.desired.as_ref(),
+            followed: self.followed(),
             refused: self.refused.as_ref().map(|refused| &refused.error),
             status: &self.status,
             is_stale: self.age.is_stale(),
@@ -185,7 +192,8 @@ impl Rows {
 
     /// When, by the database's clock, the next scheduled revocation comes.
     pub fn next_expiry(&self) -> Option<SystemTime> {
-        self.desired.as_ref().and_then(DesiredState::next_expiry)
+        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
+        rest.into_iter().chain(&self.desired).filter_map(DesiredState::next_expiry).min()
     }
 
     /// How much must be read when `kind` is wanted: changes need a state that they can change, which
@@ -248,7 +256,11 @@ impl Rows {
     fn refuse(&mut self, error: BuildError, rows: Option<SnapshotRows>) -> Box<NotBuilt> {
         let rest = rows.and_then(|rows| {
             let gateway = self.usable_gateway(&rows.gateway);
-            self.build(SnapshotRows { gateway, ..rows }).ok()
+            let mut rest = self.build(SnapshotRows { gateway, ..rows }).ok()?;
+            if self.admitted.is_some() {
+                rest.suspend_all_but(self.admitted.clone());
+            }
+            Some(rest)
         });
         let former = self.refused.take().and_then(|refused| refused.rest);
         let former = former.as_ref().or(self.desired.as_ref());
@@ -297,9 +309,17 @@ impl Rows {
         }))
     }
 
+    /// The rows that plans follow: those that decide, or what can be used of refused ones.
+    pub fn followed(&self) -> Option<&DesiredState> {
+        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
+        rest.or(self.desired.as_ref())
+    }
+
     /// Takes in changed rows; `None`: there is no state that they could change.
     pub fn apply(&mut self, rows: ChangedRows) -> Option<Touched> {
-        self.change(|desired| desired.apply(rows))
+        let touched = self.desired.as_mut().map(|desired| desired.apply(rows));
+        self.refresh();
+        touched
     }
 
     /// Takes in that no row had changed by this time of the database.
@@ -319,7 +339,8 @@ impl Rows {
 
     /// Admits only these peers, as if no other were eligible; `None` admits all eligible peers again.
     pub fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Option<Touched> {
-        self.change(|desired| desired.suspend_all_but(admitted))
+        self.admitted.clone_from(&admitted);
+        self.change(|desired| desired.suspend_all_but(admitted.clone()))
     }
 
     pub fn block_list(&self) -> Arc<BlockList> {
@@ -336,10 +357,7 @@ impl Rows {
     /// From now on this is the host's block list.
     pub fn block(&mut self, list: Arc<BlockList>) -> Option<Touched> {
         self.block_list = Arc::clone(&list);
-        if let Some(rest) = self.refused.as_mut().and_then(|refused| refused.rest.as_mut()) {
-            rest.block(Arc::clone(&list));
-        }
-        self.change(|desired| desired.block(list))
+        self.change(|desired| desired.block(Arc::clone(&list)))
     }
 
     /// While `stale.policy` denies new sessions, a peer whose session ended is not let in again.
@@ -347,12 +365,11 @@ impl Rows {
         &mut self,
         connected: impl FnOnce() -> BTreeSet<PublicKey>,
     ) -> Option<Touched> {
-        let peers = self.desired.as_ref()?.peers();
         if self.age.suspending() != Some(StalePolicy::DenyNew) {
             return None;
         }
-        let connected = connected();
-        let ended = peers.keys().any(|key| !connected.contains(key));
+        let (admitted, connected) = (self.admitted.as_ref()?, connected());
+        let ended = admitted.iter().any(|key| !connected.contains(key));
         if ended { self.suspend_all_but(Some(connected)) } else { None }
     }
 
@@ -370,8 +387,11 @@ impl Rows {
         self.local.private_key.public_key()
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut DesiredState) -> Touched) -> Option<Touched> {
-        let touched = self.desired.as_mut().map(change);
+    /// Changes what the rows ask for, and what can be used of those that were refused.
+    fn change(&mut self, change: impl Fn(&mut DesiredState) -> Touched) -> Option<Touched> {
+        let rest = self.refused.as_mut().and_then(|refused| refused.rest.as_mut());
+        let touched = rest.into_iter().chain(&mut self.desired).map(change);
+        let touched = touched.reduce(Touched::merged);
         self.refresh();
         touched
     }

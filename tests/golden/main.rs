@@ -84,9 +84,6 @@ struct Observed {
     /// Other links with our mark: whether they are up.
     #[serde(default)]
     strays: BTreeMap<Box<str>, bool>,
-    /// The networks of other links, each with its link.
-    #[serde(default)]
-    networks: BTreeMap<IpNet, Box<str>>,
     /// The removals wait for an operator's word.
     #[serde(default)]
     hold_removals: bool,
@@ -294,7 +291,6 @@ impl Observed {
                     (peer.key.key(), Peer { allowed_ips, ..Peer::default() })
                 })
                 .collect(),
-            networks: self.networks,
             firewall: kernel.state.firewall,
         }
     }
@@ -313,8 +309,8 @@ fn printed(folder: &Path) -> String {
     let mut text = String::new();
     let held = if hold_removals {
         let unwanted = |key: &&PublicKey| !desired.peers().contains_key(key);
-        let unwanted = observed.peers.keys().filter(unwanted).copied().collect();
-        Held::of(unwanted, &observed, &Held::default())
+        let unwanted = observed.peers.keys().filter(unwanted).copied();
+        Held::of(unwanted, &desired, &observed, &Held::default())
     } else {
         Held::default()
     };

@@ -12,12 +12,12 @@ mod drift;
 mod end_to_end;
 mod first_user;
 mod gap;
+mod guard;
 mod killed;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod lab;
 mod link;
 mod policy;
-mod pool;
 mod report;
 mod restart;
 mod reuse;

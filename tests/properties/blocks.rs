@@ -118,7 +118,7 @@ fn held_peer_without_a_row_goes_when_its_key_or_address_is_blocked() {
         world.tables.peers.clear();
         world.tell(Event::Notified);
         world.pass_time(SECOND);
-        assert_eq!(world.machine.view().held_back().unwrap().removed, 20);
+        assert_eq!(world.machine.view().held_back().unwrap().removals, 20);
         block(&mut world, [whom]);
         assert!(!is_present(&world, 1), "{whom}");
         assert_eq!(world.kernel.state.peers.len(), 19);

@@ -1,83 +1,28 @@
-//! Removals that wait for an operator's word: they alone wait, and only they are confirmed.
+//! Removals that wait for an operator: which they are, and what confirms them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gatepost::model::{
-    DesiredState, Effect, ObservedState, PolicyId, PolicyRow, PublicKey, TargetRow, TargetType,
+    Bars, DesiredState, Effect, ObservedState, PolicyId, PolicyRow, PublicKey, TargetRow,
+    TargetType,
 };
-use gatepost::plan::guard::{Guard, MaxRemoved, plan_guarded};
-use gatepost::plan::{Held, ModelKernel, Scope, Step, plan, plan_around};
+use gatepost::plan::guard::{Guard, MaxRemoved, Whose, plan_guarded};
+use gatepost::plan::{Held, ModelKernel, Scope, Step};
 use gatepost::reconcile::{Event, Keep, LastGood, MachineOptions, Note, StaleOptions, StalePolicy};
-use ipnet::IpNet;
-use proptest::prelude::*;
 
 use super::machine::Happening;
-use super::plans::{holders, kernel_of};
-use super::rows::{id, local, tables};
+use super::plans::kernel_of;
+use super::rows::{id, local};
 use super::world::{Trouble, World, options, quiet_tables};
 
-/// Everybody whom no row wants.
+/// Every peer that no row admits.
 pub fn unwanted(desired: &DesiredState, observed: &ObservedState) -> BTreeSet<PublicKey> {
     observed.peers.keys().filter(|key| !desired.peers().contains_key(key)).copied().collect()
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    #[test]
-    fn who_is_held_keeps_all_and_all_else_is_put_right(
-        old in tables(), new in tables(), flushed: bool, lost_routes: bool,
-    ) {
-        let mut kernel = kernel_of(&old);
-        let desired = new.build();
-        let before = kernel.state.clone();
-        let held = unwanted(&desired, &before);
-        let held = Held::of(held, &before, &Held::default());
-        if flushed {
-            kernel.state.firewall = None;
-        }
-        if lost_routes {
-            kernel.state.routes.clear();
-        }
-        let held = Held::of(held.peers().clone(), &kernel.state, &held);
-        let around = plan_around(&desired, &kernel.state, &Scope::Everything, &held).unwrap();
-        for step in around.steps() {
-            let had = holders(&kernel.state);
-            kernel.apply_step(step).unwrap();
-            for (prefix, keys) in holders(&kernel.state) {
-                prop_assert!(had.get(&prefix).is_none_or(|had| *had == keys), "{prefix}: {step}");
-            }
-        }
-        let firewall = kernel.state.firewall.as_ref().unwrap();
-        let mut taken = BTreeSet::new();
-        for key in held.peers() {
-            prop_assert_eq!(kernel.state.peers.get(key), before.peers.get(key));
-            for prefix in before.peers[key].allowed_ips.iter() {
-                let had = before.firewall.as_ref().unwrap().profile_of(&prefix);
-                prop_assert_eq!(firewall.profile_of(&prefix), had);
-                let inside = |route: &IpNet| route.contains(&prefix);
-                prop_assert_eq!(
-                    kernel.state.routes.keys().any(inside), before.routes.keys().any(inside)
-                );
-                taken.insert(prefix);
-            }
-        }
-        for (key, wanted) in desired.peers() {
-            let has = &kernel.state.peers[key].allowed_ips;
-            let spared = wanted.allowed_ips.iter().filter(|prefix| !taken.contains(prefix));
-            prop_assert_eq!(has, &spared.collect());
-        }
-        let again = plan_around(&desired, &kernel.state, &Scope::Everything, &held).unwrap();
-        prop_assert!(again.is_empty(), "left over: {:?}", again.steps());
-        let release = plan(&desired, &kernel.state, &Scope::Everything).unwrap();
-        kernel.apply_first(&release, usize::MAX).unwrap();
-        prop_assert!(plan(&desired, &kernel.state, &Scope::Everything).unwrap().is_empty());
-    }
-}
-
 /// Peers 1 to `peers`, all of whom may reach this network.
-fn world_of(peers: u8, network: &str) -> World {
+pub fn world_of(peers: u8, network: &str) -> World {
     let mut tables = quiet_tables(peers);
     let everybody = tables.peers.values().map(|row| TargetRow {
         target_type: TargetType::User,
@@ -101,12 +46,12 @@ fn world_of(peers: u8, network: &str) -> World {
     world
 }
 
-fn key(number: u8) -> PublicKey {
+pub fn key(number: u8) -> PublicKey {
     PublicKey::from_bytes([number; 32]).unwrap()
 }
 
 /// Whether this peer is there and may reach that address.
-fn reaches(world: &World, number: u8, destination: &str) -> bool {
+pub fn reaches(world: &World, number: u8, destination: &str) -> bool {
     let state = &world.kernel.state;
     let Some(peer) = state.peers.get(&key(number)) else { return false };
     let table = state.firewall.as_ref().unwrap();
@@ -115,16 +60,16 @@ fn reaches(world: &World, number: u8, destination: &str) -> bool {
     profile.is_some_and(|profile| profile.allows(destination.parse().unwrap()))
 }
 
-fn held_back(world: &World) -> Vec<usize> {
+pub fn held_back(world: &World) -> Vec<usize> {
     let notes = world.notes.iter().filter_map(|note| match note {
-        Note::HeldBack(held) => Some(held.removed),
+        Note::HeldBack(held) => Some(held.removals),
         _ => None,
     });
     notes.collect()
 }
 
 #[test]
-fn an_emptied_table_waits_for_a_word() {
+fn an_emptied_table_waits_for_a_confirmation() {
     let mut world = world_of(20, "172.16.0.0/24");
     let kept = world.kernel.state.peers.clone();
     world.tables.peers.clear();
@@ -135,7 +80,7 @@ fn an_emptied_table_waits_for_a_word() {
     world.reports.clear();
     world.pass_time(Duration::from_secs(60));
     assert!(world.reports.iter().all(|report| report.synced_as_of.is_none()), "no lie meanwhile");
-    world.tell(Event::ConfirmRemovals);
+    world.confirm();
     world.pass_time(Duration::from_secs(1));
     assert!(world.kernel.state.peers.is_empty());
     assert!(world.machine.view().held_back().is_none());
@@ -152,15 +97,15 @@ fn rows_become_the_last_good_ones_when_nothing_of_them_waits() {
     world.troubles.clear();
     world.pass_time(Duration::from_secs(30));
     world.kept.clear();
-    world.revoke(1..=15);
+    world.deactivate(1..=15);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(60));
     assert_eq!(world.kept, [Keep::Later]);
-    world.revoke([20]);
+    world.deactivate([20]);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(60));
     assert_eq!(world.kept, [Keep::Later, Keep::These], "one more is revoked meanwhile");
-    world.tell(Event::ConfirmRemovals);
+    world.confirm();
     world.pass_time(Duration::from_secs(1));
     assert_eq!(world.kept, [Keep::Later, Keep::These, Keep::All]);
 }
@@ -168,10 +113,10 @@ fn rows_become_the_last_good_ones_when_nothing_of_them_waits() {
 #[test]
 fn a_flush_and_a_lost_link_setting_are_repaired_while_removals_wait() {
     let mut world = world_of(28, "172.16.0.0/24");
-    world.revoke(1..=15);
+    world.deactivate(1..=15);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
-    assert_eq!(world.machine.view().held_back().unwrap().removed, 15);
+    assert_eq!(world.machine.view().held_back().unwrap().removals, 15);
     world.kernel.state.interface.as_mut().unwrap().listen_port = 1;
     world.happen(Happening::FlushFirewall);
     world.pass_time(Duration::from_secs(1));
@@ -189,13 +134,14 @@ fn a_narrowing_and_a_few_revocations_act_beside_removals_that_wait() {
     let mut world = world_of(28, "172.16.0.0/23");
     world.tables.policies.values_mut().next().unwrap().destinations =
         vec!["172.16.0.0/24".parse().unwrap()];
-    world.revoke(1..=15);
+    world.deactivate(1..=15);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
-    assert!(reaches(&world, 15, "172.16.1.1"), "who is held keeps what it had");
-    assert!(!reaches(&world, 16, "172.16.1.1"), "the narrowing acts");
-    assert!(reaches(&world, 16, "172.16.0.1"));
-    world.revoke([28]);
+    for number in [15, 16] {
+        assert!(!reaches(&world, number, "172.16.1.1"), "the narrowing acts on {number}");
+        assert!(reaches(&world, number, "172.16.0.1"), "{number} keeps the rest");
+    }
+    world.deactivate([28]);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
     assert!(!world.kernel.state.peers.contains_key(&key(28)), "a few go on");
@@ -210,10 +156,10 @@ fn a_narrowing_and_a_few_revocations_act_beside_removals_that_wait() {
 #[test]
 fn a_table_emptied_in_two_transactions_waits_as_a_whole() {
     let mut world = world_of(28, "172.16.0.0/24");
-    world.revoke(1..=15);
+    world.deactivate(1..=15);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
-    world.revoke(16..=28);
+    world.deactivate(16..=28);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(30));
     assert_eq!(world.kernel.state.peers.len(), 28);
@@ -221,24 +167,24 @@ fn a_table_emptied_in_two_transactions_waits_as_a_whole() {
 }
 
 #[test]
-fn a_word_is_for_the_removals_that_were_shown() {
+fn a_confirmation_is_for_the_removals_that_were_shown() {
     let mut world = world_of(28, "172.16.0.0/24");
-    world.revoke(1..=15);
+    world.deactivate(1..=15);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
-    // The rest goes, too, before anybody was told of it.
-    world.revoke(16..=28);
-    world.tell(Event::ConfirmRemovals);
+    // The rest goes, too, before an operator could see it.
+    world.deactivate(16..=28);
+    world.confirm();
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(30));
     assert_eq!(world.kernel.state.peers.len(), 13);
     assert_eq!(held_back(&world), [15, 13]);
-    // A word for what has come back is void.
-    world.tell(Event::ConfirmRemovals);
+    // A confirmation for what has come back is void.
+    world.confirm();
     world.restore_all();
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(30));
-    world.revoke(1..=28);
+    world.deactivate(1..=28);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(30));
     assert!(world.machine.view().held_back().is_some());
@@ -263,42 +209,110 @@ fn rows_that_grew_old_under_keep_empty_no_gateway() {
     assert!(world.machine.view().held_back().is_some());
 }
 
+fn removals(planned: &gatepost::plan::Plan) -> usize {
+    planned.steps().iter().filter(|step| matches!(step, Step::RemovePeer { .. })).count()
+}
+
 #[test]
 fn the_guard_counts_peers_and_always_lets_ten_go() {
     let all = quiet_tables(28);
     let kernel = kernel_of(&all);
-    let held_of = |revoked: u8, limit, held: &Held, confirmed: &BTreeSet<PublicKey>| {
+    let held_of = |deleted: u8, limit, held: &Held, confirmed: &BTreeSet<PublicKey>| {
         let mut world = World::new(all.clone(), kernel.clone());
-        world.revoke(1..=revoked);
+        world.deactivate(1..=deleted);
         let desired = world.tables.build();
-        let guard = Guard { limit, held, confirmed };
-        let (planned, held) =
-            plan_guarded(&desired, &kernel.state, &Scope::Everything, guard).unwrap();
-        let removed = |step: &&Step| matches!(step, Step::RemovePeer { .. });
-        (planned.steps().iter().filter(removed).count(), held)
+        let guard = Guard { limit, held, confirmed, whose: Whose::Ours };
+        let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard);
+        (removals(&planned.unwrap()), held)
     };
-    let (nobody, none) = (Held::default(), BTreeSet::new());
-    let count = |revoked, limit| held_of(revoked, limit, &nobody, &none).0;
+    let (nothing, none) = (Held::default(), BTreeSet::new());
+    let count = |deleted, limit| held_of(deleted, limit, &nothing, &none).0;
     assert_eq!(count(14, MaxRemoved::Percent(50)), 14);
     assert_eq!(count(15, MaxRemoved::Percent(50)), 0);
     assert_eq!(count(10, MaxRemoved::Percent(0)), 10);
     assert_eq!(count(11, MaxRemoved::Peers(10)), 0);
-    let (_, held) = held_of(15, MaxRemoved::Percent(50), &nobody, &none);
-    assert_eq!(held_of(15, MaxRemoved::Percent(50), &held, held.peers()).0, 15, "confirmed");
+    let (_, held) = held_of(15, MaxRemoved::Percent(50), &nothing, &none);
+    let shown = held.peers().keys().copied().collect();
+    assert_eq!(held_of(15, MaxRemoved::Percent(50), &held, &shown).0, 15, "confirmed");
     assert_eq!(held_of(25, MaxRemoved::Percent(50), &held, &none).0, 10, "few go on");
     assert_eq!(held_of(12, MaxRemoved::Percent(50), &held, &none).0, 12, "most came back");
 }
 
 #[test]
-fn who_goes_with_the_whole_gateway_waits_for_no_word() {
+fn only_deletions_count_for_the_guard() {
+    let all = quiet_tables(28);
+    let kernel = kernel_of(&all);
+    let bars = [
+        (Bars::DEVICE_STATUS, 28),
+        (Bars::DEVICE_STATUS.union(Bars::USER_DELETED), 28),
+        (Bars::DEVICE_DELETED, 0),
+        (Bars::USER_INACTIVE, 0),
+        (Bars::USER_DELETED, 0),
+    ];
+    for (bars, removed) in bars {
+        let mut tables = all.clone();
+        tables.peers.values_mut().for_each(|row| row.bars = bars);
+        let (limit, held) = (MaxRemoved::Percent(0), &Held::default());
+        let guard = Guard { limit, held, confirmed: &BTreeSet::new(), whose: Whose::Ours };
+        let planned = plan_guarded(&tables.build(), &kernel.state, &Scope::Everything, guard).0;
+        assert_eq!(removals(&planned.unwrap()), removed, "{bars:?}");
+    }
+}
+
+#[test]
+fn revoked_devices_are_removed_at_once_however_many() {
+    let mut world = world_of(16, "172.16.0.0/24");
+    world.revoke(1..=14);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database());
+    assert_eq!((world.kernel.state.peers.len(), held_back(&world)), (2, vec![]));
+}
+
+#[test]
+fn a_small_gateway_is_guarded_only_against_tables_without_rows() {
+    let mut world = world_of(8, "172.16.0.0/24");
+    world.deactivate(1..=7);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!((world.kernel.state.peers.len(), held_back(&world)), (1, vec![]), "seven of eight");
+    let mut world = world_of(8, "172.16.0.0/24");
+    let rows = std::mem::take(&mut world.tables.peers);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(60));
+    assert_eq!((world.kernel.state.peers.len(), held_back(&world)), (8, vec![8]));
+    // They come back one by one, each in a transaction of its own.
+    for (number, (id, row)) in (0..).zip(rows.clone()) {
+        world.tables.peers.insert(id, row);
+        world.tell(if number % 2 == 0 { Event::Notified } else { Event::Resync });
+        world.pass_time(Duration::from_secs(1));
+        assert_eq!(world.kernel.state.peers.len(), 8, "after row {number}");
+    }
+    assert!(world.kernel_equals_database() && world.machine.view().held_back().is_none());
+    // One that does not come back is removed after a confirmation.
+    world.tables.peers.clear();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    world.tables.peers = rows;
+    world.tables.peers.pop_first();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(world.machine.view().held_back().unwrap().removals, 1);
+    world.confirm();
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database());
+}
+
+#[test]
+fn peers_of_a_gateway_that_is_switched_off_are_not_held() {
     let all = quiet_tables(28);
     let kernel = kernel_of(&all);
     let mut rows = all.snapshot();
     rows.gateway.active = false;
+    rows.peers.pop();
     let desired = DesiredState::build(local(), rows).unwrap();
-    let limit = MaxRemoved::Percent(50);
-    let guard = Guard { limit, held: &Held::default(), confirmed: &BTreeSet::new() };
-    let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard).unwrap();
-    let removed = planned.steps().iter().filter(|step| matches!(step, Step::RemovePeer { .. }));
-    assert_eq!((removed.count(), held), (28, Held::default()));
+    let (limit, held) = (MaxRemoved::Percent(0), &Held::default());
+    let guard = Guard { limit, held, confirmed: &BTreeSet::new(), whose: Whose::Ours };
+    let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard);
+    assert_eq!((removals(&planned.unwrap()), held), (28, Held::default()));
 }

@@ -5,6 +5,7 @@
 mod beats;
 mod blocks;
 mod guard;
+mod held;
 mod incremental;
 mod machine;
 mod meet;

@@ -327,6 +327,20 @@ impl World {
         }
     }
 
+    /// The users of these peers are not active any more: a mistake with a table may look like this.
+    pub fn deactivate(&mut self, numbers: impl IntoIterator<Item = u8>) {
+        for number in numbers {
+            let row = self.tables.peers.get_mut(&PeerId(super::rows::id(2, number))).unwrap();
+            row.bars = Bars::USER_INACTIVE;
+        }
+    }
+
+    /// An operator confirms what is held back by the rows that were read until now.
+    pub fn confirm(&mut self) {
+        let until = self.database_now();
+        self.tell(Event::ConfirmRemovals { until });
+    }
+
     /// Everybody is welcome again.
     pub fn restore_all(&mut self) {
         self.tables.peers.values_mut().for_each(|row| row.bars = Bars::default());

@@ -1,7 +1,6 @@
 //! `gatepost down`: removes what belongs to gatepost from the kernel.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
+use crate::command::ask;
 use crate::config::Config;
 use crate::control::{Client, ControlError};
 use crate::error::CommandError;
@@ -35,17 +34,9 @@ pub fn down(config: &Config, yes: bool) -> Result<Exit, CommandError> {
 }
 
 fn is_confirmed(config: &Config) -> Result<bool, CommandError> {
-    if !io::stdin().is_terminal() {
-        return Err(CommandError::CannotAsk);
-    }
     let question = match runtime::on_this_thread()?.block_on(wiring::links(config))?.as_slice() {
         [] => "Remove the nftables table inet gatepost?".to_owned(),
         links => format!("Remove {} and end every tunnel through it?", links.join(", ")),
     };
-    let mut out = io::stderr().lock();
-    write!(out, "{question} [y/N] ")?;
-    out.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    ask::yes_or_no("down", &question)
 }

@@ -1,7 +1,9 @@
 //! One module per command. Each reads what it needs, asks a pure function, and prints the answer.
 
+mod ask;
 mod block;
 pub mod check;
+mod confirm;
 mod device;
 mod down;
 mod enroll;
@@ -50,7 +52,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Unblock { who } => block::unblock(&configuration(source)?, &who),
         Command::Blocked(json) => block::blocked(&configuration(source)?, json.json),
         Command::Resync => resync::resync(&configuration(source)?),
-        Command::Confirm => resync::confirm(&configuration(source)?),
+        Command::Confirm { yes } => confirm::confirm(&configuration(source)?, yes),
         Command::Check(json) => check::check(source, json.json),
         Command::Psk(command) => psk::psk(source, &command),
         Command::Key(command) => key::key(source, &command),

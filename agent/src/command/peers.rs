@@ -41,7 +41,9 @@ pub fn describe(peers: &[PeerStatus], now: SystemTime) -> String {
     for peer in peers {
         table.row(cells(peer, now));
     }
-    let in_kernel = peers.iter().filter(|peer| peer.state == PeerState::InKernel).count();
+    let is_in_kernel =
+        |peer: &&PeerStatus| matches!(peer.state, PeerState::InKernel | PeerState::Held { .. });
+    let in_kernel = peers.iter().filter(is_in_kernel).count();
     let total = output::count(peers.len() as u64, "peer");
     let summary = format!("{total}, {in_kernel} in the kernel\n");
     if table.is_empty() { summary } else { format!("{}\n{summary}", table.render()) }
@@ -82,11 +84,11 @@ mod tests {
     fn peer(user: &str, device: &str, state: PeerState) -> PeerStatus {
         PeerStatus {
             state,
-            peer_id: PeerId(Uuid::nil()),
+            peer_id: Some(PeerId(Uuid::nil())),
             user: user.into(),
-            user_id: UserId(Uuid::nil()),
+            user_id: Some(UserId(Uuid::nil())),
             device: device.into(),
-            device_id: DeviceId(Uuid::nil()),
+            device_id: Some(DeviceId(Uuid::nil())),
             public_key: String::new(),
             addresses: vec!["10.8.0.7/32".parse().unwrap()],
             endpoint: None,
@@ -109,14 +111,18 @@ mod tests {
         anna.policies = vec!["staff".into(), "printers".into()];
         let why = "its public key is not base64".to_owned();
         let ben = peer("ben", "phone", PeerState::Quarantined { reason: why });
+        let (reason, since) = ("its row is gone".to_owned(), SystemTime::UNIX_EPOCH);
+        let mut gone = peer("", "", PeerState::Held { reason, since });
+        gone.tx_bytes = 7;
         assert_eq!(
-            describe(&[anna, ben], now),
+            describe(&[anna, ben, gone], now),
             "\
 USER  DEVICE  ADDRESS                  ENDPOINT           HANDSHAKE  RECEIVED   SENT  POLICIES         STATE
 anna  laptop  10.8.0.7 192.168.7.0/24  203.0.113.9:40001   12 s ago   3.4 MiB  812 B  staff, printers  ok
 ben   phone   10.8.0.7                 -                      never       0 B    0 B  -                quarantined: its public key is not base64
+-     -       10.8.0.7                 -                      never       0 B    7 B  -                held: its row is gone
 
-2 peers, 1 in the kernel
+3 peers, 2 in the kernel
 "
         );
     }

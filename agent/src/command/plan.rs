@@ -68,6 +68,7 @@ mod tests {
                 step("peers", "peer add KEY 10.8.0.7/32"),
             ],
             held_back: None,
+            held: vec![],
             words: vec!["anna / laptop is revoked".into()],
             warnings: vec!["ben / phone is left out: no key".into()],
         };

@@ -1,4 +1,4 @@
-//! `gatepost resync` and `gatepost confirm`: requests to the running agent.
+//! `gatepost resync`: a comparison by the running agent.
 
 use crate::config::Config;
 use crate::control::Client;
@@ -15,15 +15,5 @@ pub fn resync(config: &Config) -> Result<Exit, CommandError> {
     client.resync()?;
     let state = client.status()?.state.to_string();
     print(&format!("compared everything again; the gateway is {}\n", printable(&state)))?;
-    Ok(Exit::Success)
-}
-
-/// Confirms the removals that the guard holds back.
-///
-/// # Errors
-/// No agent, or nothing is held back.
-pub fn confirm(config: &Config) -> Result<Exit, CommandError> {
-    Client::new(&config.control.socket).confirm()?;
-    print("confirmed; the held removals are applied now\n")?;
     Ok(Exit::Success)
 }

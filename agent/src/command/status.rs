@@ -9,6 +9,9 @@ use crate::exit::Exit;
 use crate::output::{self, Style, Tone, age, count, printable, span};
 use gatepost::reconcile::status::{State, Status};
 
+/// So many held peers are named.
+const FIRST_HELD: usize = 5;
+
 /// Between two requests.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -141,8 +144,9 @@ fn database(status: &Status, now: SystemTime) -> String {
 
 fn peers(status: &Status) -> String {
     let peers = &status.peers;
+    let held = if peers.held > 0 { format!(" ({} held)", peers.held) } else { String::new() };
     format!(
-        "{} in the kernel, {} desired; {} ineligible, {} quarantined",
+        "{} in the kernel{held}, {} desired; {} ineligible, {} quarantined",
         peers.in_kernel, peers.desired, peers.ineligible, peers.quarantined
     )
 }
@@ -166,6 +170,19 @@ fn agent(status: &Status, now: SystemTime) -> String {
 
 fn attention(status: &Status, style: Style) -> String {
     let mut text = String::new();
+    if !status.held.is_empty() {
+        text.push_str("\nheld until `gatepost confirm`\n");
+        for peer in status.held.iter().take(FIRST_HELD) {
+            let addresses: Vec<String> = peer.addresses.iter().map(ToString::to_string).collect();
+            let line = format!("{} ({}): {}", peer.name(), addresses.join(" "), peer.reason);
+            text.push_str(&format!("  {}\n", printable(&line)));
+        }
+        let named = status.held.len().min(FIRST_HELD) as u64;
+        let more = status.peers.held.saturating_sub(named);
+        if more > 0 {
+            text.push_str(&format!("  and {more} more, see `gatepost peers`\n"));
+        }
+    }
     if !status.quarantined.is_empty() {
         text.push_str("\nquarantined\n");
         for peer in &status.quarantined {
@@ -196,17 +213,31 @@ fn attention(status: &Status, style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gatepost::model::{GatewayId, PeerId, PolicyId};
+    use gatepost::model::{GatewayId, PeerId, PolicyId, PublicKey};
     use uuid::Uuid;
 
     use super::*;
     use gatepost::reconcile::status::{
-        BackendInUse, BlockStatus, HeldBack, Mode, PassStatus, PeerCounts, QuarantinedPeer,
-        QuarantinedPolicy, Timestamp,
+        BackendInUse, BlockStatus, HeldBack, HeldPeer, Mode, PassStatus, PeerCounts,
+        QuarantinedPeer, QuarantinedPolicy, Timestamp,
     };
 
     fn at(secs: u64) -> Timestamp {
         Timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + secs))
+    }
+
+    fn held(user: &str, device: &str) -> HeldPeer {
+        HeldPeer {
+            peer_id: None,
+            user: user.into(),
+            user_id: None,
+            device: device.into(),
+            device_id: None,
+            public_key: PublicKey::from_bytes([1; 32]).unwrap(),
+            addresses: vec!["10.8.0.7/32".parse().unwrap()],
+            reason: "user not active".into(),
+            since: SystemTime::UNIX_EPOCH,
+        }
     }
 
     fn ready() -> Status {
@@ -225,7 +256,8 @@ mod tests {
         status.database.connected = true;
         status.database.since = Some(at(0));
         status.database.schema_version = Some(8);
-        status.peers = PeerCounts { desired: 2, in_kernel: 2, ineligible: 1, quarantined: 0 };
+        status.peers =
+            PeerCounts { desired: 2, in_kernel: 2, held: 0, ineligible: 1, quarantined: 0 };
         status.agent.version = "0.1.0".into();
         status.agent.started_at = Some(at(0));
         status
@@ -274,6 +306,8 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
         let text = || "10.8.0.7".to_owned();
         let block = BlockStatus { kind: text(), id: text(), name: text(), since: at(0) };
         status.blocked = vec![block];
+        status.peers.held = 60;
+        status.held = vec![held("ben", "phone"), held("", "")];
         let text = describe(&status, at(300).0, Style::Plain);
         let tail = text.split_once("held back").unwrap().1;
         assert!(text.contains("state      degraded: the database is away\n"), "{text}");
@@ -285,6 +319,11 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
             tail,
             "  removing 60 of 100 peers waits for `gatepost confirm`
 blocked    1, see `gatepost blocked`
+
+held until `gatepost confirm`
+  ben's phone (10.8.0.7/32): user not active
+  a device without a row (AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=) (10.8.0.7/32): user not active
+  and 58 more, see `gatepost peers`
 
 quarantined
   anna / lap\u{fffd}top: its public key is not base64

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 
@@ -73,12 +73,12 @@ impl Client {
         self.ask(&Request::Unblock { who: who.to_owned() }, |_: serde_json::Value| {})
     }
 
-    /// Confirms the removals that the guard holds back.
+    /// Confirms the removals that are held back by rows read `until` this time of the database.
     ///
     /// # Errors
     /// As [`Client::status`]; [`ControlError::Refused`] if no removal is held back.
-    pub fn confirm(&self) -> Result<(), ControlError> {
-        self.ask(&Request::Confirm, |_: serde_json::Value| {})
+    pub fn confirm(&self, until: SystemTime) -> Result<(), ControlError> {
+        self.ask(&Request::Confirm { until }, |_: serde_json::Value| {})
     }
 
     fn ask<I: DeserializeOwned, D: DeserializeOwned>(

@@ -1,5 +1,7 @@
 //! Requests and replies on the control socket.
 
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 
 /// A request to the agent.
@@ -18,8 +20,12 @@ pub enum Request {
     Block { who: String },
     /// As for [`Request::Block`].
     Unblock { who: String },
-    /// Done when the removals that the guard holds back are confirmed.
-    Confirm,
+    /// Done when the removals are confirmed that are held back by rows read until this time of the
+    /// database, the latest `since` of the held peers that were shown.
+    Confirm {
+        #[serde(with = "gatepost::reconcile::status::exact")]
+        until: SystemTime,
+    },
 }
 
 /// One line of a reply.

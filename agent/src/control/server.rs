@@ -143,7 +143,10 @@ impl Reply<'_> {
                 self.answer(ask(watcher, ask_for).await).await
             }
             Request::Resync => self.answer(ask(watcher, Ask::Resync).await).await,
-            Request::Confirm => self.answer(ask(watcher, Ask::Confirm).await).await,
+            Request::Confirm { until } => {
+                let ask_for = |answer| Ask::Confirm { until, answer };
+                self.answer(ask(watcher, ask_for).await).await
+            }
         }
     }
 

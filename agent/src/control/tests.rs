@@ -13,11 +13,11 @@ use gatepost::reconcile::{ExplainError, NothingHeldBack, WhoError};
 fn peer(user: &str) -> PeerStatus {
     PeerStatus {
         state: PeerState::InKernel,
-        peer_id: PeerId(uuid::Uuid::nil()),
+        peer_id: Some(PeerId(uuid::Uuid::nil())),
         user: user.to_owned(),
-        user_id: UserId(uuid::Uuid::nil()),
+        user_id: Some(UserId(uuid::Uuid::nil())),
         device: "laptop".to_owned(),
-        device_id: DeviceId(uuid::Uuid::nil()),
+        device_id: Some(DeviceId(uuid::Uuid::nil())),
         public_key: String::new(),
         addresses: vec!["10.8.0.7/32".parse().unwrap()],
         endpoint: None,
@@ -48,7 +48,7 @@ async fn answer_everything(mut end: LoopHandle) {
                 let candidates = Vec::new();
                 drop(answer.send(Err(WhoError::NotBlocked { who, candidates })));
             }
-            Ask::Confirm(answer) => drop(answer.send(Err(NothingHeldBack))),
+            Ask::Confirm { answer, .. } => drop(answer.send(Err(NothingHeldBack))),
         }
     }
 }
@@ -79,7 +79,13 @@ async fn each_request_gets_its_answer() {
         let refused = client.explain("carl", "10.0.0.1").unwrap_err().to_string();
         assert!(refused.contains(r#"no peer of this gateway is "carl""#), "{refused}");
         client.resync().unwrap();
-        assert!(client.confirm().unwrap_err().to_string().ends_with("no removal is held back"));
+        assert!(
+            client
+                .confirm(SystemTime::UNIX_EPOCH)
+                .unwrap_err()
+                .to_string()
+                .ends_with("no removal is held back")
+        );
 
         let mut raw = UnixStream::connect(&socket).unwrap();
         raw.write_all(b"{\"op\":\"dance\"}\n").unwrap();

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use gatepost::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 use gatepost::reconcile::status::{
-    AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, GatewayStatus, HeldBack,
+    AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, GatewayStatus, HeldBack, HeldPeer,
     InterfaceStatus, Mode, PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep,
     QuarantinedPeer, QuarantinedPolicy, State, Status, SyncStatus, Timestamp,
 };
@@ -51,7 +51,7 @@ pub fn status() -> Status {
             last_error: Some(text()),
             schema_version: Some(1),
         },
-        peers: PeerCounts { desired: 1, in_kernel: 1, ineligible: 1, quarantined: 1 },
+        peers: PeerCounts { desired: 1, in_kernel: 1, held: 1, ineligible: 1, quarantined: 1 },
         quarantined: vec![QuarantinedPeer {
             peer_id: PeerId(Uuid::nil()),
             user: text(),
@@ -67,18 +67,33 @@ pub fn status() -> Status {
         warnings: vec![text()],
         held_back: Some(HeldBack { removals: 1, of: 1 }),
         blocked: vec![BlockStatus { kind: text(), id: text(), name: text(), since: NOW }],
+        held: vec![held()],
         agent: AgentStatus { version: text(), started_at: Some(NOW) },
+    }
+}
+
+fn held() -> HeldPeer {
+    HeldPeer {
+        peer_id: Some(PeerId(Uuid::nil())),
+        user: text(),
+        user_id: Some(UserId(Uuid::nil())),
+        device: text(),
+        device_id: Some(DeviceId(Uuid::nil())),
+        public_key: PublicKey::from_bytes([1; 32]).unwrap(),
+        addresses: vec!["10.8.0.2/32".parse().unwrap()],
+        reason: text(),
+        since: NOW.0,
     }
 }
 
 fn peer(state: PeerState) -> PeerStatus {
     PeerStatus {
         state,
-        peer_id: PeerId(Uuid::nil()),
+        peer_id: Some(PeerId(Uuid::nil())),
         user: text(),
-        user_id: UserId(Uuid::nil()),
+        user_id: Some(UserId(Uuid::nil())),
         device: text(),
-        device_id: DeviceId(Uuid::nil()),
+        device_id: Some(DeviceId(Uuid::nil())),
         public_key: text(),
         addresses: vec!["10.8.0.2/32".parse().unwrap()],
         endpoint: Some("192.0.2.1:51820".parse().unwrap()),
@@ -126,8 +141,9 @@ fn peers_json() {
         PeerState::Ineligible { reason: reason() },
         PeerState::Blocked { reason: reason() },
         PeerState::Quarantined { reason: reason() },
+        PeerState::Held { reason: reason(), since: NOW.0 },
     ];
-    let peers = vec![peer(states[4].clone())];
+    let peers = vec![peer(states[5].clone())];
     let mut lines = fields(&serde_json::to_value(peers).unwrap());
     lines.push(words("state", states));
     golden::check("json of peers", &lines);
@@ -145,6 +161,7 @@ fn plan_json() {
     let report = PlanReport {
         steps: vec![PlannedStep { phase: text(), step: text() }],
         held_back: Some(HeldBack { removals: 1, of: 1 }),
+        held: vec![held()],
         words: vec![text()],
         warnings: vec![text()],
     };

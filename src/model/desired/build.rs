@@ -102,6 +102,7 @@ impl DesiredState {
             entries: BTreeMap::new(),
             by_device: BTreeSet::new(),
             by_user: BTreeSet::new(),
+            barred: BTreeSet::new(),
             key_claims: Claims::default(),
             prefix_claims: Claims::default(),
             outside: BTreeSet::new(),

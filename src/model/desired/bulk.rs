@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 
+use super::absence::barred_key;
 use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::update::profile_of;
 use super::{Claims, DesiredState, Entry, OwnStanding, precedence, precedence_to};
@@ -79,6 +80,9 @@ impl DesiredState {
         (self.quarantined, self.unallocated) =
             (with(Entry::is_quarantined), with(Entry::is_unallocated));
         self.blocked = with(Entry::is_blocked);
+        let barred =
+            |(id, entry): &(PeerId, Entry)| Some((barred_key(&entry.row, &entry.standing)?, *id));
+        self.barred = entries.iter().filter_map(barred).collect();
         let prefixes = assignments.iter().map(|(prefix, _)| *prefix);
         self.outside = prefixes.filter(|prefix| !self.covers(prefix)).collect();
         self.aggregate_routes();

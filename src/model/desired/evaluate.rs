@@ -83,17 +83,22 @@ impl RowContext<'_> {
         if key == self.gateway_key {
             return Err(Reason::GatewayKey);
         }
-        let host = self.assigned_host(row.assigned_ip)?;
-        self.check_allocation(row, host.addr())?;
+        let allowed_ips = self.prefixes(row)?;
         let preshared_key = row
             .preshared_key
             .as_deref()
             .map(|sealed| self.local.psk_keys.open(sealed, self.gateway.id, key))
             .transpose()
             .map_err(|why| Reason::BadPresharedKey { why })?;
-        let site = row.allowed_ips.iter().copied().filter(|prefix| self.is_site_prefix(prefix));
-        let allowed_ips = std::iter::once(host).chain(site).collect();
         Ok(Candidate { key, preshared_key, allowed_ips })
+    }
+
+    /// The prefixes that a row gives its peer: the assigned address, and those of sites.
+    pub fn prefixes(&self, row: &PeerRow) -> Result<AllowedIps, Reason> {
+        let host = self.assigned_host(row.assigned_ip)?;
+        self.check_allocation(row, host.addr())?;
+        let site = row.allowed_ips.iter().copied().filter(|prefix| self.is_site_prefix(prefix));
+        Ok(std::iter::once(host).chain(site).collect())
     }
 
     /// The peer's own address as a host prefix, if it is one that a peer may have.

@@ -22,6 +22,19 @@ pub struct Ineligible {
     pub blocked: bool,
 }
 
+impl Ineligible {
+    /// Whether nothing but a deleted row or a user who is not active speaks against the peer. A
+    /// mistake with a whole table looks the same; a status or a time of revocation is written on
+    /// purpose.
+    #[must_use]
+    pub const fn is_deletion(&self) -> bool {
+        let deletions = Bars::DEVICE_DELETED.union(Bars::USER_INACTIVE).union(Bars::USER_DELETED);
+        let only_deleted = self.bars.without(deletions).is_empty() && !self.bars.is_empty();
+        let others = self.revoked || self.gateway_inactive || self.suspended || self.blocked;
+        only_deleted && !others
+    }
+}
+
 impl fmt::Display for Ineligible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let others = [
@@ -41,6 +54,23 @@ impl fmt::Display for Ineligible {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_deleted_rows_and_inactive_users_are_deletions() {
+        let barred = |bars| Ineligible { bars, ..Ineligible::default() };
+        for bars in [Bars::DEVICE_DELETED, Bars::USER_INACTIVE, Bars::USER_DELETED] {
+            assert!(barred(bars).is_deletion());
+            for bar in [Bars::DEVICE_STATUS, Bars::NOT_APPROVED] {
+                assert!(!barred(bars.union(bar)).is_deletion() && !barred(bar).is_deletion());
+            }
+            let deleted = barred(bars);
+            assert!(!Ineligible { revoked: true, ..deleted }.is_deletion());
+            assert!(!Ineligible { gateway_inactive: true, ..deleted }.is_deletion());
+            assert!(!Ineligible { suspended: true, ..deleted }.is_deletion());
+            assert!(!Ineligible { blocked: true, ..deleted }.is_deletion());
+        }
+        assert!(!Ineligible::default().is_deletion());
+    }
 
     #[test]
     fn every_reason_is_named() {

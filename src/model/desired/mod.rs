@@ -4,6 +4,7 @@
 //! at a cost that depends on what changed, not on how much there is; the result is the same as
 //! building anew from all rows.
 
+mod absence;
 mod build;
 mod bulk;
 mod claims;
@@ -20,6 +21,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
+pub use absence::{Absence, Profiles};
 pub use build::BuildError;
 use claims::{Claims, Precedence};
 use evaluate::Candidate;
@@ -101,6 +103,8 @@ pub struct DesiredState {
     entries: BTreeMap<PeerId, Entry>,
     by_device: BTreeSet<(DeviceId, PeerId)>,
     by_user: BTreeSet<(UserId, PeerId)>,
+    /// Rows that are no candidates, by the keys that they name.
+    barred: BTreeSet<(PublicKey, PeerId)>,
     key_claims: Claims<PublicKey>,
     prefix_claims: Claims<IpNet>,
     /// Prefixes of admitted peers that no interface address's network covers.

@@ -10,11 +10,13 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
+use super::absence::barred_key;
 use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::{DesiredState, Entry, Ineligible, OwnStanding, Reason, precedence, precedence_to};
 use crate::model::policy::{PolicyBook, Subject, dns_addresses};
 use crate::model::{
-    BlockList, ChangedRows, DeviceId, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey, UserId,
+    BlockList, ChangedRows, DeviceId, KeyText, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey,
+    UserId,
 };
 
 /// What an update may have changed: nothing else needs a look.
@@ -29,6 +31,16 @@ pub struct Touched {
 }
 
 impl Touched {
+    /// What either may have changed.
+    #[must_use]
+    pub fn merged(mut self, other: Self) -> Self {
+        self.peers.extend(other.peers);
+        self.prefixes.extend(other.prefixes);
+        self.departed.extend(other.departed);
+        self.policies.extend(other.policies);
+        self
+    }
+
     /// Whether no peer and no prefix was touched: the kernel cannot differ because of it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -41,6 +53,7 @@ impl Touched {
 pub struct Departed {
     pub peer_id: PeerId,
     pub device_id: DeviceId,
+    pub user_id: UserId,
     pub device_name: Box<str>,
     pub username: Box<str>,
 }
@@ -50,6 +63,7 @@ impl From<&PeerRow> for Departed {
         Self {
             peer_id: row.id,
             device_id: row.device_id,
+            user_id: row.user_id,
             device_name: row.device_name.clone(),
             username: row.username.clone(),
         }
@@ -84,6 +98,11 @@ impl DesiredState {
                 self.withdraw(id, &mut unsettled, &mut touched);
             }
             for row in rows {
+                // A peer that is held back may have this row now.
+                touched.peers.extend(match row.public_key {
+                    KeyText::Key(key) => Some(key),
+                    KeyText::Bad { .. } => None,
+                });
                 self.withdraw(row.id, &mut unsettled, &mut touched);
                 self.enter(row, &mut unsettled);
             }
@@ -164,6 +183,10 @@ impl DesiredState {
         if let OwnStanding::Admitted(key) = &entry.standing {
             touched.departed.insert(*key, Departed::from(&entry.row));
         }
+        if let Some(key) = barred_key(&entry.row, &entry.standing) {
+            self.barred.remove(&(key, id));
+            touched.peers.insert(key);
+        }
         let Some(candidate) = self.unseat(entry.standing) else { return };
         let claim = precedence(&entry.row);
         unsettled.extend(self.key_claims.remove(candidate.key, claim));
@@ -206,6 +229,7 @@ impl DesiredState {
         if let Some(at) = row.revoked_at.filter(|at| *at > self.judged_at) {
             self.expiries.insert((at, id));
         }
+        self.barred.extend(barred_key(&row, &standing).map(|key| (key, id)));
         self.by_device.insert((row.device_id, id));
         self.by_user.insert((row.user_id, id));
         self.entries.insert(id, Entry { row, standing });
@@ -325,6 +349,8 @@ impl DesiredState {
             {
                 touched.prefixes.extend(peer.allowed_ips.iter());
             }
+            // A peer that is held back reaches no more than its row allows.
+            touched.peers.extend(barred_key(&entry.row, &entry.standing));
         }
     }
 
@@ -358,7 +384,10 @@ pub(super) fn profile_of(
     gateway_dns: &[IpAddr],
     row: &PeerRow,
 ) -> Arc<Profile> {
-    let own = dns_addresses(&row.dns_servers);
-    let dns_servers: Vec<_> = gateway_dns.iter().copied().chain(own).collect();
-    book.profile_for(row.user_id, row.device_id, &dns_servers)
+    book.profile_for(row.user_id, row.device_id, &listed_dns(gateway_dns, row))
+}
+
+/// The DNS servers listed for a row's peer.
+pub(super) fn listed_dns(gateway_dns: &[IpAddr], row: &PeerRow) -> Vec<IpAddr> {
+    gateway_dns.iter().copied().chain(dns_addresses(&row.dns_servers)).collect()
 }

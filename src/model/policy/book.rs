@@ -53,7 +53,7 @@ struct Entry {
 /// What a profile is made of. An edited policy has another revision, so that what was made of the
 /// old one is never found again.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Recipe {
+pub struct Recipe {
     revisions: Box<[u64]>,
     dns_servers: Box<[IpAddr]>,
 }
@@ -143,21 +143,39 @@ impl PolicyBook {
         device_id: DeviceId,
         dns_servers: &[IpAddr],
     ) -> Arc<Profile> {
-        let entries = self.entries_of(user_id, device_id);
-        let recipe = Recipe {
-            revisions: entries.iter().map(|entry| entry.revision).collect(),
-            dns_servers: self.dns_allowance(dns_servers),
-        };
+        let recipe = self.recipe(user_id, device_id, dns_servers);
         if let Some(profile) = self.profiles.get(&recipe) {
             return profile;
         }
-        let policies: Vec<&Policy> = entries.into_iter().map(|entry| &entry.policy).collect();
-        let profile = Profile {
+        let profile = self.make(user_id, device_id, &recipe);
+        self.profiles.insert(recipe, profile)
+    }
+
+    /// What the profile of a device of a user is made of.
+    #[must_use]
+    pub fn recipe(&self, user_id: UserId, device_id: DeviceId, dns_servers: &[IpAddr]) -> Recipe {
+        let entries = self.entries_of(user_id, device_id);
+        Recipe {
+            revisions: entries.iter().map(|entry| entry.revision).collect(),
+            dns_servers: self.dns_allowance(dns_servers),
+        }
+    }
+
+    /// As [`PolicyBook::profile_for`], for a device that is not to keep its profile alive: `recipe` is
+    /// its own.
+    #[must_use]
+    pub fn made(&self, user_id: UserId, device_id: DeviceId, recipe: &Recipe) -> Arc<Profile> {
+        let shared = self.profiles.get(recipe);
+        shared.unwrap_or_else(|| Arc::new(self.make(user_id, device_id, recipe)))
+    }
+
+    fn make(&self, user_id: UserId, device_id: DeviceId, recipe: &Recipe) -> Profile {
+        let policies = self.policies_of(user_id, device_id);
+        Profile {
             allow4: allowed(&policies, self.default_effect),
             allow6: allowed(&policies, self.default_effect),
             dns_servers: recipe.dns_servers.clone(),
-        };
-        self.profiles.insert(recipe, profile)
+        }
     }
 
     /// The policies that apply to a device of a user and decide something, in the order in which

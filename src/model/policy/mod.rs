@@ -22,7 +22,7 @@ pub mod reference;
 mod resolve;
 mod special;
 
-pub use book::{PolicyBook, SameGroups, Subject, dns_addresses};
+pub use book::{PolicyBook, Recipe, SameGroups, Subject, dns_addresses};
 pub use change::{Cause, Direction, Fact, PolicyChange, ReachChange, describe_changes};
 pub use explain::{ApplicablePolicy, Containing, DecidingPolicy, Explanation, OtherPolicy, Why};
 pub use note::{Flaw, Plain, PolicyNote, Quoted};

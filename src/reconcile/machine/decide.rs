@@ -18,7 +18,7 @@ use crate::reconcile::notices::Trouble;
 use crate::reconcile::options::StalePolicy;
 use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::proof::Evidence;
-use crate::reconcile::rows::NotBuilt;
+use crate::reconcile::rows::{NotBuilt, Planned};
 use crate::reconcile::source;
 
 impl Machine {
@@ -291,24 +291,21 @@ impl Machine {
         let Some(observed) = self.mirror.observed() else { return };
         let connected = || self.mirror.just_connected(now.wall);
         let (scope, guard) = (self.difference.scope(), self.hold.guard());
-        let (planned, staying) = match self.rows.plan(&observed, scope, guard, connected) {
-            Ok(planned) => planned,
-            Err(error) => {
-                let withdrawals = self.rows.withdrawals(&observed, guard.limit);
-                drop(observed);
-                return self.cannot_plan(error, withdrawals, now, actions);
-            }
-        };
-        self.hold.forget_confirmed(self.rows.desired(), &observed);
-        let present = observed.peers.len();
+        let planned = self.rows.plan(&observed, scope, guard, connected);
+        let Planned { plan: planned, held, obstacle } = planned;
+        self.hold.forget_confirmed(self.rows.followed(), &observed);
+        let (present, decides) = (observed.peers.len(), self.rows.decide() && obstacle.is_none());
         drop(observed);
-        let update = self.hold.update(staying, present, self.rows.decide());
+        let update = self.hold.update(held, present, decides);
         actions.extend(update.keep.map(Action::Keep));
         if self.hold.held_back().is_some() {
             self.proof.lose();
         }
         if let Some(held_back) = update.news {
             self.notices.say(Note::HeldBack(held_back));
+        }
+        if let Some(error) = obstacle {
+            return self.cannot_plan(error, planned, now, actions);
         }
         let planned = self.difference.without_blocked(planned);
         if planned.is_empty() {

@@ -1,69 +1,94 @@
-//! What the rows, `[stale]` and the block list ask of the kernel.
+//! What the rows, `[stale]` and the block list ask of the kernel now: the whole, or withdrawals alone.
 
 use std::collections::BTreeSet;
 
-use super::{Rows, StalePolicy};
+use super::Rows;
 use crate::model::{DesiredState, KeyText, ObservedState, PublicKey};
-use crate::plan::guard::{Guard, MaxRemoved, plan_guarded};
-use crate::plan::{Held, Plan, PlanError, Scope, Unnamed, plan, withdraw, withdrawals};
+use crate::plan::guard::{Guard, Whose, plan_guarded};
+use crate::plan::{Held, Plan, PlanError, Scope, is_ours, withdraw, withdrawals};
+use crate::reconcile::options::StalePolicy;
+
+/// What to do now.
+#[derive(Debug, Default)]
+pub struct Planned {
+    pub plan: Plan,
+    /// The peers that stay although the rows do not admit them.
+    pub held: Held,
+    /// Why only withdrawals are planned, although rows decide.
+    pub obstacle: Option<PlanError>,
+}
 
 impl Rows {
-    /// Plans what the rows or `[stale]` ask for, and which peers stay although no row wants them.
+    /// Plans what the rows or `[stale]` ask for. Where that cannot be planned, plans withdrawals.
     /// `connected`: the peers with a live session, if a reading just showed them.
-    ///
-    /// # Errors
-    /// As [`plan`].
     pub fn plan(
         &self,
         observed: &ObservedState,
         scope: &Scope,
         guard: Guard<'_>,
         connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
-    ) -> Result<(Plan, Held), PlanError> {
-        let blocked = self.blocked(observed);
-        let suspends = self.age.suspends();
-        if let Some(refused) = self.refused.as_ref().filter(|_| !suspends) {
-            let unnamed = refused.unnamed(guard.limit);
-            let planned = match &refused.rest {
-                Some(rest) => withdrawals(rest, observed, self.public_key(), unnamed, &blocked),
-                None => self.withdraw(observed, |key| blocked.contains(key)),
-            };
-            return Ok((planned, Held::default()));
+    ) -> Planned {
+        if let Some((rest, whose)) = self.rest(observed) {
+            return self.withdrawals(rest, observed, Guard { whose, ..guard });
         }
-        let Some(desired) = &self.desired else {
-            // `[stale]` needs no rows. Only a reading shows which sessions are alive.
-            let stay = match self.age.suspending() {
-                None | Some(StalePolicy::Keep) => None,
-                Some(StalePolicy::DenyNew) => connected(),
-                Some(StalePolicy::Down) => Some(BTreeSet::new()),
-            };
-            let ended = |key: &PublicKey| stay.as_ref().is_some_and(|stay| !stay.contains(key));
-            let planned = self.withdraw(observed, |key| blocked.contains(key) || ended(key));
-            return Ok((planned, Held::default()));
+        let decides = self.refused.is_none() || self.age.suspends();
+        match self.desired.as_ref().filter(|_| decides) {
+            Some(desired) if self.block_list.why_unreadable().is_some() => {
+                self.withdrawals(desired, observed, guard)
+            }
+            Some(desired) => match plan_guarded(desired, observed, scope, guard) {
+                (Ok(plan), held) => Planned { plan, held, obstacle: None },
+                (Err(error), _) => {
+                    let withdrawals = self.withdrawals(desired, observed, guard);
+                    Planned { obstacle: Some(error), ..withdrawals }
+                }
+            },
+            None => Planned { plan: self.without_rows(observed, connected), ..Planned::default() },
+        }
+    }
+
+    /// What can be used of refused rows, and whose they are, if withdrawals follow from it. A table that
+    /// judges no packet is put right first, if `[stale]` says who may stay.
+    fn rest(&self, observed: &ObservedState) -> Option<(&DesiredState, Whose)> {
+        let refused = self.refused.as_ref()?;
+        let name = self.local.interface.as_str();
+        let is_guarded = observed.firewall.as_ref().is_some_and(|table| table.guards(name));
+        let repairs = self.age.suspends() && !is_guarded && self.desired.is_some();
+        Some((refused.rest.as_ref().filter(|_| !repairs)?, refused.whose()))
+    }
+
+    fn withdrawals(
+        &self,
+        rows: &DesiredState,
+        observed: &ObservedState,
+        guard: Guard<'_>,
+    ) -> Planned {
+        if !is_ours(observed, self.public_key()) {
+            return Planned::default();
+        }
+        let held = guard.hold(rows, observed, &Scope::Everything);
+        let plan = withdrawals(rows, observed, self.public_key(), &held);
+        // A peer that stays because of a doubt waits for no confirmation.
+        let held = if guard.whose == Whose::Ours { held } else { Held::default() };
+        Planned { plan, held, obstacle: None }
+    }
+
+    /// `[stale]` and the block list need no rows. Only a reading shows which sessions are alive.
+    fn without_rows(
+        &self,
+        observed: &ObservedState,
+        connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
+    ) -> Plan {
+        let connected = match self.age.suspending() {
+            None | Some(StalePolicy::Keep) => None,
+            Some(StalePolicy::DenyNew) => connected(),
+            Some(StalePolicy::Down) => Some(BTreeSet::new()),
         };
-        if self.block_list.why_unreadable().is_some() {
-            return Ok((self.withdrawals(observed, guard.limit), Held::default()));
-        }
-        if suspends {
-            // `[stale]` removes peers on purpose: none is held back.
-            return Ok((plan(desired, observed, scope)?, Held::default()));
-        }
-        // Nor is a peer that an operator blocks.
-        let confirmed = guard.confirmed | &blocked;
-        plan_guarded(desired, observed, scope, Guard { confirmed: &confirmed, ..guard })
-    }
-
-    /// The withdrawals that go on although no plan of the whole can be made.
-    pub fn withdrawals(&self, observed: &ObservedState, limit: MaxRemoved) -> Plan {
-        let (unnamed, blocked) = (Unnamed::Go { at_most: limit }, self.blocked(observed));
-        match self.desired.as_ref().filter(|_| self.refused.is_none()) {
-            Some(rows) => withdrawals(rows, observed, self.public_key(), unnamed, &blocked),
-            None => self.withdraw(observed, |key| blocked.contains(key)),
-        }
-    }
-
-    fn withdraw(&self, observed: &ObservedState, goes: impl Fn(&PublicKey) -> bool) -> Plan {
-        let stay = observed.peers.keys().filter(|key| !goes(key)).copied().collect();
+        let blocked = self.blocked(observed);
+        let stays = |key: &&PublicKey| {
+            !blocked.contains(*key) && connected.as_ref().is_none_or(|alive| alive.contains(*key))
+        };
+        let stay = observed.peers.keys().filter(stays).copied().collect();
         withdraw(observed, self.public_key(), &stay, self.local.flush_conntrack)
     }
 

@@ -1,5 +1,7 @@
 //! What operators ask the loop, and its answers.
 
+use std::time::SystemTime;
+
 use tokio::sync::oneshot;
 
 use super::block::BlockReply;
@@ -26,8 +28,8 @@ pub enum Ask {
     Block { who: String, answer: BlockReply },
     /// Lift a block.
     Unblock { who: String, answer: BlockReply },
-    /// Let the removals go ahead that the guard holds back.
-    Confirm(oneshot::Sender<Result<(), NothingHeldBack>>),
+    /// Let the removals go ahead that are held back by rows read until this time of the database.
+    Confirm { until: SystemTime, answer: oneshot::Sender<Result<(), NothingHeldBack>> },
 }
 
 /// There is no removal to confirm.
@@ -58,10 +60,10 @@ impl<D: Dataplane + 'static> Shell<D> {
                 self.tell(Event::Resync);
                 self.resyncs.push((self.machine.view().resyncs_asked(), answer));
             }
-            Ask::Confirm(answer) => {
+            Ask::Confirm { until, answer } => {
                 let held_back = self.machine.view().held_back().is_some();
                 if held_back {
-                    self.tell(Event::ConfirmRemovals);
+                    self.tell(Event::ConfirmRemovals { until });
                 }
                 let _ = answer.send(if held_back { Ok(()) } else { Err(NothingHeldBack) });
             }

@@ -35,7 +35,7 @@ pub(super) fn say(note: &Note) {
         Note::CannotBuild(error) => warn!(message_id, %error, "{note}"),
         Note::CannotPlan(error) => warn!(message_id, %error, "{note}"),
         Note::HeldBack(held) => {
-            warn!(message_id, removed = held.removed, present = held.present, "{note}")
+            warn!(message_id, removed = held.removals, present = held.present, "{note}")
         }
         Note::DriftRepaired { steps, why, .. } => warn!(message_id, steps, why, "{note}"),
         Note::StepRefused { step, error } => warn!(message_id, step, error, "{note}"),
@@ -99,8 +99,7 @@ mod tests {
         let reason = Reason::GatewayKey;
         explained(&Note::Synced { steps: 1, took: Duration::ZERO, first: Vec::new() });
         explained(&Note::DriftRepaired { steps: 1, first: Vec::new(), why });
-        let limit = crate::plan::guard::MaxRemoved::Percent(50);
-        explained(&Note::HeldBack(crate::plan::guard::HeldBack { removed: 9, present: 9, limit }));
+        explained(&Note::HeldBack(crate::plan::guard::HeldBack { removals: 9, present: 9 }));
         let peer = crate::model::PeerId(uuid::Uuid::nil());
         let device = crate::model::DeviceId(uuid::Uuid::nil());
         explained(&Note::Quarantined { peer, device, name, reason });

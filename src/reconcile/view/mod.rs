@@ -5,6 +5,7 @@ mod peers;
 mod preview;
 pub mod status;
 mod status_of;
+pub mod time;
 mod who;
 
 use std::collections::BTreeMap;
@@ -18,9 +19,9 @@ use super::pass::{PassObstacle, PassView};
 use super::proof::ProofView;
 use super::rows::RowsView;
 use super::source::SourceView;
-use crate::model::{BlockList, BuildError, DesiredState};
-use crate::plan::PlanError;
+use crate::model::{BlockList, BuildError, Departed, DesiredState, PublicKey};
 use crate::plan::guard::HeldBack;
+use crate::plan::{Held, PlanError};
 
 pub use explain::{Answers, ExplainError, parse_destination};
 pub use preview::{PreviewError, preview, preview_explanation};
@@ -35,7 +36,10 @@ pub struct View<'a> {
     /// Something may differ that no plan was made from yet.
     pub(super) compares: bool,
     pub(super) blocked_routes: &'a BTreeMap<IpNet, String>,
+    pub(super) held: &'a Held,
     pub(super) held_back: Option<HeldBack>,
+    /// Who the peers were that left the desired state and may still be in the kernel.
+    pub(super) departed: &'a BTreeMap<PublicKey, Departed>,
     pub(super) passes: PassView<'a>,
     pub(super) proof: ProofView<'a>,
     pub(super) outbox: OutboxView,

@@ -1,20 +1,23 @@
 //! What a pass would do, and why a packet passes or not, without a running agent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::explain::{ExplainError, explain};
+use super::peers::held_peer;
 use super::status::{self, Explanation, PlanReport, PlannedStep};
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle, Reading};
 use crate::model::policy::{ReachChange, describe_changes};
-use crate::model::{BuildError, DesiredState, KeyText, ObservedState, PeerRow, Standing};
-use crate::plan::guard::{Guard, HeldBack, MaxRemoved, plan_guarded};
-use crate::plan::{Held, PlanError, Scope, Step};
+use crate::model::{
+    BuildError, DesiredState, KeyText, ObservedState, PeerRow, Profile, PublicKey, Standing,
+};
+use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose, plan_guarded};
+use crate::plan::{Held, HeldPeer, PlanError, Scope, Step};
 use crate::reconcile::note::{name_of, peer_name};
 use crate::reconcile::options::MachineOptions;
-use crate::reconcile::row_status::{LISTED_QUARANTINED, quarantined, row_warnings};
+use crate::reconcile::row_status::{LISTED_PEERS, quarantined, row_warnings};
 use crate::store::{Store, StoreError};
 
 /// Why there is no preview.
@@ -85,19 +88,29 @@ fn plan_report(
     observed: &ObservedState,
     limit: MaxRemoved,
 ) -> Result<PlanReport, PlanError> {
-    let guard = Guard { limit, held: &Held::default(), confirmed: &BTreeSet::new() };
-    let (plan, held) = plan_guarded(desired, observed, &Scope::Everything, guard)?;
+    let (none, unconfirmed) = (Held::default(), BTreeSet::new());
+    let guard = Guard { limit, held: &none, confirmed: &unconfirmed, whose: Whose::Ours };
+    let (plan, held) = plan_guarded(desired, observed, &Scope::Everything, guard);
+    let plan = plan?;
     let steps = plan.steps().iter().map(|step| PlannedStep {
         phase: format!("{:?}", step.phase()).to_lowercase(),
         step: step.to_string(),
     });
-    let shifts = desired.rows().map(|(row, standing)| shift(desired, observed, row, standing));
+    let kept: BTreeMap<IpNet, Arc<Profile>> = held.reach().collect();
+    let shifts =
+        desired.rows().map(|(row, standing)| shift(desired, observed, &kept, row, standing));
     let policy =
         describe_changes(desired.policies(), shifts).into_iter().map(|change| change.to_string());
-    let words =
-        plan.steps().iter().filter_map(|step| in_words(desired, observed, step)).chain(policy);
-    let (removed, present) = (held.peers().len(), observed.peers.len());
-    let waits = (removed > 0).then_some(HeldBack { removed, present, limit });
+    let stays = |(key, held): (&PublicKey, &HeldPeer)| {
+        held_peer(Some(desired), None, Some(observed), key, held)
+    };
+    let stay: Vec<status::HeldPeer> = held.peers().iter().map(stays).collect();
+    let words = plan.steps().iter().filter_map(|step| in_words(desired, observed, step));
+    let words = words.chain(policy).chain(stay.iter().map(|peer| {
+        format!("{} stays until `gatepost confirm`, although: {}", peer.name(), peer.reason)
+    }));
+    let (removals, present) = (held.peers().len(), observed.peers.len());
+    let waits = (removals > 0).then_some(HeldBack { removals, present });
     let warning = waits.map(|held| held.to_string());
     let mut warnings: Vec<_> = warning.into_iter().chain(row_warnings(desired)).collect();
     warnings.extend(
@@ -105,7 +118,7 @@ fn plan_report(
             format!("{} is left out: {}", name_of(&peer.user, &peer.device), peer.reason)
         }),
     );
-    let unlisted = desired.quarantined_count().saturating_sub(LISTED_QUARANTINED);
+    let unlisted = desired.quarantined_count().saturating_sub(LISTED_PEERS);
     if unlisted > 0 {
         warnings.push(format!("and {unlisted} more are left out"));
     }
@@ -113,6 +126,7 @@ fn plan_report(
         steps: steps.collect(),
         held_back: waits.map(status::HeldBack::from),
         words: words.collect(),
+        held: stay,
         warnings,
     })
 }
@@ -121,13 +135,15 @@ fn plan_report(
 fn shift<'a>(
     desired: &'a DesiredState,
     observed: &'a ObservedState,
+    kept: &'a BTreeMap<IpNet, Arc<Profile>>,
     row: &'a PeerRow,
     standing: Standing<'_>,
 ) -> ReachChange<'a> {
     let prefix = IpNet::from(row.assigned_ip.addr());
     let admitted = matches!(standing, Standing::Admitted(_));
     let table = observed.firewall.as_ref();
-    let new = desired.firewall().assignments.get(&prefix).filter(|_| admitted);
+    let new =
+        if admitted { desired.firewall().assignments.get(&prefix) } else { kept.get(&prefix) };
     ReachChange {
         user_id: row.user_id,
         device_id: row.device_id,

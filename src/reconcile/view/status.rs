@@ -8,66 +8,17 @@ mod block;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 pub use block::{BlockAnswer, BlockStatus};
 
 pub use crate::dataplane::BackendInUse;
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 pub use crate::reconcile::mode::Mode;
+use crate::reconcile::note::name_of;
+pub use crate::reconcile::view::time::{Timestamp, exact};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-
-/// A point in time, written as RFC 3339 with milliseconds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Timestamp(pub SystemTime);
-
-impl Timestamp {
-    /// How long ago this was; zero where a clock was set back in between.
-    #[must_use]
-    pub fn age(self, now: SystemTime) -> Duration {
-        now.duration_since(self.0).unwrap_or_default()
-    }
-
-    /// Seconds since 1970, as Prometheus wants them; zero for anything earlier.
-    #[must_use]
-    pub fn unix_seconds(self) -> f64 {
-        self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-    }
-}
-
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_rfc3339_millis(self.0).fmt(f)
-    }
-}
-
-impl fmt::Debug for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl From<SystemTime> for Timestamp {
-    fn from(time: SystemTime) -> Self {
-        Self(time)
-    }
-}
-
-impl TryFrom<String> for Timestamp {
-    type Error = humantime::TimestampError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        humantime::parse_rfc3339(&text).map(Self)
-    }
-}
-
-impl From<Timestamp> for String {
-    fn from(time: Timestamp) -> Self {
-        time.to_string()
-    }
-}
 
 /// Whether the kernel is proven to hold what the database wants.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -139,6 +90,9 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// A removal that the guard holds back until an operator confirms it.
     pub held_back: Option<HeldBack>,
+    /// The peers that it holds; at most the first hundred, `held_back.removals` counts them all.
+    #[serde(default)]
+    pub held: Vec<HeldPeer>,
     /// Whom this host blocks, whatever rows say.
     #[serde(default)]
     pub blocked: Vec<BlockStatus>,
@@ -214,6 +168,9 @@ pub struct PeerCounts {
     /// Eligible and in order: these should be in the kernel.
     pub desired: u64,
     pub in_kernel: u64,
+    /// In the kernel until an operator confirms their removal.
+    #[serde(default)]
+    pub held: u64,
     /// Revoked, inactive, not approved: left out as their rows say.
     pub ineligible: u64,
     /// Left out because their rows are not usable.
@@ -251,17 +208,48 @@ pub struct AgentStatus {
     pub started_at: Option<Timestamp>,
 }
 
+/// A peer whose removal is held back. Where its row is gone, and the agent never saw it, the names are
+/// empty and the ids `null`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldPeer {
+    pub peer_id: Option<PeerId>,
+    pub user: String,
+    pub user_id: Option<UserId>,
+    pub device: String,
+    pub device_id: Option<DeviceId>,
+    pub public_key: PublicKey,
+    /// What is routed to the peer.
+    pub addresses: Vec<IpNet>,
+    /// Why the rows do not admit it.
+    pub reason: String,
+    /// The database's time of the rows from which on it was held.
+    #[serde(with = "exact")]
+    pub since: SystemTime,
+}
+
+impl HeldPeer {
+    /// How messages name it: "alice's laptop".
+    #[must_use]
+    pub fn name(&self) -> String {
+        match (self.user.as_str(), self.device.as_str()) {
+            ("", "") => format!("a device without a row ({})", self.public_key),
+            (user, device) => name_of(user, device),
+        }
+    }
+}
+
 /// One peer, as `gatepost peers` tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// `state` and, where the peer is left out, `reason`.
     #[serde(flatten)]
     pub state: PeerState,
-    pub peer_id: PeerId,
+    /// `null`, and the names empty, only for a held peer that no row names.
+    pub peer_id: Option<PeerId>,
     pub user: String,
-    pub user_id: UserId,
+    pub user_id: Option<UserId>,
     pub device: String,
-    pub device_id: DeviceId,
+    pub device_id: Option<DeviceId>,
     /// The column's text: for a quarantined peer it may be no key at all.
     pub public_key: String,
     /// What is routed to the peer; for one left out, what its row asks for.
@@ -284,6 +272,12 @@ pub enum PeerState {
     InKernel,
     /// Wanted, not yet proven.
     Pending,
+    /// In the kernel until an operator confirms its removal.
+    Held {
+        reason: String,
+        #[serde(with = "exact")]
+        since: SystemTime,
+    },
     Ineligible {
         reason: String,
     },
@@ -303,6 +297,7 @@ impl PeerState {
         match self {
             Self::InKernel => "ok".to_owned(),
             Self::Pending => "pending".to_owned(),
+            Self::Held { reason, .. } => format!("held: {reason}"),
             Self::Ineligible { reason } | Self::Blocked { reason } => reason.clone(),
             Self::Quarantined { reason } => format!("quarantined: {reason}"),
         }
@@ -326,6 +321,8 @@ pub struct PlanReport {
     pub steps: Vec<PlannedStep>,
     /// What the guard would hold back: it is in no step.
     pub held_back: Option<HeldBack>,
+    /// The peers that it would hold.
+    pub held: Vec<HeldPeer>,
     /// What would change, in the words of users, devices and policies.
     pub words: Vec<String>,
     /// Rows left out or partly ignored, one sentence each.
@@ -342,6 +339,8 @@ pub struct PlannedStep {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -366,12 +365,6 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_back_gives_age_zero() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        assert_eq!(Timestamp(now + Duration::from_secs(3_594)).age(now), Duration::ZERO);
-    }
-
-    #[test]
     fn every_field_stands_in_the_reference() {
         let status = Status {
             state: State::NotReady { why: String::new() },
@@ -390,6 +383,17 @@ mod tests {
                 id: String::new(),
                 name: String::new(),
                 since: Timestamp(SystemTime::UNIX_EPOCH),
+            }],
+            held: vec![HeldPeer {
+                peer_id: None,
+                user: String::new(),
+                user_id: None,
+                device: String::new(),
+                device_id: None,
+                public_key: PublicKey::from_bytes([1; 32]).unwrap(),
+                addresses: Vec::new(),
+                reason: String::new(),
+                since: SystemTime::UNIX_EPOCH,
             }],
             ..Status::default()
         };

@@ -5,13 +5,14 @@ use super::status::{
     BlockStatus, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, PassStatus, PeerCounts,
     State, Status, SyncStatus, Timestamp,
 };
-use crate::plan::{guard, networks_within};
+use crate::plan::{HeldCause, HeldPeer, guard};
 use crate::reconcile::clock::millis;
 use crate::reconcile::note::not_announced;
+use crate::reconcile::row_status::LISTED_PEERS;
 
 impl From<guard::HeldBack> for HeldBack {
     fn from(held: guard::HeldBack) -> Self {
-        Self { removals: held.removed as u64, of: held.present as u64 }
+        Self { removals: held.removals as u64, of: held.present as u64 }
     }
 }
 
@@ -39,6 +40,7 @@ impl View<'_> {
             quarantined_policies: self.rows.status.quarantined_policies.clone(),
             warnings: self.warnings(),
             held_back: self.held_back.map(HeldBack::from),
+            held: self.held_peers().take(LISTED_PEERS).collect(),
             blocked: self.rows.block_list.iter().map(BlockStatus::from).collect(),
             ..Status::default()
         }
@@ -109,14 +111,19 @@ impl View<'_> {
     fn peer_counts(&self) -> PeerCounts {
         let observed = self.mirror.observed.as_ref();
         let in_kernel = observed.map_or(0, |observed| observed.peers.len()) as u64;
+        let held = self.held.peers().len() as u64;
         let Some(desired) = self.rows.desired else {
-            return PeerCounts { in_kernel, ..PeerCounts::default() };
+            return PeerCounts { in_kernel, held, ..PeerCounts::default() };
         };
         let (wanted, quarantined) = (desired.peers().len(), desired.quarantined_count());
+        let is_named = |held: &&HeldPeer| held.cause() != HeldCause::Gone;
+        let held_rows = self.held.peers().values().filter(is_named).count();
+        let admitted = wanted + quarantined + held_rows;
         PeerCounts {
             desired: wanted as u64,
             in_kernel,
-            ineligible: (desired.row_count() - wanted - quarantined) as u64,
+            held,
+            ineligible: desired.row_count().saturating_sub(admitted) as u64,
             quarantined: quarantined as u64,
         }
     }
@@ -125,12 +132,6 @@ impl View<'_> {
         let mut warnings = self.rows.status.warnings.clone();
         let blocked = self.blocked_routes.iter();
         warnings.extend(blocked.map(|(prefix, why)| format!("no route leads to {prefix}: {why}")));
-        if let (Some(desired), Some(observed)) = (self.rows.desired, &self.mirror.observed) {
-            let within = networks_within(desired, observed);
-            warnings.extend(within.map(|(network, link, pool)| {
-                format!("link {link} has {network}, so peers with addresses of it in {pool} are not reached")
-            }));
-        }
         if !self.source.unannounced.is_empty() {
             warnings.push(not_announced(self.source.unannounced));
         }

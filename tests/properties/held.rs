@@ -1,0 +1,188 @@
+//! What held peers keep, and how they are shown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gatepost::model::{
+    Absence, Bars, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow, Profile, Profiles,
+    PublicKey, Traffic,
+};
+use gatepost::plan::{Held, Scope, plan, plan_around};
+use gatepost::reconcile::Event;
+use gatepost::reconcile::status::PeerState;
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+use super::guard::{held_back, key, reaches, unwanted, world_of};
+use super::machine::Happening;
+use super::plans::{holders, kernel_of};
+use super::rows::{id, tables};
+
+/// What a prefix of a held peer may reach at most, as the rows say; `None`: it is not kept.
+fn still_said(desired: &DesiredState, key: &PublicKey, prefix: &IpNet) -> Option<Said> {
+    let given = desired.firewall().assignments.contains_key(prefix);
+    match desired.absence(key) {
+        _ if given => None,
+        Absence::Gone { .. } => Some(Said::Nothing),
+        Absence::Barred(row, why) if why.is_deletion() => {
+            let reach = desired.reach_of(row, &mut Profiles::default());
+            desired.prefixes_of(row).contains(prefix).then_some(Said::Reach(reach))
+        }
+        _ => None,
+    }
+}
+
+enum Said {
+    Nothing,
+    Reach(Arc<Profile>),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn held_peers_keep_the_meet_and_all_else_is_put_right(
+        old in tables(), new in tables(), flushed: bool, lost_routes: bool,
+    ) {
+        let mut kernel = kernel_of(&old);
+        let desired = new.build();
+        let before = kernel.state.clone();
+        let held = Held::of(unwanted(&desired, &before), &desired, &before, &Held::default());
+        if flushed {
+            kernel.state.firewall = None;
+        }
+        if lost_routes {
+            kernel.state.routes.clear();
+        }
+        let held = Held::of(unwanted(&desired, &before), &desired, &kernel.state, &held);
+        let around = plan_around(&desired, &kernel.state, &Scope::Everything, &held).unwrap();
+        for step in around.steps() {
+            let had = holders(&kernel.state);
+            kernel.apply_step(step).unwrap();
+            for (prefix, keys) in holders(&kernel.state) {
+                prop_assert!(had.get(&prefix).is_none_or(|had| *had == keys), "{prefix}: {step}");
+            }
+        }
+        let firewall = kernel.state.firewall.as_ref().unwrap();
+        for key in unwanted(&desired, &before) {
+            let has = kernel.state.peers.get(&key);
+            for prefix in before.peers[&key].allowed_ips.iter() {
+                let keeps = has.is_some_and(|peer| peer.allowed_ips.contains(&prefix));
+                let said = still_said(&desired, &key, &prefix);
+                prop_assert_eq!(keeps, said.is_some(), "{}", prefix);
+                let Some(said) = said else { continue };
+                let had = before.firewall.as_ref().unwrap().profile_of(&prefix).unwrap();
+                let reach = firewall.profile_of(&prefix).cloned().unwrap_or_default();
+                match said {
+                    Said::Nothing => prop_assert_eq!(&reach, had),
+                    Said::Reach(said) => prop_assert_eq!(&*reach, &had.meet(&said)),
+                }
+                let inside = |route: &IpNet| route.contains(&prefix);
+                prop_assert!(kernel.state.routes.keys().any(inside));
+            }
+        }
+        for (key, wanted) in desired.peers() {
+            prop_assert_eq!(&kernel.state.peers[key], wanted);
+        }
+        let again = plan_around(&desired, &kernel.state, &Scope::Everything, &held).unwrap();
+        prop_assert!(again.is_empty(), "left over: {:?}", again.steps());
+        let release = plan(&desired, &kernel.state, &Scope::Everything).unwrap();
+        kernel.apply_first(&release, usize::MAX).unwrap();
+        prop_assert!(plan(&desired, &kernel.state, &Scope::Everything).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_held_peer_that_is_revoked_is_removed_at_once() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    world.deactivate(1..=15);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(world.kernel.state.peers.len(), 28);
+    let row = world.tables.peers.get_mut(&PeerId(id(2, 3))).unwrap();
+    row.bars = row.bars.union(Bars::DEVICE_STATUS);
+    world.tell(Event::Notified);
+    world.settle();
+    assert!(!world.kernel.state.peers.contains_key(&key(3)));
+    assert_eq!(world.machine.view().held_back().unwrap().removals, 14);
+}
+
+#[test]
+fn policies_narrow_held_peers_at_once_and_never_widen_them() {
+    let mut world = world_of(20, "172.16.0.0/23");
+    world.deactivate(1..=20);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert!(reaches(&world, 7, "172.16.1.1"), "held");
+    let office = world.tables.policies.values().next().unwrap().clone();
+    let (name, effect) = ("lockdown".into(), Effect::Deny);
+    let lockdown = PolicyRow { id: PolicyId(id(6, 2)), name, priority: 0, effect, ..office };
+    world.tables.policies.insert(lockdown.id, lockdown.clone());
+    world.tell(Event::Notified);
+    world.settle();
+    assert_eq!(world.kernel.state.peers.len(), 20);
+    for number in 1..=20 {
+        assert!(!reaches(&world, number, "172.16.0.1"), "{number} is denied everything");
+    }
+    world.tables.policies.remove(&lockdown.id);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(60));
+    assert!(!reaches(&world, 7, "172.16.0.1"), "it is given nothing");
+    world.restore_all();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database() && reaches(&world, 7, "172.16.0.1"));
+}
+
+#[test]
+fn an_address_of_a_held_peer_passes_to_the_peer_that_the_rows_give_it_to() {
+    let mut world = world_of(20, "172.16.0.0/24");
+    let mut heir = world.tables.peers[&PeerId(id(2, 1))].clone();
+    (heir.id, heir.public_key) = (PeerId(id(2, 99)), KeyText::Key(key(99)));
+    world.tables.peers.clear();
+    world.tables.peers.insert(heir.id, heir);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(held_back(&world), [19], "the first peer would keep nothing");
+    let peers = &world.kernel.state.peers;
+    assert!(peers.contains_key(&key(99)) && !peers.contains_key(&key(1)));
+    assert_eq!(peers.len(), 20);
+}
+
+#[test]
+fn held_peers_are_shown_with_their_names_and_figures() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    for number in 1..=28 {
+        let traffic = Traffic { rx_bytes: number.into(), ..Default::default() };
+        world.traffic.insert(key(number), traffic);
+    }
+    world.tell(Event::Resync);
+    world.pass_time(Duration::from_secs(1));
+    world.deactivate(1..=14);
+    world.tables.peers.remove(&PeerId(id(2, 20)));
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    let (peers, status) = (world.machine.view().peers(), world.machine.view().status());
+    let held: Vec<_> =
+        peers.iter().filter(|peer| matches!(peer.state, PeerState::Held { .. })).collect();
+    assert_eq!((peers.len(), held.len()), (28, 15));
+    for peer in held {
+        let number: u8 = peer.user.strip_prefix("user-").unwrap().parse().unwrap();
+        let address: IpNet = format!("10.64.0.{}/32", number + 1).parse().unwrap();
+        assert_eq!((peer.rx_bytes, &peer.addresses[..]), (number.into(), &[address][..]));
+        assert!(peer.peer_id.is_some() && peer.user_id.is_some() && peer.device_id.is_some());
+        let why = if number == 20 { "held: its row is gone" } else { "held: user not active" };
+        assert_eq!(peer.state.text(), why);
+    }
+    assert_eq!(status.held.len(), 15);
+    assert_eq!(status.held[14].name(), "user-20's laptop");
+    assert_eq!((status.peers.in_kernel, status.peers.held, status.peers.ineligible), (28, 15, 0));
+    assert!(!status.state.is_ready());
+    // An agent that never saw the row says so.
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(1));
+    let peers = world.machine.view().peers();
+    let unnamed: Vec<_> = peers.iter().filter(|peer| peer.peer_id.is_none()).collect();
+    assert_eq!((unnamed.len(), &*unnamed[0].public_key), (1, &*key(20).to_string()));
+    assert!(world.machine.view().status().held[14].name().starts_with("a device without a row"));
+}
