@@ -11,6 +11,7 @@ mod error;
 mod exit;
 mod handles;
 mod key_file;
+mod openings;
 mod output;
 mod pulse;
 mod runtime;

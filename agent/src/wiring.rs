@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::config::{Config, ConfigError, read_private_key, read_psk_keys};
 use crate::database;
 use crate::handles::LoopHandle;
+use crate::openings::openings;
 
 /// Errors of the library, and of what connects commands to it.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +178,7 @@ fn machine_options(
         site_prefixes: config.interface.site_prefixes.iter().copied().collect(),
         masquerade: config.firewall.masquerade,
         deny_log: config.firewall.deny_log,
+        gateway_opens: openings(config),
         flush_conntrack: config.firewall.flush_conntrack,
         psk_keys: read_psk_keys(config)?.unwrap_or_default(),
         without_psk_keys,

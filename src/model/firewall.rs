@@ -12,9 +12,11 @@ use ipnet::IpNet;
 use super::InterfaceName;
 
 mod observed;
+mod openings;
 mod ranges;
 
 pub use observed::{FixedRules, ObservedFirewall};
+pub use openings::{Openings, Ports};
 pub use ranges::{Address, Ranges};
 
 /// What peers with this profile may reach. Everything not listed is denied.
@@ -90,6 +92,8 @@ pub struct FirewallBase {
     pub deny_log: bool,
     /// Setting `policy.allow_inbound`: others may open flows toward peers.
     pub allow_inbound: bool,
+    /// What the gateway itself may open toward peers; `None`: nothing, unless `allow_inbound`.
+    pub gateway_opens: Option<Openings>,
 }
 
 /// What the firewall should hold.

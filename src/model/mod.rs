@@ -24,7 +24,7 @@ pub use desired::{
 };
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade,
-    ObservedFirewall, Profile, ProfileId, Ranges,
+    ObservedFirewall, Openings, Ports, Profile, ProfileId, Ranges,
 };
 pub use id::{DeviceId, GatewayId, GroupId, PeerId, PolicyId, UserId};
 pub(crate) use interface::network;

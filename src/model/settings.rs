@@ -7,6 +7,7 @@
 //! | `gateway`, `site_prefixes` | list of prefixes that peers may announce besides their address | `[]` |
 //! | `policy`, `allow_dns` | boolean: peers may reach the DNS servers listed for them on port 53 | `true` |
 //! | `policy`, `allow_inbound` | boolean: others may open flows toward peers | `false` |
+//! | `policy`, `gateway_may_open` | boolean: the gateway itself may open flows toward peers | `true` |
 //! | `policy`, `default_effect` | `"allow"` or `"deny"`: what happens where no policy decides | `"deny"` |
 //!
 //! These hold for all gateways. A row in category `gateway:<name>` with one of these keys holds
@@ -31,6 +32,7 @@ pub struct Settings {
     pub site_prefixes: Vec<IpNet>,
     pub allow_dns: bool,
     pub allow_inbound: bool,
+    pub gateway_may_open: bool,
     pub default_effect: Verdict,
 }
 
@@ -42,6 +44,7 @@ impl Default for Settings {
             site_prefixes: Vec::new(),
             allow_dns: true,
             allow_inbound: false,
+            gateway_may_open: true,
             default_effect: Verdict::Deny,
         }
     }
@@ -94,6 +97,7 @@ impl Settings {
             Key::StrictIpAllocations => self.strict_ip_allocations = boolean(true),
             Key::AllowDns => self.allow_dns = boolean(false),
             Key::AllowInbound => self.allow_inbound = boolean(false),
+            Key::GatewayMayOpen => self.gateway_may_open = boolean(false),
             Key::SitePrefixes => {
                 self.site_prefixes.clear();
                 let Value::Array(entries) = &value else {
@@ -179,15 +183,17 @@ enum Key {
     SitePrefixes,
     AllowDns,
     AllowInbound,
+    GatewayMayOpen,
     DefaultEffect,
 }
 
-const KEYS: [(Scope, &str, Key); 6] = [
+const KEYS: [(Scope, &str, Key); 7] = [
     (Scope::Gateway, "require_approval", Key::RequireApproval),
     (Scope::Gateway, "strict_ip_allocations", Key::StrictIpAllocations),
     (Scope::Gateway, "site_prefixes", Key::SitePrefixes),
     (Scope::Policy, "allow_dns", Key::AllowDns),
     (Scope::Policy, "allow_inbound", Key::AllowInbound),
+    (Scope::Policy, "gateway_may_open", Key::GatewayMayOpen),
     (Scope::Policy, "default_effect", Key::DefaultEffect),
 ];
 
@@ -247,6 +253,7 @@ mod tests {
             ("gateway", "site_prefixes", r#"["fd00:1::/32", "10.1.0.0/16", "10.1.0.0/16"]"#),
             ("policy", "allow_dns", "\"FALSE\""),
             ("policy", "allow_inbound", "true"),
+            ("policy", "gateway_may_open", "false"),
             ("policy", "default_effect", "\"allow\""),
         ];
         let expected = Settings {
@@ -255,6 +262,7 @@ mod tests {
             site_prefixes: vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()],
             allow_dns: false,
             allow_inbound: true,
+            gateway_may_open: false,
             default_effect: Verdict::Allow,
         };
         assert_eq!(parse(&rows), (expected.clone(), vec![]));
@@ -314,14 +322,16 @@ mod tests {
                 ("gateway:fra-1", "site_prefixes", value),
                 ("gateway:fra-1", "allow_dns", value),
                 ("gateway:fra-1", "allow_inbound", value),
+                ("gateway:fra-1", "gateway_may_open", value),
             ]);
             let closed = Settings {
                 require_approval: true,
                 strict_ip_allocations: true,
                 allow_dns: false,
+                gateway_may_open: false,
                 ..Settings::default()
             };
-            assert_eq!((settings, warnings.len()), (closed, 5), "{value}");
+            assert_eq!((settings, warnings.len()), (closed, 6), "{value}");
         }
         let (_, warnings) = parse(&[("gateway", "require_approval", "\"yes\"")]);
         let expected = r#"setting "require_approval" in category "gateway": "\"yes\"" is not true or false; taken for true until it is"#;

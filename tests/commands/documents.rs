@@ -166,6 +166,7 @@ impl Site {
             site_prefixes: [].into(),
             masquerade: Masquerade::default(),
             deny_log: true,
+            gateway_opens: Some(Default::default()),
             flush_conntrack: true,
             psk_keys: Default::default(),
             without_psk_keys: WithoutPskKeys::Refuse,

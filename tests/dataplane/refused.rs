@@ -84,6 +84,7 @@ fn base(name: &InterfaceName) -> FirewallBase {
         masquerade: Masquerade::All,
         deny_log: true,
         allow_inbound: false,
+        gateway_opens: Some(Default::default()),
     }
 }
 

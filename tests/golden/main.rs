@@ -173,6 +173,7 @@ impl Desired {
             site_prefixes: self.site_prefixes,
             masquerade: Masquerade::All,
             deny_log: true,
+            gateway_opens: Some(Default::default()),
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
             without_psk_keys: WithoutPskKeys::LeaveOut,

@@ -50,6 +50,8 @@ fn every_edit_is_noticed() {
     let edits: Vec<(String, &str)> = vec![
         (format!("nft insert rule {table} forward accept"), "chain forward"),
         (format!("nft add rule {table} input counter"), "chain input"),
+        (format!("nft add rule {table} output counter"), "chain output"),
+        (format!("nft add rule {table} openings udp sport 7 ct label set 31"), "chain openings"),
         (format!("nft delete rule {table} deny handle {}", handle("deny", "drop")), "chain deny"),
         (
             format!(
@@ -137,6 +139,12 @@ fn only_an_edited_table_that_still_judges_counts_as_guarding() {
         ("nft flush table inet gatepost", false),
         ("nft flush chain inet gatepost forward", false),
         ("nft flush chain inet gatepost input", false),
+        ("nft flush chain inet gatepost output", false),
+        ("nft flush chain inet gatepost openings", false),
+        ("nft delete chain inet gatepost output", false),
+        ("nft insert rule inet gatepost output accept", false),
+        ("nft insert rule inet gatepost icmp_out accept", false),
+        ("nft insert rule inet gatepost output ct label set 30", false),
         ("nft flush chain inet gatepost judge", false),
         ("nft flush chain inet gatepost deny", false),
         ("nft flush chain inet gatepost inbound", false),

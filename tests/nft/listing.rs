@@ -1,7 +1,7 @@
 //! The `nft` program lists what we load as its own language says it, and can load the listing again.
 
 use gatepost::dataplane::nft::Nft;
-use gatepost::model::{FirewallBase, Masquerade, ProfileId};
+use gatepost::model::{FirewallBase, Masquerade, Openings, ProfileId};
 use proptest::prelude::*;
 
 use super::netns::Netns;
@@ -25,6 +25,24 @@ fn internet(base: &FirewallBase, family: char) -> String {
     }
 }
 
+fn openings(opens: &Openings) -> String {
+    let range = |(first, last): &(u16, u16)| match first == last {
+        true => format!("udp sport {first} ct label set 30\n"),
+        false => format!("udp sport {first}-{last} ct label set 30\n"),
+    };
+    let protocol = |protocol: &u8| format!("meta l4proto {protocol} ct label set 30\n");
+    let always = "tcp flags & (fin | syn | rst | ack) == syn ct label set 30
+        icmp type echo-request ct label set 30
+        icmpv6 type echo-request ct label set 30
+        udp sport 123 udp dport 123 ct label set 30\n";
+    let ranges = opens.udp_ports.as_slice().iter().map(range);
+    [always.to_owned()]
+        .into_iter()
+        .chain(ranges)
+        .chain(opens.protocols.iter().map(protocol))
+        .collect()
+}
+
 /// The fixed part in nft's language, with `more` sets, maps and chains and these `sites`.
 fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
     let (log_sets, log_rules) = match base.deny_log {
@@ -44,6 +62,12 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             r#"oifname != "wg0" ct direction reply accept"#,
         ),
         false => ("counter goto deny", ""),
+    };
+    let others = if base.allow_inbound { "counter accept" } else { "counter goto deny" };
+    let openings = base.gateway_opens.as_ref().map(openings).unwrap_or_default();
+    let (jump, opened_here) = match base.gateway_opens {
+        Some(_) => ("jump openings", "ct label 30 accept"),
+        None => ("", ""),
     };
     let nat = match base.masquerade {
         Masquerade::All => "iifname \"wg0\" oifname != \"wg0\" masquerade",
@@ -103,11 +127,38 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         chain input {{
             type filter hook input priority filter - 10; policy accept;
             iifname != "wg0" accept
-            fib daddr . iif type local icmp type echo-request accept
-            fib daddr . iif type local icmpv6 type echo-request accept
+            icmp type echo-request fib daddr . iif type local accept
+            icmpv6 type echo-request fib daddr . iif type local accept
             ct state invalid,untracked counter drop
-            ct direction reply accept
-            goto judge
+            ct direction original goto judge
+            {opened_here}
+            {others}
+        }}
+        chain icmp_out {{
+            icmp type destination-unreachable accept
+            icmp type redirect accept
+            icmp type time-exceeded accept
+            icmp type parameter-problem accept
+            icmpv6 type <= 127 accept
+            icmp type echo-reply ct direction reply fib saddr . oif type local accept
+            icmpv6 type echo-reply ct direction reply fib saddr . oif type local accept
+        }}
+        chain openings {{
+            {openings}
+        }}
+        chain output {{
+            type filter hook output priority filter - 10; policy accept;
+            oifname != "wg0" accept
+            {opened_here}
+            meta l4proto icmp jump icmp_out
+            meta l4proto ipv6-icmp jump icmp_out
+            ct direction reply goto judge
+            ct state invalid,untracked counter drop
+            fib daddr type multicast drop
+            fib daddr type broadcast drop
+            {jump}
+            {opened_here}
+            goto inbound
         }}
         chain postrouting {{ type nat hook postrouting priority srcnat; policy accept;
             {nat}

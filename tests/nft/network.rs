@@ -5,10 +5,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
 use gatepost::dataplane::nft::Nft;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 
 use super::netns::Netns;
 use super::table::WG;
@@ -75,6 +79,25 @@ impl Network {
         let nft = Nft::open().unwrap();
         Self { gateway, alice, bob, lan, nft }
     }
+}
+
+/// Makes the kernel of this namespace forget every tracked flow.
+pub fn forget_flows(netns: &Netns) {
+    const NLM_F_REQUEST_AND_ACK: u16 = 0x05;
+    const IPCTNL_MSG_CT_DELETE: u16 = 0x102;
+    let mut request = 20u32.to_ne_bytes().to_vec();
+    request.extend(IPCTNL_MSG_CT_DELETE.to_ne_bytes());
+    request.extend(NLM_F_REQUEST_AND_ACK.to_ne_bytes());
+    request.extend([0; 12]);
+    within(netns, || {
+        let netfilter = SockProtocol::NetlinkNetFilter;
+        let socket =
+            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::empty(), netfilter).unwrap();
+        send(socket.as_raw_fd(), &request, MsgFlags::empty()).unwrap();
+        let mut answer = [0; 64];
+        recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+        assert_eq!(answer[16..20], [0; 4], "the kernel refused to forget its flows");
+    });
 }
 
 fn peer(gateway: &Netns, peer: &Netns, host: u8) {

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use gatepost::model::{
-    FirewallBase, FirewallChange, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId,
+    FirewallBase, FirewallChange, FixedRules, Masquerade, ObservedFirewall, Openings, Profile,
+    ProfileId,
 };
 use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -19,7 +20,13 @@ pub fn base() -> FirewallBase {
         masquerade: Masquerade::All,
         deny_log: true,
         allow_inbound: false,
+        gateway_opens: Some(openings()),
     }
+}
+
+/// Datagrams from the ports that the kernel gives to sockets without one.
+pub fn openings() -> Openings {
+    Openings { udp_ports: [(32_768, 60_999)].into_iter().collect(), ..Openings::default() }
 }
 
 /// Every possible base for one interface.
@@ -29,7 +36,19 @@ pub fn bases() -> Vec<FirewallBase> {
         for (deny_log, allow_inbound) in
             [(true, true), (true, false), (false, true), (false, false)]
         {
-            bases.push(FirewallBase { masquerade, deny_log, allow_inbound, ..base() });
+            let with_more = Openings {
+                udp_ports: [(4_789, 4_789), (32_768, 60_999)].into_iter().collect(),
+                protocols: [47, 132, 253].into(),
+            };
+            for gateway_opens in [None, Some(Openings::default()), Some(with_more)] {
+                bases.push(FirewallBase {
+                    masquerade,
+                    deny_log,
+                    allow_inbound,
+                    gateway_opens,
+                    ..base()
+                });
+            }
         }
     }
     bases

@@ -205,6 +205,7 @@ impl PolicySet {
             site_prefixes: SITE_PREFIXES.map(|prefix| prefix.parse().unwrap()).into(),
             masquerade: self.rules.masquerade,
             deny_log: true,
+            gateway_opens: Some(Default::default()),
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
             without_psk_keys: WithoutPskKeys::LeaveOut,

@@ -33,6 +33,7 @@ fn base(interface: &str, deny_log: bool) -> FirewallBase {
         masquerade: Masquerade::All,
         deny_log,
         allow_inbound: false,
+        gateway_opens: Some(Default::default()),
     }
 }
 

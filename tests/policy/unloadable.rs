@@ -17,6 +17,7 @@ fn base() -> FirewallBase {
         masquerade: Masquerade::All,
         deny_log: true,
         allow_inbound: false,
+        gateway_opens: Some(Default::default()),
     }
 }
 

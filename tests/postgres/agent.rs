@@ -93,6 +93,7 @@ async fn agent(world: &World, host: Memory) -> Options<Memory> {
         site_prefixes: BTreeSet::new(),
         masquerade: Masquerade::All,
         deny_log: true,
+        gateway_opens: Some(Default::default()),
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
         without_psk_keys: WithoutPskKeys::LeaveOut,

@@ -41,6 +41,7 @@ pub fn local() -> Arc<Local> {
         site_prefixes: ["192.168.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()].into(),
         masquerade: Masquerade::All,
         deny_log: true,
+        gateway_opens: Some(Default::default()),
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
         without_psk_keys: WithoutPskKeys::LeaveOut,

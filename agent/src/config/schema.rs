@@ -1,11 +1,12 @@
 //! Every section and key with its default.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use gatepost::dataplane::Backend;
-use gatepost::model::{InterfaceName, Masquerade};
+use gatepost::model::{InterfaceName, Masquerade, Ports};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::reconcile::{StalePolicy, SyncMode};
 use ipnet::IpNet;
@@ -165,11 +166,24 @@ pub struct Firewall {
     /// Delete the connection tracking entries of a tunnel address when another peer gets it.
     #[serde(deserialize_with = "value::boolean")]
     pub flush_conntrack: bool,
+    /// UDP ports from which the gateway itself opens flows toward peers, besides those that the kernel
+    /// gives to sockets that ask for none.
+    #[serde(deserialize_with = "value::ports")]
+    pub gateway_udp_ports: Ports,
+    /// Protocols, besides TCP, UDP and ICMP, that the gateway itself speaks with peers.
+    #[serde(deserialize_with = "value::protocols")]
+    pub gateway_protocols: BTreeSet<u8>,
 }
 
 impl Default for Firewall {
     fn default() -> Self {
-        Self { masquerade: Masquerade::default(), deny_log: true, flush_conntrack: true }
+        Self {
+            masquerade: Masquerade::default(),
+            deny_log: true,
+            flush_conntrack: true,
+            gateway_udp_ports: Ports::default(),
+            gateway_protocols: BTreeSet::new(),
+        }
     }
 }
 

@@ -74,6 +74,8 @@ fn every_key_can_be_set() {
             masquerade = "internet"
             deny_log = false
             flush_conntrack = false
+            gateway_udp_ports = [4789, "5000-5010"]
+            gateway_protocols = ["gre", 50, "sctp"]
             [guard]
             max_removed_peers = 200
             [stale]

@@ -1,10 +1,12 @@
 //! Values with units. Each may be a string, because environment variables are.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use gatepost::model::Ports;
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
@@ -202,6 +204,52 @@ pub(super) fn site_prefixes<'de, D: Deserializer<'de>>(
         ))),
         None => Ok(sites),
     }
+}
+
+/// A list of ports and ranges of ports.
+pub(super) fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ports, D::Error> {
+    let Words(words) = Words::deserialize(deserializer)?;
+    let parse = |word: String| {
+        let (first, last) = word.split_once('-').unwrap_or((&word, &word));
+        let range = first.parse::<u16>().ok().zip(last.parse().ok());
+        range.filter(|(first, last)| 0 < *first && first <= last).ok_or_else(|| {
+            D::Error::custom(format!(
+                "contains {word:?}: write ports from 1 to 65535, or ranges such as \"5000-5010\""
+            ))
+        })
+    };
+    words.into_iter().map(parse).collect()
+}
+
+/// A list of IP protocols, by name or number.
+pub(super) fn protocols<'de, D>(deserializer: D) -> Result<BTreeSet<u8>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    const NAMES: [(&str, u8); 7] = [
+        ("ipip", 4),
+        ("ipv6", 41),
+        ("gre", 47),
+        ("esp", 50),
+        ("ah", 51),
+        ("ospf", 89),
+        ("sctp", 132),
+    ];
+    /// ICMP, TCP, UDP, ICMPv6: a packet shows whether it opens a flow.
+    const JUDGED_BY_THE_PACKET: [u8; 4] = [1, 6, 17, 58];
+    let Words(words) = Words::deserialize(deserializer)?;
+    let parse = |word: String| {
+        let named = NAMES.iter().find(|(name, _)| *name == word).map(|(_, number)| *number);
+        let number = named.or_else(|| word.parse().ok());
+        number.filter(|number| !JUDGED_BY_THE_PACKET.contains(number)).ok_or_else(|| {
+            let names = NAMES.map(|(name, _)| name).join(", ");
+            D::Error::custom(format!(
+                "contains {word:?}: write {names}, or the number of another protocol than TCP, UDP \
+                 and ICMP, which need not be listed"
+            ))
+        })
+    };
+    words.into_iter().map(parse).collect()
 }
 
 struct Scalar(String);

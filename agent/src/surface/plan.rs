@@ -26,6 +26,7 @@ fn steps() -> Vec<Step> {
         masquerade: Masquerade::All,
         deny_log: true,
         allow_inbound: false,
+        gateway_opens: Some(Default::default()),
     };
     let profiles = [(ProfileId(1), (true, profile.clone())), (ProfileId(2), (false, profile))];
     let change = FirewallChange {

@@ -27,13 +27,14 @@ pub enum Meta {
     L4Proto = 16,
 }
 
-/// What `ct` loads (`enum nft_ct_keys`).
+/// What `ct` loads or sets (`enum nft_ct_keys`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ct {
     State = 0,
     Direction = 1,
     Protocol = 10,
     ProtoDst = 12,
+    Labels = 13,
     SrcIp = 19,
     SrcIp6 = 21,
 }
@@ -71,13 +72,13 @@ pub enum Verdict<'a> {
 }
 
 /// The first 16-byte register: enough for every rule that looks no pair up.
-const REGISTER: u32 = 1;
+pub const REGISTER: u32 = 1;
 /// The register behind that one's first four bytes: a pair's second part.
 const SECOND: u32 = 9;
 const VERDICT_REGISTER: u32 = 0;
 
 impl Expr {
-    fn new(name: &'static str, attrs: Vec<Attr>) -> Self {
+    pub fn new(name: &'static str, attrs: Vec<Attr>) -> Self {
         Self { name: name.into(), attrs }
     }
 
@@ -165,6 +166,11 @@ pub fn meta_set(key: Meta) -> Expr {
 /// Loads something of the packet's flow as a whole.
 pub fn ct(key: Ct) -> Expr {
     Expr::new("ct", vec![Attr::be32(2, key as u32), Attr::be32(1, REGISTER)])
+}
+
+/// Gives the flow what the register holds.
+pub fn ct_set(key: Ct) -> Expr {
+    Expr::new("ct", vec![Attr::be32(2, key as u32), Attr::be32(4, REGISTER)])
 }
 
 /// Loads something of one of the flow's tuples.
@@ -319,33 +325,6 @@ pub fn reject_prohibited() -> Expr {
 
 pub fn masquerade() -> Expr {
     Expr::new("masq", vec![])
-}
-
-/// Loads what kind of address the destination is on the interface the packet came in by.
-pub fn destination_type_here() -> Expr {
-    const ADDRTYPE: u32 = 3;
-    const DADDR_AND_IIF: u32 = 0x2 | 0x8;
-    Expr::new(
-        "fib",
-        vec![Attr::be32(3, DADDR_AND_IIF), Attr::be32(2, ADDRTYPE), Attr::be32(1, REGISTER)],
-    )
-}
-
-/// Loads the largest TCP segment that the packet's route can carry, in network byte order.
-pub fn route_mss() -> [Expr; 2] {
-    const TCPMSS: u32 = 3;
-    const HTON: u32 = 1;
-    let to_network = vec![
-        Attr::be32(1, REGISTER),
-        Attr::be32(2, REGISTER),
-        Attr::be32(3, HTON),
-        Attr::be32(4, 2),
-        Attr::be32(5, 2),
-    ];
-    [
-        Expr::new("rt", vec![Attr::be32(2, TCPMSS), Attr::be32(1, REGISTER)]),
-        Expr::new("byteorder", to_network),
-    ]
 }
 
 /// Lowers the segment size that a SYN offers to the register's value; never raises it

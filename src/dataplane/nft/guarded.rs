@@ -5,7 +5,8 @@
 
 use super::dump::Dump;
 use super::expr::{Expr, Rule, Verdict, is_rule, verdict};
-use super::name::{DENY, FORWARD, INBOUND, INPUT, JUDGE, SITES};
+use super::gateway::{former_input, openings_in};
+use super::name::{DENY, FORWARD, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT, SITES};
 use super::rules::{interface_in, site_rule};
 use super::set::Set;
 use super::table::{Chain, Fixed};
@@ -15,24 +16,39 @@ use crate::model::{FirewallBase, InterfaceName, Masquerade};
 pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
     let forward = dump.rules.get(FORWARD)?;
     let interface = forward.iter().find_map(|found| interface_in(found))?;
+    let gateway_opens = dump.rules.get(OPENINGS).and_then(|found| openings_in(found));
     let guards = |allow_inbound| {
         let base = FirewallBase {
             interface: interface.clone(),
             masquerade: Masquerade::None,
             deny_log: false,
             allow_inbound,
+            gateway_opens: gateway_opens.clone(),
         };
-        Fixed::of(&base).chains.iter().all(|chain| is_safe(dump, chain))
+        let of_chain = |chain: &Chain| match chain.name {
+            INPUT | OUTPUT | OPENINGS | ICMP_OUT if is_former(dump, &base) => true,
+            _ => is_safe(dump, chain),
+        };
+        Fixed::of(&base).chains.iter().all(of_chain)
     };
     let awake = dump.flags == 0;
     (awake && sites_are_safe(dump) && [false, true].into_iter().any(guards)).then_some(interface)
 }
 
+/// Whether the chains between peers and the gateway are those of the version before: what the gateway
+/// sends is not filtered, and all that comes in is.
+fn is_former(dump: &Dump, base: &FirewallBase) -> bool {
+    let found = dump.rules.get(INPUT).map(Vec::as_slice).unwrap_or_default();
+    let input = Fixed::of(base).chains.into_iter().find(|chain| chain.name == INPUT);
+    let hooked = input.is_some_and(|input| is_hooked(dump, &input));
+    hooked && has_all(found, &former_input(base)) && !dump.chains.contains_key(OUTPUT)
+}
+
 fn is_safe(dump: &Dump, wanted: &Chain) -> bool {
     let found = dump.rules.get(wanted.name).map(Vec::as_slice).unwrap_or_default();
     match wanted.name {
-        FORWARD | INPUT => is_hooked(dump, wanted) && has_all(found, &wanted.rules),
-        INBOUND => has_all(found, &wanted.rules),
+        FORWARD | INPUT | OUTPUT => is_hooked(dump, wanted) && has_all(found, &wanted.rules),
+        INBOUND | OPENINGS | ICMP_OUT => has_all(found, &wanted.rules),
         JUDGE => {
             found.len() == wanted.rules.len()
                 && wanted.rules.iter().zip(found).all(|(rule, found)| is_rule(rule, found))
@@ -74,13 +90,13 @@ fn sites_are_safe(dump: &Dump) -> bool {
 /// Whether a rule may end a packet's way, lead it elsewhere, or change what is judged. An expression
 /// that is not known to do none of this counts as one that does.
 fn decides(rule: &[Expr]) -> bool {
-    const HARMLESS: [&str; 10] =
-        ["payload", "cmp", "bitwise", "ct", "fib", "counter", "limit", "dynset", "log", "reject"];
+    const HARMLESS: [&str; 9] =
+        ["payload", "cmp", "bitwise", "fib", "counter", "limit", "dynset", "log", "reject"];
     !rule.iter().all(|expr| HARMLESS.contains(&expr.name()) || is_load(expr))
 }
 
-/// A `meta` that loads a value, and sets none.
+/// A `meta` or `ct` that loads a value, and sets none.
 fn is_load(expr: &Expr) -> bool {
     const DESTINATION: u16 = 1;
-    expr.name() == "meta" && expr.find(&[DESTINATION]).is_some()
+    matches!(expr.name(), "meta" | "ct") && expr.find(&[DESTINATION]).is_some()
 }

@@ -4,9 +4,9 @@
 //! ```text
 //! observe: socket -> dump -> observe (guarded) -> ObservedFirewall, Difference
 //! apply:   FirewallChange -> change -> batch -> socket
-//! both:    table, rules, profile, block  (what is written)
-//!          set, element, expr, chain     (the objects that it is written as)
-//!          name, attr, message, sys      (names and encoding)
+//! both:    table, rules, gateway, profile, block  (what is written)
+//!          set, element, expr, fib, chain         (the objects that it is written as)
+//!          name, attr, message, sys               (names and encoding)
 //! ```
 //!
 //! [`NftMonitor`] says when another program changed a ruleset. The module `table` shows what the table
@@ -22,12 +22,15 @@ mod dump;
 mod element;
 mod error;
 mod expr;
+mod fib;
 mod foreign;
+mod gateway;
 mod guarded;
 mod message;
 mod monitor;
 mod name;
 mod observe;
+mod probe;
 mod profile;
 mod rules;
 mod set;
@@ -55,6 +58,7 @@ pub use error::NftError;
 pub use foreign::{ForeignDrop, Hook, Manager, foreign_drops};
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use name::TABLE;
+pub use probe::labels_flows;
 pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
 
 /// How often a change is sent again when the kernel says that it would succeed a moment later.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use super::sys::datatype;
+use super::sys::{NFPROTO_IPV4, NFPROTO_IPV6, datatype};
 use crate::model::ProfileId;
 
 /// The table's name; its family is `inet`.
@@ -18,6 +18,9 @@ pub const JUDGE: &str = "judge";
 pub const INBOUND: &str = "inbound";
 pub const FORWARD: &str = "forward";
 pub const INPUT: &str = "input";
+pub const OUTPUT: &str = "output";
+pub const OPENINGS: &str = "openings";
+pub const ICMP_OUT: &str = "icmp_out";
 pub const POSTROUTING: &str = "postrouting";
 
 /// The two families of addresses. Each has sets and rules of its own.
@@ -41,6 +44,22 @@ impl Family {
         match self {
             Self::V4 => 4,
             Self::V6 => 16,
+        }
+    }
+
+    /// The family's number in a packet (`meta nfproto`).
+    pub const fn nfproto(self) -> u8 {
+        match self {
+            Self::V4 => NFPROTO_IPV4,
+            Self::V6 => NFPROTO_IPV6,
+        }
+    }
+
+    /// The number of its ICMP.
+    pub const fn icmp(self) -> u8 {
+        match self {
+            Self::V4 => 1,
+            Self::V6 => 58,
         }
     }
 

@@ -14,8 +14,9 @@ use super::difference::Difference;
 use super::dump::Dump;
 use super::element::Element;
 use super::expr::{Rule, is_rule};
+use super::gateway::openings_in;
 use super::guarded::guarded_interface;
-use super::name::{Block, FORWARD, Family, SITES};
+use super::name::{Block, FORWARD, Family, OPENINGS, SITES};
 use super::profile::{self, ProfileRule};
 use super::rules::{block_rules, interface_in, site_rule};
 use super::set::Set;
@@ -275,13 +276,19 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
     let forward = dump.rules.get(FORWARD).into_iter().flatten();
     let named = forward.filter_map(|found| interface_in(found)).next();
     let interface = named.ok_or_else(|| chain(FORWARD))?;
+    let gateway_opens = dump.rules.get(OPENINGS).and_then(|found| openings_in(found));
     let mut nearest: Option<(usize, Difference)> = None;
     for masquerade in [Masquerade::All, Masquerade::Internet, Masquerade::None] {
         for (deny_log, allow_inbound) in
             [(true, false), (false, false), (true, true), (false, true)]
         {
-            let interface = interface.clone();
-            let base = FirewallBase { interface, masquerade, deny_log, allow_inbound };
+            let base = FirewallBase {
+                interface: interface.clone(),
+                masquerade,
+                deny_log,
+                allow_inbound,
+                gateway_opens: gateway_opens.clone(),
+            };
             let differences = differences(dump, &Fixed::of(&base));
             let Some(first) = differences.first() else { return Ok(base) };
             if nearest.as_ref().is_none_or(|(count, _)| differences.len() < *count) {

@@ -2,25 +2,25 @@
 
 use super::expr::{
     Base, Cmp, Ct, Direction, Expr, Meta, Rule, Verdict, cmp, counter, ct, ct_tuple,
-    ct_tuple_second, destination_type_here, limit, limit_each, load, log, lookup, map, mask,
-    mask_second, masquerade, meta, meta_set, payload, reject_prohibited, route_mss, set_mss,
-    verdict, verdict_map,
+    ct_tuple_second, limit, limit_each, load, log, lookup, map, mask, mask_second, masquerade,
+    meta, meta_set, payload, reject_prohibited, set_mss, verdict, verdict_map,
 };
+use super::fib::route_mss;
 use super::name::{Block, DENY, Family, INBOUND, JUDGE, SITES};
 use super::set::Set;
-use super::sys::{NFPROTO_IPV4, NFPROTO_IPV6, data};
+use super::sys::data;
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
 
 /// The nflog group and prefix under which denied packets are logged.
 pub const DENY_LOG_GROUP: u16 = 5;
 pub const DENY_LOG_PREFIX: &str = "gatepost-deny ";
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const ACK: u8 = 0x10;
 
 pub fn forward(base: &FirewallBase) -> Vec<Rule> {
     let foreign = [iif(Cmp::Neq, base), oif(Cmp::Neq, base), vec![verdict(&Verdict::Accept)]];
@@ -53,17 +53,6 @@ pub fn inbound(base: &FirewallBase) -> Vec<Rule> {
     } else {
         vec![[vec![counter()], goto(DENY)].concat()]
     }
-}
-
-pub fn input(base: &FirewallBase) -> Vec<Rule> {
-    vec![
-        [iif(Cmp::Neq, base), vec![verdict(&Verdict::Accept)]].concat(),
-        ping(NFPROTO_IPV4, icmp(Family::V4), 8),
-        ping(NFPROTO_IPV6, icmp(Family::V6), 128),
-        drop_invalid(),
-        [direction(Direction::Reply), vec![verdict(&Verdict::Accept)]].concat(),
-        goto(JUDGE),
-    ]
 }
 
 pub fn judge() -> Vec<Rule> {
@@ -102,24 +91,17 @@ fn dns_flows(families: &[Family]) -> Vec<Rule> {
         [TCP, UDP].map(|l4proto| [packet(l4proto), to_port()].concat()).into();
     for family in families {
         let errors =
-            [TCP, UDP].map(|l4proto| [packet(icmp(*family)), flow(l4proto), to_port()].concat());
+            [TCP, UDP].map(|l4proto| [packet(family.icmp()), flow(l4proto), to_port()].concat());
         rules.extend(errors);
     }
     rules
 }
 
-const fn icmp(family: Family) -> u8 {
-    match family {
-        Family::V4 => 1,
-        Family::V6 => 58,
-    }
-}
-
 pub fn deny(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = Vec::new();
     if base.deny_log {
-        rules.push(log_denied_peer(base, Family::V4, NFPROTO_IPV4, 12));
-        rules.push(log_denied_peer(base, Family::V6, NFPROTO_IPV6, 8));
+        rules.push(log_denied_peer(base, Family::V4, 12));
+        rules.push(log_denied_peer(base, Family::V6, 8));
         rules.push([iif(Cmp::Neq, base), log_at_most(&limit(1, 1, 20))].concat());
     }
     rules.push(vec![counter()]);
@@ -131,21 +113,18 @@ pub fn deny(base: &FirewallBase) -> Vec<Rule> {
 
 pub fn postrouting(base: &FirewallBase) -> Vec<Rule> {
     let leaving = [iif(Cmp::Eq, base), oif(Cmp::Neq, base)].concat();
-    let to_internet = |family, nfproto, destination_offset_bytes| {
+    let to_internet = |family: Family, destination_offset_bytes| {
         vec![
             meta(Meta::NfProto),
-            cmp(Cmp::Eq, &[nfproto]),
-            payload(Base::Network, destination_offset_bytes, Family::address_bytes(family).into()),
+            cmp(Cmp::Eq, &[family.nfproto()]),
+            payload(Base::Network, destination_offset_bytes, family.address_bytes().into()),
             lookup(&Set::Internet(family).to_string()),
         ]
     };
     let destinations = match base.masquerade {
         Masquerade::None => vec![],
         Masquerade::All => vec![vec![]],
-        Masquerade::Internet => vec![
-            to_internet(Family::V4, NFPROTO_IPV4, 16),
-            to_internet(Family::V6, NFPROTO_IPV6, 24),
-        ],
+        Masquerade::Internet => vec![to_internet(Family::V4, 16), to_internet(Family::V6, 24)],
     };
     let rule = |destination| [leaving.clone(), destination, vec![masquerade()]].concat();
     destinations.into_iter().map(rule).collect()
@@ -212,33 +191,12 @@ pub fn interface_in(found: &[Expr]) -> Option<InterfaceName> {
     })
 }
 
-/// An echo request to an address that the interface itself has.
-fn ping(nfproto: u8, l4proto: u8, echo_request: u8) -> Rule {
-    const LOCAL: u32 = 2;
-    vec![
-        destination_type_here(),
-        cmp(Cmp::Eq, &LOCAL.to_ne_bytes()),
-        meta(Meta::NfProto),
-        cmp(Cmp::Eq, &[nfproto]),
-        meta(Meta::L4Proto),
-        cmp(Cmp::Eq, &[l4proto]),
-        payload(Base::Transport, 0, 1),
-        cmp(Cmp::Eq, &[echo_request]),
-        verdict(&Verdict::Accept),
-    ]
-}
-
 /// Logs a few packets a minute of each peer's address. Addresses that come in elsewhere may be
 /// forged, and would fill the set.
-fn log_denied_peer(
-    base: &FirewallBase,
-    family: Family,
-    nfproto: u8,
-    source_offset_bytes: u32,
-) -> Rule {
+fn log_denied_peer(base: &FirewallBase, family: Family, source_offset_bytes: u32) -> Rule {
     let each = vec![
         meta(Meta::NfProto),
-        cmp(Cmp::Eq, &[nfproto]),
+        cmp(Cmp::Eq, &[family.nfproto()]),
         payload(Base::Network, source_offset_bytes, family.address_bytes().into()),
         limit_each(&Set::DenyLog(family).to_string(), &limit(6, 60, 5)),
     ];
@@ -254,20 +212,20 @@ fn log_at_most(at_most: &Expr) -> Rule {
 const INVALID_OR_UNTRACKED: u32 = 0x41;
 const NEW: u32 = 0x08;
 
-fn ct_state(states: u32) -> Rule {
+pub fn ct_state(states: u32) -> Rule {
     vec![ct(Ct::State), mask(&states.to_ne_bytes()), cmp(Cmp::Neq, &0u32.to_ne_bytes())]
 }
 
-fn drop_invalid() -> Rule {
+pub fn drop_invalid() -> Rule {
     [ct_state(INVALID_OR_UNTRACKED), vec![counter(), verdict(&Verdict::Drop)]].concat()
 }
 
 /// Packets that go the way of the flow's opener, or the other.
-fn direction(direction: Direction) -> Rule {
+pub fn direction(direction: Direction) -> Rule {
     vec![ct(Ct::Direction), cmp(Cmp::Eq, &[direction as u8])]
 }
 
-fn tcp_flags(among: u8, op: Cmp, flags: u8) -> Rule {
+pub fn tcp_flags(among: u8, op: Cmp, flags: u8) -> Rule {
     const FLAGS_OFFSET: u32 = 13;
     vec![
         meta(Meta::L4Proto),
@@ -278,11 +236,11 @@ fn tcp_flags(among: u8, op: Cmp, flags: u8) -> Rule {
     ]
 }
 
-fn iif(op: Cmp, base: &FirewallBase) -> Rule {
+pub fn iif(op: Cmp, base: &FirewallBase) -> Rule {
     named(Meta::IifName, op, &base.interface)
 }
 
-fn oif(op: Cmp, base: &FirewallBase) -> Rule {
+pub fn oif(op: Cmp, base: &FirewallBase) -> Rule {
     named(Meta::OifName, op, &base.interface)
 }
 
@@ -301,6 +259,6 @@ fn opener(family: Family) -> Expr {
     ct_tuple(Direction::Original, key)
 }
 
-fn goto(chain: &str) -> Rule {
+pub fn goto(chain: &str) -> Rule {
     vec![verdict(&Verdict::Goto(chain))]
 }

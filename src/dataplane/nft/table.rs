@@ -21,10 +21,36 @@
 //! chain input {
 //!   type filter hook input priority filter - 10; policy accept;
 //!   iifname != w accept
-//!   fib daddr . iif type local icmp type echo-request accept  # and ICMPv6
+//!   icmp type echo-request fib daddr . iif type local accept  # and ICMPv6
 //!   ct state invalid,untracked counter drop
-//!   ct direction reply accept                                 # flows that the gateway opened
-//!   goto judge
+//!   ct direction original goto judge
+//!   ct label 30 accept                                        # gateway_opens
+//!   counter accept                                            # allow_inbound
+//!   counter goto deny                                         # else
+//! }
+//! chain output {
+//!   type filter hook output priority filter - 10; policy accept;
+//!   oifname != w accept
+//!   ct label 30 accept                                        # gateway_opens
+//!   meta l4proto icmp jump icmp_out                           # and ICMPv6
+//!   ct direction reply goto judge
+//!   ct state invalid,untracked counter drop
+//!   fib daddr type multicast drop                             # and broadcast
+//!   jump openings                                             # gateway_opens
+//!   ct label 30 accept                                        # gateway_opens
+//!   goto inbound
+//! }
+//! chain icmp_out {                                            # made by the kernel
+//!   icmp type destination-unreachable accept                  # and the other errors
+//!   icmpv6 type <= 127 accept
+//!   icmp type echo-reply ct direction reply fib saddr . oif type local accept    # and ICMPv6
+//! }
+//! chain openings {                                            # empty: the gateway opens nothing
+//!   tcp flags syn / fin,syn,rst,ack ct label set 30
+//!   icmp type echo-request ct label set 30                    # and ICMPv6
+//!   udp sport 123 udp dport 123 ct label set 30
+//!   udp sport 32768-60999 ct label set 30                     # each range of ports
+//!   meta l4proto gre ct label set 30                          # each protocol
 //! }
 //! chain judge {
 //!   meta priority set none                                    # a missed look-up keeps the old value
@@ -56,8 +82,8 @@
 //!
 //! Every packet of a flow is judged, by the flow's tuple, in both directions: the original tuple's
 //! source is the peer that opened it, the reply tuple's source is the real destination. So a
-//! change acts on the next packet of every live flow. What the gateway itself sends to peers is
-//! not filtered: there is no output hook.
+//! change acts on the next packet of every live flow. What the gateway itself opens toward peers has
+//! no profile: it passes by its label (see `gateway`).
 //!
 //! The look-ups pass a profile's number on in the packet's priority, which is 0 again when a packet
 //! passes: a priority that the type of service gave it is lost.
@@ -72,7 +98,11 @@ use super::attr::Attr;
 use super::chain::Hook;
 use super::element::Element;
 use super::expr::Rule;
-use super::name::{DENY, DNS, FORWARD, Family, INBOUND, INPUT, JUDGE, POSTROUTING, SITES, TABLE};
+use super::gateway;
+use super::name::{
+    DENY, DNS, FORWARD, Family, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT, POSTROUTING,
+    SITES, TABLE,
+};
 use super::rules;
 use super::set::Set;
 use super::sys::{table, verdict};
@@ -113,7 +143,10 @@ impl Fixed {
             plain(JUDGE, rules::judge()),
             plain(INBOUND, rules::inbound(base)),
             hooked(FORWARD, "filter", 2, -10, rules::forward(base)),
-            hooked(INPUT, "filter", 1, -10, rules::input(base)),
+            plain(ICMP_OUT, gateway::icmp_out()),
+            plain(OPENINGS, gateway::openings(base)),
+            hooked(INPUT, "filter", 1, -10, gateway::input(base)),
+            hooked(OUTPUT, "filter", 3, -10, gateway::output(base)),
             hooked(POSTROUTING, "nat", 4, 100, rules::postrouting(base)),
         ];
         Self { sets, chains }

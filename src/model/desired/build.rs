@@ -80,6 +80,7 @@ impl DesiredState {
             masquerade: local.masquerade,
             deny_log: local.deny_log,
             allow_inbound: settings.allow_inbound,
+            gateway_opens: local.gateway_opens.clone().filter(|_| settings.gateway_may_open),
         };
         let mut book = PolicyBook::new(&settings);
         for membership in memberships {

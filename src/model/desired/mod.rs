@@ -34,7 +34,8 @@ use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
 use super::{
     BlockList, DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText,
-    Masquerade, Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings, UserId,
+    Masquerade, Openings, Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings,
+    UserId,
 };
 
 /// What this host's configuration adds to the rows.
@@ -51,6 +52,9 @@ pub struct Local {
     pub site_prefixes: BTreeSet<IpNet>,
     pub masquerade: Masquerade,
     pub deny_log: bool,
+    /// What the gateway itself may open toward peers unless setting `policy.gateway_may_open` is false;
+    /// `None`: nothing, as this kernel cannot tell such flows.
+    pub gateway_opens: Option<Openings>,
     /// Forget the tracked flows of a prefix that changes hands.
     pub flush_conntrack: bool,
     pub psk_keys: PskKeys,

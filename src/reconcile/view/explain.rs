@@ -290,6 +290,7 @@ mod tests {
             site_prefixes: BTreeSet::new(),
             masquerade: Masquerade::All,
             deny_log: true,
+            gateway_opens: Some(Default::default()),
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
             without_psk_keys: WithoutPskKeys::LeaveOut,

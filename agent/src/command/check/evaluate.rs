@@ -29,6 +29,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(forwarding(config, facts));
     findings.extend(reverse_path(config, &facts.host));
     findings.extend(flows(config, facts));
+    findings.extend(labels(facts));
     findings.extend(conntrack(facts));
     findings.extend(mtu(config, &facts.host));
     findings.extend(networkd(config, &facts.host));
@@ -266,6 +267,18 @@ fn flows(config: &Config, facts: &Facts) -> Option<Finding> {
             "conntrack",
             "tracked flows cannot be listed, so no peer can be added or removed",
             "modprobe nf_conntrack_netlink, or set firewall.flush_conntrack = false",
+        )
+    })
+}
+
+/// A label shows that the gateway itself opened a flow.
+fn labels(facts: &Facts) -> Option<Finding> {
+    (facts.labels_flows == Some(false)).then(|| {
+        Finding::warning(
+            "conntrack",
+            "this kernel has no connection labels, so the gateway itself cannot open connections to \
+             peers",
+            "use a kernel with CONFIG_NF_CONNTRACK_LABELS",
         )
     })
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::lists_flows;
-use gatepost::dataplane::nft::{ForeignDrop, Manager, NftError, foreign_drops};
+use gatepost::dataplane::nft::{ForeignDrop, Manager, NftError, foreign_drops, labels_flows};
 use gatepost::model::{BlockList, InterfaceName, KeyText, PublicKey};
 use gatepost::reconcile::BlockFileError;
 use gatepost::store::{Store, StoreError};
@@ -32,6 +32,8 @@ pub struct Facts {
     pub foreign_drops: Result<Vec<ForeignDrop>, NftError>,
     /// Whether tracked flows can be listed. `None`: unknown.
     pub lists_flows: Option<bool>,
+    /// Whether this kernel labels flows. `None`: unknown.
+    pub labels_flows: Option<bool>,
     /// Whom this host blocks.
     pub block_list: Result<BlockList, BlockFileError>,
 }
@@ -110,6 +112,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         host: read_host(Path::new("/"), &config.interface.name),
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
         lists_flows: lists_flows().ok(),
+        labels_flows: labels_flows().ok(),
         block_list: block_file(config).load(),
         database,
     })

@@ -61,6 +61,7 @@ fn healthy() -> Facts {
         },
         foreign_drops: Ok(vec![]),
         lists_flows: Some(true),
+        labels_flows: Some(true),
         block_list: Ok(BlockList::default()),
     }
 }
@@ -178,11 +179,16 @@ fn unreachable_database_is_a_warning_and_a_wrong_url_is_not() {
 #[test]
 fn each_fault_of_the_host_has_its_remedy() {
     type Change = fn(&mut Config, &mut Facts);
-    let cases: [(Change, &str); 11] = [
+    let cases: [(Change, &str); 12] = [
         (
             |_, facts| facts.lists_flows = Some(false),
             "conntrack: tracked flows cannot be listed, so no peer can be added or removed -> modprobe \
              nf_conntrack_netlink, or set firewall.flush_conntrack = false",
+        ),
+        (
+            |_, facts| facts.labels_flows = Some(false),
+            "conntrack: this kernel has no connection labels, so the gateway itself cannot open \
+             connections to peers -> use a kernel with CONFIG_NF_CONNTRACK_LABELS",
         ),
         (
             |_, facts| facts.host.forwarding_ipv4 = Some(0),

@@ -91,6 +91,7 @@ fn desired() -> DesiredState {
         site_prefixes: BTreeSet::new(),
         masquerade: Masquerade::All,
         deny_log: true,
+        gateway_opens: Some(Default::default()),
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
         without_psk_keys: WithoutPskKeys::LeaveOut,

@@ -1,0 +1,46 @@
+//! Expressions that ask the host's routing.
+
+use super::attr::Attr;
+use super::expr::{Expr, REGISTER};
+
+/// Kinds of addresses, from `linux/rtnetlink.h`.
+pub const LOCAL: u32 = 2;
+pub const BROADCAST: u32 = 3;
+pub const MULTICAST: u32 = 5;
+
+/// Which address is looked up, and for which interface (`enum nft_fib_flags`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    Destination = 0x2,
+    /// On the interface that the packet leaves by.
+    SourceHere = 0x1 | 0x10,
+    /// On the interface that the packet came in by.
+    DestinationHere = 0x2 | 0x8,
+}
+
+/// Loads what kind of address it is.
+pub fn kind_of_address(asked: Asked) -> Expr {
+    const ADDRTYPE: u32 = 3;
+    fib(asked as u32, ADDRTYPE)
+}
+
+fn fib(flags: u32, result: u32) -> Expr {
+    Expr::new("fib", vec![Attr::be32(3, flags), Attr::be32(2, result), Attr::be32(1, REGISTER)])
+}
+
+/// Loads the largest TCP segment that the packet's route can carry, in network byte order.
+pub fn route_mss() -> [Expr; 2] {
+    const TCPMSS: u32 = 3;
+    const HTON: u32 = 1;
+    let to_network = vec![
+        Attr::be32(1, REGISTER),
+        Attr::be32(2, REGISTER),
+        Attr::be32(3, HTON),
+        Attr::be32(4, 2),
+        Attr::be32(5, 2),
+    ];
+    [
+        Expr::new("rt", vec![Attr::be32(2, TCPMSS), Attr::be32(1, REGISTER)]),
+        Expr::new("byteorder", to_network),
+    ]
+}

@@ -1,0 +1,327 @@
+//! Real packets between peers and the gateway itself, IPv4 and IPv6.
+
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use etherparse::PacketBuilder;
+use gatepost::dataplane::nft::labels_flows;
+use gatepost::model::{FirewallBase, FirewallChange, Openings, Profile, ProfileId};
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+};
+
+use super::netns::Netns;
+use super::network::{
+    GATEWAY4, GATEWAY6, LAN4, LAN6, Network, asks, connect, forget_flows, pings, serve, within,
+};
+use super::packets::{edit, network, nothing, world};
+use super::table::{base, load, openings, profile};
+
+const ALICE: [&str; 2] = ["10.64.0.2", "fd64::2"];
+const BOB: [&str; 2] = ["10.64.0.3", "fd64::3"];
+const GATEWAY: [&str; 2] = [GATEWAY4, GATEWAY6];
+/// A port of services: the kernel gives it to no socket that asks for none.
+const SERVICE: u16 = 7_000;
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a datagram that must not come is awaited.
+const SILENCE: Duration = Duration::from_millis(200);
+
+fn may_reach_the_gateway() -> Arc<Profile> {
+    profile(&GATEWAY, &[])
+}
+
+fn udp(netns: &Netns, address: &str, port: u16) -> UdpSocket {
+    let address: IpAddr = address.parse().unwrap();
+    let socket = within(netns, || UdpSocket::bind((address, port)).unwrap());
+    socket.set_read_timeout(Some(SILENCE)).unwrap();
+    socket
+}
+
+/// Whether a datagram gets from one socket to the other.
+fn arrives(from: &UdpSocket, to: &UdpSocket) -> bool {
+    // Our own firewall lets a sender know at once.
+    let sent = from.send_to(b"x", to.local_addr().unwrap());
+    sent.is_ok() && to.recv(&mut [0; 16]).is_ok()
+}
+
+fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !happens() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+    }
+}
+
+#[test]
+fn a_stream_of_a_service_ends_with_its_policy() {
+    for (alice, gateway) in ALICE.into_iter().zip(GATEWAY) {
+        let mut network = network(&base(), &world(may_reach_the_gateway(), nothing()));
+        let server = udp(&network.gateway, gateway, SERVICE);
+        let client = udp(&network.alice, alice, SERVICE);
+        assert!(arrives(&client, &server) && arrives(&server, &client));
+        edit(&mut network.nft, 1, nothing());
+        assert!(!arrives(&server, &client), "{alice}: the stream went on without a policy");
+        assert!(!arrives(&client, &server));
+        edit(&mut network.nft, 1, may_reach_the_gateway());
+        assert!(arrives(&server, &client), "{alice}: it resumes when it is granted again");
+    }
+}
+
+#[test]
+fn a_service_whose_flow_was_forgotten_does_not_become_the_opener() {
+    for (alice, gateway) in ALICE.into_iter().zip(GATEWAY) {
+        let mut network = network(&base(), &world(may_reach_the_gateway(), nothing()));
+        let server = udp(&network.gateway, gateway, SERVICE);
+        let client = udp(&network.alice, alice, SERVICE);
+        assert!(arrives(&client, &server));
+        edit(&mut network.nft, 1, nothing());
+        forget_flows(&network.gateway);
+        assert!(!arrives(&server, &client), "{alice}: the service's packet opened a flow");
+        assert!(!arrives(&client, &server), "{alice}: the peer's packet passed as an answer");
+    }
+}
+
+/// Alice's address goes to Bob, who may reach the gateway, while a server still has something to
+/// send to her.
+#[test]
+fn the_next_holder_of_an_address_gets_no_segment_of_a_session() {
+    for at in 0..2 {
+        let (alice, gateway) = (ALICE[at], GATEWAY[at]);
+        let mut network =
+            network(&base(), &world(may_reach_the_gateway(), may_reach_the_gateway()));
+        let (mut server, _client) = session(&network, gateway);
+        let observed = network.nft.observe().unwrap();
+        let place = format!("{alice}/{}", if at == 0 { 32 } else { 128 }).parse().unwrap();
+        let mut change = FirewallChange { unassign: vec![place], ..FirewallChange::default() };
+        network.nft.apply(&change, observed.as_ref()).unwrap();
+        server.write_all(b"for alice").unwrap();
+        forget_flows(&network.gateway);
+        let ear = Ear::new(&network.bob, &format!("tcp sport {SERVICE}"));
+        give_to_bob(&network, alice);
+        change = FirewallChange { assign: [(place, ProfileId(2))].into(), ..change };
+        change.unassign.clear();
+        let observed = network.nft.observe().unwrap();
+        network.nft.apply(&change, observed.as_ref()).unwrap();
+        eventually("the server sends its segment again", || {
+            let inbound = network.gateway.run("nft list chain inet gatepost inbound");
+            !inbound.contains("packets 0 ")
+        });
+        assert!(!ear.hears(), "{alice}: a segment of the session came");
+        assert!(connect_from(&network.bob, alice, gateway).is_ok());
+        assert!(ear.hears(), "it would have been heard");
+    }
+}
+
+/// A TCP connection of Alice to a server on the gateway: both ends.
+fn session(network: &Network, gateway: &str) -> (TcpStream, TcpStream) {
+    let address = SocketAddr::new(gateway.parse().unwrap(), SERVICE);
+    let listener = within(&network.gateway, || TcpListener::bind(address).unwrap());
+    let client = within(&network.alice, || TcpStream::connect_timeout(&address, PATIENCE).unwrap());
+    let server = listener.accept().unwrap().0;
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    (server, client)
+}
+
+/// Bob takes an address over.
+fn give_to_bob(network: &Network, address: &str) {
+    network.bob.run(&format!("ip addr add {address} dev v0 nodad"));
+    network
+        .gateway
+        .run(&format!("ip neigh replace {address} lladdr 02:00:00:00:00:03 nud permanent dev wg0"));
+}
+
+fn connect_from(netns: &Netns, source: &str, to: &str) -> std::io::Result<TcpStream> {
+    netns.run(&format!("ip route replace {to} dev v0 src {source}"));
+    let to = SocketAddr::new(to.parse().unwrap(), SERVICE);
+    within(netns, || TcpStream::connect_timeout(&to, PATIENCE))
+}
+
+#[test]
+fn a_kernel_with_connection_labels_is_known_without_a_change() {
+    let mut network = network(&base(), &world(nothing(), nothing()));
+    let before = network.nft.generation().unwrap();
+    assert!(labels_flows().unwrap());
+    assert_eq!(network.nft.generation().unwrap(), before);
+    assert!(network.nft.is_current().unwrap());
+    network.nft.remove_table().unwrap();
+    assert!(labels_flows().unwrap());
+    assert_eq!(network.nft.observe().unwrap(), None);
+}
+
+#[test]
+fn the_gateway_opens_what_it_may() {
+    let nobody = world(nothing(), nothing());
+    let mut network = network(&base(), &nobody);
+    serve(&network.bob, SERVICE);
+    let opens = |network: &Network, bob: &str| {
+        [
+            connect(&network.gateway, bob, SERVICE).is_ok_and(|mut stream| stream.echoes()),
+            asks(&network.gateway, bob, SERVICE),
+            pings(&network.gateway, bob),
+        ]
+    };
+    for bob in BOB {
+        assert_eq!(opens(&network, bob), [true; 3], "{bob}");
+        assert!(connect(&network.bob, GATEWAY4, SERVICE).is_err());
+    }
+    let closed = FirewallBase { gateway_opens: None, ..base() };
+    network.nft.apply(&load(&closed, &nobody), None).unwrap();
+    for bob in BOB {
+        assert_eq!(opens(&network, bob), [false; 3], "{bob}");
+    }
+    let inbound = FirewallBase { allow_inbound: true, ..closed };
+    network.nft.apply(&load(&inbound, &nobody), None).unwrap();
+    for bob in BOB {
+        assert_eq!(opens(&network, bob), [true; 3], "{bob}: whoever is outside may open");
+    }
+}
+
+#[test]
+fn a_flow_that_the_gateway_opened_goes_on_until_it_may_not() {
+    let nobody = world(nothing(), nothing());
+    let mut network = network(&base(), &nobody);
+    serve(&network.bob, SERVICE);
+    let mut streams = BOB.map(|bob| connect(&network.gateway, bob, SERVICE).unwrap());
+    network.nft.apply(&load(&base(), &nobody), None).unwrap();
+    assert!(streams.iter_mut().all(|stream| stream.echoes()), "the rules were loaded anew");
+    let closed = FirewallBase { gateway_opens: None, ..base() };
+    network.nft.apply(&load(&closed, &nobody), None).unwrap();
+    assert!(!streams.iter_mut().any(|stream| stream.echoes()));
+}
+
+#[test]
+fn datagrams_open_a_flow_from_ports_that_no_service_has() {
+    let nobody = world(nothing(), nothing());
+    let mut network = network(&base(), &nobody);
+    let exchange = |network: &Network, at: usize, from: u16, to: u16| {
+        let here = udp(&network.gateway, GATEWAY[at], from);
+        let there = udp(&network.bob, BOB[at], to);
+        arrives(&here, &there) && arrives(&there, &here)
+    };
+    for at in 0..2 {
+        assert!(exchange(&network, at, 123, 123), "NTP between servers");
+        assert!(!exchange(&network, at, 123, SERVICE));
+        assert!(!exchange(&network, at, 4_789, 4_789));
+    }
+    let udp_ports = [(4_789, 4_789), (32_768, 60_999)].into_iter().collect();
+    let base = FirewallBase { gateway_opens: Some(Openings { udp_ports, ..openings() }), ..base() };
+    network.nft.apply(&load(&base, &nobody), None).unwrap();
+    for at in 0..2 {
+        assert!(exchange(&network, at, 4_789, 4_789), "as configured");
+    }
+}
+
+#[test]
+fn packets_of_a_listed_protocol_pass_both_ways() {
+    const PROTOCOL: u8 = 253;
+    let nobody = world(nothing(), nothing());
+    let mut network = network(&base(), &nobody);
+    let passes = |network: &Network, at: usize| {
+        let ears =
+            [&network.bob, &network.gateway].map(|netns| Ear::new(netns, "meta l4proto 253"));
+        send_raw(&network.gateway, GATEWAY[at], BOB[at], PROTOCOL);
+        send_raw(&network.bob, BOB[at], GATEWAY[at], PROTOCOL);
+        ears.map(|ear| ear.hears())
+    };
+    for at in 0..2 {
+        assert_eq!(passes(&network, at), [false; 2], "not listed");
+    }
+    let listed = Openings { protocols: [PROTOCOL].into(), ..openings() };
+    let base = FirewallBase { gateway_opens: Some(listed), ..base() };
+    network.nft.apply(&load(&base, &nobody), None).unwrap();
+    for at in 0..2 {
+        assert_eq!(passes(&network, at), [true; 2]);
+    }
+}
+
+/// Sends one packet of any protocol.
+fn send_raw(netns: &Netns, from: &str, to: &str, protocol: u8) {
+    let [from, to]: [IpAddr; 2] = [from, to].map(|address| address.parse().unwrap());
+    let (family, packet) = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let ip = PacketBuilder::ipv4(from.octets(), to.octets(), 64);
+            (AddressFamily::Inet, ip)
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let ip = PacketBuilder::ipv6(from.octets(), to.octets(), 64);
+            (AddressFamily::Inet6, ip)
+        }
+        _ => panic!("two families"),
+    };
+    let mut bytes = Vec::new();
+    packet.write(&mut bytes, protocol.into(), b"payload").unwrap();
+    within(netns, || {
+        let raw = socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Raw).unwrap();
+        let to = SockaddrStorage::from(SocketAddr::new(to, 0));
+        // Our own firewall may refuse it.
+        let _ = sendto(raw.as_raw_fd(), &bytes, &to, MsgFlags::empty());
+    });
+}
+
+/// Counts what comes in, behind our own rules.
+struct Ear<'a>(&'a Netns);
+
+impl<'a> Ear<'a> {
+    fn new(netns: &'a Netns, packets: &str) -> Self {
+        netns.load(&format!(
+            "table inet ear\nflush table inet ear
+             table inet ear {{
+               chain input {{ type filter hook input priority 100; {packets} counter
+               }}
+             }}"
+        ));
+        Self(netns)
+    }
+
+    fn hears(&self) -> bool {
+        !self.0.run("nft list table inet ear").contains("packets 0 ")
+    }
+}
+
+#[test]
+fn errors_that_the_gateway_makes_reach_the_peer() {
+    let lan = profile(&["172.16.1.0/24", "fd10::/64"], &[]);
+    let network = network(&base(), &world(lan, nothing()));
+    serve(&network.lan, 80);
+    for (address, headers) in [(LAN4, 28), (LAN6, 48)] {
+        let to = SocketAddr::new(address.parse().unwrap(), 80);
+        let refused = within(&network.bob, || TcpStream::connect_timeout(&to, PATIENCE));
+        let refused = refused.unwrap_err().kind();
+        assert_ne!(refused, ErrorKind::TimedOut, "our own reject");
+        network.gateway.run("ip link set lan0 mtu 1300");
+        let ping = format!("ping -n -c 2 -W 1 -M do -s {} {address}", 1_400 - headers);
+        network.alice.output(&ping);
+        let route = network.alice.run(&format!("ip route get {address}"));
+        assert!(route.contains("mtu 1300"), "the first packet of a flow was too big: {route}");
+        let hops = network.alice.output(&format!("ping -n -c 1 -W 1 -t 1 {address}"));
+        let hops = String::from_utf8(hops.stdout).unwrap();
+        assert!(hops.contains("ime to live exceeded") || hops.contains("Hop limit"), "{hops}");
+    }
+}
+
+#[test]
+fn multicast_of_the_gateway_reaches_no_peer_and_no_log() {
+    let network = network(&base(), &world(nothing(), nothing()));
+    let index = within(&network.gateway, || if_nametoindex("wg0").unwrap());
+    network.gateway.run("ip route add 224.0.0.0/4 dev wg0");
+    let ear = Ear::new(&network.alice, "udp dport 5353");
+    network.alice.run("ip addr add 10.64.0.99/24 dev v0 && ip link set v0 allmulticast on");
+    let send = |to: SocketAddr| {
+        let from = udp(&network.gateway, GATEWAY[usize::from(to.is_ipv6())], 0);
+        from.set_broadcast(true).unwrap();
+        let _ = from.send_to(b"x", to);
+    };
+    for many in ["224.0.0.1:5353", "10.64.0.255:5353"] {
+        send(many.parse().unwrap());
+    }
+    send(SocketAddrV6::new("ff02::1".parse().unwrap(), 5353, 0, index).into());
+    assert!(!ear.hears());
+    let deny = network.gateway.run("nft list chain inet gatepost deny");
+    assert!(deny.contains("counter packets 0 "), "{deny}");
+    network.gateway.run("nft flush ruleset");
+    send("224.0.0.1:5353".parse().unwrap());
+    assert!(ear.hears(), "without rules it would have come");
+}
