@@ -94,6 +94,28 @@ pub struct FirewallBase {
     pub allow_inbound: bool,
     /// What the gateway itself may open toward peers; `None`: nothing, unless `allow_inbound`.
     pub gateway_opens: Option<Openings>,
+    pub networks: Networks,
+}
+
+/// Where peers' addresses may lie. One that the host routes to the interface comes by no other link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Networks {
+    /// `gateways.vpn_cidr`.
+    pub pool: IpNet,
+    /// Those of the site prefixes.
+    pub sites4: Ranges<u32>,
+    pub sites6: Ranges<u128>,
+}
+
+impl Networks {
+    #[must_use]
+    pub fn new<'a>(pool: IpNet, sites: impl Iterator<Item = &'a IpNet> + Clone) -> Self {
+        Self {
+            pool: pool.trunc(),
+            sites4: sites.clone().filter_map(u32::span).collect(),
+            sites6: sites.filter_map(u128::span).collect(),
+        }
+    }
 }
 
 /// What the firewall should hold.

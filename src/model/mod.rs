@@ -23,7 +23,7 @@ pub use desired::{
     Reason, Standing, Touched, Unloadable, WithoutPskKeys,
 };
 pub use firewall::{
-    Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade,
+    Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, Networks,
     ObservedFirewall, Openings, Ports, Profile, ProfileId, Ranges,
 };
 pub use id::{DeviceId, GatewayId, GroupId, PeerId, PolicyId, UserId};

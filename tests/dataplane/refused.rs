@@ -9,8 +9,8 @@ use gatepost::dataplane::{
     Backend, Dataplane, Firewall, Host, HostSettings, RefusedStep, SharedObserved,
 };
 use gatepost::model::{
-    FirewallBase, FirewallChange, InterfaceName, Masquerade, ObservedFirewall, ObservedState,
-    Profile, ProfileId,
+    FirewallBase, FirewallChange, InterfaceName, Masquerade, Networks, ObservedFirewall,
+    ObservedState, Profile, ProfileId,
 };
 use gatepost::plan::{Phase, Plan, Step};
 use nix::errno::Errno;
@@ -85,6 +85,7 @@ fn base(name: &InterfaceName) -> FirewallBase {
         deny_log: true,
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
+        networks: Networks::new("10.64.0.0/24".parse().unwrap(), [].iter()),
     }
 }
 

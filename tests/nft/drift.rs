@@ -5,7 +5,7 @@ use gatepost::dataplane::nft::{Nft, NftError};
 use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ObservedFirewall, ProfileId};
 
 use super::netns::Netns;
-use super::table::{World, base, load, many, observed, profile};
+use super::table::{World, base, load, many, networks, observed, profile};
 
 /// A small profile, a large one and one in a block, with peers of each.
 fn world() -> World {
@@ -26,7 +26,12 @@ fn world() -> World {
 }
 
 fn full() -> FirewallBase {
-    FirewallBase { masquerade: Masquerade::Internet, allow_inbound: true, ..base() }
+    FirewallBase {
+        masquerade: Masquerade::Internet,
+        allow_inbound: true,
+        networks: networks(&["10.9.0.0/16"]),
+        ..base()
+    }
 }
 
 fn loaded() -> (Netns, Nft) {
@@ -106,6 +111,8 @@ fn every_edit_is_noticed() {
         (format!("nft add map {table} site4_32 '{{ type ipv4_addr : classid; }}'"), "set site4_32"),
         (format!("nft flush chain {table} sites"), "chain sites"),
         (format!("nft insert rule {table} sites accept"), "chain sites"),
+        (format!("nft flush chain {table} sites_by"), "chain sites_by"),
+        (format!("nft add rule {table} forged counter"), "chain forged"),
         (format!("nft add table {table} '{{ flags dormant; }}'"), "flags 0x1"),
         (format!("nft flush chain {table} judge"), "chain judge"),
         (format!("nft delete chain {table} postrouting"), "chain postrouting"),
@@ -140,6 +147,10 @@ fn only_an_edited_table_that_still_judges_counts_as_guarding() {
         ("nft flush chain inet gatepost forward", false),
         ("nft flush chain inet gatepost input", false),
         ("nft flush chain inet gatepost output", false),
+        ("nft flush chain inet gatepost forged", false),
+        ("nft flush chain inet gatepost told", false),
+        ("nft insert rule inet gatepost errors accept", false),
+        ("nft insert rule inet gatepost sites_by accept", false),
         ("nft flush chain inet gatepost openings", false),
         ("nft delete chain inet gatepost output", false),
         ("nft insert rule inet gatepost output accept", false),

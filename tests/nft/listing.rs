@@ -1,7 +1,7 @@
 //! The `nft` program lists what we load as its own language says it, and can load the listing again.
 
 use gatepost::dataplane::nft::Nft;
-use gatepost::model::{FirewallBase, Masquerade, Openings, ProfileId};
+use gatepost::model::{FirewallBase, Masquerade, Networks, Openings, ProfileId};
 use proptest::prelude::*;
 
 use super::netns::Netns;
@@ -23,6 +23,25 @@ fn internet(base: &FirewallBase, family: char) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// The sets of site prefixes, and the rules about forged sources.
+fn networks(base: &FirewallBase) -> (String, String) {
+    let Networks { pool, sites4, sites6 } = &base.networks;
+    let ip = |is4| if is4 { "ip" } else { "ip6" };
+    let dropped = r#"iifname != "wg0" fib saddr oifname "wg0" counter drop"#;
+    let mut rules = format!("{} saddr {pool} {dropped}\n", ip(pool.addr().is_ipv4()));
+    let mut sets = String::new();
+    for (family, ranges) in [('4', sites4.to_string()), ('6', sites6.to_string())] {
+        if ranges != "none" {
+            sets += &format!(
+                "set networks{family} {{ type ipv{family}_addr; flags interval; \
+                 elements = {{ {ranges} }}; }}\n"
+            );
+            rules += &format!("{} saddr @networks{family} {dropped}\n", ip(family == '4'));
+        }
+    }
+    (sets, rules)
 }
 
 fn openings(opens: &Openings) -> String {
@@ -63,6 +82,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         ),
         false => ("counter goto deny", ""),
     };
+    let (sites_to, sites_by) =
+        (sites.replace("ct original", "ct reply"), sites.replace("ct original ", ""));
+    let (network_sets, forged) = networks(base);
     let others = if base.allow_inbound { "counter accept" } else { "counter goto deny" };
     let openings = base.gateway_opens.as_ref().map(openings).unwrap_or_default();
     let (jump, opened_here) = match base.gateway_opens {
@@ -102,6 +124,41 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         {peers}
         chain sites {{
             {sites}
+        }}
+        chain sites_to {{
+            {sites_to}
+        }}
+        chain sites_by {{
+            {sites_by}
+        }}
+        {network_sets}
+        chain forged {{
+            type filter hook prerouting priority raw; policy accept;
+            {forged}
+        }}
+        chain told {{
+            type filter hook prerouting priority -190; policy accept;
+            meta l4proto icmp iifname "wg0" ct state related goto errors
+            meta l4proto ipv6-icmp iifname "wg0" ct state related goto errors
+        }}
+        chain errors {{
+            icmp type redirect counter drop
+            meta priority set none
+            jump sites_to
+            meta priority set ct reply ip saddr map @peer4
+            meta priority set ct reply ip6 saddr map @peer6
+            meta priority != none meta priority set none accept
+            jump sites
+            meta priority set ct original ip saddr map @peer4
+            meta priority set ct original ip6 saddr map @peer6
+            meta priority none counter goto deny
+            meta priority set none
+            jump sites_by
+            meta priority set ip saddr map @peer4
+            meta priority set ip6 saddr map @peer6
+            meta priority vmap @profile
+            meta priority & ffff:fc00 vmap @block
+            counter goto deny
         }}
         chain judge {{
             meta priority set none

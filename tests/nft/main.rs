@@ -12,6 +12,8 @@ mod listing;
 mod netns;
 mod network;
 mod packets;
+mod raw;
+mod sender;
 mod services;
 mod size;
 mod table;

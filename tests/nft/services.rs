@@ -2,23 +2,19 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use etherparse::PacketBuilder;
 use gatepost::dataplane::nft::labels_flows;
 use gatepost::model::{FirewallBase, FirewallChange, Openings, Profile, ProfileId};
 use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
-};
 
 use super::netns::Netns;
 use super::network::{
     GATEWAY4, GATEWAY6, LAN4, LAN6, Network, asks, connect, forget_flows, pings, serve, within,
 };
 use super::packets::{edit, network, nothing, world};
+use super::raw::{Ear, ip, send};
 use super::table::{base, load, openings, profile};
 
 const ALICE: [&str; 2] = ["10.64.0.2", "fd64::2"];
@@ -142,6 +138,7 @@ fn connect_from(netns: &Netns, source: &str, to: &str) -> std::io::Result<TcpStr
 #[test]
 fn a_kernel_with_connection_labels_is_known_without_a_change() {
     let mut network = network(&base(), &world(nothing(), nothing()));
+    network.nft.observe().unwrap();
     let before = network.nft.generation().unwrap();
     assert!(labels_flows().unwrap());
     assert_eq!(network.nft.generation().unwrap(), before);
@@ -222,8 +219,13 @@ fn packets_of_a_listed_protocol_pass_both_ways() {
     let passes = |network: &Network, at: usize| {
         let ears =
             [&network.bob, &network.gateway].map(|netns| Ear::new(netns, "meta l4proto 253"));
-        send_raw(&network.gateway, GATEWAY[at], BOB[at], PROTOCOL);
-        send_raw(&network.bob, BOB[at], GATEWAY[at], PROTOCOL);
+        for (netns, from, to) in
+            [(&network.gateway, GATEWAY[at], BOB[at]), (&network.bob, BOB[at], GATEWAY[at])]
+        {
+            let mut packet = Vec::new();
+            ip(from, to).write(&mut packet, PROTOCOL.into(), b"payload").unwrap();
+            send(netns, to, &packet);
+        }
         ears.map(|ear| ear.hears())
     };
     for at in 0..2 {
@@ -234,50 +236,6 @@ fn packets_of_a_listed_protocol_pass_both_ways() {
     network.nft.apply(&load(&base, &nobody), None).unwrap();
     for at in 0..2 {
         assert_eq!(passes(&network, at), [true; 2]);
-    }
-}
-
-/// Sends one packet of any protocol.
-fn send_raw(netns: &Netns, from: &str, to: &str, protocol: u8) {
-    let [from, to]: [IpAddr; 2] = [from, to].map(|address| address.parse().unwrap());
-    let (family, packet) = match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let ip = PacketBuilder::ipv4(from.octets(), to.octets(), 64);
-            (AddressFamily::Inet, ip)
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let ip = PacketBuilder::ipv6(from.octets(), to.octets(), 64);
-            (AddressFamily::Inet6, ip)
-        }
-        _ => panic!("two families"),
-    };
-    let mut bytes = Vec::new();
-    packet.write(&mut bytes, protocol.into(), b"payload").unwrap();
-    within(netns, || {
-        let raw = socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Raw).unwrap();
-        let to = SockaddrStorage::from(SocketAddr::new(to, 0));
-        // Our own firewall may refuse it.
-        let _ = sendto(raw.as_raw_fd(), &bytes, &to, MsgFlags::empty());
-    });
-}
-
-/// Counts what comes in, behind our own rules.
-struct Ear<'a>(&'a Netns);
-
-impl<'a> Ear<'a> {
-    fn new(netns: &'a Netns, packets: &str) -> Self {
-        netns.load(&format!(
-            "table inet ear\nflush table inet ear
-             table inet ear {{
-               chain input {{ type filter hook input priority 100; {packets} counter
-               }}
-             }}"
-        ));
-        Self(netns)
-    }
-
-    fn hears(&self) -> bool {
-        !self.0.run("nft list table inet ear").contains("packets 0 ")
     }
 }
 
@@ -309,19 +267,19 @@ fn multicast_of_the_gateway_reaches_no_peer_and_no_log() {
     network.gateway.run("ip route add 224.0.0.0/4 dev wg0");
     let ear = Ear::new(&network.alice, "udp dport 5353");
     network.alice.run("ip addr add 10.64.0.99/24 dev v0 && ip link set v0 allmulticast on");
-    let send = |to: SocketAddr| {
+    let ask_all = |to: SocketAddr| {
         let from = udp(&network.gateway, GATEWAY[usize::from(to.is_ipv6())], 0);
         from.set_broadcast(true).unwrap();
         let _ = from.send_to(b"x", to);
     };
     for many in ["224.0.0.1:5353", "10.64.0.255:5353"] {
-        send(many.parse().unwrap());
+        ask_all(many.parse().unwrap());
     }
-    send(SocketAddrV6::new("ff02::1".parse().unwrap(), 5353, 0, index).into());
+    ask_all(SocketAddrV6::new("ff02::1".parse().unwrap(), 5353, 0, index).into());
     assert!(!ear.hears());
     let deny = network.gateway.run("nft list chain inet gatepost deny");
     assert!(deny.contains("counter packets 0 "), "{deny}");
     network.gateway.run("nft flush ruleset");
-    send("224.0.0.1:5353".parse().unwrap());
+    ask_all("224.0.0.1:5353".parse().unwrap());
     assert!(ear.hears(), "without rules it would have come");
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use gatepost::model::{
-    FirewallBase, FirewallChange, FixedRules, Masquerade, ObservedFirewall, Openings, Profile,
-    ProfileId,
+    FirewallBase, FirewallChange, FixedRules, Masquerade, Networks, ObservedFirewall, Openings,
+    Profile, ProfileId,
 };
 use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -21,7 +21,13 @@ pub fn base() -> FirewallBase {
         deny_log: true,
         allow_inbound: false,
         gateway_opens: Some(openings()),
+        networks: networks(&[]),
     }
+}
+
+pub fn networks(sites: &[&str]) -> Networks {
+    let sites: Vec<IpNet> = sites.iter().map(|site| site.parse().unwrap()).collect();
+    Networks::new("10.64.0.0/24".parse().unwrap(), sites.iter())
 }
 
 /// Datagrams from the ports that the kernel gives to sockets without one.
@@ -40,12 +46,18 @@ pub fn bases() -> Vec<FirewallBase> {
                 udp_ports: [(4_789, 4_789), (32_768, 60_999)].into_iter().collect(),
                 protocols: [47, 132, 253].into(),
             };
-            for gateway_opens in [None, Some(Openings::default()), Some(with_more)] {
+            let pool = |pool: &str| Networks::new(pool.parse().unwrap(), [].iter());
+            for (gateway_opens, networks) in [
+                (None, pool("fd64::/64")),
+                (Some(Openings::default()), pool("10.64.0.0/20")),
+                (Some(with_more), networks(&["10.9.0.0/16", "10.10.0.0/16", "fd65::/33"])),
+            ] {
                 bases.push(FirewallBase {
                     masquerade,
                     deny_log,
                     allow_inbound,
                     gateway_opens,
+                    networks,
                     ..base()
                 });
             }

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use gatepost::model::{
-    DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, ObservedFirewall,
-    Profile, ProfileId,
+    DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, Networks,
+    ObservedFirewall, Profile, ProfileId,
 };
 use gatepost::plan::firewall::{self, FirewallDiff};
 use ipnet::IpNet;
@@ -34,6 +34,7 @@ fn base(interface: &str, deny_log: bool) -> FirewallBase {
         deny_log,
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
+        networks: Networks::new("10.64.0.0/24".parse().unwrap(), [].iter()),
     }
 }
 

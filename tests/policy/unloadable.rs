@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use gatepost::model::{
-    FirewallBase, FirewallChange, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId,
+    FirewallBase, FirewallChange, FixedRules, Masquerade, Networks, ObservedFirewall, Profile,
+    ProfileId,
 };
 use gatepost::plan::{Blame, Parted, load_in_parts};
 use ipnet::IpNet;
@@ -18,6 +19,7 @@ fn base() -> FirewallBase {
         deny_log: true,
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
+        networks: Networks::new("10.64.0.0/24".parse().unwrap(), [].iter()),
     }
 }
 

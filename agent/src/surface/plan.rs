@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gatepost::model::{
-    AllowedIps, FirewallBase, FirewallChange, GatewayId, InterfaceName, Masquerade, Peer,
+    AllowedIps, FirewallBase, FirewallChange, GatewayId, InterfaceName, Masquerade, Networks, Peer,
     PresharedKey, PrivateKey, Profile, ProfileId, PublicKey,
 };
 use gatepost::plan::{Phase, Step};
@@ -27,6 +27,7 @@ fn steps() -> Vec<Step> {
         deny_log: true,
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
+        networks: Networks::new(prefix("10.8.0.0/16"), [].iter()),
     };
     let profiles = [(ProfileId(1), (true, profile.clone())), (ProfileId(2), (false, profile))];
     let change = FirewallChange {

@@ -10,9 +10,9 @@ use super::block::{self, Placed};
 use super::chain::declare;
 use super::element::Element;
 use super::error::NftError;
-use super::name::{Block, Family, SITES, TABLE, block_chain_name, chain_name};
+use super::name::{Block, Family, TABLE, block_chain_name, chain_name};
 use super::profile::{self, ProfileRule};
-use super::rules::{block_rules, site_rule};
+use super::rules::{Whose, block_rules, site_rule};
 use super::set::Set;
 use super::sys::{msg, table};
 use super::table::{Fixed, fixed_elements, table_declaration};
@@ -93,7 +93,7 @@ fn load_base(batch: &mut Batch, base: &FirewallBase) {
     let fixed = Fixed::of(base);
     for set in &fixed.sets {
         batch.add_set(set);
-        batch.add_elements(set, &fixed_elements(set));
+        batch.add_elements(set, &fixed_elements(base, set));
     }
     for chain in &fixed.chains {
         batch.create(msg::NEWCHAIN, &declare(chain.name, chain.hook.as_ref()));
@@ -301,11 +301,12 @@ fn make_sites(
         return;
     }
     sites.extend(wanted);
-    batch.flush_chain(SITES);
+    Whose::ALL.iter().for_each(|whose| batch.flush_chain(whose.sites()));
     for set in &sites {
         batch.add_set(set);
-        if let Set::Sites(family, prefix_len) = set {
-            batch.add_rule(SITES, None, &site_rule(*family, *prefix_len));
+        let Set::Sites(family, prefix_len) = set else { continue };
+        for whose in Whose::ALL {
+            batch.add_rule(whose.sites(), None, &site_rule(whose, *family, *prefix_len));
         }
     }
 }

@@ -95,7 +95,10 @@ impl Element {
                 let (id, address) = pair(*family, &key)?;
                 first_of(set, address).map(|address| Self::Grant(id, address))
             }
-            Set::Allowed(_, family) | Set::Internet(family) | Set::DenyLog(family) => {
+            Set::Allowed(_, family)
+            | Set::Internet(family)
+            | Set::Networks(family)
+            | Set::DenyLog(family) => {
                 let flags = dumped.find(elem::FLAGS)?.map_or(Ok(0), |flags| flags.be32())?;
                 let address = address(*family, &key)?;
                 let is_end = flags & elem::FLAG_INTERVAL_END != 0;

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use super::attr::{self, Attr, same};
+use super::name::Family;
 use super::sys::{LIST_ELEM, data, expr, verdict};
 use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 
@@ -37,6 +38,16 @@ pub enum Ct {
     Labels = 13,
     SrcIp = 19,
     SrcIp6 = 21,
+}
+
+impl Ct {
+    /// A tuple's source.
+    pub const fn source(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::SrcIp,
+            Family::V6 => Self::SrcIp6,
+        }
+    }
 }
 
 /// Which of a flow's two tuples (`enum ip_conntrack_dir`).

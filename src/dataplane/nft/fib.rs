@@ -11,11 +11,18 @@ pub const MULTICAST: u32 = 5;
 /// Which address is looked up, and for which interface (`enum nft_fib_flags`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
+    Source = 0x1,
     Destination = 0x2,
     /// On the interface that the packet leaves by.
     SourceHere = 0x1 | 0x10,
     /// On the interface that the packet came in by.
     DestinationHere = 0x2 | 0x8,
+}
+
+/// Loads the name of the link to which the host routes it.
+pub fn link_of_address(asked: Asked) -> Expr {
+    const OIFNAME: u32 = 2;
+    fib(asked as u32, OIFNAME)
 }
 
 /// Loads what kind of address it is.

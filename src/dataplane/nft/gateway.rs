@@ -8,12 +8,14 @@
 use std::collections::BTreeSet;
 
 use super::expr::{
-    Base, Cmp, Ct, Direction, Expr, Meta, Rule, Verdict, cmp, counter, ct, ct_set, load, mask,
-    meta, payload, verdict,
+    Base, Cmp, Ct, Direction, Expr, Rule, Verdict, cmp, counter, ct, ct_set, load, mask, payload,
+    verdict,
 };
 use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, kind_of_address};
 use super::name::{DENY, Family, ICMP_OUT, INBOUND, JUDGE, OPENINGS};
-use super::rules::{ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, iif, oif, tcp_flags};
+use super::rules::{
+    ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, iif, l4proto, oif, tcp_flags,
+};
 use super::sys::data;
 use crate::model::{FirewallBase, Openings};
 
@@ -157,12 +159,6 @@ fn opened_here() -> Rule {
     vec![ct(Ct::Labels), mask(&OPENED_HERE.to_ne_bytes()), cmp(Cmp::Neq, &0u128.to_ne_bytes())]
 }
 
-fn icmp_type(family: Family, op: Cmp, kind: u8) -> Rule {
-    let of_family = vec![meta(Meta::NfProto), cmp(Cmp::Eq, &[family.nfproto()])];
-    let kind = vec![payload(Base::Transport, 0, 1), cmp(op, &[kind])];
-    [of_family, l4proto(family.icmp()), kind].concat()
-}
-
 fn is_kind(asked: Asked, kind: u32) -> Rule {
     vec![kind_of_address(asked), cmp(Cmp::Eq, &kind.to_ne_bytes())]
 }
@@ -179,10 +175,6 @@ fn udp_from((first, last): (u16, u16)) -> Rule {
 /// Compares so many bytes of the ports, the source's first.
 fn udp_ports<const N: usize>(bytes: u32, compare: [Expr; N]) -> Rule {
     [l4proto(UDP), vec![payload(Base::Transport, 0, bytes)], compare.into()].concat()
-}
-
-fn l4proto(protocol: u8) -> Rule {
-    vec![meta(Meta::L4Proto), cmp(Cmp::Eq, &[protocol])]
 }
 
 fn accept() -> Rule {

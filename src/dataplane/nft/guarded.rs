@@ -6,8 +6,11 @@
 use super::dump::Dump;
 use super::expr::{Expr, Rule, Verdict, is_rule, verdict};
 use super::gateway::{former_input, openings_in};
-use super::name::{DENY, FORWARD, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT, SITES};
-use super::rules::{interface_in, site_rule};
+use super::name::{
+    DENY, ERRORS, FORGED, FORWARD, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT, TOLD,
+};
+use super::observe::networks_in;
+use super::rules::{Whose, interface_in, site_rule};
 use super::set::Set;
 use super::table::{Chain, Fixed};
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -17,6 +20,7 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
     let forward = dump.rules.get(FORWARD)?;
     let interface = forward.iter().find_map(|found| interface_in(found))?;
     let gateway_opens = dump.rules.get(OPENINGS).and_then(|found| openings_in(found));
+    let networks = networks_in(dump);
     let guards = |allow_inbound| {
         let base = FirewallBase {
             interface: interface.clone(),
@@ -24,15 +28,21 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
             deny_log: false,
             allow_inbound,
             gateway_opens: gateway_opens.clone(),
+            networks: networks.clone(),
         };
         let of_chain = |chain: &Chain| match chain.name {
-            INPUT | OUTPUT | OPENINGS | ICMP_OUT if is_former(dump, &base) => true,
+            INPUT | OUTPUT | OPENINGS | ICMP_OUT | FORGED | TOLD | ERRORS
+                if is_former(dump, &base) =>
+            {
+                true
+            }
             _ => is_safe(dump, chain),
         };
         Fixed::of(&base).chains.iter().all(of_chain)
     };
     let awake = dump.flags == 0;
-    (awake && sites_are_safe(dump) && [false, true].into_iter().any(guards)).then_some(interface)
+    let sites_are_safe = Whose::ALL.into_iter().all(|whose| sites_are_safe(dump, whose));
+    (awake && sites_are_safe && [false, true].into_iter().any(guards)).then_some(interface)
 }
 
 /// Whether the chains between peers and the gateway are those of the version before: what the gateway
@@ -47,9 +57,11 @@ fn is_former(dump: &Dump, base: &FirewallBase) -> bool {
 fn is_safe(dump: &Dump, wanted: &Chain) -> bool {
     let found = dump.rules.get(wanted.name).map(Vec::as_slice).unwrap_or_default();
     match wanted.name {
-        FORWARD | INPUT | OUTPUT => is_hooked(dump, wanted) && has_all(found, &wanted.rules),
+        FORWARD | INPUT | OUTPUT | FORGED | TOLD => {
+            is_hooked(dump, wanted) && has_all(found, &wanted.rules)
+        }
         INBOUND | OPENINGS | ICMP_OUT => has_all(found, &wanted.rules),
-        JUDGE => {
+        JUDGE | ERRORS => {
             found.len() == wanted.rules.len()
                 && wanted.rules.iter().zip(found).all(|(rule, found)| is_rule(rule, found))
         }
@@ -76,14 +88,16 @@ fn has_all(found: &[Rule], wanted: &[Rule]) -> bool {
 }
 
 /// Each of its rules is one that looks a site prefix up, or decides nothing.
-fn sites_are_safe(dump: &Dump) -> bool {
+fn sites_are_safe(dump: &Dump, whose: Whose) -> bool {
     let looks_up = |rule: &[Expr]| {
         dump.sets.keys().any(|set| match set {
-            Set::Sites(family, prefix_len) => is_rule(&site_rule(*family, *prefix_len), rule),
+            Set::Sites(family, prefix_len) => {
+                is_rule(&site_rule(whose, *family, *prefix_len), rule)
+            }
             _ => false,
         })
     };
-    let mut rules = dump.rules.get(SITES).into_iter().flatten();
+    let mut rules = dump.rules.get(whose.sites()).into_iter().flatten();
     rules.all(|rule| looks_up(rule) || !decides(rule))
 }
 

@@ -4,9 +4,9 @@
 //! ```text
 //! observe: socket -> dump -> observe (guarded) -> ObservedFirewall, Difference
 //! apply:   FirewallChange -> change -> batch -> socket
-//! both:    table, rules, gateway, profile, block  (what is written)
-//!          set, element, expr, fib, chain         (the objects that it is written as)
-//!          name, attr, message, sys               (names and encoding)
+//! both:    table, rules, gateway, sender, profile, block  (what is written)
+//!          set, element, expr, fib, chain                 (the objects that it is written as)
+//!          name, attr, message, sys                       (names and encoding)
 //! ```
 //!
 //! [`NftMonitor`] says when another program changed a ruleset. The module `table` shows what the table
@@ -33,6 +33,7 @@ mod observe;
 mod probe;
 mod profile;
 mod rules;
+mod sender;
 mod set;
 mod socket;
 mod sys;

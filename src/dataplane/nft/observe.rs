@@ -16,13 +16,15 @@ use super::element::Element;
 use super::expr::{Rule, is_rule};
 use super::gateway::openings_in;
 use super::guarded::guarded_interface;
-use super::name::{Block, FORWARD, Family, OPENINGS, SITES};
+use super::name::{Block, FORGED, FORWARD, Family, OPENINGS};
 use super::profile::{self, ProfileRule};
-use super::rules::{block_rules, interface_in, site_rule};
+use super::rules::{Whose, block_rules, interface_in, site_rule};
+use super::sender::pool_in;
 use super::set::Set;
 use super::table::{Fixed, fixed_elements};
 use crate::model::{
-    Address, FirewallBase, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
+    Address, FirewallBase, FixedRules, Masquerade, Networks, ObservedFirewall, Profile, ProfileId,
+    Ranges,
 };
 
 /// What was read, and the first object that is not as this version loads it.
@@ -89,9 +91,11 @@ fn read_profile(dump: &Dump, id: ProfileId, rules: &[Option<ProfileRule>]) -> Op
                 allow6.push((u128::from(first), u128::from(last)));
             }
             ProfileRule::Range(..) => return None,
-            ProfileRule::Set(Family::V4) => allow4.extend(set_ranges::<u32>(dump, id, Family::V4)?),
-            ProfileRule::Set(Family::V6) => {
-                allow6.extend(set_ranges::<u128>(dump, id, Family::V6)?)
+            ProfileRule::Set(family @ Family::V4) => {
+                allow4.extend(set_ranges::<u32>(dump, &Set::Allowed(id, family))?);
+            }
+            ProfileRule::Set(family @ Family::V6) => {
+                allow6.extend(set_ranges::<u128>(dump, &Set::Allowed(id, family))?);
             }
             ProfileRule::Dns(server) => dns_servers.push(server),
         }
@@ -205,9 +209,9 @@ fn bounds(elements: &[Element]) -> BTreeSet<(IpAddr, bool)> {
 }
 
 /// The ranges between a set's bounds; `None`: there are not two bounds to each.
-fn set_ranges<T: Address>(dump: &Dump, id: ProfileId, family: Family) -> Option<Vec<(T, T)>> {
+fn set_ranges<T: Address>(dump: &Dump, set: &Set) -> Option<Vec<(T, T)>> {
     let number = |address: IpAddr| Some(T::span(&address.into())?.0);
-    let mut bounds = bounds(dump.sets.get(&Set::Allowed(id, family))?).into_iter();
+    let mut bounds = bounds(dump.sets.get(set)?).into_iter();
     let mut ranges = Vec::new();
     while let Some((first, is_end)) = bounds.next() {
         let last = match bounds.next() {
@@ -255,18 +259,33 @@ fn check_objects(dump: &Dump) -> Result<(), Difference> {
 
 /// Each map of site prefixes that holds any is looked up, in the order of their lengths.
 fn check_sites(dump: &Dump) -> Result<(), Difference> {
-    let mut rules = dump.rules.get(SITES).into_iter().flatten().peekable();
-    for (set, elements) in &dump.sets {
-        let Set::Sites(family, prefix_len) = set else { continue };
-        let looked_up =
-            rules.next_if(|found| is_rule(&site_rule(*family, *prefix_len), found)).is_some();
-        if !looked_up && !elements.is_empty() {
-            return Err(Difference::Chain(SITES.to_owned()));
+    for whose in Whose::ALL {
+        let different = || Err(Difference::Chain(whose.sites().to_owned()));
+        let mut rules = dump.rules.get(whose.sites()).into_iter().flatten().peekable();
+        for (set, elements) in &dump.sets {
+            let Set::Sites(family, prefix_len) = set else { continue };
+            let wanted = site_rule(whose, *family, *prefix_len);
+            let looked_up = rules.next_if(|found| is_rule(&wanted, found)).is_some();
+            if !looked_up && !elements.is_empty() {
+                return different();
+            }
+        }
+        if rules.next().is_some() {
+            return different();
         }
     }
-    match rules.next() {
-        Some(_) => Err(Difference::Chain(SITES.to_owned())),
-        None => Ok(()),
+    Ok(())
+}
+
+/// The networks that the rules and sets name; to be proved by comparing.
+pub fn networks_in(dump: &Dump) -> Networks {
+    let no_pool = || IpNet::from(IpAddr::from([0; 4]));
+    let pool = dump.rules.get(FORGED).and_then(|found| pool_in(found));
+    let of = |family| Set::Networks(family);
+    Networks {
+        pool: pool.unwrap_or_else(no_pool),
+        sites4: set_ranges(dump, &of(Family::V4)).unwrap_or_default().into_iter().collect(),
+        sites6: set_ranges(dump, &of(Family::V6)).unwrap_or_default().into_iter().collect(),
     }
 }
 
@@ -277,6 +296,7 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
     let named = forward.filter_map(|found| interface_in(found)).next();
     let interface = named.ok_or_else(|| chain(FORWARD))?;
     let gateway_opens = dump.rules.get(OPENINGS).and_then(|found| openings_in(found));
+    let networks = networks_in(dump);
     let mut nearest: Option<(usize, Difference)> = None;
     for masquerade in [Masquerade::All, Masquerade::Internet, Masquerade::None] {
         for (deny_log, allow_inbound) in
@@ -288,8 +308,9 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
                 deny_log,
                 allow_inbound,
                 gateway_opens: gateway_opens.clone(),
+                networks: networks.clone(),
             };
-            let differences = differences(dump, &Fixed::of(&base));
+            let differences = differences(dump, &base);
             let Some(first) = differences.first() else { return Ok(base) };
             if nearest.as_ref().is_none_or(|(count, _)| differences.len() < *count) {
                 nearest = Some((differences.len(), first.clone()));
@@ -299,8 +320,9 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
     Err(nearest.map_or_else(|| chain(FORWARD), |(_, difference)| difference))
 }
 
-/// Every chain and set that is not as `fixed` has it.
-fn differences(dump: &Dump, fixed: &Fixed) -> Vec<Difference> {
+/// Every chain and set that is not as this base has it.
+fn differences(dump: &Dump, base: &FirewallBase) -> Vec<Difference> {
+    let fixed = Fixed::of(base);
     let mut differences = Vec::new();
     for chain in &fixed.chains {
         let declared = dump.chains.get(chain.name);
@@ -308,7 +330,8 @@ fn differences(dump: &Dump, fixed: &Fixed) -> Vec<Difference> {
         let found = dump.rules.get(chain.name).map(Vec::as_slice).unwrap_or_default();
         let same = chain.rules.len() == found.len()
             && chain.rules.iter().zip(found).all(|(rule, found)| is_rule(rule, found));
-        if !declared || !(same || chain.name == SITES) {
+        let is_sites = Whose::ALL.iter().any(|whose| whose.sites() == chain.name);
+        if !declared || !(same || is_sites) {
             differences.push(Difference::Chain(chain.name.to_owned()));
         }
     }
@@ -316,9 +339,9 @@ fn differences(dump: &Dump, fixed: &Fixed) -> Vec<Difference> {
     let more = dump.chains.keys().filter(|name| !is_wanted(name));
     differences.extend(more.cloned().map(Difference::Chain));
     for set in &fixed.sets {
-        let wanted = fixed_elements(set);
+        let wanted = fixed_elements(base, set);
         let same = dump.sets.get(set).is_some_and(|found| {
-            !matches!(set, Set::Internet(_)) || bounds(found) == bounds(&wanted)
+            !matches!(set, Set::Internet(_) | Set::Networks(_)) || bounds(found) == bounds(&wanted)
         });
         if !same {
             differences.push(Difference::set(set));

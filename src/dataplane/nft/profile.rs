@@ -148,13 +148,7 @@ impl ProfileRule {
 
 /// Loads where the flow really goes.
 fn destination(family: Family) -> Expr {
-    ct_tuple(
-        Direction::Reply,
-        match family {
-            Family::V4 => Ct::SrcIp,
-            Family::V6 => Ct::SrcIp6,
-        },
-    )
+    ct_tuple(Direction::Reply, Ct::source(family))
 }
 
 /// Compares as the `nft` program would: whole bytes where the range is a prefix of whole bytes,

@@ -6,7 +6,7 @@ use super::expr::{
     meta, meta_set, payload, reject_prohibited, set_mss, verdict, verdict_map,
 };
 use super::fib::route_mss;
-use super::name::{Block, DENY, Family, INBOUND, JUDGE, SITES};
+use super::name::{Block, DENY, Family, INBOUND, JUDGE, SITES, SITES_BY, SITES_TO};
 use super::set::Set;
 use super::sys::data;
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -56,14 +56,62 @@ pub fn inbound(base: &FirewallBase) -> Vec<Rule> {
 }
 
 pub fn judge() -> Vec<Rule> {
+    let mut rules = vec![no_profile()];
+    rules.extend(find_profile(Whose::Opener));
+    rules.extend(by_profile());
+    rules
+}
+
+/// Of whom a rule looks the profile up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// The peer that opened the flow.
+    Opener,
+    /// Where the flow really goes: the reply tuple's source, after any rewriting.
+    Destination,
+    /// The peer that sent this very packet.
+    Sender,
+}
+
+impl Whose {
+    pub const ALL: [Self; 3] = [Self::Opener, Self::Destination, Self::Sender];
+
+    /// The chain that looks up site prefixes.
+    pub const fn sites(self) -> &'static str {
+        match self {
+            Self::Opener => SITES,
+            Self::Destination => SITES_TO,
+            Self::Sender => SITES_BY,
+        }
+    }
+
+    fn address(self, family: Family) -> Rule {
+        match self {
+            Self::Opener => vec![ct_tuple(Direction::Original, Ct::source(family))],
+            Self::Destination => vec![ct_tuple(Direction::Reply, Ct::source(family))],
+            Self::Sender => source(family, family.address_bytes()),
+        }
+    }
+}
+
+/// Takes the number of the profile from the packet: a look-up that finds none keeps the old one.
+pub fn no_profile() -> Rule {
+    vec![load(&0u32.to_ne_bytes()), meta_set(Meta::Priority)]
+}
+
+/// Give the packet the number of a profile, if that address has one.
+pub fn find_profile(whose: Whose) -> Vec<Rule> {
     let assigned = |family| {
-        vec![opener(family), map(&Set::Peers(family).to_string()), meta_set(Meta::Priority)]
+        let found = vec![map(&Set::Peers(family).to_string()), meta_set(Meta::Priority)];
+        [whose.address(family), found].concat()
     };
+    let sites = vec![verdict(&Verdict::Jump(whose.sites()))];
+    vec![sites, assigned(Family::V4), assigned(Family::V6)]
+}
+
+/// Lead the packet to the chain of the profile whose number it has.
+pub fn by_profile() -> Vec<Rule> {
     vec![
-        vec![load(&0u32.to_ne_bytes()), meta_set(Meta::Priority)],
-        vec![verdict(&Verdict::Jump(SITES))],
-        assigned(Family::V4),
-        assigned(Family::V6),
         vec![meta(Meta::Priority), verdict_map(&Set::Chains.to_string())],
         vec![
             meta(Meta::Priority),
@@ -100,8 +148,8 @@ fn dns_flows(families: &[Family]) -> Vec<Rule> {
 pub fn deny(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = Vec::new();
     if base.deny_log {
-        rules.push(log_denied_peer(base, Family::V4, 12));
-        rules.push(log_denied_peer(base, Family::V6, 8));
+        rules.push(log_denied_peer(base, Family::V4));
+        rules.push(log_denied_peer(base, Family::V6));
         rules.push([iif(Cmp::Neq, base), log_at_most(&limit(1, 1, 20))].concat());
     }
     rules.push(vec![counter()]);
@@ -130,10 +178,24 @@ pub fn postrouting(base: &FirewallBase) -> Vec<Rule> {
     destinations.into_iter().map(rule).collect()
 }
 
-/// The rule that looks a flow's opener up among the site prefixes of one length.
-pub fn site_rule(family: Family, prefix_len: u8) -> Rule {
+/// The rule that looks an address up among the site prefixes of one length.
+pub fn site_rule(whose: Whose, family: Family, prefix_len: u8) -> Rule {
     let site = Set::Sites(family, prefix_len).to_string();
-    vec![opener(family), mask(&netmask(family, prefix_len)), map(&site), meta_set(Meta::Priority)]
+    let found = vec![mask(&netmask(family, prefix_len)), map(&site), meta_set(Meta::Priority)];
+    [whose.address(family), found].concat()
+}
+
+/// Loads the first bytes of a packet's source address.
+pub fn source(family: Family, bytes: u8) -> Rule {
+    let offset = match family {
+        Family::V4 => 12,
+        Family::V6 => 8,
+    };
+    vec![
+        meta(Meta::NfProto),
+        cmp(Cmp::Eq, &[family.nfproto()]),
+        payload(Base::Network, offset, bytes.into()),
+    ]
 }
 
 /// The rules by which a block's chain looks this set up. The chain looks its sets up in their order.
@@ -164,16 +226,10 @@ pub fn block_rules(set: &Set) -> Vec<Rule> {
 
 /// Where the flow really goes, beside the profile.
 fn destination(family: Family) -> Expr {
-    ct_tuple_second(
-        Direction::Reply,
-        match family {
-            Family::V4 => Ct::SrcIp,
-            Family::V6 => Ct::SrcIp6,
-        },
-    )
+    ct_tuple_second(Direction::Reply, Ct::source(family))
 }
 
-fn netmask(family: Family, prefix_len: u8) -> Vec<u8> {
+pub fn netmask(family: Family, prefix_len: u8) -> Vec<u8> {
     (0..family.address_bytes())
         .map(|byte| {
             let set = prefix_len.saturating_sub(byte * 8).min(8);
@@ -193,14 +249,10 @@ pub fn interface_in(found: &[Expr]) -> Option<InterfaceName> {
 
 /// Logs a few packets a minute of each peer's address. Addresses that come in elsewhere may be
 /// forged, and would fill the set.
-fn log_denied_peer(base: &FirewallBase, family: Family, source_offset_bytes: u32) -> Rule {
-    let each = vec![
-        meta(Meta::NfProto),
-        cmp(Cmp::Eq, &[family.nfproto()]),
-        payload(Base::Network, source_offset_bytes, family.address_bytes().into()),
-        limit_each(&Set::DenyLog(family).to_string(), &limit(6, 60, 5)),
-    ];
-    [iif(Cmp::Eq, base), each, log_at_most(&limit(20, 1, 100))].concat()
+fn log_denied_peer(base: &FirewallBase, family: Family) -> Rule {
+    let each = vec![limit_each(&Set::DenyLog(family).to_string(), &limit(6, 60, 5))];
+    let source = source(family, family.address_bytes());
+    [iif(Cmp::Eq, base), source, each, log_at_most(&limit(20, 1, 100))].concat()
 }
 
 /// Logs, but never more than a log daemon can take.
@@ -236,6 +288,16 @@ pub fn tcp_flags(among: u8, op: Cmp, flags: u8) -> Rule {
     ]
 }
 
+pub fn icmp_type(family: Family, op: Cmp, kind: u8) -> Rule {
+    let of_family = vec![meta(Meta::NfProto), cmp(Cmp::Eq, &[family.nfproto()])];
+    let kind = vec![payload(Base::Transport, 0, 1), cmp(op, &[kind])];
+    [of_family, l4proto(family.icmp()), kind].concat()
+}
+
+pub fn l4proto(protocol: u8) -> Rule {
+    vec![meta(Meta::L4Proto), cmp(Cmp::Eq, &[protocol])]
+}
+
 pub fn iif(op: Cmp, base: &FirewallBase) -> Rule {
     named(Meta::IifName, op, &base.interface)
 }
@@ -245,18 +307,14 @@ pub fn oif(op: Cmp, base: &FirewallBase) -> Rule {
 }
 
 fn named(key: Meta, op: Cmp, interface: &InterfaceName) -> Rule {
-    let mut name = interface.as_str().as_bytes().to_vec();
-    name.resize(16, 0);
-    vec![meta(key), cmp(op, &name)]
+    [vec![meta(key)], name_is(op, interface)].concat()
 }
 
-/// Loads the address of the flow's opener.
-fn opener(family: Family) -> Expr {
-    let key = match family {
-        Family::V4 => Ct::SrcIp,
-        Family::V6 => Ct::SrcIp6,
-    };
-    ct_tuple(Direction::Original, key)
+/// Compares the name of a link.
+pub fn name_is(op: Cmp, interface: &InterfaceName) -> Rule {
+    let mut name = interface.as_str().as_bytes().to_vec();
+    name.resize(16, 0);
+    vec![cmp(op, &name)]
 }
 
 pub fn goto(chain: &str) -> Rule {

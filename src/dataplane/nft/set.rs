@@ -33,6 +33,8 @@ pub enum Set {
     Denied(Block),
     /// The internet: every address outside the special-purpose blocks.
     Internet(Family),
+    /// Networks of site prefixes.
+    Networks(Family),
     /// How often each source was denied in the last minute.
     DenyLog(Family),
 }
@@ -70,6 +72,8 @@ impl Set {
                 }
                 _ => Self::Servers(block, family(rest.strip_prefix("dns")?)?),
             }
+        } else if let Some(rest) = name.strip_prefix("networks") {
+            Self::Networks(family(rest)?)
         } else if let Some(rest) = name.strip_prefix("internet") {
             Self::Internet(family(rest)?)
         } else {
@@ -155,7 +159,7 @@ impl Set {
                 attrs.push(Attr::be32(set::DATA_TYPE, datatype::VERDICT));
                 attrs
             }
-            Self::Allowed(_, family) | Self::Internet(family) => {
+            Self::Allowed(_, family) | Self::Internet(family) | Self::Networks(family) => {
                 address(set::FLAG_INTERVAL, family)
             }
             Self::DenyLog(family) => {
@@ -180,7 +184,9 @@ impl Set {
             Self::Chains | Self::Blocks => (HOST, Some(UNKNOWN)),
             Self::Judged(_) | Self::Denied(_) => (HOST, None),
             Self::Grants(..) | Self::Servers(..) => (UNKNOWN, None),
-            Self::Allowed(..) | Self::Internet(_) | Self::DenyLog(_) => (NETWORK, None),
+            Self::Allowed(..) | Self::Internet(_) | Self::Networks(_) | Self::DenyLog(_) => {
+                (NETWORK, None)
+            }
         };
         let mut hints = Vec::new();
         let mut hint = |kind: u8, number: u32| {
@@ -209,6 +215,7 @@ impl fmt::Display for Set {
             Self::Grants(Block(block), family, length) => write!(f, "b_{block}_{family}_{length}"),
             Self::Servers(Block(block), family) => write!(f, "b_{block}_dns{family}"),
             Self::Internet(family) => write!(f, "internet{family}"),
+            Self::Networks(family) => write!(f, "networks{family}"),
             Self::DenyLog(family) => write!(f, "denied{family}"),
         }
     }
@@ -231,6 +238,7 @@ mod tests {
             Set::Grants(Block(7), Family::V6, 128),
             Set::Servers(Block(7), Family::V4),
             Set::Internet(Family::V4),
+            Set::Networks(Family::V6),
             Set::DenyLog(Family::V6),
         ];
         for set in sets {

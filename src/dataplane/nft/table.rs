@@ -4,6 +4,31 @@
 //! [`FirewallBase`] is marked):
 //!
 //! ```text
+//! chain forged {
+//!   type filter hook prerouting priority raw; policy accept;
+//!   ip saddr POOL iifname != w fib saddr oifname w counter drop
+//!   ip saddr @networks4 iifname != w fib saddr oifname w counter drop    # sites; and IPv6
+//! }
+//! chain told {
+//!   type filter hook prerouting priority -190; policy accept;
+//!   meta l4proto icmp iifname w ct state related goto errors  # and ICMPv6
+//! }
+//! chain errors {                                              # told by a peer about a flow
+//!   icmp type redirect counter drop
+//!   meta priority set none
+//!   jump sites_to
+//!   meta priority set ct reply ip saddr map @peer4            # and IPv6
+//!   meta priority != none meta priority set none accept       # a flow toward the tunnel
+//!   jump sites
+//!   meta priority set ct original ip saddr map @peer4         # and IPv6
+//!   meta priority none counter goto deny                      # a flow outside the tunnel
+//!   meta priority set none
+//!   jump sites_by
+//!   meta priority set ip saddr map @peer4                     # and IPv6
+//!   meta priority vmap @profile                               # as in `judge`
+//!   meta priority & ffff:fc00 vmap @block
+//!   counter goto deny
+//! }
 //! chain forward {
 //!   type filter hook forward priority filter - 10; policy accept;
 //!   iifname != w oifname != w accept                          # not ours
@@ -60,7 +85,9 @@
 //!   meta priority & ffff:fc00 vmap @block                     # or that of its block
 //!   counter goto deny
 //! }
-//! chain sites { }                                             # one look-up per prefix length in use
+//! chain sites { }                                             # one look-up per prefix length in use;
+//! chain sites_to { }                                          # the same of the flow's destination
+//! chain sites_by { }                                          # and of the packet's source
 //! chain dns {
 //!   meta l4proto tcp ct original proto-dst 53 accept          # and UDP
 //!   meta l4proto icmp ct protocol tcp ct original proto-dst 53 accept    # errors; UDP, ICMPv6
@@ -100,14 +127,15 @@ use super::element::Element;
 use super::expr::Rule;
 use super::gateway;
 use super::name::{
-    DENY, DNS, FORWARD, Family, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT, POSTROUTING,
-    SITES, TABLE,
+    DENY, DNS, ERRORS, FORGED, FORWARD, Family, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT,
+    POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE, TOLD,
 };
 use super::rules;
+use super::sender;
 use super::set::Set;
 use super::sys::{table, verdict};
 use crate::model::policy::internet;
-use crate::model::{FirewallBase, Masquerade};
+use crate::model::{Address, FirewallBase, Masquerade, Ranges};
 
 /// A chain and its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +160,9 @@ impl Fixed {
             if base.deny_log {
                 sets.push(Set::DenyLog(family));
             }
+            if !networks(base, family).is_empty() {
+                sets.push(Set::Networks(family));
+            }
             if base.masquerade == Masquerade::Internet {
                 sets.push(Set::Internet(family));
             }
@@ -140,9 +171,14 @@ impl Fixed {
             plain(DENY, rules::deny(base)),
             plain(DNS, rules::dns()),
             plain(SITES, vec![]),
+            plain(SITES_TO, vec![]),
+            plain(SITES_BY, vec![]),
             plain(JUDGE, rules::judge()),
             plain(INBOUND, rules::inbound(base)),
             hooked(FORWARD, "filter", 2, -10, rules::forward(base)),
+            plain(ERRORS, sender::errors()),
+            hooked(FORGED, "filter", 0, -300, sender::forged(base)),
+            hooked(TOLD, "filter", 0, -190, sender::told(base)),
             plain(ICMP_OUT, gateway::icmp_out()),
             plain(OPENINGS, gateway::openings(base)),
             hooked(INPUT, "filter", 1, -10, gateway::input(base)),
@@ -167,15 +203,24 @@ pub fn table_declaration() -> Vec<Attr> {
 }
 
 /// The elements that the base itself puts into its sets.
-pub fn fixed_elements(set: &Set) -> Vec<Element> {
-    fn elements<T: crate::model::Address>() -> Vec<Element> {
-        internet::<T>().as_slice().iter().copied().flat_map(Element::range).collect()
-    }
+pub fn fixed_elements(base: &FirewallBase, set: &Set) -> Vec<Element> {
     match set {
-        Set::Internet(Family::V4) => elements::<u32>(),
-        Set::Internet(Family::V6) => elements::<u128>(),
+        Set::Internet(Family::V4) => ranges(&internet::<u32>()),
+        Set::Internet(Family::V6) => ranges(&internet::<u128>()),
+        Set::Networks(family) => networks(base, *family),
         _ => vec![],
     }
+}
+
+fn networks(base: &FirewallBase, family: Family) -> Vec<Element> {
+    match family {
+        Family::V4 => ranges(&base.networks.sites4),
+        Family::V6 => ranges(&base.networks.sites6),
+    }
+}
+
+fn ranges<T: Address>(ranges: &Ranges<T>) -> Vec<Element> {
+    ranges.as_slice().iter().copied().flat_map(Element::range).collect()
 }
 
 fn plain(name: &'static str, rules: Vec<Rule>) -> Chain {

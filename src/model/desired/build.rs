@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::{Claims, DesiredState, Local, WithoutPskKeys, key_of};
 use crate::model::policy::{PolicyBook, dns_addresses};
 use crate::model::{
-    BlockList, DesiredFirewall, DesiredInterface, FirewallBase, GatewayRow, KeyError, PublicKey,
-    Settings, SnapshotRows,
+    BlockList, DesiredFirewall, DesiredInterface, FirewallBase, GatewayRow, KeyError, Networks,
+    PublicKey, Settings, SnapshotRows,
 };
 
 /// Why nothing can be built from these rows: the kernel must not be touched.
@@ -80,6 +80,10 @@ impl DesiredState {
             masquerade: local.masquerade,
             deny_log: local.deny_log,
             allow_inbound: settings.allow_inbound,
+            networks: Networks::new(
+                gateway.vpn_cidr,
+                local.site_prefixes.iter().chain(&settings.site_prefixes),
+            ),
             gateway_opens: local.gateway_opens.clone().filter(|_| settings.gateway_may_open),
         };
         let mut book = PolicyBook::new(&settings);

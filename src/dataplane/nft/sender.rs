@@ -1,0 +1,100 @@
+//! The rules about who really sent a packet.
+//!
+//! WireGuard proves the sender of what comes by our interface, and only of that. So a packet that comes
+//! by another link must not have a peer's address. And an ICMP error is judged twice: as a packet of the
+//! flow that it quotes, like any other, and before that by who may tell anything about that flow.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::expr::{Cmp, Expr, Meta, Rule, Verdict, cmp, counter, lookup, mask, meta, verdict};
+use super::fib::{Asked, link_of_address};
+use super::name::{DENY, ERRORS, Family, octets};
+use super::rules::{
+    Whose, by_profile, ct_state, find_profile, goto, icmp_type, iif, l4proto, name_is, netmask,
+    no_profile, source,
+};
+use super::set::Set;
+use super::sys::data;
+use crate::model::{FirewallBase, Networks};
+
+const RELATED: u32 = 0x04;
+
+/// Packets that come by another link with an address that the host routes to ours.
+pub fn forged(base: &FirewallBase) -> Vec<Rule> {
+    let Networks { pool, sites4, sites6 } = &base.networks;
+    let mut sources = vec![in_pool(pool)];
+    for (family, none) in
+        [(Family::V4, sites4.as_slice().is_empty()), (Family::V6, sites6.as_slice().is_empty())]
+    {
+        let set = lookup(&Set::Networks(family).to_string());
+        sources
+            .extend((!none).then(|| [source(family, family.address_bytes()), vec![set]].concat()));
+    }
+    let elsewhere = |source: Rule| {
+        let routed_here =
+            [vec![link_of_address(Asked::Source)], name_is(Cmp::Eq, &base.interface)].concat();
+        let dropped = vec![counter(), verdict(&Verdict::Drop)];
+        [source, iif(Cmp::Neq, base), routed_here, dropped].concat()
+    };
+    sources.into_iter().map(elsewhere).collect()
+}
+
+/// Compares as the `nft` program would: whole bytes where the prefix has such, else with a mask.
+fn in_pool(pool: &IpNet) -> Rule {
+    let address = pool.network();
+    let (family, bits) = (Family::of(&address), pool.prefix_len());
+    let bytes = octets(&address);
+    if bits > 0 && bits % 8 == 0 {
+        let compared = vec![cmp(Cmp::Eq, &bytes[..usize::from(bits / 8)])];
+        return [source(family, bits / 8), compared].concat();
+    }
+    let compared = vec![mask(&netmask(family, bits)), cmp(Cmp::Eq, &bytes)];
+    [source(family, family.address_bytes()), compared].concat()
+}
+
+/// The pool that the first rule of the chain `forged` names; to be proved by comparing.
+pub fn pool_in(found: &[Rule]) -> Option<IpNet> {
+    let rule = found.first()?;
+    let value = |at: usize, kind| rule.get(at)?.find(&[kind, data::VALUE]);
+    let family =
+        Family::BOTH.into_iter().find(|family| value(1, 3) == Some(&[family.nfproto()]))?;
+    let (bytes, bits) = match rule.get(3).map(Expr::name)? {
+        "bitwise" => (value(4, 3)?, value(3, 4)?.iter().map(|byte| byte.count_ones()).sum()),
+        _ => (value(3, 3)?, u32::try_from(value(3, 3)?.len() * 8).ok()?),
+    };
+    let mut octets = bytes.to_vec();
+    octets.resize(family.address_bytes().into(), 0);
+    let address: IpAddr = family.address(&octets)?;
+    IpNet::new(address, u8::try_from(bits).ok()?).ok().map(|pool| pool.trunc())
+}
+
+/// Errors that come from peers go to the chain `errors` before they are judged as their flows.
+pub fn told(base: &FirewallBase) -> Vec<Rule> {
+    let from_peers = |family: Family| {
+        [l4proto(family.icmp()), iif(Cmp::Eq, base), ct_state(RELATED), goto(ERRORS)].concat()
+    };
+    Family::BOTH.into_iter().map(from_peers).collect()
+}
+
+/// A peer may tell something about a flow toward the tunnel, and about one of a peer's to where it
+/// might go itself.
+pub fn errors() -> Vec<Rule> {
+    const REDIRECT: u8 = 5;
+    let none = 0u32.to_ne_bytes();
+    let profile = |op, rest: Rule| [vec![meta(Meta::Priority), cmp(op, &none)], rest].concat();
+    let passes = [no_profile(), vec![verdict(&Verdict::Accept)]].concat();
+    let denied = [vec![counter()], goto(DENY)].concat();
+    let redirect =
+        [icmp_type(Family::V4, Cmp::Eq, REDIRECT), vec![counter(), verdict(&Verdict::Drop)]];
+    let mut rules = vec![redirect.concat(), no_profile()];
+    rules.extend(find_profile(Whose::Destination));
+    rules.push(profile(Cmp::Neq, passes));
+    rules.extend(find_profile(Whose::Opener));
+    rules.push(profile(Cmp::Eq, denied));
+    rules.push(no_profile());
+    rules.extend(find_profile(Whose::Sender));
+    rules.extend(by_profile());
+    rules
+}

@@ -1,0 +1,160 @@
+//! Who really sent a packet: forged sources, and ICMP errors about the flows of others.
+
+use std::net::UdpSocket;
+
+use gatepost::model::{FirewallBase, Masquerade};
+
+use super::netns::Netns;
+use super::network::{GATEWAY4, GATEWAY6, LAN4, LAN6, Network, pings, within};
+use super::packets::{network, nothing, world};
+use super::raw::{Ear, SMALL_MTU, send, too_big, udp};
+use super::table::{base, load, networks, profile};
+
+const ALICE: [&str; 2] = ["10.64.0.2", "fd64::2"];
+const BOB: [&str; 2] = ["10.64.0.3", "fd64::3"];
+const GATEWAY: [&str; 2] = [GATEWAY4, GATEWAY6];
+const GATEWAY_IN_LAN: [&str; 2] = ["172.16.1.1", "fd10::1"];
+const LAN: [&str; 2] = [LAN4, LAN6];
+const ALL_OF_LAN: [&str; 2] = ["172.16.1.0/24", "fd10::/64"];
+const ERRORS: [&str; 2] = ["icmp type destination-unreachable", "icmpv6 type packet-too-big"];
+const HERE: u16 = 40_001;
+const THERE: u16 = 40_002;
+
+fn untranslated() -> FirewallBase {
+    FirewallBase { masquerade: Masquerade::None, ..base() }
+}
+
+/// A flow that goes both ways: two sockets that know each other.
+fn flow(opener: (&Netns, &str), answerer: (&Netns, &str)) -> (UdpSocket, UdpSocket) {
+    let socket = |(netns, address): (&Netns, &str), port: u16| {
+        within(netns, || UdpSocket::bind(format!("{}:{port}", bracketed(address))).unwrap())
+    };
+    let (from, to) = (socket(opener, HERE), socket(answerer, THERE));
+    from.connect(to.local_addr().unwrap()).unwrap();
+    to.connect(from.local_addr().unwrap()).unwrap();
+    from.send(b"?").unwrap();
+    to.recv(&mut [0; 8]).unwrap();
+    to.send(b"!").unwrap();
+    from.recv(&mut [0; 8]).unwrap();
+    (from, to)
+}
+
+fn bracketed(address: &str) -> String {
+    if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
+}
+
+/// Whether an error that this peer sends about a packet reaches the packet's sender.
+fn tells(network: &Network, at: usize, teller: (&Netns, &str), packet: [(&str, u16); 2]) -> bool {
+    let [(sender, _), _] = packet;
+    let receiver = if sender == LAN[at] { &network.lan } else { &network.alice };
+    let ear = Ear::new(receiver, ERRORS[at]);
+    let [from, to] = packet;
+    send(teller.0, sender, &too_big(teller.1, &udp(from, to), sender));
+    ear.hears()
+}
+
+#[test]
+fn only_peers_who_might_open_a_flow_tell_errors_about_it() {
+    for at in 0..2 {
+        let [alice, bob, lan] = [ALICE[at], BOB[at], LAN[at]];
+        let mut network = network(&untranslated(), &world(profile(&ALL_OF_LAN, &[]), nothing()));
+        let _flow = flow((&network.alice, alice), (&network.lan, lan));
+        let (to_lan, to_alice) = ([(alice, HERE), (lan, THERE)], [(lan, THERE), (alice, HERE)]);
+        for packet in [to_lan, to_alice] {
+            assert!(!tells(&network, at, (&network.bob, bob), packet), "{bob} about {packet:?}");
+        }
+        assert!(tells(&network, at, (&network.alice, alice), to_alice), "Alice's own path");
+        let both = world(profile(&ALL_OF_LAN, &[]), profile(&ALL_OF_LAN, &[]));
+        network.nft.apply(&load(&untranslated(), &both), None).unwrap();
+        assert!(tells(&network, at, (&network.bob, bob), to_alice), "Bob may go there");
+    }
+}
+
+#[test]
+fn no_peer_tells_errors_about_flows_outside_the_tunnel() {
+    for at in 0..2 {
+        let (bob, lan, gateway) = (BOB[at], LAN[at], GATEWAY_IN_LAN[at]);
+        for allow_inbound in [false, true] {
+            let base = FirewallBase { allow_inbound, ..untranslated() };
+            let network = network(&base, &world(nothing(), profile(&ALL_OF_LAN, &[])));
+            let _flow = flow((&network.gateway, gateway), (&network.lan, lan));
+            let packet = udp((gateway, HERE), (lan, THERE));
+            send(&network.bob, gateway, &too_big(bob, &packet, gateway));
+            let route = network.gateway.run(&format!("ip route get {lan}"));
+            assert!(!route.contains("mtu"), "a peer changed the gateway's own path: {route}");
+        }
+    }
+}
+
+#[test]
+fn a_router_behind_a_site_peer_tells_the_size_of_the_path() {
+    const SITE: [&str; 2] = ["10.9.0.0/16", "fd65::/32"];
+    const ROUTER: [&str; 2] = ["10.9.0.1", "fd65::1"];
+    const HOST: [&str; 2] = ["10.9.8.8", "fd65::8"];
+    let mut world = world(profile(&ALL_OF_LAN, &[]), nothing());
+    world.1.extend(SITE.map(|site| (site.parse().unwrap(), gatepost::model::ProfileId(1))));
+    for at in 0..2 {
+        let (host, lan, via) = (HOST[at], LAN[at], ALICE[at]);
+        let network = network(&untranslated(), &world);
+        network.gateway.run(&format!("ip route add {} via {via}", SITE[at]));
+        network.alice.run(&format!("ip addr add {host} dev v0 nodad"));
+        let from_site = flow((&network.alice, host), (&network.lan, lan));
+        let router = (&network.alice, ROUTER[at]);
+        let answer = [(lan, THERE), (host, HERE)];
+        assert!(tells(&network, at, router, answer), "about an answer to the site");
+        drop(from_site);
+        let gateway = GATEWAY[at];
+        let _flow = flow((&network.gateway, gateway), (&network.alice, host));
+        let packet = udp((gateway, HERE), (host, THERE));
+        send(&network.alice, gateway, &too_big(ROUTER[at], &packet, gateway));
+        let route = network.gateway.run(&format!("ip route get {host}"));
+        assert!(route.contains(&format!("mtu {}", SMALL_MTU[at])), "the gateway's own: {route}");
+    }
+}
+
+#[test]
+fn no_other_link_brings_a_packet_of_a_peer() {
+    for at in 0..2 {
+        let [alice, bob, lan] = [ALICE[at], BOB[at], LAN[at]];
+        let to_bob = profile(&[BOB[0], BOB[1], GATEWAY[0], GATEWAY[1]], &[]);
+        // The other family's addresses are site prefixes: the pool has only one.
+        let base = FirewallBase { networks: networks(&["fd64::/64"]), ..base() };
+        let network = network(&base, &world(to_bob, nothing()));
+        assert!(pings(&network.lan, GATEWAY_IN_LAN[at]), "the neighbours know each other");
+        let _flow = flow((&network.alice, alice), (&network.bob, bob));
+        let ear = Ear::new(&network.alice, "udp sport 40002");
+        send(&network.lan, alice, &udp((bob, THERE), (alice, HERE)));
+        assert!(!ear.hears(), "a packet inside an allowed flow");
+        send(&network.bob, alice, &udp((bob, THERE), (alice, HERE)));
+        assert!(ear.hears(), "the real one");
+
+        let ear = Ear::new(&network.gateway, "udp dport 40002");
+        send(&network.lan, GATEWAY[at], &udp((alice, HERE), (GATEWAY[at], THERE)));
+        assert!(!ear.hears(), "a packet to a service of the gateway");
+        send(&network.lan, GATEWAY[at], &udp((lan, HERE), (GATEWAY[at], THERE)));
+        assert!(ear.hears(), "traffic of others to the tunnel address is left alone");
+        assert!(pings(&network.gateway, GATEWAY[at]), "so is the gateway's own");
+    }
+}
+
+#[test]
+fn a_site_prefix_comes_by_another_link_only_where_the_host_routes_it_there() {
+    const SOURCE: [&str; 2] = ["10.9.8.8", "fd65::8"];
+    const SITE: [&str; 2] = ["10.9.0.0/16", "fd65::/32"];
+    for at in 0..2 {
+        let base = FirewallBase { networks: networks(&SITE), ..base() };
+        let network = network(&base, &world(nothing(), nothing()));
+        assert!(pings(&network.lan, GATEWAY_IN_LAN[at]), "the neighbours know each other");
+        let comes = || {
+            let ear = Ear::new(&network.gateway, "udp dport 40002");
+            let packet = udp((SOURCE[at], HERE), (GATEWAY_IN_LAN[at], THERE));
+            send(&network.lan, GATEWAY_IN_LAN[at], &packet);
+            ear.hears()
+        };
+        assert!(comes(), "no route of ours");
+        network.gateway.run(&format!("ip route replace {} via {}", SITE[at], ALICE[at]));
+        assert!(!comes(), "a peer's");
+        network.gateway.run(&format!("ip route replace {} via {}", SITE[at], LAN[at]));
+        assert!(comes(), "the LAN's");
+    }
+}
