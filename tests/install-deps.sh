@@ -61,7 +61,10 @@ tier_test() {
 	need pgbouncer pgbouncer
 }
 
-tier_bench() { tier_test; }
+tier_bench() {
+	tier_test
+	need conntrack conntrack
+}
 
 tier_guest() {
 	[[ $(uname -m) == x86_64 ]] || die "the guest needs an x86_64 machine, this one is $(uname -m); GATEPOST_SKIP=guest leaves it out"

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
 use gatepost::model::{BuildError, InterfaceName, KeyError};
+use gatepost::plan::PlanError;
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
 use gatepost::store::StoreError;
 
@@ -32,6 +33,9 @@ pub enum CommandError {
     Psk(#[from] PskError),
     #[error(transparent)]
     Wiring(#[from] WiringError),
+    /// `enroll`
+    #[error(transparent)]
+    Pool(PlanError),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 

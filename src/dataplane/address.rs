@@ -1,6 +1,6 @@
 //! Addresses of the interface.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -12,7 +12,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::PROTOCOL;
 use super::link;
-use super::netlink::{Channel, Message, NetlinkError, Request, gone_is_done};
+use super::netlink::{
+    Attribute, Attributes, Channel, Message, NetlinkError, Request, gone_is_done,
+};
 use crate::model::Tag;
 
 // include/uapi/linux/if_addr.h
@@ -31,6 +33,18 @@ pub(super) fn list(
     let request = RouteNetlinkMessage::GetAddress(request);
     channel.dump(&request, |addresses: &mut BTreeMap<IpNet, Tag>, message| {
         addresses.extend(read(message, index)?);
+        Ok(())
+    })
+}
+
+/// Reads the networks of every link's addresses, each with the indexes of its links.
+pub(super) fn networks(channel: &mut Channel) -> Result<BTreeSet<(IpNet, u32)>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    channel.dump(&request, |networks: &mut BTreeSet<(IpNet, u32)>, message| {
+        // On a point-to-point address it is the other end's, to which the route leads.
+        let (index, _, prefix) =
+            address(message, |attributes| attributes.require(ADDRESS_ADDRESS))?;
+        networks.insert((prefix.trunc(), index));
         Ok(())
     })
 }
@@ -93,23 +107,31 @@ fn message(index: u32, address: IpNet) -> AddressMessage {
 
 /// One address of the interface; `None`: it belongs to another.
 fn read(message: &Message<'_>, index: u32) -> Result<Option<(IpNet, Tag)>, NetlinkError> {
+    // On a point-to-point address IFA_ADDRESS is the other end; IPv6 may have no IFA_LOCAL.
+    let (of, attributes, prefix) = address(message, |attributes| {
+        attributes.find(ADDRESS_LOCAL)?.map_or_else(|| attributes.require(ADDRESS_ADDRESS), Ok)
+    })?;
+    if of != index {
+        return Ok(None);
+    }
+    let protocol = attributes.find(ADDRESS_PROTOCOL)?.map(|protocol| protocol.u8()).transpose()?;
+    let tag = if protocol == Some(PROTOCOL) { Tag::Ours } else { Tag::Foreign };
+    Ok(Some((prefix, tag)))
+}
+
+/// The index of an address's link, its attributes, and the address that `choose` takes of them.
+fn address<'a>(
+    message: &Message<'a>,
+    choose: impl FnOnce(Attributes<'a>) -> Result<Attribute<'a>, NetlinkError>,
+) -> Result<(u32, Attributes<'a>, IpNet), NetlinkError> {
     // struct ifaddrmsg: family, length of the prefix, flags, scope, index of the link
     let (header, attributes) = message.split::<8>("RTM_NEWADDR")?;
     let [_, prefix_len, _, _, i, j, k, l] = *header;
-    if u32::from_ne_bytes([i, j, k, l]) != index {
-        return Ok(None);
-    }
-    // On a point-to-point address IFA_ADDRESS is the other end; IPv6 may have no IFA_LOCAL.
-    let address = match attributes.find(ADDRESS_LOCAL)? {
-        Some(local) => local,
-        None => attributes.require(ADDRESS_ADDRESS)?,
-    };
+    let address = choose(attributes)?;
     let ip: IpAddr = match address.value.len() {
         16 => address.fixed::<16>()?.into(),
         _ => address.fixed::<4>()?.into(),
     };
-    let protocol = attributes.find(ADDRESS_PROTOCOL)?.map(|protocol| protocol.u8()).transpose()?;
-    let tag = if protocol == Some(PROTOCOL) { Tag::Ours } else { Tag::Foreign };
     let prefix = IpNet::new(ip, prefix_len).map_err(|_| attributes.malformed("a prefix"))?;
-    Ok(Some((prefix, tag)))
+    Ok((u32::from_ne_bytes([i, j, k, l]), attributes, prefix))
 }

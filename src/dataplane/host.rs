@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::batch::{head_of, refuse_unasked, run_len};
+use super::conntrack::Flows;
 use super::link::{self, KIND_TUN, KIND_WIREGUARD, Link};
 use super::netlink::Channel;
 use super::nft::ProfileCounters;
@@ -67,6 +68,7 @@ pub struct Host<F> {
     rtnetlink: Channel,
     kernel: Kernel,
     firewall: F,
+    flows: Flows,
     /// The link that was read last, or made since: what is planned for it is done to no other.
     link_index: Option<u32>,
     /// Addresses added by this value: on kernels that do not keep the tag, how ours are known.
@@ -83,7 +85,8 @@ impl<F: Firewall> Host<F> {
         let rtnetlink = Channel::open(NETLINK_ROUTE).map_err(open)?;
         let kernel = Kernel::open().map_err(DataplaneError::during("opening a netlink socket"))?;
         let added = BTreeSet::new();
-        Ok(Self { settings, rtnetlink, kernel, firewall, link_index: None, added })
+        let flows = Flows::default();
+        Ok(Self { settings, rtnetlink, kernel, firewall, flows, link_index: None, added })
     }
 
     /// The firewall, for what only it can answer.
@@ -125,12 +128,19 @@ impl<F: Firewall> Host<F> {
 
     /// Our interface, and other links with our mark.
     fn find_ours(&mut self) -> Result<(Option<Link>, Vec<Link>), DataplaneError> {
+        let (interface, mut others) = self.find_links()?;
+        others.retain(|link| link.gateway_id().is_some());
+        Ok((interface, others))
+    }
+
+    /// Our interface, and all other links.
+    fn find_links(&mut self) -> Result<(Option<Link>, Vec<Link>), DataplaneError> {
         let name = &self.settings.interface;
-        let mut links = link::find_ours(&mut self.rtnetlink, name)
+        let mut links = link::list(&mut self.rtnetlink)
             .map_err(DataplaneError::during("looking for links of ours"))?;
         let named = links.iter().position(|link| *link.name == *name.as_str());
-        let interface = (!links.is_empty()).then(|| links.remove(named.unwrap_or_default()));
-        Ok((interface, links))
+        let ours = named.or_else(|| links.iter().position(|link| link.gateway_id().is_some()));
+        Ok((ours.map(|at| links.remove(at)), links))
     }
 
     fn read_device(
@@ -190,12 +200,14 @@ impl<F: Firewall> Dataplane for Host<F> {
         let mut reading = Reading::default();
         reading.state.firewall = self.firewall.observe()?;
         reading.firewall_difference = self.firewall.difference().cloned();
-        let (interface, strays) = self.find_ours()?;
+        let (interface, others) = self.find_links()?;
+        reading.state.networks = link::networks(&mut self.rtnetlink, &others)
+            .map_err(DataplaneError::during("reading the addresses of other links"))?;
         let marked = |link: Link| {
             let owner = link.gateway_id()?;
             Some((link.name, Stray { owner, up: link.up }))
         };
-        reading.state.strays = strays.into_iter().filter_map(marked).collect();
+        reading.state.strays = others.into_iter().filter_map(marked).collect();
         self.link_index = interface.as_ref().map(|link| link.index);
         let Some(link) = interface else { return Ok(reading) };
         let Some(backend) = self.backend_of(&link) else {

@@ -1,12 +1,17 @@
 //! The network link: created, marked as ours, found again.
 
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, LinkWireguard};
 use uuid::Uuid;
 
+use super::address;
 use super::netlink::{Channel, Message, NLA_F_NESTED, NetlinkError, Request, put, put_nested};
 use crate::model::{GatewayId, InterfaceName};
 
@@ -91,22 +96,40 @@ pub(super) fn find(channel: &mut Channel, name: &str) -> Result<Option<Link>, Ne
     }
 }
 
-/// Finds the link that has this name and all that carry our mark, in one reading, so that one that
-/// is renamed meanwhile is neither missed nor seen twice.
-pub(super) fn find_ours(
-    channel: &mut Channel,
-    name: &InterfaceName,
-) -> Result<Vec<Link>, NetlinkError> {
+/// Reads all links at once, so that one that is renamed meanwhile is neither missed nor seen twice.
+pub(super) fn list(channel: &mut Channel) -> Result<Vec<Link>, NetlinkError> {
     let mut request = LinkMessage::default();
     request.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
     let request = RouteNetlinkMessage::GetLink(request);
     channel.dump(&request, |links: &mut Vec<Link>, message| {
-        let link = Link::read(message)?;
-        if *link.name == *name.as_str() || link.gateway_id().is_some() {
-            links.push(link);
-        }
+        links.push(Link::read(message)?);
         Ok(())
     })
+}
+
+/// The networks of the addresses of these links, each with a link's name, but for links with our mark.
+pub(super) fn networks(
+    channel: &mut Channel,
+    links: &[Link],
+) -> Result<BTreeMap<IpNet, Box<str>>, NetlinkError> {
+    let networks = address::networks(channel)?.into_iter().filter_map(|(network, index)| {
+        let link = links.iter().find(|link| link.index == index && link.gateway_id().is_none())?;
+        Some((network, link.name.clone()))
+    });
+    Ok(networks.collect())
+}
+
+/// The networks of the addresses of all links but this one and those with our mark.
+///
+/// # Errors
+/// The kernel does not answer.
+pub fn networks_of_other_links(
+    interface: &InterfaceName,
+) -> Result<BTreeMap<IpNet, Box<str>>, NetlinkError> {
+    let mut channel = Channel::open(NETLINK_ROUTE)?;
+    let mut links = list(&mut channel)?;
+    links.retain(|link| *link.name != *interface.as_str());
+    networks(&mut channel, &links)
 }
 
 /// Makes a kernel WireGuard link, unmarked: a mark in the same datagram would have to name the link,

@@ -42,6 +42,7 @@ pub use error::{DataplaneError, RefusedStep};
 pub use firewall::Firewall;
 pub use handle::DataplaneHandle;
 pub use host::{Backend, BackendInUse, Host, HostSettings};
+pub use link::networks_of_other_links;
 pub use monitor::{HostEvent, Monitor};
 pub use netlink::{Defect, NetlinkError, Place};
 pub use shared::SharedObserved;
@@ -85,6 +86,8 @@ pub struct Outcome {
     pub unloadable: Vec<Unloadable>,
     /// Tracked flows that were deleted.
     pub flows_cut: usize,
+    /// Tracked flows that the kernel listed for these to be found.
+    pub flows_listed: usize,
 }
 
 /// A gateway host's network, as the reconcile loop uses it.

@@ -13,6 +13,7 @@ mod interface;
 mod key;
 mod observed;
 pub mod policy;
+mod pool;
 pub mod psk;
 mod row;
 mod settings;
@@ -34,6 +35,7 @@ pub use interface::{
 };
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use observed::{ObservedState, Stray};
+pub use pool::{Unsuited, check_network};
 pub use row::{
     Allocation, Bars, ChangedRows, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
     SettingRow, SnapshotRows, TargetRow, TargetType,

@@ -18,6 +18,9 @@ pub struct ObservedState {
     /// Routes out of our interface: those that carry our protocol number, and those that the kernel
     /// made for its addresses, which are never removed.
     pub routes: BTreeMap<IpNet, Tag>,
+    /// The networks of other links' addresses, each with the link's name. Links with our mark are left
+    /// out.
+    pub networks: BTreeMap<IpNet, Box<str>>,
     /// `None`: our table does not exist.
     pub firewall: Option<ObservedFirewall>,
 }

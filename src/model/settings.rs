@@ -20,15 +20,15 @@ use std::fmt;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::SettingRow;
 use super::policy::{Quoted, Verdict};
+use super::{SettingRow, check_network};
 
 /// What the settings say for one gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub require_approval: bool,
     pub strict_ip_allocations: bool,
-    /// Sorted, each once, none of length 0.
+    /// Sorted, each once, and none that [`check_network`] refuses.
     pub site_prefixes: Vec<IpNet>,
     pub allow_dns: bool,
     pub allow_inbound: bool,
@@ -199,8 +199,8 @@ const KEYS: [(Scope, &str, Key); 7] = [
 
 const TAKEN_FOR_TRUE: &str = "true or false; taken for true until it is";
 const TAKEN_FOR_FALSE: &str = "true or false; taken for false until it is";
-const SITE_PREFIX: &str =
-    "a prefix with its host bits zero, longer than /0; this entry is left out";
+const SITE_PREFIX: &str = "a prefix with its host bits zero, no wider than /8 (IPv6: /16), and none \
+                           that every host needs; this entry is left out";
 
 fn nearest<'a>(key: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     const LEAST_LIKENESS: f64 = 0.6;
@@ -220,7 +220,7 @@ fn boolean(value: &Value) -> Option<bool> {
 /// `/0` would let one peer announce, and so take, everybody's traffic.
 fn site_prefix(value: &Value) -> Option<IpNet> {
     let prefix: IpNet = value.as_str()?.parse().ok()?;
-    (prefix == prefix.trunc() && prefix.prefix_len() > 0).then_some(prefix)
+    (prefix == prefix.trunc() && check_network(prefix).is_ok()).then_some(prefix)
 }
 
 #[cfg(test)]
@@ -298,9 +298,9 @@ mod tests {
         let expected = [
             r#"setting "allow_dns" in category "gateway": no such key, the row is ignored"#,
             r#"setting "require_aproval" in category "gateway": no such key, the row is ignored; nearest is "require_approval""#,
-            r#"setting "site_prefixes" in category "gateway": "\"10.1.2.3/16\"" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
-            r#"setting "site_prefixes" in category "gateway": "\"0.0.0.0/0\"" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
-            r#"setting "site_prefixes" in category "gateway": "7" is not a prefix with its host bits zero, longer than /0; this entry is left out"#,
+            r#"setting "site_prefixes" in category "gateway": "\"10.1.2.3/16\"" is not a prefix with its host bits zero, no wider than /8 (IPv6: /16), and none that every host needs; this entry is left out"#,
+            r#"setting "site_prefixes" in category "gateway": "\"0.0.0.0/0\"" is not a prefix with its host bits zero, no wider than /8 (IPv6: /16), and none that every host needs; this entry is left out"#,
+            r#"setting "site_prefixes" in category "gateway": "7" is not a prefix with its host bits zero, no wider than /8 (IPv6: /16), and none that every host needs; this entry is left out"#,
             r#"setting "allow_inbound" in category "policy": "yes\n" is not true or false; taken for false until it is"#,
             r#"setting "default_effect" in category "policy": "\"Allow\"" is not "allow" or "deny"; denied"#,
             r#"setting "default_effect\0" in category "policy": no such key, the row is ignored; nearest is "default_effect""#,

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::join::side_by_side;
 use super::transfer::Transfers;
 use super::unloadable::without_unloadable;
-use super::{Held, Plan, PlanError, Step, firewall, link, route};
+use super::{Held, Plan, PlanError, Step, firewall, link, pool, route};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
 /// How much of the state a plan compares.
@@ -56,8 +56,8 @@ impl Scope {
 /// written; what we do not own never appears.
 ///
 /// # Errors
-/// [`PlanError`] when the interface's name is taken by something that is not ours, or when the
-/// table guards another link of ours.
+/// [`PlanError`] when the interface's name or its network is taken by something that is not ours, or
+/// when the table guards another link of ours.
 pub fn plan(
     desired: &DesiredState,
     observed: &ObservedState,
@@ -81,6 +81,7 @@ pub fn plan_around(
         Scope::Everything => None,
         Scope::Changed { prefixes, .. } => Some(prefixes),
     };
+    pool::refuse_unusable(desired, observed)?;
     link::steps(desired.interface(), observed, &mut steps)?;
     let mut compare = |key: &PublicKey, wanted: Option<&Peer>, present: Option<&Peer>| {
         let wanted = wanted.map(Cow::Borrowed);

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::Step;
 use crate::model::{
     DesiredInterface, GatewayId, InterfaceName, LinkOwner, ObservedInterface, ObservedState, Stray,
-    Tag,
+    Tag, Unsuited,
 };
 
 /// Why the kernel must not be touched at all.
@@ -34,6 +34,15 @@ pub enum PlanError {
          open to all: remove {found} and its sessions with `gatepost down`, or set the name back"
     )]
     StillGuarded { found: Box<str>, name: InterfaceName },
+    #[error(
+        "the tunnel's network {pool} {why}: give the gateway a private one, such as 10.64.0.0/16"
+    )]
+    UnsuitedNetwork { pool: IpNet, why: Unsuited },
+    #[error(
+        "the tunnel's network {pool} lies within {network} of link {link}, whose route it would take: \
+         give the gateway another vpn_cidr, or {link} other addresses"
+    )]
+    NetworkTaken { pool: IpNet, network: IpNet, link: Box<str> },
     #[error(
         "interface {name} is a WireGuard link with another key ({found}) that we did not make: \
          choose another [interface] name, or remove it with `ip link delete {name}`"

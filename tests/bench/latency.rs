@@ -3,6 +3,8 @@
 //! The clock starts when the database has acknowledged the commit to its client, and stops when a
 //! reader of its own (`wireguard-control`, not our code) finds the change in the gateway's device.
 //!
+//! Called with `flows=500000`, it does all of this while the gateway tracks so many flows of others.
+//!
 //! Then a device is revoked again and again while it downloads from the LAN: until the last packet
 //! that comes to it, and beside it what another device's download notices.
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
@@ -10,6 +12,9 @@
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
 #[path = "../netns/lab/mod.rs"]
 mod lab;
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../support/tracked.rs"]
+mod tracked;
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +26,12 @@ const CUTS: u32 = 25;
 
 fn main() {
     let lab = Lab::open();
+    let flows = std::env::args().find_map(|arg| arg.strip_prefix("flows=")?.parse::<u32>().ok());
+    let _max = flows.map(|flows| tracked::RaisedMax::to(flows + 10_000));
+    let tracked = lab.gateway.within(|| {
+        tracked::track(tracked::others(flows.unwrap_or_default()));
+        tracked::tracked()
+    });
     let _agent = lab.start();
     lab.database.exec(
         "insert into users (role_id, username, display_name, password_hash)
@@ -39,10 +50,22 @@ fn main() {
         ));
         revoked.push(until(&lab, key, false));
     }
-    println!("\ncommit to device, {COMMITS} commits each, WireGuard in {}", lab.backend.word());
+    let backend = lab.backend.word();
+    println!(
+        "\ncommit to device, {COMMITS} commits each, WireGuard in {backend}, {tracked} flows tracked"
+    );
     print("added", added);
     print("revoked", revoked);
     cut_downloads(&lab);
+    if flows.is_some() {
+        let delete = |host: u8| {
+            let (address, started) = (format!("10.128.0.{host}"), Instant::now());
+            lab.gateway.run("conntrack", &["-D", "-s", &address]);
+            started.elapsed()
+        };
+        println!("\nfor comparison");
+        print("conntrack -D -s", (1..=9).map(delete).collect());
+    }
 }
 
 fn cut_downloads(lab: &Lab) {
@@ -116,7 +139,7 @@ fn print(what: &str, mut times: Vec<Duration>) {
         times[index].as_secs_f64() * 1000.0
     };
     println!(
-        "  {what:<8} p50 {:6.2} ms   p90 {:6.2} ms   p99 {:6.2} ms   max {:6.2} ms",
+        "  {what:<15} p50 {:6.2} ms   p90 {:6.2} ms   p99 {:6.2} ms   max {:6.2} ms",
         percentile(50),
         percentile(90),
         percentile(99),

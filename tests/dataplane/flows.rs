@@ -8,8 +8,12 @@ use gatepost::plan::Step;
 use crate::netns::Netns;
 use crate::rig::{Gateway, interface};
 use crate::runner::Test;
+use crate::tracked::{Flow, others, track, tracked as all_tracked};
 
-pub const TESTS: &[Test] = &[("the_ipv6_flows_of_an_address_are_cut_and_no_other", ipv6)];
+pub const TESTS: &[Test] = &[
+    ("the_ipv6_flows_of_an_address_are_cut_and_no_other", ipv6),
+    ("flows_of_an_address_are_found_without_a_list_of_all", without_a_list),
+];
 
 const SERVER: &str = "fd02::1";
 const OLD_HOLDER: &str = "fd02::2";
@@ -49,6 +53,42 @@ fn ipv6(backend: Backend) {
         assert_eq!((tracked(OLD_HOLDER), tracked(OTHER)), (0, 1));
         assert_eq!(cut("fd02::/120"), 1);
         assert_eq!(tracked(OTHER), 0);
+    });
+}
+
+fn without_a_list(backend: Backend) {
+    const OTHERS: u32 = 20_000;
+    Netns::new("Bg").enter(|| {
+        let holders = [("10.7.0.9", "10.7.0.90", "192.0.2.1"), ("fd07::9", "fd07::90", "fd02::1")];
+        let flows = holders.into_iter().flat_map(|(holder, other, server)| {
+            let opened = Flow::new(holder, server, 1);
+            [opened, Flow { zone: 7, ..opened }, Flow::new(server, holder, 2)]
+                .into_iter()
+                .chain([Flow::new(other, server, 1), Flow::new(server, other, 2)])
+        });
+        track(others(OTHERS).chain(flows));
+        assert_eq!(all_tracked(), OTHERS + 10);
+
+        let mut gateway = Gateway::open(interface(), backend);
+        let mut cut = |prefixes: &[&str]| {
+            let prefixes = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+            let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
+            assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
+            (outcome.flows_cut, outcome.flows_listed)
+        };
+        let all4 = OTHERS as usize + 5;
+        assert_eq!(cut(&["10.7.0.8/32"]), (0, all4), "the first cut finds out what the kernel can");
+        assert_eq!(cut(&["10.7.0.9/32"]), (3, 3));
+        assert_eq!(cut(&["10.7.0.9/32"]), (0, 0));
+        let four = ["10.128.0.1/32", "10.128.0.2/32", "10.128.0.3/32", "10.128.0.4/32"];
+        assert_eq!(cut(&four), (32, all4 - 3), "so many are found in a list of all");
+        assert_eq!(cut(&["10.7.0.0/24"]), (2, all4 - 35), "and so is a network");
+
+        // Some kernels list all IPv6 flows but those that were asked for.
+        assert_eq!(cut(&["fd07::8/128"]), (0, 5));
+        assert_eq!(cut(&["fd07::9/128"]).0, 3);
+        assert_eq!(cut(&["fd07::/64"]).0, 2);
+        assert_eq!(all_tracked(), OTHERS - 32);
     });
 }
 

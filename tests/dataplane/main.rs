@@ -1,18 +1,22 @@
 //! The data plane against a real kernel, as root, in network namespaces of its own.
 //!
 //! Has its own `main` because it is also the userspace device that it tests.
-//! `dataplane cold <count>` compares adding peers with `wg setconf`.
+//! `dataplane cold <count>` compares adding peers with `wg setconf`, and `dataplane flows <count>`
+//! cutting flows among so many with `conntrack`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
 #[path = "../support/netns.rs"]
 mod netns;
 #[path = "../support/runner.rs"]
 mod runner;
+#[path = "../support/tracked.rs"]
+mod tracked;
 
 mod cold;
 mod device;
 mod flows;
 mod interface;
+mod many_flows;
 mod peers;
 mod refused;
 mod rig;
@@ -30,6 +34,12 @@ fn main() -> ExitCode {
         && cold == "cold"
     {
         cold::measure(runner::backend(), count.parse().unwrap());
+        return ExitCode::SUCCESS;
+    }
+    if let [flows, count] = &args[..]
+        && flows == "flows"
+    {
+        many_flows::measure(runner::backend(), count.parse().unwrap());
         return ExitCode::SUCCESS;
     }
     runner::main(tests, &args)

@@ -84,6 +84,9 @@ struct Observed {
     /// Other links with our mark: whether they are up.
     #[serde(default)]
     strays: BTreeMap<Box<str>, bool>,
+    /// The networks of other links, each with its link.
+    #[serde(default)]
+    networks: BTreeMap<IpNet, Box<str>>,
     /// The removals wait for an operator's word.
     #[serde(default)]
     hold_removals: bool,
@@ -292,6 +295,7 @@ impl Observed {
                     (peer.key.key(), Peer { allowed_ips, ..Peer::default() })
                 })
                 .collect(),
+            networks: self.networks,
             firewall: kernel.state.firewall,
         }
     }

@@ -18,6 +18,7 @@ mod killed;
 mod lab;
 mod link;
 mod policy;
+mod pool;
 mod report;
 mod restart;
 mod reuse;

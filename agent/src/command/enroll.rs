@@ -1,6 +1,8 @@
 //! `gatepost enroll`: creates this gateway's key and row.
 
+use gatepost::dataplane::networks_of_other_links;
 use gatepost::model::GatewayId;
+use gatepost::plan::usable_network;
 use gatepost::store::{Enrollment, Store, StoreError};
 
 use crate::cli::EnrollArgs;
@@ -15,9 +17,14 @@ use crate::runtime;
 /// Generates the key if there is none, then inserts or updates the gateway's row.
 ///
 /// # Errors
-/// The key cannot be read or written; the database cannot be reached or refuses.
+/// The network cannot be the tunnel's on this host; the key cannot be read or written; the database
+/// cannot be reached or refuses.
 pub fn enroll(config: &Config, args: &EnrollArgs) -> Result<Exit, CommandError> {
     let name = config.gateway_name()?;
+    if let Some(pool) = args.vpn_cidr {
+        let others = networks_of_other_links(&config.interface.name).unwrap_or_default();
+        usable_network(pool.trunc(), &others).map_err(CommandError::Pool)?;
+    }
     let file = private_key_file(config);
     let private_key = if file.path.exists() || file.is_credential {
         read_private_key(config)?

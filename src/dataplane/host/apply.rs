@@ -14,7 +14,7 @@ use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{blame, refused};
 use crate::dataplane::wireguard;
 use crate::dataplane::{
-    DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, conntrack, link, route,
+    DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route,
 };
 use crate::model::{FirewallChange, GatewayId, InterfaceName, ObservedState, Unloadable};
 use crate::plan::{Blame, Interlock, Parted, Phase, Step, load_in_parts};
@@ -32,7 +32,7 @@ impl<F: Firewall> Host<F> {
     ) -> Vec<Verdict> {
         match &run[0] {
             step @ Step::CutFlows { prefixes } => {
-                let cut = conntrack::cut_flows(prefixes);
+                let cut = self.flows.cut(prefixes);
                 alone(cut.map(|cut| note_cut(cut, outcome)).map_err(|error| refused(step, error)))
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
@@ -236,6 +236,7 @@ impl<F: Firewall> Host<F> {
 
 fn note_cut(cut: Cut, outcome: &mut Outcome) {
     outcome.flows_cut += cut.flows;
+    outcome.flows_listed += cut.listed;
     if cut.offloaded > 0 {
         warn!(
             flows = cut.offloaded,

@@ -5,7 +5,7 @@ use super::status::{
     BlockStatus, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, PassStatus, PeerCounts,
     State, Status, SyncStatus, Timestamp,
 };
-use crate::plan::{HeldCause, HeldPeer, guard};
+use crate::plan::{HeldCause, HeldPeer, guard, networks_within};
 use crate::reconcile::clock::millis;
 use crate::reconcile::note::not_announced;
 use crate::reconcile::row_status::LISTED_PEERS;
@@ -132,6 +132,12 @@ impl View<'_> {
         let mut warnings = self.rows.status.warnings.clone();
         let blocked = self.blocked_routes.iter();
         warnings.extend(blocked.map(|(prefix, why)| format!("no route leads to {prefix}: {why}")));
+        if let (Some(desired), Some(observed)) = (self.rows.desired, &self.mirror.observed) {
+            let within = networks_within(desired, observed);
+            warnings.extend(within.map(|(network, link, pool)| {
+                format!("link {link} has {network}, so peers with addresses of it in {pool} are not reached")
+            }));
+        }
         if !self.source.unannounced.is_empty() {
             warnings.push(not_announced(self.source.unannounced));
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gatepost::model::KeyText;
+use gatepost::plan::usable_network;
 use gatepost::store::StoreError;
 use ipnet::IpNet;
 
@@ -25,6 +26,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(facts.exposures.iter().map(|text| Finding::failure("secrets", text)));
     findings.extend(of_database(facts));
     findings.extend(blocks(facts));
+    findings.extend(pool(facts));
     findings.push(wireguard(config.interface.backend, &facts.host));
     findings.extend(forwarding(config, facts));
     findings.extend(reverse_path(config, &facts.host));
@@ -138,6 +140,23 @@ fn of_database(facts: &Facts) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// The tunnel's network must be one that this host needs for nothing else.
+fn pool(facts: &Facts) -> Option<Finding> {
+    let pool = facts.database.as_ref().ok()?.vpn_cidr.trunc();
+    if let Err(error) = usable_network(pool, &facts.networks) {
+        return Some(Finding::wrong("pool", error.to_string()));
+    }
+    let mut within = facts.networks.iter().filter(|(network, _)| pool.contains(*network));
+    Some(match within.next() {
+        None => Finding::ok("pool", pool.to_string()),
+        Some((network, link)) => Finding::warning(
+            "pool",
+            format!("link {link} has {network}, which lies in the tunnel's network {pool}"),
+            "peers with addresses of it are not reached: change vpn_cidr or that link's addresses",
+        ),
+    })
 }
 
 fn clock(database: &DatabaseFacts) -> Finding {

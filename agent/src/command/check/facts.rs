@@ -1,10 +1,11 @@
 //! The facts of this host and its database, read without judging them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use gatepost::dataplane::lists_flows;
 use gatepost::dataplane::nft::{ForeignDrop, Manager, NftError, foreign_drops, labels_flows};
+use gatepost::dataplane::{lists_flows, networks_of_other_links};
 use gatepost::model::{BlockList, InterfaceName, KeyText, PublicKey};
 use gatepost::reconcile::BlockFileError;
 use gatepost::store::{Store, StoreError};
@@ -28,6 +29,8 @@ pub struct Facts {
     pub psk_keys: Result<u64, ConfigError>,
     pub database: Result<DatabaseFacts, DatabaseError>,
     pub host: HostFacts,
+    /// Networks of other links, each with the link's name; empty: unknown, too.
+    pub networks: BTreeMap<IpNet, Box<str>>,
     /// Chains of other programs that drop packets of this gateway.
     pub foreign_drops: Result<Vec<ForeignDrop>, NftError>,
     /// Whether tracked flows can be listed. `None`: unknown.
@@ -110,6 +113,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         psk_keys: read_psk_keys(config)
             .map(|keys| keys.map_or(0, |keys| keys.key_ids().count() as u64)),
         host: read_host(Path::new("/"), &config.interface.name),
+        networks: networks_of_other_links(&config.interface.name).unwrap_or_default(),
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
         lists_flows: lists_flows().ok(),
         labels_flows: labels_flows().ok(),

@@ -59,6 +59,7 @@ fn healthy() -> Facts {
             managers: vec![],
             legacy_filter: false,
         },
+        networks: [("192.0.2.0/24".parse().unwrap(), "eth0".into())].into(),
         foreign_drops: Ok(vec![]),
         lists_flows: Some(true),
         labels_flows: Some(true),
@@ -125,6 +126,29 @@ fn unusable_sealing_keys_are_wrong_and_missing_ones_a_warning() {
         facts.database.as_mut().unwrap().sealed_peers = 3;
     });
     assert_eq!(texts, [""; 0]);
+}
+
+#[test]
+fn network_that_another_link_has_is_a_wrong_pool_and_one_within_it_a_warning() {
+    let link = |network: &str| {
+        found(|_, facts| {
+            facts.networks.insert(network.parse().unwrap(), "eth1".into());
+        })
+    };
+    for network in ["10.99.0.0/16", "10.0.0.0/8"] {
+        let (texts, exit) = link(network);
+        assert_eq!(exit, Exit::Config);
+        let named = texts[0].contains("10.99.0.0/16") && texts[0].contains(network);
+        assert!(named && texts[0].contains("eth1"), "{texts:?}");
+    }
+    let (texts, exit) = link("10.99.7.0/24");
+    assert_eq!((texts.len(), exit), (1, Exit::Failure));
+    assert!(texts[0].starts_with("pool: link eth1 has 10.99.7.0/24"), "{texts:?}");
+    assert_eq!(link("10.98.0.0/16"), (vec![], Exit::Success));
+    let (texts, exit) =
+        with_database(|database| database.vpn_cidr = "169.254.7.0/24".parse().unwrap());
+    assert_eq!(exit, Exit::Config);
+    assert!(texts[0].contains("169.254.0.0/16"), "{texts:?}");
 }
 
 #[test]
