@@ -64,6 +64,84 @@ begin
     execute replace(present, 'epoch := gatepost.epoch();', 'epoch := since_epoch;');
 end $$;
 
+-- What an agent keeps of a withdrawal that it carried out, to ask for after a failover: whether the
+-- marks that brought it about are still there. Null for `ids`: the mark lists nothing.
+create function gatepost.marks(since text, since_epoch text)
+returns table (xid text, kind text, ids uuid[])
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+declare
+    me constant uuid := gatepost.me();
+    seen constant pg_snapshot := case when since_epoch = gatepost.epoch() then since::pg_snapshot end;
+    marks gatepost.change[];
+begin
+    if seen is not null then
+        marks := gatepost.marks_since(me, seen);
+    else
+        -- The agent has just started, or follows another history than before.
+        marks := array(
+            select c
+            from gatepost.change c
+            where c.gateway_id in (me, gatepost.everyone(), gatepost.nobody())
+            order by c.xid desc
+            limit 5000
+        );
+    end if;
+    return query
+    select m.xid::text, m.kind::text, m.ids
+    from unnest(marks) m
+    where m.kind in ('all', 'gateway', 'setting', 'peer', 'device', 'user', 'owner');
+end $$;
+comment on function gatepost.marks(text, text) is
+    'Marks since a cursor that may withdraw peers, or the latest if the cursor is of another epoch. To be called in the transaction of the read.';
+
+-- An xid alone is not enough: after a failover that lost transactions, others take the same ids.
+create function gatepost.lost_marks(
+    xids text[], kinds text[], ids uuid[], devices uuid[], users uuid[], read_at timestamptz[]
+) returns setof integer
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set jit = off as $$
+declare
+    me constant uuid := gatepost.me();
+    floor constant xid8 := (select s.floor from gatepost.state s);
+begin
+    return query
+    with missing as materialized (
+        select k.number, k.device, k.owner, k.read_at
+        from unnest(xids, kinds, ids, devices, users, lost_marks.read_at)
+            with ordinality k (xid, kind, id, device, owner, read_at, number)
+        where k.xid::xid8 >= floor
+            and not exists (
+                select
+                from gatepost.change c
+                where c.xid = k.xid::xid8 and c.kind::text = k.kind
+                    and c.gateway_id in (me, gatepost.everyone(), gatepost.nobody())
+                    and (k.id is null or k.id = any (c.ids))
+            )
+    ),
+    newer as materialized (
+        select c.kind, i as id, max(c.at) as at
+        from gatepost.change c
+        cross join unnest(c.ids) i
+        where c.at > (select min(m.read_at) from missing m)
+            and c.gateway_id in (me, gatepost.everyone(), gatepost.nobody())
+        group by c.kind, i
+    )
+    select m.number::integer
+    from missing m
+    where not exists (
+        select
+        from newer n
+        where n.at > m.read_at
+            and (
+                n.id = m.device and n.kind in ('peer', 'device')
+                or n.id = m.owner and n.kind in ('user', 'owner')
+            )
+    );
+end $$;
+comment on function gatepost.lost_marks(text[], text[], uuid[], uuid[], uuid[], timestamptz[]) is
+    'The numbers of the marks that are gone though they were not pruned, and that no later mark about the same device or user replaces.';
+
 create function gatepost.await_sync(
     since timestamptz default clock_timestamp(),
     timeout interval default interval '30 seconds',
@@ -105,5 +183,9 @@ comment on function gatepost.await_sync(timestamptz, interval) is
     'For the owner, after a commit: waits until each active gateway has proven to follow the database as of `since`, at most for `timeout`. A gateway that has not is returned with is_proven = false.';
 
 revoke execute on all functions in schema gatepost from public;
+grant execute on function
+    gatepost.marks(text, text),
+    gatepost.lost_marks(text[], text[], uuid[], uuid[], uuid[], timestamptz[])
+to gatepost_gateway;
 
 reset role;

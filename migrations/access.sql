@@ -49,7 +49,9 @@ grant execute on function
     gatepost.enroll(text, text, text, integer, cidr, text[]),
     gatepost.prune(interval),
     gatepost.unwatched(),
-    gatepost.misfits()
+    gatepost.misfits(),
+    gatepost.marks(text, text),
+    gatepost.lost_marks(text[], text[], uuid[], uuid[], uuid[], timestamptz[])
 to gatepost_gateway;
 
 grant usage on schema public to gatepost_owner;

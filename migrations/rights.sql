@@ -45,7 +45,9 @@ functions (name) as (
         ('enroll(text,text,text,integer,cidr,text[])'),
         ('prune(interval)'),
         ('unwatched()'),
-        ('misfits()')
+        ('misfits()'),
+        ('marks(text,text)'),
+        ('lost_marks(text[],text[],uuid[],uuid[],uuid[],timestamp with time zone[])')
 )
 select format('role %s does not exist', r)
 from unnest(array['gatepost_owner', 'gatepost_gateway']) r

@@ -196,6 +196,7 @@ fn machine_options(
             seed: u64::from(std::process::id()),
         },
         max_removed: config.guard.max_removed_peers,
+        lost_history: config.guard.lost_history,
         stale: StaleOptions { policy: config.stale.policy, after: config.stale.after },
     })
 }

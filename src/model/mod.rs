@@ -11,6 +11,7 @@ mod firewall;
 mod id;
 mod interface;
 mod key;
+mod mark;
 mod observed;
 pub mod policy;
 mod pool;
@@ -34,6 +35,7 @@ pub use interface::{
     Peer, Tag, Traffic,
 };
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use mark::{Mark, MarkId};
 pub use observed::{ObservedState, Stray};
 pub use pool::{Unsuited, check_network};
 pub use row::{

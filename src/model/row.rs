@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{DeviceId, GatewayId, GroupId, KeyError, PeerId, PolicyId, PublicKey, UserId};
+use super::{DeviceId, GatewayId, GroupId, KeyError, Mark, PeerId, PolicyId, PublicKey, UserId};
 
 /// A public key as a row holds it: parsed, or kept with the reason why it cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,6 +219,9 @@ pub struct ChangedRows {
     pub peers: BTreeMap<DeviceId, Vec<PeerRow>>,
     pub memberships: BTreeMap<UserId, BTreeSet<GroupId>>,
     pub policies: BTreeMap<PolicyId, Option<PolicyRow>>,
+    /// The marks that may have withdrawn peers.
+    #[serde(skip)]
+    pub marks: Vec<Mark>,
     /// The database's clock when the rows were read.
     pub taken_at: SystemTime,
 }

@@ -51,6 +51,15 @@ impl Note {
                     json!(note),
                 )
             }),
+            Self::HistoryLost { gateway, peers, held_for } => Some(AuditEntry {
+                status: AuditStatus::Warning,
+                ..entry(
+                    AuditEvent::HistoryLost,
+                    Entity::Gateway(*gateway),
+                    self.to_string(),
+                    json!({ "peers": peers.len(), "held_for_seconds": held_for.as_secs() }),
+                )
+            }),
             _ => None,
         }
     }

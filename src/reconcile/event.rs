@@ -1,15 +1,17 @@
 //! What the machine is told, and what it asks for.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::error::DatabaseError;
+use super::history::{Withdrawal, Withdrawals};
 use super::ledger::Report;
 use super::mode::Mode;
 use super::note::Note;
 use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
-use crate::model::{BlockList, ChangedRows, SnapshotRows};
+use crate::model::{BlockList, ChangedRows, Mark, PublicKey, SnapshotRows};
 use crate::plan::Plan;
 
 /// Something that happened. What announces a change says only "look again", so that it may be lost,
@@ -33,7 +35,20 @@ pub enum Event {
     Unannounced {
         tables: Vec<String>,
     },
+    /// Comes before the answer of a full read: of which epoch the database is, why everything was read,
+    /// and the marks that may have brought about what these rows withdraw.
+    Epoch {
+        epoch: String,
+        why: Option<String>,
+        marks: Vec<Mark>,
+        /// The database's time of the rows.
+        read_at: SystemTime,
+    },
     Read(Result<ReadAnswer, DatabaseError>),
+    /// Whose withdrawals the database has lost.
+    MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
+    /// What an earlier run kept of its withdrawals.
+    Remembered(Withdrawals),
     /// The last good rows of an earlier run, read because the database did not answer.
     Restored(Box<LastGood>),
     Observed(Result<Box<Reading>, DataplaneError>),
@@ -97,6 +112,10 @@ pub enum Action {
     Apply(Plan, SharedObserved),
     /// Load the last good rows of an earlier run.
     Restore,
+    /// Ask the database which of these withdrawals it has lost.
+    AskMarks(BTreeMap<PublicKey, Withdrawal>),
+    /// Keep these withdrawals on disk.
+    Remember(Withdrawals),
     /// Tells the cache whether the rows read since the previous `Keep` may be persisted as last-good.
     Keep(Keep),
     Report(Report),
@@ -113,8 +132,9 @@ impl Action {
             | Self::Observe
             | Self::Glance
             | Self::Apply(..)
-            | Self::Restore => true,
-            Self::Keep(_) | Self::Report(_) | Self::Say(_) => false,
+            | Self::Restore
+            | Self::AskMarks(_) => true,
+            Self::Remember(_) | Self::Keep(_) | Self::Report(_) | Self::Say(_) => false,
         }
     }
 }

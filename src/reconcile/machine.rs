@@ -6,13 +6,16 @@
 
 mod block;
 mod decide;
+mod history;
+mod old_rows;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::clock::Now;
 use super::difference::Difference;
 use super::event::{Action, Event, ReadKind};
+use super::history::History;
 use super::hold::Hold;
 use super::mirror::Mirror;
 use super::note::Note;
@@ -37,6 +40,7 @@ pub struct Machine {
     passes: Passes,
     proof: Proof,
     outbox: Outbox,
+    history: History,
     notices: Notices,
 }
 
@@ -44,7 +48,8 @@ impl Machine {
     /// A machine that knows nothing yet: it will read the kernel and connect.
     #[must_use]
     pub fn new(options: MachineOptions, now: Now) -> Self {
-        let MachineOptions { local, block_list, timing, max_removed, stale } = options;
+        let MachineOptions { local, block_list, timing, max_removed, lost_history, stale } =
+            options;
         let mut machine = Self {
             source: Source::new(timing, now),
             mirror: Mirror::new(timing, local.interface.clone(), now.instant),
@@ -54,6 +59,7 @@ impl Machine {
             passes: Passes::new(timing.seed.wrapping_add(2)),
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
+            history: History::new(lost_history),
             notices: Notices::default(),
         };
         machine.blocks_unknown(now);
@@ -88,6 +94,7 @@ impl Machine {
             passes: self.passes.view(),
             proof: self.proof.view(),
             outbox: self.outbox.view(),
+            lost: self.history.lost(),
             is_busy: self.source.is_reading() || self.mirror.is_busy(),
         }
     }
@@ -118,6 +125,11 @@ impl Machine {
                 let reading = self.source.end_read(answer.is_ok(), now);
                 self.rows_read(reading, answer, now);
             }
+            Event::Remembered(kept) => self.remembered(kept, now),
+            Event::Epoch { epoch, why, marks, read_at } => {
+                self.epoch_read(epoch, why, (marks, read_at), now);
+            }
+            Event::MarksAnswered(answer) => self.marks_answered(answer, now),
             Event::Restored(rows) => self.rows_restored(*rows, now),
             Event::Observed(reading) => self.kernel_read(reading.map(|reading| *reading), now),
             Event::Glanced(glance) => {
@@ -136,6 +148,7 @@ impl Machine {
             }
             Event::ConfirmRemovals { until } => {
                 self.hold.confirm(until);
+                self.let_in(true, now);
                 self.compare_on_purpose(now);
             }
             Event::Blocks(list) => self.block(list, now),
@@ -148,10 +161,9 @@ impl Machine {
     #[must_use]
     pub fn next_wakeup(&self, now: Now) -> Instant {
         let connected = self.source.is_connected();
-        let expiry = self.rows.next_expiry().map(|at| {
-            let wait = at.duration_since(self.source.clock(now)).unwrap_or_default();
-            now.instant + wait
-        });
+        let by_database = |at: SystemTime| {
+            now.instant + at.duration_since(self.source.clock(now)).unwrap_or_default()
+        };
         let dues = [
             self.source.due(now),
             self.mirror.due(now),
@@ -159,7 +171,9 @@ impl Machine {
             self.proof.due().filter(|_| connected),
             self.outbox.due().filter(|_| connected),
             self.rows.stale_due(),
-            expiry,
+            self.rows.next_expiry().map(by_database),
+            self.history.next_end().map(by_database),
+            self.history.asks_at().filter(|_| connected),
         ];
         let latest = now.instant + self.source.view().resync_interval;
         dues.into_iter().flatten().min().map_or(latest, |at| at.min(latest))
@@ -183,6 +197,7 @@ impl Machine {
         }
         let touched = self.rows.expire(self.source.clock(now));
         self.touch(touched, now.instant);
+        self.let_in(false, now);
         if let Some((age, policy)) = self.rows.grow_stale(now.instant) {
             self.notices.say(Note::Stale { since: age, policy });
             self.rows_are_stale(policy, now);

@@ -8,7 +8,7 @@ use super::mode::Mode;
 use super::options::StalePolicy;
 use crate::model::policy::{Plain, PolicyNote, Quoted};
 use crate::model::{
-    BuildError, DeviceId, PeerId, PeerRow, PolicyId, QuarantinedPolicy, Reason, Whom,
+    BuildError, DeviceId, GatewayId, PeerId, PeerRow, PolicyId, QuarantinedPolicy, Reason, Whom,
 };
 use crate::plan::PlanError;
 use crate::plan::guard::HeldBack;
@@ -87,6 +87,21 @@ pub enum Note {
     },
     /// Changes to all tables are announced again.
     AnnouncedAgain,
+    /// The database is not the one that was followed before, or its triggers were altered.
+    OtherEpoch {
+        why: String,
+    },
+    /// The rows admit these peers again, because the database lost what had withdrawn them.
+    HistoryLost {
+        gateway: GatewayId,
+        peers: Vec<String>,
+        held_for: Duration,
+    },
+    /// These peers, whose withdrawal the database lost, are let in again.
+    HistoryFollowed {
+        peers: Vec<String>,
+        confirmed: bool,
+    },
     ReportFailed {
         error: String,
     },
@@ -131,6 +146,25 @@ pub(super) fn not_announced(tables: &[String]) -> String {
          last_sync_at is paused. Run `gatepost migrate`",
         tables.join(", ")
     )
+}
+
+/// That the database lost the withdrawals of these peers.
+pub(super) fn history_lost(peers: &[String]) -> String {
+    format!(
+        "the database lost the revocation of {} (a failover to a standby that lagged behind, or a \
+         restored backup)",
+        some_of(peers)
+    )
+}
+
+/// The first of these names, and how many more there are.
+fn some_of(names: &[String]) -> String {
+    const FIRST: usize = 8;
+    let first = names.iter().take(FIRST).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(FIRST) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 /// "alice's laptop": how every message names that peer.
@@ -225,6 +259,25 @@ impl fmt::Display for Note {
             }
             Self::Unannounced { tables } => f.write_str(&not_announced(tables)),
             Self::AnnouncedAgain => f.write_str("changes to all tables are announced again"),
+            Self::OtherEpoch { why } => write!(f, "read everything again: {why}"),
+            Self::HistoryLost { peers, held_for, .. } => {
+                f.write_str(&history_lost(peers))?;
+                match held_for.as_secs() {
+                    0 => f.write_str(". Following the database at once (guard.lost_history)"),
+                    secs => write!(
+                        f,
+                        ". They stay out for {}; `gatepost confirm` lets them in. Revoke them again \
+                         if they must not connect",
+                        humantime::format_duration(Duration::from_secs(secs))
+                    ),
+                }
+            }
+            Self::HistoryFollowed { peers, confirmed } => write!(
+                f,
+                "letting in again, {}: {}",
+                if *confirmed { "confirmed" } else { "as the database says" },
+                some_of(peers)
+            ),
             Self::ReportFailed { error } => {
                 write!(f, "could not write the report; retrying later: {error}")
             }

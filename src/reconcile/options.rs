@@ -14,6 +14,8 @@ pub struct MachineOptions {
     pub block_list: BlockList,
     pub timing: Timing,
     pub max_removed: MaxRemoved,
+    /// `guard.lost_history`: how long a peer stays out whose withdrawal the database lost.
+    pub lost_history: Duration,
     pub stale: StaleOptions,
 }
 

@@ -1,5 +1,6 @@
 //! The rows: what the database wants of this host, where they come from, and how old they are.
 
+mod peers;
 mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,8 @@ pub(super) struct Rows {
     local: Arc<Local>,
     block_list: Arc<BlockList>,
     desired: Option<DesiredState>,
+    /// Who stays out for now, whatever the rows say.
+    kept_out: BTreeSet<PublicKey>,
     origin: Origin,
     restore: Restore,
     age: Staleness,
@@ -110,6 +113,7 @@ impl Rows {
             local,
             block_list,
             desired: None,
+            kept_out: BTreeSet::new(),
             origin: Origin::Database,
             restore: Restore::NotTried,
             age: Staleness::new(stale, now),
@@ -158,6 +162,11 @@ impl Rows {
     pub fn decide(&self) -> bool {
         let blocks_are_known = self.block_list.why_unreadable().is_none();
         self.refused.is_none() && blocks_are_known && !self.age.suspends()
+    }
+
+    /// Whether `[stale]` asks for less than the rows.
+    pub fn are_suspended(&self) -> bool {
+        self.age.suspends()
     }
 
     /// Whether the last read failed, or its rows could not be used.
@@ -223,10 +232,11 @@ impl Rows {
         if let Err(error) = self.build_gateway(&rows) {
             return Err(self.refuse(error, Some(rows)));
         }
-        let new = match self.build(rows) {
+        let mut new = match self.build(rows) {
             Ok(new) => new,
             Err(error) => return Err(self.refuse(error, None)),
         };
+        new.keep_out(self.kept_out.clone());
         let replaced = self.desired.as_ref().map(|old| Replaced::of(old, &new));
         self.refused = None;
         self.origin = Origin::Database;
@@ -300,6 +310,7 @@ impl Rows {
             for rows in changes {
                 desired.apply(rows);
             }
+            desired.keep_out(self.kept_out.clone());
             let as_of = desired.as_of();
             self.desired = Some(desired);
             self.origin = Origin::LastGood;
@@ -371,16 +382,6 @@ impl Rows {
         let (admitted, connected) = (self.admitted.as_ref()?, connected());
         let ended = admitted.iter().any(|key| !connected.contains(key));
         if ended { self.suspend_all_but(Some(connected)) } else { None }
-    }
-
-    /// Who these peers are, by the rows that name them without admitting them.
-    pub fn names_of(&self, keys: &BTreeSet<PublicKey>) -> BTreeMap<PublicKey, Departed> {
-        let rows = self.desired.iter().flat_map(DesiredState::rows);
-        let named = rows.filter_map(|(row, _)| match row.public_key {
-            KeyText::Key(key) if keys.contains(&key) => Some((key, Departed::from(row))),
-            _ => None,
-        });
-        named.collect()
     }
 
     fn public_key(&self) -> PublicKey {

@@ -8,6 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::decode::{self, Columns, PEER_COLUMNS, POLICY_COLUMNS};
+use super::marks;
 use super::snapshot::{BEGIN, COMMIT, Cursor};
 use super::{Store, StoreError};
 use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
@@ -58,7 +59,7 @@ impl Store {
             self.within(DOING, lease.batch_execute(COMMIT)).await?;
             None
         } else {
-            Some(self.within(DOING, marked.rows(&lease)).await?)
+            Some(self.within(DOING, marked.rows(&lease, since)).await?)
         };
         lease.done();
 
@@ -85,6 +86,7 @@ struct Rows {
     peers: Vec<tokio_postgres::Row>,
     memberships: Vec<tokio_postgres::Row>,
     policies: Vec<tokio_postgres::Row>,
+    marks: Vec<tokio_postgres::Row>,
 }
 
 impl Marked {
@@ -93,18 +95,25 @@ impl Marked {
     }
 
     /// Reads their current rows, and ends the transaction.
-    async fn rows(&self, client: &Client) -> Result<Rows, tokio_postgres::Error> {
+    async fn rows(&self, client: &Client, since: &Cursor) -> Result<Rows, tokio_postgres::Error> {
         let peers = format!("select {PEER_COLUMNS} from gatepost.peers_by_device($1)");
         let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
         let memberships = "select user_id, group_ids from gatepost.memberships_by_user($1)";
-        let (peers, memberships, policies, ()) = tokio::try_join!(
+        let (peers, memberships, policies, marks, ()) = tokio::try_join!(
             biased;
             read(client, &peers, &self.devices),
             read(client, memberships, &self.users),
             read(client, &policies, &self.policies),
+            async {
+                // Only a device can be withdrawn.
+                if self.devices.is_empty() {
+                    return Ok(Vec::new());
+                }
+                marks::ask(client, Some(since)).await
+            },
             client.batch_execute(COMMIT),
         )?;
-        Ok(Rows { peers, memberships, policies })
+        Ok(Rows { peers, memberships, policies, marks })
     }
 
     /// Every marked key with its current rows, possibly none.
@@ -130,7 +139,8 @@ impl Marked {
             let policy = decode::policy(row, DOING)?;
             policies.insert(policy.id, Some(policy));
         }
-        Ok(ChangedRows { peers, memberships, policies, taken_at })
+        let marks = rows.marks.iter().map(marks::decode).collect::<Result<_, _>>()?;
+        Ok(ChangedRows { peers, memberships, policies, marks, taken_at })
     }
 }
 

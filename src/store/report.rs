@@ -63,6 +63,8 @@ words! {
         /// Something changed in the kernel, with counts.
         GatewaySynced = "gateway.synced",
         DriftRepaired = "gateway.drift_repaired",
+        /// The database lost revocations.
+        HistoryLost = "gateway.history_lost",
         PeerConnected = "peer.connected",
         PeerDisconnected = "peer.disconnected",
         /// A peer's packets come from another address than before.

@@ -160,6 +160,7 @@ impl PolicySet {
         let users = (0..USERS as usize).filter(|at| self.groups[*at] != old.groups[*at]);
         let peers = (0..PEERS).filter(|peer| self.peer_dns[*peer] != old.peer_dns[*peer]);
         ChangedRows {
+            marks: Vec::new(),
             peers: peers
                 .map(|peer| (self.sender(peer).device_id, vec![self.peer_row(peer)]))
                 .collect(),

@@ -9,6 +9,7 @@ mod postgres;
 
 mod agent;
 mod delta;
+mod failover;
 mod guest;
 mod listen;
 mod login;

@@ -54,6 +54,8 @@ async fn only_the_listed_functions_may_be_called() {
             "changes",
             "enroll",
             "hello",
+            "lost_marks",
+            "marks",
             "memberships_by_user",
             "misfits",
             "peers_by_device",

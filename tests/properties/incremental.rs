@@ -59,6 +59,7 @@ pub fn change() -> impl Strategy<Value = Change> {
 pub fn make(tables: &mut Tables, changes: &[Change]) -> ChangedRows {
     let mut devices = std::collections::BTreeSet::new();
     let mut rows = ChangedRows {
+        marks: Vec::new(),
         peers: BTreeMap::new(),
         memberships: BTreeMap::new(),
         policies: BTreeMap::new(),
@@ -248,6 +249,7 @@ fn many_rows_at_once_are_what_they_are_one_by_one() {
     }
     let memberships = world.memberships.iter();
     state.apply(ChangedRows {
+        marks: Vec::new(),
         peers: devices,
         memberships: memberships.map(|it| (it.user_id, it.group_ids.clone())).collect(),
         policies: BTreeMap::new(),

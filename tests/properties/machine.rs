@@ -97,6 +97,7 @@ impl World {
                 self.read = None;
                 self.announced = false;
                 self.machine = Machine::new(options(), now);
+                self.tell(Event::Remembered(self.remembered.clone()));
                 self.tell(Event::Tick);
             }
             Happening::Act(actions) => {

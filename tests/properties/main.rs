@@ -6,6 +6,7 @@ mod beats;
 mod blocks;
 mod guard;
 mod held;
+mod history;
 mod incremental;
 mod machine;
 mod meet;

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{
     Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
-    Local, Masquerade, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, PrivateKey, SettingRow,
-    SnapshotRows, TargetRow, TargetType, UserId, WithoutPskKeys,
+    Local, Masquerade, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, PrivateKey, PublicKey,
+    SettingRow, SnapshotRows, TargetRow, TargetType, UserId, WithoutPskKeys,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -92,6 +92,35 @@ impl Tables {
     pub fn build(&self) -> DesiredState {
         DesiredState::build(local(), self.snapshot()).unwrap()
     }
+}
+
+pub fn quiet_tables(peers: u8) -> Tables {
+    let mut tables = Tables {
+        peers: BTreeMap::new(),
+        memberships: BTreeMap::new(),
+        policies: BTreeMap::new(),
+        settings: Vec::new(),
+    };
+    for number in 1..=peers {
+        let row = PeerRow {
+            id: PeerId(id(2, number)),
+            device_id: DeviceId(id(3, number)),
+            user_id: UserId(id(4, number)),
+            device_name: "laptop".into(),
+            username: format!("user-{number}").into(),
+            public_key: KeyText::Key(PublicKey::from_bytes([number; 32]).unwrap()),
+            assigned_ip: format!("10.64.0.{}/32", number + 1).parse().unwrap(),
+            preshared_key: None,
+            allowed_ips: Box::new([]),
+            dns_servers: Box::new([]),
+            bars: Bars::default(),
+            revoked_at: None,
+            allocation: Allocation::Held,
+            created_at: at(1),
+        };
+        tables.peers.insert(row.id, row);
+    }
+    tables
 }
 
 fn key_text() -> impl Strategy<Value = KeyText> {

@@ -16,6 +16,7 @@ fn revoking(world: &mut World) -> Action {
     world.revoke([1]);
     let row = world.tables.peers.values().next().unwrap().clone();
     let rows = ChangedRows {
+        marks: Vec::new(),
         peers: [(row.device_id, vec![row])].into(),
         memberships: std::collections::BTreeMap::new(),
         policies: std::collections::BTreeMap::new(),

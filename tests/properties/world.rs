@@ -6,19 +6,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gatepost::dataplane::{DataplaneError, Glance, NetlinkError, Outcome, Reading, RefusedStep};
 use gatepost::model::{
-    Bars, BlockList, ChangedRows, DesiredState, ObservedFirewall, ObservedState, PeerId, PublicKey,
-    Traffic, Unloadable,
+    Bars, BlockList, ChangedRows, DesiredState, Mark, ObservedFirewall, ObservedState, PeerId,
+    PublicKey, Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
     Action, DatabaseError, Event, Keep, Machine, MachineOptions, Mode, Note, Now, ReadAnswer,
-    ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing,
+    ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
 };
 use gatepost::store::{Place, StoreError};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
+pub use super::rows::quiet_tables;
 use super::rows::{NOW_SECS, Tables, at, local};
 
 pub fn options() -> MachineOptions {
@@ -34,6 +35,7 @@ pub fn options() -> MachineOptions {
             seed: 1,
         },
         max_removed: MaxRemoved::Percent(50),
+        lost_history: Duration::from_secs(900),
         stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
     }
 }
@@ -89,6 +91,14 @@ pub struct World {
     pub meddled: bool,
     /// The kernel announced a change, and no reading has begun since.
     pub announced: bool,
+    /// What the database knows of its commits, each with its time.
+    pub marks: Vec<(Mark, SystemTime)>,
+    marks_read: usize,
+    read_epoch: u32,
+    /// Changes when the database loses commits.
+    pub epoch: u32,
+    /// What the agent keeps on disk.
+    pub remembered: Withdrawals,
 }
 
 impl World {
@@ -126,6 +136,11 @@ impl World {
             clock_set_secs: 0,
             meddled: false,
             announced: false,
+            marks: Vec::new(),
+            marks_read: 0,
+            read_epoch: 0,
+            epoch: 0,
+            remembered: Withdrawals::default(),
         }
     }
 
@@ -154,10 +169,16 @@ impl World {
         }
         self.announced &= !actions.iter().any(|action| matches!(action, Action::Observe));
         let known = self.true_as_of.contains(&self.read_at);
-        if !known && self.read.as_ref().is_some_and(|read| self.kernel_is(read)) {
+        if !known && self.read.as_ref().is_some_and(|read| self.kernel_follows(read)) {
             self.true_as_of.insert(self.read_at);
         }
-        self.queue.extend(actions);
+        for action in actions {
+            match action {
+                // A disk that is fast enough.
+                Action::Remember(withdrawals) => self.remembered = withdrawals,
+                action => self.queue.push_back(action),
+            }
+        }
     }
 
     /// Carries out one action, as the shell would.
@@ -182,8 +203,19 @@ impl World {
             }
             Action::Read(kind) => {
                 self.reads.push(kind);
-                Event::Read(Ok(self.answer(kind)))
+                let answer = self.answer(kind);
+                if matches!(answer, ReadAnswer::Everything(_)) {
+                    let marks = self.marks.iter().map(|(mark, _)| mark.clone()).collect();
+                    let (epoch, read_at) = (self.epoch.to_string(), self.read_at);
+                    self.tell(Event::Epoch { epoch, why: None, marks, read_at });
+                }
+                Event::Read(Ok(answer))
             }
+            Action::AskMarks(_) if !self.database_up || self.suffers(Trouble::Reads) => {
+                Event::MarksAnswered(Err(away()))
+            }
+            Action::AskMarks(withdrawals) => Event::MarksAnswered(Ok(self.lost(&withdrawals))),
+            Action::Remember(_) => return,
             Action::Observe if self.suffers(Trouble::Observations) => {
                 self.observations += 1;
                 Event::Observed(Err(unreadable()))
@@ -256,9 +288,14 @@ impl World {
         self.read_at = taken_at;
         match before {
             Some(before)
-                if kind == ReadKind::Changes && before.settings == self.tables.settings =>
+                if kind == ReadKind::Changes
+                    && before.settings == self.tables.settings
+                    && self.read_epoch == self.epoch =>
             {
-                let rows = changes(&before, &self.tables, taken_at);
+                let mut rows = changes(&before, &self.tables, taken_at);
+                let new = self.marks.iter().skip(self.marks_read);
+                rows.marks = new.map(|(mark, _)| mark.clone()).collect();
+                self.marks_read = self.marks.len();
                 if before == self.tables {
                     ReadAnswer::Unchanged { taken_at }
                 } else {
@@ -266,6 +303,7 @@ impl World {
                 }
             }
             _ => {
+                (self.read_epoch, self.marks_read) = (self.epoch, self.marks.len());
                 let mut rows = self.tables.snapshot();
                 rows.taken_at = taken_at;
                 if self.suffers(Trouble::GatewayRow) {
@@ -352,8 +390,20 @@ impl World {
 
     /// But for the routes that others stand in the way of, and the profiles that the kernel refuses.
     pub fn kernel_is(&self, tables: &Tables) -> bool {
+        self.kernel_is_as(&self.desired(tables))
+    }
+
+    /// But for peers that the agent keeps out on purpose, too.
+    fn kernel_follows(&self, tables: &Tables) -> bool {
+        let mut desired = self.desired(tables);
+        let kept_out = self.machine.view().desired().map(|desired| desired.kept_out().collect());
+        desired.keep_out(kept_out.unwrap_or_default());
+        self.kernel_is_as(&desired)
+    }
+
+    fn kernel_is_as(&self, desired: &DesiredState) -> bool {
         // A kernel for which there is no plan is not equal.
-        let left = plan(&self.desired(tables), &self.kernel.state, &Scope::Everything);
+        let left = plan(desired, &self.kernel.state, &Scope::Everything);
         let Ok(left) = left else { return false };
         let blocked = |prefix: &IpNet| self.foreign_routes.contains(prefix);
         left.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix))).is_empty()
@@ -396,6 +446,7 @@ fn changes(old: &Tables, new: &Tables, taken_at: SystemTime) -> ChangedRows {
     let (had, has) = (devices(old), devices(new));
     let named = had.keys().chain(has.keys()).filter(|id| had.get(id) != has.get(id));
     ChangedRows {
+        marks: Vec::new(),
         peers: named.map(|id| (*id, has.get(id).cloned().unwrap_or_default())).collect(),
         memberships: BTreeMap::new(),
         policies: old
@@ -407,37 +458,6 @@ fn changes(old: &Tables, new: &Tables, taken_at: SystemTime) -> ChangedRows {
             .collect(),
         taken_at,
     }
-}
-
-pub fn quiet_tables(peers: u8) -> Tables {
-    let mut tables = Tables {
-        peers: std::collections::BTreeMap::new(),
-        memberships: std::collections::BTreeMap::new(),
-        policies: std::collections::BTreeMap::new(),
-        settings: Vec::new(),
-    };
-    for number in 1..=peers {
-        let row = gatepost::model::PeerRow {
-            id: PeerId(super::rows::id(2, number)),
-            device_id: gatepost::model::DeviceId(super::rows::id(3, number)),
-            user_id: gatepost::model::UserId(super::rows::id(4, number)),
-            device_name: "laptop".into(),
-            username: format!("user-{number}").into(),
-            public_key: gatepost::model::KeyText::Key(
-                gatepost::model::PublicKey::from_bytes([number; 32]).unwrap(),
-            ),
-            assigned_ip: format!("10.64.0.{}/32", number + 1).parse().unwrap(),
-            preshared_key: None,
-            allowed_ips: Box::new([]),
-            dns_servers: Box::new([]),
-            bars: Bars::default(),
-            revoked_at: None,
-            allocation: gatepost::model::Allocation::Held,
-            created_at: at(1),
-        };
-        tables.peers.insert(row.id, row);
-    }
-    tables
 }
 
 pub fn quiet_world() -> World {

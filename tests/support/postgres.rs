@@ -61,7 +61,35 @@ impl Cluster {
         assert!(init.status.success(), "initdb: {}", String::from_utf8_lossy(&init.stderr));
         let port = free_port();
         configure(&dir, port, setup);
+        Self::keep(dir, port)
+    }
 
+    /// A hot standby that follows this server.
+    pub fn standby(&self) -> Self {
+        let dir = self.dir.with_extension("standby");
+        std::fs::create_dir_all(&dir).unwrap();
+        own(&dir);
+        let data = dir.join("data");
+        let copy = as_postgres(&bin("pg_basebackup"))
+            .args(["-h", self.dir.to_str().unwrap(), "-p", &self.port.to_string()])
+            .args(["-U", "postgres", "-D", data.to_str().unwrap(), "--checkpoint=fast"])
+            .output()
+            .unwrap();
+        assert!(copy.status.success(), "{}", String::from_utf8_lossy(&copy.stderr));
+        let port = free_port();
+        configure(&dir, port, &Setup::default());
+        let from = format!("host={} port={} user=postgres", self.dir.display(), self.port);
+        let settings = data.join("postgresql.auto.conf");
+        let mut text = std::fs::read_to_string(&settings).unwrap();
+        text.push_str(&format!("primary_conninfo = '{from}'\n"));
+        std::fs::write(&settings, text).unwrap();
+        std::fs::write(data.join("standby.signal"), "").unwrap();
+        own(&data.join("standby.signal"));
+        Self::keep(dir, port)
+    }
+
+    /// Starts the server of this directory, and keeps it.
+    fn keep(dir: PathBuf, port: u16) -> Self {
         let script = r#"
             "$1" -D "$2/data" -l "$2/log" -w -s start && echo ready && cat >/dev/null
             "$1" -D "$2/data" -m immediate -s stop
@@ -167,7 +195,7 @@ fn configure(dir: &Path, port: u16, setup: &Setup) {
     }
     std::fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
     let auth = setup.host_auth;
-    let rules = format!("local all all trust\n{host} all all 127.0.0.1/32 {auth}\n");
+    let rules = format!("local all,replication all trust\n{host} all all 127.0.0.1/32 {auth}\n");
     std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
 }
 

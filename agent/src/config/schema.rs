@@ -187,11 +187,20 @@ impl Default for Firewall {
     }
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guard {
     #[serde(deserialize_with = "value::parsed")]
     pub max_removed_peers: MaxRemoved,
+    /// How long a peer stays out whose revocation the database lost.
+    #[serde(deserialize_with = "value::duration")]
+    pub lost_history: Duration,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { max_removed_peers: MaxRemoved::default(), lost_history: Duration::from_hours(1) }
+    }
 }
 
 /// What happens to the peers when the rows are too old.

@@ -140,10 +140,11 @@ fn peers_json() {
         PeerState::Pending,
         PeerState::Ineligible { reason: reason() },
         PeerState::Blocked { reason: reason() },
+        PeerState::KeptOut { reason: reason() },
         PeerState::Quarantined { reason: reason() },
         PeerState::Held { reason: reason(), since: NOW.0 },
     ];
-    let peers = vec![peer(states[5].clone())];
+    let peers = vec![peer(states[6].clone())];
     let mut lines = fields(&serde_json::to_value(peers).unwrap());
     lines.push(words("state", states));
     golden::check("json of peers", &lines);

@@ -119,6 +119,7 @@ impl DesiredState {
             admit_only: None,
             block_list,
             blocked: BTreeSet::new(),
+            kept_out: BTreeSet::new(),
             as_of: taken_at,
             judged_at: taken_at,
         };

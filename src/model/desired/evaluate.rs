@@ -21,6 +21,7 @@ pub(super) struct RowContext<'a> {
     pub gateway_key: PublicKey,
     pub admit_only: Option<&'a BTreeSet<PublicKey>>,
     pub blocked: &'a BlockList,
+    pub kept_out: &'a BTreeSet<PublicKey>,
     pub now: SystemTime,
 }
 
@@ -69,6 +70,7 @@ impl RowContext<'_> {
             gateway_inactive: !self.gateway.active,
             suspended: !is_admitted,
             blocked: self.blocked.bars(row),
+            kept_out: matches!(&row.public_key, KeyText::Key(key) if self.kept_out.contains(key)),
         };
         (why != Ineligible::default()).then_some(why)
     }

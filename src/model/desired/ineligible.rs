@@ -20,6 +20,8 @@ pub struct Ineligible {
     pub suspended: bool,
     /// The host's own list bars the peer.
     pub blocked: bool,
+    /// The peer was withdrawn, and the database may have lost the commit that did that.
+    pub kept_out: bool,
 }
 
 impl Ineligible {
@@ -42,6 +44,10 @@ impl fmt::Display for Ineligible {
             (self.gateway_inactive, "gateway not active"),
             (self.suspended, "not admitted while the rows are stale"),
             (self.blocked, "blocked on this host (`gatepost blocked` lists it)"),
+            (
+                self.kept_out,
+                "its revocation was lost by the database (`gatepost confirm` lets it in)",
+            ),
         ];
         let others = others.into_iter().filter(|(holds, _)| *holds).map(|(_, text)| text);
         for (index, reason) in self.bars.names().chain(others).enumerate() {
@@ -80,11 +86,13 @@ mod tests {
             gateway_inactive: true,
             suspended: true,
             blocked: true,
+            kept_out: true,
         };
         assert_eq!(
             why.to_string(),
             "device not active, user not active, device revoked, gateway not active, not admitted \
-             while the rows are stale, blocked on this host (`gatepost blocked` lists it)"
+             while the rows are stale, blocked on this host (`gatepost blocked` lists it), its \
+             revocation was lost by the database (`gatepost confirm` lets it in)"
         );
     }
 }

@@ -126,6 +126,8 @@ pub struct DesiredState {
     block_list: Arc<BlockList>,
     /// Rows that the block list bars.
     blocked: BTreeSet<PeerId>,
+    /// Who stays out for now, whatever the rows say.
+    kept_out: BTreeSet<PublicKey>,
     as_of: SystemTime,
     /// The database's time by which revocations are evaluated: it goes on when no row can be read.
     judged_at: SystemTime,
@@ -274,6 +276,16 @@ impl DesiredState {
     /// The rows that the host's block list bars, by peer id.
     pub fn blocked(&self) -> impl Iterator<Item = &PeerRow> {
         self.blocked.iter().filter_map(|id| self.entries.get(id)).map(|entry| &entry.row)
+    }
+
+    /// The peers that are kept out although their rows admit them.
+    pub fn kept_out(&self) -> impl Iterator<Item = PublicKey> {
+        let only = Ineligible { kept_out: true, ..Ineligible::default() };
+        let rows = self.rows().filter(move |(_, standing)| *standing == Standing::Ineligible(only));
+        rows.filter_map(|(row, _)| match &row.public_key {
+            KeyText::Key(key) => Some(*key),
+            KeyText::Bad { .. } => None,
+        })
     }
 
     /// The row of the admitted peer with this key.

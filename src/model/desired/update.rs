@@ -140,6 +140,15 @@ impl DesiredState {
         self.enter_again(|row| former.bars(row) != list.bars(row))
     }
 
+    /// Keeps these peers out for now, as if they were not eligible.
+    pub fn keep_out(&mut self, keys: BTreeSet<PublicKey>) -> Touched {
+        let former = std::mem::replace(&mut self.kept_out, keys.clone());
+        self.enter_again(|row| {
+            let is_in = |keys: &BTreeSet<PublicKey>| matches!(&row.public_key, KeyText::Key(key) if keys.contains(key));
+            is_in(&former) != is_in(&keys)
+        })
+    }
+
     /// Evaluates these rows anew.
     fn enter_again(&mut self, concerned: impl Fn(&PeerRow) -> bool) -> Touched {
         let (mut unsettled, mut touched) = (BTreeSet::new(), Touched::default());
@@ -373,6 +382,7 @@ impl DesiredState {
             gateway_key: self.gateway_key,
             admit_only: self.admit_only.as_ref(),
             blocked: &self.block_list,
+            kept_out: &self.kept_out,
             now: self.judged_at,
         }
     }

@@ -1,7 +1,6 @@
 //! Handles each event, and chooses the next job. The order of a plan's steps is decided in
 //! `plan/step.rs`.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Machine;
@@ -12,10 +11,9 @@ use crate::plan::{Plan, PlanError};
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::event::{Action, LastGood, ReadAnswer, ReadKind};
+use crate::reconcile::event::{Action, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
 use crate::reconcile::notices::Trouble;
-use crate::reconcile::options::StalePolicy;
 use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::proof::Evidence;
 use crate::reconcile::rows::{NotBuilt, Planned};
@@ -42,11 +40,13 @@ impl Machine {
                     self.rows_are_good(now);
                 }
             }
-            Ok(ReadAnswer::Changed(rows)) => {
+            Ok(ReadAnswer::Changed(mut rows)) => {
+                self.history.hears(std::mem::take(&mut rows.marks), rows.taken_at);
                 let settled = self.proof.is_current();
                 self.source.read_changes(rows.taken_at, reading, settled, now);
                 match self.rows.apply(rows) {
                     Some(touched) => {
+                        self.history.departs(&touched.departed);
                         self.touch(Some(touched), since);
                         self.rows_are_new(now);
                     }
@@ -62,6 +62,8 @@ impl Machine {
         match self.rows.replace(rows) {
             Ok(replaced) => {
                 self.notices.forget(Trouble::Rows);
+                self.history.departs(&replaced.departed);
+                self.history.rows_are_read(now.instant);
                 self.difference.replaced(replaced, reading.found_since());
                 self.more_to_do();
                 self.rows_are_new(now);
@@ -72,6 +74,7 @@ impl Machine {
                 self.read_again(ReadKind::Everything, now);
                 self.complain(Trouble::Rows, Note::CannotBuild(error), now);
                 // What the other rows withdraw does not wait for this one.
+                self.history.departs(&withdrawn.departed);
                 self.difference.replaced(withdrawn, reading.found_since());
                 self.more_to_do();
             }
@@ -99,38 +102,6 @@ impl Machine {
         let touched = self.rows.are_good(now.instant);
         self.touch(touched, now.instant);
         self.repeat_proof(false);
-    }
-
-    /// Starts from the last good rows, unless the database answered first.
-    pub(super) fn rows_restored(&mut self, rows: LastGood, now: Now) {
-        match self.rows.restore(rows) {
-            Some(Ok(as_of)) => {
-                self.notices.say(Note::Restored { as_of });
-                self.compare_on_purpose(now);
-            }
-            Some(Err(error)) => self.notices.say(Note::CannotBuild(error)),
-            None => {}
-        }
-    }
-
-    /// The rows became stale by `[stale]`.
-    pub(super) fn rows_are_stale(&mut self, policy: StalePolicy, now: Now) {
-        let admitted = match policy {
-            StalePolicy::Keep => return,
-            StalePolicy::DenyNew => {
-                // A peer that connected since the last reading has a live session, too: none is
-                // removed before the next reading, and until then none is added.
-                self.mirror.want_reading_for("stale rows");
-                self.mirror.not_fresh();
-                self.mirror.present()
-            }
-            StalePolicy::Down => Some(BTreeSet::new()),
-        };
-        if let Some(admitted) = admitted {
-            let touched = self.rows.suspend_all_but(Some(admitted));
-            self.touch(touched, now.instant);
-        }
-        self.compare_on_purpose(now);
     }
 
     pub(super) fn kernel_read(&mut self, reading: Result<Reading, DataplaneError>, now: Now) {
@@ -164,6 +135,7 @@ impl Machine {
 
     pub(super) fn plan_applied(&mut self, mut outcome: Outcome, now: Now) {
         self.mirror.applied();
+        self.remember_withdrawals(now);
         let stayed = self.passes.applied(&outcome, self.mirror.observed().as_deref());
         self.difference.stayed(stayed);
         self.quarantine_profiles(std::mem::take(&mut outcome.unloadable));
@@ -249,6 +221,7 @@ impl Machine {
             }
         }
         self.begin_read(now, &mut actions);
+        self.begin_history(now, &mut actions);
         actions.iter().for_each(|action| self.proof.begins(action));
         actions
     }
@@ -345,6 +318,9 @@ impl Machine {
     fn begin_apply(&mut self, planned: Plan, now: Now, actions: &mut Vec<Action>) {
         let drift = self.difference.is_drift().then(|| self.mirror.drift(&planned));
         let revoked = self.difference.take_departed(&planned, |keys| self.rows.names_of(keys));
+        if !self.rows.are_suspended() {
+            self.history.departs(&revoked);
+        }
         if let Some(observed) = self.mirror.observed() {
             self.passes.begin(&planned, revoked, &observed, drift, now.instant);
         }

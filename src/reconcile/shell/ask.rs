@@ -61,7 +61,9 @@ impl<D: Dataplane + 'static> Shell<D> {
                 self.resyncs.push((self.machine.view().resyncs_asked(), answer));
             }
             Ask::Confirm { until, answer } => {
-                let held_back = self.machine.view().held_back().is_some();
+                let view = self.machine.view();
+                let held_back = view.held_back().is_some() || view.keeps_out();
+                drop(view);
                 if held_back {
                     self.tell(Event::ConfirmRemovals { until });
                 }

@@ -11,7 +11,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,10 @@ impl Cache {
     #[must_use]
     pub const fn new(path: PathBuf) -> Self {
         Self { path, tail: None }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The rows of an earlier run with all that changed since, oldest first; `None`: no file.
@@ -307,6 +311,7 @@ mod tests {
 
     fn changed() -> ChangedRows {
         ChangedRows {
+            marks: Vec::new(),
             peers: BTreeMap::new(),
             memberships: BTreeMap::new(),
             policies: BTreeMap::new(),

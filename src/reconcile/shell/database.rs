@@ -1,17 +1,20 @@
 //! What the shell asks of the store: to connect, to read, to write back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use tracing::debug;
 
 use super::choose::{Chosen, choose};
 use crate::causes::causes;
+use crate::model::PublicKey;
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::event::{ReadAnswer, ReadKind, Sent};
+use crate::reconcile::event::{Event, ReadAnswer, ReadKind, Sent};
+use crate::reconcile::history::Withdrawal;
 use crate::reconcile::ledger::Report;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::SyncMode;
-use crate::store::{Cursor, Handshake, Hello, Polled, Read, Store, StoreError};
+use crate::store::{AskedMark, Cursor, Handshake, Hello, Polled, Read, Store, StoreError};
 
 /// A connection that was made, and the mode that was chosen for it.
 pub(super) struct Connection {
@@ -72,6 +75,24 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
     Sent { left: report, refused, error }
 }
 
+/// Whose withdrawals the database has lost.
+pub(super) async fn lost(
+    store: &Store,
+    withdrawals: &BTreeMap<PublicKey, Withdrawal>,
+) -> Result<BTreeSet<PublicKey>, StoreError> {
+    let (mut keys, mut asked) = (Vec::new(), Vec::new());
+    for (key, withdrawal) in withdrawals {
+        let Withdrawal { device_id, user_id, marks, read_at, .. } = withdrawal;
+        for mark in marks {
+            let (mark, device_id, user_id) = (mark.clone(), *device_id, *user_id);
+            asked.push(AskedMark { mark, device_id, user_id, read_at: *read_at });
+            keys.push(*key);
+        }
+    }
+    let lost = store.lost_marks(&asked).await?;
+    Ok(lost.into_iter().filter_map(|number| keys.get(number).copied()).collect())
+}
+
 /// What brings a read about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -93,11 +114,13 @@ pub(super) struct Found {
     pub answer: ReadAnswer,
     /// Tables whose changes are not announced, if they are others than at the full read before.
     pub unannounced: Option<Vec<String>>,
+    /// Of a full read, to be told before its answer.
+    pub epoch: Option<Event>,
 }
 
 impl From<ReadAnswer> for Found {
     fn from(answer: ReadAnswer) -> Self {
-        Self { answer, unannounced: None }
+        Self { answer, unannounced: None, epoch: None }
     }
 }
 
@@ -116,6 +139,7 @@ impl Reader {
         mode: Mode,
         cause: Cause,
     ) -> Result<Found, StoreError> {
+        let mut reason = None;
         if let (ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
             // A notification sent at another agent's turn says already that there are changes.
             let ask_first = match mode {
@@ -136,15 +160,25 @@ impl Reader {
                     *last = LastRead { cursor: next, as_of: rows.taken_at };
                     return Ok(ReadAnswer::Changed(rows).into());
                 }
-                Read::Everything(why) => debug!(why, "reading everything: {why}"),
+                Read::Everything(why) => {
+                    debug!(why, "reading everything: {why}");
+                    reason = Some(why);
+                }
             }
         }
         let (rows, next) = store.snapshot().await?;
+        let marks = store.marks(self.last.as_ref().map(|last| &last.cursor)).await?;
+        let epoch = Some(Event::Epoch {
+            epoch: next.epoch.clone(),
+            why: reason,
+            marks,
+            read_at: rows.taken_at,
+        });
         self.last = Some(LastRead { cursor: next, as_of: rows.taken_at });
         // After the snapshot: if the triggers change in between, the next read of changes shows it.
         let tables = store.unwatched().await?;
         let unannounced = (tables != self.unannounced).then(|| tables.clone());
         self.unannounced = tables;
-        Ok(Found { answer: ReadAnswer::Everything(Box::new(rows)), unannounced })
+        Ok(Found { answer: ReadAnswer::Everything(Box::new(rows)), unannounced, epoch })
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::cache::Keeper;
 use super::state::{Inner, Shell};
+use super::withdrawals::Rememberer;
 use crate::dataplane::Dataplane;
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
@@ -28,6 +29,9 @@ impl<D: Dataplane + 'static> Shell<D> {
         while !self.machine.view().is_reported() && self.take_next(events, end).await {}
         if let Some(written) = self.keeper.as_ref().map(Keeper::written) {
             // Without its thread there is nothing to wait for.
+            drop(tokio::time::timeout_at(end, written).await);
+        }
+        if let Some(written) = self.rememberer.as_ref().map(Rememberer::written) {
             drop(tokio::time::timeout_at(end, written).await);
         }
     }

@@ -15,6 +15,11 @@ pub(super) fn say(note: &Note) {
         Note::Synced { steps, took, .. } => {
             info!(message_id, steps, took_ms = took.as_millis(), "{note}")
         }
+        Note::OtherEpoch { why } => info!(message_id, why, "{note}"),
+        Note::HistoryLost { peers, held_for, .. } => {
+            warn!(message_id, ?peers, held_for_secs = held_for.as_secs(), "{note}");
+        }
+        Note::HistoryFollowed { peers, .. } => info!(message_id, ?peers, "{note}"),
         Note::AnnouncedAgain => info!(message_id, "{note}"),
         Note::Unannounced { tables } => warn!(message_id, ?tables, "{note}"),
         Note::Released { peer, name } => info!(message_id, %peer, name, "{note}"),
@@ -71,6 +76,7 @@ impl Note {
             Self::NotConverged { .. } => "025278c9fee943ef89c66cfde16b13af",
             Self::Stale { .. } => "12586575cdf441dba5a21eb19840a2d7",
             Self::Unannounced { .. } => "3d27fae035eb4671bfbbcd87afd81861",
+            Self::HistoryLost { .. } => "da2e7f71c87446c1baf42764b984633e",
             Self::StepRefused { .. } => "37e836371fde4ac89ad47236b66da6c7",
             Self::BlocksUnknown { .. } => "35696a9fe63f4fdb904ab47959265648",
             _ => return None,
@@ -111,12 +117,14 @@ mod tests {
         let policy = crate::model::QuarantinedPolicy { name: "".into(), peers: 1, why: "".into() };
         let id = crate::model::PolicyId(uuid::Uuid::nil());
         explained(&Note::PolicyQuarantined { id, policy });
+        let gateway = crate::model::GatewayId(uuid::Uuid::nil());
+        explained(&Note::HistoryLost { gateway, peers: Vec::new(), held_for: Duration::ZERO });
         let (step, error) = <(String, String)>::default();
         explained(&Note::StepRefused { step, error: error.clone() });
         explained(&Note::BlocksUnknown { error });
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            14,
+            15,
             "and the agent's start and what it touches not"
         );
     }

@@ -13,6 +13,7 @@ mod journal;
 mod kernel;
 mod kernel_job;
 mod state;
+mod withdrawals;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};

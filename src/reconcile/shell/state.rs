@@ -1,5 +1,6 @@
 //! What the shell holds, and how it carries out what the machine asks for.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +12,11 @@ use tracing::{debug, warn};
 use super::block::PendingBlock;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
-use super::database::{Cause, Connection, Found, Reader, send};
+use super::database::{Cause, Connection, Found, Reader, lost, send};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
+use super::withdrawals::{self, Rememberer};
 use crate::causes::causes;
 use crate::dataplane::{Dataplane, DataplaneHandle};
 use crate::reconcile::clock;
@@ -82,6 +84,7 @@ pub(super) struct Shell<D> {
     pub(super) blocks_asked: u64,
     cache: Option<Cache>,
     pub(super) keeper: Option<Keeper>,
+    pub(super) rememberer: Option<Rememberer>,
     /// The agent stops: what is under way comes to its end, and no other work begins.
     pub(super) winding_up: bool,
     pub(super) gateway: String,
@@ -110,7 +113,8 @@ impl<D: Dataplane + 'static> Shell<D> {
         template.gateway.name.clone_from(&options.gateway);
         template.agent.version = options.version.to_owned();
         template.agent.started_at = Some(Timestamp(now.wall));
-        let shell = Self {
+        let file = options.cache.as_ref().map(|cache| withdrawals::beside(cache.path()));
+        let mut shell = Self {
             machine: Machine::new(options.machine, now),
             store: options.store,
             mode: Some(options.mode),
@@ -127,6 +131,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             cache: options.cache,
             reader: Arc::new(Mutex::new(Reader::default())),
             keeper,
+            rememberer: None,
             winding_up: false,
             notified: false,
             listening: None,
@@ -136,7 +141,23 @@ impl<D: Dataplane + 'static> Shell<D> {
             failed_reports: 0,
             last_error: String::new(),
         };
+        if let Some(file) = file {
+            shell.remember(file);
+        }
         (shell, receiver)
+    }
+
+    /// Takes in the withdrawals of an earlier run, and keeps those of this one in the same file.
+    fn remember(&mut self, file: PathBuf) {
+        match withdrawals::load(&file) {
+            Ok(kept) => self.tell(Event::Remembered(kept)),
+            Err(error) => warn!(
+                "{} cannot be read, so a failover of the database may let in who was revoked \
+                 before: {error}",
+                file.display()
+            ),
+        }
+        self.rememberer = Some(Rememberer::new(file));
     }
 
     pub(super) fn take(&mut self, inner: Inner) {
@@ -186,6 +207,18 @@ impl<D: Dataplane + 'static> Shell<D> {
             Action::Connect => self.spawn_connect(),
             Action::Read(kind) => self.spawn_read(kind),
             Action::Restore => self.spawn_restore(),
+            Action::AskMarks(withdrawals) => {
+                let store = self.store.clone();
+                self.spawn_inner(async move {
+                    let lost = lost(&store, &withdrawals).await.map_err(DatabaseError::from);
+                    Inner::Event(Event::MarksAnswered(lost))
+                });
+            }
+            Action::Remember(withdrawals) => {
+                if let Some(rememberer) = &self.rememberer {
+                    rememberer.write(withdrawals);
+                }
+            }
             Action::Keep(keep) => {
                 if let Some(keeper) = &self.keeper {
                     keeper.judge(keep);
@@ -213,7 +246,10 @@ impl<D: Dataplane + 'static> Shell<D> {
         tokio::spawn(async move {
             let found = reader.lock().await.read(&store, kind, mode, cause).await;
             let answer = match found {
-                Ok(Found { answer, unannounced }) => {
+                Ok(Found { answer, unannounced, epoch }) => {
+                    if let Some(epoch) = epoch {
+                        drop(events.send(Inner::Event(epoch)));
+                    }
                     if let Some(tables) = unannounced.filter(|_| follows) {
                         drop(events.send(Inner::Event(Event::Unannounced { tables })));
                     }

@@ -13,6 +13,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
+use super::history::Lost;
 use super::mirror::MirrorView;
 use super::outbox::OutboxView;
 use super::pass::{PassObstacle, PassView};
@@ -43,6 +44,8 @@ pub struct View<'a> {
     pub(super) passes: PassView<'a>,
     pub(super) proof: ProofView<'a>,
     pub(super) outbox: OutboxView,
+    /// Whose withdrawal the database lost: they stay out for a while.
+    pub(super) lost: &'a BTreeMap<PublicKey, Lost>,
     pub(super) is_busy: bool,
 }
 
@@ -97,6 +100,12 @@ impl View<'_> {
     #[must_use]
     pub const fn held_back(&self) -> Option<HeldBack> {
         self.held_back
+    }
+
+    /// Whether an operator may let peers in whose withdrawal the database lost.
+    #[must_use]
+    pub fn keeps_out(&self) -> bool {
+        !self.lost.is_empty()
     }
 
     /// Figures that only grow.

@@ -61,6 +61,8 @@ impl View<'_> {
                 let reason = why.to_string();
                 let state = if why.blocked {
                     PeerState::Blocked { reason }
+                } else if why.kept_out {
+                    PeerState::KeptOut { reason }
                 } else {
                     PeerState::Ineligible { reason }
                 };

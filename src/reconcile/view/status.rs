@@ -281,6 +281,10 @@ pub enum PeerState {
     Ineligible {
         reason: String,
     },
+    /// The database lost its revocation: it stays out for a while, or until an operator lets it in.
+    KeptOut {
+        reason: String,
+    },
     /// This host blocks it.
     Blocked {
         reason: String,
@@ -298,7 +302,9 @@ impl PeerState {
             Self::InKernel => "ok".to_owned(),
             Self::Pending => "pending".to_owned(),
             Self::Held { reason, .. } => format!("held: {reason}"),
-            Self::Ineligible { reason } | Self::Blocked { reason } => reason.clone(),
+            Self::Ineligible { reason } | Self::KeptOut { reason } | Self::Blocked { reason } => {
+                reason.clone()
+            }
             Self::Quarantined { reason } => format!("quarantined: {reason}"),
         }
     }

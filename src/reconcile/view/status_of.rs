@@ -7,7 +7,7 @@ use super::status::{
 };
 use crate::plan::{HeldCause, HeldPeer, guard, networks_within};
 use crate::reconcile::clock::millis;
-use crate::reconcile::note::not_announced;
+use crate::reconcile::note::{history_lost, not_announced};
 use crate::reconcile::row_status::LISTED_PEERS;
 
 impl From<guard::HeldBack> for HeldBack {
@@ -140,6 +140,14 @@ impl View<'_> {
         }
         if !self.source.unannounced.is_empty() {
             warnings.push(not_announced(self.source.unannounced));
+        }
+        if let Some(until) = self.lost.values().map(|lost| lost.until).max() {
+            let names: Vec<String> = self.lost.values().map(|lost| lost.name.clone()).collect();
+            let until = humantime::format_rfc3339_seconds(until);
+            warnings.push(format!(
+                "{}. They stay out until {until} at the latest; `gatepost confirm` lets them in",
+                history_lost(&names)
+            ));
         }
         let dropped = self.outbox.dropped_audit_entries;
         let refused = self.outbox.refused_audit_entries;

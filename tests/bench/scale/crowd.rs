@@ -145,6 +145,7 @@ fn machine(gateway: usize) -> MachineOptions {
             seed: gateway as u64,
         },
         max_removed: MaxRemoved::default(),
+        lost_history: Duration::from_secs(3_600),
         stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
     }
 }

@@ -1,0 +1,360 @@
+//! Which withdrawals were carried out, and whether the database still knows of them.
+//!
+//! A failover to a standby that lagged behind takes back commits that were acknowledged, and so does
+//! a restored backup: the rows admit peers again that were withdrawn. For each withdrawal the marks
+//! are kept that brought it about. Once the database has another epoch, it is asked for them. If one
+//! is missing, its commit was lost, and the peer stays out for a while, so that an operator can act.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::note::name_of;
+use crate::model::{Departed, DeviceId, Mark, MarkId, PublicKey, UserId};
+
+/// More withdrawals than this are not kept: the oldest go first.
+const AT_MOST: usize = 10_000;
+/// The database prunes marks that are older.
+const KEPT_FOR: Duration = Duration::from_hours(24);
+/// Before a question that failed is put again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A withdrawal that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawal {
+    pub device_id: DeviceId,
+    pub user_id: UserId,
+    /// "alice's laptop".
+    pub name: String,
+    /// The marks that may have brought it about.
+    pub marks: Vec<MarkId>,
+    /// The database's time of the read that found it.
+    pub read_at: SystemTime,
+}
+
+/// A withdrawal that the database lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// "alice's laptop".
+    pub name: String,
+    /// The peer stays out until this time of the database.
+    pub until: SystemTime,
+}
+
+/// What outlives a restart of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Withdrawals {
+    /// Of the database, when it was last asked.
+    pub epoch: Option<String>,
+    pub peers: BTreeMap<PublicKey, Withdrawal>,
+    pub lost: BTreeMap<PublicKey, Lost>,
+}
+
+#[derive(Debug)]
+pub(super) struct History {
+    /// `guard.lost_history`
+    hold_for: Duration,
+    kept: Withdrawals,
+    /// Whether `kept` differs from what the disk holds.
+    changed: bool,
+    /// Withdrawals that the kernel has not acknowledged.
+    pending: BTreeMap<PublicKey, Withdrawal>,
+    /// The marks of the last read, and its time.
+    marks: (Vec<Mark>, SystemTime),
+    question: Option<Question>,
+}
+
+/// The database has another epoch than before: what is it that it does not know any more?
+#[derive(Debug)]
+struct Question {
+    epoch: String,
+    state: Asking,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asking {
+    /// The rows of the new epoch are not read yet, or cannot be used.
+    WaitsForRows,
+    Due(Instant),
+    Asked,
+}
+
+impl History {
+    pub const fn new(hold_for: Duration) -> Self {
+        Self {
+            hold_for,
+            kept: Withdrawals { epoch: None, peers: BTreeMap::new(), lost: BTreeMap::new() },
+            changed: false,
+            pending: BTreeMap::new(),
+            marks: (Vec::new(), SystemTime::UNIX_EPOCH),
+            question: None,
+        }
+    }
+
+    pub const fn holds_for(&self) -> Duration {
+        self.hold_for
+    }
+
+    /// What an earlier run of the agent kept.
+    pub fn remember(&mut self, kept: Withdrawals) {
+        self.kept = kept;
+    }
+
+    /// What is to be kept on disk, if that is something else than before.
+    pub fn take_changed(&mut self) -> Option<Withdrawals> {
+        std::mem::take(&mut self.changed).then(|| self.kept.clone())
+    }
+
+    /// Whom the rows do not admit for now.
+    pub fn keeps_out(&self) -> BTreeSet<PublicKey> {
+        let asked = self.question.iter().flat_map(|_| self.kept.peers.keys());
+        asked.chain(self.kept.lost.keys()).copied().collect()
+    }
+
+    /// Whose withdrawal the database lost.
+    pub const fn lost(&self) -> &BTreeMap<PublicKey, Lost> {
+        &self.kept.lost
+    }
+
+    /// The marks of a read that is taken in next.
+    pub fn hears(&mut self, marks: Vec<Mark>, read_at: SystemTime) {
+        self.marks = (marks, read_at);
+    }
+
+    /// Everything is read, from a database of this epoch. Says whether it was another before.
+    pub fn follows(&mut self, epoch: String) -> bool {
+        let known = self.kept.epoch.as_ref();
+        let is_new = known.is_some_and(|known| *known != epoch);
+        if known == Some(&epoch) {
+            self.question = None;
+        } else if self.kept.peers.is_empty() || known.is_none() {
+            self.kept.epoch = Some(epoch);
+            self.changed = true;
+        } else if self.question.as_ref().is_none_or(|asked| asked.epoch != epoch) {
+            self.question = Some(Question { epoch, state: Asking::WaitsForRows });
+        }
+        is_new
+    }
+
+    /// The rows of everything were read and can be used.
+    pub fn rows_are_read(&mut self, now: Instant) {
+        if let Some(question) = &mut self.question
+            && question.state == Asking::WaitsForRows
+        {
+            question.state = Asking::Due(now);
+        }
+    }
+
+    /// When the question is put, if it waits for a time.
+    pub fn asks_at(&self) -> Option<Instant> {
+        match self.question.as_ref()?.state {
+            Asking::Due(at) => Some(at),
+            Asking::WaitsForRows | Asking::Asked => None,
+        }
+    }
+
+    /// Which withdrawals to ask the database for, if that is due.
+    pub fn begin_question(&mut self, now: Instant) -> Option<BTreeMap<PublicKey, Withdrawal>> {
+        self.asks_at().filter(|at| *at <= now)?;
+        self.question.as_mut()?.state = Asking::Asked;
+        Some(self.kept.peers.clone())
+    }
+
+    /// The database could not be asked.
+    pub fn not_answered(&mut self, now: Instant) {
+        if let Some(question) = &mut self.question
+            && question.state == Asking::Asked
+        {
+            question.state = Asking::Due(now + ASK_AGAIN);
+        }
+    }
+
+    /// The database lost these of the withdrawals. Returns the names of those whom the rows admit
+    /// again; `None`: that was not asked, or for another epoch.
+    pub fn answered(
+        &mut self,
+        lost: &BTreeSet<PublicKey>,
+        admitted: &BTreeSet<PublicKey>,
+        database_now: SystemTime,
+    ) -> Option<Vec<String>> {
+        let Question { epoch, .. } =
+            self.question.take_if(|question| question.state == Asking::Asked)?;
+        self.kept.epoch = Some(epoch);
+        self.changed = true;
+        let mut names = Vec::new();
+        for key in lost.intersection(admitted) {
+            if let Some(Withdrawal { name, .. }) = self.kept.peers.remove(key) {
+                names.push(name.clone());
+                self.kept.lost.insert(*key, Lost { name, until: database_now + self.hold_for });
+            }
+        }
+        Some(names)
+    }
+
+    /// When, by the database's clock, the next lost withdrawal is followed.
+    pub fn next_end(&self) -> Option<SystemTime> {
+        self.kept.lost.values().map(|it| it.until).min()
+    }
+
+    /// Lets in again whose time has come; `None`: all, because an operator says so. Returns their names.
+    pub fn let_in(&mut self, database_now: Option<SystemTime>) -> Vec<String> {
+        let ends = |it: &Lost| database_now.is_none_or(|now| it.until <= now);
+        let ended = self.kept.lost.extract_if(.., |_, it| ends(it));
+        let names: Vec<_> = ended.map(|(_, it)| it.name).collect();
+        self.changed |= !names.is_empty();
+        names
+    }
+
+    /// These peers lost their place by what the last read found.
+    pub fn departs(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
+        let (marks, read_at) = &self.marks;
+        if departed.is_empty() || marks.is_empty() {
+            return;
+        }
+        let about = Marks::about(departed, marks);
+        for (key, who) in departed {
+            let marks = about.those_of(who);
+            if !marks.is_empty() {
+                self.pending.entry(*key).or_insert_with(|| Withdrawal {
+                    device_id: who.device_id,
+                    user_id: who.user_id,
+                    name: name_of(&who.username, &who.device_name),
+                    marks,
+                    read_at: *read_at,
+                });
+            }
+        }
+    }
+
+    /// The kernel was changed, and has these peers now; the rows want those. What the agent let in
+    /// again leaves the list.
+    pub fn applied(
+        &mut self,
+        has: impl Fn(&PublicKey) -> bool,
+        wants: impl Fn(&PublicKey) -> bool,
+        database_now: SystemTime,
+    ) {
+        self.pending.retain(|key, _| !wants(key));
+        let carried_out: Vec<_> = self.pending.extract_if(.., |key, _| !has(key)).collect();
+        let peers = &mut self.kept.peers;
+        let before = peers.len();
+        peers.retain(|key, it| it.read_at + KEPT_FOR > database_now && !has(key));
+        self.changed |= before != peers.len() || !carried_out.is_empty();
+        peers.extend(carried_out);
+        if peers.len() > AT_MOST {
+            let mut by_age: Vec<_> = peers.iter().map(|(key, it)| (it.read_at, *key)).collect();
+            by_age.sort_unstable();
+            let too_many = by_age.len() - AT_MOST;
+            by_age.iter().take(too_many).for_each(|(_, key)| drop(peers.remove(key)));
+        }
+    }
+}
+
+/// Marks by whom they concern, the latest few of each.
+struct Marks {
+    listed: BTreeMap<Uuid, BTreeSet<MarkId>>,
+    of_everybody: BTreeSet<MarkId>,
+}
+
+impl Marks {
+    /// The marks that concern these peers. One pass, however many there are of both.
+    fn about(departed: &BTreeMap<PublicKey, Departed>, marks: &[Mark]) -> Self {
+        let ids = departed.values().flat_map(|who| [who.device_id.0, who.user_id.0]);
+        let mut about = Self {
+            listed: ids.map(|id| (id, BTreeSet::new())).collect(),
+            of_everybody: BTreeSet::new(),
+        };
+        for mark in marks {
+            let Some(ids) = mark.listed() else {
+                keep(&mut about.of_everybody, mark.of(None));
+                continue;
+            };
+            for id in ids {
+                if let Some(kept) = about.listed.get_mut(id) {
+                    keep(kept, mark.of(Some(*id)));
+                }
+            }
+        }
+        about
+    }
+
+    fn those_of(&self, who: &Departed) -> Vec<MarkId> {
+        let listed = |id| self.listed.get(id).into_iter().flatten();
+        let own = listed(&who.device_id.0).chain(listed(&who.user_id.0));
+        own.chain(&self.of_everybody).cloned().collect()
+    }
+}
+
+/// Keeps a mark, and no more than a few of the latest.
+fn keep(kept: &mut BTreeSet<MarkId>, mark: MarkId) {
+    const LATEST: usize = 8;
+    kept.insert(mark);
+    if kept.len() > LATEST {
+        kept.pop_first();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PeerId;
+
+    fn departed(numbers: impl Iterator<Item = u8>) -> BTreeMap<PublicKey, Departed> {
+        let who = |number: u8| Departed {
+            peer_id: PeerId(Uuid::from_u128(number.into())),
+            device_id: DeviceId(Uuid::from_u128(1_000 + u128::from(number))),
+            user_id: UserId(Uuid::from_u128(2_000 + u128::from(number))),
+            device_name: "laptop".into(),
+            username: "alice".into(),
+        };
+        numbers.map(|n| (PublicKey::from_bytes([n; 32]).unwrap(), who(n))).collect()
+    }
+
+    fn mark(xid: u64, kind: &str, ids: Option<Vec<u128>>) -> Mark {
+        let ids = ids.map(|ids| ids.into_iter().map(Uuid::from_u128).collect());
+        Mark { xid, kind: kind.into(), ids }
+    }
+
+    #[test]
+    fn a_withdrawal_has_the_marks_about_its_device_its_user_and_everybody() {
+        let start = SystemTime::UNIX_EPOCH;
+        let mut history = History::new(Duration::ZERO);
+        let marks = vec![
+            mark(1, "device", Some(vec![1_001, 1_002])),
+            mark(2, "user", Some(vec![2_001])),
+            mark(3, "peer", None),
+            mark(4, "setting", Some(Vec::new())),
+        ];
+        history.hears(marks, start);
+        history.departs(&departed(1..4));
+        history.applied(|_| false, |_| false, start);
+        let kept = history.take_changed().unwrap();
+        let xids: Vec<Vec<u64>> = kept.peers.values().map(xids_of).collect();
+        assert_eq!(xids, [vec![1, 2, 3, 4], vec![1, 3, 4], vec![3, 4]]);
+        assert_eq!(history.take_changed(), None, "once");
+    }
+
+    fn xids_of(withdrawal: &Withdrawal) -> Vec<u64> {
+        let mut xids: Vec<u64> = withdrawal.marks.iter().map(|mark| mark.xid).collect();
+        xids.sort_unstable();
+        xids
+    }
+
+    #[test]
+    fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
+        let start = SystemTime::UNIX_EPOCH;
+        let mut history = History::new(Duration::ZERO);
+        history.hears(vec![mark(1, "peer", None)], start);
+        history.departs(&departed(1..4));
+        let first = PublicKey::from_bytes([1; 32]).unwrap();
+        history.applied(|_| false, |key| *key == first, start);
+        assert_eq!(history.take_changed().unwrap().peers.len(), 2, "the rows want the first again");
+        let second = PublicKey::from_bytes([2; 32]).unwrap();
+        history.applied(|key| *key == second, |_| false, start);
+        assert_eq!(history.take_changed().unwrap().peers.len(), 1);
+        history.applied(|_| false, |_| false, start + KEPT_FOR);
+        assert!(history.take_changed().unwrap().peers.is_empty());
+    }
+}

@@ -1,0 +1,101 @@
+//! The withdrawals that were carried out, on disk: a restart forgets none of them.
+//!
+//! They are a small file beside the last good rows, because they are needed at every start, and before
+//! the first row is read.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use tokio::sync::oneshot;
+
+use crate::reconcile::history::Withdrawals;
+
+/// The file of withdrawals that belongs to the last good rows at `cache`.
+pub(super) fn beside(cache: &Path) -> PathBuf {
+    cache.with_added_extension("withdrawals")
+}
+
+/// What an earlier run kept; nothing if there is no file.
+pub(super) fn load(path: &Path) -> io::Result<Withdrawals> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Withdrawals::default()),
+        text => serde_json::from_slice(&text?).map_err(io::Error::from),
+    }
+}
+
+/// Writes them in a thread of its own, because a slow disk must not hold up a revocation.
+#[derive(Debug)]
+pub(super) struct Rememberer(mpsc::Sender<Order>);
+
+enum Order {
+    Write(Withdrawals),
+    Answer(oneshot::Sender<()>),
+}
+
+// The thread lives as long as this does, so it is there.
+impl Rememberer {
+    pub fn new(path: PathBuf) -> Self {
+        let (sender, orders) = mpsc::channel();
+        std::thread::spawn(move || {
+            for order in orders {
+                match order {
+                    Order::Write(withdrawals) => {
+                        if let Err(error) = write(&path, &withdrawals) {
+                            let path = path.display();
+                            tracing::warn!(%path, %error, "{path} was not written: {error}");
+                        }
+                    }
+                    // The receiver may have stopped waiting.
+                    Order::Answer(answer) => drop(answer.send(())),
+                }
+            }
+        });
+        Self(sender)
+    }
+
+    pub fn write(&self, withdrawals: Withdrawals) {
+        let _ = self.0.send(Order::Write(withdrawals));
+    }
+
+    /// Answers once everything handed over before is on the disk.
+    pub fn written(&self) -> oneshot::Receiver<()> {
+        let (answer, written) = oneshot::channel();
+        let _ = self.0.send(Order::Answer(answer));
+        written
+    }
+}
+
+/// A crash leaves the old file or the new one.
+fn write(path: &Path, withdrawals: &Withdrawals) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder)?;
+    let new = path.with_added_extension("new");
+    let mut file =
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&serde_json::to_vec(withdrawals)?)?;
+    file.sync_data()?;
+    fs::rename(&new, path)?;
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn withdrawals_come_back_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = beside(&folder.path().join("deep/last-good"));
+        assert_eq!(load(&path).unwrap(), Withdrawals::default());
+        let kept = Withdrawals { epoch: Some("1/2".into()), ..Withdrawals::default() };
+        let rememberer = Rememberer::new(path.clone());
+        rememberer.write(kept.clone());
+        rememberer.written().await.unwrap();
+        assert_eq!(load(&path).unwrap(), kept);
+        fs::write(&path, "{").unwrap();
+        load(&path).unwrap_err();
+    }
+}

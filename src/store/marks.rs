@@ -1,0 +1,88 @@
+//! The marks behind withdrawals, and which of them the database has lost.
+
+use std::time::SystemTime;
+
+use tokio_postgres::Client;
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
+use uuid::Uuid;
+
+use super::decode::Columns;
+use super::{Cursor, Store, StoreError};
+use crate::model::{DeviceId, Mark, MarkId, UserId};
+
+/// A mark that the database is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedMark {
+    pub mark: MarkId,
+    /// Whom it withdrew.
+    pub device_id: DeviceId,
+    pub user_id: UserId,
+    /// Marks after this time of the database were not seen when the mark was.
+    pub read_at: SystemTime,
+}
+
+const DOING: &str = "read the marks";
+
+impl Store {
+    /// The marks since a cursor that may withdraw peers; the latest ones without a cursor, or if it is
+    /// of another epoch.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights.
+    pub async fn marks(&self, since: Option<&Cursor>) -> Result<Vec<Mark>, StoreError> {
+        let lease = self.lease(DOING).await?;
+        let rows = self.within(DOING, ask(&lease, since)).await?;
+        lease.done();
+        rows.iter().map(decode).collect()
+    }
+
+    /// The numbers, from 0, of the marks that are gone though nobody pruned them, unless a later mark
+    /// concerns the same device or user.
+    ///
+    /// # Errors
+    /// As [`Store::marks`].
+    pub async fn lost_marks(&self, asked: &[AskedMark]) -> Result<Vec<usize>, StoreError> {
+        const DOING: &str = "ask for marks of before a failover";
+        let xids: Vec<String> = asked.iter().map(|it| it.mark.xid.to_string()).collect();
+        let kinds: Vec<&str> = asked.iter().map(|it| &*it.mark.kind).collect();
+        let ids: Vec<Option<Uuid>> = asked.iter().map(|it| it.mark.id).collect();
+        let devices: Vec<Uuid> = asked.iter().map(|it| it.device_id.0).collect();
+        let users: Vec<Uuid> = asked.iter().map(|it| it.user_id.0).collect();
+        let read_at: Vec<SystemTime> = asked.iter().map(|it| it.read_at).collect();
+        let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
+            (&xids, Type::TEXT_ARRAY),
+            (&kinds, Type::TEXT_ARRAY),
+            (&ids, Type::UUID_ARRAY),
+            (&devices, Type::UUID_ARRAY),
+            (&users, Type::UUID_ARRAY),
+            (&read_at, Type::TIMESTAMPTZ_ARRAY),
+        ];
+        let query = "select n from gatepost.lost_marks($1, $2, $3, $4, $5, $6) n";
+        let lease = self.lease(DOING).await?;
+        let rows = self.within(DOING, lease.query_typed(query, &parameters)).await?;
+        lease.done();
+        let number = |row: &Row| Columns::of(row, DOING).get::<i32>(0);
+        let numbers = rows.iter().map(number).collect::<Result<Vec<i32>, _>>()?;
+        Ok(numbers.into_iter().filter_map(|n| usize::try_from(n - 1).ok()).collect())
+    }
+}
+
+/// Asks for [`Store::marks`], in a transaction of the caller if there is one.
+pub(super) async fn ask(
+    client: &Client,
+    since: Option<&Cursor>,
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let (snapshot, epoch) = since.map(|it| (&*it.snapshot, &*it.epoch)).unzip();
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&snapshot, Type::TEXT), (&epoch, Type::TEXT)];
+    client.query_typed("select xid, kind, ids from gatepost.marks($1, $2)", &parameters).await
+}
+
+pub(super) fn decode(row: &Row) -> Result<Mark, StoreError> {
+    let columns = Columns::of(row, DOING);
+    let xid: String = columns.get(0)?;
+    let kind: String = columns.get(1)?;
+    // An id of a transaction is a number.
+    Ok(Mark { xid: xid.parse().unwrap_or_default(), kind: kind.into(), ids: columns.get(2)? })
+}

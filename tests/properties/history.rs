@@ -1,0 +1,225 @@
+//! A database that loses its last commits: nobody whom they revoked is let in unnoticed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use gatepost::model::{Bars, Mark, PeerId, PublicKey};
+use gatepost::reconcile::{Event, Note, Withdrawal};
+use gatepost::store::AuditEvent;
+use proptest::prelude::*;
+
+use super::machine::Happening;
+use super::rows::{Tables, id};
+use super::world::{Trouble, World, quiet_world};
+
+const PEERS: u8 = 6;
+/// `guard.lost_history`
+const HOLD: Duration = Duration::from_secs(900);
+
+impl World {
+    /// As the database answers: whose mark is gone, with no later one about the same device.
+    pub fn lost(&self, withdrawals: &BTreeMap<PublicKey, Withdrawal>) -> BTreeSet<PublicKey> {
+        let is_lost = |it: &Withdrawal| {
+            let device = it.device_id.0;
+            let about = |mark: &Mark| {
+                let ids = mark.listed().is_some_and(|ids| ids.contains(&device));
+                ids.then(|| mark.of(Some(device)))
+            };
+            let known: BTreeSet<_> =
+                self.marks.iter().filter_map(|(mark, _)| about(mark)).collect();
+            let newer = |(mark, at): &(Mark, SystemTime)| *at > it.read_at && about(mark).is_some();
+            it.marks.iter().any(|mark| !known.contains(mark)) && !self.marks.iter().any(newer)
+        };
+        withdrawals.iter().filter(|(_, it)| is_lost(it)).map(|(key, _)| *key).collect()
+    }
+}
+
+/// A world with the tables as they were after each commit.
+struct Past {
+    world: World,
+    commits: Vec<Tables>,
+    /// Whom each commit revoked, if it did.
+    revoked: Vec<Option<u8>>,
+}
+
+fn key(number: u8) -> PublicKey {
+    PublicKey::from_bytes([number; 32]).unwrap()
+}
+
+impl Past {
+    fn new() -> Self {
+        let world = quiet_world();
+        Self { commits: vec![world.tables.clone()], world, revoked: Vec::new() }
+    }
+
+    /// As one transaction. Its id follows the last one that the database knows.
+    fn commit(&mut self, number: u8, bars: Bars) {
+        self.world.elapsed += Duration::from_micros(1);
+        let row = self.world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap();
+        row.bars = bars;
+        let ids = Some(vec![row.device_id.0]);
+        let mark = Mark { xid: self.world.marks.len() as u64, kind: "device".into(), ids };
+        self.world.marks.push((mark, self.world.database_now()));
+        self.revoked.push((bars != Bars::default()).then_some(number));
+        self.commits.push(self.world.tables.clone());
+        self.world.tell(Event::Notified);
+    }
+
+    /// A failover to a server without the last commits. Returns whose enforced revocation is lost. What
+    /// was read is enforced first.
+    fn lose(&mut self, commits: usize) -> BTreeSet<u8> {
+        self.world.settle();
+        let left = self.revoked.len().saturating_sub(commits);
+        self.commits.truncate(left + 1);
+        self.world.tables = self.commits[left].clone();
+        self.world.marks.truncate(left);
+        self.world.epoch += 1;
+        let lost = |number: &u8| {
+            let row = &self.world.tables.peers[&PeerId(id(2, *number))];
+            let by = self.revoked.iter().rposition(|revoked| *revoked == Some(*number));
+            row.bars == Bars::default()
+                && by.is_some_and(|by| by >= left)
+                && !self.world.kernel.state.peers.contains_key(&key(*number))
+        };
+        let lost = (1..=PEERS).filter(lost).collect();
+        self.revoked.truncate(left);
+        lost
+    }
+
+    fn in_kernel(&self, number: u8) -> bool {
+        self.world.kernel.state.peers.contains_key(&key(number))
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Deed {
+    Revoke(u8),
+    Admit(u8),
+    Lose(usize),
+    Happen(Happening),
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    let small = prop_oneof![
+        4 => (1u64..3_000).prop_map(Happening::Pause),
+        2 => (1u8..5).prop_map(Happening::Act),
+        1 => Just(Happening::Kill),
+        1 => (1u64..30).prop_map(Happening::DatabaseGone),
+        1 => (1u64..100_000).prop_map(|millis| Happening::Trouble(Trouble::GatewayRow, millis)),
+        1 => (1u64..100_000).prop_map(|millis| Happening::Trouble(Trouble::Reads, millis)),
+    ];
+    prop_oneof![
+        4 => (1..=PEERS).prop_map(Deed::Revoke),
+        2 => (1..=PEERS).prop_map(Deed::Admit),
+        2 => (1usize..5).prop_map(Deed::Lose),
+        5 => small.prop_map(Deed::Happen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(80))]
+
+    #[test]
+    fn nobody_whose_revocation_was_lost_is_let_in_before_the_time(
+        deeds in prop::collection::vec(deed(), 1..16),
+    ) {
+        let mut past = Past::new();
+        let mut out = BTreeSet::new();
+        for deed in deeds {
+            if let Deed::Revoke(number) | Deed::Admit(number) = deed
+                && !past.world.remembered.lost.contains_key(&key(number))
+            {
+                // The database has a later mark when it is asked.
+                out.remove(&number);
+            }
+            match deed {
+                Deed::Revoke(number) => past.commit(number, Bars::DEVICE_STATUS),
+                Deed::Admit(number) => past.commit(number, Bars::default()),
+                Deed::Lose(commits) => out.extend(past.lose(commits)),
+                Deed::Happen(happening) => past.world.happen(happening),
+            }
+            for number in &out {
+                prop_assert!(!past.in_kernel(*number), "{number}");
+            }
+        }
+        past.world.troubles.clear();
+        past.world.pass_time(Duration::from_secs(120));
+        for number in 1..=PEERS {
+            let row = &past.world.tables.peers[&PeerId(id(2, number))];
+            let wanted = row.bars == Bars::default() && !out.contains(&number);
+            prop_assert_eq!(past.in_kernel(number), wanted, "{}", number);
+        }
+        past.world.pass_time(HOLD);
+        prop_assert!(past.world.kernel_equals_database());
+        prop_assert!(past.world.machine.view().status().warnings.is_empty());
+    }
+}
+
+/// A revocation that is enforced, and lost.
+fn lost_revocation() -> Past {
+    let mut past = Past::new();
+    past.commit(1, Bars::DEVICE_STATUS);
+    past.world.pass_time(Duration::from_secs(1));
+    assert!(!past.in_kernel(1));
+    assert_eq!(past.lose(1), [1].into());
+    past.world.pass_time(Duration::from_secs(20));
+    assert!(!past.in_kernel(1));
+    past
+}
+
+#[test]
+fn lost_revocation_is_said_audited_and_shown() {
+    let mut past = lost_revocation();
+    let said = |world: &World| {
+        let lost =
+            |note: &&Note| matches!(note, Note::HistoryLost { peers, .. } if peers.len() == 1);
+        world.notes.iter().filter(lost).count()
+    };
+    assert_eq!(said(&past.world), 1);
+    let audit = past.world.reports.iter().flat_map(|report| &report.audit);
+    let audited = audit.filter(|entry| entry.event == AuditEvent::HistoryLost).count();
+    assert_eq!(audited, 1);
+    let warnings = past.world.machine.view().status().warnings;
+    assert!(warnings[0].contains("user-1's laptop"), "{warnings:?}");
+    past.world.happen(Happening::Kill);
+    past.world.pass_time(Duration::from_secs(20));
+    assert!(!past.in_kernel(1) && past.world.machine.view().keeps_out());
+    past.world.pass_time(HOLD);
+    assert!(past.in_kernel(1), "followed");
+    assert_eq!(said(&past.world), 1);
+}
+
+#[test]
+fn confirmation_lets_in_at_once() {
+    let mut past = lost_revocation();
+    let until = past.world.database_now();
+    past.world.tell(Event::ConfirmRemovals { until });
+    past.world.pass_time(Duration::from_secs(1));
+    assert!(past.in_kernel(1) && !past.world.machine.view().keeps_out());
+}
+
+#[test]
+fn later_admission_of_the_same_device_is_no_lost_revocation() {
+    let mut past = Past::new();
+    past.commit(1, Bars::DEVICE_STATUS);
+    past.world.pass_time(Duration::from_secs(1));
+    past.lose(1);
+    past.world.elapsed += Duration::from_secs(1);
+    past.commit(1, Bars::default());
+    past.world.pass_time(Duration::from_secs(20));
+    assert!(past.in_kernel(1));
+}
+
+#[test]
+fn another_epoch_that_lost_nothing_holds_nobody_back() {
+    let mut past = Past::new();
+    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(2, Bars::DEVICE_STATUS);
+    past.world.pass_time(Duration::from_secs(1));
+    past.lose(0);
+    past.world.pass_time(Duration::from_secs(20));
+    past.commit(1, Bars::default());
+    past.world.pass_time(Duration::from_secs(1));
+    assert!(past.in_kernel(1) && !past.in_kernel(2));
+    assert!(past.world.kernel_equals_database());
+}
