@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 /// A database and the role that connects to it. Holds no password.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,12 +176,23 @@ fn listed(misfits: &[String]) -> String {
 
 /// What resolves a [`StoreError::Misfit`].
 fn remedy(misfits: &[String]) -> &'static str {
-    if misfits.iter().any(|misfit| misfit.starts_with("column ") || misfit.ends_with(" is missing"))
-    {
+    // `gatepost migrate` makes its own tables again.
+    let ours = |misfit: &str| misfit.starts_with("table gatepost.");
+    let theirs =
+        |misfit: &&String| misfit.starts_with("column ") || misfit.ends_with(" is missing");
+    if misfits.iter().filter(theirs).any(|misfit| !ours(misfit)) {
         "restore them, then run `gatepost migrate`"
     } else {
         "run `gatepost migrate`"
     }
+}
+
+/// The server's error, wherever it is wrapped.
+pub(super) fn server_error<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a DbError> {
+    std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref::<DbError>())
 }
 
 /// The innermost message. The driver's own says only "db error" or "error connecting to server".

@@ -1,10 +1,11 @@
 //! Binds roles to gateways.
 
-use tokio_postgres::Transaction;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Transaction};
 
 use super::connect::single;
-use super::error::{Place, StoreError};
+use super::error::{Place, StoreError, server_error};
 use super::options::{ConnectOptions, Password};
 
 /// Whether [`grant`] may create the role.
@@ -27,6 +28,9 @@ pub struct Granted {
 
 const DOING: &str = "grant a gateway";
 
+/// Attempts while other commands create or grant the same role.
+const TRIES: usize = 10;
+
 /// Binds `role` to `gateway`: from then on it acts for that gateway and no other. To be run as an
 /// owner of the database, in one transaction: a failure leaves no role behind.
 ///
@@ -41,7 +45,31 @@ pub async fn grant(
 ) -> Result<Granted, StoreError> {
     let target = options.target()?;
     let mut client = single(&target).await?;
-    let place = &target.place;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match attempt(&mut client, &target.place, gateway, role, create).await {
+            Err(error) if tries < TRIES && is_race(&error) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Another command creates or grants the same role at this moment. Its end was waited for.
+fn is_race(error: &StoreError) -> bool {
+    let races = [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_OBJECT];
+    server_error(error).is_some_and(|error| {
+        races.contains(error.code()) || error.message().starts_with("tuple concurrently")
+    })
+}
+
+async fn attempt(
+    client: &mut Client,
+    place: &Place,
+    gateway: &str,
+    role: &str,
+    create: &CreateRole,
+) -> Result<Granted, StoreError> {
     let failed = |error| StoreError::of(place, DOING, error);
     let transaction = client.transaction().await.map_err(failed)?;
     // In a schema where any role may create functions, none of these must run as the caller.

@@ -9,8 +9,10 @@ use tokio_postgres::types::Type;
 
 use super::backoff::Backoff;
 use super::connect::{RIGHTS, single};
-use super::error::{Place, StoreError};
+use super::error::{Place, StoreError, server_error};
 use super::options::ConnectOptions;
+
+mod repair;
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -52,7 +54,7 @@ pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
     let mut backoff = Backoff::new(fastrand::u64(..));
     let mut tries = 0;
     begin(&client).await.map_err(|error| of(&target.place, error))?;
-    let missing = missing(&client).await.map_err(|error| of(&target.place, error))?;
+    let missing = missing(&mut client).await.map_err(|error| of(&target.place, error))?;
     loop {
         tries += 1;
         match attempt(&mut client, &target.place).await {
@@ -75,12 +77,13 @@ pub async fn pending(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
     let mut client = single(&target).await?;
     begin(&client).await.map_err(|error| of(&target.place, error))?;
     compare(&mut client, &target.place).await?;
-    missing(&client).await.map_err(|error| of(&target.place, error))
+    missing(&mut client).await.map_err(|error| of(&target.place, error))
 }
 
 async fn attempt(client: &mut Client, place: &Place) -> Result<(), StoreError> {
     compare(client, place).await?;
     at_once(client, PREPARE).await.map_err(|error| failed(place, "prepare", error))?;
+    repair::repair(client, place).await?;
     let mut runner = embedded::migrations::runner();
     runner.set_migration_table_name(HISTORY);
     runner.run_async(client).await.map_err(|error| StoreError::Migration {
@@ -144,7 +147,7 @@ async fn compare(client: &mut Client, place: &Place) -> Result<(), StoreError> {
 }
 
 /// Migrations that are not in the history, in order, and the other missing parts.
-async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Error> {
+async fn missing(client: &mut Client) -> Result<Vec<Migration>, tokio_postgres::Error> {
     let around = |name: &str, sql: &str| Migration { name: name.into(), sql: sql.into() };
     let known = client
         .query_typed_one("select to_regclass('gatepost.schema_history') is not null", &[])
@@ -165,11 +168,18 @@ async fn missing(client: &Client) -> Result<Vec<Migration>, tokio_postgres::Erro
     missing.sort_unstable();
     let mut all = Vec::new();
     let rights_are_wrong = !client.query_typed(RIGHTS, &[]).await?.is_empty();
+    // Without its roles and rights, the schema cannot be compared.
+    let lost =
+        if rights_are_wrong { String::new() } else { repair::lost(client, &applied).await? };
     if applied.is_empty() || rights_are_wrong {
         all.push(around("prepare", PREPARE));
     }
-    let watched =
-        !rights_are_wrong && !missing.iter().any(|(version, ..)| *version == SCHEMA_VERSION);
+    if !lost.is_empty() {
+        all.push(around("repair", &lost));
+    }
+    let watched = !rights_are_wrong
+        && lost.is_empty()
+        && !missing.iter().any(|(version, ..)| *version == SCHEMA_VERSION);
     all.extend(missing.into_iter().map(|(_, name, sql)| Migration { name, sql }));
     let query = "select gatepost.unwatched() <> '{}'";
     if !watched || client.query_typed_one(query, &[]).await?.get(0) {
@@ -288,13 +298,6 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
             .join("; "),
         None => error.to_string(),
     }
-}
-
-fn server_error<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> Option<&'a tokio_postgres::error::DbError> {
-    std::iter::successors(Some(error), |error| error.source())
-        .find_map(|error| error.downcast_ref::<tokio_postgres::error::DbError>())
 }
 
 fn is_contention(error: &StoreError) -> bool {

@@ -418,6 +418,95 @@ async fn migrate_and_grant_repair_a_dump_restored_on_another_server() {
     }
 }
 
+/// Each of our objects, one after the other, with what hangs on it.
+#[tokio::test]
+async fn migrate_makes_lost_objects_of_gatepost_again() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let admin = options("postgres", &world.database);
+    let query = "
+        select 'function ' || oid::regprocedure from pg_proc where pronamespace = 'gatepost'::regnamespace
+        union all
+        select case relkind when 'r' then 'table ' else 'view ' end || oid::regclass
+        from pg_class where relnamespace = 'gatepost'::regnamespace and relkind in ('r', 'v')
+            and relname <> 'schema_history'
+        union all
+        select 'type ' || oid::regtype from pg_type
+        where typnamespace = 'gatepost'::regnamespace and typtype in ('e', 'c')
+            and (typrelid = 0 or (select relkind from pg_class where oid = typrelid) = 'c')";
+    let describe = "select count(*), md5(string_agg(o, ',' order by o)) from (
+        select pg_get_functiondef(oid) as o from pg_proc where pronamespace = 'gatepost'::regnamespace
+        union all
+        select attrelid::regclass::text || attnum || attname || atttypid::regtype from pg_attribute
+        where attrelid in (select oid from pg_class where relnamespace = 'gatepost'::regnamespace)
+            and attnum > 0
+    ) s";
+    let described = async || -> (i64, String) {
+        let row = world.admin.query_one(describe, &[]).await.unwrap();
+        (row.get(0), row.get(1))
+    };
+    let whole = described().await;
+    let objects = world.admin.query(query, &[]).await.unwrap();
+    let objects: Vec<String> = objects.iter().map(|row| row.get(0)).collect();
+    assert!(objects.len() > 60, "{}", objects.len());
+    // Many at a time, because each migration takes a while.
+    for objects in objects.chunks(9) {
+        let cursor = world.store.snapshot().await.unwrap().1;
+        for object in objects.iter().filter(|object| *object != "type gatepost.kind") {
+            // It may be gone with the one before.
+            let (kind, name) = object.split_once(' ').unwrap();
+            world.run(&format!("drop {kind} if exists {name} cascade")).await;
+        }
+        let names: Vec<_> = pending(&admin).await.unwrap().into_iter().map(|it| it.name).collect();
+        assert!(names.contains(&"repair".to_owned()), "{names:?}");
+        migrate(&admin).await.unwrap();
+        assert_eq!(pending(&admin).await.unwrap(), [], "{objects:?}");
+        assert_eq!(described().await, whole, "{objects:?}");
+        grant(&admin, "g1", &world.role, &CreateRole::No).await.unwrap();
+        assert!(world.store.wrong_rights().await.unwrap().is_empty());
+        assert!(world.store.attach(true).await.unwrap().unwatched.is_empty());
+        // What was written meanwhile left no mark.
+        let tables = objects.iter().any(|object| object.starts_with("table "));
+        assert!(!tables || matches!(world.read(&cursor).await, Read::Everything(_)));
+    }
+}
+
+#[tokio::test]
+async fn migrate_says_what_to_do_where_it_cannot_make_again_what_was_lost() {
+    for (loss, way_out) in [
+        (
+            "alter table gatepost.change drop column kind cascade",
+            "drop table gatepost.change cascade",
+        ),
+        ("drop type gatepost.kind cascade", "drop table gatepost.change cascade"),
+        ("drop table gatepost.schema_history", "drop schema gatepost cascade"),
+    ] {
+        let world = World::new().await;
+        let admin = options("postgres", &world.database);
+        world.run(loss).await;
+        let error = migrate(&admin).await.unwrap_err().to_string();
+        assert!(error.contains(way_out), "{error}");
+        world.run(way_out).await;
+        migrate(&admin).await.unwrap();
+        grant(&admin, "g1", &world.role, &CreateRole::No).await.unwrap();
+        world.store.snapshot().await.unwrap();
+        assert!(world.store.attach(true).await.unwrap().unwatched.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn grants_of_one_role_at_the_same_time_all_succeed() {
+    let world = World::new().await;
+    let admin = options("postgres", &world.database);
+    for round in 0..5 {
+        let role = format!("{}_round_{round}", world.database);
+        let create = CreateRole::IfAbsent(None);
+        let all = (0..6).map(|_| grant(&admin, "g1", &role, &create));
+        let granted = futures_util::future::try_join_all(all).await.unwrap();
+        assert_eq!(granted.iter().filter(|granted| granted.role_created).count(), 1);
+    }
+}
+
 #[tokio::test]
 async fn migrate_names_tables_in_another_schema_and_creates_none() {
     let (database, admin) = brown_field().await;
