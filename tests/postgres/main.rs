@@ -12,6 +12,7 @@ mod delta;
 mod failover;
 mod guest;
 mod listen;
+mod locks;
 mod login;
 mod marks;
 mod migrate;

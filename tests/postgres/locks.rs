@@ -1,0 +1,86 @@
+//! One gateway's open transaction holds up no other gateway.
+
+use gatepost::store::{CreateRole, grant};
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::world::{World, client, insert_gateway, insert_peer, options};
+
+/// What an agent may call, about a device with a peer at both gateways. Without `enroll`, which
+/// agents do not call.
+fn calls(device: Uuid) -> Vec<String> {
+    let position = "(select s.cursor from gatepost.snapshot_gateway() s), \
+                    (select s.epoch from gatepost.snapshot_gateway() s)";
+    let audit = format!(
+        r#"[{{"event_type": "peer.connected", "entity_type": "peer", "device_id": "{device}",
+              "status": "success", "message": "connected"}},
+            {{"event_type": "peer.quarantined", "entity_type": "peer", "entity_id": "{device}",
+              "status": "warning", "message": "x"}}]"#
+    );
+    vec![
+        "hello()".into(),
+        "attach(true)".into(),
+        "snapshot_settings()".into(),
+        "snapshot_peers()".into(),
+        "snapshot_memberships()".into(),
+        "snapshot_policies()".into(),
+        format!("poll({position})"),
+        format!("changes({position})"),
+        format!("marks({position})"),
+        format!("peers_by_device(array['{device}'::uuid])"),
+        format!("memberships_by_user(array['{device}'::uuid])"),
+        format!("policies_by_id(array['{device}'::uuid])"),
+        "lost_marks('{9}', '{device}', '{null}', '{null}', '{null}', array[now()])".into(),
+        format!("report(array['{device}'::uuid], array[now()], array[now()])"),
+        "synced(now())".into(),
+        format!("audit('{audit}')"),
+        "prune('1 day')".into(),
+        "unwatched()".into(),
+        "misfits()".into(),
+    ]
+}
+
+async fn call_all(client: &Client, device: Uuid) {
+    for call in calls(device) {
+        let called = client.batch_execute(&format!("select * from gatepost.{call}")).await;
+        called.unwrap_or_else(|error| panic!("{call}: {error:?}"));
+    }
+}
+
+#[tokio::test]
+async fn open_transaction_of_one_gateway_holds_up_no_other() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let g2 = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+    insert_peer(&world.admin, g2, ann.device, "another key").await;
+    let role = format!("{}_g2", world.database);
+    let create = CreateRole::IfAbsent(None);
+    grant(&options("postgres", &world.database), "g2", &role, &create).await.unwrap();
+    let called: std::collections::BTreeSet<String> =
+        calls(ann.device).iter().map(|call| call.split('(').next().unwrap().to_owned()).collect();
+    let callable =
+        "select array_agg(proname::text) from pg_proc where pronamespace = 'gatepost'::regnamespace
+        and has_function_privilege('gatepost_gateway', oid, 'execute')
+        and proname not in ('enroll', 'snapshot_gateway')";
+    let row = world.admin.query_one(callable, &[]).await.unwrap();
+    assert_eq!(called, row.get::<_, Vec<String>>(0).into_iter().collect(), "calls everything");
+    // Its agent was away for two days. Old marks are to be pruned, and new ones to be addressed.
+    world
+        .run(
+            "insert into gatepost.attached
+                 select id, true, now() - interval '2 days' from gateways where name = 'g2';
+             update devices set status = 'blocked';
+             update gatepost.change set at = now() - interval '3 days'",
+        )
+        .await;
+    let stolen = client(&role, &world.database).await;
+    stolen.batch_execute("begin").await.unwrap();
+    call_all(&stolen, ann.device).await;
+    let mine = client(&world.role, &world.database).await;
+    mine.batch_execute("set lock_timeout = '200ms'").await.unwrap();
+    call_all(&mine, ann.device).await;
+    // And what it did not commit is done later.
+    stolen.batch_execute("rollback").await.unwrap();
+    call_all(&mine, ann.device).await;
+    assert_eq!(world.count("select count(*) from gatepost.attached").await, 1);
+}
