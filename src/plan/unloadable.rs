@@ -91,8 +91,16 @@ pub fn load_in_parts<E>(
         }
     }
     if base.is_some() {
-        // The former table is in force as it was.
-        return parted;
+        // Where there is nothing else to load, the rules alone deny everything.
+        let refused = match parted.left.take() {
+            Some((_, error)) => Err(error),
+            None => load(&Base::load(base.as_ref(), FirewallChange::default())),
+        };
+        if let Err(error) = refused {
+            // The former table is in force as it was.
+            parted.left = Some((change.clone(), error));
+            return parted;
+        }
     }
     let unloaded = || unloaded.iter().map(|index| &parts[*index]);
     let kept: BTreeSet<ProfileId> = unloaded().flat_map(|part| &part.kept).copied().collect();

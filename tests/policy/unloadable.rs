@@ -185,3 +185,18 @@ fn a_refusal_that_nobodys_content_caused_quarantines_nothing() {
     );
     assert!(parted.unloadable.is_empty() && parted.left.is_some());
 }
+
+#[test]
+fn fixed_rules_that_the_kernel_refuses_are_never_taken_for_loaded() {
+    let change = FirewallChange { load_base: Some(base()), ..FirewallChange::default() };
+    let refuse = |_: &FirewallChange| Err(Blame::Content);
+    let parted = load_in_parts(&change, None, Blame::Content, |blame| *blame, refuse);
+    assert_eq!(parted.left.map(|(left, _)| left), Some(change));
+
+    // With a profile that is refused, they deny what should have it.
+    let mut kernel = Kernel::new(table(&[5]), [profile(100)]);
+    let change = FirewallChange { load_base: Some(base()), ..self::change(&[100], false) };
+    let parted = kernel.load_in_parts(&change);
+    assert!(parted.left.is_none() && parted.unloadable.len() == 1);
+    assert_eq!(kernel.table.unwrap().assignments()[&prefix(0)], ProfileId::NOTHING);
+}
