@@ -12,8 +12,8 @@ use gatepost::dataplane::{
 use gatepost::model::{InterfaceName, Local, WithoutPskKeys};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
-    BlockFile, Cache, DatabaseError, MachineOptions, Options, PreviewError, RunError, StaleOptions,
-    Timing, preview, preview_explanation,
+    BlockFile, Cache, CacheError, DatabaseError, LastGood, MachineOptions, Options, PreviewError,
+    RunError, StaleOptions, Timing, preview, preview_explanation,
 };
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
@@ -36,6 +36,8 @@ pub enum WiringError {
     Firewall(#[from] NftError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    LastGood(#[from] CacheError),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error("cannot watch the network for changes: {0}")]
@@ -78,7 +80,7 @@ pub fn prepare(
 impl Prepared<'_> {
     /// Runs the reconcile loop until `handle.stop` becomes true.
     pub async fn run(self, handle: LoopHandle) -> Result<(), WiringError> {
-        let cache = Cache::new(self.config.cache.file.clone());
+        let cache = Cache::new(self.config.cache.file.clone(), &self.machine.local.private_key);
         let options = self.options(Some(cache)).await?;
         let LoopHandle { status, asks, pulse, stop } = handle;
         let alive = || pulse.beat(std::time::Instant::now());
@@ -199,6 +201,12 @@ fn machine_options(
         lost_history: config.guard.lost_history,
         stale: StaleOptions { policy: config.stale.policy, after: config.stale.after },
     })
+}
+
+/// What lies on disk for a boot without the database.
+pub fn last_good(config: &Config) -> Result<Option<LastGood>, WiringError> {
+    let cache = Cache::new(config.cache.file.clone(), &read_private_key(config)?);
+    Ok(cache.load(config.gateway_name()?)?)
 }
 
 /// The host's block list lies beside the last good rows.

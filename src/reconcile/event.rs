@@ -74,6 +74,16 @@ pub struct LastGood {
     pub rows: SnapshotRows,
     /// What changed since, oldest first.
     pub changes: Vec<ChangedRows>,
+    pub provenance: Provenance,
+}
+
+/// Whether the last good rows are as this gateway's agent wrote them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provenance {
+    /// Each line has a checksum that only the gateway's private key makes.
+    Sealed,
+    /// An earlier version wrote them, without checksums: they may only withdraw.
+    Unsealed,
 }
 
 /// What a read of the database returned.

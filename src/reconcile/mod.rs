@@ -34,7 +34,7 @@ mod view;
 
 pub use clock::Now;
 pub use error::{DatabaseError, RunError};
-pub use event::{Action, Event, Keep, LastGood, ReadAnswer, ReadKind, Sent};
+pub use event::{Action, Event, Keep, LastGood, Provenance, ReadAnswer, ReadKind, Sent};
 pub use history::{Lost, Withdrawal, Withdrawals};
 pub use ledger::Report;
 pub use machine::Machine;

@@ -1,5 +1,6 @@
 //! The rows: what the database wants of this host, where they come from, and how old they are.
 
+mod block;
 mod peers;
 mod plan;
 
@@ -7,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::event::{LastGood, ReadKind};
+use super::event::{LastGood, Provenance, ReadKind};
 use super::options::{StaleOptions, StalePolicy};
 use super::row_status::RowStatus;
 use super::stale::Staleness;
 use crate::model::{
-    Block, BlockList, BuildError, ChangedRows, Departed, DesiredState, GatewayRow, KeyText, Local,
-    PolicyId, PublicKey, SnapshotRows, Touched, Unloadable, Whom,
+    BlockList, BuildError, ChangedRows, Departed, DesiredState, GatewayRow, KeyText, Local,
+    PolicyId, PublicKey, SnapshotRows, Touched, Unloadable,
 };
 use crate::plan::guard::Whose;
 
@@ -52,6 +53,8 @@ enum Origin {
     Database,
     /// An earlier run read these rows last: only a read of everything can follow.
     LastGood,
+    /// As `LastGood`, but they may have been altered: they only withdraw.
+    Unsealed,
 }
 
 /// Whether the last good rows of an earlier run were asked for.
@@ -73,6 +76,8 @@ pub(super) struct RowsView<'a> {
     pub refused: Option<&'a BuildError>,
     pub status: &'a RowStatus,
     pub is_stale: bool,
+    /// An earlier version's file holds the rows: they only withdraw.
+    pub only_withdraw: bool,
 }
 
 /// What differs between a desired state and the one that replaced it.
@@ -138,12 +143,18 @@ impl Rows {
             refused: self.refused.as_ref().map(|refused| &refused.error),
             status: &self.status,
             is_stale: self.age.is_stale(),
+            only_withdraw: self.origin == Origin::Unsealed,
         }
     }
 
     /// Whether the last rows that were read could be used, and nothing is known to forbid that.
     pub fn are_usable(&self) -> bool {
-        self.can_change() && self.block_list.why_unreadable().is_none()
+        self.can_change() && self.may_grant()
+    }
+
+    /// Whether it is known what must not be granted.
+    fn may_grant(&self) -> bool {
+        self.block_list.why_unreadable().is_none() && self.origin != Origin::Unsealed
     }
 
     fn can_change(&self) -> bool {
@@ -160,8 +171,7 @@ impl Rows {
 
     /// Whether the rows as a whole decide what the kernel holds, and not `[stale]`.
     pub fn decide(&self) -> bool {
-        let blocks_are_known = self.block_list.why_unreadable().is_none();
-        self.refused.is_none() && blocks_are_known && !self.age.suspends()
+        self.refused.is_none() && self.may_grant() && !self.age.suspends()
     }
 
     /// Whether `[stale]` asks for less than the rows.
@@ -305,7 +315,7 @@ impl Rows {
         if self.desired.is_some() {
             return None;
         }
-        let LastGood { rows, changes } = last_good;
+        let LastGood { rows, changes, provenance } = last_good;
         Some(self.build(rows).map(|mut desired| {
             for rows in changes {
                 desired.apply(rows);
@@ -313,7 +323,10 @@ impl Rows {
             desired.keep_out(self.kept_out.clone());
             let as_of = desired.as_of();
             self.desired = Some(desired);
-            self.origin = Origin::LastGood;
+            self.origin = match provenance {
+                Provenance::Sealed => Origin::LastGood,
+                Provenance::Unsealed => Origin::Unsealed,
+            };
             self.age.restored();
             self.refresh();
             as_of
@@ -352,23 +365,6 @@ impl Rows {
     pub fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Option<Touched> {
         self.admitted.clone_from(&admitted);
         self.change(|desired| desired.suspend_all_but(admitted.clone()))
-    }
-
-    pub fn block_list(&self) -> Arc<BlockList> {
-        Arc::clone(&self.block_list)
-    }
-
-    /// The rows whose peers a block concerns.
-    pub fn concerned_by(&self, whom: &Whom, block: &Block) -> Vec<Departed> {
-        let alone = BlockList::from_iter([(*whom, block.clone())]);
-        let rows = self.desired.iter().flat_map(DesiredState::rows);
-        rows.filter(|(row, _)| alone.bars(row)).map(|(row, _)| Departed::from(row)).collect()
-    }
-
-    /// From now on this is the host's block list.
-    pub fn block(&mut self, list: Arc<BlockList>) -> Option<Touched> {
-        self.block_list = Arc::clone(&list);
-        self.change(|desired| desired.block(Arc::clone(&list)))
     }
 
     /// While `stale.policy` denies new sessions, a peer whose session ended is not let in again.

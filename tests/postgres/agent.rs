@@ -77,7 +77,7 @@ impl Dataplane for Memory {
     }
 }
 
-fn private_key() -> PrivateKey {
+pub fn private_key() -> PrivateKey {
     PrivateKey::from_random([7; 32])
 }
 
@@ -352,7 +352,7 @@ async fn a_stop_waits_for_the_kernel_and_loses_no_revocation() {
     let gate = Some(Gate { reached, leave: Arc::new(Mutex::new(leave)) });
     let host = Memory { gate, ..Memory::default() };
     let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::new(folder.path().join("last-good"));
+    let cache = Cache::new(folder.path().join("last-good"), &private_key());
     let options = Options { cache: Some(cache.clone()), ..agent(&world, host.clone()).await };
     let (say, mut status) = watch::channel(Status::default());
     let (stop, stopped) = watch::channel(false);

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::agent::{Memory, agent, good_peer, options_with};
+use crate::agent::{Memory, agent, good_peer, options_with, private_key};
 use crate::postgres::Cluster;
 use crate::world::{World, connect};
 
@@ -90,7 +90,7 @@ async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_rest
         let mut options = options_with(store, host.clone());
         options.machine.timing.heartbeat = Duration::from_millis(500);
         options.machine.lost_history = HOLD;
-        options.cache = Some(Cache::new(folder.path().join("last-good")));
+        options.cache = Some(Cache::new(folder.path().join("last-good"), &private_key()));
         options
     };
     let mut runs = Agent::start(options());

@@ -9,7 +9,9 @@ use gatepost::model::{
 };
 use gatepost::plan::guard::{Guard, MaxRemoved, Whose, plan_guarded};
 use gatepost::plan::{Held, ModelKernel, Scope, Step};
-use gatepost::reconcile::{Event, Keep, LastGood, MachineOptions, Note, StaleOptions, StalePolicy};
+use gatepost::reconcile::{
+    Event, Keep, LastGood, MachineOptions, Note, Provenance, StaleOptions, StalePolicy,
+};
 
 use super::machine::Happening;
 use super::plans::kernel_of;
@@ -203,6 +205,7 @@ fn rows_that_grew_old_under_keep_empty_no_gateway() {
     world.tell(Event::Restored(Box::new(LastGood {
         rows: world.tables.snapshot(),
         changes: Vec::new(),
+        provenance: Provenance::Sealed,
     })));
     world.pass_time(Duration::from_secs(30));
     assert_eq!(world.kernel.state.peers.len(), 20);

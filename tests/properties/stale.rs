@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use gatepost::model::{PublicKey, Traffic};
 use gatepost::plan::ModelKernel;
-use gatepost::reconcile::{Event, Keep, LastGood, MachineOptions, Note, StaleOptions, StalePolicy};
+use gatepost::reconcile::status::State;
+use gatepost::reconcile::{
+    Event, Keep, LastGood, MachineOptions, Note, Provenance, StaleOptions, StalePolicy,
+};
 
 use super::machine::Happening;
 use super::world::{Trouble, World, away, options, quiet_tables};
@@ -99,12 +102,39 @@ fn rows_restored_after_they_went_stale_let_nobody_in() {
     world.tell(Event::Tick);
     world.pass_time(10 * SECOND);
     let rows = world.tables.snapshot();
-    world.tell(Event::Restored(Box::new(LastGood { rows, changes: Vec::new() })));
+    world.tell(Event::Restored(Box::new(LastGood {
+        rows,
+        changes: Vec::new(),
+        provenance: Provenance::Sealed,
+    })));
     world.pass_time(10 * SECOND);
     assert!(world.kernel.state.peers.is_empty());
     world.database_up = true;
     world.pass_time(MINUTE);
     assert!(world.kernel_equals_database());
+}
+
+#[test]
+fn rows_without_a_checksum_withdraw_and_grant_nothing() {
+    let kernel = stale_world(StalePolicy::Keep, HOUR).kernel;
+    let mut world = with_policy(StalePolicy::Keep, HOUR, kernel);
+    world.kernel.state.peers.remove(&key(1));
+    world.database_up = false;
+    world.revoke([2]);
+    world.tell(Event::Tick);
+    world.pass_time(SECOND);
+    let rows = world.tables.snapshot();
+    let provenance = Provenance::Unsealed;
+    world.tell(Event::Restored(Box::new(LastGood { rows, changes: Vec::new(), provenance })));
+    world.pass_time(MINUTE);
+    let wanted: Vec<_> = (3..=20).map(key).collect();
+    assert_eq!(present(&world), wanted);
+    let State::NotReady { why } = world.machine.view().status().state else { panic!("ready") };
+    assert!(why.contains("no checksum"), "{why}");
+    world.database_up = true;
+    world.pass_time(MINUTE);
+    assert!(world.kernel_equals_database());
+    assert_eq!(world.machine.view().status().state, State::Ready);
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::time::SystemTime;
 use gatepost::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 use gatepost::reconcile::status::{
     AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, GatewayStatus, HeldBack, HeldPeer,
-    InterfaceStatus, Mode, PassStatus, PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep,
-    QuarantinedPeer, QuarantinedPolicy, State, Status, SyncStatus, Timestamp,
+    InterfaceStatus, LastGoodStatus, Mode, PassStatus, PeerCounts, PeerState, PeerStatus,
+    PlanReport, PlannedStep, QuarantinedPeer, QuarantinedPolicy, State, Status, SyncStatus,
+    Timestamp,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -66,6 +67,7 @@ pub fn status() -> Status {
         }],
         warnings: vec![text()],
         held_back: Some(HeldBack { removals: 1, of: 1 }),
+        last_good: LastGoodStatus::Missing { why: text() },
         blocked: vec![BlockStatus { kind: text(), id: text(), name: text(), since: NOW }],
         held: vec![held()],
         agent: AgentStatus { version: text(), started_at: Some(NOW) },
@@ -108,7 +110,10 @@ fn peer(state: PeerState) -> PeerStatus {
 fn words(field: &str, values: impl IntoIterator<Item = impl Serialize>) -> String {
     let words = values.into_iter().map(|value| match serde_json::to_value(value).unwrap() {
         Value::String(word) => word,
-        Value::Object(object) => object[field].as_str().unwrap().to_owned(),
+        Value::Object(object) => {
+            let name = field.rsplit('.').next().unwrap();
+            object[name].as_str().unwrap().to_owned()
+        }
         other => panic!("{other} is no word"),
     });
     format!("{field}: {}", words.collect::<Vec<_>>().join("|"))
@@ -125,6 +130,16 @@ fn status_json() {
             State::Ready,
             State::Degraded { why: why() },
             State::NotReady { why: why() },
+        ],
+    ));
+    lines.push(words(
+        "last_good.state",
+        [
+            LastGoodStatus::Unknown,
+            LastGoodStatus::Kept,
+            LastGoodStatus::Withdrawals { why: why() },
+            LastGoodStatus::Missing { why: why() },
+            LastGoodStatus::OutOfDate { why: why() },
         ],
     ));
     lines.push(words("backend", [BackendInUse::Kernel, BackendInUse::Userspace]));

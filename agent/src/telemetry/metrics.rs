@@ -23,7 +23,7 @@ pub fn render(watcher: &Watcher, now: Instant) -> String {
 }
 
 /// Name and meaning of each gauge.
-const GAUGES: [(&str, &str); 11] = [
+const GAUGES: [(&str, &str); 12] = [
     ("gatepost_info", "Always 1; its labels are version, gateway, backend and mode"),
     ("gatepost_ready", "1 while the kernel is proven equal to the last good desired state, else 0"),
     ("gatepost_peers", "Peers by state; desired and in_kernel are equal on a healthy gateway"),
@@ -40,6 +40,10 @@ const GAUGES: [(&str, &str); 11] = [
     ("gatepost_database_connected", "1 while connected to the database, else 0"),
     ("gatepost_held_back_removals", "Peers whose removal waits for `gatepost confirm`"),
     ("gatepost_blocked", "Users, devices, keys and addresses that this host blocks"),
+    (
+        "gatepost_last_good_failed",
+        "1 while the rows in force cannot be written to disk for a boot without the database, else 0",
+    ),
     ("gatepost_loop_age_seconds", "Time since the last iteration of the loop"),
 ];
 
@@ -81,6 +85,8 @@ fn record(status: &Status) {
     gauge!("gatepost_peers", "state" => "quarantined").set(amount(peers.quarantined));
     let held_back = status.held_back.map_or(0, |held| held.removals);
     gauge!("gatepost_held_back_removals").set(amount(held_back));
+    let failed = status.last_good.why().is_some();
+    gauge!("gatepost_last_good_failed").set(number(failed));
     gauge!("gatepost_blocked").set(amount(status.blocked.len() as u64));
 
     let sync = &status.sync;

@@ -33,9 +33,7 @@ impl Rows {
         }
         let decides = self.refused.is_none() || self.age.suspends();
         match self.desired.as_ref().filter(|_| decides) {
-            Some(desired) if self.block_list.why_unreadable().is_some() => {
-                self.withdrawals(desired, observed, guard)
-            }
+            Some(desired) if !self.may_grant() => self.withdrawals(desired, observed, guard),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
                 (Ok(plan), held) => Planned { plan, held, obstacle: None },
                 (Err(error), _) => {

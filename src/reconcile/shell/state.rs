@@ -26,7 +26,7 @@ use crate::reconcile::machine::Machine;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::{MachineOptions, SyncMode};
 use crate::reconcile::view::ResyncError;
-use crate::reconcile::view::status::{State, Status, Timestamp};
+use crate::reconcile::view::status::{LastGoodStatus, State, Status, Timestamp};
 use crate::store::{Attached, Store};
 
 /// Everything the loop needs.
@@ -64,6 +64,8 @@ pub(super) enum Inner {
     DataplaneGone,
     Attached(Attached),
     BlocksSaved(u64, Result<(), BlockFileError>),
+    /// What became of the last good rows.
+    Kept(LastGoodStatus),
 }
 
 pub(super) struct Shell<D> {
@@ -108,7 +110,11 @@ impl<D: Dataplane + 'static> Shell<D> {
     ) -> (Self, mpsc::UnboundedReceiver<Inner>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let now = clock::now();
-        let keeper = options.cache.clone().map(Cache::into_keeper);
+        let keeper = options.cache.clone().map(|cache| {
+            let events = events.clone();
+            // The loop may have ended meanwhile.
+            Keeper::start(cache, move |kept| drop(events.send(Inner::Kept(kept))))
+        });
         let mut template = Status::default();
         template.gateway.name.clone_from(&options.gateway);
         template.agent.version = options.version.to_owned();
@@ -171,8 +177,18 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             Inner::Connected(connection) => self.connected(*connection),
             Inner::Attached(attached) => self.attached(attached),
+            Inner::Kept(kept) => self.kept(kept),
             Inner::BlocksSaved(number, saved) => self.blocks_saved(number, saved),
             Inner::DataplaneGone => self.dataplane_gone = true,
+        }
+    }
+
+    fn kept(&mut self, kept: LastGoodStatus) {
+        let former = std::mem::replace(&mut self.template.last_good, kept.clone());
+        // Said once for each change: a full disk lasts.
+        let is_news = std::mem::discriminant(&kept) != std::mem::discriminant(&former);
+        if let Some(why) = kept.why().filter(|_| is_news) {
+            warn!(why, "{why}");
         }
     }
 
@@ -328,6 +344,7 @@ impl<D: Dataplane + 'static> Shell<D> {
 
     pub(super) fn publish(&self) {
         let mut status = self.machine.view().status();
+        status.tell_last_good(&self.template.last_good);
         if self.kernel_job.is_stuck(clock::now().instant) {
             status.state = State::NotReady { why: KERNEL_IS_STUCK.into() };
         }

@@ -61,6 +61,8 @@ pub enum Obstacle {
         first: String,
     },
     Observe(String),
+    /// The last good rows have no checksum, and may have been altered.
+    Unsealed,
 }
 
 /// Figures that only grow.
@@ -91,9 +93,10 @@ impl View<'_> {
         let unknown = self.rows.block_list.why_unreadable();
         let blocks = unknown.map(|why| Obstacle::Blocks(why.to_owned()));
         let rows = self.rows.refused.map(|error| Obstacle::Build(error.clone()));
+        let unsealed = || self.rows.only_withdraw.then_some(Obstacle::Unsealed);
         let reading = || self.mirror.error.map(|error| Obstacle::Observe(error.to_owned()));
         let pass = || self.passes.obstacle.cloned().map(Obstacle::from);
-        blocks.or(rows).or_else(reading).or_else(pass)
+        blocks.or(rows).or_else(unsealed).or_else(reading).or_else(pass)
     }
 
     /// The removals that wait for an operator.
@@ -220,6 +223,10 @@ impl fmt::Display for Obstacle {
             Self::Refused { steps, first } => {
                 write!(f, "the kernel refused {steps} steps, the first: {first}")
             }
+            Self::Unsealed => f.write_str(
+                "the database is away, and the last good rows, of an earlier version, have no checksum: \
+                 they withdraw peers and grant nothing",
+            ),
             Self::Observe(error) => write!(f, "could not read the kernel: {error}"),
         }
     }

@@ -5,12 +5,16 @@
 //! the name, and what is not known yet is `null`.
 
 mod block;
+mod last_good;
+mod plan;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
 pub use block::{BlockAnswer, BlockStatus};
+pub use last_good::LastGoodStatus;
+pub use plan::{PlanReport, PlannedStep};
 
 pub use crate::dataplane::BackendInUse;
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
@@ -96,6 +100,9 @@ pub struct Status {
     /// Whom this host blocks, whatever rows say.
     #[serde(default)]
     pub blocked: Vec<BlockStatus>,
+    /// Whether the rows in force are on disk, for a boot without the database.
+    #[serde(default)]
+    pub last_good: LastGoodStatus,
     pub agent: AgentStatus,
 }
 
@@ -320,29 +327,6 @@ pub struct Explanation {
     pub details: serde_json::Value,
 }
 
-/// What `gatepost plan` prints.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct PlanReport {
-    /// What would change, in the order of the phases. Empty: nothing but what is held back.
-    pub steps: Vec<PlannedStep>,
-    /// What the guard would hold back: it is in no step.
-    pub held_back: Option<HeldBack>,
-    /// The peers that it would hold.
-    pub held: Vec<HeldPeer>,
-    /// What would change, in the words of users, devices and policies.
-    pub words: Vec<String>,
-    /// Rows left out or partly ignored, one sentence each.
-    pub warnings: Vec<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlannedStep {
-    /// `fence`, `link`, `revoke`, `policy`, `peers`, `open`, `routes` or `sweep`.
-    pub phase: String,
-    /// The step's one stable line.
-    pub step: String,
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -384,6 +368,7 @@ mod tests {
                 ..SyncStatus::default()
             },
             held_back: Some(HeldBack { removals: 1, of: 1 }),
+            last_good: LastGoodStatus::Missing { why: String::new() },
             blocked: vec![BlockStatus {
                 kind: String::new(),
                 id: String::new(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gatepost::model::KeyText;
 use gatepost::plan::usable_network;
+use gatepost::reconcile::Provenance;
 use gatepost::store::StoreError;
 use ipnet::IpNet;
 
@@ -12,7 +13,7 @@ use super::finding::Finding;
 use super::firewall::firewall;
 use crate::config::{Backend, Config};
 use crate::database;
-use crate::output::{count, span};
+use crate::output::{bytes as bytes_text, count, span};
 
 /// Evaluates everything, in the order in which an operator would look.
 #[must_use]
@@ -25,6 +26,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(psk_keys(facts));
     findings.extend(facts.exposures.iter().map(|text| Finding::failure("secrets", text)));
     findings.extend(of_database(facts));
+    findings.extend(last_good(config, facts));
     findings.extend(blocks(facts));
     findings.extend(pool(facts));
     findings.push(wireguard(config.interface.backend, &facts.host));
@@ -174,6 +176,31 @@ fn clock(database: &DatabaseFacts) -> Finding {
         format!("{} {word} the database's clock", span(difference)),
         "synchronise both clocks (timedatectl set-ntp true); handshake times come from this host's",
     )
+}
+
+/// What a boot without the database would find, and whether the agent can keep it up to date.
+fn last_good(config: &Config, facts: &Facts) -> Vec<Finding> {
+    /// A full disk that takes no withdrawal costs the whole file.
+    const ENOUGH_BYTES: u64 = 1024 * 1024;
+    let file = config.cache.file.display();
+    let found = match &facts.last_good {
+        Ok(None | Some(Provenance::Sealed)) => None,
+        Ok(Some(Provenance::Unsealed)) => Some(Finding::note(
+            "last good",
+            format!("{file} is of an earlier version and has no checksum"),
+            "the agent writes it anew at its next full read of the database",
+        )),
+        Err(error) => Some(Finding::failure("last good", error)),
+    };
+    let room = match &facts.last_good_room {
+        Ok(bytes) if *bytes >= ENOUGH_BYTES => None,
+        Ok(bytes) => Some(format!("{} left on the disk of {file}", bytes_text(*bytes))),
+        Err(error) => Some(format!("{file} cannot be written: {error}")),
+    };
+    let remedy =
+        "make room, or correct [cache] file; else a boot without the database starts with no rows";
+    let room = room.map(|text| Finding::warning("last good", text, remedy));
+    found.into_iter().chain(room).collect()
 }
 
 fn blocks(facts: &Facts) -> Option<Finding> {

@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime};
 use gatepost::dataplane::nft::{ForeignDrop, Manager, NftError, foreign_drops, labels_flows};
 use gatepost::dataplane::{lists_flows, networks_of_other_links};
 use gatepost::model::{BlockList, InterfaceName, KeyText, PublicKey};
-use gatepost::reconcile::BlockFileError;
+use gatepost::reconcile::{BlockFileError, Provenance};
 use gatepost::store::{Store, StoreError};
 use ipnet::IpNet;
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::config::{Config, ConfigError, exposure, read_private_key, read_psk_keys, secret_files};
 use crate::error::CommandError;
-use crate::wiring::block_file;
+use crate::wiring::{block_file, last_good};
 use crate::{database, runtime};
 
 /// Everything that [`evaluate`](super::evaluate) looks at.
@@ -37,6 +38,10 @@ pub struct Facts {
     pub lists_flows: Option<bool>,
     /// Whether this kernel labels flows. `None`: unknown.
     pub labels_flows: Option<bool>,
+    /// Who wrote the last good rows; `None`: there are none. An error is one of them.
+    pub last_good: Result<Option<Provenance>, String>,
+    /// How many bytes this process can still write beside them.
+    pub last_good_room: Result<u64, String>,
     /// Whom this host blocks.
     pub block_list: Result<BlockList, BlockFileError>,
 }
@@ -117,9 +122,24 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
         lists_flows: lists_flows().ok(),
         labels_flows: labels_flows().ok(),
+        last_good: last_good(config)
+            .map(|rows| rows.map(|rows| rows.provenance))
+            .map_err(|error| error.to_string()),
+        last_good_room: room_beside(&config.cache.file),
         block_list: block_file(config).load(),
         database,
     })
+}
+
+/// The room on the file's disk, of its folder or the nearest one that exists.
+fn room_beside(file: &Path) -> Result<u64, String> {
+    let folder = file.ancestors().skip(1).find(|folder| folder.is_dir());
+    let folder = folder.unwrap_or(Path::new("/"));
+    let disk = statvfs(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    if disk.flags().contains(FsFlags::ST_RDONLY) {
+        return Err(format!("{} is read-only", folder.display()));
+    }
+    Ok(disk.blocks_available() * disk.fragment_size())
 }
 
 async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> {

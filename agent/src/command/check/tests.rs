@@ -4,7 +4,7 @@ use gatepost::dataplane::NetlinkError;
 use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, NftError};
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{BlockList, PublicKey};
-use gatepost::reconcile::BlockFileError;
+use gatepost::reconcile::{BlockFileError, Provenance};
 use gatepost::store::Place;
 
 use super::super::finding::{Level, exit};
@@ -63,6 +63,8 @@ fn healthy() -> Facts {
         foreign_drops: Ok(vec![]),
         lists_flows: Some(true),
         labels_flows: Some(true),
+        last_good: Ok(Some(Provenance::Sealed)),
+        last_good_room: Ok(1 << 30),
         block_list: Ok(BlockList::default()),
     }
 }
@@ -324,4 +326,17 @@ fn unreadable_block_list_is_named() {
     });
     assert_eq!(exit, Exit::Failure);
     assert!(texts[0].contains("/var/lib/gatepost/blocked"), "{texts:?}");
+}
+
+#[test]
+fn last_good_rows_that_cannot_be_used_or_written_are_named() {
+    let named = |change: fn(&mut Facts), wanted: &str| {
+        let (texts, _) = found(|_, facts| change(facts));
+        assert!(texts.len() == 1 && texts[0].contains(wanted), "{texts:?}");
+    };
+    named(|facts| facts.last_good = Err("line 2 was altered".into()), "line 2 was altered");
+    named(|facts| facts.last_good = Ok(Some(Provenance::Unsealed)), "no checksum");
+    named(|facts| facts.last_good_room = Ok(0), "0 B left");
+    named(|facts| facts.last_good_room = Err("/var is read-only".into()), "/var is read-only");
+    assert_eq!(found(|_, facts| facts.last_good = Ok(None)), (vec![], Exit::Success));
 }

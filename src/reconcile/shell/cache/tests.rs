@@ -1,0 +1,279 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, SystemTime};
+
+use super::writer::{Kept, Writer};
+use super::*;
+use crate::model::{ChangedRows, DeviceId, GatewayId, GatewayRow, KeyText, PeerRow};
+
+fn private_key(number: u8) -> PrivateKey {
+    PrivateKey::from_random([number; 32])
+}
+
+pub(super) fn snapshot() -> SnapshotRows {
+    SnapshotRows {
+        gateway: GatewayRow {
+            id: GatewayId(uuid::Uuid::nil()),
+            name: "fra-1".into(),
+            public_key: KeyText::parse("no key"),
+            listen_port: 1,
+            vpn_cidr: "10.0.0.0/8".parse().unwrap(),
+            dns_servers: Vec::new(),
+            active: true,
+            allocated_address: None,
+        },
+        settings: Vec::new(),
+        peers: (1..=3).map(peer).collect(),
+        memberships: Vec::new(),
+        policies: Vec::new(),
+        taken_at: SystemTime::UNIX_EPOCH,
+    }
+}
+
+fn peer(number: u8) -> PeerRow {
+    let id = uuid::Uuid::from_u128(number.into());
+    PeerRow {
+        id: crate::model::PeerId(id),
+        device_id: DeviceId(id),
+        user_id: crate::model::UserId(id),
+        device_name: "laptop".into(),
+        username: "alice".into(),
+        public_key: KeyText::parse("no key"),
+        assigned_ip: format!("10.0.0.{number}/32").parse().unwrap(),
+        preshared_key: None,
+        allowed_ips: Box::new([]),
+        dns_servers: Box::new([]),
+        bars: crate::model::Bars::default(),
+        revoked_at: None,
+        allocation: crate::model::Allocation::Held,
+        created_at: SystemTime::UNIX_EPOCH,
+    }
+}
+
+pub(super) fn changed() -> ChangedRows {
+    ChangedRows {
+        marks: Vec::new(),
+        peers: BTreeMap::new(),
+        memberships: BTreeMap::new(),
+        policies: BTreeMap::new(),
+        taken_at: SystemTime::UNIX_EPOCH,
+    }
+}
+
+/// The device of this number has these peers now.
+fn change(number: u8, peers: Vec<PeerRow>) -> ChangedRows {
+    ChangedRows { peers: [(peer(number).device_id, peers)].into(), ..changed() }
+}
+
+fn cache(folder: &Path) -> Cache {
+    Cache::new(folder.join("last-good"), &private_key(1))
+}
+
+/// The addresses of the peers that a host would start with.
+fn restored(cache: &Cache) -> Vec<String> {
+    let Some(LastGood { rows, changes, .. }) = cache.load("fra-1").unwrap() else { return vec![] };
+    let mut peers: BTreeMap<DeviceId, Vec<PeerRow>> = BTreeMap::new();
+    for row in rows.peers {
+        peers.entry(row.device_id).or_default().push(row);
+    }
+    changes.into_iter().for_each(|change| peers.extend(change.peers));
+    peers.into_values().flatten().map(|row| row.assigned_ip.addr().to_string()).collect()
+}
+
+#[test]
+fn what_was_kept_comes_back_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path().join("deep/last-good"), &private_key(1));
+    let mut writer = Writer::new(cache.clone());
+    let provenance = Provenance::Sealed;
+    assert!(cache.load("fra-1").unwrap().is_none());
+    assert_eq!(writer.replace(&snapshot()).unwrap(), Kept::All);
+    assert_eq!(writer.append(&changed()).unwrap(), Kept::All);
+    writer.append(&change(1, vec![])).unwrap();
+    let changes = vec![changed(), change(1, vec![])];
+    let kept = LastGood { rows: snapshot(), changes, provenance };
+    assert_eq!(cache.load("fra-1").unwrap(), Some(kept));
+    writer.replace(&snapshot()).unwrap();
+    let kept = LastGood { rows: snapshot(), changes: Vec::new(), provenance };
+    assert_eq!(cache.load("fra-1").unwrap(), Some(kept));
+}
+
+#[test]
+fn change_to_rows_of_another_run_removes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    Writer::new(cache.clone()).replace(&snapshot()).unwrap();
+    assert_eq!(Writer::new(cache.clone()).append(&changed()).unwrap(), Kept::Nothing);
+    assert!(cache.load("fra-1").unwrap().is_none());
+}
+
+#[test]
+fn rows_of_another_gateway_are_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    Writer::new(cache.clone()).replace(&snapshot()).unwrap();
+    let refused = cache.load("ams-1").unwrap_err();
+    assert!(matches!(refused, CacheError::OtherGateway { .. }), "{refused}");
+}
+
+#[test]
+fn altered_moved_or_missing_line_makes_the_file_useless() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    let mut writer = Writer::new(cache.clone());
+    writer.replace(&snapshot()).unwrap();
+    writer.append(&change(1, vec![])).unwrap();
+    writer.append(&change(2, vec![])).unwrap();
+    let path = folder.path().join("last-good");
+    let good = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = good.lines().collect();
+    let text = |lines: &[&str]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    let [heading, first, second, third] = lines[..] else { panic!("{lines:?}") };
+    let wrong = [
+        good.replace("10.0.0.1/32", "0.0.0.0/0"),
+        good.replace("10.0.0.2/32", "10.0.0.9/32"),
+        text(&[heading, first, third, second]),
+        text(&[heading, first, third]),
+        text(&[heading, second, third]),
+        text(&[heading, first, second, second, third]),
+        text(&[first, second, third]),
+        good[..good.len() - 40].to_owned(),
+        format!("{good}{{\"changed\":"),
+        good.replace(heading, "gatepost-last-good 3"),
+    ];
+    for altered in wrong {
+        fs::write(&path, &altered).unwrap();
+        let error = cache.load("fra-1").unwrap_err();
+        assert!(error.to_string().contains("last-good"), "{error}");
+    }
+    fs::write(&path, &good).unwrap();
+    assert_eq!(restored(&cache), ["10.0.0.3"]);
+    let other_key = Cache::new(path, &private_key(2));
+    assert!(matches!(other_key.load("fra-1"), Err(CacheError::Altered { line: 2, .. })));
+}
+
+#[test]
+fn file_of_an_earlier_version_is_read_and_marked() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    let line = |line: &Line<SnapshotRows, ChangedRows>| serde_json::to_string(line).unwrap();
+    let text =
+        format!("{}\n{}\n", line(&Line::Snapshot(snapshot())), line(&Line::Changed(changed())));
+    fs::write(folder.path().join("last-good"), &text).unwrap();
+    let kept = cache.load("fra-1").unwrap().unwrap();
+    assert_eq!((kept.provenance, kept.changes.len()), (Provenance::Unsealed, 1));
+    Writer::new(cache.clone()).replace(&snapshot()).unwrap();
+    assert_eq!(cache.load("fra-1").unwrap().unwrap().provenance, Provenance::Sealed);
+    let torn = &text[..text.len() - 5];
+    fs::write(folder.path().join("last-good"), torn).unwrap();
+    assert!(matches!(cache.load("fra-1"), Err(CacheError::Damaged { line: 2, .. })));
+}
+
+/// A file system of so many bytes, for as long as it lives.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn of(bytes: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = format!("size={bytes},mode=700");
+        let flags = nix::mount::MsFlags::empty();
+        let (kind, none) = (Some("tmpfs"), None::<&str>);
+        nix::mount::mount(none, folder.path(), kind, flags, Some(options.as_str()))
+            .expect("this test mounts a file system, which needs root");
+        Self(folder)
+    }
+
+    /// Takes the room that is left, but for what is reserved.
+    fn fill(&self) {
+        let file = File::create(self.0.path().join("ballast")).unwrap();
+        let mut at = 0;
+        while file.write_all_at(&[1; 4_096], at).is_ok() {
+            at += 4_096;
+        }
+    }
+
+    fn read_only(&self) {
+        let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY;
+        let none = None::<&str>;
+        nix::mount::mount(none, self.0.path(), none, flags, none).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn full_disk_takes_withdrawals_and_no_grants() {
+    let disk = Disk::of(512 * 1024);
+    let cache = cache(disk.0.path());
+    let mut writer = Writer::new(cache.clone());
+    writer.replace(&snapshot()).unwrap();
+    disk.fill();
+    writer.append(&change(1, vec![])).unwrap();
+    // The last block has room besides the reserve.
+    let mut kept = (0..100).map(|_| writer.append(&change(4, vec![peer(4)])).unwrap());
+    assert!(kept.any(|kept| kept == Kept::Withdrawals));
+    assert_eq!(restored(&cache), ["10.0.0.2", "10.0.0.3"]);
+    // A full read of the database finds that another device is gone.
+    let mut rows = snapshot();
+    rows.peers.remove(1);
+    assert_eq!(writer.replace(&rows).unwrap(), Kept::Withdrawals);
+    assert_eq!(restored(&cache), ["10.0.0.3"]);
+    fs::remove_file(disk.0.path().join("ballast")).unwrap();
+    assert_eq!(writer.replace(&rows).unwrap(), Kept::All);
+    assert_eq!(restored(&cache), ["10.0.0.1", "10.0.0.3"]);
+}
+
+#[test]
+fn file_is_removed_when_not_even_withdrawals_fit() {
+    let disk = Disk::of(512 * 1024);
+    let cache = cache(disk.0.path());
+    let mut writer = Writer::new(cache.clone());
+    writer.replace(&snapshot()).unwrap();
+    disk.fill();
+    let written = (0..2_000).map(|_| writer.append(&change(1, vec![])));
+    let written = written.take_while(Result::is_ok).count();
+    assert!((100..2_000).contains(&written), "{written} withdrawals");
+    assert!(cache.load("fra-1").unwrap().is_none(), "old rows must not come back");
+}
+
+#[test]
+fn settings_that_change_on_a_full_disk_remove_the_file() {
+    let disk = Disk::of(512 * 1024);
+    let cache = cache(disk.0.path());
+    let mut writer = Writer::new(cache.clone());
+    writer.replace(&snapshot()).unwrap();
+    disk.fill();
+    let mut rows = snapshot();
+    rows.gateway.active = false;
+    writer.replace(&rows).unwrap_err();
+    assert!(cache.load("fra-1").unwrap().is_none());
+}
+
+#[test]
+fn read_only_disk_with_old_rows_is_told_of() {
+    let disk = Disk::of(512 * 1024);
+    let cache = cache(disk.0.path());
+    let mut writer = Writer::new(cache.clone());
+    writer.replace(&snapshot()).unwrap();
+    drop(writer);
+    disk.read_only();
+    let mut writer = Writer::new(cache);
+    let error = writer.replace(&snapshot()).unwrap_err();
+    assert!(matches!(error, CacheError::OutOfDate { .. }), "{error}");
+    assert!(error.to_string().contains("remove it by hand"), "{error}");
+    let error = writer.append(&change(1, vec![])).unwrap_err();
+    assert!(matches!(error, CacheError::OutOfDate { .. }), "{error}");
+}
+
+#[test]
+fn taken_time_of_withdrawals_is_the_snapshots() {
+    let later = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
+    let old = LastGood { rows: snapshot(), changes: vec![], provenance: Provenance::Sealed };
+    let new = SnapshotRows { taken_at: later, ..snapshot() };
+    let withdrawn = withdrawn::between(old, &new).unwrap();
+    assert_eq!(withdrawn, ChangedRows { taken_at: later, ..changed() });
+}

@@ -1,0 +1,68 @@
+//! What rows take away, in the shortest form. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::{
+    ChangedRows, DeviceId, GroupId, PeerRow, PolicyId, PolicyRow, SnapshotRows, UserId,
+};
+use crate::reconcile::event::LastGood;
+
+/// A change without what it may grant: the devices that it concerns have no peer.
+pub(super) fn of(rows: &ChangedRows) -> ChangedRows {
+    ChangedRows {
+        peers: rows.peers.keys().map(|device_id| (*device_id, Vec::new())).collect(),
+        ..rows.clone()
+    }
+}
+
+/// What `new` takes away from the old rows. `None`: that is not a matter of peers and policies.
+pub(super) fn between(old: LastGood, new: &SnapshotRows) -> Option<ChangedRows> {
+    let LastGood { rows, changes, .. } = old;
+    let is_same = rows.gateway == new.gateway && rows.settings == new.settings;
+    let (mut old, new_tables) = (Tables::of(&rows), Tables::of(new));
+    for change in changes {
+        old.peers.extend(change.peers);
+        old.memberships.extend(change.memberships);
+        for (id, policy) in change.policies {
+            match policy {
+                Some(policy) => drop(old.policies.insert(id, policy)),
+                None => drop(old.policies.remove(&id)),
+            }
+        }
+    }
+    let peers = old.peers.iter().filter(|(id, rows)| new_tables.peers.get(id) != Some(rows));
+    let peers = peers.map(|(id, _)| (*id, Vec::new())).collect();
+    let users = old.memberships.keys().chain(new_tables.memberships.keys());
+    let groups = |tables: &Tables, id| tables.memberships.get(id).cloned().unwrap_or_default();
+    let memberships = users
+        .filter(|id| groups(&old, id) != groups(&new_tables, id))
+        .map(|id| (*id, groups(&new_tables, id)))
+        .collect();
+    let ids = old.policies.keys().chain(new_tables.policies.keys());
+    let policies = ids
+        .filter(|id| old.policies.get(id) != new_tables.policies.get(id))
+        .map(|id| (*id, new_tables.policies.get(id).cloned()))
+        .collect();
+    let withdrawn =
+        ChangedRows { marks: Vec::new(), peers, memberships, policies, taken_at: new.taken_at };
+    is_same.then_some(withdrawn)
+}
+
+/// Rows by what they are of.
+struct Tables {
+    peers: BTreeMap<DeviceId, Vec<PeerRow>>,
+    memberships: BTreeMap<UserId, BTreeSet<GroupId>>,
+    policies: BTreeMap<PolicyId, PolicyRow>,
+}
+
+impl Tables {
+    fn of(rows: &SnapshotRows) -> Self {
+        let mut peers: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for row in &rows.peers {
+            peers.entry(row.device_id).or_default().push(row.clone());
+        }
+        let memberships = rows.memberships.iter().map(|it| (it.user_id, it.group_ids.clone()));
+        let policies = rows.policies.iter().map(|policy| (policy.id, policy.clone()));
+        Self { peers, memberships: memberships.collect(), policies: policies.collect() }
+    }
+}

@@ -1,0 +1,154 @@
+//! Writes the last good rows.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use serde::Serialize;
+
+use super::seal::{self, Chain, Sealed};
+use super::{Cache, CacheError, Line, withdrawn};
+use crate::model::{ChangedRows, SnapshotRows};
+
+/// As much room as a few hundred withdrawals take.
+const RESERVE_BYTES: i64 = 64 * 1024;
+
+/// Writes the file. There is one for each cache.
+#[derive(Debug)]
+pub(super) struct Writer {
+    cache: Cache,
+    /// Open for appending, once what it holds is in force.
+    tail: Option<Tail>,
+}
+
+/// The file, up to its last line.
+#[derive(Debug)]
+struct Tail {
+    file: File,
+    chain: Chain,
+}
+
+/// What of the rows is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    All,
+    /// The disk is full: what they withdraw.
+    Withdrawals,
+    /// There is no file until the next full read.
+    Nothing,
+}
+
+impl Writer {
+    pub const fn new(cache: Cache) -> Self {
+        Self { cache, tail: None }
+    }
+
+    /// Replaces the file by a whole snapshot, or where there is no room for one, adds what the snapshot
+    /// withdraws. A crash leaves the old file or the new one.
+    ///
+    /// # Errors
+    /// When nothing can be written; there is no file then.
+    pub fn replace(&mut self, rows: &SnapshotRows) -> Result<Kept, CacheError> {
+        self.tail = None;
+        let Err(error) = self.write_new_file(rows) else { return Ok(Kept::All) };
+        // It may take the room that is needed now.
+        drop(fs::remove_file(self.cache.new_path()));
+        match self.withdraw_from_old_file(rows) {
+            Some(()) => Ok(Kept::Withdrawals),
+            None => self.cache.forget().and(Err(error)),
+        }
+    }
+
+    fn write_new_file(&mut self, rows: &SnapshotRows) -> Result<(), CacheError> {
+        if let Some(folder) = self.cache.folder() {
+            fs::create_dir_all(folder).map_err(|source| self.cache.io("given a folder", source))?;
+        }
+        let new = self.cache.new_path();
+        let mut options = OpenOptions::new();
+        let options = options.create(true).write(true).truncate(true).mode(0o600);
+        let mut file = options.open(&new).map_err(|source| self.cache.io("created", source))?;
+        let mut chain = self.cache.sealer.begin();
+        let line = Line::<_, ()>::Snapshot(rows);
+        let written = write_file(&mut file, &mut chain, &line).and_then(|()| file.sync_all());
+        written.map_err(|source| self.cache.io("written", source))?;
+        fs::rename(&new, &self.cache.path)
+            .map_err(|source| self.cache.io("put in place", source))?;
+        self.cache.sync_folder()?;
+        self.tail = Some(Tail { file, chain });
+        Ok(())
+    }
+
+    /// `None`: not everything that the rows withdraw can be said or written.
+    fn withdraw_from_old_file(&mut self, rows: &SnapshotRows) -> Option<()> {
+        let (old, chain) = self.cache.load_with_chain().ok()??;
+        let withdrawn = withdrawn::between(old, rows)?;
+        let file = OpenOptions::new().append(true).open(&self.cache.path).ok()?;
+        let mut tail = Tail { file, chain };
+        tail.write(&withdrawn).ok()?;
+        self.tail = Some(tail);
+        Some(())
+    }
+
+    /// Appends what changed, or where there is only the reserved room, what that withdraws. Without a
+    /// snapshot of this run in the file, removes the file: rows that are known to be old must not come
+    /// back.
+    ///
+    /// # Errors
+    /// When nothing can be written; there is no file then.
+    pub fn append(&mut self, rows: &ChangedRows) -> Result<Kept, CacheError> {
+        let Some(mut tail) = self.tail.take() else {
+            return self.cache.forget().map(|()| Kept::Nothing);
+        };
+        match tail.append(rows) {
+            Ok(kept) => {
+                self.tail = Some(tail);
+                Ok(kept)
+            }
+            Err(source) => self.cache.forget().and(Err(self.cache.io("written", source))),
+        }
+    }
+}
+
+impl Tail {
+    /// Writes the change if there is room for it besides the reserve, else what it withdraws.
+    fn append(&mut self, rows: &ChangedRows) -> io::Result<Kept> {
+        let length = serde_json::to_vec(rows)?.len();
+        let length = i64::try_from(length).unwrap_or(i64::MAX / 2);
+        if reserve(&self.file, length + RESERVE_BYTES)? {
+            self.write(rows).map(|()| Kept::All)
+        } else {
+            self.write(&withdrawn::of(rows)).map(|()| Kept::Withdrawals)
+        }
+    }
+
+    /// Writes one line and makes sure that it is on the disk.
+    fn write(&mut self, rows: &ChangedRows) -> io::Result<()> {
+        write_line(&mut self.file, &mut self.chain, &Line::<(), _>::Changed(rows))?;
+        self.file.sync_data()
+    }
+}
+
+fn write_file(file: &mut File, chain: &mut Chain, line: &impl Serialize) -> io::Result<()> {
+    writeln!(file, "{}", seal::HEADING)?;
+    write_line(file, chain, line)?;
+    reserve(file, RESERVE_BYTES).map(drop)
+}
+
+fn write_line(file: &mut File, chain: &mut Chain, line: &impl Serialize) -> io::Result<()> {
+    let mut sealed = Sealed::new(BufWriter::new(file), chain);
+    serde_json::to_writer(&mut sealed, line)?;
+    sealed.end()
+}
+
+/// Reserves room behind the file's end. Says whether there is so much; where the file system cannot
+/// tell, there is until a write fails.
+fn reserve(file: &File, bytes: i64) -> io::Result<bool> {
+    let end = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX / 2);
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, end, bytes) {
+        Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(true),
+        Err(Errno::ENOSPC | Errno::EDQUOT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
