@@ -13,7 +13,7 @@ use gatepost::model::{InterfaceName, Local, WithoutPskKeys};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
     BlockFile, Cache, CacheError, DatabaseError, LastGood, MachineOptions, Options, PreviewError,
-    RunError, StaleOptions, Timing, preview, preview_explanation,
+    RunError, StaleOptions, Timing, Withdrawals, preview, preview_explanation,
 };
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
@@ -199,6 +199,7 @@ fn machine_options(
         },
         max_removed: config.guard.max_removed_peers,
         lost_history: config.guard.lost_history,
+        withdrawals: Withdrawals::load_beside(&config.cache.file),
         stale: StaleOptions { policy: config.stale.policy, after: config.stale.after },
     })
 }

@@ -47,8 +47,6 @@ pub enum Event {
     Read(Result<ReadAnswer, DatabaseError>),
     /// Whose withdrawals the database has lost.
     MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
-    /// What an earlier run kept of its withdrawals.
-    Remembered(Withdrawals),
     /// The last good rows of an earlier run, read because the database did not answer.
     Restored(Box<LastGood>),
     Observed(Result<Box<Reading>, DataplaneError>),

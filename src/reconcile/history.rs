@@ -82,10 +82,11 @@ enum Asking {
 }
 
 impl History {
-    pub const fn new(hold_for: Duration) -> Self {
+    /// `kept`: what an earlier run of the agent kept.
+    pub const fn new(hold_for: Duration, kept: Withdrawals) -> Self {
         Self {
             hold_for,
-            kept: Withdrawals { epoch: None, peers: BTreeMap::new(), lost: BTreeMap::new() },
+            kept,
             changed: false,
             pending: BTreeMap::new(),
             marks: (Vec::new(), SystemTime::UNIX_EPOCH),
@@ -95,11 +96,6 @@ impl History {
 
     pub const fn holds_for(&self) -> Duration {
         self.hold_for
-    }
-
-    /// What an earlier run of the agent kept.
-    pub fn remember(&mut self, kept: Withdrawals) {
-        self.kept = kept;
     }
 
     /// What is to be kept on disk, if that is something else than before.
@@ -320,7 +316,7 @@ mod tests {
     #[test]
     fn a_withdrawal_has_the_marks_about_its_device_its_user_and_everybody() {
         let start = SystemTime::UNIX_EPOCH;
-        let mut history = History::new(Duration::ZERO);
+        let mut history = History::new(Duration::ZERO, Withdrawals::default());
         let marks = vec![
             mark(1, "device", Some(vec![1_001, 1_002])),
             mark(2, "user", Some(vec![2_001])),
@@ -345,7 +341,7 @@ mod tests {
     #[test]
     fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
         let start = SystemTime::UNIX_EPOCH;
-        let mut history = History::new(Duration::ZERO);
+        let mut history = History::new(Duration::ZERO, Withdrawals::default());
         history.hears(vec![mark(1, "peer", None)], start);
         history.departs(&departed(1..4));
         let first = PublicKey::from_bytes([1; 32]).unwrap();

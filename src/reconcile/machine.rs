@@ -48,8 +48,7 @@ impl Machine {
     /// A machine that knows nothing yet: it will read the kernel and connect.
     #[must_use]
     pub fn new(options: MachineOptions, now: Now) -> Self {
-        let MachineOptions { local, block_list, timing, max_removed, lost_history, stale } =
-            options;
+        let MachineOptions { local, block_list, timing, max_removed, stale, .. } = options;
         let mut machine = Self {
             source: Source::new(timing, now),
             mirror: Mirror::new(timing, local.interface.clone(), now.instant),
@@ -59,9 +58,10 @@ impl Machine {
             passes: Passes::new(timing.seed.wrapping_add(2)),
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
-            history: History::new(lost_history),
+            history: History::new(options.lost_history, options.withdrawals),
             notices: Notices::default(),
         };
+        machine.keep_out(now);
         machine.blocks_unknown(now);
         machine
     }
@@ -125,7 +125,6 @@ impl Machine {
                 let reading = self.source.end_read(answer.is_ok(), now);
                 self.rows_read(reading, answer, now);
             }
-            Event::Remembered(kept) => self.remembered(kept, now),
             Event::Epoch { epoch, why, marks, read_at } => {
                 self.epoch_read(epoch, why, (marks, read_at), now);
             }

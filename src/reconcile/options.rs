@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::history::Withdrawals;
 use crate::model::{BlockList, Local};
 use crate::plan::guard::MaxRemoved;
 
@@ -16,6 +17,8 @@ pub struct MachineOptions {
     pub max_removed: MaxRemoved,
     /// `guard.lost_history`: how long a peer stays out whose withdrawal the database lost.
     pub lost_history: Duration,
+    /// What an earlier run kept of its withdrawals.
+    pub withdrawals: Withdrawals,
     pub stale: StaleOptions,
 }
 

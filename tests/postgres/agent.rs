@@ -17,7 +17,7 @@ use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::{State, Status};
 use gatepost::reconcile::{
     BlockFile, Cache, LastGood, MachineOptions, Options, RunError, StaleOptions, StalePolicy,
-    SyncMode, Timing, run, run_once,
+    SyncMode, Timing, Withdrawals, run, run_once,
 };
 use gatepost::store::Store;
 use tokio::sync::{mpsc, watch};
@@ -116,6 +116,7 @@ pub fn options_with(store: Store, host: Memory) -> Options<Memory> {
         },
         max_removed: MaxRemoved::default(),
         lost_history: Duration::from_secs(3_600),
+        withdrawals: Withdrawals::default(),
         stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
     };
     Options {

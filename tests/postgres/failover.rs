@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gatepost::reconcile::status::Status;
-use gatepost::reconcile::{Cache, Options, RunError, run};
+use gatepost::reconcile::{Cache, Options, RunError, Withdrawals, run, run_once};
 use gatepost::store::{ConnectOptions, Store};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -90,7 +90,9 @@ async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_rest
         let mut options = options_with(store, host.clone());
         options.machine.timing.heartbeat = Duration::from_millis(500);
         options.machine.lost_history = HOLD;
-        options.cache = Some(Cache::new(folder.path().join("last-good"), &private_key()));
+        let cache = folder.path().join("last-good");
+        options.machine.withdrawals = Withdrawals::load_beside(&cache);
+        options.cache = Some(Cache::new(cache, &private_key()));
         options
     };
     let mut runs = Agent::start(options());
@@ -110,6 +112,12 @@ async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_rest
     runs.waits_for("said", shows_loss).await;
     assert_eq!(host.state().peers.len(), 1);
     runs.stop().await;
+
+    // A single pass, which keeps nothing, knows of it too.
+    let (say, _status) = watch::channel(Status::default());
+    let (_stop, stopped) = watch::channel(false);
+    run_once(Options { cache: None, ..options() }, say, stopped).await.unwrap();
+    assert_eq!(host.state().peers.len(), 1);
 
     let mut runs = Agent::start(options());
     runs.waits_for("ready", |status| status.state.is_ready() && status.database.connected).await;

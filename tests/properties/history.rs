@@ -125,17 +125,24 @@ proptest! {
     ) {
         let mut past = Past::new();
         let mut out = BTreeSet::new();
+        // Who has a later mark when the database is asked, by the number of its commit.
+        let mut excused = BTreeMap::new();
         for deed in deeds {
             if let Deed::Revoke(number) | Deed::Admit(number) = deed
                 && !past.world.remembered.lost.contains_key(&key(number))
             {
-                // The database has a later mark when it is asked.
-                out.remove(&number);
+                excused.extend(out.take(&number).map(|number| (number, past.revoked.len())));
             }
             match deed {
                 Deed::Revoke(number) => past.commit(number, Bars::DEVICE_STATUS),
                 Deed::Admit(number) => past.commit(number, Bars::default()),
-                Deed::Lose(commits) => out.extend(past.lose(commits)),
+                Deed::Lose(commits) => {
+                    out.extend(past.lose(commits));
+                    let lost_too = excused.extract_if(.., |number, commit| {
+                        *commit >= past.revoked.len() && !past.in_kernel(*number)
+                    });
+                    out.extend(lost_too.map(|(number, _)| number));
+                }
                 Deed::Happen(happening) => past.world.happen(happening),
             }
             for number in &out {

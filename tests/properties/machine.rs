@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gatepost::model::{ObservedState, PeerId, PeerRow};
 use gatepost::plan::ModelKernel;
-use gatepost::reconcile::{Action, Event, Machine};
+use gatepost::reconcile::{Action, Event, Machine, MachineOptions};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
@@ -96,8 +96,8 @@ impl World {
                 self.queue.clear();
                 self.read = None;
                 self.announced = false;
-                self.machine = Machine::new(options(), now);
-                self.tell(Event::Remembered(self.remembered.clone()));
+                let withdrawals = self.remembered.clone();
+                self.machine = Machine::new(MachineOptions { withdrawals, ..options() }, now);
                 self.tell(Event::Tick);
             }
             Happening::Act(actions) => {

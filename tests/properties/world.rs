@@ -36,6 +36,7 @@ pub fn options() -> MachineOptions {
         },
         max_removed: MaxRemoved::Percent(50),
         lost_history: Duration::from_secs(900),
+        withdrawals: Withdrawals::default(),
         stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
     }
 }

@@ -8,16 +8,9 @@ use crate::model::{Mark, PublicKey};
 use crate::reconcile::clock::Now;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::Action;
-use crate::reconcile::history::Withdrawals;
 use crate::reconcile::note::Note;
 
 impl Machine {
-    /// What an earlier run of the agent kept.
-    pub(super) fn remembered(&mut self, kept: Withdrawals, now: Now) {
-        self.history.remember(kept);
-        self.keep_out(now);
-    }
-
     /// Everything was read from a database of this epoch, because of `why`: the rows come next.
     pub(super) fn epoch_read(
         &mut self,
@@ -82,7 +75,8 @@ impl Machine {
         actions.extend(self.history.take_changed().map(Action::Remember));
     }
 
-    fn keep_out(&mut self, now: Now) {
+    /// Keeps out whom the history says, and nobody else.
+    pub(super) fn keep_out(&mut self, now: Now) {
         let touched = self.rows.keep_out(self.history.keeps_out());
         self.touch(touched, now.instant);
     }

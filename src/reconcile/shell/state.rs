@@ -1,6 +1,5 @@
 //! What the shell holds, and how it carries out what the machine asks for.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,8 +118,8 @@ impl<D: Dataplane + 'static> Shell<D> {
         template.gateway.name.clone_from(&options.gateway);
         template.agent.version = options.version.to_owned();
         template.agent.started_at = Some(Timestamp(now.wall));
-        let file = options.cache.as_ref().map(|cache| withdrawals::beside(cache.path()));
-        let mut shell = Self {
+        let kept = options.cache.as_ref().map(|cache| withdrawals::beside(cache.path()));
+        let shell = Self {
             machine: Machine::new(options.machine, now),
             store: options.store,
             mode: Some(options.mode),
@@ -137,7 +136,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             cache: options.cache,
             reader: Arc::new(Mutex::new(Reader::default())),
             keeper,
-            rememberer: None,
+            rememberer: kept.map(Rememberer::new),
             winding_up: false,
             notified: false,
             listening: None,
@@ -147,23 +146,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             failed_reports: 0,
             last_error: String::new(),
         };
-        if let Some(file) = file {
-            shell.remember(file);
-        }
         (shell, receiver)
-    }
-
-    /// Takes in the withdrawals of an earlier run, and keeps those of this one in the same file.
-    fn remember(&mut self, file: PathBuf) {
-        match withdrawals::load(&file) {
-            Ok(kept) => self.tell(Event::Remembered(kept)),
-            Err(error) => warn!(
-                "{} cannot be read, so a failover of the database may let in who was revoked \
-                 before: {error}",
-                file.display()
-            ),
-        }
-        self.rememberer = Some(Rememberer::new(file));
     }
 
     pub(super) fn take(&mut self, inner: Inner) {

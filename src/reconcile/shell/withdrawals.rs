@@ -18,8 +18,25 @@ pub(super) fn beside(cache: &Path) -> PathBuf {
     cache.with_added_extension("withdrawals")
 }
 
-/// What an earlier run kept; nothing if there is no file.
-pub(super) fn load(path: &Path) -> io::Result<Withdrawals> {
+impl Withdrawals {
+    /// What an earlier run kept beside the last good rows at `cache`; nothing if there is no file, or if
+    /// it cannot be read, which is said.
+    #[must_use]
+    pub fn load_beside(cache: &Path) -> Self {
+        let path = beside(cache);
+        load(&path).unwrap_or_else(|error| {
+            let path = path.display();
+            tracing::warn!(
+                %path, %error,
+                "{path} cannot be read, so a failover of the database may let in who was revoked \
+                 before: {error}"
+            );
+            Self::default()
+        })
+    }
+}
+
+fn load(path: &Path) -> io::Result<Withdrawals> {
     match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Withdrawals::default()),
         text => serde_json::from_slice(&text?).map_err(io::Error::from),

@@ -78,7 +78,8 @@ async fn both_sides<D: Dataplane + 'static>(
         return Err(PreviewError::Blocks(why.to_owned()));
     }
     let block_list = Arc::new(machine.block_list.clone());
-    let desired = DesiredState::build_without(block_list, machine.local.clone(), rows)?;
+    let mut desired = DesiredState::build_without(block_list, machine.local.clone(), rows)?;
+    desired.keep_out(machine.withdrawals.lost.keys().copied().collect());
     Ok((desired, reading?))
 }
 

@@ -14,7 +14,8 @@ use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::{Mode, Status};
 use gatepost::reconcile::{
-    BlockFile, MachineOptions, Options, StaleOptions, StalePolicy, SyncMode, Timing, run,
+    BlockFile, MachineOptions, Options, StaleOptions, StalePolicy, SyncMode, Timing, Withdrawals,
+    run,
 };
 use gatepost::store::{ConnectOptions, Store, Tls};
 use tokio::sync::{mpsc, watch};
@@ -146,6 +147,7 @@ fn machine(gateway: usize) -> MachineOptions {
         },
         max_removed: MaxRemoved::default(),
         lost_history: Duration::from_secs(3_600),
+        withdrawals: Withdrawals::default(),
         stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
     }
 }
