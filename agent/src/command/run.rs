@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::command::status::describe;
 use crate::config::{Config, exposure, secret_files};
-use crate::control::Server;
+use crate::control::{Server, Writers};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::handles::{Ask, LoopHandle, Watcher, channels};
@@ -78,7 +78,8 @@ async fn serve(
         }
         tasks.spawn(systemd::follow(watcher.clone()));
     }
-    tasks.spawn(control.serve(watcher.clone()));
+    let writers = Writers::new(config.control.write_group.as_deref());
+    tasks.spawn(control.serve(watcher.clone(), writers));
     tasks.spawn(signals.handle(watcher, Arc::new(stop)));
     if once { prepared.run_once(handle).await } else { prepared.run(handle).await }?;
     Ok(())

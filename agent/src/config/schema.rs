@@ -252,11 +252,14 @@ impl Default for Metrics {
 #[serde(default, deny_unknown_fields)]
 pub struct Control {
     pub socket: PathBuf,
+    /// Members may change something through the socket, as root may.
+    #[serde(deserialize_with = "value::optional")]
+    pub write_group: Option<String>,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        Self { socket: "/run/gatepost/control.sock".into() }
+        Self { socket: "/run/gatepost/control.sock".into(), write_group: None }
     }
 }
 

@@ -1,7 +1,9 @@
 //! Requests and replies on the control socket.
 
+use std::fmt;
 use std::time::SystemTime;
 
+use gatepost::model::policy::Quoted;
 use serde::{Deserialize, Serialize};
 
 /// A request to the agent.
@@ -26,6 +28,45 @@ pub enum Request {
         #[serde(with = "gatepost::reconcile::status::exact")]
         until: SystemTime,
     },
+}
+
+/// What a request needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The socket's mode decides.
+    Read,
+    /// Root, or a member of `control.write_group`.
+    Write,
+}
+
+impl Request {
+    /// Whether it changes something.
+    #[must_use]
+    pub const fn access(&self) -> Access {
+        match self {
+            Self::Status | Self::Peers | Self::Explain { .. } => Access::Read,
+            Self::Resync | Self::Block { .. } | Self::Unblock { .. } | Self::Confirm { .. } => {
+                Access::Write
+            }
+        }
+    }
+}
+
+/// The command that sends it.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status => f.write_str("status"),
+            Self::Peers => f.write_str("peers"),
+            Self::Explain { who, destination } => {
+                write!(f, "explain {} {}", Quoted(who), Quoted(destination))
+            }
+            Self::Resync => f.write_str("resync"),
+            Self::Block { who } => write!(f, "block {}", Quoted(who)),
+            Self::Unblock { who } => write!(f, "unblock {}", Quoted(who)),
+            Self::Confirm { .. } => f.write_str("confirm"),
+        }
+    }
 }
 
 /// One line of a reply.

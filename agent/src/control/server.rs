@@ -13,9 +13,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWrit
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
+use super::caller::{Caller, Denied, Writers};
 use super::error::ControlError;
-use super::protocol::{Line, Request};
-use crate::accept;
+use super::protocol::{Access, Line, Request};
+use crate::accept::{self, Turn};
 use crate::handles::{Ask, Watcher};
 
 /// A bound control socket. Dropping it removes the socket file.
@@ -28,7 +29,7 @@ pub struct Server {
     _lock: Flock<File>,
 }
 
-/// Connections served at once; further ones wait.
+/// Connections served at once.
 const CONNECTIONS: usize = 16;
 
 /// The longest request, a line, in bytes.
@@ -36,6 +37,9 @@ const REQUEST_BYTES: u64 = 16 * 1024;
 
 /// A client that sends no request within this time is disconnected.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client that reads nothing of its reply for so long is disconnected.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Server {
     /// Listens on `path` with mode 0660, in place of a socket file that a killed agent left.
@@ -59,8 +63,8 @@ impl Server {
     }
 
     /// Serves until it is dropped.
-    pub async fn serve(self, watcher: Watcher) {
-        let answer = |stream| answer(stream, watcher.clone());
+    pub async fn serve(self, watcher: Watcher, writers: Writers) {
+        let answer = |stream, turn| answer(stream, watcher.clone(), writers.clone(), turn);
         accept::serve(&self.listener, CONNECTIONS, "control client", answer).await;
     }
 }
@@ -85,17 +89,27 @@ fn lock(path: &Path) -> Result<Flock<File>, ControlError> {
     })
 }
 
-async fn answer(mut stream: UnixStream, watcher: Watcher) -> io::Result<()> {
+async fn answer(
+    mut stream: UnixStream,
+    watcher: Watcher,
+    writers: Writers,
+    turn: Turn,
+) -> io::Result<()> {
+    let caller = Caller::of(&stream)?;
     let (reader, writer) = stream.split();
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(REQUEST_BYTES));
     tokio::time::timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await??;
+    let asking = Asking { watcher, writers, turn };
     let mut reply = Reply(BufWriter::new(writer));
     match serde_json::from_str(&line) {
-        Ok(request) => reply.to(request, &watcher).await?,
+        Ok(request) => match asking.admit(&request, caller).await {
+            Ok(()) => reply.to(request, &asking).await?,
+            Err(denied) => reply.error(denied).await?,
+        },
         Err(error) => reply.error(format!("no such request: {error}")).await?,
     }
-    reply.0.flush().await
+    in_time(reply.0.flush()).await
 }
 
 /// The loop has ended, so that nothing can be asked of it.
@@ -103,25 +117,57 @@ async fn answer(mut stream: UnixStream, watcher: Watcher) -> io::Result<()> {
 #[error("the agent is stopping")]
 struct Stopping;
 
-async fn ask<T>(
-    watcher: &Watcher,
-    make: impl FnOnce(oneshot::Sender<T>) -> Ask,
-) -> Result<T, Stopping> {
-    let (answer, answered) = oneshot::channel();
-    watcher.asks.send(make(answer)).await.map_err(|_| Stopping)?;
-    answered.await.map_err(|_| Stopping)
+/// What a request needs besides the connection.
+struct Asking {
+    watcher: Watcher,
+    writers: Writers,
+    turn: Turn,
+}
+
+impl Asking {
+    /// Whether the caller may make this request. The journal says who changes something.
+    async fn admit(&self, request: &Request, caller: Caller) -> Result<(), Denied> {
+        if request.access() == Access::Read {
+            return Ok(());
+        }
+        let admitted = self.turn.of_agent(self.writers.admit(caller)).await;
+        match &admitted {
+            Ok(caller) => {
+                let (uid, pid, user) = caller.fields();
+                tracing::info!(uid, pid, user, command = %request, "{caller} asked for {request}");
+            }
+            Err(denied) => {
+                let (uid, pid, user) = denied.caller().fields();
+                tracing::warn!(uid, pid, user, command = %request, "refused {request}: {denied}");
+            }
+        }
+        admitted.map(drop)
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Stopping> {
+        let (answer, answered) = oneshot::channel();
+        let ask = async {
+            self.watcher.asks.send(make(answer)).await.map_err(|_| Stopping)?;
+            answered.await.map_err(|_| Stopping)
+        };
+        self.turn.of_agent(ask).await
+    }
+}
+
+async fn in_time<T>(write: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(READ_TIMEOUT, write).await?
 }
 
 struct Reply<'a>(BufWriter<tokio::net::unix::WriteHalf<'a>>);
 
 impl Reply<'_> {
-    async fn to(&mut self, request: Request, watcher: &Watcher) -> io::Result<()> {
+    async fn to(&mut self, request: Request, asking: &Asking) -> io::Result<()> {
         match request {
             Request::Status => {
-                let status = watcher.status.borrow().clone();
+                let status = asking.watcher.status.borrow().clone();
                 self.line(&Line::Done(status)).await
             }
-            Request::Peers => match ask(watcher, Ask::Peers).await {
+            Request::Peers => match asking.ask(Ask::Peers).await {
                 Ok(peers) => {
                     for peer in peers {
                         self.line(&Line::Item(peer)).await?;
@@ -132,20 +178,20 @@ impl Reply<'_> {
             },
             Request::Explain { who, destination } => {
                 let ask_for = |answer| Ask::Explain { who, destination, answer };
-                self.answer(ask(watcher, ask_for).await).await
+                self.answer(asking.ask(ask_for).await).await
             }
             Request::Block { who } => {
                 let ask_for = |answer| Ask::Block { who, answer };
-                self.answer(ask(watcher, ask_for).await).await
+                self.answer(asking.ask(ask_for).await).await
             }
             Request::Unblock { who } => {
                 let ask_for = |answer| Ask::Unblock { who, answer };
-                self.answer(ask(watcher, ask_for).await).await
+                self.answer(asking.ask(ask_for).await).await
             }
-            Request::Resync => self.answer(ask(watcher, Ask::Resync).await).await,
+            Request::Resync => self.answer(asking.ask(Ask::Resync).await).await,
             Request::Confirm { until } => {
                 let ask_for = |answer| Ask::Confirm { until, answer };
-                self.answer(ask(watcher, ask_for).await).await
+                self.answer(asking.ask(ask_for).await).await
             }
         }
     }
@@ -169,6 +215,6 @@ impl Reply<'_> {
     async fn line<T: Serialize>(&mut self, line: &Line<T>) -> io::Result<()> {
         let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');
-        self.0.write_all(&text).await
+        in_time(self.0.write_all(&text)).await
     }
 }

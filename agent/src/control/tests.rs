@@ -1,11 +1,14 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::unistd::{Gid, Group, Uid, User};
 
 use gatepost::model::{DeviceId, PeerId, UserId};
 
-use super::{Client, ControlError, Server};
+use super::caller::{Caller, Denied};
+use super::{Client, ControlError, Server, Writers};
 use crate::handles::{Ask, LoopHandle, channels};
 use gatepost::reconcile::status::{Explanation, PeerState, PeerStatus, State, Status, Timestamp};
 use gatepost::reconcile::{ExplainError, NothingHeldBack, WhoError};
@@ -53,6 +56,12 @@ async fn answer_everything(mut end: LoopHandle) {
     }
 }
 
+/// Lets the user of this test change something, root or not.
+fn may_write() -> Writers {
+    let group = Group::from_gid(nix::unistd::getgid()).unwrap().unwrap();
+    Writers::new(Some(&group.name))
+}
+
 async fn blocking<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(ask).await.unwrap()
 }
@@ -66,7 +75,7 @@ async fn each_request_gets_its_answer() {
     let (watcher, end, _stop) = channels(Status::default(), Instant::now());
     end.status.send_modify(|status| status.state = State::Ready);
     tokio::spawn(answer_everything(end));
-    let serving = tokio::spawn(server.serve(watcher));
+    let serving = tokio::spawn(server.serve(watcher, may_write()));
 
     let socket = path.clone();
     blocking(move || {
@@ -122,7 +131,64 @@ async fn requests_to_a_loop_that_ended_are_refused() {
     let path = folder.path().join("control.sock");
     let (watcher, end, _stop) = channels(Status::default(), Instant::now());
     drop(end);
-    tokio::spawn(Server::bind(&path).unwrap().serve(watcher));
+    tokio::spawn(Server::bind(&path).unwrap().serve(watcher, may_write()));
     let refused = blocking(move || Client::new(&path).resync().unwrap_err().to_string()).await;
     assert!(refused.ends_with("the agent is stopping"), "{refused}");
+}
+
+#[tokio::test]
+async fn silent_connections_keep_no_request_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let (watcher, mut end, _stop) = channels(Status::default(), Instant::now());
+    let (reading, mut listed) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(ask) = end.asks.recv().await {
+            let Ask::Peers(answer) = ask else { unreachable!("nothing else is asked") };
+            // More than the socket holds for a client that does not read.
+            drop(answer.send(vec![peer("anna"); 5_000]));
+            reading.send(()).unwrap();
+        }
+    });
+    tokio::spawn(Server::bind(&path).unwrap().serve(watcher, may_write()));
+    blocking(move || {
+        let connect = || UnixStream::connect(&path).unwrap();
+        let _silent: Vec<UnixStream> = (0..64).map(|_| connect()).collect();
+        let _deaf: Vec<UnixStream> = (0..24)
+            .map(|_| {
+                let mut deaf = connect();
+                deaf.write_all(b"{\"op\":\"peers\"}\n").unwrap();
+                listed.blocking_recv().unwrap();
+                deaf
+            })
+            .collect();
+        let asked = Instant::now();
+        Client::new(&path).status().unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_root_and_members_of_the_write_group_change_something() {
+    let (nobody, group) = (User::from_name("nobody"), Group::from_gid(Gid::from_raw(0)));
+    let (nobody, group) = (nobody.unwrap().unwrap(), group.unwrap().unwrap().name);
+    let caller = |uid, gid| Caller::new(Uid::from_raw(uid), Gid::from_raw(gid), Some(7));
+    let stranger = || caller(nobody.uid.as_raw(), nobody.gid.as_raw());
+    let member = Writers::new(Some(&group));
+    for writers in [&member, &Writers::default()] {
+        writers.admit(caller(0, 0)).await.unwrap();
+    }
+    member.admit(caller(nobody.uid.as_raw(), 0)).await.unwrap();
+
+    let denied = member.admit(stranger()).await.unwrap_err();
+    assert!(matches!(denied, Denied::NoMember(..)), "{denied}");
+    let said = denied.to_string();
+    assert!(said.starts_with("user nobody (uid ") && said.contains("pid 7"), "{said}");
+    assert!(said.contains(&format!("as a member of group {group}")), "{said}");
+    let said = Writers::default().admit(stranger()).await.unwrap_err().to_string();
+    assert!(said.contains("[control] write_group"), "{said}");
+    let missing = Writers::new(Some("no-such-group"));
+    let said = missing.admit(stranger()).await.unwrap_err().to_string();
+    assert!(said.contains("create group no-such-group"), "{said}");
 }

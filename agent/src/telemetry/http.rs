@@ -18,8 +18,8 @@ pub struct MetricsServer {
     listener: TcpListener,
 }
 
-/// Connections served at once; further ones wait.
-const CONNECTIONS: usize = 8;
+/// Connections served at once.
+const CONNECTIONS: usize = 32;
 
 /// The most bytes of a request's first line and headers together.
 const HEAD_BYTES: u64 = 8 * 1024;
@@ -38,7 +38,7 @@ impl MetricsServer {
 
     /// Serves until it is dropped.
     pub async fn serve(self, watcher: Watcher) {
-        let answer = |stream| {
+        let answer = |stream, _| {
             let exchange = exchange(stream, watcher.clone());
             async { tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await? }
         };
@@ -143,6 +143,27 @@ mod tests {
         assert!(status_of("POST /metrics HTTP/1.1\r\n", &watcher, now).starts_with("405 "));
         assert!(status_of("GET / HTTP/1.1\r\n", &watcher, now).starts_with("404 "));
         assert!(status_of("", &watcher, now).starts_with("405 "));
+    }
+
+    #[tokio::test]
+    async fn silent_connections_do_not_delay_healthz() {
+        let now = Instant::now();
+        let (watcher, _end, _stop) = channels(Status::default(), now);
+        let server = MetricsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let address = server.listener.local_addr().unwrap();
+        tokio::spawn(server.serve(watcher));
+        let mut silent = Vec::new();
+        for _ in 0..64 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let probe = async {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).await.unwrap();
+            assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"), "{reply}");
+        };
+        tokio::time::timeout(Duration::from_secs(1), probe).await.unwrap();
     }
 
     #[tokio::test]
