@@ -60,6 +60,15 @@ impl<'a> FromSql<'a> for Text<'a> {
     accepts!(TEXT, VARCHAR, BPCHAR, NAME);
 }
 
+/// The beginning of a name. A row may have one of a megabyte, and names are in status, journal and audit.
+fn shortened(name: Cow<'_, str>) -> Cow<'_, str> {
+    const MOST_CHARS: usize = 256;
+    match name.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{}…", &name[..end]).into(),
+        None => name,
+    }
+}
+
 /// Reads columns by number, with the purpose for errors.
 pub(super) struct Columns<'a> {
     row: &'a Row,
@@ -78,6 +87,11 @@ impl<'a> Columns<'a> {
 
     fn text<T: From<Cow<'a, str>>>(&self, column: usize) -> Result<T, StoreError> {
         Ok(self.get::<Text<'a>>(column)?.0.into())
+    }
+
+    /// A name, which is for people only.
+    fn name<T: From<Cow<'a, str>>>(&self, column: usize) -> Result<T, StoreError> {
+        Ok(shortened(self.get::<Text<'a>>(column)?.0).into())
     }
 
     fn key(&self, column: usize) -> Result<KeyText, StoreError> {
@@ -120,8 +134,8 @@ pub(super) fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError
         id: columns.get::<Uuid>(0)?.into(),
         device_id,
         user_id: columns.get::<Uuid>(2)?.into(),
-        device_name: columns.text(3)?,
-        username: columns.text(4)?,
+        device_name: columns.name(3)?,
+        username: columns.name(4)?,
         public_key: columns.key(5)?,
         assigned_ip: columns.get::<Net>(6)?.0,
         preshared_key: columns.get::<Option<Text<'_>>>(7)?.map(|text| text.0.into()),
@@ -173,7 +187,7 @@ pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreE
     targets.dedup();
     Ok(PolicyRow {
         id: columns.get::<Uuid>(0)?.into(),
-        name: columns.text(1)?,
+        name: columns.name(1)?,
         priority: columns.get(2)?,
         effect: effect(columns.get::<Text<'_>>(3)?.0),
         full_tunnel: columns.get(4)?,
@@ -222,6 +236,13 @@ mod tests {
         assert_eq!(net(&[2, 33, 0, 4, 10, 8, 0, 7]), None);
         assert_eq!(net(&[2, 24, 0, 4, 10, 8, 0]), None);
         assert_eq!(net(&[3, 24, 0, 4, 10, 8, 0, 7]), None);
+    }
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        let long = "é".repeat(500_000);
+        assert_eq!(shortened(Cow::from(&long)), "é".repeat(256) + "…");
+        assert_eq!(shortened("Zoë".into()), "Zoë");
     }
 
     #[test]
