@@ -37,6 +37,8 @@ use crate::telemetry::{Audience, start_log};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Keys reach no core dump, and no other process of this user. A kernel that refuses has no cure.
+    let _ = nix::sys::prctl::set_dumpable(false);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
@@ -88,9 +89,10 @@ macro_rules! secret {
     ($(#[$doc:meta])+ $name:ident) => {
         $(#[$doc])+
         ///
-        /// Moved without leaving copies, and overwritten when dropped; none takes a pointer's place.
+        /// In one place however often it is cloned, and overwritten there when the last clone is
+        /// dropped; none takes a pointer's place.
         #[derive(Clone, PartialEq, Eq)]
-        pub struct $name(Box<Zeroizing<[u8; 32]>>);
+        pub struct $name(Arc<Zeroizing<[u8; 32]>>);
 
         impl $name {
             /// Takes 32 raw bytes.
@@ -102,7 +104,7 @@ macro_rules! secret {
             }
 
             fn of(bytes: [u8; 32]) -> Self {
-                Self(Box::new(Zeroizing::new(bytes)))
+                Self(Arc::new(Zeroizing::new(bytes)))
             }
 
             /// The 32 raw bytes. The caller keeps them from logs and errors.
@@ -189,6 +191,12 @@ mod tests {
         // `echo SECRET | wg pubkey`, RFC 7748 section 6.1 (Alice).
         let secret = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=".parse::<PrivateKey>().unwrap();
         assert_eq!(secret.public_key().to_string(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+    }
+
+    #[test]
+    fn clones_of_a_secret_are_in_one_place() {
+        let secret = PrivateKey::from_random([7; 32]);
+        assert!(std::ptr::eq(secret.expose_bytes(), secret.clone().expose_bytes()));
     }
 
     #[test]

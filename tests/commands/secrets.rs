@@ -1,5 +1,10 @@
 //! Secrets of commands, which the unit may pass to the agent alone.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+
 use crate::gatepost::Gatepost;
 use crate::postgres::{Cluster, Setup};
 
@@ -116,4 +121,29 @@ fn passwords_come_from_files() {
     migrate.env("GATEPOST_DATABASE_PASSWORD_FILE", "db.password");
     let done: crate::gatepost::Done = migrate.output().unwrap().into();
     assert_eq!(done.must_exit(0).stdout, "the schema is up to date\n");
+}
+
+/// The kernel gives `/proc/PID` of a process that cannot be dumped to root.
+#[test]
+fn process_that_reads_secrets_cannot_be_dumped() {
+    const NOBODY: u32 = 65534;
+    let gatepost = Gatepost::with("");
+    let listener = UnixListener::bind(gatepost.path("control.sock")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    for (path, mode) in [("", 0o755), ("control.sock", 0o666), ("gatepost.toml", 0o644)] {
+        fs::set_permissions(gatepost.path(path), Permissions::from_mode(mode)).unwrap();
+    }
+    let mut command = gatepost.command(&["status"]);
+    if nix::unistd::geteuid().is_root() {
+        command.uid(NOBODY);
+    }
+    let mut asking = command.spawn().unwrap();
+    while listener.accept().is_err() {
+        assert_eq!(asking.try_wait().unwrap(), None, "it ended before it asked");
+        std::thread::yield_now();
+    }
+    let owner = fs::metadata(format!("/proc/{}", asking.id())).unwrap().uid();
+    asking.kill().unwrap();
+    asking.wait().unwrap();
+    assert_eq!(owner, 0);
 }

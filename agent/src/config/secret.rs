@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use gatepost::model::PrivateKey;
 use gatepost::model::psk::PskKeys;
+use zeroize::Zeroizing;
 
 use super::{Config, ConfigError};
 
-/// A secret read from a file. Its `Debug` shows no part of it.
+/// A secret read from a file, overwritten when dropped. Its `Debug` shows no part of it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct SecretText(String);
+pub struct SecretText(Zeroizing<String>);
 
 impl SecretText {
     /// The text. The caller keeps it out of logs and errors.
@@ -105,8 +106,8 @@ pub fn private_key_file(config: &Config) -> SecretFile {
 pub fn read_private_key(config: &Config) -> Result<PrivateKey, ConfigError> {
     let path = private_key_file(config).path;
     let absent = "generate it with `gatepost key generate` or `gatepost enroll`";
-    let SecretText(text) = read(&path, Secret::PrivateKey.what(), absent)?;
-    let key = text.trim().parse::<PrivateKey>();
+    let text = read(&path, Secret::PrivateKey.what(), absent)?;
+    let key = text.expose_text().trim().parse::<PrivateKey>();
     key.map_err(|source| ConfigError::Key { what: Secret::PrivateKey.what(), path, source })
 }
 
@@ -201,7 +202,10 @@ fn read(path: &Path, what: &'static str, absent: &'static str) -> Result<SecretT
         std::fs::read_to_string(path)
     });
     match text {
-        Ok(text) => Ok(SecretText(text.trim_end_matches(['\r', '\n']).to_owned())),
+        Ok(mut text) => {
+            text.truncate(text.trim_end_matches(['\r', '\n']).len());
+            Ok(SecretText(Zeroizing::new(text)))
+        }
         Err(source) => {
             let remedy = match source.kind() {
                 io::ErrorKind::NotFound => absent,
