@@ -132,14 +132,11 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             {sites_by}
         }}
         {network_sets}
-        chain forged {{
-            type filter hook prerouting priority raw; policy accept;
-            {forged}
-        }}
-        chain told {{
+        chain arrivals {{
             type filter hook prerouting priority -190; policy accept;
             meta l4proto icmp iifname "wg0" ct state related goto errors
             meta l4proto ipv6-icmp iifname "wg0" ct state related goto errors
+            {forged}
         }}
         chain errors {{
             icmp type redirect counter drop

@@ -7,7 +7,7 @@ use super::dump::Dump;
 use super::expr::{Expr, Rule, Verdict, is_rule, verdict};
 use super::gateway::{former_input, openings_in};
 use super::name::{
-    DENY, ERRORS, FORGED, FORWARD, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT, TOLD,
+    ARRIVALS, DENY, ERRORS, FORWARD, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT,
 };
 use super::observe::networks_in;
 use super::rules::{Whose, interface_in, site_rule};
@@ -31,9 +31,7 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
             networks: networks.clone(),
         };
         let of_chain = |chain: &Chain| match chain.name {
-            INPUT | OUTPUT | OPENINGS | ICMP_OUT | FORGED | TOLD | ERRORS
-                if is_former(dump, &base) =>
-            {
+            INPUT | OUTPUT | OPENINGS | ICMP_OUT | ARRIVALS | ERRORS if is_former(dump, &base) => {
                 true
             }
             _ => is_safe(dump, chain),
@@ -57,7 +55,7 @@ fn is_former(dump: &Dump, base: &FirewallBase) -> bool {
 fn is_safe(dump: &Dump, wanted: &Chain) -> bool {
     let found = dump.rules.get(wanted.name).map(Vec::as_slice).unwrap_or_default();
     match wanted.name {
-        FORWARD | INPUT | OUTPUT | FORGED | TOLD => {
+        FORWARD | INPUT | OUTPUT | ARRIVALS => {
             is_hooked(dump, wanted) && has_all(found, &wanted.rules)
         }
         INBOUND | OPENINGS | ICMP_OUT => has_all(found, &wanted.rules),

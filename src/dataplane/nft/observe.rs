@@ -16,7 +16,7 @@ use super::element::Element;
 use super::expr::{Rule, is_rule};
 use super::gateway::openings_in;
 use super::guarded::guarded_interface;
-use super::name::{Block, FORGED, FORWARD, Family, OPENINGS};
+use super::name::{ARRIVALS, Block, FORWARD, Family, OPENINGS};
 use super::profile::{self, ProfileRule};
 use super::rules::{Whose, block_rules, interface_in, site_rule};
 use super::sender::pool_in;
@@ -280,7 +280,7 @@ fn check_sites(dump: &Dump) -> Result<(), Difference> {
 /// The networks that the rules and sets name; to be proved by comparing.
 pub fn networks_in(dump: &Dump) -> Networks {
     let no_pool = || IpNet::from(IpAddr::from([0; 4]));
-    let pool = dump.rules.get(FORGED).and_then(|found| pool_in(found));
+    let pool = dump.rules.get(ARRIVALS).and_then(|found| pool_in(found));
     let of = |family| Set::Networks(family);
     Networks {
         pool: pool.unwrap_or_else(no_pool),

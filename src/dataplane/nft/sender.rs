@@ -21,24 +21,28 @@ use crate::model::{FirewallBase, Networks};
 
 const RELATED: u32 = 0x04;
 
-/// Packets that come by another link with an address that the host routes to ours.
-pub fn forged(base: &FirewallBase) -> Vec<Rule> {
+/// Errors that come from peers go to the chain `errors` before they are judged as their flows. Packets
+/// that come by another link with an address that the host routes to ours are dropped.
+pub fn arrivals(base: &FirewallBase) -> Vec<Rule> {
+    let errors = Family::BOTH.map(|family| {
+        let icmp = l4proto(family.icmp());
+        [icmp, iif(Cmp::Eq, base), ct_state(RELATED), goto(ERRORS)].concat()
+    });
     let Networks { pool, sites4, sites6 } = &base.networks;
     let mut sources = vec![in_pool(pool)];
     for (family, none) in
         [(Family::V4, sites4.as_slice().is_empty()), (Family::V6, sites6.as_slice().is_empty())]
     {
-        let set = lookup(&Set::Networks(family).to_string());
-        sources
-            .extend((!none).then(|| [source(family, family.address_bytes()), vec![set]].concat()));
+        let set = vec![lookup(&Set::Networks(family).to_string())];
+        sources.extend((!none).then(|| [source(family, family.address_bytes()), set].concat()));
     }
-    let elsewhere = |source: Rule| {
+    let forged = sources.into_iter().map(|source| {
         let routed_here =
             [vec![link_of_address(Asked::Source)], name_is(Cmp::Eq, &base.interface)].concat();
         let dropped = vec![counter(), verdict(&Verdict::Drop)];
         [source, iif(Cmp::Neq, base), routed_here, dropped].concat()
-    };
-    sources.into_iter().map(elsewhere).collect()
+    });
+    errors.into_iter().chain(forged).collect()
 }
 
 /// Compares as the `nft` program would: whole bytes where the prefix has such, else with a mask.
@@ -54,9 +58,9 @@ fn in_pool(pool: &IpNet) -> Rule {
     [source(family, family.address_bytes()), compared].concat()
 }
 
-/// The pool that the first rule of the chain `forged` names; to be proved by comparing.
+/// The pool that the rule behind those about errors names; to be proved by comparing.
 pub fn pool_in(found: &[Rule]) -> Option<IpNet> {
-    let rule = found.first()?;
+    let rule = found.get(Family::BOTH.len())?;
     let value = |at: usize, kind| rule.get(at)?.find(&[kind, data::VALUE]);
     let family =
         Family::BOTH.into_iter().find(|family| value(1, 3) == Some(&[family.nfproto()]))?;
@@ -68,14 +72,6 @@ pub fn pool_in(found: &[Rule]) -> Option<IpNet> {
     octets.resize(family.address_bytes().into(), 0);
     let address: IpAddr = family.address(&octets)?;
     IpNet::new(address, u8::try_from(bits).ok()?).ok().map(|pool| pool.trunc())
-}
-
-/// Errors that come from peers go to the chain `errors` before they are judged as their flows.
-pub fn told(base: &FirewallBase) -> Vec<Rule> {
-    let from_peers = |family: Family| {
-        [l4proto(family.icmp()), iif(Cmp::Eq, base), ct_state(RELATED), goto(ERRORS)].concat()
-    };
-    Family::BOTH.into_iter().map(from_peers).collect()
 }
 
 /// A peer may tell something about a flow toward the tunnel, and about one of a peer's to where it

@@ -4,14 +4,11 @@
 //! [`FirewallBase`] is marked):
 //!
 //! ```text
-//! chain forged {
-//!   type filter hook prerouting priority raw; policy accept;
-//!   ip saddr POOL iifname != w fib saddr oifname w counter drop
-//!   ip saddr @networks4 iifname != w fib saddr oifname w counter drop    # sites; and IPv6
-//! }
-//! chain told {
+//! chain arrivals {                                            # one hook: each costs every packet
 //!   type filter hook prerouting priority -190; policy accept;
 //!   meta l4proto icmp iifname w ct state related goto errors  # and ICMPv6
+//!   ip saddr POOL iifname != w fib saddr oifname w counter drop
+//!   ip saddr @networks4 iifname != w fib saddr oifname w counter drop    # sites; and IPv6
 //! }
 //! chain errors {                                              # told by a peer about a flow
 //!   icmp type redirect counter drop
@@ -127,8 +124,8 @@ use super::element::Element;
 use super::expr::Rule;
 use super::gateway;
 use super::name::{
-    DENY, DNS, ERRORS, FORGED, FORWARD, Family, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT,
-    POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE, TOLD,
+    ARRIVALS, DENY, DNS, ERRORS, FORWARD, Family, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS,
+    OUTPUT, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
 };
 use super::rules;
 use super::sender;
@@ -177,8 +174,7 @@ impl Fixed {
             plain(INBOUND, rules::inbound(base)),
             hooked(FORWARD, "filter", 2, -10, rules::forward(base)),
             plain(ERRORS, sender::errors()),
-            hooked(FORGED, "filter", 0, -300, sender::forged(base)),
-            hooked(TOLD, "filter", 0, -190, sender::told(base)),
+            hooked(ARRIVALS, "filter", 0, -190, sender::arrivals(base)),
             plain(ICMP_OUT, gateway::icmp_out()),
             plain(OPENINGS, gateway::openings(base)),
             hooked(INPUT, "filter", 1, -10, gateway::input(base)),
