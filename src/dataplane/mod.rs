@@ -4,7 +4,7 @@
 //! DataplaneHandle --thread--> Host --+-- link, address, route    rtnetlink messages
 //!                                    +-- wireguard               generic netlink | unix socket
 //!                                    +-- firewall                nftables
-//!                                    +-- conntrack
+//!                                    +-- conntrack, sockets
 //! Monitor: "look again"
 //! ```
 
@@ -22,6 +22,7 @@ mod netlink;
 mod refusal;
 mod route;
 mod shared;
+mod sockets;
 mod wireguard;
 
 pub mod nft;

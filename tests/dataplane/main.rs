@@ -21,6 +21,7 @@ mod peers;
 mod refused;
 mod rig;
 mod routes;
+mod sockets;
 mod tunnel;
 
 use std::process::ExitCode;
@@ -52,6 +53,7 @@ fn tests(backend: Backend) -> Vec<Test> {
     tests.extend(peers::TESTS);
     tests.extend(refused::TESTS);
     tests.extend(routes::TESTS);
+    tests.extend(sockets::TESTS);
     tests.extend(tunnel::TESTS);
     match backend {
         Backend::Userspace => tests.extend(device::TESTS),

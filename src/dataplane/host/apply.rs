@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Backend, BackendInUse, Host, Link};
 use crate::causes::causes;
@@ -12,6 +12,7 @@ use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{blame, refused};
+use crate::dataplane::sockets::{self, Destroyed};
 use crate::dataplane::wireguard;
 use crate::dataplane::{
     DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route,
@@ -32,7 +33,9 @@ impl<F: Firewall> Host<F> {
     ) -> Vec<Verdict> {
         match &run[0] {
             step @ Step::CutFlows { prefixes } => {
-                let cut = self.flows.cut(prefixes);
+                // A socket that lives on could open a flow anew that was cut.
+                let destroyed = sockets::destroy_sockets(prefixes).map(note_destroyed);
+                let cut = destroyed.and_then(|()| self.flows.cut(prefixes));
                 alone(cut.map(|cut| note_cut(cut, outcome)).map_err(|error| refused(step, error)))
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
@@ -243,6 +246,23 @@ fn note_cut(cut: Cut, outcome: &mut Outcome) {
             "{} flows are in a flowtable that somebody made, and pass every rule until they end: \
              `nft list flowtables` says whose; leave our interface out of it",
             cut.offloaded
+        );
+    }
+}
+
+fn note_destroyed(destroyed: Destroyed) {
+    if destroyed.sockets > 0 {
+        info!(
+            sockets = destroyed.sockets,
+            "closed {} connections of this host to addresses that change hands", destroyed.sockets
+        );
+    }
+    if destroyed.left > 0 {
+        warn!(
+            sockets = destroyed.left,
+            "{} connections of this host to addresses that change hands stay open: this kernel cannot \
+             close them (CONFIG_INET_DIAG_DESTROY)",
+            destroyed.left
         );
     }
 }
