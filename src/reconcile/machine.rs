@@ -15,6 +15,7 @@ use std::time::{Instant, SystemTime};
 use super::clock::Now;
 use super::difference::Difference;
 use super::event::{Action, Event, ReadKind};
+use super::handshakes::Handshakes;
 use super::history::History;
 use super::hold::Hold;
 use super::mirror::Mirror;
@@ -42,6 +43,7 @@ pub struct Machine {
     outbox: Outbox,
     history: History,
     notices: Notices,
+    handshakes: Handshakes,
 }
 
 impl Machine {
@@ -60,6 +62,7 @@ impl Machine {
             outbox: Outbox::new(timing, now.instant),
             history: History::new(options.lost_history, options.withdrawals),
             notices: Notices::default(),
+            handshakes: Handshakes::new(now),
         };
         machine.keep_out(now);
         machine.blocks_unknown(now);

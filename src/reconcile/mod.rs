@@ -11,6 +11,7 @@ mod comparison;
 mod difference;
 mod error;
 mod event;
+mod handshakes;
 mod history;
 mod hold;
 mod ledger;

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::audit;
-use super::clock::Now;
+use super::clock::Clocks;
 use super::event::Sent;
 use super::ledger::{Ledger, Report};
 use super::mode::Mode;
 use super::options::Timing;
 use super::session::Sessions;
 use crate::model::{DesiredState, PublicKey, Traffic};
-use crate::store::{AuditEntry, Backoff};
+use crate::store::{AuditEntry, Backoff, Handshake};
 
 /// Reports are batched: at most one in this time.
 const REPORT_GAP: Duration = Duration::from_millis(250);
@@ -132,15 +132,22 @@ impl Outbox {
         &mut self,
         traffic: &BTreeMap<PublicKey, Traffic>,
         desired: &DesiredState,
-        now: Now,
+        now: Clocks,
     ) {
         if now.instant < self.next_handshakes {
             return;
         }
         self.next_handshakes = now.instant + self.handshakes_every;
         let device_of = |key: &PublicKey| desired.row_of(key).map(|row| row.device_id);
-        let (handshakes, events) = self.sessions.update(traffic, device_of, now.wall);
-        handshakes.into_iter().for_each(|handshake| self.ledger.handshake(handshake));
+        let (handshakes, events) = self.sessions.update(traffic, device_of, now.steady);
+        for Handshake { device_id, first_at, seen_at, connected_at } in handshakes {
+            self.ledger.handshake(Handshake {
+                device_id,
+                first_at: now.by_database(first_at),
+                seen_at: now.by_database(seen_at),
+                connected_at: connected_at.map(|at| now.by_database(at)),
+            });
+        }
         self.audit(events.iter().filter_map(|event| audit::session(desired, event)));
     }
 }

@@ -254,3 +254,35 @@ fn rows_that_wait_for_a_word_are_not_kept_because_they_grow_stale() {
     assert!(world.kernel_equals_database());
     assert_eq!(world.kept.last(), Some(&Keep::All));
 }
+
+#[test]
+fn no_step_of_the_wall_clock_ends_a_session_or_begins_one() {
+    for set_secs in [7_200, -7_200, -900_000] {
+        let mut world = stale_world(StalePolicy::DenyNew, 10 * MINUTE);
+        world.pass_time(MINUTE);
+        shake_hands(&mut world, 1);
+        world.pass_time(MINUTE);
+        world.reports.clear();
+        world.clock_set_secs = set_secs;
+        world.pass_time(MINUTE);
+        shake_hands(&mut world, 1);
+        world.pass_time(MINUTE);
+        let told: Vec<_> = world.reports.iter().flat_map(|report| &report.audit).collect();
+        assert!(told.is_empty(), "set by {set_secs} s: {told:?}");
+        let now = world.database_now();
+        for handshake in world.reports.iter().flat_map(|report| report.handshakes.values()) {
+            let age = now.duration_since(handshake.seen_at).unwrap();
+            assert!(age <= 2 * MINUTE, "set by {set_secs} s: seen {age:?} ago");
+        }
+        lose_database(&mut world);
+        for minute in 0..12 {
+            world.clock_set_secs = if minute % 2 == 0 { 0 } else { set_secs };
+            world.pass_time(MINUTE);
+            shake_hands(&mut world, 1);
+        }
+        assert_eq!(present(&world), [key(1)], "set by {set_secs} s");
+        world.clock_set_secs = -set_secs;
+        world.pass_time(5 * MINUTE);
+        assert!(present(&world).is_empty(), "set by {set_secs} s: the session has ended");
+    }
+}

@@ -9,7 +9,7 @@ use crate::dataplane::{DataplaneError, Outcome, Reading};
 use crate::model::{SnapshotRows, Touched};
 use crate::plan::{Plan, PlanError};
 use crate::reconcile::audit;
-use crate::reconcile::clock::Now;
+use crate::reconcile::clock::{Clocks, Now};
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Action, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
@@ -106,18 +106,25 @@ impl Machine {
 
     pub(super) fn kernel_read(&mut self, reading: Result<Reading, DataplaneError>, now: Now) {
         match reading {
-            Ok(reading) => {
+            Ok(mut reading) => {
+                self.handshakes.steady(&mut reading.traffic, now);
                 if self.mirror.take_reading(reading, now.instant).guard_lost {
                     // Nothing is filtered now: the repair does not wait for other refusals.
                     self.passes.retry_now();
                 }
                 self.difference.everything();
                 if let Some(desired) = self.rows.desired() {
-                    self.outbox.traffic(self.mirror.traffic(), desired, now);
+                    let clocks = Clocks {
+                        instant: now.instant,
+                        steady: self.handshakes.clock(now.instant),
+                        database: self.source.clock(now),
+                    };
+                    self.outbox.traffic(self.mirror.traffic(), desired, clocks);
                 }
                 // Peers may have connected since a reading that is to be followed by another.
                 if !self.mirror.wants_reading() {
-                    let connected = || self.mirror.connected(now.wall);
+                    let steady = self.handshakes.clock(now.instant);
+                    let connected = || self.mirror.connected(steady);
                     let touched = self.rows.suspend_disconnected(connected);
                     self.touch(touched, now.instant);
                 }
@@ -262,7 +269,8 @@ impl Machine {
             return;
         }
         let Some(observed) = self.mirror.observed() else { return };
-        let connected = || self.mirror.just_connected(now.wall);
+        let steady = self.handshakes.clock(now.instant);
+        let connected = || self.mirror.just_connected(steady);
         let (scope, guard) = (self.difference.scope(), self.hold.guard());
         let planned = self.rows.plan(&observed, scope, guard, connected);
         let Planned { plan: planned, held, obstacle } = planned;

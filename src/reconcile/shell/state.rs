@@ -293,7 +293,9 @@ impl<D: Dataplane + 'static> Shell<D> {
     /// When to go round again, if nothing happens.
     pub(super) fn next_round(&self) -> Instant {
         let now = clock::now();
-        self.machine.next_wakeup(now).min(now.instant + ROUND_AT_MOST).into()
+        let wakeup = self.machine.next_wakeup(now).min(now.instant + ROUND_AT_MOST);
+        // A timer's instant stands still while the host is suspended.
+        Instant::now() + wakeup.saturating_duration_since(now.instant)
     }
 
     /// Why one pass will not end, if it will not.
