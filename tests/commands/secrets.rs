@@ -123,7 +123,7 @@ fn passwords_come_from_files() {
     assert_eq!(done.must_exit(0).stdout, "the schema is up to date\n");
 }
 
-/// The kernel gives `/proc/PID` of a process that cannot be dumped to root.
+/// The kernel gives `/proc/PID/mem` of a process that cannot be dumped to root.
 #[test]
 fn process_that_reads_secrets_cannot_be_dumped() {
     const NOBODY: u32 = 65534;
@@ -142,7 +142,7 @@ fn process_that_reads_secrets_cannot_be_dumped() {
         assert_eq!(asking.try_wait().unwrap(), None, "it ended before it asked");
         std::thread::yield_now();
     }
-    let owner = fs::metadata(format!("/proc/{}", asking.id())).unwrap().uid();
+    let owner = fs::metadata(format!("/proc/{}/mem", asking.id())).unwrap().uid();
     asking.kill().unwrap();
     asking.wait().unwrap();
     assert_eq!(owner, 0);
