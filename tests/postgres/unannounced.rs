@@ -79,7 +79,8 @@ async fn what_leaves_the_triggers_as_they_are_asks_for_no_full_read() {
     }
 }
 
-/// The least of many rounds, because other tests run meanwhile.
+/// As a share of the read, which is as slow as the machine: 42 us of 110 us on an idle one. The least of
+/// many rounds, because other tests run meanwhile.
 #[tokio::test]
 async fn to_compare_the_triggers_costs_little() {
     let world = World::alone().await;
@@ -111,5 +112,5 @@ async fn to_compare_the_triggers_costs_little() {
         .await;
     let without = rounds().await;
     println!("changes(): {with:?}, without comparing the triggers {without:?}");
-    assert!(with < without + Duration::from_micros(100), "{with:?}, {without:?} without");
+    assert!(with < without * 2, "{with:?}, {without:?} without");
 }
