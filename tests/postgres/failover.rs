@@ -104,11 +104,11 @@ async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_rest
         .await;
 
     primary.pg_ctl(&["-m", "immediate", "stop"]);
+    let promoted_at = Instant::now();
     standby.pg_ctl(&["promote"]);
     let admin = connect(&standby.socket_url("postgres", &world.database)).await;
     let active = "select status = 'active' from devices where name = 'user-1'";
     assert!(admin.query_one(active, &[]).await.unwrap().get::<_, bool>(0), "nothing was lost");
-    let promoted_at = Instant::now();
     runs.waits_for("said", shows_loss).await;
     assert_eq!(host.state().peers.len(), 1);
     runs.stop().await;

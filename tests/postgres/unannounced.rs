@@ -1,6 +1,6 @@
 //! Changes that no trigger announced, because triggers were off for a moment.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gatepost::store::{Polled, Read};
 
@@ -79,8 +79,7 @@ async fn what_leaves_the_triggers_as_they_are_asks_for_no_full_read() {
     }
 }
 
-/// As a share of the read, which is as slow as the machine: 42 us of 110 us on an idle one. The least of
-/// many rounds, because other tests run meanwhile.
+/// 42 us on an idle machine. The least of many rounds.
 #[tokio::test]
 async fn to_compare_the_triggers_costs_little() {
     let world = World::alone().await;
@@ -88,16 +87,23 @@ async fn to_compare_the_triggers_costs_little() {
     let agent = connect(&world.url).await;
     let set = "select set_config('test.cursor', $1, false), set_config('test.epoch', $2, false)";
     agent.query_one(set, &[&cursor.snapshot, &cursor.epoch]).await.unwrap();
+    let row = agent.query_one("select pg_backend_pid()", &[]).await.unwrap();
+    let stat = format!("/proc/{}/schedstat", row.get::<_, i32>(0));
+    // Of the server's process: other tests run meanwhile.
+    let on_cpu = || {
+        let text = std::fs::read_to_string(&stat).unwrap();
+        Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
+    };
     let rounds = async || {
         let mut least = Duration::MAX;
         for _ in 0..40 {
-            let start = Instant::now();
+            let start = on_cpu();
             let asked = "do $$ begin
                 for n in 1..100 loop
                     perform gatepost.changes(current_setting('test.cursor'), current_setting('test.epoch'));
                 end loop; end $$";
             agent.batch_execute(asked).await.unwrap();
-            least = least.min(start.elapsed() / 100);
+            least = least.min((on_cpu() - start) / 100);
         }
         least
     };
@@ -112,5 +118,5 @@ async fn to_compare_the_triggers_costs_little() {
         .await;
     let without = rounds().await;
     println!("changes(): {with:?}, without comparing the triggers {without:?}");
-    assert!(with < without * 2, "{with:?}, {without:?} without");
+    assert!(with < without + Duration::from_micros(100), "{with:?}, {without:?} without");
 }
