@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 
 use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
-use gatepost::model::{BuildError, InterfaceName, KeyError};
+use gatepost::model::{InterfaceName, KeyError};
 use gatepost::plan::PlanError;
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
 use gatepost::store::StoreError;
@@ -100,13 +100,8 @@ impl CommandError {
             | Self::Wiring(
                 WiringError::Config(_)
                 | WiringError::Store(StoreError::Config { .. })
-                | WiringError::Preview(
-                    PreviewError::Build(BuildError::NoPskKeys { .. })
-                    | PreviewError::Database(StoreError::Config { .. }),
-                )
-                | WiringError::Run(
-                    RunError::Database(DatabaseError::OtherGateway { .. }) | RunError::NoPskKeys(_),
-                ),
+                | WiringError::Preview(PreviewError::Database(StoreError::Config { .. }))
+                | WiringError::Run(RunError::Database(DatabaseError::OtherGateway { .. })),
             ) => Exit::Config,
             Self::Control(ControlError::NoAgent { .. }) => Exit::NoAgent,
             _ => Exit::Failure,

@@ -129,13 +129,13 @@ fn settings_in_the_database() {
         let default = row.rsplit('`').nth(1).unwrap();
         let setting =
             SettingRow { category: category.into(), key: key.into(), value: default.into() };
-        let (settings, warnings) = Settings::parse("fra-1", &[setting]);
+        let (settings, warnings) = Settings::parse("fra-1", &[setting], SystemTime::UNIX_EPOCH);
         assert_eq!((settings, warnings), (Settings::default(), Vec::new()), "{category}.{key}");
         lines.push(format!("{category}.{key}  default {default}"));
     }
     let unknown =
         SettingRow { category: "policy".into(), key: "allow_dnss".into(), value: "1".into() };
-    let (_, warnings) = Settings::parse("fra-1", &[unknown]);
+    let (_, warnings) = Settings::parse("fra-1", &[unknown], SystemTime::UNIX_EPOCH);
     assert!(matches!(warnings[0].flaw, SettingFlaw::UnknownKey { .. }), "unknown keys are told");
     golden::check("settings", &lines);
 }

@@ -9,7 +9,7 @@ use gatepost::dataplane::{
     DataplaneError, DataplaneHandle, DeviceError, Firewall as _, Host, HostEvent, HostSettings,
     Monitor, NetlinkError, run_userspace_device,
 };
-use gatepost::model::{InterfaceName, Local, WithoutPskKeys};
+use gatepost::model::{InterfaceName, Local};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
     BlockFile, Cache, CacheError, DatabaseError, LastGood, MachineOptions, Options, PreviewError,
@@ -62,16 +62,12 @@ pub struct Prepared<'a> {
 type GatewayHost = Host<Nft>;
 
 /// Reads every secret and setting, and touches nothing. Errors that only a person can fix come from
-/// here. The unit may pass sealing keys to the agent that a command does not see, so a command refuses
-/// to go on without any.
-pub fn prepare(
-    config: &Config,
-    without_psk_keys: WithoutPskKeys,
-) -> Result<Prepared<'_>, WiringError> {
+/// here.
+pub fn prepare(config: &Config) -> Result<Prepared<'_>, WiringError> {
     Ok(Prepared {
         config,
         gateway: config.gateway_name()?,
-        machine: machine_options(config, without_psk_keys)?,
+        machine: machine_options(config)?,
         block_file: block_file(config),
         store: Store::connect(&database::options(config)?)?,
     })
@@ -167,10 +163,7 @@ pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {
         .await?
 }
 
-fn machine_options(
-    config: &Config,
-    without_psk_keys: WithoutPskKeys,
-) -> Result<MachineOptions, WiringError> {
+fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
     let local = Local {
         interface: config.interface.name.clone(),
         private_key: read_private_key(config)?,
@@ -183,7 +176,6 @@ fn machine_options(
         gateway_opens: openings(config),
         flush_conntrack: config.firewall.flush_conntrack,
         psk_keys: read_psk_keys(config)?.unwrap_or_default(),
-        without_psk_keys,
     };
     let sync = &config.sync;
     Ok(MachineOptions {

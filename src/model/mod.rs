@@ -22,7 +22,7 @@ mod settings;
 pub use block::{Block, BlockList, Whom};
 pub use desired::{
     Absence, BuildError, Departed, DesiredState, Ineligible, Local, Profiles, QuarantinedPolicy,
-    Reason, Standing, Touched, Unloadable, WithoutPskKeys,
+    Reason, Standing, Touched, Unloadable,
 };
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, Networks,

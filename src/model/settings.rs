@@ -5,6 +5,7 @@
 //! | `gateway`, `require_approval` | boolean: a device without `approved_at` is not eligible | `false` |
 //! | `gateway`, `strict_ip_allocations` | boolean: a peer whose address is not allocated to its device is quarantined | `false` |
 //! | `gateway`, `site_prefixes` | list of prefixes that peers may announce besides their address | `[]` |
+//! | `gateway`, `guard_confirmed_at` | time: confirms the removals that were held back before it | `null` |
 //! | `policy`, `allow_dns` | boolean: peers may reach the DNS servers listed for them on port 53 | `true` |
 //! | `policy`, `allow_inbound` | boolean: others may open flows toward peers | `false` |
 //! | `policy`, `gateway_may_open` | boolean: the gateway itself may open flows toward peers | `true` |
@@ -13,9 +14,12 @@
 //! These hold for all gateways. A row in category `gateway:<name>` with one of these keys holds
 //! for that gateway and goes before. A boolean may be a string in any letter case. A value that
 //! cannot be read is reported and restricts: approval and allocations are asked for, nothing is
-//! allowed, there are no site prefixes.
+//! allowed, there are no site prefixes, and nothing is confirmed.
+
+mod time;
 
 use std::fmt;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -30,6 +34,8 @@ pub struct Settings {
     pub strict_ip_allocations: bool,
     /// Sorted, each once, and none that [`check_network`] refuses.
     pub site_prefixes: Vec<IpNet>,
+    /// An operator confirms what was held back by rows read before this time of the database.
+    pub guard_confirmed_at: Option<SystemTime>,
     pub allow_dns: bool,
     pub allow_inbound: bool,
     pub gateway_may_open: bool,
@@ -42,6 +48,7 @@ impl Default for Settings {
             require_approval: false,
             strict_ip_allocations: false,
             site_prefixes: Vec::new(),
+            guard_confirmed_at: None,
             allow_dns: true,
             allow_inbound: false,
             gateway_may_open: true,
@@ -52,9 +59,13 @@ impl Default for Settings {
 
 impl Settings {
     /// Reads the rows for the gateway of this name, in any order. Rows of other categories and of
-    /// other gateways are passed over.
+    /// other gateways are passed over. `read_at`: the database's time of the rows.
     #[must_use]
-    pub fn parse(gateway_name: &str, rows: &[SettingRow]) -> (Self, Vec<SettingWarning>) {
+    pub fn parse(
+        gateway_name: &str,
+        rows: &[SettingRow],
+        read_at: SystemTime,
+    ) -> (Self, Vec<SettingWarning>) {
         let own = format!("gateway:{gateway_name}");
         let mut rows: Vec<(&SettingRow, Scope)> = rows
             .iter()
@@ -69,12 +80,18 @@ impl Settings {
         let mut settings = Self::default();
         let mut warnings = Vec::new();
         for (row, scope) in rows {
-            settings.read(row, scope, &mut warnings);
+            settings.read(row, scope, read_at, &mut warnings);
         }
         (settings, warnings)
     }
 
-    fn read(&mut self, row: &SettingRow, scope: Scope, warnings: &mut Vec<SettingWarning>) {
+    fn read(
+        &mut self,
+        row: &SettingRow,
+        scope: Scope,
+        read_at: SystemTime,
+        warnings: &mut Vec<SettingWarning>,
+    ) {
         let mut warn = |flaw| {
             let (category, key) = (row.category.clone(), row.key.clone());
             warnings.push(SettingWarning { category, key, flaw });
@@ -98,6 +115,13 @@ impl Settings {
             Key::AllowDns => self.allow_dns = boolean(false),
             Key::AllowInbound => self.allow_inbound = boolean(false),
             Key::GatewayMayOpen => self.gateway_may_open = boolean(false),
+            Key::GuardConfirmedAt => {
+                let at = time::parse(&value);
+                self.guard_confirmed_at = at.filter(|at| *at <= read_at);
+                if self.guard_confirmed_at.is_none() && value != Value::Null {
+                    warn(bad(if at.is_some() { AHEAD } else { TIME }));
+                }
+            }
             Key::SitePrefixes => {
                 self.site_prefixes.clear();
                 let Value::Array(entries) = &value else {
@@ -181,16 +205,18 @@ enum Key {
     RequireApproval,
     StrictIpAllocations,
     SitePrefixes,
+    GuardConfirmedAt,
     AllowDns,
     AllowInbound,
     GatewayMayOpen,
     DefaultEffect,
 }
 
-const KEYS: [(Scope, &str, Key); 7] = [
+const KEYS: [(Scope, &str, Key); 8] = [
     (Scope::Gateway, "require_approval", Key::RequireApproval),
     (Scope::Gateway, "strict_ip_allocations", Key::StrictIpAllocations),
     (Scope::Gateway, "site_prefixes", Key::SitePrefixes),
+    (Scope::Gateway, "guard_confirmed_at", Key::GuardConfirmedAt),
     (Scope::Policy, "allow_dns", Key::AllowDns),
     (Scope::Policy, "allow_inbound", Key::AllowInbound),
     (Scope::Policy, "gateway_may_open", Key::GatewayMayOpen),
@@ -199,6 +225,8 @@ const KEYS: [(Scope, &str, Key); 7] = [
 
 const TAKEN_FOR_TRUE: &str = "true or false; taken for true until it is";
 const TAKEN_FOR_FALSE: &str = "true or false; taken for false until it is";
+const TIME: &str = "a time as to_jsonb(now()) writes it; it confirms nothing";
+const AHEAD: &str = "past by the database's clock; it confirms nothing";
 const SITE_PREFIX: &str = "a prefix with its host bits zero, no wider than /8 (IPv6: /16), and none \
                            that every host needs; this entry is left out";
 
@@ -227,6 +255,10 @@ fn site_prefix(value: &Value) -> Option<IpNet> {
 mod tests {
     use super::*;
 
+    fn at(secs: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(secs)
+    }
+
     fn parse(rows: &[(&str, &str, &str)]) -> (Settings, Vec<String>) {
         let rows: Vec<SettingRow> = rows
             .iter()
@@ -236,7 +268,7 @@ mod tests {
                 value: value.into(),
             })
             .collect();
-        let (settings, warnings) = Settings::parse("fra-1", &rows);
+        let (settings, warnings) = Settings::parse("fra-1", &rows, at(1_000));
         (settings, warnings.iter().map(ToString::to_string).collect())
     }
 
@@ -251,6 +283,7 @@ mod tests {
             ("gateway", "require_approval", "true"),
             ("gateway", "strict_ip_allocations", "\"True\""),
             ("gateway", "site_prefixes", r#"["fd00:1::/32", "10.1.0.0/16", "10.1.0.0/16"]"#),
+            ("gateway", "guard_confirmed_at", "\"1970-01-01T02:16:40+02:00\""),
             ("policy", "allow_dns", "\"FALSE\""),
             ("policy", "allow_inbound", "true"),
             ("policy", "gateway_may_open", "false"),
@@ -260,6 +293,7 @@ mod tests {
             require_approval: true,
             strict_ip_allocations: true,
             site_prefixes: vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()],
+            guard_confirmed_at: Some(at(1_000)),
             allow_dns: false,
             allow_inbound: true,
             gateway_may_open: false,
@@ -336,6 +370,25 @@ mod tests {
         let (_, warnings) = parse(&[("gateway", "require_approval", "\"yes\"")]);
         let expected = r#"setting "require_approval" in category "gateway": "\"yes\"" is not true or false; taken for true until it is"#;
         assert_eq!(warnings, [expected]);
+    }
+
+    #[test]
+    fn a_time_ahead_or_none_at_all_confirms_nothing() {
+        let confirmed = |value: &str| {
+            let general = ("gateway", "guard_confirmed_at", "\"1970-01-01T00:00:00Z\"");
+            parse(&[general, ("gateway:fra-1", "guard_confirmed_at", value)])
+        };
+        let (settings, warnings) = confirmed("\"1970-01-01T00:16:40.000001Z\"");
+        assert_eq!((settings.guard_confirmed_at, warnings.len()), (None, 1));
+        assert!(warnings[0].ends_with("is not past by the database's clock; it confirms nothing"));
+        for value in ["true", "\"yesterday\"", "1000"] {
+            let (settings, warnings) = confirmed(value);
+            assert_eq!(settings.guard_confirmed_at, None);
+            assert!(
+                warnings[0]
+                    .ends_with("is not a time as to_jsonb(now()) writes it; it confirms nothing")
+            );
+        }
     }
 
     #[test]

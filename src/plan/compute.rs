@@ -84,8 +84,14 @@ pub fn plan_around(
     pool::refuse_unusable(desired, observed)?;
     link::steps(desired.interface(), observed, &mut steps)?;
     let mut compare = |key: &PublicKey, wanted: Option<&Peer>, present: Option<&Peer>| {
-        let wanted = wanted.map(Cow::Borrowed);
-        let wanted = wanted.or_else(|| held.peer(key, present).map(Cow::Owned));
+        let wanted = match wanted {
+            Some(wanted) if desired.is_sealed(key) => present.map(|present| {
+                let preshared_key = present.preshared_key.clone();
+                Cow::Owned(Peer { preshared_key, ..wanted.clone() })
+            }),
+            Some(wanted) => Some(Cow::Borrowed(wanted)),
+            None => held.peer(key, present).map(Cow::Owned),
+        };
         peer_steps(key, wanted.as_deref(), present, &mut steps);
     };
     match scope {

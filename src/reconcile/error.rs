@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::model::BuildError;
 use crate::store::StoreError;
 
 /// Why the database cannot be used now.
@@ -50,9 +49,6 @@ impl From<StoreError> for DatabaseError {
 pub enum RunError {
     #[error("the pass did not converge: {0}")]
     NotConverged(String),
-    /// [`BuildError::NoPskKeys`]
-    #[error(transparent)]
-    NoPskKeys(BuildError),
     #[error(transparent)]
     Database(#[from] DatabaseError),
     #[error("the thread that speaks to the kernel has ended: start the agent again")]

@@ -64,10 +64,10 @@ impl Hold {
         Guard { limit, held, confirmed, whose: Whose::Ours }
     }
 
-    /// An operator confirms the removals that are held back by rows read `until` this time of the
+    /// An operator confirms the removals that are held back by rows read at such a time of the
     /// database, and no others.
-    pub fn confirm(&mut self, until: SystemTime) {
-        let shown = self.staying.peers().iter().filter(|(_, peer)| peer.since() <= until);
+    pub fn confirm(&mut self, covers: impl Fn(SystemTime) -> bool) {
+        let shown = self.staying.peers().iter().filter(|(_, peer)| covers(peer.since()));
         self.confirmed.extend(shown.map(|(key, _)| *key));
     }
 
@@ -152,7 +152,7 @@ mod tests {
     fn a_confirmation_is_for_the_removals_that_were_shown() {
         let mut hold = Hold::new(MaxRemoved::Percent(50));
         hold.update(held(&[1, 2]), 20, true);
-        hold.confirm(SystemTime::UNIX_EPOCH);
+        hold.confirm(|since| since <= SystemTime::UNIX_EPOCH);
         hold.update(held(&[3]), 18, true);
         assert!(hold.guard().confirmed.iter().eq(held(&[1, 2]).peers().keys()));
         hold.forget_confirmed(None, &ObservedState::default());

@@ -149,7 +149,7 @@ impl Machine {
                 self.mirror.want_reading_for("resync asked for");
             }
             Event::ConfirmRemovals { until } => {
-                self.hold.confirm(until);
+                self.hold.confirm(|since| since <= until);
                 self.let_in(true, now);
                 self.compare_on_purpose(now);
             }

@@ -36,6 +36,9 @@ pub enum Note {
     /// No plan can be made, because a link or the table is not as this gateway's must be.
     CannotPlan(PlanError),
     HeldBack(HeldBack),
+    NoSealingKey {
+        peers: usize,
+    },
     GatewayInactive,
     /// The host starts from the rows that an earlier run read last.
     Restored {
@@ -167,6 +170,17 @@ fn some_of(names: &[String]) -> String {
     }
 }
 
+/// What it means that this host has no sealing key, and peers have a preshared key.
+pub(super) fn no_sealing_key(peers: usize) -> String {
+    format!(
+        "{peers} peer{} with a preshared key, and no psk_keys on this host to open it: those in the \
+         kernel keep the one that they have, and none is added. Name the file of sealing keys in \
+         gateway.psk_keys_file, or keep it beside the configuration as psk.keys, where the unit's \
+         credential may come from too",
+        if peers == 1 { "" } else { "s" }
+    )
+}
+
 /// "alice's laptop": how every message names that peer.
 pub(super) fn peer_name(row: &PeerRow) -> String {
     name_of(&row.username, &row.device_name)
@@ -208,6 +222,7 @@ impl fmt::Display for Note {
             Self::CannotBuild(error) => write!(f, "applying withdrawals only: {error}"),
             Self::CannotPlan(error) => write!(f, "applying withdrawals only: {error}"),
             Self::HeldBack(held) => held.fmt(f),
+            Self::NoSealingKey { peers } => f.write_str(&no_sealing_key(*peers)),
             Self::GatewayInactive => {
                 f.write_str("this gateway's row is not active: all peers are revoked until it is")
             }

@@ -23,6 +23,8 @@ pub(super) enum Trouble {
     Blocks,
     /// Ends when the gateway's row is active.
     Inactive,
+    /// Ends when no peer has a preshared key that stays sealed.
+    Sealed,
     /// Ends when a report was taken.
     Report,
     /// Ends when the kernel was proven equal.
@@ -95,6 +97,10 @@ impl Notices {
             self.forget(Trouble::Inactive);
         } else {
             self.complain(Trouble::Inactive, Note::GatewayInactive, now);
+        }
+        match desired.sealed_count() {
+            0 => self.forget(Trouble::Sealed),
+            peers => self.complain(Trouble::Sealed, Note::NoSealingKey { peers }, now),
         }
         let mut quarantined = BTreeMap::new();
         for (row, reason) in desired.quarantined() {

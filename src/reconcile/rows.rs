@@ -149,7 +149,7 @@ impl Rows {
 
     /// Whether the last rows that were read could be used, and nothing is known to forbid that.
     pub fn are_usable(&self) -> bool {
-        self.can_change() && self.may_grant()
+        self.can_change() && self.may_grant() && self.sealed_count() == 0
     }
 
     /// Whether it is known what must not be granted.
@@ -331,12 +331,6 @@ impl Rows {
             self.refresh();
             as_of
         }))
-    }
-
-    /// The rows that plans follow: those that decide, or what can be used of refused ones.
-    pub fn followed(&self) -> Option<&DesiredState> {
-        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
-        rest.or(self.desired.as_ref())
     }
 
     /// Takes in changed rows; `None`: there is no state that they could change.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
-use gatepost::model::{DesiredState, Local, Masquerade, PrivateKey, WithoutPskKeys};
+use gatepost::model::{DesiredState, Local, Masquerade, PrivateKey};
 use gatepost::store::{ConnectOptions, Store};
 
 use crate::gatepost::Gatepost;
@@ -169,7 +169,6 @@ impl Site {
             gateway_opens: Some(Default::default()),
             flush_conntrack: true,
             psk_keys: Default::default(),
-            without_psk_keys: WithoutPskKeys::Refuse,
         };
         DesiredState::build(Arc::new(local), rows).unwrap()
     }

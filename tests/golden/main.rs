@@ -16,7 +16,7 @@ use gatepost::model::{
     Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, KeyText, LinkOwner,
     Local, Masquerade, ObservedInterface, ObservedState, Peer, PeerId, PeerRow, PolicyId,
     PolicyRow, PrivateKey, PublicKey, SettingRow, SnapshotRows, Stray, Tag, TargetRow, TargetType,
-    UserId, WithoutPskKeys,
+    UserId,
 };
 use gatepost::plan::{Held, ModelKernel, Scope, plan, plan_around};
 use ipnet::IpNet;
@@ -179,7 +179,6 @@ impl Desired {
             gateway_opens: Some(Default::default()),
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
-            without_psk_keys: WithoutPskKeys::LeaveOut,
         };
         let rows = SnapshotRows {
             gateway: GatewayRow {

@@ -11,7 +11,6 @@ use gatepost::model::psk::PskKeys;
 use gatepost::model::{
     Allocation, Bars, ChangedRows, GatewayId, GatewayRow, GroupId, InterfaceName, KeyText, Local,
     Masquerade, MembershipRow, PeerRow, PolicyId, PolicyRow, SettingRow, SnapshotRows,
-    WithoutPskKeys,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -209,7 +208,6 @@ impl PolicySet {
             gateway_opens: Some(Default::default()),
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
-            without_psk_keys: WithoutPskKeys::LeaveOut,
         }
     }
 

@@ -9,9 +9,7 @@ use gatepost::dataplane::{
     Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading, SharedObserved,
 };
 use gatepost::model::psk::PskKeys;
-use gatepost::model::{
-    BlockList, Local, Masquerade, ObservedState, PrivateKey, ProfileId, WithoutPskKeys,
-};
+use gatepost::model::{BlockList, Local, Masquerade, ObservedState, PrivateKey, ProfileId};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::{State, Status};
@@ -101,7 +99,6 @@ pub fn options_with(store: Store, host: Memory) -> Options<Memory> {
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
-        without_psk_keys: WithoutPskKeys::LeaveOut,
     };
     let machine = MachineOptions {
         local: Arc::new(local),

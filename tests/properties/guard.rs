@@ -319,3 +319,36 @@ fn peers_of_a_gateway_that_is_switched_off_are_not_held() {
     let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard);
     assert_eq!((removals(&planned.unwrap()), held), (28, Held::default()));
 }
+
+#[test]
+fn setting_confirms_what_was_held_before_its_time_and_nothing_else() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    world.deactivate(1..=15);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(10));
+    let confirm = |world: &mut World, at: std::time::SystemTime| {
+        let value = serde_json::json!(humantime::format_rfc3339_micros(at).to_string());
+        let (category, key) = ("gateway".into(), "guard_confirmed_at".into());
+        let row = gatepost::model::SettingRow { category, key, value: value.to_string() };
+        world.tables.settings = vec![row];
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(5));
+    };
+    let early = world.database_now() - Duration::from_secs(10);
+    confirm(&mut world, early);
+    assert_eq!(world.machine.view().held_back().unwrap().removals, 15, "it was held later");
+    let ahead = world.database_now() + Duration::from_secs(3_600);
+    confirm(&mut world, ahead);
+    assert_eq!(world.machine.view().held_back().unwrap().removals, 15, "it lies ahead");
+    let warnings = world.machine.view().status().warnings;
+    assert!(warnings.iter().any(|it| it.contains("guard_confirmed_at")), "{warnings:?}");
+    let now = world.database_now();
+    confirm(&mut world, now);
+    assert!(world.machine.view().held_back().is_none());
+    assert_eq!(world.kernel.state.peers.len(), 13);
+    // It does not hold for later removals.
+    world.deactivate(16..=28);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(5));
+    assert_eq!(world.machine.view().held_back().unwrap().removals, 13);
+}

@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost::model::{
-    Absence, Bars, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow, Profile, Profiles,
-    PublicKey, Traffic,
+    Absence, Bars, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow, PresharedKey,
+    Profile, Profiles, PublicKey, Traffic,
 };
 use gatepost::plan::{Held, Scope, plan, plan_around};
-use gatepost::reconcile::Event;
-use gatepost::reconcile::status::PeerState;
+use gatepost::reconcile::status::{PeerState, State};
+use gatepost::reconcile::{Event, Machine, MachineOptions, Note};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::guard::{held_back, key, reaches, unwanted, world_of};
 use super::machine::Happening;
 use super::plans::{holders, kernel_of};
-use super::rows::{id, tables};
+use super::rows::{id, local_without_psk_keys, tables};
+use super::world::{World, options};
 
 /// What a prefix of a held peer may reach at most, as the rows say; `None`: it is not kept.
 fn still_said(desired: &DesiredState, key: &PublicKey, prefix: &IpNet) -> Option<Said> {
@@ -185,4 +186,45 @@ fn held_peers_are_shown_with_their_names_and_figures() {
     let unnamed: Vec<_> = peers.iter().filter(|peer| peer.peer_id.is_none()).collect();
     assert_eq!((unnamed.len(), &*unnamed[0].public_key), (1, &*key(20).to_string()));
     assert!(world.machine.view().status().held[14].name().starts_with("a device without a row"));
+}
+
+#[test]
+fn without_a_sealing_key_peers_keep_what_they_have() {
+    let mut world = world_of(20, "172.16.0.0/24");
+    let sealed = PresharedKey::from_bytes([9; 32]).unwrap();
+    for number in [1, 2, 3] {
+        world.kernel.state.peers.get_mut(&key(number)).unwrap().preshared_key =
+            Some(sealed.clone());
+    }
+    for number in [1, 2, 3, 20] {
+        let row = world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap();
+        row.preshared_key = Some("gp1.k1.AAAA".into());
+    }
+    world.kernel.state.peers.remove(&key(20));
+    let local = local_without_psk_keys();
+    world.local = local.clone();
+    world.machine = Machine::new(MachineOptions { local, ..options() }, world.now());
+    (world.read, world.announced) = (None, false);
+    world.reports.clear();
+    world.tell(Event::Tick);
+    world.pass_time(Duration::from_secs(30));
+    let kept = |world: &World, number| {
+        world.kernel.state.peers.get(&key(number)).map(|peer| peer.preshared_key.clone())
+    };
+    for number in [1, 2, 3] {
+        assert_eq!(kept(&world, number), Some(Some(sealed.clone())), "{number} keeps its key");
+    }
+    assert_eq!(kept(&world, 20), None, "it is not added without its preshared key");
+    let State::NotReady { why } = world.machine.view().status().state else { panic!("ready") };
+    assert!(why.contains("4 peers with a preshared key"), "{why}");
+    assert!(world.reports.iter().all(|report| report.synced_as_of.is_none()), "nothing is proven");
+    let said = world.notes.iter().filter(|note| matches!(note, Note::NoSealingKey { .. })).count();
+    assert_eq!(said, 1);
+    // Everything else goes on.
+    world.revoke([1]);
+    world.tables.policies.values_mut().next().unwrap().destinations = Vec::new();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(kept(&world, 1), None, "it is revoked");
+    assert!(kept(&world, 2).is_some() && !reaches(&world, 2, "172.16.0.1"), "it is narrowed");
 }

@@ -8,7 +8,7 @@ use gatepost::model::psk::PskKeys;
 use gatepost::model::{
     Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
     Local, Masquerade, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, PrivateKey, PublicKey,
-    SettingRow, SnapshotRows, TargetRow, TargetType, UserId, WithoutPskKeys,
+    SettingRow, SnapshotRows, TargetRow, TargetType, UserId,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -31,7 +31,17 @@ pub fn private_key() -> PrivateKey {
     PrivateKey::from_random([7; 32])
 }
 
+/// A host with a sealing key, which opens none of the envelopes in random rows.
 pub fn local() -> Arc<Local> {
+    local_with("k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=".parse().unwrap())
+}
+
+/// A host that lost its sealing keys.
+pub fn local_without_psk_keys() -> Arc<Local> {
+    local_with(PskKeys::default())
+}
+
+fn local_with(psk_keys: PskKeys) -> Arc<Local> {
     Arc::new(Local {
         interface: "gatepost0".parse().unwrap(),
         private_key: private_key(),
@@ -43,8 +53,7 @@ pub fn local() -> Arc<Local> {
         deny_log: true,
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
-        psk_keys: PskKeys::default(),
-        without_psk_keys: WithoutPskKeys::LeaveOut,
+        psk_keys,
     })
 }
 

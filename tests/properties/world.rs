@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gatepost::dataplane::{DataplaneError, Glance, NetlinkError, Outcome, Reading, RefusedStep};
 use gatepost::model::{
-    Bars, BlockList, ChangedRows, DesiredState, Mark, ObservedFirewall, ObservedState, PeerId,
-    PublicKey, Traffic, Unloadable,
+    Bars, BlockList, ChangedRows, DesiredState, Local, Mark, ObservedFirewall, ObservedState,
+    PeerId, PublicKey, Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
@@ -64,6 +64,7 @@ pub struct World {
     true_as_of: BTreeSet<SystemTime>,
     pub kernel: ModelKernel,
     pub machine: Machine,
+    pub local: Arc<Local>,
     start: Instant,
     pub elapsed: Duration,
     /// How long a complete reading of the kernel takes.
@@ -117,6 +118,7 @@ impl World {
             read_at: at(NOW_SECS),
             true_as_of: BTreeSet::new(),
             kernel,
+            local: options.local.clone(),
             machine: Machine::new(options, now),
             start,
             elapsed: Duration::ZERO,
@@ -319,7 +321,8 @@ impl World {
         let mut rows = tables.snapshot();
         rows.taken_at = self.database_now();
         let block_list = self.block_list.clone();
-        let mut desired = DesiredState::build_without(block_list, local(), rows).unwrap();
+        let mut desired =
+            DesiredState::build_without(block_list, self.local.clone(), rows).unwrap();
         let refused = self.kernel.unloadable.iter();
         let why: Box<str> = Box::default();
         desired.quarantine_profiles(

@@ -8,7 +8,6 @@ use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output;
 use crate::{runtime, wiring};
-use gatepost::model::WithoutPskKeys;
 
 /// Asks the running agent; without one, reads the database and the kernel itself.
 ///
@@ -23,9 +22,7 @@ pub fn explain(
     let asked = Client::new(&config.control.socket).explain(who, &destination.to_string());
     let explanation = match asked {
         Err(ControlError::NoAgent { .. }) => {
-            let explaining = async {
-                wiring::prepare(config, WithoutPskKeys::Refuse)?.explain(who, destination).await
-            };
+            let explaining = async { wiring::prepare(config)?.explain(who, destination).await };
             runtime::on_this_thread()?.block_on(explaining)?
         }
         answered => answered?,

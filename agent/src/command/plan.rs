@@ -5,7 +5,6 @@ use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{self, count, printable};
 use crate::{runtime, wiring};
-use gatepost::model::WithoutPskKeys;
 use gatepost::reconcile::status::PlanReport;
 
 /// Reads the database and the kernel, and prints the steps that would make the kernel match.
@@ -13,8 +12,8 @@ use gatepost::reconcile::status::PlanReport;
 /// # Errors
 /// The database or the kernel cannot be read.
 pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let report = runtime::on_this_thread()?
-        .block_on(async { wiring::prepare(config, WithoutPskKeys::Refuse)?.plan().await })?;
+    let report =
+        runtime::on_this_thread()?.block_on(async { wiring::prepare(config)?.plan().await })?;
     if json {
         output::print_json(&report)?;
     } else {

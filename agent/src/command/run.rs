@@ -16,7 +16,6 @@ use crate::handles::{Ask, LoopHandle, Watcher, channels};
 use crate::output::{Style, print};
 use crate::telemetry::MetricsServer;
 use crate::{systemd, wiring};
-use gatepost::model::WithoutPskKeys;
 use gatepost::reconcile::status::{AgentStatus, Status, Timestamp};
 
 /// Runs until stopped; with `once` for one pass.
@@ -60,8 +59,7 @@ async fn serve(
     stop: watch::Sender<bool>,
 ) -> Result<(), CommandError> {
     // What only a person can fix is found before anything is touched.
-    let without_psk_keys = if once { WithoutPskKeys::Refuse } else { WithoutPskKeys::LeaveOut };
-    let prepared = wiring::prepare(config, without_psk_keys)?;
+    let prepared = wiring::prepare(config)?;
     let control = Server::bind(&config.control.socket)?;
     let signals = Signals::new()?;
     // Dropped when the loop has ended, and every task with it.

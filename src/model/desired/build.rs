@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Claims, DesiredState, Local, WithoutPskKeys, key_of};
+use super::{Claims, DesiredState, Local, key_of};
 use crate::model::policy::{PolicyBook, dns_addresses};
 use crate::model::{
     BlockList, DesiredFirewall, DesiredInterface, FirewallBase, GatewayRow, KeyError, Networks,
@@ -29,13 +29,6 @@ pub enum BuildError {
         "gateways.vpn_cidr {0} leaves no room for the gateway and a peer: write a wider network"
     )]
     PoolTooSmall(IpNet),
-    #[error(
-        "{peers} peer{} with a preshared key and no psk_keys to open it: a pass by this command \
-         would cut off what the agent serves; name their file in gateway.psk_keys_file, or keep it \
-         beside the configuration as psk.keys, where the unit's credential may come from too",
-        if *.peers == 1 { "" } else { "s" }
-    )]
-    NoPskKeys { peers: usize },
 }
 
 impl DesiredState {
@@ -67,13 +60,7 @@ impl DesiredState {
                 local: local_key,
             });
         }
-        if local.without_psk_keys == WithoutPskKeys::Refuse && local.psk_keys.is_empty() {
-            match peers.iter().filter(|peer| peer.preshared_key.is_some()).count() {
-                0 => {}
-                peers => return Err(BuildError::NoPskKeys { peers }),
-            }
-        }
-        let (settings, setting_warnings) = Settings::parse(&gateway.name, &settings);
+        let (settings, setting_warnings) = Settings::parse(&gateway.name, &settings, taken_at);
         let interface = interface(&local, &gateway)?;
         let base = FirewallBase {
             interface: local.interface.clone(),
@@ -114,6 +101,7 @@ impl DesiredState {
             expiries: BTreeSet::new(),
             quarantined: BTreeSet::new(),
             unallocated: BTreeSet::new(),
+            sealed: BTreeSet::new(),
             book,
             unloadable: Vec::new(),
             admit_only: None,

@@ -73,13 +73,14 @@ impl DesiredState {
             };
             entries.push((row.id, Entry { row, standing }));
         }
-        let with = |wanted: fn(&Entry) -> bool| {
+        let with = |wanted: &dyn Fn(&Entry) -> bool| {
             let ids = entries.iter().filter(|(_, entry)| wanted(entry)).map(|(id, _)| *id);
             ids.collect::<BTreeSet<_>>()
         };
         (self.quarantined, self.unallocated) =
-            (with(Entry::is_quarantined), with(Entry::is_unallocated));
-        self.blocked = with(Entry::is_blocked);
+            (with(&Entry::is_quarantined), with(&Entry::is_unallocated));
+        self.blocked = with(&Entry::is_blocked);
+        self.sealed = with(&|entry| entry.is_sealed(&self.local.psk_keys));
         let barred =
             |(id, entry): &(PeerId, Entry)| Some((barred_key(&entry.row, &entry.standing)?, *id));
         self.barred = entries.iter().filter_map(barred).collect();

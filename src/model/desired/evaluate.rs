@@ -86,10 +86,11 @@ impl RowContext<'_> {
             return Err(Reason::GatewayKey);
         }
         let allowed_ips = self.prefixes(row)?;
-        let preshared_key = row
-            .preshared_key
-            .as_deref()
-            .map(|sealed| self.local.psk_keys.open(sealed, self.gateway.id, key))
+        let psk_keys = &self.local.psk_keys;
+        // Without any sealing key, the kernel keeps what it has: see `DesiredState::is_sealed`.
+        let sealed = row.preshared_key.as_deref().filter(|_| !psk_keys.is_empty());
+        let preshared_key = sealed
+            .map(|sealed| psk_keys.open(sealed, self.gateway.id, key))
             .transpose()
             .map_err(|why| Reason::BadPresharedKey { why })?;
         Ok(Candidate { key, preshared_key, allowed_ips })

@@ -58,17 +58,6 @@ pub struct Local {
     /// Forget the tracked flows of a prefix that changes hands.
     pub flush_conntrack: bool,
     pub psk_keys: PskKeys,
-    pub without_psk_keys: WithoutPskKeys,
-}
-
-/// What becomes of the rows where some have a preshared key, and there is none here to open any.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum WithoutPskKeys {
-    /// These peers are left out, each with its reason.
-    #[default]
-    LeaveOut,
-    /// Nothing is built. For who may lack the keys that the agent was given: its peers would be cut.
-    Refuse,
 }
 
 impl Local {
@@ -118,6 +107,8 @@ pub struct DesiredState {
     quarantined: BTreeSet<PeerId>,
     /// Admitted peers whose address `ip_allocations` does not give them.
     unallocated: BTreeSet<PeerId>,
+    /// Admitted peers whose preshared key stays sealed, because this host has no sealing key.
+    sealed: BTreeSet<PeerId>,
     book: PolicyBook,
     /// Profiles that the kernel refused.
     unloadable: Vec<Unloadable>,
@@ -288,6 +279,20 @@ impl DesiredState {
         })
     }
 
+    /// How many admitted peers have a preshared key that stays sealed, because this host has no sealing
+    /// key. The kernel keeps the one that it has.
+    #[must_use]
+    pub fn sealed_count(&self) -> usize {
+        self.sealed.len()
+    }
+
+    /// Whether the preshared key of the admitted peer with this key stays sealed.
+    #[must_use]
+    pub fn is_sealed(&self, key: &PublicKey) -> bool {
+        let sealed = |row: &PeerRow| self.sealed.contains(&row.id);
+        !self.sealed.is_empty() && self.row_of(key).is_some_and(sealed)
+    }
+
     /// The row of the admitted peer with this key.
     #[must_use]
     pub fn row_of(&self, key: &PublicKey) -> Option<&PeerRow> {
@@ -316,6 +321,12 @@ impl Entry {
     fn is_unallocated(&self) -> bool {
         matches!(self.standing, OwnStanding::Admitted(_))
             && self.row.allocation != super::Allocation::Held
+    }
+
+    /// Admitted, though its preshared key cannot be opened `without` any sealing key.
+    fn is_sealed(&self, without: &PskKeys) -> bool {
+        let is_admitted = matches!(self.standing, OwnStanding::Admitted(_));
+        is_admitted && without.is_empty() && self.row.preshared_key.is_some()
     }
 }
 

@@ -185,6 +185,7 @@ impl DesiredState {
         self.quarantined.remove(&id);
         self.unallocated.remove(&id);
         self.blocked.remove(&id);
+        self.sealed.remove(&id);
         unsettled.remove(&id);
         if let Some(at) = entry.row.revoked_at {
             self.expiries.remove(&(at, id));
@@ -302,6 +303,7 @@ impl DesiredState {
             entry.standing = OwnStanding::Contested(Box::new((candidate, reason)));
             self.quarantined.insert(id);
             self.unallocated.remove(&id);
+            self.sealed.remove(&id);
             return;
         }
         let key = candidate.key;
@@ -309,6 +311,9 @@ impl DesiredState {
         self.quarantined.remove(&id);
         if entry.is_unallocated() {
             self.unallocated.insert(id);
+        }
+        if entry.is_sealed(&self.local.psk_keys) {
+            self.sealed.insert(id);
         }
         self.peers.insert(key, candidate.into());
     }

@@ -269,6 +269,8 @@ impl Machine {
             return;
         }
         let Some(observed) = self.mirror.observed() else { return };
+        let confirmed_at = self.rows.confirmed_at();
+        self.hold.confirm(|since| confirmed_at.is_some_and(|at| since < at));
         let steady = self.handshakes.clock(now.instant);
         let connected = || self.mirror.just_connected(steady);
         let (scope, guard) = (self.difference.scope(), self.hold.guard());
@@ -279,7 +281,7 @@ impl Machine {
         drop(observed);
         let update = self.hold.update(held, present, decides);
         actions.extend(update.keep.map(Action::Keep));
-        if self.hold.held_back().is_some() {
+        if self.hold.held_back().is_some() || self.rows.sealed_count() > 0 {
             self.proof.lose();
         }
         if let Some(held_back) = update.news {

@@ -1,6 +1,7 @@
 //! What the rows, `[stale]` and the block list ask of the kernel now: the whole, or withdrawals alone.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use super::Rows;
 use crate::model::{DesiredState, KeyText, ObservedState, PublicKey};
@@ -19,6 +20,22 @@ pub struct Planned {
 }
 
 impl Rows {
+    /// The rows that plans follow: those that decide, or what can be used of refused ones.
+    pub fn followed(&self) -> Option<&DesiredState> {
+        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
+        rest.or(self.desired.as_ref())
+    }
+
+    /// How many peers have a preshared key that this host cannot open, because it has no sealing key.
+    pub fn sealed_count(&self) -> usize {
+        self.desired.as_ref().map_or(0, DesiredState::sealed_count)
+    }
+
+    /// What was held back by rows read before this time is confirmed by the setting.
+    pub fn confirmed_at(&self) -> Option<SystemTime> {
+        self.followed()?.settings().guard_confirmed_at
+    }
+
     /// Plans what the rows or `[stale]` ask for. Where that cannot be planned, plans withdrawals.
     /// `connected`: the peers with a live session, if a reading just showed them.
     pub fn plan(
@@ -49,8 +66,9 @@ impl Rows {
     /// judges no packet is put right first, if `[stale]` says who may stay.
     fn rest(&self, observed: &ObservedState) -> Option<(&DesiredState, Whose)> {
         let refused = self.refused.as_ref()?;
-        let name = self.local.interface.as_str();
-        let is_guarded = observed.firewall.as_ref().is_some_and(|table| table.guards(name));
+        let (link, table) = (observed.interface.as_ref(), observed.firewall.as_ref());
+        let guards = |name: &str| table.is_some_and(|table| table.guards(name));
+        let is_guarded = link.is_none_or(|link| guards(&link.name));
         let repairs = self.age.suspends() && !is_guarded && self.desired.is_some();
         Some((refused.rest.as_ref().filter(|_| !repairs)?, refused.whose()))
     }

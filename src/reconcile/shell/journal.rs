@@ -42,6 +42,7 @@ pub(super) fn say(note: &Note) {
         Note::HeldBack(held) => {
             warn!(message_id, removed = held.removals, present = held.present, "{note}")
         }
+        Note::NoSealingKey { peers } => warn!(message_id, peers, "{note}"),
         Note::DriftRepaired { steps, why, .. } => warn!(message_id, steps, why, "{note}"),
         Note::StepRefused { step, error } => warn!(message_id, step, error, "{note}"),
         Note::NotConverged { steps, retry_in, .. } => {
@@ -68,6 +69,7 @@ impl Note {
             Self::Synced { .. } => "42989c19f37f4bc684c928a1659f5ee6",
             Self::DriftRepaired { .. } => "9d323062618a413dadf58abd5df9bce2",
             Self::HeldBack(_) => "635526e3b562432dacc352dc3763be88",
+            Self::NoSealingKey { .. } => "dcb221150e07461795d7c10000adc53f",
             Self::Quarantined { .. } => "722913497f41499da6d0f1241144e7e9",
             Self::PolicyQuarantined { .. } => "28c770f23cb740b1b4929be350c3c546",
             Self::DatabaseDown { .. } => "4d7e74ce7e2242348747c99fbca61a4e",
@@ -106,6 +108,7 @@ mod tests {
         explained(&Note::Synced { steps: 1, took: Duration::ZERO, first: Vec::new() });
         explained(&Note::DriftRepaired { steps: 1, first: Vec::new(), why });
         explained(&Note::HeldBack(crate::plan::guard::HeldBack { removals: 9, present: 9 }));
+        explained(&Note::NoSealingKey { peers: 9 });
         let peer = crate::model::PeerId(uuid::Uuid::nil());
         let device = crate::model::DeviceId(uuid::Uuid::nil());
         explained(&Note::Quarantined { peer, device, name, reason });
@@ -124,7 +127,7 @@ mod tests {
         explained(&Note::BlocksUnknown { error });
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            15,
+            16,
             "and the agent's start and what it touches not"
         );
     }

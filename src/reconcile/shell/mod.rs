@@ -21,10 +21,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use super::clock;
 use super::error::RunError;
 use super::event::Event;
-use super::view::Obstacle;
 use super::view::status::Status;
 use crate::dataplane::Dataplane;
-use crate::model::BuildError;
 use in_use::ATTACH_EVERY;
 use state::{Inner, PRUNE_EVERY, Shell};
 
@@ -109,13 +107,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             let stuck = self.machine.view().stuck();
             if let Some(why) = stuck.or_else(|| self.gives_up()) {
-                let obstacle = self.machine.view().obstacle();
-                return Err(match obstacle {
-                    Some(Obstacle::Build(error @ BuildError::NoPskKeys { .. })) => {
-                        RunError::NoPskKeys(error)
-                    }
-                    _ => RunError::NotConverged(why),
-                });
+                return Err(RunError::NotConverged(why));
             }
             let wakeup = self.next_round();
             tokio::select! {

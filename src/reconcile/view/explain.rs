@@ -238,7 +238,6 @@ mod tests {
     use crate::model::{
         Allocation, Bars, DeviceId, Effect, GatewayId, GatewayRow, Local, Masquerade, PeerId,
         PolicyId, PolicyRow, PrivateKey, PublicKey, SnapshotRows, TargetRow, TargetType, UserId,
-        WithoutPskKeys,
     };
     use crate::plan::{Scope, Step, plan};
 
@@ -293,7 +292,6 @@ mod tests {
             gateway_opens: Some(Default::default()),
             flush_conntrack: true,
             psk_keys: PskKeys::default(),
-            without_psk_keys: WithoutPskKeys::LeaveOut,
         };
         let policy = PolicyRow {
             id: PolicyId(id(1)),

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 
 use super::history::Lost;
 use super::mirror::MirrorView;
+use super::note::no_sealing_key;
 use super::outbox::OutboxView;
 use super::pass::{PassObstacle, PassView};
 use super::proof::ProofView;
@@ -158,8 +159,15 @@ impl View<'_> {
         if self.is_busy {
             return None;
         }
-        let held_back = self.held_back.filter(|_| !self.compares).map(|held| held.to_string());
-        self.obstacle().map(|obstacle| obstacle.to_string()).or(held_back)
+        let waits = self.waits().filter(|_| !self.compares);
+        self.obstacle().map(|obstacle| obstacle.to_string()).or(waits)
+    }
+
+    /// What keeps the kernel from being proven equal although nothing stands in the way of a plan.
+    fn waits(&self) -> Option<String> {
+        let sealed = self.rows.desired.map_or(0, DesiredState::sealed_count);
+        let sealed = (sealed > 0).then(|| no_sealing_key(sealed));
+        sealed.or_else(|| self.held_back.map(|held| held.to_string()))
     }
 
     /// Whom the host blocks.

@@ -52,7 +52,12 @@ impl View<'_> {
             }
             (None, Standing::Admitted(key)) => {
                 let wanted = desired.peers().get(key);
-                let equal = present().is_some_and(|present| Some(present) == wanted);
+                let equal = present().is_some_and(|present| match wanted {
+                    Some(wanted) if desired.is_sealed(key) => {
+                        present.allowed_ips == wanted.allowed_ips
+                    }
+                    wanted => Some(present) == wanted,
+                });
                 let state = if equal { PeerState::InKernel } else { PeerState::Pending };
                 let addresses = wanted.map(|peer| peer.allowed_ips.iter().collect());
                 (state, traffic(), addresses.unwrap_or_default())

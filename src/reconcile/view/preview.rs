@@ -15,7 +15,7 @@ use crate::model::{
 };
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose, plan_guarded};
 use crate::plan::{Held, HeldPeer, PlanError, Scope, Step};
-use crate::reconcile::note::{name_of, peer_name};
+use crate::reconcile::note::{name_of, no_sealing_key, peer_name};
 use crate::reconcile::options::MachineOptions;
 use crate::reconcile::row_status::{LISTED_PEERS, quarantined, row_warnings};
 use crate::store::{Store, StoreError};
@@ -113,7 +113,10 @@ fn plan_report(
     let (removals, present) = (held.peers().len(), observed.peers.len());
     let waits = (removals > 0).then_some(HeldBack { removals, present });
     let warning = waits.map(|held| held.to_string());
-    let mut warnings: Vec<_> = warning.into_iter().chain(row_warnings(desired)).collect();
+    let sealed = desired.sealed_count();
+    let sealed = (sealed > 0).then(|| no_sealing_key(sealed));
+    let mut warnings: Vec<_> = warning.into_iter().chain(sealed).collect();
+    warnings.extend(row_warnings(desired));
     warnings.extend(
         quarantined(desired).into_iter().map(|peer| {
             format!("{} is left out: {}", name_of(&peer.user, &peer.device), peer.reason)

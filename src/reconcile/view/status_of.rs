@@ -53,9 +53,8 @@ impl View<'_> {
         if self.rows.is_stale {
             return State::NotReady { why: "no usable rows for longer than stale.after".into() };
         }
-        let held_back = || self.held_back.map(|held| held.to_string());
         let obstacle = self.obstacle().map(|obstacle| obstacle.to_string());
-        if let Some(why) = obstacle.or_else(held_back) {
+        if let Some(why) = obstacle.or_else(|| self.waits()) {
             return State::NotReady { why };
         }
         if let Some(misfit) = self.source.misfit {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost::model::psk::PskKeys;
-use gatepost::model::{Local, Masquerade, PrivateKey, WithoutPskKeys};
+use gatepost::model::{Local, Masquerade, PrivateKey};
 use gatepost::store::{ConnectOptions, CreateRole, Store, grant, migrate};
 
 use super::figures::{grouped, median, timed};
@@ -117,7 +117,6 @@ pub fn local() -> Arc<Local> {
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
-        without_psk_keys: WithoutPskKeys::LeaveOut,
     })
 }
 

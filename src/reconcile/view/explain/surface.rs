@@ -15,7 +15,7 @@ use crate::model::psk::PskKeys;
 use crate::model::{
     Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
     Local, Masquerade, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, PrivateKey, PublicKey,
-    SnapshotRows, TargetRow, TargetType, UserId, WithoutPskKeys,
+    SnapshotRows, TargetRow, TargetType, UserId,
 };
 
 const ID: Uuid = Uuid::from_u128(1);
@@ -94,7 +94,6 @@ fn desired() -> DesiredState {
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
         psk_keys: PskKeys::default(),
-        without_psk_keys: WithoutPskKeys::LeaveOut,
     };
     DesiredState::build(Arc::new(local), rows).unwrap()
 }
