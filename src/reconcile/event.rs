@@ -56,9 +56,10 @@ pub enum Event {
     /// An operator asked for a comparison of everything.
     Resync,
     /// An operator confirmed the removals that are held back by rows read until this time of the
-    /// database.
+    /// database, and let peers in that are kept out since `let_in_until` or earlier; `None`: no peer.
     ConfirmRemovals {
         until: SystemTime,
+        let_in_until: Option<SystemTime>,
     },
     /// The host's block list is another now.
     Blocks(Arc<BlockList>),

@@ -39,6 +39,9 @@ pub struct Withdrawal {
 pub struct Lost {
     /// "alice's laptop".
     pub name: String,
+    /// The database's time when the agent learned of it: in whole microseconds, and later than those of
+    /// the peers kept out before.
+    pub since: SystemTime,
     /// The peer stays out until this time of the database.
     pub until: SystemTime,
 }
@@ -179,11 +182,13 @@ impl History {
             self.question.take_if(|question| question.state == Asking::Asked)?;
         self.kept.epoch = Some(epoch);
         self.changed = true;
+        let since = self.later_than_all(database_now);
         let mut names = Vec::new();
         for key in lost.intersection(admitted) {
             if let Some(Withdrawal { name, .. }) = self.kept.peers.remove(key) {
                 names.push(name.clone());
-                self.kept.lost.insert(*key, Lost { name, until: database_now + self.hold_for });
+                let until = database_now + self.hold_for;
+                self.kept.lost.insert(*key, Lost { name, since, until });
             }
         }
         Some(names)
@@ -194,10 +199,19 @@ impl History {
         self.kept.lost.values().map(|it| it.until).min()
     }
 
-    /// Lets in again whose time has come; `None`: all, because an operator says so. Returns their names.
-    pub fn let_in(&mut self, database_now: Option<SystemTime>) -> Vec<String> {
-        let ends = |it: &Lost| database_now.is_none_or(|now| it.until <= now);
-        let ended = self.kept.lost.extract_if(.., |_, it| ends(it));
+    /// This time as a confirmation can name it, or a later one, so that a confirmation of the peers kept
+    /// out so far concerns no other.
+    fn later_than_all(&self, database_now: SystemTime) -> SystemTime {
+        let latest = self.kept.lost.values().map(|it| it.since).max();
+        let next = latest.map(|at| at + Duration::from_micros(1));
+        let now = database_now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let whole = Duration::new(now.as_secs(), now.subsec_micros() * 1_000);
+        next.into_iter().fold(SystemTime::UNIX_EPOCH + whole, SystemTime::max)
+    }
+
+    /// Lets in again whom `ends` says. Returns their names.
+    pub fn let_in(&mut self, ends: impl Fn(&PublicKey, &Lost) -> bool) -> Vec<String> {
+        let ended = self.kept.lost.extract_if(.., |key, it| ends(key, it));
         let names: Vec<_> = ended.map(|(_, it)| it.name).collect();
         self.changed |= !names.is_empty();
         names

@@ -148,9 +148,11 @@ impl Machine {
                 self.source.want(ReadKind::Everything);
                 self.mirror.want_reading_for("resync asked for");
             }
-            Event::ConfirmRemovals { until } => {
+            Event::ConfirmRemovals { until, let_in_until } => {
                 self.hold.confirm(|since| since <= until);
-                self.let_in(true, now);
+                if let Some(until) = let_in_until {
+                    self.let_in_shown(until, now);
+                }
                 self.compare_on_purpose(now);
             }
             Event::Blocks(list) => self.block(list, now),
@@ -199,7 +201,7 @@ impl Machine {
         }
         let touched = self.rows.expire(self.source.clock(now));
         self.touch(touched, now.instant);
-        self.let_in(false, now);
+        self.let_in_in_time(now);
         if let Some((age, policy)) = self.rows.grow_stale(now.instant) {
             self.notices.say(Note::Stale { since: age, policy });
             self.rows_are_stale(policy, now);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use gatepost::model::{Bars, Mark, PeerId, PublicKey};
+use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Event, Note, Withdrawal};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
@@ -84,6 +85,16 @@ impl Past {
         let lost = (1..=PEERS).filter(lost).collect();
         self.revoked.truncate(left);
         lost
+    }
+
+    /// Since when peers are shown as kept out.
+    fn kept_out(&self) -> Vec<SystemTime> {
+        let peers = self.world.machine.view().peers();
+        let since = peers.iter().filter_map(|peer| match peer.state {
+            PeerState::KeptOut { since, .. } => Some(since),
+            _ => None,
+        });
+        since.collect()
     }
 
     fn in_kernel(&self, number: u8) -> bool {
@@ -197,12 +208,26 @@ fn lost_revocation_is_said_audited_and_shown() {
 }
 
 #[test]
-fn confirmation_lets_in_at_once() {
+fn confirmation_lets_in_at_once_those_that_were_shown_and_no_others() {
     let mut past = lost_revocation();
-    let until = past.world.database_now();
-    past.world.tell(Event::ConfirmRemovals { until });
+    let shown = past.kept_out();
+    assert_eq!(shown.len(), 1);
+    past.commit(2, Bars::DEVICE_STATUS);
     past.world.pass_time(Duration::from_secs(1));
-    assert!(past.in_kernel(1) && !past.world.machine.view().keeps_out());
+    assert_eq!(past.lose(1), [2].into());
+    past.world.pass_time(Duration::from_secs(20));
+    assert_eq!(past.kept_out().len(), 2);
+    past.world.confirm();
+    past.world.pass_time(Duration::from_secs(1));
+    assert!(!past.in_kernel(1) && !past.in_kernel(2), "only removals were shown");
+    let until = SystemTime::UNIX_EPOCH;
+    past.world.tell(Event::ConfirmRemovals { until, let_in_until: shown.into_iter().max() });
+    past.world.pass_time(Duration::from_secs(1));
+    assert!(past.in_kernel(1) && !past.in_kernel(2), "the other was lost later");
+    let let_in_until = past.kept_out().into_iter().max();
+    past.world.tell(Event::ConfirmRemovals { until, let_in_until });
+    past.world.pass_time(Duration::from_secs(1));
+    assert!(past.in_kernel(2) && !past.world.machine.view().keeps_out());
 }
 
 #[test]

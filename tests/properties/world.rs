@@ -380,7 +380,7 @@ impl World {
     /// An operator confirms what is held back by the rows that were read until now.
     pub fn confirm(&mut self) {
         let until = self.database_now();
-        self.tell(Event::ConfirmRemovals { until });
+        self.tell(Event::ConfirmRemovals { until, let_in_until: None });
     }
 
     /// Everybody is welcome again.

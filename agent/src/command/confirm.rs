@@ -12,7 +12,7 @@ use crate::output::{count, print};
 use gatepost::reconcile::status::{PeerState, PeerStatus};
 
 /// Shows the peers that are held or kept out, and confirms their removal, or lets them in, after a question
-/// or with `--yes`. A peer that is held later is not confirmed.
+/// or with `--yes`. A peer that is held or kept out later is not confirmed.
 ///
 /// # Errors
 /// No agent; [`CommandError::NothingHeldBack`], [`CommandError::NotConfirmed`],
@@ -29,7 +29,8 @@ pub fn confirm(config: &Config, yes: bool) -> Result<Exit, CommandError> {
         return Err(CommandError::NothingHeldBack);
     }
     // Held since before that: no removal.
-    let until = held.iter().filter_map(held_since).max().unwrap_or(SystemTime::UNIX_EPOCH);
+    let until = latest(&held).unwrap_or(SystemTime::UNIX_EPOCH);
+    let let_in_until = latest(&kept_out);
     let question = question(held.len() as u64, kept_out.len() as u64);
     let done = match held.len() {
         0 => "confirmed; they are let in now\n",
@@ -40,7 +41,7 @@ pub fn confirm(config: &Config, yes: bool) -> Result<Exit, CommandError> {
     if !yes && !ask::yes_or_no("confirm", &question)? {
         return Err(CommandError::NotConfirmed);
     }
-    client.confirm(until)?;
+    client.confirm(until, let_in_until)?;
     print(done)?;
     Ok(Exit::Success)
 }
@@ -55,9 +56,11 @@ fn question(held: u64, kept_out: u64) -> String {
     }
 }
 
-fn held_since(peer: &PeerStatus) -> Option<SystemTime> {
-    match &peer.state {
-        PeerState::Held { since, .. } => Some(*since),
+/// The latest time since which one of them is held or kept out.
+fn latest(peers: &[PeerStatus]) -> Option<SystemTime> {
+    let since = peers.iter().filter_map(|peer| match &peer.state {
+        PeerState::Held { since, .. } | PeerState::KeptOut { since, .. } => Some(*since),
         _ => None,
-    }
+    });
+    since.max()
 }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::ControlError;
 use super::protocol::{Line, Request};
-use gatepost::reconcile::status::{BlockAnswer, Explanation, PeerStatus, Status};
+use gatepost::reconcile::status::{BlockAnswer, Exact, Explanation, PeerStatus, Status};
 
 /// A running agent, as its socket shows it.
 #[derive(Debug)]
@@ -73,12 +73,18 @@ impl Client {
         self.ask(&Request::Unblock { who: who.to_owned() }, |_: serde_json::Value| {})
     }
 
-    /// Confirms the removals that are held back by rows read `until` this time of the database.
+    /// Confirms the removals that are held back by rows read `until` this time of the database, and lets
+    /// in the peers that are kept out since `let_in_until` or earlier.
     ///
     /// # Errors
-    /// As [`Client::status`]; [`ControlError::Refused`] if no removal is held back.
-    pub fn confirm(&self, until: SystemTime) -> Result<(), ControlError> {
-        self.ask(&Request::Confirm { until }, |_: serde_json::Value| {})
+    /// As [`Client::status`]; [`ControlError::Refused`] if no removal is held back, and no peer kept out.
+    pub fn confirm(
+        &self,
+        until: SystemTime,
+        let_in_until: Option<SystemTime>,
+    ) -> Result<(), ControlError> {
+        let let_in_until = let_in_until.map(Exact);
+        self.ask(&Request::Confirm { until, let_in_until }, |_: serde_json::Value| {})
     }
 
     fn ask<I: DeserializeOwned, D: DeserializeOwned>(

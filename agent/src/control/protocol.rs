@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use gatepost::model::policy::Quoted;
+use gatepost::reconcile::status::Exact;
 use serde::{Deserialize, Serialize};
 
 /// A request to the agent.
@@ -23,10 +24,13 @@ pub enum Request {
     /// As for [`Request::Block`].
     Unblock { who: String },
     /// Done when the removals are confirmed that are held back by rows read until this time of the
-    /// database, the latest `since` of the held peers that were shown.
+    /// database, the latest `since` of the held peers that were shown, and the peers are let in that
+    /// are kept out since `let_in_until` or earlier. Without that, no peer is.
     Confirm {
         #[serde(with = "gatepost::reconcile::status::exact")]
         until: SystemTime,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        let_in_until: Option<Exact>,
     },
 }
 

@@ -18,6 +18,7 @@ use super::error::ControlError;
 use super::protocol::{Access, Line, Request};
 use crate::accept::{self, Turn};
 use crate::handles::{Ask, Watcher};
+use gatepost::reconcile::status::Exact;
 
 /// A bound control socket. Dropping it removes the socket file.
 #[derive(Debug)]
@@ -189,8 +190,9 @@ impl Reply<'_> {
                 self.answer(asking.ask(ask_for).await).await
             }
             Request::Resync => self.answer(asking.ask(Ask::Resync).await).await,
-            Request::Confirm { until } => {
-                let ask_for = |answer| Ask::Confirm { until, answer };
+            Request::Confirm { until, let_in_until } => {
+                let let_in_until = let_in_until.map(|Exact(at)| at);
+                let ask_for = |answer| Ask::Confirm { until, let_in_until, answer };
                 self.answer(asking.ask(ask_for).await).await
             }
         }

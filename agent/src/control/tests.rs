@@ -8,9 +8,12 @@ use nix::unistd::{Gid, Group, Uid, User};
 use gatepost::model::{DeviceId, PeerId, UserId};
 
 use super::caller::{Caller, Denied};
+use super::protocol::Request;
 use super::{Client, ControlError, Server, Writers};
 use crate::handles::{Ask, LoopHandle, channels};
-use gatepost::reconcile::status::{Explanation, PeerState, PeerStatus, State, Status, Timestamp};
+use gatepost::reconcile::status::{
+    Exact, Explanation, PeerState, PeerStatus, State, Status, Timestamp,
+};
 use gatepost::reconcile::{ExplainError, NothingHeldBack, WhoError};
 
 fn peer(user: &str) -> PeerStatus {
@@ -90,7 +93,7 @@ async fn each_request_gets_its_answer() {
         client.resync().unwrap();
         assert!(
             client
-                .confirm(SystemTime::UNIX_EPOCH)
+                .confirm(SystemTime::UNIX_EPOCH, None)
                 .unwrap_err()
                 .to_string()
                 .ends_with("no removal is held back")
@@ -191,4 +194,16 @@ async fn only_root_and_members_of_the_write_group_change_something() {
     let missing = Writers::new(Some("no-such-group"));
     let said = missing.admit(stranger()).await.unwrap_err().to_string();
     assert!(said.contains("create group no-such-group"), "{said}");
+}
+
+#[test]
+fn confirmation_of_an_older_client_lets_no_peer_in() {
+    let older = r#"{"op":"confirm","until":"1970-01-01T00:00:00.000000Z"}"#;
+    let until = SystemTime::UNIX_EPOCH;
+    let request = Request::Confirm { until, let_in_until: None };
+    assert_eq!(serde_json::from_str::<Request>(older).unwrap(), request);
+    assert_eq!(serde_json::to_string(&request).unwrap(), older);
+    let newer = Request::Confirm { until, let_in_until: Some(Exact(until)) };
+    let text = serde_json::to_string(&newer).unwrap();
+    assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), newer);
 }

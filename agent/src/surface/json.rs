@@ -155,7 +155,7 @@ fn peers_json() {
         PeerState::Pending,
         PeerState::Ineligible { reason: reason() },
         PeerState::Blocked { reason: reason() },
-        PeerState::KeptOut { reason: reason() },
+        PeerState::KeptOut { reason: reason(), since: NOW.0 },
         PeerState::Quarantined { reason: reason() },
         PeerState::Held { reason: reason(), since: NOW.0 },
     ];

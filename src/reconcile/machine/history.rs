@@ -45,11 +45,23 @@ impl Machine {
         self.keep_out(now);
     }
 
-    /// Lets in again whom the rows admit although their withdrawal was lost: whose time has come, or
-    /// all of them because an operator says so.
-    pub(super) fn let_in(&mut self, confirmed: bool, now: Now) {
-        let by = (!confirmed).then(|| self.source.clock(now));
-        let peers = self.history.let_in(by);
+    /// Lets in again whom the rows admit although their withdrawal was lost, once their time has come.
+    pub(super) fn let_in_in_time(&mut self, now: Now) {
+        let by = self.source.clock(now);
+        let peers = self.history.let_in(|_, lost| lost.until <= by);
+        self.tell_let_in(peers, false, now);
+    }
+
+    /// An operator lets in those that were shown: kept out since this time of the database or earlier,
+    /// and for no other reason.
+    pub(super) fn let_in_shown(&mut self, until: SystemTime, now: Now) {
+        let Some(desired) = self.rows.desired() else { return };
+        let shown: BTreeSet<_> = desired.kept_out().collect();
+        let peers = self.history.let_in(|key, lost| lost.since <= until && shown.contains(key));
+        self.tell_let_in(peers, true, now);
+    }
+
+    fn tell_let_in(&mut self, peers: Vec<String>, confirmed: bool, now: Now) {
         if !peers.is_empty() {
             self.notices.say(Note::HistoryFollowed { peers, confirmed });
             self.keep_out(now);

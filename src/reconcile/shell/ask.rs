@@ -28,8 +28,13 @@ pub enum Ask {
     Block { who: String, answer: BlockReply },
     /// Lift a block.
     Unblock { who: String, answer: BlockReply },
-    /// Let the removals go ahead that are held back by rows read until this time of the database.
-    Confirm { until: SystemTime, answer: oneshot::Sender<Result<(), NothingHeldBack>> },
+    /// Let the removals go ahead that are held back by rows read until this time of the database, and
+    /// let in the peers that are kept out since `let_in_until` or earlier.
+    Confirm {
+        until: SystemTime,
+        let_in_until: Option<SystemTime>,
+        answer: oneshot::Sender<Result<(), NothingHeldBack>>,
+    },
 }
 
 /// There is no removal to confirm.
@@ -60,12 +65,13 @@ impl<D: Dataplane + 'static> Shell<D> {
                 self.tell(Event::Resync);
                 self.resyncs.push((self.machine.view().resyncs_asked(), answer));
             }
-            Ask::Confirm { until, answer } => {
+            Ask::Confirm { until, let_in_until, answer } => {
                 let view = self.machine.view();
-                let held_back = view.held_back().is_some() || view.keeps_out();
+                let held_back =
+                    view.held_back().is_some() || let_in_until.is_some() && view.keeps_out();
                 drop(view);
                 if held_back {
-                    self.tell(Event::ConfirmRemovals { until });
+                    self.tell(Event::ConfirmRemovals { until, let_in_until });
                 }
                 let _ = answer.send(if held_back { Ok(()) } else { Err(NothingHeldBack) });
             }

@@ -45,6 +45,7 @@ impl View<'_> {
         let present = || key.and_then(|key| observed?.peers.get(key));
         let traffic = || key.and_then(|key| self.mirror.traffic.get(key)).copied();
         let asked_for = || vec![row.assigned_ip];
+        let lost = || key.and_then(|key| self.lost.get(key));
         let (state, traffic, addresses) = match (held, standing) {
             (Some(held), _) => {
                 let addresses = present().map(|peer| peer.allowed_ips.iter().collect());
@@ -66,8 +67,8 @@ impl View<'_> {
                 let reason = why.to_string();
                 let state = if why.blocked {
                     PeerState::Blocked { reason }
-                } else if why.kept_out {
-                    PeerState::KeptOut { reason }
+                } else if let Some(lost) = lost().filter(|_| why.kept_out) {
+                    PeerState::KeptOut { reason, since: lost.since }
                 } else {
                     PeerState::Ineligible { reason }
                 };

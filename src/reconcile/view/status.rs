@@ -20,7 +20,7 @@ pub use crate::dataplane::BackendInUse;
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 pub use crate::reconcile::mode::Mode;
 use crate::reconcile::note::name_of;
-pub use crate::reconcile::view::time::{Timestamp, exact};
+pub use crate::reconcile::view::time::{Exact, Timestamp, exact};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -291,6 +291,8 @@ pub enum PeerState {
     /// The database lost its revocation: it stays out for a while, or until an operator lets it in.
     KeptOut {
         reason: String,
+        #[serde(with = "exact")]
+        since: SystemTime,
     },
     /// This host blocks it.
     Blocked {
@@ -309,9 +311,9 @@ impl PeerState {
             Self::InKernel => "ok".to_owned(),
             Self::Pending => "pending".to_owned(),
             Self::Held { reason, .. } => format!("held: {reason}"),
-            Self::Ineligible { reason } | Self::KeptOut { reason } | Self::Blocked { reason } => {
-                reason.clone()
-            }
+            Self::Ineligible { reason }
+            | Self::KeptOut { reason, .. }
+            | Self::Blocked { reason } => reason.clone(),
             Self::Quarantined { reason } => format!("quarantined: {reason}"),
         }
     }

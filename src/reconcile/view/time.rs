@@ -56,6 +56,10 @@ impl From<Timestamp> for String {
     }
 }
 
+/// A time of the database, as [`exact`] writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exact(#[serde(with = "exact")] pub SystemTime);
+
 /// Times of the database, which counts microseconds. A confirmation names one.
 pub mod exact {
     use std::time::SystemTime;
