@@ -25,6 +25,8 @@ pub(super) use plan::Planned;
 pub(super) struct Rows {
     local: Arc<Local>,
     block_list: Arc<BlockList>,
+    /// Whether a plan was made since the block list changed.
+    blocks_are_planned: bool,
     desired: Option<DesiredState>,
     /// Who stays out for now, whatever the rows say.
     kept_out: BTreeSet<PublicKey>,
@@ -117,6 +119,7 @@ impl Rows {
         Self {
             local,
             block_list,
+            blocks_are_planned: false,
             desired: None,
             kept_out: BTreeSet::new(),
             origin: Origin::Database,

@@ -81,6 +81,33 @@ fn blocked_peer_goes_at_once_while_the_database_is_away_and_comes_back_when_unbl
 }
 
 #[test]
+fn block_is_not_in_force_while_its_peer_is_being_added() {
+    for whom in each_kind(1) {
+        let mut world = quiet_world();
+        world.revoke([1]);
+        world.tell(Event::Notified);
+        world.pass_time(SECOND);
+        assert!(!is_present(&world, 1));
+        world.restore_all();
+        world.tell(Event::Notified);
+        while !matches!(world.queue.front(), Some(Action::Apply(..))) {
+            let action = world.queue.pop_front().unwrap();
+            world.carry_out(action);
+        }
+        world.block_list = Arc::new(list([whom]));
+        world.tell(Event::Blocks(world.block_list.clone()));
+        assert_eq!(world.machine.view().blocks_are_in_force(), Some(false), "{whom}");
+        let adds = world.queue.pop_front().unwrap();
+        world.carry_out(adds);
+        assert!(is_present(&world, 1), "the plan adds it");
+        assert_eq!(world.machine.view().blocks_are_in_force(), Some(false), "{whom}");
+        world.settle();
+        assert!(!is_present(&world, 1));
+        assert_eq!(world.machine.view().blocks_are_in_force(), Some(true), "{whom}");
+    }
+}
+
+#[test]
 fn no_row_lifts_a_block() {
     for whom in each_kind(1) {
         let mut world = quiet_world();

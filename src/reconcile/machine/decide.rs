@@ -279,6 +279,7 @@ impl Machine {
         self.hold.forget_confirmed(self.rows.followed(), &observed);
         let (present, decides) = (observed.peers.len(), self.rows.decide() && obstacle.is_none());
         drop(observed);
+        self.rows.planned();
         let update = self.hold.update(held, present, decides);
         actions.extend(update.keep.map(Action::Keep));
         if self.hold.held_back().is_some() || self.rows.sealed_count() > 0 {

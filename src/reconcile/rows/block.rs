@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Rows;
-use crate::model::{Block, BlockList, Departed, DesiredState, Touched, Whom};
+use crate::model::{Block, BlockList, Departed, DesiredState, ObservedState, Touched, Whom};
 
 impl Rows {
     pub fn block_list(&self) -> Arc<BlockList> {
@@ -20,6 +20,18 @@ impl Rows {
     /// From now on this is the host's block list.
     pub fn block(&mut self, list: Arc<BlockList>) -> Option<Touched> {
         self.block_list = Arc::clone(&list);
+        self.blocks_are_planned = false;
         self.change(|desired| desired.block(Arc::clone(&list)))
+    }
+
+    /// A plan was made, so that the kernel was known, and no former plan is being applied.
+    pub const fn planned(&mut self) {
+        self.blocks_are_planned = true;
+    }
+
+    /// Whether no blocked peer is in the kernel. One that is not there yet may be on its way, by a plan
+    /// made before the block.
+    pub fn blocks_are_in_force(&self, observed: &ObservedState) -> bool {
+        (self.blocks_are_planned || self.block_list.is_empty()) && self.blocked(observed).is_empty()
     }
 }

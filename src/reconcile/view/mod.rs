@@ -176,11 +176,12 @@ impl View<'_> {
         self.rows.block_list
     }
 
-    /// Whether the kernel holds no peer that is blocked; `None`: it was not read yet.
+    /// Whether the kernel holds no peer that is blocked, and none is being added; `None`: it was not
+    /// read yet.
     #[must_use]
     pub fn blocks_are_in_force(&self) -> Option<bool> {
         let observed = self.mirror.observed.as_ref()?;
-        Some(self.rows.all.blocked(observed).is_empty())
+        Some(self.rows.all.blocks_are_in_force(observed))
     }
 
     /// How many comparisons operators asked for.
