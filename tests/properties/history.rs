@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use gatepost::model::{Bars, Mark, PeerId, PublicKey};
 use gatepost::reconcile::status::PeerState;
-use gatepost::reconcile::{Event, Note, Withdrawal};
+use gatepost::reconcile::{Action, Event, Note, Withdrawal};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
@@ -228,6 +228,31 @@ fn confirmation_lets_in_at_once_those_that_were_shown_and_no_others() {
     past.world.tell(Event::ConfirmRemovals { until, let_in_until });
     past.world.pass_time(Duration::from_secs(1));
     assert!(past.in_kernel(2) && !past.world.machine.view().keeps_out());
+}
+
+#[test]
+fn only_peers_that_nothing_else_bars_are_shown_as_kept_out() {
+    let mut past = Past::new();
+    for number in 1..=3 {
+        past.commit(number, Bars::DEVICE_STATUS);
+        past.world.pass_time(Duration::from_secs(1));
+    }
+    assert_eq!(past.lose(1), [3].into());
+    past.world.tell(Event::Resync);
+    while !matches!(past.world.queue.front(), Some(Action::AskMarks(_))) {
+        let action = past.world.queue.pop_front().unwrap();
+        past.world.carry_out(action);
+    }
+    let state = |past: &Past, number: u8| {
+        past.world.machine.view().peers()[usize::from(number) - 1].state.clone()
+    };
+    let revoked = PeerState::Ineligible { reason: "device not active".into() };
+    assert_eq!((state(&past, 1), state(&past, 2)), (revoked.clone(), revoked.clone()));
+    let PeerState::Ineligible { reason } = state(&past, 3) else { panic!("not known yet") };
+    assert!(reason.contains("is being asked"), "{reason}");
+    past.world.pass_time(Duration::from_secs(20));
+    assert!(matches!(state(&past, 3), PeerState::KeptOut { .. }));
+    assert_eq!((state(&past, 1), state(&past, 2)), (revoked.clone(), revoked));
 }
 
 #[test]

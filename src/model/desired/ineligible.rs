@@ -4,7 +4,8 @@ use std::fmt;
 
 use crate::model::Bars;
 
-/// Why a row is not eligible: everything that is true of it. Prints as one line.
+/// Why a row is not eligible: everything that is true of it. Prints as one line. That the peer is kept
+/// out counts only where nothing else bars it: else no operator can let it in.
 ///
 /// This verdict is given in one place, where the row is evaluated, and again whenever the row, the
 /// time or the gateway changes it.
@@ -35,6 +36,12 @@ impl Ineligible {
         let others = self.revoked || self.gateway_inactive || self.suspended || self.blocked;
         only_deleted && !others
     }
+
+    /// Whether nothing else speaks against the peer than that its withdrawal may be lost.
+    #[must_use]
+    pub fn is_only_kept_out(&self) -> bool {
+        *self == Self { kept_out: true, ..Self::default() }
+    }
 }
 
 impl fmt::Display for Ineligible {
@@ -45,7 +52,7 @@ impl fmt::Display for Ineligible {
             (self.suspended, "not admitted while the rows are stale"),
             (self.blocked, "blocked on this host (`gatepost blocked` lists it)"),
             (
-                self.kept_out,
+                self.is_only_kept_out(),
                 "its revocation was lost by the database (`gatepost confirm` lets it in)",
             ),
         ];
@@ -88,11 +95,12 @@ mod tests {
             blocked: true,
             kept_out: true,
         };
+        let kept_out = Ineligible { kept_out: true, ..Ineligible::default() };
+        assert!(kept_out.to_string().contains("gatepost confirm"), "{kept_out}");
         assert_eq!(
             why.to_string(),
             "device not active, user not active, device revoked, gateway not active, not admitted \
-             while the rows are stale, blocked on this host (`gatepost blocked` lists it), its \
-             revocation was lost by the database (`gatepost confirm` lets it in)"
+             while the rows are stale, blocked on this host (`gatepost blocked` lists it)"
         );
     }
 }

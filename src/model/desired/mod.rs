@@ -271,8 +271,9 @@ impl DesiredState {
 
     /// The peers that are kept out although their rows admit them.
     pub fn kept_out(&self) -> impl Iterator<Item = PublicKey> {
-        let only = Ineligible { kept_out: true, ..Ineligible::default() };
-        let rows = self.rows().filter(move |(_, standing)| *standing == Standing::Ineligible(only));
+        let rows = self.rows().filter(
+            |(_, standing)| matches!(standing, Standing::Ineligible(why) if why.is_only_kept_out()),
+        );
         rows.filter_map(|(row, _)| match &row.public_key {
             KeyText::Key(key) => Some(*key),
             KeyText::Bad { .. } => None,

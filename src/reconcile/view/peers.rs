@@ -7,6 +7,9 @@ use crate::model::{
 };
 use crate::plan::HeldPeer;
 
+/// Why a peer is left out that was withdrawn before the database had another epoch.
+const BEING_ASKED: &str = "the database is being asked whether it lost the revocation";
+
 impl View<'_> {
     /// Every peer of this gateway, by the id of its row; then the held peers that no row names.
     #[must_use]
@@ -65,12 +68,11 @@ impl View<'_> {
             }
             (None, Standing::Ineligible(why)) => {
                 let reason = why.to_string();
-                let state = if why.blocked {
-                    PeerState::Blocked { reason }
-                } else if let Some(lost) = lost().filter(|_| why.kept_out) {
-                    PeerState::KeptOut { reason, since: lost.since }
-                } else {
-                    PeerState::Ineligible { reason }
+                let state = match lost() {
+                    _ if why.blocked => PeerState::Blocked { reason },
+                    _ if !why.is_only_kept_out() => PeerState::Ineligible { reason },
+                    Some(lost) => PeerState::KeptOut { reason, since: lost.since },
+                    None => PeerState::Ineligible { reason: BEING_ASKED.to_owned() },
                 };
                 (state, None, asked_for())
             }
