@@ -28,7 +28,9 @@ impl ObservedState {
                 self.peers.insert(*key, peer.clone());
             }
             Step::NarrowPeer { key, allowed_ips } => {
-                self.with_peer(key, |peer| peer.allowed_ips = allowed_ips.clone());
+                self.with_peer(key, |peer| {
+                    peer.allowed_ips = peer.allowed_ips.intersection(allowed_ips);
+                });
             }
             Step::WidenPeer { key, allowed_ips } => self.with_peer(key, |peer| {
                 peer.allowed_ips = peer.allowed_ips.iter().chain(allowed_ips.iter()).collect();

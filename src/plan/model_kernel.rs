@@ -100,9 +100,7 @@ impl ModelKernel {
                     return Ok(());
                 }
             }
-            Step::WidenPeer { key, allowed_ips } | Step::NarrowPeer { key, allowed_ips }
-                if self.state.peers.contains_key(key) =>
-            {
+            Step::WidenPeer { key, allowed_ips } if self.state.peers.contains_key(key) => {
                 self.steal(*key, allowed_ips);
             }
             // `wg_set_device`: a peer with the new private key's public key is removed.

@@ -89,7 +89,7 @@ pub enum Step {
     RemovePeer {
         key: PublicKey,
     },
-    /// Replace the prefixes by fewer.
+    /// Take prefixes from those it has: these are left.
     NarrowPeer {
         key: PublicKey,
         allowed_ips: AllowedIps,

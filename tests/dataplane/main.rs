@@ -57,7 +57,10 @@ fn tests(backend: Backend) -> Vec<Test> {
     tests.extend(tunnel::TESTS);
     match backend {
         Backend::Userspace => tests.extend(device::TESTS),
-        _ => tests.extend(peers::KERNEL_TESTS),
+        _ => {
+            tests.extend(peers::KERNEL_TESTS);
+            tests.extend(tunnel::KERNEL_TESTS);
+        }
     }
     tests
 }

@@ -1,20 +1,24 @@
 //! Packets: a client with its own WireGuard reaches the gateway, and is cut off.
 
 use std::net::{IpAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::{Backend, Dataplane, spawn_device, stop_device};
-use gatepost::model::InterfaceName;
+use gatepost::model::{AllowedIps, InterfaceName, Peer};
 use gatepost::plan::Step;
 
 use crate::netns::Netns;
-use crate::rig::{Gateway, PORT, interface, peer, private_key};
+use crate::rig::{Gateway, PORT, interface, peer, prefixes, private_key};
 use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     ("an_encrypted_ping_passes_and_stops_with_the_peer", ping),
     ("the_flows_of_an_address_are_cut", flows),
 ];
+
+pub const KERNEL_TESTS: &[Test] =
+    &[("what_a_narrowed_peer_keeps_loses_no_packet_and_its_neighbour_gets_none", narrowed)];
 
 /// A client in a namespace of its own, joined to the gateway's, configured by `wg` and `ip`.
 struct Client {
@@ -77,6 +81,70 @@ fn ping(backend: Backend) {
         assert!(age < Duration::from_secs(60), "{age:?}");
         gateway.apply_all(vec![Step::RemovePeer { key }]);
         assert!(!client.reaches("10.7.0.1"));
+    });
+}
+
+/// A peer's other prefix comes and goes, inside a network of a neighbour, while its packets flow.
+fn narrowed(backend: Backend) {
+    const ROUNDS: usize = 40;
+    let netns = Netns::new("Bg");
+    let client = Client::new(backend, &netns);
+    client.netns.exec(&format!("ip address add 192.168.7.1/32 dev {}", client.name));
+    netns.enter(|| {
+        let mut gateway = Gateway::up(interface(), backend);
+        let (key, neighbour) = (private_key(2).public_key(), private_key(3).public_key());
+        // Many prefixes before the one whose packets flow.
+        let many = (0..1_000).map(|n| format!("10.8.{}.{}/32", n / 250, n % 250));
+        let kept = many.chain(["10.7.0.2/32".into(), "192.168.7.1/32".into()]);
+        let kept: AllowedIps = kept.map(|text| text.parse().unwrap()).collect();
+        let other: AllowedIps = prefixes(&["192.168.8.0/24"]);
+        gateway.apply_all(vec![
+            Step::AddPeer { key, peer: Peer { allowed_ips: kept.clone(), ..Peer::default() } },
+            Step::AddPeer { key: neighbour, peer: peer(&["192.168.0.0/16"]) },
+        ]);
+        // What is sent to the neighbour counts there, if only as a handshake.
+        let name = gateway.name.clone();
+        netns.exec(&format!("wg set {name} peer {neighbour} endpoint 192.0.2.2:9"));
+        netns.exec(&format!("ip route add 192.168.0.0/16 dev {name}"));
+        assert!((0..8).any(|_| client.reaches("10.7.0.1")));
+
+        let server = UdpSocket::bind("10.7.0.1:7000").unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let socket = client.netns.enter(|| UdpSocket::bind("192.168.7.1:0").unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let done = AtomicBool::new(false);
+        let (sent, answered) = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut datagram = [0; 9];
+                while let Ok((len, from)) = server.recv_from(&mut datagram) {
+                    if datagram[..len] == *b"end" {
+                        return;
+                    }
+                    server.send_to(&datagram[..len], from).unwrap();
+                }
+            });
+            let talk = scope.spawn(|| {
+                let (mut sent, mut answered) = (0, 0);
+                while !done.load(Ordering::Relaxed) {
+                    socket.send_to(b"x", "10.7.0.1:7000").unwrap();
+                    sent += 1;
+                    answered += usize::from(socket.recv_from(&mut [0; 9]).is_ok());
+                }
+                socket.send_to(b"end", "10.7.0.1:7000").unwrap();
+                (sent, answered)
+            });
+            for _ in 0..ROUNDS {
+                gateway.apply(vec![Step::WidenPeer { key, allowed_ips: other.clone() }]);
+                gateway.apply(vec![Step::NarrowPeer { key, allowed_ips: kept.clone() }]);
+            }
+            done.store(true, Ordering::Relaxed);
+            talk.join().unwrap()
+        });
+        assert!(sent > ROUNDS, "{sent} packets are too few");
+        assert_eq!(answered, sent, "packets of a prefix that the peer kept were lost");
+        gateway.check();
+        let traffic = gateway.host.observe().unwrap().traffic;
+        assert_eq!(traffic.get(&neighbour).map_or(0, |it| it.tx_bytes), 0);
     });
 }
 

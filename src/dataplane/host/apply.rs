@@ -46,7 +46,9 @@ impl<F: Firewall> Host<F> {
                     let error = Arc::new(error);
                     run.iter().map(|_| Err(Arc::clone(&error))).collect()
                 }
-                (Ok((link, backend)), Part::Peer) => self.apply_peers(&link, backend, run),
+                (Ok((link, backend)), Part::Peer) => {
+                    self.apply_peers(&link, backend, run, observed)
+                }
                 (Ok((link, _)), Part::Route) => {
                     with_remedies(run, route::write(&mut self.rtnetlink, link.index, run))
                 }
@@ -226,9 +228,18 @@ impl<F: Firewall> Host<F> {
         }
     }
 
-    fn apply_peers(&mut self, link: &Link, backend: BackendInUse, run: &[Step]) -> Vec<Verdict> {
+    fn apply_peers(
+        &mut self,
+        link: &Link,
+        backend: BackendInUse,
+        run: &[Step],
+        observed: &ObservedState,
+    ) -> Vec<Verdict> {
         match backend {
-            BackendInUse::Kernel => with_remedies(run, self.kernel.write_peers(link.index, run)),
+            BackendInUse::Kernel => {
+                let written = self.kernel.write_peers(link.index, run, &observed.peers);
+                with_remedies(run, written)
+            }
             BackendInUse::Userspace => wireguard::write_peers(&self.settings.interface, run)
                 .into_iter()
                 .map(|verdict| verdict.map_err(|error| Arc::new(error.into())))

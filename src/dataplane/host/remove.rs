@@ -49,9 +49,9 @@ impl<F: Firewall> Host<F> {
     fn remove_peers(&mut self, link: &Link) -> Result<(), DataplaneError> {
         let action = || format!("removing the peers of {}", link.name);
         let peers = self.kernel.read(link.index).map_err(DataplaneError::during(action()))?.peers;
-        let steps: Vec<Step> = peers.into_keys().map(|key| Step::RemovePeer { key }).collect();
+        let steps: Vec<Step> = peers.keys().map(|key| Step::RemovePeer { key: *key }).collect();
         let removed: Result<(), _> =
-            self.kernel.write_peers(link.index, &steps).into_iter().collect();
+            self.kernel.write_peers(link.index, &steps, &peers).into_iter().collect();
         removed.map_err(DataplaneError::during(action()))
     }
 

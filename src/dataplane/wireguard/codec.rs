@@ -1,5 +1,6 @@
 //! Peer steps as messages of `WG_CMD_SET_DEVICE` (include/uapi/linux/wireguard.h). Pure.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use super::sys::{
     PEER_REMOVE_ME, PEER_REPLACE_ALLOWED_IPS, PEER_UPDATE_ONLY,
 };
 use crate::dataplane::netlink::{put, put_nested};
-use crate::model::{AllowedIps, PublicKey};
+use crate::model::{AllowedIps, Peer, PublicKey};
 use crate::plan::Step;
 
 /// Beyond this a message is closed. Twice the size is no faster.
@@ -20,6 +21,9 @@ const MESSAGE_BYTES: usize = 12 * 1024;
 /// An attribute holds 64 KiB less its header: this many IPv6 prefixes at 40 bytes are 40 KiB. A peer
 /// with more is written in several messages.
 const PREFIXES_PER_ENTRY: usize = 1024;
+
+/// A peer's key to which nobody has the private one.
+const NOBODY: [u8; 32] = *b"gatepost: a peer that nobody is.";
 
 /// Encoded entries of a peer list. They may hold preshared keys.
 pub(super) type Peers = Zeroizing<Vec<u8>>;
@@ -32,14 +36,21 @@ pub(super) struct Batch {
     pub messages: Vec<Peers>,
 }
 
+/// The peers as they are before the steps.
+pub(super) type ObservedPeers = BTreeMap<PublicKey, Peer>;
+
 /// Packs peer steps into messages, in their order, each when it is asked for, so that no other takes
 /// up memory while the kernel works on one. Any other step is a batch without messages.
-pub(super) fn pack(steps: &[Step]) -> impl Iterator<Item = Batch> {
+pub(super) fn pack<'a>(
+    steps: &'a [Step],
+    peers: &'a ObservedPeers,
+) -> impl Iterator<Item = Batch> + 'a {
     let mut next = 0;
     // The entries of the next step, where they did not fit into the previous batch.
     let mut ahead = None;
     std::iter::from_fn(move || {
-        let mut messages = ahead.take().or_else(|| steps.get(next).map(entries))?;
+        let mut messages =
+            ahead.take().or_else(|| steps.get(next).map(|step| entries(step, peers)))?;
         let start = next;
         next += 1;
         if let [message] = &mut messages[..] {
@@ -47,7 +58,7 @@ pub(super) fn pack(steps: &[Step]) -> impl Iterator<Item = Batch> {
             let mut packed = Peers::new(Vec::with_capacity(message.len().max(MESSAGE_BYTES)));
             packed.extend_from_slice(message);
             while let Some(step) = steps.get(next) {
-                let entries = entries(step);
+                let entries = entries(step, peers);
                 match &entries[..] {
                     [entry] if packed.len() + entry.len() <= MESSAGE_BYTES => {
                         packed.extend_from_slice(entry);
@@ -67,15 +78,34 @@ pub(super) fn pack(steps: &[Step]) -> impl Iterator<Item = Batch> {
 
 /// The entry that removes a peer. An unknown peer stays unknown.
 pub(super) fn removal(key: &PublicKey) -> Peers {
-    entry(key, PEER_REMOVE_ME, &[], |_| {})
+    entry(key.as_bytes(), PEER_REMOVE_ME, &[], |_| {})
+}
+
+/// The entry that removes what a refused narrowing may have left.
+pub(super) fn removal_of_nobody() -> Peers {
+    entry(&NOBODY, PEER_REMOVE_ME, &[], |_| {})
+}
+
+/// Takes prefixes from the peers that have them. Replacing a peer's prefixes by fewer leaves those
+/// that it keeps without an owner for a moment, or with the peer whose prefix contains them. A prefix
+/// that is given to another peer moves at once, so these go to one that is then removed.
+fn taken(prefixes: &[IpNet]) -> Peers {
+    let mut out = entry(&NOBODY, 0, prefixes, |_| {});
+    out.extend_from_slice(&removal_of_nobody());
+    out
 }
 
 /// One step's entries in the peer list: one, unless its prefixes need more.
-fn entries(step: &Step) -> Vec<Peers> {
+fn entries(step: &Step, peers: &ObservedPeers) -> Vec<Peers> {
     match step {
         Step::RemovePeer { key } => vec![removal(key)],
         Step::NarrowPeer { key, allowed_ips } => {
-            with_prefixes(key, PEER_UPDATE_ONLY | PEER_REPLACE_ALLOWED_IPS, allowed_ips, |_| {})
+            let had = peers.get(key).map(|peer| &peer.allowed_ips);
+            let gone = had.map(|had| had.difference(allowed_ips)).unwrap_or_default();
+            match gone.as_slice() {
+                [] => vec![entry(key.as_bytes(), PEER_UPDATE_ONLY, &[], |_| {})],
+                gone => gone.chunks(PREFIXES_PER_ENTRY).map(taken).collect(),
+            }
         }
         Step::WidenPeer { key, allowed_ips } => {
             with_prefixes(key, PEER_UPDATE_ONLY, allowed_ips, |_| {})
@@ -96,11 +126,15 @@ fn entries(step: &Step) -> Vec<Peers> {
             // All zero is how the interface says "none".
             let none = [0; 32];
             let bytes = preshared_key.as_ref().map_or(&none, |psk| psk.expose_bytes());
-            vec![entry(key, PEER_UPDATE_ONLY, &[], |out| put(out, PEER_PRESHARED_KEY, bytes))]
+            vec![entry(key.as_bytes(), PEER_UPDATE_ONLY, &[], |out| {
+                put(out, PEER_PRESHARED_KEY, bytes);
+            })]
         }
         Step::SetKeepalive { key, keepalive_secs } => {
             let bytes = keepalive_secs.to_ne_bytes();
-            vec![entry(key, PEER_UPDATE_ONLY, &[], |out| put(out, PEER_KEEPALIVE, &bytes))]
+            vec![entry(key.as_bytes(), PEER_UPDATE_ONLY, &[], |out| {
+                put(out, PEER_KEEPALIVE, &bytes);
+            })]
         }
         _ => vec![],
     }
@@ -112,23 +146,19 @@ fn with_prefixes(
     allowed_ips: &AllowedIps,
     more: impl FnOnce(&mut Vec<u8>),
 ) -> Vec<Peers> {
+    let key = key.as_bytes();
     let mut chunks = allowed_ips.as_slice().chunks(PREFIXES_PER_ENTRY);
     let mut entries = vec![entry(key, flags, chunks.next().unwrap_or_default(), more)];
     entries.extend(chunks.map(|chunk| entry(key, PEER_UPDATE_ONLY, chunk, |_| {})));
     entries
 }
 
-fn entry(
-    key: &PublicKey,
-    flags: u32,
-    prefixes: &[IpNet],
-    more: impl FnOnce(&mut Vec<u8>),
-) -> Peers {
+fn entry(key: &[u8; 32], flags: u32, prefixes: &[IpNet], more: impl FnOnce(&mut Vec<u8>)) -> Peers {
     const PREFIX_BYTES: usize = 40;
     const OTHER_BYTES: usize = 128;
     let mut out = Peers::new(Vec::with_capacity(OTHER_BYTES + prefixes.len() * PREFIX_BYTES));
     put_nested(&mut out, 0, |out| {
-        put(out, PEER_PUBLIC_KEY, key.as_bytes());
+        put(out, PEER_PUBLIC_KEY, key);
         put(out, PEER_FLAGS, &flags.to_ne_bytes());
         more(out);
         if !prefixes.is_empty() {
@@ -169,12 +199,14 @@ pub(super) fn keys_and_flags(peers: &[u8]) -> Vec<([u8; 32], u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Peer;
-
     fn key(number: u32) -> PublicKey {
         let mut bytes = [7; 32];
         bytes[..4].copy_from_slice(&number.to_be_bytes());
         PublicKey::from_bytes(bytes).unwrap()
+    }
+
+    fn pack(steps: &[Step]) -> Vec<Batch> {
+        super::pack(steps, &ObservedPeers::default()).collect()
     }
 
     fn flags(peers: &Peers) -> u32 {
@@ -193,7 +225,7 @@ mod tests {
     #[test]
     fn every_step_is_in_exactly_one_batch_and_no_message_is_too_long() {
         let steps: Vec<Step> = (0..1000).map(|number| add(number, 1)).collect();
-        let batches: Vec<Batch> = pack(&steps).collect();
+        let batches = pack(&steps);
         assert!(batches.len() > 4 && batches.len() < 20, "{}", batches.len());
         let mut next = 0;
         for batch in &batches {
@@ -210,7 +242,7 @@ mod tests {
     #[test]
     fn a_peer_with_many_prefixes_is_replaced_once_and_then_only_widened() {
         let steps = [add(1, 1), add(2, 2500), add(3, 1)];
-        let batches: Vec<Batch> = pack(&steps).collect();
+        let batches = pack(&steps);
         let counts: Vec<_> = batches.iter().map(|batch| batch.messages.len()).collect();
         assert_eq!(counts, [1, 3, 1]);
         let flags: Vec<_> = batches[1].messages.iter().map(flags).collect();
@@ -226,10 +258,24 @@ mod tests {
             Step::SetPresharedKey { key: key(1), preshared_key: None },
             Step::SetKeepalive { key: key(1), keepalive_secs: 25 },
         ];
+        let peers = ObservedPeers::default();
         for step in &steps {
-            let entries = entries(step);
+            let entries = entries(step, &peers);
             assert!(flags(&entries[0]) & PEER_UPDATE_ONLY != 0, "{step}");
         }
-        assert_eq!(flags(&entries(&Step::RemovePeer { key: key(1) })[0]), PEER_REMOVE_ME);
+        let remove = Step::RemovePeer { key: key(1) };
+        assert_eq!(flags(&entries(&remove, &peers)[0]), PEER_REMOVE_ME);
+    }
+
+    #[test]
+    fn narrowing_names_only_what_it_takes_and_leaves_no_other_peer() {
+        let Step::AddPeer { key, peer } = add(1, 2_500) else { panic!() };
+        let kept: AllowedIps = peer.allowed_ips.iter().skip(1_500).collect();
+        let peers = [(key, peer)].into();
+        let messages = entries(&Step::NarrowPeer { key, allowed_ips: kept }, &peers);
+        assert_eq!(messages.len(), 2);
+        for message in &messages {
+            assert_eq!(keys_and_flags(message), [(NOBODY, 0), (NOBODY, PEER_REMOVE_ME)]);
+        }
     }
 }

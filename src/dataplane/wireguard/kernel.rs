@@ -6,7 +6,7 @@ use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 
-use super::codec::Peers;
+use super::codec::{ObservedPeers, Peers};
 use super::sys::{
     CMD_GET_DEVICE, CMD_SET_DEVICE, DEVICE_FWMARK, DEVICE_IFINDEX, DEVICE_LISTEN_PORT,
     DEVICE_PEERS, DEVICE_PRIVATE_KEY, VERSION, ctrl,
@@ -70,13 +70,15 @@ impl Kernel {
         self.set(link_index, DEVICE_FWMARK, &fwmark.to_ne_bytes())
     }
 
-    /// Applies peer steps, many in a message, and returns what became of each.
+    /// Applies peer steps, many in a message, and returns what became of each. `observed` are the peers
+    /// before them.
     pub fn write_peers(
         &mut self,
         link_index: u32,
         steps: &[Step],
+        observed: &ObservedPeers,
     ) -> Vec<Result<(), NetlinkError>> {
-        apply_peers(steps, |messages| {
+        apply_peers(steps, observed, |messages| {
             let set = |peers: &Peers| self.set(link_index, DEVICE_PEERS | NLA_F_NESTED, peers);
             messages.iter().try_for_each(set)
         })
@@ -112,10 +114,11 @@ impl Kernel {
 /// refused. A peer that could not be added completely is removed again.
 fn apply_peers(
     steps: &[Step],
+    observed: &ObservedPeers,
     mut send: impl FnMut(&[Peers]) -> Result<(), NetlinkError>,
 ) -> Vec<Result<(), NetlinkError>> {
     let mut results = Vec::with_capacity(steps.len());
-    for batch in codec::pack(steps) {
+    for batch in codec::pack(steps, observed) {
         let steps = &steps[batch.steps];
         if batch.messages.is_empty() {
             let unsuited = NetlinkError::Unsuited("the step changes no peer");
@@ -125,7 +128,7 @@ fn apply_peers(
         match send(&batch.messages) {
             Ok(()) => results.extend(steps.iter().map(|_| Ok(()))),
             Err(NetlinkError::Refused { .. }) => {
-                results.extend(steps.iter().map(|step| apply_peer(step, &mut send)));
+                results.extend(steps.iter().map(|step| apply_peer(step, observed, &mut send)));
             }
             Err(error) => results.extend(steps.iter().map(|_| Err(error.clone()))),
         }
@@ -135,14 +138,17 @@ fn apply_peers(
 
 fn apply_peer(
     step: &Step,
+    observed: &ObservedPeers,
     send: &mut impl FnMut(&[Peers]) -> Result<(), NetlinkError>,
 ) -> Result<(), NetlinkError> {
-    let batches = codec::pack(std::slice::from_ref(step));
+    let batches = codec::pack(std::slice::from_ref(step), observed);
     let sent = send(&batches.flat_map(|batch| batch.messages).collect::<Vec<_>>());
-    if let (Err(_), Step::AddPeer { key, .. }) = (&sent, step) {
-        // If this fails too, the next reading finds the remains.
-        let _ = send(&[codec::removal(key)]);
-    }
+    // If this fails too, the next reading finds the remains.
+    let _ = match (&sent, step) {
+        (Err(_), Step::AddPeer { key, .. }) => send(&[codec::removal(key)]),
+        (Err(_), Step::NarrowPeer { .. }) => send(&[codec::removal_of_nobody()]),
+        _ => Ok(()),
+    };
     sent
 }
 
@@ -212,7 +218,8 @@ mod tests {
         let mut kernel = RefusingKernel { refuses: key(3), holds: BTreeSet::new(), refusals: 0 };
         let add = |number| Step::AddPeer { key: key(number), peer: Peer::default() };
         let steps: Vec<Step> = (1..=5).map(add).collect();
-        let results = apply_peers(&steps, |messages| kernel.apply(messages));
+        let results =
+            apply_peers(&steps, &ObservedPeers::default(), |messages| kernel.apply(messages));
         let refused: Vec<_> = results.iter().map(Result::is_err).collect();
         assert_eq!(refused, [false, false, true, false, false]);
         assert_eq!(kernel.refusals, 2, "once in the batch, once alone");
@@ -224,7 +231,7 @@ mod tests {
     fn a_step_that_changes_no_peer_is_refused() {
         let steps =
             [Step::RemovePeer { key: key(1) }, Step::SetUp, Step::RemovePeer { key: key(2) }];
-        let results = apply_peers(&steps, |_| Ok(()));
+        let results = apply_peers(&steps, &ObservedPeers::default(), |_| Ok(()));
         let refused: Vec<_> = results.iter().map(Result::is_err).collect();
         assert_eq!(refused, [false, true, false]);
     }
@@ -233,7 +240,7 @@ mod tests {
     fn no_step_succeeds_on_a_broken_socket() {
         let broken = NetlinkError::Socket { call: "send", errno: Errno::EBADF };
         let steps = [Step::RemovePeer { key: key(1) }, Step::RemovePeer { key: key(2) }];
-        let results = apply_peers(&steps, |_| Err(broken.clone()));
+        let results = apply_peers(&steps, &ObservedPeers::default(), |_| Err(broken.clone()));
         assert_eq!(results, [Err(broken.clone()), Err(broken.clone())]);
     }
 }
