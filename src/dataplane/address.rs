@@ -41,10 +41,7 @@ pub(super) fn list(
 pub(super) fn networks(channel: &mut Channel) -> Result<BTreeSet<(IpNet, u32)>, NetlinkError> {
     let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     channel.dump(&request, |networks: &mut BTreeSet<(IpNet, u32)>, message| {
-        // On a point-to-point address it is the other end's, to which the route leads.
-        let (index, _, prefix) =
-            address(message, |attributes| attributes.require(ADDRESS_ADDRESS))?;
-        networks.insert((prefix.trunc(), index));
+        networks.extend(network(message));
         Ok(())
     })
 }
@@ -107,31 +104,78 @@ fn message(index: u32, address: IpNet) -> AddressMessage {
 
 /// One address of the interface; `None`: it belongs to another.
 fn read(message: &Message<'_>, index: u32) -> Result<Option<(IpNet, Tag)>, NetlinkError> {
-    // On a point-to-point address IFA_ADDRESS is the other end; IPv6 may have no IFA_LOCAL.
-    let (of, attributes, prefix) = address(message, |attributes| {
-        attributes.find(ADDRESS_LOCAL)?.map_or_else(|| attributes.require(ADDRESS_ADDRESS), Ok)
-    })?;
+    let (of, prefix_len, attributes) = split(message)?;
     if of != index {
         return Ok(None);
     }
+    // On a point-to-point address IFA_ADDRESS is the other end; IPv6 may have no IFA_LOCAL.
+    let local = attributes.find(ADDRESS_LOCAL)?;
+    let local = ip(local.map_or_else(|| attributes.require(ADDRESS_ADDRESS), Ok)?)?;
+    let prefix = IpNet::new(local, prefix_len).map_err(|_| attributes.malformed("a prefix"))?;
     let protocol = attributes.find(ADDRESS_PROTOCOL)?.map(|protocol| protocol.u8()).transpose()?;
     let tag = if protocol == Some(PROTOCOL) { Tag::Ours } else { Tag::Foreign };
     Ok(Some((prefix, tag)))
 }
 
-/// The index of an address's link, its attributes, and the address that `choose` takes of them.
-fn address<'a>(
-    message: &Message<'a>,
-    choose: impl FnOnce(Attributes<'a>) -> Result<Attribute<'a>, NetlinkError>,
-) -> Result<(u32, Attributes<'a>, IpNet), NetlinkError> {
+/// The network of one address, and the index of its link; `None`: none can be read of it. Most links
+/// are other programs', and nothing about those may keep back what is to be done on ours.
+fn network(message: &Message<'_>) -> Option<(IpNet, u32)> {
+    let (index, prefix_len, attributes) = split(message).ok()?;
+    // On a point-to-point address it is the other end's, to which the route leads. The kernel sends no
+    // other end of 0.0.0.0, and makes no route to it.
+    let network = match attributes.find(ADDRESS_ADDRESS).ok()? {
+        Some(address) => IpNet::new(ip(address).ok()?, prefix_len).ok()?,
+        None => ip(attributes.find(ADDRESS_LOCAL).ok()??).ok()?.into(),
+    };
+    Some((network.trunc(), index))
+}
+
+/// The index of an address's link, the length of its prefix, and its attributes.
+fn split<'a>(message: &Message<'a>) -> Result<(u32, u8, Attributes<'a>), NetlinkError> {
     // struct ifaddrmsg: family, length of the prefix, flags, scope, index of the link
     let (header, attributes) = message.split::<8>("RTM_NEWADDR")?;
     let [_, prefix_len, _, _, i, j, k, l] = *header;
-    let address = choose(attributes)?;
-    let ip: IpAddr = match address.value.len() {
+    Ok((u32::from_ne_bytes([i, j, k, l]), prefix_len, attributes))
+}
+
+fn ip(address: Attribute<'_>) -> Result<IpAddr, NetlinkError> {
+    Ok(match address.value.len() {
         16 => address.fixed::<16>()?.into(),
         _ => address.fixed::<4>()?.into(),
-    };
-    let prefix = IpNet::new(ip, prefix_len).map_err(|_| attributes.malformed("a prefix"))?;
-    Ok((u32::from_ne_bytes([i, j, k, l]), attributes, prefix))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::netlink::put;
+
+    fn with_message<T>(
+        prefix_len: u8,
+        attributes: &[(u16, &[u8])],
+        read: impl FnOnce(&Message<'_>) -> T,
+    ) -> T {
+        let mut payload = vec![2, prefix_len, 0, 0];
+        payload.extend(7u32.to_ne_bytes());
+        attributes.iter().for_each(|(kind, value)| put(&mut payload, *kind, value));
+        read(&Message { kind: 20, flags: 0, sequence: 1, port: 0, payload: &payload })
+    }
+
+    #[test]
+    fn address_of_another_link_costs_at_most_its_own_network() {
+        let (local, peer) = ((ADDRESS_LOCAL, &[10, 9, 9, 9][..]), &[10, 8, 8, 8][..]);
+        let of = |prefix_len, attributes: &[(u16, &[u8])]| {
+            let network = with_message(prefix_len, attributes, network)?;
+            Some((network.0.to_string(), network.1))
+        };
+        let network = |text: &str| Some((text.to_owned(), 7));
+        assert_eq!(of(24, &[(ADDRESS_ADDRESS, peer), local]), network("10.8.8.0/24"));
+        // `ip address add 10.9.9.9 peer 0.0.0.0/24`
+        assert_eq!(of(24, &[local]), network("10.9.9.9/32"));
+        assert_eq!(of(24, &[]), None);
+        assert_eq!(of(33, &[(ADDRESS_ADDRESS, peer), local]), None);
+        assert_eq!(of(24, &[(ADDRESS_ADDRESS, &[10, 8])]), None);
+        assert!(with_message(24, &[], |message| read(message, 8)).is_ok_and(|it| it.is_none()));
+        assert!(with_message(24, &[], |message| read(message, 7)).is_err(), "ours is read whole");
+    }
 }

@@ -128,6 +128,8 @@ fn port_in_use(backend: Backend) {
 
 fn foreign_address(backend: Backend) {
     with_gateway(backend, |netns, gateway| {
+        // The kernel lists it without an address of the other end.
+        netns.exec("ip address add 10.98.9.9 peer 0.0.0.0/32 dev lo");
         netns.exec(&format!("ip address add 10.99.0.1/32 dev {}", gateway.name));
         let addresses = |gateway: &mut Gateway| {
             gateway.host.observe().unwrap().state.interface.unwrap().addresses
