@@ -69,6 +69,8 @@ pub struct Host<F> {
     kernel: Kernel,
     firewall: F,
     flows: Flows,
+    /// Why the host's own sockets could not be destroyed when that was last tried.
+    sockets_refusal: Option<Box<str>>,
     /// The link that was read last, or made since: what is planned for it is done to no other.
     link_index: Option<u32>,
     /// Addresses added by this value: on kernels that do not keep the tag, how ours are known.
@@ -84,9 +86,16 @@ impl<F: Firewall> Host<F> {
         let open = DataplaneError::during("opening a netlink socket");
         let rtnetlink = Channel::open(NETLINK_ROUTE).map_err(open)?;
         let kernel = Kernel::open().map_err(DataplaneError::during("opening a netlink socket"))?;
-        let added = BTreeSet::new();
-        let flows = Flows::default();
-        Ok(Self { settings, rtnetlink, kernel, firewall, flows, link_index: None, added })
+        Ok(Self {
+            settings,
+            rtnetlink,
+            kernel,
+            firewall,
+            flows: Flows::default(),
+            sockets_refusal: None,
+            link_index: None,
+            added: BTreeSet::new(),
+        })
     }
 
     /// The firewall, for what only it can answer.

@@ -89,6 +89,8 @@ pub struct Outcome {
     pub flows_cut: usize,
     /// Tracked flows that the kernel listed for these to be found.
     pub flows_listed: usize,
+    /// Sockets of this host may still be connected to addresses whose flows were to be cut.
+    pub sockets_may_be_left: bool,
 }
 
 /// A gateway host's network, as the reconcile loop uses it.

@@ -19,41 +19,58 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// The states of sockets that have another side: all but `TCP_LISTEN`.
-const CONNECTED: u32 = !(1 << 10);
+/// The states of sockets that have another side: all but `TCP_LISTEN`, and `TCP_TIME_WAIT`, which old
+/// kernels do not destroy and which sends nothing of its own.
+const CONNECTED: u32 = !(1 << 10 | 1 << 6);
+/// `idiag_timer` of what is left of a socket that its program closed. Such may also be in another state.
+const TIMER_OF_REMAINS: u8 = 3;
 /// `struct inet_diag_sockid`.
 const ID_BYTES: usize = 48;
 /// `struct inet_diag_msg`, in which the identity follows four bytes.
 const MESSAGE_BYTES: usize = 72;
 
-/// What became of the sockets that were found.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+/// What became of the sockets to some prefixes.
+#[derive(Debug, Default)]
 pub(super) struct Destroyed {
     pub sockets: usize,
-    /// How many are left because this kernel cannot destroy sockets.
-    pub left: usize,
+    /// Why there may be sockets left: the first refusal.
+    pub refusal: Option<NetlinkError>,
+}
+
+impl Destroyed {
+    /// Goes on after a refusal: what can be destroyed is.
+    fn note(&mut self, destroyed: Result<(), NetlinkError>) {
+        if let Err(error) = destroyed {
+            self.refusal.get_or_insert(error);
+        }
+    }
 }
 
 /// Destroys the TCP and UDP sockets that are connected to an address of these prefixes.
-///
-/// # Errors
-/// The sockets cannot be listed, or one could not be destroyed. A kernel that lists or destroys none at
-/// all is no error.
-pub(super) fn destroy_sockets(prefixes: &BTreeSet<IpNet>) -> Result<Destroyed, NetlinkError> {
+pub(super) fn destroy_sockets(prefixes: &BTreeSet<IpNet>) -> Destroyed {
+    destroy_over(|| Channel::open(NETLINK_SOCK_DIAG), prefixes)
+}
+
+fn destroy_over(
+    open: impl Fn() -> Result<Channel, NetlinkError>,
+    prefixes: &BTreeSet<IpNet>,
+) -> Destroyed {
     let lengths: BTreeSet<u8> = prefixes.iter().map(IpNet::prefix_len).collect();
     let concerned = |address: IpAddr| {
         lengths.iter().any(|length| {
             IpNet::new(address, *length).is_ok_and(|prefix| prefixes.contains(&prefix.trunc()))
         })
     };
-    let mut channel = Channel::open(NETLINK_SOCK_DIAG)?;
     let mut destroyed = Destroyed::default();
     for family in [AF_INET, AF_INET6] {
         for protocol in [TCP, UDP] {
-            destroy(&mut channel, (family, protocol), &concerned, &mut destroyed)?;
+            let done = open().and_then(|mut channel| {
+                destroy(&mut channel, (family, protocol), &concerned, &mut destroyed)
+            });
+            destroyed.note(done);
         }
     }
-    Ok(destroyed)
+    destroyed
 }
 
 fn destroy(
@@ -64,31 +81,22 @@ fn destroy(
 ) -> Result<(), NetlinkError> {
     let all = request((family, protocol), &[0; ID_BYTES]);
     let list = Encoded { kind: SOCK_DIAG_BY_FAMILY, body: &all };
-    let listed = channel.dump(&list, |found: &mut Vec<Vec<u8>>, message| {
-        let (id, other_side) = identity(family, message)?;
-        found.extend(concerned(other_side).then(|| request((family, protocol), id)));
+    let found = channel.dump(&list, |found: &mut Vec<Vec<u8>>, message| {
+        if let Some((id, other_side)) = identity(family, message)? {
+            found.extend(concerned(other_side).then(|| request((family, protocol), id)));
+        }
         Ok(())
-    });
-    let found = match listed {
-        Err(error) if error.refusal().is_some_and(is_unheard_of) => return Ok(()),
-        listed => listed?,
-    };
+    })?;
     let requests = found.iter().map(|body| Request::new(Encoded { kind: SOCK_DESTROY, body }));
     for ack in channel.transact(requests)? {
         match ack.as_ref().map_err(NetlinkError::refusal) {
             Ok(()) => destroyed.sockets += 1,
             // It was closed since it was listed.
             Err(Some(Errno::ENOENT)) => {}
-            Err(Some(Errno::EOPNOTSUPP)) => destroyed.left += 1,
-            Err(_) => return ack,
+            Err(_) => destroyed.note(ack),
         }
     }
     Ok(())
-}
-
-/// This kernel lists no sockets of that kind.
-const fn is_unheard_of(refusal: Errno) -> bool {
-    matches!(refusal, Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP)
 }
 
 /// `struct inet_diag_req_v2`.
@@ -96,25 +104,30 @@ fn request((family, protocol): (u8, u8), id: &[u8]) -> Vec<u8> {
     [&[family, protocol, 0, 0], &CONNECTED.to_ne_bytes(), id].concat()
 }
 
-/// What identifies a socket, and the address of its other side.
-fn identity<'a>(family: u8, message: &Message<'a>) -> Result<(&'a [u8], IpAddr), NetlinkError> {
+/// What identifies a socket, and the address of its other side; `None`: its program closed it.
+fn identity<'a>(
+    family: u8,
+    message: &Message<'a>,
+) -> Result<Option<(&'a [u8], IpAddr)>, NetlinkError> {
     const OTHER_SIDE: usize = 20;
     let (header, _) = message.split::<MESSAGE_BYTES>("SOCK_DIAG_BY_FAMILY")?;
+    let [_, _, timer, ..] = *header;
     let id = &header[4..4 + ID_BYTES];
     let words: [u8; 16] = std::array::from_fn(|at| id[OTHER_SIDE + at]);
     let address = match family {
         AF_INET => IpAddr::from(Ipv4Addr::new(words[0], words[1], words[2], words[3])),
         _ => IpAddr::from(Ipv6Addr::from(words)).to_canonical(),
     };
-    Ok((id, address))
+    Ok((timer != TIMER_OF_REMAINS).then_some((id, address)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn other_side(family: u8, address: &[u8]) -> Result<IpAddr, String> {
+    fn other_side(family: u8, timer: u8, address: &[u8]) -> Option<IpAddr> {
         let mut payload = vec![0; MESSAGE_BYTES];
+        payload[2] = timer;
         payload[24..24 + address.len()].copy_from_slice(address);
         let message = Message {
             kind: SOCK_DIAG_BY_FAMILY,
@@ -123,17 +136,32 @@ mod tests {
             port: 0,
             payload: &payload,
         };
-        identity(family, &message).map(|(_, address)| address).map_err(|error| error.to_string())
+        identity(family, &message).unwrap().map(|(_, address)| address)
     }
 
     #[test]
     fn the_other_side_of_a_socket_is_read_in_both_families() {
         let v4: Ipv4Addr = "10.64.0.2".parse().unwrap();
-        assert_eq!(other_side(AF_INET, &v4.octets()), Ok(v4.into()));
+        assert_eq!(other_side(AF_INET, 0, &v4.octets()), Some(v4.into()));
         let v6: Ipv6Addr = "fd64::2".parse().unwrap();
-        assert_eq!(other_side(AF_INET6, &v6.octets()), Ok(v6.into()));
-        assert_eq!(other_side(AF_INET6, &v4.to_ipv6_mapped().octets()), Ok(v4.into()));
+        assert_eq!(other_side(AF_INET6, 0, &v6.octets()), Some(v6.into()));
+        assert_eq!(other_side(AF_INET6, 0, &v4.to_ipv6_mapped().octets()), Some(v4.into()));
+        assert_eq!(other_side(AF_INET, TIMER_OF_REMAINS, &v4.octets()), None);
         let short = Message { kind: 20, flags: 0, sequence: 1, port: 0, payload: &[2, 1] };
         assert!(identity(AF_INET, &short).is_err());
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_about_sockets_is_noted_and_stops_nothing() {
+        const NO_SUCH_PROTOCOL: isize = 99;
+        let tried = std::cell::Cell::new(0);
+        let open = || {
+            tried.set(tried.get() + 1);
+            Channel::open(NO_SUCH_PROTOCOL)
+        };
+        let destroyed = destroy_over(open, &["10.64.0.2/32".parse().unwrap()].into());
+        assert_eq!((destroyed.sockets, tried.get()), (0, 4), "both protocols of both families");
+        let refusal = destroyed.refusal.unwrap().to_string();
+        assert!(refusal.contains("EPROTONOSUPPORT"), "{refusal}");
     }
 }

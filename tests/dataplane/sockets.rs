@@ -48,6 +48,7 @@ fn destroyed(backend: Backend) {
             ["10.2.0.2/32", "fd02::2/128"].map(|prefix| prefix.parse().unwrap()).into();
         let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
         assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
+        assert!(!outcome.sockets_may_be_left, "{outcome:?}");
         for (address, mut tcp, udp, mut accepted) in all {
             let lives = OTHER.contains(&address);
             assert_eq!(tcp.write_all(b"x").is_ok(), lives, "TCP to {address}");

@@ -33,9 +33,13 @@ impl<F: Firewall> Host<F> {
     ) -> Vec<Verdict> {
         match &run[0] {
             step @ Step::CutFlows { prefixes } => {
-                // A socket that lives on could open a flow anew that was cut.
-                let destroyed = sockets::destroy_sockets(prefixes).map(note_destroyed);
-                let cut = destroyed.and_then(|()| self.flows.cut(prefixes));
+                // A socket that lives on could open a flow anew that was cut. One that the kernel does
+                // not close keeps nothing back: what it sends is the gateway's own, as the setting
+                // for that allows, and no policy of the former holder lets it pass.
+                let destroyed = sockets::destroy_sockets(prefixes);
+                outcome.sockets_may_be_left |= destroyed.refusal.is_some();
+                note_destroyed(destroyed, &mut self.sockets_refusal);
+                let cut = self.flows.cut(prefixes);
                 alone(cut.map(|cut| note_cut(cut, outcome)).map_err(|error| refused(step, error)))
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
@@ -261,21 +265,23 @@ fn note_cut(cut: Cut, outcome: &mut Outcome) {
     }
 }
 
-fn note_destroyed(destroyed: Destroyed) {
+/// Warns of each refusal once, until there is none or another.
+fn note_destroyed(destroyed: Destroyed, warned: &mut Option<Box<str>>) {
     if destroyed.sockets > 0 {
         info!(
             sockets = destroyed.sockets,
             "closed {} connections of this host to addresses that change hands", destroyed.sockets
         );
     }
-    if destroyed.left > 0 {
+    let refusal = destroyed.refusal.map(|error| Box::from(error.to_string()));
+    if let Some(refusal) = refusal.as_deref().filter(|_| refusal != *warned) {
         warn!(
-            sockets = destroyed.left,
-            "{} connections of this host to addresses that change hands stay open: this kernel cannot \
-             close them (CONFIG_INET_DIAG_DESTROY)",
-            destroyed.left
+            refusal,
+            "connections of this host to addresses that change hands may stay open: {refusal}; this \
+             takes the modules tcp_diag and udp_diag, and a kernel with CONFIG_INET_DIAG_DESTROY"
         );
     }
+    *warned = refusal;
 }
 
 /// A link that is down takes any port; only coming up shows that it is in use.
