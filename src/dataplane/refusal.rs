@@ -24,7 +24,12 @@ pub(super) const fn blame(refusal: &NftError) -> Blame {
             | Errno::EBUSY
             | Errno::EAGAIN
             | Errno::EINTR
-            | Errno::ERESTART => Blame::Request,
+            | Errno::ERESTART
+            // What runs out is the host's, and may be there for the next request.
+            | Errno::ENOMEM
+            | Errno::ENOBUFS
+            | Errno::EMFILE
+            | Errno::ENOSPC => Blame::Request,
             Errno::ENOENT | Errno::EEXIST => Blame::Table,
             _ => Blame::Content,
         },
@@ -104,6 +109,16 @@ mod tests {
             "the kernel says EADDRINUSE: Address already in use; another socket has UDP port 51820: \
              `ss -ulpn sport = :51820` says which; stop it, or change `gateways.listen_port`"
         );
+    }
+
+    #[test]
+    fn what_the_host_lacks_for_a_moment_is_blamed_on_no_policy() {
+        let blamed = |errno| blame(&NftError::Refused { request: String::new(), errno });
+        for errno in [Errno::ENOMEM, Errno::ENOBUFS, Errno::EMFILE, Errno::ENOSPC] {
+            assert_eq!(blamed(errno), Blame::Request, "{errno}");
+        }
+        assert_eq!(blamed(Errno::EINVAL), Blame::Content);
+        assert_eq!(blamed(Errno::ENOENT), Blame::Table);
     }
 
     #[test]

@@ -97,9 +97,9 @@ pub fn load_in_parts<E>(
             None => load(&Base::load(base.as_ref(), FirewallChange::default())),
         };
         if let Err(error) = refused {
-            // The former table is in force as it was.
-            parted.left = Some((change.clone(), error));
-            return parted;
+            // The former table is in force as it was. Each part was refused with the rules, so no
+            // refusal says anything about a profile.
+            return Parted { unloadable: Vec::new(), left: Some((change.clone(), error)) };
         }
     }
     let unloaded = || unloaded.iter().map(|index| &parts[*index]);

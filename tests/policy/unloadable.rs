@@ -193,6 +193,17 @@ fn fixed_rules_that_the_kernel_refuses_are_never_taken_for_loaded() {
     let parted = load_in_parts(&change, None, Blame::Content, |blame| *blame, refuse);
     assert_eq!(parted.left.map(|(left, _)| left), Some(change));
 
+    // No profile is blamed for them.
+    for count in 1..20 {
+        let change = FirewallChange {
+            load_base: Some(base()),
+            ..self::change(&(0..count).collect::<Vec<_>>(), false)
+        };
+        let parted = load_in_parts(&change, None, Blame::Content, |blame| *blame, refuse);
+        assert!(parted.unloadable.is_empty(), "{count}: {:?}", parted.unloadable);
+        assert_eq!(parted.left.map(|(left, _)| left), Some(change));
+    }
+
     // With a profile that is refused, they deny what should have it.
     let mut kernel = Kernel::new(table(&[5]), [profile(100)]);
     let change = FirewallChange { load_base: Some(base()), ..self::change(&[100], false) };
