@@ -9,16 +9,16 @@ use gatepost::dataplane::{
     Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading, SharedObserved,
 };
 use gatepost::model::psk::PskKeys;
-use gatepost::model::{BlockList, Local, Masquerade, ObservedState, PrivateKey, ProfileId};
+use gatepost::model::{BlockList, Local, Masquerade, ObservedState, PrivateKey, ProfileId, Whom};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::{State, Status};
 use gatepost::reconcile::{
-    BlockFile, Cache, LastGood, MachineOptions, Options, RunError, StaleOptions, StalePolicy,
+    Ask, BlockFile, Cache, LastGood, MachineOptions, Options, RunError, StaleOptions, StalePolicy,
     SyncMode, Timing, Withdrawals, run, run_once,
 };
-use gatepost::store::Store;
-use tokio::sync::{mpsc, watch};
+use gatepost::store::{ConnectOptions, Store};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::unannounced::while_off;
 use crate::world::{World, insert_device, insert_gateway, insert_peer, insert_user};
@@ -212,6 +212,41 @@ async fn one_pass_applies_everything_except_held_removals_and_reports_it() {
 }
 
 /// The kernel keeps its state meanwhile, and the agent needs no restart.
+/// A database that does not answer.
+fn unreachable() -> Store {
+    Store::connect(&ConnectOptions::new("postgres://g1@127.0.0.1:1/vpn?sslmode=disable")).unwrap()
+}
+
+#[tokio::test]
+async fn block_made_while_the_list_was_unreadable_is_on_disk_once_the_list_is_corrected() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("blocked");
+    std::fs::write(&path, "[{").unwrap();
+    let file = BlockFile::new(path.clone());
+    let mut options = options_with(unreachable(), Memory::default());
+    options.machine.block_list = file.load_or_deny();
+    options.block_file = file.clone();
+    let (ask, asks) = mpsc::channel(1);
+    let (say, _status) = watch::channel(Status::default());
+    let (_stop, stopped) = watch::channel(false);
+    let agent = tokio::spawn(run(options, asks, say, stopped, || {}));
+    let key = private_key().public_key();
+    let (answer, answered) = oneshot::channel();
+    ask.send(Ask::Block { who: key.to_string(), answer }).await.unwrap();
+    let answer = answered.await.unwrap().unwrap();
+    assert!(answer.file.is_some(), "the earlier blocks are not known");
+    std::fs::write(&path, "[]").unwrap();
+    let (answer, _compared) = oneshot::channel();
+    ask.send(Ask::Resync(answer)).await.unwrap();
+    let saved = async {
+        while file.load().unwrap().get(&Whom::Key(key)).is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), saved).await.unwrap();
+    agent.abort();
+}
+
 #[tokio::test]
 async fn a_missing_column_makes_the_agent_not_ready_until_it_is_back() {
     let world = World::new().await;

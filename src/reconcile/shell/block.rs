@@ -62,15 +62,21 @@ impl<D: Dataplane + 'static> Shell<D> {
         };
         let list = Arc::new(list);
         self.tell(Event::Blocks(Arc::clone(&list)));
+        let number = self.save_blocks(list);
+        self.blocks.push(PendingBlock { number, answer, saved: false, reply });
+    }
+
+    /// Begins to put the list on the disk. Returns the number by which [`Self::blocks_saved`] names it.
+    fn save_blocks(&mut self, list: Arc<BlockList>) -> u64 {
         self.blocks_asked += 1;
         let number = self.blocks_asked;
-        self.blocks.push(PendingBlock { number, answer, saved: false, reply });
         self.block_file.set(list);
         let (file, events) = (self.block_file.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
             // The loop may have ended meanwhile.
             drop(events.send(Inner::BlocksSaved(number, file.save())));
         });
+        number
     }
 
     /// The list is on the disk, or will not be.
@@ -102,7 +108,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         }
     }
 
-    /// Reads the list again, if it could not be read before.
+    /// Reads the list again, if it could not be read before. Blocks made meanwhile are added on disk, too.
     pub(super) fn read_blocks_again(&mut self) {
         let former = self.machine.view().block_list().clone();
         if former.why_unreadable().is_none() {
@@ -110,6 +116,10 @@ impl<D: Dataplane + 'static> Shell<D> {
         }
         let mut list = self.block_file.load_or_deny();
         former.iter().for_each(|(whom, block)| list.add(*whom, block.clone()));
-        self.tell(Event::Blocks(Arc::new(list)));
+        let list = Arc::new(list);
+        self.tell(Event::Blocks(Arc::clone(&list)));
+        if list.why_unreadable().is_none() && !former.is_empty() {
+            self.save_blocks(list);
+        }
     }
 }
