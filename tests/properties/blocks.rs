@@ -153,6 +153,31 @@ fn held_peer_without_a_row_goes_when_its_key_or_address_is_blocked() {
 }
 
 #[test]
+fn held_peer_without_a_row_goes_when_its_user_or_device_is_blocked_by_name() {
+    for who in ["user-1", "user-1/laptop"] {
+        let mut world = quiet_world();
+        let former = world.tables.clone();
+        world.tables.peers.retain(|_, row| row.user_id == UserId(id(4, 20)));
+        world.tell(Event::Notified);
+        world.pass_time(SECOND);
+        assert_eq!(world.machine.view().held_back().unwrap().removals, 19);
+        let found = world.machine.view().block_list_with(who, SystemTime::UNIX_EPOCH);
+        let (whom, list) = found.unwrap();
+        let block = list.get(&whom).unwrap().clone();
+        assert_eq!(world.machine.view().concerned_by(&whom, &block), ["user-1's laptop"]);
+        world.block_list = Arc::new(list);
+        world.tell(Event::Blocks(world.block_list.clone()));
+        world.settle();
+        assert!(!is_present(&world, 1), "{who}");
+        assert_eq!(world.kernel.state.peers.len(), 19);
+        world.tables = former;
+        world.tell(Event::Notified);
+        world.pass_time(SECOND);
+        assert!(!is_present(&world, 1), "{who}: its row came back");
+    }
+}
+
+#[test]
 fn block_acts_although_the_gateways_row_or_the_link_is_wrong() {
     for whom in each_kind(1) {
         let mut world = quiet_world();

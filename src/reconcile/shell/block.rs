@@ -8,7 +8,7 @@ use super::block_file::BlockFileError;
 use super::state::{Inner, Shell};
 use crate::causes::causes;
 use crate::dataplane::Dataplane;
-use crate::model::{Block, BlockList, Whom};
+use crate::model::{BlockList, Whom};
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
 use crate::reconcile::view::WhoError;
@@ -28,14 +28,10 @@ pub(super) struct PendingBlock {
 
 impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn block(&mut self, who: &str, reply: BlockReply) {
-        let found = self.machine.view().whom(who);
+        let found = self.machine.view().block_list_with(who, clock::now().wall);
         match found {
             Err(error) => drop(reply.send(Err(error))),
-            Ok((whom, name)) => {
-                let mut list = BlockList::clone(self.machine.view().block_list());
-                list.add(whom, Block { name, since: clock::now().wall });
-                self.change_blocks(list, whom, reply);
-            }
+            Ok((whom, list)) => self.change_blocks(list, whom, reply),
         }
     }
 

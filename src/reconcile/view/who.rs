@@ -1,10 +1,14 @@
 //! Whom an operator means to block or to unblock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
+use std::time::SystemTime;
 
 use super::View;
 use crate::model::policy::Plain;
-use crate::model::{Block, BlockList, DesiredState, KeyText, PeerRow, Standing, Whom};
+use crate::model::{
+    Absence, Block, BlockList, Departed, DesiredState, KeyText, PeerRow, PublicKey, Standing, Whom,
+};
 use crate::reconcile::note::name_of;
 
 /// So many candidates are named.
@@ -46,14 +50,53 @@ impl View<'_> {
     /// # Errors
     /// [`WhoError`]
     pub fn whom(&self, who: &str) -> Result<(Whom, Box<str>), WhoError> {
-        whom(self.rows.desired, who)
+        let departed: Vec<_> = self.held_without_row().map(|(_, who)| who.clone()).collect();
+        whom(self.rows.desired, &departed, who)
     }
 
-    /// The peers of rows that a block concerns, as `user's device`.
+    /// The block list with whom `who` names, and whom that is.
+    ///
+    /// # Errors
+    /// [`WhoError`]
+    pub fn block_list_with(
+        &self,
+        who: &str,
+        since: SystemTime,
+    ) -> Result<(Whom, BlockList), WhoError> {
+        let (whom, name) = self.whom(who)?;
+        let mut list = self.rows.block_list.clone();
+        let keys = self.held_by(&whom).map(|(key, _)| Whom::Key(key));
+        for whom in iter::once(whom).chain(keys) {
+            list.add(whom, Block { name: name.clone(), since });
+        }
+        Ok((whom, list))
+    }
+
+    /// The held peers that a block concerns and no row names: only a block of their keys bars them.
+    fn held_by(&self, whom: &Whom) -> impl Iterator<Item = (PublicKey, &Departed)> {
+        self.held_without_row().filter(move |(_, who)| match whom {
+            Whom::User(id) => who.user_id == *id,
+            Whom::Device(id) => who.device_id == *id,
+            Whom::Key(_) | Whom::Address(_) => false,
+        })
+    }
+
+    fn held_without_row(&self) -> impl Iterator<Item = (PublicKey, &Departed)> {
+        let desired = self.rows.desired;
+        let is_gone = move |key: &PublicKey| {
+            desired.is_some_and(|it| matches!(it.absence(key), Absence::Gone { .. }))
+        };
+        let gone = self.held.peers().keys().filter(move |key| is_gone(key));
+        gone.filter_map(|key| Some((*key, self.departed.get(key)?)))
+    }
+
+    /// The peers that a block concerns, by their rows or held without one, as `user's device`.
     #[must_use]
     pub fn concerned_by(&self, whom: &Whom, block: &Block) -> Vec<String> {
         let peers = self.rows.all.concerned_by(whom, block);
-        peers.iter().map(|peer| name_of(&peer.username, &peer.device_name)).collect()
+        let held = self.held_by(whom).map(|(_, peer)| peer);
+        let names = peers.iter().chain(held);
+        names.map(|peer| name_of(&peer.username, &peer.device_name)).collect()
     }
 
     /// Which block `who` names.
@@ -65,7 +108,11 @@ impl View<'_> {
     }
 }
 
-fn whom(desired: Option<&DesiredState>, who: &str) -> Result<(Whom, Box<str>), WhoError> {
+fn whom(
+    desired: Option<&DesiredState>,
+    departed: &[Departed],
+    who: &str,
+) -> Result<(Whom, Box<str>), WhoError> {
     let key = || who.parse().map(Whom::Key).ok();
     if let Some(whom) = who.parse().map(Whom::Address).ok().or_else(key) {
         let has_it = |(row, _): &(&PeerRow, Standing<'_>)| match whom {
@@ -73,16 +120,18 @@ fn whom(desired: Option<&DesiredState>, who: &str) -> Result<(Whom, Box<str>), W
             _ => row.public_key == KeyText::parse(who),
         };
         let row = desired.and_then(|desired| desired.rows().find(has_it));
-        return Ok((whom, row.map(|(row, _)| device_name(row)).unwrap_or_default()));
+        let name = row.map(|(row, _)| device_name(&Departed::from(row)));
+        return Ok((whom, name.unwrap_or_default()));
     }
     let desired = desired.ok_or_else(|| WhoError::NoRows(who.to_owned()))?;
     let mut found = BTreeMap::new();
-    for (row, _) in desired.rows() {
-        if row.username.eq_ignore_ascii_case(who) || who == row.user_id.to_string() {
-            found.insert(Whom::User(row.user_id), row.username.clone());
+    let rows = desired.rows().map(|(row, _)| Departed::from(row));
+    for peer in rows.chain(departed.iter().cloned()) {
+        if peer.username.eq_ignore_ascii_case(who) || who == peer.user_id.to_string() {
+            found.insert(Whom::User(peer.user_id), peer.username.clone());
         }
-        if is_device(row, who) {
-            found.insert(Whom::Device(row.device_id), device_name(row));
+        if is_device(&peer, who) {
+            found.insert(Whom::Device(peer.device_id), device_name(&peer));
         }
     }
     let who = who.to_owned();
@@ -96,13 +145,13 @@ fn whom(desired: Option<&DesiredState>, who: &str) -> Result<(Whom, Box<str>), W
     }
 }
 
-fn is_device(row: &PeerRow, who: &str) -> bool {
+fn is_device(peer: &Departed, who: &str) -> bool {
     let by_both = who.split_once('/').is_some_and(|(user, device)| {
-        row.username.eq_ignore_ascii_case(user) && *row.device_name == *device
+        peer.username.eq_ignore_ascii_case(user) && *peer.device_name == *device
     });
-    *row.device_name == *who
+    *peer.device_name == *who
         || by_both
-        || [row.device_id.0, row.id.0].map(|id| id.to_string()).contains(&who.to_owned())
+        || [peer.device_id.0, peer.peer_id.0].map(|id| id.to_string()).contains(&who.to_owned())
 }
 
 fn blocked_whom(list: &BlockList, who: &str) -> Result<Whom, WhoError> {
@@ -123,8 +172,8 @@ fn blocked_whom(list: &BlockList, who: &str) -> Result<Whom, WhoError> {
 }
 
 /// `user/device`, by which a device is found again.
-fn device_name(row: &PeerRow) -> Box<str> {
-    format!("{}/{}", row.username, row.device_name).into()
+fn device_name(peer: &Departed) -> Box<str> {
+    format!("{}/{}", peer.username, peer.device_name).into()
 }
 
 fn described(found: &BTreeMap<Whom, Box<str>>) -> Vec<String> {
