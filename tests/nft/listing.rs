@@ -172,6 +172,7 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         chain forward {{
             type filter hook forward priority filter - 10; policy accept;
             iifname != "wg0" oifname != "wg0" accept
+            iifname != "wg0" fib saddr type local counter drop
             ct state invalid,untracked counter drop
             tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
             iifname != "wg0" ct direction original goto inbound

@@ -138,6 +138,24 @@ fn no_other_link_brings_a_packet_of_a_peer() {
 }
 
 #[test]
+fn no_other_link_brings_a_packet_of_the_gateway_itself() {
+    for at in 0..2 {
+        let [alice, gateway] = [ALICE[at], GATEWAY[at]];
+        for allow_inbound in [false, true] {
+            let base = FirewallBase { allow_inbound, ..base() };
+            let network = network(&base, &world(profile(&GATEWAY, &[]), nothing()));
+            assert!(pings(&network.lan, GATEWAY_IN_LAN[at]), "the neighbours know each other");
+            let (_client, service) = flow((&network.alice, alice), (&network.gateway, gateway));
+            let ear = Ear::new(&network.alice, "udp sport 40002");
+            send(&network.lan, alice, &udp((gateway, THERE), (alice, HERE)));
+            assert!(!ear.hears(), "a packet that passes for an answer of the gateway");
+            service.send(b"!").unwrap();
+            assert!(ear.hears(), "the real one");
+        }
+    }
+}
+
+#[test]
 fn a_site_prefix_comes_by_another_link_only_where_the_host_routes_it_there() {
     const SOURCE: [&str; 2] = ["10.9.8.8", "fd65::8"];
     const SITE: [&str; 2] = ["10.9.0.0/16", "fd65::/32"];

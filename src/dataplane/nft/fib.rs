@@ -1,7 +1,7 @@
 //! Expressions that ask the host's routing.
 
 use super::attr::Attr;
-use super::expr::{Expr, REGISTER};
+use super::expr::{Cmp, Expr, REGISTER, Rule, cmp};
 
 /// Kinds of addresses, from `linux/rtnetlink.h`.
 pub const LOCAL: u32 = 2;
@@ -25,10 +25,10 @@ pub fn link_of_address(asked: Asked) -> Expr {
     fib(asked as u32, OIFNAME)
 }
 
-/// Loads what kind of address it is.
-pub fn kind_of_address(asked: Asked) -> Expr {
+/// Asks whether it is an address of that kind.
+pub fn is_kind(asked: Asked, kind: u32) -> Rule {
     const ADDRTYPE: u32 = 3;
-    fib(asked as u32, ADDRTYPE)
+    vec![fib(asked as u32, ADDRTYPE), cmp(Cmp::Eq, &kind.to_ne_bytes())]
 }
 
 fn fib(flags: u32, result: u32) -> Expr {

@@ -11,7 +11,7 @@ use super::expr::{
     Base, Cmp, Ct, Direction, Expr, Rule, Verdict, cmp, counter, ct, ct_set, load, mask, payload,
     verdict,
 };
-use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, kind_of_address};
+use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, is_kind};
 use super::name::{DENY, Family, ICMP_OUT, INBOUND, JUDGE, OPENINGS};
 use super::rules::{
     ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, iif, l4proto, oif, tcp_flags,
@@ -157,10 +157,6 @@ fn ping(family: Family) -> Rule {
 
 fn opened_here() -> Rule {
     vec![ct(Ct::Labels), mask(&OPENED_HERE.to_ne_bytes()), cmp(Cmp::Neq, &0u128.to_ne_bytes())]
-}
-
-fn is_kind(asked: Asked, kind: u32) -> Rule {
-    vec![kind_of_address(asked), cmp(Cmp::Eq, &kind.to_ne_bytes())]
 }
 
 fn udp_from((first, last): (u16, u16)) -> Rule {

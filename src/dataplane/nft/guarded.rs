@@ -10,7 +10,7 @@ use super::name::{
     ARRIVALS, DENY, ERRORS, FORWARD, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT,
 };
 use super::observe::networks_in;
-use super::rules::{Whose, interface_in, site_rule};
+use super::rules::{Whose, former_forward, interface_in, site_rule};
 use super::set::Set;
 use super::table::{Chain, Fixed};
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -33,6 +33,9 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
         let of_chain = |chain: &Chain| match chain.name {
             INPUT | OUTPUT | OPENINGS | ICMP_OUT | ARRIVALS | ERRORS if is_former(dump, &base) => {
                 true
+            }
+            FORWARD if is_former(dump, &base) => {
+                is_hooked(dump, chain) && has_all(forward, &former_forward(&base))
             }
             _ => is_safe(dump, chain),
         };

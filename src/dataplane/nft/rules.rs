@@ -5,7 +5,7 @@ use super::expr::{
     ct_tuple_second, limit, limit_each, load, log, lookup, map, mask, mask_second, masquerade,
     meta, meta_set, payload, reject_prohibited, set_mss, verdict, verdict_map,
 };
-use super::fib::route_mss;
+use super::fib::{Asked, LOCAL, is_kind, route_mss};
 use super::name::{Block, DENY, Family, INBOUND, JUDGE, SITES, SITES_BY, SITES_TO};
 use super::set::Set;
 use super::sys::data;
@@ -28,7 +28,13 @@ pub fn forward(base: &FirewallBase) -> Vec<Rule> {
     clamp.extend(route_mss());
     clamp.push(set_mss());
     let opened_outside = [iif(Cmp::Neq, base), direction(Direction::Original), goto(INBOUND)];
-    let mut rules = vec![foreign.concat(), drop_invalid(), clamp, opened_outside.concat()];
+    let mut rules = vec![
+        foreign.concat(),
+        drop_own_source(base),
+        drop_invalid(),
+        clamp,
+        opened_outside.concat(),
+    ];
     if base.allow_inbound {
         // Not back into the tunnel: such a flow was opened by a peer, and its profile judges.
         let answers =
@@ -37,6 +43,19 @@ pub fn forward(base: &FirewallBase) -> Vec<Rule> {
     }
     rules.push(goto(JUDGE));
     rules
+}
+
+/// The rules of version 0.1.0, which let such packets pass.
+pub fn former_forward(base: &FirewallBase) -> Vec<Rule> {
+    let mut rules = forward(base);
+    rules.retain(|rule| *rule != drop_own_source(base));
+    rules
+}
+
+/// What another link brings from an address of the gateway's own is forged. In IPv4 the kernel drops it.
+fn drop_own_source(base: &FirewallBase) -> Rule {
+    let dropped = vec![counter(), verdict(&Verdict::Drop)];
+    [iif(Cmp::Neq, base), is_kind(Asked::Source, LOCAL), dropped].concat()
 }
 
 pub fn inbound(base: &FirewallBase) -> Vec<Rule> {

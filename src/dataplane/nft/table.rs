@@ -29,6 +29,7 @@
 //! chain forward {
 //!   type filter hook forward priority filter - 10; policy accept;
 //!   iifname != w oifname != w accept                          # not ours
+//!   iifname != w fib saddr type local counter drop
 //!   ct state invalid,untracked counter drop
 //!   tcp flags syn / syn,rst tcp option maxseg size set rt mtu
 //!   iifname != w ct direction original goto inbound
