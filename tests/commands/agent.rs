@@ -82,22 +82,35 @@ fn exit_code_of_explain_is_the_verdict() {
     assert_eq!(agent.join().unwrap()[0], request);
 }
 
+fn peer(state: &str, since: &str) -> String {
+    let rest = r#""peer_id":null,"user":"anna","user_id":null,"device":"laptop","device_id":null,"public_key":"k","addresses":[],"endpoint":null,"last_handshake_at":null,"rx_bytes":0,"tx_bytes":0,"policies":[]"#;
+    format!(r#"{{"item":{{"state":"{state}","reason":"why","since":"{since}",{rest}}}}}"#) + "\n"
+}
+
 #[test]
 fn resync_and_confirm_say_what_was_done() {
     let gatepost = Gatepost::with("");
     let done = "{\"done\":null}\n".to_owned();
-    let refusal = "{\"error\":\"no removal is held back\"}\n".to_owned();
-    let agent =
-        answer(&gatepost, vec![done.clone(), status(r#""state":"ready""#), done.clone(), refusal]);
+    let (early, late) = ("2026-01-01T00:00:00.000001Z", "2026-01-01T00:00:00.000002Z");
+    let held = peer("held", early) + &peer("held", late) + &done;
+    let kept_out = peer("kept_out", early) + &done;
+    let ready = status(r#""state":"ready""#);
+    let replies = [done.clone(), ready, held, done.clone(), kept_out, done.clone(), done];
+    let agent = answer(&gatepost, replies.into());
     let resync = gatepost.run(&["resync"]).must_exit(0);
     assert_eq!(resync.stdout, "compared everything again; the gateway is ready\n");
-    let confirm = gatepost.run(&["confirm"]).must_exit(0);
-    assert_eq!(confirm.stdout, "confirmed; the held removals are applied now\n");
-    let refused = gatepost.run(&["confirm"]).must_exit(1);
-    assert!(refused.stderr.ends_with("says: no removal is held back\n"), "{}", refused.stderr);
-    let requests = ["resync", "status", "confirm", "confirm"];
-    let requests = requests.map(|request| format!("{{\"op\":\"{request}\"}}\n"));
-    assert_eq!(agent.join().unwrap(), requests);
+    let removed = gatepost.run(&["confirm", "--yes"]).must_exit(0).stdout;
+    assert!(removed.ends_with("confirmed; the held removals are applied now\n"), "{removed}");
+    let let_in = gatepost.run(&["confirm", "--yes"]).must_exit(0).stdout;
+    assert!(let_in.ends_with("confirmed; they are let in now\n"), "{let_in}");
+    gatepost.run(&["confirm"]).must_exit(1);
+    let confirmed = format!(r#"{{"op":"confirm","until":"{late}"}}"#);
+    let [begin, key] = [r#"{"op":"confirm","until":"1970-01-01T00:00:00.000000Z""#, "let_in_until"];
+    let let_in = format!(r#"{begin},"{key}":"{early}"}}"#);
+    let [resync, status, peers] =
+        ["resync", "status", "peers"].map(|op| format!(r#"{{"op":"{op}"}}"#));
+    let requests = [resync, status, peers.clone(), confirmed, peers.clone(), let_in, peers];
+    assert_eq!(agent.join().unwrap(), requests.map(|request| request + "\n"));
 }
 
 #[test]
