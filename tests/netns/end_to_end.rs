@@ -96,7 +96,7 @@ fn a_plan_shows_what_a_pass_would_hold_back() {
     lab.database.exec("delete from wireguard_peers");
     let (code, told, err) = lab.gatepost(&["plan"]);
     assert_eq!(code, 2, "{told}{err}");
-    assert!(told.contains("would remove 20 of 20 peers"), "{told}");
+    assert!(told.contains("the rows of 20 of 20 peers are gone"), "{told}");
     assert!(told.ends_with("20 removals held back\n") && !told.contains("peer remove"), "{told}");
     let (code, out, err) = lab.gatepost(&["run", "--once"]);
     assert_eq!(code, 1, "{out}{err}");

@@ -240,6 +240,11 @@ fn agent_killed_between_any_two_messages_leaks_nothing_and_the_next_converges() 
     lab.database.exec(&old.sql);
     let mut agent = lab.start();
     world.assert_enforced(&old.ways, &new.ways);
+    // An agent's first cut tries out how this kernel finds flows, which takes messages of its own.
+    lab.database.exec(&new.sql);
+    world.assert_enforced(&new.ways, &old.ways);
+    lab.database.exec(&old.sql);
+    world.assert_enforced(&old.ways, &new.ways);
     let writes = {
         let live = world.flood(&old.ways | &new.ways);
         live.await_arrivals(&old.ways, 1);
