@@ -139,7 +139,8 @@ impl Guard<'_> {
     /// The peers whose removal is held back.
     ///
     /// While some are held, only a few others are removed at once, because a table may be emptied in
-    /// more than one transaction. A gateway that is not active removes all its peers deliberately: none
+    /// more than one transaction. It may be filled again in as many, so a held peer stays until its own
+    /// row is back or an operator confirms. A gateway that is not active removes all its peers deliberately: none
     /// is held.
     #[must_use]
     pub fn hold(&self, desired: &DesiredState, observed: &ObservedState, scope: &Scope) -> Held {
@@ -152,23 +153,20 @@ impl Guard<'_> {
         let present = observed.peers.len();
         let is_small = present <= ALWAYS_ALLOWED_PEERS;
         let limit = match desired.row_count() {
+            // The table may have been emptied. A last peer may go.
+            0 => 1,
             _ if !is_small => self.limit.of(present),
-            0 => 0,
             _ => present,
         };
         let is_judged =
             |key: &PublicKey, peer: &HeldPeer| !self.confirmed.contains(key) && !in_doubt(peer);
         let waits = |key: &PublicKey| self.held.peers().contains_key(key);
         let judged = || held.peers().iter().filter(|(key, peer)| is_judged(key, peer));
-        let waiting = judged().filter(|(key, _)| waits(key)).count();
-        // Most rows came back: what is left is judged as if it were new.
-        let starts_anew = *scope == Scope::Everything && !is_small && waiting <= limit;
-        let is_new = |key: &PublicKey| starts_anew || !waits(key);
-        let few =
-            if is_small || starts_anew || waiting == 0 { limit } else { ALWAYS_ALLOWED_PEERS };
-        let too_many = judged().filter(|(key, _)| is_new(key)).count() > few;
+        let some_wait = judged().any(|(key, _)| waits(key));
+        let few = if some_wait && !is_small { ALWAYS_ALLOWED_PEERS.min(limit) } else { limit };
+        let too_many = judged().filter(|(key, _)| !waits(key)).count() > few;
         held.retain(|key, peer| {
-            in_doubt(peer) || is_judged(key, peer) && (too_many || !is_new(key))
+            in_doubt(peer) || is_judged(key, peer) && (too_many || waits(key))
         })
     }
 

@@ -238,7 +238,13 @@ fn the_guard_counts_peers_and_always_lets_ten_go() {
     let shown = held.peers().keys().copied().collect();
     assert_eq!(held_of(15, MaxRemoved::Percent(50), &held, &shown).0, 15, "confirmed");
     assert_eq!(held_of(25, MaxRemoved::Percent(50), &held, &none).0, 10, "few go on");
-    assert_eq!(held_of(12, MaxRemoved::Percent(50), &held, &none).0, 12, "most came back");
+    assert_eq!(held_of(12, MaxRemoved::Percent(50), &held, &none).0, 0, "more may come back");
+    let mut emptied = all.clone();
+    emptied.peers.clear();
+    let limit = MaxRemoved::Peers(200);
+    let guard = Guard { limit, held: &nothing, confirmed: &none, whose: Whose::Ours };
+    let (_, held) = plan_guarded(&emptied.build(), &kernel.state, &Scope::Everything, guard);
+    assert_eq!(held.peers().len(), 28, "no row is left");
 }
 
 #[test]
