@@ -165,9 +165,7 @@ impl Guard<'_> {
         let some_wait = judged().any(|(key, _)| waits(key));
         let few = if some_wait && !is_small { ALWAYS_ALLOWED_PEERS.min(limit) } else { limit };
         let too_many = judged().filter(|(key, _)| !waits(key)).count() > few;
-        held.retain(|key, peer| {
-            in_doubt(peer) || is_judged(key, peer) && (too_many || waits(key))
-        })
+        held.retain(|key, peer| in_doubt(peer) || is_judged(key, peer) && (too_many || waits(key)))
     }
 
     /// The peers of the kernel that the rows do not admit, as far as the scope shows any.

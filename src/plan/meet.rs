@@ -11,10 +11,10 @@ use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 
 use super::meets::Meets;
-use super::{Held, Phase, Plan, Step};
+use super::{Held, Phase, Plan, Step, firewall};
 use crate::model::{
-    AllowedIps, DesiredState, FirewallChange, LinkOwner, ObservedFirewall, ObservedState, Profile,
-    ProfileId, PublicKey,
+    AllowedIps, DesiredFirewall, DesiredState, FirewallBase, FirewallChange, LinkOwner,
+    ObservedFirewall, ObservedState, Profile, ProfileId, PublicKey,
 };
 
 /// Which peers there may be, and what they may reach.
@@ -41,20 +41,24 @@ impl From<&DesiredState> for Allowed {
 /// addresses no peer holds stays as it is.
 #[must_use]
 pub fn meet(desired: &Allowed, observed: &ObservedState) -> Allowed {
+    let places = observed.firewall.iter().flat_map(|table| {
+        let reach = |(place, id): (&IpNet, &ProfileId)| (*place, table.profiles().get(id).cloned());
+        table.assignments().iter().map(reach)
+    });
+    meet_within(desired, observed, places.collect())
+}
+
+/// The meet where the kernel judges by these places.
+fn meet_within(
+    desired: &Allowed,
+    observed: &ObservedState,
+    places: BTreeMap<IpNet, Option<Arc<Profile>>>,
+) -> Allowed {
     let in_both = |(key, had): (&PublicKey, &AllowedIps)| {
         let kept = desired.peers.get(key)?.intersection(had);
         Some((*key, kept))
     };
     let present = || observed.peers.iter().map(|(key, peer)| (key, &peer.allowed_ips));
-    let table = observed.firewall.as_ref();
-    let places: BTreeMap<IpNet, Option<Arc<Profile>>> = table
-        .into_iter()
-        .flat_map(|table| {
-            let reach =
-                |(place, id): (&IpNet, &ProfileId)| (*place, table.profiles().get(id).cloned());
-            table.assignments().iter().map(reach)
-        })
-        .collect();
     let holders = Longest::of(holders(present()));
     let wanted_holders = Longest::of(self::holders(desired.peers.iter()));
     let wanted = Longest::of(desired.reach.iter().map(|(prefix, profile)| (*prefix, profile)));
@@ -92,6 +96,18 @@ pub fn narrow(meet: &Allowed, observed: &ObservedState, ours: PublicKey, cuts_fl
     if !is_ours(observed, ours) {
         return Plan::default();
     }
+    let table = observed.firewall.as_ref().filter(|table| table.base().is_some());
+    let change = table.map(|table| narrowing(meet, table)).filter(|change| !change.is_empty());
+    let change = change.map(|change| Step::Firewall { phase: Phase::Revoke, change });
+    Plan::new(change.into_iter().chain(taking(meet, observed, cuts_flows)).collect())
+}
+
+/// The steps that take from peers what the meet does not leave them.
+fn taking(
+    meet: &Allowed,
+    observed: &ObservedState,
+    cuts_flows: bool,
+) -> impl Iterator<Item = Step> {
     let (mut taken, mut peers) = (BTreeSet::new(), Vec::new());
     for (key, peer) in &observed.peers {
         let Some(kept) = meet.peers.get(key) else {
@@ -105,11 +121,8 @@ pub fn narrow(meet: &Allowed, observed: &ObservedState, ours: PublicKey, cuts_fl
             peers.push(Step::NarrowPeer { key: *key, allowed_ips: kept });
         }
     }
-    let table = observed.firewall.as_ref().filter(|table| table.base().is_some());
-    let change = table.map(|table| narrowing(meet, table)).filter(|change| !change.is_empty());
-    let change = change.map(|change| Step::Firewall { phase: Phase::Revoke, change });
     let cut = (cuts_flows && !taken.is_empty()).then_some(Step::CutFlows { prefixes: taken });
-    Plan::new(change.into_iter().chain(cut).chain(peers).collect())
+    cut.into_iter().chain(peers)
 }
 
 /// Whether a link is evidently the one of the private key whose public part is `ours`.
@@ -122,6 +135,9 @@ pub fn is_ours(observed: &ObservedState, ours: PublicKey) -> bool {
 
 /// The withdrawals that the rows ask for while the whole that they ask for cannot be planned: peers
 /// that they do not admit and that are not held, prefixes and reach that they do not grant.
+///
+/// Without a table that judges them, all packets of the link pass. Then the withdrawals begin with a
+/// table that grants the peers that are there what the rows and the hold grant them.
 #[must_use]
 pub fn withdrawals(
     desired: &DesiredState,
@@ -132,7 +148,22 @@ pub fn withdrawals(
     let mut allowed = Allowed::from(desired);
     allowed.peers.extend(held.peers().iter().map(|(key, peer)| (*key, peer.allowed_ips())));
     allowed.reach.extend(held.reach());
-    narrow(&meet(&allowed, observed), observed, ours, desired.cuts_flows())
+    let unguarded = observed.interface.as_ref().filter(|link| {
+        let table = observed.firewall.as_ref();
+        is_ours(observed, ours) && !table.is_some_and(|table| table.guards(&link.name))
+    });
+    let Some(link) = unguarded else {
+        return narrow(&meet(&allowed, observed), observed, ours, desired.cuts_flows());
+    };
+    let Ok(interface) = link.name.parse() else { return Plan::default() };
+    let all = allowed.reach.iter().map(|(prefix, profile)| (*prefix, Some(Arc::clone(profile))));
+    let met = meet_within(&allowed, observed, all.collect());
+    let base = FirewallBase { interface, ..desired.firewall().base.clone() };
+    let wanted = DesiredFirewall { base, assignments: met.reach.clone() };
+    let nothing = BTreeSet::new();
+    let fence = firewall::diff(&wanted, None, None, &nothing, &nothing).into_changes();
+    let fence = fence.map(|(phase, change)| Step::Firewall { phase, change });
+    Plan::new(fence.chain(taking(&met, observed, desired.cuts_flows())).collect())
 }
 
 /// The steps that take every peer but those that `stay` from a link of this gateway, without a single
