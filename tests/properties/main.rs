@@ -14,6 +14,7 @@ mod packets;
 mod plans;
 mod probes;
 mod refusals;
+mod refused;
 mod rows;
 mod stale;
 mod status;

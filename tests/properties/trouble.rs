@@ -7,17 +7,17 @@ use gatepost::model::{GatewayId, LinkOwner, PeerId, PublicKey, Tag, Traffic};
 use gatepost::plan::ModelKernel;
 use gatepost::reconcile::status::State;
 use gatepost::reconcile::{Action, Event, Note, Obstacle, ReadKind};
-use gatepost::store::{AuditEntry, AuditEvent, AuditStatus};
+use gatepost::store::{AuditEntry, AuditEvent};
 
 use super::machine::Happening;
 use super::rows::id;
 use super::world::{Trouble, World, away, quiet_tables, quiet_world};
 
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3_600);
+pub const SECOND: Duration = Duration::from_secs(1);
+pub const MINUTE: Duration = Duration::from_secs(60);
+pub const HOUR: Duration = Duration::from_secs(3_600);
 
-fn key(number: u8) -> PublicKey {
+pub fn key(number: u8) -> PublicKey {
     PublicKey::from_bytes([number; 32]).unwrap()
 }
 
@@ -25,12 +25,12 @@ fn syncs(world: &World) -> usize {
     world.reports.iter().filter(|report| report.synced_as_of.is_some()).count()
 }
 
-fn audited(world: &World, event: AuditEvent) -> Vec<&AuditEntry> {
+pub fn audited(world: &World, event: AuditEvent) -> Vec<&AuditEntry> {
     let entries = world.reports.iter().flat_map(|report| &report.audit);
     entries.filter(|entry| entry.event == event).collect()
 }
 
-fn said(world: &World, note: fn(&Note) -> bool) -> usize {
+pub fn said(world: &World, note: fn(&Note) -> bool) -> usize {
     world.notes.iter().filter(|it| note(it)).count()
 }
 
@@ -325,105 +325,6 @@ fn a_revocation_ahead_comes_by_the_databases_clock_however_this_hosts_is_set() {
         let told = world.reports.iter().filter_map(|report| report.synced_as_of);
         assert!(told.max().unwrap() <= now, "the future was proven");
     }
-}
-
-#[test]
-fn what_was_done_beside_a_refused_step_is_audited() {
-    let mut world = quiet_world();
-    world.troubles.insert(Trouble::Steps);
-    world.pass_time(SECOND);
-    world.reports.clear();
-    world.revoke(1..=9);
-    world.tell(Event::Notified);
-    world.pass_time(MINUTE);
-    let gone = (1..=9).filter(|number| !world.kernel.state.peers.contains_key(&key(*number)));
-    let gone = gone.count();
-    assert!((1..9).contains(&gone), "{gone} of 9 were removed, the others refused");
-    assert_eq!(audited(&world, AuditEvent::PeerRevoked).len(), gone);
-    let parts = audited(&world, AuditEvent::GatewaySynced);
-    assert!(parts.iter().all(|entry| entry.status == AuditStatus::Warning), "{parts:?}");
-    assert_eq!(parts.len(), 1, "only what changed something: {parts:?}");
-    world.troubles.clear();
-    world.pass_time(MINUTE);
-    assert_eq!(audited(&world, AuditEvent::PeerRevoked).len(), 9);
-}
-
-#[test]
-fn after_a_refusal_nothing_is_planned_before_a_look_at_the_kernel() {
-    let mut world = quiet_world();
-    world.troubles.insert(Trouble::Steps);
-    world.revoke(1..=9);
-    world.tell(Event::Notified);
-    world.settle();
-    assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Refused { .. })));
-    world.troubles.clear();
-    // Somebody else is revoked while the refused ones wait for their next try.
-    world.revoke([10]);
-    world.elapsed += Duration::from_millis(60);
-    world.tell(Event::Notified);
-    let mut jobs = Vec::new();
-    while let Some(action) = world.queue.pop_front() {
-        match &action {
-            Action::Read(_) => jobs.push("read"),
-            Action::Observe => jobs.push("observe"),
-            Action::Apply(..) => jobs.push("apply"),
-            _ => {}
-        }
-        world.carry_out(action);
-    }
-    assert_eq!(jobs[..3], ["read", "observe", "apply"], "at once, and not on what is in doubt");
-    assert!(world.kernel_equals_database());
-}
-
-#[test]
-fn what_is_refused_for_good_is_said_once_and_costs_few_readings() {
-    let mut world = quiet_world();
-    world.troubles.insert(Trouble::Steps);
-    world.revoke(1..=9);
-    world.tell(Event::Notified);
-    world.pass_time(SECOND);
-    world.reading_takes = Duration::from_millis(200);
-    let refused = |note: &Note| matches!(note, Note::StepRefused { .. });
-    let (notes, observations) = (said(&world, refused), world.observations);
-    world.pass_time(HOUR / 2);
-    assert_eq!(said(&world, refused), notes);
-    let looked = world.observations - observations;
-    // A reading that takes 0.2 s is worth one in 40 s.
-    assert!(looked <= 60, "{looked} readings in half an hour");
-}
-
-#[test]
-fn what_is_refused_for_good_holds_up_no_repair_of_the_table() {
-    let mut world = quiet_world();
-    world.troubles.insert(Trouble::Steps);
-    world.revoke(1..=9);
-    world.tell(Event::Notified);
-    // By now it is tried again only seldom.
-    world.pass_time(HOUR / 2);
-    world.kernel.state.firewall = None;
-    world.tell(Event::KernelChanged { why: "the table was deleted".into() });
-    world.pass_time(SECOND);
-    let table = world.kernel.state.firewall.as_ref().expect("it is there again");
-    assert!(table.guards(world.machine.view().desired().unwrap().interface().name.as_str()));
-}
-
-#[test]
-fn what_fails_for_good_is_tried_less_often_and_said_once() {
-    let mut world = quiet_world();
-    world.troubles.insert(Trouble::GatewayRow);
-    world.tell(Event::Resync);
-    world.settle();
-    world.reads.clear();
-    world.pass_time(HOUR / 6);
-    assert!(world.reads.len() <= 130, "{} full reads in ten minutes", world.reads.len());
-    let mut world = quiet_world();
-    world.database_up = false;
-    world.tell(Event::Disconnected { error: away() });
-    let start = world.tries;
-    world.pass_time(HOUR / 2);
-    let tries = world.tries - start;
-    assert!(tries <= 380, "{tries} connects in half an hour, whatever else succeeds");
-    assert_eq!(said(&world, |note| matches!(note, Note::DatabaseDown { .. })), 1);
 }
 
 #[test]
