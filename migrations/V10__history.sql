@@ -148,14 +148,15 @@ begin
     )
     select m.number::integer
     from missing m
+    -- Two conditions, because one with OR is no hash join.
     where not exists (
         select
         from newer n
-        where n.at > m.read_at
-            and (
-                n.id = m.device and n.kind in ('peer', 'device')
-                or n.id = m.owner and n.kind in ('user', 'owner')
-            )
+        where n.id = m.device and n.kind in ('peer', 'device') and n.at > m.read_at
+    ) and not exists (
+        select
+        from newer n
+        where n.id = m.owner and n.kind in ('user', 'owner') and n.at > m.read_at
     );
 end $$;
 comment on function gatepost.lost_marks(text[], text[], uuid[], uuid[], uuid[], timestamptz[]) is
