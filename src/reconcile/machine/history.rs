@@ -9,6 +9,7 @@ use crate::reconcile::clock::Now;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::Action;
 use crate::reconcile::note::Note;
+use crate::reconcile::notices::Trouble;
 
 impl Machine {
     /// Everything was read from a database of this epoch, because of `why`: the rows come next.
@@ -34,7 +35,14 @@ impl Machine {
         answer: Result<BTreeSet<PublicKey>, DatabaseError>,
         now: Now,
     ) {
-        let Ok(lost) = answer else { return self.history.not_answered(now.instant) };
+        let lost = match answer {
+            Ok(lost) => lost,
+            Err(error) => {
+                self.history.not_answered(now.instant);
+                let note = Note::ReadFailed { error: error.to_string() };
+                return self.complain(Trouble::Database, note, now);
+            }
+        };
         let Some(desired) = self.rows.desired() else { return };
         let (gateway, admitted) = (desired.gateway().id, desired.kept_out().collect());
         let peers = self.history.answered(&lost, &admitted, self.source.clock(now));
