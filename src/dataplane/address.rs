@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
 };
+use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::LinkUnspec;
 
 use super::PROTOCOL;
-use super::link;
 use super::netlink::{
-    Attribute, Attributes, Channel, Message, NetlinkError, Request, gone_is_done,
+    Attribute, Attributes, Channel, Message, NLA_F_NESTED, NetlinkError, Request, gone_is_done,
+    put, put_nested,
 };
 use crate::model::Tag;
 
@@ -21,6 +23,12 @@ use crate::model::Tag;
 const ADDRESS_ADDRESS: u16 = 1;
 const ADDRESS_LOCAL: u16 = 2;
 const ADDRESS_PROTOCOL: u16 = 11;
+// include/uapi/linux/if_link.h, if.h
+const LINK_FAMILIES: u16 = 26;
+const FAMILY_INET: u16 = 2;
+const INET_SETTINGS: u16 = 1;
+/// `IPV4_DEVCONF_PROMOTE_SECONDARIES` of include/uapi/linux/ip.h.
+const PROMOTE_SECONDARIES: u16 = 20;
 
 /// Reads the interface's addresses, each with its owner. Kernels before 5.18 do not keep `IFA_PROTO`:
 /// there every address is [`Tag::Foreign`], which is accepted and never removed.
@@ -62,7 +70,7 @@ pub(super) fn remove(
     address: IpNet,
 ) -> Result<(), NetlinkError> {
     if matches!(address, IpNet::V4(_)) {
-        channel.request(Request::new(link::promote_secondaries(index)))?;
+        channel.request(Request::new(promote_secondaries(index)))?;
     }
     let message = RouteNetlinkMessage::DelAddress(message(index, address));
     gone_is_done(channel.request(Request::new(message)))
@@ -117,7 +125,7 @@ fn read(message: &Message<'_>, index: u32) -> Result<Option<(IpNet, Tag)>, Netli
     Ok(Some((prefix, tag)))
 }
 
-/// The network of one address, and the index of its link; `None`: none can be read of it. Most links
+/// The network of one address, and the index of its link; `None`: the message has none that can be read. Most links
 /// are other programs', and nothing about those may keep back what is to be done on ours.
 fn network(message: &Message<'_>) -> Option<(IpNet, u32)> {
     let (index, prefix_len, attributes) = split(message).ok()?;
@@ -143,6 +151,18 @@ fn ip(address: Attribute<'_>) -> Result<IpAddr, NetlinkError> {
         16 => address.fixed::<16>()?.into(),
         _ => address.fixed::<4>()?.into(),
     })
+}
+
+/// The setting by which the next IPv4 address of a network takes the place of one that is removed.
+/// The crate's encoder knows only the format in which the kernel reports these settings.
+fn promote_secondaries(index: u32) -> RouteNetlinkMessage {
+    let mut family = Vec::new();
+    put_nested(&mut family, FAMILY_INET, |out| {
+        put_nested(out, INET_SETTINGS, |out| put(out, PROMOTE_SECONDARIES, &1u32.to_ne_bytes()));
+    });
+    let all = LinkAttribute::Other(DefaultNla::new(LINK_FAMILIES | NLA_F_NESTED, family));
+    let link = LinkUnspec::new_with_index(index).append_extra_attribute(all).build();
+    RouteNetlinkMessage::SetLink(link)
 }
 
 #[cfg(test)]

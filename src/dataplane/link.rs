@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -12,7 +12,7 @@ use rtnetlink::{LinkUnspec, LinkWireguard};
 use uuid::Uuid;
 
 use super::address;
-use super::netlink::{Channel, Message, NLA_F_NESTED, NetlinkError, Request, put, put_nested};
+use super::netlink::{Channel, Message, NetlinkError, Request};
 use crate::model::{GatewayId, InterfaceName};
 
 /// The link type of kernel WireGuard.
@@ -28,11 +28,6 @@ const LINK_MTU: u16 = 4;
 const LINK_INFO: u16 = 18;
 const LINK_INFO_KIND: u16 = 1;
 const LINK_ALIAS: u16 = 20;
-const LINK_FAMILIES: u16 = 26;
-const FAMILY_INET: u16 = 2;
-const INET_SETTINGS: u16 = 1;
-/// `IPV4_DEVCONF_PROMOTE_SECONDARIES` of include/uapi/linux/ip.h.
-const PROMOTE_SECONDARIES: u16 = 20;
 const FLAG_UP: u32 = 1;
 
 /// A link as the kernel describes it.
@@ -195,18 +190,6 @@ pub(super) fn set_down(channel: &mut Channel, index: u32) -> Result<(), NetlinkE
 pub(super) fn delete(channel: &mut Channel, index: u32) -> Result<(), NetlinkError> {
     let link = LinkUnspec::new_with_index(index).build();
     channel.request(Request::new(RouteNetlinkMessage::DelLink(link)))
-}
-
-/// The setting by which the next IPv4 address of a network takes the place of one that is removed.
-/// The crate's encoder knows only the format in which the kernel reports these settings.
-pub(super) fn promote_secondaries(index: u32) -> RouteNetlinkMessage {
-    let mut family = Vec::new();
-    put_nested(&mut family, FAMILY_INET, |out| {
-        put_nested(out, INET_SETTINGS, |out| put(out, PROMOTE_SECONDARIES, &1u32.to_ne_bytes()));
-    });
-    let all = LinkAttribute::Other(DefaultNla::new(LINK_FAMILIES | NLA_F_NESTED, family));
-    let link = LinkUnspec::new_with_index(index).append_extra_attribute(all).build();
-    RouteNetlinkMessage::SetLink(link)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::clock::millis;
-use super::note::{Ignored, Note, peer_name};
+use super::name::{name_of, peer_name};
+use super::note::{Ignored, Note};
 use super::pass::Pass;
 use super::session::SessionEvent;
 use crate::model::policy::Quoted;
@@ -106,7 +107,7 @@ pub(super) fn blocked(
     let gateway = Entity::Gateway(GatewayId(uuid::Uuid::nil()));
     let host = entry(event, gateway, format!("{verb} {whom} on this host"), metadata());
     let each = peers.iter().map(|peer| {
-        let name = super::note::name_of(&peer.username, &peer.device_name);
+        let name = name_of(&peer.username, &peer.device_name);
         let message = format!("{verb} {name} on this host");
         let device_id = Some(peer.device_id);
         AuditEntry { device_id, ..entry(event, Entity::Peer(peer.peer_id), message, metadata()) }
@@ -169,7 +170,7 @@ fn revoked(pass: &Pass) -> Vec<AuditEntry> {
     let alone = pass.revoked.len() == 1 && !pass.cut_others;
     let cut = if alone { "flows_cut" } else { "flows_cut_in_pass" };
     let entries = pass.revoked.values().map(|departed| {
-        let name = super::note::name_of(&departed.username, &departed.device_name);
+        let name = name_of(&departed.username, &departed.device_name);
         AuditEntry {
             device_id: Some(departed.device_id),
             ..entry(

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::note::name_of;
+use super::name::name_of;
 use crate::model::{Departed, DeviceId, Mark, MarkId, PublicKey, UserId};
 
 /// More withdrawals than this are not kept: the oldest go first.

@@ -18,6 +18,7 @@ mod ledger;
 mod machine;
 mod mirror;
 mod mode;
+mod name;
 mod note;
 mod notices;
 mod notifications;

@@ -8,7 +8,7 @@ use super::mode::Mode;
 use super::options::StalePolicy;
 use crate::model::policy::{Plain, PolicyNote, Quoted};
 use crate::model::{
-    BuildError, DeviceId, GatewayId, PeerId, PeerRow, PolicyId, QuarantinedPolicy, Reason, Whom,
+    BuildError, DeviceId, GatewayId, PeerId, PolicyId, QuarantinedPolicy, Reason, Whom,
 };
 use crate::plan::PlanError;
 use crate::plan::guard::HeldBack;
@@ -179,16 +179,6 @@ pub(super) fn no_sealing_key(peers: usize) -> String {
          credential may come from too",
         if peers == 1 { "" } else { "s" }
     )
-}
-
-/// "alice's laptop": how every message names that peer.
-pub(super) fn peer_name(row: &PeerRow) -> String {
-    name_of(&row.username, &row.device_name)
-}
-
-/// As [`peer_name`], for names without a row. Always on one line.
-pub(super) fn name_of(username: &str, device_name: &str) -> String {
-    format!("{}'s {}", Plain(username), Plain(device_name))
 }
 
 impl fmt::Display for Ignored {

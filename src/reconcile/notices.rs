@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::event::Sent;
-use super::note::{Ignored, Note, peer_name};
+use super::name::peer_name;
+use super::note::{Ignored, Note};
 use crate::causes::causes;
 use crate::dataplane::RefusedStep;
 use crate::model::{DesiredState, PeerId, PolicyId, QuarantinedPolicy, Reason};

@@ -9,7 +9,7 @@ use super::gateway::{former_input, openings_in};
 use super::name::{
     ARRIVALS, DENY, ERRORS, FORWARD, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT,
 };
-use super::observe::networks_in;
+use super::ranges::networks_in;
 use super::rules::{Whose, former_forward, interface_in, site_rule};
 use super::set::Set;
 use super::table::{Chain, Fixed};

@@ -32,6 +32,7 @@ mod name;
 mod observe;
 mod probe;
 mod profile;
+mod ranges;
 mod rules;
 mod sender;
 mod set;

@@ -16,15 +16,14 @@ use super::element::Element;
 use super::expr::{Rule, is_rule};
 use super::gateway::openings_in;
 use super::guarded::guarded_interface;
-use super::name::{ARRIVALS, Block, FORWARD, Family, OPENINGS};
+use super::name::{Block, FORWARD, Family, OPENINGS};
 use super::profile::{self, ProfileRule};
+use super::ranges::{bounds, networks_in, set_ranges};
 use super::rules::{Whose, block_rules, interface_in, site_rule};
-use super::sender::pool_in;
 use super::set::Set;
 use super::table::{Fixed, fixed_elements};
 use crate::model::{
-    Address, FirewallBase, FixedRules, Masquerade, Networks, ObservedFirewall, Profile, ProfileId,
-    Ranges,
+    Address, FirewallBase, FixedRules, Masquerade, ObservedFirewall, Profile, ProfileId, Ranges,
 };
 
 /// What was read, and the first object that is not as this version loads it.
@@ -196,34 +195,6 @@ fn check_block_chains(dump: &Dump) -> Result<(), Difference> {
     more.map_or(Ok(()), |(block, _)| Err(Difference::block_chain(*block)))
 }
 
-/// The ends of ranges, in order; `true`: an address after a range.
-fn bounds(elements: &[Element]) -> BTreeSet<(IpAddr, bool)> {
-    let bound = |element: &Element| match element {
-        Element::Start(address) | Element::OpenStart(address) => Some((*address, false)),
-        // The `nft` program may begin a set with the end of an empty range.
-        Element::End(address) if address.is_unspecified() => None,
-        Element::End(address) => Some((*address, true)),
-        _ => None,
-    };
-    elements.iter().filter_map(bound).collect()
-}
-
-/// The ranges between a set's bounds; `None`: there are not two bounds to each.
-fn set_ranges<T: Address>(dump: &Dump, set: &Set) -> Option<Vec<(T, T)>> {
-    let number = |address: IpAddr| Some(T::span(&address.into())?.0);
-    let mut bounds = bounds(dump.sets.get(set)?).into_iter();
-    let mut ranges = Vec::new();
-    while let Some((first, is_end)) = bounds.next() {
-        let last = match bounds.next() {
-            None => T::MAX,
-            Some((after, true)) => number(after)?.previous()?,
-            Some((_, false)) => return None,
-        };
-        ranges.push((number(first).filter(|_| !is_end)?, last));
-    }
-    Some(ranges)
-}
-
 /// Whether the table holds only objects that some base, profile or site would put there.
 fn check_objects(dump: &Dump) -> Result<(), Difference> {
     if let Some(strange) = dump.strange_sets.first() {
@@ -275,18 +246,6 @@ fn check_sites(dump: &Dump) -> Result<(), Difference> {
         }
     }
     Ok(())
-}
-
-/// The networks that the rules and sets name; to be proved by comparing.
-pub fn networks_in(dump: &Dump) -> Networks {
-    let no_pool = || IpNet::from(IpAddr::from([0; 4]));
-    let pool = dump.rules.get(ARRIVALS).and_then(|found| pool_in(found));
-    let of = |family| Set::Networks(family);
-    Networks {
-        pool: pool.unwrap_or_else(no_pool),
-        sites4: set_ranges(dump, &of(Family::V4)).unwrap_or_default().into_iter().collect(),
-        sites6: set_ranges(dump, &of(Family::V6)).unwrap_or_default().into_iter().collect(),
-    }
 }
 
 /// The base whose fixed part is exactly what was dumped.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 
-use super::update::listed_dns;
+use super::evaluate::listed_dns;
 use super::{DesiredState, Ineligible, OwnStanding};
 use crate::model::policy::Recipe;
 use crate::model::{AllowedIps, KeyText, PeerId, PeerRow, Profile, PublicKey};

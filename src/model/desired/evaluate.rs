@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::{Ineligible, Local, Reason};
+use crate::model::policy::dns_addresses;
 use crate::model::{
     Allocation, AllowedIps, Bars, BlockList, DesiredInterface, GatewayRow, KeyText, PeerRow,
     PresharedKey, PublicKey, Settings,
@@ -153,4 +154,9 @@ impl RowContext<'_> {
             || self.interface.addresses.iter().any(|own| prefix.contains(&own.addr()));
         self.local.is_of_site(self.settings, prefix) && !holds_gateway()
     }
+}
+
+/// The DNS servers listed for a row's peer.
+pub(super) fn listed_dns(gateway_dns: &[IpAddr], row: &PeerRow) -> Vec<IpAddr> {
+    gateway_dns.iter().copied().chain(dns_addresses(&row.dns_servers)).collect()
 }

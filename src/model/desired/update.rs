@@ -11,9 +11,10 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::absence::barred_key;
+use super::evaluate::listed_dns;
 use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::{DesiredState, Entry, Ineligible, OwnStanding, Reason, precedence, precedence_to};
-use crate::model::policy::{PolicyBook, Subject, dns_addresses};
+use crate::model::policy::{PolicyBook, Subject};
 use crate::model::{
     BlockList, ChangedRows, DeviceId, KeyText, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey,
     UserId,
@@ -400,9 +401,4 @@ pub(super) fn profile_of(
     row: &PeerRow,
 ) -> Arc<Profile> {
     book.profile_for(row.user_id, row.device_id, &listed_dns(gateway_dns, row))
-}
-
-/// The DNS servers listed for a row's peer.
-pub(super) fn listed_dns(gateway_dns: &[IpAddr], row: &PeerRow) -> Vec<IpAddr> {
-    gateway_dns.iter().copied().chain(dns_addresses(&row.dns_servers)).collect()
 }

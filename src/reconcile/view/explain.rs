@@ -13,7 +13,7 @@ use crate::dataplane::nft::ProfileCounters;
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
 use crate::model::policy::{Verdict, dns_addresses};
 use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, ProfileId, Standing};
-use crate::reconcile::note::peer_name;
+use crate::reconcile::name::peer_name;
 
 /// More peers than this are not explained at once.
 const EXPLAINED_AT_MOST: usize = 10;

@@ -15,7 +15,8 @@ use crate::model::{
 };
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose, plan_guarded};
 use crate::plan::{Held, HeldPeer, PlanError, Scope, Step};
-use crate::reconcile::note::{name_of, no_sealing_key, peer_name};
+use crate::reconcile::name::{name_of, peer_name};
+use crate::reconcile::note::no_sealing_key;
 use crate::reconcile::options::MachineOptions;
 use crate::reconcile::row_status::{LISTED_PEERS, quarantined, row_warnings};
 use crate::store::{Store, StoreError};

@@ -19,7 +19,7 @@ pub use plan::{PlanReport, PlannedStep};
 pub use crate::dataplane::BackendInUse;
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 pub use crate::reconcile::mode::Mode;
-use crate::reconcile::note::name_of;
+use crate::reconcile::name::name_of;
 pub use crate::reconcile::view::time::{Exact, Timestamp, exact};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@ use crate::model::policy::Plain;
 use crate::model::{
     Absence, Block, BlockList, Departed, DesiredState, KeyText, PeerRow, PublicKey, Standing, Whom,
 };
-use crate::reconcile::note::name_of;
+use crate::reconcile::name::name_of;
 
 /// So many candidates are named.
 const NAMED_AT_MOST: usize = 8;

@@ -1,0 +1,14 @@
+//! How messages name a peer.
+
+use crate::model::PeerRow;
+use crate::model::policy::Plain;
+
+/// "alice's laptop": how every message names that peer.
+pub(super) fn peer_name(row: &PeerRow) -> String {
+    name_of(&row.username, &row.device_name)
+}
+
+/// As [`peer_name`], for names without a row. Always on one line.
+pub(super) fn name_of(username: &str, device_name: &str) -> String {
+    format!("{}'s {}", Plain(username), Plain(device_name))
+}
