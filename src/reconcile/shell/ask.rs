@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
-use super::block::BlockReply;
+use super::pending_blocks::BlockReply;
 use super::state::Shell;
 use crate::dataplane::Dataplane;
 use crate::reconcile::event::Event;

@@ -2,29 +2,15 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
-
 use super::block_file::BlockFileError;
+use super::pending_blocks::BlockReply;
 use super::state::{Inner, Shell};
 use crate::causes::causes;
 use crate::dataplane::Dataplane;
 use crate::model::{BlockList, Whom};
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
-use crate::reconcile::view::WhoError;
 use crate::reconcile::view::status::{BlockAnswer, BlockStatus};
-
-/// Where what became of a block is awaited.
-pub(super) type BlockReply = oneshot::Sender<Result<BlockAnswer, WhoError>>;
-
-/// A block that an operator waits for.
-pub(super) struct PendingBlock {
-    number: u64,
-    answer: BlockAnswer,
-    /// The list is on the disk, or will not be.
-    saved: bool,
-    reply: BlockReply,
-}
 
 impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn block(&mut self, who: &str, reply: BlockReply) {
@@ -59,13 +45,12 @@ impl<D: Dataplane + 'static> Shell<D> {
         let list = Arc::new(list);
         self.tell(Event::Blocks(Arc::clone(&list)));
         let number = self.save_blocks(list);
-        self.blocks.push(PendingBlock { number, answer, saved: false, reply });
+        self.blocks.push(number, answer, reply);
     }
 
     /// Begins to put the list on the disk. Returns the number by which [`Self::blocks_saved`] names it.
     fn save_blocks(&mut self, list: Arc<BlockList>) -> u64 {
-        self.blocks_asked += 1;
-        let number = self.blocks_asked;
+        let number = self.blocks.next_number();
         self.block_file.set(list);
         let (file, events) = (self.block_file.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
@@ -80,11 +65,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         if let Err(error) = &saved {
             tracing::warn!(%error, "a change of the block list would not outlive the agent: {error}");
         }
-        let pending = self.blocks.iter_mut().find(|pending| pending.number == number);
-        if let Some(pending) = pending {
-            pending.saved = true;
-            pending.answer.file = saved.err().map(|error| causes(&error));
-        }
+        self.blocks.saved(number, saved.err().map(|error| causes(&error)));
     }
 
     /// Answers the operators whose blocks are in force, or will not be as things stand.
@@ -95,8 +76,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         let in_force = self.machine.view().blocks_are_in_force();
         let stuck = self.machine.view().stuck();
         if in_force == Some(true) || stuck.is_some() {
-            let done = self.blocks.extract_if(.., |pending| pending.saved);
-            for PendingBlock { mut answer, reply, .. } in done {
+            for (mut answer, reply) in self.blocks.take_saved() {
                 answer.kernel = stuck.clone().filter(|_| in_force != Some(true));
                 // The client may have gone.
                 drop(reply.send(Ok(answer)));

@@ -2,14 +2,14 @@
 //!
 //! A list that cannot be read is not taken for an empty one: nothing is granted until it can.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::replace::replace;
 use crate::model::{Block, BlockList, Whom};
 use crate::reconcile::view::status::BlockStatus;
 
@@ -80,25 +80,8 @@ impl BlockFile {
         let mut text =
             serde_json::to_vec_pretty(&blocks).map_err(|error| self.io("written", error.into()))?;
         text.push(b'\n');
-        self.replace(&text)
-    }
-
-    fn replace(&self, text: &[u8]) -> Result<(), BlockFileError> {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if let Some(folder) = folder {
-            fs::create_dir_all(folder).map_err(|source| self.io("given a folder", source))?;
-        }
-        let new = self.path.with_extension("new");
-        let mut options = OpenOptions::new();
-        let options = options.create(true).write(true).truncate(true).mode(0o600);
-        let written = options.open(&new).and_then(|mut file| {
-            file.write_all(text)?;
-            file.sync_all()
-        });
-        written.map_err(|source| self.io("written", source))?;
-        fs::rename(&new, &self.path).map_err(|source| self.io("put in place", source))?;
-        let synced = folder.map_or(Ok(()), |folder| File::open(folder)?.sync_all());
-        synced.map_err(|source| self.io("put on disk", source))
+        let replaced = replace(&self.path, |file| file.write_all(&text));
+        replaced.map(drop).map_err(|(doing, source)| self.io(doing, source))
     }
 
     fn unreadable(&self, why: String) -> BlockFileError {

@@ -27,6 +27,7 @@ pub use keeper::Keeper;
 pub(super) use keeper::Rows;
 use seal::{Chain, Sealer};
 
+use super::replace::{Failure, sync_folder};
 use crate::model::{PrivateKey, SnapshotRows};
 use crate::reconcile::event::{LastGood, Provenance};
 
@@ -134,30 +135,21 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             removed => removed.map_err(|source| self.io("removed", source)),
         };
-        removed.and_then(|()| self.sync_folder()).or_else(|_| {
-            let emptied = OpenOptions::new().write(true).truncate(true).open(&self.path);
-            let emptied = emptied.and_then(|file| file.sync_all());
-            emptied.map_err(|source| CacheError::OutOfDate { path: self.path.clone(), source })
-        })
-    }
-
-    /// Makes sure that the file's name, or its absence, is on the disk.
-    fn sync_folder(&self) -> Result<(), CacheError> {
-        let Some(folder) = self.folder() else { return Ok(()) };
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|source| self.io("put on disk", source))
-    }
-
-    fn folder(&self) -> Option<&Path> {
-        self.path.parent().filter(|folder| !folder.as_os_str().is_empty())
-    }
-
-    fn new_path(&self) -> PathBuf {
-        self.path.with_extension("new")
+        removed
+            .and_then(|()| sync_folder(&self.path).map_err(|failure| self.failed(failure)))
+            .or_else(|_| {
+                let emptied = OpenOptions::new().write(true).truncate(true).open(&self.path);
+                let emptied = emptied.and_then(|file| file.sync_all());
+                emptied.map_err(|source| CacheError::OutOfDate { path: self.path.clone(), source })
+            })
     }
 
     fn altered(&self, line: usize) -> CacheError {
         CacheError::Altered { path: self.path.clone(), line }
+    }
+
+    fn failed(&self, (doing, source): Failure) -> CacheError {
+        self.io(doing, source)
     }
 
     fn io(&self, doing: &'static str, source: io::Error) -> CacheError {

@@ -12,6 +12,8 @@ mod in_use;
 mod journal;
 mod kernel;
 mod kernel_job;
+mod pending_blocks;
+mod replace;
 mod state;
 mod withdrawals;
 

@@ -8,13 +8,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::block::PendingBlock;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
 use super::database::{Cause, Connection, Found, Reader, lost, send};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
+use super::pending_blocks::PendingBlocks;
 use super::withdrawals::{self, Rememberer};
 use crate::causes::causes;
 use crate::dataplane::{Dataplane, DataplaneHandle};
@@ -80,9 +80,7 @@ pub(super) struct Shell<D> {
     pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), ResyncError>>)>,
     pub(super) block_file: BlockFile,
     /// The changes of the block list that operators wait for.
-    pub(super) blocks: Vec<PendingBlock>,
-    /// How many changes operators asked for.
-    pub(super) blocks_asked: u64,
+    pub(super) blocks: PendingBlocks,
     cache: Option<Cache>,
     pub(super) keeper: Option<Keeper>,
     pub(super) rememberer: Option<Rememberer>,
@@ -129,8 +127,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             kernel_job: KernelJob::default(),
             resyncs: Vec::new(),
             block_file: options.block_file,
-            blocks: Vec::new(),
-            blocks_asked: 0,
+            blocks: PendingBlocks::default(),
             gateway: options.gateway,
             template,
             cache: options.cache,

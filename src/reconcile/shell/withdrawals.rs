@@ -3,14 +3,15 @@
 //! They are a small file beside the last good rows, because they are needed at every start, and before
 //! the first row is read.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
+use super::replace::replace;
 use crate::reconcile::history::Withdrawals;
 
 /// The file of withdrawals that belongs to the last good rows at `cache`.
@@ -43,7 +44,8 @@ fn load(path: &Path) -> io::Result<Withdrawals> {
     }
 }
 
-/// Writes them in a thread of its own, because a slow disk must not hold up a revocation.
+/// Writes them in a thread of its own, because a slow disk must not hold up a revocation. Of several that
+/// wait only the newest are written.
 #[derive(Debug)]
 pub(super) struct Rememberer(mpsc::Sender<Order>);
 
@@ -57,16 +59,21 @@ impl Rememberer {
     pub fn new(path: PathBuf) -> Self {
         let (sender, orders) = mpsc::channel();
         std::thread::spawn(move || {
-            for order in orders {
-                match order {
-                    Order::Write(withdrawals) => {
-                        if let Err(error) = write(&path, &withdrawals) {
-                            let path = path.display();
-                            tracing::warn!(%path, %error, "{path} was not written: {error}");
-                        }
+            while let Ok(order) = orders.recv() {
+                let (mut newest, mut answers) = (None, Vec::new());
+                for order in iter::once(order).chain(orders.try_iter()) {
+                    match order {
+                        Order::Write(withdrawals) => newest = Some(withdrawals),
+                        Order::Answer(answer) => answers.push(answer),
                     }
-                    // The receiver may have stopped waiting.
-                    Order::Answer(answer) => drop(answer.send(())),
+                }
+                if let Some(Err(error)) = newest.map(|newest| write(&path, &newest)) {
+                    let path = path.display();
+                    tracing::warn!(%path, %error, "{path} was not written: {error}");
+                }
+                // The receivers may have stopped waiting.
+                for answer in answers {
+                    let _ = answer.send(());
                 }
             }
         });
@@ -85,17 +92,9 @@ impl Rememberer {
     }
 }
 
-/// A crash leaves the old file or the new one.
 fn write(path: &Path, withdrawals: &Withdrawals) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder)?;
-    let new = path.with_added_extension("new");
-    let mut file =
-        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(&serde_json::to_vec(withdrawals)?)?;
-    file.sync_data()?;
-    fs::rename(&new, path)?;
-    File::open(folder)?.sync_all()
+    let text = serde_json::to_vec(withdrawals)?;
+    replace(path, |file| file.write_all(&text)).map(drop).map_err(|(_, error)| error)
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ impl Chain {
         let mut mac = self.next();
         mac.update(text.as_bytes());
         let wanted: [u8; 32] = mac.finalize().into_bytes().into();
-        // Whoever may write the file may read it, too: the comparison's time tells nothing.
+        // A program that may write the file may also read it: the comparison's time tells it nothing.
         if checksum.strip_prefix(' ')? != hex(&wanted) {
             return None;
         }

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -11,6 +10,7 @@ use serde::Serialize;
 use super::seal::{self, Chain, Sealed};
 use super::{Cache, CacheError, Line, withdrawn};
 use crate::model::{ChangedRows, SnapshotRows};
+use crate::reconcile::shell::replace::{new_path, replace};
 
 /// As much room as a few hundred withdrawals take.
 const RESERVE_BYTES: i64 = 64 * 1024;
@@ -54,7 +54,7 @@ impl Writer {
         self.tail = None;
         let Err(error) = self.write_new_file(rows) else { return Ok(Kept::All) };
         // It may take the room that is needed now.
-        drop(fs::remove_file(self.cache.new_path()));
+        drop(fs::remove_file(new_path(&self.cache.path)));
         match self.withdraw_from_old_file(rows) {
             Some(()) => Ok(Kept::Withdrawals),
             None => self.cache.forget().and(Err(error)),
@@ -62,20 +62,10 @@ impl Writer {
     }
 
     fn write_new_file(&mut self, rows: &SnapshotRows) -> Result<(), CacheError> {
-        if let Some(folder) = self.cache.folder() {
-            fs::create_dir_all(folder).map_err(|source| self.cache.io("given a folder", source))?;
-        }
-        let new = self.cache.new_path();
-        let mut options = OpenOptions::new();
-        let options = options.create(true).write(true).truncate(true).mode(0o600);
-        let mut file = options.open(&new).map_err(|source| self.cache.io("created", source))?;
         let mut chain = self.cache.sealer.begin();
         let line = Line::<_, ()>::Snapshot(rows);
-        let written = write_file(&mut file, &mut chain, &line).and_then(|()| file.sync_all());
-        written.map_err(|source| self.cache.io("written", source))?;
-        fs::rename(&new, &self.cache.path)
-            .map_err(|source| self.cache.io("put in place", source))?;
-        self.cache.sync_folder()?;
+        let replaced = replace(&self.cache.path, |file| write_file(file, &mut chain, &line));
+        let (file, ()) = replaced.map_err(|failure| self.cache.failed(failure))?;
         self.tail = Some(Tail { file, chain });
         Ok(())
     }
