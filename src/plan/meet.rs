@@ -41,11 +41,15 @@ impl From<&DesiredState> for Allowed {
 /// addresses no peer holds stays as it is.
 #[must_use]
 pub fn meet(desired: &Allowed, observed: &ObservedState) -> Allowed {
-    let places = observed.firewall.iter().flat_map(|table| {
+    meet_within(desired, observed, places(observed).collect())
+}
+
+/// The places of the kernel's table, each with what it reaches; `None`: its profile is not there.
+fn places(observed: &ObservedState) -> impl Iterator<Item = (IpNet, Option<Arc<Profile>>)> {
+    observed.firewall.iter().flat_map(|table| {
         let reach = |(place, id): (&IpNet, &ProfileId)| (*place, table.profiles().get(id).cloned());
         table.assignments().iter().map(reach)
-    });
-    meet_within(desired, observed, places.collect())
+    })
 }
 
 /// The meet where the kernel judges by these places.
@@ -152,10 +156,10 @@ pub fn withdrawals(
         let table = observed.firewall.as_ref();
         is_ours(observed, ours) && !table.is_some_and(|table| table.guards(&link.name))
     });
-    let Some(link) = unguarded else {
+    // A name that no table can guard holds up no withdrawal.
+    let Some(interface) = unguarded.and_then(|link| link.name.parse().ok()) else {
         return narrow(&meet(&allowed, observed), observed, ours, desired.cuts_flows());
     };
-    let Ok(interface) = link.name.parse() else { return Plan::default() };
     let all = allowed.reach.iter().map(|(prefix, profile)| (*prefix, Some(Arc::clone(profile))));
     let met = meet_within(&allowed, observed, all.collect());
     let base = FirewallBase { interface, ..desired.firewall().base.clone() };
@@ -176,13 +180,10 @@ pub fn withdraw(
     cuts_flows: bool,
 ) -> Plan {
     let staying = observed.peers.iter().filter(|(key, _)| stay.contains(*key));
-    let places = observed.firewall.iter().flat_map(|table| {
-        let reach = |place: &IpNet| Some((*place, table.profile_of(place)?.clone()));
-        table.assignments().keys().filter_map(reach)
-    });
+    let reach = places(observed).filter_map(|(place, profile)| Some((place, profile?)));
     let allowed = Allowed {
         peers: staying.map(|(key, peer)| (*key, peer.allowed_ips.clone())).collect(),
-        reach: places.collect(),
+        reach: reach.collect(),
     };
     narrow(&meet(&allowed, observed), observed, ours, cuts_flows)
 }
