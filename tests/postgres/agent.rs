@@ -20,6 +20,7 @@ use gatepost::reconcile::{
 use gatepost::store::{ConnectOptions, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::running::Running;
 use crate::unannounced::while_off;
 use crate::world::{World, insert_device, insert_gateway, insert_peer, insert_user};
 
@@ -253,11 +254,8 @@ async fn a_missing_column_makes_the_agent_not_ready_until_it_is_back() {
     good_peer(&world, 1).await;
     let host = Memory::default();
     let options = agent(&world, host.clone()).await;
-    let (say, mut status) = watch::channel(Status::default());
-    let (stop, stopped) = watch::channel(false);
-    let (_asks, questions) = mpsc::channel(1);
-    let loop_ends = tokio::spawn(run(options, questions, say, stopped, || ()));
-    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    let mut agent = Running::start(options);
+    agent.status.wait_for(|status| status.state.is_ready()).await.unwrap();
     let before = host.state();
     world.run("alter table devices rename approved_at to renamed").await;
     world.run("update devices set name = 'tablet'").await;
@@ -265,15 +263,14 @@ async fn a_missing_column_makes_the_agent_not_ready_until_it_is_back() {
         State::NotReady { why } => why.contains("column devices.approved_at is missing"),
         _ => false,
     };
-    status.wait_for(names_it).await.unwrap();
+    agent.status.wait_for(names_it).await.unwrap();
     assert_eq!(host.state(), before);
     world.run("update devices set status = 'revoked', revoked_at = now()").await;
     world.run("alter table devices rename renamed to approved_at").await;
     let revoked = |status: &Status| status.state.is_ready() && status.peers.in_kernel == 0;
-    status.wait_for(revoked).await.unwrap();
+    agent.status.wait_for(revoked).await.unwrap();
     assert!(host.state().peers.is_empty());
-    stop.send(true).unwrap();
-    loop_ends.await.unwrap().unwrap();
+    agent.stop().await;
 }
 
 /// At the next heartbeat, and not at the next resync.
@@ -284,24 +281,21 @@ async fn a_revocation_while_triggers_were_off_is_enforced_soon() {
     let host = Memory::default();
     let mut options = agent(&world, host.clone()).await;
     options.machine.timing.heartbeat = Duration::from_millis(200);
-    let (say, mut status) = watch::channel(Status::default());
-    let (stop, stopped) = watch::channel(false);
-    let (_asks, questions) = mpsc::channel(1);
-    let loop_ends = tokio::spawn(run(options, questions, say, stopped, || ()));
-    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    let mut agent = Running::start(options);
+    agent.status.wait_for(|status| status.state.is_ready()).await.unwrap();
     let revoke = "update devices set status = 'revoked', revoked_at = now()";
     world.run(&while_off("devices", revoke)).await;
     let revoked = |status: &Status| status.state.is_ready() && status.peers.in_kernel == 0;
-    let enforced = tokio::time::timeout(Duration::from_secs(30), status.wait_for(revoked)).await;
+    let enforced =
+        tokio::time::timeout(Duration::from_secs(30), agent.status.wait_for(revoked)).await;
     enforced.unwrap().unwrap();
     assert!(host.state().peers.is_empty());
     // Off, and not on again: that is said at the same time.
     world.run("alter table devices disable trigger all").await;
     let said = |status: &Status| matches!(&status.state, State::Degraded { why } if why.contains("devices"));
-    let degraded = tokio::time::timeout(Duration::from_secs(30), status.wait_for(said)).await;
+    let degraded = tokio::time::timeout(Duration::from_secs(30), agent.status.wait_for(said)).await;
     degraded.unwrap().unwrap();
-    stop.send(true).unwrap();
-    loop_ends.await.unwrap().unwrap();
+    agent.stop().await;
 }
 
 #[tokio::test]
@@ -314,11 +308,8 @@ async fn await_sync_returns_when_a_revocation_is_in_the_kernel() {
     good_peer(&world, 1).await;
     let mut options = agent(&world, host.clone()).await;
     options.machine.timing.heartbeat = Duration::from_millis(200);
-    let (say, mut status) = watch::channel(Status::default());
-    let (stop, stopped) = watch::channel(false);
-    let (_asks, questions) = mpsc::channel(1);
-    let loop_ends = tokio::spawn(run(options, questions, say, stopped, || ()));
-    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    let mut agent = Running::start(options);
+    agent.status.wait_for(|status| status.state.is_ready()).await.unwrap();
     world.run("update devices set status = 'revoked', revoked_at = now()").await;
     reaches.recv().await.unwrap();
     let is_proven = async |timeout: &str| -> bool {
@@ -329,8 +320,7 @@ async fn await_sync_returns_when_a_revocation_is_in_the_kernel() {
     allow.send(()).unwrap();
     assert!(is_proven("30 s").await);
     assert!(host.state().peers.is_empty());
-    stop.send(true).unwrap();
-    loop_ends.await.unwrap().unwrap();
+    agent.stop().await;
 }
 
 #[tokio::test]
@@ -387,17 +377,14 @@ async fn a_stop_waits_for_the_kernel_and_loses_no_revocation() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::new(folder.path().join("last-good"), &private_key());
     let options = Options { cache: Some(cache.clone()), ..agent(&world, host.clone()).await };
-    let (say, mut status) = watch::channel(Status::default());
-    let (stop, stopped) = watch::channel(false);
-    let (_asks, questions) = mpsc::channel(1);
-    let loop_ends = tokio::spawn(run(options, questions, say, stopped, || ()));
-    status.wait_for(|status| status.state.is_ready()).await.unwrap();
+    let mut agent = Running::start(options);
+    agent.status.wait_for(|status| status.state.is_ready()).await.unwrap();
     world.run("update devices set status = 'revoked', revoked_at = now()").await;
     reaches.recv().await.unwrap();
-    stop.send(true).unwrap();
+    agent.stop.send(true).unwrap();
     tokio::task::yield_now().await;
     allow.send(()).unwrap();
-    loop_ends.await.unwrap().unwrap();
+    agent.ends.await.unwrap().unwrap();
     assert!(host.state().peers.is_empty());
     let audited = "select count(*) from audit_logs where event_type = 'peer.revoked'";
     assert_eq!(world.count(audited).await, 1);

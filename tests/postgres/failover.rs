@@ -3,47 +3,18 @@
 use std::time::Duration;
 
 use gatepost::reconcile::status::Status;
-use gatepost::reconcile::{Cache, Options, RunError, Withdrawals, run, run_once};
+use gatepost::reconcile::{Cache, Options, Withdrawals, run_once};
 use gatepost::store::{ConnectOptions, Store};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::agent::{Memory, agent, good_peer, options_with, private_key};
 use crate::postgres::Cluster;
+use crate::running::{PATIENCE, Running};
 use crate::world::{World, connect};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// `guard.lost_history`
 const HOLD: Duration = Duration::from_secs(10);
-
-/// An agent that runs.
-struct Agent {
-    status: watch::Receiver<Status>,
-    stop: watch::Sender<bool>,
-    ends: JoinHandle<Result<(), RunError>>,
-    _asks: mpsc::Sender<gatepost::reconcile::Ask>,
-}
-
-impl Agent {
-    fn start(options: Options<Memory>) -> Self {
-        let (say, status) = watch::channel(Status::default());
-        let (stop, stopped) = watch::channel(false);
-        let (asks, questions) = mpsc::channel(1);
-        let ends = tokio::spawn(run(options, questions, say, stopped, || ()));
-        Self { status, stop, ends, _asks: asks }
-    }
-
-    async fn waits_for(&mut self, what: &str, holds: impl Fn(&Status) -> bool) {
-        let waited = timeout(PATIENCE, self.status.wait_for(|status| holds(status))).await.is_ok();
-        assert!(waited, "never {what}: {:?}", self.status.borrow());
-    }
-
-    async fn stop(self) {
-        self.stop.send(true).unwrap();
-        self.ends.await.unwrap().unwrap();
-    }
-}
 
 async fn eventually(cluster: &Cluster, what: &str) {
     let start = Instant::now();
@@ -95,7 +66,7 @@ async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_rest
         options.cache = Some(Cache::new(cache, &private_key()));
         options
     };
-    let mut runs = Agent::start(options());
+    let mut runs = Running::start(options());
     runs.waits_for("ready", |status| status.state.is_ready() && status.peers.in_kernel == 2).await;
     lag_behind(primary, &standby).await;
     let revoke = "update devices set status = 'revoked', revoked_at = now() where name = 'user-1'";
@@ -119,7 +90,7 @@ async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_rest
     run_once(Options { cache: None, ..options() }, say, stopped).await.unwrap();
     assert_eq!(host.state().peers.len(), 1);
 
-    let mut runs = Agent::start(options());
+    let mut runs = Running::start(options());
     runs.waits_for("ready", |status| status.state.is_ready() && status.database.connected).await;
     assert!(shows_loss(&runs.status.borrow()), "{:?}", runs.status.borrow());
     runs.waits_for("followed", |status| status.peers.in_kernel == 2 && !shows_loss(status)).await;

@@ -22,6 +22,7 @@ mod pooler;
 mod report;
 mod rights;
 mod rows;
+mod running;
 mod silence;
 mod surface;
 mod unannounced;
