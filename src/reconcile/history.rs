@@ -39,8 +39,8 @@ pub struct Withdrawal {
 pub struct Lost {
     /// "alice's laptop".
     pub name: String,
-    /// The database's time when the agent learned of it: in whole microseconds, and later than those of
-    /// the peers kept out before.
+    /// The database's time when the agent learned that it was lost: in whole microseconds, and later
+    /// than those of the peers kept out before.
     pub since: SystemTime,
     /// The peer stays out until this time of the database.
     pub until: SystemTime,
@@ -223,9 +223,10 @@ impl History {
         if departed.is_empty() || marks.is_empty() {
             return;
         }
-        let about = Marks::about(departed, marks);
+        let ids = departed.values().map(|who| (who.device_id, who.user_id));
+        let about = Marks::about(ids, marks);
         for (key, who) in departed {
-            let marks = about.those_of(who);
+            let marks = about.those_of(who.device_id, who.user_id);
             if !marks.is_empty() {
                 self.pending.entry(*key).or_insert_with(|| Withdrawal {
                     device_id: who.device_id,
@@ -234,6 +235,24 @@ impl History {
                     marks,
                     read_at: *read_at,
                 });
+            }
+        }
+    }
+
+    /// The rows that were read bar these peers. For one that is out already, what that read found is what
+    /// keeps it out from now on.
+    pub fn stay_out(&mut self, are_barred: impl Fn(&PublicKey) -> bool) {
+        let (marks, read_at) = &self.marks;
+        if marks.is_empty() {
+            return;
+        }
+        let out = || self.kept.peers.values().chain(self.pending.values());
+        let about = Marks::about(out().map(|it| (it.device_id, it.user_id)), marks);
+        for (key, it) in self.kept.peers.iter_mut().chain(&mut self.pending) {
+            let marks = about.those_of(it.device_id, it.user_id);
+            if !marks.is_empty() && are_barred(key) {
+                *it = Withdrawal { marks, read_at: *read_at, ..it.clone() };
+                self.changed = true;
             }
         }
     }
@@ -269,9 +288,9 @@ struct Marks {
 }
 
 impl Marks {
-    /// The marks that concern these peers. One pass, however many there are of both.
-    fn about(departed: &BTreeMap<PublicKey, Departed>, marks: &[Mark]) -> Self {
-        let ids = departed.values().flat_map(|who| [who.device_id.0, who.user_id.0]);
+    /// The marks that concern these devices and users. One pass, however many there are of both.
+    fn about(who: impl Iterator<Item = (DeviceId, UserId)>, marks: &[Mark]) -> Self {
+        let ids = who.flat_map(|(device, user)| [device.0, user.0]);
         let mut about = Self {
             listed: ids.map(|id| (id, BTreeSet::new())).collect(),
             of_everybody: BTreeSet::new(),
@@ -290,9 +309,9 @@ impl Marks {
         about
     }
 
-    fn those_of(&self, who: &Departed) -> Vec<MarkId> {
-        let listed = |id| self.listed.get(id).into_iter().flatten();
-        let own = listed(&who.device_id.0).chain(listed(&who.user_id.0));
+    fn those_of(&self, device: DeviceId, user: UserId) -> Vec<MarkId> {
+        let listed = |id| self.listed.get(&id).into_iter().flatten();
+        let own = listed(device.0).chain(listed(user.0));
         own.chain(&self.of_everybody).cloned().collect()
     }
 }

@@ -208,6 +208,21 @@ fn lost_revocation_is_said_audited_and_shown() {
 }
 
 #[test]
+fn revocation_of_a_peer_that_is_out_already_is_remembered() {
+    let mut past = Past::new();
+    past.commit(6, Bars::DEVICE_STATUS);
+    assert_eq!(past.lose(1), [6].into());
+    past.commit(6, Bars::default());
+    past.commit(6, Bars::DEVICE_STATUS);
+    past.commit(1, Bars::DEVICE_STATUS);
+    assert_eq!(past.lose(2), [1, 6].into(), "it was admitted and revoked again meanwhile");
+    past.world.pass_time(Duration::from_secs(120));
+    assert!(!past.in_kernel(1) && !past.in_kernel(6));
+    past.world.pass_time(HOLD);
+    assert!(past.in_kernel(1) && past.in_kernel(6), "followed");
+}
+
+#[test]
 fn confirmation_lets_in_at_once_those_that_were_shown_and_no_others() {
     let mut past = lost_revocation();
     let shown = past.kept_out();

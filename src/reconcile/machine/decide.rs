@@ -47,6 +47,7 @@ impl Machine {
                 match self.rows.apply(rows) {
                     Some(touched) => {
                         self.history.departs(&touched.departed);
+                        self.remember_barred();
                         self.touch(Some(touched), since);
                         self.rows_are_new(now);
                     }
@@ -63,6 +64,7 @@ impl Machine {
             Ok(replaced) => {
                 self.notices.forget(Trouble::Rows);
                 self.history.departs(&replaced.departed);
+                self.remember_barred();
                 self.history.rows_are_read(now.instant);
                 self.difference.replaced(replaced, reading.found_since());
                 self.more_to_do();
@@ -75,6 +77,7 @@ impl Machine {
                 self.complain(Trouble::Rows, Note::CannotBuild(error), now);
                 // What the other rows withdraw does not wait for this one.
                 self.history.departs(&withdrawn.departed);
+                self.remember_barred();
                 self.difference.replaced(withdrawn, reading.found_since());
                 self.more_to_do();
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use super::Machine;
-use crate::model::{Mark, PublicKey};
+use crate::model::{Absence, Mark, PublicKey};
 use crate::reconcile::clock::Now;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::Action;
@@ -76,10 +76,20 @@ impl Machine {
         }
     }
 
+    /// Rows were read: what they say about peers that are out already is to be remembered, too.
+    pub(super) fn remember_barred(&mut self) {
+        let Some(rows) = self.rows.followed() else { return };
+        self.history.stay_out(|key| match rows.absence(key) {
+            Absence::Barred(_, why) => !why.is_only_kept_out(),
+            Absence::Gone { .. } => true,
+            Absence::Quarantined => false,
+        });
+    }
+
     /// The kernel was changed: withdrawals that it has acknowledged are to be remembered.
     pub(super) fn remember_withdrawals(&mut self, now: Now) {
         let Some(observed) = self.mirror.observed() else { return };
-        // Rows that cannot be used withdraw all the same, and want nobody.
+        // Rows that cannot be used withdraw all the same, and admit no peer.
         let desired = self.rows.desired().filter(|_| self.rows.are_usable());
         self.history.applied(
             |key| observed.peers.contains_key(key),
@@ -95,7 +105,7 @@ impl Machine {
         actions.extend(self.history.take_changed().map(Action::Remember));
     }
 
-    /// Keeps out whom the history says, and nobody else.
+    /// Keeps out the peers that the history names, and no others.
     pub(super) fn keep_out(&mut self, now: Now) {
         let touched = self.rows.keep_out(self.history.keeps_out());
         self.touch(touched, now.instant);
