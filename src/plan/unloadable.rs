@@ -29,7 +29,7 @@ pub enum Blame {
     Content,
     /// The table is not as it was read. Parts that do not depend on that can be loaded.
     Table,
-    /// The request as such: no part of it would be taken either.
+    /// The request as such: every part would be refused, too.
     Request,
 }
 

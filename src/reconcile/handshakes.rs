@@ -1,4 +1,4 @@
-//! When peers shook hands, on a clock that nobody sets.
+//! When peers shook hands, on a clock that cannot be set.
 //!
 //! WireGuard stamps handshakes with the wall clock, so that their ages jump with it. Each is put on a
 //! steady clock when a reading first shows it: it came after the reading before, whatever its stamp.

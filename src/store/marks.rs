@@ -37,7 +37,7 @@ impl Store {
         rows.iter().map(decode).collect()
     }
 
-    /// The numbers, from 0, of the marks that are gone though nobody pruned them, unless a later mark
+    /// The numbers, from 0, of the marks that are gone although they were not pruned, unless a later mark
     /// concerns the same device or user.
     ///
     /// # Errors

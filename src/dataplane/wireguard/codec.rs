@@ -22,8 +22,8 @@ const MESSAGE_BYTES: usize = 12 * 1024;
 /// with more is written in several messages.
 const PREFIXES_PER_ENTRY: usize = 1024;
 
-/// A peer's key to which nobody has the private one.
-const NOBODY: [u8; 32] = *b"gatepost: a peer that nobody is.";
+/// The key of a peer that exists only within one message. No private key belongs to it.
+const THROW_AWAY: [u8; 32] = *b"gatepost: a peer that nobody is.";
 
 /// Encoded entries of a peer list. They may hold preshared keys.
 pub(super) type Peers = Zeroizing<Vec<u8>>;
@@ -82,16 +82,16 @@ pub(super) fn removal(key: &PublicKey) -> Peers {
 }
 
 /// The entry that removes what a refused narrowing may have left.
-pub(super) fn removal_of_nobody() -> Peers {
-    entry(&NOBODY, PEER_REMOVE_ME, &[], |_| {})
+pub(super) fn removal_of_throw_away() -> Peers {
+    entry(&THROW_AWAY, PEER_REMOVE_ME, &[], |_| {})
 }
 
 /// Takes prefixes from the peers that have them. Replacing a peer's prefixes by fewer leaves those
 /// that it keeps without an owner for a moment, or with the peer whose prefix contains them. A prefix
 /// that is given to another peer moves at once, so these go to one that is then removed.
 fn taken(prefixes: &[IpNet]) -> Peers {
-    let mut out = entry(&NOBODY, 0, prefixes, |_| {});
-    out.extend_from_slice(&removal_of_nobody());
+    let mut out = entry(&THROW_AWAY, 0, prefixes, |_| {});
+    out.extend_from_slice(&removal_of_throw_away());
     out
 }
 
@@ -275,7 +275,7 @@ mod tests {
         let messages = entries(&Step::NarrowPeer { key, allowed_ips: kept }, &peers);
         assert_eq!(messages.len(), 2);
         for message in &messages {
-            assert_eq!(keys_and_flags(message), [(NOBODY, 0), (NOBODY, PEER_REMOVE_ME)]);
+            assert_eq!(keys_and_flags(message), [(THROW_AWAY, 0), (THROW_AWAY, PEER_REMOVE_ME)]);
         }
     }
 }

@@ -146,7 +146,7 @@ fn apply_peer(
     // If this fails too, the next reading finds the remains.
     let _ = match (&sent, step) {
         (Err(_), Step::AddPeer { key, .. }) => send(&[codec::removal(key)]),
-        (Err(_), Step::NarrowPeer { .. }) => send(&[codec::removal_of_nobody()]),
+        (Err(_), Step::NarrowPeer { .. }) => send(&[codec::removal_of_throw_away()]),
         _ => Ok(()),
     };
     sent

@@ -156,7 +156,7 @@ fn pool(facts: &Facts) -> Option<Finding> {
         Some((network, link)) => Finding::warning(
             "pool",
             format!("link {link} has {network}, which lies in the tunnel's network {pool}"),
-            "peers with addresses of it are not reached: change vpn_cidr or that link's addresses",
+            "peers with addresses in it are not reached: change vpn_cidr or that link's addresses",
         ),
     })
 }
