@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use super::{AllowedIps, DeviceId, KeyText, PeerRow, PublicKey, UserId};
+use super::{AllowedIps, Departed, DeviceId, KeyText, PeerRow, PublicKey, UserId};
 
 /// Whom a block concerns, whatever rows say now or later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +24,25 @@ pub struct Block {
     /// The user, the device as `user/device`, or the device that had the key or address.
     pub name: Box<str>,
     pub since: SystemTime,
+}
+
+/// A block that an operator set or lifted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockChange {
+    /// The block is over; else it begins.
+    pub lifted: bool,
+    pub whom: Whom,
+    pub block: Block,
+    /// The peers of rows that it concerns.
+    pub peers: Vec<Departed>,
+}
+
+impl BlockChange {
+    /// `blocked` or `unblocked`
+    #[must_use]
+    pub const fn verb(&self) -> &'static str {
+        if self.lifted { "unblocked" } else { "blocked" }
+    }
 }
 
 /// All blocks of this host.

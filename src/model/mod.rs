@@ -19,7 +19,7 @@ pub mod psk;
 mod row;
 mod settings;
 
-pub use block::{Block, BlockList, Whom};
+pub use block::{Block, BlockChange, BlockList, Whom};
 pub use desired::{
     Absence, BuildError, Departed, DesiredState, Ineligible, Local, Profiles, QuarantinedPolicy,
     Reason, Standing, Touched, Unloadable,

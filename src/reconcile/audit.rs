@@ -10,14 +10,21 @@ use super::note::{Ignored, Note};
 use super::pass::Pass;
 use super::session::SessionEvent;
 use crate::model::policy::Quoted;
-use crate::model::{Block, Departed, DesiredState, GatewayId, PeerId, PolicyId, Whom};
+use crate::model::{BlockChange, DesiredState, GatewayId, PeerId, PolicyId};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
 impl Note {
-    /// The audit entry that says the same as the journal, where there is one. Ends of passes have
+    /// The audit entries that say the same as the journal, where there are any. Ends of passes have
     /// more to say: see [`finished`].
     #[must_use]
-    pub(super) fn audit_entry(&self) -> Option<AuditEntry> {
+    pub(super) fn audit_entries(&self) -> Vec<AuditEntry> {
+        match self {
+            Self::Block(change) => blocked(change),
+            note => note.audit_entry().into_iter().collect(),
+        }
+    }
+
+    fn audit_entry(&self) -> Option<AuditEntry> {
         match self {
             Self::Quarantined { peer, device, name, reason } => Some(AuditEntry {
                 device_id: Some(*device),
@@ -93,15 +100,10 @@ pub(super) fn started(desired: &DesiredState) -> AuditEntry {
     )
 }
 
-/// An operator blocked this on the host, or lifted a block: one entry for each peer, or one of the
-/// gateway where no row has such a peer.
-pub(super) fn blocked(
-    event: AuditEvent,
-    whom: &Whom,
-    block: &Block,
-    peers: &[Departed],
-) -> Vec<AuditEntry> {
-    let verb = if event == AuditEvent::PeerBlocked { "blocked" } else { "unblocked" };
+/// One entry for each peer that a block concerns, or one of the gateway where no row has such a peer.
+fn blocked(change: &BlockChange) -> Vec<AuditEntry> {
+    let (BlockChange { whom, block, peers, .. }, verb) = (change, change.verb());
+    let event = if change.lifted { AuditEvent::PeerUnblocked } else { AuditEvent::PeerBlocked };
     let metadata = || json!({ "kind": whom.kind(), "id": whom.id(), "name": block.name });
     // The database knows the gateway by the role that writes.
     let gateway = Entity::Gateway(GatewayId(uuid::Uuid::nil()));

@@ -97,7 +97,8 @@ impl History {
         }
     }
 
-    pub const fn holds_for(&self) -> Duration {
+    /// For how long a peer stays out whose withdrawal was lost.
+    pub const fn hold_for(&self) -> Duration {
         self.hold_for
     }
 
@@ -117,13 +118,13 @@ impl History {
         &self.kept.lost
     }
 
-    /// The marks of a read that is taken in next.
-    pub fn hears(&mut self, marks: Vec<Mark>, read_at: SystemTime) {
+    /// The marks of a read whose rows come next.
+    pub fn marks_read(&mut self, marks: Vec<Mark>, read_at: SystemTime) {
         self.marks = (marks, read_at);
     }
 
     /// Everything is read, from a database of this epoch. Says whether it was another before.
-    pub fn follows(&mut self, epoch: String) -> bool {
+    pub fn follow(&mut self, epoch: String) -> bool {
         let known = self.kept.epoch.as_ref();
         let is_new = known.is_some_and(|known| *known != epoch);
         if known == Some(&epoch) {
@@ -147,7 +148,7 @@ impl History {
     }
 
     /// When the question is put, if it waits for a time.
-    pub fn asks_at(&self) -> Option<Instant> {
+    pub fn question_due(&self) -> Option<Instant> {
         match self.question.as_ref()?.state {
             Asking::Due(at) => Some(at),
             Asking::WaitsForRows | Asking::Asked => None,
@@ -156,7 +157,7 @@ impl History {
 
     /// Which withdrawals to ask the database for, if that is due.
     pub fn begin_question(&mut self, now: Instant) -> Option<BTreeMap<PublicKey, Withdrawal>> {
-        self.asks_at().filter(|at| *at <= now)?;
+        self.question_due().filter(|at| *at <= now)?;
         self.question.as_mut()?.state = Asking::Asked;
         Some(self.kept.peers.clone())
     }
@@ -217,8 +218,8 @@ impl History {
         names
     }
 
-    /// These peers lost their place by what the last read found.
-    pub fn departs(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
+    /// What the last read found withdrew these peers.
+    pub fn departed(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
         let (marks, read_at) = &self.marks;
         if departed.is_empty() || marks.is_empty() {
             return;
@@ -356,8 +357,8 @@ mod tests {
             mark(3, "peer", None),
             mark(4, "setting", Some(Vec::new())),
         ];
-        history.hears(marks, start);
-        history.departs(&departed(1..4));
+        history.marks_read(marks, start);
+        history.departed(&departed(1..4));
         history.applied(|_| false, |_| false, start);
         let kept = history.take_changed().unwrap();
         let xids: Vec<Vec<u64>> = kept.peers.values().map(xids_of).collect();
@@ -375,8 +376,8 @@ mod tests {
     fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
         let start = SystemTime::UNIX_EPOCH;
         let mut history = History::new(Duration::ZERO, Withdrawals::default());
-        history.hears(vec![mark(1, "peer", None)], start);
-        history.departs(&departed(1..4));
+        history.marks_read(vec![mark(1, "peer", None)], start);
+        history.departed(&departed(1..4));
         let first = PublicKey::from_bytes([1; 32]).unwrap();
         history.applied(|_| false, |key| *key == first, start);
         assert_eq!(history.take_changed().unwrap().peers.len(), 2, "the rows want the first again");

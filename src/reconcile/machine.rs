@@ -4,10 +4,7 @@
 //! job on the kernel are under way at a time: however many commits come, one pass runs and one waits,
 //! and a read that hangs holds up no work on the kernel.
 
-mod block;
 mod decide;
-mod history;
-mod old_rows;
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -15,7 +12,6 @@ use std::time::{Instant, SystemTime};
 use super::clock::Now;
 use super::difference::Difference;
 use super::event::{Action, Event, ReadKind};
-use super::handshakes::Handshakes;
 use super::history::History;
 use super::hold::Hold;
 use super::mirror::Mirror;
@@ -28,7 +24,6 @@ use super::proof::Proof;
 use super::rows::Rows;
 use super::source::Source;
 use super::view::View;
-use crate::model::Unloadable;
 
 /// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
 #[derive(Debug)]
@@ -41,9 +36,7 @@ pub struct Machine {
     passes: Passes,
     proof: Proof,
     outbox: Outbox,
-    history: History,
     notices: Notices,
-    handshakes: Handshakes,
 }
 
 impl Machine {
@@ -51,22 +44,20 @@ impl Machine {
     #[must_use]
     pub fn new(options: MachineOptions, now: Now) -> Self {
         let MachineOptions { local, block_list, timing, max_removed, stale, .. } = options;
-        let mut machine = Self {
+        let history = History::new(options.lost_history, options.withdrawals);
+        let mut notices = Notices::default();
+        notices.block_list(&block_list, now.instant);
+        Self {
             source: Source::new(timing, now),
-            mirror: Mirror::new(timing, local.interface.clone(), now.instant),
-            rows: Rows::new(local, Arc::new(block_list), stale, now.instant),
+            mirror: Mirror::new(timing, local.interface.clone(), now),
+            rows: Rows::new(local, Arc::new(block_list), stale, history, now.instant),
             difference: Difference::new(),
             hold: Hold::new(max_removed),
             passes: Passes::new(timing.seed.wrapping_add(2)),
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
-            history: History::new(options.lost_history, options.withdrawals),
-            notices: Notices::default(),
-            handshakes: Handshakes::new(now),
-        };
-        machine.keep_out(now);
-        machine.blocks_unknown(now);
-        machine
+            notices,
+        }
     }
 
     /// Takes in one event and says what to do.
@@ -97,7 +88,6 @@ impl Machine {
             passes: self.passes.view(),
             proof: self.proof.view(),
             outbox: self.outbox.view(),
-            lost: self.history.lost(),
             is_busy: self.source.is_reading() || self.mirror.is_busy(),
         }
     }
@@ -111,31 +101,25 @@ impl Machine {
                 self.notices.say(Note::DatabaseUp { mode });
             }
             Event::Disconnected { error } => {
-                let (what, text) = (error.in_short(), error.to_string());
-                let retry_in = self.source.disconnected(error, now);
+                let note = self.source.disconnected(error, now);
                 self.rows.doubt();
                 self.outbox.disconnected();
                 self.proof.forget_reading();
-                let note = Note::DatabaseDown { what, error: text, retry_in };
-                self.complain(Trouble::Database, note, now);
+                self.notices.complain(Trouble::Database, note, now.instant);
             }
             Event::Notified => self.source.notified(now),
-            Event::Unannounced { tables } => {
-                self.source.unannounced(tables).into_iter().for_each(|note| self.notices.say(note));
-            }
+            Event::Unannounced { tables } => self.notices.say_all(self.source.unannounced(tables)),
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),
-            Event::Read(answer) => {
-                let reading = self.source.end_read(answer.is_ok(), now);
-                self.rows_read(reading, answer, now);
-            }
+            Event::Read(answer) => self.rows_read(answer, now),
             Event::Epoch { epoch, why, marks, read_at } => {
-                self.epoch_read(epoch, why, (marks, read_at), now);
+                let change = self.rows.epoch_read(epoch, why, marks, read_at);
+                self.changed(change, now);
             }
             Event::MarksAnswered(answer) => self.marks_answered(answer, now),
-            Event::Restored(rows) => self.rows_restored(*rows, now),
+            Event::Restored(last_good) => self.rows_restored(*last_good, now),
             Event::Observed(reading) => self.kernel_read(reading.map(|reading| *reading), now),
             Event::Glanced(glance) => {
-                if self.mirror.take_glance(glance.ok()) {
+                if self.mirror.end_glance(glance.ok()) {
                     self.repeat_proof(true);
                 }
             }
@@ -151,7 +135,8 @@ impl Machine {
             Event::ConfirmRemovals { until, let_in_until } => {
                 self.hold.confirm(|since| since <= until);
                 if let Some(until) = let_in_until {
-                    self.let_in_shown(until, now);
+                    let change = self.rows.let_in_shown(until);
+                    self.changed(change, now);
                 }
                 self.compare_on_purpose(now);
             }
@@ -174,63 +159,34 @@ impl Machine {
             self.passes.due(),
             self.proof.due().filter(|_| connected),
             self.outbox.due().filter(|_| connected),
+            self.rows.question_due().filter(|_| connected),
             self.rows.stale_due(),
-            self.rows.next_expiry().map(by_database),
-            self.history.next_end().map(by_database),
-            self.history.asks_at().filter(|_| connected),
+            self.rows.due_by_database().map(by_database),
         ];
         let latest = now.instant + self.source.view().resync_interval;
         dues.into_iter().flatten().min().map_or(latest, |at| at.min(latest))
     }
 
-    fn let_time_pass(&mut self, now: Now) {
-        let elapsed = self.source.let_time_pass(now);
-        if elapsed.resync {
-            self.mirror.want_reading_for("resync interval");
+    /// What to do next. What was read is carried out before more is read, and a read that is under way
+    /// holds up neither a look at the kernel nor a step.
+    fn begin_next(&mut self, now: Now) -> Vec<Action> {
+        let mut actions = Vec::new();
+        actions.extend(self.source.begin_connect(now));
+        if self.source.is_away() {
+            actions.extend(self.rows.begin_restore());
         }
-        if elapsed.notify_missed {
-            self.notices.say(Note::NotifyMissed);
+        actions.extend(self.outbox.begin_report(self.source.mode(), now.instant));
+        actions.extend(self.mirror.begin_reading(now.instant));
+        self.begin_plan(now, &mut actions);
+        actions.extend(self.mirror.begin_glance());
+        if !self.mirror.is_applying() && !self.may_plan() {
+            actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
         }
-        if self.source.is_connected() && self.proof.let_time_pass(now.instant) {
-            self.mirror.want_beat(now.instant);
-            self.source.want(ReadKind::Changes);
+        if self.source.is_connected() {
+            actions.extend(self.rows.begin_question(now.instant));
         }
-        self.mirror.let_time_pass(now.instant);
-        if self.passes.let_time_pass(now.instant) {
-            self.mirror.want_reading("retry");
-        }
-        let touched = self.rows.expire(self.source.clock(now));
-        self.touch(touched, now.instant);
-        self.let_in_in_time(now);
-        if let Some((age, policy)) = self.rows.grow_stale(now.instant) {
-            self.notices.say(Note::Stale { since: age, policy });
-            self.rows_are_stale(policy, now);
-        }
-    }
-
-    /// Leaves out what the kernel refused to load, and plans again.
-    fn quarantine_profiles(&mut self, refused: Vec<Unloadable>) {
-        if self.rows.quarantine_profiles(refused) {
-            self.tell_quarantined_policies(false);
-            self.difference.everything();
-        }
-    }
-
-    /// `settled`: policies that are not quarantined are in force.
-    fn tell_quarantined_policies(&mut self, settled: bool) {
-        if let Some(desired) = self.rows.desired() {
-            self.notices.quarantined_policies(desired.quarantined_policies(), settled);
-        }
-    }
-
-    fn complain(&mut self, trouble: Trouble, note: Note, now: Now) {
-        self.notices.complain(trouble, note, now.instant);
-    }
-
-    /// Hands what is to be said to the journal and to the audit log.
-    fn say(&mut self) -> Vec<Action> {
-        let notes = self.notices.take();
-        self.outbox.audit(notes.iter().filter_map(Note::audit_entry));
-        notes.into_iter().map(Action::Say).collect()
+        actions.extend(self.rows.begin_remember());
+        actions.iter().for_each(|action| self.proof.begins(action));
+        actions
     }
 }

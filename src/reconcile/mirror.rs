@@ -5,7 +5,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::RwLockReadGuard;
 
-use super::clock::Now;
+use super::clock::{Clocks, Now};
+use super::event::Action;
+use super::handshakes::Handshakes;
 use super::options::Timing;
 use super::session::is_alive;
 use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved, nft};
@@ -42,6 +44,7 @@ pub(super) struct Mirror {
     next_reading: Instant,
     backend: Option<BackendInUse>,
     traffic: BTreeMap<PublicKey, Traffic>,
+    handshakes: Handshakes,
     readings: u64,
 }
 
@@ -74,9 +77,9 @@ enum Job {
     Apply,
 }
 
-/// A complete reading was taken in.
+/// What a complete reading shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TakenReading {
+pub(super) struct EndedReading {
     /// Our table guarded our link before and does not now: nothing is filtered.
     pub guard_lost: bool,
 }
@@ -94,7 +97,7 @@ pub(super) struct MirrorView<'a> {
 
 impl Mirror {
     /// Knows nothing yet: a reading is due at once.
-    pub fn new(timing: Timing, interface: InterfaceName, now: Instant) -> Self {
+    pub fn new(timing: Timing, interface: InterfaceName, now: Now) -> Self {
         Self {
             timing,
             interface,
@@ -106,12 +109,13 @@ impl Mirror {
             why: String::new(),
             firewall_difference: None,
             error: None,
-            began_at: now,
+            began_at: now.instant,
             ended_at: None,
             interval: timing.compare_interval(),
-            next_reading: now,
+            next_reading: now.instant,
             backend: None,
             traffic: BTreeMap::new(),
+            handshakes: Handshakes::new(now),
             readings: 0,
         }
     }
@@ -236,11 +240,11 @@ impl Mirror {
     }
 
     /// Begins a complete reading, if one is wanted and may begin.
-    pub fn begin_reading(&mut self, now: Instant) -> bool {
-        if self.may_begin_at().is_some_and(|at| at > now) {
-            return false;
+    pub fn begin_reading(&mut self, now: Instant) -> Option<Action> {
+        if self.is_busy() || self.may_begin_at().is_some_and(|at| at > now) {
+            return None;
         }
-        let Wanted::Reading { why } = &mut self.wanted else { return false };
+        let Wanted::Reading { why } = &mut self.wanted else { return None };
         self.why = std::mem::take(why);
         self.wanted = Wanted::Nothing;
         self.announced = false;
@@ -248,32 +252,33 @@ impl Mirror {
         self.began_at = now;
         self.readings += 1;
         self.job = Job::Look;
-        true
+        Some(Action::Observe)
     }
 
     /// Begins a glance, if one is wanted.
-    pub fn begin_glance(&mut self) -> bool {
-        let begins = self.wanted == Wanted::Glance;
-        if begins {
-            self.wanted = Wanted::Nothing;
-            self.job = Job::Look;
+    pub fn begin_glance(&mut self) -> Option<Action> {
+        if self.is_busy() || self.wanted != Wanted::Glance {
+            return None;
         }
-        begins
+        self.wanted = Wanted::Nothing;
+        self.job = Job::Look;
+        Some(Action::Glance)
     }
 
     /// Begins to change the kernel. The reading is shared with the job, and in doubt until it ends.
-    pub fn begin_apply(&mut self) -> Option<SharedObserved> {
+    pub fn begin_apply(&mut self, plan: Plan) -> Option<Action> {
         let observed = self.observed.clone()?;
         self.trust = Trust::Doubtful;
         self.job = Job::Apply;
-        Some(observed)
+        Some(Action::Apply(plan, observed))
     }
 
     /// A complete reading ended.
-    pub fn take_reading(&mut self, reading: Reading, now: Instant) -> TakenReading {
-        self.end_reading(now);
+    pub fn end_reading(&mut self, mut reading: Reading, now: Now) -> EndedReading {
+        self.look_ended(now.instant);
         self.error = None;
-        let took = now.duration_since(self.began_at);
+        self.handshakes.steady(&mut reading.traffic, now);
+        let took = now.instant.duration_since(self.began_at);
         self.interval = self.timing.compare_interval_after(took);
         self.next_reading = self.began_at + self.interval;
         let was_guarded = self.observed().is_some_and(|former| self.guards(&former));
@@ -283,24 +288,24 @@ impl Mirror {
         self.traffic = reading.traffic;
         self.observed = Some(reading.state.into());
         self.trust = Trust::Fresh;
-        TakenReading { guard_lost }
+        EndedReading { guard_lost }
     }
 
     /// A complete reading failed; the next is due after `wait`.
     pub fn reading_failed(&mut self, error: String, wait: Duration, now: Instant) {
-        self.end_reading(now);
+        self.look_ended(now);
         self.error = Some(error);
         self.next_reading = now + wait;
     }
 
-    fn end_reading(&mut self, now: Instant) {
+    fn look_ended(&mut self, now: Instant) {
         self.job = Job::None;
         self.ended_at = Some(now);
     }
 
     /// A glance ended. Says whether it found everything as it is known to be; whatever is wrong, a
     /// complete reading will show it, and say why if it cannot be had.
-    pub fn take_glance(&mut self, glance: Option<Glance>) -> bool {
+    pub fn end_glance(&mut self, glance: Option<Glance>) -> bool {
         self.job = Job::None;
         let as_known = glance.is_some_and(|glance| {
             self.observed().is_some_and(|observed| {
@@ -338,36 +343,38 @@ impl Mirror {
         read_back
     }
 
-    /// Peers may have connected since the reading.
-    pub fn not_fresh(&mut self) {
-        if self.trust == Trust::Fresh {
-            self.trust = Trust::Kept;
-        }
-    }
-
     fn guards(&self, observed: &ObservedState) -> bool {
         let table = observed.firewall.as_ref();
         table.is_some_and(|table| table.guards(self.interface.as_str()))
     }
 
-    /// The peers whose session, as of the last reading, is alive now.
-    pub fn connected(&self, now: SystemTime) -> BTreeSet<PublicKey> {
+    /// The peers with a live session, if the kernel was just read and no newer reading is wanted.
+    pub fn just_connected(&self, now: Instant) -> Option<BTreeSet<PublicKey>> {
+        if self.trust != Trust::Fresh || self.wants_reading() {
+            return None;
+        }
+        let steady = self.handshakes.clock(now);
         let alive = |key: &&PublicKey| {
             let traffic = self.traffic.get(*key);
-            traffic.and_then(|it| it.last_handshake).is_some_and(|at| is_alive(at, now))
+            traffic.and_then(|it| it.last_handshake).is_some_and(|at| is_alive(at, steady))
         };
         let observed = self.observed();
-        observed.iter().flat_map(|it| it.peers.keys()).filter(alive).copied().collect()
+        Some(observed.iter().flat_map(|it| it.peers.keys()).filter(alive).copied().collect())
     }
 
-    /// As [`Self::connected`], if the kernel was just read and no newer reading is wanted.
-    pub fn just_connected(&self, now: SystemTime) -> Option<BTreeSet<PublicKey>> {
-        (self.trust == Trust::Fresh && !self.wants_reading()).then(|| self.connected(now))
-    }
-
-    /// The peers in the kernel.
-    pub fn present(&self) -> Option<BTreeSet<PublicKey>> {
+    /// The peers in the kernel. Any of them may have connected since the reading: another one is wanted,
+    /// which shows their sessions.
+    pub fn recheck_sessions(&mut self, why: &str) -> Option<BTreeSet<PublicKey>> {
+        self.want_reading_for(why);
+        if self.trust == Trust::Fresh {
+            self.trust = Trust::Kept;
+        }
         self.observed().map(|observed| observed.peers.keys().copied().collect())
+    }
+
+    /// This moment by the clocks that count for sessions.
+    pub fn clocks(&self, database: SystemTime, now: Instant) -> Clocks {
+        Clocks { instant: now, steady: self.handshakes.clock(now), database }
     }
 }
 

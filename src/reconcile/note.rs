@@ -8,7 +8,7 @@ use super::mode::Mode;
 use super::options::StalePolicy;
 use crate::model::policy::{Plain, PolicyNote, Quoted};
 use crate::model::{
-    BuildError, DeviceId, GatewayId, PeerId, PolicyId, QuarantinedPolicy, Reason, Whom,
+    BlockChange, BuildError, DeviceId, GatewayId, PeerId, PolicyId, QuarantinedPolicy, Reason,
 };
 use crate::plan::PlanError;
 use crate::plan::guard::HeldBack;
@@ -117,17 +117,8 @@ pub enum Note {
         since: Duration,
         policy: StalePolicy,
     },
-    /// An operator blocked this on the host; so many peers of rows are concerned.
-    Blocked {
-        whom: Whom,
-        name: String,
-        peers: usize,
-    },
-    Unblocked {
-        whom: Whom,
-        name: String,
-        peers: usize,
-    },
+    /// An operator blocked this on the host, or lifted a block.
+    Block(BlockChange),
     /// The host's earlier blocks cannot be read.
     BlocksUnknown {
         error: String,
@@ -303,26 +294,19 @@ impl fmt::Display for Note {
                     StalePolicy::Down => "removing all peers",
                 }
             ),
-            Self::Blocked { whom, name, peers } => write_block(f, "blocked", whom, name, *peers),
-            Self::Unblocked { whom, name, peers } => {
-                write_block(f, "unblocked", whom, name, *peers)
-            }
+            Self::Block(change) => write_block(f, change),
             Self::BlocksUnknown { error } => write!(f, "applying withdrawals only: {error}"),
         }
     }
 }
 
-fn write_block(
-    f: &mut fmt::Formatter<'_>,
-    verb: &str,
-    whom: &Whom,
-    name: &str,
-    peers: usize,
-) -> fmt::Result {
+fn write_block(f: &mut fmt::Formatter<'_>, change: &BlockChange) -> fmt::Result {
+    let (BlockChange { whom, block, peers, .. }, verb) = (change, change.verb());
     write!(f, "{verb} {whom}")?;
-    if !name.is_empty() {
-        write!(f, " ({})", Plain(name))?;
+    if !block.name.is_empty() {
+        write!(f, " ({})", Plain(&block.name))?;
     }
+    let peers = peers.len();
     write!(f, " on this host: {peers} peer{}", if peers == 1 { "" } else { "s" })
 }
 

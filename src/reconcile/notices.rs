@@ -9,7 +9,7 @@ use super::name::peer_name;
 use super::note::{Ignored, Note};
 use crate::causes::causes;
 use crate::dataplane::RefusedStep;
-use crate::model::{DesiredState, PeerId, PolicyId, QuarantinedPolicy, Reason};
+use crate::model::{BlockList, DesiredState, PeerId, PolicyId, QuarantinedPolicy, Reason};
 
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
 
@@ -50,6 +50,10 @@ impl Notices {
         self.notes.push(note);
     }
 
+    pub fn say_all(&mut self, notes: impl IntoIterator<Item = Note>) {
+        self.notes.extend(notes);
+    }
+
     /// Says what is in the way, unless it was said within the last hour.
     pub fn complain(&mut self, trouble: Trouble, note: Note, now: Instant) {
         self.said.retain(|_, said_at| now.duration_since(*said_at) < SAY_AGAIN_AFTER);
@@ -83,6 +87,17 @@ impl Notices {
                 self.complain(Trouble::Report, note, now);
             }
             None => self.forget(Trouble::Report),
+        }
+    }
+
+    /// Says that earlier blocks are not known, if they are not.
+    pub fn block_list(&mut self, list: &BlockList, now: Instant) {
+        match list.why_unreadable() {
+            Some(why) => {
+                let note = Note::BlocksUnknown { error: why.to_owned() };
+                self.complain(Trouble::Blocks, note, now);
+            }
+            None => self.forget(Trouble::Blocks),
         }
     }
 
@@ -121,12 +136,9 @@ impl Notices {
     }
 
     /// Says which policies the kernel refuses to load, and, once everything is `settled`, which it no
-    /// longer refuses. A policy that is tried again and refused again is no news.
-    pub fn quarantined_policies(
-        &mut self,
-        policies: BTreeMap<PolicyId, QuarantinedPolicy>,
-        settled: bool,
-    ) {
+    /// longer refuses: these are in force. A policy that is tried again and refused again is no news.
+    pub fn quarantined_policies(&mut self, desired: Option<&DesiredState>, settled: bool) {
+        let Some(policies) = desired.map(DesiredState::quarantined_policies) else { return };
         for (id, policy) in &policies {
             if self.quarantined_policies.get(id).is_none_or(|said| said.why != policy.why) {
                 self.say(Note::PolicyQuarantined { id: *id, policy: policy.clone() });

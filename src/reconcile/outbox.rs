@@ -5,8 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::audit;
 use super::clock::Clocks;
-use super::event::Sent;
-use super::ledger::{Ledger, Report};
+use super::event::{Action, Sent};
+use super::ledger::Ledger;
 use super::mode::Mode;
 use super::options::Timing;
 use super::session::Sessions;
@@ -72,16 +72,16 @@ impl Outbox {
         (!self.reporting && !self.ledger.is_empty()).then_some(self.next_report)
     }
 
-    /// Begins a report, if one is due.
-    pub fn begin_report(&mut self, mode: Mode, now: Instant) -> Option<Report> {
-        self.due().filter(|at| *at <= now)?;
+    /// Begins a report, if one is due and the database is there.
+    pub fn begin_report(&mut self, mode: Option<Mode>, now: Instant) -> Option<Action> {
+        let mode = mode.filter(|_| self.due().is_some_and(|at| at <= now))?;
         self.reporting = true;
         self.next_report = now
             + match mode {
                 Mode::Listen | Mode::Poll => REPORT_GAP,
                 Mode::Turns => REPORT_GAP_IN_TURNS,
             };
-        Some(self.ledger.take())
+        Some(Action::Report(self.ledger.take()))
     }
 
     pub const fn connected(&mut self) {
@@ -176,11 +176,11 @@ mod tests {
         let mut outbox = outbox(now);
         assert_eq!(outbox.due(), None);
         outbox.synced(SystemTime::UNIX_EPOCH);
-        assert!(outbox.begin_report(Mode::Listen, now).is_some());
+        assert!(outbox.begin_report(Some(Mode::Listen), now).is_some());
         outbox.synced(SystemTime::UNIX_EPOCH);
         assert_eq!(outbox.due(), None, "one is under way");
         outbox.reported(&mut Sent::default(), true, now);
-        assert!(outbox.begin_report(Mode::Listen, now).is_none(), "they are batched");
+        assert!(outbox.begin_report(Some(Mode::Listen), now).is_none(), "they are batched");
         assert_eq!(outbox.due(), Some(now + REPORT_GAP));
     }
 
@@ -189,7 +189,9 @@ mod tests {
         let now = Instant::now();
         let mut outbox = outbox(now);
         outbox.synced(SystemTime::UNIX_EPOCH);
-        let left = outbox.begin_report(Mode::Listen, now).unwrap();
+        let Some(Action::Report(left)) = outbox.begin_report(Some(Mode::Listen), now) else {
+            panic!()
+        };
         outbox.disconnected();
         let bound = String::new();
         let error = Some(DatabaseError::OtherGateway { configured: bound.clone(), bound });

@@ -201,12 +201,12 @@ impl Passes {
         stayed
     }
 
-    /// The pass leaves this step out for good.
-    pub fn give_up_step(&mut self, step: &Step) {
+    /// The pass leaves these steps out for good.
+    pub fn give_up_steps(&mut self, refused: &[RefusedStep]) {
         if let Some(pass) = &mut self.current {
-            let line = step.to_string();
-            pass.steps = pass.steps.saturating_sub(1);
-            pass.first.retain(|first| *first != line);
+            pass.steps = pass.steps.saturating_sub(refused.len());
+            let lines: Vec<_> = refused.iter().map(|refused| refused.step.to_string()).collect();
+            pass.first.retain(|first| !lines.contains(first));
         }
     }
 

@@ -21,7 +21,7 @@ pub(super) struct Proof {
     last: Option<SystemTime>,
     next_beat: Instant,
     beat: Option<Beat>,
-    /// The end of a pass was not told, because the kernel had announced a change.
+    /// The end of a pass was not reported, because the kernel had announced a change.
     owed: bool,
     comparisons: Comparisons,
 }
@@ -46,8 +46,6 @@ pub(super) struct ProofView<'a> {
 /// What a proof rests on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Evidence {
-    /// The database's time of the rows.
-    pub as_of: SystemTime,
     /// When the rows were read.
     pub rows_read_at: Instant,
     /// Everything was compared; a part only extends the proof of a whole.
@@ -121,9 +119,13 @@ impl Proof {
         }
     }
 
-    /// Nothing differs. Says whether that is to be told now.
-    pub fn prove(&mut self, evidence: Evidence, now: Instant) -> bool {
-        let Evidence { as_of, rows_read_at, whole, read_back, ends_pass, disturbed } = evidence;
+    /// Nothing differs from the rows as of this time of the database. Says whether that is to be
+    /// reported now.
+    pub fn prove(&mut self, as_of: SystemTime, evidence: Evidence, now: Instant) -> bool {
+        let Evidence { rows_read_at, whole, read_back, ends_pass, disturbed } = evidence;
+        if !whole && self.current.is_none() {
+            return false;
+        }
         if disturbed {
             self.owed |= ends_pass;
             return false;
@@ -134,22 +136,22 @@ impl Proof {
         let owed = std::mem::take(&mut self.owed);
         let first = self.current.replace(as_of).is_none();
         let beat = self.take_beat(rows_read_at, read_back);
-        let tells = first || beat || ends_pass || owed;
-        if tells && read_back {
+        let reports = first || beat || ends_pass || owed;
+        if reports && read_back {
             // It is the heartbeat that was due by now.
             self.next_beat = now + self.heartbeat;
         }
-        tells
+        reports
     }
 
-    /// Nothing is known to differ. Says whether that is to be told now.
+    /// Nothing is known to differ. Says whether that is to be reported now.
     pub fn repeat(&mut self, as_of: SystemTime, rows_read_at: Instant, read_back: bool) -> bool {
-        let tells = self.take_beat(rows_read_at, read_back);
-        if tells || read_back {
+        let reports = self.take_beat(rows_read_at, read_back);
+        if reports || read_back {
             // Rows alone prove nothing.
             self.current = Some(as_of);
         }
-        tells
+        reports
     }
 
     /// Whether the heartbeat that is wanted is complete: both the rows and the kernel were read for it,
@@ -177,15 +179,8 @@ mod tests {
     const BEAT: Duration = Duration::from_secs(10);
 
     fn evidence(rows_read_at: Instant) -> Evidence {
-        let as_of = SystemTime::UNIX_EPOCH;
-        Evidence {
-            as_of,
-            rows_read_at,
-            whole: true,
-            read_back: true,
-            ends_pass: false,
-            disturbed: false,
-        }
+        let (ends_pass, disturbed) = (false, false);
+        Evidence { rows_read_at, whole: true, read_back: true, ends_pass, disturbed }
     }
 
     #[test]
@@ -193,11 +188,14 @@ mod tests {
         let start = Instant::now();
         let mut proof = Proof::new(BEAT, start);
         assert_eq!(proof.due(), None, "nothing is proven");
-        assert!(proof.prove(evidence(start), start));
-        assert!(!proof.prove(evidence(start), start + BEAT / 2));
+        assert!(proof.prove(SystemTime::UNIX_EPOCH, evidence(start), start));
+        assert!(!proof.prove(SystemTime::UNIX_EPOCH, evidence(start), start + BEAT / 2));
         assert_eq!(proof.due(), Some(start + BEAT));
         assert!(proof.let_time_pass(start + BEAT));
-        assert!(!proof.prove(evidence(start), start + BEAT), "the rows were not read for it");
+        assert!(
+            !proof.prove(SystemTime::UNIX_EPOCH, evidence(start), start + BEAT),
+            "the rows were not read for it"
+        );
         assert!(proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, false));
         assert!(!proof.repeat(SystemTime::UNIX_EPOCH, start + BEAT, false), "told once");
     }
@@ -206,7 +204,7 @@ mod tests {
     fn what_was_proven_stays_visible_while_the_kernel_may_differ() {
         let start = Instant::now();
         let mut proof = Proof::new(BEAT, start);
-        proof.prove(evidence(start), start);
+        proof.prove(SystemTime::UNIX_EPOCH, evidence(start), start);
         proof.show();
         proof.lose();
         proof.show();

@@ -1,23 +1,28 @@
 //! The rows: what the database wants of this host, where they come from, and how old they are.
 
 mod block;
+mod build;
+mod history;
 mod peers;
 mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use super::event::{LastGood, Provenance, ReadKind};
+use super::event::{Action, LastGood, Provenance, ReadKind};
+use super::history::{History, Lost};
+use super::note::Note;
 use super::options::{StaleOptions, StalePolicy};
 use super::row_status::RowStatus;
 use super::stale::Staleness;
 use crate::model::{
-    BlockList, BuildError, ChangedRows, Departed, DesiredState, GatewayRow, KeyText, Local,
-    PolicyId, PublicKey, SnapshotRows, Touched, Unloadable,
+    BlockList, BuildError, ChangedRows, DesiredState, Local, PublicKey, Touched, Unloadable,
 };
 use crate::plan::guard::Whose;
 
+pub(super) use build::{NotBuilt, Replaced};
+pub(super) use history::Change;
 pub(super) use plan::Planned;
 
 /// The desired state that the last usable rows made.
@@ -28,7 +33,8 @@ pub(super) struct Rows {
     /// Whether a plan was made since the block list changed.
     blocks_are_planned: bool,
     desired: Option<DesiredState>,
-    /// Who stays out for now, whatever the rows say.
+    history: History,
+    /// Who stays out for now because of the history, whatever the rows say.
     kept_out: BTreeSet<PublicKey>,
     origin: Origin,
     restore: Restore,
@@ -80,23 +86,8 @@ pub(super) struct RowsView<'a> {
     pub is_stale: bool,
     /// An earlier version's file holds the rows: they only withdraw.
     pub only_withdraw: bool,
-}
-
-/// What differs between a desired state and the one that replaced it.
-#[derive(Debug, Default)]
-pub(super) struct Replaced {
-    /// Who the peers were that the new state no longer has.
-    pub departed: BTreeMap<PublicKey, Departed>,
-    /// Policies that decide otherwise in the new state, with their names.
-    pub policies: BTreeMap<PolicyId, Box<str>>,
-}
-
-/// No state could be built from a snapshot.
-#[derive(Debug)]
-pub(super) struct NotBuilt {
-    pub error: BuildError,
-    /// What its other rows change.
-    pub withdrawn: Replaced,
+    /// Whose withdrawal the database lost: they stay out for a while.
+    pub lost: &'a BTreeMap<PublicKey, Lost>,
 }
 
 impl Refused {
@@ -114,6 +105,7 @@ impl Rows {
         local: Arc<Local>,
         block_list: Arc<BlockList>,
         stale: StaleOptions,
+        history: History,
         now: Instant,
     ) -> Self {
         Self {
@@ -121,7 +113,8 @@ impl Rows {
             block_list,
             blocks_are_planned: false,
             desired: None,
-            kept_out: BTreeSet::new(),
+            kept_out: history.keeps_out(),
+            history,
             origin: Origin::Database,
             restore: Restore::NotTried,
             age: Staleness::new(stale, now),
@@ -147,6 +140,7 @@ impl Rows {
             status: &self.status,
             is_stale: self.age.is_stale(),
             only_withdraw: self.origin == Origin::Unsealed,
+            lost: self.history.lost(),
         }
     }
 
@@ -167,19 +161,13 @@ impl Rows {
     /// Whether a plan may be made: from the rows, from what can be used of them, or because `[stale]`
     /// or a block asks for one.
     pub fn may_plan(&self) -> bool {
-        let withdraws = self.refused.as_ref().is_some_and(|refused| refused.rest.is_some());
         let blocks = !self.block_list.is_empty();
-        self.can_change() || withdraws || blocks || self.age.suspends()
+        self.can_change() || self.rest().is_some() || blocks || self.age.suspends()
     }
 
     /// Whether the rows as a whole decide what the kernel holds, and not `[stale]`.
     pub fn decide(&self) -> bool {
         self.refused.is_none() && self.may_grant() && !self.age.suspends()
-    }
-
-    /// Whether `[stale]` asks for less than the rows.
-    pub fn are_suspended(&self) -> bool {
-        self.age.suspends()
     }
 
     /// Whether the last read failed, or its rows could not be used.
@@ -197,9 +185,26 @@ impl Rows {
         self.age.due()
     }
 
-    /// Returns for how long the rows have aged, and what to do, at the moment they become stale.
-    pub fn grow_stale(&mut self, now: Instant) -> Option<(Duration, StalePolicy)> {
-        self.age.let_time_pass(now)
+    /// Suspends, at the moment the rows become stale, the peers that `stale.policy` suspends. `present`:
+    /// the peers in the kernel.
+    pub fn grow_stale(
+        &mut self,
+        present: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
+        now: Instant,
+    ) -> Option<Change> {
+        let (since, policy) = self.age.let_time_pass(now)?;
+        let admitted = match policy {
+            StalePolicy::Keep => None,
+            StalePolicy::DenyNew => present(),
+            StalePolicy::Down => Some(BTreeSet::new()),
+        };
+        let touched = admitted.and_then(|admitted| self.suspend_all_but(Some(admitted)));
+        Some((Some(Note::Stale { since, policy }), touched))
+    }
+
+    /// Whether `[stale]` asks for less than the rows.
+    pub fn are_suspended(&self) -> bool {
+        self.age.suspends()
     }
 
     /// The database cannot be read, or its rows cannot be used.
@@ -212,10 +217,24 @@ impl Rows {
         if self.age.renew(now) { self.suspend_all_but(None) } else { None }
     }
 
-    /// When, by the database's clock, the next scheduled revocation comes.
-    pub fn next_expiry(&self) -> Option<SystemTime> {
-        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
-        rest.into_iter().chain(&self.desired).filter_map(DesiredState::next_expiry).min()
+    /// When, by the database's clock, the next scheduled revocation comes, or a peer that was kept out
+    /// is let in.
+    pub fn due_by_database(&self) -> Option<SystemTime> {
+        self.next_expiry().into_iter().chain(self.history.next_end()).min()
+    }
+
+    fn next_expiry(&self) -> Option<SystemTime> {
+        let rows = self.rest().into_iter().chain(&self.desired);
+        rows.filter_map(DesiredState::next_expiry).min()
+    }
+
+    /// Carries out what is due by the database's clock.
+    pub fn let_time_pass(&mut self, database_now: SystemTime) -> Change {
+        let is_due = self.next_expiry().is_some_and(|at| at <= database_now);
+        let expire = |desired: &mut DesiredState| desired.expire(database_now);
+        let expired = if is_due { self.change(expire) } else { None };
+        let (note, let_in) = self.let_in_due(database_now);
+        (note, expired.into_iter().chain(let_in).reduce(Touched::merged))
     }
 
     /// How much must be read when `kind` is wanted: changes need a state that they can change, which
@@ -236,80 +255,10 @@ impl Rows {
         quarantined
     }
 
-    /// Replaces the rows by a whole snapshot.
-    ///
-    /// # Errors
-    /// When the gateway's own row cannot be right. The former rows stay, and what the others withdraw
-    /// is told.
-    pub fn replace(&mut self, rows: SnapshotRows) -> Result<Replaced, Box<NotBuilt>> {
-        if let Err(error) = self.build_gateway(&rows) {
-            return Err(self.refuse(error, Some(rows)));
-        }
-        let mut new = match self.build(rows) {
-            Ok(new) => new,
-            Err(error) => return Err(self.refuse(error, None)),
-        };
-        new.keep_out(self.kept_out.clone());
-        let replaced = self.desired.as_ref().map(|old| Replaced::of(old, &new));
-        self.refused = None;
-        self.origin = Origin::Database;
-        self.desired = Some(new);
-        self.refresh();
-        Ok(replaced.unwrap_or_default())
-    }
-
-    /// Builds a state of the gateway's row and the settings alone.
-    fn build_gateway(&self, rows: &SnapshotRows) -> Result<DesiredState, BuildError> {
-        let rows = SnapshotRows {
-            gateway: rows.gateway.clone(),
-            settings: rows.settings.clone(),
-            peers: Vec::new(),
-            memberships: Vec::new(),
-            policies: Vec::new(),
-            taken_at: rows.taken_at,
-        };
-        self.build(rows)
-    }
-
-    fn build(&self, rows: SnapshotRows) -> Result<DesiredState, BuildError> {
-        DesiredState::build_without(self.block_list.clone(), self.local.clone(), rows)
-    }
-
-    /// Keeps what can be used of rows whose gateway's row is wrong.
-    fn refuse(&mut self, error: BuildError, rows: Option<SnapshotRows>) -> Box<NotBuilt> {
-        let rest = rows.and_then(|rows| {
-            let gateway = self.usable_gateway(&rows.gateway);
-            let mut rest = self.build(SnapshotRows { gateway, ..rows }).ok()?;
-            if self.admitted.is_some() {
-                rest.suspend_all_but(self.admitted.clone());
-            }
-            Some(rest)
-        });
-        let former = self.refused.take().and_then(|refused| refused.rest);
-        let former = former.as_ref().or(self.desired.as_ref());
-        let replaced = former.zip(rest.as_ref()).map(|(old, new)| Replaced::of(old, new));
-        self.refused = Some(Refused { error: error.clone(), rest });
-        Box::new(NotBuilt { error, withdrawn: replaced.unwrap_or_default() })
-    }
-
-    /// The gateway's row with the parts of the former one, or of this host, that may be wrong in it.
-    fn usable_gateway(&self, row: &GatewayRow) -> GatewayRow {
-        let former = self.desired.as_ref().map(DesiredState::gateway);
-        GatewayRow {
-            public_key: KeyText::Key(self.local.private_key.public_key()),
-            listen_port: former.map_or(1, |former| former.listen_port),
-            vpn_cidr: former.map_or(row.vpn_cidr, |former| former.vpn_cidr),
-            ..row.clone()
-        }
-    }
-
-    /// Whether to load the last good rows of an earlier run now: once, and only while there are none.
-    pub fn begin_restore(&mut self) -> bool {
+    /// Loads the last good rows of an earlier run: once, and only while there are none.
+    pub fn begin_restore(&mut self) -> Option<Action> {
         let begins = self.desired.is_none() && self.restore == Restore::NotTried;
-        if begins {
-            self.restore = Restore::Tried;
-        }
-        begins
+        begins.then(|| self.restore = Restore::Tried).map(|()| Action::Restore)
     }
 
     /// Starts from the last good rows of an earlier run, and returns their time. `None`: the database
@@ -337,10 +286,12 @@ impl Rows {
     }
 
     /// Takes in changed rows; `None`: there is no state that they could change.
-    pub fn apply(&mut self, rows: ChangedRows) -> Option<Touched> {
-        let touched = self.desired.as_mut().map(|desired| desired.apply(rows));
+    pub fn apply(&mut self, mut rows: ChangedRows) -> Option<Touched> {
+        self.history.marks_read(std::mem::take(&mut rows.marks), rows.taken_at);
+        let touched = self.desired.as_mut()?.apply(rows);
         self.refresh();
-        touched
+        self.remember_withdrawn(&touched.departed);
+        Some(touched)
     }
 
     /// Takes in that no row had changed by this time of the database.
@@ -352,12 +303,6 @@ impl Rows {
         Some(touched)
     }
 
-    /// Carries out the scheduled revocations whose time has come by the database's clock.
-    pub fn expire(&mut self, database_now: SystemTime) -> Option<Touched> {
-        self.next_expiry().filter(|at| *at <= database_now)?;
-        self.change(|desired| desired.expire(database_now))
-    }
-
     /// Admits only these peers, as if no other were eligible; `None` admits all eligible peers again.
     pub fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Option<Touched> {
         self.admitted.clone_from(&admitted);
@@ -365,14 +310,15 @@ impl Rows {
     }
 
     /// While `stale.policy` denies new sessions, a peer whose session ended is not let in again.
+    /// `connected`: the peers with a live session, if a reading just showed them.
     pub fn suspend_disconnected(
         &mut self,
-        connected: impl FnOnce() -> BTreeSet<PublicKey>,
+        connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
     ) -> Option<Touched> {
         if self.age.suspending() != Some(StalePolicy::DenyNew) {
             return None;
         }
-        let (admitted, connected) = (self.admitted.as_ref()?, connected());
+        let (admitted, connected) = (self.admitted.as_ref()?, connected()?);
         let ended = admitted.iter().any(|key| !connected.contains(key));
         if ended { self.suspend_all_but(Some(connected)) } else { None }
     }
@@ -393,17 +339,4 @@ impl Rows {
     fn refresh(&mut self) {
         self.status = self.desired.as_ref().map(RowStatus::of).unwrap_or_default();
     }
-}
-
-impl Replaced {
-    fn of(old: &DesiredState, new: &DesiredState) -> Self {
-        let policies = new.policies().changed_since(old.policies());
-        Self { departed: departed(old, new), policies }
-    }
-}
-
-/// Who the peers were that the new state no longer has.
-fn departed(old: &DesiredState, new: &DesiredState) -> BTreeMap<PublicKey, Departed> {
-    let gone = old.peers().keys().filter(|key| !new.peers().contains_key(key));
-    gone.filter_map(|key| Some((*key, Departed::from(old.row_of(key)?)))).collect()
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::clock::Now;
 use super::error::DatabaseError;
-use super::event::ReadKind;
+use super::event::{Action, ReadAnswer, ReadKind};
 use super::mode::Mode;
 use super::note::Note;
 use super::notifications::{Announcement, Notifications};
@@ -52,18 +52,10 @@ enum Connection {
 
 /// A read of the database.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reading {
-    pub kind: ReadKind,
+struct Reading {
+    kind: ReadKind,
     announcement: Announcement,
     began_at: Instant,
-}
-
-impl Reading {
-    /// The earliest known time at which its changes were waiting: the notification, else the beginning
-    /// of the read.
-    pub const fn found_since(&self) -> Instant {
-        self.announcement.notified_at(self.began_at)
-    }
 }
 
 /// Figures that only grow.
@@ -148,8 +140,9 @@ impl Source {
         self.clock.map_or(now.wall, |(time, at)| time + now.instant.duration_since(at))
     }
 
-    pub const fn notifications(&self) -> &Notifications {
-        &self.notifications
+    /// Whether changes to every table are announced.
+    pub const fn announces_all(&self) -> bool {
+        self.notifications.announce_all()
     }
 
     pub fn view(&self) -> SourceView<'_> {
@@ -218,14 +211,11 @@ impl Source {
         }
     }
 
-    /// Whether to connect now.
-    pub fn begin_connect(&mut self, now: Now) -> bool {
+    /// Begins to connect, if that is due.
+    pub fn begin_connect(&mut self, now: Now) -> Option<Action> {
         let due =
             matches!(self.connection, Connection::Down { retry_at, .. } if retry_at <= now.instant);
-        if due {
-            self.connection = Connection::Connecting;
-        }
-        due
+        due.then(|| self.connection = Connection::Connecting).map(|()| Action::Connect)
     }
 
     pub fn connected(&mut self, mode: Mode, now: Now) {
@@ -238,8 +228,8 @@ impl Source {
         self.want(ReadKind::Changes);
     }
 
-    /// Returns the wait before the next attempt to connect.
-    pub fn disconnected(&mut self, error: DatabaseError, now: Now) -> Duration {
+    /// The connection was lost or could not be made. Returns what to say about it.
+    pub fn disconnected(&mut self, error: DatabaseError, now: Now) -> Note {
         if self.is_connected() {
             self.since = now.wall;
         }
@@ -247,8 +237,10 @@ impl Source {
             self.misfit = Some(error.clone());
         }
         let retry_in = self.connect_backoff.next_wait();
+        let note =
+            Note::DatabaseDown { what: error.in_short(), error: error.to_string(), retry_in };
         self.connection = Connection::Down { retry_at: now.instant + retry_in, error: Some(error) };
-        retry_in
+        note
     }
 
     pub fn notified(&mut self, now: Now) {
@@ -278,9 +270,9 @@ impl Source {
         &mut self,
         enough: impl FnOnce(ReadKind) -> ReadKind,
         now: Now,
-    ) -> Option<ReadKind> {
+    ) -> Option<Action> {
         let may_read = self.retry_read.is_none_or(|at| at <= now.instant);
-        if !self.is_connected() || !may_read {
+        if self.reading.is_some() || !self.is_connected() || !may_read {
             return None;
         }
         let kind = enough(self.wanted.take()?);
@@ -288,20 +280,54 @@ impl Source {
         self.read_at = Some(now.instant);
         let announcement = self.notifications.begin_read();
         self.reading = Some(Reading { kind, announcement, began_at: now.instant });
-        Some(kind)
+        Some(Action::Read(kind))
     }
 
-    /// The read that is under way has ended.
-    pub fn end_read(&mut self, succeeded: bool, now: Now) -> Reading {
-        if succeeded {
-            self.misfit = None;
-        }
+    /// The read that is under way has ended. `settled`: nothing was known to differ. Returns the
+    /// earliest known time at which its changes were waiting: the notification, else the beginning of
+    /// the read.
+    pub fn end_read(
+        &mut self,
+        answer: &Result<ReadAnswer, DatabaseError>,
+        settled: bool,
+        now: Now,
+    ) -> Instant {
         let unasked = Reading {
             kind: ReadKind::Changes,
             announcement: Announcement::Connected,
             began_at: now.instant,
         };
-        self.reading.take().unwrap_or(unasked)
+        let reading = self.reading.take().unwrap_or(unasked);
+        match answer {
+            Err(_) => self.read_again(reading.kind, now),
+            Ok(answer) => self.answered(answer, reading, settled, now),
+        }
+        reading.announcement.notified_at(reading.began_at)
+    }
+
+    fn answered(&mut self, answer: &ReadAnswer, reading: Reading, settled: bool, now: Now) {
+        self.misfit = None;
+        match answer {
+            ReadAnswer::Unchanged { taken_at } => {
+                self.figures.change_reads += 1;
+                // An agent that asks in turns may be told an earlier time: a clock does not run back.
+                self.clock = Some((self.clock(now).max(*taken_at), now.instant));
+            }
+            ReadAnswer::Changed(rows) => {
+                self.figures.change_reads += 1;
+                self.set_clock(rows.taken_at, reading, now);
+                // Where the changes should have been announced and were not, their notification may
+                // still be on the way.
+                if self.mode() == Some(Mode::Listen) && settled {
+                    self.notifications.found(reading.announcement, now.instant);
+                }
+            }
+            ReadAnswer::Everything(rows) => {
+                self.figures.full_reads += 1;
+                self.set_clock(rows.taken_at, reading, now);
+                self.next_resync = now.instant + self.timing.resync_interval;
+            }
+        }
     }
 
     /// A read failed, or its rows cannot be used: it is made again.
@@ -314,35 +340,6 @@ impl Source {
     pub fn rows_are_good(&mut self) {
         self.connect_backoff.reset();
         self.read_backoff.reset();
-    }
-
-    /// Nothing had changed by this time of the database.
-    pub fn read_nothing(&mut self, taken_at: SystemTime, now: Now) {
-        self.figures.change_reads += 1;
-        // An agent that asks in turns may be told an earlier time: a clock does not run back.
-        self.clock = Some((self.clock(now).max(taken_at), now.instant));
-    }
-
-    /// Changes were read. Where they should have been announced and were not, their notification may
-    /// still be on the way. `settled`: nothing else was known to differ.
-    pub fn read_changes(
-        &mut self,
-        taken_at: SystemTime,
-        reading: Reading,
-        settled: bool,
-        now: Now,
-    ) {
-        self.figures.change_reads += 1;
-        self.set_clock(taken_at, reading, now);
-        if self.mode() == Some(Mode::Listen) && settled {
-            self.notifications.found(reading.announcement, now.instant);
-        }
-    }
-
-    pub fn read_everything(&mut self, taken_at: SystemTime, reading: Reading, now: Now) {
-        self.figures.full_reads += 1;
-        self.set_clock(taken_at, reading, now);
-        self.next_resync = now.instant + self.timing.resync_interval;
     }
 
     /// The database's clock stood at `taken_at` at some moment of the read, which may have taken long:

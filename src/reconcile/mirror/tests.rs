@@ -13,14 +13,18 @@ fn mirror(now: Instant) -> Mirror {
         heartbeat: 10 * SECOND,
         seed: 0,
     };
-    Mirror::new(timing, "gatepost0".parse().unwrap(), now)
+    Mirror::new(timing, "gatepost0".parse().unwrap(), by_both(now))
+}
+
+fn by_both(instant: Instant) -> Now {
+    Now { instant, wall: SystemTime::UNIX_EPOCH }
 }
 
 /// A mirror whose first reading took a second.
 fn read_once(now: Instant) -> Mirror {
     let mut mirror = mirror(now - SECOND);
-    assert!(mirror.begin_reading(now - SECOND));
-    mirror.take_reading(Reading::default(), now);
+    mirror.begin_reading(now - SECOND).unwrap();
+    mirror.end_reading(Reading::default(), by_both(now));
     mirror
 }
 
@@ -29,10 +33,10 @@ fn a_storm_of_kernel_events_makes_one_reading_in_each_gap() {
     let now = Instant::now();
     let mut mirror = read_once(now);
     mirror.kernel_changed("link removed".into());
-    assert!(!mirror.begin_reading(now));
-    assert!(mirror.begin_reading(now + READING_GAP));
+    assert!(mirror.begin_reading(now).is_none());
+    assert!(mirror.begin_reading(now + READING_GAP).is_some());
     mirror.kernel_changed("link added".into());
-    let due = Now { instant: now + READING_GAP, wall: SystemTime::UNIX_EPOCH };
+    let due = by_both(now + READING_GAP);
     assert_eq!(mirror.due(due), None, "what is wanted waits for the reading under way");
 }
 
@@ -42,8 +46,8 @@ fn a_reading_that_takes_long_is_made_less_often_and_heartbeats_glance() {
     let mut mirror = read_once(now);
     assert_eq!(mirror.interval(), LONG_INTERVAL);
     mirror.want_beat(now);
-    assert!(!mirror.wants_reading() && mirror.begin_glance());
-    assert!(!mirror.take_glance(None), "a glance that fails finds nothing as it was");
+    assert!(!mirror.wants_reading() && mirror.begin_glance().is_some());
+    assert!(!mirror.end_glance(None), "a glance that fails finds nothing as it was");
     assert!(mirror.wants_reading());
 }
 
@@ -60,8 +64,8 @@ fn only_a_reading_or_a_glance_reads_the_kernel_back() {
     mirror.want_beat(now);
     mirror.begin_glance();
     let glance = Glance { interface: None, routes: BTreeMap::new(), firewall_is_current: true };
-    assert!(mirror.take_glance(Some(glance)) && mirror.prove());
-    mirror.begin_apply();
+    assert!(mirror.end_glance(Some(glance)) && mirror.prove());
+    mirror.begin_apply(Plan::default());
     assert!(!mirror.can_be_planned(), "in doubt until every step is answered");
     mirror.applied();
     assert!(mirror.can_be_planned() && !mirror.prove());
@@ -75,7 +79,7 @@ fn a_repair_of_the_firewall_names_what_was_edited() {
     mirror.begin_reading(now);
     let edited = nft::Difference::Chain("forward".into());
     let reading = Reading { firewall_difference: Some(edited), ..Reading::default() };
-    mirror.take_reading(reading, now);
+    mirror.end_reading(reading, by_both(now));
     let change = FirewallChange::default();
     let repair = Plan::new(vec![Step::Firewall { phase: Phase::Policy, change }]);
     assert_eq!(mirror.drift(&repair), "nft, pid 7, changed our firewall: chain forward");

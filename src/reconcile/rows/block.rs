@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use super::Rows;
-use crate::model::{Block, BlockList, Departed, DesiredState, ObservedState, Touched, Whom};
+use crate::model::{
+    Block, BlockChange, BlockList, Departed, DesiredState, ObservedState, Touched, Whom,
+};
 
 impl Rows {
-    pub fn block_list(&self) -> Arc<BlockList> {
-        Arc::clone(&self.block_list)
-    }
-
     /// The rows whose peers a block concerns.
     pub fn concerned_by(&self, whom: &Whom, block: &Block) -> Vec<Departed> {
         let alone = BlockList::from_iter([(*whom, block.clone())]);
@@ -17,11 +15,18 @@ impl Rows {
         rows.filter(|(row, _)| alone.bars(row)).map(|(row, _)| Departed::from(row)).collect()
     }
 
-    /// From now on this is the host's block list.
-    pub fn block(&mut self, list: Arc<BlockList>) -> Option<Touched> {
-        self.block_list = Arc::clone(&list);
+    /// From now on this is the host's block list. No row, and no row that is missing, delays that.
+    pub fn block(&mut self, list: Arc<BlockList>) -> (Vec<BlockChange>, Option<Touched>) {
+        let former = std::mem::replace(&mut self.block_list, Arc::clone(&list));
         self.blocks_are_planned = false;
-        self.change(|desired| desired.block(Arc::clone(&list)))
+        let touched = self.change(|desired| desired.block(Arc::clone(&list)));
+        let change = |lifted, (whom, block): (&Whom, &Block)| {
+            let peers = self.concerned_by(whom, block);
+            BlockChange { lifted, whom: *whom, block: block.clone(), peers }
+        };
+        let set = list.without(&former).map(|it| change(false, it));
+        let lifted = former.without(&list).map(|it| change(true, it));
+        (set.chain(lifted).collect(), touched)
     }
 
     /// A plan was made, so that the kernel was known, and no former plan is being applied.

@@ -22,8 +22,12 @@ pub struct Planned {
 impl Rows {
     /// The rows that plans follow: those that decide, or what can be used of refused ones.
     pub fn followed(&self) -> Option<&DesiredState> {
-        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
-        rest.or(self.desired.as_ref())
+        self.rest().or(self.desired.as_ref())
+    }
+
+    /// What can be used of refused rows.
+    pub(super) fn rest(&self) -> Option<&DesiredState> {
+        self.refused.as_ref()?.rest.as_ref()
     }
 
     /// How many peers have a preshared key that this host cannot open, because it has no sealing key.
@@ -45,7 +49,7 @@ impl Rows {
         guard: Guard<'_>,
         connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
     ) -> Planned {
-        if let Some((rest, whose)) = self.rest(observed) {
+        if let Some((rest, whose)) = self.withdrawing(observed) {
             return self.withdrawals(rest, observed, Guard { whose, ..guard });
         }
         let decides = self.refused.is_none() || self.age.suspends();
@@ -64,7 +68,7 @@ impl Rows {
 
     /// What can be used of refused rows, and whose they are, if withdrawals follow from it. A table that
     /// judges no packet is put right first, if `[stale]` says who may stay.
-    fn rest(&self, observed: &ObservedState) -> Option<(&DesiredState, Whose)> {
+    fn withdrawing(&self, observed: &ObservedState) -> Option<(&DesiredState, Whose)> {
         let refused = self.refused.as_ref()?;
         let (link, table) = (observed.interface.as_ref(), observed.firewall.as_ref());
         let guards = |name: &str| table.is_some_and(|table| table.guards(name));
@@ -113,8 +117,7 @@ impl Rows {
         if self.block_list.is_empty() {
             return BTreeSet::new();
         }
-        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
-        let rows = self.desired.iter().chain(rest).flat_map(DesiredState::blocked);
+        let rows = self.desired.iter().chain(self.rest()).flat_map(DesiredState::blocked);
         let by_row = rows.filter_map(|row| match row.public_key {
             KeyText::Key(key) => Some(key).filter(|key| observed.peers.contains_key(key)),
             KeyText::Bad { .. } => None,

@@ -27,8 +27,8 @@ pub(super) fn say(note: &Note) {
         Note::PolicyQuarantined { id, policy } => {
             warn!(message_id, policy = %id, peers = policy.peers, error = %policy.why, "{note}");
         }
-        Note::Blocked { whom, name, .. } | Note::Unblocked { whom, name, .. } => {
-            info!(message_id, %whom, name, "{note}");
+        Note::Block(change) => {
+            info!(message_id, whom = %change.whom, name = &*change.block.name, "{note}");
         }
         Note::DatabaseDown { error, retry_in, .. } => {
             warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");

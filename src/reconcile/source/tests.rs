@@ -1,4 +1,7 @@
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::model::ChangedRows;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -26,13 +29,37 @@ fn source(now: Now) -> Source {
 fn listening(now: Now) -> Source {
     let mut source = source(now);
     source.connected(Mode::Listen, now);
-    source.begin_read(|kind| kind, now).unwrap();
-    let reading = source.end_read(true, now);
-    source.read_everything(now.wall, reading, now);
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Everything));
+    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
     source.let_time_pass(now);
     source.wanted = None;
-    assert_eq!(reading.kind, ReadKind::Everything);
     source
+}
+
+fn begin_read(source: &mut Source, now: Now) -> Option<ReadKind> {
+    match source.begin_read(|kind| kind, now)? {
+        Action::Read(kind) => Some(kind),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn nothing_changed(taken_at: SystemTime) -> ReadAnswer {
+    ReadAnswer::Unchanged { taken_at }
+}
+
+fn changed(taken_at: SystemTime) -> ReadAnswer {
+    ReadAnswer::Changed(ChangedRows {
+        peers: BTreeMap::new(),
+        memberships: BTreeMap::new(),
+        policies: BTreeMap::new(),
+        marks: Vec::new(),
+        taken_at,
+    })
+}
+
+fn failure() -> DatabaseError {
+    let bound = String::new();
+    DatabaseError::OtherGateway { configured: bound.clone(), bound }
 }
 
 #[test]
@@ -50,28 +77,25 @@ fn agents_that_come_back_at_once_spread_their_turns() {
 fn reads_wait_while_the_database_is_away_and_for_the_backoff() {
     let now = start();
     let mut source = source(now);
-    assert_eq!(source.begin_read(|kind| kind, now), None, "not connected");
-    assert!(source.begin_connect(now) && !source.begin_connect(now));
+    assert_eq!(begin_read(&mut source, now), None, "not connected");
+    assert!(source.begin_connect(now).is_some() && source.begin_connect(now).is_none());
     assert_eq!(source.due(now), None, "an attempt is under way");
     source.connected(Mode::Poll, now);
-    assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Everything));
-    source.end_read(true, now);
-    source.read_again(ReadKind::Everything, now);
-    assert_eq!(source.begin_read(|kind| kind, now), None, "it just failed");
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Everything));
+    source.end_read(&Err(failure()), true, now);
+    assert_eq!(begin_read(&mut source, now), None, "it just failed");
     let now = later(now, Backoff::FIRST);
-    assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Everything));
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Everything));
 }
 
 #[test]
 fn the_databases_clock_goes_on_while_it_is_away_and_never_back() {
     let now = start();
     let mut source = listening(now);
-    let bound = String::new();
-    let error = DatabaseError::OtherGateway { configured: bound.clone(), bound };
-    source.disconnected(error, now);
+    source.disconnected(failure(), now);
     let set_back = Now { wall: SystemTime::UNIX_EPOCH, ..later(now, SECOND) };
     assert_eq!(source.clock(set_back), now.wall + SECOND);
-    source.read_nothing(now.wall, set_back);
+    source.end_read(&Ok(nothing_changed(now.wall)), true, set_back);
     assert_eq!(source.clock(set_back), now.wall + SECOND);
 }
 
@@ -83,14 +107,13 @@ fn a_notification_ends_the_wait_after_a_failed_read_at_most_once_a_second() {
     for _ in 0..8 {
         source.want(ReadKind::Changes);
         now = later(now, Backoff::LAST);
-        source.begin_read(|kind| kind, now).unwrap();
-        source.end_read(false, now);
-        source.read_again(ReadKind::Changes, now);
+        begin_read(&mut source, now).unwrap();
+        source.end_read(&Err(failure()), true, now);
     }
     source.notified(now);
-    assert_eq!(source.begin_read(|kind| kind, now), None, "it was just tried");
+    assert_eq!(begin_read(&mut source, now), None, "it was just tried");
     now = later(now, RETRY_GAP);
-    assert_eq!(source.begin_read(|kind| kind, now), Some(ReadKind::Changes));
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
 }
 
 #[test]
@@ -98,17 +121,15 @@ fn a_read_that_takes_long_does_not_set_the_databases_clock_back() {
     let start = start();
     let mut source = listening(start);
     source.notified(start);
-    source.begin_read(|kind| kind, start).unwrap();
+    begin_read(&mut source, start).unwrap();
     let end = later(start, 30 * SECOND);
-    let reading = source.end_read(true, end);
-    source.read_changes(start.wall + SECOND, reading, true, end);
+    source.end_read(&Ok(changed(start.wall + SECOND)), true, end);
     assert_eq!(source.clock(end), start.wall + 30 * SECOND);
     // What the read says wins where the two cannot both be true.
     source.begin_connect(end);
     source.notified(end);
-    source.begin_read(|kind| kind, end).unwrap();
-    let reading = source.end_read(true, end);
-    source.read_changes(start.wall, reading, true, end);
+    begin_read(&mut source, end).unwrap();
+    source.end_read(&Ok(changed(start.wall)), true, end);
     assert_eq!(source.clock(end), start.wall);
 }
 

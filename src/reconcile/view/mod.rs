@@ -13,7 +13,6 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::history::Lost;
 use super::mirror::MirrorView;
 use super::note::no_sealing_key;
 use super::outbox::OutboxView;
@@ -45,8 +44,6 @@ pub struct View<'a> {
     pub(super) passes: PassView<'a>,
     pub(super) proof: ProofView<'a>,
     pub(super) outbox: OutboxView,
-    /// Whose withdrawal the database lost: they stay out for a while.
-    pub(super) lost: &'a BTreeMap<PublicKey, Lost>,
     pub(super) is_busy: bool,
 }
 
@@ -109,7 +106,7 @@ impl View<'_> {
     /// Whether an operator may let peers in whose withdrawal the database lost.
     #[must_use]
     pub fn keeps_out(&self) -> bool {
-        !self.lost.is_empty()
+        !self.rows.lost.is_empty()
     }
 
     /// Figures that only grow.

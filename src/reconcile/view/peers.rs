@@ -48,7 +48,7 @@ impl View<'_> {
         let present = || key.and_then(|key| observed?.peers.get(key));
         let traffic = || key.and_then(|key| self.mirror.traffic.get(key)).copied();
         let asked_for = || vec![row.assigned_ip];
-        let lost = || key.and_then(|key| self.lost.get(key));
+        let lost = || key.and_then(|key| self.rows.lost.get(key));
         let (state, traffic, addresses) = match (held, standing) {
             (Some(held), _) => {
                 let addresses = present().map(|peer| peer.allowed_ips.iter().collect());

@@ -140,8 +140,9 @@ impl View<'_> {
         if !self.source.unannounced.is_empty() {
             warnings.push(not_announced(self.source.unannounced));
         }
-        if let Some(until) = self.lost.values().map(|lost| lost.until).max() {
-            let names: Vec<String> = self.lost.values().map(|lost| lost.name.clone()).collect();
+        if let Some(until) = self.rows.lost.values().map(|lost| lost.until).max() {
+            let names: Vec<String> =
+                self.rows.lost.values().map(|lost| lost.name.clone()).collect();
             let until = humantime::format_rfc3339_seconds(until);
             warnings.push(format!(
                 "{}. They stay out until {until} at the latest; `gatepost confirm` lets them in",

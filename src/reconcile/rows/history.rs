@@ -1,0 +1,130 @@
+//! Withdrawals that the database may have lost: which rows stay out because of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Instant, SystemTime};
+
+use super::Rows;
+use crate::model::{Absence, Departed, Mark, ObservedState, PublicKey, Touched};
+use crate::reconcile::event::Action;
+use crate::reconcile::note::Note;
+
+/// What time, an operator or another database changed: what to say, and what that touches.
+pub type Change = (Option<Note>, Option<Touched>);
+
+impl Rows {
+    /// Everything was read from a database of this epoch, because of `why`: the rows come next. `marks`
+    /// may have brought about what they withdraw.
+    pub fn epoch_read(
+        &mut self,
+        epoch: String,
+        why: Option<String>,
+        marks: Vec<Mark>,
+        read_at: SystemTime,
+    ) -> Change {
+        self.history.marks_read(marks, read_at);
+        let unasked = || "the database is another than before the restart".into();
+        let is_other = self.history.follow(epoch);
+        let note = is_other.then(|| Note::OtherEpoch { why: why.unwrap_or_else(unasked) });
+        (note, self.keep_out())
+    }
+
+    /// The database lost these withdrawals, and no others.
+    pub fn withdrawals_lost(
+        &mut self,
+        lost: &BTreeSet<PublicKey>,
+        database_now: SystemTime,
+    ) -> Change {
+        let Some(desired) = &self.desired else { return (None, None) };
+        let admitted = desired.kept_out().collect();
+        let peers = self.history.answered(lost, &admitted, database_now);
+        let (gateway, held_for) = (desired.gateway().id, self.history.hold_for());
+        let peers = peers.filter(|peers| !peers.is_empty());
+        let note = peers.map(|peers| Note::HistoryLost { gateway, peers, held_for });
+        (note, self.keep_out())
+    }
+
+    /// The database could not be asked which withdrawals it lost.
+    pub fn withdrawals_unknown(&mut self, now: Instant) {
+        self.history.not_answered(now);
+    }
+
+    /// Lets in again the peers whose time has come.
+    pub(super) fn let_in_due(&mut self, database_now: SystemTime) -> Change {
+        let peers = self.history.let_in(|_, lost| lost.until <= database_now);
+        self.let_in(peers, false)
+    }
+
+    /// An operator lets in the peers that were shown: kept out since this time of the database or
+    /// earlier, and for no other reason.
+    pub fn let_in_shown(&mut self, until: SystemTime) -> Change {
+        let Some(desired) = &self.desired else { return (None, None) };
+        let shown: BTreeSet<_> = desired.kept_out().collect();
+        let peers = self.history.let_in(|key, lost| lost.since <= until && shown.contains(key));
+        self.let_in(peers, true)
+    }
+
+    fn let_in(&mut self, peers: Vec<String>, confirmed: bool) -> Change {
+        if peers.is_empty() {
+            return (None, None);
+        }
+        (Some(Note::HistoryFollowed { peers, confirmed }), self.keep_out())
+    }
+
+    /// Rows were read that withdraw these peers. What they say about peers that are out already is
+    /// remembered, too.
+    pub(super) fn remember_withdrawn(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
+        let Self { history, refused, desired, .. } = self;
+        history.departed(departed);
+        let rest = refused.as_ref().and_then(|refused| refused.rest.as_ref());
+        let Some(rows) = rest.or(desired.as_ref()) else { return };
+        history.stay_out(|key| match rows.absence(key) {
+            Absence::Barred(_, why) => !why.is_only_kept_out(),
+            Absence::Gone { .. } => true,
+            Absence::Quarantined => false,
+        });
+    }
+
+    /// A plan that removes these peers is about to be applied. What `[stale]` removes, no row withdrew.
+    pub fn removing(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
+        if !self.age.suspends() {
+            self.history.departed(departed);
+        }
+    }
+
+    /// The kernel was changed: the withdrawals that it has acknowledged are remembered. Rows that cannot
+    /// be used withdraw all the same, and admit no peer.
+    pub fn applied(&mut self, observed: &ObservedState, database_now: SystemTime) {
+        let usable = self.are_usable();
+        let admitted = self.desired.as_ref().filter(|_| usable);
+        self.history.applied(
+            |key| observed.peers.contains_key(key),
+            |key| admitted.is_some_and(|desired| desired.peers().contains_key(key)),
+            database_now,
+        );
+    }
+
+    /// When to ask the database which withdrawals it lost.
+    pub fn question_due(&self) -> Option<Instant> {
+        self.history.question_due()
+    }
+
+    /// Asks the database which withdrawals it lost, if that is due.
+    pub fn begin_question(&mut self, now: Instant) -> Option<Action> {
+        self.history.begin_question(now).map(Action::AskMarks)
+    }
+
+    /// Writes the withdrawals to the disk, if they changed.
+    pub fn begin_remember(&mut self) -> Option<Action> {
+        self.history.take_changed().map(Action::Remember)
+    }
+
+    /// Keeps out the peers that the history names, and no others, as if they were not eligible.
+    fn keep_out(&mut self) -> Option<Touched> {
+        let keys = self.history.keeps_out();
+        if keys == self.kept_out {
+            return None;
+        }
+        self.kept_out.clone_from(&keys);
+        self.change(|desired| desired.keep_out(keys.clone()))
+    }
+}
