@@ -77,6 +77,8 @@ pub(crate) struct Channel {
     sequence: u32,
     outgoing: Vec<u8>,
     incoming: Box<[u8]>,
+    /// How many bytes of `incoming` received datagrams have filled since it was last wiped.
+    filled: usize,
 }
 
 impl Channel {
@@ -90,7 +92,7 @@ impl Channel {
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_netlink_get_strict_chk(true);
-        Ok(Self { socket, port, sequence: 0, outgoing: Vec::new(), incoming: buffer() })
+        Ok(Self { socket, port, sequence: 0, outgoing: Vec::new(), incoming: buffer(), filled: 0 })
     }
 
     /// The socket's port, which the events of our own writes carry.
@@ -192,8 +194,7 @@ impl Channel {
                 read(&mut found, &message)?;
             }
         }
-        // It may have held keys.
-        self.incoming.zeroize();
+        self.wipe();
         Ok(found)
     }
 
@@ -260,7 +261,16 @@ impl Channel {
     }
 
     fn receive(&mut self) -> Result<usize, NetlinkError> {
-        receive(&self.socket, &mut self.incoming, MsgFlags::empty())
+        let len = receive(&self.socket, &mut self.incoming, MsgFlags::empty())?;
+        self.filled = self.filled.max(len);
+        Ok(len)
+    }
+
+    /// Erases what was received, because it may have held keys. The rest of the buffer is left
+    /// alone: it is large, and answers are small.
+    fn wipe(&mut self) {
+        self.incoming[..self.filled].zeroize();
+        self.filled = 0;
     }
 
     fn acks(
@@ -316,8 +326,7 @@ impl Channel {
                 }
             }
             if ended {
-                // It may have held keys.
-                self.incoming.zeroize();
+                self.wipe();
                 return outcome.map(|()| (found, consistent));
             }
         }

@@ -37,7 +37,8 @@ fn scripted(script: Vec<Vec<Answer>>) -> (Channel, JoinHandle<usize>) {
     let mut socket = Socket::new(protocol).unwrap();
     let port = bind(&mut socket, SOCKET_BUFFER_BYTES).unwrap();
     socket.connect(&address).unwrap();
-    let channel = Channel { socket, port, sequence: 0, outgoing: Vec::new(), incoming: buffer() };
+    let channel =
+        Channel { socket, port, sequence: 0, outgoing: Vec::new(), incoming: buffer(), filled: 0 };
     let answer = move || {
         let mut requests = 0;
         for answers in script {
@@ -87,6 +88,20 @@ fn an_interrupted_dump_is_discarded_and_repeated() {
     ]);
     assert_eq!(numbers(&mut channel), Ok(vec![1, 2, 3]));
     assert_eq!(kernel.join().unwrap(), 3);
+}
+
+#[test]
+fn what_was_received_is_erased_when_it_was_read() {
+    let (mut channel, kernel) = scripted(vec![
+        vec![number(1, 0), answer(16, 0, vec![7; 300]), done(0)],
+        vec![number(1, NLM_F_DUMP_INTR), done(0)],
+        vec![number(2, 0), done(0)],
+    ]);
+    assert_eq!(numbers(&mut channel), Ok(vec![1, 7]));
+    assert!(channel.incoming.iter().all(|byte| *byte == 0));
+    assert_eq!(numbers(&mut channel), Ok(vec![2]));
+    assert!(channel.incoming.iter().all(|byte| *byte == 0));
+    kernel.join().unwrap();
 }
 
 #[test]
