@@ -46,7 +46,7 @@ grant execute on function
     gatepost.report(uuid[], timestamptz[], timestamptz[]),
     gatepost.synced(timestamptz, text),
     gatepost.audit(jsonb),
-    gatepost.enroll(text, text, text, integer, cidr, text[]),
+    gatepost.enroll(text, text, text, integer, cidr, text[], boolean),
     gatepost.prune(interval),
     gatepost.unwatched(),
     gatepost.misfits(),

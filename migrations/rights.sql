@@ -42,7 +42,7 @@ functions (name) as (
         ('report(uuid[],timestamp with time zone[],timestamp with time zone[])'),
         ('synced(timestamp with time zone,text)'),
         ('audit(jsonb)'),
-        ('enroll(text,text,text,integer,cidr,text[])'),
+        ('enroll(text,text,text,integer,cidr,text[],boolean)'),
         ('prune(interval)'),
         ('unwatched()'),
         ('misfits()'),

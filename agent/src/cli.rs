@@ -49,16 +49,8 @@ pub enum Command {
     },
     /// Bind a database role to a gateway
     Grant {
-        /// The gateway's name (gateways.name)
-        gateway: String,
-        /// The role that the gateway's agent logs in as
-        role: String,
-        /// Create the role if it does not exist
-        #[arg(long)]
-        create: bool,
-        /// File with the created role's password
-        #[arg(long, value_name = "FILE", requires = "create")]
-        role_password_file: Option<PathBuf>,
+        #[command(flatten)]
+        args: GrantArgs,
         #[command(flatten)]
         database: DatabaseArgs,
     },
@@ -154,6 +146,23 @@ pub struct DatabaseArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct GrantArgs {
+    /// The gateway's name (gateways.name)
+    pub gateway: String,
+    /// The role that the gateway's agent logs in as
+    pub role: String,
+    /// Create the role if it does not exist
+    #[arg(long)]
+    pub create: bool,
+    /// Let the role change the gateway's row once more with `gatepost enroll`
+    #[arg(long)]
+    pub enroll: bool,
+    /// File with the created role's password
+    #[arg(long, value_name = "FILE", requires = "create")]
+    pub role_password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub struct EnrollArgs {
     /// Address that clients connect to; required for a new row
     #[arg(long, value_name = "HOST:PORT")]
@@ -167,6 +176,9 @@ pub struct EnrollArgs {
     /// DNS server for clients; may be repeated
     #[arg(long = "dns", value_name = "ADDRESS")]
     pub dns_servers: Vec<IpAddr>,
+    /// Let this host's key replace another in the row: every client needs the new one
+    #[arg(long)]
+    pub new_key: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,6 +7,13 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 use crate::model::{GatewayId, PublicKey};
 
+/// Whether [`Store::enroll`] may replace a key that the gateway's row has. Every client needs the new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyChange {
+    Refused,
+    Allowed,
+}
+
 /// A host's values for its gateway's row. `None` leaves a column unchanged. A new row needs endpoint,
 /// listen port and `vpn_cidr`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,14 +26,17 @@ pub struct Enrollment {
     /// Host bits are dropped.
     pub vpn_cidr: Option<IpNet>,
     pub dns_servers: Option<Vec<String>>,
+    pub key_change: KeyChange,
 }
 
 const DOING: &str = "enroll the gateway";
 
 impl Store {
-    /// Inserts or updates the gateway's row, and binds this role to it if permitted.
+    /// Inserts or updates the gateway's row, and binds this role to it if permitted. After the first time
+    /// a change needs [`allow_enrollment`](super::allow_enrollment).
     ///
     /// # Errors
+    /// [`StoreError::EnrollmentRefused`]: the row has another key, or may not be changed again.
     /// [`StoreError::Unbound`]: the role has no gateway. [`StoreError::GatewayUnknown`]: the role is
     /// bound to another gateway, or the row does not exist and values to create it are missing.
     pub async fn enroll(&self, enrollment: &Enrollment) -> Result<GatewayId, StoreError> {
@@ -34,14 +44,15 @@ impl Store {
         let key = enrollment.public_key.to_string();
         let port = enrollment.listen_port.map(i32::from);
         let cidr = enrollment.vpn_cidr.map(|cidr| cidr.trunc().to_string());
-        let query = "select gatepost.enroll($1, $2, $3, $4, $5::cidr, $6)";
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 6] = [
+        let query = "select gatepost.enroll($1, $2, $3, $4, $5::cidr, $6, $7)";
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 7] = [
             (&enrollment.name, Type::TEXT),
             (&key, Type::TEXT),
             (&enrollment.endpoint, Type::TEXT),
             (&port, Type::INT4),
             (&cidr, Type::TEXT),
             (&enrollment.dns_servers, Type::TEXT_ARRAY),
+            (&(enrollment.key_change == KeyChange::Allowed), Type::BOOL),
         ];
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
         lease.done();

@@ -52,6 +52,9 @@ pub enum StoreError {
     RowSecurity { place: Box<Place>, source: tokio_postgres::Error },
     #[error("{message}: {hint}")]
     GatewayUnknown { message: String, hint: String },
+    /// The gateway has another key, or its row may not be changed again.
+    #[error("{message}: {hint}")]
+    EnrollmentRefused { message: String, hint: String },
     #[error("role {role} does not exist: create it, or add --create")]
     RoleUnknown { role: String },
     /// Tables of the control plane differ from the expected schema, one line each.
@@ -159,6 +162,7 @@ impl StoreError {
             "42501" => Self::NoRights { place, source },
             "GP001" => Self::Unbound { place },
             "GP002" | "GP006" => Self::GatewayUnknown { message, hint },
+            "GP008" => Self::EnrollmentRefused { message, hint },
             _ => Self::Query { place, doing, source },
         }
     }

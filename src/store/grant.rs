@@ -55,6 +55,20 @@ pub async fn grant(
     }
 }
 
+/// Lets a role that [`grant`] has bound change its gateway's row once more by [`Store::enroll`](super::Store::enroll).
+///
+/// # Errors
+/// As [`grant`].
+pub async fn allow_enrollment(options: &ConnectOptions, role: &str) -> Result<(), StoreError> {
+    let target = options.target()?;
+    let allow = "update gatepost.gateway_role set may_enroll = true where role_name = $1::name";
+    let client = single(&target).await?;
+    match client.query_typed(allow, &[(&role, Type::TEXT)]).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(StoreError::of(&target.place, DOING, error)),
+    }
+}
+
 /// Another command creates or grants the same role at this moment. Its end was waited for.
 fn is_race(error: &StoreError) -> bool {
     let races = [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_OBJECT];

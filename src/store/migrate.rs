@@ -19,7 +19,7 @@ mod embedded {
 }
 
 /// The minimum schema version of this agent.
-pub const SCHEMA_VERSION: i32 = 10;
+pub const SCHEMA_VERSION: i32 = 13;
 
 const DOING: &str = "migrate the database";
 const HISTORY: &str = "gatepost.schema_history";

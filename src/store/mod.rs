@@ -25,9 +25,9 @@ use std::sync::{Arc, Mutex};
 
 pub use backoff::Backoff;
 pub use changes::Read;
-pub use enroll::Enrollment;
+pub use enroll::{Enrollment, KeyChange};
 pub use error::{Place, StoreError};
-pub use grant::{CreateRole, Granted, grant};
+pub use grant::{CreateRole, Granted, allow_enrollment, grant};
 pub use hello::Hello;
 pub use listen::Listener;
 pub use marks::AskedMark;

@@ -1,5 +1,7 @@
 //! The commands that change a database, against a real one.
 
+use std::fs;
+
 use crate::gatepost::Gatepost;
 use crate::postgres::Cluster;
 
@@ -78,6 +80,21 @@ fn gateway_is_migrated_granted_and_enrolled() {
     let again = site.gatepost.run(&["enroll"]).must_exit(0);
     assert!(!again.stdout.contains("generated private key"), "{}", again.stdout);
     assert_eq!(site.psql("select endpoint from gateways"), "vpn.example:51820");
+
+    // A lost key locks out no client by accident, and the new one is not left behind.
+    let lost = fs::rename(site.gatepost.path("private.key"), site.gatepost.path("kept.key"));
+    lost.unwrap();
+    for args in [&["enroll"][..], &["enroll", "--new-key"]] {
+        let refused = site.gatepost.run(args).must_exit(1).stderr;
+        assert!(refused.contains("`gatepost grant --enroll fra-1 commands_fra`"), "{refused}");
+        assert!(!site.gatepost.path("private.key").exists());
+    }
+    site.as_owner(&["grant", "fra-1", "commands_fra", "--enroll"]).must_exit(0);
+    let replaced = site.gatepost.run(&["enroll", "--new-key"]).must_exit(0).stdout;
+    assert!(replaced.contains("restart it: systemctl restart gatepost"), "{replaced}");
+    let new_key = site.psql("select public_key from gateways where name = 'fra-1'");
+    assert!(new_key != key && replaced.contains(&new_key), "{replaced}");
+    let key = new_key;
 
     let (level, text, _) = site.finding("key");
     assert_eq!((level.as_str(), text), ("ok", format!("{key}, matches the gateway's row")));

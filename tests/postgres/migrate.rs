@@ -12,7 +12,8 @@ async fn migrating_twice_changes_nothing() {
     let options = options("postgres", &database);
     let names = |all: Vec<Migration>| all.into_iter().map(|it| it.name).collect::<Vec<_>>();
     let pending_names = names(pending(&options).await.unwrap());
-    assert_eq!(pending_names.len(), SCHEMA_VERSION as usize + 4);
+    let newest = &pending_names[pending_names.len() - 4];
+    assert!(newest.starts_with(&format!("V{SCHEMA_VERSION}__")), "{newest}");
     assert_eq!(pending_names[..2], ["prepare", "V1__control_plane"]);
     assert_eq!(pending_names[pending_names.len() - 3..], ["access", "triggers", "indexes"]);
     assert_eq!(names(migrate(&options).await.unwrap()), pending_names);

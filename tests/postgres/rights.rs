@@ -1,4 +1,6 @@
-use gatepost::store::{CreateRole, Enrollment, Read, Store, StoreError, grant};
+use gatepost::store::{
+    CreateRole, Enrollment, KeyChange, Read, Store, StoreError, allow_enrollment, grant,
+};
 
 use crate::world::{World, client, insert_gateway, options};
 
@@ -164,12 +166,16 @@ fn enrollment(name: &str) -> Enrollment {
         listen_port: None,
         vpn_cidr: None,
         dns_servers: None,
+        key_change: KeyChange::Refused,
     }
 }
 
 #[tokio::test]
 async fn a_granted_role_enrolls_its_own_gateway_and_no_other() {
     let world = World::new().await;
+    let error = world.store.enroll(&enrollment("g1")).await.unwrap_err();
+    assert!(matches!(error, StoreError::EnrollmentRefused { .. }), "the row was there: {error}");
+    allow_enrollment(&options("postgres", &world.database), &world.role).await.unwrap();
     let gateway = world.store.enroll(&enrollment("g1")).await.unwrap();
     assert_eq!(gateway.0, world.gateway);
     let key = "select count(*) from gateways where name = 'g1' and public_key like '4V5S%' \
@@ -200,6 +206,80 @@ async fn a_role_granted_before_its_gateway_exists_makes_the_row() {
     assert_eq!(store.hello().await.unwrap().gateway_id, id);
     let (rows, _) = store.snapshot().await.unwrap();
     assert_eq!(rows.gateway.vpn_cidr.to_string(), "10.7.0.0/16");
+}
+
+/// What the thief of a gateway's credential may try.
+#[tokio::test]
+async fn a_role_enrolls_once_and_again_only_after_a_grant() {
+    const OTHER_KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+    let world = World::new().await;
+    let admin = options("postgres", &world.database);
+    let role = format!("{}_g7", world.database);
+    grant(&admin, "g7", &role, &CreateRole::IfAbsent(None)).await.unwrap();
+    let store = Store::connect(&options(&role, &world.database)).unwrap();
+    let first = Enrollment {
+        endpoint: Some("vpn:51820".into()),
+        listen_port: Some(51820),
+        vpn_cidr: Some("10.7.0.0/16".parse().unwrap()),
+        ..enrollment("g7")
+    };
+    let id = store.enroll(&first).await.unwrap();
+    let row = async || -> String {
+        let query = "select g::text from gateways g where name = 'g7'";
+        world.admin.query_one(query, &[]).await.unwrap().get(0)
+    };
+    let enrolled = row().await;
+
+    let with = |change: fn(&mut Enrollment)| {
+        let mut changed = enrollment("g7");
+        change(&mut changed);
+        changed
+    };
+    let theft = with(|it| {
+        it.public_key = OTHER_KEY.parse().unwrap();
+        it.key_change = KeyChange::Allowed;
+    });
+    let changes = [
+        theft.clone(),
+        with(|it| it.endpoint = Some("thief:51820".into())),
+        with(|it| it.listen_port = Some(51821)),
+        with(|it| it.vpn_cidr = Some("10.66.0.0/16".parse().unwrap())),
+        with(|it| it.dns_servers = Some(vec!["192.0.2.53".into()])),
+    ];
+    for change in &changes {
+        let error = store.enroll(change).await.unwrap_err();
+        assert!(matches!(error, StoreError::EnrollmentRefused { .. }), "{change:?}: {error}");
+        let way_out = format!("`gatepost grant --enroll g7 {role}`");
+        assert!(error.to_string().contains(&way_out), "{error}");
+        // It may not simply be granted again either.
+        grant(&admin, "g7", &role, &CreateRole::No).await.unwrap();
+        assert_eq!(row().await, enrolled, "{change:?}");
+    }
+
+    // What changes nothing succeeds, and holds up no writer while its transaction is open.
+    assert_eq!(store.enroll(&first).await.unwrap(), id);
+    let stolen = client(&role, &world.database).await;
+    let same = format!("begin; select gatepost.enroll('g7', '{KEY}')");
+    stolen.batch_execute(&same).await.unwrap();
+    world
+        .run("set lock_timeout = '1s'; update gateways set is_active = true where name = 'g7'")
+        .await;
+    stolen.batch_execute("rollback").await.unwrap();
+
+    allow_enrollment(&admin, &role).await.unwrap();
+    let lost_key = with(|it| it.public_key = OTHER_KEY.parse().unwrap());
+    let error = store.enroll(&lost_key).await.unwrap_err().to_string();
+    for part in ["lock out every client", "`gatepost enroll --new-key`, restart the agent"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(row().await, enrolled);
+    store.enroll(&theft).await.unwrap();
+    assert!(row().await.contains(OTHER_KEY));
+    let again = with(|it| it.key_change = KeyChange::Allowed);
+    let error = store.enroll(&again).await.unwrap_err();
+    assert!(matches!(error, StoreError::EnrollmentRefused { .. }), "one more, not two: {error}");
+    let written = "select count(*) from audit_logs where event_type = 'gateway.enrolled'";
+    assert_eq!(world.count(written).await, 2);
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! `gatepost enroll`: creates this gateway's key and row.
 
+use std::fs;
+
 use gatepost::dataplane::networks_of_other_links;
 use gatepost::model::GatewayId;
 use gatepost::plan::usable_network;
-use gatepost::store::{Enrollment, Store, StoreError};
+use gatepost::store::{Enrollment, KeyChange, Store, StoreError};
 
 use crate::cli::EnrollArgs;
 use crate::config::{Config, private_key_file, read_private_key};
@@ -18,7 +20,7 @@ use crate::runtime;
 ///
 /// # Errors
 /// The network cannot be the tunnel's on this host; the key cannot be read or written; the database
-/// cannot be reached or refuses.
+/// cannot be reached or refuses. A generated key that it refuses is removed again.
 pub fn enroll(config: &Config, args: &EnrollArgs) -> Result<Exit, CommandError> {
     let name = config.gateway_name()?;
     if let Some(pool) = args.vpn_cidr {
@@ -26,13 +28,9 @@ pub fn enroll(config: &Config, args: &EnrollArgs) -> Result<Exit, CommandError> 
         usable_network(pool.trunc(), &others).map_err(CommandError::Pool)?;
     }
     let file = private_key_file(config);
-    let private_key = if file.path.exists() || file.is_credential {
-        read_private_key(config)?
-    } else {
-        let generated = key_file::generate(&file.path)?;
-        print(&format!("generated private key {}\n", file.path.display()))?;
-        generated
-    };
+    let is_new = !file.path.exists() && !file.is_credential;
+    let private_key =
+        if is_new { key_file::generate(&file.path)? } else { read_private_key(config)? };
     let public_key = private_key.public_key();
     let enrollment = Enrollment {
         name: name.to_owned(),
@@ -41,12 +39,22 @@ pub fn enroll(config: &Config, args: &EnrollArgs) -> Result<Exit, CommandError> 
         listen_port: args.listen_port,
         vpn_cidr: args.vpn_cidr,
         dns_servers: dns_servers(args),
+        key_change: if args.new_key { KeyChange::Allowed } else { KeyChange::Refused },
     };
     let options = database::options(config)?;
     let enrolling = async { Store::connect(&options)?.enroll(&enrollment).await };
     let id: Result<GatewayId, StoreError> = runtime::on_this_thread()?.block_on(enrolling);
+    if is_new && matches!(id, Err(StoreError::EnrollmentRefused { .. })) {
+        fs::remove_file(&file.path)?;
+    } else if is_new {
+        // After any other error the row may hold it.
+        print(&format!("generated private key {}\n", file.path.display()))?;
+    }
     let id = id?;
     print(&format!("gateway {name} ({id})\npublic key {public_key}\n"))?;
+    if args.new_key {
+        print("if the agent runs with another key, restart it: systemctl restart gatepost\n")?;
+    }
     Ok(Exit::Success)
 }
 

@@ -1,9 +1,8 @@
 //! `gatepost grant`: binds a database role to a gateway.
 
-use std::path::Path;
-
 use gatepost::store::{self, CreateRole, Granted, Password};
 
+use crate::cli::GrantArgs;
 use crate::config::{Config, read_secret_file};
 use crate::database;
 use crate::error::CommandError;
@@ -11,25 +10,25 @@ use crate::exit::Exit;
 use crate::output::print;
 use crate::runtime;
 
-/// Binds the role to the gateway, and creates the role first if asked to.
+/// Binds the role to the gateway. Creates the role first, and lets it enroll once more, if asked to.
 ///
 /// # Errors
 /// The database cannot be reached or refuses.
-pub fn grant(
-    config: &Config,
-    gateway: &str,
-    role: &str,
-    create: bool,
-    password_file: Option<&Path>,
-) -> Result<Exit, CommandError> {
+pub fn grant(config: &Config, args: &GrantArgs) -> Result<Exit, CommandError> {
+    let (gateway, role) = (&*args.gateway, &*args.role);
+    let password = args.role_password_file.as_deref();
     let password =
-        password_file.map(|path| read_secret_file(path, "the role's password")).transpose()?;
+        password.map(|path| read_secret_file(path, "the role's password")).transpose()?;
     let password = password.map(|text| Password::from(text.expose_text().to_owned()));
-    let create = if create { CreateRole::IfAbsent(password) } else { CreateRole::No };
+    let create = if args.create { CreateRole::IfAbsent(password) } else { CreateRole::No };
     let options = database::options(config)?;
-    let granting = store::grant(&options, gateway, role, &create);
-    let report = runtime::on_this_thread()?.block_on(granting)?;
+    let runtime = runtime::on_this_thread()?;
+    let report = runtime.block_on(store::grant(&options, gateway, role, &create))?;
     print(&describe(gateway, role, &report))?;
+    if args.enroll {
+        runtime.block_on(store::allow_enrollment(&options, role))?;
+        print(&format!("role {role} may enroll gateway {gateway} once more\n"))?;
+    }
     Ok(Exit::Success)
 }
 

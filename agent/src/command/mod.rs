@@ -35,9 +35,8 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Migrate { database, dry_run } => {
             migrate::migrate(&configuration_of(source, database)?, dry_run)
         }
-        Command::Grant { gateway, role, create, role_password_file, database } => {
-            let config = configuration_of(source, database)?;
-            grant::grant(&config, &gateway, &role, create, role_password_file.as_deref())
+        Command::Grant { args, database } => {
+            grant::grant(&configuration_of(source, database)?, &args)
         }
         Command::Enroll(args) => enroll::enroll(&configuration(source)?, &args),
         Command::Plan(json) => plan::plan(&configuration(source)?, json.json),

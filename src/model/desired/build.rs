@@ -18,7 +18,8 @@ use crate::model::{
 pub enum BuildError {
     #[error(
         "gateways.public_key of {gateway} is {row}, but this host's private key belongs to \
-         {local}: put the right key into [gateway] private_key_file, or run `gatepost enroll`"
+         {local}: put the right key into [gateway] private_key_file, or replace the row's with \
+         `gatepost enroll --new-key`"
     )]
     KeyMismatch { gateway: String, row: PublicKey, local: PublicKey },
     #[error("gateways.public_key {text:?} {why}: run `gatepost enroll` to write this host's key")]

@@ -79,8 +79,8 @@ fn key(config: &Config, facts: &Facts) -> Finding {
             "key",
             format!(
                 "the private key belongs to public key {ours}, but the gateway's row has {key}: \
-                 install the right private key, or store this one's public key in the row with \
-                 `gatepost enroll`"
+                 install the right private key, or replace the row's key by this one's with \
+                 `gatepost enroll --new-key`"
             ),
         ),
         Some(KeyText::Bad { text, why }) => Finding::wrong(
