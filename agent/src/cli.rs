@@ -47,6 +47,17 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Take everything of Gatepost's out of the database again, and leave its tables as they are
+    Unmigrate {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Print the statements without running them
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask for confirmation
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Bind a database role to a gateway
     Grant {
         #[command(flatten)]

@@ -99,7 +99,7 @@ async fn attempt(
             &[(&role, Type::TEXT)],
         )
         .await
-        .map_err(|error| undefined_role_is_unmigrated(place, error))?;
+        .map_err(|error| missing_is_unmigrated(place, error))?;
     if !member.get::<_, bool>(0) {
         transaction.batch_execute(member.get(1)).await.map_err(failed)?;
     }
@@ -119,7 +119,7 @@ async fn attempt(
             &[(&gateway, Type::TEXT), (&role, Type::TEXT)],
         )
         .await
-        .map_err(failed)?;
+        .map_err(|error| missing_is_unmigrated(place, error))?;
     transaction.commit().await.map_err(failed)?;
     Ok(Granted { role_created, formerly: bound.get(0), gateway_exists: bound.get(1) })
 }
@@ -156,9 +156,11 @@ async fn ensure_role(
     Ok(true)
 }
 
-/// Before the migrations the group role does not exist, which makes `pg_has_role` fail.
-fn undefined_role_is_unmigrated(place: &Place, error: tokio_postgres::Error) -> StoreError {
-    if error.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) {
+/// Before the migrations the group role does not exist, which makes `pg_has_role` fail, or, where another
+/// database of the server has it, the table of the grants.
+fn missing_is_unmigrated(place: &Place, error: tokio_postgres::Error) -> StoreError {
+    let missing = [SqlState::UNDEFINED_OBJECT, SqlState::UNDEFINED_TABLE];
+    if error.code().is_some_and(|code| missing.contains(code)) {
         return StoreError::Unmigrated { place: Box::new(place.clone()) };
     }
     StoreError::of(place, DOING, error)

@@ -13,6 +13,9 @@ use super::error::{Place, StoreError, server_error};
 use super::options::ConnectOptions;
 
 mod repair;
+mod unmigrate;
+
+pub use unmigrate::{Unmigration, unmigrate, unmigration};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -51,20 +54,38 @@ pub struct Migration {
 pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreError> {
     let target = options.target()?;
     let mut client = single(&target).await?;
-    let mut backoff = Backoff::new(fastrand::u64(..));
-    let mut tries = 0;
+    let mut turns = Turns::new();
     begin(&client).await.map_err(|error| of(&target.place, error))?;
     let missing = missing(&mut client).await.map_err(|error| of(&target.place, error))?;
     loop {
-        tries += 1;
         match attempt(&mut client, &target.place).await {
-            Err(error) if tries < TRIES && is_contention(&error) => {
-                let wait: Duration = backoff.next_wait();
-                tracing::info!(tries, ?wait, %error, "a table is in use, trying again in {wait:?}: {error}");
-                tokio::time::sleep(wait).await;
-            }
-            outcome => return outcome.map(|()| missing),
+            Err(error) => turns.wait(error).await?,
+            Ok(()) => return Ok(missing),
         }
+    }
+}
+
+/// Attempts at what needs locks that a busy control plane holds.
+struct Turns {
+    tries: usize,
+    backoff: Backoff,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self { tries: 0, backoff: Backoff::new(fastrand::u64(..)) }
+    }
+
+    /// Waits before the next attempt, or returns the error if another would not help.
+    async fn wait(&mut self, error: StoreError) -> Result<(), StoreError> {
+        self.tries += 1;
+        if self.tries >= TRIES || !is_contention(&error) {
+            return Err(error);
+        }
+        let (tries, wait): (_, Duration) = (self.tries, self.backoff.next_wait());
+        tracing::info!(tries, ?wait, %error, "a table is in use, trying again in {wait:?}: {error}");
+        tokio::time::sleep(wait).await;
+        Ok(())
     }
 }
 

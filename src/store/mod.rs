@@ -31,7 +31,9 @@ pub use grant::{CreateRole, Granted, allow_enrollment, grant};
 pub use hello::Hello;
 pub use listen::Listener;
 pub use marks::AskedMark;
-pub use migrate::{Migration, SCHEMA_VERSION, migrate, pending};
+pub use migrate::{
+    Migration, SCHEMA_VERSION, Unmigration, migrate, pending, unmigrate, unmigration,
+};
 pub use options::{ConnectOptions, Password, Tls};
 pub use poll::{Attached, Polled};
 pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake, Reported};

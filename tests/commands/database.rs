@@ -103,6 +103,27 @@ fn gateway_is_migrated_granted_and_enrolled() {
 }
 
 #[test]
+fn unmigrate_asks_and_leaves_the_tables() {
+    let site = Site::new("commands_leaves");
+    site.as_owner(&["migrate"]).must_exit(0);
+    site.as_owner(&["grant", "fra-1", "commands_leaves", "--create"]).must_exit(0);
+    let dry = site.as_owner(&["unmigrate", "--dry-run"]).must_exit(0).stdout;
+    assert!(dry.ends_with(";\n") && dry.contains("drop schema gatepost;\n"), "{dry}");
+    let unasked = site.as_owner(&["unmigrate"]).must_exit(1).stderr;
+    assert!(unasked.contains("pass --yes to confirm"), "{unasked}");
+    let schemas = "select count(*) from pg_namespace where nspname = 'gatepost'";
+    assert_eq!(site.psql(schemas), "1");
+    let done = site.as_owner(&["unmigrate", "--yes"]).must_exit(0).stdout;
+    assert!(done.contains("role commands_leaves can still log in"), "{done}");
+    assert_eq!(site.psql(schemas), "0");
+    assert_eq!(site.psql("select count(*) from pg_tables where schemaname = 'public'"), "15");
+    assert_eq!(site.as_owner(&["unmigrate"]).must_exit(0).stdout, "nothing to remove\n");
+    // The server's other databases have the roles, and this one has no schema.
+    let granted = site.as_owner(&["grant", "fra-1", "commands_leaves"]).must_exit(1).stderr;
+    assert!(granted.contains("run `gatepost migrate`"), "{granted}");
+}
+
+#[test]
 fn key_of_another_gateway_is_a_wrong_configuration() {
     let site = Site::new("commands_ber");
     site.as_owner(&["migrate"]).must_exit(0);

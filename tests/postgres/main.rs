@@ -26,4 +26,5 @@ mod running;
 mod silence;
 mod surface;
 mod unannounced;
+mod unmigrate;
 mod world;

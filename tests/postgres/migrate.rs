@@ -4,7 +4,7 @@ use gatepost::store::{
 };
 
 use crate::postgres::{Cluster, Setup, bin};
-use crate::world::{World, client, insert_device, options};
+use crate::world::{World, client, connect, insert_device, options};
 
 #[tokio::test]
 async fn migrating_twice_changes_nothing() {
@@ -41,8 +41,12 @@ async fn every_index_of_gatepost_is_valid() {
 
 /// The tables of the first migration, created by a control plane, with rows.
 async fn brown_field() -> (String, tokio_postgres::Client) {
-    let database = Cluster::shared().database(None);
-    let admin = client("postgres", &database).await;
+    brown_field_on(Cluster::shared()).await
+}
+
+pub async fn brown_field_on(cluster: &Cluster) -> (String, tokio_postgres::Client) {
+    let database = cluster.database(None);
+    let admin = connect(&cluster.socket_url("postgres", &database)).await;
     admin.batch_execute(include_str!("../../migrations/V1__control_plane.sql")).await.unwrap();
     admin
         .batch_execute(
@@ -346,7 +350,7 @@ async fn an_owner_without_superuser_rights_migrates_and_grants() {
 }
 
 /// What `pg_dump` with these options prints, as a file.
-fn dump(cluster: &Cluster, database: &str, options: &[&str]) -> tempfile::NamedTempFile {
+pub fn dump(cluster: &Cluster, database: &str, options: &[&str]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     let status = std::process::Command::new(bin("pg_dump"))
         .args(["-h", cluster.dir.to_str().unwrap(), "-p", &cluster.port.to_string()])

@@ -18,6 +18,7 @@ mod psk;
 mod resync;
 mod run;
 mod status;
+mod unmigrate;
 
 use crate::cli::{Cli, Command, DatabaseArgs};
 use crate::config::{Config, ConfigError, DatabaseUrlError, Origin, SecretSearch, Source, load};
@@ -34,6 +35,9 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Run { once } => run::run(&configuration(source)?, once),
         Command::Migrate { database, dry_run } => {
             migrate::migrate(&configuration_of(source, database)?, dry_run)
+        }
+        Command::Unmigrate { database, dry_run, yes } => {
+            unmigrate::unmigrate(&configuration_of(source, database)?, dry_run, yes)
         }
         Command::Grant { args, database } => {
             grant::grant(&configuration_of(source, database)?, &args)
