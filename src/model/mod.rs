@@ -5,6 +5,7 @@
 //! the edge, into types that cannot be wrong.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod audit;
 mod block;
 mod desired;
 mod firewall;
@@ -19,6 +20,7 @@ pub mod psk;
 mod row;
 mod settings;
 
+pub use audit::{AuditEvent, AuditEvents};
 pub use block::{Block, BlockChange, BlockList, Whom};
 pub use desired::{
     Absence, BuildError, Departed, DesiredState, Ineligible, Local, Profiles, QuarantinedPolicy,

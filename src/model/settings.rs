@@ -6,6 +6,7 @@
 //! | `gateway`, `strict_ip_allocations` | boolean: a peer whose address is not allocated to its device is quarantined | `false` |
 //! | `gateway`, `site_prefixes` | list of prefixes that peers may announce besides their address | `[]` |
 //! | `gateway`, `guard_confirmed_at` | time: confirms the removals that were held back before it | `null` |
+//! | `gateway`, `audit_events` | list of the events that are written to `audit_logs`, like `["gateway.*", "peer.revoked"]` | `null`: all |
 //! | `policy`, `allow_dns` | boolean: peers may reach the DNS servers listed for them on port 53 | `true` |
 //! | `policy`, `allow_inbound` | boolean: others may open flows toward peers | `false` |
 //! | `policy`, `gateway_may_open` | boolean: the gateway itself may open flows toward peers | `true` |
@@ -14,18 +15,21 @@
 //! These hold for all gateways. A row in category `gateway:<name>` with one of these keys holds
 //! for that gateway and goes before. A boolean may be a string in any letter case. A value that
 //! cannot be read is reported and restricts: approval and allocations are asked for, nothing is
-//! allowed, there are no site prefixes, and nothing is confirmed.
+//! allowed, there are no site prefixes, and nothing is confirmed. All
+//! events are audited.
 
 mod time;
+mod warning;
 
-use std::fmt;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::policy::{Quoted, Verdict};
-use super::{SettingRow, check_network};
+use super::policy::Verdict;
+use super::{AuditEvents, SettingRow, check_network};
+use warning::nearest;
+pub use warning::{SettingFlaw, SettingWarning};
 
 /// What the settings say for one gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +40,7 @@ pub struct Settings {
     pub site_prefixes: Vec<IpNet>,
     /// An operator confirms what was held back by rows read before this time of the database.
     pub guard_confirmed_at: Option<SystemTime>,
+    pub audit_events: AuditEvents,
     pub allow_dns: bool,
     pub allow_inbound: bool,
     pub gateway_may_open: bool,
@@ -49,6 +54,7 @@ impl Default for Settings {
             strict_ip_allocations: false,
             site_prefixes: Vec::new(),
             guard_confirmed_at: None,
+            audit_events: AuditEvents::default(),
             allow_dns: true,
             allow_inbound: false,
             gateway_may_open: true,
@@ -122,6 +128,12 @@ impl Settings {
                     warn(bad(if at.is_some() { AHEAD } else { TIME }));
                 }
             }
+            Key::AuditEvents => {
+                self.audit_events = AuditEvents::parse(&value).unwrap_or_else(|_| {
+                    warn(bad(EVENTS));
+                    AuditEvents::default()
+                });
+            }
             Key::SitePrefixes => {
                 self.site_prefixes.clear();
                 let Value::Array(entries) = &value else {
@@ -153,44 +165,6 @@ impl Settings {
     }
 }
 
-/// A row of `settings` that is not used as it is written.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SettingWarning {
-    pub category: String,
-    pub key: String,
-    pub flaw: SettingFlaw,
-}
-
-/// What is wrong with it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SettingFlaw {
-    UnknownKey {
-        nearest: Option<&'static str>,
-    },
-    /// `expected` says what would be right, and what is done instead.
-    BadValue {
-        value: Box<str>,
-        expected: &'static str,
-    },
-}
-
-impl fmt::Display for SettingWarning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "setting {} in category {}: ", Quoted(&self.key), Quoted(&self.category))?;
-        match &self.flaw {
-            SettingFlaw::UnknownKey { nearest: Some(nearest) } => {
-                write!(f, "no such key, the row is ignored; nearest is \"{nearest}\"")
-            }
-            SettingFlaw::UnknownKey { nearest: None } => {
-                f.write_str("no such key, the row is ignored")
-            }
-            SettingFlaw::BadValue { value, expected } => {
-                write!(f, "{} is not {expected}", Quoted(value))
-            }
-        }
-    }
-}
-
 /// Later ones go before earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Scope {
@@ -206,17 +180,19 @@ enum Key {
     StrictIpAllocations,
     SitePrefixes,
     GuardConfirmedAt,
+    AuditEvents,
     AllowDns,
     AllowInbound,
     GatewayMayOpen,
     DefaultEffect,
 }
 
-const KEYS: [(Scope, &str, Key); 8] = [
+const KEYS: [(Scope, &str, Key); 9] = [
     (Scope::Gateway, "require_approval", Key::RequireApproval),
     (Scope::Gateway, "strict_ip_allocations", Key::StrictIpAllocations),
     (Scope::Gateway, "site_prefixes", Key::SitePrefixes),
     (Scope::Gateway, "guard_confirmed_at", Key::GuardConfirmedAt),
+    (Scope::Gateway, "audit_events", Key::AuditEvents),
     (Scope::Policy, "allow_dns", Key::AllowDns),
     (Scope::Policy, "allow_inbound", Key::AllowInbound),
     (Scope::Policy, "gateway_may_open", Key::GatewayMayOpen),
@@ -227,17 +203,9 @@ const TAKEN_FOR_TRUE: &str = "true or false; taken for true until it is";
 const TAKEN_FOR_FALSE: &str = "true or false; taken for false until it is";
 const TIME: &str = "a time as to_jsonb(now()) writes it; it confirms nothing";
 const AHEAD: &str = "past by the database's clock; it confirms nothing";
+const EVENTS: &str = "a list of events, like [\"gateway.*\", \"peer.revoked\"]; all are written";
 const SITE_PREFIX: &str = "a prefix with its host bits zero, no wider than /8 (IPv6: /16), and none \
                            that every host needs; this entry is left out";
-
-fn nearest<'a>(key: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    const LEAST_LIKENESS: f64 = 0.6;
-    names
-        .map(|name| (strsim::normalized_damerau_levenshtein(key, name), name))
-        .filter(|(likeness, _)| *likeness >= LEAST_LIKENESS)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, name)| name)
-}
 
 /// A boolean, or the string that spells it: forms that store all values as text write that, in the
 /// letter case of their language.
@@ -284,6 +252,7 @@ mod tests {
             ("gateway", "strict_ip_allocations", "\"True\""),
             ("gateway", "site_prefixes", r#"["fd00:1::/32", "10.1.0.0/16", "10.1.0.0/16"]"#),
             ("gateway", "guard_confirmed_at", "\"1970-01-01T02:16:40+02:00\""),
+            ("gateway", "audit_events", "[\"peer.revoked\"]"),
             ("policy", "allow_dns", "\"FALSE\""),
             ("policy", "allow_inbound", "true"),
             ("policy", "gateway_may_open", "false"),
@@ -294,6 +263,7 @@ mod tests {
             strict_ip_allocations: true,
             site_prefixes: vec!["10.1.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()],
             guard_confirmed_at: Some(at(1_000)),
+            audit_events: AuditEvents::parse(&serde_json::json!(["peer.revoked"])).unwrap(),
             allow_dns: false,
             allow_inbound: true,
             gateway_may_open: false,
@@ -370,6 +340,17 @@ mod tests {
         let (_, warnings) = parse(&[("gateway", "require_approval", "\"yes\"")]);
         let expected = r#"setting "require_approval" in category "gateway": "\"yes\"" is not true or false; taken for true until it is"#;
         assert_eq!(warnings, [expected]);
+    }
+
+    #[test]
+    fn an_unknown_event_is_reported_and_all_events_are_written() {
+        for value in ["[\"peer.revoked\", \"peer.left\"]", "\"peer.*\""] {
+            let (settings, warnings) = parse(&[
+                ("gateway", "audit_events", "[]"),
+                ("gateway:fra-1", "audit_events", value),
+            ]);
+            assert_eq!((settings, warnings.len()), (Settings::default(), 1), "{warnings:?}");
+        }
     }
 
     #[test]

@@ -175,7 +175,8 @@ impl Machine {
         if self.source.is_away() {
             actions.extend(self.rows.begin_restore());
         }
-        actions.extend(self.outbox.begin_report(self.source.mode(), now.instant));
+        let events = self.rows.desired().map(|desired| &desired.settings().audit_events);
+        actions.extend(self.outbox.begin_report(self.source.mode(), events, now.instant));
         actions.extend(self.mirror.begin_reading(now.instant));
         self.begin_plan(now, &mut actions);
         actions.extend(self.mirror.begin_glance());

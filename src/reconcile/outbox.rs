@@ -10,7 +10,7 @@ use super::ledger::Ledger;
 use super::mode::Mode;
 use super::options::Timing;
 use super::session::Sessions;
-use crate::model::{DesiredState, PublicKey, Traffic};
+use crate::model::{AuditEvents, DesiredState, PublicKey, Traffic};
 use crate::store::{AuditEntry, Backoff, Handshake};
 
 /// Reports are batched: at most one in this time.
@@ -72,8 +72,14 @@ impl Outbox {
         (!self.reporting && !self.ledger.is_empty()).then_some(self.next_report)
     }
 
-    /// Begins a report, if one is due and the database is there.
-    pub fn begin_report(&mut self, mode: Option<Mode>, now: Instant) -> Option<Action> {
+    /// Begins a report, if one is due and the database is there. `events`: those that are audited;
+    /// without it, all.
+    pub fn begin_report(
+        &mut self,
+        mode: Option<Mode>,
+        events: Option<&AuditEvents>,
+        now: Instant,
+    ) -> Option<Action> {
         let mode = mode.filter(|_| self.due().is_some_and(|at| at <= now))?;
         self.reporting = true;
         self.next_report = now
@@ -81,7 +87,9 @@ impl Outbox {
                 Mode::Listen | Mode::Poll => REPORT_GAP,
                 Mode::Turns => REPORT_GAP_IN_TURNS,
             };
-        Some(Action::Report(self.ledger.take()))
+        let mut report = self.ledger.take();
+        report.audit.retain(|entry| events.is_none_or(|events| events.contains(entry.event)));
+        Some(Action::Report(report))
     }
 
     pub const fn connected(&mut self) {
@@ -176,11 +184,11 @@ mod tests {
         let mut outbox = outbox(now);
         assert_eq!(outbox.due(), None);
         outbox.synced(SystemTime::UNIX_EPOCH);
-        assert!(outbox.begin_report(Some(Mode::Listen), now).is_some());
+        assert!(outbox.begin_report(Some(Mode::Listen), None, now).is_some());
         outbox.synced(SystemTime::UNIX_EPOCH);
         assert_eq!(outbox.due(), None, "one is under way");
         outbox.reported(&mut Sent::default(), true, now);
-        assert!(outbox.begin_report(Some(Mode::Listen), now).is_none(), "they are batched");
+        assert!(outbox.begin_report(Some(Mode::Listen), None, now).is_none(), "they are batched");
         assert_eq!(outbox.due(), Some(now + REPORT_GAP));
     }
 
@@ -189,7 +197,7 @@ mod tests {
         let now = Instant::now();
         let mut outbox = outbox(now);
         outbox.synced(SystemTime::UNIX_EPOCH);
-        let Some(Action::Report(left)) = outbox.begin_report(Some(Mode::Listen), now) else {
+        let Some(Action::Report(left)) = outbox.begin_report(Some(Mode::Listen), None, now) else {
             panic!()
         };
         outbox.disconnected();

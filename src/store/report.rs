@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::connect::Lease;
 use super::{Store, StoreError};
+pub use crate::model::AuditEvent;
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId};
 
 /// Rows in one statement, few enough to hold their locks for milliseconds only.
@@ -37,58 +38,24 @@ pub struct Reported {
     pub skipped: Vec<DeviceId>,
 }
 
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+/// `audit_logs.status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AuditStatus {
+    Success,
+    Warning,
+    Failure,
+}
 
-        impl $name {
-            /// Each of them.
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            /// As in `audit_logs`.
-            #[must_use]
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
+impl AuditStatus {
+    /// As in `audit_logs`.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Warning => "warning",
+            Self::Failure => "failure",
         }
-    };
-}
-
-words! {
-    /// `audit_logs.event_type`.
-    AuditEvent {
-        GatewayStarted = "gateway.started",
-        /// Something changed in the kernel, with counts.
-        GatewaySynced = "gateway.synced",
-        DriftRepaired = "gateway.drift_repaired",
-        /// The database lost revocations.
-        HistoryLost = "gateway.history_lost",
-        PeerConnected = "peer.connected",
-        PeerDisconnected = "peer.disconnected",
-        /// A peer's packets come from another address than before.
-        PeerRoamed = "peer.roamed",
-        PeerQuarantined = "peer.quarantined",
-        /// Its row is applied again, or gone.
-        PeerReleased = "peer.released",
-        /// With the flows cut and the milliseconds it took.
-        PeerRevoked = "peer.revoked",
-        /// An operator blocked it on the host.
-        PeerBlocked = "peer.blocked",
-        PeerUnblocked = "peer.unblocked",
-        PolicyApplied = "policy.applied",
-        /// The kernel refuses to load what a policy grants.
-        PolicyQuarantined = "policy.quarantined",
-        PolicyReleased = "policy.released",
-        /// Part of a policy was left out, and why.
-        PolicyIgnored = "policy.ignored",
     }
-}
-
-words! {
-    /// `audit_logs.status`.
-    AuditStatus { Success = "success", Warning = "warning", Failure = "failure" }
 }
 
 /// What an audit entry is about.

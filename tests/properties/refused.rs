@@ -30,6 +30,30 @@ fn what_was_done_beside_a_refused_step_is_audited() {
 }
 
 #[test]
+fn audit_log_gets_only_the_events_that_the_setting_names() {
+    let mut world = quiet_world();
+    let setting = |value: &str| gatepost::model::SettingRow {
+        category: "gateway".into(),
+        key: "audit_events".into(),
+        value: value.into(),
+    };
+    world.tables.settings = vec![setting("[\"gateway.*\"]")];
+    world.tell(Event::Notified);
+    world.pass_time(MINUTE);
+    world.reports.clear();
+    world.revoke(1..=3);
+    world.tell(Event::Notified);
+    world.pass_time(MINUTE);
+    assert_eq!(audited(&world, AuditEvent::PeerRevoked).len(), 0);
+    assert_eq!(audited(&world, AuditEvent::GatewaySynced).len(), 1);
+    world.tables.settings.clear();
+    world.revoke(4..=5);
+    world.tell(Event::Notified);
+    world.pass_time(MINUTE);
+    assert_eq!(audited(&world, AuditEvent::PeerRevoked).len(), 2);
+}
+
+#[test]
 fn after_a_refusal_nothing_is_planned_before_a_look_at_the_kernel() {
     let mut world = quiet_world();
     world.troubles.insert(Trouble::Steps);
