@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
-use gatepost::model::{DesiredState, Local, Masquerade, PrivateKey};
+use gatepost::model::{AuditEvent, DesiredState, Local, Masquerade, PrivateKey};
 use gatepost::store::{ConnectOptions, Store};
 
 use crate::gatepost::Gatepost;
 use crate::postgres::{Cluster, Setup};
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
 fn documents() -> Vec<PathBuf> {
-    let names = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root().join(name));
+    let names = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"]
+        .map(|name| root().join(name));
     let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     names.into_iter().chain(docs).collect()
@@ -85,24 +86,25 @@ fn guards(document: &Path) -> Vec<String> {
 }
 
 /// A database with two gateways, and a shell with the binary, `psql` and the packaged files.
-struct Site {
-    gatepost: Gatepost,
+pub struct Site {
+    pub gatepost: Gatepost,
     store: Store,
-    database: String,
+    pub database: String,
+    pub role: String,
     private_key: PrivateKey,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let cluster = Cluster::shared();
         let database = cluster.database(None);
-        let role = &*format!("fra_of_{database}");
-        let url = cluster.socket_url(role, &database);
+        let role = format!("fra_of_{database}");
+        let url = cluster.socket_url(&role, &database);
         let config = format!("[gateway]\nname = \"fra-1\"\n[database]\nurl = {url:?}");
         let gatepost = Gatepost::with(&config);
         let owner = ["--database-url", &cluster.socket_url("postgres", &database)];
         gatepost.run(&[&["migrate"], &owner[..]].concat()).must_exit(0);
-        gatepost.run(&[&["grant", "fra-1", role, "--create"], &owner[..]].concat()).must_exit(0);
+        gatepost.run(&[&["grant", "fra-1", &role, "--create"], &owner[..]].concat()).must_exit(0);
         let enroll = ["enroll", "--endpoint", "vpn.example.org:51820", "--listen-port", "51820"];
         let enroll = [&enroll[..], &["--vpn-cidr", "10.99.0.0/16", "--dns", "10.99.0.1"]].concat();
         gatepost.run(&enroll).must_exit(0);
@@ -114,15 +116,15 @@ impl Site {
              values ('ber-1', 'ber.example.org:51820', 'later', 51820, '10.98.0.0/16')",
         );
         let store = Store::connect(&ConnectOptions::new(&url)).unwrap();
-        Self { gatepost, store, database, private_key }
+        Self { gatepost, store, database, role, private_key }
     }
 
-    fn psql(&self, sql: &str) -> String {
+    pub fn psql(&self, sql: &str) -> String {
         Cluster::shared().psql(&self.database, sql)
     }
 
     /// Runs a block of a document, and returns what it prints.
-    fn run(&self, language: &str, block: &str) -> String {
+    pub fn run(&self, language: &str, block: &str) -> String {
         let output = self.try_run(language, block);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{block}\n{error}");
@@ -154,7 +156,7 @@ impl Site {
     }
 
     /// What gateway `fra-1` makes of the rows.
-    fn desired(&self) -> DesiredState {
+    pub fn desired(&self) -> DesiredState {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (rows, _) = runtime.block_on(self.store.snapshot()).unwrap();
         let local = Local {
@@ -184,7 +186,7 @@ impl Site {
 }
 
 /// The blocks of a document by section: language and text.
-fn blocks(document: &str) -> Vec<(String, Vec<(String, String)>)> {
+pub fn blocks(document: &str) -> Vec<(String, Vec<(String, String)>)> {
     let text = fs::read_to_string(root().join(document)).unwrap();
     let section = |section: &str| {
         let (heading, body) = section.split_once('\n').unwrap();
@@ -277,6 +279,20 @@ fn the_first_user_page_does_what_it_says() {
 }
 
 /// All but the package, the editor and systemd: on a server that asks for passwords over TCP.
+#[test]
+fn the_statements_of_the_security_page_run() {
+    let site = Site::new();
+    let mut ran = 0;
+    for (language, block) in blocks("docs/security.md").into_iter().flat_map(|(_, blocks)| blocks) {
+        site.run(&language, &block);
+        ran += 1;
+    }
+    assert_eq!(ran, 2);
+    let events = &site.desired().settings().audit_events;
+    assert!(events.contains(AuditEvent::PeerRevoked) && !events.contains(AuditEvent::PeerRoamed));
+    assert_eq!(site.psql("select count(*) from audit_logs"), "1", "none is a year old");
+}
+
 #[test]
 fn the_readme_sets_up_a_gateway() {
     let cluster = Cluster::start(&Setup { host_auth: "scram-sha-256", ..Setup::default() });

@@ -12,3 +12,4 @@ mod keys;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod secrets;
+mod units;
