@@ -90,7 +90,7 @@ bench-policy: ## Load policies of 100,000 peers beside `nft -f`, and measure a p
 	@cargo bench --locked -p gatepost --bench policy
 
 .PHONY: lint
-lint: ## Check format, clippy, unused dependencies, licences and duplicate versions
+lint: ## Check format, clippy, unused dependencies, licences, duplicate versions and known advisories
 	@tests/install-deps.sh deny
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -98,6 +98,7 @@ lint: ## Check format, clippy, unused dependencies, licences and duplicate versi
 	cargo clippy --workspace --lib --bins --locked -- -D warnings -D unused-crate-dependencies
 	cargo check --locked -p gatepost --no-default-features
 	PATH="$$PWD/target/tools/bin:$$PATH" cargo deny --locked check bans licenses sources
+	@tests/advisories
 
 .PHONY: bless-surface
 bless-surface: ## Write tests/golden/surface.txt anew after an intended change of the public surface
