@@ -288,7 +288,7 @@ fn the_statements_of_the_security_page_run() {
         ran += 1;
     }
     assert_eq!(ran, 2);
-    let events = &site.desired().settings().audit_events;
+    let events = site.desired().settings().audit_events.clone();
     assert!(events.contains(AuditEvent::PeerRevoked) && !events.contains(AuditEvent::PeerRoamed));
     assert_eq!(site.psql("select count(*) from audit_logs"), "1", "none is a year old");
 }
