@@ -23,4 +23,5 @@ mod report;
 mod restart;
 mod reuse;
 mod revoked;
+mod secrets;
 mod stale;

@@ -169,7 +169,8 @@ fn write_peer(
 }
 
 fn set(name: &InterfaceName, lines: &str) -> Result<(), UserspaceError> {
-    let request = Zeroizing::new(format!("set=1\n{lines}\n"));
+    // In one piece: a text that grows leaves its former copies behind.
+    let request = Zeroizing::new(["set=1\n", lines, "\n"].concat());
     let answer = exchange(name, &request)?;
     uapi::parse(&answer, SystemTime::UNIX_EPOCH)
         .map(drop)

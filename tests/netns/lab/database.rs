@@ -49,6 +49,13 @@ impl Database {
         ROLE_PASSWORD
     }
 
+    /// From now on the role must prove its password, where the server is our own: another one asks anyway.
+    pub fn require_password(&self) {
+        let rule = format!("host {} {} 127.0.0.1/32 scram-sha-256", self.name, self.role);
+        Server::require(&rule);
+        self.value("select pg_reload_conf()");
+    }
+
     pub fn admin_password(&self) -> &str {
         &Server::shared().password
     }
