@@ -44,6 +44,9 @@ fn packets_go_where_the_reference_says(backend: Backend) {
             let [in_blocks, in_chains] = gateway.judges(&lab);
             of_blocks += in_blocks;
             of_chains += in_chains;
+            if number % SHOWN == 0 {
+                println!("{number} of {SETS} sets, {:.1} s", started.elapsed().as_secs_f64());
+            }
             if number == SETS {
                 break;
             }
