@@ -1,6 +1,8 @@
 //! How to connect to the configured database, and what to do where that fails.
 
-use gatepost::store::{ConnectOptions, Password, StoreError};
+use std::path::PathBuf;
+
+use gatepost::store::{ConnectOptions, Password, StoreError, TlsFiles};
 
 use crate::config::{Config, ConfigError, read_database_password};
 
@@ -14,7 +16,14 @@ pub fn options(config: &Config) -> Result<ConnectOptions, ConfigError> {
     let mut options = ConnectOptions::new(url.expose_text());
     options.password = password.map(|text| Password::from(text.expose_text().to_owned()));
     options.tls = config.database.tls;
-    options.tls_ca_file = config.database.tls_ca_file.as_deref().map(|path| config.path(path));
+    let database = &config.database;
+    let file = |path: &Option<PathBuf>| path.as_deref().map(|path| config.path(path));
+    options.tls_files = TlsFiles {
+        ca: file(&database.tls_ca_file),
+        certificate: file(&database.tls_cert_file),
+        key: file(&database.tls_key_file),
+    };
+    options.require_auth.clone_from(&database.require_auth);
     options.statement_timeout = config.sync.statement_timeout;
     Ok(options)
 }

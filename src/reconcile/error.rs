@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::store::StoreError;
+use crate::store::{StoreError, Unavailable};
 
 /// Why the database cannot be used now.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -28,12 +28,24 @@ impl DatabaseError {
         matches!(self, Self::Store(error) if error.is_misfit())
     }
 
-    /// What the database is to this agent, for a sentence.
+    /// What the database is to this agent.
+    #[must_use]
+    pub fn unavailable(&self) -> Unavailable {
+        match self {
+            Self::Store(error) => error.unavailable(),
+            Self::OtherGateway { .. } => Unavailable::Refuses,
+        }
+    }
+
+    /// What the database is to this agent, as a sentence.
     pub(super) fn in_short(&self) -> &'static str {
-        if self.is_transient() {
-            "the database is away"
-        } else {
-            "the database does not serve this agent"
+        match (self.unavailable(), self) {
+            (Unavailable::Unreachable, _) => "the database is unreachable",
+            (Unavailable::Refuses, Self::Store(error)) if error.is_distrust() => {
+                "this agent refuses the database"
+            }
+            (Unavailable::Refuses, _) => "the database refuses this agent",
+            (Unavailable::NotReady, _) => "the database is not ready for this agent",
         }
     }
 }

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    TimeoutType,
 };
 
 use super::Store;
 use super::decode::Columns;
-use super::error::StoreError;
+use super::dial::{Dialer, Source};
+use super::error::{Limit, StoreError};
 use super::options::{ConnectOptions, Target};
 
 /// Lists wrong owners and rights. Any role may run it.
@@ -32,9 +34,12 @@ impl Store {
         let target = options.target()?;
         let hosts = u32::try_from(target.config.get_hosts().len()).unwrap_or(u32::MAX);
         let limits = session_limits(options.statement_timeout);
-        let manager = Manager::from_config(
-            target.config.clone(),
-            target.tls.clone(),
+        let (place, config) = (target.place.clone(), target.config.clone());
+        let dialer = Dialer::new(target);
+        let connect_within = options.connect_timeout.saturating_mul(hosts) + GRACE;
+        let manager = Manager::from_connect(
+            config,
+            dialer.clone(),
             // No query on recycling, because a lease that failed is not returned.
             ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );
@@ -42,7 +47,7 @@ impl Store {
             .max_size(options.pool_size)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(options.statement_timeout + GRACE))
-            .create_timeout(Some(options.connect_timeout.saturating_mul(hosts) + GRACE))
+            .create_timeout(Some(connect_within))
             .post_create(Hook::async_fn(move |client, _| {
                 let limits = limits.clone();
                 Box::pin(
@@ -55,7 +60,16 @@ impl Store {
                 fix: "run inside a tokio runtime with time enabled",
             })?;
         let answer_within = options.statement_timeout + GRACE;
-        Ok(Self { target, pool, answer_within, epoch: Arc::default() })
+        Ok(Self { dialer, place, pool, connect_within, answer_within, epoch: Arc::default() })
+    }
+
+    /// Connects as the source says from now on. It is read at once, and again when a login fails for a
+    /// password or a certificate. Connections that exist go on.
+    ///
+    /// # Errors
+    /// What is wrong with it, as a sentence; the former options stay in use.
+    pub fn follow(&self, source: Source) -> Result<(), String> {
+        self.dialer.follow(source)
     }
 
     /// A connection that returns to the pool only by [`Lease::done`].
@@ -64,8 +78,11 @@ impl Store {
             Ok(object) => Ok(Lease(Some(object))),
             Err(
                 PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)),
-            ) => Err(StoreError::of(&self.target.place, doing, source)),
-            Err(_) => Err(self.stalled(doing)),
+            ) => Err(StoreError::of(&self.place, doing, source)),
+            Err(PoolError::Timeout(TimeoutType::Create)) => {
+                Err(self.stalled(doing, self.connect_within, Limit::Connect))
+            }
+            Err(_) => Err(self.stalled(doing, self.answer_within, Limit::Pool)),
         }
     }
 
@@ -77,8 +94,8 @@ impl Store {
         exchange: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
         match tokio::time::timeout(self.answer_within, exchange).await {
-            Ok(answer) => answer.map_err(|error| StoreError::of(&self.target.place, doing, error)),
-            Err(_) => Err(self.stalled(doing)),
+            Ok(answer) => answer.map_err(|error| StoreError::of(&self.place, doing, error)),
+            Err(_) => Err(self.stalled(doing, self.answer_within, Limit::Answer)),
         }
     }
 
@@ -118,9 +135,8 @@ impl Store {
         rows.iter().map(|row| Columns::of(row, DOING).get(0)).collect()
     }
 
-    fn stalled(&self, doing: &'static str) -> StoreError {
-        let place = Box::new(self.target.place.clone());
-        StoreError::Stalled { place, doing, waited: self.answer_within }
+    fn stalled(&self, doing: &'static str, waited: Duration, limit: Limit) -> StoreError {
+        StoreError::Stalled { place: Box::new(self.place.clone()), doing, waited, limit }
     }
 }
 
@@ -162,7 +178,8 @@ pub(super) async fn single(target: &Target) -> Result<tokio_postgres::Client, St
     let connecting = target.config.connect(target.tls.clone());
     let Ok(connected) = tokio::time::timeout(SINGLE_WITHIN, connecting).await else {
         let place = Box::new(target.place.clone());
-        return Err(StoreError::Stalled { place, doing: DOING, waited: SINGLE_WITHIN });
+        let (waited, limit) = (SINGLE_WITHIN, Limit::Connect);
+        return Err(StoreError::Stalled { place, doing: DOING, waited, limit });
     };
     let (client, connection) =
         connected.map_err(|error| StoreError::of(&target.place, DOING, error))?;

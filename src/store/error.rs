@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use tokio_postgres::error::{DbError, SqlState};
 
+use super::options::{CONNECT_WITHIN, SILENT_FOR};
+use super::require_auth::RefusedMethod;
+use super::tls::{find, tls_trouble};
+
 /// A database and the role that connects to it. Holds no password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -18,19 +22,59 @@ impl std::fmt::Display for Place {
     }
 }
 
+/// Why an agent cannot use its database, in three words. They stand in `gatepost status --json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unavailable {
+    /// No server answers.
+    Unreachable,
+    /// One answers, and one side does not accept the other: login, certificate, binding, rights.
+    Refuses,
+    /// It accepts the agent, and cannot serve it yet: starting, a standby, another schema.
+    NotReady,
+}
+
+/// Which limit ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// For a connection: 5 s for each host, and 5 s.
+    Connect,
+    /// For an answer: `sync.statement_timeout` and 5 s for the network.
+    Answer,
+    /// For one of the agent's own connections, all of which wait for answers.
+    Pool,
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "no connection",
+            Self::Answer => "no answer (sync.statement_timeout and 5 s for the network)",
+            Self::Pool => "no free connection, as all wait for answers,",
+        })
+    }
+}
+
 /// Why a call to the database failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("{what}: {fix}")]
     Config { what: String, fix: &'static str },
-    #[error("{place} is unreachable: {}", root(.source))]
+    #[error("{place} is unreachable: {}", way(.source))]
     Unreachable { place: Box<Place>, source: tokio_postgres::Error },
     #[error("{place} closed the listening connection")]
     Closed { place: Box<Place> },
-    #[error("{place}: no answer within {} ms while trying to {doing}", .waited.as_millis())]
-    Stalled { place: Box<Place>, doing: &'static str, waited: Duration },
-    #[error("{place}: login refused: {}: check the password file and pg_hba.conf", root(.source))]
+    #[error("{place} is unreachable: {limit} within {} s while trying to {doing}", .waited.as_secs())]
+    Stalled { place: Box<Place>, doing: &'static str, waited: Duration, limit: Limit },
+    #[error("{place}: {why}")]
+    Tls { place: Box<Place>, why: String },
+    #[error("{place}: {refused}")]
+    Method { place: Box<Place>, refused: RefusedMethod },
+    #[error("{place}: login refused: {}: {}", root(.source), login_remedy(.source))]
     Refused { place: Box<Place>, source: tokio_postgres::Error },
+    /// The server is starting, stopping or full.
+    #[error("{place} is not ready: {}", root(.source))]
+    NotReady { place: Box<Place>, source: tokio_postgres::Error },
     #[error(
         "{place} is a standby: add the primary to the URL, and target_session_attrs=read-write"
     )]
@@ -62,7 +106,7 @@ pub enum StoreError {
     Differs(Vec<String>),
     #[error("migration {name} failed: {message}")]
     Migration { name: String, message: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("{place}: could not {doing}: {}", root(.source))]
+    #[error("{place}: could not {doing}: {}{}", root(.source), limit_of(.source))]
     Query { place: Box<Place>, doing: &'static str, source: tokio_postgres::Error },
     #[error("could not {doing}: column {column} cannot be read: {}", root(.source))]
     Decode { doing: &'static str, column: usize, source: tokio_postgres::Error },
@@ -77,6 +121,7 @@ impl StoreError {
             Self::Unreachable { .. }
             | Self::Closed { .. }
             | Self::Stalled { .. }
+            | Self::NotReady { .. }
             | Self::Standby { .. } => true,
             Self::Query { source, .. } => source.code().is_none_or(|code| {
                 matches!(
@@ -90,6 +135,41 @@ impl StoreError {
             }),
             _ => false,
         }
+    }
+
+    /// What the database is to the agent after this error.
+    #[must_use]
+    pub const fn unavailable(&self) -> Unavailable {
+        match self {
+            Self::Unreachable { .. } | Self::Closed { .. } | Self::Stalled { .. } => {
+                Unavailable::Unreachable
+            }
+            Self::Tls { .. }
+            | Self::Method { .. }
+            | Self::Refused { .. }
+            | Self::Unbound { .. }
+            | Self::NoRights { .. }
+            | Self::RoleUnknown { .. } => Unavailable::Refuses,
+            Self::Config { .. }
+            | Self::NotReady { .. }
+            | Self::Standby { .. }
+            | Self::Unmigrated { .. }
+            | Self::OldSchema { .. }
+            | Self::Misfit { .. }
+            | Self::Incomplete { .. }
+            | Self::RowSecurity { .. }
+            | Self::GatewayUnknown { .. }
+            | Self::Differs(_)
+            | Self::Migration { .. }
+            | Self::Query { .. }
+            | Self::Decode { .. } => Unavailable::NotReady,
+        }
+    }
+
+    /// Whether the agent refused the server, not the server the agent.
+    #[must_use]
+    pub const fn is_distrust(&self) -> bool {
+        matches!(self, Self::Tls { .. } | Self::Method { .. })
     }
 
     /// Whether a type, a constraint or a trigger refused the statement's values: the same call with
@@ -144,14 +224,14 @@ impl StoreError {
     pub(super) fn of(place: &Place, doing: &'static str, source: tokio_postgres::Error) -> Self {
         let place = Box::new(place.clone());
         let Some(error) = source.as_db_error() else {
-            return Self::Unreachable { place, source };
+            return Self::of_the_way(place, source);
         };
         let hint = error.hint().unwrap_or_default().to_owned();
         let message = error.message().to_owned();
         match error.code().code() {
             "28P01" | "28000" => Self::Refused { place, source },
             // The server is starting, stopping, crashed or full. The statement is not at fault.
-            "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Self::Unreachable { place, source },
+            "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Self::NotReady { place, source },
             "25006" => Self::Standby { place },
             "3F000" => Self::Unmigrated { place },
             // Also reported for an operator that a column's new type lacks.
@@ -165,6 +245,56 @@ impl StoreError {
             "GP008" => Self::EnrollmentRefused { message, hint },
             _ => Self::Query { place, doing, source },
         }
+    }
+
+    /// Classifies an error that the driver met on its way to an answer.
+    fn of_the_way(place: Box<Place>, source: tokio_postgres::Error) -> Self {
+        if let Some(refused) = find::<RefusedMethod>(&source).cloned() {
+            return Self::Method { place, refused };
+        }
+        if let Some(why) = tls_trouble(&source) {
+            return Self::Tls { place, why };
+        }
+        let text = root(&source);
+        if text.starts_with(PASSWORD_MISSING) || text.starts_with(AUTHENTICATION) {
+            return Self::Refused { place, source };
+        }
+        // Only with `target_session_attrs`.
+        if find::<std::io::Error>(&source).is_some_and(|error| error.to_string() == NO_WRITES) {
+            return Self::Standby { place };
+        }
+        Self::Unreachable { place, source }
+    }
+}
+
+// Texts of the driver, which has no types for these.
+const PASSWORD_MISSING: &str = "invalid configuration: password missing";
+const AUTHENTICATION: &str = "authentication error";
+const NO_WRITES: &str = "database does not allow writes";
+
+/// Whether a new password or certificate may let the same login succeed.
+pub(super) fn is_about_secrets(error: &tokio_postgres::Error) -> bool {
+    let refused = error.code().is_some_and(|code| ["28P01", "28000"].contains(&code.code()));
+    refused || root(error).starts_with(PASSWORD_MISSING) || tls_trouble(error).is_some()
+}
+
+/// What to do about a login that the server refused, or that this agent ended.
+fn login_remedy(error: &tokio_postgres::Error) -> &'static str {
+    let text = root(error);
+    if text.starts_with(PASSWORD_MISSING) {
+        "the server asks for a password: set database.password_file"
+    } else if text.starts_with(AUTHENTICATION) {
+        "the server does not prove that it knows the role's password, or asks for a login that \
+         Gatepost does not speak: check database.url and pg_hba.conf"
+    } else if text.contains("certificate") {
+        "set database.tls_cert_file and database.tls_key_file to a certificate whose common name is \
+         the role"
+    } else if text.contains("no encryption") {
+        "the server accepts this role only with TLS: remove database.tls = \"disable\""
+    } else if text.contains("no pg_hba.conf entry") {
+        "add a line for this role, database and host to pg_hba.conf"
+    } else {
+        "check the password file and pg_hba.conf"
     }
 }
 
@@ -197,6 +327,30 @@ pub(super) fn server_error<'a>(
 ) -> Option<&'a DbError> {
     std::iter::successors(Some(error), |error| error.source())
         .find_map(|error| error.downcast_ref::<DbError>())
+}
+
+/// Why no answer came. Names the limit that ended the wait.
+fn way(error: &tokio_postgres::Error) -> String {
+    let timed_out = find::<std::io::Error>(error)
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut);
+    match error.to_string().starts_with("error connecting") {
+        true if timed_out => {
+            format!("no host answered within {} s", CONNECT_WITHIN.as_secs())
+        }
+        false if timed_out => {
+            format!("it acknowledged nothing for {} s", SILENT_FOR.as_secs())
+        }
+        _ => root(error),
+    }
+}
+
+/// The limit by which the server ended a statement, and where it is set.
+fn limit_of(error: &tokio_postgres::Error) -> &'static str {
+    match error.code().map(SqlState::code) {
+        Some("57014") => ": the limit is sync.statement_timeout",
+        Some("55P03") => ": the limit is 5 s; another transaction holds the lock",
+        _ => "",
+    }
 }
 
 /// The innermost message. The driver's own says only "db error" or "error connecting to server".

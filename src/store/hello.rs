@@ -52,7 +52,7 @@ impl Store {
         };
         if hello.schema_version < SCHEMA_VERSION {
             return Err(StoreError::OldSchema {
-                place: Box::new(self.target.place.clone()),
+                place: Box::new(self.place.clone()),
                 found: hello.schema_version,
                 needed: SCHEMA_VERSION,
             });

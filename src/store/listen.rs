@@ -50,10 +50,8 @@ impl Store {
     }
 
     async fn hear(&self, hello: &Hello, attached: Attached) -> Result<Listener, StoreError> {
-        let mut config = self.target.config.clone();
         // Distinguishes this connection in pg_stat_activity.
-        config.application_name("gatepost listen");
-        let connecting = config.connect(self.target.tls.clone());
+        let connecting = self.dialer.connect(Some("gatepost listen"));
         let (client, mut connection) = self.within(DOING, connecting).await?;
         let (wake, wakes) = mpsc::unbounded_channel();
         let (probe, probes) = mpsc::unbounded_channel();
@@ -135,7 +133,7 @@ impl Listener {
     }
 
     fn gone(&mut self) -> StoreError {
-        let place = &self.store.target.place;
+        let place = &self.store.place;
         match self.end.try_recv() {
             Ok(error) => StoreError::of(place, DOING, error),
             Err(_) => StoreError::Closed { place: Box::new(place.clone()) },

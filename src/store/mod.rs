@@ -8,7 +8,9 @@
 mod backoff;
 mod changes;
 mod connect;
+mod connector;
 mod decode;
+mod dial;
 mod enroll;
 mod error;
 mod grant;
@@ -19,14 +21,17 @@ mod migrate;
 mod options;
 mod poll;
 mod report;
+mod require_auth;
 mod snapshot;
+mod tls;
 
 use std::sync::{Arc, Mutex};
 
 pub use backoff::Backoff;
 pub use changes::Read;
+pub use dial::Source;
 pub use enroll::{Enrollment, KeyChange};
-pub use error::{Place, StoreError};
+pub use error::{Limit, Place, StoreError, Unavailable};
 pub use grant::{CreateRole, Granted, allow_enrollment, grant};
 pub use hello::Hello;
 pub use listen::Listener;
@@ -34,16 +39,20 @@ pub use marks::AskedMark;
 pub use migrate::{
     Migration, SCHEMA_VERSION, Unmigration, migrate, pending, unmigrate, unmigration,
 };
-pub use options::{ConnectOptions, Password, Tls};
+pub use options::{ConnectOptions, Password};
 pub use poll::{Attached, Polled};
 pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake, Reported};
+pub use require_auth::{Method, RefusedMethod, RequireAuth, RequireAuthError};
 pub use snapshot::Cursor;
+pub use tls::{Tls, TlsFiles};
 
 /// One gateway's database. Cheap to clone: the clones share their connections.
 #[derive(Clone)]
 pub struct Store {
-    target: options::Target,
+    dialer: dial::Dialer,
+    place: Place,
     pool: deadpool_postgres::Pool,
+    connect_within: std::time::Duration,
     answer_within: std::time::Duration,
     /// The epoch of the last full read. Proofs of its rows hold for no other epoch.
     epoch: Arc<Mutex<Option<String>>>,
@@ -53,7 +62,7 @@ impl Store {
     /// The database and the role that connects to it.
     #[must_use]
     pub fn place(&self) -> &Place {
-        &self.target.place
+        &self.place
     }
 }
 

@@ -1,32 +1,23 @@
 //! Connection options, parsed once. Errors name the setting.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use tokio_postgres::Socket;
-use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::config::{Host, SslMode, SslNegotiation};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use zeroize::Zeroizing;
 
+use super::connector::Connector;
 use super::error::{Place, StoreError};
+use super::require_auth::{RequireAuth, Rule};
+use super::tls::{Material, Tls, TlsFiles};
 
-/// `database.tls`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tls {
-    /// `VerifyFull`, or no TLS if every host is a unix socket.
-    #[default]
-    Auto,
-    /// Encrypted, and the server's certificate must be valid for the host name.
-    VerifyFull,
-    /// No TLS. The data read includes every preshared key's envelope.
-    Disable,
-}
+/// For a connection to one host.
+pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// After this long without an acknowledgement a connection is lost.
+pub(super) const SILENT_FOR: Duration = Duration::from_secs(7);
 
 /// A password. `Debug` prints no part of it.
 #[derive(Clone, PartialEq, Eq)]
@@ -59,8 +50,10 @@ pub struct ConnectOptions {
     /// Overrides a password in the URL.
     pub password: Option<Password>,
     pub tls: Tls,
-    /// Certificates to trust instead of the system's, PEM.
-    pub tls_ca_file: Option<PathBuf>,
+    pub tls_files: TlsFiles,
+    /// By which methods a server may ask for a login over TCP; default SCRAM, and none with a client
+    /// certificate.
+    pub require_auth: Option<RequireAuth>,
     /// For each host; default 5 s.
     pub connect_timeout: Duration,
     /// For each statement; default 30 s.
@@ -76,8 +69,9 @@ impl ConnectOptions {
             url: url.into(),
             password: None,
             tls: Tls::Auto,
-            tls_ca_file: None,
-            connect_timeout: Duration::from_secs(5),
+            tls_files: TlsFiles::default(),
+            require_auth: None,
+            connect_timeout: CONNECT_WITHIN,
             statement_timeout: Duration::from_secs(30),
             pool_size: 3,
         }
@@ -100,45 +94,81 @@ impl ConnectOptions {
                 fix: "write postgres://role@host/database, or ?host=/run/postgresql for the socket",
             });
         }
-        let sockets = config.get_hosts().iter().filter(|host| is_socket(host)).count();
-        let encrypt = match self.tls {
-            Tls::Disable => false,
-            Tls::Auto if sockets == config.get_hosts().len() => false,
-            Tls::Auto | Tls::VerifyFull if sockets == 0 => true,
-            Tls::Auto | Tls::VerifyFull => {
-                return Err(StoreError::Config {
-                    what: "database.url names a unix socket, which has no TLS".into(),
-                    fix: "name only sockets, or only hosts, or set database.tls = \"disable\"",
-                });
-            }
-        };
+        let transport = self.transport(&config)?;
         config
-            .ssl_mode(if encrypt { SslMode::Require } else { SslMode::Disable })
             .connect_timeout(self.connect_timeout)
             // Silence is noticed within 15 s: an idle connection is closed after 7 s, one that sends
             // shortly before that 7 s later.
             .keepalives_idle(Duration::from_secs(3))
             .keepalives_interval(Duration::from_secs(2))
             .keepalives_retries(2)
-            .tcp_user_timeout(Duration::from_secs(7));
+            .tcp_user_timeout(SILENT_FOR);
         if config.get_application_name().is_none() {
             config.application_name("gatepost");
         }
-        let rustls = MakeRustlsConnect::new(if encrypt {
-            client_config(self.tls_ca_file.as_deref())?
+        match transport {
+            Transport::Socket => config.ssl_mode(SslMode::Disable),
+            Transport::Tls => config.ssl_mode(SslMode::Require),
+            // The connector's stream, without a negotiation before it.
+            Transport::Plain => {
+                config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct)
+            }
+        };
+        let encrypted = transport == Transport::Tls;
+        let material = Material::read(&self.tls_files)?;
+        let rustls = if encrypted {
+            let check_name = self.tls != Tls::VerifyCa;
+            Some(MakeRustlsConnect::new(material.client_config(&self.tls_files, check_name)?))
         } else {
-            trusting(rustls::RootCertStore::empty())?
-        });
-        let tls = Connector { rustls, encrypt };
-        Ok(Target { place: place(&config), config, tls })
+            None
+        };
+        let has_certificate = encrypted && self.tls_files.certificate.is_some();
+        let rule = Rule::new(self.require_auth.clone(), encrypted, has_certificate);
+        let tls = Connector { rustls, rule: Arc::new(rule), warned: Arc::default() };
+        let secrets = Secrets { password: self.password.clone(), material };
+        Ok(Target { place: place(&config), config, tls, secrets })
     }
+
+    fn transport(&self, config: &tokio_postgres::Config) -> Result<Transport, StoreError> {
+        let wrong = |what: &str, fix| Err(StoreError::Config { what: what.into(), fix });
+        let hosts = config.get_hosts();
+        match hosts.iter().filter(|host| matches!(host, Host::Unix(_))).count() {
+            0 if self.tls == Tls::Disable => Ok(Transport::Plain),
+            0 if self.tls == Tls::VerifyCa && self.tls_files.ca.is_none() => wrong(
+                "database.tls = \"verify-ca\" would trust any server with a public certificate",
+                "name the authority of your servers in database.tls_ca_file",
+            ),
+            0 => Ok(Transport::Tls),
+            sockets if sockets < hosts.len() => wrong(
+                "database.url names unix sockets and other hosts",
+                "name only sockets, or only hosts",
+            ),
+            _ if matches!(self.tls, Tls::VerifyFull | Tls::VerifyCa) => wrong(
+                "database.url names a unix socket, which has no TLS",
+                "name a host, or set database.tls = \"disable\"",
+            ),
+            _ if self.require_auth.is_some() => wrong(
+                "database.require_auth is for TCP, and database.url names a unix socket",
+                "remove require_auth: the socket's folder says who serves it",
+            ),
+            _ => Ok(Transport::Socket),
+        }
+    }
+}
+
+/// How bytes reach the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Socket,
+    Tls,
+    Plain,
 }
 
 impl fmt::Debug for ConnectOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectOptions")
             .field("tls", &self.tls)
-            .field("tls_ca_file", &self.tls_ca_file)
+            .field("tls_files", &self.tls_files)
             .field("statement_timeout", &self.statement_timeout)
             .finish_non_exhaustive()
     }
@@ -150,29 +180,14 @@ pub(super) struct Target {
     pub place: Place,
     pub config: tokio_postgres::Config,
     pub tls: Connector,
+    pub secrets: Secrets,
 }
 
-/// TLS by rustls, or none. The driver asks for a connector even if it does not use it, and passes a
-/// socket's path as the host name, which rustls refuses.
-#[derive(Clone)]
-pub(super) struct Connector {
-    rustls: MakeRustlsConnect,
-    encrypt: bool,
-}
-
-impl MakeTlsConnect<Socket> for Connector {
-    type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
-    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
-    type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
-
-    fn make_tls_connect(&mut self, host: &str) -> Result<Self::TlsConnect, Self::Error> {
-        let host = if self.encrypt { host } else { "unused.invalid" };
-        MakeTlsConnect::<Socket>::make_tls_connect(&mut self.rustls, host)
-    }
-}
-
-fn is_socket(host: &Host) -> bool {
-    matches!(host, Host::Unix(_))
+/// What is read from files, and may be another thing when it is read again.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secrets {
+    password: Option<Password>,
+    material: Material,
 }
 
 fn place(config: &tokio_postgres::Config) -> Place {
@@ -194,43 +209,6 @@ fn place(config: &tokio_postgres::Config) -> Place {
     Place { hosts: hosts.join(","), database, role }
 }
 
-fn client_config(ca_file: Option<&std::path::Path>) -> Result<rustls::ClientConfig, StoreError> {
-    let mut roots = rustls::RootCertStore::empty();
-    let certificates: Vec<CertificateDer<'static>> =
-        match ca_file {
-            Some(path) => CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(
-                |error| StoreError::Config {
-                    what: format!(
-                        "database.tls_ca_file {} cannot be read: {error}",
-                        path.display()
-                    ),
-                    fix: "name a PEM file of certificates that the agent may read",
-                },
-            )?,
-            None => rustls_native_certs::load_native_certs().certs,
-        };
-    roots.add_parsable_certificates(certificates);
-    if roots.is_empty() {
-        return Err(StoreError::Config {
-            what: "no certificate to verify the database's with".into(),
-            fix: "set database.tls_ca_file, or install ca-certificates",
-        });
-    }
-    trusting(roots)
-}
-
-fn trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, StoreError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| StoreError::Config {
-            what: format!("TLS cannot be set up: {error}"),
-            fix: "this build of gatepost lacks TLS 1.2 and 1.3",
-        })?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
 fn source_text(error: &tokio_postgres::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
@@ -250,8 +228,11 @@ mod tests {
             ("postgres:///vpn?host=/run/postgresql&user=a", "postgres://a@db1/vpn");
         assert_eq!(mode(socket, Tls::Auto).unwrap(), SslMode::Disable);
         assert_eq!(mode(host, Tls::Auto).unwrap(), SslMode::Require);
-        assert_eq!(mode(host, Tls::Disable).unwrap(), SslMode::Disable);
+        assert!(target(host, Tls::Auto).unwrap().tls.rustls.is_some());
+        assert!(target(host, Tls::Disable).unwrap().tls.rustls.is_none());
         assert!(mode(socket, Tls::VerifyFull).is_err());
+        assert!(mode(host, Tls::VerifyCa).is_err(), "any public certificate would do");
+        assert!(mode("postgres://a@db1,%2Frun/vpn", Tls::Disable).is_err(), "a socket beside");
         // A URL cannot weaken what the setting says.
         let prefer = "postgres://a@db1/vpn?sslmode=disable";
         assert_eq!(mode(prefer, Tls::VerifyFull).unwrap(), SslMode::Require);
@@ -270,7 +251,7 @@ mod tests {
     #[test]
     fn a_missing_certificate_file_is_named() {
         let options = ConnectOptions {
-            tls_ca_file: Some("/nowhere/ca.pem".into()),
+            tls_files: TlsFiles { ca: Some("/nowhere/ca.pem".into()), ..TlsFiles::default() },
             ..ConnectOptions::new("postgres://a@db1/vpn")
         };
         assert!(options.target().err().unwrap().to_string().contains("/nowhere/ca.pem"));

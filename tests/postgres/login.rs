@@ -4,25 +4,31 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use gatepost::store::{
-    ConnectOptions, CreateRole, Password, Read, Store, StoreError, Tls, grant, migrate,
+    ConnectOptions, CreateRole, Password, Read, Store, StoreError, Tls, TlsFiles, Unavailable,
+    grant, migrate,
 };
 use tokio::sync::OnceCell;
 
 use crate::postgres::{Cluster, Setup, free_port};
 use crate::world::{World, options};
 
-struct Site {
-    cluster: Cluster,
-    database: String,
-    ca_file: PathBuf,
-    other_ca_file: PathBuf,
+pub struct Site {
+    pub cluster: Cluster,
+    pub database: String,
+    /// Where the keys and certificates are.
+    pub folder: PathBuf,
 }
 
 const PASSWORD: &str = "correct horse";
 
 async fn site() -> &'static Site {
     static SITE: OnceCell<Site> = OnceCell::const_new();
-    SITE.get_or_init(|| async {
+    SITE.get_or_init(Site::new).await
+}
+
+impl Site {
+    /// A server with TLS that lets role `agent` in with [`PASSWORD`].
+    pub async fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let dir = temporary.path();
         openssl(&format!(
@@ -45,11 +51,10 @@ async fn site() -> &'static Site {
             settings: "",
         });
         // The cluster's directory goes when the process does; a static is never dropped.
-        let kept = |name: &str| {
-            std::fs::copy(dir.join(name), cluster.dir.join(name)).unwrap();
-            cluster.dir.join(name)
-        };
-        let (ca_file, other_ca_file) = (kept("ca.pem"), kept("other.pem"));
+        let folder = cluster.dir.clone();
+        for file in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
         let database = cluster.database(None);
         let admin = ConnectOptions::new(cluster.socket_url("postgres", &database));
         migrate(&admin).await.unwrap();
@@ -60,27 +65,41 @@ async fn site() -> &'static Site {
         );
         let create = CreateRole::IfAbsent(Some(PASSWORD.to_owned().into()));
         grant(&admin, "g1", "agent", &create).await.unwrap();
-        Site { cluster, database, ca_file, other_ca_file }
-    })
-    .await
+        Self { cluster, database, folder }
+    }
+
+    pub fn options(&self) -> ConnectOptions {
+        ConnectOptions {
+            password: Some(Password::from(PASSWORD.to_owned())),
+            tls_files: self.trusting("ca.pem"),
+            ..ConnectOptions::new(self.cluster.tcp_url("agent", &self.database))
+        }
+    }
+
+    /// This certificate of the folder.
+    pub fn trusting(&self, name: &str) -> TlsFiles {
+        TlsFiles { ca: Some(self.folder.join(name)), ..TlsFiles::default() }
+    }
+
+    /// Lets these lines of pg_hba.conf decide about TCP, and gives the server this certificate.
+    pub fn serve(&self, certificate: &str, rules: &str) {
+        let data = self.cluster.dir.join("data");
+        let socket = "local all,replication all trust\n";
+        std::fs::write(data.join("pg_hba.conf"), format!("{socket}{rules}\n")).unwrap();
+        for (name, kind) in [("server.crt", "pem"), ("server.key", "key")] {
+            let text = std::fs::read(self.folder.join(format!("{certificate}.{kind}"))).unwrap();
+            std::fs::write(data.join(name), text).unwrap();
+        }
+        self.cluster.pg_ctl(&["-m", "fast", "restart"]);
+    }
 }
 
-fn openssl(script: &str) {
+pub fn openssl(script: &str) {
     let output = Command::new("sh").args(["-e", "-c", script]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-impl Site {
-    fn options(&self) -> ConnectOptions {
-        ConnectOptions {
-            password: Some(Password::from(PASSWORD.to_owned())),
-            tls_ca_file: Some(self.ca_file.clone()),
-            ..ConnectOptions::new(self.cluster.tcp_url("agent", &self.database))
-        }
-    }
-}
-
-async fn hello(options: &ConnectOptions) -> Result<String, StoreError> {
+pub async fn hello(options: &ConnectOptions) -> Result<String, StoreError> {
     Ok(Store::connect(options)?.hello().await?.gateway_name)
 }
 
@@ -110,21 +129,33 @@ async fn a_wrong_password_is_reported_but_not_shown() {
     let words = error.to_string();
     assert!(words.contains("role agent") && words.contains("password file"), "{words}");
     assert!(!words.contains("hunter2") && !format!("{error:?}").contains("hunter2"));
+    assert_eq!(error.unavailable(), Unavailable::Refuses);
     let none = ConnectOptions { password: None, ..site().await.options() };
-    assert!(hello(&none).await.unwrap_err().to_string().contains("password"));
+    let error = hello(&none).await.unwrap_err();
+    assert_eq!(error.unavailable(), Unavailable::Refuses);
+    let words = error.to_string();
+    assert!(words.contains("asks for a password: set database.password_file"), "{words}");
 }
 
 #[tokio::test]
 async fn a_certificate_of_another_authority_or_name_is_refused() {
     let site = site().await;
-    let other = ConnectOptions { tls_ca_file: Some(site.other_ca_file.clone()), ..site.options() };
-    let error = hello(&other).await.unwrap_err().to_string();
-    assert!(error.contains("UnknownIssuer"), "{error}");
+    let other = ConnectOptions { tls_files: site.trusting("other.pem"), ..site.options() };
+    let error = hello(&other).await.unwrap_err();
+    assert!(matches!(error, StoreError::Tls { .. }), "{error}");
+    let words = error.to_string();
+    assert!(words.contains("no trusted authority signed the server's certificate: "), "{words}");
+    assert!(words.contains("in database.tls_ca_file"), "{words}");
 
     let mut renamed = site.options();
     renamed.url = renamed.url.replace("localhost", "127.0.0.1");
-    let error = hello(&renamed).await.unwrap_err().to_string();
-    assert!(error.contains("not valid for name") || error.contains("NotValidForName"), "{error}");
+    let words = hello(&renamed).await.unwrap_err().to_string();
+    assert!(words.contains("certificate is for localhost, not for 127.0.0.1: "), "{words}");
+
+    let any_name = ConnectOptions { tls: Tls::VerifyCa, ..renamed };
+    assert_eq!(hello(&any_name).await.unwrap(), "g1");
+    let other = ConnectOptions { tls_files: site.trusting("other.pem"), ..any_name };
+    assert!(matches!(hello(&other).await.unwrap_err(), StoreError::Tls { .. }));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod netns;
 mod postgres;
 
 mod agent;
+mod certificates;
 mod delta;
 mod failover;
 mod guest;
@@ -22,6 +23,7 @@ mod poll;
 mod pooler;
 mod report;
 mod rights;
+mod rogue;
 mod rows;
 mod running;
 mod silence;

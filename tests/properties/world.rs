@@ -418,7 +418,8 @@ impl World {
 pub fn away() -> DatabaseError {
     let (hosts, database, role) = ("db1".to_owned(), "vpn".to_owned(), "fra_1".to_owned());
     let place = Box::new(Place { hosts, database, role });
-    StoreError::Stalled { place, doing: "read", waited: Duration::from_secs(1) }.into()
+    let limit = gatepost::store::Limit::Answer;
+    StoreError::Stalled { place, doing: "read", waited: Duration::from_secs(1), limit }.into()
 }
 
 /// The kernel does not answer a reading.

@@ -32,7 +32,7 @@ use crate::exit::Exit;
 pub fn run(cli: Cli) -> Result<Exit, CommandError> {
     let source = Source::of_process(cli.config);
     match cli.command {
-        Command::Run { once } => run::run(&configuration(source)?, once),
+        Command::Run { once } => run::run(&configuration(source.clone())?, source, once),
         Command::Migrate { database, dry_run } => {
             migrate::migrate(&configuration_of(source, database)?, dry_run)
         }
@@ -86,8 +86,10 @@ fn configuration_of(source: Source, args: DatabaseArgs) -> Result<Config, Config
             why: why.to_string(),
         })?;
         config.database.url = Some(url);
-        // The configured password belongs to another role.
+        // The configured password and client certificate belong to another role.
         config.database.password_file = None;
+        config.database.tls_cert_file = None;
+        config.database.tls_key_file = None;
         config.secret_search = SecretSearch::None;
     }
     if let Some(file) = database_password_file {

@@ -12,7 +12,7 @@ use gatepost::reconcile::{StalePolicy, SyncMode};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use gatepost::store::Tls;
+use gatepost::store::{RequireAuth, Tls};
 
 use super::value::{self, DatabaseUrl, Fwmark};
 use super::{ConfigError, SecretSearch};
@@ -32,6 +32,7 @@ pub struct Config {
     pub metrics: Metrics,
     pub control: Control,
     pub cache: Cache,
+    pub log: Log,
     /// The file that it was read from. It need not exist if it is the default one.
     #[serde(skip)]
     pub file: PathBuf,
@@ -96,8 +97,14 @@ pub struct Database {
     pub password_file: Option<PathBuf>,
     /// Default `auto`: verified over TCP, off over a local socket.
     pub tls: Tls,
-    /// Default: the system's certificates.
+    /// Authorities, or the server's own certificate. Default: the system's certificates.
     pub tls_ca_file: Option<PathBuf>,
+    /// The certificate that the agent shows, with the chain to its authority.
+    pub tls_cert_file: Option<PathBuf>,
+    pub tls_key_file: Option<PathBuf>,
+    /// Default over TCP: SCRAM, and no login with a client certificate.
+    #[serde(deserialize_with = "value::optional")]
+    pub require_auth: Option<RequireAuth>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -260,6 +267,20 @@ pub struct Control {
 impl Default for Control {
     fn default() -> Self {
         Self { socket: "/run/gatepost/control.sock".into(), write_group: None }
+    }
+}
+
+/// What `run` logs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// In the syntax of `RUST_LOG`; `--log` and `RUST_LOG` take precedence.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".to_owned() }
     }
 }
 

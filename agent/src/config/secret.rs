@@ -152,7 +152,10 @@ pub fn exposure(path: &Path) -> Option<String> {
 #[must_use]
 pub fn secret_files(config: &Config) -> Vec<PathBuf> {
     let optional = [Secret::DatabasePassword, Secret::PskKeys].map(|it| optional(config, it));
-    let all = std::iter::once(private_key_file(config).path).chain(optional.into_iter().flatten());
+    let tls_key = config.database.tls_key_file.as_deref().map(|path| config.path(path));
+    let all = std::iter::once(private_key_file(config).path)
+        .chain(optional.into_iter().flatten())
+        .chain(tls_key);
     all.filter(|path| path.exists()).collect()
 }
 

@@ -58,6 +58,9 @@ fn every_key_can_be_set() {
             password_file = "db.password"
             tls = "verify-full"
             tls_ca_file = "ca.pem"
+            tls_cert_file = "agent.pem"
+            tls_key_file = "agent.key"
+            require_auth = "scram-sha-256,none"
             [sync]
             mode = "poll"
             poll_interval = "250ms"
@@ -95,6 +98,7 @@ fn every_key_can_be_set() {
         .unwrap();
     assert_eq!(config.gateway_name().unwrap(), "fra-1");
     assert_eq!(config.database.tls, gatepost::store::Tls::VerifyFull);
+    assert_eq!(config.database.require_auth.unwrap().to_string(), "scram-sha-256,none");
     assert_eq!(config.sync.poll_interval, Some(Duration::from_millis(250)));
     assert_eq!(config.interface.backend, Backend::Userspace);
     assert_eq!(config.interface.fwmark, Fwmark(51820));

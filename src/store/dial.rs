@@ -1,0 +1,120 @@
+//! Makes connections, each with the password and the certificates of its time.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Connection, Error, Socket};
+
+use super::connector::Judged;
+use super::error::{StoreError, is_about_secrets};
+use super::options::{ConnectOptions, Target};
+
+/// Reads the options again, with the password of that time. The error is a sentence.
+pub type Source = Arc<dyn Fn() -> Result<ConnectOptions, String> + Send + Sync>;
+
+/// How to reach the database. The clones share it.
+#[derive(Clone)]
+pub(super) struct Dialer(Arc<Mutex<Current>>);
+
+struct Current {
+    target: Target,
+    /// `None`: what was read once is used for good.
+    source: Option<Source>,
+}
+
+impl Dialer {
+    pub fn new(target: Target) -> Self {
+        Self(Arc::new(Mutex::new(Current { target, source: None })))
+    }
+
+    /// Connections from now on are made as the source says, which is read again when a login fails
+    /// for what it read. Connections that exist are left alone.
+    ///
+    /// # Errors
+    /// What is wrong with the options; the former ones stay in use.
+    pub fn follow(&self, source: Source) -> Result<(), String> {
+        let target = read(&source)?;
+        *self.lock() = Current { target, source: Some(source) };
+        Ok(())
+    }
+
+    /// Connects. If the login fails for a password or a certificate that has changed since it was
+    /// read, connects once more.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub async fn connect(
+        &self,
+        application_name: Option<&str>,
+    ) -> Result<(Client, Connection<Socket, Judged>), Error> {
+        let (target, source) = {
+            let current = self.lock();
+            (current.target.clone(), current.source.clone())
+        };
+        let first = dial(&target, application_name).await;
+        let (Err(error), Some(source)) = (&first, source) else { return first };
+        if !is_about_secrets(error) {
+            return first;
+        }
+        let renewed = tokio::task::spawn_blocking(move || read(&source)).await;
+        match renewed {
+            Ok(Ok(renewed)) if renewed.secrets != target.secrets => {
+                let again = dial(&renewed, application_name).await;
+                if again.is_ok() {
+                    tracing::info!("read the database's password and certificates again");
+                }
+                self.lock().target = renewed;
+                again
+            }
+            Ok(Err(why)) => {
+                tracing::debug!(why, "the former password and certificates stay in use: {why}");
+                first
+            }
+            _ => first,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
+        // No code panics with the lock held, and the value is whole at any time.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(source: &Source) -> Result<Target, String> {
+    source()?.target().map_err(|error: StoreError| error.to_string())
+}
+
+async fn dial(
+    target: &Target,
+    application_name: Option<&str>,
+) -> Result<(Client, Connection<Socket, Judged>), Error> {
+    let mut config = target.config.clone();
+    if let Some(name) = application_name {
+        config.application_name(name);
+    }
+    config.connect(target.tls.clone()).await
+}
+
+type Connecting<'a> =
+    Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
+
+impl deadpool_postgres::Connect for Dialer {
+    /// The pool's configuration is the one with which it was made.
+    fn connect(&self, _: &tokio_postgres::Config) -> Connecting<'_> {
+        Box::pin(async move {
+            let (client, connection) = Self::connect(self, None).await?;
+            // Its error also reaches the caller through the client.
+            let drive = async move { drop(connection.await) };
+            Ok((client, tokio::spawn(drive)))
+        })
+    }
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dialer({})", self.lock().target.place)
+    }
+}
