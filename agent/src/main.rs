@@ -14,6 +14,7 @@ mod key_file;
 mod openings;
 mod output;
 mod pulse;
+mod reload;
 mod runtime;
 #[cfg(test)]
 mod surface;

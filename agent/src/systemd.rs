@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::handles::Watcher;
 use crate::output::{count, span};
-use gatepost::reconcile::status::{State, Status};
+use gatepost::reconcile::status::{State, Status, Unavailable};
 
 /// The longest time that a boot or an upgrade, which wait for the unit, wait for the first pass.
 const FIRST_PASS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -70,7 +70,13 @@ pub fn status_line(status: &Status, now: SystemTime) -> String {
         String::new()
     } else {
         let since = status.database.since.map(|since| format!(" for {}", span(since.age(now))));
-        format!("; database disconnected{}", since.unwrap_or_default())
+        let word = match status.database.unavailable {
+            Some(Unavailable::Unreachable) => "unreachable",
+            Some(Unavailable::Refuses) => "login refused",
+            Some(Unavailable::NotReady) => "not ready",
+            None => "not connected",
+        };
+        format!("; database {word}{}", since.unwrap_or_default())
     };
     format!("{}: {peers}{quarantined}{database}", status.state)
 }
@@ -166,10 +172,11 @@ mod tests {
         let mut status = Status { state: State::Ready, ..Status::default() };
         status.peers.quarantined = 2;
         status.database.since = Some(Timestamp(since));
-        status.database.last_error = Some("connection refused".into());
+        status.database.last_error = Some("password authentication failed".into());
+        status.database.unavailable = Some(Unavailable::Refuses);
         assert_eq!(
             status_line(&status, since + Duration::from_mins(5)),
-            "ready: 0 peers, 2 quarantined; database disconnected for 5 min"
+            "ready: 0 peers, 2 quarantined; database login refused for 5 min"
         );
     }
 }

@@ -18,10 +18,11 @@ use gatepost::reconcile::{
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
 
-use crate::config::{Config, ConfigError, read_private_key, read_psk_keys};
+use crate::config::{Config, ConfigError, Source, read_private_key, read_psk_keys};
 use crate::database;
 use crate::handles::LoopHandle;
 use crate::openings::openings;
+use crate::reload::Reloader;
 
 /// Errors of the library, and of what connects commands to it.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,12 @@ pub fn prepare(config: &Config) -> Result<Prepared<'_>, WiringError> {
 }
 
 impl Prepared<'_> {
+    /// What SIGHUP makes the agent read again.
+    pub fn reloader(&self, source: Source) -> Reloader {
+        let local = Arc::clone(&self.machine.local);
+        Reloader::new(source, self.config.clone(), local, self.store.clone())
+    }
+
     /// Runs the reconcile loop until `handle.stop` becomes true.
     pub async fn run(self, handle: LoopHandle) -> Result<(), WiringError> {
         let cache = Cache::new(self.config.cache.file.clone(), &self.machine.local.private_key);
@@ -177,23 +184,33 @@ fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
         flush_conntrack: config.firewall.flush_conntrack,
         psk_keys: read_psk_keys(config)?.unwrap_or_default(),
     };
-    let sync = &config.sync;
     Ok(MachineOptions {
         local: Arc::new(local),
         block_list: block_file(config).load_or_deny(),
-        timing: Timing {
-            poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(1)),
-            safety_poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(10)),
-            resync_interval: sync.resync_interval,
-            report_interval: config.report.interval,
-            heartbeat: config.report.heartbeat,
-            seed: u64::from(std::process::id()),
-        },
+        timing: timing(config),
         max_removed: config.guard.max_removed_peers,
         lost_history: config.guard.lost_history,
         withdrawals: Withdrawals::load_beside(&config.cache.file),
-        stale: StaleOptions { policy: config.stale.policy, after: config.stale.after },
+        stale: stale_options(config),
     })
+}
+
+/// `[sync]` and `[report]`: the loop's intervals.
+pub fn timing(config: &Config) -> Timing {
+    let sync = &config.sync;
+    Timing {
+        poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(1)),
+        safety_poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(10)),
+        resync_interval: sync.resync_interval,
+        report_interval: config.report.interval,
+        heartbeat: config.report.heartbeat,
+        seed: u64::from(std::process::id()),
+    }
+}
+
+/// `[stale]`
+pub fn stale_options(config: &Config) -> StaleOptions {
+    StaleOptions { policy: config.stale.policy, after: config.stale.after }
 }
 
 /// What lies on disk for a boot without the database.

@@ -10,6 +10,7 @@ use super::history::{Withdrawal, Withdrawals};
 use super::ledger::Report;
 use super::mode::Mode;
 use super::note::Note;
+use super::options::Reloaded;
 use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
 use crate::model::{BlockList, ChangedRows, Mark, PublicKey, SnapshotRows};
 use crate::plan::Plan;
@@ -55,6 +56,8 @@ pub enum Event {
     Reported(Sent),
     /// An operator asked for a comparison of everything.
     Resync,
+    /// The configuration was read again.
+    Reloaded(Box<Reloaded>),
     /// An operator confirmed the removals that are held back by rows read until this time of the
     /// database, and let peers in that are kept out since `let_in_until` or earlier; `None`: no peer.
     ConfirmRemovals {

@@ -97,6 +97,10 @@ impl History {
         }
     }
 
+    pub const fn set_hold_for(&mut self, hold_for: Duration) {
+        self.hold_for = hold_for;
+    }
+
     /// For how long a peer stays out whose withdrawal was lost.
     pub const fn hold_for(&self) -> Duration {
         self.hold_for

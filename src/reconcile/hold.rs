@@ -50,6 +50,10 @@ impl Hold {
         }
     }
 
+    pub const fn set_limit(&mut self, limit: MaxRemoved) {
+        self.limit = limit;
+    }
+
     pub const fn staying(&self) -> &Held {
         &self.staying
     }

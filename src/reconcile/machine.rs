@@ -5,6 +5,7 @@
 //! and a read that hangs holds up no work on the kernel.
 
 mod decide;
+mod reload;
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -132,6 +133,7 @@ impl Machine {
                 self.source.want(ReadKind::Everything);
                 self.mirror.want_reading_for("resync asked for");
             }
+            Event::Reloaded(options) => self.reload(*options, now),
             Event::ConfirmRemovals { until, let_in_until } => {
                 self.hold.confirm(|since| since <= until);
                 if let Some(until) = let_in_until {

@@ -120,6 +120,11 @@ impl Mirror {
         }
     }
 
+    /// From the next complete reading on.
+    pub const fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
+    }
+
     pub fn view(&self) -> MirrorView<'_> {
         MirrorView {
             observed: self.observed(),

@@ -42,7 +42,7 @@ pub use ledger::Report;
 pub use machine::Machine;
 pub use mode::Mode;
 pub use note::{Ignored, Note};
-pub use options::{MachineOptions, StaleOptions, StalePolicy, SyncMode, Timing};
+pub use options::{MachineOptions, Reloaded, StaleOptions, StalePolicy, SyncMode, Timing};
 pub use shell::{
     Ask, BlockFile, BlockFileError, Cache, CacheError, Chosen, NothingHeldBack, Options,
     ROUND_AT_MOST, Until, choose, run, run_once,

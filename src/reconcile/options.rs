@@ -22,6 +22,18 @@ pub struct MachineOptions {
     pub stale: StaleOptions,
 }
 
+/// The part of [`MachineOptions`] that may change while the loop runs. No session depends on it.
+#[derive(Debug, Clone)]
+pub struct Reloaded {
+    /// As before, but for the sealing keys and `deny_log`.
+    pub local: Arc<Local>,
+    /// As before, but for the intervals of `[report]`.
+    pub timing: Timing,
+    pub max_removed: MaxRemoved,
+    pub lost_history: Duration,
+    pub stale: StaleOptions,
+}
+
 /// `[stale]`: what happens to the peers when the rows could not be read for a long time.
 #[derive(Debug, Clone, Copy)]
 pub struct StaleOptions {

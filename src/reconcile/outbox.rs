@@ -59,6 +59,10 @@ impl Outbox {
         }
     }
 
+    pub const fn set_report_interval(&mut self, interval: Duration) {
+        self.handshakes_every = interval;
+    }
+
     pub fn view(&self) -> OutboxView {
         OutboxView {
             is_empty: !self.reporting && self.ledger.is_empty(),

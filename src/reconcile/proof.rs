@@ -71,6 +71,10 @@ impl Proof {
         }
     }
 
+    pub const fn set_heartbeat(&mut self, heartbeat: Duration) {
+        self.heartbeat = heartbeat;
+    }
+
     pub const fn is_current(&self) -> bool {
         self.current.is_some()
     }

@@ -5,6 +5,7 @@ mod build;
 mod history;
 mod peers;
 mod plan;
+mod reload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -45,9 +45,17 @@ pub(super) struct Source {
 
 #[derive(Debug)]
 enum Connection {
-    Down { retry_at: Instant, error: Option<DatabaseError> },
-    Connecting,
-    Up { mode: Mode },
+    Down {
+        retry_at: Instant,
+        error: Option<DatabaseError>,
+    },
+    /// With the error of the last attempt, until this one ends.
+    Connecting {
+        error: Option<DatabaseError>,
+    },
+    Up {
+        mode: Mode,
+    },
 }
 
 /// A read of the database.
@@ -81,8 +89,10 @@ pub(super) struct Elapsed {
 pub(super) struct SourceView<'a> {
     /// `None`: the database is away.
     pub mode: Option<Mode>,
-    /// Why the last attempt to connect failed, until the next.
+    /// Why the last attempt to connect failed, until one succeeds.
     pub error: Option<&'a DatabaseError>,
+    /// The next attempt to connect has not begun.
+    pub is_away: bool,
     pub misfit: Option<&'a DatabaseError>,
     pub since: SystemTime,
     pub unannounced: &'a [String],
@@ -117,7 +127,7 @@ impl Source {
     pub const fn mode(&self) -> Option<Mode> {
         match self.connection {
             Connection::Up { mode } => Some(mode),
-            Connection::Connecting | Connection::Down { .. } => None,
+            Connection::Connecting { .. } | Connection::Down { .. } => None,
         }
     }
 
@@ -149,9 +159,10 @@ impl Source {
         SourceView {
             mode: self.mode(),
             error: match &self.connection {
-                Connection::Down { error, .. } => error.as_ref(),
-                Connection::Connecting | Connection::Up { .. } => None,
+                Connection::Down { error, .. } | Connection::Connecting { error } => error.as_ref(),
+                Connection::Up { .. } => None,
             },
+            is_away: self.is_away(),
             misfit: self.misfit.as_ref(),
             since: self.since,
             unannounced: self.notifications.unannounced(),
@@ -169,7 +180,7 @@ impl Source {
     pub fn due(&self, now: Now) -> Option<Instant> {
         let dues = match &self.connection {
             Connection::Down { retry_at, .. } => [Some(*retry_at), None, None],
-            Connection::Connecting => [None; 3],
+            Connection::Connecting { .. } => [None; 3],
             Connection::Up { .. } => {
                 let waits = self.wanted.is_some() && self.reading.is_none();
                 // A retry whose time has come waits for the job under way, not for the timer.
@@ -211,11 +222,22 @@ impl Source {
         }
     }
 
+    /// Does not wait any longer before it connects again.
+    pub const fn retry_now(&mut self, now: Now) {
+        if let Connection::Down { retry_at, .. } = &mut self.connection {
+            *retry_at = now.instant;
+        }
+    }
+
     /// Begins to connect, if that is due.
     pub fn begin_connect(&mut self, now: Now) -> Option<Action> {
-        let due =
-            matches!(self.connection, Connection::Down { retry_at, .. } if retry_at <= now.instant);
-        due.then(|| self.connection = Connection::Connecting).map(|()| Action::Connect)
+        match &mut self.connection {
+            Connection::Down { retry_at, error } if *retry_at <= now.instant => {
+                self.connection = Connection::Connecting { error: error.take() };
+                Some(Action::Connect)
+            }
+            _ => None,
+        }
     }
 
     pub fn connected(&mut self, mode: Mode, now: Now) {

@@ -28,6 +28,17 @@ impl Staleness {
         Self { options, age: Age::Aging, read_at: now }
     }
 
+    /// Follows other options from now on, also about rows that are stale already. Says whether peers
+    /// were suspended until now.
+    pub fn set_options(&mut self, options: StaleOptions) -> bool {
+        let suspended = self.suspends();
+        self.options = options;
+        if self.age == Age::Stale {
+            self.age = Age::Aging;
+        }
+        suspended
+    }
+
     /// Rows could not be read or used.
     pub const fn doubt(&mut self) {
         if matches!(self.age, Age::Current) {
@@ -119,6 +130,20 @@ mod tests {
         assert!(rows.is_stale());
         rows.restored();
         assert_eq!(rows.let_time_pass(start + HOUR), Some((HOUR, StalePolicy::DenyNew)));
+    }
+
+    #[test]
+    fn other_options_decide_anew_about_stale_rows() {
+        let (mut rows, start) = staleness(StalePolicy::Down);
+        rows.let_time_pass(start + HOUR);
+        let patient = StaleOptions { policy: StalePolicy::Down, after: HOUR * 3 };
+        assert!(rows.set_options(patient));
+        assert_eq!(rows.let_time_pass(start + HOUR * 2), None);
+        assert!(!rows.suspends());
+        assert_eq!(rows.let_time_pass(start + HOUR * 3), Some((HOUR * 3, StalePolicy::Down)));
+        assert!(rows.set_options(StaleOptions { policy: StalePolicy::Keep, after: HOUR }));
+        assert_eq!(rows.let_time_pass(start + HOUR * 3), Some((HOUR * 3, StalePolicy::Keep)));
+        assert!(!rows.suspends());
     }
 
     #[test]

@@ -354,7 +354,7 @@ fn start_from_nothing(lab: &Lab) -> Agent {
     assert!(!is_up(lab) && !has_table(lab));
     let _ = fs::remove_file(lab.folder.path().join("last-good"));
     lab.relay.refuse();
-    let failures = || lab.log().matches("the database is away").count();
+    let failures = || lab.log().matches("the database is unreachable").count();
     let before = failures();
     let agent = lab.launch(BINARY.as_ref());
     // Past its first reading of the kernel, so that the messages to come can be counted.

@@ -19,6 +19,7 @@ mod lab;
 mod link;
 mod policy;
 mod pool;
+mod reload;
 mod report;
 mod restart;
 mod reuse;

@@ -1,6 +1,5 @@
 //! `gatepost run`: the daemon.
 
-use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -8,13 +7,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::command::status::describe;
-use crate::config::{Config, exposure, secret_files};
+use crate::config::{Config, Source, exposure, secret_files};
 use crate::control::{Server, Writers};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::handles::{Ask, LoopHandle, Watcher, channels};
 use crate::output::{Style, print};
-use crate::telemetry::MetricsServer;
+use crate::reload::{Reloader, Reread};
+use crate::telemetry::{MetricsServer, set_filter};
 use crate::{systemd, wiring};
 use gatepost::reconcile::status::{AgentStatus, Status, Timestamp};
 
@@ -22,14 +22,16 @@ use gatepost::reconcile::status::{AgentStatus, Status, Timestamp};
 ///
 /// # Errors
 /// A wrong configuration; another agent on this control socket; what ended the loop.
-pub fn run(config: &Config, once: bool) -> Result<Exit, CommandError> {
+pub fn run(config: &Config, source: Source, once: bool) -> Result<Exit, CommandError> {
     let name = config.gateway_name()?;
+    // `load` has parsed it.
+    let _ = set_filter(&config.log.filter);
     for exposed in secret_files(config).iter().filter_map(|path| exposure(path)) {
         tracing::warn!("{exposed}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (watcher, handle, stop) = channels(initial_status(config, name), Instant::now());
-    let served = runtime.block_on(serve(config, once, watcher.clone(), handle, stop));
+    let served = runtime.block_on(serve(config, source, once, watcher.clone(), handle, stop));
     let status = watcher.status.borrow().clone();
     if once {
         print(&describe(&status, SystemTime::now(), Style::of_stdout()))?;
@@ -53,6 +55,7 @@ fn initial_status(config: &Config, name: &str) -> Status {
 
 async fn serve(
     config: &Config,
+    source: Source,
     once: bool,
     watcher: Watcher,
     handle: LoopHandle,
@@ -62,6 +65,7 @@ async fn serve(
     let prepared = wiring::prepare(config)?;
     let control = Server::bind(&config.control.socket)?;
     let signals = Signals::new()?;
+    let reloader = prepared.reloader(source);
     // Dropped when the loop has ended, and every task with it.
     let mut tasks = JoinSet::new();
     if !once {
@@ -78,7 +82,7 @@ async fn serve(
     }
     let writers = Writers::new(config.control.write_group.as_deref());
     tasks.spawn(control.serve(watcher.clone(), writers));
-    tasks.spawn(signals.handle(watcher, Arc::new(stop)));
+    tasks.spawn(signals.handle(watcher, reloader, stop));
     if once { prepared.run_once(handle).await } else { prepared.run(handle).await }?;
     Ok(())
 }
@@ -109,14 +113,19 @@ impl Signals {
         })
     }
 
-    /// SIGTERM and SIGINT stop the loop; SIGHUP makes it compare everything again.
-    async fn handle(mut self, watcher: Watcher, stop: Arc<watch::Sender<bool>>) {
+    /// SIGTERM and SIGINT stop the loop; SIGHUP makes it read its configuration and compare
+    /// everything again.
+    async fn handle(mut self, watcher: Watcher, mut reloader: Reloader, stop: watch::Sender<bool>) {
         let mut resyncs = JoinSet::new();
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => stop_loop(&stop, "SIGTERM"),
                 _ = self.interrupt.recv() => stop_loop(&stop, "SIGINT"),
-                _ = self.hangup.recv() => drop(resyncs.spawn(resync(watcher.clone()))),
+                _ = self.hangup.recv() => {
+                    // A few small files; nothing else waits for this task meanwhile.
+                    let reread = tokio::task::block_in_place(|| reloader.reload());
+                    resyncs.spawn(reload(watcher.clone(), reread));
+                }
                 Some(_) = resyncs.join_next() => {}
             }
         }
@@ -129,14 +138,30 @@ fn stop_loop(stop: &watch::Sender<bool>, signal: &str) {
     stop.send_replace(true);
 }
 
-/// A resync that systemd sees as a reload. Not before the agent is ready: the end of a reload would
-/// tell systemd that it is.
-async fn resync(watcher: Watcher) {
+/// Follows what was read again, and compares everything. systemd sees it as a reload, but not before
+/// the agent is ready: the end of a reload would tell systemd that it is.
+async fn reload(watcher: Watcher, reread: Result<Reread, String>) {
     let ready = watcher.status.borrow().state.is_ready();
-    tracing::info!(signal = "SIGHUP", "SIGHUP: comparing everything again");
     if ready {
         systemd::notify_reloading();
     }
+    match reread {
+        Ok(Reread { options, need_restart }) => {
+            tracing::info!(signal = "SIGHUP", "SIGHUP: read configuration and secrets again");
+            if !need_restart.is_empty() {
+                let keys = need_restart.join(", ");
+                tracing::warn!(keys, "SIGHUP: the new values of these keys need a restart: {keys}");
+            }
+            // Where the loop has ended, there is nothing to follow.
+            let _ = watcher.asks.send(Ask::Reload(options)).await;
+        }
+        Err(why) => tracing::warn!(
+            signal = "SIGHUP",
+            why,
+            "SIGHUP: the former configuration and secrets stay in force: {why}"
+        ),
+    }
+    tracing::info!(signal = "SIGHUP", "SIGHUP: comparing everything again");
     let (answer, answered) = oneshot::channel();
     let asked = watcher.asks.send(Ask::Resync(answer)).await.is_ok();
     match answered.await {

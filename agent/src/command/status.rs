@@ -7,7 +7,7 @@ use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{self, Style, Tone, age, count, printable, span};
-use gatepost::reconcile::status::{State, Status};
+use gatepost::reconcile::status::{State, Status, Unavailable};
 
 /// So many held peers are named.
 const FIRST_HELD: usize = 5;
@@ -120,7 +120,10 @@ fn last_sync(status: &Status, now: SystemTime) -> String {
 }
 
 fn mode(status: &Status) -> String {
-    let mode = status.sync.mode.map_or("not chosen yet".to_owned(), |mode| mode.to_string());
+    let mode = match status.sync.mode {
+        Some(mode) => mode.to_string(),
+        None => return "none: the database is not connected".to_owned(),
+    };
     let why = match status.sync.mode_why.as_str() {
         "" => String::new(),
         why => format!(": {why}"),
@@ -134,7 +137,13 @@ fn mode(status: &Status) -> String {
 
 fn database(status: &Status, now: SystemTime) -> String {
     let database = &status.database;
-    let word = if database.connected { "connected" } else { "disconnected" };
+    let word = match database.unavailable {
+        _ if database.connected => "connected",
+        Some(Unavailable::Unreachable) => "unreachable",
+        Some(Unavailable::Refuses) => "login refused",
+        Some(Unavailable::NotReady) => "not ready",
+        None => "not connected yet",
+    };
     let since = database.since.map(|at| format!(" for {}", span(at.age(now))));
     let schema = database.schema_version.map(|version| format!(", schema {version}"));
     let error = database.last_error.as_deref().filter(|_| !database.connected);
@@ -285,8 +294,10 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
     #[test]
     fn warnings_and_quarantined_peers_follow_the_table() {
         let mut status = ready();
-        status.state = State::Degraded { why: "the database is away".into() };
+        status.state = State::Degraded { why: "the database is unreachable".into() };
         status.database.connected = false;
+        status.database.unavailable = Some(Unavailable::Unreachable);
+        status.sync.mode = None;
         status.database.last_error = Some("connection refused".into());
         status.peers.quarantined = 3;
         status.quarantined = vec![QuarantinedPeer {
@@ -310,11 +321,12 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
         status.held = vec![held("ben", "phone"), held("", "")];
         let text = describe(&status, at(300).0, Style::Plain);
         let tail = text.split_once("held back").unwrap().1;
-        assert!(text.contains("state      degraded: the database is away\n"), "{text}");
+        assert!(text.contains("state      degraded: the database is unreachable\n"), "{text}");
         assert!(
-            text.contains("database   disconnected for 5 min, schema 8: connection refused\n"),
+            text.contains("database   unreachable for 5 min, schema 8: connection refused\n"),
             "{text}"
         );
+        assert!(text.contains("mode       none: the database is not connected\n"), "{text}");
         assert_eq!(
             tail,
             "  removing 60 of 100 peers waits for `gatepost confirm`

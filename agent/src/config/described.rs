@@ -35,15 +35,24 @@ fn reference_lists_exactly_the_keys() {
 }
 
 #[test]
+fn every_key_is_read_again_on_sighup_or_needs_a_restart() {
+    let config = Scratch::new().load("").unwrap();
+    let fixed = super::reload::fixed(&config, &config).into_iter().map(|(key, _)| key);
+    let mut keys: Vec<_> = super::reload::READ_AGAIN.into_iter().chain(fixed).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, described_keys().into_keys().collect::<Vec<_>>());
+}
+
+#[test]
 fn reference_shows_the_defaults() {
     let defaults = described_keys().into_iter().filter_map(|(key, value)| Some((key, value?)));
     let text = defaults.map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
     let (shown, default) = (Scratch::new().load(&text).unwrap(), Scratch::new().load("").unwrap());
     let all = |config: &Config| {
         let Config { database, sync, interface, firewall, guard, stale, .. } = config;
-        let Config { report, metrics, control, cache, .. } = config;
+        let Config { report, metrics, control, cache, log, .. } = config;
         format!("{database:?} {sync:?} {interface:?} {firewall:?} {guard:?} {stale:?} {report:?}")
-            + &format!("{metrics:?} {control:?} {cache:?}")
+            + &format!("{metrics:?} {control:?} {cache:?} {log:?}")
     };
     assert_eq!(all(&shown), all(&default));
 }

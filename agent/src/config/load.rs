@@ -61,7 +61,7 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
 }
 
 /// The sections of the configuration.
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 12] = [
     "gateway",
     "database",
     "sync",
@@ -73,6 +73,7 @@ const SECTIONS: [&str; 11] = [
     "metrics",
     "control",
     "cache",
+    "log",
 ];
 
 /// Variables with the prefix `GATEPOST_` that are not keys.
@@ -229,6 +230,11 @@ fn check_ranges(config: &Config, overrides: &Overrides) -> Result<(), ConfigErro
     if !(1280..=65_535).contains(&mtu) {
         let why = format!("is {mtu}, but must be from 1280 (the minimum of IPv6) to 65535");
         return wrong("interface", "mtu_bytes", why);
+    }
+    if let Err(error) = config.log.filter.parse::<tracing_subscriber::EnvFilter>() {
+        let why =
+            format!("is no filter ({error}): write one like those of RUST_LOG, such as debug");
+        return wrong("log", "filter", why);
     }
     if config.gateway.name.as_deref().is_some_and(|name| name.trim().is_empty()) {
         return wrong("gateway", "name", "is empty: write the name as in gateways.name".into());

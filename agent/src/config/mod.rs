@@ -12,6 +12,7 @@
 mod described;
 mod error;
 mod load;
+mod reload;
 mod schema;
 #[cfg(test)]
 mod scratch;

@@ -7,7 +7,7 @@ use gatepost::reconcile::status::{
     AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, GatewayStatus, HeldBack, HeldPeer,
     InterfaceStatus, LastGoodStatus, Mode, PassStatus, PeerCounts, PeerState, PeerStatus,
     PlanReport, PlannedStep, QuarantinedPeer, QuarantinedPolicy, State, Status, SyncStatus,
-    Timestamp,
+    Timestamp, Unavailable,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -48,6 +48,7 @@ pub fn status() -> Status {
         },
         database: DatabaseStatus {
             connected: true,
+            unavailable: Some(Unavailable::Unreachable),
             since: Some(NOW),
             last_error: Some(text()),
             schema_version: Some(1),

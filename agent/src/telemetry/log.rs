@@ -3,12 +3,15 @@
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use tracing::field::Field;
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Who reads the log, which decides how much is logged.
@@ -19,6 +22,9 @@ pub enum Audience {
     /// A person who waits for a command: only warnings and errors are logged.
     Person,
 }
+
+/// Changes the filter. `None`: `--log` or `RUST_LOG` decides for good.
+static FILTER: OnceLock<Option<reload::Handle<EnvFilter, Registry>>> = OnceLock::new();
 
 /// Starts the log. `filter` is the text of `--log`, in the syntax of `RUST_LOG`; without it `RUST_LOG`
 /// itself is used, else the default of the audience.
@@ -31,7 +37,11 @@ pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseEr
         Audience::Person => "warn",
     };
     let variable = std::env::var(EnvFilter::DEFAULT_ENV).ok();
-    let filter = filter.or(variable.as_deref()).unwrap_or(default).parse::<EnvFilter>()?;
+    let named = filter.or(variable.as_deref());
+    let filter = named.unwrap_or(default).parse::<EnvFilter>()?;
+    let (filter, handle) = reload::Layer::new(filter);
+    // The log starts once.
+    let _ = FILTER.set(named.is_none().then_some(handle));
     let registry = tracing_subscriber::registry().with(filter);
     match journal() {
         Some(journal) => registry.with(journal).init(),
@@ -41,6 +51,19 @@ pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseEr
             let lines = lines.fmt_fields(debug_fn(message_only)).with_ansi(colour);
             registry.with(lines.with_target(false)).init();
         }
+    }
+    Ok(())
+}
+
+/// From now on `log.filter` decides, unless the command line or `RUST_LOG` does.
+///
+/// # Errors
+/// If the filter cannot be parsed.
+pub fn set_filter(filter: &str) -> Result<(), ParseError> {
+    let filter = filter.parse::<EnvFilter>()?;
+    if let Some(Some(handle)) = FILTER.get() {
+        // It fails only when the log has ended.
+        let _ = handle.reload(filter);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::pending_blocks::BlockReply;
 use super::state::Shell;
 use crate::dataplane::Dataplane;
 use crate::reconcile::event::Event;
+use crate::reconcile::options::Reloaded;
 use crate::reconcile::view::status::{Explanation, PeerStatus};
 use crate::reconcile::view::{ExplainError, ResyncError};
 
@@ -22,6 +23,8 @@ pub enum Ask {
         destination: String,
         answer: oneshot::Sender<Result<Explanation, ExplainError>>,
     },
+    /// Follow these options from now on.
+    Reload(Box<Reloaded>),
     /// Compare everything again; answered when that has ended.
     Resync(oneshot::Sender<Result<(), ResyncError>>),
     /// Cut off this user, device, key or address, whatever rows say; answered when no packet passes.
@@ -60,6 +63,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             Ask::Block { who, answer } => self.block(&who, answer),
             Ask::Unblock { who, answer } => self.unblock(&who, answer),
+            Ask::Reload(options) => self.tell(Event::Reloaded(options)),
             Ask::Resync(answer) => {
                 self.read_blocks_again();
                 self.tell(Event::Resync);

@@ -332,7 +332,9 @@ impl<D: Dataplane + 'static> Shell<D> {
         }
         let template = &self.template;
         status.gateway.name.clone_from(&template.gateway.name);
-        status.sync.mode_why.clone_from(&template.sync.mode_why);
+        if status.sync.mode.is_some() {
+            status.sync.mode_why.clone_from(&template.sync.mode_why);
+        }
         status.agent = template.agent.clone();
         status.database.last_error.clone_from(&template.database.last_error);
         status.database.schema_version = template.database.schema_version;

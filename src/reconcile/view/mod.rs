@@ -193,7 +193,7 @@ impl View<'_> {
         if self.proof.comparisons.is_proven(number) {
             return Some(Ok(()));
         }
-        if let Some(error) = self.source.error {
+        if let Some(error) = self.source.error.filter(|_| self.source.is_away) {
             return Some(Err(ResyncError::Database(error.to_string())));
         }
         let read = self.proof.comparisons.is_read(number);
@@ -204,7 +204,7 @@ impl View<'_> {
 /// Why a comparison that an operator asked for did not end well.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResyncError {
-    #[error("the database is away: {0}")]
+    #[error("the database is not connected: {0}")]
     Database(String),
     #[error("{0}")]
     Stuck(String),

@@ -21,6 +21,7 @@ use crate::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 pub use crate::reconcile::mode::Mode;
 use crate::reconcile::name::name_of;
 pub use crate::reconcile::view::time::{Exact, Timestamp, exact};
+pub use crate::store::Unavailable;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -162,7 +163,10 @@ pub struct PassStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DatabaseStatus {
     pub connected: bool,
-    /// Since when it has been connected, or away.
+    /// Why it is not connected.
+    #[serde(default)]
+    pub unavailable: Option<Unavailable>,
+    /// Since when it has been connected, or not.
     pub since: Option<Timestamp>,
     /// The last error, also after it has passed.
     pub last_error: Option<String>,

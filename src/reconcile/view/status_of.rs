@@ -7,6 +7,7 @@ use super::status::{
 };
 use crate::plan::{HeldCause, HeldPeer, guard, networks_within};
 use crate::reconcile::clock::millis;
+use crate::reconcile::error::DatabaseError;
 use crate::reconcile::note::{history_lost, not_announced};
 use crate::reconcile::row_status::LISTED_PEERS;
 
@@ -31,6 +32,7 @@ impl View<'_> {
             sync: self.sync_status(),
             database: DatabaseStatus {
                 connected: self.source.mode.is_some(),
+                unavailable: self.source.error.map(DatabaseError::unavailable),
                 since: Some(Timestamp(self.source.since)),
                 last_error: self.source.error.map(ToString::to_string),
                 schema_version: None,
@@ -71,7 +73,7 @@ impl View<'_> {
             (None, Some(error)) => {
                 State::Degraded { why: format!("{}: {error}", error.in_short()) }
             }
-            (None, None) => State::Degraded { why: "the database is away".into() },
+            (None, None) => State::Degraded { why: "the database is not connected yet".into() },
         }
     }
 

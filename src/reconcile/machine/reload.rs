@@ -1,0 +1,23 @@
+//! The configuration changes while the loop runs.
+
+use super::Machine;
+use crate::reconcile::clock::Now;
+use crate::reconcile::event::ReadKind;
+use crate::reconcile::options::Reloaded;
+
+impl Machine {
+    /// Follows these options from now on. The next rows are evaluated by them, which are read at once.
+    pub(super) fn reload(&mut self, options: Reloaded, now: Now) {
+        let Reloaded { local, timing, max_removed, lost_history, stale } = options;
+        self.hold.set_limit(max_removed);
+        self.proof.set_heartbeat(timing.heartbeat);
+        self.outbox.set_report_interval(timing.report_interval);
+        self.mirror.set_timing(timing);
+        let touched = self.rows.reload(local, stale, lost_history);
+        self.touch(touched, now.instant);
+        self.source.want(ReadKind::Everything);
+        // A login that was refused may succeed with another password.
+        self.source.retry_now(now);
+        self.compare_on_purpose(now);
+    }
+}

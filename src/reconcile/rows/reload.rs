@@ -1,0 +1,23 @@
+//! What the configuration says about rows changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Rows;
+use crate::model::{Local, Touched};
+use crate::reconcile::options::StaleOptions;
+
+impl Rows {
+    /// The next rows are evaluated by `local`, the present ones grow stale by `stale`. Peers that are
+    /// suspended are admitted again; if the rows are too old by `stale`, too, that is found at once.
+    pub fn reload(
+        &mut self,
+        local: Arc<Local>,
+        stale: StaleOptions,
+        lost_history: Duration,
+    ) -> Option<Touched> {
+        self.local = local;
+        self.history.set_hold_for(lost_history);
+        if self.age.set_options(stale) { self.suspend_all_but(None) } else { None }
+    }
+}

@@ -1,0 +1,58 @@
+//! Secrets and configuration are read again while the agent runs.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use crate::lab::{GATEWAY_TUNNEL, Lab, eventually};
+
+#[test]
+fn rotated_password_and_changed_configuration_are_followed_without_losing_a_packet() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let agent = lab.start();
+    alice.connect();
+    let ping = alice.ping(GATEWAY_TUNNEL, 20);
+    ping.await_answers(5);
+    let says = |what: &str| eventually(what, || lab.log().contains(what));
+
+    // A refused login makes the agent read the password again.
+    let (role, new) = (lab.database.role(), "another-password");
+    lab.database.exec(&format!("alter role {role} password '{new}'"));
+    let end_sessions =
+        format!("select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'");
+    lab.database.exec(&end_sessions);
+    says("login refused");
+    let database = || lab.status()["database"].clone();
+    eventually("the status says so", || database()["unavailable"] == "refuses");
+    fs::write(lab.folder.path().join("db.password"), format!("{new}\n")).unwrap();
+    says("read the database's password and certificates again");
+    eventually("it is connected", || database()["connected"] == true);
+
+    // SIGHUP makes it read what may change, and name the rest.
+    let logs_denied = || {
+        let table = lab.gateway.run("nft", &["list", "table", "inet", "gatepost"]);
+        table.contains("log ")
+    };
+    assert!(logs_denied());
+    lab.write_config("[firewall]\ndeny_log = false\n[sync]\nmode = \"poll\"\n");
+    agent.signal(Signal::SIGHUP);
+    says("the new values of these keys need a restart: sync.mode");
+    eventually("denied packets are not logged any more", || !logs_denied());
+
+    // A file that cannot be used changes nothing.
+    lab.write_config("[firewall]\ndeny_lgo = true\n");
+    agent.signal(Signal::SIGHUP);
+    says("the former configuration and secrets stay in force");
+    says("did you mean `deny_log`?");
+    lab.write_config("");
+    fs::write(lab.folder.path().join("psk.keys"), "k1 no-key\n").unwrap();
+    agent.signal(Signal::SIGHUP);
+    says("psk_keys, line 1");
+    assert!(!logs_denied());
+
+    ping.await_answers(5);
+    assert_eq!(ping.end().lost, 0);
+    assert_eq!(lab.status()["sync"]["refused_steps"], 0);
+}
