@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use gatepost::model::{GatewayId, InterfaceName, PublicKey};
 use gatepost::reconcile::parse_destination;
 use ipnet::IpNet;
@@ -67,6 +67,8 @@ pub enum Command {
     },
     /// Generate this gateway's key if it has none, and write its row in the database
     Enroll(EnrollArgs),
+    /// Print the configuration of a device's WireGuard client, and note that it was issued
+    Profile(ProfileArgs),
     /// Show what the agent would change, and change nothing
     Plan(JsonArg),
     /// Show the agent's status
@@ -190,6 +192,33 @@ pub struct EnrollArgs {
     /// Let this host's key replace another in the row: every client needs the new one
     #[arg(long)]
     pub new_key: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("private").args(["new_key", "private_key_file"]))]
+pub struct ProfileArgs {
+    /// The device, as USER/DEVICE
+    pub who: String,
+    /// The gateway, if the device has a peer on several
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+    /// Generate another key for the device and write its public key; the former is refused from then on
+    #[arg(long)]
+    pub new_key: bool,
+    /// File with the device's private key, to print it with the rest, or - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "new_key")]
+    pub private_key_file: Option<PathBuf>,
+    /// Print a QR code for the terminal; needs --new-key or --private-key-file
+    #[arg(long, requires = "private", conflicts_with = "json")]
+    pub qr: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// File of sealing keys, one `key-id base64` per line [default: the configured sealing keys]
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,11 +5,12 @@ use std::process::ExitStatus;
 
 use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
-use gatepost::model::{InterfaceName, KeyError};
+use gatepost::model::{BuildError, InterfaceName, KeyError};
 use gatepost::plan::PlanError;
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
 use gatepost::store::StoreError;
 
+use crate::command::ProfileError;
 use crate::config::ConfigError;
 use crate::control::ControlError;
 use crate::database;
@@ -36,6 +37,11 @@ pub enum CommandError {
     /// `enroll`
     #[error(transparent)]
     Pool(PlanError),
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// `profile`: the gateway's row.
+    #[error(transparent)]
+    Rows(BuildError),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 

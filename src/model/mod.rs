@@ -7,6 +7,7 @@
 
 mod audit;
 mod block;
+mod client;
 mod desired;
 mod firewall;
 mod id;
@@ -22,6 +23,7 @@ mod settings;
 
 pub use audit::{AuditEvent, AuditEvents};
 pub use block::{Block, BlockChange, BlockList, Whom};
+pub use client::client_routes;
 pub use desired::{
     Absence, BuildError, Departed, DesiredState, Ineligible, Local, Profiles, QuarantinedPolicy,
     Reason, Standing, Touched, Unloadable,

@@ -87,6 +87,8 @@ pub enum StoreError {
     Unbound { place: Box<Place> },
     #[error("role {} lacks rights ({}): run `gatepost grant <gateway> {}` as an owner of the database", .place.role, root(.source), .place.role)]
     NoRights { place: Box<Place>, source: tokio_postgres::Error },
+    #[error("role {} may not do this: name an owner of the database with --database-url", .place.role)]
+    NotOwner { place: Box<Place> },
     /// Tables or columns of the control plane, or rights on them, that reads need.
     #[error("{place}: tables differ from what gatepost reads: {}: {}", listed(.misfits), remedy(.misfits))]
     Misfit { place: Box<Place>, misfits: Vec<String>, source: tokio_postgres::Error },
@@ -149,6 +151,7 @@ impl StoreError {
             | Self::Refused { .. }
             | Self::Unbound { .. }
             | Self::NoRights { .. }
+            | Self::NotOwner { .. }
             | Self::RoleUnknown { .. } => Unavailable::Refuses,
             Self::Config { .. }
             | Self::NotReady { .. }

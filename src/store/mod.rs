@@ -20,6 +20,7 @@ mod marks;
 mod migrate;
 mod options;
 mod poll;
+mod profile;
 mod report;
 mod require_auth;
 mod snapshot;
@@ -41,6 +42,7 @@ pub use migrate::{
 };
 pub use options::{ConnectOptions, Password};
 pub use poll::{Attached, Polled};
+pub use profile::{FoundPeer, ProfileDesk, Rekeyed};
 pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake, Reported};
 pub use require_auth::{Method, RefusedMethod, RequireAuth, RequireAuthError};
 pub use snapshot::Cursor;

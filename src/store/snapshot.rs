@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Row};
 
 use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};
 use super::{Store, StoreError};
-use crate::model::SnapshotRows;
+use crate::model::{MembershipRow, PeerRow, PolicyRow, SnapshotRows};
 
 /// The position of a read: the next [`Store::changes`] returns what that read did not see.
 ///
@@ -39,36 +39,61 @@ impl Store {
 
     async fn read_snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
         let lease = self.lease(DOING).await?;
-        let peers = format!("select {PEER_COLUMNS} from gatepost.snapshot_peers()");
-        let policies = format!("select {POLICY_COLUMNS} from gatepost.snapshot_policies()");
-        let memberships = "select user_id, group_ids from gatepost.snapshot_memberships()";
-        let settings = "select category, key, value::text from gatepost.snapshot_settings()";
-        let ((), gateway, settings, peers, memberships, policies, ()) = self
-            .within(DOING, async {
-                tokio::try_join!(
-                    biased;
-                    lease.batch_execute(BEGIN),
-                    lease.query_typed_one(decode::GATEWAY, &[]),
-                    lease.query_typed(settings, &[]),
-                    collect(&lease, &peers, decode::peer),
-                    collect(&lease, memberships, decode::membership),
-                    collect(&lease, &policies, decode::policy),
-                    lease.batch_execute(COMMIT),
-                )
-            })
-            .await?;
+        let (rows, cursor) = self.within(DOING, read(&lease, BEGIN, COMMIT)).await??;
         lease.done();
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.epoch.clone());
+        Ok((rows, cursor))
+    }
+}
 
-        let (snapshot, epoch, taken_at, gateway) = decode::gateway(&gateway, DOING)?;
-        let (mut peers, mut memberships, mut policies) = (peers?, memberships?, policies?);
+/// Reads the rows of the gateway that the session is bound to, between these two statements. The outer
+/// error is the connection's, the inner one a row's.
+pub(super) async fn read(
+    client: &Client,
+    before: &str,
+    after: &str,
+) -> Result<Result<(SnapshotRows, Cursor), StoreError>, tokio_postgres::Error> {
+    let peers = format!("select {PEER_COLUMNS} from gatepost.snapshot_peers()");
+    let policies = format!("select {POLICY_COLUMNS} from gatepost.snapshot_policies()");
+    let memberships = "select user_id, group_ids from gatepost.snapshot_memberships()";
+    let settings = "select category, key, value::text from gatepost.snapshot_settings()";
+    let ((), gateway, settings, peers, memberships, policies, ()) = tokio::try_join!(
+        biased;
+        client.batch_execute(before),
+        client.query_typed_one(decode::GATEWAY, &[]),
+        client.query_typed(settings, &[]),
+        collect(client, &peers, decode::peer),
+        collect(client, memberships, decode::membership),
+        collect(client, &policies, decode::policy),
+        client.batch_execute(after),
+    )?;
+    let answers = Answers { gateway, settings, peers, memberships, policies };
+    Ok(answers.rows())
+}
+
+struct Answers {
+    gateway: Row,
+    settings: Vec<Row>,
+    peers: Result<Vec<PeerRow>, StoreError>,
+    memberships: Result<Vec<MembershipRow>, StoreError>,
+    policies: Result<Vec<PolicyRow>, StoreError>,
+}
+
+impl Answers {
+    fn rows(self) -> Result<(SnapshotRows, Cursor), StoreError> {
+        let (snapshot, epoch, taken_at, gateway) = decode::gateway(&self.gateway, DOING)?;
+        let (mut peers, mut memberships, mut policies) =
+            (self.peers?, self.memberships?, self.policies?);
         // In place, because the allocator would keep the 80 MiB that a sort by cached keys allocates.
         peers.sort_unstable_by_key(|peer| peer.id);
         memberships.sort_unstable_by_key(|membership| membership.user_id);
         policies.sort_unstable_by_key(|policy| policy.id);
-        let settings =
-            settings.iter().map(|row| decode::setting(row, DOING)).collect::<Result<_, _>>()?;
+        let settings = self
+            .settings
+            .iter()
+            .map(|row| decode::setting(row, DOING))
+            .collect::<Result<_, _>>()?;
         let rows = SnapshotRows { gateway, settings, peers, memberships, policies, taken_at };
-        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch.clone());
         Ok((rows, Cursor { snapshot, epoch }))
     }
 }

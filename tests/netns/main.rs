@@ -19,6 +19,7 @@ mod lab;
 mod link;
 mod policy;
 mod pool;
+mod profile;
 mod reload;
 mod report;
 mod restart;

@@ -14,11 +14,14 @@ mod manual;
 mod migrate;
 mod peers;
 mod plan;
+mod profile;
 mod psk;
 mod resync;
 mod run;
 mod status;
 mod unmigrate;
+
+pub use profile::ProfileError;
 
 use crate::cli::{Cli, Command, DatabaseArgs};
 use crate::config::{Config, ConfigError, DatabaseUrlError, Origin, SecretSearch, Source, load};
@@ -34,15 +37,18 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
     match cli.command {
         Command::Run { once } => run::run(&configuration(source.clone())?, source, once),
         Command::Migrate { database, dry_run } => {
-            migrate::migrate(&configuration_of(source, database)?, dry_run)
+            migrate::migrate(&configuration_of(source, &database)?, dry_run)
         }
         Command::Unmigrate { database, dry_run, yes } => {
-            unmigrate::unmigrate(&configuration_of(source, database)?, dry_run, yes)
+            unmigrate::unmigrate(&configuration_of(source, &database)?, dry_run, yes)
         }
         Command::Grant { args, database } => {
-            grant::grant(&configuration_of(source, database)?, &args)
+            grant::grant(&configuration_of(source, &database)?, &args)
         }
         Command::Enroll(args) => enroll::enroll(&configuration(source)?, &args),
+        Command::Profile(args) => {
+            profile::profile(&configuration_of(source, &args.database)?, &args)
+        }
         Command::Plan(json) => plan::plan(&configuration(source)?, json.json),
         Command::Status { json, watch } => {
             status::status(&configuration(source)?, json.json, watch)
@@ -76,7 +82,7 @@ fn configuration(source: Source) -> Result<Config, ConfigError> {
 }
 
 /// The configuration, with the database that an administrator's command line names.
-fn configuration_of(source: Source, args: DatabaseArgs) -> Result<Config, ConfigError> {
+fn configuration_of(source: Source, args: &DatabaseArgs) -> Result<Config, ConfigError> {
     let DatabaseArgs { database_url, database_password_file } = args;
     let mut config = configuration(source)?;
     if let Some(url) = database_url {
@@ -94,7 +100,8 @@ fn configuration_of(source: Source, args: DatabaseArgs) -> Result<Config, Config
     }
     if let Some(file) = database_password_file {
         // Paths on the command line are relative to the working directory.
-        config.database.password_file = Some(std::path::absolute(&file).unwrap_or(file));
+        config.database.password_file =
+            Some(std::path::absolute(file).unwrap_or_else(|_| file.clone()));
     }
     Ok(config)
 }

@@ -82,9 +82,19 @@ impl Client {
         let file = self.folder.join("peer.conf");
         fs::write(&file, format!("[Peer]{peer}")).unwrap();
         self.hold(&[address]);
-        self.space.output("ip", &["address", "delete", &self.address, "dev", &self.link]);
+        if address != format!("{}/32", self.address) {
+            self.space.output("ip", &["address", "delete", &self.address, "dev", &self.link]);
+        }
         self.space.run("wg", &["set", &self.link, "peer", &self.gateway_key, "remove"]);
         self.space.run("wg", &["addconf", &self.link, file.to_str().unwrap()]);
+    }
+
+    /// Takes everything but the routes from a configuration with its private key, as `wg-quick` reads it.
+    pub fn come_up(&self, profile: &str) {
+        let (file, stripped) = (self.folder.join("wg0.conf"), self.folder.join("stripped.conf"));
+        write_secret(&file, profile);
+        fs::write(&stripped, run("wg-quick", &["strip", file.to_str().unwrap()])).unwrap();
+        self.space.run("wg", &["setconf", &self.link, stripped.to_str().unwrap()]);
     }
 
     /// SQL that announces this address for its peer, besides the one that it has.

@@ -1,0 +1,248 @@
+//! `gatepost profile`: the configuration of a device's WireGuard client.
+
+mod text;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use gatepost::model::psk::{PskError, PskKeys};
+use gatepost::model::{
+    DesiredState, KeyText, Local, Masquerade, PeerRow, PresharedKey, PrivateKey, PublicKey,
+    SnapshotRows, Standing, client_routes,
+};
+use gatepost::store::{FoundPeer, ProfileDesk, Rekeyed};
+
+use crate::cli::ProfileArgs;
+use crate::config::{Config, read_psk_keys, read_psk_keys_file};
+use crate::database;
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::key_file::{self, KeyFileError};
+use crate::output::{print, print_json};
+use crate::runtime;
+use text::{Profile, qr_code};
+
+/// Why no profile is issued.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    #[error("{0:?} is not USER/DEVICE, such as alice/laptop")]
+    Who(String),
+    #[error("{0} has no peer on any gateway: add a row to wireguard_peers (docs/first-user.md)")]
+    Unknown(String),
+    #[error("{who} has no peer on gateway {gateway}, but on {}", others.join(", "))]
+    NotThere { who: String, gateway: String, others: Vec<String> },
+    #[error("{who} has a peer on each of {}: name one with --gateway", gateways.join(", "))]
+    Several { who: String, gateways: Vec<String> },
+    #[error("{what} {text:?} has characters that a configuration cannot hold: correct the row")]
+    Text { what: &'static str, text: String },
+    #[error("the public key of {who} is not a key: write another with --new-key")]
+    BadKey { who: String },
+    #[error(
+        "the private key is that of {found}, but the row of {who} has {wanted}: name the device's \
+         own key, or write another with --new-key"
+    )]
+    OtherKey { who: String, found: PublicKey, wanted: PublicKey },
+    #[error(
+        "{who} has a preshared key, and there are no sealing keys to open it: name them with --keys, \
+         or run this on the gateway"
+    )]
+    Sealed { who: String },
+    #[error("the preshared key of {who} {source}")]
+    Envelope {
+        who: String,
+        #[source]
+        source: PskError,
+    },
+    #[error("the profile is too long for a QR code: {0}")]
+    QrCode(qrcode::types::QrError),
+}
+
+/// Prints the profile, and writes that it was issued.
+///
+/// # Errors
+/// [`ProfileError`]; what keeps the database from being read or written.
+pub fn profile(config: &Config, args: &ProfileArgs) -> Result<Exit, CommandError> {
+    let who = &args.who;
+    let (user, device) = who.split_once('/').ok_or_else(|| ProfileError::Who(who.clone()))?;
+    let psk_keys = match &args.keys {
+        Some(path) => Some(read_psk_keys_file(path)?),
+        None => read_psk_keys(config)?,
+    };
+    let options = database::options(config)?;
+    let runtime = runtime::on_this_thread()?;
+    let (desk, found, rows) = runtime.block_on(async {
+        let desk = ProfileDesk::open(&options).await?;
+        let found = choose(desk.find(user, device).await?, who, args.gateway.as_deref())?;
+        let rows = desk.rows(&found.gateway).await?;
+        Ok::<_, CommandError>((desk, found, rows))
+    })?;
+    let desired = evaluate(config, rows)?;
+    let Some((row, standing)) = desired.rows().find(|(row, _)| row.id == found.peer_id) else {
+        return Err(ProfileError::Unknown(who.clone()).into());
+    };
+    warn_unless_admitted(who, standing);
+    let keys = Keys::of(args, row, &desired, psk_keys.as_ref())?;
+    let mut profile = describe(&found, row, &desired, keys.clone())?;
+    let issued = runtime.block_on(desk.issue(row.id, keys.rekeyed.as_ref()));
+    profile.revision = issued?;
+    if args.json {
+        print_json(&profile.json())?;
+    } else if args.qr {
+        print(&qr_code(&profile.text()).map_err(ProfileError::QrCode)?)?;
+    } else {
+        print(&profile.text())?;
+    }
+    Ok(Exit::Success)
+}
+
+/// The peer that is meant.
+fn choose(
+    mut found: Vec<FoundPeer>,
+    who: &str,
+    gateway: Option<&str>,
+) -> Result<FoundPeer, ProfileError> {
+    let names: Vec<String> = found.iter().map(|peer| peer.gateway.clone()).collect();
+    let who = who.to_owned();
+    if let Some(gateway) = gateway {
+        found.retain(|peer| peer.gateway == gateway);
+    }
+    match (found.pop(), gateway) {
+        (Some(peer), _) if found.is_empty() => Ok(peer),
+        (Some(_), _) => Err(ProfileError::Several { who, gateways: names }),
+        (None, Some(gateway)) if !names.is_empty() => {
+            Err(ProfileError::NotThere { who, gateway: gateway.to_owned(), others: names })
+        }
+        (None, _) => Err(ProfileError::Unknown(who)),
+    }
+}
+
+/// Evaluates the rows as the gateway does. That its private key is not here changes no peer.
+fn evaluate(config: &Config, mut rows: SnapshotRows) -> Result<DesiredState, CommandError> {
+    let private_key = random_key()?;
+    rows.gateway.public_key = KeyText::Key(private_key.public_key());
+    let local = Local {
+        interface: config.interface.name.clone(),
+        private_key,
+        mtu_bytes: config.interface.mtu_bytes,
+        addresses: config.interface.addresses.iter().copied().collect(),
+        fwmark: 0,
+        site_prefixes: config.interface.site_prefixes.iter().copied().collect::<BTreeSet<_>>(),
+        masquerade: Masquerade::default(),
+        deny_log: false,
+        gateway_opens: None,
+        flush_conntrack: false,
+        psk_keys: PskKeys::default(),
+    };
+    DesiredState::build(Arc::new(local), rows).map_err(CommandError::Rows)
+}
+
+fn random_key() -> Result<PrivateKey, KeyFileError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(KeyFileError::Random)?;
+    Ok(PrivateKey::from_random(bytes))
+}
+
+fn warn_unless_admitted(who: &str, standing: Standing<'_>) {
+    match standing {
+        Standing::Admitted(_) => {}
+        Standing::Ineligible(why) => {
+            tracing::warn!("{who} is not admitted by the gateway now: {why}");
+        }
+        Standing::Quarantined(reason) => {
+            tracing::warn!("{who} is not admitted by the gateway now: {reason}");
+        }
+    }
+}
+
+/// The keys of a profile.
+#[derive(Clone)]
+struct Keys {
+    public: PublicKey,
+    /// Never made up unless asked for.
+    private: Option<PrivateKey>,
+    preshared: Option<PresharedKey>,
+    /// What the rows get.
+    rekeyed: Option<Rekeyed>,
+}
+
+impl Keys {
+    fn of(
+        args: &ProfileArgs,
+        row: &PeerRow,
+        desired: &DesiredState,
+        psk_keys: Option<&PskKeys>,
+    ) -> Result<Self, CommandError> {
+        let (who, gateway_id) = (&args.who, desired.gateway().id);
+        let present = match &row.public_key {
+            KeyText::Key(key) => Some(*key),
+            KeyText::Bad { .. } => None,
+        };
+        let sealed = || ProfileError::Sealed { who: who.clone() };
+        let preshared = match (&row.preshared_key, present) {
+            (Some(envelope), Some(present)) => {
+                let keys = psk_keys.ok_or_else(sealed)?;
+                Some(
+                    keys.open(envelope, gateway_id, present)
+                        .map_err(|source| ProfileError::Envelope { who: who.clone(), source })?,
+                )
+            }
+            _ => None,
+        };
+        if args.new_key {
+            let private = random_key()?;
+            let public = private.public_key();
+            let seal = |preshared: &PresharedKey| -> Result<String, CommandError> {
+                let mut nonce = [0; 24];
+                getrandom::fill(&mut nonce).map_err(KeyFileError::Random)?;
+                let keys = psk_keys.ok_or_else(sealed)?;
+                let sealed = keys.seal(nonce, preshared, gateway_id, public);
+                sealed.map_err(|source| ProfileError::Envelope { who: who.clone(), source }.into())
+            };
+            let envelope = preshared.as_ref().map(seal).transpose()?;
+            let rekeyed = Some(Rekeyed { public_key: public, envelope });
+            return Ok(Self { public, private: Some(private), preshared, rekeyed });
+        }
+        let public = present.ok_or_else(|| ProfileError::BadKey { who: who.clone() })?;
+        let private = args.private_key_file.as_deref().map(key_file::read).transpose()?;
+        if let Some(found) = private.as_ref().map(PrivateKey::public_key)
+            && found != public
+        {
+            return Err(ProfileError::OtherKey { who: who.clone(), found, wanted: public }.into());
+        }
+        Ok(Self { public, private, preshared, rekeyed: None })
+    }
+}
+
+fn describe(
+    found: &FoundPeer,
+    row: &PeerRow,
+    desired: &DesiredState,
+    keys: Keys,
+) -> Result<Profile, ProfileError> {
+    let one_word = |what, text: &str| {
+        let is_odd = |c: char| c.is_whitespace() || c.is_control() || ",#".contains(c);
+        if text.is_empty() || text.contains(is_odd) {
+            return Err(ProfileError::Text { what, text: text.to_owned() });
+        }
+        Ok(text.to_owned())
+    };
+    let dns = desired.gateway().dns_servers.iter().map(String::as_str);
+    let dns = dns.chain(row.dns_servers.iter().map(AsRef::as_ref)).map(str::trim);
+    let endpoint = one_word("gateways.endpoint", &found.endpoint)?;
+    let host = endpoint.parse::<SocketAddr>().ok().map(|endpoint| endpoint.ip());
+    Ok(Profile {
+        user: row.username.to_string(),
+        device: row.device_name.to_string(),
+        gateway: found.gateway.clone(),
+        revision: 0,
+        address: row.assigned_ip.addr(),
+        dns_servers: dns.map(|text| one_word("dns_servers", text)).collect::<Result<_, _>>()?,
+        public_key: keys.public,
+        private_key: keys.private,
+        gateway_key: one_word("gateways.public_key", &found.gateway_key)?,
+        preshared_key: keys.preshared,
+        endpoint,
+        allowed_ips: client_routes(desired, row, host),
+    })
+}
