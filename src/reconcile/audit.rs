@@ -8,7 +8,7 @@ use super::clock::millis;
 use super::name::{name_of, peer_name};
 use super::note::{Ignored, Note};
 use super::pass::Pass;
-use super::session::SessionEvent;
+use super::session::{PastSession, SessionEvent};
 use crate::model::policy::Quoted;
 use crate::model::{BlockChange, DesiredState, GatewayId, PeerId, PolicyId};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
@@ -198,8 +198,14 @@ pub(super) fn session(desired: &DesiredState, event: &SessionEvent) -> Option<Au
         SessionEvent::Connected { key, endpoint, .. } => {
             (key, AuditEvent::PeerConnected, "connected", *endpoint, json!({}))
         }
-        SessionEvent::Disconnected { key, .. } => {
-            (key, AuditEvent::PeerDisconnected, "disconnected", None, json!({}))
+        SessionEvent::Disconnected { key, session, .. } => {
+            let PastSession { lasted, rx_bytes, tx_bytes } = session;
+            let metadata = json!({
+                "duration_secs": lasted.map(|lasted| lasted.as_secs()),
+                "rx_bytes": rx_bytes,
+                "tx_bytes": tx_bytes,
+            });
+            (key, AuditEvent::PeerDisconnected, "disconnected", None, metadata)
         }
         SessionEvent::Roamed { key, from, to } => {
             let metadata = json!({ "from": from.to_string(), "to": to.to_string() });

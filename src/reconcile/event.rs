@@ -54,6 +54,8 @@ pub enum Event {
     Glanced(Result<Glance, DataplaneError>),
     Applied(Outcome),
     Reported(Sent),
+    /// An operator asked for the peers.
+    PeersAsked,
     /// An operator asked for a comparison of everything.
     Resync,
     /// The configuration was read again.

@@ -129,6 +129,7 @@ impl Machine {
                 self.outbox.reported(&mut sent, self.source.is_connected(), now.instant);
                 self.notices.reported(&sent, now.instant);
             }
+            Event::PeersAsked => self.mirror.want_reading("peers asked for"),
             Event::Resync => {
                 self.source.want(ReadKind::Everything);
                 self.mirror.want_reading_for("resync asked for");

@@ -45,6 +45,8 @@ pub(super) struct Mirror {
     backend: Option<BackendInUse>,
     traffic: BTreeMap<PublicKey, Traffic>,
     handshakes: Handshakes,
+    /// This host's time of the last complete reading.
+    read_at: Option<SystemTime>,
     readings: u64,
 }
 
@@ -90,6 +92,8 @@ pub(super) struct MirrorView<'a> {
     pub observed: Option<RwLockReadGuard<'a, ObservedState>>,
     pub backend: Option<BackendInUse>,
     pub traffic: &'a BTreeMap<PublicKey, Traffic>,
+    /// When it was read, by this host's clock.
+    pub read_at: Option<SystemTime>,
     pub error: Option<&'a str>,
     pub reading_wanted: bool,
     pub readings: u64,
@@ -116,6 +120,7 @@ impl Mirror {
             backend: None,
             traffic: BTreeMap::new(),
             handshakes: Handshakes::new(now),
+            read_at: None,
             readings: 0,
         }
     }
@@ -130,6 +135,7 @@ impl Mirror {
             observed: self.observed(),
             backend: self.backend,
             traffic: &self.traffic,
+            read_at: self.read_at,
             error: self.error.as_deref(),
             reading_wanted: self.wants_reading(),
             readings: self.readings,
@@ -291,6 +297,7 @@ impl Mirror {
         self.backend = reading.backend;
         self.firewall_difference = reading.firewall_difference;
         self.traffic = reading.traffic;
+        self.read_at = Some(now.wall);
         self.observed = Some(reading.state.into());
         self.trust = Trust::Fresh;
         EndedReading { guard_lost }

@@ -15,8 +15,20 @@ pub const SESSION_SECS: u64 = 180;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionEvent {
     Connected { key: PublicKey, at: SystemTime, endpoint: Option<SocketAddr> },
-    Disconnected { key: PublicKey, last_seen: SystemTime },
+    Disconnected { key: PublicKey, last_seen: SystemTime, session: PastSession },
     Roamed { key: PublicKey, from: SocketAddr, to: SocketAddr },
+}
+
+/// A session that ended. One that was there when the agent started counts from then on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PastSession {
+    /// From its first handshake to its end, [`SESSION_SECS`] after the last; `None`: it began before
+    /// the agent.
+    pub lasted: Option<Duration>,
+    /// Bytes that the gateway received from the peer.
+    pub rx_bytes: u64,
+    /// Bytes that the gateway sent to the peer.
+    pub tx_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +36,30 @@ struct Session {
     last_handshake: SystemTime,
     endpoint: Option<SocketAddr>,
     connected: bool,
+    /// Its first handshake; `None`: before the agent started.
+    began_at: Option<SystemTime>,
+    /// The peer's counters when it began, and at the last reading.
+    at_begin: Counters,
+    latest: Counters,
+}
+
+/// Bytes since the peer was added: received from it, sent to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Counters {
+    rx: u64,
+    tx: u64,
+}
+
+impl Counters {
+    const fn of(traffic: &Traffic) -> Self {
+        Self { rx: traffic.rx_bytes, tx: traffic.tx_bytes }
+    }
+
+    /// What was counted since. Counters that are smaller began anew with the peer.
+    fn since(self, before: Self) -> Self {
+        let more = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
+        Self { rx: more(self.rx, before.rx), tx: more(self.tx, before.tx) }
+    }
 }
 
 /// Every peer's session, as of the last reading. Peers that never shook hands take no place.
@@ -64,10 +100,14 @@ impl Sessions {
                         let endpoint = traffic.endpoint;
                         events.push(SessionEvent::Connected { key: *key, at, endpoint });
                     }
+                    let latest = Counters::of(traffic);
                     let session = Session {
                         last_handshake: at,
                         endpoint: traffic.endpoint,
                         connected: alive,
+                        began_at: known.then_some(at),
+                        at_begin: if known { Counters::default() } else { latest },
+                        latest,
                     };
                     self.sessions.insert(*key, session);
                 }
@@ -101,12 +141,16 @@ impl Session {
             let new_session = age(at, self.last_handshake) > Duration::from_secs(SESSION_SECS);
             new_handshake = Some(new_session.then_some(at));
             self.last_handshake = at;
+            if new_session {
+                (self.began_at, self.at_begin) = (Some(at), self.latest);
+            }
             if alive && (new_session || !self.connected) {
                 events.push(SessionEvent::Connected { key, at, endpoint: traffic.endpoint });
             }
         }
+        self.latest = Counters::of(traffic);
         if self.connected && !alive {
-            events.push(SessionEvent::Disconnected { key, last_seen: at });
+            events.push(SessionEvent::Disconnected { key, last_seen: at, session: self.past() });
         }
         if let (true, Some(from), Some(to)) = (alive, self.endpoint, traffic.endpoint)
             && from != to
@@ -117,6 +161,13 @@ impl Session {
         self.connected = alive;
         self.endpoint = traffic.endpoint.or(self.endpoint);
         new_handshake
+    }
+
+    fn past(&self) -> PastSession {
+        let ended_at = self.last_handshake + Duration::from_secs(SESSION_SECS);
+        let Counters { rx, tx } = self.latest.since(self.at_begin);
+        let lasted = self.began_at.map(|began_at| age(ended_at, began_at));
+        PastSession { lasted, rx_bytes: rx, tx_bytes: tx }
     }
 }
 
@@ -176,6 +227,35 @@ mod tests {
         assert!(sessions.update(&reading(1_120, 1), device, at(1_400)).1.is_empty(), "said once");
         let (_, events) = sessions.update(&reading(1_500, 2), device, at(1_501));
         assert!(matches!(events[..], [SessionEvent::Connected { .. }]));
+    }
+
+    #[test]
+    fn the_end_of_a_session_says_how_long_it_was_and_what_it_carried() {
+        let counted = |handshake_secs, rx_bytes| {
+            let mut reading = reading(handshake_secs, 1);
+            let traffic = reading.values_mut().next().unwrap();
+            (traffic.rx_bytes, traffic.tx_bytes) = (rx_bytes, 2 * rx_bytes);
+            reading
+        };
+        let ended = |events: &[SessionEvent]| match events {
+            [SessionEvent::Disconnected { session, .. }] => *session,
+            other => panic!("{other:?}"),
+        };
+        let lasted = |secs| Some(Duration::from_secs(secs));
+        let mut sessions = Sessions::default();
+        sessions.update(&counted(1_000, 50), device, at(1_001));
+        let (_, events) = sessions.update(&counted(1_000, 70), device, at(1_181));
+        let before_the_agent = PastSession { lasted: None, rx_bytes: 20, tx_bytes: 40 };
+        assert_eq!(ended(&events), before_the_agent);
+        sessions.update(&counted(2_000, 100), device, at(2_001));
+        sessions.update(&counted(2_120, 170), device, at(2_121));
+        let (_, events) = sessions.update(&counted(2_120, 180), device, at(2_301));
+        let whole = PastSession { lasted: lasted(300), rx_bytes: 110, tx_bytes: 220 };
+        assert_eq!(ended(&events), whole);
+        // The peer was removed and added again, which nobody read.
+        sessions.update(&counted(3_000, 5), device, at(3_001));
+        let (_, events) = sessions.update(&counted(3_000, 7), device, at(3_181));
+        assert_eq!(ended(&events).rx_bytes, 7);
     }
 
     #[test]

@@ -24,7 +24,8 @@ async fn certificates_are_accepted_as_by_libpq_and_refused_in_words() {
          openssl req -new -x509 -days 2 -nodes -subj /CN=localhost -out own.pem -keyout own.key
          openssl req -new -x509 -days 2 -nodes -subj /CN=db7 -out named.pem -keyout named.key
          openssl req -new -x509 -days 2 -nodes -subj /CN=localhost -out same.pem -keyout same.key
-         openssl req -new -x509 -days -1 -nodes -subj /CN=localhost -out old.pem -keyout old.key
+         printf 'basicConstraints=CA:TRUE' >authority; cp server.key old.key
+         openssl x509 -req -in server.csr -signkey old.key -days -1 -extfile authority -out old.pem
          printf '[c]\\ndatabase=index\\nnew_certs_dir=.\\nserial=number\\ndefault_md=sha256\\npolicy=p\\n[p]\\ncommonName=supplied\\n' >conf
          touch index; echo 01 >number
          openssl ca -batch -config conf -name c -cert ca.pem -keyfile ca.key -in server.csr \\

@@ -30,8 +30,7 @@ async fn dropped_packets_are_noticed(netns: &Netns) {
     let cluster = world.cluster();
     let url = cluster.tcp_url(&world.role, &world.database).replace("localhost", "127.0.0.1");
     let require_auth = Some("none".parse().unwrap());
-    let options =
-        ConnectOptions { tls: Tls::Disable, require_auth, ..ConnectOptions::new(url) };
+    let options = ConnectOptions { tls: Tls::Disable, require_auth, ..ConnectOptions::new(url) };
     let store = Store::connect(&options).unwrap();
     let hello = store.hello().await.unwrap();
     let mut listener = store.listen(&hello).await.unwrap();

@@ -1,6 +1,6 @@
 //! `gatepost peers`: every peer of this gateway.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::config::Config;
 use crate::control::Client;
@@ -8,6 +8,9 @@ use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{self, Table, age, bytes, truncated};
 use gatepost::reconcile::status::{PeerState, PeerStatus};
+
+/// Figures that are not older are those of now.
+const FRESH: Duration = Duration::from_secs(2);
 
 /// Prints every peer.
 ///
@@ -45,7 +48,11 @@ pub fn describe(peers: &[PeerStatus], now: SystemTime) -> String {
         |peer: &&PeerStatus| matches!(peer.state, PeerState::InKernel | PeerState::Held { .. });
     let in_kernel = peers.iter().filter(is_in_kernel).count();
     let total = output::count(peers.len() as u64, "peer");
-    let summary = format!("{total}, {in_kernel} in the kernel\n");
+    let age = peers.iter().filter_map(|peer| peer.read_at).map(|at| at.age(now)).min();
+    let is_old = |age: &Duration| *age > FRESH;
+    let as_of =
+        age.filter(is_old).map(|age| format!("; endpoints and figures as of {}", output::age(age)));
+    let summary = format!("{total}, {in_kernel} in the kernel{}\n", as_of.unwrap_or_default());
     if table.is_empty() { summary } else { format!("{}\n{summary}", table.render()) }
 }
 
@@ -73,8 +80,6 @@ fn cells(peer: &PeerStatus, now: SystemTime) -> [String; 9] {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use gatepost::model::{DeviceId, PeerId, UserId};
     use uuid::Uuid;
 
@@ -91,6 +96,7 @@ mod tests {
             device_id: Some(DeviceId(Uuid::nil())),
             public_key: String::new(),
             addresses: vec!["10.8.0.7/32".parse().unwrap()],
+            read_at: Some(Timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000))),
             endpoint: None,
             last_handshake_at: None,
             rx_bytes: 0,
@@ -124,6 +130,16 @@ ben   phone   10.8.0.7                 -                      never       0 B   
 
 3 peers, 2 in the kernel
 "
+        );
+    }
+
+    #[test]
+    fn old_figures_say_as_of_when_they_are() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_030);
+        let text = describe(&[peer("anna", "laptop", PeerState::InKernel)], now);
+        assert!(
+            text.ends_with("1 in the kernel; endpoints and figures as of 30 s ago\n"),
+            "{text}"
         );
     }
 

@@ -355,6 +355,6 @@ warnings
         let text = describe(&Status::default(), at(0).0, Style::Plain);
         assert!(text.contains("state      starting\n"), "{text}");
         assert!(text.contains("last sync  never\n"), "{text}");
-        assert!(text.contains("database   disconnected\n"), "{text}");
+        assert!(text.contains("database   not connected yet\n"), "{text}");
     }
 }

@@ -152,7 +152,7 @@ fn unknown_key_names_the_nearest_known_one() {
         ),
         (
             "name = \"x\"",
-            "gatepost.toml: unknown section `name`; expected one of: gateway, database, sync, interface, firewall, guard, stale, report, metrics, control, cache",
+            "gatepost.toml: unknown section `name`; expected one of: gateway, database, sync, interface, firewall, guard, stale, report, metrics, control, cache, log",
         ),
     ];
     for (text, wanted) in cases {

@@ -26,6 +26,7 @@ fn peer(user: &str) -> PeerStatus {
         device_id: Some(DeviceId(uuid::Uuid::nil())),
         public_key: String::new(),
         addresses: vec!["10.8.0.7/32".parse().unwrap()],
+        read_at: None,
         endpoint: None,
         last_handshake_at: Some(Timestamp(SystemTime::UNIX_EPOCH)),
         rx_bytes: 1,
@@ -49,6 +50,7 @@ async fn answer_everything(mut end: LoopHandle) {
                 let unknown = ExplainError::UnknownPeer(who);
                 drop(answer.send(if found { Ok(explanation) } else { Err(unknown) }));
             }
+            Ask::Reload(_) => {}
             Ask::Resync(answer) => drop(answer.send(Ok(()))),
             Ask::Block { who, answer } | Ask::Unblock { who, answer } => {
                 let candidates = Vec::new();

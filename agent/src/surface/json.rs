@@ -99,6 +99,7 @@ fn peer(state: PeerState) -> PeerStatus {
         device_id: Some(DeviceId(Uuid::nil())),
         public_key: text(),
         addresses: vec!["10.8.0.2/32".parse().unwrap()],
+        read_at: Some(NOW),
         endpoint: Some("192.0.2.1:51820".parse().unwrap()),
         last_handshake_at: Some(NOW),
         rx_bytes: 1,

@@ -5,6 +5,6 @@ mod log;
 mod metrics;
 
 pub use self::http::MetricsServer;
-pub use self::log::{Audience, start_log};
+pub use self::log::{Audience, set_filter, start_log};
 #[cfg(test)]
 pub use self::metrics::render as metrics;

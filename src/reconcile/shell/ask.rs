@@ -15,7 +15,7 @@ use crate::reconcile::view::{ExplainError, ResyncError};
 /// A question of an operator. A dropped answer means that the loop has ended.
 #[derive(Debug)]
 pub enum Ask {
-    /// Every peer, by the id of its row.
+    /// Every peer, by the id of its row, after the kernel was read once more.
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     /// The verdict for what `who` sends to `destination`.
     Explain {
@@ -48,7 +48,7 @@ pub struct NothingHeldBack;
 impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Peers(answer) => drop(answer.send(self.machine.view().peers())),
+            Ask::Peers(answer) => self.ask_peers(answer),
             Ask::Explain { who, destination, answer } => {
                 let answers = self.machine.view().explain(&who, &destination);
                 match answers {

@@ -1,6 +1,7 @@
 //! The shell: carries out what the [`Machine`](super::Machine) asks for, and tells it what happened.
 
 mod ask;
+mod asked_peers;
 mod attach;
 mod block;
 mod block_file;
@@ -62,6 +63,7 @@ pub async fn run<D: Dataplane + 'static>(
         shell.publish();
         shell.answer_resyncs();
         shell.answer_blocks();
+        shell.answer_peers();
         let wakeup = shell.next_round();
         tokio::select! {
             biased;

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::asked_peers::AskedPeers;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
 use super::database::{Cause, Connection, Found, Reader, lost, send};
@@ -78,6 +79,8 @@ pub(super) struct Shell<D> {
     pub(super) kernel_job: KernelJob,
     /// The numbers of the comparisons that operators wait for.
     pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), ResyncError>>)>,
+    /// Who waits for the list of peers.
+    pub(super) asked_peers: Vec<AskedPeers>,
     pub(super) block_file: BlockFile,
     /// The changes of the block list that operators wait for.
     pub(super) blocks: PendingBlocks,
@@ -126,6 +129,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             dataplane_gone: false,
             kernel_job: KernelJob::default(),
             resyncs: Vec::new(),
+            asked_peers: Vec::new(),
             block_file: options.block_file,
             blocks: PendingBlocks::default(),
             gateway: options.gateway,
@@ -292,7 +296,8 @@ impl<D: Dataplane + 'static> Shell<D> {
         let now = clock::now();
         let wakeup = self.machine.next_wakeup(now).min(now.instant + ROUND_AT_MOST);
         // A timer's instant stands still while the host is suspended.
-        Instant::now() + wakeup.saturating_duration_since(now.instant)
+        let wakeup = Instant::now() + wakeup.saturating_duration_since(now.instant);
+        self.peers_due().map_or(wakeup, |due| due.min(wakeup))
     }
 
     /// Why one pass will not end, if it will not.

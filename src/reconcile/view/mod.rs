@@ -181,6 +181,12 @@ impl View<'_> {
         Some(self.rows.all.blocks_are_in_force(observed))
     }
 
+    /// When the kernel was last read completely, by this host's clock.
+    #[must_use]
+    pub fn read_at(&self) -> Option<status::Timestamp> {
+        self.mirror.read_at.map(status::Timestamp)
+    }
+
     /// How many comparisons operators asked for.
     #[must_use]
     pub const fn resyncs_asked(&self) -> u64 {

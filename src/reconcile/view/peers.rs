@@ -94,6 +94,7 @@ impl View<'_> {
             },
             addresses,
             policies: policy_names(desired, row),
+            read_at: self.mirror.read_at.map(Timestamp),
             ..of_traffic(traffic)
         }
     }
@@ -112,6 +113,7 @@ impl View<'_> {
             device_id: who.device_id,
             public_key: key.to_string(),
             addresses: who.addresses,
+            read_at: self.mirror.read_at.map(Timestamp),
             ..of_traffic(self.mirror.traffic.get(key).copied().unwrap_or_default())
         })
     }
@@ -161,6 +163,7 @@ fn of_traffic(traffic: Traffic) -> PeerStatus {
         device_id: None,
         public_key: String::new(),
         addresses: Vec::new(),
+        read_at: None,
         endpoint: traffic.endpoint,
         last_handshake_at: traffic.last_handshake.map(Timestamp),
         rx_bytes: traffic.rx_bytes,

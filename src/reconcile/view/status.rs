@@ -265,6 +265,9 @@ pub struct PeerStatus {
     pub public_key: String,
     /// What is routed to the peer; for one left out, what its row asks for.
     pub addresses: Vec<IpNet>,
+    /// When the fields that the kernel reports were read; `null`: not yet.
+    #[serde(default)]
+    pub read_at: Option<Timestamp>,
     /// Where its last packet came from.
     pub endpoint: Option<SocketAddr>,
     pub last_handshake_at: Option<Timestamp>,
