@@ -162,6 +162,7 @@ impl StoreError {
             | Self::Incomplete { .. }
             | Self::RowSecurity { .. }
             | Self::GatewayUnknown { .. }
+            | Self::EnrollmentRefused { .. }
             | Self::Differs(_)
             | Self::Migration { .. }
             | Self::Query { .. }

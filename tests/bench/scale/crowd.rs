@@ -51,7 +51,11 @@ impl Crowd {
     pub async fn attach(urls: impl IntoIterator<Item = String>, mode: SyncMode) -> Self {
         let (tell, writes) = mpsc::unbounded_channel();
         let started = urls.into_iter().enumerate().map(|(index, url)| {
+            // The pooler, which is reached over TCP, asks for nothing.
+            let require_auth =
+                url.contains("@127.0.0.1:").then(|| "none".parse().expect("it is a method"));
             let mut options = ConnectOptions::new(url);
+            options.require_auth = require_auth;
             options.pool_size = 1;
             options.tls = Tls::Disable;
             Agent::start(index + 1, &options, mode, tell.clone())
