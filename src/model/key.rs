@@ -100,11 +100,21 @@ macro_rules! secret {
             /// # Errors
             /// [`KeyError::AllZero`]: to WireGuard that means "no key".
             pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
-                if bytes == [0; 32] { Err(KeyError::AllZero) } else { Ok(Self::of(bytes)) }
+                Self::copied_from(&bytes)
             }
 
-            fn of(bytes: [u8; 32]) -> Self {
-                Self(Arc::new(Zeroizing::new(bytes)))
+            /// As [`from_bytes`](Self::from_bytes), and leaves no copy on the stack.
+            ///
+            /// # Errors
+            /// [`KeyError::AllZero`].
+            pub fn copied_from(bytes: &[u8; 32]) -> Result<Self, KeyError> {
+                if *bytes == [0; 32] { Err(KeyError::AllZero) } else { Ok(Self::of(bytes)) }
+            }
+
+            fn of(bytes: &[u8; 32]) -> Self {
+                let mut place = Arc::new(Zeroizing::new([0; 32]));
+                Arc::make_mut(&mut place).copy_from_slice(bytes);
+                Self(place)
             }
 
             /// The 32 raw bytes. The caller keeps them from logs and errors.
@@ -124,7 +134,7 @@ macro_rules! secret {
             type Err = KeyError;
 
             fn from_str(text: &str) -> Result<Self, KeyError> {
-                decode(text).map(Self::of)
+                decode(text).map(|bytes| Self::of(&Zeroizing::new(bytes)))
             }
         }
 
@@ -153,7 +163,7 @@ impl PrivateKey {
     pub fn from_random(mut bytes: [u8; 32]) -> Self {
         bytes[0] &= 0xf8;
         bytes[31] = (bytes[31] & 0x7f) | 0x40;
-        Self::of(bytes)
+        Self::of(&bytes)
     }
 
     /// The public key that peers know this gateway by.

@@ -86,7 +86,7 @@ impl PskKeys {
                 &Tag::from(tag),
             )
             .map_err(|_| PskError::NotAuthentic { key_id, gateway_id, peer })?;
-        let key = PresharedKey::from_bytes(bytes).map_err(PskError::BadKey);
+        let key = PresharedKey::copied_from(&bytes).map_err(PskError::BadKey);
         bytes.zeroize();
         key
     }

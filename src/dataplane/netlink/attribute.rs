@@ -101,6 +101,11 @@ impl<'a> Attribute<'a> {
 
     /// The value, of exactly this many bytes.
     pub fn fixed<const N: usize>(&self) -> Result<[u8; N], NetlinkError> {
+        self.array().copied()
+    }
+
+    /// The value, of exactly this many bytes, where it is.
+    pub fn array<const N: usize>(&self) -> Result<&'a [u8; N], NetlinkError> {
         let size = Defect::Size { found: self.value.len(), expected: N };
         self.value.try_into().map_err(|_| self.malformed(size))
     }

@@ -79,7 +79,7 @@ impl DeviceDump {
             let Open::Peer(_, peer, traffic) = &mut self.open else { continue };
             match attribute.kind {
                 PEER_PRESHARED_KEY => {
-                    peer.preshared_key = PresharedKey::from_bytes(attribute.fixed()?).ok();
+                    peer.preshared_key = PresharedKey::copied_from(attribute.array()?).ok();
                 }
                 PEER_KEEPALIVE => peer.keepalive_secs = attribute.u16()?,
                 PEER_ENDPOINT => traffic.endpoint = Some(endpoint(&attribute)?),
