@@ -24,18 +24,27 @@ begin
         end if;
     end loop;
     -- Since version 16, the creator of a role is its member, but may neither act as it nor use its rights.
-    if current_setting('server_version_num')::integer >= 160000 then
-        if not (
-            pg_has_role(current_user, 'gatepost_owner', 'set')
-            and pg_has_role(current_user, 'gatepost_owner', 'usage')
-        ) then
-            execute format(
-                'grant gatepost_owner to %I with inherit true, set true', current_user
-            );
+    begin
+        if current_setting('server_version_num')::integer >= 160000 then
+            if not (
+                pg_has_role(current_user, 'gatepost_owner', 'set')
+                and pg_has_role(current_user, 'gatepost_owner', 'usage')
+            ) then
+                execute format(
+                    'grant gatepost_owner to %I with inherit true, set true', current_user
+                );
+            end if;
+        elsif not pg_has_role(current_user, 'gatepost_owner', 'member') then
+            execute format('grant gatepost_owner to %I', current_user);
         end if;
-    elsif not pg_has_role(current_user, 'gatepost_owner', 'member') then
-        execute format('grant gatepost_owner to %I', current_user);
-    end if;
+    exception when insufficient_privilege then
+        raise exception using
+            errcode = 'GP004',
+            message = format('role gatepost_owner belongs to another administrator of this server, and %I may '
+                'not act as it', current_user),
+            hint = format('as that administrator, run `grant gatepost_owner, gatepost_gateway to %I with admin '
+                'option`', current_user);
+    end;
     -- For the start time of the checkpointer in gatepost.history(). Some providers do not allow it.
     if not pg_has_role('gatepost_owner', 'pg_read_all_stats', 'member') then
         begin
