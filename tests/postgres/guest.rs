@@ -56,7 +56,7 @@ const BARE: &str = "
     begin
         for c in
             select conrelid::regclass as relation, conname as name from pg_constraint
-            where connamespace = 'public'::regnamespace
+            where connamespace = 'public'::regnamespace and contype <> 'n'
             order by contype <> 'f'
         loop
             execute format('alter table %s drop constraint %I', c.relation, c.name);
