@@ -28,7 +28,7 @@ async fn a_killed_connection_is_an_error_and_the_next_one_is_notified() {
         .count(
             // The order of conditions is not fixed: without `case`, listeners of other tests die, too.
             "select count(*) from pg_stat_activity where case when datname = current_database() \
-             and query like 'listen%' then pg_terminate_backend(pid, 5000) end",
+             and query like 'listen%' then pg_terminate_backend(pid) end",
         )
         .await;
     assert_eq!(killed, 1, "the listener was not there to be killed");

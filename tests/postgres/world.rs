@@ -31,7 +31,7 @@ async fn template() -> &'static str {
             // A template must have no connections, and our session may linger.
             cluster.psql(
                 "postgres",
-                &format!("select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{name}'"),
+                &format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"),
             );
             name
         })
