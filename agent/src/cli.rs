@@ -123,7 +123,7 @@ pub enum Command {
     Device {
         /// Interface name, at most 15 characters
         name: InterfaceName,
-        /// Run the device in this process
+        /// Without effect: agents say it when they start one
         #[arg(long, value_enum, hide = true)]
         serve: Option<Serve>,
     },
@@ -264,12 +264,12 @@ impl PskArgs {
     }
 }
 
-/// How long the process of a userspace device lives.
+/// How the process of a userspace device was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Serve {
-    /// Until it is stopped, also after its parent has ended.
+    /// By an agent that it outlives.
     Alone,
-    /// Until it is stopped or its parent ends.
+    /// By the last version, whose `gatepost device` had two processes.
     WithParent,
 }
 

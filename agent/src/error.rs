@@ -1,7 +1,6 @@
 //! Why a command failed, and the exit code that says so.
 
 use std::io;
-use std::process::ExitStatus;
 
 use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
@@ -62,13 +61,6 @@ pub enum CommandError {
     NothingHeldBack,
     #[error("nothing was removed")]
     NotConfirmed,
-
-    #[error(
-        "the socket of the userspace device {name} was removed, which ended every session through it"
-    )]
-    DeviceSocketRemoved { name: InterfaceName },
-    #[error("the userspace device {name} ended with {status}; every session through it has ended")]
-    DeviceEnded { name: InterfaceName, status: ExitStatus },
 }
 
 impl CommandError {

@@ -143,11 +143,6 @@ pub fn serve_device(name: &InterfaceName) -> Result<(), WiringError> {
     Ok(run_userspace_device(name)?)
 }
 
-/// Stops the userspace device of this name, in whichever process it runs, and removes its socket.
-pub fn stop_device(name: &InterfaceName) -> Result<(), WiringError> {
-    Ok(gatepost::dataplane::stop_device(name)?)
-}
-
 /// The names of the links that [`down`] would remove.
 pub async fn links(config: &Config) -> Result<Vec<Box<str>>, WiringError> {
     Ok(open_host(config)?.run(Host::link_names).await??)

@@ -16,7 +16,7 @@ use super::conntrack::Flows;
 use super::link::{self, KIND_TUN, KIND_WIREGUARD, Link};
 use super::netlink::Channel;
 use super::nft::ProfileCounters;
-use super::wireguard::{self, DeviceReading, Kernel};
+use super::wireguard::{self, DeviceReading, Kernel, Userspace};
 use super::{
     Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, RefusedStep, SharedObserved,
     address, route,
@@ -67,6 +67,7 @@ pub struct Host<F> {
     settings: HostSettings,
     rtnetlink: Channel,
     kernel: Kernel,
+    userspace: Userspace,
     firewall: F,
     flows: Flows,
     /// Why the host's own sockets could not be destroyed when that was last tried.
@@ -87,6 +88,7 @@ impl<F: Firewall> Host<F> {
         let rtnetlink = Channel::open(NETLINK_ROUTE).map_err(open)?;
         let kernel = Kernel::open().map_err(DataplaneError::during("opening a netlink socket"))?;
         Ok(Self {
+            userspace: Userspace::new(settings.interface.clone()),
             settings,
             rtnetlink,
             kernel,
@@ -163,7 +165,7 @@ impl<F: Firewall> Host<F> {
                 .kernel
                 .read(link.index)
                 .map_err(DataplaneError::during(format!("reading the peers of {name}"))),
-            BackendInUse::Userspace => Ok(wireguard::read(name)?),
+            BackendInUse::Userspace => Ok(self.userspace.read()?),
         }
     }
 

@@ -80,7 +80,19 @@ impl Link {
 
 /// Finds a link by its name.
 pub(super) fn find(channel: &mut Channel, name: &str) -> Result<Option<Link>, NetlinkError> {
-    let request = RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build());
+    find_one(channel, LinkUnspec::new_with_name(name).build())
+}
+
+/// Finds a link by its number, whatever its name.
+pub(super) fn find_by_index(
+    channel: &mut Channel,
+    index: u32,
+) -> Result<Option<Link>, NetlinkError> {
+    find_one(channel, LinkUnspec::new_with_index(index).build())
+}
+
+fn find_one(channel: &mut Channel, wanted: LinkMessage) -> Result<Option<Link>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetLink(wanted);
     let found = channel.get(&request, |link: &mut Option<Link>, message| {
         *link = Some(Link::read(message)?);
         Ok(())

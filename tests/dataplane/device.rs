@@ -1,6 +1,8 @@
 //! The userspace device's process.
 
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use gatepost::dataplane::{Backend, Dataplane, DeviceError, Monitor, spawn_device};
@@ -15,18 +17,20 @@ use crate::runner::Test;
 pub const TESTS: &[Test] = &[
     ("the_device_is_in_a_process_group_of_its_own", own_group),
     ("a_killed_device_is_started_again", killed),
-    ("a_removed_socket_stops_the_device", socket_removed),
+    ("a_device_whose_file_is_removed_goes_on", file_removed),
     ("a_device_that_does_not_answer_is_asked_once", silent),
     ("a_device_that_cannot_be_started_is_an_error", not_started),
 ];
 
-fn pid(name: &gatepost::model::InterfaceName) -> Pid {
-    let stream = UnixStream::connect(format!("/var/run/wireguard/{name}.sock")).unwrap();
+/// The process of the device, on the calling thread's namespace.
+pub fn pid(name: &gatepost::model::InterfaceName) -> Pid {
+    let address = SocketAddr::from_abstract_name(format!("gatepost/{name}")).unwrap();
+    let stream = UnixStream::connect_addr(&address).unwrap();
     Pid::from_raw(getsockopt(&stream, PeerCredentials).unwrap().pid())
 }
 
 /// Ends the device, and waits for the kernel to announce that the link is gone.
-fn end(gateway: &mut Gateway, how: impl FnOnce(&Gateway)) {
+pub fn end(gateway: &mut Gateway, how: impl FnOnce(&Gateway)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let index = gateway.host.link_index().unwrap();
@@ -51,9 +55,11 @@ fn killed(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         gateway.apply_all(vec![add(1, &["10.7.0.2/32"])]);
         end(gateway, |gateway| kill(pid(&gateway.name), Signal::SIGKILL).unwrap());
-        assert!(
-            std::path::Path::new(&format!("/var/run/wireguard/{}.sock", gateway.name)).exists()
-        );
+        let file = format!("/var/run/wireguard/{}.sock", gateway.name);
+        assert!(std::path::Path::new(&file).exists());
+        // The file that it left behind hinders no tool.
+        let shown = Command::new("timeout").args(["20", "wg", "show", "interfaces"]).output();
+        assert!(shown.unwrap().status.success());
         gateway.observed = gateway.host.observe().unwrap().state;
         assert_eq!(gateway.observed.interface, None);
         let mut steps = gateway.steps_up();
@@ -62,14 +68,17 @@ fn killed(backend: Backend) {
     });
 }
 
-fn socket_removed(backend: Backend) {
+fn file_removed(backend: Backend) {
     with_gateway(backend, |_, gateway| {
-        let socket = format!("/var/run/wireguard/{}.sock", gateway.name);
-        end(gateway, |_| std::fs::remove_file(socket).unwrap());
+        let device = pid(&gateway.name);
+        std::fs::remove_file(format!("/var/run/wireguard/{}.sock", gateway.name)).unwrap();
+        let outcome = gateway.apply(vec![add(1, &["10.7.0.2/32"])]);
+        assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
+        assert_eq!(pid(&gateway.name), device);
     });
 }
 
-/// A device that hangs, as one with a poisoned lock does.
+/// A device that hangs.
 fn silent(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         let device = pid(&gateway.name);

@@ -1,6 +1,7 @@
 //! The link, its addresses and its port, and which of them are ours.
 
 use std::net::UdpSocket;
+use std::time::Duration;
 
 use gatepost::dataplane::{
     Backend, Dataplane, DataplaneError, DataplaneHandle, Host, HostEvent, HostSettings, Monitor,
@@ -245,8 +246,13 @@ fn monitored(backend: Backend) {
         runtime.block_on(async {
             let index = gateway.host.link_index().unwrap();
             let port = gateway.host.port();
-            let mut monitor = Monitor::open(gateway.name.clone(), index, port).unwrap();
             let name = &gateway.name.clone();
+            // The kernel reports the link-local address that it gave a TUN link, once it has tried it.
+            let tried = format!("ip -6 address show dev {name} tentative");
+            while !netns.exec(&tried).trim().is_empty() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let mut monitor = Monitor::open(gateway.name.clone(), index, port).unwrap();
             // Neither our own changes nor those of another link may be reported before this.
             let prefix = "10.96.0.0/24".parse().unwrap();
             gateway.apply_all(vec![Step::AddRoute { prefix }]);

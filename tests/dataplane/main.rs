@@ -14,6 +14,7 @@ mod tracked;
 
 mod cold;
 mod device;
+mod engine;
 mod flows;
 mod interface;
 mod many_flows;
@@ -43,6 +44,11 @@ fn main() -> ExitCode {
         many_flows::measure(runner::backend(), count.parse().unwrap());
         return ExitCode::SUCCESS;
     }
+    if let [device, name] = &args[..]
+        && device == "device-of-the-last-version"
+    {
+        engine::serve_as_last_version(name);
+    }
     runner::main(tests, &args)
 }
 
@@ -56,11 +62,11 @@ fn tests(backend: Backend) -> Vec<Test> {
     tests.extend(sockets::TESTS);
     tests.extend(tunnel::TESTS);
     match backend {
-        Backend::Userspace => tests.extend(device::TESTS),
-        _ => {
-            tests.extend(peers::KERNEL_TESTS);
-            tests.extend(tunnel::KERNEL_TESTS);
+        Backend::Userspace => {
+            tests.extend(device::TESTS);
+            tests.extend(engine::TESTS);
         }
+        _ => tests.extend(peers::KERNEL_TESTS),
     }
     tests
 }

@@ -13,13 +13,11 @@ pub const TESTS: &[Test] = &[
     ("changing_an_unknown_peer_creates_none", unknown),
     ("a_peer_with_2500_prefixes_is_written_and_read_completely", many_prefixes),
     ("many_peers_are_added_and_removed_together", many_peers),
-];
-
-pub const KERNEL_TESTS: &[Test] = &[
     ("a_prefix_given_to_another_peer_leaves_the_first", theft),
     ("an_unchanged_peer_keeps_its_endpoint_when_others_change", untouched),
-    ("a_reading_during_changes_is_complete", read_under_change),
 ];
+
+pub const KERNEL_TESTS: &[Test] = &[("a_reading_during_changes_is_complete", read_under_change)];
 
 fn changed(backend: Backend) {
     with_gateway(backend, |_, gateway| {

@@ -15,19 +15,18 @@ use crate::runner::Test;
 pub const TESTS: &[Test] = &[
     ("an_encrypted_ping_passes_and_stops_with_the_peer", ping),
     ("the_flows_of_an_address_are_cut", flows),
+    ("what_a_narrowed_peer_keeps_loses_no_packet_and_its_neighbour_gets_none", narrowed),
+    ("no_peer_speaks_as_one_whose_prefix_lies_within_its_own", nested),
 ];
 
-pub const KERNEL_TESTS: &[Test] =
-    &[("what_a_narrowed_peer_keeps_loses_no_packet_and_its_neighbour_gets_none", narrowed)];
-
 /// A client in a namespace of its own, joined to the gateway's, configured by `wg` and `ip`.
-struct Client {
+pub struct Client {
     netns: Netns,
     name: InterfaceName,
 }
 
 impl Client {
-    fn new(backend: Backend, gateway: &Netns) -> Self {
+    pub fn new(backend: Backend, gateway: &Netns) -> Self {
         let client = Self { netns: Netns::new("Bc"), name: interface() };
         gateway.connect("192.0.2.1/24", &client.netns, "192.0.2.2/24");
         let name = &client.name;
@@ -51,14 +50,14 @@ impl Client {
         client
     }
 
-    fn reaches(&self, address: &str) -> bool {
+    pub fn reaches(&self, address: &str) -> bool {
         self.netns.succeeds(&format!("ping -n -c 1 -W 2 {address}"))
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        let _ = stop_device(&self.name);
+        let _ = self.netns.enter(|| stop_device(&self.name));
     }
 }
 
@@ -145,6 +144,44 @@ fn narrowed(backend: Backend) {
         gateway.check();
         let traffic = gateway.host.observe().unwrap().traffic;
         assert_eq!(traffic.get(&neighbour).map_or(0, |it| it.tx_bytes), 0);
+    });
+}
+
+/// A peer with a site prefix forges the source of another's, which is a part of it.
+fn nested(backend: Backend) {
+    let netns = Netns::new("Bg");
+    let client = Client::new(backend, &netns);
+    const SOURCES: [[&str; 2]; 2] = [["10.50.1.9", "10.50.2.9"], ["fd50:1::9", "fd50:2::9"]];
+    for source in SOURCES.concat() {
+        client.netns.exec(&format!("ip address add {source} dev {} nodad", client.name));
+    }
+    netns.enter(|| {
+        let mut gateway = Gateway::up(interface(), backend);
+        let key = private_key(2).public_key();
+        let outer = peer(&["10.7.0.2/32", "10.50.0.0/16", "fd07::2/128", "fd50::/16"]);
+        let inner = peer(&["10.50.1.0/24", "fd50:1::/32"]);
+        gateway.apply_all(vec![
+            Step::AddPeer { key, peer: outer },
+            Step::AddPeer { key: private_key(3).public_key(), peer: inner },
+            Step::AddRoute { prefix: "10.50.0.0/16".parse().unwrap() },
+            Step::AddRoute { prefix: "fd50::/16".parse().unwrap() },
+        ]);
+        assert!((0..8).any(|_| client.reaches("10.7.0.1")));
+        for ([forged, own], to) in SOURCES.into_iter().zip(["10.7.0.1", "fd07::1"]) {
+            let to = (to.parse::<IpAddr>().unwrap(), 7000);
+            let server = UdpSocket::bind(to).unwrap();
+            server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            client.netns.enter(|| {
+                for (source, text) in [(forged, b"forged"), (own, b"my own")] {
+                    let source = (source.parse::<IpAddr>().unwrap(), 0);
+                    UdpSocket::bind(source).unwrap().send_to(text, to).unwrap();
+                }
+            });
+            // They come in order: the first that comes is the second that was sent.
+            let mut datagram = [0; 9];
+            let (len, from) = server.recv_from(&mut datagram).unwrap();
+            assert_eq!(&datagram[..len], b"my own", "from {from}");
+        }
     });
 }
 

@@ -161,7 +161,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // A kernel link goes with its namespace; a userspace device must be told.
-        let _ = stop_device(&self.interface);
+        let _ = self.gateway.enter(|| stop_device(&self.interface));
     }
 }
 

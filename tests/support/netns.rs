@@ -29,6 +29,12 @@ impl Netns {
         netns
     }
 
+    /// What `ip netns` calls it.
+    #[allow(dead_code, reason = "not every test that uses this file needs it")]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A command in this namespace, not yet started. The words are parted by spaces.
     pub fn command(&self, words: &str) -> Command {
         let mut command = Command::new("ip");

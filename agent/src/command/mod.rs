@@ -65,8 +65,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Check(json) => check::check(source, json.json),
         Command::Psk(command) => psk::psk(source, &command),
         Command::Key(command) => key::key(source, &command),
-        Command::Device { name, serve: None } => device::supervise(&name),
-        Command::Device { name, serve: Some(serve) } => device::serve(&name, serve),
+        Command::Device { name, serve: _ } => device::serve(&name),
         Command::Manual { folder } => manual::manual(&folder),
         Command::Down { yes } => down::down(&configuration(source)?, yes),
     }

@@ -33,7 +33,8 @@ static FILTER: OnceLock<Option<reload::Handle<EnvFilter, Registry>>> = OnceLock:
 /// If the filter cannot be parsed.
 pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseError> {
     let default = match audience {
-        Audience::Daemon => "info",
+        // A userspace device's engine complains of each packet that it cannot send.
+        Audience::Daemon => "info,gotatun=off",
         Audience::Person => "warn",
     };
     let variable = std::env::var(EnvFilter::DEFAULT_ENV).ok();

@@ -1,6 +1,7 @@
 //! Applying steps, run by run.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tracing::{info, warn};
@@ -13,12 +14,15 @@ use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{blame, refused};
 use crate::dataplane::sockets::{self, Destroyed};
-use crate::dataplane::wireguard;
+use crate::dataplane::wireguard::{self, Userspace};
 use crate::dataplane::{
     DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route,
 };
 use crate::model::{FirewallChange, GatewayId, InterfaceName, ObservedState, Unloadable};
 use crate::plan::{Blame, Interlock, Parted, Phase, Step, load_in_parts};
+
+/// A device looks at its link each second.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What became of one step.
 pub(super) type Verdict = Result<(), Arc<DataplaneError>>;
@@ -118,7 +122,7 @@ impl<F: Firewall> Host<F> {
             if self.find()?.is_some() {
                 return Err(DataplaneError::NotOurs(name));
             }
-            abandon_device(&name)?;
+            self.await_device_without_link(&name)?;
             spawn_device(&self.settings.device_exe, &name)?;
         }
         // Until it is marked, it has neither key nor peer: whoever is killed here leaves a link that
@@ -128,6 +132,19 @@ impl<F: Firewall> Host<F> {
         self.link_index = Some(link.index);
         link::claim(&mut self.rtnetlink, link.index, gateway_id)
             .map_err(DataplaneError::during(format!("marking the link {name} as ours")))
+    }
+
+    /// A device that answers and has no link is about to make one, or about to end because it lost it.
+    /// One that does neither hangs, and is ended.
+    fn await_device_without_link(&mut self, name: &InterfaceName) -> Result<(), DataplaneError> {
+        let asked = Instant::now();
+        while wireguard::answers(name) && self.find()?.is_none() {
+            if asked.elapsed() > DEVICE_PATIENCE {
+                return Ok(abandon_device(name)?);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Whether the kernel makes the link; if not, a userspace device may.
@@ -184,7 +201,7 @@ impl<F: Firewall> Host<F> {
         step: &Step,
         observed: &ObservedState,
     ) -> Result<(), DataplaneError> {
-        let (index, name) = (link.index, &self.settings.interface);
+        let (index, userspace) = (link.index, &self.userspace);
         let (rtnetlink, kernel) = (&mut self.rtnetlink, &mut self.kernel);
         let in_kernel = |verdict: Result<(), NetlinkError>| {
             verdict.map_err(|error| refused(&as_noticed(step, &error, observed), error))
@@ -193,7 +210,12 @@ impl<F: Firewall> Host<F> {
             (Step::ClaimLink { gateway_id }, _) => {
                 in_kernel(link::claim(rtnetlink, index, *gateway_id))
             }
-            (Step::SetMtu { bytes }, _) => in_kernel(link::set_mtu(rtnetlink, index, *bytes)),
+            (Step::SetMtu { bytes }, _) => {
+                if backend == BackendInUse::Userspace {
+                    Userspace::check_mtu(*bytes)?;
+                }
+                in_kernel(link::set_mtu(rtnetlink, index, *bytes))
+            }
             (Step::SetUp, _) => in_kernel(link::set_up(rtnetlink, index)),
             (Step::AddAddress { address }, _) => {
                 in_kernel(address::add(rtnetlink, index, *address))?;
@@ -214,19 +236,19 @@ impl<F: Firewall> Host<F> {
                 in_kernel(kernel.set_private_key(index, private_key))
             }
             (Step::SetPrivateKey { private_key }, BackendInUse::Userspace) => {
-                Ok(wireguard::set_private_key(name, private_key)?)
+                Ok(userspace.set_private_key(private_key)?)
             }
             (Step::SetListenPort { port }, BackendInUse::Kernel) => {
                 in_kernel(kernel.set_listen_port(index, *port))
             }
             (Step::SetListenPort { port }, BackendInUse::Userspace) => {
-                Ok(wireguard::set_listen_port(name, *port)?)
+                Ok(userspace.set_listen_port(*port)?)
             }
             (Step::SetFwmark { fwmark }, BackendInUse::Kernel) => {
                 in_kernel(kernel.set_fwmark(index, *fwmark))
             }
             (Step::SetFwmark { fwmark }, BackendInUse::Userspace) => {
-                Ok(wireguard::set_fwmark(name, *fwmark)?)
+                Ok(userspace.set_fwmark(*fwmark)?)
             }
             _ => Err(DataplaneError::NoInterfaceStep(step.to_string())),
         }
@@ -244,7 +266,9 @@ impl<F: Firewall> Host<F> {
                 let written = self.kernel.write_peers(link.index, run, &observed.peers);
                 with_remedies(run, written)
             }
-            BackendInUse::Userspace => wireguard::write_peers(&self.settings.interface, run)
+            BackendInUse::Userspace => self
+                .userspace
+                .write_peers(run)
                 .into_iter()
                 .map(|verdict| verdict.map_err(|error| Arc::new(error.into())))
                 .collect(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{BackendInUse, Host};
-use crate::dataplane::{DataplaneError, Firewall, Glance, wireguard};
+use crate::dataplane::{DataplaneError, Firewall, Glance};
 
 impl<F: Firewall> Host<F> {
     /// A link that is missing or not ours is no interface: a complete reading tells which.
@@ -18,7 +18,7 @@ impl<F: Firewall> Host<F> {
                 .kernel
                 .read_but_peers(link.index)
                 .map_err(DataplaneError::during(format!("reading the device {name}")))?,
-            BackendInUse::Userspace => wireguard::read(name)?,
+            BackendInUse::Userspace => self.userspace.read()?,
         };
         let interface = self.read_interface(&link, &device)?;
         let routes = self.read_routes(&link, &interface)?;

@@ -2,7 +2,9 @@
 
 mod codec;
 mod dump;
+mod error;
 mod kernel;
+mod socket;
 mod sys;
 mod uapi;
 mod userspace;
@@ -11,13 +13,14 @@ use std::collections::BTreeMap;
 
 use crate::model::{Peer, PublicKey, Traffic};
 
+pub use error::UserspaceError;
 pub(crate) use kernel::Kernel;
-pub use uapi::UapiError;
-pub use userspace::UserspaceError;
-pub(crate) use userspace::{
-    answers, process_id, read, set_fwmark, set_listen_port, set_private_key, socket_path,
-    write_peers,
+pub(crate) use socket::{
+    abstract_name, answers, is_there, is_trusted, listens, open, process_id, socket_path,
 };
+pub use uapi::UapiError;
+pub(crate) use uapi::{OPEN_SESSION, hex, unhex};
+pub(crate) use userspace::Userspace;
 
 /// Everything a device says of itself, of one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -1,8 +1,12 @@
 //! The text that userspace devices speak (<https://www.wireguard.com/xplatform/>). Pure.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use defguard_wireguard_rs::key::Key as UapiKey;
+use defguard_wireguard_rs::net::IpAddrMask;
+use defguard_wireguard_rs::peer::Peer as UapiPeer;
 use zeroize::Zeroizing;
 
 use super::DeviceReading;
@@ -63,37 +67,62 @@ pub(super) fn parse(answer: &str, now: SystemTime) -> Result<DeviceReading, Uapi
     Ok(reading)
 }
 
-/// A `set=1` that adds a peer which is not there.
-pub(super) fn addition(key: &PublicKey, peer: &Peer, traffic: Option<&Traffic>) -> Secret {
-    let mut text = Secret::new(String::with_capacity(512));
-    push(&mut text, "public_key", key.as_bytes());
+/// A line of our own in a peer's part of `set=1`: begin a handshake with it at once.
+pub(crate) const OPEN_SESSION: &str = "open_session";
+
+/// A `set=1` that makes a peer, or changes the one that came to be since the device was read. With
+/// `open_session`, which a device of the last version does not understand, its session is opened at the
+/// endpoint, if that is known.
+pub(super) fn addition(
+    key: &PublicKey,
+    peer: &Peer,
+    endpoint: Option<SocketAddr>,
+    open_session: bool,
+) -> Secret {
+    let mut text = whole(key, peer, endpoint, peer.keepalive_secs != 0);
     if let Some(preshared_key) = &peer.preshared_key {
-        push(&mut text, "preshared_key", preshared_key.expose_bytes());
+        hex(&mut text, "preshared_key", preshared_key.expose_bytes());
     }
-    if let Some(endpoint) = traffic.and_then(|traffic| traffic.endpoint) {
-        let _ = writeln!(text, "endpoint={endpoint}");
-    }
-    if peer.keepalive_secs != 0 {
-        let _ = writeln!(text, "persistent_keepalive_interval={}", peer.keepalive_secs);
-    }
-    for prefix in peer.allowed_ips.iter() {
-        let _ = writeln!(text, "allowed_ip={prefix}");
+    if open_session && endpoint.is_some() {
+        let _ = writeln!(text, "{OPEN_SESSION}=true");
     }
     text
 }
 
-/// A `set=1` that removes a peer.
-pub(super) fn removal(key: &PublicKey) -> Secret {
-    let mut text = Secret::new(String::with_capacity(96));
-    push(&mut text, "public_key", key.as_bytes());
-    text.push_str("remove=true\n");
+/// A `set=1` that makes a peer which is there what it is to be, and no other peer.
+pub(super) fn update(key: &PublicKey, peer: &Peer) -> Secret {
+    let mut text = whole(key, peer, None, true);
+    // All zero is how the protocol says "none".
+    let none = [0; 32];
+    let preshared_key = peer.preshared_key.as_ref();
+    hex(&mut text, "preshared_key", preshared_key.map_or(&none, |key| key.expose_bytes()));
+    text.push_str("update_only=true\n");
     text
+}
+
+/// A peer with all that is no secret.
+fn whole(key: &PublicKey, peer: &Peer, endpoint: Option<SocketAddr>, keepalive: bool) -> Secret {
+    let mut lines = UapiPeer::new(UapiKey::new(*key.as_bytes()));
+    lines.endpoint = endpoint;
+    lines.persistent_keepalive_interval = keepalive.then_some(peer.keepalive_secs);
+    let prefix = |prefix: ipnet::IpNet| IpAddrMask::new(prefix.addr(), prefix.prefix_len());
+    lines.allowed_ips = peer.allowed_ips.iter().map(prefix).collect();
+    let lines = lines.as_uapi_update();
+    // Nothing secret is left behind in memory by growing.
+    let mut text = Secret::new(String::with_capacity(lines.len() + 256));
+    text.push_str(&lines);
+    text
+}
+
+/// A `set=1` that removes a peer.
+pub(super) fn removal(key: &PublicKey) -> String {
+    UapiPeer::new(UapiKey::new(*key.as_bytes())).as_uapi_remove()
 }
 
 /// A `set=1` that sets the private key.
 pub(super) fn private_key(key: &PrivateKey) -> Secret {
     let mut text = Secret::new(String::with_capacity(96));
-    push(&mut text, "private_key", key.expose_bytes());
+    hex(&mut text, "private_key", key.expose_bytes());
     text
 }
 
@@ -149,7 +178,8 @@ impl OpenPeer {
     }
 }
 
-fn push(text: &mut Secret, name: &str, bytes: &[u8; 32]) {
+/// Writes a line with a key.
+pub(crate) fn hex(text: &mut String, name: &str, bytes: &[u8; 32]) {
     text.push_str(name);
     text.push('=');
     for byte in bytes {
@@ -158,7 +188,8 @@ fn push(text: &mut Secret, name: &str, bytes: &[u8; 32]) {
     text.push('\n');
 }
 
-fn unhex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+/// Reads a key.
+pub(crate) fn unhex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
     let mut bytes = Zeroizing::new([0; 32]);
     let digits = text.as_bytes();
     if digits.len() != 64 {
@@ -237,10 +268,33 @@ mod tests {
             allowed_ips: ["10.0.0.2/32".parse().unwrap()].into_iter().collect(),
             keepalive_secs: 25,
         };
-        let traffic = Traffic { endpoint: "192.0.2.1:7".parse().ok(), ..Traffic::default() };
-        let text = addition(&key, &peer, Some(&traffic));
-        let reading = parse(&text, SystemTime::UNIX_EPOCH).unwrap();
-        assert_eq!(reading.peers[&key], peer);
-        assert_eq!(reading.traffic[&key], traffic);
+        let endpoint = "192.0.2.1:7".parse().ok();
+        let now = SystemTime::UNIX_EPOCH;
+        let added = parse(&addition(&key, &peer, endpoint, false), now).unwrap();
+        assert_eq!((&added.peers[&key], added.traffic[&key].endpoint), (&peer, endpoint));
+        assert_eq!(parse(&update(&key, &peer), now).unwrap().peers[&key], peer);
+    }
+
+    #[test]
+    fn a_session_is_opened_where_the_peer_was() {
+        let key = PublicKey::from_bytes([3; 32]).unwrap();
+        let endpoint = "192.0.2.1:7".parse().ok();
+        let text = |endpoint, open| addition(&key, &Peer::default(), endpoint, open);
+        assert!(text(endpoint, true).contains("open_session=true\n"));
+        assert!(!text(None, true).contains(OPEN_SESSION));
+        assert!(!text(endpoint, false).contains(OPEN_SESSION));
+    }
+
+    #[test]
+    fn an_update_says_what_the_peer_has_no_more() {
+        let key = PublicKey::from_bytes([3; 32]).unwrap();
+        let text = update(&key, &Peer::default());
+        let zeros = "00".repeat(32);
+        for line in
+            ["update_only=true", "replace_allowed_ips=true", "persistent_keepalive_interval=0"]
+        {
+            assert!(text.lines().any(|it| it == line), "{line}");
+        }
+        assert!(text.contains(&format!("preshared_key={zeros}\n")));
     }
 }

@@ -1,0 +1,379 @@
+//! The engine of a userspace device: GotaTun, and what it does not keep itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use gotatun::device::configure::{DeviceRead, DeviceWrite, PeerMut, PeerStats};
+use gotatun::device::{Device, DeviceBuilder, Error, Peer};
+use gotatun::x25519::{PublicKey as Point, StaticSecret};
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
+use zeroize::Zeroizing;
+
+use super::allowed::Allowed;
+use super::request::{PeerChange, Set};
+use super::transport::{Ports, Tun};
+use crate::dataplane::wireguard::hex;
+use crate::model::{AllowedIps, PublicKey};
+
+type Transports = (Ports, Tun, Tun);
+
+/// How long the first message of a handshake may take to leave; the answer is not awaited.
+const SEND_TIMEOUT: Duration = Duration::from_millis(50);
+/// Two readings of one handshake's age differ by less.
+const AGE_TOLERANCE: Duration = Duration::from_secs(1);
+
+/// A WireGuard device without its control socket.
+pub(super) struct Engine {
+    device: Device<Transports>,
+    has_key: bool,
+    /// The port that was asked for; 0: any.
+    port: u16,
+    allowed: Allowed,
+    handshakes: BTreeMap<PublicKey, Handshake>,
+}
+
+/// The engine forgets a handshake when its session has expired, and the protocol does not.
+#[derive(Debug, Clone, Copy)]
+struct Handshake {
+    since_boot: Duration,
+    at: SystemTime,
+}
+
+impl Engine {
+    /// An engine without a key, which opens no port yet.
+    ///
+    /// # Errors
+    /// None is known as long as there are no peers.
+    pub async fn start(tun: Tun) -> Result<Self, Error> {
+        let device = DeviceBuilder::new().with_udp(Ports::default()).with_ip(tun).build().await?;
+        let (allowed, handshakes) = (Allowed::default(), BTreeMap::new());
+        Ok(Self { device, has_key: false, port: 0, allowed, handshakes })
+    }
+
+    /// The answer to `get=1`, without its last lines.
+    pub async fn get(&mut self) -> Zeroizing<String> {
+        let port = self.port;
+        let mut text = Zeroizing::new(String::with_capacity(4096));
+        let peers = self.device.read(async |device| describe(device, port, &mut text).await).await;
+        self.note_handshakes(&peers);
+        for peer in &peers {
+            self.describe_peer(peer, &mut text);
+        }
+        text
+    }
+
+    /// Notes the handshakes since it was last called, which must be within the life of a session.
+    pub async fn look(&mut self) {
+        let peers = self.device.peers().await;
+        self.note_handshakes(&peers);
+    }
+
+    /// Carries out a `set=1`. All its peers change at one moment between two packets, after key and port,
+    /// and not at all if one of those cannot be set.
+    ///
+    /// # Errors
+    /// `ENOKEY`: a peer before the private key; `EOPNOTSUPP`: a private key of zeros; what the kernel
+    /// says about the port.
+    pub async fn set(&mut self, set: Set) -> Result<(), Errno> {
+        let adds = |peer: &PeerChange| !peer.remove && !peer.update_only;
+        if !self.has_key && set.private_key.is_none() && set.peers.iter().any(adds) {
+            return Err(Errno::ENOKEY);
+        }
+        if set.private_key.as_deref().is_some_and(|key| *key == [0; 32]) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if let Some(port) = set.listen_port
+            && port != self.port
+        {
+            check_port(port)?;
+        }
+        let mut opened: BTreeSet<PublicKey> =
+            set.peers.iter().filter(|peer| peer.open_session).map(|peer| peer.key).collect();
+        if let Some(key) = set.private_key
+            && self.set_key(&key, set.listen_port).await?
+        {
+            opened.extend(self.allowed.peers());
+        } else if let Some(port) = set.listen_port {
+            self.set_port(port).await?;
+        }
+        let edits = self.plan(set.replace_peers, &set.peers);
+        let fwmark = set.fwmark;
+        let apply = async |device: &mut DeviceWrite<'_, Transports>| {
+            for edit in edits {
+                edit.apply(device).await;
+            }
+            fwmark.map_or(Ok(()), |fwmark| device.set_fwmark(fwmark))
+        };
+        self.device.write(apply).await.and_then(|marked| marked).map_err(errno)?;
+        self.handshakes.retain(|key, _| self.allowed.of(key).is_some());
+        self.open_sessions(&opened).await;
+        Ok(())
+    }
+
+    /// Returns whether the key is another one now, which ends all sessions.
+    async fn set_key(&mut self, key: &[u8; 32], port: Option<u16>) -> Result<bool, Errno> {
+        let secret = StaticSecret::from(*key);
+        let public_key = Point::from(&secret);
+        let same = |device: &DeviceRead<'_, Transports>| {
+            device.private_key().is_some_and(|old| Point::from(old) == public_key)
+        };
+        let old = self.port;
+        let port = port.unwrap_or(old);
+        if self.device.read(async |device| same(device)).await {
+            self.set_port(port).await?;
+            return Ok(false);
+        }
+        let set = async |device: &mut DeviceWrite<'_, Transports>| {
+            device.set_private_key(secret).await;
+            device.set_listen_port(port);
+        };
+        let set = self.device.write(set).await;
+        self.has_key = true;
+        self.port = port;
+        match set {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                self.open_port(old).await;
+                Err(errno(error))
+            }
+        }
+    }
+
+    /// Before there is a key, the engine opens no port.
+    async fn set_port(&mut self, port: u16) -> Result<(), Errno> {
+        let old = std::mem::replace(&mut self.port, port);
+        if old == port || !self.has_key {
+            return Ok(());
+        }
+        let moved = self.device.write(async |device| device.set_listen_port(port)).await;
+        if let Err(error) = moved {
+            self.open_port(old).await;
+            return Err(errno(error));
+        }
+        Ok(())
+    }
+
+    /// Goes back to the port that it had, after the engine closed that and did not get another.
+    async fn open_port(&mut self, port: u16) {
+        self.port = port;
+        let other = u16::from(port == 0);
+        let open = async |device: &mut DeviceWrite<'_, Transports>| {
+            // It opens sockets anew only where the port changes.
+            device.set_listen_port(other);
+            device.set_listen_port(port);
+        };
+        if let Err(error) = self.device.write(open).await {
+            tracing::error!(port, %error, "UDP port {port} cannot be opened again: {error}");
+        }
+    }
+
+    /// Begins handshakes with those whose endpoint is known. Who does not answer is asked again by the
+    /// engine's timers.
+    async fn open_sessions(&self, keys: &BTreeSet<PublicKey>) {
+        let points: Vec<Point> = keys.iter().map(|key| Point::from(*key.as_bytes())).collect();
+        let handshakes = join_all(points.iter().map(|key| self.device.force_handshake(key)));
+        let _ = tokio::time::timeout(SEND_TIMEOUT, handshakes).await;
+    }
+
+    /// What the engine must do so that peers become what was asked for. A peer that is there is never
+    /// removed and added: that would end its session.
+    fn plan(&mut self, replace_peers: bool, changes: &[PeerChange]) -> Vec<Edit> {
+        let mut edits = Vec::new();
+        if replace_peers {
+            let kept = |key: &PublicKey| changes.iter().any(|it| it.key == *key && !it.remove);
+            let gone: Vec<PublicKey> =
+                self.allowed.peers().filter(|key| !kept(key)).copied().collect();
+            edits.extend(gone.into_iter().filter_map(|key| self.removal(key)));
+        }
+        for change in changes {
+            if change.remove {
+                edits.extend(self.removal(change.key));
+                continue;
+            }
+            let had = self.allowed.of(&change.key).cloned();
+            if had.is_none() && change.update_only {
+                continue;
+            }
+            let is_there = had.is_some();
+            let kept = if change.replace_allowed_ips || replace_peers { None } else { had };
+            let kept = kept.unwrap_or_default();
+            let kept = kept.iter().filter(|prefix| !change.removed_ips.contains(prefix));
+            let prefixes: AllowedIps = kept.chain(change.added_ips.iter().copied()).collect();
+            let losers = self.allowed.set(change.key, prefixes.clone());
+            let losers = losers.into_iter().filter_map(|key| {
+                let prefixes = self.allowed.of(&key)?;
+                Some(Edit::Modify(Modification::of(key, networks(prefixes))))
+            });
+            edits.extend(losers);
+            edits.push(Edit::of(change, networks(&prefixes), is_there, replace_peers));
+        }
+        edits
+    }
+
+    fn removal(&mut self, key: PublicKey) -> Option<Edit> {
+        self.allowed.remove(&key).then_some(Edit::Remove(key))
+    }
+
+    fn note_handshakes(&mut self, peers: &[PeerStats]) {
+        let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
+        let (Ok(since_boot), now) = (since_boot, SystemTime::now()) else { return };
+        for peer in peers {
+            let Ok(key) = PublicKey::from_bytes(peer.peer.public_key.to_bytes()) else { continue };
+            let Some(age) = peer.stats.last_handshake else { continue };
+            let seen = Handshake {
+                since_boot: since_boot.saturating_sub(age),
+                at: now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
+            };
+            let known = self.handshakes.entry(key).or_insert(seen);
+            // One handshake keeps the time at which it was first seen, whatever becomes of the clock.
+            if seen.since_boot > known.since_boot + AGE_TOLERANCE {
+                *known = seen;
+            }
+        }
+    }
+
+    fn describe_peer(&self, PeerStats { peer, stats, .. }: &PeerStats, text: &mut String) {
+        hex(text, "public_key", peer.public_key.as_bytes());
+        if let Some(preshared_key) = &peer.preshared_key {
+            hex(text, "preshared_key", preshared_key);
+        }
+        let _ = writeln!(text, "protocol_version=1");
+        if let Some(endpoint) = peer.endpoint {
+            let _ = writeln!(text, "endpoint={endpoint}");
+        }
+        let key = PublicKey::from_bytes(peer.public_key.to_bytes()).ok();
+        let at = key.and_then(|key| self.handshakes.get(&key));
+        let at = at.and_then(|it| it.at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let at = at.unwrap_or_default();
+        let _ = writeln!(text, "last_handshake_time_sec={}", at.as_secs());
+        let _ = writeln!(text, "last_handshake_time_nsec={}", at.subsec_nanos());
+        let _ = writeln!(text, "tx_bytes={}\nrx_bytes={}", stats.tx_bytes, stats.rx_bytes);
+        let keepalive_secs = peer.keepalive.unwrap_or(0);
+        let _ = writeln!(text, "persistent_keepalive_interval={keepalive_secs}");
+        for prefix in &peer.allowed_ips {
+            let _ = writeln!(text, "allowed_ip={prefix}");
+        }
+    }
+}
+
+async fn describe(
+    device: &DeviceRead<'_, Transports>,
+    port: u16,
+    text: &mut String,
+) -> Vec<PeerStats> {
+    if let Some(key) = device.private_key() {
+        hex(text, "private_key", key.as_bytes());
+    }
+    // Until there is a key, the engine does not know of the port.
+    let port = if port == 0 { device.listen_port() } else { port };
+    let _ = writeln!(text, "listen_port={port}");
+    if let Some(fwmark) = device.fwmark().filter(|fwmark| *fwmark != 0) {
+        let _ = writeln!(text, "fwmark={fwmark}");
+    }
+    device.peers().await
+}
+
+/// One change of a peer in the engine.
+enum Edit {
+    Remove(PublicKey),
+    Add(Box<Peer>),
+    Modify(Modification),
+}
+
+/// A change of a peer that is there. What is `None` stays as it is.
+struct Modification {
+    key: PublicKey,
+    preshared_key: Option<Option<[u8; 32]>>,
+    endpoint: Option<SocketAddr>,
+    keepalive_secs: Option<u16>,
+    prefixes: Vec<IpNetwork>,
+}
+
+impl Edit {
+    /// With `reset`, what the change does not name is as in a new peer.
+    fn of(change: &PeerChange, prefixes: Vec<IpNetwork>, is_there: bool, reset: bool) -> Self {
+        let preshared_key = change.preshared_key.as_ref();
+        let preshared_key = preshared_key.map(|key| key.as_ref().map(|key| *key.expose_bytes()));
+        if is_there {
+            return Self::Modify(Modification {
+                preshared_key: preshared_key.or(reset.then_some(None)),
+                endpoint: change.endpoint,
+                keepalive_secs: change.keepalive_secs.or(reset.then_some(0)),
+                ..Modification::of(change.key, prefixes)
+            });
+        }
+        let mut peer = Peer::new(Point::from(*change.key.as_bytes()));
+        peer.preshared_key = preshared_key.flatten();
+        peer.endpoint = change.endpoint;
+        peer.keepalive = change.keepalive_secs.filter(|secs| *secs != 0);
+        peer.allowed_ips = prefixes;
+        Self::Add(Box::new(peer))
+    }
+
+    async fn apply(self, device: &mut DeviceWrite<'_, Transports>) {
+        match self {
+            Self::Remove(key) => {
+                device.remove_peer(&Point::from(*key.as_bytes())).await;
+            }
+            Self::Add(peer) => {
+                device.add_peer(*peer);
+            }
+            Self::Modify(change) => {
+                let key = Point::from(*change.key.as_bytes());
+                device.modify_peer(&key, |peer| change.apply(peer)).await;
+            }
+        }
+    }
+}
+
+impl Modification {
+    const fn of(key: PublicKey, prefixes: Vec<IpNetwork>) -> Self {
+        Self { key, preshared_key: None, endpoint: None, keepalive_secs: None, prefixes }
+    }
+
+    fn apply(self, peer: &mut PeerMut) {
+        if let Some(preshared_key) = self.preshared_key {
+            peer.set_preshared_key(preshared_key);
+        }
+        if self.endpoint.is_some() {
+            peer.set_endpoint(self.endpoint);
+        }
+        if let Some(secs) = self.keepalive_secs {
+            peer.set_keepalive(Some(secs).filter(|secs| *secs != 0));
+        }
+        peer.clear_allowed_ips();
+        peer.add_allowed_ips(self.prefixes);
+    }
+}
+
+fn networks(prefixes: &AllowedIps) -> Vec<IpNetwork> {
+    let network = |prefix: ipnet::IpNet| IpNetwork::new(prefix.addr(), prefix.prefix_len()).ok();
+    prefixes.iter().filter_map(network).collect()
+}
+
+/// The engine closes its socket before it opens another, so the port is tried here first.
+fn check_port(port: u16) -> Result<(), Errno> {
+    let addresses = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+    for address in addresses {
+        match UdpSocket::bind((address, port)).map_err(|error| error.raw_os_error()) {
+            Err(Some(errno)) if errno == Errno::EADDRINUSE as i32 => return Err(Errno::EADDRINUSE),
+            // Whatever else hinders this attempt (no IPv6, say) need not hinder the engine.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn errno(error: Error) -> Errno {
+    match error {
+        Error::IoError(error) | Error::Bind(error, _) => {
+            error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+        }
+        _ => Errno::EIO,
+    }
+}

@@ -1,0 +1,173 @@
+//! Where the packets of a userspace device come from and go to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use defguard_boringtun::device::Error as TunError;
+use defguard_boringtun::device::tun::TunSocket;
+use gotatun::packet::{Ip, Packet, PacketBufPool};
+use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
+use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
+use gotatun::udp::{UdpRecv, UdpTransportFactory, UdpTransportFactoryParams};
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+/// Packets that are read at once.
+const BATCH: usize = 64;
+
+/// The TUN device. It is gone with its last clone.
+#[derive(Clone)]
+pub(super) struct Tun {
+    socket: Arc<AsyncFd<TunSocket>>,
+    mtu: MtuWatcher,
+}
+
+impl Tun {
+    /// Makes a link of this name, which no link may have. `mtu` gives the MTU in bytes.
+    ///
+    /// # Errors
+    /// No `/dev/net/tun`, or no right to make a link.
+    pub fn create(name: &str, mtu: watch::Receiver<u16>) -> io::Result<Self> {
+        let socket = TunSocket::new(name).and_then(TunSocket::set_non_blocking).map_err(cause)?;
+        #[expect(
+            deprecated,
+            reason = "a TunSocket owns its descriptor, but lends it only as a number"
+        )]
+        let socket = AsyncFd::new(socket)?;
+        Ok(Self { socket: Arc::new(socket), mtu: mtu.into() })
+    }
+}
+
+impl IpSend for Tun {
+    /// A packet that the kernel does not take, because the link is down, say, is lost as on any link.
+    async fn send(&mut self, packet: Packet<Ip>) -> io::Result<()> {
+        let bytes = packet.into_bytes();
+        let write = |tun: &AsyncFd<TunSocket>| match tun.get_ref().write4(&bytes) {
+            0 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        };
+        loop {
+            match self.socket.writable().await?.try_io(write) {
+                Ok(Err(error)) if is_gone(&error) => return Err(error),
+                Ok(_) => return Ok(()),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl IpRecv for Tun {
+    async fn recv<'a>(
+        &'a mut self,
+        pool: &mut PacketBufPool,
+    ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
+        let mut packets = Vec::new();
+        loop {
+            let mut ready = self.socket.readable().await?;
+            while packets.len() < BATCH {
+                let mut packet = pool.get();
+                let read = |tun: &AsyncFd<TunSocket>| {
+                    tun.get_ref().read(&mut packet).map(|read| read.len()).map_err(cause)
+                };
+                match ready.try_io(read) {
+                    Ok(Ok(len)) => {
+                        packet.truncate(len);
+                        packets.extend(packet.try_into_ip());
+                    }
+                    Ok(Err(error)) if is_gone(&error) => return Err(error),
+                    Ok(Err(_)) => {
+                        pause().await;
+                        break;
+                    }
+                    Err(_would_block) => break,
+                }
+            }
+            if !packets.is_empty() {
+                return Ok(packets.into_iter());
+            }
+        }
+    }
+
+    fn mtu(&self) -> MtuWatcher {
+        self.mtu.clone()
+    }
+}
+
+/// The link was deleted: `tun_chr_read_iter` in drivers/net/tun.c.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EBADFD as i32)
+}
+
+fn cause(error: TunError) -> io::Error {
+    match error {
+        TunError::IoError(error)
+        | TunError::Socket(error)
+        | TunError::FCntl(error)
+        | TunError::IOCtl(error)
+        | TunError::IfaceRead(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+/// Opens the device's UDP socket: one for both families, or for IPv4 where there is no IPv6.
+#[derive(Default)]
+pub(super) struct Ports(UdpSocketFactory);
+
+impl UdpTransportFactory for Ports {
+    type Send = UdpSocket;
+    type Recv = Receiver;
+
+    /// The engine opens the next socket while the tasks that hold the last one are being stopped, so a
+    /// port that is taken may be its own for a moment.
+    async fn bind(
+        &mut self,
+        params: &UdpTransportFactoryParams,
+    ) -> io::Result<(UdpSocket, Receiver)> {
+        const ATTEMPTS: u32 = 50;
+        for _ in 1..ATTEMPTS {
+            match self.0.bind(params).await {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => pause().await,
+                bound => return bound.map(|(send, receive)| (send, Receiver(receive))),
+            }
+        }
+        self.0.bind(params).await.map(|(send, receive)| (send, Receiver(receive)))
+    }
+}
+
+/// Receives datagrams. The engine would never receive again after an error, such as a moment without
+/// memory.
+pub(super) struct Receiver(UdpSocket);
+
+impl UdpRecv for Receiver {
+    type RecvManyBuf = <UdpSocket as UdpRecv>::RecvManyBuf;
+
+    async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
+        loop {
+            match self.0.recv_from(pool).await {
+                Err(_) => pause().await,
+                received => return received,
+            }
+        }
+    }
+
+    async fn recv_many_from(
+        &mut self,
+        buffer: &mut Self::RecvManyBuf,
+        pool: &mut PacketBufPool,
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        loop {
+            match self.0.recv_many_from(buffer, pool, packets).await {
+                Err(_) => pause().await,
+                received => return received,
+            }
+        }
+    }
+}
+
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}

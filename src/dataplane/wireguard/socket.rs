@@ -1,0 +1,188 @@
+//! How a userspace device is reached: by an abstract name, which belongs to the network namespace.
+//!
+//! A device that the last version of Gatepost started has only a file in `/var/run/wireguard`, whose
+//! name other network namespaces may share. It is used if it was made in this one.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::socket::{
+    self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt::PeerCredentials,
+};
+use nix::unistd::geteuid;
+
+use super::error::UserspaceError;
+use crate::model::InterfaceName;
+
+const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
+/// The sockets of the calling thread's network namespace, with the names of their files.
+const SOCKETS_HERE: &str = "/proc/thread-self/net/unix";
+/// A working device answers in milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The name of the abstract socket, without the zero byte before it.
+pub(crate) fn abstract_name(name: &InterfaceName) -> String {
+    format!("gatepost/{name}")
+}
+
+/// The socket file, which `wg` uses.
+pub(crate) fn socket_path(name: &InterfaceName) -> PathBuf {
+    PathBuf::from(SOCKET_DIRECTORY).join(format!("{name}.sock"))
+}
+
+/// Whether keys may be told to this user, and requests taken: only root and our own user know them.
+pub(crate) fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+/// A connection to a device.
+pub(crate) struct Connection {
+    pub stream: UnixStream,
+    pub generation: Generation,
+    /// The process that listens; `None`: one that this process cannot see.
+    pub process_id: Option<i32>,
+}
+
+/// What a device can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Generation {
+    /// It changes a peer without ending its session.
+    Current,
+    /// One that the last version started: it cannot change a peer that is there.
+    Former,
+}
+
+/// Connects to the device of this name in this network namespace.
+///
+/// # Errors
+/// [`UserspaceError::Stranger`]; [`UserspaceError::Silent`]: no device, or one that hangs.
+pub(crate) fn open(name: &InterfaceName) -> Result<Connection, UserspaceError> {
+    let silent = |source| UserspaceError::Silent { name: name.clone(), source };
+    let connect = |address: io::Result<UnixAddr>| address.and_then(|address| connect(&address));
+    let named = UnixAddr::new_abstract(abstract_name(name).as_bytes()).map_err(io::Error::from);
+    match connect(named) {
+        Ok(stream) => trusted(name, stream, Generation::Current),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            let path = socket_path(name);
+            if !is_made_here(&path) {
+                return Err(silent(error));
+            }
+            let stream = connect(UnixAddr::new(&path).map_err(io::Error::from)).map_err(silent)?;
+            trusted(name, stream, Generation::Former)
+        }
+        Err(error) => Err(silent(error)),
+    }
+}
+
+/// Whether a device of this name is there. One that hangs is.
+///
+/// # Errors
+/// [`UserspaceError::Stranger`].
+pub(crate) fn is_there(name: &InterfaceName) -> Result<bool, UserspaceError> {
+    match open(name) {
+        Ok(_) => Ok(true),
+        Err(UserspaceError::Silent { source, .. }) => {
+            Ok(source.kind() == io::ErrorKind::WouldBlock)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a device of this name is there and may be used.
+pub(crate) fn answers(name: &InterfaceName) -> bool {
+    is_there(name).is_ok_and(|there| there)
+}
+
+/// The number of the device's process.
+pub(crate) fn process_id(name: &InterfaceName) -> Option<i32> {
+    open(name).ok()?.process_id
+}
+
+/// Whether a process, of whatever network namespace, listens on a socket file. A killed device leaves
+/// its file behind without one.
+pub(crate) fn listens(path: &Path) -> bool {
+    match UnixAddr::new(path).map_err(io::Error::from).and_then(|address| connect(&address)) {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
+/// Names do not tell who has them, so the kernel is asked, before a byte is written.
+fn trusted(
+    name: &InterfaceName,
+    stream: UnixStream,
+    generation: Generation,
+) -> Result<Connection, UserspaceError> {
+    let credentials = getsockopt(&stream, PeerCredentials)
+        .map_err(|errno| UserspaceError::Silent { name: name.clone(), source: errno.into() })?;
+    let (uid, pid) = (credentials.uid(), credentials.pid());
+    if !is_trusted(uid) {
+        return Err(UserspaceError::Stranger { name: name.clone(), uid, pid });
+    }
+    // Zero is a process that this one cannot see, and to a signal the whole of our own group.
+    Ok(Connection { stream, generation, process_id: (pid > 0).then_some(pid) })
+}
+
+/// Connects within the time that an answer may take: a process that hangs accepts no connection, and
+/// when its queue is full, connecting would block for ever.
+fn connect(address: &UnixAddr) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let stream = UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, flags, None)?);
+    // It counts for connecting, too: `unix_stream_connect` in net/unix/af_unix.c.
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    socket::connect(stream.as_raw_fd(), address)?;
+    Ok(stream)
+}
+
+/// Whether a socket of this network namespace has this file.
+fn is_made_here(path: &Path) -> bool {
+    let sockets = std::fs::read(SOCKETS_HERE).unwrap_or_default();
+    names_file(&String::from_utf8_lossy(&sockets), path)
+}
+
+/// As paths, because the last version wrote a slash twice.
+fn names_file(sockets: &str, path: &Path) -> bool {
+    let mut files = sockets.lines().filter_map(|line| line.split_whitespace().nth(7));
+    files.any(|file| Path::new(file) == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::Backlog;
+
+    use super::*;
+
+    #[test]
+    fn connecting_to_a_device_that_hangs_fails_in_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wg.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        nix::sys::socket::listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let address = UnixAddr::new(&path).unwrap();
+        let waiting = connect(&address).unwrap();
+        let asked = std::time::Instant::now();
+        assert_eq!(connect(&address).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(asked.elapsed() < 2 * ANSWER_TIMEOUT);
+        assert!(listens(&path));
+        drop((waiting, listener));
+        assert!(!listens(&path));
+    }
+
+    #[test]
+    fn a_socket_file_is_found_among_the_sockets_of_the_namespace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wg.sock");
+        assert!(!is_made_here(&path));
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(is_made_here(&path));
+        let text = "Num RefCount Protocol Flags Type St Inode Path\n\
+                    0: 00000002 00000000 00010000 0001 01 18 /run//a.sock\n\
+                    0: 00000002 00000000 00010000 0001 01 19\n";
+        assert!(names_file(text, "/run/a.sock".as_ref()));
+        assert!(!names_file(text, "/run/a".as_ref()));
+    }
+}
