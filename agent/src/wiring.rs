@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost::dataplane::nft::{Nft, NftError, NftEvent, NftMonitor};
+use gatepost::dataplane::nft::{Nft, NftError, NftEvent, NftMonitor, Ownership};
 use gatepost::dataplane::{
     DataplaneError, DataplaneHandle, DeviceError, Firewall as _, Host, HostEvent, HostSettings,
     Monitor, NetlinkError, run_userspace_device,
@@ -100,20 +100,21 @@ impl Prepared<'_> {
     pub async fn plan(self) -> Result<PlanReport, WiringError> {
         self.require_own_gateway().await?;
         let Self { config, machine, store, .. } = self;
-        Ok(preview(&machine, &store, &open_host(config)?).await?)
+        Ok(preview(&machine, &store, &open_host(config, Ownership::Respected)?).await?)
     }
 
     /// The verdict, from database and kernel, without an agent.
     pub async fn explain(self, who: &str, destination: IpAddr) -> Result<Explanation, WiringError> {
         self.require_own_gateway().await?;
         let Self { config, machine, store, .. } = self;
-        let (host, destination) = (open_host(config)?, destination.to_string());
+        let (host, destination) =
+            (open_host(config, Ownership::Respected)?, destination.to_string());
         Ok(preview_explanation(&machine, &store, &host, who, &destination).await?)
     }
 
     async fn options(self, cache: Option<Cache>) -> Result<Options<GatewayHost>, WiringError> {
         let Self { config, gateway, machine, block_file, store } = self;
-        let dataplane = open_host(config)?;
+        let dataplane = open_host(config, Ownership::Taken)?;
         Ok(Options {
             machine,
             store,
@@ -145,13 +146,13 @@ pub fn serve_device(name: &InterfaceName) -> Result<(), WiringError> {
 
 /// The names of the links that [`down`] would remove.
 pub async fn links(config: &Config) -> Result<Vec<Box<str>>, WiringError> {
-    Ok(open_host(config)?.run(Host::link_names).await??)
+    Ok(open_host(config, Ownership::Respected)?.run(Host::link_names).await??)
 }
 
 /// Removes links and firewall table from the kernel, and returns what was removed. The links go first,
 /// because the table guards them.
 pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {
-    let dataplane = open_host(config)?;
+    let dataplane = open_host(config, Ownership::Respected)?;
     dataplane
         .run(move |host| -> Result<Vec<String>, WiringError> {
             let described = |name| format!("interface {name}, its peers, addresses and routes");
@@ -219,14 +220,19 @@ pub fn block_file(config: &Config) -> BlockFile {
     BlockFile::new(config.cache.file.with_file_name("blocked"))
 }
 
-fn open_host(config: &Config) -> Result<DataplaneHandle<GatewayHost>, WiringError> {
+/// `ownership` is that of the table, unless the configuration leaves it to every program.
+fn open_host(
+    config: &Config,
+    ownership: Ownership,
+) -> Result<DataplaneHandle<GatewayHost>, WiringError> {
+    let ownership = if config.firewall.own_table { ownership } else { Ownership::Shared };
     let settings = HostSettings {
         interface: config.interface.name.clone(),
         backend: config.interface.backend,
         device_exe: std::env::current_exe().map_err(WiringError::OwnFile)?,
     };
     let open = move || {
-        let firewall = Nft::open()?;
+        let firewall = Nft::open_with(ownership)?;
         Host::open(settings, firewall)
     };
     Ok(DataplaneHandle::spawn(open)?)

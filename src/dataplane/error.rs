@@ -73,7 +73,9 @@ impl DataplaneError {
                 | NftError::Unstable { .. } => true,
                 NftError::Read(source) | NftError::Send { source, .. } => netlink_can_retry(source),
                 NftError::Refused { errno, .. } => is_temporary(*errno),
-                NftError::Open(_) | NftError::TooLarge { .. } => false,
+                NftError::Open(_) | NftError::TooLarge { .. } | NftError::OtherOwner { .. } => {
+                    false
+                }
             },
             // The link was removed after it was read: the next reading shows what is there.
             Self::NoLink(_) => true,

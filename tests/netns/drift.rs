@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 use crate::lab::{Client, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
 
 #[test]
@@ -12,6 +14,7 @@ fn edits_of_our_table_are_repaired_and_their_author_is_named() {
         lab.database.exec(&client.rows());
     }
     lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_OTHER}/32")));
+    lab.write_config("[firewall]\nown_table = false");
     let _agent = lab.start();
     alice.connect();
     bob.connect();
@@ -40,6 +43,43 @@ fn edits_of_our_table_are_repaired_and_their_author_is_named() {
         edits.len()
     );
     eventually(&audited, || lab.database.holds(&audited));
+}
+
+/// Kernels from 6.9 let no other program change the table, whether the agent answers or not.
+#[test]
+fn owned_table_outlives_flushes_and_the_agent() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_OTHER}/32")));
+    let mut agent = lab.start();
+    alice.connect();
+    eventually("the policy is applied", || alice.reaches(LAN_OTHER));
+    let flushes = |state: &str| {
+        nft(&lab, "flush ruleset");
+        let deletes = lab.gateway.output("nft", &["delete", "table", "inet", "gatepost"]);
+        assert!(!deletes.status.success(), "{state}: another program deleted the table");
+        assert!(alice.reaches(LAN_OTHER) && !alice.reaches(LAN_SERVER), "{state}");
+    };
+    flushes("the agent runs");
+    let (code, planned, _) = lab.gatepost(&["plan"]);
+    assert_eq!(code, 0, "{planned}");
+    let (code, _, refused) = lab.gatepost(&["down", "--yes"]);
+    assert_ne!(code, 0, "the agent runs: {refused}");
+    assert_eq!(lab.status()["sync"]["drift_repaired"], 0);
+    agent.signal(Signal::SIGSTOP);
+    flushes("the agent is stopped");
+    for (signal, state) in [(Signal::SIGKILL, "killed"), (Signal::SIGTERM, "ended")] {
+        agent.end(signal);
+        assert!(alice.reaches(LAN_OTHER) && !alice.reaches(LAN_SERVER), "{state}");
+        agent = lab.start();
+        flushes(&format!("the next agent runs, after one was {state}"));
+    }
+    agent.end(Signal::SIGTERM);
+    let (code, removed, _) = lab.gatepost(&["down", "--yes"]);
+    assert!(code == 0 && removed.contains("nftables table"), "{removed}");
+    let tables = lab.gateway.run("nft", &["list", "tables"]);
+    assert!(!tables.contains("gatepost"), "{tables}");
 }
 
 /// An `nft` edit that assigns one peer's profile to another peer.

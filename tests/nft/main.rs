@@ -11,6 +11,7 @@ mod full;
 mod listing;
 mod netns;
 mod network;
+mod owned;
 mod packets;
 mod raw;
 mod sender;

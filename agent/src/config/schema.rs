@@ -173,6 +173,9 @@ pub struct Firewall {
     /// Delete the connection tracking entries of a tunnel address when another peer gets it.
     #[serde(deserialize_with = "value::boolean")]
     pub flush_conntrack: bool,
+    /// No other program may change the table, where the kernel can see to that (from Linux 6.9).
+    #[serde(deserialize_with = "value::boolean")]
+    pub own_table: bool,
     /// UDP ports from which the gateway itself opens flows toward peers, besides those that the kernel
     /// gives to sockets that ask for none.
     #[serde(deserialize_with = "value::ports")]
@@ -188,6 +191,7 @@ impl Default for Firewall {
             masquerade: Masquerade::default(),
             deny_log: true,
             flush_conntrack: true,
+            own_table: true,
             gateway_udp_ports: Ports::default(),
             gateway_protocols: BTreeSet::new(),
         }

@@ -72,9 +72,14 @@ impl Batch {
 
     /// Adds a rule at the end of a chain, or before the rule that has the handle `before`.
     pub fn add_rule(&mut self, chain: &str, before: Option<u64>, exprs: &[Expr]) {
+        self.add_rule_in(TABLE, chain, before, exprs);
+    }
+
+    /// As [`Self::add_rule`], to a chain of this table.
+    pub fn add_rule_in(&mut self, table: &str, chain: &str, before: Option<u64>, exprs: &[Expr]) {
         let place = if before.is_some() { 0 } else { NLM_F_APPEND };
         self.message(msg::NEWRULE, NLM_F_CREATE | place, |out| {
-            Attr::text(rule::TABLE, TABLE).encode(out);
+            Attr::text(rule::TABLE, table).encode(out);
             Attr::text(rule::CHAIN, chain).encode(out);
             put_nested(out, rule::EXPRESSIONS, |out| {
                 exprs.iter().for_each(|expr| expr.encode(out));

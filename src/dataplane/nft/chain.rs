@@ -57,7 +57,12 @@ impl Declaration {
 
 /// What is sent to declare a chain of our table, or to name one without a hook.
 pub fn declare(name: &str, hook: Option<&Hook>) -> Vec<Attr> {
-    let mut attrs = vec![Attr::text(chain::TABLE, TABLE), Attr::text(chain::NAME, name)];
+    declare_in(TABLE, name, hook)
+}
+
+/// As [`declare`], of a chain of this table.
+pub fn declare_in(table: &str, name: &str, hook: Option<&Hook>) -> Vec<Attr> {
+    let mut attrs = vec![Attr::text(chain::TABLE, table), Attr::text(chain::NAME, name)];
     if let Some(Hook { kind, number, priority, policy }) = hook {
         attrs.push(Attr::text(chain::TYPE, kind));
         attrs.extend(policy.map(|policy| Attr::be32(chain::POLICY, policy)));

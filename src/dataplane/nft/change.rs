@@ -11,6 +11,7 @@ use super::chain::declare;
 use super::element::Element;
 use super::error::NftError;
 use super::name::{Block, Family, TABLE, block_chain_name, chain_name};
+use super::owner::Ownership;
 use super::profile::{self, ProfileRule};
 use super::rules::{Whose, block_rules, site_rule};
 use super::set::Set;
@@ -40,16 +41,18 @@ pub fn rewritten<'a>(
     })
 }
 
-/// Appends the requests that make the table what `change` wants, given what it is.
+/// Appends the requests that make the table what `change` wants, given what it is. A table that is made
+/// has this ownership.
 pub fn write(
     batch: &mut Batch,
+    ownership: Ownership,
     change: &FirewallChange,
     observed: Option<&ObservedFirewall>,
     handles: &Handles,
 ) -> Result<(), NftError> {
     let before = observed.filter(|_| change.load_base.is_none());
     if let Some(base) = &change.load_base {
-        load_base(batch, base);
+        load_base(batch, ownership, base);
     }
     unassign(batch, change, before);
     let mut put = Elements::default();
@@ -84,12 +87,12 @@ pub fn place(prefix: &IpNet) -> (Set, std::net::IpAddr) {
     }
 }
 
-fn load_base(batch: &mut Batch, base: &FirewallBase) {
+fn load_base(batch: &mut Batch, ownership: Ownership, base: &FirewallBase) {
     // Only a table that exists can be deleted, so it is added first. All of this is one transaction:
     // there is a table at every instant.
     batch.add(msg::NEWTABLE, &[Attr::text(table::NAME, TABLE)]);
     remove_table(batch);
-    batch.create(msg::NEWTABLE, &table_declaration());
+    batch.create(msg::NEWTABLE, &table_declaration(ownership));
     let fixed = Fixed::of(base);
     for set in &fixed.sets {
         batch.add_set(set);

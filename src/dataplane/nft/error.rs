@@ -34,6 +34,12 @@ pub enum NftError {
     #[error("the kernel refuses to {request}: {errno}; the rules before the change stay in force")]
     Refused { request: String, errno: Errno },
 
+    #[error(
+        "the kernel refuses to {request}, because the table belongs to another process: two agents \
+         run here, or one that was stopped; end it, or set firewall.own_table = false for both"
+    )]
+    OtherOwner { request: String },
+
     #[error("the kernel gave no answer; read the table back")]
     NoAnswer,
 

@@ -12,6 +12,7 @@ use super::name::{
 use super::ranges::networks_in;
 use super::rules::{Whose, former_forward, interface_in, site_rule};
 use super::set::Set;
+use super::sys::table;
 use super::table::{Chain, Fixed};
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
 
@@ -41,7 +42,7 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
         };
         Fixed::of(&base).chains.iter().all(of_chain)
     };
-    let awake = dump.flags == 0;
+    let awake = dump.flags & table::FLAG_DORMANT == 0;
     let sites_are_safe = Whose::ALL.into_iter().all(|whose| sites_are_safe(dump, whose));
     (awake && sites_are_safe && [false, true].into_iter().any(guards)).then_some(interface)
 }

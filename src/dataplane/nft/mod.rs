@@ -30,6 +30,7 @@ mod message;
 mod monitor;
 mod name;
 mod observe;
+mod owner;
 mod probe;
 mod profile;
 mod ranges;
@@ -60,6 +61,7 @@ pub use error::NftError;
 pub use foreign::{ForeignDrop, Hook, Manager, foreign_drops};
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use name::TABLE;
+pub use owner::Ownership;
 pub use probe::labels_flows;
 pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
 
@@ -81,6 +83,7 @@ pub struct ProfileCounters {
 /// 100,000.
 pub struct Nft {
     socket: NftSocket,
+    ownership: Ownership,
     watch: NftWatch,
     /// The sockets of this process that receive changes.
     muted: Vec<Weak<Membership>>,
@@ -94,15 +97,24 @@ pub struct Nft {
 }
 
 impl Nft {
-    /// Opens the socket. Needs `CAP_NET_ADMIN`.
+    /// Opens the socket. Needs `CAP_NET_ADMIN`. The table is one that any program may change.
     ///
     /// # Errors
     /// The kernel has no nf_tables, or the capability is missing.
     pub fn open() -> Result<Self, NftError> {
+        Self::open_with(Ownership::Shared)
+    }
+
+    /// As [`open`](Self::open), with another ownership of the table where this kernel can.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(ownership: Ownership) -> Result<Self, NftError> {
+        let ownership = ownership.supported()?;
         let socket = NftSocket::open()?;
         let watch = NftWatch::open(socket.port())?;
         let muted = vec![watch.membership()];
-        Ok(Self { socket, watch, muted, known: None, reading: None, difference: None })
+        Ok(Self { socket, ownership, watch, muted, known: None, reading: None, difference: None })
     }
 
     /// The netlink port that our changes come from.
@@ -141,9 +153,15 @@ impl Nft {
         {
             return Ok(reading);
         }
+        if self.ownership == Ownership::Taken && owner::is_orphan(&mut self.socket)? {
+            self.commit(|batch| {
+                owner::take_over(batch);
+                Ok(())
+            })?;
+        }
         let (dump, generation) = dump::at_one_generation(&mut self.socket, dump::dump)?;
         self.known = Some(generation);
-        let observation = dump.as_ref().map(Observation::of);
+        let observation = dump.as_ref().map(|dump| Observation::of(dump, self.ownership));
         self.difference = observation.as_ref().and_then(|found| found.difference.clone());
         let firewall = observation.map(|found| found.firewall);
         self.reading = Some(firewall.clone());
@@ -174,7 +192,14 @@ impl Nft {
                 dump::at_one_generation(&mut self.socket, |socket| dump::handles(socket, id))?;
             handles.insert(id, found);
         }
-        self.commit(|batch| change::write(batch, change, observed, &handles))
+        let ownership = self.ownership;
+        self.commit(|batch| change::write(batch, ownership, change, observed, &handles))
+    }
+
+    /// Who may change the table that this value makes: what was asked for, where the kernel can.
+    #[must_use]
+    pub const fn ownership(&self) -> Ownership {
+        self.ownership
     }
 
     /// The number that every change of any ruleset on this host raises.
@@ -266,7 +291,7 @@ impl Nft {
                     errno: Errno::ERESTART | Errno::EINTR | Errno::EAGAIN,
                     ..
                 }) => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(owner::named(error)),
             }
         }
         Err(NftError::Unstable { attempts: ATTEMPTS })

@@ -17,6 +17,7 @@ use super::expr::{Rule, is_rule};
 use super::gateway::openings_in;
 use super::guarded::guarded_interface;
 use super::name::{Block, FORWARD, Family, OPENINGS};
+use super::owner::Ownership;
 use super::profile::{self, ProfileRule};
 use super::ranges::{bounds, networks_in, set_ranges};
 use super::rules::{Whose, block_rules, interface_in, site_rule};
@@ -34,9 +35,9 @@ pub struct Observation {
 }
 
 impl Observation {
-    pub fn of(dump: &Dump) -> Self {
+    pub fn of(dump: &Dump, ownership: Ownership) -> Self {
         let mut profiles = BTreeMap::new();
-        let mut difference = check_objects(dump).err();
+        let mut difference = check_objects(dump, ownership).err();
         for (id, rules) in &dump.profiles {
             match read_profile(dump, *id, rules) {
                 Some(profile) => _ = profiles.insert(*id, Arc::new(profile)),
@@ -196,11 +197,11 @@ fn check_block_chains(dump: &Dump) -> Result<(), Difference> {
 }
 
 /// Whether the table holds only objects that some base, profile or site would put there.
-fn check_objects(dump: &Dump) -> Result<(), Difference> {
+fn check_objects(dump: &Dump, ownership: Ownership) -> Result<(), Difference> {
     if let Some(strange) = dump.strange_sets.first() {
         return Err(strange.clone());
     }
-    if dump.flags != 0 {
+    if !ownership.is_as_made(dump.flags) {
         return Err(Difference::Flags(dump.flags));
     }
     let known = dump.chains.len() + dump.profiles.len() + dump.blocks.len() + dump.sets.len();

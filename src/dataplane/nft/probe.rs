@@ -3,12 +3,16 @@
 use nix::errno::Errno;
 
 use super::attr::Attr;
-use super::chain::declare;
+use super::batch::Batch;
+use super::chain::declare_in;
 use super::error::NftError;
 use super::gateway::labelling;
-use super::name::TABLE;
+use super::owner::OWNED;
 use super::socket::NftSocket;
 use super::sys::{msg, table};
+
+/// No table has this name: what is tried with it is refused in any case.
+const PROBE: &str = "gatepost-probe";
 
 /// Whether this kernel labels flows (`CONFIG_NF_CONNTRACK_LABELS`), by which the flows that the gateway
 /// itself opens are known.
@@ -16,15 +20,31 @@ use super::sys::{msg, table};
 /// # Errors
 /// nf_tables cannot be used, as without `CAP_NET_ADMIN`.
 pub fn labels_flows() -> Result<bool, NftError> {
-    const PROBE: &str = "probe";
-    const MISSING: &str = "missing";
+    can(|batch| {
+        batch.add(msg::NEWTABLE, &[Attr::text(table::NAME, PROBE)]);
+        batch.add(msg::NEWCHAIN, &declare_in(PROBE, PROBE, None));
+        batch.add_rule_in(PROBE, PROBE, None, &labelling());
+    })
+}
+
+/// Whether this kernel keeps a table whose owner is gone (from Linux 6.9).
+///
+/// # Errors
+/// As [`labels_flows`].
+pub fn keeps_owned_tables() -> Result<bool, NftError> {
+    can(|batch| {
+        batch
+            .add(msg::NEWTABLE, &[Attr::text(table::NAME, PROBE), Attr::be32(table::FLAGS, OWNED)]);
+    })
+}
+
+/// Whether the kernel would make these changes, which it does not.
+fn can(change: impl FnOnce(&mut Batch)) -> Result<bool, NftError> {
     let mut socket = NftSocket::open()?;
     let mut batch = socket.begin(None);
-    batch.add(msg::NEWTABLE, &[Attr::text(table::NAME, TABLE)]);
-    batch.add(msg::NEWCHAIN, &declare(PROBE, None));
-    batch.add_rule(PROBE, None, &labelling());
+    change(&mut batch);
     // The kernel refuses this in any case, and with it all that stands before.
-    batch.delete_chain(MISSING);
+    batch.delete(msg::DELTABLE, &[Attr::text(table::NAME, "gatepost-missing")]);
     let batch = batch.finish();
     match socket.commit(&batch) {
         Err(NftError::Refused { errno: Errno::ENOENT, .. }) => Ok(true),

@@ -48,6 +48,11 @@ pub mod table {
     pub const FLAGS: u16 = 2;
     pub const USE: u16 = 3;
     pub const USERDATA: u16 = 6;
+
+    pub const FLAG_DORMANT: u32 = 0x1;
+    pub const FLAG_OWNER: u32 = 0x2;
+    /// From Linux 6.9.
+    pub const FLAG_PERSIST: u32 = 0x4;
 }
 
 pub mod chain {

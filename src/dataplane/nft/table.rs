@@ -128,6 +128,7 @@ use super::name::{
     ARRIVALS, DENY, DNS, ERRORS, FORWARD, Family, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS,
     OUTPUT, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
 };
+use super::owner::Ownership;
 use super::rules;
 use super::sender;
 use super::set::Set;
@@ -187,14 +188,14 @@ impl Fixed {
 }
 
 /// What is sent to declare the table, with the comment that listings show.
-pub fn table_declaration() -> Vec<Attr> {
+pub fn table_declaration(ownership: Ownership) -> Vec<Attr> {
     const COMMENT: &str = "managed by gatepost; do not edit";
     let mut hint = vec![0, u8::try_from(COMMENT.len() + 1).unwrap_or(u8::MAX)];
     hint.extend_from_slice(COMMENT.as_bytes());
     hint.push(0);
     vec![
         Attr::text(table::NAME, TABLE),
-        Attr::be32(table::FLAGS, 0),
+        Attr::be32(table::FLAGS, ownership.flags()),
         Attr::bytes(table::USERDATA, hint),
     ]
 }
