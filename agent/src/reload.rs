@@ -59,6 +59,8 @@ impl Reloader {
             deny_log: config.firewall.deny_log,
             gateway_opens: former.gateway_opens.clone(),
             flush_conntrack: former.flush_conntrack,
+            flows_per_address: former.flows_per_address,
+            gate: former.gate,
             psk_keys: psk_keys.unwrap_or_default(),
         });
         // The last that can fail, and so the first that is followed.

@@ -1,6 +1,7 @@
 //! Connects the commands to the library: the loop, its preview, and the data plane.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use gatepost::dataplane::{
     DataplaneError, DataplaneHandle, DeviceError, Firewall as _, Host, HostEvent, HostSettings,
     Monitor, NetlinkError, run_userspace_device,
 };
-use gatepost::model::{InterfaceName, Local};
+use gatepost::model::{Gate, InterfaceName, Local};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
     BlockFile, Cache, CacheError, DatabaseError, LastGood, MachineOptions, Options, PreviewError,
@@ -149,15 +150,18 @@ pub async fn links(config: &Config) -> Result<Vec<Box<str>>, WiringError> {
     Ok(open_host(config, Ownership::Respected)?.run(Host::link_names).await??)
 }
 
-/// Removes links and firewall table from the kernel, and returns what was removed. The links go first,
-/// because the table guards them.
+/// Removes gate, links and firewall table from the kernel, and returns what was removed. The table goes
+/// last, because it guards the links, and because the gate drops what no table marks.
 pub async fn down(config: &Config) -> Result<Vec<String>, WiringError> {
     let dataplane = open_host(config, Ownership::Respected)?;
     dataplane
         .run(move |host| -> Result<Vec<String>, WiringError> {
+            let mut removed = Vec::new();
+            if host.remove_rules()? {
+                removed.push("routing rules of the gate".to_owned());
+            }
             let described = |name| format!("interface {name}, its peers, addresses and routes");
-            let mut removed: Vec<String> =
-                host.remove_links()?.into_iter().map(described).collect();
+            removed.extend(host.remove_links()?.into_iter().map(described));
             if host.firewall().remove()? {
                 removed.push("nftables table inet gatepost".to_owned());
             }
@@ -178,6 +182,8 @@ fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
         deny_log: config.firewall.deny_log,
         gateway_opens: openings(config),
         flush_conntrack: config.firewall.flush_conntrack,
+        flows_per_address: NonZeroU32::new(config.firewall.flows_per_address),
+        gate: Gate::new(config.firewall.fail_closed, config.firewall.fail_closed_mark),
         psk_keys: read_psk_keys(config)?.unwrap_or_default(),
     };
     Ok(MachineOptions {
@@ -264,6 +270,7 @@ async fn forward_link_events(mut links: Monitor, why: mpsc::Sender<String>) {
             Ok(HostEvent::Link) => "the link changed",
             Ok(HostEvent::Address) => "an address changed",
             Ok(HostEvent::Route) => "a route changed",
+            Ok(HostEvent::Rule) => "the routing rules or source checks changed",
             Ok(HostEvent::Resync) => "network events were lost",
             Err(error) => {
                 tracing::warn!(%error, "network events have ended; changes are still found by the periodic comparison: {error}");

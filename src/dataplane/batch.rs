@@ -42,6 +42,8 @@ pub(super) enum Part {
     Interface,
     Peer,
     Route,
+    /// The gate, which belongs to no link.
+    Rules,
 }
 
 /// The part of each step, without a default, so that a new step must be assigned one.
@@ -49,7 +51,10 @@ pub(super) const fn part(step: &Step) -> Part {
     match step {
         Step::Firewall { .. } => Part::Firewall,
         Step::CutFlows { .. } => Part::Flows,
-        Step::RenameLink { .. } | Step::TakeDown { .. } | Step::CreateLink { .. } => Part::Links,
+        Step::RenameLink { .. }
+        | Step::FreeLink { .. }
+        | Step::TakeDown { .. }
+        | Step::CreateLink { .. } => Part::Links,
         Step::ClaimLink { .. }
         | Step::SetMtu { .. }
         | Step::SetPrivateKey { .. }
@@ -66,6 +71,7 @@ pub(super) const fn part(step: &Step) -> Part {
         | Step::SetPresharedKey { .. }
         | Step::SetKeepalive { .. } => Part::Peer,
         Step::AddRoute { .. } | Step::RemoveRoute { .. } => Part::Route,
+        Step::AddRules { .. } | Step::RemoveRules { .. } => Part::Rules,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The interface between the host and the firewall's netlink code.
 
-use super::nft::{Difference, Nft, NftError, ProfileCounters};
+use super::nft::{Difference, Nft, NftError, Ownership, ProfileCounters};
 use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
 
 /// Our table, as the host uses it.
@@ -14,6 +14,11 @@ pub trait Firewall {
     /// The first object that was not as this version loads it when the table was last read; `None`: the
     /// table was as loaded, or there was none.
     fn difference(&self) -> Option<&Difference>;
+
+    /// Whether no other program can change the table.
+    fn is_owned(&self) -> bool {
+        false
+    }
 
     /// Whether our table is certainly as it was last read or written by this value: no other
     /// program has changed it since.
@@ -53,6 +58,10 @@ impl Firewall for Nft {
 
     fn difference(&self) -> Option<&Difference> {
         Self::difference(self)
+    }
+
+    fn is_owned(&self) -> bool {
+        self.ownership() == Ownership::Taken
     }
 
     fn is_current(&mut self) -> Result<bool, NftError> {

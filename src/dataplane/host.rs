@@ -19,9 +19,11 @@ use super::nft::ProfileCounters;
 use super::wireguard::{self, DeviceReading, Kernel, Userspace};
 use super::{
     Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, RefusedStep, SharedObserved,
-    address, route,
+    address, route, rule,
 };
-use crate::model::{InterfaceName, LinkOwner, ObservedInterface, ProfileId, Stray, Tag};
+use crate::model::{
+    HostRouting, InterfaceName, LinkOwner, ObservedInterface, ProfileId, Stray, Tag,
+};
 use crate::plan::{Interlock, Plan, Step};
 
 /// `interface.backend`: who does WireGuard.
@@ -188,12 +190,17 @@ impl<F: Firewall> Host<F> {
             name: link.name.clone(),
             owner: link.gateway_id().map_or(LinkOwner::Unmarked, LinkOwner::Ours),
             up: link.up,
+            has_master: link.has_master,
             public_key: device.public_key,
             listen_port: device.listen_port,
             fwmark: device.fwmark,
             mtu_bytes: link.mtu_bytes,
             addresses,
         })
+    }
+
+    fn read_routing(&mut self) -> Result<HostRouting, DataplaneError> {
+        rule::read(&mut self.rtnetlink).map_err(DataplaneError::during("reading the routing rules"))
     }
 
     fn read_routes(
@@ -210,7 +217,9 @@ impl<F: Firewall> Dataplane for Host<F> {
     fn observe(&mut self) -> Result<Reading, DataplaneError> {
         let mut reading = Reading::default();
         reading.state.firewall = self.firewall.observe()?;
+        reading.table_owned = self.firewall.is_owned();
         reading.firewall_difference = self.firewall.difference().cloned();
+        reading.state.routing = self.read_routing()?;
         let (interface, others) = self.find_links()?;
         reading.state.networks = link::networks(&mut self.rtnetlink, &others)
             .map_err(DataplaneError::during("reading the addresses of other links"))?;

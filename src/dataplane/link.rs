@@ -25,6 +25,7 @@ const ALIAS_PREFIX: &str = "gatepost:";
 // include/uapi/linux/if_link.h, if.h
 const LINK_NAME: u16 = 3;
 const LINK_MTU: u16 = 4;
+const LINK_MASTER: u16 = 10;
 const LINK_INFO: u16 = 18;
 const LINK_INFO_KIND: u16 = 1;
 const LINK_ALIAS: u16 = 20;
@@ -39,6 +40,8 @@ pub(super) struct Link {
     pub kind: String,
     pub alias: Option<String>,
     pub up: bool,
+    /// It belongs to a VRF, a bridge or a bond.
+    pub has_master: bool,
     pub mtu_bytes: u32,
 }
 
@@ -54,11 +57,13 @@ impl Link {
             kind: "physical".to_owned(),
             alias: None,
             up: u32::from_ne_bytes([f, g, h, e]) & FLAG_UP != 0,
+            has_master: false,
             mtu_bytes: attributes.require(LINK_MTU)?.u32()?,
         };
         for attribute in attributes {
             let attribute = attribute?;
             match attribute.kind {
+                LINK_MASTER => link.has_master = attribute.u32()? != 0,
                 LINK_ALIAS => link.alias = Some(attribute.text_lossy()),
                 LINK_INFO => {
                     if let Some(kind) = attribute.nested().find(LINK_INFO_KIND)? {
@@ -176,6 +181,12 @@ pub(super) fn rename(
     }
 }
 
+/// Takes the link out of its VRF. The kernel then takes it down and up once.
+pub(super) fn free(channel: &mut Channel, index: u32) -> Result<(), NetlinkError> {
+    let link = LinkUnspec::new_with_index(index).nocontroller().build();
+    channel.request(Request::new(RouteNetlinkMessage::SetLink(link)))
+}
+
 /// Sets the largest packet the link takes, in bytes.
 pub(super) fn set_mtu(
     channel: &mut Channel,
@@ -211,7 +222,8 @@ mod tests {
     fn alias(alias: Option<&str>) -> Option<GatewayId> {
         let alias = alias.map(str::to_owned);
         let (name, kind) = ("gatepost0".into(), KIND_WIREGUARD.into());
-        Link { index: 1, name, kind, alias, up: true, mtu_bytes: 1420 }.gateway_id()
+        Link { index: 1, name, kind, alias, up: true, has_master: false, mtu_bytes: 1420 }
+            .gateway_id()
     }
 
     #[test]

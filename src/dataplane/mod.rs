@@ -21,10 +21,12 @@ mod monitor;
 mod netlink;
 mod refusal;
 mod route;
+mod rule;
 mod shared;
 mod sockets;
 mod wireguard;
 
+pub mod networkd;
 pub mod nft;
 
 use std::collections::BTreeMap;
@@ -32,7 +34,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use crate::model::{
-    ObservedInterface, ObservedState, ProfileId, PublicKey, Tag, Traffic, Unloadable,
+    HostRouting, ObservedInterface, ObservedState, ProfileId, PublicKey, Tag, Traffic, Unloadable,
 };
 use crate::plan::Plan;
 use nft::ProfileCounters;
@@ -46,6 +48,7 @@ pub use host::{Backend, BackendInUse, Host, HostSettings};
 pub use link::networks_of_other_links;
 pub use monitor::{HostEvent, Monitor};
 pub use netlink::{Defect, NetlinkError, Place};
+pub use rule::host_routing;
 pub use shared::SharedObserved;
 pub use wireguard::{UapiError, UserspaceError};
 
@@ -61,6 +64,8 @@ pub struct Reading {
     pub traffic: BTreeMap<PublicKey, Traffic>,
     /// What does WireGuard on our link; `None`: there is no link that we may use.
     pub backend: Option<BackendInUse>,
+    /// No other program can change our firewall table.
+    pub table_owned: bool,
     /// The first object of our firewall table that is not as this version loads it: what another
     /// program, or another version, changed. `None`: nothing differs, or there is no table.
     pub firewall_difference: Option<nft::Difference>,
@@ -71,6 +76,7 @@ pub struct Reading {
 pub struct Glance {
     pub interface: Option<ObservedInterface>,
     pub routes: BTreeMap<IpNet, Tag>,
+    pub routing: HostRouting,
     /// No other program has changed our table since it was last read or written.
     pub firewall_is_current: bool,
 }

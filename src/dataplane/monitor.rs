@@ -5,21 +5,27 @@
 //! for what it does by itself, nor for most changes to a link; looking again then finds nothing to
 //! do. WireGuard announces nothing about peers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::netlink::{Announcement, AsyncSubscription, Message, NetlinkError};
+use super::rule::filter_of;
 use crate::model::InterfaceName;
 
 // include/uapi/linux/rtnetlink.h, if_link.h
-const GROUPS: [u32; 5] = [1, 5, 9, 7, 11]; // links; addresses and routes, IPv4 and IPv6
+/// Links; addresses, routes and rules, IPv4 and IPv6; settings of IPv4.
+const GROUPS: [u32; 8] = [1, 5, 9, 7, 11, 8, 19, 24];
 const NEW_LINK: u16 = 16;
 const DEL_LINK: u16 = 17;
 const NEW_ADDRESS: u16 = 20;
 const DEL_ADDRESS: u16 = 21;
 const NEW_ROUTE: u16 = 24;
 const DEL_ROUTE: u16 = 25;
+const NEW_RULE: u16 = 32;
+const DEL_RULE: u16 = 33;
+const NEW_NETCONF: u16 = 80;
+const DEL_NETCONF: u16 = 81;
 const LINK_NAME: u16 = 3;
 const ROUTE_OIF: u16 = 4;
 
@@ -32,6 +38,8 @@ pub enum HostEvent {
     Address,
     /// A route through the link came or went.
     Route,
+    /// A rule of policy routing came or went, or the first link began to check sources.
+    Rule,
     /// Events were lost: anything may have changed.
     Resync,
 }
@@ -56,7 +64,7 @@ impl Monitor {
         own_port: u32,
     ) -> Result<Self, NetlinkError> {
         let subscription = AsyncSubscription::open(NETLINK_ROUTE, &GROUPS)?;
-        let filter = Filter { interface, own_port, index };
+        let filter = Filter { interface, own_port, index, checking: BTreeSet::new() };
         Ok(Self { subscription, filter, events: VecDeque::new() })
     }
 
@@ -90,6 +98,8 @@ struct Filter {
     own_port: u32,
     /// Known once the link has been seen.
     index: Option<u32>,
+    /// The links that are known to check sources.
+    checking: BTreeSet<i32>,
 }
 
 impl Filter {
@@ -106,6 +116,8 @@ impl Filter {
                     None => None,
                 }
             }
+            NEW_RULE | DEL_RULE => Some(HostEvent::Rule),
+            NEW_NETCONF | DEL_NETCONF => self.setting_event(message)?,
             _ => None,
         };
         Ok(event.filter(|_| message.port != self.own_port))
@@ -125,6 +137,18 @@ impl Filter {
         Ok((named || known).then_some(HostEvent::Link))
     }
 
+    /// Each link that comes announces its settings: only the first that checks sources is news.
+    fn setting_event(&mut self, message: &Message<'_>) -> Result<Option<HostEvent>, NetlinkError> {
+        let Some((link, checks)) = filter_of(message)? else { return Ok(None) };
+        let had_none = self.checking.is_empty();
+        if checks && message.kind == NEW_NETCONF {
+            self.checking.insert(link);
+        } else {
+            self.checking.remove(&link);
+        }
+        Ok((had_none && !self.checking.is_empty()).then_some(HostEvent::Rule))
+    }
+
     fn is_ours(&self, index: u32) -> bool {
         self.index == Some(index)
     }
@@ -136,7 +160,8 @@ mod tests {
     use super::*;
 
     fn filter() -> Filter {
-        Filter { interface: "wg0".parse().unwrap(), own_port: 7, index: None }
+        let interface = "wg0".parse().unwrap();
+        Filter { interface, own_port: 7, index: None, checking: BTreeSet::new() }
     }
 
     fn link(index: u32, name: &str) -> Vec<u8> {
@@ -175,6 +200,25 @@ mod tests {
         let ours = Message { port: 7, ..message(NEW_LINK, &payload) };
         assert_eq!(filter.event(&ours), Ok(None));
         assert_eq!(filter.index, Some(4), "but the link's index is learnt from them");
+    }
+
+    #[test]
+    fn only_the_first_link_that_checks_sources_is_news() {
+        let mut filter = filter();
+        let mut event = |kind, link: i32, mode: i32| {
+            let mut payload = vec![2, 0, 0, 0];
+            put(&mut payload, 1, &link.to_ne_bytes());
+            put(&mut payload, 3, &mode.to_ne_bytes());
+            filter.event(&message(kind, &payload)).unwrap()
+        };
+        assert_eq!(event(NEW_NETCONF, 3, 0), None);
+        assert_eq!(event(NEW_NETCONF, -2, 2), None, "what later links start with");
+        assert_eq!(event(NEW_NETCONF, 3, 2), Some(HostEvent::Rule));
+        assert_eq!(event(NEW_NETCONF, 4, 1), None);
+        assert_eq!(event(NEW_NETCONF, 3, 0), None);
+        assert_eq!(event(DEL_NETCONF, 4, 1), None);
+        assert_eq!(event(NEW_NETCONF, -1, 1), Some(HostEvent::Rule));
+        assert_eq!(filter.event(&message(NEW_RULE, &[])), Ok(Some(HostEvent::Rule)));
     }
 
     #[test]

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::InterfaceName;
+use super::{InterfaceName, MarkBit};
 
 mod observed;
 mod openings;
@@ -95,6 +96,10 @@ pub struct FirewallBase {
     /// What the gateway itself may open toward peers; `None`: nothing, unless `allow_inbound`.
     pub gateway_opens: Option<Openings>,
     pub networks: Networks,
+    /// How many flows may be open from one address of a peer; `None`: any number.
+    pub flows_per_address: Option<NonZeroU32>,
+    /// What the gate knows packets by that this table judges; `None`: there is no gate.
+    pub gate: Option<MarkBit>,
 }
 
 /// Where peers' addresses may lie. One that the host routes to the interface comes by no other link.

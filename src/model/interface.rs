@@ -200,6 +200,8 @@ pub struct ObservedInterface {
     pub name: Box<str>,
     pub owner: LinkOwner,
     pub up: bool,
+    /// It was put into a VRF, whose name its packets come under then.
+    pub has_master: bool,
     /// `None`: no private key is set.
     pub public_key: Option<PublicKey>,
     pub listen_port: u16,

@@ -10,6 +10,7 @@ mod block;
 mod client;
 mod desired;
 mod firewall;
+mod gate;
 mod id;
 mod interface;
 mod key;
@@ -31,6 +32,9 @@ pub use desired::{
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, Networks,
     ObservedFirewall, Openings, Ports, Profile, ProfileId, Ranges,
+};
+pub use gate::{
+    FailClosed, Gate, GateObstacle, HostRouting, IpFamily, MarkBit, RoutingRule, RuleAction,
 };
 pub use id::{DeviceId, GatewayId, GroupId, PeerId, PolicyId, UserId};
 pub(crate) use interface::network;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{GatewayId, ObservedFirewall, ObservedInterface, Peer, PublicKey, Tag};
+use super::{GatewayId, HostRouting, ObservedFirewall, ObservedInterface, Peer, PublicKey, Tag};
 
 /// What was read back from the kernel, or what that reading became by our own acknowledged writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +21,8 @@ pub struct ObservedState {
     /// The networks of other links' addresses, each with the link's name. Links with our mark are left
     /// out.
     pub networks: BTreeMap<IpNet, Box<str>>,
+    /// What the gate depends on, and the gate itself.
+    pub routing: HostRouting,
     /// `None`: our table does not exist.
     pub firewall: Option<ObservedFirewall>,
 }

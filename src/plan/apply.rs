@@ -47,6 +47,10 @@ impl ObservedState {
             Step::RemoveRoute { prefix } => {
                 self.routes.remove(prefix);
             }
+            Step::AddRules { rules } => self.routing.rules.extend(rules.iter().cloned()),
+            Step::RemoveRules { rules } => {
+                self.routing.rules.retain(|rule| !rules.contains(rule));
+            }
             Step::CutFlows { .. } => {}
             _ => self.apply_to_link(step),
         }
@@ -58,6 +62,7 @@ impl ObservedState {
                 name: name.as_str().into(),
                 owner: LinkOwner::Ours(*gateway_id),
                 up: false,
+                has_master: false,
                 public_key: None,
                 listen_port: 0,
                 fwmark: 0,
@@ -73,6 +78,7 @@ impl ObservedState {
         let Self { interface: Some(interface), routes, .. } = self else { return };
         match step {
             Step::RenameLink { to, .. } => interface.name = to.as_str().into(),
+            Step::FreeLink { .. } => interface.has_master = false,
             Step::ClaimLink { gateway_id } => interface.owner = LinkOwner::Ours(*gateway_id),
             Step::SetMtu { bytes } => interface.mtu_bytes = *bytes,
             Step::SetPrivateKey { private_key } => {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::join::side_by_side;
 use super::transfer::Transfers;
 use super::unloadable::without_unloadable;
-use super::{Held, Plan, PlanError, Step, firewall, link, pool, route};
+use super::{Held, Plan, PlanError, Step, firewall, gate, link, pool, route};
 use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
 
 /// How much of the state a plan compares.
@@ -112,9 +112,11 @@ pub fn plan_around(
     let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
     let cut = desired.cuts_flows().then(|| transfers.to_cut(&wanted.assignments, observed, scope));
     let cut = cut.filter(|prefixes| !prefixes.is_empty());
+    let cut = cut.map(|prefixes| Step::CutFlows { prefixes });
     // Before the peers of the same phase.
-    steps.splice(0..0, changes.chain(cut.map(|prefixes| Step::CutFlows { prefixes })));
+    steps.splice(0..0, gate::removal(desired, observed).into_iter().chain(changes).chain(cut));
     route::steps(&held.routes(desired), observed, &mut steps);
+    steps.extend(gate::addition(desired, observed));
     Ok(Plan::new(steps))
 }
 

@@ -54,6 +54,8 @@ impl Interlock {
     pub fn permits(&self, step: &Step, observed: &ObservedState) -> bool {
         match step {
             Step::Firewall { phase: Phase::Revoke, .. }
+            | Step::RemoveRules { .. }
+            | Step::FreeLink { .. }
             | Step::CutFlows { .. }
             | Step::TakeDown { .. } => true,
             Step::RemovePeer { .. } | Step::NarrowPeer { .. } => {
@@ -91,6 +93,8 @@ impl Interlock {
                     self.unfenced |= *phase == Phase::Fence;
                 }
             },
+            // A table that marks no packets for these rules would cut everybody off.
+            Step::RemoveRules { .. } => self.grants = Grants::None,
             Step::CreateLink { .. } => {
                 self.grants = Grants::None;
                 self.no_link = true;

@@ -68,6 +68,9 @@ pub(super) fn steps(
     };
     let ours = desired.private_key.public_key();
     claim_link(desired, observed, has_no_peers, steps)?;
+    if observed.has_master {
+        steps.push(Step::FreeLink { name: observed.name.clone() });
+    }
     if *observed.name != *desired.name.as_str() {
         let (from, to) = (observed.name.clone(), desired.name.clone());
         steps.push(Step::RenameLink { from, to });

@@ -5,6 +5,7 @@
 mod apply;
 mod compute;
 pub mod firewall;
+pub mod gate;
 pub mod guard;
 mod held;
 mod interlock;

@@ -243,7 +243,8 @@ impl ModelKernel {
                     true => Ok(()),
                 }
             }
-            (Step::CutFlows { .. }, _) => Ok(()),
+            (Step::CutFlows { .. } | Step::AddRules { .. } | Step::RemoveRules { .. }, _) => Ok(()),
+            (Step::FreeLink { name }, Some(link)) if link.name != *name => Err(Refusal::NoLink),
             (Step::TakeDown { name }, _) if self.state.strays.contains_key(name) => Ok(()),
             (Step::TakeDown { .. }, _) => Err(Refusal::NoLink),
             (Step::RenameLink { from, .. }, Some(link)) if link.name != *from => {

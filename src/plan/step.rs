@@ -6,7 +6,8 @@ use std::fmt;
 use ipnet::IpNet;
 
 use crate::model::{
-    AllowedIps, FirewallChange, GatewayId, InterfaceName, Peer, PresharedKey, PrivateKey, PublicKey,
+    AllowedIps, FirewallChange, GatewayId, InterfaceName, Peer, PresharedKey, PrivateKey,
+    PublicKey, RoutingRule,
 };
 
 /// When a step happens. The order is the order of the variants, and it is what keeps anything from leaking.
@@ -42,10 +43,18 @@ pub enum Step {
         phase: Phase,
         change: FirewallChange,
     },
+    /// Take rules of the gate away: before the table that marks packets for them.
+    RemoveRules {
+        rules: BTreeSet<RoutingRule>,
+    },
     /// Give our link its name back, by which the table guards it.
     RenameLink {
         from: Box<str>,
         to: InterfaceName,
+    },
+    /// Take our link out of a VRF, under whose name its packets pass unjudged.
+    FreeLink {
+        name: Box<str>,
     },
     /// Take down a link with our mark that no table guards.
     TakeDown {
@@ -115,6 +124,10 @@ pub enum Step {
     AddRoute {
         prefix: IpNet,
     },
+    /// Close the gate to packets that our table does not mark.
+    AddRules {
+        rules: BTreeSet<RoutingRule>,
+    },
     RemoveRoute {
         prefix: IpNet,
     },
@@ -129,7 +142,10 @@ impl Step {
     pub const fn phase(&self) -> Phase {
         match self {
             Self::Firewall { phase, .. } => *phase,
-            Self::RenameLink { .. } | Self::TakeDown { .. } => Phase::Fence,
+            Self::RemoveRules { .. }
+            | Self::RenameLink { .. }
+            | Self::FreeLink { .. }
+            | Self::TakeDown { .. } => Phase::Fence,
             Self::CreateLink { .. }
             | Self::ClaimLink { .. }
             | Self::SetMtu { .. }
@@ -146,7 +162,7 @@ impl Step {
             | Self::WidenPeer { .. }
             | Self::SetPresharedKey { .. }
             | Self::SetKeepalive { .. } => Phase::Peers,
-            Self::AddRoute { .. } => Phase::Routes,
+            Self::AddRoute { .. } | Self::AddRules { .. } => Phase::Routes,
             Self::RemoveRoute { .. } | Self::RemoveAddress { .. } => Phase::Sweep,
         }
     }
@@ -156,7 +172,10 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Firewall { change, .. } => write!(f, "firewall {change}"),
+            Self::RemoveRules { rules } => write!(f, "gate remove {}", listed(rules)),
+            Self::AddRules { rules } => write!(f, "gate add {}", listed(rules)),
             Self::RenameLink { from, to } => write!(f, "link rename {from} to {to}"),
+            Self::FreeLink { name } => write!(f, "link free {name} from its master"),
             Self::TakeDown { name } => write!(f, "link down {name}"),
             Self::CreateLink { name, .. } => write!(f, "link create {name}"),
             Self::ClaimLink { gateway_id } => write!(f, "link claim for gateway {gateway_id}"),
@@ -191,6 +210,10 @@ impl fmt::Display for Step {
             Self::RemoveAddress { address } => write!(f, "address remove {address}"),
         }
     }
+}
+
+fn listed(rules: &BTreeSet<RoutingRule>) -> String {
+    rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Steps in the order they must happen.

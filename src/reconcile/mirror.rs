@@ -43,6 +43,7 @@ pub(super) struct Mirror {
     interval: Duration,
     next_reading: Instant,
     backend: Option<BackendInUse>,
+    table_owned: bool,
     traffic: BTreeMap<PublicKey, Traffic>,
     handshakes: Handshakes,
     /// This host's time of the last complete reading.
@@ -91,6 +92,7 @@ pub(super) struct EndedReading {
 pub(super) struct MirrorView<'a> {
     pub observed: Option<RwLockReadGuard<'a, ObservedState>>,
     pub backend: Option<BackendInUse>,
+    pub table_owned: bool,
     pub traffic: &'a BTreeMap<PublicKey, Traffic>,
     /// When it was read, by this host's clock.
     pub read_at: Option<SystemTime>,
@@ -118,6 +120,7 @@ impl Mirror {
             interval: timing.compare_interval(),
             next_reading: now.instant,
             backend: None,
+            table_owned: false,
             traffic: BTreeMap::new(),
             handshakes: Handshakes::new(now),
             read_at: None,
@@ -134,6 +137,7 @@ impl Mirror {
         MirrorView {
             observed: self.observed(),
             backend: self.backend,
+            table_owned: self.table_owned,
             traffic: &self.traffic,
             read_at: self.read_at,
             error: self.error.as_deref(),
@@ -295,6 +299,7 @@ impl Mirror {
         let was_guarded = self.observed().is_some_and(|former| self.guards(&former));
         let guard_lost = was_guarded && !self.guards(&reading.state);
         self.backend = reading.backend;
+        self.table_owned = reading.table_owned;
         self.firewall_difference = reading.firewall_difference;
         self.traffic = reading.traffic;
         self.read_at = Some(now.wall);
@@ -324,6 +329,7 @@ impl Mirror {
                 glance.firewall_is_current
                     && glance.interface == observed.interface
                     && glance.routes == observed.routes
+                    && glance.routing == observed.routing
             })
         });
         if !as_known {

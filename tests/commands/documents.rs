@@ -170,6 +170,8 @@ impl Site {
             deny_log: true,
             gateway_opens: Some(Default::default()),
             flush_conntrack: true,
+            flows_per_address: None,
+            gate: None,
             psk_keys: Default::default(),
         };
         DesiredState::build(Arc::new(local), rows).unwrap()

@@ -86,6 +86,8 @@ fn base(name: &InterfaceName) -> FirewallBase {
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
         networks: Networks::new("10.64.0.0/24".parse().unwrap(), [].iter()),
+        flows_per_address: None,
+        gate: None,
     }
 }
 

@@ -13,12 +13,12 @@ use std::time::{Duration, SystemTime};
 
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{
-    Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, KeyText, LinkOwner,
-    Local, Masquerade, ObservedInterface, ObservedState, Peer, PeerId, PeerRow, PolicyId,
-    PolicyRow, PrivateKey, PublicKey, SettingRow, SnapshotRows, Stray, Tag, TargetRow, TargetType,
-    UserId,
+    Allocation, Bars, DesiredState, DeviceId, Effect, Gate, GatewayId, GatewayRow, HostRouting,
+    KeyText, LinkOwner, Local, MarkBit, Masquerade, ObservedInterface, ObservedState, Peer, PeerId,
+    PeerRow, PolicyId, PolicyRow, PrivateKey, PublicKey, SettingRow, SnapshotRows, Stray, Tag,
+    TargetRow, TargetType, UserId,
 };
-use gatepost::plan::{Held, ModelKernel, Scope, plan, plan_around};
+use gatepost::plan::{Held, ModelKernel, Scope, gate, plan, plan_around};
 use ipnet::IpNet;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -31,6 +31,9 @@ struct Desired {
     active: bool,
     #[serde(default)]
     site_prefixes: BTreeSet<IpNet>,
+    /// `firewall.fail_closed` is auto.
+    #[serde(default)]
+    fail_closed: bool,
     #[serde(default)]
     setting: BTreeMap<String, String>,
     #[serde(default)]
@@ -87,6 +90,12 @@ struct Observed {
     /// The networks of other links, each with its link.
     #[serde(default)]
     networks: BTreeMap<IpNet, Box<str>>,
+    /// The rules of the gate are there.
+    #[serde(default)]
+    gate: bool,
+    /// Links check sources without regard to marks.
+    #[serde(default)]
+    checks_sources: bool,
     /// The removals wait for an operator's word.
     #[serde(default)]
     hold_removals: bool,
@@ -101,6 +110,8 @@ struct Interface {
     key: Option<KeyNumber>,
     #[serde(default = "yes")]
     up: bool,
+    #[serde(default)]
+    has_master: bool,
     #[serde(default = "port")]
     listen_port: u16,
     #[serde(default)]
@@ -141,6 +152,8 @@ impl KeyNumber {
     }
 }
 
+const GATE: Gate = Gate { mark: MarkBit::new(0x1000).unwrap(), always: false };
+
 const fn yes() -> bool {
     true
 }
@@ -178,6 +191,8 @@ impl Desired {
             deny_log: true,
             gateway_opens: Some(Default::default()),
             flush_conntrack: true,
+            flows_per_address: None,
+            gate: self.fail_closed.then_some(GATE),
             psk_keys: PskKeys::default(),
         };
         let rows = SnapshotRows {
@@ -255,6 +270,9 @@ impl Observed {
                 plan(&before.build_on(&self.guards), &kernel.state, &Scope::Everything).unwrap();
             kernel.apply_first(&first, usize::MAX).unwrap();
         }
+        let pool = "10.64.0.0/24".parse().unwrap();
+        let rules = self.gate.then(|| gate::rules(&interface().parse().unwrap(), pool, GATE.mark));
+        let rules = rules.unwrap_or_default();
         let tagged = |addresses: Vec<IpNet>, tag| addresses.into_iter().map(move |a| (a, tag));
         let interface = self.interface.map(|interface| ObservedInterface {
             name: interface.name.into(),
@@ -265,6 +283,7 @@ impl Observed {
                 kind => LinkOwner::Foreign(kind.into()),
             },
             up: interface.up,
+            has_master: interface.has_master,
             public_key: interface.key.as_ref().map(KeyNumber::key),
             listen_port: interface.listen_port,
             fwmark: 0,
@@ -295,6 +314,11 @@ impl Observed {
                 })
                 .collect(),
             networks: self.networks,
+            routing: HostRouting {
+                rules,
+                checks_sources: self.checks_sources,
+                ..Default::default()
+            },
             firewall: kernel.state.firewall,
         }
     }

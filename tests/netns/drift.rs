@@ -45,7 +45,8 @@ fn edits_of_our_table_are_repaired_and_their_author_is_named() {
     eventually(&audited, || lab.database.holds(&audited));
 }
 
-/// Kernels from 6.9 let no other program change the table, whether the agent answers or not.
+/// Kernels from 6.9 let no other program change the table, whether the agent answers or not. Without an
+/// agent the gate stays.
 #[test]
 fn owned_table_outlives_flushes_and_the_agent() {
     let lab = Lab::open();
@@ -75,11 +76,20 @@ fn owned_table_outlives_flushes_and_the_agent() {
         agent = lab.start();
         flushes(&format!("the next agent runs, after one was {state}"));
     }
+    agent.end(Signal::SIGKILL);
+    nft(&lab, "flush ruleset");
+    assert!(!alice.reaches(LAN_OTHER) && !alice.reaches(LAN_SERVER), "without agent and table");
+    agent = lab.start();
+    eventually("what was allowed is", || alice.reaches(LAN_OTHER));
+    assert!(!alice.reaches(LAN_SERVER));
+    assert_eq!(lab.status()["firewall"]["gate"], true, "{}", lab.status()["firewall"]);
     agent.end(Signal::SIGTERM);
     let (code, removed, _) = lab.gatepost(&["down", "--yes"]);
     assert!(code == 0 && removed.contains("nftables table"), "{removed}");
     let tables = lab.gateway.run("nft", &["list", "tables"]);
     assert!(!tables.contains("gatepost"), "{tables}");
+    let rules = lab.gateway.run("ip", &["rule"]) + &lab.gateway.run("ip", &["-6", "rule"]);
+    assert!(!rules.contains("blackhole") && !rules.contains("goto"), "{rules}");
 }
 
 /// An `nft` edit that assigns one peer's profile to another peer.

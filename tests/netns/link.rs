@@ -86,7 +86,7 @@ fn link_renamed_in_the_configuration_stays_guarded() {
     let name = |link: &str| format!("name = \"{link}\"");
     fs::write(lab.config(), config.replace(&name(&old), &name(&new))).unwrap();
 
-    let table = || lab.gateway.run("nft", &["--stateless", "list", "table", "inet", "gatepost"]);
+    let table = || lab.gateway.firewall();
     let before = table();
     let agent = lab.launch(BINARY.as_ref());
     eventually("the agent says why it does nothing", || lab.log().contains("may still guard"));

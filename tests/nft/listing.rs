@@ -1,7 +1,9 @@
 //! The `nft` program lists what we load as its own language says it, and can load the listing again.
 
+use std::num::NonZeroU32;
+
 use gatepost::dataplane::nft::Nft;
-use gatepost::model::{FirewallBase, Masquerade, Networks, Openings, ProfileId};
+use gatepost::model::{FirewallBase, MarkBit, Masquerade, Networks, Openings, ProfileId};
 use proptest::prelude::*;
 
 use super::netns::Netns;
@@ -29,7 +31,7 @@ fn internet(base: &FirewallBase, family: char) -> String {
 fn networks(base: &FirewallBase) -> (String, String) {
     let Networks { pool, sites4, sites6 } = &base.networks;
     let ip = |is4| if is4 { "ip" } else { "ip6" };
-    let dropped = r#"iifname != "wg0" fib saddr oifname "wg0" counter drop"#;
+    let dropped = r#"fib saddr oifname "wg0" counter drop"#;
     let mut rules = format!("{} saddr {pool} {dropped}\n", ip(pool.addr().is_ipv4()));
     let mut sets = String::new();
     for (family, ranges) in [('4', sites4.to_string()), ('6', sites6.to_string())] {
@@ -41,7 +43,29 @@ fn networks(base: &FirewallBase) -> (String, String) {
             rules += &format!("{} saddr @networks{family} {dropped}\n", ip(family == '4'));
         }
     }
+    if let Some(mark) = base.gate {
+        let daddr = format!("{} daddr {pool}", ip(pool.addr().is_ipv4()));
+        rules += &format!("{daddr} fib daddr type != local {}\n", marked(mark));
+    }
     (sets, rules)
+}
+
+fn marked(mark: MarkBit) -> String {
+    format!("meta mark set meta mark | {:#x}", mark.bits())
+}
+
+/// The sets of open flows, and the rules that limit them.
+fn flows(most: NonZeroU32) -> (String, String) {
+    let set = |family| {
+        format!("set flows{family} {{ type ipv{family}_addr; size 1048576; flags dynamic; }}\n")
+    };
+    let rule = |family, ip| {
+        format!(
+            "ct state new iifname wg0 add @flows{family} {{ {ip} saddr ct count over {most} }} counter \
+             goto deny\n"
+        )
+    };
+    (set(4) + &set(6), rule(4, "ip") + &rule(6, "ip6"))
 }
 
 fn openings(opens: &Openings) -> String {
@@ -74,6 +98,7 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         ),
         false => ("", ""),
     };
+    let (flow_sets, flows) = base.flows_per_address.map(flows).unwrap_or_default();
     let (inbound, answers) = match base.allow_inbound {
         true => (
             "ct state new tcp flags & (fin | syn | rst | ack) != syn counter goto deny
@@ -85,6 +110,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
     let (sites_to, sites_by) =
         (sites.replace("ct original", "ct reply"), sites.replace("ct original ", ""));
     let (network_sets, forged) = networks(base);
+    let mark = base.gate.map(marked).unwrap_or_default();
+    let unmark = base.gate.map(|mark| format!("meta mark set meta mark & {:#x}", !mark.bits()));
+    let unmark = unmark.unwrap_or_default();
     let others = if base.allow_inbound { "counter accept" } else { "counter goto deny" };
     let openings = base.gateway_opens.as_ref().map(openings).unwrap_or_default();
     let (jump, opened_here) = match base.gateway_opens {
@@ -113,12 +141,19 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             drop
         }}
         chain dns {{
-            meta l4proto tcp ct original proto-dst 53 accept
-            meta l4proto udp ct original proto-dst 53 accept
-            meta l4proto icmp ct protocol tcp ct original proto-dst 53 accept
-            meta l4proto icmp ct protocol udp ct original proto-dst 53 accept
-            meta l4proto ipv6-icmp ct protocol tcp ct original proto-dst 53 accept
-            meta l4proto ipv6-icmp ct protocol udp ct original proto-dst 53 accept
+            meta l4proto tcp ct original proto-dst 53 goto passed
+            meta l4proto udp ct original proto-dst 53 goto passed
+            meta l4proto icmp ct protocol tcp ct original proto-dst 53 goto passed
+            meta l4proto icmp ct protocol udp ct original proto-dst 53 goto passed
+            meta l4proto ipv6-icmp ct protocol tcp ct original proto-dst 53 goto passed
+            meta l4proto ipv6-icmp ct protocol udp ct original proto-dst 53 goto passed
+        }}
+        chain passed {{
+            meta nfproto ipv4 @nh,8,8 & 0x18 == 0x0 accept
+            meta nfproto ipv4 @nh,8,8 & 0x18 == 0x8 meta priority set 0:2 accept
+            meta nfproto ipv4 @nh,8,8 & 0x18 == 0x10 meta priority set 0:6 accept
+            meta nfproto ipv4 @nh,8,8 & 0x18 == 0x18 meta priority set 0:4 accept
+            accept
         }}
         {more}
         {peers}
@@ -133,10 +168,14 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         }}
         {network_sets}
         chain arrivals {{
-            type filter hook prerouting priority -190; policy accept;
-            meta l4proto icmp iifname "wg0" ct state related goto errors
-            meta l4proto ipv6-icmp iifname "wg0" ct state related goto errors
+            type filter hook prerouting priority 300; policy accept;
+            iifname "wg0" goto from_peers
             {forged}
+        }}
+        chain from_peers {{
+            {mark}
+            meta l4proto icmp ct state related goto errors
+            meta l4proto ipv6-icmp ct state related goto errors
         }}
         chain errors {{
             icmp type redirect counter drop
@@ -157,7 +196,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             meta priority & ffff:fc00 vmap @block
             counter goto deny
         }}
+        {flow_sets}
         chain judge {{
+            {flows}
             meta priority set none
             jump sites
             meta priority set ct original ip saddr map @peer4
@@ -170,8 +211,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             {inbound}
         }}
         chain forward {{
-            type filter hook forward priority filter - 10; policy accept;
+            type filter hook forward priority -400; policy accept;
             iifname != "wg0" oifname != "wg0" accept
+            {unmark}
             iifname != "wg0" fib saddr type local counter drop
             ct state invalid,untracked counter drop
             tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
@@ -180,8 +222,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             goto judge
         }}
         chain input {{
-            type filter hook input priority filter - 10; policy accept;
+            type filter hook input priority -400; policy accept;
             iifname != "wg0" accept
+            {unmark}
             icmp type echo-request fib daddr . iif type local accept
             icmpv6 type echo-request fib daddr . iif type local accept
             ct state invalid,untracked counter drop
@@ -322,17 +365,17 @@ fn peers_and_profiles_equal_what_nft_loads_from_text() {
          set p_131075_6 {{ type ipv6_addr; flags interval; elements = {{ {} }}; }}
          chain p_131075 {{
             meta priority set none counter
-            ct reply ip saddr @p_131075_4 accept
-            ct reply ip6 saddr @p_131075_6 accept
+            ct reply ip saddr @p_131075_4 goto passed
+            ct reply ip6 saddr @p_131075_6 goto passed
             counter goto deny
          }}
          chain p_1 {{
             meta priority set none counter
-            ct reply ip saddr 10.0.0.0/8 accept
-            ct reply ip saddr 172.16.0.0/13 accept
-            ct reply ip saddr 192.0.2.1 accept
-            ct reply ip saddr 192.0.2.8-192.0.2.10 accept
-            ct reply ip6 saddr fd10::/64 accept
+            ct reply ip saddr 10.0.0.0/8 goto passed
+            ct reply ip saddr 172.16.0.0/13 goto passed
+            ct reply ip saddr 192.0.2.1 goto passed
+            ct reply ip saddr 192.0.2.8-192.0.2.10 goto passed
+            ct reply ip6 saddr fd10::/64 goto passed
             ct reply ip saddr 10.0.0.53 jump dns
             ct reply ip6 saddr fd10::53 jump dns
             counter goto deny
@@ -349,20 +392,20 @@ fn peers_and_profiles_equal_what_nft_loads_from_text() {
          set b_1_deny {{ type classid; counter; elements = {{ 0:402, 0:403 }}; }}
          chain b_1 {{
             meta priority @b_1_all
-            meta priority . ct reply ip saddr & 0.0.0.0 @b_1_4_0 meta priority set none accept
-            meta priority . ct reply ip saddr & 255.0.0.0 @b_1_4_8 meta priority set none accept
-            meta priority . ct reply ip saddr & 255.255.255.254 @b_1_4_31 meta priority set none accept
-            meta priority . ct reply ip saddr @b_1_4_32 meta priority set none accept
-            meta priority . ct reply ip6 saddr & ffff:ffff:ffff:ffff:: @b_1_6_64 meta priority set none accept
-            meta priority . ct reply ip6 saddr @b_1_6_128 meta priority set none accept
-            meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
-            meta l4proto udp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
-            meta l4proto icmp ct protocol tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
-            meta l4proto icmp ct protocol udp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none accept
-            meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
-            meta l4proto udp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
-            meta l4proto ipv6-icmp ct protocol tcp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
-            meta l4proto ipv6-icmp ct protocol udp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none accept
+            meta priority . ct reply ip saddr & 0.0.0.0 @b_1_4_0 meta priority set none goto passed
+            meta priority . ct reply ip saddr & 255.0.0.0 @b_1_4_8 meta priority set none goto passed
+            meta priority . ct reply ip saddr & 255.255.255.254 @b_1_4_31 meta priority set none goto passed
+            meta priority . ct reply ip saddr @b_1_4_32 meta priority set none goto passed
+            meta priority . ct reply ip6 saddr & ffff:ffff:ffff:ffff:: @b_1_6_64 meta priority set none goto passed
+            meta priority . ct reply ip6 saddr @b_1_6_128 meta priority set none goto passed
+            meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none goto passed
+            meta l4proto udp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none goto passed
+            meta l4proto icmp ct protocol tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none goto passed
+            meta l4proto icmp ct protocol udp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4 meta priority set none goto passed
+            meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none goto passed
+            meta l4proto udp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none goto passed
+            meta l4proto ipv6-icmp ct protocol tcp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none goto passed
+            meta l4proto ipv6-icmp ct protocol udp ct original proto-dst 53 meta priority . ct reply ip6 saddr @b_1_dns6 meta priority set none goto passed
             meta priority @b_1_deny
             goto deny
          }}",

@@ -6,13 +6,16 @@
 mod blocks;
 mod deny_log;
 mod drift;
+mod flows;
 mod foreign;
 mod full;
+mod gate;
 mod listing;
 mod netns;
 mod network;
 mod owned;
 mod packets;
+mod priority;
 mod raw;
 mod sender;
 mod services;

@@ -27,6 +27,7 @@ fn loaded() -> (Netns, Nft) {
     netns.enter();
     let mut nft = owner();
     nft.apply(&load(&base(), &one_peer()), None).unwrap();
+    assert_eq!(nft.observe().unwrap(), Some(observed(&base(), one_peer())));
     (netns, nft)
 }
 

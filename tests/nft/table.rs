@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use gatepost::model::{
-    FirewallBase, FirewallChange, FixedRules, Masquerade, Networks, ObservedFirewall, Openings,
-    Profile, ProfileId,
+    FirewallBase, FirewallChange, FixedRules, MarkBit, Masquerade, Networks, ObservedFirewall,
+    Openings, Profile, ProfileId,
 };
 use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -22,6 +23,8 @@ pub fn base() -> FirewallBase {
         allow_inbound: false,
         gateway_opens: Some(openings()),
         networks: networks(&[]),
+        flows_per_address: None,
+        gate: Some(MarkBit::default()),
     }
 }
 
@@ -47,10 +50,11 @@ pub fn bases() -> Vec<FirewallBase> {
                 protocols: [47, 132, 253].into(),
             };
             let pool = |pool: &str| Networks::new(pool.parse().unwrap(), [].iter());
-            for (gateway_opens, networks) in [
-                (None, pool("fd64::/64")),
-                (Some(Openings::default()), pool("10.64.0.0/20")),
-                (Some(with_more), networks(&["10.9.0.0/16", "10.10.0.0/16", "fd65::/33"])),
+            let sites = networks(&["10.9.0.0/16", "10.10.0.0/16", "fd65::/33"]);
+            for (gateway_opens, networks, gate, most) in [
+                (None, pool("fd64::/64"), Some(MarkBit::default()), NonZeroU32::new(7)),
+                (Some(Openings::default()), pool("10.64.0.0/20"), MarkBit::new(1 << 31), None),
+                (Some(with_more), sites, None, None),
             ] {
                 bases.push(FirewallBase {
                     masquerade,
@@ -58,6 +62,8 @@ pub fn bases() -> Vec<FirewallBase> {
                     allow_inbound,
                     gateway_opens,
                     networks,
+                    gate,
+                    flows_per_address: most,
                     ..base()
                 });
             }

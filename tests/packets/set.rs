@@ -207,6 +207,8 @@ impl PolicySet {
             deny_log: true,
             gateway_opens: Some(Default::default()),
             flush_conntrack: true,
+            flows_per_address: None,
+            gate: None,
             psk_keys: PskKeys::default(),
         }
     }

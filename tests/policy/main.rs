@@ -5,6 +5,7 @@
 
 mod book;
 mod firewall;
+mod gate;
 mod unloadable;
 mod words;
 mod world;

@@ -54,8 +54,8 @@ impl Dataplane for Memory {
     }
 
     fn glance(&mut self) -> Result<Glance, DataplaneError> {
-        let ObservedState { interface, routes, .. } = self.state();
-        Ok(Glance { interface, routes, firewall_is_current: true })
+        let ObservedState { interface, routes, routing, .. } = self.state();
+        Ok(Glance { interface, routes, routing, firewall_is_current: true })
     }
 
     fn counters_of(&mut self, _: ProfileId) -> Result<Option<ProfileCounters>, DataplaneError> {
@@ -99,6 +99,8 @@ pub fn options_with(store: Store, host: Memory) -> Options<Memory> {
         deny_log: true,
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
+        flows_per_address: None,
+        gate: None,
         psk_keys: PskKeys::default(),
     };
     let machine = MachineOptions {

@@ -53,6 +53,8 @@ fn local_with(psk_keys: PskKeys) -> Arc<Local> {
         deny_log: true,
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
+        flows_per_address: None,
+        gate: None,
         psk_keys,
     })
 }

@@ -236,9 +236,10 @@ impl World {
                 Event::Observed(Ok(Box::new(Reading { state, traffic, ..Reading::default() })))
             }
             Action::Glance => {
-                let ObservedState { interface, routes, firewall, .. } = self.kernel.state.clone();
+                let ObservedState { interface, routes, routing, firewall, .. } =
+                    self.kernel.state.clone();
                 let firewall_is_current = firewall == self.firewall_known;
-                Event::Glanced(Ok(Glance { interface, routes, firewall_is_current }))
+                Event::Glanced(Ok(Glance { interface, routes, routing, firewall_is_current }))
             }
             Action::Apply(plan, observed) => {
                 let refuses = self.suffers(Trouble::Steps);

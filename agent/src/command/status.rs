@@ -67,6 +67,7 @@ pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
         ("gateway", gateway(status)),
         ("state", state),
         ("interface", interface(status)),
+        ("firewall", firewall(status)),
         ("last sync", last_sync(status, now)),
         ("mode", mode(status)),
         ("database", database(status, now)),
@@ -111,6 +112,16 @@ fn interface(status: &Status) -> String {
         text += &format!(", key {key}");
     }
     text
+}
+
+fn firewall(status: &Status) -> String {
+    let found = &status.firewall;
+    let owned = if found.table_owned { "owned by the agent" } else { "open to other programs" };
+    let gate = if found.gate { "fails closed" } else { "fails open" };
+    match &found.gate_why {
+        Some(why) => format!("{owned}, {gate}: {}", printable(why)),
+        None => format!("{owned}, {gate}"),
+    }
 }
 
 fn last_sync(status: &Status, now: SystemTime) -> String {
@@ -227,8 +238,8 @@ mod tests {
 
     use super::*;
     use gatepost::reconcile::status::{
-        BackendInUse, BlockStatus, HeldBack, HeldPeer, Mode, PassStatus, PeerCounts,
-        QuarantinedPeer, QuarantinedPolicy, Timestamp,
+        BackendInUse, BlockStatus, FirewallStatus, HeldBack, HeldPeer, Mode, PassStatus,
+        PeerCounts, QuarantinedPeer, QuarantinedPolicy, Timestamp,
     };
 
     fn at(secs: u64) -> Timestamp {
@@ -256,6 +267,7 @@ mod tests {
         status.interface.name = "gatepost0".into();
         status.interface.backend = Some(BackendInUse::Kernel);
         status.interface.listen_port = Some(51820);
+        status.firewall = FirewallStatus { table_owned: true, gate: true, gate_why: None };
         status.sync.mode = Some(Mode::Listen);
         status.sync.mode_why = "notifications arrive".into();
         status.sync.last_sync_at = Some(at(0));
@@ -273,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_gateway_fits_on_nine_lines() {
+    fn ready_gateway_fits_on_ten_lines() {
         let text = describe(&ready(), at(12).0, Style::Plain);
         assert_eq!(
             text,
@@ -281,6 +293,7 @@ mod tests {
 gateway    fra-1  (00000000-0000-0000-0000-00000000001f)
 state      ready
 interface  gatepost0, kernel WireGuard, UDP port 51820
+firewall   owned by the agent, fails closed
 last sync  12 s ago (2023-11-14T22:13:20.000Z), lag 4 ms
 mode       listen: notifications arrive
 database   connected for 12 s, schema 8

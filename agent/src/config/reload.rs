@@ -45,10 +45,14 @@ fixed! {
     control.socket
     control.write_group
     database.url
+    firewall.fail_closed
+    firewall.fail_closed_mark
+    firewall.flows_per_address
     firewall.flush_conntrack
     firewall.gateway_protocols
     firewall.gateway_udp_ports
     firewall.masquerade
+    firewall.own_table
     gateway.name
     gateway.private_key_file
     interface.addresses

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use gatepost::dataplane::Backend;
-use gatepost::model::{InterfaceName, Masquerade, Ports};
+use gatepost::model::{FailClosed, InterfaceName, MarkBit, Masquerade, Ports};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::reconcile::{StalePolicy, SyncMode};
 use ipnet::IpNet;
@@ -176,6 +176,15 @@ pub struct Firewall {
     /// No other program may change the table, where the kernel can see to that (from Linux 6.9).
     #[serde(deserialize_with = "value::boolean")]
     pub own_table: bool,
+    /// New flows beyond this many of one address are denied; 0: any number.
+    #[serde(deserialize_with = "value::parsed")]
+    pub flows_per_address: u32,
+    /// Forwarded packets of peers are dropped while the table is gone.
+    #[serde(deserialize_with = "value::fail_closed")]
+    pub fail_closed: FailClosed,
+    /// The bit of packets' marks by which that is done.
+    #[serde(deserialize_with = "value::mark_bit")]
+    pub fail_closed_mark: MarkBit,
     /// UDP ports from which the gateway itself opens flows toward peers, besides those that the kernel
     /// gives to sockets that ask for none.
     #[serde(deserialize_with = "value::ports")]
@@ -192,6 +201,9 @@ impl Default for Firewall {
             deny_log: true,
             flush_conntrack: true,
             own_table: true,
+            flows_per_address: 0,
+            fail_closed: FailClosed::Auto,
+            fail_closed_mark: MarkBit::default(),
             gateway_udp_ports: Ports::default(),
             gateway_protocols: BTreeSet::new(),
         }

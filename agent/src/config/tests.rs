@@ -77,6 +77,10 @@ fn every_key_can_be_set() {
             masquerade = "internet"
             deny_log = false
             flush_conntrack = false
+            own_table = false
+            flows_per_address = 500
+            fail_closed = true
+            fail_closed_mark = "0x10000"
             gateway_udp_ports = [4789, "5000-5010"]
             gateway_protocols = ["gre", 50, "sctp"]
             [guard]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use gatepost::model::Ports;
+use gatepost::model::{FailClosed, MarkBit, Ports};
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
@@ -139,6 +139,27 @@ where
 pub(super) fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let Scalar(text) = Scalar::deserialize(deserializer)?;
     text.parse().map_err(|_| D::Error::custom(format!("is {text:?}: write true or false")))
+}
+
+/// `auto`, `true` or `false`.
+pub(super) fn fail_closed<'de, D>(deserializer: D) -> Result<FailClosed, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let Scalar(text) = Scalar::deserialize(deserializer)?;
+    match text.as_str() {
+        "auto" => Ok(FailClosed::Auto),
+        "true" => Ok(FailClosed::Always),
+        "false" => Ok(FailClosed::Never),
+        _ => Err(D::Error::custom(format!("is {text:?}: write \"auto\", true or false"))),
+    }
+}
+
+/// One bit of packets' marks.
+pub(super) fn mark_bit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MarkBit, D::Error> {
+    let Scalar(text) = Scalar::deserialize(deserializer)?;
+    let bit = text.parse().ok().and_then(|Fwmark(bits)| MarkBit::new(bits));
+    bit.ok_or_else(|| D::Error::custom(format!("is {text:?}: write one bit, such as 0x1000")))
 }
 
 /// A duration with its unit, such as "10s", "250ms", "1h 30m".

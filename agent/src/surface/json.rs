@@ -4,10 +4,10 @@ use std::time::SystemTime;
 
 use gatepost::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 use gatepost::reconcile::status::{
-    AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, GatewayStatus, HeldBack, HeldPeer,
-    InterfaceStatus, LastGoodStatus, Mode, PassStatus, PeerCounts, PeerState, PeerStatus,
-    PlanReport, PlannedStep, QuarantinedPeer, QuarantinedPolicy, State, Status, SyncStatus,
-    Timestamp, Unavailable,
+    AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus,
+    HeldBack, HeldPeer, InterfaceStatus, LastGoodStatus, Mode, PassStatus, PeerCounts, PeerState,
+    PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, QuarantinedPolicy, State, Status,
+    SyncStatus, Timestamp, Unavailable,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -34,6 +34,7 @@ pub fn status() -> Status {
             public_key: Some(PublicKey::from_bytes([1; 32]).unwrap()),
             listen_port: Some(51820),
         },
+        firewall: FirewallStatus { table_owned: true, gate: true, gate_why: Some(text()) },
         sync: SyncStatus {
             mode: Some(Mode::Listen),
             mode_why: text(),

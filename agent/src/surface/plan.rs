@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gatepost::model::{
-    AllowedIps, FirewallBase, FirewallChange, GatewayId, InterfaceName, Masquerade, Networks, Peer,
-    PresharedKey, PrivateKey, Profile, ProfileId, PublicKey,
+    AllowedIps, FirewallBase, FirewallChange, GatewayId, InterfaceName, MarkBit, Masquerade,
+    Networks, Peer, PresharedKey, PrivateKey, Profile, ProfileId, PublicKey,
 };
-use gatepost::plan::{Phase, Step};
+use gatepost::plan::{Phase, Step, gate};
 use ipnet::IpNet;
 use uuid::Uuid;
 
@@ -28,6 +28,8 @@ fn steps() -> Vec<Step> {
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
         networks: Networks::new(prefix("10.8.0.0/16"), [].iter()),
+        flows_per_address: None,
+        gate: None,
     };
     let profiles = [(ProfileId(1), (true, profile.clone())), (ProfileId(2), (false, profile))];
     let change = FirewallChange {
@@ -39,10 +41,12 @@ fn steps() -> Vec<Step> {
     };
     let without_base = FirewallChange { load_base: None, ..change.clone() };
     let peer = Peer { allowed_ips: allowed_ips.clone(), ..Peer::default() };
+    let rules = gate::rules(&name, prefix("10.8.0.0/16"), MarkBit::default());
     let preshared_key = PresharedKey::from_bytes([1; 32]).ok();
     vec![
         Step::Firewall { phase: Phase::Fence, change },
         Step::RenameLink { from: "wg7".into(), to: name.clone() },
+        Step::FreeLink { name: "wg7".into() },
         Step::TakeDown { name: "wg7".into() },
         Step::CreateLink { name, gateway_id },
         Step::ClaimLink { gateway_id },
@@ -63,6 +67,8 @@ fn steps() -> Vec<Step> {
         Step::SetPresharedKey { key, preshared_key: None },
         Step::SetKeepalive { key, keepalive_secs: 25 },
         Step::AddRoute { prefix: prefix("10.20.0.0/24") },
+        Step::AddRules { rules: rules.clone() },
+        Step::RemoveRules { rules },
         Step::RemoveRoute { prefix: prefix("10.20.0.0/24") },
         Step::RemoveAddress { address: prefix("10.8.0.1/16") },
     ]
@@ -73,6 +79,7 @@ const fn is_listed(step: &Step) {
     match step {
         Step::Firewall { .. }
         | Step::RenameLink { .. }
+        | Step::FreeLink { .. }
         | Step::TakeDown { .. }
         | Step::CreateLink { .. }
         | Step::ClaimLink { .. }
@@ -91,6 +98,8 @@ const fn is_listed(step: &Step) {
         | Step::SetPresharedKey { .. }
         | Step::SetKeepalive { .. }
         | Step::AddRoute { .. }
+        | Step::AddRules { .. }
+        | Step::RemoveRules { .. }
         | Step::RemoveRoute { .. }
         | Step::RemoveAddress { .. } => {}
     }

@@ -16,7 +16,7 @@ use crate::dataplane::refusal::{blame, refused};
 use crate::dataplane::sockets::{self, Destroyed};
 use crate::dataplane::wireguard::{self, Userspace};
 use crate::dataplane::{
-    DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route,
+    DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route, rule,
 };
 use crate::model::{FirewallChange, GatewayId, InterfaceName, ObservedState, Unloadable};
 use crate::plan::{Blame, Interlock, Parted, Phase, Step, load_in_parts};
@@ -48,7 +48,16 @@ impl<F: Firewall> Host<F> {
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
             Step::RenameLink { from, to } => alone(self.rename_link(from, to)),
+            Step::FreeLink { name } => alone(self.free_link(name)),
             Step::TakeDown { name } => alone(self.take_down(name)),
+            Step::AddRules { rules } => {
+                let added = rule::add(&mut self.rtnetlink, rules);
+                alone(added.map_err(DataplaneError::during("adding the rules of the gate")))
+            }
+            Step::RemoveRules { rules } => {
+                let removed = rule::remove(&mut self.rtnetlink, rules);
+                alone(removed.map_err(DataplaneError::during("removing rules of the gate")))
+            }
             first => match (self.target(), part(first)) {
                 (Err(error), _) => {
                     let error = Arc::new(error);
@@ -178,6 +187,15 @@ impl<F: Firewall> Host<F> {
         }
         link::rename(&mut self.rtnetlink, link.index, to)
             .map_err(DataplaneError::during(format!("renaming the link {from} to {to}")))
+    }
+
+    fn free_link(&mut self, name: &str) -> Result<(), DataplaneError> {
+        let found = link::find(&mut self.rtnetlink, name)
+            .map_err(DataplaneError::during(format!("looking for the link {name}")))?;
+        let link = found.filter(|link| Some(link.index) == self.link_index);
+        let link = link.ok_or_else(|| DataplaneError::NoLink(name.into()))?;
+        link::free(&mut self.rtnetlink, link.index)
+            .map_err(DataplaneError::during(format!("taking the link {name} out of its master")))
     }
 
     fn take_down(&mut self, name: &str) -> Result<(), DataplaneError> {

@@ -9,7 +9,9 @@ impl<F: Firewall> Host<F> {
     /// A link that is missing or not ours is no interface: a complete reading tells which.
     pub(super) fn read_but_peers(&mut self) -> Result<Glance, DataplaneError> {
         let firewall_is_current = self.firewall.is_current()?;
-        let nothing = Glance { interface: None, routes: BTreeMap::new(), firewall_is_current };
+        let routing = self.read_routing()?;
+        let (interface, routes) = (None, BTreeMap::new());
+        let nothing = Glance { interface, routes, routing, firewall_is_current };
         let Some(link) = self.find()? else { return Ok(nothing) };
         let Some(backend) = self.backend_of(&link) else { return Ok(nothing) };
         let name = &self.settings.interface;
@@ -22,6 +24,6 @@ impl<F: Firewall> Host<F> {
         };
         let interface = self.read_interface(&link, &device)?;
         let routes = self.read_routes(&link, &interface)?;
-        Ok(Glance { interface: Some(interface), routes, firewall_is_current })
+        Ok(Glance { interface: Some(interface), routes, ..nothing })
     }
 }

@@ -3,7 +3,8 @@
 use super::{Host, KIND_TUN, KIND_WIREGUARD, Link};
 use crate::dataplane::device::stop_device;
 use crate::dataplane::netlink::gone_is_done;
-use crate::dataplane::{DataplaneError, Firewall, link, wireguard};
+use crate::dataplane::{DataplaneError, Firewall, link, rule, wireguard};
+use crate::model::Tag;
 use crate::plan::Step;
 
 impl<F: Firewall> Host<F> {
@@ -15,6 +16,18 @@ impl<F: Firewall> Host<F> {
         let (interface, strays) = self.find_ours()?;
         let links = interface.into_iter().chain(strays);
         Ok(links.filter(|link| link.gateway_id().is_some()).map(|link| link.name).collect())
+    }
+
+    /// Removes the rules of the gate, and says whether there were any. They go before the table does.
+    ///
+    /// # Errors
+    /// When they cannot be read or removed.
+    pub fn remove_rules(&mut self) -> Result<bool, DataplaneError> {
+        let mut rules = self.read_routing()?.rules;
+        rules.retain(|rule| rule.tag == Tag::Ours);
+        rule::remove(&mut self.rtnetlink, &rules)
+            .map_err(DataplaneError::during("removing the rules of the gate"))?;
+        Ok(!rules.is_empty())
     }
 
     /// Removes every link with our mark, whatever its name and whichever gateway's, each with its

@@ -10,10 +10,11 @@
 //! ```text
 //! chain b_1 {
 //!   meta priority @b_1_all                                      # counts what is judged
-//!   meta priority . ct reply ip saddr & 255.255.255.0 @b_1_4_24 meta priority set none accept
-//!   meta priority . ct reply ip saddr @b_1_4_32 meta priority set none accept    # and IPv6
+//!   meta priority . ct reply ip saddr & 255.255.255.0 @b_1_4_24
+//!     meta priority set none goto passed
+//!   meta priority . ct reply ip saddr @b_1_4_32 meta priority set none goto passed    # and IPv6
 //!   meta l4proto tcp ct original proto-dst 53 meta priority . ct reply ip saddr @b_1_dns4
-//!     meta priority set none accept                             # UDP, ICMP errors about both
+//!     meta priority set none goto passed                        # UDP, ICMP errors about both
 //!   meta priority @b_1_deny                                     # counts what is denied
 //!   goto deny
 //! }

@@ -9,7 +9,9 @@ use super::difference::Difference;
 use super::element::Element;
 use super::error::NftError;
 use super::expr::{Rule, read_rule};
-use super::name::{Block, TABLE, block_chain_name, block_of_chain, chain_name, profile_of_chain};
+use super::name::{
+    Block, PASSED, TABLE, block_chain_name, block_of_chain, chain_name, profile_of_chain,
+};
 use super::profile::ProfileRule;
 use super::set::Set;
 use super::socket::NftSocket;
@@ -156,8 +158,10 @@ pub fn dump(socket: &mut NftSocket) -> Result<Option<Dump>, NftError> {
     for (block, rules) in &mut dump.blocks {
         *rules = dump_rules(socket, &block_chain_name(*block), |rule| rule)?;
     }
+    let former = !dump.chains.contains_key(PASSED);
     for (id, rules) in &mut dump.profiles {
-        *rules = dump_rules(socket, &chain_name(*id), |rule| ProfileRule::decode(*id, &rule))?;
+        let decode = |rule: Rule| ProfileRule::decode(*id, &rule, former);
+        *rules = dump_rules(socket, &chain_name(*id), decode)?;
     }
     let sets = socket.dump(msg::GETSET, &[Attr::text(set::TABLE, TABLE)], Dump::add_set)?;
     dump.sets = sets.sets;
@@ -178,7 +182,7 @@ pub fn dump(socket: &mut NftSocket) -> Result<Option<Dump>, NftError> {
 /// others never, and nothing else shows it.
 fn read_elements(socket: &mut NftSocket, set: &Set) -> Result<Option<Vec<Element>>, NftError> {
     const ATTEMPTS: usize = 8;
-    if matches!(set, Set::DenyLog(_)) {
+    if matches!(set, Set::DenyLog(_) | Set::Flows(_)) {
         return Ok(Some(vec![])); // filled by packets, not by us
     }
     for _ in 0..ATTEMPTS {

@@ -98,7 +98,8 @@ impl Element {
             Set::Allowed(_, family)
             | Set::Internet(family)
             | Set::Networks(family)
-            | Set::DenyLog(family) => {
+            | Set::DenyLog(family)
+            | Set::Flows(family) => {
                 let flags = dumped.find(elem::FLAGS)?.map_or(Ok(0), |flags| flags.be32())?;
                 let address = address(*family, &key)?;
                 let is_end = flags & elem::FLAG_INTERVAL_END != 0;

@@ -22,6 +22,7 @@ pub type Rule = Vec<Expr>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meta {
     Priority = 2,
+    Mark = 3,
     IifName = 6,
     OifName = 7,
     NfProto = 15,
@@ -223,6 +224,16 @@ pub fn mask_second(mask: &[u8]) -> Expr {
 }
 
 fn mask_in(register: u32, mask: &[u8]) -> Expr {
+    bits(register, mask, &vec![0; mask.len()])
+}
+
+/// Sets bits of the register's value.
+pub fn set_bits(bits_set: u32) -> Expr {
+    bits(REGISTER, &(!bits_set).to_ne_bytes(), &bits_set.to_ne_bytes())
+}
+
+/// Keeps the bits that are set in `mask`, and then turns those that are set in `turned`.
+fn bits(register: u32, mask: &[u8], turned: &[u8]) -> Expr {
     let len = u32::try_from(mask.len()).unwrap_or(u32::MAX);
     Expr::new(
         "bitwise",
@@ -231,7 +242,7 @@ fn mask_in(register: u32, mask: &[u8]) -> Expr {
             Attr::be32(2, register),
             Attr::be32(3, len),
             Attr::nest(4, vec![Attr::bytes(data::VALUE, mask)]),
-            Attr::nest(5, vec![Attr::bytes(data::VALUE, vec![0; mask.len()])]),
+            Attr::nest(5, vec![Attr::bytes(data::VALUE, turned)]),
         ],
     )
 }
@@ -310,13 +321,11 @@ pub fn limit(packets: u64, per_secs: u64, burst: u32) -> Expr {
     )
 }
 
-/// Keeps one limit for each value of the register in a dynamic set, and applies it.
-pub fn limit_each(set: &str, limit: &Expr) -> Expr {
-    const UPDATE: u32 = 1;
-    Expr::new(
-        "dynset",
-        vec![Attr::be32(4, REGISTER), Attr::be32(3, UPDATE), Attr::text(1, set), limit.attr(7)],
-    )
+/// Keeps one expression for each value of the register in a dynamic set, and applies it. `operation` is
+/// one of `enum nft_dynset_ops`.
+pub fn each(operation: u32, set: &str, expr: &Expr) -> Expr {
+    let (key, operation) = (Attr::be32(4, REGISTER), Attr::be32(3, operation));
+    Expr::new("dynset", vec![key, operation, Attr::text(1, set), expr.attr(7)])
 }
 
 /// Sends the head of the packet to the listeners of this nflog group.
@@ -370,7 +379,7 @@ mod tests {
             meta(Meta::L4Proto),
             cmp(Cmp::Eq, &[6]),
             mask(&[1, 2]),
-            limit_each("denied4", &limit(6, 60, 5)),
+            each(1, "denied4", &limit(6, 60, 5)),
             verdict(&Verdict::Jump("dns")),
         ];
         let mut bytes = Vec::new();

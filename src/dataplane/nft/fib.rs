@@ -27,8 +27,13 @@ pub fn link_of_address(asked: Asked) -> Expr {
 
 /// Asks whether it is an address of that kind.
 pub fn is_kind(asked: Asked, kind: u32) -> Rule {
+    of_kind(asked, Cmp::Eq, kind)
+}
+
+/// Compares the kind of an address.
+pub fn of_kind(asked: Asked, op: Cmp, kind: u32) -> Rule {
     const ADDRTYPE: u32 = 3;
-    vec![fib(asked as u32, ADDRTYPE), cmp(Cmp::Eq, &kind.to_ne_bytes())]
+    vec![fib(asked as u32, ADDRTYPE), cmp(op, &kind.to_ne_bytes())]
 }
 
 fn fib(flags: u32, result: u32) -> Expr {

@@ -12,6 +12,7 @@ use super::expr::{
     verdict,
 };
 use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, is_kind};
+use super::gate;
 use super::name::{DENY, Family, ICMP_OUT, INBOUND, JUDGE, OPENINGS};
 use super::rules::{
     ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, iif, l4proto, oif, tcp_flags,
@@ -25,13 +26,14 @@ const OPENED_HERE: u128 = 1 << 30;
 const NTP: u16 = 123;
 
 pub fn input(base: &FirewallBase) -> Vec<Rule> {
-    let mut rules = vec![
-        [iif(Cmp::Neq, base), accept()].concat(),
+    let mut rules = vec![[iif(Cmp::Neq, base), accept()].concat()];
+    rules.extend(base.gate.map(gate::clear_mark));
+    rules.extend([
         ping(Family::V4),
         ping(Family::V6),
         drop_invalid(),
         [direction(Direction::Original), goto(JUDGE)].concat(),
-    ];
+    ]);
     if base.gateway_opens.is_some() {
         rules.push([opened_here(), accept()].concat());
     }

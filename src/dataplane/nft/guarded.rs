@@ -5,9 +5,11 @@
 
 use super::dump::Dump;
 use super::expr::{Expr, Rule, Verdict, is_rule, verdict};
+use super::flows::limit_in;
+use super::gate::mark_in;
 use super::gateway::{former_input, openings_in};
 use super::name::{
-    ARRIVALS, DENY, ERRORS, FORWARD, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT,
+    ARRIVALS, DENY, ERRORS, FORWARD, FROM_PEERS, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT,
 };
 use super::ranges::networks_in;
 use super::rules::{Whose, former_forward, interface_in, site_rule};
@@ -22,6 +24,8 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
     let interface = forward.iter().find_map(|found| interface_in(found))?;
     let gateway_opens = dump.rules.get(OPENINGS).and_then(|found| openings_in(found));
     let networks = networks_in(dump);
+    let gate = mark_in(forward);
+    let flows_per_address = dump.rules.get(JUDGE).and_then(|found| limit_in(found));
     let guards = |allow_inbound| {
         let base = FirewallBase {
             interface: interface.clone(),
@@ -30,9 +34,13 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
             allow_inbound,
             gateway_opens: gateway_opens.clone(),
             networks: networks.clone(),
+            flows_per_address,
+            gate,
         };
         let of_chain = |chain: &Chain| match chain.name {
-            INPUT | OUTPUT | OPENINGS | ICMP_OUT | ARRIVALS | ERRORS if is_former(dump, &base) => {
+            INPUT | OUTPUT | OPENINGS | ICMP_OUT | ARRIVALS | FROM_PEERS | ERRORS
+                if is_former(dump, &base) =>
+            {
                 true
             }
             FORWARD if is_former(dump, &base) => {
@@ -62,7 +70,7 @@ fn is_safe(dump: &Dump, wanted: &Chain) -> bool {
         FORWARD | INPUT | OUTPUT | ARRIVALS => {
             is_hooked(dump, wanted) && has_all(found, &wanted.rules)
         }
-        INBOUND | OPENINGS | ICMP_OUT => has_all(found, &wanted.rules),
+        INBOUND | OPENINGS | ICMP_OUT | FROM_PEERS => has_all(found, &wanted.rules),
         JUDGE | ERRORS => {
             found.len() == wanted.rules.len()
                 && wanted.rules.iter().zip(found).all(|(rule, found)| is_rule(rule, found))

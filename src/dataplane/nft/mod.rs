@@ -23,7 +23,9 @@ mod element;
 mod error;
 mod expr;
 mod fib;
+mod flows;
 mod foreign;
+mod gate;
 mod gateway;
 mod guarded;
 mod message;
@@ -58,11 +60,11 @@ use socket::NftSocket;
 pub use difference::Difference;
 pub use dump::Counter;
 pub use error::NftError;
-pub use foreign::{ForeignDrop, Hook, Manager, foreign_drops};
+pub use foreign::{ForeignDrop, Hook, Manager, flowtables_of, foreign_drops};
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use name::TABLE;
 pub use owner::Ownership;
-pub use probe::labels_flows;
+pub use probe::{keeps_owned_tables, labels_flows};
 pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
 
 /// How often a change is sent again when the kernel says that it would succeed a moment later.

@@ -12,11 +12,13 @@ pub const TABLE: &str = "gatepost";
 
 // The fixed chains; see `table`.
 pub const DENY: &str = "deny";
+pub const PASSED: &str = "passed";
 pub const DNS: &str = "dns";
 pub const SITES: &str = "sites";
 pub const SITES_TO: &str = "sites_to";
 pub const SITES_BY: &str = "sites_by";
 pub const ARRIVALS: &str = "arrivals";
+pub const FROM_PEERS: &str = "from_peers";
 pub const ERRORS: &str = "errors";
 pub const JUDGE: &str = "judge";
 pub const INBOUND: &str = "inbound";

@@ -14,9 +14,11 @@ use super::difference::Difference;
 use super::dump::Dump;
 use super::element::Element;
 use super::expr::{Rule, is_rule};
+use super::flows::limit_in;
+use super::gate::mark_in;
 use super::gateway::openings_in;
 use super::guarded::guarded_interface;
-use super::name::{Block, FORWARD, Family, OPENINGS};
+use super::name::{Block, FORWARD, Family, JUDGE, OPENINGS};
 use super::owner::Ownership;
 use super::profile::{self, ProfileRule};
 use super::ranges::{bounds, networks_in, set_ranges};
@@ -257,6 +259,8 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
     let interface = named.ok_or_else(|| chain(FORWARD))?;
     let gateway_opens = dump.rules.get(OPENINGS).and_then(|found| openings_in(found));
     let networks = networks_in(dump);
+    let flows_per_address = dump.rules.get(JUDGE).and_then(|found| limit_in(found));
+    let gate = dump.rules.get(FORWARD).and_then(|found| mark_in(found));
     let mut nearest: Option<(usize, Difference)> = None;
     for masquerade in [Masquerade::All, Masquerade::Internet, Masquerade::None] {
         for (deny_log, allow_inbound) in
@@ -269,6 +273,8 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
                 allow_inbound,
                 gateway_opens: gateway_opens.clone(),
                 networks: networks.clone(),
+                flows_per_address,
+                gate,
             };
             let differences = differences(dump, &base);
             let Some(first) = differences.first() else { return Ok(base) };

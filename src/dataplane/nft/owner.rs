@@ -42,7 +42,7 @@ impl Ownership {
     pub(super) const fn flags(self) -> u32 {
         match self {
             Self::Shared => 0,
-            Self::Respected | Self::Taken => OWNED,
+            Self::Respected | Self::Taken => table::OWNED,
         }
     }
 
@@ -50,12 +50,10 @@ impl Ownership {
     pub(super) const fn is_as_made(self, flags: u32) -> bool {
         match self {
             Self::Shared => flags == 0,
-            Self::Respected | Self::Taken => flags == OWNED || flags == table::FLAG_PERSIST,
+            Self::Respected | Self::Taken => flags == table::OWNED || flags == table::FLAG_PERSIST,
         }
     }
 }
-
-pub const OWNED: u32 = table::FLAG_OWNER | table::FLAG_PERSIST;
 
 /// Whether there is a table of ours without an owner that persists.
 pub fn is_orphan(socket: &mut NftSocket) -> Result<bool, NftError> {
@@ -67,7 +65,10 @@ pub fn is_orphan(socket: &mut NftSocket) -> Result<bool, NftError> {
 
 /// Takes over such a table.
 pub fn take_over(batch: &mut Batch) {
-    batch.add(msg::NEWTABLE, &[Attr::text(table::NAME, TABLE), Attr::be32(table::FLAGS, OWNED)]);
+    batch.add(
+        msg::NEWTABLE,
+        &[Attr::text(table::NAME, TABLE), Attr::be32(table::FLAGS, table::OWNED)],
+    );
 }
 
 /// What a refusal means where tables have owners. Without the capability, the change as a whole is

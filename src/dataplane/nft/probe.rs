@@ -7,7 +7,6 @@ use super::batch::Batch;
 use super::chain::declare_in;
 use super::error::NftError;
 use super::gateway::labelling;
-use super::owner::OWNED;
 use super::socket::NftSocket;
 use super::sys::{msg, table};
 
@@ -33,8 +32,10 @@ pub fn labels_flows() -> Result<bool, NftError> {
 /// As [`labels_flows`].
 pub fn keeps_owned_tables() -> Result<bool, NftError> {
     can(|batch| {
-        batch
-            .add(msg::NEWTABLE, &[Attr::text(table::NAME, PROBE), Attr::be32(table::FLAGS, OWNED)]);
+        batch.add(
+            msg::NEWTABLE,
+            &[Attr::text(table::NAME, PROBE), Attr::be32(table::FLAGS, table::OWNED)],
+        );
     })
 }
 

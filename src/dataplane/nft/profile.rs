@@ -11,7 +11,7 @@ use super::expr::{
     Cmp, Ct, Direction, Expr, Meta, Rule, Verdict, cmp, counter, ct_tuple, is_rule, load, lookup,
     mask, meta_set, verdict,
 };
-use super::name::{DENY, DNS, Family, octets};
+use super::name::{DENY, DNS, Family, PASSED, octets};
 use super::set::Set;
 use super::sys::data;
 use crate::model::{Address, Profile, ProfileId, Ranges};
@@ -86,13 +86,13 @@ impl ProfileRule {
             Self::Range(first, last) => {
                 let mut rule = vec![destination(Family::of(&first))];
                 rule.extend(in_range(&octets(&first), &octets(&last)));
-                rule.push(verdict(&Verdict::Accept));
+                rule.push(verdict(&Verdict::Goto(PASSED)));
                 rule
             }
             Self::Set(family) => vec![
                 destination(family),
                 lookup(&Set::Allowed(id, family).to_string()),
-                verdict(&Verdict::Accept),
+                verdict(&Verdict::Goto(PASSED)),
             ],
             Self::Dns(server) => vec![
                 destination(Family::of(&server)),
@@ -103,10 +103,18 @@ impl ProfileRule {
         }
     }
 
-    /// What a rule read from this profile's chain is. `None`: it is not one that we would write.
-    pub fn decode(id: ProfileId, found: &[Expr]) -> Option<Self> {
+    /// What a rule read from this profile's chain is. `None`: it is not one that we would write, nor, in
+    /// a `former` table, one that version 0.1.0 wrote.
+    pub fn decode(id: ProfileId, found: &[Expr], former: bool) -> Option<Self> {
         let guess = Self::guess(found)?;
-        is_rule(&guess.encode(id), found).then_some(guess)
+        let mut rule = guess.encode(id);
+        if let Self::Range(..) | Self::Set(_) = guess
+            && former
+        {
+            rule.pop();
+            rule.push(verdict(&Verdict::Accept));
+        }
+        is_rule(&rule, found).then_some(guess)
     }
 
     /// What the rule must be if it is one of ours; [`decode`](Self::decode) proves it.
@@ -125,8 +133,8 @@ impl ProfileRule {
             ["ct", "cmp", "immediate"] => {
                 let prefix = value(1, 3)?;
                 let first = filled(family()?, prefix, 0)?;
-                let jump = found[2].find(&[2, data::VERDICT, data::VERDICT_CHAIN]).is_some();
-                Some(match jump {
+                let chain = found[2].text(&[2, data::VERDICT, data::VERDICT_CHAIN]);
+                Some(match chain == Some(DNS) {
                     true => Self::Dns(first),
                     false => Self::Range(first, filled(family()?, prefix, 0xff)?),
                 })
@@ -211,14 +219,14 @@ mod tests {
             ProfileRule::Denied,
         ];
         for rule in rules {
-            assert_eq!(ProfileRule::decode(id, &rule.encode(id)), Some(rule), "{rule:?}");
+            assert_eq!(ProfileRule::decode(id, &rule.encode(id), false), Some(rule), "{rule:?}");
         }
     }
 
     #[test]
     fn a_rule_of_another_profile_is_not_ours() {
         let foreign = ProfileRule::Set(Family::V4).encode(ProfileId(8));
-        assert_eq!(ProfileRule::decode(ProfileId(9), &foreign), None);
+        assert_eq!(ProfileRule::decode(ProfileId(9), &foreign, false), None);
     }
 
     #[test]

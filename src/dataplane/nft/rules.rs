@@ -2,11 +2,12 @@
 
 use super::expr::{
     Base, Cmp, Ct, Direction, Expr, Meta, Rule, Verdict, cmp, counter, ct, ct_tuple,
-    ct_tuple_second, limit, limit_each, load, log, lookup, map, mask, mask_second, masquerade,
-    meta, meta_set, payload, reject_prohibited, set_mss, verdict, verdict_map,
+    ct_tuple_second, each, limit, load, log, lookup, map, mask, mask_second, masquerade, meta,
+    meta_set, payload, reject_prohibited, set_mss, verdict, verdict_map,
 };
 use super::fib::{Asked, LOCAL, is_kind, route_mss};
-use super::name::{Block, DENY, Family, INBOUND, JUDGE, SITES, SITES_BY, SITES_TO};
+use super::gate;
+use super::name::{Block, DENY, Family, INBOUND, JUDGE, PASSED, SITES, SITES_BY, SITES_TO};
 use super::set::Set;
 use super::sys::data;
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -28,13 +29,9 @@ pub fn forward(base: &FirewallBase) -> Vec<Rule> {
     clamp.extend(route_mss());
     clamp.push(set_mss());
     let opened_outside = [iif(Cmp::Neq, base), direction(Direction::Original), goto(INBOUND)];
-    let mut rules = vec![
-        foreign.concat(),
-        drop_own_source(base),
-        drop_invalid(),
-        clamp,
-        opened_outside.concat(),
-    ];
+    let mut rules = vec![foreign.concat()];
+    rules.extend(base.gate.map(gate::clear_mark));
+    rules.extend([drop_own_source(base), drop_invalid(), clamp, opened_outside.concat()]);
     if base.allow_inbound {
         // Not back into the tunnel: such a flow was opened by a peer, and its profile judges.
         let answers =
@@ -142,8 +139,33 @@ pub fn by_profile() -> Vec<Rule> {
 }
 
 pub fn dns() -> Vec<Rule> {
-    let accept = |questions: Rule| [questions, vec![verdict(&Verdict::Accept)]].concat();
-    dns_flows(&Family::BOTH).into_iter().map(accept).collect()
+    let pass = |questions: Rule| [questions, goto(PASSED)].concat();
+    dns_flows(&Family::BOTH).into_iter().map(pass).collect()
+}
+
+/// What is allowed gets the priority again that the kernel gave it by its type of service
+/// (`rt_tos2priority` in include/net/route.h). It gives none to IPv6.
+pub fn passed() -> Vec<Rule> {
+    const TOS_OFFSET: u32 = 1;
+    const LOW_DELAY_OR_THROUGHPUT: u8 = 0x18;
+    const PRIORITIES: [(u8, u32); 3] = [(0x08, 2), (0x10, 6), (0x18, 4)];
+    let service = |tos: u8| {
+        vec![
+            meta(Meta::NfProto),
+            cmp(Cmp::Eq, &[Family::V4.nfproto()]),
+            payload(Base::Network, TOS_OFFSET, 1),
+            mask(&[LOW_DELAY_OR_THROUGHPUT]),
+            cmp(Cmp::Eq, &[tos]),
+        ]
+    };
+    let accept = || vec![verdict(&Verdict::Accept)];
+    let mut rules = vec![[service(0), accept()].concat()];
+    rules.extend(PRIORITIES.map(|(tos, priority)| {
+        let given = vec![load(&priority.to_ne_bytes()), meta_set(Meta::Priority)];
+        [service(tos), given, accept()].concat()
+    }));
+    rules.push(accept());
+    rules
 }
 
 /// Flows to the port of DNS, with the errors about them: such a packet is ICMP itself, and comes
@@ -204,11 +226,25 @@ pub fn site_rule(whose: Whose, family: Family, prefix_len: u8) -> Rule {
     [whose.address(family), found].concat()
 }
 
+/// Which of a packet's two addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
 /// Loads the first bytes of a packet's source address.
 pub fn source(family: Family, bytes: u8) -> Rule {
-    let offset = match family {
-        Family::V4 => 12,
-        Family::V6 => 8,
+    address_of(Side::Source, family, bytes)
+}
+
+/// Loads the first bytes of one of a packet's addresses.
+pub fn address_of(side: Side, family: Family, bytes: u8) -> Rule {
+    let offset = match (family, side) {
+        (Family::V4, Side::Source) => 12,
+        (Family::V4, Side::Destination) => 16,
+        (Family::V6, Side::Source) => 8,
+        (Family::V6, Side::Destination) => 24,
     };
     vec![
         meta(Meta::NfProto),
@@ -220,7 +256,7 @@ pub fn source(family: Family, bytes: u8) -> Rule {
 /// The rules by which a block's chain looks this set up. The chain looks its sets up in their order.
 pub fn block_rules(set: &Set) -> Vec<Rule> {
     let asked = lookup(&set.to_string());
-    let passed = [load(&0u32.to_ne_bytes()), meta_set(Meta::Priority), verdict(&Verdict::Accept)];
+    let passed = [&no_profile()[..], &goto(PASSED)].concat();
     match *set {
         Set::Grants(_, family, prefix_len) => {
             let mut rule = vec![meta(Meta::Priority), destination(family)];
@@ -269,7 +305,7 @@ pub fn interface_in(found: &[Expr]) -> Option<InterfaceName> {
 /// Logs a few packets a minute of each peer's address. Addresses that come in elsewhere may be
 /// forged, and would fill the set.
 fn log_denied_peer(base: &FirewallBase, family: Family) -> Rule {
-    let each = vec![limit_each(&Set::DenyLog(family).to_string(), &limit(6, 60, 5))];
+    let each = vec![each(Set::UPDATE, &Set::DenyLog(family).to_string(), &limit(6, 60, 5))];
     let source = source(family, family.address_bytes());
     [iif(Cmp::Eq, base), source, each, log_at_most(&limit(20, 1, 100))].concat()
 }
@@ -281,7 +317,7 @@ fn log_at_most(at_most: &Expr) -> Rule {
 }
 
 const INVALID_OR_UNTRACKED: u32 = 0x41;
-const NEW: u32 = 0x08;
+pub const NEW: u32 = 0x08;
 
 pub fn ct_state(states: u32) -> Rule {
     vec![ct(Ct::State), mask(&states.to_ne_bytes()), cmp(Cmp::Neq, &0u32.to_ne_bytes())]

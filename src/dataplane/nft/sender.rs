@@ -4,16 +4,18 @@
 //! by another link must not have a peer's address. And an ICMP error is judged twice: as a packet of the
 //! flow that it quotes, like any other, and before that by who may tell anything about that flow.
 
+use std::iter;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::expr::{Cmp, Expr, Meta, Rule, Verdict, cmp, counter, lookup, mask, meta, verdict};
-use super::fib::{Asked, link_of_address};
-use super::name::{DENY, ERRORS, Family, octets};
+use super::fib::{Asked, LOCAL, link_of_address, of_kind};
+use super::gate;
+use super::name::{DENY, ERRORS, FROM_PEERS, Family, octets};
 use super::rules::{
-    Whose, by_profile, ct_state, find_profile, goto, icmp_type, iif, l4proto, name_is, netmask,
-    no_profile, source,
+    Side, Whose, address_of, by_profile, ct_state, find_profile, goto, icmp_type, iif, l4proto,
+    name_is, netmask, no_profile, source,
 };
 use super::set::Set;
 use super::sys::data;
@@ -21,15 +23,11 @@ use crate::model::{FirewallBase, Networks};
 
 const RELATED: u32 = 0x04;
 
-/// Errors that come from peers go to the chain `errors` before they are judged as their flows. Packets
-/// that come by another link with an address that the host routes to ours are dropped.
+/// Packets that come by another link with an address that the host routes to ours are dropped. The gate
+/// knows by its mark that this table was there.
 pub fn arrivals(base: &FirewallBase) -> Vec<Rule> {
-    let errors = Family::BOTH.map(|family| {
-        let icmp = l4proto(family.icmp());
-        [icmp, iif(Cmp::Eq, base), ct_state(RELATED), goto(ERRORS)].concat()
-    });
     let Networks { pool, sites4, sites6 } = &base.networks;
-    let mut sources = vec![in_pool(pool)];
+    let mut sources = vec![in_pool(Side::Source, pool)];
     for (family, none) in
         [(Family::V4, sites4.as_slice().is_empty()), (Family::V6, sites6.as_slice().is_empty())]
     {
@@ -40,27 +38,40 @@ pub fn arrivals(base: &FirewallBase) -> Vec<Rule> {
         let routed_here =
             [vec![link_of_address(Asked::Source)], name_is(Cmp::Eq, &base.interface)].concat();
         let dropped = vec![counter(), verdict(&Verdict::Drop)];
-        [source, iif(Cmp::Neq, base), routed_here, dropped].concat()
+        [source, routed_here, dropped].concat()
     });
-    errors.into_iter().chain(forged).collect()
+    let to_peers = base.gate.map(|mark| {
+        // What goes to the host itself comes by no rule of the gate.
+        let elsewhere = of_kind(Asked::Destination, Cmp::Neq, LOCAL);
+        [in_pool(Side::Destination, pool), elsewhere, gate::set_mark(mark)].concat()
+    });
+    let from_peers = [iif(Cmp::Eq, base), goto(FROM_PEERS)].concat();
+    iter::once(from_peers).chain(forged).chain(to_peers).collect()
+}
+
+/// Errors that come from peers go to the chain `errors` before they are judged as their flows.
+pub fn from_peers(base: &FirewallBase) -> Vec<Rule> {
+    let errors = Family::BOTH
+        .map(|family| [l4proto(family.icmp()), ct_state(RELATED), goto(ERRORS)].concat());
+    base.gate.map(gate::set_mark).into_iter().chain(errors).collect()
 }
 
 /// Compares as the `nft` program would: whole bytes where the prefix has such, else with a mask.
-fn in_pool(pool: &IpNet) -> Rule {
+fn in_pool(side: Side, pool: &IpNet) -> Rule {
     let address = pool.network();
     let (family, bits) = (Family::of(&address), pool.prefix_len());
     let bytes = octets(&address);
     if bits > 0 && bits % 8 == 0 {
         let compared = vec![cmp(Cmp::Eq, &bytes[..usize::from(bits / 8)])];
-        return [source(family, bits / 8), compared].concat();
+        return [address_of(side, family, bits / 8), compared].concat();
     }
     let compared = vec![mask(&netmask(family, bits)), cmp(Cmp::Eq, &bytes)];
-    [source(family, family.address_bytes()), compared].concat()
+    [address_of(side, family, family.address_bytes()), compared].concat()
 }
 
-/// The pool that the rule behind those about errors names; to be proved by comparing.
+/// The pool that the rule behind the first names; to be proved by comparing.
 pub fn pool_in(found: &[Rule]) -> Option<IpNet> {
-    let rule = found.get(Family::BOTH.len())?;
+    let rule = found.get(1)?;
     let value = |at: usize, kind| rule.get(at)?.find(&[kind, data::VALUE]);
     let family =
         Family::BOTH.into_iter().find(|family| value(1, 3) == Some(&[family.nfproto()]))?;

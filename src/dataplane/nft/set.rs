@@ -37,6 +37,8 @@ pub enum Set {
     Networks(Family),
     /// How often each source was denied in the last minute.
     DenyLog(Family),
+    /// Addresses that opened flows, each with their count.
+    Flows(Family),
 }
 
 impl Set {
@@ -76,6 +78,8 @@ impl Set {
             Self::Networks(family(rest)?)
         } else if let Some(rest) = name.strip_prefix("internet") {
             Self::Internet(family(rest)?)
+        } else if let Some(rest) = name.strip_prefix("flows") {
+            Self::Flows(family(rest)?)
         } else {
             Self::DenyLog(family(name.strip_prefix("denied")?)?)
         };
@@ -92,6 +96,10 @@ impl Set {
             _ => None,
         }
     }
+
+    // What a rule does to a dynamic set (`enum nft_dynset_ops`).
+    pub const ADD: u32 = 0;
+    pub const UPDATE: u32 = 1;
 
     /// What is sent to declare it. `id` is any number that is unique in the transaction.
     pub fn declaration(&self, id: u32) -> Vec<Attr> {
@@ -132,6 +140,8 @@ impl Set {
 
     fn shape(&self) -> Vec<Attr> {
         const MAX_SOURCES: u32 = 65_536;
+        /// As many as WireGuard takes peers.
+        const MAX_OPENERS: u32 = 1 << 20;
         const FORGET_AFTER_MILLIS: u64 = 60_000;
         let key = |flags, kind, bytes: u8| {
             // The kernel dumps no attribute for no flags.
@@ -162,6 +172,11 @@ impl Set {
             Self::Allowed(_, family) | Self::Internet(family) | Self::Networks(family) => {
                 address(set::FLAG_INTERVAL, family)
             }
+            Self::Flows(family) => {
+                let mut attrs = address(set::FLAG_EVAL, family);
+                attrs.push(Attr::nest(set::DESC, vec![Attr::be32(set::DESC_SIZE, MAX_OPENERS)]));
+                attrs
+            }
             Self::DenyLog(family) => {
                 let mut attrs = address(set::FLAG_TIMEOUT | set::FLAG_EVAL, family);
                 attrs.push(Attr::nest(set::DESC, vec![Attr::be32(set::DESC_SIZE, MAX_SOURCES)]));
@@ -184,9 +199,11 @@ impl Set {
             Self::Chains | Self::Blocks => (HOST, Some(UNKNOWN)),
             Self::Judged(_) | Self::Denied(_) => (HOST, None),
             Self::Grants(..) | Self::Servers(..) => (UNKNOWN, None),
-            Self::Allowed(..) | Self::Internet(_) | Self::Networks(_) | Self::DenyLog(_) => {
-                (NETWORK, None)
-            }
+            Self::Allowed(..)
+            | Self::Internet(_)
+            | Self::Networks(_)
+            | Self::DenyLog(_)
+            | Self::Flows(_) => (NETWORK, None),
         };
         let mut hints = Vec::new();
         let mut hint = |kind: u8, number: u32| {
@@ -217,6 +234,7 @@ impl fmt::Display for Set {
             Self::Internet(family) => write!(f, "internet{family}"),
             Self::Networks(family) => write!(f, "networks{family}"),
             Self::DenyLog(family) => write!(f, "denied{family}"),
+            Self::Flows(family) => write!(f, "flows{family}"),
         }
     }
 }
@@ -240,6 +258,7 @@ mod tests {
             Set::Internet(Family::V4),
             Set::Networks(Family::V6),
             Set::DenyLog(Family::V6),
+            Set::Flows(Family::V4),
         ];
         for set in sets {
             assert_eq!(Set::named(&set.to_string()), Some(set));

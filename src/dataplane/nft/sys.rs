@@ -37,6 +37,7 @@ pub mod msg {
     pub const DELSETELEM: u8 = 14;
     pub const NEWGEN: u8 = 15;
     pub const GETGEN: u8 = 16;
+    pub const GETFLOWTABLE: u8 = 23;
 }
 
 /// The table's name is attribute 1 of every message about an object.
@@ -53,6 +54,7 @@ pub mod table {
     pub const FLAG_OWNER: u32 = 0x2;
     /// From Linux 6.9.
     pub const FLAG_PERSIST: u32 = 0x4;
+    pub const OWNED: u32 = FLAG_OWNER | FLAG_PERSIST;
 }
 
 pub mod chain {
@@ -134,6 +136,15 @@ pub mod generation {
 pub mod counter {
     pub const BYTES: u16 = 1;
     pub const PACKETS: u16 = 2;
+}
+
+pub mod flowtable {
+    pub const TABLE: u16 = 1;
+    pub const NAME: u16 = 2;
+    pub const HOOK: u16 = 3;
+    /// Inside `HOOK`.
+    pub const HOOK_DEVICES: u16 = 3;
+    pub const DEVICE_NAME: u16 = 1;
 }
 
 /// Verdict codes of `linux/netfilter.h` and `enum nft_verdicts`.

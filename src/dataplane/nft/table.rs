@@ -5,10 +5,15 @@
 //!
 //! ```text
 //! chain arrivals {                                            # one hook: each costs every packet
-//!   type filter hook prerouting priority -190; policy accept;
-//!   meta l4proto icmp iifname w ct state related goto errors  # and ICMPv6
-//!   ip saddr POOL iifname != w fib saddr oifname w counter drop
-//!   ip saddr @networks4 iifname != w fib saddr oifname w counter drop    # sites; and IPv6
+//!   type filter hook prerouting priority 300; policy accept;
+//!   iifname w goto from_peers
+//!   ip saddr POOL fib saddr oifname w counter drop
+//!   ip saddr @networks4 fib saddr oifname w counter drop      # sites; and IPv6
+//!   ip daddr POOL fib daddr type != local meta mark set mark | B    # gate
+//! }
+//! chain from_peers {
+//!   meta mark set mark | B                                    # gate
+//!   meta l4proto icmp ct state related goto errors            # and ICMPv6
 //! }
 //! chain errors {                                              # told by a peer about a flow
 //!   icmp type redirect counter drop
@@ -27,8 +32,9 @@
 //!   counter goto deny
 //! }
 //! chain forward {
-//!   type filter hook forward priority filter - 10; policy accept;
+//!   type filter hook forward priority -400; policy accept;
 //!   iifname != w oifname != w accept                          # not ours
+//!   meta mark set mark & ~B                                   # gate
 //!   iifname != w fib saddr type local counter drop
 //!   ct state invalid,untracked counter drop
 //!   tcp flags syn / syn,rst tcp option maxseg size set rt mtu
@@ -42,8 +48,9 @@
 //!   counter goto deny                                         # else
 //! }
 //! chain input {
-//!   type filter hook input priority filter - 10; policy accept;
+//!   type filter hook input priority -400; policy accept;
 //!   iifname != w accept
+//!   meta mark set mark & ~B                                   # gate
 //!   icmp type echo-request fib daddr . iif type local accept  # and ICMPv6
 //!   ct state invalid,untracked counter drop
 //!   ct direction original goto judge
@@ -76,6 +83,8 @@
 //!   meta l4proto gre ct label set 30                          # each protocol
 //! }
 //! chain judge {
+//!   ct state new iifname w add @flows4 { ip saddr ct count over N } counter goto deny
+//!                                                             # flows_per_address; and IPv6
 //!   meta priority set none                                    # a missed look-up keeps the old value
 //!   jump sites
 //!   meta priority set ct original ip saddr map @peer4         # and IPv6
@@ -87,8 +96,13 @@
 //! chain sites_to { }                                          # the same of the flow's destination
 //! chain sites_by { }                                          # and of the packet's source
 //! chain dns {
-//!   meta l4proto tcp ct original proto-dst 53 accept          # and UDP
-//!   meta l4proto icmp ct protocol tcp ct original proto-dst 53 accept    # errors; UDP, ICMPv6
+//!   meta l4proto tcp ct original proto-dst 53 goto passed     # and UDP
+//!   meta l4proto icmp ct protocol tcp ct original proto-dst 53 goto passed    # errors; UDP, ICMPv6
+//! }
+//! chain passed {                                              # allowed by a profile
+//!   meta nfproto ipv4 @nh,8,8 & 0x18 == 0x0 accept
+//!   meta nfproto ipv4 @nh,8,8 & 0x18 == 0x8 meta priority set 0:2 accept    # and 10: 6, 18: 4
+//!   accept
 //! }
 //! chain deny {
 //!   iifname w update @denied4 { ip saddr limit rate 6/minute } limit rate 20/second
@@ -110,8 +124,9 @@
 //! change acts on the next packet of every live flow. What the gateway itself opens toward peers has
 //! no profile: it passes by its label (see `gateway`).
 //!
-//! The look-ups pass a profile's number on in the packet's priority, which is 0 again when a packet
-//! passes: a priority that the type of service gave it is lost.
+//! The look-ups pass a profile's number on in the packet's priority. What passes has the priority again
+//! that its type of service gives it. Those that other programs set are kept in the forward hook, where
+//! our chain comes first, and lost if they were set before.
 //!
 //! The chain that translates stays when nothing is to be masqueraded any more: without it the kernel
 //! would stop translating the flows that it has begun to, and their answers would be denied.
@@ -123,10 +138,11 @@ use super::attr::Attr;
 use super::chain::Hook;
 use super::element::Element;
 use super::expr::Rule;
+use super::flows;
 use super::gateway;
 use super::name::{
-    ARRIVALS, DENY, DNS, ERRORS, FORWARD, Family, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS,
-    OUTPUT, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
+    ARRIVALS, DENY, DNS, ERRORS, FORWARD, FROM_PEERS, Family, ICMP_OUT, INBOUND, INPUT, JUDGE,
+    OPENINGS, OUTPUT, PASSED, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
 };
 use super::owner::Ownership;
 use super::rules;
@@ -135,6 +151,10 @@ use super::set::Set;
 use super::sys::{table, verdict};
 use crate::model::policy::internet;
 use crate::model::{Address, FirewallBase, Masquerade, Ranges};
+
+/// The priorities of hooks before and behind those of all others (`enum nf_ip_hook_priorities`).
+const FIRST: i32 = -400;
+const LAST: i32 = 300;
 
 /// A chain and its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,6 +179,9 @@ impl Fixed {
             if base.deny_log {
                 sets.push(Set::DenyLog(family));
             }
+            if base.flows_per_address.is_some() {
+                sets.push(Set::Flows(family));
+            }
             if !networks(base, family).is_empty() {
                 sets.push(Set::Networks(family));
             }
@@ -168,18 +191,20 @@ impl Fixed {
         }
         let chains = vec![
             plain(DENY, rules::deny(base)),
+            plain(PASSED, rules::passed()),
             plain(DNS, rules::dns()),
             plain(SITES, vec![]),
             plain(SITES_TO, vec![]),
             plain(SITES_BY, vec![]),
-            plain(JUDGE, rules::judge()),
+            plain(JUDGE, [flows::limits(base), rules::judge()].concat()),
             plain(INBOUND, rules::inbound(base)),
-            hooked(FORWARD, "filter", 2, -10, rules::forward(base)),
+            hooked(FORWARD, "filter", 2, FIRST, rules::forward(base)),
             plain(ERRORS, sender::errors()),
-            hooked(ARRIVALS, "filter", 0, -190, sender::arrivals(base)),
+            plain(FROM_PEERS, sender::from_peers(base)),
+            hooked(ARRIVALS, "filter", 0, LAST, sender::arrivals(base)),
             plain(ICMP_OUT, gateway::icmp_out()),
             plain(OPENINGS, gateway::openings(base)),
-            hooked(INPUT, "filter", 1, -10, gateway::input(base)),
+            hooked(INPUT, "filter", 1, FIRST, gateway::input(base)),
             hooked(OUTPUT, "filter", 3, -10, gateway::output(base)),
             hooked(POSTROUTING, "nat", 4, 100, rules::postrouting(base)),
         ];

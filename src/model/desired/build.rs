@@ -72,6 +72,8 @@ impl DesiredState {
                 gateway.vpn_cidr,
                 local.site_prefixes.iter().chain(&settings.site_prefixes),
             ),
+            flows_per_address: local.flows_per_address,
+            gate: local.gate.map(|gate| gate.mark),
             gateway_opens: local.gateway_opens.clone().filter(|_| settings.gateway_may_open),
         };
         let mut book = PolicyBook::new(&settings);

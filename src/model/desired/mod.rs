@@ -16,6 +16,7 @@ mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -33,9 +34,9 @@ pub use update::{Departed, Touched};
 use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
 use super::{
-    BlockList, DesiredFirewall, DesiredInterface, DeviceId, GatewayRow, InterfaceName, KeyText,
-    Masquerade, Openings, Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning, Settings,
-    UserId,
+    BlockList, DesiredFirewall, DesiredInterface, DeviceId, Gate, GatewayRow, InterfaceName,
+    KeyText, Masquerade, Openings, Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning,
+    Settings, UserId,
 };
 
 /// What this host's configuration adds to the rows.
@@ -57,6 +58,10 @@ pub struct Local {
     pub gateway_opens: Option<Openings>,
     /// Forget the tracked flows of a prefix that changes hands.
     pub flush_conntrack: bool,
+    /// How many flows may be open from one address of a peer; `None`: any number.
+    pub flows_per_address: Option<NonZeroU32>,
+    /// What stops forwarded packets while our table is gone.
+    pub gate: Option<Gate>,
     pub psk_keys: PskKeys,
 }
 
@@ -182,6 +187,12 @@ impl DesiredState {
     #[must_use]
     pub fn cuts_flows(&self) -> bool {
         self.local.flush_conntrack
+    }
+
+    /// What stops forwarded packets while the table is gone.
+    #[must_use]
+    pub fn gate(&self) -> Option<Gate> {
+        self.local.gate
     }
 
     #[must_use]

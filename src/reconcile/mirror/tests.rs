@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::FirewallChange;
+use crate::model::{FirewallChange, HostRouting};
 use crate::plan::Phase;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -63,7 +63,8 @@ fn only_a_reading_or_a_glance_reads_the_kernel_back() {
     assert!(!mirror.prove(), "and not since");
     mirror.want_beat(now);
     mirror.begin_glance();
-    let glance = Glance { interface: None, routes: BTreeMap::new(), firewall_is_current: true };
+    let (routes, routing) = (BTreeMap::new(), HostRouting::default());
+    let glance = Glance { interface: None, routes, routing, firewall_is_current: true };
     assert!(mirror.end_glance(Some(glance)) && mirror.prove());
     mirror.begin_apply(Plan::default());
     assert!(!mirror.can_be_planned(), "in doubt until every step is answered");

@@ -291,6 +291,8 @@ mod tests {
             deny_log: true,
             gateway_opens: Some(Default::default()),
             flush_conntrack: true,
+            flows_per_address: None,
+            gate: None,
             psk_keys: PskKeys::default(),
         };
         let policy = PolicyRow {

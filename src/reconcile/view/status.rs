@@ -5,6 +5,7 @@
 //! the name, and what is not known yet is `null`.
 
 mod block;
+mod firewall;
 mod last_good;
 mod plan;
 
@@ -13,6 +14,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 pub use block::{BlockAnswer, BlockStatus};
+pub use firewall::FirewallStatus;
 pub use last_good::LastGoodStatus;
 pub use plan::{PlanReport, PlannedStep};
 
@@ -83,6 +85,8 @@ pub struct Status {
     pub state: State,
     pub gateway: GatewayStatus,
     pub interface: InterfaceStatus,
+    #[serde(default)]
+    pub firewall: FirewallStatus,
     pub sync: SyncStatus,
     pub database: DatabaseStatus,
     pub peers: PeerCounts,

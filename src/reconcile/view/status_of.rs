@@ -2,10 +2,10 @@
 
 use super::View;
 use super::status::{
-    BlockStatus, DatabaseStatus, GatewayStatus, HeldBack, InterfaceStatus, PassStatus, PeerCounts,
-    State, Status, SyncStatus, Timestamp,
+    BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus, HeldBack, InterfaceStatus,
+    PassStatus, PeerCounts, State, Status, SyncStatus, Timestamp,
 };
-use crate::plan::{HeldCause, HeldPeer, guard, networks_within};
+use crate::plan::{HeldCause, HeldPeer, gate, guard, networks_within};
 use crate::reconcile::clock::millis;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::note::{history_lost, not_announced};
@@ -29,6 +29,7 @@ impl View<'_> {
                 id: gateway.map(|gateway| gateway.id),
             },
             interface: self.interface_status(),
+            firewall: self.firewall_status(),
             sync: self.sync_status(),
             database: DatabaseStatus {
                 connected: self.source.mode.is_some(),
@@ -86,6 +87,22 @@ impl View<'_> {
             public_key: interface.and_then(|interface| interface.public_key),
             listen_port: interface.map(|interface| interface.listen_port),
         }
+    }
+
+    fn firewall_status(&self) -> FirewallStatus {
+        let mut status =
+            FirewallStatus { table_owned: self.mirror.table_owned, ..FirewallStatus::default() };
+        if let (Some(desired), Some(observed)) = (self.rows.desired, &self.mirror.observed) {
+            status.gate = gate::is_in_force(desired, observed);
+            status.gate_why = match desired.gate() {
+                None => Some("firewall.fail_closed is false".to_owned()),
+                Some(wanted) => {
+                    let obstacle = gate::obstacle(&observed.routing, wanted.mark);
+                    obstacle.map(|obstacle| obstacle.to_string())
+                }
+            };
+        }
+        status
     }
 
     fn sync_status(&self) -> SyncStatus {

@@ -169,10 +169,11 @@ impl Dataplane for Kernel {
     }
 
     fn glance(&mut self) -> Result<Glance, DataplaneError> {
-        let ObservedState { interface, routes, .. } = &self.state;
+        let ObservedState { interface, routes, routing, .. } = &self.state;
         Ok(Glance {
             interface: interface.clone(),
             routes: routes.clone(),
+            routing: routing.clone(),
             firewall_is_current: true,
         })
     }

@@ -116,6 +116,8 @@ pub fn local() -> Arc<Local> {
         deny_log: true,
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
+        flows_per_address: None,
+        gate: None,
         psk_keys: PskKeys::default(),
     })
 }

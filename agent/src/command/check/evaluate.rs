@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
 use super::finding::Finding;
-use super::firewall::firewall;
+use super::firewall::{fail_closed, firewall};
 use crate::config::{Backend, Config};
 use crate::database;
 use crate::output::{bytes as bytes_text, count, span};
@@ -38,6 +38,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(mtu(config, &facts.host));
     findings.extend(networkd(config, &facts.host));
     findings.extend(firewall(config, facts));
+    findings.extend(fail_closed(config, facts));
     findings
 }
 

@@ -1,12 +1,14 @@
 //! The facts of this host and its database, read without judging them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use gatepost::dataplane::nft::{ForeignDrop, Manager, NftError, foreign_drops, labels_flows};
-use gatepost::dataplane::{lists_flows, networks_of_other_links};
-use gatepost::model::{BlockList, InterfaceName, KeyText, PublicKey};
+use gatepost::dataplane::nft::{
+    ForeignDrop, Manager, NftError, flowtables_of, foreign_drops, keeps_owned_tables, labels_flows,
+};
+use gatepost::dataplane::{host_routing, lists_flows, networkd, networks_of_other_links};
+use gatepost::model::{BlockList, HostRouting, InterfaceName, KeyText, PublicKey};
 use gatepost::reconcile::{BlockFileError, Provenance};
 use gatepost::store::{Store, StoreError};
 use ipnet::IpNet;
@@ -34,10 +36,16 @@ pub struct Facts {
     pub networks: BTreeMap<IpNet, Box<str>>,
     /// Chains of other programs that drop packets of this gateway.
     pub foreign_drops: Result<Vec<ForeignDrop>, NftError>,
+    /// Flowtables of other programs that the interface is in; empty: unknown, too.
+    pub flowtables: Vec<String>,
     /// Whether tracked flows can be listed. `None`: unknown.
     pub lists_flows: Option<bool>,
     /// Whether this kernel labels flows. `None`: unknown.
     pub labels_flows: Option<bool>,
+    /// Whether this kernel keeps a table that belongs to an agent. `None`: unknown.
+    pub keeps_owned_tables: Option<bool>,
+    /// What the gate depends on. `None`: unknown.
+    pub routing: Option<HostRouting>,
     /// Who wrote the last good rows; `None`: there are none. An error is one of them.
     pub last_good: Result<Option<Provenance>, String>,
     /// How many bytes this process can still write beside them.
@@ -120,8 +128,11 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         host: read_host(Path::new("/"), &config.interface.name),
         networks: networks_of_other_links(&config.interface.name).unwrap_or_default(),
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
+        flowtables: flowtables_of(&config.interface.name).unwrap_or_default(),
         lists_flows: lists_flows().ok(),
         labels_flows: labels_flows().ok(),
+        keeps_owned_tables: keeps_owned_tables().ok(),
+        routing: host_routing().ok(),
         last_good: last_good(config)
             .map(|rows| rows.map(|rows| rows.provenance))
             .map_err(|error| error.to_string()),
@@ -181,9 +192,7 @@ pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
         conntrack_max: host.number("proc/sys/net/netfilter/nf_conntrack_max"),
         conntrack_count: host.number("proc/sys/net/netfilter/nf_conntrack_count"),
         uplink: host.uplink(),
-        // The folder exists without networkd, too.
-        networkd_drops_routes: host.has("run/systemd/netif/state")
-            && drops_foreign_routes(&host.networkd_settings()),
+        networkd_drops_routes: networkd::removes(root, networkd::FOREIGN_ROUTES),
         managers: host.managers(),
         legacy_filter: host
             .text("proc/net/ip_tables_names")
@@ -221,22 +230,6 @@ impl Host<'_> {
         Some((name, mtu_bytes))
     }
 
-    /// The texts of networkd's settings files, the highest priority last.
-    fn networkd_settings(&self) -> Vec<String> {
-        let folders = ["usr/lib/systemd", "run/systemd", "etc/systemd"];
-        let main = folders.map(|folder| self.0.join(folder).join("networkd.conf"));
-        let mut dropins: Vec<PathBuf> = folders
-            .iter()
-            .filter_map(|folder| self.0.join(folder).join("networkd.conf.d").read_dir().ok())
-            .flatten()
-            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "conf"))
-            .collect();
-        dropins.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
-        let files = main.into_iter().chain(dropins);
-        files.filter_map(|path| std::fs::read_to_string(path).ok()).collect()
-    }
-
     fn managers(&self) -> Vec<Manager> {
         let ufw = self.text("etc/ufw/ufw.conf").unwrap_or_default();
         let present = [
@@ -257,15 +250,6 @@ fn default_link(routes: &str) -> Option<&str> {
             _ => None,
         }
     })
-}
-
-/// networkd.conf(5): `ManageForeignRoutes=` is yes unless a later file says no.
-fn drops_foreign_routes(settings: &[String]) -> bool {
-    let mut values = settings.iter().flat_map(|text| text.lines()).filter_map(|line| {
-        let (key, value) = line.split_once('=')?;
-        (key.trim() == "ManageForeignRoutes").then(|| value.trim().to_ascii_lowercase())
-    });
-    !values.next_back().is_some_and(|value| matches!(value.as_str(), "no" | "false" | "off" | "0"))
 }
 
 #[cfg(test)]
@@ -298,8 +282,6 @@ mod tests {
              eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\n",
         );
         write(root, "sys/class/net/eth0/mtu", "1500\n");
-        std::fs::create_dir_all(root.join("run/systemd/netif/links")).unwrap();
-        assert!(!read_host(root, &name).networkd_drops_routes);
         write(root, "run/systemd/netif/state", "");
         write(root, "etc/ufw/ufw.conf", "# ufw\nENABLED=yes\n");
         let host = read_host(root, &name);
@@ -313,8 +295,5 @@ mod tests {
 
         write(root, "proc/net/ip_tables_names", "nat\nfilter\n");
         assert!(read_host(root, &name).legacy_filter);
-        write(root, "etc/systemd/networkd.conf", "[Network]\nManageForeignRoutes=yes\n");
-        write(root, "etc/systemd/networkd.conf.d/x.conf", "[Network]\nManageForeignRoutes=no\n");
-        assert!(!read_host(root, &name).networkd_drops_routes);
     }
 }

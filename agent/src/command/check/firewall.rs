@@ -1,7 +1,8 @@
 //! Findings about the firewalls of other programs. Pure.
 
 use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager};
-use gatepost::model::InterfaceName;
+use gatepost::model::{Gate, InterfaceName};
+use gatepost::plan::gate;
 
 use super::facts::Facts;
 use super::finding::Finding;
@@ -33,6 +34,16 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
             ),
         ));
     }
+    findings.extend(facts.flowtables.iter().map(|flowtable| {
+        let link = &config.interface.name;
+        Finding::warning(
+            "firewall",
+            format!(
+                "flowtable {flowtable} holds {link}, and its flows pass every rule until they end"
+            ),
+            format!("take {link} out of the flowtable's devices"),
+        )
+    }));
     if findings.is_empty() {
         findings.push(Finding::ok(
             "firewall",
@@ -40,6 +51,50 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// What stays of the firewall when another program flushes the ruleset.
+pub fn fail_closed(config: &Config, facts: &Facts) -> Vec<Finding> {
+    let firewall = &config.firewall;
+    let owned = match (firewall.own_table, facts.keeps_owned_tables) {
+        (true, Some(true)) => {
+            Finding::ok("ownership", "no other program can change the table while the agent runs")
+        }
+        (true, _) => Finding::note(
+            "ownership",
+            "this kernel lets every program change the table, and the agent puts it back",
+            "none needed; kernels from 6.9 let the agent own it",
+        ),
+        (false, _) => Finding::note(
+            "ownership",
+            "every program may change the table, and the agent puts it back",
+            "set firewall.own_table = true",
+        ),
+    };
+    let Some(routing) = &facts.routing else { return vec![owned] };
+    let gate = match Gate::new(firewall.fail_closed, firewall.fail_closed_mark) {
+        None => Finding::note(
+            "fail_closed",
+            "off: packets of peers pass unfiltered while the table is gone",
+            "set firewall.fail_closed = \"auto\"",
+        ),
+        Some(wanted) => match (gate::obstacle(routing, wanted.mark), wanted.always) {
+            (None, _) => {
+                Finding::ok("fail_closed", "forwarded packets stop while the table is gone")
+            }
+            (Some(why), true) => Finding::warning(
+                "fail_closed",
+                format!("the gate is in force, but {why}"),
+                "remove the cause, or set firewall.fail_closed = \"auto\"",
+            ),
+            (Some(why), false) => Finding::warning(
+                "fail_closed",
+                format!("packets of peers pass unfiltered while the table is gone: {why}"),
+                "remove the cause, or accept it with firewall.fail_closed = false",
+            ),
+        },
+    };
+    vec![owned, gate]
 }
 
 fn foreign_drop(config: &Config, facts: &Facts, found: &ForeignDrop) -> Finding {

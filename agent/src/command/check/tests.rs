@@ -3,7 +3,7 @@ use std::io;
 use gatepost::dataplane::NetlinkError;
 use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, NftError};
 use gatepost::model::psk::PskKeys;
-use gatepost::model::{BlockList, PublicKey};
+use gatepost::model::{BlockList, FailClosed, HostRouting, PublicKey};
 use gatepost::reconcile::{BlockFileError, Provenance};
 use gatepost::store::Place;
 
@@ -61,8 +61,11 @@ fn healthy() -> Facts {
         },
         networks: [("192.0.2.0/24".parse().unwrap(), "eth0".into())].into(),
         foreign_drops: Ok(vec![]),
+        flowtables: vec![],
         lists_flows: Some(true),
         labels_flows: Some(true),
+        keeps_owned_tables: Some(true),
+        routing: Some(HostRouting::default()),
         last_good: Ok(Some(Provenance::Sealed)),
         last_good_room: Ok(1 << 30),
         block_list: Ok(BlockList::default()),
@@ -203,9 +206,37 @@ fn unreachable_database_is_a_warning_and_a_wrong_url_is_not() {
 }
 
 #[test]
+fn what_guards_the_table_itself_is_noted() {
+    assert_eq!(
+        found(|_, facts| facts.keeps_owned_tables = Some(false)).0,
+        [
+            "ownership: this kernel lets every program change the table, and the agent puts it back -> none \
+          needed; kernels from 6.9 let the agent own it"
+        ]
+    );
+    assert_eq!(
+        found(|config, _| config.firewall.fail_closed = FailClosed::Never).0,
+        ["fail_closed: off: packets of peers pass unfiltered while the table is gone -> set \
+          firewall.fail_closed = \"auto\""]
+    );
+}
+
+#[test]
 fn each_fault_of_the_host_has_its_remedy() {
     type Change = fn(&mut Config, &mut Facts);
-    let cases: [(Change, &str); 12] = [
+    let cases: [(Change, &str); 14] = [
+        (
+            |_, facts| facts.flowtables = vec!["inet filter fast".into()],
+            "firewall: flowtable inet filter fast holds gatepost0, and its flows pass every rule until they \
+             end -> take gatepost0 out of the flowtable's devices",
+        ),
+        (
+            |_, facts| facts.routing.as_mut().unwrap().checks_sources = true,
+            "fail_closed: packets of peers pass unfiltered while the table is gone: rp_filter is on and \
+             net.ipv4.conf.all.src_valid_mark is 0, so the gate would drop everything: sysctl -w \
+             net.ipv4.conf.all.src_valid_mark=1 -> remove the cause, or accept it with \
+             firewall.fail_closed = false",
+        ),
         (
             |_, facts| facts.lists_flows = Some(false),
             "conntrack: tracked flows cannot be listed, so no peer can be added or removed -> modprobe \

@@ -132,6 +132,8 @@ fn evaluate(config: &Config, mut rows: SnapshotRows) -> Result<DesiredState, Com
         deny_log: false,
         gateway_opens: None,
         flush_conntrack: false,
+        flows_per_address: None,
+        gate: None,
         psk_keys: PskKeys::default(),
     };
     DesiredState::build(Arc::new(local), rows).map_err(CommandError::Rows)

@@ -93,6 +93,8 @@ fn desired() -> DesiredState {
         deny_log: true,
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
+        flows_per_address: None,
+        gate: None,
         psk_keys: PskKeys::default(),
     };
     DesiredState::build(Arc::new(local), rows).unwrap()

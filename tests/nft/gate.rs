@@ -1,0 +1,177 @@
+//! The gate: while our table is gone, no forwarded packet of a peer passes.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use gatepost::dataplane::nft::Nft;
+use gatepost::dataplane::{Backend, Dataplane, Host, HostSettings, SharedObserved};
+use gatepost::model::{MarkBit, ObservedState, RoutingRule};
+use gatepost::plan::{Plan, Step, gate};
+use std::collections::BTreeSet;
+
+use super::netns::Netns;
+use super::network::{GATEWAY4, LAN4, LAN6, Network, Stream, connect, pings, serve, within};
+use super::packets::{nothing, world};
+use super::table::{WG, base, load, profile};
+
+const ALICE4: &str = "10.64.0.2";
+const BOB4: &str = "10.64.0.3";
+const BOB6: &str = "fd64::3";
+const PORT: u16 = 9000;
+const FLUSHES: usize = 5;
+const EACH: usize = 25;
+
+/// A host that adds and removes rules, in the namespace of this thread.
+fn host() -> Host<Nft> {
+    let settings = HostSettings {
+        interface: WG.parse().unwrap(),
+        backend: Backend::Kernel,
+        device_exe: "/nowhere".into(),
+    };
+    Host::open(settings, Nft::open().unwrap()).unwrap()
+}
+
+fn apply(host: &mut Host<Nft>, step: Step) {
+    let observed = SharedObserved::from(ObservedState::default());
+    let outcome = host.apply(&Plan::new(vec![step]), &observed);
+    assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
+}
+
+fn rules() -> BTreeSet<RoutingRule> {
+    gate::rules(&WG.parse().unwrap(), base().networks.pool, MarkBit::default())
+}
+
+/// Hears datagrams of one flood.
+struct Ear(UdpSocket);
+
+impl Ear {
+    fn open(netns: &Netns, address: &str) -> Self {
+        let address: IpAddr = address.parse().unwrap();
+        let socket = within(netns, || UdpSocket::bind((address, PORT)).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        Self(socket)
+    }
+
+    fn heard(&self) -> usize {
+        std::iter::from_fn(|| self.0.recv(&mut [0; 16]).ok()).count()
+    }
+}
+
+/// Sends from a socket of its own, so that the flow is new.
+fn send(from: &Netns, to: &str) {
+    let to = SocketAddr::new(to.parse().unwrap(), PORT);
+    within(from, || {
+        let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        for _ in 0..EACH {
+            // What is denied may be answered with an error.
+            let _ = socket.send_to(b"denied", to);
+        }
+    });
+}
+
+/// Peers to the LAN, the LAN to a peer, and peers to each other. IPv6 addresses are of no pool here, so
+/// only what peers send is stopped.
+fn flood(network: &Network) {
+    for (from, to) in [
+        (&network.alice, LAN4),
+        (&network.alice, LAN6),
+        (&network.lan, ALICE4),
+        (&network.alice, BOB4),
+        (&network.alice, BOB6),
+    ] {
+        send(from, to);
+    }
+}
+
+#[test]
+fn no_forwarded_packet_passes_while_the_table_is_flushed() {
+    let mut network = Network::new();
+    let ears = [
+        Ear::open(&network.lan, LAN4),
+        Ear::open(&network.lan, LAN6),
+        Ear::open(&network.alice, ALICE4),
+        Ear::open(&network.bob, BOB4),
+        Ear::open(&network.bob, BOB6),
+    ];
+    let heard = || ears.iter().map(Ear::heard).collect::<Vec<_>>();
+    let table = load(&base(), &world(nothing(), nothing()));
+    flood(&network);
+    assert_eq!(heard(), [EACH; 5], "without a table everything passes");
+    let mut host = host();
+    network.gateway.run("sysctl -qw net.ipv4.conf.all.src_valid_mark=1");
+    for rp_filter in [0, 1, 2] {
+        network.gateway.run(&format!("sysctl -qw net.ipv4.conf.all.rp_filter={rp_filter}"));
+        network.nft.apply(&table, None).unwrap();
+        apply(&mut host, Step::AddRules { rules: rules() });
+        for _ in 0..FLUSHES {
+            network.nft.apply(&table, None).unwrap();
+            flood(&network);
+            network.gateway.run("nft flush ruleset");
+            flood(&network);
+        }
+        assert_eq!(heard(), [0; 5], "rp_filter {rp_filter}");
+        apply(&mut host, Step::RemoveRules { rules: rules() });
+        flood(&network);
+        assert_eq!(heard(), [EACH; 5], "rp_filter {rp_filter}: the gate was not taken away");
+    }
+}
+
+#[test]
+fn gate_lets_everything_pass_that_the_table_allows() {
+    let mut network = Network::new();
+    let reach = profile(&["172.16.1.0/24", "fd10::/64", "10.64.0.0/24"], &[]);
+    network.nft.apply(&load(&base(), &world(reach, nothing())), None).unwrap();
+    serve(&network.lan, 80);
+    serve(&network.bob, 80);
+    let mut host = host();
+    network.gateway.run("sysctl -qw net.ipv4.conf.all.src_valid_mark=1");
+    let before = network.gateway.run("ip rule; ip -6 rule");
+    for rp_filter in [0, 1, 2] {
+        network.gateway.run(&format!("sysctl -qw net.ipv4.conf.all.rp_filter={rp_filter}"));
+        let mut streams = [LAN4, LAN6, BOB4].map(|to| connect(&network.alice, to, 80).unwrap());
+        apply(&mut host, Step::AddRules { rules: rules() });
+        assert_eq!(host.observe().unwrap().state.routing.rules.intersection(&rules()).count(), 5);
+        assert!(streams.iter_mut().all(Stream::echoes), "rp_filter {rp_filter}: a flow was cut");
+        for to in [LAN4, LAN6, BOB4] {
+            assert!(
+                connect(&network.alice, to, 80).unwrap().echoes(),
+                "rp_filter {rp_filter}: {to}"
+            );
+        }
+        assert!(pings(&network.alice, GATEWAY4) && pings(&network.gateway, BOB4));
+        assert!(pings(&network.gateway, LAN4), "rp_filter {rp_filter}");
+        // Adding what is there, and removing what is gone, is no error.
+        apply(&mut host, Step::AddRules { rules: rules() });
+        apply(&mut host, Step::RemoveRules { rules: rules() });
+        apply(&mut host, Step::RemoveRules { rules: rules() });
+        assert!(streams.iter_mut().all(Stream::echoes), "rp_filter {rp_filter}");
+    }
+    assert_eq!(network.gateway.run("ip rule; ip -6 rule"), before, "rules were left behind");
+    let marks = network.gateway.run("nft list chain inet gatepost from_peers");
+    assert!(marks.contains("meta mark set meta mark | 0x00001000"), "{marks}");
+}
+
+/// What decides whether the gate may be in force is true of the kernel.
+#[test]
+fn what_the_gate_depends_on_is_read() {
+    let netns = Netns::new();
+    netns.enter();
+    let mut host = host();
+    let mut routing = || host.observe().unwrap().state.routing;
+    let sysctl = |text: &str| netns.run(&format!("sysctl -qw net.ipv4.conf.{text}"));
+    sysctl("all.rp_filter=0");
+    sysctl("default.rp_filter=0");
+    sysctl("all.src_valid_mark=0");
+    netns.run("ip link add dummy0 type bridge");
+    assert_eq!(gate::obstacle(&routing(), MarkBit::default()), None);
+    sysctl("default.rp_filter=1");
+    assert!(!routing().checks_sources, "no link has it yet");
+    sysctl("dummy0.rp_filter=2");
+    assert!(routing().checks_sources);
+    sysctl("all.src_valid_mark=1");
+    assert!(!routing().checks_sources);
+    netns.run("ip rule add fwmark 1 table 7 priority 100");
+    let why = gate::obstacle(&routing(), MarkBit::default()).unwrap().to_string();
+    assert!(why.contains("\"IPv4 100: fwmark 0x1\""), "{why}");
+}
