@@ -202,7 +202,14 @@ async fn settings_of_role_and_database_change_nothing() {
             "bytea_output = 'escape'",
             "extra_float_digits = -15",
         ] {
-            world.run(&format!("alter {owner} set {setting}")).await;
+            let name = setting.split(' ').next().unwrap().to_lowercase();
+            let known = format!("select count(*) from pg_settings where lower(name) = '{name}'");
+            // Version 13 has no limit for idle sessions.
+            let is_known = world.count(&known).await == 1;
+            assert!(is_known || name == "idle_session_timeout", "{name}");
+            if is_known {
+                world.run(&format!("alter {owner} set {setting}")).await;
+            }
         }
     }
     let store = Store::connect(&options(&world.role, &world.database)).unwrap();
