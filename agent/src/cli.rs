@@ -80,7 +80,7 @@ pub enum Command {
         watch: bool,
     },
     /// List the peers
-    Peers(JsonArg),
+    Peers(PeersArgs),
     /// Explain whether a user or device may reach an address
     Explain {
         /// User, device, USER/DEVICE, tunnel address, public key or id
@@ -143,6 +143,25 @@ pub enum Command {
 
 #[derive(Debug, Clone, Copy, Args)]
 pub struct JsonArg {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct PeersArgs {
+    /// Only this user's
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Only those with a handshake in the last 180 s
+    #[arg(long)]
+    pub connected: bool,
+    /// Only those that are left out because their rows cannot be used
+    #[arg(long)]
+    pub quarantined: bool,
+    /// Add endpoints and policies, for a terminal of more than 80 columns
+    #[arg(long, conflicts_with = "json")]
+    pub wide: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

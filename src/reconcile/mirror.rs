@@ -46,6 +46,8 @@ pub(super) struct Mirror {
     table_owned: bool,
     traffic: BTreeMap<PublicKey, Traffic>,
     handshakes: Handshakes,
+    /// Peers with a live session at the last complete reading.
+    connected: usize,
     /// This host's time of the last complete reading.
     read_at: Option<SystemTime>,
     readings: u64,
@@ -94,6 +96,8 @@ pub(super) struct MirrorView<'a> {
     pub backend: Option<BackendInUse>,
     pub table_owned: bool,
     pub traffic: &'a BTreeMap<PublicKey, Traffic>,
+    /// Peers with a live session when it was read.
+    pub connected: usize,
     /// When it was read, by this host's clock.
     pub read_at: Option<SystemTime>,
     pub error: Option<&'a str>,
@@ -123,6 +127,7 @@ impl Mirror {
             table_owned: false,
             traffic: BTreeMap::new(),
             handshakes: Handshakes::new(now),
+            connected: 0,
             read_at: None,
             readings: 0,
         }
@@ -139,6 +144,7 @@ impl Mirror {
             backend: self.backend,
             table_owned: self.table_owned,
             traffic: &self.traffic,
+            connected: self.connected,
             read_at: self.read_at,
             error: self.error.as_deref(),
             reading_wanted: self.wants_reading(),
@@ -301,6 +307,9 @@ impl Mirror {
         self.backend = reading.backend;
         self.table_owned = reading.table_owned;
         self.firewall_difference = reading.firewall_difference;
+        let steady = self.handshakes.clock(now.instant);
+        let handshakes = reading.traffic.values().filter_map(|traffic| traffic.last_handshake);
+        self.connected = handshakes.filter(|at| is_alive(*at, steady)).count();
         self.traffic = reading.traffic;
         self.read_at = Some(now.wall);
         self.observed = Some(reading.state.into());

@@ -43,6 +43,7 @@ pub use machine::Machine;
 pub use mode::Mode;
 pub use note::{Ignored, Note};
 pub use options::{MachineOptions, Reloaded, StaleOptions, StalePolicy, SyncMode, Timing};
+pub use session::SESSION_SECS;
 pub use shell::{
     Ask, BlockFile, BlockFileError, Cache, CacheError, Chosen, NothingHeldBack, Options,
     ROUND_AT_MOST, Until, choose, run, run_once,

@@ -37,7 +37,7 @@ pub fn confirm(config: &Config, yes: bool) -> Result<Exit, CommandError> {
         _ => "confirmed; the held removals are applied now\n",
     };
     held.append(&mut kept_out);
-    print(&describe(&held, SystemTime::now()))?;
+    print(&describe(&held, false, SystemTime::now()))?;
     if !yes && !ask::yes_or_no("confirm", &question)? {
         return Err(CommandError::NotConfirmed);
     }

@@ -53,7 +53,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Status { json, watch } => {
             status::status(&configuration(source)?, json.json, watch)
         }
-        Command::Peers(json) => peers::peers(&configuration(source)?, json.json),
+        Command::Peers(args) => peers::peers(&configuration(source)?, &args),
         Command::Explain { who, destination, json } => {
             explain::explain(&configuration(source)?, &who, destination, json.json)
         }

@@ -2,34 +2,73 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::cli::PeersArgs;
 use crate::config::Config;
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::{self, Table, age, bytes, truncated};
+use crate::output::{self, Table, age, bytes, printable, truncated};
+use gatepost::reconcile::SESSION_SECS;
 use gatepost::reconcile::status::{PeerState, PeerStatus};
 
 /// Figures that are not older are those of now.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// Prints every peer.
+/// A session without a handshake for longer is over, as `peers.connected` of the status counts.
+const SESSION: Duration = Duration::from_secs(SESSION_SECS);
+
+/// Prints the peers that were asked for.
 ///
 /// # Errors
 /// No agent, or a wrong answer.
-pub fn peers(config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let mut peers = Vec::new();
-    Client::new(&config.control.socket).peers(|peer| peers.push(peer))?;
-    if json {
+pub fn peers(config: &Config, args: &PeersArgs) -> Result<Exit, CommandError> {
+    let mut all = Vec::new();
+    Client::new(&config.control.socket).peers(|peer| all.push(peer))?;
+    let peers = chosen(all, args, SystemTime::now());
+    if args.json {
         output::print_json(&peers)?;
     } else {
-        output::print(&describe(&peers, SystemTime::now()))?;
+        output::print(&describe(&peers, args.wide, SystemTime::now()))?;
     }
     Ok(Exit::Success)
 }
 
+/// The peers that were asked for, by user and device; those without a row last.
+fn chosen(mut peers: Vec<PeerStatus>, args: &PeersArgs, now: SystemTime) -> Vec<PeerStatus> {
+    let user = args.user.as_ref().map(|user| user.to_lowercase());
+    peers.retain(|peer| {
+        let is_live = || peer.last_handshake_at.is_some_and(|at| at.age(now) <= SESSION);
+        user.as_ref().is_none_or(|user| peer.user.to_lowercase() == *user)
+            && (!args.connected || is_live())
+            && (!args.quarantined || matches!(peer.state, PeerState::Quarantined { .. }))
+    });
+    peers.sort_by_cached_key(|peer| {
+        let names = [&peer.user, &peer.device].map(|name| name.to_lowercase());
+        (peer.user.is_empty(), names, peer.public_key.clone())
+    });
+    peers
+}
+
 /// The peers as a table, and their number.
 #[must_use]
-pub fn describe(peers: &[PeerStatus], now: SystemTime) -> String {
+pub fn describe(peers: &[PeerStatus], wide: bool, now: SystemTime) -> String {
+    let is_in_kernel =
+        |peer: &&PeerStatus| matches!(peer.state, PeerState::InKernel | PeerState::Held { .. });
+    let in_kernel = peers.iter().filter(is_in_kernel).count();
+    let total = output::count(peers.len() as u64, "peer");
+    let age = peers.iter().filter_map(|peer| peer.read_at).map(|at| at.age(now)).min();
+    let is_old = |age: &Duration| *age > FRESH;
+    let as_of =
+        age.filter(is_old).map(|age| format!("; endpoints and figures as of {}", output::age(age)));
+    let summary = format!("{total}, {in_kernel} in the kernel{}\n", as_of.unwrap_or_default());
+    if peers.is_empty() {
+        return summary;
+    }
+    let table = if wide { wide_table(peers, now) } else { narrow_table(peers, now) };
+    format!("{table}\n{summary}")
+}
+
+fn wide_table(peers: &[PeerStatus], now: SystemTime) -> String {
     let mut table = Table::new([
         "USER",
         "DEVICE",
@@ -42,40 +81,65 @@ pub fn describe(peers: &[PeerStatus], now: SystemTime) -> String {
         "STATE",
     ]);
     for peer in peers {
-        table.row(cells(peer, now));
+        table.row([
+            truncated(&peer.user),
+            truncated(&peer.device),
+            addresses(peer).collect::<Vec<_>>().join(" "),
+            peer.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+            handshake(peer, now),
+            bytes(peer.rx_bytes),
+            bytes(peer.tx_bytes),
+            peer.policies.iter().map(|name| truncated(name)).collect::<Vec<_>>().join(", "),
+            peer.state.text(),
+        ]);
     }
-    let is_in_kernel =
-        |peer: &&PeerStatus| matches!(peer.state, PeerState::InKernel | PeerState::Held { .. });
-    let in_kernel = peers.iter().filter(is_in_kernel).count();
-    let total = output::count(peers.len() as u64, "peer");
-    let age = peers.iter().filter_map(|peer| peer.read_at).map(|at| at.age(now)).min();
-    let is_old = |age: &Duration| *age > FRESH;
-    let as_of =
-        age.filter(is_old).map(|age| format!("; endpoints and figures as of {}", output::age(age)));
-    let summary = format!("{total}, {in_kernel} in the kernel{}\n", as_of.unwrap_or_default());
-    if table.is_empty() { summary } else { format!("{}\n{summary}", table.render()) }
+    table.render()
 }
 
-fn cells(peer: &PeerStatus, now: SystemTime) -> [String; 9] {
-    let addresses = peer.addresses.iter().map(|prefix| {
+/// Fits 80 columns with IPv4 addresses. Reasons are lines of their own.
+fn narrow_table(peers: &[PeerStatus], now: SystemTime) -> String {
+    const NAME_CHARS: usize = 15;
+    let mut table = Table::new(["PEER", "ADDRESS", ">HANDSHAKE", ">RECEIVED", ">SENT", "STATE"]);
+    for peer in peers {
+        let name = match (peer.user.as_str(), peer.device.as_str()) {
+            ("", "") => String::new(),
+            (user, device) => output::shortened(&format!("{user}/{device}"), NAME_CHARS),
+        };
+        let mut addresses = addresses(peer);
+        let first = addresses.next().unwrap_or_default();
+        let address = match addresses.count() {
+            0 => first,
+            more => format!("{first} +{more}"),
+        };
+        let handshake = peer.last_handshake_at.map(|at| output::span(at.age(now)));
+        let handshake = handshake.unwrap_or_else(|| "never".to_owned());
+        let (received, sent) = (bytes(peer.rx_bytes), bytes(peer.tx_bytes));
+        table.row([name, address, handshake, received, sent, peer.state.word().to_owned()]);
+    }
+    let lines = table.render();
+    let mut lines = lines.lines();
+    let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
+    for (line, peer) in lines.zip(peers) {
+        text.extend([line, "\n"]);
+        if let Some(reason) = peer.state.reason() {
+            text.extend(["  ", &printable(reason), "\n"]);
+        }
+    }
+    text
+}
+
+fn addresses(peer: &PeerStatus) -> impl Iterator<Item = String> {
+    peer.addresses.iter().map(|prefix| {
         if prefix.prefix_len() == prefix.max_prefix_len() {
             prefix.addr().to_string()
         } else {
             prefix.to_string()
         }
-    });
-    let handshake = peer.last_handshake_at.map(|at| age(at.age(now)));
-    [
-        truncated(&peer.user),
-        truncated(&peer.device),
-        addresses.collect::<Vec<_>>().join(" "),
-        peer.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
-        handshake.unwrap_or_else(|| "never".to_owned()),
-        bytes(peer.rx_bytes),
-        bytes(peer.tx_bytes),
-        peer.policies.iter().map(|name| truncated(name)).collect::<Vec<_>>().join(", "),
-        peer.state.text(),
-    ]
+    })
+}
+
+fn handshake(peer: &PeerStatus, now: SystemTime) -> String {
+    peer.last_handshake_at.map_or_else(|| "never".to_owned(), |at| age(at.age(now)))
 }
 
 #[cfg(test)]
@@ -120,8 +184,9 @@ mod tests {
         let (reason, since) = ("its row is gone".to_owned(), SystemTime::UNIX_EPOCH);
         let mut gone = peer("", "", PeerState::Held { reason, since });
         gone.tx_bytes = 7;
+        let peers = chosen(vec![gone, ben, anna], &PeersArgs::default(), now);
         assert_eq!(
-            describe(&[anna, ben, gone], now),
+            describe(&peers, true, now),
             "\
 USER  DEVICE  ADDRESS                  ENDPOINT           HANDSHAKE  RECEIVED   SENT  POLICIES         STATE
 anna  laptop  10.8.0.7 192.168.7.0/24  203.0.113.9:40001   12 s ago   3.4 MiB  812 B  staff, printers  ok
@@ -131,12 +196,58 @@ ben   phone   10.8.0.7                 -                      never       0 B   
 3 peers, 2 in the kernel
 "
         );
+        assert_eq!(
+            describe(&peers, false, now),
+            "\
+PEER         ADDRESS      HANDSHAKE  RECEIVED   SENT  STATE
+anna/laptop  10.8.0.7 +1       12 s   3.4 MiB  812 B  ok
+ben/phone    10.8.0.7         never       0 B    0 B  quarantined
+  its public key is not base64
+-            10.8.0.7         never       0 B    7 B  held
+  its row is gone
+
+3 peers, 2 in the kernel
+"
+        );
+    }
+
+    #[test]
+    fn widest_line_of_a_peer_fits_eighty_columns() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let quarantined = PeerState::Quarantined { reason: "why".into() };
+        let mut peer = peer(&"u".repeat(30), "device", quarantined);
+        peer.addresses = vec!["198.51.100.200/32".parse().unwrap()];
+        (peer.rx_bytes, peer.tx_bytes) = (1_073_000_000, 1_073_000_000);
+        peer.last_handshake_at = Some(Timestamp(now - Duration::from_mins(119)));
+        let text = describe(&[peer], false, now);
+        let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!(longest <= 80, "{longest}: {text}");
+    }
+
+    #[test]
+    fn peers_are_chosen_by_user_session_and_state() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let mut live = peer("Anna", "laptop", PeerState::InKernel);
+        live.last_handshake_at = Some(Timestamp(now - Duration::from_secs(180)));
+        let mut idle = peer("anna", "phone", PeerState::InKernel);
+        idle.last_handshake_at = Some(Timestamp(now - Duration::from_secs(181)));
+        let odd = peer("ben", "phone", PeerState::Quarantined { reason: "why".into() });
+        let devices = |args: PeersArgs| {
+            let peers = chosen(vec![odd.clone(), idle.clone(), live.clone()], &args, now);
+            peers.into_iter().map(|peer| peer.device).collect::<Vec<_>>()
+        };
+        let user = |name: &str| PeersArgs { user: Some(name.into()), ..PeersArgs::default() };
+        assert_eq!(devices(PeersArgs::default()), ["laptop", "phone", "phone"]);
+        assert_eq!(devices(user("anna")), ["laptop", "phone"]);
+        assert_eq!(devices(PeersArgs { connected: true, ..PeersArgs::default() }), ["laptop"]);
+        assert_eq!(devices(PeersArgs { quarantined: true, ..user("ben") }), ["phone"]);
+        assert!(devices(PeersArgs { quarantined: true, ..user("anna") }).is_empty());
     }
 
     #[test]
     fn old_figures_say_as_of_when_they_are() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_030);
-        let text = describe(&[peer("anna", "laptop", PeerState::InKernel)], now);
+        let text = describe(&[peer("anna", "laptop", PeerState::InKernel)], false, now);
         assert!(
             text.ends_with("1 in the kernel; endpoints and figures as of 30 s ago\n"),
             "{text}"
@@ -145,6 +256,6 @@ ben   phone   10.8.0.7                 -                      never       0 B   
 
     #[test]
     fn no_peers_print_a_zero_count() {
-        assert_eq!(describe(&[], SystemTime::UNIX_EPOCH), "0 peers, 0 in the kernel\n");
+        assert_eq!(describe(&[], false, SystemTime::UNIX_EPOCH), "0 peers, 0 in the kernel\n");
     }
 }

@@ -166,8 +166,8 @@ fn peers(status: &Status) -> String {
     let peers = &status.peers;
     let held = if peers.held > 0 { format!(" ({} held)", peers.held) } else { String::new() };
     format!(
-        "{} in the kernel{held}, {} desired; {} ineligible, {} quarantined",
-        peers.in_kernel, peers.desired, peers.ineligible, peers.quarantined
+        "{} in the kernel{held}, {} connected, {} desired; {} ineligible, {} quarantined",
+        peers.in_kernel, peers.connected, peers.desired, peers.ineligible, peers.quarantined
     )
 }
 
@@ -277,8 +277,14 @@ mod tests {
         status.database.connected = true;
         status.database.since = Some(at(0));
         status.database.schema_version = Some(8);
-        status.peers =
-            PeerCounts { desired: 2, in_kernel: 2, held: 0, ineligible: 1, quarantined: 0 };
+        status.peers = PeerCounts {
+            desired: 2,
+            in_kernel: 2,
+            connected: 1,
+            held: 0,
+            ineligible: 1,
+            quarantined: 0,
+        };
         status.agent.version = "0.1.0".into();
         status.agent.started_at = Some(at(0));
         status
@@ -297,7 +303,7 @@ firewall   owned by the agent, fails closed
 last sync  12 s ago (2023-11-14T22:13:20.000Z), lag 4 ms
 mode       listen: notifications arrive
 database   connected for 12 s, schema 8
-peers      2 in the kernel, 2 desired; 1 ineligible, 0 quarantined
+peers      2 in the kernel, 1 connected, 2 desired; 1 ineligible, 0 quarantined
 drift      none
 agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
 "

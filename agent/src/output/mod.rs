@@ -10,7 +10,7 @@ use serde::Serialize;
 
 pub use style::{Style, Tone};
 pub use table::Table;
-pub use text::{age, bytes, count, printable, span, truncated};
+pub use text::{age, bytes, count, printable, shortened, span, truncated};
 
 /// Prints a value as indented JSON.
 ///

@@ -57,10 +57,15 @@ pub fn printable(text: &str) -> String {
 /// A name, truncated so that it fits in a table.
 #[must_use]
 pub fn truncated(name: &str) -> String {
-    const MOST_CHARS: usize = 48;
-    match name.char_indices().nth(MOST_CHARS) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name.to_owned(),
+    shortened(name, 48)
+}
+
+/// The first characters, so many at most, and an ellipsis where there are more.
+#[must_use]
+pub fn shortened(text: &str, most_chars: usize) -> String {
+    match text.char_indices().nth(most_chars) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

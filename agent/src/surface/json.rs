@@ -54,7 +54,14 @@ pub fn status() -> Status {
             last_error: Some(text()),
             schema_version: Some(1),
         },
-        peers: PeerCounts { desired: 1, in_kernel: 1, held: 1, ineligible: 1, quarantined: 1 },
+        peers: PeerCounts {
+            desired: 1,
+            in_kernel: 1,
+            connected: 1,
+            held: 1,
+            ineligible: 1,
+            quarantined: 1,
+        },
         quarantined: vec![QuarantinedPeer {
             peer_id: PeerId(Uuid::nil()),
             user: text(),

@@ -135,8 +135,14 @@ mod tests {
 
         end.status.send_modify(|status| {
             status.state = State::Ready;
-            status.peers =
-                PeerCounts { desired: 9, in_kernel: 8, held: 0, ineligible: 2, quarantined: 1 };
+            status.peers = PeerCounts {
+                desired: 9,
+                in_kernel: 8,
+                connected: 3,
+                held: 0,
+                ineligible: 2,
+                quarantined: 1,
+            };
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
             status.sync.last_sync_at = Some(Timestamp(at));
             status.sync.lag_ms = Some(250);

@@ -183,6 +183,9 @@ pub struct PeerCounts {
     /// Eligible and in order: these should be in the kernel.
     pub desired: u64,
     pub in_kernel: u64,
+    /// In the kernel, with a handshake in the 180 s before it was last read.
+    #[serde(default)]
+    pub connected: u64,
     /// In the kernel until an operator confirms their removal.
     #[serde(default)]
     pub held: u64,
@@ -315,6 +318,33 @@ pub enum PeerState {
 }
 
 impl PeerState {
+    /// The state as one word.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::InKernel => "ok",
+            Self::Pending => "pending",
+            Self::Held { .. } => "held",
+            Self::Ineligible { .. } => "ineligible",
+            Self::KeptOut { .. } => "kept out",
+            Self::Blocked { .. } => "blocked",
+            Self::Quarantined { .. } => "quarantined",
+        }
+    }
+
+    /// Why the peer is left out or held.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::InKernel | Self::Pending => None,
+            Self::Held { reason, .. }
+            | Self::Ineligible { reason }
+            | Self::KeptOut { reason, .. }
+            | Self::Blocked { reason }
+            | Self::Quarantined { reason } => Some(reason),
+        }
+    }
+
     /// The word and, for a peer left out, the reason.
     #[must_use]
     pub fn text(&self) -> String {

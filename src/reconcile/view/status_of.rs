@@ -129,9 +129,10 @@ impl View<'_> {
     fn peer_counts(&self) -> PeerCounts {
         let observed = self.mirror.observed.as_ref();
         let in_kernel = observed.map_or(0, |observed| observed.peers.len()) as u64;
+        let connected = self.mirror.connected as u64;
         let held = self.held.peers().len() as u64;
         let Some(desired) = self.rows.desired else {
-            return PeerCounts { in_kernel, held, ..PeerCounts::default() };
+            return PeerCounts { in_kernel, connected, held, ..PeerCounts::default() };
         };
         let (wanted, quarantined) = (desired.peers().len(), desired.quarantined_count());
         let is_named = |held: &&HeldPeer| held.cause() != HeldCause::Gone;
@@ -140,6 +141,7 @@ impl View<'_> {
         PeerCounts {
             desired: wanted as u64,
             in_kernel,
+            connected,
             held,
             ineligible: desired.row_count().saturating_sub(admitted) as u64,
             quarantined: quarantined as u64,
