@@ -7,8 +7,8 @@ use gatepost::dataplane::{
     Backend, Dataplane, Firewall, Host, HostSettings, Outcome, SharedObserved, stop_device,
 };
 use gatepost::model::{
-    AllowedIps, FirewallChange, GatewayId, InterfaceName, ObservedFirewall, ObservedState, Peer,
-    PrivateKey, ProfileId, PublicKey,
+    AllowedIps, FirewallChange, GatewayId, HostRouting, InterfaceName, ObservedFirewall,
+    ObservedState, Peer, PrivateKey, ProfileId, PublicKey,
 };
 use gatepost::plan::{Plan, Step};
 use uuid::Uuid;
@@ -141,9 +141,9 @@ impl Drop for Gateway {
     }
 }
 
-/// A reading without the networks of other links.
+/// A reading without what is of other programs: the networks of their links, and routing rules.
 pub fn ours(state: ObservedState) -> ObservedState {
-    ObservedState { networks: BTreeMap::new(), ..state }
+    ObservedState { networks: BTreeMap::new(), routing: HostRouting::default(), ..state }
 }
 
 /// An interface name that no other test uses.
