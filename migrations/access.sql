@@ -51,7 +51,13 @@ grant execute on function
     gatepost.unwatched(),
     gatepost.misfits(),
     gatepost.marks(text, text),
-    gatepost.lost_marks(text[], text[], uuid[], uuid[], uuid[], timestamptz[])
+    gatepost.lost_marks(text[], text[], uuid[], uuid[], uuid[], timestamptz[]),
+    gatepost.merge(),
+    gatepost.try_reports(),
+    gatepost.changes_among(text, text, uuid[]),
+    gatepost.proven(timestamptz, text, text, text, text),
+    gatepost.hosts(),
+    gatepost.forget_host(text, text)
 to gatepost_gateway;
 
 grant usage on schema public to gatepost_owner;
@@ -76,7 +82,7 @@ grant select (id, deleted_at) on public.groups to gatepost_owner;
 grant select (id, group_id, user_id) on public.group_memberships to gatepost_owner;
 grant select (category, key, value) on public.settings to gatepost_owner;
 grant insert (id, actor_device_id, event_type, entity_type, entity_id, status, ip_address, message,
-    metadata) on public.audit_logs to gatepost_owner;
+    metadata, created_at) on public.audit_logs to gatepost_owner;
 
 -- An additional column may take its default from a sequence.
 do $$

@@ -47,7 +47,13 @@ functions (name) as (
         ('unwatched()'),
         ('misfits()'),
         ('marks(text,text)'),
-        ('lost_marks(text[],text[],uuid[],uuid[],uuid[],timestamp with time zone[])')
+        ('lost_marks(text[],text[],uuid[],uuid[],uuid[],timestamp with time zone[])'),
+        ('merge()'),
+        ('try_reports()'),
+        ('changes_among(text,text,uuid[])'),
+        ('proven(timestamp with time zone,text,text,text,text)'),
+        ('hosts()'),
+        ('forget_host(text,text)')
 )
 select format('role %s does not exist', r)
 from unnest(array['gatepost_owner', 'gatepost_gateway']) r

@@ -133,6 +133,9 @@ pub enum Command {
         /// Target folder
         folder: PathBuf,
     },
+    /// List and forget the hosts of this gateway
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Remove interface, routes and firewall table, which ends every tunnel
     Down {
         /// Do not ask for confirmation
@@ -238,6 +241,17 @@ pub struct ProfileArgs {
     pub keys: Option<PathBuf>,
     #[command(flatten)]
     pub database: DatabaseArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// List the hosts whose agents report for this gateway
+    List(JsonArg),
+    /// Forget a host that is gone, so that last_sync_at waits for it no longer
+    Forget {
+        /// Its name or machine, as `gatepost host list` shows them
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use gatepost::store::{ConnectOptions, Password, StoreError, TlsFiles};
+use gatepost::store::{ConnectOptions, Host, Password, StoreError, TlsFiles};
 
 use crate::config::{Config, ConfigError, read_database_password};
 
@@ -25,7 +25,18 @@ pub fn options(config: &Config) -> Result<ConnectOptions, ConfigError> {
     };
     options.require_auth.clone_from(&database.require_auth);
     options.statement_timeout = config.sync.statement_timeout;
+    options.host = this_host();
     Ok(options)
+}
+
+/// This host, as the database knows it. A file that is missing counts as empty.
+#[must_use]
+pub fn this_host() -> Host {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let machine = ["/etc/machine-id", "/var/lib/dbus/machine-id"].map(text).concat();
+    let kernel = |what: &str| text(&format!("/proc/sys/kernel/{what}"));
+    let machine = machine.lines().next().unwrap_or_default();
+    Host::new(machine, &kernel("random/boot_id"), &kernel("hostname"))
 }
 
 /// What an operator can do about an error whose own text does not say it.

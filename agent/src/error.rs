@@ -59,6 +59,8 @@ pub enum CommandError {
     CannotAsk { command: &'static str },
     #[error("no removal is held back")]
     NothingHeldBack,
+    #[error("this gateway has no host {name}: see `gatepost host list`")]
+    HostUnknown { name: String },
     #[error("nothing was removed")]
     NotConfirmed,
 }

@@ -14,6 +14,7 @@ use super::options::Reloaded;
 use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
 use crate::model::{BlockList, ChangedRows, Mark, PublicKey, SnapshotRows};
 use crate::plan::Plan;
+use crate::store::{Hosts, Refusal};
 
 /// Something that happened. What announces a change says only "look again", so that it may be lost,
 /// doubled or late; the answers to actions carry what was read or done.
@@ -56,6 +57,8 @@ pub enum Event {
     Reported(Sent),
     /// An operator asked for the peers.
     PeersAsked,
+    /// The other hosts of the gateway.
+    Hosts(Hosts),
     /// An operator asked for a comparison of everything.
     Resync,
     /// The configuration was read again.
@@ -106,8 +109,12 @@ pub enum ReadAnswer {
 pub struct Sent {
     /// The part that was not taken.
     pub left: Report,
-    /// Audit entries that the database will never take, each with the reason.
-    pub refused: Vec<String>,
+    /// Why reports are lost that the database refuses because of what they say: one for each.
+    pub lost: Vec<String>,
+    /// Tables that refuse all reports, which wait.
+    pub refusals: Vec<Refusal>,
+    /// The other hosts of the gateway; `None`: not asked for.
+    pub hosts: Option<Hosts>,
     /// Why something is left.
     pub error: Option<DatabaseError>,
 }

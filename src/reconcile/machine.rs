@@ -130,6 +130,7 @@ impl Machine {
                 self.notices.reported(&sent, now.instant);
             }
             Event::PeersAsked => self.mirror.want_reading("peers asked for"),
+            Event::Hosts(hosts) => self.outbox.hosts(hosts),
             Event::Resync => {
                 self.source.want(ReadKind::Everything);
                 self.mirror.want_reading_for("resync asked for");

@@ -12,6 +12,7 @@ use crate::model::{
 };
 use crate::plan::PlanError;
 use crate::plan::guard::HeldBack;
+use crate::store::Refusal;
 
 /// Something an operator may want to read. The shell prints it once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,10 +109,18 @@ pub enum Note {
     ReportFailed {
         error: String,
     },
-    /// Number of audit entries that are lost because the database rejected their content.
-    AuditRefused {
-        entries: usize,
+    /// Number of reports that are lost because the database rejected their content.
+    ReportsLost {
+        reports: usize,
         first: String,
+    },
+    /// A table refuses all reports, which wait.
+    ReportsRefused(Refusal),
+    /// All tables take reports again.
+    ReportsTaken,
+    /// Another host has this gateway's row, and reports for it.
+    LedBy {
+        leader: String,
     },
     Stale {
         since: Duration,
@@ -139,6 +148,23 @@ pub(super) fn not_announced(tables: &[String]) -> String {
          partitioned, or is fed by logical replication). Reading everything each minute instead; \
          last_sync_at is paused. Run `gatepost migrate`",
         tables.join(", ")
+    )
+}
+
+/// That a table refuses this gateway's reports.
+pub(super) fn refused(refusal: &Refusal) -> String {
+    let since = humantime::format_rfc3339_seconds(refusal.since);
+    format!(
+        "the database has refused this gateway's reports since {since}, and they wait: {}",
+        refusal.why
+    )
+}
+
+/// That another host leads.
+pub(super) fn led_by(leader: &str) -> String {
+    format!(
+        "host {leader} reports for this gateway: two hosts must not share a row of gateways. Give this \
+         host a gateway of its own, or take it out of service with `gatepost down`"
     )
 }
 
@@ -277,9 +303,12 @@ impl fmt::Display for Note {
             Self::ReportFailed { error } => {
                 write!(f, "could not write the report; retrying later: {error}")
             }
-            Self::AuditRefused { entries, first } => {
-                write!(f, "the database refused an audit entry, which is lost: {first}")?;
-                match entries.saturating_sub(1) {
+            Self::ReportsRefused(refusal) => f.write_str(&refused(refusal)),
+            Self::LedBy { leader } => f.write_str(&led_by(leader)),
+            Self::ReportsTaken => f.write_str("the database takes this gateway's reports again"),
+            Self::ReportsLost { reports, first } => {
+                write!(f, "the database refused a report, which is lost: {first}")?;
+                match reports.saturating_sub(1) {
                     0 => Ok(()),
                     more => write!(f, "; and {more} more"),
                 }

@@ -28,6 +28,10 @@ pub(super) enum Trouble {
     Sealed,
     /// Ends when a report was taken.
     Report,
+    /// Ends when no table refuses reports.
+    Merge,
+    /// Ends when no other host leads.
+    Host,
     /// Ends when the kernel was proven equal.
     Kernel,
     /// A route of another program: goes on while everything else is proven.
@@ -43,6 +47,7 @@ pub(super) struct Notices {
     quarantined: BTreeMap<PeerId, (Reason, String)>,
     quarantined_policies: BTreeMap<PolicyId, QuarantinedPolicy>,
     ignored: BTreeSet<String>,
+    reports_refused: bool,
 }
 
 impl Notices {
@@ -78,15 +83,29 @@ impl Notices {
 
     /// A report ended.
     pub fn reported(&mut self, sent: &Sent, now: Instant) {
-        if let Some(first) = sent.refused.first().cloned() {
-            self.say(Note::AuditRefused { entries: sent.refused.len(), first });
+        if let Some(first) = sent.lost.first().cloned() {
+            self.say(Note::ReportsLost { reports: sent.lost.len(), first });
         }
-        match &sent.error {
-            Some(error) => {
-                let note = Note::ReportFailed { error: error.to_string() };
-                self.complain(Trouble::Report, note, now);
+        match sent.hosts.as_ref().map(|hosts| hosts.leader.as_ref()) {
+            Some(Some(leader)) => {
+                self.complain(Trouble::Host, Note::LedBy { leader: leader.clone() }, now);
             }
-            None => self.forget(Trouble::Report),
+            Some(None) => self.forget(Trouble::Host),
+            None => {}
+        }
+        if let Some(error) = &sent.error {
+            let note = Note::ReportFailed { error: error.to_string() };
+            return self.complain(Trouble::Report, note, now);
+        }
+        self.forget(Trouble::Report);
+        for refusal in &sent.refusals {
+            let note = Note::ReportsRefused(refusal.clone());
+            self.complain(Trouble::Merge, note, now);
+        }
+        let refused = !sent.refusals.is_empty();
+        if std::mem::replace(&mut self.reports_refused, refused) && !refused {
+            self.forget(Trouble::Merge);
+            self.say(Note::ReportsTaken);
         }
     }
 

@@ -11,7 +11,7 @@ use super::mode::Mode;
 use super::options::Timing;
 use super::session::Sessions;
 use crate::model::{AuditEvents, DesiredState, PublicKey, Traffic};
-use crate::store::{AuditEntry, Backoff, Handshake};
+use crate::store::{AuditEntry, Backoff, Handshake, Hosts, Refusal};
 
 /// Reports are batched: at most one in this time.
 const REPORT_GAP: Duration = Duration::from_millis(250);
@@ -31,17 +31,23 @@ pub(super) struct Outbox {
     next_handshakes: Instant,
     /// The audit log has the start of this agent.
     started: bool,
-    /// Audit entries that the database refused for what they say.
-    refused: u64,
+    /// Reports that the database refused for what they say.
+    lost: u64,
+    /// Tables that refuse all reports.
+    refusals: Vec<Refusal>,
+    /// The other hosts of the gateway.
+    hosts: Hosts,
 }
 
 /// What readers see.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct OutboxView {
+pub(super) struct OutboxView<'a> {
     /// Nothing waits to be written back.
     pub is_empty: bool,
     pub dropped_audit_entries: u64,
-    pub refused_audit_entries: u64,
+    pub lost_reports: u64,
+    pub refusals: &'a [Refusal],
+    pub hosts: &'a Hosts,
 }
 
 impl Outbox {
@@ -55,7 +61,9 @@ impl Outbox {
             handshakes_every: timing.report_interval,
             next_handshakes: now,
             started: false,
-            refused: 0,
+            lost: 0,
+            refusals: Vec::new(),
+            hosts: Hosts::default(),
         }
     }
 
@@ -63,11 +71,13 @@ impl Outbox {
         self.handshakes_every = interval;
     }
 
-    pub fn view(&self) -> OutboxView {
+    pub fn view(&self) -> OutboxView<'_> {
         OutboxView {
             is_empty: !self.reporting && self.ledger.is_empty(),
             dropped_audit_entries: self.ledger.dropped(),
-            refused_audit_entries: self.refused,
+            lost_reports: self.lost,
+            refusals: &self.refusals,
+            hosts: &self.hosts,
         }
     }
 
@@ -92,8 +102,15 @@ impl Outbox {
                 Mode::Turns => REPORT_GAP_IN_TURNS,
             };
         let mut report = self.ledger.take();
-        report.audit.retain(|entry| events.is_none_or(|events| events.contains(entry.event)));
+        let leads = self.hosts.leader.is_none();
+        let is_wanted = |event| leads && events.is_none_or(|events| events.contains(event));
+        report.audit.retain(|entry| is_wanted(entry.event));
         Some(Action::Report(report))
+    }
+
+    /// Takes in which other hosts the gateway has. While one of them leads, it alone audits.
+    pub fn hosts(&mut self, hosts: Hosts) {
+        self.hosts = hosts;
     }
 
     pub const fn connected(&mut self) {
@@ -114,11 +131,15 @@ impl Outbox {
         if !connected {
             self.ledger.unsynced();
         }
-        self.refused += sent.refused.len() as u64;
+        if let Some(hosts) = &sent.hosts {
+            self.hosts(hosts.clone());
+        }
+        self.lost += sent.lost.len() as u64;
         if sent.error.is_some() {
             self.next_report = now + self.backoff.next_wait();
         } else {
             self.backoff.reset();
+            self.refusals.clone_from(&sent.refusals);
         }
     }
 
@@ -207,7 +228,7 @@ mod tests {
         outbox.disconnected();
         let bound = String::new();
         let error = Some(DatabaseError::OtherGateway { configured: bound.clone(), bound });
-        outbox.reported(&mut Sent { left, refused: Vec::new(), error }, false, now);
+        outbox.reported(&mut Sent { left, error, ..Sent::default() }, false, now);
         assert!(outbox.view().is_empty);
     }
 }

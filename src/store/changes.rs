@@ -1,6 +1,7 @@
 //! Reads what changed since a cursor, at a cost proportional to the changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio_postgres::Client;
@@ -36,18 +37,30 @@ impl Store {
         self.explain(self.read_changes(since)).await
     }
 
+    /// The policies that reads have shown.
+    pub(super) fn known_policies(&self) -> MutexGuard<'_, BTreeSet<Uuid>> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn read_changes(&self, since: &Cursor) -> Result<Read, StoreError> {
         let lease = self.lease(DOING).await?;
-        let query = "select cursor, epoch, taken_at, everything, devices, users, policies \
-                     from gatepost.changes($1, $2)";
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&since.snapshot, Type::TEXT), (&since.epoch, Type::TEXT)];
+        let known = Vec::from_iter(self.known_policies().iter().copied());
+        let all: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&since.snapshot, Type::TEXT), (&since.epoch, Type::TEXT), (&known, Type::UUID_ARRAY)];
+        let (function, parameters) = if self.has_schema(11) {
+            ("gatepost.changes_among($1, $2, $3)", &all[..])
+        } else {
+            ("gatepost.changes($1, $2)", &all[..2])
+        };
+        let query = format!(
+            "select cursor, epoch, taken_at, everything, devices, users, policies from {function}"
+        );
         let ((), row) = self
             .within(DOING, async {
                 tokio::try_join!(
                     biased;
                     lease.batch_execute(BEGIN),
-                    lease.query_typed_one(query, &parameters),
+                    lease.query_typed_one(&query, parameters),
                 )
             })
             .await?;
@@ -69,7 +82,12 @@ impl Store {
         let next = Cursor { snapshot: columns.get(0)?, epoch: columns.get(1)? };
         let taken_at = columns.get(2)?;
         match rows {
-            Some(rows) => Ok(Read::Changed(marked.with(&rows, taken_at)?, next)),
+            Some(rows) => {
+                let changed = marked.with(&rows, taken_at)?;
+                let shown = changed.policies.values().flatten();
+                self.known_policies().extend(shown.map(|policy| policy.id.0));
+                Ok(Read::Changed(changed, next))
+            }
             None => Ok(Read::Nothing(next, taken_at)),
         }
     }
@@ -121,8 +139,9 @@ impl Marked {
         let mut peers: BTreeMap<DeviceId, Vec<_>> =
             self.devices.into_iter().map(|id| (id.into(), Vec::new())).collect();
         for row in &rows.peers {
-            let peer = decode::peer(row, DOING)?;
-            peers.entry(peer.device_id).or_default().push(peer);
+            if let Some(peer) = decode::peer_if_readable(row, DOING)? {
+                peers.entry(peer.device_id).or_default().push(peer);
+            }
         }
         for peers in peers.values_mut() {
             peers.sort_unstable_by_key(|peer| peer.id);

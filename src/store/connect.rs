@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
@@ -60,7 +59,19 @@ impl Store {
                 fix: "run inside a tokio runtime with time enabled",
             })?;
         let answer_within = options.statement_timeout + GRACE;
-        Ok(Self { dialer, place, pool, connect_within, answer_within, epoch: Arc::default() })
+        let (epoch, policies, schema_version) = Default::default();
+        let host = options.host.clone();
+        Ok(Self {
+            dialer,
+            place,
+            pool,
+            connect_within,
+            answer_within,
+            host,
+            epoch,
+            policies,
+            schema_version,
+        })
     }
 
     /// Connects as the source says from now on. It is read at once, and again when a login fails for a
@@ -190,14 +201,17 @@ pub(super) async fn single(target: &Target) -> Result<tokio_postgres::Client, St
     Ok(client)
 }
 
-/// Overrides what an administrator may have set for the role or the database. The last setting does
-/// not exist before version 14.
+/// Overrides what an administrator may have set for the role or the database. `idle_session_timeout` does
+/// not exist before version 14. A database in SQL_ASCII may hold text that is not UTF-8, of which the
+/// server would send nothing: it is sent as it is, and decoded here.
 pub(super) const NEUTRAL: &str = "set statement_timeout = 0; \
     set default_transaction_read_only = off; \
     set default_transaction_isolation = 'read committed'; \
     set search_path = pg_catalog, pg_temp; \
     select pg_catalog.set_config(name, '0', false) \
-    from pg_catalog.pg_settings where name = 'idle_session_timeout'";
+    from pg_catalog.pg_settings where name = 'idle_session_timeout'; \
+    select pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+    where pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
 
 /// Set after connecting, because poolers refuse start-up options.
 fn session_limits(statement_timeout: Duration) -> String {

@@ -127,7 +127,21 @@ pub(super) fn setting(row: &Row, doing: &'static str) -> Result<SettingRow, Stor
     Ok(SettingRow { category: columns.text(0)?, key: columns.text(1)?, value: columns.text(2)? })
 }
 
-pub(super) fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError> {
+/// A peer's row; `None`, with a warning: it cannot be decoded, which costs this peer alone.
+pub(super) fn peer_if_readable(
+    row: &Row,
+    doing: &'static str,
+) -> Result<Option<PeerRow>, StoreError> {
+    let error = match peer(row, doing) {
+        Ok(peer) => return Ok(Some(peer)),
+        Err(error) => error,
+    };
+    let id: Uuid = Columns::of(row, doing).get(0)?;
+    tracing::warn!(peer = %id, %error, "the row of peer {id} is left out: {error}");
+    Ok(None)
+}
+
+fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError> {
     let columns = Columns::of(row, doing);
     let device_id = DeviceId(columns.get(1)?);
     Ok(PeerRow {

@@ -12,7 +12,8 @@ use super::options::{ConnectOptions, Password};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CreateRole {
     No,
-    /// If absent, with this password, which is sent as a SCRAM verifier, never in clear text.
+    /// If absent, with this password, which is sent as a SCRAM verifier, never in clear text. The role may
+    /// have ten connections: an agent takes four, and commands beside it one each.
     IfAbsent(Option<Password>),
 }
 
@@ -141,7 +142,7 @@ async fn ensure_role(
     let row = transaction
         .query_typed_one(
             "select exists (select from pg_roles where rolname = $1::name),
-                 format('create role %I login', $1) || coalesce(format(' password %L', $2), '')",
+                 format('create role %I login connection limit 10', $1) || coalesce(format(' password %L', $2), '')",
             &[(&role, Type::TEXT), (&password, Type::TEXT)],
         )
         .await

@@ -1,9 +1,11 @@
 //! The first query: which gateway this role acts for, and whether the schema fits.
 
+use std::sync::atomic::Ordering;
+
 use uuid::Uuid;
 
 use super::decode::{Columns, Text};
-use super::migrate::SCHEMA_VERSION;
+use super::migrate::OLDEST_SCHEMA;
 use super::{Store, StoreError};
 use crate::model::GatewayId;
 
@@ -12,7 +14,7 @@ use crate::model::GatewayId;
 pub struct Hello {
     pub gateway_id: GatewayId,
     pub gateway_name: String,
-    /// The latest migration applied; at least [`SCHEMA_VERSION`].
+    /// The latest migration applied; at least [`OLDEST_SCHEMA`].
     pub schema_version: i32,
     /// As `server_version_num`: 150018 means 15.18.
     pub server_version: i32,
@@ -50,13 +52,14 @@ impl Store {
             schema_version: columns.get(2)?,
             server_version: columns.get(3)?,
         };
-        if hello.schema_version < SCHEMA_VERSION {
+        if hello.schema_version < OLDEST_SCHEMA {
             return Err(StoreError::OldSchema {
                 place: Box::new(self.place.clone()),
                 found: hello.schema_version,
-                needed: SCHEMA_VERSION,
+                needed: OLDEST_SCHEMA,
             });
         }
+        self.schema_version.store(hello.schema_version, Ordering::Relaxed);
         Ok(hello)
     }
 }

@@ -21,8 +21,11 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// The minimum schema version of this agent.
+/// The schema version that this version's `gatepost migrate` makes.
 pub const SCHEMA_VERSION: i32 = 13;
+
+/// The oldest schema version that this agent follows. It says that the schema is to be migrated.
+pub(super) const OLDEST_SCHEMA: i32 = 10;
 
 const DOING: &str = "migrate the database";
 const HISTORY: &str = "gatepost.schema_history";
@@ -56,6 +59,8 @@ pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
     let mut client = single(&target).await?;
     let mut turns = Turns::new();
     begin(&client).await.map_err(|error| of(&target.place, error))?;
+    let alone = single(&target).await?;
+    wait_for_others(&client, &alone).await.map_err(|error| of(&target.place, error))?;
     let missing = missing(&mut client).await.map_err(|error| of(&target.place, error))?;
     loop {
         match attempt(&mut client, &target.place).await {
@@ -124,12 +129,11 @@ async fn at_once(client: &mut Client, statements: &str) -> Result<(), tokio_post
     transaction.commit().await
 }
 
-/// Allows one migration at a time for each database.
+/// Prepares the session.
 async fn begin(client: &Client) -> Result<(), tokio_postgres::Error> {
     client
         .batch_execute(
-            "select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('gatepost.migrate'));
-             set client_min_messages = warning;
+            "set client_min_messages = warning;
              select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'public', (
                  select pg_catalog.quote_ident(n.nspname)
                  from pg_extension e join pg_namespace n on n.oid = e.extnamespace
@@ -137,6 +141,20 @@ async fn begin(client: &Client) -> Result<(), tokio_postgres::Error> {
              )), false)",
         )
         .await
+}
+
+/// Allows one migration at a time for each database, for as long as `alone` is connected: that session
+/// locks a row that only the schema's owner may lock. Before the first migration there is none, and no
+/// login of a gateway that could hold an advisory lock.
+async fn wait_for_others(client: &Client, alone: &Client) -> Result<(), tokio_postgres::Error> {
+    let query = format!("select to_regclass('{HISTORY}') is not null");
+    let waits = if client.query_typed_one(&query, &[]).await?.get(0) {
+        format!("begin; select from {HISTORY} order by version limit 1 for update")
+    } else {
+        "select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('gatepost.migrate'))".to_owned()
+    };
+    alone.batch_execute("set idle_in_transaction_session_timeout = 0").await?;
+    alone.batch_execute(&waits).await
 }
 
 /// Compares existing tables with those that the first migration would create. Sets a `lock_timeout`, so

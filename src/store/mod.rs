@@ -15,8 +15,10 @@ mod enroll;
 mod error;
 mod grant;
 mod hello;
+mod host;
 mod listen;
 mod marks;
+mod merge;
 mod migrate;
 mod options;
 mod poll;
@@ -26,7 +28,11 @@ mod require_auth;
 mod snapshot;
 mod tls;
 
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use uuid::Uuid;
 
 pub use backoff::Backoff;
 pub use changes::Read;
@@ -35,8 +41,10 @@ pub use enroll::{Enrollment, KeyChange};
 pub use error::{Limit, Place, StoreError, Unavailable};
 pub use grant::{CreateRole, Granted, allow_enrollment, grant};
 pub use hello::Hello;
+pub use host::{Host, Hosts, KnownHost, Proven};
 pub use listen::Listener;
 pub use marks::AskedMark;
+pub use merge::{Merged, Refusal, try_reports};
 pub use migrate::{
     Migration, SCHEMA_VERSION, Unmigration, migrate, pending, unmigrate, unmigration,
 };
@@ -56,8 +64,14 @@ pub struct Store {
     pool: deadpool_postgres::Pool,
     connect_within: std::time::Duration,
     answer_within: std::time::Duration,
+    host: Host,
     /// The epoch of the last full read. Proofs of its rows hold for no other epoch.
     epoch: Arc<Mutex<Option<String>>>,
+    /// The policies that reads have shown. None is forgotten: a read whose
+    /// answer was lost is made again from an earlier cursor.
+    policies: Arc<Mutex<BTreeSet<Uuid>>>,
+    /// The version of the schema, as the last [`Store::hello`] told it; 0: unknown.
+    schema_version: Arc<AtomicI32>,
 }
 
 impl Store {
@@ -65,6 +79,17 @@ impl Store {
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// The epoch of the last full read.
+    fn last_epoch(&self) -> Option<String> {
+        self.epoch.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the schema is of this version at least, as far as is known.
+    fn has_schema(&self, version: i32) -> bool {
+        let found = self.schema_version.load(Ordering::Relaxed);
+        found == 0 || found >= version
     }
 }
 
@@ -84,6 +109,7 @@ mod tests {
         movable(store.attach(false));
         movable(store.report(&[]));
         movable(store.audit(&[]));
+        movable(store.merge());
         movable(store.hello());
     }
 }

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::connector::Connector;
 use super::error::{Place, StoreError};
+use super::host;
 use super::require_auth::{RequireAuth, Rule};
 use super::tls::{Material, Tls, TlsFiles};
 
@@ -60,6 +61,8 @@ pub struct ConnectOptions {
     pub statement_timeout: Duration,
     /// Connections for queries, besides the listening one; default 3.
     pub pool_size: usize,
+    /// Who reports; default none.
+    pub host: host::Host,
 }
 
 impl ConnectOptions {
@@ -74,6 +77,7 @@ impl ConnectOptions {
             connect_timeout: CONNECT_WITHIN,
             statement_timeout: Duration::from_secs(30),
             pool_size: 3,
+            host: host::Host::default(),
         }
     }
 

@@ -1,7 +1,6 @@
 //! Reports to the database: handshakes, the time of the last proof, audit entries.
 
 use std::net::IpAddr;
-use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -166,25 +165,6 @@ impl Store {
         }
         lease.done();
         Ok(reported)
-    }
-
-    /// Reports that the kernel was proven equal to the database as of `proven_at`, the `taken_at` of
-    /// the read that was proven. The time never goes back, and never ahead of the database's clock.
-    /// `false`: nothing was written, because another transaction holds the row, or because the
-    /// database is another one, or an older state of it, than the last full read saw.
-    ///
-    /// # Errors
-    /// Any [`StoreError`] of the connection or of the role's rights.
-    pub async fn synced(&self, proven_at: SystemTime) -> Result<bool, StoreError> {
-        const DOING: &str = "report the last sync";
-        let lease = self.lease(DOING).await?;
-        let epoch = self.epoch.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-            [(&proven_at, Type::TIMESTAMPTZ), (&epoch, Type::TEXT)];
-        let query = "select gatepost.synced($1, $2)";
-        let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
-        lease.done();
-        super::decode::Columns::of(&row, DOING).get(0)
     }
 
     /// Appends entries to `audit_logs`, in batches, in order. An entry that the database refuses for

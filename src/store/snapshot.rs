@@ -40,6 +40,7 @@ impl Store {
     async fn read_snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
         let lease = self.lease(DOING).await?;
         let (rows, cursor) = self.within(DOING, read(&lease, BEGIN, COMMIT)).await??;
+        self.known_policies().extend(rows.policies.iter().map(|policy| policy.id.0));
         lease.done();
         *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.epoch.clone());
         Ok((rows, cursor))
@@ -62,9 +63,9 @@ pub(super) async fn read(
         client.batch_execute(before),
         client.query_typed_one(decode::GATEWAY, &[]),
         client.query_typed(settings, &[]),
-        collect(client, &peers, decode::peer),
-        collect(client, memberships, decode::membership),
-        collect(client, &policies, decode::policy),
+        collect(client, &peers, decode::peer_if_readable),
+        collect(client, memberships, |row, doing| decode::membership(row, doing).map(Some)),
+        collect(client, &policies, |row, doing| decode::policy(row, doing).map(Some)),
         client.batch_execute(after),
     )?;
     let answers = Answers { gateway, settings, peers, memberships, policies };
@@ -98,11 +99,11 @@ impl Answers {
     }
 }
 
-/// Decodes rows as they arrive. The outer error is the connection's, the inner one a row's.
+/// Decodes rows as they arrive. `None`: this row is left out. The outer error is the connection's, the inner one a row's.
 async fn collect<T>(
     client: &Client,
     query: &str,
-    decode: fn(&Row, &'static str) -> Result<T, StoreError>,
+    decode: fn(&Row, &'static str) -> Result<Option<T>, StoreError>,
 ) -> Result<Result<Vec<T>, StoreError>, tokio_postgres::Error> {
     let no_parameters = std::iter::empty::<(i32, tokio_postgres::types::Type)>();
     let rows = client.query_typed_raw(query, no_parameters).await?;
@@ -110,7 +111,7 @@ async fn collect<T>(
     let mut values = Vec::new();
     while let Some(row) = rows.try_next().await? {
         match decode(&row, DOING) {
-            Ok(value) => values.push(value),
+            Ok(value) => values.extend(value),
             Err(error) => return Ok(Err(error)),
         }
     }

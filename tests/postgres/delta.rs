@@ -1,6 +1,6 @@
 //! The promise of the change feed: old rows and what changed since make exactly the new rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -47,6 +47,9 @@ impl Held {
                 None => drop(self.policies.remove(&id.0)),
             }
         }
+        // Changes do not name users without a peer here: what is held of them counts for nothing.
+        let users: BTreeSet<Uuid> = self.peers.values().map(|row| row.user_id.0).collect();
+        self.memberships.retain(|user, _| users.contains(user));
     }
 }
 

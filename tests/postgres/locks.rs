@@ -26,6 +26,10 @@ fn calls(device: Uuid) -> Vec<String> {
         "snapshot_policies()".into(),
         format!("poll({position})"),
         format!("changes({position})"),
+        format!("changes_among({position}, array['{device}'::uuid])"),
+        "proven(now(), null, 'machine', 'boot', 'host')".into(),
+        "hosts()".into(),
+        "forget_host('machine', 'boot')".into(),
         format!("marks({position})"),
         format!("peers_by_device(array['{device}'::uuid])"),
         format!("memberships_by_user(array['{device}'::uuid])"),
@@ -37,6 +41,8 @@ fn calls(device: Uuid) -> Vec<String> {
         "prune('1 day')".into(),
         "unwatched()".into(),
         "misfits()".into(),
+        "try_reports()".into(),
+        "merge()".into(),
     ]
 }
 
@@ -83,4 +89,36 @@ async fn open_transaction_of_one_gateway_holds_up_no_other() {
     stolen.batch_execute("rollback").await.unwrap();
     call_all(&mine, ann.device).await;
     assert_eq!(world.count("select count(*) from gatepost.attached").await, 1);
+}
+
+/// The session of a stolen login holds a transaction open after each function that it may call.
+#[tokio::test]
+async fn open_transaction_of_a_gateway_holds_up_no_revocation() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let stolen = client(&world.role, &world.database).await;
+    let portal = client("postgres", &world.database).await;
+    portal.batch_execute("set lock_timeout = '200ms'").await.unwrap();
+    let revoke = "begin; update devices set status = 'revoked', revoked_at = now(), user_id = user_id; \
+                  update wireguard_peers set deleted_at = now(), gateway_id = gateway_id; \
+                  update users set is_active = false; rollback";
+    let mut enroll = vec!["enroll('g1', 'another key', 'e:1', 1, '10.8.0.0/16', null)".to_owned()];
+    enroll.extend(calls(ann.device));
+    // A report that waits must not be merged by what all agents call, either.
+    let report = calls(ann.device).into_iter().find(|call| call.starts_with("report(")).unwrap();
+    stolen.batch_execute(&format!("select gatepost.{report}")).await.unwrap();
+    world.run("update gatepost.gateway_role set may_enroll = true").await;
+    for call in &enroll {
+        stolen.batch_execute(&format!("begin; select * from gatepost.{call}")).await.unwrap();
+        // This one writes rows of the control plane: ARCHITECTURE.md tells how to end such a session.
+        if call != "merge()" {
+            let revoked = portal.batch_execute(revoke).await;
+            assert!(revoked.is_ok(), "after {call}: {revoked:?}");
+        }
+        if call != "merge()" && !call.starts_with("enroll(") {
+            let updated = portal.batch_execute("update gateways set endpoint = endpoint").await;
+            assert!(updated.is_ok(), "after {call}: {updated:?}");
+        }
+        stolen.batch_execute("rollback").await.unwrap();
+    }
 }

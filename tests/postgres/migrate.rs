@@ -144,6 +144,7 @@ async fn id_columns_need_no_default() {
     let started = r#"select gatepost.audit('[{"event_type": "gateway.started",
         "entity_type": "gateway", "status": "success", "message": "started"}]')"#;
     world.run(started).await;
+    world.run("select gatepost.merge()").await;
     assert_eq!(world.count("select count(*) from audit_logs").await, 2);
 
     world.run("update gateways set deleted_at = now() where name = 'g9'").await;
@@ -283,7 +284,9 @@ async fn audit_works_with_an_additional_serial_column() {
     grant(&options, "g1", "postgres", &CreateRole::No).await.unwrap();
     let started = r#"select gatepost.audit('[{"event_type": "gateway.started",
         "entity_type": "gateway", "status": "success", "message": "started"}]')"#;
-    admin.batch_execute(started).await.unwrap();
+    admin.batch_execute(&format!("{started}; select gatepost.merge()")).await.unwrap();
+    let written = admin.query_one("select count(*) from audit_logs where seq > 0", &[]).await;
+    assert_eq!(written.unwrap().get::<_, i64>(0), 1);
 }
 
 #[tokio::test]

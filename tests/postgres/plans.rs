@@ -121,6 +121,9 @@ fn scans(query: &str, plan: &Value, found: &mut BTreeMap<String, Reading>) {
 #[tokio::test]
 async fn changes_are_found_by_index() {
     let world = World::new().await;
+    // A transaction that goes on: to look from the oldest one on would be to look at all marks.
+    let holder = crate::world::client("postgres", &world.database).await;
+    holder.batch_execute("begin; select pg_current_xact_id()").await.unwrap();
     world.run(ROWS).await;
     world.run("analyze").await;
     let admin = options("postgres", &world.database);
@@ -132,7 +135,12 @@ async fn changes_are_found_by_index() {
     let since: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&cursor.snapshot, &cursor.epoch];
     let polled = client.query_one("select news from gatepost.poll($1, $2)", &since).await.unwrap();
     assert!(polled.get::<_, bool>(0));
-    let changes = "select everything, devices, users, policies from gatepost.changes($1, $2)";
+    let known = "select array_agg(id) from policies";
+    let known: Vec<Uuid> = world.admin.query_one(known, &[]).await.unwrap().get(0);
+    let changes =
+        "select everything, devices, users, policies from gatepost.changes_among($1, $2, $3)";
+    let since: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&cursor.snapshot, &cursor.epoch, &known];
     let row = client.query_one(changes, &since).await.unwrap();
     assert_eq!(row.get::<_, Option<&str>>(0), None);
     let ids = |column: usize| row.get::<_, Vec<Uuid>>(column);
@@ -172,6 +180,8 @@ async fn reported_rows_are_found_by_index() {
     })).collect();
     let audit = "select gatepost.audit($1)";
     client.query(audit, &[&serde_json::Value::from(entries)]).await.unwrap();
+    let merged = client.query("select * from gatepost.merge()", &[]).await.unwrap();
+    assert!(merged.is_empty(), "{merged:?}");
     let told = "select count(*) from audit_logs where actor_device_id is not null";
     assert_eq!(world.count(told).await, 20);
 

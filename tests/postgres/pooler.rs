@@ -49,6 +49,7 @@ async fn everything_but_notifications_works_through_a_pooler() {
     let handshake = Handshake { device_id, first_at: now, seen_at: now, connected_at: None };
     assert!(store.report(&[handshake]).await.unwrap().skipped.is_empty());
     assert!(store.synced(now).await.unwrap());
+    store.merge().await.unwrap();
     let reported = "select count(*) from devices, gateways \
                     where last_seen_at is not null and last_sync_at is not null";
     assert_eq!(world.count(reported).await, 1);

@@ -1,9 +1,13 @@
 use std::time::{Duration, SystemTime};
 
 use gatepost::model::{DeviceId, GatewayId};
-use gatepost::store::{AuditEntry, AuditEvent, AuditStatus, Entity, Handshake, Read};
+use gatepost::store::{AuditEntry, AuditEvent, AuditStatus, Entity, Handshake, Merged, Read};
 
 use crate::world::{World, client};
+
+async fn merge(world: &World) {
+    assert_eq!(world.store.merge().await.unwrap(), Merged::default());
+}
 
 fn handshake(device_id: uuid::Uuid, seen_at: SystemTime) -> Handshake {
     Handshake { device_id: DeviceId(device_id), first_at: seen_at, seen_at, connected_at: None }
@@ -25,6 +29,7 @@ async fn reported_times_only_advance_and_wake_no_agent() {
     let later = now + Duration::from_secs(3600);
     assert!(world.store.synced(now).await.unwrap());
     assert!(world.store.synced(earlier).await.unwrap());
+    merge(&world).await;
     let read = "select last_seen_at, last_connected_at, last_sync_at from devices, gateways";
     let row = world.admin.query_one(read, &[]).await.unwrap();
     assert_eq!(row.get::<_, SystemTime>(0), now);
@@ -34,6 +39,7 @@ async fn reported_times_only_advance_and_wake_no_agent() {
     // A clock that runs ahead is capped by the database's.
     world.store.report(&[handshake(ann.device, later)]).await.unwrap();
     world.store.synced(later).await.unwrap();
+    merge(&world).await;
     let row = world.admin.query_one(read, &[]).await.unwrap();
     assert!(row.get::<_, SystemTime>(0) < later && row.get::<_, SystemTime>(0) > now);
     assert!(row.get::<_, SystemTime>(2) < later && row.get::<_, SystemTime>(2) > now);
@@ -45,7 +51,7 @@ async fn reported_times_only_advance_and_wake_no_agent() {
 }
 
 #[tokio::test]
-async fn a_report_skips_and_returns_locked_devices() {
+async fn report_about_locked_rows_waits_until_they_are_free() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     let bob = world.peer(world.gateway, "bob").await;
@@ -58,14 +64,15 @@ async fn a_report_skips_and_returns_locked_devices() {
 
     let now = SystemTime::now() - Duration::from_secs(5);
     let reports = [handshake(ann.device, now), handshake(bob.device, now)];
-    assert_eq!(world.store.report(&reports).await.unwrap().skipped, [DeviceId(ann.device)]);
-    assert!(!world.store.synced(now).await.unwrap());
-    let seen = "select count(*) from devices where last_seen_at is not null";
-    assert_eq!(world.count(seen).await, 1);
-    busy.commit().await.unwrap();
     assert_eq!(world.store.report(&reports).await.unwrap().skipped, []);
     assert!(world.store.synced(now).await.unwrap());
-    assert_eq!(world.count(seen).await, 2);
+    let seen = "select count(*) from devices where last_seen_at is not null";
+    let synced = "select count(*) from gateways where last_sync_at is not null";
+    merge(&world).await;
+    assert_eq!((world.count(seen).await, world.count(synced).await), (1, 0));
+    busy.commit().await.unwrap();
+    merge(&world).await;
+    assert_eq!((world.count(seen).await, world.count(synced).await), (2, 1));
 }
 
 #[tokio::test]
@@ -76,9 +83,11 @@ async fn a_proof_of_one_epoch_is_not_written_into_another() {
     // As a restored backup, or a standby that had not seen all, takes the address.
     world.run("update gatepost.state set database_epoch = gen_random_uuid()").await;
     assert!(!world.store.synced(rows.taken_at).await.unwrap());
+    merge(&world).await;
     assert_eq!(world.count(unwritten).await, 1);
     let (rows, _) = world.store.snapshot().await.unwrap();
     assert!(world.store.synced(rows.taken_at).await.unwrap());
+    merge(&world).await;
     assert_eq!(world.count(unwritten).await, 0);
 }
 
@@ -100,6 +109,7 @@ async fn ten_thousand_handshakes_are_written_in_batches() {
     let reports: Vec<_> = rows.peers.iter().map(|peer| handshake(peer.device_id.0, now)).collect();
     assert_eq!(reports.len(), 10_000);
     assert_eq!(world.store.report(&reports).await.unwrap().skipped, []);
+    merge(&world).await;
     let seen = "select count(*) from devices where last_seen_at is not null";
     assert_eq!(world.count(seen).await, 10_000);
 }
@@ -130,6 +140,7 @@ async fn audit_entries_are_stamped_with_the_gateway() {
         ])
         .await;
     assert_eq!((audited.settled, audited.refused.len()), (2, 0), "{audited:?}");
+    merge(&world).await;
     let written = format!(
         "select count(*) from audit_logs where metadata ->> 'gateway_id' = '{0}' \
          and actor_device_id = '{1}' and ip_address = '192.0.2.7' and status = 'success'
@@ -161,11 +172,13 @@ async fn a_bad_row_is_audited_once_until_its_reason_changes() {
     for (message, count) in [("bad key", 1), ("bad key", 1), ("no pool", 2), ("bad key", 3)] {
         let quarantined = entry(AuditEvent::PeerQuarantined, message);
         assert_eq!(world.store.audit(&[quarantined]).await.settled, 1);
+        merge(&world).await;
         assert_eq!(world.count(rows).await, count, "after {message:?}");
     }
     let released = entry(AuditEvent::PeerReleased, "well again");
     let again = entry(AuditEvent::PeerQuarantined, "bad key");
     assert_eq!(world.store.audit(&[released, again]).await.settled, 2);
+    merge(&world).await;
     assert_eq!(world.count(rows).await, 4, "it came back with the same words");
 }
 
@@ -202,23 +215,27 @@ async fn a_refused_audit_entry_is_the_only_one_lost() {
     refuse(&world, "'7', '1999'", "P0001").await;
     let audited = world.store.audit(&entries).await;
     assert_eq!(audited.settled, 2_500, "{:?}", audited.error);
-    let refused: Vec<_> = audited.refused.iter().map(|(entry, _)| &*entry.message).collect();
-    assert_eq!(refused, ["7", "1999"]);
+    let merged = world.store.merge().await.unwrap();
+    assert_eq!(merged.lost, ["trigger refuse on audit_logs: not this one"; 2]);
+    assert_eq!(merged.refusals, []);
     let written = "select count(*) from audit_logs where event_type = 'gateway.started'";
     assert_eq!(world.count(written).await, 2_498);
-    assert!(audited.refused[0].1.to_string().contains("not this one"));
+    let lost = "select count(*) from audit_logs where message in ('7', '1999')";
+    assert_eq!(world.count(lost).await, 0);
 }
 
 #[tokio::test]
-async fn written_audit_entries_are_not_sent_again() {
+async fn audit_entries_are_written_once_whatever_interrupts_it() {
     let world = World::new().await;
     let entries: Vec<_> = (0..2_500).map(|number| started(format!("{number}"))).collect();
     refuse(&world, "'1500'", "40001").await;
-    let audited = world.store.audit(&entries).await;
-    assert_eq!((audited.settled, audited.refused.len()), (1_000, 0));
-    assert!(audited.error.unwrap().is_transient());
+    assert_eq!(world.store.audit(&entries).await.settled, 2_500);
+    merge(&world).await;
+    let written = "select count(*) from audit_logs where event_type = 'gateway.started'";
+    assert_eq!(world.count(written).await, 1_000, "up to the part that cannot be serialized");
     world.run("drop trigger refuse on audit_logs").await;
-    assert_eq!(world.store.audit(&entries[audited.settled..]).await.settled, 1_500);
+    merge(&world).await;
+    assert_eq!(world.count(written).await, 2_500);
     let twice = "select count(*) - count(distinct message) from audit_logs \
                  where event_type = 'gateway.started'";
     assert_eq!(world.count(twice).await, 0);
@@ -231,6 +248,7 @@ async fn an_audit_entry_with_any_device_name_is_written() {
     let entries: Vec<_> = names.map(|name| started(name.to_owned())).into();
     let audited = world.store.audit(&entries).await;
     assert!(audited.refused.is_empty() && audited.error.is_none(), "{audited:?}");
+    merge(&world).await;
     let rows = world.admin.query("select message, metadata ->> 'of' from audit_logs", &[]).await;
     let kept: Vec<(String, String)> =
         rows.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
@@ -246,9 +264,11 @@ async fn a_late_report_does_not_move_the_start_of_a_session() {
     let now = world.store.snapshot().await.unwrap().0.taken_at;
     let before = |secs| now - Duration::from_secs(secs);
     world.store.report(&[handshake(ann.device, before(7_200))]).await.unwrap();
+    merge(&world).await;
     // The database was away for two hours in which the session went on.
     let late = Handshake { first_at: before(7_080), ..handshake(ann.device, before(60)) };
     world.store.report(&[late]).await.unwrap();
+    merge(&world).await;
     let read = "select last_seen_at, last_connected_at from devices";
     let row = world.admin.query_one(read, &[]).await.unwrap();
     assert_eq!(row.get::<_, SystemTime>(0), before(60));
@@ -264,6 +284,7 @@ async fn a_time_ahead_of_the_clock_is_replaced() {
         .await;
     let seen = world.store.snapshot().await.unwrap().0.taken_at - Duration::from_secs(60);
     world.store.report(&[handshake(ann.device, seen)]).await.unwrap();
+    merge(&world).await;
     let read = "select last_seen_at, last_connected_at from devices";
     let row = world.admin.query_one(read, &[]).await.unwrap();
     assert_eq!(row.get::<_, SystemTime>(0), seen);

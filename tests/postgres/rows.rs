@@ -1,6 +1,7 @@
 use std::time::{Duration, SystemTime};
 
 use gatepost::model::{Allocation, Bars, DeviceId, Effect, KeyText, SnapshotRows, TargetType};
+use gatepost::store::Read;
 
 use crate::world::{World, insert_gateway};
 
@@ -153,21 +154,31 @@ async fn policies_come_with_the_targets_that_concern_this_gateway() {
         (&TargetType::Group, ann.peer)
     );
 
-    // What aims at nothing is shown, so that somebody says so.
+    // What aims at nothing is shown, so that a gateway can warn, unless the policy is for others.
+    let dangling = |policy| {
+        format!(
+            "insert into policy_targets (policy_id, target_type, target_id) values
+                 ('{policy}', 'user', gen_random_uuid()), ('{policy}', 'team', '{policy}')"
+        )
+    };
+    world.run(&dangling(bob.peer)).await;
     world
         .run(&format!(
-            "insert into policy_targets (policy_id, target_type, target_id) values
-                 ('{b}', 'user', gen_random_uuid()), ('{b}', 'team', '{b}')",
-            b = bob.peer
+            "insert into policies (id, name, effect) values ('{a}', 'for none', 'shrug');
+             insert into policy_destinations (policy_id, destination) values ('{a}', '10.0.0.0/8')",
+            a = ann.device
         ))
         .await;
+    world.run(&dangling(ann.device)).await;
     let (rows, _) = world.store.snapshot().await.unwrap();
-    let theirs = rows.policies.iter().find(|policy| policy.name == "theirs").unwrap();
-    assert_eq!(theirs.effect, Effect::Unknown("shrug".into()));
-    assert_eq!(theirs.targets.len(), 2);
-    let dangling: Vec<_> = theirs.targets.iter().map(|target| target.dangling).collect();
+    let names: Vec<_> = rows.policies.iter().map(|policy| policy.name.as_str()).collect();
+    assert!(!names.contains(&"theirs") && names.len() == 2, "{names:?}");
+    let none = rows.policies.iter().find(|policy| policy.name == "for none").unwrap();
+    assert_eq!(none.effect, Effect::Unknown("shrug".into()));
+    assert_eq!((none.targets.len(), none.destinations.len()), (2, 0));
+    let dangling: Vec<_> = none.targets.iter().map(|target| target.dangling).collect();
     assert_eq!(dangling, [true, false]);
-    assert_eq!(theirs.targets[1].target_type, TargetType::Unknown("team".into()));
+    assert_eq!(none.targets[1].target_type, TargetType::Unknown("team".into()));
 }
 
 #[tokio::test]
@@ -189,4 +200,59 @@ async fn settings_are_those_for_all_and_for_this_gateway() {
         seen,
         [("gateway", "a", "{\"x\": 1}"), ("gateway:g1", "b", "true"), ("policy", "c", "2")]
     );
+}
+
+#[tokio::test]
+async fn text_that_is_not_utf8_costs_nothing_but_its_letters() {
+    let cluster = crate::postgres::Cluster::shared();
+    let database = "not_utf8";
+    cluster.psql(
+        "postgres",
+        &format!(
+            "create database {database} template template0 encoding 'SQL_ASCII' \
+             lc_collate 'C' lc_ctype 'C'"
+        ),
+    );
+    gatepost::store::migrate(&crate::world::options("postgres", database)).await.unwrap();
+    let world = World::on(cluster, database.to_owned()).await;
+    let ann = world.peer(world.gateway, "ann").await;
+    world.peer(world.gateway, "bob").await;
+    let cursor = world.cursor().await;
+    world
+        .run(&format!(
+            r"update users set username = convert_from('\x616ee9', 'SQL_ASCII')::citext
+                  where id = '{}';
+              insert into policies (name) values (convert_from('\xff', 'SQL_ASCII'));
+              insert into policy_targets (policy_id, target_type, target_id)
+                  select id, 'user', '{0}' from policies",
+            ann.user
+        ))
+        .await;
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    let names: Vec<&str> = rows.peers.iter().map(|peer| &*peer.username).collect();
+    assert!(names.contains(&"an\u{fffd}") && names.contains(&"bob"), "{names:?}");
+    assert_eq!(rows.policies[0].name, "\u{fffd}");
+    let Read::Changed(changed, _) = world.read(&cursor).await else { panic!("no change") };
+    assert_eq!(&*changed.peers[&ann.device.into()][0].username, "an\u{fffd}");
+}
+
+#[tokio::test]
+async fn row_that_cannot_be_decoded_costs_its_peer_alone() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let bob = world.peer(world.gateway, "bob").await;
+    let cursor = world.cursor().await;
+    world
+        .run(&format!(
+            "alter table wireguard_peers alter assigned_ip drop not null;
+             update wireguard_peers set assigned_ip = null where id = '{}';
+             update devices set name = 'renamed'",
+            ann.peer
+        ))
+        .await;
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    assert_eq!(rows.peers.iter().map(|peer| peer.id.0).collect::<Vec<_>>(), [bob.peer]);
+    let Read::Changed(changed, _) = world.read(&cursor).await else { panic!("no change") };
+    assert_eq!(changed.peers[&ann.device.into()], []);
+    assert_eq!(changed.peers[&bob.device.into()].len(), 1);
 }

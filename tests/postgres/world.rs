@@ -17,7 +17,7 @@ pub struct World {
     /// As `role`.
     pub url: String,
     /// Held for as long as the world is; `None`: the shared one.
-    own: Option<Cluster>,
+    pub own: Option<Cluster>,
 }
 
 /// A database that is migrated once and copied for each test.
@@ -68,7 +68,7 @@ impl World {
         Self { own: Some(cluster), ..world }
     }
 
-    async fn on(cluster: &Cluster, database: String) -> Self {
+    pub async fn on(cluster: &Cluster, database: String) -> Self {
         let url = |role: &str| cluster.socket_url(role, &database);
         let admin = connect(&url("postgres")).await;
         let gateway = insert_gateway(&admin, "g1", "10.8.0.0/16").await;

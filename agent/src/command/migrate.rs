@@ -22,6 +22,9 @@ pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
         return Ok(Exit::Success);
     }
     let applied = runtime.block_on(store::migrate(&options))?;
+    for refusal in runtime.block_on(store::try_reports(&options))? {
+        tracing::warn!("the database will refuse reports of gateways: {refusal}");
+    }
     print(&describe(&applied))?;
     Ok(Exit::Success)
 }

@@ -9,6 +9,7 @@ mod down;
 mod enroll;
 mod explain;
 mod grant;
+pub mod host;
 mod key;
 mod manual;
 mod migrate;
@@ -23,7 +24,7 @@ mod unmigrate;
 
 pub use profile::ProfileError;
 
-use crate::cli::{Cli, Command, DatabaseArgs};
+use crate::cli::{Cli, Command, DatabaseArgs, HostCommand};
 use crate::config::{Config, ConfigError, DatabaseUrlError, Origin, SecretSearch, Source, load};
 use crate::error::CommandError;
 use crate::exit::Exit;
@@ -67,6 +68,8 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Key(command) => key::key(source, &command),
         Command::Device { name, serve: _ } => device::serve(&name),
         Command::Manual { folder } => manual::manual(&folder),
+        Command::Host(HostCommand::List(json)) => host::list(&configuration(source)?, json.json),
+        Command::Host(HostCommand::Forget { name }) => host::forget(&configuration(source)?, &name),
         Command::Down { yes } => down::down(&configuration(source)?, yes),
     }
 }

@@ -6,8 +6,8 @@ use gatepost::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 use gatepost::reconcile::status::{
     AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus,
     HeldBack, HeldPeer, InterfaceStatus, LastGoodStatus, Mode, PassStatus, PeerCounts, PeerState,
-    PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, QuarantinedPolicy, State, Status,
-    SyncStatus, Timestamp, Unavailable,
+    PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, QuarantinedPolicy, ReportsStatus, State,
+    Status, SyncStatus, Timestamp, Unavailable,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -79,6 +79,12 @@ pub fn status() -> Status {
         last_good: LastGoodStatus::Missing { why: text() },
         blocked: vec![BlockStatus { kind: text(), id: text(), name: text(), since: NOW }],
         held: vec![held()],
+        reports: ReportsStatus {
+            refused_since: Some(NOW),
+            refused_by: vec![text()],
+            led_by: Some(text()),
+            other_hosts: vec![text()],
+        },
         agent: AgentStatus { version: text(), started_at: Some(NOW) },
     }
 }

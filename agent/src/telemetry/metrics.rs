@@ -23,7 +23,7 @@ pub fn render(watcher: &Watcher, now: Instant) -> String {
 }
 
 /// Name and meaning of each gauge.
-const GAUGES: [(&str, &str); 12] = [
+const GAUGES: [(&str, &str); 13] = [
     ("gatepost_info", "Always 1; its labels are version, gateway, backend and mode"),
     ("gatepost_ready", "1 while the kernel is proven equal to the last good desired state, else 0"),
     ("gatepost_peers", "Peers by state; desired and in_kernel are equal on a healthy gateway"),
@@ -43,6 +43,10 @@ const GAUGES: [(&str, &str); 12] = [
     (
         "gatepost_last_good_failed",
         "1 while the rows in force cannot be written to disk for a boot without the database, else 0",
+    ),
+    (
+        "gatepost_reports_refused",
+        "1 while a table of the control plane refuses this gateway's reports, else 0",
     ),
     ("gatepost_loop_age_seconds", "Time since the last iteration of the loop"),
 ];
@@ -87,6 +91,7 @@ fn record(status: &Status) {
     gauge!("gatepost_held_back_removals").set(amount(held_back));
     let failed = status.last_good.why().is_some();
     gauge!("gatepost_last_good_failed").set(number(failed));
+    gauge!("gatepost_reports_refused").set(number(status.reports.refused_since.is_some()));
     gauge!("gatepost_blocked").set(amount(status.blocked.len() as u64));
 
     let sync = &status.sync;

@@ -38,7 +38,6 @@ impl PolicyNote {
             Effect::Allow | Effect::Deny => None,
             Effect::Unknown(effect) => Some(Flaw::UnknownEffect { effect: effect.clone() }),
         };
-        let void = row.destinations.is_empty() && !row.full_tunnel;
         let targets = row.targets.iter().filter_map(|target| {
             let target_id = target.target_id;
             let name = match &target.target_type {
@@ -53,6 +52,10 @@ impl PolicyNote {
             let target_type = name.into();
             target.dangling.then_some(Flaw::DanglingTarget { target_type, target_id })
         });
+        let targets = Vec::from_iter(targets);
+        // Of a policy that is for nobody the database shows no destinations.
+        let is_for_nobody = !targets.is_empty() && targets.len() == row.targets.len();
+        let void = row.destinations.is_empty() && !row.full_tunnel && !is_for_nobody;
         let flaws = effect.into_iter().chain(void.then_some(Flaw::NoDestinations)).chain(targets);
         flaws
             .map(|flaw| Self { policy_id: row.id, policy_name: row.name.as_str().into(), flaw })

@@ -1,6 +1,6 @@
 //! The shell's connection to the database: made, kept, switched to another mode, cut.
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::choose::Until;
 use super::database::{Connection, connect};
@@ -11,6 +11,7 @@ use crate::dataplane::Dataplane;
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
 use crate::reconcile::mode::Mode;
+use crate::reconcile::view::status::old_schema;
 use crate::store::Attached;
 
 impl<D: Dataplane + 'static> Shell<D> {
@@ -26,7 +27,12 @@ impl<D: Dataplane + 'static> Shell<D> {
         self.template.sync.mode_why = chosen.why;
         let until = chosen.until;
         let before = self.in_use.replace(InUse { mode, until, chosen_at: clock::now().instant });
-        self.template.database.schema_version = Some(hello.schema_version);
+        let known = self.template.database.schema_version.replace(hello.schema_version);
+        if let Some(why) =
+            old_schema(hello.schema_version).filter(|_| known != Some(hello.schema_version))
+        {
+            warn!("{why}");
+        }
         if until == Until::ProbedAgain && before.is_some_and(|before| before.until == until) {
             // Probed again, with the same answer: nothing has changed.
             return;
@@ -68,6 +74,9 @@ impl<D: Dataplane + 'static> Shell<D> {
         let Some(in_use) = self.in_use else { return };
         let (store, events) = (self.store.clone(), self.events.clone());
         tokio::spawn(async move {
+            if let Ok(proven) = store.prove(None).await {
+                drop(events.send(Inner::Event(Event::Hosts(proven.hosts))));
+            }
             match store.attach(in_use.mode == Mode::Listen).await {
                 // The loop may have ended meanwhile.
                 Ok(attached) => drop(events.send(Inner::Attached(attached))),

@@ -14,7 +14,7 @@ use crate::reconcile::history::Withdrawal;
 use crate::reconcile::ledger::Report;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::SyncMode;
-use crate::store::{AskedMark, Cursor, Handshake, Hello, Polled, Read, Store, StoreError};
+use crate::store::{AskedMark, Cursor, Handshake, Hello, Merged, Polled, Read, Store, StoreError};
 
 /// A connection that was made, and the mode that was chosen for it.
 pub(super) struct Connection {
@@ -46,15 +46,23 @@ pub(super) async fn connect(
     Ok(Connection { hello, chosen })
 }
 
-/// Writes a report. Each part is written by itself, so that a fault of one does not hold up the rest.
+/// Writes a report, then merges it. Each part is written by itself, so that a fault of one does not hold
+/// up the rest.
 pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
-    let (mut refused, mut errors) = (Vec::new(), Vec::new());
+    let (mut lost, mut errors) = (Vec::new(), Vec::new());
+    let mut hosts = None;
     if let Some(as_of) = report.synced_as_of {
-        match store.synced(as_of).await {
-            // Another transaction may hold the row: the next heartbeat writes it.
-            Ok(_) => report.synced_as_of = None,
+        match store.prove(Some(as_of)).await {
+            Ok(proven) => {
+                report.synced_as_of = None;
+                hosts = Some(proven.hosts);
+            }
             Err(error) => errors.push(error),
         }
+    }
+    if hosts.as_ref().is_some_and(|hosts| hosts.leader.is_some()) {
+        // Another host writes them.
+        report.audit.clear();
     }
     let handshakes: Vec<Handshake> = report.handshakes.values().copied().collect();
     if !handshakes.is_empty() {
@@ -66,13 +74,18 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
     if !report.audit.is_empty() {
         let audited = store.audit(&report.audit).await;
         report.audit.drain(..audited.settled);
-        refused.extend(audited.refused.iter().map(|(entry, error)| {
+        lost.extend(audited.refused.iter().map(|(entry, error)| {
             format!("{} {:?}: {}", entry.event.word(), entry.message, causes(error))
         }));
         errors.extend(audited.error);
     }
+    let merged = store.merge().await.unwrap_or_else(|error| {
+        errors.push(error);
+        Merged::default()
+    });
+    lost.extend(merged.lost);
     let error = errors.into_iter().next().map(DatabaseError::from);
-    Sent { left: report, refused, error }
+    Sent { left: report, lost, refusals: merged.refusals, hosts, error }
 }
 
 /// Whose withdrawals the database has lost.

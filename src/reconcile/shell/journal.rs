@@ -20,7 +20,7 @@ pub(super) fn say(note: &Note) {
             warn!(message_id, ?peers, held_for_secs = held_for.as_secs(), "{note}");
         }
         Note::HistoryFollowed { peers, .. } => info!(message_id, ?peers, "{note}"),
-        Note::AnnouncedAgain => info!(message_id, "{note}"),
+        Note::AnnouncedAgain | Note::ReportsTaken => info!(message_id, "{note}"),
         Note::Unannounced { tables } => warn!(message_id, ?tables, "{note}"),
         Note::Released { peer, name } => info!(message_id, %peer, name, "{note}"),
         Note::PolicyReleased { id, name } => info!(message_id, policy = %id, %name, "{note}"),
@@ -51,7 +51,9 @@ pub(super) fn say(note: &Note) {
         Note::Quarantined { peer, name, reason, .. } => {
             warn!(message_id, %peer, name, %reason, "{note}")
         }
-        Note::AuditRefused { entries, .. } => warn!(message_id, entries, "{note}"),
+        Note::ReportsLost { reports, .. } => warn!(message_id, reports, "{note}"),
+        Note::LedBy { leader } => warn!(message_id, leader, "{note}"),
+        Note::ReportsRefused(refusal) => warn!(message_id, error = refusal.why, "{note}"),
         Note::Stale { since, policy } => {
             warn!(message_id, away_secs = since.as_secs(), ?policy, "{note}");
         }
@@ -81,6 +83,8 @@ impl Note {
             Self::HistoryLost { .. } => "da2e7f71c87446c1baf42764b984633e",
             Self::StepRefused { .. } => "37e836371fde4ac89ad47236b66da6c7",
             Self::BlocksUnknown { .. } => "35696a9fe63f4fdb904ab47959265648",
+            Self::ReportsRefused(_) => "6f2a1c0bd5e54c0f9a3c7ad9e1b84d27",
+            Self::LedBy { .. } => "b8d0c6e31f7a4e5ca2d94f0b6a7c1e53",
             _ => return None,
         })
     }
@@ -125,9 +129,12 @@ mod tests {
         let (step, error) = <(String, String)>::default();
         explained(&Note::StepRefused { step, error: error.clone() });
         explained(&Note::BlocksUnknown { error });
+        explained(&Note::LedBy { leader: String::new() });
+        let since = std::time::SystemTime::UNIX_EPOCH;
+        explained(&Note::ReportsRefused(crate::store::Refusal { why: String::new(), since }));
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            16,
+            18,
             "and the agent's start and what it touches not"
         );
     }

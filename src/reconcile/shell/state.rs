@@ -343,6 +343,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         status.agent = template.agent.clone();
         status.database.last_error.clone_from(&template.database.last_error);
         status.database.schema_version = template.database.schema_version;
+        status.tell_old_schema();
         self.status.send_if_modified(|held| {
             let changed = *held != status;
             *held = status;

@@ -43,7 +43,7 @@ pub struct View<'a> {
     pub(super) departed: &'a BTreeMap<PublicKey, Departed>,
     pub(super) passes: PassView<'a>,
     pub(super) proof: ProofView<'a>,
-    pub(super) outbox: OutboxView,
+    pub(super) outbox: OutboxView<'a>,
     pub(super) is_busy: bool,
 }
 

@@ -8,6 +8,7 @@ mod block;
 mod firewall;
 mod last_good;
 mod plan;
+mod reports;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +18,8 @@ pub use block::{BlockAnswer, BlockStatus};
 pub use firewall::FirewallStatus;
 pub use last_good::LastGoodStatus;
 pub use plan::{PlanReport, PlannedStep};
+pub use reports::ReportsStatus;
+pub(crate) use reports::old_schema;
 
 pub use crate::dataplane::BackendInUse;
 use crate::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
@@ -108,6 +111,9 @@ pub struct Status {
     /// Whether the rows in force are on disk, for a boot without the database.
     #[serde(default)]
     pub last_good: LastGoodStatus,
+    /// Whether the database takes this gateway's reports.
+    #[serde(default)]
+    pub reports: ReportsStatus,
     pub agent: AgentStatus,
 }
 

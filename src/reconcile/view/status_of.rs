@@ -3,12 +3,12 @@
 use super::View;
 use super::status::{
     BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus, HeldBack, InterfaceStatus,
-    PassStatus, PeerCounts, State, Status, SyncStatus, Timestamp,
+    PassStatus, PeerCounts, ReportsStatus, State, Status, SyncStatus, Timestamp,
 };
 use crate::plan::{HeldCause, HeldPeer, gate, guard, networks_within};
 use crate::reconcile::clock::millis;
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::note::{history_lost, not_announced};
+use crate::reconcile::note::{history_lost, led_by, not_announced, refused};
 use crate::reconcile::row_status::LISTED_PEERS;
 
 impl From<guard::HeldBack> for HeldBack {
@@ -45,6 +45,12 @@ impl View<'_> {
             held_back: self.held_back.map(HeldBack::from),
             held: self.held_peers().take(LISTED_PEERS).collect(),
             blocked: self.rows.block_list.iter().map(BlockStatus::from).collect(),
+            reports: ReportsStatus {
+                refused_since: self.outbox.refusals.iter().map(|it| it.since).min().map(Timestamp),
+                other_hosts: self.outbox.hosts.others.clone(),
+                led_by: self.outbox.hosts.leader.clone(),
+                refused_by: self.outbox.refusals.iter().map(|it| it.why.clone()).collect(),
+            },
             ..Status::default()
         }
     }
@@ -52,6 +58,9 @@ impl View<'_> {
     fn state(&self) -> State {
         if self.rows.desired.is_some_and(|desired| !desired.gateway().active) {
             return State::NotReady { why: "the gateway's row is not active".into() };
+        }
+        if let Some(leader) = &self.outbox.hosts.leader {
+            return State::NotReady { why: led_by(leader) };
         }
         if self.rows.is_stale {
             return State::NotReady { why: "no usable rows for longer than stale.after".into() };
@@ -70,7 +79,10 @@ impl View<'_> {
             (Some(_), _) if !self.source.unannounced.is_empty() => {
                 State::Degraded { why: not_announced(self.source.unannounced) }
             }
-            (Some(_), _) => State::Ready,
+            (Some(_), _) => match self.outbox.refusals {
+                [] => State::Ready,
+                [refusal, ..] => State::Degraded { why: refused(refusal) },
+            },
             (None, Some(error)) => {
                 State::Degraded { why: format!("{}: {error}", error.in_short()) }
             }
@@ -171,14 +183,21 @@ impl View<'_> {
             ));
         }
         let dropped = self.outbox.dropped_audit_entries;
-        let refused = self.outbox.refused_audit_entries;
+        warnings.extend(self.outbox.refusals.iter().map(refused));
+        warnings.extend(self.outbox.hosts.others.iter().map(|host| {
+            format!(
+                "this gateway also has host {host}: gateways.last_sync_at is the oldest proof of all its \
+                 hosts. If that host is gone, run `gatepost host forget`"
+            )
+        }));
+        let lost = self.outbox.lost_reports;
         if dropped > 0 {
             warnings
                 .push(format!("{dropped} audit entries were dropped while the database was away"));
         }
-        if refused > 0 {
+        if lost > 0 {
             warnings.push(format!(
-                "the database refused {refused} audit entries, which are lost: the journal says why"
+                "the database refused {lost} reports, which are lost: the journal says why"
             ));
         }
         warnings

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gatepost::model::KeyText;
 use gatepost::plan::usable_network;
 use gatepost::reconcile::Provenance;
-use gatepost::store::StoreError;
+use gatepost::store::{SCHEMA_VERSION, StoreError};
 use ipnet::IpNet;
 
 use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
@@ -135,6 +135,20 @@ fn of_database(facts: &Facts) -> Vec<Finding> {
             "run `gatepost migrate` as an owner of the database",
         ));
     }
+    if found.schema_version < SCHEMA_VERSION {
+        findings.push(Finding::warning(
+            "schema",
+            format!("this version of gatepost is of schema {SCHEMA_VERSION}"),
+            "run `gatepost migrate` as an owner of the database",
+        ));
+    }
+    findings.extend(found.refusals.iter().map(|refusal| {
+        Finding::warning(
+            "reports",
+            format!("the database refuses reports: {refusal}"),
+            "correct the trigger, or give gatepost_owner the right; reports wait until then",
+        )
+    }));
     if !found.gateway_active {
         findings.push(Finding::warning(
             "gateway",

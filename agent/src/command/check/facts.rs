@@ -10,7 +10,7 @@ use gatepost::dataplane::nft::{
 use gatepost::dataplane::{host_routing, lists_flows, networkd, networks_of_other_links};
 use gatepost::model::{BlockList, HostRouting, InterfaceName, KeyText, PublicKey};
 use gatepost::reconcile::{BlockFileError, Provenance};
-use gatepost::store::{Store, StoreError};
+use gatepost::store::{SCHEMA_VERSION, Store, StoreError};
 use ipnet::IpNet;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
@@ -70,6 +70,8 @@ pub struct DatabaseFacts {
     pub schema_version: i32,
     /// Owners and rights in gatepost's schema that are not as they should be, one line each.
     pub wrong_rights: Vec<String>,
+    /// Why tables refuse this gateway's reports.
+    pub refusals: Vec<String>,
     pub gateway_name: String,
     pub gateway_key: KeyText,
     pub gateway_active: bool,
@@ -158,6 +160,10 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
     let hello = store.hello().await?;
     let (rows, _) = store.snapshot().await?;
     let wrong_rights = store.wrong_rights().await?;
+    let refusals = match hello.schema_version {
+        SCHEMA_VERSION.. => store.try_reports().await?,
+        _ => Vec::new(),
+    };
     let clock = match SystemTime::now().duration_since(rows.taken_at) {
         Ok(ahead) => Clock::Ahead(ahead),
         Err(behind) => Clock::Behind(behind.duration()),
@@ -166,6 +172,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         place: store.place().to_string(),
         schema_version: hello.schema_version,
         wrong_rights,
+        refusals,
         gateway_name: rows.gateway.name,
         gateway_key: rows.gateway.public_key,
         gateway_active: rows.gateway.active,

@@ -34,8 +34,9 @@ fn healthy() -> Facts {
         psk_keys: Ok(0),
         database: Ok(DatabaseFacts {
             place: "database vpn at db1:5432 as role gw".into(),
-            schema_version: 9,
+            schema_version: gatepost::store::SCHEMA_VERSION,
             wrong_rights: vec![],
+            refusals: vec![],
             gateway_name: "fra-1".into(),
             gateway_key: KeyText::Key(key(OURS)),
             gateway_active: true,

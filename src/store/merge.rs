@@ -1,0 +1,85 @@
+//! Merges reports into the control plane's tables, in a statement of its own.
+
+use std::time::SystemTime;
+
+use super::connect::single;
+use super::decode::Columns;
+use super::{ConnectOptions, Store, StoreError};
+
+/// A table of the control plane that refuses this gateway's reports, which wait until it does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Names the table's trigger, its error, and the GRANT that mends it.
+    pub why: String,
+    /// By the database's clock.
+    pub since: SystemTime,
+}
+
+/// What became of the reports that waited.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Merged {
+    pub refusals: Vec<Refusal>,
+    /// Why reports are lost that a table refused alone, because of what they say: one for each.
+    pub lost: Vec<String>,
+}
+
+const TRY: &str = "select gatepost.try_reports()";
+
+impl Store {
+    /// Merges this gateway's reports into `gateways`, `devices` and `audit_logs`, except for rows that
+    /// another transaction holds: the next call merges these. Does nothing where the schema is of a
+    /// version that writes reports at once.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection or of the role's rights.
+    pub async fn merge(&self) -> Result<Merged, StoreError> {
+        const DOING: &str = "merge the reports";
+        /// The first version in which reports wait.
+        const SINCE: i32 = 11;
+        if !self.has_schema(SINCE) {
+            return Ok(Merged::default());
+        }
+        let lease = self.lease(DOING).await?;
+        let query = "select why, since, lost from gatepost.merge()";
+        let rows = self.within(DOING, lease.query_typed(query, &[])).await?;
+        lease.done();
+        let mut merged = Merged::default();
+        for row in &rows {
+            let columns = Columns::of(row, DOING);
+            let why: String = columns.get(0)?;
+            match columns.get(1)? {
+                Some(since) => merged.refusals.push(Refusal { why, since }),
+                None => {
+                    let lost = usize::try_from(columns.get::<i32>(2)?).unwrap_or_default();
+                    merged.lost.extend(std::iter::repeat_n(why, lost));
+                }
+            }
+        }
+        Ok(merged)
+    }
+
+    /// Tries a report to each table, and takes it back. Returns why a table refuses it.
+    ///
+    /// # Errors
+    /// As [`Store::merge`].
+    pub async fn try_reports(&self) -> Result<Vec<String>, StoreError> {
+        const DOING: &str = "try a report";
+        let lease = self.lease(DOING).await?;
+        let row = self.within(DOING, lease.query_typed_one(TRY, &[])).await?;
+        lease.done();
+        Columns::of(&row, DOING).get(0)
+    }
+}
+
+/// As [`Store::try_reports`], as the owner of the database and for any gateway.
+///
+/// # Errors
+/// Any [`StoreError`] of the connection or of the role's rights.
+pub async fn try_reports(options: &ConnectOptions) -> Result<Vec<String>, StoreError> {
+    const DOING: &str = "try a report";
+    let target = options.target()?;
+    let client = single(&target).await?;
+    let tried = client.query_typed_one(TRY, &[]).await;
+    let row = tried.map_err(|error| StoreError::of(&target.place, DOING, error))?;
+    Columns::of(&row, DOING).get(0)
+}
