@@ -352,6 +352,20 @@ async fn await_sync_names_gateways_that_are_away_when_its_time_is_up() {
 }
 
 #[tokio::test]
+async fn await_sync_waits_for_a_gateway_that_was_switched_off_while_its_agent_is_there() {
+    let world = World::new().await;
+    world.store.attach(true).await.unwrap();
+    world.run("update gateways set is_active = false").await;
+    let proven = async || -> Vec<bool> {
+        let sql = "select is_proven from gatepost.await_sync(timeout => '0 s')";
+        world.admin.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    assert_eq!(proven().await, [false], "its peers may be in the kernel still");
+    world.run("update gatepost.attached set at = now() - interval '6 minutes'").await;
+    assert_eq!(proven().await, [] as [bool; 0], "nobody would report");
+}
+
+#[tokio::test]
 async fn await_sync_is_refused_where_it_would_wait_in_vain() {
     let world = World::new().await;
     let ask = "select * from gatepost.await_sync(timeout => '0 s')";

@@ -198,3 +198,23 @@ async fn a_policy_for_a_large_group_leaves_one_mark() {
     assert_eq!(world.count("select count(*) from gatepost.change").await, before + 1);
     assert!(matches!(world.read(&cursor).await, Read::Changed(..)));
 }
+
+#[tokio::test]
+async fn no_marks_name_rows_of_other_gateways_alone() {
+    let world = World::new().await;
+    let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+    let [ann, bob] = [world.peer(world.gateway, "ann").await, world.peer(other, "bob").await];
+    let gone = world.peer(world.gateway, "eve").await;
+    let everybody = "update devices set status = 'revoked';
+        update users set is_active = false;
+        update devices set user_id = user_id";
+    world.run(everybody).await;
+    world.run(&format!("delete from wireguard_peers where id = '{}'", gone.peer)).await;
+    let marks = world.store.marks(None).await.unwrap();
+    let named = |id: uuid::Uuid| {
+        marks.iter().any(|mark| mark.listed().is_some_and(|ids| ids.contains(&id)))
+    };
+    assert!(named(ann.device) && named(ann.user), "{marks:?}");
+    assert!(named(gone.device), "its withdrawal must be known: {marks:?}");
+    assert!(!named(bob.device) && !named(bob.user), "{marks:?}");
+}
