@@ -266,7 +266,13 @@ impl<F: Firewall> Dataplane for Host<F> {
             let (run, permitted) = head_of(run, |step| interlock.permits(step, &reading));
             rest = &rest[run.len()..];
             if !permitted {
+                let part = interlock.part_of(first, &reading);
                 run.iter().for_each(|step| interlock.failed(step, &reading));
+                drop(reading);
+                if let Some(Step::Firewall { phase, change }) = part {
+                    let part = (phase, &change);
+                    self.apply_firewall(part, observed, &mut interlock, &mut outcome);
+                }
                 continue;
             }
             drop(reading);

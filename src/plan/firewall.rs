@@ -93,7 +93,11 @@ pub fn diff(
 
 /// The whole table anew in one change, as it is after another. Content keeps the number it has, so
 /// that a prefix that reaches the same as before is seen to do so.
-fn load(base: &FirewallBase, table: &ObservedFirewall, change: &FirewallChange) -> FirewallChange {
+pub(super) fn load(
+    base: &FirewallBase,
+    table: &ObservedFirewall,
+    change: &FirewallChange,
+) -> FirewallChange {
     let mut target = Some(table.clone());
     ObservedFirewall::apply(&mut target, change);
     let target = target.unwrap_or_default();

@@ -2,7 +2,8 @@
 //!
 //! A plan is safe because of its order: what a step gives was taken from its former holder by the
 //! steps before it. After a refusal that holds only for the steps that do not depend on the refused
-//! one. The others are withheld, and the next plan, made from a new reading, contains them again.
+//! one. The others are withheld, and the next plan, made from a new reading, contains them again. Of a
+//! change of policies, only what concerns the failed prefixes is withheld.
 //! Withdrawals go on: they wait only for what would otherwise hand their prefixes to another peer.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +78,41 @@ impl Interlock {
             }
             _ => self.grants == Grants::All,
         }
+    }
+
+    /// What of a change of policies may be applied although [`permits`](Self::permits) says no, because
+    /// it concerns nothing that failed. `None`: nothing.
+    #[must_use]
+    pub fn part_of(&self, step: &Step, observed: &ObservedState) -> Option<Step> {
+        let Step::Firewall { phase: Phase::Policy, change } = step else { return None };
+        if self.grants < Grants::Policies {
+            return None;
+        }
+        let table = observed.firewall.as_ref();
+        let place = |prefix: &IpNet| table?.assignments().get(prefix).copied();
+        let failed: BTreeSet<IpNet> = self.uncut.union(&self.unmoved).copied().collect();
+        // What is to come under a number that a failed prefix leads to would be that prefix's, too.
+        let loads = change.load_base.is_some();
+        let kept: BTreeSet<ProfileId> =
+            failed.iter().filter(|_| !loads).filter_map(place).collect();
+        let is_kept = |id: &ProfileId| kept.contains(id) && change.put_profiles.contains_key(id);
+        let mut part = FirewallChange { remove_profiles: Vec::new(), ..change.clone() };
+        part.put_profiles.retain(|id, _| !kept.contains(id));
+        part.unassign.retain(|prefix| !failed.contains(prefix));
+        part.assign.retain(|prefix, id| !failed.contains(prefix) && !is_kept(id));
+        if part.is_empty() {
+            return None;
+        }
+        // Without a place of its own, a failed prefix would reach what the prefix around it is to. And
+        // one that had a place keeps one, which tells the next plan what to cut.
+        let shut = failed.iter().filter(|prefix| match place(prefix) {
+            Some(_) => loads,
+            None => prefixes_around(**prefix)
+                .any(|around| place(&around).is_some() || part.assign.contains_key(&around)),
+        });
+        let shut: Vec<_> = shut.map(|prefix| (*prefix, ProfileId::NOTHING)).collect();
+        part.assign.extend(shut);
+        Some(Step::Firewall { phase: Phase::Policy, change: part })
     }
 
     /// Notes a step that was refused, perhaps after a part of it was applied, or withheld.
@@ -282,6 +318,25 @@ mod tests {
         let own = observed(&[(1, &[host, site])], &[(host, 1), (site, 2)]);
         let refused = after(&[&firewall(Phase::Revoke, &[(host, 0)])], &own);
         assert!(refused.permits(&Step::RemovePeer { key: key(1) }, &own));
+    }
+
+    #[test]
+    fn what_concerns_no_failed_prefix_of_a_change_is_applied() {
+        let [uncut, free] = ["10.64.0.2/32", "10.64.0.3/32"];
+        let observed = observed(&[], &[(free, 1)]);
+        let cut = Step::CutFlows { prefixes: [prefix(uncut)].into() };
+        let interlock = after(&[&cut], &observed);
+        let policy = firewall(Phase::Policy, &[(uncut, 1), (free, 2)]);
+        assert!(!interlock.permits(&policy, &observed));
+        let part = interlock.part_of(&policy, &observed);
+        assert_eq!(part, Some(firewall(Phase::Policy, &[(free, 2)])));
+        assert_eq!(interlock.part_of(&firewall(Phase::Policy, &[(uncut, 1)]), &observed), None);
+        assert_eq!(interlock.part_of(&firewall(Phase::Open, &[(free, 2)]), &observed), None);
+        let around = firewall(Phase::Policy, &[("10.64.0.0/24", 2)]);
+        let shut = firewall(Phase::Policy, &[("10.64.0.0/24", 2), (uncut, 0)]);
+        assert_eq!(interlock.part_of(&around, &observed), Some(shut), "it would reach as much");
+        let refused = after(&[&cut, &firewall(Phase::Revoke, &[])], &observed);
+        assert_eq!(refused.part_of(&policy, &observed), None, "the table is not as planned");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! anything, so it is safe wherever the plan is not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr as _;
 use std::sync::Arc;
 
 use foldhash::{HashMap, HashMapExt};
@@ -13,8 +14,8 @@ use ipnet::IpNet;
 use super::meets::Meets;
 use super::{Held, Phase, Plan, Step, firewall};
 use crate::model::{
-    AllowedIps, DesiredFirewall, DesiredState, FirewallBase, FirewallChange, LinkOwner,
-    ObservedFirewall, ObservedState, Profile, ProfileId, PublicKey,
+    AllowedIps, DesiredFirewall, DesiredState, FirewallBase, FirewallChange, InterfaceName,
+    LinkOwner, ObservedFirewall, ObservedState, Profile, ProfileId, PublicKey,
 };
 
 /// Which peers there may be, and what they may reach.
@@ -141,7 +142,8 @@ pub fn is_ours(observed: &ObservedState, ours: PublicKey) -> bool {
 /// that they do not admit and that are not held, prefixes and reach that they do not grant.
 ///
 /// Without a table that judges them, all packets of the link pass. Then the withdrawals begin with a
-/// table that grants the peers that are there what the rows and the hold grant them.
+/// table that grants the peers that are there what the rows and the hold grant them. A table with the
+/// rules of another version is replaced, because only the rules of this version can be narrowed.
 #[must_use]
 pub fn withdrawals(
     desired: &DesiredState,
@@ -152,22 +154,58 @@ pub fn withdrawals(
     let mut allowed = Allowed::from(desired);
     allowed.peers.extend(held.peers().iter().map(|(key, peer)| (*key, peer.allowed_ips())));
     allowed.reach.extend(held.reach());
-    let unguarded = observed.interface.as_ref().filter(|link| {
+    let known = |link: &str, table: &ObservedFirewall| table.guards(link) && table.base().is_some();
+    let unknown = observed.interface.as_ref().filter(|link| {
         let table = observed.firewall.as_ref();
-        is_ours(observed, ours) && !table.is_some_and(|table| table.guards(&link.name))
+        is_ours(observed, ours) && !table.is_some_and(|table| known(&link.name, table))
     });
     // A name that no table can guard holds up no withdrawal.
-    let Some(interface) = unguarded.and_then(|link| link.name.parse().ok()) else {
+    let Some((link, interface)) =
+        unknown.and_then(|link| Some((link, InterfaceName::from_str(&link.name).ok()?)))
+    else {
         return narrow(&meet(&allowed, observed), observed, ours, desired.cuts_flows());
     };
-    let all = allowed.reach.iter().map(|(prefix, profile)| (*prefix, Some(Arc::clone(profile))));
-    let met = meet_within(&allowed, observed, all.collect());
     let base = FirewallBase { interface, ..desired.firewall().base.clone() };
+    let former = observed.firewall.as_ref().filter(|table| table.guards(&link.name));
+    let (met, changes) = match former {
+        Some(table) => replacing(base, table, &allowed, observed),
+        None => fencing(base, &allowed, observed),
+    };
+    let changes = changes.into_iter().map(|(phase, change)| Step::Firewall { phase, change });
+    Plan::new(changes.chain(taking(&met, observed, desired.cuts_flows())).collect())
+}
+
+/// The table of this version in place of one that judges every packet by other rules, in one change.
+///
+/// What a profile allows that cannot be read, as one that somebody edited, is what the rows allow.
+fn replacing(
+    base: FirewallBase,
+    table: &ObservedFirewall,
+    allowed: &Allowed,
+    observed: &ObservedState,
+) -> (Allowed, Vec<(Phase, FirewallChange)>) {
+    let readable = |(place, profile): (IpNet, Option<Arc<Profile>>)| {
+        let is_closed = table.assignments().get(&place) == Some(&ProfileId::NOTHING);
+        let unread = || allowed.reach.get(&place).filter(|_| !is_closed).cloned();
+        (place, profile.or_else(unread))
+    };
+    let met = meet_within(allowed, observed, places(observed).map(readable).collect());
+    let change = firewall::load(&base, table, &narrowing(&met, table));
+    (met, vec![(Phase::Revoke, change)])
+}
+
+/// The table where none judges packets, with what the rows allow of what is there.
+fn fencing(
+    base: FirewallBase,
+    allowed: &Allowed,
+    observed: &ObservedState,
+) -> (Allowed, Vec<(Phase, FirewallChange)>) {
+    let all = allowed.reach.iter().map(|(prefix, profile)| (*prefix, Some(Arc::clone(profile))));
+    let met = meet_within(allowed, observed, all.collect());
     let wanted = DesiredFirewall { base, assignments: met.reach.clone() };
     let nothing = BTreeSet::new();
-    let fence = firewall::diff(&wanted, None, None, &nothing, &nothing).into_changes();
-    let fence = fence.map(|(phase, change)| Step::Firewall { phase, change });
-    Plan::new(fence.chain(taking(&met, observed, desired.cuts_flows())).collect())
+    let fence = firewall::diff(&wanted, None, None, &nothing, &nothing);
+    (met, fence.into_changes().collect())
 }
 
 /// The steps that take every peer but those that `stay` from a link of this gateway, without a single

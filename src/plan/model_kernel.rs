@@ -130,26 +130,35 @@ impl ModelKernel {
     ) -> Vec<Unloadable> {
         let (mut interlock, mut unloadable) = (Interlock::default(), Vec::new());
         for step in plan.steps() {
-            let fate = if !interlock.permits(step, observed) {
-                Fate::Withheld
-            } else if let Some(fault) = fault(step) {
-                self.fail(step, fault);
-                Fate::Refused
-            } else {
-                match self.apply_step(step) {
-                    Ok(()) => Fate::Applied,
-                    Err(Refusal::Unloadable) => {
+            let permitted = interlock.permits(step, observed);
+            let part = interlock.part_of(step, observed).filter(|_| !permitted);
+            let fate = match part.as_ref().or(permitted.then_some(step)) {
+                None => Fate::Withheld,
+                Some(step) => match (fault(step), self.check(step)) {
+                    (Some(fault), _) => {
+                        self.fail(step, fault);
+                        Fate::Refused
+                    }
+                    (None, Err(Refusal::Unloadable)) => {
                         let parted = self.load_in_parts(step, observed, &mut interlock, &mut watch);
                         unloadable.extend(parted);
                         Fate::AppliedInPart
                     }
-                    Err(_) => Fate::Refused,
-                }
+                    (None, _) => match self.apply_step(step) {
+                        Ok(()) => {
+                            observed.apply(step);
+                            Fate::Applied
+                        }
+                        Err(_) => Fate::Refused,
+                    },
+                },
             };
-            match fate {
-                Fate::Applied => observed.apply(step),
-                Fate::AppliedInPart => {}
-                Fate::Refused | Fate::Withheld => interlock.failed(step, observed),
+            if let Some(part) = &part {
+                watch(self, part, fate);
+            }
+            let fate = if permitted { fate } else { Fate::Withheld };
+            if let Fate::Refused | Fate::Withheld = fate {
+                interlock.failed(step, observed);
             }
             watch(self, step, fate);
         }

@@ -13,6 +13,7 @@ mod end_to_end;
 mod first_user;
 mod gap;
 mod guard;
+mod hindered;
 mod killed;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod lab;

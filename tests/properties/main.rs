@@ -10,6 +10,8 @@ mod history;
 mod incremental;
 mod machine;
 mod meet;
+mod mistakes;
+mod obstacles;
 mod packets;
 mod plans;
 mod probes;

@@ -23,7 +23,7 @@ use ipnet::IpNet;
 pub struct Packet {
     pub sender: PublicKey,
     source: IpAddr,
-    destination: IpAddr,
+    pub destination: IpAddr,
     dns: bool,
 }
 
@@ -46,6 +46,12 @@ fn lets_through(profile: &Profile, destination: IpAddr, dns: bool) -> bool {
 pub fn judged_by(desired: &DesiredState, source: IpAddr) -> Option<(&IpNet, &Arc<Profile>)> {
     let assigned = desired.firewall().assignments.iter();
     longest(assigned.map(|(prefix, profile)| (*prefix, (prefix, profile))), source)
+}
+
+/// What the packets from one address may reach.
+enum Reach<'a> {
+    Everything,
+    Of(Option<&'a Arc<Profile>>),
 }
 
 /// Everything worth trying: from the edges of every prefix to the edges of every range that either
@@ -74,35 +80,40 @@ impl Probes {
         if !state.interface.as_ref().is_some_and(|link| link.up) {
             return BTreeSet::new();
         }
-        self.let_through(&state.peers, |source, destination, dns| match firewall {
-            Filter::Missing => true,
-            Filter::Table(table) => table
-                .judged_by(source)
-                .and_then(|(_, id)| table.profiles().get(&id))
-                .is_some_and(|profile| lets_through(profile, destination, dns)),
+        self.let_through(&state.peers, |source| match firewall {
+            Filter::Missing => Reach::Everything,
+            Filter::Table(table) => {
+                let judged_by = table.judged_by(source);
+                Reach::Of(judged_by.and_then(|(_, id)| table.profiles().get(&id)))
+            }
         })
     }
 
     /// What the rows of a database allow.
     pub fn allowed_by(&self, desired: &DesiredState) -> BTreeSet<Packet> {
         let assignments = &desired.firewall().assignments;
-        self.let_through(desired.peers(), |source, destination, dns| {
-            longest(assignments.iter().map(|(prefix, profile)| (*prefix, profile)), source)
-                .is_some_and(|profile| lets_through(profile, destination, dns))
+        self.let_through(desired.peers(), |source| {
+            let places = assignments.iter().map(|(prefix, profile)| (*prefix, profile));
+            Reach::Of(longest(places, source))
         })
     }
 
-    fn let_through(
+    fn let_through<'a>(
         &self,
         peers: &BTreeMap<PublicKey, Peer>,
-        judge: impl Fn(IpAddr, IpAddr, bool) -> bool,
+        reach: impl Fn(IpAddr) -> Reach<'a>,
     ) -> BTreeSet<Packet> {
         let mut passed = BTreeSet::new();
         for source in &self.sources {
             let Some(sender) = sender(peers, *source) else { continue };
+            let profile = match reach(*source) {
+                Reach::Of(None) => continue,
+                Reach::Of(Some(profile)) => Some(profile),
+                Reach::Everything => None,
+            };
             for destination in &self.destinations {
                 for dns in [false, true] {
-                    if judge(*source, *destination, dns) {
+                    if profile.is_none_or(|profile| lets_through(profile, *destination, dns)) {
                         let (source, destination) = (*source, *destination);
                         passed.insert(Packet { sender, source, destination, dns });
                     }
@@ -123,6 +134,19 @@ impl Filter {
         let ours = &desired.firewall().base.interface;
         match &state.firewall {
             Some(table) if table.guards(ours.as_str()) => Self::Table(table.clone()),
+            _ => Self::Missing,
+        }
+    }
+}
+
+impl Filter {
+    /// What judges the packets of the link that is there, whatever its name.
+    pub fn of_link(state: &ObservedState) -> Self {
+        let link = state.interface.as_ref();
+        match &state.firewall {
+            Some(table) if link.is_some_and(|link| table.guards(&link.name)) => {
+                Self::Table(table.clone())
+            }
             _ => Self::Missing,
         }
     }

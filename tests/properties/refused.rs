@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use gatepost::model::{FixedRules, ObservedFirewall};
 use gatepost::reconcile::{Action, Event, Note, Obstacle};
 use gatepost::store::{AuditEvent, AuditStatus};
 
+use super::guard::{reaches, world_of};
 use super::trouble::{HOUR, MINUTE, SECOND, audited, key, said};
 use super::world::{Trouble, away, quiet_world};
 
@@ -129,4 +131,29 @@ fn what_fails_for_good_is_tried_less_often_and_said_once() {
     let tries = world.tries - start;
     assert!(tries <= 380, "{tries} connects in half an hour, whatever else succeeds");
     assert_eq!(said(&world, |note| matches!(note, Note::DatabaseDown { .. })), 1);
+}
+
+#[test]
+fn policies_narrow_although_only_a_table_of_a_former_version_is_there() {
+    let mut world = world_of(20, "172.16.0.0/23");
+    world.troubles.insert(Trouble::GatewayRow);
+    world.tell(Event::Resync);
+    world.pass_time(SECOND);
+    let table = world.kernel.state.firewall.as_ref().unwrap();
+    let (profiles, places) = (table.profiles().clone(), table.assignments().clone());
+    let former = FixedRules::Other("gatepost0".parse().unwrap());
+    world.kernel.state.firewall = Some(ObservedFirewall::new(former, profiles, places));
+    world.tables.policies.values_mut().next().unwrap().destinations =
+        vec!["172.16.0.0/24".parse().unwrap()];
+    world.tell(Event::KernelChanged { why: "an upgrade".into() });
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    for number in 1..=20 {
+        assert!(!reaches(&world, number, "172.16.1.1"), "{number}");
+        assert!(reaches(&world, number, "172.16.0.1"), "{number}");
+    }
+    assert!(
+        world.kernel.state.firewall.as_ref().unwrap().base().is_some(),
+        "it can be narrowed now"
+    );
 }

@@ -6,19 +6,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gatepost::dataplane::{DataplaneError, Glance, NetlinkError, Outcome, Reading, RefusedStep};
 use gatepost::model::{
-    Bars, BlockList, ChangedRows, DesiredState, Local, Mark, ObservedFirewall, ObservedState,
-    PeerId, PublicKey, Traffic, Unloadable,
+    Bars, BlockList, ChangedRows, DesiredState, GatewayId, GatewayRow, KeyText, Local, Mark,
+    ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
-    Action, DatabaseError, Event, Keep, Machine, MachineOptions, Mode, Note, Now, ReadAnswer,
-    ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
+    Action, DatabaseError, Event, Keep, LastGood, Machine, MachineOptions, Mode, Note, Now,
+    ReadAnswer, ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
 };
 use gatepost::store::{Place, StoreError};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
+use super::probes::{Filter, Packet, Probes};
 pub use super::rows::quiet_tables;
 use super::rows::{NOW_SECS, Tables, at, local};
 
@@ -52,6 +53,38 @@ pub enum Trouble {
     GatewayRow,
     /// The kernel refuses what concerns every third key or prefix.
     Steps,
+    /// The gateway's row has the key of another.
+    WrongKey,
+    /// The gateway's network has no room for a peer.
+    SmallPool,
+    /// The gateway's row was made anew, with another id.
+    NewRow,
+    /// No flow can be cut.
+    Flows,
+    /// No read ends.
+    HangingReads,
+}
+
+/// Looks at the kernel after each step.
+pub struct Watch {
+    pub probes: Probes,
+    /// What may pass, once a table judges.
+    pub allowed: BTreeSet<Packet>,
+    pub is_judged: bool,
+    pub leaks: Vec<String>,
+}
+
+impl Watch {
+    fn look(&mut self, state: &ObservedState, step: &Step) {
+        let filter = Filter::of_link(state);
+        self.is_judged |= matches!(filter, Filter::Table(_));
+        if !self.is_judged {
+            return;
+        }
+        let passing = self.probes.passing(state, &filter);
+        let leak = passing.difference(&self.allowed).next();
+        self.leaks.extend(leak.map(|packet| format!("{packet:?} after {step}")));
+    }
 }
 
 /// A host and a database, with a clock that stands still until told.
@@ -101,6 +134,13 @@ pub struct World {
     pub epoch: u32,
     /// What the agent keeps on disk.
     pub remembered: Withdrawals,
+    /// The last good rows of an earlier run.
+    pub last_good: Option<LastGood>,
+    /// How many plans were applied.
+    pub plans: usize,
+    pub watch: Option<Watch>,
+    /// `gateways.vpn_cidr`, if it is another than usual.
+    pub pool: Option<IpNet>,
 }
 
 impl World {
@@ -144,6 +184,10 @@ impl World {
             read_epoch: 0,
             epoch: 0,
             remembered: Withdrawals::default(),
+            last_good: None,
+            plans: 0,
+            watch: None,
+            pool: None,
         }
     }
 
@@ -188,7 +232,10 @@ impl World {
     pub fn carry_out(&mut self, action: Action) {
         let event = match action {
             Action::Say(note) => return self.notes.push(note),
-            Action::Restore => return,
+            Action::Restore => match self.last_good.take() {
+                Some(last_good) => Event::Restored(Box::new(last_good)),
+                None => Event::NothingRestored,
+            },
             Action::Keep(keep) => return self.kept.push(keep),
             Action::Connect => {
                 self.tries += 1;
@@ -198,6 +245,7 @@ impl World {
                     Event::Disconnected { error: away() }
                 }
             }
+            Action::Read(_) if self.suffers(Trouble::HangingReads) => return,
             Action::Read(kind) if !self.database_up || self.suffers(Trouble::Reads) => {
                 self.reads.push(kind);
                 let error = away();
@@ -243,29 +291,35 @@ impl World {
             }
             Action::Apply(plan, observed) => {
                 let refuses = self.suffers(Trouble::Steps);
+                let flows_stay = self.suffers(Trouble::Flows);
                 let foreign = &self.foreign_routes;
                 let leads_elsewhere = |step: &Step| matches!(step, Step::AddRoute { prefix } if foreign.contains(prefix));
                 let fault = |step: &Step| {
-                    (refuses && is_refused(step) || leads_elsewhere(step)).then_some(Fault::Refuse)
+                    let stays = flows_stay && matches!(step, Step::CutFlows { .. });
+                    let is_refused = refuses && is_refused(step) || leads_elsewhere(step) || stays;
+                    is_refused.then_some(Fault::Refuse)
                 };
+                self.plans += 1;
+                let watch = &mut self.watch;
                 let mut outcome = Outcome::default();
                 let mut reading = observed.read().clone();
-                let unloadable = self.kernel.apply_plan(
-                    &plan,
-                    &mut reading,
-                    fault,
-                    |_, step, fate| match fate {
-                        Fate::Applied => {
-                            observed.apply(step);
-                            outcome.applied += 1;
+                let unloadable =
+                    self.kernel.apply_plan(&plan, &mut reading, fault, |kernel, step, fate| {
+                        if let Some(watch) = watch {
+                            watch.look(&kernel.state, step);
                         }
-                        Fate::Refused if leads_elsewhere(step) => {
-                            outcome.refused.push(refused(step, Errno::EEXIST));
+                        match fate {
+                            Fate::Applied => {
+                                observed.apply(step);
+                                outcome.applied += 1;
+                            }
+                            Fate::Refused if leads_elsewhere(step) => {
+                                outcome.refused.push(refused(step, Errno::EEXIST));
+                            }
+                            Fate::Refused => outcome.refused.push(refused(step, Errno::EIO)),
+                            Fate::Withheld | Fate::AppliedInPart => {}
                         }
-                        Fate::Refused => outcome.refused.push(refused(step, Errno::EIO)),
-                        Fate::Withheld | Fate::AppliedInPart => {}
-                    },
-                );
+                    });
                 outcome.unloadable = unloadable;
                 self.applied_steps += outcome.applied;
                 self.firewall_known.clone_from(&self.kernel.state.firewall);
@@ -310,10 +364,23 @@ impl World {
                 (self.read_epoch, self.marks_read) = (self.epoch, self.marks.len());
                 let mut rows = self.tables.snapshot();
                 rows.taken_at = taken_at;
-                if self.suffers(Trouble::GatewayRow) {
-                    rows.gateway.listen_port = 0;
-                }
+                self.spoil(&mut rows.gateway);
                 ReadAnswer::Everything(Box::new(rows))
+            }
+        }
+    }
+
+    fn spoil(&self, row: &mut GatewayRow) {
+        row.vpn_cidr = self.pool.unwrap_or(row.vpn_cidr);
+        for trouble in &self.troubles {
+            match trouble {
+                Trouble::GatewayRow => row.listen_port = 0,
+                Trouble::WrongKey => {
+                    row.public_key = KeyText::Key(PublicKey::from_bytes([250; 32]).unwrap());
+                }
+                Trouble::SmallPool => row.vpn_cidr = "10.64.0.0/32".parse().unwrap(),
+                Trouble::NewRow => row.id = GatewayId(super::rows::id(1, 2)),
+                _ => {}
             }
         }
     }
@@ -321,6 +388,7 @@ impl World {
     fn desired(&self, tables: &Tables) -> DesiredState {
         let mut rows = tables.snapshot();
         rows.taken_at = self.database_now();
+        rows.gateway.vpn_cidr = self.pool.unwrap_or(rows.gateway.vpn_cidr);
         let block_list = self.block_list.clone();
         let mut desired =
             DesiredState::build_without(block_list, self.local.clone(), rows).unwrap();
