@@ -1,8 +1,9 @@
 //! Holds back the removal of too many peers at once.
 //!
-//! An emptied table looks like the deletion of every peer. A few deletions are applied; the deletion
-//! of half of all peers waits until an operator confirms it. Nothing else waits: a revocation is
-//! written on purpose, and all other differences are repaired around the peers that stay.
+//! An emptied table looks like the deletion of every peer, and one mistyped network makes every row
+//! unusable. A few removals are applied; the removal of half of all peers waits until an operator
+//! confirms it. Nothing else waits: a revocation is written on purpose, and all other differences are
+//! repaired around the peers that stay.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,6 +17,9 @@ use crate::model::{DesiredState, ObservedState, PublicKey};
 /// From a gateway with more peers, the deletion of this many is never held back. One with fewer is
 /// guarded only against tables without any row.
 pub const ALWAYS_ALLOWED_PEERS: usize = 10;
+
+/// So many peers may go where none is left.
+const LAST_PEERS: usize = 1;
 
 /// `guard.max_removed_peers`: a share of the peers in the kernel, or a number of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +82,8 @@ impl MaxRemoved {
 /// Removals wait for an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the rows of {removals} of {present} peers are gone or deleted, or their users are not active: \
-     these peers stay until the rows come back or you confirm with `gatepost confirm`"
+    "the rows of {removals} of {present} peers are gone, deleted or cannot be used, or their users are \
+     not active: these peers stay until the rows are right or you confirm with `gatepost confirm`"
 )]
 pub struct HeldBack {
     pub removals: usize,
@@ -145,23 +149,27 @@ impl Guard<'_> {
     #[must_use]
     pub fn hold(&self, desired: &DesiredState, observed: &ObservedState, scope: &Scope) -> Held {
         let held = Held::of(self.absent(desired, observed, scope), desired, observed, self.held);
-        let in_doubt =
-            |peer: &HeldPeer| self.whose == Whose::InDoubt && peer.cause() == HeldCause::Gone;
+        let in_doubt = |peer: &HeldPeer| {
+            self.whose == Whose::InDoubt && !matches!(peer.cause(), HeldCause::Barred(_))
+        };
         if !desired.gateway().active {
             return held.retain(|_, peer| in_doubt(peer));
         }
         let present = observed.peers.len();
         let is_small = present <= ALWAYS_ALLOWED_PEERS;
-        let limit = match desired.row_count() {
-            // The table may have been emptied. A last peer may go.
-            0 => 1,
-            _ if !is_small => self.limit.of(present),
-            _ => present,
-        };
         let is_judged =
             |key: &PublicKey, peer: &HeldPeer| !self.confirmed.contains(key) && !in_doubt(peer);
         let waits = |key: &PublicKey| self.held.peers().contains_key(key);
         let judged = || held.peers().iter().filter(|(key, peer)| is_judged(key, peer));
+        let unusable = judged().filter(|(_, peer)| matches!(peer.cause(), HeldCause::Unusable(_)));
+        // A table may have been emptied, or one mistake may have made all its rows unusable.
+        let is_bare =
+            desired.row_count() == 0 || desired.peers().is_empty() && unusable.count() > LAST_PEERS;
+        let limit = match is_small {
+            _ if is_bare => LAST_PEERS,
+            true => present,
+            false => self.limit.of(present),
+        };
         let some_wait = judged().any(|(key, _)| waits(key));
         let few = if some_wait && !is_small { ALWAYS_ALLOWED_PEERS.min(limit) } else { limit };
         let too_many = judged().filter(|(key, _)| !waits(key)).count() > few;

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,7 +13,7 @@ use ipnet::IpNet;
 use super::meets::Meets;
 use crate::model::{
     Absence, AllowedIps, DesiredFirewall, DesiredState, Ineligible, ObservedState, Peer, Profile,
-    Profiles, PublicKey,
+    Profiles, PublicKey, Reason,
 };
 
 /// Peers in the kernel whose removal is held back. Everything else is planned around them.
@@ -32,13 +33,15 @@ pub struct HeldPeer {
     since: SystemTime,
 }
 
-/// Why the rows do not admit a peer that is held. An emptied table looks like this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why the rows do not admit a peer that is held. One mistake may do that to many.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeldCause {
     /// No row names its key.
     Gone,
     /// Its device or user is deleted, or the user is not active.
     Barred(Ineligible),
+    /// Its row cannot be used.
+    Unusable(Reason),
 }
 
 impl fmt::Display for HeldCause {
@@ -46,19 +49,26 @@ impl fmt::Display for HeldCause {
         match self {
             Self::Gone => f.write_str("its row is gone"),
             Self::Barred(why) => why.fmt(f),
+            Self::Unusable(reason) => reason.fmt(f),
         }
     }
 }
 
 impl HeldPeer {
     #[must_use]
-    pub const fn cause(&self) -> HeldCause {
-        self.cause
+    pub const fn cause(&self) -> &HeldCause {
+        &self.cause
     }
 
     #[must_use]
     pub const fn since(&self) -> SystemTime {
         self.since
+    }
+
+    /// Whether packets from a prefix that it keeps may reach this address on every port.
+    #[must_use]
+    pub fn allows(&self, prefix: &IpNet, destination: IpAddr) -> bool {
+        self.keeps.get(prefix).is_some_and(|profile| profile.allows(destination))
     }
 
     /// What the kernel should hold for a peer that it holds as `present`.
@@ -93,7 +103,7 @@ impl Held {
     #[cfg(test)]
     pub fn gone(keys: impl IntoIterator<Item = PublicKey>, since: SystemTime) -> Self {
         let cause = HeldCause::Gone;
-        let peer = |key| (key, HeldPeer { keeps: BTreeMap::new(), cause, since });
+        let peer = |key| (key, HeldPeer { keeps: BTreeMap::new(), cause: cause.clone(), since });
         Self { peers: keys.into_iter().map(peer).collect() }
     }
 
@@ -164,14 +174,15 @@ impl Keeper<'_> {
         if desired.blocks(key, &present.allowed_ips) {
             return None;
         }
-        let (cause, said) = match desired.absence(key) {
+        let (cause, row) = match desired.absence(key) {
             Absence::Gone { suspended: false } => (HeldCause::Gone, None),
-            Absence::Barred(row, why) if why.is_deletion() => {
-                let said = (desired.prefixes_of(row), desired.reach_of(row, profiles));
-                (HeldCause::Barred(why), Some(said))
+            Absence::Barred(row, why) if why.is_deletion() => (HeldCause::Barred(why), Some(row)),
+            Absence::Quarantined(row, reason) if reason.may_concern_many() => {
+                (HeldCause::Unusable(reason.clone()), Some(row))
             }
-            Absence::Gone { .. } | Absence::Barred(..) | Absence::Quarantined => return None,
+            _ => return None,
         };
+        let said = row.map(|row| (desired.prefixes_of(row), desired.reach_of(row, profiles)));
         let before = before.peers.get(key);
         let table = observed.firewall.as_ref();
         let mut keeps = BTreeMap::new();

@@ -25,11 +25,13 @@ fn still_said(desired: &DesiredState, key: &PublicKey, prefix: &IpNet) -> Option
     match desired.absence(key) {
         _ if given => None,
         Absence::Gone { .. } => Some(Said::Nothing),
-        Absence::Barred(row, why) if why.is_deletion() => {
+        Absence::Barred(_, why) if !why.is_deletion() => None,
+        Absence::Quarantined(_, reason) if !reason.may_concern_many() => None,
+        Absence::Barred(row, _) | Absence::Quarantined(row, _) => {
             let reach = desired.reach_of(row, &mut Profiles::default());
             desired.prefixes_of(row).contains(prefix).then_some(Said::Reach(reach))
         }
-        _ => None,
+        Absence::Admitted => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use super::evaluate::listed_dns;
-use super::{DesiredState, Ineligible, OwnStanding};
+use super::{DesiredState, Entry, Ineligible, OwnStanding, Reason, Standing};
 use crate::model::policy::Recipe;
 use crate::model::{AllowedIps, KeyText, PeerId, PeerRow, Profile, PublicKey};
 
@@ -20,7 +20,9 @@ pub enum Absence<'a> {
     /// A row names the key, and its device has no right to a tunnel.
     Barred(&'a PeerRow, Ineligible),
     /// A row names the key, and cannot be used.
-    Quarantined,
+    Quarantined(&'a PeerRow, &'a Reason),
+    /// The rows admit it.
+    Admitted,
 }
 
 /// Profiles of rows that are not admitted: many of them have the same policies.
@@ -29,26 +31,48 @@ pub struct Profiles(HashMap<Recipe, Arc<Profile>>);
 
 impl DesiredState {
     /// Why the rows admit no peer for this key, where they admit none. Of several rows, one that is
-    /// no mere deletion decides.
+    /// left out on purpose decides.
     #[must_use]
     pub fn absence(&self, key: &PublicKey) -> Absence<'_> {
-        if self.key_claims.holder(key).is_some() {
-            return Absence::Quarantined;
+        let holder = self.key_claims.holder(key).and_then(|id| self.entries.get(&id));
+        if let Some(entry) = holder {
+            return match entry.standing.public() {
+                Standing::Quarantined(reason) => Absence::Quarantined(&entry.row, reason),
+                _ => Absence::Admitted,
+            };
         }
-        let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
-        let named = self.barred.range((*key, first)..=(*key, last));
         let mut barred = None;
-        for entry in named.filter_map(|(_, id)| self.entries.get(id)) {
-            match &entry.standing {
-                OwnStanding::Ineligible(why) if why.is_deletion() => {
-                    barred = Some(Absence::Barred(&entry.row, *why));
+        for entry in self.barred_by(key) {
+            let (absence, may_be_a_mistake) = match &entry.standing {
+                OwnStanding::Ineligible(why) => {
+                    (Absence::Barred(&entry.row, *why), why.is_deletion())
                 }
-                OwnStanding::Ineligible(why) => return Absence::Barred(&entry.row, *why),
-                _ => return Absence::Quarantined,
+                OwnStanding::Quarantined(reason) => {
+                    (Absence::Quarantined(&entry.row, reason), reason.may_concern_many())
+                }
+                OwnStanding::Admitted(_) | OwnStanding::Contested(_) => continue,
+            };
+            if !may_be_a_mistake {
+                return absence;
             }
+            barred = Some(absence);
         }
         let suspended = self.admit_only.as_ref().is_some_and(|only| !only.contains(key));
         barred.unwrap_or(Absence::Gone { suspended })
+    }
+
+    /// The peers that are kept out although their rows admit them.
+    pub fn kept_out(&self) -> impl Iterator<Item = PublicKey> {
+        let is_only_kept_out = |entry: &Entry| matches!(&entry.standing, OwnStanding::Ineligible(why) if why.is_only_kept_out());
+        let keys = self.kept_out.iter();
+        keys.filter(move |key| self.barred_by(key).any(is_only_kept_out)).copied()
+    }
+
+    /// The rows that name a key without being candidates for it.
+    fn barred_by(&self, key: &PublicKey) -> impl Iterator<Item = &Entry> {
+        let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
+        let named = self.barred.range((*key, first)..=(*key, last));
+        named.filter_map(|(_, id)| self.entries.get(id))
     }
 
     /// Whether the host's block list bars a peer that holds these prefixes.
@@ -57,10 +81,10 @@ impl DesiredState {
         self.block_list.bars_peer(key, prefixes)
     }
 
-    /// The prefixes that a row gives its peer, whether or not its device has a right to a tunnel.
+    /// The prefixes that a row asks for, whether or not its device has a right to a tunnel.
     #[must_use]
     pub fn prefixes_of(&self, row: &PeerRow) -> AllowedIps {
-        self.context().prefixes(row).unwrap_or_default()
+        self.context().asked_prefixes(row)
     }
 
     /// What the policies let a row's device reach, whether or not it has a right to a tunnel.

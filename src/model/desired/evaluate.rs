@@ -101,8 +101,25 @@ impl RowContext<'_> {
     pub fn prefixes(&self, row: &PeerRow) -> Result<AllowedIps, Reason> {
         let host = self.assigned_host(row.assigned_ip)?;
         self.check_allocation(row, host.addr())?;
+        Ok(self.with_sites(host, row))
+    }
+
+    /// The prefixes that a row asks for, also where a mistake that concerns many rows denies them.
+    pub fn asked_prefixes(&self, row: &PeerRow) -> AllowedIps {
+        let address = row.assigned_ip.addr();
+        let is_own = || self.interface.addresses.iter().any(|own| own.addr() == address);
+        match self.prefixes(row) {
+            Ok(prefixes) => prefixes,
+            Err(reason) if reason.may_concern_many() && !is_own() => {
+                self.with_sites(IpNet::from(address), row)
+            }
+            Err(_) => AllowedIps::default(),
+        }
+    }
+
+    fn with_sites(&self, host: IpNet, row: &PeerRow) -> AllowedIps {
         let site = row.allowed_ips.iter().copied().filter(|prefix| self.is_site_prefix(prefix));
-        Ok(std::iter::once(host).chain(site).collect())
+        std::iter::once(host).chain(site).collect()
     }
 
     /// The peer's own address as a host prefix, if it is one that a peer may have.

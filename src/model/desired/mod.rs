@@ -34,9 +34,9 @@ pub use update::{Departed, Touched};
 use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
 use super::{
-    BlockList, DesiredFirewall, DesiredInterface, DeviceId, Gate, GatewayRow, InterfaceName,
-    KeyText, Masquerade, Openings, Peer, PeerId, PeerRow, PrivateKey, PublicKey, SettingWarning,
-    Settings, UserId,
+    BlockList, DesiredFirewall, DesiredInterface, DeviceId, FirewallBase, Gate, GatewayRow,
+    InterfaceName, KeyText, Masquerade, Networks, Openings, Peer, PeerId, PeerRow, PrivateKey,
+    PublicKey, SettingWarning, Settings, UserId,
 };
 
 /// What this host's configuration adds to the rows.
@@ -69,6 +69,20 @@ impl Local {
     fn is_of_site(&self, settings: &Settings, prefix: &IpNet) -> bool {
         let mut sites = self.site_prefixes.iter().chain(&settings.site_prefixes);
         sites.any(|site| site.contains(prefix))
+    }
+
+    /// Fixed rules for a link while no row is known: with empty maps they deny everything.
+    #[must_use]
+    pub fn base_without_rows(&self, interface: InterfaceName) -> FirewallBase {
+        let pool = self.addresses.first().map_or(IpNet::from(IpAddr::from([0; 4])), IpNet::trunc);
+        FirewallBase {
+            interface,
+            masquerade: self.masquerade,
+            deny_log: self.deny_log,
+            allow_inbound: false,
+            gateway_opens: None,
+            networks: Networks::new(pool, self.site_prefixes.iter()),
+        }
     }
 }
 
@@ -278,17 +292,6 @@ impl DesiredState {
     /// The rows that the host's block list bars, by peer id.
     pub fn blocked(&self) -> impl Iterator<Item = &PeerRow> {
         self.blocked.iter().filter_map(|id| self.entries.get(id)).map(|entry| &entry.row)
-    }
-
-    /// The peers that are kept out although their rows admit them.
-    pub fn kept_out(&self) -> impl Iterator<Item = PublicKey> {
-        let rows = self.rows().filter(
-            |(_, standing)| matches!(standing, Standing::Ineligible(why) if why.is_only_kept_out()),
-        );
-        rows.filter_map(|(row, _)| match &row.public_key {
-            KeyText::Key(key) => Some(*key),
-            KeyText::Bad { .. } => None,
-        })
     }
 
     /// How many admitted peers have a preshared key that stays sealed, because this host has no sealing

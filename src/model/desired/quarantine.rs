@@ -58,6 +58,26 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether one mistake (an emptied table of allocations, a mistyped pool, a lost sealing key) may
+    /// quarantine many peers for this reason. The others concern one row, or give away what it claims.
+    #[must_use]
+    pub const fn may_concern_many(&self) -> bool {
+        match self {
+            Self::NotAHost { .. }
+            | Self::OutsidePool { .. }
+            | Self::BadPresharedKey { .. }
+            | Self::NotAllocated { .. } => true,
+            Self::BadKey { .. }
+            | Self::GatewayKey
+            | Self::KeyTaken { .. }
+            | Self::GatewayAddress { .. }
+            | Self::NetworkAddress { .. }
+            | Self::BroadcastAddress { .. }
+            | Self::PrefixTaken { .. }
+            | Self::AllocatedToOther { .. } => false,
+        }
+    }
+
     /// A short word for metrics and JSON; never changes for one variant.
     #[must_use]
     pub const fn code(&self) -> &'static str {

@@ -13,6 +13,7 @@ use crate::dataplane::nft::ProfileCounters;
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
 use crate::model::policy::{Verdict, dns_addresses};
 use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, ProfileId, Standing};
+use crate::plan::Held;
 use crate::reconcile::name::peer_name;
 
 /// More peers than this are not explained at once.
@@ -69,7 +70,7 @@ impl View<'_> {
         destination: &str,
     ) -> Result<Answers, ExplainError> {
         let desired = self.rows.desired.ok_or(ExplainError::NoRows)?;
-        explain(desired, self.mirror.observed.as_deref(), who, destination)
+        explain(desired, self.held, self.mirror.observed.as_deref(), who, destination)
     }
 }
 
@@ -80,6 +81,7 @@ impl View<'_> {
 /// [`ExplainError`]
 pub(super) fn explain(
     desired: &DesiredState,
+    held: &Held,
     observed: Option<&ObservedState>,
     who: &str,
     destination: &str,
@@ -92,7 +94,7 @@ pub(super) fn explain(
         1..=EXPLAINED_AT_MOST => {}
         _ => return Err(ExplainError::TooMany { who, count }),
     }
-    let answer = |(row, standing)| one(desired, observed, row, standing, destination);
+    let answer = |(row, standing)| one((desired, held), observed, row, standing, destination);
     Ok(Answers(matching.into_iter().map(answer).collect()))
 }
 
@@ -165,7 +167,7 @@ fn is_meant(row: &PeerRow, who: &str) -> bool {
 }
 
 fn one(
-    desired: &DesiredState,
+    (desired, held): (&DesiredState, &Held),
     observed: Option<&ObservedState>,
     row: &PeerRow,
     standing: Standing<'_>,
@@ -175,11 +177,19 @@ fn one(
         [desired.gateway_dns(), &dns_addresses(&row.dns_servers)].concat();
     let explanation =
         desired.policies().explain(row.user_id, row.device_id, &dns_servers, destination);
-    let admitted = matches!(standing, Standing::Admitted(_));
-    let wanted = admitted && explanation.verdict == Verdict::Allow;
-    let held = observed.map(|observed| kernel_allows(observed, row, destination));
+    let stays = match &row.public_key {
+        KeyText::Key(key) => held.peers().get(key),
+        KeyText::Bad { .. } => None,
+    };
+    let admitted = stays.is_some() || matches!(standing, Standing::Admitted(_));
+    let wanted = match stays {
+        Some(stays) => stays.allows(&IpNet::from(row.assigned_ip.addr()), destination),
+        None => admitted && explanation.verdict == Verdict::Allow,
+    };
+    let allows = observed.map(|observed| kernel_allows(observed, row, destination));
     let mut text = format!("{} ({}) -> {explanation}", peer_name(row), row.assigned_ip.addr());
     let left_out = match standing {
+        _ if stays.is_some() => None,
         Standing::Admitted(_) => None,
         Standing::Ineligible(why) => Some(why.to_string()),
         Standing::Quarantined(reason) => Some(reason.to_string()),
@@ -194,8 +204,18 @@ fn one(
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  but the peer is left out, so nothing passes: {why}");
     }
-    if let Some(held) = held.filter(|held| *held != wanted) {
-        let does = if held { "allows" } else { "denies" };
+    if let Some(stays) = stays {
+        let passes = if wanted { "passes" } else { "does not pass" };
+        let why = stays.cause();
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "  the peer is held until `gatepost confirm`, although: {why}; it keeps only what it has, \
+             so this {passes}"
+        );
+    }
+    if let Some(allows) = allows.filter(|allows| *allows != wanted) {
+        let does = if allows { "allows" } else { "denies" };
         let _ = writeln!(text, "  BUT the kernel {does} it at this moment: see `gatepost status`");
     }
     let details = json!({
@@ -204,7 +224,8 @@ fn one(
         "device": row.device_name,
         "allowed": wanted,
         "left_out": left_out,
-        "kernel_allows": held,
+        "held": stays.map(|stays| stays.cause().to_string()),
+        "kernel_allows": allows,
         "counters": null,
         "explanation": explanation,
     });
@@ -214,7 +235,7 @@ fn one(
         let (_, id) = firewall.judged_by(row.assigned_ip.addr())?;
         Some((id, firewall.holders(id)))
     });
-    Answer { allowed: wanted && held != Some(false), admitted, text, details, judged_by }
+    Answer { allowed: wanted && allows != Some(false), admitted, text, details, judged_by }
 }
 
 fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -> bool {
@@ -328,7 +349,39 @@ mod tests {
     }
 
     fn explained(desired: &DesiredState, observed: &ObservedState, who: &str) -> Explanation {
-        explain(desired, Some(observed), who, SERVER).unwrap().whole()
+        explained_with(desired, &Held::default(), observed, who)
+    }
+
+    fn explained_with(
+        desired: &DesiredState,
+        held: &Held,
+        observed: &ObservedState,
+        who: &str,
+    ) -> Explanation {
+        explain(desired, held, Some(observed), who, SERVER).unwrap().whole()
+    }
+
+    #[test]
+    fn a_held_peer_passes_as_far_as_it_had_and_its_row_still_allows() {
+        let before = desired(vec![laptop(3, Bars::default())]);
+        let now = desired(vec![laptop(3, Bars::USER_INACTIVE)]);
+        let observed = kernel(&before, |_| false);
+        let held = Held::of(before.peers().keys().copied(), &now, &observed, &Held::default());
+        let explained = explained_with(&now, &held, &observed, "alice");
+        assert!(explained.allowed, "{}", explained.text);
+        assert!(
+            explained.text.contains("held until `gatepost confirm`, although: user not active")
+        );
+        assert!(!explained.text.contains("left out") && !explained.text.contains("BUT"));
+        assert_eq!(explained.details[0]["held"], "user not active");
+        let nothing = kernel(&before, |step| matches!(step, Step::Firewall { .. }));
+        let held = Held::of(before.peers().keys().copied(), &now, &nothing, &Held::default());
+        let denied = explained_with(&now, &held, &nothing, "alice");
+        assert!(
+            !denied.allowed && denied.text.contains("so this does not pass"),
+            "{}",
+            denied.text
+        );
     }
 
     #[test]

@@ -63,7 +63,12 @@ pub async fn preview_explanation<D: Dataplane + 'static>(
     destination: &str,
 ) -> Result<Explanation, PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
-    let answers = explain(&desired, Some(&reading.state), who, destination)?;
+    let held = guard(machine.max_removed, &Held::default(), &BTreeSet::new()).hold(
+        &desired,
+        &reading.state,
+        &Scope::Everything,
+    );
+    let answers = explain(&desired, &held, Some(&reading.state), who, destination)?;
     Ok(answers.counted(dataplane).await)
 }
 
@@ -84,6 +89,15 @@ async fn both_sides<D: Dataplane + 'static>(
     Ok((desired, reading?))
 }
 
+/// The guard of an agent that holds nothing yet.
+const fn guard<'a>(
+    limit: MaxRemoved,
+    held: &'a Held,
+    confirmed: &'a BTreeSet<PublicKey>,
+) -> Guard<'a> {
+    Guard { limit, held, confirmed, whose: Whose::Ours }
+}
+
 /// What a pass changes where more removals than `limit` wait, also in the words of users and devices.
 fn plan_report(
     desired: &DesiredState,
@@ -91,7 +105,7 @@ fn plan_report(
     limit: MaxRemoved,
 ) -> Result<PlanReport, PlanError> {
     let (none, unconfirmed) = (Held::default(), BTreeSet::new());
-    let guard = Guard { limit, held: &none, confirmed: &unconfirmed, whose: Whose::Ours };
+    let guard = guard(limit, &none, &unconfirmed);
     let (plan, held) = plan_guarded(desired, observed, &Scope::Everything, guard);
     let plan = plan?;
     let steps = plan.steps().iter().map(|step| PlannedStep {
@@ -118,8 +132,10 @@ fn plan_report(
     let sealed = (sealed > 0).then(|| no_sealing_key(sealed));
     let mut warnings: Vec<_> = warning.into_iter().chain(sealed).collect();
     warnings.extend(row_warnings(desired));
+    let left_out = quarantined(desired).into_iter();
+    let left_out = left_out.filter(|peer| !stay.iter().any(|it| it.peer_id == Some(peer.peer_id)));
     warnings.extend(
-        quarantined(desired).into_iter().map(|peer| {
+        left_out.map(|peer| {
             format!("{} is left out: {}", name_of(&peer.user, &peer.device), peer.reason)
         }),
     );

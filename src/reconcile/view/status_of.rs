@@ -11,6 +11,10 @@ use crate::reconcile::error::DatabaseError;
 use crate::reconcile::note::{history_lost, led_by, not_announced, refused};
 use crate::reconcile::row_status::LISTED_PEERS;
 
+/// Why a host that booted without its database forwards nothing.
+const NO_ROWS: &str =
+    "the database is away, and there are no last good rows, so nothing is granted";
+
 impl From<guard::HeldBack> for HeldBack {
     fn from(held: guard::HeldBack) -> Self {
         Self { removals: held.removals as u64, of: held.present as u64 }
@@ -71,6 +75,11 @@ impl View<'_> {
         }
         if let Some(misfit) = self.source.misfit {
             return State::NotReady { why: misfit.to_string() };
+        }
+        if self.rows.all.are_missing() {
+            let error = self.source.error.map(ToString::to_string).unwrap_or_default();
+            let why = format!("{NO_ROWS}: {error}");
+            return State::NotReady { why };
         }
         if !self.proof.is_current {
             return State::Starting;
@@ -147,7 +156,8 @@ impl View<'_> {
             return PeerCounts { in_kernel, connected, held, ..PeerCounts::default() };
         };
         let (wanted, quarantined) = (desired.peers().len(), desired.quarantined_count());
-        let is_named = |held: &&HeldPeer| held.cause() != HeldCause::Gone;
+        // Rows that cannot be used count as quarantined already.
+        let is_named = |held: &&HeldPeer| matches!(held.cause(), HeldCause::Barred(_));
         let held_rows = self.held.peers().values().filter(is_named).count();
         let admitted = wanted + quarantined + held_rows;
         PeerCounts {

@@ -105,8 +105,14 @@ fn explain_json_surface() {
     let desired = desired();
     let mut lines = Vec::new();
     for destination in [INSIDE, INTERNET] {
-        let mut answers =
-            explain(&desired, Some(&Default::default()), "alice", destination).unwrap();
+        let mut answers = explain(
+            &desired,
+            &crate::plan::Held::default(),
+            Some(&Default::default()),
+            "alice",
+            destination,
+        )
+        .unwrap();
         answers.0[0].count(Ok(Some(ProfileCounters::default())), 1);
         let details = answers.whole().details;
         let other = &details[0]["explanation"]["others"];
