@@ -174,6 +174,8 @@ fn held_peer_without_a_row_goes_when_its_user_or_device_is_blocked_by_name() {
         world.tell(Event::Notified);
         world.pass_time(SECOND);
         assert!(!is_present(&world, 1), "{who}: its row came back");
+        let (lifted, list) = world.machine.view().block_list_without(who).unwrap();
+        assert_eq!((lifted, list.iter().count()), (whom, 0), "the key was blocked with it");
     }
 }
 
@@ -318,5 +320,5 @@ fn who_is_found_by_name_id_key_or_address_and_candidates_are_named() {
     let view = without_rows.machine.view();
     assert_eq!(view.whom("10.64.0.2").map(|(whom, _)| whom), Ok(by_address));
     assert!(view.whom("user-1").unwrap_err().to_string().contains("no row was read"));
-    assert!(view.blocked_whom("user-1").unwrap_err().to_string().contains("is not blocked"));
+    assert!(view.block_list_without("user-1").unwrap_err().to_string().contains("is not blocked"));
 }

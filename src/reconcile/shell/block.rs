@@ -22,14 +22,10 @@ impl<D: Dataplane + 'static> Shell<D> {
     }
 
     pub(super) fn unblock(&mut self, who: &str, reply: BlockReply) {
-        let found = self.machine.view().blocked_whom(who);
+        let found = self.machine.view().block_list_without(who);
         match found {
             Err(error) => drop(reply.send(Err(error))),
-            Ok(whom) => {
-                let mut list = BlockList::clone(self.machine.view().block_list());
-                list.remove(&whom);
-                self.change_blocks(list, whom, reply);
-            }
+            Ok((whom, list)) => self.change_blocks(list, whom, reply),
         }
     }
 

@@ -99,12 +99,16 @@ impl View<'_> {
         names.map(|peer| name_of(&peer.username, &peer.device_name)).collect()
     }
 
-    /// Which block `who` names.
+    /// The block list without the block that `who` names, and whom that blocked.
     ///
     /// # Errors
     /// [`WhoError`]
-    pub fn blocked_whom(&self, who: &str) -> Result<Whom, WhoError> {
-        blocked_whom(self.rows.block_list, who)
+    pub fn block_list_without(&self, who: &str) -> Result<(Whom, BlockList), WhoError> {
+        let mut list = self.rows.block_list.clone();
+        let whom = blocked_whom(&list, who)?;
+        made_with(self.rows.block_list, &whom).for_each(|whom| drop(list.remove(whom)));
+        list.remove(&whom);
+        Ok((whom, list))
     }
 }
 
@@ -154,12 +158,25 @@ fn is_device(peer: &Departed, who: &str) -> bool {
         || [peer.device_id.0, peer.peer_id.0].map(|id| id.to_string()).contains(&who.to_owned())
 }
 
+/// The keys that were blocked together with a user or a device, because no row named them.
+fn made_with<'a>(list: &'a BlockList, whom: &Whom) -> impl Iterator<Item = &'a Whom> {
+    let of_rows = matches!(whom, Whom::User(_) | Whom::Device(_));
+    let made = list.get(whom).filter(|_| of_rows);
+    list.iter()
+        .filter(move |(whom, block)| matches!(whom, Whom::Key(_)) && made == Some(*block))
+        .map(|(whom, _)| whom)
+}
+
 fn blocked_whom(list: &BlockList, who: &str) -> Result<Whom, WhoError> {
-    let named: BTreeMap<Whom, Box<str>> = list
+    let mut named: BTreeMap<Whom, Box<str>> = list
         .iter()
         .filter(|(whom, block)| whom.id() == who || block.name.eq_ignore_ascii_case(who))
         .map(|(whom, block)| (*whom, block.name.clone()))
         .collect();
+    // What was blocked together is one block.
+    for whom in named.keys().copied().collect::<Vec<_>>() {
+        made_with(list, &whom).for_each(|key| drop(named.remove(key)));
+    }
     let who = who.to_owned();
     match (named.len(), named.keys().next()) {
         (1, Some(whom)) => Ok(*whom),
