@@ -51,6 +51,8 @@ pub enum Event {
     MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
     /// The last good rows of an earlier run, read because the database did not answer.
     Restored(Box<LastGood>),
+    /// There are no last good rows, or they cannot be used.
+    NothingRestored,
     Observed(Result<Box<Reading>, DataplaneError>),
     Glanced(Result<Glance, DataplaneError>),
     Applied(Outcome),

@@ -4,6 +4,10 @@
 //! a restored backup: the rows admit peers again that were withdrawn. For each withdrawal the marks
 //! are kept that brought it about. Once the database has another epoch, it is asked for them. If one
 //! is missing, its commit was lost, and the peer stays out for a while, so that an operator can act.
+//! The last good rows may lack withdrawals, too: while they are followed, those peers stay out.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
@@ -67,6 +71,10 @@ pub(super) struct History {
     /// The marks of the last read, and its time.
     marks: (Vec<Mark>, SystemTime),
     question: Option<Question>,
+    /// The time of the whole of the last good rows, while the agent follows them.
+    restored_from: Option<SystemTime>,
+    /// The time of the latest rows that became the last good ones as a whole.
+    last_good: SystemTime,
 }
 
 /// The database has another epoch than before: what is it that it does not know any more?
@@ -94,6 +102,8 @@ impl History {
             pending: BTreeMap::new(),
             marks: (Vec::new(), SystemTime::UNIX_EPOCH),
             question: None,
+            restored_from: None,
+            last_good: SystemTime::UNIX_EPOCH,
         }
     }
 
@@ -111,10 +121,25 @@ impl History {
         std::mem::take(&mut self.changed).then(|| self.kept.clone())
     }
 
-    /// Whom the rows do not admit for now.
+    /// Whom the rows do not admit for now: the peers whose withdrawal the database lost, or is asked
+    /// for, or that the last good rows do not know of.
     pub fn keeps_out(&self) -> BTreeSet<PublicKey> {
-        let asked = self.question.iter().flat_map(|_| self.kept.peers.keys());
-        asked.chain(self.kept.lost.keys()).copied().collect()
+        let withdrawn = self.kept.peers.iter().filter(|(_, withdrawal)| {
+            self.question.is_some() || self.restored_from.is_some_and(|at| at < withdrawal.read_at)
+        });
+        withdrawn.map(|(key, _)| key).chain(self.kept.lost.keys()).copied().collect()
+    }
+
+    /// From now on the agent follows the last good rows, the whole of which was read at this time. A
+    /// withdrawal that was carried out later may be missing in them: rows that could not be used, or
+    /// waited for an operator, were not kept.
+    pub const fn rows_are_restored(&mut self, from: SystemTime) {
+        self.restored_from = Some(from);
+    }
+
+    /// The rows read at this time are the last good ones now.
+    pub fn rows_are_kept(&mut self, as_of: SystemTime) {
+        self.last_good = self.last_good.max(as_of);
     }
 
     /// Whose withdrawal the database lost.
@@ -129,21 +154,23 @@ impl History {
 
     /// Everything is read, from a database of this epoch. Says whether it was another before.
     pub fn follow(&mut self, epoch: String) -> bool {
-        let known = self.kept.epoch.as_ref();
-        let is_new = known.is_some_and(|known| *known != epoch);
-        if known == Some(&epoch) {
-            self.question = None;
-        } else if self.kept.peers.is_empty() || known.is_none() {
-            self.kept.epoch = Some(epoch);
-            self.changed = true;
-        } else if self.question.as_ref().is_none_or(|asked| asked.epoch != epoch) {
+        // Before an answer came, withdrawals of the epoch in question were carried out, too: also the
+        // epoch before it may not know them.
+        let asked = self.question.as_ref().map(|question| &question.epoch);
+        let last = asked.or(self.kept.epoch.as_ref());
+        let is_new = last.is_some_and(|last| *last != epoch);
+        if is_new && !self.kept.peers.is_empty() {
             self.question = Some(Question { epoch, state: Asking::WaitsForRows });
+        } else if is_new || last.is_none() {
+            (self.question, self.changed) = (None, true);
+            self.kept.epoch = Some(epoch);
         }
         is_new
     }
 
     /// The rows of everything were read and can be used.
     pub fn rows_are_read(&mut self, now: Instant) {
+        self.restored_from = None;
         if let Some(question) = &mut self.question
             && question.state == Asking::WaitsForRows
         {
@@ -274,7 +301,9 @@ impl History {
         let carried_out: Vec<_> = self.pending.extract_if(.., |key, _| !has(key)).collect();
         let peers = &mut self.kept.peers;
         let before = peers.len();
-        peers.retain(|key, it| it.read_at + KEPT_FOR > database_now && !has(key));
+        let may_be_asked_for =
+            |it: &Withdrawal| it.read_at + KEPT_FOR > database_now || it.read_at > self.last_good;
+        peers.retain(|key, it| may_be_asked_for(it) && !has(key));
         self.changed |= before != peers.len() || !carried_out.is_empty();
         peers.extend(carried_out);
         if peers.len() > AT_MOST {
@@ -327,68 +356,5 @@ fn keep(kept: &mut BTreeSet<MarkId>, mark: MarkId) {
     kept.insert(mark);
     if kept.len() > LATEST {
         kept.pop_first();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::PeerId;
-
-    fn departed(numbers: impl Iterator<Item = u8>) -> BTreeMap<PublicKey, Departed> {
-        let who = |number: u8| Departed {
-            peer_id: PeerId(Uuid::from_u128(number.into())),
-            device_id: DeviceId(Uuid::from_u128(1_000 + u128::from(number))),
-            user_id: UserId(Uuid::from_u128(2_000 + u128::from(number))),
-            device_name: "laptop".into(),
-            username: "alice".into(),
-        };
-        numbers.map(|n| (PublicKey::from_bytes([n; 32]).unwrap(), who(n))).collect()
-    }
-
-    fn mark(xid: u64, kind: &str, ids: Option<Vec<u128>>) -> Mark {
-        let ids = ids.map(|ids| ids.into_iter().map(Uuid::from_u128).collect());
-        Mark { xid, kind: kind.into(), ids }
-    }
-
-    #[test]
-    fn a_withdrawal_has_the_marks_about_its_device_its_user_and_everybody() {
-        let start = SystemTime::UNIX_EPOCH;
-        let mut history = History::new(Duration::ZERO, Withdrawals::default());
-        let marks = vec![
-            mark(1, "device", Some(vec![1_001, 1_002])),
-            mark(2, "user", Some(vec![2_001])),
-            mark(3, "peer", None),
-            mark(4, "setting", Some(Vec::new())),
-        ];
-        history.marks_read(marks, start);
-        history.departed(&departed(1..4));
-        history.applied(|_| false, |_| false, start);
-        let kept = history.take_changed().unwrap();
-        let xids: Vec<Vec<u64>> = kept.peers.values().map(xids_of).collect();
-        assert_eq!(xids, [vec![1, 2, 3, 4], vec![1, 3, 4], vec![3, 4]]);
-        assert_eq!(history.take_changed(), None, "once");
-    }
-
-    fn xids_of(withdrawal: &Withdrawal) -> Vec<u64> {
-        let mut xids: Vec<u64> = withdrawal.marks.iter().map(|mark| mark.xid).collect();
-        xids.sort_unstable();
-        xids
-    }
-
-    #[test]
-    fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
-        let start = SystemTime::UNIX_EPOCH;
-        let mut history = History::new(Duration::ZERO, Withdrawals::default());
-        history.marks_read(vec![mark(1, "peer", None)], start);
-        history.departed(&departed(1..4));
-        let first = PublicKey::from_bytes([1; 32]).unwrap();
-        history.applied(|_| false, |key| *key == first, start);
-        assert_eq!(history.take_changed().unwrap().peers.len(), 2, "the rows want the first again");
-        let second = PublicKey::from_bytes([2; 32]).unwrap();
-        history.applied(|key| *key == second, |_| false, start);
-        assert_eq!(history.take_changed().unwrap().peers.len(), 1);
-        history.applied(|_| false, |_| false, start + KEPT_FOR);
-        assert!(history.take_changed().unwrap().peers.is_empty());
     }
 }

@@ -118,6 +118,7 @@ impl Machine {
             }
             Event::MarksAnswered(answer) => self.marks_answered(answer, now),
             Event::Restored(last_good) => self.rows_restored(*last_good, now),
+            Event::NothingRestored => self.nothing_restored(now),
             Event::Observed(reading) => self.kernel_read(reading.map(|reading| *reading), now),
             Event::Glanced(glance) => {
                 if self.mirror.end_glance(glance.ok()) {

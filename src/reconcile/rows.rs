@@ -71,6 +71,7 @@ enum Origin {
 enum Restore {
     NotTried,
     Tried,
+    Missing,
 }
 
 /// What readers see.
@@ -159,11 +160,18 @@ impl Rows {
         self.desired.is_some() && self.refused.is_none()
     }
 
-    /// Whether a plan may be made: from the rows, from what can be used of them, or because `[stale]`
-    /// or a block asks for one.
+    /// Whether a plan may be made: from the rows, from what can be used of them, because `[stale]` or a
+    /// block asks for one, or because without rows nothing may pass.
     pub fn may_plan(&self) -> bool {
         let blocks = !self.block_list.is_empty();
-        self.can_change() || self.rest().is_some() || blocks || self.age.suspends()
+        let withdraws = self.rest().is_some() || self.are_missing();
+        self.can_change() || withdraws || blocks || self.age.suspends()
+    }
+
+    /// Whether the database was away when the agent began, an earlier run left no last good rows, and no
+    /// rows could be used since.
+    pub fn are_missing(&self) -> bool {
+        self.desired.is_none() && self.restore == Restore::Missing
     }
 
     /// Whether the rows as a whole decide what the kernel holds, and not `[stale]`.
@@ -262,6 +270,10 @@ impl Rows {
         begins.then(|| self.restore = Restore::Tried).map(|()| Action::Restore)
     }
 
+    pub const fn nothing_restored(&mut self) {
+        self.restore = Restore::Missing;
+    }
+
     /// Starts from the last good rows of an earlier run, and returns their time. `None`: the database
     /// answered first.
     pub fn restore(&mut self, last_good: LastGood) -> Option<Result<SystemTime, BuildError>> {
@@ -269,10 +281,13 @@ impl Rows {
             return None;
         }
         let LastGood { rows, changes, provenance } = last_good;
+        let read_at = rows.taken_at;
         Some(self.build(rows).map(|mut desired| {
             for rows in changes {
                 desired.apply(rows);
             }
+            self.history.rows_are_restored(read_at);
+            self.kept_out = self.history.keeps_out();
             desired.keep_out(self.kept_out.clone());
             let as_of = desired.as_of();
             self.desired = Some(desired);

@@ -86,3 +86,48 @@ fn agent_without_rows_withdraws_what_an_earlier_one_left() {
     alice.connect();
     eventually("she is back", || alice.reaches(GATEWAY_TUNNEL));
 }
+
+#[test]
+fn host_that_boots_without_any_rows_forwards_nothing() {
+    let lab = Lab::open();
+    let (alice, bob) = (lab.client("alice"), lab.client("bob"));
+    lab.database.exec(&alice.rows());
+    lab.database.exec(&bob.rows());
+    lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_SERVER}/32")));
+    let agent = lab.start();
+    alice.connect();
+    bob.connect();
+    assert!(!alice.reaches(&bob.address));
+    agent.end(Signal::SIGKILL);
+    lab.relay.refuse();
+    let last_good = lab.folder.path().join("last-good");
+    let table =
+        || lab.gateway.output("nft", &["list", "table", "inet", "gatepost"]).status.success();
+
+    // The link of an earlier run is there, and nothing judges its packets.
+    std::fs::remove_file(&last_good).unwrap();
+    lab.gateway.run("nft", &["delete", "table", "inet", "gatepost"]);
+    assert!(alice.reaches(&bob.address), "no policy allows that");
+    let agent = lab.launch(BINARY.as_ref());
+    eventually("a table denies", table);
+    assert!(!alice.reaches(&bob.address) && !alice.reaches(LAN_SERVER));
+    assert_eq!(lab.kernel_peers().len(), 2, "no peer is touched");
+    let why = || lab.status()["why"].as_str().unwrap_or_default().to_owned();
+    eventually("the agent says why", || why().contains("no last good rows"));
+    lab.relay.accept();
+    eventually("what is allowed is", || alice.reaches(LAN_SERVER));
+    assert!(!alice.reaches(&bob.address));
+
+    // As after a reboot: the table is there before any link.
+    agent.end(Signal::SIGKILL);
+    lab.forget();
+    lab.relay.refuse();
+    std::fs::remove_file(&last_good).unwrap();
+    let _agent = lab.launch(BINARY.as_ref());
+    eventually("a table denies, and there is no link yet", table);
+    assert!(!lab.gateway.output("ip", &["link", "show", &lab.link()]).status.success());
+    assert_eq!(lab.gatepost(&["status"]).0, 3, "not ready");
+    lab.relay.accept();
+    alice.connect();
+    eventually("what is allowed is again", || alice.reaches(LAN_SERVER));
+}

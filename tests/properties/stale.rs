@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use gatepost::model::{PublicKey, Traffic};
+use gatepost::model::{LinkOwner, Mark, PublicKey, Traffic};
 use gatepost::plan::ModelKernel;
 use gatepost::reconcile::status::State;
 use gatepost::reconcile::{
-    Event, Keep, LastGood, MachineOptions, Note, Provenance, StaleOptions, StalePolicy,
+    Event, Keep, LastGood, Machine, MachineOptions, Note, Provenance, StaleOptions, StalePolicy,
 };
 
 use super::machine::Happening;
@@ -285,4 +285,80 @@ fn no_step_of_the_wall_clock_ends_a_session_or_begins_one() {
         world.pass_time(5 * MINUTE);
         assert!(present(&world).is_empty(), "set by {set_secs} s: the session has ended");
     }
+}
+
+#[test]
+fn without_any_rows_a_table_denies_everything_and_ready_says_why() {
+    let linked = stale_world(StalePolicy::Keep, HOUR).kernel;
+    let mut flushed = linked.clone();
+    flushed.state.firewall = None;
+    for (kernel, names) in [(ModelKernel::default(), 0), (flushed, 20), (linked, 20)] {
+        let had = kernel.state.firewall.clone();
+        let mut world = with_policy(StalePolicy::Keep, HOUR, kernel);
+        world.database_up = false;
+        world.tell(Event::Tick);
+        world.pass_time(SECOND);
+        let table = world.kernel.state.firewall.clone().expect("a table is there");
+        assert!(table.guards("gatepost0"));
+        match had {
+            None => assert!(table.assignments().is_empty() && table.profiles().is_empty()),
+            Some(had) => assert_eq!(table, had, "what judges packets stays"),
+        }
+        assert_eq!(world.kernel.state.peers.len(), names, "no peer is touched");
+        let State::NotReady { why } = world.machine.view().status().state else {
+            panic!("it does not say why")
+        };
+        assert!(why.contains("no last good rows"), "{why}");
+        world.database_up = true;
+        world.pass_time(MINUTE);
+        assert!(world.kernel_equals_database());
+        assert_eq!(world.machine.view().status().state, State::Ready);
+    }
+    // A link of another program has the name: its packets are not ours to judge.
+    let mut world = with_policy(StalePolicy::Keep, HOUR, ModelKernel::default());
+    let state = stale_world(StalePolicy::Keep, HOUR).kernel.state;
+    let mut link = state.interface.unwrap();
+    link.owner = LinkOwner::Foreign("bridge".into());
+    world.kernel.state.interface = Some(link);
+    world.database_up = false;
+    world.tell(Event::Tick);
+    world.pass_time(SECOND);
+    assert_eq!(world.kernel.state.firewall, None);
+}
+
+#[test]
+fn no_peer_comes_back_from_last_good_rows_that_lack_its_withdrawal() {
+    let mut world = stale_world(StalePolicy::Keep, HOUR);
+    let rows = world.tables.snapshot();
+    // The gateway's row cannot be used, so what is read with it is not kept.
+    world.troubles.insert(Trouble::GatewayRow);
+    world.tell(Event::Resync);
+    world.pass_time(SECOND);
+    world.revoke([1]);
+    let ids = Some(vec![super::rows::id(3, 1)]);
+    let mark = Mark { xid: 1, kind: "device".into(), ids };
+    world.marks.push((mark, world.database_now()));
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    assert!(!present(&world).contains(&key(1)));
+    // As after a reboot, without the database.
+    world.database_up = false;
+    let withdrawals = world.remembered.clone();
+    let stale = StaleOptions { policy: StalePolicy::Keep, after: HOUR };
+    let options = MachineOptions { withdrawals, stale, ..options() };
+    world.machine = Machine::new(options, world.now());
+    (world.kernel, world.read, world.announced) = (ModelKernel::default(), None, false);
+    world.queue.clear();
+    let provenance = Provenance::Sealed;
+    world.last_good = Some(LastGood { rows, changes: Vec::new(), provenance });
+    world.tell(Event::Tick);
+    world.pass_time(MINUTE);
+    let others: Vec<_> = (2..=20).map(key).collect();
+    assert_eq!(present(&world), others);
+    // The database decides, once it can be read.
+    world.troubles.clear();
+    world.restore_all();
+    world.database_up = true;
+    world.pass_time(MINUTE);
+    assert!(world.kernel_equals_database());
 }

@@ -13,7 +13,7 @@ use crate::plan::Plan;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::event::{Action, LastGood, ReadAnswer, ReadKind};
+use crate::reconcile::event::{Action, Keep, LastGood, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
 use crate::reconcile::notices::Trouble;
 use crate::reconcile::pass::FIRST_LINES;
@@ -89,6 +89,14 @@ impl Machine {
             }
             Some(Err(error)) => self.notices.say(Note::CannotBuild(error)),
             None => {}
+        }
+    }
+
+    /// There are neither rows of the database nor last good ones: whatever may forward must deny.
+    pub(super) fn nothing_restored(&mut self, now: Now) {
+        self.rows.nothing_restored();
+        if self.rows.are_missing() {
+            self.compare_on_purpose(now);
         }
     }
 
@@ -277,8 +285,11 @@ impl Machine {
         self.rows.planned();
         let update = self.hold.update(held, present, decides);
         self.notices.say_all(update.news.map(Note::HeldBack));
+        if update.keep == Some(Keep::All) {
+            self.rows.are_kept();
+        }
         actions.extend(update.keep.map(Action::Keep));
-        if self.hold.held_back().is_some() || self.rows.sealed_count() > 0 {
+        if !self.follows_all_rows() || self.rows.sealed_count() > 0 {
             self.proof.lose();
         }
         let plan = self.difference.without_blocked(plan);
@@ -340,7 +351,7 @@ impl Machine {
             self.notices.forget(Trouble::Kernel);
             self.notices.quarantined_policies(self.rows.desired(), true);
         }
-        let provable = readable && self.hold.held_back().is_none() && self.rows.are_usable();
+        let provable = readable && self.follows_all_rows() && self.rows.are_usable();
         if let Some(desired) = self.rows.desired() {
             self.outbox.started(desired);
             let as_of = desired.as_of();
@@ -361,8 +372,8 @@ impl Machine {
     pub(super) fn repeat_proof(&mut self, read_back: bool) {
         // What the kernel announced is not read yet, or is being read.
         let looks = self.mirror.wants_reading() || !read_back && self.mirror.is_busy();
-        let held_back = self.hold.held_back().is_some();
-        if looks || held_back || !self.difference.is_nothing() || !self.proof.is_current() {
+        let differs = !self.difference.is_nothing() || !self.follows_all_rows();
+        if looks || differs || !self.proof.is_current() {
             return;
         }
         let Some(as_of) = self.rows.desired().map(|desired| desired.as_of()) else { return };
@@ -379,6 +390,12 @@ impl Machine {
         if self.shows_proofs() && !self.rows.in_doubt() {
             self.outbox.synced(as_of);
         }
+    }
+
+    /// Whether no removal is held back, and no peer is kept out that the rows admit: else the kernel is
+    /// not what the database holds.
+    fn follows_all_rows(&self) -> bool {
+        self.hold.held_back().is_none() && !self.rows.keep_any_out()
     }
 
     /// Whether the rows decide, and all their changes are announced.

@@ -43,6 +43,8 @@ impl Rows {
             Ok(replaced) => {
                 self.remember_withdrawn(&replaced.departed);
                 self.history.rows_are_read(now);
+                // Everything is compared next, whom that touches or not.
+                drop(self.keep_out());
             }
             Err(refused) => self.remember_withdrawn(&refused.withdrawn.departed),
         }

@@ -80,7 +80,7 @@ impl Rows {
         history.stay_out(|key| match rows.absence(key) {
             Absence::Barred(_, why) => !why.is_only_kept_out(),
             Absence::Gone { .. } => true,
-            Absence::Quarantined => false,
+            Absence::Quarantined(..) | Absence::Admitted => false,
         });
     }
 
@@ -103,6 +103,13 @@ impl Rows {
         );
     }
 
+    /// The rows as a whole are the last good ones now.
+    pub fn are_kept(&mut self) {
+        if let Some(desired) = &self.desired {
+            self.history.rows_are_kept(desired.as_of());
+        }
+    }
+
     /// When to ask the database which withdrawals it lost.
     pub fn question_due(&self) -> Option<Instant> {
         self.history.question_due()
@@ -119,7 +126,7 @@ impl Rows {
     }
 
     /// Keeps out the peers that the history names, and no others, as if they were not eligible.
-    fn keep_out(&mut self) -> Option<Touched> {
+    pub(super) fn keep_out(&mut self) -> Option<Touched> {
         let keys = self.history.keeps_out();
         if keys == self.kept_out {
             return None;

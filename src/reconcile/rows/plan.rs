@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use super::Rows;
-use crate::model::{DesiredState, KeyText, ObservedState, PublicKey};
+use crate::model::{DesiredState, FirewallChange, FixedRules, KeyText, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, Whose, plan_guarded};
-use crate::plan::{Held, Plan, PlanError, Scope, is_ours, withdraw, withdrawals};
+use crate::plan::{Held, Phase, Plan, PlanError, Scope, Step, is_ours, withdraw, withdrawals};
 use crate::reconcile::options::StalePolicy;
 
 /// What to do now.
@@ -62,7 +62,12 @@ impl Rows {
                     Planned { obstacle: Some(error), ..withdrawals }
                 }
             },
-            None => Planned { plan: self.without_rows(observed, connected), ..Planned::default() },
+            None => {
+                let withdraws = self.without_rows(observed, connected);
+                let steps =
+                    self.fence(observed).into_iter().chain(withdraws.steps().iter().cloned());
+                Planned { plan: Plan::new(steps.collect()), ..Planned::default() }
+            }
         }
     }
 
@@ -84,13 +89,35 @@ impl Rows {
         guard: Guard<'_>,
     ) -> Planned {
         if !is_ours(observed, self.public_key()) {
-            return Planned::default();
+            let steps = self.fence(observed).into_iter().collect();
+            return Planned { plan: Plan::new(steps), ..Planned::default() };
         }
         let held = guard.hold(rows, observed, &Scope::Everything);
         let plan = withdrawals(rows, observed, self.public_key(), &held);
         // A peer that stays because of a doubt waits for no confirmation.
         let held = if guard.whose == Whose::Ours { held } else { Held::default() };
         Planned { plan, held, obstacle: None }
+    }
+
+    /// The table that denies everything, if no table judges the packets of this gateway's link. Without
+    /// rows, or with rows that cannot be used, none says what a link may forward that is there or comes.
+    fn fence(&self, observed: &ObservedState) -> Option<Step> {
+        let table = observed.firewall.as_ref();
+        let interface = match &observed.interface {
+            Some(link) if is_ours(observed, self.public_key()) => link.name.parse().ok()?,
+            Some(_) => return None,
+            // A table may judge the packets of a link with a former name.
+            None if table.is_some_and(|table| *table.rules() != FixedRules::Open) => return None,
+            None => self.local.interface.clone(),
+        };
+        if table.is_some_and(|table| table.guards(interface.as_str())) {
+            return None;
+        }
+        let change = FirewallChange {
+            load_base: Some(self.local.base_without_rows(interface)),
+            ..FirewallChange::default()
+        };
+        Some(Step::Firewall { phase: Phase::Fence, change })
     }
 
     /// `[stale]` and the block list need no rows. Only a reading shows which sessions are alive.

@@ -268,14 +268,19 @@ impl<D: Dataplane + 'static> Shell<D> {
     }
 
     fn spawn_restore(&self) {
-        let Some(cache) = self.cache.clone() else { return };
-        let (events, gateway) = (self.events.clone(), self.gateway.clone());
-        tokio::task::spawn_blocking(move || match cache.load(&gateway) {
-            Ok(Some(last_good)) => {
-                drop(events.send(Inner::Event(Event::Restored(Box::new(last_good)))));
+        let (cache, events, gateway) =
+            (self.cache.clone(), self.events.clone(), self.gateway.clone());
+        tokio::task::spawn_blocking(move || {
+            let loaded = cache.map(|cache| cache.load(&gateway)).transpose();
+            if let Err(error) = &loaded {
+                warn!("the last good rows are not used: {}", causes(error));
             }
-            Ok(None) => {}
-            Err(error) => warn!("the last good rows are not used: {}", causes(&error)),
+            let restored = match loaded.ok().flatten().flatten() {
+                Some(last_good) => Event::Restored(Box::new(last_good)),
+                None => Event::NothingRestored,
+            };
+            // The loop may have ended meanwhile.
+            drop(events.send(Inner::Event(restored)));
         });
     }
 

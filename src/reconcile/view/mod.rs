@@ -14,7 +14,7 @@ use std::fmt;
 use ipnet::IpNet;
 
 use super::mirror::MirrorView;
-use super::note::no_sealing_key;
+use super::note::{history_lost, no_sealing_key};
 use super::outbox::OutboxView;
 use super::pass::{PassObstacle, PassView};
 use super::proof::ProofView;
@@ -164,7 +164,16 @@ impl View<'_> {
     fn waits(&self) -> Option<String> {
         let sealed = self.rows.desired.map_or(0, DesiredState::sealed_count);
         let sealed = (sealed > 0).then(|| no_sealing_key(sealed));
-        sealed.or_else(|| self.held_back.map(|held| held.to_string()))
+        let held_back = || self.held_back.map(|held| held.to_string());
+        sealed.or_else(held_back).or_else(|| self.kept_out())
+    }
+
+    /// Why peers stay out that the database admits; `None`: none does.
+    fn kept_out(&self) -> Option<String> {
+        let keys = self.rows.desired?.kept_out();
+        let names: Vec<_> =
+            keys.filter_map(|key| Some(self.rows.lost.get(&key)?.name.clone())).collect();
+        (!names.is_empty()).then(|| history_lost(&names))
     }
 
     /// Whom the host blocks.

@@ -7,8 +7,10 @@ use crate::model::{
 };
 use crate::plan::HeldPeer;
 
-/// Why a peer is left out that was withdrawn before the database had another epoch.
-const BEING_ASKED: &str = "the database is being asked whether it lost the revocation";
+/// Why a peer is left out that was withdrawn before the database had another epoch, or after the last
+/// good rows were read.
+const BEING_ASKED: &str =
+    "it was withdrawn, which these rows do not say: the database is being asked whether that holds";
 
 impl View<'_> {
     /// Every peer of this gateway, by the id of its row; then the held peers that no row names.
@@ -20,10 +22,8 @@ impl View<'_> {
         });
         let mut peers: Vec<_> = named.collect();
         let is_named = |key: &&PublicKey| {
-            let absence = self.rows.desired.map(|desired| (desired.absence(key), desired));
-            absence.is_some_and(|(absence, desired)| {
-                !matches!(absence, Absence::Gone { .. }) || desired.peers().contains_key(key)
-            })
+            let absence = self.rows.desired.map(|desired| desired.absence(key));
+            absence.is_some_and(|absence| !matches!(absence, Absence::Gone { .. }))
         };
         let unnamed = self.held.peers().keys().filter(|key| !is_named(key));
         peers.extend(unnamed.filter_map(|key| self.unnamed(key)));
@@ -128,7 +128,7 @@ pub(super) fn held_peer(
     held: &HeldPeer,
 ) -> status::HeldPeer {
     let named = match desired.map(|desired| desired.absence(key)) {
-        Some(Absence::Barred(row, _)) => Some(Departed::from(row)),
+        Some(Absence::Barred(row, _) | Absence::Quarantined(row, _)) => Some(Departed::from(row)),
         _ => departed.cloned(),
     };
     let present = observed.and_then(|observed| observed.peers.get(key));

@@ -1,0 +1,93 @@
+//! What is kept of withdrawals, and for how long.
+
+use super::*;
+use crate::model::PeerId;
+
+fn departed(numbers: impl Iterator<Item = u8>) -> BTreeMap<PublicKey, Departed> {
+    let who = |number: u8| Departed {
+        peer_id: PeerId(Uuid::from_u128(number.into())),
+        device_id: DeviceId(Uuid::from_u128(1_000 + u128::from(number))),
+        user_id: UserId(Uuid::from_u128(2_000 + u128::from(number))),
+        device_name: "laptop".into(),
+        username: "alice".into(),
+    };
+    numbers.map(|n| (PublicKey::from_bytes([n; 32]).unwrap(), who(n))).collect()
+}
+
+fn mark(xid: u64, kind: &str, ids: Option<Vec<u128>>) -> Mark {
+    let ids = ids.map(|ids| ids.into_iter().map(Uuid::from_u128).collect());
+    Mark { xid, kind: kind.into(), ids }
+}
+
+#[test]
+fn a_withdrawal_has_the_marks_about_its_device_its_user_and_everybody() {
+    let start = SystemTime::UNIX_EPOCH;
+    let mut history = History::new(Duration::ZERO, Withdrawals::default());
+    let marks = vec![
+        mark(1, "device", Some(vec![1_001, 1_002])),
+        mark(2, "user", Some(vec![2_001])),
+        mark(3, "peer", None),
+        mark(4, "setting", Some(Vec::new())),
+    ];
+    history.marks_read(marks, start);
+    history.departed(&departed(1..4));
+    history.applied(|_| false, |_| false, start);
+    let kept = history.take_changed().unwrap();
+    let xids: Vec<Vec<u64>> = kept.peers.values().map(xids_of).collect();
+    assert_eq!(xids, [vec![1, 2, 3, 4], vec![1, 3, 4], vec![3, 4]]);
+    assert_eq!(history.take_changed(), None, "once");
+}
+
+fn xids_of(withdrawal: &Withdrawal) -> Vec<u64> {
+    let mut xids: Vec<u64> = withdrawal.marks.iter().map(|mark| mark.xid).collect();
+    xids.sort_unstable();
+    xids
+}
+
+#[test]
+fn an_epoch_that_comes_back_before_the_answer_is_asked_as_well() {
+    let start = SystemTime::UNIX_EPOCH;
+    let mut history = History::new(Duration::ZERO, Withdrawals::default());
+    assert!(!history.follow("1".into()));
+    history.marks_read(vec![mark(1, "peer", None)], start);
+    history.departed(&departed(1..2));
+    history.applied(|_| false, |_| false, start);
+    assert!(history.follow("2".into()));
+    // The question is open: what the second epoch withdraws meanwhile, the first does not know.
+    history.departed(&departed(2..3));
+    history.applied(|_| false, |_| false, start);
+    assert!(history.follow("1".into()));
+    assert_eq!(history.keeps_out().len(), 2);
+    let now = Instant::now();
+    history.rows_are_read(now);
+    assert_eq!(history.begin_question(now).unwrap().len(), 2);
+    assert!(!history.follow("1".into()), "it is asked already");
+    let [first, second] = [1, 2].map(|number| PublicKey::from_bytes([number; 32]).unwrap());
+    let lost = history.answered(&[second].into(), &[first, second].into(), start);
+    assert_eq!(lost.unwrap(), ["alice's laptop"]);
+    assert_eq!(history.keeps_out(), [second].into());
+    assert!(!history.follow("1".into()));
+}
+
+#[test]
+fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
+    let start = SystemTime::UNIX_EPOCH;
+    let mut history = History::new(Duration::ZERO, Withdrawals::default());
+    history.marks_read(vec![mark(1, "peer", None)], start);
+    history.departed(&departed(1..4));
+    let first = PublicKey::from_bytes([1; 32]).unwrap();
+    history.applied(|_| false, |key| *key == first, start);
+    assert_eq!(history.take_changed().unwrap().peers.len(), 2, "the rows want the first again");
+    let second = PublicKey::from_bytes([2; 32]).unwrap();
+    history.applied(|key| *key == second, |_| false, start);
+    assert_eq!(history.take_changed().unwrap().peers.len(), 1);
+    history.marks_read(vec![mark(2, "peer", None)], start + KEPT_FOR / 2);
+    history.departed(&departed(5..6));
+    history.applied(|_| false, |_| false, start + 2 * KEPT_FOR);
+    assert_eq!(history.take_changed().unwrap().peers.len(), 1);
+    history.applied(|_| false, |_| false, start + 3 * KEPT_FOR);
+    assert_eq!(history.take_changed(), None, "the last good rows are older");
+    history.rows_are_kept(start + KEPT_FOR);
+    history.applied(|_| false, |_| false, start + 2 * KEPT_FOR);
+    assert!(history.take_changed().unwrap().peers.is_empty());
+}
