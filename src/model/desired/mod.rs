@@ -82,6 +82,8 @@ impl Local {
             allow_inbound: false,
             gateway_opens: None,
             networks: Networks::new(pool, self.site_prefixes.iter()),
+            flows_per_address: self.flows_per_address,
+            gate: self.gate.map(|gate| gate.mark),
         }
     }
 }
