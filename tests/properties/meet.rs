@@ -1,13 +1,14 @@
 //! What the meet promises: it only takes away, whatever the rows say and the kernel holds.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use gatepost::model::{DesiredState, ObservedState};
+use gatepost::model::{DesiredState, ObservedState, Profile};
 use gatepost::plan::{Allowed, Fate, ModelKernel, Phase, Plan, Step, meet, narrow};
 use proptest::prelude::*;
 
 use super::packets::{before, kernel_of};
-use super::probes::{Filter, Packet, Probes};
+use super::probes::{Filter, Packet, Probes, lets_through};
 use super::refusals::faults;
 use super::rows::{private_key, tables};
 
@@ -18,6 +19,27 @@ fn narrowing(desired: &DesiredState, observed: &ObservedState) -> Plan {
 
 fn passing(kernel: &ModelKernel, probes: &Probes, desired: &DesiredState) -> BTreeSet<Packet> {
     probes.passing(&kernel.state, &Filter::of(&kernel.state, desired))
+}
+
+/// Few addresses, of which the profiles allow or list some.
+fn addresses() -> impl Iterator<Item = IpAddr> {
+    (0..8)
+        .map(|number| Ipv4Addr::new(10, 0, 0, number).into())
+        .chain((0..8).map(|number| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number).into()))
+}
+
+fn profile() -> impl Strategy<Value = Profile> {
+    let ranges = || prop::collection::vec((0u8..8, 0u8..3), 0..3);
+    let servers = prop::sample::subsequence(addresses().collect::<Vec<_>>(), 0..6);
+    (ranges(), ranges(), servers).prop_map(|(four, six, servers)| Profile {
+        allow4: four.into_iter().map(|(at, more)| range(0x0a00_0000, at, more)).collect(),
+        allow6: six.into_iter().map(|(at, more)| range(0xfd00 << 112, at, more)).collect(),
+        dns_servers: servers.into(),
+    })
+}
+
+fn range<T: Copy + From<u8> + std::ops::Add<Output = T>>(base: T, at: u8, more: u8) -> (T, T) {
+    (base + T::from(at), base + T::from(at + more))
 }
 
 fn is_guarded(kernel: &ModelKernel, desired: &DesiredState) -> bool {
@@ -67,6 +89,7 @@ proptest! {
         }
         let mut observed = kernel.state.clone();
         let mut passed = passing(&kernel, &probes, &new);
+        let began_with = passed.clone();
         let (mut faults, mut all_applied) = (faults.iter().cycle(), true);
         let mut leak = None;
         kernel.apply_plan(
@@ -86,6 +109,12 @@ proptest! {
         if guarded && all_applied {
             let left = passed.difference(&probes.allowed_by(&new)).next().copied();
             prop_assert!(left.is_none(), "still passes: {left:?}\nof {:#?}", first.steps());
+            // Inside the pool no peer has a prefix within another's: nothing else is taken.
+            let pool = new.gateway().vpn_cidr;
+            let allowed = probes.allowed_by(&new);
+            let mut kept = began_with.intersection(&allowed).copied();
+            let lost = kept.find(|it| pool.contains(&it.source) && !passed.contains(it));
+            prop_assert!(lost.is_none(), "taken away: {lost:?}\nof {:#?}", first.steps());
         }
         // The refusals stop.
         let again = narrowing(&new, &kernel.state);
@@ -93,6 +122,20 @@ proptest! {
         let left = narrowing(&new, &kernel.state);
         prop_assert!(left.is_empty(), "left to do: {:#?}", left.steps());
         prop_assert!(kernel.state.peers.keys().all(|key| new.peers().contains_key(key)));
+    }
+
+    #[test]
+    fn what_two_profiles_both_allow_is_what_each_of_them_allows(one in profile(), other in profile()) {
+        let both = one.meet(&other);
+        for address in addresses() {
+            for dns in [false, true] {
+                let each = lets_through(&one, address, dns) && lets_through(&other, address, dns);
+                prop_assert_eq!(lets_through(&both, address, dns), each, "{} {}", address, dns);
+            }
+        }
+        prop_assert!(both.dns_servers.is_sorted_by(|one, next| one < next));
+        prop_assert_eq!(&both, &other.meet(&one));
+        prop_assert!(both.is_within(&one) && both.is_within(&other));
     }
 
     #[test]

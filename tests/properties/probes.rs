@@ -22,7 +22,7 @@ use ipnet::IpNet;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Packet {
     pub sender: PublicKey,
-    source: IpAddr,
+    pub source: IpAddr,
     pub destination: IpAddr,
     dns: bool,
 }
@@ -38,7 +38,7 @@ pub fn sender(peers: &BTreeMap<PublicKey, Peer>, source: IpAddr) -> Option<Publi
     longest(held, source)
 }
 
-fn lets_through(profile: &Profile, destination: IpAddr, dns: bool) -> bool {
+pub fn lets_through(profile: &Profile, destination: IpAddr, dns: bool) -> bool {
     profile.allows(destination) || dns && profile.dns_servers.contains(&destination)
 }
 
