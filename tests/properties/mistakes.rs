@@ -9,8 +9,11 @@ use super::guard::{held_back, key, reaches, world_of};
 use super::rows::id;
 use super::world::World;
 
-/// The gateway's network or the rows of all peers are mistaken, and so can be corrected.
-fn mistakes() -> [(&'static str, fn(&mut World, bool)); 3] {
+/// Makes a mistake (`false`), or corrects it (`true`).
+type Mistake = fn(&mut World, bool);
+
+/// Of the gateway's network, or of the rows of all peers.
+fn mistakes() -> [(&'static str, Mistake); 3] {
     [
         ("the pool", |world, right| {
             let pool = if right { "10.64.0.0/27" } else { "10.46.0.0/27" };
