@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{HeldBack, HeldPeer};
+use super::HeldBack;
+use super::peer::HeldPeer;
 
 /// What `gatepost plan` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
