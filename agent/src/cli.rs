@@ -224,7 +224,7 @@ pub struct ProfileArgs {
     /// The gateway, if the device has a peer on several
     #[arg(long, value_name = "NAME")]
     pub gateway: Option<String>,
-    /// Generate another key for the device and write its public key; the former is refused from then on
+    /// Generate another key for the device and write its public key; that gateway refuses the former from then on
     #[arg(long)]
     pub new_key: bool,
     /// File with the device's private key, to print it with the rest, or - for standard input

@@ -103,6 +103,8 @@ pub enum StoreError {
     EnrollmentRefused { message: String, hint: String },
     #[error("role {role} does not exist: create it, or add --create")]
     RoleUnknown { role: String },
+    #[error("the peer's key, or its preshared key, has changed meanwhile: run the command again")]
+    PeerChanged,
     /// Tables of the control plane differ from the expected schema, one line each.
     #[error("tables of this database differ from what gatepost reads; nothing was changed:\n  {}", .0.join("\n  "))]
     Differs(Vec<String>),
@@ -163,6 +165,7 @@ impl StoreError {
             | Self::RowSecurity { .. }
             | Self::GatewayUnknown { .. }
             | Self::EnrollmentRefused { .. }
+            | Self::PeerChanged
             | Self::Differs(_)
             | Self::Migration { .. }
             | Self::Query { .. }

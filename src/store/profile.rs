@@ -28,6 +28,10 @@ pub struct FoundPeer {
     pub endpoint: String,
     /// `gateways.public_key`.
     pub gateway_key: String,
+    /// `wireguard_peers.public_key`.
+    public_key: String,
+    /// `wireguard_peers.preshared_key_ciphertext`.
+    envelope: Option<String>,
 }
 
 /// Another key of a peer, with the envelope of its preshared key sealed for it.
@@ -54,7 +58,8 @@ impl ProfileDesk {
     /// # Errors
     /// [`StoreError::NotOwner`], or another of the connection.
     pub async fn find(&self, user: &str, device: &str) -> Result<Vec<FoundPeer>, StoreError> {
-        let query = "select p.id, g.name::text, g.endpoint::text, g.public_key::text \
+        let query = "select p.id, g.name::text, g.endpoint::text, g.public_key::text, \
+            p.public_key::text, p.preshared_key_ciphertext::text \
             from public.wireguard_peers p \
             join public.devices d on d.id = p.device_id and d.deleted_at is null \
             join public.users u on u.id = d.user_id and u.deleted_at is null \
@@ -71,6 +76,8 @@ impl ProfileDesk {
                 gateway: text(1)?,
                 endpoint: text(2)?,
                 gateway_key: text(3)?,
+                public_key: text(4)?,
+                envelope: columns.get::<Option<Text<'_>>>(5)?.map(|text| text.0.into_owned()),
             })
         });
         found.collect()
@@ -93,36 +100,58 @@ impl ProfileDesk {
         Ok(read.map_err(|error| self.failed(error))??.0)
     }
 
-    /// Writes that a profile was issued, and the peer's other key if it has one. Returns the profile's
-    /// number: the first keeps the row's.
+    /// Writes that a profile was issued, and the peer's other key if it has one, in a transaction that
+    /// [`Self::commit`] ends: without that, nothing is written. Returns the profile's number: the first
+    /// keeps the row's.
     ///
     /// # Errors
-    /// [`StoreError::NotOwner`], or another of the connection. Then nothing is written.
+    /// [`StoreError::PeerChanged`]: the peer no longer has the key or the envelope that was found;
+    /// [`StoreError::NotOwner`], or another of the connection.
     pub async fn issue(
         &self,
-        peer_id: PeerId,
+        found: &FoundPeer,
         rekeyed: Option<&Rekeyed>,
     ) -> Result<i32, StoreError> {
-        let issue = "with device as (
+        let issue = "with peer as (
+                update public.wireguard_peers set
+                    last_profile_issued_at = now(),
+                    profile_revision =
+                        profile_revision + (last_profile_issued_at is not null)::integer,
+                    public_key = coalesce($2, public_key),
+                    preshared_key_ciphertext =
+                        case when $2 is null then preshared_key_ciphertext else $3 end,
+                    updated_at = now()
+                where id = $1 and deleted_at is null and public_key::text = $4
+                    and preshared_key_ciphertext::text is not distinct from $5
+                returning device_id, profile_revision
+            ), device as (
                 update public.devices d set public_key = $2, updated_at = now()
-                from public.wireguard_peers p
-                where $2 is not null and p.id = $1 and p.device_id = d.id and p.deleted_at is null
+                from peer where $2 is not null and d.id = peer.device_id
             )
-            update public.wireguard_peers set
-                last_profile_issued_at = now(),
-                profile_revision = profile_revision + (last_profile_issued_at is not null)::integer,
-                public_key = coalesce($2, public_key),
-                preshared_key_ciphertext =
-                    case when $2 is null then preshared_key_ciphertext else $3 end,
-                updated_at = now()
-            where id = $1 and deleted_at is null
-            returning profile_revision";
+            select profile_revision from peer";
         let key = rekeyed.map(|rekeyed| rekeyed.public_key.to_string());
         let envelope = rekeyed.and_then(|rekeyed| rekeyed.envelope.as_deref());
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&peer_id.0, Type::UUID), (&key, Type::TEXT), (&envelope, Type::TEXT)];
-        let row = self.client.query_typed_one(issue, &parameters).await;
-        Columns::of(&row.map_err(|error| self.failed(error))?, DOING).get(0)
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&found.peer_id.0, Type::UUID),
+            (&key, Type::TEXT),
+            (&envelope, Type::TEXT),
+            (&found.public_key, Type::TEXT),
+            (&found.envelope, Type::TEXT),
+        ];
+        self.client.batch_execute("begin").await.map_err(|error| self.failed(error))?;
+        let row = self.client.query_typed(issue, &parameters).await;
+        match row.map_err(|error| self.failed(error))?.first() {
+            Some(row) => Columns::of(row, DOING).get(0),
+            None => Err(StoreError::PeerChanged),
+        }
+    }
+
+    /// Commits what [`Self::issue`] wrote.
+    ///
+    /// # Errors
+    /// Any of the connection.
+    pub async fn commit(&self) -> Result<(), StoreError> {
+        self.client.batch_execute("commit").await.map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: tokio_postgres::Error) -> StoreError {

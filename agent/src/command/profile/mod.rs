@@ -19,7 +19,7 @@ use crate::database;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::key_file::{self, KeyFileError};
-use crate::output::{print, print_json};
+use crate::output::print;
 use crate::runtime;
 use text::{Profile, qr_code};
 
@@ -58,7 +58,7 @@ pub enum ProfileError {
     QrCode(qrcode::types::QrError),
 }
 
-/// Prints the profile, and writes that it was issued.
+/// Prints the profile, and writes that it was issued: if it cannot be printed, nothing is written.
 ///
 /// # Errors
 /// [`ProfileError`]; what keeps the database from being read or written.
@@ -71,11 +71,13 @@ pub fn profile(config: &Config, args: &ProfileArgs) -> Result<Exit, CommandError
     };
     let options = database::options(config)?;
     let runtime = runtime::on_this_thread()?;
-    let (desk, found, rows) = runtime.block_on(async {
+    let (desk, found, rows, others) = runtime.block_on(async {
         let desk = ProfileDesk::open(&options).await?;
-        let found = choose(desk.find(user, device).await?, who, args.gateway.as_deref())?;
+        let mut others = desk.find(user, device).await?;
+        let found = choose(others.clone(), who, args.gateway.as_deref())?;
+        others.retain(|other| other.peer_id != found.peer_id);
         let rows = desk.rows(&found.gateway).await?;
-        Ok::<_, CommandError>((desk, found, rows))
+        Ok::<_, CommandError>((desk, found, rows, others))
     })?;
     let desired = evaluate(config, rows)?;
     let Some((row, standing)) = desired.rows().find(|(row, _)| row.id == found.peer_id) else {
@@ -84,16 +86,34 @@ pub fn profile(config: &Config, args: &ProfileArgs) -> Result<Exit, CommandError
     warn_unless_admitted(who, standing);
     let keys = Keys::of(args, row, &desired, psk_keys.as_ref())?;
     let mut profile = describe(&found, row, &desired, keys.clone())?;
-    let issued = runtime.block_on(desk.issue(row.id, keys.rekeyed.as_ref()));
-    profile.revision = issued?;
-    if args.json {
-        print_json(&profile.json())?;
-    } else if args.qr {
-        print(&qr_code(&profile.text()).map_err(ProfileError::QrCode)?)?;
-    } else {
-        print(&profile.text())?;
+    profile.revision = runtime.block_on(desk.issue(&found, keys.rekeyed.as_ref()))?;
+    // A key that could not be shown or printed must not replace the former.
+    print(&rendered(&profile, args)?)?;
+    runtime.block_on(desk.commit())?;
+    if args.new_key {
+        warn_of_former_keys(who, &others);
     }
     Ok(Exit::Success)
+}
+
+fn rendered(profile: &Profile, args: &ProfileArgs) -> Result<String, ProfileError> {
+    if args.json {
+        Ok(format!("{:#}\n", profile.json()))
+    } else if args.qr {
+        qr_code(&profile.text()).map_err(ProfileError::QrCode)
+    } else {
+        Ok(profile.text())
+    }
+}
+
+/// Each peer has a key of its own: another key of one changes nothing on other gateways.
+fn warn_of_former_keys(who: &str, others: &[FoundPeer]) {
+    for FoundPeer { gateway, .. } in others {
+        tracing::warn!(
+            "the key that {who} has on gateway {gateway} stays valid: to replace it, too, run this \
+             with --gateway {gateway}"
+        );
+    }
 }
 
 /// The peer that is meant.
