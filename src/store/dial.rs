@@ -59,14 +59,19 @@ impl Dialer {
         if !is_about_secrets(error) {
             return first;
         }
-        let renewed = tokio::task::spawn_blocking(move || read(&source)).await;
+        let asked = source.clone();
+        let renewed = tokio::task::spawn_blocking(move || read(&asked)).await;
         match renewed {
             Ok(Ok(renewed)) if renewed.secrets != target.secrets => {
                 let again = dial(&renewed, application_name).await;
                 if again.is_ok() {
                     tracing::info!("read the database's password and certificates again");
                 }
-                self.lock().target = renewed;
+                let mut current = self.lock();
+                // A newer source may be followed meanwhile.
+                if current.source.as_ref().is_some_and(|it| Arc::ptr_eq(it, &source)) {
+                    current.target = renewed;
+                }
                 again
             }
             Ok(Err(why)) => {

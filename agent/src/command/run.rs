@@ -3,7 +3,7 @@
 use std::time::{Instant, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::command::status::describe;
@@ -116,7 +116,9 @@ impl Signals {
     /// SIGTERM and SIGINT stop the loop; SIGHUP makes it read its configuration and compare
     /// everything again.
     async fn handle(mut self, watcher: Watcher, mut reloader: Reloader, stop: watch::Sender<bool>) {
-        let mut resyncs = JoinSet::new();
+        let (rereads, received) = mpsc::unbounded_channel();
+        let mut following = JoinSet::new();
+        following.spawn(follow(watcher, received));
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => stop_loop(&stop, "SIGTERM"),
@@ -124,9 +126,9 @@ impl Signals {
                 _ = self.hangup.recv() => {
                     // A few small files; nothing else waits for this task meanwhile.
                     let reread = tokio::task::block_in_place(|| reloader.reload());
-                    resyncs.spawn(reload(watcher.clone(), reread));
+                    // `follow` ends only after this.
+                    let _ = rereads.send(reread);
                 }
-                Some(_) = resyncs.join_next() => {}
             }
         }
     }
@@ -138,13 +140,28 @@ fn stop_loop(stop: &watch::Sender<bool>, signal: &str) {
     stop.send_replace(true);
 }
 
-/// Follows what was read again, and compares everything. systemd sees it as a reload, but not before
-/// the agent is ready: the end of a reload would tell systemd that it is.
-async fn reload(watcher: Watcher, reread: Result<Reread, String>) {
-    let ready = watcher.status.borrow().state.is_ready();
-    if ready {
-        systemd::notify_reloading();
+/// Follows what was read again, in the order of the signals, and compares everything. systemd sees it
+/// as a reload, but not before the agent is ready: the end of a reload would tell systemd that it is.
+async fn follow(watcher: Watcher, mut rereads: mpsc::UnboundedReceiver<Result<Reread, String>>) {
+    let mut resyncs = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(reread) = rereads.recv() => {
+                let ready = watcher.status.borrow().state.is_ready();
+                if ready {
+                    systemd::notify_reloading();
+                }
+                pass_on(&watcher, reread).await;
+                // Newer options do not wait for the end of a comparison.
+                resyncs.spawn(resync(watcher.clone(), ready));
+            }
+            Some(_) = resyncs.join_next() => {}
+            else => return,
+        }
     }
+}
+
+async fn pass_on(watcher: &Watcher, reread: Result<Reread, String>) {
     match reread {
         Ok(Reread { options, need_restart }) => {
             tracing::info!(signal = "SIGHUP", "SIGHUP: read configuration and secrets again");
@@ -161,6 +178,9 @@ async fn reload(watcher: Watcher, reread: Result<Reread, String>) {
             "SIGHUP: the former configuration and secrets stay in force: {why}"
         ),
     }
+}
+
+async fn resync(watcher: Watcher, ready: bool) {
     tracing::info!(signal = "SIGHUP", "SIGHUP: comparing everything again");
     let (answer, answered) = oneshot::channel();
     let asked = watcher.asks.send(Ask::Resync(answer)).await.is_ok();
