@@ -130,7 +130,7 @@ impl Machine {
                 self.outbox.reported(&mut sent, self.source.is_connected(), now.instant);
                 self.notices.reported(&sent, now.instant);
             }
-            Event::PeersAsked => self.mirror.want_reading("peers asked for"),
+            Event::PeersAsked => self.mirror.peers_asked(now.instant),
             Event::Hosts(hosts) => self.outbox.hosts(hosts),
             Event::Resync => {
                 self.source.want(ReadKind::Everything);

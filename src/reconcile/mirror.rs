@@ -8,7 +8,7 @@ use parking_lot::RwLockReadGuard;
 use super::clock::{Clocks, Now};
 use super::event::Action;
 use super::handshakes::Handshakes;
-use super::options::Timing;
+use super::options::{Timing, affordable_after};
 use super::session::is_alive;
 use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
@@ -39,6 +39,8 @@ pub(super) struct Mirror {
     /// When the reading under way, or the last one, began.
     began_at: Instant,
     ended_at: Option<Instant>,
+    /// Until then questions are answered from the last reading; `None`: one is under way.
+    rests_until: Option<Instant>,
     /// Between two complete readings; longer where one takes long.
     interval: Duration,
     next_reading: Instant,
@@ -102,6 +104,7 @@ pub(super) struct MirrorView<'a> {
     pub read_at: Option<SystemTime>,
     pub error: Option<&'a str>,
     pub reading_wanted: bool,
+    pub rests_until: Option<Instant>,
     pub readings: u64,
 }
 
@@ -121,6 +124,7 @@ impl Mirror {
             error: None,
             began_at: now.instant,
             ended_at: None,
+            rests_until: Some(now.instant),
             interval: timing.compare_interval(),
             next_reading: now.instant,
             backend: None,
@@ -148,6 +152,7 @@ impl Mirror {
             read_at: self.read_at,
             error: self.error.as_deref(),
             reading_wanted: self.wants_reading(),
+            rests_until: self.rests_until,
             readings: self.readings,
         }
     }
@@ -229,6 +234,14 @@ impl Mirror {
         }
     }
 
+    /// Somebody asks for the peers. However often that happens, readings take no greater share of the
+    /// time than those that nobody asks for.
+    pub fn peers_asked(&mut self, now: Instant) {
+        if self.rests_until.is_some_and(|until| until <= now) {
+            self.want_reading("peers asked for");
+        }
+    }
+
     /// A heartbeat is due: a complete reading if one is near, else a glance.
     pub fn want_beat(&mut self, now: Instant) {
         if self.next_reading <= now + self.timing.heartbeat / 2 {
@@ -271,6 +284,7 @@ impl Mirror {
         self.announced = false;
         self.next_reading = now + self.timing.compare_interval();
         self.began_at = now;
+        self.rests_until = None;
         self.readings += 1;
         self.job = Job::Look;
         Some(Action::Observe)
@@ -327,6 +341,7 @@ impl Mirror {
     fn look_ended(&mut self, now: Instant) {
         self.job = Job::None;
         self.ended_at = Some(now);
+        self.rests_until = Some(now + affordable_after(now.duration_since(self.began_at)));
     }
 
     /// A glance ended. Says whether it found everything as it is known to be; whatever is wrong, a

@@ -101,7 +101,11 @@ impl Timing {
     /// Between two complete readings of the kernel where one takes this long.
     #[must_use]
     pub fn compare_interval_after(&self, took: Duration) -> Duration {
-        let affordable = took.saturating_mul(READING_SHARE).min(LONGEST_COMPARE_INTERVAL);
-        self.compare_interval().max(affordable)
+        self.compare_interval().max(affordable_after(took))
     }
+}
+
+/// How long readings rest after one that took this long.
+pub(super) fn affordable_after(took: Duration) -> Duration {
+    took.saturating_mul(READING_SHARE).min(LONGEST_COMPARE_INTERVAL)
 }

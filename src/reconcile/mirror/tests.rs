@@ -51,6 +51,31 @@ fn a_reading_that_takes_long_is_made_less_often_and_heartbeats_glance() {
     assert!(mirror.wants_reading());
 }
 
+#[test]
+fn however_often_peers_are_asked_for_readings_take_no_greater_share_of_the_time() {
+    const MS: Duration = Duration::from_millis(1);
+    let start = Instant::now();
+    let mut mirror = mirror(start);
+    let (mut began, mut failed) = (0, false);
+    // Each reading takes 5 ms, every second one fails, and each millisecond brings a question.
+    let mut ends_at = None;
+    for now in (0..3_000).map(|ms| start + ms * MS) {
+        if ends_at.take_if(|at| *at <= now).is_some() {
+            match failed {
+                true => mirror.reading_failed("no answer".into(), 30 * SECOND, now),
+                false => drop(mirror.end_reading(Reading::default(), by_both(now))),
+            }
+            failed = !failed;
+        }
+        mirror.peers_asked(now);
+        if mirror.begin_reading(now).is_some() {
+            began += 1;
+            ends_at = Some(now + 5 * MS);
+        }
+    }
+    assert_eq!(began, 3, "one at once, and one a second");
+}
+
 /// A reading that takes a second costs a 200th of the time at most each 200 s, and at least one
 /// in 60 s is made.
 const LONG_INTERVAL: Duration = Duration::from_secs(60);

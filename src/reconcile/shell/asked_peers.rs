@@ -1,4 +1,5 @@
-//! The list of peers, as the kernel counts them at the time of the question.
+//! The list of peers, as the kernel counts them at the time of the question, or shortly before: questions
+//! cause no more readings than the agent affords.
 
 use std::time::Duration;
 
@@ -29,10 +30,12 @@ impl<D: Dataplane + 'static> Shell<D> {
         self.tell(Event::PeersAsked);
     }
 
-    /// Answers those for whom the kernel was read, or who have waited long enough.
+    /// Answers those for whom the kernel was read, or need not be, or who have waited long enough.
     pub(super) fn answer_peers(&mut self) {
         let (view, now) = (self.machine.view(), Instant::now());
-        let is_ready = |it: &mut AskedPeers| it.until <= now || view.read_at() != it.former;
+        let rests = view.rests(now.into_std());
+        let is_ready =
+            |it: &mut AskedPeers| rests || it.until <= now || view.read_at() != it.former;
         for asked in self.asked_peers.extract_if(.., is_ready) {
             // The asker may be gone.
             drop(asked.answer.send(view.peers()));

@@ -10,6 +10,7 @@ mod who;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Instant;
 
 use ipnet::IpNet;
 
@@ -194,6 +195,12 @@ impl View<'_> {
     #[must_use]
     pub fn read_at(&self) -> Option<status::Timestamp> {
         self.mirror.read_at.map(status::Timestamp)
+    }
+
+    /// Whether questions are answered from the last reading, as another would cost too much now.
+    #[must_use]
+    pub fn rests(&self, now: Instant) -> bool {
+        self.mirror.rests_until.is_some_and(|until| until > now)
     }
 
     /// How many comparisons operators asked for.
