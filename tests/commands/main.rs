@@ -12,5 +12,6 @@ mod keys;
 mod operate;
 #[path = "../support/postgres.rs"]
 mod postgres;
+mod profile;
 mod secrets;
 mod units;
