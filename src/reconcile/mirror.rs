@@ -1,5 +1,7 @@
 //! The kernel's side: the last reading, how far it can be trusted, and when to read again.
 
+mod work;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +15,7 @@ use super::session::is_alive;
 use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 use crate::plan::{Plan, Step};
+use work::{Job, Trust, Wanted};
 
 /// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
 /// us) must not become a storm of dumps.
@@ -53,35 +56,6 @@ pub(super) struct Mirror {
     /// This host's time of the last complete reading.
     read_at: Option<SystemTime>,
     readings: u64,
-}
-
-/// What the reading that we hold is worth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trust {
-    /// A write was refused, and perhaps applied in part: no plan is made from this reading.
-    Doubtful,
-    /// Read once, and changed since by acknowledged writes.
-    Kept,
-    /// As `Kept`, and a glance just found the kernel to agree. No proof was made from that yet.
-    Glanced,
-    /// Just read. No plan was made from it yet.
-    Fresh,
-}
-
-/// What is to be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Wanted {
-    Nothing,
-    Glance,
-    Reading { why: String },
-}
-
-/// The work on the kernel that is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Job {
-    None,
-    Look,
-    Apply,
 }
 
 /// What a complete reading shows.

@@ -1,0 +1,30 @@
+//! What a reading is worth, and what is to be done on the kernel.
+
+/// What the reading that we hold is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// A write was refused, and perhaps applied in part: no plan is made from this reading.
+    Doubtful,
+    /// Read once, and changed since by acknowledged writes.
+    Kept,
+    /// As `Kept`, and a glance just found the kernel to agree. No proof was made from that yet.
+    Glanced,
+    /// Just read. No plan was made from it yet.
+    Fresh,
+}
+
+/// What is to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Nothing,
+    Glance,
+    Reading { why: String },
+}
+
+/// The work on the kernel that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Job {
+    None,
+    Look,
+    Apply,
+}
