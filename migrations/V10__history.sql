@@ -64,20 +64,14 @@ begin
     execute replace(present, 'epoch := gatepost.epoch();', 'epoch := since_epoch;');
 end $$;
 
--- No function that every agent calls waits for a lock that another gateway's session may hold.
+-- No function that every agent calls waits for a lock that another gateway's session may hold: each
+-- gateway writes its own row alone.
 create or replace function gatepost.attach(listens boolean) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     insert into gatepost.attached as a (gateway_id, listens, at)
     values (gatepost.me(), attach.listens, now())
     on conflict (gateway_id) do update set listens = excluded.listens, at = excluded.at;
-    delete from gatepost.attached a
-    where a.gateway_id in (
-        select o.gateway_id
-        from gatepost.attached o
-        where o.at < now() - interval '1 day'
-        for update skip locked
-    );
     return (
         select count(*) from gatepost.attached a where a.at > now() - interval '5 minutes'
     );

@@ -660,14 +660,6 @@ begin
     insert into gatepost.attached as a (gateway_id, listens, at)
     values (me, attach.listens, now())
     on conflict (gateway_id) do update set listens = excluded.listens, at = excluded.at;
-    -- No function that every agent calls waits for a lock that another gateway's session may hold.
-    delete from gatepost.attached a
-    where a.gateway_id in (
-        select o.gateway_id
-        from gatepost.attached o
-        where o.at < now() - interval '1 day'
-        for update skip locked
-    );
     begin
         perform gatepost.merge_of(me, interval '30 seconds');
     exception when others then

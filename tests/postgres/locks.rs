@@ -70,11 +70,11 @@ async fn open_transaction_of_one_gateway_holds_up_no_other() {
         and proname not in ('enroll', 'snapshot_gateway')";
     let row = world.admin.query_one(callable, &[]).await.unwrap();
     assert_eq!(called, row.get::<_, Vec<String>>(0).into_iter().collect(), "calls everything");
-    // Its agent was away for two days. Old marks are to be pruned, and new ones to be addressed.
+    // Both agents were away for two days. Old marks are to be pruned, and new ones to be addressed.
     world
         .run(
             "insert into gatepost.attached
-                 select id, true, now() - interval '2 days' from gateways where name = 'g2';
+                 select id, true, now() - interval '2 days' from gateways;
              update devices set status = 'blocked';
              update gatepost.change set at = now() - interval '3 days'",
         )
@@ -88,7 +88,6 @@ async fn open_transaction_of_one_gateway_holds_up_no_other() {
     // And what it did not commit is done later.
     stolen.batch_execute("rollback").await.unwrap();
     call_all(&mine, ann.device).await;
-    assert_eq!(world.count("select count(*) from gatepost.attached").await, 1);
 }
 
 /// The session of a stolen login holds a transaction open after each function that it may call.
