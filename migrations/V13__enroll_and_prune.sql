@@ -6,7 +6,7 @@ set local search_path = pg_catalog, pg_temp;
 
 alter table gatepost.gateway_role add column may_enroll boolean not null default false;
 comment on column gatepost.gateway_role.may_enroll is
-    'Whether gatepost.enroll() may change the row of a gateway that has one. The change takes it back. A role that was granted before the gateway had a row needs no permission for its first enrolment.';
+    'Whether gatepost.enroll() may change the row of a gateway that has one. The change takes it back, and so does a grant for another gateway. A role that was granted before the gateway had a row needs no permission for its first enrolment.';
 
 drop function gatepost.enroll(text, text, text, integer, cidr, text[]);
 
@@ -26,9 +26,10 @@ declare
         or has_table_privilege(session_user, 'public.gateways', 'insert');
     bound record;
     present record;
+    is_same boolean;
     id uuid;
 begin
-    select coalesce(g.name, r.gateway_name) as gateway into bound
+    select coalesce(g.name, r.gateway_name) as gateway, r.gateway_id into bound
     from gatepost.gateway_role r
     left join public.gateways g on g.id = r.gateway_id
     where r.role_name = session_user;
@@ -59,6 +60,12 @@ begin
             errcode = 'GP002',
             message = format('there is no gateway named %s', name),
             hint = 'give endpoint, listen port and vpn_cidr to make it';
+    elsif present.id <> bound.gateway_id then
+        raise exception using
+            errcode = 'GP006',
+            message = format('role %s is bound to a former gateway %s with id %s, and the present one '
+                'has id %s', session_user, name, bound.gateway_id, present.id),
+            hint = format('run `gatepost grant %s %s`', name, session_user);
     elsif present.deleted_at is not null then
         raise exception using
             errcode = 'GP002',
@@ -79,11 +86,13 @@ begin
                     session_user) end);
     end if;
     id := coalesce(present.id, gen_random_uuid());
+    is_same := coalesce(present.is_same, false);
 
     update gatepost.gateway_role r
-    set may_enroll = false, gateway_id = id
-    where r.role_name = session_user and (r.may_enroll or r.gateway_id is null);
-    if not found and not is_owner and present.is_same is not true then
+    set may_enroll = r.may_enroll and is_same, gateway_id = id
+    where r.role_name = session_user
+        and (r.gateway_id is null or (not is_same and (r.may_enroll or is_owner)));
+    if not found and not is_owner and not is_same then
         raise exception using
             errcode = 'GP008',
             message = format('role %s has enrolled gateway %s before, and may not change its row again',
@@ -95,7 +104,7 @@ begin
     select session_user, name, id where bound.gateway is null
     on conflict (role_name) do nothing;
 
-    if present.is_same then
+    if is_same then
         return id;
     elsif present.id is null then
         insert into public.gateways (
@@ -112,7 +121,13 @@ begin
             vpn_cidr = coalesce(vpn_cidr, g.vpn_cidr),
             dns_servers = coalesce(dns_servers, g.dns_servers),
             updated_at = now()
-        where g.id = id;
+        where g.id = id and g.public_key = present.public_key and g.deleted_at is null;
+        if not found then
+            raise exception using
+                errcode = 'GP008',
+                message = format('another transaction has just changed the row of gateway %s', name),
+                hint = 'run `gatepost enroll` again';
+        end if;
     end if;
     insert into public.audit_logs (
         id, event_type, entity_type, entity_id, status, message, metadata

@@ -112,7 +112,9 @@ async fn attempt(
                  insert into gatepost.gateway_role as r (role_name, gateway_name, gateway_id)
                  values ($2::name, $1, (select id from public.gateways where name = $1))
                  on conflict (role_name) do update set gateway_name = excluded.gateway_name,
-                     gateway_id = excluded.gateway_id, granted_at = now()
+                     gateway_id = excluded.gateway_id, granted_at = now(),
+                     may_enroll = r.may_enroll and (r.gateway_name, r.gateway_id)
+                         is not distinct from (excluded.gateway_name, excluded.gateway_id)
                  returning r.gateway_id is not null as gateway_exists
              )
              select (select gateway_name from former where gateway_name <> $1),
@@ -158,9 +160,10 @@ async fn ensure_role(
 }
 
 /// Before the migrations the group role does not exist, which makes `pg_has_role` fail, or, where another
-/// database of the server has it, the table of the grants.
+/// database of the server has it, the table of the grants, or one of its columns.
 fn missing_is_unmigrated(place: &Place, error: tokio_postgres::Error) -> StoreError {
-    let missing = [SqlState::UNDEFINED_OBJECT, SqlState::UNDEFINED_TABLE];
+    let missing =
+        [SqlState::UNDEFINED_OBJECT, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN];
     if error.code().is_some_and(|code| missing.contains(code)) {
         return StoreError::Unmigrated { place: Box::new(place.clone()) };
     }

@@ -289,6 +289,68 @@ async fn a_role_enrolls_once_and_again_only_after_a_grant() {
 }
 
 #[tokio::test]
+async fn a_permission_to_enroll_holds_for_one_change_of_one_gateway() {
+    const OTHER_KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+    let world = World::new().await;
+    let admin = options("postgres", &world.database);
+    world
+        .run(&format!(
+            "insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
+             values ('g7', 'vpn:51820', '{KEY}', 51820, '10.7.0.0/16')"
+        ))
+        .await;
+    let role = format!("{}_g7", world.database);
+    grant(&admin, "g7", &role, &CreateRole::IfAbsent(None)).await.unwrap();
+    let store = Store::connect(&options(&role, &world.database)).unwrap();
+    let at = |endpoint: &str| Enrollment { endpoint: Some(endpoint.into()), ..enrollment("g7") };
+
+    // What changes nothing uses up nothing.
+    allow_enrollment(&admin, &role).await.unwrap();
+    store.enroll(&enrollment("g7")).await.unwrap();
+    store.enroll(&at("first:51820")).await.unwrap();
+    store.enroll(&at("second:51820")).await.unwrap_err();
+
+    // A grant for another gateway takes the permission back.
+    allow_enrollment(&admin, &role).await.unwrap();
+    grant(&admin, "g1", &role, &CreateRole::No).await.unwrap();
+    grant(&admin, "g7", &role, &CreateRole::No).await.unwrap();
+    store.enroll(&at("second:51820")).await.unwrap_err();
+
+    // The control plane replaces the key meanwhile: its key stays.
+    allow_enrollment(&admin, &role).await.unwrap();
+    let replacing =
+        format!("begin; update gateways set public_key = '{OTHER_KEY}' where name = 'g7'");
+    let plane = client("postgres", &world.database).await;
+    plane.batch_execute(&replacing).await.unwrap();
+    let enrolling = tokio::spawn(async move { (store.enroll(&at("second:51820")).await, store) });
+    let waiting = format!(
+        "select count(*) from pg_stat_activity where usename = '{role}' and wait_event_type = 'Lock'"
+    );
+    while world.count(&waiting).await == 0 {
+        assert!(!enrolling.is_finished(), "it did not wait");
+        tokio::task::yield_now().await;
+    }
+    plane.batch_execute("commit").await.unwrap();
+    let (enrolled, store) = enrolling.await.unwrap();
+    let error = enrolled.unwrap_err().to_string();
+    assert!(
+        error.contains("another transaction has just changed the row of gateway g7"),
+        "{error}"
+    );
+    let kept = format!("select count(*) from gateways where public_key = '{OTHER_KEY}'");
+    assert_eq!(world.count(&kept).await, 1);
+
+    // Equal values under another id are another gateway.
+    world.run("update gateways set id = gen_random_uuid() where name = 'g7'").await;
+    let same = Enrollment { public_key: OTHER_KEY.parse().unwrap(), ..enrollment("g7") };
+    let error = store.enroll(&same).await.unwrap_err().to_string();
+    assert!(error.contains("bound to a former gateway g7"), "{error}");
+    assert!(error.contains(&format!("`gatepost grant g7 {role}`")), "{error}");
+    grant(&admin, "g7", &role, &CreateRole::No).await.unwrap();
+    store.enroll(&same).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_role_may_not_bind_itself() {
     let world = World::new().await;
     let role = format!("{}_thief", world.database);
