@@ -261,9 +261,15 @@ impl Channel {
     }
 
     fn receive(&mut self) -> Result<usize, NetlinkError> {
-        let len = receive(&self.socket, &mut self.incoming, MsgFlags::empty())?;
-        self.filled = self.filled.max(len);
-        Ok(len)
+        let received = receive(&self.socket, &mut self.incoming, MsgFlags::empty());
+        // Of a datagram that is larger than the buffer, the buffer holds a part.
+        let filled = match &received {
+            Ok(len) => *len,
+            Err(NetlinkError::Socket { errno: Errno::EMSGSIZE, .. }) => self.incoming.len(),
+            Err(_) => 0,
+        };
+        self.filled = self.filled.max(filled);
+        received
     }
 
     /// Erases what was received, because it may have held keys. The rest of the buffer is left

@@ -105,6 +105,18 @@ fn what_was_received_is_erased_when_it_was_read() {
 }
 
 #[test]
+fn a_datagram_that_is_too_large_is_erased_with_the_next_answer() {
+    let large = answer(16, 0, vec![7; buffer().len()]);
+    let (mut channel, kernel) = scripted(vec![vec![large], vec![number(1, 0), done(0)]]);
+    let errno = Errno::EMSGSIZE;
+    assert_eq!(numbers(&mut channel), Err(NetlinkError::Socket { call: "recv", errno }));
+    assert!(channel.incoming.contains(&7));
+    assert_eq!(numbers(&mut channel), Ok(vec![1]));
+    assert!(channel.incoming.iter().all(|byte| *byte == 0));
+    kernel.join().unwrap();
+}
+
+#[test]
 fn a_dump_that_is_never_consistent_is_an_error() {
     let script = vec![vec![number(1, NLM_F_DUMP_INTR), done(0)]; DUMP_TRIES as usize];
     let (mut channel, kernel) = scripted(script);
