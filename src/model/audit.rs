@@ -59,7 +59,7 @@ impl AuditEvents {
     ///
     /// # Errors
     /// The value, or the entry that names no event.
-    pub(super) fn parse(value: &Value) -> Result<Self, &Value> {
+    pub(crate) fn parse(value: &Value) -> Result<Self, &Value> {
         let entries = match value {
             Value::Null => return Ok(Self::default()),
             Value::Array(entries) => entries,
@@ -77,6 +77,10 @@ impl AuditEvents {
                 return Err(entry);
             }
             named.extend(events);
+        }
+        // The database writes a quarantine again only after its release.
+        if named.contains(&AuditEvent::PeerQuarantined) {
+            named.insert(AuditEvent::PeerReleased);
         }
         Ok(Self(Some(named)))
     }
@@ -105,6 +109,8 @@ mod tests {
         assert_eq!(written(&Value::Null).len(), AuditEvent::ALL.len());
         assert_eq!(written(&json!([])), [""; 0]);
         assert_eq!(written(&json!(["peer.revoked", "peer.revoked"])), ["peer.revoked"]);
+        let quarantine = ["peer.quarantined", "peer.released"];
+        assert_eq!(written(&json!(["peer.quarantined"])), quarantine, "each has its end");
         let groups = written(&json!(["policy.*", "gateway.started"]));
         assert_eq!(groups[0], "gateway.started");
         assert!(groups[1..].iter().all(|word| word.starts_with("policy.")) && groups.len() > 3);

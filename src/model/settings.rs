@@ -24,7 +24,7 @@ mod warning;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::policy::Verdict;
 use super::{AuditEvents, SettingRow, check_network};
@@ -108,7 +108,9 @@ impl Settings {
             return warn(SettingFlaw::UnknownKey { nearest: nearest(&row.key, names) });
         };
         let bad = |expected| SettingFlaw::BadValue { value: row.value.as_str().into(), expected };
-        let value = serde_json::from_str(&row.value).unwrap_or(Value::Null);
+        // PostgreSQL's numbers may be larger than any of Rust's. No key takes an object.
+        let value =
+            serde_json::from_str(&row.value).unwrap_or_else(|_| Value::Object(Map::default()));
         let mut boolean = |restricting: bool| {
             boolean(&value).unwrap_or_else(|| {
                 warn(bad(if restricting { TAKEN_FOR_TRUE } else { TAKEN_FOR_FALSE }));
@@ -344,7 +346,7 @@ mod tests {
 
     #[test]
     fn an_unknown_event_is_reported_and_all_events_are_written() {
-        for value in ["[\"peer.revoked\", \"peer.left\"]", "\"peer.*\""] {
+        for value in ["[\"peer.revoked\", \"peer.left\"]", "\"peer.*\"", "[1e400]", "1e400"] {
             let (settings, warnings) = parse(&[
                 ("gateway", "audit_events", "[]"),
                 ("gateway:fra-1", "audit_events", value),

@@ -148,14 +148,22 @@ impl Outbox {
         self.ledger.synced(as_of);
     }
 
-    pub fn audit(&mut self, entries: impl IntoIterator<Item = AuditEntry>) {
-        entries.into_iter().for_each(|entry| self.ledger.audit(entry));
+    /// Notes the entries that are wanted: others would take the place of wanted ones while the database
+    /// is away. Without `events` it is not known yet which those are.
+    pub fn audit(
+        &mut self,
+        entries: impl IntoIterator<Item = AuditEntry>,
+        events: Option<&AuditEvents>,
+    ) {
+        let is_wanted = |event| events.is_none_or(|events| events.contains(event));
+        let entries = entries.into_iter().filter(|entry| is_wanted(entry.event));
+        entries.for_each(|entry| self.ledger.audit(entry));
     }
 
     /// Audits the start of the agent, once it knows its gateway.
     pub fn started(&mut self, desired: &DesiredState) {
         if !std::mem::replace(&mut self.started, true) {
-            self.ledger.audit(audit::started(desired));
+            self.audit([audit::started(desired)], Some(&desired.settings().audit_events));
         }
     }
 
@@ -181,14 +189,20 @@ impl Outbox {
                 connected_at: connected_at.map(|at| now.by_database(at)),
             });
         }
-        self.audit(events.iter().filter_map(|event| audit::session(desired, event)));
+        let entries = events.iter().filter_map(|event| audit::session(desired, event));
+        self.audit(entries, Some(&desired.settings().audit_events));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+    use uuid::Uuid;
+
     use super::*;
+    use crate::model::PolicyId;
     use crate::reconcile::error::DatabaseError;
+    use crate::store::AuditEvent;
 
     fn outbox(now: Instant) -> Outbox {
         let second = Duration::from_secs(1);
@@ -215,6 +229,20 @@ mod tests {
         outbox.reported(&mut Sent::default(), true, now);
         assert!(outbox.begin_report(Some(Mode::Listen), None, now).is_none(), "they are batched");
         assert_eq!(outbox.due(), Some(now + REPORT_GAP));
+    }
+
+    #[test]
+    fn unwanted_entries_take_no_place_of_wanted_ones_while_the_database_is_away() {
+        let mut outbox = outbox(Instant::now());
+        let events = AuditEvents::parse(&json!(["policy.released"])).unwrap();
+        let applied = || audit::applied(PolicyId(Uuid::nil()), "intranet", json!({}));
+        let released = AuditEntry { event: AuditEvent::PolicyReleased, ..applied() };
+        outbox.disconnected();
+        outbox.audit((0..20_000).map(|_| applied()), Some(&events));
+        assert!(outbox.view().is_empty);
+        outbox.audit([released], Some(&events));
+        assert!(!outbox.view().is_empty);
+        assert_eq!(outbox.view().dropped_audit_entries, 0);
     }
 
     #[test]

@@ -254,7 +254,8 @@ impl Machine {
     /// Gives up the pass. What it did so far is reported.
     pub(in crate::reconcile) fn leave(&mut self, now: Now) {
         if let (Some(pass), Some(desired)) = (self.passes.leave(now), self.rows.desired()) {
-            self.outbox.audit(audit::unfinished(&pass, desired.gateway().id));
+            let entries = audit::unfinished(&pass, desired.gateway().id);
+            self.outbox.audit(entries, Some(&desired.settings().audit_events));
         }
     }
 
@@ -362,7 +363,8 @@ impl Machine {
         let changed_since = settled.changed_since.filter(|_| self.proof.is_current());
         let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
         if let Some(desired) = self.rows.desired() {
-            self.outbox.audit(audit::finished(&pass, &settled.policies, desired));
+            let entries = audit::finished(&pass, &settled.policies, desired);
+            self.outbox.audit(entries, Some(&desired.settings().audit_events));
         }
         self.notices.say(pass.into_note());
     }
@@ -406,7 +408,9 @@ impl Machine {
     /// Hands what is to be said to the journal and to the audit log.
     pub(super) fn say(&mut self) -> Vec<Action> {
         let notes = self.notices.take();
-        self.outbox.audit(notes.iter().flat_map(Note::audit_entries));
+        let entries = notes.iter().flat_map(Note::audit_entries);
+        let events = self.rows.desired().map(|desired| &desired.settings().audit_events);
+        self.outbox.audit(entries, events);
         notes.into_iter().map(Action::Say).collect()
     }
 }
