@@ -1,5 +1,6 @@
 -- The statements that take Gatepost out of this database, in order. They leave the tables of the control
--- plane as they are, and fail if an object of somebody else depends on one of Gatepost's.
+-- plane as they are, and fail if something else depends on an object of Gatepost's. $1: the names of its
+-- indexes in schema public, $2: of what its migrations make in schema gatepost.
 with ours as (select to_regnamespace('gatepost') as schema),
 roles as (
     select r.oid, r.rolname
@@ -17,7 +18,7 @@ statements (step, statement) as (
     select 1, format('drop trigger %I on %s', t.tgname, t.tgrelid::regclass)
     from ours o
     join pg_proc p on p.pronamespace = o.schema
-    join pg_trigger t on t.tgfoid = p.oid and t.tgparentid = 0
+    join pg_trigger t on t.tgfoid = p.oid and t.tgparentid = 0 and t.tgname like 'gatepost\_%'
     union all
     select 2, format('drop index public.%I', c.relname)
     from pg_class c
@@ -26,22 +27,22 @@ statements (step, statement) as (
     union all
     select 3, 'drop view ' || string_agg(c.oid::regclass::text, ', ' order by c.relname)
     from ours o
-    join pg_class c on c.relnamespace = o.schema and c.relkind = 'v'
+    join pg_class c on c.relnamespace = o.schema and c.relkind = 'v' and c.relname = any ($2)
     having count(*) > 0
     union all
     select 4, 'drop function ' || string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text)
     from ours o
-    join pg_proc p on p.pronamespace = o.schema
+    join pg_proc p on p.pronamespace = o.schema and p.proname = any ($2)
     having count(*) > 0
     union all
     select 5, 'drop table ' || string_agg(c.oid::regclass::text, ', ' order by c.relname)
     from ours o
-    join pg_class c on c.relnamespace = o.schema and c.relkind = 'r'
+    join pg_class c on c.relnamespace = o.schema and c.relkind = 'r' and c.relname = any ($2)
     having count(*) > 0
     union all
     select 6, 'drop type ' || string_agg(t.oid::regtype::text, ', ' order by t.typname)
     from ours o
-    join pg_type t on t.typnamespace = o.schema
+    join pg_type t on t.typnamespace = o.schema and t.typname = any ($2)
     left join pg_class c on c.oid = t.typrelid
     where t.typtype = 'e' or c.relkind = 'c'
     having count(*) > 0

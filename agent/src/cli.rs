@@ -47,7 +47,7 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Take everything of Gatepost's out of the database again, and leave its tables as they are
+    /// Take Gatepost's triggers, indexes, rights and schema out of the database again
     Unmigrate {
         #[command(flatten)]
         database: DatabaseArgs,

@@ -77,18 +77,48 @@ async fn roles_that_another_database_uses_are_kept() {
 async fn unmigrate_drops_nothing_that_is_not_gateposts() {
     let world = World::new().await;
     let admin = options("postgres", &world.database);
-    world.run("create view latest as select max(version) from gatepost.schema_history").await;
+    let theirs = [
+        (
+            "view public.latest",
+            "view public.latest as select max(version) from gatepost.schema_history",
+        ),
+        ("table gatepost.notes", "table gatepost.notes (id bigserial primary key, note text)"),
+        ("view gatepost.recent", "view gatepost.recent as select * from gatepost.notes"),
+        (
+            "function gatepost.twice(integer)",
+            "function gatepost.twice(integer) returns integer
+             language sql as 'select 2 * $1'",
+        ),
+        (
+            "trigger audit on table public.users",
+            "trigger audit after update on users for each row
+             execute function gatepost.\"TRIGGER\"()",
+        ),
+    ];
+    let trigger_function = "select min(proname)::text from pg_proc
+        where pronamespace = 'gatepost'::regnamespace and prorettype = 'trigger'::regtype";
+    let row = world.admin.query_one(trigger_function, &[]).await.unwrap();
+    for (_, definition) in theirs {
+        world.run(&format!("create {}", definition.replace("TRIGGER", row.get(0)))).await;
+    }
     let error = unmigrate(&admin).await.unwrap_err().to_string();
-    assert!(
-        error.contains("view public.latest depends on table gatepost.schema_history"),
-        "{error}"
-    );
+    let mut listed: Vec<&str> = error.lines().skip(1).map(str::trim).collect();
+    let mut expected = theirs.map(|(object, _)| object);
+    listed.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(listed, expected, "{error}");
+    assert_eq!(unmigration(&admin).await.unwrap_err().to_string(), error);
     // Nothing was changed.
     world.store.snapshot().await.unwrap();
     assert!(world.store.attach(true).await.unwrap().unwatched.is_empty());
 
     // A transaction that has written keeps its tables; the command waits for it.
-    world.run("drop view latest").await;
+    world
+        .run(
+            "drop view latest, gatepost.recent; drop table gatepost.notes;
+             drop function gatepost.twice; drop trigger audit on users",
+        )
+        .await;
     let busy = client("postgres", &world.database).await;
     busy.batch_execute("begin; update devices set name = 'x'").await.unwrap();
     let removing = tokio::spawn(async move { unmigrate(&admin).await });

@@ -41,12 +41,14 @@ fn question(found: &Unmigration) -> String {
             names.join(", ")
         ),
     };
-    format!("{following}Take everything of Gatepost's out of this database?")
+    format!("{following}Take Gatepost's triggers, indexes, rights and schema out of this database?")
 }
 
 fn describe(done: &Unmigration, kept: &[String]) -> String {
     let mut text =
-        "removed everything of Gatepost's; the tables and their rows are as they were\n".to_owned();
+        "removed triggers, indexes, rights and schema gatepost; the control plane's tables and their rows stay, \
+         also tables that `gatepost migrate` made\n"
+            .to_owned();
     for role in kept {
         text.push_str(&format!("kept role {role}\n"));
     }

@@ -1,14 +1,17 @@
 //! Takes everything of Gatepost's out of a database again.
 
 use tokio_postgres::Client;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::{FORMER_INDEXES, Index, Turns, begin, failed, of};
+use super::{FORMER_INDEXES, Index, Turns, begin, embedded, failed, of};
 use crate::store::connect::single;
 use crate::store::error::{Place, StoreError};
 use crate::store::options::ConnectOptions;
 
 const STATEMENTS: &str = include_str!("../../../migrations/unmigrate.sql");
+const FOREIGN: &str = include_str!("../../../migrations/foreign.sql");
+/// These lock a table of the control plane: each gets a transaction of its own.
+const ALONE: [&str; 2] = ["drop trigger ", "drop index "];
 const DROP_ROLE: &str = "drop role ";
 
 /// What [`unmigrate`] does.
@@ -25,31 +28,71 @@ pub struct Unmigration {
 /// Describes what [`unmigrate`] would do. Changes nothing.
 ///
 /// # Errors
-/// Any [`StoreError`] of the connection.
+/// As [`unmigrate`].
 pub async fn unmigration(options: &ConnectOptions) -> Result<Unmigration, StoreError> {
     let target = options.target()?;
     let client = single(&target).await?;
+    refuse_foreign(&client, &target.place).await?;
     describe(&client).await.map_err(|error| of(&target.place, error))
 }
 
-/// Drops triggers, indexes, rights and the schema, in one transaction, and the two roles that
-/// [`migrate`](super::migrate) created, unless another database uses them. Returns what it did, and
-/// why it kept a role that it meant to drop.
+/// Drops triggers and indexes one by one, so that it never holds two tables of the control plane, then the
+/// schema, the rights, and the two roles that [`migrate`](super::migrate) created, unless another database
+/// uses them. Returns what it did, and why it kept a role that it meant to drop.
 ///
 /// # Errors
-/// [`StoreError::Migration`]: something else depends on an object of Gatepost's, or a table stayed in use.
-/// Nothing was changed.
+/// [`StoreError::Migration`]: the schema has objects that no migration made, or something else depends on
+/// one: nothing was changed. Or a table stayed in use: call it again.
 pub async fn unmigrate(options: &ConnectOptions) -> Result<(Unmigration, Vec<String>), StoreError> {
     let target = options.target()?;
     let mut client = single(&target).await?;
     begin(&client).await.map_err(|error| of(&target.place, error))?;
-    let mut turns = Turns::new();
-    loop {
-        match attempt(&mut client, &target.place).await {
-            Err(error) => turns.wait(error).await?,
-            outcome => return outcome,
+    refuse_foreign(&client, &target.place).await?;
+    let found = describe(&client).await.map_err(|error| of(&target.place, error))?;
+    let is_alone = |it: &&String| ALONE.iter().any(|start| it.starts_with(start));
+    let alone = found.statements.iter().take_while(is_alone).count();
+    let (alone, together) = found.statements.split_at(alone);
+    for statement in alone.chunks(1) {
+        in_turns(&mut client, &target.place, statement).await?;
+    }
+    let kept = in_turns(&mut client, &target.place, together).await?;
+    Ok((found, kept))
+}
+
+/// The names of what the migrations make in schema gatepost, or comment on: they derive one function from
+/// another.
+fn made() -> Vec<String> {
+    let mut made = vec!["schema_history".to_owned()];
+    for migration in embedded::migrations::runner().get_migrations() {
+        let words: Vec<&str> = migration.sql().unwrap_or_default().split_whitespace().collect();
+        for window in words.windows(3) {
+            let &[verb, kind, object] = window else { continue };
+            let makes = ["create", "replace", "on"].contains(&verb)
+                && ["table", "view", "function", "type"].contains(&kind);
+            if let (true, Some(name)) = (makes, object.strip_prefix("gatepost.")) {
+                made.push(name.split('(').next().unwrap_or_default().to_owned());
+            }
         }
     }
+    made
+}
+
+async fn refuse_foreign(client: &Client, place: &Place) -> Result<(), StoreError> {
+    let found = async {
+        client.batch_execute("set search_path = pg_catalog, pg_temp").await?;
+        client.query_typed(FOREIGN, &[(&made(), Type::TEXT_ARRAY)]).await
+    };
+    let found = found.await.map_err(|error| of(place, error))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let objects: Vec<String> = found.iter().map(|row| row.get(0)).collect();
+    let message = format!(
+        "Gatepost did not make these, and they are in schema gatepost or depend on it; nothing was \
+         changed. Drop them or move them to another schema first:\n  {}",
+        objects.join("\n  ")
+    );
+    Err(StoreError::Migration { name: "back".into(), source: message.clone().into(), message })
 }
 
 async fn describe(client: &Client) -> Result<Unmigration, tokio_postgres::Error> {
@@ -59,7 +102,9 @@ async fn describe(client: &Client) -> Result<Unmigration, tokio_postgres::Error>
         let rows = client.query_typed(query, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     };
-    let rows = client.query_typed(STATEMENTS, &[(&indexes, Type::TEXT_ARRAY)]).await?;
+    let names: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&indexes, Type::TEXT_ARRAY), (&made(), Type::TEXT_ARRAY)];
+    let rows = client.query_typed(STATEMENTS, &names).await?;
     let statements = rows.iter().map(|row| row.get(0)).collect();
     let mut found = Unmigration { statements, ..Unmigration::default() };
     let exists = async |table: &str| -> Result<bool, tokio_postgres::Error> {
@@ -80,17 +125,33 @@ async fn describe(client: &Client) -> Result<Unmigration, tokio_postgres::Error>
     Ok(found)
 }
 
+/// Runs these in one transaction, and again while it meets a lock.
+async fn in_turns(
+    client: &mut Client,
+    place: &Place,
+    statements: &[String],
+) -> Result<Vec<String>, StoreError> {
+    let mut turns = Turns::new();
+    loop {
+        match attempt(client, place, statements).await {
+            Err(error) => turns.wait(error).await?,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Returns which roles were kept, and why.
 async fn attempt(
     client: &mut Client,
     place: &Place,
-) -> Result<(Unmigration, Vec<String>), StoreError> {
+    statements: &[String],
+) -> Result<Vec<String>, StoreError> {
     let failed = |error| failed(place, "back", error);
-    let found = describe(client).await.map_err(failed)?;
     let mut transaction = client.transaction().await.map_err(failed)?;
     // Nothing queues for long behind this session.
     transaction.batch_execute("set local lock_timeout = '500ms'").await.map_err(failed)?;
     let mut kept = Vec::new();
-    for statement in &found.statements {
+    for statement in statements {
         let Some(role) = statement.strip_prefix(DROP_ROLE) else {
             transaction.batch_execute(statement).await.map_err(failed)?;
             continue;
@@ -107,5 +168,5 @@ async fn attempt(
         }
     }
     transaction.commit().await.map_err(failed)?;
-    Ok((found, kept))
+    Ok(kept)
 }
