@@ -1,6 +1,7 @@
 //! docs/operate.md: its commands run, and its runbook knows every entry of the journal.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 
 use crate::documents::{Site, blocks, root};
 use crate::gatepost::mode;
@@ -33,6 +34,10 @@ fn the_commands_of_the_operators_page_run() {
     let public = || site.gatepost.run(&["key", "public"]).must_exit(0).stdout.trim().to_owned();
     site.gatepost.write("psk.keys", "k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=\n");
     site.gatepost.write("db.password", "former\n");
+    // As the group of the agent's user reads them.
+    for name in ["psk.keys", "db.password"] {
+        fs::set_permissions(site.gatepost.path(name), Permissions::from_mode(0o640)).unwrap();
+    }
     let (former_key, former_verifier) = (key(), verifier());
     let mut ran = 0;
     for (heading, blocks) in blocks("docs/operate.md") {
@@ -55,13 +60,14 @@ fn the_commands_of_the_operators_page_run() {
                     let keys = text("psk.keys");
                     let ids = keys.lines().map(|line| line.split(' ').next().unwrap());
                     assert_eq!(ids.collect::<Vec<_>>(), ["k2", "k1"]);
-                    assert_eq!(mode(&site.gatepost.path("psk.keys")), 0o600);
+                    assert_eq!(mode(&site.gatepost.path("psk.keys")), 0o640);
                 }
                 ("Replace the sealing keys", 2) => {
                     assert!(printed.contains("(0 rows)"), "{printed}")
                 }
                 ("Replace the password of a gateway's role", 1) => {
                     assert_ne!(text("db.password"), "former\n");
+                    assert_eq!(mode(&site.gatepost.path("db.password")), 0o640);
                     assert!(verifier() != former_verifier && verifier().starts_with("SCRAM"));
                 }
                 ("Add a gateway, move a device, take a gateway out", 1) => {
