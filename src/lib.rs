@@ -13,8 +13,16 @@
 //! never import each other; `reconcile` connects the two.
 #![forbid(unsafe_code)]
 
+// Rows for tests, which name the library as other crates do.
+#[cfg(test)]
+extern crate self as gatepost;
+#[cfg(test)]
+#[path = "../tests/support/rows.rs"]
+mod test_rows;
+
 #[cfg(all(feature = "store", feature = "dataplane"))]
 pub mod causes;
+pub mod count;
 #[cfg(feature = "dataplane")]
 pub mod dataplane;
 pub mod model;

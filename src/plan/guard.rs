@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::held::HeldCause;
 use super::join::side_by_side;
 use super::{Held, HeldPeer, Plan, PlanError, Scope, plan_around};
@@ -80,14 +82,23 @@ impl MaxRemoved {
 }
 
 /// Removals wait for an operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
-    "the rows of {removals} of {present} peers are gone, deleted or cannot be used, or their users are \
+    "the rows of {removals} of {of} peers are gone, deleted or cannot be used, or their users are \
      not active: these peers stay until the rows are right or you confirm with `gatepost confirm`"
 )]
 pub struct HeldBack {
-    pub removals: usize,
-    pub present: usize,
+    pub removals: u64,
+    /// Peers in the kernel at that moment.
+    pub of: u64,
+}
+
+impl HeldBack {
+    /// So many removals wait, of so many peers in the kernel. `None`: none waits.
+    #[must_use]
+    pub fn new(removals: usize, present: usize) -> Option<Self> {
+        (removals > 0).then_some(Self { removals: removals as u64, of: present as u64 })
+    }
 }
 
 /// Whose rows were read.

@@ -60,7 +60,7 @@ impl Interlock {
             | Step::CutFlows { .. }
             | Step::TakeDown { .. } => true,
             Step::RemovePeer { .. } | Step::NarrowPeer { .. } => {
-                !self.no_link && self.may_take(step, observed)
+                !self.no_link && self.may_withdraw(step, observed)
             }
             Step::Firewall { phase: Phase::Policy, change } => {
                 self.grants >= Grants::Policies && !self.concerns_failed(change, observed)
@@ -141,7 +141,7 @@ impl Interlock {
             }
             Step::CutFlows { prefixes } => self.uncut.extend(prefixes),
             Step::RemovePeer { .. } | Step::NarrowPeer { .. } => {
-                self.unmoved.extend(taken_by(step, observed).iter());
+                self.unmoved.extend(withdrawn_by(step, observed).iter());
             }
             Step::AddPeer { peer: Peer { allowed_ips, .. }, .. }
             | Step::WidenPeer { allowed_ips, .. } => self.unmoved.extend(allowed_ips.iter()),
@@ -157,11 +157,11 @@ impl Interlock {
         }
     }
 
-    /// Whether the prefixes that a step takes from its peer may go now.
+    /// Whether the prefixes that a step withdraws from its peer may go now.
     ///
     /// A prefix that is closed and uncut stays: it reaches nothing, and its peer tells the next plan
     /// what to cut. One that could not be closed goes, cut or not: its place in the firewall tells.
-    fn may_take(&self, step: &Step, observed: &ObservedState) -> bool {
+    fn may_withdraw(&self, step: &Step, observed: &ObservedState) -> bool {
         if self.exposed.is_empty() && self.uncut.is_empty() {
             return true;
         }
@@ -172,7 +172,7 @@ impl Interlock {
                 place.is_none_or(|place| *place == ProfileId::NOTHING)
             })
         };
-        taken_by(step, observed).as_slice().iter().all(|prefix| {
+        withdrawn_by(step, observed).as_slice().iter().all(|prefix| {
             let stays = self.uncut.contains(prefix) && is_closed(prefix);
             !self.exposed.contains(prefix) && !stays
         })
@@ -196,8 +196,8 @@ impl Interlock {
     }
 }
 
-/// What a step takes from its peer.
-fn taken_by(step: &Step, observed: &ObservedState) -> AllowedIps {
+/// What a step withdraws from its peer.
+fn withdrawn_by(step: &Step, observed: &ObservedState) -> AllowedIps {
     let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
     match step {
         Step::RemovePeer { key } => had(key).cloned().unwrap_or_default(),

@@ -74,7 +74,7 @@ pub fn load_in_parts<E>(
                 [Part { profile: Some((id, profile)), .. }] if blame(&error) == Blame::Content => {
                     parted.unloadable.push((*id, Arc::clone(profile), error));
                 }
-                parts => parted.take_in(Err(error), &merged(parts)),
+                parts => parted.add(Err(error), &merged(parts)),
             }
             unloaded.extend(range);
             continue;
@@ -113,7 +113,7 @@ pub fn load_in_parts<E>(
     let removal =
         FirewallChange { remove_profiles: removed.copied().collect(), ..FirewallChange::default() };
     for change in [denial, removal].iter().filter(|change| !change.is_empty()) {
-        parted.take_in(load(change), change);
+        parted.add(load(change), change);
     }
     parted
 }
@@ -143,7 +143,7 @@ pub(super) fn without_unloadable<'a>(
 }
 
 impl<E> Parted<E> {
-    fn take_in(&mut self, loaded: Result<(), E>, change: &FirewallChange) {
+    fn add(&mut self, loaded: Result<(), E>, change: &FirewallChange) {
         if let Err(error) = loaded
             && !change.is_empty()
         {
@@ -192,7 +192,7 @@ fn parts(change: &FirewallChange, table: Option<&ObservedFirewall>) -> Vec<Part>
     }
     for (id, prefixes) in moved {
         if let Some(part) = parts.get_mut(&id) {
-            part.judge(id, prefixes, table);
+            part.fall_back(id, prefixes, table);
         }
     }
     let mut parts: Vec<Part> = parts.into_values().collect();
@@ -202,7 +202,7 @@ fn parts(change: &FirewallChange, table: Option<&ObservedFirewall>) -> Vec<Part>
 
 impl Part {
     /// Decides what becomes of each prefix if this part cannot be loaded.
-    fn judge(&mut self, id: ProfileId, prefixes: Vec<IpNet>, table: Option<&ObservedFirewall>) {
+    fn fall_back(&mut self, id: ProfileId, prefixes: Vec<IpNet>, table: Option<&ObservedFirewall>) {
         let there = || table.and_then(|table| table.profiles().get(&id));
         let wanted = self.profile.as_ref().map(|(_, profile)| profile).or_else(there).cloned();
         let wanted = wanted.unwrap_or_default();

@@ -9,6 +9,7 @@ use super::name::{name_of, peer_name};
 use super::note::{Ignored, Note};
 use super::pass::Pass;
 use super::session::{PastSession, SessionEvent};
+use crate::count::count;
 use crate::model::policy::Quoted;
 use crate::model::{BlockChange, DesiredState, GatewayId, PeerId, PolicyId};
 use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
@@ -138,7 +139,7 @@ pub(super) fn finished(
         ..entry(
             event,
             Entity::Gateway(gateway_id),
-            format!("{verb}: {} steps in {milliseconds} ms", pass.steps),
+            format!("{verb}: {} in {milliseconds} ms", count(pass.steps, "step")),
             json!({ "steps": pass.steps, "milliseconds": milliseconds, "first": &pass.first }),
         )
     });
@@ -158,7 +159,7 @@ pub(super) fn unfinished(pass: &Pass, gateway_id: GatewayId) -> Vec<AuditEntry> 
         ..entry(
             AuditEvent::GatewaySynced,
             Entity::Gateway(gateway_id),
-            format!("in part: {applied} of {steps} steps in {milliseconds} ms"),
+            format!("in part: {applied} of {} in {milliseconds} ms", count(*steps, "step")),
             json!({
                 "steps": steps, "applied": applied, "milliseconds": milliseconds, "first": first,
             }),

@@ -30,7 +30,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub struct Withdrawal {
     pub device_id: DeviceId,
     pub user_id: UserId,
-    /// "alice's laptop".
+    /// "alice/laptop".
     pub name: String,
     /// The marks that may have brought it about.
     pub marks: Vec<MarkId>,
@@ -41,7 +41,7 @@ pub struct Withdrawal {
 /// A withdrawal that the database lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
-    /// "alice's laptop".
+    /// "alice/laptop".
     pub name: String,
     /// The database's time when the agent learned that it was lost: in whole microseconds, and later
     /// than those of the peers kept out before.

@@ -94,7 +94,7 @@ impl Hold {
         let (now, before) = (staying.peers(), self.staying.peers());
         let (removals, more) = (now.len(), now.keys().any(|key| !before.contains_key(key)));
         let differs = more || removals != before.len();
-        self.held_back = (removals > 0).then_some(HeldBack { removals, present });
+        self.held_back = HeldBack::new(removals, present);
         self.staying = staying;
         let keep = match self.held_back {
             None => Keep::All,

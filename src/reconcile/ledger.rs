@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use crate::model::DeviceId;
 use crate::store::{AuditEntry, Handshake};
 
-/// More audit entries than this are not kept while the database is away.
+/// More audit entries than this are not kept while the database is unreachable.
 const MAX_AUDIT_ENTRIES: usize = 10_000;
 
 /// One batch for the database.
@@ -30,17 +30,17 @@ impl Report {
 pub(super) struct Ledger {
     open: Report,
     /// The database takes nothing now: what is kept must not grow for ever.
-    database_is_away: bool,
-    /// Audit entries that were dropped because the database was away for too long.
+    database_is_unreachable: bool,
+    /// Audit entries that were dropped because the database was unreachable for too long.
     dropped: u64,
 }
 
 impl Ledger {
-    pub const fn database_is_away(&mut self, away: bool) {
-        self.database_is_away = away;
+    pub const fn database_is_unreachable(&mut self, unreachable: bool) {
+        self.database_is_unreachable = unreachable;
     }
 
-    /// Audit entries that were dropped because the database was away for too long.
+    /// Audit entries that were dropped because the database was unreachable for too long.
     pub const fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -50,7 +50,7 @@ impl Ledger {
         self.open.synced_as_of = self.open.synced_as_of.max(Some(as_of));
     }
 
-    /// Forgets a proof that was not written: it says nothing of the time the database was away.
+    /// Forgets a proof that was not written: it says nothing of the time the database was unreachable.
     pub const fn unsynced(&mut self) {
         self.open.synced_as_of = None;
     }
@@ -68,7 +68,7 @@ impl Ledger {
     /// Notes an audit entry. While the database is there none is dropped, however many peers one
     /// pass cuts off.
     pub fn audit(&mut self, entry: AuditEntry) {
-        if !self.database_is_away || self.open.audit.len() < MAX_AUDIT_ENTRIES {
+        if !self.database_is_unreachable || self.open.audit.len() < MAX_AUDIT_ENTRIES {
             self.open.audit.push(entry);
         } else {
             self.dropped += 1;
@@ -131,11 +131,11 @@ mod tests {
     }
 
     #[test]
-    fn audit_entries_are_dropped_only_while_the_database_is_away() {
+    fn audit_entries_are_dropped_only_while_the_database_is_unreachable() {
         let mut ledger = Ledger::default();
         (0..=MAX_AUDIT_ENTRIES).for_each(|_| ledger.audit(entry()));
         assert_eq!(ledger.take().audit.len(), MAX_AUDIT_ENTRIES + 1);
-        ledger.database_is_away(true);
+        ledger.database_is_unreachable(true);
         (0..=MAX_AUDIT_ENTRIES).for_each(|_| ledger.audit(entry()));
         assert_eq!(ledger.dropped, 1);
         assert_eq!(ledger.take().audit.len(), MAX_AUDIT_ENTRIES);

@@ -177,7 +177,7 @@ impl Machine {
     fn begin_next(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         actions.extend(self.source.begin_connect(now));
-        if self.source.is_away() {
+        if self.source.is_down() {
             actions.extend(self.rows.begin_restore());
         }
         let events = self.rows.desired().map(|desired| &desired.settings().audit_events);

@@ -3,12 +3,12 @@
 use crate::model::PeerRow;
 use crate::model::policy::Plain;
 
-/// "alice's laptop": how every message names that peer.
+/// "alice/laptop": how every message names that peer, and by which commands find it.
 pub(super) fn peer_name(row: &PeerRow) -> String {
     name_of(&row.username, &row.device_name)
 }
 
 /// As [`peer_name`], for names without a row. Always on one line.
 pub(super) fn name_of(username: &str, device_name: &str) -> String {
-    format!("{}'s {}", Plain(username), Plain(device_name))
+    format!("{}/{}", Plain(username), Plain(device_name))
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::mode::Mode;
 use super::options::StalePolicy;
+use crate::count::count;
 use crate::model::policy::{Plain, PolicyNote, Quoted};
 use crate::model::{
     BlockChange, BuildError, DeviceId, GatewayId, PeerId, PolicyId, QuarantinedPolicy, Reason,
@@ -190,11 +191,11 @@ fn some_of(names: &[String]) -> String {
 /// What it means that this host has no sealing key, and peers have a preshared key.
 pub(super) fn no_sealing_key(peers: usize) -> String {
     format!(
-        "{peers} peer{} with a preshared key, and no psk_keys on this host to open it: those in the \
+        "{} with a preshared key, and no psk_keys on this host to open it: those in the \
          kernel keep the one that they have, and none is added. Name the file of sealing keys in \
          gateway.psk_keys_file, or keep it beside the configuration as psk.keys, where the unit's \
          credential may come from too",
-        if peers == 1 { "" } else { "s" }
+        count(peers, "peer")
     )
 }
 
@@ -235,7 +236,7 @@ impl fmt::Display for Note {
             }
             Self::Restored { as_of } => write!(
                 f,
-                "the database is away: starting from the last good rows, as of {}",
+                "the database is unreachable: starting from the last good rows, as of {}",
                 humantime::format_rfc3339_seconds(*as_of)
             ),
             Self::Synced { steps, took, first } => {
@@ -265,11 +266,11 @@ impl fmt::Display for Note {
             Self::PolicyQuarantined { policy: QuarantinedPolicy { name, peers, why }, .. } => {
                 write!(
                     f,
-                    "quarantined policy {}, which applies to {peers} peer{}: the kernel does not load \
+                    "quarantined policy {}, which applies to {}: the kernel does not load \
                  what they may reach: {why}; they keep what they had of it, or reach nothing, until \
                  the policy changes or `gatepost resync`: give it fewer destinations",
                     Quoted(name),
-                    if *peers == 1 { "" } else { "s" }
+                    count(*peers, "peer")
                 )
             }
             Self::PolicyReleased { name, .. } => {
@@ -335,8 +336,7 @@ fn write_block(f: &mut fmt::Formatter<'_>, change: &BlockChange) -> fmt::Result 
     if !block.name.is_empty() {
         write!(f, " ({})", Plain(&block.name))?;
     }
-    let peers = peers.len();
-    write!(f, " on this host: {peers} peer{}", if peers == 1 { "" } else { "s" })
+    write!(f, " on this host: {}", count(peers.len(), "peer"))
 }
 
 /// The first steps in full, and how many more there are.
@@ -344,8 +344,7 @@ fn write_steps(f: &mut fmt::Formatter<'_>, steps: usize, first: &[String]) -> fm
     f.write_str(&first.join("; "))?;
     match steps.saturating_sub(first.len()) {
         0 => Ok(()),
-        1 => f.write_str("; and 1 more step"),
-        more => write!(f, "; and {more} more steps"),
+        more => write!(f, "; and {}", count(more, "more step")),
     }
 }
 

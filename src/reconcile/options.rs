@@ -84,6 +84,22 @@ pub struct Timing {
     pub seed: u64,
 }
 
+#[cfg(test)]
+impl Timing {
+    /// Every interval is a second.
+    pub(super) const SECONDS: Self = {
+        let second = Duration::from_secs(1);
+        Self {
+            poll_interval: second,
+            safety_poll_interval: second,
+            resync_interval: second,
+            report_interval: second,
+            heartbeat: second,
+            seed: 1,
+        }
+    };
+}
+
 /// The agent spends at most one part in so many of its time reading the kernel.
 const READING_SHARE: u32 = 200;
 /// A live session shakes hands every 120 s (`REKEY_AFTER_TIME`) and ends 180 s after the last

@@ -114,19 +114,19 @@ impl Outbox {
     }
 
     pub const fn connected(&mut self) {
-        self.ledger.database_is_away(false);
+        self.ledger.database_is_unreachable(false);
     }
 
     pub const fn disconnected(&mut self) {
         self.ledger.unsynced();
-        self.ledger.database_is_away(true);
+        self.ledger.database_is_unreachable(true);
     }
 
     /// A report ended. Entries that were not taken go into the next report; entries whose content the
     /// database rejects are lost.
     pub fn reported(&mut self, sent: &mut Sent, connected: bool, now: Instant) {
         self.reporting = false;
-        self.ledger.database_is_away(sent.error.is_some() || !connected);
+        self.ledger.database_is_unreachable(sent.error.is_some() || !connected);
         self.ledger.put_back(std::mem::take(&mut sent.left));
         if !connected {
             self.ledger.unsynced();
@@ -205,16 +205,7 @@ mod tests {
     use crate::store::AuditEvent;
 
     fn outbox(now: Instant) -> Outbox {
-        let second = Duration::from_secs(1);
-        let timing = Timing {
-            poll_interval: second,
-            safety_poll_interval: second,
-            resync_interval: second,
-            report_interval: second,
-            heartbeat: second,
-            seed: 0,
-        };
-        Outbox::new(timing, now)
+        Outbox::new(Timing::SECONDS, now)
     }
 
     #[test]

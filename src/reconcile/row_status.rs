@@ -1,6 +1,7 @@
 //! What the status says about the rows.
 
 use super::view::status::{QuarantinedPeer, QuarantinedPolicy};
+use crate::count::count;
 use crate::model::DesiredState;
 
 /// So many quarantined or held peers are listed one by one.
@@ -19,9 +20,8 @@ impl RowStatus {
         let mut warnings = row_warnings(desired);
         let unallocated = desired.unallocated_count();
         if unallocated > 0 {
-            warnings.push(format!(
-                "{unallocated} peers have an address that ip_allocations does not give them"
-            ));
+            let peers = count(unallocated, "peer");
+            warnings.push(format!("ip_allocations does not give its address to {peers}"));
         }
         let quarantined_policies = quarantined_policies(desired);
         Self { quarantined: quarantined(desired), quarantined_policies, warnings }

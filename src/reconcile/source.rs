@@ -87,12 +87,12 @@ pub(super) struct Elapsed {
 /// What readers see.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SourceView<'a> {
-    /// `None`: the database is away.
+    /// `None`: the database is unreachable.
     pub mode: Option<Mode>,
     /// Why the last attempt to connect failed, until one succeeds.
     pub error: Option<&'a DatabaseError>,
     /// The next attempt to connect has not begun.
-    pub is_away: bool,
+    pub is_down: bool,
     pub misfit: Option<&'a DatabaseError>,
     pub since: SystemTime,
     pub unannounced: &'a [String],
@@ -136,7 +136,7 @@ impl Source {
     }
 
     /// Whether the last attempt to connect failed, and the next has not begun.
-    pub const fn is_away(&self) -> bool {
+    pub const fn is_down(&self) -> bool {
         matches!(self.connection, Connection::Down { .. })
     }
 
@@ -162,7 +162,7 @@ impl Source {
                 Connection::Down { error, .. } | Connection::Connecting { error } => error.as_ref(),
                 Connection::Up { .. } => None,
             },
-            is_away: self.is_away(),
+            is_down: self.is_down(),
             misfit: self.misfit.as_ref(),
             since: self.since,
             unannounced: self.notifications.unannounced(),
@@ -246,7 +246,7 @@ impl Source {
         }
         self.connection = Connection::Up { mode };
         self.notifications.connected();
-        // Marks show what happened while the connection was away, so the changes are enough.
+        // Marks show what happened while the connection was down, so the changes are enough.
         self.want(ReadKind::Changes);
     }
 

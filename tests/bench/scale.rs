@@ -27,6 +27,8 @@ mod limits;
 mod meter;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/rows.rs"]
+mod rows;
 #[path = "scale/simulation.rs"]
 mod simulation;
 #[path = "scale/storm.rs"]

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
-use gatepost::model::{AuditEvent, DesiredState, Local, Masquerade, PrivateKey};
+use gatepost::model::{AuditEvent, DesiredState, Local, PrivateKey};
 use gatepost::store::{ConnectOptions, Store};
 
 use crate::gatepost::Gatepost;
 use crate::postgres::{Cluster, Setup};
+use crate::rows;
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -159,21 +160,7 @@ impl Site {
     pub fn desired(&self) -> DesiredState {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (rows, _) = runtime.block_on(self.store.snapshot()).unwrap();
-        let local = Local {
-            interface: "gatepost0".parse().unwrap(),
-            private_key: self.private_key.clone(),
-            mtu_bytes: 1420,
-            addresses: [].into(),
-            fwmark: 0,
-            site_prefixes: [].into(),
-            masquerade: Masquerade::default(),
-            deny_log: true,
-            gateway_opens: Some(Default::default()),
-            flush_conntrack: true,
-            flows_per_address: None,
-            gate: None,
-            psk_keys: Default::default(),
-        };
+        let local = Local { private_key: self.private_key.clone(), ..rows::local() };
         DesiredState::build(Arc::new(local), rows).unwrap()
     }
 

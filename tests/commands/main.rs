@@ -13,5 +13,7 @@ mod operate;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod profile;
+#[path = "../support/rows.rs"]
+mod rows;
 mod secrets;
 mod units;

@@ -5,23 +5,26 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
+#[path = "../support/rows.rs"]
+mod rows;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::psk::PskKeys;
 use gatepost::model::{
-    Allocation, Bars, DesiredState, DeviceId, Effect, Gate, GatewayId, GatewayRow, HostRouting,
-    KeyText, LinkOwner, Local, MarkBit, Masquerade, ObservedInterface, ObservedState, Peer, PeerId,
-    PeerRow, PolicyId, PolicyRow, PrivateKey, PublicKey, SettingRow, SnapshotRows, Stray, Tag,
-    TargetRow, TargetType, UserId,
+    Allocation, DesiredState, DeviceId, Effect, Gate, GatewayId, GatewayRow, HostRouting, KeyText,
+    LinkOwner, Local, MarkBit, ObservedInterface, ObservedState, Peer, PeerId, PeerRow, PolicyId,
+    PolicyRow, PublicKey, SettingRow, SnapshotRows, Stray, Tag, TargetRow, TargetType, UserId,
 };
 use gatepost::plan::{Held, ModelKernel, Scope, gate, plan, plan_around};
 use ipnet::IpNet;
 use serde::Deserialize;
 use uuid::Uuid;
+
+use rows::{gateway_row, local, peer_row, policy_row, private_key, snapshot};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -170,47 +173,23 @@ fn id(kind: u8, number: usize) -> Uuid {
     Uuid::from_u128((u128::from(kind) << 64) | number as u128)
 }
 
-fn private_key() -> PrivateKey {
-    PrivateKey::from_random([7; 32])
-}
-
 impl Desired {
     fn build(self) -> DesiredState {
         self.build_on(&interface())
     }
 
     fn build_on(self, interface: &str) -> DesiredState {
-        let local = Local {
-            interface: interface.parse().unwrap(),
-            private_key: private_key(),
-            mtu_bytes: 1420,
-            addresses: BTreeSet::new(),
-            fwmark: 0,
-            site_prefixes: self.site_prefixes,
-            masquerade: Masquerade::All,
-            deny_log: true,
-            gateway_opens: Some(Default::default()),
-            flush_conntrack: true,
-            flows_per_address: None,
-            gate: self.fail_closed.then_some(GATE),
-            psk_keys: PskKeys::default(),
-        };
+        let interface = interface.parse().unwrap();
+        let gate = self.fail_closed.then_some(GATE);
+        let local = Local { interface, site_prefixes: self.site_prefixes, gate, ..local() };
+        let (vpn_cidr, active) = (self.vpn_cidr, self.active);
         let rows = SnapshotRows {
-            gateway: GatewayRow {
-                id: GatewayId(id(1, 1)),
-                name: "fra-1".into(),
-                public_key: KeyText::Key(private_key().public_key()),
-                listen_port: 51820,
-                vpn_cidr: self.vpn_cidr,
-                dns_servers: Vec::new(),
-                active: self.active,
-                allocated_address: None,
-            },
+            gateway: GatewayRow { vpn_cidr, active, ..gateway_row() },
             settings: self.setting.into_iter().map(setting).collect(),
             peers: self.peer.into_iter().enumerate().map(peer).collect(),
-            memberships: Vec::new(),
             policies: self.policy.into_iter().enumerate().map(policy).collect(),
             taken_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000),
+            ..snapshot(Vec::new())
         };
         DesiredState::build(Arc::new(local), rows).unwrap()
     }
@@ -231,13 +210,11 @@ fn peer((number, peer): (usize, DesiredPeer)) -> PeerRow {
         username: format!("user-{}", peer.user).into(),
         public_key: peer.key.row(),
         assigned_ip: peer.ip,
-        preshared_key: None,
         allowed_ips: peer.allowed_ips.into(),
-        dns_servers: Box::new([]),
-        bars: Bars::default(),
         revoked_at: peer.revoked.then(|| at(999)),
         allocation: if peer.allocated { Allocation::Held } else { Allocation::Missing },
         created_at: at(peer.created),
+        ..peer_row(1)
     }
 }
 
@@ -256,9 +233,9 @@ fn policy((number, policy): (usize, Policy)) -> PolicyRow {
             "deny" => Effect::Deny,
             other => Effect::Unknown(other.into()),
         },
-        full_tunnel: false,
         destinations: policy.destinations,
         targets: policy.users.iter().map(target).collect(),
+        ..policy_row(1)
     }
 }
 

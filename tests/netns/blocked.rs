@@ -1,4 +1,4 @@
-//! A peer that the host blocks, while the database is away.
+//! A peer that the host blocks, while the database is unreachable.
 
 use nix::sys::signal::Signal;
 

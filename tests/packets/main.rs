@@ -9,6 +9,8 @@
 mod netns;
 #[path = "../support/runner.rs"]
 mod runner;
+#[path = "../support/rows.rs"]
+mod test_rows;
 #[path = "../policy/world.rs"]
 mod world;
 

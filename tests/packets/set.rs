@@ -7,10 +7,9 @@ use std::time::SystemTime;
 
 use gatepost::model::policy::Verdict;
 use gatepost::model::policy::reference::{self, Sender};
-use gatepost::model::psk::PskKeys;
 use gatepost::model::{
-    Allocation, Bars, ChangedRows, GatewayId, GatewayRow, GroupId, InterfaceName, KeyText, Local,
-    Masquerade, MembershipRow, PeerRow, PolicyId, PolicyRow, SettingRow, SnapshotRows,
+    ChangedRows, GatewayRow, GroupId, InterfaceName, KeyText, Local, Masquerade, MembershipRow,
+    PeerRow, PolicyId, PolicyRow, SettingRow, SnapshotRows,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -20,6 +19,7 @@ use uuid::Uuid;
 
 use crate::lab::{self, PEERS, POOL, PORT, Place, SITE_PREFIXES, TUNNEL};
 use crate::packet::{Packet, Protocol};
+use crate::test_rows;
 use crate::world::{USERS, memberships, policy_id, row, rows, senders, user};
 
 pub const DNS_PORT: u16 = 53;
@@ -199,17 +199,10 @@ impl PolicySet {
         Local {
             interface: interface.clone(),
             private_key: lab::gateway_key(),
-            mtu_bytes: 1420,
             addresses: TUNNEL.map(|address| address.parse().unwrap()).into(),
-            fwmark: 0,
             site_prefixes: SITE_PREFIXES.map(|prefix| prefix.parse().unwrap()).into(),
             masquerade: self.rules.masquerade,
-            deny_log: true,
-            gateway_opens: Some(Default::default()),
-            flush_conntrack: true,
-            flows_per_address: None,
-            gate: None,
-            psk_keys: PskKeys::default(),
+            ..test_rows::local()
         }
     }
 
@@ -225,13 +218,9 @@ impl PolicySet {
             username: user_id.to_string().into(),
             public_key: KeyText::Key(lab::peer_key(peer).public_key()),
             assigned_ip: prefixes[0],
-            preshared_key: None,
             allowed_ips: prefixes[1..].iter().copied().chain(profile).collect(),
             dns_servers: self.peer_dns[peer].iter().map(|at| at.to_string().into()).collect(),
-            bars: Bars::default(),
-            revoked_at: None,
-            allocation: Allocation::Held,
-            created_at: SystemTime::UNIX_EPOCH,
+            ..test_rows::peer_row(1)
         }
     }
 }
@@ -314,13 +303,10 @@ fn policy(id: PolicyId, chance: &mut Chance) -> PolicyRow {
 
 fn gateway_row() -> GatewayRow {
     GatewayRow {
-        id: GatewayId(Uuid::from_u128(0xA)),
-        name: "fra-1".into(),
         public_key: KeyText::Key(lab::gateway_key().public_key()),
         listen_port: PORT.into(),
         vpn_cidr: POOL.parse().unwrap(),
         dns_servers: GATEWAY_DNS.map(str::to_owned).to_vec(),
-        active: true,
-        allocated_address: None,
+        ..test_rows::gateway_row()
     }
 }

@@ -161,11 +161,11 @@ fn a_change_is_told_once_for_all_it_concerns() {
     assert_eq!(
         lines(&told(std::slice::from_ref(&staff), &[narrowed, block], 6)),
         [
-            "user0 (laptop), user1 (laptop), user2 (laptop), user3 (laptop) and 2 more lose \
+            "user0/laptop, user1/laptop, user2/laptop, user3/laptop and 2 more lose \
              10.1.0.0/16: policy \"no\\nfinance\" denies it",
-            "user0 (laptop), user1 (laptop), user2 (laptop), user3 (laptop) and 2 more lose \
+            "user0/laptop, user1/laptop, user2/laptop, user3/laptop and 2 more lose \
              10.128.0.0/9: no policy grants it any more",
-            "user0 (laptop), user1 (laptop), user2 (laptop), user3 (laptop) and 2 more gain \
+            "user0/laptop, user1/laptop, user2/laptop, user3/laptop and 2 more gain \
              fd00::/8 by policy \"staff\"",
         ]
     );
@@ -178,18 +178,18 @@ fn the_internet_has_a_name_and_long_lists_are_cut() {
     let web = policy(5, "web", 50, ALLOW, &["internet", "10.0.0.7/32"]);
     assert_eq!(
         lines(&told(&[], &[web], 1)),
-        ["user0 (laptop) gains the IPv4 internet, 10.0.0.7, the IPv6 internet by policy \"web\""]
+        ["user0/laptop gains the IPv4 internet, 10.0.0.7, the IPv6 internet by policy \"web\""]
     );
     let texts: Vec<String> = (0..99).map(|n| format!("10.0.{n}.1/32")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let many = policy(5, "many", 50, ALLOW, &texts);
     assert_eq!(
         lines(&told(&[many], &[], 1)),
-        ["user0 (laptop) loses 10.0.0.1, 10.0.1.1, 10.0.2.1, 10.0.3.1, 10.0.4.1, 10.0.5.1, \
+        ["user0/laptop loses 10.0.0.1, 10.0.1.1, 10.0.2.1, 10.0.3.1, 10.0.4.1, 10.0.5.1, \
           93 more ranges: no policy grants it any more"]
     );
     let all = policy(5, "all", 50, ALLOW, &["0.0.0.0/0"]);
-    assert_eq!(lines(&told(&[], &[all], 1)), ["user0 (laptop) gains 0.0.0.0/0 by policy \"all\""]);
+    assert_eq!(lines(&told(&[], &[all], 1)), ["user0/laptop gains 0.0.0.0/0 by policy \"all\""]);
 }
 
 #[test]
@@ -209,11 +209,11 @@ fn dns_and_removed_peers_have_their_own_words() {
     let line = |old, new| lines(&describe_changes(&book, [shift(old, new)]));
     assert_eq!(
         line(Some(&nothing), Some(&dns)),
-        ["\"ann lee\" (mac) gains 10.0.0.53 port 53: listed for the peer"]
+        ["\"ann lee\"/mac gains 10.0.0.53 port 53: listed for the peer"]
     );
     assert_eq!(
         line(Some(&dns), None),
-        ["\"ann lee\" (mac) loses 10.0.0.53 port 53: the peer is removed"]
+        ["\"ann lee\"/mac loses 10.0.0.53 port 53: the peer is removed"]
     );
     let json = serde_json::to_value(describe_changes(&book, [shift(None, Some(&dns))])).unwrap();
     let expected = serde_json::json!([{

@@ -1,6 +1,5 @@
 //! The whole loop, on a host that is only memory.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,8 +7,7 @@ use gatepost::dataplane::nft::ProfileCounters;
 use gatepost::dataplane::{
     Dataplane, DataplaneError, DataplaneHandle, Glance, Outcome, Reading, SharedObserved,
 };
-use gatepost::model::psk::PskKeys;
-use gatepost::model::{BlockList, Local, Masquerade, ObservedState, PrivateKey, ProfileId, Whom};
+use gatepost::model::{BlockList, ObservedState, PrivateKey, ProfileId, Whom};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::{State, Status};
@@ -21,6 +19,8 @@ use gatepost::store::{ConnectOptions, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::running::Running;
+use crate::test_rows::local;
+pub use crate::test_rows::private_key;
 use crate::unannounced::while_off;
 use crate::world::{World, insert_device, insert_gateway, insert_peer, insert_user};
 
@@ -76,10 +76,6 @@ impl Dataplane for Memory {
     }
 }
 
-pub fn private_key() -> PrivateKey {
-    PrivateKey::from_random([7; 32])
-}
-
 /// An agent for the world's gateway, whose row has the agent's key then.
 pub async fn agent(world: &World, host: Memory) -> Options<Memory> {
     let key = private_key().public_key();
@@ -88,23 +84,8 @@ pub async fn agent(world: &World, host: Memory) -> Options<Memory> {
 }
 
 pub fn options_with(store: Store, host: Memory) -> Options<Memory> {
-    let local = Local {
-        interface: "gatepost0".parse().unwrap(),
-        private_key: private_key(),
-        mtu_bytes: 1420,
-        addresses: BTreeSet::new(),
-        fwmark: 0,
-        site_prefixes: BTreeSet::new(),
-        masquerade: Masquerade::All,
-        deny_log: true,
-        gateway_opens: Some(Default::default()),
-        flush_conntrack: true,
-        flows_per_address: None,
-        gate: None,
-        psk_keys: PskKeys::default(),
-    };
     let machine = MachineOptions {
-        local: Arc::new(local),
+        local: Arc::new(local()),
         block_list: BlockList::default(),
         timing: Timing {
             poll_interval: Duration::from_secs(1),

@@ -6,6 +6,8 @@
 mod netns;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/rows.rs"]
+mod test_rows;
 
 mod agent;
 mod certificates;

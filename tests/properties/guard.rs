@@ -62,7 +62,7 @@ pub fn reaches(world: &World, number: u8, destination: &str) -> bool {
     profile.is_some_and(|profile| profile.allows(destination.parse().unwrap()))
 }
 
-pub fn held_back(world: &World) -> Vec<usize> {
+pub fn held_back(world: &World) -> Vec<u64> {
     let notes = world.notes.iter().filter_map(|note| match note {
         Note::HeldBack(held) => Some(held.removals),
         _ => None,

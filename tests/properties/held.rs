@@ -178,7 +178,7 @@ fn held_peers_are_shown_with_their_names_and_figures() {
         assert_eq!(peer.state.text(), why);
     }
     assert_eq!(status.held.len(), 15);
-    assert_eq!(status.held[14].name(), "user-20's laptop");
+    assert_eq!(status.held[14].name(), "user-20/laptop");
     assert_eq!((status.peers.in_kernel, status.peers.held, status.peers.ineligible), (28, 15, 0));
     assert!(!status.state.is_ready());
     // An agent that never saw the row says so.

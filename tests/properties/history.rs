@@ -198,7 +198,7 @@ fn lost_revocation_is_said_audited_and_shown() {
     let audited = audit.filter(|entry| entry.event == AuditEvent::HistoryLost).count();
     assert_eq!(audited, 1);
     let warnings = past.world.machine.view().status().warnings;
-    assert!(warnings[0].contains("user-1's laptop"), "{warnings:?}");
+    assert!(warnings[0].contains("user-1/laptop"), "{warnings:?}");
     past.world.happen(Happening::Kill);
     past.world.pass_time(Duration::from_secs(20));
     assert!(!past.in_kernel(1) && past.world.machine.view().keeps_out());

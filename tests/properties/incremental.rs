@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use gatepost::model::{
-    Allocation, Bars, ChangedRows, DesiredState, DeviceId, Effect, GroupId, KeyText, MembershipRow,
-    PeerId, PeerRow, PolicyId, PolicyRow, PublicKey, Standing, TargetRow, TargetType, UserId,
+    Bars, ChangedRows, DesiredState, DeviceId, Effect, GroupId, KeyText, MembershipRow, PeerId,
+    PeerRow, PolicyId, PolicyRow, PublicKey, Standing, TargetRow, TargetType, UserId,
 };
 use gatepost::plan::{ModelKernel, Scope, plan};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
-use super::rows::{NOW_SECS, Tables, at, groups, id, local, peer_row, policy_row, tables};
+use super::rows::{NOW_SECS, Tables, at, groups, id, local, peer_row, policy_row, support, tables};
 use super::world::{quiet_tables, quiet_world};
 
 pub fn assert_same(one: &DesiredState, other: &DesiredState) {
@@ -201,17 +201,15 @@ fn row_of_many(n: u32) -> PeerRow {
         id: PeerId(id(2, scattered)),
         device_id: DeviceId(id(3, scattered)),
         user_id: UserId(id(4, n / 3)),
-        device_name: "laptop".into(),
         username: "user".into(),
         public_key: KeyText::Key(PublicKey::from_bytes(key).unwrap()),
         assigned_ip: IpNet::from(IpAddr::from(address)),
-        preshared_key: None,
         allowed_ips: Box::new(["0.0.0.0/0".parse().unwrap()]),
         dns_servers: if every(11) { Box::new(["10.0.0.54".into()]) } else { Box::new([]) },
         bars: if every(13) { Bars::DEVICE_STATUS } else { Bars::default() },
         revoked_at: every(17).then(|| at(NOW_SECS + u64::from(n))),
-        allocation: Allocation::Held,
         created_at: at(u64::from(n % 5)),
+        ..support::peer_row(1)
     }
 }
 

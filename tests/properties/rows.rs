@@ -7,12 +7,17 @@ use std::time::{Duration, SystemTime};
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{
     Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
-    Local, Masquerade, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, PrivateKey, PublicKey,
-    SettingRow, SnapshotRows, TargetRow, TargetType, UserId,
+    Local, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, SettingRow, SnapshotRows,
+    TargetRow, TargetType, UserId,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
 use uuid::Uuid;
+
+#[path = "../support/rows.rs"]
+pub mod support;
+
+pub use support::private_key;
 
 pub const NOW_SECS: u64 = 1_000_000;
 
@@ -27,10 +32,6 @@ pub fn id(kind: u8, number: u8) -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
-pub fn private_key() -> PrivateKey {
-    PrivateKey::from_random([7; 32])
-}
-
 /// A host with a sealing key, which opens none of the envelopes in random rows.
 pub fn local() -> Arc<Local> {
     local_with("k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=".parse().unwrap())
@@ -42,33 +43,16 @@ pub fn local_without_psk_keys() -> Arc<Local> {
 }
 
 fn local_with(psk_keys: PskKeys) -> Arc<Local> {
-    Arc::new(Local {
-        interface: "gatepost0".parse().unwrap(),
-        private_key: private_key(),
-        mtu_bytes: 1420,
-        addresses: BTreeSet::new(),
-        fwmark: 0,
-        site_prefixes: ["192.168.0.0/16".parse().unwrap(), "fd00:1::/32".parse().unwrap()].into(),
-        masquerade: Masquerade::All,
-        deny_log: true,
-        gateway_opens: Some(Default::default()),
-        flush_conntrack: true,
-        flows_per_address: None,
-        gate: None,
-        psk_keys,
-    })
+    let site_prefixes = ["192.168.0.0/16", "fd00:1::/32"].map(|prefix| prefix.parse().unwrap());
+    Arc::new(Local { site_prefixes: site_prefixes.into(), psk_keys, ..support::local() })
 }
 
 pub fn gateway() -> GatewayRow {
     GatewayRow {
         id: GatewayId(id(1, 1)),
-        name: "fra-1".into(),
-        public_key: KeyText::Key(private_key().public_key()),
-        listen_port: 51820,
         vpn_cidr: "10.64.0.0/27".parse().unwrap(),
         dns_servers: vec!["10.0.0.53".into()],
-        active: true,
-        allocated_address: None,
+        ..support::gateway_row()
     }
 }
 
@@ -117,17 +101,9 @@ pub fn quiet_tables(peers: u8) -> Tables {
             id: PeerId(id(2, number)),
             device_id: DeviceId(id(3, number)),
             user_id: UserId(id(4, number)),
-            device_name: "laptop".into(),
-            username: format!("user-{number}").into(),
-            public_key: KeyText::Key(PublicKey::from_bytes([number; 32]).unwrap()),
             assigned_ip: format!("10.64.0.{}/32", number + 1).parse().unwrap(),
-            preshared_key: None,
-            allowed_ips: Box::new([]),
-            dns_servers: Box::new([]),
-            bars: Bars::default(),
-            revoked_at: None,
-            allocation: Allocation::Held,
             created_at: at(1),
+            ..support::peer_row(number)
         };
         tables.peers.insert(row.id, row);
     }
@@ -137,7 +113,7 @@ pub fn quiet_tables(peers: u8) -> Tables {
 fn key_text() -> impl Strategy<Value = KeyText> {
     prop_oneof![
         12 => (1u8..12).prop_map(|n| {
-            KeyText::Key(gatepost::model::PublicKey::from_bytes([n; 32]).unwrap())
+            KeyText::Key(support::public_key(n))
         }),
         1 => Just(KeyText::Key(private_key().public_key())),
         1 => Just(KeyText::parse("no key at all")),
@@ -193,11 +169,11 @@ pub fn peer_row() -> impl Strategy<Value = PeerRow> {
                 assigned_ip: ip,
                 preshared_key: psk,
                 allowed_ips: allowed.into(),
-                dns_servers: Box::new([]),
                 bars: Bars::from_bits(bars),
                 revoked_at: revoked.map(at),
                 allocation,
                 created_at: at(created),
+                ..support::peer_row(1)
             }
         },
     )

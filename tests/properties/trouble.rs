@@ -127,7 +127,7 @@ fn a_revocation_by_the_first_pass_of_an_agent_is_audited() {
     world.pass_time(SECOND);
     assert!(world.kernel_equals_database());
     let [entry] = audited(&world, AuditEvent::PeerRevoked)[..] else { panic!("not audited") };
-    assert!(entry.message.starts_with("user-1's laptop"), "{}", entry.message);
+    assert!(entry.message.starts_with("user-1/laptop"), "{}", entry.message);
 }
 
 #[test]

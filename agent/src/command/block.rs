@@ -83,7 +83,7 @@ mod tests {
         let since = Timestamp(SystemTime::UNIX_EPOCH);
         let [kind, id, name] = ["user", "7", "alice"].map(str::to_owned);
         let block = BlockStatus { kind, id, name, since };
-        let peers = vec!["alice's laptop".to_owned(), "alice's phone".to_owned()];
+        let peers = vec!["alice/laptop".to_owned(), "alice/phone".to_owned()];
         BlockAnswer { block, peers, kernel: None, file: None }
     }
 
@@ -92,7 +92,7 @@ mod tests {
         let done = answer();
         assert_eq!(
             describe("blocked", &done),
-            "blocked user 7 (alice): alice's laptop, alice's phone\n"
+            "blocked user 7 (alice): alice/laptop, alice/phone\n"
         );
         assert_eq!(exit(&done), Exit::Success);
         let half = BlockAnswer { file: Some("disk full".into()), peers: vec![], ..done };

@@ -68,8 +68,8 @@ mod tests {
             ],
             held_back: None,
             held: vec![],
-            words: vec!["anna / laptop is revoked".into()],
-            warnings: vec!["ben / phone is left out: no key".into()],
+            words: vec!["anna/laptop is revoked".into()],
+            warnings: vec!["ben/phone is left out: no key".into()],
         };
         assert_eq!(
             describe(&report),
@@ -78,10 +78,10 @@ revoke peer remove KEY
 peers  peer add KEY 10.8.0.7/32
 
 in words
-  anna / laptop is revoked
+  anna/laptop is revoked
 
 warnings
-  ben / phone is left out: no key
+  ben/phone is left out: no key
 
 2 steps to apply
 "

@@ -206,7 +206,7 @@ fn attention(status: &Status, style: Style) -> String {
     if !status.quarantined.is_empty() {
         text.push_str("\nquarantined\n");
         for peer in &status.quarantined {
-            let line = format!("{} / {}: {}", peer.user, peer.device, peer.reason);
+            let line = format!("{}: {}", peer.name(), peer.reason);
             text.push_str(&format!("  {}\n", printable(&line)));
         }
         let more = status.peers.quarantined.saturating_sub(status.quarantined.len() as u64);
@@ -352,12 +352,12 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
 blocked    1, see `gatepost blocked`
 
 held until `gatepost confirm`
-  ben's phone (10.8.0.7/32): user not active
+  ben/phone (10.8.0.7/32): user not active
   a device without a row (AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=) (10.8.0.7/32): user not active
   and 58 more, see `gatepost peers`
 
 quarantined
-  anna / lap\u{fffd}top: its public key is not base64
+  anna/\"lap\\ntop\": its public key is not base64
   and 2 more, see `gatepost peers`
 
 quarantined policies

@@ -8,9 +8,10 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+pub use gatepost::count::count;
 pub use style::{Style, Tone};
 pub use table::Table;
-pub use text::{age, bytes, count, printable, shortened, span, truncated};
+pub use text::{age, bytes, printable, shortened, span, truncated};
 
 /// Prints a value as indented JSON.
 ///

@@ -37,12 +37,6 @@ pub fn bytes(count: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
-/// A count with its noun: "1 peer", "2 peers".
-#[must_use]
-pub fn count(number: u64, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
 /// Text from a database row, safe for a terminal: control characters, and those that change the
 /// direction of the text, are replaced.
 #[must_use]

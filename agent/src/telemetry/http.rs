@@ -124,9 +124,12 @@ mod tests {
         let ready = "GET /readyz HTTP/1.1\r\n";
         assert_eq!(status_of(ready, &watcher, start), "503 Service Unavailable starting");
         end.status.send_modify(|status| {
-            status.state = State::Degraded { why: "the database is away".into() };
+            status.state = State::Degraded { why: "the database is unreachable".into() };
         });
-        assert_eq!(status_of(ready, &watcher, start), "200 OK degraded: the database is away");
+        assert_eq!(
+            status_of(ready, &watcher, start),
+            "200 OK degraded: the database is unreachable"
+        );
 
         let health = "GET /healthz HTTP/1.1\r\n";
         assert_eq!(status_of(health, &watcher, start), "200 OK alive");

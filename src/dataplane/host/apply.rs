@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::{Backend, BackendInUse, Host, Link};
 use crate::causes::causes;
+use crate::count::count;
 use crate::dataplane::batch::{Part, part};
 use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
@@ -300,9 +301,9 @@ fn note_cut(cut: Cut, outcome: &mut Outcome) {
     if cut.offloaded > 0 {
         warn!(
             flows = cut.offloaded,
-            "{} flows are in a flowtable that somebody made, and pass every rule until they end: \
-             `nft list flowtables` says whose; leave our interface out of it",
-            cut.offloaded
+            "a flowtable of another program lets {} pass every rule until the end: `nft list \
+             flowtables` shows it; leave our interface out of it",
+            count(cut.offloaded, "flow")
         );
     }
 }
@@ -312,7 +313,8 @@ fn note_destroyed(destroyed: Destroyed, warned: &mut Option<Box<str>>) {
     if destroyed.sockets > 0 {
         info!(
             sockets = destroyed.sockets,
-            "closed {} connections of this host to addresses that change hands", destroyed.sockets
+            "closed {} of this host to addresses that change hands",
+            count(destroyed.sockets, "connection")
         );
     }
     let refusal = destroyed.refusal.map(|error| Box::from(error.to_string()));

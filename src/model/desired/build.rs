@@ -112,7 +112,7 @@ impl DesiredState {
             blocked: BTreeSet::new(),
             kept_out: BTreeSet::new(),
             as_of: taken_at,
-            judged_at: taken_at,
+            evaluated_at: taken_at,
         };
         state.enter_all(peers);
         Ok(state)

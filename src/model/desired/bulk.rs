@@ -30,10 +30,10 @@ impl DesiredState {
         let context = self.context();
         let rows = in_order(rows, &context);
         let evaluated = evaluate_all(&rows, &context);
-        let judged_at = self.judged_at;
+        let evaluated_at = self.evaluated_at;
         let (index, profiles) = at_once(
             rows.len(),
-            || Index::of(&rows, &evaluated, judged_at),
+            || Index::of(&rows, &evaluated, evaluated_at),
             || profiles(&rows, &evaluated, &mut self.book, &self.gateway_dns),
         );
         let Index { by_device, by_user, expiries, key_claims, prefix_claims } = index;
@@ -156,8 +156,8 @@ struct Index {
 }
 
 impl Index {
-    fn of(rows: &[PeerRow], evaluated: &[Evaluation], judged_at: SystemTime) -> Self {
-        let ahead = |row: &PeerRow| Some((row.revoked_at.filter(|at| *at > judged_at)?, row.id));
+    fn of(rows: &[PeerRow], evaluated: &[Evaluation], evaluated_at: SystemTime) -> Self {
+        let ahead = |row: &PeerRow| Some((row.revoked_at.filter(|at| *at > evaluated_at)?, row.id));
         let (mut keys, mut prefixes) = (Vec::new(), Vec::with_capacity(rows.len()));
         for (row, evaluation) in rows.iter().zip(evaluated) {
             let Evaluation::Candidate(Candidate { key, allowed_ips, .. }) = evaluation else {

@@ -133,7 +133,7 @@ pub struct DesiredState {
     book: PolicyBook,
     /// Profiles that the kernel refused.
     unloadable: Vec<Unloadable>,
-    /// While the database is away for too long: who may stay.
+    /// While the database is unreachable for too long: who may stay.
     admit_only: Option<BTreeSet<PublicKey>>,
     block_list: Arc<BlockList>,
     /// Rows that the block list bars.
@@ -142,7 +142,7 @@ pub struct DesiredState {
     kept_out: BTreeSet<PublicKey>,
     as_of: SystemTime,
     /// The database's time by which revocations are evaluated: it goes on when no row can be read.
-    judged_at: SystemTime,
+    evaluated_at: SystemTime,
 }
 
 #[derive(Debug, Clone)]

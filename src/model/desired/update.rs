@@ -76,7 +76,7 @@ impl DesiredState {
     pub fn apply(&mut self, rows: ChangedRows) -> Touched {
         let mut touched = Touched::default();
         self.as_of = self.as_of.max(rows.taken_at);
-        self.judged_at = self.judged_at.max(rows.taken_at);
+        self.evaluated_at = self.evaluated_at.max(rows.taken_at);
         let mut subjects = BTreeSet::new();
         for (user_id, group_ids) in rows.memberships {
             subjects.extend(self.book.set_membership(user_id, group_ids));
@@ -123,7 +123,7 @@ impl DesiredState {
     /// of what the database holds then.
     pub fn expire(&mut self, now: SystemTime) -> Touched {
         let (mut unsettled, mut touched) = (BTreeSet::new(), Touched::default());
-        self.judged_at = self.judged_at.max(now);
+        self.evaluated_at = self.evaluated_at.max(now);
         self.expire_into(&mut unsettled, &mut touched);
         self.settle(unsettled, &mut touched);
         touched
@@ -167,7 +167,7 @@ impl DesiredState {
 
     fn expire_into(&mut self, unsettled: &mut BTreeSet<PeerId>, touched: &mut Touched) {
         while let Some((at, id)) = self.expiries.first().copied() {
-            if at > self.judged_at {
+            if at > self.evaluated_at {
                 break;
             }
             self.expiries.pop_first();
@@ -237,7 +237,7 @@ impl DesiredState {
                 OwnStanding::Contested(Box::new((candidate, unsettled)))
             }
         };
-        if let Some(at) = row.revoked_at.filter(|at| *at > self.judged_at) {
+        if let Some(at) = row.revoked_at.filter(|at| *at > self.evaluated_at) {
             self.expiries.insert((at, id));
         }
         self.barred.extend(barred_key(&row, &standing).map(|key| (key, id)));
@@ -389,7 +389,7 @@ impl DesiredState {
             admit_only: self.admit_only.as_ref(),
             blocked: &self.block_list,
             kept_out: &self.kept_out,
-            now: self.judged_at,
+            now: self.evaluated_at,
         }
     }
 }

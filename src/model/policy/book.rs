@@ -78,7 +78,7 @@ impl PolicyBook {
             self.notes.insert(id, notes);
         }
         let old = self.policies.remove(&id);
-        let new = row.map(|row| Policy { id, ..Policy::judge(row) });
+        let new = row.map(|row| Policy { id, ..Policy::from_row(row) });
         let (none, none_too) = (BTreeSet::new(), BTreeSet::new());
         let before = old.as_ref().map_or(&none, |old| &old.policy.targets);
         let after = new.as_ref().map_or(&none_too, |new| &new.targets);

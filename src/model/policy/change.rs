@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use super::flatten::select;
 use super::resolve::{Internet, Policy, Verdict, decisions, verdict_of};
 use super::{Plain, PolicyBook, Quoted};
+use crate::count::count;
 use crate::model::{DeviceId, PolicyId, Profile, Ranges, UserId};
 use foldhash::{HashMap, HashMapExt};
 
@@ -165,19 +166,17 @@ impl Decisions<'_> {
 
 impl fmt::Display for PolicyChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MOST_USERS: usize = 4;
-        for (index, (user, devices)) in self.who.iter().take(MOST_USERS).enumerate() {
-            write!(f, "{}{}", if index == 0 { "" } else { ", " }, Plain(user))?;
-            for (index, device) in devices.iter().enumerate() {
-                write!(f, "{}{}", if index == 0 { " (" } else { ", " }, Plain(device))?;
-            }
-            f.write_str(")")?;
-        }
-        let more = self.who.len().saturating_sub(MOST_USERS);
+        const MOST_DEVICES: usize = 4;
+        let devices = self.who.iter().flat_map(|(user, devices)| {
+            devices.iter().map(move |device| format!("{}/{}", Plain(user), Plain(device)))
+        });
+        let who: Vec<String> = devices.collect();
+        f.write_str(&who[..who.len().min(MOST_DEVICES)].join(", "))?;
+        let more = who.len().saturating_sub(MOST_DEVICES);
         if more > 0 {
             write!(f, " and {more} more")?;
         }
-        let many = self.who.len() > 1;
+        let many = who.len() > 1;
         f.write_str(match (self.fact.direction, many) {
             (Direction::Loses, false) => " loses ",
             (Direction::Loses, true) => " lose ",
@@ -227,7 +226,7 @@ fn describe<T: Internet>(ranges: &Ranges<T>, internet: &str, places: &mut Vec<St
     places.extend(rest.texts().take(MOST_RANGES));
     let more = rest.as_slice().len().saturating_sub(MOST_RANGES);
     if more > 0 {
-        places.push(format!("{more} more ranges"));
+        places.push(count(more, "more range"));
     }
 }
 

@@ -109,7 +109,7 @@ pub struct Plain<'a>(pub &'a str);
 
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |char: char| char.is_alphanumeric() || "@._-+'".contains(char);
+        let plain = |char: char| char.is_alphanumeric() || "@._-+'/".contains(char);
         if (1..=64).contains(&self.0.chars().count()) && self.0.chars().all(plain) {
             f.write_str(self.0)
         } else {

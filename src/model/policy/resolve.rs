@@ -61,9 +61,10 @@ pub struct Policy {
 pub type Order = (i32, Verdict, PolicyId);
 
 impl Policy {
-    /// Judges a row. An unknown effect denies; unknown and dangling targets aim at nobody.
+    /// The policy that a row makes. An unknown effect denies; unknown and dangling targets match no
+    /// device.
     #[must_use]
-    pub fn judge(row: &PolicyRow) -> Self {
+    pub fn from_row(row: &PolicyRow) -> Self {
         let verdict = match row.effect {
             Effect::Allow => Verdict::Allow,
             Effect::Deny | Effect::Unknown(_) => Verdict::Deny,

@@ -5,14 +5,7 @@ use crate::plan::Phase;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn mirror(now: Instant) -> Mirror {
-    let timing = Timing {
-        poll_interval: SECOND,
-        safety_poll_interval: SECOND,
-        resync_interval: SECOND,
-        report_interval: 15 * SECOND,
-        heartbeat: 10 * SECOND,
-        seed: 0,
-    };
+    let timing = Timing { report_interval: 15 * SECOND, heartbeat: 10 * SECOND, ..Timing::SECONDS };
     Mirror::new(timing, "gatepost0".parse().unwrap(), by_both(now))
 }
 

@@ -63,10 +63,10 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             Ask::Block { who, answer } => self.block(&who, answer),
             Ask::Unblock { who, answer } => self.unblock(&who, answer),
-            Ask::Reload(options) => self.tell(Event::Reloaded(options)),
+            Ask::Reload(options) => self.handle(Event::Reloaded(options)),
             Ask::Resync(answer) => {
                 self.read_blocks_again();
-                self.tell(Event::Resync);
+                self.handle(Event::Resync);
                 self.resyncs.push((self.machine.view().resyncs_asked(), answer));
             }
             Ask::Confirm { until, let_in_until, answer } => {
@@ -75,7 +75,7 @@ impl<D: Dataplane + 'static> Shell<D> {
                     view.held_back().is_some() || let_in_until.is_some() && view.keeps_out();
                 drop(view);
                 if held_back {
-                    self.tell(Event::ConfirmRemovals { until, let_in_until });
+                    self.handle(Event::ConfirmRemovals { until, let_in_until });
                 }
                 let _ = answer.send(if held_back { Ok(()) } else { Err(NothingHeldBack) });
             }

@@ -27,7 +27,7 @@ impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn ask_peers(&mut self, answer: oneshot::Sender<Vec<PeerStatus>>) {
         let former = self.machine.view().read_at();
         self.asked_peers.push(AskedPeers { answer, former, until: Instant::now() + READ_WITHIN });
-        self.tell(Event::PeersAsked);
+        self.handle(Event::PeersAsked);
     }
 
     /// Answers those for whom the kernel was read, or need not be, or who have waited long enough.

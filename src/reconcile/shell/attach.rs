@@ -54,8 +54,8 @@ impl<D: Dataplane + 'static> Shell<D> {
             };
             self.listening = Some(tokio::spawn(heard));
         }
-        self.tell(Event::Connected { mode });
-        self.tell(Event::Unannounced { tables: chosen.unwatched });
+        self.handle(Event::Connected { mode });
+        self.handle(Event::Unannounced { tables: chosen.unwatched });
     }
 
     pub(super) fn spawn_connect(&self) {
@@ -80,7 +80,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             match store.attach(in_use.mode == Mode::Listen).await {
                 // The loop may have ended meanwhile.
                 Ok(attached) => drop(events.send(Inner::Attached(attached))),
-                // The next read finds that the database is away, and says so.
+                // The next read finds that the database is unreachable, and says so.
                 Err(error) => debug!(
                     "could not tell the database that this agent is there: {}",
                     causes(&error)
@@ -92,7 +92,7 @@ impl<D: Dataplane + 'static> Shell<D> {
     /// Chooses the mode again where another may be better, and takes in which changes are unannounced.
     pub(super) fn attached(&mut self, attached: Attached) {
         let Attached { gateways, unwatched } = attached;
-        self.tell(Event::Unannounced { tables: unwatched });
+        self.handle(Event::Unannounced { tables: unwatched });
         let (now, probe_every) = (clock::now().instant, self.machine.view().resync_interval());
         if self.in_use.is_some_and(|in_use| in_use.is_doubtful(gateways, now, probe_every)) {
             self.spawn_connect();

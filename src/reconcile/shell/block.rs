@@ -39,7 +39,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             file: None,
         };
         let list = Arc::new(list);
-        self.tell(Event::Blocks(Arc::clone(&list)));
+        self.handle(Event::Blocks(Arc::clone(&list)));
         let number = self.save_blocks(list);
         self.blocks.push(number, answer, reply);
     }
@@ -89,7 +89,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         let mut list = self.block_file.load_or_deny();
         former.iter().for_each(|(whom, block)| list.add(*whom, block.clone()));
         let list = Arc::new(list);
-        self.tell(Event::Blocks(Arc::clone(&list)));
+        self.handle(Event::Blocks(Arc::clone(&list)));
         if list.why_unreadable().is_none() && !former.is_empty() {
             self.save_blocks(list);
         }

@@ -1,4 +1,4 @@
-//! The last good rows on disk, from which a host starts that boots while the database is away.
+//! The last good rows on disk, from which a host starts that boots while the database is unreachable.
 //!
 //! The file consists of JSON lines below a heading. The first is a whole snapshot; each further line is
 //! a change, so that a revocation is on disk as soon as it is in the kernel, at the cost of the change.

@@ -45,8 +45,8 @@ impl<D: Dataplane + 'static> Shell<D> {
         let tick = Duration::from_millis(50);
         tokio::select! {
             () = tokio::time::sleep_until(end) => return false,
-            Some(event) = events.recv() => self.take(event),
-            () = tokio::time::sleep(tick) => self.tell(Event::Tick),
+            Some(event) = events.recv() => self.receive(event),
+            () = tokio::time::sleep(tick) => self.handle(Event::Tick),
         }
         true
     }

@@ -40,7 +40,7 @@ pub(super) fn say(note: &Note) {
         Note::CannotBuild(error) => warn!(message_id, %error, "{note}"),
         Note::CannotPlan(error) => warn!(message_id, %error, "{note}"),
         Note::HeldBack(held) => {
-            warn!(message_id, removed = held.removals, present = held.present, "{note}")
+            warn!(message_id, removed = held.removals, present = held.of, "{note}")
         }
         Note::NoSealingKey { peers } => warn!(message_id, peers, "{note}"),
         Note::DriftRepaired { steps, why, .. } => warn!(message_id, steps, why, "{note}"),
@@ -111,7 +111,7 @@ mod tests {
         let reason = Reason::GatewayKey;
         explained(&Note::Synced { steps: 1, took: Duration::ZERO, first: Vec::new() });
         explained(&Note::DriftRepaired { steps: 1, first: Vec::new(), why });
-        explained(&Note::HeldBack(crate::plan::guard::HeldBack { removals: 9, present: 9 }));
+        explained(&Note::HeldBack(crate::plan::guard::HeldBack { removals: 9, of: 9 }));
         explained(&Note::NoSealingKey { peers: 9 });
         let peer = crate::model::PeerId(uuid::Uuid::nil());
         let device = crate::model::DeviceId(uuid::Uuid::nil());

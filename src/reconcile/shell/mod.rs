@@ -55,7 +55,7 @@ pub async fn run<D: Dataplane + 'static>(
     let mut prune = interval_at(Instant::now() + PRUNE_EVERY / 4, PRUNE_EVERY);
     let mut attach = interval_at(Instant::now() + ATTACH_EVERY, ATTACH_EVERY);
     attach.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    shell.tell(Event::Tick);
+    shell.handle(Event::Tick);
     while !shell.dataplane_gone {
         if !shell.kernel_job.is_stuck(clock::now().instant) {
             alive();
@@ -68,12 +68,12 @@ pub async fn run<D: Dataplane + 'static>(
         tokio::select! {
             biased;
             _ = stop.changed() => break,
-            Some(event) = events.recv() => shell.take(event),
-            Some(why) = kernel_events.recv() => shell.tell(Event::KernelChanged { why }),
+            Some(event) = events.recv() => shell.receive(event),
+            Some(why) = kernel_events.recv() => shell.handle(Event::KernelChanged { why }),
             Some(ask) = asks.recv() => shell.answer(ask),
             _ = prune.tick() => shell.prune(),
             _ = attach.tick() => shell.attach(),
-            () = sleep_until(wakeup) => shell.tell(Event::Tick),
+            () = sleep_until(wakeup) => shell.handle(Event::Tick),
         }
     }
     shell.wind_up(&mut events).await;
@@ -103,7 +103,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         events: &mut mpsc::UnboundedReceiver<Inner>,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), RunError> {
-        self.tell(Event::Tick);
+        self.handle(Event::Tick);
         loop {
             self.publish();
             if self.machine.view().is_at_rest() {
@@ -117,8 +117,8 @@ impl<D: Dataplane + 'static> Shell<D> {
             tokio::select! {
                 biased;
                 _ = stop.changed() => return Err(RunError::Stopped),
-                Some(event) = events.recv() => self.take(event),
-                () = sleep_until(wakeup) => self.tell(Event::Tick),
+                Some(event) = events.recv() => self.receive(event),
+                () = sleep_until(wakeup) => self.handle(Event::Tick),
             }
         }
     }

@@ -46,7 +46,7 @@ pub struct Options<D> {
     pub version: &'static str,
 }
 
-/// Change marks are kept this long: a reader that was away for longer reads everything.
+/// Change marks are kept this long: a reader that did not read for longer reads everything.
 const KEEP_MARKS: Duration = Duration::from_secs(24 * 3_600);
 pub(super) const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 
@@ -150,14 +150,14 @@ impl<D: Dataplane + 'static> Shell<D> {
         (shell, receiver)
     }
 
-    pub(super) fn take(&mut self, inner: Inner) {
+    pub(super) fn receive(&mut self, inner: Inner) {
         match inner {
-            Inner::Event(event) => self.tell(event),
+            Inner::Event(event) => self.handle(event),
             Inner::Read(answer, rows) => {
                 if let (Some(keeper), Some(rows)) = (&self.keeper, rows) {
                     keeper.push(rows);
                 }
-                self.tell(Event::Read(answer));
+                self.handle(Event::Read(answer));
             }
             Inner::Connected(connection) => self.connected(*connection),
             Inner::Attached(attached) => self.attached(attached),
@@ -176,7 +176,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         }
     }
 
-    pub(super) fn tell(&mut self, event: Event) {
+    pub(super) fn handle(&mut self, event: Event) {
         self.kernel_job.hears(&event);
         match &event {
             Event::Disconnected { error } => {
@@ -221,7 +221,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             Action::Keep(keep) => {
                 if let Some(keeper) = &self.keeper {
-                    keeper.judge(keep);
+                    keeper.keep(keep);
                 }
             }
             Action::Observe => self.observe(),
@@ -324,7 +324,7 @@ impl<D: Dataplane + 'static> Shell<D> {
                 match store.prune(KEEP_MARKS).await {
                     Ok(0) => return,
                     Ok(marks) => debug!(marks, "pruned {marks} change marks"),
-                    // That the database is away is said already.
+                    // That the database is unreachable is said already.
                     Err(error) if error.is_transient() && !connected => return,
                     Err(error) => {
                         return warn!("change marks were not pruned: {}", causes(&error));
@@ -336,7 +336,7 @@ impl<D: Dataplane + 'static> Shell<D> {
 
     pub(super) fn publish(&self) {
         let mut status = self.machine.view().status();
-        status.tell_last_good(&self.template.last_good);
+        status.add_last_good(&self.template.last_good);
         if self.kernel_job.is_stuck(clock::now().instant) {
             status.state = State::NotReady { why: KERNEL_IS_STUCK.into() };
         }

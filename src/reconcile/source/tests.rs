@@ -1,7 +1,5 @@
-use std::collections::BTreeMap;
-
 use super::*;
-use crate::model::ChangedRows;
+use crate::test_rows::no_changes;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -15,12 +13,9 @@ fn later(now: Now, by: Duration) -> Now {
 
 fn source(now: Now) -> Source {
     let timing = Timing {
-        poll_interval: SECOND,
         safety_poll_interval: 10 * SECOND,
         resync_interval: 600 * SECOND,
-        report_interval: SECOND,
-        heartbeat: SECOND,
-        seed: 1,
+        ..Timing::SECONDS
     };
     Source::new(timing, now)
 }
@@ -48,13 +43,7 @@ fn nothing_changed(taken_at: SystemTime) -> ReadAnswer {
 }
 
 fn changed(taken_at: SystemTime) -> ReadAnswer {
-    ReadAnswer::Changed(ChangedRows {
-        peers: BTreeMap::new(),
-        memberships: BTreeMap::new(),
-        policies: BTreeMap::new(),
-        marks: Vec::new(),
-        taken_at,
-    })
+    ReadAnswer::Changed(no_changes(taken_at))
 }
 
 fn failure() -> DatabaseError {

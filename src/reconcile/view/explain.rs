@@ -250,94 +250,35 @@ mod surface;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::sync::Arc;
-    use std::time::SystemTime;
 
     use super::*;
-    use crate::model::psk::PskKeys;
-    use crate::model::{
-        Allocation, Bars, DeviceId, Effect, GatewayId, GatewayRow, Local, Masquerade, PeerId,
-        PolicyId, PolicyRow, PrivateKey, PublicKey, SnapshotRows, TargetRow, TargetType, UserId,
-    };
+    use crate::model::{Bars, PolicyRow, SnapshotRows, TargetType, UserId};
     use crate::plan::{Scope, Step, plan};
+    use crate::test_rows::{id, local, peer_row, policy_row, snapshot, target};
 
     const SERVER: &str = "172.16.1.20";
-
-    fn id(number: u8) -> uuid::Uuid {
-        uuid::Uuid::from_u128(number.into())
-    }
 
     /// A laptop of alice's.
     fn laptop(number: u8, bars: Bars) -> PeerRow {
         PeerRow {
-            id: PeerId(id(number)),
-            device_id: DeviceId(id(number)),
-            user_id: UserId(id(1)),
+            user_id: UserId(id(1u8)),
             device_name: format!("laptop-{number}").into(),
             username: "alice".into(),
-            public_key: KeyText::Key(PublicKey::from_bytes([number; 32]).unwrap()),
-            assigned_ip: format!("10.64.0.{number}/32").parse().unwrap(),
-            preshared_key: None,
-            allowed_ips: Box::new([]),
-            dns_servers: Box::new([]),
             bars,
-            revoked_at: None,
-            allocation: Allocation::Held,
-            created_at: SystemTime::UNIX_EPOCH,
+            ..peer_row(number)
         }
     }
 
     /// Alice may reach the server.
     fn desired(peers: Vec<PeerRow>) -> DesiredState {
-        let private_key = PrivateKey::from_random([7; 32]);
-        let gateway = GatewayRow {
-            id: GatewayId(id(1)),
-            name: "fra-1".into(),
-            public_key: KeyText::Key(private_key.public_key()),
-            listen_port: 51820,
-            vpn_cidr: "10.64.0.0/24".parse().unwrap(),
-            dns_servers: Vec::new(),
-            active: true,
-            allocated_address: None,
-        };
-        let local = Local {
-            interface: "gatepost0".parse().unwrap(),
-            private_key,
-            mtu_bytes: 1420,
-            addresses: BTreeSet::new(),
-            fwmark: 0,
-            site_prefixes: BTreeSet::new(),
-            masquerade: Masquerade::All,
-            deny_log: true,
-            gateway_opens: Some(Default::default()),
-            flush_conntrack: true,
-            flows_per_address: None,
-            gate: None,
-            psk_keys: PskKeys::default(),
-        };
         let policy = PolicyRow {
-            id: PolicyId(id(1)),
-            name: "intranet".into(),
-            priority: 1,
-            effect: Effect::Allow,
-            full_tunnel: false,
             destinations: vec!["172.16.1.0/24".parse().unwrap()],
-            targets: vec![TargetRow {
-                target_type: TargetType::User,
-                target_id: id(1),
-                dangling: false,
-            }],
+            targets: vec![target(TargetType::User, id(1u8))],
+            ..policy_row(1)
         };
-        let rows = SnapshotRows {
-            gateway,
-            settings: Vec::new(),
-            peers,
-            memberships: Vec::new(),
-            policies: vec![policy],
-            taken_at: SystemTime::UNIX_EPOCH,
-        };
-        DesiredState::build(Arc::new(local), rows).unwrap()
+        let rows = SnapshotRows { policies: vec![policy], ..snapshot(peers) };
+        DesiredState::build(Arc::new(local()), rows).unwrap()
     }
 
     /// A kernel after all steps except those that `skips` names.

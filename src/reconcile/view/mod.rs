@@ -215,7 +215,7 @@ impl View<'_> {
         if self.proof.comparisons.is_proven(number) {
             return Some(Ok(()));
         }
-        if let Some(error) = self.source.error.filter(|_| self.source.is_away) {
+        if let Some(error) = self.source.error.filter(|_| self.source.is_down) {
             return Some(Err(ResyncError::Database(error.to_string())));
         }
         let read = self.proof.comparisons.is_read(number);
@@ -252,7 +252,7 @@ impl fmt::Display for Obstacle {
                 write!(f, "the kernel refused {steps} steps, the first: {first}")
             }
             Self::Unsealed => f.write_str(
-                "the database is away, and the last good rows, of an earlier version, have no checksum: \
+                "the database is unreachable, and the last good rows, of an earlier version, have no checksum: \
                  they withdraw peers and grant nothing",
             ),
             Self::Observe(error) => write!(f, "could not read the kernel: {error}"),

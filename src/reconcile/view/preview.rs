@@ -15,7 +15,7 @@ use crate::model::{
 };
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose, plan_guarded};
 use crate::plan::{Held, HeldPeer, PlanError, Scope, Step};
-use crate::reconcile::name::{name_of, peer_name};
+use crate::reconcile::name::peer_name;
 use crate::reconcile::note::no_sealing_key;
 use crate::reconcile::options::MachineOptions;
 use crate::reconcile::row_status::{LISTED_PEERS, quarantined, row_warnings};
@@ -126,7 +126,7 @@ fn plan_report(
         format!("{} stays until `gatepost confirm`, although: {}", peer.name(), peer.reason)
     }));
     let (removals, present) = (held.peers().len(), observed.peers.len());
-    let waits = (removals > 0).then_some(HeldBack { removals, present });
+    let waits = HeldBack::new(removals, present);
     let warning = waits.map(|held| held.to_string());
     let sealed = desired.sealed_count();
     let sealed = (sealed > 0).then(|| no_sealing_key(sealed));
@@ -134,18 +134,14 @@ fn plan_report(
     warnings.extend(row_warnings(desired));
     let left_out = quarantined(desired).into_iter();
     let left_out = left_out.filter(|peer| !stay.iter().any(|it| it.peer_id == Some(peer.peer_id)));
-    warnings.extend(
-        left_out.map(|peer| {
-            format!("{} is left out: {}", name_of(&peer.user, &peer.device), peer.reason)
-        }),
-    );
+    warnings.extend(left_out.map(|peer| format!("{} is left out: {}", peer.name(), peer.reason)));
     let unlisted = desired.quarantined_count().saturating_sub(LISTED_PEERS);
     if unlisted > 0 {
-        warnings.push(format!("and {unlisted} more are left out"));
+        warnings.push(format!("and {unlisted} more"));
     }
     Ok(PlanReport {
         steps: steps.collect(),
-        held_back: waits.map(status::HeldBack::from),
+        held_back: waits,
         words: words.collect(),
         held: stay,
         warnings,

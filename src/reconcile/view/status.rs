@@ -23,7 +23,9 @@ pub(crate) use reports::old_schema;
 
 pub use crate::dataplane::BackendInUse;
 use crate::model::{GatewayId, PeerId, PolicyId, PublicKey};
+pub use crate::plan::guard::HeldBack;
 pub use crate::reconcile::mode::Mode;
+use crate::reconcile::name::name_of;
 pub use crate::reconcile::view::time::{Exact, Timestamp, exact};
 pub use crate::store::Unavailable;
 use serde::{Deserialize, Serialize};
@@ -37,7 +39,7 @@ pub enum State {
     Starting,
     /// The kernel was proven equal to the last good desired state.
     Ready,
-    /// Ready, but the database is away or does not announce all changes.
+    /// Ready, but the database is unreachable or does not announce all changes.
     Degraded { why: String },
     /// The kernel is not proven equal, or this gateway must not serve.
     NotReady { why: String },
@@ -207,6 +209,14 @@ pub struct QuarantinedPeer {
     pub reason: String,
 }
 
+impl QuarantinedPeer {
+    /// How messages name it: "alice/laptop".
+    #[must_use]
+    pub fn name(&self) -> String {
+        name_of(&self.user, &self.device)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuarantinedPolicy {
     pub policy_id: PolicyId,
@@ -215,13 +225,6 @@ pub struct QuarantinedPolicy {
     pub peers: u64,
     /// The kernel's answer.
     pub reason: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldBack {
-    pub removals: u64,
-    /// Peers in the kernel at that moment.
-    pub of: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -249,7 +252,7 @@ mod tests {
     #[test]
     fn a_status_reads_back_what_it_wrote() {
         let status = Status {
-            state: State::NotReady { why: "the database is away".into() },
+            state: State::NotReady { why: "the database is unreachable".into() },
             sync: SyncStatus {
                 last_sync_at: Some(Timestamp(
                     SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250),
@@ -260,7 +263,7 @@ mod tests {
         };
         let text = serde_json::to_string(&status).unwrap();
         assert!(
-            text.starts_with(r#"{"state":"not_ready","why":"the database is away","#),
+            text.starts_with(r#"{"state":"not_ready","why":"the database is unreachable","#),
             "{text}"
         );
         assert!(text.contains(r#""last_sync_at":"2023-11-14T22:13:20.250Z""#), "{text}");

@@ -2,10 +2,10 @@
 
 use super::View;
 use super::status::{
-    BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus, HeldBack, InterfaceStatus,
-    PassStatus, PeerCounts, ReportsStatus, State, Status, SyncStatus, Timestamp,
+    BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus, InterfaceStatus, PassStatus,
+    PeerCounts, ReportsStatus, State, Status, SyncStatus, Timestamp,
 };
-use crate::plan::{HeldCause, HeldPeer, gate, guard, networks_within};
+use crate::plan::{HeldCause, HeldPeer, gate, networks_within};
 use crate::reconcile::clock::millis;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::note::{history_lost, led_by, not_announced, refused};
@@ -13,13 +13,7 @@ use crate::reconcile::row_status::LISTED_PEERS;
 
 /// Why a host that booted without its database forwards nothing.
 const NO_ROWS: &str =
-    "the database is away, and there are no last good rows, so nothing is granted";
-
-impl From<guard::HeldBack> for HeldBack {
-    fn from(held: guard::HeldBack) -> Self {
-        Self { removals: held.removals as u64, of: held.present as u64 }
-    }
-}
+    "the database is unreachable, and there are no last good rows, so nothing is granted";
 
 impl View<'_> {
     /// The status. What the machine cannot know (versions, why this mode) is left for the shell.
@@ -46,7 +40,7 @@ impl View<'_> {
             quarantined: self.rows.status.quarantined.clone(),
             quarantined_policies: self.rows.status.quarantined_policies.clone(),
             warnings: self.warnings(),
-            held_back: self.held_back.map(HeldBack::from),
+            held_back: self.held_back,
             held: self.held_peers().take(LISTED_PEERS).collect(),
             blocked: self.rows.block_list.iter().map(BlockStatus::from).collect(),
             reports: ReportsStatus {
@@ -202,8 +196,9 @@ impl View<'_> {
         }));
         let lost = self.outbox.lost_reports;
         if dropped > 0 {
-            warnings
-                .push(format!("{dropped} audit entries were dropped while the database was away"));
+            warnings.push(format!(
+                "audit entries dropped while the database was unreachable: {dropped}"
+            ));
         }
         if lost > 0 {
             warnings.push(format!(

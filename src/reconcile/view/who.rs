@@ -90,7 +90,7 @@ impl View<'_> {
         gone.filter_map(|key| Some((*key, self.departed.get(key)?)))
     }
 
-    /// The peers that a block concerns, by their rows or held without one, as `user's device`.
+    /// The peers that a block concerns, by their rows or held without one, as `user/device`.
     #[must_use]
     pub fn concerned_by(&self, whom: &Whom, block: &Block) -> Vec<String> {
         let peers = self.rows.all.concerned_by(whom, block);

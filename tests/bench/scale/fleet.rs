@@ -1,11 +1,9 @@
 //! Gateways with their peers, in a database of their own.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost::model::psk::PskKeys;
-use gatepost::model::{Local, Masquerade, PrivateKey};
+use gatepost::model::Local;
 use gatepost::store::{ConnectOptions, CreateRole, Store, grant, migrate};
 
 use super::figures::{grouped, median, timed};
@@ -105,29 +103,11 @@ pub fn name(gateway: usize) -> String {
 
 /// What every gateway's configuration says.
 pub fn local() -> Arc<Local> {
-    Arc::new(Local {
-        interface: "gatepost0".parse().unwrap(),
-        private_key: private_key(),
-        mtu_bytes: 1420,
-        addresses: BTreeSet::new(),
-        fwmark: 0,
-        site_prefixes: BTreeSet::new(),
-        masquerade: Masquerade::All,
-        deny_log: true,
-        gateway_opens: Some(Default::default()),
-        flush_conntrack: true,
-        flows_per_address: None,
-        gate: None,
-        psk_keys: PskKeys::default(),
-    })
-}
-
-fn private_key() -> PrivateKey {
-    PrivateKey::from_random([7; 32])
+    Arc::new(super::rows::local())
 }
 
 fn rows(peers: usize, gateways: usize) -> String {
-    let key = private_key().public_key();
+    let key = super::rows::private_key().public_key();
     let users = peers.div_ceil(5);
     format!(
         "insert into roles (name) values ('staff');

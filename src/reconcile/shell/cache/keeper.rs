@@ -57,7 +57,7 @@ impl Waiting {
     }
 
     /// Returns the rows that this verdict makes good.
-    fn judge(&mut self, keep: Keep) -> Vec<Rows> {
+    fn keep(&mut self, keep: Keep) -> Vec<Rows> {
         let whole = matches!(self.new.first(), Some(Rows::Everything(_)));
         // A whole snapshot includes the rows that wait.
         let these = if keep == Keep::These && !whole { self.new.clone() } else { Vec::new() };
@@ -106,7 +106,7 @@ impl Keeper {
                         waiting.push(rows);
                         continue;
                     }
-                    Order::Verdict(keep) => waiting.judge(keep),
+                    Order::Verdict(keep) => waiting.keep(keep),
                     Order::Written(answer) => {
                         // The receiver may have stopped waiting.
                         let _ = answer.send(());
@@ -131,7 +131,7 @@ impl Keeper {
     }
 
     /// Says whether the rows handed over so far are good.
-    pub fn judge(&self, keep: Keep) {
+    pub fn keep(&self, keep: Keep) {
         let _ = self.0.send(Order::Verdict(keep));
     }
 
@@ -160,17 +160,17 @@ mod tests {
         // The first was not buildable: no word was given on it.
         waiting.push(everything());
         waiting.push(everything());
-        assert_eq!(waiting.judge(Keep::All), [everything()]);
+        assert_eq!(waiting.keep(Keep::All), [everything()]);
         waiting.push(change(1));
-        assert_eq!(waiting.judge(Keep::Later), []);
+        assert_eq!(waiting.keep(Keep::Later), []);
         waiting.push(change(2));
-        assert_eq!(waiting.judge(Keep::These), [change(2)], "a small change meanwhile");
+        assert_eq!(waiting.keep(Keep::These), [change(2)], "a small change meanwhile");
         waiting.push(everything());
-        assert_eq!(waiting.judge(Keep::Later), [], "the emptied table is held back");
+        assert_eq!(waiting.keep(Keep::Later), [], "the emptied table is held back");
         waiting.push(everything());
-        assert_eq!(waiting.judge(Keep::These), [], "and so it is when it is read again");
+        assert_eq!(waiting.keep(Keep::These), [], "and so it is when it is read again");
         waiting.push(change(3));
-        assert_eq!(waiting.judge(Keep::All), [everything(), change(3)]);
-        assert_eq!(waiting.judge(Keep::All), []);
+        assert_eq!(waiting.keep(Keep::All), [everything(), change(3)]);
+        assert_eq!(waiting.keep(Keep::All), []);
     }
 }

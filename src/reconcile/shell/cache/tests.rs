@@ -4,65 +4,24 @@ use std::time::{Duration, SystemTime};
 
 use super::writer::{Kept, Writer};
 use super::*;
-use crate::model::{ChangedRows, DeviceId, GatewayId, GatewayRow, KeyText, PeerRow};
+use crate::model::{ChangedRows, DeviceId, PeerRow};
+use crate::test_rows::{self, no_changes, peer_row};
 
 fn private_key(number: u8) -> PrivateKey {
     PrivateKey::from_random([number; 32])
 }
 
 pub(super) fn snapshot() -> SnapshotRows {
-    SnapshotRows {
-        gateway: GatewayRow {
-            id: GatewayId(uuid::Uuid::nil()),
-            name: "fra-1".into(),
-            public_key: KeyText::parse("no key"),
-            listen_port: 1,
-            vpn_cidr: "10.0.0.0/8".parse().unwrap(),
-            dns_servers: Vec::new(),
-            active: true,
-            allocated_address: None,
-        },
-        settings: Vec::new(),
-        peers: (1..=3).map(peer).collect(),
-        memberships: Vec::new(),
-        policies: Vec::new(),
-        taken_at: SystemTime::UNIX_EPOCH,
-    }
-}
-
-fn peer(number: u8) -> PeerRow {
-    let id = uuid::Uuid::from_u128(number.into());
-    PeerRow {
-        id: crate::model::PeerId(id),
-        device_id: DeviceId(id),
-        user_id: crate::model::UserId(id),
-        device_name: "laptop".into(),
-        username: "alice".into(),
-        public_key: KeyText::parse("no key"),
-        assigned_ip: format!("10.0.0.{number}/32").parse().unwrap(),
-        preshared_key: None,
-        allowed_ips: Box::new([]),
-        dns_servers: Box::new([]),
-        bars: crate::model::Bars::default(),
-        revoked_at: None,
-        allocation: crate::model::Allocation::Held,
-        created_at: SystemTime::UNIX_EPOCH,
-    }
+    test_rows::snapshot((1..=3).map(peer_row).collect())
 }
 
 pub(super) fn changed() -> ChangedRows {
-    ChangedRows {
-        marks: Vec::new(),
-        peers: BTreeMap::new(),
-        memberships: BTreeMap::new(),
-        policies: BTreeMap::new(),
-        taken_at: SystemTime::UNIX_EPOCH,
-    }
+    no_changes(SystemTime::UNIX_EPOCH)
 }
 
 /// The device of this number has these peers now.
 fn change(number: u8, peers: Vec<PeerRow>) -> ChangedRows {
-    ChangedRows { peers: [(peer(number).device_id, peers)].into(), ..changed() }
+    ChangedRows { peers: [(peer_row(number).device_id, peers)].into(), ..changed() }
 }
 
 fn cache(folder: &Path) -> Cache {
@@ -130,8 +89,8 @@ fn altered_moved_or_missing_line_makes_the_file_useless() {
     let text = |lines: &[&str]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
     let [heading, first, second, third] = lines[..] else { panic!("{lines:?}") };
     let wrong = [
-        good.replace("10.0.0.1/32", "0.0.0.0/0"),
-        good.replace("10.0.0.2/32", "10.0.0.9/32"),
+        good.replace("10.64.0.1/32", "0.0.0.0/0"),
+        good.replace("10.64.0.2/32", "10.64.0.9/32"),
         text(&[heading, first, third, second]),
         text(&[heading, first, third]),
         text(&[heading, second, third]),
@@ -147,7 +106,7 @@ fn altered_moved_or_missing_line_makes_the_file_useless() {
         assert!(error.to_string().contains("last-good"), "{error}");
     }
     fs::write(&path, &good).unwrap();
-    assert_eq!(restored(&cache), ["10.0.0.3"]);
+    assert_eq!(restored(&cache), ["10.64.0.3"]);
     let other_key = Cache::new(path, &private_key(2));
     assert!(matches!(other_key.load("fra-1"), Err(CacheError::Altered { line: 2, .. })));
 }
@@ -214,17 +173,17 @@ fn full_disk_takes_withdrawals_and_no_grants() {
     disk.fill();
     writer.append(&change(1, vec![])).unwrap();
     // The last block has room besides the reserve.
-    let mut kept = (0..100).map(|_| writer.append(&change(4, vec![peer(4)])).unwrap());
+    let mut kept = (0..100).map(|_| writer.append(&change(4, vec![peer_row(4)])).unwrap());
     assert!(kept.any(|kept| kept == Kept::Withdrawals));
-    assert_eq!(restored(&cache), ["10.0.0.2", "10.0.0.3"]);
+    assert_eq!(restored(&cache), ["10.64.0.2", "10.64.0.3"]);
     // A full read of the database finds that another device is gone.
     let mut rows = snapshot();
     rows.peers.remove(1);
     assert_eq!(writer.replace(&rows).unwrap(), Kept::Withdrawals);
-    assert_eq!(restored(&cache), ["10.0.0.3"]);
+    assert_eq!(restored(&cache), ["10.64.0.3"]);
     fs::remove_file(disk.0.path().join("ballast")).unwrap();
     assert_eq!(writer.replace(&rows).unwrap(), Kept::All);
-    assert_eq!(restored(&cache), ["10.0.0.1", "10.0.0.3"]);
+    assert_eq!(restored(&cache), ["10.64.0.1", "10.64.0.3"]);
 }
 
 #[test]

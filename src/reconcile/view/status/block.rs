@@ -21,7 +21,7 @@ pub struct BlockStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockAnswer {
     pub block: BlockStatus,
-    /// The peers of rows that it concerns, as `user's device`.
+    /// The peers of rows that it concerns, as `user/device`.
     pub peers: Vec<String>,
     /// Why the kernel may still hold a blocked peer.
     pub kernel: Option<String>,

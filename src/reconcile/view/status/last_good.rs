@@ -1,4 +1,4 @@
-//! Whether a host could boot with the rows in force while the database is away.
+//! Whether a host could boot with the rows in force while the database is unreachable.
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,7 @@ impl LastGoodStatus {
 impl Status {
     /// Takes in what became of the last good rows. Rows that are out of date could come back at the next
     /// boot: that must not look ready.
-    pub(in crate::reconcile) fn tell_last_good(&mut self, last_good: &LastGoodStatus) {
+    pub(in crate::reconcile) fn add_last_good(&mut self, last_good: &LastGoodStatus) {
         self.warnings.extend(last_good.why().map(str::to_owned));
         if let (LastGoodStatus::OutOfDate { why }, State::Ready) = (last_good, &self.state) {
             self.state = State::Degraded { why: why.clone() };

@@ -30,7 +30,7 @@ pub struct HeldPeer {
 }
 
 impl HeldPeer {
-    /// How messages name it: "alice's laptop".
+    /// How messages name it: "alice/laptop".
     #[must_use]
     pub fn name(&self) -> String {
         match (self.user.as_str(), self.device.as_str()) {
