@@ -184,7 +184,7 @@ impl Desired {
         let local = Local { interface, site_prefixes: self.site_prefixes, gate, ..local() };
         let (vpn_cidr, active) = (self.vpn_cidr, self.active);
         let rows = SnapshotRows {
-            gateway: GatewayRow { vpn_cidr, active, ..gateway_row() },
+            gateway: GatewayRow { id: GatewayId(id(1, 1)), vpn_cidr, active, ..gateway_row() },
             settings: self.setting.into_iter().map(setting).collect(),
             peers: self.peer.into_iter().enumerate().map(peer).collect(),
             policies: self.policy.into_iter().enumerate().map(policy).collect(),
