@@ -208,26 +208,32 @@ fn withdrawn_by(step: &Step, observed: &ObservedState) -> AllowedIps {
     }
 }
 
-/// Of the prefixes that a refused change was to close, those that a prefix of another peer contains.
+/// Of the prefixes that a refused change was to close, those that a prefix of another peer contains. A
+/// prefix without a place is closed by the closing of the place around it.
 fn exposed_without(
     change: &FirewallChange,
     observed: &ObservedState,
 ) -> impl Iterator<Item = IpNet> {
     let closes = |prefix: &IpNet| change.assign.get(prefix) == Some(&ProfileId::NOTHING);
+    let places = observed.firewall.as_ref().map(|table| table.assignments());
+    let closes_around = |prefix: &IpNet| {
+        let has_place = places.is_some_and(|places| places.contains_key(prefix));
+        !has_place && prefixes_around(*prefix).any(|around| closes(&around))
+    };
     let held = observed
         .peers
         .iter()
         .flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |prefix| (prefix, key)));
-    let holders: BTreeMap<IpNet, &PublicKey> =
-        held.filter(|(prefix, _)| may_contain_others(prefix) || closes(prefix)).collect();
-    let closing = change.assign.keys().filter(|prefix| closes(prefix)).copied();
-    closing
-        .filter(move |prefix| {
-            let around = prefixes_around(*prefix).filter_map(|around| holders.get(&around));
-            around.into_iter().any(|holder| Some(holder) != holders.get(prefix))
-        })
-        .collect::<Vec<_>>()
-        .into_iter()
+    let holders: BTreeMap<IpNet, &PublicKey> = held
+        .filter(|(prefix, _)| may_contain_others(prefix) || closes(prefix) || closes_around(prefix))
+        .collect();
+    let closing = change.assign.keys().filter(|prefix| closes(prefix));
+    let closing = closing.chain(holders.keys().filter(|prefix| closes_around(prefix)));
+    let is_exposed = |prefix: &&IpNet| {
+        let mut around = prefixes_around(**prefix).filter_map(|around| holders.get(&around));
+        around.any(|holder| Some(holder) != holders.get(*prefix))
+    };
+    closing.filter(is_exposed).copied().collect::<Vec<_>>().into_iter()
 }
 
 #[cfg(test)]
@@ -318,6 +324,15 @@ mod tests {
         let own = observed(&[(1, &[host, site])], &[(host, 1), (site, 2)]);
         let refused = after(&[&firewall(Phase::Revoke, &[(host, 0)])], &own);
         assert!(refused.permits(&Step::RemovePeer { key: key(1) }, &own));
+    }
+
+    #[test]
+    fn prefix_without_a_place_stays_where_the_place_around_it_could_not_be_closed() {
+        let (inner, site) = ("192.168.0.0/24", "192.168.0.0/23");
+        let open = observed(&[(1, &[inner]), (2, &[site])], &[(site, 1)]);
+        let refused = after(&[&firewall(Phase::Revoke, &[(site, 0)])], &open);
+        assert!(!refused.permits(&Step::RemovePeer { key: key(1) }, &open));
+        assert!(refused.permits(&Step::RemovePeer { key: key(2) }, &open));
     }
 
     #[test]
