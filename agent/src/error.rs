@@ -9,7 +9,7 @@ use gatepost::plan::PlanError;
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
 use gatepost::store::StoreError;
 
-use crate::command::ProfileError;
+use crate::command::profile::error::ProfileError;
 use crate::config::ConfigError;
 use crate::control::ControlError;
 use crate::database;

@@ -11,6 +11,7 @@ mod error;
 mod exit;
 mod handles;
 mod key_file;
+mod loop_options;
 mod openings;
 mod output;
 mod pulse;

@@ -8,8 +8,8 @@ use gatepost::store::{ConnectOptions, Store};
 
 use crate::config::{Config, Source, load, read_psk_keys};
 use crate::database;
+use crate::loop_options::{stale_options, timing};
 use crate::telemetry::set_filter;
-use crate::wiring::{stale_options, timing};
 
 /// What the agent follows, and where it came from.
 pub struct Reloader {

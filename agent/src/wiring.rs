@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use gatepost::dataplane::nft::{Nft, NftError, NftEvent, NftMonitor, Ownership};
 use gatepost::dataplane::{
@@ -14,7 +13,7 @@ use gatepost::model::{Gate, InterfaceName, Local};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
     BlockFile, Cache, CacheError, DatabaseError, LastGood, MachineOptions, Options, PreviewError,
-    RunError, StaleOptions, Timing, Withdrawals, preview, preview_explanation,
+    RunError, Withdrawals, preview, preview_explanation,
 };
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
@@ -22,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::config::{Config, ConfigError, Source, read_private_key, read_psk_keys};
 use crate::database;
 use crate::handles::LoopHandle;
+use crate::loop_options::{stale_options, timing};
 use crate::openings::openings;
 use crate::reload::Reloader;
 
@@ -195,24 +195,6 @@ fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
         withdrawals: Withdrawals::load_beside(&config.cache.file),
         stale: stale_options(config),
     })
-}
-
-/// `[sync]` and `[report]`: the loop's intervals.
-pub fn timing(config: &Config) -> Timing {
-    let sync = &config.sync;
-    Timing {
-        poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(1)),
-        safety_poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(10)),
-        resync_interval: sync.resync_interval,
-        report_interval: config.report.interval,
-        heartbeat: config.report.heartbeat,
-        seed: u64::from(std::process::id()),
-    }
-}
-
-/// `[stale]`
-pub fn stale_options(config: &Config) -> StaleOptions {
-    StaleOptions { policy: config.stale.policy, after: config.stale.after }
 }
 
 /// What lies on disk for a boot without the database.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use super::options::{CONNECT_WITHIN, SILENT_FOR};
+use super::patience::{CONNECT_WITHIN, SILENT_FOR};
 use super::require_auth::RefusedMethod;
-use super::tls::{find, tls_trouble};
+use super::tls::words::{find, tls_trouble};
 
 /// A database and the role that connects to it. Holds no password.
 #[derive(Debug, Clone, PartialEq, Eq)]

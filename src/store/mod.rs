@@ -21,6 +21,7 @@ mod marks;
 mod merge;
 mod migrate;
 mod options;
+mod patience;
 mod poll;
 mod profile;
 mod report;

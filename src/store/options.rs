@@ -11,14 +11,9 @@ use zeroize::Zeroizing;
 use super::connector::Connector;
 use super::error::{Place, StoreError};
 use super::host;
+use super::patience::{CONNECT_WITHIN, SILENT_FOR};
 use super::require_auth::{RequireAuth, Rule};
 use super::tls::{Material, Tls, TlsFiles};
-
-/// For a connection to one host.
-pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
-/// After this long without an acknowledgement a connection is lost.
-pub(super) const SILENT_FOR: Duration = Duration::from_secs(7);
 
 /// A password. `Debug` prints no part of it.
 #[derive(Clone, PartialEq, Eq)]

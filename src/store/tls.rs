@@ -1,7 +1,7 @@
 //! TLS to the database: which certificates are trusted, and the client's own.
 
 mod verify;
-mod words;
+pub(super) mod words;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,6 @@ use zeroize::Zeroizing;
 
 use super::error::StoreError;
 use verify::Verifier;
-pub(super) use words::{find, tls_trouble};
 
 /// `database.tls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]

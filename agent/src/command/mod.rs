@@ -15,14 +15,12 @@ mod manual;
 mod migrate;
 mod peers;
 mod plan;
-mod profile;
+pub mod profile;
 mod psk;
 mod resync;
 mod run;
 mod status;
 mod unmigrate;
-
-pub use profile::ProfileError;
 
 use crate::cli::{Cli, Command, DatabaseArgs, HostCommand};
 use crate::config::{Config, ConfigError, DatabaseUrlError, Origin, SecretSearch, Source, load};

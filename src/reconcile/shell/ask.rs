@@ -48,7 +48,10 @@ pub struct NothingHeldBack;
 impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Peers(answer) => self.ask_peers(answer),
+            Ask::Peers(answer) => {
+                self.asked_peers.push(answer, self.machine.view().read_at());
+                self.handle(Event::PeersAsked);
+            }
             Ask::Explain { who, destination, answer } => {
                 let answers = self.machine.view().explain(&who, &destination);
                 match answers {

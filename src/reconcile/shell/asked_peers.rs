@@ -6,44 +6,47 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::state::Shell;
-use crate::dataplane::Dataplane;
-use crate::reconcile::event::Event;
+use crate::reconcile::view::View;
 use crate::reconcile::view::status::{PeerStatus, Timestamp};
 
 /// A kernel that is being changed, or does not answer, delays the list no longer; its peers then say
 /// when they were read.
 const READ_WITHIN: Duration = Duration::from_secs(2);
 
-/// Somebody waits for the list.
+/// The questions that wait for a reading.
+#[derive(Debug, Default)]
 pub(super) struct AskedPeers {
+    pending: Vec<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
     answer: oneshot::Sender<Vec<PeerStatus>>,
     /// The time of the last reading when it was asked for.
     former: Option<Timestamp>,
     until: Instant,
 }
 
-impl<D: Dataplane + 'static> Shell<D> {
-    pub(super) fn ask_peers(&mut self, answer: oneshot::Sender<Vec<PeerStatus>>) {
-        let former = self.machine.view().read_at();
-        self.asked_peers.push(AskedPeers { answer, former, until: Instant::now() + READ_WITHIN });
-        self.handle(Event::PeersAsked);
+impl AskedPeers {
+    /// An operator waits for the list of peers. The last reading was `former`.
+    pub fn push(&mut self, answer: oneshot::Sender<Vec<PeerStatus>>, former: Option<Timestamp>) {
+        self.pending.push(Asked { answer, former, until: Instant::now() + READ_WITHIN });
     }
 
-    /// Answers those for whom the kernel was read, or need not be, or who have waited long enough.
-    pub(super) fn answer_peers(&mut self) {
-        let (view, now) = (self.machine.view(), Instant::now());
+    /// Answers the questions for which the kernel was read, or need not be, or which have waited
+    /// long enough.
+    pub fn answer(&mut self, view: &View<'_>) {
+        let now = Instant::now();
         let rests = view.rests(now.into_std());
-        let is_ready =
-            |it: &mut AskedPeers| rests || it.until <= now || view.read_at() != it.former;
-        for asked in self.asked_peers.extract_if(.., is_ready) {
+        let is_ready = |it: &mut Asked| rests || it.until <= now || view.read_at() != it.former;
+        for asked in self.pending.extract_if(.., is_ready) {
             // The asker may be gone.
             drop(asked.answer.send(view.peers()));
         }
     }
 
-    /// When somebody has waited long enough.
-    pub(super) fn peers_due(&self) -> Option<Instant> {
-        self.asked_peers.iter().map(|asked| asked.until).min()
+    /// When a question has waited long enough.
+    pub fn due(&self) -> Option<Instant> {
+        self.pending.iter().map(|asked| asked.until).min()
     }
 }

@@ -63,7 +63,7 @@ pub async fn run<D: Dataplane + 'static>(
         shell.publish();
         shell.answer_resyncs();
         shell.answer_blocks();
-        shell.answer_peers();
+        shell.asked_peers.answer(&shell.machine.view());
         let wakeup = shell.next_round();
         tokio::select! {
             biased;

@@ -80,7 +80,7 @@ pub(super) struct Shell<D> {
     /// The numbers of the comparisons that operators wait for.
     pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), ResyncError>>)>,
     /// Who waits for the list of peers.
-    pub(super) asked_peers: Vec<AskedPeers>,
+    pub(super) asked_peers: AskedPeers,
     pub(super) block_file: BlockFile,
     /// The changes of the block list that operators wait for.
     pub(super) blocks: PendingBlocks,
@@ -129,7 +129,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             dataplane_gone: false,
             kernel_job: KernelJob::default(),
             resyncs: Vec::new(),
-            asked_peers: Vec::new(),
+            asked_peers: AskedPeers::default(),
             block_file: options.block_file,
             blocks: PendingBlocks::default(),
             gateway: options.gateway,
@@ -302,7 +302,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         let wakeup = self.machine.next_wakeup(now).min(now.instant + ROUND_AT_MOST);
         // A timer's instant stands still while the host is suspended.
         let wakeup = Instant::now() + wakeup.saturating_duration_since(now.instant);
-        self.peers_due().map_or(wakeup, |due| due.min(wakeup))
+        self.asked_peers.due().map_or(wakeup, |due| due.min(wakeup))
     }
 
     /// Why one pass will not end, if it will not.
