@@ -72,59 +72,27 @@ end $$;
 comment on function gatepost.marks(text, text) is
     'Marks since a cursor that may withdraw peers, or the latest if the cursor is of another epoch, without the ids of rows of other gateways alone. To be called in the transaction of the read.';
 
--- Who must follow a change: also a gateway that it switched off, as long as its agent is there.
-create function gatepost.receivers()
-returns table (id uuid, name text, last_sync_at timestamptz)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set row_security = off as $$
-begin
-    return query
-    select g.id, g.name::text, g.last_sync_at
+-- Also a gateway that was switched off must follow, as long as its agent is there.
+create or replace function gatepost.proofs() returns table (gateway text, proven_at timestamptz)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select g.name::text, case when h.hosts > 0 then h.proven_at else g.last_sync_at end
     from public.gateways g
+    cross join lateral (
+        select count(*) as hosts,
+            case when bool_and(h.proven_at is not null) then min(h.proven_at) end as proven_at
+        from gatepost.host h
+        where h.gateway_id = g.id
+    ) h
     where g.is_active and g.deleted_at is null
         or exists (
             select
             from gatepost.attached a
             where a.gateway_id = g.id and a.at > now() - interval '5 minutes'
-        );
-end $$;
-comment on function gatepost.receivers() is
-    'For await_sync(): the active gateways, and those whose agents were there in the last five minutes.';
+        )
+$$;
+comment on function gatepost.proofs() is
+    'The time as of which each gateway is proven on all its hosts, merged or not: of the active gateways, and of those whose agents were there in the last five minutes.';
 
-create or replace function gatepost.await_sync(
-    since timestamptz default clock_timestamp(),
-    timeout interval default interval '30 seconds',
-    out gateway text,
-    out last_sync_at timestamptz,
-    out is_proven boolean
-) returns setof record
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-set row_security = off as $$
-declare
-    deadline constant timestamptz := clock_timestamp() + timeout;
-begin
-    if pg_current_xact_id_if_assigned() is not null
-        or current_setting('transaction_isolation') <> 'read committed'
-    then
-        raise exception using
-            errcode = 'GP007',
-            message = 'await_sync() cannot wait in this transaction: gateways see what it wrote after '
-                'its commit, and it sees what they write only if it is READ COMMITTED',
-            hint = 'commit, then call gatepost.await_sync() in a statement of its own';
-    end if;
-    -- A time ahead of the clock, from before the clock was set back, proves nothing.
-    while clock_timestamp() < deadline and exists (
-        select
-        from gatepost.receivers() r
-        where (r.last_sync_at between since and clock_timestamp()) is not true
-    ) loop
-        perform pg_sleep(0.1);
-    end loop;
-    return query
-    select r.name, r.last_sync_at, (r.last_sync_at between since and clock_timestamp()) is true
-    from gatepost.receivers() r
-    order by r.name;
-end $$;
 comment on function gatepost.await_sync(timestamptz, interval) is
     'For the owner, after a commit: waits until each active gateway, and each whose agent was there in the last five minutes, has proven to follow the database as of `since`, at most for `timeout`. A gateway that has not is returned with is_proven = false.';
 
