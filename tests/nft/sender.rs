@@ -1,6 +1,7 @@
 //! Who really sent a packet: forged sources, and ICMP errors about the flows of others.
 
 use std::net::UdpSocket;
+use std::time::Duration;
 
 use gatepost::model::{FirewallBase, Masquerade};
 
@@ -32,11 +33,20 @@ fn flow(opener: (&Netns, &str), answerer: (&Netns, &str)) -> (UdpSocket, UdpSock
     let (from, to) = (socket(opener, HERE), socket(answerer, THERE));
     from.connect(to.local_addr().unwrap()).unwrap();
     to.connect(from.local_addr().unwrap()).unwrap();
-    from.send(b"?").unwrap();
-    to.recv(&mut [0; 8]).unwrap();
-    to.send(b"!").unwrap();
-    from.recv(&mut [0; 8]).unwrap();
+    bring(b"?", &from, &to);
+    bring(b"!", &to, &from);
     (from, to)
+}
+
+/// Sends a datagram until it arrives: a kernel that looks for its neighbour may lose the first.
+fn bring(datagram: &[u8], from: &UdpSocket, to: &UdpSocket) {
+    to.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let arrives = || {
+        from.send(datagram).unwrap();
+        to.recv(&mut [0; 8]).is_ok()
+    };
+    assert!((0..20).any(|_| arrives()), "{datagram:?} never arrived");
+    to.set_read_timeout(None).unwrap();
 }
 
 fn bracketed(address: &str) -> String {
