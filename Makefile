@@ -46,8 +46,8 @@ one: ## Run one test wherever it lives: make one T=part_of_its_name
 test: test-unit test-native test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
 	@echo "==> all passed$(if $(strip $(skipped)),; SKIPPED: $(skipped))"
 
-test-unit: ## Run unit tests, properties, golden plans and commands: no privileges needed
-	$(call skip,unit,,$(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
+test-unit: ## Run unit tests, properties, golden plans and commands: no privileges needed, but to install tools
+	$(call skip,unit,,tests/install-deps.sh test; $(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
 
 # Both wait more than they compute.
 .PHONY: test-native
