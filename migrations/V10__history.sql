@@ -79,14 +79,18 @@ end $$;
 
 -- What an agent keeps of a withdrawal that it carried out, to ask for after a failover: whether the
 -- marks that brought it about are still there. Null for `ids`: the mark lists nothing.
+-- Of the marks for all gateways, only the ids that may be of this one. An id that no row has any more
+-- stays: its withdrawal may have been a deletion.
 create function gatepost.marks(since text, since_epoch text)
 returns table (xid text, kind text, ids uuid[])
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+set row_security = off set plan_cache_mode = force_generic_plan set enable_seqscan = off
+set jit = off as $$
 declare
     me constant uuid := gatepost.me();
     seen constant pg_snapshot := case when since_epoch = gatepost.epoch() then since::pg_snapshot end;
     marks gatepost.change[];
+    foreign_ids uuid[];
 begin
     if seen is not null then
         marks := gatepost.marks_since(me, seen);
@@ -100,13 +104,49 @@ begin
             limit 5000
         );
     end if;
+    foreign_ids := array(
+        select l.id
+        from (
+            select distinct i as id
+            from unnest(marks) m
+            cross join unnest(m.ids) i
+            where m.gateway_id <> me
+                and m.kind in ('all', 'gateway', 'setting', 'peer', 'device', 'user', 'owner')
+        ) l
+        where (
+            exists (select from public.wireguard_peers p where p.device_id = l.id)
+            or exists (
+                select
+                from public.devices d
+                join public.wireguard_peers p on p.device_id = d.id
+                where d.user_id = l.id
+            )
+        ) and not exists (
+            select
+            from public.wireguard_peers p
+            where p.device_id = l.id and p.gateway_id = me
+        ) and not exists (
+            select
+            from public.devices d
+            join public.wireguard_peers p on p.device_id = d.id
+            where d.user_id = l.id and p.gateway_id = me
+        )
+    );
     return query
-    select m.xid::text, m.kind::text, m.ids
+    select m.xid::text, m.kind::text, k.ids
     from unnest(marks) m
-    where m.kind in ('all', 'gateway', 'setting', 'peer', 'device', 'user', 'owner');
+    cross join lateral (
+        select case
+            when m.gateway_id = me or m.ids is null or not m.ids && foreign_ids then m.ids
+            else array(select i from unnest(m.ids) i where i <> all (foreign_ids))
+        end as ids
+    ) k
+    where m.kind in ('all', 'gateway', 'setting', 'peer', 'device', 'user', 'owner')
+        -- A mark without ids concerns everybody.
+        and (cardinality(k.ids) > 0 or cardinality(m.ids) = 0 or m.ids is null);
 end $$;
 comment on function gatepost.marks(text, text) is
-    'Marks since a cursor that may withdraw peers, or the latest if the cursor is of another epoch. To be called in the transaction of the read.';
+    'Marks since a cursor that may withdraw peers, or the latest if the cursor is of another epoch, without the ids of rows of other gateways alone. To be called in the transaction of the read.';
 
 -- An xid alone is not enough: after a failover that lost transactions, others take the same ids.
 create function gatepost.lost_marks(
@@ -155,46 +195,6 @@ begin
 end $$;
 comment on function gatepost.lost_marks(text[], text[], uuid[], uuid[], uuid[], timestamptz[]) is
     'The numbers of the marks that are gone though they were not pruned, and that no later mark about the same device or user replaces.';
-
-create function gatepost.await_sync(
-    since timestamptz default clock_timestamp(),
-    timeout interval default interval '30 seconds',
-    out gateway text,
-    out last_sync_at timestamptz,
-    out is_proven boolean
-) returns setof record
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-set row_security = off as $$
-declare
-    deadline constant timestamptz := clock_timestamp() + timeout;
-begin
-    if pg_current_xact_id_if_assigned() is not null
-        or current_setting('transaction_isolation') <> 'read committed'
-    then
-        raise exception using
-            errcode = 'GP007',
-            message = 'await_sync() cannot wait in this transaction: gateways see what it wrote after '
-                'its commit, and it sees what they write only if it is READ COMMITTED',
-            hint = 'commit, then call gatepost.await_sync() in a statement of its own';
-    end if;
-    -- A time ahead of the clock, from before the clock was set back, proves nothing.
-    while clock_timestamp() < deadline and exists (
-        select
-        from public.gateways g
-        where g.is_active and g.deleted_at is null
-            and (g.last_sync_at between since and clock_timestamp()) is not true
-    ) loop
-        perform pg_sleep(0.1);
-    end loop;
-    return query
-    select g.name::text, g.last_sync_at,
-        (g.last_sync_at between since and clock_timestamp()) is true
-    from public.gateways g
-    where g.is_active and g.deleted_at is null
-    order by g.name;
-end $$;
-comment on function gatepost.await_sync(timestamptz, interval) is
-    'For the owner, after a commit: waits until each active gateway has proven to follow the database as of `since`, at most for `timeout`. A gateway that has not is returned with is_proven = false.';
 
 revoke execute on all functions in schema gatepost from public;
 grant execute on function

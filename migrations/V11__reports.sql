@@ -670,7 +670,7 @@ begin
     );
 end $$;
 
-create or replace function gatepost.await_sync(
+create function gatepost.await_sync(
     since timestamptz default clock_timestamp(),
     timeout interval default interval '30 seconds',
     out gateway text,
@@ -705,6 +705,10 @@ begin
     order by p.gateway;
 end $$;
 
+comment on function gatepost.await_sync(timestamptz, interval) is
+    'For the owner, after a commit: waits until each active gateway, and each whose agent was there in the last five minutes, has proven to follow the database as of `since`, at most for `timeout`. A gateway that has not is returned with is_proven = false.';
+
+-- Also a gateway that was switched off must follow, as long as its agent is there.
 create function gatepost.proofs() returns table (gateway text, proven_at timestamptz)
 language sql stable set search_path = pg_catalog, pg_temp as $$
     select g.name::text, case when h.hosts > 0 then h.proven_at else g.last_sync_at end
@@ -716,9 +720,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         where h.gateway_id = g.id
     ) h
     where g.is_active and g.deleted_at is null
+        or exists (
+            select
+            from gatepost.attached a
+            where a.gateway_id = g.id and a.at > now() - interval '5 minutes'
+        )
 $$;
 comment on function gatepost.proofs() is
-    'The time as of which each active gateway is proven on all its hosts, merged or not.';
+    'The time as of which each gateway is proven on all its hosts, merged or not: of the active gateways, and of those whose agents were there in the last five minutes.';
 
 -- What a gateway's login cannot do.
 
@@ -882,6 +891,8 @@ begin
         ('gatepost.prune(interval)', '    if keep < interval ''1 hour'' then',
             -- An interval alone says nothing: a month counts as 30 days, and is not as long each time.
             '    if (now() - keep <= now() - interval ''1 hour'') is not true then'),
+        -- There is no min(xid8) before version 15: marks were never pruned there.
+        ('gatepost.prune(interval)', 'min(k.xid)', '(array_agg(k.xid order by k.xid))[1]'),
         ('gatepost.peers_by_device(uuid[])', '
 begin
 ', '
@@ -926,39 +937,6 @@ begin
             '        case when c.here then array(
             select x.destination::cidr from public.policy_destinations x where x.policy_id = p.id
         ) else ''{}'' end,'),
-        ('gatepost.marks(text, text)', '    return query
-    select m.xid::text, m.kind::text, m.ids
-    from unnest(marks) m
-    where m.kind in (''all'', ''gateway'', ''setting'', ''peer'', ''device'', ''user'', ''owner'');', '    return query
-    select o.xid, o.kind, o.own
-    from (
-        select m.xid::text, m.kind::text, m.ids, case
-                when m.kind = ''device'' then array(
-                    select i
-                    from unnest(m.ids) i
-                    where exists (
-                        select
-                        from public.wireguard_peers p
-                        where p.device_id = i and p.gateway_id = me
-                    )
-                )
-                when m.kind in (''user'', ''owner'') then array(
-                    select i
-                    from unnest(m.ids) i
-                    where exists (
-                        select
-                        from public.devices d
-                        join public.wireguard_peers p on p.device_id = d.id
-                        where d.user_id = i and p.gateway_id = me
-                    )
-                )
-                else m.ids
-            end as own
-        from unnest(marks) m
-        where m.kind in (''all'', ''gateway'', ''setting'', ''peer'', ''device'', ''user'', ''owner'')
-    ) o
-    -- No ids at all: too many were listed, or none is needed.
-    where o.ids is null or o.ids = ''{}'' or o.own <> ''{}'';'),
         ('gatepost.poll(text, text)', '                and exists (
                     select
                     from gatepost.change c

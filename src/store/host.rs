@@ -9,8 +9,8 @@ use tokio_postgres::types::{ToSql, Type};
 use super::decode::Columns;
 use super::{Store, StoreError};
 
-/// The first version of the schema that knows hosts.
-const SINCE: i32 = 11;
+/// The first version of the schema that knows hosts, and in which reports wait.
+pub(super) const HOSTS_SINCE: i32 = 11;
 
 /// This host, as the database knows it. The default names none, as agents of earlier versions do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -99,7 +99,7 @@ impl Store {
             (boot, Type::TEXT),
             (name, Type::TEXT),
         ];
-        let (query, parameters) = if self.has_schema(SINCE) {
+        let (query, parameters) = if self.has_schema(HOSTS_SINCE) {
             let query = "select taken, leader, others from gatepost.proven($1, $2, $3, $4, $5)";
             (query, &all[..])
         } else if proven_at.is_none() {

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use super::connect::single;
 use super::decode::Columns;
+use super::host::HOSTS_SINCE;
 use super::{ConnectOptions, Store, StoreError};
 
 /// A table of the control plane that refuses this gateway's reports, which wait until it does not.
@@ -34,9 +35,7 @@ impl Store {
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn merge(&self) -> Result<Merged, StoreError> {
         const DOING: &str = "merge the reports";
-        /// The first version in which reports wait.
-        const SINCE: i32 = 11;
-        if !self.has_schema(SINCE) {
+        if !self.has_schema(HOSTS_SINCE) {
             return Ok(Merged::default());
         }
         let lease = self.lease(DOING).await?;

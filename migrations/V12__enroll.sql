@@ -1,5 +1,5 @@
--- A gateway's credential writes the gateway's row once. Whoever steals it later cannot move the
--- gateway's clients to another key, endpoint or network.
+-- A gateway's credential writes the gateway's row once. A thief of the credential cannot
+-- move the gateway's clients to another key, endpoint or network.
 
 set role gatepost_owner;
 set local search_path = pg_catalog, pg_temp;
@@ -145,18 +145,5 @@ comment on function gatepost.enroll(text, text, text, integer, cidr, text[], boo
 revoke execute on all functions in schema gatepost from public;
 grant execute on function gatepost.enroll(text, text, text, integer, cidr, text[], boolean)
     to gatepost_gateway;
-
--- There is no min(xid8) before version 15: marks were never pruned there.
-do $$
-declare
-    definition constant text := pg_get_functiondef('gatepost.prune(interval)'::regprocedure);
-    without_min constant text :=
-        replace(definition, 'min(k.xid)', '(array_agg(k.xid order by k.xid))[1]');
-begin
-    if without_min = definition then
-        raise exception 'gatepost.prune() is another one than this migration corrects';
-    end if;
-    execute without_min;
-end $$;
 
 reset role;
