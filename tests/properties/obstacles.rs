@@ -7,16 +7,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use gatepost::model::{
-    Bars, Block, BlockList, Effect, FixedRules, GatewayId, KeyText, LinkOwner, Mark,
-    ObservedFirewall, PeerId, PolicyId, PolicyRow, PresharedKey, TargetRow, TargetType, Traffic,
-    UserId, Whom,
+    Bars, Block, BlockList, FixedRules, GatewayId, KeyText, LinkOwner, Mark, ObservedFirewall,
+    PeerId, PolicyId, PresharedKey, Traffic, UserId, Whom,
 };
 use gatepost::plan::ModelKernel;
 use gatepost::reconcile::{Event, Machine, MachineOptions, Obstacle, StaleOptions, StalePolicy};
 use ipnet::IpNet;
 
 use super::probes::{Filter, Probes};
-use super::rows::{Tables, id, local_without_psk_keys};
+use super::rows::{Tables, allowing, id, local_without_psk_keys};
 use super::trouble::{MINUTE, SECOND, key};
 use super::world::{Trouble, Watch, World, away, options, quiet_tables};
 
@@ -84,26 +83,12 @@ const SEALED: [u8; 2] = [9, 10];
 /// The user of each further peer may be not active.
 const FIRST_HELD: u8 = 14;
 
-fn policy(number: u8, network: &str, users: impl IntoIterator<Item = u8>) -> PolicyRow {
-    let target =
-        |user| TargetRow { target_type: TargetType::User, target_id: id(4, user), dangling: false };
-    PolicyRow {
-        id: PolicyId(id(6, number)),
-        name: format!("policy-{number}"),
-        priority: 1,
-        effect: Effect::Allow,
-        full_tunnel: false,
-        destinations: vec![network.parse().unwrap()],
-        targets: users.into_iter().map(target).collect(),
-    }
-}
-
 /// What is asked for after the withdrawals, beside a new peer and a new grant.
 fn afterwards(tables: &Tables) -> Tables {
     let mut tables = tables.clone();
     tables.peers.get_mut(&PeerId(id(2, REVOKED))).unwrap().bars = Bars::DEVICE_STATUS;
     tables.policies.remove(&PolicyId(id(6, 2)));
-    let granted = policy(3, "172.16.2.0/24", [WIDENED]);
+    let granted = allowing(3, "172.16.2.0/24", [WIDENED]);
     tables.policies.insert(granted.id, granted);
     let mut new = tables.peers[&PeerId(id(2, PEERS))].clone();
     (new.id, new.public_key) = (PeerId(id(2, 29)), KeyText::Key(key(29)));
@@ -124,7 +109,7 @@ impl Case {
         let hindrances: BTreeSet<_> = hindrances.iter().copied().collect();
         let mut tables = quiet_tables(PEERS);
         for policy in
-            [policy(1, "172.16.0.0/24", 1..=PEERS), policy(2, "172.16.1.0/24", [NARROWED])]
+            [allowing(1, "172.16.0.0/24", 1..=PEERS), allowing(2, "172.16.1.0/24", [NARROWED])]
         {
             tables.policies.insert(policy.id, policy);
         }

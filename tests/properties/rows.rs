@@ -25,6 +25,21 @@ pub fn at(secs: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
 }
 
+/// A policy that allows these users one network.
+pub fn allowing(number: u8, network: &str, users: impl IntoIterator<Item = u8>) -> PolicyRow {
+    let target =
+        |user| TargetRow { target_type: TargetType::User, target_id: id(4, user), dangling: false };
+    PolicyRow {
+        id: PolicyId(id(6, number)),
+        name: format!("policy-{number}"),
+        priority: 1,
+        effect: Effect::Allow,
+        full_tunnel: false,
+        destinations: vec![network.parse().unwrap()],
+        targets: users.into_iter().map(target).collect(),
+    }
+}
+
 pub fn id(kind: u8, number: u8) -> Uuid {
     let mut bytes = [0; 16];
     bytes[0] = kind;

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gatepost::model::{Effect, PolicyId, PolicyRow, TargetRow, TargetType};
 use gatepost::plan::{Scope, plan};
 use gatepost::reconcile::status::State;
 use gatepost::reconcile::{Event, Note};
@@ -12,7 +11,7 @@ use proptest::prelude::*;
 
 use super::packets::{Before, before, kernel_of, opened_by_hand};
 use super::probes::{Filter, Probes, send_all};
-use super::rows::{id, tables};
+use super::rows::{allowing, tables};
 use super::world::{World, quiet_world};
 
 proptest! {
@@ -80,35 +79,18 @@ proptest! {
     }
 }
 
-/// A policy of user `number` that allows one network.
-fn policy(number: u8, destination: &str) -> PolicyRow {
-    PolicyRow {
-        id: PolicyId(id(6, number)),
-        name: format!("policy-{number}"),
-        priority: 1,
-        effect: Effect::Allow,
-        full_tunnel: false,
-        destinations: vec![destination.parse().unwrap()],
-        targets: vec![TargetRow {
-            target_type: TargetType::User,
-            target_id: id(4, number),
-            dangling: false,
-        }],
-    }
-}
-
 /// Changes policies so that the kernel refuses what user 1 gets.
 fn world_that_refuses(destination: &str) -> World {
     let mut world = quiet_world();
     for number in [1, 2] {
-        let policy = policy(number, "172.16.0.0/24");
+        let policy = allowing(number, "172.16.0.0/24", [number]);
         world.tables.policies.insert(policy.id, policy);
     }
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
     assert!(world.kernel_equals_database());
     for (number, destination) in [(1, destination), (2, "172.16.9.0/24")] {
-        let policy = policy(number, destination);
+        let policy = allowing(number, destination, [number]);
         world.tables.policies.insert(policy.id, policy);
     }
     let wanted = world.tables.build();
@@ -171,7 +153,7 @@ fn a_policy_that_the_kernel_refuses_is_quarantined_and_named_and_all_others_are_
 fn a_narrowed_policy_that_the_kernel_refuses_denies_until_it_changes() {
     let mut world = world_that_refuses("172.16.0.0/25");
     assert!(!reaches(&world, "10.64.0.2/32", "172.16.0.200"), "a narrowing waits for nothing");
-    let policy = policy(1, "172.16.0.0/26");
+    let policy = allowing(1, "172.16.0.0/26", [1]);
     world.tables.policies.insert(policy.id, policy);
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
