@@ -177,7 +177,7 @@ pub fn withdrawals(
 
 /// The table of this version in place of one that judges every packet by other rules, in one change.
 ///
-/// What a profile allows that cannot be read, as one that somebody edited, is what the rows allow.
+/// A profile that cannot be read, because it was edited, counts as allowing what the rows allow.
 fn replacing(
     base: FirewallBase,
     table: &ObservedFirewall,

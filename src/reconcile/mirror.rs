@@ -208,8 +208,8 @@ impl Mirror {
         }
     }
 
-    /// Somebody asks for the peers. However often that happens, readings take no greater share of the
-    /// time than those that nobody asks for.
+    /// An operator asks for the peers. However many ask, these readings take no greater share of the
+    /// time than the regular ones.
     pub fn peers_asked(&mut self, now: Instant) {
         if self.rests_until.is_some_and(|until| until <= now) {
             self.want_reading("peers asked for");

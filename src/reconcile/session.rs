@@ -252,7 +252,7 @@ mod tests {
         let (_, events) = sessions.update(&counted(2_120, 180), device, at(2_301));
         let whole = PastSession { lasted: lasted(300), rx_bytes: 110, tx_bytes: 220 };
         assert_eq!(ended(&events), whole);
-        // The peer was removed and added again, which nobody read.
+        // The peer was removed and added again between two readings.
         sessions.update(&counted(3_000, 5), device, at(3_001));
         let (_, events) = sessions.update(&counted(3_000, 7), device, at(3_181));
         assert_eq!(ended(&events).rx_bytes, 7);

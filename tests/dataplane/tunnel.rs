@@ -147,7 +147,7 @@ fn narrowed(backend: Backend) {
     });
 }
 
-/// A peer with a site prefix forges the source of another's, which is a part of it.
+/// A peer with a site prefix forges a source of another peer's prefix that lies within its own.
 fn nested(backend: Backend) {
     let netns = Netns::new("Bg");
     let client = Client::new(backend, &netns);

@@ -343,7 +343,7 @@ async fn await_sync_waits_for_a_gateway_that_was_switched_off_while_its_agent_is
     };
     assert_eq!(proven().await, [false], "its peers may be in the kernel still");
     world.run("update gatepost.attached set at = now() - interval '6 minutes'").await;
-    assert_eq!(proven().await, [] as [bool; 0], "nobody would report");
+    assert_eq!(proven().await, [] as [bool; 0], "no agent is there to report");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Somebody has stolen the login of one gateway, and calls all that it may call.
+//! A thief of one gateway's login calls every function that it may call.
 
 use gatepost::store::{CreateRole, Read, Store, grant};
 use uuid::Uuid;

@@ -1,4 +1,4 @@
-//! Managed servers: nobody is a superuser, and the platform has settings of its own.
+//! Managed servers: no login is a superuser, and the platform has settings of its own.
 
 use gatepost::store::{
     AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Entity, Handshake, Read,

@@ -135,7 +135,7 @@ async fn unmigrate_drops_nothing_that_is_not_gateposts() {
     world.run("update devices set name = 'y'; delete from wireguard_peers").await;
 }
 
-/// As on managed servers, where nobody is a superuser.
+/// As on managed servers, where no login is a superuser.
 #[tokio::test]
 async fn an_owner_without_superuser_rights_unmigrates() {
     let world = World::alone().await;

@@ -39,7 +39,7 @@ fn mistakes() -> [(&'static str, Mistake); 3] {
 }
 
 #[test]
-fn a_mistyped_network_cuts_off_nobody_and_what_the_rows_say_narrows() {
+fn a_mistyped_network_cuts_off_no_peer_and_what_the_rows_say_narrows() {
     for peers in [2, 8, 28] {
         for (what, mistake) in mistakes() {
             let mut world = world_of(peers, "172.16.0.0/23");

@@ -25,7 +25,7 @@ use crate::model::InterfaceName;
 /// How often the device looks at its link. The engine's own word that it failed says less: it also gives
 /// that when it opens another port.
 const LINK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the device notes handshakes that nobody has asked for; a session lives three times as long.
+/// How often the device notes handshakes between questions; a session lives three times as long.
 const HANDSHAKE_LOOKS: u64 = 60;
 
 /// Runs a userspace WireGuard device of this name in this process, in the network namespace of the

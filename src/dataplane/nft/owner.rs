@@ -1,7 +1,7 @@
 //! Who may change our table.
 //!
-//! A table may have an owner, the socket that made it or took it over: nobody else can change, flush or
-//! delete it, and `nft flush ruleset` leaves it out. From Linux 6.9 such a table may also persist: when
+//! A table may have an owner, the socket that made it or took it over: no other program can change, flush
+//! or delete it, and `nft flush ruleset` leaves it out. From Linux 6.9 such a table may also persist: when
 //! its owner's socket closes, it stays without an owner, until another socket takes it over
 //! (`nf_tables_updtable` and `nft_rcv_nl_event` in the kernel's net/netfilter/nf_tables_api.c). Flags are
 //! given when a table is made, and no other table can get them later.

@@ -53,9 +53,9 @@ impl PolicyNote {
             target.dangling.then_some(Flaw::DanglingTarget { target_type, target_id })
         });
         let targets = Vec::from_iter(targets);
-        // Of a policy that is for nobody the database shows no destinations.
-        let is_for_nobody = !targets.is_empty() && targets.len() == row.targets.len();
-        let void = row.destinations.is_empty() && !row.full_tunnel && !is_for_nobody;
+        // The database shows no destinations of a policy whose targets are all dangling.
+        let is_dangling = !targets.is_empty() && targets.len() == row.targets.len();
+        let void = row.destinations.is_empty() && !row.full_tunnel && !is_dangling;
         let flaws = effect.into_iter().chain(void.then_some(Flaw::NoDestinations)).chain(targets);
         flaws
             .map(|flaw| Self { policy_id: row.id, policy_name: row.name.as_str().into(), flaw })
