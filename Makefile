@@ -6,6 +6,8 @@ comma := ,
 skipped := $(subst $(comma), ,$(GATEPOST_SKIP))
 # One optimised build for every tier: the guest emulates its processor, and debug code pays for it.
 cargo_test := cargo test --workspace --locked --profile ci
+# `make test` tries the same cases each time, so that a failure is about the change; nightly searches new ones.
+seeded := PROPTEST_RNG_SEED=1
 
 # Every [[test]] target belongs to one tier; a target that is not named here is pure and runs in `unit`.
 targets := $(shell sed -n '/^\[\[test\]\]/,/^$$/s/^name = "\(.*\)"/\1/p' Cargo.toml agent/Cargo.toml)
@@ -47,7 +49,7 @@ test: test-unit test-native test-guest test-package ## Run every tier: pure, Pos
 	@echo "==> all passed$(if $(strip $(skipped)),; SKIPPED: $(skipped))"
 
 test-unit: ## Run unit tests, properties, golden plans and commands: no privileges needed, but to install tools
-	$(call skip,unit,,tests/install-deps.sh test; $(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
+	$(call skip,unit,,tests/install-deps.sh test; $(seeded) $(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
 
 # Both wait more than they compute.
 .PHONY: test-native

@@ -183,7 +183,7 @@ fn all_withdrawn(course: &Course) -> bool {
 
 /// Whether nothing in the kernel tells of flows that a peer opened before it was removed, while the
 /// firewall refused to close its address: the place of an address tells only of a former holder that
-/// could reach something else, and there is none without a table, or where the address was closed
+/// could reach something else, by the rows or by what is left of the table, and there is none without one, or where the address was closed
 /// all the same and its flows could not be cut. Such an address is free, or fell to a peer whose own
 /// prefix contains it.
 fn is_lost(
@@ -203,12 +203,17 @@ fn is_lost(
         matches!(step, Step::CutFlows { .. }) && *fate != Fate::Applied
     };
     let [old, new] = states.map(|state| judged_by(state, source));
+    let found = before.firewall.as_ref().and_then(|table| {
+        let (prefix, id) = table.judged_by(source)?;
+        Some((prefix, table.profiles().get(&id)?))
+    });
+    let is_same = old == new || found == new.map(|(prefix, profile)| (*prefix, profile));
     let without_place = refused(Phase::Fence) || refused(Phase::Revoke) && course.iter().any(uncut);
     let contained = || {
         let holder = holder.and_then(|holder| before.peers.get(&holder));
         holder.is_none_or(|peer| peer.allowed_ips.iter().any(|prefix| prefix.contains(&source)))
     };
-    refused(Phase::Revoke) && old == new || without_place && contained()
+    refused(Phase::Revoke) && is_same || without_place && contained()
 }
 
 /// No peer comes to hold an address from which another opened a flow, and none is free with its
