@@ -4,8 +4,9 @@ use gatepost::store::{
     ConnectOptions, CreateRole, Store, StoreError, grant, migrate, unmigrate, unmigration,
 };
 
-use crate::migrate::{brown_field_on, dump};
+use crate::migrate::brown_field_on;
 use crate::postgres::{Cluster, Setup};
+use crate::restore::dump;
 use crate::world::{World, client, options};
 
 /// What `pg_dump` prints, without the words that differ each time.

@@ -1,0 +1,105 @@
+//! Neither a writer nor a migration waits for a lock because of a hint, and a mark costs a writer no
+//! transaction id.
+
+use crate::world::{World, client};
+
+/// A migration of the control plane holds a table that a hint would look into.
+#[tokio::test]
+async fn a_writer_does_not_wait_for_a_table_that_a_migration_holds() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    world.run("insert into gatepost.attached select id, true, now() from gateways").await;
+    let migration = client("postgres", &world.database).await;
+    for (held, write) in [
+        ("wireguard_peers", "update devices set status = 'revoked', revoked_at = now()"),
+        ("wireguard_peers", "update users set is_active = not is_active"),
+        ("policy_targets", "insert into groups (name) values ('new')"),
+        ("gateways", "insert into settings (category, key, value) values ('gateway:g1', 'x', '1')"),
+        ("gatepost.attached", "update devices set status = 'lost', revoked_at = now()"),
+    ] {
+        migration
+            .batch_execute(&format!("begin; lock table {held} in access exclusive mode"))
+            .await
+            .unwrap();
+        let before = world.count("select count(*) from gatepost.change").await;
+        world
+            .run(&format!("begin; set local statement_timeout = '20s'; set local lock_timeout = '15s'; {write}"))
+            .await;
+        let lock_timeout = world.admin.query_one("show lock_timeout", &[]).await.unwrap();
+        assert_eq!(lock_timeout.get::<_, &str>(0), "15s", "{write}");
+        world.run("commit").await;
+        migration.batch_execute("rollback").await.unwrap();
+        assert!(world.count("select count(*) from gatepost.change").await > before, "{write}");
+    }
+    let _ = ann;
+}
+
+/// What a hint read is free again for a migration, though the writer's transaction goes on.
+#[tokio::test]
+async fn a_migration_does_not_wait_for_a_table_that_a_hint_read() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    world.run("insert into gatepost.attached select id, true, now() from gateways").await;
+    let migration = client("postgres", &world.database).await;
+    for (read, write) in [
+        ("wireguard_peers", "update devices set status = 'revoked'"),
+        ("wireguard_peers", "update users set is_active = not is_active"),
+        ("devices", "update users set is_active = not is_active"),
+        ("policy_targets", "insert into groups (name) values ('new')"),
+        ("gateways", "insert into settings (category, key, value) values ('gateway:g1', 'x', '1')"),
+    ] {
+        world.run("begin").await;
+        world.run(write).await;
+        let lock = format!("begin; lock table {read} in access exclusive mode nowait; rollback");
+        migration
+            .batch_execute(&lock)
+            .await
+            .unwrap_or_else(|error| panic!("{write}; {read}: {error:?}"));
+        world.run("rollback").await;
+    }
+}
+
+#[tokio::test]
+async fn a_mark_takes_no_transaction_id_of_its_own() {
+    let world = World::alone().await;
+    world.peer(world.gateway, "ann").await;
+    world.run("insert into gatepost.attached select id, true, now() from gateways").await;
+    let next = "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+    for alteration in ["select 1", "alter table devices rename approved_at to renamed"] {
+        world.run(alteration).await;
+        let before = world.count(next).await;
+        world.run("begin").await;
+        for number in 0..100 {
+            world.run(&format!("update devices set status = 's{number}'")).await;
+        }
+        world.run("commit").await;
+        assert_eq!(world.count(next).await - before, 1, "{alteration}");
+        let before = world.count(next).await;
+        for number in 0..100 {
+            world.run(&format!("update devices set status = 't{number}'")).await;
+        }
+        assert_eq!(world.count(next).await - before, 100, "{alteration}");
+    }
+}
+
+/// A serializable writer must not depend on what a hint reads.
+#[tokio::test]
+async fn a_serializable_writer_reads_no_table_for_a_hint() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    world.run("insert into gatepost.attached select id, true, now() from gateways").await;
+    let other = client("postgres", &world.database).await;
+    world.run("begin isolation level serializable").await;
+    other
+        .batch_execute("begin isolation level serializable; select count(*) from devices")
+        .await
+        .unwrap();
+    world.run("update devices set status = 'revoked'").await;
+    let moved = format!(
+        "update wireguard_peers set assigned_ip = '10.8.7.7' where device_id = '{}'",
+        ann.device
+    );
+    other.batch_execute(&moved).await.unwrap();
+    other.batch_execute("commit").await.unwrap();
+    world.run("commit").await;
+}
