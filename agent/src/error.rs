@@ -15,6 +15,7 @@ use crate::control::ControlError;
 use crate::database;
 use crate::exit::Exit;
 use crate::key_file::KeyFileError;
+use crate::namespace_lock::NamespaceLockError;
 use crate::telemetry::Audience;
 use crate::wiring::WiringError;
 
@@ -25,6 +26,8 @@ pub enum CommandError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error(transparent)]
+    NamespaceLock(#[from] NamespaceLockError),
     #[error(transparent)]
     KeyFile(#[from] KeyFileError),
     #[error(transparent)]
@@ -104,6 +107,8 @@ impl CommandError {
                 | WiringError::Run(RunError::Database(DatabaseError::OtherGateway { .. })),
             ) => Exit::Config,
             Self::Control(ControlError::NoAgent { .. }) => Exit::NoAgent,
+            Self::Control(ControlError::Taken { .. })
+            | Self::NamespaceLock(NamespaceLockError::Taken { .. }) => Exit::AgentRuns,
             _ => Exit::Failure,
         }
     }

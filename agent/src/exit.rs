@@ -17,6 +17,9 @@ pub enum Exit {
     NoAgent,
     /// The command line is wrong (`EX_USAGE` of `sysexits.h`). Not 2, which is an answer here.
     Usage,
+    /// `run`: another agent serves this network namespace or has this control socket (`EX_TEMPFAIL` of
+    /// `sysexits.h`). Restarting cannot help while it runs.
+    AgentRuns,
     /// The configuration is wrong (`EX_CONFIG` of `sysexits.h`): restarting cannot help.
     Config,
 }
@@ -32,6 +35,7 @@ impl Exit {
             Self::NotReady => 3,
             Self::NoAgent => 4,
             Self::Usage => 64,
+            Self::AgentRuns => 75,
             Self::Config => 78,
         }
     }

@@ -12,6 +12,7 @@ mod exit;
 mod handles;
 mod key_file;
 mod loop_options;
+mod namespace_lock;
 mod openings;
 mod output;
 mod pulse;

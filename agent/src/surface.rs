@@ -74,10 +74,11 @@ fn exit_codes() {
         Exit::NotReady => "status: not ready",
         Exit::NoAgent => "no agent answers",
         Exit::Usage => "wrong command line",
+        Exit::AgentRuns => "run: another agent runs here",
         Exit::Config => "wrong configuration",
     };
     let all = [Exit::Success, Exit::Failure, Exit::Differs, Exit::NotReady, Exit::NoAgent];
-    let all = all.into_iter().chain([Exit::Usage, Exit::Config]);
+    let all = all.into_iter().chain([Exit::Usage, Exit::AgentRuns, Exit::Config]);
     let lines: Vec<_> = all.map(|exit| format!("{}  {}", exit.code(), meaning(exit))).collect();
     golden::check("exit codes", &lines);
 }

@@ -26,5 +26,6 @@ mod report;
 mod restart;
 mod reuse;
 mod revoked;
+mod second_agent;
 mod secrets;
 mod stale;

@@ -12,6 +12,7 @@ use crate::control::{Server, Writers};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::handles::{Ask, LoopHandle, Watcher, channels};
+use crate::namespace_lock::{self, Holder, NamespaceLock, NamespaceLockError};
 use crate::output::{Style, print};
 use crate::reload::{Reloader, Reread};
 use crate::telemetry::{MetricsServer, set_filter};
@@ -21,7 +22,8 @@ use gatepost::reconcile::status::{AgentStatus, Status, Timestamp};
 /// Runs until stopped; with `once` for one pass.
 ///
 /// # Errors
-/// A wrong configuration; another agent on this control socket; what ended the loop.
+/// A wrong configuration; another agent in this network namespace or on this control socket; what
+/// ended the loop.
 pub fn run(config: &Config, source: Source, once: bool) -> Result<Exit, CommandError> {
     let name = config.gateway_name()?;
     // `load` has parsed it.
@@ -63,6 +65,7 @@ async fn serve(
 ) -> Result<(), CommandError> {
     // What only a person can fix is found before anything is touched.
     let prepared = wiring::prepare(config)?;
+    let _lock = lock_namespace(config)?;
     let control = Server::bind(&config.control.socket)?;
     let signals = Signals::new()?;
     let reloader = prepared.reloader(source);
@@ -85,6 +88,26 @@ async fn serve(
     tasks.spawn(signals.handle(watcher, reloader, stop));
     if once { prepared.run_once(handle).await } else { prepared.run(handle).await }?;
     Ok(())
+}
+
+/// Refuses to start beside another agent. Where that cannot be told, peers are served all the same.
+fn lock_namespace(config: &Config) -> Result<Option<NamespaceLock>, CommandError> {
+    let holder = Holder {
+        pid: std::process::id(),
+        gateway: config.gateway_name()?,
+        control_socket: &config.control.socket,
+    };
+    match NamespaceLock::take(namespace_lock::FOLDER.as_ref(), holder) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(taken @ NamespaceLockError::Taken { .. }) => Err(taken.into()),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "a second agent in this network namespace would not be noticed: {error}"
+            );
+            Ok(None)
+        }
+    }
 }
 
 fn log_started(status: &Status) {
