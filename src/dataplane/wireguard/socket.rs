@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::socket::{
     self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt::PeerCredentials,
 };
-use nix::unistd::geteuid;
+use nix::unistd::{User, geteuid};
 
 use super::error::UserspaceError;
 use crate::model::InterfaceName;
@@ -20,6 +20,8 @@ use crate::model::InterfaceName;
 const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
 /// The sockets of the calling thread's network namespace, with the names of their files.
 const SOCKETS_HERE: &str = "/proc/thread-self/net/unix";
+/// The users that the package makes: the device faces the internet, so it is not the agent's.
+const OUR_USERS: [&str; 2] = ["gatepost", "gatepost-device"];
 /// A working device answers in milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -33,9 +35,11 @@ pub(crate) fn socket_path(name: &InterfaceName) -> PathBuf {
     PathBuf::from(SOCKET_DIRECTORY).join(format!("{name}.sock"))
 }
 
-/// Whether keys may be told to this user, and requests taken: only root and our own user know them.
+/// Whether keys may be told to this user, and requests taken: only root, this process's own user, and
+/// the users of agent and device may know them.
 pub(crate) fn is_trusted(uid: u32) -> bool {
-    uid == 0 || uid == geteuid().as_raw()
+    let has_it = |name| matches!(User::from_name(name), Ok(Some(user)) if user.uid.as_raw() == uid);
+    uid == 0 || uid == geteuid().as_raw() || OUR_USERS.into_iter().any(has_it)
 }
 
 /// A connection to a device.
