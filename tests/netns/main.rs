@@ -10,6 +10,7 @@ mod blocked;
 mod device;
 mod drift;
 mod end_to_end;
+mod faults;
 mod first_user;
 mod gap;
 mod guard;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Backend, BackendInUse, Host, Link};
 use crate::causes::causes;
@@ -15,7 +15,7 @@ use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{blame, refused};
 use crate::dataplane::sockets::{self, Destroyed};
-use crate::dataplane::wireguard::{self, Userspace};
+use crate::dataplane::wireguard::{self, Kernel, Userspace};
 use crate::dataplane::{
     DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route, rule,
 };
@@ -235,7 +235,13 @@ impl<F: Firewall> Host<F> {
                 }
                 in_kernel(link::set_mtu(rtnetlink, index, *bytes))
             }
-            (Step::SetUp, _) => in_kernel(link::set_up(rtnetlink, index)),
+            (Step::SetUp, _) => {
+                in_kernel(link::set_up(rtnetlink, index))?;
+                if backend == BackendInUse::Kernel {
+                    call_peers(kernel, index, observed);
+                }
+                Ok(())
+            }
             (Step::AddAddress { address }, _) => {
                 in_kernel(address::add(rtnetlink, index, *address))?;
                 self.added.insert(*address);
@@ -252,7 +258,9 @@ impl<F: Firewall> Host<F> {
                 in_kernel(address::remove(rtnetlink, index, *address))
             }
             (Step::SetPrivateKey { private_key }, BackendInUse::Kernel) => {
-                in_kernel(kernel.set_private_key(index, private_key))
+                in_kernel(kernel.set_private_key(index, private_key))?;
+                call_peers(kernel, index, observed);
+                Ok(())
             }
             (Step::SetPrivateKey { private_key }, BackendInUse::Userspace) => {
                 Ok(userspace.set_private_key(private_key)?)
@@ -292,6 +300,13 @@ impl<F: Firewall> Host<F> {
                 .map(|verdict| verdict.map_err(|error| Arc::new(error.into())))
                 .collect(),
         }
+    }
+}
+
+/// Who cannot be called begins the next session itself.
+fn call_peers(kernel: &mut Kernel, index: u32, observed: &ObservedState) {
+    if let Err(error) = kernel.call_peers(index, &observed.peers) {
+        debug!(%error, "lost sessions are left to their clients: {error}");
     }
 }
 

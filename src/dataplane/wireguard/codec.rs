@@ -1,16 +1,17 @@
 //! Peer steps as messages of `WG_CMD_SET_DEVICE` (include/uapi/linux/wireguard.h). Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
+use super::endpoints::Endpoints;
 use super::sys::{
     AF_INET, AF_INET6, ALLOWED_IP_ADDRESS, ALLOWED_IP_FAMILY, ALLOWED_IP_PREFIX_LEN,
-    PEER_ALLOWED_IPS, PEER_FLAGS, PEER_KEEPALIVE, PEER_PRESHARED_KEY, PEER_PUBLIC_KEY,
-    PEER_REMOVE_ME, PEER_REPLACE_ALLOWED_IPS, PEER_UPDATE_ONLY,
+    PEER_ALLOWED_IPS, PEER_ENDPOINT, PEER_FLAGS, PEER_KEEPALIVE, PEER_PRESHARED_KEY,
+    PEER_PUBLIC_KEY, PEER_REMOVE_ME, PEER_REPLACE_ALLOWED_IPS, PEER_UPDATE_ONLY,
 };
 use crate::dataplane::netlink::{put, put_nested};
 use crate::model::{AllowedIps, Peer, PublicKey};
@@ -21,6 +22,9 @@ const MESSAGE_BYTES: usize = 12 * 1024;
 /// An attribute holds 64 KiB less its header: this many IPv6 prefixes at 40 bytes are 40 KiB. A peer
 /// with more is written in several messages.
 const PREFIXES_PER_ENTRY: usize = 1024;
+
+/// At least what one call takes: three entries, one of them with an IPv6 endpoint.
+const CALL_BYTES: usize = 256;
 
 /// The key of a peer that exists only within one message. No private key belongs to it.
 const THROW_AWAY: [u8; 32] = *b"gatepost: a peer that nobody is.";
@@ -39,18 +43,22 @@ pub(super) struct Batch {
 /// The peers as they are before the steps.
 pub(super) type ObservedPeers = BTreeMap<PublicKey, Peer>;
 
+/// What is known of peers besides the steps.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub peers: &'a ObservedPeers,
+    pub endpoints: &'a Endpoints,
+}
+
 /// Packs peer steps into messages, in their order, each when it is asked for, so that no other takes
 /// up memory while the kernel works on one. Any other step is a batch without messages.
-pub(super) fn pack<'a>(
-    steps: &'a [Step],
-    peers: &'a ObservedPeers,
-) -> impl Iterator<Item = Batch> + 'a {
+pub(super) fn pack<'a>(steps: &'a [Step], known: Known<'a>) -> impl Iterator<Item = Batch> + 'a {
     let mut next = 0;
     // The entries of the next step, where they did not fit into the previous batch.
     let mut ahead = None;
     std::iter::from_fn(move || {
         let mut messages =
-            ahead.take().or_else(|| steps.get(next).map(|step| entries(step, peers)))?;
+            ahead.take().or_else(|| steps.get(next).map(|step| entries(step, known)))?;
         let start = next;
         next += 1;
         if let [message] = &mut messages[..] {
@@ -58,7 +66,7 @@ pub(super) fn pack<'a>(
             let mut packed = Peers::new(Vec::with_capacity(message.len().max(MESSAGE_BYTES)));
             packed.extend_from_slice(message);
             while let Some(step) = steps.get(next) {
-                let entries = entries(step, peers);
+                let entries = entries(step, known);
                 match &entries[..] {
                     [entry] if packed.len() + entry.len() <= MESSAGE_BYTES => {
                         packed.extend_from_slice(entry);
@@ -96,11 +104,11 @@ fn taken(prefixes: &[IpNet]) -> Peers {
 }
 
 /// One step's entries in the peer list: one, unless its prefixes need more.
-fn entries(step: &Step, peers: &ObservedPeers) -> Vec<Peers> {
+fn entries(step: &Step, known: Known<'_>) -> Vec<Peers> {
     match step {
         Step::RemovePeer { key } => vec![removal(key)],
         Step::NarrowPeer { key, allowed_ips } => {
-            let had = peers.get(key).map(|peer| &peer.allowed_ips);
+            let had = known.peers.get(key).map(|peer| &peer.allowed_ips);
             let gone = had.map(|had| had.difference(allowed_ips)).unwrap_or_default();
             match gone.as_slice() {
                 [] => vec![entry(key.as_bytes(), PEER_UPDATE_ONLY, &[], |_| {})],
@@ -112,16 +120,7 @@ fn entries(step: &Step, peers: &ObservedPeers) -> Vec<Peers> {
         }
         // Replacing costs nothing where there is nothing yet. If the peer came to exist since the
         // kernel was read, it ends with these prefixes and no others.
-        Step::AddPeer { key, peer } => {
-            with_prefixes(key, PEER_REPLACE_ALLOWED_IPS, &peer.allowed_ips, |out| {
-                if let Some(preshared_key) = &peer.preshared_key {
-                    put(out, PEER_PRESHARED_KEY, preshared_key.expose_bytes());
-                }
-                if peer.keepalive_secs != 0 {
-                    put(out, PEER_KEEPALIVE, &peer.keepalive_secs.to_ne_bytes());
-                }
-            })
-        }
+        Step::AddPeer { key, peer } => addition(key, peer, known.endpoints.of(key)),
         Step::SetPresharedKey { key, preshared_key } => {
             // All zero is how the interface says "none".
             let none = [0; 32];
@@ -130,13 +129,74 @@ fn entries(step: &Step, peers: &ObservedPeers) -> Vec<Peers> {
                 put(out, PEER_PRESHARED_KEY, bytes);
             })]
         }
-        Step::SetKeepalive { key, keepalive_secs } => {
-            let bytes = keepalive_secs.to_ne_bytes();
-            vec![entry(key.as_bytes(), PEER_UPDATE_ONLY, &[], |out| {
-                put(out, PEER_KEEPALIVE, &bytes);
-            })]
-        }
+        Step::SetKeepalive { key, keepalive_secs } => vec![keepalive(key, *keepalive_secs)],
         _ => vec![],
+    }
+}
+
+/// Messages that call the peers whose endpoint is known, as [`addition`] does.
+pub(super) fn calls(known: Known<'_>) -> impl Iterator<Item = Peers> {
+    let mut peers = known.peers.iter().filter_map(move |(key, peer)| {
+        let endpoint = known.endpoints.of(key)?;
+        Some((key, peer.keepalive_secs, endpoint))
+    });
+    std::iter::from_fn(move || {
+        let mut message = Peers::new(Vec::with_capacity(MESSAGE_BYTES));
+        while message.len() + CALL_BYTES <= MESSAGE_BYTES
+            && let Some((key, keepalive_secs, endpoint)) = peers.next()
+        {
+            message.extend_from_slice(&keepalive(key, 0));
+            message.extend_from_slice(&entry(key.as_bytes(), PEER_UPDATE_ONLY, &[], |out| {
+                put(out, PEER_ENDPOINT, &socket_address(endpoint));
+                put(out, PEER_KEEPALIVE, &keepalive_secs.max(1).to_ne_bytes());
+            }));
+            message.extend_from_slice(&keepalive(key, keepalive_secs));
+        }
+        (!message.is_empty()).then_some(message)
+    })
+}
+
+/// A peer that had a session until now, and whose endpoint is known, is called there: a keepalive that is
+/// switched on sends a packet at once, and the first packet begins a handshake.
+fn addition(key: &PublicKey, peer: &Peer, endpoint: Option<SocketAddr>) -> Vec<Peers> {
+    let calls = endpoint.is_some();
+    let keepalive_secs = if calls { peer.keepalive_secs.max(1) } else { peer.keepalive_secs };
+    let mut entries = with_prefixes(key, PEER_REPLACE_ALLOWED_IPS, &peer.allowed_ips, |out| {
+        if let Some(preshared_key) = &peer.preshared_key {
+            put(out, PEER_PRESHARED_KEY, preshared_key.expose_bytes());
+        }
+        if let Some(endpoint) = endpoint {
+            put(out, PEER_ENDPOINT, &socket_address(endpoint));
+        }
+        if keepalive_secs != 0 {
+            put(out, PEER_KEEPALIVE, &keepalive_secs.to_ne_bytes());
+        }
+    });
+    if keepalive_secs != peer.keepalive_secs
+        && let Some(last) = entries.last_mut()
+    {
+        last.extend_from_slice(&keepalive(key, peer.keepalive_secs));
+    }
+    entries
+}
+
+fn keepalive(key: &PublicKey, secs: u16) -> Peers {
+    entry(key.as_bytes(), PEER_UPDATE_ONLY, &[], |out| {
+        put(out, PEER_KEEPALIVE, &secs.to_ne_bytes());
+    })
+}
+
+/// As the kernel holds it: `struct sockaddr_in`, `struct sockaddr_in6`.
+fn socket_address(endpoint: SocketAddr) -> Vec<u8> {
+    let port = endpoint.port().to_be_bytes();
+    match endpoint {
+        SocketAddr::V4(v4) => {
+            [&AF_INET.to_ne_bytes()[..], &port, &v4.ip().octets(), &[0; 8]].concat()
+        }
+        SocketAddr::V6(v6) => {
+            let (flow, scope) = (v6.flowinfo().to_be_bytes(), v6.scope_id().to_ne_bytes());
+            [&AF_INET6.to_ne_bytes()[..], &port, &flow, &v6.ip().octets(), &scope].concat()
+        }
     }
 }
 
@@ -206,7 +266,12 @@ mod tests {
     }
 
     fn pack(steps: &[Step]) -> Vec<Batch> {
-        super::pack(steps, &ObservedPeers::default()).collect()
+        let (peers, endpoints) = (ObservedPeers::default(), Endpoints::default());
+        super::pack(steps, Known { peers: &peers, endpoints: &endpoints }).collect()
+    }
+
+    fn alone(step: &Step, peers: &ObservedPeers) -> Vec<Peers> {
+        entries(step, Known { peers, endpoints: &Endpoints::default() })
     }
 
     fn flags(peers: &Peers) -> u32 {
@@ -258,13 +323,49 @@ mod tests {
             Step::SetPresharedKey { key: key(1), preshared_key: None },
             Step::SetKeepalive { key: key(1), keepalive_secs: 25 },
         ];
-        let peers = ObservedPeers::default();
         for step in &steps {
-            let entries = entries(step, &peers);
+            let entries = alone(step, &ObservedPeers::default());
             assert!(flags(&entries[0]) & PEER_UPDATE_ONLY != 0, "{step}");
         }
         let remove = Step::RemovePeer { key: key(1) };
-        assert_eq!(flags(&entries(&remove, &peers)[0]), PEER_REMOVE_ME);
+        assert_eq!(flags(&alone(&remove, &ObservedPeers::default())[0]), PEER_REMOVE_ME);
+    }
+
+    /// The keepalive and the endpoint of each entry.
+    fn calls(peers: &Peers) -> Vec<(Option<u16>, Option<Vec<u8>>)> {
+        use crate::dataplane::netlink::{Attributes, Place};
+        let call = |entry: crate::dataplane::netlink::Attribute<'_>| {
+            let of = |kind| entry.nested().map(Result::unwrap).find(|it| it.kind == kind);
+            let keepalive = of(PEER_KEEPALIVE).map(|it| it.u16().unwrap());
+            (keepalive, of(PEER_ENDPOINT).map(|it| it.value.to_vec()))
+        };
+        Attributes::new(peers, Place::of("TEST")).map(Result::unwrap).map(call).collect()
+    }
+
+    #[test]
+    fn peer_with_a_known_endpoint_is_called_there_and_keeps_its_keepalive() {
+        let endpoint = SocketAddr::from(([192, 0, 2, 1], 51_820));
+        let traffic = crate::model::Traffic {
+            endpoint: Some(endpoint),
+            last_handshake: Some(std::time::SystemTime::UNIX_EPOCH),
+            ..Default::default()
+        };
+        let mut endpoints = Endpoints::default();
+        let read = [(key(1), traffic)].into();
+        endpoints.note(&read, std::time::SystemTime::UNIX_EPOCH, std::time::Instant::now());
+        let peers = ObservedPeers::default();
+        let known = Known { peers: &peers, endpoints: &endpoints };
+        // The kernel sends a packet where a keepalive is switched on, and not where it was on.
+        for (keepalive_secs, written) in [(0, &[Some(1), Some(0)][..]), (25, &[Some(25)])] {
+            let peer = Peer { keepalive_secs, ..Peer::default() };
+            let messages = entries(&Step::AddPeer { key: key(1), peer }, known);
+            let [message] = &messages[..] else { panic!("{} messages", messages.len()) };
+            let (keepalives, addresses): (Vec<_>, Vec<_>) = calls(message).into_iter().unzip();
+            assert_eq!(keepalives, written);
+            assert_eq!(addresses[0].as_deref(), Some(&socket_address(endpoint)[..]));
+        }
+        let unknown = Step::AddPeer { key: key(2), peer: Peer::default() };
+        assert_eq!(entries(&unknown, known), alone(&unknown, &peers));
     }
 
     #[test]
@@ -272,7 +373,7 @@ mod tests {
         let Step::AddPeer { key, peer } = add(1, 2_500) else { panic!() };
         let kept: AllowedIps = peer.allowed_ips.iter().skip(1_500).collect();
         let peers = [(key, peer)].into();
-        let messages = entries(&Step::NarrowPeer { key, allowed_ips: kept }, &peers);
+        let messages = alone(&Step::NarrowPeer { key, allowed_ips: kept }, &peers);
         assert_eq!(messages.len(), 2);
         for message in &messages {
             assert_eq!(keys_and_flags(message), [(THROW_AWAY, 0), (THROW_AWAY, PEER_REMOVE_ME)]);

@@ -1,12 +1,14 @@
 //! WireGuard in the kernel, by generic netlink on one socket that stays open.
 
 use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime};
 
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 
-use super::codec::{ObservedPeers, Peers};
+use super::codec::{Known, ObservedPeers, Peers};
+use super::endpoints::Endpoints;
 use super::sys::{
     CMD_GET_DEVICE, CMD_SET_DEVICE, DEVICE_FWMARK, DEVICE_IFINDEX, DEVICE_LISTEN_PORT,
     DEVICE_PEERS, DEVICE_PRIVATE_KEY, VERSION, ctrl,
@@ -22,21 +24,28 @@ pub(crate) struct Kernel {
     channel: Channel,
     /// The number the kernel gave the family `wireguard` when its module was loaded.
     family: Option<u16>,
+    endpoints: Endpoints,
 }
 
 impl Kernel {
     /// Opens the socket. The module need not be loaded yet.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { channel: Channel::open(NETLINK_GENERIC)?, family: None })
+        Ok(Self {
+            channel: Channel::open(NETLINK_GENERIC)?,
+            family: None,
+            endpoints: Endpoints::default(),
+        })
     }
 
     /// Reads a device with all its peers.
     pub fn read(&mut self, link_index: u32) -> Result<DeviceReading, NetlinkError> {
         let body = device(CMD_GET_DEVICE, link_index, None);
-        self.with_family(|channel, kind| {
+        let reading = self.with_family(|channel, kind| {
             let dump = channel.dump(&Encoded { kind, body: &body }, DeviceDump::read)?;
             Ok(dump.finish())
-        })
+        })?;
+        self.endpoints.note(&reading.traffic, SystemTime::now(), Instant::now());
+        Ok(reading)
     }
 
     /// Reads a device without its peers. The kernel describes a device only in a dump, but the first
@@ -78,10 +87,28 @@ impl Kernel {
         steps: &[Step],
         observed: &ObservedPeers,
     ) -> Vec<Result<(), NetlinkError>> {
-        apply_peers(steps, observed, |messages| {
+        let endpoints = std::mem::take(&mut self.endpoints);
+        let known = Known { peers: observed, endpoints: &endpoints };
+        let written = apply_peers(steps, known, |messages| {
             let set = |peers: &Peers| self.set(link_index, DEVICE_PEERS | NLA_F_NESTED, peers);
             messages.iter().try_for_each(set)
-        })
+        });
+        self.endpoints = endpoints;
+        written
+    }
+
+    /// Begins a handshake with those of the peers that had a session until now: a link that was down, or
+    /// had another key, has forgotten it, and its clients would notice only 15 s later.
+    pub fn call_peers(
+        &mut self,
+        link_index: u32,
+        peers: &ObservedPeers,
+    ) -> Result<(), NetlinkError> {
+        let endpoints = std::mem::take(&mut self.endpoints);
+        let called = codec::calls(Known { peers, endpoints: &endpoints })
+            .try_for_each(|calls| self.set(link_index, DEVICE_PEERS | NLA_F_NESTED, &calls));
+        self.endpoints = endpoints;
+        called
     }
 
     fn set(&mut self, link_index: u32, attribute: u16, value: &[u8]) -> Result<(), NetlinkError> {
@@ -114,11 +141,11 @@ impl Kernel {
 /// refused. A peer that could not be added completely is removed again.
 fn apply_peers(
     steps: &[Step],
-    observed: &ObservedPeers,
+    known: Known<'_>,
     mut send: impl FnMut(&[Peers]) -> Result<(), NetlinkError>,
 ) -> Vec<Result<(), NetlinkError>> {
     let mut results = Vec::with_capacity(steps.len());
-    for batch in codec::pack(steps, observed) {
+    for batch in codec::pack(steps, known) {
         let steps = &steps[batch.steps];
         if batch.messages.is_empty() {
             let unsuited = NetlinkError::Unsuited("the step changes no peer");
@@ -128,7 +155,7 @@ fn apply_peers(
         match send(&batch.messages) {
             Ok(()) => results.extend(steps.iter().map(|_| Ok(()))),
             Err(NetlinkError::Refused { .. }) => {
-                results.extend(steps.iter().map(|step| apply_peer(step, observed, &mut send)));
+                results.extend(steps.iter().map(|step| apply_peer(step, known, &mut send)));
             }
             Err(error) => results.extend(steps.iter().map(|_| Err(error.clone()))),
         }
@@ -138,10 +165,10 @@ fn apply_peers(
 
 fn apply_peer(
     step: &Step,
-    observed: &ObservedPeers,
+    known: Known<'_>,
     send: &mut impl FnMut(&[Peers]) -> Result<(), NetlinkError>,
 ) -> Result<(), NetlinkError> {
-    let batches = codec::pack(std::slice::from_ref(step), observed);
+    let batches = codec::pack(std::slice::from_ref(step), known);
     let sent = send(&batches.flat_map(|batch| batch.messages).collect::<Vec<_>>());
     // If this fails too, the next reading finds the remains.
     let _ = match (&sent, step) {
@@ -213,13 +240,20 @@ mod tests {
         }
     }
 
+    fn write(
+        steps: &[Step],
+        send: impl FnMut(&[Peers]) -> Result<(), NetlinkError>,
+    ) -> Vec<Result<(), NetlinkError>> {
+        let (peers, endpoints) = (ObservedPeers::default(), Endpoints::default());
+        apply_peers(steps, Known { peers: &peers, endpoints: &endpoints }, send)
+    }
+
     #[test]
     fn only_the_bad_peer_of_a_batch_is_refused_and_it_leaves_nothing_behind() {
         let mut kernel = RefusingKernel { refuses: key(3), holds: BTreeSet::new(), refusals: 0 };
         let add = |number| Step::AddPeer { key: key(number), peer: Peer::default() };
         let steps: Vec<Step> = (1..=5).map(add).collect();
-        let results =
-            apply_peers(&steps, &ObservedPeers::default(), |messages| kernel.apply(messages));
+        let results = write(&steps, |messages| kernel.apply(messages));
         let refused: Vec<_> = results.iter().map(Result::is_err).collect();
         assert_eq!(refused, [false, false, true, false, false]);
         assert_eq!(kernel.refusals, 2, "once in the batch, once alone");
@@ -231,7 +265,7 @@ mod tests {
     fn a_step_that_changes_no_peer_is_refused() {
         let steps =
             [Step::RemovePeer { key: key(1) }, Step::SetUp, Step::RemovePeer { key: key(2) }];
-        let results = apply_peers(&steps, &ObservedPeers::default(), |_| Ok(()));
+        let results = write(&steps, |_| Ok(()));
         let refused: Vec<_> = results.iter().map(Result::is_err).collect();
         assert_eq!(refused, [false, true, false]);
     }
@@ -240,7 +274,7 @@ mod tests {
     fn no_step_succeeds_on_a_broken_socket() {
         let broken = NetlinkError::Socket { call: "send", errno: Errno::EBADF };
         let steps = [Step::RemovePeer { key: key(1) }, Step::RemovePeer { key: key(2) }];
-        let results = apply_peers(&steps, &ObservedPeers::default(), |_| Err(broken.clone()));
+        let results = write(&steps, |_| Err(broken.clone()));
         assert_eq!(results, [Err(broken.clone()), Err(broken.clone())]);
     }
 }

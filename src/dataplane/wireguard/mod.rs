@@ -2,6 +2,7 @@
 
 mod codec;
 mod dump;
+mod endpoints;
 mod error;
 mod kernel;
 mod socket;

@@ -3,47 +3,37 @@
 //! Every peer has a request of its own, so that one bad peer costs only itself. Small scale: a host
 //! with thousands of peers wants the kernel's module.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 
 use super::DeviceReading;
+use super::endpoints::Endpoints;
 use super::error::{MAX_MTU_BYTES, UserspaceError};
 use super::socket::{Connection, Generation, open};
 use super::uapi::{self, UapiError};
 use crate::model::{InterfaceName, Peer, PrivateKey, PublicKey};
 use crate::plan::Step;
 
-/// A session ends after this time at the latest (REJECT_AFTER_TIME), and its client begins anew.
-const SESSION: Duration = Duration::from_secs(180);
-
 /// The userspace device of one name in this network namespace, whichever process that is.
 pub(crate) struct Userspace {
     name: InterfaceName,
-    /// Where each peer was when it was last read. A peer that has to be added anew, because the
-    /// device's process ended, say, is called there: it would notice only 15 s later.
-    endpoints: BTreeMap<PublicKey, (SocketAddr, Instant)>,
+    endpoints: Endpoints,
 }
 
 impl Userspace {
-    pub const fn new(name: InterfaceName) -> Self {
-        Self { name, endpoints: BTreeMap::new() }
+    pub fn new(name: InterfaceName) -> Self {
+        Self { name, endpoints: Endpoints::default() }
     }
 
     /// Reads the device with all its peers.
     pub fn read(&mut self) -> Result<DeviceReading, UserspaceError> {
         let reading = self.get()?;
-        let now = Instant::now();
-        self.endpoints.retain(|_, (_, seen)| now.duration_since(*seen) < SESSION);
-        let seen = |(key, traffic): (&PublicKey, &crate::model::Traffic)| {
-            Some((*key, (traffic.endpoint?, now)))
-        };
-        self.endpoints.extend(reading.traffic.iter().filter_map(seen));
+        self.endpoints.note(&reading.traffic, SystemTime::now(), Instant::now());
         Ok(reading)
     }
 
@@ -150,7 +140,7 @@ impl Userspace {
         let is_there = known.peers.contains_key(key);
         let connection = open(&self.name)?;
         if connection.generation == Generation::Current {
-            let endpoint = self.endpoints.get(key).map(|(endpoint, _)| *endpoint);
+            let endpoint = self.endpoints.of(key);
             let lines = match is_there {
                 true => uapi::update(key, peer),
                 false => uapi::addition(key, peer, endpoint, true),

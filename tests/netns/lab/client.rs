@@ -1,6 +1,6 @@
 //! A WireGuard client: a device, its rows in the database, its pings.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -221,11 +221,13 @@ pub struct Ping {
     log: PathBuf,
 }
 
-/// Its result: the number of the last answered ping, and how many before it were not answered.
+/// Its result: the number of the last answered ping, how many before it were not answered, and the longest
+/// time between two answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pinged {
     pub last: usize,
     pub lost: usize,
+    pub longest_gap: Duration,
 }
 
 impl Ping {
@@ -246,15 +248,20 @@ impl Ping {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let answered = self.answered();
-        let last = answered.last().copied().unwrap_or_default();
-        Pinged { last, lost: last - answered.len() }
+        let last = answered.keys().last().copied().unwrap_or_default();
+        let times: Vec<f64> = answered.values().copied().collect();
+        let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+        Pinged { last, lost: last - answered.len(), longest_gap: Duration::from_secs_f64(longest) }
     }
 
-    /// The numbers of the answered pings, each once.
-    fn answered(&self) -> BTreeSet<usize> {
+    /// The numbers of the answered pings, each once, with the second at which the answer came.
+    fn answered(&self) -> BTreeMap<usize, f64> {
         let text = fs::read_to_string(&self.log).unwrap();
-        let number = |line: &str| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok();
-        text.lines().filter(|line| line.contains("bytes from")).filter_map(number).collect()
+        let answer = |line: &str| {
+            let number = line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok()?;
+            Some((number, line.strip_prefix('[')?.split(']').next()?.parse().ok()?))
+        };
+        text.lines().filter(|line| line.contains("bytes from")).filter_map(answer).collect()
     }
 }
 

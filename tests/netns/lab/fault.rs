@@ -1,0 +1,78 @@
+//! A fault under traffic: what it may cost, and what it did.
+
+#[path = "../../support/fault.rs"]
+mod row;
+
+use std::time::{Duration, Instant};
+
+pub use row::Lost;
+use row::Row;
+
+use super::{Backend, Lab, Ping, eventually};
+
+/// An emulated processor is twenty times slower, but a bound of more than 15 s would prove nothing: within
+/// that time clients begin lost sessions themselves.
+const EMULATED: u32 = 2;
+
+/// A fault that a test is about to cause while clients ping.
+pub struct Fault<'a> {
+    lab: &'a Lab,
+    what: &'a str,
+    expected: &'a str,
+    bound: Duration,
+    concerned: Option<Ping>,
+    others: Vec<Ping>,
+}
+
+impl<'a> Fault<'a> {
+    /// `expected` says what the agent makes of it. It may cost nobody a packet, until [`may_cost`](Self::may_cost).
+    pub fn new(lab: &'a Lab, what: &'a str, expected: &'a str) -> Self {
+        Self { lab, what, expected, bound: Duration::ZERO, concerned: None, others: Vec::new() }
+    }
+
+    /// A client that it concerns, and how long its answers may stay away.
+    pub fn may_cost(self, bound: Duration, ping: Ping) -> Self {
+        let bound = if self.lab.backend == Backend::Kernel { bound * EMULATED } else { bound };
+        Self { bound, concerned: Some(ping), ..self }
+    }
+
+    /// A client that it does not concern, and that may lose nothing.
+    pub fn spares(mut self, ping: Ping) -> Self {
+        self.others.push(ping);
+        self
+    }
+
+    /// Causes it, waits until `repaired`, and judges what was lost. `fired` says after the repair whether it
+    /// had happened at all.
+    #[track_caller]
+    pub fn cause(self, cause: impl FnOnce(), repaired: impl FnMut() -> bool) {
+        let pings = || self.concerned.iter().chain(&self.others);
+        pings().for_each(|ping| ping.await_answers(5));
+        let before = Instant::now();
+        cause();
+        eventually(&format!("{}: {}", self.what, self.expected), repaired);
+        self.converged(before.elapsed());
+    }
+
+    /// Judges it after it converged.
+    #[track_caller]
+    pub fn converged(self, converged_in: Duration) {
+        let what = self.what;
+        self.concerned.iter().chain(&self.others).for_each(|ping| ping.await_answers(5));
+        let mut lost = None;
+        for ping in self.others {
+            let pinged = ping.end();
+            assert_eq!(pinged.lost, 0, "{what}: another peer lost {pinged:?}");
+            lost = Some(Lost { pings: 0, of: pinged.last, outage: Duration::ZERO });
+        }
+        if let Some(ping) = self.concerned {
+            let pinged = ping.end();
+            let outage = if pinged.lost == 0 { Duration::ZERO } else { pinged.longest_gap };
+            assert!(outage <= self.bound, "{what}: {pinged:?}, more than {:?}", self.bound);
+            lost = Some(Lost { pings: pinged.lost, of: pinged.last, outage });
+        }
+        let tier = format!("{} WireGuard", self.lab.backend.word());
+        let (expected, bound) = (self.expected, self.bound);
+        Row { fault: what, expected, bound, lost, converged_in, tier: &tier }.print();
+    }
+}

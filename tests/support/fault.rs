@@ -1,0 +1,48 @@
+//! One line of docs/faults.md for each fault that a test caused and saw survived: `make faults` collects them.
+
+use std::time::Duration;
+
+/// What became of a fault. A test prints it last, after it has asserted all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// What happened.
+    pub fault: &'a str,
+    /// What the agent makes of it.
+    pub expected: &'a str,
+    /// For how long at most those whom it concerns may go without an answer. Nobody else may lose any.
+    pub bound: Duration,
+    /// What was lost, where packets were sent meanwhile.
+    pub lost: Option<Lost>,
+    /// From the fault, or from the end of one that lasts, until the kernel was what the rows ask for.
+    pub converged_in: Duration,
+    /// Where it ran, such as `userspace WireGuard`.
+    pub tier: &'a str,
+}
+
+/// Pings that were not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    pub pings: usize,
+    pub of: usize,
+    /// The longest time without an answer, if any was lost.
+    pub outage: Duration,
+}
+
+impl Row<'_> {
+    /// Prints it after the name of the test, which is that of its thread.
+    pub fn print(&self) {
+        let lost = self.lost.map_or_else(
+            || "not measured | -".to_owned(),
+            |Lost { pings, of, outage }| format!("{pings} of {of} | {}", outage.as_millis()),
+        );
+        println!(
+            "FAULT {} | {} | {} | {lost} | {} | {} | {}",
+            self.fault,
+            self.expected,
+            self.bound.as_millis(),
+            self.converged_in.as_millis(),
+            self.tier,
+            std::thread::current().name().unwrap_or("?"),
+        );
+    }
+}
