@@ -28,7 +28,7 @@ begin
 end $$;
 grant select (version) on gatepost.schema_history to gatepost_owner;
 revoke all on schema gatepost from public;
-grant usage on schema gatepost to gatepost_gateway;
+grant usage on schema gatepost to gatepost_gateway, gatepost_bell;
 revoke execute on all functions in schema gatepost from public;
 grant execute on function
     gatepost.hello(),
@@ -57,8 +57,17 @@ grant execute on function
     gatepost.changes_among(text, text, uuid[]),
     gatepost.proven(timestamptz, text, text, text, text),
     gatepost.hosts(),
-    gatepost.forget_host(text, text)
+    gatepost.forget_host(text, text),
+    gatepost.news(text, text)
 to gatepost_gateway;
+grant execute on function
+    gatepost.hold_bell(text),
+    gatepost.leave_bell(text),
+    gatepost.ring(text),
+    gatepost.bells(),
+    gatepost.unmerged(),
+    gatepost.merge_gateway(uuid)
+to gatepost_bell;
 
 grant usage on schema public to gatepost_owner;
 grant select (id, username, is_active, deleted_at) on public.users to gatepost_owner;

@@ -1,4 +1,4 @@
--- Runs before the migrations: creates the two roles and the schema, and lets the migrating role act as
+-- Runs before the migrations: creates the three roles and the schema, and lets the migrating role act as
 -- the schema's owner. Safe to repeat, and next to another database's migration: roles belong to the
 -- whole cluster.
 
@@ -8,7 +8,7 @@ do $$
 declare
     wanted text;
 begin
-    foreach wanted in array array['gatepost_owner', 'gatepost_gateway'] loop
+    foreach wanted in array array['gatepost_owner', 'gatepost_gateway', 'gatepost_bell'] loop
         if not exists (select from pg_roles where rolname = wanted) then
             begin
                 execute format('create role %I nologin', wanted);

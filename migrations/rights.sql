@@ -25,8 +25,8 @@ with ours as (
     from pg_namespace n
     where n.nspname = 'gatepost'
 ),
-functions (name) as (
-    values
+functions (name, caller) as (
+    select g.name, 'gatepost_gateway' from (values
         ('hello()'),
         ('snapshot_gateway()'),
         ('snapshot_settings()'),
@@ -53,11 +53,24 @@ functions (name) as (
         ('changes_among(text,text,uuid[])'),
         ('proven(timestamp with time zone,text,text,text,text)'),
         ('hosts()'),
-        ('forget_host(text,text)')
+        ('forget_host(text,text)'),
+        ('news(text,text)')
+    ) g (name)
+    union all
+    select b.name, 'gatepost_bell' from (values
+        ('hold_bell(text)'),
+        ('leave_bell(text)'),
+        ('ring(text)'),
+        ('bells()'),
+        ('unmerged()'),
+        ('merge_gateway(uuid)')
+    ) b (name)
 )
 select format('role %s does not exist', r)
-from unnest(array['gatepost_owner', 'gatepost_gateway']) r
+from unnest(array['gatepost_owner', 'gatepost_gateway', 'gatepost_bell']) r
 where to_regrole(r) is null
+    -- Schema 12 has no bell.
+    and (r <> 'gatepost_bell' or exists (select from ours o where o.name = 'table gatepost.bell'))
 union all
 select format('%s belongs to %s instead of gatepost_owner', o.name, pg_get_userbyid(o.owner))
 from ours o
@@ -75,13 +88,15 @@ where o.catalog = 'pg_class'::regclass and to_regrole('gatepost_owner') is not n
 group by o.name, o.oid
 having not bool_and(has_table_privilege(to_regrole('gatepost_owner'), o.oid, needed))
 union all
-select 'gatepost_gateway may not use schema gatepost'
-where to_regrole('gatepost_gateway') is not null and to_regnamespace('gatepost') is not null
-    and not has_schema_privilege(to_regrole('gatepost_gateway'), to_regnamespace('gatepost'), 'usage')
+select format('%s may not use schema gatepost', r)
+from unnest(array['gatepost_gateway', 'gatepost_bell']) r
+where to_regrole(r) is not null and to_regnamespace('gatepost') is not null
+    and not has_schema_privilege(to_regrole(r), to_regnamespace('gatepost'), 'usage')
+    and (r <> 'gatepost_bell' or exists (select from ours o where o.name = 'table gatepost.bell'))
 union all
-select format('gatepost_gateway may not call %s', o.name)
+select format('%s may not call %s', f.caller, o.name)
 from functions f
 join ours o on o.name = 'function gatepost.' || f.name
-where to_regrole('gatepost_gateway') is not null
-    and not has_function_privilege(to_regrole('gatepost_gateway'), o.oid, 'execute')
+where to_regrole(f.caller) is not null
+    and not has_function_privilege(to_regrole(f.caller), o.oid, 'execute')
 order by 1

@@ -5,7 +5,7 @@ with ours as (select to_regnamespace('gatepost') as schema),
 roles as (
     select r.oid, r.rolname
     from pg_roles r
-    where r.rolname in ('gatepost_owner', 'gatepost_gateway')
+    where r.rolname in ('gatepost_owner', 'gatepost_gateway', 'gatepost_bell')
 ),
 granted as (
     select distinct d.classid, d.objid, r.rolname

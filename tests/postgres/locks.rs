@@ -24,6 +24,7 @@ fn calls(device: Uuid) -> Vec<String> {
         "snapshot_peers()".into(),
         "snapshot_memberships()".into(),
         "snapshot_policies()".into(),
+        format!("news({position})"),
         format!("poll({position})"),
         format!("changes({position})"),
         format!("changes_among({position}, array['{device}'::uuid])"),

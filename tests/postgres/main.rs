@@ -10,6 +10,7 @@ mod postgres;
 mod test_rows;
 
 mod agent;
+mod bell;
 mod certificates;
 mod delta;
 mod failover;

@@ -64,6 +64,7 @@ async fn only_the_listed_functions_may_be_called() {
             "memberships_by_user",
             "merge",
             "misfits",
+            "news",
             "peers_by_device",
             "policies_by_id",
             "poll",

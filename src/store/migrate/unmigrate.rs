@@ -37,7 +37,7 @@ pub async fn unmigration(options: &ConnectOptions) -> Result<Unmigration, StoreE
 }
 
 /// Drops triggers and indexes one by one, so that it never holds two tables of the control plane, then the
-/// schema, the rights, and the two roles that [`migrate`](super::migrate) created, unless another database
+/// schema, the rights, and the three roles that [`migrate`](super::migrate) created, unless another database
 /// uses them. Returns what it did, and why it kept a role that it meant to drop.
 ///
 /// # Errors
