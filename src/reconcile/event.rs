@@ -33,6 +33,10 @@ pub enum Event {
     KernelChanged {
         why: String,
     },
+    /// So many gateways share the database.
+    Gateways {
+        count: u32,
+    },
     /// Changes to these tables are not announced. Empty: changes to all tables are.
     Unannounced {
         tables: Vec<String>,

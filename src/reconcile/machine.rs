@@ -109,6 +109,7 @@ impl Machine {
                 self.notices.complain(Trouble::Database, note, now.instant);
             }
             Event::Notified => self.source.notified(now),
+            Event::Gateways { count } => self.source.gateways(count, now),
             Event::Unannounced { tables } => self.notices.say_all(self.source.unannounced(tables)),
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),
             Event::Read(answer) => self.rows_read(answer, now),
@@ -181,7 +182,7 @@ impl Machine {
             actions.extend(self.rows.begin_restore());
         }
         let events = self.rows.desired().map(|desired| &desired.settings().audit_events);
-        actions.extend(self.outbox.begin_report(self.source.mode(), events, now.instant));
+        actions.extend(self.outbox.begin_report(self.source.is_connected(), events, now.instant));
         actions.extend(self.mirror.begin_reading(now.instant));
         self.begin_plan(now, &mut actions);
         actions.extend(self.mirror.begin_glance());

@@ -8,9 +8,7 @@ use std::fmt;
 pub enum Mode {
     /// Writers notify; a slow poll finds what a lost notification hid.
     Listen,
-    /// Gateways take turns to ask; the one that asks notifies the gateways concerned.
-    Turns,
-    /// The agent asks at a steady interval.
+    /// The agent asks at a steady interval, which grows with the number of gateways.
     Poll,
 }
 
@@ -18,7 +16,6 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Listen => "listen",
-            Self::Turns => "turns",
             Self::Poll => "poll",
         })
     }

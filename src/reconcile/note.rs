@@ -216,7 +216,6 @@ impl fmt::Display for Note {
                 "connected to the database ({})",
                 match mode {
                     Mode::Listen => "listening for notifications",
-                    Mode::Turns => "taking turns with other gateways to poll",
                     Mode::Poll => "polling for changes",
                 }
             ),

@@ -58,19 +58,17 @@ pub enum StalePolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SyncMode {
-    /// Listen where few gateways share the database, take turns where many do, and poll where
-    /// notifications do not arrive.
+    /// Listen where few gateways share the database and notifications arrive, and poll elsewhere.
     #[default]
     Auto,
     Listen,
-    Turns,
     Poll,
 }
 
 /// The loop's intervals.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// Between two questions in poll mode.
+    /// Between two questions in poll mode, where few gateways share the database.
     pub poll_interval: Duration,
     /// Between two questions in listen mode, in case a notification is lost.
     pub safety_poll_interval: Duration,
@@ -100,6 +98,9 @@ impl Timing {
     };
 }
 
+/// All gateways of a database together ask it at most so often a second.
+const QUESTIONS_PER_SEC: u32 = 200;
+
 /// The agent spends at most one part in so many of its time reading the kernel.
 const READING_SHARE: u32 = 200;
 /// A live session shakes hands every 120 s (`REKEY_AFTER_TIME`) and ends 180 s after the last
@@ -107,6 +108,12 @@ const READING_SHARE: u32 = 200;
 const LONGEST_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Timing {
+    /// Between two questions in poll mode, where so many gateways share the database.
+    #[must_use]
+    pub fn poll_interval_among(&self, gateways: u32) -> Duration {
+        self.poll_interval.max(Duration::from_secs(gateways.into()) / QUESTIONS_PER_SEC)
+    }
+
     /// Between two complete readings of the kernel where these are cheap: both `last_sync_at` and
     /// the handshakes depend on them.
     #[must_use]

@@ -7,7 +7,6 @@ use super::audit;
 use super::clock::Clocks;
 use super::event::{Action, Sent};
 use super::ledger::Ledger;
-use super::mode::Mode;
 use super::options::Timing;
 use super::session::Sessions;
 use crate::model::{AuditEvents, DesiredState, PublicKey, Traffic};
@@ -15,9 +14,6 @@ use crate::store::{AuditEntry, Backoff, Handshake, Hosts, Refusal};
 
 /// Reports are batched: at most one in this time.
 const REPORT_GAP: Duration = Duration::from_millis(250);
-/// As [`REPORT_GAP`], where many gateways share the database: each report wakes a session whose
-/// memory the processor has long evicted, which costs more than the writes.
-const REPORT_GAP_IN_TURNS: Duration = Duration::from_millis(2_500);
 
 #[derive(Debug)]
 pub(super) struct Outbox {
@@ -90,17 +86,15 @@ impl Outbox {
     /// without it, all.
     pub fn begin_report(
         &mut self,
-        mode: Option<Mode>,
+        connected: bool,
         events: Option<&AuditEvents>,
         now: Instant,
     ) -> Option<Action> {
-        let mode = mode.filter(|_| self.due().is_some_and(|at| at <= now))?;
+        if !connected || self.due().is_none_or(|at| at > now) {
+            return None;
+        }
         self.reporting = true;
-        self.next_report = now
-            + match mode {
-                Mode::Listen | Mode::Poll => REPORT_GAP,
-                Mode::Turns => REPORT_GAP_IN_TURNS,
-            };
+        self.next_report = now + REPORT_GAP;
         let mut report = self.ledger.take();
         let leads = self.hosts.leader.is_none();
         let is_wanted = |event| leads && events.is_none_or(|events| events.contains(event));
@@ -214,11 +208,11 @@ mod tests {
         let mut outbox = outbox(now);
         assert_eq!(outbox.due(), None);
         outbox.synced(SystemTime::UNIX_EPOCH);
-        assert!(outbox.begin_report(Some(Mode::Listen), None, now).is_some());
+        assert!(outbox.begin_report(true, None, now).is_some());
         outbox.synced(SystemTime::UNIX_EPOCH);
         assert_eq!(outbox.due(), None, "one is under way");
         outbox.reported(&mut Sent::default(), true, now);
-        assert!(outbox.begin_report(Some(Mode::Listen), None, now).is_none(), "they are batched");
+        assert!(outbox.begin_report(true, None, now).is_none(), "they are batched");
         assert_eq!(outbox.due(), Some(now + REPORT_GAP));
     }
 
@@ -241,9 +235,7 @@ mod tests {
         let now = Instant::now();
         let mut outbox = outbox(now);
         outbox.synced(SystemTime::UNIX_EPOCH);
-        let Some(Action::Report(left)) = outbox.begin_report(Some(Mode::Listen), None, now) else {
-            panic!()
-        };
+        let Some(Action::Report(left)) = outbox.begin_report(true, None, now) else { panic!() };
         outbox.disconnected();
         let bound = String::new();
         let error = Some(DatabaseError::OtherGateway { configured: bound.clone(), bound });

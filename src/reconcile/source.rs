@@ -14,10 +14,6 @@ use crate::store::Backoff;
 /// A notification ends the wait before a failed read is made again, at most once in this time.
 const RETRY_GAP: Duration = Duration::from_secs(1);
 
-/// Between two turns of one agent, besides the one at each heartbeat: 51 agents ask ten times a
-/// second together, a thousand two hundred times.
-const TURN_INTERVAL: Duration = Duration::from_secs(10);
-
 /// What the machine knows about its database.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -32,6 +28,8 @@ pub(super) struct Source {
     wanted: Option<ReadKind>,
     reading: Option<Reading>,
     notifications: Notifications,
+    /// So many share the database, as far as it told.
+    gateways: u32,
     next_poll: Instant,
     next_resync: Instant,
     retry_read: Option<Instant>,
@@ -89,6 +87,8 @@ pub(super) struct Elapsed {
 pub(super) struct SourceView<'a> {
     /// `None`: the database is unreachable.
     pub mode: Option<Mode>,
+    /// Between two questions in poll mode.
+    pub poll_interval: Option<Duration>,
     /// Why the last attempt to connect failed, until one succeeds.
     pub error: Option<&'a DatabaseError>,
     /// The next attempt to connect has not begun.
@@ -113,6 +113,7 @@ impl Source {
             wanted: Some(ReadKind::Everything),
             reading: None,
             notifications: Notifications::default(),
+            gateways: 0,
             next_poll: now.instant,
             next_resync: now.instant + timing.resync_interval,
             retry_read: None,
@@ -158,6 +159,10 @@ impl Source {
     pub fn view(&self) -> SourceView<'_> {
         SourceView {
             mode: self.mode(),
+            poll_interval: self
+                .mode()
+                .filter(|mode| *mode == Mode::Poll)
+                .map(|_| self.timing.poll_interval_among(self.gateways)),
             error: match &self.connection {
                 Connection::Down { error, .. } | Connection::Connecting { error } => error.as_ref(),
                 Connection::Up { .. } => None,
@@ -215,10 +220,15 @@ impl Source {
         let nearly = |interval: Duration| interval.mul_f64(0.9 + chance / 5.0);
         match mode {
             Mode::Listen => nearly(self.timing.safety_poll_interval),
-            Mode::Poll => nearly(self.timing.poll_interval),
-            // Any time up to twice the interval: agents in turns wait for each other, and all of
-            // them come back at once when the database does.
-            Mode::Turns => TURN_INTERVAL.mul_f64(2.0 * chance),
+            Mode::Poll => nearly(self.timing.poll_interval_among(self.gateways)),
+        }
+    }
+
+    /// Takes in how many gateways share the database. Fewer of them may ask more often.
+    pub fn gateways(&mut self, count: u32, now: Now) {
+        self.gateways = count;
+        if let Connection::Up { mode } = self.connection {
+            self.next_poll = self.next_poll.min(now.instant + self.until_next_poll(mode));
         }
     }
 
@@ -332,7 +342,8 @@ impl Source {
         match answer {
             ReadAnswer::Unchanged { taken_at } => {
                 self.figures.change_reads += 1;
-                // An agent that asks in turns may be told an earlier time: a clock does not run back.
+                // What waited to be addressed may be answered with an earlier time: a clock does not
+                // run back.
                 self.clock = Some((self.clock(now).max(*taken_at), now.instant));
             }
             ReadAnswer::Changed(rows) => {

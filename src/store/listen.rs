@@ -36,20 +36,6 @@ impl Store {
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn listen(&self, hello: &Hello) -> Result<Listener, StoreError> {
         let attached = self.attach(true).await?;
-        self.hear(hello, attached).await
-    }
-
-    /// Like [`Store::listen`], for notifications by agents that take a turn in [`Store::poll`]. Writers do
-    /// not notify.
-    ///
-    /// # Errors
-    /// As [`Store::listen`].
-    pub async fn listen_to_turns(&self, hello: &Hello) -> Result<Listener, StoreError> {
-        let attached = self.attach(false).await?;
-        self.hear(hello, attached).await
-    }
-
-    async fn hear(&self, hello: &Hello, attached: Attached) -> Result<Listener, StoreError> {
         // Distinguishes this connection in pg_stat_activity.
         let connecting = self.dialer.connect(Some("gatepost listen"));
         let (client, mut connection) = self.within(DOING, connecting).await?;

@@ -21,15 +21,15 @@ pub enum Polled {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Attached {
     /// Number of gateways whose agents follow this database.
-    pub gateways: i64,
+    pub gateways: u32,
     /// Tables whose changes are not announced.
     pub unwatched: Vec<String>,
 }
 
 impl Store {
     /// Asks whether anything changed since, in one exchange and outside a transaction, cheap enough for
-    /// a thousand gateways. Takes a turn if one is due: it addresses the marks that writers left
-    /// unaddressed, and notifies the gateways concerned. Marks that still wait are not reported.
+    /// a thousand gateways. Where it is due, this addresses the marks that writers left unaddressed.
+    /// Marks that still wait are not reported.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
@@ -67,7 +67,8 @@ impl Store {
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
         lease.done();
         let columns = Columns::of(&row, DOING);
-        Ok(Attached { gateways: columns.get(0)?, unwatched: columns.get(1)? })
+        let gateways = u32::try_from(columns.get::<i64>(0)?).unwrap_or(u32::MAX);
+        Ok(Attached { gateways, unwatched: columns.get(1)? })
     }
 
     /// Tables whose changes are not announced.

@@ -28,11 +28,6 @@ fn listening_misses_nothing() {
 }
 
 #[test]
-fn taking_turns_misses_nothing() {
-    miss_nothing(Lab::open(), "turns", "turns", false);
-}
-
-#[test]
 fn polling_misses_nothing() {
     miss_nothing(Lab::open(), "poll", "poll", false);
 }

@@ -63,8 +63,8 @@ async fn a_change_is_news_for_the_gateway_it_concerns_and_for_no_other() {
     assert_eq!(settled(&theirs, &world, other).await, Polled::News);
 }
 
-/// A crowd of marks that nobody addressed, as after a day without anybody who polls: each reader
-/// looks through them itself, once.
+/// Marks that no agent addressed, as after a day in which none polled: each reader looks through them
+/// itself, once.
 #[tokio::test]
 async fn readers_scan_marks_that_waited_too_long() {
     let world = World::new().await;
@@ -84,7 +84,7 @@ async fn readers_scan_marks_that_waited_too_long() {
     let marks = world.count("select count(*) from gatepost.change").await;
     assert_eq!(settled(&world.store, &world, cursor.clone()).await, Polled::News);
     assert_eq!(world.count("select count(*) from gatepost.change").await, marks, "addressed");
-    let Read::Everything(_) = world.read(&cursor).await else { panic!("looked through a crowd") };
+    let Read::Everything(_) = world.read(&cursor).await else { panic!("looked through all marks") };
     let cursor = world.cursor().await;
     assert!(matches!(settled(&world.store, &world, cursor).await, Polled::Quiet(..)));
 }
@@ -170,22 +170,7 @@ async fn a_role_with_a_forged_history_affects_only_itself() {
 #[tokio::test]
 async fn writers_do_not_notify_if_no_agent_listens() {
     let world = World::new().await;
-    // A plain LISTEN: this session does not attach.
-    let (client, mut connection) =
-        tokio_postgres::connect(&world.url, tokio_postgres::NoTls).await.unwrap();
-    let (send, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Some(Ok(message)) =
-            std::future::poll_fn(|context| connection.poll_message(context)).await
-        {
-            if let tokio_postgres::AsyncMessage::Notification(it) = message {
-                send.send(it.channel().to_owned()).unwrap();
-            }
-        }
-    });
-    let channels =
-        format!("listen gatepost_all; listen \"gatepost_{}\"; listen probe", world.gateway);
-    client.batch_execute(&channels).await.unwrap();
+    let (client, mut heard) = hear(&world, "listen probe").await;
     world.store.attach(false).await.unwrap();
     world.peer(world.gateway, "ann").await;
     world.run("insert into policies (name) values ('a')").await;
@@ -218,8 +203,8 @@ async fn attached_agents_are_counted() {
     assert_eq!(theirs.attach(false).await.unwrap().gateways, 1);
 }
 
-/// Agents of so many gateways.
-async fn crowd(world: &World, gateways: u32) {
+/// Agents of so many other gateways.
+async fn attach_others(world: &World, gateways: u32) {
     world
         .run(&format!(
             "insert into gatepost.attached (gateway_id, listens, at)
@@ -229,47 +214,69 @@ async fn crowd(world: &World, gateways: u32) {
 }
 
 #[tokio::test]
-async fn auto_listens_among_few_and_takes_turns_in_a_crowd() {
+async fn auto_listens_among_few_and_polls_among_many() {
     let world = World::new().await;
     let hello = world.store.hello().await.unwrap();
     let auto = async |present| choose(&world.store, SyncMode::Auto, &hello, present).await.unwrap();
     let alone = auto(None).await;
     assert_eq!(alone.mode, Mode::Listen);
     assert_eq!(world.count("select count(*) from gatepost.listener").await, 1);
-    crowd(&world, 50).await;
-    let crowded = auto(Some(Mode::Listen)).await;
-    assert_eq!(crowded.mode, Mode::Turns);
-    assert!(crowded.why.starts_with("51 gateways share this database"), "{}", crowded.why);
+    attach_others(&world, 50).await;
+    let among_many = auto(Some(Mode::Listen)).await;
+    assert_eq!((among_many.mode, among_many.gateways), (Mode::Poll, 51));
+    assert!(among_many.why.starts_with("51 gateways share this database"), "{}", among_many.why);
     assert_eq!(world.count("select count(*) from gatepost.listener").await, 0);
 }
 
-/// Writers do not notify; the first agent to poll wakes those concerned.
+/// As agents of the last release do: writers do not notify, and the first to poll wakes those
+/// concerned.
 #[tokio::test]
-async fn in_a_crowd_agents_wake_each_other() {
+async fn agents_of_the_last_release_wake_each_other() {
     let world = World::new().await;
     let theirs = neighbour(&world).await;
     let ann = world.peer(world.gateway, "ann").await;
-    let mut listener =
-        world.store.listen_to_turns(&world.store.hello().await.unwrap()).await.unwrap();
+    let (client, mut heard) = hear(&world, "listen probe").await;
+    world.store.attach(false).await.unwrap();
     let other = theirs.snapshot().await.unwrap().1;
     assert!(matches!(settled(&theirs, &world, other.clone()).await, Polled::Quiet(..)));
-    assert!(listener.probe().await.unwrap());
-    // What the first turn of all said, to everybody.
-    let _ = tokio::time::timeout(Duration::ZERO, listener.next()).await;
     let (device, gateway) = (ann.device, world.gateway);
     for sql in [
         format!("update devices set status = 'blocked' where id = '{device}'"),
         format!("update wireguard_peers set public_key = 'k2' where gateway_id = '{gateway}'"),
         "insert into policies (name) values ('a')".into(),
     ] {
+        client.batch_execute("notify probe").await.unwrap();
+        while heard.recv().await.unwrap() != "probe" {}
         let cursor = world.cursor().await;
         world.run(&sql).await;
-        assert!(listener.probe().await.unwrap());
-        let early = tokio::time::timeout(Duration::ZERO, listener.next()).await;
-        assert!(early.is_err(), "a writer notified: {sql}");
-        while tokio::time::timeout(Duration::ZERO, listener.next()).await.is_err() {
+        client.batch_execute("notify probe").await.unwrap();
+        assert_eq!(heard.recv().await.unwrap(), "probe", "a writer notified: {sql}");
+        while heard.is_empty() {
             theirs.poll(&other).await.unwrap();
         }
         assert_eq!(world.store.poll(&cursor).await.unwrap(), Polled::News, "{sql}");
     }
+}
+
+/// A session that listens for this gateway and never attaches: the channels on which it hears
+/// something.
+async fn hear(
+    world: &World,
+    further: &str,
+) -> (tokio_postgres::Client, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    let (client, mut connection) =
+        tokio_postgres::connect(&world.url, tokio_postgres::NoTls).await.unwrap();
+    let (send, heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) =
+            std::future::poll_fn(|context| connection.poll_message(context)).await
+        {
+            if let tokio_postgres::AsyncMessage::Notification(it) = message {
+                let _ = send.send(it.channel().to_owned());
+            }
+        }
+    });
+    let channels = format!("listen gatepost_all; listen \"gatepost_{}\"; {further}", world.gateway);
+    client.batch_execute(&channels).await.unwrap();
+    (client, heard)
 }

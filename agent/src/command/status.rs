@@ -143,7 +143,9 @@ fn mode(status: &Status) -> String {
         0 => String::new(),
         missed => format!("; {} missed", count(missed, "notification")),
     };
-    format!("{mode}{why}{missed}")
+    let every = status.sync.poll_interval_ms.map(Duration::from_millis);
+    let every = every.map(|every| format!(" every {}", span(every))).unwrap_or_default();
+    format!("{mode}{every}{why}{missed}")
 }
 
 fn database(status: &Status, now: SystemTime) -> String {

@@ -46,8 +46,12 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
         Err(error) => return Err(ConfigError::Unreadable { path: file, source: error }),
     };
     check_syntax(&text, &file)?;
-    let (overrides, warnings) = Overrides::read(&source.variables)?;
-    let figment = Figment::from(Toml::string(&text)).merge(&overrides);
+    let (overrides, mut warnings) = Overrides::read(&source.variables)?;
+    let mut figment = Figment::from(Toml::string(&text)).merge(&overrides);
+    if figment.extract_inner::<String>("sync.mode").is_ok_and(|mode| mode == "turns") {
+        warnings.push(TURNS_ARE_GONE.to_owned());
+        figment = figment.merge(("sync.mode", "auto"));
+    }
     let mut config: Config =
         figment.extract().map_err(|error| explain(error, &file, &overrides))?;
     let credentials_dir = source.variables.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -75,6 +79,9 @@ const SECTIONS: [&str; 12] = [
     "cache",
     "log",
 ];
+
+const TURNS_ARE_GONE: &str = "`sync.mode` is \"turns\", which means \"auto\" in this version and is an error in \
+    the next: gateways no longer take turns. Remove the line, or write \"auto\"";
 
 /// Variables with the prefix `GATEPOST_` that are not keys.
 const NOT_KEYS: [&str; 2] = ["GATEPOST_CONFIG", "GATEPOST_LOG"];

@@ -111,7 +111,7 @@ pub struct Database {
 #[serde(default, deny_unknown_fields)]
 pub struct Sync {
     pub mode: SyncMode,
-    /// Default: 1 s in mode poll, 10 s in mode listen.
+    /// Default: 1 s in mode poll, and longer among more than 200 gateways; 10 s in mode listen.
     #[serde(deserialize_with = "value::optional_duration")]
     pub poll_interval: Option<Duration>,
     /// Between two full comparisons.

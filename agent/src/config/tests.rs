@@ -294,6 +294,17 @@ fn missing_key_names_both_ways_to_set_it() {
 }
 
 #[test]
+fn turns_mean_auto_with_a_warning() {
+    let of_file = Scratch::new().load("[sync]\nmode = \"turns\"").unwrap();
+    let of_variable = Scratch::new().with("GATEPOST_SYNC_MODE", "turns").load("").unwrap();
+    for config in [of_file, of_variable] {
+        assert_eq!(config.sync.mode, SyncMode::Auto);
+        let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+        assert!(warning.starts_with("`sync.mode` is \"turns\", which means \"auto\""), "{warning}");
+    }
+}
+
+#[test]
 fn variable_of_an_unknown_section_is_a_warning() {
     let scratch = Scratch::new().with("GATEPOST_DATBASE_URL", "x").with("GATEPOST_TEST_X", "y");
     assert_eq!(

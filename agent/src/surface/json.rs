@@ -38,6 +38,7 @@ pub fn status() -> Status {
         sync: SyncStatus {
             mode: Some(Mode::Listen),
             mode_why: text(),
+            poll_interval_ms: Some(1),
             last_sync_at: Some(NOW),
             lag_ms: Some(1),
             last_pass: Some(PassStatus { at: NOW, duration_ms: 1, steps: 1, refused: 1 }),
@@ -159,7 +160,7 @@ fn status_json() {
         ],
     ));
     lines.push(words("backend", [BackendInUse::Kernel, BackendInUse::Userspace]));
-    lines.push(words("mode", [Mode::Listen, Mode::Turns, Mode::Poll]));
+    lines.push(words("mode", [Mode::Listen, Mode::Poll]));
     golden::check("json of status", &lines);
 }
 

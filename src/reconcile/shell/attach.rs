@@ -54,13 +54,15 @@ impl<D: Dataplane + 'static> Shell<D> {
             };
             self.listening = Some(tokio::spawn(heard));
         }
+        self.handle(Event::Gateways { count: chosen.gateways });
         self.handle(Event::Connected { mode });
         self.handle(Event::Unannounced { tables: chosen.unwatched });
     }
 
     pub(super) fn spawn_connect(&self) {
         let (store, mode, gateway) = (self.store.clone(), self.mode, self.gateway.clone());
-        let present = self.in_use.map(|in_use| in_use.mode);
+        let by_number = self.in_use.filter(|in_use| in_use.until == Until::FleetChanges);
+        let present = by_number.map(|in_use| in_use.mode);
         self.spawn_inner(async move {
             match connect(&store, mode, &gateway, present).await {
                 Ok(connection) => Inner::Connected(Box::new(connection)),
@@ -93,6 +95,7 @@ impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn attached(&mut self, attached: Attached) {
         let Attached { gateways, unwatched } = attached;
         self.handle(Event::Unannounced { tables: unwatched });
+        self.handle(Event::Gateways { count: gateways });
         let (now, probe_every) = (clock::now().instant, self.machine.view().resync_interval());
         if self.in_use.is_some_and(|in_use| in_use.is_doubtful(gateways, now, probe_every)) {
             self.spawn_connect();

@@ -7,19 +7,21 @@ use crate::store::{Attached, Hello, Listener, Store};
 
 /// Postgres wakes every listening session at every notification, so that the cost of a commit grows
 /// with the listeners: above this many gateways writers do not notify.
-const LISTENERS_AT_MOST: i64 = 50;
-/// Gateways that take turns listen again at so few: one that comes and goes must not switch all
-/// others.
-const LISTEN_AGAIN_AT: i64 = 40;
+const LISTENERS_AT_MOST: u32 = 50;
+/// Gateways that poll because they are too many listen again at so few: one that comes and goes must
+/// not switch all others.
+const LISTEN_AGAIN_AT: u32 = 40;
 
 /// The mode that was chosen.
 pub struct Chosen {
     pub mode: Mode,
     /// Why, for the status.
     pub why: String,
-    /// In the modes that hear notifications.
+    /// In the mode that hears notifications.
     pub listener: Option<Listener>,
     pub until: Until,
+    /// So many share the database; 0: not asked.
+    pub gateways: u32,
     /// Tables whose changes are not announced.
     pub unwatched: Vec<String>,
 }
@@ -33,6 +35,7 @@ impl Chosen {
             why: "one pass only".to_owned(),
             listener: None,
             until: Until::Reconfigured,
+            gateways: 0,
             unwatched: Vec::new(),
         }
     }
@@ -44,12 +47,13 @@ pub enum Until {
     /// The configuration says so.
     Reconfigured,
     /// Another number of gateways may ask for another mode.
-    Crowd,
+    FleetChanges,
     /// The test notification did not arrive: it may have been late, or what swallowed it may go.
     ProbedAgain,
 }
 
-/// Chooses the mode, and begins to listen where it needs that. `present`: the mode in use.
+/// Chooses the mode, and begins to listen where it needs that. `present`: the mode in use, if the
+/// number of gateways chose it.
 ///
 /// # Errors
 /// When the database does not answer, or refuses.
@@ -59,63 +63,59 @@ pub async fn choose(
     hello: &Hello,
     present: Option<Mode>,
 ) -> Result<Chosen, DatabaseError> {
-    let chosen = |mode, why: &str, listener: Option<Listener>, until, attached: &Attached| {
-        let (why, unwatched) = (why.to_owned(), attached.unwatched.clone());
-        Ok(Chosen { mode, why, listener, until, unwatched })
+    let chosen = |mode, why: &str, listener: Option<Listener>, until, attached: Attached| {
+        let Attached { gateways, unwatched } = attached;
+        Ok(Chosen { mode, why: why.to_owned(), listener, until, gateways, unwatched })
     };
     match configured {
         SyncMode::Poll => {
             let attached = store.attach(false).await?;
-            chosen(Mode::Poll, "sync.mode = \"poll\"", None, Until::Reconfigured, &attached)
-        }
-        SyncMode::Turns => {
-            let listener = store.listen_to_turns(hello).await?;
-            let attached = listener.attached().clone();
-            let why = "sync.mode = \"turns\"";
-            chosen(Mode::Turns, why, Some(listener), Until::Reconfigured, &attached)
+            chosen(Mode::Poll, "sync.mode = \"poll\"", None, Until::Reconfigured, attached)
         }
         SyncMode::Listen => {
             let listener = store.listen(hello).await?;
             let attached = listener.attached().clone();
             let why = "sync.mode = \"listen\"";
-            chosen(Mode::Listen, why, Some(listener), Until::Reconfigured, &attached)
+            chosen(Mode::Listen, why, Some(listener), Until::Reconfigured, attached)
         }
         SyncMode::Auto => {
             let attached = store.attach(present == Some(Mode::Listen)).await?;
             let (mode, why) = suits(attached.gateways, present);
-            let mut listener = match mode {
-                Mode::Listen => store.listen(hello).await?,
-                Mode::Turns | Mode::Poll => store.listen_to_turns(hello).await?,
-            };
+            if mode == Mode::Poll {
+                store.attach(false).await?;
+                return chosen(mode, &why, None, Until::FleetChanges, attached);
+            }
+            let mut listener = store.listen(hello).await?;
             if listener.probe().await? {
-                return chosen(mode, &why, Some(listener), Until::Crowd, &attached);
+                return chosen(mode, &why, Some(listener), Until::FleetChanges, attached);
             }
             // This agent does not hear: writers need not notify it.
             store.attach(false).await?;
             let why = "NOTIFY does not arrive (as behind a pooler in transaction mode)";
-            chosen(Mode::Poll, why, None, Until::ProbedAgain, &attached)
+            chosen(Mode::Poll, why, None, Until::ProbedAgain, attached)
         }
     }
 }
 
-/// The mode that suits a database that so many gateways share, and why.
-pub(super) fn suits(gateways: i64, present: Option<Mode>) -> (Mode, String) {
+/// The mode that suits a database that so many gateways share, and why. `present`: the mode in use, if
+/// the number of gateways chose it.
+pub(super) fn suits(gateways: u32, present: Option<Mode>) -> (Mode, String) {
     let at_most = match present {
-        Some(Mode::Turns) => LISTEN_AGAIN_AT,
-        Some(Mode::Listen | Mode::Poll) | None => LISTENERS_AT_MOST,
+        Some(Mode::Poll) => LISTEN_AGAIN_AT,
+        Some(Mode::Listen) | None => LISTENERS_AT_MOST,
     };
     if gateways > LISTENERS_AT_MOST {
         let why = format!(
             "{gateways} gateways share this database; above {LISTENERS_AT_MOST} each commit would \
              wake all of them"
         );
-        (Mode::Turns, why)
+        (Mode::Poll, why)
     } else if gateways > at_most {
         let why = format!(
-            "{gateways} gateways share this database; those that take turns listen again at \
+            "{gateways} gateways share this database; those that poll listen again at \
              {LISTEN_AGAIN_AT}"
         );
-        (Mode::Turns, why)
+        (Mode::Poll, why)
     } else {
         (Mode::Listen, "NOTIFY works (test notification received)".into())
     }
@@ -125,17 +125,17 @@ pub(super) fn suits(gateways: i64, present: Option<Mode>) -> (Mode, String) {
 mod tests {
     use super::*;
 
-    fn mode(gateways: i64, present: Option<Mode>) -> Mode {
+    fn mode(gateways: u32, present: Option<Mode>) -> Mode {
         suits(gateways, present).0
     }
 
     #[test]
-    fn up_to_fifty_gateways_listen_and_more_take_turns() {
+    fn up_to_fifty_gateways_listen_and_more_poll() {
         assert_eq!(mode(1, None), Mode::Listen);
         assert_eq!(mode(50, None), Mode::Listen);
-        assert_eq!(mode(51, None), Mode::Turns);
-        assert_eq!(mode(51, Some(Mode::Listen)), Mode::Turns);
-        assert_eq!(mode(1_000, Some(Mode::Turns)), Mode::Turns);
+        assert_eq!(mode(51, None), Mode::Poll);
+        assert_eq!(mode(51, Some(Mode::Listen)), Mode::Poll);
+        assert_eq!(mode(1_000, Some(Mode::Poll)), Mode::Poll);
         let (_, why) = suits(1_000, None);
         assert!(why.starts_with("1000 gateways share this database; above 50 "), "{why}");
     }
@@ -143,13 +143,10 @@ mod tests {
     #[test]
     fn a_gateway_that_comes_and_goes_switches_no_other() {
         for gateways in [41, 50, 51, 45] {
-            assert_eq!(mode(gateways, Some(Mode::Turns)), Mode::Turns, "{gateways}");
+            assert_eq!(mode(gateways, Some(Mode::Poll)), Mode::Poll, "{gateways}");
         }
-        let (_, why) = suits(45, Some(Mode::Turns));
-        assert_eq!(
-            why,
-            "45 gateways share this database; those that take turns listen again at 40"
-        );
-        assert_eq!(mode(40, Some(Mode::Turns)), Mode::Listen);
+        let (_, why) = suits(45, Some(Mode::Poll));
+        assert_eq!(why, "45 gateways share this database; those that poll listen again at 40");
+        assert_eq!(mode(40, Some(Mode::Poll)), Mode::Listen);
     }
 }

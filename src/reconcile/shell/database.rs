@@ -106,14 +106,6 @@ pub(super) async fn lost(
     Ok(lost.into_iter().filter_map(|number| keys.get(number).copied()).collect())
 }
 
-/// What brings a read about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
-    Notification,
-    /// A timer, a connection, an operator.
-    Other,
-}
-
 /// What reading leaves behind for the next read.
 #[derive(Default)]
 pub(super) struct Reader {
@@ -150,17 +142,13 @@ impl Reader {
         store: &Store,
         kind: ReadKind,
         mode: Mode,
-        cause: Cause,
     ) -> Result<Found, StoreError> {
         let mut reason = None;
         if let (ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
-            // A notification sent at another agent's turn says already that there are changes.
-            let ask_first = match mode {
-                Mode::Listen => false,
-                Mode::Turns => cause == Cause::Other,
-                Mode::Poll => true,
-            };
-            if ask_first && let Polled::Quiet(next, quiet_until) = store.poll(&last.cursor).await? {
+            // A notification says already that there are changes.
+            if mode == Mode::Poll
+                && let Polled::Quiet(next, quiet_until) = store.poll(&last.cursor).await?
+            {
                 *last = LastRead { cursor: next, as_of: quiet_until.max(last.as_of) };
                 return Ok(ReadAnswer::Unchanged { taken_at: last.as_of }.into());
             }

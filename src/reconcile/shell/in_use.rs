@@ -19,10 +19,10 @@ pub(super) struct InUse {
 
 impl InUse {
     /// Whether another mode may be better, now that so many gateways share the database.
-    pub fn is_doubtful(&self, gateways: i64, now: Instant, probe_every: Duration) -> bool {
+    pub fn is_doubtful(&self, gateways: u32, now: Instant, probe_every: Duration) -> bool {
         match self.until {
             Until::Reconfigured => false,
-            Until::Crowd => suits(gateways, Some(self.mode)).0 != self.mode,
+            Until::FleetChanges => suits(gateways, Some(self.mode)).0 != self.mode,
             Until::ProbedAgain => now.duration_since(self.chosen_at) >= probe_every,
         }
     }
@@ -43,7 +43,9 @@ mod tests {
         assert!(!doubtful(Until::ProbedAgain, Mode::Poll, 1, minute));
         assert!(doubtful(Until::ProbedAgain, Mode::Poll, 1, every));
         assert!(!doubtful(Until::Reconfigured, Mode::Poll, 1, every));
-        assert!(!doubtful(Until::Crowd, Mode::Listen, 50, every));
-        assert!(doubtful(Until::Crowd, Mode::Listen, 51, minute));
+        assert!(!doubtful(Until::FleetChanges, Mode::Listen, 50, every));
+        assert!(doubtful(Until::FleetChanges, Mode::Listen, 51, minute));
+        assert!(!doubtful(Until::FleetChanges, Mode::Poll, 41, every));
+        assert!(doubtful(Until::FleetChanges, Mode::Poll, 40, minute));
     }
 }

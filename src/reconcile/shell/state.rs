@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::asked_peers::AskedPeers;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
-use super::database::{Cause, Connection, Found, Reader, lost, send};
+use super::database::{Connection, Found, Reader, lost, send};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
@@ -92,8 +92,6 @@ pub(super) struct Shell<D> {
     pub(super) gateway: String,
     pub(super) template: Status,
     reader: Arc<Mutex<Reader>>,
-    /// A notification arrived, and no read has begun since.
-    notified: bool,
     pub(super) listening: Option<JoinHandle<()>>,
     pub(super) events: mpsc::UnboundedSender<Inner>,
     status: watch::Sender<Status>,
@@ -139,7 +137,6 @@ impl<D: Dataplane + 'static> Shell<D> {
             keeper,
             rememberer: kept.map(Rememberer::new),
             winding_up: false,
-            notified: false,
             listening: None,
             events,
             status,
@@ -186,7 +183,6 @@ impl<D: Dataplane + 'static> Shell<D> {
                 self.in_use = None;
                 self.stop_listening();
             }
-            Event::Notified => self.notified = true,
             Event::Read(Ok(_)) => self.failed_reads = 0,
             Event::Reported(Sent { error: Some(error), .. }) => {
                 self.failed_reports += 1;
@@ -236,15 +232,13 @@ impl<D: Dataplane + 'static> Shell<D> {
         }
     }
 
-    fn spawn_read(&mut self, kind: ReadKind) {
-        let notified = std::mem::take(&mut self.notified);
-        let cause = if notified { Cause::Notification } else { Cause::Other };
+    fn spawn_read(&self, kind: ReadKind) {
         let (store, reader) = (self.store.clone(), self.reader.clone());
         let (events, keeps) = (self.events.clone(), self.keeper.is_some());
         let mode = self.in_use.map_or(Mode::Poll, |in_use| in_use.mode);
         let follows = self.mode.is_some();
         tokio::spawn(async move {
-            let found = reader.lock().await.read(&store, kind, mode, cause).await;
+            let found = reader.lock().await.read(&store, kind, mode).await;
             let answer = match found {
                 Ok(Found { answer, unannounced, epoch }) => {
                     if let Some(epoch) = epoch {

@@ -52,14 +52,20 @@ fn failure() -> DatabaseError {
 }
 
 #[test]
-fn agents_that_come_back_at_once_spread_their_turns() {
-    let (now, mut seen) = (start(), std::collections::BTreeSet::new());
-    for seed in 0..1_000 {
-        let mut source = source(now);
-        source.random = fastrand::Rng::with_seed(seed);
-        seen.insert(source.until_next_poll(Mode::Turns).as_secs());
+fn gateways_that_poll_ask_at_most_two_hundred_times_a_second_together() {
+    let now = start();
+    let mut source = source(now);
+    source.connected(Mode::Poll, now);
+    for (gateways, interval) in [(1, SECOND), (200, SECOND), (1_000, 5 * SECOND)] {
+        source.gateways(gateways, now);
+        assert_eq!(source.view().poll_interval, Some(interval), "{gateways}");
+        source.let_time_pass(later(now, 100 * SECOND));
+        let wait = source.next_poll - (now.instant + 100 * SECOND);
+        assert!(interval.mul_f64(0.9) <= wait && wait <= interval.mul_f64(1.1), "{wait:?}");
     }
-    assert_eq!(seen, (0..TURN_INTERVAL.as_secs() * 2).collect());
+    source.gateways(10, later(now, 100 * SECOND));
+    let wait = source.next_poll - (now.instant + 100 * SECOND);
+    assert!(wait <= 2 * SECOND, "fewer gateways wait less: {wait:?}");
 }
 
 #[test]

@@ -139,6 +139,9 @@ pub struct SyncStatus {
     pub mode: Option<Mode>,
     /// Why this mode: the configuration, or what a probe found.
     pub mode_why: String,
+    /// Between two questions in poll mode; `None` in other modes.
+    #[serde(default)]
+    pub poll_interval_ms: Option<u64>,
     /// The database's time as of which the kernel was proven equal.
     pub last_sync_at: Option<Timestamp>,
     /// From the announcement of the last pass's oldest change (where changes are not announced: from

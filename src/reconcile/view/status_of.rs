@@ -125,6 +125,7 @@ impl View<'_> {
         SyncStatus {
             mode: self.source.mode,
             mode_why: String::new(),
+            poll_interval_ms: self.source.poll_interval.map(millis),
             last_sync_at: self.proof.last.map(Timestamp),
             lag_ms: last.and_then(|pass| pass.lag).map(millis),
             last_pass: last.map(|pass| PassStatus {

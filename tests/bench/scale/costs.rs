@@ -50,7 +50,7 @@ pub struct Costs {
     pub snapshot_peer: f64,
 }
 
-/// Gateways whose sessions take turns at an operation, as those of a fleet do: what a session that
+/// Gateways whose sessions do an operation one after the other, as those of a fleet do: what a session that
 /// has just slept finds in no cache costs several times the operation itself.
 struct Sessions(Vec<(Store, Cursor)>);
 

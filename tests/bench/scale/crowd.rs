@@ -73,7 +73,7 @@ impl Crowd {
         crowd
     }
 
-    /// Waits until all chose the same mode: the first ones may have known of no crowd yet.
+    /// Waits until all chose the same mode: the first ones may have known of few others.
     async fn agree(&mut self) {
         loop {
             let first = self.mode();

@@ -26,22 +26,22 @@ fn fleet(processors: usize) -> Load {
         processors,
         gateways: GATEWAYS,
         peers: PEERS,
-        mode: Mode::Turns,
+        mode: Mode::Poll,
         changes_per_sec: 10.0,
         policies_per_min: 1.0,
         online: 1.0,
-        question_interval_secs: question_interval_secs(Mode::Turns),
+        question_interval_secs: question_interval_secs(Mode::Poll, GATEWAYS),
         report_interval_secs: 15.0,
         heartbeat_secs: 10.0,
         resync_interval_secs: 600.0,
     }
 }
 
-fn question_interval_secs(mode: Mode) -> f64 {
+/// The configuration's defaults.
+fn question_interval_secs(mode: Mode, gateways: usize) -> f64 {
     match mode {
         Mode::Listen => 10.0,
-        Mode::Turns => 10.0,
-        Mode::Poll => 1.0,
+        Mode::Poll => (gateways as f64 / 200.0).max(1.0),
     }
 }
 
@@ -56,7 +56,7 @@ pub fn check(measured: &[Measured], peers_each: usize, processors: usize, costs:
                 changes_per_sec: real.changes_per_sec,
                 policies_per_min: 0.0,
                 online: 0.0,
-                question_interval_secs: question_interval_secs(real.mode),
+                question_interval_secs: question_interval_secs(real.mode, real.agents),
                 ..fleet(processors)
             },
             costs,
@@ -95,7 +95,7 @@ pub fn print_costs(costs: &Costs) {
         ("a commit of one changed device", costs.commit),
         ("to wake one session that listens", costs.notify),
         ("to address one mark", costs.address),
-        ("a question of turns or polls that finds nothing", costs.poll),
+        ("a question that finds nothing", costs.poll),
         ("a read of the changes that finds nothing", costs.changes),
         ("more, for each mark of others that nobody addressed", costs.mark),
         ("more, for each changed device", costs.device),
@@ -141,10 +141,9 @@ pub fn print_fleet(processors: usize, costs: Costs) {
     for changes_per_sec in [1.0, 10.0, 100.0, 1_000.0] {
         line(Load { changes_per_sec, ..fleet(PROCESSORS) }, costs);
     }
-    for mode in [Mode::Poll, Mode::Listen] {
-        let question_interval_secs = question_interval_secs(mode);
-        line(Load { mode, question_interval_secs, ..fleet(PROCESSORS) }, costs);
-    }
+    let mode = Mode::Listen;
+    let question_interval_secs = question_interval_secs(mode, GATEWAYS);
+    line(Load { mode, question_interval_secs, ..fleet(PROCESSORS) }, costs);
     for report_interval_secs in [120.0, SELDOM_SECS] {
         line(Load { report_interval_secs, ..fleet(PROCESSORS) }, costs);
     }
@@ -210,9 +209,10 @@ pub fn print_limits(processors: usize, measured: &[Measured], costs: Costs) {
             "1,000 gateways, 10 changes/s, reports every 15 min",
             &|many| Load { peers: many, ..calm(processors) },
         );
-        limit("gateways that take turns", "1,000,000 peers, 100 changes/s", &|many| Load {
+        limit("gateways that poll", "1,000,000 peers, 100 changes/s", &|many| Load {
             gateways: many,
             changes_per_sec: 100.0,
+            question_interval_secs: question_interval_secs(Mode::Poll, many),
             ..calm(processors)
         });
         let mode = Mode::Listen;
@@ -220,7 +220,7 @@ pub fn print_limits(processors: usize, measured: &[Measured], costs: Costs) {
             gateways: many,
             changes_per_sec: 100.0,
             mode,
-            question_interval_secs: question_interval_secs(mode),
+            question_interval_secs: question_interval_secs(mode, many),
             ..calm(processors)
         });
     }
@@ -269,7 +269,7 @@ const fn remedy(part: Part) -> (&'static str, &'static str) {
         Part::Writers => ("the writers' own commits", "more processors, then shard by gateway"),
         Part::Notifications => (
             "notifications: each signals every session that listens",
-            "sync.mode = \"auto\": above 50 gateways they take turns",
+            "sync.mode = \"auto\": above 50 gateways they poll",
         ),
         Part::Questions => ("questions and deltas", "more processors, then shard by gateway"),
         Part::Reports => (

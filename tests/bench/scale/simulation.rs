@@ -13,13 +13,10 @@ use super::costs::Costs;
 const SEED: u64 = 71;
 /// Simulated, after a second in which all begins.
 const SECS: f64 = 60.0;
-/// `gatepost.tell()` rests at least so long, and longer when it woke many.
-const REST_SECS: f64 = 0.25;
-const LONG_REST_SECS: f64 = 0.7;
-const MANY_CONCERNED: usize = 100;
-/// The agent's own, see `reconcile::timers`.
+/// Marks are addressed at most so often.
+const REST_SECS: f64 = 0.05;
+/// The agent's own, see `reconcile::outbox`.
 const REPORT_GAP_SECS: f64 = 0.25;
-const REPORT_GAP_IN_A_CROWD_SECS: f64 = 2.5;
 /// `gatepost.changes` gives up on more and wants everything read.
 const MOST_MARKS: usize = 5_000;
 /// A peer with traffic shakes hands so often.
@@ -138,9 +135,7 @@ struct Simulation {
     /// So many of them are addressed, those committed until then.
     addressed: usize,
     addressed_until: f64,
-    rest_secs: f64,
     policies: usize,
-    policies_told: usize,
     outcome: Outcome,
 }
 
@@ -156,9 +151,7 @@ pub fn simulate(load: Load, costs: Costs) -> Outcome {
         marks: Vec::new(),
         addressed: 0,
         addressed_until: 0.0,
-        rest_secs: REST_SECS,
         policies: 0,
-        policies_told: 0,
         outcome: Outcome::default(),
     };
     simulation.begin();
@@ -245,7 +238,9 @@ impl Simulation {
     fn ask(&mut self, at: f64, gateway: usize) -> f64 {
         let start = at.max(self.free.iter().copied().fold(f64::INFINITY, f64::min));
         let listens = self.load.mode == Mode::Listen;
-        let concerned = if listens { Vec::new() } else { self.address(start) };
+        if !listens {
+            self.address(start);
+        }
         let until = if listens { start } else { self.addressed_until };
         let costs = self.costs;
         let reader = &mut self.gateways[gateway];
@@ -274,46 +269,27 @@ impl Simulation {
             self.tell_of_pass(end, gateway);
         }
         self.outcome.lags_secs.extend(read.iter().map(|mark| end - mark));
-        if self.load.mode == Mode::Turns && !concerned.is_empty() {
-            self.wake(end, concerned);
-        }
         end
     }
 
     /// What a pass changed is reported at once, but then only so often.
     fn tell_of_pass(&mut self, at: f64, gateway: usize) {
-        let gap = match self.load.mode {
-            Mode::Listen | Mode::Poll => REPORT_GAP_SECS,
-            Mode::Turns => REPORT_GAP_IN_A_CROWD_SECS,
-        };
         let reported = &mut self.gateways[gateway].reported_at;
-        if at >= *reported + gap {
+        if at >= *reported + REPORT_GAP_SECS {
             *reported = at;
             self.serve(at, Part::Reports, self.costs.audit + self.costs.synced);
         }
     }
 
-    /// Whoever asks addresses the marks that wait, for all. Returns whom they concern.
-    fn address(&mut self, start: f64) -> Vec<usize> {
+    /// The gateway that asks addresses the marks that wait, for all.
+    fn address(&mut self, start: f64) {
         let marks = self.marks.partition_point(|mark| mark.0 <= start);
         let waiting = marks.saturating_sub(self.addressed);
-        let policies = self.policies - self.policies_told;
-        if waiting + policies == 0 || start < self.addressed_until + self.rest_secs {
-            return Vec::new();
+        if waiting > 0 && start >= self.addressed_until + REST_SECS {
+            self.addressed = marks;
+            self.addressed_until = start;
+            self.serve(start, Part::Questions, waiting as f64 * self.costs.address);
         }
-        let mut concerned: Vec<usize> = if policies > 0 {
-            (0..self.load.gateways).collect()
-        } else {
-            self.marks[self.addressed..marks].iter().map(|mark| mark.1).collect()
-        };
-        concerned.sort_unstable();
-        concerned.dedup();
-        self.rest_secs = if concerned.len() > MANY_CONCERNED { LONG_REST_SECS } else { REST_SECS };
-        self.addressed = marks.max(self.addressed);
-        self.policies_told = self.policies;
-        self.addressed_until = start;
-        self.serve(start, Part::Questions, waiting as f64 * self.costs.address);
-        concerned
     }
 
     /// A notification signals every session that listens, and these gateways ask.
