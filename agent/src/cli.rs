@@ -15,7 +15,8 @@ const GLOBAL: &str = "Global options";
 /// Keeps a WireGuard gateway in sync with a PostgreSQL database
 ///
 /// Exit codes: 0 success; 1 failure, or warnings of check; 2 changes (plan) or denied (explain);
-/// 3 not ready (status); 4 no agent is running; 64 wrong command line; 78 wrong configuration.
+/// 3 not ready (status); 4 no agent is running; 64 wrong command line; 75 another agent is running
+/// (run); 78 wrong configuration, or check found an error.
 #[derive(Debug, Parser)]
 #[command(name = "gatepost", version, arg_required_else_help = true)]
 pub struct Cli {
@@ -101,11 +102,11 @@ pub enum Command {
         /// As `gatepost blocked` lists it: name, id, tunnel address or public key
         who: String,
     },
-    /// List whom this host blocks
+    /// List the blocks of this host
     Blocked(JsonArg),
     /// Have the agent compare everything again, and wait until it has
     Resync,
-    /// Show the peers whose removal the guard holds back, and confirm it
+    /// Show the peers that the guard holds back or keeps out; confirm their removal, or let them in
     Confirm {
         /// Do not ask for confirmation
         #[arg(long, short)]
@@ -136,7 +137,7 @@ pub enum Command {
     /// List and forget the hosts of this gateway
     #[command(subcommand)]
     Host(HostCommand),
-    /// Remove interface, routes and firewall table, which ends every tunnel
+    /// Remove interfaces, routing rules and firewall table, which ends every tunnel
     Down {
         /// Do not ask for confirmation
         #[arg(long, short)]
@@ -186,7 +187,8 @@ pub struct GrantArgs {
     pub gateway: String,
     /// The role that the gateway's agent logs in as
     pub role: String,
-    /// Create the role if it does not exist
+    /// Create the role if it does not exist; an existing role keeps its password
+
     #[arg(long)]
     pub create: bool,
     /// Let the role change the gateway's row once more with `gatepost enroll`
