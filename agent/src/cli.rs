@@ -92,6 +92,16 @@ pub enum Command {
         #[command(flatten)]
         json: JsonArg,
     },
+    /// Show which packets the firewall denied, whose they were, and why
+    Denied {
+        /// Only to or from this user, device, USER/DEVICE or address
+        who: Option<String>,
+        /// Go on with what is denied from now on, until interrupted
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        json: JsonArg,
+    },
     /// Cut off a user, device, key or address on this host, whatever the database says
     Block {
         /// User, device, USER/DEVICE, id, tunnel address or public key

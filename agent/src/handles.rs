@@ -8,6 +8,7 @@ use std::time::Instant;
 pub use gatepost::reconcile::Ask;
 use tokio::sync::{mpsc, watch};
 
+use crate::denied::Recent;
 use crate::pulse::Pulse;
 use gatepost::reconcile::status::Status;
 
@@ -17,6 +18,17 @@ pub struct Watcher {
     pub status: watch::Receiver<Status>,
     pub asks: mpsc::Sender<Ask>,
     pub pulse: Pulse,
+    pub denied: Recent,
+}
+
+impl Watcher {
+    /// The status as of now, with what does not concern the loop.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let mut status = self.status.borrow().clone();
+        status.warnings.extend(self.denied.trouble());
+        status
+    }
 }
 
 /// What the loop holds.
@@ -38,6 +50,11 @@ pub fn channels(initial: Status, now: Instant) -> (Watcher, LoopHandle, watch::S
     let (asks_tx, asks_rx) = mpsc::channel(ASKS);
     let (stop_tx, stop_rx) = watch::channel(false);
     let pulse = Pulse::new(now);
-    let watcher = Watcher { status: status_rx, asks: asks_tx, pulse: pulse.clone() };
+    let watcher = Watcher {
+        status: status_rx,
+        asks: asks_tx,
+        pulse: pulse.clone(),
+        denied: Recent::new(false),
+    };
     (watcher, LoopHandle { status: status_tx, asks: asks_rx, pulse, stop: stop_rx }, stop_tx)
 }

@@ -7,6 +7,7 @@ mod command;
 mod config;
 mod control;
 mod database;
+mod denied;
 mod error;
 mod exit;
 mod handles;

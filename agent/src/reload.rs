@@ -56,7 +56,7 @@ impl Reloader {
             fwmark: former.fwmark,
             site_prefixes: former.site_prefixes.clone(),
             masquerade: former.masquerade,
-            deny_log: config.firewall.deny_log,
+            deny_log: config.firewall.deny_log.then_some(config.firewall.deny_log_group),
             gateway_opens: former.gateway_opens.clone(),
             flush_conntrack: former.flush_conntrack,
             flows_per_address: former.flows_per_address,

@@ -144,7 +144,8 @@ fn settings_in_the_database() {
 #[test]
 fn metrics() {
     let (watcher, end, _stop) = crate::handles::channels(json::status(), Instant::now());
-    let text = crate::telemetry::metrics(&watcher, Instant::now());
+    let kernel = crate::telemetry::Kernel { denied_packets: Some(1) };
+    let text = crate::telemetry::metrics(&watcher, kernel, Instant::now());
     drop(end);
     let mut lines = BTreeSet::new();
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {

@@ -179,7 +179,7 @@ fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
         fwmark: config.interface.fwmark.0,
         site_prefixes: config.interface.site_prefixes.iter().copied().collect(),
         masquerade: config.firewall.masquerade,
-        deny_log: config.firewall.deny_log,
+        deny_log: config.firewall.deny_log.then_some(config.firewall.deny_log_group),
         gateway_opens: openings(config),
         flush_conntrack: config.firewall.flush_conntrack,
         flows_per_address: NonZeroU32::new(config.firewall.flows_per_address),

@@ -5,12 +5,13 @@
 //!                                    +-- wireguard               generic netlink | unix socket
 //!                                    +-- firewall                nftables
 //!                                    +-- conntrack, sockets
-//! Monitor: "look again"
+//! Monitor: "look again"; DenyLog: what was denied
 //! ```
 
 mod address;
 mod batch;
 mod conntrack;
+mod deny_log;
 mod device;
 mod error;
 mod firewall;
@@ -40,6 +41,7 @@ use crate::plan::Plan;
 use nft::ProfileCounters;
 
 pub use conntrack::lists_flows;
+pub use deny_log::{DenyLog, DenyLogError};
 pub use device::{DeviceError, run_userspace_device, spawn_device, stop_device};
 pub use error::{DataplaneError, RefusedStep};
 pub use firewall::Firewall;

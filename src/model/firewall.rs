@@ -85,12 +85,28 @@ pub enum Masquerade {
     None,
 }
 
+/// A group of nflog, to which the kernel sends logged packets. One program reads a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NflogGroup(pub u16);
+
+impl NflogGroup {
+    /// The number of our routes' protocol, too. No program known to us reads this group.
+    pub const DEFAULT: Self = Self(71);
+}
+
+impl std::fmt::Display for NflogGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The part of the ruleset that does not depend on peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirewallBase {
     pub interface: InterfaceName,
     pub masquerade: Masquerade,
-    pub deny_log: bool,
+    /// Where denied packets are logged; `None`: nowhere.
+    pub deny_log: Option<NflogGroup>,
     /// Setting `policy.allow_inbound`: others may open flows toward peers.
     pub allow_inbound: bool,
     /// What the gateway itself may open toward peers; `None`: nothing, unless `allow_inbound`.

@@ -8,6 +8,7 @@
 mod audit;
 mod block;
 mod client;
+mod denial;
 mod desired;
 mod firewall;
 mod gate;
@@ -25,13 +26,14 @@ mod settings;
 pub use audit::{AuditEvent, AuditEvents};
 pub use block::{Block, BlockChange, BlockList, Whom};
 pub use client::client_routes;
+pub use denial::{Denial, Service};
 pub use desired::{
     Absence, BuildError, Departed, DesiredState, Ineligible, Local, Profiles, QuarantinedPolicy,
     Reason, Standing, Touched, Unloadable,
 };
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, Networks,
-    ObservedFirewall, Openings, Ports, Profile, ProfileId, Ranges,
+    NflogGroup, ObservedFirewall, Openings, Ports, Profile, ProfileId, Ranges,
 };
 pub use gate::{
     FailClosed, Gate, GateObstacle, HostRouting, IpFamily, MarkBit, RoutingRule, RuleAction,

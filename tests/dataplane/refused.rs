@@ -82,7 +82,7 @@ fn base(name: &InterfaceName) -> FirewallBase {
     FirewallBase {
         interface: name.clone(),
         masquerade: Masquerade::All,
-        deny_log: true,
+        deny_log: Some(gatepost::model::NflogGroup::DEFAULT),
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
         networks: Networks::new("10.64.0.0/24".parse().unwrap(), [].iter()),

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod blocked;
+mod denied;
 mod device;
 mod drift;
 mod end_to_end;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
-use gatepost::model::ProfileId;
+use gatepost::model::{NflogGroup, ProfileId};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::nflog::{
     ConfigCmd, ConfigMode, ConfigNla, PacketNla, ULogMessage, config_request,
@@ -17,7 +17,7 @@ use super::netns::Netns;
 use super::network::{LAN4, LAN6, Network, within};
 use super::table::{base, load, profile};
 
-const GROUP: u16 = 5;
+const GROUP: u16 = NflogGroup::DEFAULT.0;
 const ALICE: ProfileId = ProfileId(1);
 const FLOOD: u32 = 1_000;
 /// The rule's burst, and one more in case ten seconds pass.

@@ -69,7 +69,7 @@ fn every_edit_is_noticed() {
         (
             format!(
                 "nft replace rule {table} deny handle {} 'update @denied4 {{ ip saddr limit rate \
-                 7/minute burst 5 packets }} log prefix \"gatepost-deny \" group 5 snaplen 80'",
+                 7/minute burst 5 packets }} log prefix \"gatepost-deny \" group 71 snaplen 80'",
                 handle("deny", "denied4")
             ),
             "chain deny",

@@ -3,7 +3,9 @@
 use std::num::NonZeroU32;
 
 use gatepost::dataplane::nft::Nft;
-use gatepost::model::{FirewallBase, MarkBit, Masquerade, Networks, Openings, ProfileId};
+use gatepost::model::{
+    FirewallBase, MarkBit, Masquerade, Networks, NflogGroup, Openings, ProfileId,
+};
 use proptest::prelude::*;
 
 use super::netns::Netns;
@@ -86,18 +88,26 @@ fn openings(opens: &Openings) -> String {
         .collect()
 }
 
+/// The sets and the rules that log denied packets.
+fn deny_log(NflogGroup(group): NflogGroup) -> (&'static str, String) {
+    let log = format!(r#"log prefix "gatepost-deny " group {group} snaplen 80"#);
+    let of_peer = |set: &str, source: &str| {
+        format!(
+            "iifname wg0 update @{set} {{ {source} limit rate 6/minute burst 5 packets }} limit rate \
+             20/second burst 100 packets {log}\n"
+        )
+    };
+    let outside = format!("iifname != wg0 limit rate 1/second burst 20 packets {log}");
+    (
+        "set denied4 { type ipv4_addr; size 65536; flags dynamic,timeout; timeout 1m; }
+         set denied6 { type ipv6_addr; size 65536; flags dynamic,timeout; timeout 1m; }",
+        of_peer("denied4", "ip saddr") + &of_peer("denied6", "ip6 saddr") + &outside,
+    )
+}
+
 /// The fixed part in nft's language, with `more` sets, maps and chains and these `sites`.
 fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
-    let (log_sets, log_rules) = match base.deny_log {
-        true => (
-            "set denied4 { type ipv4_addr; size 65536; flags dynamic,timeout; timeout 1m; }
-             set denied6 { type ipv6_addr; size 65536; flags dynamic,timeout; timeout 1m; }",
-            r#"iifname wg0 update @denied4 { ip saddr limit rate 6/minute burst 5 packets } limit rate 20/second burst 100 packets log prefix "gatepost-deny " group 5 snaplen 80
-               iifname wg0 update @denied6 { ip6 saddr limit rate 6/minute burst 5 packets } limit rate 20/second burst 100 packets log prefix "gatepost-deny " group 5 snaplen 80
-               iifname != wg0 limit rate 1/second burst 20 packets log prefix "gatepost-deny " group 5 snaplen 80"#,
-        ),
-        false => ("", ""),
-    };
+    let (log_sets, log_rules) = base.deny_log.map(deny_log).unwrap_or_default();
     let (flow_sets, flows) = base.flows_per_address.map(flows).unwrap_or_default();
     let (inbound, answers) = match base.allow_inbound {
         true => (

@@ -165,7 +165,7 @@ fn reloading_and_repairing_disturb_no_live_flow() {
     serve(&network.lan, 80);
     let mut streams = [LAN4, LAN6].map(|to| connect(&network.alice, to, 80).unwrap());
     assert!(streams.iter_mut().all(Stream::echoes));
-    let base = FirewallBase { deny_log: false, ..base };
+    let base = FirewallBase { deny_log: None, ..base };
     network.nft.apply(&load(&base, &world), None).unwrap();
     assert!(streams.iter_mut().all(Stream::echoes), "after the base was loaded anew");
 

@@ -19,7 +19,7 @@ pub fn base() -> FirewallBase {
     FirewallBase {
         interface: WG.parse().unwrap(),
         masquerade: Masquerade::All,
-        deny_log: true,
+        deny_log: Some(gatepost::model::NflogGroup::DEFAULT),
         allow_inbound: false,
         gateway_opens: Some(openings()),
         networks: networks(&[]),
@@ -58,7 +58,7 @@ pub fn bases() -> Vec<FirewallBase> {
             ] {
                 bases.push(FirewallBase {
                     masquerade,
-                    deny_log,
+                    deny_log: deny_log.then_some(gatepost::model::NflogGroup(81)),
                     allow_inbound,
                     gateway_opens,
                     networks,

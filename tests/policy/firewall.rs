@@ -31,7 +31,7 @@ fn base(interface: &str, deny_log: bool) -> FirewallBase {
     FirewallBase {
         interface: interface.parse().unwrap(),
         masquerade: Masquerade::All,
-        deny_log,
+        deny_log: deny_log.then_some(gatepost::model::NflogGroup::DEFAULT),
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
         networks: Networks::new("10.64.0.0/24".parse().unwrap(), [].iter()),

@@ -37,7 +37,7 @@ pub fn local() -> Local {
         fwmark: 0,
         site_prefixes: BTreeSet::new(),
         masquerade: Masquerade::All,
-        deny_log: true,
+        deny_log: Some(gatepost::model::NflogGroup::DEFAULT),
         gateway_opens: Some(Default::default()),
         flush_conntrack: true,
         flows_per_address: None,

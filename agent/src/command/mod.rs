@@ -4,6 +4,7 @@ mod ask;
 mod block;
 pub mod check;
 mod confirm;
+mod denied;
 mod device;
 mod down;
 mod enroll;
@@ -55,6 +56,9 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Peers(args) => peers::peers(&configuration(source)?, &args),
         Command::Explain { who, destination, json } => {
             explain::explain(&configuration(source)?, &who, destination, json.json)
+        }
+        Command::Denied { who, follow, json } => {
+            denied::denied(&configuration(source)?, who.as_deref(), follow, json.json)
         }
         Command::Block { who } => block::block(&configuration(source)?, &who),
         Command::Unblock { who } => block::unblock(&configuration(source)?, &who),

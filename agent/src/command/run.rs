@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use crate::command::status::describe;
 use crate::config::{Config, Source, exposure, secret_files};
 use crate::control::{Server, Writers};
+use crate::denied;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::handles::{Ask, LoopHandle, Watcher, channels};
@@ -82,6 +83,9 @@ async fn serve(
             }
         }
         tasks.spawn(systemd::follow(watcher.clone()));
+        watcher.denied.set_logs(config.firewall.deny_log);
+        let (denied, asks) = (watcher.denied.clone(), watcher.asks.clone());
+        tasks.spawn(denied::follow(config.firewall.deny_log_group, denied, asks));
     }
     let writers = Writers::new(config.control.write_group.as_deref());
     tasks.spawn(control.serve(watcher.clone(), writers));
@@ -192,6 +196,7 @@ async fn pass_on(watcher: &Watcher, reread: Result<Reread, String>) {
                 let keys = need_restart.join(", ");
                 tracing::warn!(keys, "SIGHUP: the new values of these keys need a restart: {keys}");
             }
+            watcher.denied.set_logs(options.local.deny_log.is_some());
             // Where the loop has ended, there is nothing to follow.
             let _ = watcher.asks.send(Ask::Reload(options)).await;
         }

@@ -45,6 +45,7 @@ fixed! {
     control.socket
     control.write_group
     database.url
+    firewall.deny_log_group
     firewall.fail_closed
     firewall.fail_closed_mark
     firewall.flows_per_address

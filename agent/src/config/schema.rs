@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use gatepost::dataplane::Backend;
-use gatepost::model::{FailClosed, InterfaceName, MarkBit, Masquerade, Ports};
+use gatepost::model::{FailClosed, InterfaceName, MarkBit, Masquerade, NflogGroup, Ports};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::reconcile::{StalePolicy, SyncMode};
 use ipnet::IpNet;
@@ -170,6 +170,9 @@ pub struct Firewall {
     pub masquerade: Masquerade,
     #[serde(deserialize_with = "value::boolean")]
     pub deny_log: bool,
+    /// The group of nflog that the log goes to, and that the agent reads.
+    #[serde(deserialize_with = "value::nflog_group")]
+    pub deny_log_group: NflogGroup,
     /// Delete the connection tracking entries of a tunnel address when another peer gets it.
     #[serde(deserialize_with = "value::boolean")]
     pub flush_conntrack: bool,
@@ -199,6 +202,7 @@ impl Default for Firewall {
         Self {
             masquerade: Masquerade::default(),
             deny_log: true,
+            deny_log_group: NflogGroup::DEFAULT,
             flush_conntrack: true,
             own_table: true,
             flows_per_address: 0,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use gatepost::model::{FailClosed, MarkBit, Ports};
+use gatepost::model::{FailClosed, MarkBit, NflogGroup, Ports};
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
@@ -160,6 +160,15 @@ pub(super) fn mark_bit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mar
     let Scalar(text) = Scalar::deserialize(deserializer)?;
     let bit = text.parse().ok().and_then(|Fwmark(bits)| MarkBit::new(bits));
     bit.ok_or_else(|| D::Error::custom(format!("is {text:?}: write one bit, such as 0x1000")))
+}
+
+/// A group of nflog.
+pub(super) fn nflog_group<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<NflogGroup, D::Error> {
+    let Scalar(text) = Scalar::deserialize(deserializer)?;
+    let group = text.parse().map(NflogGroup);
+    group.map_err(|_| D::Error::custom(format!("is {text:?}: write a number from 0 to 65535")))
 }
 
 /// A duration with its unit, such as "10s", "250ms", "1h 30m".

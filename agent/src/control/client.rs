@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 
 use super::error::ControlError;
 use super::protocol::{Line, Request};
-use gatepost::reconcile::status::{BlockAnswer, Exact, Explanation, PeerStatus, Status};
+use gatepost::reconcile::status::{
+    BlockAnswer, DeniedPacket, Exact, Explanation, PeerStatus, Status,
+};
 
 /// A running agent, as its socket shows it.
 #[derive(Debug)]
@@ -47,6 +49,25 @@ impl Client {
     pub fn explain(&self, who: &str, destination: &str) -> Result<Explanation, ControlError> {
         let (who, destination) = (who.to_owned(), destination.to_owned());
         self.ask(&Request::Explain { who, destination }, |_: serde_json::Value| {})
+    }
+
+    /// Passes the denied packets that `who` sent or should have got to `each`, the oldest first, and with
+    /// `follow` those that come, until `each` says that it wants no more.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; [`ControlError::Refused`] if no packet is logged or read.
+    pub fn denied(
+        &self,
+        who: Option<&str>,
+        follow: bool,
+        each: impl FnMut(DeniedPacket) -> bool,
+    ) -> Result<(), ControlError> {
+        let request = Request::Denied { who: who.map(str::to_owned), follow };
+        let stream = self.connect()?;
+        // Nothing may be denied for days.
+        let waits = follow.then(|| stream.set_read_timeout(None)).unwrap_or(Ok(()));
+        waits.map_err(|source| self.broken(source))?;
+        self.ask_on(stream, &request, each).map(Option::unwrap_or_default)
     }
 
     /// Has the agent compare everything again, and waits until it has.
@@ -92,7 +113,22 @@ impl Client {
         request: &Request,
         mut each: impl FnMut(I),
     ) -> Result<D, ControlError> {
-        let mut stream = BufReader::new(self.connect()?);
+        let more = |item| {
+            each(item);
+            true
+        };
+        let done = self.ask_on(self.connect()?, request, more)?;
+        done.ok_or_else(|| self.unintelligible(""))
+    }
+
+    /// `None`: `each` wanted no more.
+    fn ask_on<I: DeserializeOwned, D: DeserializeOwned>(
+        &self,
+        stream: UnixStream,
+        request: &Request,
+        mut each: impl FnMut(I) -> bool,
+    ) -> Result<Option<D>, ControlError> {
+        let mut stream = BufReader::new(stream);
         let mut text = serde_json::to_string(request).map_err(io::Error::from);
         if let Ok(text) = &mut text {
             text.push('\n');
@@ -109,8 +145,9 @@ impl Client {
                 return Err(self.broken(source));
             }
             match serde_json::from_str::<Line<serde_json::Value>>(&line) {
-                Ok(Line::Item(item)) => each(self.parse(item)?),
-                Ok(Line::Done(done)) => return self.parse(done),
+                Ok(Line::Item(item)) if each(self.parse(item.clone())?) => {}
+                Ok(Line::Item(_)) => return Ok(None),
+                Ok(Line::Done(done)) => return self.parse(done).map(Some),
                 Ok(Line::Error(message)) => {
                     return Err(ControlError::Refused { path: self.path.clone(), message });
                 }

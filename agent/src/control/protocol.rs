@@ -17,6 +17,9 @@ pub enum Request {
     Peers,
     /// Done with one [`Explanation`](gatepost::reconcile::status::Explanation).
     Explain { who: String, destination: String },
+    /// One item per denied packet, a [`DeniedPacket`](gatepost::reconcile::status::DeniedPacket) each, the
+    /// oldest first. With `follow` also those that come, without an end.
+    Denied { who: Option<String>, follow: bool },
     /// Done when everything was compared again.
     Resync,
     /// Done with one [`BlockAnswer`](gatepost::reconcile::status::BlockAnswer).
@@ -48,7 +51,7 @@ impl Request {
     #[must_use]
     pub const fn access(&self) -> Access {
         match self {
-            Self::Status | Self::Peers | Self::Explain { .. } => Access::Read,
+            Self::Status | Self::Peers | Self::Explain { .. } | Self::Denied { .. } => Access::Read,
             Self::Resync | Self::Block { .. } | Self::Unblock { .. } | Self::Confirm { .. } => {
                 Access::Write
             }
@@ -65,6 +68,7 @@ impl fmt::Display for Request {
             Self::Explain { who, destination } => {
                 write!(f, "explain {} {}", Quoted(who), Quoted(destination))
             }
+            Self::Denied { .. } => f.write_str("denied"),
             Self::Resync => f.write_str("resync"),
             Self::Block { who } => write!(f, "block {}", Quoted(who)),
             Self::Unblock { who } => write!(f, "unblock {}", Quoted(who)),

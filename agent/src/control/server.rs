@@ -11,14 +11,16 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
 
 use super::caller::{Caller, Denied, Writers};
 use super::error::ControlError;
 use super::protocol::{Access, Line, Request};
 use crate::accept::{self, Turn};
+use crate::denied::Recent;
 use crate::handles::{Ask, Watcher};
-use gatepost::reconcile::status::Exact;
+use gatepost::reconcile::status::{DeniedPacket, Exact};
 
 /// A bound control socket. Dropping it removes the socket file.
 #[derive(Debug)]
@@ -164,10 +166,7 @@ struct Reply<'a>(BufWriter<tokio::net::unix::WriteHalf<'a>>);
 impl Reply<'_> {
     async fn to(&mut self, request: Request, asking: &Asking) -> io::Result<()> {
         match request {
-            Request::Status => {
-                let status = asking.watcher.status.borrow().clone();
-                self.line(&Line::Done(status)).await
-            }
+            Request::Status => self.line(&Line::Done(asking.watcher.status())).await,
             Request::Peers => match asking.ask(Ask::Peers).await {
                 Ok(peers) => {
                     for peer in peers {
@@ -180,6 +179,9 @@ impl Reply<'_> {
             Request::Explain { who, destination } => {
                 let ask_for = |answer| Ask::Explain { who, destination, answer };
                 self.answer(asking.ask(ask_for).await).await
+            }
+            Request::Denied { who, follow } => {
+                self.denied(&asking.watcher.denied, who.as_deref(), follow).await
             }
             Request::Block { who } => {
                 let ask_for = |answer| Ask::Block { who, answer };
@@ -196,6 +198,31 @@ impl Reply<'_> {
                 self.answer(asking.ask(ask_for).await).await
             }
         }
+    }
+
+    /// Sends the denied packets that `who` sent or should have got. The client of a stream has the turn,
+    /// and loses its place to one that asks.
+    async fn denied(&mut self, denied: &Recent, who: Option<&str>, follow: bool) -> io::Result<()> {
+        let is_meant = |packet: &DeniedPacket| who.is_none_or(|who| packet.concerns(who));
+        let (known, mut news) = denied.follow();
+        for packet in known.into_iter().filter(is_meant) {
+            self.line(&Line::Item(packet)).await?;
+        }
+        if let Some(why) = denied.trouble() {
+            return self.error(why).await;
+        }
+        if !denied.logs() {
+            return self.error("firewall.deny_log is false: no denied packet is logged").await;
+        }
+        while follow {
+            in_time(self.0.flush()).await?;
+            match news.recv().await {
+                Ok(packet) if is_meant(&packet) => self.line(&Line::Item(packet)).await?,
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => break,
+            }
+        }
+        self.line(&Line::Done(())).await
     }
 
     /// Sends what the loop answered, or that it has ended.

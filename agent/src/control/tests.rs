@@ -50,7 +50,7 @@ async fn answer_everything(mut end: LoopHandle) {
                 let unknown = ExplainError::UnknownPeer(who);
                 drop(answer.send(if found { Ok(explanation) } else { Err(unknown) }));
             }
-            Ask::Reload(_) => {}
+            Ask::Reload(_) | Ask::Denied { .. } => {}
             Ask::Resync(answer) => drop(answer.send(Ok(()))),
             Ask::Block { who, answer } | Ask::Unblock { who, answer } => {
                 let candidates = Vec::new();

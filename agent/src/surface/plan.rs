@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gatepost::model::{
     AllowedIps, FirewallBase, FirewallChange, GatewayId, InterfaceName, MarkBit, Masquerade,
-    Networks, Peer, PresharedKey, PrivateKey, Profile, ProfileId, PublicKey,
+    Networks, NflogGroup, Peer, PresharedKey, PrivateKey, Profile, ProfileId, PublicKey,
 };
 use gatepost::plan::{Phase, Step, gate};
 use ipnet::IpNet;
@@ -24,7 +24,7 @@ fn steps() -> Vec<Step> {
     let base = FirewallBase {
         interface: name.clone(),
         masquerade: Masquerade::All,
-        deny_log: true,
+        deny_log: Some(NflogGroup::DEFAULT),
         allow_inbound: false,
         gateway_opens: Some(Default::default()),
         networks: Networks::new(prefix("10.8.0.0/16"), [].iter()),

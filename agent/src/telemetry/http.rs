@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::metrics::render;
+use super::metrics::{Kernel, render};
 use crate::accept;
 use crate::handles::Watcher;
 
@@ -90,7 +90,7 @@ fn respond(request: &str, watcher: &Watcher, now: Instant) -> Response {
         return response("405 Method Not Allowed", "GET or HEAD\n".to_owned());
     }
     match path {
-        "/metrics" => response("200 OK", render(watcher, now)),
+        "/metrics" => response("200 OK", render(watcher, Kernel::read(), now)),
         "/healthz" if watcher.pulse.is_alive(now) => response("200 OK", "alive\n".to_owned()),
         "/healthz" => {
             let age = watcher.pulse.age(now).as_secs();

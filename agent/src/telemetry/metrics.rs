@@ -6,24 +6,45 @@ use ::metrics::{counter, describe_counter, describe_gauge, gauge, with_local_rec
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use crate::handles::Watcher;
+use gatepost::dataplane::nft::denied_packets;
 use gatepost::reconcile::status::{Status, Timestamp};
+
+/// What is read from the kernel for each scrape.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kernel {
+    /// Packets that the firewall has denied since its table was loaded; `None`: there is no table.
+    pub denied_packets: Option<u64>,
+}
+
+impl Kernel {
+    /// Reads it. What cannot be read is left out.
+    #[must_use]
+    pub fn read() -> Self {
+        let denied = denied_packets().ok().flatten();
+        Self { denied_packets: denied.map(|denied| denied.packets) }
+    }
+}
 
 /// The current metrics in Prometheus's text format.
 #[must_use]
-pub fn render(watcher: &Watcher, now: Instant) -> String {
-    let status = watcher.status.borrow().clone();
+pub fn render(watcher: &Watcher, kernel: Kernel, now: Instant) -> String {
+    let status = watcher.status();
     // A registry per scrape: a lasting one would keep every value that a label ever had.
     let recorder = PrometheusBuilder::new().build_recorder();
     with_local_recorder(&recorder, || {
         describe();
         record(&status);
+        gauge!("gatepost_deny_log_failed").set(number(watcher.denied.trouble().is_some()));
+        if let Some(packets) = kernel.denied_packets {
+            counter!("gatepost_denied_packets_total").absolute(packets);
+        }
         gauge!("gatepost_loop_age_seconds").set(watcher.pulse.age(now).as_secs_f64());
     });
     recorder.handle().render()
 }
 
 /// Name and meaning of each gauge.
-const GAUGES: [(&str, &str); 13] = [
+const GAUGES: [(&str, &str); 14] = [
     ("gatepost_info", "Always 1; its labels are version, gateway, backend and mode"),
     ("gatepost_ready", "1 while the kernel is proven equal to the last good desired state, else 0"),
     ("gatepost_peers", "Peers by state; desired and in_kernel are equal on a healthy gateway"),
@@ -48,11 +69,19 @@ const GAUGES: [(&str, &str); 13] = [
         "gatepost_reports_refused",
         "1 while a table of the control plane refuses this gateway's reports, else 0",
     ),
+    (
+        "gatepost_deny_log_failed",
+        "1 while the log of denied packets cannot be read, so that `gatepost denied` shows none, else 0",
+    ),
     ("gatepost_loop_age_seconds", "Time since the last iteration of the loop"),
 ];
 
-/// Name and meaning of each counter. All count from the start of the agent.
-const COUNTERS: [(&str, &str); 5] = [
+/// Name and meaning of each counter. All but the first count from the start of the agent.
+const COUNTERS: [(&str, &str); 6] = [
+    (
+        "gatepost_denied_packets_total",
+        "Packets denied since the firewall table was loaded; absent without a table",
+    ),
     ("gatepost_passes_total", "Passes that ended"),
     ("gatepost_drift_repaired_total", "Passes that repaired drift"),
     ("gatepost_notify_missed_total", "Changes found by a timer instead of a notification"),
@@ -134,7 +163,7 @@ mod tests {
     fn metrics_follow_the_status() {
         let start = Instant::now();
         let (watcher, end, _stop) = channels(Status::default(), start);
-        let before = render(&watcher, start);
+        let before = render(&watcher, Kernel::default(), start);
         assert!(before.contains("\ngatepost_ready 0\n"), "{before}");
         assert!(before.contains("\ngatepost_last_sync_timestamp_seconds 0\n"), "{before}");
 
@@ -154,7 +183,8 @@ mod tests {
             status.sync.passes = 3;
             status.sync.refused_steps = 4;
         });
-        let after = render(&watcher, start + Duration::from_secs(5));
+        let kernel = Kernel { denied_packets: Some(7) };
+        let after = render(&watcher, kernel, start + Duration::from_secs(5));
         for line in [
             "gatepost_ready 1",
             "gatepost_peers{state=\"desired\"} 9",
@@ -164,6 +194,7 @@ mod tests {
             "gatepost_lag_seconds 0.25",
             "gatepost_passes_total 3",
             "gatepost_refused_steps_total 4",
+            "gatepost_denied_packets_total 7",
             "gatepost_loop_age_seconds 5",
             "# TYPE gatepost_passes_total counter",
         ] {
@@ -175,9 +206,9 @@ mod tests {
     fn changed_label_leaves_no_second_info() {
         let start = Instant::now();
         let (watcher, end, _stop) = channels(Status::default(), start);
-        let _before = render(&watcher, start);
+        let _before = render(&watcher, Kernel::default(), start);
         end.status.send_modify(|status| status.gateway.name = "fra-1".into());
-        let after = render(&watcher, start);
+        let after = render(&watcher, Kernel::default(), start);
         let infos = after.lines().filter(|line| line.starts_with("gatepost_info{")).count();
         assert_eq!(infos, 1, "{after}");
     }

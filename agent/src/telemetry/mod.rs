@@ -7,4 +7,4 @@ mod metrics;
 pub use self::http::MetricsServer;
 pub use self::log::{Audience, set_filter, start_log};
 #[cfg(test)]
-pub use self::metrics::render as metrics;
+pub use self::metrics::{Kernel, render as metrics};

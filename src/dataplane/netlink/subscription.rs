@@ -3,13 +3,14 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Weak};
 
-use netlink_sys::Socket;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, NetlinkAddr};
 use tokio::io::unix::AsyncFd;
 
 use super::error::NetlinkError;
-use super::message::{Message, messages};
+use super::message::{Message, NLMSG_ERROR, messages, put_message};
 use super::socket::{bind, buffer, receive, socket_error};
 
 /// A busy host makes thousands of changes at once. Few concern us, but all of them are received.
@@ -33,8 +34,17 @@ impl Subscription {
     /// Joins these groups, given as numbers from 1 to 32, in the network namespace of the calling
     /// thread.
     pub fn open(protocol: isize, groups: &[u32]) -> Result<Self, NetlinkError> {
+        Self::open_with_queue(protocol, groups, SOCKET_BUFFER_BYTES)
+    }
+
+    /// As [`open`](Self::open), with a queue of this size.
+    pub fn open_with_queue(
+        protocol: isize,
+        groups: &[u32],
+        queue_bytes: usize,
+    ) -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(protocol).map_err(|error| socket_error("socket", &error))?;
-        let port = bind(&mut socket, SOCKET_BUFFER_BYTES)?;
+        let port = bind(&mut socket, queue_bytes)?;
         let file = socket.as_fd().try_clone_to_owned();
         let file = file.map_err(|error| socket_error("dup", &error))?;
         let groups = groups.iter().fold(0, |groups, group| groups | 1 << (group - 1));
@@ -45,6 +55,30 @@ impl Subscription {
 
     pub fn membership(&self) -> Weak<Membership> {
         Arc::downgrade(&self.membership)
+    }
+
+    /// Sends a request and reads its ack. What comes before that is dropped.
+    ///
+    /// # Errors
+    /// The kernel refuses it, the socket failed, or an answer is malformed.
+    pub fn request(&mut self, kind: u16, body: &[u8]) -> Result<(), NetlinkError> {
+        const SEQUENCE: u32 = 1;
+        let mut request = Vec::new();
+        put_message(&mut request, kind, NLM_F_REQUEST | NLM_F_ACK, SEQUENCE, |out| {
+            out.extend_from_slice(body);
+        });
+        let sent = self.socket.send_to(&request, &SocketAddr::new(0, 0), 0);
+        sent.map_err(|error| socket_error("send", &error))?;
+        loop {
+            // The kernel has answered when `send` returns.
+            let len = receive(&self.socket, &mut self.incoming, MsgFlags::MSG_DONTWAIT)?;
+            for message in messages(&self.incoming[..len]) {
+                let message = message?;
+                if message.kind == NLMSG_ERROR && message.sequence == SEQUENCE {
+                    return message.ack()?;
+                }
+            }
+        }
     }
 
     /// Reads one datagram. `false`: nothing has come.
@@ -79,7 +113,11 @@ pub(crate) struct AsyncSubscription(AsyncFd<Subscription>);
 impl AsyncSubscription {
     /// As [`Subscription::open`]. Needs a tokio runtime with I/O.
     pub fn open(protocol: isize, groups: &[u32]) -> Result<Self, NetlinkError> {
-        let subscription = Subscription::open(protocol, groups)?;
+        Self::of(Subscription::open(protocol, groups)?)
+    }
+
+    /// Needs a tokio runtime with I/O.
+    pub fn of(subscription: Subscription) -> Result<Self, NetlinkError> {
         #[expect(deprecated, reason = "its successor is unsafe; a subscription keeps its socket")]
         let registered = AsyncFd::new(subscription);
         registered.map(Self).map_err(|error| socket_error("epoll_ctl", &error))

@@ -79,7 +79,12 @@ pub fn handles(socket: &mut NftSocket, id: ProfileId) -> Result<Vec<u64>, NftErr
 
 /// The counters in the rules of a profile's chain, in order.
 pub fn counters(socket: &mut NftSocket, id: ProfileId) -> Result<Vec<Counter>, NftError> {
-    dump_chain(socket, &chain_name(id), |counters: &mut Vec<Counter>, rule| {
+    counters_in(socket, &chain_name(id))
+}
+
+/// The counters of a chain's rules, in order.
+pub fn counters_in(socket: &mut NftSocket, chain: &str) -> Result<Vec<Counter>, NftError> {
+    dump_chain(socket, chain, |counters: &mut Vec<Counter>, rule| {
         for expr in expressions(rule)?.into_iter().flatten() {
             counters.extend(counter_in(&expr?)?);
         }

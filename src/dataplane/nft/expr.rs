@@ -328,14 +328,6 @@ pub fn each(operation: u32, set: &str, expr: &Expr) -> Expr {
     Expr::new("dynset", vec![key, operation, Attr::text(1, set), expr.attr(7)])
 }
 
-/// Sends the head of the packet to the listeners of this nflog group.
-pub fn log(prefix: &str, group: u16, snap_bytes: u32) -> Expr {
-    Expr::new(
-        "log",
-        vec![Attr::text(2, prefix), Attr::bytes(1, group.to_be_bytes()), Attr::be32(3, snap_bytes)],
-    )
-}
-
 /// Answers with "administratively prohibited" of the packet's family, and drops it.
 pub fn reject_prohibited() -> Expr {
     const ICMPX: u32 = 2;

@@ -30,7 +30,7 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
         let base = FirewallBase {
             interface: interface.clone(),
             masquerade: Masquerade::None,
-            deny_log: false,
+            deny_log: None,
             allow_inbound,
             gateway_opens: gateway_opens.clone(),
             networks: networks.clone(),

@@ -17,6 +17,7 @@ mod batch;
 mod block;
 mod chain;
 mod change;
+mod deny_log;
 mod difference;
 mod dump;
 mod element;
@@ -57,6 +58,7 @@ use observe::Observation;
 use set::Set;
 use socket::NftSocket;
 
+pub use deny_log::DENY_LOG_PREFIX;
 pub use difference::Difference;
 pub use dump::Counter;
 pub use error::NftError;
@@ -64,8 +66,7 @@ pub use foreign::{ForeignDrop, Hook, Manager, flowtables_of, foreign_drops};
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use name::TABLE;
 pub use owner::Ownership;
-pub use probe::{keeps_owned_tables, labels_flows};
-pub use rules::{DENY_LOG_GROUP, DENY_LOG_PREFIX};
+pub use probe::{denied_packets, keeps_owned_tables, labels_flows};
 
 /// How often a change is sent again when the kernel says that it would succeed a moment later.
 const ATTEMPTS: usize = 8;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::block::{self, Placed};
+use super::deny_log::group_in;
 use super::difference::Difference;
 use super::dump::Dump;
 use super::element::Element;
@@ -18,7 +19,7 @@ use super::flows::limit_in;
 use super::gate::mark_in;
 use super::gateway::openings_in;
 use super::guarded::guarded_interface;
-use super::name::{Block, FORWARD, Family, JUDGE, OPENINGS};
+use super::name::{Block, DENY, FORWARD, Family, JUDGE, OPENINGS};
 use super::owner::Ownership;
 use super::profile::{self, ProfileRule};
 use super::ranges::{bounds, networks_in, set_ranges};
@@ -261,11 +262,10 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
     let networks = networks_in(dump);
     let flows_per_address = dump.rules.get(JUDGE).and_then(|found| limit_in(found));
     let gate = dump.rules.get(FORWARD).and_then(|found| mark_in(found));
+    let deny_log = dump.rules.get(DENY).and_then(|found| group_in(found));
     let mut nearest: Option<(usize, Difference)> = None;
     for masquerade in [Masquerade::All, Masquerade::Internet, Masquerade::None] {
-        for (deny_log, allow_inbound) in
-            [(true, false), (false, false), (true, true), (false, true)]
-        {
+        for allow_inbound in [false, true] {
             let base = FirewallBase {
                 interface: interface.clone(),
                 masquerade,

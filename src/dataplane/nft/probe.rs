@@ -1,12 +1,14 @@
-//! What this kernel's nf_tables can do, found out without changing anything.
+//! What this kernel's nf_tables can do, and what our table denied, found out without changing anything.
 
 use nix::errno::Errno;
 
 use super::attr::Attr;
 use super::batch::Batch;
 use super::chain::declare_in;
+use super::dump::{self, Counter};
 use super::error::NftError;
 use super::gateway::labelling;
+use super::name::DENY;
 use super::socket::NftSocket;
 use super::sys::{msg, table};
 
@@ -37,6 +39,17 @@ pub fn keeps_owned_tables() -> Result<bool, NftError> {
             &[Attr::text(table::NAME, PROBE), Attr::be32(table::FLAGS, table::OWNED)],
         );
     })
+}
+
+/// What our table has denied since its fixed rules were loaded; `None`: there is no table.
+///
+/// # Errors
+/// The kernel did not answer.
+pub fn denied_packets() -> Result<Option<Counter>, NftError> {
+    let mut socket = NftSocket::open()?;
+    let (counters, _) =
+        dump::at_one_generation(&mut socket, |socket| dump::counters_in(socket, DENY))?;
+    Ok(counters.first().copied())
 }
 
 /// Whether the kernel would make these changes, which it does not.

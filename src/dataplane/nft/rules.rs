@@ -1,9 +1,10 @@
 //! The rules of the fixed chains, which [`table`](super::table) lists, and of the blocks' chains.
 
+use super::deny_log;
 use super::expr::{
     Base, Cmp, Ct, Direction, Expr, Meta, Rule, Verdict, cmp, counter, ct, ct_tuple,
-    ct_tuple_second, each, limit, load, log, lookup, map, mask, mask_second, masquerade, meta,
-    meta_set, payload, reject_prohibited, set_mss, verdict, verdict_map,
+    ct_tuple_second, limit, load, lookup, map, mask, mask_second, masquerade, meta, meta_set,
+    payload, reject_prohibited, set_mss, verdict, verdict_map,
 };
 use super::fib::{Asked, LOCAL, is_kind, route_mss};
 use super::gate;
@@ -11,10 +12,6 @@ use super::name::{Block, DENY, Family, INBOUND, JUDGE, PASSED, SITES, SITES_BY, 
 use super::set::Set;
 use super::sys::data;
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
-
-/// The nflog group and prefix under which denied packets are logged.
-pub const DENY_LOG_GROUP: u16 = 5;
-pub const DENY_LOG_PREFIX: &str = "gatepost-deny ";
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -187,12 +184,7 @@ fn dns_flows(families: &[Family]) -> Vec<Rule> {
 }
 
 pub fn deny(base: &FirewallBase) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    if base.deny_log {
-        rules.push(log_denied_peer(base, Family::V4));
-        rules.push(log_denied_peer(base, Family::V6));
-        rules.push([iif(Cmp::Neq, base), log_at_most(&limit(1, 1, 20))].concat());
-    }
+    let mut rules = deny_log::rules(base);
     rules.push(vec![counter()]);
     let answer = vec![limit(100, 1, 200), reject_prohibited()];
     rules.push([iif(Cmp::Eq, base), answer].concat());
@@ -300,20 +292,6 @@ pub fn interface_in(found: &[Expr]) -> Option<InterfaceName> {
         let value = expr.find(&[CMP_DATA, data::VALUE]).filter(|value| value.len() == 16)?;
         std::str::from_utf8(value.split(|byte| *byte == 0).next()?).ok()?.parse().ok()
     })
-}
-
-/// Logs a few packets a minute of each peer's address. Addresses that come in elsewhere may be
-/// forged, and would fill the set.
-fn log_denied_peer(base: &FirewallBase, family: Family) -> Rule {
-    let each = vec![each(Set::UPDATE, &Set::DenyLog(family).to_string(), &limit(6, 60, 5))];
-    let source = source(family, family.address_bytes());
-    [iif(Cmp::Eq, base), source, each, log_at_most(&limit(20, 1, 100))].concat()
-}
-
-/// Logs, but never more than a log daemon can take.
-fn log_at_most(at_most: &Expr) -> Rule {
-    const HEAD_BYTES: u32 = 80;
-    vec![at_most.clone(), log(DENY_LOG_PREFIX, DENY_LOG_GROUP, HEAD_BYTES)]
 }
 
 const INVALID_OR_UNTRACKED: u32 = 0x41;

@@ -106,7 +106,7 @@
 //! }
 //! chain deny {
 //!   iifname w update @denied4 { ip saddr limit rate 6/minute } limit rate 20/second
-//!     burst 100 packets log prefix "gatepost-deny " group 5 snaplen 80       # deny_log; and IPv6
+//!     burst 100 packets log prefix "gatepost-deny " group 71 snaplen 80      # deny_log; and IPv6
 //!   iifname != w limit rate 1/second burst 20 packets log ...              # deny_log
 //!   counter
 //!   iifname w limit rate 100/second burst 200 packets reject with icmpx admin-prohibited
@@ -176,7 +176,7 @@ impl Fixed {
         let mut sets = vec![Set::Chains, Set::Blocks];
         for family in Family::BOTH {
             sets.push(Set::Peers(family));
-            if base.deny_log {
+            if base.deny_log.is_some() {
                 sets.push(Set::DenyLog(family));
             }
             if base.flows_per_address.is_some() {

@@ -35,8 +35,8 @@ use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
 use super::{
     BlockList, DesiredFirewall, DesiredInterface, DeviceId, FirewallBase, Gate, GatewayRow,
-    InterfaceName, KeyText, Masquerade, Networks, Openings, Peer, PeerId, PeerRow, PrivateKey,
-    PublicKey, SettingWarning, Settings, UserId,
+    InterfaceName, KeyText, Masquerade, Networks, NflogGroup, Openings, Peer, PeerId, PeerRow,
+    PrivateKey, PublicKey, SettingWarning, Settings, UserId,
 };
 
 /// What this host's configuration adds to the rows.
@@ -52,7 +52,8 @@ pub struct Local {
     /// Networks within which entries of `allowed_ips` are for the gateway.
     pub site_prefixes: BTreeSet<IpNet>,
     pub masquerade: Masquerade,
-    pub deny_log: bool,
+    /// Where denied packets are logged; `None`: nowhere.
+    pub deny_log: Option<NflogGroup>,
     /// What the gateway itself may open toward peers unless setting `policy.gateway_may_open` is false;
     /// `None`: nothing, as this kernel cannot tell such flows.
     pub gateway_opens: Option<Openings>,

@@ -7,9 +7,11 @@ use tokio::sync::oneshot;
 use super::pending_blocks::BlockReply;
 use super::state::Shell;
 use crate::dataplane::Dataplane;
+use crate::model::Denial;
+use crate::reconcile::clock;
 use crate::reconcile::event::Event;
 use crate::reconcile::options::Reloaded;
-use crate::reconcile::view::status::{Explanation, PeerStatus};
+use crate::reconcile::view::status::{DeniedPacket, Explanation, PeerStatus};
 use crate::reconcile::view::{ExplainError, ResyncError};
 
 /// A question of an operator. A dropped answer means that the loop has ended.
@@ -23,6 +25,8 @@ pub enum Ask {
         destination: String,
         answer: oneshot::Sender<Result<Explanation, ExplainError>>,
     },
+    /// Who sent these denied packets, and what denies them.
+    Denied { denials: Vec<Denial>, answer: oneshot::Sender<Vec<DeniedPacket>> },
     /// Follow these options from now on.
     Reload(Box<Reloaded>),
     /// Compare everything again; answered when that has ended.
@@ -63,6 +67,10 @@ impl<D: Dataplane + 'static> Shell<D> {
                     }
                     Err(why) => drop(answer.send(Err(why))),
                 }
+            }
+            Ask::Denied { denials, answer } => {
+                // The asker may have ended.
+                drop(answer.send(self.machine.view().denied(&denials, clock::now().wall)));
             }
             Ask::Block { who, answer } => self.block(&who, answer),
             Ask::Unblock { who, answer } => self.unblock(&who, answer),

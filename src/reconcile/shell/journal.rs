@@ -134,8 +134,8 @@ mod tests {
         explained(&Note::ReportsRefused(crate::store::Refusal { why: String::new(), since }));
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            18,
-            "and the agent's start and what it touches not"
+            20,
+            "and the agent's start and what is denied"
         );
     }
 }

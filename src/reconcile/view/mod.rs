@@ -1,5 +1,6 @@
 //! What readers see of the machine: its status, its peers, its explanations. Changes nothing.
 
+mod denied;
 mod explain;
 mod peers;
 mod preview;

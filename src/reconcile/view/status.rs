@@ -5,6 +5,7 @@
 //! the name, and what is not known yet is `null`.
 
 mod block;
+mod denied;
 mod firewall;
 mod last_good;
 mod peer;
@@ -14,6 +15,7 @@ mod reports;
 use std::fmt;
 
 pub use block::{BlockAnswer, BlockStatus};
+pub use denied::{DeniedEnd, DeniedPacket};
 pub use firewall::FirewallStatus;
 pub use last_good::LastGoodStatus;
 pub use peer::{HeldPeer, PeerState, PeerStatus};

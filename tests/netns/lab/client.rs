@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -159,6 +159,16 @@ impl Client {
             self.space.within(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap());
         let ours = counters.lines().find_map(|line| line.trim().strip_prefix(&self.link)).unwrap();
         ours.trim_start_matches(':').split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Sends a datagram to each of these ports. A full queue only loses some.
+    pub fn send_udp(&self, address: &str, ports: impl Iterator<Item = u16> + Send) {
+        self.space.within(|| {
+            let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+            for port in ports {
+                let _ = socket.send_to(b"?", (address, port));
+            }
+        });
     }
 
     /// Opens a TCP connection.

@@ -116,7 +116,7 @@ fn evaluate(config: &Config, mut rows: SnapshotRows) -> Result<DesiredState, Com
         fwmark: 0,
         site_prefixes: config.interface.site_prefixes.iter().copied().collect::<BTreeSet<_>>(),
         masquerade: Masquerade::default(),
-        deny_log: false,
+        deny_log: None,
         gateway_opens: None,
         flush_conntrack: false,
         flows_per_address: None,
