@@ -63,6 +63,7 @@ tier_test() {
 	need systemd-analyze systemd
 	need tcpdump tcpdump
 	need pgbouncer pgbouncer
+	need promtool prometheus
 }
 
 tier_versions() {
@@ -118,16 +119,24 @@ apt_install() {
 	[[ $EUID -eq 0 ]] || die "missing $*: run as root, or run: apt-get install $*"
 	echo "install-deps: installing $*"
 	local log cluster_off=/etc/postgresql-common/createcluster.d/gatepost-install.conf
+	local mask=/etc/systemd/system/prometheus.service
 	log=$(mktemp)
 	# shellcheck disable=SC2064  # expand now
 	trap "rm -f '$log' '$cluster_off'" EXIT
 	# Our clusters are private; the package must not start one of its own.
 	mkdir -p "${cluster_off%/*}"
 	echo 'create_main_cluster = false' >"$cluster_off"
+	# Nor may Prometheus, whose tools the tests run themselves.
+	mkdir -p "${mask%/*}"
+	[[ " $* " != *" prometheus "* ]] || ln -sf /dev/null "$mask"
 	apt_get update && apt_get install --no-install-recommends "$@" || {
 		tail -n 30 "$log" >&2
 		die "apt-get could not install: $*"
 	}
+	if [[ " $* " == *" prometheus "* ]]; then
+		rm -f "$mask"
+		! command -v systemctl >/dev/null || systemctl --quiet disable prometheus.service 2>/dev/null || true
+	fi
 }
 
 apt_get() {

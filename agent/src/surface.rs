@@ -12,6 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use clap::CommandFactory;
 use gatepost::model::{SettingFlaw, SettingRow, Settings};
+use gatepost::reconcile::status::PeerState;
 use gatepost::store::AuditEvent;
 
 use crate::cli::Cli;
@@ -144,14 +145,20 @@ fn settings_in_the_database() {
 #[test]
 fn metrics() {
     let (watcher, end, _stop) = crate::handles::channels(json::status(), Instant::now());
-    let kernel = crate::telemetry::Kernel { denied_packets: Some(1) };
-    let text = crate::telemetry::metrics(&watcher, kernel, Instant::now());
+    let peers = Some(vec![json::peer(PeerState::InKernel)]);
+    let scraped = crate::telemetry::Scraped { denied_packets: Some(1), peers };
+    let text = crate::telemetry::metrics(&watcher, &scraped, Instant::now());
     drop(end);
     let mut lines = BTreeSet::new();
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let (series, _value) = line.rsplit_once(' ').unwrap();
         let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-        let kind = text.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} ")));
+        let kind_of = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} ")))
+        };
+        let of_histogram = ["_bucket", "_sum", "_count"];
+        let whole = of_histogram.iter().find_map(|part| name.strip_suffix(part));
+        let kind = kind_of(name).or_else(|| whole.and_then(kind_of));
         let labels = labels.trim_end_matches('}').split(',').map(|label| {
             // Of `state` the values are promised, too.
             if label.starts_with("state=") { label } else { label.split('=').next().unwrap_or("") }

@@ -12,6 +12,7 @@ use super::event::Action;
 use super::handshakes::Handshakes;
 use super::options::{Timing, affordable_after};
 use super::session::is_alive;
+use super::volume::Volume;
 use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 use crate::plan::{Plan, Step};
@@ -55,6 +56,7 @@ pub(super) struct Mirror {
     connected: usize,
     /// This host's time of the last complete reading.
     read_at: Option<SystemTime>,
+    volume: Volume,
     readings: u64,
 }
 
@@ -79,6 +81,7 @@ pub(super) struct MirrorView<'a> {
     pub error: Option<&'a str>,
     pub reading_wanted: bool,
     pub rests_until: Option<Instant>,
+    pub volume: Volume,
     pub readings: u64,
 }
 
@@ -107,6 +110,7 @@ impl Mirror {
             handshakes: Handshakes::new(now),
             connected: 0,
             read_at: None,
+            volume: Volume::default(),
             readings: 0,
         }
     }
@@ -127,6 +131,7 @@ impl Mirror {
             error: self.error.as_deref(),
             reading_wanted: self.wants_reading(),
             rests_until: self.rests_until,
+            volume: self.volume,
             readings: self.readings,
         }
     }
@@ -298,6 +303,10 @@ impl Mirror {
         let steady = self.handshakes.clock(now.instant);
         let handshakes = reading.traffic.values().filter_map(|traffic| traffic.last_handshake);
         self.connected = handshakes.filter(|at| is_alive(*at, steady)).count();
+        // The first reading shows what was counted before the agent started.
+        if self.read_at.is_some() {
+            self.volume.add(&self.traffic, &reading.traffic);
+        }
         self.traffic = reading.traffic;
         self.read_at = Some(now.wall);
         self.observed = Some(reading.state.into());

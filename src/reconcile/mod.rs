@@ -14,6 +14,7 @@ mod event;
 mod handshakes;
 mod history;
 mod hold;
+mod lags;
 mod ledger;
 mod machine;
 mod mirror;
@@ -33,6 +34,7 @@ mod shell;
 mod source;
 mod stale;
 mod view;
+mod volume;
 
 pub use clock::Now;
 pub use error::{DatabaseError, RunError};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::clock::Now;
+use super::lags::Lags;
 use super::note::Note;
 use crate::causes::causes;
 use crate::dataplane::{Outcome, RefusedStep};
@@ -43,6 +44,7 @@ pub(super) struct PassTotals {
     pub refused_steps: u64,
     pub drift_repairs: u64,
     pub flows_cut: u64,
+    pub lags: Lags,
 }
 
 /// A pass that has begun to change the kernel.
@@ -269,6 +271,7 @@ impl Passes {
         pass.revoked.extend(removed);
         let lag = changed_since.map(|since| now.instant.duration_since(since));
         self.last = Some(pass.end(lag, now));
+        lag.into_iter().for_each(|lag| self.totals.lags.add(lag));
         self.totals.drift_repairs += u64::from(pass.drift.is_some());
         Some(pass)
     }

@@ -9,6 +9,7 @@ mod database;
 mod documents;
 mod gatepost;
 mod keys;
+mod monitoring;
 mod operate;
 #[path = "../support/postgres.rs"]
 mod postgres;

@@ -20,6 +20,7 @@ mod killed;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod lab;
 mod link;
+mod monitoring;
 mod policy;
 mod pool;
 mod profile;

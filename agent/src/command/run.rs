@@ -75,7 +75,7 @@ async fn serve(
     if !once {
         log_started(&watcher.status.borrow());
         let listen = config.metrics.listen;
-        match MetricsServer::bind(listen).await {
+        match MetricsServer::bind(listen, config.metrics.per_peer).await {
             Ok(metrics) => drop(tasks.spawn(metrics.serve(watcher.clone()))),
             // Peers are served without metrics, too.
             Err(error) => {

@@ -131,7 +131,7 @@ impl Overrides {
     }
 }
 
-/// Such as `SERVICE_HOST`, `METRICS_SERVICE_PORT`, `METRICS_PORT_9586_TCP_ADDR`. No key contains these words.
+/// Such as `SERVICE_HOST`, `METRICS_SERVICE_PORT`, `METRICS_PORT_7171_TCP_ADDR`. No key contains these words.
 fn is_of_a_service(name: &str) -> bool {
     let name = format!("_{name}_");
     name.contains("_SERVICE_") || name.contains("_PORT_")

@@ -63,6 +63,7 @@ fixed! {
     interface.name
     interface.site_prefixes
     metrics.listen
+    metrics.per_peer
     sync.mode
     sync.poll_interval
     sync.resync_interval

@@ -267,11 +267,14 @@ impl Default for Report {
 pub struct Metrics {
     #[serde(deserialize_with = "value::socket_address")]
     pub listen: SocketAddr,
+    /// Each peer has series of its own.
+    #[serde(deserialize_with = "value::boolean")]
+    pub per_peer: bool,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9586)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7171)), per_peer: false }
     }
 }
 

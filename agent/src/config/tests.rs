@@ -21,7 +21,7 @@ fn every_key_has_its_default() {
     assert_eq!(config.firewall.masquerade, Masquerade::All);
     assert_eq!(config.guard.max_removed_peers, MaxRemoved::Percent(50));
     assert_eq!(config.stale.policy, StalePolicy::Keep);
-    assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9586");
+    assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:7171");
     assert_eq!(config.control.socket, PathBuf::from("/run/gatepost/control.sock"));
 }
 
@@ -205,8 +205,8 @@ fn wrong_value_names_key_value_and_remedy() {
             "gatepost.toml: `interface.mtu_bytes` is \"x\": write a number of bytes, such as 1420",
         ),
         (
-            "[metrics]\nlisten = \"9586\"",
-            "gatepost.toml: `metrics.listen` is \"9586\": write an IP address and a port, such as \"127.0.0.1:9586\" or \"[::1]:9586\"",
+            "[metrics]\nlisten = \"7171\"",
+            "gatepost.toml: `metrics.listen` is \"7171\": write an IP address and a port, such as \"127.0.0.1:7171\" or \"[::1]:7171\"",
         ),
         (
             "[guard]\nmax_removed_peers = \"half\"",
@@ -316,7 +316,7 @@ fn variable_of_an_unknown_section_is_a_warning() {
 
 #[test]
 fn variables_of_a_container_orchestrator_are_ignored() {
-    let service = ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_9586_TCP_ADDR"];
+    let service = ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_7171_TCP_ADDR"];
     let scratch = service.iter().fold(Scratch::new(), |scratch, end| {
         scratch.with(&format!("GATEPOST_METRICS_{end}"), "10.0.0.1")
     });

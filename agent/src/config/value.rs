@@ -197,7 +197,7 @@ where
     let Scalar(text) = Scalar::deserialize(deserializer)?;
     text.parse().map_err(|_| {
         D::Error::custom(format!(
-            "is {text:?}: write an IP address and a port, such as \"127.0.0.1:9586\" or \"[::1]:9586\""
+            "is {text:?}: write an IP address and a port, such as \"127.0.0.1:7171\" or \"[::1]:7171\""
         ))
     })
 }

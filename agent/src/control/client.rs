@@ -65,7 +65,7 @@ impl Client {
         let request = Request::Denied { who: who.map(str::to_owned), follow };
         let stream = self.connect()?;
         // Nothing may be denied for days.
-        let waits = follow.then(|| stream.set_read_timeout(None)).unwrap_or(Ok(()));
+        let waits = if follow { stream.set_read_timeout(None) } else { Ok(()) };
         waits.map_err(|source| self.broken(source))?;
         self.ask_on(stream, &request, each).map(Option::unwrap_or_default)
     }

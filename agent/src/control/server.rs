@@ -214,15 +214,17 @@ impl Reply<'_> {
         if !denied.logs() {
             return self.error("firewall.deny_log is false: no denied packet is logged").await;
         }
-        while follow {
+        if !follow {
+            return self.line(&Line::Done(())).await;
+        }
+        loop {
             in_time(self.0.flush()).await?;
             match news.recv().await {
                 Ok(packet) if is_meant(&packet) => self.line(&Line::Item(packet)).await?,
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => break,
+                Err(RecvError::Closed) => return self.line(&Line::Done(())).await,
             }
         }
-        self.line(&Line::Done(())).await
     }
 
     /// Sends what the loop answered, or that it has ended.

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use gatepost::model::{DeviceId, GatewayId, PeerId, PolicyId, PublicKey, UserId};
 use gatepost::reconcile::status::{
     AgentStatus, BackendInUse, BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus,
-    HeldBack, HeldPeer, InterfaceStatus, LastGoodStatus, Mode, PassStatus, PeerCounts, PeerState,
-    PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, QuarantinedPolicy, ReportsStatus, State,
-    Status, SyncStatus, Timestamp, Unavailable,
+    HeldBack, HeldPeer, InterfaceStatus, LagClass, LagsStatus, LastGoodStatus, Mode, PassStatus,
+    PeerCounts, PeerState, PeerStatus, PlanReport, PlannedStep, QuarantinedPeer, QuarantinedPolicy,
+    ReportsStatus, State, Status, SyncStatus, Timestamp, TrafficStatus, Unavailable,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -47,7 +47,9 @@ pub fn status() -> Status {
             notify_missed: 1,
             refused_steps: 1,
             flows_cut: 1,
+            lags: LagsStatus { count: 1, sum_ms: 1, at_most: vec![LagClass { ms: 1, count: 1 }] },
         },
+        traffic: TrafficStatus { rx_bytes: 1, tx_bytes: 1 },
         database: DatabaseStatus {
             connected: true,
             unavailable: Some(Unavailable::Unreachable),
@@ -104,7 +106,7 @@ fn held() -> HeldPeer {
     }
 }
 
-fn peer(state: PeerState) -> PeerStatus {
+pub fn peer(state: PeerState) -> PeerStatus {
     PeerStatus {
         state,
         peer_id: Some(PeerId(Uuid::nil())),

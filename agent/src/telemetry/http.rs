@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::metrics::{Kernel, render};
+use super::metrics::{Scraped, render};
 use crate::accept;
 use crate::handles::Watcher;
 
@@ -16,6 +16,7 @@ use crate::handles::Watcher;
 #[derive(Debug)]
 pub struct MetricsServer {
     listener: TcpListener,
+    per_peer: bool,
 }
 
 /// Connections served at once.
@@ -28,18 +29,18 @@ const HEAD_BYTES: u64 = 8 * 1024;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl MetricsServer {
-    /// Listens on `address`.
+    /// Listens on `address`. `per_peer`: each peer has series of its own.
     ///
     /// # Errors
     /// Those of `bind(2)`.
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await? })
+    pub async fn bind(address: SocketAddr, per_peer: bool) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await?, per_peer })
     }
 
     /// Serves until it is dropped.
     pub async fn serve(self, watcher: Watcher) {
         let answer = |stream, _| {
-            let exchange = exchange(stream, watcher.clone());
+            let exchange = exchange(stream, watcher.clone(), self.per_peer);
             async { tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await? }
         };
         accept::serve(&self.listener, CONNECTIONS, "HTTP client", answer).await;
@@ -52,10 +53,16 @@ struct Response {
     body: String,
 }
 
-async fn exchange(stream: TcpStream, watcher: Watcher) -> io::Result<()> {
+async fn exchange(stream: TcpStream, watcher: Watcher, per_peer: bool) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let request = read_head(&mut stream).await?;
-    let response = respond(&request, &watcher, Instant::now());
+    let (method, path) = target(&request);
+    let scraped = if path == "/metrics" && method == "GET" {
+        Scraped::read(&watcher, per_peer).await
+    } else {
+        Scraped::default()
+    };
+    let response = respond(&request, &watcher, &scraped, Instant::now());
     let body = if request.starts_with("HEAD ") { "" } else { &response.body };
     let head = format!(
         "HTTP/1.1 {}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
@@ -81,16 +88,21 @@ async fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     Ok(request)
 }
 
-fn respond(request: &str, watcher: &Watcher, now: Instant) -> Response {
+/// Method and path of a request's first line.
+fn target(request: &str) -> (&str, &str) {
     let mut words = request.split_whitespace();
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let path = target.split('?').next().unwrap_or_default();
+    (method, target.split('?').next().unwrap_or_default())
+}
+
+fn respond(request: &str, watcher: &Watcher, scraped: &Scraped, now: Instant) -> Response {
+    let (method, path) = target(request);
     let response = |status, body: String| Response { status, body };
     if !matches!(method, "GET" | "HEAD") {
         return response("405 Method Not Allowed", "GET or HEAD\n".to_owned());
     }
     match path {
-        "/metrics" => response("200 OK", render(watcher, Kernel::read(), now)),
+        "/metrics" => response("200 OK", render(watcher, scraped, now)),
         "/healthz" if watcher.pulse.is_alive(now) => response("200 OK", "alive\n".to_owned()),
         "/healthz" => {
             let age = watcher.pulse.age(now).as_secs();
@@ -113,7 +125,7 @@ mod tests {
     use gatepost::reconcile::status::{State, Status};
 
     fn status_of(request: &str, watcher: &Watcher, now: Instant) -> String {
-        let response = respond(request, watcher, now);
+        let response = respond(request, watcher, &Scraped::default(), now);
         format!("{} {}", response.status, response.body.trim_end())
     }
 
@@ -152,7 +164,8 @@ mod tests {
     async fn silent_connections_do_not_delay_healthz() {
         let now = Instant::now();
         let (watcher, _end, _stop) = channels(Status::default(), now);
-        let server = MetricsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let server =
+            MetricsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).await.unwrap();
         let address = server.listener.local_addr().unwrap();
         tokio::spawn(server.serve(watcher));
         let mut silent = Vec::new();
@@ -173,7 +186,8 @@ mod tests {
     async fn client_gets_the_metrics() {
         let now = Instant::now();
         let (watcher, _end, _stop) = channels(Status::default(), now);
-        let server = MetricsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let server =
+            MetricsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).await.unwrap();
         let address = server.listener.local_addr().unwrap();
         tokio::spawn(server.serve(watcher));
         let mut client = TcpStream::connect(address).await.unwrap();

@@ -3,8 +3,11 @@
 mod http;
 mod log;
 mod metrics;
+mod peers;
+mod process;
+mod text;
 
 pub use self::http::MetricsServer;
 pub use self::log::{Audience, set_filter, start_log};
 #[cfg(test)]
-pub use self::metrics::{Kernel, render as metrics};
+pub use self::metrics::{Scraped, render as metrics};

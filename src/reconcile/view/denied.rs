@@ -105,7 +105,7 @@ mod tests {
             ..peer_row(3)
         };
         let policy = |number, net: &str, effect| PolicyRow {
-            name: format!("policy-{number}").into(),
+            name: format!("policy-{number}"),
             effect,
             destinations: vec![net.parse().unwrap()],
             targets: vec![target(TargetType::User, id(1u8))],

@@ -6,6 +6,7 @@
 
 mod block;
 mod denied;
+mod figures;
 mod firewall;
 mod last_good;
 mod peer;
@@ -16,6 +17,7 @@ use std::fmt;
 
 pub use block::{BlockAnswer, BlockStatus};
 pub use denied::{DeniedEnd, DeniedPacket};
+pub use figures::{LagClass, LagsStatus, TrafficStatus};
 pub use firewall::FirewallStatus;
 pub use last_good::LastGoodStatus;
 pub use peer::{HeldPeer, PeerState, PeerStatus};
@@ -95,6 +97,9 @@ pub struct Status {
     pub sync: SyncStatus,
     pub database: DatabaseStatus,
     pub peers: PeerCounts,
+    /// What all peers sent and received.
+    #[serde(default)]
+    pub traffic: TrafficStatus,
     /// The quarantined peers; at most the first hundred, `peers.quarantined` counts them all.
     pub quarantined: Vec<QuarantinedPeer>,
     /// Policies that the kernel refuses to load.
@@ -163,6 +168,9 @@ pub struct SyncStatus {
     /// Tracked flows that were cut.
     #[serde(default)]
     pub flows_cut: u64,
+    /// How long passes took, as `lag_ms`.
+    #[serde(default)]
+    pub lags: LagsStatus,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,8 +2,8 @@
 
 use super::View;
 use super::status::{
-    BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus, InterfaceStatus, PassStatus,
-    PeerCounts, ReportsStatus, State, Status, SyncStatus, Timestamp,
+    BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus, InterfaceStatus, LagsStatus,
+    PassStatus, PeerCounts, ReportsStatus, State, Status, SyncStatus, Timestamp, TrafficStatus,
 };
 use crate::plan::{HeldCause, HeldPeer, gate, networks_within};
 use crate::reconcile::clock::millis;
@@ -37,6 +37,7 @@ impl View<'_> {
                 schema_version: None,
             },
             peers: self.peer_counts(),
+            traffic: TrafficStatus::from(self.mirror.volume),
             quarantined: self.rows.status.quarantined.clone(),
             quarantined_policies: self.rows.status.quarantined_policies.clone(),
             warnings: self.warnings(),
@@ -139,6 +140,7 @@ impl View<'_> {
             notify_missed: totals.notify_missed,
             refused_steps: totals.refused_steps,
             flows_cut: totals.flows_cut,
+            lags: LagsStatus::from(self.passes.totals.lags),
         }
     }
 
