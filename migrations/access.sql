@@ -69,6 +69,27 @@ grant execute on function
     gatepost.merge_gateway(uuid)
 to gatepost_bell;
 
+-- Each of these with a token, too.
+do $$
+declare
+    with_token regprocedure;
+begin
+    for with_token in
+        select p.oid::regprocedure
+        from pg_proc p
+        where p.pronamespace = 'gatepost'::regnamespace and p.proargnames[1] = 'token'
+            and exists (
+                select
+                from pg_proc o
+                where o.pronamespace = p.pronamespace and o.proname = p.proname
+                    and o.proargnames[1] is distinct from 'token'
+                    and has_function_privilege('gatepost_gateway', o.oid, 'execute')
+            )
+    loop
+        execute format('grant execute on function %s to gatepost_gateway', with_token);
+    end loop;
+end $$;
+
 grant usage on schema public to gatepost_owner;
 grant select (id, username, is_active, deleted_at) on public.users to gatepost_owner;
 grant select (id, user_id, name, status, approved_at, revoked_at, deleted_at, last_seen_at,

@@ -26,7 +26,8 @@ with ours as (
     where n.nspname = 'gatepost'
 ),
 functions (name, caller) as (
-    select g.name, 'gatepost_gateway' from (values
+    -- With a token, too, as far as that exists.
+    select f.name, 'gatepost_gateway' from (values
         ('hello()'),
         ('snapshot_gateway()'),
         ('snapshot_settings()'),
@@ -56,6 +57,7 @@ functions (name, caller) as (
         ('forget_host(text,text)'),
         ('news(text,text)')
     ) g (name)
+    cross join lateral (values (g.name), (replace(replace(g.name, '(', '(text,'), ',)', ')'))) f (name)
     union all
     select b.name, 'gatepost_bell' from (values
         ('hold_bell(text)'),

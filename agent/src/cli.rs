@@ -194,11 +194,27 @@ pub struct DatabaseArgs {
 #[derive(Debug, Args)]
 pub struct GrantArgs {
     /// The gateway's name (gateways.name)
-    pub gateway: String,
+    #[arg(required_unless_present_any = ["bell", "token", "revoke_tokens"])]
+    pub gateway: Option<String>,
     /// The role that the gateway's agent logs in as
-    pub role: String,
+    #[arg(required_unless_present_any = ["bell", "token", "revoke_tokens"])]
+    pub role: Option<String>,
+    /// Let this role ring (gatepost bell), in place of a gateway
+    #[arg(long, value_name = "ROLE", conflicts_with_all = ["gateway", "enroll", "token", "revoke_tokens"])]
+    pub bell: Option<String>,
+    /// Print a token for this gateway, for gateways that log in as one role through a pool
+    #[arg(long, value_name = "GATEWAY", conflicts_with_all = ["gateway", "enroll", "revoke_tokens"])]
+    pub token: Option<String>,
+    /// Let this role call with tokens: the one that the gateways of a pool log in as
+    #[arg(long, value_name = "ROLE", requires = "token")]
+    pub pool_role: Option<String>,
+    /// Revoke the tokens of this gateway
+    #[arg(long, value_name = "GATEWAY", conflicts_with_all = ["gateway", "enroll", "create"])]
+    pub revoke_tokens: Option<String>,
+    /// Except for the one that was granted last
+    #[arg(long, requires = "revoke_tokens")]
+    pub keep_newest: bool,
     /// Create the role if it does not exist; an existing role keeps its password
-
     #[arg(long)]
     pub create: bool,
     /// Let the role change the gateway's row once more with `gatepost enroll`

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use gatepost::store::{ConnectOptions, Host, Password, StoreError, TlsFiles};
 
-use crate::config::{Config, ConfigError, read_database_password};
+use crate::config::{Config, ConfigError, read_database_password, read_database_token};
 
 /// Connection options from the configuration. Reads the password file, unless the URL has a password.
 ///
@@ -15,6 +15,7 @@ pub fn options(config: &Config) -> Result<ConnectOptions, ConfigError> {
     let password = if url.has_password() { None } else { read_database_password(config)? };
     let mut options = ConnectOptions::new(url.expose_text());
     options.password = password.map(|text| Password::from(text.expose_text().to_owned()));
+    options.token = read_database_token(config)?;
     options.tls = config.database.tls;
     let database = &config.database;
     let file = |path: &Option<PathBuf>| path.as_deref().map(|path| config.path(path));

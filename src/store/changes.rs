@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::decode::{self, Columns, PEER_COLUMNS, POLICY_COLUMNS};
 use super::marks;
 use super::snapshot::{BEGIN, COMMIT, Cursor};
+use super::token::Caller;
 use super::{Store, StoreError};
 use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
 
@@ -72,7 +72,7 @@ impl Store {
             self.within(DOING, lease.batch_execute(COMMIT)).await?;
             None
         } else {
-            Some(self.within(DOING, marked.rows(&lease, since)).await?)
+            Some(self.within(DOING, marked.rows(lease.caller(), since)).await?)
         };
         lease.done();
 
@@ -113,7 +113,11 @@ impl Marked {
     }
 
     /// Reads their current rows, and ends the transaction.
-    async fn rows(&self, client: &Client, since: &Cursor) -> Result<Rows, tokio_postgres::Error> {
+    async fn rows(
+        &self,
+        client: Caller<'_>,
+        since: &Cursor,
+    ) -> Result<Rows, tokio_postgres::Error> {
         let peers = format!("select {PEER_COLUMNS} from gatepost.peers_by_device($1)");
         let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
         let memberships = "select user_id, group_ids from gatepost.memberships_by_user($1)";
@@ -165,7 +169,7 @@ impl Marked {
 
 /// Sends no query without ids.
 async fn read(
-    client: &Client,
+    client: Caller<'_>,
     query: &str,
     ids: &Vec<Uuid>,
 ) -> Result<Vec<tokio_postgres::Row>, tokio_postgres::Error> {

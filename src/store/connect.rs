@@ -8,12 +8,15 @@ use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
     TimeoutType,
 };
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::Store;
 use super::decode::Columns;
 use super::dial::{Dialer, Source};
 use super::error::{Limit, StoreError};
 use super::options::{ConnectOptions, Target};
+use super::token::{Caller, Token};
 
 /// Lists wrong owners and rights. Any role may run it.
 pub(super) const RIGHTS: &str = include_str!("../../migrations/rights.sql");
@@ -86,7 +89,7 @@ impl Store {
     /// A connection that returns to the pool only by [`Lease::done`].
     pub(super) async fn lease(&self, doing: &'static str) -> Result<Lease, StoreError> {
         match self.pool.get().await {
-            Ok(object) => Ok(Lease(Some(object))),
+            Ok(object) => Ok(Lease { object: Some(object), token: self.dialer.token() }),
             Err(
                 PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)),
             ) => Err(StoreError::of(&self.place, doing, source)),
@@ -153,17 +156,41 @@ impl Store {
 
 /// A pooled connection. It is closed if it is dropped before [`done`](Self::done), after an error, a
 /// timeout or a cancelled call: a late answer must not be taken for that of the next query.
-pub(super) struct Lease(Option<Object>);
+pub(super) struct Lease {
+    object: Option<Object>,
+    token: Option<Token>,
+}
 
 impl Lease {
+    /// The session, for calls in the name of the gateway.
+    pub(super) fn caller(&self) -> Caller<'_> {
+        Caller { client: self, token: self.token.as_ref() }
+    }
+
+    pub(super) async fn query_typed(
+        &self,
+        query: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        self.caller().query_typed(query, parameters).await
+    }
+
+    pub(super) async fn query_typed_one(
+        &self,
+        query: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Row, tokio_postgres::Error> {
+        self.caller().query_typed_one(query, parameters).await
+    }
+
     pub(super) fn done(mut self) {
-        drop(self.0.take());
+        drop(self.object.take());
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
+        if let Some(object) = self.object.take() {
             drop(Object::take(object));
         }
     }
@@ -173,13 +200,13 @@ impl Deref for Lease {
     type Target = deadpool_postgres::ClientWrapper;
 
     fn deref(&self) -> &Self::Target {
-        self.0.as_ref().expect("a lease holds its connection until it is dropped")
+        self.object.as_ref().expect("a lease holds its connection until it is dropped")
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        self.0.as_mut().expect("a lease holds its connection until it is dropped")
+        self.object.as_mut().expect("a lease holds its connection until it is dropped")
     }
 }
 

@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Connection, Error, Socket};
 use super::connector::Judged;
 use super::error::{StoreError, is_about_secrets};
 use super::options::{ConnectOptions, Target};
+use super::token::Token;
 
 /// Reads the options again, with the password of that time. The error is a sentence.
 pub type Source = Arc<dyn Fn() -> Result<ConnectOptions, String> + Send + Sync>;
@@ -80,6 +81,11 @@ impl Dialer {
             }
             _ => first,
         }
+    }
+
+    /// The present token of the gateway.
+    pub fn token(&self) -> Option<Token> {
+        self.lock().target.token.clone()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Current> {

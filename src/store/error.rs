@@ -89,6 +89,11 @@ pub enum StoreError {
     NoRights { place: Box<Place>, source: tokio_postgres::Error },
     #[error("role {} may not do this: name an owner of the database with --database-url", .place.role)]
     NotOwner { place: Box<Place> },
+    /// The token is bound to no gateway, or it was revoked.
+    #[error("{message}: {hint}")]
+    TokenRefused { message: String, hint: String },
+    #[error("role {} may not ring: run `gatepost grant --bell {}` as an owner of the database", .place.role, .place.role)]
+    NoBell { place: Box<Place> },
     /// Tables or columns of the control plane, or rights on them, that reads need.
     #[error("{place}: tables differ from what gatepost reads: {}: {}", listed(.misfits), remedy(.misfits))]
     Misfit { place: Box<Place>, misfits: Vec<String>, source: tokio_postgres::Error },
@@ -153,6 +158,8 @@ impl StoreError {
             | Self::Refused { .. }
             | Self::Unbound { .. }
             | Self::NoRights { .. }
+            | Self::NoBell { .. }
+            | Self::TokenRefused { .. }
             | Self::NotOwner { .. }
             | Self::RoleUnknown { .. } => Unavailable::Refuses,
             Self::Config { .. }
@@ -249,6 +256,7 @@ impl StoreError {
             "42501" => Self::NoRights { place, source },
             "GP001" => Self::Unbound { place },
             "GP002" | "GP006" => Self::GatewayUnknown { message, hint },
+            "GP010" => Self::TokenRefused { message, hint },
             "GP008" => Self::EnrollmentRefused { message, hint },
             _ => Self::Query { place, doing, source },
         }

@@ -1,12 +1,13 @@
 //! Binds roles to gateways.
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Transaction};
 
 use super::connect::single;
 use super::error::{Place, StoreError, server_error};
 use super::options::{ConnectOptions, Password};
+use super::token::Token;
 
 /// Whether [`grant`] may create the role.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +69,129 @@ pub async fn allow_enrollment(options: &ConnectOptions, role: &str) -> Result<()
         Ok(_) => Ok(()),
         Err(error) => Err(StoreError::of(&target.place, DOING, error)),
     }
+}
+
+/// Lets `role` ring: see `gatepost bell`. To be run as an owner of the database. Returns whether the role
+/// was created.
+///
+/// # Errors
+/// As [`grant`].
+pub async fn grant_bell(
+    options: &ConnectOptions,
+    role: &str,
+    create: &CreateRole,
+) -> Result<bool, StoreError> {
+    let target = options.target()?;
+    let mut client = single(&target).await?;
+    let failed = |error| StoreError::of(&target.place, DOING, error);
+    let transaction = client.transaction().await.map_err(failed)?;
+    let created = ensure_role(&transaction, &target.place, role, create).await?;
+    let member = "select pg_has_role($1::name, 'gatepost_bell', 'member'), \
+                  format('grant gatepost_bell to %I', $1)";
+    let member = transaction.query_typed_one(member, &[(&role, Type::TEXT)]).await;
+    let member = member.map_err(|error| missing_is_unmigrated(&target.place, error))?;
+    if !member.get::<_, bool>(0) {
+        transaction.batch_execute(member.get(1)).await.map_err(failed)?;
+    }
+    transaction.commit().await.map_err(failed)?;
+    Ok(created)
+}
+
+/// What [`grant_token`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantedToken {
+    pub role_created: bool,
+    /// Earlier tokens of the gateway that are still valid.
+    pub others: i64,
+}
+
+/// Makes a token act for `gateway`, and lets `role`, if one is named, call with tokens: the role that the
+/// gateways behind a pool log in as. The database keeps the token's SHA-256 alone. To be run as an owner of
+/// the database.
+///
+/// # Errors
+/// [`StoreError::GatewayUnknown`]: the gateway has no row. Else as [`grant`].
+pub async fn grant_token(
+    options: &ConnectOptions,
+    gateway: &str,
+    token: &Token,
+    role: Option<&str>,
+    create: &CreateRole,
+) -> Result<GrantedToken, StoreError> {
+    let target = options.target()?;
+    let mut client = single(&target).await?;
+    let failed = |error| StoreError::of(&target.place, DOING, error);
+    let transaction = client.transaction().await.map_err(failed)?;
+    let insert = "with bound as (
+            insert into gatepost.gateway_token (digest, gateway_name, gateway_id)
+            select $2, g.name, g.id from public.gateways g where g.name = $1 and g.deleted_at is null
+            returning gateway_id
+        )
+        select (
+            select count(*) from gatepost.gateway_token t
+            where t.gateway_id = b.gateway_id and t.revoked_at is null
+        )
+        from bound b";
+    let digest = token.digest();
+    let bound = transaction
+        .query_typed(insert, &[(&gateway, Type::TEXT), (&digest, Type::BYTEA)])
+        .await
+        .map_err(|error| missing_is_unmigrated(&target.place, error))?;
+    let Some(bound) = bound.first() else {
+        return Err(StoreError::GatewayUnknown {
+            message: format!("there is no gateway named {gateway}"),
+            hint: "run `gatepost enroll` first, with the database's owner in database.url".into(),
+        });
+    };
+    let others = bound.get(0);
+    let mut role_created = false;
+    if let Some(role) = role {
+        role_created = ensure_role(&transaction, &target.place, role, create).await?;
+        let limits = if role_created { POOL_LIMITS } else { "" };
+        let allow = "select format('grant gatepost_gateway to %1$I; ' || $2, $1)";
+        let allow = transaction
+            .query_typed_one(allow, &[(&role, Type::TEXT), (&limits, Type::TEXT)])
+            .await
+            .map_err(failed)?;
+        transaction.batch_execute(allow.get(0)).await.map_err(failed)?;
+    }
+    transaction.commit().await.map_err(failed)?;
+    Ok(GrantedToken { role_created, others })
+}
+
+/// A pooler resets what a session has set to what its role has.
+const POOL_LIMITS: &str = "alter role %1$I connection limit -1; \
+    alter role %1$I set statement_timeout = '35s'; alter role %1$I set lock_timeout = '5s'; \
+    alter role %1$I set idle_in_transaction_session_timeout = '60s'";
+
+/// Revokes the tokens of `gateway`, with `keep_newest` all but the last one granted. Returns how many.
+///
+/// # Errors
+/// As [`grant`].
+pub async fn revoke_tokens(
+    options: &ConnectOptions,
+    gateway: &str,
+    keep_newest: bool,
+) -> Result<u64, StoreError> {
+    let target = options.target()?;
+    let client = single(&target).await?;
+    let revoke = "update gatepost.gateway_token set revoked_at = now()
+        where gateway_name = $1 and revoked_at is null and not ($2 and digest = (
+            select t.digest from gatepost.gateway_token t
+            where t.gateway_name = $1 and t.revoked_at is null
+            order by t.granted_at desc limit 1
+        ))";
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&gateway, Type::TEXT), (&keep_newest, Type::BOOL)];
+    let revoked = client
+        .query_typed(
+            &format!("with r as ({revoke} returning 1) select count(*) from r"),
+            &parameters,
+        )
+        .await;
+    let rows = revoked.map_err(|error| missing_is_unmigrated(&target.place, error))?;
+    let count: i64 = rows.first().map_or(0, |row| row.get(0));
+    Ok(u64::try_from(count).unwrap_or_default())
 }
 
 /// Another command creates or grants the same role at this moment. Its end was waited for.

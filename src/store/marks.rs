@@ -2,12 +2,12 @@
 
 use std::time::SystemTime;
 
-use tokio_postgres::Client;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::decode::Columns;
+use super::token::Caller;
 use super::{Cursor, Store, StoreError};
 use crate::model::{DeviceId, Mark, MarkId, UserId};
 
@@ -32,7 +32,7 @@ impl Store {
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn marks(&self, since: Option<&Cursor>) -> Result<Vec<Mark>, StoreError> {
         let lease = self.lease(DOING).await?;
-        let rows = self.within(DOING, ask(&lease, since)).await?;
+        let rows = self.within(DOING, ask(lease.caller(), since)).await?;
         lease.done();
         rows.iter().map(decode).collect()
     }
@@ -70,7 +70,7 @@ impl Store {
 
 /// Asks for [`Store::marks`], in a transaction of the caller if there is one.
 pub(super) async fn ask(
-    client: &Client,
+    client: Caller<'_>,
     since: Option<&Cursor>,
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
     let (snapshot, epoch) = since.map(|it| (&*it.snapshot, &*it.epoch)).unzip();

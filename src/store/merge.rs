@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use tokio_postgres::Row;
+
 use super::connect::single;
 use super::decode::Columns;
 use super::host::HOSTS_SINCE;
@@ -24,6 +26,8 @@ pub struct Merged {
     pub lost: Vec<String>,
 }
 
+const DOING: &str = "merge the reports";
+
 const TRY: &str = "select gatepost.try_reports()";
 
 impl Store {
@@ -34,7 +38,6 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn merge(&self) -> Result<Merged, StoreError> {
-        const DOING: &str = "merge the reports";
         if !self.has_schema(HOSTS_SINCE) {
             return Ok(Merged::default());
         }
@@ -42,19 +45,7 @@ impl Store {
         let query = "select why, since, lost from gatepost.merge()";
         let rows = self.within(DOING, lease.query_typed(query, &[])).await?;
         lease.done();
-        let mut merged = Merged::default();
-        for row in &rows {
-            let columns = Columns::of(row, DOING);
-            let why: String = columns.get(0)?;
-            match columns.get(1)? {
-                Some(since) => merged.refusals.push(Refusal { why, since }),
-                None => {
-                    let lost = usize::try_from(columns.get::<i32>(2)?).unwrap_or_default();
-                    merged.lost.extend(std::iter::repeat_n(why, lost));
-                }
-            }
-        }
-        Ok(merged)
+        merged(&rows)
     }
 
     /// Tries a report to each table, and takes it back. Returns why a table refuses it.
@@ -68,6 +59,23 @@ impl Store {
         lease.done();
         Columns::of(&row, DOING).get(0)
     }
+}
+
+/// Decodes `why`, `since` and `lost`.
+pub(super) fn merged(rows: &[Row]) -> Result<Merged, StoreError> {
+    let mut merged = Merged::default();
+    for row in rows {
+        let columns = Columns::of(row, DOING);
+        let why: String = columns.get(0)?;
+        match columns.get(1)? {
+            Some(since) => merged.refusals.push(Refusal { why, since }),
+            None => {
+                let lost = usize::try_from(columns.get::<i32>(2)?).unwrap_or_default();
+                merged.lost.extend(std::iter::repeat_n(why, lost));
+            }
+        }
+    }
+    Ok(merged)
 }
 
 /// As [`Store::try_reports`], as the owner of the database and for any gateway.

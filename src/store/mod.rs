@@ -6,6 +6,7 @@
 //! by a timer.
 
 mod backoff;
+mod bell;
 mod changes;
 mod connect;
 mod connector;
@@ -28,6 +29,7 @@ mod report;
 mod require_auth;
 mod snapshot;
 mod tls;
+mod token;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -36,11 +38,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 pub use backoff::Backoff;
+pub use bell::{Held, KnownBell, Ring};
 pub use changes::Read;
 pub use dial::Source;
 pub use enroll::{Enrollment, KeyChange};
 pub use error::{Limit, Place, StoreError, Unavailable};
-pub use grant::{CreateRole, Granted, allow_enrollment, grant};
+pub use grant::{
+    CreateRole, Granted, GrantedToken, allow_enrollment, grant, grant_bell, grant_token,
+    revoke_tokens,
+};
 pub use hello::Hello;
 pub use host::{Host, Hosts, KnownHost, Proven};
 pub use listen::Listener;
@@ -56,6 +62,7 @@ pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake
 pub use require_auth::{Method, RefusedMethod, RequireAuth, RequireAuthError};
 pub use snapshot::Cursor;
 pub use tls::{Tls, TlsFiles};
+pub use token::{Token, TokenError};
 
 /// One gateway's database. Cheap to clone: the clones share their connections.
 #[derive(Clone)]
@@ -80,6 +87,12 @@ impl Store {
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Whether many gateways log in as this role, behind a pool of sessions: none can listen.
+    #[must_use]
+    pub fn is_pooled(&self) -> bool {
+        self.dialer.token().is_some()
     }
 
     /// The epoch of the last full read.

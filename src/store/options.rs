@@ -14,6 +14,7 @@ use super::host;
 use super::patience::{CONNECT_WITHIN, SILENT_FOR};
 use super::require_auth::{RequireAuth, Rule};
 use super::tls::{Material, Tls, TlsFiles};
+use super::token::Token;
 
 /// A password. `Debug` prints no part of it.
 #[derive(Clone, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct ConnectOptions {
     pub url: String,
     /// Overrides a password in the URL.
     pub password: Option<Password>,
+    /// Names the gateway in each call, if the role does not; default none.
+    pub token: Option<Token>,
     pub tls: Tls,
     pub tls_files: TlsFiles,
     /// By which methods a server may ask for a login over TCP; default SCRAM, and none with a client
@@ -66,6 +69,7 @@ impl ConnectOptions {
         Self {
             url: url.into(),
             password: None,
+            token: None,
             tls: Tls::Auto,
             tls_files: TlsFiles::default(),
             require_auth: None,
@@ -125,7 +129,8 @@ impl ConnectOptions {
         let rule = Rule::new(self.require_auth.clone(), encrypted, has_certificate);
         let tls = Connector { rustls, rule: Arc::new(rule), warned: Arc::default() };
         let secrets = Secrets { password: self.password.clone(), material };
-        Ok(Target { place: place(&config), config, tls, secrets })
+        let token = self.token.clone();
+        Ok(Target { place: place(&config), config, tls, secrets, token })
     }
 
     fn transport(&self, config: &tokio_postgres::Config) -> Result<Transport, StoreError> {
@@ -180,6 +185,7 @@ pub(super) struct Target {
     pub config: tokio_postgres::Config,
     pub tls: Connector,
     pub secrets: Secrets,
+    pub token: Option<Token>,
 }
 
 /// What is read from files, and may be another thing when it is read again.

@@ -40,7 +40,12 @@ impl Store {
     async fn ask_poll(&self, since: &Cursor) -> Result<Polled, StoreError> {
         const DOING: &str = "poll for changes";
         let lease = self.lease(DOING).await?;
-        let query = "select news, cursor, quiet_until from gatepost.poll($1, $2)";
+        // With a token, there is nothing but this.
+        let query = if self.is_pooled() {
+            "select news, cursor, quiet_until from gatepost.news($1, $2)"
+        } else {
+            "select news, cursor, quiet_until from gatepost.poll($1, $2)"
+        };
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
             [(&since.snapshot, Type::TEXT), (&since.epoch, Type::TEXT)];
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;

@@ -10,6 +10,7 @@ use super::decode::{Columns, Text};
 use super::error::{Place, StoreError};
 use super::options::ConnectOptions;
 use super::snapshot;
+use super::token::Caller;
 use crate::model::{PeerId, PublicKey, SnapshotRows};
 
 /// A connection of an owner of the database.
@@ -96,7 +97,8 @@ impl ProfileDesk {
                 gateway_id = excluded.gateway_id";
         let name: [(&(dyn ToSql + Sync), Type); 1] = [(&gateway, Type::TEXT)];
         self.client.query_typed(bind, &name).await.map_err(|error| self.failed(error))?;
-        let read = snapshot::read(&self.client, "", "rollback").await;
+        let caller = Caller { client: &self.client, token: None };
+        let read = snapshot::read(caller, "", "rollback").await;
         Ok(read.map_err(|error| self.failed(error))??.0)
     }
 

@@ -4,9 +4,10 @@ use std::sync::PoisonError;
 
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};
+use super::token::Caller;
 use super::{Store, StoreError};
 use crate::model::{MembershipRow, PeerRow, PolicyRow, SnapshotRows};
 
@@ -39,7 +40,7 @@ impl Store {
 
     async fn read_snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
         let lease = self.lease(DOING).await?;
-        let (rows, cursor) = self.within(DOING, read(&lease, BEGIN, COMMIT)).await??;
+        let (rows, cursor) = self.within(DOING, read(lease.caller(), BEGIN, COMMIT)).await??;
         self.known_policies().extend(rows.policies.iter().map(|policy| policy.id.0));
         lease.done();
         *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.epoch.clone());
@@ -50,7 +51,7 @@ impl Store {
 /// Reads the rows of the gateway that the session is bound to, between these two statements. The outer
 /// error is the connection's, the inner one a row's.
 pub(super) async fn read(
-    client: &Client,
+    client: Caller<'_>,
     before: &str,
     after: &str,
 ) -> Result<Result<(SnapshotRows, Cursor), StoreError>, tokio_postgres::Error> {
@@ -101,12 +102,11 @@ impl Answers {
 
 /// Decodes rows as they arrive. `None`: this row is left out. The outer error is the connection's, the inner one a row's.
 async fn collect<T>(
-    client: &Client,
+    client: Caller<'_>,
     query: &str,
     decode: fn(&Row, &'static str) -> Result<Option<T>, StoreError>,
 ) -> Result<Result<Vec<T>, StoreError>, tokio_postgres::Error> {
-    let no_parameters = std::iter::empty::<(i32, tokio_postgres::types::Type)>();
-    let rows = client.query_typed_raw(query, no_parameters).await?;
+    let rows = client.stream(query).await?;
     let mut rows = std::pin::pin!(rows);
     let mut values = Vec::new();
     while let Some(row) = rows.try_next().await? {

@@ -146,3 +146,46 @@ fn unbound_role_is_a_finding_that_names_the_remedy() {
     assert_eq!(level, "warning", "an owner of the database can fix it: {text}");
     assert!(text.contains("run `gatepost grant <gateway> postgres`"), "{text}");
 }
+
+#[test]
+fn a_token_is_printed_once_and_alone_and_names_the_gateway() {
+    let site = Site::new("commands_pool");
+    site.as_owner(&["migrate"]).must_exit(0);
+    let unknown = site.as_owner(&["grant", "--token", "fra-1"]).must_exit(1);
+    assert!(unknown.stderr.contains("run `gatepost enroll` first"), "{}", unknown.stderr);
+    site.psql(
+        "insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
+         values ('fra-1', 'e:1', 'k', 1, '10.8.0.0/16')",
+    );
+    let grant = ["grant", "--token", "fra-1", "--pool-role", "commands_pool", "--create"];
+    let granted = site.as_owner(&grant).must_exit(0);
+    assert!(granted.stderr.contains("created role commands_pool\n"), "{}", granted.stderr);
+    assert!(granted.stdout.starts_with("gpt_") && granted.stdout.lines().count() == 1);
+    let kept =
+        "select count(*) from gatepost.gateway_token where digest = sha256($t$TOKEN$t$::bytea)";
+    assert_eq!(site.psql(&kept.replace("TOKEN", granted.stdout.trim())), "1");
+    let limit =
+        "select count(*) from pg_roles where rolname = 'commands_pool' and rolconnlimit = -1
+        and 'statement_timeout=35s' = any (rolconfig)";
+    assert_eq!(site.psql(limit), "1");
+
+    // The agent takes it from beside its configuration.
+    site.gatepost.write("db.token", &granted.stdout);
+    let (_, text, _) = site.finding("database");
+    assert!(!text.contains("token"), "{text}");
+    site.gatepost.write("db.token", "hunter2");
+    let wrong = site.gatepost.run(&["check"]).must_exit(78);
+    let said = wrong.stdout + &wrong.stderr;
+    assert!(said.contains("is no token: put what `gatepost grant --token` printed"), "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+
+    let again = site.as_owner(&["grant", "--token", "fra-1"]).must_exit(0);
+    assert!(again.stderr.contains("--keep-newest"), "{}", again.stderr);
+    let revoke = ["grant", "--revoke-tokens", "fra-1", "--keep-newest"];
+    let revoked = site.as_owner(&revoke).must_exit(0).stdout;
+    assert_eq!(revoked, "revoked 1 token of gateway fra-1\n");
+    site.gatepost.write("db.token", &granted.stdout);
+    let (_, text, _) = site.finding("database");
+    assert!(text.contains("the token of gateway fra-1 was revoked at"), "{text}");
+    site.as_owner(&["grant"]).must_exit(64);
+}

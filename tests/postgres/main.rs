@@ -36,6 +36,7 @@ mod rows;
 mod running;
 mod silence;
 mod surface;
+mod token;
 mod unannounced;
 mod unmigrate;
 mod waits;

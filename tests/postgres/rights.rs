@@ -39,7 +39,7 @@ async fn only_the_listed_functions_may_be_called() {
     let allowed: Vec<String> = world
         .admin
         .query(
-            "select p.proname::text from pg_proc p where p.pronamespace = 'gatepost'::regnamespace \
+            "select distinct p.proname::text from pg_proc p where p.pronamespace = 'gatepost'::regnamespace \
              and has_function_privilege($1::text, p.oid, 'execute') order by 1",
             &[&world.role],
         )

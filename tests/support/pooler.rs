@@ -29,7 +29,8 @@ impl Pooler {
         let settings = format!(
             "[databases]\n* = host={} port={}\n[pgbouncer]\npool_mode = transaction\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {folder}\n\
-             auth_type = trust\nauth_file = {folder}/users\ndefault_pool_size = 2\n",
+             auth_type = trust\nauth_file = {folder}/users\ndefault_pool_size = 2\n\
+             server_reset_query = RESET ALL\nserver_reset_query_always = 1\n",
             server.ip(),
             server.port(),
             folder = dir.display()

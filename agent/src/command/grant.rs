@@ -1,13 +1,14 @@
-//! `gatepost grant`: binds a database role to a gateway.
+//! `gatepost grant`: binds a database role or a token to a gateway, or lets a role ring.
 
-use gatepost::store::{self, CreateRole, Granted, Password};
+use gatepost::store::{self, CreateRole, Granted, GrantedToken, Password, Token};
 
 use crate::cli::GrantArgs;
 use crate::config::{Config, read_secret_file};
 use crate::database;
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::print;
+use crate::key_file::KeyFileError;
+use crate::output::{count, print};
 use crate::runtime;
 
 /// Binds the role to the gateway. Creates the role first, and lets it enroll once more, if asked to.
@@ -15,7 +16,6 @@ use crate::runtime;
 /// # Errors
 /// The database cannot be reached or refuses.
 pub fn grant(config: &Config, args: &GrantArgs) -> Result<Exit, CommandError> {
-    let (gateway, role) = (&*args.gateway, &*args.role);
     let password = args.role_password_file.as_deref();
     let password =
         password.map(|path| read_secret_file(path, "the role's password")).transpose()?;
@@ -23,6 +23,29 @@ pub fn grant(config: &Config, args: &GrantArgs) -> Result<Exit, CommandError> {
     let create = if args.create { CreateRole::IfAbsent(password) } else { CreateRole::No };
     let options = database::options(config)?;
     let runtime = runtime::on_this_thread()?;
+    if let Some(role) = &args.bell {
+        let created = runtime.block_on(store::grant_bell(&options, role, &create))?;
+        print(&describe_bell(role, created))?;
+        return Ok(Exit::Success);
+    }
+    if let Some(gateway) = &args.token {
+        let token = new_token()?;
+        let role = args.pool_role.as_deref();
+        let granting = store::grant_token(&options, gateway, &token, role, &create);
+        let granted = runtime.block_on(granting)?;
+        eprint!("{}", describe_token(gateway, role, &granted));
+        print(&format!("{}\n", token.expose()))?;
+        return Ok(Exit::Success);
+    }
+    if let Some(gateway) = &args.revoke_tokens {
+        let revoking = store::revoke_tokens(&options, gateway, args.keep_newest);
+        let revoked = runtime.block_on(revoking)?;
+        let revoked = count(usize::try_from(revoked).unwrap_or(usize::MAX), "token");
+        print(&format!("revoked {revoked} of gateway {gateway}\n"))?;
+        return Ok(Exit::Success);
+    }
+    // The command line requires both.
+    let (Some(gateway), Some(role)) = (&args.gateway, &args.role) else { return Ok(Exit::Usage) };
     let report = runtime.block_on(store::grant(&options, gateway, role, &create))?;
     print(&describe(gateway, role, &report))?;
     if args.enroll {
@@ -30,6 +53,38 @@ pub fn grant(config: &Config, args: &GrantArgs) -> Result<Exit, CommandError> {
         print(&format!("role {role} may enroll gateway {gateway} once more\n"))?;
     }
     Ok(Exit::Success)
+}
+
+fn new_token() -> Result<Token, CommandError> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(KeyFileError::Random)?;
+    let token = Token::from_random(&random);
+    random.fill(0);
+    Ok(token)
+}
+
+/// For standard error: standard output has the token alone, so that it can be written to a file.
+fn describe_token(gateway: &str, role: Option<&str>, granted: &GrantedToken) -> String {
+    let mut text = String::new();
+    if let (Some(role), true) = (role, granted.role_created) {
+        text.push_str(&format!("created role {role}\n"));
+    }
+    text.push_str(&format!(
+        "this token acts for gateway {gateway}; put it into database.token_file there. It is shown once\n"
+    ));
+    if granted.others > 0 {
+        text.push_str(&format!(
+            "earlier tokens of {gateway} that are valid: {}; once the agent has the new one, run \
+             `gatepost grant --revoke-tokens {gateway} --keep-newest`\n",
+            granted.others
+        ));
+    }
+    text
+}
+
+fn describe_bell(role: &str, created: bool) -> String {
+    let made = if created { format!("created role {role}\n") } else { String::new() };
+    made + &format!("role {role} may ring: name it in database.url of `gatepost bell`\n")
 }
 
 fn describe(gateway: &str, role: &str, report: &Granted) -> String {

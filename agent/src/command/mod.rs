@@ -98,6 +98,7 @@ fn configuration_of(source: Source, args: &DatabaseArgs) -> Result<Config, Confi
         config.database.url = Some(url);
         // The configured password and client certificate belong to another role.
         config.database.password_file = None;
+        config.database.token_file = None;
         config.database.tls_cert_file = None;
         config.database.tls_key_file = None;
         config.secret_search = SecretSearch::None;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use gatepost::model::KeyError;
 use gatepost::model::psk::PskKeysError;
+use gatepost::store::TokenError;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +50,12 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
         remedy: &'static str,
+    },
+    #[error("{} {source}", path.display())]
+    Token {
+        path: PathBuf,
+        #[source]
+        source: TokenError,
     },
     #[error("{what} in {} {source}; generate one with `gatepost key generate`", path.display())]
     Key {

@@ -4,13 +4,14 @@ use super::Config;
 
 /// These are read again on SIGHUP. No session depends on them.
 #[cfg(test)]
-pub(super) const READ_AGAIN: [&str; 15] = [
+pub(super) const READ_AGAIN: [&str; 16] = [
     "database.password_file",
     "database.require_auth",
     "database.tls",
     "database.tls_ca_file",
     "database.tls_cert_file",
     "database.tls_key_file",
+    "database.token_file",
     "firewall.deny_log",
     "gateway.psk_keys_file",
     "guard.lost_history",

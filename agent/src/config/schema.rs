@@ -95,6 +95,9 @@ pub struct Database {
     /// Default: credential `db_password`, else `db.password` beside the configuration, else none.
     /// A password in the URL takes precedence.
     pub password_file: Option<PathBuf>,
+    /// For gateways that log in as one role: names this one. Default: credential `db_token`, else
+    /// `db.token` beside the configuration, else none.
+    pub token_file: Option<PathBuf>,
     /// Default `auto`: verified over TCP, off over a local socket.
     pub tls: Tls,
     /// Authorities, or the server's own certificate. Default: the system's certificates.

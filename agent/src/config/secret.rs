@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use gatepost::model::PrivateKey;
 use gatepost::model::psk::PskKeys;
+use gatepost::store::Token;
 use zeroize::Zeroizing;
 
 use super::{Config, ConfigError};
@@ -34,6 +35,8 @@ impl fmt::Debug for SecretText {
 pub enum Secret {
     PrivateKey,
     DatabasePassword,
+    /// Names the gateway to a database that many share by one role.
+    DatabaseToken,
     /// The keys that open preshared keys.
     PskKeys,
 }
@@ -62,6 +65,7 @@ impl Secret {
         match self {
             Self::PrivateKey => "the private key",
             Self::DatabasePassword => "the database password",
+            Self::DatabaseToken => "the gateway's token",
             Self::PskKeys => "the sealing keys",
         }
     }
@@ -70,6 +74,7 @@ impl Secret {
         match self {
             Self::PrivateKey => config.gateway.private_key_file.as_deref(),
             Self::DatabasePassword => config.database.password_file.as_deref(),
+            Self::DatabaseToken => config.database.token_file.as_deref(),
             Self::PskKeys => config.gateway.psk_keys_file.as_deref(),
         }
     }
@@ -78,6 +83,7 @@ impl Secret {
         match self {
             Self::PrivateKey => &["private_key"],
             Self::DatabasePassword => &["db_password", "database_password"],
+            Self::DatabaseToken => &["db_token"],
             Self::PskKeys => &["psk_keys"],
         }
     }
@@ -86,6 +92,7 @@ impl Secret {
         match self {
             Self::PrivateKey => "private.key",
             Self::DatabasePassword => "db.password",
+            Self::DatabaseToken => "db.token",
             Self::PskKeys => "psk.keys",
         }
     }
@@ -120,6 +127,18 @@ pub fn read_database_password(config: &Config) -> Result<Option<SecretText>, Con
     optional(config, secret).map(|path| read(&path, secret.what(), CORRECT)).transpose()
 }
 
+/// Reads the gateway's token, if a file holds one.
+///
+/// # Errors
+/// [`ConfigError::Secret`] if the file is named or exists, and cannot be read; [`ConfigError::Token`]
+/// if it holds no token.
+pub fn read_database_token(config: &Config) -> Result<Option<Token>, ConfigError> {
+    let secret = Secret::DatabaseToken;
+    let Some(path) = optional(config, secret) else { return Ok(None) };
+    let token = read(&path, secret.what(), CORRECT)?.expose_text().parse();
+    token.map(Some).map_err(|source| ConfigError::Token { path, source })
+}
+
 /// Reads the keys that open preshared keys, if there are any.
 ///
 /// # Errors
@@ -151,7 +170,8 @@ pub fn exposure(path: &Path) -> Option<String> {
 /// The files of all secrets that exist.
 #[must_use]
 pub fn secret_files(config: &Config) -> Vec<PathBuf> {
-    let optional = [Secret::DatabasePassword, Secret::PskKeys].map(|it| optional(config, it));
+    let optional = [Secret::DatabasePassword, Secret::DatabaseToken, Secret::PskKeys];
+    let optional = optional.map(|it| self::optional(config, it));
     let tls_key = config.database.tls_key_file.as_deref().map(|path| config.path(path));
     let all = std::iter::once(private_key_file(config).path)
         .chain(optional.into_iter().flatten())

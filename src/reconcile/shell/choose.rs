@@ -78,6 +78,12 @@ pub async fn choose(
             let why = "sync.mode = \"listen\"";
             chosen(Mode::Listen, why, Some(listener), Until::Reconfigured, attached)
         }
+        // A session of a pool belongs to a gateway only for a transaction.
+        SyncMode::Auto if store.is_pooled() => {
+            let attached = store.attach(false).await?;
+            let why = "gateways with a token share sessions, in which none can listen";
+            chosen(Mode::Poll, why, None, Until::FleetChanges, attached)
+        }
         SyncMode::Auto => {
             let attached = store.attach(present == Some(Mode::Listen)).await?;
             let (mode, why) = suits(attached.gateways, present);

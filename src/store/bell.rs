@@ -1,0 +1,166 @@
+//! What a bell asks and tells the database. Its role may call these functions and no other.
+
+use std::time::SystemTime;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
+use uuid::Uuid;
+
+use super::decode::Columns;
+use super::merge::{Merged, merged};
+use super::{Store, StoreError};
+use crate::model::GatewayId;
+
+/// Which bell rings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// This one.
+    Here {
+        /// It did not ring before.
+        took_over: bool,
+    },
+    /// Another one, of this name, by the database's clock since.
+    Elsewhere { holder: String, since: Option<SystemTime> },
+}
+
+/// Whom the changes since the last call concern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ring {
+    /// Another bell rings.
+    NotHeld,
+    Everyone,
+    /// Possibly none.
+    Gateways(Vec<GatewayId>),
+}
+
+/// The bell that rings or rang last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownBell {
+    pub holder: String,
+    pub since: Option<SystemTime>,
+    pub heard_at: Option<SystemTime>,
+    /// It was heard of in the last three seconds.
+    pub is_alive: bool,
+    /// How many gateways' agents were there in the last five minutes.
+    pub gateways: i64,
+}
+
+impl Store {
+    /// Makes the bell of this name the one that rings, or keeps it so, unless another one was heard of in
+    /// the last three seconds. To be called each second.
+    ///
+    /// # Errors
+    /// [`StoreError::NoBell`]: the role may not. Any other [`StoreError`] of the connection.
+    pub async fn hold_bell(&self, name: &str) -> Result<Held, StoreError> {
+        const DOING: &str = "hold the bell";
+        let query = "select is_held, holder, since, took_over from gatepost.hold_bell($1)";
+        let row = self.ask_as_bell(DOING, query, &[(&name, Type::TEXT)]).await?;
+        let columns = Columns::of(&row, DOING);
+        if columns.get(0)? {
+            return Ok(Held::Here { took_over: columns.get(3)? });
+        }
+        let holder = columns.get::<Option<String>>(1)?.unwrap_or_default();
+        Ok(Held::Elsewhere { holder, since: columns.get(2)? })
+    }
+
+    /// Lets another bell take over at once.
+    ///
+    /// # Errors
+    /// As [`Store::hold_bell`].
+    pub async fn leave_bell(&self, name: &str) -> Result<(), StoreError> {
+        let query = "select gatepost.leave_bell($1)";
+        self.as_bell("leave the bell", query, &[(&name, Type::TEXT)]).await.map(drop)
+    }
+
+    /// Whom to ring for the changes that were committed since the last call. After an error the answer
+    /// may be lost: then everyone is to be rung.
+    ///
+    /// # Errors
+    /// As [`Store::hold_bell`].
+    pub async fn ring(&self, name: &str) -> Result<Ring, StoreError> {
+        const DOING: &str = "look for changes";
+        let query = "select is_held, everyone, gateways from gatepost.ring($1)";
+        let row = self.ask_as_bell(DOING, query, &[(&name, Type::TEXT)]).await?;
+        let columns = Columns::of(&row, DOING);
+        Ok(match (columns.get(0)?, columns.get(1)?) {
+            (false, _) => Ring::NotHeld,
+            (true, true) => Ring::Everyone,
+            (true, false) => {
+                Ring::Gateways(columns.get::<Vec<Uuid>>(2)?.into_iter().map(GatewayId).collect())
+            }
+        })
+    }
+
+    /// The bell that rings or rang last.
+    ///
+    /// # Errors
+    /// As [`Store::hold_bell`].
+    pub async fn known_bell(&self) -> Result<Option<KnownBell>, StoreError> {
+        const DOING: &str = "ask which bell rings";
+        // A time of infinity is none that the driver knows.
+        let query = "select holder, since, nullif(heard_at, '-infinity'), is_alive, gateways \
+                     from gatepost.bells()";
+        let rows = self.as_bell(DOING, query, &[]).await?;
+        let known = |row| {
+            let columns = Columns::of(row, DOING);
+            Ok(KnownBell {
+                holder: columns.get(0)?,
+                since: columns.get(1)?,
+                heard_at: columns.get(2)?,
+                is_alive: columns.get(3)?,
+                gateways: columns.get(4)?,
+            })
+        };
+        rows.first().map(known).transpose()
+    }
+
+    /// Gateways whose reports wait to be merged.
+    ///
+    /// # Errors
+    /// As [`Store::hold_bell`].
+    pub async fn unmerged(&self) -> Result<Vec<GatewayId>, StoreError> {
+        const DOING: &str = "ask whose reports wait";
+        let rows = self.as_bell(DOING, "select gatepost.unmerged()", &[]).await?;
+        let id = |row| Columns::of(row, DOING).get::<Uuid>(0).map(GatewayId);
+        rows.iter().map(id).collect()
+    }
+
+    /// As [`Store::merge`], of any gateway.
+    ///
+    /// # Errors
+    /// As [`Store::hold_bell`].
+    pub async fn merge_gateway(&self, gateway: GatewayId) -> Result<Merged, StoreError> {
+        let query = "select why, since, lost from gatepost.merge_gateway($1)";
+        let rows = self.as_bell("merge reports", query, &[(&gateway.0, Type::UUID)]).await?;
+        merged(&rows)
+    }
+
+    async fn ask_as_bell(
+        &self,
+        doing: &'static str,
+        query: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Row, StoreError> {
+        let mut rows = self.as_bell(doing, query, parameters).await?;
+        // Each of these functions returns one row.
+        rows.pop().ok_or_else(|| StoreError::Closed { place: Box::new(self.place.clone()) })
+    }
+
+    async fn as_bell(
+        &self,
+        doing: &'static str,
+        query: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, StoreError> {
+        let asked = async {
+            let lease = self.lease(doing).await?;
+            let rows = self.within(doing, lease.query_typed(query, parameters)).await?;
+            lease.done();
+            Ok(rows)
+        };
+        asked.await.map_err(|error| match error {
+            StoreError::NoRights { place, .. } => StoreError::NoBell { place },
+            error => error,
+        })
+    }
+}

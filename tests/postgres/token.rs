@@ -1,0 +1,274 @@
+//! Gateways behind one pool: one role, and a token in each call.
+
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use gatepost::model::DeviceId;
+use gatepost::reconcile::{Mode, SyncMode, choose};
+use gatepost::store::{
+    AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Entity, Handshake, Polled,
+    Read, Store, StoreError, Token, grant_token, revoke_tokens,
+};
+
+use crate::postgres::Cluster;
+use crate::postgres::pooler::Pooler;
+use crate::world::{World, client, insert_gateway, options};
+
+fn token(seed: u8) -> Token {
+    Token::from_random(&[seed; 32])
+}
+
+/// The role that gateways log in as, and whose token acts for which gateway.
+struct Pool {
+    world: World,
+    role: String,
+}
+
+impl Pool {
+    /// Gateway g1 has token 1, and g2 token 2.
+    async fn new() -> (Self, Uuid) {
+        let world = World::new().await;
+        let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
+        let role = format!("{}_pool", world.database);
+        let admin = options("postgres", &world.database);
+        let create = CreateRole::IfAbsent(None);
+        let first = grant_token(&admin, "g1", &token(1), Some(&role), &create).await.unwrap();
+        assert!(first.role_created && first.others == 0, "{first:?}");
+        grant_token(&admin, "g2", &token(2), Some(&role), &create).await.unwrap();
+        (Self { world, role }, other)
+    }
+
+    fn url(&self) -> String {
+        Cluster::shared().socket_url(&self.role, &self.world.database)
+    }
+
+    fn store(&self, token: Token) -> Store {
+        let options = ConnectOptions { token: Some(token), ..ConnectOptions::new(self.url()) };
+        Store::connect(&options).unwrap()
+    }
+
+    async fn stolen(&self) -> Client {
+        client(&self.role, &self.world.database).await
+    }
+}
+
+#[tokio::test]
+async fn a_token_shows_its_own_gateway_and_no_other() {
+    let (pool, other) = Pool::new().await;
+    let mine = pool.world.peer(pool.world.gateway, "ann").await;
+    let theirs = pool.world.peer(other, "bob").await;
+    let (first, second) = (pool.store(token(1)), pool.store(token(2)));
+    assert!(first.is_pooled() && !pool.world.store.is_pooled());
+    assert_eq!(first.hello().await.unwrap().gateway_id.0, pool.world.gateway);
+    assert_eq!(second.hello().await.unwrap().gateway_id.0, other);
+    for (store, device) in [(&first, mine.device), (&second, theirs.device)] {
+        let (rows, _) = store.snapshot().await.unwrap();
+        let devices: Vec<_> = rows.peers.iter().map(|peer| peer.device_id.0).collect();
+        assert_eq!(devices, [device]);
+    }
+    // By a token of one, rows of the other.
+    let stolen = pool.stolen().await;
+    let (text, asked) = (token(1), vec![theirs.device]);
+    let query = "select * from gatepost.peers_by_device($1, $2)";
+    let rows = stolen.query(query, &[&text.expose(), &asked]).await.unwrap();
+    assert!(rows.is_empty());
+    let query = "select gatepost.report($1, $2, array[now()], array[now()])";
+    stolen.query(query, &[&text.expose(), &asked]).await.unwrap();
+    let seen = format!("select count(*) from gatepost.seen where device_id = '{}'", theirs.device);
+    assert_eq!(pool.world.count(&seen).await, 0);
+}
+
+#[tokio::test]
+async fn wrong_and_revoked_tokens_and_none_are_told_apart() {
+    let (pool, _) = Pool::new().await;
+    let admin = options("postgres", &pool.world.database);
+    let refusal = async |store: Store| {
+        let error = store.hello().await.unwrap_err();
+        assert!(matches!(error, StoreError::TokenRefused { .. }), "{error}");
+        assert!(!error.is_transient());
+        error.to_string()
+    };
+    let wrong = refusal(pool.store(token(9))).await;
+    assert!(wrong.starts_with("the token is bound to no gateway: run `gatepost grant"), "{wrong}");
+    assert!(!wrong.contains(token(9).expose()));
+
+    // A new one is valid beside the former, until that is revoked.
+    let granted = grant_token(&admin, "g1", &token(3), None, &CreateRole::No).await.unwrap();
+    assert_eq!(granted.others, 1);
+    pool.store(token(1)).hello().await.unwrap();
+    assert_eq!(revoke_tokens(&admin, "g1", true).await.unwrap(), 1);
+    let revoked = refusal(pool.store(token(1))).await;
+    assert!(revoked.starts_with("the token of gateway g1 was revoked at "), "{revoked}");
+    assert!(revoked.contains("`gatepost grant --token g1`"), "{revoked}");
+    pool.store(token(3)).hello().await.unwrap();
+    pool.store(token(2)).hello().await.unwrap();
+    assert_eq!(revoke_tokens(&admin, "g1", false).await.unwrap(), 1);
+    refusal(pool.store(token(3))).await;
+
+    // The role alone acts for no gateway.
+    let error =
+        Store::connect(&ConnectOptions::new(pool.url())).unwrap().hello().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unbound { .. }), "{error}");
+    // A role of its own needs no token, and a token is no right to use a role.
+    pool.world.store.hello().await.unwrap();
+    let nowhere = grant_token(&admin, "g9", &token(4), None, &CreateRole::No).await.unwrap_err();
+    assert!(
+        nowhere.to_string().contains("no gateway named g9: run `gatepost enroll`"),
+        "{nowhere}"
+    );
+    pool.world.run("delete from gateways where name = 'g2'").await;
+    let error = pool.store(token(2)).hello().await.unwrap_err();
+    assert!(matches!(error, StoreError::GatewayUnknown { .. }), "{error}");
+}
+
+/// The rights of a role of its own, and of the pool's role: the same functions, and no table.
+#[tokio::test]
+async fn the_role_of_a_pool_can_call_the_same_functions_and_read_no_table() {
+    let (pool, _) = Pool::new().await;
+    let stolen = pool.stolen().await;
+    let callable = |with_token: bool| {
+        format!(
+            "select array(select p.proname::text from pg_proc p
+                where p.pronamespace = 'gatepost'::regnamespace
+                    and has_function_privilege(p.oid, 'execute')
+                    and (p.proargnames[1] is not distinct from 'token') = {with_token} order by 1)"
+        )
+    };
+    let own: Vec<String> = stolen.query_one(&callable(false), &[]).await.unwrap().get(0);
+    let by_token: Vec<String> = stolen.query_one(&callable(true), &[]).await.unwrap().get(0);
+    let without = ["changes", "enroll", "misfits", "poll", "prune", "synced", "unwatched"];
+    let expected: Vec<_> = own.iter().filter(|it| !without.contains(&&***it)).collect();
+    assert_eq!(by_token.iter().collect::<Vec<_>>(), expected);
+
+    let tables = "select array(select c.oid::regclass::text from pg_class c
+        where c.relnamespace in ('public'::regnamespace, 'gatepost'::regnamespace)
+            and c.relkind in ('r', 'v'))";
+    let tables: Vec<String> = pool.world.admin.query_one(tables, &[]).await.unwrap().get(0);
+    assert!(tables.contains(&"gatepost.gateway_token".to_owned()), "{tables:?}");
+    for table in tables {
+        for statement in [format!("select from {table}"), format!("delete from {table}")] {
+            let error = stolen.execute(&statement, &[]).await.unwrap_err();
+            let code = error.code().unwrap().code().to_owned();
+            assert!(["42501", "55000"].contains(&&*code), "{statement}: {error}");
+        }
+    }
+}
+
+/// None of the functions with a token asks whom the session's role acts for, in no call below it.
+#[tokio::test]
+async fn no_function_with_a_token_acts_for_the_role_of_the_session() {
+    let (pool, _) = Pool::new().await;
+    // For each function whether it is with a token, and the functions that its body calls.
+    let query = "select p.proname::text, p.proargnames[1] is not distinct from 'token',
+            body ~ 'gatepost\\.me\\(\\)' or body like '%session_user%',
+            array(select distinct m[1] || case when m[2] like 'token%' then '+' else '' end
+                from regexp_matches(body, 'gatepost\\.([a-z_]+)\\(([a-z]*)', 'g') m)
+        from pg_proc p
+        cross join lateral regexp_replace(p.prosrc, '--[^\\n]*', '', 'g') body
+        where p.pronamespace = 'gatepost'::regnamespace";
+    let mut functions = std::collections::BTreeMap::new();
+    for row in pool.world.admin.query(query, &[]).await.unwrap() {
+        let (name, with_token): (String, bool) = (row.get(0), row.get(1));
+        let name = name + if with_token { "+" } else { "" };
+        functions.insert(name, (row.get::<_, bool>(2), row.get::<_, Vec<String>>(3)));
+    }
+    let mut waiting: Vec<_> =
+        functions.keys().filter(|name| name.ends_with('+')).cloned().collect();
+    assert!(waiting.len() > 20, "{waiting:?}");
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(name) = waiting.pop() {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        let Some((asks_session, calls)) = functions.get(&name) else { continue };
+        // It only decides what a session may remember; the owner tries reports by its role.
+        let is_known = ["history", "try_reports+"].contains(&&*name);
+        assert!(is_known || !asks_session, "{name} acts for the session's role");
+        waiting.extend(calls.iter().cloned());
+    }
+}
+
+/// A session that another gateway had before, who left in it what it could.
+#[tokio::test]
+async fn what_another_gateway_left_in_a_session_is_not_believed() {
+    let (pool, _) = Pool::new().await;
+    let honest = pool.store(token(1)).hello().await.unwrap();
+    let (_, cursor) = pool.store(token(1)).snapshot().await.unwrap();
+    let session = pool.stolen().await;
+    let left = "set gatepost.server = 'forged'; set gatepost.gateway = 'forged';
+        create temp table gateway_token (digest bytea, gateway_name text, gateway_id uuid);
+        create temp table gateways (id uuid); set search_path = pg_temp, gatepost, public";
+    session.batch_execute(left).await.unwrap();
+    let query = "select epoch, gateway_id from gatepost.hello($1)";
+    let row = session.query_one(query, &[&token(1).expose()]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), cursor.epoch);
+    assert_eq!(row.get::<_, Uuid>(1), honest.gateway_id.0);
+    let news = "select news from gatepost.news($1, $2, $3)";
+    let row = session.query_one(news, &[&token(1).expose(), &cursor.snapshot, &cursor.epoch]).await;
+    assert!(!row.unwrap().get::<_, bool>(0), "its cursor is of the same history");
+}
+
+/// Through PgBouncer in transaction mode with two sessions, all that an agent does.
+#[tokio::test]
+async fn an_agent_does_all_its_work_by_token_through_a_pool() {
+    let (pool, other) = Pool::new().await;
+    let server = ([127, 0, 0, 1], Cluster::shared().port).into();
+    let pooler = Pooler::start(server, &pool.role, "");
+    let dir = pooler.dir.to_str().unwrap().replace('/', "%2F");
+    let url = format!("postgres://{}@{dir}:{}/{}", pool.role, pooler.port, pool.world.database);
+    let connect = |seed| {
+        let options = ConnectOptions { token: Some(token(seed)), ..ConnectOptions::new(&url) };
+        Store::connect(&options).unwrap()
+    };
+    let (first, second) = (connect(1), connect(2));
+    first.hello().await.unwrap();
+    let (_, cursor) = first.snapshot().await.unwrap();
+    let (_, others) = second.snapshot().await.unwrap();
+    first.attach(false).await.unwrap();
+    second.attach(false).await.unwrap();
+    let ann = pool.world.peer(pool.world.gateway, "ann").await;
+    assert_eq!(first.poll(&cursor).await.unwrap(), Polled::News);
+    let (mine, theirs) = tokio::join!(first.changes(&cursor), second.changes(&others));
+    let Read::Changed(rows, _) = mine.unwrap() else { panic!("missed the peer") };
+    assert_eq!(rows.peers[&ann.device.into()].len(), 1);
+    assert!(matches!(theirs.unwrap(), Read::Nothing(..)), "a peer of another gateway");
+
+    let now = SystemTime::now() - Duration::from_secs(1);
+    let device_id: DeviceId = ann.device.into();
+    let handshake = Handshake { device_id, first_at: now, seen_at: now, connected_at: None };
+    first.report(&[handshake]).await.unwrap();
+    let gateway = first.hello().await.unwrap().gateway_id;
+    let entry = AuditEntry {
+        event: AuditEvent::GatewayStarted,
+        entity: Entity::Gateway(gateway),
+        device_id: None,
+        ip_address: None,
+        status: AuditStatus::Success,
+        message: "started".into(),
+        metadata: serde_json::json!({}),
+    };
+    assert_eq!(first.audit(&[entry]).await.settled, 1);
+    assert!(first.synced(now).await.unwrap());
+    first.merge().await.unwrap();
+    assert_eq!(first.try_reports().await.unwrap(), Vec::<String>::new());
+    assert_eq!(first.hosts().await.unwrap().len(), 1);
+    assert_eq!(second.hosts().await.unwrap().len(), 0);
+    first.leave().await.unwrap();
+    assert!(first.unwatched().await.unwrap().is_empty());
+    first.prune(Duration::from_secs(86_400)).await.unwrap();
+    let reported = format!(
+        "select count(*) from devices d, gateways g, audit_logs a
+         where d.last_seen_at is not null and g.last_sync_at is not null
+             and g.id = '{}' and a.entity_id = g.id and a.message = 'started'",
+        pool.world.gateway
+    );
+    assert_eq!(pool.world.count(&reported).await, 1);
+    let hello = first.hello().await.unwrap();
+    let chosen = choose(&first, SyncMode::Auto, &hello, None).await.unwrap();
+    assert_eq!(chosen.mode, Mode::Poll);
+    let untouched =
+        format!("select count(*) from gateways where id = '{other}' and last_sync_at is null");
+    assert_eq!(pool.world.count(&untouched).await, 1);
+}
