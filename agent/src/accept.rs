@@ -94,9 +94,11 @@ pub async fn serve<L, F>(
     /// After a failure such as too many open files: time for some to be closed.
     const PAUSE: Duration = Duration::from_millis(100);
     let mut places = Places { taken: Vec::new(), at_once, changed: Arc::default(), kind: client };
+    let mut refusing = false;
     loop {
         match listener.next().await {
             Ok((stream, client)) => {
+                refusing = false;
                 places.make_room_for(&client).await;
                 let turn = Turn::of_client(Arc::clone(&places.changed));
                 places.take(client, turn.clone(), answer(stream, turn));
@@ -104,7 +106,10 @@ pub async fn serve<L, F>(
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a {client}: {error}");
+                // Once for each time that the process is out of descriptors, say.
+                if !std::mem::replace(&mut refusing, true) {
+                    tracing::warn!(%error, "cannot accept a {client}: {error}");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

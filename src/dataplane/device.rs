@@ -6,6 +6,7 @@
 //! ```
 
 mod allowed;
+mod edit;
 mod engine;
 mod error;
 mod request;

@@ -127,16 +127,16 @@ impl<F: Firewall> Host<F> {
     }
 
     /// What does WireGuard on this link; `None`: nothing that we may use.
-    fn backend_of(&self, link: &Link) -> Option<BackendInUse> {
-        match (link.kind.as_str(), self.settings.backend) {
+    fn backend_of(&self, link: &Link) -> Result<Option<BackendInUse>, DataplaneError> {
+        Ok(match (link.kind.as_str(), self.settings.backend) {
             (KIND_WIREGUARD, Backend::Auto | Backend::Kernel) => Some(BackendInUse::Kernel),
             (KIND_TUN, Backend::Auto | Backend::Userspace)
-                if wireguard::answers(&self.settings.interface) =>
+                if wireguard::answers(&self.settings.interface)? =>
             {
                 Some(BackendInUse::Userspace)
             }
             _ => None,
-        }
+        })
     }
 
     /// Our interface, and other links with our mark.
@@ -230,7 +230,7 @@ impl<F: Firewall> Dataplane for Host<F> {
         reading.state.strays = others.into_iter().filter_map(marked).collect();
         self.link_index = interface.as_ref().map(|link| link.index);
         let Some(link) = interface else { return Ok(reading) };
-        let Some(backend) = self.backend_of(&link) else {
+        let Some(backend) = self.backend_of(&link)? else {
             let device = DeviceReading::default();
             let interface = self.read_interface(&link, &device)?;
             let owner = LinkOwner::Foreign(link.kind);

@@ -2,28 +2,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use gotatun::device::configure::{DeviceRead, DeviceWrite, PeerMut, PeerStats};
-use gotatun::device::{Device, DeviceBuilder, Error, Peer};
+use gotatun::device::configure::{DeviceRead, DeviceWrite, PeerStats};
+use gotatun::device::{Device, DeviceBuilder, Error};
 use gotatun::x25519::{PublicKey as Point, StaticSecret};
-use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use zeroize::Zeroizing;
 
 use super::allowed::Allowed;
+use super::edit::{Edit, Modification, networks};
 use super::request::{PeerChange, Set};
 use super::transport::{Ports, Tun};
 use crate::dataplane::wireguard::hex;
 use crate::model::{AllowedIps, PublicKey};
 
-type Transports = (Ports, Tun, Tun);
+pub(super) type Transports = (Ports, Tun, Tun);
 
 /// How long the first message of a handshake may take to leave; the answer is not awaited.
 const SEND_TIMEOUT: Duration = Duration::from_millis(50);
+/// A session ends after this time at the latest (REJECT_AFTER_TIME).
+const SESSION: Duration = Duration::from_secs(180);
+/// The engine's timers tick each 250 ms.
+const TICK: Duration = Duration::from_millis(400);
 /// Two readings of one handshake's age differ by less.
 const AGE_TOLERANCE: Duration = Duration::from_secs(1);
 
@@ -94,6 +98,7 @@ impl Engine {
         }
         let mut opened: BTreeSet<PublicKey> =
             set.peers.iter().filter(|peer| peer.open_session).map(|peer| peer.key).collect();
+        let former_port = self.port;
         if let Some(key) = set.private_key
             && self.set_key(&key, set.listen_port).await?
         {
@@ -112,7 +117,37 @@ impl Engine {
         self.device.write(apply).await.and_then(|marked| marked).map_err(errno)?;
         self.handshakes.retain(|key, _| self.allowed.of(key).is_some());
         self.open_sessions(&opened).await;
+        if self.port != former_port && self.has_key {
+            self.speak_to_all().await;
+        }
         Ok(())
+    }
+
+    /// Sends a keepalive to all peers with a session: they send to the former port until they hear from
+    /// the new one, and would notice only 15 s later.
+    async fn speak_to_all(&self) {
+        let peers = self.device.peers().await;
+        let live = |peer: &&PeerStats| peer.stats.last_handshake.is_some_and(|age| age < SESSION);
+        let keepalives: Vec<(Point, Option<u16>)> = peers
+            .iter()
+            .filter(live)
+            .map(|PeerStats { peer, .. }| (peer.public_key, peer.keepalive))
+            .collect();
+        if keepalives.is_empty() {
+            return;
+        }
+        // The engine sends one at its next tick after keepalives were switched on.
+        let set = async |keepalive: fn(Option<u16>) -> Option<u16>| {
+            let all = async |device: &mut DeviceWrite<'_, Transports>| {
+                for (key, usual) in &keepalives {
+                    device.modify_peer(key, |peer| peer.set_keepalive(keepalive(*usual))).await;
+                }
+            };
+            self.device.write(all).await
+        };
+        let _ = set(|_| None).await.and(set(|usual| usual.or(Some(1))).await);
+        tokio::time::sleep(TICK).await;
+        let _ = set(|usual| usual).await;
     }
 
     /// Returns whether the key is another one now, which ends all sessions.
@@ -276,84 +311,6 @@ async fn describe(
         let _ = writeln!(text, "fwmark={fwmark}");
     }
     device.peers().await
-}
-
-/// One change of a peer in the engine.
-enum Edit {
-    Remove(PublicKey),
-    Add(Box<Peer>),
-    Modify(Modification),
-}
-
-/// A change of a peer that is there. What is `None` stays as it is.
-struct Modification {
-    key: PublicKey,
-    preshared_key: Option<Option<[u8; 32]>>,
-    endpoint: Option<SocketAddr>,
-    keepalive_secs: Option<u16>,
-    prefixes: Vec<IpNetwork>,
-}
-
-impl Edit {
-    /// With `reset`, what the change does not name is as in a new peer.
-    fn of(change: &PeerChange, prefixes: Vec<IpNetwork>, is_there: bool, reset: bool) -> Self {
-        let preshared_key = change.preshared_key.as_ref();
-        let preshared_key = preshared_key.map(|key| key.as_ref().map(|key| *key.expose_bytes()));
-        if is_there {
-            return Self::Modify(Modification {
-                preshared_key: preshared_key.or(reset.then_some(None)),
-                endpoint: change.endpoint,
-                keepalive_secs: change.keepalive_secs.or(reset.then_some(0)),
-                ..Modification::of(change.key, prefixes)
-            });
-        }
-        let mut peer = Peer::new(Point::from(*change.key.as_bytes()));
-        peer.preshared_key = preshared_key.flatten();
-        peer.endpoint = change.endpoint;
-        peer.keepalive = change.keepalive_secs.filter(|secs| *secs != 0);
-        peer.allowed_ips = prefixes;
-        Self::Add(Box::new(peer))
-    }
-
-    async fn apply(self, device: &mut DeviceWrite<'_, Transports>) {
-        match self {
-            Self::Remove(key) => {
-                device.remove_peer(&Point::from(*key.as_bytes())).await;
-            }
-            Self::Add(peer) => {
-                device.add_peer(*peer);
-            }
-            Self::Modify(change) => {
-                let key = Point::from(*change.key.as_bytes());
-                device.modify_peer(&key, |peer| change.apply(peer)).await;
-            }
-        }
-    }
-}
-
-impl Modification {
-    const fn of(key: PublicKey, prefixes: Vec<IpNetwork>) -> Self {
-        Self { key, preshared_key: None, endpoint: None, keepalive_secs: None, prefixes }
-    }
-
-    fn apply(self, peer: &mut PeerMut) {
-        if let Some(preshared_key) = self.preshared_key {
-            peer.set_preshared_key(preshared_key);
-        }
-        if self.endpoint.is_some() {
-            peer.set_endpoint(self.endpoint);
-        }
-        if let Some(secs) = self.keepalive_secs {
-            peer.set_keepalive(Some(secs).filter(|secs| *secs != 0));
-        }
-        peer.clear_allowed_ips();
-        peer.add_allowed_ips(self.prefixes);
-    }
-}
-
-fn networks(prefixes: &AllowedIps) -> Vec<IpNetwork> {
-    let network = |prefix: ipnet::IpNet| IpNetwork::new(prefix.addr(), prefix.prefix_len()).ok();
-    prefixes.iter().filter_map(network).collect()
 }
 
 /// The engine closes its socket before it opens another, so the port is tried here first.

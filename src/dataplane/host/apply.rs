@@ -119,7 +119,7 @@ impl<F: Firewall> Host<F> {
         let name = &self.settings.interface;
         let gone = DataplaneError::NoLink(name.as_str().into());
         let link = self.find()?.filter(|link| Some(link.index) == self.link_index).ok_or(gone)?;
-        match self.backend_of(&link) {
+        match self.backend_of(&link)? {
             Some(backend) => Ok((link, backend)),
             None => Err(DataplaneError::ForeignLink { name: link.name, kind: link.kind }),
         }
@@ -148,7 +148,7 @@ impl<F: Firewall> Host<F> {
     /// One that does neither hangs, and is ended.
     fn await_device_without_link(&mut self, name: &InterfaceName) -> Result<(), DataplaneError> {
         let asked = Instant::now();
-        while wireguard::answers(name) && self.find()?.is_none() {
+        while wireguard::answers(name)? && self.find()?.is_none() {
             if asked.elapsed() > DEVICE_PATIENCE {
                 return Ok(abandon_device(name)?);
             }
@@ -266,7 +266,9 @@ impl<F: Firewall> Host<F> {
                 Ok(userspace.set_private_key(private_key)?)
             }
             (Step::SetListenPort { port }, BackendInUse::Kernel) => {
-                in_kernel(kernel.set_listen_port(index, *port))
+                in_kernel(kernel.set_listen_port(index, *port))?;
+                call_peers(kernel, index, observed);
+                Ok(())
             }
             (Step::SetListenPort { port }, BackendInUse::Userspace) => {
                 Ok(userspace.set_listen_port(*port)?)
@@ -303,7 +305,7 @@ impl<F: Firewall> Host<F> {
     }
 }
 
-/// Who cannot be called begins the next session itself.
+/// Lost sessions begin anew, and peers send to the port that they hear from. Who cannot be called begins the next session itself.
 fn call_peers(kernel: &mut Kernel, index: u32, observed: &ObservedState) {
     if let Err(error) = kernel.call_peers(index, &observed.peers) {
         debug!(%error, "lost sessions are left to their clients: {error}");

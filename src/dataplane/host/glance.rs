@@ -13,7 +13,7 @@ impl<F: Firewall> Host<F> {
         let (interface, routes) = (None, BTreeMap::new());
         let nothing = Glance { interface, routes, routing, firewall_is_current };
         let Some(link) = self.find()? else { return Ok(nothing) };
-        let Some(backend) = self.backend_of(&link) else { return Ok(nothing) };
+        let Some(backend) = self.backend_of(&link)? else { return Ok(nothing) };
         let name = &self.settings.interface;
         let device = match backend {
             BackendInUse::Kernel => self

@@ -72,7 +72,7 @@ impl<F: Firewall> Host<F> {
     fn stop_device_of(&self, link: &Link) -> Result<(), DataplaneError> {
         let names = [link.name.parse().ok(), Some(self.settings.interface.clone())];
         let mut names = names.into_iter().flatten();
-        match names.find(wireguard::answers) {
+        match names.find(|name| wireguard::answers(name).unwrap_or(false)) {
             Some(name) => Ok(stop_device(&name)?),
             None => Ok(()),
         }

@@ -16,6 +16,8 @@ pub enum UserspaceError {
          restart gatepost-device@{name}, or end its process: the agent starts it again)"
     )]
     Silent { name: InterfaceName, source: io::Error },
+    #[error("this process cannot ask the userspace device {name}: raise its limits (LimitNOFILE=)")]
+    Unasked { name: InterfaceName, source: io::Error },
     #[error(
         "process {pid} of user {uid} has the name @gatepost/{name} of the userspace device {name} \
          and gets no key: end it (kill {pid}); only root and the agent's own user may have that name"

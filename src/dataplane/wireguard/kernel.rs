@@ -98,7 +98,7 @@ impl Kernel {
     }
 
     /// Begins a handshake with those of the peers that had a session until now: a link that was down, or
-    /// had another key, has forgotten it, and its clients would notice only 15 s later.
+    /// had another key or port, has lost it, and its clients would notice only 15 s later.
     pub fn call_peers(
         &mut self,
         link_index: u32,

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt::PeerCredentials,
 };
@@ -84,10 +85,14 @@ pub(crate) fn open(name: &InterfaceName) -> Result<Connection, UserspaceError> {
 /// Whether a device of this name is there. One that hangs is.
 ///
 /// # Errors
-/// [`UserspaceError::Stranger`].
+/// [`UserspaceError::Stranger`]. [`UserspaceError::Unasked`] if this process cannot ask, because it has no
+/// file descriptor or memory left.
 pub(crate) fn is_there(name: &InterfaceName) -> Result<bool, UserspaceError> {
     match open(name) {
         Ok(_) => Ok(true),
+        Err(UserspaceError::Silent { name, source }) if is_out_of_something(&source) => {
+            Err(UserspaceError::Unasked { name, source })
+        }
         Err(UserspaceError::Silent { source, .. }) => {
             Ok(source.kind() == io::ErrorKind::WouldBlock)
         }
@@ -95,9 +100,20 @@ pub(crate) fn is_there(name: &InterfaceName) -> Result<bool, UserspaceError> {
     }
 }
 
+fn is_out_of_something(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
+}
+
 /// Whether a device of this name is there and may be used.
-pub(crate) fn answers(name: &InterfaceName) -> bool {
-    is_there(name).is_ok_and(|there| there)
+///
+/// # Errors
+/// [`UserspaceError::Unasked`]
+pub(crate) fn answers(name: &InterfaceName) -> Result<bool, UserspaceError> {
+    match is_there(name) {
+        Err(UserspaceError::Stranger { .. }) => Ok(false),
+        asked => asked,
+    }
 }
 
 /// The number of the device's process.
