@@ -2,31 +2,12 @@
 
 use std::time::Duration;
 
-use crate::lab::{Agent, Client, Fault, LAN_SERVER, Lab, eventually, policy_rows};
+use super::{SPACING_MS, Scene};
+use crate::lab::{Fault, LAN_SERVER, Lab, eventually};
 
-const SPACING_MS: u32 = 20;
 /// A client would begin a session anew only after 15 s.
 const SESSION_ANEW: Duration = Duration::from_secs(4);
 const REPAIR: Duration = Duration::from_secs(1);
-
-/// A gateway with a client that reaches the LAN.
-fn open() -> (Lab, Client, Agent) {
-    let lab = Lab::open();
-    let alice = lab.client("alice");
-    lab.database.exec(&alice.rows());
-    lab.database.exec(&policy_rows("office", "alice", "10.20.0.0/24"));
-    let agent = lab.start();
-    alice.connect();
-    eventually("the LAN answers", || alice.reaches(LAN_SERVER));
-    eventually("the session is known", || {
-        lab.database.holds("exists (select from devices where last_seen_at is not null)")
-    });
-    (lab, alice, agent)
-}
-
-fn repairs(lab: &Lab) -> u64 {
-    lab.status()["sync"]["drift_repaired"].as_u64().unwrap()
-}
 
 fn ip(lab: &Lab, commands: &str) {
     for command in commands.replace("LINK", &lab.link()).split("; ") {
@@ -36,7 +17,8 @@ fn ip(lab: &Lab, commands: &str) {
 
 #[test]
 fn link_is_put_right_and_sessions_begin_at_once() {
-    let (lab, alice, _agent) = open();
+    let scene = Scene::open();
+    let (lab, alice) = (&scene.lab, &scene.alice);
     let faults = [
         ("routes of the link flushed", "route flush dev LINK", REPAIR),
         ("addresses of the link flushed", "address flush dev LINK", REPAIR),
@@ -51,18 +33,19 @@ fn link_is_put_right_and_sessions_begin_at_once() {
         ("link deleted", "link delete LINK", SESSION_ANEW),
     ];
     for (what, commands, bound) in faults {
-        let before = repairs(&lab);
-        Fault::new(&lab, what, "put right at once; the gateway begins lost sessions itself")
+        let before = scene.repairs();
+        Fault::new(lab, what, "put right at once; the gateway begins lost sessions itself")
             .may_cost(bound, alice.ping(LAN_SERVER, SPACING_MS))
-            .cause(|| ip(&lab, commands), || repairs(&lab) > before);
+            .cause(|| ip(lab, commands), || scene.repairs() > before);
         assert_eq!(lab.gatepost(&["plan"]).0, 0, "{what}");
     }
 }
 
 #[test]
 fn link_whose_name_another_link_takes_comes_back_when_the_name_is_free() {
-    let (lab, alice, _agent) = open();
-    ip(&lab, "link delete LINK; link add LINK type bridge");
+    let scene = Scene::open();
+    let (lab, alice) = (&scene.lab, &scene.alice);
+    ip(lab, "link delete LINK; link add LINK type bridge");
     eventually("the agent names the other link", || {
         let why = lab.status()["why"].as_str().unwrap_or_default().to_owned();
         why.contains(&lab.link()) && why.contains("not ours")
@@ -71,10 +54,10 @@ fn link_whose_name_another_link_takes_comes_back_when_the_name_is_free() {
     assert!(shown.contains("bridge"), "the other link was touched: {shown}");
     assert!(!alice.reaches(LAN_SERVER));
     let began = std::time::Instant::now();
-    ip(&lab, "link delete LINK");
+    ip(lab, "link delete LINK");
     eventually("the LAN answers", || alice.reaches(LAN_SERVER));
     Fault::new(
-        &lab,
+        lab,
         "link replaced by one of another kind",
         "left alone and named; our link comes back, with its sessions, when the name is free",
     )
@@ -83,11 +66,12 @@ fn link_whose_name_another_link_takes_comes_back_when_the_name_is_free() {
 
 #[test]
 fn link_moved_to_another_namespace_is_made_anew() {
-    let (lab, alice, _agent) = open();
-    let before = repairs(&lab);
+    let scene = Scene::open();
+    let (lab, alice) = (&scene.lab, &scene.alice);
+    let before = scene.repairs();
     let other = lab.lan.name().to_owned();
-    Fault::new(&lab, "link moved to another network namespace", "another one is made")
+    Fault::new(lab, "link moved to another network namespace", "another one is made")
         .may_cost(SESSION_ANEW, alice.ping(LAN_SERVER, SPACING_MS))
-        .cause(|| ip(&lab, &format!("link set LINK netns {other}")), || repairs(&lab) > before);
+        .cause(|| ip(lab, &format!("link set LINK netns {other}")), || scene.repairs() > before);
     assert_eq!(lab.gatepost(&["plan"]).0, 0);
 }

@@ -2,31 +2,20 @@
 
 use std::time::Duration;
 
-use crate::lab::{Fault, LAN_SERVER, Lab, eventually, policy_rows, run};
+use super::{SPACING_MS, Scene};
+use crate::lab::{Fault, LAN_SERVER, run};
 
-const SPACING_MS: u32 = 20;
 /// The tests' heartbeat is 1 s, and readings may take a 200th of the time.
 const NEXT_READING: Duration = Duration::from_secs(4);
 
 #[test]
 fn peers_changed_by_hand_are_put_right_at_the_next_reading() {
-    let lab = Lab::open();
-    let (alice, bob) = (lab.client("alice"), lab.client("bob"));
-    for client in [&alice, &bob] {
-        lab.database.exec(&client.rows());
-        lab.database.exec(&policy_rows(&client.name, &client.name, "10.20.0.0/24"));
-    }
-    let _agent = lab.start();
-    for client in [&alice, &bob] {
-        client.connect();
-        eventually("the LAN answers", || client.reaches(LAN_SERVER));
-    }
-    let seen = "2 = (select count(*) from devices where last_seen_at is not null)";
-    eventually(seen, || lab.database.holds(seen));
+    let scene = Scene::open();
+    let (lab, alice, bob) = (&scene.lab, &scene.alice, &scene.bob);
     let preshared = lab.folder.path().join("by-hand.psk");
     std::fs::write(&preshared, run("wg", &["genpsk"])).unwrap();
     let preshared = format!("preshared-key {}", preshared.display());
-    let repairs = || lab.status()["sync"]["drift_repaired"].as_u64().unwrap();
+    let repairs = || scene.repairs();
     let faults = [
         ("AllowedIPs of a peer edited by hand", "allowed-ips 10.99.77.1/32", NEXT_READING),
         (
@@ -41,7 +30,7 @@ fn peers_changed_by_hand_are_put_right_at_the_next_reading() {
     for (what, change, bound) in faults {
         let before = repairs();
         let ping = alice.ping(LAN_SERVER, SPACING_MS);
-        let fault = Fault::new(&lab, what, "put right at the next reading, in place")
+        let fault = Fault::new(lab, what, "put right at the next reading, in place")
             .may_cost(bound, ping)
             .spares(bob.ping(LAN_SERVER, SPACING_MS));
         let change: Vec<_> = change.split(' ').collect();

@@ -1,6 +1,6 @@
 //! A unix socket that leads to PostgreSQL from every network namespace, and that a test can cut.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ struct State {
     /// Both ends of every connection that is open.
     open: Mutex<Vec<(UnixStream, TcpStream)>>,
     refusing: AtomicBool,
+    /// After so many bytes of answers it begins to refuse.
+    bytes_left: Mutex<Option<u64>>,
 }
 
 /// A relay in a folder of its own. It ends with the process.
@@ -45,18 +47,23 @@ impl Relay {
 
     /// Cuts every open connection: how many.
     pub fn cut(&self) -> usize {
-        let open = std::mem::take(&mut *self.state.open.lock().unwrap());
-        for (client, server) in &open {
-            let _ = client.shutdown(Shutdown::Both);
-            let _ = server.shutdown(Shutdown::Both);
-        }
-        open.len()
+        self.state.cut()
     }
 
     /// From now on new connections are closed at once, and those that are open are cut: how many.
     pub fn refuse(&self) -> usize {
         self.state.refusing.store(true, Ordering::SeqCst);
         self.cut()
+    }
+
+    /// As [`refuse`](Self::refuse), as soon as so many bytes have come from the server.
+    pub fn die_after(&self, bytes: u64) {
+        *self.state.bytes_left.lock().unwrap() = Some(bytes);
+    }
+
+    /// Whether it refuses connections.
+    pub fn has_died(&self) -> bool {
+        self.state.refusing.load(Ordering::SeqCst)
     }
 
     /// Lets connections through again.
@@ -66,7 +73,42 @@ impl Relay {
 }
 
 impl State {
-    fn join(&self, client: UnixStream, server: SocketAddr) -> io::Result<()> {
+    fn cut(&self) -> usize {
+        let open = std::mem::take(&mut *self.open.lock().unwrap());
+        for (client, server) in &open {
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Both);
+        }
+        open.len()
+    }
+
+    /// Copies answers until the end, which may come at any byte.
+    fn answer(&self, server: &mut TcpStream, client: &mut UnixStream) -> io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            let read = server.read(&mut buffer)?;
+            if read == 0 {
+                return Ok(());
+            }
+            let mut left = self.bytes_left.lock().unwrap();
+            match *left {
+                Some(bytes) if bytes < read as u64 => {
+                    *left = None;
+                    drop(left);
+                    client.write_all(&buffer[..usize::try_from(bytes).unwrap_or(read)])?;
+                    self.refusing.store(true, Ordering::SeqCst);
+                    self.cut();
+                    return Ok(());
+                }
+                Some(bytes) => *left = Some(bytes - read as u64),
+                None => {}
+            }
+            drop(left);
+            client.write_all(&buffer[..read])?;
+        }
+    }
+
+    fn join(self: &Arc<Self>, client: UnixStream, server: SocketAddr) -> io::Result<()> {
         if self.refusing.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -85,8 +127,9 @@ impl State {
             let _ = io::copy(&mut from_client, &mut to_server);
             let _ = to_server.shutdown(Shutdown::Write);
         });
+        let state = Arc::clone(self);
         thread::spawn(move || {
-            let _ = io::copy(&mut from_server, &mut to_client);
+            let _ = state.answer(&mut from_server, &mut to_client);
             let _ = to_client.shutdown(Shutdown::Write);
         });
         Ok(())

@@ -1,0 +1,87 @@
+//! The host runs out of something.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::{SPACING_MS, Scene};
+use crate::lab::{Fault, LAN_OTHER, LAN_SERVER, LISTEN_PORT, eventually, run};
+
+#[test]
+fn agent_out_of_file_descriptors_lets_no_revoked_peer_through() {
+    let scene = Scene::open();
+    let (lab, alice, bob) = (&scene.lab, &scene.alice, &scene.bob);
+    let pid = scene.agent.pid().to_string();
+    let is_open = |number: &usize| fs::symlink_metadata(format!("/proc/{pid}/fd/{number}")).is_ok();
+    let first_free = (0..).find(|number| !is_open(number)).unwrap();
+    let ping = alice.ping(LAN_SERVER, SPACING_MS);
+    let limit =
+        |number: usize| drop(run("prlimit", &["--pid", &pid, &format!("--nofile={number}:1024")]));
+    limit(first_free);
+    let asks = || drop(UnixStream::connect(lab.folder.path().join("control.sock")));
+    asks();
+    eventually("the agent has no descriptor left", || lab.log().contains("Too many open files"));
+    Fault::new(
+        lab,
+        "out of file descriptors while a revocation is committed",
+        "no packet passes; the rest follows when there are some",
+    )
+    .spares(ping)
+    .cause(|| lab.database.exec(&bob.revocation()), || !bob.reaches(LAN_OTHER));
+    limit(1024);
+    eventually("the peer is gone", || scene.has_only(alice));
+    eventually("ready", || scene.is_ready());
+}
+
+#[test]
+fn listen_port_that_another_program_takes_is_taken_back_when_it_is_free() {
+    let scene = Scene::open();
+    let (lab, alice) = (&scene.lab, &scene.alice);
+    let ping = alice.ping(LAN_SERVER, SPACING_MS);
+    let link = lab.link();
+    scene.agent.signal(nix::sys::signal::Signal::SIGSTOP);
+    lab.gateway.run("wg", &["set", &link, "listen-port", "51999"]);
+    let taken = lab.gateway.within(|| UdpSocket::bind(("0.0.0.0", LISTEN_PORT)).unwrap());
+    scene.agent.signal(nix::sys::signal::Signal::SIGCONT);
+    let port = LISTEN_PORT.to_string();
+    eventually("the agent names the port", || {
+        let status = lab.status();
+        status["state"] != "ready" && status["why"].as_str().unwrap_or_default().contains(&port)
+    });
+    ping.await_answers(10);
+    Fault::new(
+        lab,
+        "listen port changed by hand and taken by another program",
+        "sessions go on over the other port; taken back when it is free",
+    )
+    .may_cost(Duration::from_secs(1), ping)
+    .cause(|| drop(taken), || scene.is_ready());
+    assert_eq!(lab.gateway.run("wg", &["show", &link, "listen-port"]), port);
+}
+
+#[test]
+fn ipv6_switched_off_costs_ipv4_nothing_and_comes_back() {
+    let scene = Scene::open_with(|lab| {
+        lab.database.exec(
+            "update wireguard_peers set allowed_ips = array['fd99::11/128'::cidr]
+             where assigned_ip = '10.99.0.11'",
+        );
+    });
+    let (lab, alice) = (&scene.lab, &scene.alice);
+    let routes = || lab.gateway.run("ip", &["-6", "route", "show", "dev", &lab.link()]);
+    eventually("there is a route", || routes().contains("fd99::11"));
+    let ping = alice.ping(LAN_SERVER, SPACING_MS);
+    let switch = |value: &str| {
+        lab.gateway.within(|| {
+            fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", value).unwrap();
+        });
+    };
+    switch("1");
+    eventually("the agent says so", || !scene.is_ready());
+    assert!(routes().is_empty());
+    ping.await_answers(20);
+    Fault::new(lab, "IPv6 switched off and on again", "IPv4 goes on; routes come back")
+        .spares(ping)
+        .cause(|| switch("0"), || routes().contains("fd99::11") && scene.is_ready());
+}
