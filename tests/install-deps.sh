@@ -64,6 +64,7 @@ tier_test() {
 	need tcpdump tcpdump
 	need pgbouncer pgbouncer
 	need promtool prometheus
+	need iptables-nft-restore iptables
 }
 
 tier_versions() {

@@ -1,6 +1,6 @@
 //! Which chains of other programs drop our packets.
 
-use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, Nft, foreign_drops};
+use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, Nft, foreign_drops, foreign_rules};
 
 use super::netns::Netns;
 use super::table::{base, load};
@@ -39,8 +39,12 @@ fn foreign_chains_that_end_in_a_drop_are_found() {
         chain it { type filter hook forward priority 0; policy drop;\n}
     }";
     assert_eq!(found(elsewhere), forward);
-    let input = [drop("inet", "theirs", "it", Hook::Input)];
+    let input = [Hook::Input, Hook::Peers].map(|hook| drop("inet", "theirs", "it", hook));
     assert_eq!(found(&chain("input", "drop", "tcp dport 22 accept")), input);
+    // The port and the link are two questions.
+    let [port, peers] = input;
+    assert_eq!(found(&chain("input", "drop", "udp dport { 53, 51820 } accept")), [peers]);
+    assert_eq!(found(&chain("input", "drop", "iifname \"gatepost0\" accept")), [port]);
 }
 
 #[test]
@@ -50,8 +54,7 @@ fn foreign_chains_that_let_us_through_are_not_found() {
         &chain("forward", "drop", "iifname \"gatepost0\" accept"),
         &chain("forward", "drop", "iifname \"gate*\" accept"),
         &chain("forward", "drop", "iifname { \"eth0\", \"gatepost0\" } accept"),
-        &chain("input", "drop", "udp dport 51820 accept"),
-        &chain("input", "drop", "udp dport { 53, 51820 } accept"),
+        &chain("input", "drop", "udp dport 51820 accept; iifname \"gatepost0\" accept"),
         &chain("output", "drop", ""),
         // One rule anywhere on the way is enough, also when a map leads there.
         "table inet theirs {
@@ -86,6 +89,108 @@ fn every_family_is_searched_and_the_manager_is_recognised() {
     let firewalld =
         (firewalld, drop("inet", "firewalld", "filter_INPUT", Hook::Input), Manager::Firewalld);
     for (text, expected, manager) in [docker, ufw, firewalld] {
-        assert_eq!(found(text), [ForeignDrop { manager: Some(manager), ..expected }]);
+        let mut found = found(text);
+        found.retain(|found| found.hook != Hook::Peers);
+        assert_eq!(found, [ForeignDrop { manager: Some(manager), ..expected }]);
+    }
+}
+
+/// What is said of a recorded ruleset: chains that drop by default, and the rules that drop some packets.
+fn said(ruleset: &str) -> Vec<String> {
+    let file = format!("{}/tests/nft/rulesets/{ruleset}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let netns = Netns::new();
+    netns.enter();
+    match ruleset.ends_with(".nft") {
+        true => netns.load(&text),
+        false => _ = netns.run(&format!("iptables-nft-restore <{file}")),
+    }
+    let link = "gatepost0".parse().unwrap();
+    let drops = foreign_drops(&link, Some(51820)).unwrap();
+    let drops = drops.into_iter().map(|found| format!("{found} {:?}", found.hook));
+    let rules = foreign_rules(&link).unwrap();
+    let rules = rules.iter().map(|found| format!("{found} {}", found.first.join("; ")));
+    drops.chain(rules).collect()
+}
+
+#[test]
+fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
+    let cases: [(&str, &[&str]); 7] = [
+        (
+            "docker-28.iptables",
+            &[
+                "chain FORWARD of table ip filter Forward",
+                "chain FORWARD (forward) of table ip filter from peers: oifname docker0",
+                "chain PREROUTING (prerouting) of table ip raw from peers: destination 172.17.0.2",
+            ],
+        ),
+        (
+            "docker-29.nft",
+            &[
+                "chain filter-FORWARD (forward) of table ip docker-bridges from peers: oifname docker0",
+                "chain raw-PREROUTING (prerouting) of table ip docker-bridges from peers: destination 172.17.0.2",
+            ],
+        ),
+        (
+            "k3s.iptables",
+            &["chain FORWARD (forward) of table ip filter from peers: destination 10.42.0.5, mark"],
+        ),
+        (
+            "firewalld-port.nft",
+            &[
+                "chain filter_FORWARD of table inet firewalld Forward",
+                "chain filter_INPUT of table inet firewalld Peers",
+            ],
+        ),
+        (
+            "ufw.iptables",
+            &[
+                "chain FORWARD of table ip filter Forward",
+                "chain INPUT of table ip filter Peers",
+                "chain INPUT (input) of table ip filter from peers:",
+            ],
+        ),
+        (
+            "libvirt.iptables",
+            &["chain FORWARD (forward) of table ip filter from peers: oifname virbr0"],
+        ),
+        (
+            "mullvad.nft",
+            &[
+                "chain forward of table inet mullvad Forward",
+                "chain input of table inet mullvad Input",
+                "chain output (output) of table inet mullvad to peers: what no earlier rule lets pass",
+            ],
+        ),
+    ];
+    for (ruleset, wanted) in cases {
+        let said = said(ruleset);
+        for wanted in wanted {
+            assert!(
+                said.iter().any(|line| line.starts_with(wanted)),
+                "{ruleset}: {wanted}\n{said:#?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_is_said_of_rules_that_drop_no_packet_of_ours() {
+    assert_eq!(
+        said("firewalld-both.nft").iter().filter(|line| line.contains("Forward")).count(),
+        0
+    );
+    for rules in [
+        "ct state invalid drop",
+        "iifname \"gatepost0\" accept; ip daddr 10.0.0.1 drop; oifname \"gatepost0\" accept; drop",
+        "iifname \"eth0\" oifname \"eth1\" accept",
+    ] {
+        let netns = Netns::new();
+        netns.enter();
+        netns.load(&chain("forward", "accept", rules));
+        let found = foreign_rules(&"gatepost0".parse().unwrap()).unwrap();
+        let of_peers =
+            found.iter().flat_map(|found| &found.first).filter(|it| it.starts_with("from"));
+        assert_eq!(of_peers.count(), 0, "{rules}: {found:?}");
     }
 }

@@ -1,6 +1,10 @@
 //! Base chains of other programs that judge our packets, too. An accept of ours is not final for them,
 //! their drop is final for us (nft(8), "Verdict statements"). They are read, never changed.
 
+mod condition;
+mod rules;
+mod walk;
+
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -17,6 +21,8 @@ use super::sys::{
 use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 use crate::model::InterfaceName;
 
+pub use rules::{ForeignRules, foreign_rules};
+
 /// A base chain of another program that drops what none of its rules accepts, where no rule that its
 /// packets may meet names our interface or port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,8 +38,10 @@ pub struct ForeignDrop {
 /// Which of our packets the chain sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
-    /// Those to this host: WireGuard's own, and what peers send to the gateway.
+    /// WireGuard's own, which other hosts send to this one.
     Input,
+    /// Those that peers send to this host.
+    Peers,
     /// Those between peers and the networks behind the gateway.
     Forward,
 }
@@ -120,24 +128,29 @@ fn read(
     interface: &InterfaceName,
     listen_port: Option<u16>,
 ) -> Result<Vec<ForeignDrop>, NftError> {
+    let link = Ours::Link(interface);
     let mut found = Vec::new();
     for (number, family) in FAMILIES {
         let chains = reader.chains(number)?;
         for base in chains.iter().filter(|chain| chain.table != TABLE) {
-            let Some(hook) = hook_of(base) else { continue };
-            let known = hook == Hook::Forward || listen_port.is_some();
-            if !known || !reader.drops(number, base)? {
+            // A rule for the port lets no packet of a peer in, and one for the link none of WireGuard.
+            let questions = match number_of(base) {
+                Some(HOOK_LOCAL_IN) => {
+                    vec![(Hook::Input, listen_port.map(Ours::Port)), (Hook::Peers, Some(link))]
+                }
+                Some(HOOK_FORWARD) => vec![(Hook::Forward, Some(link))],
+                _ => continue,
+            };
+            if !reader.drops(number, base)? {
                 continue;
             }
-            let ours = Ours { interface, port: listen_port.filter(|_| hook == Hook::Input) };
-            if !reader.names(number, base, &ours)? {
-                found.push(ForeignDrop {
-                    family,
-                    table: base.table.clone(),
-                    chain: base.name.clone(),
-                    hook,
-                    manager: manager(&base.table, &chains),
-                });
+            for (hook, ours) in questions {
+                let Some(ours) = ours else { continue };
+                if !reader.names(number, base, ours)? {
+                    let (table, chain) = (base.table.clone(), base.name.clone());
+                    let manager = manager(&base.table, &chains);
+                    found.push(ForeignDrop { family, table, chain, hook, manager });
+                }
             }
         }
     }
@@ -159,30 +172,32 @@ fn manager(table: &str, chains: &[Declaration]) -> Option<Manager> {
 }
 
 /// What a rule that was made with us in mind names.
-struct Ours<'a> {
-    interface: &'a InterfaceName,
-    port: Option<u16>,
+#[derive(Debug, Clone, Copy)]
+enum Ours<'a> {
+    Link(&'a InterfaceName),
+    Port(u16),
 }
 
 impl Ours<'_> {
     /// Whether a value that packets are compared with is ours. Names are padded with zero bytes; one
     /// without any is the beginning of a name.
-    fn is(&self, value: &[u8]) -> bool {
-        let name = self.interface.as_str().as_bytes();
+    fn is(self, value: &[u8]) -> bool {
+        let name = match self {
+            Self::Port(port) => return value == port.to_be_bytes(),
+            Self::Link(interface) => interface.as_str().as_bytes(),
+        };
         let exact = value.strip_prefix(name).is_some_and(|rest| rest.iter().all(|byte| *byte == 0));
-        let wild = !value.is_empty() && !value.contains(&0) && name.starts_with(value);
-        let port = self.port.is_some_and(|port| value == port.to_be_bytes());
-        exact || wild || port
+        exact || !value.is_empty() && !value.contains(&0) && name.starts_with(value)
     }
 
     /// Whether an expression compares with it.
-    fn is_in(&self, expr: &Expr) -> bool {
-        match expr.name() {
-            "cmp" => expr.find(&[CMP_DATA, data::VALUE]).is_some_and(|value| self.is(value)),
-            "match" => self.port.is_some_and(|port| {
+    fn is_in(self, expr: &Expr) -> bool {
+        match (expr.name(), self) {
+            ("cmp", _) => expr.find(&[CMP_DATA, data::VALUE]).is_some_and(|value| self.is(value)),
+            ("match", Self::Port(port)) => {
                 let info = expr.find(&[MATCH_INFO]).unwrap_or_default();
                 matches_port(expr.text(&[MATCH_NAME]).unwrap_or_default(), info, port)
-            }),
+            }
             _ => false,
         }
     }
@@ -205,13 +220,9 @@ fn matches_port(name: &str, info: &[u8], port: u16) -> bool {
     }
 }
 
-/// Which of our packets a base chain decides on. Others translate addresses or reroute.
-fn hook_of(chain: &Declaration) -> Option<Hook> {
-    match chain.hook.as_ref().filter(|hook| hook.kind == "filter")?.number {
-        HOOK_LOCAL_IN => Some(Hook::Input),
-        HOOK_FORWARD => Some(Hook::Forward),
-        _ => None,
-    }
+/// The hook of a base chain that filters. Others translate addresses or reroute.
+fn number_of(chain: &Declaration) -> Option<u32> {
+    chain.hook.as_ref().filter(|hook| hook.kind == "filter").map(|hook| hook.number)
 }
 
 struct Reader<'a> {
@@ -244,7 +255,7 @@ impl Reader<'_> {
     }
 
     /// Whether any rule on the way from a chain names what is ours, by itself or by a set.
-    fn names(&mut self, family: u8, base: &Declaration, ours: &Ours<'_>) -> Result<bool, NftError> {
+    fn names(&mut self, family: u8, base: &Declaration, ours: Ours<'_>) -> Result<bool, NftError> {
         let mut reachable = Reachable::default();
         reachable.chains.insert(base.name.clone());
         let (mut chains, mut sets) = (BTreeSet::new(), BTreeSet::new());
@@ -283,7 +294,7 @@ struct Reachable {
 }
 
 impl Reachable {
-    fn add_rule(&mut self, rule: &[Expr], ours: &Ours<'_>) {
+    fn add_rule(&mut self, rule: &[Expr], ours: Ours<'_>) {
         for expr in rule {
             self.names_ours |= ours.is_in(expr);
             let jump = [IMMEDIATE_DATA, data::VERDICT, data::VERDICT_CHAIN];
@@ -295,11 +306,7 @@ impl Reachable {
         }
     }
 
-    fn add_element(
-        &mut self,
-        element: Attributes<'_>,
-        ours: &Ours<'_>,
-    ) -> Result<(), NetlinkError> {
+    fn add_element(&mut self, element: Attributes<'_>, ours: Ours<'_>) -> Result<(), NetlinkError> {
         let key = element.find_in(&[elem::KEY, data::VALUE])?;
         self.names_ours |= key.is_some_and(|key| ours.is(key.value));
         let jump = element.find_in(&[elem::DATA, data::VERDICT, data::VERDICT_CHAIN])?;

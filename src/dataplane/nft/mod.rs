@@ -62,7 +62,9 @@ pub use deny_log::DENY_LOG_PREFIX;
 pub use difference::Difference;
 pub use dump::Counter;
 pub use error::NftError;
-pub use foreign::{ForeignDrop, Hook, Manager, flowtables_of, foreign_drops};
+pub use foreign::{
+    ForeignDrop, ForeignRules, Hook, Manager, flowtables_of, foreign_drops, foreign_rules,
+};
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use name::TABLE;
 pub use owner::Ownership;

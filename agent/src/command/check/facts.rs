@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::nft::{
-    ForeignDrop, Manager, NftError, flowtables_of, foreign_drops, keeps_owned_tables, labels_flows,
+    ForeignDrop, ForeignRules, Manager, NftError, flowtables_of, foreign_drops, foreign_rules,
+    keeps_owned_tables, labels_flows,
 };
 use gatepost::dataplane::{host_routing, lists_flows, networkd, networks_of_other_links};
 use gatepost::model::{BlockList, HostRouting, InterfaceName, KeyText, PublicKey};
@@ -36,6 +37,8 @@ pub struct Facts {
     pub networks: BTreeMap<IpNet, Box<str>>,
     /// Chains of other programs that drop packets of this gateway.
     pub foreign_drops: Result<Vec<ForeignDrop>, NftError>,
+    /// Rules of other programs that drop some packets of this gateway; empty: unknown, too.
+    pub foreign_rules: Vec<ForeignRules>,
     /// Flowtables of other programs that the interface is in; empty: unknown, too.
     pub flowtables: Vec<String>,
     /// Whether tracked flows can be listed. `None`: unknown.
@@ -130,6 +133,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         host: read_host(Path::new("/"), &config.interface.name),
         networks: networks_of_other_links(&config.interface.name).unwrap_or_default(),
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
+        foreign_rules: foreign_rules(&config.interface.name).unwrap_or_default(),
         flowtables: flowtables_of(&config.interface.name).unwrap_or_default(),
         lists_flows: lists_flows().ok(),
         labels_flows: labels_flows().ok(),

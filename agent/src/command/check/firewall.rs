@@ -1,6 +1,6 @@
 //! Findings about the firewalls of other programs. Pure.
 
-use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager};
+use gatepost::dataplane::nft::{ForeignDrop, ForeignRules, Hook, Manager};
 use gatepost::model::{Gate, InterfaceName};
 use gatepost::plan::gate;
 
@@ -20,6 +20,7 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
             "run this command as root",
         )],
     };
+    findings.extend(facts.foreign_rules.iter().map(|found| foreign_rules(config, found)));
     if facts.foreign_drops.is_err() || host.legacy_filter {
         findings.extend(host.managers.iter().map(|manager| present(config, *manager)));
     }
@@ -47,7 +48,8 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok(
             "firewall",
-            "no other program's forward or input chain drops by default",
+            "no nftables chain of another program drops packets of peers, in no hook from prerouting to \
+             postrouting",
         ));
     }
     findings
@@ -104,7 +106,10 @@ fn foreign_drop(config: &Config, facts: &Facts, found: &ForeignDrop) -> Finding 
     let what = match found.hook {
         Hook::Forward => format!("traffic of peers, because none of its rules names {link}"),
         Hook::Input => {
-            format!("traffic to this host, because none of its rules names {link} or port {port}")
+            format!("WireGuard's own packets, because none of its rules names port {port}")
+        }
+        Hook::Peers => {
+            format!("what peers send to this host itself, because none of its rules names {link}")
         }
     };
     let ForeignDrop { family, table, chain, .. } = found;
@@ -115,15 +120,47 @@ fn foreign_drop(config: &Config, facts: &Facts, found: &ForeignDrop) -> Finding 
         }
         (Some(Manager::Ufw), Hook::Input) => format!("ufw allow {port}/udp"),
         (_, Hook::Input) => format!(
-            "nft insert rule {family} {table} {chain} udp dport {port} accept, and the same with \
-             iifname {link}; add both to the file that loads the ruleset"
+            "nft insert rule {family} {table} {chain} udp dport {port} accept; add it to the file that \
+             loads the ruleset"
+        ),
+        (Some(Manager::Firewalld), Hook::Peers) => forward_remedy(Manager::Firewalld, link),
+        (Some(Manager::Ufw), Hook::Peers) => format!("ufw allow in on {link}"),
+        (_, Hook::Peers) => format!(
+            "nft insert rule {family} {table} {chain} iifname {link} accept; add it to the file that \
+             loads the ruleset"
         ),
         (None, Hook::Forward) => format!(
             "nft insert rule {family} {table} {chain} iifname {link} accept, and the same with \
              oifname {link}; add both to the file that loads the ruleset"
         ),
     };
-    Finding::warning("firewall", format!("{found} drops {what}"), remedy)
+    let text = format!("{found} drops {what}");
+    match found.hook {
+        // A gateway without services of its own for peers may want it so.
+        Hook::Peers => {
+            Finding::note("firewall", text, format!("if peers should reach it: {remedy}"))
+        }
+        Hook::Input | Hook::Forward => Finding::warning("firewall", text, remedy),
+    }
+}
+
+/// Rules that drop some packets, perhaps on purpose.
+fn foreign_rules(config: &Config, found: &ForeignRules) -> Finding {
+    let link = &config.interface.name;
+    let ForeignRules { family, table, chain, first, count, manager, .. } = found;
+    let more = match count.saturating_sub(first.len()) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let remedy = match manager {
+        Some(manager) => forward_remedy(*manager, link),
+        None => format!("nft insert rule {family} {table} {chain} with what should pass"),
+    };
+    Finding::note(
+        "firewall",
+        format!("{found} drops some packets, {}{more}", first.join("; ")),
+        format!("if packets are lost that `gatepost explain` allows: {remedy}"),
+    )
 }
 
 fn forward_remedy(manager: Manager, link: &InterfaceName) -> String {

@@ -62,6 +62,7 @@ fn healthy() -> Facts {
         },
         networks: [("192.0.2.0/24".parse().unwrap(), "eth0".into())].into(),
         foreign_drops: Ok(vec![]),
+        foreign_rules: vec![],
         flowtables: vec![],
         lists_flows: Some(true),
         labels_flows: Some(true),
@@ -345,7 +346,7 @@ fn dropping_chain_of_another_program_has_its_remedy() {
     for (drop, remedy) in cases {
         let (texts, exit) = found(|_, facts| facts.foreign_drops = Ok(vec![drop]));
         assert_eq!((texts.len(), exit), (1, Exit::Failure));
-        assert!(texts[0].starts_with("firewall: chain FORWARD of table ip filter drops traffic "));
+        assert!(texts[0].starts_with("firewall: chain FORWARD of table ip filter drops "));
         assert!(texts[0].contains(remedy), "{texts:?}");
     }
 }
