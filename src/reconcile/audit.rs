@@ -37,7 +37,7 @@ impl Note {
                     json!({ "reason": reason.code() }),
                 )
             }),
-            Self::Released { peer, name } => Some(released(*peer, name)),
+            Self::Released { peer, name } => Some(released(*peer, &name.to_string())),
             Self::PolicyQuarantined { id, policy } => Some(AuditEntry {
                 status: AuditStatus::Warning,
                 ..entry(

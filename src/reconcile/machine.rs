@@ -16,14 +16,14 @@ use super::event::{Action, Event, ReadKind};
 use super::history::History;
 use super::hold::Hold;
 use super::mirror::Mirror;
-use super::note::Note;
-use super::notices::{Notices, Trouble};
+use super::notices::Notices;
 use super::options::MachineOptions;
 use super::outbox::Outbox;
 use super::pass::Passes;
 use super::proof::Proof;
 use super::rows::Rows;
 use super::source::Source;
+use super::trouble::Trouble;
 use super::view::View;
 
 /// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
@@ -99,7 +99,7 @@ impl Machine {
             Event::Connected { mode } => {
                 self.source.connected(mode, now);
                 self.outbox.connected();
-                self.notices.say(Note::DatabaseUp { mode });
+                self.notices.connected(mode);
             }
             Event::Disconnected { error } => {
                 let note = self.source.disconnected(error, now);

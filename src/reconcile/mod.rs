@@ -6,6 +6,7 @@
 //! what it knows.
 
 mod audit;
+mod changes;
 mod clock;
 mod comparison;
 mod difference;
@@ -33,9 +34,11 @@ mod session;
 mod shell;
 mod source;
 mod stale;
+mod trouble;
 mod view;
 mod volume;
 
+pub use changes::{Changes, Named};
 pub use clock::Now;
 pub use error::{DatabaseError, RunError};
 pub use event::{Action, Event, Keep, LastGood, Provenance, ReadAnswer, ReadKind, Sent};
@@ -43,6 +46,7 @@ pub use history::{Lost, Withdrawal, Withdrawals};
 pub use ledger::Report;
 pub use machine::Machine;
 pub use mode::Mode;
+pub use name::PeerName;
 pub use note::{Ignored, Note};
 pub use options::{MachineOptions, Reloaded, StaleOptions, StalePolicy, SyncMode, Timing};
 pub use session::SESSION_SECS;
@@ -50,6 +54,7 @@ pub use shell::{
     Ask, BlockFile, BlockFileError, Cache, CacheError, Chosen, NothingHeldBack, Options,
     ROUND_AT_MOST, Until, choose, run, run_once,
 };
+pub use trouble::Trouble;
 pub use view::{
     Answers, ExplainError, Obstacle, PreviewError, ResyncError, Totals, View, WhoError,
     parse_destination, preview, preview_explanation, status,

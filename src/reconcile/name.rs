@@ -1,9 +1,38 @@
 //! How messages name a peer.
 
-use crate::model::PeerRow;
+use std::fmt;
+
 use crate::model::policy::Plain;
+use crate::model::{Departed, PeerRow};
 
 /// "alice/laptop": how every message names that peer, and by which commands find it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct PeerName {
+    pub user: Box<str>,
+    pub device: Box<str>,
+}
+
+impl PeerName {
+    /// The name of a row's peer.
+    #[must_use]
+    pub fn of(row: &PeerRow) -> Self {
+        Self { user: row.username.clone(), device: row.device_name.clone() }
+    }
+}
+
+impl From<&Departed> for PeerName {
+    fn from(departed: &Departed) -> Self {
+        Self { user: departed.username.clone(), device: departed.device_name.clone() }
+    }
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&name_of(&self.user, &self.device))
+    }
+}
+
+/// "alice/laptop", of a row.
 pub(super) fn peer_name(row: &PeerRow) -> String {
     name_of(&row.username, &row.device_name)
 }

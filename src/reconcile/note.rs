@@ -4,8 +4,11 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use super::changes::Changes;
 use super::mode::Mode;
+use super::name::PeerName;
 use super::options::StalePolicy;
+use super::trouble::Trouble;
 use crate::count::count;
 use crate::model::policy::{Plain, PolicyNote, Quoted};
 use crate::model::{
@@ -47,6 +50,7 @@ pub enum Note {
         as_of: SystemTime,
     },
     Synced {
+        changes: Changes,
         steps: usize,
         took: Duration,
         first: Vec<String>,
@@ -68,13 +72,15 @@ pub enum Note {
     Quarantined {
         peer: PeerId,
         device: DeviceId,
-        name: String,
+        name: PeerName,
         reason: Reason,
     },
     Released {
         peer: PeerId,
-        name: String,
+        name: PeerName,
     },
+    /// A trouble that was said is over.
+    Over(Trouble),
     /// The kernel refuses to load what these peers may reach by the policy.
     PolicyQuarantined {
         id: PolicyId,
@@ -117,8 +123,6 @@ pub enum Note {
     },
     /// A table refuses all reports, which wait.
     ReportsRefused(Refusal),
-    /// All tables take reports again.
-    ReportsTaken,
     /// Another host has this gateway's row, and reports for it.
     LedBy {
         leader: String,
@@ -133,6 +137,17 @@ pub enum Note {
     BlocksUnknown {
         error: String,
     },
+}
+
+impl Note {
+    /// The trouble that begins with a note which is said only when it is news.
+    pub(super) const fn begins(&self) -> Option<Trouble> {
+        match self {
+            Self::Stale { .. } => Some(Trouble::Stale),
+            Self::HeldBack(_) => Some(Trouble::Held),
+            _ => None,
+        }
+    }
 }
 
 /// Part of a setting or a policy that has no effect.
@@ -238,10 +253,12 @@ impl fmt::Display for Note {
                 "the database is unreachable: starting from the last good rows, as of {}",
                 humantime::format_rfc3339_seconds(*as_of)
             ),
-            Self::Synced { steps, took, first } => {
+            Self::Synced { changes, steps, took, first } if changes.is_nothing() => {
                 write!(f, "brought up to date in {} ms: ", took.as_millis())?;
                 write_steps(f, *steps, first)
             }
+            Self::Synced { changes, took, .. } => write!(f, "{changes} in {} ms", took.as_millis()),
+            Self::Over(trouble) => trouble.fmt(f),
             Self::DriftRepaired { steps, first, why } => {
                 write!(f, "repaired drift ({why}): ")?;
                 write_steps(f, *steps, first)
@@ -305,7 +322,6 @@ impl fmt::Display for Note {
             }
             Self::ReportsRefused(refusal) => f.write_str(&refused(refusal)),
             Self::LedBy { leader } => f.write_str(&led_by(leader)),
-            Self::ReportsTaken => f.write_str("the database takes this gateway's reports again"),
             Self::ReportsLost { reports, first } => {
                 write!(f, "the database refused a report, which is lost: {first}")?;
                 match reports.saturating_sub(1) {
@@ -356,7 +372,8 @@ mod tests {
         let first = vec!["peer remove A".to_owned(), "flows cut 10.0.0.1/32".to_owned()];
         let took = Duration::from_millis(12);
         assert_eq!(
-            Note::Synced { steps: 5, took, first: first.clone() }.to_string(),
+            Note::Synced { changes: Changes::default(), steps: 5, took, first: first.clone() }
+                .to_string(),
             "brought up to date in 12 ms: peer remove A; flows cut 10.0.0.1/32; and 3 more steps"
         );
         assert_eq!(

@@ -5,38 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::event::Sent;
-use super::name::peer_name;
+use super::mode::Mode;
+use super::name::PeerName;
 use super::note::{Ignored, Note};
+use super::trouble::Trouble;
 use crate::causes::causes;
 use crate::dataplane::RefusedStep;
 use crate::model::{BlockList, DesiredState, PeerId, PolicyId, QuarantinedPolicy, Reason};
+use crate::plan::guard::HeldBack;
 
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
-
-/// What a trouble concerns, and so what ends it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Trouble {
-    /// Ends when rows were read.
-    Database,
-    /// Ends when a snapshot could be built.
-    Rows,
-    /// Ends when the block list could be read.
-    Blocks,
-    /// Ends when the gateway's row is active.
-    Inactive,
-    /// Ends when no peer has a preshared key that stays sealed.
-    Sealed,
-    /// Ends when a report was taken.
-    Report,
-    /// Ends when no table refuses reports.
-    Merge,
-    /// Ends when no other host leads.
-    Host,
-    /// Ends when the kernel was proven equal.
-    Kernel,
-    /// A route of another program: goes on while everything else is proven.
-    Route,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Notices {
@@ -44,19 +22,23 @@ pub(super) struct Notices {
     notes: Vec<Note>,
     /// When each trouble was said.
     said: BTreeMap<(Trouble, String), Instant>,
-    quarantined: BTreeMap<PeerId, (Reason, String)>,
+    /// What was said to be wrong, and goes on.
+    lasting: BTreeSet<Trouble>,
+    quarantined: BTreeMap<PeerId, (Reason, PeerName)>,
     quarantined_policies: BTreeMap<PolicyId, QuarantinedPolicy>,
     ignored: BTreeSet<String>,
-    reports_refused: bool,
+    /// How changes are learnt of, as it was said last.
+    mode: Option<Mode>,
 }
 
 impl Notices {
     pub fn say(&mut self, note: Note) {
+        self.lasting.extend(note.begins());
         self.notes.push(note);
     }
 
     pub fn say_all(&mut self, notes: impl IntoIterator<Item = Note>) {
-        self.notes.extend(notes);
+        notes.into_iter().for_each(|note| self.say(note));
     }
 
     /// Says what is in the way, unless it was said within the last hour.
@@ -64,7 +46,15 @@ impl Notices {
         self.said.retain(|_, said_at| now.duration_since(*said_at) < SAY_AGAIN_AFTER);
         if let Entry::Vacant(unsaid) = self.said.entry((trouble, gist(&note))) {
             unsaid.insert(now);
+            self.lasting.insert(trouble);
             self.notes.push(note);
+        }
+    }
+
+    /// Says how changes are learnt of, unless it is as before. The end of an outage is said once rows are read.
+    pub fn connected(&mut self, mode: Mode) {
+        if self.mode.replace(mode) != Some(mode) {
+            self.say(Note::DatabaseUp { mode });
         }
     }
 
@@ -78,6 +68,22 @@ impl Notices {
         for RefusedStep { step, error } in steps {
             let (step, error) = (step.to_string(), causes(error.as_ref()));
             self.complain(trouble, Note::StepRefused { step, error }, now);
+        }
+    }
+
+    /// Everything was proven, but for routes that others stand in the way of, unless there are none.
+    pub fn proven(&mut self, has_all_routes: bool) {
+        self.forget(Trouble::Kernel);
+        if has_all_routes {
+            self.forget(Trouble::Route);
+        }
+    }
+
+    /// Says whose removal is held back, where that is news.
+    pub fn held_back(&mut self, news: Option<HeldBack>, is_any: bool) {
+        self.say_all(news.map(Note::HeldBack));
+        if !is_any {
+            self.forget(Trouble::Held);
         }
     }
 
@@ -102,10 +108,8 @@ impl Notices {
             let note = Note::ReportsRefused(refusal.clone());
             self.complain(Trouble::Merge, note, now);
         }
-        let refused = !sent.refusals.is_empty();
-        if std::mem::replace(&mut self.reports_refused, refused) && !refused {
+        if sent.refusals.is_empty() {
             self.forget(Trouble::Merge);
-            self.say(Note::ReportsTaken);
         }
     }
 
@@ -120,8 +124,11 @@ impl Notices {
         }
     }
 
-    /// The trouble is over: if it comes back, that is news.
+    /// The trouble is over, which is said if it was said. If it comes back, that is news.
     pub fn forget(&mut self, trouble: Trouble) {
+        if self.lasting.remove(&trouble) {
+            self.notes.push(Note::Over(trouble));
+        }
         self.said.retain(|(other, _), _| *other != trouble);
     }
 
@@ -139,7 +146,7 @@ impl Notices {
         }
         let mut quarantined = BTreeMap::new();
         for (row, reason) in desired.quarantined() {
-            let (peer, device, name) = (row.id, row.device_id, peer_name(row));
+            let (peer, device, name) = (row.id, row.device_id, PeerName::of(row));
             if self.quarantined.get(&peer).is_none_or(|(said, _)| said != reason) {
                 let (name, reason) = (name.clone(), reason.clone());
                 self.say(Note::Quarantined { peer, device, name, reason });
@@ -222,6 +229,9 @@ mod tests {
         notices.forget(Trouble::Database);
         assert!(!news(&mut notices, "refused", 3_601));
         notices.forget(Trouble::Kernel);
+        assert_eq!(notices.take(), [Note::Over(Trouble::Kernel)]);
+        notices.forget(Trouble::Kernel);
+        assert_eq!(notices.take(), [], "it was over");
         assert!(news(&mut notices, "refused", 3_602));
     }
 }

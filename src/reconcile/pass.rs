@@ -1,8 +1,9 @@
 //! Passes: from the first step that changes the kernel to the proof that nothing differs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::changes::Changes;
 use super::clock::Now;
 use super::lags::Lags;
 use super::note::Note;
@@ -64,6 +65,8 @@ pub(super) struct Pass {
     removing: BTreeMap<PublicKey, Departed>,
     /// The peers that it removed.
     pub revoked: BTreeMap<PublicKey, Departed>,
+    /// The peers that it added.
+    pub added: BTreeSet<PublicKey>,
     pub flows_cut: u64,
     /// Flows of other peers than those revoked were cut, too.
     pub cut_others: bool,
@@ -172,6 +175,9 @@ impl Passes {
                 Step::RemovePeer { key } => {
                     let peer = observed.peers.get(key);
                     removed += peer.map_or(0, |peer| peer.allowed_ips.as_slice().len());
+                }
+                Step::AddPeer { key, .. } if !observed.peers.contains_key(key) => {
+                    pass.added.insert(*key);
                 }
                 Step::CutFlows { prefixes } => cut = prefixes.len(),
                 _ => {}
@@ -288,6 +294,7 @@ impl Pass {
             drift,
             removing: BTreeMap::new(),
             revoked: BTreeMap::new(),
+            added: BTreeSet::new(),
             flows_cut: 0,
             cut_others: false,
             cutting: false,
@@ -297,11 +304,11 @@ impl Pass {
     }
 
     /// What the pass did, for the operator.
-    pub fn into_note(self) -> Note {
+    pub fn into_note(self, changes: Changes) -> Note {
         let Self { steps, first, took, .. } = self;
         match self.drift {
             Some(why) => Note::DriftRepaired { steps, first, why },
-            None => Note::Synced { steps, took, first },
+            None => Note::Synced { changes, steps, took, first },
         }
     }
 

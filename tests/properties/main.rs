@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
+mod all_clear;
 mod beats;
 mod blocks;
 mod guard;

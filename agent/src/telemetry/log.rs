@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use tracing::field::Field;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::Registry;
-use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
@@ -33,13 +33,12 @@ static FILTER: OnceLock<Option<reload::Handle<EnvFilter, Registry>>> = OnceLock:
 /// If the filter cannot be parsed.
 pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseError> {
     let default = match audience {
-        // A userspace device's engine complains of each packet that it cannot send.
-        Audience::Daemon => "info,gotatun=off",
+        Audience::Daemon => "info",
         Audience::Person => "warn",
     };
     let variable = std::env::var(EnvFilter::DEFAULT_ENV).ok();
     let named = filter.or(variable.as_deref());
-    let filter = named.unwrap_or(default).parse::<EnvFilter>()?;
+    let filter = parse(named.unwrap_or(default))?;
     let (filter, handle) = reload::Layer::new(filter);
     // The log starts once.
     let _ = FILTER.set(named.is_none().then_some(handle));
@@ -61,12 +60,21 @@ pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseEr
 /// # Errors
 /// If the filter cannot be parsed.
 pub fn set_filter(filter: &str) -> Result<(), ParseError> {
-    let filter = filter.parse::<EnvFilter>()?;
+    let filter = parse(filter)?;
     if let Some(Some(handle)) = FILTER.get() {
         // It fails only when the log has ended.
         let _ = handle.reload(filter);
     }
     Ok(())
+}
+
+/// A level alone is for our own entries: what libraries log has no meaning without their sources, and a
+/// userspace device's engine complains of each packet that it cannot send.
+fn parse(filter: &str) -> Result<EnvFilter, ParseError> {
+    match filter.trim().parse::<LevelFilter>() {
+        Ok(level) => format!("{}={level}", env!("CARGO_BIN_NAME")).parse(),
+        Err(_) => filter.parse(),
+    }
 }
 
 /// Only an entry's message; the fields are for the journal.
@@ -98,6 +106,15 @@ fn is_journal(stream: &str, device: u64, inode: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn level_alone_is_for_our_own_entries() {
+        assert_eq!(parse("info").unwrap().to_string(), "gatepost=info");
+        assert_eq!(parse(" Debug ").unwrap().to_string(), "gatepost=debug");
+        let named = parse("info,tokio_postgres=debug").unwrap().to_string();
+        assert!(named.contains("tokio_postgres=debug") && !named.contains("gatepost"), "{named}");
+        assert!(parse("no such=filter=").is_err());
+    }
 
     #[test]
     fn only_the_stream_that_systemd_created_is_the_journal() {

@@ -11,14 +11,15 @@ use crate::dataplane::{DataplaneError, Outcome, Reading};
 use crate::model::{BlockList, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
+use crate::reconcile::changes::Changes;
 use crate::reconcile::clock::Now;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Action, Keep, LastGood, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
-use crate::reconcile::notices::Trouble;
 use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::proof::Evidence;
 use crate::reconcile::rows::{Change, NotBuilt, Planned};
+use crate::reconcile::trouble::Trouble;
 
 impl Machine {
     pub(super) fn rows_read(&mut self, answer: Result<ReadAnswer, DatabaseError>, now: Now) {
@@ -75,6 +76,7 @@ impl Machine {
     fn rows_are_good(&mut self, now: Now) {
         self.source.rows_are_good();
         self.notices.forget(Trouble::Database);
+        self.notices.forget(Trouble::Stale);
         let touched = self.rows.are_good(now.instant);
         self.touch(touched, now.instant);
         self.repeat_proof(false);
@@ -285,7 +287,7 @@ impl Machine {
         drop(observed);
         self.rows.planned();
         let update = self.hold.update(held, present, decides);
-        self.notices.say_all(update.news.map(Note::HeldBack));
+        self.notices.held_back(update.news, self.hold.held_back().is_some());
         if update.keep == Some(Keep::All) {
             self.rows.are_kept();
         }
@@ -349,7 +351,7 @@ impl Machine {
             disturbed: self.mirror.is_disturbed(),
         };
         if whole {
-            self.notices.forget(Trouble::Kernel);
+            self.notices.proven(self.difference.blocked_routes().is_empty());
             self.notices.quarantined_policies(self.rows.desired(), true);
         }
         let provable = readable && self.follows_all_rows() && self.rows.are_usable();
@@ -362,11 +364,12 @@ impl Machine {
         }
         let changed_since = settled.changed_since.filter(|_| self.proof.is_current());
         let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
+        let changes = Changes::of(&pass, &settled.policies, self.rows.desired());
         if let Some(desired) = self.rows.desired() {
             let entries = audit::finished(&pass, &settled.policies, desired);
             self.outbox.audit(entries, Some(&desired.settings().audit_events));
         }
-        self.notices.say(pass.into_note());
+        self.notices.say(pass.into_note(changes));
     }
 
     /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the

@@ -5,6 +5,7 @@
 
 use tracing::{info, warn};
 
+use crate::reconcile::name::PeerName;
 use crate::reconcile::note::Note;
 
 /// Writes one note to the journal.
@@ -12,17 +13,24 @@ pub(super) fn say(note: &Note) {
     let message_id = note.message_id();
     match note {
         Note::DatabaseUp { mode } => info!(message_id, ?mode, "{note}"),
-        Note::Synced { steps, took, .. } => {
-            info!(message_id, steps, took_ms = took.as_millis(), "{note}")
+        Note::Synced { changes, steps, took, first } => {
+            let peer = changes.only_peer();
+            let (user, device) = (peer.map(|it| &*it.user), peer.map(|it| &*it.device));
+            let policy = changes.policies.only().map(|name| &**name);
+            let (took_ms, plan) = (took.as_millis(), first.join("; "));
+            info!(message_id, user, device, policy, steps, took_ms, plan, "{note}");
         }
         Note::OtherEpoch { why } => info!(message_id, why, "{note}"),
         Note::HistoryLost { peers, held_for, .. } => {
             warn!(message_id, ?peers, held_for_secs = held_for.as_secs(), "{note}");
         }
         Note::HistoryFollowed { peers, .. } => info!(message_id, ?peers, "{note}"),
-        Note::AnnouncedAgain | Note::ReportsTaken => info!(message_id, "{note}"),
+        Note::AnnouncedAgain | Note::Over(_) => info!(message_id, "{note}"),
         Note::Unannounced { tables } => warn!(message_id, ?tables, "{note}"),
-        Note::Released { peer, name } => info!(message_id, %peer, name, "{note}"),
+        Note::Released { peer, name } => {
+            let PeerName { user, device } = name;
+            info!(message_id, %peer, %name, %user, %device, "{note}");
+        }
         Note::PolicyReleased { id, name } => info!(message_id, policy = %id, %name, "{note}"),
         Note::PolicyQuarantined { id, policy } => {
             warn!(message_id, policy = %id, peers = policy.peers, error = %policy.why, "{note}");
@@ -49,7 +57,8 @@ pub(super) fn say(note: &Note) {
             warn!(message_id, steps, retry_in_ms = retry_in.as_millis(), "{note}");
         }
         Note::Quarantined { peer, name, reason, .. } => {
-            warn!(message_id, %peer, name, %reason, "{note}")
+            let PeerName { user, device } = name;
+            warn!(message_id, %peer, %name, %user, %device, %reason, "{note}");
         }
         Note::ReportsLost { reports, .. } => warn!(message_id, reports, "{note}"),
         Note::LedBy { leader } => warn!(message_id, leader, "{note}"),
@@ -68,6 +77,7 @@ impl Note {
     /// changes.
     const fn message_id(&self) -> Option<&'static str> {
         Some(match self {
+            Self::Over(_) => "e95bc44355e4ed4525087ff2a93f8e64",
             Self::Synced { .. } => "42989c19f37f4bc684c928a1659f5ee6",
             Self::DriftRepaired { .. } => "9d323062618a413dadf58abd5df9bce2",
             Self::HeldBack(_) => "635526e3b562432dacc352dc3763be88",
@@ -107,9 +117,12 @@ mod tests {
             assert!(catalog.contains(&format!("\n-- {id}\n")), "{note} is not explained");
             assert!(reference.contains(id), "{note} is not described");
         };
-        let (error, why, name) = <(String, String, String)>::default();
+        let (error, why) = <(String, String)>::default();
+        let name = PeerName::default();
         let reason = Reason::GatewayKey;
-        explained(&Note::Synced { steps: 1, took: Duration::ZERO, first: Vec::new() });
+        let changes = crate::reconcile::Changes::default();
+        explained(&Note::Synced { changes, steps: 1, took: Duration::ZERO, first: Vec::new() });
+        explained(&Note::Over(crate::reconcile::Trouble::Database));
         explained(&Note::DriftRepaired { steps: 1, first: Vec::new(), why });
         explained(&Note::HeldBack(crate::plan::guard::HeldBack { removals: 9, of: 9 }));
         explained(&Note::NoSealingKey { peers: 9 });
@@ -134,7 +147,7 @@ mod tests {
         explained(&Note::ReportsRefused(crate::store::Refusal { why: String::new(), since }));
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            20,
+            21,
             "and the agent's start and what is denied"
         );
     }

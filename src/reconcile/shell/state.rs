@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::asked_peers::AskedPeers;
 use super::block_file::{BlockFile, BlockFileError};
@@ -168,8 +168,10 @@ impl<D: Dataplane + 'static> Shell<D> {
         let former = std::mem::replace(&mut self.template.last_good, kept.clone());
         // Said once for each change: a full disk lasts.
         let is_news = std::mem::discriminant(&kept) != std::mem::discriminant(&former);
-        if let Some(why) = kept.why().filter(|_| is_news) {
-            warn!(why, "{why}");
+        match (kept.why(), former.why()) {
+            (Some(why), _) if is_news => warn!(why, "{why}"),
+            (None, Some(_)) => info!("over: the rows in force are on disk again"),
+            _ => {}
         }
     }
 

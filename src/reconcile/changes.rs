@@ -1,0 +1,137 @@
+//! What a pass changed, in the words of people. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::name::PeerName;
+use super::pass::Pass;
+use crate::count::count;
+use crate::model::policy::Quoted;
+use crate::model::{DesiredState, PolicyId};
+
+/// So many are named; the others are counted.
+const NAMED: usize = 8;
+
+/// Whom a pass cut off and let in, and which policies it followed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    pub revoked: Named<PeerName>,
+    /// Tracked flows that were cut, also those of other peers.
+    pub flows_cut: u64,
+    pub added: Named<PeerName>,
+    pub policies: Named<Box<str>>,
+}
+
+/// How many there are, and the first of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named<T> {
+    pub count: usize,
+    pub first: Vec<T>,
+}
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self { count: 0, first: Vec::new() }
+    }
+}
+
+impl<T> Named<T> {
+    /// Of all of them.
+    pub fn of(all: impl ExactSizeIterator<Item = T>) -> Self {
+        Self { count: all.len(), first: all.take(NAMED).collect() }
+    }
+
+    /// The only one; `None`: there are none or several.
+    pub fn only(&self) -> Option<&T> {
+        self.first.first().filter(|_| self.count == 1)
+    }
+
+    /// "revoked: alice/laptop", or "revoked: 12 peers: alice/laptop, ben/phone and 10 more".
+    fn described(&self, verb: &str, noun: &str, name: impl Fn(&T) -> String) -> Option<String> {
+        let names = || self.first.iter().map(&name).collect::<Vec<_>>().join(", ");
+        match (self.count, self.count - self.first.len()) {
+            (0, _) => None,
+            (_, 0) => Some(format!("{verb}: {}", names())),
+            (_, more) => {
+                let all = count(self.count, noun);
+                Some(format!("{verb}: {all}: {} and {more} more", names()))
+            }
+        }
+    }
+}
+
+impl Changes {
+    /// What this pass changed, with these policies, by the rows that are desired now.
+    pub(super) fn of(
+        pass: &Pass,
+        policies: &BTreeMap<PolicyId, Box<str>>,
+        desired: Option<&DesiredState>,
+    ) -> Self {
+        let row_of = |key| desired.and_then(|desired| desired.row_of(key));
+        let added: Vec<_> = pass.added.iter().filter_map(row_of).collect();
+        Self {
+            revoked: Named::of(pass.revoked.values().map(PeerName::from)),
+            flows_cut: pass.flows_cut,
+            added: Named::of(added.into_iter().map(PeerName::of)),
+            policies: Named::of(policies.values().cloned()),
+        }
+    }
+
+    /// None of what people have names for.
+    #[must_use]
+    pub const fn is_nothing(&self) -> bool {
+        self.revoked.count == 0 && self.added.count == 0 && self.policies.count == 0
+    }
+
+    /// The peer that alone was cut off, or else let in.
+    #[must_use]
+    pub fn only_peer(&self) -> Option<&PeerName> {
+        match self.revoked.count {
+            0 => self.added.only(),
+            _ => self.revoked.only(),
+        }
+    }
+}
+
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peer = |name: &PeerName| name.to_string();
+        let cut = match self.flows_cut {
+            0 => String::new(),
+            flows => format!(" ({} cut)", count(flows, "flow")),
+        };
+        let revoked = self.revoked.described("revoked", "peer", peer).map(|text| text + &cut);
+        let added = self.added.described("added", "peer", peer);
+        let follows =
+            self.policies.described("follows", "policy change", |it| Quoted(it).to_string());
+        let parts: Vec<_> = [revoked, added, follows].into_iter().flatten().collect();
+        f.write_str(&parts.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers(number: usize) -> Named<PeerName> {
+        let name =
+            |number| PeerName { user: "alice".into(), device: format!("pc-{number}").into() };
+        Named::of((0..number).map(name))
+    }
+
+    #[test]
+    fn few_are_named_and_many_summed() {
+        let one = Changes { revoked: peers(1), flows_cut: 1, ..Changes::default() };
+        assert_eq!(one.to_string(), "revoked: alice/pc-0 (1 flow cut)");
+        assert_eq!(one.only_peer().unwrap().to_string(), "alice/pc-0");
+        let policies = Named::of(["servers".into()].into_iter());
+        let all = Changes { revoked: peers(0), flows_cut: 0, added: peers(3204), policies };
+        assert_eq!(
+            all.to_string(),
+            "added: 3204 peers: alice/pc-0, alice/pc-1, alice/pc-2, alice/pc-3, alice/pc-4, \
+             alice/pc-5, alice/pc-6, alice/pc-7 and 3196 more; follows: \"servers\""
+        );
+        assert_eq!(all.only_peer(), None);
+        assert!(Changes { flows_cut: 7, ..Changes::default() }.is_nothing());
+    }
+}
