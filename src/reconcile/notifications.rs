@@ -74,6 +74,11 @@ impl Notifications {
         self.suspicion = None;
     }
 
+    /// Whether a notification came since the last read began.
+    pub const fn is_announced(&self) -> bool {
+        matches!(self.announcement, Announcement::Notified(_))
+    }
+
     /// A read begins, and answers what came so far.
     pub const fn begin_read(&mut self) -> Announcement {
         std::mem::replace(&mut self.announcement, Announcement::None)

@@ -278,9 +278,13 @@ impl Source {
     pub fn notified(&mut self, now: Now) {
         self.notifications.notified(now.instant);
         // It may tell of the correction that a failed read waits for.
-        let earliest = self.read_at.map_or(now.instant, |at| at + RETRY_GAP).max(now.instant);
-        self.retry_read = self.retry_read.map(|at| at.min(earliest));
+        self.retry_read = self.retry_read.map(|at| at.min(self.earliest_retry(now)));
         self.want(ReadKind::Changes);
+    }
+
+    /// When a read that was announced may follow the last one.
+    fn earliest_retry(&self, now: Now) -> Instant {
+        self.read_at.map_or(now.instant, |at| at + RETRY_GAP).max(now.instant)
     }
 
     /// Takes in which tables' changes are not announced. Each time some are not, everything is read;
@@ -363,10 +367,13 @@ impl Source {
         }
     }
 
-    /// A read failed, or its rows cannot be used: it is made again.
+    /// A read failed, or its rows cannot be used: it is made again. A notification that came meanwhile
+    /// may tell of the correction, or of a revocation.
     pub fn read_again(&mut self, kind: ReadKind, now: Now) {
         self.want(kind);
-        self.retry_read = Some(now.instant + self.read_backoff.next_wait());
+        let at = now.instant + self.read_backoff.next_wait();
+        let announced = self.notifications.is_announced();
+        self.retry_read = Some(if announced { at.min(self.earliest_retry(now)) } else { at });
     }
 
     /// Rows were read and can be used.

@@ -112,6 +112,23 @@ fn a_notification_ends_the_wait_after_a_failed_read_at_most_once_a_second() {
 }
 
 #[test]
+fn a_notification_during_a_read_that_fails_ends_the_wait_after_it() {
+    let start = start();
+    let mut source = listening(start);
+    let mut now = start;
+    for _ in 0..8 {
+        source.want(ReadKind::Changes);
+        now = later(now, Backoff::LAST);
+        begin_read(&mut source, now).unwrap();
+        source.notified(now);
+        source.end_read(&Err(failure()), true, now);
+    }
+    assert_eq!(begin_read(&mut source, now), None, "it was just tried");
+    now = later(now, RETRY_GAP);
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
+}
+
+#[test]
 fn a_read_that_takes_long_does_not_set_the_databases_clock_back() {
     let start = start();
     let mut source = listening(start);
