@@ -31,7 +31,7 @@ pub(super) struct Mirror {
     observed: Option<SharedObserved>,
     trust: Trust,
     wanted: Wanted,
-    /// The kernel announced a change, and no complete reading has begun since.
+    /// The kernel announced a change, or a glance found one, and no complete reading has begun since.
     announced: bool,
     job: Job,
     /// Why the last complete reading was made.
@@ -164,7 +164,7 @@ impl Mirror {
         self.wants_reading() && self.trust != Trust::Fresh
     }
 
-    /// Whether a change that the kernel announced waits for a complete reading.
+    /// Whether a change that the kernel announced or a glance found waits for a complete reading.
     pub const fn is_disturbed(&self) -> bool {
         self.announced
     }
@@ -340,6 +340,7 @@ impl Mirror {
             })
         });
         if !as_known {
+            self.announced = true;
             self.want_reading("heartbeat");
         } else if self.trust == Trust::Kept && !self.wants_reading() {
             self.trust = Trust::Glanced;

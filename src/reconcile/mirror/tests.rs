@@ -91,6 +91,19 @@ fn only_a_reading_or_a_glance_reads_the_kernel_back() {
 }
 
 #[test]
+fn a_glance_that_finds_a_change_disturbs_proofs_until_the_next_reading() {
+    let now = Instant::now();
+    let mut mirror = read_once(now);
+    mirror.want_beat(now);
+    mirror.begin_glance();
+    let (routes, routing) = (BTreeMap::new(), HostRouting::default());
+    let glance = Glance { interface: None, routes, routing, firewall_is_current: false };
+    assert!(!mirror.end_glance(Some(glance)) && mirror.is_disturbed());
+    mirror.begin_reading(now + READING_GAP).unwrap();
+    assert!(!mirror.is_disturbed());
+}
+
+#[test]
 fn a_repair_of_the_firewall_names_what_was_edited() {
     let now = Instant::now();
     let mut mirror = mirror(now);
