@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use gatepost::model::{Bars, Mark, PeerId, PublicKey};
 use gatepost::reconcile::status::PeerState;
-use gatepost::reconcile::{Action, Event, Note, Withdrawal};
+use gatepost::reconcile::{Action, Event, LastGood, Note, Provenance, Withdrawal};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
@@ -205,6 +205,19 @@ fn lost_revocation_is_said_audited_and_shown() {
     past.world.pass_time(HOLD);
     assert!(past.in_kernel(1), "followed");
     assert_eq!(said(&past.world), 1);
+}
+
+#[test]
+fn last_good_rows_that_admit_a_peer_with_a_lost_revocation_are_not_proven() {
+    let mut past = lost_revocation();
+    let (changes, provenance) = (Vec::new(), Provenance::Sealed);
+    let rows = past.world.tables.snapshot();
+    past.world.last_good = Some(LastGood { rows, changes, provenance });
+    past.world.database_up = false;
+    past.world.happen(Happening::Kill);
+    past.world.pass_time(Duration::from_secs(20));
+    assert!(!past.in_kernel(1) && past.world.machine.view().keeps_out());
+    assert_eq!(past.world.machine.view().last_sync_at(), None);
 }
 
 #[test]

@@ -6,10 +6,12 @@ use super::{Origin, Rows};
 use crate::model::{Departed, DesiredState, KeyText, PublicKey};
 
 impl Rows {
-    /// Whether a peer is kept out that the database admits.
+    /// Whether a peer is kept out that the database admits. Last good rows may admit peers that it has
+    /// withdrawn since.
     pub fn keep_any_out(&self) -> bool {
-        let desired = self.desired.as_ref().filter(|_| self.origin == Origin::Database);
-        desired.is_some_and(|desired| desired.kept_out().next().is_some())
+        let is_admitted =
+            |key| self.origin == Origin::Database || self.history.lost().contains_key(&key);
+        self.desired.as_ref().is_some_and(|desired| desired.kept_out().any(is_admitted))
     }
 
     /// Who these peers are, by the rows that name them without admitting them.

@@ -11,7 +11,7 @@ mod who;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 
@@ -97,6 +97,24 @@ impl View<'_> {
         let reading = || self.mirror.error.map(|error| Obstacle::Observe(error.to_owned()));
         let pass = || self.passes.obstacle.cloned().map(Obstacle::from);
         blocks.or(rows).or_else(unsealed).or_else(reading).or_else(pass)
+    }
+
+    /// The database's time of the last proof that may be shown.
+    #[must_use]
+    pub const fn last_sync_at(&self) -> Option<SystemTime> {
+        self.proof.last
+    }
+
+    /// The peers that stay although the rows do not admit them.
+    #[must_use]
+    pub const fn held(&self) -> &Held {
+        self.held
+    }
+
+    /// Whether the rows were last read longer than `stale.after` ago.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        self.rows.is_stale
     }
 
     /// The removals that wait for an operator.
