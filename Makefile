@@ -81,6 +81,11 @@ nightly: test-unit test-postgres test-postgres-versions test-netns test-package 
 	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done
 	for round in 1 2 3; do GATEPOST_TEST_BACKEND=userspace $(cargo_test) --quiet --test packets; done
 
+.PHONY: simulate
+SECS := 60
+simulate: ## Simulate lives of an agent from new seeds for so long: make simulate SECS=600
+	GATEPOST_SIMULATE_SECS=$(SECS) $(cargo_test) --quiet --test simulation -- --nocapture
+
 .PHONY: bench bench-quick bench-latency bench-policy
 bench: ## Run all benchmarks beside the raw tools; writes docs/scale.md (root, an hour)
 	@tests/install-deps.sh bench guest

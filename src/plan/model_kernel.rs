@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Blame, Interlock, Plan, Step, load_in_parts};
+use super::model_job::ModelJob;
+use super::{Plan, Step};
 use crate::model::{LinkOwner, ObservedState, Peer, Profile, PublicKey, Tag, Unloadable};
 
 /// Why the model kernel refused a step.
@@ -128,71 +129,15 @@ impl ModelKernel {
         mut fault: impl FnMut(&Step) -> Option<Fault>,
         mut watch: impl FnMut(&mut Self, &Step, Fate),
     ) -> Vec<Unloadable> {
-        let (mut interlock, mut unloadable) = (Interlock::default(), Vec::new());
+        let mut job = ModelJob::default();
         for step in plan.steps() {
-            let permitted = interlock.permits(step, observed);
-            let part = interlock.part_of(step, observed).filter(|_| !permitted);
-            let fate = match part.as_ref().or(permitted.then_some(step)) {
-                None => Fate::Withheld,
-                Some(step) => match (fault(step), self.check(step)) {
-                    (Some(fault), _) => {
-                        self.fail(step, fault);
-                        Fate::Refused
-                    }
-                    (None, Err(Refusal::Unloadable)) => {
-                        let parted = self.load_in_parts(step, observed, &mut interlock, &mut watch);
-                        unloadable.extend(parted);
-                        Fate::AppliedInPart
-                    }
-                    (None, _) => match self.apply_step(step) {
-                        Ok(()) => {
-                            observed.apply(step);
-                            Fate::Applied
-                        }
-                        Err(_) => Fate::Refused,
-                    },
-                },
-            };
-            if let Some(part) = &part {
-                watch(self, part, fate);
-            }
-            let fate = if permitted { fate } else { Fate::Withheld };
-            if let Fate::Refused | Fate::Withheld = fate {
-                interlock.failed(step, observed);
-            }
-            watch(self, step, fate);
+            job.apply(self, step, observed, fault(step), &mut watch);
         }
-        unloadable
-    }
-
-    fn load_in_parts(
-        &mut self,
-        step: &Step,
-        observed: &mut ObservedState,
-        interlock: &mut Interlock,
-        watch: &mut impl FnMut(&mut Self, &Step, Fate),
-    ) -> Vec<Unloadable> {
-        let Step::Firewall { phase, change } = step else { return Vec::new() };
-        let blame = |refusal: &Refusal| match refusal {
-            Refusal::Unloadable => Blame::Content,
-            _ => Blame::Table,
-        };
-        let table = observed.firewall.clone();
-        let parted = load_in_parts(change, table.as_ref(), Refusal::Unloadable, blame, |change| {
-            let part = Step::Firewall { phase: *phase, change: change.clone() };
-            self.apply_step(&part)?;
-            observed.apply(&part);
-            watch(self, &part, Fate::Applied);
-            Ok(())
-        });
-        interlock.parted(*phase, &parted, observed);
-        let why = |refusal: Refusal| refusal.to_string().into();
-        let unloadable = parted.unloadable.into_iter();
-        unloadable.map(|(_, profile, refusal)| Unloadable { profile, why: why(refusal) }).collect()
+        job.end()
     }
 
     /// What a step leaves behind that fails. What the kernel refuses of that changes nothing.
-    fn fail(&mut self, step: &Step, fault: Fault) {
+    pub(super) fn fail(&mut self, step: &Step, fault: Fault) {
         let done = match fault {
             Fault::Refuse => None,
             Fault::LoseAnswer => Some(step.clone()),
@@ -238,7 +183,7 @@ impl ModelKernel {
         self.state.routes.clear();
     }
 
-    fn check(&self, step: &Step) -> Result<(), Refusal> {
+    pub(super) fn check(&self, step: &Step) -> Result<(), Refusal> {
         let link = self.state.interface.as_ref();
         match (step, link) {
             (Step::Firewall { change, .. }, _) => {
