@@ -65,6 +65,8 @@ tier_test() {
 	need pgbouncer pgbouncer
 	need promtool prometheus
 	need iptables-nft-restore iptables
+	need nats-server nats-server
+	need openssl openssl
 }
 
 tier_versions() {

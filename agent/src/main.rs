@@ -11,6 +11,7 @@ mod denied;
 mod error;
 mod exit;
 mod handles;
+mod hints;
 mod key_file;
 mod loop_options;
 mod namespace_lock;

@@ -12,8 +12,8 @@ use gatepost::dataplane::{
 use gatepost::model::{Gate, InterfaceName, Local};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
-    BlockFile, Cache, CacheError, DatabaseError, LastGood, MachineOptions, Options, PreviewError,
-    RunError, Withdrawals, preview, preview_explanation,
+    BlockFile, Cache, CacheError, DatabaseError, Hints, LastGood, MachineOptions, Options,
+    PreviewError, RunError, Withdrawals, hints, preview, preview_explanation,
 };
 use gatepost::store::{Store, StoreError};
 use tokio::sync::mpsc;
@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::config::{Config, ConfigError, Source, read_private_key, read_psk_keys};
 use crate::database;
 use crate::handles::LoopHandle;
+use crate::hints::{Broker, listen};
 use crate::loop_options::{stale_options, timing};
 use crate::openings::openings;
 use crate::reload::Reloader;
@@ -59,6 +60,7 @@ pub struct Prepared<'a> {
     machine: MachineOptions,
     block_file: BlockFile,
     store: Store,
+    broker: Option<Broker>,
 }
 
 type GatewayHost = Host<Nft>;
@@ -72,6 +74,7 @@ pub fn prepare(config: &Config) -> Result<Prepared<'_>, WiringError> {
         machine: machine_options(config)?,
         block_file: block_file(config),
         store: Store::connect(&database::options(config)?)?,
+        broker: Broker::of(config)?,
     })
 }
 
@@ -85,7 +88,8 @@ impl Prepared<'_> {
     /// Runs the reconcile loop until `handle.stop` becomes true.
     pub async fn run(self, handle: LoopHandle) -> Result<(), WiringError> {
         let cache = Cache::new(self.config.cache.file.clone(), &self.machine.local.private_key);
-        let options = self.options(Some(cache)).await?;
+        let hints = self.broker.clone().map(|broker| hear(broker, self.gateway));
+        let options = Options { hints, ..self.options(Some(cache)).await? };
         let LoopHandle { status, asks, pulse, stop } = handle;
         let alive = || pulse.beat(std::time::Instant::now());
         Ok(gatepost::reconcile::run(options, asks, status, stop, alive).await?)
@@ -114,13 +118,14 @@ impl Prepared<'_> {
     }
 
     async fn options(self, cache: Option<Cache>) -> Result<Options<GatewayHost>, WiringError> {
-        let Self { config, gateway, machine, block_file, store } = self;
+        let Self { config, gateway, machine, block_file, store, .. } = self;
         let dataplane = open_host(config, Ownership::Taken)?;
         Ok(Options {
             machine,
             store,
             mode: config.sync.mode,
             kernel_events: watch_kernel(config, &dataplane).await?,
+            hints: None,
             dataplane,
             cache,
             block_file,
@@ -138,6 +143,14 @@ impl Prepared<'_> {
         let configured = self.gateway.to_owned();
         Err(RunError::from(DatabaseError::OtherGateway { bound, configured }).into())
     }
+}
+
+/// Begins to hear hints, once the loop says for which gateway.
+fn hear(broker: Broker, gateway: &str) -> Hints {
+    let (hints, hearing) = hints();
+    let (name, seed) = (format!("gatepost {gateway}"), u64::from(std::process::id()));
+    tokio::spawn(listen(broker, name, seed, hearing));
+    hints
 }
 
 /// Runs the userspace device in this process.

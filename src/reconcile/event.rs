@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::bell::BellNews;
 use super::error::DatabaseError;
 use super::history::{Withdrawal, Withdrawals};
 use super::ledger::Report;
@@ -27,12 +28,14 @@ pub enum Event {
     Disconnected {
         error: DatabaseError,
     },
-    /// A notification from the database arrived.
+    /// A notification from the database arrived, or a hint.
     Notified,
     /// The kernel announced a change.
     KernelChanged {
         why: String,
     },
+    /// Something was heard of the bell, or of what carries its hints.
+    Bell(BellNews),
     /// So many gateways share the database.
     Gateways {
         count: u32,

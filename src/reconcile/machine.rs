@@ -109,6 +109,7 @@ impl Machine {
                 self.notices.complain(Trouble::Database, note, now.instant);
             }
             Event::Notified => self.source.notified(now),
+            Event::Bell(news) => self.notices.say_all(self.source.bell_news(news, now)),
             Event::Gateways { count } => self.source.gateways(count, now),
             Event::Unannounced { tables } => self.notices.say_all(self.source.unannounced(tables)),
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),

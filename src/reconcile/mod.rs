@@ -6,6 +6,7 @@
 //! what it knows.
 
 mod audit;
+mod bell;
 mod changes;
 mod clock;
 mod comparison;
@@ -13,6 +14,7 @@ mod difference;
 mod error;
 mod event;
 mod handshakes;
+mod hints;
 mod history;
 mod hold;
 mod lags;
@@ -38,10 +40,12 @@ mod trouble;
 mod view;
 mod volume;
 
+pub use bell::BellNews;
 pub use changes::{Changes, Named};
 pub use clock::Now;
 pub use error::{DatabaseError, RunError};
 pub use event::{Action, Event, Keep, LastGood, Provenance, ReadAnswer, ReadKind, Sent};
+pub use hints::{Heard, Hearing, Hints, hints};
 pub use history::{Lost, Withdrawal, Withdrawals};
 pub use ledger::Report;
 pub use machine::Machine;
@@ -51,7 +55,7 @@ pub use note::{Ignored, Note};
 pub use options::{MachineOptions, Reloaded, StaleOptions, StalePolicy, SyncMode, Timing};
 pub use session::SESSION_SECS;
 pub use shell::{
-    Ask, BlockFile, BlockFileError, Cache, CacheError, Chosen, NothingHeldBack, Options,
+    Ask, BlockFile, BlockFileError, Cache, CacheError, Chosen, NothingHeldBack, Options, Present,
     ROUND_AT_MOST, Until, choose, run, run_once,
 };
 pub use trouble::Trouble;

@@ -8,6 +8,8 @@ use std::fmt;
 pub enum Mode {
     /// Writers notify; a slow poll finds what a lost notification hid.
     Listen,
+    /// The bell gives hints; a slow poll finds what a lost hint hid.
+    Hints,
     /// The agent asks at a steady interval, which grows with the number of gateways.
     Poll,
 }
@@ -16,6 +18,7 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Listen => "listen",
+            Self::Hints => "hints",
             Self::Poll => "poll",
         })
     }

@@ -92,6 +92,12 @@ pub enum Note {
     },
     Ignored(Ignored),
     NotifyMissed,
+    /// No bell is heard.
+    BellSilent {
+        trouble: Option<String>,
+    },
+    /// A bell is heard, for the first time or again.
+    BellHeard,
     /// Changes to these tables are not announced.
     Unannounced {
         tables: Vec<String>,
@@ -155,6 +161,11 @@ impl Note {
 pub enum Ignored {
     Setting(String),
     Policy(PolicyNote),
+}
+
+/// Why no bell is heard, as far as is known.
+pub(super) fn because(trouble: Option<&str>) -> String {
+    trouble.map(|trouble| format!(" ({trouble})")).unwrap_or_default()
 }
 
 /// What it means that changes to these tables are not announced.
@@ -231,6 +242,7 @@ impl fmt::Display for Note {
                 "connected to the database ({})",
                 match mode {
                     Mode::Listen => "listening for notifications",
+                    Mode::Hints => "following the bell's hints",
                     Mode::Poll => "polling for changes",
                 }
             ),
@@ -296,6 +308,13 @@ impl fmt::Display for Note {
             Self::NotifyMissed => {
                 f.write_str("found a change by polling; its notification did not arrive")
             }
+            Self::BellSilent { trouble } => {
+                write!(f, "no bell is heard{}", because(trouble.as_deref()))?;
+                f.write_str(
+                    "; until one is, changes are found by other means. See `gatepost status`",
+                )
+            }
+            Self::BellHeard => f.write_str("the bell is heard"),
             Self::Unannounced { tables } => f.write_str(&not_announced(tables)),
             Self::AnnouncedAgain => f.write_str("changes to all tables are announced again"),
             Self::OtherEpoch { why } => write!(f, "read everything again: {why}"),

@@ -58,10 +58,12 @@ pub enum StalePolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SyncMode {
-    /// Listen where few gateways share the database and notifications arrive, and poll elsewhere.
+    /// Follow the bell where one is heard; else listen where few gateways share the database and
+    /// notifications arrive, and poll elsewhere.
     #[default]
     Auto,
     Listen,
+    Hints,
     Poll,
 }
 
@@ -70,7 +72,7 @@ pub enum SyncMode {
 pub struct Timing {
     /// Between two questions in poll mode, where few gateways share the database.
     pub poll_interval: Duration,
-    /// Between two questions in listen mode, in case a notification is lost.
+    /// Between two questions in the modes that are told of changes, in case that is lost.
     pub safety_poll_interval: Duration,
     /// Between two full reads of the database.
     pub resync_interval: Duration,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use super::bell::{Bell, BellChange, BellNews, Silence};
 use super::clock::Now;
 use super::error::DatabaseError;
 use super::event::{Action, ReadAnswer, ReadKind};
@@ -28,6 +29,7 @@ pub(super) struct Source {
     wanted: Option<ReadKind>,
     reading: Option<Reading>,
     notifications: Notifications,
+    bell: Bell,
     /// So many share the database, as far as it told.
     gateways: u32,
     next_poll: Instant,
@@ -52,6 +54,7 @@ enum Connection {
         error: Option<DatabaseError>,
     },
     Up {
+        /// As chosen; [`Source::mode`] is the one in force.
         mode: Mode,
     },
 }
@@ -74,12 +77,14 @@ pub(super) struct SourceFigures {
 }
 
 /// What time alone brought about.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Elapsed {
     /// Everything is to be compared.
     pub resync: bool,
     /// A notification counts as missed.
     pub notify_missed: bool,
+    /// What to say of the bell.
+    pub bell: Option<Note>,
 }
 
 /// What readers see.
@@ -89,6 +94,11 @@ pub(super) struct SourceView<'a> {
     pub mode: Option<Mode>,
     /// Between two questions in poll mode.
     pub poll_interval: Option<Duration>,
+    /// Hints were chosen, although none may be heard at the moment.
+    pub follows_bell: bool,
+    pub hears_bell: bool,
+    /// Why no bell is heard that should be.
+    pub silence: Option<Silence<'a>>,
     /// Why the last attempt to connect failed, until one succeeds.
     pub error: Option<&'a DatabaseError>,
     /// The next attempt to connect has not begun.
@@ -113,6 +123,7 @@ impl Source {
             wanted: Some(ReadKind::Everything),
             reading: None,
             notifications: Notifications::default(),
+            bell: Bell::default(),
             gateways: 0,
             next_poll: now.instant,
             next_resync: now.instant + timing.resync_interval,
@@ -125,8 +136,10 @@ impl Source {
         }
     }
 
+    /// The mode in force: without a bell that is heard, hints are no way to learn of changes.
     pub const fn mode(&self) -> Option<Mode> {
         match self.connection {
+            Connection::Up { mode: Mode::Hints } if !self.bell.is_heard() => Some(Mode::Poll),
             Connection::Up { mode } => Some(mode),
             Connection::Connecting { .. } | Connection::Down { .. } => None,
         }
@@ -163,6 +176,9 @@ impl Source {
                 .mode()
                 .filter(|mode| *mode == Mode::Poll)
                 .map(|_| self.timing.poll_interval_among(self.gateways)),
+            follows_bell: matches!(self.connection, Connection::Up { mode: Mode::Hints }),
+            hears_bell: self.bell.is_heard(),
+            silence: self.bell.silence(),
             error: match &self.connection {
                 Connection::Down { error, .. } | Connection::Connecting { error } => error.as_ref(),
                 Connection::Up { .. } => None,
@@ -193,12 +209,20 @@ impl Source {
                 [Some(self.next_poll), Some(self.next_resync), retry]
             }
         };
-        dues.into_iter().chain([self.notifications.due()]).flatten().min()
+        dues.into_iter().chain([self.notifications.due(), self.bell.due()]).flatten().min()
     }
 
     pub fn let_time_pass(&mut self, now: Now) -> Elapsed {
         let mut elapsed = Elapsed::default();
-        if let Connection::Up { mode } = self.connection {
+        if self.bell.let_time_pass(now) == Some(BellChange::Silent) {
+            let trouble = self.bell.silence().and_then(|it| it.trouble).map(ToOwned::to_owned);
+            elapsed.bell = Some(Note::BellSilent { trouble });
+            // The whole fleet hears it fall silent at once, and does not ask at once.
+            let within = self.timing.poll_interval_among(self.gateways);
+            let first = now.instant + within.mul_f64(self.random.f64());
+            self.next_poll = self.next_poll.min(first);
+        }
+        if let Some(mode) = self.mode() {
             if now.instant >= self.next_resync {
                 self.next_resync = now.instant + self.timing.resync_interval;
                 self.want(ReadKind::Everything);
@@ -219,15 +243,21 @@ impl Source {
         let chance = self.random.f64();
         let nearly = |interval: Duration| interval.mul_f64(0.9 + chance / 5.0);
         match mode {
-            Mode::Listen => nearly(self.timing.safety_poll_interval),
+            Mode::Listen | Mode::Hints => nearly(self.timing.safety_poll_interval),
             Mode::Poll => nearly(self.timing.poll_interval_among(self.gateways)),
         }
+    }
+
+    /// Takes in what was heard of the bell. Returns what to say about it. What it said while it was not
+    /// heard is found by the question that is due next, which comes soon and spread over the fleet.
+    pub fn bell_news(&mut self, news: BellNews, now: Now) -> Option<Note> {
+        self.bell.hears(news, now).map(|_| Note::BellHeard)
     }
 
     /// Takes in how many gateways share the database. Fewer of them may ask more often.
     pub fn gateways(&mut self, count: u32, now: Now) {
         self.gateways = count;
-        if let Connection::Up { mode } = self.connection {
+        if let Some(mode) = self.mode() {
             self.next_poll = self.next_poll.min(now.instant + self.until_next_poll(mode));
         }
     }
@@ -355,7 +385,7 @@ impl Source {
                 self.set_clock(rows.taken_at, reading, now);
                 // Where the changes should have been announced and were not, their notification may
                 // still be on the way.
-                if self.mode() == Some(Mode::Listen) && settled {
+                if matches!(self.mode(), Some(Mode::Listen | Mode::Hints)) && settled {
                     self.notifications.found(reading.announcement, now.instant);
                 }
             }

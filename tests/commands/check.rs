@@ -5,7 +5,9 @@ fn wrong_configuration_is_a_finding_with_exit_78() {
     let gatepost = Gatepost::with("[sync]\nmode = \"push\"");
     let done = gatepost.run(&["check"]).must_exit(78);
     assert!(done.stdout.starts_with("wrong   config     "), "{}", done.stdout);
-    assert!(done.stdout.contains("`sync.mode` is \"push\"; expected one of: auto, listen, poll"));
+    assert!(
+        done.stdout.contains("`sync.mode` is \"push\"; expected one of: auto, listen, hints, poll")
+    );
     assert!(done.stdout.ends_with("\n1 wrong, 0 warnings\n"), "{}", done.stdout);
     assert_eq!(done.stderr, "");
 }

@@ -104,6 +104,7 @@ pub fn options_with(store: Store, host: Memory) -> Options<Memory> {
         machine,
         store,
         mode: SyncMode::Listen,
+        hints: None,
         dataplane: DataplaneHandle::spawn(move || Ok(host)).unwrap(),
         kernel_events: mpsc::channel(1).1,
         cache: None,

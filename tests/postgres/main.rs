@@ -15,6 +15,7 @@ mod certificates;
 mod delta;
 mod failover;
 mod guest;
+mod hints;
 mod hostile;
 mod hosts;
 mod listen;

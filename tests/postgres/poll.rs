@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gatepost::reconcile::{Mode, SyncMode, choose};
+use gatepost::reconcile::{Mode, Present, SyncMode, choose};
 use gatepost::store::{ConnectOptions, CreateRole, Cursor, Polled, Read, Store, grant};
 
 use crate::world::{World, insert_gateway, options};
@@ -217,12 +217,15 @@ async fn attach_others(world: &World, gateways: u32) {
 async fn auto_listens_among_few_and_polls_among_many() {
     let world = World::new().await;
     let hello = world.store.hello().await.unwrap();
-    let auto = async |present| choose(&world.store, SyncMode::Auto, &hello, present).await.unwrap();
-    let alone = auto(None).await;
+    let auto = async |mode, hears_bell| {
+        let present = Present { mode, hears_bell };
+        choose(&world.store, SyncMode::Auto, &hello, present).await.unwrap()
+    };
+    let alone = auto(None, false).await;
     assert_eq!(alone.mode, Mode::Listen);
     assert_eq!(world.count("select count(*) from gatepost.listener").await, 1);
     attach_others(&world, 50).await;
-    let among_many = auto(Some(Mode::Listen)).await;
+    let among_many = auto(Some(Mode::Listen), false).await;
     assert_eq!((among_many.mode, among_many.gateways), (Mode::Poll, 51));
     assert!(among_many.why.starts_with("51 gateways share this database"), "{}", among_many.why);
     assert_eq!(world.count("select count(*) from gatepost.listener").await, 0);

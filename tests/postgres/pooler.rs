@@ -1,7 +1,7 @@
 //! Through PgBouncer in transaction mode, where a client has a session only for a transaction.
 
 use gatepost::model::DeviceId;
-use gatepost::reconcile::{Mode, SyncMode, choose};
+use gatepost::reconcile::{Mode, Present, SyncMode, choose};
 use gatepost::store::{ConnectOptions, Handshake, Polled, Read, Store};
 
 use crate::postgres::Cluster;
@@ -60,7 +60,7 @@ async fn auto_polls_behind_a_pooler_and_says_why() {
     let world = World::new().await;
     let (_pooler, store) = pool(&world);
     let hello = store.hello().await.unwrap();
-    let chosen = choose(&store, SyncMode::Auto, &hello, None).await.unwrap();
+    let chosen = choose(&store, SyncMode::Auto, &hello, Present::default()).await.unwrap();
     assert_eq!(chosen.mode, Mode::Poll);
     assert_eq!(chosen.why, "NOTIFY does not arrive (as behind a pooler in transaction mode)");
     assert!(chosen.listener.is_none());

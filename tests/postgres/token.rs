@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use gatepost::model::DeviceId;
-use gatepost::reconcile::{Mode, SyncMode, choose};
+use gatepost::reconcile::{Mode, Present, SyncMode, choose};
 use gatepost::store::{
     AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Entity, Handshake, Polled,
     Read, Store, StoreError, Token, grant_token, revoke_tokens,
@@ -266,7 +266,7 @@ async fn an_agent_does_all_its_work_by_token_through_a_pool() {
     );
     assert_eq!(pool.world.count(&reported).await, 1);
     let hello = first.hello().await.unwrap();
-    let chosen = choose(&first, SyncMode::Auto, &hello, None).await.unwrap();
+    let chosen = choose(&first, SyncMode::Auto, &hello, Present::default()).await.unwrap();
     assert_eq!(chosen.mode, Mode::Poll);
     let untouched =
         format!("select count(*) from gateways where id = '{other}' and last_sync_at is null");

@@ -50,9 +50,9 @@ fn reference_shows_the_defaults() {
     let (shown, default) = (Scratch::new().load(&text).unwrap(), Scratch::new().load("").unwrap());
     let all = |config: &Config| {
         let Config { database, sync, interface, firewall, guard, stale, .. } = config;
-        let Config { report, metrics, control, cache, log, .. } = config;
+        let Config { report, metrics, control, cache, log, hints, .. } = config;
         format!("{database:?} {sync:?} {interface:?} {firewall:?} {guard:?} {stale:?} {report:?}")
-            + &format!("{metrics:?} {control:?} {cache:?} {log:?}")
+            + &format!("{metrics:?} {control:?} {cache:?} {log:?} {hints:?}")
     };
     assert_eq!(all(&shown), all(&default));
 }

@@ -8,6 +8,8 @@ use gatepost::model::KeyError;
 use gatepost::model::psk::PskKeysError;
 use gatepost::store::TokenError;
 
+use crate::hints::LoginError;
+
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -69,6 +71,12 @@ pub enum ConfigError {
         path: PathBuf,
         #[source]
         source: PskKeysError,
+    },
+    #[error("{}: {source}", path.display())]
+    HintsLogin {
+        path: PathBuf,
+        #[source]
+        source: LoginError,
     },
 }
 

@@ -10,7 +10,10 @@ use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+use gatepost::reconcile::SyncMode;
+
 use super::error::{Hint, Origin};
+use super::value::BrokerUrl;
 use super::{Config, ConfigError, DEFAULT_FILE, SecretSearch};
 
 /// Where a configuration comes from. For this process: [`Source::of_process`].
@@ -57,6 +60,7 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
     let credentials_dir = source.variables.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     config.secret_search = SecretSearch::Gateway { credentials_dir };
     config.warnings = warnings;
+    config.warnings.extend(config.hints.url.as_ref().and_then(BrokerUrl::warning));
     config.file = file;
     config.control.socket = config.path(&config.control.socket);
     config.cache.file = config.path(&config.cache.file);
@@ -65,10 +69,11 @@ pub fn load(source: Source) -> Result<Config, ConfigError> {
 }
 
 /// The sections of the configuration.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "gateway",
     "database",
     "sync",
+    "hints",
     "interface",
     "firewall",
     "guard",
@@ -219,6 +224,10 @@ fn check_ranges(config: &Config, overrides: &Overrides) -> Result<(), ConfigErro
         Err(ConfigError::Value { origin, key: format!("{section}.{key}"), why })
     };
     let sync = &config.sync;
+    if sync.mode == SyncMode::Hints && config.hints.url.is_none() {
+        let why = "is \"hints\", which needs hints.url: name the NATS servers, or write \"auto\"";
+        return wrong("sync", "mode", why.into());
+    }
     let at_least = [
         ("sync", "poll_interval", sync.poll_interval, Duration::from_millis(100)),
         ("sync", "resync_interval", Some(sync.resync_interval), Duration::from_secs(10)),

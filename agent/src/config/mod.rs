@@ -15,7 +15,7 @@ mod load;
 mod reload;
 mod schema;
 #[cfg(test)]
-mod scratch;
+pub(crate) mod scratch;
 mod secret;
 mod value;
 
@@ -24,9 +24,10 @@ pub use load::{Source, load};
 pub use schema::{Backend, Config};
 pub use secret::{
     SecretSearch, exposure, private_key_file, read_database_password, read_database_token,
-    read_private_key, read_psk_keys, read_psk_keys_file, read_secret_file, secret_files,
+    read_hints_login, read_private_key, read_psk_keys, read_psk_keys_file, read_secret_file,
+    secret_files,
 };
-pub use value::DatabaseUrlError;
+pub use value::{BrokerUrl, DatabaseUrlError};
 
 /// The configuration file, unless `--config` or `GATEPOST_CONFIG` names another.
 pub const DEFAULT_FILE: &str = "/etc/gatepost/gatepost.toml";

@@ -57,6 +57,9 @@ fixed! {
     firewall.own_table
     gateway.name
     gateway.private_key_file
+    hints.credentials_file
+    hints.tls_ca_file
+    hints.url
     interface.addresses
     interface.backend
     interface.fwmark

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use gatepost::store::{RequireAuth, Tls};
 
-use super::value::{self, DatabaseUrl, Fwmark};
+use super::value::{self, BrokerUrl, DatabaseUrl, Fwmark};
 use super::{ConfigError, SecretSearch};
 
 /// The whole configuration, as [`load`](super::load()) returns it.
@@ -24,6 +24,7 @@ pub struct Config {
     pub gateway: Gateway,
     pub database: Database,
     pub sync: Sync,
+    pub hints: Hints,
     pub interface: Interface,
     pub firewall: Firewall,
     pub guard: Guard,
@@ -133,6 +134,19 @@ impl Default for Sync {
             statement_timeout: Duration::from_secs(30),
         }
     }
+}
+
+/// Where the bell gives hints of changes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hints {
+    /// The NATS servers.
+    #[serde(deserialize_with = "value::optional")]
+    pub url: Option<BrokerUrl>,
+    /// Default: credential `hints_login`, else `hints.login` beside the configuration, else none.
+    pub credentials_file: Option<PathBuf>,
+    /// Default: the system's certificates.
+    pub tls_ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -11,6 +11,7 @@ use gatepost::store::Token;
 use zeroize::Zeroizing;
 
 use super::{Config, ConfigError};
+use crate::hints::Login;
 
 /// A secret read from a file, overwritten when dropped. Its `Debug` shows no part of it.
 #[derive(Clone, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum Secret {
     DatabaseToken,
     /// The keys that open preshared keys.
     PskKeys,
+    /// User and password at the broker.
+    HintsLogin,
 }
 
 /// Where to look for secrets that no key of the configuration names.
@@ -67,6 +70,7 @@ impl Secret {
             Self::DatabasePassword => "the database password",
             Self::DatabaseToken => "the gateway's token",
             Self::PskKeys => "the sealing keys",
+            Self::HintsLogin => "the login for hints",
         }
     }
 
@@ -76,6 +80,7 @@ impl Secret {
             Self::DatabasePassword => config.database.password_file.as_deref(),
             Self::DatabaseToken => config.database.token_file.as_deref(),
             Self::PskKeys => config.gateway.psk_keys_file.as_deref(),
+            Self::HintsLogin => config.hints.credentials_file.as_deref(),
         }
     }
 
@@ -85,6 +90,7 @@ impl Secret {
             Self::DatabasePassword => &["db_password", "database_password"],
             Self::DatabaseToken => &["db_token"],
             Self::PskKeys => &["psk_keys"],
+            Self::HintsLogin => &["hints_login"],
         }
     }
 
@@ -94,6 +100,7 @@ impl Secret {
             Self::DatabasePassword => "db.password",
             Self::DatabaseToken => "db.token",
             Self::PskKeys => "psk.keys",
+            Self::HintsLogin => "hints.login",
         }
     }
 }
@@ -158,6 +165,18 @@ pub fn read_psk_keys_file(path: &Path) -> Result<PskKeys, ConfigError> {
     keys.map_err(|source| ConfigError::PskKeys { path: path.to_owned(), source })
 }
 
+/// Reads user and password at the broker of hints, if a file holds them.
+///
+/// # Errors
+/// [`ConfigError::Secret`] if the file is named or exists, and cannot be read;
+/// [`ConfigError::HintsLogin`] if it holds something else.
+pub fn read_hints_login(config: &Config) -> Result<Option<Login>, ConfigError> {
+    let Some(path) = optional(config, Secret::HintsLogin) else { return Ok(None) };
+    let text = read(&path, Secret::HintsLogin.what(), CORRECT)?;
+    let login = text.expose_text().parse();
+    login.map(Some).map_err(|source| ConfigError::HintsLogin { path, source })
+}
+
 /// A sentence if users other than owner and group may read or change a secret's file.
 #[must_use]
 pub fn exposure(path: &Path) -> Option<String> {
@@ -170,8 +189,9 @@ pub fn exposure(path: &Path) -> Option<String> {
 /// The files of all secrets that exist.
 #[must_use]
 pub fn secret_files(config: &Config) -> Vec<PathBuf> {
-    let optional = [Secret::DatabasePassword, Secret::DatabaseToken, Secret::PskKeys];
-    let optional = optional.map(|it| self::optional(config, it));
+    let secrets =
+        [Secret::DatabasePassword, Secret::DatabaseToken, Secret::PskKeys, Secret::HintsLogin];
+    let optional = secrets.map(|it| optional(config, it));
     let tls_key = config.database.tls_key_file.as_deref().map(|path| config.path(path));
     let all = std::iter::once(private_key_file(config).path)
         .chain(optional.into_iter().flatten())

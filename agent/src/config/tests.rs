@@ -156,7 +156,7 @@ fn unknown_key_names_the_nearest_known_one() {
         ),
         (
             "name = \"x\"",
-            "gatepost.toml: unknown section `name`; expected one of: gateway, database, sync, interface, firewall, guard, stale, report, metrics, control, cache, log",
+            "gatepost.toml: unknown section `name`; expected one of: gateway, database, sync, hints, interface, firewall, guard, stale, report, metrics, control, cache, log",
         ),
     ];
     for (text, wanted) in cases {
@@ -291,6 +291,27 @@ fn missing_key_names_both_ways_to_set_it() {
         error.ends_with("gatepost.toml or in environment variable GATEPOST_DATABASE_URL"),
         "{error}"
     );
+}
+
+#[test]
+fn hints_need_servers_and_a_login_stays_out_of_their_url() {
+    let scratch = Scratch::new();
+    assert_eq!(
+        scratch.error("[sync]\nmode = \"hints\""),
+        "gatepost.toml: `sync.mode` is \"hints\", which needs hints.url: name the NATS servers, or write \
+         \"auto\""
+    );
+    assert_eq!(
+        scratch.error("[hints]\nurl = \"tls://fra-1:secret@nats\""),
+        "gatepost.toml: `hints.url` contains a login: write USER:PASSWORD into the file that \
+         hints.credentials_file names"
+    );
+    let error = scratch.error("[hints]\nurl = \"http://nats\"");
+    assert!(error.contains("is no URL of NATS servers"), "{error}");
+    let config = scratch.load("[hints]\nurl = \"tls://nats1,nats://nats2:4333\"").unwrap();
+    assert_eq!(config.hints.url.unwrap().to_string(), "nats1:4222,nats2:4333");
+    let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+    assert!(warning.contains("write tls://nats2"), "{warning}");
 }
 
 #[test]

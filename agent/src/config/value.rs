@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use async_nats::ServerAddr;
 use gatepost::model::{FailClosed, MarkBit, NflogGroup, Ports};
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
@@ -91,6 +92,70 @@ impl fmt::Display for DatabaseUrl {
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "DatabaseUrl({self})")
+    }
+}
+
+/// The NATS servers that carry hints: `tls://HOST:PORT` or `nats://HOST:PORT`, separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerUrl(Vec<ServerAddr>);
+
+/// Why a text names no NATS servers. The text is not repeated: it may hold a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerUrlError {
+    #[error("is no URL of NATS servers: write tls://HOST:4222, several separated by commas")]
+    Scheme,
+    #[error(
+        "contains a login: write USER:PASSWORD into the file that hints.credentials_file names"
+    )]
+    Login,
+}
+
+impl BrokerUrl {
+    /// At least one.
+    #[must_use]
+    pub fn servers(&self) -> &[ServerAddr] {
+        &self.0
+    }
+
+    /// What is doubtful about it.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let in_clear = self.0.iter().find(|server| {
+            let local = ["localhost", "127.0.0.1", "[::1]", "::1"].contains(&server.host());
+            !server.tls_required() && !local
+        })?;
+        let host = in_clear.host();
+        Some(format!(
+            "hints.url connects to {host} by nats://, which sends the login in clear unless the server \
+             insists on TLS: write tls://{host}"
+        ))
+    }
+}
+
+impl FromStr for BrokerUrl {
+    type Err = BrokerUrlError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let server = |text: &str| {
+            let text = text.trim();
+            let rest = ["tls://", "nats://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+            let rest = rest.filter(|rest| !rest.is_empty()).ok_or(BrokerUrlError::Scheme)?;
+            if rest.contains('@') {
+                return Err(BrokerUrlError::Login);
+            }
+            text.parse().map_err(|_| BrokerUrlError::Scheme)
+        };
+        text.split(',').map(server).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, server) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{}:{}", server.host(), server.port())?;
+        }
+        Ok(())
     }
 }
 

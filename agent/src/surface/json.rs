@@ -162,7 +162,7 @@ fn status_json() {
         ],
     ));
     lines.push(words("backend", [BackendInUse::Kernel, BackendInUse::Userspace]));
-    lines.push(words("mode", [Mode::Listen, Mode::Poll]));
+    lines.push(words("mode", [Mode::Listen, Mode::Hints, Mode::Poll]));
     golden::check("json of status", &lines);
 }
 

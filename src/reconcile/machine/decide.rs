@@ -193,6 +193,7 @@ impl Machine {
         if elapsed.resync {
             self.mirror.want_reading_for("resync interval");
         }
+        self.notices.say_all(elapsed.bell);
         self.notices.say_all(elapsed.notify_missed.then_some(Note::NotifyMissed));
         if self.source.is_connected() && self.proof.let_time_pass(now.instant) {
             self.mirror.want_beat(now.instant);

@@ -1,15 +1,18 @@
 //! The shell's connection to the database: made, kept, switched to another mode, cut.
 
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::choose::Until;
+use super::choose::{Present, Until};
 use super::database::{Connection, connect};
 use super::in_use::InUse;
 use super::state::{Inner, Shell};
 use crate::causes::causes;
 use crate::dataplane::Dataplane;
+use crate::reconcile::bell::BellNews;
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
+use crate::reconcile::hints::{Heard, Hints};
 use crate::reconcile::mode::Mode;
 use crate::reconcile::view::status::old_schema;
 use crate::store::Attached;
@@ -26,6 +29,9 @@ impl<D: Dataplane + 'static> Shell<D> {
         let mode = chosen.mode;
         self.template.sync.mode_why = chosen.why;
         let until = chosen.until;
+        if let Some(gateway) = &self.hints_for {
+            gateway.send_replace(Some(hello.gateway_id));
+        }
         let before = self.in_use.replace(InUse { mode, until, chosen_at: clock::now().instant });
         let known = self.template.database.schema_version.replace(hello.schema_version);
         if let Some(why) =
@@ -62,7 +68,8 @@ impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn spawn_connect(&self) {
         let (store, mode, gateway) = (self.store.clone(), self.mode, self.gateway.clone());
         let by_number = self.in_use.filter(|in_use| in_use.until == Until::FleetChanges);
-        let present = by_number.map(|in_use| in_use.mode);
+        let hears_bell = self.machine.view().hears_bell();
+        let present = Present { mode: by_number.map(|in_use| in_use.mode), hears_bell };
         self.spawn_inner(async move {
             match connect(&store, mode, &gateway, present).await {
                 Ok(connection) => Inner::Connected(Box::new(connection)),
@@ -96,9 +103,48 @@ impl<D: Dataplane + 'static> Shell<D> {
         let Attached { gateways, unwatched } = attached;
         self.handle(Event::Unannounced { tables: unwatched });
         self.handle(Event::Gateways { count: gateways });
-        let (now, probe_every) = (clock::now().instant, self.machine.view().resync_interval());
-        if self.in_use.is_some_and(|in_use| in_use.is_doubtful(gateways, now, probe_every)) {
+        self.choose_again(gateways);
+    }
+
+    /// Chooses the mode again where another may be better.
+    fn choose_again(&self, gateways: u32) {
+        let (now, view) = (clock::now().instant, self.machine.view());
+        let (hears_bell, probe_every) = (view.hears_bell(), view.resync_interval());
+        let doubtful = |in_use: InUse| in_use.is_doubtful(gateways, hears_bell, now, probe_every);
+        if self.in_use.is_some_and(doubtful) {
             self.spawn_connect();
+        }
+    }
+
+    /// Expects to hear a bell, where hints are configured. Returns where to hear of it; elsewhere nothing
+    /// ever comes from there.
+    pub(super) fn expect_hints(&mut self, hints: Option<Hints>) -> watch::Receiver<Heard> {
+        let Some(Hints { heard, gateway }) = hints else {
+            return watch::channel(Heard::default()).1;
+        };
+        self.hints_for = Some(gateway);
+        self.handle(Event::Bell(BellNews::Expected));
+        heard
+    }
+
+    /// Takes in what was heard from the broker.
+    pub(super) fn heard(&mut self, heard: Heard) {
+        let before = std::mem::replace(&mut self.heard, heard);
+        let Heard { hints, signs_of_life, trouble } = self.heard.clone();
+        if trouble != before.trouble {
+            self.handle(Event::Bell(BellNews::Trouble(trouble)));
+        }
+        if signs_of_life != before.signs_of_life {
+            let was_heard = self.machine.view().hears_bell();
+            self.handle(Event::Bell(BellNews::Alive));
+            if let Some(in_use) = self.in_use.filter(|_| !was_heard)
+                && matches!(in_use.until, Until::FleetChanges | Until::ProbedAgain)
+            {
+                self.spawn_connect();
+            }
+        }
+        if hints != before.hints {
+            self.handle(Event::Notified);
         }
     }
 }

@@ -48,12 +48,21 @@ pub enum Until {
     Reconfigured,
     /// Another number of gateways may ask for another mode.
     FleetChanges,
+    /// Without a bell, hints are no way to learn of changes.
+    BellFallsSilent,
     /// The test notification did not arrive: it may have been late, or what swallowed it may go.
     ProbedAgain,
 }
 
-/// Chooses the mode, and begins to listen where it needs that. `present`: the mode in use, if the
-/// number of gateways chose it.
+/// What is known before a mode is chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Present {
+    /// The mode in use, if the number of gateways chose it.
+    pub mode: Option<Mode>,
+    pub hears_bell: bool,
+}
+
+/// Chooses the mode, and begins to listen where it needs that.
 ///
 /// # Errors
 /// When the database does not answer, or refuses.
@@ -61,7 +70,7 @@ pub async fn choose(
     store: &Store,
     configured: SyncMode,
     hello: &Hello,
-    present: Option<Mode>,
+    present: Present,
 ) -> Result<Chosen, DatabaseError> {
     let chosen = |mode, why: &str, listener: Option<Listener>, until, attached: Attached| {
         let Attached { gateways, unwatched } = attached;
@@ -78,15 +87,23 @@ pub async fn choose(
             let why = "sync.mode = \"listen\"";
             chosen(Mode::Listen, why, Some(listener), Until::Reconfigured, attached)
         }
+        SyncMode::Hints => {
+            let attached = store.attach(false).await?;
+            chosen(Mode::Hints, "sync.mode = \"hints\"", None, Until::Reconfigured, attached)
+        }
+        SyncMode::Auto if present.hears_bell => {
+            let attached = store.attach(false).await?;
+            chosen(Mode::Hints, "a bell is heard", None, Until::BellFallsSilent, attached)
+        }
         // A session of a pool belongs to a gateway only for a transaction.
         SyncMode::Auto if store.is_pooled() => {
             let attached = store.attach(false).await?;
             let why = "gateways with a token share sessions, in which none can listen";
-            chosen(Mode::Poll, why, None, Until::FleetChanges, attached)
+            chosen(Mode::Poll, why, None, Until::ProbedAgain, attached)
         }
         SyncMode::Auto => {
-            let attached = store.attach(present == Some(Mode::Listen)).await?;
-            let (mode, why) = suits(attached.gateways, present);
+            let attached = store.attach(present.mode == Some(Mode::Listen)).await?;
+            let (mode, why) = suits(attached.gateways, present.mode);
             if mode == Mode::Poll {
                 store.attach(false).await?;
                 return chosen(mode, &why, None, Until::FleetChanges, attached);
@@ -108,7 +125,7 @@ pub async fn choose(
 pub(super) fn suits(gateways: u32, present: Option<Mode>) -> (Mode, String) {
     let at_most = match present {
         Some(Mode::Poll) => LISTEN_AGAIN_AT,
-        Some(Mode::Listen) | None => LISTENERS_AT_MOST,
+        Some(Mode::Listen | Mode::Hints) | None => LISTENERS_AT_MOST,
     };
     if gateways > LISTENERS_AT_MOST {
         let why = format!(

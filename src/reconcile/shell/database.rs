@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use tracing::debug;
 
-use super::choose::{Chosen, choose};
+use super::choose::{Chosen, Present, choose};
 use crate::causes::causes;
 use crate::model::PublicKey;
 use crate::reconcile::error::DatabaseError;
@@ -23,7 +23,7 @@ pub(super) struct Connection {
 }
 
 /// Asks for which gateway the role acts, and chooses a mode. `configured`: `None` for an agent that
-/// makes one pass and leaves no trace of having followed the database. `present`: the mode in use.
+/// makes one pass and leaves no trace of having followed the database.
 ///
 /// # Errors
 /// When the database does not answer, refuses, or acts for another gateway.
@@ -31,7 +31,7 @@ pub(super) async fn connect(
     store: &Store,
     configured: Option<SyncMode>,
     gateway: &str,
-    present: Option<Mode>,
+    present: Present,
 ) -> Result<Connection, DatabaseError> {
     let hello = store.hello().await?;
     if hello.gateway_name != gateway {

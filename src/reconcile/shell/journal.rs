@@ -26,6 +26,8 @@ pub(super) fn say(note: &Note) {
         }
         Note::HistoryFollowed { peers, .. } => info!(message_id, ?peers, "{note}"),
         Note::AnnouncedAgain | Note::Over(_) => info!(message_id, "{note}"),
+        Note::BellHeard => info!(message_id, "{note}"),
+        Note::BellSilent { trouble } => warn!(message_id, ?trouble, "{note}"),
         Note::Unannounced { tables } => warn!(message_id, ?tables, "{note}"),
         Note::Released { peer, name } => {
             let PeerName { user, device } = name;
@@ -89,6 +91,7 @@ impl Note {
             Self::CannotBuild(_) | Self::CannotPlan(_) => "d050681d68d8498f86b73d3201bc80ad",
             Self::NotConverged { .. } => "025278c9fee943ef89c66cfde16b13af",
             Self::Stale { .. } => "12586575cdf441dba5a21eb19840a2d7",
+            Self::BellSilent { .. } => "c41a7f0e5d2b4c6f8e93b7a1d60f2e58",
             Self::Unannounced { .. } => "3d27fae035eb4671bfbbcd87afd81861",
             Self::HistoryLost { .. } => "da2e7f71c87446c1baf42764b984633e",
             Self::StepRefused { .. } => "37e836371fde4ac89ad47236b66da6c7",
@@ -124,6 +127,7 @@ mod tests {
         explained(&Note::Synced { changes, steps: 1, took: Duration::ZERO, first: Vec::new() });
         explained(&Note::Over(crate::reconcile::Trouble::Database));
         explained(&Note::DriftRepaired { steps: 1, first: Vec::new(), why });
+        explained(&Note::BellSilent { trouble: None });
         explained(&Note::HeldBack(crate::plan::guard::HeldBack { removals: 9, of: 9 }));
         explained(&Note::NoSealingKey { peers: 9 });
         let peer = crate::model::PeerId(uuid::Uuid::nil());

@@ -32,7 +32,7 @@ use state::{Inner, PRUNE_EVERY, Shell};
 pub use ask::{Ask, NothingHeldBack};
 pub use block_file::{BlockFile, BlockFileError};
 pub use cache::{Cache, CacheError};
-pub use choose::{Chosen, Until, choose};
+pub use choose::{Chosen, Present, Until, choose};
 pub use state::{Options, ROUND_AT_MOST};
 
 /// Runs the loop until `stop` says so. Leaves the kernel as it is.
@@ -51,7 +51,9 @@ pub async fn run<D: Dataplane + 'static>(
 ) -> Result<(), RunError> {
     let (_, silent) = mpsc::channel(1);
     let mut kernel_events = std::mem::replace(&mut options.kernel_events, silent);
+    let hints = options.hints.take();
     let (mut shell, mut events) = Shell::new(options, status);
+    let mut heard = shell.expect_hints(hints);
     let mut prune = interval_at(Instant::now() + PRUNE_EVERY / 4, PRUNE_EVERY);
     let mut attach = interval_at(Instant::now() + ATTACH_EVERY, ATTACH_EVERY);
     attach.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -73,6 +75,11 @@ pub async fn run<D: Dataplane + 'static>(
             Some(ask) = asks.recv() => shell.answer(ask),
             _ = prune.tick() => shell.prune(),
             _ = attach.tick() => shell.attach(),
+            // A flood of hints holds up nothing else.
+            Ok(()) = heard.changed() => {
+                let news = heard.borrow_and_update().clone();
+                shell.heard(news);
+            }
             () = sleep_until(wakeup) => shell.handle(Event::Tick),
         }
     }

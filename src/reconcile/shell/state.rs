@@ -19,9 +19,11 @@ use super::pending_blocks::PendingBlocks;
 use super::withdrawals::{self, Rememberer};
 use crate::causes::causes;
 use crate::dataplane::{Dataplane, DataplaneHandle};
+use crate::model::GatewayId;
 use crate::reconcile::clock;
 use crate::reconcile::error::{DatabaseError, RunError};
 use crate::reconcile::event::{Action, Event, ReadAnswer, ReadKind, Sent};
+use crate::reconcile::hints::{Heard, Hints};
 use crate::reconcile::machine::Machine;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::{MachineOptions, SyncMode};
@@ -37,6 +39,8 @@ pub struct Options<D> {
     pub dataplane: DataplaneHandle<D>,
     /// Says why to look at the kernel again.
     pub kernel_events: mpsc::Receiver<String>,
+    /// What is heard from a broker; `None`: no `[hints]`.
+    pub hints: Option<Hints>,
     /// Where the last good rows are kept; `None`: they are not kept.
     pub cache: Option<Cache>,
     /// Where the host's block list is kept.
@@ -92,6 +96,9 @@ pub(super) struct Shell<D> {
     pub(super) gateway: String,
     pub(super) template: Status,
     reader: Arc<Mutex<Reader>>,
+    /// For which gateway to hear hints.
+    pub(super) hints_for: Option<watch::Sender<Option<GatewayId>>>,
+    pub(super) heard: Heard,
     pub(super) listening: Option<JoinHandle<()>>,
     pub(super) events: mpsc::UnboundedSender<Inner>,
     status: watch::Sender<Status>,
@@ -134,6 +141,8 @@ impl<D: Dataplane + 'static> Shell<D> {
             template,
             cache: options.cache,
             reader: Arc::new(Mutex::new(Reader::default())),
+            hints_for: None,
+            heard: Heard::default(),
             keeper,
             rememberer: kept.map(Rememberer::new),
             winding_up: false,
@@ -237,7 +246,7 @@ impl<D: Dataplane + 'static> Shell<D> {
     fn spawn_read(&self, kind: ReadKind) {
         let (store, reader) = (self.store.clone(), self.reader.clone());
         let (events, keeps) = (self.events.clone(), self.keeper.is_some());
-        let mode = self.in_use.map_or(Mode::Poll, |in_use| in_use.mode);
+        let mode = self.machine.view().mode().unwrap_or(Mode::Poll);
         let follows = self.mode.is_some();
         tokio::spawn(async move {
             let found = reader.lock().await.read(&store, kind, mode).await;
@@ -338,7 +347,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         }
         let template = &self.template;
         status.gateway.name.clone_from(&template.gateway.name);
-        if status.sync.mode.is_some() {
+        if status.sync.mode.is_some() && status.sync.mode_why.is_empty() {
             status.sync.mode_why.clone_from(&template.sync.mode_why);
         }
         status.agent = template.agent.clone();

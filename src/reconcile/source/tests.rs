@@ -1,4 +1,5 @@
 use super::*;
+use crate::reconcile::bell::SILENT_AFTER;
 use crate::test_rows::no_changes;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -66,6 +67,44 @@ fn gateways_that_poll_ask_at_most_two_hundred_times_a_second_together() {
     source.gateways(10, later(now, 100 * SECOND));
     let wait = source.next_poll - (now.instant + 100 * SECOND);
     assert!(wait <= 2 * SECOND, "fewer gateways wait less: {wait:?}");
+}
+
+#[test]
+fn gateways_whose_bell_falls_silent_poll_and_do_not_all_ask_at_once() {
+    let (now, mut first) = (start(), std::collections::BTreeSet::new());
+    for seed in 0..200 {
+        let mut source = source(now);
+        source.random = fastrand::Rng::with_seed(seed);
+        source.bell_news(BellNews::Expected, now);
+        source.gateways(1_000, now);
+        source.connected(Mode::Hints, now);
+        assert_eq!(source.mode(), Some(Mode::Poll), "no bell was heard yet");
+        assert_eq!(source.bell_news(BellNews::Alive, now), Some(Note::BellHeard));
+        assert_eq!(source.mode(), Some(Mode::Hints));
+        source.let_time_pass(now);
+        let silent = later(now, SILENT_AFTER);
+        let news = source.let_time_pass(silent).bell;
+        assert_eq!(news, Some(Note::BellSilent { trouble: None }));
+        assert_eq!(source.view().poll_interval, Some(5 * SECOND));
+        first.insert((source.next_poll - silent.instant).as_secs());
+    }
+    assert_eq!(first, (0..5).collect());
+}
+
+#[test]
+fn however_many_hints_come_one_read_is_under_way_and_one_waits() {
+    let now = start();
+    let mut source = listening(now);
+    source.notified(now);
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
+    for _ in 0..1_000 {
+        source.notified(now);
+        assert_eq!(begin_read(&mut source, now), None, "a read is under way");
+    }
+    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
+    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    assert_eq!(begin_read(&mut source, now), None, "nothing waits");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::time::{Instant, SystemTime};
 use ipnet::IpNet;
 
 use super::mirror::MirrorView;
+use super::mode::Mode;
 use super::note::{history_lost, no_sealing_key};
 use super::outbox::OutboxView;
 use super::pass::{PassObstacle, PassView};
@@ -81,6 +82,18 @@ pub struct Totals {
 }
 
 impl View<'_> {
+    /// How the agent learns about changes now; `None` while the database is unreachable.
+    #[must_use]
+    pub const fn mode(&self) -> Option<Mode> {
+        self.source.mode
+    }
+
+    /// Whether a bell is heard.
+    #[must_use]
+    pub const fn hears_bell(&self) -> bool {
+        self.source.hears_bell
+    }
+
     /// What is desired now; `None` until rows could be used.
     #[must_use]
     pub const fn desired(&self) -> Option<&DesiredState> {

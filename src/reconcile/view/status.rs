@@ -144,7 +144,7 @@ pub struct InterfaceStatus {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SyncStatus {
     pub mode: Option<Mode>,
-    /// Why this mode: the configuration, or what a probe found.
+    /// Why this mode: the configuration, what a probe found, or the bell that is not heard.
     pub mode_why: String,
     /// Between two questions in poll mode; `None` in other modes.
     #[serde(default)]

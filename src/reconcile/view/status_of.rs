@@ -6,9 +6,10 @@ use super::status::{
     PassStatus, PeerCounts, ReportsStatus, State, Status, SyncStatus, Timestamp, TrafficStatus,
 };
 use crate::plan::{HeldCause, HeldPeer, gate, networks_within};
+use crate::reconcile::bell::Silence;
 use crate::reconcile::clock::millis;
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::note::{history_lost, led_by, not_announced, refused};
+use crate::reconcile::note::{because, history_lost, led_by, not_announced, refused};
 use crate::reconcile::row_status::LISTED_PEERS;
 
 /// Why a host that booted without its database forwards nothing.
@@ -125,7 +126,7 @@ impl View<'_> {
         let (last, totals) = (self.passes.last, self.totals());
         SyncStatus {
             mode: self.source.mode,
-            mode_why: String::new(),
+            mode_why: self.why_no_hints().unwrap_or_default(),
             poll_interval_ms: self.source.poll_interval.map(millis),
             last_sync_at: self.proof.last.map(Timestamp),
             lag_ms: last.and_then(|pass| pass.lag).map(millis),
@@ -142,6 +143,15 @@ impl View<'_> {
             flows_cut: totals.flows_cut,
             lags: LagsStatus::from(self.passes.totals.lags),
         }
+    }
+
+    /// Why this gateway polls although it is to follow a bell.
+    fn why_no_hints(&self) -> Option<String> {
+        let waits = self.source.follows_bell && !self.source.hears_bell;
+        waits.then(|| match self.source.silence {
+            Some(silence) => bell_is_silent(silence),
+            None => "no bell has been heard yet".to_owned(),
+        })
     }
 
     fn peer_counts(&self) -> PeerCounts {
@@ -180,6 +190,10 @@ impl View<'_> {
         if !self.source.unannounced.is_empty() {
             warnings.push(not_announced(self.source.unannounced));
         }
+        if let Some(silence) = self.source.silence {
+            let silent = bell_is_silent(silence);
+            warnings.push(format!("{silent}: start `gatepost bell`, or see why it is not heard"));
+        }
         if let Some(until) = self.rows.lost.values().map(|lost| lost.until).max() {
             let names: Vec<String> =
                 self.rows.lost.values().map(|lost| lost.name.clone()).collect();
@@ -210,4 +224,9 @@ impl View<'_> {
         }
         warnings
     }
+}
+
+fn bell_is_silent(silence: Silence<'_>) -> String {
+    let since = humantime::format_rfc3339_seconds(silence.since);
+    format!("no bell is heard since {since}{}", because(silence.trouble))
 }

@@ -117,6 +117,7 @@ impl Agent {
             mode,
             dataplane: DataplaneHandle::spawn(move || Ok(kernel)).unwrap(),
             kernel_events,
+            hints: None,
             cache: None,
             block_file: BlockFile::new("/nonexistent/blocked".into()),
             gateway: name(gateway),

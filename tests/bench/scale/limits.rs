@@ -40,7 +40,7 @@ fn fleet(processors: usize) -> Load {
 /// The configuration's defaults.
 fn question_interval_secs(mode: Mode, gateways: usize) -> f64 {
     match mode {
-        Mode::Listen => 10.0,
+        Mode::Listen | Mode::Hints => 10.0,
         Mode::Poll => (gateways as f64 / 200.0).max(1.0),
     }
 }
