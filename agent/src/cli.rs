@@ -40,6 +40,15 @@ pub enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Tell gateways over NATS that there are changes for them, and merge their reports
+    ///
+    /// For more than 50 gateways. Its configuration is /etc/gatepost/bell.toml unless --config says
+    /// otherwise. Run two: one rings, the other takes over.
+    Bell {
+        /// Print whether a bell could ring here and which one rings; fail if none does
+        #[arg(long)]
+        check: bool,
+    },
     /// Create or update the database schema
     Migrate {
         #[command(flatten)]

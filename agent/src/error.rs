@@ -14,6 +14,7 @@ use crate::config::ConfigError;
 use crate::control::ControlError;
 use crate::database;
 use crate::exit::Exit;
+use crate::hints::BrokerError;
 use crate::key_file::KeyFileError;
 use crate::namespace_lock::NamespaceLockError;
 use crate::telemetry::Audience;
@@ -32,6 +33,9 @@ pub enum CommandError {
     KeyFile(#[from] KeyFileError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// `bell`
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
     #[error("the text on standard input {0}")]
     Psk(#[from] PskError),
     #[error(transparent)]

@@ -54,7 +54,9 @@ fn main() -> ExitCode {
         }
     };
     let audience = match cli.command {
-        Command::Run { .. } | Command::Device { .. } => Audience::Daemon,
+        Command::Run { .. } | Command::Device { .. } | Command::Bell { check: false } => {
+            Audience::Daemon
+        }
         _ => Audience::Person,
     };
     if let Err(error) = start_log(cli.log.as_deref(), audience) {

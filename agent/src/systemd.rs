@@ -5,10 +5,12 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use sd_notify::NotifyState;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::handles::Watcher;
 use crate::output::{count, span};
+use crate::pulse::Pulse;
 use gatepost::reconcile::status::{State, Status, Unavailable};
 
 /// The longest time that a boot or an upgrade, which wait for the unit, wait for the first pass.
@@ -35,6 +37,28 @@ pub async fn follow(mut watcher: Watcher) {
             () = tokio::time::sleep_until(ready_by.into()), if !sent.ready => {}
             _ = tick.tick() => if watchdog.is_some() && watcher.pulse.is_alive(Instant::now()) {
                 notify(&[Notification::Watchdog]);
+            },
+        }
+    }
+}
+
+/// Notifies systemd until the bell has ended. A bell has started once it runs: one that waits for the
+/// database must hold up no boot.
+pub async fn follow_bell<S: ToString + Send + std::marker::Sync>(
+    mut state: watch::Receiver<S>,
+    pulse: Pulse,
+) {
+    send(&[NotifyState::Ready]);
+    let watchdog = sd_notify::watchdog_enabled();
+    let mut tick = interval(watchdog.map_or(Duration::from_mins(1), |limit| limit / 2));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let line = state.borrow_and_update().to_string();
+        send(&[NotifyState::Status(&line)]);
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() { return },
+            _ = tick.tick() => if watchdog.is_some() && pulse.is_alive(Instant::now()) {
+                send(&[NotifyState::Watchdog]);
             },
         }
     }

@@ -3,6 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod agent;
+mod bell;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../support/broker.rs"]
+mod broker;
 mod check;
 mod configuration;
 mod database;

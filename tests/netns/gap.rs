@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use crate::bells::Bells;
 use crate::lab::{Database, Lab, eventually};
 
 const WRITERS: u32 = 8;
@@ -19,28 +20,64 @@ const WANTED: &str = "select w.public_key || E'\\t' || host(w.assigned_ip) || '/
 
 #[test]
 fn eight_writers_long_transactions_and_cut_connections_miss_nothing() {
-    miss_nothing(Lab::open(), "auto", "listen", false);
+    miss_nothing(Lab::open(), &mode("auto"), "listen", |lab, work| {
+        cut_connections(lab, work, false)
+    });
 }
 
 #[test]
 fn listening_misses_nothing() {
-    miss_nothing(Lab::open(), "listen", "listen", false);
+    miss_nothing(Lab::open(), &mode("listen"), "listen", |lab, work| {
+        cut_connections(lab, work, false)
+    });
 }
 
 #[test]
 fn polling_misses_nothing() {
-    miss_nothing(Lab::open(), "poll", "poll", false);
+    miss_nothing(Lab::open(), &mode("poll"), "poll", |lab, work| cut_connections(lab, work, false));
 }
 
 #[test]
 fn behind_a_pooler_nothing_is_missed() {
     let mut lab = Lab::open();
     let _pooler = lab.pool();
-    miss_nothing(lab, "auto", "poll", true);
+    miss_nothing(lab, &mode("auto"), "poll", |lab, work| cut_connections(lab, work, true));
 }
 
-fn miss_nothing(lab: Lab, configured: &str, chosen: &str, pooled: bool) {
-    lab.write_config(&format!("[sync]\nmode = \"{configured}\"\n"));
+/// The agent looks by itself every five minutes: what it follows in time, it follows by hints. Bells are
+/// killed and the broker restarted while the writers go on.
+#[test]
+fn hints_miss_nothing() {
+    let lab = Lab::open();
+    let mut bells = Bells::start(&lab);
+    let config = format!(
+        "[sync]\nmode = \"hints\"\npoll_interval = \"5m\"\n[hints]\nurl = \"{}\"\n",
+        bells.url()
+    );
+    miss_nothing(lab, &config, "hints", |lab, work| {
+        let commits = || work.commits.load(Ordering::SeqCst);
+        for round in 0..4 {
+            if round % 2 == 0 {
+                bells.kill_the_one_that_rings(lab);
+            } else {
+                bells.restart_broker(lab);
+            }
+            let written = commits();
+            bells.await_one_that_rings(lab);
+            eventually("the writers go on", || commits() > written + WRITERS);
+        }
+        assert!(commits() < WRITERS * MOST_ROUNDS, "the writers had ended");
+        cut_connections(lab, work, false);
+        bells.await_one_that_rings(lab);
+    });
+}
+
+fn mode(word: &str) -> String {
+    format!("[sync]\nmode = \"{word}\"\n")
+}
+
+fn miss_nothing(lab: Lab, config: &str, chosen: &str, disturb: impl FnOnce(&Lab, &Work)) {
+    lab.write_config(config);
     lab.database.exec(
         "insert into users (role_id, username, display_name, password_hash)
              select id, 'writer' || n, 'writer', '!' from roles, generate_series(0, 8) as n",
@@ -57,7 +94,7 @@ fn miss_nothing(lab: Lab, configured: &str, chosen: &str, pooled: bool) {
             let (database, work) = (&lab.database, &work);
             scope.spawn(move || write(database, writer, work));
         }
-        cut_connections(&lab, &work, pooled);
+        disturb(&lab, &work);
         work.enough.store(true, Ordering::SeqCst);
     });
     long.exec("commit");
@@ -77,10 +114,10 @@ fn miss_nothing(lab: Lab, configured: &str, chosen: &str, pooled: bool) {
 }
 
 fn assert_mode(lab: &Lab, chosen: &str) {
+    // A bell is heard within a second.
+    eventually("the mode is as it should be", || lab.status()["sync"]["mode"] == chosen);
     let status = lab.status();
-    let sync = &status["sync"];
-    assert_eq!(sync["mode"], chosen, "{sync}");
-    assert!(!sync["mode_why"].as_str().unwrap().is_empty(), "{sync}");
+    assert!(!status["sync"]["mode_why"].as_str().unwrap().is_empty(), "{status}");
 }
 
 /// The writers' progress, and whether they may end.

@@ -6,7 +6,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
+mod bells;
 mod blocked;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../support/broker.rs"]
+mod broker;
 mod denied;
 mod device;
 mod drift;

@@ -1,6 +1,7 @@
 //! One module per command. Each reads what it needs, asks a pure function, and prints the answer.
 
 mod ask;
+mod bell;
 mod block;
 pub mod check;
 mod confirm;
@@ -24,7 +25,9 @@ mod status;
 mod unmigrate;
 
 use crate::cli::{Cli, Command, DatabaseArgs, HostCommand};
-use crate::config::{Config, ConfigError, DatabaseUrlError, Origin, SecretSearch, Source, load};
+use crate::config::{
+    BELL_FILE, Config, ConfigError, DatabaseUrlError, Origin, SecretSearch, Source, load,
+};
 use crate::error::CommandError;
 use crate::exit::Exit;
 
@@ -36,6 +39,8 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
     let source = Source::of_process(cli.config);
     match cli.command {
         Command::Run { once } => run::run(&configuration(source.clone())?, source, once),
+        Command::Bell { check: false } => bell::bell(&configuration_of_bell(source)?),
+        Command::Bell { check: true } => bell::check(&configuration_of_bell(source)?),
         Command::Migrate { database, dry_run } => {
             migrate::migrate(&configuration_of(source, &database)?, dry_run)
         }
@@ -83,6 +88,12 @@ fn configuration(source: Source) -> Result<Config, ConfigError> {
         tracing::warn!("{warning}");
     }
     Ok(config)
+}
+
+/// A bell's configuration has the sections of a gateway's, in a file of its own: both may run on a host.
+fn configuration_of_bell(source: Source) -> Result<Config, ConfigError> {
+    let file = source.file.unwrap_or_else(|| BELL_FILE.into());
+    configuration(Source { file: Some(file), ..source })
 }
 
 /// The configuration, with the database that an administrator's command line names.

@@ -31,3 +31,6 @@ pub use value::{BrokerUrl, DatabaseUrlError};
 
 /// The configuration file, unless `--config` or `GATEPOST_CONFIG` names another.
 pub const DEFAULT_FILE: &str = "/etc/gatepost/gatepost.toml";
+
+/// The configuration file of `gatepost bell`, unless `--config` or `GATEPOST_CONFIG` names another.
+pub const BELL_FILE: &str = "/etc/gatepost/bell.toml";

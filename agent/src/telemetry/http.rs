@@ -12,6 +12,30 @@ use super::metrics::{Scraped, render};
 use crate::accept;
 use crate::handles::Watcher;
 
+/// What the paths answer.
+pub trait Pages: Clone + Send + Sync + 'static {
+    /// The answer to a request with this first line.
+    fn answer(&self, request: &str) -> impl Future<Output = Response> + Send;
+}
+
+#[derive(Clone)]
+struct AgentPages {
+    watcher: Watcher,
+    per_peer: bool,
+}
+
+impl Pages for AgentPages {
+    async fn answer(&self, request: &str) -> Response {
+        let (method, path) = target(request);
+        let scraped = if path == "/metrics" && method == "GET" {
+            Scraped::read(&self.watcher, self.per_peer).await
+        } else {
+            Scraped::default()
+        };
+        respond(request, &self.watcher, &scraped, Instant::now())
+    }
+}
+
 /// A bound metrics listener.
 #[derive(Debug)]
 pub struct MetricsServer {
@@ -37,32 +61,40 @@ impl MetricsServer {
         Ok(Self { listener: TcpListener::bind(address).await?, per_peer })
     }
 
-    /// Serves until it is dropped.
+    /// Serves an agent until it is dropped.
     pub async fn serve(self, watcher: Watcher) {
+        let per_peer = self.per_peer;
+        self.serve_pages(AgentPages { watcher, per_peer }).await;
+    }
+
+    /// Serves these pages until it is dropped.
+    pub async fn serve_pages(self, pages: impl Pages) {
         let answer = |stream, _| {
-            let exchange = exchange(stream, watcher.clone(), self.per_peer);
+            let exchange = exchange(stream, pages.clone());
             async { tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await? }
         };
         accept::serve(&self.listener, CONNECTIONS, "HTTP client", answer).await;
     }
 }
 
+/// Status line and body of an answer.
 #[derive(Debug, PartialEq, Eq)]
-struct Response {
-    status: &'static str,
-    body: String,
+pub struct Response {
+    pub status: &'static str,
+    pub body: String,
 }
 
-async fn exchange(stream: TcpStream, watcher: Watcher, per_peer: bool) -> io::Result<()> {
+/// Of `/healthz` and `/readyz`: whether it is well, and what it says.
+#[must_use]
+pub fn health(is_well: bool, text: &str) -> Response {
+    let status = if is_well { "200 OK" } else { "503 Service Unavailable" };
+    Response { status, body: format!("{text}\n") }
+}
+
+async fn exchange(stream: TcpStream, pages: impl Pages) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let request = read_head(&mut stream).await?;
-    let (method, path) = target(&request);
-    let scraped = if path == "/metrics" && method == "GET" {
-        Scraped::read(&watcher, per_peer).await
-    } else {
-        Scraped::default()
-    };
-    let response = respond(&request, &watcher, &scraped, Instant::now());
+    let response = pages.answer(&request).await;
     let body = if request.starts_with("HEAD ") { "" } else { &response.body };
     let head = format!(
         "HTTP/1.1 {}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
@@ -89,7 +121,8 @@ async fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
 }
 
 /// Method and path of a request's first line.
-fn target(request: &str) -> (&str, &str) {
+#[must_use]
+pub fn target(request: &str) -> (&str, &str) {
     let mut words = request.split_whitespace();
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     (method, target.split('?').next().unwrap_or_default())

@@ -7,7 +7,7 @@ mod peers;
 mod process;
 mod text;
 
-pub use self::http::MetricsServer;
+pub use self::http::{MetricsServer, Pages, Response, health, target};
 pub use self::log::{Audience, set_filter, start_log};
 #[cfg(test)]
 pub use self::metrics::{Scraped, render as metrics};
