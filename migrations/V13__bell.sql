@@ -21,6 +21,15 @@ create table gatepost.bell (
     told_by xid8
 ) with (fillfactor = 10);
 insert into gatepost.bell default values;
+
+-- A table of its own: to write it waits for no look, and lets none wait.
+create table gatepost.merger (
+    one boolean primary key default true check (one),
+    at timestamptz not null default '-infinity'
+) with (fillfactor = 10);
+insert into gatepost.merger default values;
+comment on table gatepost.merger is
+    'When a bell last asked whose reports wait. Granted to no role.';
 comment on table gatepost.bell is
     'The bell that rings, since when, and the snapshot whose marks it has rung for, in this history. Granted to no role: only gatepost_bell calls the functions that write it.';
 
@@ -81,7 +90,8 @@ create function gatepost.ring(
     bell text, out is_held boolean, out everyone boolean, out gateways uuid[]
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
+set lock_timeout = '50ms' as $$
 declare
     present constant text := gatepost.history();
     last gatepost.bell;
@@ -111,14 +121,24 @@ begin
 
     -- Lost in a crash, it is done again: the history is another one then.
     perform set_config('synchronous_commit', 'off', true);
+    -- A session of a gateway of the last release may hold this row: then gateways look for themselves.
+    perform from gatepost.addressed for update skip locked;
+    is_blocked := not found;
+    if is_blocked and last.history = present and not exists (
+        select
+        from gatepost.change c
+        where c.xid >= pg_snapshot_xmax(last.told) and c.xid <> last.told_by
+            and c.xid < pg_snapshot_xmax(pg_current_snapshot())
+    ) and not exists (
+        select from gatepost.change c where c.xid = any (running) and c.xid <> last.told_by
+    ) then
+        return;
+    end if;
     perform from gatepost.bell b where b.holder = bell for update;
     if not found then
         is_held := false;
         return;
     end if;
-    -- A session of a gateway of the last release may hold this row: then gateways look for themselves.
-    perform from gatepost.addressed for update skip locked;
-    is_blocked := not found;
     if not is_blocked then
         select a.since into began from gatepost.addressed a where a.history = present;
         if began is null then
@@ -127,7 +147,12 @@ begin
                 at = now();
             everyone := true;
         elsif gatepost.waits(seen) then
-            perform gatepost.address();
+            begin
+                perform gatepost.address();
+            exception when others then
+                -- A migration holds a table, or a column is gone: then gateways look for themselves.
+                is_blocked := true;
+            end;
             everyone := began::text <> (select a.since::text from gatepost.addressed a);
         end if;
     end if;
@@ -156,6 +181,14 @@ begin
     if everyone then
         gateways := '{}';
     end if;
+    -- Agents of the last release listen, and notify each other only where no bell rings.
+    if pg_notification_queue_usage() < 0.5 then
+        if everyone then
+            perform pg_notify('gatepost_all', '');
+        else
+            perform pg_notify('gatepost_' || g, '') from unnest(gateways) g;
+        end if;
+    end if;
     update gatepost.bell b set history = present, told = next, told_by = own where b.holder = bell;
 end $$;
 comment on function gatepost.ring(text) is
@@ -178,8 +211,10 @@ comment on function gatepost.bells() is
 -- Reports.
 
 create function gatepost.unmerged() returns setof uuid
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language sql volatile security definer set search_path = pg_catalog, pg_temp
 set row_security = off set jit = off as $$
+    update gatepost.merger m set at = clock_timestamp()
+    where clock_timestamp() not between m.at and m.at + interval '5 seconds';
     select s.gateway_id from gatepost.seen s
     union
     select e.gateway_id from gatepost.event e
@@ -194,7 +229,41 @@ set row_security = off set jit = off as $$
     join public.gateways g on g.id = proof.gateway_id
     where g.last_sync_at is null or g.last_sync_at < proof.at or g.last_sync_at > now()
 $$;
-comment on function gatepost.unmerged() is 'Gateways whose reports wait to be merged.';
+comment on function gatepost.unmerged() is
+    'Gateways whose reports wait to be merged. Notes that a bell merges them.';
+
+create function gatepost.has_merger() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select gatepost.has_bell() and exists (
+        select
+        from gatepost.merger m
+        where clock_timestamp() between m.at and m.at + interval '30 seconds'
+    )
+$$;
+comment on function gatepost.has_merger() is
+    'Whether a bell rings that asked within thirty seconds whose reports wait.';
+
+-- At most one page of each kind, so that no gateway holds up the others.
+do $$
+declare
+    present constant text := pg_get_functiondef('gatepost.merge_of(uuid, interval)'::regprocedure);
+    made text := replace(present, '.merge_of(', '.merge_page_of(');
+begin
+    made := replace(made, '        exit when exists (
+            select from gatepost.refused r where r.gateway_id = gateway and r.relation = ''devices''
+        );
+', '        exit;
+');
+    made := replace(made, '        exit when part.settled < 1000;
+', '        exit;
+');
+    if made like '%exit when exists%' or made like '%settled < 1000%' then
+        raise exception 'gatepost.merge_of(uuid, interval) is not as expected';
+    end if;
+    execute made;
+end $$;
+comment on function gatepost.merge_page_of(uuid, interval) is
+    'As gatepost.merge_of(), but at most a thousand reports of each kind.';
 
 create function gatepost.merge_gateway(gateway uuid)
 returns table (why text, since timestamptz, lost integer)
@@ -204,7 +273,7 @@ begin
     perform set_config('synchronous_commit', 'off', true);
     return query
     select m.why, null::timestamptz, m.lost
-    from gatepost.merge_of(gateway, '0') m
+    from gatepost.merge_page_of(gateway, '0') m
     where m.lost > 0;
     return query
     select r.why, r.since, 0
@@ -213,7 +282,7 @@ begin
     order by r.relation;
 end $$;
 comment on function gatepost.merge_gateway(uuid) is
-    'As gatepost.merge(), for any gateway: for the bell. To be called in a statement of its own.';
+    'As gatepost.merge(), for any gateway, at most a thousand reports of each kind. For the bell, to be called in a statement of its own.';
 
 create or replace function gatepost.merge()
 returns table (why text, since timestamptz, lost integer)
@@ -221,12 +290,16 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     me constant uuid := gatepost.me();
 begin
-    if gatepost.has_bell() then
+    if not gatepost.has_merger() then
+        -- What a crash takes back waits again.
+        perform set_config('synchronous_commit', 'off', true);
         return query
-        select r.why, r.since, 0 from gatepost.refused r where r.gateway_id = me order by r.relation;
-        return;
+        select m.why, null::timestamptz, m.lost
+        from gatepost.merge_of(me, '0') m
+        where m.lost > 0;
     end if;
-    return query select * from gatepost.merge_gateway(me);
+    return query
+    select r.why, r.since, 0 from gatepost.refused r where r.gateway_id = me order by r.relation;
 end $$;
 comment on function gatepost.merge() is
     'Merges the reports of this gateway into gateways, devices and audit_logs, unless a bell does that. To be called in a statement of its own, because it locks the rows that it writes. Returns why reports wait, and since when, or how many are lost because of what they say.';
@@ -239,7 +312,7 @@ begin
     insert into gatepost.attached as a (gateway_id, listens, at)
     values (me, attach.listens, now())
     on conflict (gateway_id) do update set listens = excluded.listens, at = excluded.at;
-    if not gatepost.has_bell() then
+    if not gatepost.has_merger() then
         begin
             perform gatepost.merge_of(me, interval '30 seconds');
         exception when others then

@@ -18,6 +18,13 @@ create table gatepost.gateway_token (
 comment on table gatepost.gateway_token is
     'Which gateway acts with which token, known by its SHA-256. Granted to no role.';
 
+create table gatepost.login (
+    role_name name primary key,
+    member_of name not null check (member_of in ('gatepost_gateway', 'gatepost_bell'))
+);
+comment on table gatepost.login is
+    'Roles that log in for several gateways, or for a bell. Granted to no role.';
+
 create function gatepost.me(token text) returns uuid
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -128,19 +135,22 @@ declare
     made text;
 begin
     set local check_function_bodies = off;
+    -- By its position: a table of the control plane may have a column `token`.
     for original in
         select p.oid, p.proname as name, pg_get_functiondef(p.oid) as definition, p.prosrc as body
         from unnest(originals) o
         join pg_proc p on p.oid = o
     loop
         made := regexp_replace(original.body, 'gatepost\.(' || names || ')\(\)',
-            'gatepost.\1(token)', 'g');
-        made := regexp_replace(made, 'gatepost\.(' || names || ')\((?!token\))',
-            'gatepost.\1(token, ', 'g');
+            'gatepost.\1($1)', 'g');
+        made := regexp_replace(made, 'gatepost\.(' || names || ')\((?!\$1\))',
+            'gatepost.\1($1, ', 'g');
         -- gatepost.try_reports() knows the owner of the database by its role.
         made := replace(made, '(
         select r.gateway_id from gatepost.gateway_role r where r.role_name = session_user
-    )', 'gatepost.me(token)');
+    )', 'gatepost.me($1)');
+        -- None can listen in a session of a pool.
+        made := replace(made, 'attach.listens', 'false');
         made := replace(original.definition, original.body, made);
         made := replace(made, format('FUNCTION gatepost.%s()', original.name),
             format('FUNCTION gatepost.%s(token text)', original.name));
@@ -164,7 +174,7 @@ declare
     present constant text := pg_get_functiondef('gatepost.misfits()'::regprocedure);
 begin
     execute replace(present, '''event'', ''refused''',
-        '''event'', ''refused'', ''bell'', ''gateway_token''');
+        '''event'', ''refused'', ''bell'', ''merger'', ''gateway_token'', ''login''');
 end $$;
 
 revoke execute on all functions in schema gatepost from public;

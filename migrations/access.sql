@@ -25,6 +25,14 @@ begin
     loop
         execute format('grant gatepost_gateway to %I', object);
     end loop;
+    -- Logins of pools and bells.
+    for object in
+        select format('grant %I to %I', l.member_of, l.role_name) from gatepost.login l
+        join pg_roles present on present.rolname = l.role_name and not present.rolsuper
+        where not pg_has_role(present.oid, l.member_of, 'member')
+    loop
+        execute object;
+    end loop;
 end $$;
 grant select (version) on gatepost.schema_history to gatepost_owner;
 revoke all on schema gatepost from public;

@@ -93,6 +93,7 @@ pub async fn grant_bell(
     if !member.get::<_, bool>(0) {
         transaction.batch_execute(member.get(1)).await.map_err(failed)?;
     }
+    log_in(&transaction, &target.place, role, "gatepost_bell").await?;
     transaction.commit().await.map_err(failed)?;
     Ok(created)
 }
@@ -147,22 +148,63 @@ pub async fn grant_token(
     let mut role_created = false;
     if let Some(role) = role {
         role_created = ensure_role(&transaction, &target.place, role, create).await?;
-        let limits = if role_created { POOL_LIMITS } else { "" };
+        let limit = if role_created { UNLIMITED } else { "" };
+        let settings = format!("{limit}{POOL_SETTINGS}");
         let allow = "select format('grant gatepost_gateway to %1$I; ' || $2, $1)";
         let allow = transaction
-            .query_typed_one(allow, &[(&role, Type::TEXT), (&limits, Type::TEXT)])
+            .query_typed_one(allow, &[(&role, Type::TEXT), (&settings, Type::TEXT)])
             .await
             .map_err(failed)?;
         transaction.batch_execute(allow.get(0)).await.map_err(failed)?;
+        log_in(&transaction, &target.place, role, "gatepost_gateway").await?;
     }
     transaction.commit().await.map_err(failed)?;
     Ok(GrantedToken { role_created, others })
 }
 
 /// A pooler resets what a session has set to what its role has.
-const POOL_LIMITS: &str = "alter role %1$I connection limit -1; \
-    alter role %1$I set statement_timeout = '35s'; alter role %1$I set lock_timeout = '5s'; \
-    alter role %1$I set idle_in_transaction_session_timeout = '60s'";
+const POOL_SETTINGS: &str = "alter role %1$I set statement_timeout = '35s'; \
+    alter role %1$I set lock_timeout = '5s'; \
+    alter role %1$I set idle_in_transaction_session_timeout = '60s'; \
+    alter role %1$I set search_path = pg_catalog, pg_temp; \
+    alter role %1$I set default_transaction_isolation = 'read committed'; \
+    alter role %1$I set default_transaction_read_only = off; ";
+/// Of a role that was made for the pool: the pooler limits its connections.
+const UNLIMITED: &str = "alter role %1$I connection limit -1; ";
+
+/// Notes that `role` logs in for many, as a member of `group`, so that a migration can restore that.
+///
+/// # Errors
+/// [`StoreError::GatewayUnknown`]: the role is bound to a gateway, or belongs to the other group. Such a
+/// session may remember what those who share one must not believe.
+async fn log_in(
+    transaction: &Transaction<'_>,
+    place: &Place,
+    role: &str,
+    group: &str,
+) -> Result<(), StoreError> {
+    let failed = |error| missing_is_unmigrated(place, error);
+    let taken = "select exists (select from gatepost.gateway_role where role_name = $1::name) \
+        or exists (select from gatepost.login where role_name = $1::name and member_of <> $2::name)";
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&role, Type::TEXT), (&group, Type::TEXT)];
+    let taken = transaction.query_typed_one(taken, &parameters).await.map_err(failed)?;
+    if taken.get(0) {
+        return Err(taken_role(role));
+    }
+    let note = "insert into gatepost.login (role_name, member_of) values ($1::name, $2::name) \
+        on conflict do nothing";
+    transaction.query_typed(note, &parameters).await.map_err(failed)?;
+    Ok(())
+}
+
+fn taken_role(role: &str) -> StoreError {
+    StoreError::GatewayUnknown {
+        message: format!(
+            "role {role} is of another use: one gateway, a pool of gateways, or a bell"
+        ),
+        hint: "name another role, or one that does not exist, with --create".into(),
+    }
+}
 
 /// Revokes the tokens of `gateway`, with `keep_newest` all but the last one granted. Returns how many.
 ///
@@ -175,10 +217,17 @@ pub async fn revoke_tokens(
 ) -> Result<u64, StoreError> {
     let target = options.target()?;
     let client = single(&target).await?;
-    let revoke = "update gatepost.gateway_token set revoked_at = now()
-        where gateway_name = $1 and revoked_at is null and not ($2 and digest = (
+    // By its present name, or, if it is gone, by the one that it had.
+    let revoke = "update gatepost.gateway_token k set revoked_at = now()
+        where k.gateway_id = coalesce(
+            (select g.id from public.gateways g where g.name = $1),
+            (
+                select t.gateway_id from gatepost.gateway_token t where t.gateway_name = $1
+                order by t.granted_at desc limit 1
+            )
+        ) and k.revoked_at is null and not ($2 and k.digest = (
             select t.digest from gatepost.gateway_token t
-            where t.gateway_name = $1 and t.revoked_at is null
+            where t.gateway_id = k.gateway_id and t.revoked_at is null
             order by t.granted_at desc limit 1
         ))";
     let parameters: [(&(dyn ToSql + Sync), Type); 2] =
@@ -191,6 +240,12 @@ pub async fn revoke_tokens(
         .await;
     let rows = revoked.map_err(|error| missing_is_unmigrated(&target.place, error))?;
     let count: i64 = rows.first().map_or(0, |row| row.get(0));
+    if count == 0 {
+        return Err(StoreError::GatewayUnknown {
+            message: format!("no gateway named {gateway} has a valid token to revoke"),
+            hint: "see gatepost.gateway_token for the names".into(),
+        });
+    }
     Ok(u64::try_from(count).unwrap_or_default())
 }
 
@@ -227,6 +282,14 @@ async fn attempt(
         .map_err(|error| missing_is_unmigrated(place, error))?;
     if !member.get::<_, bool>(0) {
         transaction.batch_execute(member.get(1)).await.map_err(failed)?;
+    }
+    let shared = "select exists (select from gatepost.login where role_name = $1::name)";
+    let shared = transaction
+        .query_typed_one(shared, &[(&role, Type::TEXT)])
+        .await
+        .map_err(|error| missing_is_unmigrated(place, error))?;
+    if shared.get(0) {
+        return Err(taken_role(role));
     }
     let bound = transaction
         .query_typed_one(

@@ -126,7 +126,7 @@ fn with_token(query: &str, number: usize) -> String {
     for part in parts {
         text.push_str(SCHEMA);
         match part.split_once('(') {
-            Some((name, rest)) if !WITHOUT_TOKEN.contains(&name) => {
+            Some((name, rest)) if acts_for_a_gateway(name) => {
                 let comma = if rest.starts_with(')') { "" } else { ", " };
                 text.push_str(&format!("{name}(${number}{comma}{rest}"));
             }
@@ -136,8 +136,15 @@ fn with_token(query: &str, number: usize) -> String {
     text
 }
 
+/// Whether this is the name of a function with a token, and not another text before a parenthesis.
+fn acts_for_a_gateway(name: &str) -> bool {
+    let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    is_name && !name.is_empty() && !WITHOUT_TOKEN.contains(&name)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::connect::RIGHTS;
     use super::*;
 
     #[test]
@@ -153,6 +160,7 @@ mod tests {
         assert_eq!(with_token("select gatepost.merge()", 1), "select gatepost.merge($1)");
         let prune = "select gatepost.prune(make_interval(secs => $1))";
         assert_eq!(with_token(prune, 2), prune);
+        assert_eq!(with_token(RIGHTS, 1), RIGHTS, "it acts for no gateway");
     }
 
     #[test]

@@ -208,6 +208,8 @@ async fn a_bell_merges_the_reports_of_gateways() {
     let handshake = Handshake { device_id, first_at: now, seen_at: now, connected_at: None };
     world.store.report(&[handshake]).await.unwrap();
     world.store.synced(now).await.unwrap();
+    // A bell that merges asks whose reports wait.
+    bell.client.query("select gatepost.unmerged()", &[]).await.unwrap();
     world.store.merge().await.unwrap();
     let synced = "select count(*) from gateways where last_sync_at is not null";
     let seen = "select count(*) from devices where last_seen_at is not null";

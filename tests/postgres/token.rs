@@ -9,7 +9,7 @@ use gatepost::model::DeviceId;
 use gatepost::reconcile::{Mode, Present, SyncMode, choose};
 use gatepost::store::{
     AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Entity, Handshake, Polled,
-    Read, Store, StoreError, Token, grant_token, revoke_tokens,
+    Read, Store, StoreError, Token, grant, grant_bell, grant_token, migrate, revoke_tokens,
 };
 
 use crate::postgres::Cluster;
@@ -106,6 +106,14 @@ async fn wrong_and_revoked_tokens_and_none_are_told_apart() {
     pool.store(token(2)).hello().await.unwrap();
     assert_eq!(revoke_tokens(&admin, "g1", false).await.unwrap(), 1);
     refusal(pool.store(token(3))).await;
+    let none = revoke_tokens(&admin, "g1", false).await.unwrap_err().to_string();
+    assert!(none.contains("no gateway named g1 has a valid token"), "{none}");
+    // By its present name.
+    pool.world.run("update gateways set name = 'g3' where name = 'g2'").await;
+    assert_eq!(revoke_tokens(&admin, "g3", false).await.unwrap(), 1);
+    pool.world.run("update gateways set name = 'g2' where name = 'g3'").await;
+    grant_token(&admin, "g2", &token(2), None, &CreateRole::No).await.unwrap_err();
+    grant_token(&admin, "g2", &token(5), None, &CreateRole::No).await.unwrap();
 
     // The role alone acts for no gateway.
     let error =
@@ -119,7 +127,7 @@ async fn wrong_and_revoked_tokens_and_none_are_told_apart() {
         "{nowhere}"
     );
     pool.world.run("delete from gateways where name = 'g2'").await;
-    let error = pool.store(token(2)).hello().await.unwrap_err();
+    let error = pool.store(token(5)).hello().await.unwrap_err();
     assert!(matches!(error, StoreError::GatewayUnknown { .. }), "{error}");
 }
 
@@ -163,8 +171,8 @@ async fn no_function_with_a_token_acts_for_the_role_of_the_session() {
     // For each function whether it is with a token, and the functions that its body calls.
     let query = "select p.proname::text, p.proargnames[1] is not distinct from 'token',
             body ~ 'gatepost\\.me\\(\\)' or body like '%session_user%',
-            array(select distinct m[1] || case when m[2] like 'token%' then '+' else '' end
-                from regexp_matches(body, 'gatepost\\.([a-z_]+)\\(([a-z]*)', 'g') m)
+            array(select distinct m[1] || case when m[2] is not null then '+' else '' end
+                from regexp_matches(body, 'gatepost\\.([a-z_]+)\\((\\$1)?', 'g') m)
         from pg_proc p
         cross join lateral regexp_replace(p.prosrc, '--[^\\n]*', '', 'g') body
         where p.pronamespace = 'gatepost'::regnamespace";
@@ -188,6 +196,56 @@ async fn no_function_with_a_token_acts_for_the_role_of_the_session() {
         assert!(is_known || !asks_session, "{name} acts for the session's role");
         waiting.extend(calls.iter().cloned());
     }
+}
+
+/// A control plane's own column of that name is not taken for the token.
+#[tokio::test]
+async fn a_column_named_token_hides_no_token() {
+    let (pool, _) = Pool::new().await;
+    pool.world
+        .run(
+            "alter table gateways add column token text default 'x';
+             alter table settings add column token text default 'x';
+             alter table wireguard_peers add column token text default 'x'",
+        )
+        .await;
+    let store = pool.store(token(1));
+    store.hello().await.unwrap();
+    let (rows, cursor) = store.snapshot().await.unwrap();
+    assert_eq!(rows.gateway.name, "g1");
+    assert!(matches!(store.changes(&cursor).await.unwrap(), Read::Nothing(..)));
+    // Nor is a statement that acts for no gateway.
+    assert_eq!(store.wrong_rights().await.unwrap(), Vec::<String>::new());
+    assert!(!store.attach(true).await.unwrap().unwatched.contains(&"x".to_owned()));
+    assert_eq!(pool.world.count("select count(*) from gatepost.listener").await, 0, "none listens");
+}
+
+/// A session of one gateway or bell may remember what those who share one must not believe.
+#[tokio::test]
+async fn a_role_is_for_one_gateway_or_for_a_pool_or_for_a_bell() {
+    let (pool, _) = Pool::new().await;
+    let admin = options("postgres", &pool.world.database);
+    let bell = format!("{}_bell", pool.world.database);
+    let create = CreateRole::IfAbsent(None);
+    grant_bell(&admin, &bell, &create).await.unwrap();
+    let refused =
+        |error: StoreError| assert!(error.to_string().contains("of another use"), "{error}");
+    for role in [&pool.world.role, &bell] {
+        refused(grant_token(&admin, "g1", &token(7), Some(role), &create).await.unwrap_err());
+    }
+    for role in [&pool.role, &bell] {
+        refused(grant(&admin, "g1", role, &create).await.unwrap_err());
+    }
+    for role in [&pool.role, &pool.world.role] {
+        refused(grant_bell(&admin, role, &create).await.unwrap_err());
+    }
+    // A restore that lost the roles' memberships.
+    pool.world.run(&format!("revoke gatepost_gateway from {}", pool.role)).await;
+    pool.world.run(&format!("revoke gatepost_bell from {bell}")).await;
+    migrate(&admin).await.unwrap();
+    pool.store(token(1)).hello().await.unwrap();
+    let member = format!("select pg_has_role('{bell}', 'gatepost_bell', 'member')::int::bigint");
+    assert_eq!(pool.world.count(&member).await, 1);
 }
 
 /// A session that another gateway had before, who left in it what it could.

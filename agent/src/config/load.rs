@@ -224,6 +224,11 @@ fn check_ranges(config: &Config, overrides: &Overrides) -> Result<(), ConfigErro
         Err(ConfigError::Value { origin, key: format!("{section}.{key}"), why })
     };
     let sync = &config.sync;
+    if sync.mode == SyncMode::Listen && config.database.token_file.is_some() {
+        let why = "is \"listen\", but gateways with a token share sessions, in which none can listen: \
+                   write \"auto\"";
+        return wrong("sync", "mode", why.into());
+    }
     if sync.mode == SyncMode::Hints && config.hints.url.is_none() {
         let why = "is \"hints\", which needs hints.url: name the NATS servers, or write \"auto\"";
         return wrong("sync", "mode", why.into());

@@ -45,7 +45,15 @@ impl Merger {
             if refused.contains_key(&gateway) {
                 continue;
             }
-            let merged = self.store.merge_gateway(gateway).await?;
+            let merged = match self.store.merge_gateway(gateway).await {
+                Ok(merged) => merged,
+                Err(error) => {
+                    // It must not keep those after it waiting.
+                    tracing::debug!(%gateway, %error, "cannot merge reports: {error}");
+                    refused.insert(gateway, now);
+                    continue;
+                }
+            };
             Counts::add(&self.counts.merges, 1);
             for why in &merged.lost {
                 tracing::warn!(%gateway, why, "a report of gateway {gateway} is lost: {why}");
