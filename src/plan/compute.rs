@@ -9,7 +9,7 @@ use super::join::side_by_side;
 use super::transfer::Transfers;
 use super::unloadable::without_unloadable;
 use super::{Held, Plan, PlanError, Step, firewall, gate, link, pool, route};
-use crate::model::{DesiredState, ObservedState, Peer, PublicKey};
+use crate::model::{DesiredState, LinkOwner, ObservedInterface, ObservedState, Peer, PublicKey};
 
 /// How much of the state a plan compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +108,10 @@ pub fn plan_around(
     let table = observed.firewall.as_ref();
     let wanted = without_unloadable(held.firewall(desired), desired, table);
     let transfers = Transfers::of(desired, held, &wanted.assignments, observed, &steps);
-    let diff = firewall::diff(&wanted, table, prefixes, &transfers.taken, &transfers.closed);
+    let mut diff = firewall::diff(&wanted, table, prefixes, &transfers.taken, &transfers.closed);
+    if takes_over(observed) {
+        diff.keep(&kept_prefixes(desired, observed));
+    }
     let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
     let cut = desired.cuts_flows().then(|| transfers.to_cut(&wanted.assignments, observed, scope));
     let cut = cut.filter(|prefixes| !prefixes.is_empty());
@@ -118,6 +121,22 @@ pub fn plan_around(
     route::steps(&held.routes(desired), observed, &mut steps);
     steps.extend(gate::addition(desired, observed));
     Ok(Plan::new(steps))
+}
+
+/// Whether the link is that of another program, which has forwarded without a table of ours. That its key
+/// is ours was checked before.
+fn takes_over(observed: &ObservedState) -> bool {
+    let unmarked = |link: &ObservedInterface| link.owner == LinkOwner::Unmarked;
+    observed.firewall.is_none() && observed.interface.as_ref().is_some_and(unmarked)
+}
+
+/// The prefixes that stay with the peer that has them.
+fn kept_prefixes(desired: &DesiredState, observed: &ObservedState) -> BTreeSet<IpNet> {
+    let both = side_by_side(desired.peers(), &observed.peers);
+    let kept = both.filter_map(|(_, wanted, present)| {
+        Some(wanted?.allowed_ips.intersection(&present?.allowed_ips))
+    });
+    kept.flat_map(|prefixes| prefixes.iter().collect::<Vec<_>>()).collect()
 }
 
 fn peer_steps(

@@ -23,7 +23,7 @@ use crate::model::{
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FirewallDiff {
     /// For [`Phase::Fence`](super::Phase::Fence): the fixed rules with empty maps, which deny
-    /// everything.
+    /// everything but what [`Self::keep`] adds.
     pub fence: Option<FirewallChange>,
     /// For [`Phase::Revoke`](super::Phase::Revoke), before any peer: prefixes that reach nothing
     /// from before they are taken from their peers.
@@ -40,6 +40,22 @@ impl FirewallDiff {
         let phases = [Phase::Fence, Phase::Revoke, Phase::Policy, Phase::Open];
         let changes = [self.fence, self.close, self.policy, self.open];
         phases.into_iter().zip(changes).filter_map(|(phase, change)| Some((phase, change?)))
+    }
+
+    /// Grants with the fence, in one change, what peers have now and keep. So no packet of theirs is
+    /// lost between the two, on a link that has forwarded without any table until now.
+    pub(super) fn keep(&mut self, kept: &BTreeSet<IpNet>) {
+        let (Some(fence), Some(policy)) = (&mut self.fence, &mut self.policy) else { return };
+        let (now, later): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut policy.assign).into_iter().partition(|(it, _)| kept.contains(it));
+        let needed: BTreeSet<ProfileId> = now.values().copied().collect();
+        let profiles = std::mem::take(&mut policy.put_profiles);
+        (fence.put_profiles, policy.put_profiles) =
+            profiles.into_iter().partition(|(id, _)| needed.contains(id));
+        (fence.assign, policy.assign) = (now, later);
+        if policy.is_empty() {
+            self.policy = None;
+        }
     }
 }
 
