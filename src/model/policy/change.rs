@@ -189,11 +189,7 @@ impl fmt::Display for PolicyChange {
 
 impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut places = Vec::new();
-        places.extend(self.what.dns_servers.iter().map(|server| format!("{server} port 53")));
-        describe(&self.what.allow4, "the IPv4 internet", &mut places);
-        describe(&self.what.allow6, "the IPv6 internet", &mut places);
-        f.write_str(&places.join(", "))?;
+        f.write_str(&in_words(&self.what))?;
         match (&self.cause, self.direction) {
             (Cause::Policy { name, .. }, Direction::Gains) => {
                 write!(f, " by policy {}", Quoted(name))
@@ -210,6 +206,16 @@ impl fmt::Display for Fact {
             (Cause::Gone, _) => f.write_str(": the peer is removed"),
         }
     }
+}
+
+/// What a profile lets a device reach, in words; empty: nothing.
+#[must_use]
+pub fn in_words(what: &Profile) -> String {
+    let mut places = Vec::new();
+    places.extend(what.dns_servers.iter().map(|server| format!("{server} port 53")));
+    describe(&what.allow4, "the IPv4 internet", &mut places);
+    describe(&what.allow6, "the IPv6 internet", &mut places);
+    places.join(", ")
 }
 
 /// The ranges in words, the internet as one where it is whole, a long list cut.

@@ -23,7 +23,7 @@ mod resolve;
 mod special;
 
 pub use book::{PolicyBook, Recipe, SameGroups, Subject, dns_addresses};
-pub use change::{Cause, Direction, Fact, PolicyChange, ReachChange, describe_changes};
+pub use change::{Cause, Direction, Fact, PolicyChange, ReachChange, describe_changes, in_words};
 pub use explain::{ApplicablePolicy, Containing, DecidingPolicy, Explanation, OtherPolicy, Why};
 pub use note::{Flaw, Plain, PolicyNote, Quoted};
 pub use resolve::{Order, Policy, Target, Verdict};
