@@ -61,5 +61,5 @@ pub use shell::{
 pub use trouble::Trouble;
 pub use view::{
     Answers, ExplainError, Obstacle, PreviewError, ResyncError, Totals, View, WhoError,
-    parse_destination, preview, preview_explanation, status,
+    parse_destination, preview, preview_explanation, preview_rows, status,
 };

@@ -108,6 +108,9 @@ pub enum StoreError {
     EnrollmentRefused { message: String, hint: String },
     #[error("role {role} does not exist: create it, or add --create")]
     RoleUnknown { role: String },
+    /// `rehearse`: the server refused one, or it took too long.
+    #[error("{}{why}; nothing was changed", line.map_or(String::new(), |line| format!("line {line}: ")))]
+    Statement { line: Option<usize>, why: String },
     #[error("the peer's key, or its preshared key, has changed meanwhile: run the command again")]
     PeerChanged,
     /// Tables of the control plane differ from the expected schema, one line each.
@@ -172,6 +175,7 @@ impl StoreError {
             | Self::RowSecurity { .. }
             | Self::GatewayUnknown { .. }
             | Self::EnrollmentRefused { .. }
+            | Self::Statement { .. }
             | Self::PeerChanged
             | Self::Differs(_)
             | Self::Migration { .. }

@@ -6,6 +6,7 @@ mod peers;
 mod preview;
 pub mod status;
 mod status_of;
+mod takeover;
 pub mod time;
 mod who;
 
@@ -28,7 +29,7 @@ use crate::plan::guard::HeldBack;
 use crate::plan::{Held, PlanError};
 
 pub use explain::{Answers, ExplainError, parse_destination};
-pub use preview::{PreviewError, preview, preview_explanation};
+pub use preview::{PreviewError, preview, preview_explanation, preview_rows};
 pub use who::WhoError;
 
 /// The machine as of one moment, part by part.

@@ -8,10 +8,12 @@ use ipnet::IpNet;
 use super::explain::{ExplainError, explain};
 use super::peers::held_peer;
 use super::status::{self, Explanation, PlanReport, PlannedStep};
+use super::takeover;
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle, Reading};
 use crate::model::policy::{ReachChange, describe_changes};
 use crate::model::{
-    BuildError, DesiredState, KeyText, ObservedState, PeerRow, Profile, PublicKey, Standing,
+    BuildError, DesiredState, KeyText, ObservedState, PeerRow, Profile, PublicKey, SnapshotRows,
+    Standing,
 };
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose, plan_guarded};
 use crate::plan::{Held, HeldPeer, PlanError, Scope, Step};
@@ -51,6 +53,19 @@ pub async fn preview<D: Dataplane + 'static>(
     Ok(plan_report(&desired, &reading.state, machine.max_removed)?)
 }
 
+/// Plans what a pass would change with these rows instead of those in the database.
+///
+/// # Errors
+/// Why nothing can be planned.
+pub async fn preview_rows<D: Dataplane + 'static>(
+    machine: &MachineOptions,
+    rows: SnapshotRows,
+    dataplane: &DataplaneHandle<D>,
+) -> Result<PlanReport, PreviewError> {
+    let desired = build(machine, rows)?;
+    Ok(plan_report(&desired, &dataplane.observe().await?.state, machine.max_removed)?)
+}
+
 /// Explains without an agent: from the database and the kernel as they are now.
 ///
 /// # Errors
@@ -79,14 +94,17 @@ async fn both_sides<D: Dataplane + 'static>(
     dataplane: &DataplaneHandle<D>,
 ) -> Result<(DesiredState, Reading), PreviewError> {
     let (rows, reading) = tokio::join!(store.snapshot(), dataplane.observe());
-    let (rows, _) = rows?;
+    Ok((build(machine, rows?.0)?, reading?))
+}
+
+fn build(machine: &MachineOptions, rows: SnapshotRows) -> Result<DesiredState, PreviewError> {
     if let Some(why) = machine.block_list.why_unreadable() {
         return Err(PreviewError::Blocks(why.to_owned()));
     }
     let block_list = Arc::new(machine.block_list.clone());
     let mut desired = DesiredState::build_without(block_list, machine.local.clone(), rows)?;
     desired.keep_out(machine.withdrawals.lost.keys().copied().collect());
-    Ok((desired, reading?))
+    Ok(desired)
 }
 
 /// The guard of an agent that holds nothing yet.
@@ -115,8 +133,11 @@ fn plan_report(
     let kept: BTreeMap<IpNet, Arc<Profile>> = held.reach().collect();
     let shifts =
         desired.rows().map(|(row, standing)| shift(desired, observed, &kept, row, standing));
-    let policy =
-        describe_changes(desired.policies(), shifts).into_iter().map(|change| change.to_string());
+    let taken_over = takeover::in_words(desired, observed);
+    let policy = taken_over.unwrap_or_else(|| {
+        let changes = describe_changes(desired.policies(), shifts);
+        changes.into_iter().map(|change| change.to_string()).collect()
+    });
     let stays = |(key, held): (&PublicKey, &HeldPeer)| {
         held_peer(Some(desired), None, Some(observed), key, held)
     };
