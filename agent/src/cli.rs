@@ -79,6 +79,8 @@ pub enum Command {
     Enroll(EnrollArgs),
     /// Print the configuration of a device's WireGuard client, and note that it was issued
     Profile(ProfileArgs),
+    /// Print the SQL that takes over a WireGuard gateway which runs without Gatepost, and change nothing
+    Import(ImportArgs),
     /// Show what the agent would change, and change nothing
     Plan(JsonArg),
     /// Show the agent's status
@@ -278,6 +280,25 @@ pub struct ProfileArgs {
     pub keys: Option<PathBuf>,
     #[command(flatten)]
     pub database: DatabaseArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// WireGuard interface of this host, or a file of wg-quick(8)
+    #[arg(value_name = "LINK|FILE")]
+    pub source: String,
+    /// The gateway's name (gateways.name) [default: the configured name]
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+    /// Address that clients connect to, for new profiles
+    #[arg(long, value_name = "HOST:PORT")]
+    pub endpoint: Option<String>,
+    /// File of wg-quick(8) whose comments name the peers of LINK [default: /etc/wireguard/LINK.conf]
+    #[arg(long, value_name = "FILE")]
+    pub names: Option<PathBuf>,
+    /// File of sealing keys for preshared keys, one `key-id base64` per line [default: the configured sealing keys]
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

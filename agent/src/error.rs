@@ -4,11 +4,12 @@ use std::io;
 
 use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
-use gatepost::model::{BuildError, InterfaceName, KeyError};
+use gatepost::model::{BuildError, InterfaceName, InterfaceNameError, KeyError};
 use gatepost::plan::PlanError;
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
 use gatepost::store::StoreError;
 
+use crate::command::import::error::ImportError;
 use crate::command::profile::error::ProfileError;
 use crate::config::ConfigError;
 use crate::control::ControlError;
@@ -43,6 +44,11 @@ pub enum CommandError {
     /// `enroll`
     #[error(transparent)]
     Pool(PlanError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// `import`: the name of an interface, or of a file that is called after one.
+    #[error(transparent)]
+    InterfaceName(#[from] InterfaceNameError),
     #[error(transparent)]
     Profile(#[from] ProfileError),
     /// `profile`: the gateway's row.

@@ -144,6 +144,35 @@ pub fn networks_of_other_links(
     networks(&mut channel, &links)
 }
 
+/// What a link has that WireGuard does not know of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkFacts {
+    pub mtu_bytes: u32,
+    /// Link-local IPv6 addresses are left out: the kernel adds them.
+    pub addresses: Vec<IpNet>,
+    /// It carries the mark of a gateway.
+    pub is_ours: bool,
+}
+
+/// Describes the link of this name; `None`: there is none.
+///
+/// # Errors
+/// The kernel does not answer.
+pub fn link_facts(name: &InterfaceName) -> Result<Option<LinkFacts>, NetlinkError> {
+    let mut channel = Channel::open(NETLINK_ROUTE)?;
+    let Some(link) = find(&mut channel, name.as_str())? else { return Ok(None) };
+    let addresses = address::list(&mut channel, link.index)?.into_keys();
+    let is_global = |it: &IpNet| match it {
+        IpNet::V6(it) => !it.addr().is_unicast_link_local(),
+        IpNet::V4(_) => true,
+    };
+    Ok(Some(LinkFacts {
+        mtu_bytes: link.mtu_bytes,
+        addresses: addresses.filter(is_global).collect(),
+        is_ours: link.gateway_id().is_some(),
+    }))
+}
+
 /// Makes a kernel WireGuard link, unmarked: a mark in the same datagram would have to name the link,
 /// and if the name were taken would mark another program's link.
 pub(super) fn create(channel: &mut Channel, name: &InterfaceName) -> Result<(), NetlinkError> {

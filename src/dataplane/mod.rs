@@ -47,7 +47,7 @@ pub use error::{DataplaneError, RefusedStep};
 pub use firewall::Firewall;
 pub use handle::DataplaneHandle;
 pub use host::{Backend, BackendInUse, Host, HostSettings};
-pub use link::networks_of_other_links;
+pub use link::{LinkFacts, link_facts, networks_of_other_links};
 pub use monitor::{HostEvent, Monitor};
 pub use netlink::{Defect, NetlinkError, Place};
 pub use rule::host_routing;

@@ -12,6 +12,7 @@ mod configuration;
 mod database;
 mod documents;
 mod gatepost;
+mod import;
 mod keys;
 mod monitoring;
 mod operate;

@@ -36,3 +36,4 @@ mod revoked;
 mod second_agent;
 mod secrets;
 mod stale;
+mod takeover;

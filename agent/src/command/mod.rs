@@ -12,6 +12,7 @@ mod enroll;
 mod explain;
 mod grant;
 pub mod host;
+pub mod import;
 mod key;
 mod manual;
 mod migrate;
@@ -54,6 +55,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Profile(args) => {
             profile::profile(&configuration_of(source, &args.database)?, &args)
         }
+        Command::Import(args) => import::import(&configuration(source)?, &args),
         Command::Plan(json) => plan::plan(&configuration(source)?, json.json),
         Command::Status { json, watch } => {
             status::status(&configuration(source)?, json.json, watch)

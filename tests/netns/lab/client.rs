@@ -135,6 +135,15 @@ impl Client {
         self.space.output("ping", &["-nq", "-c", "1", "-W", "0.5", address]).status.success()
     }
 
+    /// From its next handshake on it has this preshared key with the gateway.
+    pub fn preshare(&self, key: &str) {
+        let file = self.folder.join("preshared.key");
+        write_secret(&file, key);
+        let peer = ["set", &self.link, "peer", &self.gateway_key];
+        let file = ["preshared-key", file.to_str().unwrap()];
+        self.space.run("wg", &[&peer[..], &file].concat());
+    }
+
     /// Dials until the gateway answers.
     #[track_caller]
     pub fn connect(&self) {
