@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gatepost::dataplane::nft::{Nft, NftError, NftEvent, NftMonitor, Ownership};
 use gatepost::dataplane::{
@@ -13,9 +14,11 @@ use gatepost::model::{Gate, InterfaceName, Local};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
     BlockFile, Cache, CacheError, DatabaseError, Hints, LastGood, MachineOptions, Options,
-    PreviewError, RunError, Withdrawals, hints, preview, preview_explanation,
+    PreviewError, RunError, Withdrawals, hints, preview, preview_explanation, preview_rows,
 };
-use gatepost::store::{Store, StoreError};
+use gatepost::store::{
+    HeldLock, REHEARSAL_WITHIN, Rehearsal, Statement, Store, StoreError, rehearse,
+};
 use tokio::sync::mpsc;
 
 use crate::config::{Config, ConfigError, Source, read_private_key, read_psk_keys};
@@ -63,6 +66,18 @@ pub struct Prepared<'a> {
     broker: Option<Broker>,
 }
 
+/// What a pass would change after statements that were rolled back.
+pub struct SqlPlan {
+    pub after: PlanReport,
+    /// How many steps a pass would make without them.
+    pub already: usize,
+    pub locks: Vec<HeldLock>,
+    /// Policies without a target.
+    pub untargeted: Vec<String>,
+    /// How long they were held.
+    pub lasted: Duration,
+}
+
 type GatewayHost = Host<Nft>;
 
 /// Reads every secret and setting, and touches nothing. Errors that only a person can fix come from
@@ -106,6 +121,21 @@ impl Prepared<'_> {
         self.require_own_gateway().await?;
         let Self { config, machine, store, .. } = self;
         Ok(preview(&machine, &store, &open_host(config, Ownership::Respected)?).await?)
+    }
+
+    /// Plans a pass as if these statements were committed, as an owner of the database.
+    pub async fn plan_sql(self, statements: &[Statement]) -> Result<SqlPlan, WiringError> {
+        let Self { config, gateway, machine, .. } = self;
+        let rehearsal =
+            rehearse(&database::options(config)?, gateway, statements, REHEARSAL_WITHIN).await?;
+        let Rehearsal { before, after, locks, untargeted, lasted } = rehearsal;
+        let host = open_host(config, Ownership::Respected)?;
+        let already = match before {
+            Some(rows) => preview_rows(&machine, rows, &host).await?.steps.len(),
+            None => 0,
+        };
+        let after = preview_rows(&machine, after, &host).await?;
+        Ok(SqlPlan { after, already, locks, untargeted, lasted })
     }
 
     /// The verdict, from database and kernel, without an agent.

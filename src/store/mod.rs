@@ -32,6 +32,7 @@ mod script;
 mod snapshot;
 mod tls;
 mod token;
+mod untargeted;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -67,6 +68,7 @@ pub use script::{ScriptError, Statement, split};
 pub use snapshot::Cursor;
 pub use tls::{Tls, TlsFiles};
 pub use token::{Token, TokenError};
+pub use untargeted::untargeted_policies;
 
 /// One gateway's database. Cheap to clone: the clones share their connections.
 #[derive(Clone)]

@@ -97,6 +97,13 @@ impl ConnectOptions {
                 fix: "write postgres://role@host/database, or ?host=/run/postgresql for the socket",
             });
         }
+        let (hosts, ports) = (config.get_hosts().len(), config.get_ports().len());
+        if ports > 1 && ports != hosts {
+            return Err(StoreError::Config {
+                what: "database.url does not give each host one port".into(),
+                fix: "write each port after its host: host1:5432,host2:5433",
+            });
+        }
         let transport = self.transport(&config)?;
         config
             .connect_timeout(self.connect_timeout)

@@ -14,6 +14,7 @@ use super::error::{Place, StoreError, server_error};
 use super::options::{ConnectOptions, Target};
 use super::script::Statement;
 use super::snapshot;
+use super::untargeted;
 use crate::model::SnapshotRows;
 
 /// The statements and the reading after them take no longer.
@@ -31,6 +32,8 @@ pub struct Rehearsal {
     pub after: SnapshotRows,
     /// The tables that were locked, the strongest lock of each.
     pub locks: Vec<HeldLock>,
+    /// Policies that decide nothing after the statements, because no target is named.
+    pub untargeted: Vec<String>,
     /// From the first statement to the rollback.
     pub lasted: Duration,
 }
@@ -66,7 +69,7 @@ impl LockMode {
 }
 
 /// Runs the statements for the gateway of this name, each alone and by the extended protocol, which lets
-/// none of them smuggle in a second one.
+/// none of them smuggle in a second one. `within`: the time for all, [`REHEARSAL_WITHIN`].
 ///
 /// # Errors
 /// [`StoreError::Statement`]: one was refused, waited too long for a lock, or took too long;
@@ -75,17 +78,17 @@ pub async fn rehearse(
     options: &ConnectOptions,
     gateway: &str,
     statements: &[Statement],
+    within: Duration,
 ) -> Result<Rehearsal, StoreError> {
     let target = options.target()?;
     let client = single(&target).await?;
     let cancel = client.cancel_token();
-    let desk =
-        Desk { client, place: target.place.clone(), deadline: Instant::now() + REHEARSAL_WITHIN };
-    match tokio::time::timeout(REHEARSAL_WITHIN, desk.rehearse(gateway, statements)).await {
+    let desk = Desk { client, place: target.place.clone(), deadline: Instant::now() + within };
+    match tokio::time::timeout(within, desk.rehearse(gateway, statements)).await {
         Ok(done) => done,
         Err(_) => {
             end(cancel, &target).await;
-            let why = format!("the statements took longer than {} s", REHEARSAL_WITHIN.as_secs());
+            let why = format!("the statements took longer than {} s", within.as_secs());
             Err(StoreError::Statement { line: None, why })
         }
     }
@@ -110,6 +113,7 @@ impl Desk {
         statements: &[Statement],
     ) -> Result<Rehearsal, StoreError> {
         self.run("begin isolation level repeatable read").await?;
+        self.limits().await?;
         let before = match self.bind(gateway).await? {
             true => Some(self.read().await?),
             false => None,
@@ -137,8 +141,10 @@ impl Desk {
             });
         }
         let after = self.read().await?;
+        let untargeted = untargeted::read(&self.client).await;
+        let untargeted = untargeted.map_err(|error| self.failed(error))??;
         self.run("rollback").await?;
-        Ok(Rehearsal { before, after, locks, lasted: started.elapsed() })
+        Ok(Rehearsal { before, after, locks, untargeted, lasted: started.elapsed() })
     }
 
     async fn run(&self, statement: &str) -> Result<(), StoreError> {
@@ -148,10 +154,9 @@ impl Desk {
     /// Before each statement anew: a statement may have set others.
     async fn limits(&self) -> Result<(), StoreError> {
         let left = self.deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
-        let most = REHEARSAL_WITHIN.as_millis();
         self.run(&format!(
             "set local lock_timeout = {LOCK_TIMEOUT_MS}; set local statement_timeout = {left}; \
-             set local idle_in_transaction_session_timeout = {most}"
+             set local idle_in_transaction_session_timeout = {left}"
         ))
         .await
     }
@@ -185,7 +190,8 @@ impl Desk {
     }
 
     async fn locks(&self) -> Result<Vec<HeldLock>, StoreError> {
-        let query = "select c.oid::regclass::text, l.mode from pg_locks l \
+        let query = "select case n.nspname when 'public' then c.relname::text \
+                else n.nspname || '.' || c.relname end, l.mode from pg_locks l \
             join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace \
             where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted \
                 and c.relkind in ('r', 'p', 'm', 'v') and n.nspname !~ '^pg_' \
@@ -206,6 +212,10 @@ impl Desk {
     }
 
     fn failed(&self, error: tokio_postgres::Error) -> StoreError {
+        let limits = ["55P03", "57014"];
+        if let Some(server) = server_error(&error).filter(|it| limits.contains(&it.code().code())) {
+            return StoreError::Statement { line: None, why: refusal(server) };
+        }
         match StoreError::of(&self.place, DOING, error) {
             StoreError::NoRights { place, .. } => StoreError::NotOwner { place },
             error => error,
@@ -221,7 +231,7 @@ fn refusal(error: &DbError) -> String {
     }
     why + match error.code().code() {
         "55P03" => ": another transaction holds the lock, and a rehearsal waits for 1 s",
-        "57014" => ": a rehearsal takes 30 s at most",
+        "57014" => ": that is the end of the time for all statements",
         _ => "",
     }
 }

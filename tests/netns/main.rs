@@ -25,6 +25,7 @@ mod killed;
 mod lab;
 mod link;
 mod monitoring;
+mod plan_sql;
 mod policy;
 mod pool;
 mod profile;

@@ -29,6 +29,7 @@ mod plans;
 mod poll;
 mod pooler;
 mod refused;
+mod rehearse;
 mod report;
 mod restore;
 mod rights;

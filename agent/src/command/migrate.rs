@@ -2,6 +2,7 @@
 
 use gatepost::store::{self, Migration};
 
+use crate::command::plan::untargeted_policy;
 use crate::config::Config;
 use crate::database;
 use crate::error::CommandError;
@@ -24,6 +25,9 @@ pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
     let applied = runtime.block_on(store::migrate(&options))?;
     for refusal in runtime.block_on(store::try_reports(&options))? {
         tracing::warn!("the database will refuse reports of gateways: {refusal}");
+    }
+    for policy in runtime.block_on(store::untargeted_policies(&options))? {
+        tracing::warn!("{}", untargeted_policy(&policy));
     }
     print(&describe(&applied))?;
     Ok(Exit::Success)

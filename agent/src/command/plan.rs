@@ -1,26 +1,140 @@
 //! `gatepost plan`: what a pass would change.
 
+use std::fs;
+use std::path::Path;
+
+use gatepost::model::policy::Quoted;
+use gatepost::reconcile::status::PlanReport;
+use gatepost::store::{HeldLock, LockMode, split};
+use serde::Serialize;
+
+use crate::cli::PlanArgs;
 use crate::config::Config;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{self, count, printable};
+use crate::wiring::SqlPlan;
 use crate::{runtime, wiring};
-use gatepost::reconcile::status::PlanReport;
 
 /// Reads the database and the kernel, and prints the steps that would make the kernel match.
 ///
 /// # Errors
-/// The database or the kernel cannot be read.
-pub fn plan(config: &Config, json: bool) -> Result<Exit, CommandError> {
+/// The database or the kernel cannot be read; with `--sql`, a statement cannot be run.
+pub fn plan(config: &Config, args: &PlanArgs) -> Result<Exit, CommandError> {
+    if let Some(file) = &args.sql {
+        return plan_sql(config, file, args.json);
+    }
     let report =
         runtime::on_this_thread()?.block_on(async { wiring::prepare(config)?.plan().await })?;
-    if json {
+    if args.json {
         output::print_json(&report)?;
     } else {
         output::print(&describe(&report))?;
     }
+    Ok(exit(&report))
+}
+
+fn exit(report: &PlanReport) -> Exit {
     let equal = report.steps.is_empty() && report.held_back.is_none();
-    Ok(if equal { Exit::Success } else { Exit::Differs })
+    if equal { Exit::Success } else { Exit::Differs }
+}
+
+/// The file is checked before its first statement runs.
+fn plan_sql(config: &Config, file: &Path, json: bool) -> Result<Exit, CommandError> {
+    let text = fs::read_to_string(file)
+        .map_err(|source| CommandError::SqlFile { path: file.to_owned(), source })?;
+    let statements = split(&text)?;
+    let planning = async { wiring::prepare(config)?.plan_sql(&statements).await };
+    let plan = runtime::on_this_thread()?.block_on(planning)?;
+    let report = SqlReport::of(plan);
+    if json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&report.text())?;
+    }
+    Ok(exit(&report.plan))
+}
+
+/// What statements would change. As JSON, stable.
+#[derive(Debug, Serialize)]
+pub struct SqlReport {
+    #[serde(flatten)]
+    pub plan: PlanReport,
+    /// Devices that would lose their tunnel.
+    pub cut_off: usize,
+    /// The tables that the statements lock.
+    pub locks: Vec<TableLock>,
+    /// How long the locks were held.
+    pub duration_ms: u64,
+}
+
+/// A table that the statements lock.
+#[derive(Debug, Serialize)]
+pub struct TableLock {
+    pub table: String,
+    /// `rows`, `writers` or `all`: who waits.
+    pub waits: &'static str,
+}
+
+impl SqlReport {
+    fn of(plan: SqlPlan) -> Self {
+        let SqlPlan { mut after, already, locks, untargeted, lasted } = plan;
+        after.warnings.extend(untargeted.iter().map(|policy| untargeted_policy(policy)));
+        if already > 0 {
+            after.warnings.push(format!(
+                "{} of these are due without the statements, too: `gatepost plan` shows them",
+                count(already, "step")
+            ));
+        }
+        let removes = |step: &str| step.starts_with("peer remove ");
+        let waits = |HeldLock { table, mode }| {
+            let waits = match mode {
+                LockMode::Rows => "rows",
+                LockMode::Writers => "writers",
+                LockMode::All => "all",
+            };
+            TableLock { table, waits }
+        };
+        Self {
+            cut_off: after.steps.iter().filter(|step| removes(&step.step)).count(),
+            locks: locks.into_iter().map(waits).collect(),
+            duration_ms: u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX),
+            plan: after,
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = describe(&self.plan);
+        text.push_str("\nlocks, until the transaction ends\n");
+        for TableLock { table, waits } in &self.locks {
+            let words = match *waits {
+                "all" => "others can neither read nor write it",
+                "writers" => "others can read it, and not write it",
+                _ => "others read it, and write other rows",
+            };
+            text.push_str(&format!("  {}: {words}\n", printable(table)));
+        }
+        if self.locks.is_empty() {
+            text.push_str("  none\n");
+        }
+        let cut_off = match self.cut_off {
+            0 => "no device".to_owned(),
+            devices => count(devices, "device"),
+        };
+        text + &format!(
+            "\nthe statements would cut off {cut_off}\nthey ran for {} ms and were rolled back\n",
+            self.duration_ms
+        )
+    }
+}
+
+/// What to do about a policy that names nobody.
+#[must_use]
+pub fn untargeted_policy(name: &str) -> String {
+    format!(
+        "policy {} has destinations and no target, so it decides nothing: add a row to policy_targets",
+        Quoted(name)
+    )
 }
 
 /// One stable line per step, then the changes in words, then the warnings.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::golden;
 use super::golden::fields;
 use crate::command::check::{Finding, Level};
+use crate::command::plan::{SqlReport, TableLock};
 
 const NOW: Timestamp = Timestamp(SystemTime::UNIX_EPOCH);
 
@@ -200,7 +201,12 @@ fn plan_json() {
         words: vec![text()],
         warnings: vec![text()],
     };
-    golden::check("json of plan", &fields(&serde_json::to_value(report).unwrap()));
+    golden::check("json of plan", &fields(&serde_json::to_value(&report).unwrap()));
+    let locks = vec![TableLock { table: text(), waits: "rows" }];
+    let report = SqlReport { plan: report, cut_off: 1, locks, duration_ms: 1 };
+    let mut lines = fields(&serde_json::to_value(report).unwrap());
+    lines.push("waits: rows|writers|all".to_owned());
+    golden::check("json of plan --sql", &lines);
 }
 
 #[test]
