@@ -3,6 +3,7 @@
 use super::view::status::{QuarantinedPeer, QuarantinedPolicy};
 use crate::count::count;
 use crate::model::DesiredState;
+use crate::reconcile::name::peer_name;
 
 /// So many quarantined or held peers are listed one by one.
 pub(super) const LISTED_PEERS: usize = 100;
@@ -17,21 +18,38 @@ pub(super) struct RowStatus {
 
 impl RowStatus {
     pub fn of(desired: &DesiredState) -> Self {
-        let mut warnings = row_warnings(desired);
-        let unallocated = desired.unallocated_count();
-        if unallocated > 0 {
-            let peers = count(unallocated, "peer");
-            warnings.push(format!("ip_allocations does not give its address to {peers}"));
-        }
+        let warnings = row_warnings(desired);
         let quarantined_policies = quarantined_policies(desired);
         Self { quarantined: quarantined(desired), quarantined_policies, warnings }
     }
 }
 
-/// The parts of settings and policies that have no effect.
+/// The parts of settings and policies that have no effect, and peers with the address of no allocation.
 pub(super) fn row_warnings(desired: &DesiredState) -> Vec<String> {
     let settings = desired.setting_warnings().iter().map(ToString::to_string);
-    settings.chain(desired.policy_notes().iter().map(ToString::to_string)).collect()
+    let notes = desired.policy_notes().into_iter().map(ToString::to_string);
+    settings.chain(notes).chain(unallocated(desired)).collect()
+}
+
+/// One line for all: a control plane that writes no allocations has none for any peer.
+fn unallocated(desired: &DesiredState) -> Option<String> {
+    const FIRST: usize = 5;
+    let rows = desired.unallocated();
+    let all = rows.len();
+    let first: Vec<String> = rows
+        .take(FIRST)
+        .map(|row| format!("{} ({})", peer_name(row), row.assigned_ip.addr()))
+        .collect();
+    let more = all.saturating_sub(FIRST);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (all > 0).then(|| {
+        format!(
+            "ip_allocations does not give its address to {}: {}{more}; write a row with this gateway, \
+             the address, the device and status 'allocated', or another assigned_ip",
+            count(all, "peer"),
+            first.join(", ")
+        )
+    })
 }
 
 fn quarantined_policies(desired: &DesiredState) -> Vec<QuarantinedPolicy> {

@@ -118,7 +118,10 @@ fn warnings_follow_the_rows() {
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
     let warnings = world.machine.view().status().warnings;
-    assert!(warnings[0].ends_with("does not give its address to 1 peer"), "{warnings:?}");
+    let row = world.tables.peers.values().next().unwrap();
+    let (name, address) = (format!("{}/{}", row.username, row.device_name), row.assigned_ip.addr());
+    let told = format!("does not give its address to 1 peer: {name} ({address}); write a row");
+    assert!(warnings[0].contains(&told), "{told}: {warnings:?}");
 }
 
 #[test]

@@ -286,10 +286,9 @@ impl DesiredState {
         self.entries.len()
     }
 
-    /// How many admitted peers have an address that `ip_allocations` does not give them.
-    #[must_use]
-    pub fn unallocated_count(&self) -> usize {
-        self.unallocated.len()
+    /// The rows of admitted peers whose address `ip_allocations` does not give them, by peer id.
+    pub fn unallocated(&self) -> impl ExactSizeIterator<Item = &PeerRow> {
+        self.unallocated.iter().map(|id| &self.entries[id].row)
     }
 
     /// The rows that the host's block list bars, by peer id.
