@@ -33,6 +33,19 @@ impl Source {
         let variables = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
         Self { file, variables: variables.collect() }
     }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.file.clone().unwrap_or_else(|| DEFAULT_FILE.into())
+    }
+
+    /// The names of the variables that override keys of the file.
+    pub fn variables(&self) -> impl Iterator<Item = &str> {
+        let others = ["GATEPOST_CONFIG", "GATEPOST_LOG"];
+        let names = self.variables.keys().map(String::as_str);
+        names.filter(move |name| name.starts_with("GATEPOST_") && !others.contains(name))
+    }
 }
 
 /// Reads, merges and checks a configuration. Reads no secret.
@@ -40,7 +53,7 @@ impl Source {
 /// # Errors
 /// Any [`ConfigError`] except those of secrets and missing keys, which come when they are needed.
 pub fn load(source: Source) -> Result<Config, ConfigError> {
-    let file = source.file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+    let file = source.path();
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound && source.file.is_none() => {

@@ -199,6 +199,13 @@ pub fn secret_files(config: &Config) -> Vec<PathBuf> {
     all.filter(|path| path.exists()).collect()
 }
 
+/// The text of every secret's file that can be read.
+#[must_use]
+pub fn known_secrets(config: &Config) -> Vec<SecretText> {
+    let text = |path: &PathBuf| read(path, "a secret", CORRECT).ok();
+    secret_files(config).iter().filter_map(text).collect()
+}
+
 /// Reads a secret from a file that the command line names.
 ///
 /// # Errors

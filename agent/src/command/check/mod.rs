@@ -17,16 +17,28 @@ pub use finding::{Finding, Level};
 /// # Errors
 /// The output cannot be written, or the runtime cannot be created.
 pub fn check(source: Source, json: bool) -> Result<Exit, CommandError> {
-    let findings = match load(source) {
-        Err(error) => vec![Finding::config_error("config", &error)],
-        Ok(config) => evaluate::evaluate(&config, &facts::gather(&config)?),
-    };
+    let findings = findings(source)?;
     if json {
         output::print_json(&findings)?;
     } else {
         output::print(&describe(&findings, Style::of_stdout()))?;
     }
     Ok(finding::exit(&findings))
+}
+
+/// The findings as text.
+///
+/// # Errors
+/// The runtime cannot be created.
+pub fn text(source: Source) -> Result<String, CommandError> {
+    Ok(describe(&findings(source)?, Style::Plain))
+}
+
+fn findings(source: Source) -> Result<Vec<Finding>, CommandError> {
+    Ok(match load(source) {
+        Err(error) => vec![Finding::config_error("config", &error)],
+        Ok(config) => evaluate::evaluate(&config, &facts::gather(&config)?),
+    })
 }
 
 fn describe(findings: &[Finding], style: Style) -> String {
