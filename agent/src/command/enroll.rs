@@ -1,6 +1,7 @@
 //! `gatepost enroll`: creates this gateway's key and row.
 
 use std::fs;
+use std::path::Path;
 
 use gatepost::dataplane::networks_of_other_links;
 use gatepost::model::GatewayId;
@@ -8,10 +9,11 @@ use gatepost::plan::usable_network;
 use gatepost::store::{Enrollment, KeyChange, Store, StoreError};
 
 use crate::cli::EnrollArgs;
-use crate::config::{Config, private_key_file, read_private_key};
+use crate::config::{Config, DEFAULT_FILE, private_key_file, read_private_key};
 use crate::database;
 use crate::error::CommandError;
 use crate::exit::Exit;
+use crate::forwarding::{self, Places, Prepared};
 use crate::key_file;
 use crate::output::print;
 use crate::runtime;
@@ -52,10 +54,33 @@ pub fn enroll(config: &Config, args: &EnrollArgs) -> Result<Exit, CommandError> 
     }
     let id = id?;
     print(&format!("gateway {name} ({id})\npublic key {public_key}\n"))?;
+    prepare_host(config);
     if args.new_key {
         print("if the agent runs with another key, restart it: systemctl restart gatepost\n")?;
     }
     Ok(Exit::Success)
+}
+
+/// Turns on forwarding for the host that the package's unit serves. Another configuration may be that of a
+/// container or of a test, whose kernel settings are not its own.
+fn prepare_host(config: &Config) {
+    if config.file != Path::new(DEFAULT_FILE) || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let places = Places { folder: Path::new("/etc/sysctl.d"), kernel: Path::new("/proc/sys") };
+    match forwarding::prepare(&places) {
+        Ok(Prepared { written, applied }) => {
+            if let Some(path) = written {
+                tracing::warn!("wrote {}: a gateway forwards packets", path.display());
+            }
+            if !applied.is_empty() {
+                tracing::warn!("set {}", applied.join(", "));
+            }
+        }
+        Err(error) => tracing::warn!(
+            "could not turn on forwarding ({error}): `gatepost check` says what is missing"
+        ),
+    }
 }
 
 /// `None`, which leaves the row's as they are, unless the command line names some.
