@@ -117,9 +117,21 @@ bless-surface: ## Write tests/golden/surface.txt anew after an intended change o
 	GATEPOST_BLESS=1 cargo test --quiet --locked -p gatepost --lib --test postgres surface
 	git diff --stat -- tests/golden/surface.txt
 
-.PHONY: deb
-deb: ## Build the Debian package in target/debian
+.PHONY: deb release
+deb: ## Build the Debian package in target/debian, its debug symbols apart
 	@tests/install-deps.sh deb
 	cargo build --locked --release -p gatepost-agent
 	target/release/gatepost manual target/manual
 	PATH="$$PWD/target/tools/bin:$$PATH" cargo deb --locked --no-build -p gatepost-agent
+	lintian --fail-on error target/debian/gatepost_*.deb
+
+# What cross-building needs: a linker and a C compiler for the crates that contain C.
+arm64 := aarch64-unknown-linux-gnu
+cross := CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar
+release: deb ## Build the packages for amd64 and arm64 with their checksums, in target/debian
+	@tests/install-deps.sh arm64
+	$(cross) cargo build --locked --release --target $(arm64) -p gatepost-agent
+	qemu-aarch64 -L /usr/aarch64-linux-gnu target/$(arm64)/release/gatepost --version
+	$(cross) PATH="$$PWD/target/tools/bin:$$PATH" cargo deb --locked --no-build --target $(arm64) --output target/debian -p gatepost-agent
+	cd target/debian && sha256sum *.deb >SHA256SUMS && cat SHA256SUMS

@@ -2,7 +2,7 @@
 # Installs what a tier needs and the machine lacks, from the distribution's own packages (Debian 12
 # and later, Ubuntu 24.04 and later). Says nothing and needs no root when nothing is missing.
 #
-#   tests/install-deps.sh TIER...        tiers: build demo test versions guest bench deny deb
+#   tests/install-deps.sh TIER...        tiers: build demo test versions guest bench deny deb arm64
 set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # One of each major version; the table in docs/databases.md names them.
@@ -12,9 +12,9 @@ least_rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.
 main() {
 	local tier
 	missing=()
-	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test versions guest bench deny deb)"
+	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test versions guest bench deny deb arm64)"
 	for tier in "$@"; do
-		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, versions, guest, bench, deny or deb"
+		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, versions, guest, bench, deny, deb or arm64"
 		"tier_$tier"
 	done
 	if [[ ${#missing[@]} -gt 0 ]]; then
@@ -101,7 +101,18 @@ tier_guest() {
 
 tier_deny() { tier_build; }
 
-tier_deb() { tier_build; }
+tier_deb() {
+	tier_build
+	need lintian lintian
+}
+
+# To build for arm64 on amd64, and to run what was built.
+tier_arm64() {
+	tier_build
+	need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+	need qemu-aarch64 qemu-user
+	[[ -d $(rustc --print sysroot)/lib/rustlib/aarch64-unknown-linux-gnu ]] || rustup --quiet target add aarch64-unknown-linux-gnu
+}
 
 need() {
 	local program=$1

@@ -82,7 +82,7 @@ pub enum Command {
     /// Print the SQL that takes over a WireGuard gateway which runs without Gatepost, and change nothing
     Import(ImportArgs),
     /// Show what the agent would change, and change nothing
-    Plan(JsonArg),
+    Plan(PlanArgs),
     /// Show the agent's status
     Status {
         #[command(flatten)]
@@ -135,6 +135,11 @@ pub enum Command {
     },
     /// Check configuration, database and host; print findings with remedies
     Check(JsonArg),
+    /// Write status, check, plan, journal and versions to one file for support, without secrets
+    Bundle {
+        /// File to create, with mode 0600
+        file: PathBuf,
+    },
     /// Seal and open preshared keys
     #[command(subcommand)]
     Psk(PskCommand),
@@ -190,6 +195,18 @@ pub struct PeersArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Show what it would change if these statements were committed; they are rolled back
+    #[arg(long, value_name = "FILE")]
+    pub sql: Option<PathBuf>,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
 }
 
 #[derive(Debug, Args)]

@@ -1,14 +1,16 @@
 //! Why a command failed, and the exit code that says so.
 
 use std::io;
+use std::path::PathBuf;
 
 use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
 use gatepost::model::{BuildError, InterfaceName, InterfaceNameError, KeyError};
 use gatepost::plan::PlanError;
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
-use gatepost::store::StoreError;
+use gatepost::store::{ScriptError, StoreError};
 
+use crate::command::bundle::BundleError;
 use crate::command::import::error::ImportError;
 use crate::command::profile::error::ProfileError;
 use crate::config::ConfigError;
@@ -41,9 +43,21 @@ pub enum CommandError {
     Psk(#[from] PskError),
     #[error(transparent)]
     Wiring(#[from] WiringError),
+    /// `plan --sql`
+    #[error("cannot read {}: {source}", path.display())]
+    SqlFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// `plan --sql`: nothing was run.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
     /// `enroll`
     #[error(transparent)]
     Pool(PlanError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     #[error(transparent)]
     Import(#[from] ImportError),
     /// `import`: the name of an interface, or of a file that is called after one.

@@ -10,6 +10,7 @@ mod database;
 mod denied;
 mod error;
 mod exit;
+mod forwarding;
 mod handles;
 mod hints;
 mod key_file;

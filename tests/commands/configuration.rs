@@ -95,12 +95,27 @@ fn unreachable_database_is_named_without_its_password() {
 }
 
 #[test]
+fn wrong_ports_are_a_wrong_configuration() {
+    for (url, why) in [
+        ("db1/vpn?port=a,b", "invalid value for option `port`"),
+        (
+            "db1,db2/vpn?port=1,2,3",
+            "database.url does not give each host one port: write each port after its host",
+        ),
+    ] {
+        let gatepost = Gatepost::with(&format!("[database]\nurl = \"postgres://a@{url}\""));
+        let done = gatepost.run(&["migrate"]).must_exit(78);
+        assert!(done.stderr.contains(why), "{}", done.stderr);
+    }
+}
+
+#[test]
 fn manual_writes_man_pages_and_completions() {
     let gatepost = Gatepost::with("");
     gatepost.run(&["manual", "out"]).must_exit(0);
     let read = |name: &str| std::fs::read_to_string(gatepost.path("out").join(name)).unwrap();
-    assert!(read("gatepost.1").contains("78 wrong configuration"));
-    assert!(read("gatepost-psk-seal.1").contains("envelope"));
+    assert!(read("gatepost.8").contains("78 wrong configuration"));
+    assert!(read("gatepost-psk-seal.8").contains("envelope"));
     for completion in ["gatepost.bash", "gatepost.fish", "_gatepost"] {
         assert!(read(completion).contains("vpn-cidr"), "{completion}");
     }

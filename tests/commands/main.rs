@@ -7,6 +7,7 @@ mod bell;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../support/broker.rs"]
 mod broker;
+mod bundle;
 mod check;
 mod configuration;
 mod database;
@@ -16,6 +17,7 @@ mod import;
 mod keys;
 mod monitoring;
 mod operate;
+mod package;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod profile;

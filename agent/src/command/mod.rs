@@ -3,6 +3,7 @@
 mod ask;
 mod bell;
 mod block;
+pub mod bundle;
 pub mod check;
 mod confirm;
 mod denied;
@@ -17,7 +18,7 @@ mod key;
 mod manual;
 mod migrate;
 mod peers;
-mod plan;
+pub mod plan;
 pub mod profile;
 mod psk;
 mod resync;
@@ -56,7 +57,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
             profile::profile(&configuration_of(source, &args.database)?, &args)
         }
         Command::Import(args) => import::import(&configuration(source)?, &args),
-        Command::Plan(json) => plan::plan(&configuration(source)?, json.json),
+        Command::Plan(args) => plan::plan(&configuration_of(source, &args.database)?, &args),
         Command::Status { json, watch } => {
             status::status(&configuration(source)?, json.json, watch)
         }
@@ -72,6 +73,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Blocked(json) => block::blocked(&configuration(source)?, json.json),
         Command::Resync => resync::resync(&configuration(source)?),
         Command::Confirm { yes } => confirm::confirm(&configuration(source)?, yes),
+        Command::Bundle { file } => bundle::bundle(&source, &file),
         Command::Check(json) => check::check(source, json.json),
         Command::Psk(command) => psk::psk(source, &command),
         Command::Key(command) => key::key(source, &command),

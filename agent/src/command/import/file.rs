@@ -259,7 +259,7 @@ impl Remark {
 impl Interface {
     fn set(&mut self, key: Key, value: &str) -> Result<Option<&'static str>, String> {
         match key {
-            Key::PrivateKey => {
+            Key::Private => {
                 // The text is a secret, or nearly one: it is not repeated.
                 self.private_key = Some(value.parse().map_err(section::key_flaw)?);
             }
@@ -276,13 +276,13 @@ impl Interface {
 impl PeerSection {
     fn set(&mut self, key: Key, value: &str) -> Result<Option<&'static str>, String> {
         match key {
-            Key::PublicKey => {
+            Key::Public => {
                 self.has_key_line = true;
                 let key =
                     value.parse().map_err(|why| format!("{value:?} {}", section::key_flaw(why)))?;
                 self.public_key = Some(key);
             }
-            Key::PresharedKey => {
+            Key::Preshared => {
                 self.preshared_key = Some(value.parse().map_err(section::key_flaw)?);
             }
             Key::AllowedIps => self.allowed_ips.extend(section::networks(value)?),

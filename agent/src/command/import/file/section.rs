@@ -8,7 +8,7 @@ use ipnet::IpNet;
 /// A setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Key {
-    PrivateKey,
+    Private,
     ListenPort,
     FwMark,
     Address,
@@ -20,15 +20,15 @@ pub enum Key {
     PostUp,
     PreDown,
     PostDown,
-    PublicKey,
-    PresharedKey,
+    Public,
+    Preshared,
     AllowedIps,
     Endpoint,
     PersistentKeepalive,
 }
 
 const KEYS: [(&str, Key); 17] = [
-    ("PrivateKey", Key::PrivateKey),
+    ("PrivateKey", Key::Private),
     ("ListenPort", Key::ListenPort),
     ("FwMark", Key::FwMark),
     ("Address", Key::Address),
@@ -40,8 +40,8 @@ const KEYS: [(&str, Key); 17] = [
     ("PostUp", Key::PostUp),
     ("PreDown", Key::PreDown),
     ("PostDown", Key::PostDown),
-    ("PublicKey", Key::PublicKey),
-    ("PresharedKey", Key::PresharedKey),
+    ("PublicKey", Key::Public),
+    ("PresharedKey", Key::Preshared),
     ("AllowedIPs", Key::AllowedIps),
     ("Endpoint", Key::Endpoint),
     ("PersistentKeepalive", Key::PersistentKeepalive),
@@ -57,8 +57,8 @@ impl Key {
     pub const fn is_of_peer(self) -> bool {
         matches!(
             self,
-            Self::PublicKey
-                | Self::PresharedKey
+            Self::Public
+                | Self::Preshared
                 | Self::AllowedIps
                 | Self::Endpoint
                 | Self::PersistentKeepalive
