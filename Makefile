@@ -134,4 +134,4 @@ release: deb ## Build the packages for amd64 and arm64 with their checksums, in 
 	$(cross) cargo build --locked --release --target $(arm64) -p gatepost-agent
 	qemu-aarch64 -L /usr/aarch64-linux-gnu target/$(arm64)/release/gatepost --version
 	$(cross) PATH="$$PWD/target/tools/bin:$$PATH" cargo deb --locked --no-build --target $(arm64) --output target/debian -p gatepost-agent
-	cd target/debian && sha256sum *.deb >SHA256SUMS && cat SHA256SUMS
+	cd target/debian && sha256sum *.deb *.ddeb >SHA256SUMS && cat SHA256SUMS

@@ -109,8 +109,9 @@ fn a_gateway_is_taken_over_under_traffic_without_losing_a_packet() {
     lab.database.exec(&sql);
     let granted = lab.admin_command(&["grant", GATEWAY, lab.database.role()]).output().unwrap();
     assert!(granted.status.success(), "{granted:?}");
+    // Standard error may say what the kernel lacks.
     let (code, plan, error) = lab.gatepost(&["plan"]);
-    assert_eq!((code, error.as_str()), (2, ""), "{plan}");
+    assert_eq!(code, 2, "{plan}{error}");
     assert!(!plan.contains("peer remove") && !plan.contains("cut off"), "{plan}");
     let (link, who) = (lab.link(), format!("alice/laptop, bob/{}", lab.link()));
     let words = format!("gatepost takes over {link} with 2 of its 2 peers, whose sessions go on");

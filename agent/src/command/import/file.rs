@@ -195,7 +195,8 @@ impl Reader {
             let comments = peer.comments.iter().chain(&peer.comments_above).map(String::as_str);
             Some((peer.public_key?, name_of(comments)?))
         });
-        Labels { names: names.collect(), masquerades: Some(self.masquerades) }
+        let masquerades = self.interface.as_ref().map(|_| self.masquerades);
+        Labels { names: names.collect(), masquerades }
     }
 
     fn finish(mut self) -> Result<Parsed, Vec<Remark>> {

@@ -34,6 +34,6 @@ pub struct FoundPeer {
 #[derive(Default)]
 pub struct Labels {
     pub names: BTreeMap<PublicKey, PeerName>,
-    /// Whether a command of the file translates addresses; `None`: there is no file.
+    /// Whether a command of the file translates addresses; `None`: it does not describe the interface.
     pub masquerades: Option<bool>,
 }
