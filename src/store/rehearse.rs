@@ -14,6 +14,7 @@ use super::error::{Place, StoreError, server_error};
 use super::options::{ConnectOptions, Target};
 use super::script::Statement;
 use super::snapshot;
+use super::token::Caller;
 use super::untargeted;
 use crate::model::SnapshotRows;
 
@@ -185,7 +186,8 @@ impl Desk {
     }
 
     async fn read(&self) -> Result<SnapshotRows, StoreError> {
-        let read = snapshot::read(&self.client, "", "").await;
+        let caller = Caller { client: &self.client, token: None };
+        let read = snapshot::read(caller, "", "").await;
         Ok(read.map_err(|error| self.failed(error))??.0)
     }
 
