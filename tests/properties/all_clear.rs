@@ -38,7 +38,7 @@ fn set_address(world: &mut World, address: &str) {
     world.tell(Event::Notified);
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 5] = [
     Kind {
         name: "database down",
         begin: |world| {
@@ -81,60 +81,6 @@ const KINDS: [Kind; 10] = [
         status: "",
         end: |world| set_address(world, "10.64.0.2/32"),
         all_clear: "user-1/laptop is no longer quarantined",
-    },
-    Kind {
-        name: "guard held",
-        begin: |world| {
-            world.deactivate(1..=19);
-            world.tell(Event::Notified);
-        },
-        journal: "waits for `gatepost confirm`",
-        status: "waits for `gatepost confirm`",
-        end: |world| {
-            world.restore_all();
-            world.tell(Event::Notified);
-        },
-        all_clear: "over: no removal is held back",
-    },
-    Kind {
-        name: "trigger dropped",
-        begin: |world| world.tell(Event::Unannounced { tables: vec!["devices".into()] }),
-        journal: "changes to devices are not announced",
-        status: "changes to devices are not announced",
-        end: |world| world.tell(Event::Unannounced { tables: Vec::new() }),
-        all_clear: "changes to all tables are announced again",
-    },
-    Kind {
-        name: "kernel unreadable",
-        begin: |world| suffer(world, Trouble::Observations),
-        journal: "could not read the kernel: ",
-        status: "could not read the kernel: ",
-        end: recover,
-        all_clear: "over: the kernel is proven equal",
-    },
-    Kind {
-        name: "pool without room",
-        begin: |world| suffer(world, Trouble::SmallPool),
-        journal: "applying withdrawals only: gateways.vpn_cidr 10.64.0.0/32 leaves no room",
-        status: "gateways.vpn_cidr 10.64.0.0/32 leaves no room",
-        end: recover,
-        all_clear: "over: the gateway's row and settings can be used again",
-    },
-    Kind {
-        name: "foreign route",
-        begin: |world| {
-            world.foreign_routes.insert("192.168.1.0/24".parse().unwrap());
-            let row = world.tables.peers.get_mut(&PeerId(id(2, 1))).unwrap();
-            row.allowed_ips = Box::new(["192.168.1.0/24".parse().unwrap()]);
-            world.tell(Event::Notified);
-        },
-        journal: "the kernel refused route add 192.168.1.0/24",
-        status: "192.168.1.0/24",
-        end: |world| {
-            world.foreign_routes.clear();
-            world.tell(Event::Resync);
-        },
-        all_clear: "over: no route of another program is in the way",
     },
 ];
 
