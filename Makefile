@@ -85,6 +85,10 @@ nightly: test-unit test-postgres test-postgres-versions test-netns test-package 
 SECS := 60
 simulate: ## Simulate lives of an agent from new seeds for so long: make simulate SECS=600
 	GATEPOST_SIMULATE_SECS=$(SECS) $(cargo_test) --quiet --test simulation -- --nocapture
+.PHONY: faults
+faults: ## Cause every fault that tests know, also in the guest; writes docs/faults.md (root, half an hour)
+	@tests/install-deps.sh test guest
+	@tests/faults
 
 .PHONY: bench bench-quick bench-latency bench-policy
 bench: ## Run all benchmarks beside the raw tools; writes docs/scale.md (root, an hour)

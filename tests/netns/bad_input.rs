@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use nix::sys::signal::Signal;
 
 use crate::lab::{
-    BINARY, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, LISTEN_PORT, Lab, eventually, peer_rows,
+    BINARY, Fault, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, LISTEN_PORT, Lab, eventually, peer_rows,
     policy_rows, public_key_of, run,
 };
 
@@ -241,6 +241,12 @@ fn a_wrong_private_key_leaves_the_kernel_alone() {
         "it made a link"
     );
     assert!(agent.is_running());
+    Fault::told(
+        &lab,
+        "private key of another gateway",
+        "the kernel is left alone; not ready, with both keys",
+        None,
+    );
 }
 
 #[test]
@@ -289,6 +295,7 @@ fn a_listen_port_in_use_is_named_and_taken_when_it_is_free() {
     drop(holder);
     alice.connect();
     lab.await_ready();
+    Fault::told(&lab, "listen port taken at the start", "named; taken when it is free", None);
 }
 
 #[test]
@@ -302,4 +309,10 @@ fn a_foreign_interface_of_our_name_is_left_alone() {
     });
     let details = lab.gateway.run("ip", &["-d", "link", "show", &lab.link()]);
     assert!(details.contains("bridge") && !details.contains("gatepost:"), "{details}");
+    Fault::told(
+        &lab,
+        "link of another program has our name at the start",
+        "left alone and named; not ready",
+        None,
+    );
 }

@@ -1,10 +1,11 @@
 //! Other programs edit the firewall. The agent repairs it and logs which program it was.
 
 use std::process::Command;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{Client, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
+use crate::lab::{Client, Fault, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
 
 #[test]
 fn edits_of_our_table_are_repaired_and_their_author_is_named() {
@@ -28,8 +29,13 @@ fn edits_of_our_table_are_repaired_and_their_author_is_named() {
         "flush map inet gatepost peer4".to_owned(),
     ];
     for (edit, before) in edits.iter().zip(repaired()..) {
+        let began = Instant::now();
         let pid = nft(&lab, edit);
         eventually(&format!("{edit}: put back"), || repaired() > before);
+        // The address and the profile differ from run to run.
+        let what = edit.split(" { ").next().unwrap_or(edit);
+        Fault::new(&lab, &format!("nft {what}"), "put back; its author is named")
+            .converged(began.elapsed());
         assert_eq!(repaired(), before + 1, "{edit}");
         let (code, planned, _) = lab.gatepost(&["plan"]);
         assert_eq!(code, 0, "{edit}: {planned}");

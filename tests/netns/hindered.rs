@@ -1,6 +1,6 @@
 //! Withdrawals act although the whole cannot be planned.
 
-use crate::lab::{LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
+use crate::lab::{Fault, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
 
 #[test]
 fn revoked_and_narrowed_peers_lose_their_packets_whatever_stands_in_the_way() {
@@ -39,7 +39,10 @@ fn revoked_and_narrowed_peers_lose_their_packets_whatever_stands_in_the_way() {
         assert!(!alice.reaches(LAN_SERVER), "{what}");
         eventually(what, || !bob.reaches(LAN_OTHER));
         others.await_answers(5);
-        assert_eq!(others.end().lost, 0, "{what}: another peer lost packets");
+        let pinged = others.end();
+        assert_eq!(pinged.lost, 0, "{what}: another peer lost packets");
+        let fault = format!("{what}, while a revocation and a narrowed policy are committed");
+        Fault::told(&lab, &fault, "withdrawals act; nothing is granted", pinged);
         sql("update devices set status = 'active', revoked_at = null");
         sql("update policy_destinations set destination = '10.20.0.0/24'");
         assert!(!bob.reaches(LAN_OTHER), "{what}: nothing is granted");

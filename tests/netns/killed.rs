@@ -7,8 +7,8 @@ use std::os::unix::process::ExitStatusExt;
 use nix::sys::signal::Signal;
 
 use crate::lab::{
-    Agent, BINARY, Backend, Client, Ears, Flood, GATEWAY_TUNNEL, LAN_OTHER, LAN_OTHER6, LAN_SERVER,
-    LAN_SERVER6, Lab, Trace, Ways, eventually, policy_rows, way,
+    Agent, BINARY, Backend, Client, Ears, Fault, Flood, GATEWAY_TUNNEL, LAN_OTHER, LAN_OTHER6,
+    LAN_SERVER, LAN_SERVER6, Lab, Trace, Ways, eventually, policy_rows, way,
 };
 
 const LAN_THIRD: &str = "10.20.0.30";
@@ -264,6 +264,13 @@ fn agent_killed_between_any_two_messages_leaks_nothing_and_the_next_converges() 
     }
     // Includes packets that arrived late.
     assert_eq!(world.ears.leaked(), []);
+    let what = "agent killed between any two messages of a change";
+    Fault::told(
+        lab,
+        what,
+        "no packet passes that neither policy allows; the next one converges",
+        None,
+    );
 }
 
 /// The firewall, the flows of an address that changes hands, and the peers.

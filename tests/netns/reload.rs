@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{GATEWAY_TUNNEL, Lab, eventually};
+use crate::lab::{Fault, GATEWAY_TUNNEL, Lab, eventually};
 
 #[test]
 fn changed_configuration_is_followed_without_losing_a_packet() {
@@ -55,6 +55,9 @@ fn changed_configuration_is_followed_without_losing_a_packet() {
     assert!(!logs_denied());
 
     ping.await_answers(5);
-    assert_eq!(ping.end().lost, 0);
+    let pinged = ping.end();
+    assert_eq!(pinged.lost, 0);
+    let what = "login refused; configuration with an unknown key, then SIGHUP";
+    Fault::told(&lab, what, "what was read before stays in force, and the agent says so", pinged);
     assert_eq!(lab.status()["sync"]["refused_steps"], 0);
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{BINARY, Backend, LAN_SERVER, Lab, eventually, policy_rows};
+use crate::lab::{BINARY, Backend, Fault, LAN_SERVER, Lab, eventually, policy_rows};
 
 #[test]
 fn restart_kill_upgrade_and_resync_lose_no_packet_and_forget_nothing() {
@@ -48,6 +48,7 @@ fn restart_kill_upgrade_and_resync_lose_no_packet_and_forget_nothing() {
 
     let pinged = pings.end();
     assert_eq!(pinged.lost, 0, "{pinged:?}");
+    Fault::told(&lab, "agent ended, killed, upgraded, resynced", "nothing changes", pinged);
     if lab.backend == Backend::Kernel {
         // A userspace device counts from its own start and says so in its own way.
         assert_eq!(lab.wg_show("latest-handshakes"), handshakes, "a session was made anew");
@@ -85,5 +86,8 @@ fn database_outage_disrupts_no_session_and_its_end_is_noticed() {
     lab.relay.accept();
     bob.connect();
     pings.await_answers(5);
-    assert_eq!(pings.end().lost, 0);
+    let pinged = pings.end();
+    assert_eq!(pinged.lost, 0);
+    let what = "database unreachable, and the agent killed meanwhile";
+    Fault::told(&lab, what, "starts from the last good rows; follows when it is back", pinged);
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{BINARY, GATEWAY, GATEWAY_TUNNEL, Lab, eventually};
+use crate::lab::{BINARY, Fault, GATEWAY, GATEWAY_TUNNEL, Lab, eventually};
 
 #[test]
 fn second_agent_ends_and_names_the_first_one() {
@@ -32,7 +32,9 @@ fn second_agent_ends_and_names_the_first_one() {
     }
     assert_eq!((passes(), lab.gateway.firewall()), (before, table), "the first one had work");
     pings.await_answers(5);
-    assert_eq!(pings.end().lost, 0);
+    let pinged = pings.end();
+    assert_eq!(pinged.lost, 0);
+    Fault::told(&lab, "second agent on one host", "exit 75, and names the first", pinged);
 
     first.end(Signal::SIGKILL);
     fs::copy(&apart, lab.config()).unwrap();

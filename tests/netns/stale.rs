@@ -2,7 +2,9 @@
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{BINARY, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
+use crate::lab::{
+    BINARY, Fault, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows,
+};
 
 #[test]
 fn a_host_boots_from_the_last_good_rows_while_the_database_is_away() {
@@ -34,6 +36,12 @@ fn a_host_boots_from_the_last_good_rows_while_the_database_is_away() {
     eventually("nobody could know", || alice.reaches(LAN_SERVER));
     lab.relay.accept();
     eventually("what happened meanwhile is obeyed", || lab.kernel_peers().is_empty());
+    Fault::told(
+        &lab,
+        "database away at boot, with last good rows",
+        "serves them; whom they revoke stays out",
+        None,
+    );
 }
 
 #[test]
@@ -132,4 +140,10 @@ fn host_that_boots_without_any_rows_forwards_nothing() {
     lab.relay.accept();
     alice.connect();
     eventually("what is allowed is again", || alice.reaches(LAN_SERVER));
+    Fault::told(
+        &lab,
+        "database away at boot, without last good rows",
+        "a table denies everything; not ready",
+        None,
+    );
 }

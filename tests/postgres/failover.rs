@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::agent::{Memory, agent, good_peer, options_with, private_key};
+use crate::fault::row;
 use crate::postgres::Cluster;
 use crate::running::{PATIENCE, Running};
 use crate::world::{World, connect};
@@ -102,6 +103,8 @@ async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_rest
     let audited = "select count(*) from audit_logs where event_type = 'gateway.history_lost'";
     assert_eq!(admin.query_one(audited, &[]).await.unwrap().get::<_, i64>(0), 1);
     runs.stop().await;
+    let what = "standby promoted without the last transactions, one of them a revocation";
+    row(what, "the lost revocation holds for guard.lost_history, and that is said", None);
 }
 
 /// As after a crash of the server: another epoch, and no commit is lost.

@@ -6,6 +6,7 @@ use gatepost::reconcile::status::{State, Status};
 use gatepost::store::{ConnectOptions, Host, Store};
 
 use crate::agent::{Memory, agent, good_peer, options_with};
+use crate::fault::row;
 use crate::running::Running;
 use crate::world::World;
 
@@ -119,4 +120,9 @@ async fn second_host_says_so_and_holds_last_sync_back() {
     world.store.merge().await.unwrap();
     let audited = "select count(*) from audit_logs where event_type = 'peer.revoked'";
     assert_eq!(world.count(audited).await, 1);
+    row(
+        "two hosts with one gateway row",
+        "the second is not ready and named; last_sync_at is the older proof",
+        None,
+    );
 }

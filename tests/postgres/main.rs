@@ -1,6 +1,9 @@
 //! The database side, against a real PostgreSQL.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "no packets are counted here")]
+#[path = "../support/fault.rs"]
+mod fault;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../support/netns.rs"]
 mod netns;

@@ -2,6 +2,7 @@
 
 use gatepost::store::{Read, StoreError};
 
+use crate::fault::row;
 use crate::guest::WATCHED;
 use crate::world::{World, options};
 
@@ -48,6 +49,11 @@ async fn reads_name_the_column_they_miss_and_go_on_when_it_is_back() {
     world.run("alter table gatepost.change rename to lost").await;
     let error = world.store.changes(&world.cursor().await).await.unwrap_err().to_string();
     assert!(error.contains("table gatepost.change is missing"), "{error}");
+    row(
+        "column of the control plane renamed or dropped",
+        "not ready with its name; goes on when it is back",
+        None,
+    );
 }
 
 /// Types that a migration of the control plane may well choose.

@@ -7,6 +7,7 @@ use gatepost::reconcile::status::{State, Status};
 use gatepost::store::{Handshake, Merged, Store, try_reports};
 
 use crate::agent::{Memory, agent, good_peer};
+use crate::fault::row;
 use crate::postgres::Cluster;
 use crate::running::Running;
 use crate::world::{World, client, options};
@@ -163,6 +164,11 @@ async fn agent_is_degraded_while_reports_are_refused() {
     };
     agent.waits_for("ready again", taken).await;
     agent.stop().await;
+    row(
+        "reports refused by a trigger of the control plane",
+        "degraded, with the trigger and the remedy; reports wait",
+        None,
+    );
 }
 
 /// The functions of the version before serve its agents: what these report is merged for them.
@@ -242,4 +248,5 @@ async fn agent_follows_a_schema_of_the_version_before() {
     let synced = "select count(*) from gateways where last_sync_at is not null";
     assert_eq!(world.count(synced).await, 1, "written at once, as that version does");
     agent.stop().await;
+    row("schema older than the agent", "served as before; the agent says to migrate", None);
 }

@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
+use crate::fault::row;
 use crate::netns::Netns;
 use crate::postgres::Cluster;
 use crate::world::World;
@@ -55,6 +56,7 @@ async fn dropped_packets_are_noticed(netns: &Netns) {
         tokio::join!(listens, asks(Duration::ZERO), asks(Duration::from_secs(6)));
     for (error, took) in [listened, asked, later] {
         println!("noticed after {took:?}: {error}");
+        row("packets to the database dropped without a word", "noticed within 15 s", Some(took));
         assert!(error.is_transient(), "{error}");
     }
     let dropped = netns.exec("nft list table inet silence");
@@ -91,6 +93,11 @@ async fn a_stopped_server_is_noticed_soon_after_the_statement_timeout() {
     }
     let margin = Duration::from_secs(11);
     println!("noticed after {took:?}");
+    row(
+        "database server stopped (SIGSTOP)",
+        "noticed 11 s after the statement's time limit at the latest",
+        Some(took),
+    );
     assert!(took < limit + margin, "{took:?}");
     assert!(matches!(store.changes(&cursor).await.unwrap(), Read::Nothing(..)));
 }

@@ -13,8 +13,9 @@ pub struct Row<'a> {
     pub bound: Duration,
     /// What was lost, where packets were sent meanwhile.
     pub lost: Option<Lost>,
-    /// From the fault, or from the end of one that lasts, until the kernel was what the rows ask for.
-    pub converged_in: Duration,
+    /// From the fault, or from the end of one that lasts, until the kernel was what the rows ask for, where
+    /// that was measured.
+    pub converged_in: Option<Duration>,
     /// Where it ran, such as `userspace WireGuard`.
     pub tier: &'a str,
 }
@@ -40,9 +41,15 @@ impl Row<'_> {
             self.fault,
             self.expected,
             self.bound.as_millis(),
-            self.converged_in.as_millis(),
+            self.converged_in.map_or_else(|| "-".to_owned(), |it| it.as_millis().to_string()),
             self.tier,
             std::thread::current().name().unwrap_or("?"),
         );
     }
+}
+
+/// A fault of the database, where no packets are sent.
+pub fn row(fault: &str, expected: &str, converged_in: Option<Duration>) {
+    let bound = Duration::ZERO;
+    Row { fault, expected, bound, lost: None, converged_in, tier: "PostgreSQL" }.print();
 }

@@ -266,9 +266,10 @@ impl<F: Firewall> Host<F> {
                 Ok(userspace.set_private_key(private_key)?)
             }
             (Step::SetListenPort { port }, BackendInUse::Kernel) => {
-                in_kernel(kernel.set_listen_port(index, *port))?;
+                let set = in_kernel(kernel.set_listen_port(index, *port));
+                // Where it was refused, they must hear from the port that somebody else has set.
                 call_peers(kernel, index, observed);
-                Ok(())
+                set
             }
             (Step::SetListenPort { port }, BackendInUse::Userspace) => {
                 Ok(userspace.set_listen_port(*port)?)

@@ -9,10 +9,12 @@ use crate::lab::{Fault, LAN_SERVER};
 
 const CONTROL_CLIENTS: usize = 16;
 const HTTP_CLIENTS: usize = 64;
+const METRICS: &str = "127.0.0.1:7999";
 
 #[test]
 fn silent_clients_hold_up_no_answer_and_no_revocation() {
-    let scene = Scene::open();
+    let metrics = format!("[metrics]\nlisten = \"{METRICS}\"\n");
+    let scene = Scene::open_with(|lab| lab.write_config(&metrics));
     let (lab, alice, bob) = (&scene.lab, &scene.alice, &scene.bob);
     let socket = lab.folder.path().join("control.sock");
     let asks_and_never_reads = |_| {
@@ -20,7 +22,7 @@ fn silent_clients_hold_up_no_answer_and_no_revocation() {
         client.write_all(b"{\"op\":\"peers\"}\n").unwrap();
         client
     };
-    let metrics = || TcpStream::connect("127.0.0.1:9586").unwrap();
+    let metrics = || TcpStream::connect(METRICS).unwrap();
     let _control: Vec<_> = (0..CONTROL_CLIENTS).map(asks_and_never_reads).collect();
     let _http: Vec<_> = (0..HTTP_CLIENTS).map(|_| lab.gateway.within(metrics)).collect();
     let scrape = || {

@@ -2,17 +2,23 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use super::{SPACING_MS, Scene};
-use crate::lab::{Fault, LAN_SERVER, Lab, eventually};
+use crate::lab::{Fault, LAN_SERVER, eventually};
 
 /// A client would begin a session anew only after 15 s.
 const SESSION_ANEW: Duration = Duration::from_secs(4);
 const REPAIR: Duration = Duration::from_secs(1);
 
-fn ip(lab: &Lab, commands: &str) {
-    for command in commands.replace("LINK", &lab.link()).split("; ") {
-        lab.gateway.run("ip", &command.split(' ').collect::<Vec<_>>());
+/// Several commands come between two looks of the agent.
+fn ip(scene: &Scene, commands: &str) {
+    let commands = commands.replace("LINK", &scene.lab.link());
+    scene.agent.signal(Signal::SIGSTOP);
+    for command in commands.split("; ") {
+        scene.lab.gateway.run("ip", &command.split(' ').collect::<Vec<_>>());
     }
+    scene.agent.signal(Signal::SIGCONT);
 }
 
 #[test]
@@ -25,18 +31,14 @@ fn link_is_put_right_and_sessions_begin_at_once() {
         ("MTU of the link changed", "link set LINK mtu 1300", REPAIR),
         ("link taken down", "link set LINK down", SESSION_ANEW),
         // A kernel before 6.2 renames no link that is up.
-        (
-            "link renamed",
-            "link set LINK down; link set LINK name theirs; link set theirs up",
-            SESSION_ANEW,
-        ),
+        ("link renamed", "link set LINK down; link set LINK name theirs", SESSION_ANEW),
         ("link deleted", "link delete LINK", SESSION_ANEW),
     ];
     for (what, commands, bound) in faults {
         let before = scene.repairs();
         Fault::new(lab, what, "put right at once; the gateway begins lost sessions itself")
             .may_cost(bound, alice.ping(LAN_SERVER, SPACING_MS))
-            .cause(|| ip(lab, commands), || scene.repairs() > before);
+            .cause(|| ip(&scene, commands), || scene.repairs() > before);
         assert_eq!(lab.gatepost(&["plan"]).0, 0, "{what}");
     }
 }
@@ -45,7 +47,7 @@ fn link_is_put_right_and_sessions_begin_at_once() {
 fn link_whose_name_another_link_takes_comes_back_when_the_name_is_free() {
     let scene = Scene::open();
     let (lab, alice) = (&scene.lab, &scene.alice);
-    ip(lab, "link delete LINK; link add LINK type bridge");
+    ip(&scene, "link delete LINK; link add LINK type bridge");
     eventually("the agent names the other link", || {
         let why = lab.status()["why"].as_str().unwrap_or_default().to_owned();
         why.contains(&lab.link()) && why.contains("not ours")
@@ -54,7 +56,7 @@ fn link_whose_name_another_link_takes_comes_back_when_the_name_is_free() {
     assert!(shown.contains("bridge"), "the other link was touched: {shown}");
     assert!(!alice.reaches(LAN_SERVER));
     let began = std::time::Instant::now();
-    ip(lab, "link delete LINK");
+    ip(&scene, "link delete LINK");
     eventually("the LAN answers", || alice.reaches(LAN_SERVER));
     Fault::new(
         lab,
@@ -72,6 +74,6 @@ fn link_moved_to_another_namespace_is_made_anew() {
     let other = lab.lan.name().to_owned();
     Fault::new(lab, "link moved to another network namespace", "another one is made")
         .may_cost(SESSION_ANEW, alice.ping(LAN_SERVER, SPACING_MS))
-        .cause(|| ip(lab, &format!("link set LINK netns {other}")), || scene.repairs() > before);
+        .cause(|| ip(&scene, &format!("link set LINK netns {other}")), || scene.repairs() > before);
     assert_eq!(lab.gatepost(&["plan"]).0, 0);
 }

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 pub use row::Lost;
 use row::Row;
 
+use super::client::Pinged;
 use super::{Backend, Lab, Ping, eventually};
 
-/// An emulated processor is twenty times slower, but a bound of more than 15 s would prove nothing: within
-/// that time clients begin lost sessions themselves.
+/// A guest is slower, though an emulated processor twenty times. But clients begin lost sessions themselves
+/// after 15 s, so that more would prove nothing.
 const EMULATED: u32 = 2;
+const UNNOTICED: Duration = Duration::from_secs(13);
 
 /// A fault that a test is about to cause while clients ping.
 pub struct Fault<'a> {
@@ -32,7 +34,10 @@ impl<'a> Fault<'a> {
 
     /// A client that it concerns, and how long its answers may stay away.
     pub fn may_cost(self, bound: Duration, ping: Ping) -> Self {
-        let bound = if self.lab.backend == Backend::Kernel { bound * EMULATED } else { bound };
+        let bound = match self.lab.backend {
+            Backend::Kernel => bound.max((bound * EMULATED).min(UNNOTICED)),
+            Backend::Userspace => bound,
+        };
         Self { bound, concerned: Some(ping), ..self }
     }
 
@@ -54,6 +59,15 @@ impl<'a> Fault<'a> {
         self.converged(before.elapsed());
     }
 
+    /// A fault that a test has judged itself. It cost no packet, if any were sent.
+    pub fn told(lab: &Lab, what: &str, expected: &str, pinged: impl Into<Option<Pinged>>) {
+        let tier = format!("{} WireGuard", lab.backend.word());
+        let of = |pinged: Pinged| Lost { pings: 0, of: pinged.last, outage: Duration::ZERO };
+        let lost = pinged.into().map(of);
+        let bound = Duration::ZERO;
+        Row { fault: what, expected, bound, lost, converged_in: None, tier: &tier }.print();
+    }
+
     /// Judges it after it converged.
     #[track_caller]
     pub fn converged(self, converged_in: Duration) {
@@ -73,6 +87,7 @@ impl<'a> Fault<'a> {
         }
         let tier = format!("{} WireGuard", self.lab.backend.word());
         let (expected, bound) = (self.expected, self.bound);
-        Row { fault: what, expected, bound, lost, converged_in, tier: &tier }.print();
+        Row { fault: what, expected, bound, lost, converged_in: Some(converged_in), tier: &tier }
+            .print();
     }
 }
