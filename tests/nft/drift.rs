@@ -148,6 +148,7 @@ fn only_an_edited_table_that_still_judges_counts_as_guarding() {
         ("nft flush chain inet gatepost input", false),
         ("nft flush chain inet gatepost output", false),
         ("nft flush chain inet gatepost arrivals", false),
+        ("nft flush chain inet gatepost forged", false),
         ("nft insert rule inet gatepost errors accept", false),
         ("nft insert rule inet gatepost sites_by accept", false),
         ("nft flush chain inet gatepost openings", false),

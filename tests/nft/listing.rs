@@ -33,8 +33,7 @@ fn internet(base: &FirewallBase, family: char) -> String {
 fn networks(base: &FirewallBase) -> (String, String) {
     let Networks { pool, sites4, sites6 } = &base.networks;
     let ip = |is4| if is4 { "ip" } else { "ip6" };
-    let dropped = r#"fib saddr oifname "wg0" counter drop"#;
-    let mut rules = format!("{} saddr {pool} {dropped}\n", ip(pool.addr().is_ipv4()));
+    let mut rules = format!("{} saddr {pool} jump forged\n", ip(pool.addr().is_ipv4()));
     let mut sets = String::new();
     for (family, ranges) in [('4', sites4.to_string()), ('6', sites6.to_string())] {
         if ranges != "none" {
@@ -42,7 +41,7 @@ fn networks(base: &FirewallBase) -> (String, String) {
                 "set networks{family} {{ type ipv{family}_addr; flags interval; \
                  elements = {{ {ranges} }}; }}\n"
             );
-            rules += &format!("{} saddr @networks{family} {dropped}\n", ip(family == '4'));
+            rules += &format!("{} saddr @networks{family} jump forged\n", ip(family == '4'));
         }
     }
     if let Some(mark) = base.gate {
@@ -177,6 +176,10 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             {sites_by}
         }}
         {network_sets}
+        chain forged {{
+            fib saddr oifname "wg0" counter drop
+            fib saddr type anycast counter drop
+        }}
         chain arrivals {{
             type filter hook prerouting priority 300; policy accept;
             iifname "wg0" goto from_peers

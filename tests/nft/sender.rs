@@ -186,3 +186,28 @@ fn a_site_prefix_comes_by_another_link_only_where_the_host_routes_it_there() {
         assert!(comes(), "the LAN's");
     }
 }
+
+/// Once the kernel knows the size of the path to it, its routing tells no link.
+#[test]
+fn first_address_of_a_site_comes_by_no_other_link_whatever_its_path_is() {
+    const SITE: &str = "fd65::/32";
+    const FIRST: &str = "fd65::";
+    let base = FirewallBase { networks: networks(&[SITE, "fd64::/64"]), ..base() };
+    let network = network(&base, &world(nothing(), nothing()));
+    network.gateway.run(&format!("ip route add {SITE} via {}", ALICE[1]));
+    network.alice.run(&format!("ip addr add {FIRST} dev v0 nodad"));
+    assert!(pings(&network.lan, GATEWAY_IN_LAN[1]), "the neighbours know each other");
+    let _flow = flow((&network.gateway, GATEWAY6), (&network.alice, FIRST));
+    let packet = udp((GATEWAY6, HERE), (FIRST, THERE));
+    send(&network.lan, GATEWAY6, &too_big(LAN6, &packet, GATEWAY6));
+    let route = network.gateway.run(&format!("ip route get {FIRST}"));
+    assert!(route.contains("mtu 1290"), "the size of the path is not known: {route}");
+    // That of the tunnel is the gateway's own, too.
+    for forged in [FIRST, "fd64::"] {
+        let ear = Ear::new(&network.gateway, "udp dport 40002");
+        send(&network.lan, GATEWAY6, &udp((forged, HERE), (GATEWAY6, THERE)));
+        assert!(!ear.hears(), "{forged}");
+        send(&network.lan, GATEWAY6, &udp((LAN6, HERE), (GATEWAY6, THERE)));
+        assert!(ear.hears(), "another source is left alone");
+    }
+}

@@ -6,6 +6,7 @@ use super::expr::{Cmp, Expr, REGISTER, Rule, cmp};
 /// Kinds of addresses, from `linux/rtnetlink.h`.
 pub const LOCAL: u32 = 2;
 pub const BROADCAST: u32 = 3;
+pub const ANYCAST: u32 = 4;
 pub const MULTICAST: u32 = 5;
 
 /// Which address is looked up, and for which interface (`enum nft_fib_flags`).

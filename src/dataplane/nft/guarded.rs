@@ -9,7 +9,8 @@ use super::flows::limit_in;
 use super::gate::mark_in;
 use super::gateway::{former_input, openings_in};
 use super::name::{
-    ARRIVALS, DENY, ERRORS, FORWARD, FROM_PEERS, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS, OUTPUT,
+    ARRIVALS, DENY, ERRORS, FORGED, FORWARD, FROM_PEERS, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS,
+    OUTPUT,
 };
 use super::ranges::networks_in;
 use super::rules::{Whose, former_forward, interface_in, site_rule};
@@ -38,7 +39,7 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
             gate,
         };
         let of_chain = |chain: &Chain| match chain.name {
-            INPUT | OUTPUT | OPENINGS | ICMP_OUT | ARRIVALS | FROM_PEERS | ERRORS
+            INPUT | OUTPUT | OPENINGS | ICMP_OUT | ARRIVALS | FORGED | FROM_PEERS | ERRORS
                 if is_former(dump, &base) =>
             {
                 true
@@ -70,7 +71,7 @@ fn is_safe(dump: &Dump, wanted: &Chain) -> bool {
         FORWARD | INPUT | OUTPUT | ARRIVALS => {
             is_hooked(dump, wanted) && has_all(found, &wanted.rules)
         }
-        INBOUND | OPENINGS | ICMP_OUT | FROM_PEERS => has_all(found, &wanted.rules),
+        INBOUND | OPENINGS | ICMP_OUT | FORGED | FROM_PEERS => has_all(found, &wanted.rules),
         JUDGE | ERRORS => {
             found.len() == wanted.rules.len()
                 && wanted.rules.iter().zip(found).all(|(rule, found)| is_rule(rule, found))

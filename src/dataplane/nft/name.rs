@@ -18,6 +18,7 @@ pub const SITES: &str = "sites";
 pub const SITES_TO: &str = "sites_to";
 pub const SITES_BY: &str = "sites_by";
 pub const ARRIVALS: &str = "arrivals";
+pub const FORGED: &str = "forged";
 pub const FROM_PEERS: &str = "from_peers";
 pub const ERRORS: &str = "errors";
 pub const JUDGE: &str = "judge";

@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::expr::{Cmp, Expr, Meta, Rule, Verdict, cmp, counter, lookup, mask, meta, verdict};
-use super::fib::{Asked, LOCAL, link_of_address, of_kind};
+use super::fib::{ANYCAST, Asked, LOCAL, is_kind, link_of_address, of_kind};
 use super::gate;
-use super::name::{DENY, ERRORS, FROM_PEERS, Family, octets};
+use super::name::{DENY, ERRORS, FORGED, FROM_PEERS, Family, octets};
 use super::rules::{
     Side, Whose, address_of, by_profile, ct_state, find_profile, goto, icmp_type, iif, l4proto,
     name_is, netmask, no_profile, source,
@@ -34,12 +34,8 @@ pub fn arrivals(base: &FirewallBase) -> Vec<Rule> {
         let set = vec![lookup(&Set::Networks(family).to_string())];
         sources.extend((!none).then(|| [source(family, family.address_bytes()), set].concat()));
     }
-    let forged = sources.into_iter().map(|source| {
-        let routed_here =
-            [vec![link_of_address(Asked::Source)], name_is(Cmp::Eq, &base.interface)].concat();
-        let dropped = vec![counter(), verdict(&Verdict::Drop)];
-        [source, routed_here, dropped].concat()
-    });
+    let forged =
+        sources.into_iter().map(|source| [source, vec![verdict(&Verdict::Jump(FORGED))]].concat());
     let to_peers = base.gate.map(|mark| {
         // What goes to the host itself comes by no rule of the gate.
         let elsewhere = of_kind(Asked::Destination, Cmp::Neq, LOCAL);
@@ -47,6 +43,18 @@ pub fn arrivals(base: &FirewallBase) -> Vec<Rule> {
     });
     let from_peers = [iif(Cmp::Eq, base), goto(FROM_PEERS)].concat();
     iter::once(from_peers).chain(forged).chain(to_peers).collect()
+}
+
+/// Sources that other links may not bring. The first address of a network is also that of any router in
+/// it, and once the kernel knows the size of the path there, it tells no link of it (`RTF_ANYCAST` in
+/// `ip6_rt_cache_alloc`).
+pub fn forged(base: &FirewallBase) -> Vec<Rule> {
+    let routed_here =
+        [vec![link_of_address(Asked::Source)], name_is(Cmp::Eq, &base.interface)].concat();
+    let any_router = is_kind(Asked::Source, ANYCAST);
+    [routed_here, any_router]
+        .map(|source| [source, vec![counter(), verdict(&Verdict::Drop)]].concat())
+        .into()
 }
 
 /// Errors that come from peers go to the chain `errors` before they are judged as their flows.

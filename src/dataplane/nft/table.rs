@@ -7,9 +7,13 @@
 //! chain arrivals {                                            # one hook: each costs every packet
 //!   type filter hook prerouting priority 300; policy accept;
 //!   iifname w goto from_peers
-//!   ip saddr POOL fib saddr oifname w counter drop
-//!   ip saddr @networks4 fib saddr oifname w counter drop      # sites; and IPv6
+//!   ip saddr POOL jump forged
+//!   ip saddr @networks4 jump forged                           # sites; and IPv6
 //!   ip daddr POOL fib daddr type != local meta mark set mark | B    # gate
+//! }
+//! chain forged {                                              # if the host routes it to the tunnel
+//!   fib saddr oifname w counter drop
+//!   fib saddr type anycast counter drop
 //! }
 //! chain from_peers {
 //!   meta mark set mark | B                                    # gate
@@ -141,8 +145,8 @@ use super::expr::Rule;
 use super::flows;
 use super::gateway;
 use super::name::{
-    ARRIVALS, DENY, DNS, ERRORS, FORWARD, FROM_PEERS, Family, ICMP_OUT, INBOUND, INPUT, JUDGE,
-    OPENINGS, OUTPUT, PASSED, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
+    ARRIVALS, DENY, DNS, ERRORS, FORGED, FORWARD, FROM_PEERS, Family, ICMP_OUT, INBOUND, INPUT,
+    JUDGE, OPENINGS, OUTPUT, PASSED, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
 };
 use super::owner::Ownership;
 use super::rules;
@@ -201,6 +205,7 @@ impl Fixed {
             hooked(FORWARD, "filter", 2, FIRST, rules::forward(base)),
             plain(ERRORS, sender::errors()),
             plain(FROM_PEERS, sender::from_peers(base)),
+            plain(FORGED, sender::forged(base)),
             hooked(ARRIVALS, "filter", 0, LAST, sender::arrivals(base)),
             plain(ICMP_OUT, gateway::icmp_out()),
             plain(OPENINGS, gateway::openings(base)),
