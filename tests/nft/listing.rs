@@ -111,8 +111,13 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
     let (inbound, answers) = match base.allow_inbound {
         true => (
             "ct state new tcp flags & (fin | syn | rst | ack) != syn counter goto deny
-             counter accept",
-            r#"oifname != "wg0" ct direction reply accept"#,
+             meta priority set none
+             jump sites_to
+             meta priority set ct reply ip saddr map @peer4
+             meta priority set ct reply ip6 saddr map @peer6
+             meta priority none counter goto deny
+             meta priority set none counter goto passed",
+            r#"oifname != "wg0" ct direction reply goto inbound"#,
         ),
         false => ("counter goto deny", ""),
     };
@@ -122,10 +127,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
     let mark = base.gate.map(marked).unwrap_or_default();
     let unmark = base.gate.map(|mark| format!("meta mark set meta mark & {:#x}", !mark.bits()));
     let unmark = unmark.unwrap_or_default();
-    let others = if base.allow_inbound { "counter accept" } else { "counter goto deny" };
     let openings = base.gateway_opens.as_ref().map(openings).unwrap_or_default();
     let (jump, opened_here) = match base.gateway_opens {
-        Some(_) => ("jump openings", "ct label 30 accept"),
+        Some(_) => ("jump openings", "ct label 30 goto opened"),
         None => ("", ""),
     };
     let nat = match base.masquerade {
@@ -220,6 +224,15 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             meta priority & ffff:fc00 vmap @block
             counter goto deny
         }}
+        chain closed {{
+            meta priority set 8000:0
+            jump sites_to
+            meta priority none counter goto deny
+        }}
+        chain opened {{
+            jump closed
+            meta priority set none goto passed
+        }}
         chain inbound {{
             {inbound}
         }}
@@ -232,6 +245,7 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
             iifname != "wg0" ct direction original goto inbound
             {answers}
+            oifname "wg0" ct direction original jump closed
             goto judge
         }}
         chain input {{
@@ -243,7 +257,7 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             ct state invalid,untracked counter drop
             ct direction original goto judge
             {opened_here}
-            {others}
+            goto inbound
         }}
         chain icmp_out {{
             icmp type destination-unreachable accept

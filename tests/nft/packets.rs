@@ -284,6 +284,16 @@ fn flows_toward_peers_are_refused_unless_allowed() {
         assert!(pings(&network.lan, address));
         assert!(connect(&network.alice, lan, 80).is_err(), "only answers pass");
     }
+    // A peer that was revoked, and is still in the device.
+    let mut streams = alice.map(|address| connect(&network.lan, address, 80).unwrap());
+    let unassign = ["10.64.0.2/32", "fd64::2/128"].map(|place| place.parse().unwrap()).into();
+    let change = FirewallChange { unassign, ..FirewallChange::default() };
+    let observed = network.nft.observe().unwrap();
+    network.nft.apply(&change, observed.as_ref()).unwrap();
+    for (address, stream) in alice.into_iter().zip(&mut streams) {
+        assert!(!stream.echoes(), "{address}: its place is gone");
+        assert!(!asks(&network.lan, address, 80) && !pings(&network.lan, address));
+    }
 }
 
 #[test]

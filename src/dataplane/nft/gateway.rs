@@ -8,14 +8,14 @@
 use std::collections::BTreeSet;
 
 use super::expr::{
-    Base, Cmp, Ct, Direction, Expr, Rule, Verdict, cmp, counter, ct, ct_set, load, mask, payload,
-    verdict,
+    Base, Cmp, Ct, Direction, Expr, Rule, Verdict, cmp, ct, ct_set, load, mask, payload, verdict,
 };
 use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, is_kind};
 use super::gate;
-use super::name::{DENY, Family, ICMP_OUT, INBOUND, JUDGE, OPENINGS};
+use super::name::{CLOSED, Family, ICMP_OUT, INBOUND, JUDGE, OPENED, OPENINGS, PASSED};
 use super::rules::{
-    ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, iif, l4proto, oif, tcp_flags,
+    ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, iif, l4proto, no_profile,
+    oif, tcp_flags,
 };
 use super::sys::data;
 use crate::model::{FirewallBase, Openings};
@@ -35,10 +35,9 @@ pub fn input(base: &FirewallBase) -> Vec<Rule> {
         [direction(Direction::Original), goto(JUDGE)].concat(),
     ]);
     if base.gateway_opens.is_some() {
-        rules.push([opened_here(), accept()].concat());
+        rules.push([opened_here(), goto(OPENED)].concat());
     }
-    let others = if base.allow_inbound { accept() } else { goto(DENY) };
-    rules.push([vec![counter()], others].concat());
+    rules.push(goto(INBOUND));
     rules
 }
 
@@ -46,7 +45,7 @@ pub fn output(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = vec![[oif(Cmp::Neq, base), accept()].concat()];
     let may_open = base.gateway_opens.is_some();
     if may_open {
-        rules.push([opened_here(), accept()].concat());
+        rules.push([opened_here(), goto(OPENED)].concat());
     }
     for family in Family::BOTH {
         rules.push([l4proto(family.icmp()), jump(ICMP_OUT)].concat());
@@ -59,10 +58,15 @@ pub fn output(base: &FirewallBase) -> Vec<Rule> {
     }
     if may_open {
         rules.push(jump(OPENINGS));
-        rules.push([opened_here(), accept()].concat());
+        rules.push([opened_here(), goto(OPENED)].concat());
     }
     rules.push(goto(INBOUND));
     rules
+}
+
+/// Flows with our label pass, but those with a prefix whose place is closed.
+pub fn opened() -> Vec<Rule> {
+    vec![jump(CLOSED), [no_profile(), goto(PASSED)].concat()]
 }
 
 /// ICMP that the kernel makes: errors, whose flow it may not know, and answers to pings of the

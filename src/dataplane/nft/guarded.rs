@@ -9,11 +9,11 @@ use super::flows::limit_in;
 use super::gate::mark_in;
 use super::gateway::{former_input, openings_in};
 use super::name::{
-    ARRIVALS, DENY, ERRORS, FORGED, FORWARD, FROM_PEERS, ICMP_OUT, INBOUND, INPUT, JUDGE, OPENINGS,
-    OUTPUT,
+    ARRIVALS, CLOSED, DENY, ERRORS, FORGED, FORWARD, FROM_PEERS, ICMP_OUT, INBOUND, INPUT, JUDGE,
+    OPENED, OPENINGS, OUTPUT,
 };
 use super::ranges::networks_in;
-use super::rules::{Whose, former_forward, interface_in, site_rule};
+use super::rules::{Whose, former_forward, former_inbound, interface_in, site_rule};
 use super::set::Set;
 use super::sys::table;
 use super::table::{Chain, Fixed};
@@ -39,11 +39,16 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
             gate,
         };
         let of_chain = |chain: &Chain| match chain.name {
-            INPUT | OUTPUT | OPENINGS | ICMP_OUT | ARRIVALS | FORGED | FROM_PEERS | ERRORS
+            INPUT | OUTPUT | OPENED | OPENINGS | ICMP_OUT | ARRIVALS | CLOSED | FORGED
+            | FROM_PEERS | ERRORS
                 if is_former(dump, &base) =>
             {
                 true
             }
+            INBOUND if is_former(dump, &base) => has_all(
+                dump.rules.get(INBOUND).map(Vec::as_slice).unwrap_or_default(),
+                &former_inbound(&base),
+            ),
             FORWARD if is_former(dump, &base) => {
                 is_hooked(dump, chain) && has_all(forward, &former_forward(&base))
             }
@@ -71,8 +76,10 @@ fn is_safe(dump: &Dump, wanted: &Chain) -> bool {
         FORWARD | INPUT | OUTPUT | ARRIVALS => {
             is_hooked(dump, wanted) && has_all(found, &wanted.rules)
         }
-        INBOUND | OPENINGS | ICMP_OUT | FORGED | FROM_PEERS => has_all(found, &wanted.rules),
-        JUDGE | ERRORS => {
+        INBOUND | OPENED | OPENINGS | ICMP_OUT | FORGED | FROM_PEERS => {
+            has_all(found, &wanted.rules)
+        }
+        CLOSED | JUDGE | ERRORS => {
             found.len() == wanted.rules.len()
                 && wanted.rules.iter().zip(found).all(|(rule, found)| is_rule(rule, found))
         }

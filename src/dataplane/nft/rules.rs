@@ -8,7 +8,7 @@ use super::expr::{
 };
 use super::fib::{Asked, LOCAL, is_kind, route_mss};
 use super::gate;
-use super::name::{Block, DENY, Family, INBOUND, JUDGE, PASSED, SITES, SITES_BY, SITES_TO};
+use super::name::{Block, CLOSED, DENY, Family, INBOUND, JUDGE, PASSED, SITES, SITES_BY, SITES_TO};
 use super::set::Set;
 use super::sys::data;
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -31,19 +31,42 @@ pub fn forward(base: &FirewallBase) -> Vec<Rule> {
     rules.extend([drop_own_source(base), drop_invalid(), clamp, opened_outside.concat()]);
     if base.allow_inbound {
         // Not back into the tunnel: such a flow was opened by a peer, and its profile judges.
-        let answers =
-            [oif(Cmp::Neq, base), direction(Direction::Reply), vec![verdict(&Verdict::Accept)]];
-        rules.push(answers.concat());
+        rules.push(answers(base, goto(INBOUND)));
     }
-    rules.push(goto(JUDGE));
+    rules.extend([deny_closed(base), goto(JUDGE)]);
     rules
 }
 
-/// The rules of version 0.1.0, which let such packets pass.
+/// The rules of version 0.1.0, which let such packets pass, and all answers of peers.
 pub fn former_forward(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = forward(base);
-    rules.retain(|rule| *rule != drop_own_source(base));
+    rules.retain(|rule| ![drop_own_source(base), deny_closed(base)].contains(rule));
+    let judged = answers(base, goto(INBOUND));
+    for rule in rules.iter_mut().filter(|rule| **rule == judged) {
+        *rule = answers(base, vec![verdict(&Verdict::Accept)]);
+    }
     rules
+}
+
+/// A packet that a peer sends to a closed prefix.
+fn deny_closed(base: &FirewallBase) -> Rule {
+    let closed = vec![verdict(&Verdict::Jump(CLOSED))];
+    [oif(Cmp::Eq, base), direction(Direction::Original), closed].concat()
+}
+
+/// Denies what goes to a prefix whose place is closed while it changes hands: until its next holder has
+/// it, the peer around it gets its packets.
+pub fn closed() -> Vec<Rule> {
+    const NO_SITE: u32 = 0x8000_0000;
+    let unfound = vec![load(&NO_SITE.to_ne_bytes()), meta_set(Meta::Priority)];
+    let found = vec![verdict(&Verdict::Jump(Whose::Destination.sites()))];
+    let is_closed = vec![meta(Meta::Priority), cmp(Cmp::Eq, &0u32.to_ne_bytes())];
+    vec![unfound, found, [is_closed, denied()].concat()]
+}
+
+/// Answers that peers send to hosts outside the tunnel.
+fn answers(base: &FirewallBase, then: Rule) -> Rule {
+    [oif(Cmp::Neq, base), direction(Direction::Reply), then].concat()
 }
 
 /// What another link brings from an address of the gateway's own is forged. In IPv4 the kernel drops it.
@@ -52,20 +75,36 @@ fn drop_own_source(base: &FirewallBase) -> Rule {
     [iif(Cmp::Neq, base), is_kind(Asked::Source, LOCAL), dropped].concat()
 }
 
+/// Flows toward a peer that no peer opened, in both directions. If they are allowed, then to every address
+/// that has a place: one that changes hands, or cannot be taken from a revoked peer, has none.
 pub fn inbound(base: &FirewallBase) -> Vec<Rule> {
-    if base.allow_inbound {
-        // Conntrack picks up a TCP flow in the middle. One that a peer opened, and that was denied
-        // since, must not come back as one that was opened from outside.
-        let resumed = [
-            ct_state(NEW),
-            tcp_flags(FIN | SYN | RST | ACK, Cmp::Neq, SYN),
-            vec![counter()],
-            goto(DENY),
-        ];
-        vec![resumed.concat(), vec![counter(), verdict(&Verdict::Accept)]]
-    } else {
-        vec![[vec![counter()], goto(DENY)].concat()]
+    if !base.allow_inbound {
+        return vec![denied()];
     }
+    let mut rules = vec![resumed(), no_profile()];
+    rules.extend(find_profile(Whose::Destination));
+    rules.push([vec![meta(Meta::Priority), cmp(Cmp::Eq, &0u32.to_ne_bytes())], denied()].concat());
+    rules.push([no_profile(), vec![counter()], goto(PASSED)].concat());
+    rules
+}
+
+/// The rules of version 0.1.0.
+pub fn former_inbound(base: &FirewallBase) -> Vec<Rule> {
+    match base.allow_inbound {
+        true => vec![resumed(), vec![counter(), verdict(&Verdict::Accept)]],
+        false => vec![denied()],
+    }
+}
+
+/// Conntrack picks up a TCP flow in the middle. One that a peer opened, and that was denied since, must not
+/// come back as one that was opened from outside.
+fn resumed() -> Rule {
+    let in_the_middle = tcp_flags(FIN | SYN | RST | ACK, Cmp::Neq, SYN);
+    [ct_state(NEW), in_the_middle, denied()].concat()
+}
+
+fn denied() -> Rule {
+    [vec![counter()], goto(DENY)].concat()
 }
 
 pub fn judge() -> Vec<Rule> {

@@ -43,13 +43,27 @@
 //!   ct state invalid,untracked counter drop
 //!   tcp flags syn / syn,rst tcp option maxseg size set rt mtu
 //!   iifname != w ct direction original goto inbound
-//!   oifname != w ct direction reply accept                    # allow_inbound
+//!   oifname != w ct direction reply goto inbound              # allow_inbound
+//!   oifname w ct direction original jump closed
 //!   goto judge
 //! }
+//! chain closed {                                              # to a site prefix that changes hands
+//!   meta priority set 8000:0
+//!   jump sites_to
+//!   meta priority none counter goto deny
+//! }
+//! chain opened {                                              # by the gateway
+//!   jump closed
+//!   meta priority set none goto passed
+//! }
 //! chain inbound {                                             # opened toward a peer, not by one
-//!   ct state new tcp flags != syn / fin,syn,rst,ack counter goto deny    # allow_inbound
-//!   counter accept                                            # allow_inbound
-//!   counter goto deny                                         # else
+//!   ct state new tcp flags != syn / fin,syn,rst,ack counter goto deny    # allow_inbound, to the end
+//!   meta priority set none
+//!   jump sites_to
+//!   meta priority set ct reply ip saddr map @peer4            # and IPv6
+//!   meta priority none counter goto deny                      # it has no place
+//!   meta priority set none counter goto passed
+//!   counter goto deny                                         # else, instead of all these
 //! }
 //! chain input {
 //!   type filter hook input priority -400; policy accept;
@@ -58,20 +72,19 @@
 //!   icmp type echo-request fib daddr . iif type local accept  # and ICMPv6
 //!   ct state invalid,untracked counter drop
 //!   ct direction original goto judge
-//!   ct label 30 accept                                        # gateway_opens
-//!   counter accept                                            # allow_inbound
-//!   counter goto deny                                         # else
+//!   ct label 30 goto opened                                        # gateway_opens
+//!   goto inbound
 //! }
 //! chain output {
 //!   type filter hook output priority filter - 10; policy accept;
 //!   oifname != w accept
-//!   ct label 30 accept                                        # gateway_opens
+//!   ct label 30 goto opened                                        # gateway_opens
 //!   meta l4proto icmp jump icmp_out                           # and ICMPv6
 //!   ct direction reply goto judge
 //!   ct state invalid,untracked counter drop
 //!   fib daddr type multicast drop                             # and broadcast
 //!   jump openings                                             # gateway_opens
-//!   ct label 30 accept                                        # gateway_opens
+//!   ct label 30 goto opened                                        # gateway_opens
 //!   goto inbound
 //! }
 //! chain icmp_out {                                            # made by the kernel
@@ -145,8 +158,8 @@ use super::expr::Rule;
 use super::flows;
 use super::gateway;
 use super::name::{
-    ARRIVALS, DENY, DNS, ERRORS, FORGED, FORWARD, FROM_PEERS, Family, ICMP_OUT, INBOUND, INPUT,
-    JUDGE, OPENINGS, OUTPUT, PASSED, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
+    ARRIVALS, CLOSED, DENY, DNS, ERRORS, FORGED, FORWARD, FROM_PEERS, Family, ICMP_OUT, INBOUND,
+    INPUT, JUDGE, OPENED, OPENINGS, OUTPUT, PASSED, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
 };
 use super::owner::Ownership;
 use super::rules;
@@ -202,6 +215,8 @@ impl Fixed {
             plain(SITES_BY, vec![]),
             plain(JUDGE, [flows::limits(base), rules::judge()].concat()),
             plain(INBOUND, rules::inbound(base)),
+            plain(CLOSED, rules::closed()),
+            plain(OPENED, gateway::opened()),
             hooked(FORWARD, "filter", 2, FIRST, rules::forward(base)),
             plain(ERRORS, sender::errors()),
             plain(FROM_PEERS, sender::from_peers(base)),
