@@ -79,7 +79,7 @@ nightly_rounds := 20
 nightly: test-unit test-postgres test-postgres-versions test-netns test-package ## Run every tier, all tests in the guest, PostgreSQL 13 to 18, properties and packets with new seeds (root)
 	tests/guest/suite --all $(netns_targets) $(firewall_targets)
 	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done
-	for round in 1 2 3; do GATEPOST_TEST_BACKEND=userspace $(cargo_test) --quiet --test packets; done
+	for round in 1 2 3; do GATEPOST_TEST_BACKEND=userspace GATEPOST_TEST_ROUNDS=200 $(cargo_test) --quiet --test packets; done
 
 .PHONY: simulate
 SECS := 60

@@ -30,7 +30,7 @@ pub const POOL: &str = "10.0.2.0/24";
 pub const TUNNEL: [&str; 2] = ["10.0.2.1/24", "fd64::201/120"];
 pub const SITE_PREFIXES: [&str; 3] = ["fd64::200/120", "fd64::300/120", "10.0.3.0/24"];
 const LAN: [&str; 2] = ["10.0.1.1", "fd64::101"];
-const WAN: [&str; 2] = ["192.0.2.128", "192.0.2.129"];
+pub const WAN: [&str; 2] = ["192.0.2.128", "192.0.2.129"];
 const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 

@@ -2,7 +2,7 @@
 //! namespaces of its own.
 //!
 //! Has its own `main` because it is also the userspace device that it uses. `GATEPOST_TEST_SEED`
-//! repeats a run that printed this seed.
+//! repeats a run that printed this seed, and `GATEPOST_TEST_ROUNDS` makes the adversary's longer.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
 #[path = "../support/netns.rs"]
@@ -14,6 +14,7 @@ mod test_rows;
 #[path = "../policy/world.rs"]
 mod world;
 
+mod adversary;
 mod exchange;
 mod gateway;
 mod lab;
@@ -29,5 +30,5 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    runner::main(|_| matrix::TESTS.to_vec(), &args)
+    runner::main(|_| [matrix::TESTS, adversary::TESTS].concat(), &args)
 }

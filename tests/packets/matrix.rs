@@ -96,7 +96,8 @@ fn a_difference_is_seen(_: Backend) {
     assert_eq!(seen(Verdict::Deny, Reach::Answered), 1, "leaked");
 }
 
-fn seed() -> u64 {
+/// The seed of this run.
+pub fn seed() -> u64 {
     match std::env::var("GATEPOST_TEST_SEED") {
         Ok(seed) => seed.parse().unwrap(),
         Err(_) => fastrand::u64(..),

@@ -46,7 +46,7 @@ impl Chance {
     }
 
     /// Whether something that happens once in so many times happens now.
-    fn once_in(&mut self, times: u32) -> bool {
+    pub fn once_in(&mut self, times: u32) -> bool {
         self.numbers.u32(..times) == 0
     }
 }
@@ -69,6 +69,8 @@ pub struct PolicySet {
     policies: BTreeMap<PolicyId, PolicyRow>,
     groups: Vec<BTreeSet<GroupId>>,
     peer_dns: Vec<BTreeSet<IpAddr>>,
+    /// The prefixes of each peer; a peer without any is not in the rows.
+    prefixes: Vec<Vec<IpNet>>,
 }
 
 /// How the gateway hears of a set.
@@ -86,7 +88,50 @@ impl PolicySet {
             policies: policies.into_iter().map(|policy| (policy.id, policy)).collect(),
             groups: chance.draw(memberships()),
             peer_dns: vec![BTreeSet::new(); PEERS],
+            prefixes: (0..PEERS).map(lab::prefixes).collect(),
         }
+    }
+
+    /// This set, with some peers taken out and others let in again, and the sites of the last peer
+    /// with any of those that are there.
+    pub fn with_other_peers(mut self, chance: &mut Chance) -> Self {
+        let mut sites = lab::prefixes(PEERS - 1).split_off(2);
+        for peer in 0..PEERS {
+            let is_here = !chance.once_in(4);
+            self.prefixes[peer] = lab::prefixes(peer);
+            self.prefixes[peer].retain(|prefix| is_here && !sites.contains(prefix));
+        }
+        let here: Vec<usize> = (0..PEERS).filter(|at| self.has(*at)).collect();
+        if let Some(holder) = chance.numbers.choice(here) {
+            self.prefixes[holder].append(&mut sites);
+        }
+        self
+    }
+
+    /// Whether this peer is in the rows.
+    pub fn has(&self, peer: usize) -> bool {
+        !self.prefixes[peer].is_empty()
+    }
+
+    /// The prefixes of each peer.
+    pub fn prefixes(&self) -> &[Vec<IpNet>] {
+        &self.prefixes
+    }
+
+    /// Those that have another peer, or none, in another set.
+    pub fn prefixes_that_move(&self, other: &Self) -> Vec<IpNet> {
+        let lost = |from: &Self, to: &Self| -> Vec<IpNet> {
+            let pairs = from.prefixes.iter().zip(&to.prefixes);
+            pairs
+                .flat_map(|(had, has)| had.iter().filter(|it| !has.contains(it)))
+                .copied()
+                .collect()
+        };
+        [lost(self, other), lost(other, self)].concat()
+    }
+
+    pub fn allows_inbound(&self) -> bool {
+        self.rules.allow_inbound
     }
 
     /// Another set: most policies replaced, added, switched off or deleted, some users in other
@@ -157,11 +202,17 @@ impl PolicySet {
         let ids = (0..POLICIES).map(policy_id);
         let policies = ids.filter(|id| self.policies.get(id) != old.policies.get(id));
         let users = (0..USERS as usize).filter(|at| self.groups[*at] != old.groups[*at]);
-        let peers = (0..PEERS).filter(|peer| self.peer_dns[*peer] != old.peer_dns[*peer]);
+        let is_changed = |peer: &usize| {
+            self.peer_dns[*peer] != old.peer_dns[*peer]
+                || self.prefixes[*peer] != old.prefixes[*peer]
+        };
+        let peers = (0..PEERS).filter(is_changed);
         ChangedRows {
             marks: Vec::new(),
             peers: peers
-                .map(|peer| (self.sender(peer).device_id, vec![self.peer_row(peer)]))
+                .map(|peer| {
+                    (self.sender(peer).device_id, self.peer_row(peer).into_iter().collect())
+                })
                 .collect(),
             memberships: users.map(|at| (user(at as u128), self.groups[at].clone())).collect(),
             policies: policies.map(|id| (id, self.policies.get(&id).cloned())).collect(),
@@ -169,7 +220,7 @@ impl PolicySet {
         }
     }
 
-    fn snapshot(&self) -> SnapshotRows {
+    pub fn snapshot(&self) -> SnapshotRows {
         let setting = |key: &str, value: String| SettingRow {
             category: "policy".into(),
             key: key.into(),
@@ -183,7 +234,7 @@ impl PolicySet {
                 setting("allow_inbound", self.rules.allow_inbound.to_string()),
                 setting("default_effect", format!("\"{}\"", self.rules.default_effect)),
             ],
-            peers: (0..PEERS).map(|peer| self.peer_row(peer)).collect(),
+            peers: (0..PEERS).filter_map(|peer| self.peer_row(peer)).collect(),
             memberships: users
                 .map(|(at, groups)| MembershipRow {
                     user_id: user(at as u128),
@@ -195,7 +246,7 @@ impl PolicySet {
         }
     }
 
-    fn local(&self, interface: &InterfaceName) -> Local {
+    pub fn local(&self, interface: &InterfaceName) -> Local {
         Local {
             interface: interface.clone(),
             private_key: lab::gateway_key(),
@@ -206,22 +257,22 @@ impl PolicySet {
         }
     }
 
-    fn peer_row(&self, peer: usize) -> PeerRow {
+    fn peer_row(&self, peer: usize) -> Option<PeerRow> {
         let Sender { user_id, device_id, .. } = self.sender(peer);
-        let prefixes = lab::prefixes(peer);
+        let (assigned_ip, announced) = self.prefixes[peer].split_first()?;
         let profile: [IpNet; 2] = ["0.0.0.0/0", "::/0"].map(|all| all.parse().unwrap());
-        PeerRow {
+        Some(PeerRow {
             id: Uuid::from_u128(0x500 + peer as u128).into(),
             device_id,
             user_id,
             device_name: format!("device-{peer}").into(),
             username: user_id.to_string().into(),
             public_key: KeyText::Key(lab::peer_key(peer).public_key()),
-            assigned_ip: prefixes[0],
-            allowed_ips: prefixes[1..].iter().copied().chain(profile).collect(),
+            assigned_ip: *assigned_ip,
+            allowed_ips: announced.iter().copied().chain(profile).collect(),
             dns_servers: self.peer_dns[peer].iter().map(|at| at.to_string().into()).collect(),
             ..test_rows::peer_row(1)
-        }
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use defguard_boringtun::noise::errors::WireGuardError;
 use defguard_boringtun::noise::{Tunn, TunnResult};
 use defguard_boringtun::x25519::{PublicKey, StaticSecret};
 use gatepost::model::PrivateKey;
@@ -59,7 +60,8 @@ impl Tunnel {
                     self.send_waiting();
                 }
                 TunnResult::Done => {}
-                TunnResult::Err(error) => panic!("{error:?}"),
+                // Of a session that the gateway has ended.
+                TunnResult::Err(error) => eprintln!("a peer cannot read a datagram: {error:?}"),
             }
         }
     }
@@ -69,7 +71,7 @@ impl Tunnel {
         let mut buffer = [0; MAX_BYTES + OVERHEAD_BYTES];
         match self.tunn.update_timers(&mut buffer) {
             TunnResult::WriteToNetwork(datagram) => drop(self.socket.send(datagram).unwrap()),
-            TunnResult::Done => {}
+            TunnResult::Done | TunnResult::Err(WireGuardError::ConnectionExpired) => {}
             other => panic!("{other:?}"),
         }
     }
