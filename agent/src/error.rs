@@ -10,7 +10,7 @@ use gatepost::plan::PlanError;
 use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
 use gatepost::store::{ScriptError, StoreError};
 
-use crate::command::bundle::BundleError;
+use crate::command::bundle::error::BundleError;
 use crate::command::import::error::ImportError;
 use crate::command::profile::error::ProfileError;
 use crate::config::ConfigError;

@@ -1,7 +1,7 @@
 //! A plan that the model kernel applies step by step, so that other things may happen in between.
 
 use super::model_kernel::{Fate, Fault, ModelKernel, Refusal};
-use super::{Blame, Interlock, Step, load_in_parts};
+use super::{Blame, Interlock, Plan, Step, load_in_parts};
 use crate::model::{ObservedState, Unloadable};
 
 /// A plan that is being applied, through the [`Interlock`].
@@ -88,5 +88,26 @@ impl ModelJob {
         let unloadable =
             unloadable.map(|(_, profile, refusal)| Unloadable { profile, why: why(refusal) });
         self.unloadable.extend(unloadable);
+    }
+}
+
+impl ModelKernel {
+    /// Applies a plan as the data plane does, through the [`Interlock`].
+    ///
+    /// `observed` follows the acknowledged steps. `fault` says whether a step fails, and `watch`
+    /// sees the kernel after every step, and after every part of one that is applied in parts. Returns
+    /// the profiles that the kernel refused.
+    pub fn apply_plan(
+        &mut self,
+        plan: &Plan,
+        observed: &mut ObservedState,
+        mut fault: impl FnMut(&Step) -> Option<Fault>,
+        mut watch: impl FnMut(&mut Self, &Step, Fate),
+    ) -> Vec<Unloadable> {
+        let mut job = ModelJob::default();
+        for step in plan.steps() {
+            job.apply(self, step, observed, fault(step), &mut watch);
+        }
+        job.end()
     }
 }

@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::model_job::ModelJob;
 use super::{Plan, Step};
-use crate::model::{LinkOwner, ObservedState, Peer, Profile, PublicKey, Tag, Unloadable};
+use crate::model::{LinkOwner, ObservedState, Peer, Profile, PublicKey, Tag};
 
 /// Why the model kernel refused a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -115,25 +114,6 @@ impl ModelKernel {
         }
         self.state.apply(step);
         Ok(())
-    }
-
-    /// Applies a plan as the data plane does, through the [`Interlock`].
-    ///
-    /// `observed` follows the acknowledged steps. `fault` says whether a step fails, and `watch`
-    /// sees the kernel after every step, and after every part of one that is applied in parts. Returns
-    /// the profiles that the kernel refused.
-    pub fn apply_plan(
-        &mut self,
-        plan: &Plan,
-        observed: &mut ObservedState,
-        mut fault: impl FnMut(&Step) -> Option<Fault>,
-        mut watch: impl FnMut(&mut Self, &Step, Fate),
-    ) -> Vec<Unloadable> {
-        let mut job = ModelJob::default();
-        for step in plan.steps() {
-            job.apply(self, step, observed, fault(step), &mut watch);
-        }
-        job.end()
     }
 
     /// What a step leaves behind that fails. What the kernel refuses of that changes nothing.

@@ -1,13 +1,10 @@
 //! What a pass changed, in the words of people. Pure.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use super::name::PeerName;
-use super::pass::Pass;
 use crate::count::count;
 use crate::model::policy::Quoted;
-use crate::model::{DesiredState, PolicyId};
 
 /// So many are named; the others are counted.
 const NAMED: usize = 8;
@@ -61,22 +58,6 @@ impl<T> Named<T> {
 }
 
 impl Changes {
-    /// What this pass changed, with these policies, by the rows that are desired now.
-    pub(super) fn of(
-        pass: &Pass,
-        policies: &BTreeMap<PolicyId, Box<str>>,
-        desired: Option<&DesiredState>,
-    ) -> Self {
-        let row_of = |key| desired.and_then(|desired| desired.row_of(key));
-        let added: Vec<_> = pass.added.iter().filter_map(row_of).collect();
-        Self {
-            revoked: Named::of(pass.revoked.values().map(PeerName::from)),
-            flows_cut: pass.flows_cut,
-            added: Named::of(added.into_iter().map(PeerName::of)),
-            policies: Named::of(policies.values().cloned()),
-        }
-    }
-
     /// None of what people have names for.
     #[must_use]
     pub const fn is_nothing(&self) -> bool {

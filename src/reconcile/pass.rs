@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::changes::Changes;
+use super::changes::{Changes, Named};
 use super::clock::Now;
 use super::lags::Lags;
+use super::name::PeerName;
 use super::note::Note;
 use crate::causes::causes;
 use crate::dataplane::{Outcome, RefusedStep};
-use crate::model::{Departed, ObservedState, PublicKey};
+use crate::model::{Departed, DesiredState, ObservedState, PolicyId, PublicKey};
 use crate::plan::{Plan, PlanError, Step};
 use crate::store::Backoff;
 
@@ -300,6 +301,22 @@ impl Pass {
             cutting: false,
             refused: 0,
             took: Duration::ZERO,
+        }
+    }
+
+    /// What the pass changed, with these policies, by the rows that are desired now.
+    pub fn changes(
+        &self,
+        policies: &BTreeMap<PolicyId, Box<str>>,
+        desired: Option<&DesiredState>,
+    ) -> Changes {
+        let row_of = |key| desired.and_then(|desired| desired.row_of(key));
+        let added: Vec<_> = self.added.iter().filter_map(row_of).collect();
+        Changes {
+            revoked: Named::of(self.revoked.values().map(PeerName::from)),
+            flows_cut: self.flows_cut,
+            added: Named::of(added.into_iter().map(PeerName::of)),
+            policies: Named::of(policies.values().cloned()),
         }
     }
 

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use gatepost::dataplane::DenyLog;
 use gatepost::model::{Denial, NflogGroup};
+use gatepost::reconcile::Ask;
 use gatepost::reconcile::status::DeniedPacket;
 use tokio::sync::{mpsc, oneshot};
 
 use self::said::{Said, Say};
-use crate::handles::Ask;
 use crate::output::count;
 
 pub use recent::Recent;

@@ -7,8 +7,8 @@ use gotatun::device::configure::{DeviceWrite, PeerMut};
 use gotatun::x25519::PublicKey as Point;
 use ipnetwork::IpNetwork;
 
-use super::engine::Transports;
 use super::request::PeerChange;
+use super::transport::Transports;
 use crate::model::{AllowedIps, PublicKey};
 
 /// One change of a peer in the engine.

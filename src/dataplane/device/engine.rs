@@ -16,11 +16,9 @@ use zeroize::Zeroizing;
 use super::allowed::Allowed;
 use super::edit::{Edit, Modification, networks};
 use super::request::{PeerChange, Set};
-use super::transport::{Ports, Tun};
+use super::transport::{Ports, Transports, Tun};
 use crate::dataplane::wireguard::hex;
 use crate::model::{AllowedIps, PublicKey};
-
-pub(super) type Transports = (Ports, Tun, Tun);
 
 /// How long the first message of a handshake may take to leave; the answer is not awaited.
 const SEND_TIMEOUT: Duration = Duration::from_millis(50);

@@ -18,6 +18,9 @@ use tokio::sync::watch;
 /// Packets that are read at once.
 const BATCH: usize = 64;
 
+/// How the engine sends and receives.
+pub(super) type Transports = (Ports, Tun, Tun);
+
 /// The TUN device. It is gone with its last clone.
 #[derive(Clone)]
 pub(super) struct Tun {

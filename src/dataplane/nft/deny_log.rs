@@ -3,7 +3,7 @@
 use super::attr::Attr;
 use super::expr::{Cmp, Expr, Rule, each, limit};
 use super::name::Family;
-use super::rules::{iif, source};
+use super::packet::{iif, source};
 use super::set::Set;
 use crate::model::{FirewallBase, NflogGroup};
 

@@ -13,9 +13,10 @@ use super::expr::{
 use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, is_kind};
 use super::gate;
 use super::name::{CLOSED, Family, ICMP_OUT, INBOUND, JUDGE, OPENED, OPENINGS, PASSED};
+use super::packet::{iif, oif};
 use super::rules::{
-    ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, iif, l4proto, no_profile,
-    oif, tcp_flags,
+    ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, l4proto, no_profile,
+    tcp_flags,
 };
 use super::sys::data;
 use crate::model::{FirewallBase, Openings};

@@ -34,6 +34,7 @@ mod monitor;
 mod name;
 mod observe;
 mod owner;
+mod packet;
 mod probe;
 mod profile;
 mod ranges;

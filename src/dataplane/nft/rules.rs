@@ -9,6 +9,7 @@ use super::expr::{
 use super::fib::{Asked, LOCAL, is_kind, route_mss};
 use super::gate;
 use super::name::{Block, CLOSED, DENY, Family, INBOUND, JUDGE, PASSED, SITES, SITES_BY, SITES_TO};
+use super::packet::{iif, oif, source};
 use super::set::Set;
 use super::sys::data;
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -257,33 +258,6 @@ pub fn site_rule(whose: Whose, family: Family, prefix_len: u8) -> Rule {
     [whose.address(family), found].concat()
 }
 
-/// Which of a packet's two addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    Source,
-    Destination,
-}
-
-/// Loads the first bytes of a packet's source address.
-pub fn source(family: Family, bytes: u8) -> Rule {
-    address_of(Side::Source, family, bytes)
-}
-
-/// Loads the first bytes of one of a packet's addresses.
-pub fn address_of(side: Side, family: Family, bytes: u8) -> Rule {
-    let offset = match (family, side) {
-        (Family::V4, Side::Source) => 12,
-        (Family::V4, Side::Destination) => 16,
-        (Family::V6, Side::Source) => 8,
-        (Family::V6, Side::Destination) => 24,
-    };
-    vec![
-        meta(Meta::NfProto),
-        cmp(Cmp::Eq, &[family.nfproto()]),
-        payload(Base::Network, offset, bytes.into()),
-    ]
-}
-
 /// The rules by which a block's chain looks this set up. The chain looks its sets up in their order.
 pub fn block_rules(set: &Set) -> Vec<Rule> {
     let asked = lookup(&set.to_string());
@@ -368,25 +342,6 @@ pub fn icmp_type(family: Family, op: Cmp, kind: u8) -> Rule {
 
 pub fn l4proto(protocol: u8) -> Rule {
     vec![meta(Meta::L4Proto), cmp(Cmp::Eq, &[protocol])]
-}
-
-pub fn iif(op: Cmp, base: &FirewallBase) -> Rule {
-    named(Meta::IifName, op, &base.interface)
-}
-
-pub fn oif(op: Cmp, base: &FirewallBase) -> Rule {
-    named(Meta::OifName, op, &base.interface)
-}
-
-fn named(key: Meta, op: Cmp, interface: &InterfaceName) -> Rule {
-    [vec![meta(key)], name_is(op, interface)].concat()
-}
-
-/// Compares the name of a link.
-pub fn name_is(op: Cmp, interface: &InterfaceName) -> Rule {
-    let mut name = interface.as_str().as_bytes().to_vec();
-    name.resize(16, 0);
-    vec![cmp(op, &name)]
 }
 
 pub fn goto(chain: &str) -> Rule {

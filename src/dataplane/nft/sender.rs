@@ -13,9 +13,9 @@ use super::expr::{Cmp, Expr, Meta, Rule, Verdict, cmp, counter, lookup, mask, me
 use super::fib::{ANYCAST, Asked, LOCAL, is_kind, link_of_address, of_kind};
 use super::gate;
 use super::name::{DENY, ERRORS, FORGED, FROM_PEERS, Family, octets};
+use super::packet::{Side, address_of, iif, name_is, source};
 use super::rules::{
-    Side, Whose, address_of, by_profile, ct_state, find_profile, goto, icmp_type, iif, l4proto,
-    name_is, netmask, no_profile, source,
+    Whose, by_profile, ct_state, find_profile, goto, icmp_type, l4proto, netmask, no_profile,
 };
 use super::set::Set;
 use super::sys::data;

@@ -11,7 +11,6 @@ use crate::dataplane::{DataplaneError, Outcome, Reading};
 use crate::model::{BlockList, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
-use crate::reconcile::changes::Changes;
 use crate::reconcile::clock::Now;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Action, Keep, LastGood, ReadAnswer, ReadKind};
@@ -365,7 +364,7 @@ impl Machine {
         }
         let changed_since = settled.changed_since.filter(|_| self.proof.is_current());
         let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
-        let changes = Changes::of(&pass, &settled.policies, self.rows.desired());
+        let changes = pass.changes(&settled.policies, self.rows.desired());
         if let Some(desired) = self.rows.desired() {
             let entries = audit::finished(&pass, &settled.policies, desired);
             self.outbox.audit(entries, Some(&desired.settings().audit_events));

@@ -1,11 +1,12 @@
 //! `gatepost bundle`: one file for support, without secrets.
 
+pub mod error;
 mod scrub;
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::command::{check, plan};
@@ -15,23 +16,11 @@ use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::print;
 use crate::{runtime, wiring};
+use error::BundleError;
 use scrub::Scrubber;
 
 /// So many of the journal's newest lines.
 const JOURNAL_LINES: &str = "2000";
-
-/// Why there is no file.
-#[derive(Debug, thiserror::Error)]
-pub enum BundleError {
-    #[error("{} already exists: name a new file", .0.display())]
-    Exists(PathBuf),
-    #[error("cannot write {}: {source}", path.display())]
-    Write {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Writes a new file that only this user may read. What cannot be had stands in it as the reason.
 ///

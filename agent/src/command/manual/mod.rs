@@ -1,6 +1,7 @@
 //! `gatepost manual`: man pages and shell completions, for a package.
 
 mod page;
+mod roff;
 mod settings;
 
 use std::path::Path;

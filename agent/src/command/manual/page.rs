@@ -6,27 +6,18 @@ use std::path::Path;
 use clap::Command;
 use clap_mangen::Man;
 
-use super::settings::{escaped, heading};
+use super::roff::{FILES, entry, heading};
 
 /// What each exit code means.
-const EXIT_STATUS: [(&str, &str); 7] = [
+const EXIT_STATUS: [(&str, &str); 8] = [
     ("0", "Done; allowed; nothing to change; ready."),
     ("1", "Failed. check: there are warnings. run --once: the kernel is not proven equal."),
     ("2", "plan: there are changes. explain: denied."),
     ("3", "status: the agent is not ready."),
     ("4", "No agent answers on the control socket."),
     ("64", "The command line is wrong."),
-    ("78", "The configuration is wrong."),
-];
-
-pub const FILES: [(&str, &str); 7] = [
-    ("/etc/gatepost/gatepost.toml", "The configuration, see gatepost.toml(5)."),
-    ("/etc/gatepost/private.key", "WireGuard's private key of the gateway."),
-    ("/etc/gatepost/psk.keys", "Sealing keys, which open preshared keys."),
-    ("/etc/gatepost/db.password", "The password of the gateway's database role."),
-    ("/var/lib/gatepost/last-good", "The last good rows, for a start without the database."),
-    ("/run/gatepost/control.sock", "The agent's control socket."),
-    ("/usr/share/doc/gatepost/", "The documentation, with examples of the configuration."),
+    ("75", "run: another agent runs in this network namespace."),
+    ("78", "The configuration is wrong. check: something keeps the gateway from working."),
 ];
 
 const EXAMPLES: [(&str, &str); 5] = [
@@ -80,9 +71,4 @@ fn write_of(command: &Command, folder: &Path, is_first: bool) -> io::Result<()> 
     );
     page.write_all(others.as_bytes())?;
     std::fs::write(folder.join(format!("{name}.8")), page)
-}
-
-/// A term with its text.
-pub fn entry(term: &str, text: &str) -> String {
-    format!(".TP\n\\fB{}\\fR\n{}\n", escaped(term), escaped(text))
 }

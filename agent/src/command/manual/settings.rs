@@ -1,6 +1,6 @@
 //! gatepost.toml(5), from the table of the reference.
 
-use super::page::{FILES, entry};
+use super::roff::{FILES, entry, escaped, heading};
 
 const REFERENCE: &str = include_str!("../../../../docs/reference.md");
 const EXAMPLE: &str = include_str!("../../../../systemd/gatepost.toml");
@@ -43,11 +43,6 @@ pub fn page() -> String {
     page + "\\fBgatepost\\fR(8)\n"
 }
 
-/// The heading of a section.
-pub fn heading(title: &str) -> String {
-    format!(".SH \"{title}\"\n")
-}
-
 fn rows() -> impl Iterator<Item = [&'static str; 4]> {
     let (_, table) = REFERENCE.split_once("| key | type | default | meaning |").unwrap_or_default();
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
@@ -68,13 +63,4 @@ fn plain(cell: &str) -> String {
         text = format!("{before}{name}{rest}");
     }
     text
-}
-
-/// Text that roff prints as it is.
-pub fn escaped(text: &str) -> String {
-    let text = text.replace('\\', "\\e").replace('-', "\\-");
-    match text.starts_with(['.', '\'']) {
-        true => format!("\\&{text}"),
-        false => text,
-    }
 }
