@@ -326,8 +326,13 @@ impl Drop for Lab {
             eprintln!("--- the agent's log\n{}", self.log());
         }
         // Sockets of userspace devices that die with their namespace.
+        let is_ours = |name: &str| {
+            // The tag of the first lab begins that of the tenth, whose devices live on.
+            let rest = name.strip_prefix(&self.tag);
+            rest.is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+        };
         for entry in fs::read_dir("/var/run/wireguard").into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&self.tag) {
+            if is_ours(&entry.file_name().to_string_lossy()) {
                 let _ = fs::remove_file(entry.path());
             }
         }
