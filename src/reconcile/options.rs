@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::history::Withdrawals;
+use super::mode::Mode;
 use crate::model::{BlockList, Local};
 use crate::plan::guard::MaxRemoved;
 
@@ -110,6 +111,17 @@ const READING_SHARE: u32 = 200;
 const LONGEST_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Timing {
+    /// How long an agent that hears nothing waits before it asks for changes.
+    #[must_use]
+    pub fn question_interval(&self, mode: Mode, gateways: u32) -> Duration {
+        let among = self.poll_interval_among(gateways);
+        match mode {
+            Mode::Listen => self.safety_poll_interval,
+            Mode::Hints => self.safety_poll_interval.max(among),
+            Mode::Poll => among,
+        }
+    }
+
     /// Between two questions in poll mode, where so many gateways share the database.
     #[must_use]
     pub fn poll_interval_among(&self, gateways: u32) -> Duration {

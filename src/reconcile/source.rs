@@ -240,12 +240,8 @@ impl Source {
     /// Until the database is asked again although nothing was heard. Never quite alike, so that a
     /// fleet does not ask all at once.
     fn until_next_poll(&mut self, mode: Mode) -> Duration {
-        let chance = self.random.f64();
-        let nearly = |interval: Duration| interval.mul_f64(0.9 + chance / 5.0);
-        match mode {
-            Mode::Listen | Mode::Hints => nearly(self.timing.safety_poll_interval),
-            Mode::Poll => nearly(self.timing.poll_interval_among(self.gateways)),
-        }
+        let interval = self.timing.question_interval(mode, self.gateways);
+        interval.mul_f64(0.9 + self.random.f64() / 5.0)
     }
 
     /// Takes in what was heard of the bell. Returns what to say about it. What it said while it was not

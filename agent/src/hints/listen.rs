@@ -69,14 +69,7 @@ async fn hear(
                 Event::Closed => return Err(BrokerError::Lost),
                 _ => {}
             },
-            hint = own.next() => {
-                hint.ok_or(BrokerError::Lost)?;
-                heard(|heard| heard.hints += 1);
-            }
-            hint = for_all.next() => {
-                hint.ok_or(BrokerError::Lost)?;
-                heard(|heard| heard.hints += 1);
-            }
+            // Before hints: however many come, the loop still learns the rest.
             sign = signs_of_life.next() => {
                 sign.ok_or(BrokerError::Lost)?;
                 heard(|heard| { heard.signs_of_life += 1; heard.trouble = None; });
@@ -86,6 +79,14 @@ async fn hear(
                 if changed.is_err() || *hearing.gateway.borrow() != Some(gateway) {
                     return Ok(());
                 }
+            }
+            hint = own.next() => {
+                hint.ok_or(BrokerError::Lost)?;
+                heard(|heard| heard.hints += 1);
+            }
+            hint = for_all.next() => {
+                hint.ok_or(BrokerError::Lost)?;
+                heard(|heard| heard.hints += 1);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The shell's connection to the database: made, kept, switched to another mode, cut.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -16,6 +18,9 @@ use crate::reconcile::hints::{Heard, Hints};
 use crate::reconcile::mode::Mode;
 use crate::reconcile::view::status::old_schema;
 use crate::store::Attached;
+
+/// An agent that does not poll follows a bell that it hears within this time.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
 
 impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn stop_listening(&mut self) {
@@ -80,9 +85,14 @@ impl<D: Dataplane + 'static> Shell<D> {
 
     /// Tells the database that this agent is there.
     pub(super) fn attach(&self) {
+        self.attach_after(Duration::ZERO);
+    }
+
+    fn attach_after(&self, delay: Duration) {
         let Some(in_use) = self.in_use else { return };
         let (store, events) = (self.store.clone(), self.events.clone());
         tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
             if let Ok(proven) = store.prove(None).await {
                 drop(events.send(Inner::Event(Event::Hosts(proven.hosts))));
             }
@@ -137,10 +147,12 @@ impl<D: Dataplane + 'static> Shell<D> {
         if signs_of_life != before.signs_of_life {
             let was_heard = self.machine.view().hears_bell();
             self.handle(Event::Bell(BellNews::Alive));
-            if let Some(in_use) = self.in_use.filter(|_| !was_heard)
-                && matches!(in_use.until, Until::FleetChanges | Until::ProbedAgain)
-            {
-                self.spawn_connect();
+            let may_follow =
+                |in_use: InUse| matches!(in_use.until, Until::FleetChanges | Until::ProbedAgain);
+            if !was_heard && self.in_use.is_some_and(may_follow) {
+                // The whole fleet hears it at once, and does not connect again at once.
+                let within = self.machine.view().poll_interval().unwrap_or(FOLLOWED_WITHIN);
+                self.attach_after(within.mul_f64(fastrand::f64()));
             }
         }
         if hints != before.hints {

@@ -67,6 +67,11 @@ fn gateways_that_poll_ask_at_most_two_hundred_times_a_second_together() {
     source.gateways(10, later(now, 100 * SECOND));
     let wait = source.next_poll - (now.instant + 100 * SECOND);
     assert!(wait <= 2 * SECOND, "fewer gateways wait less: {wait:?}");
+    source.connected(Mode::Hints, later(now, 100 * SECOND));
+    source.gateways(10_000, later(now, 100 * SECOND));
+    source.let_time_pass(later(now, 200 * SECOND));
+    let wait = source.next_poll - (now.instant + 200 * SECOND);
+    assert!(wait >= 45 * SECOND, "although they hear of changes: {wait:?}");
 }
 
 #[test]

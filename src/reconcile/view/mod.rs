@@ -12,7 +12,7 @@ mod who;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
@@ -95,6 +95,12 @@ impl View<'_> {
         self.source.hears_bell
     }
 
+    /// How often the agent asks for changes in poll mode; `None` in any other.
+    #[must_use]
+    pub const fn poll_interval(&self) -> Option<Duration> {
+        self.source.poll_interval
+    }
+
     /// What is desired now; `None` until rows could be used.
     #[must_use]
     pub const fn desired(&self) -> Option<&DesiredState> {
@@ -173,7 +179,7 @@ impl View<'_> {
 
     /// Between two full reads of the database.
     #[must_use]
-    pub const fn resync_interval(&self) -> std::time::Duration {
+    pub const fn resync_interval(&self) -> Duration {
         self.source.resync_interval
     }
 
