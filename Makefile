@@ -7,7 +7,7 @@ skipped := $(subst $(comma), ,$(GATEPOST_SKIP))
 # One optimised build for every tier: the guest emulates its processor, and debug code pays for it.
 cargo_test := cargo test --workspace --locked --profile ci
 # `make test` tries the same cases each time, so that a failure is about the change; nightly searches new ones.
-seeded := PROPTEST_RNG_SEED=1
+seeded := PROPTEST_RNG_SEED=1 GATEPOST_TEST_SEED=1
 
 # Every [[test]] target belongs to one tier; a target that is not named here is pure and runs in `unit`.
 targets := $(shell sed -n '/^\[\[test\]\]/,/^$$/s/^name = "\(.*\)"/\1/p' Cargo.toml agent/Cargo.toml)
@@ -65,10 +65,10 @@ test-postgres-versions: ## Test the store against PostgreSQL 13 to 18
 	tests/postgres-versions $(cargo_test)
 
 test-netns: ## Send real packets through network namespaces with userspace WireGuard (root)
-	$(call skip,netns, (backend userspace),tests/install-deps.sh test; GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets) $(firewall_targets) $(host_targets)))
+	$(call skip,netns, (backend userspace),tests/install-deps.sh test; $(seeded) GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets) $(firewall_targets) $(host_targets)))
 
 test-guest: ## Run what needs kernel WireGuard or an older kernel in a QEMU guest (root)
-	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; tests/guest/suite $(netns_targets) $(firewall_targets))
+	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; $(seeded) tests/guest/suite $(netns_targets) $(firewall_targets))
 
 test-package: ## Install, kill and upgrade the Debian package under systemd in the guest (root)
 	$(call skip,package,,tests/install-deps.sh guest deb; tests/guest/package)
