@@ -12,9 +12,10 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::Outcome;
-use gatepost::model::{DesiredState, ObservedState, Peer, PublicKey};
+use gatepost::model::{DesiredState, FirewallChange, ObservedState, Peer, ProfileId, PublicKey};
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::{Event, Report};
+use ipnet::IpNet;
 
 use super::reach::{Reach, holder};
 use super::tables::Tables;
@@ -60,6 +61,18 @@ pub struct Oracle {
     /// How far the agent may be mistaken about the database's clock: as long as its longest read took.
     slack: Duration,
     pub confirmed_at: Option<Duration>,
+    /// Prefixes whose closing the kernel refused.
+    unclosed: BTreeSet<IpNet>,
+}
+
+impl Oracle {
+    /// Takes in a change that was to close prefixes, and that the kernel refused. A known limit: the
+    /// next holder of such a prefix may get the flows of the former one, if both reach the same.
+    pub fn unclosed(&mut self, change: &FirewallChange) {
+        let closed = change.assign.iter().filter(|(_, id)| **id == ProfileId::NOTHING);
+        self.unclosed.extend(closed.map(|(prefix, _)| *prefix));
+        self.unclosed.extend(&change.unassign);
+    }
 }
 
 /// What a plan was made from.
@@ -114,7 +127,11 @@ impl World {
     pub fn before_event(&mut self, event: &Event) {
         match event {
             Event::KernelChanged { .. } => self.oracle.announced = true,
-            Event::Notified => self.oracle.told_of = self.database.versions.len(),
+            // From now on it should be read at once, however old it is.
+            Event::Notified => {
+                self.oracle.told_of = self.database.versions.len();
+                self.oracle.old_for = Duration::ZERO;
+            }
             _ => {}
         }
     }
@@ -227,6 +244,9 @@ impl World {
     fn check_flows(&mut self) {
         let state = &self.host.kernel.state;
         let inherited = self.host.kernel.flows.iter().find_map(|(source, opener)| {
+            if self.oracle.unclosed.iter().any(|prefix| prefix.contains(source)) {
+                return None;
+            }
             let holder = holder(state, *source).filter(|holder| holder != opener)?;
             Some(format!("{holder} has {source}, from where {opener} opened a flow"))
         });

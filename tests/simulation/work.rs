@@ -1,7 +1,7 @@
 //! What the agent has under way goes on, one effect at a time.
 
 use gatepost::dataplane::{Glance, Reading};
-use gatepost::plan::Fate;
+use gatepost::plan::{Fate, Phase, Step};
 use gatepost::reconcile::{DatabaseError, Event, LastGood, Mode, Provenance, Sent};
 use gatepost::store::{Limit, Place, StoreError};
 
@@ -80,7 +80,7 @@ impl World {
         Glance { interface, routes, routing, firewall_is_current }
     }
 
-    fn apply(&mut self, work: &mut super::world::Application, step: &gatepost::plan::Step) {
+    fn apply(&mut self, work: &mut super::world::Application, step: &Step) {
         let before = self.host.kernel.state.clone();
         let fault = self.host.fault(step);
         let (mut made, mut fates) = (Vec::new(), Vec::new());
@@ -105,6 +105,11 @@ impl World {
             },
         );
         self.note(|| format!("{fates:?}: {step}"));
+        if let Step::Firewall { phase: Phase::Revoke, change } = step
+            && fates.iter().any(|fate| *fate != Fate::Applied)
+        {
+            self.oracle.unclosed(change);
+        }
         for step in made {
             self.figures.steps += 1;
             // What an edit made impossible there changes nothing here.
