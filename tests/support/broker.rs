@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What `docs/hints.md` tells an operator to start from.
+/// What docs/scale.md tells an operator to start from.
 const EXAMPLE: &str = include_str!("../../deploy/nats-server.conf");
 /// The gateway of the example, and the logins of its users.
 pub const EXAMPLE_GATEWAY: &str = "00000000-0000-0000-0000-000000000001";

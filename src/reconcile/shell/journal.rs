@@ -151,8 +151,8 @@ mod tests {
         explained(&Note::ReportsRefused(crate::store::Refusal { why: String::new(), since }));
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            21,
-            "and the agent's start and what is denied"
+            24,
+            "and the agent's start, what is denied, and a bell's entries"
         );
     }
 }
