@@ -150,7 +150,7 @@ async fn the_role_of_a_pool_can_call_the_same_functions_and_read_no_table() {
     let expected: Vec<_> = own.iter().filter(|it| !without.contains(&&***it)).collect();
     assert_eq!(by_token.iter().collect::<Vec<_>>(), expected);
 
-    let tables = "select array(select c.oid::regclass::text from pg_class c
+    let tables = "select array(select format('%s.%I', c.relnamespace::regnamespace, c.relname) from pg_class c
         where c.relnamespace in ('public'::regnamespace, 'gatepost'::regnamespace)
             and c.relkind in ('r', 'v'))";
     let tables: Vec<String> = pool.world.admin.query_one(tables, &[]).await.unwrap().get(0);
