@@ -112,7 +112,7 @@ lint: ## Check format, clippy, unused dependencies, licences, duplicate versions
 	@# The library and the program alone: a test target need not use every development dependency.
 	cargo clippy --workspace --lib --bins --locked -- -D warnings -D unused-crate-dependencies
 	cargo check --locked -p gatepost --no-default-features
-	PATH="$$PWD/target/tools/bin:$$PATH" cargo deny --locked check bans licenses sources
+	PATH="$$PWD/target/tools/bin:$$PATH" cargo deny --locked --workspace check bans licenses sources
 	@tests/advisories
 
 .PHONY: bless-surface
