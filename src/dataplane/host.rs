@@ -78,6 +78,8 @@ pub struct Host<F> {
     link_index: Option<u32>,
     /// Addresses added by this value: on kernels that do not keep the tag, how ours are known.
     added: BTreeSet<IpNet>,
+    /// Sessions may have been lost by the steps so far: their peers are to be called.
+    calls_due: bool,
 }
 
 impl<F: Firewall> Host<F> {
@@ -99,6 +101,7 @@ impl<F: Firewall> Host<F> {
             sockets_refusal: None,
             link_index: None,
             added: BTreeSet::new(),
+            calls_due: false,
         })
     }
 
@@ -297,6 +300,7 @@ impl<F: Firewall> Dataplane for Host<F> {
                 }
             }
         }
+        self.call_peers(&observed.read());
         outcome
     }
 }

@@ -15,7 +15,7 @@ use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::refusal::{blame, refused};
 use crate::dataplane::sockets::{self, Destroyed};
-use crate::dataplane::wireguard::{self, Kernel, Userspace};
+use crate::dataplane::wireguard::{self, Userspace};
 use crate::dataplane::{
     DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route, rule,
 };
@@ -110,6 +110,19 @@ impl<F: Firewall> Host<F> {
                 let step = Step::Firewall { phase, change };
                 outcome.refused.push(RefusedStep::new(step, DataplaneError::from(refusal)));
             }
+        }
+    }
+
+    /// Lost sessions begin anew, and peers send to the port that they hear from. This comes after all
+    /// steps: no withdrawal waits for it, and no peer that is withdrawn is called. A peer that cannot be
+    /// called begins the next session itself.
+    pub(super) fn call_peers(&mut self, observed: &ObservedState) {
+        if !std::mem::take(&mut self.calls_due) {
+            return;
+        }
+        let Ok((link, _)) = self.target() else { return };
+        if let Err(error) = self.kernel.call_peers(link.index, &observed.peers) {
+            debug!(%error, "lost sessions are left to their clients: {error}");
         }
     }
 
@@ -237,9 +250,7 @@ impl<F: Firewall> Host<F> {
             }
             (Step::SetUp, _) => {
                 in_kernel(link::set_up(rtnetlink, index))?;
-                if backend == BackendInUse::Kernel {
-                    call_peers(kernel, index, observed);
-                }
+                self.calls_due |= backend == BackendInUse::Kernel;
                 Ok(())
             }
             (Step::AddAddress { address }, _) => {
@@ -259,17 +270,16 @@ impl<F: Firewall> Host<F> {
             }
             (Step::SetPrivateKey { private_key }, BackendInUse::Kernel) => {
                 in_kernel(kernel.set_private_key(index, private_key))?;
-                call_peers(kernel, index, observed);
+                self.calls_due = true;
                 Ok(())
             }
             (Step::SetPrivateKey { private_key }, BackendInUse::Userspace) => {
                 Ok(userspace.set_private_key(private_key)?)
             }
             (Step::SetListenPort { port }, BackendInUse::Kernel) => {
-                let set = in_kernel(kernel.set_listen_port(index, *port));
-                // Where it was refused, they must hear from the port that somebody else has set.
-                call_peers(kernel, index, observed);
-                set
+                // Where it is refused, they must hear from the port that another program has set.
+                self.calls_due = true;
+                in_kernel(kernel.set_listen_port(index, *port))
             }
             (Step::SetListenPort { port }, BackendInUse::Userspace) => {
                 Ok(userspace.set_listen_port(*port)?)
@@ -303,13 +313,6 @@ impl<F: Firewall> Host<F> {
                 .map(|verdict| verdict.map_err(|error| Arc::new(error.into())))
                 .collect(),
         }
-    }
-}
-
-/// Lost sessions begin anew, and peers send to the port that they hear from. Who cannot be called begins the next session itself.
-fn call_peers(kernel: &mut Kernel, index: u32, observed: &ObservedState) {
-    if let Err(error) = kernel.call_peers(index, &observed.peers) {
-        debug!(%error, "lost sessions are left to their clients: {error}");
     }
 }
 

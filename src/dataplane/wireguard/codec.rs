@@ -23,7 +23,7 @@ const MESSAGE_BYTES: usize = 12 * 1024;
 /// with more is written in several messages.
 const PREFIXES_PER_ENTRY: usize = 1024;
 
-/// At least what one call takes: three entries, one of them with an IPv6 endpoint.
+/// At least what one call takes: three entries.
 const CALL_BYTES: usize = 256;
 
 /// The key of a peer that exists only within one message. No private key belongs to it.
@@ -134,22 +134,20 @@ fn entries(step: &Step, known: Known<'_>) -> Vec<Peers> {
     }
 }
 
-/// Messages that call the peers whose endpoint is known, as [`addition`] does.
+/// Messages that call the peers that had a session until now, as [`addition`] does, but at the endpoint
+/// that the kernel has: the one that was read may be older.
 pub(super) fn calls(known: Known<'_>) -> impl Iterator<Item = Peers> {
     let mut peers = known.peers.iter().filter_map(move |(key, peer)| {
-        let endpoint = known.endpoints.of(key)?;
-        Some((key, peer.keepalive_secs, endpoint))
+        known.endpoints.of(key)?;
+        Some((key, peer.keepalive_secs))
     });
     std::iter::from_fn(move || {
         let mut message = Peers::new(Vec::with_capacity(MESSAGE_BYTES));
         while message.len() + CALL_BYTES <= MESSAGE_BYTES
-            && let Some((key, keepalive_secs, endpoint)) = peers.next()
+            && let Some((key, keepalive_secs)) = peers.next()
         {
             message.extend_from_slice(&keepalive(key, 0));
-            message.extend_from_slice(&entry(key.as_bytes(), PEER_UPDATE_ONLY, &[], |out| {
-                put(out, PEER_ENDPOINT, &socket_address(endpoint));
-                put(out, PEER_KEEPALIVE, &keepalive_secs.max(1).to_ne_bytes());
-            }));
+            message.extend_from_slice(&keepalive(key, keepalive_secs.max(1)));
             message.extend_from_slice(&keepalive(key, keepalive_secs));
         }
         (!message.is_empty()).then_some(message)
