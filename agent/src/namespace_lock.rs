@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -86,7 +86,14 @@ impl NamespaceLock {
 /// Opens the file, and leaves it to the folder's owner: after root's agent comes the service's own user.
 /// It is never removed, because then two agents could lock two files of one name.
 fn open(folder: &Path, path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).append(true).create(true).open(path)?;
+    // The folder's owner is not root: a link or a second name may lead to a file of root's.
+    let no_link = nix::libc::O_NOFOLLOW;
+    let file =
+        File::options().read(true).append(true).create(true).custom_flags(no_link).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.nlink() != 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file with one name"));
+    }
     let owner = std::fs::metadata(folder)?;
     // Both fail for another user than root, whose file it is then.
     let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
