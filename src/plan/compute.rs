@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::join::side_by_side;
+use super::prefix::prefixes_around;
 use super::transfer::Transfers;
 use super::unloadable::without_unloadable;
 use super::{Held, Plan, PlanError, Step, firewall, gate, link, pool, route};
@@ -130,13 +131,22 @@ fn takes_over(observed: &ObservedState) -> bool {
     observed.firewall.is_none() && observed.interface.as_ref().is_some_and(unmarked)
 }
 
-/// The prefixes that stay with the peer that has them.
+/// The prefixes that stay with the peer that has them, but for those around a prefix that does not stay
+/// with its peer: they would judge it, too.
 fn kept_prefixes(desired: &DesiredState, observed: &ObservedState) -> BTreeSet<IpNet> {
     let both = side_by_side(desired.peers(), &observed.peers);
     let kept = both.filter_map(|(_, wanted, present)| {
         Some(wanted?.allowed_ips.intersection(&present?.allowed_ips))
     });
-    kept.flat_map(|prefixes| prefixes.iter().collect::<Vec<_>>()).collect()
+    let mut kept: BTreeSet<IpNet> =
+        kept.flat_map(|prefixes| prefixes.iter().collect::<Vec<_>>()).collect();
+    let present = observed.peers.values().flat_map(|peer| peer.allowed_ips.iter());
+    for leaving in present.filter(|it| !kept.contains(it)).collect::<Vec<_>>() {
+        for around in prefixes_around(leaving) {
+            kept.remove(&around);
+        }
+    }
+    kept
 }
 
 fn peer_steps(

@@ -46,8 +46,10 @@ impl FirewallDiff {
     /// lost between the two, on a link that has forwarded without any table until now.
     pub(super) fn keep(&mut self, kept: &BTreeSet<IpNet>) {
         let (Some(fence), Some(policy)) = (&mut self.fence, &mut self.policy) else { return };
-        let (now, later): (BTreeMap<_, _>, _) =
-            std::mem::take(&mut policy.assign).into_iter().partition(|(it, _)| kept.contains(it));
+        // What is closed is closed from the beginning, or the place around it would judge it.
+        let (now, later): (BTreeMap<_, _>, _) = std::mem::take(&mut policy.assign)
+            .into_iter()
+            .partition(|(it, id)| *id == ProfileId::NOTHING || kept.contains(it));
         let needed: BTreeSet<ProfileId> = now.values().copied().collect();
         let profiles = std::mem::take(&mut policy.put_profiles);
         (fence.put_profiles, policy.put_profiles) =

@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use gatepost::model::{DesiredState, FirewallChange, FixedRules, ObservedFirewall, PublicKey};
+use gatepost::model::{
+    DesiredState, FirewallChange, FixedRules, LinkOwner, ObservedFirewall, PublicKey,
+};
 use gatepost::plan::{Held, ModelKernel, Plan, Scope, plan, plan_around};
 use proptest::prelude::*;
 
@@ -83,6 +85,8 @@ pub enum Before {
     /// Until the first step nothing is filtered; that step must end it, as after all of these.
     TableLost,
     BothLost,
+    /// The link of another program, which has forwarded everything, is taken over.
+    TakenOver,
     /// Somebody flushed the table: its maps are there, and nobody asks them.
     RulesLost,
     /// Somebody removed every second peer by hand, from the first or from the second on.
@@ -96,6 +100,7 @@ pub fn before() -> impl Strategy<Value = Before> {
         4 => Just(Before::Nothing),
         1 => Just(Before::LinkLost),
         1 => Just(Before::TableLost),
+        1 => Just(Before::TakenOver),
         1 => Just(Before::BothLost),
         1 => Just(Before::RulesLost),
         2 => (0usize..2).prop_map(Before::PeersRemoved),
@@ -108,8 +113,11 @@ impl Before {
         if let Self::LinkLost | Self::BothLost = self {
             kernel.lose_link();
         }
+        if let (Self::TakenOver, Some(link)) = (self, &mut kernel.state.interface) {
+            link.owner = LinkOwner::Unmarked;
+        }
         match self {
-            Self::TableLost | Self::BothLost => kernel.state.firewall = None,
+            Self::TableLost | Self::BothLost | Self::TakenOver => kernel.state.firewall = None,
             Self::RulesLost => {
                 let places =
                     kernel.state.firewall.as_ref().map(|table| table.assignments().clone());
@@ -146,7 +154,11 @@ impl Before {
         match self {
             Self::LinkLost | Self::PeersRemoved(_) => old == new,
             Self::BothLost => holder.is_none(),
-            Self::Nothing | Self::TableLost | Self::RulesLost | Self::MapsTorn(_) => false,
+            Self::Nothing
+            | Self::TableLost
+            | Self::TakenOver
+            | Self::RulesLost
+            | Self::MapsTorn(_) => false,
         }
     }
 }
