@@ -51,3 +51,34 @@ fn bundle_has_every_section_and_no_secret() {
     let again = run().must_exit(1).stderr;
     assert!(again.contains("support.txt already exists: name a new file"), "{again}");
 }
+
+#[test]
+fn bundle_of_a_configuration_that_cannot_be_loaded_has_no_secret() {
+    let site = Site::new();
+    site.gatepost.write(
+        "gatepost.toml",
+        "[gateway]\nname = \"fra-1\"\n[database]\nurl = \"postgres://gw:in/the-url@db/vpn\"\n\
+         password = 'in-the-line'\n",
+    );
+    site.gatepost.write("psk.keys", &format!("k1 {SEALING}\n"));
+    site.gatepost.write("hints.login", "fra-1:in-the-login\n");
+    let private = fs::read_to_string(site.gatepost.path("private.key")).unwrap();
+    let said = format!("{} {SEALING} in-the-login", private.trim());
+    site.gatepost.write("journalctl", &format!("#!/bin/sh\necho 'agent: {said}'\n"));
+    let script = "chmod 755 journalctl; PATH=.:$PATH gatepost bundle support.txt";
+    let run = site.gatepost.shell(script).output().unwrap();
+    let done = crate::gatepost::Done::from(run).must_exit(0);
+    assert!(!done.stdout.contains("no passwords"), "{}", done.stdout);
+    assert!(done.stdout.contains("could not be loaded"), "{}", done.stdout);
+
+    let text = fs::read_to_string(site.gatepost.path("support.txt")).unwrap();
+    for secret in [private.trim(), SEALING, "the-url", "in-the-line", "in-the-login"] {
+        assert!(!text.contains(secret), "{secret}:\n{text}");
+    }
+    for part in [
+        "url = \"postgres://gw:[secret]@db/vpn\"\npassword = [secret]\n",
+        "==> journal\nagent: [secret] [secret] [secret]\n",
+    ] {
+        assert!(text.contains(part), "{part}:\n{text}");
+    }
+}

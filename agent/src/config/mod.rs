@@ -25,7 +25,7 @@ pub use schema::{Backend, Config};
 pub use secret::{
     SecretSearch, exposure, known_secrets, private_key_file, read_database_password,
     read_database_token, read_hints_login, read_private_key, read_psk_keys, read_psk_keys_file,
-    read_secret_file, secret_files,
+    read_secret_file, secret_files, secrets_beside,
 };
 pub use value::{BrokerUrl, DatabaseUrlError};
 

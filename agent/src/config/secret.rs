@@ -206,6 +206,20 @@ pub fn known_secrets(config: &Config) -> Vec<SecretText> {
     secret_files(config).iter().filter_map(text).collect()
 }
 
+/// The text of every secret's file beside a configuration that cannot be loaded, if it can be read.
+#[must_use]
+pub fn secrets_beside(configuration: &Path) -> Vec<SecretText> {
+    let secrets = [
+        Secret::PrivateKey,
+        Secret::DatabasePassword,
+        Secret::DatabaseToken,
+        Secret::PskKeys,
+        Secret::HintsLogin,
+    ];
+    let path = |secret: Secret| configuration.with_file_name(secret.beside());
+    secrets.into_iter().filter_map(|it| read(&path(it), it.what(), CORRECT).ok()).collect()
+}
+
 /// Reads a secret from a file that the command line names.
 ///
 /// # Errors

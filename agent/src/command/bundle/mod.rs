@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::command::{check, plan};
-use crate::config::{Config, Source, known_secrets, load};
+use crate::config::{Config, Source, known_secrets, load, secrets_beside};
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
@@ -28,7 +28,10 @@ const JOURNAL_LINES: &str = "2000";
 /// [`BundleError`]
 pub fn bundle(source: &Source, path: &Path) -> Result<Exit, CommandError> {
     let config = load(source.clone());
-    let secrets = config.as_ref().map(known_secrets).unwrap_or_default();
+    let secrets = match &config {
+        Ok(config) => known_secrets(config),
+        Err(_) => secrets_beside(&source.path()),
+    };
     let scrubber = Scrubber::new(secrets.iter().map(|secret| secret.expose_text()));
     let configured = |section: fn(&Config) -> Result<String, CommandError>| match &config {
         Ok(config) => section(config).unwrap_or_else(|error| failed(&error.text())),
@@ -47,10 +50,12 @@ pub fn bundle(source: &Source, path: &Path) -> Result<Exit, CommandError> {
         .map(|(name, text)| format!("==> {name}\n{}\n\n", scrubber.scrub(text.trim_end())))
         .collect();
     write(path, &text)?;
-    print(&format!(
-        "wrote {}: it has no keys and no passwords, but names, addresses and public keys\n",
-        path.display()
-    ))?;
+    let content = if config.is_ok() {
+        "it has no keys and no passwords, but names, addresses and public keys"
+    } else {
+        "the configuration could not be loaded, so search the file for keys and passwords before you send it"
+    };
+    print(&format!("wrote {}: {content}\n", path.display()))?;
     Ok(Exit::Success)
 }
 
