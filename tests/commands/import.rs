@@ -146,7 +146,9 @@ fn users_who_are_there_get_the_devices() {
     site.psql(
         "insert into roles (name) values ('staff');
          insert into users (role_id, username, display_name, password_hash)
-             select id, 'Alice', 'Alice', 'hash' from roles where name = 'staff'",
+             select id, 'Alice', 'Alice', 'hash' from roles where name = 'staff';
+         insert into devices (user_id, name, platform, device_fingerprint, public_key, approved_at)
+             select id, 'phone', 'unknown', 'phone', '', now() from users where username = 'Alice'",
     );
     let printed = site.gatepost.run(&["import", "wg0.conf"]).must_exit(0).stdout;
     site.gatepost.write("import.sql", &printed);
@@ -154,6 +156,11 @@ fn users_who_are_there_get_the_devices() {
     let theirs = "select count(*) || ' ' || min(password_hash) from users where username = 'alice'";
     assert_eq!(site.psql(theirs), "1 hash");
     assert_eq!(site.desired().peers().len(), 2);
+    // Her other device, which may be a peer of another gateway, gains nothing.
+    let targets = "select string_agg(t.target_type || ' ' || d.name, ', ' order by d.name)
+                   from policy_targets t left join devices d on d.id = t.target_id";
+    assert_eq!(site.psql(targets), "device laptop, device wg0");
+    assert_eq!(site.psql("select count(*) from group_memberships"), "0");
 
     // A user who was deleted gets none: nothing at all is written.
     let site = Site::new();

@@ -148,7 +148,6 @@ fn ids(peers: &[ArrangedPeer], psk_keys: Option<&PskKeys>) -> Result<Ids, Import
     };
     Ok(Ids {
         gateway,
-        group: random_uuid()?,
         policy: random_uuid()?,
         devices: peers.iter().map(|_| random_uuid()).collect::<Result<_, _>>()?,
         envelopes: peers.iter().map(envelope).collect::<Result<_, _>>()?,

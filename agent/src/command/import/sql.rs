@@ -28,7 +28,6 @@ pub struct Script<'a> {
 /// New identifiers. Envelopes are sealed for the gateway's.
 pub struct Ids {
     pub gateway: Uuid,
-    pub group: Uuid,
     pub policy: Uuid,
     /// One for each peer.
     pub devices: Vec<Uuid>,
@@ -166,28 +165,24 @@ impl Script<'_> {
         )
     }
 
-    /// Everybody may reach what everybody could: the host forwarded everything.
+    /// Every peer may reach what it could: the host forwarded everything. The policy is for devices, because
+    /// one for their users would also be for the devices that they have at other gateways.
     fn policy_rows(&self) -> String {
-        let Self { arranged, ids: Ids { group, policy, .. }, .. } = self;
+        let Ids { policy, devices, .. } = &self.ids;
         let name = quoted(&format!("imported from {}", self.gateway));
-        let users: BTreeSet<String> =
-            arranged.peers.iter().map(|peer| peer.user.to_lowercase()).collect();
-        let users = users.iter().map(|user| quoted(user)).collect::<Vec<_>>().join(", ");
+        let targets = listed(
+            devices.iter().map(|id| format!("(gen_random_uuid(), '{policy}', 'device', '{id}')")),
+        );
         format!(
-            "-- The first policy: everybody of this gateway may reach everything, as they could so far. Any other\n\
-             -- policy goes before it. Narrow it once others say who may reach what.\n\
-             insert into groups (id, name, description)\n\
-             values ('{group}', {name}, 'Users of the gateway when it was imported');\n\
-             insert into group_memberships (id, group_id, user_id)\n\
-             select gen_random_uuid(), '{group}', u.id from users u\n\
-             where lower(u.username::text) in ({users}) and u.deleted_at is null;\n\
+            "-- The first policy: the devices above may reach everything, as they could so far; other devices of their\n\
+             -- users gain nothing. Any other policy goes before it. Narrow it once others say who may reach what.\n\
              insert into policies (id, name, description, priority)\n\
              values ('{policy}', {name}, 'Everything, as before the import', 1000);\n\
              insert into policy_destinations (id, policy_id, destination)\n\
              values (gen_random_uuid(), '{policy}', '0.0.0.0/0'),\n    \
                  (gen_random_uuid(), '{policy}', '::/0');\n\
              insert into policy_targets (id, policy_id, target_type, target_id)\n\
-             values (gen_random_uuid(), '{policy}', 'group', '{group}');\n"
+             values {targets};\n"
         )
     }
 }
