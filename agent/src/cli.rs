@@ -42,8 +42,8 @@ pub enum Command {
     },
     /// Tell gateways over NATS that there are changes for them, and merge their reports
     ///
-    /// For more than 50 gateways. Its configuration is /etc/gatepost/bell.toml unless --config says
-    /// otherwise. Run two: one rings, the other takes over.
+    /// For more than 50 gateways. Its configuration is /etc/gatepost-bell/bell.toml unless --config
+    /// says otherwise. Run two: one rings, the other takes over.
     Bell {
         /// Print whether a bell could ring here and which one rings; fail if none does
         #[arg(long)]

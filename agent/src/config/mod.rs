@@ -33,4 +33,4 @@ pub use value::{BrokerUrl, DatabaseUrlError};
 pub const DEFAULT_FILE: &str = "/etc/gatepost/gatepost.toml";
 
 /// The configuration file of `gatepost bell`, unless `--config` or `GATEPOST_CONFIG` names another.
-pub const BELL_FILE: &str = "/etc/gatepost/bell.toml";
+pub const BELL_FILE: &str = "/etc/gatepost-bell/bell.toml";
