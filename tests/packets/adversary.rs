@@ -103,8 +103,8 @@ impl<'a> Siege<'a> {
     fn begin(lab: &'a Lab, mut chance: Chance) -> Self {
         // What an administrator may have switched on.
         for switch in [
-            "net.ipv4.conf.all.accept_source_route=1",
-            "net.ipv4.conf.default.accept_source_route=1",
+            // Not IPv4's source routes, which the kernel refuses unless an administrator asks for them: a
+            // packet is judged by the address in its header, and they change it afterwards.
             "net.ipv6.conf.all.accept_source_route=1",
             "net.ipv6.conf.default.accept_source_route=1",
             "net.ipv6.conf.all.seg6_enabled=1",
