@@ -84,7 +84,8 @@ pub async fn rehearse(
     let target = options.target()?;
     let client = single(&target).await?;
     let cancel = client.cancel_token();
-    let desk = Desk { client, place: target.place.clone(), deadline: Instant::now() + within };
+    let deadline = Instant::now() + within;
+    let desk = Desk { client, place: target.place.clone(), within, deadline };
     match tokio::time::timeout(within, desk.rehearse(gateway, statements)).await {
         Ok(done) => done,
         Err(_) => {
@@ -104,6 +105,8 @@ async fn end(cancel: CancelToken, target: &Target) {
 struct Desk {
     client: Client,
     place: Place,
+    /// The time for all statements, and its end.
+    within: Duration,
     deadline: Instant,
 }
 
@@ -164,7 +167,7 @@ impl Desk {
 
     async fn statement_at(&self, line: Option<usize>, text: &str) -> Result<(), StoreError> {
         let refused = |error: tokio_postgres::Error| match server_error(&error) {
-            Some(server) => StoreError::Statement { line, why: refusal(server) },
+            Some(server) => StoreError::Statement { line, why: self.refusal(server) },
             None => self.failed(error),
         };
         let none = std::iter::empty::<(i32, Type)>();
@@ -216,24 +219,29 @@ impl Desk {
     fn failed(&self, error: tokio_postgres::Error) -> StoreError {
         let limits = ["55P03", "57014"];
         if let Some(server) = server_error(&error).filter(|it| limits.contains(&it.code().code())) {
-            return StoreError::Statement { line: None, why: refusal(server) };
+            return StoreError::Statement { line: None, why: self.refusal(server) };
         }
         match StoreError::of(&self.place, DOING, error) {
             StoreError::NoRights { place, .. } => StoreError::NotOwner { place },
             error => error,
         }
     }
-}
 
-/// What the server says of a statement that it refuses, and which limit ended it.
-fn refusal(error: &DbError) -> String {
-    let mut why = format!("{} ({})", error.message(), error.code().code());
-    for more in [error.detail(), error.hint()].into_iter().flatten() {
-        why = format!("{why}: {more}");
-    }
-    why + match error.code().code() {
-        "55P03" => ": another transaction holds the lock, and a rehearsal waits for 1 s",
-        "57014" => ": that is the end of the time for all statements",
-        _ => "",
+    /// What the server says of a statement that it refuses, and which limit ended it.
+    fn refusal(&self, error: &DbError) -> String {
+        let mut why = format!("{} ({})", error.message(), error.code().code());
+        for more in [error.detail(), error.hint()].into_iter().flatten() {
+            why = format!("{why}: {more}");
+        }
+        match error.code().code() {
+            "55P03" => {
+                format!("{why}: another transaction holds the lock, and a rehearsal waits for 1 s")
+            }
+            "57014" => {
+                let secs = self.within.as_secs();
+                format!("{why}: that is the end of the time for all statements, {secs} s")
+            }
+            _ => why,
+        }
     }
 }
