@@ -100,6 +100,7 @@ declare
     running xid8[];
     next pg_snapshot;
     own xid8;
+    has_news boolean;
     is_blocked boolean;
 begin
     everyone := false;
@@ -108,14 +109,18 @@ begin
     select a.seen into seen from gatepost.addressed a where a.history = present;
     is_held := (last.holder = bell) is true;
     running := array(select pg_snapshot_xip(last.told));
-    if not is_held or last.history = present and not gatepost.waits(seen) and not exists (
+    if not is_held then
+        return;
+    end if;
+    has_news := last.history is distinct from present or exists (
         select
         from gatepost.change c
         where c.xid >= pg_snapshot_xmax(last.told) and c.xid <> last.told_by
             and c.xid < pg_snapshot_xmax(pg_current_snapshot())
-    ) and not exists (
+    ) or exists (
         select from gatepost.change c where c.xid = any (running) and c.xid <> last.told_by
-    ) then
+    );
+    if not has_news and not gatepost.waits(seen) then
         return;
     end if;
 
@@ -124,14 +129,7 @@ begin
     -- A session of a gateway of the last release may hold this row: then gateways look for themselves.
     perform from gatepost.addressed for update skip locked;
     is_blocked := not found;
-    if is_blocked and last.history = present and not exists (
-        select
-        from gatepost.change c
-        where c.xid >= pg_snapshot_xmax(last.told) and c.xid <> last.told_by
-            and c.xid < pg_snapshot_xmax(pg_current_snapshot())
-    ) and not exists (
-        select from gatepost.change c where c.xid = any (running) and c.xid <> last.told_by
-    ) then
+    if is_blocked and not has_news then
         return;
     end if;
     perform from gatepost.bell b where b.holder = bell for update;
@@ -400,14 +398,5 @@ comment on function gatepost.has_unaddressed(pg_snapshot, pg_snapshot, pg_snapsh
     'Whether a mark has come since `behind` that is for no gateway yet, though marks are addressed since `began` as far as `seen` sees.';
 
 revoke execute on all functions in schema gatepost from public;
-grant execute on function gatepost.news(text, text) to gatepost_gateway;
-grant execute on function
-    gatepost.hold_bell(text),
-    gatepost.leave_bell(text),
-    gatepost.ring(text),
-    gatepost.bells(),
-    gatepost.unmerged(),
-    gatepost.merge_gateway(uuid)
-to gatepost_bell;
 
 reset role;
