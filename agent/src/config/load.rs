@@ -13,7 +13,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use gatepost::reconcile::SyncMode;
 
 use super::error::{Hint, Origin};
-use super::value::BrokerUrl;
+use super::url::BrokerUrl;
 use super::{Config, ConfigError, DEFAULT_FILE, SecretSearch};
 
 /// Where a configuration comes from. For this process: [`Source::of_process`].

@@ -17,6 +17,7 @@ mod schema;
 #[cfg(test)]
 pub(crate) mod scratch;
 mod secret;
+mod url;
 mod value;
 
 pub use error::{ConfigError, Origin};
@@ -27,7 +28,7 @@ pub use secret::{
     read_database_token, read_hints_login, read_private_key, read_psk_keys, read_psk_keys_file,
     read_secret_file, secret_files, secrets_beside,
 };
-pub use value::{BrokerUrl, DatabaseUrlError};
+pub use url::{BrokerUrl, DatabaseUrlError};
 
 /// The configuration file, unless `--config` or `GATEPOST_CONFIG` names another.
 pub const DEFAULT_FILE: &str = "/etc/gatepost/gatepost.toml";

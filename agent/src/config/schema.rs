@@ -14,7 +14,8 @@ use serde::Deserialize;
 
 use gatepost::store::{RequireAuth, Tls};
 
-use super::value::{self, BrokerUrl, DatabaseUrl, Fwmark};
+use super::url::{BrokerUrl, DatabaseUrl};
+use super::value::{self, Fwmark};
 use super::{ConfigError, SecretSearch};
 
 /// The whole configuration, as [`load`](super::load()) returns it.
