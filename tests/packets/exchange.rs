@@ -6,12 +6,11 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use gatepost::model::policy::Verdict;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::lab::{Lab, PEERS, Place, gateway_addresses};
 use crate::packet::{FIRST_CLIENT_PORT, MAX_BYTES, Packet, Protocol, Turn};
 use crate::probe::{Probe, Reach, SERVICE_PORTS, always_allowed};
-use crate::tap::Tap;
+use crate::tap::{Tap, await_any};
 use crate::tunnel::Tunnel;
 
 /// How many probes are in flight at a time: no queue on the way is shorter.
@@ -140,8 +139,7 @@ impl Exchange {
         let left = deadline.saturating_duration_since(Instant::now()).min(TICK);
         let ends = self.tunnels.iter().map(AsFd::as_fd).chain([self.lan.as_fd()]);
         let ends = ends.chain(self.services.iter().map(AsFd::as_fd));
-        let mut ends: Vec<_> = ends.map(|end| PollFd::new(end, PollFlags::POLLIN)).collect();
-        poll(&mut ends, PollTimeout::try_from(left).unwrap()).unwrap();
+        await_any(ends, left);
         for peer in 0..self.tunnels.len() {
             self.tunnels[peer].keep();
             while let Some(bytes) = self.tunnels[peer].receive() {

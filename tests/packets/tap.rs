@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, bind, setsockopt, socket, sockopt,
 };
@@ -58,4 +60,10 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Waits until one of these has something to read, or the time is over.
+pub fn await_any<'a>(ends: impl Iterator<Item = BorrowedFd<'a>>, at_most: Duration) {
+    let mut ends: Vec<_> = ends.map(|end| PollFd::new(end, PollFlags::POLLIN)).collect();
+    poll(&mut ends, PollTimeout::try_from(at_most).unwrap()).unwrap();
 }

@@ -138,17 +138,25 @@ fn the_databases_clock_goes_on_while_it_is_away_and_never_back() {
     assert_eq!(source.clock(set_back), now.wall + SECOND);
 }
 
+/// After so many reads that failed that the wait is the longest. Returns the time of the last one.
+fn reads_that_failed(source: &mut Source, mut now: Now, notified_meanwhile: bool) -> Now {
+    for _ in 0..8 {
+        source.want(ReadKind::Changes);
+        now = later(now, Backoff::LAST);
+        begin_read(source, now).unwrap();
+        if notified_meanwhile {
+            source.notified(now);
+        }
+        source.end_read(&Err(failure()), true, now);
+    }
+    now
+}
+
 #[test]
 fn a_notification_ends_the_wait_after_a_failed_read_at_most_once_a_second() {
     let start = start();
     let mut source = listening(start);
-    let mut now = start;
-    for _ in 0..8 {
-        source.want(ReadKind::Changes);
-        now = later(now, Backoff::LAST);
-        begin_read(&mut source, now).unwrap();
-        source.end_read(&Err(failure()), true, now);
-    }
+    let mut now = reads_that_failed(&mut source, start, false);
     source.notified(now);
     assert_eq!(begin_read(&mut source, now), None, "it was just tried");
     now = later(now, RETRY_GAP);
@@ -159,14 +167,7 @@ fn a_notification_ends_the_wait_after_a_failed_read_at_most_once_a_second() {
 fn a_notification_during_a_read_that_fails_ends_the_wait_after_it() {
     let start = start();
     let mut source = listening(start);
-    let mut now = start;
-    for _ in 0..8 {
-        source.want(ReadKind::Changes);
-        now = later(now, Backoff::LAST);
-        begin_read(&mut source, now).unwrap();
-        source.notified(now);
-        source.end_read(&Err(failure()), true, now);
-    }
+    let mut now = reads_that_failed(&mut source, start, true);
     assert_eq!(begin_read(&mut source, now), None, "it was just tried");
     now = later(now, RETRY_GAP);
     assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));

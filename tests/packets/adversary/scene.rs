@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, setsockopt,
     socket, sockopt,
@@ -20,7 +19,7 @@ use super::wire::{Body, number_in, packet, payload, port_in, source_in};
 use crate::lab::{self, Lab, PEERS, Place, gateway_addresses};
 use crate::packet::{MAX_BYTES, Protocol};
 use crate::probe::SERVICE_PORTS;
-use crate::tap::Tap;
+use crate::tap::{Tap, await_any};
 use crate::tunnel::Tunnel;
 
 /// How long anything may take before the test fails. An emulated processor is twenty times slower.
@@ -184,9 +183,7 @@ impl Scene {
     fn look(&mut self, at_most: Duration) {
         let ends = self.tunnels.iter().map(AsFd::as_fd).chain([self.lan.as_fd()]);
         let ends = ends.chain(self.taken_in.iter().map(AsFd::as_fd));
-        let mut ends: Vec<PollFd<'_>> =
-            ends.map(|end: BorrowedFd<'_>| PollFd::new(end, PollFlags::POLLIN)).collect();
-        poll(&mut ends, PollTimeout::try_from(at_most).unwrap()).unwrap();
+        await_any(ends, at_most);
         for peer in 0..self.tunnels.len() {
             self.tunnels[peer].keep();
             while let Some(bytes) = self.tunnels[peer].receive() {
