@@ -72,10 +72,10 @@ pub struct SqlPlan {
     /// How many steps a pass would make without them.
     pub already: usize,
     pub locks: Vec<HeldLock>,
+    /// How long the locks were held.
+    pub lasted: Duration,
     /// Policies without a target.
     pub untargeted: Vec<String>,
-    /// How long they were held.
-    pub lasted: Duration,
 }
 
 type GatewayHost = Host<Nft>;

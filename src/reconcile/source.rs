@@ -172,10 +172,8 @@ impl Source {
     pub fn view(&self) -> SourceView<'_> {
         SourceView {
             mode: self.mode(),
-            poll_interval: self
-                .mode()
-                .filter(|mode| *mode == Mode::Poll)
-                .map(|_| self.timing.poll_interval_among(self.gateways)),
+            poll_interval: (self.mode() == Some(Mode::Poll))
+                .then(|| self.timing.poll_interval_among(self.gateways)),
             follows_bell: matches!(self.connection, Connection::Up { mode: Mode::Hints }),
             hears_bell: self.bell.is_heard(),
             silence: self.bell.silence(),
