@@ -10,7 +10,7 @@ use crate::model::GatewayId;
 /// The loop's end.
 #[derive(Debug)]
 pub struct Hints {
-    /// What was heard last. Whoever hears, changes it.
+    /// What was heard last. The task that hears changes it.
     pub heard: watch::Receiver<Heard>,
     /// For which gateway to listen; `None` until the database has said it.
     pub gateway: watch::Sender<Option<GatewayId>>,

@@ -1,4 +1,4 @@
-//! Policies that somebody forgot to give a target. For an owner of the database: a gateway sees only
+//! Policies without a target. For an owner of the database: a gateway sees only
 //! policies that concern it.
 
 use tokio_postgres::Client;

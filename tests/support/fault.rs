@@ -9,7 +9,7 @@ pub struct Row<'a> {
     pub fault: &'a str,
     /// What the agent makes of it.
     pub expected: &'a str,
-    /// For how long at most those whom it concerns may go without an answer. Nobody else may lose any.
+    /// For how long at most the peers that it concerns may go without an answer. No other peer may lose any.
     pub bound: Duration,
     /// What was lost, where packets were sent meanwhile.
     pub lost: Option<Lost>,

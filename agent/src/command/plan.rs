@@ -128,7 +128,7 @@ impl SqlReport {
     }
 }
 
-/// What to do about a policy that names nobody.
+/// What to do about a policy without a target.
 #[must_use]
 pub fn untargeted_policy(name: &str) -> String {
     format!(

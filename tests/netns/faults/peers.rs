@@ -1,4 +1,4 @@
-//! Somebody changes peers with `wg`. WireGuard tells nobody: the next reading shows it.
+//! An operator changes peers with `wg`. WireGuard announces nothing: the next reading shows it.
 
 use std::time::Duration;
 

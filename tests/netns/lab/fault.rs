@@ -27,7 +27,7 @@ pub struct Fault<'a> {
 }
 
 impl<'a> Fault<'a> {
-    /// `expected` says what the agent makes of it. It may cost nobody a packet, until [`may_cost`](Self::may_cost).
+    /// `expected` says what the agent makes of it. It may cost no peer a packet, until [`may_cost`](Self::may_cost).
     pub fn new(lab: &'a Lab, what: &'a str, expected: &'a str) -> Self {
         Self { lab, what, expected, bound: Duration::ZERO, concerned: None, others: Vec::new() }
     }

@@ -127,7 +127,7 @@ fn any_protocol(chance: &mut Chance) -> Protocol {
     *chance.numbers.choice(&[Protocol::Icmp, Protocol::Tcp, Protocol::Udp]).unwrap()
 }
 
-/// A packet that one of a flow's ends might send, from whoever sends it.
+/// A packet that one of a flow's ends might send, whichever end really sends it.
 fn of_flow(from: Place, view: &View<'_>, number: u32, chance: &mut Chance) -> Shot {
     let Some(at) = any_flow(view, chance) else { return request(from, view, number, chance) };
     let flow = &view.flows[at];

@@ -29,7 +29,7 @@ fn name_in(comment: &str) -> Option<PeerName> {
     let ornament = |c: char| c.is_whitespace() || "#-=*".contains(c);
     let mut text = comment.trim_matches(ornament);
     if let Some((key, value)) = text.split_once('=') {
-        // Any other key: a setting that somebody put out of force.
+        // Any other key: a setting that was put out of force.
         let key = key.trim();
         NAMING_KEYS.iter().find(|known| key.eq_ignore_ascii_case(known))?;
         text = value.trim();
