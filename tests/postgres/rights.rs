@@ -215,6 +215,32 @@ async fn a_role_granted_before_its_gateway_exists_makes_the_row() {
     assert_eq!(rows.gateway.vpn_cidr.to_string(), "10.7.0.0/16");
 }
 
+/// As where many gateways log in as one role, which enrols none of them.
+#[tokio::test]
+async fn an_owner_enrolls_any_number_of_gateways() {
+    let world = World::new().await;
+    let owner = Store::connect(&options("postgres", &world.database)).unwrap();
+    let whole = |name: &str| Enrollment {
+        endpoint: Some("vpn:51820".into()),
+        listen_port: Some(51820),
+        vpn_cidr: Some("10.7.0.0/16".parse().unwrap()),
+        ..enrollment(name)
+    };
+    let seventh = owner.enroll(&whole("g7")).await.unwrap();
+    let eighth = owner.enroll(&whole("g8")).await.unwrap();
+    assert_ne!(seventh, eighth);
+    let moved = Enrollment { endpoint: Some("other:51820".into()), ..enrollment("g7") };
+    assert_eq!(owner.enroll(&moved).await.unwrap(), seventh);
+    let bound = format!(
+        "select count(*) from gatepost.gateway_role
+         where role_name = 'postgres' and gateway_name = 'g7' and gateway_id = '{}'",
+        seventh.0
+    );
+    assert_eq!(world.count(&bound).await, 1, "it stays bound to the first");
+    let moved = "select count(*) from gateways where endpoint = 'other:51820'";
+    assert_eq!(world.count(moved).await, 1);
+}
+
 /// What the thief of a gateway's credential may try.
 #[tokio::test]
 async fn a_role_enrolls_once_and_again_only_after_a_grant() {
