@@ -268,6 +268,32 @@ async fn what_another_gateway_left_in_a_session_is_not_believed() {
     assert!(!row.unwrap().get::<_, bool>(0), "its cursor is of the same history");
 }
 
+/// What `gatepost check` tells of it.
+#[tokio::test]
+async fn what_the_server_allows_the_role_of_many_gateways_is_told() {
+    let (pool, _) = Pool::new().await;
+    let store = pool.store(token(1));
+    let told = store.shared_role().await.unwrap().unwrap();
+    assert_eq!((&told.role, &told.database), (&pool.role, &pool.world.database));
+    assert!(told.makes_temporary_tables && told.ends_sessions && !told.logs_statements);
+    assert_eq!(told.logged_parameters.as_deref(), Some("-1"));
+    let database = &pool.world.database;
+    pool.world
+        .run(&format!(
+            "revoke temporary on database {database} from public;
+             revoke execute on function pg_cancel_backend, pg_terminate_backend from public;
+             alter role {role} set log_parameter_max_length = 0;
+             alter role {role} set log_min_duration_statement = 0",
+            role = pool.role
+        ))
+        .await;
+    let told = pool.store(token(1)).shared_role().await.unwrap().unwrap();
+    assert!(!told.makes_temporary_tables && !told.ends_sessions && told.logs_statements);
+    assert_eq!(told.logged_parameters, None);
+    let own = Store::connect(&options(&pool.world.role, database)).unwrap();
+    assert_eq!(own.shared_role().await.unwrap(), None);
+}
+
 /// Through PgBouncer in transaction mode with two sessions, all that an agent does.
 #[tokio::test]
 async fn an_agent_does_all_its_work_by_token_through_a_pool() {

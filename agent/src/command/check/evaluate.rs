@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
 use super::finding::Finding;
 use super::firewall::{fail_closed, firewall};
+use super::shared::shared_role;
 use crate::config::{Backend, Config};
 use crate::database;
 use crate::output::{bytes as bytes_text, count, span};
@@ -142,6 +143,7 @@ fn of_database(facts: &Facts) -> Vec<Finding> {
             "run `gatepost migrate` as an owner of the database",
         ));
     }
+    findings.extend(found.shared_role.iter().flat_map(shared_role));
     findings.extend(found.refusals.iter().map(|refusal| {
         Finding::warning(
             "reports",

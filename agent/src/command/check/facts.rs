@@ -11,7 +11,7 @@ use gatepost::dataplane::nft::{
 use gatepost::dataplane::{host_routing, lists_flows, networkd, networks_of_other_links};
 use gatepost::model::{BlockList, HostRouting, InterfaceName, KeyText, PublicKey};
 use gatepost::reconcile::{BlockFileError, Provenance};
-use gatepost::store::{SCHEMA_VERSION, Store, StoreError};
+use gatepost::store::{SCHEMA_VERSION, SharedRole, Store, StoreError};
 use ipnet::IpNet;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
@@ -84,6 +84,8 @@ pub struct DatabaseFacts {
     pub peers: u64,
     /// How many of them have a preshared key.
     pub sealed_peers: u64,
+    /// What the server allows the role, where gateways share it.
+    pub shared_role: Option<SharedRole>,
     pub clock: Clock,
 }
 
@@ -168,6 +170,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         SCHEMA_VERSION.. => store.try_reports().await?,
         _ => Vec::new(),
     };
+    let shared_role = store.shared_role().await?;
     let clock = match SystemTime::now().duration_since(rows.taken_at) {
         Ok(ahead) => Clock::Ahead(ahead),
         Err(behind) => Clock::Behind(behind.duration()),
@@ -177,6 +180,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         schema_version: hello.schema_version,
         wrong_rights,
         refusals,
+        shared_role,
         gateway_name: rows.gateway.name,
         gateway_key: rows.gateway.public_key,
         gateway_active: rows.gateway.active,

@@ -4,6 +4,7 @@ mod evaluate;
 mod facts;
 mod finding;
 mod firewall;
+mod shared;
 
 use crate::config::{Source, load};
 use crate::error::CommandError;

@@ -37,6 +37,7 @@ fn healthy() -> Facts {
             schema_version: gatepost::store::SCHEMA_VERSION,
             wrong_rights: vec![],
             refusals: vec![],
+            shared_role: None,
             gateway_name: "fra-1".into(),
             gateway_key: KeyText::Key(key(OURS)),
             gateway_active: true,
