@@ -12,6 +12,10 @@ const MANY: usize = 100;
 /// Between two calls that hold the bell, and between two signs of life.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
+/// A look that takes longer gives no sign of life: what was committed since it began waits for the next one,
+/// and agents take a sign for a promise that it does not wait for long.
+const LOOK_FOR_A_SIGN: Duration = Duration::from_secs(1);
+
 /// What is due next, by this host's steady clock.
 #[derive(Debug, Clone)]
 pub struct Rhythm {
@@ -33,10 +37,10 @@ impl Rhythm {
         now >= self.hold_at
     }
 
-    /// A sign of life is due. To be given only after a look that succeeded.
+    /// A sign of life is due, after a look that succeeded and began then.
     #[must_use]
-    pub fn must_sign(&self, now: Instant) -> bool {
-        now >= self.sign_at
+    pub fn must_sign(&self, look_began: Instant, now: Instant) -> bool {
+        now >= self.sign_at && now.saturating_duration_since(look_began) <= LOOK_FOR_A_SIGN
     }
 
     /// The bell was held, or another one is.
@@ -100,11 +104,14 @@ mod tests {
     fn bell_that_lost_its_hold_asks_for_it_at_once_and_then_each_second() {
         let now = Instant::now();
         let mut rhythm = Rhythm::new(now);
-        assert!(rhythm.must_hold(now) && rhythm.must_sign(now));
+        assert!(rhythm.must_hold(now) && rhythm.must_sign(now, now));
+        assert!(rhythm.must_sign(now, now + LOOK_FOR_A_SIGN));
+        let late = now + LOOK_FOR_A_SIGN + LOOK_EVERY;
+        assert!(!rhythm.must_sign(now, late), "the look took too long");
         rhythm.held(now);
         rhythm.signed(now);
         let soon = now + Duration::from_millis(999);
-        assert!(!rhythm.must_hold(soon) && !rhythm.must_sign(soon));
+        assert!(!rhythm.must_hold(soon) && !rhythm.must_sign(soon, soon));
         rhythm.looked(soon, &Ring::NotHeld);
         assert!(rhythm.must_hold(soon));
         rhythm.held(soon);

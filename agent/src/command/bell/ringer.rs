@@ -75,6 +75,7 @@ impl Ringer {
                     continue;
                 }
             }
+            let look_began = Instant::now();
             let rung = self.store.ring(&self.name).await.map_err(Trouble::Database)?;
             Counts::add(&self.counts.looks, 1);
             rhythm.looked(Instant::now(), &rung);
@@ -84,7 +85,7 @@ impl Ringer {
                 let hints = if everyone_is_due { Ring::Everyone } else { rung };
                 self.publish(&line, &hints).await.map_err(Trouble::Broker)?;
                 everyone_is_due = false;
-                if rhythm.must_sign(Instant::now()) {
+                if rhythm.must_sign(look_began, Instant::now()) {
                     line.publish(SIGNS_OF_LIFE.to_owned()).await.map_err(Trouble::Broker)?;
                     rhythm.signed(Instant::now());
                 }
