@@ -32,6 +32,12 @@ demo: ## Show Gatepost at work on this machine, in namespaces that go away again
 demo-keep: ## Show Gatepost at work and leave it running to play with (root)
 	@tests/demo.sh --keep
 
+.PHONY: fleet fleet-trial
+fleet: ## Start ten gateways on a database that fails over, with NATS, PgBouncer and bells, to play with (root)
+	@deploy/fleet/fleet.sh
+fleet-trial: ## Start them, kill what they depend on, and see that nothing is missed and no ping lost (root)
+	@deploy/fleet/fleet.sh --trial
+
 .PHONY: install-deps
 install-deps: ## Install what demo, tests and benchmarks need from the distribution
 	@tests/install-deps.sh demo test guest bench deny deb
@@ -77,6 +83,7 @@ test-package: ## Install, kill and upgrade the Debian package under systemd in t
 nightly_rounds := 20
 .PHONY: nightly
 nightly: test-unit test-postgres test-postgres-versions test-netns test-package ## Run every tier, all tests in the guest, PostgreSQL 13 to 18, properties and packets with new seeds (root)
+	deploy/fleet/fleet.sh --trial
 	tests/guest/suite --all $(netns_targets) $(firewall_targets)
 	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done
 	for round in 1 2 3; do GATEPOST_TEST_BACKEND=userspace GATEPOST_TEST_ROUNDS=200 $(cargo_test) --quiet --test packets; done

@@ -2,7 +2,7 @@
 # Installs what a tier needs and the machine lacks, from the distribution's own packages (Debian 12
 # and later, Ubuntu 24.04 and later). Says nothing and needs no root when nothing is missing.
 #
-#   tests/install-deps.sh TIER...        tiers: build demo test versions guest bench deny deb arm64
+#   tests/install-deps.sh TIER...        tiers: build demo test versions fleet guest bench deny deb arm64
 set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # One of each major version; the table in docs/databases.md names them.
@@ -12,9 +12,9 @@ least_rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.
 main() {
 	local tier
 	missing=()
-	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test versions guest bench deny deb arm64)"
+	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test versions fleet guest bench deny deb arm64)"
 	for tier in "$@"; do
-		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, versions, guest, bench, deny, deb or arm64"
+		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, versions, fleet, guest, bench, deny, deb or arm64"
 		"tier_$tier"
 	done
 	if [[ ${#missing[@]} -gt 0 ]]; then
@@ -78,6 +78,13 @@ tier_versions() {
 tier_bench() {
 	tier_test
 	need conntrack conntrack
+}
+
+tier_fleet() {
+	tier_test
+	need patroni patroni python3-etcd
+	need etcd etcd-server
+	need curl curl
 }
 
 tier_guest() {
