@@ -8,13 +8,14 @@ use crate::config::Config;
 
 /// `[sync]` and `[report]`: the loop's intervals.
 pub fn timing(config: &Config) -> Timing {
-    let sync = &config.sync;
+    let (sync, heartbeat) = (&config.sync, config.report.heartbeat);
     Timing {
         poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(1)),
         safety_poll_interval: sync.poll_interval.unwrap_or(Duration::from_secs(10)),
         resync_interval: sync.resync_interval,
         report_interval: config.report.interval,
-        heartbeat: config.report.heartbeat,
+        heartbeat: heartbeat.unwrap_or(Duration::from_secs(10)),
+        heartbeat_among_many: heartbeat.unwrap_or(Duration::from_secs(60)),
         seed: u64::from(std::process::id()),
     }
 }

@@ -67,8 +67,8 @@ impl Reloader {
         self.store.follow(database_source(config.clone()))?;
         // `load` has parsed it.
         let _ = set_filter(&config.log.filter);
-        let Timing { report_interval, heartbeat, .. } = timing(&config);
-        let timing = Timing { report_interval, heartbeat, ..self.timing };
+        let Timing { report_interval, heartbeat, heartbeat_among_many, .. } = timing(&config);
+        let timing = Timing { report_interval, heartbeat, heartbeat_among_many, ..self.timing };
         let options = Box::new(Reloaded {
             local: Arc::clone(&local),
             timing,

@@ -1,7 +1,8 @@
 //! The bell: whether it is heard, and since when it is silent.
 //!
 //! `gatepost bell` gives a sign of life each second. An agent that does not hear it does not hear of
-//! changes either, so it asks for them at the interval of poll mode.
+//! changes either, so it asks for them at the interval of poll mode. It also does that where it hears
+//! signs of life and no hints: the broker may refuse them, or another program may give the signs.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,6 +10,10 @@ use super::clock::Now;
 
 /// A bell that gives no sign of life for so long is silent.
 pub(super) const SILENT_AFTER: Duration = Duration::from_secs(3);
+
+/// A bell whose sign of life is heard so long after a change was found has looked since: it gives none after
+/// a look that takes longer.
+const RINGS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the agent heard of the bell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +31,8 @@ pub enum BellNews {
 pub(super) struct Bell {
     state: State,
     trouble: Option<String>,
+    /// Since when it gives signs of life, but no hints.
+    mute: Option<SystemTime>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,12 +62,15 @@ impl Bell {
     pub fn hears(&mut self, news: BellNews, now: Now) -> Option<BellChange> {
         match news {
             BellNews::Expected => {
-                self.state = State::Silent { since: now, said: false };
+                (self.state, self.mute) = (State::Silent { since: now, said: false }, None);
                 None
             }
             BellNews::Alive => {
                 let was_heard = self.is_heard();
                 (self.state, self.trouble) = (State::Heard { at: now.instant }, None);
+                if !was_heard {
+                    self.mute = None;
+                }
                 (!was_heard).then_some(BellChange::Heard)
             }
             BellNews::Trouble(trouble) => {
@@ -72,6 +82,31 @@ impl Bell {
 
     pub const fn is_heard(&self) -> bool {
         matches!(self.state, State::Heard { .. })
+    }
+
+    /// It is heard, and its hints come as far as is known.
+    pub const fn is_followed(&self) -> bool {
+        self.is_heard() && self.mute.is_none()
+    }
+
+    /// Whether it has given no hint of a change that was found then, although it looked since.
+    pub fn owes_hint(&self, found_at: Instant) -> bool {
+        matches!(self.state, State::Heard { at } if at >= found_at + RINGS_WITHIN)
+    }
+
+    /// Its hints do not come.
+    pub const fn distrust(&mut self, now: Now) {
+        self.mute = Some(now.wall);
+    }
+
+    /// A hint came. Says whether that is news.
+    pub const fn hinted(&mut self) -> bool {
+        self.mute.take().is_some()
+    }
+
+    /// Since when it gives signs of life, but no hints.
+    pub fn mute_since(&self) -> Option<SystemTime> {
+        self.mute.filter(|_| self.is_heard())
     }
 
     /// When [`Self::let_time_pass`] has something to say.
@@ -144,6 +179,24 @@ mod tests {
         assert_eq!(bell.silence(), Some(Silence { since: now.wall, trouble }));
         assert_eq!(bell.hears(BellNews::Alive, now), Some(BellChange::Heard));
         assert_eq!(bell.silence(), None);
+    }
+
+    #[test]
+    fn a_bell_owes_a_hint_once_it_gave_a_sign_of_life_long_enough_after_the_change() {
+        let (found, mut bell) = (start(), Bell::default());
+        bell.hears(BellNews::Alive, later(found, RINGS_WITHIN / 2));
+        assert!(!bell.owes_hint(found.instant), "it may have looked before");
+        bell.hears(BellNews::Alive, later(found, RINGS_WITHIN));
+        assert!(bell.owes_hint(found.instant) && bell.is_followed());
+        bell.distrust(found);
+        assert!(bell.is_heard() && !bell.is_followed() && bell.mute_since() == Some(found.wall));
+        assert!(bell.hinted() && !bell.hinted() && bell.is_followed());
+        // A silent bell is another trouble, and one that is heard again is trusted.
+        bell.distrust(found);
+        bell.let_time_pass(later(found, RINGS_WITHIN + SILENT_AFTER));
+        assert_eq!((bell.owes_hint(found.instant), bell.mute_since()), (false, None));
+        bell.hears(BellNews::Alive, later(found, RINGS_WITHIN + SILENT_AFTER));
+        assert!(bell.is_followed());
     }
 
     #[test]

@@ -28,8 +28,10 @@ pub enum Event {
     Disconnected {
         error: DatabaseError,
     },
-    /// A notification from the database arrived, or a hint.
+    /// A notification from the database arrived.
     Notified,
+    /// A hint arrived from the broker.
+    Hinted,
     /// The kernel announced a change.
     KernelChanged {
         why: String,

@@ -109,8 +109,12 @@ impl Machine {
                 self.notices.complain(Trouble::Database, note, now.instant);
             }
             Event::Notified => self.source.notified(now),
+            Event::Hinted => self.notices.say_all(self.source.hinted(now)),
             Event::Bell(news) => self.notices.say_all(self.source.bell_news(news, now)),
-            Event::Gateways { count } => self.source.gateways(count, now),
+            Event::Gateways { count } => {
+                self.source.gateways(count, now);
+                self.follow_timing();
+            }
             Event::Unannounced { tables } => self.notices.say_all(self.source.unannounced(tables)),
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),
             Event::Read(answer) => self.rows_read(answer, now),

@@ -28,6 +28,7 @@ mod notices;
 mod notifications;
 mod options;
 mod outbox;
+mod pace;
 mod pass;
 mod proof;
 mod row_status;

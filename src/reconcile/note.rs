@@ -98,6 +98,10 @@ pub enum Note {
     },
     /// A bell is heard, for the first time or again.
     BellHeard,
+    /// A bell is heard, but gave no hint of a change.
+    HintsMissed,
+    /// Hints come again.
+    HintsAgain,
     /// Changes to these tables are not announced.
     Unannounced {
         tables: Vec<String>,
@@ -315,6 +319,11 @@ impl fmt::Display for Note {
                 )
             }
             Self::BellHeard => f.write_str("the bell is heard"),
+            Self::HintsMissed => f.write_str(
+                "the bell is heard, but gave no hint of a change: this gateway polls until hints come. \
+                 Compare its id with its user's permissions at the broker",
+            ),
+            Self::HintsAgain => f.write_str("hints come again"),
             Self::Unannounced { tables } => f.write_str(&not_announced(tables)),
             Self::AnnouncedAgain => f.write_str("changes to all tables are announced again"),
             Self::OtherEpoch { why } => write!(f, "read everything again: {why}"),

@@ -11,7 +11,7 @@ const NOTIFY_WITHIN: Duration = Duration::from_secs(2);
 pub(super) struct Notifications {
     /// What came since the last read began.
     announcement: Announcement,
-    /// When a notification that has not come counts as missed.
+    /// When changes were found whose notification has not come.
     suspicion: Option<Instant>,
     /// Tables whose changes are not announced.
     unannounced: Vec<String>,
@@ -88,18 +88,20 @@ impl Notifications {
     /// not, it may still be on the way.
     pub fn found(&mut self, asked_by: Announcement, now: Instant) {
         if asked_by == Announcement::None && self.announcement == Announcement::None {
-            self.suspicion = Some(now + NOTIFY_WITHIN);
+            self.suspicion = Some(now);
         }
     }
 
     /// When a notification counts as missed.
-    pub const fn due(&self) -> Option<Instant> {
-        self.suspicion
+    pub fn due(&self) -> Option<Instant> {
+        self.suspicion.map(|found_at| found_at + NOTIFY_WITHIN)
     }
 
-    /// Whether a notification counts as missed now.
-    pub fn let_time_pass(&mut self, now: Instant) -> bool {
-        let missed = self.suspicion.take_if(|at| *at <= now).is_some();
+    /// Whether a notification counts as missed now. `is_owed` says whether one should have come for changes
+    /// that were found then.
+    pub fn let_time_pass(&mut self, now: Instant, is_owed: impl FnOnce(Instant) -> bool) -> bool {
+        let found_at = self.suspicion.take_if(|found_at| *found_at + NOTIFY_WITHIN <= now);
+        let missed = found_at.is_some_and(is_owed);
         self.missed += u64::from(missed);
         missed
     }
@@ -129,8 +131,9 @@ mod tests {
                 notifications.notified(now);
             }
             notifications.found(asked_by, now);
-            assert!(!notifications.let_time_pass(now));
-            assert_eq!(notifications.let_time_pass(now + NOTIFY_WITHIN), !notified);
+            let owed = |found_at| found_at == now;
+            assert!(!notifications.let_time_pass(now, owed));
+            assert_eq!(notifications.let_time_pass(now + NOTIFY_WITHIN, owed), !notified);
             assert_eq!(notifications.missed(), u64::from(!notified));
         }
     }

@@ -81,6 +81,8 @@ pub struct Timing {
     pub report_interval: Duration,
     /// Between two writes of `last_sync_at`; each rests on a reading of the kernel or a glance at it.
     pub heartbeat: Duration,
+    /// As [`Timing::heartbeat`], where more than [`MANY_GATEWAYS`] share the database.
+    pub heartbeat_among_many: Duration,
     /// Seed of the jitter that keeps a fleet from asking all at once.
     pub seed: u64,
 }
@@ -96,10 +98,14 @@ impl Timing {
             resync_interval: second,
             report_interval: second,
             heartbeat: second,
+            heartbeat_among_many: second,
             seed: 1,
         }
     };
 }
+
+/// Above this many gateways, heartbeats cost the database more than all else that it does for an idle fleet.
+const MANY_GATEWAYS: u32 = 1_000;
 
 /// All gateways of a database together ask it at most so often a second.
 const QUESTIONS_PER_SEC: u32 = 200;
@@ -111,6 +117,14 @@ const READING_SHARE: u32 = 200;
 const LONGEST_COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Timing {
+    /// With the heartbeat for so many gateways.
+    #[must_use]
+    pub fn among(self, gateways: u32) -> Self {
+        let is_many = gateways > MANY_GATEWAYS;
+        let heartbeat = if is_many { self.heartbeat_among_many } else { self.heartbeat };
+        Self { heartbeat, ..self }
+    }
+
     /// How long an agent that hears nothing waits before it asks for changes.
     #[must_use]
     pub fn question_interval(&self, mode: Mode, gateways: u32) -> Duration {

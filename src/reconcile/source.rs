@@ -1,8 +1,10 @@
 //! The database's side: the connection, what to read and when, and the database's clock.
 
+mod view;
+
 use std::time::{Duration, Instant, SystemTime};
 
-use super::bell::{Bell, BellChange, BellNews, Silence};
+use super::bell::{Bell, BellChange, BellNews};
 use super::clock::Now;
 use super::error::DatabaseError;
 use super::event::{Action, ReadAnswer, ReadKind};
@@ -10,7 +12,10 @@ use super::mode::Mode;
 use super::note::Note;
 use super::notifications::{Announcement, Notifications};
 use super::options::Timing;
+use super::pace::Pace;
 use crate::store::Backoff;
+use view::SourceFigures;
+pub(super) use view::SourceView;
 
 /// A notification ends the wait before a failed read is made again, at most once in this time.
 const RETRY_GAP: Duration = Duration::from_secs(1);
@@ -27,6 +32,9 @@ pub(super) struct Source {
     /// The database's clock as the last read told it, and when that was.
     clock: Option<(SystemTime, Instant)>,
     wanted: Option<ReadKind>,
+    /// A hint came that no read has answered.
+    is_hinted: bool,
+    pace: Pace,
     reading: Option<Reading>,
     notifications: Notifications,
     bell: Bell,
@@ -67,15 +75,6 @@ struct Reading {
     began_at: Instant,
 }
 
-/// Figures that only grow.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct SourceFigures {
-    pub notifications: u64,
-    pub notify_missed: u64,
-    pub full_reads: u64,
-    pub change_reads: u64,
-}
-
 /// What time alone brought about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Elapsed {
@@ -85,30 +84,6 @@ pub(super) struct Elapsed {
     pub notify_missed: bool,
     /// What to say of the bell.
     pub bell: Option<Note>,
-}
-
-/// What readers see.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SourceView<'a> {
-    /// `None`: the database is unreachable.
-    pub mode: Option<Mode>,
-    /// Between two questions in poll mode.
-    pub poll_interval: Option<Duration>,
-    /// Hints were chosen, although none may be heard at the moment.
-    pub follows_bell: bool,
-    pub hears_bell: bool,
-    /// Why no bell is heard that should be.
-    pub silence: Option<Silence<'a>>,
-    /// Why the last attempt to connect failed, until one succeeds.
-    pub error: Option<&'a DatabaseError>,
-    /// The next attempt to connect has not begun.
-    pub is_down: bool,
-    pub misfit: Option<&'a DatabaseError>,
-    pub since: SystemTime,
-    pub unannounced: &'a [String],
-    pub reads_wanted: bool,
-    pub figures: SourceFigures,
-    pub resync_interval: Duration,
 }
 
 impl Source {
@@ -121,6 +96,8 @@ impl Source {
             since: now.wall,
             clock: None,
             wanted: Some(ReadKind::Everything),
+            is_hinted: false,
+            pace: Pace::new(now.instant),
             reading: None,
             notifications: Notifications::default(),
             bell: Bell::default(),
@@ -136,10 +113,10 @@ impl Source {
         }
     }
 
-    /// The mode in force: without a bell that is heard, hints are no way to learn of changes.
+    /// The mode in force: without a bell that is heard and rings, hints are no way to learn of changes.
     pub const fn mode(&self) -> Option<Mode> {
         match self.connection {
-            Connection::Up { mode: Mode::Hints } if !self.bell.is_heard() => Some(Mode::Poll),
+            Connection::Up { mode: Mode::Hints } if !self.bell.is_followed() => Some(Mode::Poll),
             Connection::Up { mode } => Some(mode),
             Connection::Connecting { .. } | Connection::Down { .. } => None,
         }
@@ -169,42 +146,17 @@ impl Source {
         self.notifications.announce_all()
     }
 
-    pub fn view(&self) -> SourceView<'_> {
-        SourceView {
-            mode: self.mode(),
-            poll_interval: (self.mode() == Some(Mode::Poll))
-                .then(|| self.timing.poll_interval_among(self.gateways)),
-            follows_bell: matches!(self.connection, Connection::Up { mode: Mode::Hints }),
-            hears_bell: self.bell.is_heard(),
-            silence: self.bell.silence(),
-            error: match &self.connection {
-                Connection::Down { error, .. } | Connection::Connecting { error } => error.as_ref(),
-                Connection::Up { .. } => None,
-            },
-            is_down: self.is_down(),
-            misfit: self.misfit.as_ref(),
-            since: self.since,
-            unannounced: self.notifications.unannounced(),
-            reads_wanted: self.wanted.is_some(),
-            figures: SourceFigures {
-                notifications: self.notifications.received(),
-                notify_missed: self.notifications.missed(),
-                ..self.figures
-            },
-            resync_interval: self.timing.resync_interval,
-        }
-    }
-
     /// When [`Self::let_time_pass`] or [`Self::begin_connect`] has something to do next.
     pub fn due(&self, now: Now) -> Option<Instant> {
         let dues = match &self.connection {
-            Connection::Down { retry_at, .. } => [Some(*retry_at), None, None],
-            Connection::Connecting { .. } => [None; 3],
+            Connection::Down { retry_at, .. } => [Some(*retry_at), None, None, None],
+            Connection::Connecting { .. } => [None; 4],
             Connection::Up { .. } => {
                 let waits = self.wanted.is_some() && self.reading.is_none();
                 // A retry whose time has come waits for the job under way, not for the timer.
                 let retry = self.retry_read.filter(|at| waits && *at > now.instant);
-                [Some(self.next_poll), Some(self.next_resync), retry]
+                let hint = self.pace.next_at().filter(|at| self.is_hinted && *at > now.instant);
+                [Some(self.next_poll), Some(self.next_resync), retry, hint]
             }
         };
         dues.into_iter().chain([self.notifications.due(), self.bell.due()]).flatten().min()
@@ -215,10 +167,7 @@ impl Source {
         if self.bell.let_time_pass(now) == Some(BellChange::Silent) {
             let trouble = self.bell.silence().and_then(|it| it.trouble).map(ToOwned::to_owned);
             elapsed.bell = Some(Note::BellSilent { trouble });
-            // The whole fleet hears it fall silent at once, and does not ask at once.
-            let within = self.timing.poll_interval_among(self.gateways);
-            let first = now.instant + within.mul_f64(self.random.f64());
-            self.next_poll = self.next_poll.min(first);
+            self.poll_soon(now);
         }
         if let Some(mode) = self.mode() {
             if now.instant >= self.next_resync {
@@ -231,8 +180,27 @@ impl Source {
                 self.want(ReadKind::Changes);
             }
         }
-        elapsed.notify_missed = self.notifications.let_time_pass(now.instant);
+        let (follows_bell, bell) = (self.follows_bell(), &self.bell);
+        let is_owed = |found_at| !follows_bell || bell.owes_hint(found_at);
+        let missed = self.notifications.let_time_pass(now.instant, is_owed);
+        elapsed.notify_missed = missed && !follows_bell;
+        if missed && follows_bell {
+            self.bell.distrust(now);
+            self.poll_soon(now);
+            elapsed.bell = Some(Note::HintsMissed);
+        }
         elapsed
+    }
+
+    /// The whole fleet may hear the bell no more at once, and does not ask at once.
+    fn poll_soon(&mut self, now: Now) {
+        let within = self.timing.poll_interval_among(self.gateways);
+        let first = now.instant + within.mul_f64(self.random.f64());
+        self.next_poll = self.next_poll.min(first);
+    }
+
+    const fn follows_bell(&self) -> bool {
+        matches!(self.connection, Connection::Up { mode: Mode::Hints })
     }
 
     /// Until the database is asked again although nothing was heard. Never quite alike, so that a
@@ -251,9 +219,20 @@ impl Source {
     /// Takes in how many gateways share the database. Fewer of them may ask more often.
     pub fn gateways(&mut self, count: u32, now: Now) {
         self.gateways = count;
+        self.pace.among(count);
         if let Some(mode) = self.mode() {
             self.next_poll = self.next_poll.min(now.instant + self.until_next_poll(mode));
         }
+    }
+
+    /// Follows these intervals from now on.
+    pub const fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
+    }
+
+    /// The intervals for the gateways that share the database.
+    pub fn timing(&self) -> Timing {
+        self.timing.among(self.gateways)
     }
 
     /// Does not wait any longer before it connects again.
@@ -300,10 +279,21 @@ impl Source {
     }
 
     pub fn notified(&mut self, now: Now) {
+        self.announced(now);
+        self.want(ReadKind::Changes);
+    }
+
+    /// A hint came: it is answered by a read, but not at any pace. Returns what to say about it.
+    pub fn hinted(&mut self, now: Now) -> Option<Note> {
+        self.announced(now);
+        self.is_hinted = true;
+        self.bell.hinted().then_some(Note::HintsAgain)
+    }
+
+    fn announced(&mut self, now: Now) {
         self.notifications.notified(now.instant);
         // It may tell of the correction that a failed read waits for.
         self.retry_read = self.retry_read.map(|at| at.min(self.earliest_retry(now)));
-        self.want(ReadKind::Changes);
     }
 
     /// When a read that was announced may follow the last one.
@@ -335,7 +325,12 @@ impl Source {
         if self.reading.is_some() || !self.is_connected() || !may_read {
             return None;
         }
+        if self.wanted.is_none() && self.is_hinted && self.pace.allows(now.instant) {
+            self.pace.take(now.instant);
+            self.want(ReadKind::Changes);
+        }
         let kind = enough(self.wanted.take()?);
+        self.is_hinted = false;
         self.retry_read = None;
         self.read_at = Some(now.instant);
         let announcement = self.notifications.begin_read();

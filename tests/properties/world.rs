@@ -33,6 +33,7 @@ pub fn options() -> MachineOptions {
             resync_interval: Duration::from_secs(600),
             report_interval: Duration::from_secs(15),
             heartbeat: Duration::from_secs(10),
+            heartbeat_among_many: Duration::from_secs(60),
             seed: 1,
         },
         max_removed: MaxRemoved::Percent(50),

@@ -130,6 +130,7 @@ fn options(bytes: &mut Bytes<'_>) -> MachineOptions {
             resync_interval: 600 * SECOND,
             report_interval: 15 * SECOND,
             heartbeat: 10 * SECOND,
+            heartbeat_among_many: 60 * SECOND,
             seed: u64::from(bytes.next()),
         },
         max_removed: MaxRemoved::Percent(50),

@@ -250,7 +250,7 @@ fn check_ranges(config: &Config, overrides: &Overrides) -> Result<(), ConfigErro
         ("sync", "poll_interval", sync.poll_interval, Duration::from_millis(100)),
         ("sync", "resync_interval", Some(sync.resync_interval), Duration::from_secs(10)),
         ("sync", "statement_timeout", Some(sync.statement_timeout), Duration::from_secs(1)),
-        ("report", "heartbeat", Some(config.report.heartbeat), Duration::from_secs(1)),
+        ("report", "heartbeat", config.report.heartbeat, Duration::from_secs(1)),
         ("report", "interval", Some(config.report.interval), Duration::from_secs(1)),
     ];
     for (section, key, value, least) in at_least {

@@ -267,8 +267,8 @@ impl Default for Stale {
 #[serde(default, deny_unknown_fields)]
 pub struct Report {
     /// `last_sync_at` is rewritten at least this often while it stays true.
-    #[serde(deserialize_with = "value::duration")]
-    pub heartbeat: Duration,
+    #[serde(deserialize_with = "value::optional_duration")]
+    pub heartbeat: Option<Duration>,
     /// The shortest time between two reports of handshakes.
     #[serde(deserialize_with = "value::duration")]
     pub interval: Duration,
@@ -276,7 +276,7 @@ pub struct Report {
 
 impl Default for Report {
     fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(10), interval: Duration::from_secs(15) }
+        Self { heartbeat: None, interval: Duration::from_secs(15) }
     }
 }
 

@@ -10,14 +10,21 @@ impl Machine {
     pub(super) fn reload(&mut self, options: Reloaded, now: Now) {
         let Reloaded { local, timing, max_removed, lost_history, stale } = options;
         self.hold.set_limit(max_removed);
-        self.proof.set_heartbeat(timing.heartbeat);
         self.outbox.set_report_interval(timing.report_interval);
-        self.mirror.set_timing(timing);
+        self.source.set_timing(timing);
+        self.follow_timing();
         let touched = self.rows.reload(local, stale, lost_history);
         self.touch(touched, now.instant);
         self.source.want(ReadKind::Everything);
         // A login that was refused may succeed with another password.
         self.source.retry_now(now);
         self.compare_on_purpose(now);
+    }
+
+    /// The heartbeat depends on the number of gateways.
+    pub(super) fn follow_timing(&mut self) {
+        let timing = self.source.timing();
+        self.proof.set_heartbeat(timing.heartbeat);
+        self.mirror.set_timing(timing);
     }
 }

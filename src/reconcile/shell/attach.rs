@@ -156,7 +156,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
         }
         if hints != before.hints {
-            self.handle(Event::Notified);
+            self.handle(Event::Hinted);
         }
     }
 }

@@ -12,6 +12,10 @@ const LISTENERS_AT_MOST: u32 = 50;
 /// not switch all others.
 const LISTEN_AGAIN_AT: u32 = 40;
 
+/// What to do where gateways poll because they are many.
+const FOLLOW_A_BELL: &str =
+    "To hear of changes at once, run `gatepost bell` and set hints.url (docs/scale.md)";
+
 /// The mode that was chosen.
 pub struct Chosen {
     pub mode: Mode,
@@ -98,8 +102,12 @@ pub async fn choose(
         // A session of a pool belongs to a gateway only for a transaction.
         SyncMode::Auto if store.is_pooled() => {
             let attached = store.attach(false).await?;
-            let why = "gateways with a token share sessions, in which none can listen";
-            chosen(Mode::Poll, why, None, Until::ProbedAgain, attached)
+            let mut why =
+                "gateways with a token share sessions, in which none can listen".to_owned();
+            if attached.gateways > LISTENERS_AT_MOST {
+                why = format!("{why}. {FOLLOW_A_BELL}");
+            }
+            chosen(Mode::Poll, &why, None, Until::ProbedAgain, attached)
         }
         SyncMode::Auto => {
             let attached = store.attach(present.mode == Some(Mode::Listen)).await?;
@@ -130,7 +138,7 @@ pub(super) fn suits(gateways: u32, present: Option<Mode>) -> (Mode, String) {
     if gateways > LISTENERS_AT_MOST {
         let why = format!(
             "{gateways} gateways share this database; above {LISTENERS_AT_MOST} each commit would \
-             wake all of them"
+             wake all of them. {FOLLOW_A_BELL}"
         );
         (Mode::Poll, why)
     } else if gateways > at_most {

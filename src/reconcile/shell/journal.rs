@@ -26,7 +26,7 @@ pub(super) fn say(note: &Note) {
         }
         Note::HistoryFollowed { peers, .. } => info!(message_id, ?peers, "{note}"),
         Note::AnnouncedAgain | Note::Over(_) => info!(message_id, "{note}"),
-        Note::BellHeard => info!(message_id, "{note}"),
+        Note::BellHeard | Note::HintsAgain => info!(message_id, "{note}"),
         Note::BellSilent { trouble } => warn!(message_id, ?trouble, "{note}"),
         Note::Unannounced { tables } => warn!(message_id, ?tables, "{note}"),
         Note::Released { peer, name } => {
@@ -68,7 +68,11 @@ pub(super) fn say(note: &Note) {
         Note::Stale { since, policy } => {
             warn!(message_id, away_secs = since.as_secs(), ?policy, "{note}");
         }
-        Note::Restored { .. } | Note::GatewayInactive | Note::Ignored(_) | Note::NotifyMissed => {
+        Note::Restored { .. }
+        | Note::GatewayInactive
+        | Note::Ignored(_)
+        | Note::NotifyMissed
+        | Note::HintsMissed => {
             warn!(message_id, "{note}");
         }
     }
@@ -92,6 +96,7 @@ impl Note {
             Self::NotConverged { .. } => "025278c9fee943ef89c66cfde16b13af",
             Self::Stale { .. } => "12586575cdf441dba5a21eb19840a2d7",
             Self::BellSilent { .. } => "c41a7f0e5d2b4c6f8e93b7a1d60f2e58",
+            Self::HintsMissed => "a3abedcc52ab404895fe0317f1a6d4d4",
             Self::Unannounced { .. } => "3d27fae035eb4671bfbbcd87afd81861",
             Self::HistoryLost { .. } => "da2e7f71c87446c1baf42764b984633e",
             Self::StepRefused { .. } => "37e836371fde4ac89ad47236b66da6c7",
@@ -128,6 +133,7 @@ mod tests {
         explained(&Note::Over(crate::reconcile::Trouble::Database));
         explained(&Note::DriftRepaired { steps: 1, first: Vec::new(), why });
         explained(&Note::BellSilent { trouble: None });
+        explained(&Note::HintsMissed);
         explained(&Note::HeldBack(crate::plan::guard::HeldBack { removals: 9, of: 9 }));
         explained(&Note::NoSealingKey { peers: 9 });
         let peer = crate::model::PeerId(uuid::Uuid::nil());
@@ -151,7 +157,7 @@ mod tests {
         explained(&Note::ReportsRefused(crate::store::Refusal { why: String::new(), since }));
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            24,
+            25,
             "and the agent's start, what is denied, and a bell's entries"
         );
     }

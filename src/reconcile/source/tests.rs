@@ -100,16 +100,93 @@ fn gateways_whose_bell_falls_silent_poll_and_do_not_all_ask_at_once() {
 fn however_many_hints_come_one_read_is_under_way_and_one_waits() {
     let now = start();
     let mut source = listening(now);
-    source.notified(now);
+    source.hinted(now);
     assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
     for _ in 0..1_000 {
-        source.notified(now);
+        source.hinted(now);
         assert_eq!(begin_read(&mut source, now), None, "a read is under way");
     }
     source.end_read(&Ok(nothing_changed(now.wall)), true, now);
     assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
     source.end_read(&Ok(nothing_changed(now.wall)), true, now);
     assert_eq!(begin_read(&mut source, now), None, "nothing waits");
+}
+
+/// A thousand gateways, to which another program publishes hints without end.
+#[test]
+fn a_flood_of_hints_causes_reads_at_a_steady_pace_and_the_last_one_is_answered() {
+    let (start, mut reads) = (start(), 0);
+    let mut now = start;
+    let mut source = listening(now);
+    source.gateways(1_000, now);
+    for millis in 0..1_000 {
+        now = later(start, Duration::from_millis(millis));
+        source.hinted(now);
+        if begin_read(&mut source, now).is_some() {
+            source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+            reads += 1;
+        }
+    }
+    assert_eq!(reads, 23, "twenty at once, and four a second");
+    let due = source.due(now).unwrap();
+    assert!(due <= now.instant + Duration::from_millis(250), "it is forgotten");
+    // One that a timer asks for answers the hint as well, and is not held up.
+    source.want(ReadKind::Changes);
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
+    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    let now = later(now, SECOND);
+    assert_eq!(begin_read(&mut source, now), None);
+    source.hinted(now);
+    assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
+}
+
+#[test]
+fn a_bell_whose_hints_do_not_come_is_not_followed_until_one_comes() {
+    let now = start();
+    let mut source = source(now);
+    source.bell_news(BellNews::Expected, now);
+    source.bell_news(BellNews::Alive, now);
+    source.connected(Mode::Hints, now);
+    begin_read(&mut source, now).unwrap();
+    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    let find_by_timer = |source: &mut Source, now: Now| {
+        source.want(ReadKind::Changes);
+        begin_read(source, now).unwrap();
+        source.end_read(&Ok(changed(now.wall)), true, now);
+    };
+    // Its hint comes a little later than the timer.
+    find_by_timer(&mut source, now);
+    source.hinted(now);
+    begin_read(&mut source, now).unwrap();
+    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    let now = later(now, 2 * SECOND);
+    source.bell_news(BellNews::Alive, now);
+    assert_eq!(source.let_time_pass(now).bell, None);
+
+    find_by_timer(&mut source, now);
+    let now = later(now, 2 * SECOND);
+    source.bell_news(BellNews::Alive, now);
+    let elapsed = source.let_time_pass(now);
+    assert_eq!((elapsed.bell, elapsed.notify_missed), (Some(Note::HintsMissed), false));
+    assert_eq!((source.mode(), source.view().poll_interval), (Some(Mode::Poll), Some(SECOND)));
+    assert!(source.next_poll <= now.instant + SECOND, "it asks soon");
+    assert_eq!(
+        (source.view().mute_since, source.view().figures.notify_missed),
+        (Some(now.wall), 1)
+    );
+    assert_eq!(source.hinted(now), Some(Note::HintsAgain));
+    assert_eq!((source.mode(), source.view().mute_since), (Some(Mode::Hints), None));
+}
+
+#[test]
+fn heartbeats_of_more_than_a_thousand_gateways_are_a_minute_apart() {
+    let now = start();
+    let mut source = source(now);
+    source.set_timing(Timing { heartbeat_among_many: 60 * SECOND, ..Timing::SECONDS });
+    for (gateways, heartbeat) in [(1, SECOND), (1_000, SECOND), (1_001, 60 * SECOND)] {
+        source.gateways(gateways, now);
+        assert_eq!(source.timing().heartbeat, heartbeat, "{gateways}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The status as of now. Every figure comes from the last proof or reading; none is assumed.
 
+use std::time::SystemTime;
+
 use super::View;
 use super::status::{
     BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus, InterfaceStatus, LagsStatus,
@@ -147,11 +149,15 @@ impl View<'_> {
 
     /// Why this gateway polls although it is to follow a bell.
     fn why_no_hints(&self) -> Option<String> {
-        let waits = self.source.follows_bell && !self.source.hears_bell;
-        waits.then(|| match self.source.silence {
-            Some(silence) => bell_is_silent(silence),
-            None => "no bell has been heard yet".to_owned(),
-        })
+        if !self.source.follows_bell {
+            return None;
+        }
+        match (self.source.mute_since, self.source.silence) {
+            (Some(since), _) => Some(bell_is_mute(since)),
+            (None, Some(silence)) => Some(bell_is_silent(silence)),
+            (None, None) if self.source.hears_bell => None,
+            (None, None) => Some("no bell has been heard yet".to_owned()),
+        }
     }
 
     fn peer_counts(&self) -> PeerCounts {
@@ -194,6 +200,12 @@ impl View<'_> {
             let silent = bell_is_silent(silence);
             warnings.push(format!("{silent}: start `gatepost bell`, or see why it is not heard"));
         }
+        if let Some(since) = self.source.mute_since {
+            warnings.push(format!(
+                "{}: compare this gateway's id with its user's permissions at the broker",
+                bell_is_mute(since)
+            ));
+        }
         if let Some(until) = self.rows.lost.values().map(|lost| lost.until).max() {
             let names: Vec<String> =
                 self.rows.lost.values().map(|lost| lost.name.clone()).collect();
@@ -229,4 +241,9 @@ impl View<'_> {
 fn bell_is_silent(silence: Silence<'_>) -> String {
     let since = humantime::format_rfc3339_seconds(silence.since);
     format!("no bell is heard since {since}{}", because(silence.trouble))
+}
+
+fn bell_is_mute(since: SystemTime) -> String {
+    let since = humantime::format_rfc3339_seconds(since);
+    format!("a bell is heard, but its hints do not come since {since}")
 }

@@ -148,6 +148,7 @@ fn machine(gateway: usize) -> MachineOptions {
             resync_interval: Duration::from_secs(600),
             report_interval: Duration::from_secs(15),
             heartbeat: Duration::from_secs(10),
+            heartbeat_among_many: Duration::from_secs(10),
             seed: gateway as u64,
         },
         max_removed: MaxRemoved::default(),
