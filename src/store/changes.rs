@@ -34,7 +34,7 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn changes(&self, since: &Cursor) -> Result<Read, StoreError> {
-        self.explain(self.read_changes(since)).await
+        self.read_in_turns(|| self.read_changes(since)).await
     }
 
     /// The policies that reads have shown.

@@ -113,6 +113,21 @@ impl Store {
         }
     }
 
+    /// Reads, and begins anew while a migration of the control plane holds a table, as it may wait for one
+    /// that this read holds. Adds what differs in the tables if that may be why the read failed.
+    pub(super) async fn read_in_turns<T, F: Future<Output = Result<T, StoreError>>>(
+        &self,
+        read: impl Fn() -> F,
+    ) -> Result<T, StoreError> {
+        for _ in 1..LOCK_TURNS {
+            match self.explain(read()).await {
+                Err(error) if error.is_about_a_lock() => {}
+                answer => return answer,
+            }
+        }
+        self.explain(read()).await
+    }
+
     /// Adds what differs in the tables if that may be why a read failed.
     pub(super) async fn explain<T>(
         &self,
@@ -240,10 +255,18 @@ pub(super) const NEUTRAL: &str = "set statement_timeout = 0; \
     select pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
     where pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
 
+/// Half a second, or less where the server looks for deadlocks sooner than after a second: it ends one of
+/// two transactions that wait for each other, and that must be none of the control plane's.
+const LOCK_TIMEOUT: &str = "select pg_catalog.set_config('lock_timeout', least(500, \
+    extract(epoch from pg_catalog.current_setting('deadlock_timeout')::interval) * 500)::integer::text, false)";
+
+/// How often a read that waits for a lock begins anew, without the locks that it had.
+const LOCK_TURNS: usize = 10;
+
 /// Set after connecting, because poolers refuse start-up options.
 fn session_limits(statement_timeout: Duration) -> String {
     format!(
-        "{NEUTRAL}; set statement_timeout = {}; set lock_timeout = '5s'; \
+        "{NEUTRAL}; set statement_timeout = {}; {LOCK_TIMEOUT}; \
          set idle_in_transaction_session_timeout = '60s'",
         statement_timeout.as_millis()
     )

@@ -190,6 +190,12 @@ impl StoreError {
         matches!(self, Self::Tls { .. } | Self::Method { .. })
     }
 
+    /// Whether another transaction held a lock for longer than this session waits.
+    pub(super) fn is_about_a_lock(&self) -> bool {
+        matches!(self, Self::Query { source, .. }
+            if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
     /// Whether a type, a constraint or a trigger refused the statement's values: the same call with
     /// other values may succeed at once.
     pub(super) fn is_of_the_values(&self) -> bool {
@@ -367,7 +373,7 @@ fn way(error: &tokio_postgres::Error) -> String {
 fn limit_of(error: &tokio_postgres::Error) -> &'static str {
     match error.code().map(SqlState::code) {
         Some("57014") => ": the limit is sync.statement_timeout",
-        Some("55P03") => ": the limit is 5 s; another transaction holds the lock",
+        Some("55P03") => ": another transaction holds the lock",
         _ => "",
     }
 }

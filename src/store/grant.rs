@@ -164,7 +164,7 @@ pub async fn grant_token(
 
 /// A pooler resets what a session has set to what its role has.
 const POOL_SETTINGS: &str = "alter role %1$I set statement_timeout = '35s'; \
-    alter role %1$I set lock_timeout = '5s'; \
+    alter role %1$I set lock_timeout = '500ms'; \
     alter role %1$I set idle_in_transaction_session_timeout = '60s'; \
     alter role %1$I set search_path = pg_catalog, pg_temp; \
     alter role %1$I set default_transaction_isolation = 'read committed'; \

@@ -34,7 +34,7 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn poll(&self, since: &Cursor) -> Result<Polled, StoreError> {
-        self.explain(self.ask_poll(since)).await
+        self.read_in_turns(|| self.ask_poll(since)).await
     }
 
     async fn ask_poll(&self, since: &Cursor) -> Result<Polled, StoreError> {

@@ -35,7 +35,7 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
-        self.explain(self.read_snapshot()).await
+        self.read_in_turns(|| self.read_snapshot()).await
     }
 
     async fn read_snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {

@@ -1,6 +1,11 @@
 //! Neither a writer nor a migration waits for a lock because of a hint, and a mark costs a writer no
 //! transaction id.
 
+use std::time::{Duration, SystemTime};
+
+use gatepost::model::DeviceId;
+use gatepost::store::{Handshake, Read, StoreError};
+
 use crate::world::{World, client};
 
 /// A migration of the control plane holds a table that a hint would look into.
@@ -48,8 +53,8 @@ async fn a_migration_does_not_wait_for_a_table_that_a_hint_read() {
         ("policy_targets", "insert into groups (name) values ('new')"),
         ("gateways", "insert into settings (category, key, value) values ('gateway:g1', 'x', '1')"),
     ] {
-        world.run("begin").await;
-        world.run(write).await;
+        // At once: so the statement begins when its transaction does.
+        world.run(&format!("begin; {write}")).await;
         let lock = format!("begin; lock table {read} in access exclusive mode nowait; rollback");
         migration
             .batch_execute(&lock)
@@ -57,6 +62,49 @@ async fn a_migration_does_not_wait_for_a_table_that_a_hint_read() {
             .unwrap_or_else(|error| panic!("{write}; {read}: {error:?}"));
         world.run("rollback").await;
     }
+}
+
+/// Of two transactions that wait for each other, the server ends the one that began to wait last.
+#[tokio::test]
+async fn a_migration_of_several_tables_is_not_ended_because_of_a_read_or_a_report() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let cursor = world.cursor().await;
+    world.run("update devices set status = 'revoked'").await;
+    let read = migrates_meanwhile(&world, world.store.snapshot()).await;
+    assert_eq!(read.unwrap().0.peers.len(), 1);
+    let read = migrates_meanwhile(&world, world.store.changes(&cursor)).await.unwrap();
+    assert!(matches!(read, Read::Changed(..)), "{read:?}");
+    let (device_id, seen_at) = (DeviceId(ann.device), SystemTime::now());
+    let handshake = Handshake { device_id, first_at: seen_at, seen_at, connected_at: None };
+    world.store.report(&[handshake]).await.unwrap();
+    // What could not be merged waits.
+    let merged = migrates_meanwhile(&world, world.store.merge()).await;
+    assert!(matches!(merged, Err(StoreError::Query { .. })), "{merged:?}");
+    world.store.merge().await.unwrap();
+}
+
+/// Does this while a migration holds `devices`, which then wants a table that is read first.
+async fn migrates_meanwhile<T>(world: &World, work: impl Future<Output = T>) -> T {
+    let migration = client("postgres", &world.database).await;
+    migration.batch_execute("begin; alter table devices add column note text").await.unwrap();
+    let migrates = async {
+        let waits = format!(
+            "select count(*) from pg_stat_activity where usename = '{}' and wait_event_type = 'Lock'",
+            world.role
+        );
+        let begins_to_wait = async {
+            while world.count(&waits).await == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), begins_to_wait).await.expect("nothing waits");
+        // A rewritten table takes longer than `deadlock_timeout`.
+        migration.batch_execute("select pg_sleep(1.5)").await.unwrap();
+        migration.batch_execute("alter table gateways add column note text").await.unwrap();
+        migration.batch_execute("rollback").await.unwrap();
+    };
+    tokio::join!(work, migrates).0
 }
 
 #[tokio::test]
