@@ -17,6 +17,7 @@ mod bell;
 mod certificates;
 mod delta;
 mod failover;
+mod faults;
 mod guest;
 mod hints;
 mod hostile;

@@ -52,15 +52,17 @@ impl Netns {
         output(&mut self.command(words)).status.success()
     }
 
-    /// Runs a closure on a thread of this namespace. Threads and processes that it starts are in
-    /// the namespace too.
+    /// Runs a closure on a thread of this namespace, which has the name of this one. Threads and
+    /// processes that it starts are in the namespace too.
     pub fn enter<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
         let path = format!("/var/run/netns/{}", self.name);
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
         std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
+            let job = || {
                 setns(File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
                 job()
-            });
+            };
+            let thread = std::thread::Builder::new().name(name).spawn_scoped(scope, job).unwrap();
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
