@@ -130,16 +130,26 @@ impl<F: Firewall> Host<F> {
     }
 
     /// What does WireGuard on this link; `None`: nothing that we may use.
-    fn backend_of(&self, link: &Link) -> Result<Option<BackendInUse>, DataplaneError> {
-        Ok(match (link.kind.as_str(), self.settings.backend) {
-            (KIND_WIREGUARD, Backend::Auto | Backend::Kernel) => Some(BackendInUse::Kernel),
-            (KIND_TUN, Backend::Auto | Backend::Userspace)
-                if wireguard::answers(&self.settings.interface)? =>
+    fn backend_of(&mut self, link: &Link) -> Result<Option<BackendInUse>, DataplaneError> {
+        match (link.kind.as_str(), self.settings.backend) {
+            (KIND_WIREGUARD, Backend::Auto | Backend::Kernel) => Ok(Some(BackendInUse::Kernel)),
+            (KIND_TUN, Backend::Auto | Backend::Userspace) => self.find_device(link),
+            _ => Ok(None),
+        }
+    }
+
+    /// The device listens under the name that it was made with, whatever its link is called now, and
+    /// whatever the configuration calls it.
+    fn find_device(&mut self, link: &Link) -> Result<Option<BackendInUse>, DataplaneError> {
+        for name in [Some(self.settings.interface.clone()), link.name.parse().ok()] {
+            if let Some(name) = name
+                && wireguard::answers(&name)?
             {
-                Some(BackendInUse::Userspace)
+                self.userspace.follow(name);
+                return Ok(Some(BackendInUse::Userspace));
             }
-            _ => None,
-        })
+        }
+        Ok(None)
     }
 
     /// Our interface, and other links with our mark.

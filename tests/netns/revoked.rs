@@ -1,7 +1,7 @@
 //! Revocation: it ends a download for good, whatever else is wrong, and other peers lose no packet.
 
 use crate::lab::{
-    Download, LAN_SERVER, LISTEN_PORT, Lab, eventually, policy_rows, revoke_to_last_packet,
+    Download, LAN_SERVER, LISTEN_PORT, Lab, eventually, policy_rows, revoke_under_download,
 };
 
 const ROUNDS: usize = 5;
@@ -19,8 +19,8 @@ fn revocation_stops_every_packet_of_the_peer_and_no_other() {
     bob.connect();
     let others = Download::start(&bob, &lab.lan);
     for round in 0..ROUNDS {
-        let took = revoke_to_last_packet(&lab, &alice);
-        println!("round {round}: {took:?} from the commit to the last packet");
+        let cut = revoke_under_download(&lab, &alice);
+        println!("round {round}, from the commit: {cut:?}");
         others.await_more(100);
     }
     let came = others.came();

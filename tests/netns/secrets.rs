@@ -1,14 +1,12 @@
 //! Where the secrets of a loaded agent are, and where they are not.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Stdio;
 
 use gatepost::model::PrivateKey;
 
-use crate::lab::{Agent, BINARY, GATEWAY, Lab, eventually, run};
+use crate::lab::{Agent, Lab, eventually, run};
 
 /// How often each secret is in the memory of the agent: the places that ARCHITECTURE.md names.
 const COPIES: [(&str, usize); 3] = [("private key", 1), ("sealing key", 1), ("preshared key", 2)];
@@ -61,7 +59,7 @@ fn secrets_are_in_the_places_that_are_named_and_nowhere_else() {
     for client in [&alice, &bob] {
         lab.database.exec(&client.rows());
     }
-    let envelope = seal(&lab, &alice.key, &preshared);
+    let envelope = alice.sealed(&lab, &preshared);
     lab.database.exec(&format!(
         "update wireguard_peers set preshared_key_ciphertext = '{envelope}' where public_key = '{}'",
         alice.key
@@ -115,22 +113,6 @@ fn secrets_are_in_the_places_that_are_named_and_nowhere_else() {
             assert_eq!(secret.found(part).len(), expected, "{} in {}", secret.name, part.place);
         }
     }
-}
-
-fn seal(lab: &Lab, peer: &str, preshared: &str) -> String {
-    let gateway = lab.database.value(&format!("select id from gateways where name = '{GATEWAY}'"));
-    let keys = lab.folder.path().join("psk.keys");
-    let mut sealing = std::process::Command::new(BINARY)
-        .args(["psk", "seal", "--gateway", &gateway, "--peer", peer, "--keys"])
-        .arg(keys)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    sealing.stdin.take().unwrap().write_all(preshared.as_bytes()).unwrap();
-    let sealed = sealing.wait_with_output().unwrap();
-    assert!(sealed.status.success(), "{sealed:?}");
-    String::from_utf8(sealed.stdout).unwrap().trim().to_owned()
 }
 
 /// The pages that the agent may write to and has touched, as runs of neighbours.

@@ -59,7 +59,7 @@ impl<F: Firewall> Host<F> {
                 let removed = rule::remove(&mut self.rtnetlink, rules);
                 alone(removed.map_err(DataplaneError::during("removing rules of the gate")))
             }
-            first => match (self.target(), part(first)) {
+            first => match (self.target_of(first), part(first)) {
                 (Err(error), _) => {
                     let error = Arc::new(error);
                     run.iter().map(|_| Err(Arc::clone(&error))).collect()
@@ -126,12 +126,32 @@ impl<F: Firewall> Host<F> {
         }
     }
 
+    /// The link that a step is about. What only takes away may be done to one that has lost its name, or
+    /// that the configuration calls otherwise by now.
+    fn target_of(&mut self, step: &Step) -> Result<(Link, BackendInUse), DataplaneError> {
+        let taking = matches!(step, Step::RemovePeer { .. } | Step::NarrowPeer { .. });
+        let index = self.link_index.filter(|_| taking);
+        let Some(index) = index.filter(|_| !matches!(self.find(), Ok(Some(_)))) else {
+            return self.target();
+        };
+        let found = link::find_by_index(&mut self.rtnetlink, index)
+            .map_err(DataplaneError::during("looking for our link"))?;
+        match found.filter(|link| link.gateway_id().is_some()) {
+            Some(link) => self.with_backend(link),
+            None => self.target(),
+        }
+    }
+
     /// The link that the plan was made for. Another that has its name now may be anybody's, and one
     /// that lost its name is guarded by no table.
     fn target(&mut self) -> Result<(Link, BackendInUse), DataplaneError> {
         let name = &self.settings.interface;
         let gone = DataplaneError::NoLink(name.as_str().into());
         let link = self.find()?.filter(|link| Some(link.index) == self.link_index).ok_or(gone)?;
+        self.with_backend(link)
+    }
+
+    fn with_backend(&mut self, link: Link) -> Result<(Link, BackendInUse), DataplaneError> {
         match self.backend_of(&link)? {
             Some(backend) => Ok((link, backend)),
             None => Err(DataplaneError::ForeignLink { name: link.name, kind: link.kind }),
@@ -147,6 +167,7 @@ impl<F: Firewall> Host<F> {
             }
             self.await_device_without_link(&name)?;
             spawn_device(&self.settings.device_exe, &name)?;
+            self.userspace.follow(name.clone());
         }
         // Until it is marked, it has neither key nor peer: whoever is killed here leaves a link that
         // the next plan may take over.

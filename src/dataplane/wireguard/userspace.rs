@@ -30,6 +30,11 @@ impl Userspace {
         Self { name, endpoints: Endpoints::default() }
     }
 
+    /// From now on it is the device of this name.
+    pub fn follow(&mut self, name: InterfaceName) {
+        self.name = name;
+    }
+
     /// Reads the device with all its peers.
     pub fn read(&mut self) -> Result<DeviceReading, UserspaceError> {
         let reading = self.get()?;

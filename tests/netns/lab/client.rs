@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -123,11 +124,14 @@ impl Client {
     pub fn dial(&self) {
         let peer = ["set", &self.link, "peer", &self.gateway_key];
         self.space.run("wg", &[&peer[..], &["remove"]].concat());
-        let endpoint = format!("{GATEWAY_WAN}:{LISTEN_PORT}");
-        self.space.run(
-            "wg",
-            &[&peer[..], &["endpoint", &endpoint, "allowed-ips", &NETWORKS.join(",")]].concat(),
-        );
+        let (endpoint, networks) = (format!("{GATEWAY_WAN}:{LISTEN_PORT}"), NETWORKS.join(","));
+        let preshared = self.folder.join("preshared.key");
+        let mut arguments =
+            [&peer[..], &["endpoint", &endpoint, "allowed-ips", &networks]].concat();
+        if preshared.exists() {
+            arguments.extend(["preshared-key", preshared.to_str().unwrap()]);
+        }
+        self.space.run("wg", &arguments);
     }
 
     /// Whether one ping is answered within half a second.
@@ -142,6 +146,29 @@ impl Client {
         let peer = ["set", &self.link, "peer", &self.gateway_key];
         let file = ["preshared-key", file.to_str().unwrap()];
         self.space.run("wg", &[&peer[..], &file].concat());
+    }
+
+    /// It has no preshared key any more, and a new session.
+    pub fn forget_preshared_key(&self) {
+        fs::remove_file(self.folder.join("preshared.key")).unwrap();
+        self.connect();
+    }
+
+    /// The envelope of its preshared key with the gateway, sealed by the keys in `psk.keys`.
+    pub fn sealed(&self, lab: &Lab, preshared: &str) -> String {
+        let gateway = format!("select id from gateways where name = '{GATEWAY}'");
+        let gateway = lab.database.value(&gateway);
+        let mut sealing = Command::new(super::BINARY)
+            .args(["psk", "seal", "--gateway", &gateway, "--peer", &self.key, "--keys"])
+            .arg(lab.folder.path().join("psk.keys"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        sealing.stdin.take().unwrap().write_all(preshared.as_bytes()).unwrap();
+        let sealed = sealing.wait_with_output().unwrap();
+        assert!(sealed.status.success(), "{sealed:?}");
+        String::from_utf8(sealed.stdout).unwrap().trim().to_owned()
     }
 
     /// Dials until the gateway answers.

@@ -17,6 +17,9 @@ const SEGMENT: [u8; 256] = [7; 256];
 /// How often an idle thread checks whether it should end.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// So many datagrams that do not come are the end.
+const QUIET: u64 = 50;
+
 /// A running download. Dropping it ends it.
 pub struct Download {
     shared: Arc<Shared>,
@@ -41,6 +44,13 @@ pub struct Came {
     pub datagrams: u64,
     /// Datagrams before the last one that did not come.
     pub lost: u64,
+}
+
+impl Came {
+    /// The number of the last datagram that came.
+    pub const fn highest(&self) -> u64 {
+        (self.datagrams + self.lost).saturating_sub(1)
+    }
 }
 
 impl Download {
@@ -79,11 +89,26 @@ impl Download {
         *self.shared.came.lock().unwrap()
     }
 
+    /// How many datagrams the LAN has sent: the number of the next one.
+    pub fn datagrams_sent(&self) -> u64 {
+        self.shared.datagrams_sent.load(Ordering::SeqCst)
+    }
+
     /// Waits until so many more datagrams were sent, whether or not they come.
     pub fn await_sent(&self, more: u64) {
-        let sent = || self.shared.datagrams_sent.load(Ordering::SeqCst);
-        let wanted = sent() + more;
-        eventually("datagrams are sent", || sent() >= wanted);
+        let wanted = self.datagrams_sent() + more;
+        eventually("datagrams are sent", || self.datagrams_sent() >= wanted);
+    }
+
+    /// Waits until nothing comes any more, whatever the LAN sends: when the last packet came.
+    pub fn await_end(&self) -> Instant {
+        let mut last = None;
+        eventually("nothing comes any more", || {
+            last = self.came().last;
+            self.await_sent(QUIET);
+            self.came().last == last
+        });
+        last.unwrap()
     }
 
     /// Waits until so many more bytes and datagrams came.

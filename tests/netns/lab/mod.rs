@@ -35,7 +35,8 @@ pub use fault::Fault;
 pub use flood::{Ears, Flood, Ways, way};
 pub use postgres::Pooler;
 pub use relay::Relay;
-pub use revoke::revoke_to_last_packet;
+#[allow(unused_imports, reason = "the benchmark uses the rest")]
+pub use revoke::{Cut, revoke_under_download};
 pub use space::Space;
 pub use trace::Trace;
 
@@ -257,7 +258,8 @@ file = "{folder}/last-good"
         self.ask_status().unwrap_or_else(|error| panic!("no status from the agent: {error}"))
     }
 
-    fn ask_status(&self) -> std::io::Result<serde_json::Value> {
+    /// As [`status`](Self::status), where an agent need not answer.
+    pub fn ask_status(&self) -> std::io::Result<serde_json::Value> {
         let mut socket = UnixStream::connect(self.folder.path().join("control.sock"))?;
         socket.write_all(b"{\"op\":\"status\"}\n")?;
         let mut answer = serde_json::from_reader::<_, serde_json::Value>(socket)?;

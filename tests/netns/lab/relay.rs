@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 #[derive(Default)]
@@ -15,6 +15,15 @@ struct State {
     refusing: AtomicBool,
     /// After so many bytes of answers it begins to refuse.
     bytes_left: Mutex<Option<u64>>,
+    silence: Mutex<Silence>,
+    silence_ended: Condvar,
+}
+
+/// Whether answers are withheld, and how many are.
+#[derive(Default)]
+struct Silence {
+    lasts: bool,
+    withheld: usize,
 }
 
 /// A relay in a folder of its own. It ends with the process.
@@ -66,6 +75,22 @@ impl Relay {
         self.state.refusing.load(Ordering::SeqCst)
     }
 
+    /// From now on no answer of the server comes through, and nothing says so.
+    pub fn fall_silent(&self) {
+        self.state.silence.lock().unwrap().lasts = true;
+    }
+
+    /// Whether an answer is withheld.
+    pub fn withholds(&self) -> bool {
+        self.state.silence.lock().unwrap().withheld > 0
+    }
+
+    /// Lets the answers through, also those that were withheld.
+    pub fn speak(&self) {
+        self.state.silence.lock().unwrap().lasts = false;
+        self.state.silence_ended.notify_all();
+    }
+
     /// Lets connections through again.
     pub fn accept(&self) {
         self.state.refusing.store(false, Ordering::SeqCst);
@@ -82,6 +107,13 @@ impl State {
         open.len()
     }
 
+    fn await_end_of_silence(&self) {
+        let mut silence = self.silence.lock().unwrap();
+        silence.withheld += 1;
+        let mut silence = self.silence_ended.wait_while(silence, |it| it.lasts).unwrap();
+        silence.withheld -= 1;
+    }
+
     /// Copies answers until the end, which may come at any byte.
     fn answer(&self, server: &mut TcpStream, client: &mut UnixStream) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
@@ -90,6 +122,7 @@ impl State {
             if read == 0 {
                 return Ok(());
             }
+            self.await_end_of_silence();
             let mut left = self.bytes_left.lock().unwrap();
             match *left {
                 Some(bytes) if bytes < read as u64 => {
