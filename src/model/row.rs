@@ -226,6 +226,19 @@ pub struct ChangedRows {
     pub taken_at: SystemTime,
 }
 
+impl ChangedRows {
+    /// What both change, each row once. `later` was read after this.
+    #[must_use]
+    pub fn followed_by(mut self, later: Self) -> Self {
+        self.peers.extend(later.peers);
+        self.memberships.extend(later.memberships);
+        self.policies.extend(later.policies);
+        self.marks.extend(later.marks);
+        self.taken_at = later.taken_at;
+        self
+    }
+}
+
 /// Times of rows as signed microseconds since 1970, as PostgreSQL counts: people write any year, and
 /// serde's own form of a `SystemTime` knows none before 1970.
 mod micros {

@@ -64,8 +64,21 @@ impl Waiting {
         if whole {
             self.held.clear();
         }
-        self.held.append(&mut self.new);
+        for rows in self.new.drain(..) {
+            hold(&mut self.held, rows);
+        }
         if keep == Keep::All { std::mem::take(&mut self.held) } else { these }
+    }
+}
+
+/// Holds each changed row once, however long rows wait.
+fn hold(held: &mut Vec<Rows>, rows: Rows) {
+    match (held.last_mut(), rows) {
+        (Some(Rows::Changed(before)), Rows::Changed(later)) => {
+            let former = Arc::unwrap_or_clone(std::mem::replace(before, Arc::clone(&later)));
+            *before = Arc::new(former.followed_by(Arc::unwrap_or_clone(later)));
+        }
+        (_, rows) => held.push(rows),
     }
 }
 
@@ -172,5 +185,12 @@ mod tests {
         waiting.push(change(3));
         assert_eq!(waiting.keep(Keep::All), [everything(), change(3)]);
         assert_eq!(waiting.keep(Keep::All), []);
+        waiting.push(everything());
+        waiting.keep(Keep::Later);
+        for secs in 4..100 {
+            waiting.push(change(secs));
+            assert_eq!(waiting.keep(Keep::These), [change(secs)]);
+        }
+        assert_eq!(waiting.keep(Keep::All), [everything(), change(99)], "each row once");
     }
 }

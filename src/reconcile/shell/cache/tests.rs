@@ -58,6 +58,33 @@ fn what_was_kept_comes_back_in_order() {
 }
 
 #[test]
+fn changes_that_outgrow_the_snapshot_are_written_once_each() {
+    const CHANGES: u32 = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    let mut writer = Writer::new(cache.clone());
+    writer.replace(&snapshot()).unwrap();
+    let length = || fs::metadata(folder.path().join("last-good")).unwrap().len();
+    let (mut longest, mut before) = (0, length());
+    let mut shrank = 0;
+    for number in 0..CHANGES {
+        let mut row = peer_row(1);
+        row.device_name = format!("{}-{number}", "laptop".repeat(4_000)).into();
+        writer.append(&change(1, vec![row])).unwrap();
+        longest = length().max(longest);
+        shrank += u32::from(length() < before);
+        before = length();
+    }
+    assert!(shrank > 0 && longest < 1_200_000, "{shrank} times shorter, up to {longest} bytes");
+    assert_eq!(writer.append(&change(2, vec![])).unwrap(), Kept::All);
+    let kept = cache.load("fra-1").unwrap().unwrap();
+    assert_eq!((kept.rows, restored(&cache).len()), (snapshot(), 2));
+    let last =
+        kept.changes.iter().filter_map(|it| it.peers.get(&peer_row(1).device_id)).next_back();
+    assert!(last.unwrap()[0].device_name.ends_with(&format!("-{}", CHANGES - 1)));
+}
+
+#[test]
 fn change_to_rows_of_another_run_removes_them() {
     let folder = tempfile::tempdir().unwrap();
     let cache = cache(folder.path());

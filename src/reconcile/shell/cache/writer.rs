@@ -2,6 +2,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -10,10 +12,14 @@ use serde::Serialize;
 use super::seal::{self, Chain, Sealed};
 use super::{Cache, CacheError, Line, withdrawn};
 use crate::model::{ChangedRows, SnapshotRows};
+use crate::reconcile::event::LastGood;
 use crate::reconcile::shell::replace::{new_path, replace};
 
 /// As much room as a few hundred withdrawals take.
 const RESERVE_BYTES: i64 = 64 * 1024;
+
+/// The least that changes take before they are written anew.
+const COMPACT_BYTES: u64 = 1024 * 1024;
 
 /// Writes the file. There is one for each cache.
 #[derive(Debug)]
@@ -28,6 +34,8 @@ pub(super) struct Writer {
 struct Tail {
     file: File,
     chain: Chain,
+    /// The file's length when it was written.
+    written_bytes: u64,
 }
 
 /// What of the rows is on the disk.
@@ -52,7 +60,7 @@ impl Writer {
     /// When nothing can be written; there is no file then.
     pub fn replace(&mut self, rows: &SnapshotRows) -> Result<Kept, CacheError> {
         self.tail = None;
-        let Err(error) = self.write_new_file(rows) else { return Ok(Kept::All) };
+        let Err(error) = self.write_new_file(rows, None) else { return Ok(Kept::All) };
         // It may take the room that is needed now.
         drop(fs::remove_file(new_path(&self.cache.path)));
         match self.withdraw_from_old_file(rows) {
@@ -61,13 +69,35 @@ impl Writer {
         }
     }
 
-    fn write_new_file(&mut self, rows: &SnapshotRows) -> Result<(), CacheError> {
+    fn write_new_file(
+        &mut self,
+        rows: &SnapshotRows,
+        changes: Option<&ChangedRows>,
+    ) -> Result<(), CacheError> {
         let mut chain = self.cache.sealer.begin();
-        let line = Line::<_, ()>::Snapshot(rows);
-        let replaced = replace(&self.cache.path, |file| write_file(file, &mut chain, &line));
-        let (file, ()) = replaced.map_err(|failure| self.cache.failed(failure))?;
-        self.tail = Some(Tail { file, chain });
+        let write = |file: &mut File| write_file(file, &mut chain, rows, changes);
+        let replaced = replace(&self.cache.path, write);
+        let (file, written_bytes) = replaced.map_err(|failure| self.cache.failed(failure))?;
+        self.tail = Some(Tail { file, chain, written_bytes });
         Ok(())
+    }
+
+    /// Writes the file anew, with each changed row once, if its changes take more room than the rest.
+    /// They may be many while rows wait for an operator, because then no full read replaces the file.
+    /// Where that fails the file stays as it is.
+    fn compact(&mut self) {
+        if !self.tail.as_ref().is_some_and(Tail::is_long) {
+            return;
+        }
+        let Ok(Some((LastGood { rows, changes, .. }, _))) = self.cache.load_with_chain() else {
+            return;
+        };
+        let changes = changes.into_iter().reduce(ChangedRows::followed_by);
+        if self.write_new_file(&rows, changes.as_ref()).is_err() {
+            drop(fs::remove_file(new_path(&self.cache.path)));
+            // It may have been replaced, and not be known to be on the disk.
+            self.tail.take_if(|tail| !tail.is_at(&self.cache.path));
+        }
     }
 
     /// `None`: not everything that the rows withdraw can be said or written.
@@ -75,7 +105,8 @@ impl Writer {
         let (old, chain) = self.cache.load_with_chain().ok()??;
         let withdrawn = withdrawn::between(old, rows)?;
         let file = OpenOptions::new().append(true).open(&self.cache.path).ok()?;
-        let mut tail = Tail { file, chain };
+        let written_bytes = file.metadata().ok()?.len();
+        let mut tail = Tail { file, chain, written_bytes };
         tail.write(&withdrawn).ok()?;
         self.tail = Some(tail);
         Some(())
@@ -94,6 +125,7 @@ impl Writer {
         match tail.append(rows) {
             Ok(kept) => {
                 self.tail = Some(tail);
+                self.compact();
                 Ok(kept)
             }
             Err(source) => self.cache.forget().and(Err(self.cache.io("written", source))),
@@ -102,6 +134,18 @@ impl Writer {
 }
 
 impl Tail {
+    /// Whether what was added takes more room than what was written at once.
+    fn is_long(&self) -> bool {
+        let bytes = self.file.metadata().map_or(0, |it| it.len());
+        bytes.saturating_sub(self.written_bytes) > self.written_bytes.max(COMPACT_BYTES)
+    }
+
+    /// Whether this is the file with that name.
+    fn is_at(&self, path: &Path) -> bool {
+        let named = fs::metadata(path).and_then(|named| Ok((named, self.file.metadata()?)));
+        named.is_ok_and(|(named, ours)| (named.dev(), named.ino()) == (ours.dev(), ours.ino()))
+    }
+
     /// Writes the change if there is room for it besides the reserve, else what it withdraws.
     fn append(&mut self, rows: &ChangedRows) -> io::Result<Kept> {
         let length = serde_json::to_vec(rows)?.len();
@@ -120,10 +164,20 @@ impl Tail {
     }
 }
 
-fn write_file(file: &mut File, chain: &mut Chain, line: &impl Serialize) -> io::Result<()> {
+/// Returns the file's length.
+fn write_file(
+    file: &mut File,
+    chain: &mut Chain,
+    rows: &SnapshotRows,
+    changes: Option<&ChangedRows>,
+) -> io::Result<u64> {
     writeln!(file, "{}", seal::HEADING)?;
-    write_line(file, chain, line)?;
-    reserve(file, RESERVE_BYTES).map(drop)
+    write_line(file, chain, &Line::<_, ()>::Snapshot(rows))?;
+    if let Some(changes) = changes {
+        write_line(file, chain, &Line::<(), _>::Changed(changes))?;
+    }
+    reserve(file, RESERVE_BYTES)?;
+    Ok(file.metadata()?.len())
 }
 
 fn write_line(file: &mut File, chain: &mut Chain, line: &impl Serialize) -> io::Result<()> {
