@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::join::side_by_side;
 use super::prefix::prefixes_around;
 use super::transfer::Transfers;
-use super::unloadable::without_unloadable;
+use super::wanted::Wanted;
 use super::{Held, Plan, PlanError, Step, firewall, gate, link, pool, route};
 use crate::model::{DesiredState, LinkOwner, ObservedInterface, ObservedState, Peer, PublicKey};
 
@@ -107,14 +107,14 @@ pub fn plan_around(
         }
     }
     let table = observed.firewall.as_ref();
-    let wanted = without_unloadable(held.firewall(desired), desired, table);
-    let transfers = Transfers::of(desired, held, &wanted.assignments, observed, &steps);
-    let mut diff = firewall::diff(&wanted, table, prefixes, &transfers.taken, &transfers.closed);
+    let wanted = Wanted::new(desired, held, table);
+    let transfers = Transfers::of(desired, held, wanted, observed, &steps);
+    let mut diff = firewall::diff(wanted, table, prefixes, &transfers.taken, &transfers.closed);
     if takes_over(observed) {
         diff.keep(&kept_prefixes(desired, observed));
     }
     let changes = diff.into_changes().map(|(phase, change)| Step::Firewall { phase, change });
-    let cut = desired.cuts_flows().then(|| transfers.to_cut(&wanted.assignments, observed, scope));
+    let cut = desired.cuts_flows().then(|| transfers.to_cut(wanted, observed, scope));
     let cut = cut.filter(|prefixes| !prefixes.is_empty());
     let cut = cut.map(|prefixes| Step::CutFlows { prefixes });
     // Before the peers of the same phase.

@@ -14,10 +14,9 @@ use foldhash::{HashMap, HashMapExt, HashSet};
 use ipnet::IpNet;
 
 use super::Phase;
-use super::join::side_by_side;
-use crate::model::{
-    DesiredFirewall, FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId,
-};
+use super::join::joined;
+use super::wanted::Wanted;
+use crate::model::{FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId};
 
 /// What to write, by phase. `None`: nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -81,26 +80,27 @@ impl FirewallDiff {
 /// given one up, or has not got it yet, its packets may come from that other peer: so it has a
 /// place that reaches nothing from before the first peer is touched until after the last.
 #[must_use]
-pub fn diff(
-    desired: &DesiredFirewall,
+pub fn diff<'a>(
+    wanted: impl Into<Wanted<'a>>,
     observed: Option<&ObservedFirewall>,
     prefixes: Option<&BTreeSet<IpNet>>,
     taken: &BTreeSet<IpNet>,
     closed: &BTreeSet<IpNet>,
 ) -> FirewallDiff {
-    let guarding = observed.filter(|table| table.guards(desired.base.interface.as_str()));
-    let known = guarding.is_some_and(|table| table.base() == Some(&desired.base));
+    let wanted = wanted.into();
+    let guarding = observed.filter(|table| table.guards(wanted.base.interface.as_str()));
+    let known = guarding.is_some_and(|table| table.base() == Some(wanted.base));
     let nothing = ObservedFirewall::default();
     let mut moves = Moves::new(guarding.unwrap_or(&nothing), taken, closed);
-    moves.compare_all(desired, prefixes.filter(|_| known));
+    moves.compare_all(wanted, prefixes.filter(|_| known));
     let Changes { mut close, mut policy, open } = moves.into_changes();
     let mut fence = FirewallChange::default();
     match guarding {
         Some(_) if known => {}
-        Some(table) if close.is_empty() => policy = load(&desired.base, table, &policy),
-        Some(table) => close = load(&desired.base, table, &close),
+        Some(table) if close.is_empty() => policy = load(wanted.base, table, &policy),
+        Some(table) => close = load(wanted.base, table, &close),
         None => {
-            fence.load_base = Some(desired.base.clone());
+            fence.load_base = Some(wanted.base.clone());
             policy.assign.append(&mut close.assign);
         }
     }
@@ -195,8 +195,7 @@ impl<'a> Moves<'a> {
         }
     }
 
-    fn compare_all(&mut self, desired: &'a DesiredFirewall, prefixes: Option<&BTreeSet<IpNet>>) {
-        let wanted = &desired.assignments;
+    fn compare_all(&mut self, wanted: Wanted<'a>, prefixes: Option<&BTreeSet<IpNet>>) {
         let shut: BTreeSet<IpNet> = self.taken.union(self.closed).copied().collect();
         for prefix in &shut {
             self.shut(*prefix, wanted.get(prefix));
@@ -209,7 +208,7 @@ impl<'a> Moves<'a> {
             return;
         }
         self.complete = true;
-        let both = side_by_side(wanted, self.table.assignments());
+        let both = joined(wanted.iter(), self.table.assignments().iter());
         for (prefix, profile, place) in both.filter(|(prefix, ..)| !shut.contains(*prefix)) {
             self.compare(*prefix, profile, place.copied());
         }

@@ -9,9 +9,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::held::HeldCause;
+use super::held::{HeldCause, Keeper};
 use super::join::side_by_side;
 use super::{Held, HeldPeer, Plan, PlanError, Scope, plan_around};
 use crate::model::{DesiredState, ObservedState, PublicKey};
@@ -110,11 +111,12 @@ pub enum Whose {
 }
 
 /// What decides whether a removal waits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Guard<'a> {
     pub limit: MaxRemoved,
-    /// The peers that are held already.
-    pub held: &'a Held,
+    /// The peers that are held already. They are handed over, because a copy of many costs more than a
+    /// change of one.
+    pub held: Held,
     /// The peers whose removal an operator confirmed.
     pub confirmed: &'a BTreeSet<PublicKey>,
     pub whose: Whose,
@@ -130,9 +132,145 @@ pub fn plan_guarded(
     scope: &Scope,
     guard: Guard<'_>,
 ) -> (Result<Plan, PlanError>, Held) {
-    let held = guard.hold(desired, observed, scope);
-    let scope = widened(scope, &held, guard.held);
+    let (held, scope) = guard.hold(desired, observed, scope);
     (plan_around(desired, observed, &scope, &held), held)
+}
+
+impl Guard<'_> {
+    /// The peers whose removal is held back, as far as the scope may have changed them, and the scope
+    /// with those that are held otherwise than before.
+    ///
+    /// While some are held, only a few others are removed at once, because a table may be emptied in
+    /// more than one transaction. It may be filled again in as many, so a held peer stays until its own
+    /// row is back or an operator confirms. A gateway that is not active removes all its peers deliberately: none
+    /// is held.
+    fn hold(
+        self,
+        desired: &DesiredState,
+        observed: &ObservedState,
+        scope: &Scope,
+    ) -> (Held, Scope) {
+        match scope {
+            Scope::Changed { peers, prefixes } if desired.gateway().active => {
+                let keys = self.concerned(peers, prefixes);
+                self.hold_changed(desired, observed, keys, scope)
+            }
+            Scope::Changed { .. } | Scope::Everything => {
+                let before = self.held.clone();
+                let held = self.hold_all(desired, observed);
+                let scope = widened(scope, &held, &before);
+                (held, scope)
+            }
+        }
+    }
+
+    /// The peers whose removal is held back, whatever changed.
+    #[must_use]
+    pub fn hold_all(self, desired: &DesiredState, observed: &ObservedState) -> Held {
+        let absent = side_by_side(desired.peers(), &observed.peers)
+            .filter(|(_, wanted, _)| wanted.is_none())
+            .map(|(key, ..)| *key);
+        let held = Held::of(absent, desired, observed, &self.held);
+        let in_doubt = |peer: &HeldPeer| self.is_in_doubt(peer);
+        if !desired.gateway().active {
+            return held.retain(|_, peer| in_doubt(peer)).since(&self.held);
+        }
+        let is_judged =
+            |key: &PublicKey, peer: &HeldPeer| !self.confirmed.contains(key) && !in_doubt(peer);
+        let waits = |key: &PublicKey| self.held.peers().contains_key(key);
+        let judged = || held.peers().iter().filter(|(key, peer)| is_judged(key, peer));
+        let unusable = judged().filter(|(_, peer)| peer.is_unusable()).count();
+        let some_wait = judged().any(|(key, _)| waits(key));
+        let new = judged().filter(|(key, _)| !waits(key)).count();
+        let too_many = new > self.few(desired, observed, unusable, some_wait);
+        let stays =
+            |key: &_, peer: &_| in_doubt(peer) || is_judged(key, peer) && (too_many || waits(key));
+        held.retain(stays).since(&self.held)
+    }
+
+    /// As [`Self::hold_all`], where nothing but these peers may be held otherwise than before.
+    fn hold_changed(
+        mut self,
+        desired: &DesiredState,
+        observed: &ObservedState,
+        keys: BTreeSet<PublicKey>,
+        scope: &Scope,
+    ) -> (Held, Scope) {
+        let mut keeper = Keeper::new(desired, observed);
+        let is_absent = |key: &PublicKey| {
+            observed.peers.contains_key(key) && !desired.peers().contains_key(key)
+        };
+        let mut keep = |key: &PublicKey| {
+            let kept = is_absent(key).then(|| keeper.keep(key, &self.held)).flatten();
+            kept.filter(|peer| !self.confirmed.contains(key) || self.is_in_doubt(peer))
+        };
+        let kept: Vec<_> = keys.iter().map(|key| (*key, keep(key))).collect();
+        let (mut now, mut before) = (Held::default(), Held::default());
+        let mut new = Vec::new();
+        for (key, kept) in kept {
+            let waited = self.held.peers().get(&key).cloned();
+            self.held.release(&key);
+            match (kept, waited) {
+                (Some(peer), Some(waited)) => {
+                    before.hold(key, waited, desired);
+                    now.hold(key, peer.clone(), desired);
+                    self.held.hold(key, peer, desired);
+                }
+                (Some(peer), None) => new.push((key, peer)),
+                (None, Some(waited)) => before.hold(key, waited, desired),
+                (None, None) => {}
+            }
+        }
+        let is_judged = |peer: &HeldPeer| !self.is_in_doubt(peer);
+        let judged = new.iter().filter(|(_, peer)| is_judged(peer));
+        let unusable =
+            self.held.unusable() + judged.clone().filter(|it| it.1.is_unusable()).count();
+        let few = self.few(desired, observed, unusable, !self.held.is_empty());
+        let too_many = judged.count() > few;
+        new.retain(|(_, peer)| too_many || !is_judged(peer));
+        for (key, peer) in new {
+            now.hold(key, peer.clone(), desired);
+            self.held.hold_anew(key, peer, desired);
+        }
+        let scope = widened(scope, &now, &before);
+        (self.held, scope)
+    }
+
+    /// The peers that may be held otherwise: those that changed, those that keep a prefix that changed,
+    /// and those that were confirmed.
+    fn concerned(
+        &self,
+        peers: &BTreeSet<PublicKey>,
+        prefixes: &BTreeSet<IpNet>,
+    ) -> BTreeSet<PublicKey> {
+        let keepers = prefixes.iter().filter_map(|prefix| self.held.keeper(prefix));
+        peers.iter().chain(keepers).chain(self.confirmed).copied().collect()
+    }
+
+    /// How many more may be removed than wait.
+    fn few(
+        &self,
+        desired: &DesiredState,
+        observed: &ObservedState,
+        unusable: usize,
+        some_wait: bool,
+    ) -> usize {
+        let present = observed.peers.len();
+        let is_small = present <= ALWAYS_ALLOWED_PEERS;
+        // A table may have been emptied, or one mistake may have made all its rows unusable.
+        let is_bare =
+            desired.row_count() == 0 || desired.peers().is_empty() && unusable > LAST_PEERS;
+        let limit = match is_small {
+            _ if is_bare => LAST_PEERS,
+            true => present,
+            false => self.limit.of(present),
+        };
+        if some_wait && !is_small { ALWAYS_ALLOWED_PEERS.min(limit) } else { limit }
+    }
+
+    fn is_in_doubt(&self, peer: &HeldPeer) -> bool {
+        self.whose == Whose::InDoubt && !matches!(peer.cause(), HeldCause::Barred(_))
+    }
 }
 
 /// A scope, with the peers that are held otherwise than `before`.
@@ -148,63 +286,4 @@ fn widened(scope: &Scope, held: &Held, before: &Held) -> Scope {
     let mut scope = scope.clone();
     scope.merge(Scope::Changed { peers, prefixes });
     scope
-}
-
-impl Guard<'_> {
-    /// The peers whose removal is held back.
-    ///
-    /// While some are held, only a few others are removed at once, because a table may be emptied in
-    /// more than one transaction. It may be filled again in as many, so a held peer stays until its own
-    /// row is back or an operator confirms. A gateway that is not active removes all its peers deliberately: none
-    /// is held.
-    #[must_use]
-    pub fn hold(&self, desired: &DesiredState, observed: &ObservedState, scope: &Scope) -> Held {
-        let held = Held::of(self.absent(desired, observed, scope), desired, observed, self.held);
-        let in_doubt = |peer: &HeldPeer| {
-            self.whose == Whose::InDoubt && !matches!(peer.cause(), HeldCause::Barred(_))
-        };
-        if !desired.gateway().active {
-            return held.retain(|_, peer| in_doubt(peer));
-        }
-        let present = observed.peers.len();
-        let is_small = present <= ALWAYS_ALLOWED_PEERS;
-        let is_judged =
-            |key: &PublicKey, peer: &HeldPeer| !self.confirmed.contains(key) && !in_doubt(peer);
-        let waits = |key: &PublicKey| self.held.peers().contains_key(key);
-        let judged = || held.peers().iter().filter(|(key, peer)| is_judged(key, peer));
-        let unusable = judged().filter(|(_, peer)| matches!(peer.cause(), HeldCause::Unusable(_)));
-        // A table may have been emptied, or one mistake may have made all its rows unusable.
-        let is_bare =
-            desired.row_count() == 0 || desired.peers().is_empty() && unusable.count() > LAST_PEERS;
-        let limit = match is_small {
-            _ if is_bare => LAST_PEERS,
-            true => present,
-            false => self.limit.of(present),
-        };
-        let some_wait = judged().any(|(key, _)| waits(key));
-        let few = if some_wait && !is_small { ALWAYS_ALLOWED_PEERS.min(limit) } else { limit };
-        let too_many = judged().filter(|(key, _)| !waits(key)).count() > few;
-        held.retain(|key, peer| in_doubt(peer) || is_judged(key, peer) && (too_many || waits(key)))
-    }
-
-    /// The peers of the kernel that the rows do not admit, as far as the scope shows any.
-    fn absent(
-        &self,
-        desired: &DesiredState,
-        observed: &ObservedState,
-        scope: &Scope,
-    ) -> BTreeSet<PublicKey> {
-        match scope {
-            Scope::Everything => side_by_side(desired.peers(), &observed.peers)
-                .filter(|(_, wanted, _)| wanted.is_none())
-                .map(|(key, ..)| *key)
-                .collect(),
-            Scope::Changed { peers, .. } => {
-                let absent = |key: &&PublicKey| {
-                    observed.peers.contains_key(key) && !desired.peers().contains_key(key)
-                };
-                peers.iter().chain(self.held.peers().keys()).filter(absent).copied().collect()
-            }
-        }
-    }
 }

@@ -12,14 +12,30 @@ use ipnet::IpNet;
 
 use super::meets::Meets;
 use crate::model::{
-    Absence, AllowedIps, DesiredFirewall, DesiredState, Ineligible, ObservedState, Peer, Profile,
-    Profiles, PublicKey, Reason,
+    Absence, AllowedIps, DesiredState, Ineligible, ObservedState, Peer, Profile, Profiles,
+    PublicKey, Reason,
 };
 
 /// Peers in the kernel whose removal is held back. Everything else is planned around them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+///
+/// However many they are, holding one more and asking about one prefix cost no look at the others.
+#[derive(Debug, Clone, Default)]
 pub struct Held {
     peers: BTreeMap<PublicKey, HeldPeer>,
+    /// Who keeps each prefix.
+    keepers: BTreeMap<IpNet, PublicKey>,
+    /// The prefixes that need a route of their own.
+    outside: BTreeSet<IpNet>,
+    /// How many have a row that cannot be used.
+    unusable: usize,
+    /// How often a peer was held that was not held before.
+    arrivals: u64,
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.peers == other.peers
+    }
 }
 
 /// A peer that the rows do not admit, and that stays.
@@ -71,6 +87,10 @@ impl HeldPeer {
         self.keeps.get(prefix).is_some_and(|profile| profile.allows(destination))
     }
 
+    pub(super) const fn is_unusable(&self) -> bool {
+        matches!(self.cause, HeldCause::Unusable(_))
+    }
+
     /// What the kernel should hold for a peer that it holds as `present`.
     fn peer(&self, present: &Peer) -> Peer {
         Peer { allowed_ips: self.allowed_ips(), ..present.clone() }
@@ -93,10 +113,58 @@ impl Held {
         observed: &ObservedState,
         before: &Self,
     ) -> Self {
-        let (profiles, meets) = (Profiles::default(), Meets::default());
-        let mut keeper = Keeper { desired, observed, before, profiles, meets };
-        let keep = |key| Some((key, keeper.keep(&key)?));
-        Self { peers: keys.into_iter().filter_map(keep).collect() }
+        let mut keeper = Keeper::new(desired, observed);
+        let mut held = Self::default();
+        for key in keys {
+            if let Some(peer) = keeper.keep(&key, before) {
+                held.hold(key, peer, desired);
+            }
+        }
+        held
+    }
+
+    /// Counts the peers as arrivals that were not held `before`.
+    #[must_use]
+    pub(super) fn since(mut self, before: &Self) -> Self {
+        let new = self.peers.keys().filter(|key| !before.peers.contains_key(*key)).count();
+        self.arrivals = before.arrivals + new as u64;
+        self
+    }
+
+    /// Holds a peer that was not held before.
+    pub(super) fn hold_anew(&mut self, key: PublicKey, peer: HeldPeer, desired: &DesiredState) {
+        self.arrivals += 1;
+        self.hold(key, peer, desired);
+    }
+
+    /// How often a peer was held that was not held before: a number that tells whether there are new
+    /// ones.
+    #[must_use]
+    pub const fn arrivals(&self) -> u64 {
+        self.arrivals
+    }
+
+    /// Holds a peer, or what it keeps now.
+    pub(super) fn hold(&mut self, key: PublicKey, peer: HeldPeer, desired: &DesiredState) {
+        self.release(&key);
+        for prefix in peer.keeps.keys() {
+            self.keepers.insert(*prefix, key);
+            if !desired.covers(prefix) {
+                self.outside.insert(*prefix);
+            }
+        }
+        self.unusable += usize::from(peer.is_unusable());
+        self.peers.insert(key, peer);
+    }
+
+    /// Holds a peer no more.
+    pub(super) fn release(&mut self, key: &PublicKey) {
+        let Some(peer) = self.peers.remove(key) else { return };
+        for prefix in peer.keeps.keys() {
+            self.keepers.remove(prefix);
+            self.outside.remove(prefix);
+        }
+        self.unusable -= usize::from(peer.is_unusable());
     }
 
     /// Peers without rows, for tests of what only counts them.
@@ -104,13 +172,17 @@ impl Held {
     pub fn gone(keys: impl IntoIterator<Item = PublicKey>, since: SystemTime) -> Self {
         let cause = HeldCause::Gone;
         let peer = |key| (key, HeldPeer { keeps: BTreeMap::new(), cause: cause.clone(), since });
-        Self { peers: keys.into_iter().map(peer).collect() }
+        Self { peers: keys.into_iter().map(peer).collect(), ..Self::default() }
+            .since(&Self::default())
     }
 
     /// Holds only the peers for which this is true.
     #[must_use]
     pub(super) fn retain(mut self, stays: impl Fn(&PublicKey, &HeldPeer) -> bool) -> Self {
-        self.peers.retain(|key, peer| stays(key, peer));
+        let goes = self.peers.iter().filter(|(key, peer)| !stays(key, peer)).map(|(key, _)| *key);
+        for key in goes.collect::<Vec<_>>() {
+            self.release(&key);
+        }
         self
     }
 
@@ -130,46 +202,56 @@ impl Held {
     }
 
     pub(super) fn keeps(&self, key: &PublicKey, prefix: &IpNet) -> bool {
-        self.peers.get(key).is_some_and(|peer| peer.keeps.contains_key(prefix))
+        self.keepers.get(prefix) == Some(key)
     }
 
-    /// What the prefixes of held peers may reach.
-    pub fn reach(&self) -> impl Iterator<Item = (IpNet, Arc<Profile>)> + '_ {
-        let keeps = self.peers.values().flat_map(|peer| &peer.keeps);
-        keeps.map(|(prefix, profile)| (*prefix, Arc::clone(profile)))
+    /// The held peer that keeps this prefix.
+    pub(super) fn keeper(&self, prefix: &IpNet) -> Option<&PublicKey> {
+        self.keepers.get(prefix)
     }
 
-    /// The desired firewall, with what held prefixes may reach.
-    pub(super) fn firewall<'a>(&self, desired: &'a DesiredState) -> Cow<'a, DesiredFirewall> {
-        let mut firewall = Cow::Borrowed(desired.firewall());
-        if !self.is_empty() {
-            firewall.to_mut().assignments.extend(self.reach());
-        }
-        firewall
+    /// How many have a row that cannot be used.
+    pub(super) const fn unusable(&self) -> usize {
+        self.unusable
+    }
+
+    /// What a prefix may reach that a held peer keeps.
+    pub(super) fn reach_of(&self, prefix: &IpNet) -> Option<&Arc<Profile>> {
+        self.peers.get(self.keepers.get(prefix)?)?.keeps.get(prefix)
+    }
+
+    /// What the prefixes of held peers may reach, in their order.
+    pub fn reach(&self) -> impl Iterator<Item = (&IpNet, &Arc<Profile>)> {
+        let reach = |(prefix, key)| Some((prefix, self.peers.get(key)?.keeps.get(prefix)?));
+        self.keepers.iter().filter_map(reach)
     }
 
     /// The desired routes, and those to held prefixes.
     pub(super) fn routes<'a>(&self, desired: &'a DesiredState) -> Cow<'a, BTreeSet<IpNet>> {
-        if self.is_empty() {
+        if self.outside.is_empty() {
             Cow::Borrowed(desired.routes())
         } else {
-            Cow::Owned(desired.routes_with(self.reach().map(|(prefix, _)| prefix)))
+            Cow::Owned(desired.routes_with(self.outside.iter().copied()))
         }
     }
 }
 
 /// Finds what each held peer keeps.
-struct Keeper<'a> {
+pub(super) struct Keeper<'a> {
     desired: &'a DesiredState,
     observed: &'a ObservedState,
-    before: &'a Held,
     profiles: Profiles,
     meets: Meets,
 }
 
-impl Keeper<'_> {
-    fn keep(&mut self, key: &PublicKey) -> Option<HeldPeer> {
-        let Self { desired, observed, before, profiles, meets } = self;
+impl<'a> Keeper<'a> {
+    pub fn new(desired: &'a DesiredState, observed: &'a ObservedState) -> Self {
+        Self { desired, observed, profiles: Profiles::default(), meets: Meets::default() }
+    }
+
+    /// What a peer keeps that may be missing from the rows by mistake.
+    pub fn keep(&mut self, key: &PublicKey, before: &Held) -> Option<HeldPeer> {
+        let Self { desired, observed, profiles, meets } = self;
         let present = observed.peers.get(key)?;
         if desired.blocks(key, &present.allowed_ips) {
             return None;

@@ -9,7 +9,15 @@ pub(super) fn side_by_side<'a, K: Ord, A, B>(
     one: &'a BTreeMap<K, A>,
     other: &'a BTreeMap<K, B>,
 ) -> impl Iterator<Item = (&'a K, Option<&'a A>, Option<&'a B>)> {
-    let (mut ones, mut others) = (one.iter().peekable(), other.iter().peekable());
+    joined(one.iter(), other.iter())
+}
+
+/// The same of entries that come in the order of their keys.
+pub(super) fn joined<'a, K: Ord + 'a, A, B>(
+    ones: impl Iterator<Item = (&'a K, A)>,
+    others: impl Iterator<Item = (&'a K, B)>,
+) -> impl Iterator<Item = (&'a K, Option<A>, Option<B>)> {
+    let (mut ones, mut others) = (ones.peekable(), others.peekable());
     std::iter::from_fn(move || {
         let order = match (ones.peek(), others.peek()) {
             (None, None) => return None,
@@ -19,7 +27,7 @@ pub(super) fn side_by_side<'a, K: Ord, A, B>(
         };
         let one = if order.is_le() { ones.next() } else { None };
         let other = if order.is_ge() { others.next() } else { None };
-        let key = one.map(|(key, _)| key).or(other.map(|(key, _)| key))?;
+        let key = one.as_ref().map(|(key, _)| *key).or(other.as_ref().map(|(key, _)| *key))?;
         Some((key, one.map(|(_, value)| value), other.map(|(_, value)| value)))
     })
 }

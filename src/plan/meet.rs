@@ -153,7 +153,7 @@ pub fn withdrawals(
 ) -> Plan {
     let mut allowed = Allowed::from(desired);
     allowed.peers.extend(held.peers().iter().map(|(key, peer)| (*key, peer.allowed_ips())));
-    allowed.reach.extend(held.reach());
+    allowed.reach.extend(held.reach().map(|(prefix, reach)| (*prefix, Arc::clone(reach))));
     let known = |link: &str, table: &ObservedFirewall| table.guards(link) && table.base().is_some();
     let unknown = observed.interface.as_ref().filter(|link| {
         let table = observed.firewall.as_ref();

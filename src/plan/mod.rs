@@ -21,6 +21,7 @@ mod route;
 mod step;
 mod transfer;
 mod unloadable;
+mod wanted;
 
 pub use compute::{Scope, plan, plan_around};
 pub use held::{Held, HeldCause, HeldPeer};
@@ -32,3 +33,4 @@ pub use model_kernel::{Fate, Fault, ModelKernel, Refusal};
 pub use pool::{networks_within, usable_network};
 pub use step::{Phase, Plan, Step};
 pub use unloadable::{Blame, Parted, load_in_parts};
+pub use wanted::Wanted;

@@ -8,18 +8,15 @@
 //! place in the firewall, which tells that it was held: its flows are cut before the place is
 //! removed or given to another peer.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::join::side_by_side;
+use super::join::joined;
 use super::prefix::{may_contain_others, prefixes_around};
+use super::wanted::Wanted;
 use super::{Held, Scope, Step};
-use crate::model::{AllowedIps, DesiredState, ObservedState, Profile, PublicKey};
-
-/// What every prefix should reach.
-type Assignments = BTreeMap<IpNet, Arc<Profile>>;
+use crate::model::{AllowedIps, DesiredState, ObservedState, PublicKey};
 
 /// What the steps take from peers and give to peers.
 #[derive(Debug, Default)]
@@ -37,7 +34,7 @@ impl Transfers {
     pub fn of(
         desired: &DesiredState,
         held: &Held,
-        wanted: &Assignments,
+        wanted: Wanted<'_>,
         observed: &ObservedState,
         steps: &[Step],
     ) -> Self {
@@ -78,7 +75,7 @@ impl Transfers {
     /// is spared the walk through the kernel's whole table, some 9 ms.
     pub fn to_cut(
         &self,
-        wanted: &Assignments,
+        wanted: Wanted<'_>,
         observed: &ObservedState,
         scope: &Scope,
     ) -> BTreeSet<IpNet> {
@@ -101,7 +98,7 @@ impl Transfers {
         // Prefixes that lose their place.
         match scope {
             Scope::Everything => {
-                let places = table.map(|table| side_by_side(table.assignments(), wanted));
+                let places = table.map(|table| joined(table.assignments().iter(), wanted.iter()));
                 let lost = places
                     .into_iter()
                     .flatten()
@@ -109,7 +106,7 @@ impl Transfers {
                 prefixes.extend(lost.map(|(prefix, ..)| *prefix));
             }
             Scope::Changed { prefixes: changed, .. } => {
-                let loses = |prefix: &&IpNet| has_place(prefix) && !wanted.contains_key(*prefix);
+                let loses = |prefix: &&IpNet| has_place(prefix) && !wanted.contains(prefix);
                 prefixes.extend(changed.iter().filter(loses));
             }
         }
@@ -120,7 +117,7 @@ impl Transfers {
 /// Places inside the taken prefixes that belong to no desired peer, as a killed run leaves behind. The
 /// peer that loses the prefix would be judged by them, and could open new flows.
 fn places_left_within(
-    wanted: &Assignments,
+    wanted: Wanted<'_>,
     observed: &ObservedState,
     taken: &BTreeSet<IpNet>,
 ) -> Vec<IpNet> {
@@ -128,12 +125,12 @@ fn places_left_within(
     let within = |prefix: IpNet| table.assignments().range(prefix..=prefix.broadcast().into());
     let wide = taken.iter().copied().filter(may_contain_others);
     let places = wide.flat_map(within).map(|(place, _)| *place);
-    places.filter(|place| !wanted.contains_key(place)).collect()
+    places.filter(|place| !wanted.contains(place)).collect()
 }
 
 fn within_anothers(
     desired: &DesiredState,
-    wanted: &Assignments,
+    wanted: Wanted<'_>,
     observed: &ObservedState,
     taken: &BTreeSet<IpNet>,
     moved: Vec<(IpNet, PublicKey)>,
@@ -151,7 +148,7 @@ fn within_anothers(
         let places = places.filter(|_| taken.contains(prefix));
         (given.is_some() || places.is_some() || !wide.is_empty())
             && prefixes_around(*prefix).any(|around| {
-                let held = given.is_some_and(|given| given.contains_key(&around))
+                let held = given.is_some_and(|given| given.contains(&around))
                     || places.is_some_and(|places| places.contains_key(&around))
                     || wide.contains(&around);
                 held && !keeps(&around)

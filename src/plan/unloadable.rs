@@ -4,7 +4,6 @@
 //! back every other. [`load_in_parts`] finds it by halving and loads the rest. What should have had
 //! that profile keeps what it reaches where the profile allows all of that, and else reaches nothing.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,10 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::prefix::may_contain_others;
-use crate::model::{
-    DesiredFirewall, DesiredState, FirewallBase, FirewallChange, ObservedFirewall, Profile,
-    ProfileId,
-};
+use crate::model::{FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId};
 
 /// So many refusals, and no part loaded: it is not the content that the kernel refuses.
 const MOST_REFUSALS_OF_ALL: usize = 8;
@@ -116,30 +112,6 @@ pub fn load_in_parts<E>(
         parted.add(load(change), change);
     }
     parted
-}
-
-/// The firewall that should be, without the profiles that the kernel refuses.
-pub(super) fn without_unloadable<'a>(
-    mut wanted: Cow<'a, DesiredFirewall>,
-    desired: &DesiredState,
-    table: Option<&ObservedFirewall>,
-) -> Cow<'a, DesiredFirewall> {
-    if desired.unloadable().is_empty() {
-        return wanted;
-    }
-    let nothing: Arc<Profile> = Arc::default();
-    let instead = |(prefix, profile): (&IpNet, &Arc<Profile>)| {
-        desired.is_unloadable(profile).then(|| {
-            let reaches = table.and_then(|table| table.profile_of(prefix));
-            let kept = reaches.filter(|reaches| reaches.is_within(profile));
-            (*prefix, Arc::clone(kept.unwrap_or(&nothing)))
-        })
-    };
-    let instead: Vec<_> = wanted.assignments.iter().filter_map(instead).collect();
-    if !instead.is_empty() {
-        wanted.to_mut().assignments.extend(instead);
-    }
-    wanted
 }
 
 impl<E> Parted<E> {

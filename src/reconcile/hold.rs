@@ -15,8 +15,12 @@ pub(super) struct Hold {
     staying: Held,
     /// Those removals in figures; `None`: no removal is held back.
     held_back: Option<HeldBack>,
+    /// [`Held::arrivals`] at the last plan.
+    arrivals: u64,
     /// Whose removal an operator confirmed when it was held back.
     confirmed: BTreeSet<PublicKey>,
+    /// The time by which the setting confirmed removals.
+    confirmed_at: Option<SystemTime>,
     verdict: Verdict,
 }
 
@@ -45,6 +49,8 @@ impl Hold {
             limit,
             staying: Held::default(),
             held_back: None,
+            arrivals: 0,
+            confirmed_at: None,
             confirmed: BTreeSet::new(),
             verdict: Verdict::Kept,
         }
@@ -62,10 +68,11 @@ impl Hold {
         self.held_back
     }
 
-    /// What the planner must know to hold removals back.
-    pub const fn guard(&self) -> Guard<'_> {
-        let (limit, held, confirmed) = (self.limit, &self.staying, &self.confirmed);
-        Guard { limit, held, confirmed, whose: Whose::Ours }
+    /// What the planner must know to hold removals back. The peers that stay go with it, and come back
+    /// by [`Self::update`].
+    pub fn guard(&mut self) -> Guard<'_> {
+        let (limit, held) = (self.limit, std::mem::take(&mut self.staying));
+        Guard { limit, held, confirmed: &self.confirmed, whose: Whose::Ours }
     }
 
     /// An operator confirms the removals that are held back by rows read at such a time of the
@@ -73,6 +80,15 @@ impl Hold {
     pub fn confirm(&mut self, covers: impl Fn(SystemTime) -> bool) {
         let shown = self.staying.peers().iter().filter(|(_, peer)| covers(peer.since()));
         self.confirmed.extend(shown.map(|(key, _)| *key));
+    }
+
+    /// The setting confirms the removals that are held back by rows read before this time. A peer that is
+    /// held later is not meant.
+    pub fn confirmed_by_setting(&mut self, at: Option<SystemTime>) {
+        if let Some(at) = at.filter(|_| at != self.confirmed_at) {
+            self.confirm(|since| since < at);
+        }
+        self.confirmed_at = at;
     }
 
     /// Forgets what was confirmed for peers that are gone or wanted again.
@@ -91,11 +107,12 @@ impl Hold {
     /// A plan was made that leaves these peers `staying`, of so many `present`. `rows_decide`: the
     /// plan follows the rows, not `[stale]`; else the verdict on the rows stays open.
     pub fn update(&mut self, staying: Held, present: usize, rows_decide: bool) -> Update {
-        let (now, before) = (staying.peers(), self.staying.peers());
-        let (removals, more) = (now.len(), now.keys().any(|key| !before.contains_key(key)));
-        let differs = more || removals != before.len();
+        let removals = staying.peers().len();
+        let more = staying.arrivals() != self.arrivals;
+        let before = self.held_back.map_or(0, |held| held.removals);
+        let differs = more || removals as u64 != before;
         self.held_back = HeldBack::new(removals, present);
-        self.staying = staying;
+        (self.arrivals, self.staying) = (staying.arrivals(), staying);
         let keep = match self.held_back {
             None => Keep::All,
             Some(_) if more => Keep::Later,

@@ -25,10 +25,24 @@ pub(super) struct Notices {
     /// What was said to be wrong, and goes on.
     lasting: BTreeSet<Trouble>,
     quarantined: BTreeMap<PeerId, (Reason, PeerName)>,
+    judged: Judged,
     quarantined_policies: BTreeMap<PolicyId, QuarantinedPolicy>,
     ignored: BTreeSet<String>,
     /// How changes are learnt of, as it was said last.
     mode: Option<Mode>,
+}
+
+/// The rows that were judged since their quarantines were last told.
+#[derive(Debug)]
+enum Judged {
+    Rows(BTreeSet<PeerId>),
+    All,
+}
+
+impl Default for Judged {
+    fn default() -> Self {
+        Self::Rows(BTreeSet::new())
+    }
 }
 
 impl Notices {
@@ -144,21 +158,45 @@ impl Notices {
             0 => self.forget(Trouble::Sealed),
             peers => self.complain(Trouble::Sealed, Note::NoSealingKey { peers }, now),
         }
-        let mut quarantined = BTreeMap::new();
-        for (row, reason) in desired.quarantined() {
-            let (peer, device, name) = (row.id, row.device_id, PeerName::of(row));
+        self.quarantines(desired);
+        self.ignored(desired);
+    }
+
+    /// Says what became of the rows that were judged again.
+    fn quarantines(&mut self, desired: &DesiredState) {
+        let judged = match std::mem::take(&mut self.judged) {
+            Judged::Rows(rows) => rows,
+            Judged::All => {
+                let rows = desired.quarantined().map(|(row, _)| row.id);
+                rows.chain(self.quarantined.keys().copied()).collect()
+            }
+        };
+        let mut released = Vec::new();
+        for peer in judged {
+            let Some((row, reason)) = desired.quarantine_of(peer) else {
+                let former = self.quarantined.remove(&peer);
+                released.extend(former.map(|(_, name)| Note::Released { peer, name }));
+                continue;
+            };
             if self.quarantined.get(&peer).is_none_or(|(said, _)| said != reason) {
-                let (name, reason) = (name.clone(), reason.clone());
+                let (device, name, reason) = (row.device_id, PeerName::of(row), reason.clone());
                 self.say(Note::Quarantined { peer, device, name, reason });
             }
-            quarantined.insert(peer, (reason.clone(), name));
+            self.quarantined.insert(peer, (reason.clone(), PeerName::of(row)));
         }
-        for (peer, (_, name)) in std::mem::replace(&mut self.quarantined, quarantined) {
-            if !self.quarantined.contains_key(&peer) {
-                self.say(Note::Released { peer, name });
-            }
+        self.say_all(released);
+    }
+
+    /// These rows were judged again, which [`Self::rows`] is to look at.
+    pub fn rows_judged(&mut self, rows: BTreeSet<PeerId>) {
+        if let Judged::Rows(judged) = &mut self.judged {
+            judged.extend(rows);
         }
-        self.ignored(desired);
+    }
+
+    /// All rows were replaced.
+    pub fn all_rows_judged(&mut self) {
+        self.judged = Judged::All;
     }
 
     /// Says which policies the kernel refuses to load, and, once everything is `settled`, which it no

@@ -13,14 +13,21 @@ pub(super) struct RowStatus {
     /// The first [`LISTED_PEERS`] of them.
     pub quarantined: Vec<QuarantinedPeer>,
     pub quarantined_policies: Vec<QuarantinedPolicy>,
+    /// [`DesiredState::quarantined_policies_version`] when they were listed.
+    policies_version: u64,
     pub warnings: Vec<String>,
 }
 
 impl RowStatus {
-    pub fn of(desired: &DesiredState) -> Self {
-        let warnings = row_warnings(desired);
-        let quarantined_policies = quarantined_policies(desired);
-        Self { quarantined: quarantined(desired), quarantined_policies, warnings }
+    /// Lists what is new since the former one, which a change of rows made out of date.
+    pub fn renew(&mut self, desired: &DesiredState) {
+        self.warnings = row_warnings(desired);
+        self.quarantined = quarantined(desired);
+        let version = desired.quarantined_policies_version();
+        if self.policies_version != version {
+            self.quarantined_policies = quarantined_policies(desired);
+            self.policies_version = version;
+        }
     }
 }
 

@@ -353,6 +353,9 @@ impl Rows {
     }
 
     fn refresh(&mut self) {
-        self.status = self.desired.as_ref().map(RowStatus::of).unwrap_or_default();
+        match &self.desired {
+            Some(desired) => self.status.renew(desired),
+            None => self.status = RowStatus::default(),
+        }
     }
 }

@@ -224,6 +224,7 @@ fn the_guard_counts_peers_and_always_lets_ten_go() {
         let mut world = World::new(all.clone(), kernel.clone());
         world.deactivate(1..=deleted);
         let desired = world.tables.build();
+        let held = held.clone();
         let guard = Guard { limit, held, confirmed, whose: Whose::Ours };
         let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard);
         (removals(&planned.unwrap()), held)
@@ -242,7 +243,7 @@ fn the_guard_counts_peers_and_always_lets_ten_go() {
     let mut emptied = all.clone();
     emptied.peers.clear();
     let limit = MaxRemoved::Peers(200);
-    let guard = Guard { limit, held: &nothing, confirmed: &none, whose: Whose::Ours };
+    let guard = Guard { limit, held: nothing, confirmed: &none, whose: Whose::Ours };
     let (_, held) = plan_guarded(&emptied.build(), &kernel.state, &Scope::Everything, guard);
     assert_eq!(held.peers().len(), 28, "no row is left");
 }
@@ -261,7 +262,7 @@ fn only_deletions_count_for_the_guard() {
     for (bars, removed) in bars {
         let mut tables = all.clone();
         tables.peers.values_mut().for_each(|row| row.bars = bars);
-        let (limit, held) = (MaxRemoved::Percent(0), &Held::default());
+        let (limit, held) = (MaxRemoved::Percent(0), Held::default());
         let guard = Guard { limit, held, confirmed: &BTreeSet::new(), whose: Whose::Ours };
         let planned = plan_guarded(&tables.build(), &kernel.state, &Scope::Everything, guard).0;
         assert_eq!(removals(&planned.unwrap()), removed, "{bars:?}");
@@ -320,7 +321,7 @@ fn peers_of_a_gateway_that_is_switched_off_are_not_held() {
     rows.gateway.active = false;
     rows.peers.pop();
     let desired = DesiredState::build(local(), rows).unwrap();
-    let (limit, held) = (MaxRemoved::Percent(0), &Held::default());
+    let (limit, held) = (MaxRemoved::Percent(0), Held::default());
     let guard = Guard { limit, held, confirmed: &BTreeSet::new(), whose: Whose::Ours };
     let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard);
     assert_eq!((removals(&planned.unwrap()), held), (28, Held::default()));

@@ -5,6 +5,7 @@
 mod all_clear;
 mod beats;
 mod blocks;
+mod costs;
 mod guard;
 mod held;
 mod history;

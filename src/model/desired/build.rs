@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::unloadable::Refusals;
 use super::{Claims, DesiredState, Local, key_of};
 use crate::model::policy::{PolicyBook, dns_addresses};
 use crate::model::{
@@ -106,7 +107,7 @@ impl DesiredState {
             unallocated: BTreeSet::new(),
             sealed: BTreeSet::new(),
             book,
-            unloadable: Vec::new(),
+            refusals: Refusals::default(),
             admit_only: None,
             block_list,
             blocked: BTreeSet::new(),

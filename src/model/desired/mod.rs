@@ -11,6 +11,7 @@ mod claims;
 mod evaluate;
 mod ineligible;
 mod quarantine;
+mod touched;
 mod unloadable;
 mod update;
 
@@ -28,8 +29,9 @@ use claims::{Claims, Precedence};
 use evaluate::Candidate;
 pub use ineligible::Ineligible;
 pub use quarantine::Reason;
+pub use touched::{Departed, Touched};
+use unloadable::Refusals;
 pub use unloadable::{QuarantinedPolicy, Unloadable};
-pub use update::{Departed, Touched};
 
 use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
@@ -133,7 +135,7 @@ pub struct DesiredState {
     sealed: BTreeSet<PeerId>,
     book: PolicyBook,
     /// Profiles that the kernel refused.
-    unloadable: Vec<Unloadable>,
+    refusals: Refusals,
     /// While the database is unreachable for too long: who may stay.
     admit_only: Option<BTreeSet<PublicKey>>,
     block_list: Arc<BlockList>,
@@ -265,13 +267,17 @@ impl DesiredState {
 
     /// The rows left out because of what they say, by peer id.
     pub fn quarantined(&self) -> impl Iterator<Item = (&PeerRow, &Reason)> {
-        self.quarantined.iter().filter_map(|id| {
-            let entry = self.entries.get(id)?;
-            match entry.standing.public() {
-                Standing::Quarantined(reason) => Some((&entry.row, reason)),
-                _ => None,
-            }
-        })
+        self.quarantined.iter().filter_map(|id| self.quarantine_of(*id))
+    }
+
+    /// Why this row is left out, if that is because of what it says.
+    #[must_use]
+    pub fn quarantine_of(&self, id: PeerId) -> Option<(&PeerRow, &Reason)> {
+        let entry = self.entries.get(&id)?;
+        match entry.standing.public() {
+            Standing::Quarantined(reason) => Some((&entry.row, reason)),
+            _ => None,
+        }
     }
 
     /// How many rows are left out because of what they say.

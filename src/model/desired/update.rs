@@ -13,63 +13,14 @@ use ipnet::IpNet;
 use super::absence::barred_key;
 use super::evaluate::listed_dns;
 use super::evaluate::{Candidate, Evaluation, RowContext};
-use super::{DesiredState, Entry, Ineligible, OwnStanding, Reason, precedence, precedence_to};
+use super::{
+    Departed, DesiredState, Entry, Ineligible, OwnStanding, Reason, Touched, precedence,
+    precedence_to,
+};
 use crate::model::policy::{PolicyBook, Subject};
 use crate::model::{
-    BlockList, ChangedRows, DeviceId, KeyText, Peer, PeerId, PeerRow, PolicyId, Profile, PublicKey,
-    UserId,
+    BlockList, ChangedRows, DeviceId, KeyText, Peer, PeerId, PeerRow, Profile, PublicKey, UserId,
 };
-
-/// What an update may have changed: nothing else needs a look.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Touched {
-    pub peers: BTreeSet<PublicKey>,
-    pub prefixes: BTreeSet<IpNet>,
-    /// Whose place among the peers was lost.
-    pub departed: BTreeMap<PublicKey, Departed>,
-    /// Policies that decide otherwise now, for somebody here, with their names.
-    pub policies: BTreeMap<PolicyId, Box<str>>,
-}
-
-impl Touched {
-    /// What either may have changed.
-    #[must_use]
-    pub fn merged(mut self, other: Self) -> Self {
-        self.peers.extend(other.peers);
-        self.prefixes.extend(other.prefixes);
-        self.departed.extend(other.departed);
-        self.policies.extend(other.policies);
-        self
-    }
-
-    /// Whether no peer and no prefix was touched: the kernel cannot differ because of it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.peers.is_empty() && self.prefixes.is_empty()
-    }
-}
-
-/// Identifies a removed peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Departed {
-    pub peer_id: PeerId,
-    pub device_id: DeviceId,
-    pub user_id: UserId,
-    pub device_name: Box<str>,
-    pub username: Box<str>,
-}
-
-impl From<&PeerRow> for Departed {
-    fn from(row: &PeerRow) -> Self {
-        Self {
-            peer_id: row.id,
-            device_id: row.device_id,
-            user_id: row.user_id,
-            device_name: row.device_name.clone(),
-            username: row.username.clone(),
-        }
-    }
-}
 
 impl DesiredState {
     /// Takes in rows that changed, and says what may differ now.
@@ -80,6 +31,10 @@ impl DesiredState {
         let mut subjects = BTreeSet::new();
         for (user_id, group_ids) in rows.memberships {
             subjects.extend(self.book.set_membership(user_id, group_ids));
+        }
+        if !rows.policies.is_empty() {
+            // Their names may be others.
+            self.refusals_changed();
         }
         for (policy_id, policy) in rows.policies {
             let former = self.book.name_of(policy_id).map(Box::from);
@@ -105,6 +60,7 @@ impl DesiredState {
                     KeyText::Bad { .. } => None,
                 });
                 self.withdraw(row.id, &mut unsettled, &mut touched);
+                touched.rows.insert(row.id);
                 self.enter(row, &mut unsettled);
             }
         }
@@ -181,6 +137,7 @@ impl DesiredState {
     /// Takes a row out, with its claims. Rows that gain by that become unsettled.
     fn withdraw(&mut self, id: PeerId, unsettled: &mut BTreeSet<PeerId>, touched: &mut Touched) {
         let Some(entry) = self.entries.remove(&id) else { return };
+        touched.rows.insert(id);
         self.by_device.remove(&(entry.row.device_id, id));
         self.by_user.remove(&(entry.row.user_id, id));
         self.quarantined.remove(&id);
@@ -265,6 +222,7 @@ impl DesiredState {
             }
         }
         for (id, candidate) in candidates {
+            touched.rows.insert(id);
             touched.peers.insert(candidate.key);
             touched.prefixes.extend(candidate.allowed_ips.iter());
             self.seat(id, candidate);
@@ -338,17 +296,20 @@ impl DesiredState {
         let admitted = holder.filter(|entry| matches!(entry.standing, OwnStanding::Admitted(_)));
         let Some(entry) = admitted else {
             self.firewall.assignments.remove(&prefix);
+            self.gets_profile(prefix, None);
             return self.outside.remove(&prefix);
         };
         let profile = profile_of(&mut self.book, &self.gateway_dns, &entry.row);
         // Also a profile that grants nothing: without one, an address within another peer's site
         // prefix would be evaluated as that peer.
+        self.gets_profile(prefix, Some(&profile));
         self.firewall.assignments.insert(prefix, profile);
         !self.covers(&prefix) && self.outside.insert(prefix)
     }
 
-    /// Whether the connected route of an interface address leads to a prefix.
-    pub(super) fn covers(&self, prefix: &IpNet) -> bool {
+    /// Whether the connected route of an interface address leads to a prefix: it needs none of its own.
+    #[must_use]
+    pub fn covers(&self, prefix: &IpNet) -> bool {
         self.interface.addresses.iter().any(|own| own.contains(prefix))
     }
 

@@ -45,6 +45,7 @@ impl Machine {
             Ok(ReadAnswer::Everything(rows)) => match self.rows.replace(*rows, now.instant) {
                 Ok(replaced) => {
                     self.notices.forget(Trouble::Rows);
+                    self.notices.all_rows_judged();
                     self.difference.replaced(replaced, since);
                     self.more_to_do();
                     self.rows_are_new(now);
@@ -223,7 +224,9 @@ impl Machine {
 
     /// Takes in what may differ because rows changed at this moment.
     pub(super) fn touch(&mut self, touched: Option<Touched>, since: Instant) {
-        if touched.is_some_and(|touched| self.difference.touch(touched, since)) {
+        let Some(mut touched) = touched else { return };
+        self.notices.rows_judged(std::mem::take(&mut touched.rows));
+        if self.difference.touch(touched, since) {
             self.more_to_do();
         }
     }
@@ -277,8 +280,7 @@ impl Machine {
             return;
         }
         let Some(observed) = self.mirror.observed() else { return };
-        let confirmed_at = self.rows.confirmed_at();
-        self.hold.confirm(|since| confirmed_at.is_some_and(|at| since < at));
+        self.hold.confirmed_by_setting(self.rows.confirmed_at());
         let connected = || self.mirror.just_connected(now.instant);
         let (scope, guard) = (self.difference.scope(), self.hold.guard());
         let Planned { plan, held, obstacle } = self.rows.plan(&observed, scope, guard, connected);

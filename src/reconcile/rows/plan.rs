@@ -49,6 +49,7 @@ impl Rows {
         guard: Guard<'_>,
         connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
     ) -> Planned {
+        let Guard { limit, confirmed, whose, .. } = guard;
         if let Some((rest, whose)) = self.withdrawing(observed) {
             return self.withdrawals(rest, observed, Guard { whose, ..guard });
         }
@@ -57,7 +58,8 @@ impl Rows {
             Some(desired) if !self.may_grant() => self.withdrawals(desired, observed, guard),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
                 (Ok(plan), held) => Planned { plan, held, obstacle: None },
-                (Err(error), _) => {
+                (Err(error), held) => {
+                    let guard = Guard { limit, held, confirmed, whose };
                     let withdrawals = self.withdrawals(desired, observed, guard);
                     Planned { obstacle: Some(error), ..withdrawals }
                 }
@@ -92,10 +94,11 @@ impl Rows {
             let steps = self.fence(observed).into_iter().collect();
             return Planned { plan: Plan::new(steps), ..Planned::default() };
         }
-        let held = guard.hold(rows, observed, &Scope::Everything);
+        let whose = guard.whose;
+        let held = guard.hold_all(rows, observed);
         let plan = withdrawals(rows, observed, self.public_key(), &held);
         // A peer that stays because of a doubt waits for no confirmation.
-        let held = if guard.whose == Whose::Ours { held } else { Held::default() };
+        let held = if whose == Whose::Ours { held } else { Held::default() };
         Planned { plan, held, obstacle: None }
     }
 

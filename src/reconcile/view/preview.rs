@@ -78,11 +78,7 @@ pub async fn preview_explanation<D: Dataplane + 'static>(
     destination: &str,
 ) -> Result<Explanation, PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
-    let held = guard(machine.max_removed, &Held::default(), &BTreeSet::new()).hold(
-        &desired,
-        &reading.state,
-        &Scope::Everything,
-    );
+    let held = guard(machine.max_removed, &BTreeSet::new()).hold_all(&desired, &reading.state);
     let answers = explain(&desired, &held, Some(&reading.state), who, destination)?;
     Ok(answers.counted(dataplane).await)
 }
@@ -108,12 +104,8 @@ fn build(machine: &MachineOptions, rows: SnapshotRows) -> Result<DesiredState, P
 }
 
 /// The guard of an agent that holds nothing yet.
-const fn guard<'a>(
-    limit: MaxRemoved,
-    held: &'a Held,
-    confirmed: &'a BTreeSet<PublicKey>,
-) -> Guard<'a> {
-    Guard { limit, held, confirmed, whose: Whose::Ours }
+fn guard(limit: MaxRemoved, confirmed: &BTreeSet<PublicKey>) -> Guard<'_> {
+    Guard { limit, held: Held::default(), confirmed, whose: Whose::Ours }
 }
 
 /// What a pass changes where more removals than `limit` wait, also in the words of users and devices.
@@ -122,15 +114,15 @@ fn plan_report(
     observed: &ObservedState,
     limit: MaxRemoved,
 ) -> Result<PlanReport, PlanError> {
-    let (none, unconfirmed) = (Held::default(), BTreeSet::new());
-    let guard = guard(limit, &none, &unconfirmed);
+    let unconfirmed = BTreeSet::new();
+    let guard = guard(limit, &unconfirmed);
     let (plan, held) = plan_guarded(desired, observed, &Scope::Everything, guard);
     let plan = plan?;
     let steps = plan.steps().iter().map(|step| PlannedStep {
         phase: format!("{:?}", step.phase()).to_lowercase(),
         step: step.to_string(),
     });
-    let kept: BTreeMap<IpNet, Arc<Profile>> = held.reach().collect();
+    let kept: BTreeMap<&IpNet, &Arc<Profile>> = held.reach().collect();
     let shifts =
         desired.rows().map(|(row, standing)| shift(desired, observed, &kept, row, standing));
     let taken_over = takeover::in_words(desired, observed);
@@ -173,15 +165,18 @@ fn plan_report(
 fn shift<'a>(
     desired: &'a DesiredState,
     observed: &'a ObservedState,
-    kept: &'a BTreeMap<IpNet, Arc<Profile>>,
+    kept: &BTreeMap<&IpNet, &'a Arc<Profile>>,
     row: &'a PeerRow,
     standing: Standing<'_>,
 ) -> ReachChange<'a> {
     let prefix = IpNet::from(row.assigned_ip.addr());
     let admitted = matches!(standing, Standing::Admitted(_));
     let table = observed.firewall.as_ref();
-    let new =
-        if admitted { desired.firewall().assignments.get(&prefix) } else { kept.get(&prefix) };
+    let new = if admitted {
+        desired.firewall().assignments.get(&prefix)
+    } else {
+        kept.get(&prefix).copied()
+    };
     ReachChange {
         user_id: row.user_id,
         device_id: row.device_id,
