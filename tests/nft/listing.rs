@@ -228,9 +228,15 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             meta priority set 8000:0
             jump sites_to
             meta priority none counter goto deny
+            meta priority set ct reply ip saddr map @peer4
+            meta priority set ct reply ip6 saddr map @peer6
         }}
         chain opened {{
-            jump closed
+            meta priority set none
+            jump sites_to
+            meta priority set ct reply ip saddr map @peer4
+            meta priority set ct reply ip6 saddr map @peer6
+            meta priority none counter goto deny
             meta priority set none goto passed
         }}
         chain inbound {{

@@ -15,6 +15,7 @@ mod netns;
 mod network;
 mod owned;
 mod packets;
+mod places;
 mod priority;
 mod raw;
 mod sender;

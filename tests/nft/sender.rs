@@ -193,7 +193,9 @@ fn first_address_of_a_site_comes_by_no_other_link_whatever_its_path_is() {
     const SITE: &str = "fd65::/32";
     const FIRST: &str = "fd65::";
     let base = FirewallBase { networks: networks(&[SITE, "fd64::/64"]), ..base() };
-    let network = network(&base, &world(nothing(), nothing()));
+    let mut world = world(nothing(), nothing());
+    world.1.insert(SITE.parse().unwrap(), gatepost::model::ProfileId(1));
+    let network = network(&base, &world);
     network.gateway.run(&format!("ip route add {SITE} via {}", ALICE[1]));
     network.alice.run(&format!("ip addr add {FIRST} dev v0 nodad"));
     assert!(pings(&network.lan, GATEWAY_IN_LAN[1]), "the neighbours know each other");

@@ -12,11 +12,11 @@ use super::expr::{
 };
 use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, is_kind};
 use super::gate;
-use super::name::{CLOSED, Family, ICMP_OUT, INBOUND, JUDGE, OPENED, OPENINGS, PASSED};
+use super::name::{Family, ICMP_OUT, INBOUND, JUDGE, OPENED, OPENINGS, PASSED};
 use super::packet::{iif, oif};
 use super::rules::{
     ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, l4proto, no_profile,
-    tcp_flags,
+    only_to_places, tcp_flags,
 };
 use super::sys::data;
 use crate::model::{FirewallBase, Openings};
@@ -65,9 +65,11 @@ pub fn output(base: &FirewallBase) -> Vec<Rule> {
     rules
 }
 
-/// Flows with our label pass, but those with a prefix whose place is closed.
+/// Flows with our label pass, in both directions, if their destination has a place.
 pub fn opened() -> Vec<Rule> {
-    vec![jump(CLOSED), [no_profile(), goto(PASSED)].concat()]
+    let mut rules = only_to_places();
+    rules.push([no_profile(), goto(PASSED)].concat());
+    rules
 }
 
 /// ICMP that the kernel makes: errors, whose flow it may not know, and answers to pings of the

@@ -58,11 +58,24 @@ fn deny_closed(base: &FirewallBase) -> Rule {
 /// Denies what goes to a prefix whose place is closed while it changes hands: until its next holder has
 /// it, the peer around it gets its packets.
 pub fn closed() -> Vec<Rule> {
-    const NO_SITE: u32 = 0x8000_0000;
-    let unfound = vec![load(&NO_SITE.to_ne_bytes()), meta_set(Meta::Priority)];
-    let found = vec![verdict(&Verdict::Jump(Whose::Destination.sites()))];
-    let is_closed = vec![meta(Meta::Priority), cmp(Cmp::Eq, &0u32.to_ne_bytes())];
-    vec![unfound, found, [is_closed, denied()].concat()]
+    const NO_PLACE: u32 = 0x8000_0000;
+    let mut rules = vec![vec![load(&NO_PLACE.to_ne_bytes()), meta_set(Meta::Priority)]];
+    rules.extend(find_profile(Whose::Destination));
+    rules.push(deny_without_profile());
+    rules
+}
+
+/// Deny flows to an address that has no place: it belongs to no peer, it changes hands, or it cannot be
+/// taken from a revoked peer.
+pub fn only_to_places() -> Vec<Rule> {
+    let mut rules = vec![no_profile()];
+    rules.extend(find_profile(Whose::Destination));
+    rules.push(deny_without_profile());
+    rules
+}
+
+fn deny_without_profile() -> Rule {
+    [vec![meta(Meta::Priority), cmp(Cmp::Eq, &0u32.to_ne_bytes())], denied()].concat()
 }
 
 /// Answers that peers send to hosts outside the tunnel.
@@ -77,14 +90,13 @@ fn drop_own_source(base: &FirewallBase) -> Rule {
 }
 
 /// Flows toward a peer that no peer opened, in both directions. If they are allowed, then to every address
-/// that has a place: one that changes hands, or cannot be taken from a revoked peer, has none.
+/// that has a place.
 pub fn inbound(base: &FirewallBase) -> Vec<Rule> {
     if !base.allow_inbound {
         return vec![denied()];
     }
-    let mut rules = vec![resumed(), no_profile()];
-    rules.extend(find_profile(Whose::Destination));
-    rules.push([vec![meta(Meta::Priority), cmp(Cmp::Eq, &0u32.to_ne_bytes())], denied()].concat());
+    let mut rules = vec![resumed()];
+    rules.extend(only_to_places());
     rules.push([no_profile(), vec![counter()], goto(PASSED)].concat());
     rules
 }

@@ -47,13 +47,17 @@
 //!   oifname w ct direction original jump closed
 //!   goto judge
 //! }
-//! chain closed {                                              # to a site prefix that changes hands
+//! chain closed {                                              # to a prefix that changes hands
 //!   meta priority set 8000:0
 //!   jump sites_to
 //!   meta priority none counter goto deny
 //! }
+//!   meta priority set ct reply ip saddr map @peer4            # and IPv6
 //! chain opened {                                              # by the gateway
-//!   jump closed
+//!   meta priority set none
+//!   jump sites_to
+//!   meta priority set ct reply ip saddr map @peer4            # and IPv6
+//!   meta priority none counter goto deny                      # it has no place
 //!   meta priority set none goto passed
 //! }
 //! chain inbound {                                             # opened toward a peer, not by one
@@ -139,7 +143,7 @@
 //! Every packet of a flow is judged, by the flow's tuple, in both directions: the original tuple's
 //! source is the peer that opened it, the reply tuple's source is the real destination. So a
 //! change acts on the next packet of every live flow. What the gateway itself opens toward peers has
-//! no profile: it passes by its label (see `gateway`).
+//! no profile: it passes by its label (see `gateway`), to addresses that have a place.
 //!
 //! The look-ups pass a profile's number on in the packet's priority. What passes has the priority again
 //! that its type of service gives it. Those that other programs set are kept in the forward hook, where
