@@ -190,6 +190,8 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             {forged}
         }}
         chain from_peers {{
+            ip hdrlength > 5 fib daddr type local counter drop
+            exthdr rt exists fib daddr type local counter drop
             {mark}
             meta l4proto icmp ct state related goto errors
             meta l4proto ipv6-icmp ct state related goto errors

@@ -18,6 +18,7 @@ mod packets;
 mod places;
 mod priority;
 mod raw;
+mod routed;
 mod sender;
 mod services;
 mod size;

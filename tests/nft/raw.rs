@@ -61,10 +61,19 @@ pub struct Ear<'a>(&'a Netns);
 
 impl<'a> Ear<'a> {
     pub fn new(netns: &'a Netns, packets: &str) -> Self {
+        Self::at(netns, "input priority 100", packets)
+    }
+
+    /// Counts also what is not for this host.
+    pub fn of_arrivals(netns: &'a Netns, packets: &str) -> Self {
+        Self::at(netns, "prerouting priority 100", packets)
+    }
+
+    fn at(netns: &'a Netns, hook: &str, packets: &str) -> Self {
         netns.load(&format!(
-            "table inet ear\nflush table inet ear
+            "table inet ear\ndelete table inet ear
              table inet ear {{
-               chain input {{ type filter hook input priority 100; {packets} counter
+               chain heard {{ type filter hook {hook}; {packets} counter
                }}
              }}"
         ));

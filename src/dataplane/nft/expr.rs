@@ -64,6 +64,7 @@ pub enum Cmp {
     Eq = 0,
     Neq = 1,
     Lte = 3,
+    Gt = 4,
     Gte = 5,
 }
 

@@ -1,6 +1,7 @@
 //! What rules ask of a packet: its addresses and its links.
 
-use super::expr::{Base, Cmp, Meta, Rule, cmp, meta, payload};
+use super::attr::Attr;
+use super::expr::{Base, Cmp, Expr, Meta, REGISTER, Rule, cmp, mask, meta, payload};
 use super::name::Family;
 use crate::model::{FirewallBase, InterfaceName};
 
@@ -28,6 +29,38 @@ pub fn address_of(side: Side, family: Family, bytes: u8) -> Rule {
         meta(Meta::NfProto),
         cmp(Cmp::Eq, &[family.nfproto()]),
         payload(Base::Network, offset, bytes.into()),
+    ]
+}
+
+/// Asks whether an IPv4 packet has options.
+pub fn has_options() -> Rule {
+    const HEADER_LENGTH: u8 = 0x0f;
+    const WORDS_WITHOUT_OPTIONS: u8 = 5;
+    vec![
+        meta(Meta::NfProto),
+        cmp(Cmp::Eq, &[Family::V4.nfproto()]),
+        payload(Base::Network, 0, 1),
+        mask(&[HEADER_LENGTH]),
+        cmp(Cmp::Gt, &[WORDS_WITHOUT_OPTIONS]),
+    ]
+}
+
+/// Asks whether an IPv6 packet has a routing header, of whatever type.
+pub fn has_routing_header() -> Rule {
+    const ROUTING: u8 = 43;
+    const PRESENT: u32 = 1;
+    let present = vec![
+        Attr::be32(1, REGISTER),
+        Attr::bytes(2, [ROUTING]),
+        Attr::be32(3, 0),
+        Attr::be32(4, 1),
+        Attr::be32(5, PRESENT),
+    ];
+    vec![
+        meta(Meta::NfProto),
+        cmp(Cmp::Eq, &[Family::V6.nfproto()]),
+        Expr::new("exthdr", present),
+        cmp(Cmp::Eq, &[1]),
     ]
 }
 

@@ -13,7 +13,7 @@ use super::expr::{Cmp, Expr, Meta, Rule, Verdict, cmp, counter, lookup, mask, me
 use super::fib::{ANYCAST, Asked, LOCAL, is_kind, link_of_address, of_kind};
 use super::gate;
 use super::name::{DENY, ERRORS, FORGED, FROM_PEERS, Family, octets};
-use super::packet::{Side, address_of, iif, name_is, source};
+use super::packet::{Side, address_of, has_options, has_routing_header, iif, name_is, source};
 use super::rules::{
     Whose, by_profile, ct_state, find_profile, goto, icmp_type, l4proto, netmask, no_profile,
 };
@@ -61,7 +61,17 @@ pub fn forged(base: &FirewallBase) -> Vec<Rule> {
 pub fn from_peers(base: &FirewallBase) -> Vec<Rule> {
     let errors = Family::BOTH
         .map(|family| [l4proto(family.icmp()), ct_state(RELATED), goto(ERRORS)].concat());
-    base.gate.map(gate::set_mark).into_iter().chain(errors).collect()
+    base.gate.map(gate::set_mark).into_iter().chain(led_on()).chain(errors).collect()
+}
+
+/// From an address of the gateway's own, an IPv4 source route or an IPv6 routing header leads a packet on
+/// to a destination that no rule has judged, if an administrator allows that. `ip option` cannot find a
+/// source route of which a part is travelled, and the kernel follows it all the same
+/// (`__ip_options_compile`): so here no packet with options comes in.
+fn led_on() -> [Rule; 2] {
+    let dropped = || vec![counter(), verdict(&Verdict::Drop)];
+    [has_options(), has_routing_header()]
+        .map(|led_on| [led_on, is_kind(Asked::Destination, LOCAL), dropped()].concat())
 }
 
 /// Compares as the `nft` program would: whole bytes where the prefix has such, else with a mask.

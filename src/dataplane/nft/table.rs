@@ -17,6 +17,8 @@
 //! }
 //! chain from_peers {
 //!   meta mark set mark | B                                    # gate
+//!   ip hdrlength > 5 fib daddr type local counter drop        # source routes
+//!   exthdr rt exists fib daddr type local counter drop        # routing headers of IPv6
 //!   meta l4proto icmp ct state related goto errors            # and ICMPv6
 //! }
 //! chain errors {                                              # told by a peer about a flow
