@@ -108,18 +108,17 @@ fn deny_log(NflogGroup(group): NflogGroup) -> (&'static str, String) {
 fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
     let (log_sets, log_rules) = base.deny_log.map(deny_log).unwrap_or_default();
     let (flow_sets, flows) = base.flows_per_address.map(flows).unwrap_or_default();
-    let (inbound, answers) = match base.allow_inbound {
-        true => (
+    let inbound = match base.allow_inbound {
+        true => {
             "ct state new tcp flags & (fin | syn | rst | ack) != syn counter goto deny
              meta priority set none
              jump sites_to
              meta priority set ct reply ip saddr map @peer4
              meta priority set ct reply ip6 saddr map @peer6
              meta priority none counter goto deny
-             meta priority set none counter goto passed",
-            r#"oifname != "wg0" ct direction reply goto inbound"#,
-        ),
-        false => ("counter goto deny", ""),
+             meta priority set none counter goto passed"
+        }
+        false => "counter goto deny",
     };
     let (sites_to, sites_by) =
         (sites.replace("ct original", "ct reply"), sites.replace("ct original ", ""));
@@ -190,9 +189,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             {forged}
         }}
         chain from_peers {{
+            {mark}
             ip hdrlength > 5 fib daddr type local counter drop
             exthdr rt exists fib daddr type local counter drop
-            {mark}
             meta l4proto icmp ct state related goto errors
             meta l4proto ipv6-icmp ct state related goto errors
         }}
@@ -229,9 +228,9 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
         chain closed {{
             meta priority set 8000:0
             jump sites_to
-            meta priority none counter goto deny
             meta priority set ct reply ip saddr map @peer4
             meta priority set ct reply ip6 saddr map @peer6
+            meta priority none counter goto deny
         }}
         chain opened {{
             meta priority set none
@@ -252,7 +251,7 @@ fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
             ct state invalid,untracked counter drop
             tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
             iifname != "wg0" ct direction original goto inbound
-            {answers}
+            oifname != "wg0" ct direction reply goto inbound
             oifname "wg0" ct direction original jump closed
             goto judge
         }}

@@ -30,10 +30,8 @@ pub fn forward(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = vec![foreign.concat()];
     rules.extend(base.gate.map(gate::clear_mark));
     rules.extend([drop_own_source(base), drop_invalid(), clamp, opened_outside.concat()]);
-    if base.allow_inbound {
-        // Not back into the tunnel: such a flow was opened by a peer, and its profile judges.
-        rules.push(answers(base, goto(INBOUND)));
-    }
+    // Not back into the tunnel: such a flow was opened by a peer, and its profile judges.
+    rules.push(answers(base, goto(INBOUND)));
     rules.extend([deny_closed(base), goto(JUDGE)]);
     rules
 }
@@ -43,6 +41,9 @@ pub fn former_forward(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = forward(base);
     rules.retain(|rule| ![drop_own_source(base), deny_closed(base)].contains(rule));
     let judged = answers(base, goto(INBOUND));
+    if !base.allow_inbound {
+        rules.retain(|rule| *rule != judged);
+    }
     for rule in rules.iter_mut().filter(|rule| **rule == judged) {
         *rule = answers(base, vec![verdict(&Verdict::Accept)]);
     }

@@ -45,16 +45,16 @@
 //!   ct state invalid,untracked counter drop
 //!   tcp flags syn / syn,rst tcp option maxseg size set rt mtu
 //!   iifname != w ct direction original goto inbound
-//!   oifname != w ct direction reply goto inbound              # allow_inbound
+//!   oifname != w ct direction reply goto inbound
 //!   oifname w ct direction original jump closed
 //!   goto judge
 //! }
 //! chain closed {                                              # to a prefix that changes hands
 //!   meta priority set 8000:0
 //!   jump sites_to
+//!   meta priority set ct reply ip saddr map @peer4            # and IPv6
 //!   meta priority none counter goto deny
 //! }
-//!   meta priority set ct reply ip saddr map @peer4            # and IPv6
 //! chain opened {                                              # by the gateway
 //!   meta priority set none
 //!   jump sites_to
