@@ -162,6 +162,12 @@ pub enum GateObstacle {
     #[error("the routing rule \"{0}\" of another program comes before those of the gate")]
     EarlierRule(RoutingRule),
     #[error(
+        "another program (Cilium, or a setup of VRFs) has moved the routing rule for the host's own \
+         addresses from priority 0 to a later one, so the gate would drop what other links send to the \
+         tunnel's address"
+    )]
+    LocalRuleMoved,
+    #[error(
         "systemd-networkd removes routing rules that it did not make: write [Network] \
          ManageForeignRoutingPolicyRules=no to /etc/systemd/networkd.conf.d/gatepost.conf and restart \
          systemd-networkd"

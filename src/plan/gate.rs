@@ -45,6 +45,21 @@ pub fn rules(interface: &InterfaceName, pool: IpNet, mark: MarkBit) -> BTreeSet<
     ])
 }
 
+/// Whether each family that has rules begins with the kernel's own for local addresses, as `ip rule` lists
+/// it: `0: from all lookup local`. Without it our rules would see what is sent to this host itself.
+fn begins_with_local(host: &HostRouting) -> bool {
+    const LOOKUP: RuleAction = RuleAction::Other(1);
+    let is_for_all = |rule: &RoutingRule| {
+        let RoutingRule { priority, iif, to, mark, action, .. } = rule;
+        (*priority, *action) == (0, LOOKUP) && iif.is_none() && to.is_none() && mark.is_none()
+    };
+    [IpFamily::V4, IpFamily::V6].into_iter().all(|family| {
+        let mut rules =
+            host.rules.iter().filter(|rule| rule.family == family && rule.tag == Tag::Foreign);
+        rules.clone().next().is_none() || rules.any(is_for_all)
+    })
+}
+
 /// Why the gate would disturb other programs, or not hold; `None`: it may be in force.
 ///
 /// A reverse path filter that ignores marks looks routes up for packets without any, and would drop all
@@ -65,6 +80,9 @@ pub fn obstacle(host: &HostRouting, mark: MarkBit) -> Option<GateObstacle> {
         if (1..=END).contains(&rule.priority) {
             return Some(GateObstacle::EarlierRule(rule.clone()));
         }
+    }
+    if !begins_with_local(host) {
+        return Some(GateObstacle::LocalRuleMoved);
     }
     host.networkd_removes_rules.then_some(GateObstacle::Networkd)
 }

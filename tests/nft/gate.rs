@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gatepost::dataplane::nft::Nft;
 use gatepost::dataplane::{Backend, Dataplane, Host, HostSettings, SharedObserved};
-use gatepost::model::{MarkBit, ObservedState, RoutingRule};
+use gatepost::model::{GateObstacle, MarkBit, ObservedState, RoutingRule};
 use gatepost::plan::{Plan, Step, gate};
 use std::collections::BTreeSet;
 
@@ -171,6 +171,10 @@ fn what_the_gate_depends_on_is_read() {
     assert!(routing().checks_sources);
     sysctl("all.src_valid_mark=1");
     assert!(!routing().checks_sources);
+    netns.run("ip rule add table local priority 100 && ip rule del priority 0");
+    assert_eq!(gate::obstacle(&routing(), MarkBit::default()), Some(GateObstacle::LocalRuleMoved));
+    netns.run("ip rule add table local priority 0");
+    assert_eq!(gate::obstacle(&routing(), MarkBit::default()), None);
     netns.run("ip rule add fwmark 1 table 7 priority 100");
     let why = gate::obstacle(&routing(), MarkBit::default()).unwrap().to_string();
     assert!(why.contains("\"IPv4 100: fwmark 0x1\""), "{why}");

@@ -59,13 +59,17 @@ const WG_QUICK: &str = "0: from all lookup local
 const CILIUM: &str = "9: from all fwmark 0x200/0xf00 lookup 2004
     100: from all lookup local
     32766: from all lookup main";
+/// As the kernel's documentation of VRFs advises.
+const LATE_LOCAL: &str = "1000: from all lookup [l3mdev-table]
+    32765: from all lookup local
+    32766: from all lookup main";
 const VRF: &str = "0: from all lookup local
     1000: from all lookup [l3mdev-table]
     32766: from all lookup main";
 
 #[test]
 fn gate_is_in_force_beside_rules_that_do_not_look_at_its_mark() {
-    for listing in [PLAIN, TAILSCALE, CALICO, CILIUM, VRF] {
+    for listing in [PLAIN, TAILSCALE, CALICO, VRF] {
         assert_eq!(gate::obstacle(&rules(listing), MarkBit::default()), None, "{listing}");
     }
     let of_tailscale = MarkBit::new(0x8_0000).unwrap();
@@ -79,7 +83,10 @@ fn rule_that_looks_at_the_whole_mark_keeps_the_gate_away_and_is_named() {
         (KUBE_ROUTER, "IPv4 32764: fwmark 0x5a"),
         (MULLVAD, "IPv4 32765: fwmark 0x6d6f6c65"),
         (WG_QUICK, "IPv4 32765: fwmark 0xca6c"),
-        ("100: from all fwmark 0x1000/0x1000 lookup 7", "IPv4 100: fwmark 0x1000/0x1000"),
+        (
+            "0: from all lookup local\n100: from all fwmark 0x1000/0x1000 lookup 7",
+            "IPv4 100: fwmark 0x1000/0x1000",
+        ),
     ] {
         let why = gate::obstacle(&rules(listing), MarkBit::default()).unwrap().to_string();
         assert!(why.contains(&format!("\"{named}\"")), "{why}");
@@ -91,6 +98,15 @@ fn rule_before_the_gate_keeps_it_away() {
     let obstacle = gate::obstacle(&rules("1: from all iif eth0 lookup 7"), MarkBit::default());
     let why = obstacle.unwrap().to_string();
     assert!(why.contains("\"IPv4 1: iif eth0\" of another program comes before"), "{why}");
+}
+
+/// The rules of the gate would then come before the host's own addresses.
+#[test]
+fn local_rule_that_was_moved_keeps_the_gate_away() {
+    for listing in [CILIUM, LATE_LOCAL] {
+        let obstacle = gate::obstacle(&rules(listing), MarkBit::default());
+        assert_eq!(obstacle, Some(GateObstacle::LocalRuleMoved), "{listing}");
+    }
 }
 
 #[test]
