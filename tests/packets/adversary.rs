@@ -1,11 +1,12 @@
 //! Hostile peers, a hostile LAN host and chatty services of the gateway, while rows change and the agent
 //! is killed, stopped and its table flushed between any two steps: nothing comes anywhere that no policy
-//! grants, of the rows before or after.
+//! grants, of the rows before or after. A table that lacks one rule shows that the adversary is not blind.
 //!
 //! `GATEPOST_TEST_ROUNDS` makes it longer.
 
 mod agent;
 mod attack;
+mod mutation;
 mod permit;
 mod scene;
 mod wire;
@@ -27,19 +28,28 @@ use crate::world;
 
 use agent::Agent;
 use attack::View;
-use permit::{End, Flow, Rules, is_peer};
+use mutation::{Mutation, Tampering};
+use permit::{DIVERTED, End, Flow, Rules, is_peer};
 use scene::Scene;
 
 pub const TESTS: &[Test] =
     &[("nothing_passes_that_no_policy_grants", nothing_passes_that_no_policy_grants)];
+/// They take minutes: only if `GATEPOST_TEST_MUTATIONS` is set.
+pub const LONG_TESTS: &[Test] = &[("every_missing_rule_is_found", every_missing_rule_is_found)];
 
 const ROUNDS: usize = 25;
 /// Hostile packets at each of a plan's steps.
 const AT_A_STEP: usize = 40;
 /// Hostile packets once the kernel is what the rows say.
-const AT_REST: usize = 200;
+const AT_REST: usize = 160;
+/// And before, when flows of the former rows are all that is known, and again when they are forgotten.
+const OF_FORMER_FLOWS: usize = 40;
 const FLOWS: usize = 24;
 const DRAWS: usize = 6;
+
+/// What came where nothing allows it.
+struct Leaks(String);
+type Tight = Result<(), Leaks>;
 
 fn nothing_passes_that_no_policy_grants(backend: Backend) {
     let seed = seed();
@@ -48,11 +58,8 @@ fn nothing_passes_that_no_policy_grants(backend: Backend) {
     let lab = Lab::new(backend);
     let started = Instant::now();
     lab.gateway.enter(|| {
-        let mut siege = Siege::begin(&lab, Chance::new(seed));
-        for round in 1..=rounds {
-            siege.round();
-            siege.assert_tight(&format!("round {round}"));
-        }
+        let mut siege = Siege::begin(&lab, Chance::new(seed), Tampering::none());
+        siege.rounds(rounds).unwrap_or_else(|Leaks(text)| panic!("{text}"));
         println!(
             "{rounds} rounds, {} packets, came where they may: {:?}; {}; {:.1} s",
             siege.scene.count(),
@@ -65,6 +72,28 @@ fn nothing_passes_that_no_policy_grants(backend: Backend) {
             assert!(siege.scene.came.contains_key(kind), "no {kind} came anywhere");
         }
     });
+}
+
+/// Each in one of two runs.
+fn every_missing_rule_is_found(backend: Backend) {
+    const RUNS: u64 = 2;
+    let seed = seed();
+    println!("GATEPOST_TEST_SEED={seed}");
+    let finds = |mutation: &Mutation| {
+        (0..RUNS).any(|run| {
+            let lab = Lab::new(backend);
+            let started = Instant::now();
+            let found = lab.gateway.enter(|| {
+                let chance = Chance::new(seed.wrapping_add(run));
+                Siege::begin(&lab, chance, Tampering::with(*mutation)).rounds(ROUNDS).is_err()
+            });
+            let took = started.elapsed().as_secs_f64();
+            println!("{mutation:?}: {} in {took:.1} s", if found { "found" } else { "not found" });
+            found
+        })
+    };
+    let missed: Vec<_> = Mutation::ALL.into_iter().filter(|mutation| !finds(mutation)).collect();
+    assert!(missed.is_empty(), "no packet came that shows {missed:?}");
 }
 
 /// What was done to the agent and its table.
@@ -97,14 +126,16 @@ struct Siege<'a> {
     without_table: bool,
     disturbances: Disturbances,
     addresses: Vec<IpAddr>,
+    tampering: Tampering,
 }
 
 impl<'a> Siege<'a> {
-    fn begin(lab: &'a Lab, mut chance: Chance) -> Self {
+    fn begin(lab: &'a Lab, mut chance: Chance, mut tampering: Tampering) -> Self {
         // What an administrator may have switched on.
         for switch in [
-            // Not IPv4's source routes, which the kernel refuses unless an administrator asks for them: a
-            // packet is judged by the address in its header, and they change it afterwards.
+            "net.ipv4.conf.all.accept_source_route=1",
+            "net.ipv4.conf.default.accept_source_route=1",
+            "net.ipv4.conf.lan0.accept_source_route=1",
             "net.ipv6.conf.all.accept_source_route=1",
             "net.ipv6.conf.default.accept_source_route=1",
             "net.ipv6.conf.all.seg6_enabled=1",
@@ -117,9 +148,12 @@ impl<'a> Siege<'a> {
         }
         let rp_filter = if chance.once_in(2) { 0 } else { 2 };
         lab.gateway.exec(&format!("sysctl -qw net.ipv4.conf.all.rp_filter={rp_filter}"));
+        for (prefix, next_hop) in DIVERTED.into_iter().zip(lab::LAN_NEXT_HOPS) {
+            lab.gateway.exec(&format!("ip route add {prefix} via {next_hop} dev lan0 onlink"));
+        }
         let set = PolicySet::first(&mut chance);
-        let mut agent = Agent::start(lab, &mut chance);
-        agent.settle(lab, &set);
+        let mut agent = Agent::start(lab, &mut chance, &tampering);
+        agent.settle(lab, &set, &mut tampering);
         Self {
             lab,
             chance,
@@ -129,45 +163,71 @@ impl<'a> Siege<'a> {
             without_table: false,
             disturbances: Disturbances::default(),
             addresses: Vec::new(),
+            tampering,
         }
     }
 
+    fn rounds(&mut self, rounds: usize) -> Tight {
+        (1..=rounds).try_for_each(|round| {
+            self.round()?;
+            self.tight(&format!("round {round}"))
+        })
+    }
+
     /// From the rows that are in force to others.
-    fn round(&mut self) {
+    fn round(&mut self) -> Tight {
         let mut next = self.sets[1].next(&mut self.chance);
         if self.chance.once_in(2) {
             next = next.with_other_peers(&mut self.chance);
         }
         self.sets = [self.sets[1].clone(), next];
         self.choose_addresses();
-        self.open_flows(&self.sets[0].clone());
+        self.open_flows(&self.sets[0].clone())?;
         while let Some(plan) = self.plan() {
-            self.follow(&plan);
+            self.follow(&plan)?;
         }
         for peer in (0..PEERS).filter(|at| !self.sets[0].has(*at) && self.sets[1].has(*at)) {
             self.scene.renew(self.lab, peer);
         }
         self.sets[0] = self.sets[1].clone();
         self.without_table = false;
-        self.open_flows(&self.sets[1].clone());
+        for forgets in [false, true] {
+            if forgets {
+                scene::forget_flows();
+            }
+            self.speak_for_gateway();
+            self.volley(OF_FORMER_FLOWS);
+            self.tight("with flows of the former rows")?;
+        }
+        self.open_flows(&self.sets[1].clone())?;
         self.volley(AT_REST);
+        Ok(())
+    }
+
+    /// Every end of a flow that is the gateway's sends a packet.
+    fn speak_for_gateway(&mut self) {
+        let rules = self.rules();
+        for at in 0..self.scene.flows.len() {
+            self.scene.send_from_gateway(at, &rules);
+        }
     }
 
     /// What is left to do; `None`: the kernel is what the rows say.
     fn plan(&mut self) -> Option<Plan> {
         if self.agent.is_none() {
-            self.agent = Some(Agent::start(self.lab, &mut self.chance));
+            self.agent = Some(Agent::start(self.lab, &mut self.chance, &self.tampering));
         }
         let agent = self.agent.as_mut()?;
-        agent.look();
-        Some(agent.plan(self.lab, &self.sets[1])).filter(|plan| !plan.is_empty())
+        agent.look(&self.tampering);
+        let plan = agent.plan(self.lab, &self.sets[1], &self.tampering);
+        Some(plan).filter(|plan| !plan.is_empty())
     }
 
     /// Takes a plan's steps, with an attack after each, until something happens to the agent.
-    fn follow(&mut self, plan: &Plan) {
+    fn follow(&mut self, plan: &Plan) -> Tight {
         for step in plan.steps() {
-            let Some(agent) = &mut self.agent else { return };
-            let refused = agent.apply(step);
+            let Some(agent) = &mut self.agent else { return Ok(()) };
+            let refused = agent.apply(step, self.lab, &mut self.tampering);
             assert!(self.without_table || refused.is_empty(), "{refused:?}");
             match self.chance.numbers.u8(..16) {
                 0 | 1 => {
@@ -185,12 +245,13 @@ impl<'a> Siege<'a> {
                 _ => {}
             }
             self.volley(AT_A_STEP);
-            self.assert_tight(&format!("after {step} of {plan:?}"));
+            self.tight(&format!("after {step} of {plan:?}"))?;
             // A flush may come to the agent's notice at once, or after the rest of its plan.
             if self.without_table && self.chance.once_in(2) {
-                return;
+                return Ok(());
             }
         }
+        Ok(())
     }
 
     fn flush(&mut self) {
@@ -220,7 +281,8 @@ impl<'a> Siege<'a> {
                 Place::Peer(peer) => lab::sources(peer),
                 _ => attack::lan_sources(),
             };
-            let view = View { addresses: &self.addresses, flows: &self.scene.flows, own: &own };
+            let (addresses, flows) = (&self.addresses, &self.scene.flows);
+            let view = View { addresses, flows, own: &own, rules: &rules[rules.len() - 1] };
             let shot = attack::any(from, &view, self.scene.next_number(), &mut self.chance);
             self.scene.send(shot, &rules);
         }
@@ -251,7 +313,7 @@ impl<'a> Siege<'a> {
     }
 
     /// Peers, the LAN and the gateway talk to each other, mostly where these rows allow it.
-    fn open_flows(&mut self, set: &PolicySet) {
+    fn open_flows(&mut self, set: &PolicySet) -> Tight {
         let rules = Rules::of(set);
         self.scene.flows.clear();
         for number in 0..FLOWS {
@@ -260,7 +322,7 @@ impl<'a> Siege<'a> {
         }
         let judged = self.rules();
         for back in [false, true] {
-            self.assert_tight("before and while flows are opened");
+            self.tight("before and while flows are opened")?;
             for at in 0..FLOWS {
                 let flow = self.scene.flows[at].clone();
                 let end = if back { flow.service } else { flow.client };
@@ -277,6 +339,7 @@ impl<'a> Siege<'a> {
             }
             self.await_judgement(&judged);
         }
+        Ok(())
     }
 
     fn flow(&mut self, rules: &Rules, number: usize) -> Flow {
@@ -287,7 +350,11 @@ impl<'a> Siege<'a> {
                 .numbers
                 .choice(&[Protocol::Udp, Protocol::Udp, Protocol::Tcp, Protocol::Icmp])
                 .unwrap();
-            let service = *chance.numbers.choice(&self.addresses).unwrap();
+            let services = match chance.once_in(4) {
+                true => &lab::gateway_addresses(),
+                false => &self.addresses,
+            };
+            let service = *chance.numbers.choice(services).unwrap();
             let fits = |at: &&IpAddr| at.is_ipv4() == service.is_ipv4();
             let client = **chance
                 .numbers
@@ -315,15 +382,15 @@ impl<'a> Siege<'a> {
         flow
     }
 
-    fn assert_tight(&self, when: &str) {
+    fn tight(&self, when: &str) -> Tight {
         let leaks = self.scene.leaks();
+        if leaks.is_empty() {
+            return Ok(());
+        }
         let shown = leaks[..leaks.len().min(10)].join("\n");
         let prefixes = self.sets.each_ref().map(PolicySet::prefixes);
-        assert!(
-            leaks.is_empty(),
-            "{} leaks, {when}:\n{shown}\n{prefixes:?}\n{:#?}",
-            leaks.len(),
-            self.sets
-        );
+        let count = leaks.len();
+        let text = format!("{count} leaks, {when}:\n{shown}\n{prefixes:?}\n{:#?}", self.sets);
+        Err(Leaks(text))
     }
 }

@@ -31,6 +31,7 @@ pub const TUNNEL: [&str; 2] = ["10.0.2.1/24", "fd64::201/120"];
 pub const SITE_PREFIXES: [&str; 3] = ["fd64::200/120", "fd64::300/120", "10.0.3.0/24"];
 const LAN: [&str; 2] = ["10.0.1.1", "fd64::101"];
 pub const WAN: [&str; 2] = ["192.0.2.128", "192.0.2.129"];
+pub const LAN_NEXT_HOPS: [&str; 2] = ["10.0.1.2", "fd64::102"];
 const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const LAN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
@@ -53,7 +54,7 @@ pub fn prefixes(peer: usize) -> Vec<IpNet> {
     ];
     let sites: &[&str] = match peer {
         0 => &["10.0.3.0/24", "fd64::300/120"],
-        5 => &["10.0.3.128/25", "fd64::380/121"],
+        5 => &["10.0.3.128/25", "10.0.3.7/32", "fd64::380/121", "fd64::307/128"],
         _ => &[],
     };
     prefixes.extend(sites.iter().map(|site| site.parse::<IpNet>().unwrap()));
@@ -168,12 +169,11 @@ impl Drop for Lab {
 /// A cable whose far end has neither address nor stack, so its neighbour entries are fixed. It is
 /// the way to everywhere.
 fn connect_lan(gateway: &Netns, lan: &Netns) {
-    const NEXT_HOPS: [&str; 2] = ["10.0.1.2", "fd64::102"];
     let text = |mac: [u8; 6]| mac.map(|octet| format!("{octet:02x}")).join(":");
     gateway.plug("lan0", lan);
     gateway.exec(&format!("ip link set lan0 address {}", text(GATEWAY_MAC)));
     lan.exec(&format!("ip link set lan0 address {}", text(LAN_MAC)));
-    for (address, next_hop) in LAN.into_iter().zip(NEXT_HOPS) {
+    for (address, next_hop) in LAN.into_iter().zip(LAN_NEXT_HOPS) {
         let family = if address.contains(':') { "-6" } else { "-4" };
         let mac = text(LAN_MAC);
         gateway.exec(&format!("ip {family} address add {address} dev lan0 nodad"));

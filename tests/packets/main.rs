@@ -3,6 +3,8 @@
 //!
 //! Has its own `main` because it is also the userspace device that it uses. `GATEPOST_TEST_SEED`
 //! repeats a run that printed this seed, and `GATEPOST_TEST_ROUNDS` makes the adversary's longer.
+//! `GATEPOST_TEST_MUTATIONS=1` adds what takes minutes: whether the adversary finds each rule that a
+//! table lacks.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
 #[path = "../support/netns.rs"]
@@ -28,7 +30,16 @@ mod tunnel;
 
 use std::process::ExitCode;
 
+use gatepost::dataplane::Backend;
+use runner::Test;
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    runner::main(|_| [matrix::TESTS, adversary::TESTS].concat(), &args)
+    runner::main(tests, &args)
+}
+
+fn tests(_: Backend) -> Vec<Test> {
+    let long =
+        std::env::var_os("GATEPOST_TEST_MUTATIONS").map_or(&[][..], |_| adversary::LONG_TESTS);
+    [matrix::TESTS, adversary::TESTS, long].concat()
 }

@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::permit::{Claim, End, Flow};
+use ipnet::IpNet;
+
+use super::permit::{Claim, DIVERTED, End, Flow, Rules};
 use super::wire::{self, Body, octets, packet, payload};
 use crate::lab::{self, PEERS, Place};
 use crate::packet::Protocol;
@@ -24,6 +26,8 @@ pub struct View<'a> {
     pub flows: &'a [Flow],
     /// Of the sender.
     pub own: &'a [IpAddr],
+    /// What others may do.
+    pub rules: &'a Rules,
 }
 
 const LAN_SOURCES: [&str; 4] = ["10.20.30.40", "8.8.4.4", "fd20::40", "2a00::1"];
@@ -46,18 +50,58 @@ const FRAGMENTED_BYTES: usize = 600;
 
 /// Addresses that are the LAN's.
 pub fn lan_sources() -> Vec<IpAddr> {
-    LAN_SOURCES.map(|source| source.parse().unwrap()).to_vec()
+    LAN_SOURCES.iter().map(|source| source.parse().unwrap()).chain(diverted()).collect()
+}
+
+/// Those of them that are in sites of peers, too.
+fn diverted() -> impl Iterator<Item = IpAddr> {
+    DIVERTED.into_iter().map(|prefix| prefix.parse::<IpNet>().unwrap().hosts().nth(5).unwrap())
 }
 
 /// Any packet of this number.
 pub fn any(from: Place, view: &View<'_>, number: u32, chance: &mut Chance) -> Shot {
-    match chance.numbers.u8(..12) {
+    match chance.numbers.u8(..14) {
         0..3 => request(from, view, number, chance),
         3..6 => of_flow(from, view, number, chance),
         6..8 => error(from, view, number, chance),
         8..10 => fragments(from, view, number, chance),
-        10 => with_headers(from, view, number, chance),
+        10..12 => as_another(from, view, number, chance),
+        12 => with_headers(from, view, number, chance),
         _ => odd(from, view, number, chance),
+    }
+}
+
+/// What a peer may send, sent by anyone else.
+fn as_another(from: Place, view: &View<'_>, number: u32, chance: &mut Chance) -> Shot {
+    const TRIES: usize = 32;
+    let of_tunnel: Vec<IpAddr> = (0..PEERS).flat_map(lab::sources).chain(diverted()).collect();
+    for _ in 0..TRIES {
+        let ends = ends(&View { own: &of_tunnel, ..*view }, number, chance);
+        let protocol = any_protocol(chance);
+        let may = view
+            .rules
+            .peer_of(ends[0].0)
+            .filter(|peer| *peer != from && view.rules.may_open(*peer, protocol, ends[0], ends[1]));
+        let crosses = ![Some(from), may].contains(&view.rules.holder(ends[1].0));
+        if may.is_some() && crosses {
+            let body = opening(protocol, ends, &payload(number, 1));
+            let claim = Claim::new("as another", from, protocol, ends);
+            return alone(packet(ends[0].0, ends[1].0, &[], &body), claim);
+        }
+    }
+    request(from, view, number, chance)
+}
+
+/// The first packet of a flow.
+fn opening(protocol: Protocol, ends: [End; 2], mark: &[u8]) -> Body {
+    match protocol {
+        Protocol::Tcp => Body::tcp(ends, SYN, mark),
+        Protocol::Udp => Body::udp(ends, mark),
+        Protocol::Icmp => {
+            let kind = if ends[0].0.is_ipv4() { 8 } else { 128 };
+            let [high, low] = ends[0].1.to_be_bytes();
+            Body::icmp(ends, kind, 0, [high, low, 0, 0], mark)
+        }
     }
 }
 
@@ -243,9 +287,12 @@ fn fragments(from: Place, view: &View<'_>, number: u32, chance: &mut Chance) -> 
     Shot { packets, claim: Claim::new("fragments", from, Protocol::Udp, ends), flow: None }
 }
 
-/// A packet with extension headers, or with options: source routes to another place among them.
+/// A packet with extension headers, or with options: source routes to another place among them, mostly by
+/// way of the gateway, which would lead it on.
 fn with_headers(from: Place, view: &View<'_>, number: u32, chance: &mut Chance) -> Shot {
-    let ends = ends(view, number, chance);
+    let gateway = lab::gateway_addresses();
+    let addresses = if chance.once_in(3) { view.addresses } else { &gateway[..] };
+    let ends = ends(&View { addresses, ..*view }, number, chance);
     let protocol = any_protocol(chance);
     let body = body(protocol, ends, &payload(number, 1), chance);
     let claim = Claim::new("with headers", from, protocol, ends);
@@ -268,11 +315,18 @@ fn options(via: Ipv4Addr, chance: &mut Chance) -> Vec<u8> {
     const LOOSE_SOURCE_ROUTE: u8 = 131;
     const STRICT_SOURCE_ROUTE: u8 = 137;
     let route = |kind: u8| [&[kind, 7, 4], &via.octets()[..], &[0]].concat();
-    match chance.numbers.u8(..4) {
+    let travelled = |next: u8| {
+        let places = [[192, 0, 2, 1], via.octets()].concat();
+        [&[LOOSE_SOURCE_ROUTE, 11, next], &places[..], &[0]].concat()
+    };
+    match chance.numbers.u8(..6) {
         0 => route(LOOSE_SOURCE_ROUTE),
         1 => route(STRICT_SOURCE_ROUTE),
+        2 => travelled(8),
+        // It has come to its end: an answer takes it back.
+        3 => travelled(12),
         // Records the route.
-        2 => [&[7, 39, 4][..], &[0; 37]].concat(),
+        4 => [&[7, 39, 4][..], &[0; 37]].concat(),
         // Asks routers to look at it.
         _ => vec![148, 4, 0, 0],
     }

@@ -9,6 +9,8 @@ use crate::lab::{PEERS, POOL, Place, TUNNEL, WAN, gateway_addresses};
 use crate::packet::{Packet, Protocol, Turn};
 use crate::set::{PolicySet, Reference};
 
+/// Parts of site prefixes that another program routes to the LAN.
+pub const DIVERTED: [&str; 2] = ["10.0.3.64/26", "fd64::340/122"];
 /// From this port on, a datagram of the gateway opens a flow: the kernel chooses such ports.
 const FIRST_CHOSEN_PORT: u16 = 32_768;
 
@@ -144,12 +146,10 @@ impl Rules {
         if gateway_addresses().contains(&address) || is_of_links(address) {
             return Some(Place::Gateway);
         }
-        let fits = |prefix: &&IpNet| prefix.contains(&address);
-        let of_peer = |peer: usize| {
-            let longest = self.prefixes[peer].iter().filter(fits).map(IpNet::prefix_len).max();
-            longest.map(|len| (len, Place::Peer(peer)))
-        };
-        if let Some((_, peer)) = (0..PEERS).filter_map(of_peer).max() {
+        if is_diverted(address) {
+            return Some(Place::Lan);
+        }
+        if let Some(peer) = self.peer_of(address) {
             return Some(peer);
         }
         let is_held =
@@ -158,6 +158,16 @@ impl Rules {
                 || address.is_loopback()
                 || address == IpAddr::from([0; 4]);
         (!is_held).then_some(Place::Lan)
+    }
+
+    /// The peer that has the longest prefix around an address, wherever the host routes it.
+    pub fn peer_of(&self, address: IpAddr) -> Option<Place> {
+        let fits = |prefix: &&IpNet| prefix.contains(&address);
+        let of_peer = |peer: usize| {
+            let longest = self.prefixes[peer].iter().filter(fits).map(IpNet::prefix_len).max();
+            longest.map(|len| (len, Place::Peer(peer)))
+        };
+        (0..PEERS).filter_map(of_peer).max().map(|(_, peer)| peer)
     }
 
     /// Whether this is an address that only peers have.
@@ -179,12 +189,13 @@ impl Rules {
 
     fn owns(&self, place: Place, address: IpAddr) -> bool {
         self.holder(address) == Some(place)
+            || is_diverted(address) && self.peer_of(address) == Some(place)
     }
 
     /// A peer may tell something about flows into the tunnel, and about one of a peer's that it might
     /// open itself. Who is outside may tell something about any flow that passes.
     fn permit_error(&self, teller: Place, flow: &Flow) -> bool {
-        let in_tunnel = |end: End| self.holder(end.0).is_some_and(is_peer);
+        let in_tunnel = |end: End| self.holder(end.0).is_some_and(is_peer) || is_diverted(end.0);
         if is_peer(teller) && !in_tunnel(flow.client) && !in_tunnel(flow.service) {
             return false;
         }
@@ -249,6 +260,11 @@ impl Rules {
             _ => false,
         }
     }
+}
+
+/// Whether another program routes it to the LAN, although a peer has it.
+fn is_diverted(address: IpAddr) -> bool {
+    DIVERTED.iter().any(|prefix| prefix.parse::<IpNet>().unwrap().contains(&address))
 }
 
 /// Whether the gateway itself takes in what is sent to it by any link: addresses of many, of links, and
