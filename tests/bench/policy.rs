@@ -2,7 +2,8 @@
 //! by the `nft` program, or without a firewall, in the same run.
 //!
 //! Needs root. Works in network namespaces of its own. `GATEPOST_BENCH_ROUNDS` says how often a
-//! packet's cost is measured (9).
+//! packet's cost is measured (9). With the argument `foreign` it measures only packets that do not
+//! concern us.
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
 
 #[path = "figures.rs"]
@@ -38,6 +39,9 @@ const ADDED_OF_ITS_OWN: u32 = 20;
 const ADDED_BY_NFT: u32 = 9;
 
 fn main() {
+    if std::env::args().any(|arg| arg == "foreign") {
+        return forward::measure(true);
+    }
     println!("\nload and change: `inet gatepost` by netlink, beside `nft` with the same table");
     println!(
         "profiles are of {RANGES} prefixes; one more: one address gets a profile, median (p99); its own: one that nobody else has; less: a profile loses a prefix"
@@ -60,7 +64,7 @@ fn main() {
         // A thread's namespace is left with the thread.
         std::thread::scope(|scope| scope.spawn(|| measure(peers, profiles)).join().unwrap());
     }
-    forward::measure();
+    forward::measure(false);
 }
 
 fn measure(peers: u32, profiles: u32) {

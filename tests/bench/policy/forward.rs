@@ -9,7 +9,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use gatepost::dataplane::nft::Nft;
-use gatepost::model::{FirewallBase, Masquerade};
+use gatepost::model::{FirewallBase, IpFamily, MarkBit, Masquerade, RoutingRule, RuleAction};
+use gatepost::plan::gate;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
@@ -36,25 +37,39 @@ enum Shape {
         peers: u32,
         profiles: u32,
     },
+    /// Between two other links, beside plain connection tracking.
+    Foreign(Beside),
 }
 
-const SHAPES: [Shape; 5] = [
+/// What there is of ours beside packets that do not concern us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    Table,
+    TableAndGate,
+}
+
+const SHAPES: [Shape; 8] = [
     Shape::Nothing,
     Shape::Plain,
     Shape::Ours { peers: PROFILES, profiles: PROFILES },
     Shape::Ours { peers: PEERS, profiles: PROFILES },
     Shape::Ours { peers: PEERS, profiles: PEERS },
+    Shape::Foreign(Beside::Nothing),
+    Shape::Foreign(Beside::Table),
+    Shape::Foreign(Beside::TableAndGate),
 ];
-const PLAIN: usize = 1;
 
-pub fn measure() {
+/// Measures all shapes, or those of packets that do not concern us.
+pub fn measure(only_foreign: bool) {
+    let is_asked = |shape: &Shape| !only_foreign || matches!(shape, Shape::Foreign(_));
     let rounds = std::env::var("GATEPOST_BENCH_ROUNDS").map_or(9, |rounds| rounds.parse().unwrap());
-    let lines = SHAPES.map(Line::open);
+    let lines: Vec<Line> = SHAPES.into_iter().filter(is_asked).map(Line::open).collect();
     let mut first_cpu = CpuSet::new();
     first_cpu.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &first_cpu).unwrap();
     let before: Vec<u64> = lines.iter().map(Line::forwarded).collect();
-    let mut costs = [const { Vec::new() }; SHAPES.len()];
+    let mut costs = vec![Vec::new(); lines.len()];
     for _ in 0..rounds {
         for (line, costs) in lines.iter().zip(&mut costs) {
             costs.push(line.send());
@@ -64,26 +79,32 @@ pub fn measure() {
         let sent = (rounds * PAIRS_A_TURN * 2) as u64;
         assert_eq!(line.forwarded() - before, sent, "{:?} forwards what is sent", line.shape);
     }
-    print(&costs, rounds);
+    print(&lines.iter().map(|line| line.shape).collect::<Vec<_>>(), &costs, rounds);
 }
 
-fn print(costs: &[Vec<Duration>], rounds: usize) {
+fn print(shapes: &[Shape], costs: &[Vec<Duration>], rounds: usize) {
     println!(
         "\ncost of a forwarded packet, UDP, {FLOWS} flows, half of the packets each way, {rounds} rounds of {} packets",
         PAIRS_A_TURN * 2
     );
-    println!("{:<58} {:>9} {:>9} {:>9}", "", "median", "lowest", "ratio");
-    for (shape, times) in SHAPES.iter().zip(costs) {
-        let turns = times.iter().zip(&costs[PLAIN]);
+    println!("{:<58} {:>9} {:>9} {:>9} {:>9}", "", "median", "lowest", "ratio", "more");
+    for (shape, times) in shapes.iter().zip(costs) {
+        let without = shapes.iter().position(|other| other.is_plain_beside(*shape)).unwrap();
+        let turns = times.iter().zip(&costs[without]);
+        let more =
+            turns.clone().map(|(ours, plain)| ours.as_nanos() as i64 - plain.as_nanos() as i64);
+        let mut more: Vec<i64> = more.collect();
+        more.sort_unstable();
         let mut ratios: Vec<f64> =
             turns.map(|(ours, plain)| ours.as_secs_f64() / plain.as_secs_f64()).collect();
         ratios.sort_unstable_by(f64::total_cmp);
         println!(
-            "{:<58} {:>6} ns {:>6} ns {:>7.2} x",
+            "{:<58} {:>6} ns {:>6} ns {:>7.2} x {:>+6} ns",
             shape.words(),
             median(times).as_nanos(),
             quantile(times, 0).as_nanos(),
-            ratios[ratios.len() / 2]
+            ratios[ratios.len() / 2],
+            more[more.len() / 2]
         );
     }
 }
@@ -96,6 +117,27 @@ impl Shape {
             Self::Ours { peers, profiles } => {
                 format!("gatepost, {peers} peers, {profiles} profiles of {RANGES}")
             }
+            Self::Foreign(Beside::Nothing) => "between other links: connection tracking".to_owned(),
+            Self::Foreign(Beside::Table) => "between other links, beside gatepost".to_owned(),
+            Self::Foreign(Beside::TableAndGate) => {
+                "between other links, beside gatepost and its gate".to_owned()
+            }
+        }
+    }
+
+    /// Whether this is what the cost of another shape is compared with.
+    const fn is_plain_beside(self, other: Self) -> bool {
+        match other {
+            Self::Foreign(_) => matches!(self, Self::Foreign(Beside::Nothing)),
+            _ => matches!(self, Self::Plain),
+        }
+    }
+
+    /// The link toward those who are peers in the other shapes.
+    const fn near_link(self) -> &'static str {
+        match self {
+            Self::Foreign(_) => "lan1",
+            _ => WG,
         }
     }
 
@@ -103,14 +145,22 @@ impl Shape {
     fn load(self, gateway: &Netns) {
         match self {
             Self::Nothing => {}
-            Self::Plain => gateway.load(&format!(
-                "table inet plain {{ chain forward {{
-                     type filter hook forward priority filter; policy drop
-                     ct state established,related accept
-                     iifname {WG} accept
-                 }}
-                 }}"
-            )),
+            Self::Plain => self.load_plain(gateway),
+            Self::Foreign(beside) => {
+                self.load_plain(gateway);
+                let gate = (beside == Beside::TableAndGate).then(MarkBit::default);
+                let base = FirewallBase { masquerade: Masquerade::None, gate, ..base() };
+                if beside != Beside::Nothing {
+                    let whole = load(&base, &world(PROFILES, PROFILES));
+                    Nft::open().unwrap().apply(&whole, None).unwrap();
+                }
+                for rule in gate
+                    .into_iter()
+                    .flat_map(|mark| gate::rules(&base.interface, base.networks.pool, mark))
+                {
+                    gateway.run(&rule_command(&rule));
+                }
+            }
             Self::Ours { peers, profiles } => {
                 // As in the other shapes, nothing is translated.
                 let base = FirewallBase { masquerade: Masquerade::None, ..base() };
@@ -119,6 +169,32 @@ impl Shape {
             }
         }
     }
+
+    fn load_plain(self, gateway: &Netns) {
+        let near = self.near_link();
+        gateway.load(&format!(
+            "table inet plain {{ chain forward {{
+                 type filter hook forward priority filter; policy drop
+                 ct state established,related accept
+                 iifname {near} accept
+             }}
+             }}"
+        ));
+    }
+}
+
+/// What `ip` adds this rule by.
+fn rule_command(rule: &RoutingRule) -> String {
+    let family = if rule.family == IpFamily::V4 { "-4" } else { "-6" };
+    let to = rule.to.map_or(String::new(), |to| format!("to {to}"));
+    let iif = rule.iif.as_ref().map_or(String::new(), |iif| format!("iif {iif}"));
+    let mark = rule.mark.map_or(String::new(), |(value, mask)| format!("fwmark {value}/{mask}"));
+    let action = match rule.action {
+        RuleAction::Goto(priority) => format!("goto {priority}"),
+        RuleAction::Nop => "nop".to_owned(),
+        _ => "blackhole".to_owned(),
+    };
+    format!("ip {family} rule add priority {} {to} {iif} {mark} {action}", rule.priority)
 }
 
 /// Peers, a gateway, a LAN, and the flows between them.
@@ -133,12 +209,13 @@ struct Line {
 impl Line {
     fn open(shape: Shape) -> Self {
         let [peers, gateway, lan] = std::array::from_fn(|_| Netns::new());
+        let near = shape.near_link();
         gateway.run(&format!(
-            "ip link add {WG} type veth peer name v0 netns {}
+            "ip link add {near} type veth peer name v0 netns {}
              ip link add lan0 type veth peer name v0 netns {}
              sysctl -qw net.ipv4.ip_forward=1
-             for name in all default {WG} lan0; do sysctl -qw net.ipv4.conf.$name.rp_filter=0; done
-             ip addr add 192.0.2.1/30 dev {WG} && ip link set {WG} up
+             for name in all default {near} lan0; do sysctl -qw net.ipv4.conf.$name.rp_filter=0; done
+             ip addr add 192.0.2.1/30 dev {near} && ip link set {near} up
              ip addr add 192.0.2.5/30 dev lan0 && ip link set lan0 up",
             peers.path(),
             lan.path()
@@ -210,7 +287,7 @@ impl Shape {
     fn peer(self, flow: u32) -> u32 {
         let peers = match self {
             Self::Ours { peers, .. } => peers,
-            Self::Nothing | Self::Plain => PEERS,
+            Self::Nothing | Self::Plain | Self::Foreign(_) => PEERS,
         };
         flow * (peers / FLOWS + 1) % peers
     }
@@ -219,7 +296,7 @@ impl Shape {
     fn allowed(self, peer: u32) -> Ipv4Addr {
         let profiles = match self {
             Self::Ours { profiles, .. } => profiles,
-            Self::Nothing | Self::Plain => PROFILES,
+            Self::Nothing | Self::Plain | Self::Foreign(_) => PROFILES,
         };
         let range = (peer % profiles) * RANGES + peer % RANGES;
         Ipv4Addr::from((11 << 24) + (range << 9) + 7)
