@@ -115,7 +115,7 @@ fn said(ruleset: &str) -> Vec<String> {
 
 #[test]
 fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
-    let cases: [(&str, &[&str]); 7] = [
+    let cases: [(&str, &[&str]); 10] = [
         (
             "docker-28.iptables",
             &[
@@ -134,6 +134,27 @@ fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
         (
             "k3s.iptables",
             &["chain FORWARD (forward) of table ip filter from peers: destination 10.42.0.5, mark"],
+        ),
+        (
+            "kube-proxy.iptables",
+            &[
+                "chain FORWARD (forward) of table ip filter from peers: match conntrack, protocol tcp, \
+                 destination 203.0.113.8, port 80; from peers: match conntrack, protocol tcp, \
+                 destination 10.96.0.44, port 80",
+            ],
+        ),
+        (
+            "calico.iptables",
+            &[
+                "chain FORWARD (forward) of table ip filter from peers: oifname cali*, oifname cali1a2b3c4d5e6",
+            ],
+        ),
+        (
+            "tailscale.iptables",
+            &[
+                "chain FORWARD (forward) of table ip filter from peers: oifname tailscale0, source 100.64.0.0",
+                "chain INPUT (input) of table ip filter from peers: source 100.64.0.0",
+            ],
         ),
         (
             "firewalld-port.nft",
