@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use crate::store::{StoreError, Unavailable};
 
+/// What a database is that does not answer.
+pub(super) const UNREACHABLE: &str = "the database is unreachable";
+
 /// Why the database cannot be used now.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DatabaseError {
@@ -28,6 +31,26 @@ impl DatabaseError {
         matches!(self, Self::Store(error) if error.is_misfit())
     }
 
+    /// Whether a connection ended, which the next one may mend at once. What ended it after a long wait is
+    /// no such error.
+    pub(super) fn is_a_lost_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(error) if matches!(
+                **error,
+                StoreError::Unreachable { .. } | StoreError::Closed { .. } | StoreError::NotReady { .. }
+            )
+        )
+    }
+
+    /// Whether reads fail for the same reason, and say so.
+    pub(super) fn is_told_by_reads(&self) -> bool {
+        match self {
+            Self::Store(error) => error.concerns_every_statement(),
+            Self::OtherGateway { .. } => true,
+        }
+    }
+
     /// What the database is to this agent.
     #[must_use]
     pub fn unavailable(&self) -> Unavailable {
@@ -40,7 +63,7 @@ impl DatabaseError {
     /// What the database is to this agent, as a sentence.
     pub(super) fn in_short(&self) -> &'static str {
         match (self.unavailable(), self) {
-            (Unavailable::Unreachable, _) => "the database is unreachable",
+            (Unavailable::Unreachable, _) => UNREACHABLE,
             (Unavailable::Refuses, Self::Store(error)) if error.is_distrust() => {
                 "this agent refuses the database"
             }

@@ -106,7 +106,9 @@ impl Machine {
                 self.rows.doubt();
                 self.outbox.disconnected();
                 self.proof.forget_reading();
-                self.notices.complain(Trouble::Database, note, now.instant);
+                if let Some(note) = note {
+                    self.notices.complain(Trouble::Database, note, now.instant);
+                }
             }
             Event::Notified => self.source.notified(now),
             Event::Hinted => self.notices.say_all(self.source.hinted(now)),

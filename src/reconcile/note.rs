@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use super::changes::Changes;
+use super::error::UNREACHABLE;
 use super::mode::Mode;
 use super::name::PeerName;
 use super::options::StalePolicy;
@@ -31,6 +32,8 @@ pub enum Note {
         retry_in: Duration,
     },
     ReadFailed {
+        /// What the database is to this agent.
+        what: &'static str,
         error: String,
     },
     ObserveFailed {
@@ -191,6 +194,14 @@ pub(super) fn refused(refusal: &Refusal) -> String {
     )
 }
 
+/// What to do about it, where the error does not say it.
+fn way_out(what: &str) -> &'static str {
+    match what {
+        UNREACHABLE => "; see that its server runs and is the one that database.url names",
+        _ => "",
+    }
+}
+
 /// That another host leads.
 pub(super) fn led_by(leader: &str) -> String {
     format!(
@@ -252,10 +263,13 @@ impl fmt::Display for Note {
             ),
             Self::DatabaseDown { what, error, retry_in } => write!(
                 f,
-                "{what}; the kernel stays as it is; retrying in {} ms: {error}",
-                retry_in.as_millis()
+                "{what}; the kernel stays as it is; retrying in {} ms: {error}{}",
+                retry_in.as_millis(),
+                way_out(what)
             ),
-            Self::ReadFailed { error } => write!(f, "could not read the database: {error}"),
+            Self::ReadFailed { what, error } => {
+                write!(f, "{what}; the kernel stays as it is: {error}{}", way_out(what))
+            }
             Self::ObserveFailed { error } => write!(f, "could not read the kernel: {error}"),
             Self::CannotBuild(error) => write!(f, "applying withdrawals only: {error}"),
             Self::CannotPlan(error) => write!(f, "applying withdrawals only: {error}"),

@@ -4,6 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::error::UNREACHABLE;
 use super::event::Sent;
 use super::mode::Mode;
 use super::name::PeerName;
@@ -114,6 +115,9 @@ impl Notices {
             None => {}
         }
         if let Some(error) = &sent.error {
+            if error.is_told_by_reads() {
+                return;
+            }
             let note = Note::ReportFailed { error: error.to_string() };
             return self.complain(Trouble::Report, note, now);
         }
@@ -242,7 +246,12 @@ impl Notices {
 /// A note without the figures that are never the same twice.
 fn gist(note: &Note) -> String {
     match note {
-        Note::DatabaseDown { what, error, .. } => format!("{what}: {error}"),
+        // It may be a refused connection first, and then a limit.
+        Note::DatabaseDown { what: UNREACHABLE, .. }
+        | Note::ReadFailed { what: UNREACHABLE, .. } => UNREACHABLE.to_owned(),
+        Note::DatabaseDown { what, error, .. } | Note::ReadFailed { what, error } => {
+            format!("{what}: {error}")
+        }
         Note::NotConverged { first, .. } => first.join("; "),
         other => other.to_string(),
     }

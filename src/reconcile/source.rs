@@ -1,5 +1,6 @@
 //! The database's side: the connection, what to read and when, and the database's clock.
 
+mod connection;
 mod view;
 
 use std::time::{Duration, Instant, SystemTime};
@@ -14,6 +15,7 @@ use super::notifications::{Announcement, Notifications};
 use super::options::Timing;
 use super::pace::Pace;
 use crate::store::Backoff;
+use connection::{Connection, Told};
 use view::SourceFigures;
 pub(super) use view::SourceView;
 
@@ -51,22 +53,6 @@ pub(super) struct Source {
     figures: SourceFigures,
 }
 
-#[derive(Debug)]
-enum Connection {
-    Down {
-        retry_at: Instant,
-        error: Option<DatabaseError>,
-    },
-    /// With the error of the last attempt, until this one ends.
-    Connecting {
-        error: Option<DatabaseError>,
-    },
-    Up {
-        /// As chosen; [`Source::mode`] is the one in force.
-        mode: Mode,
-    },
-}
-
 /// A read of the database.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
@@ -91,7 +77,7 @@ impl Source {
     pub fn new(timing: Timing, now: Now) -> Self {
         Self {
             timing,
-            connection: Connection::Down { retry_at: now.instant, error: None },
+            connection: Connection::Down { retry_at: now.instant, error: None, told: Told::Yes },
             misfit: None,
             since: now.wall,
             clock: None,
@@ -116,8 +102,10 @@ impl Source {
     /// The mode in force: without a bell that is heard and rings, hints are no way to learn of changes.
     pub const fn mode(&self) -> Option<Mode> {
         match self.connection {
-            Connection::Up { mode: Mode::Hints } if !self.bell.is_followed() => Some(Mode::Poll),
-            Connection::Up { mode } => Some(mode),
+            Connection::Up { mode: Mode::Hints, .. } if !self.bell.is_followed() => {
+                Some(Mode::Poll)
+            }
+            Connection::Up { mode, .. } => Some(mode),
             Connection::Connecting { .. } | Connection::Down { .. } => None,
         }
     }
@@ -200,7 +188,7 @@ impl Source {
     }
 
     const fn follows_bell(&self) -> bool {
-        matches!(self.connection, Connection::Up { mode: Mode::Hints })
+        matches!(self.connection, Connection::Up { mode: Mode::Hints, .. })
     }
 
     /// Until the database is asked again although nothing was heard. Never quite alike, so that a
@@ -245,7 +233,7 @@ impl Source {
     /// Begins to connect, if that is due.
     pub fn begin_connect(&mut self, now: Now) -> Option<Action> {
         match &mut self.connection {
-            Connection::Down { retry_at, error } if *retry_at <= now.instant => {
+            Connection::Down { retry_at, error, .. } if *retry_at <= now.instant => {
                 self.connection = Connection::Connecting { error: error.take() };
                 Some(Action::Connect)
             }
@@ -257,14 +245,16 @@ impl Source {
         if !self.is_connected() {
             self.since = now.wall;
         }
-        self.connection = Connection::Up { mode };
+        self.connection.is_up(mode);
         self.notifications.connected();
         // Marks show what happened while the connection was down, so the changes are enough.
         self.want(ReadKind::Changes);
     }
 
-    /// The connection was lost or could not be made. Returns what to say about it.
-    pub fn disconnected(&mut self, error: DatabaseError, now: Now) -> Note {
+    /// The connection was lost or could not be made. Returns what to say about it: nothing yet if it was
+    /// lost after it had served, because it may be made again at once.
+    pub fn disconnected(&mut self, error: DatabaseError, now: Now) -> Option<Note> {
+        let may_pass = self.connection.may_pass() && error.is_a_lost_connection();
         if self.is_connected() {
             self.since = now.wall;
         }
@@ -274,8 +264,10 @@ impl Source {
         let retry_in = self.connect_backoff.next_wait();
         let note =
             Note::DatabaseDown { what: error.in_short(), error: error.to_string(), retry_in };
-        self.connection = Connection::Down { retry_at: now.instant + retry_in, error: Some(error) };
-        note
+        let told = if may_pass { Told::NotYet } else { Told::Yes };
+        let retry_at = now.instant + retry_in;
+        self.connection = Connection::Down { retry_at, error: Some(error), told };
+        (!may_pass).then_some(note)
     }
 
     pub fn notified(&mut self, now: Now) {
@@ -362,6 +354,7 @@ impl Source {
 
     fn answered(&mut self, answer: &ReadAnswer, reading: Reading, settled: bool, now: Now) {
         self.misfit = None;
+        self.connection.serves();
         match answer {
             ReadAnswer::Unchanged { taken_at } => {
                 self.figures.change_reads += 1;

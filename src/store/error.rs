@@ -184,6 +184,26 @@ impl StoreError {
         }
     }
 
+    /// Whether no statement would fare better: the server, the login or the whole schema is the cause.
+    #[must_use]
+    pub const fn concerns_every_statement(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Closed { .. }
+                | Self::NotReady { .. }
+                | Self::Standby { .. }
+                | Self::Tls { .. }
+                | Self::Method { .. }
+                | Self::Refused { .. }
+                | Self::Unbound { .. }
+                | Self::TokenRefused { .. }
+                | Self::GatewayUnknown { .. }
+                | Self::Unmigrated { .. }
+                | Self::OldSchema { .. }
+        )
+    }
+
     /// Whether the agent refused the server, not the server the agent.
     #[must_use]
     pub const fn is_distrust(&self) -> bool {

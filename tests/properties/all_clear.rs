@@ -53,7 +53,7 @@ const KINDS: [Kind; 5] = [
     Kind {
         name: "reads that fail",
         begin: |world| suffer(world, Trouble::Reads),
-        journal: "could not read the database: ",
+        journal: "the database is unreachable; the kernel stays as it is",
         status: "the database is unreachable",
         end: recover,
         all_clear: "over: the database is read again",

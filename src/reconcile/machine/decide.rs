@@ -24,11 +24,8 @@ impl Machine {
     pub(super) fn rows_read(&mut self, answer: Result<ReadAnswer, DatabaseError>, now: Now) {
         let since = self.source.end_read(&answer, self.proof.is_current(), now);
         match answer {
-            Err(error) => {
-                self.rows.doubt();
-                let note = Note::ReadFailed { error: error.to_string() };
-                self.notices.complain(Trouble::Database, note, now.instant);
-            }
+            // The end of the connection, which comes next, says why.
+            Err(_) => self.rows.doubt(),
             Ok(ReadAnswer::Unchanged { taken_at }) => {
                 if let Some(touched) = self.rows.unchanged(taken_at) {
                     self.touch(Some(touched), since);
@@ -115,7 +112,7 @@ impl Machine {
             }
             Err(error) => {
                 self.rows.withdrawals_unknown(now.instant);
-                let note = Note::ReadFailed { error: error.to_string() };
+                let note = Note::ReadFailed { what: error.in_short(), error: error.to_string() };
                 self.notices.complain(Trouble::Database, note, now.instant);
             }
         }

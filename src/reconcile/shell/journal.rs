@@ -43,7 +43,7 @@ pub(super) fn say(note: &Note) {
         Note::DatabaseDown { error, retry_in, .. } => {
             warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");
         }
-        Note::ReadFailed { error }
+        Note::ReadFailed { error, .. }
         | Note::ObserveFailed { error }
         | Note::BlocksUnknown { error }
         | Note::ReportFailed { error } => warn!(message_id, error, "{note}"),
@@ -90,7 +90,9 @@ impl Note {
             Self::NoSealingKey { .. } => "dcb221150e07461795d7c10000adc53f",
             Self::Quarantined { .. } => "722913497f41499da6d0f1241144e7e9",
             Self::PolicyQuarantined { .. } => "28c770f23cb740b1b4929be350c3c546",
-            Self::DatabaseDown { .. } => "4d7e74ce7e2242348747c99fbca61a4e",
+            Self::DatabaseDown { .. } | Self::ReadFailed { .. } => {
+                "4d7e74ce7e2242348747c99fbca61a4e"
+            }
             Self::GatewayInactive => "2625b5a2f0224750b655f388dee51487",
             Self::CannotBuild(_) | Self::CannotPlan(_) => "d050681d68d8498f86b73d3201bc80ad",
             Self::NotConverged { .. } => "025278c9fee943ef89c66cfde16b13af",
@@ -157,8 +159,8 @@ mod tests {
         explained(&Note::ReportsRefused(crate::store::Refusal { why: String::new(), since }));
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            25,
-            "and the agent's start, what is denied, and a bell's entries"
+            27,
+            "and the agent's start, what is denied or lost on the host, last good rows, and a bell's entries"
         );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Connection, Source};
+use super::Source;
 use crate::reconcile::bell::Silence;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::mode::Mode;
@@ -21,7 +21,7 @@ pub(in crate::reconcile) struct SourceView<'a> {
     pub mute_since: Option<SystemTime>,
     /// Why no bell is heard that should be.
     pub silence: Option<Silence<'a>>,
-    /// Why the last attempt to connect failed, until one succeeds.
+    /// Why the database could not be read, until it is read again.
     pub error: Option<&'a DatabaseError>,
     /// The next attempt to connect has not begun.
     pub is_down: bool,
@@ -52,10 +52,7 @@ impl Source {
             hears_bell: self.bell.is_heard(),
             mute_since: self.bell.mute_since(),
             silence: self.bell.silence(),
-            error: match &self.connection {
-                Connection::Down { error, .. } | Connection::Connecting { error } => error.as_ref(),
-                Connection::Up { .. } => None,
-            },
+            error: self.connection.error(),
             is_down: self.is_down(),
             misfit: self.misfit.as_ref(),
             since: self.since,

@@ -23,6 +23,7 @@ impl View<'_> {
     #[must_use]
     pub fn status(&self) -> Status {
         let gateway = self.rows.desired.map(|desired| desired.gateway());
+        let is_connected = self.source.mode.is_some();
         Status {
             state: self.state(),
             gateway: GatewayStatus {
@@ -33,8 +34,12 @@ impl View<'_> {
             firewall: self.firewall_status(),
             sync: self.sync_status(),
             database: DatabaseStatus {
-                connected: self.source.mode.is_some(),
-                unavailable: self.source.error.map(DatabaseError::unavailable),
+                connected: is_connected,
+                unavailable: self
+                    .source
+                    .error
+                    .map(DatabaseError::unavailable)
+                    .filter(|_| !is_connected),
                 since: Some(Timestamp(self.source.since)),
                 last_error: self.source.error.map(ToString::to_string),
                 schema_version: None,
@@ -86,13 +91,11 @@ impl View<'_> {
             (Some(_), _) if !self.source.unannounced.is_empty() => {
                 State::Degraded { why: not_announced(self.source.unannounced) }
             }
-            (Some(_), _) => match self.outbox.refusals {
+            (_, Some(error)) => State::Degraded { why: format!("{}: {error}", error.in_short()) },
+            (Some(_), None) => match self.outbox.refusals {
                 [] => State::Ready,
                 [refusal, ..] => State::Degraded { why: refused(refusal) },
             },
-            (None, Some(error)) => {
-                State::Degraded { why: format!("{}: {error}", error.in_short()) }
-            }
             (None, None) => State::Degraded { why: "the database is not connected yet".into() },
         }
     }
@@ -105,6 +108,7 @@ impl View<'_> {
             backend: self.mirror.backend,
             public_key: interface.and_then(|interface| interface.public_key),
             listen_port: interface.map(|interface| interface.listen_port),
+            addresses: interface.map_or_else(Vec::new, |it| it.addresses.keys().copied().collect()),
         }
     }
 
