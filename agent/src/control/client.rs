@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::ControlError;
 use super::protocol::{Line, Request};
+use crate::telemetry::Entry;
 use gatepost::reconcile::status::{
     BlockAnswer, DeniedPacket, Exact, Explanation, PeerStatus, Status,
 };
@@ -63,11 +64,21 @@ impl Client {
         each: impl FnMut(DeniedPacket) -> bool,
     ) -> Result<(), ControlError> {
         let request = Request::Denied { who: who.map(str::to_owned), follow };
-        let stream = self.connect()?;
+        let stream = self.connect(&request)?;
         // Nothing may be denied for days.
         let waits = if follow { stream.set_read_timeout(None) } else { Ok(()) };
         waits.map_err(|source| self.broken(source))?;
         self.ask_on(stream, &request, each).map(Option::unwrap_or_default)
+    }
+
+    /// The newest entries of its log, the oldest first.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn journal(&self) -> Result<Vec<Entry>, ControlError> {
+        let mut entries = Vec::new();
+        self.ask::<_, ()>(&Request::Journal, |entry| entries.push(entry))?;
+        Ok(entries)
     }
 
     /// Has the agent compare everything again, and waits until it has.
@@ -117,7 +128,7 @@ impl Client {
             each(item);
             true
         };
-        let done = self.ask_on(self.connect()?, request, more)?;
+        let done = self.ask_on(self.connect(request)?, request, more)?;
         done.ok_or_else(|| self.unintelligible(""))
     }
 
@@ -138,7 +149,13 @@ impl Client {
         let mut line = String::new();
         loop {
             line.clear();
-            let read = stream.read_line(&mut line).map_err(|source| self.broken(source))?;
+            let read = stream.read_line(&mut line).map_err(|source| match source.kind() {
+                io::ErrorKind::WouldBlock => ControlError::Silent {
+                    path: self.path.clone(),
+                    waited: Self::patience(request),
+                },
+                _ => self.broken(source),
+            })?;
             if read == 0 {
                 let source =
                     io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed early");
@@ -156,16 +173,26 @@ impl Client {
         }
     }
 
-    fn connect(&self) -> Result<UnixStream, ControlError> {
-        /// Enough for a resync with 100,000 peers.
-        const TIMEOUT: Duration = Duration::from_mins(2);
+    /// How long the agent may take for an answer.
+    const fn patience(request: &Request) -> Duration {
+        match request {
+            // The loop need not be asked.
+            Request::Status | Request::Journal => Duration::from_secs(10),
+            // Enough for a resync with 100,000 peers.
+            _ => Duration::from_mins(2),
+        }
+    }
+
+    fn connect(&self, request: &Request) -> Result<UnixStream, ControlError> {
         let stream = UnixStream::connect(&self.path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ControlError::NoAgent { path: self.path.clone(), source }
             }
             _ => self.broken(source),
         })?;
-        stream.set_read_timeout(Some(TIMEOUT)).map_err(|source| self.broken(source))?;
+        stream
+            .set_read_timeout(Some(Self::patience(request)))
+            .map_err(|source| self.broken(source))?;
         Ok(stream)
     }
 
@@ -182,7 +209,6 @@ impl Client {
     fn broken(&self, source: io::Error) -> ControlError {
         let remedy = match source.kind() {
             io::ErrorKind::PermissionDenied => "run this as root or as a member of group gatepost",
-            io::ErrorKind::WouldBlock => "it may be stuck: see journalctl -u gatepost",
             _ => "see journalctl -u gatepost",
         };
         ControlError::Broken { path: self.path.clone(), source, remedy }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a request to the agent failed, or why the agent does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,13 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "the agent on {} has not answered for {} s: it is stopped or stuck; see `journalctl -u gatepost`, \
+         and `systemctl restart gatepost`, which costs no session",
+        path.display(),
+        waited.as_secs()
+    )]
+    Silent { path: PathBuf, waited: Duration },
     #[error("cannot talk to the agent on {}: {source}; {remedy}", path.display())]
     Broken {
         path: PathBuf,
@@ -37,4 +45,12 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
+}
+
+impl ControlError {
+    /// Whether this user may not ask.
+    #[must_use]
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self, Self::Broken { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
 }

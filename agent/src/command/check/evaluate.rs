@@ -6,11 +6,12 @@ use gatepost::model::KeyText;
 use gatepost::plan::usable_network;
 use gatepost::reconcile::Provenance;
 use gatepost::store::{SCHEMA_VERSION, StoreError};
-use ipnet::IpNet;
 
 use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
 use super::finding::Finding;
 use super::firewall::{fail_closed, firewall};
+use super::forwarding::{Families, forwarding};
+use super::running::running;
 use super::shared::shared_role;
 use crate::config::{Backend, Config};
 use crate::database;
@@ -31,7 +32,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(blocks(facts));
     findings.extend(pool(facts));
     findings.push(wireguard(config.interface.backend, &facts.host));
-    findings.extend(forwarding(config, facts));
+    findings.extend(forwarding(&facts.host, families_in_use(config, facts)));
     findings.extend(reverse_path(config, &facts.host));
     findings.extend(flows(config, facts));
     findings.extend(labels(facts));
@@ -40,6 +41,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(networkd(config, &facts.host));
     findings.extend(firewall(config, facts));
     findings.extend(fail_closed(config, facts));
+    findings.extend(running(facts, &findings));
     findings
 }
 
@@ -263,48 +265,11 @@ fn wireguard(backend: Backend, host: &HostFacts) -> Finding {
     }
 }
 
-fn forwarding(config: &Config, facts: &Facts) -> Vec<Finding> {
-    let host = &facts.host;
-    // A host that forwards IPv6 ignores router advertisements unless accept_ra is 2, and loses the
-    // address that it got from them.
-    let uplink = host.uplink.as_ref().map_or("UPLINK", |(name, _)| name.as_str());
-    let forward_ipv6 = format!(
-        "sysctl -w net.ipv6.conf.{uplink}.accept_ra=2 net.ipv6.conf.all.forwarding=1, in this \
-         order, and save both in /etc/sysctl.d/"
-    );
-    let forward_ipv4 = "sysctl -w net.ipv4.ip_forward=1, and save it in /etc/sysctl.d/";
-    let (ipv4, ipv6) = families_in_use(config, facts);
-    vec![
-        forwarding_of("IPv4", ipv4, host.forwarding_ipv4, forward_ipv4),
-        forwarding_of("IPv6", ipv6, host.forwarding_ipv6, &forward_ipv6),
-    ]
-}
-
-fn forwarding_of(family: &str, is_used: bool, value: Option<u64>, remedy: &str) -> Finding {
-    let unless = format!("none, unless peers need {family}");
-    match (value, is_used) {
-        (Some(0), true) => {
-            let text = format!("{family} forwarding is off, so peers reach only this host");
-            Finding::warning("forwarding", text, remedy)
-        }
-        (Some(0), false) => {
-            let text = format!("{family} forwarding is off, and no peer has an {family} address");
-            Finding::note("forwarding", text, unless)
-        }
-        (Some(_), _) => Finding::ok("forwarding", format!("{family} forwarding is on")),
-        (None, _) => Finding::note("forwarding", format!("this kernel has no {family}"), unless),
-    }
-}
-
-/// Whether peers have IPv4 addresses, and IPv6 ones. Assumes IPv4 where the database is unknown.
-fn families_in_use(config: &Config, facts: &Facts) -> (bool, bool) {
+/// Assumes IPv4 where the database is unknown.
+fn families_in_use(config: &Config, facts: &Facts) -> Families {
     let pool = facts.database.as_ref().map(|database| database.vpn_cidr);
-    let interface = &config.interface;
-    let named = interface.addresses.iter().chain(&interface.site_prefixes).copied();
-    let prefixes: Vec<IpNet> = named.chain(pool.ok()).collect();
-    let has = |is_family: fn(&IpNet) -> bool| prefixes.iter().any(is_family);
-    let has_ipv4 = has(|prefix| matches!(prefix, IpNet::V4(_)));
-    (has_ipv4 || pool.is_err(), has(|prefix| matches!(prefix, IpNet::V6(_))))
+    let found = Families::of(config, pool.ok());
+    Families { ipv4: found.ipv4 || pool.is_err(), ..found }
 }
 
 /// Strict filtering (RFC 3704, section 2.2) drops a packet that arrives by another link than its reply

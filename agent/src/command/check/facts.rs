@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::nft::{
@@ -10,12 +11,15 @@ use gatepost::dataplane::nft::{
 };
 use gatepost::dataplane::{host_routing, lists_flows, networkd, networks_of_other_links};
 use gatepost::model::{BlockList, HostRouting, InterfaceName, KeyText, PublicKey};
+use gatepost::reconcile::status::Status;
 use gatepost::reconcile::{BlockFileError, Provenance};
 use gatepost::store::{SCHEMA_VERSION, SharedRole, Store, StoreError};
 use ipnet::IpNet;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
+use super::legacy::LegacyRules;
 use crate::config::{Config, ConfigError, exposure, read_private_key, read_psk_keys, secret_files};
+use crate::control::{Client, ControlError};
 use crate::error::CommandError;
 use crate::wiring::{block_file, last_good};
 use crate::{database, runtime};
@@ -39,6 +43,8 @@ pub struct Facts {
     pub foreign_drops: Result<Vec<ForeignDrop>, NftError>,
     /// Rules of other programs that drop some packets of this gateway; empty: unknown, too.
     pub foreign_rules: Vec<ForeignRules>,
+    /// The rules of `iptables-legacy`, as far as they can be read.
+    pub legacy: Vec<LegacyRules>,
     /// Flowtables of other programs that the interface is in; empty: unknown, too.
     pub flowtables: Vec<String>,
     /// Whether tracked flows can be listed. `None`: unknown.
@@ -55,6 +61,8 @@ pub struct Facts {
     pub last_good_room: Result<u64, String>,
     /// Whom this host blocks.
     pub block_list: Result<BlockList, BlockFileError>,
+    /// What the running agent says of itself.
+    pub agent: Result<Status, ControlError>,
 }
 
 /// Why the database could not be read.
@@ -114,8 +122,8 @@ pub struct HostFacts {
     pub networkd_drops_routes: bool,
     /// Other firewall managers on this host, as far as their files show.
     pub managers: Vec<Manager>,
-    /// `iptables-legacy` has a filter table, whose chains are not part of nf_tables.
-    pub legacy_filter: bool,
+    /// `iptables-legacy` has tables, whose chains are not part of nf_tables.
+    pub legacy_tables: bool,
 }
 
 /// Reads everything. A failure to read something is a fact, too.
@@ -123,6 +131,7 @@ pub struct HostFacts {
 /// # Errors
 /// The runtime cannot be created.
 pub fn gather(config: &Config) -> Result<Facts, CommandError> {
+    let host = read_host(Path::new("/"), &config.interface.name);
     let files = secret_files(config);
     let database = runtime::on_this_thread()?.block_on(read_database(config));
     let listen_port = database.as_ref().ok().and_then(|database| database.listen_port);
@@ -132,7 +141,8 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         public_key: read_private_key(config).map(|key| key.public_key()),
         psk_keys: read_psk_keys(config)
             .map(|keys| keys.map_or(0, |keys| keys.key_ids().count() as u64)),
-        host: read_host(Path::new("/"), &config.interface.name),
+        legacy: if host.legacy_tables { read_legacy() } else { Vec::new() },
+        host,
         networks: networks_of_other_links(&config.interface.name).unwrap_or_default(),
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
         foreign_rules: foreign_rules(&config.interface.name).unwrap_or_default(),
@@ -146,6 +156,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
             .map_err(|error| error.to_string()),
         last_good_room: room_beside(&config.cache.file),
         block_list: block_file(config).load(),
+        agent: Client::new(&config.control.socket).status(),
         database,
     })
 }
@@ -192,6 +203,19 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
     })
 }
 
+/// What the programs of `iptables-legacy` say, if they are there and may be run.
+fn read_legacy() -> Vec<LegacyRules> {
+    let programs = ["iptables-legacy", "ip6tables-legacy"].into_iter();
+    let saved = programs.filter_map(|program| {
+        let save = format!("{program}-save");
+        let output = ["/usr/sbin", "/sbin"].map(|folder| Path::new(folder).join(&save));
+        let path = output.into_iter().find(|path| path.exists())?;
+        let output = Command::new(path).output().ok().filter(|output| output.status.success())?;
+        Some(LegacyRules { program, text: String::from_utf8_lossy(&output.stdout).into_owned() })
+    });
+    saved.collect()
+}
+
 /// Reads the host's files below `root`.
 #[must_use]
 pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
@@ -209,9 +233,10 @@ pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
         uplink: host.uplink(),
         networkd_drops_routes: networkd::removes(root, networkd::FOREIGN_ROUTES),
         managers: host.managers(),
-        legacy_filter: host
-            .text("proc/net/ip_tables_names")
-            .is_some_and(|tables| tables.lines().any(|table| table == "filter")),
+        legacy_tables: ["ip", "ip6"].iter().any(|family| {
+            let tables = host.text(&format!("proc/net/{family}_tables_names")).unwrap_or_default();
+            tables.lines().any(|table| !table.is_empty())
+        }),
         kernel_release: release,
     }
 }
@@ -305,10 +330,10 @@ mod tests {
         assert_eq!(host.rp_filter, Some(1));
         assert_eq!(host.uplink, Some(("eth0".into(), 1500)));
         assert_eq!(host.managers, [Manager::Ufw]);
-        assert!(!host.legacy_filter);
+        assert!(!host.legacy_tables);
         assert!(host.networkd_drops_routes);
 
         write(root, "proc/net/ip_tables_names", "nat\nfilter\n");
-        assert!(read_host(root, &name).legacy_filter);
+        assert!(read_host(root, &name).legacy_tables);
     }
 }

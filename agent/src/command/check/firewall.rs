@@ -6,14 +6,17 @@ use gatepost::plan::gate;
 
 use super::facts::Facts;
 use super::finding::Finding;
+use super::legacy::{LegacyChain, LegacyDrop, legacy_drops};
 use crate::config::Config;
 
 /// Chains of other programs that drop what a policy allows. Where they cannot be read, the managers that
 /// are present are all that is known.
 pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
-    let host = &facts.host;
+    let (host, link) = (&facts.host, &config.interface.name);
+    let database = facts.database.as_ref().ok();
+    let listen_port = database.and_then(|database| database.listen_port);
     let mut findings = match &facts.foreign_drops {
-        Ok(drops) => drops.iter().map(|found| foreign_drop(config, facts, found)).collect(),
+        Ok(drops) => drops.iter().map(|found| foreign_drop(link, listen_port, found)).collect(),
         Err(error) => vec![Finding::note(
             "firewall",
             format!("cannot read the firewalls of other programs: {error}"),
@@ -21,20 +24,19 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
         )],
     };
     findings.extend(facts.foreign_rules.iter().map(|found| foreign_rules(config, found)));
-    if facts.foreign_drops.is_err() || host.legacy_filter {
+    let reads_legacy = !host.legacy_tables || !facts.legacy.is_empty();
+    if facts.foreign_drops.is_err() || !reads_legacy {
         findings.extend(host.managers.iter().map(|manager| present(config, *manager)));
     }
-    if host.legacy_filter {
+    if !reads_legacy {
         findings.push(Finding::note(
             "firewall",
-            "iptables-legacy has a filter table, which this command cannot read",
-            format!(
-                "if packets are lost that `gatepost explain` allows: iptables-legacy -I FORWARD -i {0} \
-                 -j ACCEPT, and the same with -o {0}",
-                config.interface.name
-            ),
+            "iptables-legacy has tables, and iptables-legacy-save cannot be run to read them",
+            "run this command as root, with the package iptables installed",
         ));
     }
+    let legacy = facts.legacy.iter().flat_map(|it| legacy_drops(it, link.as_str(), listen_port));
+    findings.extend(legacy.map(|found| legacy_drop(link, listen_port, &found)));
     findings.extend(facts.flowtables.iter().map(|flowtable| {
         let link = &config.interface.name;
         Finding::warning(
@@ -48,8 +50,8 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok(
             "firewall",
-            "no nftables chain of another program drops packets of peers, in no hook from prerouting to \
-             postrouting",
+            "no chain of another program drops packets of peers, in no hook of nftables from prerouting to \
+             postrouting, and in none of iptables-legacy",
         ));
     }
     findings
@@ -99,10 +101,14 @@ pub fn fail_closed(config: &Config, facts: &Facts) -> Vec<Finding> {
     vec![owned, gate]
 }
 
-fn foreign_drop(config: &Config, facts: &Facts, found: &ForeignDrop) -> Finding {
-    let link = &config.interface.name;
-    let database = facts.database.as_ref().ok();
-    let port = database.and_then(|database| database.listen_port).unwrap_or_default();
+/// A chain that drops what none of its rules accepts.
+pub fn foreign_drop(
+    link: &InterfaceName,
+    listen_port: Option<u16>,
+    found: &ForeignDrop,
+) -> Finding {
+    // Without a port, no chain for WireGuard's own packets is looked at.
+    let port = listen_port.unwrap_or_default();
     let what = match found.hook {
         Hook::Forward => format!("traffic of peers, because none of its rules names {link}"),
         Hook::Input => {
@@ -142,6 +148,27 @@ fn foreign_drop(config: &Config, facts: &Facts, found: &ForeignDrop) -> Finding 
         }
         Hook::Input | Hook::Forward => Finding::warning("firewall", text, remedy),
     }
+}
+
+fn legacy_drop(link: &InterfaceName, listen_port: Option<u16>, found: &LegacyDrop) -> Finding {
+    let LegacyDrop { program, table, chain, has_docker } = found;
+    let port = listen_port.unwrap_or_default();
+    let (what, remedy) = match chain {
+        LegacyChain::Forward => {
+            let user = if *has_docker { "DOCKER-USER" } else { chain.name() };
+            let accept = format!("{program} -t {table} -I {user} -i {link} -j ACCEPT");
+            let what = format!("traffic of peers, because none of its rules names {link}");
+            (what, format!("{accept}, and the same with -o {link}; save both as this host does"))
+        }
+        LegacyChain::Input => (
+            format!("WireGuard's own packets, because none of its rules names port {port}"),
+            format!(
+                "{program} -t {table} -I INPUT -p udp --dport {port} -j ACCEPT; save it as this host does"
+            ),
+        ),
+    };
+    let text = format!("chain {} of {program} table {table} drops {what}", chain.name());
+    Finding::warning("firewall", text, remedy)
 }
 
 /// Rules that drop some packets, perhaps on purpose.

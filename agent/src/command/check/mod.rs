@@ -4,6 +4,10 @@ mod evaluate;
 mod facts;
 mod finding;
 mod firewall;
+mod forwarding;
+mod hindrances;
+mod legacy;
+mod running;
 mod shared;
 
 use crate::config::{Source, load};
@@ -12,6 +16,7 @@ use crate::exit::Exit;
 use crate::output::{self, Style, Tone, count, printable};
 
 pub use finding::{Finding, Level};
+pub use hindrances::hindrances;
 
 /// Checks everything and prints the findings. A wrong configuration is one of them.
 ///
