@@ -9,6 +9,7 @@ pub use gatepost::reconcile::Ask;
 use tokio::sync::{mpsc, watch};
 
 use crate::denied::Recent;
+use crate::hindrances::Hindrances;
 use crate::pulse::Pulse;
 use gatepost::reconcile::status::Status;
 
@@ -19,6 +20,7 @@ pub struct Watcher {
     pub asks: mpsc::Sender<Ask>,
     pub pulse: Pulse,
     pub denied: Recent,
+    pub hindrances: Hindrances,
 }
 
 impl Watcher {
@@ -27,6 +29,7 @@ impl Watcher {
     pub fn status(&self) -> Status {
         let mut status = self.status.borrow().clone();
         status.warnings.extend(self.denied.trouble());
+        status.warnings.extend(self.hindrances.texts());
         status
     }
 }
@@ -37,6 +40,8 @@ pub struct LoopHandle {
     pub status: watch::Sender<Status>,
     pub asks: mpsc::Receiver<Ask>,
     pub pulse: Pulse,
+    /// To be looked for again when the kernel tells of a change.
+    pub hindrances: Hindrances,
     /// Becomes true when the loop is to finish its pass and return.
     pub stop: watch::Receiver<bool>,
 }
@@ -50,11 +55,14 @@ pub fn channels(initial: Status, now: Instant) -> (Watcher, LoopHandle, watch::S
     let (asks_tx, asks_rx) = mpsc::channel(ASKS);
     let (stop_tx, stop_rx) = watch::channel(false);
     let pulse = Pulse::new(now);
+    let hindrances = Hindrances::default();
     let watcher = Watcher {
         status: status_rx,
         asks: asks_tx,
         pulse: pulse.clone(),
         denied: Recent::new(false),
+        hindrances: hindrances.clone(),
     };
-    (watcher, LoopHandle { status: status_tx, asks: asks_rx, pulse, stop: stop_rx }, stop_tx)
+    let handle = LoopHandle { status: status_tx, asks: asks_rx, pulse, hindrances, stop: stop_rx };
+    (watcher, handle, stop_tx)
 }

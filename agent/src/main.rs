@@ -12,6 +12,7 @@ mod error;
 mod exit;
 mod forwarding;
 mod handles;
+mod hindrances;
 mod hints;
 mod key_file;
 mod loop_options;

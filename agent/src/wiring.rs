@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::config::{Config, ConfigError, Source, read_private_key, read_psk_keys};
 use crate::database;
 use crate::handles::LoopHandle;
+use crate::hindrances::Hindrances;
 use crate::hints::{Broker, listen};
 use crate::loop_options::{stale_options, timing};
 use crate::openings::openings;
@@ -104,15 +105,15 @@ impl Prepared<'_> {
     pub async fn run(self, handle: LoopHandle) -> Result<(), WiringError> {
         let cache = Cache::new(self.config.cache.file.clone(), &self.machine.local.private_key);
         let hints = self.broker.clone().map(|broker| hear(broker, self.gateway));
-        let options = Options { hints, ..self.options(Some(cache)).await? };
-        let LoopHandle { status, asks, pulse, stop } = handle;
+        let LoopHandle { status, asks, pulse, hindrances, stop } = handle;
+        let options = Options { hints, ..self.options(Some(cache), hindrances).await? };
         let alive = || pulse.beat(std::time::Instant::now());
         Ok(gatepost::reconcile::run(options, asks, status, stop, alive).await?)
     }
 
     /// Makes one full pass and a report.
     pub async fn run_once(self, handle: LoopHandle) -> Result<(), WiringError> {
-        let options = self.options(None).await?;
+        let options = self.options(None, handle.hindrances).await?;
         Ok(gatepost::reconcile::run_once(options, handle.status, handle.stop).await?)
     }
 
@@ -147,14 +148,18 @@ impl Prepared<'_> {
         Ok(preview_explanation(&machine, &store, &host, who, &destination).await?)
     }
 
-    async fn options(self, cache: Option<Cache>) -> Result<Options<GatewayHost>, WiringError> {
+    async fn options(
+        self,
+        cache: Option<Cache>,
+        hindrances: Hindrances,
+    ) -> Result<Options<GatewayHost>, WiringError> {
         let Self { config, gateway, machine, block_file, store, .. } = self;
         let dataplane = open_host(config, Ownership::Taken)?;
         Ok(Options {
             machine,
             store,
             mode: config.sync.mode,
-            kernel_events: watch_kernel(config, &dataplane).await?,
+            kernel_events: watch_kernel(config, &dataplane, hindrances).await?,
             hints: None,
             dataplane,
             cache,
@@ -273,6 +278,7 @@ fn open_host(
 async fn watch_kernel(
     config: &Config,
     dataplane: &DataplaneHandle<GatewayHost>,
+    hindrances: Hindrances,
 ) -> Result<mpsc::Receiver<String>, WiringError> {
     /// Further reasons are dropped: one is enough to read the kernel.
     const REASONS: usize = 16;
@@ -284,18 +290,26 @@ async fn watch_kernel(
     let rules = NftMonitor::open(own_port)?;
     let membership = rules.membership();
     dataplane.run(move |host| host.firewall().mute(membership)).await?;
-    tokio::spawn(forward_link_events(links, why.clone()));
-    tokio::spawn(forward_firewall_events(rules, why));
+    tokio::spawn(forward_link_events(links, why.clone(), hindrances.clone()));
+    tokio::spawn(forward_firewall_events(rules, why, hindrances));
     Ok(reasons)
 }
 
-async fn forward_link_events(mut links: Monitor, why: mpsc::Sender<String>) {
+async fn forward_link_events(
+    mut links: Monitor,
+    why: mpsc::Sender<String>,
+    hindrances: Hindrances,
+) {
     loop {
         let reason = match links.next().await {
             Ok(HostEvent::Link) => "the link changed",
             Ok(HostEvent::Address) => "an address changed",
             Ok(HostEvent::Route) => "a route changed",
-            Ok(HostEvent::Rule) => "the routing rules or source checks changed",
+            Ok(HostEvent::Rule) => {
+                // Forwarding is announced like the source checks.
+                hindrances.look_again();
+                "the routing rules or source checks changed"
+            }
             Ok(HostEvent::Resync) => "network events were lost",
             Err(error) => {
                 tracing::warn!(%error, "network events have ended; changes are still found by the periodic comparison: {error}");
@@ -307,9 +321,15 @@ async fn forward_link_events(mut links: Monitor, why: mpsc::Sender<String>) {
     }
 }
 
-async fn forward_firewall_events(mut rules: NftMonitor, why: mpsc::Sender<String>) {
+async fn forward_firewall_events(
+    mut rules: NftMonitor,
+    why: mpsc::Sender<String>,
+    hindrances: Hindrances,
+) {
     loop {
-        match rules.next().await {
+        let event = rules.next().await;
+        hindrances.look_again();
+        match event {
             Ok(NftEvent::Foreign(change)) if change.touched_ours => {
                 let reason =
                     format!("{}, pid {}, changed our firewall", change.process, change.pid);

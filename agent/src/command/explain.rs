@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::command::check::hindrances;
 use crate::config::Config;
 use crate::control::{Client, ControlError};
 use crate::error::CommandError;
@@ -23,7 +24,9 @@ pub fn explain(
     let explanation = match asked {
         Err(ControlError::NoAgent { .. }) => {
             let explaining = async { wiring::prepare(config)?.explain(who, destination).await };
-            runtime::on_this_thread()?.block_on(explaining)?
+            let mut explanation = runtime::on_this_thread()?.block_on(explaining)?;
+            explanation.add_hindrances(&hindrances(config, None, &[]));
+            explanation
         }
         answered => answered?,
     };

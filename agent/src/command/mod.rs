@@ -15,6 +15,7 @@ mod grant;
 pub mod host;
 pub mod import;
 mod key;
+mod look;
 mod manual;
 mod migrate;
 mod peers;

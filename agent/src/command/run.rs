@@ -6,6 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::command::look;
 use crate::command::status::describe;
 use crate::config::{Config, Source, exposure, secret_files};
 use crate::control::{Server, Writers};
@@ -86,6 +87,8 @@ async fn serve(
         watcher.denied.set_logs(config.firewall.deny_log);
         let (denied, asks) = (watcher.denied.clone(), watcher.asks.clone());
         tasks.spawn(denied::follow(config.firewall.deny_log_group, denied, asks));
+        let (hindrances, status) = (watcher.hindrances.clone(), watcher.status.clone());
+        tasks.spawn(look::for_hindrances(config.clone(), hindrances, status));
     }
     let writers = Writers::new(config.control.write_group.as_deref());
     tasks.spawn(control.serve(watcher.clone(), writers));

@@ -20,6 +20,7 @@ use super::protocol::{Access, Line, Request};
 use crate::accept::{self, Turn};
 use crate::denied::Recent;
 use crate::handles::{Ask, Watcher};
+use crate::telemetry::newest;
 use gatepost::reconcile::status::{DeniedPacket, Exact};
 
 /// A bound control socket. Dropping it removes the socket file.
@@ -178,7 +179,11 @@ impl Reply<'_> {
             },
             Request::Explain { who, destination } => {
                 let ask_for = |answer| Ask::Explain { who, destination, answer };
-                self.answer(asking.ask(ask_for).await).await
+                let mut answer = asking.ask(ask_for).await;
+                if let Ok(Ok(explanation)) = &mut answer {
+                    explanation.add_hindrances(&asking.watcher.hindrances.texts());
+                }
+                self.answer(answer).await
             }
             Request::Denied { who, follow } => {
                 self.denied(&asking.watcher.denied, who.as_deref(), follow).await
@@ -191,7 +196,16 @@ impl Reply<'_> {
                 let ask_for = |answer| Ask::Unblock { who, answer };
                 self.answer(asking.ask(ask_for).await).await
             }
-            Request::Resync => self.answer(asking.ask(Ask::Resync).await).await,
+            Request::Journal => {
+                for entry in newest() {
+                    self.line(&Line::Item(entry)).await?;
+                }
+                self.line(&Line::Done(())).await
+            }
+            Request::Resync => {
+                asking.watcher.hindrances.look_again();
+                self.answer(asking.ask(Ask::Resync).await).await
+            }
             Request::Confirm { until, let_in_until } => {
                 let let_in_until = let_in_until.map(|Exact(at)| at);
                 let ask_for = |answer| Ask::Confirm { until, let_in_until, answer };

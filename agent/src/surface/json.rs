@@ -34,6 +34,7 @@ pub fn status() -> Status {
             backend: Some(BackendInUse::Kernel),
             public_key: Some(PublicKey::from_bytes([1; 32]).unwrap()),
             listen_port: Some(51820),
+            addresses: vec!["10.8.0.1/24".parse().unwrap()],
         },
         firewall: FirewallStatus { table_owned: true, gate: true, gate_why: Some(text()) },
         sync: SyncStatus {

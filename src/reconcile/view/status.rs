@@ -32,6 +32,7 @@ pub use crate::reconcile::mode::Mode;
 use crate::reconcile::name::name_of;
 pub use crate::reconcile::view::time::{Exact, Timestamp, exact};
 pub use crate::store::Unavailable;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Whether the kernel is proven to hold what the database wants.
@@ -139,6 +140,9 @@ pub struct InterfaceStatus {
     pub public_key: Option<PublicKey>,
     /// UDP port.
     pub listen_port: Option<u16>,
+    /// The gateway's addresses in the tunnel.
+    #[serde(default)]
+    pub addresses: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -254,6 +258,15 @@ pub struct Explanation {
     pub text: String,
     /// As a JSON object: the verdict, the policy that decides, those that do not.
     pub details: serde_json::Value,
+}
+
+impl Explanation {
+    /// Adds what on the host may drop packets that the policies allow.
+    pub fn add_hindrances(&mut self, hindrances: &[String]) {
+        for hindrance in hindrances.iter().filter(|_| self.allowed) {
+            self.text.push_str(&format!("  but packets may be lost on this host: {hindrance}\n"));
+        }
+    }
 }
 
 #[cfg(test)]
