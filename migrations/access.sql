@@ -66,7 +66,8 @@ grant execute on function
     gatepost.proven(timestamptz, text, text, text, text),
     gatepost.hosts(),
     gatepost.forget_host(text, text),
-    gatepost.news(text, text)
+    gatepost.news(text, text),
+    gatepost.words(uuid[], uuid[])
 to gatepost_gateway;
 grant execute on function
     gatepost.hold_bell(text),
@@ -116,7 +117,7 @@ grant select (id, name, priority, effect, is_active, full_tunnel, deleted_at)
     on public.policies to gatepost_owner;
 grant select (id, policy_id, target_type, target_id) on public.policy_targets to gatepost_owner;
 grant select (id, policy_id, destination) on public.policy_destinations to gatepost_owner;
-grant select (id, deleted_at) on public.groups to gatepost_owner;
+grant select (id, name, deleted_at) on public.groups to gatepost_owner;
 grant select (id, group_id, user_id) on public.group_memberships to gatepost_owner;
 grant select (category, key, value) on public.settings to gatepost_owner;
 grant insert (id, actor_device_id, event_type, entity_type, entity_id, status, ip_address, message,

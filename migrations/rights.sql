@@ -55,7 +55,8 @@ functions (name, caller) as (
         ('proven(timestamp with time zone,text,text,text,text)'),
         ('hosts()'),
         ('forget_host(text,text)'),
-        ('news(text,text)')
+        ('news(text,text)'),
+        ('words(uuid[],uuid[])')
     ) g (name)
     cross join lateral (values (g.name), (replace(replace(g.name, '(', '(text,'), ',)', ')'))) f (name)
     union all

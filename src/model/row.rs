@@ -62,6 +62,9 @@ pub struct GatewayRow {
     pub allocated_address: Option<IpAddr>,
 }
 
+/// `devices.status` is another than `active`.
+pub const DEVICE_NOT_ACTIVE: &str = "device not active";
+
 /// Why a peer is not eligible, as far as the rows say without a clock. Empty: eligible, unless
 /// approval is required or `revoked_at` has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,7 +80,7 @@ impl Bars {
 
     const NAMES: [(Self, &'static str); 5] = [
         (Self::DEVICE_DELETED, "device deleted"),
-        (Self::DEVICE_STATUS, "device not active"),
+        (Self::DEVICE_STATUS, DEVICE_NOT_ACTIVE),
         (Self::USER_INACTIVE, "user not active"),
         (Self::USER_DELETED, "user deleted"),
         (Self::NOT_APPROVED, "device not approved"),

@@ -90,7 +90,7 @@ impl<'a> Columns<'a> {
     }
 
     /// A name, which is for people only.
-    fn name<T: From<Cow<'a, str>>>(&self, column: usize) -> Result<T, StoreError> {
+    pub(super) fn name<T: From<Cow<'a, str>>>(&self, column: usize) -> Result<T, StoreError> {
         Ok(shortened(self.get::<Text<'a>>(column)?.0).into())
     }
 

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use gatepost::model::policy::{
-    Direction, Explanation, PolicyBook, PolicyChange, ReachChange, Verdict, describe_changes,
-    reference,
+    Direction, Explanation, PolicyBook, PolicyChange, ReachChange, Target, Verdict,
+    describe_changes, reference,
 };
 use gatepost::model::{
     Effect, PolicyId, PolicyRow, Profile, Settings, TargetRow, TargetType, UserId,
@@ -86,9 +86,44 @@ fn full_tunnel_the_default_and_dns_are_explained() {
     );
     assert_eq!(
         explain(&[], "10.0.0.53").to_string(),
-        "deny 10.0.0.53\n  decided by setting policy.default_effect (deny): no policy contains \
-         the address\n  port 53 is open in any case: it is a DNS server listed for the peer\n"
+        "deny 10.0.0.53\n  decided by setting policy.default_effect (deny): no policy that \
+         applies contains the address\n  port 53 is open in any case: it is a DNS server listed for the peer\n"
     );
+}
+
+#[test]
+fn policies_that_allow_it_to_others_are_named_where_it_is_denied() {
+    let target = |target_type, target_id| TargetRow { target_type, target_id, dangling: false };
+    let aimed = |row: PolicyRow, targets| PolicyRow { targets, ..row };
+    let ops = vec![
+        target(TargetType::User, user(7).0),
+        target(TargetType::Group, group(1).0),
+        target(TargetType::Group, group(2).0),
+    ];
+    let rows = [
+        aimed(policy(1, "ops", 10, ALLOW, &["10.20.0.0/16"]), ops),
+        aimed(policy(2, "elsewhere", 10, ALLOW, &["10.30.0.0/16"]), vec![]),
+        aimed(policy(3, "no ops", 10, DENY, &["10.20.0.0/16"]), vec![]),
+        aimed(policy(4, "draft", 10, ALLOW, &["10.20.0.0/16"]), vec![]),
+    ];
+    let mut denied = explain(&rows, "10.20.0.5");
+    let named = [Target::User(user(7)), Target::Group(group(1))];
+    denied.names = named.into_iter().zip(["bob", "o\nps"].map(str::to_owned)).collect();
+    let unknown = Uuid::from_u128(0x302);
+    assert_eq!(
+        denied.to_string(),
+        format!(
+            "\
+deny 10.20.0.5
+  decided by setting policy.default_effect (deny): no policy that applies contains the address
+  policy \"ops\" allows it (destination 10.20.0.0/16), but to user bob, group \"o\\nps\", group {unknown}: it names neither the device, nor its user, nor a group of the user
+  policy \"draft\" allows it (destination 10.20.0.0/16), but to no user, device or group: it names neither the device, nor its user, nor a group of the user
+"
+        )
+    );
+    let all = policy(5, "all", 20, ALLOW, &["0.0.0.0/0"]);
+    let allowed = explain(&[rows[0].clone(), all], "10.20.0.5");
+    assert_eq!((allowed.verdict, allowed.for_others), (Verdict::Allow, vec![]));
 }
 
 #[test]
@@ -123,6 +158,7 @@ fn an_explanation_serializes_flat() {
             "block": "10.0.0.0/8",
             "purpose": "private (RFC 1918)",
         }],
+        "for_others": [],
         "is_dns_server": false,
     });
     assert_eq!(json, expected);

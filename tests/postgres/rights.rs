@@ -79,6 +79,7 @@ async fn only_the_listed_functions_may_be_called() {
             "synced",
             "try_reports",
             "unwatched",
+            "words",
         ]
     );
     let reference = include_str!("../../docs/reference.md");

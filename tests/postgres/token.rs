@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use gatepost::model::DeviceId;
+use gatepost::model::{DeviceId, GroupId};
 use gatepost::reconcile::{Mode, Present, SyncMode, choose};
 use gatepost::store::{
     AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Entity, Handshake, Polled,
@@ -14,7 +14,7 @@ use gatepost::store::{
 
 use crate::postgres::Cluster;
 use crate::postgres::pooler::Pooler;
-use crate::world::{World, client, insert_gateway, options};
+use crate::world::{World, client, id, insert_gateway, options};
 
 fn token(seed: u8) -> Token {
     Token::from_random(&[seed; 32])
@@ -78,6 +78,29 @@ async fn a_token_shows_its_own_gateway_and_no_other() {
     stolen.query(query, &[&text.expose(), &asked]).await.unwrap();
     let seen = format!("select count(*) from gatepost.seen where device_id = '{}'", theirs.device);
     assert_eq!(pool.world.count(&seen).await, 0);
+}
+
+#[tokio::test]
+async fn words_are_told_of_the_gateways_own_groups_and_devices() {
+    let (pool, other) = Pool::new().await;
+    let mine = pool.world.peer(pool.world.gateway, "ann").await;
+    let theirs = pool.world.peer(other, "bob").await;
+    let mut groups = Vec::new();
+    for (name, user) in [("staff", mine.user), ("guests", theirs.user)] {
+        let group = "insert into groups (name) values ($1) returning id";
+        let group = id(&pool.world.admin, group, &[&name]).await;
+        let join = "insert into group_memberships (group_id, user_id) values ($1, $2) returning id";
+        id(&pool.world.admin, join, &[&group, &user]).await;
+        groups.push(GroupId(group));
+    }
+    pool.world.run("update devices set status = 'lost'").await;
+    let devices = [mine.device, theirs.device].map(DeviceId);
+    for store in [pool.store(token(1)), pool.world.store.clone()] {
+        let asked = (&groups.iter().copied().collect(), &devices.into_iter().collect());
+        let words = store.words(asked.0, asked.1).await.unwrap();
+        assert_eq!(words.groups, [(groups[0], "staff".to_owned())].into());
+        assert_eq!(words.statuses, [(devices[0], "lost".to_owned())].into());
+    }
 }
 
 #[tokio::test]

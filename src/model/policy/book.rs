@@ -205,6 +205,11 @@ impl PolicyBook {
         changed.chain(gone).map(|(id, entry)| (*id, entry.policy.name.clone())).collect()
     }
 
+    /// All policies that decide something.
+    pub(super) fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values().map(|entry| &entry.policy).filter(|policy| !policy.is_void())
+    }
+
     /// The name of a policy that is known.
     #[must_use]
     pub fn name_of(&self, id: PolicyId) -> Option<&str> {

@@ -1,5 +1,6 @@
 //! Why a device may reach an address, or may not.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -8,7 +9,7 @@ use serde::Serialize;
 
 use super::resolve::{Policy, Target, Verdict};
 use super::special::special_block;
-use super::{PolicyBook, Quoted};
+use super::{Plain, PolicyBook, Quoted};
 use crate::model::{DeviceId, PolicyId, UserId};
 
 /// The verdict for packets from one device to one address, and how it came about.
@@ -24,8 +25,24 @@ pub struct Explanation {
     pub decided_by: Option<DecidingPolicy>,
     /// The other policies that apply to the device, in the order in which they would decide.
     pub others: Vec<OtherPolicy>,
+    /// Policies that allow the address to others, where it is denied to this device.
+    pub for_others: Vec<ForOthers>,
     /// It is a DNS server listed for the peer: on port 53 it may be reached whatever the verdict.
     pub is_dns_server: bool,
+    /// What users, devices and groups are called, as far as that is known.
+    #[serde(skip)]
+    pub names: BTreeMap<Target, String>,
+}
+
+/// A policy that allows the address, and does not name the device, its user or a group of the user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ForOthers {
+    pub policy_id: PolicyId,
+    pub policy_name: Box<str>,
+    pub priority: i32,
+    /// Whom it names.
+    pub applies_to: Vec<Target>,
+    pub contains_it: Containing,
 }
 
 /// A policy that contains the address.
@@ -103,11 +120,14 @@ impl PolicyBook {
             applies_to: self.aims(policy, user_id, device_id),
         };
         let others = policies.iter().filter(|policy| winner.is_none_or(|won| won.id != policy.id));
+        let verdict = winner.map_or(self.default_effect(), |policy| policy.verdict);
+        let strangers = self.policies().filter(|it| !policies.iter().any(|own| own.id == it.id));
+        let strangers = strangers.filter(|_| verdict == Verdict::Deny);
         Explanation {
             user_id,
             device_id,
             destination,
-            verdict: winner.map_or(self.default_effect(), |policy| policy.verdict),
+            verdict,
             decided_by: winner.and_then(|policy| {
                 let contains_it = containing(policy, destination)?;
                 Some(DecidingPolicy { policy: named(policy), contains_it })
@@ -118,7 +138,79 @@ impl PolicyBook {
                     why: why_not(policy, winner.copied(), destination),
                 })
                 .collect(),
+            for_others: strangers.filter_map(|policy| ForOthers::of(policy, destination)).collect(),
             is_dns_server: self.dns_allowance(dns_servers).contains(&destination),
+            names: BTreeMap::new(),
+        }
+    }
+}
+
+impl ForOthers {
+    fn of(policy: &Policy, address: IpAddr) -> Option<Self> {
+        let contains_it = containing(policy, address)?;
+        (policy.verdict == Verdict::Allow).then(|| Self {
+            policy_id: policy.id,
+            policy_name: policy.name.clone(),
+            priority: policy.priority,
+            applies_to: policy.targets.iter().copied().collect(),
+            contains_it,
+        })
+    }
+}
+
+impl Explanation {
+    /// The users, devices and groups that it names.
+    pub fn targets(&self) -> impl Iterator<Item = Target> + '_ {
+        let own = self.decided_by.iter().map(|it| &it.policy);
+        let own = own.chain(self.others.iter().map(|it| &it.policy));
+        let own = own.flat_map(|policy| &policy.applies_to);
+        own.chain(self.for_others.iter().flat_map(|it| &it.applies_to)).copied()
+    }
+
+    /// What a target is called: "group staff".
+    fn name_of(&self, target: Target) -> String {
+        let (kind, id) = match target {
+            Target::User(id) => ("user", id.to_string()),
+            Target::Device(id) => ("device", id.to_string()),
+            Target::Group(id) => ("group", id.to_string()),
+        };
+        let name = self.names.get(&target).map(|name| Plain(name).to_string());
+        format!("{kind} {}", name.unwrap_or(id))
+    }
+
+    fn write_policy(&self, f: &mut fmt::Formatter<'_>, policy: &ApplicablePolicy) -> fmt::Result {
+        let ApplicablePolicy { policy_name, priority, effect, applies_to, .. } = policy;
+        let targets = applies_to.iter().map(|target| match target {
+            Target::User(_) => "the user".to_owned(),
+            Target::Device(_) => "the device".to_owned(),
+            Target::Group(_) => self.name_of(*target),
+        });
+        let targets = targets.collect::<Vec<_>>().join(", ");
+        write!(f, "policy {} (priority {priority}, {effect}, for {targets})", Quoted(policy_name))
+    }
+
+    fn write_for_others(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 5;
+        for ForOthers { policy_name, applies_to, contains_it, .. } in
+            self.for_others.iter().take(SHOWN)
+        {
+            let named = applies_to.iter().take(SHOWN).map(|target| self.name_of(*target));
+            let mut named = named.collect::<Vec<_>>().join(", ");
+            match applies_to.len().saturating_sub(SHOWN) {
+                0 => {}
+                more => named.push_str(&format!(" and {more} more")),
+            }
+            let named = if named.is_empty() { "no user, device or group" } else { &named };
+            writeln!(
+                f,
+                "  policy {} allows it ({contains_it}), but to {named}: it names neither the device, nor \
+                 its user, nor a group of the user",
+                Quoted(policy_name)
+            )?;
+        }
+        match self.for_others.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => writeln!(f, "  and {more} more that allow it to others"),
         }
     }
 }
@@ -152,37 +244,27 @@ impl fmt::Display for Explanation {
         writeln!(f, "{} {}", self.verdict, self.destination)?;
         match &self.decided_by {
             Some(DecidingPolicy { policy, contains_it }) => {
-                writeln!(f, "  decided by {policy}: {contains_it}")?;
+                f.write_str("  decided by ")?;
+                self.write_policy(f, policy)?;
+                writeln!(f, ": {contains_it}")?;
             }
             None => writeln!(
                 f,
-                "  decided by setting policy.default_effect ({}): no policy contains the address",
+                "  decided by setting policy.default_effect ({}): no policy that applies contains the \
+                 address",
                 self.verdict
             )?,
         }
         for OtherPolicy { policy, why } in &self.others {
-            writeln!(f, "  not {policy}: {why}")?;
+            f.write_str("  not ")?;
+            self.write_policy(f, policy)?;
+            writeln!(f, ": {why}")?;
         }
+        self.write_for_others(f)?;
         if self.is_dns_server {
             writeln!(f, "  port 53 is open in any case: it is a DNS server listed for the peer")?;
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for ApplicablePolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { policy_name, priority, effect, applies_to, .. } = self;
-        write!(f, "policy {} (priority {priority}, {effect}, for", Quoted(policy_name))?;
-        for (index, target) in applies_to.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            match target {
-                Target::User(_) => write!(f, "{comma} the user")?,
-                Target::Device(_) => write!(f, "{comma} the device")?,
-                Target::Group(id) => write!(f, "{comma} group {id}")?,
-            }
-        }
-        f.write_str(")")
     }
 }
 

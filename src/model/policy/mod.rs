@@ -24,7 +24,9 @@ mod special;
 
 pub use book::{PolicyBook, Recipe, SameGroups, Subject, dns_addresses};
 pub use change::{Cause, Direction, Fact, PolicyChange, ReachChange, describe_changes, in_words};
-pub use explain::{ApplicablePolicy, Containing, DecidingPolicy, Explanation, OtherPolicy, Why};
+pub use explain::{
+    ApplicablePolicy, Containing, DecidingPolicy, Explanation, ForOthers, OtherPolicy, Why,
+};
 pub use note::{Flaw, Plain, PolicyNote, Quoted};
 pub use resolve::{Order, Policy, Target, Verdict};
 pub use special::{SPECIAL_BLOCKS, SpecialBlock, internet, special_block};

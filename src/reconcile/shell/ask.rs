@@ -60,8 +60,13 @@ impl<D: Dataplane + 'static> Shell<D> {
                 let answers = self.machine.view().explain(&who, &destination);
                 match answers {
                     Ok(answers) => {
-                        let dataplane = self.dataplane.clone();
+                        let (store, dataplane) = (self.store.clone(), self.dataplane.clone());
+                        let is_connected = self.in_use.is_some();
                         tokio::spawn(async move {
+                            let answers = match is_connected {
+                                true => answers.in_words(&store).await,
+                                false => answers,
+                            };
                             drop(answer.send(Ok(answers.counted(&dataplane).await)));
                         });
                     }

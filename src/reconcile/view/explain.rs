@@ -1,5 +1,8 @@
 //! Answers "why can, or can't, this user reach that?", from the rows and from the kernel.
 
+mod answer;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -7,33 +10,16 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use super::View;
-use super::status::Explanation;
-use crate::causes::causes;
-use crate::dataplane::nft::ProfileCounters;
-use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
-use crate::model::policy::{Verdict, dns_addresses};
-use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, ProfileId, Standing};
+use crate::model::policy::{Explanation as PolicyExplanation, Target, Verdict, dns_addresses};
+use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing};
 use crate::plan::Held;
 use crate::reconcile::name::peer_name;
+use answer::Answer;
+
+pub use answer::Answers;
 
 /// More peers than this are not explained at once.
 const EXPLAINED_AT_MOST: usize = 10;
-
-/// The answer for one peer, before the kernel was asked for its counters.
-#[derive(Debug)]
-struct Answer {
-    allowed: bool,
-    /// The peer is in force, whatever it may reach.
-    admitted: bool,
-    text: String,
-    details: serde_json::Value,
-    /// By what the kernel judges the peer's packets, and how many prefixes share it.
-    judged_by: Option<(ProfileId, usize)>,
-}
-
-/// The answers for all peers that are meant.
-#[derive(Debug)]
-pub struct Answers(Vec<Answer>);
 
 /// Why a question cannot be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,63 +81,7 @@ pub(super) fn explain(
         _ => return Err(ExplainError::TooMany { who, count }),
     }
     let answer = |(row, standing)| one((desired, held), observed, row, standing, destination);
-    Ok(Answers(matching.into_iter().map(answer).collect()))
-}
-
-impl Answers {
-    /// Adds what the kernel counted.
-    pub async fn counted<D: Dataplane + 'static>(
-        mut self,
-        dataplane: &DataplaneHandle<D>,
-    ) -> Explanation {
-        for answer in &mut self.0 {
-            if let Some((id, holders)) = answer.judged_by {
-                answer.count(dataplane.counters_of(id).await, holders);
-            }
-        }
-        self.whole()
-    }
-
-    /// Of several peers, one that is denied makes the whole denied; one that is left out (an old
-    /// laptop of the same user) has no say, unless all are.
-    fn whole(self) -> Explanation {
-        let any_admitted = self.0.iter().any(|answer| answer.admitted);
-        let decides = |answer: &&Answer| answer.admitted || !any_admitted;
-        Explanation {
-            allowed: self.0.iter().filter(decides).all(|answer| answer.allowed),
-            text: self.0.iter().map(|answer| &*answer.text).collect(),
-            details: self.0.into_iter().map(|answer| answer.details).collect(),
-        }
-    }
-}
-
-impl Answer {
-    /// The kernel counts for each profile, not for each peer or policy.
-    fn count(&mut self, counted: Result<Option<ProfileCounters>, DataplaneError>, holders: usize) {
-        let line = match counted {
-            Ok(None) => return,
-            Ok(Some(ProfileCounters { allowed, denied })) => {
-                self.details["counters"] = json!({
-                    "allowed_packets": allowed.packets,
-                    "allowed_bytes": allowed.bytes,
-                    "denied_packets": denied.packets,
-                    "denied_bytes": denied.bytes,
-                    "shared_by": holders,
-                });
-                let shared = match holders {
-                    1 => "no other address shares this profile".to_owned(),
-                    holders => format!("shared by {holders} addresses"),
-                };
-                format!(
-                    "the kernel counted {} packets allowed, {} denied; {shared}",
-                    allowed.packets, denied.packets
-                )
-            }
-            Err(error) => format!("the kernel's counters could not be read: {}", causes(&error)),
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "  {line}");
-    }
+    Ok(Answers::new(matching.into_iter().map(answer).collect()))
 }
 
 fn is_meant(row: &PeerRow, who: &str) -> bool {
@@ -175,7 +105,7 @@ fn one(
 ) -> Answer {
     let dns_servers: Vec<IpAddr> =
         [desired.gateway_dns(), &dns_addresses(&row.dns_servers)].concat();
-    let explanation =
+    let mut explanation =
         desired.policies().explain(row.user_id, row.device_id, &dns_servers, destination);
     let stays = match &row.public_key {
         KeyText::Key(key) => held.peers().get(key),
@@ -187,7 +117,7 @@ fn one(
         None => admitted && explanation.verdict == Verdict::Allow,
     };
     let allows = observed.map(|observed| kernel_allows(observed, row, destination));
-    let mut text = format!("{} ({}) -> {explanation}", peer_name(row), row.assigned_ip.addr());
+    let mut text = String::new();
     let left_out = match standing {
         _ if stays.is_some() => None,
         Standing::Admitted(_) => None,
@@ -199,10 +129,6 @@ fn one(
     {
         let _ =
             writeln!(text, "  it is the gateway itself: a ping is answered whatever the verdict");
-    }
-    if let Some(why) = &left_out {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "  but the peer is left out, so nothing passes: {why}");
     }
     if let Some(stays) = stays {
         let passes = if wanted { "passes" } else { "does not pass" };
@@ -229,13 +155,34 @@ fn one(
         "counters": null,
         "explanation": explanation,
     });
+    explanation.names = names(desired, &explanation);
     // The address of a peer that is left out may be another's.
     let judged_by = observed.filter(|_| admitted).and_then(|observed| {
         let firewall = observed.firewall.as_ref()?;
         let (_, id) = firewall.judged_by(row.assigned_ip.addr())?;
         Some((id, firewall.holders(id)))
     });
-    Answer { allowed: wanted && allows != Some(false), admitted, text, details, judged_by }
+    Answer {
+        allowed: wanted && allows != Some(false),
+        admitted,
+        peer: format!("{} ({})", peer_name(row), row.assigned_ip.addr()),
+        explanation,
+        device_id: row.device_id,
+        left_out,
+        remarks: text,
+        details,
+        judged_by,
+    }
+}
+
+/// The users and devices that an explanation names. What groups are called, only the database knows.
+fn names(desired: &DesiredState, explanation: &PolicyExplanation) -> BTreeMap<Target, String> {
+    let named: BTreeSet<Target> = explanation.targets().collect();
+    let rows = desired.rows().flat_map(|(row, _)| {
+        let user = (Target::User(row.user_id), row.username.to_string());
+        [user, (Target::Device(row.device_id), format!("{}/{}", row.username, row.device_name))]
+    });
+    rows.filter(|(target, _)| named.contains(target)).collect()
 }
 
 fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -> bool {
@@ -252,6 +199,7 @@ mod surface;
 mod tests {
     use std::sync::Arc;
 
+    use super::super::status::Explanation;
     use super::*;
     use crate::model::{Bars, PolicyRow, SnapshotRows, TargetType, UserId};
     use crate::plan::{Scope, Step, plan};

@@ -80,7 +80,7 @@ pub async fn preview_explanation<D: Dataplane + 'static>(
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
     let held = guard(machine.max_removed, &BTreeSet::new()).hold_all(&desired, &reading.state);
     let answers = explain(&desired, &held, Some(&reading.state), who, destination)?;
-    Ok(answers.counted(dataplane).await)
+    Ok(answers.in_words(store).await.counted(dataplane).await)
 }
 
 /// What should be and what is, read at the same time.

@@ -29,6 +29,12 @@ fn policy(number: u8, priority: i32, effect: Effect, destination: &str) -> Polic
     }
 }
 
+fn for_others(policy: PolicyRow) -> PolicyRow {
+    let targets = policy.targets.into_iter();
+    let targets = targets.map(|it| test_rows::target(it.target_type, id(2u8))).collect();
+    PolicyRow { targets, ..policy }
+}
+
 /// One peer, and for an address inside a policy of each kind: one decides, the others do not.
 fn desired() -> DesiredState {
     // A peer that is left out has a value in `left_out`.
@@ -46,6 +52,7 @@ fn desired() -> DesiredState {
             policy(4, 20, Effect::Allow, "172.16.1.0/24"),
             policy(5, 30, Effect::Allow, ""),
             policy(6, 40, Effect::Allow, "10.0.0.0/8"),
+            for_others(policy(7, 50, Effect::Allow, "172.16.1.0/24")),
         ],
         ..snapshot(vec![peer])
     };

@@ -1,0 +1,69 @@
+//! What an operator hears who asks why a packet does not arrive.
+
+use std::fs;
+
+use crate::lab::{LAN_SERVER, Lab, eventually, peer_rows, policy_rows, public_key_of, run};
+
+#[test]
+fn explanation_names_groups_statuses_and_what_may_drop_on_the_way() {
+    let lab = Lab::open();
+    for (number, user) in ["alice", "bob", "carol"].into_iter().enumerate() {
+        let key = public_key_of(&run("wg", &["genkey"]));
+        lab.database.exec(&peer_rows(user, &key, &format!("10.99.1.{number}")));
+    }
+    lab.database.exec(&policy_rows("racks", "bob", "10.20.0.0/24"));
+    lab.database.exec(
+        "insert into groups (name) values ('operators');
+         insert into group_memberships (group_id, user_id)
+             select groups.id, users.id from groups, users where username = 'bob';
+         update policy_targets set target_type = 'group', target_id = (select id from groups);
+         update devices set status = 'lost' where device_fingerprint = 'carol'",
+    );
+    let _agent = lab.start();
+    let explained = |user: &str| {
+        let (code, out, _) = lab.gatepost(&["explain", user, LAN_SERVER]);
+        (code, out)
+    };
+    let tells = |user: &str, wanted: i32, part: &str| {
+        let (code, out) = explained(user);
+        assert!(code == wanted && out.contains(part), "{code}, {part}: {out}");
+    };
+    let to_others =
+        "policy \"racks\" allows it (destination 10.20.0.0/24), but to group operators: ";
+    tells("alice", 2, to_others);
+    tells("bob", 0, "decided by policy \"racks\" (priority 100, allow, for group operators)");
+    tells("bob", 0, "\njudged is the real destination");
+    tells("carol", 2, "so nothing passes: device not active (its status is lost)\n");
+
+    let lost = |part: &str| {
+        let told = format!("but packets may be lost on this host: {part}");
+        eventually(&told, || explained("bob").1.contains(&told));
+        assert!(lab.gatepost(&["status"]).1.contains(part));
+        assert!(lab.gatepost(&["check"]).1.contains(part));
+    };
+    let chain = "{ type filter hook forward priority 0; policy drop; }";
+    lab.gateway.run("nft", &["add", "table", "inet", "other"]);
+    lab.gateway.run("nft", &["add", "chain", "inet", "other", "forward", chain]);
+    lost("chain forward of table inet other drops traffic of peers");
+    lab.gateway.within(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap());
+    lab.gatepost(&["resync"]);
+    lost("IPv4 forwarding is off");
+}
+
+#[test]
+fn chain_of_legacy_iptables_that_drops_is_found() {
+    let lab = Lab::open();
+    let found = || lab.gatepost(&["check"]).1;
+    let drops = "chain FORWARD of iptables-legacy table filter drops traffic of peers";
+    assert!(!found().contains(drops));
+    lab.gateway.run("iptables-legacy", &["-P", "FORWARD", "DROP"]);
+    let told = found();
+    let remedy = format!("iptables-legacy -t filter -I FORWARD -i {} -j ACCEPT", lab.link());
+    assert!(told.contains(drops) && told.contains(&remedy), "{told}");
+    for direction in ["-i", "-o"] {
+        let link = lab.link();
+        let accept = ["-I", "FORWARD", direction, &link, "-j", "ACCEPT"];
+        lab.gateway.run("iptables-legacy", &accept);
+    }
+    assert!(!found().contains(drops));
+}
