@@ -95,21 +95,30 @@ fn resync_and_confirm_say_what_was_done() {
     let held = peer("held", early) + &peer("held", late) + &done;
     let kept_out = peer("kept_out", early) + &done;
     let ready = status(r#""state":"ready""#);
-    let replies = [done.clone(), ready, held, done.clone(), kept_out, done.clone(), done];
+    let mut put_right = status(r#""state":"ready""#).replace(r#""passes":0"#, r#""passes":1"#);
+    let pass = r#"{"at":"2026-01-01T00:00:00Z","duration_ms":12,"steps":3,"refused":0}"#;
+    put_right = put_right.replace(r#""last_pass":null"#, &format!(r#""last_pass":{pass}"#));
+    let replies =
+        [ready, done.clone(), put_right, held, done.clone(), kept_out, done.clone(), done];
     let agent = answer(&gatepost, replies.into());
     let resync = gatepost.run(&["resync"]).must_exit(0);
-    assert_eq!(resync.stdout, "compared everything again; the gateway is ready\n");
+    let found = "what differed is put right (3 steps in 12 ms)";
+    assert_eq!(
+        resync.stdout,
+        format!("compared everything again: {found}; the gateway is ready\n")
+    );
     let removed = gatepost.run(&["confirm", "--yes"]).must_exit(0).stdout;
-    assert!(removed.ends_with("confirmed; the held removals are applied now\n"), "{removed}");
+    assert!(removed.ends_with("confirmed: 2 peers are removed now\n"), "{removed}");
     let let_in = gatepost.run(&["confirm", "--yes"]).must_exit(0).stdout;
-    assert!(let_in.ends_with("confirmed; they are let in now\n"), "{let_in}");
+    assert!(let_in.ends_with("confirmed: 1 peer is let in now\n"), "{let_in}");
     gatepost.run(&["confirm"]).must_exit(1);
     let confirmed = format!(r#"{{"op":"confirm","until":"{late}"}}"#);
     let [begin, key] = [r#"{"op":"confirm","until":"1970-01-01T00:00:00.000000Z""#, "let_in_until"];
     let let_in = format!(r#"{begin},"{key}":"{early}"}}"#);
     let [resync, status, peers] =
         ["resync", "status", "peers"].map(|op| format!(r#"{{"op":"{op}"}}"#));
-    let requests = [resync, status, peers.clone(), confirmed, peers.clone(), let_in, peers];
+    let (held, kept_out) = (peers.clone(), peers.clone());
+    let requests = [status.clone(), resync, status, held, confirmed, kept_out, let_in, peers];
     assert_eq!(agent.join().unwrap(), requests.map(|request| request + "\n"));
 }
 
@@ -162,4 +171,27 @@ fn watch_survives_a_restart_of_the_agent() {
     std::fs::remove_file(gatepost.path("control.sock")).unwrap();
     answer(&gatepost, vec![status(r#""state":"starting""#)]);
     assert!(lines.any(|line| line.contains(r#""state": "starting""#)), "it ended with the agent");
+}
+
+#[test]
+fn watch_shows_the_time_what_changed_and_the_newest_entries_without_colours() {
+    let gatepost = Gatepost::with("");
+    let entry =
+        r#"{"item":{"at":"2026-01-01T10:20:30Z","level":"WARN","message":"the disk is full"}}"#;
+    let journal = || format!("{entry}\n{{\"done\":null}}\n");
+    let ready = status(r#""state":"ready""#);
+    let degraded = status(r#""state":"degraded","why":"no database""#);
+    let agent = answer(&gatepost, vec![ready, journal(), degraded, journal()]);
+    let mut command = gatepost.command(&["status", "--watch"]);
+    command.env("NO_COLOR", "1").stdout(Stdio::piped());
+    let mut watching = Watching(command.spawn().unwrap());
+    let mut lines = BufReader::new(watching.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut shows = |part: &str| assert!(lines.any(|line| line.contains(part)), "no {part}");
+    shows(" UTC");
+    shows("state      ready");
+    shows("  10:20:30  WARN  the disk is full");
+    shows("state      degraded: no database");
+    shows("  state: ready -> degraded: no database");
+    shows("  10:20:30  WARN  the disk is full");
+    agent.join().unwrap();
 }

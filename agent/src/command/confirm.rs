@@ -32,17 +32,14 @@ pub fn confirm(config: &Config, yes: bool) -> Result<Exit, CommandError> {
     let until = latest(&held).unwrap_or(SystemTime::UNIX_EPOCH);
     let let_in_until = latest(&kept_out);
     let question = question(held.len() as u64, kept_out.len() as u64);
-    let done = match held.len() {
-        0 => "confirmed; they are let in now\n",
-        _ => "confirmed; the held removals are applied now\n",
-    };
+    let done = done(held.len() as u64, kept_out.len() as u64);
     held.append(&mut kept_out);
     print(&describe(&held, false, SystemTime::now()))?;
     if !yes && !ask::yes_or_no("confirm", &question)? {
         return Err(CommandError::NotConfirmed);
     }
     client.confirm(until, let_in_until)?;
-    print(done)?;
+    print(&done)?;
     Ok(Exit::Success)
 }
 
@@ -56,6 +53,21 @@ fn question(held: u64, kept_out: u64) -> String {
     }
 }
 
+/// What a confirmation does.
+fn done(held: u64, kept_out: u64) -> String {
+    let removed = format!("{} removed now", are(held));
+    let let_in = format!("{} let in now", are(kept_out));
+    match (held, kept_out) {
+        (_, 0) => format!("confirmed: {removed}\n"),
+        (0, _) => format!("confirmed: {let_in}\n"),
+        _ => format!("confirmed: {removed}, and {let_in}\n"),
+    }
+}
+
+fn are(peers: u64) -> String {
+    format!("{} {}", count(peers, "peer"), if peers == 1 { "is" } else { "are" })
+}
+
 /// The latest time since which one of them is held or kept out.
 fn latest(peers: &[PeerStatus]) -> Option<SystemTime> {
     let since = peers.iter().filter_map(|peer| match &peer.state {
@@ -63,4 +75,17 @@ fn latest(peers: &[PeerStatus]) -> Option<SystemTime> {
         _ => None,
     });
     since.max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_and_done_has_its_numbers() {
+        assert_eq!(question(13, 0), "Remove 13 held peers and end their sessions?");
+        assert_eq!(done(13, 0), "confirmed: 13 peers are removed now\n");
+        assert_eq!(done(0, 1), "confirmed: 1 peer is let in now\n");
+        assert_eq!(done(1, 2), "confirmed: 1 peer is removed now, and 2 peers are let in now\n");
+    }
 }

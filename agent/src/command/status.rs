@@ -1,5 +1,8 @@
 //! `gatepost status`: the agent's status.
 
+mod changes;
+mod watch;
+
 use std::time::{Duration, SystemTime};
 
 use crate::config::Config;
@@ -12,43 +15,22 @@ use gatepost::reconcile::status::{State, Status, Unavailable};
 /// So many held peers are named.
 const FIRST_HELD: usize = 5;
 
-/// Between two requests.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
-
-/// Prints the status once, or again and again with `watch`, also across restarts of the agent.
+/// Prints the status once, or again and again with `watch`.
 ///
 /// # Errors
-/// No agent, or a wrong answer, at the first request.
-pub fn status(config: &Config, json: bool, watch: bool) -> Result<Exit, CommandError> {
+/// No agent, or a wrong answer; with `watch`, at the first request.
+pub fn status(config: &Config, json: bool, is_watched: bool) -> Result<Exit, CommandError> {
     let client = Client::new(&config.control.socket);
-    let style = Style::of_stdout();
-    let (mut shown, mut is_away) = (None, false);
-    loop {
-        let status = match client.status() {
-            // The agent may be restarting.
-            Err(error) if watch && shown.is_some() => {
-                if !std::mem::replace(&mut is_away, true) {
-                    tracing::warn!(%error, "{error}; still watching");
-                }
-                std::thread::sleep(WATCH_EVERY);
-                continue;
-            }
-            answer => answer?,
-        };
-        is_away = false;
-        if json && shown.as_ref() != Some(&status) {
-            output::print_json(&status)?;
-        } else if !json {
-            let clear = if watch && style == Style::Coloured { "\x1b[H\x1b[2J" } else { "" };
-            let text = describe(&status, SystemTime::now(), style);
-            output::print(&format!("{clear}{text}"))?;
-        }
-        if !watch {
-            return Ok(if status.state.is_ready() { Exit::Success } else { Exit::NotReady });
-        }
-        shown = Some(status);
-        std::thread::sleep(WATCH_EVERY);
+    if is_watched {
+        return watch::watch(&client, json);
     }
+    let status = client.status()?;
+    if json {
+        output::print_json(&status)?;
+    } else {
+        output::print(&describe(&status, SystemTime::now(), Style::of_stdout()))?;
+    }
+    Ok(if status.state.is_ready() { Exit::Success } else { Exit::NotReady })
 }
 
 /// The status for an operator.
@@ -60,7 +42,7 @@ pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
         State::NotReady { .. } => Tone::Bad,
     };
     let state = match status.state.why() {
-        None => style.paint(tone, status.state.word()),
+        None => style.paint(tone, status.state.word()) + &progress(status),
         Some(why) => format!("{}: {}", style.paint(tone, status.state.word()), printable(why)),
     };
     let mut lines = vec![
@@ -92,6 +74,17 @@ pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
         text.push_str(&format!("{label:<11}{value}\n"));
     }
     text + &attention(status, style)
+}
+
+/// How far a first pass has come.
+fn progress(status: &Status) -> String {
+    let peers = &status.peers;
+    match status.state {
+        State::Starting if peers.desired > peers.in_kernel && peers.in_kernel > 0 => {
+            format!(": {} of {} in the kernel", peers.in_kernel, count(peers.desired, "peer"))
+        }
+        _ => String::new(),
+    }
 }
 
 fn gateway(status: &Status) -> String {
@@ -377,5 +370,8 @@ warnings
         assert!(text.contains("state      starting\n"), "{text}");
         assert!(text.contains("last sync  never\n"), "{text}");
         assert!(text.contains("database   not connected yet\n"), "{text}");
+        let peers = PeerCounts { desired: 100_000, in_kernel: 12_000, ..PeerCounts::default() };
+        let text = describe(&Status { peers, ..Status::default() }, at(0).0, Style::Plain);
+        assert!(text.contains("starting: 12000 of 100000 peers in the kernel\n"), "{text}");
     }
 }

@@ -20,6 +20,8 @@ pub enum Request {
     /// One item per denied packet, a [`DeniedPacket`](gatepost::reconcile::status::DeniedPacket) each, the
     /// oldest first. With `follow` also those that come, without an end.
     Denied { who: Option<String>, follow: bool },
+    /// One item per entry, the newest [`Entry`](crate::telemetry::Entry) of the log, the oldest first.
+    Journal,
     /// Done when everything was compared again.
     Resync,
     /// Done with one [`BlockAnswer`](gatepost::reconcile::status::BlockAnswer).
@@ -51,7 +53,11 @@ impl Request {
     #[must_use]
     pub const fn access(&self) -> Access {
         match self {
-            Self::Status | Self::Peers | Self::Explain { .. } | Self::Denied { .. } => Access::Read,
+            Self::Status
+            | Self::Peers
+            | Self::Explain { .. }
+            | Self::Denied { .. }
+            | Self::Journal => Access::Read,
             Self::Resync | Self::Block { .. } | Self::Unblock { .. } | Self::Confirm { .. } => {
                 Access::Write
             }
@@ -69,6 +75,7 @@ impl fmt::Display for Request {
                 write!(f, "explain {} {}", Quoted(who), Quoted(destination))
             }
             Self::Denied { .. } => f.write_str("denied"),
+            Self::Journal => f.write_str("status --watch"),
             Self::Resync => f.write_str("resync"),
             Self::Block { who } => write!(f, "block {}", Quoted(who)),
             Self::Unblock { who } => write!(f, "unblock {}", Quoted(who)),

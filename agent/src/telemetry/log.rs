@@ -14,6 +14,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::newest::Keeper;
+
 /// Who reads the log, which decides how much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Audience {
@@ -43,6 +45,7 @@ pub fn start_log(filter: Option<&str>, audience: Audience) -> Result<(), ParseEr
     // The log starts once.
     let _ = FILTER.set(named.is_none().then_some(handle));
     let registry = tracing_subscriber::registry().with(filter);
+    let registry = registry.with((audience == Audience::Daemon).then_some(Keeper));
     match journal() {
         Some(journal) => registry.with(journal).init(),
         None => {
