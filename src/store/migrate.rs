@@ -49,22 +49,37 @@ pub struct Migration {
     pub sql: String,
 }
 
+/// Hears what is being done.
+pub type Telling = dyn Fn(&str) + Sync;
+
 /// Applies and returns what is missing.
 ///
 /// # Errors
 /// [`StoreError::Differs`]: existing tables differ from what gatepost reads; nothing was changed.
 /// [`StoreError::Migration`]: a step failed, and left no change.
 pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreError> {
+    migrate_telling(options, &|_| ()).await
+}
+
+/// As [`migrate`]. `tells` hears each part before it begins: some take minutes in a large database.
+///
+/// # Errors
+/// As [`migrate`].
+pub async fn migrate_telling(
+    options: &ConnectOptions,
+    tells: &Telling,
+) -> Result<Vec<Migration>, StoreError> {
     let target = options.target()?;
     let mut client = single(&target).await?;
     let mut turns = Turns::new();
     begin(&client).await.map_err(|error| of(&target.place, error))?;
     let alone = single(&target).await?;
+    tells("waiting for other migrations of this database");
     wait_for_others(&client, &alone).await.map_err(|error| of(&target.place, error))?;
     let missing = missing(&mut client).await.map_err(|error| of(&target.place, error))?;
     loop {
-        match attempt(&mut client, &target.place).await {
-            Err(error) => turns.wait(error).await?,
+        match attempt(&mut client, &target.place, tells).await {
+            Err(error) => turns.wait(error, tells).await?,
             Ok(()) => return Ok(missing),
         }
     }
@@ -82,13 +97,14 @@ impl Turns {
     }
 
     /// Waits before the next attempt, or returns the error if another would not help.
-    async fn wait(&mut self, error: StoreError) -> Result<(), StoreError> {
+    async fn wait(&mut self, error: StoreError, tells: &Telling) -> Result<(), StoreError> {
         self.tries += 1;
         if self.tries >= TRIES || !is_contention(&error) {
             return Err(error);
         }
         let (tries, wait): (_, Duration) = (self.tries, self.backoff.next_wait());
         tracing::info!(tries, ?wait, %error, "a table is in use, trying again in {wait:?}: {error}");
+        tells(&format!("a table is in use, trying again in {wait:.1?}: {error}"));
         tokio::time::sleep(wait).await;
         Ok(())
     }
@@ -106,10 +122,12 @@ pub async fn pending(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
     missing(&mut client).await.map_err(|error| of(&target.place, error))
 }
 
-async fn attempt(client: &mut Client, place: &Place) -> Result<(), StoreError> {
+async fn attempt(client: &mut Client, place: &Place, tells: &Telling) -> Result<(), StoreError> {
+    tells("comparing the tables");
     compare(client, place).await?;
     at_once(client, PREPARE).await.map_err(|error| failed(place, "prepare", error))?;
     repair::repair(client, place).await?;
+    tells("applying migrations");
     let mut runner = embedded::migrations::runner();
     runner.set_migration_table_name(HISTORY);
     runner.run_async(client).await.map_err(|error| StoreError::Migration {
@@ -117,9 +135,10 @@ async fn attempt(client: &mut Client, place: &Place) -> Result<(), StoreError> {
         message: words(&error),
         source: Box::new(error),
     })?;
+    tells("granting rights and creating triggers");
     at_once(client, ACCESS).await.map_err(|error| failed(place, "access", error))?;
     at_once(client, TRIGGERS).await.map_err(|error| failed(place, "triggers", error))?;
-    ensure_indexes(client).await.map_err(|error| failed(place, "indexes", error))
+    ensure_indexes(client, tells).await.map_err(|error| failed(place, "indexes", error))
 }
 
 /// In one transaction.
@@ -285,7 +304,7 @@ impl Index {
 }
 
 /// Builds indexes without blocking writers, which is impossible in a transaction.
-async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
+async fn ensure_indexes(client: &Client, tells: &Telling) -> Result<(), tokio_postgres::Error> {
     // The build waits for writers, but blocks none.
     client.batch_execute("set lock_timeout = '1min'").await?;
     for index in Index::all() {
@@ -294,6 +313,10 @@ async fn ensure_indexes(client: &Client) -> Result<(), tokio_postgres::Error> {
             client.batch_execute(&format!("drop index concurrently public.{}", index.name)).await?;
         }
         if state != IndexState::Valid {
+            tells(&format!(
+                "building index {} of {}, while writers go on",
+                index.name, index.table
+            ));
             client.batch_execute(index.statement).await?;
         }
     }

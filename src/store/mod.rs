@@ -34,6 +34,7 @@ mod snapshot;
 mod tls;
 mod token;
 mod untargeted;
+mod words;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -57,7 +58,8 @@ pub use listen::Listener;
 pub use marks::AskedMark;
 pub use merge::{Merged, Refusal, try_reports};
 pub use migrate::{
-    Migration, SCHEMA_VERSION, Unmigration, migrate, pending, unmigrate, unmigration,
+    Migration, SCHEMA_VERSION, Telling, Unmigration, migrate, migrate_telling, pending, unmigrate,
+    unmigration,
 };
 pub use options::{ConnectOptions, Password};
 pub use poll::{Attached, Polled};
@@ -71,6 +73,7 @@ pub use snapshot::Cursor;
 pub use tls::{Tls, TlsFiles};
 pub use token::{Token, TokenError};
 pub use untargeted::untargeted_policies;
+pub use words::Words;
 
 /// One gateway's database. Cheap to clone: the clones share their connections.
 #[derive(Clone)]
@@ -133,5 +136,6 @@ mod tests {
         movable(store.audit(&[]));
         movable(store.merge());
         movable(store.hello());
+        movable(store.words(&BTreeSet::new(), &BTreeSet::new()));
     }
 }

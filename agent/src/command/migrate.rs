@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::database;
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::{count, print};
+use crate::output::{count, print, printable};
 use crate::runtime;
 
 /// Applies the pending migrations, or only prints them.
@@ -22,7 +22,9 @@ pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
         print(&script(&pending))?;
         return Ok(Exit::Success);
     }
-    let applied = runtime.block_on(store::migrate(&options))?;
+    // Beside the output, which scripts read.
+    let tells = |doing: &str| eprintln!("{}", printable(doing));
+    let applied = runtime.block_on(store::migrate_telling(&options, &tells))?;
     for refusal in runtime.block_on(store::try_reports(&options))? {
         tracing::warn!("the database will refuse reports of gateways: {refusal}");
     }

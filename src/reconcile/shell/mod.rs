@@ -63,6 +63,7 @@ pub async fn run<D: Dataplane + 'static>(
             alive();
         }
         shell.publish();
+        shell.tell_progress();
         shell.answer_resyncs();
         shell.answer_blocks();
         shell.asked_peers.answer(&shell.machine.view());

@@ -28,7 +28,7 @@ use crate::reconcile::machine::Machine;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::{MachineOptions, SyncMode};
 use crate::reconcile::view::ResyncError;
-use crate::reconcile::view::status::{LastGoodStatus, State, Status, Timestamp};
+use crate::reconcile::view::status::{LastGoodStatus, PeerCounts, State, Status, Timestamp};
 use crate::store::{Attached, Store};
 
 /// Everything the loop needs.
@@ -178,8 +178,13 @@ impl<D: Dataplane + 'static> Shell<D> {
         // Said once for each change: a full disk lasts.
         let is_news = std::mem::discriminant(&kept) != std::mem::discriminant(&former);
         match (kept.why(), former.why()) {
-            (Some(why), _) if is_news => warn!(why, "{why}"),
-            (None, Some(_)) => info!("over: the rows in force are on disk again"),
+            (Some(why), _) if is_news => {
+                warn!(message_id = "70b41309d96a496186081850e9dcc08c", why, "{why}");
+            }
+            (None, Some(_)) => info!(
+                message_id = "e95bc44355e4ed4525087ff2a93f8e64",
+                "over: the rows in force are on disk again"
+            ),
             _ => {}
         }
     }
@@ -337,6 +342,17 @@ impl<D: Dataplane + 'static> Shell<D> {
                 }
             }
         });
+    }
+
+    /// Says how far a job on the kernel is that takes long.
+    pub(super) fn tell_progress(&mut self) {
+        let PeerCounts { desired, in_kernel, .. } = self.status.borrow().peers;
+        if in_kernel < desired && self.kernel_job.tells(clock::now().instant) {
+            info!(
+                in_kernel,
+                desired, "working: {in_kernel} of {desired} peers are in the kernel so far"
+            );
+        }
     }
 
     pub(super) fn publish(&self) {

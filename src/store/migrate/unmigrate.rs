@@ -134,7 +134,7 @@ async fn in_turns(
     let mut turns = Turns::new();
     loop {
         match attempt(client, place, statements).await {
-            Err(error) => turns.wait(error).await?,
+            Err(error) => turns.wait(error, &|_| ()).await?,
             outcome => return outcome,
         }
     }

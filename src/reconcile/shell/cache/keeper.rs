@@ -1,5 +1,6 @@
 //! Decides which rows are good, and has a thread write them.
 
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 use tokio::sync::oneshot;
@@ -82,21 +83,28 @@ fn hold(held: &mut Vec<Rows>, rows: Rows) {
     }
 }
 
-impl From<Result<Kept, CacheError>> for LastGoodStatus {
-    fn from(kept: Result<Kept, CacheError>) -> Self {
-        match kept {
-            Ok(Kept::All) => Self::Kept,
-            Ok(Kept::Withdrawals) => Self::Withdrawals {
-                why: "the disk is full: of the last good rows only what they withdraw is kept"
-                    .into(),
-            },
-            Ok(Kept::Nothing) => Self::Unknown,
-            Err(error @ CacheError::OutOfDate { .. }) => Self::OutOfDate { why: causes(&error) },
-            Err(error) => {
-                let why = format!("the last good rows are not kept: {}", causes(&error));
-                Self::Missing { why }
-            }
+/// What became of the last good rows of this file.
+fn told(path: &Path, kept: Result<Kept, CacheError>) -> LastGoodStatus {
+    match kept {
+        Ok(Kept::All) => LastGoodStatus::Kept,
+        Ok(Kept::Withdrawals) => LastGoodStatus::Withdrawals {
+            why: format!(
+                "the disk of {} is full: of the last good rows only what they withdraw is kept: make \
+                 room there",
+                path.display()
+            ),
+        },
+        Ok(Kept::Nothing) => LastGoodStatus::Unknown,
+        Err(error @ CacheError::OutOfDate { .. }) => {
+            LastGoodStatus::OutOfDate { why: causes(&error) }
         }
+        Err(error) => LastGoodStatus::Missing {
+            why: format!(
+                "the last good rows are not kept: {}; make room, or correct cache.file, else a boot \
+                 without the database starts with no rows",
+                causes(&error)
+            ),
+        },
     }
 }
 
@@ -112,6 +120,7 @@ impl Keeper {
     pub fn start(cache: Cache, tells: impl Fn(LastGoodStatus) + Send + 'static) -> Self {
         let (sender, incoming) = mpsc::channel::<Order>();
         std::thread::spawn(move || {
+            let path = cache.path().to_owned();
             let (mut waiting, mut writer) = (Waiting::default(), Writer::new(cache));
             for order in incoming {
                 let good = match order {
@@ -127,10 +136,11 @@ impl Keeper {
                     }
                 };
                 for rows in good {
-                    tells(LastGoodStatus::from(match rows {
+                    let kept = match rows {
                         Rows::Everything(rows) => writer.replace(&rows),
                         Rows::Changed(rows) => writer.append(&rows),
-                    }));
+                    };
+                    tells(told(&path, kept));
                 }
             }
         });
