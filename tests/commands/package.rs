@@ -92,21 +92,28 @@ fn rules_of_the_gate_go_with_the_package_and_before_an_older_one() {
 }
 
 #[test]
-fn only_an_upgrade_of_a_configured_gateway_turns_on_forwarding() {
+fn only_the_upgrade_of_a_configured_gateway_from_the_first_version_turns_on_forwarding() {
     let host = Host::new("2.0.0-1");
     let file = host.path("etc/sysctl.d/60-gatepost.conf");
     assert_eq!(host.run("postinst", &["configure", ""]), [""; 0]);
-    assert_eq!(host.run("postinst", &["configure", "1.0.0-1"]), [""; 0], "not configured");
+    assert_eq!(host.run("postinst", &["configure", "0.1.0-1"]), [""; 0], "not configured");
     assert!(!file.exists());
     fs::write(host.path("etc/gatepost/gatepost.toml"), "").unwrap();
     assert_eq!(host.run("postinst", &["configure", ""]), [""; 0], "a first installation");
     assert!(!file.exists());
     let applied = ["systemd-sysctl /etc/sysctl.d/60-gatepost.conf"];
-    assert_eq!(host.run("postinst", &["configure", "1.0.0-1"]), applied);
+    assert_eq!(host.run("postinst", &["configure", "0.1.0-1"]), applied);
     assert!(fs::read_to_string(&file).unwrap().contains("\nnet.ipv4.ip_forward = 1\n"));
+    fs::remove_file(&file).unwrap();
+    assert_eq!(
+        host.run("postinst", &["configure", "0.2.0-1"]),
+        [""; 0],
+        "it was removed on purpose"
+    );
+    assert!(!file.exists());
     // What an administrator has changed holds.
     fs::write(&file, "mine").unwrap();
-    assert_eq!(host.run("postinst", &["configure", "1.0.0-1"]), [""; 0]);
+    assert_eq!(host.run("postinst", &["configure", "0.1.0-1"]), [""; 0]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
 }
 

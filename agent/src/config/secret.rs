@@ -113,14 +113,30 @@ pub fn private_key_file(config: &Config) -> SecretFile {
         .unwrap_or_else(|| beside(config, Secret::PrivateKey))
 }
 
+/// What systemd passes in place of a file that is missing: without it, the unit fails with no more than
+/// "Protocol error".
+const MISSING_CREDENTIAL: &str = "missing";
+
 /// Reads the gateway's private key.
 ///
 /// # Errors
 /// [`ConfigError::Secret`] if it cannot be read, [`ConfigError::Key`] if it is not a key.
 pub fn read_private_key(config: &Config) -> Result<PrivateKey, ConfigError> {
-    let path = private_key_file(config).path;
+    let SecretFile { path, is_credential } = private_key_file(config);
+    let what = Secret::PrivateKey.what();
     let absent = "generate it with `gatepost key generate` or `gatepost enroll`";
-    let text = read(&path, Secret::PrivateKey.what(), absent)?;
+    let text = read(&path, what, absent)?;
+    if is_credential && text.expose_text() == MISSING_CREDENTIAL {
+        let path = beside(config, Secret::PrivateKey).path;
+        let remedy = "the unit's LoadCredential=private_key: names no file that exists; restore it, or make a \
+                      new key with `gatepost enroll --new-key`";
+        return Err(ConfigError::Secret {
+            what,
+            path,
+            source: io::ErrorKind::NotFound.into(),
+            remedy,
+        });
+    }
     let key = text.expose_text().trim().parse::<PrivateKey>();
     key.map_err(|source| ConfigError::Key { what: Secret::PrivateKey.what(), path, source })
 }

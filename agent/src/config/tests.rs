@@ -369,6 +369,20 @@ fn secrets_come_from_the_named_file_else_from_a_credential() {
 }
 
 #[test]
+fn private_key_that_the_unit_does_not_find_is_named() {
+    let scratch = Scratch::new();
+    let credentials = scratch.folder.path().join("credentials");
+    fs::create_dir(&credentials).unwrap();
+    let unit = include_str!("../../../systemd/gatepost.service");
+    let passed = unit.lines().find_map(|line| line.strip_prefix("SetCredential=private_key:"));
+    fs::write(credentials.join("private_key"), passed.unwrap()).unwrap();
+    let scratch = scratch.with("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap());
+    let error = read_private_key(&scratch.load("").unwrap()).unwrap_err().to_string();
+    assert!(error.contains("private.key: entity not found; the unit's LoadCredential="), "{error}");
+    assert!(error.ends_with("with `gatepost enroll --new-key`"), "{error}");
+}
+
+#[test]
 fn secrets_are_also_read_from_beside_the_configuration() {
     let mut config = Scratch::new().load("").unwrap();
     let scratch = Scratch::new();
