@@ -1,12 +1,14 @@
 //! Runs statements in a transaction that is rolled back, and reads what a gateway would read after them.
 //! For an owner of the database.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use tokio_postgres::error::DbError;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{CancelToken, Client};
+use tokio_postgres::{CancelToken, Client, Row};
 
 use super::connect::single;
 use super::decode::Columns;
@@ -20,8 +22,12 @@ use crate::model::SnapshotRows;
 
 /// The statements and the reading after them take no longer.
 pub const REHEARSAL_WITHIN: Duration = Duration::from_secs(30);
+/// A lock for which other sessions wait is held no longer.
+pub const LOCKED_WITHIN: Duration = Duration::from_secs(5);
 /// How long a statement waits for a lock: who waits for a lock keeps others waiting.
 const LOCK_TIMEOUT_MS: u64 = 1_000;
+/// Between two looks at the locks.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 const DOING: &str = "rehearse the statements";
 
@@ -82,18 +88,76 @@ pub async fn rehearse(
     within: Duration,
 ) -> Result<Rehearsal, StoreError> {
     let target = options.target()?;
-    let client = single(&target).await?;
+    let (client, onlooker) = (single(&target).await?, single(&target).await?);
     let cancel = client.cancel_token();
     let deadline = Instant::now() + within;
-    let desk = Desk { client, place: target.place.clone(), within, deadline };
-    match tokio::time::timeout(within, desk.rehearse(gateway, statements)).await {
-        Ok(done) => done,
-        Err(_) => {
-            end(cancel, &target).await;
-            let why = format!("the statements took longer than {} s", within.as_secs());
-            Err(StoreError::Statement { line: None, why })
+    let session = AtomicI32::new(0);
+    let desk = Desk { client, place: target.place.clone(), within, deadline, session: &session };
+    let why = tokio::select! {
+        done = tokio::time::timeout(within, desk.rehearse(gateway, statements)) => match done {
+            Ok(done) => {
+                desk.leave().await;
+                return done;
+            }
+            Err(_) => format!("the statements took longer than {} s", within.as_secs()),
+        },
+        table = locked_for_long(&onlooker, &session) => format!(
+            "table {table} was locked for {} s, and other sessions have to wait for it: rehearse these \
+             statements on a copy of the database",
+            LOCKED_WITHIN.as_secs()
+        ),
+    };
+    end(cancel, &target).await;
+    Err(StoreError::Statement { line: None, why })
+}
+
+/// Waits until the session has held a lock for [`LOCKED_WITHIN`] that keeps writers or readers waiting.
+/// Returns the table. An onlooker that cannot look waits for ever.
+async fn locked_for_long(onlooker: &Client, session: &AtomicI32) -> String {
+    let mut since: BTreeMap<String, Instant> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let pid = session.load(Ordering::Relaxed);
+        let locks = if pid == 0 { Vec::new() } else { locks_of(onlooker, pid).await };
+        let strong = locks.into_iter().filter(|lock| lock.mode > LockMode::Rows);
+        let strong: BTreeSet<String> = strong.map(|lock| lock.table).collect();
+        since.retain(|table, _| strong.contains(table));
+        for table in strong {
+            let at = *since.entry(table.clone()).or_insert_with(Instant::now);
+            if at.elapsed() >= LOCKED_WITHIN {
+                return table;
+            }
         }
     }
+}
+
+async fn locks_of(onlooker: &Client, pid: i32) -> Vec<HeldLock> {
+    let rows = onlooker.query_typed(LOCKS, &[(&pid, Type::INT4)]).await.unwrap_or_default();
+    held(&rows).unwrap_or_default()
+}
+
+/// The locks of a session on tables of the control plane.
+const LOCKS: &str = "select case n.nspname when 'public' then c.relname::text \
+        else n.nspname || '.' || c.relname end, l.mode from pg_locks l \
+    join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace \
+    where l.pid = $1 and l.locktype = 'relation' and l.granted \
+        and c.relkind in ('r', 'p', 'm', 'v') and n.nspname !~ '^pg_' \
+        and n.nspname not in ('information_schema', 'gatepost') \
+    order by 1";
+
+/// The strongest lock of each table.
+fn held(rows: &[Row]) -> Result<Vec<HeldLock>, StoreError> {
+    let mut locks: Vec<HeldLock> = Vec::new();
+    for row in rows {
+        let columns = Columns::of(row, DOING);
+        let (table, mode): (String, String) = (columns.get(0)?, columns.get(1)?);
+        let Some(mode) = LockMode::of(&mode) else { continue };
+        match locks.last_mut().filter(|last| last.table == table) {
+            Some(last) => last.mode = last.mode.max(mode),
+            None => locks.push(HeldLock { table, mode }),
+        }
+    }
+    Ok(locks)
 }
 
 /// Ends what still runs. The connection closes with its client, and with it the transaction.
@@ -102,15 +166,17 @@ async fn end(cancel: CancelToken, target: &Target) {
     let _ = tokio::time::timeout(Duration::from_secs(5), cancelling).await;
 }
 
-struct Desk {
+struct Desk<'a> {
     client: Client,
     place: Place,
     /// The time for all statements, and its end.
     within: Duration,
     deadline: Instant,
+    /// The server's process, once the statements run; 0 before.
+    session: &'a AtomicI32,
 }
 
-impl Desk {
+impl Desk<'_> {
     async fn rehearse(
         &self,
         gateway: &str,
@@ -126,6 +192,7 @@ impl Desk {
         let started = Instant::now();
         // As the role and the database have it, not as our own commands need it.
         self.run("begin isolation level repeatable read; reset search_path").await?;
+        self.session.store(self.pid().await?, Ordering::Relaxed);
         for statement in statements {
             self.limits().await?;
             self.statement_at(Some(statement.line), &statement.text).await?;
@@ -147,7 +214,7 @@ impl Desk {
         let after = self.read().await?;
         let untargeted = untargeted::read(&self.client).await;
         let untargeted = untargeted.map_err(|error| self.failed(error))??;
-        self.run("rollback").await?;
+        self.leave().await;
         Ok(Rehearsal { before, after, locks, untargeted, lasted: started.elapsed() })
     }
 
@@ -194,26 +261,24 @@ impl Desk {
         Ok(read.map_err(|error| self.failed(error))??.0)
     }
 
+    /// Of the server's process, which behind a pool is one for each transaction.
+    async fn pid(&self) -> Result<i32, StoreError> {
+        let row = self.client.query_typed_one("select pg_backend_pid()", &[]).await;
+        Columns::of(&row.map_err(|error| self.failed(error))?, DOING).get(0)
+    }
+
     async fn locks(&self) -> Result<Vec<HeldLock>, StoreError> {
-        let query = "select case n.nspname when 'public' then c.relname::text \
-                else n.nspname || '.' || c.relname end, l.mode from pg_locks l \
-            join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace \
-            where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted \
-                and c.relkind in ('r', 'p', 'm', 'v') and n.nspname !~ '^pg_' \
-                and n.nspname not in ('information_schema', 'gatepost') \
-            order by 1";
-        let rows = self.client.query_typed(query, &[]).await.map_err(|error| self.failed(error))?;
-        let mut locks: Vec<HeldLock> = Vec::new();
-        for row in &rows {
-            let columns = Columns::of(row, DOING);
-            let (table, mode): (String, String) = (columns.get(0)?, columns.get(1)?);
-            let Some(mode) = LockMode::of(&mode) else { continue };
-            match locks.last_mut().filter(|last| last.table == table) {
-                Some(last) => last.mode = last.mode.max(mode),
-                None => locks.push(HeldLock { table, mode }),
-            }
-        }
-        Ok(locks)
+        let pid = self.session.load(Ordering::Relaxed);
+        let rows = self.client.query_typed(LOCKS, &[(&pid, Type::INT4)]).await;
+        held(&rows.map_err(|error| self.failed(error))?)
+    }
+
+    /// Takes back what outlives a transaction, in one message: behind a pool the next one may go to another
+    /// session.
+    async fn leave(&self) {
+        let unlock = "rollback; select pg_catalog.pg_advisory_unlock_all()";
+        // A connection that failed ends with its session.
+        let _ = self.client.batch_execute(unlock).await;
     }
 
     fn failed(&self, error: tokio_postgres::Error) -> StoreError {

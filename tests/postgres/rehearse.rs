@@ -6,6 +6,8 @@ use gatepost::store::{
     LockMode, REHEARSAL_WITHIN, Rehearsal, StoreError, rehearse, split, untargeted_policies,
 };
 
+use crate::postgres::Cluster;
+use crate::postgres::pooler::Pooler;
 use crate::world::{World, client, options};
 
 async fn run(world: &World, sql: &str) -> Result<Rehearsal, StoreError> {
@@ -143,4 +145,41 @@ async fn rehearsal_ends_in_time_whatever_a_statement_sets() {
     now.batch_execute("begin; set local lock_timeout = '5s'; lock table users; rollback")
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn table_that_others_wait_for_is_locked_for_five_seconds_at_most() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let asked = Instant::now();
+    // One statement that locks and goes on, and a lock that outlasts its statement.
+    for sql in [
+        "do $$ begin lock table users; perform pg_sleep(25); end $$",
+        "alter table users add column shoe_size int; select pg_sleep(25)",
+    ] {
+        let error = run(&world, sql).await.unwrap_err().to_string();
+        assert!(error.contains("table users was locked for 5 s"), "{error}");
+    }
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    // Locks on rows keep only those who write the same rows waiting.
+    run(&world, "delete from users where false; select pg_sleep(6)").await.unwrap();
+}
+
+#[tokio::test]
+async fn advisory_locks_of_statements_do_not_stay_in_a_pooled_session() {
+    let world = World::new().await;
+    let pooler = Pooler::start(([127, 0, 0, 1], Cluster::shared().port).into(), "postgres", "");
+    let mut pooled = options("postgres", &world.database);
+    let dir = pooler.dir.to_str().unwrap().replace('/', "%2F");
+    pooled.url = format!("postgres://postgres@{dir}:{}/{}", pooler.port, world.database);
+    let held = "select count(*) from pg_locks where locktype = 'advisory' and objid = 4711";
+    for (sql, succeeds) in [
+        ("select pg_advisory_lock(4711)", true),
+        ("select pg_advisory_lock(4711); select * from nowhere", false),
+    ] {
+        let statements = split(sql).unwrap();
+        let done = rehearse(&pooled, "g1", &statements, REHEARSAL_WITHIN).await;
+        assert_eq!(done.is_ok(), succeeds, "{done:?}");
+        assert_eq!(world.count(held).await, 0, "{sql}");
+    }
 }
