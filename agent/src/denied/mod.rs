@@ -28,6 +28,8 @@ pub use recent::Recent;
 const READ_EVERY: Duration = Duration::from_millis(100);
 /// At most so many packets of a reading are named.
 const NAMED_AT_ONCE: usize = 64;
+/// A sum is said no later than this after it is due.
+const SUM_EVERY: Duration = Duration::from_secs(30);
 /// Until a group that cannot be read is tried again, unless a reload asks for it.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 
@@ -64,14 +66,26 @@ async fn read(
         recent.set_trouble(None);
     }
     loop {
-        let mut denials = match log.next().await {
-            Ok(denials) => denials,
-            Err(error) => return format!("nflog group {group} can no longer be read: {error}"),
+        // What was logged is summed up although nothing more may come.
+        let mut denials = match tokio::time::timeout(SUM_EVERY, log.next()).await {
+            Ok(Ok(denials)) => denials,
+            Ok(Err(error)) => return format!("nflog group {group} can no longer be read: {error}"),
+            Err(_) => Vec::new(),
         };
         denials.truncate(NAMED_AT_ONCE);
-        for packet in named(denials, asks).await {
-            say(said, &packet, Instant::now());
-            recent.push(packet);
+        if !denials.is_empty() {
+            for packet in named(denials, asks).await {
+                say(said, &packet, Instant::now());
+                recent.push(packet);
+            }
+        }
+        for (route, more) in said.past(Instant::now()) {
+            let packets = count(more, "more packet");
+            tracing::info!(
+                route,
+                more,
+                "denied: {route}: {packets} in the hour since the last such line"
+            );
         }
         if let Some(untold) = said.untold(Instant::now()) {
             let packets = count(untold, "more packet");

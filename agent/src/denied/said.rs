@@ -76,6 +76,18 @@ impl Said {
         Say::Packet { more: known.map_or(0, |known| known.more) }
     }
 
+    /// The kinds that were told an hour ago, each with how many of it were logged since: told now, though
+    /// no other may come.
+    pub fn past(&mut self, now: Instant) -> Vec<(String, u64)> {
+        let is_past = |_: &String, kind: &mut Kind| {
+            now.duration_since(kind.said_at) >= AGAIN_AFTER && kind.more > 0
+        };
+        let mut past: Vec<_> =
+            self.kinds.extract_if(is_past).map(|(name, kind)| (name, kind.more)).collect();
+        past.sort_unstable();
+        past
+    }
+
     /// How many packets of other kinds no line told, if that is to be said now.
     pub fn untold(&mut self, now: Instant) -> Option<u64> {
         let due = now.duration_since(self.summed_at) >= SUM_EVERY;
@@ -113,6 +125,19 @@ mod tests {
         assert_eq!(said.packet("b", start), Say::Packet { more: 0 });
         assert_eq!(said.packet("a", start + AGAIN_AFTER), Say::Packet { more: 59 });
         assert_eq!(said.untold(start + AGAIN_AFTER), None, "each kind was told");
+    }
+
+    #[test]
+    fn sum_of_a_kind_is_told_after_an_hour_though_no_packet_comes() {
+        let start = Instant::now();
+        let mut said = Said::new(start);
+        for kind in ["a", "b", "b", "b"] {
+            said.packet(kind, start);
+        }
+        assert_eq!(said.past(start + AGAIN_AFTER / 2), []);
+        assert_eq!(said.past(start + AGAIN_AFTER), [("b".to_owned(), 2)]);
+        assert_eq!(said.past(start + AGAIN_AFTER), [], "it was told");
+        assert_eq!(said.packet("b", start + AGAIN_AFTER), Say::Packet { more: 0 });
     }
 
     #[test]
