@@ -9,11 +9,11 @@ use super::{SPACING_MS, Scene};
 use crate::lab::{BINARY, Fault, LAN_SERVER, Lab, eventually, run};
 
 /// A file system of its own for the last good rows.
-struct Disk(PathBuf);
+pub struct Disk(PathBuf);
 
 impl Disk {
     /// Mounts it, and configures the agent to use it.
-    fn mount(lab: &Lab, size: &str) -> Self {
+    pub fn mount(lab: &Lab, size: &str) -> Self {
         let folder = lab.folder.path().join("state");
         fs::create_dir(&folder).unwrap();
         let path = folder.to_str().unwrap();
@@ -24,7 +24,7 @@ impl Disk {
     }
 
     /// Takes all the room that is left.
-    fn fill(&self) {
+    pub fn fill(&self) {
         use std::io::Write;
         let mut file = fs::File::create(self.0.join("filler")).unwrap();
         let full = loop {
@@ -35,7 +35,7 @@ impl Disk {
         assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     }
 
-    fn make_room(&self) {
+    pub fn make_room(&self) {
         fs::remove_file(self.0.join("filler")).unwrap();
     }
 

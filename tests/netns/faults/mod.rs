@@ -2,7 +2,7 @@
 
 mod clients;
 mod database;
-mod disk;
+pub mod disk;
 mod files;
 mod limits;
 mod link;

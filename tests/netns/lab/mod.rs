@@ -29,11 +29,11 @@ use std::time::{Duration, Instant};
 
 pub use agent::{Agent, BINARY};
 pub use client::{Client, Ping, peer_rows, policy_rows};
-pub use database::{Database, Listener};
+pub use database::{Database, Listener, Session};
 pub use download::Download;
 pub use fault::Fault;
 pub use flood::{Ears, Flood, Ways, way};
-pub use postgres::Pooler;
+pub use postgres::{Cluster, Pooler};
 pub use relay::Relay;
 #[allow(unused_imports, reason = "the benchmark uses the rest")]
 pub use revoke::{Cut, revoke_under_download};
@@ -264,6 +264,13 @@ file = "{folder}/last-good"
         socket.write_all(b"{\"op\":\"status\"}\n")?;
         let mut answer = serde_json::from_reader::<_, serde_json::Value>(socket)?;
         Ok(answer["done"].take())
+    }
+
+    /// Sends the agent a request of this name, and does not wait for the answer.
+    pub fn ask(&self, request: &str) {
+        let socket = self.folder.path().join("control.sock");
+        let mut socket = UnixStream::connect(socket).unwrap();
+        socket.write_all(format!("{{\"op\":\"{request}\"}}\n").as_bytes()).unwrap();
     }
 
     /// Starts an agent and waits until it is ready.

@@ -6,7 +6,7 @@ mod cluster;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::OnceLock;
 
-use cluster::Cluster;
+pub use cluster::Cluster;
 pub use cluster::pooler::Pooler;
 
 /// A server and its superuser's password.

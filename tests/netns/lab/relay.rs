@@ -13,6 +13,8 @@ struct State {
     /// Both ends of every connection that is open.
     open: Mutex<Vec<(UnixStream, TcpStream)>>,
     refusing: AtomicBool,
+    /// Where new connections lead.
+    server: Mutex<Option<SocketAddr>>,
     /// After so many bytes of answers it begins to refuse.
     bytes_left: Mutex<Option<u64>>,
     silence: Mutex<Silence>,
@@ -38,10 +40,11 @@ impl Relay {
         std::fs::create_dir(&folder).unwrap();
         let listener = UnixListener::bind(folder.join(".s.PGSQL.5432")).unwrap();
         let state = Arc::new(State::default());
+        *state.server.lock().unwrap() = Some(server);
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for client in listener.incoming() {
-                let _ = client.and_then(|client| shared.join(client, server));
+                let _ = client.and_then(|client| shared.join(client));
             }
         });
         Self { folder, state }
@@ -89,6 +92,17 @@ impl Relay {
     pub fn speak(&self) {
         self.state.silence.lock().unwrap().lasts = false;
         self.state.silence_ended.notify_all();
+    }
+
+    /// From now on new connections lead to this server, and those that are open are cut.
+    pub fn lead_to(&self, server: SocketAddr) {
+        *self.state.server.lock().unwrap() = Some(server);
+        self.cut();
+    }
+
+    /// The socket that clients connect to.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join(".s.PGSQL.5432")
     }
 
     /// Lets connections through again.
@@ -141,10 +155,11 @@ impl State {
         }
     }
 
-    fn join(self: &Arc<Self>, client: UnixStream, server: SocketAddr) -> io::Result<()> {
+    fn join(self: &Arc<Self>, client: UnixStream) -> io::Result<()> {
         if self.refusing.load(Ordering::SeqCst) {
             return Ok(());
         }
+        let Some(server) = *self.server.lock().unwrap() else { return Ok(()) };
         let server = TcpStream::connect(server)?;
         server.set_nodelay(true)?;
         let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
