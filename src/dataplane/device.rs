@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tracing::warn;
+use tracing::info;
 
 use super::wireguard::{is_there, listens, process_id, socket_path};
 use crate::model::InterfaceName;
@@ -123,7 +123,8 @@ fn watch(mut child: Child, name: &InterfaceName) -> Receiver<Option<String>> {
             Err(error) => error.to_string(),
         };
         if ready {
-            warn!(interface = %name, status, "the userspace device {name} ended with {status}");
+            // The repair, which follows, is the warning.
+            info!(interface = %name, status, "the userspace device {name} ended with {status}");
         } else {
             let _ = report.send(Some(status));
         }

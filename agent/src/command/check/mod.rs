@@ -57,7 +57,8 @@ fn describe(findings: &[Finding], style: Style) -> String {
             Level::Wrong => ("wrong", Tone::Bad),
         };
         let word = style.paint(tone, &format!("{word:<8}"));
-        text.push_str(&format!("{word}{:<11}{}\n", finding.subject, printable(&finding.text)));
+        let subject = format!("{} ", finding.subject);
+        text.push_str(&format!("{word}{subject:<11}{}\n", printable(&finding.text)));
         if let Some(remedy) = &finding.remedy {
             text.push_str(&format!("{:19}-> {}\n", "", printable(remedy)));
         }
