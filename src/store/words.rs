@@ -18,7 +18,7 @@ pub struct Words {
 
 const DOING: &str = "ask for names";
 /// The first schema that has them.
-const SINCE: i32 = 16;
+const SINCE: i32 = 17;
 
 impl Store {
     /// The names of these groups and the statuses of these devices; nothing from an older schema.
