@@ -55,10 +55,13 @@ const KINDS: &[Kind] = &[
         journal: &[
             "the database is not ready for this agent",
             "database DATABASE at 127.0.0.1",
-            "the limit is sync.statement_timeout",
+            "another transaction holds the lock",
         ],
-        status: &["degraded: the database is not ready for this agent", "sync.statement_timeout"],
-        check: &["sync.statement_timeout"],
+        status: &[
+            "degraded: the database is not ready for this agent",
+            "another transaction holds the lock",
+        ],
+        check: &["another transaction holds the lock"],
         end: |scene| scene.locks.exec("rollback"),
         all_clear: READ_AGAIN,
     },
