@@ -25,6 +25,10 @@ pub mod causes;
 pub mod count;
 #[cfg(feature = "dataplane")]
 pub mod dataplane;
+#[cfg(all(any(test, feature = "fuzzing"), feature = "store", feature = "dataplane"))]
+pub mod decoder;
+#[cfg(all(any(test, feature = "fuzzing"), feature = "store", feature = "dataplane"))]
+pub mod decoders;
 pub mod model;
 pub mod plan;
 #[cfg(all(feature = "store", feature = "dataplane"))]

@@ -7,6 +7,8 @@ mod command;
 mod config;
 mod control;
 mod database;
+#[cfg(test)]
+mod decoders;
 mod denied;
 mod error;
 mod exit;

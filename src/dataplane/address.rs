@@ -111,7 +111,10 @@ fn message(index: u32, address: IpNet) -> AddressMessage {
 }
 
 /// One address of the interface; `None`: it belongs to another.
-fn read(message: &Message<'_>, index: u32) -> Result<Option<(IpNet, Tag)>, NetlinkError> {
+pub(super) fn read(
+    message: &Message<'_>,
+    index: u32,
+) -> Result<Option<(IpNet, Tag)>, NetlinkError> {
     let (of, prefix_len, attributes) = split(message)?;
     if of != index {
         return Ok(None);
@@ -127,7 +130,7 @@ fn read(message: &Message<'_>, index: u32) -> Result<Option<(IpNet, Tag)>, Netli
 
 /// The network of one address, and the index of its link; `None`: the message has none that can be read. Most links
 /// are other programs', and nothing about those may keep back what is to be done on ours.
-fn network(message: &Message<'_>) -> Option<(IpNet, u32)> {
+pub(super) fn network(message: &Message<'_>) -> Option<(IpNet, u32)> {
     let (index, prefix_len, attributes) = split(message).ok()?;
     // On a point-to-point address it is the other end's, to which the route leads. The kernel sends no
     // other end of 0.0.0.0, and makes no route to it.

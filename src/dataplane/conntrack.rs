@@ -122,14 +122,14 @@ impl Cut {
 
 /// The prefixes, and the few lengths they have: each entry of a full table is looked up once for
 /// each length.
-struct Holders<'a> {
+pub(super) struct Holders<'a> {
     prefixes: &'a BTreeSet<IpNet>,
     lengths4: BTreeSet<u8>,
     lengths6: BTreeSet<u8>,
 }
 
 impl<'a> Holders<'a> {
-    fn of(prefixes: &'a BTreeSet<IpNet>) -> Self {
+    pub fn of(prefixes: &'a BTreeSet<IpNet>) -> Self {
         let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
             prefixes.iter().partition(|prefix| prefix.addr().is_ipv4());
         let lengths = |prefixes: &[IpNet]| prefixes.iter().map(IpNet::prefix_len).collect();
@@ -277,7 +277,10 @@ pub(super) const fn is_unheard_of(refusal: Errno) -> bool {
 
 /// What deletes exactly this flow, if it concerns one of the addresses: its tuple and its zone, as
 /// they came. Kernels that are still in use cannot delete by a filter.
-fn deletion(message: &Message<'_>, holders: &Holders<'_>) -> Result<Option<Vec<u8>>, NetlinkError> {
+pub(super) fn deletion(
+    message: &Message<'_>,
+    holders: &Holders<'_>,
+) -> Result<Option<Vec<u8>>, NetlinkError> {
     let ([family, ..], attributes) = message.split::<4>("IPCTNL_MSG_CT_NEW")?;
     let (mut concerns, mut deletion) = (false, vec![*family, 0, 0, 0]);
     for attribute in attributes {

@@ -106,7 +106,7 @@ fn config(NflogGroup(group): NflogGroup) -> Vec<u8> {
 }
 
 /// The denied packet of a message; `None`: it is about something else, or no IP packet.
-fn denial_in(message: &Message<'_>) -> Result<Option<Denial>, NetlinkError> {
+pub(super) fn denial_in(message: &Message<'_>) -> Result<Option<Denial>, NetlinkError> {
     if message.kind != PACKET {
         return Ok(None);
     }

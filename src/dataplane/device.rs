@@ -27,6 +27,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::info;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use request::Request;
+
 use super::wireguard::{is_there, listens, process_id, socket_path};
 use crate::model::InterfaceName;
 use error::{READY, READY_TIMEOUT, check_name};

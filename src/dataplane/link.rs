@@ -47,7 +47,7 @@ pub(super) struct Link {
 
 impl Link {
     /// Reads what we need of a link and nothing else, as other links may carry anything.
-    fn read(message: &Message<'_>) -> Result<Self, NetlinkError> {
+    pub fn read(message: &Message<'_>) -> Result<Self, NetlinkError> {
         // struct ifinfomsg: family, type, index, flags, mask of changes
         let (header, attributes) = message.split::<16>("RTM_NEWLINK")?;
         let [_, _, _, _, i, j, k, l, f, g, h, e, ..] = *header;

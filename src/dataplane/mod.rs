@@ -11,6 +11,8 @@
 mod address;
 mod batch;
 mod conntrack;
+#[cfg(any(test, feature = "fuzzing"))]
+mod decoders;
 mod deny_log;
 mod device;
 mod error;
@@ -41,6 +43,8 @@ use crate::plan::Plan;
 use nft::ProfileCounters;
 
 pub use conntrack::lists_flows;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use decoders::DECODERS;
 pub use deny_log::{DenyLog, DenyLogError};
 pub use device::{DeviceError, run_userspace_device, spawn_device, stop_device};
 pub use error::{DataplaneError, RefusedStep};

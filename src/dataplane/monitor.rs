@@ -64,7 +64,7 @@ impl Monitor {
         own_port: u32,
     ) -> Result<Self, NetlinkError> {
         let subscription = AsyncSubscription::open(NETLINK_ROUTE, &GROUPS)?;
-        let filter = Filter { interface, own_port, index, checking: BTreeSet::new() };
+        let filter = Filter::new(interface, own_port, index);
         Ok(Self { subscription, filter, events: VecDeque::new() })
     }
 
@@ -93,7 +93,7 @@ impl Monitor {
 }
 
 /// Which events concern our link.
-struct Filter {
+pub(super) struct Filter {
     interface: InterfaceName,
     own_port: u32,
     /// Known once the link has been seen.
@@ -103,7 +103,11 @@ struct Filter {
 }
 
 impl Filter {
-    fn event(&mut self, message: &Message<'_>) -> Result<Option<HostEvent>, NetlinkError> {
+    pub const fn new(interface: InterfaceName, own_port: u32, index: Option<u32>) -> Self {
+        Self { interface, own_port, index, checking: BTreeSet::new() }
+    }
+
+    pub fn event(&mut self, message: &Message<'_>) -> Result<Option<HostEvent>, NetlinkError> {
         let event = match message.kind {
             NEW_LINK | DEL_LINK => self.link_event(message)?,
             NEW_ADDRESS | DEL_ADDRESS => {
@@ -161,7 +165,7 @@ mod tests {
 
     fn filter() -> Filter {
         let interface = "wg0".parse().unwrap();
-        Filter { interface, own_port: 7, index: None, checking: BTreeSet::new() }
+        Filter::new(interface, 7, None)
     }
 
     fn link(index: u32, name: &str) -> Vec<u8> {

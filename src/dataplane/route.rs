@@ -115,7 +115,7 @@ fn message(index: u32, prefix: IpNet) -> RouteMessage {
 
 /// The prefix of a route, if it has this protocol and leads out of the interface. Kernels before 4.20
 /// do not filter.
-fn destination(
+pub(super) fn destination(
     message: &Message<'_>,
     index: u32,
     protocol: RouteProtocol,

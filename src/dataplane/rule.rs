@@ -149,7 +149,7 @@ fn encode(rule: &RoutingRule) -> Vec<u8> {
     body
 }
 
-fn decode(message: &Message<'_>, family: IpFamily) -> Result<RoutingRule, NetlinkError> {
+pub(super) fn decode(message: &Message<'_>, family: IpFamily) -> Result<RoutingRule, NetlinkError> {
     let (header, attributes) = message.split::<12>("RTM_NEWRULE")?;
     let [_, to_len, _, _, _, _, _, action, ..] = *header;
     let number = |kind| attributes.find(kind)?.map(|found| found.u32()).transpose();

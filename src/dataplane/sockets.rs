@@ -105,7 +105,7 @@ fn request((family, protocol): (u8, u8), id: &[u8]) -> Vec<u8> {
 }
 
 /// What identifies a socket, and the address of its other side; `None`: its program closed it.
-fn identity<'a>(
+pub(super) fn identity<'a>(
     family: u8,
     message: &Message<'a>,
 ) -> Result<Option<(&'a [u8], IpAddr)>, NetlinkError> {

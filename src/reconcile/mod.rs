@@ -55,6 +55,8 @@ pub use name::PeerName;
 pub use note::{Ignored, Note};
 pub use options::{MachineOptions, Reloaded, StaleOptions, StalePolicy, SyncMode, Timing};
 pub use session::SESSION_SECS;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use shell::DECODERS;
 pub use shell::{
     Ask, BlockFile, BlockFileError, Cache, CacheError, Chosen, NothingHeldBack, Options, Present,
     ROUND_AT_MOST, Until, choose, run, run_once,

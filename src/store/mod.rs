@@ -11,6 +11,8 @@ mod changes;
 mod connect;
 mod connector;
 mod decode;
+#[cfg(any(test, feature = "fuzzing"))]
+mod decoders;
 mod dial;
 mod enroll;
 mod error;
@@ -45,6 +47,8 @@ use uuid::Uuid;
 pub use backoff::Backoff;
 pub use bell::{Held, KnownBell, Ring};
 pub use changes::Read;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use decoders::DECODERS;
 pub use dial::Source;
 pub use enroll::{Enrollment, KeyChange};
 pub use error::{Limit, Place, StoreError, Unavailable};

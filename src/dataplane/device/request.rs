@@ -11,14 +11,14 @@ use crate::model::{PresharedKey, PublicKey};
 
 /// One request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     Get,
     Set(Set),
 }
 
 /// A change of the device.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Set {
+pub(crate) struct Set {
     pub private_key: Option<Zeroizing<[u8; 32]>>,
     pub listen_port: Option<u16>,
     pub fwmark: Option<u32>,
@@ -29,7 +29,7 @@ pub(super) struct Set {
 
 /// A change of one peer. What is `None` stays as it is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct PeerChange {
+pub(crate) struct PeerChange {
     pub key: PublicKey,
     pub remove: bool,
     /// An unknown peer stays unknown.

@@ -41,12 +41,12 @@ impl<'a> Message<'a> {
     }
 
     /// Whether this ends an answer: an ack, a refusal, or the end of a dump.
-    pub(super) const fn is_end(&self) -> bool {
+    pub(in crate::dataplane) const fn is_end(&self) -> bool {
         matches!(self.kind, NLMSG_ERROR | NLMSG_DONE)
     }
 
     /// What such an end says. The outer error: it is malformed.
-    pub(super) fn ack(&self) -> Result<Result<(), NetlinkError>, NetlinkError> {
+    pub(in crate::dataplane) fn ack(&self) -> Result<Result<(), NetlinkError>, NetlinkError> {
         let is_dump = self.kind == NLMSG_DONE;
         if is_dump && self.payload.is_empty() {
             return Ok(Ok(())); // kernels before 4.6

@@ -145,7 +145,7 @@ fn dump_rules<T>(
 }
 
 /// A rule's list of expressions; a rule without any may have none.
-fn expressions(rule: Attributes<'_>) -> Result<Option<Attributes<'_>>, NetlinkError> {
+pub fn expressions(rule: Attributes<'_>) -> Result<Option<Attributes<'_>>, NetlinkError> {
     Ok(rule.find(rule::EXPRESSIONS)?.map(Attribute::nested))
 }
 
@@ -223,7 +223,7 @@ fn elements_of(set: &Set) -> [Attr; 2] {
 }
 
 impl Dump {
-    fn add_chain(&mut self, chain: Attributes<'_>) -> Result<(), NetlinkError> {
+    pub fn add_chain(&mut self, chain: Attributes<'_>) -> Result<(), NetlinkError> {
         let chain = Declaration::read(chain)?;
         if chain.table == TABLE {
             let is_plain = chain.hook.is_none();
@@ -236,7 +236,7 @@ impl Dump {
         Ok(())
     }
 
-    fn add_set(&mut self, found: Attributes<'_>) -> Result<(), NetlinkError> {
+    pub fn add_set(&mut self, found: Attributes<'_>) -> Result<(), NetlinkError> {
         let name = found.require(set::NAME)?.text()?;
         if found.require(set::TABLE)?.text()? == TABLE {
             match Set::named(name) {

@@ -17,6 +17,8 @@ mod batch;
 mod block;
 mod chain;
 mod change;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod decoder;
 mod deny_log;
 mod difference;
 mod dump;

@@ -106,7 +106,7 @@ impl NftWatch {
 }
 
 /// Makes one event of each transaction's messages.
-struct ChangeReader {
+pub(super) struct ChangeReader {
     own_port: u32,
     /// Whether the transaction that is being read touches our table.
     touched_ours: bool,
@@ -114,7 +114,7 @@ struct ChangeReader {
 }
 
 impl ChangeReader {
-    const fn new(own_port: u32) -> Self {
+    pub const fn new(own_port: u32) -> Self {
         Self { own_port, touched_ours: false, events: VecDeque::new() }
     }
 
@@ -130,7 +130,7 @@ impl ChangeReader {
     }
 
     /// A transaction's objects come first, then the generation it made, with the process.
-    fn read_message(&mut self, message: &Message<'_>) -> Result<(), NetlinkError> {
+    pub fn read_message(&mut self, message: &Message<'_>) -> Result<(), NetlinkError> {
         if message.kind >> 8 != NFNL_SUBSYS_NFTABLES || message.port == self.own_port {
             return Ok(());
         }

@@ -21,7 +21,7 @@ use crate::model::{Peer, PresharedKey, PublicKey, Traffic};
 /// A dump as far as it was read. A peer with many prefixes comes in several pieces, also across
 /// messages; each piece after the first has only the key and more prefixes.
 #[derive(Default)]
-pub(super) struct DeviceDump {
+pub(crate) struct DeviceDump {
     reading: DeviceReading,
     peers: Vec<(PublicKey, Peer)>,
     traffic: Vec<(PublicKey, Traffic)>,

@@ -14,12 +14,16 @@ use std::collections::BTreeMap;
 
 use crate::model::{Peer, PublicKey, Traffic};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use dump::DeviceDump;
 pub use error::UserspaceError;
 pub(crate) use kernel::Kernel;
 pub(crate) use socket::{
     abstract_name, answers, is_there, is_trusted, listens, open, process_id, socket_path,
 };
 pub use uapi::UapiError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use uapi::parse;
 pub(crate) use uapi::{OPEN_SESSION, hex, unhex};
 pub(crate) use userspace::Userspace;
 

@@ -29,7 +29,7 @@ pub enum UapiError {
 const EARLIEST_HANDSHAKE: Duration = Duration::from_secs(1_000_000_000);
 
 /// Reads the answer to `get=1`.
-pub(super) fn parse(answer: &str, now: SystemTime) -> Result<DeviceReading, UapiError> {
+pub(crate) fn parse(answer: &str, now: SystemTime) -> Result<DeviceReading, UapiError> {
     let mut reading = DeviceReading::default();
     let mut open: Option<OpenPeer> = None;
     for (index, line) in answer.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
@@ -154,15 +154,20 @@ impl OpenPeer {
             "endpoint" => self.traffic.endpoint = Some(value.parse().ok()?),
             "allowed_ip" => self.prefixes.push(value.parse().ok()?),
             "last_handshake_time_sec" => {
-                self.handshake += Duration::from_secs(value.parse().ok()?);
+                self.add_handshake(Duration::from_secs(value.parse().ok()?))?;
             }
             "last_handshake_time_nsec" => {
-                self.handshake += Duration::from_nanos(value.parse().ok()?);
+                self.add_handshake(Duration::from_nanos(value.parse().ok()?))?;
             }
             "rx_bytes" => self.traffic.rx_bytes = value.parse().ok()?,
             "tx_bytes" => self.traffic.tx_bytes = value.parse().ok()?,
             _ => {}
         }
+        Some(())
+    }
+
+    fn add_handshake(&mut self, part: Duration) -> Option<()> {
+        self.handshake = self.handshake.checked_add(part)?;
         Some(())
     }
 

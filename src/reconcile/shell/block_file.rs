@@ -93,7 +93,7 @@ impl BlockFile {
     }
 }
 
-fn parse(text: &[u8]) -> Result<BlockList, String> {
+pub(super) fn parse(text: &[u8]) -> Result<BlockList, String> {
     let blocks: Vec<BlockStatus> =
         serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let read = |BlockStatus { kind, id, name, since }| {

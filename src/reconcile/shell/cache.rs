@@ -96,13 +96,15 @@ impl Cache {
         })
     }
 
-    /// The chain ends with the file; it means nothing where the lines have no checksum.
     fn load_with_chain(&self) -> Result<Option<(LastGood, Chain)>, CacheError> {
-        let file = match File::open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(|source| self.io("opened", source))?,
-        };
-        let mut reader = BufReader::new(file);
+        match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => self.read(BufReader::new(file.map_err(|source| self.io("opened", source))?)),
+        }
+    }
+
+    /// Reads the whole file. The chain ends with it, and means nothing where the lines have no checksum.
+    fn read(&self, mut reader: impl BufRead) -> Result<Option<(LastGood, Chain)>, CacheError> {
         let first = reader.fill_buf().map_err(|source| self.io("read", source))?.first();
         // Agents up to 0.1 wrote bare JSON.
         let provenance =
@@ -127,6 +129,12 @@ impl Cache {
             }
         }
         Ok(snapshot.map(|rows| (LastGood { rows, changes, provenance }, chain)))
+    }
+
+    /// Whether a file with these bytes could be used.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check(&self, bytes: &[u8]) -> Result<(), CacheError> {
+        self.read(bytes).map(drop)
     }
 
     /// Removes the file, or empties it where that is not possible.

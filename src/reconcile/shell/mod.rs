@@ -8,6 +8,8 @@ mod block_file;
 mod cache;
 mod choose;
 mod database;
+#[cfg(any(test, feature = "fuzzing"))]
+mod decoders;
 mod end;
 mod in_use;
 mod journal;
@@ -33,6 +35,8 @@ pub use ask::{Ask, NothingHeldBack};
 pub use block_file::{BlockFile, BlockFileError};
 pub use cache::{Cache, CacheError};
 pub use choose::{Chosen, Present, Until, choose};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use decoders::DECODERS;
 pub use state::{Options, ROUND_AT_MOST};
 
 /// Runs the loop until `stop` says so. Leaves the kernel as it is.
