@@ -15,6 +15,7 @@ mod test_rows;
 mod agent;
 mod bell;
 mod certificates;
+mod cursors;
 mod delta;
 mod failover;
 mod faults;

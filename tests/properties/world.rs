@@ -1,27 +1,31 @@
 //! A host and a database made of values, in which an agent lives.
 
+mod changes;
+mod trouble;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use gatepost::dataplane::{DataplaneError, Glance, NetlinkError, Outcome, Reading, RefusedStep};
+use gatepost::dataplane::{Glance, Outcome, Reading};
 use gatepost::model::{
-    Bars, BlockList, ChangedRows, DesiredState, GatewayId, GatewayRow, KeyText, Local, Mark,
-    ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic, Unloadable,
+    Bars, BlockList, DesiredState, GatewayId, GatewayRow, KeyText, Local, Mark, ObservedFirewall,
+    PeerId, PublicKey, Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
-    Action, DatabaseError, Event, Keep, LastGood, Machine, MachineOptions, Mode, Note, Now,
-    ReadAnswer, ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
+    Action, Event, Keep, LastGood, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, ReadKind,
+    Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
 };
-use gatepost::store::{Place, StoreError};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use super::probes::{Filter, Packet, Probes};
 pub use super::rows::quiet_tables;
 use super::rows::{NOW_SECS, Tables, at, local};
+use changes::changes;
+pub use trouble::{Trouble, Watch, away, refused};
+use trouble::{is_refused, unreadable};
 
 pub fn options() -> MachineOptions {
     MachineOptions {
@@ -40,51 +44,6 @@ pub fn options() -> MachineOptions {
         lost_history: Duration::from_secs(900),
         withdrawals: Withdrawals::default(),
         stale: StaleOptions { policy: StalePolicy::Keep, after: Duration::from_secs(86_400) },
-    }
-}
-
-/// What does not work for now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
-    /// The database connects, and every read fails.
-    Reads,
-    /// The kernel cannot be read.
-    Observations,
-    /// The gateway's row cannot be used.
-    GatewayRow,
-    /// The kernel refuses what concerns every third key or prefix.
-    Steps,
-    /// The gateway's row has the key of another.
-    WrongKey,
-    /// The gateway's network has no room for a peer.
-    SmallPool,
-    /// The gateway's row was made anew, with another id.
-    NewRow,
-    /// No flow can be cut.
-    Flows,
-    /// No read ends.
-    HangingReads,
-}
-
-/// Looks at the kernel after each step.
-pub struct Watch {
-    pub probes: Probes,
-    /// What may pass, once a table judges.
-    pub allowed: BTreeSet<Packet>,
-    pub is_judged: bool,
-    pub leaks: Vec<String>,
-}
-
-impl Watch {
-    fn look(&mut self, state: &ObservedState, step: &Step) {
-        let filter = Filter::of_link(state);
-        self.is_judged |= matches!(filter, Filter::Table(_));
-        if !self.is_judged {
-            return;
-        }
-        let passing = self.probes.passing(state, &filter);
-        let leak = passing.difference(&self.allowed).next();
-        self.leaks.extend(leak.map(|packet| format!("{packet:?} after {step}")));
     }
 }
 
@@ -481,57 +440,6 @@ impl World {
         let Ok(left) = left else { return false };
         let blocked = |prefix: &IpNet| self.foreign_routes.contains(prefix);
         left.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix))).is_empty()
-    }
-}
-
-/// The database does not answer.
-pub fn away() -> DatabaseError {
-    let (hosts, database, role) = ("db1".to_owned(), "vpn".to_owned(), "fra_1".to_owned());
-    let place = Box::new(Place { hosts, database, role });
-    let limit = gatepost::store::Limit::Answer;
-    StoreError::Stalled { place, doing: "read", waited: Duration::from_secs(1), limit }.into()
-}
-
-/// The kernel does not answer a reading.
-fn unreadable() -> DataplaneError {
-    let source = NetlinkError::Refused { errno: Errno::ENOBUFS, message: String::new() };
-    DataplaneError::Refused { source, remedy: None }
-}
-
-pub fn refused(step: &Step, errno: Errno) -> RefusedStep {
-    let source = NetlinkError::Refused { errno, message: String::new() };
-    RefusedStep::new(step.clone(), DataplaneError::Refused { source, remedy: None })
-}
-
-/// A third of the keys and prefixes is refused.
-fn is_refused(step: &Step) -> bool {
-    let named = step.to_string();
-    named.bytes().map(u32::from).sum::<u32>() % 3 == 0
-}
-
-/// What a reader of changes gets.
-fn changes(old: &Tables, new: &Tables, taken_at: SystemTime) -> ChangedRows {
-    let devices = |tables: &Tables| {
-        let mut devices: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for row in tables.peers.values() {
-            devices.entry(row.device_id).or_default().push(row.clone());
-        }
-        devices
-    };
-    let (had, has) = (devices(old), devices(new));
-    let named = had.keys().chain(has.keys()).filter(|id| had.get(id) != has.get(id));
-    ChangedRows {
-        marks: Vec::new(),
-        peers: named.map(|id| (*id, has.get(id).cloned().unwrap_or_default())).collect(),
-        memberships: BTreeMap::new(),
-        policies: old
-            .policies
-            .keys()
-            .chain(new.policies.keys())
-            .filter(|id| old.policies.get(id) != new.policies.get(id))
-            .map(|id| (*id, new.policies.get(id).cloned()))
-            .collect(),
-        taken_at,
     }
 }
 
