@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use gatepost::model::{ChangedRows, MembershipRow, PeerRow, PolicyRow, SnapshotRows};
 use gatepost::store::{Cursor, Polled, Read};

@@ -57,7 +57,7 @@ fn add_elements(dump: &mut Dump, found: Attributes<'_>) -> Result<(), NetlinkErr
     let Some(set) = Set::named(found.require(elem::LIST_SET)?.text()?) else { return Ok(()) };
     for element in found.require(elem::LIST_ELEMENTS)?.nested() {
         let element = Element::decode(&set, element?.nested())?;
-        dump.sets.entry(set.clone()).or_default().extend(element);
+        dump.sets.entry(set).or_default().extend(element);
     }
     Ok(())
 }
