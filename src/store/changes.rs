@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::decode::{self, Columns, PEER_COLUMNS, POLICY_COLUMNS};
 use super::marks;
-use super::snapshot::{BEGIN, COMMIT, Cursor};
+use super::snapshot::{BEGIN, COMMIT, Cursor, REWRITTEN, is_whole};
 use super::token::Caller;
 use super::{Store, StoreError};
 use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
@@ -69,10 +69,20 @@ impl Store {
         let marked =
             Marked { devices: columns.get(4)?, users: columns.get(5)?, policies: columns.get(6)? };
         let rows = if everything.is_some() || marked.is_empty() {
-            self.within(DOING, lease.batch_execute(COMMIT)).await?;
+            let ends = async {
+                tokio::try_join!(
+                    biased;
+                    lease.query_typed_one(REWRITTEN, &[]),
+                    lease.batch_execute(COMMIT),
+                )
+            };
+            let (rewritten, ()) = self.within(DOING, ends).await?;
+            is_whole(&rewritten, DOING)?;
             None
         } else {
-            Some(self.within(DOING, marked.rows(lease.caller(), since)).await?)
+            let rows = self.within(DOING, marked.rows(lease.caller(), since)).await?;
+            is_whole(&rows.rewritten, DOING)?;
+            Some(rows)
         };
         lease.done();
 
@@ -105,6 +115,7 @@ struct Rows {
     memberships: Vec<tokio_postgres::Row>,
     policies: Vec<tokio_postgres::Row>,
     marks: Vec<tokio_postgres::Row>,
+    rewritten: tokio_postgres::Row,
 }
 
 impl Marked {
@@ -121,7 +132,7 @@ impl Marked {
         let peers = format!("select {PEER_COLUMNS} from gatepost.peers_by_device($1)");
         let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
         let memberships = "select user_id, group_ids from gatepost.memberships_by_user($1)";
-        let (peers, memberships, policies, marks, ()) = tokio::try_join!(
+        let (peers, memberships, policies, marks, rewritten, ()) = tokio::try_join!(
             biased;
             read(client, &peers, &self.devices),
             read(client, memberships, &self.users),
@@ -133,9 +144,10 @@ impl Marked {
                 }
                 marks::ask(client, Some(since)).await
             },
+            client.query_typed_one(REWRITTEN, &[]),
             client.batch_execute(COMMIT),
         )?;
-        Ok(Rows { peers, memberships, policies, marks })
+        Ok(Rows { peers, memberships, policies, marks, rewritten })
     }
 
     /// Every marked key with its current rows, possibly none.

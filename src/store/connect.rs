@@ -121,7 +121,7 @@ impl Store {
     ) -> Result<T, StoreError> {
         for _ in 1..LOCK_TURNS {
             match self.explain(read()).await {
-                Err(error) if error.is_about_a_lock() => {}
+                Err(error) if error.is_of_a_migration() => {}
                 answer => return answer,
             }
         }

@@ -118,6 +118,9 @@ pub enum StoreError {
     Differs(Vec<String>),
     #[error("migration {name} failed: {message}")]
     Migration { name: String, message: String, source: Box<dyn std::error::Error + Send + Sync> },
+    /// A read that saw a rewritten table empty: it is made again.
+    #[error("the control plane rewrote {tables} while they were read")]
+    Rewritten { tables: String },
     #[error("{place}: could not {doing}: {}{}", root(.source), limit_of(.source))]
     Query { place: Box<Place>, doing: &'static str, source: tokio_postgres::Error },
     #[error("could not {doing}: column {column} cannot be read: {}", root(.source))]
@@ -134,7 +137,8 @@ impl StoreError {
             | Self::Closed { .. }
             | Self::Stalled { .. }
             | Self::NotReady { .. }
-            | Self::Standby { .. } => true,
+            | Self::Standby { .. }
+            | Self::Rewritten { .. } => true,
             Self::Query { source, .. } => source.code().is_none_or(|code| {
                 matches!(
                     *code,
@@ -179,6 +183,7 @@ impl StoreError {
             | Self::PeerChanged
             | Self::Differs(_)
             | Self::Migration { .. }
+            | Self::Rewritten { .. }
             | Self::Query { .. }
             | Self::Decode { .. } => Unavailable::NotReady,
         }
@@ -210,10 +215,14 @@ impl StoreError {
         matches!(self, Self::Tls { .. } | Self::Method { .. })
     }
 
-    /// Whether another transaction held a lock for longer than this session waits.
-    pub(super) fn is_about_a_lock(&self) -> bool {
-        matches!(self, Self::Query { source, .. }
-            if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    /// Whether a migration came in between: it held a lock for longer than this session waits, or rewrote a
+    /// table.
+    pub(super) fn is_of_a_migration(&self) -> bool {
+        match self {
+            Self::Rewritten { .. } => true,
+            Self::Query { source, .. } => source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE),
+            _ => false,
+        }
     }
 
     /// Whether a type, a constraint or a trigger refused the statement's values: the same call with

@@ -29,6 +29,25 @@ const DOING: &str = "read the snapshot";
 pub(super) const BEGIN: &str = "begin isolation level repeatable read read only";
 pub(super) const COMMIT: &str = "commit";
 
+/// The last question before [`COMMIT`]: tables that were rewritten or replaced since the snapshot was taken.
+/// It sees them empty, or without most rows, because a rewritten row looks as if it were new. A table that
+/// was read is locked, so none is rewritten after this.
+pub(super) const REWRITTEN: &str = "select pg_catalog.string_agg(c.relname, ', ') \
+    from pg_catalog.pg_class c \
+    where c.relnamespace = 'public'::pg_catalog.regnamespace and c.relkind in ('r', 'p') \
+        and c.relname in ('users', 'devices', 'wireguard_peers', 'gateways', 'ip_allocations', \
+            'policies', 'policy_targets', 'policy_destinations', 'groups', 'group_memberships', 'settings') \
+        and (c.relfilenode, c.oid) is distinct from (pg_catalog.pg_relation_filenode(c.oid), \
+            pg_catalog.to_regclass(pg_catalog.format('public.%I', c.relname))::oid)";
+
+/// Fails if a table was rewritten.
+pub(super) fn is_whole(row: &Row, doing: &'static str) -> Result<(), StoreError> {
+    match decode::Columns::of(row, doing).get::<Option<String>>(0)? {
+        Some(tables) => Err(StoreError::Rewritten { tables }),
+        None => Ok(()),
+    }
+}
+
 impl Store {
     /// Reads all rows of this gateway in one REPEATABLE READ transaction, sorted by id.
     ///
@@ -59,7 +78,7 @@ pub(super) async fn read(
     let policies = format!("select {POLICY_COLUMNS} from gatepost.snapshot_policies()");
     let memberships = "select user_id, group_ids from gatepost.snapshot_memberships()";
     let settings = "select category, key, value::text from gatepost.snapshot_settings()";
-    let ((), gateway, settings, peers, memberships, policies, ()) = tokio::try_join!(
+    let ((), gateway, settings, peers, memberships, policies, rewritten, ()) = tokio::try_join!(
         biased;
         client.batch_execute(before),
         client.query_typed_one(decode::GATEWAY, &[]),
@@ -67,8 +86,12 @@ pub(super) async fn read(
         collect(client, &peers, decode::peer_if_readable),
         collect(client, memberships, |row, doing| decode::membership(row, doing).map(Some)),
         collect(client, &policies, |row, doing| decode::policy(row, doing).map(Some)),
+        client.query_typed_one(REWRITTEN, &[]),
         client.batch_execute(after),
     )?;
+    if let Err(error) = is_whole(&rewritten, DOING) {
+        return Ok(Err(error));
+    }
     let answers = Answers { gateway, settings, peers, memberships, policies };
     Ok(answers.rows())
 }
