@@ -124,7 +124,10 @@ pub(super) fn finished(
     policies: &BTreeMap<PolicyId, Box<str>>,
     desired: &DesiredState,
 ) -> Vec<AuditEntry> {
-    let (gateway_id, quarantined) = (desired.gateway().id, desired.quarantined_policies());
+    let gateway_id = desired.gateway().id;
+    // All who should have a refused profile are gone through for this.
+    let quarantined =
+        if policies.is_empty() { BTreeMap::new() } else { desired.quarantined_policies() };
     let policies = policies.iter().filter(|(id, _)| !quarantined.contains_key(id));
     let milliseconds = millis(pass.took);
     let mut entries = revoked(pass);

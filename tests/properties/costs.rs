@@ -1,13 +1,16 @@
-//! What one change costs beside many peers: as much as beside few, also while removals are held back or
-//! rows cannot be used.
+//! What one change costs beside many peers: as much as beside few, also while removals are held back,
+//! rows cannot be used, or the kernel refuses a profile.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gatepost::dataplane::{Outcome, Reading};
 use gatepost::model::{
-    Bars, DeviceId, KeyText, ObservedState, PeerId, PeerRow, PublicKey, SnapshotRows, UserId,
+    Bars, DeviceId, KeyText, ObservedState, PeerId, PeerRow, PolicyRow, PublicKey, SnapshotRows,
+    Unloadable, UserId,
 };
+use gatepost::plan::Step;
 use gatepost::reconcile::{
     Action, Event, Machine, MachineOptions, Mode, Now, ReadAnswer, ReadKind, Sent,
 };
@@ -33,6 +36,8 @@ enum Wrong {
     Held,
     /// Their addresses are outside the gateway's network.
     Unusable,
+    /// The kernel refuses their profile.
+    Refused,
 }
 
 /// An agent, its rows, and a kernel.
@@ -40,7 +45,10 @@ struct Agent {
     machine: Machine,
     rows: SnapshotRows,
     changed: Vec<PeerRow>,
+    changed_policies: Vec<PolicyRow>,
     kernel: ObservedState,
+    /// The next change of the firewall is refused for its profiles.
+    refuses: bool,
     now: Now,
     /// The processor time of what the agent decided.
     spent: Duration,
@@ -60,7 +68,16 @@ impl Agent {
         rows.policies = vec![policy];
         let machine = Machine::new(MachineOptions { ..options() }, now);
         let (kernel, spent) = (ObservedState::default(), Duration::ZERO);
-        let mut agent = Self { machine, rows, changed: Vec::new(), kernel, now, spent };
+        let mut agent = Self {
+            machine,
+            rows,
+            changed: Vec::new(),
+            changed_policies: Vec::new(),
+            kernel,
+            refuses: false,
+            now,
+            spent,
+        };
         if wrong == Wrong::Unusable {
             agent.spoil(|row| row.assigned_ip = "172.20.0.0/32".parse().unwrap());
         }
@@ -73,6 +90,17 @@ impl Agent {
                 agent.notify();
                 let held = agent.machine.view().held().peers().len();
                 assert_eq!(held, (peers - SOUND) as usize);
+            }
+            Wrong::Refused => {
+                let mut policy = allowing(2, "172.16.1.0/24", []);
+                policy.targets = (SOUND + 1..=peers)
+                    .map(|it| support::target(gatepost::model::TargetType::User, id(it)))
+                    .collect();
+                agent.changed_policies.push(policy);
+                agent.refuses = true;
+                agent.notify();
+                assert!(!agent.refuses, "nothing was refused");
+                assert_eq!(agent.machine.view().status().quarantined_policies.len(), 2);
             }
         }
         agent
@@ -115,6 +143,16 @@ impl Agent {
             Action::Apply(plan, observed) => {
                 let mut outcome = Outcome::default();
                 for step in plan.steps() {
+                    if let Step::Firewall { change, .. } = step
+                        && std::mem::take(&mut self.refuses)
+                    {
+                        let refused = change.put_profiles.values().map(|(_, profile)| Unloadable {
+                            profile: Arc::clone(profile),
+                            why: "too large".into(),
+                        });
+                        outcome.unloadable.extend(refused);
+                        continue;
+                    }
                     observed.apply(step);
                     outcome.applied += 1;
                 }
@@ -137,6 +175,8 @@ impl Agent {
         let peers = self.changed.drain(..).map(|row| (row.device_id, vec![row]));
         let mut rows = support::no_changes(taken_at);
         rows.peers = peers.collect();
+        let policies = self.changed_policies.drain(..).map(|policy| (policy.id, Some(policy)));
+        rows.policies = policies.collect();
         ReadAnswer::Changed(rows)
     }
 
@@ -178,7 +218,7 @@ fn row(number: u32) -> PeerRow {
 #[test]
 fn a_change_costs_the_same_beside_many_peers_whatever_is_wrong_with_them() {
     let mut wrong = Vec::new();
-    for what in [Wrong::Nothing, Wrong::Held, Wrong::Unusable] {
+    for what in [Wrong::Nothing, Wrong::Held, Wrong::Unusable, Wrong::Refused] {
         let [few, many] = [FEW, MANY].map(|peers| Agent::new(peers, what).least());
         let times = many.as_secs_f64() / few.as_secs_f64();
         println!("{what:?}: {few:?} beside {FEW}, {many:?} beside {MANY}: {times:.1} times");
