@@ -101,13 +101,16 @@ faults: ## Cause every fault that tests know, also in the guest; writes docs/fau
 	@tests/install-deps.sh test guest
 	@tests/faults
 
-.PHONY: bench bench-quick bench-latency bench-policy
+.PHONY: bench bench-quick bench-latency bench-policy bench-fleet
 bench: ## Run all benchmarks beside the raw tools; writes docs/scale.md (root, an hour)
 	@tests/install-deps.sh bench guest
 	@tests/bench/publish
 bench-quick: ## Run the benchmarks of scale with 10,000 peers, print only (root)
 	@tests/install-deps.sh bench guest
 	@tests/bench/publish --quick
+bench-fleet: ## Measure what a thousand gateways cost one database: a bell, NATS and PgBouncer (root)
+	@tests/install-deps.sh bench
+	@cargo bench --locked -p gatepost-agent --bench fleet
 bench-latency: ## Measure commit to kernel, and revocation to the last packet (root)
 	@tests/install-deps.sh bench
 	@cargo bench --locked -p gatepost-agent --bench latency

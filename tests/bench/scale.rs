@@ -10,6 +10,7 @@
 #[path = "scale/agent.rs"]
 mod agent;
 #[path = "scale/bouncer.rs"]
+#[allow(dead_code, reason = "another benchmark uses the rest")]
 mod bouncer;
 #[path = "scale/costs.rs"]
 mod costs;
@@ -24,6 +25,7 @@ mod fleet;
 #[path = "scale/limits.rs"]
 mod limits;
 #[path = "scale/meter.rs"]
+#[allow(dead_code, reason = "another benchmark uses the rest")]
 mod meter;
 #[path = "../support/postgres.rs"]
 mod postgres;
@@ -34,6 +36,7 @@ mod simulation;
 #[path = "scale/storm.rs"]
 mod storm;
 #[path = "scale/writers.rs"]
+#[allow(dead_code, reason = "another benchmark uses the rest")]
 mod writers;
 
 use std::time::Duration;
@@ -96,11 +99,11 @@ async fn main() {
         Vec::new()
     };
     if wanted(Part::Simulation) {
-        let costs = costs::measure(&many, &large).await;
-        limits::check(&measured, PEERS_EACH, processors, costs);
-        limits::print_costs(&costs);
-        limits::print_fleet(processors, costs);
-        limits::print_limits(processors, &measured, costs);
+        let prices = costs::measure(&many, &large).await;
+        limits::check(&measured, PEERS_EACH, processors, prices);
+        limits::print_costs(&prices);
+        limits::print_fleet(processors, prices);
+        limits::print_limits(processors, &measured, prices);
     }
 }
 
@@ -153,6 +156,5 @@ fn cases(gateways: usize) -> Vec<Case> {
         Case { mode: SyncMode::Poll, ..unbarred },
         Case { bouncer: true, ..unbarred },
         Case { agents: gateways, mode: SyncMode::Poll, ..unbarred },
-        Case { agents: gateways, ..soon },
     ]
 }

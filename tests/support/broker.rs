@@ -29,6 +29,20 @@ impl Nats {
         Self::start(&without_tls(&EXAMPLE.replace(EXAMPLE_GATEWAY, gateway)))
     }
 
+    /// With a user `1`, `2`, ... for each of these gateways, whose password is its name.
+    #[allow(dead_code, reason = "only the benchmark of a fleet has many")]
+    pub fn for_gateways(gateways: &[String]) -> Self {
+        let (before, user) = EXAMPLE.split_once("    {\n      user: \"fra-1\"").unwrap();
+        let mut config = before.to_owned();
+        for (index, gateway) in gateways.iter().enumerate() {
+            let name = (index + 1).to_string();
+            let user = user.replace(EXAMPLE_GATEWAY, gateway).replace("a-password-of-fra-1", &name);
+            let (user, _) = user.split_once("\n  ]").unwrap();
+            config.push_str(&format!("    {{\n      user: \"{name}\"{user}\n"));
+        }
+        Self::start(&without_tls(&format!("{config}  ]\n}}\n")))
+    }
+
     /// With TLS from these files.
     pub fn with_tls(certificate: &Path, key: &Path) -> Self {
         let own =

@@ -22,19 +22,32 @@ pub struct Bouncer {
 impl Bouncer {
     /// For the roles of the first so many gateways.
     pub fn start(fleet: &Fleet<'_>, gateways: usize) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let mut roles = String::new();
         for number in 1..=gateways {
             writeln!(roles, "\"{}\" \"\"", fleet.role(number)).unwrap();
         }
+        let pool = format!("default_pool_size = 2\nmax_db_connections = {SERVER_SESSIONS}\n");
+        Self::launch(fleet, &roles, &pool)
+    }
+
+    /// For one role whose sessions all gateways share, as docs/scale.md advises.
+    pub fn shared(fleet: &Fleet<'_>, role: &str, sessions: usize) -> Self {
+        let pool = format!(
+            "default_pool_size = {sessions}\nserver_reset_query = RESET ALL\n\
+             server_reset_query_always = 1\nserver_login_retry = 1\n"
+        );
+        Self::launch(fleet, &format!("\"{role}\" \"\"\n"), &pool)
+    }
+
+    fn launch(fleet: &Fleet<'_>, roles: &str, pool: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::write(path("users"), roles).unwrap();
         let port = free_port();
         let config = format!(
             "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\n\
-             max_client_conn = 5000\ndefault_pool_size = 2\nmax_db_connections = {SERVER_SESSIONS}\n\
-             log_connections = 0\nlog_disconnections = 0\n",
+             max_client_conn = 5000\nlog_connections = 0\nlog_disconnections = 0\n{pool}",
             fleet.cluster.dir.display(),
             fleet.cluster.port,
             path("users").display()
@@ -56,7 +69,10 @@ impl Bouncer {
     }
 
     pub fn url(&self, fleet: &Fleet<'_>, gateway: usize) -> String {
-        let (role, database) = (fleet.role(gateway), &fleet.database);
+        self.url_of(&fleet.role(gateway), &fleet.database)
+    }
+
+    pub fn url_of(&self, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
     }
 

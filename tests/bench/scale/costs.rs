@@ -3,8 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use gatepost::model::{DeviceId, GatewayId};
+use gatepost::reconcile::status::Mode;
 use gatepost::store::{
-    AuditEntry, AuditEvent, AuditStatus, Cursor, Entity, Handshake, Hello, Polled, Store,
+    AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Cursor, Entity, Handshake,
+    Held, Hello, Polled, Store, grant_bell,
 };
 use uuid::Uuid;
 
@@ -15,12 +17,30 @@ const COMMITS: usize = 500;
 const READS: usize = 300;
 /// Enough that no cache of the processor holds what all of them use.
 const SESSIONS: usize = 200;
+/// Of a pool, as docs/scale.md advises.
+const POOLED_SESSIONS: usize = 8;
 /// Marks of other gateways.
 const MARKS: usize = 1_000;
 const LISTENERS: usize = 50;
 /// Changed devices of one delta.
 const DEVICES: usize = 50;
 const BATCH: usize = 1_000;
+
+/// What operations cost where each gateway has a session of its own, and where all share a few.
+#[derive(Debug, Clone, Copy)]
+pub struct Prices {
+    pub own_sessions: Costs,
+    pub pool: Costs,
+}
+
+impl Prices {
+    pub const fn of(&self, mode: Mode) -> Costs {
+        match mode {
+            Mode::Listen | Mode::Poll => self.own_sessions,
+            Mode::Hints => self.pool,
+        }
+    }
+}
 
 /// Seconds of one processor.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +53,8 @@ pub struct Costs {
     pub poll: f64,
     /// To address one mark for all who poll.
     pub address: f64,
+    /// A look of the bell that finds nothing.
+    pub look: f64,
     /// A read of the changes that finds none.
     pub changes: f64,
     /// More, for each mark that is addressed to nobody and of another gateway.
@@ -55,9 +77,9 @@ pub struct Costs {
 struct Sessions(Vec<(Store, Cursor)>);
 
 impl Sessions {
-    async fn open(fleet: &Fleet<'_>) -> Self {
+    async fn open(fleet: &Fleet<'_>, count: usize) -> Self {
         let mut sessions = Vec::new();
-        for number in 1..=SESSIONS.min(fleet.gateways) {
+        for number in 1..=count.min(fleet.gateways) {
             let store = fleet.store(number);
             let (_, cursor) = store.snapshot().await.unwrap();
             sessions.push((store, cursor));
@@ -84,11 +106,18 @@ impl Sessions {
 }
 
 /// Measures on a database of many gateways and on one of many peers, one operation at a time.
-pub async fn measure(many: &Fleet<'_>, large: &Fleet<'_>) -> Costs {
+pub async fn measure(many: &Fleet<'_>, large: &Fleet<'_>) -> Prices {
+    Prices {
+        own_sessions: among(many, large, SESSIONS).await,
+        pool: among(many, large, POOLED_SESSIONS).await,
+    }
+}
+
+async fn among(many: &Fleet<'_>, large: &Fleet<'_>, sessions: usize) -> Costs {
     let meter = Meter::of(many.cluster);
     let (snapshot_peer, handshake) = of_large(large, &meter).await;
     many.forget_marks();
-    let sessions = Sessions::open(many).await;
+    let sessions = Sessions::open(many, sessions).await;
     let changes = sessions.changes(&meter).await;
     let polled = async |store: &Store, cursor: &Cursor| {
         assert!(matches!(store.poll(cursor).await.unwrap(), Polled::Quiet(..)));
@@ -125,6 +154,7 @@ pub async fn measure(many: &Fleet<'_>, large: &Fleet<'_>) -> Costs {
     many.sql("update policies set priority = priority + 1 where name = 'policy7'");
     let policy = sessions.changes(&meter).await;
     many.forget_marks();
+    let look = look(many, &meter).await;
     let notify = notify(many, store, &meter, commit).await;
     many.forget_marks();
     Costs {
@@ -132,6 +162,7 @@ pub async fn measure(many: &Fleet<'_>, large: &Fleet<'_>) -> Costs {
         notify,
         poll,
         address,
+        look,
         changes,
         mark,
         device,
@@ -198,6 +229,19 @@ async fn commits(fleet: &Fleet<'_>, meter: &Meter, commits: usize, first_gateway
         admin.execute(&update, &[&ids.next().unwrap()]).await.unwrap();
     })
     .await
+}
+
+async fn look(fleet: &Fleet<'_>, meter: &Meter) -> f64 {
+    const BELL: &str = "bench";
+    let role = format!("{}_bell", fleet.database);
+    grant_bell(&fleet.owner(), &role, &CreateRole::IfAbsent(None)).await.unwrap();
+    let url = fleet.cluster.socket_url(&role, &fleet.database);
+    let bell = Store::connect(&ConnectOptions::new(url)).unwrap();
+    assert!(matches!(bell.hold_bell(BELL).await.unwrap(), Held::Here { .. }));
+    bell.ring(BELL).await.unwrap();
+    let cost = per(meter, READS, async || drop(bell.ring(BELL).await.unwrap())).await;
+    bell.leave_bell(BELL).await.unwrap();
+    cost
 }
 
 async fn notify(fleet: &Fleet<'_>, store: &Store, meter: &Meter, commit: f64) -> f64 {

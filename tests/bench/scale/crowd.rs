@@ -14,8 +14,8 @@ use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::status::{Mode, Status};
 use gatepost::reconcile::{
-    BlockFile, MachineOptions, Options, StaleOptions, StalePolicy, SyncMode, Timing, Withdrawals,
-    run,
+    BlockFile, Hints, MachineOptions, Options, StaleOptions, StalePolicy, SyncMode, Timing,
+    Withdrawals, run,
 };
 use gatepost::store::{ConnectOptions, Store, Tls};
 use tokio::sync::{mpsc, watch};
@@ -46,20 +46,37 @@ pub struct Write {
     pub peers: Vec<PublicKey>,
 }
 
+/// How an agent reaches its database, and how it learns of changes.
+pub struct Member {
+    pub connect: ConnectOptions,
+    pub mode: SyncMode,
+    pub hints: Option<Hints>,
+    /// `report.heartbeat`
+    pub heartbeat: Duration,
+}
+
+impl Member {
+    /// With the configuration's defaults and one session.
+    pub fn new(url: String, mode: SyncMode) -> Self {
+        // The pooler, which is reached over TCP, asks for nothing.
+        let require_auth =
+            url.contains("@127.0.0.1:").then(|| "none".parse().expect("it is a method"));
+        let mut connect = ConnectOptions::new(url);
+        connect.require_auth = require_auth;
+        connect.pool_size = 1;
+        connect.tls = Tls::Disable;
+        Self { connect, mode, hints: None, heartbeat: Duration::from_secs(10) }
+    }
+}
+
 impl Crowd {
-    /// Starts one agent per URL, and waits until the kernel of each is proven equal.
-    pub async fn attach(urls: impl IntoIterator<Item = String>, mode: SyncMode) -> Self {
+    /// Starts the agents, and waits until the kernel of each is proven equal.
+    pub async fn attach(members: impl IntoIterator<Item = Member>) -> Self {
         let (tell, writes) = mpsc::unbounded_channel();
-        let started = urls.into_iter().enumerate().map(|(index, url)| {
-            // The pooler, which is reached over TCP, asks for nothing.
-            let require_auth =
-                url.contains("@127.0.0.1:").then(|| "none".parse().expect("it is a method"));
-            let mut options = ConnectOptions::new(url);
-            options.require_auth = require_auth;
-            options.pool_size = 1;
-            options.tls = Tls::Disable;
-            Agent::start(index + 1, &options, mode, tell.clone())
-        });
+        let started = members
+            .into_iter()
+            .enumerate()
+            .map(|(index, member)| Agent::start(index + 1, member, tell.clone()));
         let mut crowd = Self { agents: started.collect(), writes };
         let all = join_all(crowd.agents.iter_mut().map(Agent::ready));
         tokio::time::timeout(PATIENCE, all).await.expect("every agent gets ready");
@@ -103,21 +120,17 @@ impl Crowd {
 }
 
 impl Agent {
-    fn start(
-        gateway: usize,
-        connect: &ConnectOptions,
-        mode: SyncMode,
-        writes: mpsc::UnboundedSender<Write>,
-    ) -> Self {
+    fn start(gateway: usize, member: Member, writes: mpsc::UnboundedSender<Write>) -> Self {
+        let Member { connect, mode, hints, heartbeat } = member;
         let kernel = Kernel { state: ObservedState::default(), writes };
         let (_, kernel_events) = mpsc::channel(1);
         let options = Options {
-            machine: machine(gateway),
-            store: Store::connect(connect).unwrap(),
+            machine: machine(gateway, heartbeat),
+            store: Store::connect(&connect).unwrap(),
             mode,
             dataplane: DataplaneHandle::spawn(move || Ok(kernel)).unwrap(),
             kernel_events,
-            hints: None,
+            hints,
             cache: None,
             block_file: BlockFile::new("/nonexistent/blocked".into()),
             gateway: name(gateway),
@@ -137,8 +150,8 @@ impl Agent {
     }
 }
 
-/// The defaults of the configuration.
-fn machine(gateway: usize) -> MachineOptions {
+/// The defaults of the configuration but for the heartbeat.
+fn machine(gateway: usize, heartbeat: Duration) -> MachineOptions {
     MachineOptions {
         local: local(),
         block_list: BlockList::default(),
@@ -147,8 +160,8 @@ fn machine(gateway: usize) -> MachineOptions {
             safety_poll_interval: Duration::from_secs(10),
             resync_interval: Duration::from_secs(600),
             report_interval: Duration::from_secs(15),
-            heartbeat: Duration::from_secs(10),
-            heartbeat_among_many: Duration::from_secs(10),
+            heartbeat,
+            heartbeat_among_many: heartbeat,
             seed: gateway as u64,
         },
         max_removed: MaxRemoved::default(),

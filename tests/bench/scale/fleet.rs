@@ -28,8 +28,8 @@ pub fn unsilence(table: &str) -> String {
     )
 }
 
-/// Gateways `g1`, `g2`, ..., each with a role and an equal share of the peers. Every user has five
-/// devices and is in three of 501 groups: one group holds everybody. 1,000 policies.
+/// Gateways `g1`, `g2`, ..., each with an equal share of the peers. Every user has five devices and
+/// is in three of 501 groups: one group holds everybody. 1,000 policies.
 pub struct Fleet<'a> {
     pub cluster: &'a Cluster,
     pub database: String,
@@ -38,18 +38,28 @@ pub struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
+    /// Each gateway logs in as a role of its own.
     pub async fn make(cluster: &'a Cluster, peers: usize, gateways: usize) -> Self {
-        let database = cluster.database(None);
-        let admin = ConnectOptions::new(cluster.socket_url("postgres", &database));
-        migrate(&admin).await.unwrap();
-        cluster.psql(&database, &rows(peers, gateways));
-        let fleet = Self { cluster, database, peers, gateways };
+        let fleet = Self::without_logins(cluster, peers, gateways).await;
         for number in 1..=gateways {
-            let create = CreateRole::IfAbsent(None);
-            grant(&admin, &name(number), &fleet.role(number), &create).await.unwrap();
+            let (role, create) = (fleet.role(number), CreateRole::IfAbsent(None));
+            grant(&fleet.owner(), &name(number), &role, &create).await.unwrap();
         }
         fleet.forget_marks();
         fleet
+    }
+
+    pub async fn without_logins(cluster: &'a Cluster, peers: usize, gateways: usize) -> Self {
+        let database = cluster.database(None);
+        let fleet = Self { cluster, database, peers, gateways };
+        migrate(&fleet.owner()).await.unwrap();
+        fleet.sql(&rows(peers, gateways));
+        fleet
+    }
+
+    /// How its owner connects.
+    pub fn owner(&self) -> ConnectOptions {
+        ConnectOptions::new(self.cluster.socket_url("postgres", &self.database))
     }
 
     pub fn size(&self) -> String {

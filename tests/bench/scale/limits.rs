@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gatepost::reconcile::status::Mode;
 
-use super::costs::Costs;
+use super::costs::{Costs, Prices};
 use super::figures::{Bar, Row, grouped, words};
 use super::simulation::{Load, Outcome, PARTS, Part, simulate};
 use super::writers::Measured;
@@ -26,27 +26,34 @@ fn fleet(processors: usize) -> Load {
         processors,
         gateways: GATEWAYS,
         peers: PEERS,
-        mode: Mode::Poll,
+        mode: Mode::Hints,
         changes_per_sec: 10.0,
         policies_per_min: 1.0,
         online: 1.0,
-        question_interval_secs: question_interval_secs(Mode::Poll, GATEWAYS),
+        question_interval_secs: question_interval_secs(Mode::Hints, GATEWAYS),
         report_interval_secs: 15.0,
-        heartbeat_secs: 10.0,
+        heartbeat_secs: heartbeat_secs(GATEWAYS),
         resync_interval_secs: 600.0,
     }
 }
 
 /// The configuration's defaults.
 fn question_interval_secs(mode: Mode, gateways: usize) -> f64 {
+    let among = gateways as f64 / 200.0;
     match mode {
-        Mode::Listen | Mode::Hints => 10.0,
-        Mode::Poll => (gateways as f64 / 200.0).max(1.0),
+        Mode::Listen => 10.0,
+        Mode::Hints => among.max(10.0),
+        Mode::Poll => among.max(1.0),
     }
 }
 
+/// The configuration's default.
+const fn heartbeat_secs(gateways: usize) -> f64 {
+    if gateways > 1_000 { 60.0 } else { 10.0 }
+}
+
 /// Rows of the simulation of what was measured, beside it.
-pub fn check(measured: &[Measured], peers_each: usize, processors: usize, costs: Costs) {
+pub fn check(measured: &[Measured], peers_each: usize, processors: usize, prices: Prices) {
     for real in measured {
         let simulated = simulate(
             Load {
@@ -59,7 +66,7 @@ pub fn check(measured: &[Measured], peers_each: usize, processors: usize, costs:
                 question_interval_secs: question_interval_secs(real.mode, real.agents),
                 ..fleet(processors)
             },
-            costs,
+            prices.of(real.mode),
         );
         let size = format!("{} agents, {}", grouped(real.agents), real.mode);
         let ratio = simulated.total() / real.busy;
@@ -86,15 +93,23 @@ pub fn check(measured: &[Measured], peers_each: usize, processors: usize, costs:
     }
 }
 
-pub fn print_costs(costs: &Costs) {
+pub fn print_costs(prices: &Prices) {
     table(
         "Costs of one operation, in microseconds of one of the database's processors",
-        &["operation", "costs"],
+        &["operation", "with a session for each gateway", "with a pool of 8"],
     );
-    for (operation, secs) in [
+    let (own, pool) = (operations(&prices.own_sessions), operations(&prices.pool));
+    for ((operation, own), (_, pool)) in own.into_iter().zip(pool) {
+        println!("| {operation} | {:.1} | {:.1} |", own * 1e6, pool * 1e6);
+    }
+}
+
+fn operations(costs: &Costs) -> [(&'static str, f64); 13] {
+    [
         ("a commit of one changed device", costs.commit),
         ("to wake one session that listens", costs.notify),
         ("to address one mark", costs.address),
+        ("a look of the bell that finds nothing", costs.look),
         ("a question that finds nothing", costs.poll),
         ("a read of the changes that finds nothing", costs.changes),
         ("more, for each mark of others that nobody addressed", costs.mark),
@@ -104,13 +119,11 @@ pub fn print_costs(costs: &Costs) {
         ("to write `last_sync_at`", costs.synced),
         ("to write the two audit entries of a pass that revoked a peer", costs.audit),
         ("a snapshot, for each peer", costs.snapshot_peer),
-    ] {
-        println!("| {operation} | {:.1} |", secs * 1e6);
-    }
+    ]
 }
 
 /// 1,000 gateways and 10 million peers.
-pub fn print_fleet(processors: usize, costs: Costs) {
+pub fn print_fleet(processors: usize, prices: Prices) {
     table(
         &format!(
             "Simulated: {} gateways, {} peers that all have traffic, a policy change a minute",
@@ -139,19 +152,20 @@ pub fn print_fleet(processors: usize, costs: Costs) {
         ],
     );
     for changes_per_sec in [1.0, 10.0, 100.0, 1_000.0] {
-        line(Load { changes_per_sec, ..fleet(PROCESSORS) }, costs);
+        line(Load { changes_per_sec, ..fleet(PROCESSORS) }, prices);
     }
-    let mode = Mode::Listen;
-    let question_interval_secs = question_interval_secs(mode, GATEWAYS);
-    line(Load { mode, question_interval_secs, ..fleet(PROCESSORS) }, costs);
+    for mode in [Mode::Poll, Mode::Listen] {
+        let question_interval_secs = question_interval_secs(mode, GATEWAYS);
+        line(Load { mode, question_interval_secs, ..fleet(PROCESSORS) }, prices);
+    }
     for report_interval_secs in [120.0, SELDOM_SECS] {
-        line(Load { report_interval_secs, ..fleet(PROCESSORS) }, costs);
+        line(Load { report_interval_secs, ..fleet(PROCESSORS) }, prices);
     }
-    line(Load { report_interval_secs: SELDOM_SECS, ..fleet(processors) }, costs);
+    line(Load { report_interval_secs: SELDOM_SECS, ..fleet(processors) }, prices);
 }
 
-fn line(load: Load, costs: Costs) {
-    let outcome = simulate(load, costs);
+fn line(load: Load, prices: Prices) {
+    let outcome = simulate(load, prices.of(load.mode));
     let parts: Vec<String> = PARTS.iter().map(|part| format!("{:.2}", outcome.of(*part))).collect();
     println!(
         "| {} | {} | {} s | {} | {:.1} | {:.0} | {:.0} | {:.1} | {:.0} | {:.0} | {:.2} | {} | {} | {} |",
@@ -179,7 +193,7 @@ fn lag(outcome: &Outcome, percent: usize) -> String {
 }
 
 /// How far each thing can grow while the others stand, and what gives way.
-pub fn print_limits(processors: usize, measured: &[Measured], costs: Costs) {
+pub fn print_limits(processors: usize, measured: &[Measured], prices: Prices) {
     table(
         &format!(
             "Simulated limits: the most that keeps the database's processors at most {} % busy and the median lag under {LAG_SECS} s",
@@ -194,7 +208,7 @@ pub fn print_limits(processors: usize, measured: &[Measured], costs: Costs) {
     };
     for processors in [processors, PROCESSORS] {
         let limit = |what, standing, load: &dyn Fn(usize) -> Load| {
-            limit(what, standing, costs, load);
+            limit(what, standing, prices, load);
         };
         limit(
             "device changes/s",
@@ -209,9 +223,28 @@ pub fn print_limits(processors: usize, measured: &[Measured], costs: Costs) {
             "1,000 gateways, 10 changes/s, reports every 15 min",
             &|many| Load { peers: many, ..calm(processors) },
         );
+        limit("gateways that follow hints", "1,000,000 peers, 100 changes/s", &|many| Load {
+            gateways: many,
+            changes_per_sec: 100.0,
+            question_interval_secs: question_interval_secs(Mode::Hints, many),
+            heartbeat_secs: heartbeat_secs(many),
+            ..calm(processors)
+        });
+        limit(
+            "device changes/s",
+            "10,000 gateways, 1,000,000 peers, reports every 15 min",
+            &|many| Load {
+                gateways: 10_000,
+                changes_per_sec: many as f64,
+                question_interval_secs: question_interval_secs(Mode::Hints, 10_000),
+                heartbeat_secs: heartbeat_secs(10_000),
+                ..calm(processors)
+            },
+        );
         limit("gateways that poll", "1,000,000 peers, 100 changes/s", &|many| Load {
             gateways: many,
             changes_per_sec: 100.0,
+            mode: Mode::Poll,
             question_interval_secs: question_interval_secs(Mode::Poll, many),
             ..calm(processors)
         });
@@ -226,7 +259,7 @@ pub fn print_limits(processors: usize, measured: &[Measured], costs: Costs) {
     }
     if let Some(most) = measured.iter().max_by_key(|real| real.agents) {
         println!(
-            "| sessions |  | {} agents, measured | {} KiB each: {:.1} GiB | memory | PgBouncer only with sync.mode poll; each gateway needs a server session of its own while it asks |",
+            "| sessions |  | {} agents, measured | {} KiB each: {:.1} GiB | memory | a token for each gateway, and PgBouncer |",
             grouped(most.agents),
             grouped(most.private_kib_per_session as usize),
             most.private_kib_per_session as f64 * most.sessions as f64 / f64::from(1 << 20)
@@ -235,11 +268,11 @@ pub fn print_limits(processors: usize, measured: &[Measured], costs: Costs) {
 }
 
 /// Doubles, then halves the gap.
-fn limit(what: &str, standing: &str, costs: Costs, load: &dyn Fn(usize) -> Load) {
+fn limit(what: &str, standing: &str, prices: Prices, load: &dyn Fn(usize) -> Load) {
     const SMALLEST: usize = 10;
     const LARGEST: usize = 500_000_000;
     let holds = |many: usize| {
-        let (load, outcome) = (load(many), simulate(load(many), costs));
+        let (load, outcome) = judged(load(many), prices);
         outcome.total() <= BUSY * load.processors as f64 && outcome.lag_secs(50) < LAG_SECS
     };
     let (mut good, mut bad) = (0, SMALLEST);
@@ -250,7 +283,7 @@ fn limit(what: &str, standing: &str, costs: Costs, load: &dyn Fn(usize) -> Load)
         let middle = good.midpoint(bad);
         if holds(middle) { good = middle } else { bad = middle }
     }
-    let (load, outcome) = (load(bad), simulate(load(bad), costs));
+    let (load, outcome) = judged(load(bad), prices);
     let (gives_way, advice) = if outcome.total() <= BUSY * load.processors as f64 {
         ("the lag", "shard by gateway")
     } else {
@@ -261,6 +294,10 @@ fn limit(what: &str, standing: &str, costs: Costs, load: &dyn Fn(usize) -> Load)
         load.processors,
         grouped(good)
     );
+}
+
+fn judged(load: Load, prices: Prices) -> (Load, Outcome) {
+    (load, simulate(load, prices.of(load.mode)))
 }
 
 /// What gives way, and what to do.

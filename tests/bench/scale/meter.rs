@@ -33,6 +33,20 @@ impl Meter {
         self.used().0.iter().map(spent).sum()
     }
 
+    /// The processor time since the server started.
+    pub fn since_start(&self) -> Duration {
+        self.since(&Used(BTreeMap::new()))
+    }
+
+    /// How many sessions of this database there are.
+    pub fn sessions(&self, database: &str) -> usize {
+        let is_session = |pid: &u32| {
+            let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).split(' ').any(|word| word == database)
+        };
+        self.processes().iter().filter(|pid| is_session(pid)).count()
+    }
+
     /// The private memory of all processes in KiB, and how many processes there are.
     pub fn private_kib(&self) -> (u64, usize) {
         let processes = self.processes();

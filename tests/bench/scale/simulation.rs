@@ -13,8 +13,10 @@ use super::costs::Costs;
 const SEED: u64 = 71;
 /// Simulated, after a second in which all begins.
 const SECS: f64 = 60.0;
-/// Marks are addressed at most so often.
+/// Marks are addressed at most so often by gateways.
 const REST_SECS: f64 = 0.05;
+/// Between two looks of a bell, which addresses marks at each.
+const LOOK_EVERY_SECS: f64 = 0.02;
 /// The agent's own, see `reconcile::outbox`.
 const REPORT_GAP_SECS: f64 = 0.25;
 /// `gatepost.changes` gives up on more and wants everything read.
@@ -108,6 +110,8 @@ enum Event {
     Resync {
         gateway: usize,
     },
+    /// Of the bell.
+    Look,
 }
 
 /// What one gateway has not read yet.
@@ -169,6 +173,9 @@ impl Simulation {
     fn begin(&mut self) {
         self.commit_later(0.0);
         self.policy_later(0.0);
+        if self.load.mode == Mode::Hints {
+            self.at(0.0, Event::Look);
+        }
         for gateway in 0..self.load.gateways {
             let phase = |random: &mut fastrand::Rng, every: f64| random.f64() * every;
             let load = self.load;
@@ -192,19 +199,20 @@ impl Simulation {
                 self.marks.push((end, gateway));
                 self.gateways[gateway].waiting.push(end);
                 self.outcome.marks += 1.0;
-                if load.mode == Mode::Listen {
-                    self.wake(end, vec![gateway]);
-                }
+                self.announce(end, vec![gateway]);
                 self.commit_later(at);
             }
             Event::Policy => {
                 let (_, end) = self.serve(at, Part::Writers, costs.commit);
                 self.policies += 1;
                 self.outcome.marks += 1.0;
-                if load.mode == Mode::Listen {
-                    self.wake(end, (0..load.gateways).collect());
-                }
+                self.announce(end, (0..load.gateways).collect());
                 self.policy_later(at);
+            }
+            Event::Look => {
+                self.serve(at, Part::Questions, costs.look);
+                self.address(at, 0.0);
+                self.at(at + LOOK_EVERY_SECS, Event::Look);
             }
             Event::Question { gateway, timed } => {
                 let end = self.ask(at, gateway);
@@ -238,8 +246,8 @@ impl Simulation {
     fn ask(&mut self, at: f64, gateway: usize) -> f64 {
         let start = at.max(self.free.iter().copied().fold(f64::INFINITY, f64::min));
         let listens = self.load.mode == Mode::Listen;
-        if !listens {
-            self.address(start);
+        if self.load.mode == Mode::Poll {
+            self.address(start, REST_SECS);
         }
         let until = if listens { start } else { self.addressed_until };
         let costs = self.costs;
@@ -281,14 +289,29 @@ impl Simulation {
         }
     }
 
-    /// The gateway that asks addresses the marks that wait, for all.
-    fn address(&mut self, start: f64) {
+    /// The bell, or else the gateway that asks, addresses the marks that wait, for all.
+    fn address(&mut self, start: f64, rest_secs: f64) {
         let marks = self.marks.partition_point(|mark| mark.0 <= start);
         let waiting = marks.saturating_sub(self.addressed);
-        if waiting > 0 && start >= self.addressed_until + REST_SECS {
+        if waiting > 0 && start >= self.addressed_until + rest_secs {
             self.addressed = marks;
             self.addressed_until = start;
             self.serve(start, Part::Questions, waiting as f64 * self.costs.address);
+        }
+    }
+
+    /// A commit that concerns these gateways is announced to them, where that is the mode.
+    fn announce(&mut self, at: f64, gateways: Vec<usize>) {
+        match self.load.mode {
+            Mode::Listen => self.wake(at, gateways),
+            // At the bell's next look.
+            Mode::Hints => {
+                let look = (at / LOOK_EVERY_SECS).ceil() * LOOK_EVERY_SECS + self.costs.look;
+                for gateway in gateways {
+                    self.at(look, Event::Question { gateway, timed: false });
+                }
+            }
+            Mode::Poll => {}
         }
     }
 

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use gatepost::reconcile::SyncMode;
 
 use super::bouncer::Bouncer;
-use super::crowd::Crowd;
+use super::crowd::{Crowd, Member};
 use super::feed::plain;
 use super::figures::{Bar, Row, grouped, median, quantile, words};
 use super::fleet::Fleet;
@@ -32,7 +32,7 @@ pub async fn measure(fleet: &Fleet<'_>, way: Way) {
         (None, Way::Direct(mode)) => (fleet.url(1), mode),
         (None, Way::Bouncer) => unreachable!("it was started"),
     };
-    let mut crowd = Crowd::attach([url], mode).await;
+    let mut crowd = Crowd::attach([Member::new(url, mode)]).await;
     let via = if bouncer.is_some() { ", through PgBouncer" } else { "" };
     let size = format!("{}, {}{via}", fleet.size(), crowd.mode());
     singles(fleet, &mut crowd, &size).await;

@@ -10,7 +10,7 @@ use gatepost::reconcile::status::Mode;
 use tokio::process::{Child, Command};
 
 use super::bouncer::Bouncer;
-use super::crowd::{Crowd, Write};
+use super::crowd::{Crowd, Member, Write};
 use super::figures::{Bar, Row, grouped, median, quantile, words};
 use super::fleet::{Fleet, silence, unsilence};
 use super::meter::Meter;
@@ -50,6 +50,24 @@ pub struct Measured {
 
 /// Prints the rows of all cases. Returns what each measured while only the probes wrote.
 pub async fn rates(fleet: &Fleet<'_>, cases: &[Case]) -> Vec<Measured> {
+    choose_devices(fleet);
+    fleet.sql(&silence("devices"));
+    let bare = Writers::start(fleet, WITHOUT_PAUSE).rate().await;
+    fleet.sql(&unsilence("devices"));
+    row("8 writers' commits a second", "no agent".into(), bare, bare, None);
+    let with_triggers = Writers::start(fleet, WITHOUT_PAUSE).rate().await;
+    row("8 writers' commits a second", "our triggers, no agent".into(), with_triggers, bare, None);
+    fleet.forget_marks();
+    let mut measured = Vec::new();
+    for case in cases {
+        measured.push(attached(fleet, case, bare).await);
+        fleet.forget_marks();
+    }
+    measured
+}
+
+/// Devices for the probes, and others for the writers.
+pub fn choose_devices(fleet: &Fleet<'_>) {
     fleet.sql(&format!(
         "create table probed as
              select id, public_key, gateway, rank
@@ -66,19 +84,6 @@ pub async fn rates(fleet: &Fleet<'_>, cases: &[Case]) -> Vec<Measured> {
              from devices d where id not in (select id from probed);
          create unique index on numbered (n); analyze numbered"
     ));
-    fleet.sql(&silence("devices"));
-    let bare = Writers::start(fleet).rate().await;
-    fleet.sql(&unsilence("devices"));
-    row("8 writers' commits a second", "no agent".into(), bare, bare, None);
-    let with_triggers = Writers::start(fleet).rate().await;
-    row("8 writers' commits a second", "our triggers, no agent".into(), with_triggers, bare, None);
-    fleet.forget_marks();
-    let mut measured = Vec::new();
-    for case in cases {
-        measured.push(attached(fleet, case, bare).await);
-        fleet.forget_marks();
-    }
-    measured
 }
 
 async fn attached(fleet: &Fleet<'_>, case: &Case, bare: f64) -> Measured {
@@ -93,7 +98,8 @@ async fn attached(fleet: &Fleet<'_>, case: &Case, bare: f64) -> Measured {
          select id, false, now() from gateways where substr(name, 2)::integer <= {}",
         case.agents
     ));
-    let mut crowd = Crowd::attach((1..=case.agents).map(url), case.mode).await;
+    let member = |number| Member::new(url(number), case.mode);
+    let mut crowd = Crowd::attach((1..=case.agents).map(member)).await;
     warm(fleet, &mut crowd, case.agents).await;
     let meter = Meter::of(fleet.cluster);
     let sessions: usize = fleet
@@ -114,7 +120,7 @@ async fn attached(fleet: &Fleet<'_>, case: &Case, bare: f64) -> Measured {
     latency("commit to kernel, 40 commits a second", &size, &quiet, case.most_median);
     let (private_kib, processes) = meter.private_kib();
 
-    let writers = Writers::start(fleet);
+    let writers = Writers::start(fleet, WITHOUT_PAUSE);
     let under_load = probe(fleet, &mut crowd, case.agents).await;
     let rate = writers.rate().await;
     latency("commit to kernel, 8 writers", &size, &under_load, case.most_median);
@@ -134,7 +140,7 @@ async fn attached(fleet: &Fleet<'_>, case: &Case, bare: f64) -> Measured {
 
 /// Lets every agent follow a change: what its sessions have not done yet, the database plans first,
 /// for each session anew.
-async fn warm(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) {
+pub async fn warm(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) {
     const AT_ONCE: usize = 100;
     let admin = fleet.admin().await;
     let mut waiting = BTreeMap::new();
@@ -168,9 +174,27 @@ fn latency(what: &str, size: &str, times: &[Duration], most: Option<(Duration, &
     Row { what, size: size.to_owned(), ours, beside: String::new(), ratio: None, bar }.print();
 }
 
-/// Revokes one device after another at a steady pace, then lets them in again; the times from each
-/// commit's acknowledgement until the agent's kernel has obeyed.
+/// As [`paced`], then lets all devices in again.
 async fn probe(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) -> Vec<Duration> {
+    let times = paced(fleet, crowd, agents, SECONDS).await;
+    let active = "update devices d set status = 'active' from probed p
+        where d.id = p.id and d.status <> 'active' returning p.public_key";
+    let mut waiting = BTreeMap::new();
+    for row in fleet.admin().await.query(active, &[]).await.unwrap() {
+        waiting.insert(row.get::<_, &str>(0).parse().unwrap(), Instant::now());
+    }
+    all_arrived(crowd, &mut waiting, &mut Vec::new()).await;
+    times
+}
+
+/// Revokes one device after another, or lets it in again, at a steady pace; the times from each commit's
+/// acknowledgement until the agent's kernel has obeyed.
+pub async fn paced(
+    fleet: &Fleet<'_>,
+    crowd: &mut Crowd,
+    agents: usize,
+    secs: u64,
+) -> Vec<Duration> {
     let devices = probed(fleet, agents);
     let admin = fleet.admin().await;
     let update = admin
@@ -183,7 +207,7 @@ async fn probe(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) -> Vec<Durat
     let mut pace = tokio::time::interval(PROBE_EVERY);
     for turn in 0.. {
         pace.tick().await;
-        if started.elapsed() > Duration::from_secs(SECONDS) {
+        if started.elapsed() > Duration::from_secs(secs) {
             break;
         }
         let (id, key) = &devices[turn % devices.len()];
@@ -198,13 +222,6 @@ async fn probe(fleet: &Fleet<'_>, crowd: &mut Crowd, agents: usize) -> Vec<Durat
         }
     }
     all_arrived(crowd, &mut waiting, &mut times).await;
-
-    let active = "update devices d set status = 'active' from probed p
-        where d.id = p.id and d.status <> 'active' returning p.public_key";
-    for row in admin.query(active, &[]).await.unwrap() {
-        waiting.insert(row.get::<_, &str>(0).parse().unwrap(), Instant::now());
-    }
-    all_arrived(crowd, &mut waiting, &mut Vec::new()).await;
     times
 }
 
@@ -243,10 +260,26 @@ fn probed(fleet: &Fleet<'_>, agents: usize) -> Vec<(String, PublicKey)> {
 }
 
 /// Eight clients, each revoking or admitting one random device after another.
-struct Writers(Child);
+pub struct Writers(Child);
+
+/// How the writers write.
+#[derive(Clone, Copy)]
+pub struct Rhythm {
+    secs: u64,
+    /// All of them together; `None`: as many as the machine makes.
+    commits_per_sec: Option<u32>,
+}
+
+const WITHOUT_PAUSE: Rhythm = Rhythm { secs: SECONDS, commits_per_sec: None };
+
+impl Rhythm {
+    pub const fn paced(commits_per_sec: u32, secs: u64) -> Self {
+        Self { secs, commits_per_sec: Some(commits_per_sec) }
+    }
+}
 
 impl Writers {
-    fn start(fleet: &Fleet<'_>) -> Self {
+    pub fn start(fleet: &Fleet<'_>, rhythm: Rhythm) -> Self {
         let script = fleet.cluster.dir.join("writer.sql");
         let writer = format!(
             "\\set n random(1, {})\nupdate devices set status = case status when 'active' then 'revoked' else 'active' end \
@@ -257,9 +290,10 @@ impl Writers {
         let mut command = Command::new(bin("pgbench"));
         command
             .args(["-n", "-c", &WRITERS.to_string(), "-j", "2", "-M", "prepared"])
-            .args(["-U", "postgres", "-T", &SECONDS.to_string()])
+            .args(["-U", "postgres", "-T", &rhythm.secs.to_string()])
             .args(["-h", fleet.cluster.dir.to_str().unwrap()])
             .args(["-p", &fleet.cluster.port.to_string(), "-f", script.to_str().unwrap()])
+            .args(rhythm.commits_per_sec.map(|rate| format!("--rate={rate}")))
             .arg(&fleet.database)
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped())
@@ -268,7 +302,7 @@ impl Writers {
     }
 
     /// Commits a second, when they have ended.
-    async fn rate(self) -> f64 {
+    pub async fn rate(self) -> f64 {
         let output = self.0.wait_with_output().await.unwrap();
         assert!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
