@@ -47,4 +47,5 @@ mod token;
 mod unannounced;
 mod unmigrate;
 mod waits;
+mod week;
 mod world;

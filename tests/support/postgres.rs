@@ -66,7 +66,11 @@ impl Cluster {
 
     /// A hot standby that follows this server.
     pub fn standby(&self) -> Self {
-        let dir = self.dir.with_extension("standby");
+        self.standby_at(self.dir.with_extension("standby"), free_port())
+    }
+
+    /// A hot standby in this directory, which listens on this port.
+    pub fn standby_at(&self, dir: PathBuf, port: u16) -> Self {
         std::fs::create_dir_all(&dir).unwrap();
         own(&dir);
         let data = dir.join("data");
@@ -76,7 +80,6 @@ impl Cluster {
             .output()
             .unwrap();
         assert!(copy.status.success(), "{}", String::from_utf8_lossy(&copy.stderr));
-        let port = free_port();
         configure(&dir, port, &Setup::default());
         let from = format!("host={} port={} user=postgres", self.dir.display(), self.port);
         let settings = data.join("postgresql.auto.conf");
