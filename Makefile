@@ -87,6 +87,7 @@ nightly: test-unit test-postgres test-postgres-versions test-netns test-package 
 	tests/guest/suite --all $(netns_targets) $(firewall_targets)
 	GATEPOST_TEST_BACKEND=userspace GATEPOST_TEST_MUTATIONS=1 $(cargo_test) --quiet --test packets -- every_missing_rule
 	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done
+	GATEPOST_TEST_WEEKS=10 $(cargo_test) --quiet --test postgres week
 	for round in 1 2 3; do GATEPOST_TEST_BACKEND=userspace GATEPOST_TEST_ROUNDS=200 $(cargo_test) --quiet --test packets; done
 
 .PHONY: simulate
@@ -101,7 +102,7 @@ faults: ## Cause every fault that tests know, also in the guest; writes docs/fau
 	@tests/install-deps.sh test guest
 	@tests/faults
 
-.PHONY: bench bench-quick bench-latency bench-policy bench-fleet
+.PHONY: bench bench-quick bench-latency bench-policy bench-fleet bench-marks
 bench: ## Run all benchmarks beside the raw tools; writes docs/scale.md (root, an hour)
 	@tests/install-deps.sh bench guest
 	@tests/bench/publish
@@ -117,6 +118,9 @@ bench-latency: ## Measure commit to kernel, and revocation to the last packet (r
 bench-policy: ## Load policies of 100,000 peers beside `nft -f`, and measure a packet's cost (root)
 	@tests/install-deps.sh bench
 	@cargo bench --locked -p gatepost --bench policy
+bench-marks: ## Count the instructions that a mark costs a writer, beside schema 8
+	@tests/install-deps.sh bench
+	@tests/bench/marks
 
 .PHONY: lint
 lint: ## Check format, clippy, unused dependencies, licences, duplicate versions and known advisories

@@ -78,6 +78,7 @@ tier_versions() {
 tier_bench() {
 	tier_test
 	need conntrack conntrack
+	need valgrind valgrind
 }
 
 tier_fleet() {
