@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use gatepost::dataplane::{Glance, Outcome, Reading};
 use gatepost::model::{
     Bars, BlockList, DesiredState, GatewayId, GatewayRow, KeyText, Local, Mark, ObservedFirewall,
-    PeerId, PublicKey, Traffic, Unloadable,
+    ObservedState, PeerId, PublicKey, Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};

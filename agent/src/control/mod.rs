@@ -15,4 +15,6 @@ mod tests;
 pub use caller::Writers;
 pub use client::Client;
 pub use error::ControlError;
+#[cfg(test)]
+pub use protocol::Request;
 pub use server::Server;
