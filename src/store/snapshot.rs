@@ -32,13 +32,17 @@ pub(super) const COMMIT: &str = "commit";
 /// The last question before [`COMMIT`]: tables that were rewritten or replaced since the snapshot was taken.
 /// It sees them empty, or without most rows, because a rewritten row looks as if it were new. A table that
 /// was read is locked, so none is rewritten after this.
+///
+/// The row of `pg_class` is the snapshot's, the functions tell what is true now. They need no right on the
+/// table or its schema. A partitioned table has no file of its own.
 pub(super) const REWRITTEN: &str = "select pg_catalog.string_agg(c.relname, ', ') \
     from pg_catalog.pg_class c \
     where c.relnamespace = 'public'::pg_catalog.regnamespace and c.relkind in ('r', 'p') \
         and c.relname in ('users', 'devices', 'wireguard_peers', 'gateways', 'ip_allocations', \
-            'policies', 'policy_targets', 'policy_destinations', 'groups', 'group_memberships', 'settings') \
-        and (c.relfilenode, c.oid) is distinct from (pg_catalog.pg_relation_filenode(c.oid), \
-            pg_catalog.to_regclass(pg_catalog.format('public.%I', c.relname))::oid)";
+            'policies', 'policy_targets', 'policy_destinations', 'groups', 'group_memberships', \
+            'settings') \
+        and (c.relfilenode <> coalesce(pg_catalog.pg_relation_filenode(c.oid), 0) \
+            or c.oid::pg_catalog.regclass::text not in (c.relname, 'public.' || c.relname))";
 
 /// Fails if a table was rewritten.
 pub(super) fn is_whole(row: &Row, doing: &'static str) -> Result<(), StoreError> {

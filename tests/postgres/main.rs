@@ -37,6 +37,7 @@ mod refused;
 mod rehearse;
 mod report;
 mod restore;
+mod rewritten;
 mod rights;
 mod rogue;
 mod rows;
