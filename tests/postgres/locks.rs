@@ -44,6 +44,7 @@ fn calls(device: Uuid) -> Vec<String> {
         "misfits()".into(),
         "try_reports()".into(),
         "merge()".into(),
+        format!("words('{{}}', array['{device}'::uuid])"),
     ]
 }
 
