@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use gatepost::model::ObservedState;
 use gatepost::plan::guard::MaxRemoved;
-use gatepost::reconcile::SyncMode;
 use gatepost::reconcile::status::Status;
 use gatepost::store::{ConnectOptions, Store};
 use tokio::time::{Instant, timeout_at};
@@ -48,8 +47,6 @@ async fn a_teams_week_fails_no_writer_and_the_kernel_follows() {
     options.machine.lost_history = LOST_HISTORY;
     // A restore may put back more than half of so few peers. An emptied table is held all the same.
     options.machine.max_removed = MaxRemoved::Percent(100);
-    // One connection must do where no more are allowed.
-    options.mode = SyncMode::Auto;
     let agent = Running::start(options);
     let portal = Portal::start(&servers);
     let mut week = Week { servers, host, agent, portal };

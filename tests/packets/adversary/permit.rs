@@ -263,7 +263,7 @@ impl Rules {
 }
 
 /// Whether another program routes it to the LAN, although a peer has it.
-fn is_diverted(address: IpAddr) -> bool {
+pub fn is_diverted(address: IpAddr) -> bool {
     DIVERTED.iter().any(|prefix| prefix.parse::<IpNet>().unwrap().contains(&address))
 }
 

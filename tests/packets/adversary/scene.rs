@@ -14,8 +14,8 @@ use nix::sys::socket::{
 };
 
 use super::attack::{Shot, lan_sources};
-use super::permit::{Claim, End, Flow, Rules};
-use super::wire::{Body, number_in, packet, payload, port_in, source_in};
+use super::permit::{Claim, End, Flow, Rules, is_diverted};
+use super::wire::{Body, number_in, packet, payload, port_in, refusal_in, source_in};
 use crate::lab::{self, Lab, PEERS, Place, gateway_addresses};
 use crate::packet::{MAX_BYTES, Protocol};
 use crate::probe::SERVICE_PORTS;
@@ -217,6 +217,13 @@ impl Scene {
         let Some(sent) = self.sent.get_mut(number as usize) else { return };
         if place == sent.claim.from {
             sent.came_back = true;
+            return;
+        }
+        // The gateway's refusal goes by the host's routes to the refused packet's source: a known limit.
+        let is_refusal = refusal_in(bytes).is_some_and(|[from, to]| {
+            gateway_addresses().contains(&from) && to == sent.claim.ends[0].0 && is_diverted(to)
+        });
+        if is_refusal && place == Place::Lan {
             return;
         }
         let port = port_in(bytes);

@@ -277,20 +277,11 @@ pub const OF_THE_WEEK: &[Event] = &[
         &[equal(Restore)],
     ),
     fault(
-        "connection limit of the agent's role reached",
-        "goes on over one connection",
-        &[],
-        &[
-            equal(Superuser(&["alter role agent connection limit 1", END_AGENT])),
-            equal(Superuser(&["alter role agent connection limit -1", END_AGENT])),
-        ],
-    ),
-    fault(
         "connection limit of the database reached",
-        "degraded, with the server's words; followed once there is room",
+        "degraded; followed once there is room",
         &[],
         &[
-            says(Superuser(&[LIMIT, END_AGENT]), "too many connections"),
+            says(Superuser(&[LIMIT, END_AGENT]), "the database is unreachable"),
             equal(Superuser(&[NO_LIMIT])),
         ],
     ),
