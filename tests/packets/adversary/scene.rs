@@ -15,7 +15,7 @@ use nix::sys::socket::{
 
 use super::attack::{Shot, lan_sources};
 use super::permit::{Claim, End, Flow, Rules, is_diverted};
-use super::wire::{Body, number_in, packet, payload, port_in, refusal_in, source_in};
+use super::wire::{Body, addresses_in, number_in, packet, payload, port_in, source_in};
 use crate::lab::{self, Lab, PEERS, Place, gateway_addresses};
 use crate::packet::{MAX_BYTES, Protocol};
 use crate::probe::SERVICE_PORTS;
@@ -219,11 +219,11 @@ impl Scene {
             sent.came_back = true;
             return;
         }
-        // The gateway's refusal goes by the host's routes to the refused packet's source: a known limit.
-        let is_refusal = refusal_in(bytes).is_some_and(|[from, to]| {
+        // What the gateway itself answers goes by the host's routes: a known limit.
+        let is_answer = addresses_in(bytes).is_some_and(|[from, to]| {
             gateway_addresses().contains(&from) && to == sent.claim.ends[0].0 && is_diverted(to)
         });
-        if is_refusal && place == Place::Lan {
+        if is_answer && place == Place::Lan {
             return;
         }
         let port = port_in(bytes);

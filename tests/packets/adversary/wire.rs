@@ -182,20 +182,13 @@ pub fn source_in(packet: &[u8]) -> Option<(IpAddr, u16)> {
     matches!(protocol, TCP | UDP).then(|| (address, u16::from_be_bytes(port)))
 }
 
-/// The sender and the receiver of an ICMP error by which a firewall refuses a packet ("administratively
-/// prohibited").
-pub fn refusal_in(packet: &[u8]) -> Option<[IpAddr; 2]> {
-    const REFUSAL_V4: [u8; 2] = [3, 13];
-    const REFUSAL_V6: [u8; 2] = [1, 1];
+/// The addresses in a packet's header.
+pub fn addresses_in(packet: &[u8]) -> Option<[IpAddr; 2]> {
     let address4 = |at: usize| Some(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?.into());
     let address6 = |at: usize| Some(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?.into());
-    if packet.first()? >> 4 == 4 {
-        let header = usize::from(packet[0] & 0xf) * 4;
-        let refuses = *packet.get(9)? == 1 && packet.get(header..header + 2)? == REFUSAL_V4;
-        refuses.then(|| Some([address4(12)?, address4(16)?]))?
-    } else {
-        let refuses = *packet.get(6)? == 58 && packet.get(40..42)? == REFUSAL_V6;
-        refuses.then(|| Some([address6(8)?, address6(24)?]))?
+    match packet.first()? >> 4 {
+        4 => Some([address4(12)?, address4(16)?]),
+        _ => Some([address6(8)?, address6(24)?]),
     }
 }
 
