@@ -113,7 +113,9 @@ impl Servers {
         for cluster in &*self.clusters.lock().unwrap() {
             let log = std::fs::read_to_string(cluster.dir.join("log")).unwrap();
             for (start, _) in log.match_indices("deadlock detected") {
-                all.push(log[start..].lines().take(12).collect::<Vec<_>>().join("\n"));
+                // What follows the hint is of other sessions.
+                let lines = log[start..].lines().take_while(|line| !line.contains("HINT:"));
+                all.push(lines.collect::<Vec<_>>().join("\n"));
             }
         }
         all
