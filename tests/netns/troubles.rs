@@ -319,13 +319,14 @@ impl Scene {
             has(&self.lab.gatepost(&["status"]).1, &status)
         });
         let (code, checked, _) = self.lab.gatepost(&["check"]);
+        // Its end may cut a connection, which is told as well.
+        let warnings = log().lines().filter(|line| line.contains(" WARN ")).count();
         (kind.end)(self);
         if let Some(all_clear) = kind.all_clear {
             eventually(&format!("{name}: {all_clear}"), || log().contains(all_clear));
         }
         eventually(&format!("{name} is over"), || self.is_ready());
         let log = log();
-        let warnings = log.lines().filter(|line| line.contains(" WARN ")).count();
         let all_clears =
             log.lines().filter(|line| kind.all_clear.is_some_and(|it| line.contains(it)));
         let wanted = usize::from(kind.all_clear.is_some());
