@@ -219,9 +219,12 @@ impl Scene {
             sent.came_back = true;
             return;
         }
-        // What the gateway itself answers goes by the host's routes: a known limit.
+        // What the gateway itself answers goes by the host's routes, and by the source route of what it
+        // answers: known limits.
         let is_answer = addresses_in(bytes).is_some_and(|[from, to]| {
-            gateway_addresses().contains(&from) && to == sent.claim.ends[0].0 && is_diverted(to)
+            let is_led = bytes[0] >> 4 == 4 && bytes[0] & 0xf > 5;
+            gateway_addresses().contains(&from)
+                && (is_led || to == sent.claim.ends[0].0 && is_diverted(to))
         });
         if is_answer && place == Place::Lan {
             return;
