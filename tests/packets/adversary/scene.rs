@@ -223,10 +223,11 @@ impl Scene {
         // answers: known limits.
         let is_answer = addresses_in(bytes).is_some_and(|[from, to]| {
             let is_led = bytes[0] >> 4 == 4 && bytes[0] & 0xf > 5;
-            gateway_addresses().contains(&from)
-                && (is_led || to == sent.claim.ends[0].0 && is_diverted(to))
+            let is_routed_away =
+                place == Place::Lan && to == sent.claim.ends[0].0 && is_diverted(to);
+            gateway_addresses().contains(&from) && (is_led || is_routed_away)
         });
-        if is_answer && place == Place::Lan {
+        if is_answer {
             return;
         }
         let port = port_in(bytes);
