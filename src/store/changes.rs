@@ -70,14 +70,7 @@ impl Store {
             Marked { devices: columns.get(4)?, users: columns.get(5)?, policies: columns.get(6)? };
         let rows = if everything.is_some() || marked.is_empty() {
             // Marks are addressed by the peers' rows: where those seem missing, a mark seems to be another's.
-            let ends = async {
-                tokio::try_join!(
-                    biased;
-                    lease.query_typed_one(REWRITTEN, &[]),
-                    lease.batch_execute(COMMIT),
-                )
-            };
-            let (rewritten, ()) = self.within(DOING, ends).await?;
+            let rewritten = self.within(DOING, end(lease.caller())).await?;
             is_whole(&rewritten, DOING)?;
             None
         } else {
@@ -133,7 +126,7 @@ impl Marked {
         let peers = format!("select {PEER_COLUMNS} from gatepost.peers_by_device($1)");
         let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
         let memberships = "select user_id, group_ids from gatepost.memberships_by_user($1)";
-        let (peers, memberships, policies, marks, rewritten, ()) = tokio::try_join!(
+        let (peers, memberships, policies, marks, rewritten) = tokio::try_join!(
             biased;
             read(client, &peers, &self.devices),
             read(client, memberships, &self.users),
@@ -145,8 +138,7 @@ impl Marked {
                 }
                 marks::ask(client, Some(since)).await
             },
-            client.query_typed_one(REWRITTEN, &[]),
-            client.batch_execute(COMMIT),
+            end(client),
         )?;
         Ok(Rows { peers, memberships, policies, marks, rewritten })
     }
@@ -178,6 +170,16 @@ impl Marked {
         let marks = rows.marks.iter().map(marks::decode).collect::<Result<_, _>>()?;
         Ok(ChangedRows { peers, memberships, policies, marks, taken_at })
     }
+}
+
+/// Ends a read: asks which tables were rewritten meanwhile, and commits. Both are sent together.
+async fn end(client: Caller<'_>) -> Result<tokio_postgres::Row, tokio_postgres::Error> {
+    let (rewritten, ()) = tokio::try_join!(
+        biased;
+        client.query_typed_one(REWRITTEN, &[]),
+        client.batch_execute(COMMIT),
+    )?;
+    Ok(rewritten)
 }
 
 /// Sends no query without ids.
