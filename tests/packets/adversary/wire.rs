@@ -168,15 +168,10 @@ pub fn port_in(packet: &[u8]) -> Option<u16> {
 
 /// The sender's address and port of a whole TCP or UDP packet.
 pub fn source_in(packet: &[u8]) -> Option<(IpAddr, u16)> {
-    let (protocol, header, address): (u8, usize, IpAddr) = match packet.first()? >> 4 {
-        4 => {
-            let address: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-            (*packet.get(9)?, usize::from(packet[0] & 0xf) * 4, address.into())
-        }
-        _ => {
-            let address: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
-            (*packet.get(6)?, 40, address.into())
-        }
+    let [address, _] = addresses_in(packet)?;
+    let (protocol, header) = match packet.first()? >> 4 {
+        4 => (*packet.get(9)?, usize::from(packet[0] & 0xf) * 4),
+        _ => (*packet.get(6)?, 40),
     };
     let port = packet.get(header..header + 2)?.try_into().ok()?;
     matches!(protocol, TCP | UDP).then(|| (address, u16::from_be_bytes(port)))
