@@ -38,7 +38,10 @@ impl DatabaseError {
             self,
             Self::Store(error) if matches!(
                 **error,
-                StoreError::Unreachable { .. } | StoreError::Closed { .. } | StoreError::NotReady { .. }
+                StoreError::Unreachable { .. }
+                    | StoreError::Closed { .. }
+                    | StoreError::NoRoom { .. }
+                    | StoreError::NotReady { .. }
             )
         )
     }

@@ -24,6 +24,10 @@ pub enum Event {
     Connected {
         mode: Mode,
     },
+    /// Why the server has no session to listen on; `None`: it has one, or none is wanted.
+    NoSession {
+        why: Option<String>,
+    },
     /// The connection was lost or could not be made.
     Disconnected {
         error: DatabaseError,

@@ -101,6 +101,10 @@ impl Machine {
                 self.outbox.connected();
                 self.notices.connected(mode);
             }
+            Event::NoSession { why } => {
+                self.notices.no_session(why.as_deref(), now.instant);
+                self.source.no_session(why);
+            }
             Event::Disconnected { error } => {
                 let note = self.source.disconnected(error, now);
                 self.rows.doubt();

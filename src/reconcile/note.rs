@@ -31,6 +31,10 @@ pub enum Note {
         error: String,
         retry_in: Duration,
     },
+    /// The server has no session to listen on.
+    NoSession {
+        error: String,
+    },
     ReadFailed {
         /// What the database is to this agent.
         what: &'static str,
@@ -185,6 +189,11 @@ pub(super) fn not_announced(tables: &[String]) -> String {
     )
 }
 
+/// That the server has no session to listen on.
+pub(super) fn polls_for_want_of_a_session(error: &str) -> String {
+    format!("polling until there is a session to listen on: {error}")
+}
+
 /// That a table refuses this gateway's reports.
 pub(super) fn refused(refusal: &Refusal) -> String {
     let since = humantime::format_rfc3339_seconds(refusal.since);
@@ -332,6 +341,7 @@ impl fmt::Display for Note {
                     "; until one is, changes are found by other means. See `gatepost status`",
                 )
             }
+            Self::NoSession { error } => f.write_str(&polls_for_want_of_a_session(error)),
             Self::BellHeard => f.write_str("the bell is heard"),
             Self::HintsMissed => f.write_str(
                 "the bell is heard, but gave no hint of a change: this gateway polls until hints come. \

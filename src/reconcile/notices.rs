@@ -73,6 +73,16 @@ impl Notices {
         }
     }
 
+    /// Says that the server has no session to listen on, if it has none.
+    pub fn no_session(&mut self, why: Option<&str>, now: Instant) {
+        match why {
+            Some(why) => {
+                self.complain(Trouble::Session, Note::NoSession { error: why.to_owned() }, now);
+            }
+            None => self.forget(Trouble::Session),
+        }
+    }
+
     /// The kernel did not acknowledge these steps.
     pub fn refused<'a>(
         &mut self,

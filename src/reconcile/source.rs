@@ -29,6 +29,8 @@ pub(super) struct Source {
     connection: Connection,
     /// Why the tables cannot be read, from the first failure to the next read that succeeds.
     misfit: Option<DatabaseError>,
+    /// Why the server has no session to listen on, while that is so.
+    no_session: Option<String>,
     /// This host's time at which the connection was made or lost.
     since: SystemTime,
     /// The database's clock as the last read told it, and when that was.
@@ -79,6 +81,7 @@ impl Source {
             timing,
             connection: Connection::Down { retry_at: now.instant, error: None, told: Told::Yes },
             misfit: None,
+            no_session: None,
             since: now.wall,
             clock: None,
             wanted: Some(ReadKind::Everything),
@@ -251,6 +254,11 @@ impl Source {
         self.want(ReadKind::Changes);
     }
 
+    /// Takes in why the server has no session to listen on, if it has none.
+    pub fn no_session(&mut self, why: Option<String>) {
+        self.no_session = why;
+    }
+
     /// The connection was lost or could not be made. Returns what to say about it: nothing yet if it was
     /// lost after it had served, because it may be made again at once.
     pub fn disconnected(&mut self, error: DatabaseError, now: Now) -> Option<Note> {
@@ -261,6 +269,7 @@ impl Source {
         if error.is_misfit() {
             self.misfit = Some(error.clone());
         }
+        self.no_session = None;
         let retry_in = self.connect_backoff.next_wait();
         let note =
             Note::DatabaseDown { what: error.in_short(), error: error.to_string(), retry_in };

@@ -16,6 +16,8 @@ use super::decode::Columns;
 use super::dial::{Dialer, Source};
 use super::error::{Limit, StoreError};
 use super::options::{ConnectOptions, Target};
+use super::patience::{MAKES_DO_FOR, ROOM_AGAIN_AFTER};
+use super::seats::{Seat, Seats};
 use super::token::{Caller, Token};
 
 /// Lists wrong owners and rights. Any role may run it.
@@ -68,6 +70,7 @@ impl Store {
             dialer,
             place,
             pool,
+            seats: Seats::new(options.pool_size),
             connect_within,
             answer_within,
             host,
@@ -86,18 +89,42 @@ impl Store {
         self.dialer.follow(source)
     }
 
-    /// A connection that returns to the pool only by [`Lease::done`].
+    /// A connection that returns to the pool only by [`Lease::done`]. If the server has no room for
+    /// another, waits for one of those that there are.
     pub(super) async fn lease(&self, doing: &'static str) -> Result<Lease, StoreError> {
-        match self.pool.get().await {
-            Ok(object) => Ok(Lease { object: Some(object), token: self.dialer.token() }),
-            Err(
-                PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)),
-            ) => Err(StoreError::of(&self.place, doing, source)),
-            Err(PoolError::Timeout(TimeoutType::Create)) => {
-                Err(self.stalled(doing, self.connect_within, Limit::Connect))
+        where_there_is_room(|| self.try_lease(doing)).await
+    }
+
+    async fn try_lease(&self, doing: &'static str) -> Result<Lease, StoreError> {
+        loop {
+            let Some(seat) = self.seats.take(self.answer_within).await else {
+                return Err(self.stalled(doing, self.answer_within, Limit::Pool));
+            };
+            let error = match self.pool.get().await {
+                Ok(object) => {
+                    let token = self.dialer.token();
+                    return Ok(Lease { object: Some(object), token, _seat: seat });
+                }
+                Err(
+                    PoolError::Backend(source)
+                    | PoolError::PostCreateHook(HookError::Backend(source)),
+                ) => StoreError::of(&self.place, doing, source),
+                Err(PoolError::Timeout(TimeoutType::Create)) => {
+                    self.stalled(doing, self.connect_within, Limit::Connect)
+                }
+                Err(_) => self.stalled(doing, self.answer_within, Limit::Pool),
+            };
+            let has_others = self.pool.status().size > 0;
+            if !(error.is_want_of_room() && has_others && seat.leave(MAKES_DO_FOR)) {
+                return Err(error);
             }
-            Err(_) => Err(self.stalled(doing, self.answer_within, Limit::Pool)),
         }
+    }
+
+    /// Closes the sessions that no query uses, but for one.
+    pub(super) fn close_spare_sessions(&self) {
+        let mut is_first = true;
+        self.pool.retain(|_, _| std::mem::take(&mut is_first));
     }
 
     /// Waits for one exchange, with a limit: a stopped server, or a proxy that lost its server, keeps
@@ -169,11 +196,26 @@ impl Store {
     }
 }
 
+/// Connects, and once more in a moment where the server has no room: a session that was closed just before
+/// may still count.
+pub(super) async fn where_there_is_room<T, F: Future<Output = Result<T, StoreError>>>(
+    connect: impl Fn() -> F,
+) -> Result<T, StoreError> {
+    for wait in ROOM_AGAIN_AFTER {
+        match connect().await {
+            Err(error) if error.is_want_of_room() => tokio::time::sleep(wait).await,
+            answer => return answer,
+        }
+    }
+    connect().await
+}
+
 /// A pooled connection. It is closed if it is dropped before [`done`](Self::done), after an error, a
 /// timeout or a cancelled call: a late answer must not be taken for that of the next query.
 pub(super) struct Lease {
     object: Option<Object>,
     token: Option<Token>,
+    _seat: Seat,
 }
 
 impl Lease {

@@ -55,6 +55,11 @@ impl std::fmt::Display for Limit {
     }
 }
 
+/// What to do about a [`StoreError::NoRoom`].
+const ROOM: &str = "an agent uses up to four sessions, and can poll with one: raise the connection limit \
+    of the role (`alter role ROLE connection limit 10`) or of the database, or the server's \
+    max_connections";
+
 /// Why a call to the database failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -72,7 +77,10 @@ pub enum StoreError {
     Method { place: Box<Place>, refused: RefusedMethod },
     #[error("{place}: login refused: {}: {}", root(.source), login_remedy(.source))]
     Refused { place: Box<Place>, source: tokio_postgres::Error },
-    /// The server is starting, stopping or full.
+    /// The server, the database or the role has as many sessions as it may have.
+    #[error("{place} has no room for another session: {}: {ROOM}", root(.source))]
+    NoRoom { place: Box<Place>, source: tokio_postgres::Error },
+    /// The server is starting or stopping.
     #[error("{place} is not ready: {}", root(.source))]
     NotReady { place: Box<Place>, source: tokio_postgres::Error },
     #[error(
@@ -136,6 +144,7 @@ impl StoreError {
             Self::Unreachable { .. }
             | Self::Closed { .. }
             | Self::Stalled { .. }
+            | Self::NoRoom { .. }
             | Self::NotReady { .. }
             | Self::Standby { .. }
             | Self::Rewritten { .. } => true,
@@ -146,7 +155,6 @@ impl StoreError {
                         | SqlState::T_R_DEADLOCK_DETECTED
                         | SqlState::LOCK_NOT_AVAILABLE
                         | SqlState::QUERY_CANCELED
-                        | SqlState::TOO_MANY_CONNECTIONS
                 )
             }),
             _ => false,
@@ -170,6 +178,7 @@ impl StoreError {
             | Self::NotOwner { .. }
             | Self::RoleUnknown { .. } => Unavailable::Refuses,
             Self::Config { .. }
+            | Self::NoRoom { .. }
             | Self::NotReady { .. }
             | Self::Standby { .. }
             | Self::Unmigrated { .. }
@@ -196,6 +205,7 @@ impl StoreError {
             self,
             Self::Unreachable { .. }
                 | Self::Closed { .. }
+                | Self::NoRoom { .. }
                 | Self::NotReady { .. }
                 | Self::Standby { .. }
                 | Self::Tls { .. }
@@ -213,6 +223,12 @@ impl StoreError {
     #[must_use]
     pub const fn is_distrust(&self) -> bool {
         matches!(self, Self::Tls { .. } | Self::Method { .. })
+    }
+
+    /// Whether one session fewer in use may help.
+    #[must_use]
+    pub const fn is_want_of_room(&self) -> bool {
+        matches!(self, Self::NoRoom { .. })
     }
 
     /// Whether a migration came in between: it held a lock for longer than this session waits, or rewrote a
@@ -283,8 +299,9 @@ impl StoreError {
         let message = error.message().to_owned();
         match error.code().code() {
             "28P01" | "28000" => Self::Refused { place, source },
-            // The server is starting, stopping, crashed or full. The statement is not at fault.
-            "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Self::NotReady { place, source },
+            // The server is starting, stopping or crashed. The statement is not at fault.
+            "57P01" | "57P02" | "57P03" | "57P05" => Self::NotReady { place, source },
+            "53300" => Self::NoRoom { place, source },
             "25006" => Self::Standby { place },
             "3F000" => Self::Unmigrated { place },
             // Also reported for an operator that a column's new type lacks.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_postgres::AsyncMessage;
 
-use super::connect::NEUTRAL;
+use super::connect::{NEUTRAL, where_there_is_room};
 use super::{Attached, Hello, Store, StoreError};
 
 /// How long a notification to ourselves may take before notifications count as lost.
@@ -33,12 +33,19 @@ impl Store {
     /// wrote before any agent listened.
     ///
     /// # Errors
-    /// Any [`StoreError`] of the connection or of the role's rights.
+    /// [`StoreError::NoRoom`] where the server has no session left to listen on, and any other
+    /// [`StoreError`] of the connection or of the role's rights.
     pub async fn listen(&self, hello: &Hello) -> Result<Listener, StoreError> {
         let attached = self.attach(true).await?;
         // Distinguishes this connection in pg_stat_activity.
-        let connecting = self.dialer.connect(Some("gatepost listen"));
-        let (client, mut connection) = self.within(DOING, connecting).await?;
+        let connect = || self.within(DOING, self.dialer.connect(Some("gatepost listen")));
+        let (client, mut connection) = match connect().await {
+            Err(error) if error.is_want_of_room() => {
+                self.close_spare_sessions();
+                where_there_is_room(connect).await?
+            }
+            connected => connected?,
+        };
         let (wake, wakes) = mpsc::unbounded_channel();
         let (probe, probes) = mpsc::unbounded_channel();
         let (ended, end) = tokio::sync::oneshot::channel();

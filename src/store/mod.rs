@@ -31,6 +31,7 @@ mod rehearse;
 mod report;
 mod require_auth;
 mod script;
+mod seats;
 mod shared;
 mod snapshot;
 mod tls;
@@ -85,6 +86,7 @@ pub struct Store {
     dialer: dial::Dialer,
     place: Place,
     pool: deadpool_postgres::Pool,
+    seats: seats::Seats,
     connect_within: std::time::Duration,
     answer_within: std::time::Duration,
     host: Host,

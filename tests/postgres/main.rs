@@ -40,6 +40,7 @@ mod restore;
 mod rewritten;
 mod rights;
 mod rogue;
+mod room;
 mod rows;
 mod running;
 mod silence;

@@ -10,7 +10,8 @@ use tokio::time::timeout;
 
 use crate::agent::Memory;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Some things are tried once a minute.
+pub const PATIENCE: Duration = Duration::from_secs(150);
 
 /// An agent that runs.
 pub struct Running {

@@ -38,7 +38,7 @@ fn set_address(world: &mut World, address: &str) {
     world.tell(Event::Notified);
 }
 
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind {
         name: "database down",
         begin: |world| {
@@ -57,6 +57,14 @@ const KINDS: [Kind; 5] = [
         status: "the database is unreachable",
         end: recover,
         all_clear: "over: the database is read again",
+    },
+    Kind {
+        name: "no session to listen on",
+        begin: |world| world.tell(Event::NoSession { why: Some("no room".to_owned()) }),
+        journal: "polling until there is a session to listen on: no room",
+        status: "polling until there is a session to listen on: no room",
+        end: |world| world.tell(Event::NoSession { why: None }),
+        all_clear: "over: no session to listen on is missing",
     },
     Kind {
         name: "gateway's row unusable",

@@ -44,8 +44,10 @@ impl<D: Dataplane + 'static> Shell<D> {
         {
             warn!("{why}");
         }
-        if until == Until::ProbedAgain && before.is_some_and(|before| before.until == until) {
-            // Probed again, with the same answer: nothing has changed.
+        self.handle(Event::NoSession { why: chosen.no_session });
+        let is_a_try = matches!(until, Until::ProbedAgain | Until::SessionIsFree);
+        if is_a_try && before.is_some_and(|before| before.until == until) {
+            // Tried again, with the same answer: nothing has changed.
             return;
         }
         self.stop_listening();

@@ -3,7 +3,7 @@
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::SyncMode;
-use crate::store::{Attached, Hello, Listener, Store};
+use crate::store::{Attached, Hello, Listener, Store, StoreError};
 
 /// Postgres wakes every listening session at every notification, so that the cost of a commit grows
 /// with the listeners: above this many gateways writers do not notify.
@@ -23,6 +23,8 @@ pub struct Chosen {
     pub why: String,
     /// In the mode that hears notifications.
     pub listener: Option<Listener>,
+    /// Why the server has no session to listen on, where that is why the agent polls.
+    pub no_session: Option<String>,
     pub until: Until,
     /// So many share the database; 0: not asked.
     pub gateways: u32,
@@ -38,6 +40,7 @@ impl Chosen {
             mode: Mode::Poll,
             why: "one pass only".to_owned(),
             listener: None,
+            no_session: None,
             until: Until::Reconfigured,
             gateways: 0,
             unwatched: Vec::new(),
@@ -56,6 +59,8 @@ pub enum Until {
     BellFallsSilent,
     /// The test notification did not arrive: it may have been late, or what swallowed it may go.
     ProbedAgain,
+    /// The server had no session left to listen on.
+    SessionIsFree,
 }
 
 /// What is known before a mode is chosen.
@@ -78,7 +83,8 @@ pub async fn choose(
 ) -> Result<Chosen, DatabaseError> {
     let chosen = |mode, why: &str, listener: Option<Listener>, until, attached: Attached| {
         let Attached { gateways, unwatched } = attached;
-        Ok(Chosen { mode, why: why.to_owned(), listener, until, gateways, unwatched })
+        let (why, no_session) = (why.to_owned(), None);
+        Ok(Chosen { mode, why, listener, no_session, until, gateways, unwatched })
     };
     match configured {
         SyncMode::Poll => {
@@ -86,7 +92,10 @@ pub async fn choose(
             chosen(Mode::Poll, "sync.mode = \"poll\"", None, Until::Reconfigured, attached)
         }
         SyncMode::Listen => {
-            let listener = store.listen(hello).await?;
+            let listener = match store.listen(hello).await {
+                Err(error) if error.is_want_of_room() => return poll_for_now(store, &error).await,
+                listener => listener?,
+            };
             let attached = listener.attached().clone();
             let why = "sync.mode = \"listen\"";
             chosen(Mode::Listen, why, Some(listener), Until::Reconfigured, attached)
@@ -116,7 +125,10 @@ pub async fn choose(
                 store.attach(false).await?;
                 return chosen(mode, &why, None, Until::FleetChanges, attached);
             }
-            let mut listener = store.listen(hello).await?;
+            let mut listener = match store.listen(hello).await {
+                Err(error) if error.is_want_of_room() => return poll_for_now(store, &error).await,
+                listener => listener?,
+            };
             if listener.probe().await? {
                 return chosen(mode, &why, Some(listener), Until::FleetChanges, attached);
             }
@@ -126,6 +138,21 @@ pub async fn choose(
             chosen(Mode::Poll, why, None, Until::ProbedAgain, attached)
         }
     }
+}
+
+/// Until the server has a session to listen on.
+async fn poll_for_now(store: &Store, error: &StoreError) -> Result<Chosen, DatabaseError> {
+    // This agent does not hear: writers need not notify it.
+    let Attached { gateways, unwatched } = store.attach(false).await?;
+    Ok(Chosen {
+        mode: Mode::Poll,
+        why: "the server has no session to listen on".to_owned(),
+        listener: None,
+        no_session: Some(error.to_string()),
+        until: Until::SessionIsFree,
+        gateways,
+        unwatched,
+    })
 }
 
 /// The mode that suits a database that so many gateways share, and why. `present`: the mode in use, if

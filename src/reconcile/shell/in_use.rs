@@ -30,6 +30,7 @@ impl InUse {
             Until::Reconfigured => false,
             Until::BellFallsSilent => !hears_bell,
             Until::FleetChanges | Until::ProbedAgain if hears_bell => true,
+            Until::SessionIsFree => true,
             Until::FleetChanges => suits(gateways, Some(self.mode)).0 != self.mode,
             Until::ProbedAgain => now.duration_since(self.chosen_at) >= probe_every,
         }
@@ -56,6 +57,7 @@ mod tests {
         assert!(!doubtful(Until::FleetChanges, Mode::Poll, 41, every));
         assert!(doubtful(Until::FleetChanges, Mode::Poll, 40, minute));
         assert!(doubtful(Until::BellFallsSilent, Mode::Hints, 51, minute));
+        assert!(doubtful(Until::SessionIsFree, Mode::Poll, 1, minute));
     }
 
     #[test]

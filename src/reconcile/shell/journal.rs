@@ -44,6 +44,7 @@ pub(super) fn say(note: &Note) {
             warn!(message_id, error, retry_in_ms = retry_in.as_millis(), "{note}");
         }
         Note::ReadFailed { error, .. }
+        | Note::NoSession { error }
         | Note::ObserveFailed { error }
         | Note::BlocksUnknown { error }
         | Note::ReportFailed { error } => warn!(message_id, error, "{note}"),
@@ -93,6 +94,7 @@ impl Note {
             Self::DatabaseDown { .. } | Self::ReadFailed { .. } => {
                 "4d7e74ce7e2242348747c99fbca61a4e"
             }
+            Self::NoSession { .. } => "76d537ffe51d4d08a108e6bc5d729ff1",
             Self::GatewayInactive => "2625b5a2f0224750b655f388dee51487",
             Self::CannotBuild(_) | Self::CannotPlan(_) => "d050681d68d8498f86b73d3201bc80ad",
             Self::NotConverged { .. } => "025278c9fee943ef89c66cfde16b13af",
@@ -142,6 +144,7 @@ mod tests {
         let device = crate::model::DeviceId(uuid::Uuid::nil());
         explained(&Note::Quarantined { peer, device, name, reason });
         explained(&Note::DatabaseDown { what: "", error, retry_in: Duration::ZERO });
+        explained(&Note::NoSession { error: String::new() });
         explained(&Note::GatewayInactive);
         explained(&Note::NotConverged { steps: 1, first: Vec::new(), retry_in: Duration::ZERO });
         explained(&Note::Stale { since: Duration::ZERO, policy: StalePolicy::Keep });
@@ -159,7 +162,7 @@ mod tests {
         explained(&Note::ReportsRefused(crate::store::Refusal { why: String::new(), since }));
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            27,
+            28,
             "and the agent's start, what is denied or lost on the host, last good rows, and a bell's entries"
         );
     }

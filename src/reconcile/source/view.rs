@@ -26,6 +26,8 @@ pub(in crate::reconcile) struct SourceView<'a> {
     /// The next attempt to connect has not begun.
     pub is_down: bool,
     pub misfit: Option<&'a DatabaseError>,
+    /// Why the server has no session to listen on, while that is so.
+    pub no_session: Option<&'a str>,
     pub since: SystemTime,
     pub unannounced: &'a [String],
     pub reads_wanted: bool,
@@ -55,6 +57,7 @@ impl Source {
             error: self.connection.error(),
             is_down: self.is_down(),
             misfit: self.misfit.as_ref(),
+            no_session: self.no_session.as_deref(),
             since: self.since,
             unannounced: self.notifications.unannounced(),
             reads_wanted: self.wanted.is_some() || self.is_hinted,

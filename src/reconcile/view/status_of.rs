@@ -11,7 +11,9 @@ use crate::plan::{HeldCause, HeldPeer, gate, networks_within};
 use crate::reconcile::bell::Silence;
 use crate::reconcile::clock::millis;
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::note::{because, history_lost, led_by, not_announced, refused};
+use crate::reconcile::note::{
+    because, history_lost, led_by, not_announced, polls_for_want_of_a_session, refused,
+};
 use crate::reconcile::row_status::LISTED_PEERS;
 
 /// Why a host that booted without its database forwards nothing.
@@ -200,6 +202,7 @@ impl View<'_> {
         if !self.source.unannounced.is_empty() {
             warnings.push(not_announced(self.source.unannounced));
         }
+        warnings.extend(self.source.no_session.map(polls_for_want_of_a_session));
         if let Some(silence) = self.source.silence {
             let silent = bell_is_silent(silence);
             warnings.push(format!("{silent}: start `gatepost bell`, or see why it is not heard"));
