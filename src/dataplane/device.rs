@@ -9,6 +9,7 @@ mod allowed;
 mod edit;
 mod engine;
 mod error;
+mod in_flight;
 mod request;
 mod serve;
 mod socket;

@@ -40,7 +40,7 @@ pub const TESTS: &[Test] = &[
 const NOBODY: u32 = 65534;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
         assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
@@ -48,12 +48,12 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn client_key() -> PublicKey {
+pub fn client_key() -> PublicKey {
     private_key(2).public_key()
 }
 
 /// A gateway with a client that has a session.
-fn with_session(test: impl FnOnce(&Netns, &mut Gateway, &Client) + Send) {
+pub fn with_session(test: impl FnOnce(&Netns, &mut Gateway, &Client) + Send) {
     let netns = Netns::new("Bg");
     netns.enter(|| {
         let mut gateway = Gateway::up(interface(), Backend::Userspace);

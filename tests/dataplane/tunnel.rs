@@ -21,8 +21,8 @@ pub const TESTS: &[Test] = &[
 
 /// A client in a namespace of its own, joined to the gateway's, configured by `wg` and `ip`.
 pub struct Client {
-    netns: Netns,
-    name: InterfaceName,
+    pub netns: Netns,
+    pub name: InterfaceName,
 }
 
 impl Client {

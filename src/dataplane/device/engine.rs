@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::allowed::Allowed;
 use super::edit::{Edit, Modification, networks};
+use super::in_flight::InFlight;
 use super::request::{PeerChange, Set};
 use super::transport::{Ports, Transports, Tun};
 use crate::dataplane::wireguard::hex;
@@ -36,6 +37,7 @@ pub(super) struct Engine {
     /// The port that was asked for; 0: any.
     port: u16,
     allowed: Allowed,
+    in_flight: InFlight,
     handshakes: BTreeMap<PublicKey, Handshake>,
 }
 
@@ -52,9 +54,11 @@ impl Engine {
     /// # Errors
     /// None is known as long as there are no peers.
     pub async fn start(tun: Tun) -> Result<Self, Error> {
-        let device = DeviceBuilder::new().with_udp(Ports::default()).with_ip(tun).build().await?;
+        let in_flight = InFlight::default();
+        let ports = Ports::new(in_flight.clone());
+        let device = DeviceBuilder::new().with_udp(ports).with_ip(tun).build().await?;
         let (allowed, handshakes) = (Allowed::default(), BTreeMap::new());
-        Ok(Self { device, has_key: false, port: 0, allowed, handshakes })
+        Ok(Self { device, has_key: false, port: 0, allowed, in_flight, handshakes })
     }
 
     /// The answer to `get=1`, without its last lines.
@@ -76,11 +80,12 @@ impl Engine {
     }
 
     /// Carries out a `set=1`. All its peers change at one moment between two packets, after key and port,
-    /// and not at all if one of those cannot be set.
+    /// and not at all if one of those cannot be set. When this returns, every packet that passed under
+    /// the peers of before is with the kernel or dropped.
     ///
     /// # Errors
     /// `ENOKEY`: a peer before the private key; `EOPNOTSUPP`: a private key of zeros; what the kernel
-    /// says about the port.
+    /// says about the port; `ETIMEDOUT`: all is set, but packets of before may be on their way.
     pub async fn set(&mut self, set: Set) -> Result<(), Errno> {
         let adds = |peer: &PeerChange| !peer.remove && !peer.update_only;
         if !self.has_key && set.private_key.is_none() && set.peers.iter().any(adds) {
@@ -105,6 +110,7 @@ impl Engine {
             self.set_port(port).await?;
         }
         let edits = self.plan(set.replace_peers, &set.peers);
+        let changes_peers = !edits.is_empty();
         let fwmark = set.fwmark;
         let apply = async |device: &mut DeviceWrite<'_, Transports>| {
             for edit in edits {
@@ -114,11 +120,12 @@ impl Engine {
         };
         self.device.write(apply).await.and_then(|marked| marked).map_err(errno)?;
         self.handshakes.retain(|key, _| self.allowed.of(key).is_some());
+        let former = if changes_peers { self.in_flight.gone().await } else { Ok(()) };
         self.open_sessions(&opened).await;
         if self.port != former_port && self.has_key {
             self.speak_to_all().await;
         }
-        Ok(())
+        former.map_err(|_| Errno::ETIMEDOUT)
     }
 
     /// Sends a keepalive to all peers with a session: they send to the former port until they hear from

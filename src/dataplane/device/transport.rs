@@ -15,6 +15,8 @@ use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::in_flight::InFlight;
+
 /// Packets that are read at once.
 const BATCH: usize = 64;
 
@@ -52,12 +54,18 @@ impl IpSend for Tun {
             0 => Err(io::Error::last_os_error()),
             _ => Ok(()),
         };
+        // A link that is down is not writable: to wait for it would hold up all who wait for the packet.
+        let mut written = write(&self.socket);
         loop {
-            match self.socket.writable().await?.try_io(write) {
-                Ok(Err(error)) if is_gone(&error) => return Err(error),
-                Ok(_) => return Ok(()),
-                Err(_would_block) => {}
+            match written {
+                Err(error) if is_gone(&error) => return Err(error),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return Ok(()),
             }
+            written = match self.socket.writable().await?.try_io(write) {
+                Ok(written) => written,
+                Err(_would_block) => Err(io::ErrorKind::WouldBlock.into()),
+            };
         }
     }
 }
@@ -116,8 +124,17 @@ fn cause(error: TunError) -> io::Error {
 }
 
 /// Opens the device's UDP socket: one for both families, or for IPv4 where there is no IPv6.
-#[derive(Default)]
-pub(super) struct Ports(UdpSocketFactory);
+pub(super) struct Ports {
+    factory: UdpSocketFactory,
+    in_flight: InFlight,
+}
+
+impl Ports {
+    /// What its sockets receive is noted here.
+    pub fn new(in_flight: InFlight) -> Self {
+        Self { factory: UdpSocketFactory::default(), in_flight }
+    }
+}
 
 impl UdpTransportFactory for Ports {
     type Send = UdpSocket;
@@ -130,28 +147,39 @@ impl UdpTransportFactory for Ports {
         params: &UdpTransportFactoryParams,
     ) -> io::Result<(UdpSocket, Receiver)> {
         const ATTEMPTS: u32 = 50;
+        let mut bound = self.factory.bind(params).await;
         for _ in 1..ATTEMPTS {
-            match self.0.bind(params).await {
+            match &bound {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => pause().await,
-                bound => return bound.map(|(send, receive)| (send, Receiver(receive))),
+                _ => break,
             }
+            bound = self.factory.bind(params).await;
         }
-        self.0.bind(params).await.map(|(send, receive)| (send, Receiver(receive)))
+        let (send, socket) = bound?;
+        Ok((send, Receiver { socket, in_flight: self.in_flight.clone() }))
     }
 }
 
 /// Receives datagrams. The engine would never receive again after an error, such as a moment without
 /// memory.
-pub(super) struct Receiver(UdpSocket);
+pub(super) struct Receiver {
+    socket: UdpSocket,
+    in_flight: InFlight,
+}
 
 impl UdpRecv for Receiver {
     type RecvManyBuf = <UdpSocket as UdpRecv>::RecvManyBuf;
 
     async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
         loop {
-            match self.0.recv_from(pool).await {
+            match self.socket.recv_from(pool).await {
                 Err(_) => pause().await,
-                received => return received,
+                Ok(received) => {
+                    let mut received = [received];
+                    self.in_flight.note(&mut received);
+                    let [received] = received;
+                    return Ok(received);
+                }
             }
         }
     }
@@ -163,9 +191,13 @@ impl UdpRecv for Receiver {
         packets: &mut Vec<(Packet, SocketAddr)>,
     ) -> io::Result<()> {
         loop {
-            match self.0.recv_many_from(buffer, pool, packets).await {
+            let noted = packets.len();
+            match self.socket.recv_many_from(buffer, pool, packets).await {
                 Err(_) => pause().await,
-                received => return received,
+                Ok(()) => {
+                    self.in_flight.note(&mut packets[noted..]);
+                    return Ok(());
+                }
             }
         }
     }
