@@ -18,6 +18,8 @@ const STRICT: u8 = 137;
 /// Where a route's next address stands: the first one, the second one, or behind the only one.
 const FIRST: u8 = 4;
 const SECOND: u8 = 8;
+/// Where it stands when a route of two addresses is travelled.
+const TRAVELLED: u8 = 12;
 const UDP_PORT: u16 = 40_002;
 
 /// A packet to the gateway, and where it would come if it were led on.
@@ -50,6 +52,32 @@ fn no_packet_of_a_peer_is_led_on_from_the_gateway() {
             assert!(ear.hears(), "{} did not come: {:02x?}", led.heard, led.packet);
         }
     }
+}
+
+#[test]
+fn no_refusal_takes_the_way_of_a_source_route_back() {
+    let mut network = network(&base(), &world(profile(&GATEWAY, &[]), nothing()));
+    allow_routes(&network);
+    let denied = || udp((ALICE[0], 40_001), (LAN4, UDP_PORT));
+    // As if it had come by way of Bob: the answer would go there first.
+    let led = || with_source_route(denied(), LOOSE, TRAVELLED, &["192.0.2.1", BOB[0]]);
+    let refusal = |to| format!("ip daddr {to} icmp type destination-unreachable");
+    let at_bob = || Ear::of_arrivals(&network.bob, &refusal(BOB[0]));
+    let ear = at_bob();
+    send(&network.alice, LAN4, &led());
+    assert!(!ear.hears(), "the refusal went to another peer");
+    let ear = Ear::new(&network.alice, &refusal(ALICE[0]));
+    send(&network.alice, LAN4, &denied());
+    assert!(ear.hears(), "others are refused as before");
+    // A firewall that refuses it with an answer sends that to Bob.
+    network.nft.remove_table().unwrap();
+    network.gateway.load(
+        "table inet other { chain forward { type filter hook forward priority 0; \
+         iifname wg0 reject with icmpx admin-prohibited; }; }",
+    );
+    let ear = at_bob();
+    send(&network.alice, LAN4, &led());
+    assert!(ear.hears(), "no answer takes the way back on this kernel");
 }
 
 fn allow_routes(network: &Network) {

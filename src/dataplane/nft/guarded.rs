@@ -84,7 +84,9 @@ fn is_safe(dump: &Dump, wanted: &Chain) -> bool {
                 && wanted.rules.iter().zip(found).all(|(rule, found)| is_rule(rule, found))
         }
         DENY => found.split_last().is_some_and(|(last, others)| {
-            is_rule(&[verdict(&Verdict::Drop)], last) && !others.iter().any(|rule| decides(rule))
+            let is_ours = |found: &Rule| wanted.rules.iter().any(|rule| is_rule(rule, found));
+            is_rule(&[verdict(&Verdict::Drop)], last)
+                && others.iter().all(|rule| is_ours(rule) || !decides(rule))
         }),
         // Packets that come by the others have been judged, or reach only what these allow.
         _ => true,

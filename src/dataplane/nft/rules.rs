@@ -9,7 +9,7 @@ use super::expr::{
 use super::fib::{Asked, LOCAL, is_kind, route_mss};
 use super::gate;
 use super::name::{Block, CLOSED, DENY, Family, INBOUND, JUDGE, PASSED, SITES, SITES_BY, SITES_TO};
-use super::packet::{iif, oif, source};
+use super::packet::{has_options, has_routing_header, iif, oif, source};
 use super::set::Set;
 use super::sys::data;
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -236,9 +236,15 @@ fn dns_flows(families: &[Family]) -> Vec<Rule> {
     rules
 }
 
+/// What is refused is answered, but not along a source route, which the kernel would turn round
+/// (`__ip_options_echo`): to whom that leads, no policy has said.
 pub fn deny(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = deny_log::rules(base);
     rules.push(vec![counter()]);
+    rules.extend([has_options(), has_routing_header()].map(|routed| {
+        let unanswered = vec![verdict(&Verdict::Drop)];
+        [routed, unanswered].concat()
+    }));
     let answer = vec![limit(100, 1, 200), reject_prohibited()];
     rules.push([iif(Cmp::Eq, base), answer].concat());
     rules.push(vec![verdict(&Verdict::Drop)]);

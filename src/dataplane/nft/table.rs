@@ -132,6 +132,8 @@
 //!     burst 100 packets log prefix "gatepost-deny " group 71 snaplen 80      # deny_log; and IPv6
 //!   iifname != w limit rate 1/second burst 20 packets log ...              # deny_log
 //!   counter
+//!   ip hdrlength > 5 drop                                     # no answer along a source route
+//!   exthdr rt exists drop
 //!   iifname w limit rate 100/second burst 200 packets reject with icmpx admin-prohibited
 //!   drop
 //! }

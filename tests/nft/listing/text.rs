@@ -140,6 +140,8 @@ pub fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String
         chain deny {{
             {log_rules}
             counter
+            ip hdrlength > 5 drop
+            exthdr rt exists drop
             iifname "wg0" limit rate 100/second burst 200 packets reject with icmpx admin-prohibited
             drop
         }}

@@ -26,10 +26,12 @@ pub enum Mutation {
     OpenedOutside,
     /// Packets are led on from the gateway to where no rule judges them.
     Routed,
+    /// Refusals go back along a source route.
+    Answered,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Errors,
         Self::SourceProof,
         Self::Gate,
@@ -39,6 +41,7 @@ impl Mutation {
         Self::Label,
         Self::OpenedOutside,
         Self::Routed,
+        Self::Answered,
     ];
 
     /// A chain, and a part of the rules that it loses.
@@ -51,6 +54,7 @@ impl Mutation {
             Self::OwnSource => Some(("forward", "fib saddr type local")),
             Self::OpenedOutside => Some(("forward", "ct direction original goto inbound")),
             Self::Routed => Some(("from_peers", "fib daddr type local")),
+            Self::Answered => Some(("deny", "hdrlength")),
             Self::Gate | Self::Label => None,
         }
     }

@@ -219,13 +219,11 @@ impl Scene {
             sent.came_back = true;
             return;
         }
-        // What the gateway itself answers goes by the host's routes, and by the source route of what it
-        // answers: known limits.
+        // What the gateway itself answers goes by the host's routes: a known limit.
         let is_answer = addresses_in(bytes).is_some_and(|[from, to]| {
-            let is_led = bytes[0] >> 4 == 4 && bytes[0] & 0xf > 5;
             let is_routed_away =
                 place == Place::Lan && to == sent.claim.ends[0].0 && is_diverted(to);
-            gateway_addresses().contains(&from) && (is_led || is_routed_away)
+            gateway_addresses().contains(&from) && is_routed_away
         });
         if is_answer {
             return;
