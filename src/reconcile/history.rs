@@ -71,8 +71,8 @@ pub(super) struct History {
     /// The marks of the last read, and its time.
     marks: (Vec<Mark>, SystemTime),
     question: Option<Question>,
-    /// The time of the whole of the last good rows, while the agent follows them.
-    restored_from: Option<SystemTime>,
+    /// The agent follows the last good rows: no rows were read since it began.
+    follows_last_good: bool,
     /// The time of the latest rows that became the last good ones as a whole.
     last_good: SystemTime,
 }
@@ -102,7 +102,7 @@ impl History {
             pending: BTreeMap::new(),
             marks: (Vec::new(), SystemTime::UNIX_EPOCH),
             question: None,
-            restored_from: None,
+            follows_last_good: false,
             last_good: SystemTime::UNIX_EPOCH,
         }
     }
@@ -122,19 +122,18 @@ impl History {
     }
 
     /// Whom the rows do not admit for now: the peers whose withdrawal the database lost, or is asked
-    /// for, or that the last good rows do not know of.
+    /// for, or that the last good rows may not know of.
     pub fn keeps_out(&self) -> BTreeSet<PublicKey> {
-        let withdrawn = self.kept.peers.iter().filter(|(_, withdrawal)| {
-            self.question.is_some() || self.restored_from.is_some_and(|at| at < withdrawal.read_at)
-        });
-        withdrawn.map(|(key, _)| key).chain(self.kept.lost.keys()).copied().collect()
+        let in_question = self.question.is_some() || self.follows_last_good;
+        let withdrawn = self.kept.peers.keys().filter(|_| in_question);
+        withdrawn.chain(self.kept.lost.keys()).copied().collect()
     }
 
-    /// From now on the agent follows the last good rows, the whole of which was read at this time. A
-    /// withdrawal that was carried out later may be missing in them: rows that could not be used, or
-    /// waited for an operator, were not kept.
-    pub const fn rows_are_restored(&mut self, from: SystemTime) {
-        self.restored_from = Some(from);
+    /// From now on the agent follows the last good rows. Any withdrawal may be missing in them: rows that
+    /// could not be used, or waited for an operator, were not kept, and a database that lost it may have
+    /// been read last.
+    pub const fn rows_are_restored(&mut self) {
+        self.follows_last_good = true;
     }
 
     /// The rows read at this time are the last good ones now.
@@ -170,7 +169,7 @@ impl History {
 
     /// The rows of everything were read and can be used.
     pub fn rows_are_read(&mut self, now: Instant) {
-        self.restored_from = None;
+        self.follows_last_good = false;
         if let Some(question) = &mut self.question
             && question.state == Asking::WaitsForRows
         {

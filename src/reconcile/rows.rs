@@ -281,12 +281,11 @@ impl Rows {
             return None;
         }
         let LastGood { rows, changes, provenance } = last_good;
-        let read_at = rows.taken_at;
         Some(self.build(rows).map(|mut desired| {
             for rows in changes {
                 desired.apply(rows);
             }
-            self.history.rows_are_restored(read_at);
+            self.history.rows_are_restored();
             self.kept_out = self.history.keeps_out();
             desired.keep_out(self.kept_out.clone());
             let as_of = desired.as_of();

@@ -176,6 +176,7 @@ impl World {
         self.note(|| format!("failover, {commits} commits are lost"));
         let now = self.moment();
         self.database.lose(commits, now);
+        self.commits_were_lost();
         if self.agent.is_connected {
             self.tell(Event::Disconnected { error: away() });
         }
@@ -196,6 +197,7 @@ impl World {
 
     fn confirm(&mut self) {
         self.oracle.confirmed_at = Some(self.elapsed);
+        self.oracle.out.confirmed();
         let until = self.database_now();
         self.tell(Event::ConfirmRemovals { until, let_in_until: Some(until) });
     }

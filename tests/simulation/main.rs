@@ -15,6 +15,7 @@ mod disk;
 mod history;
 mod host;
 mod oracle;
+mod out;
 mod reach;
 #[path = "../support/rows.rs"]
 mod rows;

@@ -6,6 +6,7 @@
 //!   that nothing announced since the agent last looked.
 //! * What the rows withdraw is gone as soon as the machine waits for nothing but time, whatever else is
 //!   refused or unreadable. Rows are read as soon as their announcement says, or the next check finds.
+//! * Who must stay out whatever the rows say is out: see `out.rs`.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -17,6 +18,7 @@ use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::{Event, Report};
 use ipnet::IpNet;
 
+use super::out::Out;
 use super::reach::{Reach, holder};
 use super::tables::Tables;
 use super::wanted::{Cache, Wanted, desired, meets};
@@ -37,6 +39,7 @@ const UNANNOUNCED: Duration = Duration::from_secs(32);
 #[derive(Default)]
 pub struct Oracle {
     pub cache: Cache,
+    pub out: Out,
     /// The kernel announced a change, and no complete look has begun since.
     pub announced: bool,
     job: Option<JobOracle>,
@@ -122,9 +125,11 @@ impl World {
         (oracle.job, oracle.announced, oracle.in_doubt) = (None, false, true);
         (oracle.shown, oracle.knows_clock) = (None, false);
         oracle.slack = Duration::ZERO;
+        oracle.out.agent_began(self.elapsed);
     }
 
     pub fn before_event(&mut self, event: &Event) {
+        self.oracle.out.hears(event);
         match event {
             Event::KernelChanged { .. } => self.oracle.announced = true,
             // From now on it should be read at once, however old it is.
@@ -272,6 +277,7 @@ impl World {
     }
 
     pub fn after_event(&mut self) {
+        self.check_who_is_out();
         self.oracle.forbidden = self.forbidden();
         if self.oracle.forbidden.is_empty() {
             self.oracle.forbidden_for = Duration::ZERO;
@@ -331,6 +337,9 @@ impl World {
 
     /// The packets that pass although the rows forbid them.
     fn forbidden(&mut self) -> Reach {
+        if self.suspends_all() {
+            return self.passes_while_suspended();
+        }
         let at = if self.oracle.knows_clock {
             self.database_now() - self.oracle.slack
         } else {

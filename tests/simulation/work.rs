@@ -176,6 +176,7 @@ impl World {
         };
         let rows = tables.snapshot(read_at);
         if self.agent.followed.is_none() {
+            self.last_good_rows_come();
             self.agent.followed = Some(Followed { tables, as_of: read_at, versions: 0 });
         }
         let provenance = Provenance::Sealed;
@@ -189,9 +190,11 @@ impl World {
             self.tell(Event::Epoch { epoch, why: None, marks, read_at: seen.taken_at });
         }
         self.agent.cursor = Some(seen.cursor.clone());
-        if !seen.rows().is_buildable() {
+        let are_usable = seen.rows().is_buildable();
+        if !are_usable {
             self.oracle.read_failed(self.elapsed);
         }
+        self.oracle.out.rows_come(are_usable, self.elapsed);
         self.agent.keeper.push(&seen);
         let (tables, as_of) = (std::rc::Rc::clone(seen.rows()), seen.taken_at);
         self.agent.followed = Some(Followed { tables, as_of, versions });

@@ -91,3 +91,21 @@ fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
     history.applied(|_| false, |_| false, start + 2 * KEPT_FOR);
     assert!(history.take_changed().unwrap().peers.is_empty());
 }
+
+#[test]
+fn every_withdrawal_holds_while_the_last_good_rows_are_followed() {
+    let start = SystemTime::UNIX_EPOCH;
+    let mut history = History::new(Duration::ZERO, Withdrawals::default());
+    history.follow("1".into());
+    history.marks_read(vec![mark(1, "peer", None)], start);
+    history.departed(&departed(1..2));
+    history.applied(|_| false, |_| false, start);
+    let kept = history.take_changed().unwrap();
+    // A database that lost it is read, its rows become the last good ones, and the agent is killed.
+    let mut history = History::new(Duration::ZERO, kept);
+    assert!(history.keeps_out().is_empty());
+    history.rows_are_restored();
+    assert_eq!(history.keeps_out(), [PublicKey::from_bytes([1; 32]).unwrap()].into());
+    history.rows_are_read(Instant::now());
+    assert!(history.keeps_out().is_empty());
+}
