@@ -16,6 +16,7 @@ mod history;
 mod host;
 mod oracle;
 mod out;
+mod plain;
 mod reach;
 #[path = "../support/rows.rs"]
 mod rows;

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use gatepost::model::{DesiredState, ObservedState, Peer, Profile, PublicKey};
 use ipnet::IpNet;
 
+use super::plain::Plain;
 use super::tables::DEVICES;
 
 /// What passes: from the source of this number, sent by this peer, to the destinations whose bits are
@@ -49,6 +50,16 @@ fn bits(profile: &Profile) -> u32 {
         let plain = u32::from(profile.allows(*destination));
         let asks = plain | u32::from(profile.dns_servers.contains(destination));
         bits | plain << (2 * number) | asks << (2 * number + 1)
+    })
+}
+
+/// The destinations of these bits, and whether each is a question to a DNS server.
+fn asked(bits: u32) -> impl Iterator<Item = (IpAddr, bool)> {
+    let destinations = probes().destinations.iter().enumerate();
+    destinations.flat_map(move |(number, destination)| {
+        let plain = (bits >> (2 * number) & 1 == 1).then_some((*destination, false));
+        let asks = (bits >> (2 * number + 1) & 1 == 1).then_some((*destination, true));
+        plain.into_iter().chain(asks)
     })
 }
 
@@ -101,6 +112,35 @@ impl Reach {
             }
         }
         Self(passing)
+    }
+
+    /// # Panics
+    /// If anything passes that no row allows.
+    pub fn must_lie_within(&self, plain: &Plain<'_>) {
+        for ((number, sender), bits) in &self.0 {
+            let source = probes().sources[*number];
+            for (destination, is_question) in asked(*bits) {
+                assert!(
+                    plain.may_pass(*sender, source, destination, is_question),
+                    "no row lets {sender} send from {source} to {destination}"
+                );
+            }
+        }
+    }
+
+    /// # Panics
+    /// If anything is denied that a row allows with which no other contends.
+    pub fn must_contain(&self, plain: &Plain<'_>) {
+        for (number, source) in probes().sources.iter().enumerate() {
+            let passing = self.0.iter().filter(|((from, _), _)| *from == number);
+            let passing = passing.fold(0, |all, (_, bits)| all | bits);
+            for (destination, is_question) in asked(!passing) {
+                assert!(
+                    !plain.must_pass(*source, destination, is_question),
+                    "a row lets a peer send from {source} to {destination}, and it may not"
+                );
+            }
+        }
     }
 
     pub fn is_empty(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Tries histories, and shrinks one that fails.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::history::{Ended, live};
@@ -28,8 +29,15 @@ pub fn failure(bytes: &[u8]) -> Option<String> {
     let ended = catch_unwind(AssertUnwindSafe(|| live(bytes, false)));
     match ended {
         Ok(Ended { failure, .. }) => failure,
-        Err(_) => Some("a panic".into()),
+        Err(panic) => Some(words_of(panic.as_ref())),
     }
+}
+
+/// What a panic says.
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").to_owned()
 }
 
 /// The kind of a failure, without its numbers.

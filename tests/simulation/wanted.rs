@@ -1,4 +1,5 @@
-//! What rows ask for, built from the model's tables: the product's loop has no part in it.
+//! What rows ask for, built from the model's tables: the product's loop has no part in it, and its pure
+//! functions must agree with what is worked out without them.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -8,6 +9,7 @@ use std::time::SystemTime;
 use gatepost::model::{BlockList, DesiredState, ObservedState, PeerRow, PublicKey};
 use gatepost::plan::{Scope, plan};
 
+use super::plain::{Plain, is_as};
 use super::reach::Reach;
 use super::tables::{Tables, local};
 
@@ -61,7 +63,9 @@ pub fn desired(tables: &Tables, blocks: &Arc<BlockList>, at: SystemTime) -> Desi
 
 /// Whether a kernel is as a desired state asks for.
 pub fn meets(state: &ObservedState, desired: &DesiredState) -> bool {
-    plan(desired, state, &Scope::Everything).is_ok_and(|left| left.is_empty())
+    let is_met = plan(desired, state, &Scope::Everything).is_ok_and(|left| left.is_empty());
+    assert!(!is_met || is_as(state, desired), "an empty plan, and the kernel is not as desired");
+    is_met
 }
 
 impl Cache {
@@ -94,6 +98,11 @@ impl Cache {
         let mut desired = desired(&key.tables, &key.blocks, at);
         desired.keep_out(key.kept_out.clone());
         let reach = Reach::of_rows(&desired);
+        let plain = Plain::new(&key.tables, &key.blocks, at);
+        reach.must_lie_within(&plain);
+        if key.kept_out.is_empty() {
+            reach.must_contain(&plain);
+        }
         let wanted = Rc::new(Wanted { desired, reach });
         if self.0.len() > 12 {
             self.0.pop_front();
