@@ -50,12 +50,15 @@ check: ## Format, clippy and the core tests: before each commit
 one: ## Run one test wherever it lives: make one T=part_of_its_name
 	@tests/one '$(T)'
 
-.PHONY: test test-unit test-postgres test-netns test-guest test-package test-postgres-versions
-test: test-unit test-native test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
+.PHONY: test test-unit test-mutations test-postgres test-netns test-guest test-package test-postgres-versions
+test: test-unit test-mutations test-native test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
 	@echo "==> all passed$(if $(strip $(skipped)),; SKIPPED: $(skipped))"
 
 test-unit: ## Run unit tests, properties, golden plans and commands: no privileges needed, but to install tools
 	$(call skip,unit,,tests/install-deps.sh test; $(seeded) $(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))
+
+test-mutations: ## See that the simulation finds each of the faults of the product that it lists
+	$(call skip,mutations,,$(cargo_test) --quiet --test simulation -- --ignored --exact --nocapture mutations::every_fault_that_is_listed_is_found)
 
 # Both wait more than they compute.
 .PHONY: test-native
@@ -86,6 +89,7 @@ nightly: test-unit test-postgres test-postgres-versions test-netns test-package 
 	deploy/fleet/fleet.sh --trial
 	tests/guest/suite --all $(netns_targets) $(firewall_targets)
 	GATEPOST_TEST_BACKEND=userspace GATEPOST_TEST_MUTATIONS=1 $(cargo_test) --quiet --test packets -- every_missing_rule
+	GATEPOST_SIMULATE_SECS=120 $(cargo_test) --quiet --test simulation every_history_keeps
 	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done
 	GATEPOST_TEST_WEEKS=10 $(cargo_test) --quiet --test postgres week
 	for round in 1 2 3; do GATEPOST_TEST_BACKEND=userspace GATEPOST_TEST_ROUNDS=200 $(cargo_test) --quiet --test packets; done

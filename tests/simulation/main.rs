@@ -14,6 +14,7 @@ mod database;
 mod disk;
 mod history;
 mod host;
+mod mutations;
 mod oracle;
 mod out;
 mod plain;
@@ -27,7 +28,7 @@ mod work;
 mod world;
 
 /// So many histories are tried in each run, the same each time.
-const HISTORIES: u64 = 10_000;
+const HISTORIES: u64 = 8_000;
 
 fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
