@@ -1,4 +1,4 @@
-//! Gatepost makes a WireGuard gateway host match what stands in PostgreSQL, keeps it matching,
+//! Gatepost makes a WireGuard gateway host match what is in PostgreSQL, keeps it matching,
 //! and writes back what is true.
 //!
 //! The code reads in the direction the data flows:
@@ -9,9 +9,14 @@
 //! ```
 //!
 //! [`model`] and [`plan`] are pure: no clock, no environment, no I/O, no async. They build without
-//! default features, and `clippy.toml` bans the calls of the standard library that would break this. `store` and `dataplane` are thin effects around them and
-//! never import each other; `reconcile` connects the two.
+//! default features, and `clippy.toml` bans the calls of the standard library that would break this.
+//! `store` and `dataplane` are thin effects around them and never import each other; `reconcile`
+//! connects the two.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    all(not(test), feature = "store", feature = "dataplane"),
+    warn(unused_crate_dependencies)
+)]
 
 // Rows for tests, which name the library as other crates do.
 #[cfg(test)]

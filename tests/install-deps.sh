@@ -28,6 +28,7 @@ main() {
 		versions) for version in "${postgres_versions[@]}"; do postgres_install "$version"; done ;;
 		esac
 	done
+	rm -rf "$(dirname "$0")/../target/tools/build"
 }
 
 die() { echo "install-deps: $*" >&2; exit 1; }
@@ -187,7 +188,8 @@ postgres_install() {
 	rm -rf "$work"
 }
 
-# A tool from crates.io, into target/tools. A debug build does the same and is there in a third of the time.
+# A tool from crates.io, into target/tools. A debug build does the same and is there in a third of the time;
+# tools that are built one after the other share what both depend on.
 cargo_install() {
 	local root
 	root=$(cd "$(dirname "$0")/.." && pwd)/target/tools
@@ -195,7 +197,6 @@ cargo_install() {
 	echo "install-deps: building $1"
 	CARGO_TARGET_DIR=$root/build cargo install --quiet --locked --debug --no-default-features --root "$root" "$1" ||
 		die "cargo could not install $1"
-	rm -rf "$root/build"
 }
 
 main "$@"

@@ -1,5 +1,6 @@
 //! `gatepost`: the agent and its commands.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unused_crate_dependencies))]
 
 mod accept;
 mod cli;
