@@ -60,7 +60,8 @@ test-unit: ## Run unit tests, properties, golden plans and commands: no privileg
 test-mutations: ## See that the simulation finds each of the faults of the product that it lists
 	$(call skip,mutations,,$(cargo_test) --quiet --test simulation -- --ignored --exact --nocapture mutations::every_fault_that_is_listed_is_found)
 
-# Both wait more than they compute.
+# Tests of packets wait more than they compute.
+waiting := --test-threads=$(shell expr 3 \* $$(nproc))
 .PHONY: test-native
 test-native:
 	@tests/install-deps.sh test
@@ -74,7 +75,7 @@ test-postgres-versions: ## Test the store against PostgreSQL 13 to 18
 	tests/postgres-versions $(cargo_test)
 
 test-netns: ## Send real packets through network namespaces with userspace WireGuard (root)
-	$(call skip,netns, (backend userspace),tests/install-deps.sh test; $(seeded) GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets) $(firewall_targets) $(host_targets)))
+	$(call skip,netns, (backend userspace),tests/install-deps.sh test; $(seeded) GATEPOST_TEST_BACKEND=userspace $(cargo_test) $(addprefix --test ,$(netns_targets) $(firewall_targets) $(host_targets)) -- $(waiting))
 
 test-guest: ## Run what needs kernel WireGuard or an older kernel in a QEMU guest (root)
 	$(call skip,guest, (backend kernel),tests/install-deps.sh guest; $(seeded) tests/guest/suite $(netns_targets) $(firewall_targets))

@@ -44,7 +44,7 @@ fn arrives(from: &UdpSocket, to: &UdpSocket) -> bool {
     sent.is_ok() && to.recv(&mut [0; 16]).is_ok()
 }
 
-fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happens() {
         assert!(Instant::now() < deadline, "not in time: {what}");
