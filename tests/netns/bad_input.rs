@@ -6,8 +6,8 @@ use std::net::UdpSocket;
 use nix::sys::signal::Signal;
 
 use crate::lab::{
-    BINARY, Fault, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, LISTEN_PORT, Lab, eventually, peer_rows,
-    policy_rows, public_key_of, run,
+    BINARY, Fault, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, LISTEN_PORT, Lab, eventually, new_keys,
+    peer_rows, policy_rows,
 };
 
 #[test]
@@ -19,7 +19,7 @@ fn bad_rows_are_quarantined_and_the_others_served() {
     alice.connect();
     let pings = alice.ping(GATEWAY_TUNNEL, 50);
 
-    let key = || public_key_of(&run("wg", &["genkey"]));
+    let key = || new_keys().1;
     let zero = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     let cases = [
         ("short", "AAAA".to_owned(), "10.99.1.1", "AAAA"),
@@ -224,12 +224,12 @@ fn an_unknown_key_in_the_configuration_is_named() {
 #[test]
 fn a_wrong_private_key_leaves_the_kernel_alone() {
     let lab = Lab::open();
-    let other = run("wg", &["genkey"]);
+    let (other, its_public_key) = new_keys();
     fs::write(lab.folder.path().join("private.key"), &other).unwrap();
     let (code, out, err) = lab.gatepost(&["check"]);
     assert_eq!(code, 78, "{out}{err}");
     let told = format!("{out}{err}");
-    assert!(told.contains(&lab.gateway_key) && told.contains(&public_key_of(&other)), "{told}");
+    assert!(told.contains(&lab.gateway_key) && told.contains(&its_public_key), "{told}");
 
     let mut agent = lab.launch(BINARY.as_ref());
     eventually("the agent says why it is not ready", || {

@@ -15,7 +15,8 @@ fn edits_of_our_table_are_repaired_and_their_author_is_named() {
         lab.database.exec(&client.rows());
     }
     lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_OTHER}/32")));
-    lab.write_config("[firewall]\nown_table = false");
+    // No heartbeat finds an edit before the kernel's message about it comes.
+    lab.write_config_with_heartbeat("10m", "[firewall]\nown_table = false");
     let _agent = lab.start();
     alice.connect();
     bob.connect();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::lab::{GATEWAY_TUNNEL, Lab, eventually, peer_rows, public_key_of, run};
+use crate::lab::{GATEWAY_TUNNEL, Lab, eventually, new_keys, peer_rows, public_key_of};
 
 #[test]
 fn a_committed_peer_is_served_and_a_revoked_one_is_not() {
@@ -88,7 +88,7 @@ fn a_plan_says_what_a_pass_would_do_and_does_nothing() {
 fn a_plan_shows_what_a_pass_would_hold_back() {
     let lab = Lab::open();
     for number in 10..30 {
-        let key = public_key_of(&run("wg", &["genkey"]));
+        let key = new_keys().1;
         lab.database.exec(&peer_rows(&format!("u{number}"), &key, &format!("10.99.1.{number}")));
     }
     let (code, out, err) = lab.gatepost(&["run", "--once"]);

@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use crate::lab::{LAN_SERVER, Lab, eventually, peer_rows, policy_rows, public_key_of, run};
+use crate::lab::{LAN_SERVER, Lab, eventually, new_keys, peer_rows, policy_rows};
 
 #[test]
 fn explanation_names_groups_statuses_and_what_may_drop_on_the_way() {
     let lab = Lab::open();
     for (number, user) in ["alice", "bob", "carol"].into_iter().enumerate() {
-        let key = public_key_of(&run("wg", &["genkey"]));
+        let key = new_keys().1;
         lab.database.exec(&peer_rows(user, &key, &format!("10.99.1.{number}")));
     }
     lab.database.exec(&policy_rows("racks", "bob", "10.20.0.0/24"));

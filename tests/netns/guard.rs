@@ -1,6 +1,6 @@
 //! The guard: what it never holds back, and what held peers lose.
 
-use crate::lab::{LAN_SERVER, Lab, eventually, peer_rows, policy_rows, public_key_of, run};
+use crate::lab::{LAN_SERVER, Lab, eventually, new_keys, peer_rows, policy_rows};
 
 const OTHERS: usize = 14;
 
@@ -13,7 +13,7 @@ fn revoked_devices_lose_access_at_once_and_a_deny_all_narrows_held_peers() {
         lab.database.exec(&policy_rows(&client.name, &client.name, "10.20.0.0/24"));
     }
     for number in 0..OTHERS {
-        let key = public_key_of(&run("wg", &["genkey"]));
+        let key = new_keys().1;
         let rows = peer_rows(&format!("other{number}"), &key, &format!("10.99.1.{number}"));
         lab.database.exec(&rows);
     }

@@ -36,7 +36,7 @@ impl World {
     fn open(clients: &[(&str, &[&'static str])]) -> Self {
         let lab = Lab::open();
         // Readings of the kernel would add messages to those that are counted.
-        lab.write_config_with_heartbeat("60s");
+        lab.write_config_with_heartbeat("60s", "");
         lab.lan.run("ip", &["address", "add", &format!("{LAN_THIRD}/24"), "dev", "eth0"]);
         let clients = clients.iter().map(|(name, sources)| {
             let client = lab.client(name);

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::faults::disk::Disk;
-use crate::lab::{Agent, BINARY, Backend, Lab, eventually, peer_rows, public_key_of, run};
+use crate::lab::{Agent, BINARY, Backend, Lab, eventually, new_keys, peer_rows, run};
 use secured::Secured;
 
 struct Kind {
@@ -288,7 +288,7 @@ impl Scene {
             "the guest has another server, and no such device"
         );
         for number in 0..PEERS {
-            let key = public_key_of(&run("wg", &["genkey"]));
+            let key = new_keys().1;
             let rows = peer_rows(&format!("user{number}"), &key, &format!("10.99.1.{number}"));
             lab.database.exec(&rows);
         }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::{
-    Backend, GATEWAY, GATEWAY_WAN, LISTEN_PORT, Lab, Space, eventually, public_key_of, run,
+    Backend, GATEWAY, GATEWAY_WAN, LISTEN_PORT, Lab, Space, echo, eventually, new_keys, run,
     write_secret,
 };
 
@@ -36,6 +36,9 @@ impl Client {
     pub(super) fn build(name: &str, space: Space, link: String, host: u8, lab: &Lab) -> Self {
         let folder = lab.folder.path().join(name);
         fs::create_dir(&folder).unwrap();
+        let wan_address = format!("address add 198.51.100.{host}/24 dev eth0");
+        space.ip(&["link set lo up", &wan_address, "link set eth0 up"]);
+        space.within(echo::allow);
         let device = match lab.backend {
             Backend::Kernel => {
                 space.run("ip", &["link", "add", &link, "type", "wireguard"]);
@@ -45,26 +48,26 @@ impl Client {
                 Some(start_device(lab, &space, &link, &folder.join("device.log")))
             }
         };
-        let private_key = run("wg", &["genkey"]);
+        let (private_key, key) = new_keys();
         let key_file = folder.join("private.key");
         write_secret(&key_file, &private_key);
         space.run("wg", &["set", &link, "private-key", key_file.to_str().unwrap()]);
-        space.run("ip", &["link", "set", &link, "up"]);
-        for network in NETWORKS {
-            space.run("ip", &["route", "add", network, "dev", &link]);
-        }
+        let (address, address6) = (format!("10.99.0.{host}"), format!("fd99::{host}"));
+        let mut setup = vec![format!("link set {link} up")];
+        setup.extend(NETWORKS.map(|network| format!("route add {network} dev {link}")));
+        setup.extend([&address, &address6].map(|it| format!("address add {it} dev {link}")));
+        space.ip(&setup.iter().map(String::as_str).collect::<Vec<_>>());
         let client = Self {
             name: name.to_owned(),
             space,
-            address: format!("10.99.0.{host}"),
-            address6: format!("fd99::{host}"),
-            key: public_key_of(&private_key),
+            address,
+            address6,
+            key,
             link,
             gateway_key: lab.gateway_key.clone(),
             folder,
             device,
         };
-        client.hold(&[&client.address, &client.address6]);
         client.dial();
         client
     }
@@ -136,7 +139,8 @@ impl Client {
 
     /// Whether one ping is answered within half a second.
     pub fn reaches(&self, address: &str) -> bool {
-        self.space.output("ping", &["-nq", "-c", "1", "-W", "0.5", address]).status.success()
+        let address = address.parse().unwrap();
+        self.space.within(|| echo::is_answered(address))
     }
 
     /// From its next handshake on it has this preshared key with the gateway.
@@ -254,8 +258,10 @@ pub fn policy_rows(name: &str, user: &str, destination: &str) -> String {
 fn start_device(lab: &Lab, space: &Space, link: &str, log: &Path) -> Child {
     let mut command = lab.command(&["device", link]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(log).unwrap());
-    let child = space.spawn(&mut command);
+    let mut child = space.spawn(&mut command);
     eventually("a userspace device answers", || {
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "{link} ended: {}", fs::read_to_string(log).unwrap());
         space.output("wg", &["show", link]).status.success()
     });
     child

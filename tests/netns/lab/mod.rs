@@ -10,6 +10,7 @@ mod agent;
 mod client;
 mod database;
 mod download;
+mod echo;
 mod fault;
 mod flood;
 mod postgres;
@@ -26,6 +27,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+use gatepost::model::PrivateKey;
 
 pub use agent::{Agent, BINARY};
 pub use client::{Client, Ping, peer_rows, policy_rows};
@@ -118,8 +121,7 @@ impl Lab {
         let database = Database::open(&tag);
         let relay = Relay::open(folder.path(), database.address());
         let (gateway, lan, wan) = build_network(&tag);
-        let private_key = run("wg", &["genkey"]);
-        let gateway_key = public_key_of(&private_key);
+        let (private_key, gateway_key) = new_keys();
         write_secret(&folder.path().join("private.key"), &private_key);
         write_secret(&folder.path().join("db.password"), database.role_password());
         let lab = Self {
@@ -176,15 +178,11 @@ impl Lab {
 
     /// The configuration followed by more TOML.
     pub fn write_config(&self, more: &str) {
-        self.write("1s", more);
+        self.write_config_with_heartbeat("1s", more);
     }
 
-    /// The configuration with this heartbeat.
-    pub fn write_config_with_heartbeat(&self, heartbeat: &str) {
-        self.write(heartbeat, "");
-    }
-
-    fn write(&self, heartbeat: &str, more: &str) {
+    /// As [`write_config`](Self::write_config), with this heartbeat.
+    pub fn write_config_with_heartbeat(&self, heartbeat: &str, more: &str) {
         let folder = self.folder.path().display();
         let url = self.relay.url(self.database.role(), self.database.name(), "");
         let config = format!(
@@ -307,7 +305,7 @@ file = "{folder}/last-good"
     pub fn client(&self, name: &str) -> Client {
         let number = self.clients.fetch_add(1, Ordering::Relaxed);
         let space = Space::new(&format!("{}-c{number}", self.tag));
-        plug(&self.wan, &space, &format!("c{number}"), &format!("198.51.100.{}", 11 + number));
+        plug(&self.wan, &space, &format!("c{number}"));
         let link = format!("{}c{number}", self.tag);
         Client::build(name, space, link, 11 + number, self)
     }
@@ -349,25 +347,26 @@ impl Drop for Lab {
 }
 
 fn build_network(tag: &str) -> (Space, Space, Space) {
-    let gateway = Space::new(&format!("{tag}-gw"));
-    let lan = Space::new(&format!("{tag}-lan"));
-    let wan = Space::new(&format!("{tag}-wan"));
-    wan.run("ip", &["link", "add", "br0", "type", "bridge"]);
-    wan.run("ip", &["link", "set", "br0", "up"]);
-    plug(&wan, &gateway, "gw", GATEWAY_WAN);
-    gateway.run(
-        "ip",
-        &["link", "add", "lan0", "type", "veth", "peer", "name", "eth0", "netns", lan.name()],
-    );
-    gateway.run("ip", &["address", "add", "10.20.0.1/24", "dev", "lan0"]);
-    gateway.run("ip", &["link", "set", "lan0", "up"]);
-    lan.run("ip", &["address", "add", &format!("{LAN_SERVER}/24"), "dev", "eth0"]);
-    lan.run("ip", &["address", "add", &format!("{LAN_OTHER}/24"), "dev", "eth0"]);
-    gateway.run("ip", &["address", "add", "fd20::1/64", "dev", "lan0", "nodad"]);
-    for address in [LAN_SERVER6, LAN_OTHER6] {
-        lan.run("ip", &["address", "add", &format!("{address}/64"), "dev", "eth0", "nodad"]);
-    }
-    lan.run("ip", &["link", "set", "eth0", "up"]);
+    let [gateway, lan, wan] = ["gw", "lan", "wan"].map(|role| Space::new(&format!("{tag}-{role}")));
+    wan.ip(&["link set lo up", "link add br0 type bridge", "link set br0 up"]);
+    plug(&wan, &gateway, "gw");
+    gateway.ip(&[
+        "link set lo up",
+        &format!("address add {GATEWAY_WAN}/24 dev eth0"),
+        "link set eth0 up",
+        &format!("link add lan0 type veth peer name eth0 netns {}", lan.name()),
+        "address add 10.20.0.1/24 dev lan0",
+        "address add fd20::1/64 dev lan0 nodad",
+        "link set lan0 up",
+    ]);
+    lan.ip(&[
+        "link set lo up",
+        &format!("address add {LAN_SERVER}/24 dev eth0"),
+        &format!("address add {LAN_OTHER}/24 dev eth0"),
+        &format!("address add {LAN_SERVER6}/64 dev eth0 nodad"),
+        &format!("address add {LAN_OTHER6}/64 dev eth0 nodad"),
+        "link set eth0 up",
+    ]);
     gateway.within(|| {
         for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{switch}"), "1").unwrap();
@@ -376,14 +375,12 @@ fn build_network(tag: &str) -> (Space, Space, Space) {
     (gateway, lan, wan)
 }
 
-fn plug(wan: &Space, space: &Space, port: &str, address: &str) {
-    wan.run(
-        "ip",
-        &["link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", space.name()],
-    );
-    wan.run("ip", &["link", "set", port, "master", "br0", "up"]);
-    space.run("ip", &["address", "add", &format!("{address}/24"), "dev", "eth0"]);
-    space.run("ip", &["link", "set", "eth0", "up"]);
+/// Gives a host a link `eth0` to the network before the gateway.
+fn plug(wan: &Space, space: &Space, port: &str) {
+    wan.ip(&[
+        &format!("link add {port} type veth peer name eth0 netns {}", space.name()),
+        &format!("link set {port} master br0 up"),
+    ]);
 }
 
 /// Tries until `condition` holds; fails the test when it never does.
@@ -409,6 +406,14 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
         .unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A new private key and its public key.
+pub fn new_keys() -> (String, String) {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).unwrap();
+    let private_key = PrivateKey::from_random(random);
+    (private_key.expose_text(), private_key.public_key().to_string())
 }
 
 /// What `wg pubkey` makes of a private key.

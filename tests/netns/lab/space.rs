@@ -1,7 +1,8 @@
 //! A network namespace, with every process in it, as one value.
 
 use std::fs::File;
-use std::process::{Child, Command, Output};
+use std::io::Write;
+use std::process::{Child, Command, Output, Stdio};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -16,9 +17,17 @@ pub struct Space {
 impl Space {
     pub fn new(name: &str) -> Self {
         super::run("ip", &["netns", "add", name]);
-        let space = Self { name: name.to_owned() };
-        space.run("ip", &["link", "set", "lo", "up"]);
-        space
+        Self { name: name.to_owned() }
+    }
+
+    /// Carries out commands of ip(8) in one process: starting one is expensive on an emulated processor.
+    pub fn ip(&self, commands: &[&str]) {
+        let mut ip = Command::new("ip");
+        ip.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.spawn(&mut ip);
+        child.stdin.take().unwrap().write_all(commands.join("\n").as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "ip {commands:?}: {output:?}");
     }
 
     pub fn name(&self) -> &str {
