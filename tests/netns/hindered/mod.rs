@@ -18,6 +18,8 @@ use crate::lab::{
 const OTHERS: usize = 14;
 /// Datagrams that must not come after the last one.
 const TRIED_IN_VAIN: u64 = 100;
+/// So many that do not come are the end.
+const QUIET: u64 = 50;
 /// From the commit, or from the time of a scheduled revocation, to the last packet. Without its
 /// notification a change would be found 10 s later.
 const BOUND: Duration = Duration::from_secs(5);
@@ -184,9 +186,9 @@ impl Scene {
                 (at, Instant::now())
             }
         };
-        of_bob.await_end();
+        of_bob.await_end(QUIET);
         eventually(what, || Instant::now() > alice_since);
-        let ends = [of_alice.await_end(), of_bob.await_end()];
+        let ends = [of_alice.await_end(QUIET), of_bob.await_end(QUIET)];
         of_alice.await_sent(TRIED_IN_VAIN);
         assert_eq!([&of_alice, &of_bob].map(|it| it.came().last), ends.map(Some), "{what}");
         let [alice_took, bob_took] = [(ends[0], alice_since), (ends[1], bob_since)]

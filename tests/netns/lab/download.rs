@@ -17,9 +17,6 @@ const SEGMENT: [u8; 256] = [7; 256];
 /// How often an idle thread checks whether it should end.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// So many datagrams that do not come are the end.
-const QUIET: u64 = 50;
-
 /// A running download. Dropping it ends it.
 pub struct Download {
     shared: Arc<Shared>,
@@ -100,12 +97,12 @@ impl Download {
         eventually("datagrams are sent", || self.datagrams_sent() >= wanted);
     }
 
-    /// Waits until nothing comes any more, whatever the LAN sends: when the last packet came.
-    pub fn await_end(&self) -> Instant {
+    /// Waits until nothing comes any more while the LAN sends so many datagrams: when the last packet came.
+    pub fn await_end(&self, quiet: u64) -> Instant {
         let mut last = None;
         eventually("nothing comes any more", || {
             last = self.came().last;
-            self.await_sent(QUIET);
+            self.await_sent(quiet);
             self.came().last == last
         });
         last.unwrap()
