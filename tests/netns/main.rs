@@ -40,3 +40,4 @@ mod secrets;
 mod stale;
 mod takeover;
 mod troubles;
+mod versions;
