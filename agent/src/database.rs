@@ -52,6 +52,8 @@ pub fn remedy(error: &StoreError) -> Option<&'static str> {
         {
             Some("create the database with `createdb`, or correct database.url")
         }
+        // Its own text says it.
+        error if error.is_want_of_room() => None,
         error if error.is_transient() => Some("try again; if it persists, see the server's log"),
         _ => None,
     }
@@ -65,7 +67,8 @@ mod tests {
 
     #[test]
     fn trying_again_is_the_remedy_only_where_it_can_help() {
-        let place = Place { hosts: "db1:5432".into(), database: "vpn".into(), role: "gw".into() };
+        let (hosts, database, role) = ("db1:5432".into(), "vpn".into(), "gw".into());
+        let place = Place { hosts, database, role, ..Place::default() };
         let closed = StoreError::Closed { place: Box::new(place.clone()) };
         assert!(remedy(&closed).is_some_and(|remedy| remedy.starts_with("try again")));
         let unmigrated = StoreError::Unmigrated { place: Box::new(place) };

@@ -147,7 +147,8 @@ mod tests {
 
     #[test]
     fn text_names_the_cause_and_the_remedy_once() {
-        let place = Place { hosts: "db1:5432".into(), database: "vpn".into(), role: "gw".into() };
+        let (hosts, database, role) = ("db1:5432".into(), "vpn".into(), "gw".into());
+        let place = Place { hosts, database, role, ..Place::default() };
         let closed = StoreError::Closed { place: Box::new(place) };
         let wanted = format!("{closed}; try again; if it persists, see the server's log");
         let error = WiringError::Preview(PreviewError::Database(closed));

@@ -15,6 +15,7 @@ use super::Store;
 use super::decode::Columns;
 use super::dial::{Dialer, Source};
 use super::error::{Limit, StoreError};
+use super::hosts::{self, Connected};
 use super::options::{ConnectOptions, Target};
 use super::patience::{MAKES_DO_FOR, ROOM_AGAIN_AFTER};
 use super::seats::{Seat, Seats};
@@ -105,10 +106,13 @@ impl Store {
                     let token = self.dialer.token();
                     return Ok(Lease { object: Some(object), token, _seat: seat });
                 }
-                Err(
-                    PoolError::Backend(source)
-                    | PoolError::PostCreateHook(HookError::Backend(source)),
-                ) => StoreError::of(&self.place, doing, source),
+                Err(PoolError::Backend(source)) => {
+                    let place = self.dialer.take_failed_at();
+                    StoreError::of(place.as_ref().unwrap_or(&self.place), doing, source)
+                }
+                Err(PoolError::PostCreateHook(HookError::Backend(source))) => {
+                    StoreError::of(&self.place, doing, source)
+                }
                 Err(PoolError::Timeout(TimeoutType::Create)) => {
                     self.stalled(doing, self.connect_within, Limit::Connect)
                 }
@@ -118,6 +122,18 @@ impl Store {
             if !(error.is_want_of_room() && has_others && seat.leave(MAKES_DO_FOR)) {
                 return Err(error);
             }
+        }
+    }
+
+    /// A connection outside the pool, with this name in `pg_stat_activity`.
+    pub(super) async fn dial(
+        &self,
+        doing: &'static str,
+        name: &str,
+    ) -> Result<Connected, StoreError> {
+        match tokio::time::timeout(self.connect_within, self.dialer.connect(Some(name))).await {
+            Ok(connected) => connected.map_err(|no| StoreError::of(&no.place, doing, no.error)),
+            Err(_) => Err(self.stalled(doing, self.connect_within, Limit::Connect)),
         }
     }
 
@@ -270,14 +286,14 @@ impl DerefMut for Lease {
 /// One connection of an operator's command, outside any pool.
 pub(super) async fn single(target: &Target) -> Result<tokio_postgres::Client, StoreError> {
     const DOING: &str = "connect";
-    let connecting = target.config.connect(target.tls.clone());
+    let connecting = hosts::connect(target, None);
     let Ok(connected) = tokio::time::timeout(SINGLE_WITHIN, connecting).await else {
         let place = Box::new(target.place.clone());
         let (waited, limit) = (SINGLE_WITHIN, Limit::Connect);
         return Err(StoreError::Stalled { place, doing: DOING, waited, limit });
     };
     let (client, connection) =
-        connected.map_err(|error| StoreError::of(&target.place, DOING, error))?;
+        connected.map_err(|no| StoreError::of(&no.place, DOING, no.error))?;
     // Its error also reaches the caller through the client.
     tokio::spawn(connection);
     let neutral = client.batch_execute(NEUTRAL).await;

@@ -6,10 +6,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Connection, Error, Socket};
+use tokio_postgres::{Client, Error};
 
-use super::connector::Judged;
-use super::error::{StoreError, is_about_secrets};
+use super::error::{Place, StoreError};
+use super::hosts::{Connected, NoHost, connect};
 use super::options::{ConnectOptions, Target};
 use super::token::Token;
 
@@ -24,11 +24,13 @@ struct Current {
     target: Target,
     /// `None`: what was read once is used for good.
     source: Option<Source>,
+    /// What the pool's errors do not say: where its last connection failed.
+    failed_at: Option<Place>,
 }
 
 impl Dialer {
     pub fn new(target: Target) -> Self {
-        Self(Arc::new(Mutex::new(Current { target, source: None })))
+        Self(Arc::new(Mutex::new(Current { target, source: None, failed_at: None })))
     }
 
     /// Connections from now on are made as the source says, which is read again when a login fails
@@ -38,7 +40,7 @@ impl Dialer {
     /// What is wrong with the options; the former ones stay in use.
     pub fn follow(&self, source: Source) -> Result<(), String> {
         let target = read(&source)?;
-        *self.lock() = Current { target, source: Some(source) };
+        *self.lock() = Current { target, source: Some(source), failed_at: None };
         Ok(())
     }
 
@@ -46,25 +48,22 @@ impl Dialer {
     /// read, connects once more.
     ///
     /// # Errors
-    /// Those of the driver.
-    pub async fn connect(
-        &self,
-        application_name: Option<&str>,
-    ) -> Result<(Client, Connection<Socket, Judged>), Error> {
+    /// Why none of the hosts could be used.
+    pub async fn connect(&self, application_name: Option<&str>) -> Result<Connected, NoHost> {
         let (target, source) = {
             let current = self.lock();
             (current.target.clone(), current.source.clone())
         };
-        let first = dial(&target, application_name).await;
+        let first = connect(&target, application_name).await;
         let (Err(error), Some(source)) = (&first, source) else { return first };
-        if !is_about_secrets(error) {
+        if !error.is_about_secrets {
             return first;
         }
         let asked = source.clone();
         let renewed = tokio::task::spawn_blocking(move || read(&asked)).await;
         match renewed {
             Ok(Ok(renewed)) if renewed.secrets != target.secrets => {
-                let again = dial(&renewed, application_name).await;
+                let again = connect(&renewed, application_name).await;
                 if again.is_ok() {
                     tracing::info!("read the database's password and certificates again");
                 }
@@ -83,6 +82,11 @@ impl Dialer {
         }
     }
 
+    /// Where the pool's last connection failed, if that was not asked for yet.
+    pub fn take_failed_at(&self) -> Option<Place> {
+        self.lock().failed_at.take()
+    }
+
     /// The present token of the gateway.
     pub fn token(&self) -> Option<Token> {
         self.lock().target.token.clone()
@@ -98,17 +102,6 @@ fn read(source: &Source) -> Result<Target, String> {
     source()?.target().map_err(|error: StoreError| error.to_string())
 }
 
-async fn dial(
-    target: &Target,
-    application_name: Option<&str>,
-) -> Result<(Client, Connection<Socket, Judged>), Error> {
-    let mut config = target.config.clone();
-    if let Some(name) = application_name {
-        config.application_name(name);
-    }
-    config.connect(target.tls.clone()).await
-}
-
 type Connecting<'a> =
     Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
 
@@ -116,7 +109,13 @@ impl deadpool_postgres::Connect for Dialer {
     /// The pool's configuration is the one with which it was made.
     fn connect(&self, _: &tokio_postgres::Config) -> Connecting<'_> {
         Box::pin(async move {
-            let (client, connection) = Self::connect(self, None).await?;
+            let (client, connection) = match Self::connect(self, None).await {
+                Ok(connected) => connected,
+                Err(NoHost { error, place, .. }) => {
+                    self.lock().failed_at = Some(place);
+                    return Err(error);
+                }
+            };
             // Its error also reaches the caller through the client.
             let drive = async move { drop(connection.await) };
             Ok((client, tokio::spawn(drive)))

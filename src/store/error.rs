@@ -1,26 +1,15 @@
 //! What can go wrong between an agent and its database. Each message names the remedy.
 
+mod words;
+
 use std::time::Duration;
 
-use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::error::SqlState;
 
-use super::patience::{CONNECT_WITHIN, SILENT_FOR};
+pub use super::place::Place;
 use super::require_auth::RefusedMethod;
-use super::tls::words::{find, tls_trouble};
-
-/// A database and the role that connects to it. Holds no password.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    pub hosts: String,
-    pub database: String,
-    pub role: String,
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "database {} at {} as role {}", self.database, self.hosts, self.role)
-    }
-}
+use words::{Obstacle, ROOM, limit_of, listed, login_remedy, obstacle, remedy, root, way};
+pub(super) use words::{is_about_secrets, server_error, tells};
 
 /// Why an agent cannot use its database, in three words. They stand in `gatepost status --json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -54,11 +43,6 @@ impl std::fmt::Display for Limit {
         })
     }
 }
-
-/// What to do about a [`StoreError::NoRoom`].
-const ROOM: &str = "an agent uses up to four sessions, and can poll with one: raise the connection limit \
-    of the role (`alter role ROLE connection limit 10`) or of the database, or the server's \
-    max_connections";
 
 /// Why a call to the database failed.
 #[derive(Debug, thiserror::Error)]
@@ -320,120 +304,12 @@ impl StoreError {
 
     /// Classifies an error that the driver met on its way to an answer.
     fn of_the_way(place: Box<Place>, source: tokio_postgres::Error) -> Self {
-        if let Some(refused) = find::<RefusedMethod>(&source).cloned() {
-            return Self::Method { place, refused };
+        match obstacle(&source) {
+            Obstacle::Method(refused) => Self::Method { place, refused },
+            Obstacle::Tls(why) => Self::Tls { place, why },
+            Obstacle::Login => Self::Refused { place, source },
+            Obstacle::ReadOnly => Self::Standby { place },
+            Obstacle::NoAnswer => Self::Unreachable { place, source },
         }
-        if let Some(why) = tls_trouble(&source) {
-            return Self::Tls { place, why };
-        }
-        let text = root(&source);
-        if text.starts_with(PASSWORD_MISSING) || text.starts_with(AUTHENTICATION) {
-            return Self::Refused { place, source };
-        }
-        // Only with `target_session_attrs`.
-        if find::<std::io::Error>(&source).is_some_and(|error| error.to_string() == NO_WRITES) {
-            return Self::Standby { place };
-        }
-        Self::Unreachable { place, source }
     }
-}
-
-// Texts of the driver, which has no types for these.
-const PASSWORD_MISSING: &str = "invalid configuration: password missing";
-const AUTHENTICATION: &str = "authentication error";
-const NO_WRITES: &str = "database does not allow writes";
-
-/// Whether a new password or certificate may let the same login succeed.
-pub(super) fn is_about_secrets(error: &tokio_postgres::Error) -> bool {
-    let refused = error.code().is_some_and(|code| ["28P01", "28000"].contains(&code.code()));
-    refused || root(error).starts_with(PASSWORD_MISSING) || tls_trouble(error).is_some()
-}
-
-/// What to do about a login that the server refused, or that this agent ended.
-fn login_remedy(error: &tokio_postgres::Error) -> &'static str {
-    let text = root(error);
-    if text.starts_with(PASSWORD_MISSING) {
-        "the server asks for a password: set database.password_file"
-    } else if text.starts_with(AUTHENTICATION) {
-        "the server does not prove that it knows the role's password, or asks for a login that \
-         Gatepost does not speak: check database.url and pg_hba.conf"
-    } else if text.contains("certificate") {
-        "set database.tls_cert_file and database.tls_key_file to a certificate whose common name is \
-         the role"
-    } else if text.contains("no encryption") {
-        "the server accepts this role only with TLS: remove database.tls = \"disable\""
-    } else if text.contains("no pg_hba.conf entry") {
-        "add a line for this role, database and host to pg_hba.conf"
-    } else {
-        "check the password file and pg_hba.conf"
-    }
-}
-
-/// The first few: after a restore without rights there are many.
-fn listed(misfits: &[String]) -> String {
-    const FIRST: usize = 3;
-    let first = misfits.iter().take(FIRST).map(String::as_str).collect::<Vec<_>>().join("; ");
-    match misfits.len().saturating_sub(FIRST) {
-        0 => first,
-        more => format!("{first}; and {more} more"),
-    }
-}
-
-/// What resolves a [`StoreError::Misfit`].
-fn remedy(misfits: &[String]) -> &'static str {
-    // `gatepost migrate` makes its own tables again.
-    let ours = |misfit: &str| misfit.starts_with("table gatepost.");
-    let theirs =
-        |misfit: &&String| misfit.starts_with("column ") || misfit.ends_with(" is missing");
-    if misfits.iter().filter(theirs).any(|misfit| !ours(misfit)) {
-        "restore them, then run `gatepost migrate`"
-    } else {
-        "run `gatepost migrate`"
-    }
-}
-
-/// The server's error, wherever it is wrapped.
-pub(super) fn server_error<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> Option<&'a DbError> {
-    std::iter::successors(Some(error), |error| error.source())
-        .find_map(|error| error.downcast_ref::<DbError>())
-}
-
-/// Why no answer came. Names the limit that ended the wait.
-fn way(error: &tokio_postgres::Error) -> String {
-    let timed_out = find::<std::io::Error>(error)
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut);
-    match error.to_string().starts_with("error connecting") {
-        true if timed_out => {
-            format!("no host answered within {} s", CONNECT_WITHIN.as_secs())
-        }
-        false if timed_out => {
-            format!("it acknowledged nothing for {} s", SILENT_FOR.as_secs())
-        }
-        _ => root(error),
-    }
-}
-
-/// The limit by which the server ended a statement, and where it is set.
-fn limit_of(error: &tokio_postgres::Error) -> &'static str {
-    match error.code().map(SqlState::code) {
-        Some("57014") => ": the limit is sync.statement_timeout",
-        Some("55P03") => ": another transaction holds the lock",
-        _ => "",
-    }
-}
-
-/// The innermost message. The driver's own says only "db error" or "error connecting to server".
-fn root(error: &tokio_postgres::Error) -> String {
-    if let Some(error) = error.as_db_error() {
-        return format!("{} ({})", error.message(), error.code().code());
-    }
-    let mut words = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        words = format!("{words}: {inner}");
-        source = inner.source();
-    }
-    words
 }

@@ -38,7 +38,7 @@ impl Store {
     pub async fn listen(&self, hello: &Hello) -> Result<Listener, StoreError> {
         let attached = self.attach(true).await?;
         // Distinguishes this connection in pg_stat_activity.
-        let connect = || self.within(DOING, self.dialer.connect(Some("gatepost listen")));
+        let connect = || self.dial(DOING, "gatepost listen");
         let (client, mut connection) = match connect().await {
             Err(error) if error.is_want_of_room() => {
                 self.close_spare_sessions();

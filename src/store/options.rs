@@ -137,7 +137,7 @@ impl ConnectOptions {
         let tls = Connector { rustls, rule: Arc::new(rule), warned: Arc::default() };
         let secrets = Secrets { password: self.password.clone(), material };
         let token = self.token.clone();
-        Ok(Target { place: place(&config), config, tls, secrets, token })
+        Ok(Target { place: Place::of(&config), config, tls, secrets, token })
     }
 
     fn transport(&self, config: &tokio_postgres::Config) -> Result<Transport, StoreError> {
@@ -200,25 +200,6 @@ pub(super) struct Target {
 pub(super) struct Secrets {
     password: Option<Password>,
     material: Material,
-}
-
-fn place(config: &tokio_postgres::Config) -> Place {
-    let ports = config.get_ports();
-    let hosts: Vec<String> = config
-        .get_hosts()
-        .iter()
-        .enumerate()
-        .map(|(index, host)| {
-            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-            match host {
-                Host::Tcp(name) => format!("{name}:{port}"),
-                Host::Unix(path) => format!("{}:{port}", path.display()),
-            }
-        })
-        .collect();
-    let role = config.get_user().unwrap_or("?").to_owned();
-    let database = config.get_dbname().unwrap_or(&role).to_owned();
-    Place { hosts: hosts.join(","), database, role }
 }
 
 fn source_text(error: &tokio_postgres::Error) -> String {

@@ -181,6 +181,60 @@ async fn a_dead_first_host_is_skipped() {
     assert!(error.to_string().contains(&dead.to_string()), "{error}");
 }
 
+#[tokio::test]
+async fn each_of_several_hosts_is_told_with_its_own_error_in_one_line() {
+    let site = site().await;
+    let (live, dead, gone) = (site.cluster.port, free_port(), free_port());
+    let words = async |first: u16, second: u16| {
+        let url =
+            format!("postgres://agent@localhost:{first},localhost:{second}/{}", site.database);
+        let password = Some(Password::from("hunter2".to_owned()));
+        let error = hello(&ConnectOptions { url, password, ..site.options() }).await.unwrap_err();
+        let words = error.to_string();
+        assert!(!words.contains('\n'), "{words}");
+        (error.unavailable(), words)
+    };
+    // Whatever their order, the host that answers says what to do.
+    for (first, second) in [(dead, live), (live, dead)] {
+        let (unavailable, words) = words(first, second).await;
+        assert_eq!(unavailable, Unavailable::Refuses, "{words}");
+        let dead = format!("at localhost:{live} as role agent (localhost:{dead} is unreachable: ");
+        assert!(words.contains(&dead), "{words}");
+        assert!(
+            words.contains("(os error 111)): login refused: password authentication"),
+            "{words}"
+        );
+    }
+    let (unavailable, words) = words(dead, gone).await;
+    assert_eq!(unavailable, Unavailable::Unreachable, "{words}");
+    let both = format!("at localhost:{dead} as role agent (localhost:{gone} is unreachable: ");
+    assert!(words.contains(&both) && words.matches("(os error 111)").count() == 2, "{words}");
+}
+
+/// As behind a load balancer that is stopped.
+#[tokio::test]
+async fn connection_that_ends_without_a_word_is_told_without_a_link_to_a_manual() {
+    let site = site().await;
+    let between = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (server, port) = (site.cluster.port, between.local_addr().unwrap().port());
+    let carries = tokio::spawn(async move {
+        let mut carried = tokio::task::JoinSet::new();
+        loop {
+            let (mut client, _) = between.accept().await.unwrap();
+            let mut server = tokio::net::TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            carried.spawn(async move {
+                tokio::io::copy_bidirectional(&mut client, &mut server).await.unwrap();
+            });
+        }
+    });
+    let url = format!("postgres://agent@localhost:{port}/{}", site.database);
+    let store = Store::connect(&ConnectOptions { url, ..site.options() }).unwrap();
+    let mut listener = store.listen(&store.hello().await.unwrap()).await.unwrap();
+    carries.abort();
+    let words = listener.next().await.unwrap_err().to_string();
+    assert!(words.ends_with("is unreachable: it closed the connection without a word"), "{words}");
+}
+
 /// Settings that an administrator may choose for other applications.
 #[tokio::test]
 async fn settings_of_role_and_database_change_nothing() {

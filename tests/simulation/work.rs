@@ -13,7 +13,7 @@ use super::world::{Errand, Followed, Job, World};
 /// The database does not answer.
 pub fn away() -> DatabaseError {
     let (hosts, database, role) = ("db1".to_owned(), "vpn".to_owned(), "fra_1".to_owned());
-    let place = Box::new(Place { hosts, database, role });
+    let place = Box::new(Place { hosts, database, role, ..Place::default() });
     let waited = std::time::Duration::from_secs(1);
     StoreError::Stalled { place, doing: "read", waited, limit: Limit::Answer }.into()
 }

@@ -60,7 +60,7 @@ impl Watch {
 /// The database does not answer.
 pub fn away() -> DatabaseError {
     let (hosts, database, role) = ("db1".to_owned(), "vpn".to_owned(), "fra_1".to_owned());
-    let place = Box::new(Place { hosts, database, role });
+    let place = Box::new(Place { hosts, database, role, ..Place::default() });
     let limit = gatepost::store::Limit::Answer;
     StoreError::Stalled { place, doing: "read", waited: Duration::from_secs(1), limit }.into()
 }

@@ -203,7 +203,8 @@ fn unreadable_key(kind: io::ErrorKind) -> ConfigError {
 #[test]
 fn unreachable_database_is_a_warning_and_a_wrong_url_is_not() {
     let exit = |error: DatabaseError| found(|_, facts| facts.database = Err(error)).1;
-    let place = Place { hosts: "db1:5432".into(), database: "vpn".into(), role: "gw".into() };
+    let (hosts, database, role) = ("db1:5432".into(), "vpn".into(), "gw".into());
+    let place = Place { hosts, database, role, ..Place::default() };
     let closed = StoreError::Closed { place: Box::new(place) };
     assert_eq!(exit(closed.into()), Exit::Failure);
     let wrong = StoreError::Config { what: "database.url".into(), fix: "correct it" };
