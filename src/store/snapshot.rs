@@ -144,3 +144,25 @@ async fn collect<T>(
     }
     Ok(Ok(values))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The tables of which `gatepost.misfits()` lists the columns are all that agents read.
+    #[test]
+    fn every_table_that_is_read_is_watched_for_being_rewritten() {
+        let migration = include_str!("../../migrations/V9__guest.sql");
+        let (_, columns) = migration.split_once("with wanted (relation, name, type) as").unwrap();
+        let (columns, _) = columns.split_once("compared as").unwrap();
+        let first_word = |row: &'static str| row.trim().strip_prefix("('")?.split('\'').next();
+        let read: BTreeSet<_> = columns.lines().filter_map(first_word).collect();
+        let (_, watched) = REWRITTEN.split_once("c.relname in (").unwrap();
+        let (watched, _) = watched.split_once(')').unwrap();
+        let watched: BTreeSet<_> =
+            watched.split(',').map(|it| it.trim().trim_matches('\'')).collect();
+        assert_eq!((read.len(), &read), (11, &watched));
+    }
+}
