@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use gatepost::count::count;
 use gatepost::dataplane::link_facts;
 use gatepost::model::{InterfaceName, PresharedKey, PublicKey};
 use ipnet::IpNet;
@@ -15,17 +16,29 @@ use super::found::{Found, FoundPeer};
 /// Two readings that agree show the whole: the crate does not tell when peers change meanwhile.
 const MOST_READINGS: usize = 5;
 
-/// Reads an interface of this network namespace.
+/// To read more peers takes so long that each reading is told.
+const MANY_PEERS: usize = 10_000;
+
+/// What must be alike in two readings.
+type Seen = Vec<(PublicKey, Vec<IpNet>)>;
+
+/// Reads an interface of this network namespace. `tells` is told how far that is, if it takes long.
 ///
 /// # Errors
 /// There is none of this name; it is Gatepost's; it has no key.
-pub fn read(name: &InterfaceName) -> Result<Found, ImportError> {
+pub fn read(name: &InterfaceName, tells: impl Fn(&str)) -> Result<Found, ImportError> {
     let facts = link_facts(name)
         .map_err(|why| ImportError::Addresses { name: name.to_string(), why: why.to_string() })?;
     if facts.as_ref().is_some_and(|facts| facts.is_ours) {
         return Err(ImportError::Ours { name: name.to_string() });
     }
-    let device = settled(name)?;
+    let read = || {
+        let device = either(name)?;
+        let seen = peers(&device.peers).into_iter().map(|it| (it.public_key, it.allowed_ips));
+        let seen = seen.collect();
+        Ok((device, seen))
+    };
+    let device = settled(name, read, tells)?;
     let facts = facts.unwrap_or_default();
     let unusable = |text: &str| ImportError::Unusable {
         source_name: name.to_string(),
@@ -45,14 +58,20 @@ pub fn read(name: &InterfaceName) -> Result<Found, ImportError> {
     })
 }
 
-fn settled(name: &InterfaceName) -> Result<Device, ImportError> {
+fn settled<T>(
+    name: &InterfaceName,
+    read: impl Fn() -> Result<(T, Seen), ImportError>,
+    tells: impl Fn(&str),
+) -> Result<T, ImportError> {
     let mut last = None;
     for _ in 0..MOST_READINGS {
-        let device = either(name)?;
-        let seen = peers(&device.peers);
-        let seen: Vec<_> = seen.into_iter().map(|it| (it.public_key, it.allowed_ips)).collect();
+        let (device, seen) = read()?;
         if last.as_ref() == Some(&seen) {
             return Ok(device);
+        }
+        if seen.len() >= MANY_PEERS {
+            let peers = count(seen.len(), "peer");
+            tells(&format!("read {peers} of {name}; reading again until two readings are alike"));
         }
         last = Some(seen);
     }
@@ -94,4 +113,31 @@ fn peers(infos: &[PeerInfo]) -> Vec<FoundPeer> {
 
 fn prefix(allowed: &AllowedIp) -> Option<IpNet> {
     IpNet::new(allowed.address, allowed.cidr).ok().map(|prefix| prefix.trunc())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+
+    #[test]
+    fn readings_of_many_peers_are_told_until_two_are_alike() {
+        let told = |sizes: &[usize]| {
+            let (number, told) = (Cell::new(0), RefCell::new(Vec::new()));
+            let read = || {
+                let size = sizes[number.replace(number.get() + 1).min(sizes.len() - 1)];
+                Ok(((), vec![(PublicKey::from_bytes([1; 32]).unwrap(), Vec::new()); size]))
+            };
+            let tells = |text: &str| told.borrow_mut().push(text.to_owned());
+            let settled = settled(&"wg0".parse().unwrap(), read, tells).is_ok();
+            (settled, told.into_inner())
+        };
+        let again = |peers| {
+            format!("read {peers} peers of wg0; reading again until two readings are alike")
+        };
+        assert_eq!(told(&[9_999, 10_000, 10_000]), (true, vec![again(10_000)]));
+        let restless = [10_001, 10_002, 10_003, 10_004, 10_005];
+        assert_eq!(told(&restless), (false, restless.map(again).to_vec()));
+    }
 }

@@ -22,7 +22,7 @@ use crate::config::{
 };
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::print;
+use crate::output::{print, printable};
 use arrange::{ArrangedPeer, arrange};
 use error::ImportError;
 use file::{Parsed, Remark};
@@ -98,7 +98,8 @@ fn read(args: &ImportArgs) -> Result<Source, CommandError> {
         return Ok(Source { interface: interface()?, found, labels, notes });
     }
     let interface = interface()?;
-    let mut found = live::read(&interface)?;
+    // Beside the SQL, which goes to a file.
+    let mut found = live::read(&interface, |told| eprintln!("{}", printable(told)))?;
     let labels = labels_of(&interface, args.names.as_ref())?;
     for peer in &mut found.peers {
         peer.name = labels.names.get(&peer.public_key).cloned();
