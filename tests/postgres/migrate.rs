@@ -1,6 +1,6 @@
 use gatepost::store::{
     ConnectOptions, CreateRole, Migration, Read, SCHEMA_VERSION, Store, StoreError, grant, migrate,
-    pending,
+    migrate_telling, pending,
 };
 
 use crate::postgres::Cluster;
@@ -19,6 +19,22 @@ async fn migrating_twice_changes_nothing() {
     assert_eq!(names(migrate(&options).await.unwrap()), pending_names);
     assert_eq!(pending(&options).await.unwrap(), []);
     assert_eq!(migrate(&options).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn migrate_tells_each_part_before_it_begins() {
+    let database = Cluster::shared().database(None);
+    let (say, told) = std::sync::mpsc::channel();
+    let tells = move |part: &str| say.send(part.to_owned()).unwrap();
+    migrate_telling(&options("postgres", &database), &tells).await.unwrap();
+    let told = Vec::from_iter(told.try_iter());
+    let parts = [
+        "waiting for other migrations of this database",
+        "comparing the tables",
+        "applying migrations",
+        "granting rights and creating triggers",
+    ];
+    assert_eq!(told[..parts.len()], parts);
 }
 
 #[tokio::test]
