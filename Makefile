@@ -136,6 +136,8 @@ lint: ## Check format, clippy, unused dependencies, licences, duplicate versions
 	@# The profile of the tests, which share its build scripts and procedural macros.
 	cargo clippy --workspace --all-targets --locked --profile ci -- -D warnings
 	cargo check --locked --profile ci -p gatepost --no-default-features
+	@# The fuzzer's own lock file follows the library's dependencies.
+	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	PATH="$$PWD/target/tools/bin:$$PATH" cargo deny --locked --workspace check bans licenses sources
 	@tests/advisories
 
