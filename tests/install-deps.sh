@@ -68,6 +68,7 @@ tier_test() {
 	need iptables-nft-restore iptables
 	need nats-server nats-server
 	need openssl openssl
+	compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || missing+=(libfaketime)
 }
 
 tier_versions() {

@@ -1,6 +1,7 @@
 //! Faults under traffic, each a row of docs/faults.md.
 
 mod clients;
+mod clocks;
 mod database;
 pub mod disk;
 mod files;
