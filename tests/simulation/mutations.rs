@@ -156,6 +156,15 @@ fn search_for(program: &Path, name: &str, first: u64, histories: u64) -> Option<
 }
 
 #[test]
+fn every_fault_that_is_listed_has_its_place() {
+    let mutations = mutations();
+    for file in mutations.iter().map(|it| &it.file) {
+        let here: Vec<_> = mutations.iter().filter(|it| it.file == *file).collect();
+        mutated(&fs::read_to_string(root().join(file)).unwrap(), &here);
+    }
+}
+
+#[test]
 #[ignore = "it builds a copy of the library: make test-mutations"]
 fn every_fault_that_is_listed_is_found() {
     let mutations = mutations();
