@@ -141,6 +141,10 @@ impl Machine {
             Event::Reported(mut sent) => {
                 self.outbox.reported(&mut sent, self.source.is_connected(), now.instant);
                 self.notices.reported(&sent, now.instant);
+                if sent.error.is_some() {
+                    // It meets what is in the way, too, and tells.
+                    self.source.want(ReadKind::Changes);
+                }
             }
             Event::PeersAsked => self.mirror.peers_asked(now.instant),
             Event::Hosts(hosts) => self.outbox.hosts(hosts),

@@ -29,6 +29,8 @@ pub(super) struct Notices {
     judged: Judged,
     quarantined_policies: BTreeMap<PolicyId, QuarantinedPolicy>,
     ignored: BTreeSet<String>,
+    /// The last report was not written.
+    report_failed: bool,
     /// How changes are learnt of, as it was said last.
     mode: Option<Mode>,
 }
@@ -112,7 +114,8 @@ impl Notices {
         }
     }
 
-    /// A report ended.
+    /// A report ended. One that fails may be the first to meet what the next read tells, so that only the
+    /// next one that fails is told, too.
     pub fn reported(&mut self, sent: &Sent, now: Instant) {
         if let Some(first) = sent.lost.first().cloned() {
             self.say(Note::ReportsLost { reports: sent.lost.len(), first });
@@ -125,12 +128,15 @@ impl Notices {
             None => {}
         }
         if let Some(error) = &sent.error {
-            if error.is_told_by_reads() {
+            let failed_before = std::mem::replace(&mut self.report_failed, true);
+            let reads_fail = self.lasting.contains(&Trouble::Database);
+            if error.is_told_by_reads() || reads_fail || !failed_before {
                 return;
             }
             let note = Note::ReportFailed { error: error.to_string() };
             return self.complain(Trouble::Report, note, now);
         }
+        self.report_failed = false;
         self.forget(Trouble::Report);
         for refusal in &sent.refusals {
             let note = Note::ReportsRefused(refusal.clone());
@@ -270,6 +276,7 @@ fn gist(note: &Note) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreError;
 
     #[test]
     fn a_trouble_is_said_once_an_hour_and_again_when_it_comes_back() {
@@ -290,5 +297,29 @@ mod tests {
         notices.forget(Trouble::Kernel);
         assert_eq!(notices.take(), [], "it was over");
         assert!(news(&mut notices, "refused", 3_602));
+    }
+
+    #[test]
+    fn report_that_fails_is_told_at_the_second_time_and_not_beside_reads_that_fail() {
+        let now = Instant::now();
+        let failed = || {
+            let missing = StoreError::Rewritten { tables: "users".into() };
+            Sent { error: Some(missing.into()), ..Sent::default() }
+        };
+        let told = |notices: &mut Notices| {
+            notices.reported(&failed(), now);
+            notices.take().len()
+        };
+        let mut notices = Notices::default();
+        assert_eq!((told(&mut notices), told(&mut notices), told(&mut notices)), (0, 1, 0));
+        notices.reported(&Sent::default(), now);
+        assert_eq!(notices.take(), [Note::Over(Trouble::Report)]);
+        assert_eq!(told(&mut notices), 0);
+        let note = Note::ReadFailed { what: "", error: String::new() };
+        notices.complain(Trouble::Database, note, now);
+        assert_eq!((notices.take().len(), told(&mut notices)), (1, 0));
+        notices.forget(Trouble::Database);
+        notices.take();
+        assert_eq!(told(&mut notices), 1);
     }
 }
