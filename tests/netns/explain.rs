@@ -33,7 +33,10 @@ fn explanation_names_groups_statuses_and_what_may_drop_on_the_way() {
     tells("alice", 2, to_others);
     tells("bob", 0, "decided by policy \"racks\" (priority 100, allow, for group operators)");
     tells("bob", 0, "\njudged is the real destination");
-    tells("carol", 2, "so nothing passes: device not active (its status is lost)\n");
+    let lost_device = "device not active (its status is lost)";
+    tells("carol", 2, &format!("so nothing passes: {lost_device}\n"));
+    let peers = lab.gatepost(&["peers", "--json"]).1;
+    assert_eq!(peers.matches(lost_device).count(), 1, "{peers}");
 
     let lost = |part: &str| {
         let told = format!("but packets may be lost on this host: {part}");

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::reconcile::view::View;
 use crate::reconcile::view::status::{PeerStatus, Timestamp};
+use crate::reconcile::view::{View, peers_in_words};
+use crate::store::Store;
 
 /// A kernel that is being changed, or does not answer, delays the list no longer; its peers then say
 /// when they were read.
@@ -34,14 +35,21 @@ impl AskedPeers {
     }
 
     /// Answers the questions for which the kernel was read, or need not be, or which have waited
-    /// long enough.
-    pub fn answer(&mut self, view: &View<'_>) {
+    /// long enough. `store`: where to ask for words; `None`: it does not answer.
+    pub fn answer(&mut self, view: &View<'_>, store: Option<&Store>) {
         let now = Instant::now();
         let rests = view.rests(now.into_std());
         let is_ready = |it: &mut Asked| rests || it.until <= now || view.read_at() != it.former;
         for asked in self.pending.extract_if(.., is_ready) {
-            // The asker may be gone.
-            drop(asked.answer.send(view.peers()));
+            let (peers, store) = (view.peers(), store.cloned());
+            tokio::spawn(async move {
+                let peers = match store {
+                    Some(store) => peers_in_words(peers, &store).await,
+                    None => peers,
+                };
+                // The asker may be gone.
+                drop(asked.answer.send(peers));
+            });
         }
     }
 

@@ -70,7 +70,8 @@ pub async fn run<D: Dataplane + 'static>(
         shell.tell_progress();
         shell.answer_resyncs();
         shell.answer_blocks();
-        shell.asked_peers.answer(&shell.machine.view());
+        let connected = shell.in_use.is_some().then_some(&shell.store);
+        shell.asked_peers.answer(&shell.machine.view(), connected);
         let wakeup = shell.next_round();
         tokio::select! {
             biased;

@@ -9,6 +9,7 @@ mod status_of;
 mod takeover;
 pub mod time;
 mod who;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +32,7 @@ use crate::plan::{Held, PlanError};
 pub use explain::{Answers, ExplainError, parse_destination};
 pub use preview::{PreviewError, preview, preview_explanation, preview_rows};
 pub use who::WhoError;
+pub(super) use words::peers_in_words;
 
 /// The machine as of one moment, part by part.
 #[derive(Debug)]

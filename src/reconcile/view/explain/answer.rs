@@ -2,20 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use serde_json::json;
 
 use crate::causes::causes;
 use crate::dataplane::nft::ProfileCounters;
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
-use crate::model::policy::{Explanation as PolicyExplanation, Plain, Target};
-use crate::model::{DEVICE_NOT_ACTIVE as NOT_ACTIVE, DeviceId, GroupId, ProfileId};
+use crate::model::policy::{Explanation as PolicyExplanation, Target};
+use crate::model::{DeviceId, GroupId, ProfileId};
 use crate::reconcile::view::status::Explanation;
+use crate::reconcile::view::words::{is_for_its_status, tell_status, words};
 use crate::store::{Store, Words};
-
-/// Names are worth no longer wait.
-const WORDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Ends every answer.
 const TRANSLATED: &str = "judged is the real destination: where this host translates it (a port that Docker \
@@ -59,13 +56,8 @@ impl Answers {
         let groups: BTreeSet<GroupId> = groups.collect();
         let inactive = self.0.iter().filter(|answer| answer.is_for_its_status());
         let inactive: BTreeSet<DeviceId> = inactive.map(|answer| answer.device_id).collect();
-        if groups.is_empty() && inactive.is_empty() {
-            return self;
-        }
-        let asked = tokio::time::timeout(WORDS_WITHIN, store.words(&groups, &inactive)).await;
-        if let Ok(Ok(words)) = asked {
-            self.0.iter_mut().for_each(|answer| answer.tell(&words));
-        }
+        let words = words(store, &groups, &inactive).await;
+        self.0.iter_mut().for_each(|answer| answer.tell(&words));
         self
     }
 
@@ -128,7 +120,7 @@ impl Answer {
     }
 
     fn is_for_its_status(&self) -> bool {
-        self.left_out.as_ref().is_some_and(|why| why.contains(NOT_ACTIVE))
+        self.left_out.as_ref().is_some_and(|why| is_for_its_status(why))
     }
 
     fn tell(&mut self, words: &Words) {
@@ -136,8 +128,7 @@ impl Answer {
         self.explanation.names.extend(groups);
         if let (Some(why), Some(status)) = (&mut self.left_out, words.statuses.get(&self.device_id))
         {
-            *why =
-                why.replace(NOT_ACTIVE, &format!("{NOT_ACTIVE} (its status is {})", Plain(status)));
+            tell_status(why, status);
         }
     }
 
