@@ -26,6 +26,7 @@ mod hosts;
 mod listen;
 mod locks;
 mod login;
+mod long_text;
 mod managed;
 mod marks;
 mod migrate;
