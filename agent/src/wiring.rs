@@ -17,7 +17,7 @@ use gatepost::reconcile::{
     PreviewError, RunError, Withdrawals, hints, preview, preview_explanation, preview_rows,
 };
 use gatepost::store::{
-    HeldLock, REHEARSAL_WITHIN, Rehearsal, Statement, Store, StoreError, rehearse,
+    HeldLock, Ineffective, REHEARSAL_WITHIN, Rehearsal, Statement, Store, StoreError, rehearse,
 };
 use tokio::sync::mpsc;
 
@@ -75,8 +75,8 @@ pub struct SqlPlan {
     pub locks: Vec<HeldLock>,
     /// How long the locks were held.
     pub lasted: Duration,
-    /// Policies without a target.
-    pub untargeted: Vec<String>,
+    /// Rows that change nothing.
+    pub ineffective: Vec<Ineffective>,
 }
 
 type GatewayHost = Host<Nft>;
@@ -129,14 +129,14 @@ impl Prepared<'_> {
         let Self { config, gateway, machine, .. } = self;
         let rehearsal =
             rehearse(&database::options(config)?, gateway, statements, REHEARSAL_WITHIN).await?;
-        let Rehearsal { before, after, locks, untargeted, lasted } = rehearsal;
+        let Rehearsal { before, after, locks, ineffective, lasted } = rehearsal;
         let host = open_host(config, Ownership::Respected)?;
         let already = match before {
             Some(rows) => preview_rows(&machine, rows, &host).await?.steps.len(),
             None => 0,
         };
         let after = preview_rows(&machine, after, &host).await?;
-        Ok(SqlPlan { after, already, locks, untargeted, lasted })
+        Ok(SqlPlan { after, already, locks, ineffective, lasted })
     }
 
     /// The verdict, from database and kernel, without an agent.

@@ -20,6 +20,7 @@ mod grant;
 mod hello;
 mod host;
 mod hosts;
+mod ineffective;
 mod listen;
 mod marks;
 mod merge;
@@ -38,7 +39,6 @@ mod shared;
 mod snapshot;
 mod tls;
 mod token;
-mod untargeted;
 mod words;
 
 use std::collections::BTreeSet;
@@ -61,6 +61,7 @@ pub use grant::{
 };
 pub use hello::Hello;
 pub use host::{Host, Hosts, KnownHost, Proven};
+pub use ineffective::{Ineffective, ineffective_rows};
 pub use listen::Listener;
 pub use marks::AskedMark;
 pub use merge::{Merged, Refusal, try_reports};
@@ -79,7 +80,6 @@ pub use shared::SharedRole;
 pub use snapshot::Cursor;
 pub use tls::{Tls, TlsFiles};
 pub use token::{Token, TokenError};
-pub use untargeted::untargeted_policies;
 pub use words::Words;
 
 /// One gateway's database. Cheap to clone: the clones share their connections.

@@ -13,11 +13,11 @@ use tokio_postgres::{CancelToken, Client, Row};
 use super::connect::single;
 use super::decode::Columns;
 use super::error::{Place, StoreError, server_error};
+use super::ineffective::{self, Ineffective};
 use super::options::{ConnectOptions, Target};
 use super::script::Statement;
 use super::snapshot;
 use super::token::Caller;
-use super::untargeted;
 use crate::model::SnapshotRows;
 
 /// The statements and the reading after them take no longer.
@@ -39,8 +39,8 @@ pub struct Rehearsal {
     pub after: SnapshotRows,
     /// The tables that were locked, the strongest lock of each.
     pub locks: Vec<HeldLock>,
-    /// Policies that decide nothing after the statements, because no target is named.
-    pub untargeted: Vec<String>,
+    /// Rows that change nothing after the statements.
+    pub ineffective: Vec<Ineffective>,
     /// From the first statement to the rollback.
     pub lasted: Duration,
 }
@@ -212,10 +212,10 @@ impl Desk<'_> {
             });
         }
         let after = self.read().await?;
-        let untargeted = untargeted::read(&self.client).await;
-        let untargeted = untargeted.map_err(|error| self.failed(error))??;
+        let ineffective = ineffective::read(&self.client).await;
+        let ineffective = ineffective.map_err(|error| self.failed(error))??;
         self.leave().await;
-        Ok(Rehearsal { before, after, locks, untargeted, lasted: started.elapsed() })
+        Ok(Rehearsal { before, after, locks, ineffective, lasted: started.elapsed() })
     }
 
     async fn run(&self, statement: &str) -> Result<(), StoreError> {

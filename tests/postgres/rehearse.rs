@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use gatepost::store::{
-    LockMode, REHEARSAL_WITHIN, Rehearsal, StoreError, rehearse, split, untargeted_policies,
+    Ineffective, LockMode, REHEARSAL_WITHIN, Rehearsal, StoreError, ineffective_rows, rehearse,
+    split,
 };
 
 use crate::postgres::Cluster;
@@ -65,19 +66,32 @@ async fn rehearsed_statements_are_read_and_never_committed() {
 }
 
 #[tokio::test]
-async fn policy_without_a_target_is_told() {
+async fn rows_without_effect_are_told() {
     let world = World::new().await;
+    for name in ["ann", "bob"] {
+        world.peer(world.gateway, name).await;
+    }
+    world.run("update devices set public_key = username from users where users.id = user_id").await;
+    let told = || async { ineffective_rows(&options("postgres", &world.database)).await.unwrap() };
+    assert_eq!(told().await, []);
     let sql = "insert into policies (name) values ('office'), ('with a target'), ('empty');
                insert into policy_destinations (policy_id, destination)
                    select id, '10.0.0.0/8' from policies where name <> 'empty';
                insert into policy_targets (policy_id, target_type, target_id)
-                   select id, 'user', gen_random_uuid() from policies where name like 'with%'";
-    assert_eq!(run(&world, sql).await.unwrap().untargeted, ["office"]);
-    let told =
-        || async { untargeted_policies(&options("postgres", &world.database)).await.unwrap() };
-    assert!(told().await.is_empty());
+                   select id, 'user', gen_random_uuid() from policies where name like 'with%';
+               update devices set public_key = 'another' where user_id in
+                   (select id from users where username = 'ann')";
+    let expected = [
+        Ineffective::Policy { name: "office".into() },
+        Ineffective::DeviceKey { user: "ann".into(), device: "ann".into() },
+    ];
+    assert_eq!(run(&world, sql).await.unwrap().ineffective, expected);
+    assert_eq!(told().await, []);
     world.run(sql).await;
-    assert_eq!(told().await, ["office"]);
+    assert_eq!(told().await, expected);
+    // A column that no other query needs may go.
+    world.run("alter table devices drop column public_key").await;
+    assert_eq!(told().await, expected[..1]);
 }
 
 #[tokio::test]

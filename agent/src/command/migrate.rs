@@ -2,7 +2,6 @@
 
 use gatepost::store::{self, Migration};
 
-use crate::command::plan::untargeted_policy;
 use crate::config::Config;
 use crate::database;
 use crate::error::CommandError;
@@ -28,8 +27,8 @@ pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
     for refusal in runtime.block_on(store::try_reports(&options))? {
         tracing::warn!("the database will refuse reports of gateways: {refusal}");
     }
-    for policy in runtime.block_on(store::untargeted_policies(&options))? {
-        tracing::warn!("{}", untargeted_policy(&policy));
+    for row in runtime.block_on(store::ineffective_rows(&options))? {
+        tracing::warn!("{row}");
     }
     print(&describe(&applied))?;
     Ok(Exit::Success)

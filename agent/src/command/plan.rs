@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use gatepost::model::policy::Quoted;
 use gatepost::reconcile::status::PlanReport;
 use gatepost::store::{HeldLock, LockMode, split};
 use serde::Serialize;
@@ -78,8 +77,8 @@ pub struct TableLock {
 
 impl SqlReport {
     fn of(plan: SqlPlan) -> Self {
-        let SqlPlan { mut after, already, locks, untargeted, lasted } = plan;
-        after.warnings.extend(untargeted.iter().map(|policy| untargeted_policy(policy)));
+        let SqlPlan { mut after, already, locks, ineffective, lasted } = plan;
+        after.warnings.extend(ineffective.iter().map(ToString::to_string));
         if already > 0 {
             after.warnings.push(format!(
                 "{} of these are due without the statements, too: `gatepost plan` shows them",
@@ -126,15 +125,6 @@ impl SqlReport {
             self.duration_ms
         )
     }
-}
-
-/// What to do about a policy without a target.
-#[must_use]
-pub fn untargeted_policy(name: &str) -> String {
-    format!(
-        "policy {} has destinations and no target, so it decides nothing: add a row to policy_targets",
-        Quoted(name)
-    )
 }
 
 /// One stable line per step, then the changes in words, then the warnings.
