@@ -2,8 +2,8 @@
 //!
 //! An event carries no data: it says *look again*. What our own routes bring about is not passed on,
 //! or every peer that gains or loses one would have everything read again. The kernel names no author
-//! for what it does by itself, nor for most changes to a link; looking again then finds nothing to
-//! do. WireGuard announces nothing about peers.
+//! for what it does by itself, nor for most changes to a link, so such an event may find nothing to do.
+//! WireGuard announces nothing about peers. Edits of the firewall come by `nft::monitor`.
 
 use std::collections::{BTreeSet, VecDeque};
 

@@ -1,8 +1,8 @@
 //! Which steps of a plan may still be applied once one was refused.
 //!
 //! A plan is safe because of its order: what a step gives was taken from its former holder by the
-//! steps before it. After a refusal that holds only for the steps that do not depend on the refused
-//! one. The others are withheld, and the next plan, made from a new reading, contains them again. Of a
+//! steps before it. Once a step is refused, that order protects only the steps that do not depend on
+//! it. The others are withheld, and the next plan, made from a new reading, contains them again. Of a
 //! change of policies, only what concerns the failed prefixes is withheld.
 //! Withdrawals go on: they wait only for what would otherwise hand their prefixes to another peer.
 
