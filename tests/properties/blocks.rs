@@ -28,7 +28,8 @@ fn list(whom: impl IntoIterator<Item = Whom>) -> BlockList {
     whom.into_iter().map(|whom| (whom, block.clone())).collect()
 }
 
-fn block(world: &mut World, whom: impl IntoIterator<Item = Whom>) {
+/// From now on the host blocks these and no others.
+pub fn block(world: &mut World, whom: impl IntoIterator<Item = Whom>) {
     world.block_list = Arc::new(list(whom));
     world.tell(Event::Blocks(world.block_list.clone()));
     world.settle();

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::{Bars, Mark, PeerId, PublicKey};
+use gatepost::model::{Bars, Mark, PeerId, PublicKey, Whom};
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Action, Event, LastGood, Note, Provenance, Withdrawal};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
+use super::blocks::block;
 use super::machine::Happening;
 use super::rows::{Tables, id};
 use super::world::{Trouble, World, quiet_world};
@@ -221,6 +222,27 @@ fn last_good_rows_that_admit_a_peer_with_a_lost_revocation_are_not_proven() {
 }
 
 #[test]
+fn peer_that_was_only_blocked_comes_back_with_the_last_good_rows_when_it_is_unblocked() {
+    let mut past = Past::new();
+    past.commit(1, Bars::default());
+    // The first read has marks about the device, which have nothing to do with the block.
+    past.world.happen(Happening::Kill);
+    past.world.settle();
+    block(&mut past.world, [Whom::Key(key(1))]);
+    past.world.pass_time(Duration::from_secs(20));
+    let (changes, provenance) = (Vec::new(), Provenance::Sealed);
+    let rows = past.world.tables.snapshot();
+    past.world.last_good = Some(LastGood { rows, changes, provenance });
+    past.world.database_up = false;
+    past.world.happen(Happening::Kill);
+    block(&mut past.world, [Whom::Key(key(1))]);
+    past.world.pass_time(Duration::from_secs(20));
+    assert!(!past.in_kernel(1) && past.in_kernel(2));
+    block(&mut past.world, []);
+    assert!(past.in_kernel(1), "no row withdrew it");
+}
+
+#[test]
 fn revocation_of_a_peer_that_is_out_already_is_remembered() {
     let mut past = Past::new();
     past.commit(6, Bars::DEVICE_STATUS);
@@ -277,7 +299,7 @@ fn only_peers_that_nothing_else_bars_are_shown_as_kept_out() {
     let revoked = PeerState::Ineligible { reason: "device not active".into() };
     assert_eq!((state(&past, 1), state(&past, 2)), (revoked.clone(), revoked.clone()));
     let PeerState::Ineligible { reason } = state(&past, 3) else { panic!("not known yet") };
-    assert!(reason.contains("is being asked"), "{reason}");
+    assert!(reason.contains("until the database says"), "{reason}");
     past.world.pass_time(Duration::from_secs(20));
     assert!(matches!(state(&past, 3), PeerState::KeptOut { .. }));
     assert_eq!((state(&past, 1), state(&past, 2)), (revoked.clone(), revoked));

@@ -42,6 +42,12 @@ impl Ineligible {
     pub fn is_only_kept_out(&self) -> bool {
         *self == Self { kept_out: true, ..Self::default() }
     }
+
+    /// Whether the rows admit the peer, and only the host's own list bars it.
+    #[must_use]
+    pub fn is_only_blocked(&self) -> bool {
+        Self { kept_out: false, ..*self } == Self { blocked: true, ..Self::default() }
+    }
 }
 
 impl fmt::Display for Ineligible {
@@ -83,6 +89,16 @@ mod tests {
             assert!(!Ineligible { blocked: true, ..deleted }.is_deletion());
         }
         assert!(!Ineligible::default().is_deletion());
+    }
+
+    #[test]
+    fn a_peer_that_rows_bar_is_not_only_blocked() {
+        let blocked = Ineligible { blocked: true, ..Ineligible::default() };
+        assert!(blocked.is_only_blocked());
+        assert!(Ineligible { kept_out: true, ..blocked }.is_only_blocked());
+        assert!(!Ineligible { revoked: true, ..blocked }.is_only_blocked());
+        assert!(!Ineligible { bars: Bars::DEVICE_STATUS, ..blocked }.is_only_blocked());
+        assert!(!Ineligible::default().is_only_blocked());
     }
 
     #[test]

@@ -73,12 +73,12 @@ impl Rows {
     /// Rows were read that withdraw these peers. What they say about peers that are out already is
     /// remembered, too.
     pub(super) fn remember_withdrawn(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
+        self.departed(departed);
         let Self { history, refused, desired, .. } = self;
-        history.departed(departed);
         let rest = refused.as_ref().and_then(|refused| refused.rest.as_ref());
         let Some(rows) = rest.or(desired.as_ref()) else { return };
         history.stay_out(|key| match rows.absence(key) {
-            Absence::Barred(_, why) => !why.is_only_kept_out(),
+            Absence::Barred(_, why) => !why.is_only_kept_out() && !why.is_only_blocked(),
             Absence::Gone { .. } => true,
             Absence::Quarantined(..) | Absence::Admitted => false,
         });
@@ -87,8 +87,22 @@ impl Rows {
     /// A plan that removes these peers is about to be applied. What `[stale]` removes, no row withdrew.
     pub fn removing(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
         if !self.age.suspends() {
-            self.history.departed(departed);
+            self.departed(departed);
         }
+    }
+
+    /// Remembers these peers, but for those that only a block bars: no commit withdrew them, and they come
+    /// back when the block is lifted.
+    fn departed(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
+        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
+        let Some(rows) = rest.or(self.desired.as_ref()).filter(|_| !self.block_list.is_empty())
+        else {
+            return self.history.departed(departed);
+        };
+        let is_only_blocked = |key: &PublicKey| matches!(rows.absence(key), Absence::Barred(_, why) if why.is_only_blocked());
+        let withdrawn = departed.iter().filter(|(key, _)| !is_only_blocked(key));
+        let withdrawn = withdrawn.map(|(key, who)| (*key, who.clone())).collect();
+        self.history.departed(&withdrawn);
     }
 
     /// The kernel was changed: the withdrawals that it has acknowledged are remembered. Rows that cannot
