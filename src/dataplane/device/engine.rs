@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::allowed::Allowed;
 use super::edit::{Edit, Modification, networks};
-use super::in_flight::InFlight;
+use super::in_flight::{InFlight, Moment};
 use super::request::{PeerChange, Set};
 use super::transport::{Ports, Transports, Tun};
 use crate::dataplane::wireguard::hex;
@@ -27,6 +27,8 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(50);
 const SESSION: Duration = Duration::from_secs(180);
 /// The engine's timers tick each 250 ms.
 const TICK: Duration = Duration::from_millis(400);
+/// How long a change waits for the packets from before it. The agent waits longer for an answer.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Two readings of one handshake's age differ by less.
 const AGE_TOLERANCE: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,8 @@ pub(super) struct Engine {
     port: u16,
     allowed: Allowed,
     in_flight: InFlight,
+    /// When a prefix was last taken away, until all that had come by then is with the kernel or dropped.
+    unsettled: Option<Moment>,
     handshakes: BTreeMap<PublicKey, Handshake>,
 }
 
@@ -58,11 +62,17 @@ impl Engine {
         let ports = Ports::new(in_flight.clone());
         let device = DeviceBuilder::new().with_udp(ports).with_ip(tun).build().await?;
         let (allowed, handshakes) = (Allowed::default(), BTreeMap::new());
-        Ok(Self { device, has_key: false, port: 0, allowed, in_flight, handshakes })
+        let unsettled = None;
+        Ok(Self { device, has_key: false, port: 0, allowed, in_flight, unsettled, handshakes })
     }
 
     /// The answer to `get=1`, without its last lines.
-    pub async fn get(&mut self) -> Zeroizing<String> {
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`: packets from before a change are still on their way, so that the peers as they are do
+    /// not say what passes.
+    pub async fn get(&mut self) -> Result<Zeroizing<String>, Errno> {
+        self.settle(Duration::ZERO).await?;
         let port = self.port;
         let mut text = Zeroizing::new(String::with_capacity(4096));
         let peers = self.device.read(async |device| describe(device, port, &mut text).await).await;
@@ -70,7 +80,7 @@ impl Engine {
         for peer in &peers {
             self.describe_peer(peer, &mut text);
         }
-        text
+        Ok(text)
     }
 
     /// Notes the handshakes since it was last called, which must be within the life of a session.
@@ -80,12 +90,13 @@ impl Engine {
     }
 
     /// Carries out a `set=1`. All its peers change at one moment between two packets, after key and port,
-    /// and not at all if one of those cannot be set. When this returns, every packet that passed under
-    /// the peers of before is with the kernel or dropped.
+    /// and not at all if one of those cannot be set. If it takes a prefix away, it returns when every
+    /// packet that came before is with the kernel or dropped.
     ///
     /// # Errors
     /// `ENOKEY`: a peer before the private key; `EOPNOTSUPP`: a private key of zeros; what the kernel
-    /// says about the port; `ETIMEDOUT`: all is set, but packets of before may be on their way.
+    /// says about the port; `ETIMEDOUT`: a packet from before a prefix was taken away is still on its way.
+    /// What takes away has been set then, and nothing that gives.
     pub async fn set(&mut self, set: Set) -> Result<(), Errno> {
         let adds = |peer: &PeerChange| !peer.remove && !peer.update_only;
         if !self.has_key && set.private_key.is_none() && set.peers.iter().any(adds) {
@@ -93,6 +104,9 @@ impl Engine {
         }
         if set.private_key.as_deref().is_some_and(|key| *key == [0; 32]) {
             return Err(Errno::EOPNOTSUPP);
+        }
+        if set.peers.iter().any(|change| self.gives(change)) {
+            self.settle(Duration::ZERO).await?;
         }
         if let Some(port) = set.listen_port
             && port != self.port
@@ -109,8 +123,7 @@ impl Engine {
         } else if let Some(port) = set.listen_port {
             self.set_port(port).await?;
         }
-        let edits = self.plan(set.replace_peers, &set.peers);
-        let changes_peers = !edits.is_empty();
+        let (edits, takes) = self.plan(set.replace_peers, &set.peers);
         let fwmark = set.fwmark;
         let apply = async |device: &mut DeviceWrite<'_, Transports>| {
             for edit in edits {
@@ -118,14 +131,39 @@ impl Engine {
             }
             fwmark.map_or(Ok(()), |fwmark| device.set_fwmark(fwmark))
         };
-        self.device.write(apply).await.and_then(|marked| marked).map_err(errno)?;
+        let applied = self.device.write(apply).await.and_then(|marked| marked).map_err(errno);
         self.handshakes.retain(|key, _| self.allowed.of(key).is_some());
-        let former = if changes_peers { self.in_flight.gone().await } else { Ok(()) };
+        let settled = if takes { self.take_effect().await } else { Ok(()) };
+        applied?;
         self.open_sessions(&opened).await;
         if self.port != former_port && self.has_key {
             self.speak_to_all().await;
         }
-        former.map_err(|_| Errno::ETIMEDOUT)
+        settled
+    }
+
+    /// Waits until no packet is on its way that came before now. Where a former change has waited in
+    /// vain, this one only looks, so that many in a row do not hold each other up.
+    async fn take_effect(&mut self) -> Result<(), Errno> {
+        let patience = if self.unsettled.is_some() { Duration::ZERO } else { SETTLE_TIMEOUT };
+        self.unsettled = Some(self.in_flight.now());
+        self.settle(patience).await
+    }
+
+    async fn settle(&mut self, patience: Duration) -> Result<(), Errno> {
+        if let Some(moment) = self.unsettled {
+            let passed = self.in_flight.passed(moment, patience).await;
+            passed.map_err(|_| Errno::ETIMEDOUT)?;
+            self.unsettled = None;
+        }
+        Ok(())
+    }
+
+    /// Whether a change gives its peer a prefix that it does not have.
+    fn gives(&self, change: &PeerChange) -> bool {
+        let had = self.allowed.of(&change.key);
+        let has = |prefix| had.is_some_and(|had| had.contains(prefix));
+        !change.remove && change.added_ips.iter().any(|prefix| !has(prefix))
     }
 
     /// Sends a keepalive to all peers with a session: they send to the former port until they hear from
@@ -220,10 +258,11 @@ impl Engine {
         let _ = tokio::time::timeout(SEND_TIMEOUT, handshakes).await;
     }
 
-    /// What the engine must do so that peers become what was asked for. A peer that is there is never
-    /// removed and added: that would end its session.
-    fn plan(&mut self, replace_peers: bool, changes: &[PeerChange]) -> Vec<Edit> {
+    /// What the engine must do so that peers become what was asked for, and whether that takes a prefix
+    /// away from one. A peer that is there is never removed and added: that would end its session.
+    fn plan(&mut self, replace_peers: bool, changes: &[PeerChange]) -> (Vec<Edit>, bool) {
         let mut edits = Vec::new();
+        let mut takes = false;
         if replace_peers {
             let kept = |key: &PublicKey| changes.iter().any(|it| it.key == *key && !it.remove);
             let gone: Vec<PublicKey> =
@@ -240,6 +279,7 @@ impl Engine {
                 continue;
             }
             let is_there = had.is_some();
+            let former = had.clone().unwrap_or_default();
             let kept = if change.replace_allowed_ips || replace_peers { None } else { had };
             let kept = kept.unwrap_or_default();
             let kept = kept.iter().filter(|prefix| !change.removed_ips.contains(prefix));
@@ -249,10 +289,13 @@ impl Engine {
                 let prefixes = self.allowed.of(&key)?;
                 Some(Edit::Modify(Modification::of(key, networks(prefixes))))
             });
+            let edits_before = edits.len();
             edits.extend(losers);
+            takes |= edits.len() > edits_before || former.iter().any(|it| !prefixes.contains(&it));
             edits.push(Edit::of(change, networks(&prefixes), is_there, replace_peers));
         }
-        edits
+        takes |= edits.iter().any(|edit| matches!(edit, Edit::Remove(_)));
+        (edits, takes)
     }
 
     fn removal(&mut self, key: PublicKey) -> Option<Edit> {

@@ -4,7 +4,6 @@
 //! takes a prefix away must know when the last such packet is written: only then may another peer have
 //! the prefix.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,11 +13,12 @@ use gotatun::packet::Packet;
 use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
-/// What one buffer holds at least: a datagram of any usual link.
-const BUFFER_BYTES: usize = 2048;
-/// The agent waits longer for an answer.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// How often it is asked without a pause: a queue that is short is empty sooner than a timer could tell.
+/// The first byte of a datagram that holds a packet. Others never reach the TUN device, and the engine
+/// answers a handshake in the buffer of the request, which then waits for the network.
+const DATA: u8 = 4;
+/// Among fewer buffers none is looked for that is free.
+const FEW: usize = 128;
+/// How often to look without sleeping: a short queue drains faster than the shortest sleep.
 const HASTY_LOOKS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -26,46 +26,52 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone, Default)]
 pub(super) struct InFlight(Arc<Mutex<Buffers>>);
 
+/// How many datagrams had come at some time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment(u64);
+
 /// The engine decrypts a datagram where it is, and frees its memory once it is written or dropped. So
 /// it is in flight for as long as its buffer has a second user.
 #[derive(Default)]
 struct Buffers {
-    /// In the order in which they were given out: a handle to the start of each.
-    given: VecDeque<BytesMut>,
-    /// How many were given out before the first of these.
-    former: u64,
+    /// A handle to the start of each, and the number of datagrams before it.
+    given: Vec<(Moment, BytesMut)>,
+    come: u64,
+    /// With so many, those that are free are forgotten.
+    full: usize,
 }
 
 impl InFlight {
-    /// Counts these datagrams as in flight, by moving them to memory of which it knows.
+    /// Counts those of these datagrams that hold packets as in flight, by moving them to memory of which
+    /// it knows.
     pub fn note(&self, datagrams: &mut [(Packet, SocketAddr)]) {
         let mut buffers = self.lock();
-        for (datagram, _) in datagrams {
+        for (datagram, _) in datagrams.iter_mut().filter(|it| it.0.first() == Some(&DATA)) {
             *datagram = buffers.copy(datagram);
         }
     }
 
-    /// Waits until every datagram that is in flight now has been written or dropped.
-    ///
-    /// # Errors
-    /// One is there after four seconds, which is as good as never.
-    pub async fn gone(&self) -> Result<(), Elapsed> {
-        self.gone_within(PATIENCE).await
+    pub fn now(&self) -> Moment {
+        Moment(self.lock().come)
     }
 
-    async fn gone_within(&self, patience: Duration) -> Result<(), Elapsed> {
-        let end = self.lock().end();
-        let gone = async {
+    /// Waits until every datagram that had come by then has been written or dropped. With no patience it
+    /// only looks.
+    ///
+    /// # Errors
+    /// Some are still in flight.
+    pub async fn passed(&self, moment: Moment, patience: Duration) -> Result<(), Elapsed> {
+        let passed = async {
             let mut looks = 0;
-            while !self.lock().are_free(end) {
+            while !self.lock().are_free(moment) {
                 looks += 1;
                 match looks {
-                    ..HASTY_LOOKS => tokio::task::yield_now().await,
+                    ..HASTY_LOOKS if !patience.is_zero() => tokio::task::yield_now().await,
                     _ => sleep(PAUSE).await,
                 }
             }
         };
-        timeout(patience, gone).await
+        timeout(patience, passed).await
     }
 
     fn lock(&self) -> MutexGuard<'_, Buffers> {
@@ -75,51 +81,44 @@ impl InFlight {
 
 impl Buffers {
     fn copy(&mut self, datagram: &[u8]) -> Packet {
-        let mut start = self.buffer(datagram.len());
+        if self.given.len() >= self.full {
+            self.given.retain_mut(|(_, start)| !is_free(start));
+            self.full = (2 * self.given.len()).max(FEW);
+        }
+        let mut start = BytesMut::with_capacity(datagram.len());
         let mut bytes = start.split_off(0);
         bytes.extend_from_slice(datagram);
-        self.given.push_back(start);
+        self.given.push((Moment(self.come), start));
+        self.come += 1;
         Packet::from_bytes(bytes)
     }
 
-    /// An empty buffer for so many bytes: the oldest, if it is free.
-    fn buffer(&mut self, bytes: usize) -> BytesMut {
-        if bytes <= BUFFER_BYTES
-            && self.given.front_mut().is_some_and(is_free)
-            && let Some(oldest) = self.given.pop_front()
-        {
-            self.former += 1;
-            return oldest;
-        }
-        BytesMut::with_capacity(bytes.max(BUFFER_BYTES))
-    }
-
-    fn end(&self) -> u64 {
-        self.former + self.given.len() as u64
-    }
-
-    /// Whether all are free that were given out before there were so many.
-    fn are_free(&mut self, end: u64) -> bool {
-        let older = usize::try_from(end.saturating_sub(self.former)).unwrap_or(usize::MAX);
-        self.given.iter_mut().take(older).all(is_free)
+    /// Whether all are free that had come by then.
+    fn are_free(&mut self, moment: Moment) -> bool {
+        let former = self.given.iter_mut().take_while(|(before, _)| before.0 < moment.0);
+        former.map(|(_, start)| start).all(is_free)
     }
 }
 
 /// Whether nobody but its first handle, which is empty, uses the buffer.
 fn is_free(start: &mut BytesMut) -> bool {
-    start.try_reclaim(BUFFER_BYTES)
+    start.try_reclaim(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn note(in_flight: &InFlight, bytes: &[u8]) -> Packet {
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(5);
+
+    fn note(in_flight: &InFlight, len: usize) -> Packet {
+        let bytes = vec![DATA; len];
         let from = "192.0.2.1:9".parse().unwrap();
-        let mut datagrams = [(Packet::copy_from(bytes), from)];
+        let mut datagrams = [(Packet::copy_from(&bytes[..]), from)];
         in_flight.note(&mut datagrams);
         let [(datagram, _)] = datagrams;
-        assert_eq!(&datagram[..], bytes);
+        assert_eq!(datagram[..], bytes);
         datagram
     }
 
@@ -133,41 +132,61 @@ mod tests {
     #[tokio::test]
     async fn a_datagram_is_in_flight_until_its_last_part_is_dropped() {
         let in_flight = InFlight::default();
-        in_flight.gone().await.unwrap();
-        for len in [40, BUFFER_BYTES, BUFFER_BYTES + 1, 65_000] {
-            let (first, second) = (note(&in_flight, &vec![1; len]), note(&in_flight, &[2; 40]));
+        in_flight.passed(in_flight.now(), SHORT).await.unwrap();
+        for len in [40, 2_048, 2_049, 65_000] {
+            let (first, second) = (note(&in_flight, len), note(&in_flight, 40));
+            let now = in_flight.now();
             drop(second);
             let first = decrypted(first);
-            in_flight.gone_within(PAUSE * 5).await.unwrap_err();
+            in_flight.passed(now, SHORT).await.unwrap_err();
+            in_flight.passed(now, Duration::ZERO).await.unwrap_err();
             drop(first);
-            in_flight.gone().await.unwrap();
+            in_flight.passed(now, LONG).await.unwrap();
+            in_flight.passed(now, Duration::ZERO).await.unwrap();
         }
     }
 
     #[tokio::test]
-    async fn datagrams_that_come_meanwhile_are_not_waited_for() {
+    async fn datagrams_that_come_later_are_not_waited_for() {
         let in_flight = InFlight::default();
-        let former = note(&in_flight, &[1; 40]);
-        let gone = in_flight.gone();
+        let former = note(&in_flight, 40);
+        let moment = in_flight.now();
         let meanwhile = async {
-            sleep(PAUSE * 5).await;
-            let later = note(&in_flight, &[2; 40]);
+            sleep(SHORT).await;
+            let later = note(&in_flight, 40);
             drop(former);
             later
         };
-        let (gone, later) = tokio::join!(gone, meanwhile);
-        gone.unwrap();
-        in_flight.gone_within(PAUSE * 5).await.unwrap_err();
+        let (passed, later) = tokio::join!(in_flight.passed(moment, LONG), meanwhile);
+        passed.unwrap();
+        in_flight.passed(in_flight.now(), SHORT).await.unwrap_err();
         drop(later);
     }
 
-    #[test]
-    fn memory_is_used_again() {
+    #[tokio::test]
+    async fn handshakes_are_not_waited_for() {
         let in_flight = InFlight::default();
-        for _ in 0..100 {
-            let datagrams: Vec<Packet> = (0..10).map(|n| note(&in_flight, &[n; 1500])).collect();
-            assert!(datagrams.iter().enumerate().all(|(n, it)| it.iter().all(|b| *b == n as u8)));
+        let mut datagrams = [(Packet::copy_from(&[1; 148][..]), "192.0.2.1:9".parse().unwrap())];
+        in_flight.note(&mut datagrams);
+        in_flight.passed(in_flight.now(), Duration::ZERO).await.unwrap();
+    }
+
+    #[test]
+    fn memory_is_given_back_whatever_was_sent_and_whichever_is_oldest() {
+        let in_flight = InFlight::default();
+        let oldest = note(&in_flight, 40);
+        for len in [40, 2_048, 2_049, 65_000] {
+            for _ in 0..1_000 {
+                drop(note(&in_flight, len));
+                assert!(in_flight.lock().given.len() <= FEW, "with {len} bytes");
+            }
         }
-        assert_eq!(in_flight.lock().given.len(), 10);
+        let many: Vec<Packet> = (0..10 * FEW).map(|_| note(&in_flight, 40)).collect();
+        assert!(in_flight.lock().given.len() > many.len());
+        drop((oldest, many));
+        for _ in 0..20 * FEW {
+            drop(note(&in_flight, 40));
+        }
+        assert!(in_flight.lock().given.len() <= FEW);
     }
 }

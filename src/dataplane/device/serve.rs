@@ -120,7 +120,10 @@ fn listen(
 
 async fn answer(engine: &mut Engine, (request, answer): Question) {
     let (mut text, errno) = match Request::parse(&request) {
-        Ok(Request::Get) => (engine.get().await, None),
+        Ok(Request::Get) => match engine.get().await {
+            Ok(text) => (text, None),
+            Err(errno) => (Zeroizing::default(), Some(errno)),
+        },
         Ok(Request::Set(set)) => (Zeroizing::default(), engine.set(set).await.err()),
         Err(errno) => (Zeroizing::default(), Some(errno)),
     };

@@ -23,6 +23,11 @@ pub enum UserspaceError {
          and gets no key: end it (kill {pid}); only root and the agent's own user may have that name"
     )]
     Stranger { name: InterfaceName, uid: u32, pid: i32 },
+    #[error(
+        "packets from before a change are still on their way through the userspace device {name}: what \
+         takes away is in force, and the rest waits for them"
+    )]
+    Unsettled { name: InterfaceName },
     #[error("the userspace device {name} refused a request")]
     Refused { name: InterfaceName, source: UapiError },
     #[error(

@@ -99,16 +99,19 @@ impl Userspace {
         step: &Step,
         known: &mut Option<DeviceReading>,
     ) -> Result<(), UserspaceError> {
+        // Needs no reading, which a device refuses while packets from before a change are on their way.
+        if let Step::RemovePeer { key } = step {
+            if let Some(known) = known {
+                known.peers.remove(key);
+            }
+            return self.set(&uapi::removal(key));
+        }
         let known = match known {
             Some(known) => known,
             None => known.insert(self.get()?),
         };
         let has = |key| known.peers.get(key).cloned();
         let (key, peer) = match step {
-            Step::RemovePeer { key } => {
-                known.peers.remove(key);
-                return self.set(&uapi::removal(key));
-            }
             Step::AddPeer { key, peer } => (key, Some(peer.clone())),
             Step::NarrowPeer { key, allowed_ips } => {
                 (key, has(key).map(|peer| Peer { allowed_ips: allowed_ips.clone(), ..peer }))
@@ -180,8 +183,11 @@ impl Userspace {
     }
 
     fn parse(&self, answer: &str, now: SystemTime) -> Result<DeviceReading, UserspaceError> {
-        uapi::parse(answer, now)
-            .map_err(|source| UserspaceError::Refused { name: self.name.clone(), source })
+        const UNSETTLED: UapiError = UapiError::Refused(-(Errno::ETIMEDOUT as i32));
+        uapi::parse(answer, now).map_err(|source| match source {
+            UNSETTLED => UserspaceError::Unsettled { name: self.name.clone() },
+            source => UserspaceError::Refused { name: self.name.clone(), source },
+        })
     }
 
     fn exchange(
