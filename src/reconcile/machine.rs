@@ -142,7 +142,7 @@ impl Machine {
                 self.outbox.reported(&mut sent, self.source.is_connected(), now.instant);
                 self.notices.reported(&sent, now.instant);
                 if sent.error.is_some() {
-                    // It meets what is in the way, too, and tells.
+                    // It meets the same trouble, and tells it.
                     self.source.want(ReadKind::Changes);
                 }
             }

@@ -114,8 +114,8 @@ impl Notices {
         }
     }
 
-    /// A report ended. One that fails may be the first to meet what the next read tells, so that only the
-    /// next one that fails is told, too.
+    /// A report ended. One that fails causes a read, which meets the same trouble and tells it. So only a
+    /// second failure in a row is told.
     pub fn reported(&mut self, sent: &Sent, now: Instant) {
         if let Some(first) = sent.lost.first().cloned() {
             self.say(Note::ReportsLost { reports: sent.lost.len(), first });

@@ -37,7 +37,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Database => "over: the database is read again",
-            Self::Session => "over: no session to listen on is missing",
+            Self::Session => "over: there is a session to listen on again",
             Self::Rows => "over: the gateway's row and settings can be used again",
             Self::Stale => "over: the rows are up to date again",
             Self::Blocks => "over: the block list can be read again",

@@ -64,7 +64,7 @@ const KINDS: [Kind; 6] = [
         journal: "polling until there is a session to listen on: no room",
         status: "polling until there is a session to listen on: no room",
         end: |world| world.tell(Event::NoSession { why: None }),
-        all_clear: "over: no session to listen on is missing",
+        all_clear: "over: there is a session to listen on again",
     },
     Kind {
         name: "gateway's row unusable",

@@ -29,8 +29,8 @@ impl Out {
     }
 
     pub fn rows_come(&mut self, are_usable: bool, at: Duration) {
-        self.until_rows_are_read.clear();
         if are_usable {
+            self.until_rows_are_read.clear();
             self.good_at = at;
         }
         self.in_doubt = !are_usable;

@@ -237,7 +237,7 @@ fn dns_flows(families: &[Family]) -> Vec<Rule> {
 }
 
 /// What is refused is answered, but not along a source route, which the kernel would turn round
-/// (`__ip_options_echo`): to whom that leads, no policy has said.
+/// (`__ip_options_echo`): no policy has judged where that leads.
 pub fn deny(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = deny_log::rules(base);
     rules.push(vec![counter()]);

@@ -149,8 +149,10 @@ impl<D: Dataplane + 'static> Shell<D> {
         if signs_of_life != before.signs_of_life {
             let was_heard = self.machine.view().hears_bell();
             self.handle(Event::Bell(BellNews::Alive));
-            let may_follow =
-                |in_use: InUse| matches!(in_use.until, Until::FleetChanges | Until::ProbedAgain);
+            let may_follow = |in_use: InUse| {
+                use Until::{FleetChanges, ProbedAgain, SessionIsFree};
+                matches!(in_use.until, FleetChanges | ProbedAgain | SessionIsFree)
+            };
             if !was_heard && self.in_use.is_some_and(may_follow) {
                 // The whole fleet hears it at once, and does not connect again at once.
                 let within = self.machine.view().poll_interval().unwrap_or(FOLLOWED_WITHIN);

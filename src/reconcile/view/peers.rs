@@ -7,10 +7,10 @@ use crate::model::{
 };
 use crate::plan::HeldPeer;
 
-/// Why a peer is left out that was withdrawn before the database had another epoch, or after the last
-/// good rows were read.
-const BEING_ASKED: &str =
-    "it was withdrawn, which these rows do not say: the database is being asked whether that holds";
+/// Why a peer is left out that was withdrawn before the database had another epoch, or while the last
+/// good rows are followed.
+const BEING_ASKED: &str = "it was withdrawn, which these rows do not say: it stays out until the \
+                           database says whether that holds";
 
 impl View<'_> {
     /// Every peer of this gateway, by the id of its row; then the held peers that no row names.

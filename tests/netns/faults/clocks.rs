@@ -1,4 +1,4 @@
-//! The host's clock is set, for the agent and its userspace device.
+//! The host's clock is set, as the agent sees it. A userspace device, which outlives agents, keeps its own.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -64,12 +64,12 @@ fn settled<T>(
     tells: impl Fn(&str),
 ) -> Result<T, ImportError> {
     let mut last = None;
-    for _ in 0..MOST_READINGS {
+    for reading in 1..=MOST_READINGS {
         let (device, seen) = read()?;
         if last.as_ref() == Some(&seen) {
             return Ok(device);
         }
-        if seen.len() >= MANY_PEERS {
+        if seen.len() >= MANY_PEERS && reading < MOST_READINGS {
             let peers = count(seen.len(), "peer");
             tells(&format!("read {peers} of {name}; reading again until two readings are alike"));
         }
@@ -133,11 +133,11 @@ mod tests {
             let settled = settled(&"wg0".parse().unwrap(), read, tells).is_ok();
             (settled, told.into_inner())
         };
-        let again = |peers| {
+        let again = |peers: &usize| {
             format!("read {peers} peers of wg0; reading again until two readings are alike")
         };
-        assert_eq!(told(&[9_999, 10_000, 10_000]), (true, vec![again(10_000)]));
+        assert_eq!(told(&[9_999, 10_000, 10_000]), (true, vec![again(&10_000)]));
         let restless = [10_001, 10_002, 10_003, 10_004, 10_005];
-        assert_eq!(told(&restless), (false, restless.map(again).to_vec()));
+        assert_eq!(told(&restless), (false, restless[..4].iter().map(again).collect()));
     }
 }
