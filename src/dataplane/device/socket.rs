@@ -61,12 +61,12 @@ impl SocketFile {
         if listens(&path) {
             return Ok(None);
         }
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = StdListener::bind(&path)?;
-        let inode = std::fs::symlink_metadata(&path)?.ino();
+        // `wg` deletes a socket that refuses it, as this one would between bind(2) and listen(2). So the
+        // socket gets its name when it listens; `wg` looks only at names in `.sock`.
+        let draft = path.with_extension(std::process::id().to_string());
+        let listener = StdListener::bind(&draft)?;
+        let inode = std::fs::symlink_metadata(&draft)?.ino();
+        std::fs::rename(&draft, &path)?;
         Ok(Some((Self { path, inode }, listener)))
     }
 }
