@@ -281,7 +281,7 @@ pub const OF_THE_WEEK: &[Event] = &[
         "degraded; followed once there is room",
         &[],
         &[
-            says(Superuser(&[LIMIT, END_AGENT]), "the database is unreachable"),
+            says(Superuser(&[LIMIT, END_AGENT]), "has no room for another session"),
             equal(Superuser(&[NO_LIMIT])),
         ],
     ),
