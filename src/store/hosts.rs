@@ -70,7 +70,7 @@ fn each_host(config: &Config) -> Vec<Config> {
     each
 }
 
-/// The same but for the other hosts, which the driver's type cannot lose.
+/// This configuration with one of its hosts. The driver's type cannot lose the others, so it is built anew.
 fn with_host(config: &Config, index: usize) -> Config {
     /// Sets what is set.
     macro_rules! copy {

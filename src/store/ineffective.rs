@@ -1,5 +1,5 @@
-//! Rows that change nothing, though whoever wrote them may think that they do. For an owner of the
-//! database: a gateway sees only what concerns it.
+//! Rows that change nothing, although their author may expect it. For an owner of the database: a
+//! gateway sees only what concerns it.
 
 use std::fmt;
 

@@ -67,7 +67,7 @@ fn flood(client: &Client, socket: &UdpSocket) {
         // The client's own queue holds no more.
         std::thread::sleep(Duration::from_millis(1));
     }
-    // A handshake that is counted with them stands for one of the last, which nobody awaits.
+    // A handshake that is counted with them stands for one of the last, which is not awaited.
     for _ in 0..HANDSHAKES {
         socket.send_to(b"x", "10.7.0.1:9").unwrap();
     }

@@ -1,8 +1,8 @@
 //! The datagrams that the engine has received and not yet written to the TUN device or dropped.
 //!
-//! The engine compares a packet's source with the peer's prefixes, and writes the packet later. Whoever
-//! takes a prefix away must know when the last such packet is written: only then may another peer have
-//! the prefix.
+//! The engine compares a packet's source with the peer's prefixes, and writes the packet later. So the
+//! answer to a change that takes a prefix away waits for the last such packet: only then may another peer
+//! have the prefix.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -100,7 +100,7 @@ impl Buffers {
     }
 }
 
-/// Whether nobody but its first handle, which is empty, uses the buffer.
+/// Whether only the first handle, which is empty, uses the buffer.
 fn is_free(start: &mut BytesMut) -> bool {
     start.try_reclaim(1)
 }

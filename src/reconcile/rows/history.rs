@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
-use super::Rows;
-use crate::model::{Absence, Departed, Mark, ObservedState, PublicKey, Touched};
+use super::{Refused, Rows};
+use crate::model::{Absence, Departed, DesiredState, Mark, ObservedState, PublicKey, Touched};
 use crate::reconcile::event::Action;
 use crate::reconcile::note::Note;
 
@@ -75,8 +75,7 @@ impl Rows {
     pub(super) fn remember_withdrawn(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
         self.departed(departed);
         let Self { history, refused, desired, .. } = self;
-        let rest = refused.as_ref().and_then(|refused| refused.rest.as_ref());
-        let Some(rows) = rest.or(desired.as_ref()) else { return };
+        let Some(rows) = read_last(refused.as_ref(), desired.as_ref()) else { return };
         history.stay_out(|key| match rows.absence(key) {
             Absence::Barred(_, why) => !why.is_only_kept_out() && !why.is_only_blocked(),
             Absence::Gone { .. } => true,
@@ -94,9 +93,8 @@ impl Rows {
     /// Remembers these peers, but for those that only a block bars: no commit withdrew them, and they come
     /// back when the block is lifted.
     fn departed(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
-        let rest = self.refused.as_ref().and_then(|refused| refused.rest.as_ref());
-        let Some(rows) = rest.or(self.desired.as_ref()).filter(|_| !self.block_list.is_empty())
-        else {
+        let rows = read_last(self.refused.as_ref(), self.desired.as_ref());
+        let Some(rows) = rows.filter(|_| !self.block_list.is_empty()) else {
             return self.history.departed(departed);
         };
         let is_only_blocked = |key: &PublicKey| matches!(rows.absence(key), Absence::Barred(_, why) if why.is_only_blocked());
@@ -148,4 +146,12 @@ impl Rows {
         self.kept_out.clone_from(&keys);
         self.change(|desired| desired.keep_out(keys.clone()))
     }
+}
+
+/// What the rows that were read last ask for, as far as it can be known.
+fn read_last<'a>(
+    refused: Option<&'a Refused>,
+    desired: Option<&'a DesiredState>,
+) -> Option<&'a DesiredState> {
+    refused.and_then(|refused| refused.rest.as_ref()).or(desired)
 }

@@ -10,7 +10,7 @@ use crate::store::{Store, Words};
 
 /// Words are worth no longer wait.
 const WITHIN: Duration = Duration::from_secs(2);
-/// Nobody reads the status of each of more devices.
+/// A list of more devices is too long to read each one's status.
 const DEVICES_AT_MOST: usize = 1_000;
 
 /// The names of these groups and the statuses of these devices, as far as the database says so in time.
