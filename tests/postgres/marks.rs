@@ -11,6 +11,14 @@ async fn heard(listener: &mut Listener) -> usize {
     tokio::time::timeout(Duration::ZERO, listener.next()).await.map_or(0, |count| count.unwrap())
 }
 
+/// What decides whether a write notifies, for the message of a test that heard nothing.
+async fn what_a_hint_saw(world: &World) -> String {
+    let sql = "select format('%s marks, %s listeners, queue %s full, locks not granted: %s',
+        (select count(*) from gatepost.change), (select count(*) from gatepost.listener),
+        pg_notification_queue_usage(), (select array_agg(l::text) from pg_locks l where not granted))";
+    world.admin.query_one(sql, &[]).await.unwrap().get(0)
+}
+
 async fn setting() -> (World, crate::world::Peer, Listener) {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
@@ -129,7 +137,7 @@ async fn every_column_that_a_gateway_reads_leaves_a_mark_and_a_notification() {
         ("truncate policy_destinations".into(), true),
     ] {
         world.run(&sql).await;
-        assert_eq!(heard(&mut listener).await, 1, "{sql}");
+        assert_eq!(heard(&mut listener).await, 1, "{sql}; {}", what_a_hint_saw(&world).await);
         cursor = match (world.read(&cursor).await, everything) {
             (Read::Changed(rows, next), false) => {
                 let keys = rows.peers.len() + rows.memberships.len() + rows.policies.len();

@@ -60,7 +60,7 @@ impl World {
 
     /// On a cluster where no other test's transaction holds anything back.
     pub async fn alone() -> Self {
-        let cluster = Cluster::start(&Setup::default());
+        let cluster = Cluster::start(&Setup::UNDISTURBED);
         let database = cluster.database(None);
         let options = ConnectOptions::new(cluster.socket_url("postgres", &database));
         migrate(&options).await.unwrap();

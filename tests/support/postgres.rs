@@ -23,6 +23,13 @@ pub struct Setup {
     pub settings: &'static str,
 }
 
+impl Setup {
+    /// Without autovacuum. It takes transaction ids and short exclusive locks in any database at any time; a
+    /// lock that it holds on a catalog for 50 ms, where the processor is busy, costs a writer its notification.
+    pub const UNDISTURBED: Self =
+        Self { host_auth: "trust", tls: None, settings: "autovacuum = off" };
+}
+
 impl Default for Setup {
     fn default() -> Self {
         Self { host_auth: "trust", tls: None, settings: "" }
@@ -42,7 +49,7 @@ impl Cluster {
     /// One cluster for the whole test binary, `trust` everywhere.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start(&Setup::default()))
+        SHARED.get_or_init(|| Self::start(&Setup::UNDISTURBED))
     }
 
     pub fn start(setup: &Setup) -> Self {
