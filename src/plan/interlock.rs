@@ -197,7 +197,7 @@ impl Interlock {
 }
 
 /// What a step withdraws from its peer.
-fn withdrawn_by(step: &Step, observed: &ObservedState) -> AllowedIps {
+pub(super) fn withdrawn_by(step: &Step, observed: &ObservedState) -> AllowedIps {
     let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
     match step {
         Step::RemovePeer { key } => had(key).cloned().unwrap_or_default(),

@@ -4,6 +4,7 @@
 
 mod apply;
 mod compute;
+mod doubt;
 pub mod firewall;
 pub mod gate;
 pub mod guard;
@@ -24,6 +25,7 @@ mod unloadable;
 mod wanted;
 
 pub use compute::{Scope, plan, plan_around};
+pub use doubt::Doubt;
 pub use held::{Held, HeldCause, HeldPeer};
 pub use interlock::Interlock;
 pub use link::PlanError;

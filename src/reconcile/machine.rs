@@ -5,6 +5,7 @@
 //! and a read that hangs holds up no work on the kernel.
 
 mod decide;
+mod doubt;
 mod reload;
 
 use std::sync::Arc;
@@ -198,6 +199,7 @@ impl Machine {
         }
         let events = self.rows.desired().map(|desired| &desired.settings().audit_events);
         actions.extend(self.outbox.begin_report(self.source.is_connected(), events, now.instant));
+        self.begin_withdrawals(now, &mut actions);
         actions.extend(self.mirror.begin_reading(now.instant));
         self.begin_plan(now, &mut actions);
         actions.extend(self.mirror.begin_glance());

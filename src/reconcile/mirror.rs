@@ -15,7 +15,7 @@ use super::session::is_alive;
 use super::volume::Volume;
 use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
-use crate::plan::{Plan, Step};
+use crate::plan::{Doubt, Plan, Step};
 use work::{Job, Trust, Wanted};
 
 /// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
@@ -30,6 +30,8 @@ pub(super) struct Mirror {
     /// Shared with the job that changes the kernel.
     observed: Option<SharedObserved>,
     trust: Trust,
+    /// What the steps that were refused since then may have done.
+    doubt: Doubt,
     wanted: Wanted,
     /// The kernel announced a change, or a glance found one, and no complete reading has begun since.
     announced: bool,
@@ -93,6 +95,7 @@ impl Mirror {
             interface,
             observed: None,
             trust: Trust::Kept,
+            doubt: Doubt::default(),
             wanted: Wanted::Reading { why: "start".into() },
             announced: false,
             job: Job::None,
@@ -151,12 +154,43 @@ impl Mirror {
 
     /// Whether a plan is being applied.
     pub fn is_applying(&self) -> bool {
-        self.job == Job::Apply
+        matches!(self.job, Job::Apply { .. })
     }
 
     /// Whether a plan may be made from the reading.
     pub fn can_be_planned(&self) -> bool {
-        self.observed.is_some() && self.trust != Trust::Doubtful
+        self.observed.is_some() && !matches!(self.trust, Trust::Doubtful | Trust::Exhausted)
+    }
+
+    /// Whether withdrawals may be planned from the reading although it is in doubt, because there is no
+    /// newer one to be had.
+    pub fn can_be_withdrawn_by(&self) -> bool {
+        self.observed.is_some() && self.trust == Trust::Doubtful && !self.is_readable()
+    }
+
+    /// What was refused may have been done: from now on the reading shows what that may have given.
+    pub fn assume_given(&mut self) {
+        let given = self.doubt.take_given();
+        if let Some(observed) = &self.observed {
+            given.iter().for_each(|step| observed.apply(step));
+        }
+    }
+
+    /// What is safe of withdrawals that were planned from this reading in doubt.
+    pub fn safe(&self, withdrawals: Plan, observed: &ObservedState) -> Plan {
+        self.doubt.safe(withdrawals, observed)
+    }
+
+    /// Nothing is left to withdraw by a reading in doubt.
+    pub const fn exhausted(&mut self) {
+        self.trust = Trust::Exhausted;
+    }
+
+    /// There may be something to withdraw again.
+    pub fn more_to_do(&mut self) {
+        if self.trust == Trust::Exhausted {
+            self.trust = Trust::Doubtful;
+        }
     }
 
     /// Whether a newer reading than the one we hold is wanted.
@@ -282,8 +316,8 @@ impl Mirror {
     /// Begins to change the kernel. The reading is shared with the job, and in doubt until it ends.
     pub fn begin_apply(&mut self, plan: Plan) -> Option<Action> {
         let observed = self.observed.clone()?;
+        self.job = Job::Apply { in_doubt: !self.can_be_planned() };
         self.trust = Trust::Doubtful;
-        self.job = Job::Apply;
         Some(Action::Apply(plan, observed))
     }
 
@@ -310,7 +344,7 @@ impl Mirror {
         self.traffic = reading.traffic;
         self.read_at = Some(now.wall);
         self.observed = Some(reading.state.into());
-        self.trust = Trust::Fresh;
+        (self.trust, self.doubt) = (Trust::Fresh, Doubt::default());
         EndedReading { guard_lost }
     }
 
@@ -348,10 +382,17 @@ impl Mirror {
         as_known
     }
 
-    /// The job that changed the kernel ended with an answer to every step.
-    pub const fn applied(&mut self) {
+    /// The job that changed the kernel ended with an answer to every step. What was in doubt before is
+    /// so still.
+    pub fn applied(&mut self) {
+        let in_doubt = self.job == Job::Apply { in_doubt: true };
+        self.trust = if in_doubt { Trust::Doubtful } else { Trust::Kept };
         self.job = Job::None;
-        self.trust = Trust::Kept;
+    }
+
+    /// The kernel did not acknowledge these steps.
+    pub fn refused<'a>(&mut self, steps: impl Iterator<Item = &'a Step>) {
+        steps.for_each(|step| self.doubt.refused(step));
     }
 
     /// The kernel may differ from the reading in ways that we do not know. The next reading is due

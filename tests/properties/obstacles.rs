@@ -41,6 +41,8 @@ enum Hindrance {
     ProfileThatIsRefused,
     StaleRows,
     ReadThatHangs,
+    /// A step was refused, perhaps after it was carried out, and the kernel cannot be read.
+    UnsettledDevice,
     /// The last two befall at the moment of the withdrawals.
     LostTable,
     TableOfAFormerVersion,
@@ -48,7 +50,7 @@ enum Hindrance {
 
 use Hindrance::*;
 
-const ALL: [Hindrance; 17] = [
+const ALL: [Hindrance; 18] = [
     NoSealingKey,
     LostHistory,
     HeldRemovals,
@@ -64,6 +66,7 @@ const ALL: [Hindrance; 17] = [
     ProfileThatIsRefused,
     StaleRows,
     ReadThatHangs,
+    UnsettledDevice,
     LostTable,
     TableOfAFormerVersion,
 ];
@@ -76,6 +79,8 @@ const BLOCKED: u8 = 4;
 const LOST: u8 = 5;
 /// Loses the policy of the laboratory.
 const NARROWED: u8 = 6;
+/// Is blocked before, and the device does not say that it is gone.
+const UNSETTLED: u8 = 7;
 /// Gets a policy at the same time.
 const WIDENED: u8 = 8;
 /// The devices with preshared keys.
@@ -189,9 +194,25 @@ impl Case {
                 world.pass_time(2 * MINUTE);
             }
             ReadThatHangs => world.tell(Event::Notified),
+            UnsettledDevice => {
+                world.troubles.insert(Trouble::Unsettled(key(UNSETTLED)));
+                self.block(UNSETTLED);
+            }
             FlowsThatStay | LostTable | TableOfAFormerVersion => {}
         }
         self.world.pass_time(2 * SECOND);
+        if hindrance == UnsettledDevice {
+            assert!(self.world.troubles.contains(&Trouble::Observations), "no step was refused");
+        }
+    }
+
+    fn block(&mut self, number: u8) {
+        let mut blocks = BlockList::clone(&self.world.block_list);
+        let name = format!("user-{number}").into();
+        blocks
+            .add(Whom::User(UserId(id(4, number))), Block { name, since: SystemTime::UNIX_EPOCH });
+        self.world.block_list = Arc::new(blocks);
+        self.world.tell(Event::Blocks(self.world.block_list.clone()));
     }
 
     fn lose_the_sealing_keys(&mut self) {
@@ -321,11 +342,7 @@ impl Case {
             };
             expect(&mut self, "the narrowed policy", &is_narrow);
         }
-        let mut blocks = BlockList::clone(&self.world.block_list);
-        let block = Block { name: "user-4".into(), since: SystemTime::UNIX_EPOCH };
-        blocks.add(Whom::User(UserId(id(4, BLOCKED))), block);
-        self.world.block_list = Arc::new(blocks);
-        self.world.tell(Event::Blocks(self.world.block_list.clone()));
+        self.block(BLOCKED);
         expect(&mut self, "the block", &|case| !case.passes(BLOCKED, |_| true));
         let until_then = AHEAD * MINUTE - (self.world.elapsed - SECOND);
         self.world.pass_time(until_then.saturating_sub(SECOND));
@@ -335,7 +352,9 @@ impl Case {
             has_come && !case.passes(SCHEDULED, |_| true)
         });
         self.world.pass_time(MINUTE);
-        let back = [SCHEDULED, BLOCKED].into_iter().filter(|number| self.passes(*number, |_| true));
+        let unsettled = self.has(UnsettledDevice).then_some(UNSETTLED);
+        let gone = [SCHEDULED, BLOCKED].into_iter().chain(unsettled);
+        let back = gone.filter(|number| self.passes(*number, |_| true));
         faults.extend(back.map(|number| format!("{number} is back")));
         let watch = self.world.watch.take().unwrap();
         faults.extend(watch.leaks.into_iter().take(1));
@@ -363,7 +382,13 @@ fn no_two_things_together_hold_up_a_withdrawal_or_add_what_is_not_granted() {
         let others = ALL.into_iter().filter(move |other| one < *other);
         others.map(move |other| vec![one, other])
     });
-    // No read hangs on a connection that is gone, and a table is either lost or of a former version.
-    let apart = [vec![StaleRows, ReadThatHangs], vec![LostTable, TableOfAFormerVersion]];
+    // No read hangs on a connection that is gone, a table is either lost or of a former version, and
+    // what befalls a table shows only where the kernel can be read.
+    let apart = [
+        vec![StaleRows, ReadThatHangs],
+        vec![LostTable, TableOfAFormerVersion],
+        vec![UnsettledDevice, LostTable],
+        vec![UnsettledDevice, TableOfAFormerVersion],
+    ];
     assert_sound(pairs.filter(|pair| !apart.contains(pair)));
 }

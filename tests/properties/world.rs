@@ -254,7 +254,17 @@ impl World {
                 let flows_stay = self.suffers(Trouble::Flows);
                 let foreign = &self.foreign_routes;
                 let leads_elsewhere = |step: &Step| matches!(step, Step::AddRoute { prefix } if foreign.contains(prefix));
+                let unsettled = self.troubles.iter().find_map(|trouble| match trouble {
+                    Trouble::Unsettled(key) => Some(Step::RemovePeer { key: *key }),
+                    _ => None,
+                });
+                if unsettled.as_ref().is_some_and(|step| plan.steps().contains(step)) {
+                    self.troubles.insert(Trouble::Observations);
+                }
                 let fault = |step: &Step| {
+                    if Some(step) == unsettled.as_ref() {
+                        return Some(Fault::LoseAnswer);
+                    }
                     let stays = flows_stay && matches!(step, Step::CutFlows { .. });
                     let is_refused = refuses && is_refused(step) || leads_elsewhere(step) || stays;
                     is_refused.then_some(Fault::Refuse)

@@ -176,6 +176,7 @@ impl Machine {
         let listed = outcome.refused.iter().take(FIRST_LINES);
         self.notices.refused(Trouble::Kernel, listed, now.instant);
         self.proof.lose();
+        self.mirror.refused(outcome.refused.iter().map(|refused| &refused.step));
         self.passes.refused(&outcome.refused);
         let rows_changed = self.passes.is_forgiven();
         self.retry_later(now);
@@ -239,6 +240,7 @@ impl Machine {
     /// New work arrived: resets the pass's attempts, and retries what was refused now.
     fn more_to_do(&mut self) {
         self.passes.forgive();
+        self.mirror.more_to_do();
         if self.passes.retry_now() {
             self.mirror.want_reading("retry");
         }
@@ -263,10 +265,12 @@ impl Machine {
 
     /// Whether something may differ, and a plan may be made.
     pub(super) fn may_plan(&self) -> bool {
-        !self.difference.is_nothing()
-            && self.rows.may_plan()
-            && self.mirror.can_be_planned()
-            && self.passes.may_plan()
+        self.mirror.can_be_planned() && self.has_to_plan()
+    }
+
+    /// Whether something may differ that need not wait.
+    pub(super) fn has_to_plan(&self) -> bool {
+        !self.difference.is_nothing() && self.rows.may_plan() && self.passes.may_plan()
     }
 
     /// Plans what is in scope, and begins to apply it or proves that nothing differs.
@@ -326,7 +330,7 @@ impl Machine {
         );
     }
 
-    fn begin_apply(&mut self, plan: Plan, now: Now) -> Option<Action> {
+    pub(super) fn begin_apply(&mut self, plan: Plan, now: Now) -> Option<Action> {
         let drift = self.difference.is_drift().then(|| self.mirror.drift(&plan));
         let removing = self.difference.take_departed(&plan, |keys| self.rows.names_of(keys));
         self.rows.removing(&removing);

@@ -3,8 +3,11 @@
 /// What the reading that we hold is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// A write was refused, and perhaps applied in part: no plan is made from this reading.
+    /// A write was refused, and perhaps applied in part: no plan is made from this reading, but for
+    /// withdrawals while there is no newer one.
     Doubtful,
+    /// As `Doubtful`, and nothing is left to withdraw by it.
+    Exhausted,
     /// Read once, and changed since by acknowledged writes.
     Kept,
     /// As `Kept`, and a glance just found the kernel to agree. No proof was made from that yet.
@@ -26,5 +29,8 @@ pub(super) enum Wanted {
 pub(super) enum Job {
     None,
     Look,
-    Apply,
+    /// From a reading that was in doubt before, or was not.
+    Apply {
+        in_doubt: bool,
+    },
 }

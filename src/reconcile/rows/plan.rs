@@ -50,12 +50,8 @@ impl Rows {
         connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
     ) -> Planned {
         let Guard { limit, confirmed, whose, .. } = guard;
-        if let Some((rest, whose)) = self.withdrawing(observed) {
-            return self.withdrawals(rest, observed, Guard { whose, ..guard });
-        }
-        let decides = self.refused.is_none() || self.age.suspends();
-        match self.desired.as_ref().filter(|_| decides) {
-            Some(desired) if !self.may_grant() => self.withdrawals(desired, observed, guard),
+        match self.deciding().filter(|_| self.may_grant() && self.withdrawing(observed).is_none()) {
+            None => self.plan_withdrawals(observed, guard, connected),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
                 (Ok(plan), held) => Planned { plan, held, obstacle: None },
                 (Err(error), held) => {
@@ -64,6 +60,21 @@ impl Rows {
                     Planned { obstacle: Some(error), ..withdrawals }
                 }
             },
+        }
+    }
+
+    /// Plans nothing but the withdrawals that the rows, `[stale]` and the block list ask for.
+    pub fn plan_withdrawals(
+        &self,
+        observed: &ObservedState,
+        guard: Guard<'_>,
+        connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
+    ) -> Planned {
+        if let Some((rest, whose)) = self.withdrawing(observed) {
+            return self.withdrawals(rest, observed, Guard { whose, ..guard });
+        }
+        match self.deciding() {
+            Some(desired) => self.withdrawals(desired, observed, guard),
             None => {
                 let withdraws = self.without_rows(observed, connected);
                 let steps =
@@ -71,6 +82,12 @@ impl Rows {
                 Planned { plan: Plan::new(steps.collect()), ..Planned::default() }
             }
         }
+    }
+
+    /// The rows as a whole, or what `[stale]` leaves of them; `None`: the last ones were refused.
+    fn deciding(&self) -> Option<&DesiredState> {
+        let decides = self.refused.is_none() || self.age.suspends();
+        self.desired.as_ref().filter(|_| decides)
     }
 
     /// What can be used of refused rows, and whose they are, if withdrawals follow from it. A table that

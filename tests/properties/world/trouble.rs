@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gatepost::dataplane::{DataplaneError, NetlinkError, RefusedStep};
-use gatepost::model::ObservedState;
+use gatepost::model::{ObservedState, PublicKey};
 use gatepost::plan::Step;
 use gatepost::reconcile::DatabaseError;
 use gatepost::store::{Place, StoreError};
@@ -33,6 +33,8 @@ pub enum Trouble {
     Flows,
     /// No read ends.
     HangingReads,
+    /// The device takes this peer away and does not say so, and cannot be read from then on.
+    Unsettled(PublicKey),
 }
 
 /// Looks at the kernel after each step.
