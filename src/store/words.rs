@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
@@ -23,6 +24,9 @@ const SINCE: i32 = 17;
 impl Store {
     /// The names of these groups and the statuses of these devices; nothing from an older schema.
     ///
+    /// The caller may stop waiting. A question that was put is then waited for all the same: to break it
+    /// off would cost its session, which may be the only one, and which the server counts until it is done.
+    ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn words(
@@ -35,12 +39,18 @@ impl Store {
         }
         let groups: Vec<Uuid> = groups.iter().map(|id| id.0).collect();
         let devices: Vec<Uuid> = devices.iter().map(|id| id.0).collect();
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&groups, Type::UUID_ARRAY), (&devices, Type::UUID_ARRAY)];
-        let query = "select kind, id, word from gatepost.words($1, $2)";
-        let lease = self.lease(DOING).await?;
-        let rows = self.within(DOING, lease.query_typed(query, &parameters)).await?;
-        lease.done();
+        let (store, lease) = (self.clone(), self.lease(DOING).await?);
+        let asked = tokio::spawn(async move {
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&groups, Type::UUID_ARRAY), (&devices, Type::UUID_ARRAY)];
+            let query = "select kind, id, word from gatepost.words($1, $2)";
+            let rows = store.within(DOING, lease.query_typed(query, &parameters)).await?;
+            lease.done();
+            Ok(rows)
+        });
+        // Only the end of the program breaks it off.
+        let Ok(rows) = asked.await else { return Ok(Words::default()) };
+        let rows: Vec<Row> = rows?;
         let mut words = Words::default();
         for row in &rows {
             let columns = Columns::of(row, DOING);

@@ -1,8 +1,9 @@
 //! A server that has too few sessions for an agent.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gatepost::reconcile::SyncMode;
 use gatepost::reconcile::status::{State, Status};
@@ -61,6 +62,33 @@ async fn queries_share_the_only_session_that_the_role_may_have() {
     let other = Store::connect(&options(&world.role, &world.database)).unwrap();
     let error = other.hello().await.unwrap_err();
     assert!(matches!(error, StoreError::NoRoom { .. }) && error.is_transient(), "{error}");
+}
+
+#[tokio::test]
+async fn question_that_its_asker_gives_up_does_not_cost_the_only_session() {
+    let world = World::new().await;
+    limit(&world, 1).await;
+    let store = &world.store;
+    store.hello().await.unwrap();
+    world.run("alter function gatepost.words(uuid[], uuid[]) rename to elsewhere").await;
+    let slow = "create function gatepost.words(uuid[], uuid[]) \
+        returns table (kind text, id uuid, word text) language plpgsql \
+        as 'begin perform pg_sleep(3); end'";
+    world.run(slow).await;
+    let session = format!(
+        "select pid::bigint from pg_stat_activity where usename = '{}' and query like '%words%' \
+         and state = 'active'",
+        world.role
+    );
+    let (groups, devices) = (BTreeSet::new(), BTreeSet::new());
+    let asked = store.words(&groups, &devices);
+    let given_up = tokio::time::timeout(Duration::from_millis(500), asked).await;
+    given_up.expect_err("the answer was awaited");
+    let asking = world.count(&session).await;
+    assert!(asking > 0);
+    store.hello().await.unwrap();
+    let same = format!("select count(*) from pg_stat_activity where pid = {asking}");
+    assert_eq!(world.count(&same).await, 1, "another session");
 }
 
 #[tokio::test]
