@@ -68,3 +68,63 @@ fn closed_by(change: &FirewallChange) -> BTreeSet<IpNet> {
     let closed = change.assign.iter().filter(|(_, place)| **place == ProfileId::NOTHING);
     closed.map(|(prefix, _)| *prefix).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::{FixedRules, ObservedFirewall, Peer, PublicKey};
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::from_bytes([number; 32]).unwrap()
+    }
+
+    fn prefix(last: u8) -> IpNet {
+        format!("10.64.0.{last}/32").parse().unwrap()
+    }
+
+    fn close_or_narrow(phase: Phase, assign: &[(u8, u32)]) -> Step {
+        let assign = assign.iter().map(|(last, id)| (prefix(*last), ProfileId(*id))).collect();
+        Step::Firewall { phase, change: FirewallChange { assign, ..FirewallChange::default() } }
+    }
+
+    fn observed() -> ObservedState {
+        let peer = Peer { allowed_ips: [prefix(1)].into_iter().collect(), ..Peer::default() };
+        let table = ObservedFirewall::new(FixedRules::Open, BTreeMap::new(), BTreeMap::new());
+        ObservedState {
+            peers: [(key(1), peer)].into(),
+            firewall: Some(table),
+            ..ObservedState::default()
+        }
+    }
+
+    #[test]
+    fn in_a_table_that_may_be_another_withdrawals_only_close() {
+        let withdrawals = Plan::new(vec![
+            close_or_narrow(Phase::Revoke, &[(2, 0), (3, 7)]),
+            Step::RemovePeer { key: key(1) },
+        ]);
+        let mut doubt = Doubt::default();
+        doubt.refused(&Step::RemovePeer { key: key(2) });
+        assert_eq!(doubt.safe(withdrawals.clone(), &observed()), withdrawals);
+        doubt.refused(&close_or_narrow(Phase::Policy, &[(3, 7)]));
+        // What is taken is closed, too, although the reading says that it is.
+        let closing = Plan::new(vec![
+            close_or_narrow(Phase::Revoke, &[(1, 0), (2, 0)]),
+            Step::RemovePeer { key: key(1) },
+        ]);
+        assert_eq!(doubt.safe(withdrawals, &observed()), closing);
+        assert!(doubt.safe(Plan::default(), &observed()).is_empty());
+    }
+
+    #[test]
+    fn what_may_have_been_given_is_named_once() {
+        let mut doubt = Doubt::default();
+        let given = Step::AddPeer { key: key(1), peer: Peer::default() };
+        doubt.refused(&given);
+        doubt.refused(&Step::SetUp);
+        assert_eq!(doubt.take_given(), [given]);
+        assert!(doubt.take_given().is_empty());
+    }
+}
