@@ -124,9 +124,13 @@ impl History {
     /// Whom the rows do not admit for now: the peers whose withdrawal the database lost, or is asked
     /// for, or that the last good rows may not know of.
     pub fn keeps_out(&self) -> BTreeSet<PublicKey> {
-        let in_question = self.question.is_some() || self.follows_last_good;
-        let withdrawn = self.kept.peers.keys().filter(|_| in_question);
+        let withdrawn = self.kept.peers.keys().filter(|_| self.are_in_question());
         withdrawn.chain(self.kept.lost.keys()).copied().collect()
+    }
+
+    /// Whether the rows may lack withdrawals.
+    const fn are_in_question(&self) -> bool {
+        self.question.is_some() || self.follows_last_good
     }
 
     /// From now on the agent follows the last good rows. Any withdrawal may be missing in them: rows that
@@ -201,12 +205,12 @@ impl History {
         }
     }
 
-    /// The database lost these of the withdrawals. Returns the names of those whom the rows admit
-    /// again; `None`: that was not asked, or for another epoch.
+    /// The database lost these of the withdrawals. Returns the names of those whom the rows give a right to
+    /// a tunnel again; `None`: that was not asked, or for another epoch.
     pub fn answered(
         &mut self,
         lost: &BTreeSet<PublicKey>,
-        admitted: &BTreeSet<PublicKey>,
+        entitled: &BTreeSet<PublicKey>,
         database_now: SystemTime,
     ) -> Option<Vec<String>> {
         let Question { epoch, .. } =
@@ -215,7 +219,7 @@ impl History {
         self.changed = true;
         let since = self.later_than_all(database_now);
         let mut names = Vec::new();
-        for key in lost.intersection(admitted) {
+        for key in lost.intersection(entitled) {
             if let Some(Withdrawal { name, .. }) = self.kept.peers.remove(key) {
                 names.push(name.clone());
                 let until = database_now + self.hold_for;
@@ -249,12 +253,13 @@ impl History {
     }
 
     /// What the last read found withdrew these peers.
-    pub fn departed(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
+    pub fn departed<'a>(&mut self, departed: impl Iterator<Item = (&'a PublicKey, &'a Departed)>) {
         let (marks, read_at) = &self.marks;
+        let departed: Vec<_> = departed.collect();
         if departed.is_empty() || marks.is_empty() {
             return;
         }
-        let ids = departed.values().map(|who| (who.device_id, who.user_id));
+        let ids = departed.iter().map(|(_, who)| (who.device_id, who.user_id));
         let about = Marks::about(ids, marks);
         for (key, who) in departed {
             let marks = about.those_of(who.device_id, who.user_id);
@@ -288,21 +293,23 @@ impl History {
         }
     }
 
-    /// The kernel was changed, and has these peers now; the rows want those. What the agent let in
-    /// again leaves the list.
+    /// The kernel has these peers now; the rows admit those. What the agent let in again leaves the list,
+    /// and what the rows admit again, unless they may lack withdrawals.
     pub fn applied(
         &mut self,
         has: impl Fn(&PublicKey) -> bool,
-        wants: impl Fn(&PublicKey) -> bool,
+        admit: impl Fn(&PublicKey) -> bool,
         database_now: SystemTime,
     ) {
-        self.pending.retain(|key, _| !wants(key));
+        self.pending.retain(|key, _| !admit(key));
         let carried_out: Vec<_> = self.pending.extract_if(.., |key, _| !has(key)).collect();
+        let in_question = self.are_in_question();
         let peers = &mut self.kept.peers;
         let before = peers.len();
         let may_be_asked_for =
             |it: &Withdrawal| it.read_at + KEPT_FOR > database_now || it.read_at > self.last_good;
-        peers.retain(|key, it| may_be_asked_for(it) && !has(key));
+        let is_over = |key: &PublicKey| has(key) || !in_question && admit(key);
+        peers.retain(|key, it| may_be_asked_for(it) && !is_over(key));
         self.changed |= before != peers.len() || !carried_out.is_empty();
         peers.extend(carried_out);
         if peers.len() > AT_MOST {

@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use gatepost::model::{Bars, Mark, PeerId, PublicKey, Whom};
+use gatepost::plan::ModelKernel;
 use gatepost::reconcile::status::PeerState;
-use gatepost::reconcile::{Action, Event, LastGood, Note, Provenance, Withdrawal};
+use gatepost::reconcile::{
+    Action, Event, LastGood, MachineOptions, Note, Provenance, StaleOptions, StalePolicy,
+    Withdrawal,
+};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
 use super::blocks::block;
 use super::machine::Happening;
 use super::rows::{Tables, id};
-use super::world::{Trouble, World, quiet_world};
+use super::world::{Trouble, World, options, quiet_tables, quiet_world};
 
 const PEERS: u8 = 6;
 /// `guard.lost_history`
@@ -37,25 +41,31 @@ impl World {
 }
 
 /// A world with the tables as they were after each commit.
-struct Past {
-    world: World,
+pub struct Past {
+    pub world: World,
     commits: Vec<Tables>,
     /// Whom each commit revoked, if it did.
     revoked: Vec<Option<u8>>,
+    /// Whose revocation the agent has read, and no later admission.
+    known: BTreeSet<u8>,
 }
 
-fn key(number: u8) -> PublicKey {
+pub fn key(number: u8) -> PublicKey {
     PublicKey::from_bytes([number; 32]).unwrap()
 }
 
 impl Past {
-    fn new() -> Self {
-        let world = quiet_world();
-        Self { commits: vec![world.tables.clone()], world, revoked: Vec::new() }
+    pub fn new() -> Self {
+        Self::of(quiet_world())
+    }
+
+    pub fn of(world: World) -> Self {
+        let (commits, known) = (vec![world.tables.clone()], BTreeSet::new());
+        Self { commits, world, revoked: Vec::new(), known }
     }
 
     /// As one transaction. Its id follows the last one that the database knows.
-    fn commit(&mut self, number: u8, bars: Bars) {
+    pub fn commit(&mut self, number: u8, bars: Bars) {
         self.world.elapsed += Duration::from_micros(1);
         let row = self.world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap();
         row.bars = bars;
@@ -69,11 +79,13 @@ impl Past {
 
     /// A failover to a server without the last commits. Returns whose enforced revocation is lost. What
     /// was read is enforced first.
-    fn lose(&mut self, commits: usize) -> BTreeSet<u8> {
+    pub fn lose(&mut self, commits: usize) -> BTreeSet<u8> {
         self.world.settle();
+        self.look();
+        let gateway_active = self.world.tables.gateway_active;
         let left = self.revoked.len().saturating_sub(commits);
         self.commits.truncate(left + 1);
-        self.world.tables = self.commits[left].clone();
+        self.world.tables = Tables { gateway_active, ..self.commits[left].clone() };
         self.world.marks.truncate(left);
         self.world.epoch += 1;
         let lost = |number: &u8| {
@@ -81,7 +93,8 @@ impl Past {
             let by = self.revoked.iter().rposition(|revoked| *revoked == Some(*number));
             row.bars == Bars::default()
                 && by.is_some_and(|by| by >= left)
-                && !self.world.kernel.state.peers.contains_key(&key(*number))
+                && !self.in_kernel(*number)
+                && (self.known.contains(number) || !self.is_barred_otherwise(*number))
         };
         let lost = (1..=PEERS).filter(lost).collect();
         self.revoked.truncate(left);
@@ -98,7 +111,34 @@ impl Past {
         since.collect()
     }
 
-    fn in_kernel(&self, number: u8) -> bool {
+    /// Notes whose revocation the agent knows.
+    fn look(&mut self) {
+        if !self.world.queue.is_empty() {
+            return;
+        }
+        for (number, peer) in (1..=PEERS).zip(self.world.machine.view().peers()) {
+            match peer.state {
+                PeerState::Ineligible { reason } if reason.contains("device not active") => {
+                    self.known.insert(number);
+                }
+                _ => drop(self.known.remove(&number)),
+            }
+        }
+    }
+
+    /// Whether a peer may be out of the kernel without any revocation.
+    fn is_barred_otherwise(&self, number: u8) -> bool {
+        let row = &self.world.tables.peers[&PeerId(id(2, number))];
+        let is_stale = self.world.machine.view().is_stale();
+        is_stale || self.world.block_list.bars(row) || !self.world.tables.gateway_active
+    }
+
+    pub fn gateway_is(&mut self, active: bool) {
+        self.world.tables.gateway_active = active;
+        self.world.tell(Event::Resync);
+    }
+
+    pub fn in_kernel(&self, number: u8) -> bool {
         self.world.kernel.state.peers.contains_key(&key(number))
     }
 }
@@ -108,6 +148,8 @@ enum Deed {
     Revoke(u8),
     Admit(u8),
     Lose(usize),
+    Block(Vec<u8>),
+    Gateway(bool),
     Happen(Happening),
 }
 
@@ -124,8 +166,20 @@ fn deed() -> impl Strategy<Value = Deed> {
         4 => (1..=PEERS).prop_map(Deed::Revoke),
         2 => (1..=PEERS).prop_map(Deed::Admit),
         2 => (1usize..5).prop_map(Deed::Lose),
+        1 => prop::collection::vec(1..=PEERS, 0..4).prop_map(Deed::Block),
+        1 => any::<bool>().prop_map(Deed::Gateway),
         5 => small.prop_map(Deed::Happen),
     ]
+}
+
+/// A world in which everybody is suspended once the rows are older than 15 s.
+pub fn stale_past() -> Past {
+    let stale = StaleOptions { policy: StalePolicy::Down, after: Duration::from_secs(15) };
+    let options = MachineOptions { stale, ..options() };
+    let mut world = World::with(options, quiet_tables(20), ModelKernel::default());
+    world.tell(Event::Tick);
+    world.pass_time(Duration::from_secs(1));
+    Past::of(world)
 }
 
 proptest! {
@@ -133,9 +187,12 @@ proptest! {
 
     #[test]
     fn nobody_whose_revocation_was_lost_is_let_in_before_the_time(
-        deeds in prop::collection::vec(deed(), 1..16),
+        deeds in prop::collection::vec(deed(), 1..16), goes_stale in any::<bool>(),
     ) {
-        let mut past = Past::new();
+        let mut past = if goes_stale { stale_past() } else { Past::new() };
+        let is_set = |deed: &Deed| matches!(deed, Deed::Gateway(_));
+        // The agent takes any mark about a device for what withdrew it with its gateway.
+        let may_stay_out = deeds.iter().any(is_set);
         let mut out = BTreeSet::new();
         // Who has a later mark when the database is asked, by the number of its commit.
         let mut excused = BTreeMap::new();
@@ -155,18 +212,26 @@ proptest! {
                     });
                     out.extend(lost_too.map(|(number, _)| number));
                 }
+                Deed::Block(numbers) => {
+                    block(&mut past.world, numbers.into_iter().map(|it| Whom::Key(key(it))));
+                }
+                Deed::Gateway(active) => past.gateway_is(active),
                 Deed::Happen(happening) => past.world.happen(happening),
             }
+            past.look();
             for number in &out {
                 prop_assert!(!past.in_kernel(*number), "{number}");
             }
         }
         past.world.troubles.clear();
+        block(&mut past.world, []);
+        past.gateway_is(true);
         past.world.pass_time(Duration::from_secs(120));
         for number in 1..=PEERS {
             let row = &past.world.tables.peers[&PeerId(id(2, number))];
             let wanted = row.bars == Bars::default() && !out.contains(&number);
-            prop_assert_eq!(past.in_kernel(number), wanted, "{}", number);
+            let is_in = past.in_kernel(number);
+            prop_assert!(is_in == wanted || !is_in && may_stay_out, "{number}");
         }
         past.world.pass_time(HOLD);
         prop_assert!(past.world.kernel_equals_database());
@@ -219,27 +284,6 @@ fn last_good_rows_that_admit_a_peer_with_a_lost_revocation_are_not_proven() {
     past.world.pass_time(Duration::from_secs(20));
     assert!(!past.in_kernel(1) && past.world.machine.view().keeps_out());
     assert_eq!(past.world.machine.view().last_sync_at(), None);
-}
-
-#[test]
-fn peer_that_was_only_blocked_comes_back_with_the_last_good_rows_when_it_is_unblocked() {
-    let mut past = Past::new();
-    past.commit(1, Bars::default());
-    // The first read has marks about the device, which have nothing to do with the block.
-    past.world.happen(Happening::Kill);
-    past.world.settle();
-    block(&mut past.world, [Whom::Key(key(1))]);
-    past.world.pass_time(Duration::from_secs(20));
-    let (changes, provenance) = (Vec::new(), Provenance::Sealed);
-    let rows = past.world.tables.snapshot();
-    past.world.last_good = Some(LastGood { rows, changes, provenance });
-    past.world.database_up = false;
-    past.world.happen(Happening::Kill);
-    block(&mut past.world, [Whom::Key(key(1))]);
-    past.world.pass_time(Duration::from_secs(20));
-    assert!(!past.in_kernel(1) && past.in_kernel(2));
-    block(&mut past.world, []);
-    assert!(past.in_kernel(1), "no row withdrew it");
 }
 
 #[test]

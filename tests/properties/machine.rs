@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gatepost::model::{ObservedState, PeerId, PeerRow};
+use gatepost::model::{BlockList, ObservedState, PeerId, PeerRow};
 use gatepost::plan::ModelKernel;
 use gatepost::reconcile::{Action, Event, Machine, MachineOptions};
 use gatepost::store::AuditEvent;
@@ -96,8 +96,10 @@ impl World {
                 self.queue.clear();
                 self.read = None;
                 self.announced = false;
-                let withdrawals = self.remembered.clone();
-                self.machine = Machine::new(MachineOptions { withdrawals, ..options() }, now);
+                let (withdrawals, stale) = (self.remembered.clone(), self.stale);
+                let block_list = BlockList::clone(&self.block_list);
+                let options = MachineOptions { withdrawals, stale, block_list, ..options() };
+                self.machine = Machine::new(options, now);
                 self.tell(Event::Tick);
             }
             Happening::Act(actions) => {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
 mod all_clear;
+mod barred;
 mod beats;
 mod blocks;
 mod costs;

@@ -78,12 +78,14 @@ pub struct Tables {
     pub memberships: BTreeMap<UserId, BTreeSet<GroupId>>,
     pub policies: BTreeMap<PolicyId, PolicyRow>,
     pub settings: Vec<SettingRow>,
+    /// `gateways.status` is 'active'.
+    pub gateway_active: bool,
 }
 
 impl Tables {
     pub fn snapshot(&self) -> SnapshotRows {
         SnapshotRows {
-            gateway: gateway(),
+            gateway: GatewayRow { active: self.gateway_active, ..gateway() },
             settings: self.settings.clone(),
             peers: self.peers.values().cloned().collect(),
             memberships: self
@@ -110,6 +112,7 @@ pub fn quiet_tables(peers: u8) -> Tables {
         memberships: BTreeMap::new(),
         policies: BTreeMap::new(),
         settings: Vec::new(),
+        gateway_active: true,
     };
     for number in 1..=peers {
         let row = PeerRow {
@@ -264,5 +267,6 @@ pub fn tables() -> impl Strategy<Value = Tables> {
                 .flatten()
                 .map(|(category, key)| SettingRow { category, key, value: "true".into() })
                 .collect(),
+            gateway_active: true,
         })
 }

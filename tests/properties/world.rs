@@ -101,6 +101,8 @@ pub struct World {
     pub watch: Option<Watch>,
     /// `gateways.vpn_cidr`, if it is another than usual.
     pub pool: Option<IpNet>,
+    /// `[stale]`
+    pub stale: StaleOptions,
 }
 
 impl World {
@@ -114,6 +116,7 @@ impl World {
         Self {
             tables,
             block_list: Arc::new(options.block_list.clone()),
+            stale: options.stale,
             read: None,
             read_at: at(NOW_SECS),
             true_as_of: BTreeSet::new(),
@@ -318,6 +321,7 @@ impl World {
             Some(before)
                 if kind == ReadKind::Changes
                     && before.settings == self.tables.settings
+                    && before.gateway_active == self.tables.gateway_active
                     && self.read_epoch == self.epoch =>
             {
                 let mut rows = changes(&before, &self.tables, taken_at);

@@ -61,11 +61,42 @@ impl DesiredState {
         barred.unwrap_or(Absence::Gone { suspended })
     }
 
-    /// The peers that are kept out although their rows admit them.
+    /// The peers that are kept out although nothing else bars them.
     pub fn kept_out(&self) -> impl Iterator<Item = PublicKey> {
-        let is_only_kept_out = |entry: &Entry| matches!(&entry.standing, OwnStanding::Ineligible(why) if why.is_only_kept_out());
+        self.kept_out_and(Ineligible::is_only_kept_out)
+    }
+
+    /// The peers that are kept out and have a right to a tunnel, whatever else bars them for now.
+    pub fn kept_out_and_entitled(&self) -> impl Iterator<Item = PublicKey> {
+        self.kept_out_and(Ineligible::is_entitled)
+    }
+
+    fn kept_out_and(&self, is: fn(&Ineligible) -> bool) -> impl Iterator<Item = PublicKey> {
         let keys = self.kept_out.iter();
-        keys.filter(move |key| self.barred_by(key).any(is_only_kept_out)).copied()
+        keys.filter(move |key| self.barred_by(key).any(|entry| entry.is_barred_and(is))).copied()
+    }
+
+    /// Whether the rows admit a peer for this key: it is there, or this host alone bars it.
+    #[must_use]
+    pub fn rows_admit(&self, key: &PublicKey) -> bool {
+        let by_host_alone = |entry: &Entry| entry.is_barred_and(Ineligible::is_by_host_alone);
+        self.peers.contains_key(key) || self.barred_by(key).any(by_host_alone)
+    }
+
+    /// Whether this row admits a peer for this key, and this host alone bars it.
+    #[must_use]
+    pub fn is_barred_by_host_alone(&self, key: &PublicKey, id: PeerId) -> bool {
+        let entry = self.entries.get(&id).filter(|_| self.barred.contains(&(*key, id)));
+        entry.is_some_and(|entry| entry.is_barred_and(Ineligible::is_by_host_alone))
+    }
+
+    /// The rows that have a right to a tunnel for a key, whatever else bars the peer. Of several rows for
+    /// a key, the one that is admitted comes last.
+    pub fn entitled(&self) -> impl Iterator<Item = (PublicKey, &PeerRow)> {
+        let barred = self.barred.iter().filter_map(|(key, id)| Some((*key, self.entries.get(id)?)));
+        let entitled = barred.filter(|(_, entry)| entry.is_barred_and(Ineligible::is_entitled));
+        let admitted = self.peers.keys().filter_map(|key| Some((*key, self.row_of(key)?)));
+        entitled.map(|(key, entry)| (key, &entry.row)).chain(admitted)
     }
 
     /// The rows that name a key without being candidates for it.

@@ -43,10 +43,17 @@ impl Ineligible {
         *self == Self { kept_out: true, ..Self::default() }
     }
 
-    /// Whether the rows admit the peer, and only the host's own list bars it.
+    /// Whether the device and its user have a right to a tunnel, and something else bars the peer.
     #[must_use]
-    pub fn is_only_blocked(&self) -> bool {
-        Self { kept_out: false, ..*self } == Self { blocked: true, ..Self::default() }
+    pub const fn is_entitled(&self) -> bool {
+        self.bars.is_empty() && !self.revoked
+    }
+
+    /// Whether the rows admit the peer, and this host alone bars it: by its list, because the rows are
+    /// stale, or because a withdrawal may be lost.
+    #[must_use]
+    pub const fn is_by_host_alone(&self) -> bool {
+        self.is_entitled() && !self.gateway_inactive
     }
 }
 
@@ -92,13 +99,16 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_rows_bar_is_not_only_blocked() {
-        let blocked = Ineligible { blocked: true, ..Ineligible::default() };
-        assert!(blocked.is_only_blocked());
-        assert!(Ineligible { kept_out: true, ..blocked }.is_only_blocked());
-        assert!(!Ineligible { revoked: true, ..blocked }.is_only_blocked());
-        assert!(!Ineligible { bars: Bars::DEVICE_STATUS, ..blocked }.is_only_blocked());
-        assert!(!Ineligible::default().is_only_blocked());
+    fn a_peer_that_rows_bar_is_not_barred_by_the_host_alone() {
+        let by_host =
+            Ineligible { blocked: true, suspended: true, kept_out: true, ..Ineligible::default() };
+        assert!(by_host.is_by_host_alone() && by_host.is_entitled());
+        let inactive = Ineligible { gateway_inactive: true, ..by_host };
+        assert!(!inactive.is_by_host_alone() && inactive.is_entitled());
+        let (revoked, bars) = (true, Bars::DEVICE_STATUS);
+        for barred in [Ineligible { revoked, ..by_host }, Ineligible { bars, ..by_host }] {
+            assert!(!barred.is_by_host_alone() && !barred.is_entitled());
+        }
     }
 
     #[test]

@@ -340,6 +340,11 @@ impl Entry {
         matches!(self.standing, OwnStanding::Ineligible(Ineligible { blocked: true, .. }))
     }
 
+    /// Not eligible, for a reason that `is` as asked.
+    fn is_barred_and(&self, is: fn(&Ineligible) -> bool) -> bool {
+        matches!(&self.standing, OwnStanding::Ineligible(why) if is(why))
+    }
+
     /// Admitted, though `ip_allocations` does not give it its address.
     fn is_unallocated(&self) -> bool {
         matches!(self.standing, OwnStanding::Admitted(_))

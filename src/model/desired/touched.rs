@@ -11,7 +11,8 @@ use crate::model::{DeviceId, PeerId, PeerRow, PolicyId, PublicKey, UserId};
 pub struct Touched {
     pub peers: BTreeSet<PublicKey>,
     pub prefixes: BTreeSet<IpNet>,
-    /// Whose place among the peers was lost.
+    /// Whose place among the peers was lost, or may never come back: also of those who had none because
+    /// something else than their device and user barred them.
     pub departed: BTreeMap<PublicKey, Departed>,
     /// Policies that decide otherwise now, for somebody here, with their names.
     pub policies: BTreeMap<PolicyId, Box<str>>,

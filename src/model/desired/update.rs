@@ -154,6 +154,9 @@ impl DesiredState {
         if let Some(key) = barred_key(&entry.row, &entry.standing) {
             self.barred.remove(&(key, id));
             touched.peers.insert(key);
+            if entry.is_barred_and(Ineligible::is_entitled) {
+                touched.departed.entry(key).or_insert_with(|| Departed::from(&entry.row));
+            }
         }
         let Some(candidate) = self.unseat(entry.standing) else { return };
         let claim = precedence(&entry.row);

@@ -155,9 +155,7 @@ impl Machine {
 
     pub(super) fn plan_applied(&mut self, mut outcome: Outcome, now: Now) {
         self.mirror.applied();
-        if let Some(observed) = self.mirror.observed() {
-            self.rows.applied(&observed, self.source.clock(now));
-        }
+        self.remember_withdrawals(now);
         let stayed = self.passes.applied(&outcome, self.mirror.observed().as_deref());
         self.difference.stayed(stayed);
         if self.rows.quarantine_profiles(std::mem::take(&mut outcome.unloadable)) {
@@ -263,6 +261,13 @@ impl Machine {
         }
     }
 
+    /// The kernel was changed, or is as it should be.
+    fn remember_withdrawals(&mut self, now: Now) {
+        if let Some(observed) = self.mirror.observed() {
+            self.rows.applied(&observed, self.source.clock(now));
+        }
+    }
+
     /// Whether something may differ, and a plan may be made.
     pub(super) fn may_plan(&self) -> bool {
         self.mirror.can_be_planned() && self.has_to_plan()
@@ -300,6 +305,9 @@ impl Machine {
         }
         let plan = self.difference.without_blocked(plan);
         let restless = self.passes.is_restless();
+        if plan.is_empty() {
+            self.remember_withdrawals(now);
+        }
         match obstacle {
             Some(error) => {
                 // Only withdrawals go on.

@@ -11,7 +11,7 @@ use crate::model::{
 /// What differs between a desired state and the one that replaced it.
 #[derive(Debug, Default)]
 pub struct Replaced {
-    /// Who the peers were that the new state no longer has.
+    /// Who had a right to a tunnel in the former state, and is no peer of the new one.
     pub departed: BTreeMap<PublicKey, Departed>,
     /// Policies that decide otherwise in the new state, with their names.
     pub policies: BTreeMap<PolicyId, Box<str>>,
@@ -115,8 +115,8 @@ impl Replaced {
     }
 }
 
-/// Who the peers were that the new state no longer has.
+/// Who had a right to a tunnel in the former state, and is no peer of the new one.
 fn departed(old: &DesiredState, new: &DesiredState) -> BTreeMap<PublicKey, Departed> {
-    let gone = old.peers().keys().filter(|key| !new.peers().contains_key(key));
-    gone.filter_map(|key| Some((*key, Departed::from(old.row_of(key)?)))).collect()
+    let gone = old.entitled().filter(|(key, _)| !new.peers().contains_key(key));
+    gone.map(|(key, row)| (key, Departed::from(row))).collect()
 }

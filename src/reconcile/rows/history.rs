@@ -35,8 +35,8 @@ impl Rows {
         database_now: SystemTime,
     ) -> Change {
         let Some(desired) = &self.desired else { return (None, None) };
-        let admitted = desired.kept_out().collect();
-        let peers = self.history.answered(lost, &admitted, database_now);
+        let entitled = desired.kept_out_and_entitled().collect();
+        let peers = self.history.answered(lost, &entitled, database_now);
         let (gateway, held_for) = (desired.gateway().id, self.history.hold_for());
         let peers = peers.filter(|peers| !peers.is_empty());
         let note = peers.map(|peers| Note::HistoryLost { gateway, peers, held_for });
@@ -73,44 +73,35 @@ impl Rows {
     /// Rows were read that withdraw these peers. What they say about peers that are out already is
     /// remembered, too.
     pub(super) fn remember_withdrawn(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
-        self.departed(departed);
+        self.removing(departed);
         let Self { history, refused, desired, .. } = self;
         let Some(rows) = read_last(refused.as_ref(), desired.as_ref()) else { return };
         history.stay_out(|key| match rows.absence(key) {
-            Absence::Barred(_, why) => !why.is_only_kept_out() && !why.is_only_blocked(),
+            Absence::Barred(_, why) => !why.is_by_host_alone(),
             Absence::Gone { .. } => true,
             Absence::Quarantined(..) | Absence::Admitted => false,
         });
     }
 
-    /// A plan that removes these peers is about to be applied. What `[stale]` removes, no row withdrew.
+    /// Rows were read that withdraw these peers, or a plan that removes them is about to be applied. Those
+    /// whom this host alone bars no commit withdrew: they come back by themselves.
     pub fn removing(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
-        if !self.age.suspends() {
-            self.departed(departed);
-        }
-    }
-
-    /// Remembers these peers, but for those that only a block bars: no commit withdrew them, and they come
-    /// back when the block is lifted.
-    fn departed(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
-        let rows = read_last(self.refused.as_ref(), self.desired.as_ref());
-        let Some(rows) = rows.filter(|_| !self.block_list.is_empty()) else {
-            return self.history.departed(departed);
+        let Self { history, refused, desired, .. } = self;
+        let rows = read_last(refused.as_ref(), desired.as_ref());
+        let by_host_alone = |key: &PublicKey, who: &Departed| {
+            rows.is_some_and(|rows| rows.is_barred_by_host_alone(key, who.peer_id))
         };
-        let is_only_blocked = |key: &PublicKey| matches!(rows.absence(key), Absence::Barred(_, why) if why.is_only_blocked());
-        let withdrawn = departed.iter().filter(|(key, _)| !is_only_blocked(key));
-        let withdrawn = withdrawn.map(|(key, who)| (*key, who.clone())).collect();
-        self.history.departed(&withdrawn);
+        history.departed(departed.iter().filter(|(key, who)| !by_host_alone(key, who)));
     }
 
-    /// The kernel was changed: the withdrawals that it has acknowledged are remembered. Rows that cannot
-    /// be used withdraw all the same, and admit no peer.
+    /// The kernel was changed, or is as it should be: the withdrawals that are in force are remembered.
+    /// Rows that cannot be used withdraw all the same, and admit no peer.
     pub fn applied(&mut self, observed: &ObservedState, database_now: SystemTime) {
         let usable = self.are_usable();
         let admitted = self.desired.as_ref().filter(|_| usable);
         self.history.applied(
             |key| observed.peers.contains_key(key),
-            |key| admitted.is_some_and(|desired| desired.peers().contains_key(key)),
+            |key| admitted.is_some_and(|desired| desired.rows_admit(key)),
             database_now,
         );
     }
