@@ -40,4 +40,5 @@ mod secrets;
 mod stale;
 mod takeover;
 mod troubles;
+mod unloadable;
 mod versions;

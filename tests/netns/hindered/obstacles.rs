@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 
 use super::{OTHERS, Scene};
-use crate::lab::{Client, eventually, run};
+use crate::lab::{Client, eventually, refuse_large_profiles, run, wide_policy_rows};
 
 /// How the agent learns what is withdrawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +192,24 @@ pub const OBSTACLES: &[Obstacle] = &[
         },
         in_force: |_, log| log.contains("Too many open files"),
         remove: |scene| limit_files(scene, 1024),
+        learns: Learns::Rows,
+        grants: true,
+    },
+    Obstacle {
+        what: "a policy that the kernel refuses",
+        set: |scene| {
+            scene.restart(|| scene.lab.write_config("[firewall]\nown_table = false\n"));
+            scene.lab.await_ready();
+            let agent = scene.agent.borrow();
+            refuse_large_profiles(&scene.lab, agent.as_ref().unwrap(), || {
+                scene.sql(&wide_policy_rows("wide", &["other0"]));
+            });
+        },
+        in_force: |scene, _| scene.lab.status()["quarantined_policies"][0]["policy"] == "wide",
+        remove: |scene| {
+            scene.sql("update policies set is_active = false where name = 'wide'");
+            scene.restart(|| scene.lab.write_config(""));
+        },
         learns: Learns::Rows,
         grants: true,
     },

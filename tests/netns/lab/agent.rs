@@ -53,6 +53,12 @@ impl Agent {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Whether a signal has stopped it.
+    pub fn is_stopped(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        status.lines().any(|line| line.starts_with("State:\tT"))
+    }
+
     /// Its resident memory.
     pub fn memory_kib(&self) -> u32 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();

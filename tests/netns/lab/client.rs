@@ -255,6 +255,22 @@ pub fn policy_rows(name: &str, user: &str, destination: &str) -> String {
     )
 }
 
+/// SQL for a policy that allows users 41 hosts of the LAN, from [`LAN_SERVER`](super::LAN_SERVER) on each second
+/// one: more than the kernel gets without a set.
+pub fn wide_policy_rows(name: &str, users: &[&str]) -> String {
+    format!(
+        "insert into policies (name) values ('{name}');
+         insert into policy_destinations (policy_id, destination)
+             select id, (inet '{LAN_SERVER}' + 2 * n)::cidr from policies, generate_series(0, 40) as n
+             where name = '{name}';
+         insert into policy_targets (policy_id, target_type, target_id)
+             select policies.id, 'user', users.id from policies, users
+             where policies.name = '{name}' and username = any ('{{{}}}')",
+        users.join(","),
+        LAN_SERVER = super::LAN_SERVER
+    )
+}
+
 fn start_device(lab: &Lab, space: &Space, link: &str, log: &Path) -> Child {
     let mut command = lab.command(&["device", link]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(log).unwrap());

@@ -14,6 +14,7 @@ mod echo;
 mod fault;
 mod flood;
 mod postgres;
+mod refusal;
 mod relay;
 mod revoke;
 mod space;
@@ -31,12 +32,13 @@ use std::time::{Duration, Instant};
 use gatepost::model::PrivateKey;
 
 pub use agent::{Agent, BINARY};
-pub use client::{Client, Ping, peer_rows, policy_rows};
+pub use client::{Client, Ping, peer_rows, policy_rows, wide_policy_rows};
 pub use database::{Database, Listener, Session};
 pub use download::Download;
 pub use fault::Fault;
 pub use flood::{Ears, Flood, Ways, way};
 pub use postgres::{Cluster, Pooler};
+pub use refusal::{has_small_sets, refuse_large_profiles};
 pub use relay::Relay;
 #[allow(unused_imports, reason = "the benchmark uses the rest")]
 pub use revoke::{Cut, revoke_under_download};

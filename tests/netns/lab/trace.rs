@@ -1,15 +1,16 @@
-//! `strace` on the agent's data plane: what it sends, to the kernel and to a userspace device, and
-//! its death between two messages.
+//! `strace` on the agent's data plane: what it sends, to the kernel and to a userspace device, its
+//! death between two messages, and its stop before a change of the firewall.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Agent, Lab};
+use super::{Agent, Lab, eventually};
 
 /// Follows the thread that owns the data plane, and it alone: a userspace device that it starts goes
 /// free. Dropping it lets the thread go.
@@ -21,22 +22,58 @@ pub struct Trace {
 impl Trace {
     /// Records the messages. The trace is attached when this returns.
     pub fn watch(lab: &Lab, agent: &Agent) -> Self {
-        Self::attach(lab, agent, &[])
+        Self::attach(lab, agent, "sendto", &[])
     }
 
     /// Kills the agent when it is about to send the `number`th message from now on: the kernel never
     /// gets that one.
     pub fn kill_at(lab: &Lab, agent: &Agent, number: usize) -> Self {
         let inject = format!("inject=sendto:signal=SIGKILL:when={number}");
-        Self::attach(lab, agent, &["-e", &inject])
+        Self::attach(lab, agent, "sendto", &["-e", &inject])
     }
 
-    fn attach(lab: &Lab, agent: &Agent, more: &[&str]) -> Self {
+    /// Makes `change`, and stops the agent when it is about to send the first transaction to nf_tables
+    /// because of it. Does `meanwhile`, lets the agent go on, and returns when.
+    pub fn stop_before_transaction(
+        lab: &Lab,
+        agent: &Agent,
+        change: impl FnOnce(),
+        meanwhile: impl FnOnce(),
+    ) -> Instant {
+        // Only a transaction asks for a send buffer of its size; other sockets set other options.
+        let trace =
+            Self::attach(lab, agent, "setsockopt", &["-e", "inject=setsockopt:signal=SIGSTOP"]);
+        let (mut change, mut seen) = (Some(change), 0);
+        eventually("the agent is about to change the firewall", || {
+            if let Some(change) = change.take() {
+                change();
+            }
+            let text = fs::read_to_string(&trace.log).unwrap();
+            let calls: Vec<_> = text.lines().filter(|it| it.starts_with("setsockopt(")).collect();
+            if calls.len() == seen || !agent.is_stopped() {
+                return false;
+            }
+            seen = calls.len();
+            let about_to = calls.last().is_some_and(|call| call.contains("SO_SNDBUFFORCE"));
+            if !about_to {
+                agent.signal(Signal::SIGCONT);
+            }
+            about_to
+        });
+        // The thread that it lets go stays stopped.
+        drop(trace);
+        meanwhile();
+        agent.signal(Signal::SIGCONT);
+        Instant::now()
+    }
+
+    fn attach(lab: &Lab, agent: &Agent, calls: &str, more: &[&str]) -> Self {
         let log = lab.folder.path().join("strace.log");
         let _ = fs::remove_file(&log);
         let mut command = Command::new("strace");
         command
-            .args(["-e", "trace=sendto", "-e", "signal=none", "-o", log.to_str().unwrap()])
+            .args(["-e", &format!("trace={calls}")])
+            .args(["-e", "signal=none", "-o", log.to_str().unwrap()])
             .args(more)
             .args(["-p", &agent.thread("dataplane").to_string()])
             .stderr(Stdio::piped());
