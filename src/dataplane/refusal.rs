@@ -24,12 +24,9 @@ pub(super) const fn blame(refusal: &NftError) -> Blame {
             | Errno::EBUSY
             | Errno::EAGAIN
             | Errno::EINTR
-            | Errno::ERESTART
-            // What runs out is the host's, and may be there for the next request.
-            | Errno::ENOMEM
-            | Errno::ENOBUFS
-            | Errno::EMFILE
-            | Errno::ENOSPC => Blame::Request,
+            | Errno::ERESTART => Blame::Request,
+            // It may be there for a smaller change, or for the next one.
+            Errno::ENOMEM | Errno::ENOBUFS | Errno::EMFILE | Errno::ENOSPC => Blame::Host,
             Errno::ENOENT | Errno::EEXIST => Blame::Table,
             _ => Blame::Content,
         },
@@ -115,8 +112,9 @@ mod tests {
     fn what_the_host_lacks_for_a_moment_is_blamed_on_no_policy() {
         let blamed = |errno| blame(&NftError::Refused { request: String::new(), errno });
         for errno in [Errno::ENOMEM, Errno::ENOBUFS, Errno::EMFILE, Errno::ENOSPC] {
-            assert_eq!(blamed(errno), Blame::Request, "{errno}");
+            assert_eq!(blamed(errno), Blame::Host, "{errno}");
         }
+        assert_eq!(blamed(Errno::EPERM), Blame::Request);
         assert_eq!(blamed(Errno::EINVAL), Blame::Content);
         assert_eq!(blamed(Errno::ENOENT), Blame::Table);
     }

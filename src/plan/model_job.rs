@@ -26,6 +26,7 @@ impl ModelJob {
     ) {
         let permitted = self.interlock.permits(step, observed);
         let part = self.interlock.part_of(step, observed).filter(|_| !permitted);
+        let mut is_parted = false;
         let fate = match part.as_ref().or(permitted.then_some(step)) {
             None => Fate::Withheld,
             Some(step) => match (fault, kernel.check(step)) {
@@ -33,9 +34,9 @@ impl ModelJob {
                     kernel.fail(step, fault);
                     Fate::Refused
                 }
-                (None, Err(Refusal::Unloadable)) => {
-                    self.load_in_parts(kernel, step, observed, watch);
-                    Fate::AppliedInPart
+                (None, Err(refusal @ (Refusal::Unloadable | Refusal::NoMemory))) => {
+                    is_parted = true;
+                    self.load_in_parts(kernel, step, refusal, observed, watch)
                 }
                 (None, _) => match kernel.apply_step(step) {
                     Ok(()) => {
@@ -50,7 +51,7 @@ impl ModelJob {
             watch(kernel, part, fate);
         }
         let fate = if permitted { fate } else { Fate::Withheld };
-        if let Fate::Refused | Fate::Withheld = fate {
+        if fate == Fate::Withheld || fate == Fate::Refused && !is_parted {
             self.interlock.failed(step, observed);
         }
         watch(kernel, step, fate);
@@ -66,16 +67,18 @@ impl ModelJob {
         &mut self,
         kernel: &mut ModelKernel,
         step: &Step,
+        refusal: Refusal,
         observed: &mut ObservedState,
         watch: &mut impl FnMut(&mut ModelKernel, &Step, Fate),
-    ) {
-        let Step::Firewall { phase, change } = step else { return };
+    ) -> Fate {
+        let Step::Firewall { phase, change } = step else { return Fate::Refused };
         let blame = |refusal: &Refusal| match refusal {
             Refusal::Unloadable => Blame::Content,
+            Refusal::NoMemory => Blame::Host,
             _ => Blame::Table,
         };
         let table = observed.firewall.clone();
-        let parted = load_in_parts(change, table.as_ref(), Refusal::Unloadable, blame, |change| {
+        let parted = load_in_parts(change, table.as_ref(), refusal, blame, |change| {
             let part = Step::Firewall { phase: *phase, change: change.clone() };
             kernel.apply_step(&part)?;
             observed.apply(&part);
@@ -88,6 +91,7 @@ impl ModelJob {
         let unloadable =
             unloadable.map(|(_, profile, refusal)| Unloadable { profile, why: why(refusal) });
         self.unloadable.extend(unloadable);
+        if parted.left.is_some() { Fate::Refused } else { Fate::AppliedInPart }
     }
 }
 

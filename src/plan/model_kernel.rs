@@ -31,6 +31,8 @@ pub enum Refusal {
     NoTable,
     #[error("a profile cannot be loaded (ENFILE)")]
     Unloadable,
+    #[error("no memory for a profile (ENOMEM)")]
+    NoMemory,
 }
 
 /// How the model kernel fails a step.
@@ -68,6 +70,8 @@ pub struct ModelKernel {
     pub flows: BTreeSet<(IpAddr, PublicKey)>,
     /// Profiles that it refuses, with the whole transaction that brings one.
     pub unloadable: BTreeSet<Arc<Profile>>,
+    /// Profiles that it has no memory for, so that it refuses the whole transaction, too.
+    pub too_large: BTreeSet<Arc<Profile>>,
 }
 
 impl ModelKernel {
@@ -168,12 +172,13 @@ impl ModelKernel {
         match (step, link) {
             (Step::Firewall { change, .. }, _) => {
                 let exists = self.state.firewall.is_some() || change.load_base.is_some();
-                let mut profiles = change.put_profiles.values().map(|(_, profile)| profile);
+                let brings = |refused: &BTreeSet<Arc<Profile>>| {
+                    change.put_profiles.values().any(|(_, profile)| refused.contains(profile))
+                };
                 match exists {
                     false => Err(Refusal::NoTable),
-                    true if profiles.any(|it| self.unloadable.contains(it)) => {
-                        Err(Refusal::Unloadable)
-                    }
+                    true if brings(&self.too_large) => Err(Refusal::NoMemory),
+                    true if brings(&self.unloadable) => Err(Refusal::Unloadable),
                     true => Ok(()),
                 }
             }

@@ -25,6 +25,8 @@ pub enum Blame {
     Content,
     /// The table is not as it was read. Parts that do not depend on that can be loaded.
     Table,
+    /// The host has too little of something, such as memory. Smaller parts may be loaded.
+    Host,
     /// The request as such: every part would be refused, too.
     Request,
 }
