@@ -32,13 +32,16 @@ enum Hindrance {
     GatewayRow,
     WrongKey,
     SmallPool,
+    PoolThatNoTunnelMayHave,
     PoolOfAnotherLink,
     AliasOfAnotherGateway,
+    LinkOfAnotherGateway,
     TableThatGuardsAnotherName,
     RowMadeAnew,
     BlocksUnknown,
     FlowsThatStay,
     ProfileThatIsRefused,
+    NoMemoryForAProfile,
     StaleRows,
     ReadThatHangs,
     /// A step was refused, perhaps after it was carried out, and the kernel cannot be read.
@@ -50,20 +53,23 @@ enum Hindrance {
 
 use Hindrance::*;
 
-const ALL: [Hindrance; 18] = [
+const ALL: [Hindrance; 21] = [
     NoSealingKey,
     LostHistory,
     HeldRemovals,
     GatewayRow,
     WrongKey,
     SmallPool,
+    PoolThatNoTunnelMayHave,
     PoolOfAnotherLink,
     AliasOfAnotherGateway,
+    LinkOfAnotherGateway,
     TableThatGuardsAnotherName,
     RowMadeAnew,
     BlocksUnknown,
     FlowsThatStay,
     ProfileThatIsRefused,
+    NoMemoryForAProfile,
     StaleRows,
     ReadThatHangs,
     UnsettledDevice,
@@ -154,14 +160,21 @@ impl Case {
                 world.tell(Event::Notified);
             }
             GatewayRow | WrongKey | SmallPool | RowMadeAnew => world.tell(Event::Resync),
+            PoolThatNoTunnelMayHave => {
+                world.pool = Some("169.254.0.0/16".parse().unwrap());
+                world.tell(Event::Resync);
+            }
             PoolOfAnotherLink => {
                 let network = "10.64.0.0/16".parse().unwrap();
                 world.kernel.state.networks.insert(network, "eth1".into());
                 world.tell(Event::KernelChanged { why: "an address came".into() });
             }
-            AliasOfAnotherGateway => {
+            AliasOfAnotherGateway | LinkOfAnotherGateway => {
                 let link = world.kernel.state.interface.as_mut().unwrap();
                 link.owner = LinkOwner::Ours(GatewayId(id(9, 9)));
+                if hindrance == LinkOfAnotherGateway {
+                    link.name = "old0".into();
+                }
                 world.tell(Event::KernelChanged { why: "its alias was changed".into() });
             }
             TableThatGuardsAnotherName => {
@@ -177,11 +190,15 @@ impl Case {
                 world.block_list = Arc::new(BlockList::unreadable("a torn file".into()));
                 world.tell(Event::Blocks(world.block_list.clone()));
             }
-            ProfileThatIsRefused => {
+            ProfileThatIsRefused | NoMemoryForAProfile => {
                 let wanted = afterwards(&world.tables).build();
                 let address: IpNet = format!("10.64.0.{}/32", WIDENED + 1).parse().unwrap();
                 let profile = wanted.firewall().assignments[&address].clone();
-                world.kernel.unloadable.insert(profile);
+                let kernel = &mut world.kernel;
+                match hindrance {
+                    NoMemoryForAProfile => kernel.too_large.insert(profile),
+                    _ => kernel.unloadable.insert(profile),
+                };
             }
             StaleRows => {
                 let shaken = Traffic {
@@ -304,10 +321,12 @@ impl Case {
         let mut allowed = probes.passing(state, &Filter::of_link(state));
         let obstacle = self.world.machine.view().obstacle();
         let only_withdraws = match obstacle {
-            // With the table goes what the plan of the whole minded.
-            Some(Obstacle::Plan(_)) => {
-                !(self.has(TableThatGuardsAnotherName) && self.has(LostTable))
+            // With the table goes what the plan of the whole minded, or what the former rows denied on a
+            // link that the table is loaded for anew.
+            Some(Obstacle::Plan(_)) if self.has(LostTable) => {
+                !self.has(TableThatGuardsAnotherName) && !self.has(LinkOfAnotherGateway)
             }
+            Some(Obstacle::Plan(_)) => true,
             Some(Obstacle::Build(_) | Obstacle::Blocks(_)) => true,
             _ => false,
         };
