@@ -7,6 +7,7 @@ use gatepost::reconcile::{Cache, Options, Withdrawals, run_once};
 use gatepost::store::{ConnectOptions, Store};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_postgres::Client;
 
 use crate::agent::{Memory, agent, good_peer, options_with, private_key};
 use crate::fault::row;
@@ -38,62 +39,76 @@ fn shows_loss(status: &Status) -> bool {
     status.warnings.iter().any(|warning| warning.contains("lost the revocation of user-1/"))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_restart() {
-    let world = World::alone().await;
-    for number in 1..=2 {
-        good_peer(&world, number).await;
+/// A gateway with two peers, and a standby of its database.
+struct Scene {
+    world: World,
+    standby: Cluster,
+    folder: tempfile::TempDir,
+    /// Of both servers.
+    url: String,
+}
+
+impl Scene {
+    async fn open() -> Self {
+        let world = World::alone().await;
+        for number in 1..=2 {
+            good_peer(&world, number).await;
+        }
+        let primary = world.cluster();
+        let standby = primary.standby();
+        let url = format!(
+            "user={} dbname={} host={},{} port={},{} target_session_attrs=read-write",
+            world.role,
+            world.database,
+            primary.dir.display(),
+            standby.dir.display(),
+            primary.port,
+            standby.port
+        );
+        drop(agent(&world, Memory::default()).await);
+        Self { world, standby, folder: tempfile::tempdir().unwrap(), url }
     }
-    let primary = world.cluster();
-    let standby = primary.standby();
-    let (host, folder) = (Memory::default(), tempfile::tempdir().unwrap());
-    let url = format!(
-        "user={} dbname={} host={},{} port={},{} target_session_attrs=read-write",
-        world.role,
-        world.database,
-        primary.dir.display(),
-        standby.dir.display(),
-        primary.port,
-        standby.port
-    );
-    drop(agent(&world, host.clone()).await);
-    let options = || {
-        let store = Store::connect(&ConnectOptions::new(&url)).unwrap();
+
+    fn options(&self, host: &Memory) -> Options<Memory> {
+        let store = Store::connect(&ConnectOptions::new(&self.url)).unwrap();
         let mut options = options_with(store, host.clone());
         options.machine.timing.heartbeat = Duration::from_millis(500);
         options.machine.lost_history = HOLD;
-        let cache = folder.path().join("last-good");
+        let cache = self.folder.path().join("last-good");
         options.machine.withdrawals = Withdrawals::load_beside(&cache);
         options.cache = Some(Cache::new(cache, &private_key()));
         options
-    };
-    let mut runs = Running::start(options());
-    runs.waits_for("ready", |status| status.state.is_ready() && status.peers.in_kernel == 2).await;
-    lag_behind(primary, &standby).await;
-    let revoke = "update devices set status = 'revoked', revoked_at = now() where name = 'user-1'";
-    world.run(revoke).await;
-    runs.waits_for("revoked", |status| status.state.is_ready() && status.peers.in_kernel == 1)
-        .await;
+    }
 
-    primary.pg_ctl(&["-m", "immediate", "stop"]);
-    let promoted_at = Instant::now();
-    standby.pg_ctl(&["promote"]);
-    let admin = connect(&standby.socket_url("postgres", &world.database)).await;
-    let active = "select status = 'active' from devices where name = 'user-1'";
-    assert!(admin.query_one(active, &[]).await.unwrap().get::<_, bool>(0), "nothing was lost");
-    runs.waits_for("said", shows_loss).await;
-    assert_eq!(host.state().peers.len(), 1);
-    runs.stop().await;
+    /// An agent that has carried out a revocation of which the standby will never know.
+    async fn revoked(&self, host: &Memory) -> Running {
+        let mut runs = Running::start(self.options(host));
+        let serves =
+            |status: &Status, peers| status.state.is_ready() && status.peers.in_kernel == peers;
+        runs.waits_for("ready", |status| serves(status, 2)).await;
+        lag_behind(self.world.cluster(), &self.standby).await;
+        let revoke =
+            "update devices set status = 'revoked', revoked_at = now() where name = 'user-1'";
+        self.world.run(revoke).await;
+        runs.waits_for("revoked", |status| serves(status, 1)).await;
+        runs
+    }
 
-    // A single pass, which keeps nothing, knows of it too.
-    let (say, _status) = watch::channel(Status::default());
-    let (_stop, stopped) = watch::channel(false);
-    let ended = run_once(Options { cache: None, ..options() }, say, stopped).await;
-    let not_converged = ended.unwrap_err().to_string();
-    assert!(not_converged.contains("lost the revocation of user-1/"), "{not_converged}");
-    assert_eq!(host.state().peers.len(), 1);
+    /// Returns a session with the new primary, and when it became that.
+    async fn fail_over(&self) -> (Client, Instant) {
+        self.world.cluster().pg_ctl(&["-m", "immediate", "stop"]);
+        let promoted_at = Instant::now();
+        self.standby.pg_ctl(&["promote"]);
+        let admin = connect(&self.standby.socket_url("postgres", &self.world.database)).await;
+        let active = "select status = 'active' from devices where name = 'user-1'";
+        let active = admin.query_one(active, &[]).await.unwrap().get::<_, bool>(0);
+        assert!(active, "nothing was lost");
+        (admin, promoted_at)
+    }
+}
 
-    let mut runs = Running::start(options());
+/// Waits until the lost revocation is followed, and sees that this was not before its time.
+async fn is_followed(runs: &mut Running, (admin, promoted_at): &(Client, Instant)) {
     // What the database admits and the kernel lacks is not proven.
     runs.waits_for("said", |status| shows_loss(status) && status.database.connected).await;
     assert!(!runs.status.borrow().state.is_ready(), "{:?}", runs.status.borrow());
@@ -102,8 +117,45 @@ async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_rest
     assert!(promoted_at.elapsed() >= HOLD, "{:?}", promoted_at.elapsed());
     let audited = "select count(*) from audit_logs where event_type = 'gateway.history_lost'";
     assert_eq!(admin.query_one(audited, &[]).await.unwrap().get::<_, i64>(0), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_that_a_failover_loses_holds_until_its_time_and_over_a_restart() {
+    let (scene, host) = (Scene::open().await, Memory::default());
+    let mut runs = scene.revoked(&host).await;
+    let failed_over = scene.fail_over().await;
+    runs.waits_for("said", shows_loss).await;
+    assert_eq!(host.state().peers.len(), 1);
+    runs.stop().await;
+
+    // A single pass, which keeps nothing, knows of it too.
+    let (say, _status) = watch::channel(Status::default());
+    let (_stop, stopped) = watch::channel(false);
+    let ended = run_once(Options { cache: None, ..scene.options(&host) }, say, stopped).await;
+    let not_converged = ended.unwrap_err().to_string();
+    assert!(not_converged.contains("lost the revocation of user-1/"), "{not_converged}");
+    assert_eq!(host.state().peers.len(), 1);
+
+    let mut runs = Running::start(scene.options(&host));
+    is_followed(&mut runs, &failed_over).await;
     runs.stop().await;
     let what = "standby promoted without the last transactions, one of them a revocation";
+    row(what, "the lost revocation holds for guard.lost_history, and that is said", None);
+}
+
+/// The host boots meanwhile: only its disk remembers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_that_is_lost_while_the_host_reboots_holds_until_its_time() {
+    let (scene, host) = (Scene::open().await, Memory::default());
+    scene.revoked(&host).await.stop().await;
+    let failed_over = scene.fail_over().await;
+    let booted = Memory::default();
+    let mut runs = Running::start(scene.options(&booted));
+    runs.waits_for("said", |status| shows_loss(status) && status.peers.in_kernel == 1).await;
+    assert!(booted.state().peers.keys().eq(host.state().peers.keys()));
+    is_followed(&mut runs, &failed_over).await;
+    runs.stop().await;
+    let what = "standby promoted without a revocation while the gateway's host reboots";
     row(what, "the lost revocation holds for guard.lost_history, and that is said", None);
 }
 
