@@ -298,18 +298,19 @@ impl History {
     pub fn applied(
         &mut self,
         has: impl Fn(&PublicKey) -> bool,
-        admit: impl Fn(&PublicKey) -> bool,
+        admit: impl Fn(&PublicKey, DeviceId) -> bool,
         database_now: SystemTime,
     ) {
-        self.pending.retain(|key, _| !admit(key));
+        self.pending.retain(|key, it| !admit(key, it.device_id));
         let carried_out: Vec<_> = self.pending.extract_if(.., |key, _| !has(key)).collect();
         let in_question = self.are_in_question();
         let peers = &mut self.kept.peers;
         let before = peers.len();
         let may_be_asked_for =
             |it: &Withdrawal| it.read_at + KEPT_FOR > database_now || it.read_at > self.last_good;
-        let is_over = |key: &PublicKey| has(key) || !in_question && admit(key);
-        peers.retain(|key, it| may_be_asked_for(it) && !is_over(key));
+        let is_over =
+            |key: &PublicKey, it: &Withdrawal| has(key) || !in_question && admit(key, it.device_id);
+        peers.retain(|key, it| may_be_asked_for(it) && !is_over(key, it));
         self.changed |= before != peers.len() || !carried_out.is_empty();
         peers.extend(carried_out);
         if peers.len() > AT_MOST {

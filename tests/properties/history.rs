@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::{Bars, Mark, PeerId, PublicKey, Whom};
+use gatepost::model::{Bars, DesiredState, Mark, PeerId, PublicKey, Standing, Whom};
 use gatepost::plan::ModelKernel;
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{
@@ -116,13 +116,15 @@ impl Past {
         if !self.world.queue.is_empty() {
             return;
         }
-        for (number, peer) in (1..=PEERS).zip(self.world.machine.view().peers()) {
-            match peer.state {
-                PeerState::Ineligible { reason } if reason.contains("device not active") => {
-                    self.known.insert(number);
-                }
-                _ => drop(self.known.remove(&number)),
-            }
+        let view = self.world.machine.view();
+        for (row, standing) in view.desired().into_iter().flat_map(DesiredState::rows) {
+            let Some(number) = (1..=PEERS).find(|number| row.id == PeerId(id(2, *number))) else {
+                continue;
+            };
+            match standing {
+                Standing::Ineligible(why) if !why.bars.is_empty() => self.known.insert(number),
+                _ => self.known.remove(&number),
+            };
         }
     }
 

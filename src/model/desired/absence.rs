@@ -7,7 +7,7 @@ use foldhash::HashMap;
 use super::evaluate::listed_dns;
 use super::{DesiredState, Entry, Ineligible, OwnStanding, Reason, Standing};
 use crate::model::policy::Recipe;
-use crate::model::{AllowedIps, KeyText, PeerId, PeerRow, Profile, PublicKey};
+use crate::model::{AllowedIps, DeviceId, KeyText, PeerId, PeerRow, Profile, PublicKey};
 
 /// Why the rows admit no peer for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,10 +76,12 @@ impl DesiredState {
         keys.filter(move |key| self.barred_by(key).any(|entry| entry.is_barred_and(is))).copied()
     }
 
-    /// Whether the rows admit a peer for this key: it is there, or this host alone bars it.
+    /// Whether the rows admit a peer for this key: it is there, or this host alone bars this device.
     #[must_use]
-    pub fn rows_admit(&self, key: &PublicKey) -> bool {
-        let by_host_alone = |entry: &Entry| entry.is_barred_and(Ineligible::is_by_host_alone);
+    pub fn rows_admit(&self, key: &PublicKey, device_id: DeviceId) -> bool {
+        let by_host_alone = |entry: &Entry| {
+            entry.row.device_id == device_id && entry.is_barred_and(Ineligible::is_by_host_alone)
+        };
         self.peers.contains_key(key) || self.barred_by(key).any(by_host_alone)
     }
 

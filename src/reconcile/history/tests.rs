@@ -31,7 +31,7 @@ fn a_withdrawal_has_the_marks_about_its_device_its_user_and_everybody() {
     ];
     history.marks_read(marks, start);
     history.departed(departed(1..4).iter());
-    history.applied(|_| false, |_| false, start);
+    history.applied(|_| false, |_, _| false, start);
     let kept = history.take_changed().unwrap();
     let xids: Vec<Vec<u64>> = kept.peers.values().map(xids_of).collect();
     assert_eq!(xids, [vec![1, 2, 3, 4], vec![1, 3, 4], vec![3, 4]]);
@@ -51,11 +51,11 @@ fn an_epoch_that_comes_back_before_the_answer_is_asked_as_well() {
     assert!(!history.follow("1".into()));
     history.marks_read(vec![mark(1, "peer", None)], start);
     history.departed(departed(1..2).iter());
-    history.applied(|_| false, |_| false, start);
+    history.applied(|_| false, |_, _| false, start);
     assert!(history.follow("2".into()));
     // The question is open: what the second epoch withdraws meanwhile, the first does not know.
     history.departed(departed(2..3).iter());
-    history.applied(|_| false, |_| false, start);
+    history.applied(|_| false, |_, _| false, start);
     assert!(history.follow("1".into()));
     assert_eq!(history.keeps_out().len(), 2);
     let now = Instant::now();
@@ -76,19 +76,19 @@ fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
     history.marks_read(vec![mark(1, "peer", None)], start);
     history.departed(departed(1..4).iter());
     let first = PublicKey::from_bytes([1; 32]).unwrap();
-    history.applied(|_| false, |key| *key == first, start);
+    history.applied(|_| false, |key, _| *key == first, start);
     assert_eq!(history.take_changed().unwrap().peers.len(), 2, "the rows want the first again");
     let second = PublicKey::from_bytes([2; 32]).unwrap();
-    history.applied(|key| *key == second, |_| false, start);
+    history.applied(|key| *key == second, |_, _| false, start);
     assert_eq!(history.take_changed().unwrap().peers.len(), 1);
     history.marks_read(vec![mark(2, "peer", None)], start + KEPT_FOR / 2);
     history.departed(departed(5..6).iter());
-    history.applied(|_| false, |_| false, start + 2 * KEPT_FOR);
+    history.applied(|_| false, |_, _| false, start + 2 * KEPT_FOR);
     assert_eq!(history.take_changed().unwrap().peers.len(), 1);
-    history.applied(|_| false, |_| false, start + 3 * KEPT_FOR);
+    history.applied(|_| false, |_, _| false, start + 3 * KEPT_FOR);
     assert_eq!(history.take_changed(), None, "the last good rows are older");
     history.rows_are_kept(start + KEPT_FOR);
-    history.applied(|_| false, |_| false, start + 2 * KEPT_FOR);
+    history.applied(|_| false, |_, _| false, start + 2 * KEPT_FOR);
     assert!(history.take_changed().unwrap().peers.is_empty());
 }
 
@@ -99,7 +99,7 @@ fn every_withdrawal_holds_while_the_last_good_rows_are_followed() {
     history.follow("1".into());
     history.marks_read(vec![mark(1, "peer", None)], start);
     history.departed(departed(1..2).iter());
-    history.applied(|_| false, |_| false, start);
+    history.applied(|_| false, |_, _| false, start);
     let kept = history.take_changed().unwrap();
     // A database that lost it is read, its rows become the last good ones, and the agent is killed.
     let mut history = History::new(Duration::ZERO, kept);

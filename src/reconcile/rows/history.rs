@@ -101,7 +101,7 @@ impl Rows {
         let admitted = self.desired.as_ref().filter(|_| usable);
         self.history.applied(
             |key| observed.peers.contains_key(key),
-            |key| admitted.is_some_and(|desired| desired.rows_admit(key)),
+            |key, device| admitted.is_some_and(|desired| desired.rows_admit(key, device)),
             database_now,
         );
     }
