@@ -13,7 +13,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::Store;
 use super::decode::Columns;
-use super::dial::{Dialer, Source};
+use super::dial::{Dialer, Source, with_place};
 use super::error::{Limit, StoreError};
 use super::hosts::{self, Connected};
 use super::options::{ConnectOptions, Target};
@@ -101,14 +101,14 @@ impl Store {
             let Some(seat) = self.seats.take(self.answer_within).await else {
                 return Err(self.stalled(doing, self.answer_within, Limit::Pool));
             };
-            let error = match self.pool.get().await {
+            let (got, failed_at) = with_place(self.pool.get()).await;
+            let error = match got {
                 Ok(object) => {
                     let token = self.dialer.token();
                     return Ok(Lease { object: Some(object), token, _seat: seat });
                 }
                 Err(PoolError::Backend(source)) => {
-                    let place = self.dialer.take_failed_at();
-                    StoreError::of(place.as_ref().unwrap_or(&self.place), doing, source)
+                    StoreError::of(failed_at.as_ref().unwrap_or(&self.place), doing, source)
                 }
                 Err(PoolError::PostCreateHook(HookError::Backend(source))) => {
                     StoreError::of(&self.place, doing, source)

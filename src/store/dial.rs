@@ -1,5 +1,6 @@
 //! Makes connections, each with the password and the certificates of its time.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -24,13 +25,25 @@ struct Current {
     target: Target,
     /// `None`: what was read once is used for good.
     source: Option<Source>,
-    /// What the pool's errors do not say: where its last connection failed.
-    failed_at: Option<Place>,
+}
+
+tokio::task_local! {
+    /// What the pool's errors do not say: where the connection failed that this task asked it for.
+    static FAILED_AT: Cell<Option<Place>>;
+}
+
+/// What the pool answers, and where it failed to connect for that.
+pub(super) async fn with_place<T>(asked: impl Future<Output = T>) -> (T, Option<Place>) {
+    let asked = async {
+        let answer = asked.await;
+        (answer, FAILED_AT.with(Cell::take))
+    };
+    FAILED_AT.scope(Cell::new(None), asked).await
 }
 
 impl Dialer {
     pub fn new(target: Target) -> Self {
-        Self(Arc::new(Mutex::new(Current { target, source: None, failed_at: None })))
+        Self(Arc::new(Mutex::new(Current { target, source: None })))
     }
 
     /// Connections from now on are made as the source says, which is read again when a login fails
@@ -40,7 +53,7 @@ impl Dialer {
     /// What is wrong with the options; the former ones stay in use.
     pub fn follow(&self, source: Source) -> Result<(), String> {
         let target = read(&source)?;
-        *self.lock() = Current { target, source: Some(source), failed_at: None };
+        *self.lock() = Current { target, source: Some(source) };
         Ok(())
     }
 
@@ -82,11 +95,6 @@ impl Dialer {
         }
     }
 
-    /// Where the pool's last connection failed, if that was not asked for yet.
-    pub fn take_failed_at(&self) -> Option<Place> {
-        self.lock().failed_at.take()
-    }
-
     /// The present token of the gateway.
     pub fn token(&self) -> Option<Token> {
         self.lock().target.token.clone()
@@ -112,7 +120,8 @@ impl deadpool_postgres::Connect for Dialer {
             let (client, connection) = match Self::connect(self, None).await {
                 Ok(connected) => connected,
                 Err(NoHost { error, place, .. }) => {
-                    self.lock().failed_at = Some(place);
+                    // The pool may connect where nobody asks.
+                    let _ = FAILED_AT.try_with(|failed_at| failed_at.set(Some(place)));
                     return Err(error);
                 }
             };
@@ -126,5 +135,30 @@ impl deadpool_postgres::Connect for Dialer {
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Dialer({})", self.lock().target.place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Store;
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn all_connections_that_fail_at_once_tell_the_same() {
+        let store =
+            Store::connect(&ConnectOptions::new("postgres://gw@127.0.0.1:1,127.0.0.2:1/vpn"))
+                .unwrap();
+        for _ in 0..50 {
+            let asked: Vec<_> = (0..8)
+                .map(|_| {
+                    let store = store.clone();
+                    tokio::spawn(async move { store.hello().await.unwrap_err().to_string() })
+                })
+                .collect();
+            for asked in asked {
+                let text = asked.await.unwrap();
+                assert!(text.contains("127.0.0.1:1 as role gw (127.0.0.2:1"), "{text}");
+            }
+        }
     }
 }
