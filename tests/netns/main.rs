@@ -42,3 +42,4 @@ mod takeover;
 mod troubles;
 mod unloadable;
 mod versions;
+mod who_asked;
