@@ -70,3 +70,32 @@ fn chain_of_legacy_iptables_that_drops_is_found() {
     }
     assert!(!found().contains(drops));
 }
+
+#[test]
+fn devices_of_a_user_are_told_their_statuses_however_many_there_are() {
+    const DEVICES: usize = 1_200;
+    // Of the list of all peers.
+    const NAMED: usize = 1_000;
+    let lab = Lab::open();
+    lab.database.exec(&peer_rows("alice", &new_keys().1, "10.99.1.1"));
+    lab.database.exec(&format!(
+        "with lost as (
+             insert into devices (user_id, name, platform, device_fingerprint, public_key, status)
+                 select id, 'phone-' || n, 'linux', 'phone-' || n, 'key', 'lost'
+                 from users, generate_series(1, {DEVICES}) as n
+                 returning id, name
+         )
+         insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
+             select lost.id, gateways.id, lost.name, '10.99.2.1' from lost, gateways"
+    ));
+    let _agent = lab.start();
+    let told = |arguments: &[&str]| {
+        let (code, out, err) = lab.gatepost(arguments);
+        assert_eq!(code, 0, "{err}");
+        let peers: serde_json::Value = serde_json::from_str(&out).unwrap();
+        (peers.as_array().unwrap().len(), out.matches("(its status is lost)").count())
+    };
+    assert_eq!(told(&["peers", "--json"]), (DEVICES + 1, NAMED));
+    assert_eq!(told(&["peers", "--user", "ALICE", "--json"]), (DEVICES + 1, DEVICES));
+    assert_eq!(told(&["peers", "--user", "bob", "--json"]), (0, 0));
+}

@@ -20,7 +20,7 @@ use gatepost::reconcile::status::{PeerState, PeerStatus};
 pub fn confirm(config: &Config, yes: bool) -> Result<Exit, CommandError> {
     let client = Client::new(&config.control.socket);
     let (mut held, mut kept_out) = (Vec::new(), Vec::new());
-    client.peers(|peer| match &peer.state {
+    client.peers(None, |peer| match &peer.state {
         PeerState::Held { .. } => held.push(peer),
         PeerState::KeptOut { .. } => kept_out.push(peer),
         _ => {}

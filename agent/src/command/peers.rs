@@ -23,7 +23,7 @@ const SESSION: Duration = Duration::from_secs(SESSION_SECS);
 /// No agent, or a wrong answer.
 pub fn peers(config: &Config, args: &PeersArgs) -> Result<Exit, CommandError> {
     let mut all = Vec::new();
-    Client::new(&config.control.socket).peers(|peer| all.push(peer))?;
+    Client::new(&config.control.socket).peers(args.user.as_deref(), |peer| all.push(peer))?;
     let peers = chosen(all, args, SystemTime::now());
     if args.json {
         output::print_json(&peers)?;

@@ -35,12 +35,17 @@ impl Client {
         self.ask(&Request::Status, |_: serde_json::Value| {})
     }
 
-    /// Passes every peer to `each`, one by one as they arrive.
+    /// Passes every peer, or those of a user, to `each`, one by one as they arrive. An agent of an earlier
+    /// version sends all of them.
     ///
     /// # Errors
     /// As [`Client::status`].
-    pub fn peers(&self, each: impl FnMut(PeerStatus)) -> Result<(), ControlError> {
-        self.ask(&Request::Peers, each)
+    pub fn peers(
+        &self,
+        user: Option<&str>,
+        each: impl FnMut(PeerStatus),
+    ) -> Result<(), ControlError> {
+        self.ask(&Request::Peers { user: user.map(str::to_owned) }, each)
     }
 
     /// The verdict for what `who` sends to `destination`.

@@ -13,8 +13,12 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// Done with one [`Status`](gatepost::reconcile::status::Status).
     Status,
-    /// One item per peer, a [`PeerStatus`](gatepost::reconcile::status::PeerStatus) each.
-    Peers,
+    /// One item per peer, a [`PeerStatus`](gatepost::reconcile::status::PeerStatus) each; with `user`, of
+    /// that user's devices.
+    Peers {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+    },
     /// Done with one [`Explanation`](gatepost::reconcile::status::Explanation).
     Explain { who: String, destination: String },
     /// One item per denied packet, a [`DeniedPacket`](gatepost::reconcile::status::DeniedPacket) each, the
@@ -54,7 +58,7 @@ impl Request {
     pub const fn access(&self) -> Access {
         match self {
             Self::Status
-            | Self::Peers
+            | Self::Peers { .. }
             | Self::Explain { .. }
             | Self::Denied { .. }
             | Self::Journal => Access::Read,
@@ -70,7 +74,7 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status => f.write_str("status"),
-            Self::Peers => f.write_str("peers"),
+            Self::Peers { .. } => f.write_str("peers"),
             Self::Explain { who, destination } => {
                 write!(f, "explain {} {}", Quoted(who), Quoted(destination))
             }

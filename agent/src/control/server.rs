@@ -168,7 +168,8 @@ impl Reply<'_> {
     async fn to(&mut self, request: Request, asking: &Asking) -> io::Result<()> {
         match request {
             Request::Status => self.line(&Line::Done(asking.watcher.status())).await,
-            Request::Peers => match asking.ask(Ask::Peers).await {
+            Request::Peers { user } => match asking.ask(|answer| Ask::Peers { user, answer }).await
+            {
                 Ok(peers) => {
                     for peer in peers {
                         self.line(&Line::Item(peer)).await?;

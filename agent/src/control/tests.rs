@@ -39,7 +39,7 @@ fn peer(user: &str) -> PeerStatus {
 async fn answer_everything(mut end: LoopHandle) {
     while let Some(ask) = end.asks.recv().await {
         match ask {
-            Ask::Peers(answer) => drop(answer.send(vec![peer("anna"), peer("ben")])),
+            Ask::Peers { answer, .. } => drop(answer.send(vec![peer("anna"), peer("ben")])),
             Ask::Explain { who, destination, answer } => {
                 let found = who == "anna";
                 let explanation = Explanation {
@@ -87,7 +87,7 @@ async fn each_request_gets_its_answer() {
         let client = Client::new(&socket);
         assert_eq!(client.status().unwrap().state, State::Ready);
         let mut users = Vec::new();
-        client.peers(|peer| users.push(peer.user)).unwrap();
+        client.peers(None, |peer| users.push(peer.user)).unwrap();
         assert_eq!(users, ["anna", "ben"]);
         assert_eq!(client.explain("anna", "10.0.0.1").unwrap().text, "anna may reach 10.0.0.1");
         let refused = client.explain("carl", "10.0.0.1").unwrap_err().to_string();
@@ -149,7 +149,7 @@ async fn silent_connections_keep_no_request_waiting() {
     let (reading, mut listed) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(ask) = end.asks.recv().await {
-            let Ask::Peers(answer) = ask else { unreachable!("nothing else is asked") };
+            let Ask::Peers { answer, .. } = ask else { unreachable!("nothing else is asked") };
             // More than the socket holds for a client that does not read.
             drop(answer.send(vec![peer("anna"); 5_000]));
             reading.send(()).unwrap();
@@ -196,6 +196,14 @@ async fn only_root_and_members_of_the_write_group_change_something() {
     let missing = Writers::new(Some("no-such-group"));
     let said = missing.admit(stranger()).await.unwrap_err().to_string();
     assert!(said.contains("create group no-such-group"), "{said}");
+}
+
+#[test]
+fn question_for_all_peers_is_that_of_an_older_client() {
+    let older = r#"{"op":"peers"}"#;
+    let request = Request::Peers { user: None };
+    assert_eq!(serde_json::from_str::<Request>(older).unwrap(), request);
+    assert_eq!(serde_json::to_string(&request).unwrap(), older);
 }
 
 #[test]

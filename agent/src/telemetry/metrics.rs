@@ -29,7 +29,7 @@ impl Scraped {
         let denied = denied_packets().ok().flatten();
         let peers = async {
             let (answer, answered) = oneshot::channel();
-            watcher.asks.send(Ask::Peers(answer)).await.ok()?;
+            watcher.asks.send(Ask::Peers { user: None, answer }).await.ok()?;
             answered.await.ok()
         };
         let peers = if per_peer { timeout(TIMEOUT, peers).await.ok().flatten() } else { None };

@@ -17,8 +17,9 @@ use crate::reconcile::view::{ExplainError, ResyncError};
 /// A question of an operator. A dropped answer means that the loop has ended.
 #[derive(Debug)]
 pub enum Ask {
-    /// Every peer, by the id of its row, after the kernel was read once more.
-    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    /// Every peer, by the id of its row, after the kernel was read once more; of `user` alone, if one is
+    /// named.
+    Peers { user: Option<String>, answer: oneshot::Sender<Vec<PeerStatus>> },
     /// The verdict for what `who` sends to `destination`.
     Explain {
         who: String,
@@ -52,8 +53,8 @@ pub struct NothingHeldBack;
 impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Peers(answer) => {
-                self.asked_peers.push(answer, self.machine.view().read_at());
+            Ask::Peers { user, answer } => {
+                self.asked_peers.push(user, answer, self.machine.view().read_at());
                 self.handle(Event::PeersAsked);
             }
             Ask::Explain { who, destination, answer } => {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::reconcile::view::status::{PeerStatus, Timestamp};
-use crate::reconcile::view::{View, peers_in_words};
+use crate::reconcile::view::{Listed, View, peers_in_words};
 use crate::store::Store;
 
 /// A kernel that is being changed, or does not answer, delays the list no longer; its peers then say
@@ -22,6 +22,8 @@ pub(super) struct AskedPeers {
 
 #[derive(Debug)]
 struct Asked {
+    /// Whose; `None`: all.
+    user: Option<String>,
     answer: oneshot::Sender<Vec<PeerStatus>>,
     /// The time of the last reading when it was asked for.
     former: Option<Timestamp>,
@@ -29,9 +31,14 @@ struct Asked {
 }
 
 impl AskedPeers {
-    /// An operator waits for the list of peers. The last reading was `former`.
-    pub fn push(&mut self, answer: oneshot::Sender<Vec<PeerStatus>>, former: Option<Timestamp>) {
-        self.pending.push(Asked { answer, former, until: Instant::now() + READ_WITHIN });
+    /// An operator waits for the list of peers, or of those of a user. The last reading was `former`.
+    pub fn push(
+        &mut self,
+        user: Option<String>,
+        answer: oneshot::Sender<Vec<PeerStatus>>,
+        former: Option<Timestamp>,
+    ) {
+        self.pending.push(Asked { user, answer, former, until: Instant::now() + READ_WITHIN });
     }
 
     /// Answers the questions for which the kernel was read, or need not be, or which have waited
@@ -41,10 +48,18 @@ impl AskedPeers {
         let rests = view.rests(now.into_std());
         let is_ready = |it: &mut Asked| rests || it.until <= now || view.read_at() != it.former;
         for asked in self.pending.extract_if(.., is_ready) {
-            let (peers, store) = (view.peers(), store.cloned());
+            let (mut peers, store) = (view.peers(), store.cloned());
+            let listed = match &asked.user {
+                Some(user) => {
+                    let user = user.to_lowercase();
+                    peers.retain(|peer| peer.user.to_lowercase() == user);
+                    Listed::OfUser
+                }
+                None => Listed::All,
+            };
             tokio::spawn(async move {
                 let peers = match store {
-                    Some(store) => peers_in_words(peers, &store).await,
+                    Some(store) => peers_in_words(peers, listed, &store).await,
                     None => peers,
                 };
                 // The asker may be gone.

@@ -32,7 +32,7 @@ use crate::plan::{Held, PlanError};
 pub use explain::{Answers, ExplainError, parse_destination};
 pub use preview::{PreviewError, preview, preview_explanation, preview_rows};
 pub use who::WhoError;
-pub(super) use words::peers_in_words;
+pub(super) use words::{Listed, peers_in_words};
 
 /// The machine as of one moment, part by part.
 #[derive(Debug)]

@@ -37,13 +37,25 @@ pub(super) fn tell_status(reason: &mut String, status: &str) {
         reason.replace(NOT_ACTIVE, &format!("{NOT_ACTIVE} (its status is {})", Plain(status)));
 }
 
+/// Which peers a list has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::reconcile) enum Listed {
+    All,
+    /// Those of one user: each is told completely, however many there are.
+    OfUser,
+}
+
 /// Names the statuses of the devices that are not active.
 pub(in crate::reconcile) async fn peers_in_words(
     mut peers: Vec<PeerStatus>,
+    listed: Listed,
     store: &Store,
 ) -> Vec<PeerStatus> {
-    let devices: BTreeSet<_> =
-        inactive(&mut peers).map(|(id, _)| id).take(DEVICES_AT_MOST).collect();
+    let most = match listed {
+        Listed::All => DEVICES_AT_MOST,
+        Listed::OfUser => usize::MAX,
+    };
+    let devices: BTreeSet<_> = inactive(&mut peers).map(|(id, _)| id).take(most).collect();
     let Words { statuses, .. } = words(store, &BTreeSet::new(), &devices).await;
     for (id, reason) in inactive(&mut peers) {
         if let Some(status) = statuses.get(&id) {
