@@ -15,6 +15,7 @@ mod gate;
 mod id;
 mod interface;
 mod key;
+pub mod limit;
 mod mark;
 mod observed;
 pub mod policy;
@@ -45,6 +46,7 @@ pub use interface::{
     Peer, Tag, Traffic,
 };
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use limit::{BeyondLimit, RowLimit};
 pub use mark::{Mark, MarkId};
 pub use observed::{ObservedState, Stray};
 pub use pool::{Unsuited, check_network};

@@ -7,11 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{DeviceId, GatewayId, GroupId, KeyError, Mark, PeerId, PolicyId, PublicKey, UserId};
+use super::{
+    BeyondLimit, DeviceId, GatewayId, GroupId, KeyError, Mark, PeerId, PolicyId, PublicKey,
+    RowLimit, UserId,
+};
 
 /// A public key as a row holds it: parsed, or kept with the reason why it cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +148,9 @@ pub struct PeerRow {
     pub allocation: Allocation,
     #[serde(with = "micros")]
     pub created_at: SystemTime,
+    /// The list with too many entries, which were not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beyond: Option<Box<BeyondLimit>>,
 }
 
 /// `policies.effect`.
@@ -185,6 +191,23 @@ pub struct PolicyRow {
     pub full_tunnel: bool,
     pub destinations: Vec<IpNet>,
     pub targets: Vec<TargetRow>,
+    /// It had too many destinations, and has others now: see [`Self::closed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beyond: Option<BeyondLimit>,
+}
+
+impl PolicyRow {
+    /// The same without its destinations, of which there are too many to read: it allows nothing, or
+    /// denies every address. Fewer of them would deny less.
+    #[must_use]
+    pub fn closed(self, beyond: BeyondLimit) -> Self {
+        let every = [Ipv4Net::default().into(), Ipv6Net::default().into()];
+        let destinations = match self.effect {
+            Effect::Allow => Vec::new(),
+            Effect::Deny | Effect::Unknown(_) => every.to_vec(),
+        };
+        Self { full_tunnel: false, destinations, beyond: Some(beyond), ..self }
+    }
 }
 
 /// The undeleted groups of one user who owns a peer of this gateway.
@@ -213,6 +236,30 @@ pub struct SnapshotRows {
     pub policies: Vec<PolicyRow>,
     /// The database's clock when the snapshot was taken.
     pub taken_at: SystemTime,
+}
+
+impl SnapshotRows {
+    /// More peers or policies than a gateway reads.
+    #[must_use]
+    pub fn beyond(&self) -> Option<BeyondLimit> {
+        let peers = RowLimit::Peers.check(self.gateway.id.0, self.peers.len());
+        peers.or_else(|| RowLimit::Policies.check(self.gateway.id.0, self.policies.len()))
+    }
+
+    /// No more of them than that: without the newest peers, and of the policies without those that allow
+    /// before those that deny.
+    #[must_use]
+    pub fn within_limits(mut self) -> Self {
+        if self.beyond().is_some() {
+            self.peers.sort_unstable_by_key(|peer| (peer.created_at, peer.id));
+            self.peers.truncate(RowLimit::Peers.most());
+            self.policies.sort_unstable_by_key(|policy| {
+                (policy.effect == Effect::Allow, policy.priority, policy.id)
+            });
+            self.policies.truncate(RowLimit::Policies.most());
+        }
+        self
+    }
 }
 
 /// The present rows of everything that changed between two snapshots. A key with nothing behind it

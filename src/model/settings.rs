@@ -26,6 +26,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
+use super::limit::{SETTING_BYTES, SITE_PREFIXES};
 use super::policy::Verdict;
 use super::{AuditEvents, SettingRow, check_network};
 use warning::nearest;
@@ -91,6 +92,11 @@ impl Settings {
         (settings, warnings)
     }
 
+    /// The keys that mean something.
+    pub fn keys() -> impl Iterator<Item = &'static str> {
+        KEYS.iter().map(|(_, key, _)| *key)
+    }
+
     fn read(
         &mut self,
         row: &SettingRow,
@@ -107,10 +113,14 @@ impl Settings {
             let names = known.map(|(_, name, _)| *name);
             return warn(SettingFlaw::UnknownKey { nearest: nearest(&row.key, names) });
         };
-        let bad = |expected| SettingFlaw::BadValue { value: row.value.as_str().into(), expected };
+        let is_too_long = row.value.len() > SETTING_BYTES;
+        let bad = |expected| match is_too_long {
+            true => SettingFlaw::TooLong { expected },
+            false => SettingFlaw::BadValue { value: row.value.as_str().into(), expected },
+        };
         // PostgreSQL's numbers may be larger than any of Rust's. No key takes an object.
-        let value =
-            serde_json::from_str(&row.value).unwrap_or_else(|_| Value::Object(Map::default()));
+        let value = serde_json::from_str(&row.value).ok().filter(|_| !is_too_long);
+        let value = value.unwrap_or_else(|| Value::Object(Map::default()));
         let mut boolean = |restricting: bool| {
             boolean(&value).unwrap_or_else(|| {
                 warn(bad(if restricting { TAKEN_FOR_TRUE } else { TAKEN_FOR_FALSE }));
@@ -138,9 +148,8 @@ impl Settings {
             }
             Key::SitePrefixes => {
                 self.site_prefixes.clear();
-                let Value::Array(entries) = &value else {
-                    return warn(bad("a list of prefixes, like [\"10.1.0.0/16\"]; taken for none"));
-                };
+                let entries = value.as_array().filter(|entries| entries.len() <= SITE_PREFIXES);
+                let Some(entries) = entries else { return warn(bad(LIST_OF_SITES)) };
                 for entry in entries {
                     match site_prefix(entry) {
                         Some(prefix) => self.site_prefixes.push(prefix),
@@ -206,6 +215,8 @@ const TAKEN_FOR_FALSE: &str = "true or false; taken for false until it is";
 const TIME: &str = "a time as to_jsonb(now()) writes it; it confirms nothing";
 const AHEAD: &str = "past by the database's clock; it confirms nothing";
 const EVENTS: &str = "a list of events, like [\"gateway.*\", \"peer.revoked\"]; all are written";
+const LIST_OF_SITES: &str =
+    "a list of at most 1000 prefixes, like [\"10.1.0.0/16\"]; taken for none";
 const SITE_PREFIX: &str = "a prefix with its host bits zero, no wider than /8 (IPv6: /16), and none \
                            that every host needs; this entry is left out";
 
@@ -312,6 +323,25 @@ mod tests {
             r#"setting "default_effect\0" in category "policy": no such key, the row is ignored; nearest is "default_effect""#,
         ];
         assert_eq!(warnings, expected);
+    }
+
+    #[test]
+    fn a_value_that_is_too_long_is_said_and_restricts() {
+        let sites = |number: usize, more: &str| {
+            let list = (0..number).map(|n| format!("\"10.{}.{}.0/24\"", n / 256, n % 256));
+            let value = format!("[{}]{more}", list.collect::<Vec<_>>().join(","));
+            let (settings, warnings) = parse(&[("gateway", "site_prefixes", &value)]);
+            (settings.site_prefixes.len(), warnings)
+        };
+        assert_eq!(sites(SITE_PREFIXES, ""), (SITE_PREFIXES, vec![]));
+        let (none, warnings) = sites(SITE_PREFIXES + 1, "");
+        assert_eq!((none, warnings.len()), (0, 1));
+        assert!(warnings[0].ends_with(
+            "is not a list of at most 1000 prefixes, like [\"10.1.0.0/16\"]; taken for none"
+        ));
+        let (none, warnings) = sites(1, &" ".repeat(SETTING_BYTES));
+        let expected = r#"setting "site_prefixes" in category "gateway": a value of more than 65536 bytes is not a list of at most 1000 prefixes, like ["10.1.0.0/16"]; taken for none"#;
+        assert_eq!((none, warnings), (0, vec![expected.to_owned()]));
     }
 
     #[test]

@@ -171,9 +171,10 @@ impl Note {
     }
 }
 
-/// Part of a setting or a policy that has no effect.
+/// Part of a setting, a policy or the gateway's row that has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ignored {
     Setting(String),
+    Gateway(String),
     Policy(PolicyNote),
 }

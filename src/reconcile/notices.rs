@@ -242,8 +242,9 @@ impl Notices {
     fn ignored(&mut self, desired: &DesiredState) {
         let policies = desired.policy_notes().into_iter().cloned().map(Ignored::Policy);
         let settings = desired.setting_warnings().iter().map(|it| Ignored::Setting(it.to_string()));
+        let gateway = desired.gateway_dns_beyond().map(|it| Ignored::Gateway(it.to_string()));
         let mut ignored = BTreeSet::new();
-        for part in policies.chain(settings) {
+        for part in policies.chain(settings).chain(gateway) {
             let text = part.to_string();
             if !self.ignored.contains(&text) {
                 self.say(Note::Ignored(part));

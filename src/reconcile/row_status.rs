@@ -7,6 +7,8 @@ use crate::reconcile::name::peer_name;
 
 /// So many quarantined or held peers are listed one by one.
 pub(super) const LISTED_PEERS: usize = 100;
+/// So many flaws of policies are listed one by one.
+const LISTED_NOTES: usize = 100;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct RowStatus {
@@ -31,11 +33,17 @@ impl RowStatus {
     }
 }
 
-/// The parts of settings and policies that have no effect, and peers with the address of no allocation.
+/// The parts of settings, policies and the gateway's row that have no effect, and peers with the address of
+/// no allocation. Of many, the first are listed.
 pub(super) fn row_warnings(desired: &DesiredState) -> Vec<String> {
     let settings = desired.setting_warnings().iter().map(ToString::to_string);
-    let notes = desired.policy_notes().into_iter().map(ToString::to_string);
-    settings.chain(notes).chain(unallocated(desired)).collect()
+    let gateway = desired.gateway_dns_beyond().map(|beyond| beyond.to_string());
+    let notes = desired.policy_notes();
+    let (listed, more) = notes.split_at(notes.len().min(LISTED_NOTES));
+    let more = (!more.is_empty())
+        .then(|| format!("{} of other policies are not listed here", count(more.len(), "flaw")));
+    let listed = listed.iter().map(ToString::to_string);
+    settings.chain(gateway).chain(listed).chain(more).chain(unallocated(desired)).collect()
 }
 
 /// One line for all: a control plane that writes no allocations has none for any peer.

@@ -26,6 +26,8 @@ pub enum Read {
 }
 
 const DOING: &str = "read the changes";
+/// More peers of changed devices cost less in a read of everything.
+const MOST_PEERS: usize = 100_000;
 
 impl Store {
     /// Reads the changes for this gateway by transactions that `since` did not see. The rows and the
@@ -83,6 +85,11 @@ impl Store {
         if let Some(why) = everything {
             return Ok(Read::Everything(why));
         }
+        if rows.as_ref().is_some_and(|rows| rows.peers.len() > MOST_PEERS) {
+            return Ok(Read::Everything(format!(
+                "changed devices have more than {MOST_PEERS} peers"
+            )));
+        }
         let next = Cursor { snapshot: columns.get(0)?, epoch: columns.get(1)? };
         let taken_at = columns.get(2)?;
         match rows {
@@ -123,7 +130,10 @@ impl Marked {
         client: Caller<'_>,
         since: &Cursor,
     ) -> Result<Rows, tokio_postgres::Error> {
-        let peers = format!("select {PEER_COLUMNS} from gatepost.peers_by_device($1)");
+        let peers = format!(
+            "select {PEER_COLUMNS} from gatepost.peers_by_device($1) limit {}",
+            MOST_PEERS + 1
+        );
         let policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_id($1)");
         let memberships = "select user_id, group_ids from gatepost.memberships_by_user($1)";
         let (peers, memberships, policies, marks, rewritten) = tokio::try_join!(

@@ -12,9 +12,10 @@ use tokio_postgres::types::{FromSql, Type, accepts};
 use uuid::Uuid;
 
 use super::error::StoreError;
+use crate::model::limit::{DANGLING_TARGETS, NAME_CHARS};
 use crate::model::{
     Allocation, Bars, DeviceId, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
-    SettingRow, TargetRow, TargetType,
+    RowLimit, SettingRow, TargetRow, TargetType,
 };
 
 pub(super) const GATEWAY: &str = "select cursor, epoch, taken_at, id, name, public_key, \
@@ -62,8 +63,7 @@ impl<'a> FromSql<'a> for Text<'a> {
 
 /// The beginning of a name. A row may have one of a megabyte, and names are in status, journal and audit.
 fn shortened(name: Cow<'_, str>) -> Cow<'_, str> {
-    const MOST_CHARS: usize = 256;
-    match name.char_indices().nth(MOST_CHARS) {
+    match name.char_indices().nth(NAME_CHARS) {
         Some((end, _)) => format!("{}…", &name[..end]).into(),
         None => name,
     }
@@ -95,7 +95,17 @@ impl<'a> Columns<'a> {
     }
 
     fn key(&self, column: usize) -> Result<KeyText, StoreError> {
-        Ok(KeyText::parse(&self.get::<Text<'a>>(column)?.0))
+        Ok(KeyText::parse(&self.name::<Cow<'a, str>>(column)?))
+    }
+
+    /// A list of texts that are as short as names.
+    fn names<T: From<Cow<'a, str>>>(&self, column: usize) -> Result<Vec<T>, StoreError> {
+        let texts = self.get::<Vec<Text<'a>>>(column)?;
+        Ok(texts.into_iter().map(|text| shortened(text.0).into()).collect())
+    }
+
+    fn nets(&self, column: usize) -> Result<Vec<IpNet>, StoreError> {
+        Ok(self.get::<Vec<Net>>(column)?.into_iter().map(|net| net.0).collect())
     }
 }
 
@@ -111,11 +121,7 @@ pub(super) fn gateway(
         public_key: columns.key(5)?,
         listen_port: columns.get(6)?,
         vpn_cidr: columns.get::<Net>(7)?.0,
-        dns_servers: columns
-            .get::<Vec<Text<'_>>>(8)?
-            .into_iter()
-            .map(|text| text.0.into())
-            .collect(),
+        dns_servers: columns.names(8)?,
         active: columns.get(9)?,
         allocated_address: columns.get::<Option<Net>>(10)?.map(|net| net.0.addr()),
     };
@@ -143,9 +149,15 @@ pub(super) fn peer_if_readable(
 
 fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError> {
     let columns = Columns::of(row, doing);
-    let device_id = DeviceId(columns.get(1)?);
+    let (id, device_id): (Uuid, _) = (columns.get(0)?, DeviceId(columns.get(1)?));
+    let (mut allowed_ips, mut dns_servers) = (columns.nets(8)?, columns.names(9)?);
+    let beyond = RowLimit::AllowedIps.check(id, allowed_ips.len());
+    let beyond = beyond.or_else(|| RowLimit::PeerDns.check(id, dns_servers.len()));
+    if beyond.is_some() {
+        (allowed_ips, dns_servers) = (Vec::new(), Vec::new());
+    }
     Ok(PeerRow {
-        id: columns.get::<Uuid>(0)?.into(),
+        id: id.into(),
         device_id,
         user_id: columns.get::<Uuid>(2)?.into(),
         device_name: columns.name(3)?,
@@ -153,12 +165,8 @@ fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError> {
         public_key: columns.key(5)?,
         assigned_ip: columns.get::<Net>(6)?.0,
         preshared_key: columns.get::<Option<Text<'_>>>(7)?.map(|text| text.0.into()),
-        allowed_ips: columns.get::<Vec<Net>>(8)?.into_iter().map(|net| net.0).collect(),
-        dns_servers: columns
-            .get::<Vec<Text<'_>>>(9)?
-            .into_iter()
-            .map(|text| text.0.into())
-            .collect(),
+        allowed_ips: allowed_ips.into(),
+        dns_servers: dns_servers.into(),
         bars: Bars::from_bits(columns.get::<i16>(10)?.cast_unsigned()),
         revoked_at: columns.get(11)?,
         allocation: match columns.get::<Option<Uuid>>(12)?.map(DeviceId) {
@@ -167,6 +175,7 @@ fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError> {
             None => Allocation::Missing,
         },
         created_at: columns.get(13)?,
+        beyond: beyond.map(Box::new),
     })
 }
 
@@ -180,11 +189,30 @@ pub(super) fn membership(row: &Row, doing: &'static str) -> Result<MembershipRow
 
 pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreError> {
     let columns = Columns::of(row, doing);
-    let mut destinations: Vec<IpNet> =
-        columns.get::<Vec<Net>>(5)?.into_iter().map(|net| net.0).collect();
+    let id: Uuid = columns.get(0)?;
+    let mut destinations = columns.nets(5)?;
+    let beyond = RowLimit::Destinations.check(id, destinations.len());
     destinations.sort_unstable();
     destinations.dedup();
-    let types = columns.get::<Vec<Text<'_>>>(6)?;
+    let policy = PolicyRow {
+        id: id.into(),
+        name: columns.name(1)?,
+        priority: columns.get(2)?,
+        effect: effect(columns.name(3)?),
+        full_tunnel: columns.get(4)?,
+        destinations,
+        targets: targets(&columns)?,
+        beyond: None,
+    };
+    Ok(match beyond {
+        Some(beyond) => policy.closed(beyond),
+        None => policy,
+    })
+}
+
+/// Those that match something, and the first that do not.
+fn targets(columns: &Columns<'_>) -> Result<Vec<TargetRow>, StoreError> {
+    let types = columns.names::<Cow<'_, str>>(6)?;
     let ids = columns.get::<Vec<Uuid>>(7)?;
     let dangling = columns.get::<Vec<bool>>(8)?;
     let mut targets: Vec<TargetRow> = types
@@ -192,22 +220,19 @@ pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreE
         .zip(ids)
         .zip(dangling)
         .map(|((target_type, target_id), dangling)| TargetRow {
-            target_type: target_kind(target_type.0),
+            target_type: target_kind(target_type),
             target_id,
             dangling,
         })
         .collect();
     targets.sort_unstable();
     targets.dedup();
-    Ok(PolicyRow {
-        id: columns.get::<Uuid>(0)?.into(),
-        name: columns.name(1)?,
-        priority: columns.get(2)?,
-        effect: effect(columns.get::<Text<'_>>(3)?.0),
-        full_tunnel: columns.get(4)?,
-        destinations,
-        targets,
-    })
+    let mut without_match = 0..DANGLING_TARGETS;
+    targets.retain(|target| {
+        let matches = !target.dangling && !matches!(target.target_type, TargetType::Unknown(_));
+        matches || without_match.next().is_some()
+    });
+    Ok(targets)
 }
 
 fn effect(word: Cow<'_, str>) -> Effect {

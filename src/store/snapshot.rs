@@ -9,7 +9,8 @@ use tokio_postgres::Row;
 use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};
 use super::token::Caller;
 use super::{Store, StoreError};
-use crate::model::{MembershipRow, PeerRow, PolicyRow, SnapshotRows};
+use crate::model::limit::{NAME_CHARS, SETTING_BYTES, SETTINGS};
+use crate::model::{MembershipRow, PeerRow, PolicyRow, Settings, SnapshotRows};
 
 /// The position of a read: the next [`Store::changes`] returns what that read did not see.
 ///
@@ -81,12 +82,12 @@ pub(super) async fn read(
     let peers = format!("select {PEER_COLUMNS} from gatepost.snapshot_peers()");
     let policies = format!("select {POLICY_COLUMNS} from gatepost.snapshot_policies()");
     let memberships = "select user_id, group_ids from gatepost.snapshot_memberships()";
-    let settings = "select category, key, value::text from gatepost.snapshot_settings()";
+    let settings = settings_query();
     let ((), gateway, settings, peers, memberships, policies, rewritten, ()) = tokio::try_join!(
         biased;
         client.batch_execute(before),
         client.query_typed_one(decode::GATEWAY, &[]),
-        client.query_typed(settings, &[]),
+        client.query_typed(&settings, &[]),
         collect(client, &peers, decode::peer_if_readable),
         collect(client, memberships, |row, doing| decode::membership(row, doing).map(Some)),
         collect(client, &policies, |row, doing| decode::policy(row, doing).map(Some)),
@@ -98,6 +99,19 @@ pub(super) async fn read(
     }
     let answers = Answers { gateway, settings, peers, memberships, policies };
     Ok(answers.rows())
+}
+
+/// Those whose key means something come first, and no value is longer than one that cannot be read.
+fn settings_query() -> String {
+    let keys: Vec<String> = Settings::keys().map(|key| format!("'{key}'")).collect();
+    format!(
+        "select category, left(key, {most_chars}), left(value::text, {most_bytes}) \
+         from gatepost.snapshot_settings() \
+         order by key not in ({}), category, key limit {SETTINGS}",
+        keys.join(", "),
+        most_chars = NAME_CHARS + 1,
+        most_bytes = SETTING_BYTES + 1,
+    )
 }
 
 struct Answers {

@@ -207,6 +207,49 @@ fn policy_of_100_000_destinations_is_applied_and_logged_briefly() {
 }
 
 #[test]
+fn deny_beyond_its_limit_denies_everything_until_it_is_within_it() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    let _agent = lab.start();
+    lab.database.exec(&alice.rows());
+    alice.connect();
+    lab.database.exec(&policy_rows("office", "alice", &format!("{LAN_SERVER}/32")));
+    lab.database.exec(&policy_rows("listed", "alice", &format!("{LAN_OTHER}/32")));
+    eventually("both pass", || alice.reaches(LAN_OTHER) && alice.reaches(LAN_SERVER));
+
+    let change = |effect: &str, destinations: &str| {
+        lab.database.exec(&format!(
+            "update policies set effect = '{effect}', priority = 50 where name = 'listed'; {destinations}"
+        ));
+    };
+    let one_more = "insert into policy_destinations (policy_id, destination)
+        select id, '10.30.0.0/32' from policies where name = 'listed'";
+    let one_less = "delete from policy_destinations where destination = '10.30.0.0/32'";
+    let told = |therefore: &str| lab.status()["warnings"].to_string().contains(therefore);
+    // With what it has, as many as may be.
+    change(
+        "deny",
+        "insert into policy_destinations (policy_id, destination)
+             select id, (inet '10.30.0.0' + 2 * n)::cidr
+             from policies, generate_series(1, 199999) as n where name = 'listed'",
+    );
+    eventually("it denies", || !alice.reaches(LAN_OTHER));
+    assert!(alice.reaches(LAN_SERVER), "and no other address");
+    change("deny", one_more);
+    eventually("it denies every address", || !alice.reaches(LAN_SERVER));
+    assert!(told("so it denies every address"));
+    change("deny", one_less);
+    eventually("it is read again", || alice.reaches(LAN_SERVER));
+    assert!(!alice.reaches(LAN_OTHER) && !told("the limit is"));
+
+    change("allow", "");
+    eventually("it allows", || alice.reaches(LAN_OTHER));
+    change("allow", one_more);
+    eventually("it allows nothing", || !alice.reaches(LAN_OTHER));
+    assert!(alice.reaches(LAN_SERVER) && told("so it allows nothing"));
+}
+
+#[test]
 fn an_unknown_key_in_the_configuration_is_named() {
     let lab = Lab::open();
     lab.write_config("[guard]\nmax_removed_peer = \"50%\"\n");

@@ -189,6 +189,7 @@ fn a_change_names_those_who_are_members_now() {
             target_id: group(0).0,
             dangling: false,
         }],
+        beyond: None,
     };
     assert_eq!(book.set_membership(user(0), [group(0)].into()), subjects(&[]));
     assert_eq!(book.set_membership(user(1), [group(0)].into()), subjects(&[]));

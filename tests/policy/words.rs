@@ -28,6 +28,7 @@ fn policy(n: u128, name: &str, priority: i32, effect: Effect, destinations: &[&s
         full_tunnel: destinations.contains(&"internet"),
         destinations: destinations.iter().filter_map(|text| text.parse().ok()).collect(),
         targets: vec![target],
+        beyond: None,
     }
 }
 

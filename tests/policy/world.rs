@@ -102,6 +102,7 @@ pub fn row(id: PolicyId) -> impl Strategy<Value = PolicyRow> {
             full_tunnel,
             destinations,
             targets,
+            beyond: None,
         },
     )
 }

@@ -23,6 +23,7 @@ mod guest;
 mod hints;
 mod hostile;
 mod hosts;
+mod limits;
 mod listen;
 mod locks;
 mod login;

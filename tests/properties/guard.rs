@@ -39,6 +39,7 @@ pub fn world_of(peers: u8, network: &str) -> World {
         full_tunnel: false,
         destinations: vec![network.parse().unwrap()],
         targets: everybody.collect(),
+        beyond: None,
     };
     tables.policies.insert(policy.id, policy);
     let mut world = World::new(tables, ModelKernel::default());

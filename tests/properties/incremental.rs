@@ -226,6 +226,7 @@ fn many_rows_at_once_are_what_they_are_one_by_one() {
         full_tunnel: false,
         destinations: vec![format!("172.16.{number}.0/24").parse().unwrap()],
         targets,
+        beyond: None,
     };
     let rows: Vec<PeerRow> = (1..=6_000).map(row_of_many).collect();
     world.policies = vec![

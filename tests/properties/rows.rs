@@ -37,6 +37,7 @@ pub fn allowing(number: u8, network: &str, users: impl IntoIterator<Item = u8>) 
         full_tunnel: false,
         destinations: vec![network.parse().unwrap()],
         targets: users.into_iter().map(target).collect(),
+        beyond: None,
     }
 }
 
@@ -240,6 +241,7 @@ pub fn policy_row() -> impl Strategy<Value = PolicyRow> {
             full_tunnel,
             destinations,
             targets,
+            beyond: None,
         })
 }
 

@@ -77,6 +77,7 @@ pub fn peer_row(number: u8) -> PeerRow {
         revoked_at: None,
         allocation: Allocation::Held,
         created_at: SystemTime::UNIX_EPOCH,
+        beyond: None,
     }
 }
 
@@ -90,6 +91,7 @@ pub fn policy_row(number: u8) -> PolicyRow {
         full_tunnel: false,
         destinations: Vec::new(),
         targets: Vec::new(),
+        beyond: None,
     }
 }
 

@@ -10,8 +10,8 @@ use super::unloadable::Refusals;
 use super::{Claims, DesiredState, Local, key_of};
 use crate::model::policy::{PolicyBook, dns_addresses};
 use crate::model::{
-    BlockList, DesiredFirewall, DesiredInterface, FirewallBase, GatewayRow, KeyError, Networks,
-    PublicKey, Settings, SnapshotRows,
+    BeyondLimit, BlockList, DesiredFirewall, DesiredInterface, FirewallBase, GatewayRow, KeyError,
+    Networks, PublicKey, RowLimit, Settings, SnapshotRows,
 };
 
 /// Why nothing can be built from these rows: the kernel must not be touched.
@@ -31,6 +31,9 @@ pub enum BuildError {
         "gateways.vpn_cidr {0} leaves no room for the gateway and a peer: write a wider network"
     )]
     PoolTooSmall(IpNet),
+    /// More peers or policies than a gateway reads.
+    #[error("{0}")]
+    BeyondLimit(BeyondLimit),
 }
 
 impl DesiredState {
@@ -77,6 +80,10 @@ impl DesiredState {
             gate: local.gate.map(|gate| gate.mark),
             gateway_opens: local.gateway_opens.clone().filter(|_| settings.gateway_may_open),
         };
+        let gateway_dns = dns_addresses(match gateway_dns_beyond(&gateway) {
+            None => &gateway.dns_servers,
+            Some(_) => &[],
+        });
         let mut book = PolicyBook::new(&settings);
         for membership in memberships {
             book.set_membership(membership.user_id, membership.group_ids);
@@ -85,7 +92,7 @@ impl DesiredState {
             book.set_policy(policy.id, Some(&policy));
         }
         let mut state = Self {
-            gateway_dns: dns_addresses(&gateway.dns_servers).into_boxed_slice(),
+            gateway_dns: gateway_dns.into_boxed_slice(),
             local,
             gateway,
             gateway_key,
@@ -118,6 +125,11 @@ impl DesiredState {
         state.enter_all(peers);
         Ok(state)
     }
+}
+
+/// Too many DNS servers of a gateway, of which none counts then.
+pub(super) fn gateway_dns_beyond(gateway: &GatewayRow) -> Option<BeyondLimit> {
+    RowLimit::GatewayDns.check(gateway.id.0, gateway.dns_servers.len())
 }
 
 fn interface(local: &Local, gateway: &GatewayRow) -> Result<DesiredInterface, BuildError> {

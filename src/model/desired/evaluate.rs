@@ -99,6 +99,9 @@ impl RowContext<'_> {
 
     /// The prefixes that a row gives its peer: the assigned address, and those of sites.
     pub fn prefixes(&self, row: &PeerRow) -> Result<AllowedIps, Reason> {
+        if let Some(beyond) = &row.beyond {
+            return Err(Reason::BeyondLimit(**beyond));
+        }
         let host = self.assigned_host(row.assigned_ip)?;
         self.check_allocation(row, host.addr())?;
         Ok(self.with_sites(host, row))

@@ -36,9 +36,9 @@ pub use unloadable::{QuarantinedPolicy, Unloadable};
 use super::policy::{PolicyBook, PolicyNote};
 use super::psk::PskKeys;
 use super::{
-    BlockList, DesiredFirewall, DesiredInterface, DeviceId, FirewallBase, Gate, GatewayRow,
-    InterfaceName, KeyText, Masquerade, Networks, NflogGroup, Openings, Peer, PeerId, PeerRow,
-    PrivateKey, PublicKey, SettingWarning, Settings, UserId,
+    BeyondLimit, BlockList, DesiredFirewall, DesiredInterface, DeviceId, FirewallBase, Gate,
+    GatewayRow, InterfaceName, KeyText, Masquerade, Networks, NflogGroup, Openings, Peer, PeerId,
+    PeerRow, PrivateKey, PublicKey, RowLimit, SettingWarning, Settings, UserId,
 };
 
 /// What this host's configuration adds to the rows.
@@ -234,6 +234,19 @@ impl DesiredState {
     #[must_use]
     pub fn setting_warnings(&self) -> &[SettingWarning] {
         &self.setting_warnings
+    }
+
+    /// Too many DNS servers of the gateway, of which none counts then.
+    #[must_use]
+    pub fn gateway_dns_beyond(&self) -> Option<BeyondLimit> {
+        build::gateway_dns_beyond(&self.gateway)
+    }
+
+    /// More peers or policies than a gateway reads: changed rows made them more.
+    #[must_use]
+    pub fn is_beyond_limits(&self) -> bool {
+        self.entries.len() > RowLimit::Peers.most()
+            || self.book.policy_count() > RowLimit::Policies.most()
     }
 
     /// The policies and who they apply to.

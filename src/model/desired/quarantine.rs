@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::model::psk::PskError;
-use crate::model::{DeviceId, KeyError, PeerId};
+use crate::model::{BeyondLimit, DeviceId, KeyError, PeerId};
 
 /// The reason one peer is left out. Everybody else goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub enum Reason {
         address: IpAddr,
         device_id: DeviceId,
     },
+    /// Too many entries of `allowed_ips` or `dns_servers`.
+    BeyondLimit(BeyondLimit),
 }
 
 impl Reason {
@@ -66,7 +68,8 @@ impl Reason {
             Self::NotAHost { .. }
             | Self::OutsidePool { .. }
             | Self::BadPresharedKey { .. }
-            | Self::NotAllocated { .. } => true,
+            | Self::NotAllocated { .. }
+            | Self::BeyondLimit(_) => true,
             Self::BadKey { .. }
             | Self::GatewayKey
             | Self::KeyTaken { .. }
@@ -94,6 +97,7 @@ impl Reason {
             Self::BadPresharedKey { .. } => "bad_preshared_key",
             Self::NotAllocated { .. } => "not_allocated",
             Self::AllocatedToOther { .. } => "allocated_to_other",
+            Self::BeyondLimit(_) => "beyond_limit",
         }
     }
 }
@@ -148,6 +152,7 @@ impl fmt::Display for Reason {
                 "ip_allocations gives {address} to device {device_id}, and \
                  gateway.strict_ip_allocations is true: assign this device another address"
             ),
+            Self::BeyondLimit(beyond) => beyond.fmt(f),
         }
     }
 }

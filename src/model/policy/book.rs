@@ -210,6 +210,12 @@ impl PolicyBook {
         self.policies.values().map(|entry| &entry.policy).filter(|policy| !policy.is_void())
     }
 
+    /// How many policies there are.
+    #[must_use]
+    pub fn policy_count(&self) -> usize {
+        self.policies.len()
+    }
+
     /// The name of a policy that is known.
     #[must_use]
     pub fn name_of(&self, id: PolicyId) -> Option<&str> {

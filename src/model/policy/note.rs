@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::model::{Effect, PolicyId, PolicyRow, TargetType};
+use crate::model::{BeyondLimit, Effect, PolicyId, PolicyRow, TargetType};
 
 /// Something in a policy that makes no sense or cannot be applied. The rest of the policy is in force.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -28,6 +28,8 @@ pub enum Flaw {
     UnknownTargetType { target_type: Box<str>, target_id: Uuid },
     /// An unknown effect: denies.
     UnknownEffect { effect: Box<str> },
+    /// Too many destinations: allows nothing, or denies every address.
+    BeyondLimit { beyond: BeyondLimit, denies: bool },
 }
 
 impl PolicyNote {
@@ -56,7 +58,10 @@ impl PolicyNote {
         // The database shows no destinations of a policy whose targets are all dangling.
         let is_dangling = !targets.is_empty() && targets.len() == row.targets.len();
         let void = row.destinations.is_empty() && !row.full_tunnel && !is_dangling;
-        let flaws = effect.into_iter().chain(void.then_some(Flaw::NoDestinations)).chain(targets);
+        let denies = row.effect != Effect::Allow;
+        let beyond = row.beyond.map(|beyond| Flaw::BeyondLimit { beyond, denies });
+        let void = beyond.or_else(|| void.then_some(Flaw::NoDestinations));
+        let flaws = effect.into_iter().chain(void).chain(targets);
         flaws
             .map(|flaw| Self { policy_id: row.id, policy_name: row.name.as_str().into(), flaw })
             .collect()
@@ -83,6 +88,11 @@ impl fmt::Display for PolicyNote {
             ),
             Flaw::UnknownEffect { effect } => {
                 write!(f, "has effect {}, so it denies: use allow or deny", Quoted(effect))
+            }
+            Flaw::BeyondLimit { beyond, denies } => {
+                let therefore =
+                    if *denies { ", so it denies every address" } else { ", so it allows nothing" };
+                beyond.write(f, therefore)
             }
         }
     }
@@ -121,7 +131,7 @@ impl fmt::Display for Plain<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::TargetRow;
+    use crate::model::{RowLimit, TargetRow};
 
     #[test]
     fn each_flaw_names_the_thing_and_the_way_out() {
@@ -139,6 +149,7 @@ mod tests {
                 target(TargetType::Group, true),
                 target(TargetType::Unknown("role".into()), false),
             ],
+            beyond: None,
         };
         let texts: Vec<String> = PolicyNote::of(&row).iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -150,6 +161,32 @@ mod tests {
                 r#"policy "a\nb": target 00000000-0000-0000-0000-000000000007 has type "role", which aims at nobody: use user, device or group"#,
             ]
         );
+    }
+
+    #[test]
+    fn policy_beyond_its_limit_allows_nothing_or_denies_everything() {
+        let text = |effect| {
+            let row = PolicyRow { effect, full_tunnel: true, ..crate::test_rows::policy_row(7) };
+            let beyond = RowLimit::Destinations.check(row.id.0, 300_000).unwrap();
+            let row = row.closed(beyond);
+            let notes = PolicyNote::of(&row);
+            assert!(!row.full_tunnel && notes.len() == 1, "{notes:?}");
+            (
+                row.destinations.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                notes[0].to_string(),
+            )
+        };
+        let (none, text_of_allow) = text(Effect::Allow);
+        assert_eq!(none, [""; 0]);
+        assert_eq!(
+            text_of_allow,
+            "policy \"policy-7\": row 00000000-0000-0000-0000-000000000007 of policies has 300000 rows in \
+             policy_destinations; the limit is 200000, so it allows nothing: write fewer and wider \
+             prefixes, or several policies"
+        );
+        let (every, text_of_deny) = text(Effect::Deny);
+        assert_eq!(every, ["0.0.0.0/0", "::/0"]);
+        assert!(text_of_deny.contains("; the limit is 200000, so it denies every address: "));
     }
 
     #[test]

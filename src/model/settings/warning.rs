@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::model::limit::SETTING_BYTES;
 use crate::model::policy::Quoted;
 
 /// A row of `settings` that is not used as it is written.
@@ -23,6 +24,10 @@ pub enum SettingFlaw {
         value: Box<str>,
         expected: &'static str,
     },
+    /// As `BadValue`, of a value that was not read to its end.
+    TooLong {
+        expected: &'static str,
+    },
 }
 
 impl fmt::Display for SettingWarning {
@@ -37,6 +42,9 @@ impl fmt::Display for SettingWarning {
             }
             SettingFlaw::BadValue { value, expected } => {
                 write!(f, "{} is not {expected}", Quoted(value))
+            }
+            SettingFlaw::TooLong { expected } => {
+                write!(f, "a value of more than {SETTING_BYTES} bytes is not {expected}")
             }
         }
     }

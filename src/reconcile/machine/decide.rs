@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Machine;
 use crate::causes::causes;
 use crate::dataplane::{DataplaneError, Outcome, Reading};
-use crate::model::{BlockList, PublicKey, Touched};
+use crate::model::{BlockList, DesiredState, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
@@ -36,6 +36,9 @@ impl Machine {
                 Some(touched) => {
                     self.touch(Some(touched), since);
                     self.rows_are_new(now);
+                    if self.rows.desired().is_some_and(DesiredState::is_beyond_limits) {
+                        self.source.want(ReadKind::Everything);
+                    }
                 }
                 None => self.source.want(ReadKind::Everything),
             },

@@ -90,7 +90,7 @@ pub(in crate::reconcile) fn no_sealing_key(peers: usize) -> String {
 impl fmt::Display for Ignored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Setting(text) => f.write_str(text),
+            Self::Setting(text) | Self::Gateway(text) => f.write_str(text),
             Self::Policy(note) => note.fmt(f),
         }
     }

@@ -32,9 +32,13 @@ impl Rows {
     /// When the gateway's own row cannot be right. The former rows stay, and the error has what the
     /// others withdraw.
     pub fn replace(&mut self, rows: SnapshotRows, now: Instant) -> Result<Replaced, Box<NotBuilt>> {
-        let replaced = match self.build_gateway(&rows) {
-            Err(error) => Err(self.refuse(error, Some(rows))),
-            Ok(_) => match self.build(rows) {
+        let usable = self.build_gateway(&rows).and_then(|_| match rows.beyond() {
+            None => Ok(()),
+            Some(beyond) => Err(BuildError::BeyondLimit(beyond)),
+        });
+        let replaced = match usable {
+            Err(error) => Err(self.refuse(error, Some(rows.within_limits()))),
+            Ok(()) => match self.build(rows) {
                 Err(error) => Err(self.refuse(error, None)),
                 Ok(new) => Ok(self.accept(new)),
             },
