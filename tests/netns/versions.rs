@@ -1,6 +1,9 @@
 //! From the last version to this one, back and forth, under traffic. `tests/versions` builds that version
 //! and runs these tests, which are ignored otherwise.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
@@ -14,10 +17,11 @@ const DESTINATIONS: [&str; 5] = [LAN_SERVER, LAN_OTHER, GATEWAY_TUNNEL, LAN_SERV
 /// How many rounds of datagrams are sent in each state.
 const ROUNDS: usize = 10;
 const SPACING_MS: u32 = 20;
-/// Losses that CHANGELOG.md names for the way back: until the former table is loaded, peers are denied.
+/// Pings that may be lost on the way back to another table, which CHANGELOG.md names: the last version
+/// does not know this one's, and denies until it has loaded its own.
 const LOST_ON_THE_WAY_BACK: usize = 25;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Version {
     Last,
     This,
@@ -34,12 +38,17 @@ impl Version {
             }
         }
     }
+}
 
-    /// A chain that only this version's table has.
-    fn has_table(self, lab: &Lab) -> bool {
-        let output = lab.gateway.output("nft", &["list", "chain", "inet", "gatepost", "output"]);
-        output.status.success() == (self == Self::This)
-    }
+/// The chains of our table that the kernel calls, each with its rules: what one version must know of
+/// another's table to leave it in force until its own is loaded.
+type HookedChains = BTreeMap<String, String>;
+
+fn hooked_chains(table: &str) -> HookedChains {
+    let chains = table.split("\n\tchain ").skip(1);
+    let hooked = chains.filter(|chain| chain.contains(" hook "));
+    let named = hooked.filter_map(|chain| chain.split_once(" {\n"));
+    named.map(|(name, rules)| (name.to_owned(), rules.to_owned())).collect()
 }
 
 /// Everybody sends everything, and what may arrive does not change.
@@ -48,10 +57,15 @@ struct World {
     ears: Ears,
     clients: Vec<Client>,
     allowed: Ways,
+    /// What each version made of the table when it was ready.
+    tables: RefCell<BTreeMap<Version, HookedChains>>,
 }
 
 impl World {
     fn open() -> Self {
+        let program = |version: Version| fs::read(version.binary()).unwrap();
+        let differ = program(Version::Last) != program(Version::This);
+        assert!(differ, "tests/last-version names this version: nothing changes");
         let lab = Lab::open();
         let lan = [LAN_SERVER, LAN_OTHER, LAN_SERVER6, LAN_OTHER6].map(|at| (&lab.lan, at));
         let ears = Ears::open(&[&lan[..], &[(&lab.gateway, "0.0.0.0")]].concat());
@@ -73,7 +87,7 @@ impl World {
         allow(bob, &bob.address, LAN_OTHER);
         allow(bob, &bob.address, GATEWAY_TUNNEL);
         allow(carol, &carol.address, LAN_SERVER);
-        Self { lab, ears, clients: clients.into(), allowed }
+        Self { lab, ears, clients: clients.into(), allowed, tables: RefCell::default() }
     }
 
     fn flood(&self) -> Flood {
@@ -86,16 +100,32 @@ impl World {
 
     fn start(&self, version: Version) -> Agent {
         let agent = self.lab.launch(&version.binary());
-        self.await_ready(version);
+        self.await_ready(&agent, version);
         agent
     }
 
-    fn await_ready(&self, version: Version) {
+    /// Waits until the agent, which is of this version, has proven that the kernel is as it wants it, and
+    /// notes the table. Each version makes the same of it every time.
+    fn await_ready(&self, agent: &Agent, version: Version) {
         eventually(&format!("the agent of {version:?} is ready"), || {
             let ready = ["ready", "degraded"].map(serde_json::Value::from);
             self.lab.ask_status().is_ok_and(|status| ready.contains(&status["state"]))
-                && version.has_table(&self.lab)
         });
+        let program = fs::canonicalize(format!("/proc/{}/exe", agent.pid())).unwrap();
+        assert_eq!(program, fs::canonicalize(version.binary()).unwrap());
+        let chains = hooked_chains(&self.lab.gateway.firewall());
+        assert!(!chains.is_empty(), "no chain of {version:?} is called by the kernel");
+        let first =
+            self.tables.borrow_mut().entry(version).or_insert_with(|| chains.clone()).clone();
+        assert_eq!(chains, first, "{version:?} has another table than before");
+    }
+
+    /// How many pings of a peer may be lost when this version begins to serve: none where it knows the
+    /// table that it finds, and each knows its own.
+    fn may_lose(&self, version: Version) -> usize {
+        let tables = self.tables.borrow();
+        let is_known = tables[&Version::Last] == tables[&Version::This];
+        if version == Version::This || is_known { 0 } else { LOST_ON_THE_WAY_BACK }
     }
 
     fn gateway_reaches(&self, client: &Client) -> bool {
@@ -131,8 +161,8 @@ impl World {
             live.await_rounds(ROUNDS);
             self.lab.relay.accept();
         }
-        self.await_ready(version);
-        // What it opened under the former table may stall, which CHANGELOG.md says.
+        self.await_ready(&agent, version);
+        // What it opened under another table may stall, which CHANGELOG.md says.
         eventually("the gateway opens a flow to a peer", || self.gateway_reaches(&self.clients[0]));
         live.await_arrivals(&self.allowed, ROUNDS);
         let fresh = self.flood();
@@ -145,8 +175,7 @@ impl World {
         }
         let pinged = served.end();
         println!("{what}: {pinged:?}");
-        let most = if version == Version::Last { LOST_ON_THE_WAY_BACK } else { 0 };
-        assert!(pinged.lost <= most, "{what}: {pinged:?}");
+        assert!(pinged.lost <= self.may_lose(version), "{what}: {pinged:?}");
         agent
     }
 }
