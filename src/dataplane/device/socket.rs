@@ -54,7 +54,10 @@ impl SocketFile {
     /// # Errors
     /// The file cannot be made.
     pub fn bind(name: &InterfaceName) -> io::Result<Option<(Self, StdListener)>> {
-        let path = socket_path(name);
+        Self::bind_at(socket_path(name))
+    }
+
+    fn bind_at(path: PathBuf) -> io::Result<Option<(Self, StdListener)>> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
@@ -64,10 +67,18 @@ impl SocketFile {
         // `wg` deletes a socket that refuses it, as this one would between bind(2) and listen(2). So the
         // socket gets its name when it listens; `wg` looks only at names in `.sock`.
         let draft = path.with_extension(std::process::id().to_string());
-        let listener = StdListener::bind(&draft)?;
-        let inode = std::fs::symlink_metadata(&draft)?.ino();
-        std::fs::rename(&draft, &path)?;
-        Ok(Some((Self { path, inode }, listener)))
+        let named = StdListener::bind(&draft).and_then(|listener| {
+            let inode = std::fs::symlink_metadata(&draft)?.ino();
+            std::fs::rename(&draft, &path)?;
+            Ok((inode, listener))
+        });
+        match named {
+            Ok((inode, listener)) => Ok(Some((Self { path, inode }, listener))),
+            Err(error) => {
+                let _ = std::fs::remove_file(&draft);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -148,5 +159,53 @@ async fn next_request(
             }
             _ => return None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use nix::errno::Errno;
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
+    use super::*;
+
+    const SYS_LISTEN: i64 = if cfg!(target_arch = "aarch64") { 201 } else { 50 };
+
+    /// From now on this thread's sockets can be bound and cannot listen: the moment between the two lasts.
+    fn never_listen() {
+        let filter = SeccompFilter::new(
+            [(SYS_LISTEN, vec![])].into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(Errno::EOPNOTSUPP as u32),
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |entry: io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+        let names = std::fs::read_dir(folder).unwrap().map(name);
+        names.map(|name| name.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_socket_file_has_no_name_for_wg_before_it_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wg0.sock");
+        let bind = || {
+            never_listen();
+            SocketFile::bind_at(path.clone()).err().unwrap()
+        };
+        let refused = std::thread::scope(|scope| scope.spawn(bind).join().unwrap());
+        assert_eq!(refused.raw_os_error(), Some(Errno::EOPNOTSUPP as i32), "{refused}");
+        assert_eq!(names(folder.path()), [""; 0], "something is left behind");
+        let bound = SocketFile::bind_at(path.clone()).unwrap();
+        assert_eq!(names(folder.path()), ["wg0.sock"]);
+        assert!(listens(&path));
+        drop(bound);
+        assert_eq!(names(folder.path()), [""; 0]);
     }
 }
