@@ -79,7 +79,8 @@ impl DataplaneError {
             },
             // The link was removed after it was read: the next reading shows what is there.
             Self::NoLink(_) => true,
-            Self::Device(DeviceError::Late { .. }) => true,
+            Self::Device(DeviceError::Late { .. })
+            | Self::Userspace(UserspaceError::Unsettled { .. }) => true,
             Self::Userspace(_)
             | Self::Device(_)
             | Self::OwnKey
@@ -173,6 +174,8 @@ mod tests {
         assert!(nft(Errno::ENOMEM).can_retry());
         assert!(!nft(Errno::EOPNOTSUPP).can_retry());
         assert!(!DataplaneError::OwnKey.can_retry());
+        let name = "wg0".parse().unwrap();
+        assert!(DataplaneError::from(UserspaceError::Unsettled { name }).can_retry());
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::io;
 use super::uapi::UapiError;
 use crate::model::InterfaceName;
 
-/// The engine reads datagrams of at most 4,096 bytes, and WireGuard adds up to 80.
+/// The engine reads a packet from the link into 4,096 bytes (`PacketBufPool` of GotaTun), and would cut off
+/// what is longer. Datagrams of other devices may be longer.
 pub(super) const MAX_MTU_BYTES: u32 = 4000;
 
 /// Why a userspace device did not apply a request.

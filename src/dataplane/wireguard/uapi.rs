@@ -10,7 +10,7 @@ use defguard_wireguard_rs::peer::Peer as UapiPeer;
 use zeroize::Zeroizing;
 
 use super::DeviceReading;
-use crate::model::{Peer, PresharedKey, PrivateKey, PublicKey, Traffic};
+use crate::model::{AllowedIps, Peer, PresharedKey, PrivateKey, PublicKey, Traffic};
 
 /// A text that may hold keys: wiped when dropped.
 pub(super) type Secret = Zeroizing<String>;
@@ -96,6 +96,14 @@ pub(super) fn update(key: &PublicKey, peer: &Peer) -> Secret {
     let none = [0; 32];
     let preshared_key = peer.preshared_key.as_ref();
     hex(&mut text, "preshared_key", preshared_key.map_or(&none, |key| key.expose_bytes()));
+    text.push_str("update_only=true\n");
+    text
+}
+
+/// A `set=1` that leaves a peer which is there these prefixes.
+pub(super) fn narrowing(key: &PublicKey, allowed_ips: &AllowedIps) -> Secret {
+    let peer = Peer { allowed_ips: allowed_ips.clone(), ..Peer::default() };
+    let mut text = whole(key, &peer, None, false);
     text.push_str("update_only=true\n");
     text
 }

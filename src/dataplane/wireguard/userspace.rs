@@ -99,12 +99,8 @@ impl Userspace {
         step: &Step,
         known: &mut Option<DeviceReading>,
     ) -> Result<(), UserspaceError> {
-        // Needs no reading, which a device refuses while packets from before a change are on their way.
-        if let Step::RemovePeer { key } = step {
-            if let Some(known) = known {
-                known.peers.remove(key);
-            }
-            return self.set(&uapi::removal(key));
+        if let Some(taken) = self.take_away(step, known) {
+            return taken;
         }
         let known = match known {
             Some(known) => known,
@@ -136,6 +132,37 @@ impl Userspace {
         self.put_peer(key, &peer, known)?;
         known.peers.insert(*key, peer);
         Ok(())
+    }
+
+    /// Applies a step that only takes away. This needs no reading, which a device refuses while packets
+    /// from before a change are on their way. `None`: it is another step, or the device cannot.
+    fn take_away(
+        &self,
+        step: &Step,
+        known: &mut Option<DeviceReading>,
+    ) -> Option<Result<(), UserspaceError>> {
+        match step {
+            Step::RemovePeer { key } => {
+                if let Some(known) = known {
+                    known.peers.remove(key);
+                }
+                Some(self.set(&uapi::removal(key)))
+            }
+            Step::NarrowPeer { key, allowed_ips } => {
+                let connection = match open(&self.name) {
+                    Ok(connection) => connection,
+                    Err(error) => return Some(Err(error)),
+                };
+                if connection.generation == Generation::Former {
+                    return None;
+                }
+                if let Some(peer) = known.as_mut().and_then(|known| known.peers.get_mut(key)) {
+                    peer.allowed_ips = allowed_ips.clone();
+                }
+                Some(self.set_through(connection, &uapi::narrowing(key, allowed_ips)))
+            }
+            _ => None,
+        }
     }
 
     /// Makes the peer what it is to be.
