@@ -10,6 +10,8 @@ mod edit;
 mod engine;
 mod error;
 mod in_flight;
+mod outgoing;
+mod reading;
 mod request;
 mod serve;
 mod socket;

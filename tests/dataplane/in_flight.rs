@@ -9,7 +9,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::engine::{client_key, eventually, with_session};
 use crate::netns::Netns;
-use crate::rig::{peer, prefixes};
+use crate::rig::{PORT, add, counters, key as key_of, peer, prefixes};
 use crate::runner::Test;
 use crate::tunnel::Client;
 
@@ -49,16 +49,24 @@ fn drain(socket: &UdpSocket) -> usize {
 
 /// What a link has sent, and what it lost before, in packets.
 fn sent(netns: &Netns, link: &str) -> (usize, usize) {
-    let table = netns.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
-    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{link}:")));
-    let fields: Vec<usize> =
-        line.unwrap().split_whitespace().map(|field| field.parse().unwrap()).collect();
-    (fields[9], fields[11])
+    let counters = counters(netns, link);
+    (counters.sent, counters.lost)
+}
+
+/// Whether datagrams wait in the gateway's socket.
+fn waits_for_the_gateway() -> bool {
+    let sockets = ["udp", "udp6"].map(|family| format!("/proc/thread-self/net/{family}"));
+    let sockets = sockets.map(|file| std::fs::read_to_string(file).unwrap());
+    sockets.iter().flat_map(|table| table.lines().skip(1)).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1].ends_with(&format!(":{PORT:04X}")) && !fields[4].ends_with(":00000000")
+    })
 }
 
 /// The client sends to port 7000, and returns when all of that has left it.
 fn flood(client: &Client, socket: &UdpSocket) {
-    let counts = || (sent(&client.netns, client.name.as_str()), sent(&client.netns, "veth").0);
+    let counts =
+        || (sent(&client.netns, client.name.as_str()), sent(&client.netns, &client.cable).0);
     let ((read, lost), encrypted) = counts();
     for _ in 0..BURSTS {
         for _ in 0..BURST {
@@ -95,6 +103,9 @@ fn a_prefix_is_taken_away(_: Backend) {
                 drain(&server);
                 gateway.apply(vec![taking.clone()]);
                 let came_before_the_answer = drain(&server);
+                // What it had not read by then it reads before the peer has the prefix again.
+                eventually("the gateway has read all", || !waits_for_the_gateway());
+                gateway.apply(vec![add(9, &["10.7.0.9/32"]), Step::RemovePeer { key: key_of(9) }]);
                 let giving = match gateway.observed.peers.contains_key(&key) {
                     true => Step::WidenPeer { key, allowed_ips: address.clone() },
                     false => Step::AddPeer { key, peer: peer(&["10.7.0.2/32", "fd07::2/128"]) },

@@ -16,6 +16,7 @@ mod cold;
 mod device;
 mod engine;
 mod flows;
+mod handover;
 mod in_flight;
 mod interface;
 mod many_flows;
@@ -66,6 +67,7 @@ fn tests(backend: Backend) -> Vec<Test> {
         Backend::Userspace => {
             tests.extend(device::TESTS);
             tests.extend(engine::TESTS);
+            tests.extend(handover::TESTS);
             tests.extend(in_flight::TESTS);
         }
         _ => tests.extend(peers::KERNEL_TESTS),

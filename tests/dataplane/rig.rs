@@ -151,6 +151,22 @@ pub fn interface() -> InterfaceName {
     unique("B").parse().unwrap()
 }
 
+/// A link's packets.
+pub struct Counters {
+    pub received: usize,
+    pub sent: usize,
+    /// Lost before they were sent.
+    pub lost: usize,
+}
+
+pub fn counters(netns: &Netns, link: &str) -> Counters {
+    let table = netns.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{link}:")));
+    let fields: Vec<usize> =
+        line.unwrap().split_whitespace().map(|field| field.parse().unwrap()).collect();
+    Counters { received: fields[1], sent: fields[9], lost: fields[11] }
+}
+
 /// Runs a test's body with a gateway in a namespace of its own.
 pub fn with_gateway(backend: Backend, test: impl FnOnce(&Netns, &mut Gateway) + Send) {
     let netns = Netns::new("Bg");

@@ -23,13 +23,23 @@ pub const TESTS: &[Test] = &[
 pub struct Client {
     pub netns: Netns,
     pub name: InterfaceName,
+    /// Its link to the gateway, which has the same name there.
+    pub cable: String,
 }
 
 impl Client {
     pub fn new(backend: Backend, gateway: &Netns) -> Self {
-        let client = Self { netns: Netns::new("Bc"), name: interface() };
-        gateway.connect("192.0.2.1/24", &client.netns, "192.0.2.2/24");
-        let name = &client.name;
+        Self::numbered(2, backend, gateway)
+    }
+
+    /// One of several. The number is that of its private key, and the last part of its addresses.
+    pub fn numbered(number: u8, backend: Backend, gateway: &Netns) -> Self {
+        let cable = format!("veth{number}");
+        let client = Self { netns: Netns::new("Bc"), name: interface(), cable };
+        let (name, cable) = (&client.name, &client.cable);
+        gateway.plug(cable, &client.netns);
+        gateway.exec(&format!("ip address add 192.0.{number}.1/24 dev {cable}"));
+        client.netns.exec(&format!("ip address add 192.0.{number}.2/24 dev {cable}"));
         if backend == Backend::Kernel {
             client.netns.exec(&format!("ip link add {name} type wireguard"));
         } else {
@@ -37,15 +47,16 @@ impl Client {
             client.netns.enter(|| spawn_device(&exe, name)).unwrap();
         }
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), private_key(2).expose_text()).unwrap();
+        std::fs::write(file.path(), private_key(number).expose_text()).unwrap();
         let server = private_key(1).public_key();
         // One command each: a userspace device needs its key before its peer.
         client.netns.exec(&format!("wg set {name} private-key {}", file.path().display()));
         client.netns.exec(&format!(
-            "wg set {name} peer {server} endpoint 192.0.2.1:{PORT} allowed-ips 10.7.0.0/24,fd07::/64"
+            "wg set {name} peer {server} endpoint 192.0.{number}.1:{PORT} \
+             allowed-ips 10.7.0.0/24,fd07::/64"
         ));
-        client.netns.exec(&format!("ip address add 10.7.0.2/24 dev {name}"));
-        client.netns.exec(&format!("ip address add fd07::2/64 dev {name} nodad"));
+        client.netns.exec(&format!("ip address add 10.7.0.{number}/24 dev {name}"));
+        client.netns.exec(&format!("ip address add fd07::{number}/64 dev {name} nodad"));
         client.netns.exec(&format!("ip link set {name} up"));
         client
     }

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use gotatun::device::Peer;
 use gotatun::device::configure::{DeviceWrite, PeerMut};
 use gotatun::x25519::PublicKey as Point;
+use ipnet::IpNet;
 use ipnetwork::IpNetwork;
 
 use super::request::PeerChange;
 use super::transport::Transports;
-use crate::model::{AllowedIps, PublicKey};
+use crate::model::PublicKey;
 
 /// One change of a peer in the engine.
 pub(super) enum Edit {
@@ -84,7 +85,7 @@ impl Modification {
     }
 }
 
-pub(super) fn networks(prefixes: &AllowedIps) -> Vec<IpNetwork> {
-    let network = |prefix: ipnet::IpNet| IpNetwork::new(prefix.addr(), prefix.prefix_len()).ok();
-    prefixes.iter().filter_map(network).collect()
+pub(super) fn networks(prefixes: impl IntoIterator<Item = IpNet>) -> Vec<IpNetwork> {
+    let network = |prefix: IpNet| IpNetwork::new(prefix.addr(), prefix.prefix_len()).ok();
+    prefixes.into_iter().filter_map(network).collect()
 }

@@ -1,24 +1,24 @@
 //! The engine of a userspace device: GotaTun, and what it does not keep itself.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use gotatun::device::configure::{DeviceRead, DeviceWrite, PeerStats};
 use gotatun::device::{Device, DeviceBuilder, Error};
 use gotatun::x25519::{PublicKey as Point, StaticSecret};
+use ipnet::IpNet;
 use nix::errno::Errno;
-use nix::time::{ClockId, clock_gettime};
 use zeroize::Zeroizing;
 
 use super::allowed::Allowed;
 use super::edit::{Edit, Modification, networks};
 use super::in_flight::{InFlight, Moment};
+use super::outgoing::Outgoing;
+use super::reading::{Handshakes, describe, describe_peer};
 use super::request::{PeerChange, Set};
 use super::transport::{Ports, Transports, Tun};
-use crate::dataplane::wireguard::hex;
 use crate::model::{AllowedIps, PublicKey};
 
 /// How long the first message of a handshake may take to leave; the answer is not awaited.
@@ -29,8 +29,9 @@ const SESSION: Duration = Duration::from_secs(180);
 const TICK: Duration = Duration::from_millis(400);
 /// How long a change waits for the packets from before it. The agent waits longer for an answer.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Two readings of one handshake's age differ by less.
-const AGE_TOLERANCE: Duration = Duration::from_secs(1);
+/// How long what gives a prefix waits for the packets from before another peer lost it. The agent, which
+/// asks again, can ask for something else meanwhile.
+const PASSAGE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A WireGuard device without its control socket.
 pub(super) struct Engine {
@@ -42,14 +43,20 @@ pub(super) struct Engine {
     in_flight: InFlight,
     /// When a prefix was last taken away, until all that had come by then is with the kernel or dropped.
     unsettled: Option<Moment>,
-    handshakes: BTreeMap<PublicKey, Handshake>,
+    outgoing: Outgoing,
+    /// Who gave a prefix last has waited in vain for packets to go out.
+    is_held_up: bool,
+    handshakes: Handshakes,
 }
 
-/// The engine forgets a handshake when its session has expired, and the protocol does not.
-#[derive(Debug, Clone, Copy)]
-struct Handshake {
-    since_boot: Duration,
-    at: SystemTime,
+/// What the engine must do so that peers become what was asked for.
+#[derive(Default)]
+struct Changes {
+    edits: Vec<Edit>,
+    /// What peers had before.
+    lost: BTreeSet<IpNet>,
+    /// A packet of before may have a source that is another peer's now.
+    takes: bool,
 }
 
 impl Engine {
@@ -58,12 +65,20 @@ impl Engine {
     /// # Errors
     /// None is known as long as there are no peers.
     pub async fn start(tun: Tun) -> Result<Self, Error> {
-        let in_flight = InFlight::default();
+        let (in_flight, outgoing) = (InFlight::default(), tun.outgoing());
         let ports = Ports::new(in_flight.clone());
         let device = DeviceBuilder::new().with_udp(ports).with_ip(tun).build().await?;
-        let (allowed, handshakes) = (Allowed::default(), BTreeMap::new());
-        let unsettled = None;
-        Ok(Self { device, has_key: false, port: 0, allowed, in_flight, unsettled, handshakes })
+        Ok(Self {
+            device,
+            has_key: false,
+            port: 0,
+            allowed: Allowed::default(),
+            in_flight,
+            unsettled: None,
+            outgoing,
+            is_held_up: false,
+            handshakes: Handshakes::default(),
+        })
     }
 
     /// The answer to `get=1`, without its last lines.
@@ -73,12 +88,15 @@ impl Engine {
     /// not say what passes.
     pub async fn get(&mut self) -> Result<Zeroizing<String>, Errno> {
         self.settle(Duration::ZERO).await?;
+        if self.allowed.has_reserved() {
+            self.let_out().await?;
+        }
         let port = self.port;
         let mut text = Zeroizing::new(String::with_capacity(4096));
         let peers = self.device.read(async |device| describe(device, port, &mut text).await).await;
-        self.note_handshakes(&peers);
+        self.handshakes.note(&peers);
         for peer in &peers {
-            self.describe_peer(peer, &mut text);
+            describe_peer(peer, &self.handshakes, &mut text);
         }
         Ok(text)
     }
@@ -86,12 +104,20 @@ impl Engine {
     /// Notes the handshakes since it was last called, which must be within the life of a session.
     pub async fn look(&mut self) {
         let peers = self.device.peers().await;
-        self.note_handshakes(&peers);
+        self.handshakes.note(&peers);
+    }
+
+    /// Gives peers back what was kept from them for the sake of packets, if those have passed.
+    pub async fn release(&mut self) {
+        if self.allowed.has_reserved() && self.outgoing.passed(Duration::ZERO).await.is_ok() {
+            let _ = self.let_out().await;
+        }
     }
 
     /// Carries out a `set=1`. All its peers change at one moment between two packets, after key and port,
     /// and not at all if one of those cannot be set. If it takes a prefix away, it returns when every
-    /// packet that came before is with the kernel or dropped.
+    /// packet that came before is with the kernel or dropped. If it gives one, it first waits for the
+    /// packets that were to go out to the one who had it.
     ///
     /// # Errors
     /// `ENOKEY`: a peer before the private key; `EOPNOTSUPP`: a private key of zeros; what the kernel
@@ -105,9 +131,7 @@ impl Engine {
         if set.private_key.as_deref().is_some_and(|key| *key == [0; 32]) {
             return Err(Errno::EOPNOTSUPP);
         }
-        if set.peers.iter().any(|change| self.gives(change)) {
-            self.settle(Duration::ZERO).await?;
-        }
+        self.await_former(&set.peers).await?;
         if let Some(port) = set.listen_port
             && port != self.port
         {
@@ -123,16 +147,12 @@ impl Engine {
         } else if let Some(port) = set.listen_port {
             self.set_port(port).await?;
         }
-        let (edits, takes) = self.plan(set.replace_peers, &set.peers);
-        let fwmark = set.fwmark;
-        let apply = async |device: &mut DeviceWrite<'_, Transports>| {
-            for edit in edits {
-                edit.apply(device).await;
-            }
-            fwmark.map_or(Ok(()), |fwmark| device.set_fwmark(fwmark))
-        };
-        let applied = self.device.write(apply).await.and_then(|marked| marked).map_err(errno);
-        self.handshakes.retain(|key, _| self.allowed.of(key).is_some());
+        let Changes { edits, lost, takes } = self.plan(set.replace_peers, &set.peers);
+        let applied = self.apply(edits, set.fwmark).await;
+        self.handshakes.retain(|key| self.allowed.of(key).is_some());
+        if !lost.is_empty() {
+            self.ask_outgoing();
+        }
         let settled = if takes { self.take_effect().await } else { Ok(()) };
         applied?;
         self.open_sessions(&opened).await;
@@ -159,11 +179,57 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether a change gives its peer a prefix that it does not have.
-    fn gives(&self, change: &PeerChange) -> bool {
+    /// Before a prefix is given, waits until no packet can meet it that was judged for another peer. An
+    /// agent takes it from that peer first; what others move in one request is not waited for.
+    async fn await_former(&mut self, changes: &[PeerChange]) -> Result<(), Errno> {
+        let given: Vec<(IpNet, PublicKey)> = changes.iter().flat_map(|it| self.given(it)).collect();
+        if given.is_empty() {
+            return Ok(());
+        }
+        self.settle(Duration::ZERO).await?;
+        if given.iter().any(|(prefix, key)| self.allowed.is_within_anothers(*prefix, key)) {
+            // Until now, what is sent there goes to the other one.
+            self.ask_outgoing();
+        }
+        self.let_out().await
+    }
+
+    fn ask_outgoing(&mut self) {
+        self.outgoing.ask();
+        self.is_held_up = false;
+    }
+
+    /// Waits until packets have gone out, and gives peers back what was kept from them for that. Where a
+    /// former change has waited in vain, this one only looks.
+    async fn let_out(&mut self) -> Result<(), Errno> {
+        let patience = if self.is_held_up { Duration::ZERO } else { PASSAGE_TIMEOUT };
+        let passed = self.outgoing.passed(patience).await;
+        self.is_held_up = passed.is_err();
+        passed.map_err(|_| Errno::ETIMEDOUT)?;
+        let edits: Vec<Edit> =
+            self.allowed.release().iter().map(|key| self.prefixes_of(key)).collect();
+        if !edits.is_empty() {
+            self.apply(edits, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply(&self, edits: Vec<Edit>, fwmark: Option<u32>) -> Result<(), Errno> {
+        let apply = async |device: &mut DeviceWrite<'_, Transports>| {
+            for edit in edits {
+                edit.apply(device).await;
+            }
+            fwmark.map_or(Ok(()), |fwmark| device.set_fwmark(fwmark))
+        };
+        self.device.write(apply).await.and_then(|marked| marked).map_err(errno)
+    }
+
+    /// What a change gives its peer that it does not have.
+    fn given(&self, change: &PeerChange) -> impl Iterator<Item = (IpNet, PublicKey)> {
         let had = self.allowed.of(&change.key);
-        let has = |prefix| had.is_some_and(|had| had.contains(prefix));
-        !change.remove && change.added_ips.iter().any(|prefix| !has(prefix))
+        let has = move |prefix: &IpNet| had.is_some_and(|had| had.contains(prefix));
+        let added = change.added_ips.iter().filter(|_| !change.remove);
+        added.copied().filter(move |prefix| !has(prefix)).map(|prefix| (prefix, change.key))
     }
 
     /// Sends a keepalive to all peers with a session: they send to the former port until they hear from
@@ -258,20 +324,20 @@ impl Engine {
         let _ = tokio::time::timeout(SEND_TIMEOUT, handshakes).await;
     }
 
-    /// What the engine must do so that peers become what was asked for, and whether that takes a prefix
-    /// away from one. A peer that is there is never removed and added: that would end its session.
-    fn plan(&mut self, replace_peers: bool, changes: &[PeerChange]) -> (Vec<Edit>, bool) {
-        let mut edits = Vec::new();
-        let mut takes = false;
+    /// A peer that is there is never removed and added: that would end its session.
+    fn plan(&mut self, replace_peers: bool, requested: &[PeerChange]) -> Changes {
+        let mut changes = Changes::default();
         if replace_peers {
-            let kept = |key: &PublicKey| changes.iter().any(|it| it.key == *key && !it.remove);
+            let kept = |key: &PublicKey| requested.iter().any(|it| it.key == *key && !it.remove);
             let gone: Vec<PublicKey> =
                 self.allowed.peers().filter(|key| !kept(key)).copied().collect();
-            edits.extend(gone.into_iter().filter_map(|key| self.removal(key)));
+            for key in gone {
+                self.remove(key, &mut changes);
+            }
         }
-        for change in changes {
+        for change in requested {
             if change.remove {
-                edits.extend(self.removal(change.key));
+                self.remove(change.key, &mut changes);
                 continue;
             }
             let had = self.allowed.of(&change.key).cloned();
@@ -284,81 +350,32 @@ impl Engine {
             let kept = kept.unwrap_or_default();
             let kept = kept.iter().filter(|prefix| !change.removed_ips.contains(prefix));
             let prefixes: AllowedIps = kept.chain(change.added_ips.iter().copied()).collect();
+            let is_anothers = |(it, key)| self.allowed.is_within_anothers(it, &key);
+            changes.takes |= self.given(change).any(is_anothers);
             let losers = self.allowed.set(change.key, prefixes.clone());
-            let losers = losers.into_iter().filter_map(|key| {
-                let prefixes = self.allowed.of(&key)?;
-                Some(Edit::Modify(Modification::of(key, networks(prefixes))))
-            });
-            let edits_before = edits.len();
-            edits.extend(losers);
-            takes |= edits.len() > edits_before || former.iter().any(|it| !prefixes.contains(&it));
-            edits.push(Edit::of(change, networks(&prefixes), is_there, replace_peers));
+            changes.takes |= !losers.is_empty();
+            changes.edits.extend(losers.iter().map(|key| self.prefixes_of(key)));
+            changes.lost.extend(former.iter().filter(|prefix| !prefixes.contains(prefix)));
+            let prefixes = networks(self.allowed.in_force(&change.key));
+            changes.edits.push(Edit::of(change, prefixes, is_there, replace_peers));
         }
-        takes |= edits.iter().any(|edit| matches!(edit, Edit::Remove(_)));
-        (edits, takes)
+        let around = self.allowed.reserve(&changes.lost);
+        changes.edits.extend(around.iter().map(|key| self.prefixes_of(key)));
+        changes.takes |= !changes.lost.is_empty();
+        changes
     }
 
-    fn removal(&mut self, key: PublicKey) -> Option<Edit> {
-        self.allowed.remove(&key).then_some(Edit::Remove(key))
-    }
-
-    fn note_handshakes(&mut self, peers: &[PeerStats]) {
-        let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
-        let (Ok(since_boot), now) = (since_boot, SystemTime::now()) else { return };
-        for peer in peers {
-            let Ok(key) = PublicKey::from_bytes(peer.peer.public_key.to_bytes()) else { continue };
-            let Some(age) = peer.stats.last_handshake else { continue };
-            let seen = Handshake {
-                since_boot: since_boot.saturating_sub(age),
-                at: now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
-            };
-            let known = self.handshakes.entry(key).or_insert(seen);
-            // One handshake keeps the time at which it was first seen, whatever becomes of the clock.
-            if seen.since_boot > known.since_boot + AGE_TOLERANCE {
-                *known = seen;
-            }
+    fn remove(&mut self, key: PublicKey, changes: &mut Changes) {
+        if let Some(lost) = self.allowed.remove(&key) {
+            changes.lost.extend(lost.iter());
+            changes.takes = true;
+            changes.edits.push(Edit::Remove(key));
         }
     }
 
-    fn describe_peer(&self, PeerStats { peer, stats, .. }: &PeerStats, text: &mut String) {
-        hex(text, "public_key", peer.public_key.as_bytes());
-        if let Some(preshared_key) = &peer.preshared_key {
-            hex(text, "preshared_key", preshared_key);
-        }
-        let _ = writeln!(text, "protocol_version=1");
-        if let Some(endpoint) = peer.endpoint {
-            let _ = writeln!(text, "endpoint={endpoint}");
-        }
-        let key = PublicKey::from_bytes(peer.public_key.to_bytes()).ok();
-        let at = key.and_then(|key| self.handshakes.get(&key));
-        let at = at.and_then(|it| it.at.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let at = at.unwrap_or_default();
-        let _ = writeln!(text, "last_handshake_time_sec={}", at.as_secs());
-        let _ = writeln!(text, "last_handshake_time_nsec={}", at.subsec_nanos());
-        let _ = writeln!(text, "tx_bytes={}\nrx_bytes={}", stats.tx_bytes, stats.rx_bytes);
-        let keepalive_secs = peer.keepalive.unwrap_or(0);
-        let _ = writeln!(text, "persistent_keepalive_interval={keepalive_secs}");
-        for prefix in &peer.allowed_ips {
-            let _ = writeln!(text, "allowed_ip={prefix}");
-        }
+    fn prefixes_of(&self, key: &PublicKey) -> Edit {
+        Edit::Modify(Modification::of(*key, networks(self.allowed.in_force(key))))
     }
-}
-
-async fn describe(
-    device: &DeviceRead<'_, Transports>,
-    port: u16,
-    text: &mut String,
-) -> Vec<PeerStats> {
-    if let Some(key) = device.private_key() {
-        hex(text, "private_key", key.as_bytes());
-    }
-    // Until there is a key, the engine does not know of the port.
-    let port = if port == 0 { device.listen_port() } else { port };
-    let _ = writeln!(text, "listen_port={port}");
-    if let Some(fwmark) = device.fwmark().filter(|fwmark| *fwmark != 0) {
-        let _ = writeln!(text, "fwmark={fwmark}");
-    }
-    device.peers().await
 }
 
 /// The engine closes its socket before it opens another, so the port is tried here first.

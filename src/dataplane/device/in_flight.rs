@@ -61,17 +61,7 @@ impl InFlight {
     /// # Errors
     /// Some are still in flight.
     pub async fn passed(&self, moment: Moment, patience: Duration) -> Result<(), Elapsed> {
-        let passed = async {
-            let mut looks = 0;
-            while !self.lock().are_free(moment) {
-                looks += 1;
-                match looks {
-                    ..HASTY_LOOKS if !patience.is_zero() => tokio::task::yield_now().await,
-                    _ => sleep(PAUSE).await,
-                }
-            }
-        };
-        timeout(patience, passed).await
+        await_in_flight(patience, || self.lock().are_free(moment)).await
     }
 
     fn lock(&self) -> MutexGuard<'_, Buffers> {
@@ -85,12 +75,10 @@ impl Buffers {
             self.given.retain_mut(|(_, start)| !is_free(start));
             self.full = (2 * self.given.len()).max(FEW);
         }
-        let mut start = BytesMut::with_capacity(datagram.len());
-        let mut bytes = start.split_off(0);
-        bytes.extend_from_slice(datagram);
+        let (start, packet) = copy_tracked(datagram);
         self.given.push((Moment(self.come), start));
         self.come += 1;
-        Packet::from_bytes(bytes)
+        packet
     }
 
     /// Whether all are free that had come by then.
@@ -100,9 +88,35 @@ impl Buffers {
     }
 }
 
+/// A packet, and a handle to the start of its buffer, which tells when the packet is gone.
+pub(super) fn copy_tracked(bytes: &[u8]) -> (BytesMut, Packet) {
+    let mut start = BytesMut::with_capacity(bytes.len());
+    let mut rest = start.split_off(0);
+    rest.extend_from_slice(bytes);
+    (start, Packet::from_bytes(rest))
+}
+
 /// Whether only the first handle, which is empty, uses the buffer.
-fn is_free(start: &mut BytesMut) -> bool {
+pub(super) fn is_free(start: &mut BytesMut) -> bool {
     start.try_reclaim(1)
+}
+
+/// Looks until packets have passed. With no patience it looks once.
+pub(super) async fn await_in_flight(
+    patience: Duration,
+    mut have_passed: impl FnMut() -> bool,
+) -> Result<(), Elapsed> {
+    let passed = async {
+        let mut looks = 0;
+        while !have_passed() {
+            looks += 1;
+            match looks {
+                ..HASTY_LOOKS if !patience.is_zero() => tokio::task::yield_now().await,
+                _ => sleep(PAUSE).await,
+            }
+        }
+    };
+    timeout(patience, passed).await
 }
 
 #[cfg(test)]

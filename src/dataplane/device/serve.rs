@@ -74,6 +74,7 @@ async fn serve(name: &InterfaceName) -> Result<(), DeviceError> {
                 if !own_link.is_there(name)? {
                     return Err(DeviceError::LinkGone(name.clone()));
                 }
+                engine.release().await;
                 look += 1;
                 if look.is_multiple_of(HANDSHAKE_LOOKS) {
                     engine.look().await;

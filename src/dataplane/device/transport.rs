@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::in_flight::InFlight;
+use super::outgoing::Outgoing;
 
 /// Packets that are read at once.
 const BATCH: usize = 64;
@@ -28,6 +29,7 @@ pub(super) type Transports = (Ports, Tun, Tun);
 pub(super) struct Tun {
     socket: Arc<AsyncFd<TunSocket>>,
     mtu: MtuWatcher,
+    outgoing: Outgoing,
 }
 
 impl Tun {
@@ -42,7 +44,37 @@ impl Tun {
             reason = "a TunSocket owns its descriptor, but lends it only as a number"
         )]
         let socket = AsyncFd::new(socket)?;
-        Ok(Self { socket: Arc::new(socket), mtu: mtu.into() })
+        let (socket, mtu) = (Arc::new(socket), mtu.into());
+        Ok(Self { socket, mtu, outgoing: Outgoing::default() })
+    }
+
+    /// The packets that are read from it and have no peer yet.
+    pub fn outgoing(&self) -> Outgoing {
+        self.outgoing.clone()
+    }
+
+    /// Reads a batch without waiting. Returns whether it found the queue empty.
+    async fn read_batch(
+        &self,
+        pool: &PacketBufPool,
+        packets: &mut Vec<Packet<Ip>>,
+    ) -> io::Result<bool> {
+        while packets.len() < BATCH {
+            let mut packet = pool.get();
+            match self.socket.get_ref().read(&mut packet).map(|read| read.len()).map_err(cause) {
+                Ok(len) => {
+                    packet.truncate(len);
+                    packets.extend(packet.try_into_ip());
+                }
+                Err(error) if is_gone(&error) => return Err(error),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(_) => {
+                    pause().await;
+                    break;
+                }
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -77,25 +109,18 @@ impl IpRecv for Tun {
     ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
         let mut packets = Vec::new();
         loop {
-            let mut ready = self.socket.readable().await?;
-            while packets.len() < BATCH {
-                let mut packet = pool.get();
-                let read = |tun: &AsyncFd<TunSocket>| {
-                    tun.get_ref().read(&mut packet).map(|read| read.len()).map_err(cause)
-                };
-                match ready.try_io(read) {
-                    Ok(Ok(len)) => {
-                        packet.truncate(len);
-                        packets.extend(packet.try_into_ip());
-                    }
-                    Ok(Err(error)) if is_gone(&error) => return Err(error),
-                    Ok(Err(_)) => {
-                        pause().await;
-                        break;
-                    }
-                    Err(_would_block) => break,
-                }
+            let ready = tokio::select! {
+                ready = self.socket.readable() => Some(ready?),
+                () = self.outgoing.asked() => None,
+            };
+            let question = self.outgoing.question();
+            let is_empty = self.read_batch(pool, &mut packets).await?;
+            if let Some(mut ready) = ready.filter(|_| is_empty) {
+                ready.clear_ready();
             }
+            let read = packets.len();
+            let marker = question.and_then(|it| self.outgoing.read(it, read, is_empty));
+            packets.extend(marker);
             if !packets.is_empty() {
                 return Ok(packets.into_iter());
             }
