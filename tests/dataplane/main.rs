@@ -9,6 +9,7 @@
 mod netns;
 #[path = "../support/runner.rs"]
 mod runner;
+#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../support/tracked.rs"]
 mod tracked;
 

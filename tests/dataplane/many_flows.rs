@@ -9,12 +9,12 @@ use ipnet::IpNet;
 
 use crate::netns::Netns;
 use crate::rig::{Gateway, interface};
-use crate::tracked::{RaisedMax, others, track, tracked};
+use crate::tracked::{Max, others, track, tracked};
 
 /// Cuts the flows of some addresses among `count` flows, and prints how long that takes, beside
 /// `conntrack -D -s ADDRESS`.
 pub fn measure(backend: Backend, count: u32) {
-    let _max = RaisedMax::to(count + 10_000);
+    let _max = Max::at_least(count + 10_000);
     let netns = Netns::new("Bg");
     netns.enter(|| {
         track(others(count));

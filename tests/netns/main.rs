@@ -39,6 +39,9 @@ mod second_agent;
 mod secrets;
 mod stale;
 mod takeover;
+#[allow(dead_code, reason = "the benchmarks use the rest")]
+#[path = "../support/tracked.rs"]
+mod tracked;
 mod troubles;
 mod unloadable;
 mod versions;

@@ -85,8 +85,8 @@ fn message(out: &mut Vec<u8>, Flow { from, to, port, zone }: Flow) {
             });
         });
     }
-    // It is confirmed, was replied to, and lasts ten minutes.
-    attribute(out, 3, &10u32.to_be_bytes());
+    // It is confirmed, was replied to, makes room for no other, and lasts ten minutes.
+    attribute(out, 3, &14u32.to_be_bytes());
     attribute(out, 7, &600u32.to_be_bytes());
     if zone != 0 {
         attribute(out, 18, &zone.to_be_bytes());
@@ -119,21 +119,38 @@ fn nest(out: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
     out[start..start + 2].copy_from_slice(&len.to_ne_bytes());
 }
 
-/// The limit of tracked flows, which is the first namespace's, raised while this lives.
-pub struct RaisedMax(String);
+/// The limit of tracked flows, one for all namespaces, changed while this lives.
+pub struct Max {
+    before: u32,
+    now: u32,
+}
 
-impl RaisedMax {
-    pub fn to(count: u32) -> Self {
-        let before = std::fs::read_to_string(MAX).unwrap();
-        if before.trim().parse::<u32>().unwrap() < count {
-            std::fs::write(MAX, count.to_string()).unwrap();
-        }
-        Self(before)
+impl Max {
+    /// Raises it to so many, unless it allows more.
+    pub fn at_least(count: u32) -> Self {
+        Self::change(|before| before.max(count))
+    }
+
+    /// Lowers it to so many, and no lower than twice what the machine itself has.
+    pub fn at_most(count: u32) -> Self {
+        let of_machine = 2 * tracked();
+        Self::change(|before| before.min(count.max(of_machine)))
+    }
+
+    pub const fn flows(&self) -> u32 {
+        self.now
+    }
+
+    fn change(to: impl FnOnce(u32) -> u32) -> Self {
+        let before = std::fs::read_to_string(MAX).unwrap().trim().parse().unwrap();
+        let now = to(before);
+        std::fs::write(MAX, now.to_string()).unwrap();
+        Self { before, now }
     }
 }
 
-impl Drop for RaisedMax {
+impl Drop for Max {
     fn drop(&mut self) {
-        let _ = std::fs::write(MAX, self.0.trim());
+        let _ = std::fs::write(MAX, self.before.to_string());
     }
 }

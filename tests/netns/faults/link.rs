@@ -77,3 +77,29 @@ fn link_moved_to_another_namespace_is_made_anew() {
         .cause(|| ip(&scene, &format!("link set LINK netns {other}")), || scene.repairs() > before);
     assert_eq!(lab.gatepost(&["plan"]).0, 0);
 }
+
+/// Not every kernel has VRFs; that of the guest does.
+#[test]
+fn link_put_into_a_vrf_is_taken_out_and_a_bridge_takes_none() {
+    let scene = Scene::open();
+    let (lab, alice) = (&scene.lab, &scene.alice);
+    lab.gateway.ip(&["link add bridge9 type bridge"]);
+    let enslaved = lab.gateway.output("ip", &["link", "set", &lab.link(), "master", "bridge9"]);
+    assert!(!enslaved.status.success(), "a bridge took a tunnel");
+    let refuses = "the kernel refuses: a tunnel is no Ethernet device";
+    Fault::told(lab, "link put into a bridge", refuses, None);
+    let vrf = ["link", "add", "vrf9", "type", "vrf", "table", "99"];
+    if !lab.gateway.output("ip", &vrf).status.success() {
+        return println!("this kernel has no VRFs");
+    }
+    let before = scene.repairs();
+    Fault::new(lab, "link put into a VRF", "taken out at once; the gateway begins lost sessions")
+        .may_cost(SESSION_ANEW, alice.ping(LAN_SERVER, SPACING_MS))
+        .cause(
+            || ip(&scene, "link set vrf9 up; link set LINK master vrf9"),
+            || scene.repairs() > before,
+        );
+    let shown = lab.gateway.run("ip", &["link", "show", &lab.link()]);
+    assert!(!shown.contains("master"), "{shown}");
+    assert_eq!(lab.gatepost(&["plan"]).0, 0);
+}

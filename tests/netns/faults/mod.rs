@@ -5,10 +5,16 @@ mod clocks;
 mod database;
 pub mod disk;
 mod files;
+mod firewalls;
+mod full;
+mod last_good;
 mod limits;
 mod link;
+mod managers;
 mod peers;
 mod stopped;
+mod tries;
+mod userland;
 
 use crate::lab::{Agent, Client, Lab, eventually, policy_rows};
 

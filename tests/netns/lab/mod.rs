@@ -354,10 +354,11 @@ fn build_network(tag: &str) -> (Space, Space, Space) {
     plug(&wan, &gateway, "gw");
     gateway.ip(&[
         "link set lo up",
-        &format!("address add {GATEWAY_WAN}/24 dev eth0"),
+        // With a broadcast address, as hosts have it: systemd-networkd 252 fails on its own addresses without.
+        &format!("address add {GATEWAY_WAN}/24 brd + dev eth0"),
         "link set eth0 up",
         &format!("link add lan0 type veth peer name eth0 netns {}", lan.name()),
-        "address add 10.20.0.1/24 dev lan0",
+        "address add 10.20.0.1/24 brd + dev lan0",
         "address add fd20::1/64 dev lan0 nodad",
         "link set lan0 up",
     ]);
