@@ -111,7 +111,7 @@ fn rules_of_docker_are_named_with_the_command_that_lets_peers_through() {
         Fault::new(
             lab,
             "Docker's rules loaded, which forward nothing of others",
-            "`gatepost check` names the commands that let peers through; the test runs them",
+            "check names the commands that let peers through; the test runs them",
         )
         .may_cost(RULES_ANEW, ping(&scene)),
         || {
