@@ -162,6 +162,10 @@ impl History {
         let asked = self.question.as_ref().map(|question| &question.epoch);
         let last = asked.or(self.kept.epoch.as_ref());
         let is_new = last.is_some_and(|last| *last != epoch);
+        if is_new {
+            // What was read is asked for, too, although the kernel is not known to have carried it out.
+            self.kept.peers.append(&mut self.pending);
+        }
         if is_new && !self.kept.peers.is_empty() {
             self.question = Some(Question { epoch, state: Asking::WaitsForRows });
         } else if is_new || last.is_none() {

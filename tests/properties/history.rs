@@ -48,6 +48,9 @@ pub struct Past {
     revoked: Vec<Option<u8>>,
     /// Whose revocation the agent has read, and no later admission.
     known: BTreeSet<u8>,
+    /// Whose revocation was read when the database lost it, and not carried out: it may be before the new
+    /// epoch is read.
+    undecided: BTreeSet<u8>,
 }
 
 pub fn key(number: u8) -> PublicKey {
@@ -60,8 +63,9 @@ impl Past {
     }
 
     pub fn of(world: World) -> Self {
-        let (commits, known) = (vec![world.tables.clone()], BTreeSet::new());
-        Self { commits, world, revoked: Vec::new(), known }
+        let commits = vec![world.tables.clone()];
+        let (known, undecided) = (BTreeSet::new(), BTreeSet::new());
+        Self { commits, world, revoked: Vec::new(), known, undecided }
     }
 
     /// As one transaction. Its id follows the last one that the database knows.
@@ -82,6 +86,9 @@ impl Past {
     pub fn lose(&mut self, commits: usize) -> BTreeSet<u8> {
         self.world.settle();
         self.look();
+        let waits = self.known.iter().filter(|number| self.in_kernel(**number));
+        let waits: Vec<u8> = waits.copied().collect();
+        self.undecided.extend(waits);
         let gateway_active = self.world.tables.gateway_active;
         let left = self.revoked.len().saturating_sub(commits);
         self.commits.truncate(left + 1);
@@ -233,6 +240,7 @@ proptest! {
             let row = &past.world.tables.peers[&PeerId(id(2, number))];
             let wanted = row.bars == Bars::default() && !out.contains(&number);
             let is_in = past.in_kernel(number);
+            let may_stay_out = may_stay_out || past.undecided.contains(&number);
             prop_assert!(is_in == wanted || !is_in && may_stay_out, "{number}");
         }
         past.world.pass_time(HOLD);
