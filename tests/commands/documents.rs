@@ -61,7 +61,7 @@ fn tests_that_guard_a_rule_exist() {
         let golden = root().join("tests/golden").join(&name).is_dir();
         let is_there = golden
             || text.contains(&format!("fn {name}("))
-            || text.contains(&format!("(\"{name}\", "));
+            || text.contains(&format!("\"{name}\","));
         if is_there { found += 1 } else { missing.push(name) }
     }
     assert_eq!(missing, [""; 0], "these documents name tests that do not exist");
