@@ -65,7 +65,7 @@ waiting := --test-threads=$(shell expr 3 \* $$(nproc))
 .PHONY: test-native
 test-native:
 	@tests/install-deps.sh test
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync test-postgres test-netns
+	@$(MAKE) --no-print-directory test-postgres test-netns
 
 test-postgres: ## Test the store against a private PostgreSQL
 	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(postgres_targets)))
