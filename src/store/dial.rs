@@ -120,7 +120,7 @@ impl deadpool_postgres::Connect for Dialer {
             let (client, connection) = match Self::connect(self, None).await {
                 Ok(connected) => connected,
                 Err(NoHost { error, place, .. }) => {
-                    // The pool may connect where nobody asks.
+                    // The pool may connect without a question that waits.
                     let _ = FAILED_AT.try_with(|failed_at| failed_at.set(Some(place)));
                     return Err(error);
                 }

@@ -13,7 +13,7 @@ use crate::model::{AllowedIps, PublicKey};
 pub(super) struct Allowed {
     peers: BTreeMap<PublicKey, AllowedIps>,
     owners: BTreeMap<IpNet, PublicKey>,
-    /// What nobody may have yet, not even the peers that have a prefix around it.
+    /// What no peer may have yet, not even those that have a prefix around it.
     reserved: BTreeSet<IpNet>,
 }
 
@@ -39,7 +39,7 @@ impl Allowed {
         self.around(prefix).any(|owner| owner != *key)
     }
 
-    /// Lets nobody have those of these prefixes that no peer has. Returns the peers that have a prefix
+    /// Keeps from all peers those of these prefixes that none has. Returns the peers that have a prefix
     /// around one of them.
     pub fn reserve(&mut self, prefixes: &BTreeSet<IpNet>) -> BTreeSet<PublicKey> {
         let free = prefixes.iter().filter(|prefix| !self.owners.contains_key(prefix));

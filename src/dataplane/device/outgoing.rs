@@ -2,7 +2,7 @@
 //!
 //! nftables judges a packet for the peer that has its destination. A userspace device looks that peer up
 //! later, when the packet has passed the queue of the TUN device and the engine's own. So what a peer
-//! lost belongs to nobody until every packet has passed that may have been judged before: it is dropped.
+//! lost belongs to no peer until every packet has passed that may have been judged before: it is dropped.
 //! Only then may another peer have the prefix.
 //!
 //! Kernel WireGuard needs no such time. Its link has no queue (`IFF_NO_QUEUE`), and `wg_xmit` looks up

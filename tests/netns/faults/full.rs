@@ -28,7 +28,7 @@ fn forget_all_but_alice(scene: &Scene) {
     lab.gateway.run("conntrack", &["--flush"]);
     for (protocol, address) in [("icmp", LAN_SERVER), ("udp", ALICE_WAN)] {
         eventually("she has connections", || {
-            // Whoever sent first after the flush is the source.
+            // The side that sends first after the flush is the source.
             ["--src", "--dst"].iter().any(|end| {
                 let update = ["--update", "--proto", protocol, end, address, "--status", "ASSURED"];
                 lab.gateway.output("conntrack", &update).status.success()
