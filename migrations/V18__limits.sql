@@ -259,6 +259,81 @@ $pattern$,
     end loop;
 end $migration$;
 
+-- Reports lock a table for writing before they read it. Who reads first and raises that lock later waits for a
+-- migration that came in between, while the migration waits for him: the server then ends one of the two.
+
+create function gatepost.may_write(statement text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms' as $$
+begin
+    -- Takes the locks of the statement, and fires no trigger.
+    execute 'explain ' || statement;
+    return true;
+exception
+    -- The statement itself says what is wrong with it, but for a lock or a deadlock.
+    when others then return left(sqlstate, 2) not in ('40', '55');
+end $$;
+comment on function gatepost.may_write(text) is
+    'Locks what this statement writes, for a moment at most. False if others hold it, then nothing is locked. Granted to no role.';
+
+do $migration$
+declare
+    change record;
+    present text;
+begin
+    for change in
+        select f.name::regprocedure, c.part, c.made
+        from (values
+            ('gatepost.merge_of(uuid, interval)'),
+            ('gatepost.merge_page_of(uuid, interval)')
+        ) f (name)
+        cross join (values
+            (
+                1,
+                $sql$    select * into part from gatepost.merge_part(gateway, 'gateways',$sql$,
+                $sql$    if gatepost.may_write('update public.gateways set last_sync_at = now()') then
+    select * into part from gatepost.merge_part(gateway, 'gateways',$sql$
+            ),
+            (
+                2,
+                $sql$            for no key update of g skip locked
+        ));
+$sql$,
+                $sql$            for no key update of g skip locked
+        ));
+    end if;
+$sql$
+            ),
+            (
+                3,
+                $sql$::uuid];
+    loop
+$sql$,
+                $sql$::uuid];
+    loop
+        exit when not gatepost.may_write(
+            'update public.devices set last_seen_at = now(), last_connected_at = now()'
+        );
+$sql$
+            )
+        ) c (number, part, made)
+        union all
+        select 'gatepost.try_reports()'::regprocedure,
+            $sql$            execute format('select array(%s)', part.ids) into ids using me;
+$sql$,
+            $sql$            continue when not gatepost.may_write(
+                replace(replace(part.statement, '$1', 'null'), '$2', 'null')
+            );
+            execute format('select array(%s)', part.ids) into ids using me;
+$sql$
+    loop
+        present := pg_get_functiondef(change.name);
+        if position(change.part in present) = 0 then
+            raise exception '% is not as expected', change.name;
+        end if;
+        execute replace(present, change.part, change.made);
+    end loop;
+end $migration$;
+
 revoke execute on all functions in schema gatepost from public;
 
 reset role;

@@ -84,6 +84,38 @@ async fn a_migration_of_several_tables_is_not_ended_because_of_a_read_or_a_repor
     world.store.merge().await.unwrap();
 }
 
+/// A report that read first and locked for writing later would wait for the migration, and the migration for it.
+#[tokio::test]
+async fn a_report_holds_no_table_that_a_migration_keeps_from_being_written() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let (device_id, seen_at) = (DeviceId(ann.device), SystemTime::now());
+    let handshake = Handshake { device_id, first_at: seen_at, seen_at, connected_at: None };
+    world.store.report(&[handshake]).await.unwrap();
+    let migration = client("postgres", &world.database).await;
+    for table in ["devices", "gateways"] {
+        for call in ["merge()", "try_reports()"] {
+            let agent = client(&world.role, &world.database).await;
+            let keeps = format!(
+                "set lock_timeout = '5s'; begin; lock {table} in share row exclusive mode"
+            );
+            migration.batch_execute(&keeps).await.unwrap();
+            let reports = format!("begin; select * from gatepost.{call}");
+            agent.batch_execute(&reports).await.unwrap();
+            let raised = migration.batch_execute(&format!("alter table {table} add note text")).await;
+            raised.unwrap_or_else(|error| panic!("{call} holds {table}: {error:?}"));
+            migration.batch_execute("rollback").await.unwrap();
+            agent.batch_execute("commit").await.unwrap();
+        }
+    }
+    world.store.merge().await.unwrap();
+    let seen = format!(
+        "select count(*) from devices where id = '{}' and last_seen_at is not null",
+        ann.device
+    );
+    assert_eq!(world.count(&seen).await, 1);
+}
+
 /// Does this while a migration holds `devices`, which then wants a table that is read first.
 async fn migrates_meanwhile<T>(world: &World, work: impl Future<Output = T>) -> T {
     let migration = client("postgres", &world.database).await;

@@ -247,7 +247,7 @@ pub const OF_THE_WEEK: &[Event] = &[
         "tables of another owner",
         &[
             equal(Superuser(&[
-                "grant clerk to portal; grant create on schema public to clerk",
+                "grant create on schema public to clerk",
                 "alter table devices owner to clerk",
                 "alter table users owner to clerk",
             ])),
