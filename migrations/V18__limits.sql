@@ -45,15 +45,15 @@ language sql stable as $$
         case when cardinality(p.allowed_ips) > 10000
             then array_fill('0.0.0.0/0'::cidr, array[10001])
             when array_ndims(p.allowed_ips) > 1 or array_position(p.allowed_ips, null) is not null
-            then array(select c from unnest(p.allowed_ips) c where c is not null)
-            else p.allowed_ips end::cidr[],
+            then array(select c::cidr from unnest(p.allowed_ips) c where c is not null)
+            else p.allowed_ips::cidr[] end,
         case when cardinality(p.dns_servers) > 100 then array_fill(''::text, array[101])
             when pg_column_size(p.dns_servers) > 1024 or array_ndims(p.dns_servers) > 1
                 or array_position(p.dns_servers, null) is not null
             then array(
                 select gatepost.shortened(s::text) from unnest(p.dns_servers) s where s is not null
             )
-            else p.dns_servers end::text[],
+            else p.dns_servers::text[] end,
         (
             (d.deleted_at is not null)::integer
             | ((d.status <> 'active')::integer << 1)
