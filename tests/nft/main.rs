@@ -10,6 +10,7 @@ mod flows;
 mod foreign;
 mod full;
 mod gate;
+mod grows;
 mod listing;
 mod netns;
 mod network;

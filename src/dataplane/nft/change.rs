@@ -41,8 +41,47 @@ pub fn rewritten<'a>(
     })
 }
 
-/// Appends the requests that make the table what `change` wants, given what it is. A table that is made
-/// has this ownership.
+/// A set of a profile, and what it holds.
+pub type Filled = (Set, Vec<Element>);
+
+/// The sets that a change adds to a table in force. They are loaded before the rules that look them up: the
+/// kernel lets packets see new rules at once, and what a new set of ranges holds only at the end of the
+/// transaction (`nf_tables_commit`), some 40 ms later where it holds 100,000.
+pub fn new_sets(
+    change: &FirewallChange,
+    observed: Option<&ObservedFirewall>,
+) -> Result<Vec<Filled>, NftError> {
+    let mut sets = Vec::new();
+    if change.load_base.is_some() {
+        return Ok(sets);
+    }
+    for (id, (is_new, profile)) in &change.put_profiles {
+        let Placed::InChain(profile) = Placed::of(*id, profile) else { continue };
+        let old = (!is_new).then(|| known(observed, *id)).transpose()?;
+        let had = |family| match old.map(|old| Placed::of(*id, old)) {
+            Some(Placed::InChain(old)) => profile::has_set(old, family),
+            _ => false,
+        };
+        let new = Family::BOTH.into_iter().filter(|family| !had(*family));
+        sets.extend(new.filter_map(|family| filled(*id, profile, family)));
+    }
+    Ok(sets)
+}
+
+fn filled(id: ProfileId, profile: &Profile, family: Family) -> Option<Filled> {
+    Some((Set::Allowed(id, family), profile::set_elements(profile, family)?))
+}
+
+/// Appends the requests that make these sets.
+pub fn write_sets(batch: &mut Batch, sets: &[Filled]) {
+    for (set, elements) in sets {
+        batch.add_set(set);
+        batch.add_elements(set, elements);
+    }
+}
+
+/// Appends the requests that make the table what `change` wants, given what it is, and that
+/// [`new_sets`] are there. A table that is made has this ownership.
 pub fn write(
     batch: &mut Batch,
     ownership: Ownership,
@@ -59,6 +98,9 @@ pub fn write(
     for (id, (new, profile)) in &change.put_profiles {
         let is_new = *new || change.load_base.is_some();
         let old = (!is_new).then(|| known(before, *id)).transpose()?;
+        if change.load_base.is_some() {
+            write_sets_of(batch, *id, profile);
+        }
         write_profile(batch, &mut put, *id, (old, Some(profile)), handles)?;
     }
     put.write(batch, before);
@@ -163,22 +205,19 @@ fn write_profile(
     Ok(())
 }
 
-fn create_profile(batch: &mut Batch, id: ProfileId, profile: &Profile) {
-    let name = chain_name(id);
-    for family in Family::BOTH {
-        create_set(batch, id, profile, family);
-    }
-    batch.create(msg::NEWCHAIN, &declare(&name, None));
-    for rule in profile::rules(profile) {
-        batch.add_rule(&name, None, &rule.encode(id));
+/// The sets of a profile of a table that is made.
+fn write_sets_of(batch: &mut Batch, id: ProfileId, profile: &Profile) {
+    if let Placed::InChain(profile) = Placed::of(id, profile) {
+        let sets = Family::BOTH.into_iter().filter_map(|family| filled(id, profile, family));
+        write_sets(batch, &sets.collect::<Vec<_>>());
     }
 }
 
-fn create_set(batch: &mut Batch, id: ProfileId, profile: &Profile, family: Family) {
-    if let Some(elements) = profile::set_elements(profile, family) {
-        let set = Set::Allowed(id, family);
-        batch.add_set(&set);
-        batch.add_elements(&set, &elements);
+fn create_profile(batch: &mut Batch, id: ProfileId, profile: &Profile) {
+    let name = chain_name(id);
+    batch.create(msg::NEWCHAIN, &declare(&name, None));
+    for rule in profile::rules(profile) {
+        batch.add_rule(&name, None, &rule.encode(id));
     }
 }
 
@@ -193,10 +232,9 @@ fn edit_profile(
     let had_and_has = |family| (profile::has_set(old, family), profile::has_set(new, family));
     for family in Family::BOTH {
         match (had_and_has(family), family) {
-            ((false, true), _) => create_set(batch, id, new, family),
             ((true, true), Family::V4) => edit_set(batch, id, family, &old.allow4, &new.allow4),
             ((true, true), Family::V6) => edit_set(batch, id, family, &old.allow6, &new.allow6),
-            ((_, false), _) => {}
+            _ => {}
         }
     }
     let (old_rules, new_rules) = (profile::rules(old), profile::rules(new));

@@ -183,8 +183,8 @@ impl Nft {
         self.difference.as_ref()
     }
 
-    /// Makes a change in one transaction. `observed` is what the table holds now: as it was read,
-    /// kept up to date with every change since.
+    /// Makes a change in one transaction, after one for the new sets that it looks up. `observed` is what
+    /// the table holds now: as it was read, kept up to date with every change since.
     ///
     /// # Errors
     /// Nothing was changed: the kernel refused a part, which the error names, or the whole was too
@@ -200,8 +200,21 @@ impl Nft {
                 dump::at_one_generation(&mut self.socket, |socket| dump::handles(socket, id))?;
             handles.insert(id, found);
         }
-        let ownership = self.ownership;
-        self.commit(|batch| change::write(batch, ownership, change, observed, &handles))
+        let (ownership, sets) = (self.ownership, change::new_sets(change, observed)?);
+        self.commit(|batch| {
+            change::write_sets(batch, &sets);
+            Ok(())
+        })?;
+        let written =
+            self.commit(|batch| change::write(batch, ownership, change, observed, &handles));
+        if written.is_err() {
+            // Nothing looks them up. If they cannot be removed either, the next reading shows it.
+            let _ = self.commit(|batch| {
+                sets.iter().for_each(|(set, _)| batch.delete_set(set));
+                Ok(())
+            });
+        }
+        written
     }
 
     /// Who may change the table that this value makes: what was asked for, where the kernel can.
