@@ -153,7 +153,14 @@ impl Engine {
         if !lost.is_empty() {
             self.ask_outgoing();
         }
-        let settled = if takes { self.take_effect().await } else { Ok(()) };
+        let settled = if takes {
+            self.take_effect().await
+        } else if set.peers.iter().any(|peer| peer.remove || peer.replace_allowed_ips) {
+            // Who asks again for what a former request took must not be told that it has taken effect.
+            self.settle(Duration::ZERO).await
+        } else {
+            Ok(())
+        };
         applied?;
         self.open_sessions(&opened).await;
         if self.port != former_port && self.has_key {
