@@ -25,26 +25,39 @@ pub(super) async fn connect(
     target: &Target,
     application_name: Option<&str>,
 ) -> Result<Connected, NoHost> {
-    let mut failed = Vec::new();
-    for mut config in each_host(&target.config) {
+    let (mut failed, mut silent) = (Vec::new(), Vec::new());
+    let mut hosts = each_host(&target.config).into_iter().peekable();
+    while let Some(mut config) = hosts.next() {
         if let Some(name) = application_name {
             config.application_name(name);
         }
-        match config.connect(target.tls.clone()).await {
-            Ok(connected) => return Ok(connected),
-            Err(error) => failed.push((Place::of(&config), error)),
+        let connecting = config.connect(target.tls.clone());
+        // The driver's limit ends with the TCP handshake, which the kernel of a stuck server still makes. For
+        // the last host, the caller has a limit.
+        let answer = match config.get_connect_timeout().filter(|_| hosts.peek().is_some()) {
+            Some(limit) => tokio::time::timeout(*limit, connecting).await.map_err(|_| *limit),
+            None => Ok(connecting.await),
+        };
+        match answer {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => failed.push((Place::of(&config), error)),
+            Err(limit) => silent.push(format!(
+                "{} did not answer within {} s",
+                Place::of(&config).hosts,
+                limit.as_secs()
+            )),
         }
     }
-    Err(NoHost::of(failed))
+    Err(NoHost::of(failed, silent))
 }
 
 impl NoHost {
-    /// At least one has failed.
-    fn of(mut failed: Vec<(Place, Error)>) -> Self {
+    /// At least one has failed: the last is not left for being silent.
+    fn of(mut failed: Vec<(Place, Error)>, silent: Vec<String>) -> Self {
         let is_about_secrets = failed.iter().any(|(_, error)| is_about_secrets(error));
         let most = (0..failed.len()).rev().max_by_key(|index| tells(&failed[*index].1));
         let (mut place, error) = failed.remove(most.unwrap_or_default());
-        place.others = failed.into_iter().map(in_short).collect();
+        place.others = failed.into_iter().map(in_short).chain(silent).collect();
         Self { error, place, is_about_secrets }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use gatepost::store::{
     ConnectOptions, CreateRole, Password, Read, Store, StoreError, Tls, TlsFiles, Unavailable,
@@ -179,6 +180,23 @@ async fn a_dead_first_host_is_skipped() {
     let error = hello(&options).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains(&dead.to_string()), "{error}");
+}
+
+/// As a server whose disk hangs: its kernel still accepts connections.
+#[tokio::test]
+async fn a_first_host_that_accepts_and_stays_silent_is_skipped() {
+    let site = site().await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (first, live) = (silent.local_addr().unwrap().port(), site.cluster.port);
+    let options = |second: u16| ConnectOptions {
+        url: format!("postgres://agent@localhost:{first},localhost:{second}/{}", site.database),
+        connect_timeout: Duration::from_secs(1),
+        ..site.options()
+    };
+    assert_eq!(hello(&options(live)).await.unwrap(), "g1");
+    let words = hello(&options(free_port())).await.unwrap_err().to_string();
+    let told = format!("localhost:{first} did not answer within 1 s");
+    assert!(words.contains(&told), "{words}");
 }
 
 #[tokio::test]
