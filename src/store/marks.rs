@@ -25,23 +25,11 @@ pub struct AskedMark {
 const DOING: &str = "read the marks";
 
 impl Store {
-    /// The marks since a cursor that may withdraw peers; the latest ones without a cursor, or if it is
-    /// of another epoch.
-    ///
-    /// # Errors
-    /// Any [`StoreError`] of the connection or of the role's rights.
-    pub async fn marks(&self, since: Option<&Cursor>) -> Result<Vec<Mark>, StoreError> {
-        let lease = self.lease(DOING).await?;
-        let rows = self.within(DOING, ask(lease.caller(), since)).await?;
-        lease.done();
-        rows.iter().map(decode).collect()
-    }
-
     /// The numbers, from 0, of the marks that are gone although they were not pruned, unless a later mark
     /// concerns the same device or user.
     ///
     /// # Errors
-    /// As [`Store::marks`].
+    /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn lost_marks(&self, asked: &[AskedMark]) -> Result<Vec<usize>, StoreError> {
         const DOING: &str = "ask for marks of before a failover";
         let xids: Vec<String> = asked.iter().map(|it| it.mark.xid.to_string()).collect();
@@ -68,7 +56,8 @@ impl Store {
     }
 }
 
-/// Asks for [`Store::marks`], in a transaction of the caller if there is one.
+/// Asks for the marks of [`Store::snapshot_with_marks`], in the transaction that reads the rows: a session of
+/// its own may reach another server, which does not know what the first one has lost.
 pub(super) async fn ask(
     client: Caller<'_>,
     since: Option<&Cursor>,

@@ -8,9 +8,9 @@ use tokio_postgres::Row;
 
 use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};
 use super::token::Caller;
-use super::{Store, StoreError};
+use super::{Store, StoreError, marks};
 use crate::model::limit::{NAME_CHARS, SETTING_BYTES, SETTINGS};
-use crate::model::{MembershipRow, PeerRow, PolicyRow, Settings, SnapshotRows};
+use crate::model::{Mark, MembershipRow, PeerRow, PolicyRow, Settings, SnapshotRows};
 
 /// The position of a read: the next [`Store::changes`] returns what that read did not see.
 ///
@@ -59,17 +59,41 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
     pub async fn snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
-        self.read_in_turns(|| self.read_snapshot()).await
+        let (rows, cursor, _) = self.read_in_turns(|| self.read_snapshot(Marks::None)).await?;
+        Ok((rows, cursor))
     }
 
-    async fn read_snapshot(&self) -> Result<(SnapshotRows, Cursor), StoreError> {
+    /// As [`snapshot`](Self::snapshot), and the marks of the same instant that may withdraw peers: those since
+    /// a cursor, or the latest ones without a cursor or if it is of another epoch.
+    ///
+    /// # Errors
+    /// As [`snapshot`](Self::snapshot).
+    pub async fn snapshot_with_marks(
+        &self,
+        since: Option<&Cursor>,
+    ) -> Result<(SnapshotRows, Cursor, Vec<Mark>), StoreError> {
+        self.read_in_turns(|| self.read_snapshot(Marks::Since(since))).await
+    }
+
+    async fn read_snapshot(
+        &self,
+        marks: Marks<'_>,
+    ) -> Result<(SnapshotRows, Cursor, Vec<Mark>), StoreError> {
         let lease = self.lease(DOING).await?;
-        let (rows, cursor) = self.within(DOING, read(lease.caller(), BEGIN, COMMIT)).await??;
+        let reads = read_all(lease.caller(), BEGIN, marks, COMMIT);
+        let (rows, cursor, marks) = self.within(DOING, reads).await??;
         self.known_policies().extend(rows.policies.iter().map(|policy| policy.id.0));
         lease.done();
         *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.epoch.clone());
-        Ok((rows, cursor))
+        Ok((rows, cursor, marks))
     }
+}
+
+/// Whether a snapshot brings marks with it.
+#[derive(Clone, Copy)]
+enum Marks<'a> {
+    None,
+    Since(Option<&'a Cursor>),
 }
 
 /// Reads the rows of the gateway that the session is bound to, between these two statements. The outer
@@ -79,11 +103,27 @@ pub(super) async fn read(
     before: &str,
     after: &str,
 ) -> Result<Result<(SnapshotRows, Cursor), StoreError>, tokio_postgres::Error> {
+    let read = read_all(client, before, Marks::None, after).await?;
+    Ok(read.map(|(rows, cursor, _)| (rows, cursor)))
+}
+
+async fn read_all(
+    client: Caller<'_>,
+    before: &str,
+    marks: Marks<'_>,
+    after: &str,
+) -> Result<Result<(SnapshotRows, Cursor, Vec<Mark>), StoreError>, tokio_postgres::Error> {
     let peers = format!("select {PEER_COLUMNS} from gatepost.snapshot_peers()");
     let policies = format!("select {POLICY_COLUMNS} from gatepost.snapshot_policies()");
     let memberships = "select user_id, group_ids from gatepost.snapshot_memberships()";
     let settings = settings_query();
-    let ((), gateway, settings, peers, memberships, policies, rewritten, ()) = tokio::try_join!(
+    let marks = async {
+        match marks {
+            Marks::None => Ok(Vec::new()),
+            Marks::Since(since) => marks::ask(client, since).await,
+        }
+    };
+    let ((), gateway, settings, peers, memberships, policies, marks, rewritten, ()) = tokio::try_join!(
         biased;
         client.batch_execute(before),
         client.query_typed_one(decode::GATEWAY, &[]),
@@ -91,6 +131,7 @@ pub(super) async fn read(
         collect(client, &peers, decode::peer_if_readable),
         collect(client, memberships, |row, doing| decode::membership(row, doing).map(Some)),
         collect(client, &policies, |row, doing| decode::policy(row, doing).map(Some)),
+        marks,
         client.query_typed_one(REWRITTEN, &[]),
         client.batch_execute(after),
     )?;
@@ -98,7 +139,8 @@ pub(super) async fn read(
         return Ok(Err(error));
     }
     let answers = Answers { gateway, settings, peers, memberships, policies };
-    Ok(answers.rows())
+    let decoded = marks.iter().map(marks::decode).collect::<Result<_, _>>();
+    Ok(answers.rows().and_then(|(rows, cursor)| Ok((rows, cursor, decoded?))))
 }
 
 /// Those whose key means something come first, and no value is longer than one that cannot be read.

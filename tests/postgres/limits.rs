@@ -32,6 +32,35 @@ fn destinations(policy: &PolicyRow) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn prefixes_in_a_column_of_another_type_are_read_as_before() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let rows = format!(
+        "update wireguard_peers set allowed_ips = '{{10.0.0.0/8, fd00::/8}}', dns_servers = '{{192.0.2.1}}'
+         where id = '{}'",
+        ann.peer
+    );
+    world.run(&rows).await;
+    let (before, _) = world.store.snapshot().await.unwrap();
+    for kind in ["text[]", "inet[]"] {
+        let alter = format!(
+            "alter table wireguard_peers alter allowed_ips type {kind} using allowed_ips::{kind}"
+        );
+        world.run(&alter).await;
+        let (after, _) = world.store.snapshot().await.unwrap();
+        assert_eq!(after.peers, before.peers, "{kind}");
+    }
+    world
+        .run(
+            "alter table wireguard_peers alter dns_servers drop default,
+                 alter dns_servers type inet[] using dns_servers::inet[]",
+        )
+        .await;
+    let (after, _) = world.store.snapshot().await.unwrap();
+    assert_eq!(after.peers[0].allowed_ips, before.peers[0].allowed_ips);
+}
+
+#[tokio::test]
 async fn row_beyond_a_limit_costs_itself_alone() {
     let world = World::new().await;
     let [plain, at, prefixes, dns] = ["plain", "at", "prefixes", "dns"];

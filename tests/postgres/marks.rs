@@ -218,7 +218,7 @@ async fn no_marks_name_rows_of_other_gateways_alone() {
         update devices set user_id = user_id";
     world.run(everybody).await;
     world.run(&format!("delete from wireguard_peers where id = '{}'", gone.peer)).await;
-    let marks = world.store.marks(None).await.unwrap();
+    let (.., marks) = world.store.snapshot_with_marks(None).await.unwrap();
     let named = |id: uuid::Uuid| {
         marks.iter().any(|mark| mark.listed().is_some_and(|ids| ids.contains(&id)))
     };

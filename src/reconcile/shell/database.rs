@@ -167,8 +167,8 @@ impl Reader {
                 }
             }
         }
-        let (rows, next) = store.snapshot().await?;
-        let marks = store.marks(self.last.as_ref().map(|last| &last.cursor)).await?;
+        let since = self.last.as_ref().map(|last| &last.cursor);
+        let (rows, next, marks) = store.snapshot_with_marks(since).await?;
         let epoch = Some(Event::Epoch {
             epoch: next.epoch.clone(),
             why: reason,

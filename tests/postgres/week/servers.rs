@@ -37,7 +37,8 @@ impl Servers {
         for number in 1..SERVERS {
             places.push((first.dir.with_extension(format!("standby{number}")), free_port()));
         }
-        first.psql("postgres", "create role portal login; create role clerk; grant clerk to portal");
+        first
+            .psql("postgres", "create role portal login; create role clerk; grant clerk to portal");
         let admin = ConnectOptions::new(first.socket_url("postgres", OURS));
         for name in BOTH {
             first.psql("postgres", &format!("create database {name} owner portal"));
