@@ -91,14 +91,29 @@ impl Engine {
         if self.allowed.has_reserved() {
             self.let_out().await?;
         }
-        let port = self.port;
-        let mut text = Zeroizing::new(String::with_capacity(4096));
-        let peers = self.device.read(async |device| describe(device, port, &mut text).await).await;
+        let mut text = self.describe().await;
+        let peers = self.device.peers().await;
         self.handshakes.note(&peers);
         for peer in &peers {
             describe_peer(peer, &self.handshakes, &mut text);
         }
         Ok(text)
+    }
+
+    /// The answer to `get=1` that leaves the peers out, without its last lines.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn get_but_peers(&mut self) -> Result<Zeroizing<String>, Errno> {
+        self.settle(Duration::ZERO).await?;
+        Ok(self.describe().await)
+    }
+
+    async fn describe(&self) -> Zeroizing<String> {
+        let port = self.port;
+        let mut text = Zeroizing::new(String::with_capacity(4096));
+        self.device.read(async |device| describe(device, port, &mut text)).await;
+        text
     }
 
     /// Notes the handshakes since it was last called, which must be within the life of a session.

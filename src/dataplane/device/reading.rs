@@ -58,12 +58,8 @@ impl Handshakes {
     }
 }
 
-/// Writes what is not of a peer, and returns the peers.
-pub(super) async fn describe(
-    device: &DeviceRead<'_, Transports>,
-    port: u16,
-    text: &mut String,
-) -> Vec<PeerStats> {
+/// Writes what is not of a peer.
+pub(super) fn describe(device: &DeviceRead<'_, Transports>, port: u16, text: &mut String) {
     if let Some(key) = device.private_key() {
         hex(text, "private_key", key.as_bytes());
     }
@@ -73,7 +69,6 @@ pub(super) async fn describe(
     if let Some(fwmark) = device.fwmark().filter(|fwmark| *fwmark != 0) {
         let _ = writeln!(text, "fwmark={fwmark}");
     }
-    device.peers().await
 }
 
 /// Writes what is of a peer.

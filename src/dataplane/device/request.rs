@@ -6,13 +6,15 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 
-use crate::dataplane::wireguard::{OPEN_SESSION, unhex};
+use crate::dataplane::wireguard::{NO_PEERS, OPEN_SESSION, unhex};
 use crate::model::{PresharedKey, PublicKey};
 
 /// One request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Get,
+    /// The device without its peers.
+    GetButPeers,
     Set(Set),
 }
 
@@ -94,7 +96,11 @@ impl Request {
     pub fn parse(text: &str) -> Result<Self, Errno> {
         let mut lines = text.lines();
         match lines.next() {
-            Some("get=1") => Ok(Self::Get),
+            Some("get=1") => match lines.next() {
+                None => Ok(Self::Get),
+                Some(NO_PEERS) => Ok(Self::GetButPeers),
+                Some(_) => Err(Errno::EINVAL),
+            },
             Some("set=1") => Set::parse(lines).map(Self::Set).ok_or(Errno::EINVAL),
             _ => Err(Errno::EPROTO),
         }
@@ -138,7 +144,7 @@ mod tests {
     fn set(lines: &str) -> Result<Set, Errno> {
         match Request::parse(&format!("set=1\n{lines}"))? {
             Request::Set(set) => Ok(set),
-            Request::Get => panic!("a set is no get"),
+            Request::Get | Request::GetButPeers => panic!("a set is no get"),
         }
     }
 
@@ -173,6 +179,8 @@ mod tests {
         assert_eq!(Request::parse("get=2\n"), Err(Errno::EPROTO));
         assert_eq!(Request::parse(""), Err(Errno::EPROTO));
         assert_eq!(Request::parse("get=1\n"), Ok(Request::Get));
+        assert_eq!(Request::parse("get=1\npeers=none\n"), Ok(Request::GetButPeers));
+        assert_eq!(Request::parse("get=1\npeers=one\n"), Err(Errno::EINVAL));
         let one = "01".repeat(32);
         for lines in [
             "listen_port=70000",

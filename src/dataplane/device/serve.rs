@@ -121,10 +121,8 @@ fn listen(
 
 async fn answer(engine: &mut Engine, (request, answer): Question) {
     let (mut text, errno) = match Request::parse(&request) {
-        Ok(Request::Get) => match engine.get().await {
-            Ok(text) => (text, None),
-            Err(errno) => (Zeroizing::default(), Some(errno)),
-        },
+        Ok(Request::Get) => told(engine.get().await),
+        Ok(Request::GetButPeers) => told(engine.get_but_peers().await),
         Ok(Request::Set(set)) => (Zeroizing::default(), engine.set(set).await.err()),
         Err(errno) => (Zeroizing::default(), Some(errno)),
     };
@@ -133,6 +131,13 @@ async fn answer(engine: &mut Engine, (request, answer): Question) {
     text.push_str(&format!("errno={errno}\n\n"));
     // Who asked may have hung up.
     let _ = answer.send(text);
+}
+
+fn told(answer: Result<Zeroizing<String>, Errno>) -> (Zeroizing<String>, Option<Errno>) {
+    match answer {
+        Ok(text) => (text, None),
+        Err(errno) => (Zeroizing::default(), Some(errno)),
+    }
 }
 
 /// The link that the device made, whatever it is called now.

@@ -20,7 +20,7 @@ impl<F: Firewall> Host<F> {
                 .kernel
                 .read_but_peers(link.index)
                 .map_err(DataplaneError::during(format!("reading the device {name}")))?,
-            BackendInUse::Userspace => self.userspace.read()?,
+            BackendInUse::Userspace => self.userspace.read_but_peers()?,
         };
         let interface = self.read_interface(&link, &device)?;
         let routes = self.read_routes(&link, &interface)?;

@@ -24,7 +24,7 @@ pub(crate) use socket::{
 pub use uapi::UapiError;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use uapi::parse;
-pub(crate) use uapi::{OPEN_SESSION, hex, unhex};
+pub(crate) use uapi::{NO_PEERS, OPEN_SESSION, hex, unhex};
 pub(crate) use userspace::Userspace;
 
 /// Everything a device says of itself, of one moment.

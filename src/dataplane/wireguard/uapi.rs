@@ -67,6 +67,13 @@ pub(crate) fn parse(answer: &str, now: SystemTime) -> Result<DeviceReading, Uapi
     Ok(reading)
 }
 
+/// The request for a device with its peers.
+pub(super) const GET: &str = "get=1\n\n";
+/// A line of our own after `get=1`: leave the peers out. A device of before does not read it.
+pub(crate) const NO_PEERS: &str = "peers=none";
+/// The request for a device without its peers.
+pub(super) const GET_BUT_PEERS: &str = "get=1\npeers=none\n\n";
+
 /// A line of our own in a peer's part of `set=1`: begin a handshake with it at once.
 pub(crate) const OPEN_SESSION: &str = "open_session";
 
@@ -89,21 +96,42 @@ pub(super) fn addition(
     text
 }
 
-/// A `set=1` that makes a peer which is there what it is to be, and no other peer.
-pub(super) fn update(key: &PublicKey, peer: &Peer) -> Secret {
-    let mut text = whole(key, peer, None, true);
-    // All zero is how the protocol says "none".
-    let none = [0; 32];
-    let preshared_key = peer.preshared_key.as_ref();
-    hex(&mut text, "preshared_key", preshared_key.map_or(&none, |key| key.expose_bytes()));
-    text.push_str("update_only=true\n");
-    text
-}
-
 /// A `set=1` that leaves a peer which is there these prefixes.
 pub(super) fn narrowing(key: &PublicKey, allowed_ips: &AllowedIps) -> Secret {
     let peer = Peer { allowed_ips: allowed_ips.clone(), ..Peer::default() };
     let mut text = whole(key, &peer, None, false);
+    text.push_str("update_only=true\n");
+    text
+}
+
+/// A `set=1` that gives a peer which is there more prefixes.
+pub(super) fn widening(key: &PublicKey, allowed_ips: &AllowedIps) -> Secret {
+    let mut text = of_peer_there(key, 64 * allowed_ips.iter().count());
+    for prefix in allowed_ips.iter() {
+        let _ = writeln!(text, "allowed_ip={prefix}");
+    }
+    text
+}
+
+/// A `set=1` that gives a peer which is there this preshared key, or none.
+pub(super) fn preshared_key(key: &PublicKey, preshared_key: Option<&PresharedKey>) -> Secret {
+    let mut text = of_peer_there(key, 96);
+    // All zero is how the protocol says "none".
+    hex(&mut text, "preshared_key", preshared_key.map_or(&[0; 32], |key| key.expose_bytes()));
+    text
+}
+
+/// A `set=1` that gives a peer which is there this keepalive; 0: none.
+pub(super) fn keepalive(key: &PublicKey, keepalive_secs: u16) -> Secret {
+    let mut text = of_peer_there(key, 64);
+    let _ = writeln!(text, "persistent_keepalive_interval={keepalive_secs}");
+    text
+}
+
+/// Names a peer that is there. Nothing secret is left behind in memory by growing.
+fn of_peer_there(key: &PublicKey, more_bytes: usize) -> Secret {
+    let mut text = Secret::new(String::with_capacity(128 + more_bytes));
+    hex(&mut text, "public_key", key.as_bytes());
     text.push_str("update_only=true\n");
     text
 }
@@ -285,7 +313,14 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH;
         let added = parse(&addition(&key, &peer, endpoint, false), now).unwrap();
         assert_eq!((&added.peers[&key], added.traffic[&key].endpoint), (&peer, endpoint));
-        assert_eq!(parse(&update(&key, &peer), now).unwrap().peers[&key], peer);
+        for changed in [
+            widening(&key, &peer.allowed_ips),
+            preshared_key(&key, peer.preshared_key.as_ref()),
+            keepalive(&key, peer.keepalive_secs),
+        ] {
+            assert!(changed.contains("\nupdate_only=true\n"), "an unknown peer stays unknown");
+            assert_ne!(parse(&changed, now).unwrap().peers[&key], Peer::default());
+        }
     }
 
     #[test]
@@ -299,15 +334,9 @@ mod tests {
     }
 
     #[test]
-    fn an_update_says_what_the_peer_has_no_more() {
+    fn a_preshared_key_that_a_peer_has_no_more_is_written_as_zeros() {
         let key = PublicKey::from_bytes([3; 32]).unwrap();
-        let text = update(&key, &Peer::default());
-        let zeros = "00".repeat(32);
-        for line in
-            ["update_only=true", "replace_allowed_ips=true", "persistent_keepalive_interval=0"]
-        {
-            assert!(text.lines().any(|it| it == line), "{line}");
-        }
-        assert!(text.contains(&format!("preshared_key={zeros}\n")));
+        let text = preshared_key(&key, None);
+        assert!(text.contains(&format!("preshared_key={}\n", "00".repeat(32))));
     }
 }

@@ -16,7 +16,7 @@ use super::endpoints::Endpoints;
 use super::error::{MAX_MTU_BYTES, UserspaceError};
 use super::socket::{Connection, Generation, open};
 use super::uapi::{self, UapiError};
-use crate::model::{InterfaceName, Peer, PrivateKey, PublicKey};
+use crate::model::{InterfaceName, Peer, PrivateKey};
 use crate::plan::Step;
 
 /// The userspace device of one name in this network namespace, whichever process that is.
@@ -37,9 +37,14 @@ impl Userspace {
 
     /// Reads the device with all its peers.
     pub fn read(&mut self) -> Result<DeviceReading, UserspaceError> {
-        let reading = self.get()?;
+        let reading = self.get(uapi::GET)?;
         self.endpoints.note(&reading.traffic, SystemTime::now(), Instant::now());
         Ok(reading)
+    }
+
+    /// Reads the device, without its peers if it can leave them out.
+    pub fn read_but_peers(&self) -> Result<DeviceReading, UserspaceError> {
+        self.get(uapi::GET_BUT_PEERS)
     }
 
     /// Sets the private key.
@@ -99,12 +104,43 @@ impl Userspace {
         step: &Step,
         known: &mut Option<DeviceReading>,
     ) -> Result<(), UserspaceError> {
-        if let Some(taken) = self.take_away(step, known) {
-            return taken;
+        if let Step::RemovePeer { key } = step {
+            if let Some(known) = known {
+                known.peers.remove(key);
+            }
+            return self.set(&uapi::removal(key));
         }
+        let connection = open(&self.name)?;
+        if connection.generation == Generation::Former {
+            // It answers one connection at a time.
+            drop(connection);
+            return self.write_peer_whole(step, known);
+        }
+        // Without a reading, which grows with the peers, and which a device refuses while packets from
+        // before a change are on their way.
+        let lines = match step {
+            Step::AddPeer { key, peer } => uapi::addition(key, peer, self.endpoints.of(key), true),
+            Step::NarrowPeer { key, allowed_ips } => uapi::narrowing(key, allowed_ips),
+            Step::WidenPeer { key, allowed_ips } => uapi::widening(key, allowed_ips),
+            Step::SetPresharedKey { key, preshared_key } => {
+                uapi::preshared_key(key, preshared_key.as_ref())
+            }
+            Step::SetKeepalive { key, keepalive_secs } => uapi::keepalive(key, *keepalive_secs),
+            _ => return Err(UserspaceError::NoPeerStep(step.to_string())),
+        };
+        self.set_through(connection, &lines)
+    }
+
+    /// Changes a peer of a device of the last version, which panics if a part of a peer that is there is
+    /// changed: so it is made anew.
+    fn write_peer_whole(
+        &self,
+        step: &Step,
+        known: &mut Option<DeviceReading>,
+    ) -> Result<(), UserspaceError> {
         let known = match known {
             Some(known) => known,
-            None => known.insert(self.get()?),
+            None => known.insert(self.get(uapi::GET)?),
         };
         let has = |key| known.peers.get(key).cloned();
         let (key, peer) = match step {
@@ -129,71 +165,17 @@ impl Userspace {
         if known.public_key.is_none() {
             return Err(UserspaceError::NoPrivateKey { name: self.name.clone() });
         }
-        self.put_peer(key, &peer, known)?;
+        let endpoint = known.traffic.get(key).and_then(|traffic| traffic.endpoint);
+        if known.peers.contains_key(key) {
+            self.set(&uapi::removal(key))?;
+        }
+        self.set(&uapi::addition(key, &peer, endpoint, false))?;
         known.peers.insert(*key, peer);
         Ok(())
     }
 
-    /// Applies a step that only takes away. This needs no reading, which a device refuses while packets
-    /// from before a change are on their way. `None`: it is another step, or the device cannot.
-    fn take_away(
-        &self,
-        step: &Step,
-        known: &mut Option<DeviceReading>,
-    ) -> Option<Result<(), UserspaceError>> {
-        match step {
-            Step::RemovePeer { key } => {
-                if let Some(known) = known {
-                    known.peers.remove(key);
-                }
-                Some(self.set(&uapi::removal(key)))
-            }
-            Step::NarrowPeer { key, allowed_ips } => {
-                let connection = match open(&self.name) {
-                    Ok(connection) => connection,
-                    Err(error) => return Some(Err(error)),
-                };
-                if connection.generation == Generation::Former {
-                    return None;
-                }
-                if let Some(peer) = known.as_mut().and_then(|known| known.peers.get_mut(key)) {
-                    peer.allowed_ips = allowed_ips.clone();
-                }
-                Some(self.set_through(connection, &uapi::narrowing(key, allowed_ips)))
-            }
-            _ => None,
-        }
-    }
-
-    /// Makes the peer what it is to be.
-    fn put_peer(
-        &self,
-        key: &PublicKey,
-        peer: &Peer,
-        known: &DeviceReading,
-    ) -> Result<(), UserspaceError> {
-        let is_there = known.peers.contains_key(key);
-        let connection = open(&self.name)?;
-        if connection.generation == Generation::Current {
-            let endpoint = self.endpoints.of(key);
-            let lines = match is_there {
-                true => uapi::update(key, peer),
-                false => uapi::addition(key, peer, endpoint, true),
-            };
-            return self.set_through(connection, &lines);
-        }
-        let endpoint = known.traffic.get(key).and_then(|traffic| traffic.endpoint);
-        let addition = uapi::addition(key, peer, endpoint, false);
-        if !is_there {
-            return self.set_through(connection, &addition);
-        }
-        // It panics if a peer that is there is changed.
-        self.set_through(connection, &uapi::removal(key))?;
-        self.set(&addition)
-    }
-
-    fn get(&self) -> Result<DeviceReading, UserspaceError> {
-        let answer = self.exchange(open(&self.name)?, "get=1\n\n")?;
+    fn get(&self, request: &str) -> Result<DeviceReading, UserspaceError> {
+        let answer = self.exchange(open(&self.name)?, request)?;
         self.parse(&answer, SystemTime::now())
     }
 
@@ -211,8 +193,10 @@ impl Userspace {
 
     fn parse(&self, answer: &str, now: SystemTime) -> Result<DeviceReading, UserspaceError> {
         const UNSETTLED: UapiError = UapiError::Refused(-(Errno::ETIMEDOUT as i32));
+        const NO_KEY: UapiError = UapiError::Refused(-(Errno::ENOKEY as i32));
         uapi::parse(answer, now).map_err(|source| match source {
             UNSETTLED => UserspaceError::Unsettled { name: self.name.clone() },
+            NO_KEY => UserspaceError::NoPrivateKey { name: self.name.clone() },
             source => UserspaceError::Refused { name: self.name.clone(), source },
         })
     }
