@@ -279,6 +279,20 @@ impl History {
         }
     }
 
+    /// The devices and users that the marks of the last read list.
+    pub fn listed(&self) -> BTreeSet<Uuid> {
+        self.marks.0.iter().filter_map(Mark::listed).flatten().copied().collect()
+    }
+
+    /// The first rows that were read give these peers no right to a tunnel. Whether they had one before is
+    /// not known: what that read found is taken for what withdrew them.
+    pub fn are_out(&mut self, withdrawn: &BTreeMap<PublicKey, Departed>) {
+        let known = &self.kept.peers;
+        let unknown = withdrawn.iter().filter(|(key, _)| !known.contains_key(key));
+        let unknown: Vec<_> = unknown.take(AT_MOST.saturating_sub(known.len())).collect();
+        self.departed(unknown.into_iter());
+    }
+
     /// The rows that were read bar these peers. For one that is out already, what that read found is what
     /// keeps it out from now on.
     pub fn stay_out(&mut self, are_barred: impl Fn(&PublicKey) -> bool) {

@@ -10,7 +10,7 @@ use super::blocks::block;
 use super::history::{Past, key, stale_past};
 use super::machine::Happening;
 use super::rows::id;
-use super::world::away;
+use super::world::{Trouble, away};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -48,6 +48,60 @@ fn revocation_of_a_blocked_peer_is_remembered() {
         block(&mut past.world, []);
         lose_and_see_it_stay_out(past);
     }
+}
+
+#[test]
+fn revocation_of_a_blocked_peer_before_the_first_read_of_an_agent_is_remembered() {
+    let mut past = Past::new();
+    block(&mut past.world, [Whom::Key(key(1))]);
+    past.commit(1, Bars::DEVICE_STATUS);
+    past.world.happen(Happening::Kill);
+    lose_and_see_it_stay_out(past);
+}
+
+#[test]
+fn revocation_of_a_blocked_peer_is_remembered_although_the_first_rows_cannot_be_used() {
+    let mut past = Past::new();
+    block(&mut past.world, [Whom::Key(key(1))]);
+    past.commit(1, Bars::DEVICE_STATUS);
+    past.world.troubles.insert(Trouble::GatewayRow);
+    past.world.happen(Happening::Kill);
+    past.world.pass_time(SECOND);
+    past.world.troubles.clear();
+    past.world.pass_time(MINUTE);
+    lose_and_see_it_stay_out(past);
+}
+
+#[test]
+fn revocation_of_a_peer_that_no_agent_saw_admitted_is_remembered() {
+    let mut past = Past::new();
+    past.commit(1, Bars::USER_INACTIVE);
+    past.world.pass_time(SECOND);
+    assert!(!past.in_kernel(1));
+    past.world.remembered.peers.clear();
+    // Its user becomes active again and it is revoked, while no agent reads.
+    past.commit(1, Bars::default());
+    past.commit(1, Bars::DEVICE_STATUS);
+    past.world.happen(Happening::Kill);
+    lose_and_see_it_stay_out(past);
+}
+
+#[test]
+fn peer_whose_user_was_not_active_when_the_agent_began_is_let_in_at_once() {
+    let mut past = Past::new();
+    past.commit(1, Bars::USER_INACTIVE);
+    past.world.pass_time(SECOND);
+    assert!(!past.in_kernel(1));
+    past.world.remembered.peers.clear();
+    past.world.happen(Happening::Kill);
+    past.world.pass_time(SECOND);
+    assert!(!past.in_kernel(1) && past.world.remembered.peers.contains_key(&key(1)));
+    past.commit(1, Bars::default());
+    past.world.pass_time(SECOND);
+    assert!(past.in_kernel(1) && !past.world.remembered.peers.contains_key(&key(1)));
+    past.lose(0);
+    past.world.pass_time(20 * SECOND);
+    assert!(past.in_kernel(1) && !past.world.machine.view().keeps_out());
 }
 
 #[test]

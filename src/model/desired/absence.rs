@@ -1,13 +1,15 @@
 //! Why there is no peer for a key, and what its row still says.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use foldhash::HashMap;
+use uuid::Uuid;
 
 use super::evaluate::listed_dns;
-use super::{DesiredState, Entry, Ineligible, OwnStanding, Reason, Standing};
+use super::{Departed, DesiredState, Entry, Ineligible, OwnStanding, Reason, Standing};
 use crate::model::policy::Recipe;
-use crate::model::{AllowedIps, DeviceId, KeyText, PeerId, PeerRow, Profile, PublicKey};
+use crate::model::{AllowedIps, DeviceId, KeyText, PeerId, PeerRow, Profile, PublicKey, UserId};
 
 /// Why the rows admit no peer for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,9 +103,24 @@ impl DesiredState {
         entitled.map(|(key, entry)| (key, &entry.row)).chain(admitted)
     }
 
+    /// Who has no right to a tunnel among these devices and users, by the keys that their rows name.
+    #[must_use]
+    pub fn withdrawn(&self, ids: &BTreeSet<Uuid>) -> BTreeMap<PublicKey, Departed> {
+        let peers = ids.iter().flat_map(|id| {
+            let of_user = self.peers_of_user(UserId(*id));
+            self.peers_of_device(DeviceId(*id)).into_iter().chain(of_user)
+        });
+        let entries = peers.filter_map(|id| self.entries.get(&id));
+        let withdrawn = entries.filter(|entry| entry.is_barred_and(|why| !why.is_entitled()));
+        let named = withdrawn.filter_map(|Entry { row, standing }| {
+            Some((barred_key(row, standing)?, Departed::from(row)))
+        });
+        named.collect()
+    }
+
     /// The rows that name a key without being candidates for it.
     fn barred_by(&self, key: &PublicKey) -> impl Iterator<Item = &Entry> {
-        let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
+        let (first, last) = (PeerId(Uuid::nil()), PeerId(Uuid::max()));
         let named = self.barred.range((*key, first)..=(*key, last));
         named.filter_map(|(_, id)| self.entries.get(id))
     }

@@ -333,12 +333,12 @@ impl DesiredState {
         }
     }
 
-    fn peers_of_device(&self, device_id: DeviceId) -> Vec<PeerId> {
+    pub(super) fn peers_of_device(&self, device_id: DeviceId) -> Vec<PeerId> {
         let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
         self.by_device.range((device_id, first)..=(device_id, last)).map(|(_, id)| *id).collect()
     }
 
-    fn peers_of_user(&self, user_id: UserId) -> Vec<PeerId> {
+    pub(super) fn peers_of_user(&self, user_id: UserId) -> Vec<PeerId> {
         let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
         self.by_user.range((user_id, first)..=(user_id, last)).map(|(_, id)| *id).collect()
     }

@@ -38,6 +38,23 @@ fn a_withdrawal_has_the_marks_about_its_device_its_user_and_everybody() {
     assert_eq!(history.take_changed(), None, "once");
 }
 
+#[test]
+fn who_is_out_at_the_first_read_is_taken_in_beside_what_was_kept() {
+    let start = SystemTime::UNIX_EPOCH;
+    let mut history = History::new(Duration::ZERO, Withdrawals::default());
+    history.marks_read(vec![mark(1, "peer", None)], start);
+    history.departed(departed(1..2).iter());
+    history.applied(|_| false, |_, _| false, start);
+    let kept = history.take_changed().unwrap();
+    let mut history = History::new(Duration::ZERO, kept);
+    history.marks_read(vec![mark(2, "device", Some(vec![1_001, 1_002]))], start);
+    assert_eq!(history.listed(), [1_001, 1_002].map(Uuid::from_u128).into());
+    history.are_out(&departed(1..3));
+    history.applied(|_| false, |_, _| false, start);
+    let xids: Vec<_> = history.take_changed().unwrap().peers.values().map(xids_of).collect();
+    assert_eq!(xids, [vec![1], vec![2]]);
+}
+
 fn xids_of(withdrawal: &Withdrawal) -> Vec<u64> {
     let mut xids: Vec<u64> = withdrawal.marks.iter().map(|mark| mark.xid).collect();
     xids.sort_unstable();

@@ -32,6 +32,7 @@ impl Rows {
     /// When the gateway's own row cannot be right. The former rows stay, and the error has what the
     /// others withdraw.
     pub fn replace(&mut self, rows: SnapshotRows, now: Instant) -> Result<Replaced, Box<NotBuilt>> {
+        let is_first = self.desired.is_none() || self.origin != Origin::Database;
         let usable = self.build_gateway(&rows).and_then(|_| match rows.beyond() {
             None => Ok(()),
             Some(beyond) => Err(BuildError::BeyondLimit(beyond)),
@@ -51,6 +52,9 @@ impl Rows {
                 drop(self.keep_out());
             }
             Err(refused) => self.remember_withdrawn(&refused.withdrawn.departed),
+        }
+        if is_first {
+            self.remember_who_is_out();
         }
         replaced
     }

@@ -83,6 +83,14 @@ impl Rows {
         });
     }
 
+    /// The first rows of the database were read. A peer that was out already, because it was blocked for
+    /// example, may have been revoked while no agent read.
+    pub(super) fn remember_who_is_out(&mut self) {
+        let Self { history, refused, desired, .. } = self;
+        let Some(rows) = read_last(refused.as_ref(), desired.as_ref()) else { return };
+        history.are_out(&rows.withdrawn(&history.listed()));
+    }
+
     /// Rows were read that withdraw these peers, or a plan that removes them is about to be applied. Those
     /// whom this host alone bars no commit withdrew: they come back by themselves.
     pub fn removing(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
