@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
 use super::connect::single;
@@ -50,13 +51,24 @@ pub async fn ineffective_rows(options: &ConnectOptions) -> Result<Vec<Ineffectiv
     rows.map_err(|error| StoreError::of(&target.place, DOING, error))?
 }
 
-/// As [`ineffective_rows`], in the transaction of this connection.
+/// As [`ineffective_rows`], in the transaction of this connection. What its `statement_timeout` ends is left
+/// out, with what comes after it.
 pub(super) async fn read(
     client: &Client,
 ) -> Result<Result<Vec<Ineffective>, StoreError>, tokio_postgres::Error> {
-    let policies = client.query_typed(&format!("{POLICIES}{FIRST}"), &[]).await?;
-    let keys = client.query_typed(&format!("{KEYS}{FIRST}"), &[]).await?;
+    let Some(policies) = rows_in_time(client, POLICIES).await? else { return Ok(Ok(Vec::new())) };
+    let keys = rows_in_time(client, KEYS).await?.unwrap_or_default();
     Ok(policies.iter().map(policy).chain(keys.iter().map(device_key)).collect())
+}
+
+async fn rows_in_time(
+    client: &Client,
+    query: &str,
+) -> Result<Option<Vec<Row>>, tokio_postgres::Error> {
+    match client.query_typed(&format!("{query}{FIRST}"), &[]).await {
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => Ok(None),
+        rows => rows.map(Some),
+    }
 }
 
 fn policy(row: &Row) -> Result<Ineffective, StoreError> {

@@ -26,6 +26,9 @@ pub const REHEARSAL_WITHIN: Duration = Duration::from_secs(30);
 pub const LOCKED_WITHIN: Duration = Duration::from_secs(5);
 /// How long a statement waits for a lock: who waits for a lock keeps others waiting.
 const LOCK_TIMEOUT_MS: u64 = 1_000;
+/// How long each kind of rows without effect is looked for: that is among the rows of all gateways, while
+/// others wait for the locks of the statements.
+const INEFFECTIVE_WITHIN_MS: u64 = 1_000;
 /// Between two looks at the locks.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -39,7 +42,7 @@ pub struct Rehearsal {
     pub after: SnapshotRows,
     /// The tables that were locked, the strongest lock of each.
     pub locks: Vec<HeldLock>,
-    /// Rows that change nothing after the statements.
+    /// Rows that change nothing after the statements, as far as they were found in time.
     pub ineffective: Vec<Ineffective>,
     /// From the first statement to the rollback.
     pub lasted: Duration,
@@ -212,6 +215,8 @@ impl Desk<'_> {
             });
         }
         let after = self.read().await?;
+        self.run(&format!("set local statement_timeout = {INEFFECTIVE_WITHIN_MS}")).await?;
+        // Nothing can follow in the transaction: its time may have run out.
         let ineffective = ineffective::read(&self.client).await;
         let ineffective = ineffective.map_err(|error| self.failed(error))??;
         self.leave().await;

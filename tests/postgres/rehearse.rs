@@ -95,6 +95,32 @@ async fn rows_without_effect_are_told() {
 }
 
 #[tokio::test]
+async fn device_keys_that_take_long_to_compare_are_left_out_and_keep_nobody_waiting() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let sql = "insert into policies (name) values ('office');
+               insert into policy_destinations (policy_id, destination)
+                   select id, '10.0.0.0/8' from policies;
+               create type slow as enum ('slow');
+               create function shown_slowly(slow) returns json language plpgsql as
+                   $$ begin perform pg_sleep(8); return '1'; end $$;
+               create cast (slow as json) with function shown_slowly(slow);
+               alter table devices add column slow slow not null default 'slow'";
+    let rehearsal = run(&world, sql).await.unwrap();
+    assert_eq!(devices(&rehearsal), (1, 1));
+    assert_eq!(rehearsal.ineffective, [Ineffective::Policy { name: "office".into() }]);
+    // Held for as long as the comparison takes, this would have ended the rehearsal.
+    let locked = rehearsal.locks.iter().find(|lock| lock.table == "devices");
+    assert_eq!(locked.map(|lock| lock.mode), Some(LockMode::All));
+    assert_eq!(open_transactions(&world).await, 0);
+    // The comparison is as slow as it was made.
+    world.run(sql).await;
+    let database = options("postgres", &world.database);
+    let told = ineffective_rows(&database);
+    assert!(tokio::time::timeout(Duration::from_secs(2), told).await.is_err());
+}
+
+#[tokio::test]
 async fn refused_statement_is_named_with_its_line_and_ends_the_rehearsal() {
     let world = World::new().await;
     world.peer(world.gateway, "ann").await;
