@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use gatepost::reconcile::status::PlanReport;
+use gatepost::reconcile::status::{PlanReport, QuarantinedPolicy};
 use gatepost::store::{HeldLock, LockMode, split};
 use serde::Serialize;
 
 use crate::cli::PlanArgs;
 use crate::config::Config;
+use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{self, count, printable};
@@ -23,14 +24,31 @@ pub fn plan(config: &Config, args: &PlanArgs) -> Result<Exit, CommandError> {
     if let Some(file) = &args.sql {
         return plan_sql(config, file, args.json);
     }
-    let report =
+    let mut report =
         runtime::on_this_thread()?.block_on(async { wiring::prepare(config)?.plan().await })?;
+    // Without an agent nobody knows what the kernel refuses.
+    if !report.steps.is_empty()
+        && let Ok(status) = Client::new(&config.control.socket).status()
+    {
+        report.warnings.extend(status.quarantined_policies.iter().map(left_out));
+    }
     if args.json {
         output::print_json(&report)?;
     } else {
         output::print(&describe(&report))?;
     }
     Ok(exit(&report))
+}
+
+/// Why a pass of the running agent leaves out what the plan has for these peers.
+fn left_out(policy: &QuarantinedPolicy) -> String {
+    format!(
+        "the agent has quarantined policy {}, which applies to {}: the kernel does not load what they may \
+         reach: {}; a pass leaves that out until the policy changes or `gatepost resync`",
+        policy.policy,
+        count(policy.peers, "peer"),
+        policy.reason
+    )
 }
 
 fn exit(report: &PlanReport) -> Exit {
@@ -160,7 +178,9 @@ pub fn describe(report: &PlanReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gatepost::model::PolicyId;
     use gatepost::reconcile::status::PlannedStep;
+    use uuid::Uuid;
 
     #[test]
     fn each_step_has_its_line() {
@@ -191,5 +211,18 @@ warnings
 "
         );
         assert_eq!(describe(&PlanReport::default()), "nothing to change\n");
+    }
+
+    #[test]
+    fn policy_that_the_agent_quarantined_is_named_with_its_reason() {
+        let policy = QuarantinedPolicy {
+            policy_id: PolicyId(Uuid::nil()),
+            policy: "lab".into(),
+            peers: 3,
+            reason: "Invalid argument".into(),
+        };
+        let told = left_out(&policy);
+        assert!(told.contains("quarantined policy lab, which applies to 3 peers"), "{told}");
+        assert!(told.contains("reach: Invalid argument; "), "{told}");
     }
 }
