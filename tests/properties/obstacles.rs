@@ -42,6 +42,7 @@ enum Hindrance {
     FlowsThatStay,
     ProfileThatIsRefused,
     NoMemoryForAProfile,
+    UnreadableKernel,
     StaleRows,
     ReadThatHangs,
     /// A step was refused, perhaps after it was carried out, and the kernel cannot be read.
@@ -53,7 +54,7 @@ enum Hindrance {
 
 use Hindrance::*;
 
-const ALL: [Hindrance; 21] = [
+const ALL: [Hindrance; 22] = [
     NoSealingKey,
     LostHistory,
     HeldRemovals,
@@ -70,6 +71,7 @@ const ALL: [Hindrance; 21] = [
     FlowsThatStay,
     ProfileThatIsRefused,
     NoMemoryForAProfile,
+    UnreadableKernel,
     StaleRows,
     ReadThatHangs,
     UnsettledDevice,
@@ -142,6 +144,7 @@ impl Case {
 
     fn befall(&mut self, hindrance: Hindrance) {
         let world = &mut self.world;
+        let looked = world.observations;
         let trouble = match hindrance {
             GatewayRow => Some(Trouble::GatewayRow),
             WrongKey => Some(Trouble::WrongKey),
@@ -149,6 +152,7 @@ impl Case {
             RowMadeAnew => Some(Trouble::NewRow),
             FlowsThatStay => Some(Trouble::Flows),
             ReadThatHangs => Some(Trouble::HangingReads),
+            UnreadableKernel => Some(Trouble::Observations),
             _ => None,
         };
         world.troubles.extend(trouble);
@@ -200,6 +204,7 @@ impl Case {
                     _ => kernel.unloadable.insert(profile),
                 };
             }
+            UnreadableKernel => world.tell(Event::KernelChanged { why: "somebody".into() }),
             StaleRows => {
                 let shaken = Traffic {
                     last_handshake: Some(world.now().wall + 2 * MINUTE),
@@ -220,6 +225,9 @@ impl Case {
         self.world.pass_time(2 * SECOND);
         if hindrance == UnsettledDevice {
             assert!(self.world.troubles.contains(&Trouble::Observations), "no step was refused");
+        }
+        if hindrance == UnreadableKernel {
+            assert!(self.world.observations > looked, "no reading failed");
         }
     }
 
@@ -406,6 +414,8 @@ fn no_two_things_together_hold_up_a_withdrawal_or_add_what_is_not_granted() {
     let apart = [
         vec![StaleRows, ReadThatHangs],
         vec![LostTable, TableOfAFormerVersion],
+        vec![UnreadableKernel, LostTable],
+        vec![UnreadableKernel, TableOfAFormerVersion],
         vec![UnsettledDevice, LostTable],
         vec![UnsettledDevice, TableOfAFormerVersion],
     ];
