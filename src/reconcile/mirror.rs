@@ -1,5 +1,6 @@
 //! The kernel's side: the last reading, how far it can be trusted, and when to read again.
 
+mod view;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use super::volume::Volume;
 use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 use crate::plan::{Doubt, Plan, Step};
+pub(super) use view::MirrorView;
 use work::{Job, Trust, Wanted};
 
 /// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
@@ -69,24 +71,6 @@ pub(super) struct EndedReading {
     pub guard_lost: bool,
 }
 
-/// What readers see.
-#[derive(Debug)]
-pub(super) struct MirrorView<'a> {
-    pub observed: Option<RwLockReadGuard<'a, ObservedState>>,
-    pub backend: Option<BackendInUse>,
-    pub table_owned: bool,
-    pub traffic: &'a BTreeMap<PublicKey, Traffic>,
-    /// Peers with a live session when it was read.
-    pub connected: usize,
-    /// When it was read, by this host's clock.
-    pub read_at: Option<SystemTime>,
-    pub error: Option<&'a str>,
-    pub reading_wanted: bool,
-    pub rests_until: Option<Instant>,
-    pub volume: Volume,
-    pub readings: u64,
-}
-
 impl Mirror {
     /// Knows nothing yet: a reading is due at once.
     pub fn new(timing: Timing, interface: InterfaceName, now: Now) -> Self {
@@ -121,22 +105,6 @@ impl Mirror {
     /// From the next complete reading on.
     pub const fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
-    }
-
-    pub fn view(&self) -> MirrorView<'_> {
-        MirrorView {
-            observed: self.observed(),
-            backend: self.backend,
-            table_owned: self.table_owned,
-            traffic: &self.traffic,
-            connected: self.connected,
-            read_at: self.read_at,
-            error: self.error.as_deref(),
-            reading_wanted: self.wants_reading(),
-            rests_until: self.rests_until,
-            volume: self.volume,
-            readings: self.readings,
-        }
     }
 
     pub fn observed(&self) -> Option<RwLockReadGuard<'_, ObservedState>> {
