@@ -6,6 +6,7 @@
 
 mod decide;
 mod doubt;
+mod prove;
 mod reload;
 
 use std::sync::Arc;

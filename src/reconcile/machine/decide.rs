@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::Machine;
 use crate::causes::causes;
@@ -16,7 +16,6 @@ use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Action, Keep, LastGood, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
 use crate::reconcile::pass::FIRST_LINES;
-use crate::reconcile::proof::Evidence;
 use crate::reconcile::rows::{Change, NotBuilt, Planned};
 use crate::reconcile::trouble::Trouble;
 
@@ -349,77 +348,6 @@ impl Machine {
             self.passes.begin(&plan, removing, &observed, drift, now.instant);
         }
         self.mirror.begin_apply(plan)
-    }
-
-    /// Nothing differs within the scope: what was a plan is now a proof.
-    fn prove(&mut self, now: Now) {
-        // While the kernel cannot be read, an older reading proves nothing.
-        let readable = self.mirror.is_readable();
-        let whole = self.difference.is_everything() && readable;
-        let settled = self.difference.settle(whole, self.hold.staying());
-        let evidence = Evidence {
-            rows_read_at: self.rows.read_at(),
-            whole,
-            read_back: self.mirror.prove(),
-            ends_pass: self.passes.is_under_way(),
-            disturbed: self.mirror.is_disturbed(),
-        };
-        if whole {
-            self.notices.proven(self.difference.blocked_routes().is_empty());
-            self.notices.quarantined_policies(self.rows.desired(), true);
-        }
-        let provable = readable && self.follows_all_rows() && self.rows.are_usable();
-        if let Some(desired) = self.rows.desired() {
-            self.outbox.started(desired);
-            let as_of = desired.as_of();
-            if provable && self.proof.prove(as_of, evidence, now.instant) {
-                self.report_proof(as_of);
-            }
-        }
-        let changed_since = settled.changed_since.filter(|_| self.proof.is_current());
-        let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
-        let changes = pass.changes(&settled.policies, self.rows.desired());
-        if let Some(desired) = self.rows.desired() {
-            let entries = audit::finished(&pass, &settled.policies, desired);
-            self.outbox.audit(entries, Some(&desired.settings().audit_events));
-        }
-        self.notices.say(pass.into_note(changes));
-    }
-
-    /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the
-    /// kernel as it is known to be; else the rows were just read.
-    pub(super) fn repeat_proof(&mut self, read_back: bool) {
-        // What the kernel announced is not read yet, or is being read.
-        let looks = self.mirror.wants_reading() || !read_back && self.mirror.is_busy();
-        let differs = !self.difference.is_nothing() || !self.follows_all_rows();
-        if looks || differs || !self.proof.is_current() {
-            return;
-        }
-        let Some(as_of) = self.rows.desired().map(|desired| desired.as_of()) else { return };
-        if read_back {
-            self.mirror.prove();
-        }
-        if self.proof.repeat(as_of, self.rows.read_at(), read_back) {
-            self.report_proof(as_of);
-        }
-    }
-
-    /// Reports the proof, unless the rows may be old or do not decide.
-    fn report_proof(&mut self, as_of: SystemTime) {
-        if self.shows_proofs() && !self.rows.in_doubt() {
-            self.outbox.synced(as_of);
-        }
-    }
-
-    /// Whether no removal is held back, and no peer is kept out that the rows admit: else the kernel is
-    /// not what the database holds.
-    fn follows_all_rows(&self) -> bool {
-        self.hold.held_back().is_none() && !self.rows.keep_any_out()
-    }
-
-    /// Whether the rows decide, and all their changes are announced.
-    pub(super) fn shows_proofs(&self) -> bool {
-        self.rows.decide() && self.source.announces_all()
     }
 
     /// Hands what is to be said to the journal and to the audit log.
