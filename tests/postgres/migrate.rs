@@ -4,7 +4,7 @@ use gatepost::store::{
 };
 
 use crate::postgres::Cluster;
-use crate::world::{World, client, connect, insert_device, options};
+use crate::world::{IS_IN_THIS_DATABASE, World, client, connect, insert_device, options};
 
 #[tokio::test]
 async fn migrating_twice_changes_nothing() {
@@ -333,12 +333,13 @@ async fn migrate_waits_for_a_table_in_use() {
     let migrating = tokio::spawn(async move { migrate(&options).await });
     // It must run into its lock timeout at least once while the table is held.
     let watcher = client("postgres", &database).await;
-    let waiting = "select count(*) from pg_locks where not granted";
-    while watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+    let waiting =
+        format!("select count(*) from pg_locks where not granted and {IS_IN_THIS_DATABASE}");
+    while watcher.query_one(&*waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
         assert!(!migrating.is_finished());
         tokio::task::yield_now().await;
     }
-    while watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+    while watcher.query_one(&*waiting, &[]).await.unwrap().get::<_, i64>(0) > 0 {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert!(!migrating.is_finished());

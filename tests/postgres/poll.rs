@@ -5,7 +5,7 @@ use std::time::Duration;
 use gatepost::reconcile::{Mode, Present, SyncMode, choose};
 use gatepost::store::{ConnectOptions, CreateRole, Cursor, Polled, Read, Store, grant};
 
-use crate::world::{World, insert_gateway, options};
+use crate::world::{IS_IN_THIS_DATABASE, World, insert_gateway, options};
 
 /// Polls until the database has an answer that is not older than this call.
 async fn settled(store: &Store, world: &World, mut cursor: Cursor) -> Polled {
@@ -130,9 +130,11 @@ async fn a_turn_that_never_ends_hides_no_change_from_others() {
     holder.batch_execute("begin").await.unwrap();
     let held = "select from gatepost.poll($1, $2)";
     holder.query(held, &[&other.snapshot, &other.epoch]).await.unwrap();
-    let locks = "select count(*) from pg_locks where relation = 'gatepost.addressed'::regclass
-                 and mode = 'RowExclusiveLock'";
-    assert_eq!(world.count(locks).await, 1, "no agent has a turn");
+    let locks = format!(
+        "select count(*) from pg_locks where relation = 'gatepost.addressed'::regclass
+             and mode = 'RowExclusiveLock' and {IS_IN_THIS_DATABASE}"
+    );
+    assert_eq!(world.count(&locks).await, 1, "no agent has a turn");
     let found = async {
         while world.store.poll(&cursor).await.unwrap() != Polled::News {
             tokio::task::yield_now().await;

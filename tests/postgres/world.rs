@@ -1,5 +1,7 @@
 //! A migrated database with one gateway, its role, and helpers to fill it.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use gatepost::store::{ConnectOptions, CreateRole, Cursor, Read, Store, grant, migrate};
 use tokio::sync::OnceCell;
 use tokio_postgres::types::ToSql;
@@ -19,6 +21,10 @@ pub struct World {
     /// Held for as long as the world is; `None`: the shared one.
     pub own: Option<Cluster>,
 }
+
+/// Of a row of `pg_locks`. Databases that are copies of one template give the same ids to their tables.
+pub const IS_IN_THIS_DATABASE: &str =
+    "database = (select oid from pg_database where datname = current_database())";
 
 /// A database that is migrated once and copied for each test.
 async fn template() -> &'static str {
@@ -154,12 +160,15 @@ pub async fn insert_device(client: &Client, user: Uuid, name: &str) -> Uuid {
     .await
 }
 
+/// With an address that no other test's peer has, from 10.8.1.0 on.
 pub async fn insert_peer(client: &Client, gateway: Uuid, device: Uuid, key: &str) -> Uuid {
+    static NUMBER: AtomicU32 = AtomicU32::new(256);
+    let number = i64::from(NUMBER.fetch_add(1, Ordering::Relaxed));
     id(
         client,
         "insert into wireguard_peers (gateway_id, device_id, public_key, assigned_ip) \
-         values ($1, $2, $3, ('10.8.0.0'::inet + (random() * 60000)::int + 10)) returning id",
-        &[&gateway, &device, &key],
+         values ($1, $2, $3, '10.8.0.0'::inet + $4::bigint) returning id",
+        &[&gateway, &device, &key, &number],
     )
     .await
 }

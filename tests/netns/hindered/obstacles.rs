@@ -233,7 +233,8 @@ pub const OBSTACLES: &[Obstacle] = &[
         },
         in_force: |scene, _| {
             scene.lab.database.holds(
-                "exists (select from pg_locks where not granted and relation = 'wireguard_peers'::regclass)",
+                "exists (select from pg_locks where not granted and relation = 'wireguard_peers'::regclass
+                     and database = (select oid from pg_database where datname = current_database()))",
             )
         },
         remove: |scene| scene.sql("rollback"),
