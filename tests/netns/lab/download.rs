@@ -99,13 +99,22 @@ impl Download {
 
     /// Waits until nothing comes any more while the LAN sends so many datagrams: when the last packet came.
     pub fn await_end(&self, quiet: u64) -> Instant {
-        let mut last = None;
+        let [end] = Self::await_ends([self], quiet);
+        end
+    }
+
+    /// As [`await_end`](Self::await_end), of several at once.
+    pub fn await_ends<const N: usize>(downloads: [&Self; N], quiet: u64) -> [Instant; N] {
+        let mut last = [None; N];
         eventually("nothing comes any more", || {
-            last = self.came().last;
-            self.await_sent(quiet);
-            self.came().last == last
+            last = downloads.map(|it| it.came().last);
+            let wanted = downloads.map(|it| it.datagrams_sent() + quiet);
+            eventually("datagrams are sent", || {
+                downloads.iter().zip(wanted).all(|(it, wanted)| it.datagrams_sent() >= wanted)
+            });
+            downloads.map(|it| it.came().last) == last
         });
-        last.unwrap()
+        last.map(Option::unwrap)
     }
 
     /// Waits until so many more bytes and datagrams came.
