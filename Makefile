@@ -68,7 +68,7 @@ test-native:
 	@$(MAKE) --no-print-directory test-postgres test-netns
 
 test-postgres: ## Test the store against a private PostgreSQL
-	$(call skip,postgres,,tests/install-deps.sh test; $(cargo_test) $(addprefix --test ,$(postgres_targets)))
+	$(call skip,postgres,,tests/install-deps.sh test; $(seeded) $(cargo_test) $(addprefix --test ,$(postgres_targets)))
 
 test-postgres-versions: ## Test the store against PostgreSQL 13 to 18
 	@tests/install-deps.sh versions

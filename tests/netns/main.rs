@@ -37,6 +37,8 @@ mod reuse;
 mod revoked;
 mod second_agent;
 mod secrets;
+#[path = "../support/seed.rs"]
+mod seed;
 mod stale;
 mod takeover;
 #[allow(dead_code, reason = "the benchmarks use the rest")]

@@ -19,10 +19,10 @@ use gatepost::dataplane::Backend;
 use gatepost::plan::Plan;
 
 use crate::lab::{self, Lab, PEERS, Place};
-use crate::matrix::seed;
 use crate::packet::Protocol;
 use crate::probe::SERVICE_PORTS;
 use crate::runner::Test;
+use crate::seed::seed;
 use crate::set::{Chance, PolicySet, dns_candidates};
 use crate::world;
 
@@ -53,7 +53,6 @@ type Tight = Result<(), Leaks>;
 
 fn nothing_passes_that_no_policy_grants(backend: Backend) {
     let seed = seed();
-    println!("GATEPOST_TEST_SEED={seed}");
     let rounds = std::env::var("GATEPOST_TEST_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
     let lab = Lab::new(backend);
     let started = Instant::now();
@@ -78,7 +77,6 @@ fn nothing_passes_that_no_policy_grants(backend: Backend) {
 fn every_missing_rule_is_found(backend: Backend) {
     const RUNS: u64 = 2;
     let seed = seed();
-    println!("GATEPOST_TEST_SEED={seed}");
     let finds = |mutation: &Mutation| {
         (0..RUNS).any(|run| {
             let lab = Lab::new(backend);

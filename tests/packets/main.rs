@@ -11,6 +11,8 @@
 mod netns;
 #[path = "../support/runner.rs"]
 mod runner;
+#[path = "../support/seed.rs"]
+mod seed;
 #[path = "../support/rows.rs"]
 mod test_rows;
 #[path = "../policy/world.rs"]

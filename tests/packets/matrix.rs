@@ -12,6 +12,7 @@ use crate::lab::{Lab, Place};
 use crate::packet::{PROTOCOLS, Protocol};
 use crate::probe::{Probe, Reach, always_allowed, choose};
 use crate::runner::Test;
+use crate::seed::seed;
 use crate::set::{Chance, PolicySet};
 
 pub const TESTS: &[Test] = &[
@@ -24,7 +25,6 @@ const SHOWN: usize = 20;
 
 fn packets_go_where_the_reference_says(backend: Backend) {
     let seed = seed();
-    println!("GATEPOST_TEST_SEED={seed}");
     let lab = Lab::new(backend);
     lab.gateway.enter(|| {
         let started = Instant::now();
@@ -94,14 +94,6 @@ fn a_difference_is_seen(_: Backend) {
     assert_eq!(seen(Verdict::Allow, Reach::Arrived), 1, "its answer was cut off");
     assert_eq!(seen(Verdict::Deny, Reach::Arrived), 1, "leaked");
     assert_eq!(seen(Verdict::Deny, Reach::Answered), 1, "leaked");
-}
-
-/// The seed of this run.
-pub fn seed() -> u64 {
-    match std::env::var("GATEPOST_TEST_SEED") {
-        Ok(seed) => seed.parse().unwrap(),
-        Err(_) => fastrand::u64(..),
-    }
 }
 
 /// Where the packets and the reference disagree.

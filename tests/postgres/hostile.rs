@@ -3,6 +3,7 @@
 use gatepost::store::{CreateRole, Read, Store, grant};
 use uuid::Uuid;
 
+use crate::seed::seed;
 use crate::world::{Peer, World, client, insert_gateway, options};
 
 /// Gateway g2 with bob's device, and a policy that is for bob alone.
@@ -148,9 +149,7 @@ async fn hostile_arguments_change_and_show_nothing_of_others() {
     let role = format!("{}_g2", world.database);
     let create = CreateRole::IfAbsent(None);
     grant(&options("postgres", &world.database), "g2", &role, &create).await.unwrap();
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = fastrand::Rng::with_seed(seed());
     let functions = "
         select p.proname::text, array(
             select format_type(a.type, null)

@@ -9,6 +9,8 @@ mod fault;
 mod netns;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/seed.rs"]
+mod seed;
 #[path = "../support/rows.rs"]
 mod test_rows;
 

@@ -1,26 +1,21 @@
 //! The database goes away, in the middle of an answer too.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-
 use super::{SPACING_MS, Scene};
 use crate::lab::{Fault, LAN_SERVER, eventually};
+use crate::seed::seed;
 
 const ROUNDS: usize = 6;
 /// More than an answer to a full read has here.
 const MOST_BYTES: u64 = 20_000;
-
-fn random(below: u64) -> u64 {
-    RandomState::new().build_hasher().finish() % below
-}
 
 #[test]
 fn database_that_dies_within_an_answer_costs_nothing_and_is_followed_when_it_is_back() {
     let scene = Scene::open();
     let (lab, alice, bob) = (&scene.lab, &scene.alice, &scene.bob);
     let ping = alice.ping(LAN_SERVER, SPACING_MS);
-    let mut died_within = Vec::new();
+    let (mut random, mut died_within) = (fastrand::Rng::with_seed(seed()), Vec::new());
     for round in 0..ROUNDS {
-        let bytes = random(MOST_BYTES);
+        let bytes = random.u64(..MOST_BYTES);
         lab.relay.die_after(bytes);
         // A new connection begins with a full read.
         lab.relay.cut();
