@@ -50,7 +50,7 @@ fn blocked_peer_sends_no_packet_through_restarts_until_it_is_unblocked() {
     agent.end(Signal::SIGKILL);
     let _agent = lab.launch(BINARY.as_ref());
     lab.await_ready();
-    assert!(alice.reaches(LAN_SERVER), "the unblocking outlives the agent, too");
+    alice.must_reach(LAN_SERVER, "the unblocking outlives the agent, too");
     lab.gatepost(&["block", "bob"]);
     lab.relay.accept();
     let audited = "exists (select from audit_logs where event_type = 'peer.blocked')";
@@ -73,7 +73,7 @@ fn unreadable_block_list_keeps_sessions_and_grants_nothing_until_it_is_read() {
     eventually("the agent names the file", || {
         lab.gatepost(&["status"]).1.contains(file.to_str().unwrap())
     });
-    assert!(alice.reaches(LAN_SERVER));
+    alice.must_reach(LAN_SERVER, "her session stays");
     assert_eq!(lab.kernel_peers(), [alice.key.as_str()]);
     eventually("a block acts although it cannot be saved", || {
         // Before the rows are read, alice is unknown.

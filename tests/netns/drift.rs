@@ -63,11 +63,15 @@ fn owned_table_outlives_flushes_and_the_agent() {
     let mut agent = lab.start();
     alice.connect();
     eventually("the policy is applied", || alice.reaches(LAN_OTHER));
+    let is_served = |state: &str| {
+        alice.must_reach(LAN_OTHER, state);
+        assert!(!alice.reaches(LAN_SERVER), "{state}");
+    };
     let flushes = |state: &str| {
         nft(&lab, "flush ruleset");
         let deletes = lab.gateway.output("nft", &["delete", "table", "inet", "gatepost"]);
         assert!(!deletes.status.success(), "{state}: another program deleted the table");
-        assert!(alice.reaches(LAN_OTHER) && !alice.reaches(LAN_SERVER), "{state}");
+        is_served(state);
     };
     flushes("the agent runs");
     let (code, planned, _) = lab.gatepost(&["plan"]);
@@ -79,7 +83,7 @@ fn owned_table_outlives_flushes_and_the_agent() {
     flushes("the agent is stopped");
     for (signal, state) in [(Signal::SIGKILL, "killed"), (Signal::SIGTERM, "ended")] {
         agent.end(signal);
-        assert!(alice.reaches(LAN_OTHER) && !alice.reaches(LAN_SERVER), "{state}");
+        is_served(state);
         agent = lab.start();
         flushes(&format!("the next agent runs, after one was {state}"));
     }

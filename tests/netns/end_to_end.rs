@@ -52,7 +52,7 @@ fn handshakes_and_proofs_are_written_to_the_database() {
         ));
     }
     // The flow of her pings at least: one that was idle for 30 s is forgotten.
-    assert!(alice.reaches(GATEWAY_TUNNEL));
+    alice.must_reach(GATEWAY_TUNNEL, "she is connected");
     lab.database.exec(&alice.revocation());
     reported(
         "exists (select from audit_logs where event_type = 'peer.revoked'

@@ -37,7 +37,7 @@ fn revoked_devices_lose_access_at_once_and_a_deny_all_narrows_held_peers() {
     lab.database.exec("update users set is_active = false where username not in ('bob', 'other0')");
     let held = || lab.status()["held_back"]["removals"].as_u64();
     eventually("the removals are held back", || held() == Some(OTHERS as u64));
-    assert!(alice.reaches(LAN_SERVER), "a held peer keeps what it has");
+    alice.must_reach(LAN_SERVER, "a held peer keeps what it has");
     // Figures are those of the last reading, which a comparison brings.
     lab.gatepost(&["resync"]);
     let (code, peers, _) = lab.gatepost(&["peers", "--json"]);

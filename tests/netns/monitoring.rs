@@ -97,7 +97,8 @@ fn dashboard_and_rules_find_what_a_real_prometheus_scrapes() {
     });
     // A change, traffic and a denied packet.
     lab.database.exec("update policies set priority = 7");
-    assert!(alice.reaches(LAN_SERVER) && !alice.reaches(LAN_OTHER));
+    alice.must_reach(LAN_SERVER, "a policy allows it");
+    assert!(!alice.reaches(LAN_OTHER));
     let queries = dashboard_queries();
     assert!(queries.len() > 20, "{queries:?}");
     for query in queries.iter().chain(&metrics_of_rules()) {

@@ -38,7 +38,7 @@ fn plan_of_a_file_says_whom_it_would_cut_off_and_changes_nothing() {
         assert!(out.contains(part), "{part}: {out}");
     }
     assert_eq!((lab.kernel_peers(), lab.gateway.firewall()), before);
-    assert!(alice.reaches(LAN_SERVER));
+    alice.must_reach(LAN_SERVER, "nothing has changed");
     assert!(lab.database.holds("not exists (select from devices where revoked_at is not null)"));
 
     let (code, out, error) = plan("update users set display_name = 'Alice'");

@@ -50,5 +50,5 @@ fn revocation_acts_although_the_gateways_row_cannot_be_used() {
     assert!(state("not_ready"), "only a person can correct the row");
     lab.database.exec(&format!("update gateways set listen_port = {LISTEN_PORT}"));
     eventually("the corrected row is followed", || state("ready"));
-    assert!(bob.reaches(LAN_SERVER));
+    bob.must_reach(LAN_SERVER, "the row is right again");
 }

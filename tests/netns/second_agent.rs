@@ -40,5 +40,5 @@ fn second_agent_ends_and_names_the_first_one() {
     fs::copy(&apart, lab.config()).unwrap();
     let _second = lab.launch(BINARY.as_ref());
     eventually("the second one serves", || lab.gatepost(&["status"]).0 == 0);
-    assert!(alice.reaches(GATEWAY_TUNNEL));
+    alice.must_reach(GATEWAY_TUNNEL, "another agent serves");
 }

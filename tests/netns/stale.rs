@@ -83,7 +83,7 @@ fn agent_without_rows_withdraws_what_an_earlier_one_left() {
     let agent = lab.start();
     alice.connect();
     agent.end(Signal::SIGKILL);
-    assert!(alice.reaches(GATEWAY_TUNNEL), "a dead agent leaves traffic as it was");
+    alice.must_reach(GATEWAY_TUNNEL, "a dead agent leaves traffic as it was");
 
     lab.relay.refuse();
     std::fs::remove_file(lab.folder.path().join("last-good")).unwrap();
@@ -117,7 +117,7 @@ fn host_that_boots_without_any_rows_forwards_nothing() {
     // The link of an earlier run is there, and nothing judges its packets.
     std::fs::remove_file(&last_good).unwrap();
     lab.gateway.run("nft", &["delete", "table", "inet", "gatepost"]);
-    assert!(alice.reaches(&bob.address), "no policy allows that");
+    alice.must_reach(&bob.address, "nothing denies what no policy allows");
     let agent = lab.launch(BINARY.as_ref());
     eventually("a table denies", table);
     assert!(!alice.reaches(&bob.address) && !alice.reaches(LAN_SERVER));

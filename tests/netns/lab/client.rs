@@ -139,8 +139,19 @@ impl Client {
 
     /// Whether one ping is answered within half a second.
     pub fn reaches(&self, address: &str) -> bool {
+        self.is_answered(address, Duration::from_millis(500))
+    }
+
+    /// One ping must be answered, however long a busy machine takes for it.
+    #[track_caller]
+    pub fn must_reach(&self, address: &str, what: &str) {
+        let is_answered = self.is_answered(address, Duration::from_secs(10));
+        assert!(is_answered, "{} does not reach {address}: {what}", self.name);
+    }
+
+    fn is_answered(&self, address: &str, within: Duration) -> bool {
         let address = address.parse().unwrap();
-        self.space.within(|| echo::is_answered(address))
+        self.space.within(|| echo::is_answered(address, within))
     }
 
     /// From its next handshake on it has this preshared key with the gateway.
