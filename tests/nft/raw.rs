@@ -11,6 +11,7 @@ use nix::sys::socket::{
 
 use super::netns::Netns;
 use super::network::within;
+use super::services::eventually;
 
 /// The least that each family takes for a path.
 pub const SMALL_MTU: [u16; 2] = [600, 1290];
@@ -80,7 +81,14 @@ impl<'a> Ear<'a> {
         Self(netns)
     }
 
+    /// Whether anything has come so far.
     pub fn hears(&self) -> bool {
         !self.0.run("nft list table inet ear").contains("packets 0 ")
+    }
+
+    /// Something must come, at last.
+    #[track_caller]
+    pub fn must_hear(&self, what: &str) {
+        eventually(what, || self.hears());
     }
 }

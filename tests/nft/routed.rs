@@ -49,7 +49,7 @@ fn no_packet_of_a_peer_is_led_on_from_the_gateway() {
         for led in all(&network, at) {
             let ear = (led.ear)(led.hearer, &led.heard);
             send(&network.alice, gateway, &led.packet);
-            assert!(ear.hears(), "{} did not come: {:02x?}", led.heard, led.packet);
+            ear.must_hear(&format!("{} comes: {:02x?}", led.heard, led.packet));
         }
     }
 }
@@ -68,7 +68,7 @@ fn no_refusal_takes_the_way_of_a_source_route_back() {
     assert!(!ear.hears(), "the refusal went to another peer");
     let ear = Ear::new(&network.alice, &refusal(ALICE[0]));
     send(&network.alice, LAN4, &denied());
-    assert!(ear.hears(), "others are refused as before");
+    ear.must_hear("others are refused as before");
     // A firewall that refuses it with an answer sends that to Bob.
     network.nft.remove_table().unwrap();
     network.gateway.load(
@@ -77,7 +77,7 @@ fn no_refusal_takes_the_way_of_a_source_route_back() {
     );
     let ear = at_bob();
     send(&network.alice, LAN4, &led());
-    assert!(ear.hears(), "no answer takes the way back on this kernel");
+    ear.must_hear("an answer takes the way back on this kernel");
 }
 
 fn allow_routes(network: &Network) {

@@ -9,6 +9,7 @@ use super::netns::Netns;
 use super::network::{GATEWAY4, GATEWAY6, LAN4, LAN6, Network, pings, within};
 use super::packets::{network, nothing, world};
 use super::raw::{Ear, SMALL_MTU, send, too_big, udp};
+use super::services::eventually;
 use super::table::{base, load, networks, profile};
 
 const ALICE: [&str; 2] = ["10.64.0.2", "fd64::2"];
@@ -53,14 +54,19 @@ fn bracketed(address: &str) -> String {
     if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
 }
 
-/// Whether an error that this peer sends about a packet reaches the packet's sender.
-fn tells(network: &Network, at: usize, teller: (&Netns, &str), packet: [(&str, u16); 2]) -> bool {
+/// This peer sends an error about a packet: what of it reaches the packet's sender.
+fn tells<'a>(
+    network: &'a Network,
+    at: usize,
+    teller: (&Netns, &str),
+    packet: [(&str, u16); 2],
+) -> Ear<'a> {
     let [(sender, _), _] = packet;
     let receiver = if sender == LAN[at] { &network.lan } else { &network.alice };
     let ear = Ear::new(receiver, ERRORS[at]);
     let [from, to] = packet;
     send(teller.0, sender, &too_big(teller.1, &udp(from, to), sender));
-    ear.hears()
+    ear
 }
 
 #[test]
@@ -71,12 +77,13 @@ fn only_peers_who_might_open_a_flow_tell_errors_about_it() {
         let _flow = flow((&network.alice, alice), (&network.lan, lan));
         let (to_lan, to_alice) = ([(alice, HERE), (lan, THERE)], [(lan, THERE), (alice, HERE)]);
         for packet in [to_lan, to_alice] {
-            assert!(!tells(&network, at, (&network.bob, bob), packet), "{bob} about {packet:?}");
+            let ear = tells(&network, at, (&network.bob, bob), packet);
+            assert!(!ear.hears(), "{bob} about {packet:?}");
         }
-        assert!(tells(&network, at, (&network.alice, alice), to_alice), "Alice's own path");
+        tells(&network, at, (&network.alice, alice), to_alice).must_hear("Alice's own path");
         let both = world(profile(&ALL_OF_LAN, &[]), profile(&ALL_OF_LAN, &[]));
         network.nft.apply(&load(&untranslated(), &both), None).unwrap();
-        assert!(tells(&network, at, (&network.bob, bob), to_alice), "Bob may go there");
+        tells(&network, at, (&network.bob, bob), to_alice).must_hear("Bob may go there");
     }
 }
 
@@ -111,14 +118,16 @@ fn a_router_behind_a_site_peer_tells_the_size_of_the_path() {
         let from_site = flow((&network.alice, host), (&network.lan, lan));
         let router = (&network.alice, ROUTER[at]);
         let answer = [(lan, THERE), (host, HERE)];
-        assert!(tells(&network, at, router, answer), "about an answer to the site");
+        tells(&network, at, router, answer).must_hear("about an answer to the site");
         drop(from_site);
         let gateway = GATEWAY[at];
         let _flow = flow((&network.gateway, gateway), (&network.alice, host));
         let packet = udp((gateway, HERE), (host, THERE));
         send(&network.alice, gateway, &too_big(ROUTER[at], &packet, gateway));
-        let route = network.gateway.run(&format!("ip route get {host}"));
-        assert!(route.contains(&format!("mtu {}", SMALL_MTU[at])), "the gateway's own: {route}");
+        eventually("about the gateway's own packet", || {
+            let route = network.gateway.run(&format!("ip route get {host}"));
+            route.contains(&format!("mtu {}", SMALL_MTU[at]))
+        });
     }
 }
 
@@ -136,13 +145,13 @@ fn no_other_link_brings_a_packet_of_a_peer() {
         send(&network.lan, alice, &udp((bob, THERE), (alice, HERE)));
         assert!(!ear.hears(), "a packet inside an allowed flow");
         send(&network.bob, alice, &udp((bob, THERE), (alice, HERE)));
-        assert!(ear.hears(), "the real one");
+        ear.must_hear("the real one");
 
         let ear = Ear::new(&network.gateway, "udp dport 40002");
         send(&network.lan, GATEWAY[at], &udp((alice, HERE), (GATEWAY[at], THERE)));
         assert!(!ear.hears(), "a packet to a service of the gateway");
         send(&network.lan, GATEWAY[at], &udp((lan, HERE), (GATEWAY[at], THERE)));
-        assert!(ear.hears(), "traffic of others to the tunnel address is left alone");
+        ear.must_hear("traffic of others to the tunnel address is left alone");
         assert!(pings(&network.gateway, GATEWAY[at]), "so is the gateway's own");
     }
 }
@@ -160,7 +169,7 @@ fn no_other_link_brings_a_packet_of_the_gateway_itself() {
             send(&network.lan, alice, &udp((gateway, THERE), (alice, HERE)));
             assert!(!ear.hears(), "a packet that passes for an answer of the gateway");
             service.send(b"!").unwrap();
-            assert!(ear.hears(), "the real one");
+            ear.must_hear("the real one");
         }
     }
 }
@@ -177,13 +186,13 @@ fn a_site_prefix_comes_by_another_link_only_where_the_host_routes_it_there() {
             let ear = Ear::new(&network.gateway, "udp dport 40002");
             let packet = udp((SOURCE[at], HERE), (GATEWAY_IN_LAN[at], THERE));
             send(&network.lan, GATEWAY_IN_LAN[at], &packet);
-            ear.hears()
+            ear
         };
-        assert!(comes(), "no route of ours");
+        comes().must_hear("no route of ours");
         network.gateway.run(&format!("ip route replace {} via {}", SITE[at], ALICE[at]));
-        assert!(!comes(), "a peer's");
+        assert!(!comes().hears(), "a peer's");
         network.gateway.run(&format!("ip route replace {} via {}", SITE[at], LAN[at]));
-        assert!(comes(), "the LAN's");
+        comes().must_hear("the LAN's");
     }
 }
 
@@ -202,14 +211,15 @@ fn first_address_of_a_site_comes_by_no_other_link_whatever_its_path_is() {
     let _flow = flow((&network.gateway, GATEWAY6), (&network.alice, FIRST));
     let packet = udp((GATEWAY6, HERE), (FIRST, THERE));
     send(&network.lan, GATEWAY6, &too_big(LAN6, &packet, GATEWAY6));
-    let route = network.gateway.run(&format!("ip route get {FIRST}"));
-    assert!(route.contains("mtu 1290"), "the size of the path is not known: {route}");
+    eventually("the size of the path is known", || {
+        network.gateway.run(&format!("ip route get {FIRST}")).contains("mtu 1290")
+    });
     // That of the tunnel is the gateway's own, too.
     for forged in [FIRST, "fd64::"] {
         let ear = Ear::new(&network.gateway, "udp dport 40002");
         send(&network.lan, GATEWAY6, &udp((forged, HERE), (GATEWAY6, THERE)));
         assert!(!ear.hears(), "{forged}");
         send(&network.lan, GATEWAY6, &udp((LAN6, HERE), (GATEWAY6, THERE)));
-        assert!(ear.hears(), "another source is left alone");
+        ear.must_hear("another source is left alone");
     }
 }

@@ -23,7 +23,7 @@ const GATEWAY: [&str; 2] = [GATEWAY4, GATEWAY6];
 /// A port of services: the kernel gives it to no socket that asks for none.
 const SERVICE: u16 = 7_000;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a datagram that must not come is awaited.
+/// How long a datagram that must not come is awaited; one that must come, for as long as [`PATIENCE`].
 const SILENCE: Duration = Duration::from_millis(200);
 
 fn may_reach_the_gateway() -> Arc<Profile> {
@@ -32,18 +32,18 @@ fn may_reach_the_gateway() -> Arc<Profile> {
 
 fn udp(netns: &Netns, address: &str, port: u16) -> UdpSocket {
     let address: IpAddr = address.parse().unwrap();
-    let socket = within(netns, || UdpSocket::bind((address, port)).unwrap());
-    socket.set_read_timeout(Some(SILENCE)).unwrap();
-    socket
+    within(netns, || UdpSocket::bind((address, port)).unwrap())
 }
 
-/// Whether a datagram gets from one socket to the other.
-fn arrives(from: &UdpSocket, to: &UdpSocket) -> bool {
+/// Whether a datagram gets from one socket to the other in time.
+fn arrives(from: &UdpSocket, to: &UdpSocket, patience: Duration) -> bool {
+    to.set_read_timeout(Some(patience)).unwrap();
     // Our own firewall lets a sender know at once.
     let sent = from.send_to(b"x", to.local_addr().unwrap());
     sent.is_ok() && to.recv(&mut [0; 16]).is_ok()
 }
 
+#[track_caller]
 pub fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happens() {
@@ -57,12 +57,18 @@ fn a_stream_of_a_service_ends_with_its_policy() {
         let mut network = network(&base(), &world(may_reach_the_gateway(), nothing()));
         let server = udp(&network.gateway, gateway, SERVICE);
         let client = udp(&network.alice, alice, SERVICE);
-        assert!(arrives(&client, &server) && arrives(&server, &client));
+        assert!(arrives(&client, &server, PATIENCE) && arrives(&server, &client, PATIENCE));
         edit(&mut network.nft, 1, nothing());
-        assert!(!arrives(&server, &client), "{alice}: the stream went on without a policy");
-        assert!(!arrives(&client, &server));
+        assert!(
+            !arrives(&server, &client, SILENCE),
+            "{alice}: the stream went on without a policy"
+        );
+        assert!(!arrives(&client, &server, SILENCE));
         edit(&mut network.nft, 1, may_reach_the_gateway());
-        assert!(arrives(&server, &client), "{alice}: it resumes when it is granted again");
+        assert!(
+            arrives(&server, &client, PATIENCE),
+            "{alice}: it resumes when it is granted again"
+        );
     }
 }
 
@@ -72,11 +78,14 @@ fn a_service_whose_flow_was_forgotten_does_not_become_the_opener() {
         let mut network = network(&base(), &world(may_reach_the_gateway(), nothing()));
         let server = udp(&network.gateway, gateway, SERVICE);
         let client = udp(&network.alice, alice, SERVICE);
-        assert!(arrives(&client, &server));
+        assert!(arrives(&client, &server, PATIENCE));
         edit(&mut network.nft, 1, nothing());
         forget_flows(&network.gateway);
-        assert!(!arrives(&server, &client), "{alice}: the service's packet opened a flow");
-        assert!(!arrives(&client, &server), "{alice}: the peer's packet passed as an answer");
+        assert!(!arrives(&server, &client, SILENCE), "{alice}: the service's packet opened a flow");
+        assert!(
+            !arrives(&client, &server, SILENCE),
+            "{alice}: the peer's packet passed as an answer"
+        );
     }
 }
 
@@ -107,7 +116,7 @@ fn the_next_holder_of_an_address_gets_no_segment_of_a_session() {
         });
         assert!(!ear.hears(), "{alice}: a segment of the session came");
         assert!(connect_from(&network.bob, alice, gateway).is_ok());
-        assert!(ear.hears(), "it would have been heard");
+        ear.must_hear("it would have been heard");
     }
 }
 
@@ -193,30 +202,28 @@ fn a_flow_that_the_gateway_opened_goes_on_until_it_may_not() {
 fn datagrams_open_a_flow_from_ports_that_no_service_has() {
     let nobody = world(nothing(), nothing());
     let mut network = network(&base(), &nobody);
-    let exchange = |network: &Network, at: usize, from: u16, to: u16| {
+    let exchange = |network: &Network, at: usize, [from, to]: [u16; 2], patience| {
         let here = udp(&network.gateway, GATEWAY[at], from);
         let there = udp(&network.bob, BOB[at], to);
-        arrives(&here, &there) && arrives(&there, &here)
+        arrives(&here, &there, patience) && arrives(&there, &here, patience)
     };
     for at in 0..2 {
-        assert!(exchange(&network, at, 123, 123), "NTP between servers");
-        assert!(!exchange(&network, at, 123, SERVICE));
-        assert!(!exchange(&network, at, 4_789, 4_789));
+        assert!(exchange(&network, at, [123, 123], PATIENCE), "NTP between servers");
+        assert!(!exchange(&network, at, [123, SERVICE], SILENCE));
+        assert!(!exchange(&network, at, [4_789; 2], SILENCE));
     }
     let udp_ports = [(4_789, 4_789), (32_768, 60_999)].into_iter().collect();
     let base = FirewallBase { gateway_opens: Some(Openings { udp_ports, ..openings() }), ..base() };
     network.nft.apply(&load(&base, &nobody), None).unwrap();
     for at in 0..2 {
-        assert!(exchange(&network, at, 4_789, 4_789), "as configured");
+        assert!(exchange(&network, at, [4_789; 2], PATIENCE), "as configured");
     }
 }
 
 #[test]
 fn packets_of_a_listed_protocol_pass_both_ways() {
     const PROTOCOL: u8 = 253;
-    let nobody = world(nothing(), nothing());
-    let mut network = network(&base(), &nobody);
-    let passes = |network: &Network, at: usize| {
+    fn sent_both_ways(network: &Network, at: usize) -> [Ear<'_>; 2] {
         let ears =
             [&network.bob, &network.gateway].map(|netns| Ear::new(netns, "meta l4proto 253"));
         for (netns, from, to) in
@@ -226,16 +233,20 @@ fn packets_of_a_listed_protocol_pass_both_ways() {
             ip(from, to).write(&mut packet, PROTOCOL.into(), b"payload").unwrap();
             send(netns, to, &packet);
         }
-        ears.map(|ear| ear.hears())
-    };
+        ears
+    }
+    let nobody = world(nothing(), nothing());
+    let mut network = network(&base(), &nobody);
     for at in 0..2 {
-        assert_eq!(passes(&network, at), [false; 2], "not listed");
+        assert_eq!(sent_both_ways(&network, at).map(|ear| ear.hears()), [false; 2], "not listed");
     }
     let listed = Openings { protocols: [PROTOCOL].into(), ..openings() };
     let base = FirewallBase { gateway_opens: Some(listed), ..base() };
     network.nft.apply(&load(&base, &nobody), None).unwrap();
     for at in 0..2 {
-        assert_eq!(passes(&network, at), [true; 2]);
+        for ear in sent_both_ways(&network, at) {
+            ear.must_hear("it is listed");
+        }
     }
 }
 
@@ -252,9 +263,10 @@ fn errors_that_the_gateway_makes_reach_the_peer() {
         network.gateway.run("ip link set lan0 mtu 1300");
         let ping = format!("ping -n -c 2 -W 1 -M do -s {} {address}", 1_400 - headers);
         network.alice.output(&ping);
-        let route = network.alice.run(&format!("ip route get {address}"));
-        assert!(route.contains("mtu 1300"), "the first packet of a flow was too big: {route}");
-        let hops = network.alice.output(&format!("ping -n -c 1 -W 1 -t 1 {address}"));
+        eventually("the first packet of a flow was too big", || {
+            network.alice.run(&format!("ip route get {address}")).contains("mtu 1300")
+        });
+        let hops = network.alice.output(&format!("ping -n -c 1 -W 10 -t 1 {address}"));
         let hops = String::from_utf8(hops.stdout).unwrap();
         assert!(hops.contains("ime to live exceeded") || hops.contains("Hop limit"), "{hops}");
     }
@@ -281,5 +293,5 @@ fn multicast_of_the_gateway_reaches_no_peer_and_no_log() {
     assert!(deny.contains("counter packets 0 "), "{deny}");
     network.gateway.run("nft flush ruleset");
     ask_all("224.0.0.1:5353".parse().unwrap());
-    assert!(ear.hears(), "without rules it would have come");
+    ear.must_hear("without rules it would have come");
 }
