@@ -16,7 +16,7 @@ use crate::running::{PATIENCE, Running};
 use crate::world::{World, connect};
 
 /// `guard.lost_history`
-const HOLD: Duration = Duration::from_secs(10);
+const HOLD: Duration = Duration::from_secs(30);
 
 async fn eventually(cluster: &Cluster, what: &str) {
     let start = Instant::now();

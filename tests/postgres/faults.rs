@@ -106,13 +106,12 @@ async fn a_schema_newer_than_the_agent_is_followed() {
 }
 
 /// How long the server's certificate is valid: enough to log in.
-const VALID: Duration = Duration::from_secs(12);
+const VALID: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn a_servers_certificate_that_expires_ends_no_session_and_is_named() {
     let site = Site::new().await;
     let dir = site.folder.display();
-    let ends_at = Instant::now() + VALID;
     openssl(&format!(
         "cd {dir}
          printf '[c]\\ndatabase=index\\nnew_certs_dir=.\\nserial=number\\ndefault_md=sha256\\npolicy=p\\n[p]\\ncommonName=supplied\\n' >conf
@@ -121,6 +120,7 @@ async fn a_servers_certificate_that_expires_ends_no_session_and_is_named() {
              -startdate 20200101000000Z -enddate $(date -u -d '+{} seconds' +%Y%m%d%H%M%SZ) -extfile san",
         VALID.as_secs()
     ));
+    let ends_at = Instant::now() + VALID;
     let accepted = "hostssl all all 127.0.0.1/32 scram-sha-256";
     site.serve("short", accepted);
     let sql = |sql: &str| site.cluster.psql(&site.database, sql);

@@ -13,11 +13,11 @@ use tokio_postgres::Client;
 use crate::agent::{Memory, agent, good_peer};
 use crate::fault;
 use crate::postgres::{Cluster, Setup};
-use crate::running::Running;
+use crate::running::{PATIENCE, Running};
 use crate::world::{World, options};
 
-/// The mode is reconsidered each minute, which may take some seconds.
-const A_MINUTE: Duration = Duration::from_secs(70);
+/// The mode is reconsidered each minute, which may take a busy machine some seconds.
+const A_MINUTE: Duration = Duration::from_secs(90);
 
 fn mode(status: &Status) -> Option<String> {
     status.sync.mode.filter(|_| status.state == State::Ready).map(|mode| mode.to_string())
@@ -76,19 +76,18 @@ async fn question_that_its_asker_gives_up_does_not_cost_the_only_session() {
     world.run("alter function gatepost.words(uuid[], uuid[]) rename to elsewhere").await;
     let slow = "create function gatepost.words(uuid[], uuid[]) \
         returns table (kind text, id uuid, word text) language plpgsql \
-        as 'begin perform pg_sleep(3); end'";
+        as 'begin perform pg_sleep(5); end'";
     world.run(slow).await;
     let session = format!(
-        "select pid::bigint from pg_stat_activity where usename = '{}' and query like '%words%' \
+        "select min(pid)::bigint from pg_stat_activity where usename = '{}' and query like '%words%' \
          and state = 'active'",
         world.role
     );
     let (groups, devices) = (BTreeSet::new(), BTreeSet::new());
-    let asked = store.words(&groups, &devices);
-    let given_up = tokio::time::timeout(Duration::from_millis(500), asked).await;
-    given_up.expect_err("the answer was awaited");
-    let asking = world.count(&session).await;
-    assert!(asking > 0);
+    let asking = tokio::select! {
+        answer = store.words(&groups, &devices) => panic!("the answer was awaited: {answer:?}"),
+        asking = found(&world, &session) => asking,
+    };
     store.hello().await.unwrap();
     let same = format!("select count(*) from pg_stat_activity where pid = {asking}");
     assert_eq!(world.count(&same).await, 1, "another session");
@@ -120,6 +119,7 @@ async fn agent_whose_role_may_have_one_session_polls_and_listens_once_it_may_hav
     let raised_at = Instant::now();
     agent.waits_for("listens again", listens).await;
     let converged_in = raised_at.elapsed();
+    println!("listens again after {converged_in:?}");
     assert!(converged_in < A_MINUTE, "{converged_in:?}");
     good_peer(&world, 2).await;
     agent.waits_for("served", |status| status.peers.in_kernel == 2).await;
@@ -163,8 +163,27 @@ async fn agent_polls_while_the_server_is_full_but_for_one_session_and_loses_no_c
     watching.await.unwrap();
 }
 
+/// Waits until there is such a number.
+async fn found(world: &World, sql: &str) -> i64 {
+    let looks = async {
+        loop {
+            if let Some(number) = world.admin.query_one(sql, &[]).await.unwrap().get(0) {
+                return number;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, looks).await.unwrap_or_else(|_| panic!("never {sql}"))
+}
+
 /// Takes all sessions that are left for others than superusers.
 async fn fill(cluster: &Cluster, world: &World) -> Vec<Client> {
+    // Sessions that have ended may count for a while.
+    found(
+        world,
+        "select case when count(*) = 1 then 1::bigint end from pg_stat_activity
+             where backend_type = 'client backend'",
+    )
+    .await;
     let mut crowd = Vec::new();
     loop {
         let url = cluster.socket_url("crowd", &world.database);
