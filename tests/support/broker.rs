@@ -1,7 +1,9 @@
 //! A NATS server of a test's own, with the configuration that the documentation gives.
 
+mod ports;
+
 use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -53,7 +55,7 @@ impl Nats {
 
     fn start(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = ports::free_port();
         let config = config.replace("0.0.0.0:4222", &format!("127.0.0.1:{port}"));
         std::fs::write(folder.path().join("config"), config).unwrap();
         let mut nats = Self { child: None, port, folder };

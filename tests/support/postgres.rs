@@ -3,14 +3,16 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod pooler;
+mod ports;
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+pub use ports::free_port;
 
 /// How TCP clients log in, and settings for `postgresql.conf`.
 #[derive(Debug, Clone)]
@@ -162,6 +164,17 @@ impl Cluster {
         }
     }
 
+    /// Puts this rule before all others of pg_hba.conf, for its next reload. Other tests may do so, too.
+    pub fn require(&self, rule: &str) {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.dir.join("data/pg_hba.conf");
+        let (rules, new) = (std::fs::read_to_string(&file).unwrap(), file.with_extension("new"));
+        std::fs::write(&new, format!("{rule}\n{rules}")).unwrap();
+        own(&new);
+        std::fs::rename(&new, &file).unwrap();
+    }
+
     /// Runs `pg_ctl -w` with these arguments: `["-m", "immediate", "stop"]`, `["start"]`.
     pub fn pg_ctl(&self, arguments: &[&str]) {
         let status = as_postgres(&bin("pg_ctl"))
@@ -207,11 +220,6 @@ fn configure(dir: &Path, port: u16, setup: &Setup) {
     let auth = setup.host_auth;
     let rules = format!("local all,replication all trust\n{host} all all 127.0.0.1/32 {auth}\n");
     std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Postgres refuses to run as root: then it runs as `postgres`.
