@@ -32,9 +32,7 @@ impl Server {
     /// Puts this rule before all others of our own server's pg_hba.conf, for its next reload.
     pub fn require(rule: &str) {
         if std::env::var_os("GATEPOST_TEST_POSTGRES_URL").is_none() {
-            let file = Cluster::shared().dir.join("data/pg_hba.conf");
-            let rules = std::fs::read_to_string(&file).unwrap();
-            std::fs::write(&file, format!("{rule}\n{rules}")).unwrap();
+            Cluster::shared().require(rule);
         }
     }
 

@@ -79,9 +79,7 @@ impl Secured {
     }
 
     fn secure(&self) {
-        let rules = self.cluster().dir.join("data/pg_hba.conf");
-        let former = fs::read_to_string(&rules).unwrap();
-        fs::write(&rules, format!("{}\n{former}", self.rule)).unwrap();
+        self.cluster().require(&self.rule);
         self.cluster().psql("postgres", "alter system set ssl = on");
         self.serve("known");
     }
