@@ -62,8 +62,8 @@ async fn read(
         Err(error) => return error.to_string(),
     };
     if recent.trouble().is_some() {
-        tracing::info!(group = group.0, "denied packets are read again from nflog group {group}");
         recent.set_trouble(None);
+        tracing::info!(group = group.0, "denied packets are read again from nflog group {group}");
     }
     loop {
         // What was logged is summed up although nothing more may come.
