@@ -156,7 +156,7 @@ apt_install() {
 	# Nor may Prometheus, whose tools the tests run themselves.
 	mkdir -p "${mask%/*}"
 	[[ " $* " != *" prometheus "* ]] || ln -sf /dev/null "$mask"
-	apt_get update && apt_get install --no-install-recommends "$@" || {
+	apt_fetch --no-install-recommends "$@" || {
 		tail -n 30 "$log" >&2
 		die "apt-get could not install: $*"
 	}
@@ -166,8 +166,18 @@ apt_install() {
 	fi
 }
 
+# Three times: a mirror may be away for a moment, or in the middle of a change.
+apt_fetch() {
+	local wait_secs
+	for wait_secs in 10 30 ''; do
+		! apt_get update || ! apt_get install "$@" || return 0
+		[[ -z $wait_secs ]] || sleep "$wait_secs"
+	done
+	return 1
+}
+
 apt_get() {
-	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" >>"$log" 2>&1 </dev/null
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=5 "$@" >>"$log" 2>&1 </dev/null
 }
 
 # What manages a host's network, into target/tools/userland and nowhere else, with what it needs and this machine lacks.
@@ -182,7 +192,7 @@ userland_unpack() {
 	work=$(mktemp -d "$tools/unpacked.XXXXXX")
 	log=$work/log
 	mkdir -p "$work/cache/partial" "$work"/root/usr/{bin,sbin,lib,lib64}
-	apt_get update && apt_get install --download-only --no-install-recommends -o APT::Sandbox::User=root \
+	apt_fetch --download-only --no-install-recommends -o APT::Sandbox::User=root \
 		-o Dir::Cache::archives="$work/cache" "${userland[@]}" || { tail -n 30 "$log" >&2; die "apt-get could not fetch: ${userland[*]}"; }
 	for package in "$work"/cache/*.deb; do [[ ! -e $package ]] || dpkg-deb --extract "$package" "$work/root"; done
 	# As on a machine of today, where /bin is /usr/bin.
