@@ -87,6 +87,7 @@ test-package: ## Install, kill and upgrade the Debian package under systemd in t
 nightly_rounds := 20
 .PHONY: nightly
 nightly: test-unit test-postgres test-postgres-versions test-netns test-package ## Run every tier, all tests in the guest, PostgreSQL 13 to 18, changes from and to the last version, a failover that loses a revocation, the adversary against tables that lack a rule, properties and packets with new seeds (root)
+	tests/install-deps.sh deny && tests/advisories
 	deploy/fleet/fleet.sh --trial
 	tests/failover target/release/gatepost
 	tests/versions
