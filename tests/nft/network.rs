@@ -25,7 +25,9 @@ pub const LAN6: &str = "fd10::2";
 pub const PUBLIC4: &str = "8.8.4.4";
 pub const PUBLIC6: &str = "2a00::1";
 
-const PATIENCE: Duration = Duration::from_millis(700);
+/// How long an answer is awaited that must come, and one that must not.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_millis(700);
 /// Long enough for a SYN that is sent again. Most refusals are answered, and take no time.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -186,6 +188,14 @@ impl Stream {
         sent.is_ok() && self.hears()
     }
 
+    /// Whether what is sent does not come back.
+    pub fn is_silent(&mut self) -> bool {
+        self.0.set_read_timeout(Some(SILENCE)).unwrap();
+        let is_silent = !self.echoes();
+        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        is_silent
+    }
+
     /// Whether the echo of something sent earlier comes.
     pub fn hears(&mut self) -> bool {
         self.0.read_exact(&mut [0]).is_ok()
@@ -199,11 +209,20 @@ impl Stream {
 
 /// Whether a datagram is answered.
 pub fn asks(from: &Netns, to: &str, port: u16) -> bool {
+    is_answered(from, to, port, PATIENCE)
+}
+
+/// Whether a datagram is not answered.
+pub fn asks_in_vain(from: &Netns, to: &str, port: u16) -> bool {
+    !is_answered(from, to, port, SILENCE)
+}
+
+fn is_answered(from: &Netns, to: &str, port: u16, patience: Duration) -> bool {
     let to = SocketAddr::new(to.parse().unwrap(), port);
     within(from, || {
         let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
         let socket = UdpSocket::bind((any, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(patience)).unwrap();
         socket.connect(to).is_ok() && socket.send(b"?").is_ok() && socket.recv(&mut [0; 64]).is_ok()
     })
 }
@@ -214,7 +233,7 @@ pub fn is_refused(from: &Netns, to: &str, port: u16) -> bool {
     within(from, || {
         let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
         let socket = UdpSocket::bind((any, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(SILENCE)).unwrap();
         socket.connect(to).unwrap();
         // Another try for an error that was late, or one too many in that second.
         (0..3).any(|_| {
@@ -224,6 +243,12 @@ pub fn is_refused(from: &Netns, to: &str, port: u16) -> bool {
     })
 }
 
+/// Whether a ping is answered.
 pub fn pings(from: &Netns, to: &str) -> bool {
-    from.succeeds(&format!("ping -n -c 1 -W 1 {to}"))
+    from.succeeds(&format!("ping -n -c 1 -W 10 {to}"))
+}
+
+/// Whether a ping is not answered.
+pub fn pings_in_vain(from: &Netns, to: &str) -> bool {
+    !from.succeeds(&format!("ping -n -c 1 -W 1 {to}"))
 }

@@ -3,7 +3,7 @@
 use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ProfileId};
 use ipnet::IpNet;
 
-use super::network::{Network, asks, connect, pings, serve};
+use super::network::{Network, asks_in_vain, connect, pings, pings_in_vain, serve};
 use super::packets::{network, nothing, world};
 use super::table::{base, profile};
 
@@ -36,9 +36,12 @@ fn flow_of_the_gateway_ends_with_the_place_of_its_peer() {
     for closing in &closings {
         change(&mut network, closing);
         for (bob, stream) in BOB.into_iter().zip(&mut streams) {
-            assert!(!stream.echoes(), "{bob}: a flow went on: {closing:?}");
+            assert!(stream.is_silent(), "{bob}: a flow went on: {closing:?}");
             assert!(connect(&network.gateway, bob, SERVICE).is_err(), "{bob}: {closing:?}");
-            assert!(!asks(&network.gateway, bob, SERVICE) && !pings(&network.gateway, bob));
+            assert!(
+                asks_in_vain(&network.gateway, bob, SERVICE)
+                    && pings_in_vain(&network.gateway, bob)
+            );
         }
     }
     let assign = places().map(|place| (place, ProfileId(2))).into();
@@ -66,7 +69,7 @@ fn what_is_sent_to_a_closed_host_reaches_no_peer_around_it() {
         let place = CLOSED[at].parse().unwrap();
         let assign = [(place, ProfileId::NOTHING)].into();
         change(&mut network, &FirewallChange { assign, ..FirewallChange::default() });
-        assert!(!pings(&network.alice, HOSTS[at]), "{} is closed", HOSTS[at]);
+        assert!(pings_in_vain(&network.alice, HOSTS[at]), "{} is closed", HOSTS[at]);
         let assign = [(place, ProfileId(2))].into();
         change(&mut network, &FirewallChange { assign, ..FirewallChange::default() });
         assert!(pings(&network.alice, HOSTS[at]), "{} is open again", HOSTS[at]);
