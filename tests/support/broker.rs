@@ -1,5 +1,6 @@
 //! A NATS server of a test's own, with the configuration that the documentation gives.
 
+#[allow(clippy::duplicate_mod, reason = "the private PostgreSQL takes ports, too")]
 mod ports;
 
 use std::io::{BufRead, BufReader};
