@@ -237,14 +237,15 @@ impl Guard<'_> {
     }
 
     /// The peers that may be held otherwise: those that changed, those that keep a prefix that changed,
-    /// and those that were confirmed.
+    /// those that were confirmed, and those of whom it is not known what they keep.
     fn concerned(
         &self,
         peers: &BTreeSet<PublicKey>,
         prefixes: &BTreeSet<IpNet>,
     ) -> BTreeSet<PublicKey> {
         let keepers = prefixes.iter().filter_map(|prefix| self.held.keeper(prefix));
-        peers.iter().chain(keepers).chain(self.confirmed).copied().collect()
+        let known = peers.iter().chain(keepers).chain(self.confirmed);
+        known.chain(self.held.unknown()).copied().collect()
     }
 
     /// How many more may be removed than wait.

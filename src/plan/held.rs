@@ -26,6 +26,8 @@ pub struct Held {
     keepers: BTreeMap<IpNet, PublicKey>,
     /// The prefixes that need a route of their own.
     outside: BTreeSet<IpNet>,
+    /// Those of whom it is not known what they keep: the next plan finds it out.
+    unknown: BTreeSet<PublicKey>,
     /// How many have a row that cannot be used.
     unusable: usize,
     /// How often a peer was held that was not held before.
@@ -123,9 +125,37 @@ impl Held {
         held
     }
 
+    /// Peers that an earlier run of the agent held, each since this time of the database.
+    #[must_use]
+    pub fn recalled(since: impl IntoIterator<Item = (PublicKey, SystemTime)>) -> Self {
+        let mut held = Self::default();
+        since.into_iter().for_each(|(key, since)| held.recall(key, since));
+        held.since(&Self::default())
+    }
+
+    fn recall(&mut self, key: PublicKey, since: SystemTime) {
+        let (keeps, cause) = (BTreeMap::new(), HeldCause::Gone);
+        self.peers.insert(key, HeldPeer { keeps, cause, since });
+        self.unknown.insert(key);
+    }
+
+    /// The peers that were held `before`, and no others. Of one that is not among these, it is not known
+    /// what it keeps.
+    #[must_use]
+    pub(crate) fn of_those(self, before: &Self) -> Self {
+        let mut held = self.retain(|key, _| before.peers.contains_key(key));
+        for (key, peer) in &before.peers {
+            if !held.peers.contains_key(key) {
+                held.recall(*key, peer.since);
+            }
+        }
+        held.arrivals = before.arrivals;
+        held
+    }
+
     /// Counts the peers as arrivals that were not held `before`.
     #[must_use]
-    pub(super) fn since(mut self, before: &Self) -> Self {
+    pub(crate) fn since(mut self, before: &Self) -> Self {
         let new = self.peers.keys().filter(|key| !before.peers.contains_key(*key)).count();
         self.arrivals = before.arrivals + new as u64;
         self
@@ -164,16 +194,8 @@ impl Held {
             self.keepers.remove(prefix);
             self.outside.remove(prefix);
         }
+        self.unknown.remove(key);
         self.unusable -= usize::from(peer.is_unusable());
-    }
-
-    /// Peers without rows, for tests of what only counts them.
-    #[cfg(test)]
-    pub fn gone(keys: impl IntoIterator<Item = PublicKey>, since: SystemTime) -> Self {
-        let cause = HeldCause::Gone;
-        let peer = |key| (key, HeldPeer { keeps: BTreeMap::new(), cause: cause.clone(), since });
-        Self { peers: keys.into_iter().map(peer).collect(), ..Self::default() }
-            .since(&Self::default())
     }
 
     /// Holds only the peers for which this is true.
@@ -208,6 +230,11 @@ impl Held {
     /// The held peer that keeps this prefix.
     pub(super) fn keeper(&self, prefix: &IpNet) -> Option<&PublicKey> {
         self.keepers.get(prefix)
+    }
+
+    /// Those of whom it is not known what they keep.
+    pub(super) const fn unknown(&self) -> &BTreeSet<PublicKey> {
+        &self.unknown
     }
 
     /// How many have a row that cannot be used.

@@ -57,6 +57,9 @@ pub struct Withdrawals {
     pub epoch: Option<String>,
     pub peers: BTreeMap<PublicKey, Withdrawal>,
     pub lost: BTreeMap<PublicKey, Lost>,
+    /// The peers whose removal waits for an operator, and since when. An earlier version kept none.
+    #[serde(default)]
+    pub held: BTreeMap<PublicKey, SystemTime>,
 }
 
 #[derive(Debug)]
@@ -119,6 +122,11 @@ impl History {
     /// What is to be kept on disk, if that is something else than before.
     pub fn take_changed(&mut self) -> Option<Withdrawals> {
         std::mem::take(&mut self.changed).then(|| self.kept.clone())
+    }
+
+    /// The peers whose removal waits, which the disk is to know with the rest.
+    pub fn remember_held(&mut self, held: BTreeMap<PublicKey, SystemTime>) {
+        (self.kept.held, self.changed) = (held, true);
     }
 
     /// Whom the rows do not admit for now: the peers whose withdrawal the database lost, or is asked

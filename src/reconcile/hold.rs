@@ -1,9 +1,10 @@
 //! The removals that the guard holds back, and the operator's confirmation of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use super::event::Keep;
+use super::rows::Waiting;
 use crate::model::{DesiredState, ObservedState, PublicKey};
 use crate::plan::Held;
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
@@ -13,6 +14,10 @@ pub(super) struct Hold {
     limit: MaxRemoved,
     /// The peers that stay until an operator confirms their removal or the rows want them again.
     staying: Held,
+    /// Those that stayed when rows last judged them, while none do.
+    unjudged: Held,
+    /// [`Held::arrivals`] when the peers that wait were last written to the disk, and how many they were.
+    written: (u64, usize),
     /// Those removals in figures; `None`: no removal is held back.
     held_back: Option<HeldBack>,
     /// [`Held::arrivals`] at the last plan.
@@ -44,10 +49,14 @@ pub(super) struct Update {
 }
 
 impl Hold {
-    pub fn new(limit: MaxRemoved) -> Self {
+    /// `remembered`: the peers that an earlier run held, and since when.
+    pub fn new(limit: MaxRemoved, remembered: &BTreeMap<PublicKey, SystemTime>) -> Self {
+        let unjudged = Held::recalled(remembered.iter().map(|(key, since)| (*key, *since)));
         Self {
             limit,
             staying: Held::default(),
+            written: (unjudged.arrivals(), unjudged.peers().len()),
+            unjudged,
             held_back: None,
             arrivals: 0,
             confirmed_at: None,
@@ -71,7 +80,9 @@ impl Hold {
     /// What the planner must know to hold removals back. The peers that stay go with it, and come back
     /// by [`Self::update`].
     pub fn guard(&mut self) -> Guard<'_> {
-        let (limit, held) = (self.limit, std::mem::take(&mut self.staying));
+        let Self { limit, staying, unjudged, .. } = self;
+        let waiting = if unjudged.is_empty() { staying } else { unjudged };
+        let (limit, held) = (*limit, std::mem::take(waiting));
         Guard { limit, held, confirmed: &self.confirmed, whose: Whose::Ours }
     }
 
@@ -82,11 +93,13 @@ impl Hold {
         self.confirmed.extend(shown.map(|(key, _)| *key));
     }
 
-    /// The setting confirms the removals that are held back by rows read before this time. A peer that is
-    /// held later is not meant.
+    /// The setting confirms the removals that are held back by rows read before this time, also by an
+    /// earlier run. A peer that is held later is not meant.
     pub fn confirmed_by_setting(&mut self, at: Option<SystemTime>) {
         if let Some(at) = at.filter(|_| at != self.confirmed_at) {
-            self.confirm(|since| since < at);
+            let meant = self.waiting().peers().iter().filter(|(_, peer)| peer.since() < at);
+            let meant: Vec<_> = meant.map(|(key, _)| *key).collect();
+            self.confirmed.extend(meant);
         }
         self.confirmed_at = at;
     }
@@ -104,9 +117,14 @@ impl Hold {
         self.verdict = Verdict::Open;
     }
 
-    /// A plan was made that leaves these peers `staying`, of so many `present`. `rows_decide`: the
+    /// A plan was made that leaves these peers `waiting`, of so many `present`. `rows_decide`: the
     /// plan follows the rows, not `[stale]`; else the verdict on the rows stays open.
-    pub fn update(&mut self, staying: Held, present: usize, rows_decide: bool) -> Update {
+    pub fn update(&mut self, waiting: Waiting, present: usize, rows_decide: bool) -> Update {
+        let (staying, unjudged) = match waiting {
+            Waiting::Judged(held) => (held, Held::default()),
+            Waiting::Unjudged(held) => (Held::default(), held),
+        };
+        self.unjudged = unjudged;
         let removals = staying.peers().len();
         let more = staying.arrivals() != self.arrivals;
         let before = self.held_back.map_or(0, |held| held.removals);
@@ -122,6 +140,27 @@ impl Hold {
             news: self.held_back.filter(|_| differs),
             keep: rows_decide.then_some(keep).filter(|keep| self.is_due(*keep)),
         }
+    }
+
+    /// The peers that wait and since when, if they are to be written to the disk: once others wait than
+    /// those that were written, or at most half of these. One that waits no more does no harm there, and
+    /// so the release of one among many costs no look at the others.
+    pub fn begin_remember(&mut self) -> Option<BTreeMap<PublicKey, SystemTime>> {
+        let waiting = self.waiting();
+        let (arrivals, count) = (waiting.arrivals(), waiting.peers().len());
+        let (former, most) = self.written;
+        let most_are_left = count == most || count < most && count > most / 2;
+        if arrivals == former && most_are_left {
+            return None;
+        }
+        let since = waiting.peers().iter().map(|(key, peer)| (*key, peer.since())).collect();
+        self.written = (arrivals, count);
+        Some(since)
+    }
+
+    /// Those that stay, or will again once rows judge them.
+    pub fn waiting(&self) -> &Held {
+        if self.unjudged.is_empty() { &self.staying } else { &self.unjudged }
     }
 
     /// Whether the cache must hear this verdict. From then on it has.
@@ -142,14 +181,22 @@ impl Hold {
 mod tests {
     use super::*;
 
-    fn held(numbers: &[u8]) -> Held {
-        let peers = numbers.iter().map(|number| PublicKey::from_bytes([*number; 32]).unwrap());
-        Held::gone(peers, SystemTime::UNIX_EPOCH)
+    fn hold() -> Hold {
+        Hold::new(MaxRemoved::Percent(50), &BTreeMap::new())
+    }
+
+    fn keys(numbers: &[u8]) -> BTreeMap<PublicKey, SystemTime> {
+        let key = |number: &u8| PublicKey::from_bytes([*number; 32]).unwrap();
+        numbers.iter().map(|number| (key(number), SystemTime::UNIX_EPOCH)).collect()
+    }
+
+    fn held(numbers: &[u8]) -> Waiting {
+        Waiting::Judged(Held::recalled(keys(numbers)))
     }
 
     #[test]
     fn rows_wait_for_the_operator_and_are_kept_once_nothing_is_held_back() {
-        let mut hold = Hold::new(MaxRemoved::Percent(50));
+        let mut hold = hold();
         assert_eq!(hold.update(held(&[]), 20, true).keep, None, "no rows were read");
         hold.rows_read();
         let update = hold.update(held(&[1, 2]), 20, true);
@@ -163,7 +210,7 @@ mod tests {
 
     #[test]
     fn stale_rows_leave_the_verdict_open() {
-        let mut hold = Hold::new(MaxRemoved::Percent(50));
+        let mut hold = hold();
         hold.rows_read();
         assert_eq!(hold.update(held(&[]), 20, false).keep, None);
         assert_eq!(hold.update(held(&[]), 20, true).keep, Some(Keep::All));
@@ -171,12 +218,37 @@ mod tests {
 
     #[test]
     fn a_confirmation_is_for_the_removals_that_were_shown() {
-        let mut hold = Hold::new(MaxRemoved::Percent(50));
+        let mut hold = hold();
         hold.update(held(&[1, 2]), 20, true);
         hold.confirm(|since| since <= SystemTime::UNIX_EPOCH);
         hold.update(held(&[3]), 18, true);
-        assert!(hold.guard().confirmed.iter().eq(held(&[1, 2]).peers().keys()));
+        assert!(hold.guard().confirmed.iter().eq(keys(&[1, 2]).keys()));
         hold.forget_confirmed(None, &ObservedState::default());
         assert!(hold.guard().confirmed.is_empty(), "they are gone");
+    }
+
+    #[test]
+    fn the_disk_learns_who_waits_and_not_of_each_release() {
+        let mut hold = hold();
+        assert_eq!(hold.begin_remember(), None);
+        let all = Held::recalled(keys(&[1, 2, 3, 4]));
+        for (left, written) in [(4, true), (3, false), (2, true), (1, true), (0, true)] {
+            let left = &[1, 2, 3, 4][..left];
+            let now = Held::recalled(keys(left)).since(&all);
+            hold.update(Waiting::Judged(now), 20, true);
+            assert_eq!(hold.begin_remember(), written.then(|| keys(left)), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn peers_wait_on_while_no_rows_judge_them_and_none_can_be_confirmed() {
+        let mut hold = Hold::new(MaxRemoved::Percent(50), &keys(&[1, 2]));
+        assert_eq!((hold.staying().peers().len(), hold.held_back()), (0, None));
+        let waiting = hold.guard().held;
+        hold.update(Waiting::Unjudged(waiting), 20, false);
+        hold.confirm(|_| true);
+        let guard = hold.guard();
+        assert!(guard.confirmed.is_empty());
+        assert!(guard.held.peers().keys().eq(keys(&[1, 2]).keys()));
     }
 }

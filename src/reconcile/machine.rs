@@ -47,6 +47,7 @@ impl Machine {
     #[must_use]
     pub fn new(options: MachineOptions, now: Now) -> Self {
         let MachineOptions { local, block_list, timing, max_removed, stale, .. } = options;
+        let hold = Hold::new(max_removed, &options.withdrawals.held);
         let history = History::new(options.lost_history, options.withdrawals);
         let mut notices = Notices::default();
         notices.block_list(&block_list, now.instant);
@@ -55,7 +56,7 @@ impl Machine {
             mirror: Mirror::new(timing, local.interface.clone(), now),
             rows: Rows::new(local, Arc::new(block_list), stale, history, now.instant),
             difference: Difference::new(),
-            hold: Hold::new(max_removed),
+            hold,
             passes: Passes::new(timing.seed.wrapping_add(2)),
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
@@ -210,7 +211,7 @@ impl Machine {
         if self.source.is_connected() {
             actions.extend(self.rows.begin_question(now.instant));
         }
-        actions.extend(self.rows.begin_remember());
+        actions.extend(self.rows.begin_remember(self.hold.begin_remember()));
         actions.iter().for_each(|action| self.proof.begins(action));
         actions
     }

@@ -24,7 +24,7 @@ use crate::plan::guard::Whose;
 
 pub(super) use build::{NotBuilt, Replaced};
 pub(super) use history::Change;
-pub(super) use plan::Planned;
+pub(super) use plan::{Planned, Waiting};
 
 /// The desired state that the last usable rows made.
 #[derive(Debug)]

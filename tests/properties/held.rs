@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gatepost::model::{
     Absence, Bars, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow, PresharedKey,
-    Profile, Profiles, PublicKey, Traffic,
+    Profile, Profiles, PublicKey, SettingRow, Traffic,
 };
 use gatepost::plan::{Held, Scope, plan, plan_around};
 use gatepost::reconcile::status::{PeerState, State};
@@ -17,7 +17,7 @@ use super::guard::{held_back, key, reaches, unwanted, world_of};
 use super::machine::Happening;
 use super::plans::{holders, kernel_of};
 use super::rows::{id, local_without_psk_keys, tables};
-use super::world::{World, options};
+use super::world::{Trouble, World, options};
 
 /// What a prefix of a held peer may reach at most, as the rows say; `None`: it is not kept.
 fn still_said(desired: &DesiredState, key: &PublicKey, prefix: &IpNet) -> Option<Said> {
@@ -135,6 +135,93 @@ fn policies_narrow_held_peers_at_once_and_never_widen_them() {
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
     assert!(world.kernel_equals_database() && reaches(&world, 7, "172.16.0.1"));
+}
+
+/// Of 28 peers 15 were held, and the rows of 7 are back: 8 wait, which alone would be few enough to go.
+fn world_where_few_still_wait() -> World {
+    let mut world = world_of(28, "172.16.0.0/24");
+    world.deactivate(1..=15);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    for number in 1..=7 {
+        world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap().bars = Bars::default();
+    }
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(waiting(&world), Some(8));
+    world
+}
+
+fn waiting(world: &World) -> Option<u64> {
+    world.machine.view().held_back().map(|held| held.removals)
+}
+
+fn assert_all_pass(world: &World) {
+    for number in 1..=28 {
+        assert!(reaches(world, number, "172.16.0.1"), "{number}");
+    }
+}
+
+#[test]
+fn a_restart_releases_no_held_peer() {
+    let mut world = world_where_few_still_wait();
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(60));
+    assert_all_pass(&world);
+    assert_eq!(waiting(&world), Some(8));
+    // Nor does one without any rows, whatever the rows say when they come.
+    world.database_up = false;
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(60));
+    assert_eq!(waiting(&world), None, "nothing judges them");
+    assert_all_pass(&world);
+    world.tables.peers.remove(&PeerId(id(2, 8)));
+    world.database_up = true;
+    world.pass_time(Duration::from_secs(60));
+    assert_all_pass(&world);
+    assert_eq!(waiting(&world), Some(8));
+    world.confirm();
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database() && world.kernel.state.peers.len() == 20);
+    assert!(world.remembered.held.is_empty());
+}
+
+#[test]
+fn rows_that_may_be_another_gateways_release_no_held_peer() {
+    let mut world = world_where_few_still_wait();
+    world.troubles.insert(Trouble::WrongKey);
+    world.tell(Event::Resync);
+    world.pass_time(Duration::from_secs(5));
+    assert!(world.machine.view().obstacle().is_some());
+    assert_eq!(waiting(&world), None, "what such rows say waits for no confirmation");
+    assert_all_pass(&world);
+    // Neither does an agent that was restarted meanwhile.
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(5));
+    assert_all_pass(&world);
+    world.troubles.clear();
+    world.tell(Event::Resync);
+    world.pass_time(Duration::from_secs(60));
+    assert_all_pass(&world);
+    assert_eq!(waiting(&world), Some(8));
+    world.restore_all();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database() && waiting(&world).is_none());
+    assert!(world.remembered.held.is_empty());
+}
+
+#[test]
+fn setting_confirms_also_what_an_earlier_run_held() {
+    let mut world = world_where_few_still_wait();
+    world.pass_time(Duration::from_secs(10));
+    let at = humantime::format_rfc3339_micros(world.database_now()).to_string();
+    let (category, key) = ("gateway".into(), "guard_confirmed_at".into());
+    let value = serde_json::json!(at).to_string();
+    world.tables.settings = vec![SettingRow { category, key, value }];
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(5));
+    assert!(world.kernel_equals_database() && world.kernel.state.peers.len() == 20);
 }
 
 #[test]

@@ -131,8 +131,15 @@ impl Rows {
         self.history.begin_question(now).map(Action::AskMarks)
     }
 
-    /// Writes the withdrawals to the disk, if they changed.
-    pub fn begin_remember(&mut self) -> Option<Action> {
+    /// Writes the withdrawals to the disk if they changed, and the peers whose removal waits if these did
+    /// (`held`).
+    pub fn begin_remember(
+        &mut self,
+        held: Option<BTreeMap<PublicKey, SystemTime>>,
+    ) -> Option<Action> {
+        if let Some(held) = held {
+            self.history.remember_held(held);
+        }
         self.history.take_changed().map(Action::Remember)
     }
 

@@ -10,13 +10,27 @@ use crate::plan::{Held, Phase, Plan, PlanError, Scope, Step, is_ours, withdraw, 
 use crate::reconcile::options::StalePolicy;
 
 /// What to do now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Planned {
     pub plan: Plan,
-    /// The peers that stay although the rows do not admit them.
-    pub held: Held,
+    pub held: Waiting,
     /// Why only withdrawals are planned, although rows decide.
     pub obstacle: Option<PlanError>,
+}
+
+/// The peers that stay although the rows do not admit them.
+#[derive(Debug)]
+pub enum Waiting {
+    /// So say the rows.
+    Judged(Held),
+    /// These waited before. No rows judge them now, so they neither go nor wait for a confirmation.
+    Unjudged(Held),
+}
+
+impl Planned {
+    const fn new(plan: Plan, held: Waiting) -> Self {
+        Self { plan, held, obstacle: None }
+    }
 }
 
 impl Rows {
@@ -35,9 +49,11 @@ impl Rows {
         self.desired.as_ref().map_or(0, DesiredState::sealed_count)
     }
 
-    /// What was held back by rows read before this time is confirmed by the setting.
+    /// What was held back by rows read before this time is confirmed by the setting. Rows that may be
+    /// another gateway's confirm nothing.
     pub fn confirmed_at(&self) -> Option<SystemTime> {
-        self.followed()?.settings().guard_confirmed_at
+        let ours = self.refused.as_ref().is_none_or(|refused| refused.whose() == Whose::Ours);
+        self.followed().filter(|_| ours)?.settings().guard_confirmed_at
     }
 
     /// Plans what the rows or `[stale]` ask for. Where that cannot be planned, plans withdrawals.
@@ -53,7 +69,7 @@ impl Rows {
         match self.deciding().filter(|_| self.may_grant() && self.withdrawing(observed).is_none()) {
             None => self.plan_withdrawals(observed, guard, connected),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
-                (Ok(plan), held) => Planned { plan, held, obstacle: None },
+                (Ok(plan), held) => Planned::new(plan, Waiting::Judged(held)),
                 (Err(error), held) => {
                     let guard = Guard { limit, held, confirmed, whose };
                     let withdrawals = self.withdrawals(desired, observed, guard);
@@ -79,7 +95,7 @@ impl Rows {
                 let withdraws = self.without_rows(observed, connected);
                 let steps =
                     self.fence(observed).into_iter().chain(withdraws.steps().iter().cloned());
-                Planned { plan: Plan::new(steps.collect()), ..Planned::default() }
+                Planned::new(Plan::new(steps.collect()), Waiting::Unjudged(guard.held))
             }
         }
     }
@@ -109,14 +125,17 @@ impl Rows {
     ) -> Planned {
         if !is_ours(observed, self.public_key()) {
             let steps = self.fence(observed).into_iter().collect();
-            return Planned { plan: Plan::new(steps), ..Planned::default() };
+            return Planned::new(Plan::new(steps), Waiting::Unjudged(guard.held));
         }
-        let whose = guard.whose;
+        let before = (guard.whose == Whose::InDoubt).then(|| guard.held.clone());
         let held = guard.hold_all(rows, observed);
         let plan = withdrawals(rows, observed, self.public_key(), &held);
         // A peer that stays because of a doubt waits for no confirmation.
-        let held = if whose == Whose::Ours { held } else { Held::default() };
-        Planned { plan, held, obstacle: None }
+        let held = match before {
+            None => Waiting::Judged(held),
+            Some(before) => Waiting::Unjudged(held.of_those(&before)),
+        };
+        Planned::new(plan, held)
     }
 
     /// The table that denies everything, if no table judges the packets of this gateway's link. Without

@@ -1,4 +1,5 @@
-//! The withdrawals that were carried out, on disk: a restart forgets none of them.
+//! The withdrawals that were carried out and those that are held back, on disk: a restart forgets none of
+//! them.
 //!
 //! They are a small file beside the last good rows, because they are needed at every start, and before
 //! the first row is read.
@@ -30,7 +31,7 @@ impl Withdrawals {
             tracing::warn!(
                 %path, %error,
                 "{path} cannot be read, so a failover of the database may let in who was revoked \
-                 before: {error}"
+                 before, and removals that waited may go on: {error}"
             );
             Self::default()
         })
@@ -99,19 +100,27 @@ fn write(path: &Path, withdrawals: &Withdrawals) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::time::SystemTime;
+
     use super::*;
+    use crate::model::PublicKey;
 
     #[tokio::test]
     async fn withdrawals_come_back_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = beside(&folder.path().join("deep/last-good"));
         assert_eq!(load(&path).unwrap(), Withdrawals::default());
-        let kept = Withdrawals { epoch: Some("1/2".into()), ..Withdrawals::default() };
+        let held = [(PublicKey::from_bytes([1; 32]).unwrap(), SystemTime::UNIX_EPOCH)].into();
+        let kept = Withdrawals { epoch: Some("1/2".into()), held, ..Withdrawals::default() };
         let rememberer = Rememberer::new(path.clone());
         rememberer.write(kept.clone());
         rememberer.written().await.unwrap();
         assert_eq!(load(&path).unwrap(), kept);
         fs::write(&path, "{").unwrap();
         load(&path).unwrap_err();
+        // As a version wrote it that kept no held peers.
+        fs::write(&path, r#"{"epoch":"1/2","peers":{},"lost":{}}"#).unwrap();
+        assert_eq!(load(&path).unwrap(), Withdrawals { held: BTreeMap::new(), ..kept });
     }
 }

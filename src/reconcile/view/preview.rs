@@ -15,7 +15,7 @@ use crate::model::{
     BuildError, DesiredState, KeyText, ObservedState, PeerRow, Profile, PublicKey, SnapshotRows,
     Standing,
 };
-use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose, plan_guarded};
+use crate::plan::guard::{Guard, HeldBack, Whose, plan_guarded};
 use crate::plan::{Held, HeldPeer, PlanError, Scope, Step};
 use crate::reconcile::name::peer_name;
 use crate::reconcile::note::no_sealing_key;
@@ -50,7 +50,7 @@ pub async fn preview<D: Dataplane + 'static>(
     dataplane: &DataplaneHandle<D>,
 ) -> Result<PlanReport, PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
-    Ok(plan_report(&desired, &reading.state, machine.max_removed)?)
+    Ok(plan_report(machine, &desired, &reading.state)?)
 }
 
 /// Plans what a pass would change with these rows instead of those in the database.
@@ -63,7 +63,7 @@ pub async fn preview_rows<D: Dataplane + 'static>(
     dataplane: &DataplaneHandle<D>,
 ) -> Result<PlanReport, PreviewError> {
     let desired = build(machine, rows)?;
-    Ok(plan_report(&desired, &dataplane.observe().await?.state, machine.max_removed)?)
+    Ok(plan_report(machine, &desired, &dataplane.observe().await?.state)?)
 }
 
 /// Explains without an agent: from the database and the kernel as they are now.
@@ -78,7 +78,7 @@ pub async fn preview_explanation<D: Dataplane + 'static>(
     destination: &str,
 ) -> Result<Explanation, PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
-    let held = guard(machine.max_removed, &BTreeSet::new()).hold_all(&desired, &reading.state);
+    let held = guard(machine, &BTreeSet::new()).hold_all(&desired, &reading.state);
     let answers = explain(&desired, &held, Some(&reading.state), who, destination)?;
     Ok(answers.in_words(store).await.counted(dataplane).await)
 }
@@ -103,19 +103,21 @@ fn build(machine: &MachineOptions, rows: SnapshotRows) -> Result<DesiredState, P
     Ok(desired)
 }
 
-/// The guard of an agent that holds nothing yet.
-fn guard(limit: MaxRemoved, confirmed: &BTreeSet<PublicKey>) -> Guard<'_> {
-    Guard { limit, held: Held::default(), confirmed, whose: Whose::Ours }
+/// The guard of an agent that begins.
+fn guard<'a>(machine: &MachineOptions, confirmed: &'a BTreeSet<PublicKey>) -> Guard<'a> {
+    let held = machine.withdrawals.held.iter().map(|(key, since)| (*key, *since));
+    let (limit, held) = (machine.max_removed, Held::recalled(held));
+    Guard { limit, held, confirmed, whose: Whose::Ours }
 }
 
-/// What a pass changes where more removals than `limit` wait, also in the words of users and devices.
+/// What a pass changes where too many removals wait, also in the words of users and devices.
 fn plan_report(
+    machine: &MachineOptions,
     desired: &DesiredState,
     observed: &ObservedState,
-    limit: MaxRemoved,
 ) -> Result<PlanReport, PlanError> {
     let unconfirmed = BTreeSet::new();
-    let guard = guard(limit, &unconfirmed);
+    let guard = guard(machine, &unconfirmed);
     let (plan, held) = plan_guarded(desired, observed, &Scope::Everything, guard);
     let plan = plan?;
     let steps = plan.steps().iter().map(|step| PlannedStep {
