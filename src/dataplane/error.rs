@@ -10,7 +10,7 @@ use super::netlink::NetlinkError;
 use super::nft::NftError;
 use super::wireguard::UserspaceError;
 use crate::model::InterfaceName;
-use crate::plan::Step;
+use crate::plan::{Step, Unacknowledged};
 
 /// Why the host could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +92,12 @@ impl DataplaneError {
         }
     }
 
+    /// Whether the step that failed so was a change of the firewall that left the table as it was.
+    #[must_use]
+    pub const fn table_is_as_before(&self) -> bool {
+        matches!(self, Self::Firewall(error) if error.table_is_as_before())
+    }
+
     /// The error number with which the kernel answered a netlink request.
     #[must_use]
     pub const fn errno(&self) -> Option<Errno> {
@@ -140,6 +146,16 @@ pub struct RefusedStep {
 }
 
 impl RefusedStep {
+    /// What is known of what became of it.
+    #[must_use]
+    pub fn fate(&self) -> Unacknowledged {
+        if self.error.table_is_as_before() {
+            Unacknowledged::NotDone
+        } else {
+            Unacknowledged::Unsure
+        }
+    }
+
     /// A step with the reason why it was not acknowledged.
     pub fn new(step: Step, error: impl Into<Arc<DataplaneError>>) -> Self {
         Self { step, error: error.into() }
@@ -176,6 +192,19 @@ mod tests {
         assert!(!DataplaneError::OwnKey.can_retry());
         let name = "wg0".parse().unwrap();
         assert!(DataplaneError::from(UserspaceError::Unsettled { name }).can_retry());
+    }
+
+    #[test]
+    fn only_a_firewall_change_that_the_kernel_answered_certainly_changed_nothing() {
+        let left = |error: NftError| DataplaneError::Firewall(error).table_is_as_before();
+        assert!(left(NftError::Refused { request: "add a chain".into(), errno: Errno::EPERM }));
+        assert!(left(NftError::Unstable { attempts: 8 }));
+        let lost = || NetlinkError::Socket { call: "recv", errno: Errno::EIO };
+        assert!(!left(NftError::NoAnswer));
+        assert!(!left(NftError::Send { bytes: 1, source: lost() }));
+        // The generation is asked for after a change.
+        assert!(!left(NftError::Read(lost())));
+        assert!(!refused(Errno::EPERM).table_is_as_before(), "some other step");
     }
 
     #[test]

@@ -17,6 +17,15 @@ pub struct Doubt {
     table: Table,
 }
 
+/// What is known of a step that the kernel did not acknowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unacknowledged {
+    /// The kernel did nothing of it.
+    NotDone,
+    /// It may have done it, or a part.
+    Unsure,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Table {
     #[default]
@@ -26,11 +35,11 @@ enum Table {
 }
 
 impl Doubt {
-    /// Notes a step that was refused.
-    pub fn refused(&mut self, step: &Step) {
-        match step {
-            Step::AddPeer { .. } | Step::WidenPeer { .. } => self.given.push(step.clone()),
-            Step::Firewall { .. } => self.table = Table::Unsure,
+    /// Notes a step that was not acknowledged. A table that refused a change is as it was.
+    pub fn refused(&mut self, step: &Step, how: Unacknowledged) {
+        match (step, how) {
+            (Step::AddPeer { .. } | Step::WidenPeer { .. }, _) => self.given.push(step.clone()),
+            (Step::Firewall { .. }, Unacknowledged::Unsure) => self.table = Table::Unsure,
             _ => {}
         }
     }
@@ -106,9 +115,10 @@ mod tests {
             Step::RemovePeer { key: key(1) },
         ]);
         let mut doubt = Doubt::default();
-        doubt.refused(&Step::RemovePeer { key: key(2) });
+        doubt.refused(&Step::RemovePeer { key: key(2) }, Unacknowledged::Unsure);
+        doubt.refused(&close_or_narrow(Phase::Policy, &[(3, 7)]), Unacknowledged::NotDone);
         assert_eq!(doubt.safe(withdrawals.clone(), &observed()), withdrawals);
-        doubt.refused(&close_or_narrow(Phase::Policy, &[(3, 7)]));
+        doubt.refused(&close_or_narrow(Phase::Policy, &[(3, 7)]), Unacknowledged::Unsure);
         // What is taken is closed, too, although the reading says that it is.
         let closing = Plan::new(vec![
             close_or_narrow(Phase::Revoke, &[(1, 0), (2, 0)]),
@@ -122,8 +132,8 @@ mod tests {
     fn what_may_have_been_given_is_named_once() {
         let mut doubt = Doubt::default();
         let given = Step::AddPeer { key: key(1), peer: Peer::default() };
-        doubt.refused(&given);
-        doubt.refused(&Step::SetUp);
+        doubt.refused(&given, Unacknowledged::NotDone);
+        doubt.refused(&Step::SetUp, Unacknowledged::Unsure);
         assert_eq!(doubt.take_given(), [given]);
         assert!(doubt.take_given().is_empty());
     }

@@ -25,7 +25,7 @@ mod unloadable;
 mod wanted;
 
 pub use compute::{Scope, plan, plan_around};
-pub use doubt::Doubt;
+pub use doubt::{Doubt, Unacknowledged};
 pub use held::{Held, HeldCause, HeldPeer};
 pub use interlock::Interlock;
 pub use link::PlanError;

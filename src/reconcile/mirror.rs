@@ -14,7 +14,7 @@ use super::handshakes::Handshakes;
 use super::options::{Timing, affordable_after};
 use super::session::is_alive;
 use super::volume::Volume;
-use crate::dataplane::{BackendInUse, Glance, Reading, SharedObserved, nft};
+use crate::dataplane::{BackendInUse, Glance, Reading, RefusedStep, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 use crate::plan::{Doubt, Plan, Step};
 pub(super) use view::MirrorView;
@@ -359,8 +359,8 @@ impl Mirror {
     }
 
     /// The kernel did not acknowledge these steps.
-    pub fn refused<'a>(&mut self, steps: impl Iterator<Item = &'a Step>) {
-        steps.for_each(|step| self.doubt.refused(step));
+    pub fn refused(&mut self, steps: &[RefusedStep]) {
+        steps.iter().for_each(|refused| self.doubt.refused(&refused.step, refused.fate()));
     }
 
     /// The kernel may differ from the reading in ways that we do not know. The next reading is due

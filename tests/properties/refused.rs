@@ -8,7 +8,7 @@ use gatepost::store::{AuditEvent, AuditStatus};
 
 use super::guard::{reaches, world_of};
 use super::trouble::{HOUR, MINUTE, SECOND, audited, key, said};
-use super::world::{Trouble, away, quiet_world};
+use super::world::{Trouble, World, away, quiet_world};
 
 #[test]
 fn what_was_done_beside_a_refused_step_is_audited() {
@@ -131,6 +131,35 @@ fn what_fails_for_good_is_tried_less_often_and_said_once() {
     let tries = world.tries - start;
     assert!(tries <= 380, "{tries} connects in half an hour, whatever else succeeds");
     assert_eq!(said(&world, |note| matches!(note, Note::DatabaseDown { .. })), 1);
+}
+
+#[test]
+fn policies_narrow_after_a_refused_change_of_the_table_while_the_kernel_cannot_be_read() {
+    let mut world = world_of(20, "172.16.0.0/23");
+    let revoke = |world: &mut World, number| {
+        world.revoke([number]);
+        world.tell(Event::Notified);
+        world.pass_time(SECOND);
+    };
+    world.troubles.insert(Trouble::Unsettled(key(19)));
+    revoke(&mut world, 19);
+    assert!(world.troubles.contains(&Trouble::Observations), "the device does not settle");
+    world.troubles.insert(Trouble::Firewall);
+    revoke(&mut world, 20);
+    let refused = |note: &Note| {
+        matches!(note, Note::StepRefused { .. }) && note.to_string().contains("profiles")
+    };
+    assert!(said(&world, refused) > 0, "{:?}", world.notes);
+    world.troubles.remove(&Trouble::Firewall);
+    world.tables.policies.values_mut().next().unwrap().destinations =
+        vec!["172.16.0.0/24".parse().unwrap()];
+    world.tell(Event::Notified);
+    world.pass_time(SECOND);
+    for number in 1..=18 {
+        assert!(!reaches(&world, number, "172.16.1.1"), "{number} reaches what was taken");
+        assert!(reaches(&world, number, "172.16.0.1"), "{number} lost what it keeps");
+    }
+    assert!(world.troubles.contains(&Trouble::Observations), "no reading helped");
 }
 
 #[test]

@@ -255,6 +255,7 @@ impl World {
             Action::Apply(plan, observed) => {
                 let refuses = self.suffers(Trouble::Steps);
                 let flows_stay = self.suffers(Trouble::Flows);
+                let table_stays = self.suffers(Trouble::Firewall);
                 let foreign = &self.foreign_routes;
                 let leads_elsewhere = |step: &Step| matches!(step, Step::AddRoute { prefix } if foreign.contains(prefix));
                 let unsettled = self.troubles.iter().find_map(|trouble| match trouble {
@@ -268,7 +269,8 @@ impl World {
                     if Some(step) == unsettled.as_ref() {
                         return Some(Fault::LoseAnswer);
                     }
-                    let stays = flows_stay && matches!(step, Step::CutFlows { .. });
+                    let stays = flows_stay && matches!(step, Step::CutFlows { .. })
+                        || table_stays && matches!(step, Step::Firewall { .. });
                     let is_refused = refuses && is_refused(step) || leads_elsewhere(step) || stays;
                     is_refused.then_some(Fault::Refuse)
                 };

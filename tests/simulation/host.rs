@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use gatepost::dataplane::nft::NftError;
 use gatepost::dataplane::{DataplaneError, NetlinkError, RefusedStep};
 use gatepost::model::{FirewallChange, FixedRules, ObservedFirewall, ObservedState};
 use gatepost::plan::{Fault, ModelKernel, Phase, Step};
@@ -209,7 +210,15 @@ pub fn unreadable() -> DataplaneError {
     DataplaneError::Refused { source, remedy: None }
 }
 
-pub fn refused(step: &Step) -> RefusedStep {
+/// A step that was not acknowledged. That the table is as it was the agent knows from the kernel's answer.
+pub fn refused(step: &Step, fault: Option<Fault>) -> RefusedStep {
+    if matches!(step, Step::Firewall { .. }) {
+        let error = match fault {
+            Some(Fault::LoseAnswer) => NftError::NoAnswer,
+            _ => NftError::Refused { request: "change the table".into(), errno: Errno::EIO },
+        };
+        return RefusedStep::new(step.clone(), DataplaneError::from(error));
+    }
     let source = NetlinkError::Refused { errno: Errno::EIO, message: String::new() };
     RefusedStep::new(step.clone(), DataplaneError::Refused { source, remedy: None })
 }

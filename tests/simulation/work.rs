@@ -98,7 +98,7 @@ impl World {
                         outcome.applied += 1;
                         made.push(step.clone());
                     }
-                    Fate::Refused => outcome.refused.push(refused(step)),
+                    Fate::Refused => outcome.refused.push(refused(step, fault)),
                     Fate::Withheld | Fate::AppliedInPart => {}
                 }
                 fates.push(fate);

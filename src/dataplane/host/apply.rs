@@ -13,6 +13,7 @@ use crate::dataplane::batch::{Part, part};
 use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
+use crate::dataplane::nft::NftError;
 use crate::dataplane::refusal::{blame, refused};
 use crate::dataplane::sockets::{self, Destroyed};
 use crate::dataplane::wireguard::{self, Userspace};
@@ -85,8 +86,11 @@ impl<F: Firewall> Host<F> {
         interlock: &mut Interlock,
         outcome: &mut Outcome,
     ) {
+        let mut is_unsure = false;
         let mut load = |change: &FirewallChange| {
-            self.firewall.apply(change, observed.read().firewall.as_ref())?;
+            let applied = self.firewall.apply(change, observed.read().firewall.as_ref());
+            is_unsure |= matches!(&applied, Err(refusal) if !refusal.table_is_as_before());
+            applied?;
             observed.apply(&Step::Firewall { phase, change: change.clone() });
             Ok(())
         };
@@ -107,6 +111,8 @@ impl<F: Firewall> Host<F> {
         match parted.left {
             None => outcome.applied += 1,
             Some((change, refusal)) => {
+                // One part without an answer makes the table unsure, whatever became of the others.
+                let refusal = if is_unsure { NftError::NoAnswer } else { refusal };
                 let step = Step::Firewall { phase, change };
                 outcome.refused.push(RefusedStep::new(step, DataplaneError::from(refusal)));
             }

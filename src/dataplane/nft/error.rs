@@ -5,7 +5,8 @@ use nix::errno::Errno;
 use crate::dataplane::netlink::NetlinkError;
 use crate::model::ProfileId;
 
-/// Why the firewall could not be read or changed. The ruleset is then as it was before.
+/// Why the firewall could not be read or changed. [`NftError::table_is_as_before`] says whether a change
+/// may have been made.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
     #[error(
@@ -57,6 +58,25 @@ pub enum NftError {
          `nft monitor`"
     )]
     Unstable { attempts: usize },
+}
+
+impl NftError {
+    /// Whether a change that failed so left the table as it was. The kernel takes a transaction as a whole
+    /// or not at all; without its answer nobody knows which.
+    #[must_use]
+    pub const fn table_is_as_before(&self) -> bool {
+        match self {
+            Self::Refused { .. }
+            | Self::OtherOwner { .. }
+            | Self::TooLarge { .. }
+            | Self::UnknownProfile(_)
+            | Self::EditedProfile(_)
+            | Self::Changed
+            | Self::Unstable { .. } => true,
+            // The generation is asked for after a change, too.
+            Self::NoAnswer | Self::Send { .. } | Self::Open(_) | Self::Read(_) => false,
+        }
+    }
 }
 
 impl From<NetlinkError> for NftError {

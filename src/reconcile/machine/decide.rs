@@ -176,7 +176,7 @@ impl Machine {
         let listed = outcome.refused.iter().take(FIRST_LINES);
         self.notices.refused(Trouble::Kernel, listed, now.instant);
         self.proof.lose();
-        self.mirror.refused(outcome.refused.iter().map(|refused| &refused.step));
+        self.mirror.refused(&outcome.refused);
         self.passes.refused(&outcome.refused);
         let rows_changed = self.passes.is_forgiven();
         self.retry_later(now);

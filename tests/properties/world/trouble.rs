@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use gatepost::dataplane::nft::NftError;
 use gatepost::dataplane::{DataplaneError, NetlinkError, RefusedStep};
 use gatepost::model::{ObservedState, PublicKey};
 use gatepost::plan::Step;
@@ -33,6 +34,8 @@ pub enum Trouble {
     Flows,
     /// No read ends.
     HangingReads,
+    /// The kernel refuses every change of the firewall.
+    Firewall,
     /// The device takes this peer away and does not say so, and cannot be read from then on.
     Unsettled(PublicKey),
 }
@@ -74,6 +77,10 @@ pub fn unreadable() -> DataplaneError {
 }
 
 pub fn refused(step: &Step, errno: Errno) -> RefusedStep {
+    if matches!(step, Step::Firewall { .. }) {
+        let error = NftError::Refused { request: "change the table".into(), errno };
+        return RefusedStep::new(step.clone(), DataplaneError::from(error));
+    }
     let source = NetlinkError::Refused { errno, message: String::new() };
     RefusedStep::new(step.clone(), DataplaneError::Refused { source, remedy: None })
 }
