@@ -233,7 +233,12 @@ fn exposed_without(
         let mut around = prefixes_around(**prefix).filter_map(|around| holders.get(&around));
         around.any(|holder| Some(holder) != holders.get(*prefix))
     };
-    closing.filter(is_exposed).copied().collect::<Vec<_>>().into_iter()
+    // A change that was loaded in parts may have closed it.
+    let is_closed = |prefix: &&IpNet| {
+        places.is_some_and(|places| places.get(*prefix) == Some(&ProfileId::NOTHING))
+    };
+    let open = closing.filter(|prefix| !is_closed(prefix));
+    open.filter(is_exposed).copied().collect::<Vec<_>>().into_iter()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 
 use super::meets::Meets;
+use super::prefix::prefixes_around;
 use super::{Held, Phase, Plan, Step, firewall};
 use crate::model::{
     AllowedIps, DesiredFirewall, DesiredState, FirewallBase, FirewallChange, InterfaceName,
@@ -224,6 +225,24 @@ pub fn withdraw(
         reach: reach.collect(),
     };
     narrow(&meet(&allowed, observed), observed, ours, cuts_flows)
+}
+
+/// The change after which every place of this table reaches what both it and another one allow. What has no
+/// place in the other reaches nothing: the place around it there is another peer's.
+pub(super) fn narrowing_to(other: &ObservedFirewall, table: &ObservedFirewall) -> FirewallChange {
+    let mut meets = Meets::default();
+    let mut both = |prefix: &IpNet| {
+        let reaches = table.profile_of(prefix)?;
+        Some(meets.of(reaches, other.profile_of(prefix)?))
+    };
+    let places = table.assignments();
+    let new = other.assignments().keys().filter(|prefix| !places.contains_key(prefix));
+    // What is new within the place of another peer reaches nothing, rather than what that peer does.
+    let within = new.filter(|prefix| prefixes_around(**prefix).any(|it| places.contains_key(&it)));
+    let within: Vec<_> = within.map(|prefix| (*prefix, Arc::default())).collect();
+    let reach = places.keys().map(|prefix| (*prefix, both(prefix).unwrap_or_default()));
+    let reach = reach.chain(within).collect();
+    narrowing(&Allowed { peers: BTreeMap::new(), reach }, table)
 }
 
 /// The change after which every address reaches what the meet says.

@@ -72,6 +72,8 @@ pub struct ModelKernel {
     pub unloadable: BTreeSet<Arc<Profile>>,
     /// Profiles that it has no memory for, so that it refuses the whole transaction, too.
     pub too_large: BTreeSet<Arc<Profile>>,
+    /// It has no memory for a whole table beside the one that is there.
+    pub is_full: bool,
 }
 
 impl ModelKernel {
@@ -172,12 +174,15 @@ impl ModelKernel {
         match (step, link) {
             (Step::Firewall { change, .. }, _) => {
                 let exists = self.state.firewall.is_some() || change.load_base.is_some();
+                let replaces = self.state.firewall.is_some() && change.load_base.is_some();
                 let brings = |refused: &BTreeSet<Arc<Profile>>| {
                     change.put_profiles.values().any(|(_, profile)| refused.contains(profile))
                 };
                 match exists {
                     false => Err(Refusal::NoTable),
-                    true if brings(&self.too_large) => Err(Refusal::NoMemory),
+                    true if brings(&self.too_large) || replaces && self.is_full => {
+                        Err(Refusal::NoMemory)
+                    }
                     true if brings(&self.unloadable) => Err(Refusal::Unloadable),
                     true => Ok(()),
                 }

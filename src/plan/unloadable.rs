@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::meet::narrowing_to;
 use super::prefix::may_contain_others;
 use crate::model::{FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId};
 
@@ -44,6 +45,10 @@ pub struct Parted<E> {
 /// takes away goes first. `table` is what the kernel holds before.
 ///
 /// One bad profile among `n` costs two transactions for each halving, and a few more.
+///
+/// A table that is to be loaded anew, and that the host has no room for beside the one that judges the
+/// link's packets, is not loaded in parts: that would deny what does not fit, until it does. The former
+/// table stays in force, and loses what the new one does not allow.
 pub fn load_in_parts<E>(
     change: &FirewallChange,
     table: Option<&ObservedFirewall>,
@@ -51,6 +56,38 @@ pub fn load_in_parts<E>(
     blame: impl Fn(&E) -> Blame,
     mut load: impl FnMut(&FirewallChange) -> Result<(), E>,
 ) -> Parted<E> {
+    let narrowing = table.and_then(|table| narrowing_of_former(change, table));
+    let is_kept = |refusal: &E| narrowing.is_some() && blame(refusal) == Blame::Host;
+    let refusal = if is_kept(&refusal) {
+        refusal
+    } else {
+        match halve(change, table, refusal, &blame, &is_kept, &mut load) {
+            Ok(parted) => return parted,
+            Err(refusal) => refusal,
+        }
+    };
+    let narrowing = narrowing.unwrap_or_default();
+    let loaded = if narrowing.is_empty() { Ok(()) } else { load(&narrowing) };
+    let unloadable = match loaded {
+        Err(refusal) if blame(&refusal) != Blame::Request => {
+            let narrowed = halve(&narrowing, table, refusal, &blame, |_| false, &mut load);
+            narrowed.map_or_else(|_| Vec::new(), |narrowed| narrowed.unloadable)
+        }
+        Ok(()) | Err(_) => Vec::new(),
+    };
+    Parted { unloadable, left: Some((change.clone(), refusal)) }
+}
+
+/// Halves the change until each part is loaded or known to be refused. An error: the first part was not
+/// loaded yet, and was refused for this reason, with which `is_kept` leaves the table as it is.
+fn halve<E>(
+    change: &FirewallChange,
+    table: Option<&ObservedFirewall>,
+    refusal: E,
+    blame: impl Fn(&E) -> Blame,
+    is_kept: impl Fn(&E) -> bool,
+    mut load: impl FnMut(&FirewallChange) -> Result<(), E>,
+) -> Result<Parted<E>, E> {
     let table = table.filter(|_| change.load_base.is_none());
     let parts = parts(change, table);
     let mut base = Base::of(change);
@@ -60,7 +97,7 @@ pub fn load_in_parts<E>(
         && !withdrawals.is_empty()
         && let Err(error) = load(&withdrawals)
     {
-        return Parted { unloadable: Vec::new(), left: Some((change.clone(), error)) };
+        return Ok(Parted::refused(change, error));
     }
     let (mut refusals, mut loaded) = (0, 0);
     let mut refused = VecDeque::from([(0..parts.len(), refusal)]);
@@ -81,6 +118,7 @@ pub fn load_in_parts<E>(
             let change = Base::load(base.as_ref(), merged(&parts[half.clone()]));
             match load(&change) {
                 Ok(()) => (base, loaded) = (None, loaded + 1),
+                Err(error) if base.is_some() && is_kept(&error) => return Err(error),
                 Err(error) => {
                     refusals += 1;
                     refused.push_back((half, error));
@@ -90,19 +128,27 @@ pub fn load_in_parts<E>(
     }
     if base.is_some() {
         // Where there is nothing else to load, the rules alone deny everything.
-        let refused = match parted.left.take() {
-            Some((_, error)) => Err(error),
-            None => load(&Base::load(base.as_ref(), FirewallChange::default())),
-        };
-        if let Err(error) = refused {
+        let rules = || load(&Base::load(base.as_ref(), FirewallChange::default()));
+        match parted.left.take().map_or_else(rules, |(_, error)| Err(error)) {
+            Ok(()) => {}
+            Err(error) if is_kept(&error) => return Err(error),
             // The former table is in force as it was. Each part was refused with the rules, so no
             // refusal says anything about a profile.
-            return Parted { unloadable: Vec::new(), left: Some((change.clone(), error)) };
+            Err(error) => return Ok(Parted::refused(change, error)),
         }
     }
-    let unloaded = || unloaded.iter().map(|index| &parts[*index]);
-    let kept: BTreeSet<ProfileId> = unloaded().flat_map(|part| &part.kept).copied().collect();
-    let denied = unloaded().flat_map(|part| &part.denied);
+    let unloaded: Vec<&Part> = unloaded.into_iter().map(|index: usize| &parts[index]).collect();
+    for change in after(change, &unloaded).iter().filter(|change| !change.is_empty()) {
+        parted.add(load(change), change);
+    }
+    Ok(parted)
+}
+
+/// What comes after the parts: what must not go on without those that were not loaded is denied, and
+/// profiles that nobody has any more are removed.
+fn after(change: &FirewallChange, unloaded: &[&Part]) -> [FirewallChange; 2] {
+    let kept: BTreeSet<ProfileId> = unloaded.iter().flat_map(|part| &part.kept).copied().collect();
+    let denied = unloaded.iter().flat_map(|part| &part.denied);
     let denial = FirewallChange {
         assign: denied.map(|prefix| (*prefix, ProfileId::NOTHING)).collect(),
         ..FirewallChange::default()
@@ -110,13 +156,43 @@ pub fn load_in_parts<E>(
     let removed = change.remove_profiles.iter().filter(|id| !kept.contains(id));
     let removal =
         FirewallChange { remove_profiles: removed.copied().collect(), ..FirewallChange::default() };
-    for change in [denial, removal].iter().filter(|change| !change.is_empty()) {
-        parted.add(load(change), change);
+    [denial, removal]
+}
+
+/// What a table loses that stays in force although it was to be loaded anew. `None`: it cannot stay,
+/// because it does not judge the link's packets by rules that allow no more than the new ones, or because
+/// it would have to be narrowed and has the rules of another version.
+fn narrowing_of_former(
+    change: &FirewallChange,
+    table: &ObservedFirewall,
+) -> Option<FirewallChange> {
+    let base = change.load_base.as_ref()?;
+    if !table.guards(base.interface.as_str()) {
+        return None;
     }
-    parted
+    let mut target = None;
+    ObservedFirewall::apply(&mut target, change);
+    let narrowing = narrowing_to(&target.unwrap_or_default(), table);
+    let is_known = |id: &ProfileId| *id == ProfileId::NOTHING || table.profiles().contains_key(id);
+    let stays = match table.base() {
+        Some(former) => allows_as_much(base, former),
+        None => narrowing.is_empty() && table.assignments().values().all(is_known),
+    };
+    stays.then_some(narrowing)
+}
+
+/// Whether fixed rules let others open as many flows as the former ones did.
+fn allows_as_much(base: &FirewallBase, former: &FirewallBase) -> bool {
+    let gateway = former.gateway_opens.is_none() || former.gateway_opens == base.gateway_opens;
+    base.allow_inbound || !former.allow_inbound && gateway
 }
 
 impl<E> Parted<E> {
+    /// Nothing of the change was loaded.
+    fn refused(change: &FirewallChange, error: E) -> Self {
+        Self { unloadable: Vec::new(), left: Some((change.clone(), error)) }
+    }
+
     fn add(&mut self, loaded: Result<(), E>, change: &FirewallChange) {
         if let Err(error) = loaded
             && !change.is_empty()

@@ -48,6 +48,8 @@ fn table(reach: &[u32]) -> ObservedFirewall {
 struct Kernel {
     table: Option<ObservedFirewall>,
     refuses: BTreeSet<Arc<Profile>>,
+    /// What its refusals are about.
+    blame: Blame,
     /// What it took, in its order.
     taken: Vec<FirewallChange>,
     asked: usize,
@@ -56,13 +58,14 @@ struct Kernel {
 impl Kernel {
     fn new(table: ObservedFirewall, refuses: impl IntoIterator<Item = Arc<Profile>>) -> Self {
         let refuses = refuses.into_iter().collect();
-        Self { table: Some(table), refuses, taken: Vec::new(), asked: 0 }
+        let blame = Blame::Content;
+        Self { table: Some(table), refuses, blame, taken: Vec::new(), asked: 0 }
     }
 
     fn load(&mut self, change: &FirewallChange) -> Result<(), Blame> {
         self.asked += 1;
         if change.put_profiles.values().any(|(_, profile)| self.refuses.contains(profile)) {
-            return Err(Blame::Content);
+            return Err(self.blame);
         }
         ObservedFirewall::apply(&mut self.table, change);
         self.taken.push(change.clone());
@@ -212,4 +215,59 @@ fn fixed_rules_that_the_kernel_refuses_are_never_taken_for_loaded() {
     let parted = kernel.load_in_parts(&change);
     assert!(parted.left.is_none() && parted.unloadable.len() == 1);
     assert_eq!(kernel.table.unwrap().assignments()[&prefix(0)], ProfileId::NOTHING);
+}
+
+/// Of a table with four prefixes, prefix 0 gains and has no room, 1 keeps what it has, 2 is narrowed, 3 is
+/// taken, and 4 is new.
+fn table_anew(base: FirewallBase) -> FirewallChange {
+    let mut change = FirewallChange { load_base: Some(base), ..FirewallChange::default() };
+    for (number, last) in [(0, 11), (1, 20), (2, 25), (4, 50)] {
+        change.put_profiles.insert(ProfileId(number + 1), (true, profile(last)));
+        change.assign.insert(prefix(number), ProfileId(number + 1));
+    }
+    change
+}
+
+fn host_without_room(former: FixedRules) -> Kernel {
+    let table = table(&[10, 20, 30, 40]);
+    let (profiles, places) = (table.profiles().clone(), table.assignments().clone());
+    let table = ObservedFirewall::new(former, profiles, places);
+    Kernel { blame: Blame::Host, ..Kernel::new(table, [profile(11)]) }
+}
+
+#[test]
+fn a_host_without_room_for_a_second_table_keeps_the_former_one_less_what_is_taken() {
+    let change = table_anew(FirewallBase { masquerade: Masquerade::None, ..base() });
+    let mut kernel = host_without_room(FixedRules::Ours(base()));
+    let parted = kernel.load_in_parts(&change);
+    assert!(parted.unloadable.is_empty(), "no policy is blamed for it");
+    assert_eq!(parted.left.map(|(left, _)| left), Some(change));
+    let reach: Vec<_> = (0..5).map(|number| kernel.reach(number)).collect();
+    let [kept, same, narrowed] = [10, 20, 25].map(|last| Some(profile(last)));
+    assert_eq!(reach, [kept, same, narrowed, None, None]);
+    assert_eq!(kernel.table.unwrap().base(), Some(&base()));
+    assert_eq!(kernel.taken.len(), 1, "in one transaction: {:?}", kernel.taken);
+}
+
+#[test]
+fn a_table_whose_rules_cannot_be_narrowed_or_allow_more_is_replaced_by_what_there_is_room_for() {
+    let other = FixedRules::Other("gatepost0".parse().unwrap());
+    let open = FixedRules::Ours(FirewallBase { allow_inbound: true, ..base() });
+    for former in [other.clone(), open] {
+        let mut kernel = host_without_room(former);
+        kernel.load_in_parts(&table_anew(base()));
+        let reach: Vec<_> = (0..4).map(|number| kernel.reach(number)).collect();
+        assert_eq!(reach, [None, Some(profile(20)), Some(profile(25)), None]);
+        assert_eq!(kernel.table.unwrap().base(), Some(&base()));
+    }
+    // Where nothing is taken, the rules of another version stay as they are.
+    let mut kernel = host_without_room(other);
+    let mut change = table_anew(base());
+    for (number, last) in [(2, 30), (3, 40)] {
+        change.put_profiles.insert(ProfileId(number + 1), (true, profile(last)));
+        change.assign.insert(prefix(number), ProfileId(number + 1));
+    }
+    let before = kernel.table.clone();
+    assert!(kernel.load_in_parts(&change).left.is_some());
+    assert_eq!(kernel.table, before);
 }

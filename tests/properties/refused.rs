@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use gatepost::model::{FixedRules, ObservedFirewall};
+use gatepost::model::{FirewallBase, FixedRules, Masquerade, ObservedFirewall};
 use gatepost::reconcile::{Action, Event, Note, Obstacle};
 use gatepost::store::{AuditEvent, AuditStatus};
 
 use super::guard::{reaches, world_of};
+use super::rows::allowing;
 use super::trouble::{HOUR, MINUTE, SECOND, audited, key, said};
 use super::world::{Trouble, World, away, quiet_world};
 
@@ -160,6 +161,36 @@ fn policies_narrow_after_a_refused_change_of_the_table_while_the_kernel_cannot_b
         assert!(reaches(&world, number, "172.16.0.1"), "{number} lost what it keeps");
     }
     assert!(world.troubles.contains(&Trouble::Observations), "no reading helped");
+}
+
+#[test]
+fn a_host_without_room_for_a_second_table_disrupts_nobody_and_withdraws_all_the_same() {
+    let mut world = world_of(20, "172.16.0.0/23");
+    let table = world.kernel.state.firewall.as_ref().unwrap();
+    let (profiles, places) = (table.profiles().clone(), table.assignments().clone());
+    let former = FirewallBase { masquerade: Masquerade::None, ..table.base().unwrap().clone() };
+    world.kernel.state.firewall =
+        Some(ObservedFirewall::new(FixedRules::Ours(former.clone()), profiles, places));
+    world.kernel.is_full = true;
+    world.tables.policies.values_mut().next().unwrap().destinations =
+        vec!["172.16.0.0/24".parse().unwrap()];
+    let granted = allowing(3, "172.16.9.0/24", [18]);
+    world.tables.policies.insert(granted.id, granted);
+    world.revoke([19]);
+    world.tell(Event::KernelChanged { why: "the configuration changed".into() });
+    world.tell(Event::Notified);
+    world.pass_time(5 * SECOND);
+    let base = |world: &World| world.kernel.state.firewall.as_ref().unwrap().base().cloned();
+    assert_eq!(base(&world), Some(former), "the host had room");
+    assert!(matches!(world.machine.view().obstacle(), Some(Obstacle::Refused { .. })));
+    assert!(!world.kernel.state.peers.contains_key(&key(19)));
+    for number in (1..=20).filter(|number| *number != 19) {
+        assert!(!reaches(&world, number, "172.16.1.1"), "{number} reaches what was taken");
+        assert!(reaches(&world, number, "172.16.0.1"), "{number} lost what it keeps");
+    }
+    world.kernel.is_full = false;
+    world.pass_time(MINUTE);
+    assert!(world.kernel_equals_database());
 }
 
 #[test]
