@@ -78,7 +78,12 @@ impl ObservedState {
         let Self { interface: Some(interface), routes, .. } = self else { return };
         match step {
             Step::RenameLink { to, .. } => interface.name = to.as_str().into(),
-            Step::FreeLink { .. } => interface.has_master = false,
+            Step::FreeLink { .. } => {
+                interface.has_master = false;
+                if interface.up {
+                    make_routes(interface, routes);
+                }
+            }
             Step::ClaimLink { gateway_id } => interface.owner = LinkOwner::Ours(*gateway_id),
             Step::SetMtu { bytes } => interface.mtu_bytes = *bytes,
             Step::SetPrivateKey { private_key } => {
@@ -94,9 +99,7 @@ impl ObservedState {
             Step::RemoveAddress { address } => remove_address(interface, routes, address),
             Step::SetUp => {
                 interface.up = true;
-                for network in interface.networks() {
-                    routes.entry(network).or_insert(Tag::Foreign);
-                }
+                make_routes(interface, routes);
             }
             _ => {}
         }
@@ -106,6 +109,13 @@ impl ObservedState {
         if let Some(peer) = self.peers.get_mut(key) {
             change(peer);
         }
+    }
+}
+
+/// A link that comes up gets a route to the network of each of its addresses.
+fn make_routes(interface: &ObservedInterface, routes: &mut BTreeMap<IpNet, Tag>) {
+    for network in interface.networks() {
+        routes.entry(network).or_insert(Tag::Foreign);
     }
 }
 

@@ -32,7 +32,10 @@ fn made_by_the_kernel(observed: &ObservedState, steps: &[Step]) -> BTreeSet<IpNe
             Step::AddAddress { address } | Step::ReplaceAddress { to: address, .. } => {
                 made.extend(network(address));
             }
-            Step::SetUp => made.extend(observed.interface.iter().flat_map(|link| link.networks())),
+            // A link that is freed comes up again, too.
+            Step::SetUp | Step::FreeLink { .. } => {
+                made.extend(observed.interface.iter().flat_map(|link| link.networks()));
+            }
             _ => {}
         }
     }
