@@ -1,8 +1,7 @@
 //! The kernel refuses a policy that is right by all our checks, in the middle of a change: it costs only those to
 //! whom it applies, and nothing that is taken away waits for it.
 
-use std::time::Duration;
-
+use crate::hindered::{QUIET, TRIED_IN_VAIN, bound};
 use crate::lab::{
     Agent, Backend, Client, Download, Ears, Fault, Flood, LAN_OTHER, LAN_SERVER, Lab, Ways,
     eventually, has_small_sets, peer_rows, policy_rows, refuse_large_profiles, way,
@@ -14,14 +13,6 @@ const LAN_THIRD: &str = "10.20.0.30";
 const DESTINATIONS: [&str; 3] = [LAN_SERVER, LAN_OTHER, LAN_THIRD];
 /// Peers without a client, whose policies change in the same transaction.
 const OTHERS: usize = 30;
-/// So many datagrams that do not come are the end: on a busy machine a userspace device may rest for a second.
-const QUIET: u64 = 500;
-/// Datagrams that must not come after the last one.
-const TRIED_IN_VAIN: u64 = 100;
-/// From when the agent sends the change to the last packet.
-const BOUND: Duration = Duration::from_secs(5);
-/// An emulated processor is twenty times slower.
-const BOUND_EMULATED: Duration = Duration::from_secs(20);
 /// Rounds of all packets while the policy is refused.
 const ROUNDS: usize = 5;
 
@@ -156,13 +147,6 @@ impl Scene {
         let log = self.lab.log();
         (log.matches(line).count(), self.lab.database.value(&count))
     }
-
-    const fn bound(&self) -> Duration {
-        match self.lab.backend {
-            Backend::Userspace => BOUND,
-            Backend::Kernel => BOUND_EMULATED,
-        }
-    }
 }
 
 #[test]
@@ -203,7 +187,7 @@ fn policy_that_the_kernel_refuses_costs_only_its_peers_and_holds_up_no_withdrawa
     assert_eq!(downloads.each_ref().map(|it| it.came().last), ends.map(Some));
     let ends = ends.map(|end| end.saturating_duration_since(sent));
     println!("last packets after {ends:?}");
-    assert!(ends.iter().all(|end| *end < scene.bound()), "{ends:?}");
+    assert!(ends.iter().all(|end| *end < bound(lab)), "{ends:?}");
     drop((downloads, live));
 
     eventually("it is quarantined", || scene.quarantined() == [("wide".to_owned(), 2)]);

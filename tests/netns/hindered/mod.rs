@@ -17,9 +17,9 @@ use crate::lab::{
 /// Peers whose clients never connect: enough that their removal would be held back.
 const OTHERS: usize = 14;
 /// Datagrams that must not come after the last one.
-const TRIED_IN_VAIN: u64 = 100;
+pub const TRIED_IN_VAIN: u64 = 100;
 /// So many that do not come are the end: on a busy machine a userspace device may rest for a second.
-const QUIET: u64 = 500;
+pub const QUIET: u64 = 500;
 /// From the commit, or from the time of a scheduled revocation, to the last packet. Without its
 /// notification a change would be found 10 s later.
 const BOUND: Duration = Duration::from_secs(5);
@@ -40,6 +40,14 @@ struct Scene {
     /// Is let in at the same moment, where anything may be granted.
     dave: Client,
     lab: Lab,
+}
+
+/// How long a withdrawal may take.
+pub const fn bound(lab: &Lab) -> Duration {
+    match lab.backend {
+        Backend::Userspace => BOUND,
+        Backend::Kernel => BOUND_EMULATED,
+    }
 }
 
 impl Scene {
@@ -92,13 +100,6 @@ impl Scene {
                 status["why"].as_str().unwrap_or_default().to_owned()
             }
             _ => String::new(),
-        }
-    }
-
-    const fn bound(&self) -> Duration {
-        match self.lab.backend {
-            Backend::Userspace => BOUND,
-            Backend::Kernel => BOUND_EMULATED,
         }
     }
 
@@ -194,7 +195,7 @@ impl Scene {
             .map(|(end, since)| end.saturating_duration_since(since));
         println!("{what}: last packets after {alice_took:?} and {bob_took:?}");
         let took = alice_took.max(bob_took);
-        assert!(took < self.bound(), "{what}: the last packet came after {took:?}");
+        assert!(took < bound(&self.lab), "{what}: the last packet came after {took:?}");
         eventually(&format!("{what} is still there"), || in_force(self, &lab.log()[before..]));
         if !grants {
             assert!(!lab.kernel_peers().contains(&self.dave.key), "{what}: a peer was added");
