@@ -3,7 +3,7 @@
 //! A device that the last version of Gatepost started has only a file in `/var/run/wireguard`, whose
 //! name other network namespaces may share. It is used if it was made in this one.
 
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use nix::sys::socket::{
     self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt::PeerCredentials,
 };
 use nix::unistd::{User, geteuid};
+use zeroize::Zeroizing;
 
 use super::error::UserspaceError;
 use crate::model::InterfaceName;
@@ -130,6 +131,35 @@ pub(crate) fn listens(path: &Path) -> bool {
     }
 }
 
+/// Asks one request, and waits for the whole answer.
+pub(super) fn converse(mut stream: UnixStream, request: &str) -> io::Result<Zeroizing<String>> {
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Zeroizing::new(Vec::with_capacity(64 * 1024));
+    let mut chunk = Zeroizing::new([0; 16 * 1024]);
+    loop {
+        match stream.read(&mut *chunk)? {
+            0 => break,
+            len => answer.extend_from_slice(&chunk[..len]),
+        }
+        if is_complete(&answer) {
+            break;
+        }
+    }
+    if !is_complete(&answer) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let text = std::str::from_utf8(&answer)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the answer is no text"))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// An answer ends with a line `errno=` and an empty one. Nothing read before that is believed.
+fn is_complete(answer: &[u8]) -> bool {
+    let tail = &answer[answer.len().saturating_sub(32)..];
+    let start = tail.windows(6).rposition(|window| window == b"errno=");
+    start.is_some_and(|start| tail[start..].ends_with(b"\n\n"))
+}
+
 /// Names do not tell who has them, so the kernel is asked, before a byte is written.
 fn trusted(
     name: &InterfaceName,
@@ -204,5 +234,14 @@ mod tests {
                     0: 00000002 00000000 00010000 0001 01 19\n";
         assert!(names_file(text, "/run/a.sock".as_ref()));
         assert!(!names_file(text, "/run/a".as_ref()));
+    }
+
+    #[test]
+    fn an_answer_is_complete_only_with_its_last_line() {
+        assert!(is_complete(b"errno=0\n\n"));
+        assert!(is_complete(b"listen_port=1\nerrno=98\n\n"));
+        assert!(!is_complete(b"listen_port=1\n\n"));
+        assert!(!is_complete(b"errno=0\n"));
+        assert!(!is_complete(b""));
     }
 }

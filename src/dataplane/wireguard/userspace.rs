@@ -1,11 +1,11 @@
 //! WireGuard in a process of its own, driven over its unix socket.
 //!
-//! Every peer has a request of its own, so that one bad peer costs only itself. Small scale: a host
-//! with thousands of peers wants the kernel's module.
+//! What takes away goes in requests of many peers: the device waits once in each for the packets from
+//! before. Where it refuses one, and for all that gives, every peer has a request of its own, so that one
+//! bad peer costs only itself. Small scale: a host with thousands of peers wants the kernel's module.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::unix::net::UnixStream;
 use std::time::{Instant, SystemTime};
 
 use nix::errno::Errno;
@@ -14,15 +14,26 @@ use zeroize::Zeroizing;
 use super::DeviceReading;
 use super::endpoints::Endpoints;
 use super::error::{MAX_MTU_BYTES, UserspaceError};
-use super::socket::{Connection, Generation, open};
+use super::socket::{Connection, Generation, converse, open};
 use super::uapi::{self, UapiError};
 use crate::model::{InterfaceName, Peer, PrivateKey};
 use crate::plan::Step;
+
+/// So many peers are taken away together. Packets wait while the device changes them.
+const TOGETHER: usize = 100;
 
 /// The userspace device of one name in this network namespace, whichever process that is.
 pub(crate) struct Userspace {
     name: InterfaceName,
     endpoints: Endpoints,
+}
+
+/// What a device said about all steps of one request.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    Done,
+    Unsettled,
+    Silent(io::ErrorKind),
 }
 
 impl Userspace {
@@ -79,24 +90,52 @@ impl Userspace {
         if bytes > MAX_MTU_BYTES { Err(UserspaceError::Mtu { bytes }) } else { Ok(()) }
     }
 
-    /// Applies peer steps one by one, and returns what became of each. A device that did not answer is
-    /// not asked again, or each step would wait as long.
+    /// Applies peer steps, and returns what became of each. A device that did not answer is not asked
+    /// again, or each step would wait as long.
     pub fn write_peers(&self, steps: &[Step]) -> Vec<Result<(), UserspaceError>> {
         let mut known = None;
-        let mut silent: Option<io::ErrorKind> = None;
-        let write = |step: &Step| {
-            let verdict = match silent {
-                Some(kind) => {
-                    Err(UserspaceError::Silent { name: self.name.clone(), source: kind.into() })
+        let mut silent = None;
+        let mut verdicts = Vec::with_capacity(steps.len());
+        let runs = steps.chunk_by(|a, b| takes(a) && takes(b));
+        for together in runs.flat_map(|run| run.chunks(TOGETHER)) {
+            let answer = silent.or_else(|| self.take_together(together, &mut known));
+            for step in together {
+                let verdict = match answer.or(silent) {
+                    Some(answer) => self.verdict(answer),
+                    None => self.write_peer(step, &mut known),
+                };
+                if let Err(UserspaceError::Silent { source, .. }) = &verdict {
+                    silent = Some(Answer::Silent(source.kind()));
                 }
-                None => self.write_peer(step, &mut known),
-            };
-            if let Err(UserspaceError::Silent { source, .. }) = &verdict {
-                silent = Some(source.kind());
+                verdicts.push(verdict);
             }
-            verdict
-        };
-        steps.iter().map(write).collect()
+        }
+        verdicts
+    }
+
+    /// Applies steps that only take away in one request. `None`: each must be asked for alone, because it
+    /// is the only one, because it is another step, or because the device cannot or refuses.
+    fn take_together(&self, steps: &[Step], known: &mut Option<DeviceReading>) -> Option<Answer> {
+        let [_, _, ..] = steps else { return None };
+        let lines = steps.iter().map(taking).collect::<Option<Vec<_>>>()?;
+        let lines = lines.iter().map(|it| it.as_str()).collect::<Vec<_>>().concat();
+        let connection = open(&self.name).ok().filter(|it| it.generation == Generation::Current)?;
+        steps.iter().for_each(|step| note_taken(step, known));
+        match self.set_through(connection, &lines) {
+            Ok(()) => Some(Answer::Done),
+            Err(UserspaceError::Unsettled { .. }) => Some(Answer::Unsettled),
+            Err(UserspaceError::Silent { source, .. }) => Some(Answer::Silent(source.kind())),
+            Err(_) => None,
+        }
+    }
+
+    fn verdict(&self, answer: Answer) -> Result<(), UserspaceError> {
+        let name = self.name.clone();
+        match answer {
+            Answer::Done => Ok(()),
+            Answer::Unsettled => Err(UserspaceError::Unsettled { name }),
+            Answer::Silent(kind) => Err(UserspaceError::Silent { name, source: kind.into() }),
+        }
     }
 
     fn write_peer(
@@ -105,9 +144,7 @@ impl Userspace {
         known: &mut Option<DeviceReading>,
     ) -> Result<(), UserspaceError> {
         if let Step::RemovePeer { key } = step {
-            if let Some(known) = known {
-                known.peers.remove(key);
-            }
+            note_taken(step, known);
             return self.set(&uapi::removal(key));
         }
         let connection = open(&self.name)?;
@@ -120,7 +157,10 @@ impl Userspace {
         // before a change are on their way.
         let lines = match step {
             Step::AddPeer { key, peer } => uapi::addition(key, peer, self.endpoints.of(key), true),
-            Step::NarrowPeer { key, allowed_ips } => uapi::narrowing(key, allowed_ips),
+            Step::NarrowPeer { key, allowed_ips } => {
+                note_taken(step, known);
+                uapi::narrowing(key, allowed_ips)
+            }
             Step::WidenPeer { key, allowed_ips } => uapi::widening(key, allowed_ips),
             Step::SetPresharedKey { key, preshared_key } => {
                 uapi::preshared_key(key, preshared_key.as_ref())
@@ -211,6 +251,35 @@ impl Userspace {
     }
 }
 
+const fn takes(step: &Step) -> bool {
+    matches!(step, Step::RemovePeer { .. } | Step::NarrowPeer { .. })
+}
+
+/// The request of a step that only takes away; `None`: it is another step.
+fn taking(step: &Step) -> Option<Zeroizing<String>> {
+    match step {
+        Step::RemovePeer { key } => Some(uapi::removal(key).into()),
+        Step::NarrowPeer { key, allowed_ips } => Some(uapi::narrowing(key, allowed_ips)),
+        _ => None,
+    }
+}
+
+/// Follows a step that only takes away.
+fn note_taken(step: &Step, known: &mut Option<DeviceReading>) {
+    let Some(known) = known else { return };
+    match step {
+        Step::RemovePeer { key } => {
+            known.peers.remove(key);
+        }
+        Step::NarrowPeer { key, allowed_ips } => {
+            if let Some(peer) = known.peers.get_mut(key) {
+                peer.allowed_ips = allowed_ips.clone();
+            }
+        }
+        _ => {}
+    }
+}
+
 /// A device of the last version closes its sockets before it tries the new ones, and shares a port with
 /// any other that allows it: so the port is tried here first.
 fn try_port(port: u16) -> Result<(), UserspaceError> {
@@ -227,44 +296,93 @@ fn try_port(port: u16) -> Result<(), UserspaceError> {
     Ok(())
 }
 
-fn converse(mut stream: UnixStream, request: &str) -> io::Result<Zeroizing<String>> {
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Zeroizing::new(Vec::with_capacity(64 * 1024));
-    let mut chunk = Zeroizing::new([0; 16 * 1024]);
-    loop {
-        match stream.read(&mut *chunk)? {
-            0 => break,
-            len => answer.extend_from_slice(&chunk[..len]),
-        }
-        if is_complete(&answer) {
-            break;
-        }
-    }
-    if !is_complete(&answer) {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let text = std::str::from_utf8(&answer)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the answer is no text"))?;
-    Ok(Zeroizing::new(text.to_owned()))
-}
-
-/// An answer ends with a line `errno=` and an empty one. Nothing read before that is believed.
-fn is_complete(answer: &[u8]) -> bool {
-    let tail = &answer[answer.len().saturating_sub(32)..];
-    let start = tail.windows(6).rposition(|window| window == b"errno=");
-    start.is_some_and(|start| tail[start..].ends_with(b"\n\n"))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    use std::thread::JoinHandle;
+
     use super::*;
+    use crate::model::PublicKey;
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::from_bytes([number; 32]).unwrap()
+    }
+
+    /// A device that answers so many requests, and then tells what they were.
+    fn device(
+        name: &str,
+        requests: usize,
+        answer: impl Fn(&str) -> &'static str + Send + 'static,
+    ) -> (Userspace, JoinHandle<Vec<String>>) {
+        let name = format!("{name}{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(format!("gatepost/{name}")).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let serve = move |_| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut request, mut chunk) = (Vec::new(), [0; 4096]);
+            while !request.ends_with(b"\n\n") {
+                let len = stream.read(&mut chunk).unwrap();
+                request.extend_from_slice(&chunk[..len]);
+            }
+            let request = String::from_utf8(request).unwrap();
+            stream.write_all(answer(&request).as_bytes()).unwrap();
+            request
+        };
+        let served = std::thread::spawn(move || (0..requests).map(serve).collect());
+        (Userspace::new(name.parse().unwrap()), served)
+    }
+
+    fn withdrawals() -> [Step; 3] {
+        let allowed_ips = ["10.0.0.2/32".parse().unwrap()].into_iter().collect();
+        [
+            Step::RemovePeer { key: key(1) },
+            Step::NarrowPeer { key: key(2), allowed_ips },
+            Step::RemovePeer { key: key(3) },
+        ]
+    }
 
     #[test]
-    fn an_answer_is_complete_only_with_its_last_line() {
-        assert!(is_complete(b"errno=0\n\n"));
-        assert!(is_complete(b"listen_port=1\nerrno=98\n\n"));
-        assert!(!is_complete(b"listen_port=1\n\n"));
-        assert!(!is_complete(b"errno=0\n"));
-        assert!(!is_complete(b""));
+    fn all_that_takes_away_is_one_request() {
+        let (userspace, served) = device("one", 1, |_| "errno=0\n\n");
+        assert!(userspace.write_peers(&withdrawals()).iter().all(Result::is_ok));
+        let lines: Vec<_> = withdrawals().iter().filter_map(taking).collect();
+        let [one, two, three] = &lines[..] else { panic!("{}", lines.len()) };
+        let request = ["set=1\n", one, two, three, "\n"].concat();
+        assert_eq!(served.join().unwrap(), [request]);
+    }
+
+    #[test]
+    fn a_peer_that_is_refused_costs_only_itself() {
+        let bad = "02".repeat(32);
+        let answer = move |request: &str| match request.contains(&bad) {
+            true => "errno=-22\n\n",
+            false => "errno=0\n\n",
+        };
+        let (userspace, served) = device("bad", 4, answer);
+        let verdicts = userspace.write_peers(&withdrawals());
+        let refused: Vec<_> = verdicts.iter().map(Result::is_err).collect();
+        assert_eq!(refused, [false, true, false]);
+        served.join().unwrap();
+    }
+
+    #[test]
+    fn a_device_that_is_silent_or_waits_for_packets_is_asked_once() {
+        let (userspace, served) = device("mute", 1, |_| "");
+        let verdicts = userspace.write_peers(&withdrawals());
+        let hung_up = |it: &Result<(), _>| match it {
+            Err(UserspaceError::Silent { source, .. }) => {
+                source.kind() == io::ErrorKind::UnexpectedEof
+            }
+            _ => false,
+        };
+        assert!(verdicts.len() == 3 && verdicts.iter().all(hung_up), "{verdicts:?}");
+        served.join().unwrap();
+        let (userspace, served) = device("wait", 1, |_| "errno=-110\n\n");
+        let verdicts = userspace.write_peers(&withdrawals());
+        let waits = |it: &Result<(), _>| matches!(it, Err(UserspaceError::Unsettled { .. }));
+        assert!(verdicts.len() == 3 && verdicts.iter().all(waits), "{verdicts:?}");
+        served.join().unwrap();
     }
 }
