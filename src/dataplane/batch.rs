@@ -63,6 +63,7 @@ pub(super) const fn part(step: &Step) -> Part {
         | Step::AddAddress { .. }
         | Step::ReplaceAddress { .. }
         | Step::RemoveAddress { .. }
+        | Step::OpenSessions
         | Step::SetUp => Part::Interface,
         Step::RemovePeer { .. }
         | Step::NarrowPeer { .. }

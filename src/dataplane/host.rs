@@ -13,6 +13,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::batch::{head_of, refuse_unasked, run_len};
 use super::conntrack::Flows;
+use super::ended::EndedSessions;
 use super::link::{self, KIND_TUN, KIND_WIREGUARD, Link};
 use super::netlink::Channel;
 use super::nft::ProfileCounters;
@@ -80,6 +81,7 @@ pub struct Host<F> {
     added: BTreeSet<IpNet>,
     /// Sessions may have been lost by the steps so far: their peers are to be called.
     calls_due: bool,
+    ended: EndedSessions,
 }
 
 impl<F: Firewall> Host<F> {
@@ -88,9 +90,10 @@ impl<F: Firewall> Host<F> {
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn open(settings: HostSettings, firewall: F) -> Result<Self, DataplaneError> {
-        let open = DataplaneError::during("opening a netlink socket");
-        let rtnetlink = Channel::open(NETLINK_ROUTE).map_err(open)?;
-        let kernel = Kernel::open().map_err(DataplaneError::during("opening a netlink socket"))?;
+        let open = || DataplaneError::during("opening a netlink socket");
+        let rtnetlink = Channel::open(NETLINK_ROUTE).map_err(open())?;
+        let kernel = Kernel::open().map_err(open())?;
+        let ended = EndedSessions::listen().map_err(open())?;
         Ok(Self {
             userspace: Userspace::new(settings.interface.clone()),
             settings,
@@ -102,6 +105,7 @@ impl<F: Firewall> Host<F> {
             link_index: None,
             added: BTreeSet::new(),
             calls_due: false,
+            ended,
         })
     }
 
@@ -204,6 +208,7 @@ impl<F: Firewall> Host<F> {
             owner: link.gateway_id().map_or(LinkOwner::Unmarked, LinkOwner::Ours),
             up: link.up,
             has_master: link.has_master,
+            sessions_ended: link.kind == KIND_WIREGUARD && self.ended.of(link.index) && link.up,
             public_key: device.public_key,
             listen_port: device.listen_port,
             fwmark: device.fwmark,

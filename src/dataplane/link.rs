@@ -12,7 +12,7 @@ use rtnetlink::{LinkUnspec, LinkWireguard};
 use uuid::Uuid;
 
 use super::address;
-use super::netlink::{Channel, Message, NetlinkError, Request};
+use super::netlink::{Attributes, Channel, Message, NetlinkError, Request};
 use crate::model::{GatewayId, InterfaceName};
 
 /// The link type of kernel WireGuard.
@@ -22,7 +22,8 @@ pub(super) const KIND_TUN: &str = "tun";
 
 const ALIAS_PREFIX: &str = "gatepost:";
 
-// include/uapi/linux/if_link.h, if.h
+// include/uapi/linux/rtnetlink.h, if_link.h, if.h
+const NEW_LINK: u16 = 16;
 const LINK_NAME: u16 = 3;
 const LINK_MTU: u16 = 4;
 const LINK_MASTER: u16 = 10;
@@ -48,15 +49,13 @@ pub(super) struct Link {
 impl Link {
     /// Reads what we need of a link and nothing else, as other links may carry anything.
     pub fn read(message: &Message<'_>) -> Result<Self, NetlinkError> {
-        // struct ifinfomsg: family, type, index, flags, mask of changes
-        let (header, attributes) = message.split::<16>("RTM_NEWLINK")?;
-        let [_, _, _, _, i, j, k, l, f, g, h, e, ..] = *header;
+        let (index, up, attributes) = head(message)?;
         let mut link = Self {
-            index: u32::from_ne_bytes([i, j, k, l]),
+            index,
             name: attributes.require(LINK_NAME)?.text_lossy().into(),
             kind: "physical".to_owned(),
             alias: None,
-            up: u32::from_ne_bytes([f, g, h, e]) & FLAG_UP != 0,
+            up,
             has_master: false,
             mtu_bytes: attributes.require(LINK_MTU)?.u32()?,
         };
@@ -81,6 +80,24 @@ impl Link {
         let id = self.alias.as_deref()?.strip_prefix(ALIAS_PREFIX)?;
         Uuid::try_parse(id).ok().map(GatewayId)
     }
+}
+
+/// The number of a link, whether it is up, and the rest.
+fn head<'a>(message: &Message<'a>) -> Result<(u32, bool, Attributes<'a>), NetlinkError> {
+    // struct ifinfomsg: family, type, index, flags, mask of changes
+    let (header, attributes) = message.split::<16>("RTM_NEWLINK")?;
+    let [_, _, _, _, i, j, k, l, f, g, h, e, ..] = *header;
+    let up = u32::from_ne_bytes([f, g, h, e]) & FLAG_UP != 0;
+    Ok((u32::from_ne_bytes([i, j, k, l]), up, attributes))
+}
+
+/// The number of the link that the kernel announces to be down; `None`: the announcement is another.
+pub(super) fn that_is_down(message: &Message<'_>) -> Result<Option<u32>, NetlinkError> {
+    if message.kind != NEW_LINK {
+        return Ok(None);
+    }
+    let (index, up, _) = head(message)?;
+    Ok((!up).then_some(index))
 }
 
 /// Finds a link by its name.
@@ -253,6 +270,19 @@ mod tests {
         let (name, kind) = ("gatepost0".into(), KIND_WIREGUARD.into());
         Link { index: 1, name, kind, alias, up: true, has_master: false, mtu_bytes: 1420 }
             .gateway_id()
+    }
+
+    #[test]
+    fn only_a_link_that_is_announced_to_be_down_is_down() {
+        let announced = |kind, index: u8, flags: u8| {
+            let payload = [0, 0, 0, 0, index, 0, 0, 0, flags, 0, 0, 0, 0, 0, 0, 0];
+            let message = Message { kind, flags: 0, sequence: 0, port: 0, payload: &payload };
+            that_is_down(&message).unwrap()
+        };
+        assert_eq!(announced(NEW_LINK, 7, 0x90), Some(7));
+        assert_eq!(announced(NEW_LINK, 7, 0x91), None);
+        let gone = NEW_LINK + 1;
+        assert_eq!(announced(gone, 7, 0x90), None);
     }
 
     #[test]

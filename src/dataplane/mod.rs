@@ -15,6 +15,7 @@ mod conntrack;
 mod decoders;
 mod deny_log;
 mod device;
+mod ended;
 mod error;
 mod firewall;
 mod handle;

@@ -202,6 +202,8 @@ pub struct ObservedInterface {
     pub up: bool,
     /// It was put into a VRF, whose name its packets come under then.
     pub has_master: bool,
+    /// It was down for a moment, which ended its sessions, and none was begun since.
+    pub sessions_ended: bool,
     /// `None`: no private key is set.
     pub public_key: Option<PublicKey>,
     pub listen_port: u16,

@@ -63,6 +63,7 @@ impl ObservedState {
                 owner: LinkOwner::Ours(*gateway_id),
                 up: false,
                 has_master: false,
+                sessions_ended: false,
                 public_key: None,
                 listen_port: 0,
                 fwmark: 0,
@@ -84,6 +85,7 @@ impl ObservedState {
                     make_routes(interface, routes);
                 }
             }
+            Step::OpenSessions => interface.sessions_ended = false,
             Step::ClaimLink { gateway_id } => interface.owner = LinkOwner::Ours(*gateway_id),
             Step::SetMtu { bytes } => interface.mtu_bytes = *bytes,
             Step::SetPrivateKey { private_key } => {

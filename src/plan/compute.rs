@@ -120,6 +120,7 @@ pub fn plan_around(
     // Before the peers of the same phase.
     steps.splice(0..0, gate::removal(desired, observed).into_iter().chain(changes).chain(cut));
     route::steps(&held.routes(desired), observed, &mut steps);
+    steps.extend(link::opening(observed));
     steps.extend(gate::addition(desired, observed));
     Ok(Plan::new(steps))
 }

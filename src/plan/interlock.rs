@@ -58,6 +58,7 @@ impl Interlock {
             | Step::RemoveRules { .. }
             | Step::FreeLink { .. }
             | Step::CutFlows { .. }
+            | Step::OpenSessions
             | Step::TakeDown { .. } => true,
             Step::RemovePeer { .. } | Step::NarrowPeer { .. } => {
                 !self.no_link && self.may_withdraw(step, observed)

@@ -94,6 +94,12 @@ pub(super) fn steps(
     Ok(())
 }
 
+/// Clients would notice only 15 s later that the link has lost their sessions.
+pub(super) fn opening(observed: &ObservedState) -> Option<Step> {
+    let link = observed.interface.as_ref()?;
+    link.sessions_ended.then_some(Step::OpenSessions)
+}
+
 /// Addresses that are missing come before those that are left over go, but for those of which the
 /// kernel holds only one.
 fn address_steps(desired: &DesiredInterface, observed: &ObservedInterface, steps: &mut Vec<Step>) {

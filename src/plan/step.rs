@@ -29,7 +29,7 @@ pub enum Phase {
     /// A prefix inside another peer's was closed while it passed between peers. Now that the right
     /// peer has it, it reaches what it should.
     Open,
-    /// Routes lead to peers that are there.
+    /// Routes lead to peers that are there, and sessions that the link lost begin anew.
     Routes,
     /// What an earlier run left behind; only after a complete snapshot.
     Sweep,
@@ -124,6 +124,8 @@ pub enum Step {
     AddRoute {
         prefix: IpNet,
     },
+    /// Begin the sessions of peers that had one until the link was down for a moment.
+    OpenSessions,
     /// Close the gate to packets that our table does not mark.
     AddRules {
         rules: BTreeSet<RoutingRule>,
@@ -162,7 +164,7 @@ impl Step {
             | Self::WidenPeer { .. }
             | Self::SetPresharedKey { .. }
             | Self::SetKeepalive { .. } => Phase::Peers,
-            Self::AddRoute { .. } | Self::AddRules { .. } => Phase::Routes,
+            Self::AddRoute { .. } | Self::AddRules { .. } | Self::OpenSessions => Phase::Routes,
             Self::RemoveRoute { .. } | Self::RemoveAddress { .. } => Phase::Sweep,
         }
     }
@@ -205,6 +207,7 @@ impl fmt::Display for Step {
             Self::SetKeepalive { key, keepalive_secs } => {
                 write!(f, "peer keepalive {key} {keepalive_secs}")
             }
+            Self::OpenSessions => f.write_str("sessions open"),
             Self::AddRoute { prefix } => write!(f, "route add {prefix}"),
             Self::RemoveRoute { prefix } => write!(f, "route remove {prefix}"),
             Self::RemoveAddress { address } => write!(f, "address remove {address}"),

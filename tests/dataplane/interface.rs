@@ -216,11 +216,13 @@ fn renamed(backend: Backend) {
         let state = gateway.host.observe().unwrap().state;
         let before = std::mem::replace(&mut gateway.observed, state).interface.unwrap();
         let found = gateway.observed.interface.as_ref().unwrap();
-        // A link that goes down loses its IPv6 addresses.
-        let addresses = found.addresses.clone();
-        assert_eq!(*found, ObservedInterface { name: "theirs".into(), addresses, ..before });
+        // A link that goes down loses its IPv6 addresses, and its sessions.
+        let (addresses, sessions_ended) = (found.addresses.clone(), found.sessions_ended);
+        let name = "theirs".into();
+        assert_eq!(*found, ObservedInterface { name, addresses, sessions_ended, ..before });
         let to = gateway.name.clone();
-        gateway.apply_all(vec![Step::RenameLink { from: "theirs".into(), to }, add(2, &[])]);
+        let rename = Step::RenameLink { from: "theirs".into(), to };
+        gateway.apply_all(vec![rename, Step::OpenSessions, add(2, &[])]);
         assert_eq!(gateway.observed.peers.len(), 2);
     });
 }

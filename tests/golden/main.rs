@@ -115,6 +115,8 @@ struct Interface {
     up: bool,
     #[serde(default)]
     has_master: bool,
+    #[serde(default)]
+    sessions_ended: bool,
     #[serde(default = "port")]
     listen_port: u16,
     #[serde(default)]
@@ -261,6 +263,7 @@ impl Observed {
             },
             up: interface.up,
             has_master: interface.has_master,
+            sessions_ended: interface.sessions_ended,
             public_key: interface.key.as_ref().map(KeyNumber::key),
             listen_port: interface.listen_port,
             fwmark: 0,

@@ -67,6 +67,7 @@ fn steps() -> Vec<Step> {
         Step::SetPresharedKey { key, preshared_key: None },
         Step::SetKeepalive { key, keepalive_secs: 25 },
         Step::AddRoute { prefix: prefix("10.20.0.0/24") },
+        Step::OpenSessions,
         Step::AddRules { rules: rules.clone() },
         Step::RemoveRules { rules },
         Step::RemoveRoute { prefix: prefix("10.20.0.0/24") },
@@ -98,6 +99,7 @@ const fn is_listed(step: &Step) {
         | Step::SetPresharedKey { .. }
         | Step::SetKeepalive { .. }
         | Step::AddRoute { .. }
+        | Step::OpenSessions
         | Step::AddRules { .. }
         | Step::RemoveRules { .. }
         | Step::RemoveRoute { .. }

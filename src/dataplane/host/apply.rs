@@ -123,10 +123,17 @@ impl<F: Firewall> Host<F> {
     /// steps: no withdrawal waits for it, and no peer that is withdrawn is called. A peer that cannot be
     /// called begins the next session itself.
     pub(super) fn call_peers(&mut self, observed: &ObservedState) {
-        if !std::mem::take(&mut self.calls_due) {
+        let is_due = std::mem::take(&mut self.calls_due);
+        // By another program, or by these steps, which free or rename a link.
+        let ended = self.link_index.is_some_and(|index| self.ended.of(index));
+        if !is_due && !ended {
             return;
         }
-        let Ok((link, _)) = self.target() else { return };
+        let Ok((link, BackendInUse::Kernel)) = self.target() else { return };
+        if !link.up {
+            return;
+        }
+        self.ended.forget();
         if let Err(error) = self.kernel.call_peers(link.index, &observed.peers) {
             debug!(%error, "lost sessions are left to their clients: {error}");
         }
@@ -280,6 +287,8 @@ impl<F: Firewall> Host<F> {
                 self.calls_due |= backend == BackendInUse::Kernel;
                 Ok(())
             }
+            // As after any steps, `call_peers` does it.
+            (Step::OpenSessions, _) => Ok(()),
             (Step::AddAddress { address }, _) => {
                 in_kernel(address::add(rtnetlink, index, *address))?;
                 self.added.insert(*address);
