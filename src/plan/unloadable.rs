@@ -61,7 +61,7 @@ pub fn load_in_parts<E>(
     let refusal = if is_kept(&refusal) {
         refusal
     } else {
-        match halve(change, table, refusal, &blame, &is_kept, &mut load) {
+        match halve(change, table, refusal, &blame, is_kept, &mut load) {
             Ok(parted) => return parted,
             Err(refusal) => refusal,
         }
