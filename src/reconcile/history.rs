@@ -5,7 +5,11 @@
 //! are kept that brought it about. Once the database has another epoch, it is asked for them. If one
 //! is missing, its commit was lost, and the peer stays out for a while, so that an operator can act.
 //! The last good rows may lack withdrawals, too: while they are followed, those peers stay out.
+//!
+//! A withdrawal counts from the first plan that has it, also if the kernel only closes the peer, and not
+//! while the guard holds it back: a restore that undoes a mistake cuts nobody off.
 
+mod marks;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::marks::Marks;
 use super::name::name_of;
 use crate::model::{Departed, DeviceId, Mark, MarkId, PublicKey, UserId};
 
@@ -69,7 +74,8 @@ pub(super) struct History {
     kept: Withdrawals,
     /// Whether `kept` differs from what the disk holds.
     changed: bool,
-    /// Withdrawals that the kernel has not acknowledged.
+    /// Withdrawals that no plan had yet, or that the guard holds back; while the question is open, also those
+    /// of peers whose former ones are asked for.
     pending: BTreeMap<PublicKey, Withdrawal>,
     /// The marks of the last read, and its time.
     marks: (Vec<Mark>, SystemTime),
@@ -163,20 +169,35 @@ impl History {
         self.marks = (marks, read_at);
     }
 
-    /// Everything is read, from a database of this epoch. Says whether it was another before.
-    pub fn follow(&mut self, epoch: String) -> bool {
-        // Before an answer came, withdrawals of the epoch in question were carried out, too: also the
-        // epoch before it may not know them.
+    /// Before an answer came, withdrawals of the epoch in question were carried out, too: also the epoch
+    /// before it may not know them.
+    fn last_epoch(&self) -> Option<&String> {
         let asked = self.question.as_ref().map(|question| &question.epoch);
-        let last = asked.or(self.kept.epoch.as_ref());
-        let is_new = last.is_some_and(|last| *last != epoch);
+        asked.or(self.kept.epoch.as_ref())
+    }
+
+    /// Whether the database had another epoch before.
+    pub fn is_other(&self, epoch: &str) -> bool {
+        self.last_epoch().is_some_and(|last| last != epoch)
+    }
+
+    /// Everything is read, from a database of this epoch. Says whether it was another before. `stay`: the
+    /// peers whose withdrawal is held back, which no other epoch has to know.
+    pub fn follow(&mut self, epoch: String, stay: impl Fn(&PublicKey, DeviceId) -> bool) -> bool {
+        let (is_first, is_new) = (self.last_epoch().is_none(), self.is_other(&epoch));
         if is_new {
-            // What was read is asked for, too, although the kernel is not known to have carried it out.
-            self.kept.peers.append(&mut self.pending);
+            // What was read is asked for, too, although no plan had it yet.
+            for (key, mut it) in self.pending.extract_if(.., |key, it| !stay(key, it.device_id)) {
+                // Any of its marks may be lost.
+                let asked_for = self.kept.peers.remove(&key);
+                it.marks.extend(asked_for.into_iter().flat_map(|asked_for| asked_for.marks));
+                self.kept.peers.insert(key, it);
+                self.changed = true;
+            }
         }
         if is_new && !self.kept.peers.is_empty() {
             self.question = Some(Question { epoch, state: Asking::WaitsForRows });
-        } else if is_new || last.is_none() {
+        } else if is_new || is_first {
             (self.question, self.changed) = (None, true);
             self.kept.epoch = Some(epoch);
         }
@@ -301,44 +322,17 @@ impl History {
         self.departed(unknown.into_iter());
     }
 
-    /// The rows that were read bar these peers. For one that is out already, what that read found is what
-    /// keeps it out from now on.
-    pub fn stay_out(&mut self, are_barred: impl Fn(&PublicKey) -> bool) {
-        let (marks, read_at) = &self.marks;
-        if marks.is_empty() {
-            return;
-        }
-        let out = || self.kept.peers.values().chain(self.pending.values());
-        let about = Marks::about(out().map(|it| (it.device_id, it.user_id)), marks);
-        for (key, it) in self.kept.peers.iter_mut().chain(&mut self.pending) {
-            let marks = about.those_of(it.device_id, it.user_id);
-            if !marks.is_empty() && are_barred(key) {
-                *it = Withdrawal { marks, read_at: *read_at, ..it.clone() };
-                self.changed = true;
+    /// A plan withdraws these peers: it is about to be applied. What the database is asked for waits for the
+    /// answer.
+    pub fn withdrawing<'a>(&mut self, keys: impl Iterator<Item = &'a PublicKey>) {
+        let Self { kept: Withdrawals { peers, .. }, pending, question, changed, .. } = self;
+        for key in keys {
+            let is_asked_for = question.is_some() && peers.contains_key(key);
+            if !is_asked_for && let Some(it) = pending.remove(key) {
+                *changed |= peers.get(key) != Some(&it);
+                peers.insert(*key, it);
             }
         }
-    }
-
-    /// The kernel has these peers now; the rows admit those. What the agent let in again leaves the list,
-    /// and what the rows admit again, unless they may lack withdrawals.
-    pub fn applied(
-        &mut self,
-        has: impl Fn(&PublicKey) -> bool,
-        admit: impl Fn(&PublicKey, DeviceId) -> bool,
-        database_now: SystemTime,
-    ) {
-        self.pending.retain(|key, it| !admit(key, it.device_id));
-        let carried_out: Vec<_> = self.pending.extract_if(.., |key, _| !has(key)).collect();
-        let in_question = self.are_in_question();
-        let peers = &mut self.kept.peers;
-        let before = peers.len();
-        let may_be_asked_for =
-            |it: &Withdrawal| it.read_at + KEPT_FOR > database_now || it.read_at > self.last_good;
-        let is_over =
-            |key: &PublicKey, it: &Withdrawal| has(key) || !in_question && admit(key, it.device_id);
-        peers.retain(|key, it| may_be_asked_for(it) && !is_over(key, it));
-        self.changed |= before != peers.len() || !carried_out.is_empty();
-        peers.extend(carried_out);
         if peers.len() > AT_MOST {
             let mut by_age: Vec<_> = peers.iter().map(|(key, it)| (it.read_at, *key)).collect();
             by_age.sort_unstable();
@@ -346,48 +340,50 @@ impl History {
             by_age.iter().take(too_many).for_each(|(_, key)| drop(peers.remove(key)));
         }
     }
-}
 
-/// Marks by whom they concern, the latest few of each.
-struct Marks {
-    listed: BTreeMap<Uuid, BTreeSet<MarkId>>,
-    of_everybody: BTreeSet<MarkId>,
-}
-
-impl Marks {
-    /// The marks that concern these devices and users. One pass, however many there are of both.
-    fn about(who: impl Iterator<Item = (DeviceId, UserId)>, marks: &[Mark]) -> Self {
-        let ids = who.flat_map(|(device, user)| [device.0, user.0]);
-        let mut about = Self {
-            listed: ids.map(|id| (id, BTreeSet::new())).collect(),
-            of_everybody: BTreeSet::new(),
-        };
-        for mark in marks {
-            let Some(ids) = mark.listed() else {
-                keep(&mut about.of_everybody, mark.of(None));
-                continue;
-            };
-            for id in ids {
-                if let Some(kept) = about.listed.get_mut(id) {
-                    keep(kept, mark.of(Some(*id)));
-                }
-            }
+    /// The rows that were read bar these peers. For one that is out already, what that read found is what
+    /// keeps it out from now on; but from the answer on, if the database is asked for it: the marks of
+    /// another epoch say nothing about a commit that is lost.
+    pub fn stay_out(&mut self, are_barred: impl Fn(&PublicKey) -> bool) {
+        let (marks, read_at) = &self.marks;
+        if marks.is_empty() {
+            return;
         }
-        about
+        let out = || self.kept.peers.values().chain(self.pending.values());
+        let about = Marks::about(out().map(|it| (it.device_id, it.user_id)), marks);
+        let found = |(key, it): (&PublicKey, &Withdrawal)| {
+            let marks = about.those_of(it.device_id, it.user_id);
+            let is_out = !marks.is_empty() && are_barred(key);
+            is_out.then(|| (*key, Withdrawal { marks, read_at: *read_at, ..it.clone() }))
+        };
+        let pending: Vec<_> = self.pending.iter().filter_map(found).collect();
+        let kept: Vec<_> = self.kept.peers.iter().filter_map(found).collect();
+        self.pending.extend(pending);
+        if self.question.is_some() {
+            self.pending.extend(kept);
+        } else {
+            self.changed |= !kept.is_empty();
+            self.kept.peers.extend(kept);
+        }
     }
 
-    fn those_of(&self, device: DeviceId, user: UserId) -> Vec<MarkId> {
-        let listed = |id| self.listed.get(&id).into_iter().flatten();
-        let own = listed(device.0).chain(listed(user.0));
-        own.chain(&self.of_everybody).cloned().collect()
-    }
-}
-
-/// Keeps a mark, and no more than a few of the latest.
-fn keep(kept: &mut BTreeSet<MarkId>, mark: MarkId) {
-    const LATEST: usize = 8;
-    kept.insert(mark);
-    if kept.len() > LATEST {
-        kept.pop_first();
+    /// The kernel has these peers now; the rows admit those. What the rows admit again leaves the list,
+    /// unless they may lack withdrawals.
+    pub fn applied(
+        &mut self,
+        has: impl Fn(&PublicKey) -> bool,
+        admit: impl Fn(&PublicKey, DeviceId) -> bool,
+        database_now: SystemTime,
+    ) {
+        self.pending.retain(|key, it| !admit(key, it.device_id));
+        let in_question = self.are_in_question();
+        let may_be_asked_for =
+            |it: &Withdrawal| it.read_at + KEPT_FOR > database_now || it.read_at > self.last_good;
+        let is_over = |key: &PublicKey, it: &Withdrawal| !in_question && admit(key, it.device_id);
+        let before = self.kept.peers.len();
+        self.kept.peers.retain(|key, it| may_be_asked_for(it) && !is_over(key, it));
+        self.changed |= before != self.kept.peers.len();
+        let out: Vec<_> = self.pending.keys().filter(|key| !has(key)).copied().collect();
+        self.withdrawing(out.iter());
     }
 }

@@ -86,6 +86,12 @@ impl Hold {
         Guard { limit, held, confirmed: &self.confirmed, whose: Whose::Ours }
     }
 
+    /// As [`Self::guard`], for a question that changes nothing.
+    pub fn guard_as_is(&self) -> Guard<'_> {
+        let (held, confirmed) = (self.waiting().clone(), &self.confirmed);
+        Guard { limit: self.limit, held, confirmed, whose: Whose::Ours }
+    }
+
     /// An operator confirms the removals that are held back by rows read at such a time of the
     /// database, and no others.
     pub fn confirm(&mut self, covers: impl Fn(SystemTime) -> bool) {

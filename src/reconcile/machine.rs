@@ -128,7 +128,10 @@ impl Machine {
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),
             Event::Read(answer) => self.rows_read(answer, now),
             Event::Epoch { epoch, why, marks, read_at } => {
-                let change = self.rows.epoch_read(epoch, why, marks, read_at);
+                let observed = self.mirror.observed();
+                let held = |rows: &Rows| rows.held(observed.as_deref(), self.hold.guard_as_is());
+                let change = self.rows.epoch_read(epoch, why, (marks, read_at), held);
+                drop(observed);
                 self.changed(change, now);
             }
             Event::MarksAnswered(answer) => self.marks_answered(answer, now),

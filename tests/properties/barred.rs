@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use gatepost::model::{Bars, PeerId, Whom};
-use gatepost::reconcile::{Event, LastGood, Note, Provenance};
+use gatepost::reconcile::{Action, Event, LastGood, Note, Provenance};
 
 use super::blocks::block;
-use super::history::{Past, key, stale_past};
 use super::machine::Happening;
+use super::past::{Past, key, stale_past};
 use super::rows::id;
 use super::world::{Trouble, away};
 
@@ -20,6 +20,10 @@ fn lose_and_see_it_stay_out(mut past: Past) {
     past.world.pass_time(SECOND);
     assert!(!past.in_kernel(1));
     assert_eq!(past.lose(1), [1].into());
+    see_it_stay_out(past);
+}
+
+fn see_it_stay_out(mut past: Past) {
     past.world.pass_time(20 * SECOND);
     block(&mut past.world, []);
     past.gateway_is(true);
@@ -152,8 +156,57 @@ fn revocation_that_the_database_lost_while_the_gateway_is_not_active_holds_when_
     let mut past = Past::new();
     past.commit(1, Bars::DEVICE_STATUS);
     past.world.pass_time(SECOND);
-    past.world.tables.gateway_active = false;
+    assert_eq!(past.lose(1), [1].into());
+    past.gateway_is(false);
+    see_it_stay_out(past);
+}
+
+#[test]
+fn revocation_that_came_while_the_gateway_was_not_active_and_was_lost_holds_when_it_is() {
+    let mut past = Past::new();
+    past.gateway_is(false);
+    past.world.pass_time(SECOND);
+    past.commit(1, Bars::DEVICE_STATUS);
     lose_and_see_it_stay_out(past);
+}
+
+#[test]
+fn lost_revocation_holds_although_the_gateway_is_deactivated_before_the_database_answers() {
+    let mut past = Past::new();
+    past.commit(1, Bars::DEVICE_STATUS);
+    past.world.pass_time(SECOND);
+    assert_eq!(past.lose(1), [1].into());
+    past.world.tell(Event::Resync);
+    while !matches!(past.world.queue.front(), Some(Action::AskMarks(_))) {
+        let action = past.world.queue.pop_front().unwrap();
+        past.world.carry_out(action);
+    }
+    past.world.queue.pop_front();
+    past.world.tell(Event::MarksAnswered(Err(away())));
+    past.gateway_is(false);
+    past.world.settle();
+    see_it_stay_out(past);
+}
+
+#[test]
+fn revocation_of_a_peer_that_the_kernel_only_closes_is_remembered() {
+    for is_killed in [false, true] {
+        let mut past = Past::new();
+        past.world.troubles.insert(Trouble::Flows);
+        past.commit(1, Bars::DEVICE_STATUS);
+        past.world.pass_time(SECOND);
+        assert!(past.in_kernel(1) && !past.passes(1) && past.passes(2));
+        if is_killed {
+            past.world.database_up = false;
+            past.world.happen(Happening::Kill);
+        }
+        past.lose(1);
+        past.world.database_up = true;
+        past.world.pass_time(2 * MINUTE);
+        assert!(past.in_kernel(1) && !past.passes(1) && past.passes(2), "it stays closed");
+        past.world.troubles.clear();
+        see_it_stay_out(past);
+    }
 }
 
 #[test]

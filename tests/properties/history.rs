@@ -3,154 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::{Bars, DesiredState, Mark, PeerId, PublicKey, Standing, Whom};
-use gatepost::plan::ModelKernel;
+use gatepost::model::{Bars, PeerId, Whom};
 use gatepost::reconcile::status::PeerState;
-use gatepost::reconcile::{
-    Action, Event, LastGood, MachineOptions, Note, Provenance, StaleOptions, StalePolicy,
-    Withdrawal,
-};
+use gatepost::reconcile::{Action, Event, LastGood, Note, Provenance};
 use gatepost::store::AuditEvent;
 use proptest::prelude::*;
 
 use super::blocks::block;
 use super::machine::Happening;
-use super::rows::{Tables, id};
-use super::world::{Trouble, World, options, quiet_tables, quiet_world};
+use super::past::{PEERS, Past, key, stale_past};
+use super::rows::id;
+use super::world::{Trouble, World};
 
-const PEERS: u8 = 6;
 /// `guard.lost_history`
 const HOLD: Duration = Duration::from_secs(900);
-
-impl World {
-    /// As the database answers: whose mark is gone, with no later one about the same device.
-    pub fn lost(&self, withdrawals: &BTreeMap<PublicKey, Withdrawal>) -> BTreeSet<PublicKey> {
-        let is_lost = |it: &Withdrawal| {
-            let device = it.device_id.0;
-            let about = |mark: &Mark| {
-                let ids = mark.listed().is_some_and(|ids| ids.contains(&device));
-                ids.then(|| mark.of(Some(device)))
-            };
-            let known: BTreeSet<_> =
-                self.marks.iter().filter_map(|(mark, _)| about(mark)).collect();
-            let newer = |(mark, at): &(Mark, SystemTime)| *at > it.read_at && about(mark).is_some();
-            it.marks.iter().any(|mark| !known.contains(mark)) && !self.marks.iter().any(newer)
-        };
-        withdrawals.iter().filter(|(_, it)| is_lost(it)).map(|(key, _)| *key).collect()
-    }
-}
-
-/// A world with the tables as they were after each commit.
-pub struct Past {
-    pub world: World,
-    commits: Vec<Tables>,
-    /// Whom each commit revoked, if it did.
-    revoked: Vec<Option<u8>>,
-    /// Whose revocation the agent has read, and no later admission.
-    known: BTreeSet<u8>,
-    /// Whose revocation was read when the database lost it, and not carried out: it may be before the new
-    /// epoch is read.
-    undecided: BTreeSet<u8>,
-}
-
-pub fn key(number: u8) -> PublicKey {
-    PublicKey::from_bytes([number; 32]).unwrap()
-}
-
-impl Past {
-    pub fn new() -> Self {
-        Self::of(quiet_world())
-    }
-
-    pub fn of(world: World) -> Self {
-        let commits = vec![world.tables.clone()];
-        let (known, undecided) = (BTreeSet::new(), BTreeSet::new());
-        Self { commits, world, revoked: Vec::new(), known, undecided }
-    }
-
-    /// As one transaction. Its id follows the last one that the database knows.
-    pub fn commit(&mut self, number: u8, bars: Bars) {
-        self.world.elapsed += Duration::from_micros(1);
-        let row = self.world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap();
-        row.bars = bars;
-        let ids = Some(vec![row.device_id.0]);
-        let mark = Mark { xid: self.world.marks.len() as u64, kind: "device".into(), ids };
-        self.world.marks.push((mark, self.world.database_now()));
-        self.revoked.push((bars != Bars::default()).then_some(number));
-        self.commits.push(self.world.tables.clone());
-        self.world.tell(Event::Notified);
-    }
-
-    /// A failover to a server without the last commits. Returns whose enforced revocation is lost. What
-    /// was read is enforced first.
-    pub fn lose(&mut self, commits: usize) -> BTreeSet<u8> {
-        self.world.settle();
-        self.look();
-        let waits = self.known.iter().filter(|number| self.in_kernel(**number));
-        let waits: Vec<u8> = waits.copied().collect();
-        self.undecided.extend(waits);
-        let gateway_active = self.world.tables.gateway_active;
-        let left = self.revoked.len().saturating_sub(commits);
-        self.commits.truncate(left + 1);
-        self.world.tables = Tables { gateway_active, ..self.commits[left].clone() };
-        self.world.marks.truncate(left);
-        self.world.epoch += 1;
-        let lost = |number: &u8| {
-            let row = &self.world.tables.peers[&PeerId(id(2, *number))];
-            let by = self.revoked.iter().rposition(|revoked| *revoked == Some(*number));
-            row.bars == Bars::default()
-                && by.is_some_and(|by| by >= left)
-                && !self.in_kernel(*number)
-                && (self.known.contains(number) || !self.is_barred_otherwise(*number))
-        };
-        let lost = (1..=PEERS).filter(lost).collect();
-        self.revoked.truncate(left);
-        lost
-    }
-
-    /// Since when peers are shown as kept out.
-    fn kept_out(&self) -> Vec<SystemTime> {
-        let peers = self.world.machine.view().peers();
-        let since = peers.iter().filter_map(|peer| match peer.state {
-            PeerState::KeptOut { since, .. } => Some(since),
-            _ => None,
-        });
-        since.collect()
-    }
-
-    /// Notes whose revocation the agent knows.
-    fn look(&mut self) {
-        if !self.world.queue.is_empty() {
-            return;
-        }
-        let view = self.world.machine.view();
-        for (row, standing) in view.desired().into_iter().flat_map(DesiredState::rows) {
-            let Some(number) = (1..=PEERS).find(|number| row.id == PeerId(id(2, *number))) else {
-                continue;
-            };
-            match standing {
-                Standing::Ineligible(why) if !why.bars.is_empty() => self.known.insert(number),
-                _ => self.known.remove(&number),
-            };
-        }
-    }
-
-    /// Whether a peer may be out of the kernel without any revocation.
-    fn is_barred_otherwise(&self, number: u8) -> bool {
-        let row = &self.world.tables.peers[&PeerId(id(2, number))];
-        let is_stale = self.world.machine.view().is_stale();
-        is_stale || self.world.block_list.bars(row) || !self.world.tables.gateway_active
-    }
-
-    pub fn gateway_is(&mut self, active: bool) {
-        self.world.tables.gateway_active = active;
-        self.world.tell(Event::Resync);
-    }
-
-    pub fn in_kernel(&self, number: u8) -> bool {
-        self.world.kernel.state.peers.contains_key(&key(number))
-    }
-}
 
 #[derive(Debug, Clone)]
 enum Deed {
@@ -163,13 +29,19 @@ enum Deed {
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
+    let trouble = prop::sample::select(vec![
+        Trouble::Reads,
+        Trouble::Observations,
+        Trouble::GatewayRow,
+        Trouble::WrongKey,
+        Trouble::Flows,
+    ]);
     let small = prop_oneof![
         4 => (1u64..3_000).prop_map(Happening::Pause),
         2 => (1u8..5).prop_map(Happening::Act),
         1 => Just(Happening::Kill),
         1 => (1u64..30).prop_map(Happening::DatabaseGone),
-        1 => (1u64..100_000).prop_map(|millis| Happening::Trouble(Trouble::GatewayRow, millis)),
-        1 => (1u64..100_000).prop_map(|millis| Happening::Trouble(Trouble::Reads, millis)),
+        5 => (trouble, 1u64..100_000).prop_map(|(what, millis)| Happening::Trouble(what, millis)),
     ];
     prop_oneof![
         4 => (1..=PEERS).prop_map(Deed::Revoke),
@@ -179,16 +51,6 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => any::<bool>().prop_map(Deed::Gateway),
         5 => small.prop_map(Deed::Happen),
     ]
-}
-
-/// A world in which everybody is suspended once the rows are older than 15 s.
-pub fn stale_past() -> Past {
-    let stale = StaleOptions { policy: StalePolicy::Down, after: Duration::from_secs(15) };
-    let options = MachineOptions { stale, ..options() };
-    let mut world = World::with(options, quiet_tables(20), ModelKernel::default());
-    world.tell(Event::Tick);
-    world.pass_time(Duration::from_secs(1));
-    Past::of(world)
 }
 
 proptest! {
@@ -217,7 +79,7 @@ proptest! {
                 Deed::Lose(commits) => {
                     out.extend(past.lose(commits));
                     let lost_too = excused.extract_if(.., |number, commit| {
-                        *commit >= past.revoked.len() && !past.in_kernel(*number)
+                        *commit >= past.revoked.len() && !past.passes(*number)
                     });
                     out.extend(lost_too.map(|(number, _)| number));
                 }
@@ -229,7 +91,7 @@ proptest! {
             }
             past.look();
             for number in &out {
-                prop_assert!(!past.in_kernel(*number), "{number}");
+                prop_assert!(!past.passes(*number), "{number}");
             }
         }
         past.world.troubles.clear();

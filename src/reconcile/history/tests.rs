@@ -65,25 +65,25 @@ fn xids_of(withdrawal: &Withdrawal) -> Vec<u64> {
 fn an_epoch_that_comes_back_before_the_answer_is_asked_as_well() {
     let start = SystemTime::UNIX_EPOCH;
     let mut history = History::new(Duration::ZERO, Withdrawals::default());
-    assert!(!history.follow("1".into()));
+    assert!(!history.follow("1".into(), |_, _| false));
     history.marks_read(vec![mark(1, "peer", None)], start);
     history.departed(departed(1..2).iter());
     history.applied(|_| false, |_, _| false, start);
-    assert!(history.follow("2".into()));
+    assert!(history.follow("2".into(), |_, _| false));
     // The question is open: what the second epoch withdraws meanwhile, the first does not know.
     history.departed(departed(2..3).iter());
     history.applied(|_| false, |_, _| false, start);
-    assert!(history.follow("1".into()));
+    assert!(history.follow("1".into(), |_, _| false));
     assert_eq!(history.keeps_out().len(), 2);
     let now = Instant::now();
     history.rows_are_read(now);
     assert_eq!(history.begin_question(now).unwrap().len(), 2);
-    assert!(!history.follow("1".into()), "it is asked already");
+    assert!(!history.follow("1".into(), |_, _| false), "it is asked already");
     let [first, second] = [1, 2].map(|number| PublicKey::from_bytes([number; 32]).unwrap());
     let lost = history.answered(&[second].into(), &[first, second].into(), start);
     assert_eq!(lost.unwrap(), ["alice/laptop"]);
     assert_eq!(history.keeps_out(), [second].into());
-    assert!(!history.follow("1".into()));
+    assert!(!history.follow("1".into(), |_, _| false));
 }
 
 #[test]
@@ -97,6 +97,8 @@ fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
     assert_eq!(history.take_changed().unwrap().peers.len(), 2, "the rows want the first again");
     let second = PublicKey::from_bytes([2; 32]).unwrap();
     history.applied(|key| *key == second, |_, _| false, start);
+    assert_eq!(history.take_changed(), None, "another program put it back");
+    history.applied(|_| true, |key, _| *key == second, start);
     assert_eq!(history.take_changed().unwrap().peers.len(), 1);
     history.marks_read(vec![mark(2, "peer", None)], start + KEPT_FOR / 2);
     history.departed(departed(5..6).iter());
@@ -110,10 +112,61 @@ fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
 }
 
 #[test]
+fn a_withdrawal_counts_from_its_plan_on_whatever_the_kernel_holds() {
+    let start = SystemTime::UNIX_EPOCH;
+    let mut history = History::new(Duration::from_secs(60), Withdrawals::default());
+    history.follow("1".into(), |_, _| false);
+    history.take_changed();
+    let [closed, held, read] = [1, 2, 3].map(|number| PublicKey::from_bytes([number; 32]).unwrap());
+    history.marks_read(vec![mark(1, "peer", None)], start);
+    history.departed(departed(1..4).iter());
+    history.applied(|_| true, |_, _| false, start);
+    assert_eq!(history.take_changed(), None, "no plan has them");
+    history.withdrawing([closed].iter());
+    history.applied(|_| true, |_, _| false, start);
+    assert!(history.take_changed().unwrap().peers.keys().eq([&closed]));
+    assert!(history.follow("2".into(), |key, _| *key == held));
+    assert!(history.take_changed().unwrap().peers.contains_key(&read), "it outlives a restart");
+    history.applied(|_| true, |key, _| *key == held, start);
+    assert_eq!(history.keeps_out(), [closed, read].into());
+    let now = Instant::now();
+    history.rows_are_read(now);
+    assert!(history.begin_question(now).unwrap().keys().eq([&closed, &read]));
+    let lost = history.answered(&[closed].into(), &[closed, held, read].into(), start);
+    assert_eq!(lost.unwrap().len(), 1);
+    assert_eq!(history.keeps_out(), [closed].into());
+}
+
+#[test]
+fn what_the_database_is_asked_for_stays_as_it_was_until_the_answer() {
+    let start = SystemTime::UNIX_EPOCH;
+    let mut history = History::new(Duration::ZERO, Withdrawals::default());
+    history.follow("1".into(), |_, _| false);
+    history.marks_read(vec![mark(1, "device", Some(vec![1_001]))], start);
+    history.departed(departed(1..2).iter());
+    history.applied(|_| false, |_, _| false, start);
+    let asked = history.take_changed().unwrap().peers;
+    let marks = vec![mark(2, "gateway", Some(Vec::new()))];
+    history.marks_read(marks, start);
+    history.follow("2".into(), |_, _| false);
+    history.departed(departed(1..2).iter());
+    history.stay_out(|_| true);
+    history.withdrawing(asked.keys());
+    history.applied(|_| false, |_, _| false, start);
+    let now = Instant::now();
+    history.rows_are_read(now);
+    assert_eq!(history.begin_question(now), Some(asked));
+    history.answered(&BTreeSet::new(), &BTreeSet::new(), start);
+    history.applied(|_| false, |_, _| false, start);
+    let kept = history.take_changed().unwrap().peers;
+    assert_eq!(kept.values().map(xids_of).collect::<Vec<_>>(), [vec![2]], "what withdraws it now");
+}
+
+#[test]
 fn every_withdrawal_holds_while_the_last_good_rows_are_followed() {
     let start = SystemTime::UNIX_EPOCH;
     let mut history = History::new(Duration::ZERO, Withdrawals::default());
-    history.follow("1".into());
+    history.follow("1".into(), |_, _| false);
     history.marks_read(vec![mark(1, "peer", None)], start);
     history.departed(departed(1..2).iter());
     history.applied(|_| false, |_, _| false, start);

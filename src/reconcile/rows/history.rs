@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::{Refused, Rows};
 use crate::model::{Absence, Departed, DesiredState, Mark, ObservedState, PublicKey, Touched};
+use crate::plan::Held;
 use crate::reconcile::event::Action;
 use crate::reconcile::note::Note;
 
@@ -13,17 +14,24 @@ pub type Change = (Option<Note>, Option<Touched>);
 
 impl Rows {
     /// Everything was read from a database of this epoch, because of `why`: the rows come next. `marks`
-    /// may have brought about what they withdraw.
+    /// may have brought about what they withdraw. `held`: whose removal waits by the rows read before.
     pub fn epoch_read(
         &mut self,
         epoch: String,
         why: Option<String>,
-        marks: Vec<Mark>,
-        read_at: SystemTime,
+        (marks, read_at): (Vec<Mark>, SystemTime),
+        held: impl FnOnce(&Self) -> Held,
     ) -> Change {
-        self.history.marks_read(marks, read_at);
+        let held = if self.history.is_other(&epoch) { held(self) } else { Held::default() };
+        let Self { history, refused, desired, .. } = self;
+        history.marks_read(marks, read_at);
         let unasked = || "the database is another than before the restart".into();
-        let is_other = self.history.follow(epoch);
+        let rows = read_last(refused.as_ref(), desired.as_ref());
+        let stays = |key: &PublicKey, device| {
+            let is_held = held.peers().contains_key(key);
+            is_held || rows.is_some_and(|rows| rows.rows_admit(key, device))
+        };
+        let is_other = history.follow(epoch, stays);
         let note = is_other.then(|| Note::OtherEpoch { why: why.unwrap_or_else(unasked) });
         (note, self.keep_out())
     }
@@ -73,9 +81,10 @@ impl Rows {
     /// Rows were read that withdraw these peers. What they say about peers that are out already is
     /// remembered, too.
     pub(super) fn remember_withdrawn(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
-        self.removing(departed);
         let Self { history, refused, desired, .. } = self;
-        let Some(rows) = read_last(refused.as_ref(), desired.as_ref()) else { return };
+        let rows = read_last(refused.as_ref(), desired.as_ref());
+        history.departed(by_rows(rows, departed));
+        let Some(rows) = rows else { return };
         history.stay_out(|key| match rows.absence(key) {
             Absence::Barred(_, why) => !why.is_by_host_alone(),
             Absence::Gone { .. } => true,
@@ -91,15 +100,12 @@ impl Rows {
         history.are_out(&rows.withdrawn(&history.listed()));
     }
 
-    /// Rows were read that withdraw these peers, or a plan that removes them is about to be applied. Those
-    /// whom this host alone bars no commit withdrew: they come back by themselves.
+    /// A plan that removes these peers is about to be applied.
     pub fn removing(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
         let Self { history, refused, desired, .. } = self;
         let rows = read_last(refused.as_ref(), desired.as_ref());
-        let by_host_alone = |key: &PublicKey, who: &Departed| {
-            rows.is_some_and(|rows| rows.is_barred_by_host_alone(key, who.peer_id))
-        };
-        history.departed(departed.iter().filter(|(key, who)| !by_host_alone(key, who)));
+        history.departed(by_rows(rows, departed));
+        history.withdrawing(by_rows(rows, departed).map(|(key, _)| key));
     }
 
     /// The kernel was changed, or is as it should be: the withdrawals that are in force are remembered.
@@ -152,6 +158,17 @@ impl Rows {
         self.kept_out.clone_from(&keys);
         self.change(|desired| desired.keep_out(keys.clone()))
     }
+}
+
+/// Those of these peers that a commit withdrew. Whom this host alone bars comes back by itself.
+fn by_rows<'a>(
+    rows: Option<&'a DesiredState>,
+    departed: &'a BTreeMap<PublicKey, Departed>,
+) -> impl Iterator<Item = (&'a PublicKey, &'a Departed)> {
+    let by_host_alone = move |key: &PublicKey, who: &Departed| {
+        rows.is_some_and(|rows| rows.is_barred_by_host_alone(key, who.peer_id))
+    };
+    departed.iter().filter(move |(key, who)| !by_host_alone(key, who))
 }
 
 /// What the rows that were read last ask for, as far as it can be known.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use super::Rows;
+use super::{Refused, Rows};
 use crate::model::{DesiredState, FirewallChange, FixedRules, KeyText, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, Whose, plan_guarded};
 use crate::plan::{Held, Phase, Plan, PlanError, Scope, Step, is_ours, withdraw, withdrawals};
@@ -54,6 +54,15 @@ impl Rows {
     pub fn confirmed_at(&self) -> Option<SystemTime> {
         let ours = self.refused.as_ref().is_none_or(|refused| refused.whose() == Whose::Ours);
         self.followed().filter(|_| ours)?.settings().guard_confirmed_at
+    }
+
+    /// Whose removal waits by the rows that were read last, also while no plan can be made from them.
+    pub fn held(&self, observed: Option<&ObservedState>, guard: Guard<'_>) -> Held {
+        let whose = self.refused.as_ref().map_or(Whose::Ours, Refused::whose);
+        match (self.followed(), observed) {
+            (Some(rows), Some(observed)) => Guard { whose, ..guard }.hold_all(rows, observed),
+            _ => guard.held,
+        }
     }
 
     /// Plans what the rows or `[stale]` ask for. Where that cannot be planned, plans withdrawals.
