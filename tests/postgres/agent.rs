@@ -39,6 +39,13 @@ pub struct Gate {
 }
 
 impl Memory {
+    /// Says when a peer is to be removed, and then fails.
+    pub fn that_keeps_all() -> (Self, mpsc::UnboundedReceiver<()>) {
+        let (reached, removals) = mpsc::unbounded_channel();
+        let leave = Arc::new(Mutex::new(std::sync::mpsc::channel().1));
+        (Self { gate: Some(Gate { reached, leave }), ..Self::default() }, removals)
+    }
+
     pub fn state(&self) -> ObservedState {
         self.state.lock().unwrap().clone()
     }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use gatepost::store::{
     ConnectOptions, CreateRole, Method, Source, Store, StoreError, Tls, TlsFiles, grant,
 };
 
+use crate::fault::row;
 use crate::login::{Site, hello, openssl};
 
 /// A password of the role that no agent knows yet.
@@ -193,5 +195,11 @@ async fn rotated_password_and_certificate_are_read_again_when_a_login_fails() {
     std::fs::write(&ca, "nothing").unwrap();
     assert!(matches!(store.hello().await, Err(StoreError::Tls { .. })));
     std::fs::copy(site.folder.join("own.pem"), &ca).unwrap();
+    let renewed_at = Instant::now();
     assert_eq!(store.hello().await.unwrap().gateway_name, "g1");
+    row(
+        "certificate of the database's server replaced by one that the agent does not trust",
+        "a new login is refused with that reason; followed once database.tls_ca_file has it",
+        Some(renewed_at.elapsed()),
+    );
 }

@@ -21,6 +21,7 @@ mod cursors;
 mod delta;
 mod failover;
 mod faults;
+mod feed;
 mod guest;
 mod hints;
 mod hostile;

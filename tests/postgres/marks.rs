@@ -6,7 +6,7 @@ use crate::world::{World, insert_gateway};
 
 /// Everything that was announced up to now. A notification of our own comes after all before it,
 /// so there is nothing to wait for.
-async fn heard(listener: &mut Listener) -> usize {
+pub async fn heard(listener: &mut Listener) -> usize {
     assert!(listener.probe().await.unwrap());
     tokio::time::timeout(Duration::ZERO, listener.next()).await.map_or(0, |count| count.unwrap())
 }
