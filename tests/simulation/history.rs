@@ -67,10 +67,7 @@ impl World {
                     self.announce(bytes);
                 }
             }
-            22 | 23 => {
-                let what = self.host.edit(bytes);
-                self.note(|| format!("another program: {what}"));
-            }
+            22 | 23 => self.edit(bytes),
             24 => self.break_database(bytes),
             25 => self.mend_database(),
             26 => {

@@ -73,8 +73,6 @@ pub struct Host {
     pub known: ModelKernel,
     /// Another program changed something since the last complete look.
     pub unseen: bool,
-    /// Another program ever changed something.
-    pub was_edited: bool,
     refuses: Option<(Refuses, Fault)>,
     pub is_readable: bool,
     /// What the kernel announced, and the agent has not heard.
@@ -89,7 +87,6 @@ impl Host {
             kernel: ModelKernel::default(),
             known: ModelKernel::default(),
             unseen: false,
-            was_edited: false,
             refuses: None,
             is_readable: true,
             events: VecDeque::new(),
@@ -170,7 +167,7 @@ impl Host {
                 ("keepalive edited", false)
             }
         };
-        (self.unseen, self.was_edited) = (true, true);
+        self.unseen = true;
         if announced && !bytes.one_in(4) {
             self.events.push_back(what);
         }

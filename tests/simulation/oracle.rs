@@ -6,6 +6,7 @@
 //!   that nothing announced since the agent last looked.
 //! * What the rows withdraw is gone as soon as the machine waits for nothing but time, whatever else is
 //!   refused or unreadable. Rows are read as soon as their announcement says, or the next check finds.
+//! * No peer inherits the flows of another: see `flows.rs`.
 //! * Who must stay out whatever the rows say is out: see `out.rs`.
 
 use std::collections::BTreeSet;
@@ -13,13 +14,14 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::Outcome;
-use gatepost::model::{DesiredState, FirewallChange, ObservedState, Peer, ProfileId, PublicKey};
+use gatepost::model::{DesiredState, ObservedState, Peer, PublicKey};
 use gatepost::plan::{Plan, Step};
 use gatepost::reconcile::{Event, Report};
 use ipnet::IpNet;
 
+use super::flows::{LeftOut, cut_by};
 use super::out::Out;
-use super::reach::{Reach, holder};
+use super::reach::Reach;
 use super::tables::Tables;
 use super::wanted::{Cache, Wanted, desired, meets};
 use super::world::World;
@@ -64,18 +66,7 @@ pub struct Oracle {
     /// How far the agent may be mistaken about the database's clock: as long as its longest read took.
     slack: Duration,
     pub confirmed_at: Option<Duration>,
-    /// Prefixes whose closing the kernel refused.
-    unclosed: BTreeSet<IpNet>,
-}
-
-impl Oracle {
-    /// Takes in a change that was to close prefixes, and that the kernel refused. A known limit: the
-    /// next holder of such a prefix may get the flows of the former one, if both reach the same.
-    pub fn unclosed(&mut self, change: &FirewallChange) {
-        let closed = change.assign.iter().filter(|(_, id)| **id == ProfileId::NOTHING);
-        self.unclosed.extend(closed.map(|(prefix, _)| *prefix));
-        self.unclosed.extend(&change.unassign);
-    }
+    pub left_out: LeftOut,
 }
 
 /// What a plan was made from.
@@ -88,6 +79,8 @@ struct JobOracle {
     around: Reach,
     /// Another program changed something that the agent does not know.
     was_edited: bool,
+    /// The prefixes whose flows it cuts.
+    cut: BTreeSet<IpNet>,
 }
 
 impl Oracle {
@@ -121,8 +114,9 @@ impl Oracle {
 
 impl World {
     pub fn agent_began(&mut self) {
+        self.job_ends();
         let oracle = &mut self.oracle;
-        (oracle.job, oracle.announced, oracle.in_doubt) = (None, false, true);
+        (oracle.announced, oracle.in_doubt) = (false, true);
         (oracle.shown, oracle.knows_clock) = (None, false);
         oracle.slack = Duration::ZERO;
         oracle.out.agent_began(self.elapsed);
@@ -172,7 +166,18 @@ impl World {
         if !was_edited && let Some(wanted) = &wanted {
             self.check_peers(plan, &state, wanted);
         }
-        self.oracle.job = Some(JobOracle { before, wanted, around, was_edited });
+        let cut = cut_by(plan);
+        self.oracle.job = Some(JobOracle { before, wanted, around, was_edited, cut });
+    }
+
+    /// A plan is carried out, or its agent was killed. Says whether nobody else changed anything.
+    fn job_ends(&mut self) -> bool {
+        let Some(job) = self.oracle.job.take() else { return false };
+        let was_alone = !job.was_edited && !self.host.unseen;
+        if !was_alone {
+            self.oracle.left_out.disturbed(job.cut);
+        }
+        was_alone
     }
 
     fn around_excepted(&mut self, at: SystemTime) -> Reach {
@@ -228,7 +233,7 @@ impl World {
     /// A step of ours was applied, refused, or applied in part.
     pub fn kernel_changed(&mut self, before: &ObservedState, step: &Step) {
         let now = Reach::of_kernel(&self.host.kernel.state);
-        self.host.kernel.flows.extend(now.flows());
+        self.flows_open();
         let later = self.followed(self.time_known());
         let Some(job) = &self.oracle.job else { return };
         if job.was_edited || self.host.unseen {
@@ -245,27 +250,13 @@ impl World {
         }
     }
 
-    /// No peer has an address from which another opened a flow that is still tracked.
-    fn check_flows(&mut self) {
-        let state = &self.host.kernel.state;
-        let inherited = self.host.kernel.flows.iter().find_map(|(source, opener)| {
-            if self.oracle.unclosed.iter().any(|prefix| prefix.contains(source)) {
-                return None;
-            }
-            let holder = holder(state, *source).filter(|holder| holder != opener)?;
-            Some(format!("{holder} has {source}, from where {opener} opened a flow"))
-        });
-        if let Some(inherited) = inherited {
-            self.fail(inherited);
-        }
-    }
-
     pub fn plan_ended(&mut self, outcome: &Outcome) {
         self.figures.refused += outcome.refused.len() as u64;
+        let was_alone = self.job_ends();
         if outcome.refused.is_empty() {
-            if !self.host.was_edited && self.oracle.job.as_ref().is_some_and(|job| !job.was_edited)
-            {
+            if was_alone {
                 self.check_flows();
+                self.all_is_put_right();
             }
         } else {
             self.oracle.in_doubt = true;
@@ -273,7 +264,6 @@ impl World {
                 self.oracle.last_trouble = Some(self.elapsed);
             }
         }
-        self.oracle.job = None;
     }
 
     pub fn after_event(&mut self) {
@@ -295,6 +285,9 @@ impl World {
         self.figures.proofs += 1;
         if self.oracle.announced {
             self.fail("a proof while an announced change of the kernel waits for a look");
+        }
+        if self.agent.job.is_none() && !self.host.unseen {
+            self.check_flows();
         }
         if self.is_true(as_of) {
             self.oracle.true_proofs.insert(as_of);

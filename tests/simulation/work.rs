@@ -108,7 +108,7 @@ impl World {
         if let Step::Firewall { phase: Phase::Revoke, change } = step
             && fates.iter().any(|fate| *fate != Fate::Applied)
         {
-            self.oracle.unclosed(change);
+            self.oracle.left_out.unclosed(change);
         }
         for step in made {
             self.figures.steps += 1;
