@@ -1,9 +1,15 @@
 //! Every edit of our table is noticed, foreign tables are left alone, and a refused change leaves
 //! everything as it was.
 
+use std::sync::mpsc;
+use std::time::Duration;
+
 use gatepost::dataplane::nft::{Nft, NftError};
 use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ObservedFirewall, ProfileId};
 
+use ipnet::IpNet;
+
+use super::fault::Row;
 use super::netns::Netns;
 use super::table::{World, base, load, many, networks, observed, profile};
 
@@ -313,4 +319,62 @@ fn an_unchanged_table_is_not_read_again() {
     assert!(anew.assignments().contains_key(&gone) && !changed.assignments().contains_key(&gone));
     netns.run("nft delete table inet gatepost");
     assert_eq!(nft.observe().unwrap(), None);
+}
+
+/// The kernel flags a dump that another program's change fell into, or ends it early. Each change here gives the
+/// places of one half to the other, so a part of a reading would have both or neither.
+#[test]
+fn a_reading_that_a_change_interrupts_is_of_one_moment() {
+    const PLACES: usize = 1_000;
+    const ENOUGH: usize = 5;
+    const MOST_ROUNDS: usize = 200;
+    let (netns, mut nft) = loaded();
+    let half = |number: usize| -> Vec<IpNet> {
+        let place = |n: usize| format!("10.{}.{}.{}/32", 70 + number, n / 250, n % 250);
+        (0..PLACES).map(|n| place(n).parse().unwrap()).collect()
+    };
+    let halves = [half(0), half(1)];
+    let change_to = |number: usize| FirewallChange {
+        unassign: halves[1 - number].clone(),
+        assign: halves[number].iter().map(|place| (*place, ProfileId(1))).collect(),
+        ..FirewallChange::default()
+    };
+    nft.apply(&FirewallChange { unassign: Vec::new(), ..change_to(0) }, None).unwrap();
+    let ((begin, begun), (end, ended)) = (mpsc::channel(), mpsc::channel());
+    let mut interrupted = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = end;
+            netns.enter();
+            let mut other = Nft::open().unwrap();
+            for number in begun {
+                let table = other.observe().unwrap();
+                end.send(()).unwrap();
+                other.apply(&change_to(number), table.as_ref()).unwrap();
+                end.send(()).unwrap();
+            }
+        });
+        for number in [1, 0].into_iter().cycle().take(MOST_ROUNDS) {
+            // One that has read nothing yet, and so must read all.
+            let mut reader = Nft::open().unwrap();
+            begin.send(number).unwrap();
+            ended.recv().unwrap();
+            let before = reader.generation().unwrap();
+            let read = reader.observe().unwrap().unwrap();
+            interrupted += usize::from(reader.generation().unwrap() != before);
+            ended.recv().unwrap();
+            let has = |place: &&IpNet| read.assignments().contains_key(*place);
+            let held = halves.each_ref().map(|half| half.iter().filter(has).count());
+            assert!([[PLACES, 0], [0, PLACES]].contains(&held), "a part was read: {held:?}");
+            if interrupted == ENOUGH {
+                break;
+            }
+        }
+        drop(begin);
+    });
+    assert_eq!(interrupted, ENOUGH, "too few changes fell into a reading");
+    let fault = "a reading of the firewall interrupted by another program's change";
+    let expected = "thrown away and repeated; a part is never taken for all";
+    let (bound, lost, converged_in) = (Duration::ZERO, None, None);
+    Row { fault, expected, bound, lost, converged_in, tier: "nftables" }.print();
 }

@@ -6,6 +6,9 @@
 mod blocks;
 mod deny_log;
 mod drift;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../support/fault.rs"]
+mod fault;
 mod flows;
 mod foreign;
 mod full;

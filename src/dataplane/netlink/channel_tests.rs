@@ -1,7 +1,12 @@
 use std::thread::{JoinHandle, spawn};
+use std::time::Duration;
 
 use super::super::message::{NLMSG_DONE, NLMSG_ERROR};
 use super::*;
+
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../../../tests/support/fault.rs"]
+mod fault;
 
 /// One message of the scripted kernel.
 #[derive(Clone)]
@@ -88,6 +93,10 @@ fn an_interrupted_dump_is_discarded_and_repeated() {
     ]);
     assert_eq!(numbers(&mut channel), Ok(vec![1, 2, 3]));
     assert_eq!(kernel.join().unwrap(), 3);
+    let fault = "a dump of WireGuard, links or routes that the kernel flags as interrupted";
+    let expected = "thrown away and repeated; a part is never taken for all";
+    let (bound, lost, converged_in) = (Duration::ZERO, None, None);
+    fault::Row { fault, expected, bound, lost, converged_in, tier: "scripted kernel" }.print();
 }
 
 #[test]
