@@ -43,6 +43,13 @@ pub struct Withdrawal {
     pub read_at: SystemTime,
 }
 
+impl Withdrawal {
+    fn of(who: &Departed, marks: Vec<MarkId>, read_at: SystemTime) -> Self {
+        let name = name_of(&who.username, &who.device_name);
+        Self { device_id: who.device_id, user_id: who.user_id, name, marks, read_at }
+    }
+}
+
 /// A withdrawal that the database lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
@@ -79,6 +86,8 @@ pub(super) struct History {
     pending: BTreeMap<PublicKey, Withdrawal>,
     /// The marks of the last read, and its time.
     marks: (Vec<Mark>, SystemTime),
+    /// The latest marks of the last read that found any, and its time.
+    latest: (Vec<MarkId>, SystemTime),
     question: Option<Question>,
     /// The agent follows the last good rows: no rows were read since it began.
     follows_last_good: bool,
@@ -110,6 +119,7 @@ impl History {
             changed: false,
             pending: BTreeMap::new(),
             marks: (Vec::new(), SystemTime::UNIX_EPOCH),
+            latest: (Vec::new(), SystemTime::UNIX_EPOCH),
             question: None,
             follows_last_good: false,
             last_good: SystemTime::UNIX_EPOCH,
@@ -166,6 +176,9 @@ impl History {
 
     /// The marks of a read whose rows come next.
     pub fn marks_read(&mut self, marks: Vec<Mark>, read_at: SystemTime) {
+        if !marks.is_empty() {
+            self.latest = (marks::latest(&marks), read_at);
+        }
         self.marks = (marks, read_at);
     }
 
@@ -297,13 +310,20 @@ impl History {
         for (key, who) in departed {
             let marks = about.those_of(who.device_id, who.user_id);
             if !marks.is_empty() {
-                self.pending.entry(*key).or_insert_with(|| Withdrawal {
-                    device_id: who.device_id,
-                    user_id: who.user_id,
-                    name: name_of(&who.username, &who.device_name),
-                    marks,
-                    read_at: *read_at,
-                });
+                let withdrawal = || Withdrawal::of(who, marks, *read_at);
+                self.pending.entry(*key).or_insert_with(withdrawal);
+            }
+        }
+    }
+
+    /// These peers were to be revoked from a time on, and it has come. The marks of the commits that said so
+    /// may have been read long ago; but a database that lost them lost also what was read last.
+    pub fn expired<'a>(&mut self, expired: impl Iterator<Item = (&'a PublicKey, &'a Departed)>) {
+        let (marks, read_at) = &self.latest;
+        for (key, who) in expired {
+            let is_known = self.pending.get(key).is_some_and(|it| it.read_at >= *read_at);
+            if !marks.is_empty() && !is_known {
+                self.pending.insert(*key, Withdrawal::of(who, marks.clone(), *read_at));
             }
         }
     }

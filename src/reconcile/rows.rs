@@ -242,6 +242,9 @@ impl Rows {
         let is_due = self.next_expiry().is_some_and(|at| at <= database_now);
         let expire = |desired: &mut DesiredState| desired.expire(database_now);
         let expired = if is_due { self.change(expire) } else { None };
+        if let Some(expired) = &expired {
+            self.remember_expired(&expired.departed);
+        }
         let (note, let_in) = self.let_in_due(database_now);
         (note, expired.into_iter().chain(let_in).reduce(Touched::merged))
     }
@@ -314,6 +317,7 @@ impl Rows {
         let touched = self.desired.as_mut()?.unchanged(taken_at);
         if !touched.is_empty() {
             self.refresh();
+            self.remember_expired(&touched.departed);
         }
         Some(touched)
     }

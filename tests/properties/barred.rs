@@ -189,6 +189,30 @@ fn lost_revocation_holds_although_the_gateway_is_deactivated_before_the_database
 }
 
 #[test]
+fn scheduled_revocation_that_the_database_loses_after_its_time_holds() {
+    for (is_blocked, is_killed) in [(false, false), (true, false), (false, true)] {
+        let mut past = Past::new();
+        past.revoke_at(1, past.world.database_now() + MINUTE);
+        past.world.pass_time(SECOND);
+        // What was read last says nothing of the peer when its time comes.
+        past.commit_all(3..=3, |tables, peer| {
+            tables.peers.get_mut(&peer).unwrap().device_name = "phone".into();
+        });
+        if is_blocked {
+            block(&mut past.world, [Whom::Key(key(1))]);
+        }
+        past.world.pass_time(2 * MINUTE);
+        if is_killed {
+            past.world.database_up = false;
+            past.world.happen(Happening::Kill);
+        }
+        past.lose(2);
+        past.world.database_up = true;
+        see_it_stay_out(past);
+    }
+}
+
+#[test]
 fn revocation_of_a_peer_that_the_kernel_only_closes_is_remembered() {
     for is_killed in [false, true] {
         let mut past = Past::new();

@@ -23,11 +23,10 @@ impl World {
         let is_lost = |it: &Withdrawal| {
             let device = it.device_id.0;
             let names_it = |mark: &Mark| mark.listed().is_some_and(|ids| ids.contains(&device));
-            let about = |(mark, _): &(Mark, SystemTime)| match mark.listed() {
-                Some(_) => names_it(mark).then(|| mark.of(Some(device))),
-                None => Some(mark.of(None)),
-            };
-            let known: BTreeSet<_> = self.marks.iter().filter_map(about).collect();
+            let by_device =
+                self.marks.iter().filter(|it| names_it(&it.0)).map(|it| it.0.of(Some(device)));
+            let known: BTreeSet<_> =
+                self.marks.iter().map(|it| it.0.of(None)).chain(by_device).collect();
             let newer = |(mark, at): &(Mark, SystemTime)| *at > it.read_at && names_it(mark);
             it.marks.iter().any(|mark| !known.contains(mark)) && !self.marks.iter().any(newer)
         };
@@ -78,6 +77,15 @@ impl Past {
         row.bars = bars;
         let devices = vec![row.device_id.0];
         self.committed("device", devices, (bars != Bars::default()).then_some(number));
+        self.world.tell(Event::Notified);
+    }
+
+    /// From this time of the database on.
+    pub fn revoke_at(&mut self, number: u8, at: SystemTime) {
+        let row = self.world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap();
+        row.revoked_at = Some(at);
+        let devices = vec![row.device_id.0];
+        self.committed("device", devices, Some(number));
         self.world.tell(Event::Notified);
     }
 

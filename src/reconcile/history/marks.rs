@@ -41,6 +41,13 @@ impl Marks {
     }
 }
 
+/// The latest few of these marks, whomever they concern.
+pub(super) fn latest(marks: &[Mark]) -> Vec<MarkId> {
+    let mut latest = BTreeSet::new();
+    marks.iter().for_each(|mark| keep(&mut latest, mark.of(None)));
+    latest.into_iter().collect()
+}
+
 /// Keeps a mark, and no more than a few of the latest.
 fn keep(kept: &mut BTreeSet<MarkId>, mark: MarkId) {
     const LATEST: usize = 8;

@@ -90,6 +90,17 @@ impl Rows {
             Absence::Gone { .. } => true,
             Absence::Quarantined(..) | Absence::Admitted => false,
         });
+        self.remember_expired(departed);
+    }
+
+    /// These peers have no right to a tunnel any more: some of them, because the time has come from which
+    /// on their rows revoke them.
+    pub(super) fn remember_expired(&mut self, departed: &BTreeMap<PublicKey, Departed>) {
+        let Self { history, refused, desired, .. } = self;
+        let Some(rows) = read_last(refused.as_ref(), desired.as_ref()) else { return };
+        let is_revoked =
+            |key: &PublicKey| matches!(rows.absence(key), Absence::Barred(_, why) if why.revoked);
+        history.expired(departed.iter().filter(|(key, _)| is_revoked(key)));
     }
 
     /// The first rows of the database were read. A peer that was out already, because it was blocked for
