@@ -92,6 +92,8 @@ fn restore_of_rows_that_were_taken_for_another_gateways_touches_no_tunnel() {
             past.world.pass_time(SECOND);
         }
         past.world.troubles.insert(Trouble::WrongKey);
+        past.world.tell(Event::Resync);
+        past.world.pass_time(SECOND);
         if !is_held_before {
             delete(&mut past, rows_go);
         }
