@@ -105,6 +105,7 @@ simulate: ## Simulate lives of an agent from new seeds for so long: make simulat
 	GATEPOST_SIMULATE_SECS=$(SECS) $(cargo_test) --quiet --test simulation -- --nocapture
 .PHONY: fuzz
 fuzz: ## Give the decoders of the kernel's, devices' and files' bytes new inputs for so long: make fuzz SECS=600
+	@tests/install-deps.sh fuzz
 	@tests/fuzz/run $(SECS)
 .PHONY: faults
 faults: ## Cause every fault that tests know, also in the guest; writes docs/faults.md (root, half an hour)

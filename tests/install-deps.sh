@@ -2,7 +2,7 @@
 # Installs what a tier needs and the machine lacks, from the distribution's own packages (Debian 12
 # and later, Ubuntu 24.04 and later). Says nothing and needs no root when nothing is missing.
 #
-#   tests/install-deps.sh TIER...        tiers: build demo test versions fleet guest bench deny deb arm64
+#   tests/install-deps.sh TIER...        tiers: build demo test fuzz versions fleet guest bench deny deb arm64
 set -euo pipefail
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # One of each major version; the table in docs/databases.md names them.
@@ -14,9 +14,9 @@ least_rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.
 main() {
 	local tier
 	missing=()
-	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test versions fleet guest bench deny deb arm64)"
+	[[ $# -gt 0 ]] || die "usage: tests/install-deps.sh TIER...   (build demo test fuzz versions fleet guest bench deny deb arm64)"
 	for tier in "$@"; do
-		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, versions, fleet, guest, bench, deny, deb or arm64"
+		[[ $(type -t "tier_$tier") == function ]] || die "unknown tier '$tier': must be build, demo, test, fuzz, versions, fleet, guest, bench, deny, deb or arm64"
 		"tier_$tier"
 	done
 	if [[ ${#missing[@]} -gt 0 ]]; then
@@ -73,6 +73,12 @@ tier_test() {
 	need conntrack conntrack
 	need openssl openssl
 	compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || missing+=(libfaketime)
+}
+
+# libFuzzer is C++.
+tier_fuzz() {
+	tier_build
+	need c++ g++
 }
 
 tier_versions() {
