@@ -1,22 +1,30 @@
 //! From the last version to this one, back and forth, under traffic. `tests/versions` builds that version
 //! and runs these tests, which are ignored otherwise.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::lab::{
-    Agent, BINARY, Client, Ears, Flood, GATEWAY_TUNNEL, LAN_OTHER, LAN_OTHER6, LAN_SERVER,
-    LAN_SERVER6, Lab, Ways, eventually, policy_rows, way,
+    Agent, BINARY, Backend, Client, Ears, Fault, Flood, GATEWAY_TUNNEL, LAN_OTHER, LAN_OTHER6,
+    LAN_SERVER, LAN_SERVER6, Lab, Ways, eventually, policy_rows, way,
 };
 
 const DESTINATIONS: [&str; 5] = [LAN_SERVER, LAN_OTHER, GATEWAY_TUNNEL, LAN_SERVER6, LAN_OTHER6];
 /// How many rounds of datagrams are sent in each state.
 const ROUNDS: usize = 10;
 const SPACING_MS: u32 = 20;
+/// For an agent to be ready. An emulated processor needs up to half a minute for a login and more than a minute for
+/// a table under a flood.
+const READY_WITHIN: Duration = Duration::from_secs(600);
 /// Pings that may be lost on the way back to another table, which CHANGELOG.md names: the last version
 /// does not know this one's, and denies until it has loaded its own.
 const LOST_ON_THE_WAY_BACK: usize = 25;
@@ -40,6 +48,57 @@ impl Version {
     }
 }
 
+/// What an agent tells systemd, in whose place the test listens: its status in a line, whenever that changes.
+struct News {
+    socket: PathBuf,
+    latest: Arc<(Mutex<String>, Condvar)>,
+}
+
+impl News {
+    fn open(socket: PathBuf) -> Self {
+        let (heard, latest) = (UnixDatagram::bind(&socket).unwrap(), Arc::default());
+        let news = Self { socket, latest: Arc::clone(&latest) };
+        thread::spawn(move || hear(&heard, &latest));
+        news
+    }
+
+    /// Waits until the line is as it should be.
+    #[track_caller]
+    fn await_line(&self, what: &str, is_right: impl Fn(&str) -> bool) {
+        let (line, changed) = &*self.latest;
+        let line = line.lock().unwrap();
+        let waited = changed.wait_timeout_while(line, READY_WITHIN, |line| !is_right(line));
+        let (line, waited) = waited.unwrap();
+        let secs = READY_WITHIN.as_secs();
+        assert!(!waited.timed_out(), "not within {secs} s: {what}; it says '{line}'");
+    }
+}
+
+/// Takes note of each line until the listener is dropped, which sends nothing.
+fn hear(socket: &UnixDatagram, latest: &(Mutex<String>, Condvar)) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = socket.recv(&mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        if let Some(line) = text.lines().find_map(|line| line.strip_prefix("STATUS=")) {
+            line.clone_into(&mut latest.0.lock().unwrap());
+            latest.1.notify_all();
+        }
+    }
+}
+
+impl Drop for News {
+    fn drop(&mut self) {
+        let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(&[], &self.socket));
+    }
+}
+
+/// An agent of some version.
+struct Runs {
+    agent: Agent,
+    news: News,
+    launched: Instant,
+}
+
 /// The chains of our table that the kernel calls, each with its rules: what one version must know of
 /// another's table to leave it in force until its own is loaded.
 type HookedChains = BTreeMap<String, String>;
@@ -59,6 +118,7 @@ struct World {
     allowed: Ways,
     /// What each version made of the table when it was ready.
     tables: RefCell<BTreeMap<Version, HookedChains>>,
+    launches: Cell<usize>,
 }
 
 impl World {
@@ -87,7 +147,8 @@ impl World {
         allow(bob, &bob.address, LAN_OTHER);
         allow(bob, &bob.address, GATEWAY_TUNNEL);
         allow(carol, &carol.address, LAN_SERVER);
-        Self { lab, ears, clients: clients.into(), allowed, tables: RefCell::default() }
+        let (tables, launches) = (RefCell::default(), Cell::default());
+        Self { lab, ears, clients: clients.into(), allowed, tables, launches }
     }
 
     fn flood(&self) -> Flood {
@@ -98,34 +159,48 @@ impl World {
         self.ears.flood(&clients, &DESTINATIONS, self.allowed.clone())
     }
 
-    fn start(&self, version: Version) -> Agent {
-        let agent = self.lab.launch(&version.binary());
-        self.await_ready(&agent, version);
-        agent
+    fn start(&self, version: Version) -> Runs {
+        let runs = self.launch(version);
+        self.await_ready(&runs, version);
+        runs
+    }
+
+    fn launch(&self, version: Version) -> Runs {
+        let number = self.launches.replace(self.launches.get() + 1);
+        let news = News::open(self.lab.folder.path().join(format!("notify-{number}")));
+        let mut program = Command::new(version.binary());
+        let agent = self.lab.launch_command(program.env("NOTIFY_SOCKET", &news.socket));
+        Runs { agent, news, launched: Instant::now() }
     }
 
     /// Waits until the agent, which is of this version, has proven that the kernel is as it wants it, and
-    /// notes the table. Each version makes the same of it every time.
-    fn await_ready(&self, agent: &Agent, version: Version) {
-        eventually(&format!("the agent of {version:?} is ready"), || {
-            let ready = ["ready", "degraded"].map(serde_json::Value::from);
-            self.lab.ask_status().is_ok_and(|status| ready.contains(&status["state"]))
-        });
-        let program = fs::canonicalize(format!("/proc/{}/exe", agent.pid())).unwrap();
+    /// notes the table. Each version makes the same of it every time. Returns how long that took.
+    fn await_ready(&self, runs: &Runs, version: Version) -> Duration {
+        let is_ready = |line: &str| ["ready", "degraded"].iter().any(|it| line.starts_with(it));
+        runs.news.await_line(&format!("the agent of {version:?} is ready"), is_ready);
+        let took = runs.launched.elapsed();
+        println!("{version:?} is ready after {took:.1?}");
+        let program = fs::canonicalize(format!("/proc/{}/exe", runs.agent.pid())).unwrap();
         assert_eq!(program, fs::canonicalize(version.binary()).unwrap());
         let chains = hooked_chains(&self.lab.gateway.firewall());
         assert!(!chains.is_empty(), "no chain of {version:?} is called by the kernel");
         let first =
             self.tables.borrow_mut().entry(version).or_insert_with(|| chains.clone()).clone();
         assert_eq!(chains, first, "{version:?} has another table than before");
+        took
     }
 
     /// How many pings of a peer may be lost when this version begins to serve: none where it knows the
-    /// table that it finds, and each knows its own.
-    fn may_lose(&self, version: Version) -> usize {
+    /// table that it finds, and each knows its own. An emulated processor loads a table for seconds, so there they
+    /// may be lost until the agent is ready.
+    fn may_lose(&self, version: Version, ready_in: Duration) -> usize {
         let tables = self.tables.borrow();
         let is_known = tables[&Version::Last] == tables[&Version::This];
-        if version == Version::This || is_known { 0 } else { LOST_ON_THE_WAY_BACK }
+        match self.lab.backend {
+            _ if version == Version::This || is_known => 0,
+            Backend::Userspace => LOST_ON_THE_WAY_BACK,
+            Backend::Kernel => LOST_ON_THE_WAY_BACK.max(pings_in(ready_in)),
+        }
     }
 
     fn gateway_reaches(&self, client: &Client) -> bool {
@@ -134,8 +209,8 @@ impl World {
     }
 
     /// Ends an agent. What the package does before the last version starts is done here.
-    fn end(&self, agent: Agent, next: Version) {
-        agent.end(Signal::SIGTERM);
+    fn end(&self, former: Runs, next: Version) {
+        former.agent.end(Signal::SIGTERM);
         if next == Version::Last {
             for family in ["-4", "-6"] {
                 self.lab.gateway.output("ip", &[family, "rule", "flush", "protocol", "71"]);
@@ -144,7 +219,8 @@ impl World {
     }
 
     /// Ends one version's agent and starts the other's while everybody sends.
-    fn change(&self, agent: Agent, version: Version, database_is_away: bool) -> Agent {
+    fn change(&self, former: Runs, version: Version, database_is_away: bool) -> Runs {
+        let what = format!("to {version:?}, without its database: {database_is_away}");
         let live = self.flood();
         live.await_arrivals(&self.allowed, ROUNDS);
         let served = self.clients[0].ping(LAN_SERVER, SPACING_MS);
@@ -152,32 +228,57 @@ impl World {
         if database_is_away {
             self.lab.relay.refuse();
         }
-        self.end(agent, version);
+        self.end(former, version);
         live.await_rounds(ROUNDS);
-        let agent = self.lab.launch(&version.binary());
+        let runs = self.launch(version);
         if database_is_away {
             eventually("it answers without its database", || self.lab.ask_status().is_ok());
             served.await_answers(5);
             live.await_rounds(ROUNDS);
             self.lab.relay.accept();
         }
-        self.await_ready(&agent, version);
+        let ready_in = self.await_ready(&runs, version);
         // What it opened under another table may stall, which CHANGELOG.md says.
         eventually("the gateway opens a flow to a peer", || self.gateway_reaches(&self.clients[0]));
         live.await_arrivals(&self.allowed, ROUNDS);
         let fresh = self.flood();
         fresh.await_arrivals(&self.allowed, ROUNDS);
         served.await_answers(5);
-        let what = format!("to {version:?}, without its database: {database_is_away}");
         for flood in [live, fresh] {
             assert_eq!(flood.leaked(), Ways::new(), "{what}");
             assert_eq!(flood.arrived(), self.allowed, "{what}");
         }
         let pinged = served.end();
         println!("{what}: {pinged:?}");
-        assert!(pinged.lost <= self.may_lose(version), "{what}: {pinged:?}");
-        agent
+        let may_lose = self.may_lose(version, ready_in);
+        assert!(pinged.lost <= may_lose, "{what}: {pinged:?}, more than {may_lose}");
+        let bound = Duration::from_millis(u64::from(SPACING_MS) * u64::try_from(may_lose).unwrap());
+        let row = fault(version, database_is_away);
+        Fault::told_with_cost(&self.lab, row, bound, pinged, ready_in);
+        runs
     }
+}
+
+/// What a change is called on the page of faults, and what the next agent makes of it.
+const fn fault(version: Version, database_is_away: bool) -> (&'static str, &'static str) {
+    match (version, database_is_away) {
+        (Version::This, false) => ("upgrade from the last version", "nothing changes"),
+        (Version::This, true) => {
+            ("upgrade from the last version while the database is away", "nothing changes")
+        }
+        (Version::Last, false) => (
+            "downgrade to the last version",
+            "the last version denies until its own table is loaded",
+        ),
+        (Version::Last, true) => (
+            "downgrade to the last version while the database is away",
+            "the last version denies until its own table is loaded",
+        ),
+    }
+}
+
+fn pings_in(time: Duration) -> usize {
+    usize::try_from(time.as_millis() / u128::from(SPACING_MS)).unwrap()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Space, eventually};
+use super::{Lab, eventually};
 
 /// The built `gatepost`.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_gatepost");
@@ -17,18 +17,25 @@ pub struct Agent {
     child: Child,
 }
 
-impl Agent {
-    pub(super) fn launch(binary: &Path, config: &Path, gateway: &Space, log: &Path) -> Self {
-        let mut command = Command::new(binary);
-        command
-            .arg("run")
-            .env("GATEPOST_CONFIG", config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        command.stderr(File::create(log).unwrap());
-        Self { child: gateway.spawn(&mut command) }
+impl Lab {
+    /// Starts an agent from `binary` and does not wait.
+    pub fn launch(&self, binary: &Path) -> Agent {
+        self.launch_command(&mut Command::new(binary))
     }
 
+    /// As [`launch`](Self::launch), where the program has more variables in its environment.
+    pub fn launch_command(&self, program: &mut Command) -> Agent {
+        let mut logs = self.logs.lock().unwrap();
+        let log = self.folder.path().join(format!("agent-{}.log", logs.len()));
+        program.arg("run").env("GATEPOST_CONFIG", self.config());
+        program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        let child = self.gateway.spawn(program);
+        logs.push(log);
+        Agent { child }
+    }
+}
+
+impl Agent {
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
     }

@@ -68,6 +68,21 @@ impl<'a> Fault<'a> {
         Row { fault: what, expected, bound, lost, converged_in: None, tier: &tier }.print();
     }
 
+    /// As [`told`](Self::told), where it may cost packets of those that it concerns.
+    pub fn told_with_cost(
+        lab: &Lab,
+        (what, expected): (&str, &str),
+        bound: Duration,
+        pinged: Pinged,
+        converged_in: Duration,
+    ) {
+        let outage = if pinged.lost == 0 { Duration::ZERO } else { pinged.longest_gap };
+        let lost = Some(Lost { pings: pinged.lost, of: pinged.last, outage });
+        let tier = format!("{} WireGuard", lab.backend.word());
+        let converged_in = Some(converged_in);
+        Row { fault: what, expected, bound, lost, converged_in, tier: &tier }.print();
+    }
+
     /// Judges it after it converged.
     #[track_caller]
     pub fn converged(self, converged_in: Duration) {

@@ -280,15 +280,6 @@ file = "{folder}/last-good"
         agent
     }
 
-    /// Starts an agent from `binary` and does not wait.
-    pub fn launch(&self, binary: &Path) -> Agent {
-        let mut logs = self.logs.lock().unwrap();
-        let log = self.folder.path().join(format!("agent-{}.log", logs.len()));
-        let agent = Agent::launch(binary, &self.config(), &self.gateway, &log);
-        logs.push(log);
-        agent
-    }
-
     pub fn await_ready(&self) {
         let serves = |status: serde_json::Value| {
             ["ready", "degraded"].map(Into::into).contains(&status["state"])
