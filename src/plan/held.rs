@@ -142,7 +142,7 @@ impl Held {
     /// The peers that were held `before`, and no others. Of one that is not among these, it is not known
     /// what it keeps.
     #[must_use]
-    pub(crate) fn of_those(self, before: &Self) -> Self {
+    pub fn of_those(self, before: &Self) -> Self {
         let mut held = self.retain(|key, _| before.peers.contains_key(key));
         for (key, peer) in &before.peers {
             if !held.peers.contains_key(key) {
