@@ -10,6 +10,7 @@ use gatepost::store::{
 
 use crate::fault::row;
 use crate::login::{Site, hello, openssl};
+use crate::world::end_sessions;
 
 /// A password of the role that no agent knows yet.
 const ROTATED: &str = "battery staple";
@@ -161,9 +162,7 @@ async fn rotated_password_and_certificate_are_read_again_when_a_login_fails() {
     let store = Store::connect(&site.options()).unwrap();
     store.follow(source).unwrap();
     let end_sessions = || {
-        let sessions = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity \
-                        where usename = 'agent'";
-        site.cluster.psql(&site.database, sessions)
+        site.cluster.psql(&site.database, end_sessions!("usename = 'agent'"));
     };
     assert_eq!(store.hello().await.unwrap().gateway_name, "g1");
     assert_eq!(reads.load(Ordering::Relaxed), 1, "a login that succeeds reads nothing again");

@@ -45,7 +45,7 @@ async fn rehearsed_statements_are_read_and_never_committed() {
                alter table users add column shoe_size int;
                do $$ begin update devices set name = 'renamed'; end $$;
                set local lock_timeout = 0;
-               set role pg_read_all_data";
+               set role pg_monitor";
     let rehearsal = run(&world, sql).await.unwrap();
     assert_eq!(devices(&rehearsal), (2, 1));
     assert_eq!(&*rehearsal.after.peers[0].device_name, "renamed");

@@ -26,6 +26,27 @@ pub struct World {
 pub const IS_IN_THIS_DATABASE: &str =
     "database = (select oid from pg_database where datname = current_database())";
 
+/// SQL that ends these sessions and waits until they are gone: `pg_terminate_backend` waits from PostgreSQL 14 on.
+macro_rules! end_sessions {
+    ($which:literal) => {
+        concat!(
+            "do $$ declare
+                ended constant integer[] := array(select pid from pg_stat_activity where ",
+            $which,
+            ");
+            begin
+                perform pg_terminate_backend(pid) from unnest(ended) pid;
+                for turn in 1..1000 loop
+                    perform pg_stat_clear_snapshot();
+                    exit when not exists (select from pg_stat_activity where pid = any (ended));
+                    perform pg_sleep(0.01);
+                end loop;
+            end $$"
+        )
+    };
+}
+pub(crate) use end_sessions;
+
 /// A database that is migrated once and copied for each test.
 async fn template() -> &'static str {
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();

@@ -1,6 +1,7 @@
 //! What happens in the week, step by step.
 
 use super::servers::Loss;
+use crate::world::end_sessions;
 
 pub struct Event {
     pub name: &'static str,
@@ -318,8 +319,7 @@ const LIMIT: &str = "do $$ begin
     execute format('alter database %I connection limit 0', current_database()); end $$";
 const NO_LIMIT: &str = "do $$ begin
     execute format('alter database %I connection limit -1', current_database()); end $$";
-const END_AGENT: &str = "select pg_terminate_backend(pid, 5000) from pg_stat_activity
-    where usename = 'agent' and datname = current_database()";
-const END_ALL: &str = "select pg_terminate_backend(pid, 5000) from pg_stat_activity
-    where datname = current_database() and pid <> pg_backend_pid()
-        and backend_type = 'client backend'";
+const END_AGENT: &str = end_sessions!("usename = 'agent' and datname = current_database()");
+const END_ALL: &str = end_sessions!(
+    "datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+);

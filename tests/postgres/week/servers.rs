@@ -97,7 +97,7 @@ impl Servers {
                 let before = primary.psql(OURS, WRITTEN);
                 await_true(
                     primary,
-                    &format!("select pg_current_wal_lsn() > '{before}'::pg_lsn + 20000"),
+                    &format!("select pg_wal_lsn_diff(pg_current_wal_lsn(), '{before}') > 20000"),
                 );
                 primary.pg_ctl(&["-m", "immediate", "stop"]);
             }
