@@ -32,6 +32,10 @@ impl Machine {
             if provable && self.proof.prove(as_of, evidence, now.instant) {
                 self.report_proof(as_of);
             }
+            if provable && !self.proof.is_current() {
+                // A part extends no proof that was lost, as while the guard held removals back.
+                self.mirror.want_reading("verify");
+            }
         }
         let changed_since = settled.changed_since.filter(|_| self.proof.is_current());
         let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
