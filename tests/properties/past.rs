@@ -23,10 +23,12 @@ impl World {
         let is_lost = |it: &Withdrawal| {
             let device = it.device_id.0;
             let names_it = |mark: &Mark| mark.listed().is_some_and(|ids| ids.contains(&device));
-            let by_device =
-                self.marks.iter().filter(|it| names_it(&it.0)).map(|it| it.0.of(Some(device)));
-            let known: BTreeSet<_> =
-                self.marks.iter().map(|it| it.0.of(None)).chain(by_device).collect();
+            let about = |(mark, _): &(Mark, SystemTime)| {
+                let ids: Vec<_> = mark.listed().into_iter().flatten().copied().collect();
+                let of = |id| mark.of(id);
+                ids.into_iter().map(Some).chain([None]).map(of).collect::<Vec<_>>()
+            };
+            let known: BTreeSet<_> = self.marks.iter().flat_map(about).collect();
             let newer = |(mark, at): &(Mark, SystemTime)| *at > it.read_at && names_it(mark);
             it.marks.iter().any(|mark| !known.contains(mark)) && !self.marks.iter().any(newer)
         };

@@ -41,10 +41,14 @@ impl Marks {
     }
 }
 
-/// The latest few of these marks, whomever they concern.
+/// The latest few of these marks, each with one of those whom it concerns: its transaction id and kind may
+/// be used again.
 pub(super) fn latest(marks: &[Mark]) -> Vec<MarkId> {
     let mut latest = BTreeSet::new();
-    marks.iter().for_each(|mark| keep(&mut latest, mark.of(None)));
+    for mark in marks {
+        let id = mark.listed().into_iter().flatten().next().copied();
+        keep(&mut latest, mark.of(id));
+    }
     latest.into_iter().collect()
 }
 
