@@ -110,16 +110,7 @@ impl Servers {
 
     /// What the servers' logs say of sessions that waited for each other.
     pub fn deadlocks(&self) -> Vec<String> {
-        let mut all = Vec::new();
-        for cluster in &*self.clusters.lock().unwrap() {
-            let log = std::fs::read_to_string(cluster.dir.join("log")).unwrap();
-            for (start, _) in log.match_indices("deadlock detected") {
-                // What follows the hint is of other sessions.
-                let lines = log[start..].lines().take_while(|line| !line.contains("HINT:"));
-                all.push(lines.collect::<Vec<_>>().join("\n"));
-            }
-        }
-        all
+        self.clusters.lock().unwrap().iter().flat_map(deadlocks_of).collect()
     }
 
     /// No agent's session was one of those.
@@ -141,6 +132,14 @@ const WRITTEN: &str = "select pg_current_wal_lsn()";
 fn has_replayed(primary: &Cluster) -> String {
     let written = primary.psql("postgres", WRITTEN);
     format!("select pg_last_wal_replay_lsn() >= '{written}'")
+}
+
+pub fn deadlocks_of(cluster: &Cluster) -> Vec<String> {
+    let log = std::fs::read_to_string(cluster.dir.join("log")).unwrap();
+    let starts = log.match_indices("deadlock detected").map(|(start, _)| start);
+    // What follows the hint is of other sessions.
+    let told = starts.map(|start| log[start..].lines().take_while(|line| !line.contains("HINT:")));
+    told.map(|lines| lines.collect::<Vec<_>>().join("\n")).collect()
 }
 
 pub fn await_true(cluster: &Cluster, sql: &str) {
