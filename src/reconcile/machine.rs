@@ -188,7 +188,8 @@ impl Machine {
             self.outbox.due().filter(|_| connected),
             self.rows.question_due().filter(|_| connected),
             self.rows.stale_due(),
-            self.rows.due_by_database().map(by_database),
+            self.rows.next_expiry().map(by_database),
+            self.rows.next_let_in().filter(|_| self.source.knows_clock()).map(by_database),
         ];
         let latest = now.instant + self.source.view().resync_interval;
         dues.into_iter().flatten().min().map_or(latest, |at| at.min(latest))

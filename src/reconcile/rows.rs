@@ -226,27 +226,26 @@ impl Rows {
         if self.age.renew(now) { self.suspend_all_but(None) } else { None }
     }
 
-    /// When, by the database's clock, the next scheduled revocation comes, or a peer that was kept out
-    /// is let in.
-    pub fn due_by_database(&self) -> Option<SystemTime> {
-        self.next_expiry().into_iter().chain(self.history.next_end()).min()
+    /// When, by the database's clock, the next peer that was kept out is let in.
+    pub fn next_let_in(&self) -> Option<SystemTime> {
+        self.history.next_end()
     }
 
-    fn next_expiry(&self) -> Option<SystemTime> {
+    /// When, by the database's clock, the next scheduled revocation comes.
+    pub fn next_expiry(&self) -> Option<SystemTime> {
         let rows = self.rest().into_iter().chain(&self.desired);
         rows.filter_map(DesiredState::next_expiry).min()
     }
 
-    /// Carries out what is due by the database's clock.
-    pub fn let_time_pass(&mut self, database_now: SystemTime) -> Change {
+    /// Carries out the scheduled revocations whose time has come.
+    pub fn let_time_pass(&mut self, database_now: SystemTime) -> Option<Touched> {
         let is_due = self.next_expiry().is_some_and(|at| at <= database_now);
         let expire = |desired: &mut DesiredState| desired.expire(database_now);
         let expired = if is_due { self.change(expire) } else { None };
         if let Some(expired) = &expired {
             self.remember_expired(&expired.departed);
         }
-        let (note, let_in) = self.let_in_due(database_now);
-        (note, expired.into_iter().chain(let_in).reduce(Touched::merged))
+        expired
     }
 
     /// How much must be read when `kind` is wanted: changes need a state that they can change, which

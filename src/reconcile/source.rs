@@ -132,6 +132,11 @@ impl Source {
         self.clock.map_or(now.wall, |(time, at)| time + now.instant.duration_since(at))
     }
 
+    /// Whether a read has told the database's clock.
+    pub const fn knows_clock(&self) -> bool {
+        self.clock.is_some()
+    }
+
     /// Whether changes to every table are announced.
     pub const fn announces_all(&self) -> bool {
         self.notifications.announce_all()

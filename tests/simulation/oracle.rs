@@ -128,7 +128,7 @@ impl World {
         match event {
             Event::KernelChanged { .. } => self.oracle.announced = true,
             // From now on it should be read at once, however old it is.
-            Event::Notified => {
+            Event::Connected { .. } | Event::Notified => {
                 self.oracle.told_of = self.database.versions.len();
                 self.oracle.old_for = Duration::ZERO;
             }

@@ -201,8 +201,14 @@ impl Machine {
         if self.passes.let_time_pass(now.instant) {
             self.mirror.want_reading("retry");
         }
-        let change = self.rows.let_time_pass(self.source.clock(now));
-        self.changed(change, now);
+        let database_now = self.source.clock(now);
+        let expired = self.rows.let_time_pass(database_now);
+        self.touch(expired, now.instant);
+        // A host's clock that is ahead would let in who must stay out for longer.
+        if self.source.knows_clock() {
+            let change = self.rows.let_in_due(database_now);
+            self.changed(change, now);
+        }
         // A peer that connected since the last reading has a live session, too: none is removed before
         // the next reading, and until then none is added.
         let present = || self.mirror.recheck_sessions("stale rows");

@@ -56,8 +56,8 @@ impl Rows {
         self.history.not_answered(now);
     }
 
-    /// Lets in again the peers whose time has come.
-    pub(super) fn let_in_due(&mut self, database_now: SystemTime) -> Change {
+    /// Lets in again the peers whose time has come by the database's own clock.
+    pub fn let_in_due(&mut self, database_now: SystemTime) -> Change {
         let peers = self.history.let_in(|_, lost| lost.until <= database_now);
         self.let_in(peers, false)
     }
