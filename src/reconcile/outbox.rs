@@ -142,6 +142,11 @@ impl Outbox {
         self.ledger.synced(as_of);
     }
 
+    /// The kernel differs, and may have differed when it was proven equal: what is not reported yet is not.
+    pub const fn disprove(&mut self) {
+        self.ledger.unsynced();
+    }
+
     /// Notes the entries that are wanted: others would take the place of wanted ones while the database
     /// is away. Without `events` it is not known yet which those are.
     pub fn audit(

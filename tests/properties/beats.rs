@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use gatepost::model::{KeyText, PeerId};
 use gatepost::plan::ModelKernel;
 use gatepost::reconcile::{Action, Event};
 use proptest::prelude::*;
 
 use super::machine::Happening;
-use super::rows::{peer_row, tables};
+use super::rows::{id, peer_row, tables};
 use super::world::{World, away, quiet_world};
 
 /// So many peers that reading all of them takes a quarter of a second.
@@ -53,6 +54,26 @@ fn a_beat_finds_a_changed_firewall_or_link_that_nobody_told_of() {
         world.pass_time(Duration::from_secs(11));
         assert!(world.kernel_equals_database());
     }
+}
+
+/// A pass ends while nobody knows yet that another program removed peers, and the next reading shows it before
+/// the pass is reported. The world sees to it that what is reported was so.
+#[test]
+fn a_proof_that_the_next_reading_contradicts_is_not_reported() {
+    let mut repaired = 0;
+    for after_millis in (8_600..9_100).step_by(20) {
+        let mut world = quiet_world();
+        world.happen(Happening::Pause(after_millis));
+        world.happen(Happening::ForgetPeers);
+        // The audit entry of a row that cannot be used is reported at once, and the end of the pass a moment later.
+        let row = world.tables.peers.get_mut(&PeerId(id(2, 1))).unwrap();
+        row.public_key = KeyText::parse("not a key");
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(12));
+        assert!(world.kernel_equals_database());
+        repaired += world.machine.view().totals().drift_repairs;
+    }
+    assert!(repaired > 10, "{repaired} repairs");
 }
 
 #[test]

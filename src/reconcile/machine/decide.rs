@@ -348,6 +348,10 @@ impl Machine {
 
     pub(super) fn begin_apply(&mut self, plan: Plan, now: Now) -> Option<Action> {
         let drift = self.difference.is_drift().then(|| self.mirror.drift(&plan));
+        if self.difference.is_everything() {
+            // What a reading shows may have been so when the last proof was made.
+            self.outbox.disprove();
+        }
         let removing = self.difference.take_departed(&plan, |keys| self.rows.names_of(keys));
         self.rows.removing(&removing);
         if let Some(observed) = self.mirror.observed() {
