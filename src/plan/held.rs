@@ -143,14 +143,20 @@ impl Held {
     /// what it keeps.
     #[must_use]
     pub fn of_those(self, before: &Self) -> Self {
-        let mut held = self.retain(|key, _| before.peers.contains_key(key));
-        for (key, peer) in &before.peers {
-            if !held.peers.contains_key(key) {
-                held.recall(*key, peer.since);
-            }
-        }
+        let mut held = self.retain(|key, _| before.peers.contains_key(key)).with_those(before);
         held.arrivals = before.arrivals;
         held
+    }
+
+    /// These, and all peers that were held `before`, of which it is not known what they keep.
+    #[must_use]
+    pub fn with_those(mut self, before: &Self) -> Self {
+        for (key, peer) in &before.peers {
+            if !self.peers.contains_key(key) {
+                self.recall(*key, peer.since);
+            }
+        }
+        self
     }
 
     /// Counts the peers as arrivals that were not held `before`.

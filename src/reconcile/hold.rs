@@ -135,7 +135,8 @@ impl Hold {
         let more = staying.arrivals() != self.arrivals;
         let before = self.held_back.map_or(0, |held| held.removals);
         let differs = more || removals as u64 != before;
-        self.held_back = HeldBack::new(removals, present);
+        // Peers that an earlier run held may not be in the kernel yet.
+        self.held_back = HeldBack::new(removals, present.max(removals));
         (self.arrivals, self.staying) = (staying.arrivals(), staying);
         let keep = match self.held_back {
             None => Keep::All,

@@ -9,7 +9,7 @@ use gatepost::model::{
 };
 use gatepost::plan::{Held, Scope, plan, plan_around};
 use gatepost::reconcile::status::{PeerState, State};
-use gatepost::reconcile::{Event, Machine, MachineOptions, Note};
+use gatepost::reconcile::{Event, LastGood, Machine, MachineOptions, Note, Provenance};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
@@ -184,6 +184,30 @@ fn a_restart_releases_no_held_peer() {
     world.pass_time(Duration::from_secs(1));
     assert!(world.kernel_equals_database() && world.kernel.state.peers.len() == 20);
     assert!(world.remembered.held.is_empty());
+}
+
+#[test]
+fn last_good_rows_release_no_held_peer_and_prove_nothing() {
+    let mut world = world_where_few_still_wait();
+    let now = world.tables.clone();
+    world.restore_all();
+    let (changes, provenance) = (Vec::new(), Provenance::Sealed);
+    world.last_good = Some(LastGood { rows: world.tables.snapshot(), changes, provenance });
+    world.tables = now;
+    let proven = world.machine.view().last_sync_at();
+    world.database_up = false;
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(60));
+    assert_all_pass(&world);
+    assert!(proven > world.machine.view().last_sync_at(), "rows that lack the held removals");
+    assert!(waiting(&world) >= Some(8));
+    world.database_up = true;
+    world.pass_time(Duration::from_secs(60));
+    assert_all_pass(&world);
+    assert_eq!(waiting(&world), Some(8));
+    world.confirm();
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database() && world.kernel.state.peers.len() == 20);
 }
 
 #[test]

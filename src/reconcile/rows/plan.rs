@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use super::{Refused, Rows};
+use super::{Origin, Refused, Rows};
 use crate::model::{DesiredState, FirewallChange, FixedRules, KeyText, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, Whose, plan_guarded};
 use crate::plan::{Held, Phase, Plan, PlanError, Scope, Step, is_ours, withdraw, withdrawals};
@@ -75,12 +75,13 @@ impl Rows {
         connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
     ) -> Planned {
         let Guard { limit, confirmed, whose, .. } = guard;
+        let former = self.held_by_later_rows(&guard);
         match self.deciding().filter(|_| self.may_grant() && self.withdrawing(observed).is_none()) {
             None => self.plan_withdrawals(observed, guard, connected),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
-                (Ok(plan), held) => Planned::new(plan, Waiting::Judged(held)),
+                (Ok(plan), held) => Planned::new(plan, Waiting::Judged(with(held, former))),
                 (Err(error), held) => {
-                    let guard = Guard { limit, held, confirmed, whose };
+                    let guard = Guard { limit, held: with(held, former), confirmed, whose };
                     let withdrawals = self.withdrawals(desired, observed, guard);
                     Planned { obstacle: Some(error), ..withdrawals }
                 }
@@ -136,15 +137,22 @@ impl Rows {
             let steps = self.fence(observed).into_iter().collect();
             return Planned::new(Plan::new(steps), Waiting::Unjudged(guard.held));
         }
+        let former = self.held_by_later_rows(&guard);
         let before = (guard.whose == Whose::InDoubt).then(|| guard.held.clone());
         let held = guard.hold_all(rows, observed);
         let plan = withdrawals(rows, observed, self.public_key(), &held);
         // A peer that stays because of a doubt waits for no confirmation.
         let held = match before {
-            None => Waiting::Judged(held),
+            None => Waiting::Judged(with(held, former)),
             Some(before) => Waiting::Unjudged(held.of_those(&before)),
         };
         Planned::new(plan, held)
+    }
+
+    /// Whom an earlier run of the agent held, if the rows are its last good ones. They lack what it held back
+    /// and release nobody.
+    fn held_by_later_rows(&self, guard: &Guard<'_>) -> Option<Held> {
+        (self.origin != Origin::Database).then(|| guard.held.clone())
     }
 
     /// The table that denies everything, if no table judges the packets of this gateway's link. Without
@@ -202,5 +210,12 @@ impl Rows {
             .iter()
             .filter(|(key, peer)| self.block_list.bars_peer(key, &peer.allowed_ips));
         by_row.chain(by_hold.map(|(key, _)| *key)).collect()
+    }
+}
+
+fn with(held: Held, former: Option<Held>) -> Held {
+    match former {
+        Some(former) => held.with_those(&former),
+        None => held,
     }
 }
