@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::blocks::block;
 use super::machine::Happening;
-use super::past::{PEERS, Past, key, stale_past};
+use super::past::{PEERS, Past, key, small, stale_past};
 use super::rows::id;
 use super::world::{Trouble, World};
 
@@ -29,19 +29,12 @@ enum Deed {
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
-    let trouble = prop::sample::select(vec![
+    let troubles = vec![
         Trouble::Reads,
         Trouble::Observations,
         Trouble::GatewayRow,
         Trouble::WrongKey,
         Trouble::Flows,
-    ]);
-    let small = prop_oneof![
-        4 => (1u64..3_000).prop_map(Happening::Pause),
-        2 => (1u8..5).prop_map(Happening::Act),
-        1 => Just(Happening::Kill),
-        1 => (1u64..30).prop_map(Happening::DatabaseGone),
-        5 => (trouble, 1u64..100_000).prop_map(|(what, millis)| Happening::Trouble(what, millis)),
     ];
     prop_oneof![
         4 => (1..=PEERS).prop_map(Deed::Revoke),
@@ -49,7 +42,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         2 => (1usize..5).prop_map(Deed::Lose),
         1 => prop::collection::vec(1..=PEERS, 0..4).prop_map(Deed::Block),
         1 => any::<bool>().prop_map(Deed::Gateway),
-        5 => small.prop_map(Deed::Happen),
+        5 => small(troubles, 5).prop_map(Deed::Happen),
     ]
 }
 

@@ -9,10 +9,12 @@ use gatepost::plan::ModelKernel;
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Event, MachineOptions, StaleOptions, StalePolicy, Withdrawal};
 use ipnet::IpNet;
+use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::machine::Happening;
 use super::rows::{Tables, id};
-use super::world::{World, options, quiet_tables, quiet_world};
+use super::world::{Trouble, World, options, quiet_tables, quiet_world};
 
 /// Whose revocations count, from the first on.
 pub const PEERS: u8 = 6;
@@ -34,6 +36,18 @@ impl World {
         };
         withdrawals.iter().filter(|(_, it)| is_lost(it)).map(|(key, _)| *key).collect()
     }
+}
+
+/// What may happen beside commits: one of these troubles, so often in relation to the rest.
+pub fn small(troubles: Vec<Trouble>, weight: u32) -> impl Strategy<Value = Happening> {
+    let trouble = prop::sample::select(troubles);
+    prop_oneof![
+        4 => (1u64..3_000).prop_map(Happening::Pause),
+        2 => (1u8..5).prop_map(Happening::Act),
+        1 => Just(Happening::Kill),
+        1 => (1u64..30).prop_map(Happening::DatabaseGone),
+        weight => (trouble, 1u64..100_000).prop_map(|(what, millis)| Happening::Trouble(what, millis)),
+    ]
 }
 
 /// A world with the tables as they were after each commit.

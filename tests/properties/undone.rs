@@ -1,5 +1,5 @@
 //! A deletion of many that the guard holds back, and that the database then loses, as by a restore that
-//! undoes the mistake: nobody is cut off.
+//! undoes the mistake: no peer is cut off.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use gatepost::reconcile::{Action, Event, Note};
 use proptest::prelude::*;
 
 use super::machine::Happening;
-use super::past::Past;
+use super::past::{Past, small};
 use super::rows::Tables;
 use super::world::Trouble;
 
@@ -147,26 +147,14 @@ enum Deed {
 /// Not that the kernel cannot be read: an agent that never read it does not know whom the guard would hold, and keeps
 /// out who may have been revoked.
 fn deed() -> impl Strategy<Value = Deed> {
-    let trouble = prop::sample::select(vec![
-        Trouble::Reads,
-        Trouble::GatewayRow,
-        Trouble::WrongKey,
-        Trouble::Flows,
-    ]);
-    let small = prop_oneof![
-        4 => (1u64..3_000).prop_map(Happening::Pause),
-        2 => (1u8..5).prop_map(Happening::Act),
-        1 => Just(Happening::Kill),
-        1 => (1u64..30).prop_map(Happening::DatabaseGone),
-        2 => (trouble, 1u64..100_000).prop_map(|(what, millis)| Happening::Trouble(what, millis)),
-    ];
+    let troubles = vec![Trouble::Reads, Trouble::GatewayRow, Trouble::WrongKey, Trouble::Flows];
     prop_oneof![
         3 => any::<bool>().prop_map(|rows_go| Deed::Delete { rows_go }),
         1 => Just(Deed::Restore),
         2 => (1u8..=5).prop_map(Deed::Revoke),
         1 => (1u8..=5).prop_map(Deed::Admit),
         3 => (1usize..5).prop_map(Deed::Lose),
-        5 => small.prop_map(Deed::Happen),
+        5 => small(troubles, 2).prop_map(Deed::Happen),
     ]
 }
 
