@@ -79,9 +79,9 @@ impl Rows {
         match self.deciding().filter(|_| self.may_grant() && self.withdrawing(observed).is_none()) {
             None => self.plan_withdrawals(observed, guard, connected),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
-                (Ok(plan), held) => Planned::new(plan, Waiting::Judged(with(held, former))),
+                (Ok(plan), held) => Planned::new(plan, Waiting::Judged(held.with_those(&former))),
                 (Err(error), held) => {
-                    let guard = Guard { limit, held: with(held, former), confirmed, whose };
+                    let guard = Guard { limit, held: held.with_those(&former), confirmed, whose };
                     let withdrawals = self.withdrawals(desired, observed, guard);
                     Planned { obstacle: Some(error), ..withdrawals }
                 }
@@ -143,16 +143,19 @@ impl Rows {
         let plan = withdrawals(rows, observed, self.public_key(), &held);
         // A peer that stays because of a doubt waits for no confirmation.
         let held = match before {
-            None => Waiting::Judged(with(held, former)),
+            None => Waiting::Judged(held.with_those(&former)),
             Some(before) => Waiting::Unjudged(held.of_those(&before)),
         };
         Planned::new(plan, held)
     }
 
     /// Whom an earlier run of the agent held, if the rows are its last good ones. They lack what it held back
-    /// and release nobody.
-    fn held_by_later_rows(&self, guard: &Guard<'_>) -> Option<Held> {
-        (self.origin != Origin::Database).then(|| guard.held.clone())
+    /// and release no peer.
+    fn held_by_later_rows(&self, guard: &Guard<'_>) -> Held {
+        match self.origin {
+            Origin::Database => Held::default(),
+            Origin::LastGood | Origin::Unsealed => guard.held.clone(),
+        }
     }
 
     /// The table that denies everything, if no table judges the packets of this gateway's link. Without
@@ -210,12 +213,5 @@ impl Rows {
             .iter()
             .filter(|(key, peer)| self.block_list.bars_peer(key, &peer.allowed_ips));
         by_row.chain(by_hold.map(|(key, _)| *key)).collect()
-    }
-}
-
-fn with(held: Held, former: Option<Held>) -> Held {
-    match former {
-        Some(former) => held.with_those(&former),
-        None => held,
     }
 }
