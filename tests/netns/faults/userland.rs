@@ -21,10 +21,10 @@ const OPEN: &str = r#"
 set -eu
 mount -t tmpfs own "$1"
 for folder in etc usr var/lib; do
-	mkdir -p "$1/upper/$folder" "$1/work/$folder"
+	mkdir -p "$1/upper/$folder" "$1/scratch/$folder"
 	lower=/$folder
 	[ ! -d "$2/$folder" ] || lower=$2/$folder:$lower
-	mount -t overlay -o "lowerdir=$lower,upperdir=$1/upper/$folder,workdir=$1/work/$folder" own "/$folder"
+	mount -t overlay -o "lowerdir=$lower,upperdir=$1/upper/$folder,workdir=$1/scratch/$folder" own "/$folder"
 done
 for folder in dbus systemd NetworkManager; do
 	mkdir -p "/run/$folder"
