@@ -145,7 +145,7 @@ fn halve<E>(
 }
 
 /// What comes after the parts: what must not go on without those that were not loaded is denied, and
-/// profiles that nobody has any more are removed.
+/// profiles that no prefix has any more are removed.
 fn after(change: &FirewallChange, unloaded: &[&Part]) -> [FirewallChange; 2] {
     let kept: BTreeSet<ProfileId> = unloaded.iter().flat_map(|part| &part.kept).copied().collect();
     let denied = unloaded.iter().flat_map(|part| &part.denied);

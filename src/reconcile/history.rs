@@ -7,7 +7,7 @@
 //! The last good rows may lack withdrawals, too: while they are followed, those peers stay out.
 //!
 //! A withdrawal counts from the first plan that has it, also if the kernel only closes the peer, and not
-//! while the guard holds it back: a restore that undoes a mistake cuts nobody off.
+//! while the guard holds it back: a restore that undoes a mistake cuts off no peer.
 
 mod marks;
 #[cfg(test)]

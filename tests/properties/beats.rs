@@ -56,7 +56,7 @@ fn a_beat_finds_a_changed_firewall_or_link_that_nobody_told_of() {
     }
 }
 
-/// A pass ends while nobody knows yet that another program removed peers, and the next reading shows it before
+/// A pass ends before the agent knows that another program removed peers, and the next reading shows it before
 /// the pass is reported. The world sees to it that what is reported was so.
 #[test]
 fn a_proof_that_the_next_reading_contradicts_is_not_reported() {

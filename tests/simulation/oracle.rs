@@ -171,7 +171,7 @@ impl World {
         self.oracle.job = Some(JobOracle { before, wanted, around, was_edited, cut });
     }
 
-    /// A plan is carried out, or its agent was killed. Says whether nobody else changed anything.
+    /// A plan is carried out, or its agent was killed. Says whether no other program changed anything.
     fn job_ends(&mut self) -> bool {
         let Some(job) = self.oracle.job.take() else { return false };
         let was_alone = !job.was_edited && !self.host.unseen;

@@ -26,7 +26,7 @@ pub fn plan(config: &Config, args: &PlanArgs) -> Result<Exit, CommandError> {
     }
     let mut report =
         runtime::on_this_thread()?.block_on(async { wiring::prepare(config)?.plan().await })?;
-    // Without an agent nobody knows what the kernel refuses.
+    // Only a running agent knows what the kernel refuses.
     if !report.steps.is_empty()
         && let Ok(status) = Client::new(&config.control.socket).status()
     {

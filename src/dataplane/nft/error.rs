@@ -62,7 +62,7 @@ pub enum NftError {
 
 impl NftError {
     /// Whether a change that failed so left the table as it was. The kernel takes a transaction as a whole
-    /// or not at all; without its answer nobody knows which.
+    /// or not at all; without its answer that is unknown.
     #[must_use]
     pub const fn table_is_as_before(&self) -> bool {
         match self {
