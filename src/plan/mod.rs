@@ -21,6 +21,7 @@ mod prefix;
 mod route;
 mod step;
 mod transfer;
+mod uncut;
 mod unloadable;
 mod wanted;
 
@@ -34,5 +35,6 @@ pub use model_job::ModelJob;
 pub use model_kernel::{Fate, Fault, ModelKernel, Refusal};
 pub use pool::{networks_within, usable_network};
 pub use step::{Phase, Plan, Step};
+pub use uncut::Uncut;
 pub use unloadable::{Blame, Parted, load_in_parts};
 pub use wanted::Wanted;

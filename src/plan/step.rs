@@ -240,6 +240,26 @@ impl Plan {
         self
     }
 
+    /// This plan with a cut of the flows of these prefixes before they are given, beside those that it
+    /// cuts.
+    #[must_use]
+    pub(super) fn cutting(mut self, more: BTreeSet<IpNet>) -> Self {
+        let cut = self.steps.iter_mut().find_map(|step| match step {
+            Step::CutFlows { prefixes } => Some(prefixes),
+            _ => None,
+        });
+        match cut {
+            Some(prefixes) => {
+                prefixes.extend(more);
+                self
+            }
+            None => {
+                self.steps.push(Step::CutFlows { prefixes: more });
+                Self::new(self.steps)
+            }
+        }
+    }
+
     #[must_use]
     pub fn steps(&self) -> &[Step] {
         &self.steps

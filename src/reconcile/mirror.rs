@@ -1,14 +1,15 @@
 //! The kernel's side: the last reading, how far it can be trusted, and when to read again.
 
+mod sessions;
 mod view;
 mod work;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::RwLockReadGuard;
 
-use super::clock::{Clocks, Now};
+use super::clock::Now;
 use super::event::Action;
 use super::handshakes::Handshakes;
 use super::options::{Timing, affordable_after};
@@ -16,7 +17,7 @@ use super::session::is_alive;
 use super::volume::Volume;
 use crate::dataplane::{BackendInUse, Glance, Reading, RefusedStep, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
-use crate::plan::{Doubt, Plan, Step};
+use crate::plan::{Doubt, Plan, Step, Uncut};
 pub(super) use view::MirrorView;
 use work::{Job, Trust, Wanted};
 
@@ -34,6 +35,8 @@ pub(super) struct Mirror {
     trust: Trust,
     /// What the steps that were refused since then may have done.
     doubt: Doubt,
+    /// What next holders might inherit.
+    uncut: Uncut,
     wanted: Wanted,
     /// The kernel announced a change, or a glance found one, and no complete reading has begun since.
     announced: bool,
@@ -80,6 +83,7 @@ impl Mirror {
             observed: None,
             trust: Trust::Kept,
             doubt: Doubt::default(),
+            uncut: Uncut::default(),
             wanted: Wanted::Reading { why: "start".into() },
             announced: false,
             job: Job::None,
@@ -147,6 +151,12 @@ impl Mirror {
     /// What is safe of withdrawals that were planned from this reading in doubt.
     pub fn safe(&self, withdrawals: Plan, observed: &ObservedState) -> Plan {
         self.doubt.safe(withdrawals, observed)
+    }
+
+    /// The plan that also cuts the flows of prefixes that this agent, or an earlier run of it, took while
+    /// they were open.
+    pub fn cut_in(&self, plan: Plan, cuts_flows: bool) -> Plan {
+        self.uncut.cut_in(plan, cuts_flows)
     }
 
     /// Nothing is left to withdraw by a reading in doubt.
@@ -284,6 +294,7 @@ impl Mirror {
     /// Begins to change the kernel. The reading is shared with the job, and in doubt until it ends.
     pub fn begin_apply(&mut self, plan: Plan) -> Option<Action> {
         let observed = self.observed.clone()?;
+        self.uncut.begin(&plan, &observed.read());
         self.job = Job::Apply { in_doubt: !self.can_be_planned() };
         self.trust = Trust::Doubtful;
         Some(Action::Apply(plan, observed))
@@ -350,17 +361,16 @@ impl Mirror {
         as_known
     }
 
-    /// The job that changed the kernel ended with an answer to every step. What was in doubt before is
-    /// so still.
-    pub fn applied(&mut self) {
+    /// The job that changed the kernel ended with an answer to every step, which are acknowledged but for
+    /// these. What was in doubt before is so still.
+    pub fn applied(&mut self, refused: &[RefusedStep]) {
+        if let (true, Some(observed)) = (refused.is_empty(), &self.observed) {
+            self.uncut.applied(&observed.read());
+        }
+        refused.iter().for_each(|refused| self.doubt.refused(&refused.step, refused.fate()));
         let in_doubt = self.job == Job::Apply { in_doubt: true };
         self.trust = if in_doubt { Trust::Doubtful } else { Trust::Kept };
         self.job = Job::None;
-    }
-
-    /// The kernel did not acknowledge these steps.
-    pub fn refused(&mut self, steps: &[RefusedStep]) {
-        steps.iter().for_each(|refused| self.doubt.refused(&refused.step, refused.fate()));
     }
 
     /// The kernel may differ from the reading in ways that we do not know. The next reading is due
@@ -370,9 +380,12 @@ impl Mirror {
         self.next_reading = now + wait;
     }
 
-    /// The reading was used for a proof. Says whether the kernel was read back for it: a heartbeat
+    /// The reading was used for a proof, of the whole kernel or of a part. Says whether the kernel was read back for it: a heartbeat
     /// proves what was read, not what we remember.
-    pub fn prove(&mut self) -> bool {
+    pub fn prove(&mut self, whole: bool) -> bool {
+        if whole {
+            self.uncut.proven();
+        }
         let read_back = matches!(self.trust, Trust::Fresh | Trust::Glanced);
         self.trust = Trust::Kept;
         read_back
@@ -381,35 +394,6 @@ impl Mirror {
     fn guards(&self, observed: &ObservedState) -> bool {
         let table = observed.firewall.as_ref();
         table.is_some_and(|table| table.guards(self.interface.as_str()))
-    }
-
-    /// The peers with a live session, if the kernel was just read and no newer reading is wanted.
-    pub fn just_connected(&self, now: Instant) -> Option<BTreeSet<PublicKey>> {
-        if self.trust != Trust::Fresh || self.wants_reading() {
-            return None;
-        }
-        let steady = self.handshakes.clock(now);
-        let alive = |key: &&PublicKey| {
-            let traffic = self.traffic.get(*key);
-            traffic.and_then(|it| it.last_handshake).is_some_and(|at| is_alive(at, steady))
-        };
-        let observed = self.observed();
-        Some(observed.iter().flat_map(|it| it.peers.keys()).filter(alive).copied().collect())
-    }
-
-    /// The peers in the kernel. Any of them may have connected since the reading: another one is wanted,
-    /// which shows their sessions.
-    pub fn recheck_sessions(&mut self, why: &str) -> Option<BTreeSet<PublicKey>> {
-        self.want_reading_for(why);
-        if self.trust == Trust::Fresh {
-            self.trust = Trust::Kept;
-        }
-        self.observed().map(|observed| observed.peers.keys().copied().collect())
-    }
-
-    /// This moment by the clocks that count for sessions.
-    pub fn clocks(&self, database: SystemTime, now: Instant) -> Clocks {
-        Clocks { instant: now, steady: self.handshakes.clock(now), database }
     }
 }
 

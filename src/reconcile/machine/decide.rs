@@ -156,7 +156,7 @@ impl Machine {
     }
 
     pub(super) fn plan_applied(&mut self, mut outcome: Outcome, now: Now) {
-        self.mirror.applied();
+        self.mirror.applied(&outcome.refused);
         self.remember_withdrawals(now);
         let stayed = self.passes.applied(&outcome, self.mirror.observed().as_deref());
         self.difference.stayed(stayed);
@@ -176,7 +176,6 @@ impl Machine {
         let listed = outcome.refused.iter().take(FIRST_LINES);
         self.notices.refused(Trouble::Kernel, listed, now.instant);
         self.proof.lose();
-        self.mirror.refused(&outcome.refused);
         self.passes.refused(&outcome.refused);
         let rows_changed = self.passes.is_forgiven();
         self.retry_later(now);
@@ -312,6 +311,8 @@ impl Machine {
             self.proof.lose();
         }
         let plan = self.difference.without_blocked(plan);
+        let cuts_flows = self.rows.desired().is_some_and(DesiredState::cuts_flows);
+        let plan = self.mirror.cut_in(plan, cuts_flows);
         let restless = self.passes.is_restless();
         if plan.is_empty() {
             self.remember_withdrawals(now);

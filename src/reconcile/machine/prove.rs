@@ -17,7 +17,7 @@ impl Machine {
         let evidence = Evidence {
             rows_read_at: self.rows.read_at(),
             whole,
-            read_back: self.mirror.prove(),
+            read_back: self.mirror.prove(whole),
             ends_pass: self.passes.is_under_way(),
             disturbed: self.mirror.is_disturbed(),
         };
@@ -58,7 +58,7 @@ impl Machine {
         }
         let Some(as_of) = self.rows.desired().map(|desired| desired.as_of()) else { return };
         if read_back {
-            self.mirror.prove();
+            self.mirror.prove(false);
         }
         if self.proof.repeat(as_of, self.rows.read_at(), read_back) {
             self.report_proof(as_of);

@@ -77,17 +77,17 @@ const LONG_INTERVAL: Duration = Duration::from_secs(60);
 fn only_a_reading_or_a_glance_reads_the_kernel_back() {
     let now = Instant::now();
     let mut mirror = read_once(now);
-    assert!(mirror.prove(), "it was just read");
-    assert!(!mirror.prove(), "and not since");
+    assert!(mirror.prove(false), "it was just read");
+    assert!(!mirror.prove(false), "and not since");
     mirror.want_beat(now);
     mirror.begin_glance();
     let (routes, routing) = (BTreeMap::new(), HostRouting::default());
     let glance = Glance { interface: None, routes, routing, firewall_is_current: true };
-    assert!(mirror.end_glance(Some(glance)) && mirror.prove());
+    assert!(mirror.end_glance(Some(glance)) && mirror.prove(false));
     mirror.begin_apply(Plan::default());
     assert!(!mirror.can_be_planned(), "in doubt until every step is answered");
-    mirror.applied();
-    assert!(mirror.can_be_planned() && !mirror.prove());
+    mirror.applied(&[]);
+    assert!(mirror.can_be_planned() && !mirror.prove(false));
 }
 
 #[test]
