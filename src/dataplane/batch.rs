@@ -4,14 +4,18 @@ use super::DataplaneError;
 use crate::model::PublicKey;
 use crate::plan::Step;
 
-/// How many of the next steps go to the kernel together: peers of one phase, routes of one phase,
-/// or any other one alone.
+/// So many peers or routes at most go to the kernel together: a job can be interrupted after each run.
+const RUN_AT_MOST: usize = 1024;
+
+/// How many of the next steps go to the kernel together: some peers of one phase, some routes of one
+/// phase, or any other one alone.
 pub(super) fn run_len(steps: &[Step], own_key: Option<PublicKey>) -> usize {
     let together = |a: &Step, b: &Step| {
         let alike = part(a) == part(b) && matches!(part(a), Part::Peer | Part::Route);
         let asked = |step| refuse_unasked(step, own_key).is_none();
         alike && a.phase() == b.phase() && asked(a) && asked(b)
     };
+    let steps = &steps[..steps.len().min(RUN_AT_MOST)];
     steps.chunk_by(together).next().map_or(0, <[Step]>::len)
 }
 
@@ -97,6 +101,7 @@ mod tests {
             })
             .collect::<Vec<_>>()
         };
+        assert_eq!(run_len(&vec![add(1); RUN_AT_MOST + 1], None), RUN_AT_MOST);
         assert_eq!(lens(None), [2, 4, 1]);
         assert_eq!(lens(Some(key(3))), [2, 2, 1, 1, 1]);
     }

@@ -7,6 +7,7 @@ mod remove;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -274,10 +275,17 @@ impl<F: Firewall> Dataplane for Host<F> {
     }
 
     fn apply(&mut self, plan: &Plan, observed: &SharedObserved) -> Outcome {
+        let began = Instant::now();
         let mut outcome = Outcome::default();
         let mut interlock = Interlock::default();
         let mut rest = plan.steps();
         while let Some(first) = rest.first() {
+            // One run is always applied, so that a plan that is interrupted again and again ends.
+            let is_begun = rest.len() < plan.steps().len();
+            if is_begun && observed.stops_after().is_some_and(|after| began.elapsed() >= after) {
+                outcome.interrupted = true;
+                break;
+            }
             let reading = observed.read();
             let own_key = reading.interface.as_ref().and_then(|link| link.public_key);
             let run = &rest[..run_len(rest, own_key)];

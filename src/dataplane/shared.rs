@@ -1,6 +1,8 @@
-//! The observed state, shared with its readers while the kernel is being changed.
+//! What the loop shares with the job that changes the kernel.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
@@ -11,24 +13,47 @@ use crate::plan::Step;
 /// acknowledged step, so that who reads it meanwhile sees how far that is. Sharing costs nothing,
 /// however many peers there are.
 #[derive(Debug, Clone, Default)]
-pub struct SharedObserved(Arc<RwLock<ObservedState>>);
+pub struct SharedObserved {
+    state: Arc<RwLock<ObservedState>>,
+    /// After so many milliseconds the job stops; 0: when it has applied everything.
+    stops_after_millis: Arc<AtomicU64>,
+}
 
 impl SharedObserved {
     /// The present state; it does not change while the guard is held. A reader that holds one may take
     /// another: a waiting writer does not come in between.
     pub fn read(&self) -> RwLockReadGuard<'_, ObservedState> {
-        self.0.read_recursive()
+        self.state.read_recursive()
     }
 
     /// Updates it with an acknowledged `step`.
     pub fn apply(&self, step: &Step) {
-        self.0.write().apply(step);
+        self.state.write().apply(step);
+    }
+
+    /// A job begins, which nothing interrupts yet.
+    pub fn begin(&self) {
+        self.stops_after_millis.store(0, Ordering::Relaxed);
+    }
+
+    /// Lets the job under way stop between two steps once it has lasted `at_least` so long: a newer plan
+    /// waits, which may withdraw something.
+    pub fn interrupt(&self, at_least: Duration) {
+        let millis = u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.stops_after_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// How long the job under way must have lasted before it stops. `None`: it goes on to its end.
+    #[must_use]
+    pub fn stops_after(&self) -> Option<Duration> {
+        let millis = self.stops_after_millis.load(Ordering::Relaxed);
+        (millis > 0).then(|| Duration::from_millis(millis))
     }
 }
 
 impl From<ObservedState> for SharedObserved {
     fn from(state: ObservedState) -> Self {
-        Self(Arc::new(RwLock::new(state)))
+        Self { state: Arc::new(RwLock::new(state)), ..Self::default() }
     }
 }
 
@@ -46,7 +71,7 @@ mod tests {
         let (writer, step) =
             (shared.clone(), Step::RemovePeer { key: PublicKey::from_bytes([1; 32]).unwrap() });
         let applied = thread::spawn(move || writer.apply(&step));
-        while shared.0.try_read().is_some() {
+        while shared.state.try_read().is_some() {
             thread::yield_now();
         }
         let again = shared.read();

@@ -195,8 +195,8 @@ impl Machine {
         dues.into_iter().flatten().min().map_or(latest, |at| at.min(latest))
     }
 
-    /// What to do next. What was read is carried out before more is read, and a read that is under way
-    /// holds up neither a look at the kernel nor a step.
+    /// What to do next. What was read is planned before more is read. A read that is under way holds up
+    /// neither a look at the kernel nor a step, and a long job holds up no read.
     fn begin_next(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         actions.extend(self.source.begin_connect(now));
@@ -209,7 +209,9 @@ impl Machine {
         actions.extend(self.mirror.begin_reading(now.instant));
         self.begin_plan(now, &mut actions);
         actions.extend(self.mirror.begin_glance());
-        if !self.mirror.is_applying() && !self.may_plan() {
+        let waits =
+            if self.mirror.is_applying() { self.passes.is_forgiven() } else { self.may_plan() };
+        if !waits {
             actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
         }
         if self.source.is_connected() {

@@ -15,7 +15,7 @@ use super::handshakes::Handshakes;
 use super::options::{Timing, affordable_after};
 use super::session::is_alive;
 use super::volume::Volume;
-use crate::dataplane::{BackendInUse, Glance, Reading, RefusedStep, SharedObserved, nft};
+use crate::dataplane::{BackendInUse, Glance, Outcome, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 use crate::plan::{Doubt, Plan, Step, Uncut};
 pub(super) use view::MirrorView;
@@ -24,6 +24,12 @@ use work::{Job, Trust, Wanted};
 /// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
 /// us) must not become a storm of dumps.
 const READING_GAP: Duration = Duration::from_millis(50);
+
+/// A job that changes the kernel lasts at least so long before a newer plan interrupts it: planning
+/// anew costs time, too.
+const JOB_AT_LEAST: Duration = Duration::from_millis(250);
+/// Jobs that are interrupted one after the other last twice as long each time, up to 8 s.
+const DOUBLED_AT_MOST: u32 = 5;
 
 /// What the machine knows about the kernel.
 #[derive(Debug)]
@@ -41,6 +47,8 @@ pub(super) struct Mirror {
     /// The kernel announced a change, or a glance found one, and no complete reading has begun since.
     announced: bool,
     job: Job,
+    /// So many jobs that changed the kernel were interrupted, one after the other.
+    interruptions: u32,
     /// Why the last complete reading was made.
     why: String,
     /// What the last complete reading found edited in our table.
@@ -87,6 +95,7 @@ impl Mirror {
             wanted: Wanted::Reading { why: "start".into() },
             announced: false,
             job: Job::None,
+            interruptions: 0,
             why: String::new(),
             firewall_difference: None,
             error: None,
@@ -295,6 +304,7 @@ impl Mirror {
     pub fn begin_apply(&mut self, plan: Plan) -> Option<Action> {
         let observed = self.observed.clone()?;
         self.uncut.begin(&plan, &observed.read());
+        observed.begin();
         self.job = Job::Apply { in_doubt: !self.can_be_planned() };
         self.trust = Trust::Doubtful;
         Some(Action::Apply(plan, observed))
@@ -361,13 +371,25 @@ impl Mirror {
         as_known
     }
 
-    /// The job that changed the kernel ended with an answer to every step, which are acknowledged but for
-    /// these. What was in doubt before is so still.
-    pub fn applied(&mut self, refused: &[RefusedStep]) {
-        if let (true, Some(observed)) = (refused.is_empty(), &self.observed) {
+    /// Lets the job that changes the kernel stop, because there is a newer plan to make. The next ones last
+    /// longer each time, so that they end however often rows change.
+    pub fn interrupt(&mut self) {
+        if let (Job::Apply { .. }, Some(observed)) = (self.job, &self.observed) {
+            observed.interrupt(JOB_AT_LEAST * 2_u32.pow(self.interruptions.min(DOUBLED_AT_MOST)));
+        }
+    }
+
+    /// The job that changed the kernel ended with an answer to every step that it tried. What was in doubt
+    /// before is so still.
+    pub fn applied(&mut self, outcome: &Outcome) {
+        let is_whole = outcome.refused.is_empty() && !outcome.interrupted;
+        if let (true, Some(observed)) = (is_whole, &self.observed) {
             self.uncut.applied(&observed.read());
         }
-        refused.iter().for_each(|refused| self.doubt.refused(&refused.step, refused.fate()));
+        for refused in &outcome.refused {
+            self.doubt.refused(&refused.step, refused.fate());
+        }
+        self.interruptions = if outcome.interrupted { self.interruptions + 1 } else { 0 };
         let in_doubt = self.job == Job::Apply { in_doubt: true };
         self.trust = if in_doubt { Trust::Doubtful } else { Trust::Kept };
         self.job = Job::None;

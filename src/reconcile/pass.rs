@@ -207,6 +207,9 @@ impl Passes {
         let (stayed, gone) = removing.into_iter().partition(|(key, _)| stays(key));
         let gone: BTreeMap<_, _> = gone;
         pass.revoked.extend(gone);
+        if let Some(observed) = observed {
+            pass.added.retain(|key| observed.peers.contains_key(key));
+        }
         stayed
     }
 

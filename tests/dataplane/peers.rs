@@ -1,8 +1,10 @@
 //! Peers: what is written, and what the kernel does without reporting it.
 
-use gatepost::dataplane::{Backend, Dataplane, DataplaneError};
+use std::time::Duration;
+
+use gatepost::dataplane::{Backend, Dataplane, DataplaneError, SharedObserved};
 use gatepost::model::{AllowedIps, Peer, PresharedKey};
-use gatepost::plan::Step;
+use gatepost::plan::{Plan, Step};
 
 use crate::rig::{Gateway, add, key, peer, prefixes, private_key, with_gateway};
 use crate::runner::Test;
@@ -13,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("changing_an_unknown_peer_creates_none", unknown),
     ("a_peer_with_2500_prefixes_is_written_and_read_completely", many_prefixes),
     ("many_peers_are_added_and_removed_together", many_peers),
+    ("a_job_that_is_interrupted_says_how_far_it_came", interrupted),
     ("a_prefix_given_to_another_peer_leaves_the_first", theft),
     ("an_unchanged_peer_keeps_its_endpoint_when_others_change", untouched),
 ];
@@ -104,6 +107,20 @@ fn many_peers(backend: Backend) {
 }
 
 /// Why a plan must remove before it adds: the kernel moves the prefix without reporting it.
+fn interrupted(backend: Backend) {
+    with_gateway(backend, |_, gateway| {
+        let steps: Vec<_> = (0..1_100).map(|number| add(number, &[])).collect();
+        let observed = SharedObserved::from(std::mem::take(&mut gateway.observed));
+        observed.interrupt(Duration::ZERO);
+        let outcome = gateway.host.apply(&Plan::new(steps.clone()), &observed);
+        gateway.observed = observed.read().clone();
+        assert!(outcome.interrupted && outcome.refused.is_empty(), "{outcome:?}");
+        assert!((1..steps.len()).contains(&outcome.applied), "{} steps", outcome.applied);
+        gateway.check();
+        gateway.apply_all(steps[outcome.applied..].to_vec());
+    });
+}
+
 fn theft(backend: Backend) {
     with_gateway(backend, |_, gateway| {
         gateway.apply_all(vec![add(1, &["10.7.0.2/32"])]);

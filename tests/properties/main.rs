@@ -11,6 +11,7 @@ mod guard;
 mod held;
 mod history;
 mod incremental;
+mod jobs;
 mod machine;
 mod meet;
 mod mistakes;

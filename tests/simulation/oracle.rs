@@ -255,7 +255,7 @@ impl World {
         self.figures.refused += outcome.refused.len() as u64;
         let was_alone = self.job_ends();
         if outcome.refused.is_empty() {
-            if was_alone {
+            if was_alone && !outcome.interrupted {
                 self.check_flows();
                 self.all_is_put_right();
             }

@@ -59,14 +59,20 @@ impl World {
             }
             Job::Glance(Some(seen)) => self.tell(Event::Glanced(seen.ok_or_else(unreadable))),
             Job::Apply(mut work) => {
-                let Some(step) = work.steps.pop_front() else {
+                // However soon: this host's jobs take no time.
+                let stops = work.is_begun && work.shared.stops_after().is_some();
+                let step = work.steps.pop_front();
+                let interrupted = stops && step.is_some();
+                let Some(step) = step.filter(|_| !interrupted) else {
                     let mut outcome = std::mem::take(&mut work.outcome);
+                    outcome.interrupted = interrupted;
                     outcome.unloadable = work.job.end();
                     self.plan_ended(&outcome);
                     self.tell(Event::Applied(outcome));
                     return;
                 };
                 self.apply(&mut work, &step);
+                work.is_begun = true;
                 self.agent.job = Some(Job::Apply(work));
             }
         }

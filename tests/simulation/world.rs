@@ -50,6 +50,8 @@ pub struct Application {
     pub observed: ObservedState,
     pub shared: SharedObserved,
     pub outcome: Outcome,
+    /// One step was applied at least.
+    pub is_begun: bool,
 }
 
 /// The rows that the agent was told last.
@@ -278,6 +280,7 @@ impl World {
             observed,
             shared,
             outcome: Outcome::default(),
+            is_begun: false,
         })));
     }
 

@@ -156,7 +156,7 @@ impl Machine {
     }
 
     pub(super) fn plan_applied(&mut self, mut outcome: Outcome, now: Now) {
-        self.mirror.applied(&outcome.refused);
+        self.mirror.applied(&outcome);
         self.remember_withdrawals(now);
         let stayed = self.passes.applied(&outcome, self.mirror.observed().as_deref());
         self.difference.stayed(stayed);
@@ -168,7 +168,7 @@ impl Machine {
         self.passes.give_up_steps(&blocked);
         self.notices.refused(Trouble::Route, &blocked, now.instant);
         if outcome.refused.is_empty() {
-            if self.difference.is_everything() {
+            if self.difference.is_everything() && !outcome.interrupted {
                 self.mirror.want_reading_for("verify");
             }
             return;
@@ -242,9 +242,11 @@ impl Machine {
         self.more_to_do();
     }
 
-    /// New work arrived: resets the pass's attempts, and retries what was refused now.
+    /// New work arrived: resets the pass's attempts, retries what was refused now, and waits for no long
+    /// job that applies an older plan.
     fn more_to_do(&mut self) {
         self.passes.forgive();
+        self.mirror.interrupt();
         self.mirror.more_to_do();
         if self.passes.retry_now() {
             self.mirror.want_reading("retry");

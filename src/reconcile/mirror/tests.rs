@@ -86,7 +86,7 @@ fn only_a_reading_or_a_glance_reads_the_kernel_back() {
     assert!(mirror.end_glance(Some(glance)) && mirror.prove(false));
     mirror.begin_apply(Plan::default());
     assert!(!mirror.can_be_planned(), "in doubt until every step is answered");
-    mirror.applied(&[]);
+    mirror.applied(&Outcome::default());
     assert!(mirror.can_be_planned() && !mirror.prove(false));
 }
 
