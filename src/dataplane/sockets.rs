@@ -24,6 +24,13 @@ const UDP: u8 = 17;
 const CONNECTED: u32 = !(1 << 10 | 1 << 6);
 /// `idiag_timer` of what is left of a socket that its program closed. Such may also be in another state.
 const TIMER_OF_REMAINS: u8 = 3;
+/// The attribute that holds the kernel's filter.
+const REQUEST_BYTECODE: u16 = 1;
+const BYTECODE_JUMP: u8 = 1;
+/// Whether the other side's address lies within a prefix.
+const BYTECODE_OTHER_SIDE: u8 = 8;
+/// Sockets to more prefixes than this are listed whole: the filter is run for each socket.
+const FILTERED_AT_MOST: usize = 64;
 /// `struct inet_diag_sockid`.
 const ID_BYTES: usize = 48;
 /// `struct inet_diag_msg`, in which the identity follows four bytes.
@@ -61,11 +68,12 @@ fn destroy_over(
             IpNet::new(address, *length).is_ok_and(|prefix| prefixes.contains(&prefix.trunc()))
         })
     };
+    let filter = filter(prefixes);
     let mut destroyed = Destroyed::default();
     for family in [AF_INET, AF_INET6] {
         for protocol in [TCP, UDP] {
             let done = open().and_then(|mut channel| {
-                destroy(&mut channel, (family, protocol), &concerned, &mut destroyed)
+                destroy(&mut channel, (family, protocol), &filter, &concerned, &mut destroyed)
             });
             destroyed.note(done);
         }
@@ -76,11 +84,13 @@ fn destroy_over(
 fn destroy(
     channel: &mut Channel,
     (family, protocol): (u8, u8),
+    filter: &[u8],
     concerned: &impl Fn(IpAddr) -> bool,
     destroyed: &mut Destroyed,
 ) -> Result<(), NetlinkError> {
-    let all = request((family, protocol), &[0; ID_BYTES]);
-    let list = Encoded { kind: SOCK_DIAG_BY_FAMILY, body: &all };
+    let mut body = request((family, protocol), &[0; ID_BYTES]);
+    body.extend_from_slice(filter);
+    let list = Encoded { kind: SOCK_DIAG_BY_FAMILY, body: &body };
     let found = channel.dump(&list, |found: &mut Vec<Vec<u8>>, message| {
         if let Some((id, other_side)) = identity(family, message)? {
             found.extend(concerned(other_side).then(|| request((family, protocol), id)));
@@ -102,6 +112,47 @@ fn destroy(
 /// `struct inet_diag_req_v2`.
 fn request((family, protocol): (u8, u8), id: &[u8]) -> Vec<u8> {
     [&[family, protocol, 0, 0], &CONNECTED.to_ne_bytes(), id].concat()
+}
+
+/// The attribute by which the kernel lists only sockets to these prefixes, if they are few: it saves the copy
+/// of all others. `inet_diag_bc_run` in net/ipv4/inet_diag.c lists a socket if it comes out exactly at the
+/// end of the code. An IPv4 prefix also finds IPv6 sockets to its mapped addresses.
+fn filter(prefixes: &BTreeSet<IpNet>) -> Vec<u8> {
+    if prefixes.len() > FILTERED_AT_MOST {
+        return Vec::new();
+    }
+    const JUMP_BYTES: usize = 4;
+    let conditions: Vec<Vec<u8>> = prefixes.iter().map(host_condition).collect();
+    let mut left: usize = conditions.iter().map(|condition| condition.len() + JUMP_BYTES).sum();
+    let mut code = Vec::with_capacity(left);
+    for (number, condition) in conditions.iter().enumerate() {
+        let is_last = number + 1 == conditions.len();
+        // To the jump where it holds, else past it; past the end of the code where none is left.
+        let past = condition.len() + JUMP_BYTES + if is_last { JUMP_BYTES } else { 0 };
+        code.extend(operation(BYTECODE_OTHER_SIDE, condition.len(), past));
+        code.extend_from_slice(&condition[JUMP_BYTES..]);
+        left -= condition.len();
+        code.extend(operation(BYTECODE_JUMP, JUMP_BYTES, left));
+        left -= JUMP_BYTES;
+    }
+    let length = u16::try_from(4 + code.len()).unwrap_or(u16::MAX);
+    [&length.to_ne_bytes()[..], &REQUEST_BYTECODE.to_ne_bytes(), &code].concat()
+}
+
+/// `struct inet_diag_bc_op`: where to go on if it holds and if it does not, from its own first byte.
+fn operation(code: u8, holds: usize, fails: usize) -> [u8; 4] {
+    let fails = u16::try_from(fails).unwrap_or(u16::MAX).to_ne_bytes();
+    [code, u8::try_from(holds).unwrap_or(u8::MAX), fails[0], fails[1]]
+}
+
+/// Room for an operation, and its `struct inet_diag_hostcond` with any port.
+fn host_condition(prefix: &IpNet) -> Vec<u8> {
+    let (family, address) = match prefix {
+        IpNet::V4(prefix) => (AF_INET, prefix.network().octets().to_vec()),
+        IpNet::V6(prefix) => (AF_INET6, prefix.network().octets().to_vec()),
+    };
+    let any_port = (-1_i32).to_ne_bytes();
+    [&[0; 4][..], &[family, prefix.prefix_len(), 0, 0], &any_port, &address].concat()
 }
 
 /// What identifies a socket, and the address of its other side; `None`: its program closed it.
@@ -149,6 +200,21 @@ mod tests {
         assert_eq!(other_side(AF_INET, TIMER_OF_REMAINS, &v4.octets()), None);
         let short = Message { kind: 20, flags: 0, sequence: 1, port: 0, payload: &[2, 1] };
         assert!(identity(AF_INET, &short).is_err());
+    }
+
+    #[test]
+    fn the_kernel_filters_sockets_to_few_prefixes() {
+        let prefixes: BTreeSet<IpNet> =
+            ["10.64.0.2/32", "fd64::/64"].map(|prefix| prefix.parse().unwrap()).into();
+        let code = &filter(&prefixes)[4..];
+        // 16 bytes and a jump for the first, 28 and a jump for the second.
+        assert_eq!(code.len(), 20 + 32);
+        assert_eq!(code[..4], operation(BYTECODE_OTHER_SIDE, 16, 20));
+        assert_eq!(code[16..20], operation(BYTECODE_JUMP, 4, 36));
+        assert_eq!(code[20..24], operation(BYTECODE_OTHER_SIDE, 28, 36));
+        assert_eq!(code[48..52], operation(BYTECODE_JUMP, 4, 4));
+        let many = (0..=64).map(|number| format!("10.64.0.{number}/32").parse().unwrap());
+        assert!(filter(&many.collect()).is_empty());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Has its own `main` because it is also the userspace device that it tests.
 //! `dataplane cold <count>` compares adding peers with `wg setconf`, and `dataplane flows <count>`
-//! cutting flows among so many with `conntrack`.
+//! cutting flows among so many with `conntrack`; `dataplane sockets <count>` closes sockets among so many;
+//! `dataplane narrow <changes> <packets>` counts what a peer loses while one of its prefixes comes and goes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]
 
 #[path = "../support/netns.rs"]
@@ -21,6 +22,8 @@ mod handover;
 mod in_flight;
 mod interface;
 mod many_flows;
+mod many_sockets;
+mod narrowing;
 mod peers;
 mod refused;
 mod rig;
@@ -45,6 +48,18 @@ fn main() -> ExitCode {
         && flows == "flows"
     {
         many_flows::measure(runner::backend(), count.parse().unwrap());
+        return ExitCode::SUCCESS;
+    }
+    if let [sockets, count] = &args[..]
+        && sockets == "sockets"
+    {
+        many_sockets::measure(runner::backend(), count.parse().unwrap());
+        return ExitCode::SUCCESS;
+    }
+    if let [narrow, changes, packets] = &args[..]
+        && narrow == "narrow"
+    {
+        narrowing::measure(runner::backend(), changes.parse().unwrap(), packets.parse().unwrap());
         return ExitCode::SUCCESS;
     }
     if let [device, name] = &args[..]
