@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
+mod behind_peer;
 mod bells;
 mod blocked;
 #[allow(dead_code, reason = "other tests use the rest")]
