@@ -129,10 +129,15 @@ impl<F: Firewall> Host<F> {
         if !is_due && !ended {
             return;
         }
-        let Ok((link, BackendInUse::Kernel)) = self.target() else { return };
-        if !link.up {
-            return;
-        }
+        let link = match self.target() {
+            Ok((link, BackendInUse::Kernel)) if link.up => link,
+            Ok(_) => return,
+            // A call that is repeated at every reading would be a plan that never ends.
+            Err(error) => {
+                self.ended.forget();
+                return debug!(%error, "lost sessions are left to their clients: {error}");
+            }
+        };
         self.ended.forget();
         if let Err(error) = self.kernel.call_peers(link.index, &observed.peers) {
             debug!(%error, "lost sessions are left to their clients: {error}");
