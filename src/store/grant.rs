@@ -149,7 +149,7 @@ pub async fn grant_token(
     if let Some(role) = role {
         role_created = ensure_role(&transaction, &target.place, role, create).await?;
         let limit = if role_created { UNLIMITED } else { "" };
-        let settings = format!("{limit}{POOL_SETTINGS}");
+        let settings = format!("{limit}{}", pool_settings());
         let allow = "select format('grant gatepost_gateway to %1$I; ' || $2, $1)";
         let allow = transaction
             .query_typed_one(allow, &[(&role, Type::TEXT), (&settings, Type::TEXT)])
@@ -163,12 +163,21 @@ pub async fn grant_token(
 }
 
 /// A pooler resets what a session has set to what its role has.
-const POOL_SETTINGS: &str = "alter role %1$I set statement_timeout = '35s'; \
-    alter role %1$I set lock_timeout = '500ms'; \
-    alter role %1$I set idle_in_transaction_session_timeout = '60s'; \
-    alter role %1$I set search_path = pg_catalog, pg_temp; \
-    alter role %1$I set default_transaction_isolation = 'read committed'; \
-    alter role %1$I set default_transaction_read_only = off; ";
+/// Each with its value, and with how `pg_settings` shows that.
+pub(super) const POOL_SETTINGS: [(&str, &str, &str); 6] = [
+    ("statement_timeout", "'35s'", "35000"),
+    ("lock_timeout", "'500ms'", "500"),
+    ("idle_in_transaction_session_timeout", "'60s'", "60000"),
+    ("search_path", "pg_catalog, pg_temp", "pg_catalog, pg_temp"),
+    ("default_transaction_isolation", "'read committed'", "read committed"),
+    ("default_transaction_read_only", "off", "off"),
+];
+
+fn pool_settings() -> String {
+    let set = |(name, value, _)| format!("alter role %1$I set {name} = {value}; ");
+    POOL_SETTINGS.map(set).concat()
+}
+
 /// Of a role that was made for the pool: the pooler limits its connections.
 const UNLIMITED: &str = "alter role %1$I connection limit -1; ";
 

@@ -76,7 +76,7 @@ pub use rehearse::{HeldLock, LockMode, REHEARSAL_WITHIN, Rehearsal, rehearse};
 pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake, Reported};
 pub use require_auth::{Method, RefusedMethod, RequireAuth, RequireAuthError};
 pub use script::{ScriptError, Statement, split};
-pub use shared::SharedRole;
+pub use shared::{PublicRights, SharedRole, rights_of_public};
 pub use snapshot::Cursor;
 pub use tls::{Tls, TlsFiles};
 pub use token::{Token, TokenError};

@@ -189,3 +189,8 @@ fn a_token_is_printed_once_and_alone_and_names_the_gateway() {
     assert!(text.contains("the token of gateway fra-1 was revoked at"), "{text}");
     site.as_owner(&["grant"]).must_exit(64);
 }
+    for allowed in
+        ["`revoke temporary on database", "`revoke execute on function pg_cancel_backend"]
+    {
+        assert!(granted.stderr.contains(allowed), "{}", granted.stderr);
+    }

@@ -50,6 +50,7 @@ mod rows;
 mod running;
 mod silence;
 mod surface;
+mod stolen;
 mod token;
 mod unannounced;
 mod unmigrate;

@@ -16,19 +16,19 @@ use crate::postgres::Cluster;
 use crate::postgres::pooler::Pooler;
 use crate::world::{World, client, id, insert_gateway, options};
 
-fn token(seed: u8) -> Token {
+pub fn token(seed: u8) -> Token {
     Token::from_random(&[seed; 32])
 }
 
 /// The role that gateways log in as, and whose token acts for which gateway.
-struct Pool {
-    world: World,
-    role: String,
+pub struct Pool {
+    pub world: World,
+    pub role: String,
 }
 
 impl Pool {
     /// Gateway g1 has token 1, and g2 token 2.
-    async fn new() -> (Self, Uuid) {
+    pub async fn new() -> (Self, Uuid) {
         let world = World::new().await;
         let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
         let role = format!("{}_pool", world.database);
@@ -40,16 +40,25 @@ impl Pool {
         (Self { world, role }, other)
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         Cluster::shared().socket_url(&self.role, &self.world.database)
     }
 
-    fn store(&self, token: Token) -> Store {
+    pub fn store(&self, token: Token) -> Store {
         let options = ConnectOptions { token: Some(token), ..ConnectOptions::new(self.url()) };
         Store::connect(&options).unwrap()
     }
 
-    async fn stolen(&self) -> Client {
+    /// PgBouncer in transaction mode with two sessions, and where it is.
+    pub fn pooled(&self) -> (Pooler, String) {
+        let server = ([127, 0, 0, 1], Cluster::shared().port).into();
+        let pooler = Pooler::start(server, &self.role, "");
+        let dir = pooler.dir.to_str().unwrap().replace('/', "%2F");
+        let url = format!("postgres://{}@{dir}:{}/{}", self.role, pooler.port, self.world.database);
+        (pooler, url)
+    }
+
+    pub async fn stolen(&self) -> Client {
         client(&self.role, &self.world.database).await
     }
 }
@@ -271,65 +280,16 @@ async fn a_role_is_for_one_gateway_or_for_a_pool_or_for_a_bell() {
     assert_eq!(pool.world.count(&member).await, 1);
 }
 
-/// A session that another gateway had before, who left in it what it could.
-#[tokio::test]
-async fn what_another_gateway_left_in_a_session_is_not_believed() {
-    let (pool, _) = Pool::new().await;
-    let honest = pool.store(token(1)).hello().await.unwrap();
-    let (_, cursor) = pool.store(token(1)).snapshot().await.unwrap();
-    let session = pool.stolen().await;
-    let left = "set gatepost.server = 'forged'; set gatepost.gateway = 'forged';
-        create temp table gateway_token (digest bytea, gateway_name text, gateway_id uuid);
-        create temp table gateways (id uuid); set search_path = pg_temp, gatepost, public";
-    session.batch_execute(left).await.unwrap();
-    let query = "select epoch, gateway_id from gatepost.hello($1)";
-    let row = session.query_one(query, &[&token(1).expose()]).await.unwrap();
-    assert_eq!(row.get::<_, String>(0), cursor.epoch);
-    assert_eq!(row.get::<_, Uuid>(1), honest.gateway_id.0);
-    let news = "select news from gatepost.news($1, $2, $3)";
-    let row = session.query_one(news, &[&token(1).expose(), &cursor.snapshot, &cursor.epoch]).await;
-    assert!(!row.unwrap().get::<_, bool>(0), "its cursor is of the same history");
-}
-
-/// What `gatepost check` tells of it.
-#[tokio::test]
-async fn what_the_server_allows_the_role_of_many_gateways_is_told() {
-    let (pool, _) = Pool::new().await;
-    let store = pool.store(token(1));
-    let told = store.shared_role().await.unwrap().unwrap();
-    assert_eq!((&told.role, &told.database), (&pool.role, &pool.world.database));
-    assert!(told.makes_temporary_tables && told.ends_sessions && !told.logs_statements);
-    assert_eq!(told.logged_parameters.as_deref(), Some("-1"));
-    let database = &pool.world.database;
-    pool.world
-        .run(&format!(
-            "revoke temporary on database {database} from public;
-             revoke execute on function pg_cancel_backend, pg_terminate_backend from public;
-             alter role {role} set log_parameter_max_length = 0;
-             alter role {role} set log_min_duration_statement = 0",
-            role = pool.role
-        ))
-        .await;
-    let told = pool.store(token(1)).shared_role().await.unwrap().unwrap();
-    assert!(!told.makes_temporary_tables && !told.ends_sessions && told.logs_statements);
-    assert_eq!(told.logged_parameters, None);
-    let own = Store::connect(&options(&pool.world.role, database)).unwrap();
-    assert_eq!(own.shared_role().await.unwrap(), None);
-}
-
 /// Through PgBouncer in transaction mode with two sessions, all that an agent does.
 #[tokio::test]
 async fn an_agent_does_all_its_work_by_token_through_a_pool() {
     let (pool, other) = Pool::new().await;
-    let server = ([127, 0, 0, 1], Cluster::shared().port).into();
-    let pooler = Pooler::start(server, &pool.role, "");
-    let dir = pooler.dir.to_str().unwrap().replace('/', "%2F");
-    let url = format!("postgres://{}@{dir}:{}/{}", pool.role, pooler.port, pool.world.database);
-    let connect = |seed| {
+    let (_pooler, url) = pool.pooled();
+    let store = |seed| {
         let options = ConnectOptions { token: Some(token(seed)), ..ConnectOptions::new(&url) };
         Store::connect(&options).unwrap()
     };
-    let (first, second) = (connect(1), connect(2));
+    let (first, second) = (store(1), store(2));
     first.hello().await.unwrap();
     let (_, cursor) = first.snapshot().await.unwrap();
     let (_, others) = second.snapshot().await.unwrap();

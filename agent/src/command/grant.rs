@@ -3,6 +3,7 @@
 use gatepost::store::{self, CreateRole, Granted, GrantedToken, Password, Token};
 
 use crate::cli::GrantArgs;
+use crate::command::check::of_public;
 use crate::config::{Config, read_secret_file};
 use crate::database;
 use crate::error::CommandError;
@@ -34,6 +35,12 @@ pub fn grant(config: &Config, args: &GrantArgs) -> Result<Exit, CommandError> {
         let granting = store::grant_token(&options, gateway, &token, role, &create);
         let granted = runtime.block_on(granting)?;
         eprint!("{}", describe_token(gateway, role, &granted));
+        if let Some(role) = role {
+            let public = runtime.block_on(store::rights_of_public(&options, role))?;
+            if let Some((text, remedy)) = of_public(role, &public) {
+                eprintln!("note: {text}: {remedy}");
+            }
+        }
         print(&format!("{}\n", token.expose()))?;
         return Ok(Exit::Success);
     }

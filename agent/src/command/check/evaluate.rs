@@ -12,7 +12,7 @@ use super::finding::Finding;
 use super::firewall::{fail_closed, firewall};
 use super::forwarding::{Families, forwarding};
 use super::running::running;
-use super::shared::shared_role;
+use super::shared::{shared_role, writable};
 use crate::config::{Backend, Config};
 use crate::database;
 use crate::output::{bytes as bytes_text, count, span};
@@ -146,6 +146,7 @@ fn of_database(facts: &Facts) -> Vec<Finding> {
         ));
     }
     findings.extend(found.shared_role.iter().flat_map(shared_role));
+    findings.extend(writable(&found.writable_schemas));
     findings.extend(found.refusals.iter().map(|refusal| {
         Finding::warning(
             "reports",

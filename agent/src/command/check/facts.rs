@@ -94,6 +94,8 @@ pub struct DatabaseFacts {
     pub sealed_peers: u64,
     /// What the server allows the role, where gateways share it.
     pub shared_role: Option<SharedRole>,
+    /// Schemas that triggers search, and in which the role may create something.
+    pub writable_schemas: Vec<String>,
     pub clock: Clock,
 }
 
@@ -184,6 +186,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
     let shared_role = store.shared_role().await?;
     let clock = match SystemTime::now().duration_since(rows.taken_at) {
         Ok(ahead) => Clock::Ahead(ahead),
+    let writable_schemas = store.writable_schemas().await?;
         Err(behind) => Clock::Behind(behind.duration()),
     };
     Ok(DatabaseFacts {
@@ -195,6 +198,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         gateway_name: rows.gateway.name,
         gateway_key: rows.gateway.public_key,
         gateway_active: rows.gateway.active,
+        writable_schemas,
         listen_port: u16::try_from(rows.gateway.listen_port).ok().filter(|port| *port != 0),
         vpn_cidr: rows.gateway.vpn_cidr,
         sealed_peers: rows.peers.iter().filter(|peer| peer.preshared_key.is_some()).count() as u64,

@@ -17,6 +17,7 @@ use crate::output::{self, Style, Tone, count, printable};
 
 pub use finding::{Finding, Level};
 pub use hindrances::hindrances;
+pub use shared::of_public;
 
 /// Checks everything and prints the findings. A wrong configuration is one of them.
 ///

@@ -42,6 +42,7 @@ fn healthy() -> Facts {
             wrong_rights: vec![],
             refusals: vec![],
             shared_role: None,
+            writable_schemas: vec![],
             gateway_name: "fra-1".into(),
             gateway_key: KeyText::Key(key(OURS)),
             gateway_active: true,
