@@ -316,7 +316,7 @@ pub(super) const NEUTRAL: &str = "set statement_timeout = 0; \
 /// Half a second, or less where the server looks for deadlocks sooner than after a second: it ends one of
 /// two transactions that wait for each other, and that must be none of the control plane's.
 const LOCK_TIMEOUT: &str = "select pg_catalog.set_config('lock_timeout', least(500, \
-    extract(epoch from pg_catalog.current_setting('deadlock_timeout')::interval) * 500)::integer::text, false)";
+    extract(epoch from pg_catalog.current_setting('deadlock_timeout')::interval) * 500)::integer::pg_catalog.text, false)";
 
 /// How often a read that waits for a lock begins anew, without the locks that it had.
 const LOCK_TURNS: usize = 10;

@@ -44,7 +44,7 @@ impl Store {
         let key = enrollment.public_key.to_string();
         let port = enrollment.listen_port.map(i32::from);
         let cidr = enrollment.vpn_cidr.map(|cidr| cidr.trunc().to_string());
-        let query = "select gatepost.enroll($1, $2, $3, $4, $5::cidr, $6, $7)";
+        let query = "select gatepost.enroll($1, $2, $3, $4, $5::pg_catalog.cidr, $6, $7)";
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 7] = [
             (&enrollment.name, Type::TEXT),
             (&key, Type::TEXT),

@@ -105,7 +105,10 @@ impl Store {
         } else if proven_at.is_none() {
             return Ok(Proven::default());
         } else {
-            ("select gatepost.synced($1, $2), null::text, '{}'::text[]", &all[..2])
+            (
+                "select gatepost.synced($1, $2), null::pg_catalog.text, '{}'::pg_catalog.text[]",
+                &all[..2],
+            )
         };
         let lease = self.lease(DOING).await?;
         let row = self.within(DOING, lease.query_typed_one(query, parameters)).await?;

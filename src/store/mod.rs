@@ -30,6 +30,8 @@ mod patience;
 mod place;
 mod poll;
 mod profile;
+#[cfg(test)]
+mod qualified;
 mod rehearse;
 mod report;
 mod require_auth;

@@ -198,7 +198,7 @@ impl Store {
         let text = Value::from_iter(batch.iter().map(AuditEntry::json)).to_string();
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
             [(&text, Type::TEXT)];
-        let query = "select gatepost.audit($1::jsonb)";
+        let query = "select gatepost.audit($1::pg_catalog.jsonb)";
         self.within(AUDITING, lease.query_typed(query, &parameters)).await?;
         Ok(())
     }
@@ -214,7 +214,7 @@ impl Store {
         let keep_secs = keep.as_secs_f64();
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
             [(&keep_secs, Type::FLOAT8)];
-        let query = "select gatepost.prune(make_interval(secs => $1))";
+        let query = "select gatepost.prune(pg_catalog.make_interval(secs => $1))";
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
         lease.done();
         super::decode::Columns::of(&row, DOING).get(0)

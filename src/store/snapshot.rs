@@ -26,8 +26,10 @@ pub struct Cursor {
 const DOING: &str = "read the snapshot";
 
 /// Begins the statements that read one instant. All are sent without waiting for answers in between.
-/// A failure closes the connection, and with it the transaction.
-pub(super) const BEGIN: &str = "begin isolation level repeatable read read only";
+/// A failure closes the connection, and with it the transaction. Behind a pool, the role may have another
+/// search path, and another gateway may have set it.
+pub(super) const BEGIN: &str = "begin isolation level repeatable read read only; \
+    set local search_path = pg_catalog, pg_temp";
 pub(super) const COMMIT: &str = "commit";
 
 /// The last question before [`COMMIT`]: tables that were rewritten or replaced since the snapshot was taken.
@@ -43,7 +45,7 @@ pub(super) const REWRITTEN: &str = "select pg_catalog.string_agg(c.relname, ', '
             'policies', 'policy_targets', 'policy_destinations', 'groups', 'group_memberships', \
             'settings') \
         and (c.relfilenode <> coalesce(pg_catalog.pg_relation_filenode(c.oid), 0) \
-            or c.oid::pg_catalog.regclass::text not in (c.relname, 'public.' || c.relname))";
+            or c.oid::pg_catalog.regclass::pg_catalog.text not in (c.relname, 'public.' || c.relname))";
 
 /// Fails if a table was rewritten.
 pub(super) fn is_whole(row: &Row, doing: &'static str) -> Result<(), StoreError> {
@@ -147,7 +149,8 @@ async fn read_all(
 fn settings_query() -> String {
     let keys: Vec<String> = Settings::keys().map(|key| format!("'{key}'")).collect();
     format!(
-        "select category, left(key, {most_chars}), left(value::text, {most_bytes}) \
+        "select category, pg_catalog.left(key, {most_chars}), \
+             pg_catalog.left(value::pg_catalog.text, {most_bytes}) \
          from gatepost.snapshot_settings() \
          order by key not in ({}), category, key limit {SETTINGS}",
         keys.join(", "),

@@ -158,7 +158,7 @@ mod tests {
             "select gatepost.attach($2, $1), gatepost.unwatched()"
         );
         assert_eq!(with_token("select gatepost.merge()", 1), "select gatepost.merge($1)");
-        let prune = "select gatepost.prune(make_interval(secs => $1))";
+        let prune = "select gatepost.prune(pg_catalog.make_interval(secs => $1))";
         assert_eq!(with_token(prune, 2), prune);
         assert_eq!(with_token(RIGHTS, 1), RIGHTS, "it acts for no gateway");
     }

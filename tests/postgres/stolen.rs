@@ -1,11 +1,16 @@
 //! What a stolen gateway of a pool leaves behind for the others.
 
+use std::time::{Duration, SystemTime};
+
 use uuid::Uuid;
 
-use gatepost::store::{CreateRole, Store, grant_token, rights_of_public};
+use gatepost::store::{
+    AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Entity, Read, Store,
+    grant_token, rights_of_public,
+};
 
 use crate::token::{Pool, token};
-use crate::world::options;
+use crate::world::{connect, options};
 
 /// A session that another gateway had before, who left in it what it could.
 #[tokio::test]
@@ -25,6 +30,79 @@ async fn what_another_gateway_left_in_a_session_is_not_believed() {
     let news = "select news from gatepost.news($1, $2, $3)";
     let row = session.query_one(news, &[&token(1).expose(), &cursor.snapshot, &cursor.epoch]).await;
     assert!(!row.unwrap().get::<_, bool>(0), "its cursor is of the same history");
+}
+
+/// Types of a stolen gateway, in each session of the pool: the server looks for a type among the temporary ones first.
+#[tokio::test]
+async fn what_is_sent_through_a_pool_meets_no_type_that_another_gateway_left() {
+    let (pool, _) = Pool::new().await;
+    // Called by a type of the stolen gateway, it says so to the whole server.
+    pool.world
+        .run(
+            "create table told (by text); grant all on told to public;
+             insert into settings (category, key, value) values ('dns', 'servers', '[]');
+             create schema theirs; grant usage on schema theirs to public;
+             create function theirs.note(what text) returns boolean language plpgsql as $$ begin
+                 begin
+                     insert into public.told values (what);
+                 exception when others then raise exception 'told by %', what;
+                 end;
+                 return true;
+             end $$; grant execute on function theirs.note to public",
+        )
+        .await;
+    // The search path that `gatepost grant` gives the role names temporary types last, but a role may change it.
+    let path = format!(
+        "alter role {} in database {} set search_path = pg_temp, public, pg_catalog",
+        pool.role, pool.world.database
+    );
+    pool.stolen().await.batch_execute(&path).await.unwrap();
+    let (pooler, url) = pool.pooled();
+    let types = ["text", "jsonb", "regclass", "interval", "uuid", "name", "cidr"];
+    let domain =
+        |it| format!("create domain pg_temp.{it} as pg_catalog.{it} check (theirs.note('{it}'));");
+    let left = types.map(domain).concat();
+    // Both sessions of the pool, each held by a transaction until the other has its types, too.
+    let (one, two) = (connect(&url).await, connect(&url).await);
+    for session in [&one, &two] {
+        session.batch_execute("begin").await.unwrap();
+        session.batch_execute(&left).await.unwrap();
+    }
+    for session in [&one, &two] {
+        session.batch_execute("commit").await.unwrap();
+    }
+    one.batch_execute("select '1'::text").await.unwrap();
+    assert!(
+        pool.world.count("select count(*) from told").await > 0,
+        "the types are in the session"
+    );
+    pool.world.run("truncate told").await;
+
+    let options = ConnectOptions { token: Some(token(1)), ..ConnectOptions::new(&url) };
+    let honest = Store::connect(&options).unwrap();
+    let hello = honest.hello().await.unwrap();
+    let (_, cursor) = honest.snapshot().await.unwrap();
+    let ann = pool.world.peer(pool.world.gateway, "ann").await;
+    assert!(matches!(honest.changes(&cursor).await.unwrap(), Read::Changed(..)));
+    let entry = AuditEntry {
+        event: AuditEvent::GatewayStarted,
+        entity: Entity::Gateway(hello.gateway_id),
+        device_id: Some(ann.device.into()),
+        ip_address: None,
+        status: AuditStatus::Success,
+        message: "started".into(),
+        metadata: serde_json::json!({}),
+    };
+    let audited = honest.audit(&[entry]).await;
+    assert_eq!(audited.settled, 1, "{:?}", audited.error);
+    assert!(audited.refused.is_empty(), "{:?}", audited.refused);
+    assert!(honest.synced(SystemTime::now()).await.unwrap());
+    honest.merge().await.unwrap();
+    honest.prune(Duration::from_secs(86_400)).await.unwrap();
+    assert_eq!(honest.wrong_rights().await.unwrap(), Vec::<String>::new());
+    honest.shared_role().await.unwrap().unwrap();
+    assert_eq!(pool.world.count("select count(*) from told").await, 0, "no type was called");
+    drop(pooler);
 }
 
 /// What `gatepost check` tells of it.
