@@ -27,6 +27,9 @@ pub struct Attached {
 }
 
 impl Store {
+    /// How many transactions may be prepared for a commit in two phases (`max_prepared_transactions`). A
+    /// transaction that notifies cannot be prepared.
+    pub prepared_at_most: u32,
     /// Asks whether anything changed since, in one exchange and outside a transaction, cheap enough for
     /// a thousand gateways. Where it is due, this addresses the marks that writers left unaddressed.
     /// Marks that still wait are not reported.
@@ -68,12 +71,28 @@ impl Store {
         let lease = self.lease(DOING).await?;
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
             [(&listens, Type::BOOL)];
-        let query = "select gatepost.attach($1), gatepost.unwatched()";
+        let query = "select gatepost.attach($1), gatepost.unwatched(), \
+            pg_catalog.current_setting('max_prepared_transactions')::integer";
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
         lease.done();
         let columns = Columns::of(&row, DOING);
         let gateways = u32::try_from(columns.get::<i64>(0)?).unwrap_or(u32::MAX);
-        Ok(Attached { gateways, unwatched: columns.get(1)? })
+        let prepared_at_most = u32::try_from(columns.get::<i32>(2)?).unwrap_or_default();
+        Ok(Attached { gateways, unwatched: columns.get(1)?, prepared_at_most })
+    }
+
+    /// How many transactions may be prepared on this server for a commit in two phases.
+    ///
+    /// # Errors
+    /// Any [`StoreError`] of the connection.
+    pub async fn prepared_at_most(&self) -> Result<u32, StoreError> {
+        const DOING: &str = "ask whether transactions may be prepared";
+        const QUERY: &str =
+            "select pg_catalog.current_setting('max_prepared_transactions')::integer";
+        let lease = self.lease(DOING).await?;
+        let row = self.within(DOING, lease.query_typed_one(QUERY, &[])).await?;
+        lease.done();
+        Ok(u32::try_from(Columns::of(&row, DOING).get::<i32>(0)?).unwrap_or_default())
     }
 
     /// Tables whose changes are not announced.

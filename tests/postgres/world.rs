@@ -87,7 +87,11 @@ impl World {
 
     /// On a cluster where no other test's transaction holds anything back.
     pub async fn alone() -> Self {
-        let cluster = Cluster::start(&Setup::UNDISTURBED);
+        Self::alone_with(&Setup::UNDISTURBED).await
+    }
+
+    pub async fn alone_with(setup: &Setup) -> Self {
+        let cluster = Cluster::start(setup);
         let database = cluster.database(None);
         let options = ConnectOptions::new(cluster.socket_url("postgres", &database));
         migrate(&options).await.unwrap();

@@ -112,7 +112,7 @@ impl<D: Dataplane + 'static> Shell<D> {
 
     /// Chooses the mode again where another may be better, and takes in which changes are unannounced.
     pub(super) fn attached(&mut self, attached: Attached) {
-        let Attached { gateways, unwatched } = attached;
+        let Attached { gateways, unwatched, .. } = attached;
         self.handle(Event::Unannounced { tables: unwatched });
         self.handle(Event::Gateways { count: gateways });
         self.choose_again(gateways);

@@ -82,7 +82,7 @@ pub async fn choose(
     present: Present,
 ) -> Result<Chosen, DatabaseError> {
     let chosen = |mode, why: &str, listener: Option<Listener>, until, attached: Attached| {
-        let Attached { gateways, unwatched } = attached;
+        let Attached { gateways, unwatched, .. } = attached;
         let (why, no_session) = (why.to_owned(), None);
         Ok(Chosen { mode, why, listener, no_session, until, gateways, unwatched })
     };
@@ -120,6 +120,11 @@ pub async fn choose(
         }
         SyncMode::Auto => {
             let attached = store.attach(present.mode == Some(Mode::Listen)).await?;
+            if attached.prepared_at_most > 0 {
+                let attached = store.attach(false).await?;
+                let why = prepared(attached.prepared_at_most);
+                return chosen(Mode::Poll, &why, None, Until::ProbedAgain, attached);
+            }
             let (mode, why) = suits(attached.gateways, present.mode);
             if mode == Mode::Poll {
                 store.attach(false).await?;
@@ -140,10 +145,18 @@ pub async fn choose(
     }
 }
 
+/// Why no agent listens where a writer may prepare its transaction: PREPARE TRANSACTION fails after NOTIFY.
+fn prepared(at_most: u32) -> String {
+    format!(
+        "the server lets transactions be prepared (max_prepared_transactions = {at_most}), and after a NOTIFY \
+         PREPARE TRANSACTION would fail. {FOLLOW_A_BELL}"
+    )
+}
+
 /// Until the server has a session to listen on.
 async fn poll_for_now(store: &Store, error: &StoreError) -> Result<Chosen, DatabaseError> {
     // This agent does not hear: writers need not notify it.
-    let Attached { gateways, unwatched } = store.attach(false).await?;
+    let Attached { gateways, unwatched, .. } = store.attach(false).await?;
     Ok(Chosen {
         mode: Mode::Poll,
         why: "the server has no session to listen on".to_owned(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gatepost::model::KeyText;
 use gatepost::plan::usable_network;
-use gatepost::reconcile::Provenance;
+use gatepost::reconcile::{Provenance, SyncMode};
 use gatepost::store::{SCHEMA_VERSION, StoreError};
 
 use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
@@ -27,7 +27,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.push(key(config, facts));
     findings.extend(psk_keys(facts));
     findings.extend(facts.exposures.iter().map(|text| Finding::failure("secrets", text)));
-    findings.extend(of_database(facts));
+    findings.extend(of_database(config.sync.mode, facts));
     findings.extend(last_good(config, facts));
     findings.extend(blocks(facts));
     findings.extend(pool(facts));
@@ -112,7 +112,7 @@ fn psk_keys(facts: &Facts) -> Option<Finding> {
     }
 }
 
-fn of_database(facts: &Facts) -> Vec<Finding> {
+fn of_database(mode: SyncMode, facts: &Facts) -> Vec<Finding> {
     let found = match &facts.database {
         Ok(found) => found,
         Err(DatabaseError::Config(error)) => {
@@ -147,6 +147,7 @@ fn of_database(facts: &Facts) -> Vec<Finding> {
     }
     findings.extend(found.shared_role.iter().flat_map(shared_role));
     findings.extend(writable(&found.writable_schemas));
+    findings.extend(prepared(mode, found.prepared_at_most));
     findings.extend(found.refusals.iter().map(|refusal| {
         Finding::warning(
             "reports",
@@ -162,6 +163,20 @@ fn of_database(facts: &Facts) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// A writer that prepares its transaction fails if a notification is in it.
+fn prepared(mode: SyncMode, at_most: u32) -> Option<Finding> {
+    (mode == SyncMode::Listen && at_most > 0).then(|| {
+        Finding::warning(
+            "sync",
+            format!(
+                "with sync.mode = \"listen\", PREPARE TRANSACTION fails after a change of peers or policies, and \
+                 this server allows it (max_prepared_transactions = {at_most})"
+            ),
+            "set sync.mode = \"auto\", which polls here, or max_prepared_transactions = 0 if no program prepares",
+        )
+    })
 }
 
 /// The tunnel's network must be one that this host needs for nothing else.

@@ -96,6 +96,8 @@ pub struct DatabaseFacts {
     pub shared_role: Option<SharedRole>,
     /// Schemas that triggers search, and in which the role may create something.
     pub writable_schemas: Vec<String>,
+    /// `max_prepared_transactions` of the server.
+    pub prepared_at_most: u32,
     pub clock: Clock,
 }
 
@@ -184,9 +186,10 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         _ => Vec::new(),
     };
     let shared_role = store.shared_role().await?;
+    let writable_schemas = store.writable_schemas().await?;
+    let prepared_at_most = store.prepared_at_most().await?;
     let clock = match SystemTime::now().duration_since(rows.taken_at) {
         Ok(ahead) => Clock::Ahead(ahead),
-    let writable_schemas = store.writable_schemas().await?;
         Err(behind) => Clock::Behind(behind.duration()),
     };
     Ok(DatabaseFacts {
@@ -195,10 +198,11 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         wrong_rights,
         refusals,
         shared_role,
+        writable_schemas,
+        prepared_at_most,
         gateway_name: rows.gateway.name,
         gateway_key: rows.gateway.public_key,
         gateway_active: rows.gateway.active,
-        writable_schemas,
         listen_port: u16::try_from(rows.gateway.listen_port).ok().filter(|port| *port != 0),
         vpn_cidr: rows.gateway.vpn_cidr,
         sealed_peers: rows.peers.iter().filter(|peer| peer.preshared_key.is_some()).count() as u64,

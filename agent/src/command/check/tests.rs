@@ -43,6 +43,7 @@ fn healthy() -> Facts {
             refusals: vec![],
             shared_role: None,
             writable_schemas: vec![],
+            prepared_at_most: 0,
             gateway_name: "fra-1".into(),
             gateway_key: KeyText::Key(key(OURS)),
             gateway_active: true,
