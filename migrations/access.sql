@@ -75,7 +75,8 @@ grant execute on function
     gatepost.ring(text),
     gatepost.bells(),
     gatepost.unmerged(),
-    gatepost.merge_gateway(uuid)
+    gatepost.merge_gateway(uuid),
+    gatepost.merge_gateway(uuid, integer)
 to gatepost_bell;
 
 -- Each of these with a token, too.

@@ -66,7 +66,8 @@ functions (name, caller) as (
         ('ring(text)'),
         ('bells()'),
         ('unmerged()'),
-        ('merge_gateway(uuid)')
+        ('merge_gateway(uuid)'),
+        ('merge_gateway(uuid,integer)')
     ) b (name)
 )
 select pg_catalog.format('role %s does not exist', r)

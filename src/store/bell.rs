@@ -11,6 +11,9 @@ use super::merge::{Merged, merged};
 use super::{Store, StoreError};
 use crate::model::GatewayId;
 
+/// So many reports of each kind a bell merges at once, unless that takes too long.
+pub const MERGED_AT_MOST: u32 = 1_000;
+
 /// Which bell rings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Held {
@@ -125,14 +128,27 @@ impl Store {
         rows.iter().map(id).collect()
     }
 
-    /// As [`Store::merge`], of any gateway.
+    /// As [`Store::merge`], of any gateway, and at most so many reports of each kind.
     ///
     /// # Errors
     /// As [`Store::hold_bell`].
-    pub async fn merge_gateway(&self, gateway: GatewayId) -> Result<Merged, StoreError> {
-        let query = "select why, since, lost from gatepost.merge_gateway($1)";
-        let rows = self.as_bell("merge reports", query, &[(&gateway.0, Type::UUID)]).await?;
-        merged(&rows)
+    pub async fn merge_gateway(
+        &self,
+        gateway: GatewayId,
+        at_most: u32,
+    ) -> Result<Merged, StoreError> {
+        const ALL: &str = "select why, since, lost from gatepost.merge_gateway($1)";
+        // The schema before knows no smaller pages.
+        const SOME: &str = "select why, since, lost from gatepost.merge_gateway($1, $2)";
+        let at_most = i32::try_from(at_most).unwrap_or(i32::MAX);
+        let all: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&gateway.0, Type::UUID), (&at_most, Type::INT4)];
+        let (query, parameters) = if at_most.unsigned_abs() >= MERGED_AT_MOST {
+            (ALL, &all[..1])
+        } else {
+            (SOME, &all[..])
+        };
+        merged(&self.as_bell("merge reports", query, parameters).await?)
     }
 
     async fn ask_as_bell(

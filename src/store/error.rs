@@ -211,6 +211,15 @@ impl StoreError {
 
     /// Whether one session fewer in use may help.
     #[must_use]
+    /// Whether the server ended the statement because it took longer than it may.
+    #[must_use]
+    pub fn took_too_long(&self) -> bool {
+        match self {
+            Self::Query { source, .. } => source.code() == Some(&SqlState::QUERY_CANCELED),
+            _ => false,
+        }
+    }
+
     pub const fn is_want_of_room(&self) -> bool {
         matches!(self, Self::NoRoom { .. })
     }

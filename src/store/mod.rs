@@ -50,7 +50,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 pub use backoff::Backoff;
-pub use bell::{Held, KnownBell, Ring};
+pub use bell::{Held, KnownBell, MERGED_AT_MOST, Ring};
 pub use changes::Read;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use decoders::DECODERS;

@@ -5,8 +5,10 @@ use std::time::{Duration, SystemTime};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use gatepost::model::DeviceId;
-use gatepost::store::{ConnectOptions, CreateRole, Cursor, Handshake, Read, Store, grant};
+use gatepost::model::{DeviceId, GatewayId};
+use gatepost::store::{
+    ConnectOptions, CreateRole, Cursor, Handshake, MERGED_AT_MOST, Read, Store, grant,
+};
 
 use crate::world::{World, client, insert_gateway, options};
 
@@ -171,7 +173,9 @@ async fn a_bell_can_ring_and_merge_and_nothing_else() {
         where p.pronamespace = 'gatepost'::regnamespace
             and has_function_privilege(p.oid, 'execute') order by 1)";
     let allowed: Vec<String> = bell.client.query_one(allowed, &[]).await.unwrap().get(0);
-    assert_eq!(allowed, ["bells", "hold_bell", "leave_bell", "merge_gateway", "ring", "unmerged"]);
+    let functions =
+        ["bells", "hold_bell", "leave_bell", "merge_gateway", "merge_gateway", "ring", "unmerged"];
+    assert_eq!(allowed, functions);
     let reference = include_str!("../../docs/reference.md");
     for name in allowed {
         assert!(reference.contains(&format!("`{name}(")), "{name} is not in the reference");
@@ -245,6 +249,44 @@ async fn a_bell_merges_the_reports_of_gateways() {
     world.store.report(&[Handshake { seen_at: SystemTime::now(), ..handshake }]).await.unwrap();
     world.store.merge().await.unwrap();
     assert_eq!(world.count(seen).await, 1);
+}
+
+/// A trigger of the control plane that takes a tenth of a second for each row.
+#[tokio::test]
+async fn reports_that_a_slow_trigger_holds_up_are_merged_in_smaller_pages() {
+    let world = World::new().await;
+    let bell = ringing(&world).await;
+    let url = world.url.replace(&world.role, &format!("{}_{}", world.database, bell.name));
+    let limits =
+        ConnectOptions { statement_timeout: Duration::from_secs(1), ..ConnectOptions::new(url) };
+    let merger = Store::connect(&limits).unwrap();
+    let mut reports = Vec::new();
+    for number in 0..20 {
+        let peer = world.peer(world.gateway, &format!("user {number}")).await;
+        let seen_at = SystemTime::now() - Duration::from_secs(1);
+        let device_id: DeviceId = peer.device.into();
+        reports.push(Handshake { device_id, first_at: seen_at, seen_at, connected_at: None });
+    }
+    world
+        .run(
+            "create function slow() returns trigger language plpgsql as
+                 $$ begin perform pg_sleep(0.1); return new; end $$;
+             create trigger slow before update on devices for each row execute function slow()",
+        )
+        .await;
+    world.store.report(&reports).await.unwrap();
+    let gateway = GatewayId(world.gateway);
+    let error = merger.merge_gateway(gateway, MERGED_AT_MOST).await.unwrap_err();
+    assert!(error.took_too_long() && !error.concerns_every_statement(), "{error}");
+    let seen = "select count(*) from devices where last_seen_at is not null";
+    assert_eq!(world.count(seen).await, 0);
+    for merged in [2, 4] {
+        merger.merge_gateway(gateway, 2).await.unwrap();
+        assert_eq!(world.count(seen).await, merged);
+    }
+    world.run("drop trigger slow on devices").await;
+    merger.merge_gateway(gateway, MERGED_AT_MOST).await.unwrap();
+    assert_eq!(world.count(seen).await, 20);
 }
 
 /// Whether there is something to read for this gateway since.

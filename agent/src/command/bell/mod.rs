@@ -4,6 +4,7 @@ mod merger;
 mod rhythm;
 mod ringer;
 mod state;
+mod troubles;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};

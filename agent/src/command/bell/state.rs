@@ -55,6 +55,7 @@ pub struct Counts {
     pub hints_to_one: AtomicU64,
     pub hints_to_all: AtomicU64,
     pub merges: AtomicU64,
+    pub merge_failures: AtomicU64,
 }
 
 impl Counts {
@@ -78,10 +79,14 @@ const GAUGES: [(&str, &str); 3] = [
     ("gatepost_bell_ringing", "1 while this bell is the one that rings, else 0"),
     ("gatepost_bell_loop_age_seconds", "Time since the last iteration of the bell's loop"),
 ];
-const COUNTERS: [(&str, &str); 3] = [
+const COUNTERS: [(&str, &str); 4] = [
     ("gatepost_bell_looks_total", "Looks at the database for changes"),
     ("gatepost_bell_hints_total", "Hints published, to one gateway or to all"),
     ("gatepost_bell_merges_total", "Times that the reports of a gateway were merged"),
+    (
+        "gatepost_bell_merge_failures_total",
+        "Times that the reports of a gateway could not be merged",
+    ),
 ];
 
 impl Pages for BellWatcher {
@@ -123,6 +128,8 @@ impl BellWatcher {
             let to_all = count(&self.counts.hints_to_all);
             counter!("gatepost_bell_hints_total", "to" => "all").absolute(to_all);
             counter!("gatepost_bell_merges_total").absolute(count(&self.counts.merges));
+            let failures = count(&self.counts.merge_failures);
+            counter!("gatepost_bell_merge_failures_total").absolute(failures);
         });
         recorder.handle().render()
     }
