@@ -1,4 +1,4 @@
--- A bell merges fewer reports at once where a trigger of the control plane is slow.
+-- A bell merges fewer reports at once where a trigger of the control plane is slow. No agent takes turns any more.
 
 set role gatepost_owner;
 set local search_path = pg_catalog, pg_temp;
@@ -38,6 +38,12 @@ begin
 end $$;
 comment on function gatepost.merge_gateway(uuid, integer) is
     'As gatepost.merge_gateway(uuid), but at most so many reports of each kind.';
+
+-- Agents of this version ask gatepost.news() instead.
+comment on function gatepost.poll(text, text) is
+    'For agents of the version before. Leaves with the next version.';
+comment on function gatepost.take_turn() is 'For gatepost.poll(). Leaves with the next version.';
+comment on function gatepost.tell() is 'For gatepost.poll(). Leaves with the next version.';
 
 revoke execute on all functions in schema gatepost from public;
 

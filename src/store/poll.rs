@@ -7,6 +7,9 @@ use tokio_postgres::types::Type;
 use super::decode::Columns;
 use super::{Cursor, Store, StoreError};
 
+/// The first version of the schema in which agents ask and do nothing else: before, they took turns.
+const NEWS_SINCE: i32 = 13;
+
 /// What [`Store::poll`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Polled {
@@ -24,15 +27,14 @@ pub struct Attached {
     pub gateways: u32,
     /// Tables whose changes are not announced.
     pub unwatched: Vec<String>,
-}
-
-impl Store {
     /// How many transactions may be prepared for a commit in two phases (`max_prepared_transactions`). A
     /// transaction that notifies cannot be prepared.
     pub prepared_at_most: u32,
+}
+
+impl Store {
     /// Asks whether anything changed since, in one exchange and outside a transaction, cheap enough for
-    /// a thousand gateways. Where it is due, this addresses the marks that writers left unaddressed.
-    /// Marks that still wait are not reported.
+    /// a thousand gateways. A mark that names no gateway is news until a bell has addressed it.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
@@ -43,8 +45,7 @@ impl Store {
     async fn ask_poll(&self, since: &Cursor) -> Result<Polled, StoreError> {
         const DOING: &str = "poll for changes";
         let lease = self.lease(DOING).await?;
-        // With a token, there is nothing but this.
-        let query = if self.is_pooled() {
+        let query = if self.is_pooled() || self.has_schema(NEWS_SINCE) {
             "select news, cursor, quiet_until from gatepost.news($1, $2)"
         } else {
             "select news, cursor, quiet_until from gatepost.poll($1, $2)"

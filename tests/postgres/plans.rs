@@ -133,7 +133,7 @@ async fn changes_are_found_by_index() {
 
     let (client, mut plans) = explained(&world).await;
     let since: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&cursor.snapshot, &cursor.epoch];
-    let polled = client.query_one("select news from gatepost.poll($1, $2)", &since).await.unwrap();
+    let polled = client.query_one("select news from gatepost.news($1, $2)", &since).await.unwrap();
     assert!(polled.get::<_, bool>(0));
     let known = "select array_agg(id) from policies";
     let known: Vec<Uuid> = world.admin.query_one(known, &[]).await.unwrap().get(0);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gatepost::reconcile::{Mode, Present, SyncMode, choose};
 use gatepost::store::{ConnectOptions, CreateRole, Cursor, Polled, Read, Store, grant};
 
-use crate::world::{IS_IN_THIS_DATABASE, World, insert_gateway, options};
+use crate::world::{IS_IN_THIS_DATABASE, World, connect, insert_gateway, options};
 
 /// Polls until the database has an answer that is not older than this call.
 async fn settled(store: &Store, world: &World, mut cursor: Cursor) -> Polled {
@@ -28,8 +28,9 @@ async fn neighbour(world: &World) -> Store {
     Store::connect(&ConnectOptions::new(world.url.replace(&world.role, &role))).unwrap()
 }
 
+/// The marks of devices and users name no gateway: without a bell, each agent reads which concern it.
 #[tokio::test]
-async fn a_change_is_news_for_the_gateway_it_concerns_and_for_no_other() {
+async fn a_change_is_read_by_the_gateway_it_concerns_and_by_no_other() {
     let world = World::new().await;
     let theirs = neighbour(&world).await;
     let ann = world.peer(world.gateway, "ann").await;
@@ -40,7 +41,6 @@ async fn a_change_is_news_for_the_gateway_it_concerns_and_for_no_other() {
          insert into policy_targets (policy_id, target_type, target_id) values ('{user}', 'group', '{user}')"
     );
     world.run(&policy).await;
-    // The first to poll begins.
     let mut mine = world.cursor().await;
     assert!(matches!(settled(&world.store, &world, mine.clone()).await, Polled::Quiet(..)));
     let mut other = theirs.snapshot().await.unwrap().1;
@@ -53,10 +53,13 @@ async fn a_change_is_news_for_the_gateway_it_concerns_and_for_no_other() {
         assert_eq!(settled(&world.store, &world, mine.clone()).await, Polled::News, "{sql}");
         let Read::Changed(_, next) = world.read(&mine).await else { panic!("{sql}") };
         mine = next;
-        let Polled::Quiet(next, _) = settled(&theirs, &world, other).await else {
-            panic!("news for a gateway that is not concerned: {sql}")
+        assert_eq!(settled(&theirs, &world, other.clone()).await, Polled::News, "{sql}");
+        let Read::Nothing(next, _) = theirs.changes(&other).await.unwrap() else {
+            panic!("read by a gateway that is not concerned: {sql}")
         };
         other = next;
+        let answer = settled(&theirs, &world, other.clone()).await;
+        assert!(matches!(answer, Polled::Quiet(..)), "read once: {sql}");
     }
     // The neighbour does hear what is for all.
     world.run("update policies set priority = 3").await;
@@ -119,7 +122,8 @@ async fn a_turn_that_never_ends_hides_no_change_from_others() {
     let theirs = neighbour(&world).await;
     world.peer(world.gateway, "ann").await;
     let cursor = world.cursor().await;
-    assert!(matches!(settled(&world.store, &world, cursor.clone()).await, Polled::Quiet(..)));
+    // The first to poll begins.
+    poll(&last_release(&world, &world.role).await, &cursor).await;
     let other = theirs.snapshot().await.unwrap().1;
     world.run("update devices set status = 'blocked'").await;
     let url = world.url.replace(&world.role, &format!("{}_g2", world.database));
@@ -149,7 +153,7 @@ async fn a_turn_that_never_ends_hides_no_change_from_others() {
 async fn a_role_with_a_forged_history_affects_only_itself() {
     let world = World::new().await;
     let cursor = world.cursor().await;
-    assert!(matches!(settled(&world.store, &world, cursor.clone()).await, Polled::Quiet(..)));
+    poll(&last_release(&world, &world.role).await, &cursor).await;
     let history = async || {
         let query = "select history from gatepost.addressed";
         world.admin.query_one(query, &[]).await.unwrap().get::<_, String>(0)
@@ -164,8 +168,7 @@ async fn a_role_with_a_forged_history_affects_only_itself() {
     let (rest, state) = rest.rsplit_once('/').unwrap();
     let (_, database) = rest.rsplit_once('/').unwrap();
     let forged = format!("forged/{database}/{state}/{gateway}");
-    let poll = "select news from gatepost.poll($1, $2)";
-    forger.query_one(poll, &[&cursor.snapshot, &forged]).await.unwrap();
+    poll(&forger, &Cursor { epoch: forged, ..cursor }).await;
     assert_eq!(history().await, before);
 }
 
@@ -239,11 +242,13 @@ async fn auto_listens_among_few_and_polls_among_many() {
 async fn agents_of_the_last_release_wake_each_other() {
     let world = World::new().await;
     let theirs = neighbour(&world).await;
+    let other = theirs.snapshot().await.unwrap().1;
+    let theirs = last_release(&world, &format!("{}_g2", world.database)).await;
+    let mine = last_release(&world, &world.role).await;
     let ann = world.peer(world.gateway, "ann").await;
     let (client, mut heard) = hear(&world, "listen probe").await;
     world.store.attach(false).await.unwrap();
-    let other = theirs.snapshot().await.unwrap().1;
-    assert!(matches!(settled(&theirs, &world, other.clone()).await, Polled::Quiet(..)));
+    poll(&theirs, &other).await;
     let (device, gateway) = (ann.device, world.gateway);
     for sql in [
         format!("update devices set status = 'blocked' where id = '{device}'"),
@@ -257,10 +262,21 @@ async fn agents_of_the_last_release_wake_each_other() {
         client.batch_execute("notify probe").await.unwrap();
         assert_eq!(heard.recv().await.unwrap(), "probe", "a writer notified: {sql}");
         while heard.is_empty() {
-            theirs.poll(&other).await.unwrap();
+            poll(&theirs, &other).await;
         }
-        assert_eq!(world.store.poll(&cursor).await.unwrap(), Polled::News, "{sql}");
+        assert!(poll(&mine, &cursor).await, "{sql}");
     }
+}
+
+/// A session of an agent of the last release.
+async fn last_release(world: &World, role: &str) -> tokio_postgres::Client {
+    connect(&world.url.replace(&world.role, role)).await
+}
+
+/// As agents of the last release ask; whether there is news.
+async fn poll(agent: &tokio_postgres::Client, since: &Cursor) -> bool {
+    let query = "select news from gatepost.poll($1, $2)";
+    agent.query_one(query, &[&since.snapshot, &since.epoch]).await.unwrap().get(0)
 }
 
 /// A session that listens for this gateway and never attaches: the channels on which it hears

@@ -39,6 +39,18 @@ async fn sql_functions_surface() {
     golden::check("sql functions", &lines);
 }
 
+/// Functions that only agents of the version before call, directly or not.
+#[tokio::test]
+async fn sql_functions_that_leave_surface() {
+    let leaving = "select p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')'
+        from pg_proc p where p.pronamespace = 'gatepost'::regnamespace
+            and obj_description(p.oid, 'pg_proc') like '%Leaves with the next version.' order by 1";
+    let world = World::new().await;
+    let rows = world.admin.query(leaving, &[]).await.unwrap();
+    let lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    golden::check("sql functions that leave", &lines);
+}
+
 /// What the functions write to `audit_logs` by themselves.
 #[tokio::test]
 async fn audit_events_of_sql_functions_surface() {
