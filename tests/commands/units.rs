@@ -37,6 +37,18 @@ fn subject(line: &str) -> &str {
     }
 }
 
+/// No secret of their memory gets to a disk.
+#[test]
+fn units_write_no_core_dump_and_use_no_swap() {
+    for unit in ["gatepost.service", "gatepost-device@.service", "gatepost-bell.service"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(unit);
+        let text = std::fs::read_to_string(file).unwrap();
+        for line in ["LimitCORE=0", "MemorySwapMax=0"] {
+            assert_eq!(text.lines().filter(|it| *it == line).count(), 1, "{unit}: {line}");
+        }
+    }
+}
+
 #[test]
 fn units_expose_no_more_than_they_must_and_say_why() {
     for (unit, most) in [

@@ -1,6 +1,6 @@
 //! A thief of one gateway's login calls every function that it may call.
 
-use gatepost::store::{CreateRole, Read, Store, grant};
+use gatepost::store::{CreateRole, Read, Store, Token, grant, grant_token};
 use uuid::Uuid;
 
 use crate::seed::seed;
@@ -154,7 +154,7 @@ async fn hostile_arguments_change_and_show_nothing_of_others() {
         select p.proname::text, array(
             select format_type(a.type, null)
             from unnest(p.proargtypes) with ordinality a (type, number) order by number
-        )
+        ), p.proargnames[1] is not distinct from 'token'
         from pg_proc p
         where p.pronamespace = 'gatepost'::regnamespace
             and has_function_privilege('gatepost_gateway', p.oid, 'execute')
@@ -162,10 +162,20 @@ async fn hostile_arguments_change_and_show_nothing_of_others() {
     let before = rest(&world).await;
     let stolen = client(&world.role, &world.database).await;
     stolen.batch_execute("set statement_timeout = '60s'").await.unwrap();
-    let (mut answered, mut refused) = (0, 0);
+    let token = Token::from_random(&[8; 32]);
+    grant_token(&options("postgres", &world.database), "g1", &token, None, &CreateRole::No)
+        .await
+        .unwrap();
+    let (mut answered, mut refused, mut by_token) = (0, 0, 0);
     for function in world.admin.query(functions, &[]).await.unwrap() {
         let (name, types): (String, Vec<String>) = (function.get(0), function.get(1));
-        let all: Vec<Vec<String>> = types.iter().map(|it| values(it, &world, &foreign)).collect();
+        let mut all: Vec<Vec<String>> =
+            types.iter().map(|it| values(it, &world, &foreign)).collect();
+        if function.get(2) {
+            // The thief has the gateway's token, too, so that the call gets beyond it.
+            all[0] = vec![format!("'{}'", token.expose())];
+            by_token += 1;
+        }
         // Each value at least once, with others by chance.
         for round in 0..all.iter().map(Vec::len).max().unwrap_or(1) {
             let arguments: Vec<&str> = all
@@ -193,7 +203,8 @@ async fn hostile_arguments_change_and_show_nothing_of_others() {
             }
         }
     }
-    assert!(answered > 50 && refused > 20, "{answered} calls answered, {refused} refused");
+    assert!(answered > 100 && refused > 20, "{answered} calls answered, {refused} refused");
+    assert!(by_token > 20, "{by_token} functions with a token");
     stolen.query("select gatepost.merge()", &[]).await.unwrap();
     assert_eq!(rest(&world).await, before);
     // What it wrote to the audit log says who it was, and names nothing of others.

@@ -120,6 +120,10 @@ async fn second_host_says_so_and_holds_last_sync_back() {
     world.store.merge().await.unwrap();
     let audited = "select count(*) from audit_logs where event_type = 'peer.revoked'";
     assert_eq!(world.count(audited).await, 1);
+    let oldest = "select count(*) from gateways g where g.name = 'g1' and g.last_sync_at = (
+        select min(h.proven_at) from gatepost.host h where h.gateway_id = g.id
+        having count(*) >= 2 and bool_and(h.proven_at is not null))";
+    assert_eq!(world.count(oldest).await, 1, "last_sync_at is the older proof");
     row(
         "two hosts with one gateway row",
         "the second is not ready and named; last_sync_at is the older proof",

@@ -171,6 +171,57 @@ async fn a_mark_takes_no_transaction_id_of_its_own() {
     }
 }
 
+#[tokio::test]
+async fn a_change_of_each_watched_table_takes_one_transaction_id() {
+    let world = World::alone().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let (user, device, gateway) = (ann.user, ann.device, world.gateway);
+    world
+        .run(&format!(
+            "insert into gatepost.attached select id, true, now() from gateways;
+             insert into groups (id, name) values ('{user}', 'staff'), ('{device}', 'guests');
+             insert into group_memberships (group_id, user_id) values ('{user}', '{user}');
+             insert into policies (id, name) values ('{user}', 'intranet');
+             insert into policy_targets (policy_id, target_type, target_id)
+                 values ('{user}', 'device', '{device}');
+             insert into policy_destinations (policy_id, destination) values ('{user}', '10.0.0.0/8');
+             insert into settings (category, key, value) values ('policy', 'allow_dns', 'true')"
+        ))
+        .await;
+    let next = "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+    for (table, change) in [
+        ("users", "set username = 'u%'"),
+        ("devices", "set status = 's%'"),
+        ("wireguard_peers", "set public_key = 'k%'"),
+        ("gateways", "set listen_port = 5000%"),
+        ("groups", "set deleted_at = case when deleted_at is null then now() end"),
+        ("group_memberships", "set group_id = case when % % 2 = 0 then USER else DEVICE end"),
+        ("policies", "set priority = 10%"),
+        ("policy_targets", "set target_id = gen_random_uuid()"),
+        ("policy_destinations", "set destination = '10.%.0.0/16'"),
+        ("settings", "set value = '%'"),
+    ] {
+        let change = change
+            .replace("USER", &format!("'{user}'::uuid"))
+            .replace("DEVICE", &format!("'{device}'::uuid"))
+            .replace("% % 2", "#");
+        let (marks, before) = (world.count(MARKS).await, world.count(next).await);
+        for number in 1..=4 {
+            let change =
+                change.replace('%', &number.to_string()).replace('#', &(number % 2).to_string());
+            world.run(&format!("update {table} {change}")).await;
+        }
+        assert_eq!(world.count(next).await - before, 4, "{table}");
+        assert!(world.count(MARKS).await > marks, "{table}");
+    }
+    let before = world.count(next).await;
+    let address = "insert into ip_allocations (gateway_id, address, status)";
+    world.run(&format!("{address} values ('{gateway}', '10.8.9.9', 'reserved')")).await;
+    assert_eq!(world.count(next).await - before, 1, "ip_allocations");
+}
+
+const MARKS: &str = "select count(*) from gatepost.change";
+
 /// A serializable writer must not depend on what a hint reads.
 #[tokio::test]
 async fn a_serializable_writer_reads_no_table_for_a_hint() {
