@@ -53,6 +53,7 @@ pub fn remedy(error: &StoreError) -> Option<&'static str> {
             Some("create the database with `createdb`, or correct database.url")
         }
         // Its own text says it.
+        StoreError::PoolFull { .. } => None,
         error if error.is_want_of_room() => None,
         error if error.is_transient() => Some("try again; if it persists, see the server's log"),
         _ => None,

@@ -41,6 +41,7 @@ impl DatabaseError {
                 StoreError::Unreachable { .. }
                     | StoreError::Closed { .. }
                     | StoreError::NoRoom { .. }
+                    | StoreError::PoolFull { .. }
                     | StoreError::NotReady { .. }
             )
         )

@@ -8,7 +8,9 @@ use tokio_postgres::error::SqlState;
 
 pub use super::place::Place;
 use super::require_auth::RefusedMethod;
-use words::{Obstacle, ROOM, limit_of, listed, login_remedy, obstacle, remedy, root, way};
+use words::{
+    Obstacle, POOL, POOL_LIMITS, ROOM, limit_of, listed, login_remedy, obstacle, remedy, root, way,
+};
 pub(super) use words::{is_about_secrets, server_error, tells};
 
 /// Why an agent cannot use its database, in three words. They stand in `gatepost status --json`.
@@ -64,6 +66,9 @@ pub enum StoreError {
     /// The server, the database or the role has as many sessions as it may have.
     #[error("{place} has no room for another session: {}: {ROOM}", root(.source))]
     NoRoom { place: Box<Place>, source: tokio_postgres::Error },
+    /// The pooler has no session of the server, or no connection of its own, for this agent.
+    #[error("{place}: the pool is full: {}: {POOL}", root(.source))]
+    PoolFull { place: Box<Place>, source: tokio_postgres::Error },
     /// The server is starting or stopping.
     #[error("{place} is not ready: {}", root(.source))]
     NotReady { place: Box<Place>, source: tokio_postgres::Error },
@@ -129,6 +134,7 @@ impl StoreError {
             | Self::Closed { .. }
             | Self::Stalled { .. }
             | Self::NoRoom { .. }
+            | Self::PoolFull { .. }
             | Self::NotReady { .. }
             | Self::Standby { .. }
             | Self::Rewritten { .. } => true,
@@ -163,6 +169,7 @@ impl StoreError {
             | Self::RoleUnknown { .. } => Unavailable::Refuses,
             Self::Config { .. }
             | Self::NoRoom { .. }
+            | Self::PoolFull { .. }
             | Self::NotReady { .. }
             | Self::Standby { .. }
             | Self::Unmigrated { .. }
@@ -190,6 +197,7 @@ impl StoreError {
             Self::Unreachable { .. }
                 | Self::Closed { .. }
                 | Self::NoRoom { .. }
+                | Self::PoolFull { .. }
                 | Self::NotReady { .. }
                 | Self::Standby { .. }
                 | Self::Tls { .. }
@@ -203,14 +211,6 @@ impl StoreError {
         )
     }
 
-    /// Whether the agent refused the server, not the server the agent.
-    #[must_use]
-    pub const fn is_distrust(&self) -> bool {
-        matches!(self, Self::Tls { .. } | Self::Method { .. })
-    }
-
-    /// Whether one session fewer in use may help.
-    #[must_use]
     /// Whether the server ended the statement because it took longer than it may.
     #[must_use]
     pub fn took_too_long(&self) -> bool {
@@ -220,6 +220,14 @@ impl StoreError {
         }
     }
 
+    /// Whether the agent refused the server, not the server the agent.
+    #[must_use]
+    pub const fn is_distrust(&self) -> bool {
+        matches!(self, Self::Tls { .. } | Self::Method { .. })
+    }
+
+    /// Whether one session fewer in use may help.
+    #[must_use]
     pub const fn is_want_of_room(&self) -> bool {
         matches!(self, Self::NoRoom { .. })
     }
@@ -295,6 +303,10 @@ impl StoreError {
             // The server is starting, stopping or crashed. The statement is not at fault.
             "57P01" | "57P02" | "57P03" | "57P05" => Self::NotReady { place, source },
             "53300" => Self::NoRoom { place, source },
+            // PgBouncer, which names the setting.
+            "08P01" if POOL_LIMITS.iter().any(|limit| message.contains(limit)) => {
+                Self::PoolFull { place, source }
+            }
             "25006" => Self::Standby { place },
             "3F000" => Self::Unmigrated { place },
             // Also reported for an operator that a column's new type lacks.

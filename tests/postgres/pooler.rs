@@ -2,15 +2,19 @@
 
 use gatepost::model::DeviceId;
 use gatepost::reconcile::{Mode, Present, SyncMode, choose};
-use gatepost::store::{ConnectOptions, Handshake, Polled, Read, Store};
+use gatepost::store::{ConnectOptions, Handshake, Polled, Read, Store, StoreError, Unavailable};
 
 use crate::postgres::Cluster;
 use crate::postgres::pooler::Pooler;
-use crate::world::World;
+use crate::world::{World, connect};
 
 fn pool(world: &World) -> (Pooler, Store) {
+    pool_with(world, "")
+}
+
+fn pool_with(world: &World, lines: &str) -> (Pooler, Store) {
     let server = ([127, 0, 0, 1], Cluster::shared().port).into();
-    let pooler = Pooler::start(server, &world.role, "");
+    let pooler = Pooler::start_with(server, &world.role, "", lines);
     let dir = pooler.dir.to_str().unwrap().replace('/', "%2F");
     let url = format!("postgres://{}@{dir}:{}/{}", world.role, pooler.port, world.database);
     let store = Store::connect(&ConnectOptions::new(url)).unwrap();
@@ -66,4 +70,27 @@ async fn auto_polls_behind_a_pooler_and_says_why() {
     assert!(chosen.listener.is_none());
     // Writers must not notify if no agent hears.
     assert_eq!(world.count("select count(*) from gatepost.listener").await, 0);
+}
+
+#[tokio::test]
+async fn a_full_pool_is_said_with_what_to_do_and_is_tried_again() {
+    let world = World::new().await;
+    let (pooler, store) = pool_with(&world, "query_wait_timeout = 1");
+    store.hello().await.unwrap();
+    let dir = pooler.dir.to_str().unwrap().replace('/', "%2F");
+    let url = format!("postgres://{}@{dir}:{}/{}", world.role, pooler.port, world.database);
+    // Both sessions of the pool.
+    let (one, two) = (connect(&url).await, connect(&url).await);
+    for open in [&one, &two] {
+        open.batch_execute("begin; select 1").await.unwrap();
+    }
+    let error = store.hello().await.unwrap_err();
+    assert!(matches!(error, StoreError::PoolFull { .. }) && error.is_transient(), "{error}");
+    assert!(error.concerns_every_statement());
+    assert_eq!(error.unavailable(), Unavailable::NotReady);
+    let text = error.to_string();
+    assert!(text.contains("query_wait_timeout") && text.contains("default_pool_size"), "{text}");
+    two.batch_execute("commit").await.unwrap();
+    store.hello().await.unwrap();
+    drop(one);
 }

@@ -18,6 +18,11 @@ pub struct Pooler {
 impl Pooler {
     /// For one role, whom it asks nothing.
     pub fn start(server: SocketAddr, role: &str, password: &str) -> Self {
+        Self::start_with(server, role, password, "")
+    }
+
+    /// With these lines in its settings.
+    pub fn start_with(server: SocketAddr, role: &str, password: &str, lines: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("gp-pooler-{}-{number}", std::process::id()));
@@ -30,7 +35,7 @@ impl Pooler {
             "[databases]\n* = host={} port={}\n[pgbouncer]\npool_mode = transaction\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {folder}\n\
              auth_type = trust\nauth_file = {folder}/users\ndefault_pool_size = 2\n\
-             server_reset_query = RESET ALL\nserver_reset_query_always = 1\n",
+             server_reset_query = RESET ALL\nserver_reset_query_always = 1\n{lines}\n",
             server.ip(),
             server.port(),
             folder = dir.display()

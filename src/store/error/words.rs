@@ -13,6 +13,13 @@ pub(super) const ROOM: &str = "an agent uses up to four sessions, and can poll w
     of the role (`alter role ROLE connection limit 10`) or of the database, or the server's \
     max_connections";
 
+/// What to do about a [`StoreError::PoolFull`](super::StoreError::PoolFull).
+pub(super) const POOL: &str = "raise default_pool_size (and max_client_conn) in PgBouncer, or end the transactions that hold \
+    its sessions: `show servers` on its console names them, and idle_transaction_timeout and query_timeout end them";
+
+/// Settings of PgBouncer that end a client's wait, as its errors name them.
+pub(super) const POOL_LIMITS: [&str; 2] = ["query_wait_timeout", "max_client_conn"];
+
 // Texts of the driver, which has no types for these.
 const PASSWORD_MISSING: &str = "invalid configuration: password missing";
 const AUTHENTICATION: &str = "authentication error";
