@@ -32,9 +32,11 @@ demo: ## Show Gatepost at work on this machine, in namespaces that go away again
 demo-keep: ## Show Gatepost at work and leave it running to play with (root)
 	@tests/demo.sh --keep
 
-.PHONY: fleet fleet-trial
+.PHONY: fleet fleet-stop fleet-trial
 fleet: ## Start ten gateways on a database that fails over, with NATS, PgBouncer and bells, to play with (root)
 	@deploy/fleet/fleet.sh
+fleet-stop: ## End the gateways that `make fleet` started (root)
+	@deploy/fleet/fleet.sh --stop
 fleet-trial: ## Start them, kill what they depend on, and see that nothing is missed and no ping lost (root)
 	@deploy/fleet/fleet.sh --trial
 

@@ -104,4 +104,6 @@ fault_partition() {
 	! all_equal || fail "the gateway that is cut off cannot know of the change, and has it"
 	ip -n "$tag-gw$gateways" route delete blackhole 10.77.0.0/29
 	clock
+	# The next change takes this one back: a gateway that missed both would look equal.
+	await "${within[partition]}" all_equal || fail "the gateway that was cut off missed the change"
 }

@@ -5,7 +5,7 @@
 #
 #   deploy/fleet/fleet.sh [--trial [FAULT...]]    start it; with --trial, cause faults (all, or those named:
 #                                                 switchover crash broker bell pool partition) and end
-#   deploy/fleet/fleet.sh --stop DIR              end one that was started
+#   deploy/fleet/fleet.sh --stop [DIR...]         end those that were started, or all of them
 #
 # GATEPOST_TEST_BINARY names a built gatepost to use instead of building one.
 set -Eeuo pipefail
@@ -25,7 +25,7 @@ main() {
 	case ${1-} in
 	'') ;;
 	--trial) what=trial; shift; [[ $# -eq 0 ]] || faults=("$@") ;;
-	--stop) fleet_stop "${2:?--stop needs the directory that was named}"; return ;;
+	--stop) shift; stop "$@"; return ;;
 	*) sed -n '6,8s/^# *//p' "$0" >&2; exit 2 ;;
 	esac
 	[[ $EUID -eq 0 ]] || { echo "fleet: needs root, for network namespaces" >&2; exit 1; }
@@ -109,8 +109,18 @@ fleet_keep() {
 		  ip netns exec $tag-hub patronictl -c $work/db1/patroni.yml list
 		  ip netns exec $tag-c1 ping 10.99.1.1
 
-		End it with:  $here/fleet.sh --stop $work
+		End it with:  make fleet-stop  (or $here/fleet.sh --stop $work)
 	END
+}
+
+stop() {
+	local folder found=0
+	[[ $# -gt 0 ]] || set -- /tmp/gatepost-fleet.*
+	for folder in "$@"; do
+		[[ -r $folder/stage || $folder != '/tmp/gatepost-fleet.*' ]] || continue
+		(fleet_stop "$folder") && found=1
+	done
+	[[ $found -eq 1 ]] || { echo "fleet: none runs" >&2; exit 1; }
 }
 
 fleet_stop() {
