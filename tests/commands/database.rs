@@ -147,6 +147,48 @@ fn unbound_role_is_a_finding_that_names_the_remedy() {
     assert!(text.contains("run `gatepost grant <gateway> postgres`"), "{text}");
 }
 
+/// As after `pg_restore --no-owner`, and with a trigger of the control plane that refuses a report.
+#[test]
+fn what_refuses_reports_is_named_with_the_grant_by_migrate_and_check() {
+    let site = Site::new("commands_refused");
+    site.as_owner(&["migrate"]).must_exit(0);
+    site.as_owner(&["grant", "fra-1", "commands_refused", "--create"]).must_exit(0);
+    let enroll = ["enroll", "--endpoint", "x:1", "--listen-port", "1", "--vpn-cidr", "10.8.0.0/24"];
+    site.gatepost.run(&enroll).must_exit(0);
+    site.psql(
+        "create table seen_by_portal (at timestamptz);
+         create function tell_portal() returns trigger language plpgsql as
+             $$ begin insert into seen_by_portal values (now()); return new; end $$;
+         create trigger tell_portal before update on gateways
+             for each row execute function tell_portal()",
+    );
+    let names = |text: &str, whom: &str| {
+        for word in ["trigger tell_portal on gateways", "grant insert", "seen_by_portal"] {
+            assert!(text.to_lowercase().contains(word), "{whom} does not name {word}: {text}");
+        }
+    };
+    let migrated = site.as_owner(&["migrate"]).must_exit(0);
+    names(&(migrated.stdout + &migrated.stderr), "migrate");
+    let (level, text, _) = site.finding("reports");
+    assert_eq!(level, "warning");
+    names(&text, "check");
+    site.psql("grant insert on seen_by_portal to gatepost_owner");
+    assert!(!site.as_owner(&["migrate"]).must_exit(0).stderr.contains("refuse"));
+
+    // All of it belongs to the role that restored it.
+    site.psql(
+        "alter function gatepost.hello() owner to postgres;
+         alter table gatepost.change owner to postgres;
+         revoke execute on function gatepost.news(text, text) from gatepost_gateway",
+    );
+    let (level, text, _) = site.finding("rights");
+    assert_eq!(level, "warning");
+    assert!(text.contains("owners or rights are wrong, first: "), "{text}");
+    site.as_owner(&["migrate"]).must_exit(0);
+    let done = site.gatepost.run(&["check", "--json"]);
+    assert!(!done.stdout.contains("\"rights\""), "{}", done.stdout);
+}
+
 #[test]
 fn a_token_is_printed_once_and_alone_and_names_the_gateway() {
     let site = Site::new("commands_pool");
@@ -160,6 +202,11 @@ fn a_token_is_printed_once_and_alone_and_names_the_gateway() {
     let grant = ["grant", "--token", "fra-1", "--pool-role", "commands_pool", "--create"];
     let granted = site.as_owner(&grant).must_exit(0);
     assert!(granted.stderr.contains("created role commands_pool\n"), "{}", granted.stderr);
+    for allowed in
+        ["`revoke temporary on database", "`revoke execute on function pg_cancel_backend"]
+    {
+        assert!(granted.stderr.contains(allowed), "{}", granted.stderr);
+    }
     assert!(granted.stdout.starts_with("gpt_") && granted.stdout.lines().count() == 1);
     let kept =
         "select count(*) from gatepost.gateway_token where digest = sha256($t$TOKEN$t$::bytea)";
@@ -189,8 +236,3 @@ fn a_token_is_printed_once_and_alone_and_names_the_gateway() {
     assert!(text.contains("the token of gateway fra-1 was revoked at"), "{text}");
     site.as_owner(&["grant"]).must_exit(64);
 }
-    for allowed in
-        ["`revoke temporary on database", "`revoke execute on function pg_cancel_backend"]
-    {
-        assert!(granted.stderr.contains(allowed), "{}", granted.stderr);
-    }
