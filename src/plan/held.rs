@@ -159,6 +159,17 @@ impl Held {
         self
     }
 
+    /// Those of these that the rows admit. They are counted among the arrivals of those that the rows hold.
+    #[must_use]
+    pub fn admitted_by(self, rows: &DesiredState, held: &Self) -> Self {
+        if self.is_empty() {
+            return self;
+        }
+        let mut admitted = self.retain(|key, _| rows.peers().contains_key(key));
+        admitted.arrivals = held.arrivals;
+        admitted
+    }
+
     /// Counts the peers as arrivals that were not held `before`.
     #[must_use]
     pub(crate) fn since(mut self, before: &Self) -> Self {

@@ -6,15 +6,15 @@ use std::time::SystemTime;
 use super::event::Keep;
 use super::rows::Waiting;
 use crate::model::{DesiredState, ObservedState, PublicKey};
-use crate::plan::Held;
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
+use crate::plan::{Held, HeldPeer};
 
 #[derive(Debug)]
 pub(super) struct Hold {
     limit: MaxRemoved,
     /// The peers that stay until an operator confirms their removal or the rows want them again.
     staying: Held,
-    /// Those that stayed when rows last judged them, while none do.
+    /// The others that stayed when rows of the database last judged them, which none do now.
     unjudged: Held,
     /// [`Held::arrivals`] when the peers that wait were last written to the disk, and how many they were.
     written: (u64, usize),
@@ -77,19 +77,22 @@ impl Hold {
         self.held_back
     }
 
+    /// How many peers stay until rows of the database judge them.
+    pub fn unjudged(&self) -> usize {
+        self.unjudged.peers().len()
+    }
+
     /// What the planner must know to hold removals back. The peers that stay go with it, and come back
     /// by [`Self::update`].
     pub fn guard(&mut self) -> Guard<'_> {
-        let Self { limit, staying, unjudged, .. } = self;
-        let waiting = if unjudged.is_empty() { staying } else { unjudged };
-        let (limit, held) = (*limit, std::mem::take(waiting));
-        Guard { limit, held, confirmed: &self.confirmed, whose: Whose::Ours }
+        let held = joined(std::mem::take(&mut self.staying), std::mem::take(&mut self.unjudged));
+        Guard { limit: self.limit, held, confirmed: &self.confirmed, whose: Whose::Ours }
     }
 
     /// As [`Self::guard`], for a question that changes nothing.
     pub fn guard_as_is(&self) -> Guard<'_> {
-        let (held, confirmed) = (self.waiting().clone(), &self.confirmed);
-        Guard { limit: self.limit, held, confirmed, whose: Whose::Ours }
+        let held = joined(self.staying.clone(), self.unjudged.clone());
+        Guard { limit: self.limit, held, confirmed: &self.confirmed, whose: Whose::Ours }
     }
 
     /// An operator confirms the removals that are held back by rows read at such a time of the
@@ -103,18 +106,20 @@ impl Hold {
     /// earlier run. A peer that is held later is not meant.
     pub fn confirmed_by_setting(&mut self, at: Option<SystemTime>) {
         if let Some(at) = at.filter(|_| at != self.confirmed_at) {
-            let meant = self.waiting().peers().iter().filter(|(_, peer)| peer.since() < at);
+            let meant = self.waiting().filter(|(_, peer)| peer.since() < at);
             let meant: Vec<_> = meant.map(|(key, _)| *key).collect();
             self.confirmed.extend(meant);
         }
         self.confirmed_at = at;
     }
 
-    /// Forgets what was confirmed for peers that are gone or wanted again.
+    /// Forgets what was confirmed for peers that are gone or wanted again. Of those that no rows of the
+    /// database judge now, neither is known.
     pub fn forget_confirmed(&mut self, desired: Option<&DesiredState>, observed: &ObservedState) {
-        let wanted = desired.map(DesiredState::peers);
+        let (wanted, unjudged) = (desired.map(DesiredState::peers), &self.unjudged);
         self.confirmed.retain(|key| {
-            observed.peers.contains_key(key) && !wanted.is_some_and(|it| it.contains_key(key))
+            let is_wanted = wanted.is_some_and(|it| it.contains_key(key));
+            unjudged.peers().contains_key(key) || observed.peers.contains_key(key) && !is_wanted
         });
     }
 
@@ -126,10 +131,7 @@ impl Hold {
     /// A plan was made that leaves these peers `waiting`, of so many `present`. `rows_decide`: the
     /// plan follows the rows, not `[stale]`; else the verdict on the rows stays open.
     pub fn update(&mut self, waiting: Waiting, present: usize, rows_decide: bool) -> Update {
-        let (staying, unjudged) = match waiting {
-            Waiting::Judged(held) => (held, Held::default()),
-            Waiting::Unjudged(held) => (Held::default(), held),
-        };
+        let Waiting { judged: staying, unjudged } = waiting;
         self.unjudged = unjudged;
         let removals = staying.peers().len();
         let more = staying.arrivals() != self.arrivals;
@@ -153,21 +155,21 @@ impl Hold {
     /// those that were written, or at most half of these. One that waits no more does no harm there, and
     /// so the release of one among many costs no look at the others.
     pub fn begin_remember(&mut self) -> Option<BTreeMap<PublicKey, SystemTime>> {
-        let waiting = self.waiting();
-        let (arrivals, count) = (waiting.arrivals(), waiting.peers().len());
+        let arrivals = self.staying.arrivals().max(self.unjudged.arrivals());
+        let count = self.staying.peers().len() + self.unjudged.peers().len();
         let (former, most) = self.written;
         let most_are_left = count == most || count < most && count > most / 2;
         if arrivals == former && most_are_left {
             return None;
         }
-        let since = waiting.peers().iter().map(|(key, peer)| (*key, peer.since())).collect();
+        let since = self.waiting().map(|(key, peer)| (*key, peer.since())).collect();
         self.written = (arrivals, count);
         Some(since)
     }
 
-    /// Those that stay, or will again once rows judge them.
-    pub fn waiting(&self) -> &Held {
-        if self.unjudged.is_empty() { &self.staying } else { &self.unjudged }
+    /// Those that stay, and those that may again once rows judge them.
+    fn waiting(&self) -> impl Iterator<Item = (&PublicKey, &HeldPeer)> {
+        self.staying.peers().iter().chain(self.unjudged.peers())
     }
 
     /// Whether the cache must hear this verdict. From then on it has.
@@ -181,6 +183,15 @@ impl Hold {
             self.verdict = if keep == Keep::All { Verdict::Kept } else { Verdict::Waiting };
         }
         due
+    }
+}
+
+/// What rows judge, and what they do not.
+fn joined(judged: Held, unjudged: Held) -> Held {
+    match (judged.is_empty(), unjudged.is_empty()) {
+        (_, true) => judged,
+        (true, false) => unjudged,
+        (false, false) => judged.with_those(&unjudged),
     }
 }
 
@@ -198,7 +209,7 @@ mod tests {
     }
 
     fn held(numbers: &[u8]) -> Waiting {
-        Waiting::Judged(Held::recalled(keys(numbers)))
+        Waiting { judged: Held::recalled(keys(numbers)), unjudged: Held::default() }
     }
 
     #[test]
@@ -242,7 +253,7 @@ mod tests {
         for (left, written) in [(4, true), (3, false), (2, true), (1, true), (0, true)] {
             let left = &[1, 2, 3, 4][..left];
             let now = Held::recalled(keys(left)).since(&all);
-            hold.update(Waiting::Judged(now), 20, true);
+            hold.update(Waiting { judged: now, unjudged: Held::default() }, 20, true);
             assert_eq!(hold.begin_remember(), written.then(|| keys(left)), "{left:?}");
         }
     }
@@ -252,7 +263,7 @@ mod tests {
         let mut hold = Hold::new(MaxRemoved::Percent(50), &keys(&[1, 2]));
         assert_eq!((hold.staying().peers().len(), hold.held_back()), (0, None));
         let waiting = hold.guard().held;
-        hold.update(Waiting::Unjudged(waiting), 20, false);
+        hold.update(Waiting::unjudged(waiting), 20, false);
         hold.confirm(|_| true);
         let guard = hold.guard();
         assert!(guard.confirmed.is_empty());

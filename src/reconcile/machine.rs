@@ -88,6 +88,7 @@ impl Machine {
             blocked_routes: self.difference.blocked_routes(),
             held: self.hold.staying(),
             held_back: self.hold.held_back(),
+            unjudged: self.hold.unjudged(),
             departed: self.difference.departed(),
             passes: self.passes.view(),
             proof: self.proof.view(),

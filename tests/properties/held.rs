@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gatepost::model::{
     Absence, Bars, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow, PresharedKey,
-    Profile, Profiles, PublicKey, SettingRow, Traffic,
+    Profile, Profiles, PublicKey, SettingRow, Traffic, Whom,
 };
 use gatepost::plan::{Held, Scope, plan, plan_around};
 use gatepost::reconcile::status::{PeerState, State};
@@ -13,6 +13,7 @@ use gatepost::reconcile::{Event, LastGood, Machine, MachineOptions, Note, Proven
 use ipnet::IpNet;
 use proptest::prelude::*;
 
+use super::blocks::block;
 use super::guard::{held_back, key, reaches, unwanted, world_of};
 use super::machine::Happening;
 use super::plans::{holders, kernel_of};
@@ -200,13 +201,47 @@ fn last_good_rows_release_no_held_peer_and_prove_nothing() {
     world.pass_time(Duration::from_secs(60));
     assert_all_pass(&world);
     assert!(proven > world.machine.view().last_sync_at(), "rows that lack the held removals");
-    assert!(waiting(&world) >= Some(8));
-    world.database_up = true;
+    let status = world.machine.view().status();
+    assert_eq!((status.held_back, status.held.len()), (None, 0), "nothing can be confirmed");
+    let State::NotReady { why } = status.state else { panic!("{:?}", status.state) };
+    assert!(why.contains("of up to 15 peers"), "{why}");
+    world.confirm();
     world.pass_time(Duration::from_secs(60));
     assert_all_pass(&world);
-    assert_eq!(waiting(&world), Some(8));
+    // A block is no matter of rows.
+    block(&mut world, [Whom::Key(key(8))]);
+    world.pass_time(Duration::from_secs(1));
+    assert!(!world.kernel.state.peers.contains_key(&key(8)));
+    let State::NotReady { why } = world.machine.view().status().state else { panic!("ready") };
+    assert!(why.contains("of up to 14 peers"), "{why}");
+    world.database_up = true;
+    world.pass_time(Duration::from_secs(60));
+    assert_eq!(world.machine.view().status().held.len(), 7);
+    assert_eq!((waiting(&world), world.kernel.state.peers.len()), (Some(7), 27));
     world.confirm();
     world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database() && world.kernel.state.peers.len() == 20);
+}
+
+#[test]
+fn setting_that_the_last_good_rows_have_confirms_the_removals_that_they_lack() {
+    let mut world = world_where_few_still_wait();
+    world.pass_time(Duration::from_secs(10));
+    let at = humantime::format_rfc3339_micros(world.database_now()).to_string();
+    let (category, key) = ("gateway".into(), "guard_confirmed_at".into());
+    let value = serde_json::json!(at).to_string();
+    world.tables.settings = vec![SettingRow { category, key, value }];
+    let now = world.tables.clone();
+    world.restore_all();
+    let (changes, provenance) = (Vec::new(), Provenance::Sealed);
+    world.last_good = Some(LastGood { rows: world.tables.snapshot(), changes, provenance });
+    world.tables = now;
+    world.database_up = false;
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(60));
+    assert_all_pass(&world);
+    world.database_up = true;
+    world.pass_time(Duration::from_secs(60));
     assert!(world.kernel_equals_database() && world.kernel.state.peers.len() == 20);
 }
 

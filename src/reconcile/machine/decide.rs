@@ -299,11 +299,11 @@ impl Machine {
         let connected = || self.mirror.just_connected(now.instant);
         let (scope, guard) = (self.difference.scope(), self.hold.guard());
         let Planned { plan, held, obstacle } = self.rows.plan(&observed, scope, guard, connected);
-        self.hold.forget_confirmed(self.rows.followed(), &observed);
         let (present, decides) = (observed.peers.len(), self.rows.decide() && obstacle.is_none());
+        let update = self.hold.update(held, present, decides);
+        self.hold.forget_confirmed(self.rows.followed(), &observed);
         drop(observed);
         self.rows.planned();
-        let update = self.hold.update(held, present, decides);
         self.notices.held_back(update.news, self.hold.held_back().is_some());
         if update.keep == Some(Keep::All) {
             self.rows.are_kept();

@@ -72,10 +72,11 @@ impl Machine {
         }
     }
 
-    /// Whether no removal is held back, and no peer is kept out that the rows admit: else the kernel is
-    /// not what the database holds.
+    /// Whether no removal is held back, or was before the last good rows were restored, and no peer is kept
+    /// out that the rows admit: else the kernel is not what the database holds.
     pub(super) fn follows_all_rows(&self) -> bool {
-        self.hold.held_back().is_none() && !self.rows.keep_any_out()
+        let all_go = self.hold.held_back().is_none() && self.hold.unjudged() == 0;
+        all_go && !self.rows.keep_any_out()
     }
 
     /// Whether the rows decide, and all their changes are announced.

@@ -18,13 +18,27 @@ pub struct Planned {
     pub obstacle: Option<PlanError>,
 }
 
-/// The peers that stay although the rows do not admit them.
-#[derive(Debug)]
-pub enum Waiting {
-    /// So say the rows.
-    Judged(Held),
-    /// These waited before. No rows judge them now, so they neither go nor wait for a confirmation.
-    Unjudged(Held),
+/// The peers whose removal is held back.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// The rows do not admit them, and they stay.
+    pub judged: Held,
+    /// These waited before. No rows judge them now, or the last good rows admit them, which lack what was held
+    /// back: they neither go nor wait for a confirmation.
+    pub unjudged: Held,
+}
+
+impl Waiting {
+    pub fn unjudged(unjudged: Held) -> Self {
+        Self { judged: Held::default(), unjudged }
+    }
+
+    /// These rows hold the `judged` peers. A peer that `later` rows held waits on if these rows admit it. If they
+    /// do not, something else removes it, such as a block.
+    fn by(rows: &DesiredState, judged: Held, later: Held) -> Self {
+        let unjudged = later.admitted_by(rows, &judged);
+        Self { judged, unjudged }
+    }
 }
 
 impl Planned {
@@ -79,7 +93,7 @@ impl Rows {
         match self.deciding().filter(|_| self.may_grant() && self.withdrawing(observed).is_none()) {
             None => self.plan_withdrawals(observed, guard, connected),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
-                (Ok(plan), held) => Planned::new(plan, Waiting::Judged(held.with_those(&former))),
+                (Ok(plan), held) => Planned::new(plan, Waiting::by(desired, held, former)),
                 (Err(error), held) => {
                     let guard = Guard { limit, held: held.with_those(&former), confirmed, whose };
                     let withdrawals = self.withdrawals(desired, observed, guard);
@@ -105,7 +119,7 @@ impl Rows {
                 let withdraws = self.without_rows(observed, connected);
                 let steps =
                     self.fence(observed).into_iter().chain(withdraws.steps().iter().cloned());
-                Planned::new(Plan::new(steps.collect()), Waiting::Unjudged(guard.held))
+                Planned::new(Plan::new(steps.collect()), Waiting::unjudged(guard.held))
             }
         }
     }
@@ -135,7 +149,7 @@ impl Rows {
     ) -> Planned {
         if !is_ours(observed, self.public_key()) {
             let steps = self.fence(observed).into_iter().collect();
-            return Planned::new(Plan::new(steps), Waiting::Unjudged(guard.held));
+            return Planned::new(Plan::new(steps), Waiting::unjudged(guard.held));
         }
         let former = self.held_by_later_rows(&guard);
         let before = (guard.whose == Whose::InDoubt).then(|| guard.held.clone());
@@ -143,8 +157,8 @@ impl Rows {
         let plan = withdrawals(rows, observed, self.public_key(), &held);
         // A peer that stays because of a doubt waits for no confirmation.
         let held = match before {
-            None => Waiting::Judged(held.with_those(&former)),
-            Some(before) => Waiting::Unjudged(held.of_those(&before)),
+            None => Waiting::by(rows, held, former),
+            Some(before) => Waiting::unjudged(held.of_those(&before)),
         };
         Planned::new(plan, held)
     }

@@ -45,6 +45,8 @@ pub struct View<'a> {
     pub(super) blocked_routes: &'a BTreeMap<IpNet, String>,
     pub(super) held: &'a Held,
     pub(super) held_back: Option<HeldBack>,
+    /// How many peers stay until rows of the database judge them.
+    pub(super) unjudged: usize,
     /// Who the peers were that left the desired state and may still be in the kernel.
     pub(super) departed: &'a BTreeMap<PublicKey, Departed>,
     pub(super) passes: PassView<'a>,
@@ -207,7 +209,16 @@ impl View<'_> {
         let sealed = self.rows.desired.map_or(0, DesiredState::sealed_count);
         let sealed = (sealed > 0).then(|| no_sealing_key(sealed));
         let held_back = || self.held_back.map(|held| held.to_string());
-        sealed.or_else(held_back).or_else(|| self.kept_out())
+        sealed.or_else(held_back).or_else(|| self.unjudged()).or_else(|| self.kept_out())
+    }
+
+    /// Why peers stay that the last good rows admit; `None`: none does for this reason.
+    fn unjudged(&self) -> Option<String> {
+        let peers = (self.unjudged > 0 && self.rows.desired.is_some()).then_some(self.unjudged)?;
+        Some(format!(
+            "the removals of up to {peers} peers were held back before the agent began, and the last good rows lack \
+             them: these peers stay until the database is read, and then `gatepost confirm` can remove them"
+        ))
     }
 
     /// Why peers stay out that the database admits; `None`: none does.
