@@ -18,8 +18,7 @@ const REPORT_GAP: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Outbox {
     ledger: Ledger,
-    /// A report is under way.
-    reporting: bool,
+    under_way: UnderWay,
     next_report: Instant,
     backoff: Backoff,
     sessions: Sessions,
@@ -33,6 +32,15 @@ pub(super) struct Outbox {
     refusals: Vec<Refusal>,
     /// The other hosts of the gateway.
     hosts: Hosts,
+}
+
+/// The report that is being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum UnderWay {
+    Nothing,
+    Report,
+    /// The proof that it has does not hold any more: if it is not written, it is not written later either.
+    Disproved,
 }
 
 /// What readers see.
@@ -50,7 +58,7 @@ impl Outbox {
     pub fn new(timing: Timing, now: Instant) -> Self {
         Self {
             ledger: Ledger::default(),
-            reporting: false,
+            under_way: UnderWay::Nothing,
             next_report: now,
             backoff: Backoff::new(timing.seed.wrapping_add(3)),
             sessions: Sessions::default(),
@@ -69,7 +77,7 @@ impl Outbox {
 
     pub fn view(&self) -> OutboxView<'_> {
         OutboxView {
-            is_empty: !self.reporting && self.ledger.is_empty(),
+            is_empty: !self.is_reporting() && self.ledger.is_empty(),
             dropped_audit_entries: self.ledger.dropped(),
             lost_reports: self.lost,
             refusals: &self.refusals,
@@ -79,7 +87,11 @@ impl Outbox {
 
     /// When the next report may go, if there is something to report and the database is there.
     pub fn due(&self) -> Option<Instant> {
-        (!self.reporting && !self.ledger.is_empty()).then_some(self.next_report)
+        (!self.is_reporting() && !self.ledger.is_empty()).then_some(self.next_report)
+    }
+
+    fn is_reporting(&self) -> bool {
+        self.under_way != UnderWay::Nothing
     }
 
     /// Begins a report, if one is due and the database is there. `events`: those that are audited;
@@ -93,7 +105,7 @@ impl Outbox {
         if !connected || self.due().is_none_or(|at| at > now) {
             return None;
         }
-        self.reporting = true;
+        self.under_way = UnderWay::Report;
         self.next_report = now + REPORT_GAP;
         let mut report = self.ledger.take();
         let leads = self.hosts.leader.is_none();
@@ -112,16 +124,20 @@ impl Outbox {
     }
 
     pub const fn disconnected(&mut self) {
-        self.ledger.unsynced();
+        self.disprove();
         self.ledger.database_is_unreachable(true);
     }
 
     /// A report ended. Entries that were not taken go into the next report; entries whose content the
     /// database rejects are lost.
     pub fn reported(&mut self, sent: &mut Sent, connected: bool, now: Instant) {
-        self.reporting = false;
+        let ended = std::mem::replace(&mut self.under_way, UnderWay::Nothing);
         self.ledger.database_is_unreachable(sent.error.is_some() || !connected);
-        self.ledger.put_back(std::mem::take(&mut sent.left));
+        let mut left = std::mem::take(&mut sent.left);
+        if ended == UnderWay::Disproved {
+            left.synced_as_of = None;
+        }
+        self.ledger.put_back(left);
         if !connected {
             self.ledger.unsynced();
         }
@@ -145,6 +161,9 @@ impl Outbox {
     /// The kernel differs, and may have differed when it was proven equal: what is not reported yet is not.
     pub const fn disprove(&mut self) {
         self.ledger.unsynced();
+        if matches!(self.under_way, UnderWay::Report) {
+            self.under_way = UnderWay::Disproved;
+        }
     }
 
     /// Notes the entries that are wanted: others would take the place of wanted ones while the database
@@ -235,16 +254,37 @@ mod tests {
         assert_eq!(outbox.view().dropped_audit_entries, 0);
     }
 
-    #[test]
-    fn a_proof_from_before_the_database_went_away_is_not_reported() {
+    /// A report of a proof is under way, `between` happens, and then the report fails.
+    fn report_that_fails(between: impl FnOnce(&mut Outbox), connected: bool) -> Outbox {
         let now = Instant::now();
         let mut outbox = outbox(now);
         outbox.synced(SystemTime::UNIX_EPOCH);
         let Some(Action::Report(left)) = outbox.begin_report(true, None, now) else { panic!() };
-        outbox.disconnected();
+        between(&mut outbox);
         let bound = String::new();
         let error = Some(DatabaseError::OtherGateway { configured: bound.clone(), bound });
-        outbox.reported(&mut Sent { left, error, ..Sent::default() }, false, now);
-        assert!(outbox.view().is_empty);
+        outbox.reported(&mut Sent { left, error, ..Sent::default() }, connected, now);
+        outbox
+    }
+
+    #[test]
+    fn a_proof_from_before_the_database_went_away_is_not_reported() {
+        assert!(report_that_fails(Outbox::disconnected, false).view().is_empty);
+        let comes_back = |outbox: &mut Outbox| {
+            outbox.disconnected();
+            outbox.connected();
+        };
+        assert!(report_that_fails(comes_back, true).view().is_empty, "also if it is back by now");
+    }
+
+    #[test]
+    fn a_proof_that_was_disproved_while_its_report_failed_is_not_reported() {
+        assert!(!report_that_fails(|_| (), true).view().is_empty);
+        assert!(report_that_fails(Outbox::disprove, true).view().is_empty);
+        let proven_again = |outbox: &mut Outbox| {
+            outbox.disprove();
+            outbox.synced(SystemTime::UNIX_EPOCH);
+        };
+        assert!(!report_that_fails(proven_again, true).view().is_empty, "it holds again");
     }
 }

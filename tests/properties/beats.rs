@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use gatepost::model::{KeyText, PeerId};
 use gatepost::plan::ModelKernel;
-use gatepost::reconcile::{Action, Event};
+use gatepost::reconcile::{Action, Event, Sent};
 use proptest::prelude::*;
 
 use super::machine::Happening;
 use super::rows::{id, peer_row, tables};
+use super::trouble::{SECOND, key};
 use super::world::{World, away, quiet_world};
 
 /// So many peers that reading all of them takes a quarter of a second.
@@ -230,4 +231,36 @@ fn nothing_is_due_that_waits_for_a_proof() {
     world.happen(Happening::FlushFirewall);
     world.pass_time(Duration::from_millis(100));
     assert!(world.kernel_equals_database());
+}
+
+/// Carries out what is to be done until this is to be done.
+fn carry_out_until(world: &mut World, is_it: fn(&Action) -> bool) -> Action {
+    for _ in 0..1_000 {
+        match world.queue.pop_front() {
+            Some(action) if is_it(&action) => return action,
+            Some(action) => world.carry_out(action),
+            None => {
+                let now = world.now();
+                world.elapsed += world.machine.next_wakeup(now).duration_since(now.instant);
+                world.tell(Event::Tick);
+            }
+        }
+    }
+    panic!("it is never to be done");
+}
+
+#[test]
+fn a_proof_that_a_reading_disproves_is_not_reported_after_its_report_failed() {
+    let mut world = quiet_world();
+    let tells = |it: &Action| matches!(it, Action::Report(it) if it.synced_as_of.is_some());
+    let Action::Report(left) = carry_out_until(&mut world, tells) else { panic!() };
+    // Another program has taken a peer away, which is not put back yet.
+    world.kernel.state.peers.remove(&key(1));
+    world.meddled = true;
+    world.tell(Event::Resync);
+    carry_out_until(&mut world, |it| matches!(it, Action::Apply(..)));
+    let (error, before) = (Some(away()), world.reports.len());
+    world.tell(Event::Reported(Sent { left, error, ..Sent::default() }));
+    world.pass_time(5 * SECOND);
+    assert!(world.reports[before..].iter().all(|report| report.synced_as_of.is_none()));
 }

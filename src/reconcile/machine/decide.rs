@@ -255,6 +255,9 @@ impl Machine {
 
     /// Tries again after a while, from a reading made then.
     fn retry_later(&mut self, now: Now) -> Duration {
+        if self.difference.is_everything() {
+            self.outbox.disprove();
+        }
         let wait = self.passes.retry_later(self.mirror.interval(), now.instant);
         self.mirror.doubt(wait, now.instant);
         self.difference.everything();
