@@ -152,8 +152,9 @@ pub enum Action {
     AskMarks(BTreeMap<PublicKey, Withdrawal>),
     /// Keep these withdrawals on disk.
     Remember(Withdrawals),
-    /// Tells the cache whether the rows read since the previous `Keep` may be persisted as last-good.
-    Keep(Keep),
+    /// Tells the cache whether the rows read since the previous `Keep` may be persisted as last-good, and
+    /// whose removal waits, where they may be but for these peers.
+    Keep(Keep, BTreeSet<PublicKey>),
     Report(Report),
     /// Write this to the journal.
     Say(Note),
@@ -170,7 +171,7 @@ impl Action {
             | Self::Apply(..)
             | Self::Restore
             | Self::AskMarks(_) => true,
-            Self::Remember(_) | Self::Keep(_) | Self::Report(_) | Self::Say(_) => false,
+            Self::Remember(_) | Self::Keep(..) | Self::Report(_) | Self::Say(_) => false,
         }
     }
 }
@@ -180,9 +181,11 @@ impl Action {
 pub enum Keep {
     /// All rows read so far, including those that an earlier `Later` held back.
     All,
-    /// The rows read since the previous `Keep`; earlier ones still wait for the operator.
+    /// The rows read since the previous `Keep`; earlier ones still wait for the operator. Of a whole snapshot,
+    /// which includes these, what does not concern the peers whose removal waits.
     These,
-    /// Not yet: these rows remove so many peers that an operator must confirm first.
+    /// What does not concern the peers whose removal waits: these rows remove so many that an operator must
+    /// confirm first.
     Later,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use super::event::Keep;
+use super::event::{Keep, ReadKind};
 use super::rows::Waiting;
 use crate::model::{DesiredState, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
@@ -27,6 +27,8 @@ pub(super) struct Hold {
     /// The time by which the setting confirmed removals.
     confirmed_at: Option<SystemTime>,
     verdict: Verdict,
+    /// How much was read since the last verdict.
+    read: ReadKind,
 }
 
 /// Whether the rows that were read may be persisted as last-good.
@@ -62,6 +64,7 @@ impl Hold {
             confirmed_at: None,
             confirmed: BTreeSet::new(),
             verdict: Verdict::Kept,
+            read: ReadKind::Changes,
         }
     }
 
@@ -124,8 +127,20 @@ impl Hold {
     }
 
     /// Rows were read: a plan made from them will show whether they may be persisted.
-    pub const fn rows_read(&mut self) {
+    pub fn rows_read(&mut self, kind: ReadKind) {
+        let before = Some(self.read).filter(|_| self.verdict == Verdict::Open);
+        self.read = before.map_or(kind, |before| before.max(kind));
         self.verdict = Verdict::Open;
+    }
+
+    /// Around which peers the cache is to keep the rows of this verdict.
+    pub fn kept_around(&self, keep: Keep) -> BTreeSet<PublicKey> {
+        match (keep, self.read) {
+            (Keep::All, _) | (Keep::These, ReadKind::Changes) => BTreeSet::new(),
+            (Keep::These, ReadKind::Everything) | (Keep::Later, _) => {
+                self.staying.peers().keys().copied().collect()
+            }
+        }
     }
 
     /// A plan was made that leaves these peers `waiting`, of so many `present`. `rows_decide`: the
@@ -216,11 +231,11 @@ mod tests {
     fn rows_wait_for_the_operator_and_are_kept_once_nothing_is_held_back() {
         let mut hold = hold();
         assert_eq!(hold.update(held(&[]), 20, true).keep, None, "no rows were read");
-        hold.rows_read();
+        hold.rows_read(ReadKind::Changes);
         let update = hold.update(held(&[1, 2]), 20, true);
         assert_eq!((update.news.unwrap().removals, update.keep), (2, Some(Keep::Later)));
         assert_eq!(hold.update(held(&[1, 2]), 20, true), Update::default(), "said already");
-        hold.rows_read();
+        hold.rows_read(ReadKind::Changes);
         assert_eq!(hold.update(held(&[1, 2]), 20, true).keep, Some(Keep::These));
         assert_eq!(hold.update(held(&[]), 18, true).keep, Some(Keep::All));
         assert_eq!(hold.held_back(), None);
@@ -229,7 +244,7 @@ mod tests {
     #[test]
     fn stale_rows_leave_the_verdict_open() {
         let mut hold = hold();
-        hold.rows_read();
+        hold.rows_read(ReadKind::Changes);
         assert_eq!(hold.update(held(&[]), 20, false).keep, None);
         assert_eq!(hold.update(held(&[]), 20, true).keep, Some(Keep::All));
     }

@@ -164,7 +164,7 @@ impl Agent {
                 Event::Applied(outcome)
             }
             Action::Report(_) => Event::Reported(Sent::default()),
-            Action::Keep(_) | Action::Remember(_) | Action::Say(_) => return None,
+            Action::Keep(..) | Action::Remember(_) | Action::Say(_) => return None,
         })
     }
 

@@ -199,7 +199,7 @@ impl World {
                 Some(last_good) => Event::Restored(Box::new(last_good)),
                 None => Event::NothingRestored,
             },
-            Action::Keep(keep) => return self.kept.push(keep),
+            Action::Keep(keep, _) => return self.kept.push(keep),
             Action::Connect => {
                 self.tries += 1;
                 if self.database_up {

@@ -241,7 +241,7 @@ impl World {
         }
         match action {
             Action::Say(_) => self.figures.notes += 1,
-            Action::Keep(keep) => self.agent.keeper.keep(keep, &mut self.disk),
+            Action::Keep(keep, held) => self.agent.keeper.keep(keep, &held, &mut self.disk),
             Action::Connect => self.agent.errands.push(Errand::Connect),
             Action::Restore => self.agent.errands.push(Errand::Restore),
             Action::Read(kind) => {

@@ -34,7 +34,7 @@ impl Machine {
             Ok(ReadAnswer::Changed(rows)) => match self.rows.apply(rows) {
                 Some(touched) => {
                     self.touch(Some(touched), since);
-                    self.rows_are_new(now);
+                    self.rows_are_new(ReadKind::Changes, now);
                     if self.rows.desired().is_some_and(DesiredState::is_beyond_limits) {
                         self.source.want(ReadKind::Everything);
                     }
@@ -47,7 +47,7 @@ impl Machine {
                     self.notices.all_rows_judged();
                     self.difference.replaced(replaced, since);
                     self.more_to_do();
-                    self.rows_are_new(now);
+                    self.rows_are_new(ReadKind::Everything, now);
                 }
                 Err(refused) => {
                     let NotBuilt { error, withdrawn } = *refused;
@@ -63,8 +63,8 @@ impl Machine {
     }
 
     /// Rows changed, and can be used.
-    fn rows_are_new(&mut self, now: Now) {
-        self.hold.rows_read();
+    fn rows_are_new(&mut self, kind: ReadKind, now: Now) {
+        self.hold.rows_read(kind);
         self.rows_are_good(now);
         if let Some(desired) = self.rows.desired() {
             self.notices.rows(desired, now.instant);
@@ -311,7 +311,7 @@ impl Machine {
         if update.keep == Some(Keep::All) {
             self.rows.are_kept();
         }
-        actions.extend(update.keep.map(Action::Keep));
+        actions.extend(update.keep.map(|keep| Action::Keep(keep, self.hold.kept_around(keep))));
         if !self.follows_all_rows() || self.rows.sealed_count() > 0 {
             self.proof.lose();
         }

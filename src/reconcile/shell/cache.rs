@@ -6,10 +6,13 @@
 //! ([`seal`]), and one that is wrong or torn makes the file useless: it may be a revocation.
 //!
 //! Rows are written once they are known to be good: they made a desired state, and the guard holds
-//! none of their removals back. Behind the last line, room is reserved for withdrawals, for a time when
-//! the disk is full. If not even these can be written, the file is removed: rows that are known to be
-//! old must not come back.
+//! none of their removals back. Of others, everything is written that does not concern the peers that the
+//! guard holds: a narrower policy waits for no operator.
+//!
+//! Behind the last line, room is reserved for withdrawals, for a time when the disk is full. If not even
+//! these can be written, the file is removed: rows that are known to be old must not come back.
 
+mod around;
 mod keeper;
 mod seal;
 #[cfg(test)]

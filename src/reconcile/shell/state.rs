@@ -231,9 +231,9 @@ impl<D: Dataplane + 'static> Shell<D> {
                     rememberer.write(withdrawals);
                 }
             }
-            Action::Keep(keep) => {
+            Action::Keep(keep, held) => {
                 if let Some(keeper) = &self.keeper {
-                    keeper.keep(keep);
+                    keeper.keep(keep, held);
                 }
             }
             Action::Observe => self.observe(),

@@ -1,5 +1,6 @@
 //! Decides which rows are good, and has a thread write them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
@@ -8,13 +9,13 @@ use tokio::sync::oneshot;
 use super::writer::{Kept, Writer};
 use super::{Cache, CacheError};
 use crate::causes::causes;
-use crate::model::{ChangedRows, SnapshotRows};
+use crate::model::{ChangedRows, PublicKey, SnapshotRows};
 use crate::reconcile::event::{Keep, ReadAnswer};
 use crate::reconcile::view::status::LastGoodStatus;
 
 enum Order {
     Rows(Rows),
-    Verdict(Keep),
+    Verdict(Keep, BTreeSet<PublicKey>),
     /// Answer once all before this is written.
     Written(oneshot::Sender<()>),
 }
@@ -49,6 +50,14 @@ struct Waiting {
     held: Vec<Rows>,
 }
 
+/// Rows that are to be written.
+#[derive(Debug, PartialEq)]
+enum Good {
+    Whole(Rows),
+    /// Only what does not concern the peers whose removal waits.
+    AroundHeld(Rows),
+}
+
 impl Waiting {
     fn push(&mut self, rows: Rows) {
         if matches!(rows, Rows::Everything(_)) {
@@ -58,17 +67,25 @@ impl Waiting {
     }
 
     /// Returns the rows that this verdict makes good.
-    fn keep(&mut self, keep: Keep) -> Vec<Rows> {
+    fn keep(&mut self, keep: Keep) -> Vec<Good> {
         let whole = matches!(self.new.first(), Some(Rows::Everything(_)));
-        // A whole snapshot includes the rows that wait.
-        let these = if keep == Keep::These && !whole { self.new.clone() } else { Vec::new() };
+        let new = self.new.iter().cloned();
+        let these = match keep {
+            Keep::All => Vec::new(),
+            Keep::These if !whole => new.map(Good::Whole).collect(),
+            // A whole snapshot includes the rows that wait.
+            Keep::These | Keep::Later => new.map(Good::AroundHeld).collect(),
+        };
         if whole {
             self.held.clear();
         }
         for rows in self.new.drain(..) {
             hold(&mut self.held, rows);
         }
-        if keep == Keep::All { std::mem::take(&mut self.held) } else { these }
+        if keep != Keep::All {
+            return these;
+        }
+        std::mem::take(&mut self.held).into_iter().map(Good::Whole).collect()
     }
 }
 
@@ -123,12 +140,12 @@ impl Keeper {
             let path = cache.path().to_owned();
             let (mut waiting, mut writer) = (Waiting::default(), Writer::new(cache));
             for order in incoming {
-                let good = match order {
+                let (good, held) = match order {
                     Order::Rows(rows) => {
                         waiting.push(rows);
                         continue;
                     }
-                    Order::Verdict(keep) => waiting.keep(keep),
+                    Order::Verdict(keep, held) => (waiting.keep(keep), held),
                     Order::Written(answer) => {
                         // The receiver may have stopped waiting.
                         let _ = answer.send(());
@@ -137,10 +154,13 @@ impl Keeper {
                 };
                 for rows in good {
                     let kept = match rows {
-                        Rows::Everything(rows) => writer.replace(&rows),
-                        Rows::Changed(rows) => writer.append(&rows),
+                        Good::Whole(Rows::Everything(rows)) => Some(writer.replace(&rows)),
+                        Good::Whole(Rows::Changed(rows)) => Some(writer.append(&rows)),
+                        Good::AroundHeld(rows) => writer.write_around(&rows, &held),
                     };
-                    tells(told(&path, kept));
+                    if let Some(kept) = kept {
+                        tells(told(&path, kept));
+                    }
                 }
             }
         });
@@ -153,9 +173,10 @@ impl Keeper {
         let _ = self.0.send(Order::Rows(rows));
     }
 
-    /// Says whether the rows handed over so far are good.
-    pub fn keep(&self, keep: Keep) {
-        let _ = self.0.send(Order::Verdict(keep));
+    /// Says whether the rows handed over so far are good. `held`: the peers whose removal waits, where rows
+    /// are good but for these.
+    pub fn keep(&self, keep: Keep, held: BTreeSet<PublicKey>) {
+        let _ = self.0.send(Order::Verdict(keep, held));
     }
 
     /// Answers once everything handed over before is on the disk.
@@ -179,28 +200,31 @@ mod tests {
             let taken_at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(secs);
             Rows::Changed(Arc::new(ChangedRows { taken_at, ..changed() }))
         };
+        let whole = |rows: &[Rows]| rows.iter().cloned().map(Good::Whole).collect::<Vec<_>>();
+        let around = |rows: &[Rows]| rows.iter().cloned().map(Good::AroundHeld).collect::<Vec<_>>();
         let mut waiting = Waiting::default();
         // The first was not buildable: no word was given on it.
         waiting.push(everything());
         waiting.push(everything());
-        assert_eq!(waiting.keep(Keep::All), [everything()]);
+        assert_eq!(waiting.keep(Keep::All), whole(&[everything()]));
         waiting.push(change(1));
-        assert_eq!(waiting.keep(Keep::Later), []);
+        assert_eq!(waiting.keep(Keep::Later), around(&[change(1)]));
         waiting.push(change(2));
-        assert_eq!(waiting.keep(Keep::These), [change(2)], "a small change meanwhile");
+        assert_eq!(waiting.keep(Keep::These), whole(&[change(2)]), "a small change meanwhile");
         waiting.push(everything());
-        assert_eq!(waiting.keep(Keep::Later), [], "the emptied table is held back");
+        let emptied = waiting.keep(Keep::Later);
+        assert_eq!(emptied, around(&[everything()]), "the emptied table is held back");
         waiting.push(everything());
-        assert_eq!(waiting.keep(Keep::These), [], "and so it is when it is read again");
+        assert_eq!(waiting.keep(Keep::These), around(&[everything()]), "and when it is read again");
         waiting.push(change(3));
-        assert_eq!(waiting.keep(Keep::All), [everything(), change(3)]);
+        assert_eq!(waiting.keep(Keep::All), whole(&[everything(), change(3)]));
         assert_eq!(waiting.keep(Keep::All), []);
         waiting.push(everything());
         waiting.keep(Keep::Later);
         for secs in 4..100 {
             waiting.push(change(secs));
-            assert_eq!(waiting.keep(Keep::These), [change(secs)]);
+            assert_eq!(waiting.keep(Keep::These), whole(&[change(secs)]));
         }
-        assert_eq!(waiting.keep(Keep::All), [everything(), change(99)], "each row once");
+        assert_eq!(waiting.keep(Keep::All), whole(&[everything(), change(99)]), "each row once");
     }
 }

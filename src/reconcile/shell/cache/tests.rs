@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::writer::{Kept, Writer};
 use super::*;
-use crate::model::{ChangedRows, DeviceId, PeerRow};
+use crate::model::{ChangedRows, DeviceId, KeyText, PeerRow, PolicyRow, PublicKey};
 use crate::test_rows::{self, no_changes, peer_row};
 
 fn private_key(number: u8) -> PrivateKey {
@@ -262,4 +262,55 @@ fn taken_time_of_withdrawals_is_the_snapshots() {
     let new = SnapshotRows { taken_at: later, ..snapshot() };
     let withdrawn = withdrawn::between(old, &new).unwrap();
     assert_eq!(withdrawn, ChangedRows { taken_at: later, ..changed() });
+}
+
+/// The key of the peer of this number.
+fn key(number: u8) -> PublicKey {
+    match peer_row(number).public_key {
+        KeyText::Key(key) => key,
+        KeyText::Bad { .. } => panic!("it is a key"),
+    }
+}
+
+#[test]
+fn rows_that_wait_for_an_operator_withdraw_on_disk_what_does_not_concern_him() {
+    let policy = test_rows::policy_row(1);
+    let narrower = PolicyRow { destinations: Vec::new(), ..policy.clone() };
+    let held = [key(1)].into();
+    let old = SnapshotRows { policies: vec![policy.clone()], ..snapshot() };
+    let peers = vec![PeerRow { allowed_ips: Box::default(), ..peer_row(3) }];
+    let taken_at = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
+    let new = SnapshotRows { policies: vec![narrower.clone()], peers, taken_at, ..snapshot() };
+    let change = ChangedRows {
+        policies: [(policy.id, Some(narrower))].into(),
+        peers: [(peer_row(1).device_id, vec![]), (peer_row(2).device_id, vec![])].into(),
+        taken_at,
+        ..changed()
+    };
+    for read in [Rows::Everything(new.clone().into()), Rows::Changed(change.into())] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(cache(folder.path()));
+        assert!(writer.write_around(&read, &held).is_none(), "no rows hold the peer");
+        writer.replace(&old).unwrap();
+        assert_eq!(writer.write_around(&read, &held).unwrap().unwrap(), Kept::All);
+        let kept = cache(folder.path()).load("fra-1").unwrap().unwrap();
+        let tables = withdrawn::Tables::after(kept);
+        assert_eq!(tables.policies[&policy.id].destinations, [], "narrower");
+        let of = |number: u8| tables.peers.get(&peer_row(number).device_id).map_or(0, Vec::len);
+        assert_eq!([of(1), of(2), of(3)], [1, 0, 1], "the held peer alone stays");
+    }
+}
+
+#[test]
+fn network_that_the_row_of_a_held_peer_lost_is_not_kept() {
+    let site = |text: &str| text.parse().unwrap();
+    let row = |sites: &[&str]| PeerRow {
+        allowed_ips: sites.iter().map(|it| site(it)).collect(),
+        ..peer_row(1)
+    };
+    let old = test_rows::snapshot(vec![row(&["192.168.0.0/24", "192.168.1.0/24"])]);
+    let new = test_rows::snapshot(vec![row(&["192.168.1.0/24", "192.168.2.0/24"])]);
+    let old = LastGood { rows: old, changes: vec![], provenance: Provenance::Sealed };
+    let kept = around::snapshot(old, &new, &[key(1)].into());
+    assert_eq!(kept.peers, [row(&["192.168.1.0/24"])]);
 }

@@ -17,19 +17,8 @@ pub(super) fn of(rows: &ChangedRows) -> ChangedRows {
 
 /// What `new` takes away from the old rows. `None`: that is not a matter of peers and policies.
 pub(super) fn between(old: LastGood, new: &SnapshotRows) -> Option<ChangedRows> {
-    let LastGood { rows, changes, .. } = old;
-    let is_same = rows.gateway == new.gateway && rows.settings == new.settings;
-    let (mut old, new_tables) = (Tables::of(&rows), Tables::of(new));
-    for change in changes {
-        old.peers.extend(change.peers);
-        old.memberships.extend(change.memberships);
-        for (id, policy) in change.policies {
-            match policy {
-                Some(policy) => drop(old.policies.insert(id, policy)),
-                None => drop(old.policies.remove(&id)),
-            }
-        }
-    }
+    let is_same = old.rows.gateway == new.gateway && old.rows.settings == new.settings;
+    let (old, new_tables) = (Tables::after(old), Tables::of(new));
     let peers = old.peers.iter().filter(|(id, rows)| new_tables.peers.get(id) != Some(rows));
     let peers = peers.map(|(id, _)| (*id, Vec::new())).collect();
     let users = old.memberships.keys().chain(new_tables.memberships.keys());
@@ -49,14 +38,30 @@ pub(super) fn between(old: LastGood, new: &SnapshotRows) -> Option<ChangedRows> 
 }
 
 /// Rows by what they are of.
-struct Tables {
-    peers: BTreeMap<DeviceId, Vec<PeerRow>>,
-    memberships: BTreeMap<UserId, BTreeSet<GroupId>>,
-    policies: BTreeMap<PolicyId, PolicyRow>,
+pub(super) struct Tables {
+    pub peers: BTreeMap<DeviceId, Vec<PeerRow>>,
+    pub memberships: BTreeMap<UserId, BTreeSet<GroupId>>,
+    pub policies: BTreeMap<PolicyId, PolicyRow>,
 }
 
 impl Tables {
-    fn of(rows: &SnapshotRows) -> Self {
+    /// The rows with all that changed since.
+    pub fn after(LastGood { rows, changes, .. }: LastGood) -> Self {
+        let mut tables = Self::of(&rows);
+        for change in changes {
+            tables.peers.extend(change.peers);
+            tables.memberships.extend(change.memberships);
+            for (id, policy) in change.policies {
+                match policy {
+                    Some(policy) => drop(tables.policies.insert(id, policy)),
+                    None => drop(tables.policies.remove(&id)),
+                }
+            }
+        }
+        tables
+    }
+
+    pub fn of(rows: &SnapshotRows) -> Self {
         let mut peers: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for row in &rows.peers {
             peers.entry(row.device_id).or_default().push(row.clone());

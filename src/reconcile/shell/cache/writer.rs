@@ -1,5 +1,6 @@
 //! Writes the last good rows.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
@@ -9,9 +10,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde::Serialize;
 
+use super::keeper::Rows;
 use super::seal::{self, Chain, Sealed};
-use super::{Cache, CacheError, Line, withdrawn};
-use crate::model::{ChangedRows, SnapshotRows};
+use super::{Cache, CacheError, Line, around, withdrawn};
+use crate::model::{ChangedRows, PublicKey, SnapshotRows};
 use crate::reconcile::event::LastGood;
 use crate::reconcile::shell::replace::{new_path, replace};
 
@@ -67,6 +69,22 @@ impl Writer {
             Some(()) => Ok(Kept::Withdrawals),
             None => self.cache.forget().and(Err(error)),
         }
+    }
+
+    /// Writes what does not concern the `held` peers. `None`: there are no rows yet that would hold them.
+    ///
+    /// # Errors
+    /// When nothing can be written; there is no file then.
+    pub fn write_around(
+        &mut self,
+        rows: &Rows,
+        held: &BTreeSet<PublicKey>,
+    ) -> Option<Result<Kept, CacheError>> {
+        let (old, _) = self.cache.load_with_chain().ok()??;
+        Some(match rows {
+            Rows::Everything(rows) => self.replace(&around::snapshot(old, rows, held)),
+            Rows::Changed(rows) => self.append(&around::changed(old, rows, held)),
+        })
     }
 
     fn write_new_file(
