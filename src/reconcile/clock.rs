@@ -17,14 +17,15 @@ pub struct Now {
 pub(super) struct Clocks {
     pub instant: Instant,
     pub steady: SystemTime,
-    pub database: SystemTime,
+    /// `None`: no read has told it.
+    pub database: Option<SystemTime>,
 }
 
 impl Clocks {
-    /// The database's time at this time of the steady clock, which has passed.
-    pub fn by_database(&self, steady: SystemTime) -> SystemTime {
+    /// The `database`'s time at this time of the steady clock, which has passed.
+    pub fn by(&self, database: SystemTime, steady: SystemTime) -> SystemTime {
         let age = self.steady.duration_since(steady).unwrap_or_default();
-        self.database.checked_sub(age).unwrap_or(self.database)
+        database.checked_sub(age).unwrap_or(database)
     }
 }
 
@@ -32,9 +33,18 @@ impl Clocks {
 /// [`Instant::now`] does not.
 pub(super) fn now() -> Now {
     static START: OnceLock<(Instant, Duration)> = OnceLock::new();
-    let boot = || clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
-    let (start, booted) = START.get_or_init(|| (Instant::now(), boot()));
-    Now { instant: *start + boot().saturating_sub(*booted), wall: SystemTime::now() }
+    let (start, started) = START.get_or_init(|| (Instant::now(), up()));
+    Now { instant: *start + up().saturating_sub(*started), wall: SystemTime::now() }
+}
+
+/// How long this host has been up, suspended or not. Only the shell calls this.
+pub(super) fn up() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+/// The name that the kernel gives this boot of the host. Only the shell calls this.
+pub(super) fn boot() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
 }
 
 /// Milliseconds for people and for JSON.

@@ -63,7 +63,11 @@ pub enum Event {
     /// Whose withdrawals the database has lost.
     MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
     /// The last good rows of an earlier run, read because the database did not answer.
-    Restored(Box<LastGood>),
+    Restored {
+        last_good: Box<LastGood>,
+        /// The database's time by this host's steady clock; `None`: the host has booted since the last read.
+        database_now: Option<SystemTime>,
+    },
     /// There are no last good rows, or they cannot be used.
     NothingRestored,
     Observed(Result<Box<Reading>, DataplaneError>),

@@ -136,7 +136,9 @@ impl Machine {
                 self.changed(change, now);
             }
             Event::MarksAnswered(answer) => self.marks_answered(answer, now),
-            Event::Restored(last_good) => self.rows_restored(*last_good, now),
+            Event::Restored { last_good, database_now } => {
+                self.rows_restored(*last_good, database_now, now);
+            }
             Event::NothingRestored => self.nothing_restored(now),
             Event::Observed(reading) => self.kernel_read(reading.map(|reading| *reading), now),
             Event::Glanced(glance) => {

@@ -24,6 +24,8 @@ pub(super) struct Outbox {
     sessions: Sessions,
     handshakes_every: Duration,
     next_handshakes: Instant,
+    /// By the steady clock, until the database's is known.
+    undated: Ledger,
     /// The audit log has the start of this agent.
     started: bool,
     /// Reports that the database refused for what they say.
@@ -64,6 +66,7 @@ impl Outbox {
             sessions: Sessions::default(),
             handshakes_every: timing.report_interval,
             next_handshakes: now,
+            undated: Ledger::default(),
             started: false,
             lost: 0,
             refusals: Vec::new(),
@@ -199,13 +202,18 @@ impl Outbox {
         self.next_handshakes = now.instant + self.handshakes_every;
         let device_of = |key: &PublicKey| desired.row_of(key).map(|row| row.device_id);
         let (handshakes, events) = self.sessions.update(traffic, device_of, now.steady);
-        for Handshake { device_id, first_at, seen_at, connected_at } in handshakes {
-            self.ledger.handshake(Handshake {
-                device_id,
-                first_at: now.by_database(first_at),
-                seen_at: now.by_database(seen_at),
-                connected_at: connected_at.map(|at| now.by_database(at)),
-            });
+        handshakes.into_iter().for_each(|handshake| self.undated.handshake(handshake));
+        if let Some(database) = now.database {
+            let by_database = |steady| now.by(database, steady);
+            for handshake in self.undated.take().handshakes.into_values() {
+                let Handshake { device_id, first_at, seen_at, connected_at } = handshake;
+                self.ledger.handshake(Handshake {
+                    device_id,
+                    first_at: by_database(first_at),
+                    seen_at: by_database(seen_at),
+                    connected_at: connected_at.map(by_database),
+                });
+            }
         }
         let entries = events.iter().filter_map(|event| audit::session(desired, event));
         self.audit(entries, Some(&desired.settings().audit_events));

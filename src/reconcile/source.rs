@@ -1,5 +1,6 @@
 //! The database's side: the connection, what to read and when, and the database's clock.
 
+mod clock;
 mod connection;
 mod view;
 
@@ -15,6 +16,7 @@ use super::notifications::{Announcement, Notifications};
 use super::options::Timing;
 use super::pace::Pace;
 use crate::store::Backoff;
+use clock::Clock;
 use connection::{Connection, Told};
 use view::SourceFigures;
 pub(super) use view::SourceView;
@@ -33,8 +35,7 @@ pub(super) struct Source {
     no_session: Option<String>,
     /// This host's time at which the connection was made or lost.
     since: SystemTime,
-    /// The database's clock as the last read told it, and when that was.
-    clock: Option<(SystemTime, Instant)>,
+    clock: Clock,
     wanted: Option<ReadKind>,
     /// A hint came that no read has answered.
     is_hinted: bool,
@@ -83,7 +84,7 @@ impl Source {
             misfit: None,
             no_session: None,
             since: now.wall,
-            clock: None,
+            clock: Clock::Unknown,
             wanted: Some(ReadKind::Everything),
             is_hinted: false,
             pace: Pace::new(now.instant),
@@ -124,17 +125,6 @@ impl Source {
 
     pub const fn is_reading(&self) -> bool {
         self.reading.is_some()
-    }
-
-    /// The database's clock, as far as the last read tells. From then on this host's wall clock,
-    /// which may be set, does not count.
-    pub fn clock(&self, now: Now) -> SystemTime {
-        self.clock.map_or(now.wall, |(time, at)| time + now.instant.duration_since(at))
-    }
-
-    /// Whether a read has told the database's clock.
-    pub const fn knows_clock(&self) -> bool {
-        self.clock.is_some()
     }
 
     /// Whether changes to every table are announced.
@@ -372,9 +362,7 @@ impl Source {
         match answer {
             ReadAnswer::Unchanged { taken_at } => {
                 self.figures.change_reads += 1;
-                // What waited to be addressed may be answered with an earlier time: a clock does not
-                // run back.
-                self.clock = Some((self.clock(now).max(*taken_at), now.instant));
+                self.no_row_changed(*taken_at, now);
             }
             ReadAnswer::Changed(rows) => {
                 self.figures.change_reads += 1;
@@ -406,14 +394,6 @@ impl Source {
     pub fn rows_are_good(&mut self) {
         self.connect_backoff.reset();
         self.read_backoff.reset();
-    }
-
-    /// The database's clock stood at `taken_at` at some moment of the read, which may have taken long:
-    /// what we knew of the clock before says where in between.
-    fn set_clock(&mut self, taken_at: SystemTime, reading: Reading, now: Now) {
-        let latest = taken_at + now.instant.duration_since(reading.began_at);
-        let known = self.clock.map_or(taken_at, |_| self.clock(now));
-        self.clock = Some((known.clamp(taken_at, latest), now.instant));
     }
 }
 

@@ -16,7 +16,7 @@ use gatepost::reconcile::{
 use super::machine::Happening;
 use super::plans::kernel_of;
 use super::rows::{id, local};
-use super::world::{Trouble, World, options, quiet_tables};
+use super::world::{Trouble, World, options, quiet_tables, restored};
 
 /// Every peer that no row admits.
 pub fn unwanted(desired: &DesiredState, observed: &ObservedState) -> BTreeSet<PublicKey> {
@@ -203,11 +203,8 @@ fn rows_that_grew_old_under_keep_empty_no_gateway() {
     world.tell(Event::Tick);
     world.pass_time(Duration::from_secs(10));
     world.tables.peers.clear();
-    world.tell(Event::Restored(Box::new(LastGood {
-        rows: world.tables.snapshot(),
-        changes: Vec::new(),
-        provenance: Provenance::Sealed,
-    })));
+    let (rows, provenance) = (world.tables.snapshot(), Provenance::Sealed);
+    world.tell(restored(LastGood { rows, changes: Vec::new(), provenance }));
     world.pass_time(Duration::from_secs(30));
     assert_eq!(world.kernel.state.peers.len(), 20);
     assert!(world.machine.view().held_back().is_some());

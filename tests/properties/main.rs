@@ -6,6 +6,7 @@ mod all_clear;
 mod barred;
 mod beats;
 mod blocks;
+mod clocks;
 mod costs;
 mod guard;
 mod held;

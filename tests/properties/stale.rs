@@ -10,7 +10,7 @@ use gatepost::reconcile::{
 };
 
 use super::machine::Happening;
-use super::world::{Trouble, World, away, options, quiet_tables};
+use super::world::{Trouble, World, away, options, quiet_tables, restored};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -102,11 +102,8 @@ fn rows_restored_after_they_went_stale_let_nobody_in() {
     world.tell(Event::Tick);
     world.pass_time(10 * SECOND);
     let rows = world.tables.snapshot();
-    world.tell(Event::Restored(Box::new(LastGood {
-        rows,
-        changes: Vec::new(),
-        provenance: Provenance::Sealed,
-    })));
+    let provenance = Provenance::Sealed;
+    world.tell(restored(LastGood { rows, changes: Vec::new(), provenance }));
     world.pass_time(10 * SECOND);
     assert!(world.kernel.state.peers.is_empty());
     world.database_up = true;
@@ -125,7 +122,7 @@ fn rows_without_a_checksum_withdraw_and_grant_nothing() {
     world.pass_time(SECOND);
     let rows = world.tables.snapshot();
     let provenance = Provenance::Unsealed;
-    world.tell(Event::Restored(Box::new(LastGood { rows, changes: Vec::new(), provenance })));
+    world.tell(restored(LastGood { rows, changes: Vec::new(), provenance }));
     world.pass_time(MINUTE);
     let wanted: Vec<_> = (3..=20).map(key).collect();
     assert_eq!(present(&world), wanted);

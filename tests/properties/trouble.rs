@@ -3,15 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gatepost::model::{GatewayId, LinkOwner, PeerId, PublicKey, Tag, Traffic};
-use gatepost::plan::ModelKernel;
+use gatepost::model::{GatewayId, LinkOwner, PeerId, PublicKey, Tag};
 use gatepost::reconcile::status::State;
 use gatepost::reconcile::{Action, Event, Note, Obstacle, ReadKind};
 use gatepost::store::{AuditEntry, AuditEvent};
 
 use super::machine::Happening;
 use super::rows::id;
-use super::world::{Trouble, World, away, quiet_tables, quiet_world};
+use super::world::{Trouble, World, quiet_world};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 pub const MINUTE: Duration = Duration::from_secs(60);
@@ -296,52 +295,6 @@ fn while_the_kernel_cannot_be_read_a_change_acts_and_proves_nothing() {
     world.pass_time(MINUTE);
     assert!(world.machine.view().obstacle().is_none());
     assert!(syncs(&world) > 0);
-}
-
-#[test]
-fn a_revocation_ahead_comes_by_the_databases_clock_however_this_hosts_is_set() {
-    for set_secs in [-86_400, 0, 86_400] {
-        let mut world = quiet_world();
-        let read_by = world.database_now();
-        let row = world.tables.peers.get_mut(&PeerId(id(2, 1))).unwrap();
-        row.revoked_at = Some(read_by + HOUR);
-        world.tell(Event::Notified);
-        world.pass_time(SECOND);
-        world.database_up = false;
-        world.tell(Event::Disconnected { error: away() });
-        world.clock_set_secs = set_secs;
-        world.reports.clear();
-        world.pass_time(HOUR / 2);
-        assert!(world.kernel.state.peers.contains_key(&key(1)), "not before its time");
-        world.pass_time(HOUR / 2);
-        assert!(!world.kernel.state.peers.contains_key(&key(1)), "but then");
-        let told = world.machine.view().status().sync.last_sync_at.unwrap().0;
-        assert!(told <= read_by + 2 * SECOND, "no row was read after that");
-        world.database_up = true;
-        world.tell(Event::Tick);
-        world.pass_time(MINUTE);
-        assert!(world.kernel_equals_database());
-        let now = world.database_now();
-        let told = world.reports.iter().filter_map(|report| report.synced_as_of);
-        assert!(told.max().unwrap() <= now, "the future was proven");
-    }
-}
-
-#[test]
-fn handshakes_seen_before_the_rows_are_reported_and_are_no_new_sessions() {
-    let mut world = World::new(quiet_tables(20), ModelKernel::default());
-    let shaken = world.now().wall - SECOND;
-    let traffic = Traffic { last_handshake: Some(shaken), ..Traffic::default() };
-    world.traffic.insert(key(1), traffic);
-    world.database_up = false;
-    world.tell(Event::Tick);
-    world.pass_time(SECOND);
-    assert!(world.observations > 0, "the kernel was read first");
-    world.database_up = true;
-    world.pass_time(MINUTE);
-    let seen = world.reports.iter().flat_map(|report| report.handshakes.values());
-    let seen: Vec<_> = seen.map(|seen| (seen.seen_at, seen.connected_at)).collect();
-    assert_eq!(seen, [(shaken, None)]);
 }
 
 #[test]

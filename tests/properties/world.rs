@@ -96,6 +96,8 @@ pub struct World {
     pub remembered: Withdrawals,
     /// The last good rows of an earlier run.
     pub last_good: Option<LastGood>,
+    /// The host has booted since rows were read.
+    pub booted: bool,
     /// How many plans were applied.
     pub plans: usize,
     pub watch: Option<Watch>,
@@ -148,6 +150,7 @@ impl World {
             epoch: 0,
             remembered: Withdrawals::default(),
             last_good: None,
+            booted: false,
             plans: 0,
             watch: None,
             pool: None,
@@ -196,7 +199,10 @@ impl World {
         let event = match action {
             Action::Say(note) => return self.notes.push(note),
             Action::Restore => match self.last_good.take() {
-                Some(last_good) => Event::Restored(Box::new(last_good)),
+                Some(last_good) => Event::Restored {
+                    last_good: Box::new(last_good),
+                    database_now: (!self.booted).then(|| self.database_now()),
+                },
                 None => Event::NothingRestored,
             },
             Action::Keep(keep, _) => return self.kept.push(keep),
@@ -457,6 +463,11 @@ impl World {
         let blocked = |prefix: &IpNet| self.foreign_routes.contains(prefix);
         left.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix))).is_empty()
     }
+}
+
+/// The rows that an earlier run of the agent kept, before the host booted.
+pub fn restored(last_good: LastGood) -> Event {
+    Event::Restored { last_good: Box::new(last_good), database_now: None }
 }
 
 pub fn quiet_world() -> World {

@@ -62,7 +62,7 @@ pub struct Oracle {
     /// The proofs that were true when they were made.
     true_proofs: BTreeSet<SystemTime>,
     shown: Option<SystemTime>,
-    /// A read has succeeded since the agent began: it knows the database's clock.
+    /// A read has succeeded since the agent began.
     knows_clock: bool,
     /// How far the agent may be mistaken about the database's clock: as long as its longest read took.
     slack: Duration,
@@ -136,11 +136,6 @@ impl World {
         }
     }
 
-    /// The database's time as the agent knows it: before its first read it goes by its host's clock.
-    fn time_known(&self) -> SystemTime {
-        if self.oracle.knows_clock { self.database_now() } else { self.now().wall }
-    }
-
     /// What the machine's rows ask for.
     fn followed(&mut self, at: SystemTime) -> Option<Rc<Wanted>> {
         let followed = self.agent.followed.clone()?;
@@ -163,7 +158,7 @@ impl World {
         let is_judged = super::reach::is_judged(&state);
         let before = if is_judged { Reach::behind_the_link(&state) } else { Reach::default() };
         let was_edited = self.host.unseen;
-        let around = self.around_excepted(self.time_known());
+        let around = self.around_excepted(self.database_now());
         if !was_edited && let Some(wanted) = &wanted {
             self.check_peers(plan, &state, wanted);
         }
@@ -235,7 +230,7 @@ impl World {
     pub fn kernel_changed(&mut self, before: &ObservedState, step: &Step) {
         let now = Reach::of_kernel(&self.host.kernel.state);
         self.flows_open();
-        let later = self.followed(self.time_known());
+        let later = self.followed(self.database_now());
         let Some(job) = &self.oracle.job else { return };
         if job.was_edited || self.host.unseen {
             return;
@@ -300,7 +295,7 @@ impl World {
     /// Whether the kernel is what the database asked for at a moment.
     fn is_true(&mut self, as_of: SystemTime) -> bool {
         let Some(version) = self.database.version_at(as_of).cloned() else { return false };
-        [as_of, self.database_now(), self.time_known()].into_iter().any(|at| {
+        [as_of, self.database_now()].into_iter().any(|at| {
             let wanted = self.oracle.cache.of(&version.tables, &self.blocks, at);
             wanted.is_met_by(&self.host.known.state)
                 || self.is_true_of_restored(&version.tables, at)
@@ -334,16 +329,12 @@ impl World {
         if self.suspends_all() {
             return self.passes_while_suspended();
         }
-        let at = if self.oracle.knows_clock {
-            self.database_now() - self.oracle.slack
-        } else {
-            self.agent.followed.as_ref().map_or(self.database_now(), |it| it.as_of)
-        };
+        let at = self.database_now() - self.oracle.slack;
         // Who goes may make room for another.
-        let times = [at, self.time_known()].map(|at| self.followed(at));
+        let times = [at, self.database_now()].map(|at| self.followed(at));
         let [Some(earlier), Some(now)] = times else { return Reach::default() };
         let passing = Reach::of_kernel(&self.host.kernel.state);
-        let around = self.around_excepted(self.time_known());
+        let around = self.around_excepted(self.database_now());
         passing.beyond(&[&earlier.reach, &now.reach, &around]).without(&self.excepted())
     }
 

@@ -187,7 +187,8 @@ impl World {
         }
         let provenance = Provenance::Sealed;
         let last_good = LastGood { rows, changes: Vec::new(), provenance };
-        self.tell(Event::Restored(Box::new(last_good)));
+        let (last_good, database_now) = (Box::new(last_good), Some(self.database_now()));
+        self.tell(Event::Restored { last_good, database_now });
     }
 
     fn rows_come(&mut self, seen: Seen, versions: usize) {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Machine;
 use crate::causes::causes;
@@ -82,9 +82,15 @@ impl Machine {
     }
 
     /// Starts from the last good rows of an earlier run, unless the database answered first.
-    pub(super) fn rows_restored(&mut self, last_good: LastGood, now: Now) {
+    pub(super) fn rows_restored(
+        &mut self,
+        last_good: LastGood,
+        database_now: Option<SystemTime>,
+        now: Now,
+    ) {
         match self.rows.restore(last_good) {
             Some(Ok(as_of)) => {
+                self.source.rows_are_restored(as_of, database_now, now);
                 self.notices.say(Note::Restored { as_of });
                 self.compare_on_purpose(now);
             }
@@ -138,7 +144,7 @@ impl Machine {
                 }
                 self.difference.everything();
                 if let Some(desired) = self.rows.desired() {
-                    let clocks = self.mirror.clocks(self.source.clock(now), now.instant);
+                    let clocks = self.mirror.clocks(self.source.exact_clock(now), now.instant);
                     self.outbox.traffic(self.mirror.traffic(), desired, clocks);
                 }
                 let connected = || self.mirror.just_connected(now.instant);
@@ -276,7 +282,8 @@ impl Machine {
     /// The kernel was changed, or is as it should be.
     fn remember_withdrawals(&mut self, now: Now) {
         if let Some(observed) = self.mirror.observed() {
-            self.rows.applied(&observed, self.source.clock(now));
+            let database_now = self.source.exact_clock(now);
+            self.rows.applied(&observed, database_now.unwrap_or(SystemTime::UNIX_EPOCH));
         }
     }
 

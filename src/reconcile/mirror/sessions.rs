@@ -35,7 +35,7 @@ impl Mirror {
     }
 
     /// This moment by the clocks that count for sessions.
-    pub fn clocks(&self, database: SystemTime, now: Instant) -> Clocks {
+    pub fn clocks(&self, database: Option<SystemTime>, now: Instant) -> Clocks {
         Clocks { instant: now, steady: self.handshakes.clock(now), database }
     }
 }

@@ -14,6 +14,7 @@
 
 mod around;
 mod keeper;
+mod moment;
 mod seal;
 #[cfg(test)]
 mod tests;

@@ -281,12 +281,15 @@ impl<D: Dataplane + 'static> Shell<D> {
         let (cache, events, gateway) =
             (self.cache.clone(), self.events.clone(), self.gateway.clone());
         tokio::task::spawn_blocking(move || {
-            let loaded = cache.map(|cache| cache.load(&gateway)).transpose();
+            let loaded = cache.as_ref().map(|cache| cache.load(&gateway)).transpose();
             if let Err(error) = &loaded {
                 warn!("the last good rows are not used: {}", causes(error));
             }
             let restored = match loaded.ok().flatten().flatten() {
-                Some(last_good) => Event::Restored(Box::new(last_good)),
+                Some(last_good) => Event::Restored {
+                    last_good: Box::new(last_good),
+                    database_now: cache.as_ref().and_then(Cache::database_now),
+                },
                 None => Event::NothingRestored,
             };
             // The loop may have ended meanwhile.

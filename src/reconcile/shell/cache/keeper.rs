@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -10,11 +11,13 @@ use super::writer::{Kept, Writer};
 use super::{Cache, CacheError};
 use crate::causes::causes;
 use crate::model::{ChangedRows, PublicKey, SnapshotRows};
+use crate::reconcile::clock;
 use crate::reconcile::event::{Keep, ReadAnswer};
 use crate::reconcile::view::status::LastGoodStatus;
 
 enum Order {
-    Rows(Rows),
+    /// With the time for which the host had been up when they came.
+    Rows(Rows, Duration),
     Verdict(Keep, BTreeSet<PublicKey>),
     /// Answer once all before this is written.
     Written(oneshot::Sender<()>),
@@ -141,7 +144,10 @@ impl Keeper {
             let (mut waiting, mut writer) = (Waiting::default(), Writer::new(cache));
             for order in incoming {
                 let (good, held) = match order {
-                    Order::Rows(rows) => {
+                    Order::Rows(rows, up) => {
+                        if let Rows::Everything(rows) = &rows {
+                            writer.keep_moment(rows.taken_at, up);
+                        }
                         waiting.push(rows);
                         continue;
                     }
@@ -170,7 +176,7 @@ impl Keeper {
     /// Hands over what a read returned. The caller hands it to the machine at the same moment, so that
     /// no verdict on earlier rows counts for these.
     pub fn push(&self, rows: Rows) {
-        let _ = self.0.send(Order::Rows(rows));
+        let _ = self.0.send(Order::Rows(rows, clock::up()));
     }
 
     /// Says whether the rows handed over so far are good. `held`: the peers whose removal waits, where rows

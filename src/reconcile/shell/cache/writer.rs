@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -53,6 +54,11 @@ pub(super) enum Kept {
 impl Writer {
     pub const fn new(cache: Cache) -> Self {
         Self { cache, tail: None }
+    }
+
+    /// Keeps the time at which rows were read, by both clocks.
+    pub fn keep_moment(&self, database: SystemTime, up: Duration) {
+        self.cache.keep_moment(database, up);
     }
 
     /// Replaces the file by a whole snapshot, or where there is no room for one, adds what the snapshot
@@ -198,7 +204,11 @@ fn write_file(
     Ok(file.metadata()?.len())
 }
 
-fn write_line(file: &mut File, chain: &mut Chain, line: &impl Serialize) -> io::Result<()> {
+pub(super) fn write_line(
+    file: &mut File,
+    chain: &mut Chain,
+    line: &impl Serialize,
+) -> io::Result<()> {
     let mut sealed = Sealed::new(BufWriter::new(file), chain);
     serde_json::to_writer(&mut sealed, line)?;
     sealed.end()
