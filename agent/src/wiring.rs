@@ -234,13 +234,14 @@ fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
         gate: Gate::new(config.firewall.fail_closed, config.firewall.fail_closed_mark),
         psk_keys: read_psk_keys(config)?.unwrap_or_default(),
     };
+    let cache = Cache::new(config.cache.file.clone(), &local.private_key);
     Ok(MachineOptions {
         local: Arc::new(local),
         block_list: block_file(config).load_or_deny(),
         timing: timing(config),
         max_removed: config.guard.max_removed_peers,
         lost_history: config.guard.lost_history,
-        withdrawals: Withdrawals::load_beside(&config.cache.file),
+        withdrawals: Withdrawals::load_beside(&cache),
         stale: stale_options(config),
     })
 }

@@ -74,9 +74,9 @@ impl Scene {
         let mut options = options_with(store, host.clone());
         options.machine.timing.heartbeat = Duration::from_millis(500);
         options.machine.lost_history = HOLD;
-        let cache = self.folder.path().join("last-good");
+        let cache = Cache::new(self.folder.path().join("last-good"), &private_key());
         options.machine.withdrawals = Withdrawals::load_beside(&cache);
-        options.cache = Some(Cache::new(cache, &private_key()));
+        options.cache = Some(cache);
         options
     }
 

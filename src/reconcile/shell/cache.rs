@@ -17,7 +17,7 @@ mod keeper;
 mod moment;
 mod seal;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod withdrawn;
 mod writer;
 
@@ -29,7 +29,8 @@ use serde::{Deserialize, Serialize};
 
 pub use keeper::Keeper;
 pub(super) use keeper::Rows;
-use seal::{Chain, Sealer};
+use seal::Chain;
+pub(super) use seal::Sealer;
 
 use super::replace::{Failure, sync_folder};
 use crate::model::{PrivateKey, SnapshotRows};
@@ -80,6 +81,11 @@ impl Cache {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes checksums of another file, with a key of its own.
+    pub(super) fn sealer_of(&self, purpose: &str) -> Sealer {
+        self.sealer.of(purpose)
     }
 
     /// The rows of an earlier run with all that changed since, oldest first; `None`: no file, or an

@@ -24,14 +24,20 @@ pub(super) fn replace<T>(
     let options = options.create(true).write(true).truncate(true).mode(0o600);
     let mut file = options.open(&new).map_err(|error| ("created", error))?;
     let written = write(&mut file).and_then(|written| file.sync_all().map(|()| written));
-    let written = written.map_err(|error| ("written", error))?;
-    fs::rename(&new, path).map_err(|error| ("put in place", error))?;
+    let written = written.map_err(|error| ("written", error));
+    let placed = written.and_then(|written| {
+        fs::rename(&new, path).map(|()| written).map_err(|error| ("put in place", error))
+    });
+    let written = placed.inspect_err(|_| {
+        // It may take the room that is needed now.
+        drop(fs::remove_file(&new));
+    })?;
     sync_folder(path)?;
     Ok((file, written))
 }
 
 /// Where the file is written before it is put in place.
-pub(super) fn new_path(path: &Path) -> PathBuf {
+fn new_path(path: &Path) -> PathBuf {
     path.with_added_extension("new")
 }
 

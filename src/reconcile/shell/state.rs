@@ -16,7 +16,7 @@ use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
 use super::pending_blocks::PendingBlocks;
-use super::withdrawals::{self, Rememberer};
+use super::withdrawals::{Rememberer, WithdrawalsFile};
 use crate::causes::causes;
 use crate::dataplane::{Dataplane, DataplaneHandle};
 use crate::model::GatewayId;
@@ -70,6 +70,8 @@ pub(super) enum Inner {
     BlocksSaved(u64, Result<(), BlockFileError>),
     /// What became of the last good rows.
     Kept(LastGoodStatus),
+    /// Why withdrawals are not on disk; `None`: they are.
+    Remembered(Option<String>),
 }
 
 pub(super) struct Shell<D> {
@@ -91,6 +93,7 @@ pub(super) struct Shell<D> {
     cache: Option<Cache>,
     pub(super) keeper: Option<Keeper>,
     pub(super) rememberer: Option<Rememberer>,
+    on_disk: OnDisk,
     /// The agent stops: what is under way comes to its end, and no other work begins.
     pub(super) winding_up: bool,
     pub(super) gateway: String,
@@ -106,6 +109,23 @@ pub(super) struct Shell<D> {
     failed_reads: u32,
     failed_reports: u32,
     last_error: String,
+}
+
+/// What is on disk for the next start.
+#[derive(Debug, Default)]
+struct OnDisk {
+    rows: LastGoodStatus,
+    /// Why withdrawals are not.
+    withdrawals: Option<String>,
+}
+
+impl OnDisk {
+    fn status(&self) -> LastGoodStatus {
+        match &self.withdrawals {
+            Some(why) => LastGoodStatus::OutOfDate { why: why.clone() },
+            None => self.rows.clone(),
+        }
+    }
 }
 
 impl<D: Dataplane + 'static> Shell<D> {
@@ -124,7 +144,11 @@ impl<D: Dataplane + 'static> Shell<D> {
         template.gateway.name.clone_from(&options.gateway);
         template.agent.version = options.version.to_owned();
         template.agent.started_at = Some(Timestamp(now.wall));
-        let kept = options.cache.as_ref().map(|cache| withdrawals::beside(cache.path()));
+        let rememberer = options.cache.as_ref().map(|cache| {
+            let events = events.clone();
+            let tells = move |why| drop(events.send(Inner::Remembered(why)));
+            Rememberer::new(WithdrawalsFile::beside(cache), tells)
+        });
         let shell = Self {
             machine: Machine::new(options.machine, now),
             store: options.store,
@@ -144,7 +168,8 @@ impl<D: Dataplane + 'static> Shell<D> {
             hints_for: None,
             heard: Heard::default(),
             keeper,
-            rememberer: kept.map(Rememberer::new),
+            rememberer,
+            on_disk: OnDisk::default(),
             winding_up: false,
             listening: None,
             events,
@@ -167,13 +192,21 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             Inner::Connected(connection) => self.connected(*connection),
             Inner::Attached(attached) => self.attached(attached),
-            Inner::Kept(kept) => self.kept(kept),
+            Inner::Kept(kept) => {
+                self.on_disk.rows = kept;
+                self.kept();
+            }
+            Inner::Remembered(trouble) => {
+                self.on_disk.withdrawals = trouble;
+                self.kept();
+            }
             Inner::BlocksSaved(number, saved) => self.blocks_saved(number, saved),
             Inner::DataplaneGone => self.dataplane_gone = true,
         }
     }
 
-    fn kept(&mut self, kept: LastGoodStatus) {
+    fn kept(&mut self) {
+        let kept = self.on_disk.status();
         let former = std::mem::replace(&mut self.template.last_good, kept.clone());
         // Said once for each change: a full disk lasts.
         let is_news = std::mem::discriminant(&kept) != std::mem::discriminant(&former);

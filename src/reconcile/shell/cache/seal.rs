@@ -19,7 +19,7 @@ const CHECKSUM_DIGITS: usize = 64;
 
 /// The key of the checksums. Unprintable.
 #[derive(Clone)]
-pub(super) struct Sealer(Zeroizing<[u8; 32]>);
+pub(in crate::reconcile::shell) struct Sealer(Zeroizing<[u8; 32]>);
 
 /// The lines so far.
 #[derive(Clone)]
@@ -44,7 +44,21 @@ impl Sealer {
         Self(Zeroizing::new(mac.finalize().into_bytes().into()))
     }
 
-    pub fn begin(&self) -> Chain {
+    /// A sealer for another purpose.
+    pub fn of(&self, purpose: &str) -> Self {
+        let mut mac = mac(&self.0);
+        mac.update(purpose.as_bytes());
+        Self(Zeroizing::new(mac.finalize().into_bytes().into()))
+    }
+
+    /// The checksum of a whole text.
+    pub fn checksum(&self, text: &[u8]) -> String {
+        let mut mac = mac(&self.0);
+        mac.update(text);
+        hex(&mac.finalize().into_bytes().into())
+    }
+
+    pub(super) fn begin(&self) -> Chain {
         let mut mac = mac(&self.0);
         mac.update(HEADING.as_bytes());
         Chain { sealer: self.clone(), last: mac.finalize().into_bytes().into() }

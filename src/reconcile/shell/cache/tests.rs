@@ -156,10 +156,10 @@ fn file_of_an_earlier_version_is_read_and_marked() {
 }
 
 /// A file system of so many bytes, for as long as it lives.
-struct Disk(tempfile::TempDir);
+pub struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn of(bytes: usize) -> Self {
+    pub fn of(bytes: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = format!("size={bytes},mode=700");
         let flags = nix::mount::MsFlags::empty();
@@ -170,12 +170,20 @@ impl Disk {
     }
 
     /// Takes the room that is left, but for what is reserved.
-    fn fill(&self) {
+    pub fn fill(&self) {
         let file = File::create(self.0.path().join("ballast")).unwrap();
         let mut at = 0;
         while file.write_all_at(&[1; 4_096], at).is_ok() {
             at += 4_096;
         }
+    }
+
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.0.path().join("ballast")).unwrap();
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     fn read_only(&self) {

@@ -16,7 +16,7 @@ use super::seal::{self, Chain, Sealed};
 use super::{Cache, CacheError, Line, around, withdrawn};
 use crate::model::{ChangedRows, PublicKey, SnapshotRows};
 use crate::reconcile::event::LastGood;
-use crate::reconcile::shell::replace::{new_path, replace};
+use crate::reconcile::shell::replace::replace;
 
 /// As much room as a few hundred withdrawals take.
 const RESERVE_BYTES: i64 = 64 * 1024;
@@ -69,8 +69,6 @@ impl Writer {
     pub fn replace(&mut self, rows: &SnapshotRows) -> Result<Kept, CacheError> {
         self.tail = None;
         let Err(error) = self.write_new_file(rows, None) else { return Ok(Kept::All) };
-        // It may take the room that is needed now.
-        drop(fs::remove_file(new_path(&self.cache.path)));
         match self.withdraw_from_old_file(rows) {
             Some(()) => Ok(Kept::Withdrawals),
             None => self.cache.forget().and(Err(error)),
@@ -118,7 +116,6 @@ impl Writer {
         };
         let changes = changes.into_iter().reduce(ChangedRows::followed_by);
         if self.write_new_file(&rows, changes.as_ref()).is_err() {
-            drop(fs::remove_file(new_path(&self.cache.path)));
             // It may have been replaced, and not be known to be on the disk.
             self.tail.take_if(|tail| !tail.is_at(&self.cache.path));
         }
@@ -200,7 +197,9 @@ fn write_file(
     if let Some(changes) = changes {
         write_line(file, chain, &Line::<(), _>::Changed(changes))?;
     }
-    reserve(file, RESERVE_BYTES)?;
+    if !reserve(file, RESERVE_BYTES)? {
+        return Err(Errno::ENOSPC.into());
+    }
     Ok(file.metadata()?.len())
 }
 
