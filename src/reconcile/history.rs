@@ -275,6 +275,16 @@ impl History {
         Some(names)
     }
 
+    /// The database may be another server, with another clock, which shows `now`: who is kept out stays out for
+    /// as long as before. Where `before`, the former server's time, is not known, the time begins anew.
+    pub fn goes_by_another_clock(&mut self, before: Option<SystemTime>, now: SystemTime) {
+        for lost in self.kept.lost.values_mut() {
+            let left = before.map(|before| lost.until.duration_since(before).unwrap_or_default());
+            lost.until = now + left.unwrap_or(self.hold_for).min(self.hold_for);
+            self.changed = true;
+        }
+    }
+
     /// When, by the database's clock, the next lost withdrawal is followed.
     pub fn next_end(&self) -> Option<SystemTime> {
         self.kept.lost.values().map(|it| it.until).min()

@@ -131,7 +131,8 @@ impl Machine {
             Event::Epoch { epoch, why, marks, read_at } => {
                 let observed = self.mirror.observed();
                 let held = |rows: &Rows| rows.held(observed.as_deref(), self.hold.guard_as_is());
-                let change = self.rows.epoch_read(epoch, why, (marks, read_at), held);
+                let clocks = (self.source.exact_clock(now), read_at);
+                let change = self.rows.epoch_read(epoch, why, marks, clocks, held);
                 drop(observed);
                 self.changed(change, now);
             }

@@ -296,3 +296,28 @@ fn blocked_peer_that_was_revoked_and_admitted_again_comes_back_with_the_last_goo
     let past = unblock_with_last_good_rows(past);
     assert!(past.in_kernel(1), "no row withdraws it");
 }
+
+#[test]
+fn lost_revocation_holds_for_as_long_although_the_next_server_has_another_clock() {
+    for (ahead, is_killed) in [(MINUTE / 2, false), (20 * MINUTE, false), (20 * MINUTE, true)] {
+        let mut past = Past::new();
+        past.commit(1, Bars::DEVICE_STATUS);
+        past.world.pass_time(SECOND);
+        assert_eq!(past.lose(1), [1].into());
+        past.world.pass_time(5 * MINUTE);
+        assert!(!past.in_kernel(1) && past.world.machine.view().keeps_out());
+        if is_killed {
+            past.world.database_up = false;
+            past.world.happen(Happening::Kill);
+        }
+        past.world.server_ahead = ahead;
+        past.lose(0);
+        past.world.database_up = true;
+        past.world.tell(Event::Resync);
+        past.world.pass_time(9 * MINUTE);
+        assert!(!past.in_kernel(1) && past.in_kernel(2), "{ahead:?} ahead");
+        // An agent that began since does not know how much of the time is over.
+        past.world.pass_time(if is_killed { 7 * MINUTE } else { 2 * MINUTE });
+        assert!(past.in_kernel(1), "followed");
+    }
+}

@@ -80,6 +80,8 @@ pub struct World {
     pub traffic: BTreeMap<PublicKey, Traffic>,
     /// How far this host's clock was set forward (or back).
     pub clock_set_secs: i64,
+    /// How far the database's clock is ahead of the one of the first server.
+    pub server_ahead: Duration,
     /// Whom the host blocks.
     pub block_list: Arc<BlockList>,
     /// Somebody changed the kernel without a word, and nobody has looked since.
@@ -142,6 +144,7 @@ impl World {
             foreign_routes: BTreeSet::new(),
             traffic: BTreeMap::new(),
             clock_set_secs: 0,
+            server_ahead: Duration::ZERO,
             meddled: false,
             announced: false,
             marks: Vec::new(),
@@ -159,13 +162,13 @@ impl World {
 
     pub fn now(&self) -> Now {
         let set = Duration::from_secs(self.clock_set_secs.unsigned_abs());
-        let right = self.database_now();
+        let right = at(NOW_SECS) + self.elapsed;
         let wall = if self.clock_set_secs < 0 { right - set } else { right + set };
         Now { instant: self.start + self.elapsed, wall }
     }
 
     pub fn database_now(&self) -> SystemTime {
-        at(NOW_SECS) + self.elapsed
+        at(NOW_SECS) + self.elapsed + self.server_ahead
     }
 
     fn suffers(&self, trouble: Trouble) -> bool {

@@ -14,12 +14,14 @@ pub type Change = (Option<Note>, Option<Touched>);
 
 impl Rows {
     /// Everything was read from a database of this epoch, because of `why`: the rows come next. `marks`
-    /// may have brought about what they withdraw. `held`: whose removal waits by the rows read before.
+    /// may have brought about what they withdraw. `clock`: the time of the database read before, if it is
+    /// known, at which this one showed `read_at`. `held`: whose removal waits by the rows read before.
     pub fn epoch_read(
         &mut self,
         epoch: String,
         why: Option<String>,
-        (marks, read_at): (Vec<Mark>, SystemTime),
+        marks: Vec<Mark>,
+        (clock, read_at): (Option<SystemTime>, SystemTime),
         held: impl FnOnce(&Self) -> Held,
     ) -> Change {
         let held = if self.history.is_other(&epoch) { held(self) } else { Held::default() };
@@ -32,6 +34,9 @@ impl Rows {
             is_held || rows.is_some_and(|rows| rows.rows_admit(key, device))
         };
         let is_other = history.follow(epoch, stays);
+        if is_other {
+            history.goes_by_another_clock(clock, read_at);
+        }
         let note = is_other.then(|| Note::OtherEpoch { why: why.unwrap_or_else(unasked) });
         (note, self.keep_out())
     }
