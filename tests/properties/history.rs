@@ -53,55 +53,75 @@ proptest! {
     fn nobody_whose_revocation_was_lost_is_let_in_before_the_time(
         deeds in prop::collection::vec(deed(), 1..16), goes_stale in any::<bool>(),
     ) {
-        let mut past = if goes_stale { stale_past() } else { Past::new() };
-        let is_set = |deed: &Deed| matches!(deed, Deed::Gateway(_));
-        // The agent takes any mark about a device for what withdrew it with its gateway.
-        let may_stay_out = deeds.iter().any(is_set);
-        let mut out = BTreeSet::new();
-        // Who has a later mark when the database is asked, by the number of its commit.
-        let mut excused = BTreeMap::new();
-        for deed in deeds {
-            if let Deed::Revoke(number) | Deed::Admit(number) = deed
-                && !past.world.remembered.lost.contains_key(&key(number))
-            {
-                excused.extend(out.take(&number).map(|number| (number, past.revoked.len())));
-            }
-            match deed {
-                Deed::Revoke(number) => past.commit(number, Bars::DEVICE_STATUS),
-                Deed::Admit(number) => past.commit(number, Bars::default()),
-                Deed::Lose(commits) => {
-                    out.extend(past.lose(commits));
-                    let lost_too = excused.extract_if(.., |number, commit| {
-                        *commit >= past.revoked.len() && !past.passes(*number)
-                    });
-                    out.extend(lost_too.map(|(number, _)| number));
-                }
-                Deed::Block(numbers) => {
-                    block(&mut past.world, numbers.into_iter().map(|it| Whom::Key(key(it))));
-                }
-                Deed::Gateway(active) => past.gateway_is(active),
-                Deed::Happen(happening) => past.world.happen(happening),
-            }
-            past.look();
-            for number in &out {
-                prop_assert!(!past.passes(*number), "{number}");
-            }
-        }
-        past.world.troubles.clear();
-        block(&mut past.world, []);
-        past.gateway_is(true);
-        past.world.pass_time(Duration::from_secs(120));
-        for number in 1..=PEERS {
-            let row = &past.world.tables.peers[&PeerId(id(2, number))];
-            let wanted = row.bars == Bars::default() && !out.contains(&number);
-            let is_in = past.in_kernel(number);
-            let may_stay_out = may_stay_out || past.undecided.contains(&number);
-            prop_assert!(is_in == wanted || !is_in && may_stay_out, "{number}");
-        }
-        past.world.pass_time(HOLD);
-        prop_assert!(past.world.kernel_equals_database());
-        prop_assert!(past.world.machine.view().status().warnings.is_empty());
+        live_through(deeds, goes_stale)?;
     }
+}
+
+#[test]
+fn admission_that_was_read_and_lost_in_its_turn_is_the_last_word_on_a_lost_revocation() {
+    let trouble = Happening::Trouble(Trouble::Flows, 472);
+    let deeds =
+        [Deed::Revoke(2), Deed::Happen(trouble), Deed::Lose(1), Deed::Admit(2), Deed::Lose(1)];
+    live_through(deeds.into(), false).unwrap();
+}
+
+/// Whoever must stay out is out after each deed, and all others are in at the end.
+fn live_through(deeds: Vec<Deed>, goes_stale: bool) -> Result<(), TestCaseError> {
+    let mut past = if goes_stale { stale_past() } else { Past::new() };
+    let is_set = |deed: &Deed| matches!(deed, Deed::Gateway(_));
+    // The agent takes any mark about a device for what withdrew it with its gateway.
+    let may_stay_out = deeds.iter().any(is_set);
+    let mut out = BTreeSet::new();
+    // Who has a later mark when the database is asked, by the number of its commit.
+    let mut excused = BTreeMap::new();
+    for deed in deeds {
+        if let Deed::Revoke(number) | Deed::Admit(number) = deed
+            && !past.world.remembered.lost.contains_key(&key(number))
+        {
+            excused.extend(out.take(&number).map(|number| (number, past.revoked.len())));
+        }
+        match deed {
+            Deed::Revoke(number) => past.commit(number, Bars::DEVICE_STATUS),
+            Deed::Admit(number) => past.commit(number, Bars::default()),
+            Deed::Lose(commits) => {
+                past.world.settle();
+                let read = past.world.commits_read();
+                out.extend(past.lose(commits));
+                let lost_too = excused.extract_if(.., |number, commit| {
+                    *commit >= past.revoked.len() && !past.passes(*number)
+                });
+                // An admission that was read is the last word, unless the agent has not asked yet.
+                let (known, unknown): (Vec<_>, Vec<_>) =
+                    lost_too.partition(|(_, commit)| *commit < read);
+                out.extend(unknown.into_iter().map(|(number, _)| number));
+                past.undecided.extend(known.into_iter().map(|(number, _)| number));
+            }
+            Deed::Block(numbers) => {
+                block(&mut past.world, numbers.into_iter().map(|it| Whom::Key(key(it))));
+            }
+            Deed::Gateway(active) => past.gateway_is(active),
+            Deed::Happen(happening) => past.world.happen(happening),
+        }
+        past.look();
+        for number in &out {
+            prop_assert!(!past.passes(*number), "{number}");
+        }
+    }
+    past.world.troubles.clear();
+    block(&mut past.world, []);
+    past.gateway_is(true);
+    past.world.pass_time(Duration::from_secs(120));
+    for number in 1..=PEERS {
+        let row = &past.world.tables.peers[&PeerId(id(2, number))];
+        let wanted = row.bars == Bars::default() && !out.contains(&number);
+        let is_in = past.in_kernel(number);
+        let may_stay_out = may_stay_out || past.undecided.contains(&number);
+        prop_assert!(is_in == wanted || !is_in && may_stay_out, "{number}");
+    }
+    past.world.pass_time(HOLD);
+    prop_assert!(past.world.kernel_equals_database());
+    prop_assert!(past.world.machine.view().status().warnings.is_empty());
+    Ok(())
 }
 
 /// A revocation that is enforced, and lost.

@@ -415,6 +415,11 @@ impl World {
         self.settle();
     }
 
+    /// How many commits of the present epoch the agent has read.
+    pub fn commits_read(&self) -> usize {
+        if self.read_epoch == self.epoch { self.marks_read } else { 0 }
+    }
+
     /// These peers' devices are not active any more.
     pub fn revoke(&mut self, numbers: impl IntoIterator<Item = u8>) {
         for number in numbers {
