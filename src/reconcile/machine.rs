@@ -8,9 +8,9 @@ mod decide;
 mod doubt;
 mod prove;
 mod reload;
+mod time;
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
 
 use super::clock::Now;
 use super::difference::Difference;
@@ -129,12 +129,7 @@ impl Machine {
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),
             Event::Read(answer) => self.rows_read(answer, now),
             Event::Epoch { epoch, why, marks, read_at } => {
-                let observed = self.mirror.observed();
-                let held = |rows: &Rows| rows.held(observed.as_deref(), self.hold.guard_as_is());
-                let clocks = (self.source.exact_clock(now), read_at);
-                let change = self.rows.epoch_read(epoch, why, marks, clocks, held);
-                drop(observed);
-                self.changed(change, now);
+                self.epoch_read(epoch, why, (marks, read_at), now);
             }
             Event::MarksAnswered(answer) => self.marks_answered(answer, now),
             Event::Restored { last_good, database_now } => {
@@ -176,29 +171,6 @@ impl Machine {
         }
     }
 
-    /// When [`Machine::handle`] must be called with [`Event::Tick`] at the latest, if nothing else
-    /// happens.
-    #[must_use]
-    pub fn next_wakeup(&self, now: Now) -> Instant {
-        let connected = self.source.is_connected();
-        let by_database = |at: SystemTime| {
-            now.instant + at.duration_since(self.source.clock(now)).unwrap_or_default()
-        };
-        let dues = [
-            self.source.due(now),
-            self.mirror.due(now),
-            self.passes.due(),
-            self.proof.due().filter(|_| connected),
-            self.outbox.due().filter(|_| connected),
-            self.rows.question_due().filter(|_| connected),
-            self.rows.stale_due(),
-            self.rows.next_expiry().map(by_database),
-            self.rows.next_let_in().filter(|_| self.source.knows_clock()).map(by_database),
-        ];
-        let latest = now.instant + self.source.view().resync_interval;
-        dues.into_iter().flatten().min().map_or(latest, |at| at.min(latest))
-    }
-
     /// What to do next. What was read is planned before more is read. A read that is under way holds up
     /// neither a look at the kernel nor a step, and a long job holds up no read.
     fn begin_next(&mut self, now: Now) -> Vec<Action> {
@@ -218,9 +190,7 @@ impl Machine {
         if !waits {
             actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
         }
-        if self.source.is_connected() {
-            actions.extend(self.rows.begin_question(now.instant));
-        }
+        actions.extend(self.rows.begin_question(self.source.is_connected(), now.instant));
         actions.extend(self.rows.begin_remember(self.hold.begin_remember()));
         actions.iter().for_each(|action| self.proof.begins(action));
         actions

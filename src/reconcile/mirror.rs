@@ -1,5 +1,6 @@
 //! The kernel's side: the last reading, how far it can be trusted, and when to read again.
 
+mod due;
 mod sessions;
 mod view;
 mod work;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::RwLockReadGuard;
 
-use super::clock::Now;
+use super::clock::{Now, is_due};
 use super::event::Action;
 use super::handshakes::Handshakes;
 use super::options::{Timing, affordable_after};
@@ -20,10 +21,6 @@ use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 use crate::plan::{Doubt, Plan, Step, Uncut};
 pub(super) use view::MirrorView;
 use work::{Job, Trust, Wanted};
-
-/// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
-/// us) must not become a storm of dumps.
-const READING_GAP: Duration = Duration::from_millis(50);
 
 /// A job that changes the kernel lasts at least so long before a newer plan interrupts it: planning
 /// anew costs time, too.
@@ -251,31 +248,9 @@ impl Mirror {
         }
     }
 
-    /// When the next complete reading is due, or may begin if it is wanted. What waits for the job
-    /// under way is due when that ends.
-    pub fn due(&self, now: Now) -> Option<Instant> {
-        if self.is_busy() {
-            return None;
-        }
-        let allowed = self.may_begin_at().unwrap_or(now.instant);
-        let wanted = self.wants_reading().then_some(allowed);
-        Some(wanted.map_or(self.next_reading, |at| at.min(self.next_reading)))
-    }
-
-    pub fn let_time_pass(&mut self, now: Instant) {
-        if now >= self.next_reading && !self.is_busy() {
-            self.next_reading = now + self.timing.compare_interval();
-            self.want_reading("compare interval");
-        }
-    }
-
-    fn may_begin_at(&self) -> Option<Instant> {
-        self.ended_at.map(|at| at + READING_GAP)
-    }
-
     /// Begins a complete reading, if one is wanted and may begin.
     pub fn begin_reading(&mut self, now: Instant) -> Option<Action> {
-        if self.is_busy() || self.may_begin_at().is_some_and(|at| at > now) {
+        if !is_due(self.may_read_at(now), now) {
             return None;
         }
         let Wanted::Reading { why } = &mut self.wanted else { return None };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::audit;
-use super::clock::Clocks;
+use super::clock::{Clocks, is_due};
 use super::event::{Action, Sent};
 use super::ledger::Ledger;
 use super::options::Timing;
@@ -89,8 +89,8 @@ impl Outbox {
     }
 
     /// When the next report may go, if there is something to report and the database is there.
-    pub fn due(&self) -> Option<Instant> {
-        (!self.is_reporting() && !self.ledger.is_empty()).then_some(self.next_report)
+    pub fn due(&self, connected: bool) -> Option<Instant> {
+        (connected && !self.is_reporting() && !self.ledger.is_empty()).then_some(self.next_report)
     }
 
     fn is_reporting(&self) -> bool {
@@ -105,7 +105,7 @@ impl Outbox {
         events: Option<&AuditEvents>,
         now: Instant,
     ) -> Option<Action> {
-        if !connected || self.due().is_none_or(|at| at > now) {
+        if !is_due(self.due(connected), now) {
             return None;
         }
         self.under_way = UnderWay::Report;
@@ -238,14 +238,14 @@ mod tests {
     fn one_report_at_a_time_and_none_without_news() {
         let now = Instant::now();
         let mut outbox = outbox(now);
-        assert_eq!(outbox.due(), None);
+        assert_eq!(outbox.due(true), None);
         outbox.synced(SystemTime::UNIX_EPOCH);
         assert!(outbox.begin_report(true, None, now).is_some());
         outbox.synced(SystemTime::UNIX_EPOCH);
-        assert_eq!(outbox.due(), None, "one is under way");
+        assert_eq!(outbox.due(true), None, "one is under way");
         outbox.reported(&mut Sent::default(), true, now);
         assert!(outbox.begin_report(true, None, now).is_none(), "they are batched");
-        assert_eq!(outbox.due(), Some(now + REPORT_GAP));
+        assert_eq!(outbox.due(true), Some(now + REPORT_GAP));
     }
 
     #[test]

@@ -30,14 +30,9 @@ impl Pace {
         self.gap = LEAST_GAP.max(Duration::from_secs(gateways.into()) / READS_PER_SEC);
     }
 
-    /// When the next read may begin; `None`: at any time.
-    pub fn next_at(&self) -> Option<Instant> {
-        self.full_at.checked_sub(self.gap * (AT_ONCE - 1))
-    }
-
-    /// A read that a hint caused may begin now.
-    pub fn allows(&self, now: Instant) -> bool {
-        self.next_at().is_none_or(|at| at <= now)
+    /// When the next read that a hint causes may begin.
+    pub fn next_at(&self, now: Instant) -> Instant {
+        self.full_at.checked_sub(self.gap * (AT_ONCE - 1)).map_or(now, |at| at.max(now))
     }
 
     /// Such a read begins.
@@ -58,7 +53,7 @@ mod tests {
         let mut reads = 0;
         for millis in 0..secs * 1_000 {
             let now = start + Duration::from_millis(millis);
-            while pace.allows(now) {
+            while pace.next_at(now) <= now {
                 pace.take(now);
                 reads += 1;
             }

@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use super::clock::is_due;
 use super::comparison::Comparisons;
 use super::event::{Action, Event};
 
@@ -88,13 +89,13 @@ impl Proof {
     }
 
     /// When the next heartbeat is due. Without a proof there is nothing to repeat.
-    pub fn due(&self) -> Option<Instant> {
-        self.current.map(|_| self.next_beat)
+    pub fn due(&self, connected: bool) -> Option<Instant> {
+        self.current.filter(|_| connected).map(|_| self.next_beat)
     }
 
     /// Whether a heartbeat is due: the rows and the kernel are to be read for it.
-    pub fn let_time_pass(&mut self, now: Instant) -> bool {
-        let due = self.due().is_some_and(|at| at <= now);
+    pub fn let_time_pass(&mut self, connected: bool, now: Instant) -> bool {
+        let due = is_due(self.due(connected), now);
         if due {
             self.next_beat = now + self.heartbeat;
             self.beat.get_or_insert(Beat { wanted_at: now, read_back: false });
@@ -191,11 +192,12 @@ mod tests {
     fn the_first_proof_is_told_and_then_one_at_each_heartbeat() {
         let start = Instant::now();
         let mut proof = Proof::new(BEAT, start);
-        assert_eq!(proof.due(), None, "nothing is proven");
+        assert_eq!(proof.due(true), None, "nothing is proven");
         assert!(proof.prove(SystemTime::UNIX_EPOCH, evidence(start), start));
         assert!(!proof.prove(SystemTime::UNIX_EPOCH, evidence(start), start + BEAT / 2));
-        assert_eq!(proof.due(), Some(start + BEAT));
-        assert!(proof.let_time_pass(start + BEAT));
+        assert_eq!((proof.due(true), proof.due(false)), (Some(start + BEAT), None));
+        assert!(!proof.let_time_pass(false, start + BEAT), "no database to tell it to");
+        assert!(proof.let_time_pass(true, start + BEAT));
         assert!(
             !proof.prove(SystemTime::UNIX_EPOCH, evidence(start), start + BEAT),
             "the rows were not read for it"

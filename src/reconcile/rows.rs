@@ -226,9 +226,10 @@ impl Rows {
         if self.age.renew(now) { self.suspend_all_but(None) } else { None }
     }
 
-    /// When, by the database's clock, the next peer that was kept out is let in.
-    pub fn next_let_in(&self) -> Option<SystemTime> {
-        self.history.next_end()
+    /// When, by the database's clock, the next peer that was kept out is let in. A host's clock that is ahead
+    /// would let it in too early: as long as only that is known, the peer stays out.
+    pub fn next_let_in(&self, knows_clock: bool) -> Option<SystemTime> {
+        self.history.next_end().filter(|_| knows_clock)
     }
 
     /// When, by the database's clock, the next scheduled revocation comes.

@@ -2,12 +2,13 @@
 
 mod clock;
 mod connection;
+mod due;
 mod view;
 
 use std::time::{Duration, Instant, SystemTime};
 
 use super::bell::{Bell, BellChange, BellNews};
-use super::clock::Now;
+use super::clock::{Now, is_due};
 use super::error::DatabaseError;
 use super::event::{Action, ReadAnswer, ReadKind};
 use super::mode::Mode;
@@ -132,22 +133,6 @@ impl Source {
         self.notifications.announce_all()
     }
 
-    /// When [`Self::let_time_pass`] or [`Self::begin_connect`] has something to do next.
-    pub fn due(&self, now: Now) -> Option<Instant> {
-        let dues = match &self.connection {
-            Connection::Down { retry_at, .. } => [Some(*retry_at), None, None, None],
-            Connection::Connecting { .. } => [None; 4],
-            Connection::Up { .. } => {
-                let waits = self.wanted.is_some() && self.reading.is_none();
-                // A retry whose time has come waits for the job under way, not for the timer.
-                let retry = self.retry_read.filter(|at| waits && *at > now.instant);
-                let hint = self.pace.next_at().filter(|at| self.is_hinted && *at > now.instant);
-                [Some(self.next_poll), Some(self.next_resync), retry, hint]
-            }
-        };
-        dues.into_iter().chain([self.notifications.due(), self.bell.due()]).flatten().min()
-    }
-
     pub fn let_time_pass(&mut self, now: Now) -> Elapsed {
         let mut elapsed = Elapsed::default();
         if self.bell.let_time_pass(now) == Some(BellChange::Silent) {
@@ -155,16 +140,14 @@ impl Source {
             elapsed.bell = Some(Note::BellSilent { trouble });
             self.poll_soon(now);
         }
-        if let Some(mode) = self.mode() {
-            if now.instant >= self.next_resync {
-                self.next_resync = now.instant + self.timing.resync_interval;
-                self.want(ReadKind::Everything);
-                elapsed.resync = true;
-            }
-            if now.instant >= self.next_poll {
-                self.next_poll = now.instant + self.until_next_poll(mode);
-                self.want(ReadKind::Changes);
-            }
+        if is_due(self.resync_due(), now.instant) {
+            self.next_resync = now.instant + self.timing.resync_interval;
+            self.want(ReadKind::Everything);
+            elapsed.resync = true;
+        }
+        if let Some(mode) = self.mode().filter(|_| is_due(self.poll_due(), now.instant)) {
+            self.next_poll = now.instant + self.until_next_poll(mode);
+            self.want(ReadKind::Changes);
         }
         let (follows_bell, bell) = (self.follows_bell(), &self.bell);
         let is_owed = |found_at| !follows_bell || bell.owes_hint(found_at);
@@ -230,8 +213,9 @@ impl Source {
 
     /// Begins to connect, if that is due.
     pub fn begin_connect(&mut self, now: Now) -> Option<Action> {
+        let is_due = is_due(self.connect_due(), now.instant);
         match &mut self.connection {
-            Connection::Down { retry_at, error, .. } if *retry_at <= now.instant => {
+            Connection::Down { error, .. } if is_due => {
                 self.connection = Connection::Connecting { error: error.take() };
                 Some(Action::Connect)
             }
@@ -317,15 +301,14 @@ impl Source {
         enough: impl FnOnce(ReadKind) -> ReadKind,
         now: Now,
     ) -> Option<Action> {
-        let may_read = self.retry_read.is_none_or(|at| at <= now.instant);
-        if self.reading.is_some() || !self.is_connected() || !may_read {
+        if !is_due(self.read_due(now.instant), now.instant) {
             return None;
         }
-        if self.wanted.is_none() && self.is_hinted && self.pace.allows(now.instant) {
+        let wanted = self.wanted.take().unwrap_or_else(|| {
             self.pace.take(now.instant);
-            self.want(ReadKind::Changes);
-        }
-        let kind = enough(self.wanted.take()?);
+            ReadKind::Changes
+        });
+        let kind = enough(wanted);
         self.is_hinted = false;
         self.retry_read = None;
         self.read_at = Some(now.instant);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Machine;
 use crate::causes::causes;
 use crate::dataplane::{DataplaneError, Outcome, Reading};
-use crate::model::{BlockList, DesiredState, PublicKey, Touched};
+use crate::model::{BlockList, DesiredState, Mark, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
@@ -16,7 +16,7 @@ use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Action, Keep, LastGood, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
 use crate::reconcile::pass::FIRST_LINES;
-use crate::reconcile::rows::{Change, NotBuilt, Planned};
+use crate::reconcile::rows::{Change, NotBuilt, Planned, Rows};
 use crate::reconcile::trouble::Trouble;
 
 impl Machine {
@@ -60,6 +60,22 @@ impl Machine {
                 }
             },
         }
+    }
+
+    /// A read of everything began, by a database of this epoch.
+    pub(super) fn epoch_read(
+        &mut self,
+        epoch: String,
+        why: Option<String>,
+        (marks, read_at): (Vec<Mark>, SystemTime),
+        now: Now,
+    ) {
+        let observed = self.mirror.observed();
+        let held = |rows: &Rows| rows.held(observed.as_deref(), self.hold.guard_as_is());
+        let clocks = (self.source.exact_clock(now), read_at);
+        let change = self.rows.epoch_read(epoch, why, marks, clocks, held);
+        drop(observed);
+        self.changed(change, now);
     }
 
     /// Rows changed, and can be used.
@@ -188,40 +204,6 @@ impl Machine {
         if rows_changed {
             // What rows withdraw that came while the plan was applied does not wait for its retry.
             self.more_to_do();
-        }
-    }
-
-    pub(super) fn let_time_pass(&mut self, now: Now) {
-        let elapsed = self.source.let_time_pass(now);
-        if elapsed.resync {
-            self.mirror.want_reading_for("resync interval");
-        }
-        self.notices.say_all(elapsed.bell);
-        self.notices.say_all(elapsed.notify_missed.then_some(Note::NotifyMissed));
-        if self.source.is_connected() && self.proof.let_time_pass(now.instant) {
-            self.mirror.want_beat(now.instant);
-            self.source.want(ReadKind::Changes);
-        }
-        self.mirror.let_time_pass(now.instant);
-        if self.passes.let_time_pass(now.instant) {
-            self.mirror.want_reading("retry");
-        }
-        let database_now = self.source.clock(now);
-        let expired = self.rows.let_time_pass(database_now);
-        self.touch(expired, now.instant);
-        // A host's clock that is ahead would let in who must stay out for longer.
-        if self.source.knows_clock() {
-            let change = self.rows.let_in_due(database_now);
-            self.changed(change, now);
-        }
-        // A peer that connected since the last reading has a live session, too: none is removed before
-        // the next reading, and until then none is added.
-        let present = || self.mirror.recheck_sessions("stale rows");
-        if let Some(change) = self.rows.grow_stale(present, now.instant) {
-            self.changed(change, now);
-            if self.rows.are_suspended() {
-                self.compare_on_purpose(now);
-            }
         }
     }
 

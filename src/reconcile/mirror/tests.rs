@@ -1,3 +1,4 @@
+use super::due::READING_GAP;
 use super::*;
 use crate::model::{FirewallChange, HostRouting};
 use crate::plan::Phase;

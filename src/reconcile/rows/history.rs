@@ -62,7 +62,10 @@ impl Rows {
     }
 
     /// Lets in again the peers whose time has come by the database's own clock.
-    pub fn let_in_due(&mut self, database_now: SystemTime) -> Change {
+    pub fn let_in_due(&mut self, knows_clock: bool, database_now: SystemTime) -> Change {
+        if self.next_let_in(knows_clock).is_none_or(|at| at > database_now) {
+            return (None, None);
+        }
         let peers = self.history.let_in(|_, lost| lost.until <= database_now);
         self.let_in(peers, false)
     }
@@ -143,13 +146,14 @@ impl Rows {
         }
     }
 
-    /// When to ask the database which withdrawals it lost.
-    pub fn question_due(&self) -> Option<Instant> {
-        self.history.question_due()
+    /// When to ask the database which withdrawals it lost, if it is `connected`.
+    pub fn question_due(&self, connected: bool) -> Option<Instant> {
+        self.history.question_due().filter(|_| connected)
     }
 
     /// Asks the database which withdrawals it lost, if that is due.
-    pub fn begin_question(&mut self, now: Instant) -> Option<Action> {
+    pub fn begin_question(&mut self, connected: bool, now: Instant) -> Option<Action> {
+        self.question_due(connected)?;
         self.history.begin_question(now).map(Action::AskMarks)
     }
 

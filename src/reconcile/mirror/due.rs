@@ -1,0 +1,36 @@
+//! When the kernel is to be read next.
+
+use std::time::{Duration, Instant};
+
+use super::Mirror;
+use crate::reconcile::clock::{Now, is_due};
+
+/// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
+/// us) must not become a storm of dumps.
+pub(super) const READING_GAP: Duration = Duration::from_millis(50);
+
+impl Mirror {
+    /// When the next complete reading is due, or may begin if it is wanted. What waits for the job
+    /// under way is due when that ends.
+    pub fn due(&self, now: Now) -> Option<Instant> {
+        let wanted = self.may_read_at(now.instant).filter(|_| self.wants_reading());
+        [wanted, self.comparison_due()].into_iter().flatten().min()
+    }
+
+    pub fn let_time_pass(&mut self, now: Instant) {
+        if is_due(self.comparison_due(), now) {
+            self.next_reading = now + self.timing.compare_interval();
+            self.want_reading("compare interval");
+        }
+    }
+
+    fn comparison_due(&self) -> Option<Instant> {
+        Some(self.next_reading).filter(|_| !self.is_busy())
+    }
+
+    /// When a complete reading may begin; `None`: a job is under way.
+    pub(super) fn may_read_at(&self, now: Instant) -> Option<Instant> {
+        let at = self.ended_at.map_or(now, |ended_at| ended_at + READING_GAP);
+        Some(at).filter(|_| !self.is_busy())
+    }
+}
