@@ -5,7 +5,6 @@ mod glance;
 mod remove;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -20,41 +19,13 @@ use super::netlink::Channel;
 use super::nft::ProfileCounters;
 use super::wireguard::{self, DeviceReading, Kernel, Userspace};
 use super::{
-    Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading, RefusedStep, SharedObserved,
-    address, route, rule,
+    Backend, BackendInUse, Dataplane, DataplaneError, Firewall, Glance, Outcome, Reading,
+    RefusedStep, SharedObserved, address, route, rule,
 };
 use crate::model::{
     HostRouting, InterfaceName, LinkOwner, ObservedInterface, ProfileId, Stray, Tag,
 };
 use crate::plan::{Interlock, Plan, Step};
-
-/// `interface.backend`: who does WireGuard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Backend {
-    /// The kernel where it can, else a userspace device. A device that is there is kept.
-    #[default]
-    Auto,
-    Kernel,
-    Userspace,
-}
-
-/// What does WireGuard on a link that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BackendInUse {
-    Kernel,
-    Userspace,
-}
-
-impl fmt::Display for BackendInUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kernel => "kernel",
-            Self::Userspace => "userspace",
-        })
-    }
-}
 
 /// What a host must know beyond its plans.
 #[derive(Debug, Clone, PartialEq, Eq)]

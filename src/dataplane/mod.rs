@@ -9,6 +9,7 @@
 //! ```
 
 mod address;
+mod backend;
 mod batch;
 mod conntrack;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -43,6 +44,7 @@ use crate::model::{
 use crate::plan::Plan;
 use nft::ProfileCounters;
 
+pub use backend::{Backend, BackendInUse};
 pub use conntrack::lists_flows;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use decoders::DECODERS;
@@ -51,7 +53,7 @@ pub use device::{DeviceError, run_userspace_device, spawn_device, stop_device};
 pub use error::{DataplaneError, RefusedStep};
 pub use firewall::Firewall;
 pub use handle::DataplaneHandle;
-pub use host::{Backend, BackendInUse, Host, HostSettings};
+pub use host::{Host, HostSettings};
 pub use link::{LinkFacts, link_facts, networks_of_other_links};
 pub use monitor::{HostEvent, Monitor};
 pub use netlink::{Defect, NetlinkError, Place};

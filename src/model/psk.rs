@@ -13,6 +13,7 @@ use zeroize::Zeroize;
 
 mod keys;
 
+use keys::KEY_BYTES;
 pub use keys::{KeyId, KeyIdError, PskKeys, PskKeysError, PskLineError};
 
 use super::policy::Quoted;
@@ -20,7 +21,6 @@ use super::{GatewayId, KeyError, PresharedKey, PublicKey};
 
 const VERSION: &str = "gp1";
 const NONCE_BYTES: usize = 24;
-const KEY_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
 
 /// Why an envelope does not open, or cannot be made. Holds nothing secret.

@@ -5,6 +5,7 @@ mod build;
 mod history;
 mod peers;
 mod plan;
+mod refused;
 mod reload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,11 +21,11 @@ use super::stale::Staleness;
 use crate::model::{
     BlockList, BuildError, ChangedRows, DesiredState, Local, PublicKey, Touched, Unloadable,
 };
-use crate::plan::guard::Whose;
 
 pub(super) use build::{NotBuilt, Replaced};
 pub(super) use history::Change;
 pub(super) use plan::{Planned, Waiting};
+use refused::Refused;
 
 /// The desired state that the last usable rows made.
 #[derive(Debug)]
@@ -45,15 +46,6 @@ pub(super) struct Rows {
     admitted: Option<BTreeSet<PublicKey>>,
     /// Made when the rows change: it is asked for far more often.
     status: RowStatus,
-}
-
-/// The last snapshot could not be built. Until one can, only withdrawals are planned.
-#[derive(Debug)]
-struct Refused {
-    error: BuildError,
-    /// What its other rows ask for, with a gateway's row that can be used. Only withdrawals may follow
-    /// from it. `None`: it cannot be known.
-    rest: Option<DesiredState>,
 }
 
 /// Where the desired state comes from.
@@ -90,16 +82,6 @@ pub(super) struct RowsView<'a> {
     pub only_withdraw: bool,
     /// Whose withdrawal the database lost: they stay out for a while.
     pub lost: &'a BTreeMap<PublicKey, Lost>,
-}
-
-impl Refused {
-    /// Where the key does not match, it may be another gateway's rows that were read.
-    const fn whose(&self) -> Whose {
-        match self.error {
-            BuildError::KeyMismatch { .. } | BuildError::BadGatewayKey { .. } => Whose::InDoubt,
-            _ => Whose::Ours,
-        }
-    }
 }
 
 impl Rows {

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::decode::{self, Columns, PEER_COLUMNS, POLICY_COLUMNS};
 use super::marks;
-use super::snapshot::{BEGIN, COMMIT, Cursor, REWRITTEN, is_whole};
+use super::snapshot::{BEGIN, COMMIT, REWRITTEN, is_whole};
 use super::token::Caller;
-use super::{Store, StoreError};
+use super::{Cursor, Store, StoreError};
 use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
 
 /// What [`Store::changes`] found.

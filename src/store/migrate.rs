@@ -12,14 +12,14 @@ use super::connect::{RIGHTS, single};
 use super::error::{Place, StoreError, server_error};
 use super::options::ConnectOptions;
 
+mod embedded;
+mod failure;
 mod repair;
 mod unmigrate;
 
+use embedded::HISTORY;
+use failure::{failed, of, words};
 pub use unmigrate::{Unmigration, unmigrate, unmigration};
-
-mod embedded {
-    refinery::embed_migrations!("migrations");
-}
 
 /// The schema version that this version's `gatepost migrate` makes.
 pub const SCHEMA_VERSION: i32 = 20;
@@ -27,8 +27,6 @@ pub const SCHEMA_VERSION: i32 = 20;
 /// The oldest schema version that this agent follows. It says that the schema is to be migrated.
 pub(super) const OLDEST_SCHEMA: i32 = 10;
 
-const DOING: &str = "migrate the database";
-const HISTORY: &str = "gatepost.schema_history";
 const PREPARE: &str = include_str!("../../migrations/prepare.sql");
 const COMPARE: &str = include_str!("../../migrations/compare.sql");
 const INDEXES: &str = include_str!("../../migrations/indexes.sql");
@@ -337,29 +335,6 @@ async fn former_indexes(client: &Client) -> Result<Vec<String>, tokio_postgres::
         }
     }
     Ok(drops)
-}
-
-fn of(place: &Place, error: tokio_postgres::Error) -> StoreError {
-    StoreError::of(place, DOING, error)
-}
-
-fn failed(place: &Place, name: &str, error: tokio_postgres::Error) -> StoreError {
-    if error.as_db_error().is_none() {
-        return of(place, error);
-    }
-    StoreError::Migration { name: name.into(), message: words(&error), source: Box::new(error) }
-}
-
-/// The message, detail and hint of the server's error, wherever it is wrapped.
-fn words(error: &(dyn std::error::Error + 'static)) -> String {
-    match server_error(error) {
-        Some(error) => [Some(error.message()), error.detail(), error.hint()]
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .join("; "),
-        None => error.to_string(),
-    }
 }
 
 fn is_contention(error: &StoreError) -> bool {

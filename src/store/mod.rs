@@ -10,6 +10,7 @@ mod bell;
 mod changes;
 mod connect;
 mod connector;
+mod cursor;
 mod decode;
 #[cfg(any(test, feature = "fuzzing"))]
 mod decoders;
@@ -52,6 +53,7 @@ use uuid::Uuid;
 pub use backoff::Backoff;
 pub use bell::{Held, KnownBell, MERGED_AT_MOST, Ring};
 pub use changes::Read;
+pub use cursor::Cursor;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use decoders::DECODERS;
 pub use dial::Source;
@@ -79,7 +81,6 @@ pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake
 pub use require_auth::{Method, RefusedMethod, RequireAuth, RequireAuthError};
 pub use script::{ScriptError, Statement, split};
 pub use shared::{PublicRights, SharedRole, rights_of_public};
-pub use snapshot::Cursor;
 pub use tls::{Tls, TlsFiles};
 pub use token::{Token, TokenError};
 pub use words::Words;

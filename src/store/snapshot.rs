@@ -3,25 +3,13 @@
 use std::sync::PoisonError;
 
 use futures_util::TryStreamExt;
-use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 
 use super::decode::{self, PEER_COLUMNS, POLICY_COLUMNS};
 use super::token::Caller;
-use super::{Store, StoreError, marks};
+use super::{Cursor, Store, StoreError, marks};
 use crate::model::limit::{NAME_CHARS, SETTING_BYTES, SETTINGS};
 use crate::model::{Mark, MembershipRow, PeerRow, PolicyRow, Settings, SnapshotRows};
-
-/// The position of a read: the next [`Store::changes`] returns what that read did not see.
-///
-/// It is not a number, because transactions do not commit in the order in which they begin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor {
-    /// A `pg_snapshot` as text.
-    pub snapshot: String,
-    /// Which history of which database the snapshot belongs to.
-    pub epoch: String,
-}
 
 const DOING: &str = "read the snapshot";
 

@@ -16,6 +16,7 @@ mod reload;
 mod schema;
 #[cfg(test)]
 pub(crate) mod scratch;
+mod search;
 mod secret;
 mod url;
 mod value;
@@ -23,10 +24,11 @@ mod value;
 pub use error::{ConfigError, Origin};
 pub use load::{Source, load};
 pub use schema::{Backend, Config};
+pub use search::SecretSearch;
 pub use secret::{
-    SecretSearch, exposure, known_secrets, private_key_file, read_database_password,
-    read_database_token, read_hints_login, read_private_key, read_psk_keys, read_psk_keys_file,
-    read_secret_file, secret_files, secrets_beside,
+    exposure, known_secrets, private_key_file, read_database_password, read_database_token,
+    read_hints_login, read_private_key, read_psk_keys, read_psk_keys_file, read_secret_file,
+    secret_files, secrets_beside,
 };
 pub use url::{BrokerUrl, DatabaseUrlError};
 

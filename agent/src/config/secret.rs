@@ -10,7 +10,7 @@ use gatepost::model::psk::PskKeys;
 use gatepost::store::Token;
 use zeroize::Zeroizing;
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, SecretSearch};
 use crate::hints::Login;
 
 /// A secret read from a file, overwritten when dropped. Its `Debug` shows no part of it.
@@ -42,17 +42,6 @@ pub enum Secret {
     PskKeys,
     /// User and password at the broker.
     HintsLogin,
-}
-
-/// Where to look for secrets that no key of the configuration names.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum SecretSearch {
-    /// Nowhere: an administrator logs in, not the gateway.
-    #[default]
-    None,
-    /// In systemd's `$CREDENTIALS_DIRECTORY`, else beside the configuration, where a command that an
-    /// operator runs finds what the unit passes to the agent.
-    Gateway { credentials_dir: Option<PathBuf> },
 }
 
 /// Where a secret is. The file need not exist.

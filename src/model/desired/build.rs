@@ -7,11 +7,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::unloadable::Refusals;
-use super::{Claims, DesiredState, Local, key_of};
+use super::{Claims, DesiredState, Local};
 use crate::model::policy::{PolicyBook, dns_addresses};
 use crate::model::{
     BeyondLimit, BlockList, DesiredFirewall, DesiredInterface, FirewallBase, GatewayRow, KeyError,
-    Networks, PublicKey, RowLimit, Settings, SnapshotRows,
+    KeyText, Networks, PublicKey, RowLimit, Settings, SnapshotRows,
 };
 
 /// Why nothing can be built from these rows: the kernel must not be touched.
@@ -174,5 +174,14 @@ fn first_host(pool: IpNet) -> Option<IpAddr> {
         IpNet::V4(pool) => pool.hosts().next().map(IpAddr::V4),
         IpNet::V6(pool) if pool.prefix_len() == 127 => Some(IpAddr::V6(pool.network())),
         IpNet::V6(pool) => Some(IpAddr::V6((u128::from(pool.network()) + 1).into())),
+    }
+}
+
+fn key_of(row: &GatewayRow) -> Result<PublicKey, BuildError> {
+    match &row.public_key {
+        KeyText::Key(key) => Ok(*key),
+        KeyText::Bad { text, why } => {
+            Err(BuildError::BadGatewayKey { text: text.clone(), why: *why })
+        }
     }
 }

@@ -10,14 +10,15 @@ mod bulk;
 mod claims;
 mod evaluate;
 mod ineligible;
+mod local;
 mod quarantine;
+mod standing;
 mod touched;
 mod unloadable;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -26,81 +27,20 @@ use ipnet::IpNet;
 pub use absence::{Absence, Profiles};
 pub use build::BuildError;
 use claims::{Claims, Precedence};
-use evaluate::Candidate;
 pub use ineligible::Ineligible;
+pub use local::Local;
 pub use quarantine::Reason;
+pub use standing::Standing;
+use standing::{Entry, OwnStanding};
 pub use touched::{Departed, Touched};
 use unloadable::Refusals;
 pub use unloadable::{QuarantinedPolicy, Unloadable};
 
 use super::policy::{PolicyBook, PolicyNote};
-use super::psk::PskKeys;
 use super::{
-    BeyondLimit, BlockList, DesiredFirewall, DesiredInterface, DeviceId, FirewallBase, Gate,
-    GatewayRow, InterfaceName, KeyText, Masquerade, Networks, NflogGroup, Openings, Peer, PeerId,
-    PeerRow, PrivateKey, PublicKey, RowLimit, SettingWarning, Settings, UserId,
+    BeyondLimit, BlockList, DesiredFirewall, DesiredInterface, DeviceId, Gate, GatewayRow, Peer,
+    PeerId, PeerRow, PublicKey, RowLimit, SettingWarning, Settings, UserId,
 };
-
-/// What this host's configuration adds to the rows.
-#[derive(Debug)]
-pub struct Local {
-    pub interface: InterfaceName,
-    pub private_key: PrivateKey,
-    pub mtu_bytes: u32,
-    /// Tunnel addresses with prefix lengths; empty: from the database.
-    pub addresses: BTreeSet<IpNet>,
-    /// Mark on the encrypted packets; 0: none.
-    pub fwmark: u32,
-    /// Networks within which entries of `allowed_ips` are for the gateway.
-    pub site_prefixes: BTreeSet<IpNet>,
-    pub masquerade: Masquerade,
-    /// Where denied packets are logged; `None`: nowhere.
-    pub deny_log: Option<NflogGroup>,
-    /// What the gateway itself may open toward peers unless setting `policy.gateway_may_open` is false;
-    /// `None`: nothing, as this kernel cannot tell such flows.
-    pub gateway_opens: Option<Openings>,
-    /// Forget the tracked flows of a prefix that changes hands.
-    pub flush_conntrack: bool,
-    /// How many flows may be open from one address of a peer; `None`: any number.
-    pub flows_per_address: Option<NonZeroU32>,
-    /// What stops forwarded packets while our table is gone.
-    pub gate: Option<Gate>,
-    pub psk_keys: PskKeys,
-}
-
-impl Local {
-    fn is_of_site(&self, settings: &Settings, prefix: &IpNet) -> bool {
-        let mut sites = self.site_prefixes.iter().chain(&settings.site_prefixes);
-        sites.any(|site| site.contains(prefix))
-    }
-
-    /// Fixed rules for a link while no row is known: with empty maps they deny everything.
-    #[must_use]
-    pub fn base_without_rows(&self, interface: InterfaceName) -> FirewallBase {
-        let pool = self.addresses.first().map_or(IpNet::from(IpAddr::from([0; 4])), IpNet::trunc);
-        FirewallBase {
-            interface,
-            masquerade: self.masquerade,
-            deny_log: self.deny_log,
-            allow_inbound: false,
-            gateway_opens: None,
-            networks: Networks::new(pool, self.site_prefixes.iter()),
-            flows_per_address: self.flows_per_address,
-            gate: self.gate.map(|gate| gate.mark),
-        }
-    }
-}
-
-/// Where one row of `wireguard_peers` stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing<'a> {
-    /// In the kernel, under this key.
-    Admitted(&'a PublicKey),
-    /// The user or the device has no right to a tunnel now.
-    Ineligible(Ineligible),
-    /// Something is wrong with the row, or another row has the better claim.
-    Quarantined(&'a Reason),
-}
 
 /// Everything the host should hold, with the rows that say so.
 #[derive(Debug)]
@@ -146,22 +86,6 @@ pub struct DesiredState {
     as_of: SystemTime,
     /// The database's time by which revocations are evaluated: it goes on when no row can be read.
     evaluated_at: SystemTime,
-}
-
-#[derive(Debug, Clone)]
-struct Entry {
-    row: PeerRow,
-    standing: OwnStanding,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum OwnStanding {
-    Ineligible(Ineligible),
-    /// The key under which `peers` holds the rest.
-    Admitted(PublicKey),
-    Quarantined(Box<Reason>),
-    /// Sound by itself, but another row has the better claim to a prefix or the key.
-    Contested(Box<(Candidate, Reason)>),
 }
 
 impl DesiredState {
@@ -344,44 +268,6 @@ impl DesiredState {
     }
 }
 
-impl Entry {
-    const fn is_quarantined(&self) -> bool {
-        matches!(self.standing, OwnStanding::Quarantined(_) | OwnStanding::Contested(_))
-    }
-
-    const fn is_blocked(&self) -> bool {
-        matches!(self.standing, OwnStanding::Ineligible(Ineligible { blocked: true, .. }))
-    }
-
-    /// Not eligible, for a reason that `is` as asked.
-    fn is_barred_and(&self, is: fn(&Ineligible) -> bool) -> bool {
-        matches!(&self.standing, OwnStanding::Ineligible(why) if is(why))
-    }
-
-    /// Admitted, though `ip_allocations` does not give it its address.
-    fn is_unallocated(&self) -> bool {
-        matches!(self.standing, OwnStanding::Admitted(_))
-            && self.row.allocation != super::Allocation::Held
-    }
-
-    /// Admitted, though its preshared key cannot be opened `without` any sealing key.
-    fn is_sealed(&self, without: &PskKeys) -> bool {
-        let is_admitted = matches!(self.standing, OwnStanding::Admitted(_));
-        is_admitted && without.is_empty() && self.row.preshared_key.is_some()
-    }
-}
-
-impl OwnStanding {
-    fn public(&self) -> Standing<'_> {
-        match self {
-            Self::Ineligible(why) => Standing::Ineligible(*why),
-            Self::Admitted(key) => Standing::Admitted(key),
-            Self::Quarantined(reason) => Standing::Quarantined(reason),
-            Self::Contested(contested) => Standing::Quarantined(&contested.1),
-        }
-    }
-}
-
 fn precedence(row: &PeerRow) -> Precedence {
     Precedence {
         allocation_missing: row.allocation != super::Allocation::Held,
@@ -396,13 +282,4 @@ fn precedence_to(prefix: &IpNet, row: &PeerRow) -> Precedence {
     let of_allocation = *prefix == IpNet::from(row.assigned_ip.addr());
     let allocation_missing = precedence.allocation_missing || !of_allocation;
     Precedence { allocation_missing, ..precedence }
-}
-
-fn key_of(row: &GatewayRow) -> Result<PublicKey, BuildError> {
-    match &row.public_key {
-        KeyText::Key(key) => Ok(*key),
-        KeyText::Bad { text, why } => {
-            Err(BuildError::BadGatewayKey { text: text.clone(), why: *why })
-        }
-    }
 }

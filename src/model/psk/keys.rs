@@ -5,9 +5,11 @@ use std::str::FromStr;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::KEY_BYTES;
 use crate::model::policy::Quoted;
 use crate::model::{KeyError, PresharedKey};
+
+/// A key of XChaCha20-Poly1305.
+pub(super) const KEY_BYTES: usize = 32;
 
 /// Why a text is no key id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

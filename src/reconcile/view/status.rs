@@ -12,8 +12,7 @@ mod last_good;
 mod peer;
 mod plan;
 mod reports;
-
-use std::fmt;
+mod state;
 
 pub use block::{BlockAnswer, BlockStatus};
 pub use denied::{DeniedEnd, DeniedPacket};
@@ -24,6 +23,7 @@ pub use peer::{HeldPeer, PeerState, PeerStatus};
 pub use plan::{PlanReport, PlannedStep};
 pub use reports::ReportsStatus;
 pub(crate) use reports::old_schema;
+pub use state::State;
 
 pub use crate::dataplane::BackendInUse;
 use crate::model::{GatewayId, PeerId, PolicyId, PublicKey};
@@ -34,56 +34,6 @@ pub use crate::reconcile::view::time::{Exact, Timestamp, exact};
 pub use crate::store::Unavailable;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-
-/// Whether the kernel is proven to hold what the database wants.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum State {
-    /// No pass has ended yet.
-    #[default]
-    Starting,
-    /// The kernel was proven equal to the last good desired state.
-    Ready,
-    /// Ready, but the database is unreachable or does not announce all changes.
-    Degraded { why: String },
-    /// The kernel is not proven equal, or this gateway must not serve.
-    NotReady { why: String },
-}
-
-impl State {
-    /// Peers are served and the kernel was proven equal.
-    #[must_use]
-    pub const fn is_ready(&self) -> bool {
-        matches!(self, Self::Ready | Self::Degraded { .. })
-    }
-
-    /// The word, without the reason.
-    #[must_use]
-    pub const fn word(&self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Degraded { .. } => "degraded",
-            Self::NotReady { .. } => "not ready",
-        }
-    }
-
-    /// The reason, where there is one.
-    #[must_use]
-    pub fn why(&self) -> Option<&str> {
-        match self {
-            Self::Starting | Self::Ready => None,
-            Self::Degraded { why } | Self::NotReady { why } => Some(why),
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())?;
-        self.why().map_or(Ok(()), |why| write!(f, ": {why}"))
-    }
-}
 
 /// Everything the agent knows of itself, as of one instant.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -5,7 +5,8 @@
 
 use tokio_postgres::{Client, Transaction};
 
-use super::{HISTORY, embedded, failed};
+use super::embedded::{self, HISTORY};
+use super::failure::failed;
 use crate::store::error::{Place, StoreError};
 
 const LOST: &str = include_str!("../../../migrations/lost.sql");

@@ -3,7 +3,8 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::{FORMER_INDEXES, Index, Turns, begin, embedded, failed, of};
+use super::failure::{failed, of};
+use super::{FORMER_INDEXES, Index, Turns, begin, embedded};
 use crate::store::connect::single;
 use crate::store::error::{Place, StoreError};
 use crate::store::options::ConnectOptions;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use gatepost::reconcile::status::{Status, Timestamp};
 
 use super::changes::changes;
-use super::describe;
+use super::describe::describe;
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
