@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod in_flight;
 mod outgoing;
+mod port;
 mod reading;
 mod request;
 mod serve;

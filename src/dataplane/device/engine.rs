@@ -1,7 +1,6 @@
 //! The engine of a userspace device: GotaTun, and what it does not keep itself.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -16,6 +15,7 @@ use super::allowed::Allowed;
 use super::edit::{Edit, Modification, networks};
 use super::in_flight::{InFlight, Moment};
 use super::outgoing::Outgoing;
+use super::port::check_port;
 use super::reading::{Handshakes, describe, describe_peer};
 use super::request::{PeerChange, Set};
 use super::transport::{Ports, Transports, Tun};
@@ -398,19 +398,6 @@ impl Engine {
     fn prefixes_of(&self, key: &PublicKey) -> Edit {
         Edit::Modify(Modification::of(*key, networks(self.allowed.in_force(key))))
     }
-}
-
-/// The engine closes its socket before it opens another, so the port is tried here first.
-fn check_port(port: u16) -> Result<(), Errno> {
-    let addresses = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
-    for address in addresses {
-        match UdpSocket::bind((address, port)).map_err(|error| error.raw_os_error()) {
-            Err(Some(errno)) if errno == Errno::EADDRINUSE as i32 => return Err(Errno::EADDRINUSE),
-            // Whatever else hinders this attempt (no IPv6, say) need not hinder the engine.
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn errno(error: Error) -> Errno {
