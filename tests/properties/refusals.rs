@@ -15,10 +15,11 @@ use gatepost::model::{
 use gatepost::plan::{Fate, Fault, ModelKernel, Phase, Plan, Scope, Step, plan};
 use ipnet::IpNet;
 use proptest::prelude::*;
+use proptest::test_runner::{TestError, TestRunner};
 
-use super::packets::{before, kernel_of, opened_by_hand};
+use super::packets::{Before, before, kernel_of, opened_by_hand};
 use super::probes::{Filter, Packet, Probes, judged_by, send_all, sender};
-use super::rows::tables;
+use super::rows::{Tables, tables};
 
 /// For each step in turn, and then from the first again, how it fails.
 pub fn faults() -> impl Strategy<Value = Vec<Option<Fault>>> {
@@ -33,6 +34,15 @@ pub fn faults() -> impl Strategy<Value = Vec<Option<Fault>>> {
 /// What became of the steps, in their order.
 type Course = Vec<(Step, Fate)>;
 
+/// How long the interlock remembers what failed.
+#[derive(Clone, Copy)]
+enum Memory {
+    /// Until the end of the plan, as it does.
+    Plan,
+    /// Not beyond the step, which lets every step through: a fault that the property must find.
+    Step,
+}
+
 /// One attempt to make the kernel what is desired, with a look at all packets after every step.
 struct Attempt<'a> {
     probes: &'a Probes,
@@ -40,6 +50,7 @@ struct Attempt<'a> {
     /// What may pass at any time.
     allowed: BTreeSet<Packet>,
     wanted: BTreeSet<Packet>,
+    memory: Memory,
 }
 
 impl Attempt<'_> {
@@ -56,35 +67,46 @@ impl Attempt<'_> {
         let mut passed = send_all(kernel, self.probes, self.desired);
         let mut unguarded = matches!(self.filter(kernel), Filter::Missing);
         let mut verdict = Ok(());
-        kernel.apply_plan(
-            plan,
-            &mut observed,
-            |_| faults.next().copied().flatten(),
-            |kernel, step, fate| {
-                course.push((step.clone(), fate));
-                let passing = send_all(kernel, self.probes, self.desired);
-                if verdict.is_err() {
-                    return;
-                }
-                // Nothing is filtered: what counts is that no peer gets a prefix.
-                if let Filter::Missing = self.filter(kernel) {
-                    if !held(&kernel.state).is_subset(&held_before) {
-                        verdict = Err(format!("after {step} ({fate:?}) somebody gained a prefix"));
+        for part in self.parts(plan) {
+            kernel.apply_plan(
+                &part,
+                &mut observed,
+                |_| faults.next().copied().flatten(),
+                |kernel, step, fate| {
+                    course.push((step.clone(), fate));
+                    let passing = send_all(kernel, self.probes, self.desired);
+                    if verdict.is_err() {
+                        return;
                     }
-                    return;
-                }
-                let leak = passing.difference(&self.allowed).next();
-                let returned = passing.iter().find(|packet| {
-                    !unguarded && !self.wanted.contains(packet) && !passed.contains(packet)
-                });
-                if let Some(packet) = leak.or(returned) {
-                    verdict = Err(format!("after {step} ({fate:?}) passes {packet:?}"));
-                }
-                (passed, unguarded) = (passing, false);
-            },
-        );
+                    // Nothing is filtered: what counts is that no peer gets a prefix.
+                    if let Filter::Missing = self.filter(kernel) {
+                        if !held(&kernel.state).is_subset(&held_before) {
+                            verdict =
+                                Err(format!("after {step} ({fate:?}) somebody gained a prefix"));
+                        }
+                        return;
+                    }
+                    let leak = passing.difference(&self.allowed).next();
+                    let returned = passing.iter().find(|packet| {
+                        !unguarded && !self.wanted.contains(packet) && !passed.contains(packet)
+                    });
+                    if let Some(packet) = leak.or(returned) {
+                        verdict = Err(format!("after {step} ({fate:?}) passes {packet:?}"));
+                    }
+                    (passed, unguarded) = (passing, false);
+                },
+            );
+        }
         verdict.map_err(|what| TestCaseError::fail(format!("{what}\nof {course:#?}")))?;
         Ok(course)
+    }
+
+    /// What is applied through one interlock.
+    fn parts(&self, plan: &Plan) -> Vec<Plan> {
+        match self.memory {
+            Memory::Plan => vec![plan.clone()],
+            Memory::Step => plan.steps().iter().map(|it| Plan::new(vec![it.clone()])).collect(),
+        }
     }
 
     fn filter(&self, kernel: &ModelKernel) -> Filter {
@@ -233,6 +255,60 @@ fn assert_nothing_inherited(
     Ok(())
 }
 
+/// Brings a kernel from the old policy to the new one, with these refusals on the way.
+fn change_with_refusals(
+    (old, new): (&Tables, &Tables),
+    before: Before,
+    faults: &[Option<Fault>],
+    memory: Memory,
+) -> Result<(), TestCaseError> {
+    let (old, new) = (old.build(), new.build());
+    let probes = Probes::of([&old, &new]);
+    let wanted = probes.allowed_by(&new);
+    let mut kernel = kernel_of(&old);
+    send_all(&mut kernel, &probes, &old);
+    before.befall(&mut kernel);
+
+    let first = plan(&new, &kernel.state, &Scope::Everything).unwrap();
+    let planned_from = kernel.state.clone();
+    let mut allowed = probes.allowed_by(&old);
+    allowed.extend(&wanted);
+    allowed.extend(opened_by_hand(&mut kernel, &probes, &old));
+    let attempt =
+        Attempt { probes: &probes, desired: &new, allowed, wanted: wanted.clone(), memory };
+    let course = attempt.run(&mut kernel, &first, faults)?;
+    assert_withdrawn(&course, &planned_from)?;
+    let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, &new));
+    if all_withdrawn(&course) {
+        let left = passing.difference(&wanted).next();
+        prop_assert!(left.is_none(), "still passes: {left:?}\nof {course:#?}");
+    }
+    let forgives = |source, holder: Option<PublicKey>| {
+        before.forgives([&old, &new], source, holder)
+            || is_lost(&course, &planned_from, [&old, &new], source, holder)
+    };
+    // Steps that failed may leave flows of addresses that are free, or had got to their holder
+    // by somebody's hand before.
+    assert_nothing_inherited(&kernel, &course, |source, holder| {
+        let before = sender(&planned_from.peers, source);
+        holder.is_none() || holder == before || forgives(source, holder)
+    })?;
+
+    // The refusals stop.
+    let mut allowed = passing;
+    allowed.extend(&wanted);
+    let attempt =
+        Attempt { probes: &probes, desired: &new, allowed, wanted: wanted.clone(), memory };
+    let second = plan(&new, &kernel.state, &Scope::Everything).unwrap();
+    attempt.run(&mut kernel, &second, &[None])?;
+    let left = plan(&new, &kernel.state, &Scope::Everything).unwrap();
+    prop_assert!(left.is_empty(), "left to do: {left:?}\nafter {second:#?}");
+    let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, &new));
+    prop_assert_eq!(passing, wanted);
+    assert_nothing_inherited(&kernel, &course, forgives)?;
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
@@ -240,47 +316,22 @@ proptest! {
     fn no_refusal_lets_a_packet_through_or_stops_a_withdrawal(
         old in tables(), new in tables(), before in before(), faults in faults(),
     ) {
-        let (old, new) = (old.build(), new.build());
-        let probes = Probes::of([&old, &new]);
-        let wanted = probes.allowed_by(&new);
-        let mut kernel = kernel_of(&old);
-        send_all(&mut kernel, &probes, &old);
-        before.befall(&mut kernel);
-
-        let first = plan(&new, &kernel.state, &Scope::Everything).unwrap();
-        let planned_from = kernel.state.clone();
-        let mut allowed = probes.allowed_by(&old);
-        allowed.extend(&wanted);
-        allowed.extend(opened_by_hand(&mut kernel, &probes, &old));
-        let attempt = Attempt { probes: &probes, desired: &new, allowed, wanted: wanted.clone() };
-        let course = attempt.run(&mut kernel, &first, &faults)?;
-        assert_withdrawn(&course, &planned_from)?;
-        let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, &new));
-        if all_withdrawn(&course) {
-            let left = passing.difference(&wanted).next();
-            prop_assert!(left.is_none(), "still passes: {left:?}\nof {course:#?}");
-        }
-        let forgives = |source, holder: Option<PublicKey>| {
-            before.forgives([&old, &new], source, holder)
-                || is_lost(&course, &planned_from, [&old, &new], source, holder)
-        };
-        // Steps that failed may leave flows of addresses that are free, or had got to their holder
-        // by somebody's hand before.
-        assert_nothing_inherited(&kernel, &course, |source, holder| {
-            let before = sender(&planned_from.peers, source);
-            holder.is_none() || holder == before || forgives(source, holder)
-        })?;
-
-        // The refusals stop.
-        let mut allowed = passing;
-        allowed.extend(&wanted);
-        let attempt = Attempt { probes: &probes, desired: &new, allowed, wanted: wanted.clone() };
-        let second = plan(&new, &kernel.state, &Scope::Everything).unwrap();
-        attempt.run(&mut kernel, &second, &[None])?;
-        let left = plan(&new, &kernel.state, &Scope::Everything).unwrap();
-        prop_assert!(left.is_empty(), "left to do: {left:?}\nafter {second:#?}");
-        let passing = probes.passing(&kernel.state, &Filter::of(&kernel.state, &new));
-        prop_assert_eq!(passing, wanted);
-        assert_nothing_inherited(&kernel, &course, forgives)?;
+        change_with_refusals((&old, &new), before, &faults, Memory::Plan)?;
     }
+}
+
+#[test]
+fn an_interlock_that_forgets_refusals_is_found() {
+    let config = ProptestConfig {
+        cases: 10_000,
+        failure_persistence: None,
+        max_shrink_iters: 0,
+        ..ProptestConfig::default()
+    };
+    let cases = (tables(), tables(), before(), faults());
+    let found = TestRunner::new(config).run(&cases, |(old, new, before, faults)| {
+        change_with_refusals((&old, &new), before, &faults, Memory::Step)
+    });
+    let Err(TestError::Fail(why, _)) = found else { panic!("not found: {found:?}") };
+    assert!(why.message().contains("passes"), "{why}");
 }
