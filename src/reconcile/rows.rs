@@ -344,3 +344,6 @@ impl Rows {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
