@@ -1,7 +1,9 @@
 //! One gateway with its peers, their users, groups and policies; and the raw tools on the same.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs;
+use std::io::{BufRead, BufReader, Write as _};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::figures::{grouped, timed};
@@ -50,17 +52,30 @@ impl Fleet {
         timed(|| self.lab.gateway.run("wg", &["setconf", RAW, file.to_str().unwrap()]))
     }
 
-    /// The rows of a snapshot, over the agent's own way to the database, thrown away undecoded.
+    /// The rows of a snapshot, over the agent's own way to the database and in a session that is open
+    /// already, thrown away undecoded.
     pub fn bare_snapshot(&self) -> Duration {
         let database = &self.lab.database;
         let url = self.lab.relay.url(database.role(), database.name(), database.role_password());
-        let mut psql = std::process::Command::new("psql");
-        psql.args(["-XqAt", "-d", &url, "-o", "/dev/null"]);
-        for read in ["peers", "memberships", "policies"] {
-            let copy = format!("copy (select * from gatepost.snapshot_{read}()) to stdout");
-            psql.args(["-c", &copy]);
-        }
-        timed(|| assert!(psql.status().unwrap().success(), "psql reads a snapshot"))
+        let mut psql = Command::new("psql")
+            .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-d", &url, "-o", "/dev/null"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut asks = psql.stdin.take().unwrap();
+        let mut answers = BufReader::new(psql.stderr.take().unwrap()).lines();
+        let mut until_done = |statements: &str| {
+            writeln!(asks, "{statements}\n\\warn done").unwrap();
+            assert_eq!(answers.next().unwrap().unwrap(), "done");
+        };
+        until_done("select 1;");
+        let copy = |read| format!("copy (select * from gatepost.snapshot_{read}()) to stdout;\n");
+        let copies: String = ["peers", "memberships", "policies"].map(copy).concat();
+        let took = timed(|| until_done(&copies));
+        drop(asks);
+        assert!(psql.wait().unwrap().success(), "psql reads a snapshot");
+        took
     }
 
     pub fn once(&self) {
