@@ -107,7 +107,7 @@ pub enum Command {
     Denied {
         /// Only to or from this user, device, USER/DEVICE or address
         who: Option<String>,
-        /// Go on with what is denied from now on, until interrupted
+        /// Keep printing newly denied packets until interrupted
         #[arg(long, short)]
         follow: bool,
         #[command(flatten)]

@@ -45,7 +45,7 @@ impl Profile {
         self.meet(other) == *self
     }
 
-    /// What both allow. A DNS server stays that one lists and the other lists or allows.
+    /// The ranges that both profiles allow. A DNS server stays if one profile lists it and the other lists or allows it.
     #[must_use]
     pub fn meet(&self, other: &Self) -> Self {
         let (allow4, allow6) =

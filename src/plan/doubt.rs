@@ -50,9 +50,9 @@ impl Doubt {
         std::mem::take(&mut self.given)
     }
 
-    /// What is safe of these withdrawals. In a table that may be another by now, a number may lead to
-    /// more than the reading says: only what is taken from peers is closed there, and what is to be closed
-    /// anyway. A table that is loaded anew is what the plan assumes.
+    /// Keeps the withdrawals that are safe. If the table may have been replaced since the reading, a profile's number
+    /// may allow more than the reading says. Then only prefixes that are taken from peers, or are to be closed anyway,
+    /// are closed. If the plan loads the whole table, all withdrawals are safe.
     #[must_use]
     pub fn safe(&self, withdrawals: Plan, observed: &ObservedState) -> Plan {
         let loads = |step: &Step| matches!(step, Step::Firewall { change, .. } if change.load_base.is_some());

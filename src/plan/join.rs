@@ -1,10 +1,10 @@
-//! Two maps side by side. Where both are to be seen whole, this costs a step for each entry, where
-//! looking every key of one up in the other costs a search.
+//! Walks two maps side by side. If both are read completely, this takes one step for each entry. Looking up
+//! every key of one map in the other would take a search for each.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// What both maps hold for every key that is in either, in the order of the keys.
+/// For every key of either map, in the order of the keys: the entries of both maps.
 pub(super) fn side_by_side<'a, K: Ord, A, B>(
     one: &'a BTreeMap<K, A>,
     other: &'a BTreeMap<K, B>,
@@ -12,7 +12,7 @@ pub(super) fn side_by_side<'a, K: Ord, A, B>(
     joined(one.iter(), other.iter())
 }
 
-/// The same of entries that come in the order of their keys.
+/// The same as [`side_by_side`], for iterators whose entries are sorted by key.
 pub(super) fn joined<'a, K: Ord + 'a, A, B>(
     ones: impl Iterator<Item = (&'a K, A)>,
     others: impl Iterator<Item = (&'a K, B)>,

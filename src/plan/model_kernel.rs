@@ -95,7 +95,7 @@ impl ModelKernel {
             // `set_peer` in drivers/net/wireguard/netlink.c: a peer with the device's own key is
             // skipped, and the answer is success.
             Step::AddPeer { key, .. } if self.own_key() == Some(*key) => return Ok(()),
-            // `allowedips_insert`: a prefix that another peer holds moves, without a word.
+            // `allowedips_insert`: a prefix that another peer holds moves silently.
             Step::AddPeer { key, peer } => {
                 self.steal(*key, &peer.allowed_ips);
                 if let Some(had) = self.state.peers.get(key) {
@@ -122,7 +122,7 @@ impl ModelKernel {
         Ok(())
     }
 
-    /// What a step leaves behind that fails. What the kernel refuses of that changes nothing.
+    /// Applies the part of a failing step that the kernel carries out before it fails.
     pub(super) fn fail(&mut self, step: &Step, fault: Fault) {
         let done = match fault {
             Fault::Refuse => None,

@@ -147,7 +147,7 @@ impl Machine {
                 self.outbox.reported(&mut sent, self.source.is_connected(), now.instant);
                 self.notices.reported(&sent, now.instant);
                 if sent.error.is_some() {
-                    // It meets the same trouble, and tells it.
+                    // The read meets the same trouble, and reports it.
                     self.source.want(ReadKind::Changes);
                 }
             }

@@ -209,7 +209,7 @@ async fn log_in(
 fn taken_role(role: &str) -> StoreError {
     StoreError::GatewayUnknown {
         message: format!(
-            "role {role} is of another use: one gateway, a pool of gateways, or a bell"
+            "role {role} is already in use; a role serves one gateway, a pool of gateways or a bell"
         ),
         hint: "name another role, or one that does not exist, with --create".into(),
     }

@@ -47,7 +47,7 @@ pub struct Migration {
     pub sql: String,
 }
 
-/// Hears what is being done.
+/// Receives progress messages.
 pub type Telling = dyn Fn(&str) + Sync;
 
 /// Applies and returns what is missing.

@@ -63,7 +63,7 @@ struct Seen {
     bodies: usize,
 }
 
-/// So many words tell what a statement is; of COPY more count.
+/// How many words of a statement are kept: enough to recognize it. COPY keeps more.
 const WORDS: usize = 64;
 
 impl Seen {

@@ -32,7 +32,7 @@ fn explanation_names_groups_statuses_and_what_may_drop_on_the_way() {
         "policy \"racks\" allows it (destination 10.20.0.0/24), but to group operators: ";
     tells("alice", 2, to_others);
     tells("bob", 0, "decided by policy \"racks\" (priority 100, allow, for group operators)");
-    tells("bob", 0, "\njudged is the real destination");
+    tells("bob", 0, "\nThe verdict is for the final destination.");
     let lost_device = "device not active (its status is lost)";
     tells("carol", 2, &format!("so nothing passes: {lost_device}\n"));
     let peers = lab.gatepost(&["peers", "--json"]).1;

@@ -16,7 +16,7 @@ fn a_host_boots_from_the_last_good_rows_while_the_database_is_away() {
     let agent = lab.start();
     alice.connect();
     lab.database.exec(&bob.revocation());
-    eventually("the revocation is obeyed", || !lab.kernel_peers().contains(&bob.key));
+    eventually("the revocation is carried out", || !lab.kernel_peers().contains(&bob.key));
     eventually("and remembered", || {
         std::fs::read_to_string(lab.folder.path().join("last-good"))
             .is_ok_and(|rows| rows.lines().count() > 1)
@@ -35,7 +35,7 @@ fn a_host_boots_from_the_last_good_rows_while_the_database_is_away() {
     lab.database.exec(&alice.revocation());
     eventually("nobody could know", || alice.reaches(LAN_SERVER));
     lab.relay.accept();
-    eventually("what happened meanwhile is obeyed", || lab.kernel_peers().is_empty());
+    eventually("what happened meanwhile is carried out", || lab.kernel_peers().is_empty());
     Fault::told(
         &lab,
         "database away at boot, with last good rows",

@@ -135,7 +135,7 @@ async fn a_storm_of_notifications_holds_up_no_revocation() {
     scene.runs.stop().await;
     row(
         "1,000 notifications, one for each commit, and no end of them",
-        "a revocation among them is obeyed at once",
+        "a revocation among them is carried out at once",
         Some(took),
     );
 }

@@ -85,7 +85,7 @@ async fn an_agent_follows_a_bell_that_it_hears_and_polls_while_it_is_silent() {
     let status = agent.until_mode(Mode::Poll).await;
     let why = &status.sync.mode_why;
     assert!(
-        why.starts_with("no bell is heard since 2") && why.ends_with("(NATS is away)"),
+        why.starts_with("no bell has been heard since 2") && why.ends_with("(NATS is away)"),
         "{why}"
     );
     assert_eq!(status.sync.poll_interval_ms, Some(1_000));

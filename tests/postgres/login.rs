@@ -250,7 +250,10 @@ async fn connection_that_ends_without_a_word_is_told_without_a_link_to_a_manual(
     let mut listener = store.listen(&store.hello().await.unwrap()).await.unwrap();
     carries.abort();
     let words = listener.next().await.unwrap_err().to_string();
-    assert!(words.ends_with("is unreachable: it closed the connection without a word"), "{words}");
+    assert!(
+        words.ends_with("is unreachable: it closed the connection without sending an error"),
+        "{words}"
+    );
 }
 
 /// Settings that an administrator may choose for other applications.

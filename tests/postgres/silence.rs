@@ -1,4 +1,4 @@
-//! A database that answers no more, without a word: packets are dropped, or the server is stopped.
+//! A database that silently stops answering: packets are dropped, or the server is stopped.
 
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ async fn dropped_packets_are_noticed(netns: &Netns) {
         tokio::join!(listens, asks(Duration::ZERO), asks(Duration::from_secs(6)));
     for (error, took) in [listened, asked, later] {
         println!("noticed after {took:?}: {error}");
-        row("packets to the database dropped without a word", "noticed within 15 s", Some(took));
+        row("packets to the database dropped silently", "noticed within 15 s", Some(took));
         assert!(error.is_transient(), "{error}");
     }
     let dropped = netns.exec("nft list table inet silence");

@@ -222,7 +222,7 @@ fn a_link_that_is_not_evidently_ours_keeps_its_peers_when_no_row_was_ever_read()
 }
 
 #[test]
-fn who_connected_since_the_last_reading_stays_when_nobody_may_connect_anew() {
+fn deny_new_keeps_peers_that_connected_since_the_last_reading() {
     let mut world = stale_world(StalePolicy::DenyNew, 65 * SECOND);
     lose_database(&mut world);
     world.pass_time(63 * SECOND);

@@ -162,7 +162,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn nobody_whom_the_guard_holds_is_cut_off_because_the_database_lost_the_deletion(
+    fn held_peers_stay_when_the_database_loses_their_deletion(
         deeds in prop::collection::vec(deed(), 1..14),
     ) {
         let mut past = Past::new();

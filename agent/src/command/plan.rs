@@ -99,7 +99,7 @@ impl SqlReport {
         after.warnings.extend(ineffective.iter().map(ToString::to_string));
         if already > 0 {
             after.warnings.push(format!(
-                "{} of these are due without the statements, too: `gatepost plan` shows them",
+                "{} of these are pending even without the statements: `gatepost plan` shows them",
                 count(already, "step")
             ));
         }

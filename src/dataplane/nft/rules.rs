@@ -128,7 +128,7 @@ pub fn judge() -> Vec<Rule> {
     rules
 }
 
-/// Of whom a rule looks the profile up.
+/// Whose profile the rule looks up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
     /// The peer that opened the flow.

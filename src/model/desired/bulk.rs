@@ -177,8 +177,11 @@ impl Index {
     }
 }
 
-/// Does both, on two threads where there is much to do. The result is the same on one.
-#[expect(clippy::disallowed_methods, reason = "both threads end before this returns")]
+/// Computes both values, on two threads if there are many rows. The result is the same on one thread.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "both threads end before this returns, and the result is the same on one"
+)]
 fn at_once<A: Send, B>(
     rows: usize,
     one: impl Fn() -> A + Sync,

@@ -94,13 +94,13 @@ impl Policy {
         (self.priority, self.verdict, self.id)
     }
 
-    /// Has a say about no address at all.
+    /// Matches no address.
     #[must_use]
     pub fn is_void(&self) -> bool {
         self.destinations.is_empty() && !self.full_tunnel
     }
 
-    /// Decides about the same addresses in the same way.
+    /// Whether both policies decide the same addresses in the same way.
     #[must_use]
     pub fn decides_like(&self, other: &Self) -> bool {
         self.order() == other.order()

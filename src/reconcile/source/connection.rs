@@ -31,7 +31,7 @@ pub(super) enum Told {
     NotYet,
 }
 
-/// What a connection has been good for.
+/// Whether a connection has answered a read.
 #[derive(Debug)]
 pub(super) enum Service {
     /// Nothing was read yet. With the error of the last attempt.
@@ -51,7 +51,8 @@ impl Connection {
         }
     }
 
-    /// Whether a loss may pass before it is worth a word. Several sessions may tell of the same one.
+    /// Whether a loss of the connection is reported only if the next attempt fails, too. Several sessions may report
+    /// the same loss.
     pub const fn may_pass(&self) -> bool {
         matches!(
             self,

@@ -196,7 +196,7 @@ impl View<'_> {
         if let (Some(desired), Some(observed)) = (self.rows.desired, &self.mirror.observed) {
             let within = networks_within(desired, observed);
             warnings.extend(within.map(|(network, link, pool)| {
-                format!("link {link} has {network}, so peers with addresses of it in {pool} are not reached")
+                format!("{network} on link {link} overlaps {pool}; peers with addresses in {network} are unreachable")
             }));
         }
         if !self.source.unannounced.is_empty() {
@@ -247,10 +247,10 @@ impl View<'_> {
 
 fn bell_is_silent(silence: Silence<'_>) -> String {
     let since = humantime::format_rfc3339_seconds(silence.since);
-    format!("no bell is heard since {since}{}", because(silence.trouble))
+    format!("no bell has been heard since {since}{}", because(silence.trouble))
 }
 
 fn bell_is_mute(since: SystemTime) -> String {
     let since = humantime::format_rfc3339_seconds(since);
-    format!("a bell is heard, but its hints do not come since {since}")
+    format!("a bell is running, but no hints have arrived since {since}")
 }

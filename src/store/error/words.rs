@@ -132,7 +132,9 @@ pub(super) fn way(error: &tokio_postgres::Error) -> String {
             format!("it acknowledged nothing for {} s", SILENT_FOR.as_secs())
         }
         // The TLS library says so with a link to its manual.
-        Some(io::ErrorKind::UnexpectedEof) => "it closed the connection without a word".to_owned(),
+        Some(io::ErrorKind::UnexpectedEof) => {
+            "it closed the connection without sending an error".to_owned()
+        }
         _ => root(error),
     }
 }

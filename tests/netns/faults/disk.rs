@@ -65,7 +65,7 @@ fn full_disk_keeps_withdrawals_for_the_next_boot() {
     Fault::new(
         lab,
         "disk full while a revocation is committed",
-        "obeyed, and kept in the room reserved for it",
+        "carried out, and kept in the room reserved for it",
     )
     .spares(alice.ping(LAN_SERVER, SPACING_MS))
     .cause(
@@ -111,7 +111,7 @@ fn read_only_state_directory_is_told_and_serves() {
     Fault::new(
         lab,
         "read-only state directory while a revocation is committed",
-        "obeyed; degraded, for the file on disk admits who was revoked",
+        "carried out; degraded, because the file on disk still admits the revoked peer",
     )
     .spares(ping)
     .cause(

@@ -51,7 +51,7 @@ fn full_table_of_connections_costs_no_session_and_holds_up_no_revocation() {
     assert!(!bob.reaches(LAN_OTHER) && !bob.reaches(LAN_SERVER));
     eventually("the kernel counts what it drops", || dropped(&lab.gateway) > before);
     lab.database.exec(&bob.revocation());
-    eventually("the revocation is obeyed", || scene.has_only(alice));
+    eventually("the revocation is carried out", || scene.has_only(alice));
     assert!(!alice.reaches(LAN_OTHER), "the table has room again");
     Fault::new(
         lab,

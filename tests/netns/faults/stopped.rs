@@ -22,7 +22,7 @@ fn stopped_agent_cuts_nobody_off_and_catches_up() {
     Fault::new(
         lab,
         "agent stopped (SIGSTOP) while a revocation is committed",
-        "obeyed when it goes on",
+        "carried out when the agent continues",
     )
     .spares(ping)
     .cause(|| scene.agent.signal(Signal::SIGCONT), || scene.has_only(alice));

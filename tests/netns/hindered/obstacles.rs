@@ -166,7 +166,9 @@ pub const OBSTACLES: &[Obstacle] = &[
                 |change: &str| format!("update devices set {change} where name = 'other0-laptop'");
             let key = scene.lab.database.value("select encode(sha256('other0'), 'base64')");
             scene.sql(&of_other("status = 'revoked'"));
-            eventually("it is obeyed", || !scene.lab.kernel_peers().contains(&key));
+            eventually("the withdrawal is carried out", || {
+                !scene.lab.kernel_peers().contains(&key)
+            });
             // As after a failover: the marks are gone, and the history is another.
             scene.sql(&format!(
                 "{}; delete from gatepost.change; update gatepost.state set database_epoch = gen_random_uuid()",

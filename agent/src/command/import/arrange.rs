@@ -164,7 +164,7 @@ impl Arranging<'_> {
             };
             self.taken.insert(free);
             let text = format!(
-                "this peer has no single address in {}: its row gets {free}, which it need not use",
+                "this peer has no single address in {}: its row gets the free address {free}, which the peer does not have to use",
                 self.pool
             );
             self.notes.push(remark(peer, text));

@@ -15,8 +15,8 @@ use crate::reconcile::view::words::{is_for_its_status, tell_status, words};
 use crate::store::{Store, Words};
 
 /// Ends every answer.
-const TRANSLATED: &str = "judged is the real destination: where this host translates it (a port that Docker \
-    publishes, a NodePort), ask for the address behind it\n";
+const TRANSLATED: &str = "The verdict is for the final destination. If this host translates the address (Docker port, \
+    NodePort), query the translated address.\n";
 
 /// The answer for one peer, before the kernel was asked for its counters.
 #[derive(Debug)]
@@ -24,16 +24,16 @@ pub(super) struct Answer {
     pub(super) allowed: bool,
     /// The peer is in force, whatever it may reach.
     pub(super) admitted: bool,
-    /// Whom it is about.
+    /// The peer that the question is about.
     pub(super) peer: String,
     pub(super) explanation: PolicyExplanation,
     pub(super) device_id: DeviceId,
     /// Why the peer is not in force.
     pub(super) left_out: Option<String>,
-    /// What else is to say, a line each.
+    /// Further remarks, a line each.
     pub(super) remarks: String,
     pub(super) details: serde_json::Value,
-    /// By what the kernel judges the peer's packets, and how many prefixes share it.
+    /// The profile that judges the peer's packets in the kernel, and how many prefixes share it.
     pub(super) judged_by: Option<(ProfileId, usize)>,
 }
 
