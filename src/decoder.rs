@@ -1,4 +1,4 @@
-//! What the fuzzer calls a decoder: a function of bytes that come from outside.
+//! A decoder, as the fuzzer calls it: a function of bytes that come from outside.
 
 /// A decoder under a name, which is also the name of its folder in `tests/fuzz/corpus`.
 #[derive(Debug, Clone, Copy)]
@@ -7,7 +7,7 @@ pub struct Decoder {
     decode: fn(&[u8]) -> Outcome,
 }
 
-/// What a decoder made of its input. Anything else, such as a panic, is a fault.
+/// The result of a decoder. Anything else, such as a panic, is a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     Read,

@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_millis(50);
 /// A socket that listens for connections.
 pub trait Listener {
     type Stream: Send + 'static;
-    /// Whose connection it is, so that one client takes places only from itself.
+    /// The client whose connection it is, so that one client takes places only from itself.
     type Client: Ord + Clone + fmt::Display;
 
     /// Waits for the next connection.
@@ -52,10 +52,11 @@ impl Listener for TcpListener {
     }
 }
 
-/// Whose turn it is on a connection. A connection loses its place only while its client is silent.
+/// A connection's turns: the agent's or the client's. A connection loses its place only while its client is
+/// silent.
 #[derive(Clone)]
 pub struct Turn {
-    /// Since when the agent waits for the client; none while it works on the answer.
+    /// When the agent began to wait for the client; `None` while the agent works on the answer.
     silent_since: watch::Sender<Option<Instant>>,
     changed: Arc<Notify>,
 }

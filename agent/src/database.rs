@@ -40,7 +40,7 @@ pub fn this_host() -> Host {
     Host::new(machine, &kernel("random/boot_id"), &kernel("hostname"))
 }
 
-/// What an operator can do about an error whose own text does not say it.
+/// The remedy for an error whose own text does not name one.
 #[must_use]
 pub fn remedy(error: &StoreError) -> Option<&'static str> {
     match error {

@@ -15,7 +15,7 @@ pub struct Places<'a> {
     pub kernel: &'a Path,
 }
 
-/// What was done.
+/// The result of the preparation.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Prepared {
     /// The file, if it was not there before: one that is there is its administrator's.

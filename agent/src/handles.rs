@@ -13,7 +13,7 @@ use crate::hindrances::Hindrances;
 use crate::pulse::Pulse;
 use gatepost::reconcile::status::Status;
 
-/// What the control socket, the metrics and systemd hold. Clones are cheap.
+/// The handle that the control socket, the metrics and systemd hold. Clones are cheap.
 #[derive(Debug, Clone)]
 pub struct Watcher {
     pub status: watch::Receiver<Status>,
@@ -34,13 +34,13 @@ impl Watcher {
     }
 }
 
-/// What the loop holds.
+/// The handle that the loop holds.
 #[derive(Debug)]
 pub struct LoopHandle {
     pub status: watch::Sender<Status>,
     pub asks: mpsc::Receiver<Ask>,
     pub pulse: Pulse,
-    /// To be looked for again when the kernel tells of a change.
+    /// Looked for again when the kernel announces a change.
     pub hindrances: Hindrances,
     /// Becomes true when the loop is to finish its pass and return.
     pub stop: watch::Receiver<bool>,

@@ -1,11 +1,11 @@
-//! What on this host keeps packets from peers that policies allow: firewalls of other programs, and
-//! forwarding that is off.
+//! Hindrances on this host, which keep packets from peers although policies allow them: firewalls of other
+//! programs, and forwarding that is off.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-/// What was found, for all who ask. Clones are cheap.
+/// The hindrances that were found, for all callers. Clones are cheap.
 #[derive(Debug, Clone, Default)]
 pub struct Hindrances {
     found: Arc<Mutex<Vec<String>>>,

@@ -1,4 +1,4 @@
-//! What the configuration says about the loop. SIGHUP makes the agent read it again.
+//! Options of the loop from the configuration. SIGHUP makes the agent read it again.
 
 use std::time::Duration;
 

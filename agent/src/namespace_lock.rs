@@ -101,7 +101,7 @@ fn open(folder: &Path, path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// What the holder wrote about itself. It may not have done so yet.
+/// Reads the text that the holder wrote about itself. The holder may not have written it yet.
 fn read(file: File) -> String {
     let mut text = String::new();
     match file.take(HOLDER_BYTES).read_to_string(&mut text) {

@@ -1,4 +1,4 @@
-//! What the gateway itself may open toward peers.
+//! The flows that the gateway itself may open toward peers.
 
 use gatepost::dataplane::nft::labels_flows;
 use gatepost::model::Openings;

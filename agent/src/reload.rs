@@ -11,7 +11,7 @@ use crate::database;
 use crate::loop_options::{stale_options, timing};
 use crate::telemetry::set_filter;
 
-/// What the agent follows, and where it came from.
+/// The options that the agent follows, and their origin.
 pub struct Reloader {
     source: Source,
     config: Config,
@@ -20,7 +20,7 @@ pub struct Reloader {
     store: Store,
 }
 
-/// What was read again.
+/// The parts of the configuration that were read again.
 pub struct Reread {
     pub options: Box<Reloaded>,
     /// Keys whose new values wait for a restart.
@@ -42,7 +42,7 @@ impl Reloader {
     /// Reads everything, and follows it as far as that needs no restart.
     ///
     /// # Errors
-    /// What is wrong, as a sentence. Then everything stays as it is.
+    /// A sentence that names the mistake. Then everything stays as it is.
     pub fn reload(&mut self) -> Result<Reread, String> {
         let new = load(self.source.clone()).map_err(|error| error.to_string())?;
         let (config, need_restart) = self.config.reloaded(new);

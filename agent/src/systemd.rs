@@ -112,7 +112,7 @@ enum Notification {
     Watchdog,
 }
 
-/// What was sent already.
+/// The notifications that were sent already.
 #[derive(Debug, Default)]
 struct Sent {
     ready: bool,
@@ -120,7 +120,7 @@ struct Sent {
 }
 
 impl Sent {
-    /// What to send next. `is_overdue`: [`FIRST_PASS_TIMEOUT`] has passed.
+    /// Decides which notifications to send next. `is_overdue`: [`FIRST_PASS_TIMEOUT`] has passed.
     fn next(&mut self, status: &Status, is_overdue: bool, now: SystemTime) -> Vec<Notification> {
         let mut next = Vec::new();
         let line = status_line(status, now);

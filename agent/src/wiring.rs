@@ -67,7 +67,7 @@ pub struct Prepared<'a> {
     broker: Option<Broker>,
 }
 
-/// What a pass would change after statements that were rolled back.
+/// The changes that a pass would make after statements that were rolled back.
 pub struct SqlPlan {
     pub after: PlanReport,
     /// How many steps a pass would make without them.
@@ -95,7 +95,7 @@ pub fn prepare(config: &Config) -> Result<Prepared<'_>, WiringError> {
 }
 
 impl Prepared<'_> {
-    /// What SIGHUP makes the agent read again.
+    /// The parts of the configuration that SIGHUP makes the agent read again.
     pub fn reloader(&self, source: Source) -> Reloader {
         let local = Arc::clone(&self.machine.local);
         Reloader::new(source, self.config.clone(), local, self.store.clone())
@@ -246,7 +246,7 @@ fn machine_options(config: &Config) -> Result<MachineOptions, WiringError> {
     })
 }
 
-/// What lies on disk for a boot without the database.
+/// Reads the last good rows, from which the agent starts if it boots without the database.
 pub fn last_good(config: &Config) -> Result<Option<LastGood>, WiringError> {
     let cache = Cache::new(config.cache.file.clone(), &read_private_key(config)?);
     Ok(cache.load(config.gateway_name()?)?)

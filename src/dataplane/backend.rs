@@ -1,4 +1,4 @@
-//! What does WireGuard: the kernel, or a process of ours.
+//! The implementation of WireGuard: the kernel, or a process of ours.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub enum Backend {
     Userspace,
 }
 
-/// What does WireGuard on a link that is there.
+/// The implementation of WireGuard behind a link that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendInUse {

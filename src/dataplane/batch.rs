@@ -4,7 +4,7 @@ use super::DataplaneError;
 use crate::model::PublicKey;
 use crate::plan::Step;
 
-/// So many peers or routes at most go to the kernel together: a job can be interrupted after each run.
+/// How many peers or routes go to the kernel together: a job can be interrupted after each run.
 const RUN_AT_MOST: usize = 1024;
 
 /// How many of the next steps go to the kernel together: some peers of one phase, some routes of one

@@ -95,7 +95,7 @@ pub fn lists_flows() -> Result<bool, NetlinkError> {
     }
 }
 
-/// What became of the flows that were found.
+/// The result of cutting flows.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
     pub flows: usize,
@@ -147,7 +147,7 @@ impl<'a> Holders<'a> {
 /// Flows that the kernel listed.
 #[derive(Default)]
 struct Found {
-    /// What deletes those that concern one of the prefixes.
+    /// The messages that delete the flows of the prefixes.
     deletions: BTreeSet<Vec<u8>>,
     listed: usize,
     /// How many of them concern none.
@@ -275,8 +275,8 @@ pub(super) const fn is_unheard_of(refusal: Errno) -> bool {
     matches!(refusal, Errno::EINVAL | Errno::EOPNOTSUPP)
 }
 
-/// What deletes exactly this flow, if it concerns one of the addresses: its tuple and its zone, as
-/// they came. Kernels that are still in use cannot delete by a filter.
+/// Makes the message that deletes exactly this flow, if it concerns one of the addresses: its tuple and its
+/// zone, as they came. Kernels that are still in use cannot delete by a filter.
 pub(super) fn deletion(
     message: &Message<'_>,
     holders: &Holders<'_>,

@@ -92,7 +92,7 @@ impl DenyLog {
     }
 }
 
-/// What makes this socket the reader of the group.
+/// Makes the message by which this socket becomes the reader of the group.
 fn config(NflogGroup(group): NflogGroup) -> Vec<u8> {
     const SNAP_BYTES: u32 = 0xffff;
     let [high, low] = group.to_be_bytes();

@@ -1,9 +1,9 @@
 //! Notices that kernel WireGuard ended the sessions of our link.
 //!
 //! A link that goes down forgets the keys of its sessions (`wg_stop` in the kernel's
-//! drivers/net/wireguard/device.c), and so does one that is put into a VRF or taken out of it: the kernel
-//! takes it down and up (`cycle_netdev` in drivers/net/vrf.c). Once the link is up again nothing that can be
-//! read tells of it. Only the announcement does.
+//! drivers/net/wireguard/device.c), and so does one that is put into a VRF or taken out: the kernel takes it
+//! down and up (`cycle_netdev` in drivers/net/vrf.c). Once the link is up again, only the kernel's announcement
+//! shows that this happened.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ const QUEUE_BYTES: usize = 1024 * 1024;
 /// WireGuard's paper).
 const BEGUN_BY_CLIENTS: Duration = Duration::from_secs(15);
 
-/// What the kernel announced about the link that was asked about last.
+/// The kernel's announcements about the link that was asked about last.
 pub(super) struct EndedSessions {
     subscription: Subscription,
     link_index: Option<u32>,
@@ -47,7 +47,7 @@ impl EndedSessions {
         self.ended_at.is_some_and(|at| at.elapsed() < BEGUN_BY_CLIENTS)
     }
 
-    /// What ended until now begins anew.
+    /// Forgets the sessions that ended until now, because they begin anew.
     pub const fn forget(&mut self) {
         self.ended_at = None;
     }

@@ -1,4 +1,4 @@
-//! What can go wrong between the plan and the kernel.
+//! Failures between the plan and the kernel.
 
 use std::sync::Arc;
 
@@ -146,7 +146,7 @@ pub struct RefusedStep {
 }
 
 impl RefusedStep {
-    /// What is known of what became of it.
+    /// The known effect of the step.
     #[must_use]
     pub fn fate(&self) -> Unacknowledged {
         if self.error.table_is_as_before() {

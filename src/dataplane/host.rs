@@ -27,7 +27,7 @@ use crate::model::{
 };
 use crate::plan::{Interlock, Plan, Step};
 
-/// What a host must know beyond its plans.
+/// A host's settings beyond its plans.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSettings {
     pub interface: InterfaceName,

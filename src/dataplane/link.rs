@@ -161,7 +161,7 @@ pub fn networks_of_other_links(
     networks(&mut channel, &links)
 }
 
-/// What a link has that WireGuard does not know of.
+/// Facts about a link that WireGuard does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LinkFacts {
     pub mtu_bytes: u32,

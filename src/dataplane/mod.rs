@@ -80,7 +80,7 @@ pub struct Reading {
     pub firewall_difference: Option<nft::Difference>,
 }
 
-/// What can be read back at a cost that does not grow with the peers.
+/// The state that can be read back at a cost that does not grow with the peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glance {
     pub interface: Option<ObservedInterface>,
@@ -90,7 +90,7 @@ pub struct Glance {
     pub firewall_is_current: bool,
 }
 
-/// What became of a plan.
+/// The result of a plan.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Steps the kernel acknowledged.

@@ -29,7 +29,7 @@ const DEL_NETCONF: u16 = 81;
 const LINK_NAME: u16 = 3;
 const ROUTE_OIF: u16 = 4;
 
-/// What to look at again.
+/// The part of the host to look at again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostEvent {
     /// The link came, went or changed.

@@ -1,4 +1,4 @@
-//! What systemd-networkd does to routes and rules that it did not make.
+//! The effect of systemd-networkd on routes and rules that it did not make.
 
 use std::path::{Path, PathBuf};
 

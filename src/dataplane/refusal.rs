@@ -1,4 +1,4 @@
-//! What to do about a step that the kernel refused. Pure.
+//! The remedy for a step that the kernel refused. Pure.
 
 use nix::errno::Errno;
 
@@ -14,7 +14,7 @@ pub(super) fn refused(step: &Step, source: NetlinkError) -> DataplaneError {
     DataplaneError::Refused { source, remedy }
 }
 
-/// What the refusal of a firewall change is about.
+/// The part of a firewall change to which the kernel's refusal applies.
 pub(super) const fn blame(refusal: &NftError) -> Blame {
     match refusal {
         NftError::TooLarge { .. } => Blame::Content,

@@ -31,12 +31,12 @@ const ACTION_NOP: u8 = 3;
 const ACTION_BLACKHOLE: u8 = 6;
 const NETCONF_INDEX: u16 = 1;
 const NETCONF_RP_FILTER: u16 = 3;
-/// What links that are made later start with.
+/// The index of the settings with which later links start.
 const NETCONF_DEFAULT: i32 = -2;
 
 const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
-/// What the gate depends on in the network namespace of the calling thread.
+/// Reads the routing on which the gate depends, in the network namespace of the calling thread.
 ///
 /// # Errors
 /// The kernel does not answer.

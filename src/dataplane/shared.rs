@@ -1,4 +1,4 @@
-//! What the loop shares with the job that changes the kernel.
+//! The state that the loop shares with the job that changes the kernel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,9 +9,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use crate::model::ObservedState;
 use crate::plan::Step;
 
-/// What the kernel is known to hold. Clones share it: while a plan is applied it follows each
-/// acknowledged step, so that who reads it meanwhile sees how far that is. Sharing costs nothing,
-/// however many peers there are.
+/// The known state of the kernel. Clones share it: while a plan is applied it follows each acknowledged step,
+/// so that readers see the progress. Sharing costs nothing, however many peers there are.
 #[derive(Debug, Clone, Default)]
 pub struct SharedObserved {
     state: Arc<RwLock<ObservedState>>,
@@ -43,7 +42,7 @@ impl SharedObserved {
         self.stops_after_millis.store(millis, Ordering::Relaxed);
     }
 
-    /// How long the job under way must have lasted before it stops. `None`: it goes on to its end.
+    /// How long the job under way must have lasted before it stops. `None`: it continues to its end.
     #[must_use]
     pub fn stops_after(&self) -> Option<Duration> {
         let millis = self.stops_after_millis.load(Ordering::Relaxed);

@@ -36,7 +36,7 @@ const ID_BYTES: usize = 48;
 /// `struct inet_diag_msg`, in which the identity follows four bytes.
 const MESSAGE_BYTES: usize = 72;
 
-/// What became of the sockets to some prefixes.
+/// The result of destroying sockets to some prefixes.
 #[derive(Debug, Default)]
 pub(super) struct Destroyed {
     pub sockets: usize,
@@ -155,7 +155,7 @@ fn host_condition(prefix: &IpNet) -> Vec<u8> {
     [&[0; 4][..], &[family, prefix.prefix_len(), 0, 0], &any_port, &address].concat()
 }
 
-/// What identifies a socket, and the address of its other side; `None`: its program closed it.
+/// Returns the identity of a socket, and the address of its other side; `None`: its program closed it.
 pub(super) fn identity<'a>(
     family: u8,
     message: &Message<'a>,

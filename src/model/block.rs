@@ -1,4 +1,4 @@
-//! Whom an operator has blocked on this host. No row lifts a block.
+//! The users, devices, keys and addresses that an operator has blocked on this host. No row lifts a block.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::{AllowedIps, Departed, DeviceId, KeyText, PeerRow, PublicKey, UserId};
 
-/// Whom a block concerns, whatever rows say now or later.
+/// The subject of a block, whatever rows say now or later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Whom {
     /// Every device of the user.

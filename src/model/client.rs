@@ -1,4 +1,4 @@
-//! What a client sends through the tunnel.
+//! The destinations that a client sends through the tunnel.
 
 use std::net::IpAddr;
 
@@ -8,10 +8,10 @@ use super::policy::internet;
 use super::{Address, DesiredState, PeerRow, Profile, Profiles, Ranges};
 
 /// The prefixes that a peer's client should send through the tunnel, of the family of its address:
-/// `allowed_ips` of its row, less what is behind the client itself; if that is empty, what its policies
-/// let it reach, its DNS servers and the gateway's tunnel address.
+/// `allowed_ips` of its row, less the prefixes behind the client itself; if none are left, the destinations
+/// that its policies allow, its DNS servers and the gateway's tunnel address.
 ///
-/// Who may reach the whole internet gets everything, because `wg-quick` keeps the encrypted packets
+/// A client that may reach the whole internet gets everything, because `wg-quick` keeps the encrypted packets
 /// out of the tunnel only then. Else `endpoint`, the gateway's address outside, is left out.
 #[must_use]
 pub fn client_routes(

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-/// Who sent a denied packet where. A peer may have written anything into it but the source.
+/// The sender and the destination of a denied packet. A peer may have written anything into it but the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Denial {
     pub from: IpAddr,
@@ -13,7 +13,7 @@ pub struct Denial {
     pub opens: bool,
 }
 
-/// What a packet was for. Prints as `tcp/443`, `icmp/8` or `gre`.
+/// The service that a packet was for. Prints as `tcp/443`, `icmp/8` or `gre`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
     /// A protocol with ports; the port is the destination's.
@@ -52,7 +52,7 @@ const fn is_syn(flags: &u8) -> bool {
     *flags & 0x12 == 0x02
 }
 
-/// What lies above IP.
+/// The protocol above IP.
 struct Upper<'a> {
     protocol: u8,
     /// `None`: a later fragment has no head.

@@ -1,4 +1,4 @@
-//! What each peer may reach, flattened to ranges that the kernel can look up.
+//! The destinations of each peer, flattened to ranges that the kernel can look up.
 //!
 //! A **profile** is the flattened result of an ordered policy list. Peers with equal results share
 //! one. An address that has no profile reaches nothing.
@@ -20,7 +20,7 @@ pub use observed::{FixedRules, ObservedFirewall};
 pub use openings::{Openings, Ports};
 pub use ranges::{Address, Ranges};
 
-/// What peers with this profile may reach. Everything not listed is denied.
+/// The destinations of peers with this profile. Everything not listed is denied.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Profile {
     pub allow4: Ranges<u32>,
@@ -109,12 +109,12 @@ pub struct FirewallBase {
     pub deny_log: Option<NflogGroup>,
     /// Setting `policy.allow_inbound`: others may open flows toward peers.
     pub allow_inbound: bool,
-    /// What the gateway itself may open toward peers; `None`: nothing, unless `allow_inbound`.
+    /// The flows that the gateway itself may open toward peers; `None`: none, unless `allow_inbound`.
     pub gateway_opens: Option<Openings>,
     pub networks: Networks,
     /// How many flows may be open from one address of a peer; `None`: any number.
     pub flows_per_address: Option<NonZeroU32>,
-    /// What the gate knows packets by that this table judges; `None`: there is no gate.
+    /// The mark by which the gate knows packets that this table judges; `None`: there is no gate.
     pub gate: Option<MarkBit>,
 }
 
@@ -139,7 +139,7 @@ impl Networks {
     }
 }
 
-/// What the firewall should hold.
+/// The desired contents of the firewall.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredFirewall {
     pub base: FirewallBase,

@@ -83,7 +83,7 @@ impl IpFamily {
     }
 }
 
-/// What a rule does with the packets that it matches.
+/// The action of a rule on the packets that it matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RuleAction {
     Blackhole,
@@ -131,7 +131,7 @@ impl fmt::Display for RoutingRule {
     }
 }
 
-/// What the host's routing says about the gate.
+/// The part of the host's routing that concerns the gate.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostRouting {
     /// Every rule, ours and those of other programs.

@@ -143,7 +143,7 @@ impl fmt::Debug for AllowedIps {
     }
 }
 
-/// What one peer should be, or is, in the kernel. Equal values need no write.
+/// The desired or observed state of one peer in the kernel. Equal values need no write.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Peer {
     pub preshared_key: Option<PresharedKey>,
@@ -153,7 +153,7 @@ pub struct Peer {
     pub keepalive_secs: u16,
 }
 
-/// What the interface should be.
+/// The desired state of the interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredInterface {
     pub name: InterfaceName,
@@ -174,7 +174,7 @@ impl DesiredInterface {
     }
 }
 
-/// Who made the link that serves as our interface.
+/// The program that made the link that serves as our interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkOwner {
     /// A WireGuard device (kernel, or our userspace device) whose alias names this gateway.
@@ -193,7 +193,7 @@ pub enum Tag {
     Foreign,
 }
 
-/// What the interface is.
+/// The observed state of the interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedInterface {
     /// As the kernel has it. It may have been renamed to anything that the kernel accepts.
@@ -225,7 +225,7 @@ pub(crate) fn network(address: &IpNet) -> Option<IpNet> {
     (address.prefix_len() < address.max_prefix_len()).then(|| address.trunc())
 }
 
-/// What the kernel counts for one peer. Never part of the plan.
+/// The kernel's counters for one peer. Never part of the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
     pub endpoint: Option<SocketAddr>,

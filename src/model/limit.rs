@@ -18,7 +18,7 @@ pub const SITE_PREFIXES: usize = 1_000;
 /// Targets of one policy that name nothing, each of which causes a warning.
 pub const DANGLING_TARGETS: usize = 10;
 
-/// What a gateway reads a limited number of.
+/// Rows and entries of which a gateway reads a limited number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowLimit {
@@ -42,7 +42,7 @@ pub struct BeyondLimit {
     pub limit: RowLimit,
     /// Of the row of `gateways`, `wireguard_peers` or `policies` that has more.
     pub row: Uuid,
-    /// So many were read; one more than the limit: there may be more.
+    /// How many were read; one more than the limit: there may be more.
     pub found: usize,
 }
 
@@ -56,7 +56,7 @@ impl RowLimit {
         Self::Destinations,
     ];
 
-    /// What is more than this is beyond the limit.
+    /// The limit: a greater number is beyond it.
     #[must_use]
     pub const fn most(self) -> usize {
         match self {

@@ -1,4 +1,4 @@
-//! What a transaction said that it changed.
+//! The changes that a transaction marked.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

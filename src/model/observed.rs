@@ -1,4 +1,4 @@
-//! What the kernel holds, as far as it concerns us.
+//! The state of the kernel, as far as it concerns us.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{GatewayId, HostRouting, ObservedFirewall, ObservedInterface, Peer, PublicKey, Tag};
 
-/// What was read back from the kernel, or what that reading became by our own acknowledged writes.
+/// The state that was read back from the kernel, updated by our own acknowledged writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObservedState {
     /// The link that has our interface's name, else a renamed link with our mark.
@@ -21,7 +21,7 @@ pub struct ObservedState {
     /// The networks of other links' addresses, each with the link's name. Links with our mark are left
     /// out.
     pub networks: BTreeMap<IpNet, Box<str>>,
-    /// What the gate depends on, and the gate itself.
+    /// The host's routing on which the gate depends, and the gate itself.
     pub routing: HostRouting,
     /// `None`: our table does not exist.
     pub firewall: Option<ObservedFirewall>,

@@ -114,7 +114,7 @@ impl PskKeys {
     }
 }
 
-/// What stands in an envelope after the key id.
+/// The part of an envelope after the key id.
 struct Sealed {
     nonce: [u8; NONCE_BYTES],
     /// The preshared key, encrypted.

@@ -116,7 +116,7 @@ impl Bars {
     }
 }
 
-/// What `ip_allocations` says of a peer's `assigned_ip`.
+/// The row of `ip_allocations` for a peer's `assigned_ip`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Allocation {
     /// A row with status `allocated` names this gateway, address and device.
@@ -277,7 +277,7 @@ pub struct ChangedRows {
 }
 
 impl ChangedRows {
-    /// What both change, each row once. `later` was read after this.
+    /// Both changes together, each row once. `later` was read after this.
     #[must_use]
     pub fn followed_by(mut self, later: Self) -> Self {
         self.peers.extend(later.peers);

@@ -32,7 +32,7 @@ use super::{AuditEvents, SettingRow, check_network};
 use warning::nearest;
 pub use warning::{SettingFlaw, SettingWarning};
 
-/// What the settings say for one gateway.
+/// The settings in force for one gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub require_approval: bool,
@@ -226,7 +226,7 @@ fn boolean(value: &Value) -> Option<bool> {
     value.as_bool().or_else(|| value.as_str()?.to_ascii_lowercase().parse().ok())
 }
 
-/// `/0` would let one peer announce, and so take, everybody's traffic.
+/// `/0` would let one peer announce, and so take, the traffic of all peers.
 fn site_prefix(value: &Value) -> Option<IpNet> {
     let prefix: IpNet = value.as_str()?.parse().ok()?;
     (prefix == prefix.trunc() && check_network(prefix).is_ok()).then_some(prefix)

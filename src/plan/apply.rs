@@ -1,4 +1,4 @@
-//! What a step does to a reading of the kernel, when the kernel acknowledges it.
+//! The effect of an acknowledged step on a reading of the kernel.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::model::{
 const NEW_LINK_MTU_BYTES: u32 = 1420;
 
 impl ObservedState {
-    /// Makes this reading what it is after an acknowledged `step`.
+    /// Changes this reading as an acknowledged `step` changes the kernel.
     ///
-    /// A step whose object is not there (a peer that somebody removed meanwhile) changes nothing,
-    /// as in the kernel.
+    /// A step whose object is missing (another program removed the peer meanwhile) changes nothing, as in the
+    /// kernel.
     pub fn apply(&mut self, step: &Step) {
         match step {
             Step::Firewall { change, .. } => ObservedFirewall::apply(&mut self.firewall, change),

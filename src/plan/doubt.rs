@@ -1,4 +1,4 @@
-//! What can be withdrawn by a reading that refused steps have put in doubt, while there is no newer one.
+//! Withdrawals by a reading that refused steps have put in doubt, while there is no newer reading.
 //! Pure.
 
 use std::collections::BTreeSet;
@@ -17,10 +17,10 @@ pub struct Doubt {
     table: Table,
 }
 
-/// What is known of a step that the kernel did not acknowledge.
+/// The known effect of a step that the kernel did not acknowledge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unacknowledged {
-    /// The kernel did nothing of it.
+    /// The kernel did not carry out any part.
     NotDone,
     /// It may have done it, or a part.
     Unsure,

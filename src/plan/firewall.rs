@@ -18,7 +18,7 @@ use super::join::joined;
 use super::wanted::Wanted;
 use crate::model::{FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId};
 
-/// What to write, by phase. `None`: nothing.
+/// The changes to write, by phase. `None`: none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FirewallDiff {
     /// For [`Phase::Fence`](super::Phase::Fence): the fixed rules with empty maps, which deny
@@ -66,7 +66,7 @@ impl FirewallDiff {
 /// prefixes named, not of the table.
 ///
 /// * No table, or one that does not judge every packet of our interface (another interface's, or
-///   somebody took rules away): it is fenced first, then filled.
+///   another program removed rules): it is fenced first, then filled.
 /// * A table with other fixed rules that do (an upgrade, a changed option, an edit): fixed rules
 ///   and maps are replaced in *one* change, so that no live flow is cut between the two, and
 ///   nothing new is granted before what is revoked is gone. The scope does not matter then:
@@ -147,7 +147,7 @@ struct Move {
     to: usize,
 }
 
-/// What the maps lack, each as one change, in their order.
+/// The entries that the maps lack, each as one change, in their order.
 #[derive(Default)]
 struct Changes {
     close: FirewallChange,

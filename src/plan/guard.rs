@@ -21,7 +21,7 @@ use crate::model::{DesiredState, ObservedState, PublicKey};
 /// guarded only against tables without any row.
 pub const ALWAYS_ALLOWED_PEERS: usize = 10;
 
-/// So many peers may go where none is left.
+/// How many peers may be removed if no peer is left.
 const LAST_PEERS: usize = 1;
 
 /// `guard.max_removed_peers`: a share of the peers in the kernel, or a number of them.
@@ -102,7 +102,7 @@ impl HeldBack {
     }
 }
 
-/// Whose rows were read.
+/// The owner of the rows that were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
     Ours,
@@ -110,7 +110,7 @@ pub enum Whose {
     InDoubt,
 }
 
-/// What decides whether a removal waits.
+/// The values that decide whether a removal waits.
 #[derive(Debug, Clone)]
 pub struct Guard<'a> {
     pub limit: MaxRemoved,

@@ -22,7 +22,7 @@ use crate::model::{
 #[derive(Debug, Clone, Default)]
 pub struct Held {
     peers: BTreeMap<PublicKey, HeldPeer>,
-    /// Who keeps each prefix.
+    /// The peer that keeps each prefix.
     keepers: BTreeMap<IpNet, PublicKey>,
     /// The prefixes that need a route of their own.
     outside: BTreeSet<IpNet>,
@@ -93,7 +93,7 @@ impl HeldPeer {
         matches!(self.cause, HeldCause::Unusable(_))
     }
 
-    /// What the kernel should hold for a peer that it holds as `present`.
+    /// The desired state of a peer that the kernel holds as `present`.
     fn peer(&self, present: &Peer) -> Peer {
         Peer { allowed_ips: self.allowed_ips(), ..present.clone() }
     }
@@ -235,7 +235,7 @@ impl Held {
         self.peers.is_empty()
     }
 
-    /// What a held peer should be that is `present`; `None`: it is not held.
+    /// The desired state of a held peer that is `present`; `None`: it is not held.
     pub(super) fn peer(&self, key: &PublicKey, present: Option<&Peer>) -> Option<Peer> {
         Some(self.peers.get(key)?.peer(present?))
     }
@@ -259,12 +259,12 @@ impl Held {
         self.unusable
     }
 
-    /// What a prefix may reach that a held peer keeps.
+    /// The destinations of a prefix that a held peer keeps.
     pub(super) fn reach_of(&self, prefix: &IpNet) -> Option<&Arc<Profile>> {
         self.peers.get(self.keepers.get(prefix)?)?.keeps.get(prefix)
     }
 
-    /// What the prefixes of held peers may reach, in their order.
+    /// The destinations of the prefixes of held peers, in their order.
     pub fn reach(&self) -> impl Iterator<Item = (&IpNet, &Arc<Profile>)> {
         let reach = |(prefix, key)| Some((prefix, self.peers.get(key)?.keeps.get(prefix)?));
         self.keepers.iter().filter_map(reach)
@@ -293,7 +293,7 @@ impl<'a> Keeper<'a> {
         Self { desired, observed, profiles: Profiles::default(), meets: Meets::default() }
     }
 
-    /// What a peer keeps that may be missing from the rows by mistake.
+    /// The state that a peer keeps although it may be missing from the rows by mistake.
     pub fn keep(&mut self, key: &PublicKey, before: &Held) -> Option<HeldPeer> {
         let Self { desired, observed, profiles, meets } = self;
         let present = observed.peers.get(key)?;

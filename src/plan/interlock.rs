@@ -14,13 +14,12 @@ use super::prefix::{may_contain_others, prefixes_around};
 use super::{Parted, Phase, Step};
 use crate::model::{AllowedIps, FirewallChange, ObservedState, Peer, ProfileId, PublicKey};
 
-/// What may be given after the refusals so far. Later variants include earlier ones.
+/// The grants that are still allowed after the refusals so far. Later variants include earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 enum Grants {
     /// Nothing: the firewall is not what the plan assumes.
     None,
-    /// What peers that are there may reach may change, but no peer is added: the link is not what
-    /// clients know.
+    /// The destinations of present peers may change, but no peer is added: the link is not what clients know.
     Policies,
     #[default]
     All,
@@ -81,8 +80,8 @@ impl Interlock {
         }
     }
 
-    /// What of a change of policies may be applied although [`permits`](Self::permits) says no, because
-    /// it concerns nothing that failed. `None`: nothing.
+    /// Returns the part of a change of policies that may be applied although [`permits`](Self::permits) says
+    /// no, because it concerns no failed step. `None`: no part.
     #[must_use]
     pub fn part_of(&self, step: &Step, observed: &ObservedState) -> Option<Step> {
         let Step::Firewall { phase: Phase::Policy, change } = step else { return None };
@@ -116,7 +115,7 @@ impl Interlock {
         Some(Step::Firewall { phase: Phase::Policy, change: part })
     }
 
-    /// Notes a step that was refused, perhaps after a part of it was applied, or withheld.
+    /// Notes a step that was withheld, or refused, perhaps after the kernel applied a part.
     pub fn failed(&mut self, step: &Step, observed: &ObservedState) {
         match step {
             Step::Firewall { phase, change } => match phase {
@@ -130,7 +129,7 @@ impl Interlock {
                     self.unfenced |= *phase == Phase::Fence;
                 }
             },
-            // A table that marks no packets for these rules would cut everybody off.
+            // A table that marks no packets for these rules would cut off all peers.
             Step::RemoveRules { .. } => self.grants = Grants::None,
             Step::CreateLink { .. } => {
                 self.grants = Grants::None;
@@ -197,7 +196,7 @@ impl Interlock {
     }
 }
 
-/// What a step withdraws from its peer.
+/// The prefixes that a step withdraws from its peer.
 pub(super) fn withdrawn_by(step: &Step, observed: &ObservedState) -> AllowedIps {
     let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
     match step {

@@ -1,4 +1,4 @@
-//! What the rows and the kernel both allow, and the steps that withdraw the rest.
+//! The state that the rows and the kernel both allow, and the steps that withdraw the rest.
 //!
 //! When the whole of what is desired cannot be applied, withdrawals still must be: a revoked peer
 //! goes and a narrowed policy narrows, whatever stands in the way of the rest. The meet never adds
@@ -25,7 +25,7 @@ pub struct Allowed {
     /// The prefixes of each peer. A packet is from the peer whose prefix around its source is the
     /// longest.
     pub peers: BTreeMap<PublicKey, AllowedIps>,
-    /// What packets from a prefix may reach; the longest prefix decides, and none is nothing.
+    /// The destinations of packets from a prefix; the longest prefix decides, and a missing prefix has none.
     pub reach: BTreeMap<IpNet, Arc<Profile>>,
 }
 

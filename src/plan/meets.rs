@@ -1,4 +1,4 @@
-//! What two profiles both allow.
+//! The destinations that two profiles both allow.
 
 use std::sync::Arc;
 

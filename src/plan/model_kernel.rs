@@ -40,14 +40,14 @@ pub enum Refusal {
 pub enum Fault {
     /// It does nothing.
     Refuse,
-    /// It does all of it, and the acknowledgement is lost.
+    /// The kernel carries out the whole step, and the acknowledgement is lost.
     LoseAnswer,
     /// It does a part and refuses the rest: of a step that names several prefixes, those whose bit
     /// is set, counted from the lowest. A new link stays unmarked. Other steps are refused whole.
     Partly { prefixes: u64 },
 }
 
-/// What became of a step.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It was applied and acknowledged.
@@ -63,7 +63,7 @@ pub enum Fate {
 /// The model kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelKernel {
-    /// What a complete reading would show.
+    /// The state that a complete reading would show.
     pub state: ObservedState,
     /// Connection tracking, which no reading shows and no loss of a link or a table empties: the
     /// address that each flow was opened from, and by whom.

@@ -11,8 +11,8 @@ use crate::model::PublicKey;
 pub enum Scope {
     /// Everything: at start, on resync, and when the observed state is in doubt.
     Everything,
-    /// What a change touched: these peers, the firewall's entries for these prefixes, and the
-    /// routes. Never sweeps.
+    /// The parts that a change touched: these peers, the firewall's entries for these prefixes, and the routes.
+    /// Never sweeps.
     Changed { peers: BTreeSet<PublicKey>, prefixes: BTreeSet<IpNet> },
 }
 

@@ -18,8 +18,8 @@ pub enum Phase {
     Fence,
     /// The link, its key, port and addresses: without them no peer can be added.
     Link,
-    /// What is taken away goes first, so that no prefix is ever claimed twice: its place in the
-    /// firewall, then its flows, then from its peer. Killed before the last, the peer still tells
+    /// Withdrawals go first, so that no prefix is ever claimed twice: each prefix loses its place in the
+    /// firewall, then its flows, then its peer. If the agent is killed before the last, the peer still shows
     /// what to cut.
     Revoke,
     /// One atomic transaction: a peer's rules are there before the peer is.
@@ -31,7 +31,7 @@ pub enum Phase {
     Open,
     /// Routes lead to peers that are there, and sessions that the link lost begin anew.
     Routes,
-    /// What an earlier run left behind; only after a complete snapshot.
+    /// Removes leftovers of an earlier run; only after a complete snapshot.
     Sweep,
 }
 

@@ -4,7 +4,7 @@
 //! would inherit it, together with its translation. So a prefix may leave WireGuard only after its
 //! flows are cut, whenever the agent is killed. A prefix that is taken from a peer loses its place
 //! in the firewall first, so that no new flow can be opened; then its flows are cut; then it is
-//! taken. A prefix that no peer holds, because somebody removed the peer by hand, may still have a
+//! taken. A prefix that no peer holds, because another program removed the peer, may still have a
 //! place in the firewall, which tells that it was held: its flows are cut before the place is
 //! removed or given to another peer.
 
@@ -18,7 +18,7 @@ use super::wanted::Wanted;
 use super::{Held, Scope, Step};
 use crate::model::{AllowedIps, DesiredState, ObservedState, PublicKey};
 
-/// What the steps take from peers and give to peers.
+/// The prefixes that the steps take from peers and give to peers.
 #[derive(Debug, Default)]
 pub(super) struct Transfers {
     pub taken: BTreeSet<IpNet>,
@@ -69,10 +69,10 @@ impl Transfers {
 
     /// The prefixes whose flows must be cut.
     ///
-    /// A peer that is merely put back keeps its flows: its prefix has its place in the firewall,
-    /// with what it should reach. A prefix without a place was cut when it lost it; only a full
-    /// plan, which may come after somebody emptied the table, cuts it all the same, and a small one
-    /// is spared the walk through the kernel's whole table, some 9 ms.
+    /// A peer that is merely put back keeps its flows: its prefix has its place in the firewall, with the
+    /// destinations that it should have. A prefix without a place was cut when it lost the place. Only a full
+    /// plan cuts it all the same, because another program may have emptied the table before. A small plan is
+    /// spared the walk through the kernel's whole table, some 9 ms.
     pub fn to_cut(
         &self,
         wanted: Wanted<'_>,

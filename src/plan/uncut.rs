@@ -13,12 +13,12 @@ use crate::model::{AllowedIps, ObservedState, Peer, ProfileId};
 /// to cut their flows. Until a cut is acknowledged, such a prefix is given only with a cut.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Uncut {
-    /// What an earlier run of the agent left: it may be any prefix.
+    /// An earlier run of the agent left it: it may be any prefix.
     #[default]
     Any,
     These {
         prefixes: BTreeSet<IpNet>,
-        /// What the plan under way cuts and does not take.
+        /// The prefixes that the plan under way cuts and does not take.
         cutting: BTreeSet<IpNet>,
     },
 }
@@ -52,8 +52,8 @@ impl Uncut {
         prefixes.extend(taken);
     }
 
-    /// The kernel acknowledged every step of the plan: `observed` is what they made of it. What was
-    /// closed before it was cut and taken has no flows.
+    /// The kernel acknowledged every step of the plan: `observed` is the result. Prefixes that were closed
+    /// before they were cut and taken have no flows.
     pub fn applied(&mut self, observed: &ObservedState) {
         let Self::These { prefixes, cutting } = self else { return };
         let table = observed.firewall.as_ref();

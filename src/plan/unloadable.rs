@@ -14,15 +14,15 @@ use super::meet::narrowing_to;
 use super::prefix::may_contain_others;
 use crate::model::{FirewallBase, FirewallChange, ObservedFirewall, Profile, ProfileId};
 
-/// So many refusals, and no part loaded: it is not the content that the kernel refuses.
+/// After how many refusals without a loaded part the search ends: the kernel does not refuse the content.
 const MOST_REFUSALS_OF_ALL: usize = 8;
-/// So many refusals end the search: enough for some bad profiles among 100,000.
+/// How many refusals end the search: enough for some bad profiles among 100,000.
 const MOST_REFUSALS: usize = 128;
 
-/// What a refusal of the kernel is about.
+/// The part to which a refusal of the kernel applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// What was sent.
+    /// The content of the change.
     Content,
     /// The table is not as it was read. Parts that do not depend on that can be loaded.
     Table,
@@ -32,12 +32,12 @@ pub enum Blame {
     Request,
 }
 
-/// What became of a change that was loaded in parts.
+/// The result of a change that was loaded in parts.
 #[derive(Debug)]
 pub struct Parted<E> {
     /// The profiles that the kernel refuses, each with its answer.
     pub unloadable: Vec<(ProfileId, Arc<Profile>, E)>,
-    /// What was refused for another reason, or not tried.
+    /// The parts that were refused for another reason, or not tried.
     pub left: Option<(FirewallChange, E)>,
 }
 
@@ -144,8 +144,8 @@ fn halve<E>(
     Ok(parted)
 }
 
-/// What comes after the parts: what must not go on without those that were not loaded is denied, and
-/// profiles that no prefix has any more are removed.
+/// The changes after the parts: destinations that depend on parts that were not loaded are denied, and profiles
+/// without a prefix are removed.
 fn after(change: &FirewallChange, unloaded: &[&Part]) -> [FirewallChange; 2] {
     let kept: BTreeSet<ProfileId> = unloaded.iter().flat_map(|part| &part.kept).copied().collect();
     let denied = unloaded.iter().flat_map(|part| &part.denied);
@@ -159,9 +159,9 @@ fn after(change: &FirewallChange, unloaded: &[&Part]) -> [FirewallChange; 2] {
     [denial, removal]
 }
 
-/// What a table loses that stays in force although it was to be loaded anew. `None`: it cannot stay,
-/// because it does not judge the link's packets by rules that allow no more than the new ones, or because
-/// it would have to be narrowed and has the rules of another version.
+/// The narrowing of a table that stays in force although it was to be loaded anew. `None`: it cannot stay,
+/// because it does not judge the link's packets by rules that allow no more than the new ones, or because it
+/// would have to be narrowed and has the rules of another version.
 fn narrowing_of_former(
     change: &FirewallChange,
     table: &ObservedFirewall,
@@ -203,7 +203,7 @@ impl<E> Parted<E> {
     }
 }
 
-/// What goes together: a profile, and the prefixes that get it.
+/// A part that is loaded together: a profile, and the prefixes that get it.
 #[derive(Default)]
 struct Part {
     change: FirewallChange,
@@ -270,8 +270,8 @@ impl Part {
     }
 }
 
-/// What a change takes away without giving anything. A prefix within another one has a place before
-/// that one gets what it should reach.
+/// The part of a change that takes away without giving. A prefix within another one has a place before the
+/// outer prefix gets its destinations.
 fn withdrawals(change: &FirewallChange, table: Option<&ObservedFirewall>) -> FirewallChange {
     let places = table.map(|table| table.assignments());
     let mut all = change.assign.keys().chain(places.into_iter().flat_map(BTreeMap::keys));

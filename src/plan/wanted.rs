@@ -1,5 +1,6 @@
-//! What every prefix should reach: what the rows grant and what held peers keep, without the profiles
-//! that the kernel refuses. It is found prefix by prefix, so that a change costs no look at the others.
+//! The desired destinations of every prefix: those that the rows grant and those that held peers keep, without
+//! the profiles that the kernel refuses. They are found prefix by prefix, so that a change costs no look at the
+//! others.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};

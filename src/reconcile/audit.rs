@@ -196,7 +196,7 @@ pub(super) fn applied(id: PolicyId, name: &str, figures: Value) -> AuditEntry {
     entry(AuditEvent::PolicyApplied, Entity::Policy(id), message, figures)
 }
 
-/// What a peer's session did; `None`: no row has this peer any more.
+/// The audit entry for an event of a peer's session; `None`: no row has this peer any more.
 pub(super) fn session(desired: &DesiredState, event: &SessionEvent) -> Option<AuditEntry> {
     let (key, audit_event, verb, endpoint, metadata) = match event {
         SessionEvent::Connected { key, endpoint, .. } => {

@@ -15,7 +15,7 @@ pub(super) const SILENT_AFTER: Duration = Duration::from_secs(3);
 /// a look that takes longer.
 const RINGS_WITHIN: Duration = Duration::from_secs(1);
 
-/// What the agent heard of the bell.
+/// News about the bell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BellNews {
     /// `[hints]` is configured, so a bell should be heard.
@@ -26,12 +26,12 @@ pub enum BellNews {
     Trouble(Option<String>),
 }
 
-/// What the machine knows of the bell.
+/// The machine's knowledge of the bell.
 #[derive(Debug, Default)]
 pub(super) struct Bell {
     state: State,
     trouble: Option<String>,
-    /// Since when it gives signs of life, but no hints.
+    /// When it began to give signs of life without hints.
     mute: Option<SystemTime>,
 }
 
@@ -50,7 +50,7 @@ enum State {
     },
 }
 
-/// What became of the bell.
+/// A change of the bell's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BellChange {
     Heard,
@@ -104,7 +104,7 @@ impl Bell {
         self.mute.take().is_some()
     }
 
-    /// Since when it gives signs of life, but no hints.
+    /// When it began to give signs of life without hints.
     pub fn mute_since(&self) -> Option<SystemTime> {
         self.mute.filter(|_| self.is_heard())
     }
@@ -142,7 +142,7 @@ impl Bell {
     }
 }
 
-/// Since when the bell is silent by this host's clock, and why, as far as is known.
+/// When the bell became silent, by this host's clock, and why, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Silence<'a> {
     pub since: SystemTime,

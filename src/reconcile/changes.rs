@@ -1,4 +1,4 @@
-//! What a pass changed, in the words of people. Pure.
+//! Describes the changes of a pass for people. Pure.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use super::name::PeerName;
 use crate::count::count;
 use crate::model::policy::Quoted;
 
-/// So many are named; the others are counted.
+/// How many are named; the others are counted.
 const NAMED: usize = 8;
 
-/// Whom a pass cut off and let in, and which policies it followed.
+/// The peers that a pass cut off and let in, and the policies that it followed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     pub revoked: Named<PeerName>,

@@ -1,4 +1,4 @@
-//! What may differ between the kernel and the rows, since when, and because of whom.
+//! The possible differences between the kernel and the rows, with their time and the peers that cause them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::plan::{Held, Plan, Scope, Step};
 
 #[derive(Debug)]
 pub(super) struct Difference {
-    /// What may differ.
+    /// The part that may differ.
     scope: Scope,
     cause: Cause,
     /// Policies that changed since the last proof, with their names.
@@ -36,7 +36,7 @@ enum Cause {
     Rows(Instant),
 }
 
-/// What a proof settled.
+/// The differences that a proof settled.
 #[derive(Debug)]
 pub(super) struct Settled {
     pub policies: BTreeMap<PolicyId, Box<str>>,
@@ -73,7 +73,7 @@ impl Difference {
         self.cause == Cause::Kernel
     }
 
-    /// Who the peers were that left the desired state since the last full proof.
+    /// The peers that left the desired state since the last full proof.
     pub const fn departed(&self) -> &BTreeMap<PublicKey, Departed> {
         &self.departed
     }
@@ -116,8 +116,7 @@ impl Difference {
         self.rows_changed(since);
     }
 
-    /// Who the peers were that this plan removes. `names_of` tells it of peers that left before this
-    /// agent began.
+    /// The peers that this plan removes. `names_of` names peers that left before this agent began.
     pub fn take_departed(
         &mut self,
         plan: &Plan,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::store::{StoreError, Unavailable};
 
-/// What a database is that does not answer.
+/// The state of a database that does not answer.
 pub(super) const UNREACHABLE: &str = "the database is unreachable";
 
 /// Why the database cannot be used now.
@@ -55,7 +55,7 @@ impl DatabaseError {
         }
     }
 
-    /// What the database is to this agent.
+    /// The database's state, as this agent sees it.
     #[must_use]
     pub fn unavailable(&self) -> Unavailable {
         match self {
@@ -64,7 +64,7 @@ impl DatabaseError {
         }
     }
 
-    /// What the database is to this agent, as a sentence.
+    /// The database's state, as this agent sees it, as a sentence.
     pub(super) fn in_short(&self) -> &'static str {
         match (self.unavailable(), self) {
             (Unavailable::Unreachable, _) => UNREACHABLE,

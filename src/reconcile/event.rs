@@ -1,4 +1,4 @@
-//! What the machine is told, and what it asks for.
+//! The machine's inputs and outputs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -42,7 +42,7 @@ pub enum Event {
     },
     /// Something was heard of the bell, or of what carries its hints.
     Bell(BellNews),
-    /// So many gateways share the database.
+    /// How many gateways share the database.
     Gateways {
         count: u32,
     },
@@ -60,7 +60,7 @@ pub enum Event {
         read_at: SystemTime,
     },
     Read(Result<ReadAnswer, DatabaseError>),
-    /// Whose withdrawals the database has lost.
+    /// The peers whose withdrawals the database has lost.
     MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
     /// The last good rows of an earlier run, read because the database did not answer.
     Restored {
@@ -98,7 +98,7 @@ pub enum Event {
 #[derive(Debug, PartialEq)]
 pub struct LastGood {
     pub rows: SnapshotRows,
-    /// What changed since, oldest first.
+    /// The changes since the snapshot, oldest first.
     pub changes: Vec<ChangedRows>,
     pub provenance: Provenance,
 }
@@ -112,7 +112,7 @@ pub enum Provenance {
     Unsealed,
 }
 
-/// What a read of the database returned.
+/// The answer to a read of the database.
 #[derive(Debug)]
 pub enum ReadAnswer {
     /// Nothing had changed up to this time of the database.
@@ -123,7 +123,7 @@ pub enum ReadAnswer {
     Everything(Box<SnapshotRows>),
 }
 
-/// What became of a report.
+/// The result of a report.
 #[derive(Debug, Default)]
 pub struct Sent {
     /// The part that was not taken.

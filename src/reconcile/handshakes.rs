@@ -66,7 +66,7 @@ impl Handshakes {
 }
 
 impl Moment {
-    /// What the steady clock showed when the wall clock, set as at this moment, showed `wall`.
+    /// The time of the steady clock at which the wall clock, set as at this moment, showed `wall`.
     fn of(&self, wall: SystemTime) -> SystemTime {
         match wall.duration_since(self.wall) {
             Ok(later) => self.steady.checked_add(later),

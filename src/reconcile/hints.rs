@@ -10,7 +10,7 @@ use crate::model::GatewayId;
 /// The loop's end.
 #[derive(Debug)]
 pub struct Hints {
-    /// What was heard last. The task that hears changes it.
+    /// The last news. The task that listens changes it.
     pub heard: watch::Receiver<Heard>,
     /// For which gateway to listen; `None` until the database has said it.
     pub gateway: watch::Sender<Option<GatewayId>>,
@@ -23,7 +23,7 @@ pub struct Hearing {
     pub gateway: watch::Receiver<Option<GatewayId>>,
 }
 
-/// What was heard so far.
+/// The news so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Heard {
     /// Hints for this gateway or all.

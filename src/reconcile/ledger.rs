@@ -1,4 +1,4 @@
-//! What is still to be written back to the database.
+//! The reports that are still to be written to the database.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

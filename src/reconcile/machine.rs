@@ -171,8 +171,8 @@ impl Machine {
         }
     }
 
-    /// What to do next. What was read is planned before more is read. A read that is under way holds up
-    /// neither a look at the kernel nor a step, and a long job holds up no read.
+    /// Decides the next actions. Rows that were read are planned before more are read. A read that is under way
+    /// holds up neither a look at the kernel nor a step, and a long job holds up no read.
     fn begin_next(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         actions.extend(self.source.begin_connect(now));

@@ -28,7 +28,7 @@ const JOB_AT_LEAST: Duration = Duration::from_millis(250);
 /// Jobs that are interrupted one after the other last twice as long each time, up to 8 s.
 const DOUBLED_AT_MOST: u32 = 5;
 
-/// What the machine knows about the kernel.
+/// The machine's knowledge of the kernel.
 #[derive(Debug)]
 pub(super) struct Mirror {
     timing: Timing,
@@ -36,19 +36,19 @@ pub(super) struct Mirror {
     /// Shared with the job that changes the kernel.
     observed: Option<SharedObserved>,
     trust: Trust,
-    /// What the steps that were refused since then may have done.
+    /// The possible effects of the steps that were refused since then.
     doubt: Doubt,
-    /// What next holders might inherit.
+    /// The flows that next holders might inherit.
     uncut: Uncut,
     wanted: Wanted,
     /// The kernel announced a change, or a glance found one, and no complete reading has begun since.
     announced: bool,
     job: Job,
-    /// So many jobs that changed the kernel were interrupted, one after the other.
+    /// How many jobs that changed the kernel were interrupted, one after the other.
     interruptions: u32,
     /// Why the last complete reading was made.
     why: String,
-    /// What the last complete reading found edited in our table.
+    /// The first edited object of our table in the last complete reading.
     firewall_difference: Option<nft::Difference>,
     /// Why the last complete reading failed.
     error: Option<String>,
@@ -72,7 +72,7 @@ pub(super) struct Mirror {
     readings: u64,
 }
 
-/// What a complete reading shows.
+/// The findings of a complete reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EndedReading {
     /// Our table guarded our link before and does not now: nothing is filtered.
@@ -146,7 +146,7 @@ impl Mirror {
         self.observed.is_some() && self.trust == Trust::Doubtful && !self.is_readable()
     }
 
-    /// What was refused may have been done: from now on the reading shows what that may have given.
+    /// Refused steps may have been carried out: from now on the reading shows what they may have given.
     pub fn assume_given(&mut self) {
         let given = self.doubt.take_given();
         if let Some(observed) = &self.observed {
@@ -154,13 +154,13 @@ impl Mirror {
         }
     }
 
-    /// What is safe of withdrawals that were planned from this reading in doubt.
+    /// Keeps the safe ones of the withdrawals that were planned from this reading in doubt.
     pub fn safe(&self, withdrawals: Plan, observed: &ObservedState) -> Plan {
         self.doubt.safe(withdrawals, observed)
     }
 
-    /// The plan that also cuts the flows of prefixes that this agent, or an earlier run of it, took while
-    /// they were open.
+    /// Adds to the plan a cut of the flows of prefixes that this agent, or an earlier run, took while they were
+    /// open.
     pub fn cut_in(&self, plan: Plan, cuts_flows: bool) -> Plan {
         self.uncut.cut_in(plan, cuts_flows)
     }
@@ -191,7 +191,7 @@ impl Mirror {
         matches!(self.wanted, Wanted::Reading { .. })
     }
 
-    /// What announced the drift that `plan` repairs, and which object of our table was edited.
+    /// The event that announced the drift that `plan` repairs, and the object of our table that was edited.
     pub fn drift(&self, plan: &Plan) -> String {
         let edited = self.firewall_difference.as_ref();
         let repairs = plan.steps().iter().any(|step| matches!(step, Step::Firewall { .. }));

@@ -1,5 +1,4 @@
-//! What an operator may want to read: one value for the journal and, where it belongs there, the
-//! audit log.
+//! Notes for an operator: one value for the journal and, where it belongs there, the audit log.
 
 mod text;
 
@@ -30,7 +29,7 @@ pub enum Note {
         mode: Mode,
     },
     DatabaseDown {
-        /// What the database is to this agent.
+        /// The database's state, as this agent sees it.
         what: &'static str,
         error: String,
         retry_in: Duration,
@@ -40,7 +39,7 @@ pub enum Note {
         error: String,
     },
     ReadFailed {
-        /// What the database is to this agent.
+        /// The database's state, as this agent sees it.
         what: &'static str,
         error: String,
     },

@@ -1,4 +1,4 @@
-//! What to say, and what was said: each trouble once, and again when it goes on for an hour.
+//! Decides what to say: each trouble once, and again after an hour if it continues.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +19,11 @@ const SAY_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
 
 #[derive(Debug, Default)]
 pub(super) struct Notices {
-    /// What is to be said now.
+    /// The notes that wait to be said.
     notes: Vec<Note>,
     /// When each trouble was said.
     said: BTreeMap<(Trouble, String), Instant>,
-    /// What was said to be wrong, and goes on.
+    /// The troubles that were said and continue.
     lasting: BTreeSet<Trouble>,
     quarantined: BTreeMap<PeerId, (Reason, PeerName)>,
     judged: Judged,

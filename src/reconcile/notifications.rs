@@ -1,4 +1,4 @@
-//! What notifications tell, and which of them are missed.
+//! Notifications: what they announce, and which of them are missed.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ const NOTIFY_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 pub(super) struct Notifications {
-    /// What came since the last read began.
+    /// The announcement since the last read began.
     announcement: Announcement,
     /// When changes were found whose notification has not come.
     suspicion: Option<Instant>,
@@ -19,7 +19,7 @@ pub(super) struct Notifications {
     missed: u64,
 }
 
-/// What asked for a read.
+/// The cause of a read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Announcement {
     /// A timer or an operator.

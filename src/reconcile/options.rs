@@ -1,4 +1,4 @@
-//! What the configuration says about the loop.
+//! The loop's options from the configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::plan::guard::MaxRemoved;
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
     pub local: Arc<Local>,
-    /// Whom the host blocks at the start.
+    /// The host's block list at the start.
     pub block_list: BlockList,
     pub timing: Timing,
     pub max_removed: MaxRemoved,
     /// `guard.lost_history`: how long a peer stays out whose withdrawal the database lost.
     pub lost_history: Duration,
-    /// What an earlier run kept of its withdrawals.
+    /// The withdrawals that an earlier run kept.
     pub withdrawals: Withdrawals,
     pub stale: StaleOptions,
 }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-/// So many reads may follow each other at once.
+/// How many reads may follow each other at once.
 const AT_ONCE: u32 = 20;
 /// The gateways of a database together make at most so many reads a second that hints cause: no more than
 /// a bell asks for, which looks again after 250 ms once it rang a thousand.
@@ -25,7 +25,7 @@ impl Pace {
         Self { full_at: now, gap: LEAST_GAP }
     }
 
-    /// So many gateways share the database.
+    /// Notes how many gateways share the database.
     pub fn among(&mut self, gateways: u32) {
         self.gap = LEAST_GAP.max(Duration::from_secs(gateways.into()) / READS_PER_SEC);
     }

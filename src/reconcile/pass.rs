@@ -16,7 +16,7 @@ use crate::store::Backoff;
 
 /// A pass that plans this often without coming to rest is given up for a while.
 const MAX_ATTEMPTS: u32 = 3;
-/// So many lines of a plan are printed in full.
+/// How many lines of a plan are printed in full.
 pub(super) const FIRST_LINES: usize = 8;
 
 #[derive(Debug)]
@@ -77,7 +77,7 @@ pub(super) struct Pass {
     pub took: Duration,
 }
 
-/// What the last pass that had something to change came to.
+/// The figures of the last pass that had something to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassFigures {
     pub at: SystemTime,
@@ -90,7 +90,7 @@ pub struct PassFigures {
     pub refused: usize,
 }
 
-/// What readers see.
+/// The view for readers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PassView<'a> {
     pub last: Option<PassFigures>,
@@ -133,7 +133,7 @@ impl Passes {
         self.retry_at.is_none()
     }
 
-    /// What was refused is tried again now. Says whether anything was.
+    /// Retries refused steps now. Returns whether there were any.
     pub fn retry_now(&mut self) -> bool {
         self.retry_at.take().is_some()
     }
@@ -307,7 +307,7 @@ impl Pass {
         }
     }
 
-    /// What the pass changed, with these policies, by the rows that are desired now.
+    /// The changes of the pass, with these policies, by the rows that are desired now.
     pub fn changes(
         &self,
         policies: &BTreeMap<PolicyId, Box<str>>,
@@ -323,7 +323,7 @@ impl Pass {
         }
     }
 
-    /// What the pass did, for the operator.
+    /// The note for the operator about this pass.
     pub fn into_note(self, changes: Changes) -> Note {
         let Self { steps, first, took, .. } = self;
         match self.drift {

@@ -1,4 +1,4 @@
-//! What was proven, and the heartbeats of `last_sync_at`.
+//! Proofs, and the heartbeats of `last_sync_at`.
 //!
 //! Reading every peer at every heartbeat would cost a large gateway too much, so it reads them less
 //! often. A heartbeat between two complete readings rests on a glance: everything except the peers
@@ -35,7 +35,7 @@ struct Beat {
     read_back: bool,
 }
 
-/// What readers see.
+/// The view for readers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProofView<'a> {
     pub is_current: bool,
@@ -44,7 +44,7 @@ pub(super) struct ProofView<'a> {
     pub comparisons: &'a Comparisons,
 }
 
-/// What a proof rests on.
+/// The evidence of a proof.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Evidence {
     /// When the rows were read.
@@ -117,7 +117,7 @@ impl Proof {
         self.forget_reading();
     }
 
-    /// What the kernel was read back for counts no more: the heartbeat needs another reading.
+    /// Forgets that the kernel was read back: the heartbeat needs another reading.
     pub const fn forget_reading(&mut self) {
         if let Some(beat) = &mut self.beat {
             beat.read_back = false;
@@ -171,7 +171,7 @@ impl Proof {
         complete
     }
 
-    /// What is proven now may be shown.
+    /// Allows readers to see the current proof.
     pub fn show(&mut self) {
         self.last = self.current.or(self.last);
     }

@@ -1,13 +1,13 @@
-//! What the status says about the rows.
+//! The rows in the status.
 
 use super::view::status::{QuarantinedPeer, QuarantinedPolicy};
 use crate::count::count;
 use crate::model::DesiredState;
 use crate::reconcile::name::peer_name;
 
-/// So many quarantined or held peers are listed one by one.
+/// How many quarantined or held peers are listed one by one.
 pub(super) const LISTED_PEERS: usize = 100;
-/// So many flaws of policies are listed one by one.
+/// How many flaws of policies are listed one by one.
 const LISTED_NOTES: usize = 100;
 
 #[derive(Debug, Clone, Default)]

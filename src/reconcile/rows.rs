@@ -36,7 +36,7 @@ pub(super) struct Rows {
     blocks_are_planned: bool,
     desired: Option<DesiredState>,
     history: History,
-    /// Who stays out for now because of the history, whatever the rows say.
+    /// Peers that stay out for now because of the history, whatever the rows say.
     kept_out: BTreeSet<PublicKey>,
     origin: Origin,
     restore: Restore,
@@ -66,7 +66,7 @@ enum Restore {
     Missing,
 }
 
-/// What readers see.
+/// The view for readers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowsView<'a> {
     pub all: &'a Rows,
@@ -80,7 +80,7 @@ pub(super) struct RowsView<'a> {
     pub is_stale: bool,
     /// An earlier version's file holds the rows: they only withdraw.
     pub only_withdraw: bool,
-    /// Whose withdrawal the database lost: they stay out for a while.
+    /// The peers whose withdrawal the database lost: they stay out for a while.
     pub lost: &'a BTreeMap<PublicKey, Lost>,
 }
 

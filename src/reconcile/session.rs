@@ -1,4 +1,5 @@
-//! Who is connected since when, from the handshakes and endpoints the kernel counts.
+//! The connected peers and the start of their sessions, from the handshakes and endpoints that the kernel
+//! counts.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use crate::store::Handshake;
 /// WireGuard paper, section 6.1): a peer without a handshake for longer is not connected.
 pub const SESSION_SECS: u64 = 180;
 
-/// What a reading of the counters showed to have happened.
+/// An event of a session, by the counters of a reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionEvent {
     Connected { key: PublicKey, at: SystemTime, endpoint: Option<SocketAddr> },
@@ -55,7 +56,7 @@ impl Counters {
         Self { rx: traffic.rx_bytes, tx: traffic.tx_bytes }
     }
 
-    /// What was counted since. Counters that are smaller began anew with the peer.
+    /// The counts since `before`. Smaller counters began anew with the peer.
     fn since(self, before: Self) -> Self {
         let more = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
         Self { rx: more(self.rx, before.rx), tx: more(self.tx, before.tx) }

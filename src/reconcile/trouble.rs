@@ -1,8 +1,8 @@
-//! What can be wrong for a while. Each trouble is said when it begins, and once when it is over.
+//! Troubles that last for a while. Each trouble is said when it begins, and once when it is over.
 
 use std::fmt;
 
-/// What a trouble concerns, and so what ends it. Prints as the all-clear.
+/// The subject of a trouble, which decides what ends it. Prints as the all-clear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
     /// Ends when rows were read.

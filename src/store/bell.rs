@@ -1,4 +1,4 @@
-//! What a bell asks and tells the database. Its role may call these functions and no other.
+//! The bell's requests to the database. Its role may call these functions and no other.
 
 use std::time::SystemTime;
 
@@ -26,7 +26,7 @@ pub enum Held {
     Elsewhere { holder: String, since: Option<SystemTime> },
 }
 
-/// Whom the changes since the last call concern.
+/// The gateways that the changes since the last call concern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ring {
     /// Another bell rings.
@@ -75,8 +75,8 @@ impl Store {
         self.as_bell("leave the bell", query, &[(&name, Type::TEXT)]).await.map(drop)
     }
 
-    /// Whom to ring for the changes that were committed since the last call. After an error the answer
-    /// may be lost: then everyone is to be rung.
+    /// The gateways to ring for the changes that were committed since the last call. After an error the answer
+    /// may be lost: then ring all gateways.
     ///
     /// # Errors
     /// As [`Store::hold_bell`].

@@ -14,7 +14,7 @@ use super::token::Caller;
 use super::{Cursor, Store, StoreError};
 use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
 
-/// What [`Store::changes`] found.
+/// The result of [`Store::changes`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Read {
     /// Nothing changed for this gateway; the next cursor, and the database's time of the read.

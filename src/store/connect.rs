@@ -85,7 +85,7 @@ impl Store {
     /// password or a certificate. Connections that exist go on.
     ///
     /// # Errors
-    /// What is wrong with it, as a sentence; the former options stay in use.
+    /// A sentence that names the flaw; the former options stay in use.
     pub fn follow(&self, source: Source) -> Result<(), String> {
         self.dialer.follow(source)
     }

@@ -109,7 +109,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// What [`GATEWAY`] returns: cursor, epoch, clock, row.
+/// The row that [`GATEWAY`] returns: cursor, epoch, clock, row.
 pub(super) fn gateway(
     row: &Row,
     doing: &'static str,

@@ -28,11 +28,12 @@ struct Current {
 }
 
 tokio::task_local! {
-    /// What the pool's errors do not say: where the connection failed that this task asked it for.
+    /// The place where the connection failed that this task asked the pool for: the pool's errors do not name
+    /// it.
     static FAILED_AT: Cell<Option<Place>>;
 }
 
-/// What the pool answers, and where it failed to connect for that.
+/// The pool's answer, and the place where it failed to connect.
 pub(super) async fn with_place<T>(asked: impl Future<Output = T>) -> (T, Option<Place>) {
     let asked = async {
         let answer = asked.await;
@@ -50,7 +51,7 @@ impl Dialer {
     /// for what it read. Connections that exist are left alone.
     ///
     /// # Errors
-    /// What is wrong with the options; the former ones stay in use.
+    /// A sentence that names the flaw; the former options stay in use.
     pub fn follow(&self, source: Source) -> Result<(), String> {
         let target = read(&source)?;
         *self.lock() = Current { target, source: Some(source) };

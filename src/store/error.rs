@@ -1,4 +1,4 @@
-//! What can go wrong between an agent and its database. Each message names the remedy.
+//! Failures between an agent and its database. Each message names the remedy.
 
 mod words;
 
@@ -151,7 +151,7 @@ impl StoreError {
         }
     }
 
-    /// What the database is to the agent after this error.
+    /// The database's state, as the agent sees it after this error.
     #[must_use]
     pub const fn unavailable(&self) -> Unavailable {
         match self {

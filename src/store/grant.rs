@@ -18,7 +18,7 @@ pub enum CreateRole {
     IfAbsent(Option<Password>),
 }
 
-/// What [`grant`] did.
+/// The result of [`grant`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
     pub role_created: bool,
@@ -98,7 +98,7 @@ pub async fn grant_bell(
     Ok(created)
 }
 
-/// What [`grant_token`] did.
+/// The result of [`grant_token`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrantedToken {
     pub role_created: bool,

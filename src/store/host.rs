@@ -29,10 +29,10 @@ pub struct Hosts {
     pub others: Vec<String>,
 }
 
-/// What became of a proof.
+/// The result of a proof.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Proven {
-    /// `false`: the database is another one, or an older state of it, than the last full read saw.
+    /// `false`: the database is another one, or in an older state than at the last full read.
     pub taken: bool,
     pub hosts: Hosts,
 }

@@ -1,4 +1,4 @@
-//! The hosts of a URL, tried one after the other. The driver would tell of the last one alone.
+//! Tries the hosts of a URL one after the other. The driver would name only the last one in its error.
 
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 use tokio_postgres::{Client, Config, Connection, Error, Socket};

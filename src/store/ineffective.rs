@@ -13,7 +13,7 @@ use super::options::ConnectOptions;
 use crate::model::policy::{Plain, Quoted};
 
 const DOING: &str = "look for rows without effect";
-/// So many of a kind are named.
+/// How many of a kind are named.
 const FIRST: usize = 20;
 
 const POLICIES: &str = "select p.name::text, null::text from public.policies p \

@@ -15,7 +15,7 @@ use crate::model::{DeviceId, Mark, MarkId, UserId};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskedMark {
     pub mark: MarkId,
-    /// Whom it withdrew.
+    /// The device whose peer it withdrew.
     pub device_id: DeviceId,
     pub user_id: UserId,
     /// Marks after this time of the database were not seen when the mark was.

@@ -18,7 +18,7 @@ pub struct Refusal {
     pub since: SystemTime,
 }
 
-/// What became of the reports that waited.
+/// The result of merging the waiting reports.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Merged {
     pub refusals: Vec<Refusal>,

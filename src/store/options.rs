@@ -59,7 +59,7 @@ pub struct ConnectOptions {
     pub statement_timeout: Duration,
     /// Connections for queries, besides the listening one; default 3.
     pub pool_size: usize,
-    /// Who reports; default none.
+    /// The host that reports; default none.
     pub host: host::Host,
 }
 
@@ -195,7 +195,7 @@ pub(super) struct Target {
     pub token: Option<Token>,
 }
 
-/// What is read from files, and may be another thing when it is read again.
+/// The secrets that are read from files, and may differ when they are read again.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Secrets {
     password: Option<Password>,

@@ -10,7 +10,7 @@ use super::{Cursor, Store, StoreError};
 /// The first version of the schema in which agents ask and do nothing else: before, they took turns.
 const NEWS_SINCE: i32 = 13;
 
-/// What [`Store::poll`] found.
+/// The result of [`Store::poll`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Polled {
     /// The next cursor. Nothing committed before this time, by the database's clock, concerns this
@@ -20,7 +20,7 @@ pub enum Polled {
     News,
 }
 
-/// What [`Store::attach`] found.
+/// The result of [`Store::attach`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Attached {
     /// Number of gateways whose agents follow this database.

@@ -1,4 +1,4 @@
-//! What a client's configuration is made of, and that it was issued. For an owner of the database:
+//! Reads the parts of a client's configuration, and notes that it was issued. For an owner of the database:
 //! the role is bound to the gateway only within a transaction that is rolled back.
 
 use tokio_postgres::Client;

@@ -34,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 const DOING: &str = "rehearse the statements";
 
-/// What statements would do. Nothing of it was committed.
+/// The effects that statements would have. They were rolled back.
 #[derive(Debug)]
 pub struct Rehearsal {
     /// Without the statements; `None`: the gateway had no row.
@@ -297,7 +297,7 @@ impl Desk<'_> {
         }
     }
 
-    /// What the server says of a statement that it refuses, and which limit ended it.
+    /// The server's message about a refused statement, and the limit that ended it.
     fn refusal(&self, error: &DbError) -> String {
         let mut why = format!("{} ({})", error.message(), error.code().code());
         for more in [error.detail(), error.hint()].into_iter().flatten() {

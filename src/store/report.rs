@@ -57,7 +57,7 @@ impl AuditStatus {
     }
 }
 
-/// What an audit entry is about.
+/// The subject of an audit entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entity {
     Gateway(GatewayId),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-/// What a server asks for, in the words of libpq's `require_auth`.
+/// The server's request, in the words of libpq's `require_auth`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {
     /// The password in clear text.
@@ -111,7 +111,7 @@ pub(super) struct Rule {
     tolerates_md5: bool,
 }
 
-/// What becomes of a server's request.
+/// The answer to a server's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Answered,

@@ -53,7 +53,7 @@ struct Scanner<'a> {
     line: usize,
 }
 
-/// What was seen of one statement.
+/// The parsed part of one statement.
 #[derive(Default)]
 struct Seen {
     /// In upper case, outside quotes.

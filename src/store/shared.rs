@@ -1,5 +1,5 @@
-//! What a stolen login can do to the others, because the server or PUBLIC allows it, or because it has changed
-//! its role. None of it is ours to take away: other programs may need it.
+//! Checks how a stolen login can affect others, because the server or PUBLIC allows it, or because it has changed
+//! its role. Gatepost takes none of these rights away: other programs may need them.
 
 use tokio_postgres::types::{ToSql, Type};
 
@@ -18,7 +18,7 @@ pub struct PublicRights {
     pub ends_sessions: bool,
 }
 
-/// What the server allows a role of many gateways.
+/// The rights that the server gives a role of many gateways.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedRole {
     pub role: String,
@@ -78,7 +78,7 @@ const WRITABLE: &str = "select array(
 )";
 
 impl Store {
-    /// What the server allows this role; `None`: it is the role of one gateway.
+    /// The rights that the server gives this role; `None`: it is the role of one gateway.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection.

@@ -75,7 +75,7 @@ impl Material {
         Ok(Self { ca, client })
     }
 
-    /// What rustls needs to know. `check_name`: the certificate must be valid for the host's name.
+    /// The configuration for rustls. `check_name`: the certificate must be valid for the host's name.
     ///
     /// # Errors
     /// [`StoreError::Config`]: a file holds no certificate or key, or they do not match.

@@ -37,7 +37,7 @@ impl Token {
         &self.0
     }
 
-    /// What the database knows of it.
+    /// The digest that the database knows.
     pub(super) fn digest(&self) -> Vec<u8> {
         Sha256::digest(self.0.as_bytes()).to_vec()
     }

@@ -1,4 +1,4 @@
-//! What groups are called, and what status devices have: for answers to an operator.
+//! Names of groups and status of devices: for answers to an operator.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::decode::Columns;
 use super::{Store, StoreError};
 use crate::model::{DeviceId, GroupId};
 
-/// What the database says of these groups and devices, as far as they concern the gateway.
+/// The words of the database for these groups and devices, as far as they concern the gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Words {
     pub groups: BTreeMap<GroupId, String>,

@@ -48,7 +48,7 @@ const fn exit(answer: &BlockAnswer) -> Exit {
     if done { Exit::Success } else { Exit::Failure }
 }
 
-/// What became of a change, line by line.
+/// Describes the result of a change, line by line.
 fn describe(verb: &str, answer: &BlockAnswer) -> String {
     let BlockAnswer { block: BlockStatus { kind, id, name, .. }, peers, kernel, file } = answer;
     let name = if name.is_empty() { String::new() } else { format!(" ({})", printable(name)) };

@@ -53,7 +53,7 @@ fn question(held: u64, kept_out: u64) -> String {
     }
 }
 
-/// What a confirmation does.
+/// Describes the effect of a confirmation.
 fn done(held: u64, kept_out: u64) -> String {
     let removed = format!("{} removed now", are(held));
     let let_in = format!("{} let in now", are(kept_out));

@@ -10,7 +10,7 @@ use crate::exit::Exit;
 use crate::output::{self, print, printable};
 use crate::{database, runtime};
 
-/// What `host list --json` prints for each host.
+/// One host, as `host list --json` prints it.
 #[derive(Debug, Serialize)]
 pub struct Listed {
     pub name: String,

@@ -1,4 +1,4 @@
-//! Looks for hindrances while the agent runs: at the start, when the kernel tells of a change, on a resync,
+//! Looks for hindrances while the agent runs: at the start, when the kernel announces a change, on a resync,
 //! and each minute.
 
 use std::time::Duration;

@@ -72,7 +72,7 @@ fn plan_sql(config: &Config, file: &Path, json: bool) -> Result<Exit, CommandErr
     Ok(exit(&report.plan))
 }
 
-/// What statements would change. As JSON, stable.
+/// The changes that statements would make. As JSON, stable.
 #[derive(Debug, Serialize)]
 pub struct SqlReport {
     #[serde(flatten)]

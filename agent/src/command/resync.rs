@@ -21,7 +21,7 @@ pub fn resync(config: &Config) -> Result<Exit, CommandError> {
     Ok(Exit::Success)
 }
 
-/// What the comparison found.
+/// Describes the result of the comparison.
 fn told(before: &Status, after: &Status) -> String {
     let passes = after.sync.passes.saturating_sub(before.sync.passes);
     let found = match &after.sync.last_pass {

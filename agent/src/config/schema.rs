@@ -248,7 +248,7 @@ impl Default for Guard {
     }
 }
 
-/// What happens to the peers when the rows are too old.
+/// The treatment of peers when the rows are too old.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Stale {
@@ -311,7 +311,7 @@ impl Default for Control {
     }
 }
 
-/// What `run` logs.
+/// The log of `run`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {

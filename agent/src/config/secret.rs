@@ -102,7 +102,7 @@ pub fn private_key_file(config: &Config) -> SecretFile {
         .unwrap_or_else(|| beside(config, Secret::PrivateKey))
 }
 
-/// What systemd passes in place of a file that is missing: without it, the unit fails with no more than
+/// systemd passes this value in place of a missing file: without it, the unit fails with no more than
 /// "Protocol error".
 const MISSING_CREDENTIAL: &str = "missing";
 
@@ -233,7 +233,7 @@ pub fn read_secret_file(path: &Path, what: &'static str) -> Result<SecretText, C
     read(path, what, CORRECT)
 }
 
-/// What to do where the named file does not exist.
+/// The remedy if the named file does not exist.
 const CORRECT: &str = "correct the path";
 
 /// The file of an optional secret, if there is one.

@@ -111,7 +111,7 @@ impl BrokerUrl {
         &self.0
     }
 
-    /// What is doubtful about it.
+    /// Warns of a doubtful part of the URL.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let in_clear = self.0.iter().find(|server| {

@@ -1,4 +1,4 @@
-//! Who asks on the control socket, and whether they may change something.
+//! The caller on the control socket, and whether it may change something.
 
 use std::ffi::CString;
 use std::fmt;
@@ -18,7 +18,7 @@ pub(super) struct Caller {
     user: Option<String>,
 }
 
-/// Who may change something, besides root.
+/// The users who may change something, besides root.
 #[derive(Debug, Clone, Default)]
 pub struct Writers {
     /// `control.write_group`.

@@ -1,4 +1,4 @@
-//! What can go wrong on the control socket, at either end.
+//! Failures on the control socket, at either end.
 
 use std::io;
 use std::path::PathBuf;

@@ -43,7 +43,7 @@ pub enum Request {
     },
 }
 
-/// What a request needs.
+/// The right that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// The socket's mode decides.

@@ -116,12 +116,12 @@ async fn answer(
     in_time(reply.0.flush()).await
 }
 
-/// The loop has ended, so that nothing can be asked of it.
+/// The loop has ended and answers no more requests.
 #[derive(Debug, thiserror::Error)]
 #[error("the agent is stopping")]
 struct Stopping;
 
-/// What a request needs besides the connection.
+/// The values that a request needs besides the connection.
 struct Asking {
     watcher: Watcher,
     writers: Writers,

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gatepost::reconcile::status::DeniedPacket;
 use tokio::sync::{broadcast, watch};
 
-/// So many packets are kept.
+/// How many packets are kept.
 const KEPT: usize = 1_000;
 /// A follower that falls behind by more than this loses the oldest.
 const BEHIND: usize = 256;
 
-/// What the reader of the log knows, for all who ask. Clones are cheap.
+/// The packets that the log's reader has seen, for all callers. Clones are cheap.
 #[derive(Debug, Clone)]
 pub struct Recent {
     kept: Arc<Mutex<VecDeque<DeniedPacket>>>,

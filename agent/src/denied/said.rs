@@ -1,19 +1,19 @@
-//! What of the denied packets the journal says: each kind once an hour, and few lines a minute. Pure.
+//! Selects the denied packets that the journal shows: each kind once an hour, and few lines a minute. Pure.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// A packet of the same kind is told again after this time.
 const AGAIN_AFTER: Duration = Duration::from_hours(1);
-/// So many lines come at once, and then one each [`LINE_EVERY`].
+/// How many lines come at once; after them, one each [`LINE_EVERY`].
 const BURST: u32 = 20;
 const LINE_EVERY: Duration = Duration::from_secs(6);
 /// Between two lines that sum up what no line told.
 const SUM_EVERY: Duration = Duration::from_mins(1);
-/// So many kinds are told apart.
+/// How many kinds are distinguished.
 const KINDS: usize = 1_024;
 
-/// What was said, and what was not.
+/// The lines that were written, and those that were left out.
 #[derive(Debug)]
 pub struct Said {
     kinds: HashMap<String, Kind>,
@@ -29,7 +29,7 @@ struct Kind {
     more: u64,
 }
 
-/// What to say.
+/// A line for the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Say {
     /// This packet, and how many of its kind were logged since the last one that was told.

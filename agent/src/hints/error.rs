@@ -52,7 +52,7 @@ impl BrokerError {
         }
     }
 
-    /// What a server's error says.
+    /// Classifies a server's error by its text.
     #[must_use]
     pub fn of_server(text: &str) -> Self {
         let text = text.trim_matches('\'');

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{Broker, BrokerError, FOR_ALL, SIGNS_OF_LIFE, subject_of};
 
-/// What happened to the connection waits here; more is dropped.
+/// How many events of the connection wait here; more are dropped.
 const EVENTS: usize = 64;
 /// A connection that lived so long was a good one: the next attempt comes soon.
 const GOOD_AFTER: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! What `--json` prints: the fields, from values in which none is left out.
+//! The fields that `--json` prints, from values in which no field is missing.
 
 use std::time::SystemTime;
 

@@ -12,7 +12,7 @@ use super::metrics::{Scraped, render};
 use crate::accept;
 use crate::handles::Watcher;
 
-/// What the paths answer.
+/// The answers of the paths.
 pub trait Pages: Clone + Send + Sync + 'static {
     /// The answer to a request with this first line.
     fn answer(&self, request: &str) -> impl Future<Output = Response> + Send;

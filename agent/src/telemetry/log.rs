@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::newest::Keeper;
 
-/// Who reads the log, which decides how much is logged.
+/// The reader of the log, which decides how much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Audience {
     /// The readers of a daemon's journal: every change of state is logged.

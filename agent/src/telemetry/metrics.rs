@@ -13,7 +13,7 @@ use crate::handles::{Ask, Watcher};
 use gatepost::dataplane::nft::denied_packets;
 use gatepost::reconcile::status::{LagsStatus, PeerStatus, Status, Timestamp};
 
-/// What is read for each scrape, besides the status.
+/// The values that are read for each scrape, besides the status.
 #[derive(Debug, Clone, Default)]
 pub struct Scraped {
     /// Packets that the firewall has denied since its table was loaded; `None`: there is no table.

@@ -1,4 +1,4 @@
-//! What the process itself uses, by the names that every client library of Prometheus gives it.
+//! The resources that the process itself uses, by the names that every client library of Prometheus gives them.
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

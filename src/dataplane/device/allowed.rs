@@ -13,12 +13,12 @@ use crate::model::{AllowedIps, PublicKey};
 pub(super) struct Allowed {
     peers: BTreeMap<PublicKey, AllowedIps>,
     owners: BTreeMap<IpNet, PublicKey>,
-    /// What no peer may have yet, not even those that have a prefix around it.
+    /// Prefixes that no peer may have yet, not even a peer with a prefix around them.
     reserved: BTreeSet<IpNet>,
 }
 
 impl Allowed {
-    /// What the peer has; `None`: there is no such peer.
+    /// The prefixes of the peer; `None`: there is no such peer.
     pub fn of(&self, key: &PublicKey) -> Option<&AllowedIps> {
         self.peers.get(key)
     }
@@ -28,7 +28,7 @@ impl Allowed {
         self.peers.keys()
     }
 
-    /// What packets go to the peer by: what it has, without what is reserved.
+    /// The prefixes by which packets go to the peer: its own, without reserved ones.
     pub fn in_force(&self, key: &PublicKey) -> Vec<IpNet> {
         let has = self.of(key).into_iter().flat_map(AllowedIps::iter);
         has.flat_map(|prefix| self.reserved.iter().fold(vec![prefix], without)).collect()

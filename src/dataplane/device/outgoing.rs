@@ -72,13 +72,13 @@ impl Outgoing {
         self.0.asked.notified().await;
     }
 
-    /// What the next packets are read for: the question must come before the answer.
+    /// The question that the next packets are read for: the question must come before the answer.
     pub fn question(&self) -> Option<Question> {
         let state = self.lock();
         matches!(state.stage, Stage::Queued { .. }).then_some(Question(state.last))
     }
 
-    /// So many packets were read, and whether no more were there. Returns the marker that follows them,
+    /// Notes how many packets were read, and whether no more were there. Returns the marker that follows them,
     /// if they were the last to be waited for.
     pub fn read(&self, question: Question, packets: usize, is_empty: bool) -> Option<Packet<Ip>> {
         let mut state = self.lock();

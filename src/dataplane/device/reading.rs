@@ -1,4 +1,4 @@
-//! What a userspace device answers to `get=1`.
+//! The answer of a userspace device to `get=1`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

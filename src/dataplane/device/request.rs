@@ -1,4 +1,4 @@
-//! What a userspace device is asked (<https://www.wireguard.com/xplatform/>). Pure.
+//! The requests to a userspace device (<https://www.wireguard.com/xplatform/>). Pure.
 
 use std::net::SocketAddr;
 

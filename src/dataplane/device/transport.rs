@@ -155,7 +155,7 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// What its sockets receive is noted here.
+    /// Notes in `in_flight` the packets that its sockets receive.
     pub fn new(in_flight: InFlight) -> Self {
         Self { factory: UdpSocketFactory::default(), in_flight }
     }

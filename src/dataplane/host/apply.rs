@@ -26,7 +26,7 @@ use crate::plan::{Blame, Interlock, Parted, Phase, Step, load_in_parts};
 /// A device looks at its link each second.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// What became of one step.
+/// The kernel's answer to one step.
 pub(super) type Verdict = Result<(), Arc<DataplaneError>>;
 
 impl<F: Firewall> Host<F> {
@@ -187,8 +187,8 @@ impl<F: Firewall> Host<F> {
             spawn_device(&self.settings.device_exe, &name)?;
             self.userspace.follow(name.clone());
         }
-        // Until it is marked, it has neither key nor peer: whoever is killed here leaves a link that
-        // the next plan may take over.
+        // Until it is marked, it has neither key nor peer: an agent that is killed here leaves a link that the
+        // next plan may take over.
         let gone = DataplaneError::NoLink(name.as_str().into());
         let link = self.find()?.ok_or(gone)?;
         self.link_index = Some(link.index);

@@ -62,7 +62,7 @@ impl NetlinkSerializable for Encoded<'_> {
     }
 }
 
-/// What the kernel answers to a batch that it applies as a whole or not at all.
+/// The kernel's answers to a batch that it applies as a whole or not at all.
 pub(crate) struct BatchAcks {
     /// It acknowledged the last request.
     pub acknowledged: bool,

@@ -79,7 +79,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong with a message or an attribute.
+/// The flaw of a message or an attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Defect {
     #[error("{left} bytes are left, too few for a header")]

@@ -1,4 +1,4 @@
-//! What every netlink socket has in common: its port, its buffers, and how it is read.
+//! The common part of every netlink socket: its port, its buffers, and how it is read.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -16,7 +16,7 @@ use super::socket::{bind, buffer, receive, socket_error};
 /// A busy host makes thousands of changes at once. Few concern us, but all of them are received.
 const SOCKET_BUFFER_BYTES: usize = 16 * 1024 * 1024;
 
-/// What a subscription receives.
+/// One announcement of a subscription.
 pub(crate) enum Announcement<'a> {
     Message(Message<'a>),
     /// More came than the queue could hold, and some of it was dropped.

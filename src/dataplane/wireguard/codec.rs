@@ -43,7 +43,7 @@ pub(super) struct Batch {
 /// The peers as they are before the steps.
 pub(super) type ObservedPeers = BTreeMap<PublicKey, Peer>;
 
-/// What is known of peers besides the steps.
+/// Known facts about peers besides the steps.
 #[derive(Clone, Copy)]
 pub(super) struct Known<'a> {
     pub peers: &'a ObservedPeers,

@@ -1,4 +1,4 @@
-//! What can go wrong with a userspace device.
+//! Failures of a userspace device.
 
 use std::io;
 

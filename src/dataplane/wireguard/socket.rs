@@ -52,7 +52,7 @@ pub(crate) struct Connection {
     pub process_id: Option<i32>,
 }
 
-/// What a device can do.
+/// The abilities of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Generation {
     /// It changes a peer without ending its session.

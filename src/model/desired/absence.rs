@@ -103,7 +103,7 @@ impl DesiredState {
         entitled.map(|(key, entry)| (key, &entry.row)).chain(admitted)
     }
 
-    /// Who has no right to a tunnel among these devices and users, by the keys that their rows name.
+    /// The devices and users of these ids that have no right to a tunnel, by the keys that their rows name.
     #[must_use]
     pub fn withdrawn(&self, ids: &BTreeSet<Uuid>) -> BTreeMap<PublicKey, Departed> {
         let peers = ids.iter().flat_map(|id| {
@@ -137,7 +137,7 @@ impl DesiredState {
         self.context().asked_prefixes(row)
     }
 
-    /// What the policies let a row's device reach, whether or not it has a right to a tunnel.
+    /// The destinations that the policies let a row's device reach, whether or not it has a right to a tunnel.
     #[must_use]
     pub fn reach_of(&self, row: &PeerRow, known: &mut Profiles) -> Arc<Profile> {
         let dns_servers = listed_dns(&self.gateway_dns, row);

@@ -102,7 +102,7 @@ impl DesiredState {
     }
 }
 
-/// What each candidate may reach.
+/// The profile of each candidate.
 fn profiles(
     rows: &[PeerRow],
     evaluated: &[Evaluation],
@@ -146,7 +146,7 @@ fn evaluate_all(rows: &[PeerRow], context: &RowContext<'_>) -> Vec<Evaluation> {
     evaluated
 }
 
-/// What is found by more than a row's id.
+/// Rows by other values than their id.
 struct Index {
     by_device: BTreeSet<(DeviceId, PeerId)>,
     by_user: BTreeSet<(UserId, PeerId)>,

@@ -1,8 +1,8 @@
-//! Which peer holds what only one can hold: a prefix, a key.
+//! The holder of a thing that only one peer can hold: a prefix, a key.
 //!
-//! The kernel moves a prefix silently to whoever claims it last. So every candidate's claim is
-//! kept here, and the best one counts: who holds the address's allocation, else the older row. The
-//! outcome depends on the claims alone, never on the order in which they came.
+//! The kernel silently moves a prefix to the peer that claims it last. So every candidate's claim is kept here,
+//! and the best one counts: that of the holder of the address's allocation, else that of the older row. The
+//! outcome depends on the claims alone, never on their order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -91,12 +91,12 @@ impl<T: Ord + Copy> Claims<T> {
         affected
     }
 
-    /// Who holds the thing, where several claim it.
+    /// The best of the rows that claim the thing.
     pub fn winner(&self, thing: &T) -> Option<PeerId> {
         self.rest.contains_key(thing).then(|| self.holder(thing)).flatten()
     }
 
-    /// Who holds the thing.
+    /// The row that holds the thing.
     pub fn holder(&self, thing: &T) -> Option<PeerId> {
         self.best.get(thing).map(|claim| claim.peer_id)
     }

@@ -13,7 +13,7 @@ use crate::model::{
     PresharedKey, PublicKey, Settings,
 };
 
-/// What all rows of one gateway are evaluated by.
+/// The values by which all rows of one gateway are evaluated.
 pub(super) struct RowContext<'a> {
     pub local: &'a Local,
     pub gateway: &'a GatewayRow,

@@ -4,14 +4,14 @@ use std::fmt;
 
 use crate::model::Bars;
 
-/// Why a row is not eligible: everything that is true of it. Prints as one line. That the peer is kept
-/// out counts only where nothing else bars it: else no operator can let it in.
+/// Why a row is not eligible: all reasons. Prints as one line. The reason that the peer is kept out counts only
+/// if no other reason bars the peer: else no operator can let it in.
 ///
-/// This verdict is given in one place, where the row is evaluated, and again whenever the row, the
-/// time or the gateway changes it.
+/// This verdict is given in one place, where the row is evaluated, and again whenever the row, the time or the
+/// gateway changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ineligible {
-    /// What the row's device and user say; approval only where it is required.
+    /// The bars of the row's device and user; approval only if it is required.
     pub bars: Bars,
     /// `devices.revoked_at` has come, by the database's clock.
     pub revoked: bool,

@@ -1,4 +1,4 @@
-//! What this host's configuration adds to the rows.
+//! This host's configuration, which adds to the rows.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::model::{
     Settings,
 };
 
-/// What this host's configuration adds to the rows.
+/// This host's configuration, which adds to the rows.
 #[derive(Debug)]
 pub struct Local {
     pub interface: InterfaceName,
@@ -27,14 +27,15 @@ pub struct Local {
     pub masquerade: Masquerade,
     /// Where denied packets are logged; `None`: nowhere.
     pub deny_log: Option<NflogGroup>,
-    /// What the gateway itself may open toward peers unless setting `policy.gateway_may_open` is false;
+    /// The flows that the gateway itself may open toward peers unless setting `policy.gateway_may_open` is
+    /// false;
     /// `None`: nothing, as this kernel cannot tell such flows.
     pub gateway_opens: Option<Openings>,
     /// Forget the tracked flows of a prefix that changes hands.
     pub flush_conntrack: bool,
     /// How many flows may be open from one address of a peer; `None`: any number.
     pub flows_per_address: Option<NonZeroU32>,
-    /// What stops forwarded packets while our table is gone.
+    /// The rules that stop forwarded packets while our table is gone.
     pub gate: Option<Gate>,
     pub psk_keys: PskKeys,
 }

@@ -1,4 +1,4 @@
-//! What the host should be, built from rows, and kept so by changed rows.
+//! The desired state of the host, built from rows, and kept up to date by changed rows.
 //!
 //! [`DesiredState::build`] is the only constructor. [`DesiredState::apply`] brings it up to date
 //! at a cost that depends on what changed, not on how much there is; the result is the same as
@@ -81,7 +81,7 @@ pub struct DesiredState {
     block_list: Arc<BlockList>,
     /// Rows that the block list bars.
     blocked: BTreeSet<PeerId>,
-    /// Who stays out for now, whatever the rows say.
+    /// Peers that stay out for now, whatever the rows say.
     kept_out: BTreeSet<PublicKey>,
     as_of: SystemTime,
     /// The database's time by which revocations are evaluated: it goes on when no row can be read.
@@ -132,7 +132,7 @@ impl DesiredState {
         self.local.flush_conntrack
     }
 
-    /// What stops forwarded packets while the table is gone.
+    /// The rules that stop forwarded packets while the table is gone.
     #[must_use]
     pub fn gate(&self) -> Option<Gate> {
         self.local.gate
@@ -179,7 +179,7 @@ impl DesiredState {
         &self.book
     }
 
-    /// What of the policies was ignored.
+    /// The ignored parts of the policies.
     #[must_use]
     pub fn policy_notes(&self) -> Vec<&PolicyNote> {
         self.book.notes().collect()

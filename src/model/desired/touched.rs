@@ -1,4 +1,4 @@
-//! What an update of the rows touches.
+//! The effect of an update of the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,22 +6,22 @@ use ipnet::IpNet;
 
 use crate::model::{DeviceId, PeerId, PeerRow, PolicyId, PublicKey, UserId};
 
-/// What an update may have changed: nothing else needs a look.
+/// Everything that an update may have changed: nothing else needs a look.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Touched {
     pub peers: BTreeSet<PublicKey>,
     pub prefixes: BTreeSet<IpNet>,
-    /// Whose place among the peers was lost, or may never come back: also of those who had none because
-    /// something else than their device and user barred them.
+    /// Peers that lost their place, or may never get one back. Also peers that had none because a reason other
+    /// than their device and user barred them.
     pub departed: BTreeMap<PublicKey, Departed>,
-    /// Policies that decide otherwise now, for somebody here, with their names.
+    /// Policies that decide otherwise now for any peer of this gateway, with their names.
     pub policies: BTreeMap<PolicyId, Box<str>>,
     /// The rows that were judged again.
     pub rows: BTreeSet<PeerId>,
 }
 
 impl Touched {
-    /// What either may have changed.
+    /// Everything that either update may have changed.
     #[must_use]
     pub fn merged(mut self, other: Self) -> Self {
         self.peers.extend(other.peers);

@@ -358,7 +358,7 @@ impl DesiredState {
     }
 }
 
-/// What a row's device may reach.
+/// The profile of a row's device.
 pub(super) fn profile_of(
     book: &mut PolicyBook,
     gateway_dns: &[IpAddr],

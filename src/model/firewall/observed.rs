@@ -1,4 +1,4 @@
-//! What our nftables table holds, indexed so that one changed peer costs one peer.
+//! The contents of our nftables table, indexed so that one changed peer costs one peer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,11 +18,11 @@ pub enum FixedRules {
     /// Not what this version loads (edited, or another version's), but they judge every packet of
     /// this interface.
     Other(InterfaceName),
-    /// What this version loads.
+    /// The rules that this version loads.
     Ours(FirewallBase),
 }
 
-/// What our table holds. `None` for the whole means that there is no such table.
+/// The contents of our table. `None` for the whole means that there is no such table.
 ///
 /// Cheap to clone: clones share everything until one of them changes.
 #[derive(Debug, Clone, Default)]
@@ -65,7 +65,7 @@ impl ObservedFirewall {
         &self.0.rules
     }
 
-    /// What the fixed rules were loaded for; `None`: they are not what this version loads.
+    /// The base for which the fixed rules were loaded; `None`: they are not the rules of this version.
     #[must_use]
     pub fn base(&self) -> Option<&FirewallBase> {
         match &self.0.rules {
@@ -94,7 +94,7 @@ impl ObservedFirewall {
         &self.0.assignments
     }
 
-    /// What a prefix may reach; `None`: nothing, it has no profile or one that is not there.
+    /// The destinations of a prefix; `None`: none, because it has no profile or one that is missing.
     #[must_use]
     pub fn profile_of(&self, prefix: &IpNet) -> Option<&Arc<Profile>> {
         self.0.profiles.get(self.0.assignments.get(prefix)?)

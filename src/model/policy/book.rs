@@ -12,14 +12,14 @@ use super::note::PolicyNote;
 use super::resolve::{Policy, Target, Verdict, allowed};
 use crate::model::{DeviceId, GroupId, PolicyId, PolicyRow, Profile, Settings, UserId};
 
-/// Whose profile a change may have changed: look up every peer of this user, or of this device.
+/// The owner of a profile that a change may have changed: look up every peer of this user, or of this device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
     User(UserId),
     Device(DeviceId),
 }
 
-/// Who may reach what.
+/// Policies by the users, groups and devices to which they apply.
 ///
 /// Filled row by row; every change tells whom it affects. Profiles are made when asked for, once
 /// for all who have the same policies, and shared by all who may reach the same.
@@ -50,8 +50,8 @@ struct Entry {
     revision: u64,
 }
 
-/// What a profile is made of. An edited policy has another revision, so that what was made of the
-/// old one is never found again.
+/// The ingredients of a profile. An edited policy has another revision, so that a profile of the old revision
+/// is never found again.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Recipe {
     revisions: Box<[u64]>,
@@ -69,9 +69,9 @@ impl PolicyBook {
         }
     }
 
-    /// Puts a policy's present row in place of what was known of it; `None`: it is gone. Returns
-    /// whose profiles may differ now: nobody if only its name changed; those who gained or lost it
-    /// if only its targets did.
+    /// Replaces a policy's former row by the present one; `None`: it is gone. Returns the owners of profiles
+    /// that may differ now: none if only the policy's name changed; those that gained or lost the policy if
+    /// only its targets changed.
     pub fn set_policy(&mut self, id: PolicyId, row: Option<&PolicyRow>) -> BTreeSet<Subject> {
         self.notes.remove(&id);
         if let Some(notes) = row.map(PolicyNote::of).filter(|notes| !notes.is_empty()) {
@@ -133,8 +133,7 @@ impl PolicyBook {
         matters.then_some(Subject::User(user_id)).into_iter().collect()
     }
 
-    /// What a device of a user may reach. Equal results are one allocation, for as long as
-    /// somebody holds it.
+    /// The profile of a device of a user. Equal results are one allocation, for as long as a peer holds it.
     ///
     /// `dns_servers` are those listed for the peer, in any order.
     pub fn profile_for(
@@ -151,7 +150,7 @@ impl PolicyBook {
         self.profiles.insert(recipe, profile)
     }
 
-    /// What the profile of a device of a user is made of.
+    /// The ingredients of the profile of a device of a user.
     #[must_use]
     pub fn recipe(&self, user_id: UserId, device_id: DeviceId, dns_servers: &[IpAddr]) -> Recipe {
         let entries = self.entries_of(user_id, device_id);
@@ -222,7 +221,7 @@ impl PolicyBook {
         self.policies.get(&id).map(|entry| &*entry.policy.name)
     }
 
-    /// What happens where no policy decides.
+    /// The verdict if no policy decides.
     #[must_use]
     pub const fn default_effect(&self) -> Verdict {
         self.default_effect

@@ -1,4 +1,4 @@
-//! What a change of policies means, in words: who gains or loses what, by which policy.
+//! Describes a change of policies: which destinations are gained or lost, by which policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,9 +21,9 @@ pub struct ReachChange<'a> {
     pub device_id: DeviceId,
     pub username: &'a str,
     pub device_name: &'a str,
-    /// What it may reach now, as the kernel or an earlier book has it; `None`: nothing.
+    /// The destinations that it may reach now, by the kernel or an earlier book; `None`: none.
     pub old: Option<&'a Profile>,
-    /// What it may reach then; `None`: the device has no place here any more.
+    /// The destinations that it may reach then; `None`: the device has no place here any more.
     pub new: Option<&'a Profile>,
 }
 
@@ -36,7 +36,7 @@ pub struct PolicyChange {
     pub who: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
 }
 
-/// What is gained or lost, and why.
+/// A gain or a loss, and its cause.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Fact {
     #[serde(rename = "turn")]
@@ -123,7 +123,7 @@ fn facts(
     facts.into_iter().map(|((direction, cause), what)| Fact { direction, cause, what }).collect()
 }
 
-/// What decides about a device after the change.
+/// The policies that decide about a device after the change.
 struct Decisions<'a> {
     policies: &'a [&'a Policy],
     default: Verdict,
@@ -131,7 +131,7 @@ struct Decisions<'a> {
 }
 
 impl Decisions<'_> {
-    /// What one family gains and loses, by cause.
+    /// The gains and losses of one family, by cause.
     fn differences<T: Internet>(
         &self,
         before: &Ranges<T>,
@@ -208,7 +208,7 @@ impl fmt::Display for Fact {
     }
 }
 
-/// What a profile lets a device reach, in words; empty: nothing.
+/// Describes the destinations of a profile; empty: none.
 #[must_use]
 pub fn in_words(what: &Profile) -> String {
     let mut places = Vec::new();

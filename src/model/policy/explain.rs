@@ -29,7 +29,7 @@ pub struct Explanation {
     pub for_others: Vec<ForOthers>,
     /// It is a DNS server listed for the peer: on port 53 it may be reached whatever the verdict.
     pub is_dns_server: bool,
-    /// What users, devices and groups are called, as far as that is known.
+    /// Names of users, devices and groups, as far as they are known.
     #[serde(skip)]
     pub names: BTreeMap<Target, String>,
 }
@@ -40,7 +40,7 @@ pub struct ForOthers {
     pub policy_id: PolicyId,
     pub policy_name: Box<str>,
     pub priority: i32,
-    /// Whom it names.
+    /// The targets that it names.
     pub applies_to: Vec<Target>,
     pub contains_it: Containing,
 }
@@ -73,7 +73,7 @@ pub struct ApplicablePolicy {
     pub applies_to: Vec<Target>,
 }
 
-/// By what a policy contains an address.
+/// The part of a policy that contains an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Containing {
@@ -167,7 +167,7 @@ impl Explanation {
         own.chain(self.for_others.iter().flat_map(|it| &it.applies_to)).copied()
     }
 
-    /// What a target is called: "group staff".
+    /// The name of a target: "group staff".
     fn name_of(&self, target: Target) -> String {
         let (kind, id) = match target {
             Target::User(id) => ("user", id.to_string()),

@@ -1,4 +1,4 @@
-//! Equal results shared: one allocation for everybody who may reach the same.
+//! Shares equal results: one allocation for all devices with the same destinations.
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::{Arc, Weak};

@@ -1,4 +1,4 @@
-//! Who may reach what: policies resolved to one verdict for every address.
+//! Resolves policies to one verdict for every address.
 //!
 //! For a packet from a peer to an address, among the policies that apply to the peer and whose
 //! destinations contain the address, the lowest priority number decides; of several with that

@@ -1,4 +1,4 @@
-//! What is wrong with a policy's row, and what is done about it.
+//! Flaws of a policy's row, and how the agent treats them.
 
 use std::fmt::{self, Write};
 
@@ -16,7 +16,7 @@ pub struct PolicyNote {
     pub flaw: Flaw,
 }
 
-/// What is wrong with it.
+/// The flaw.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(tag = "flaw", rename_all = "snake_case")]
 pub enum Flaw {

@@ -10,7 +10,7 @@ use super::Verdict;
 use super::special::special_block;
 use crate::model::{DeviceId, Effect, GroupId, PolicyRow, TargetType, UserId};
 
-/// Whose packet it is.
+/// The sender of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sender {
     pub user_id: UserId,
@@ -18,7 +18,7 @@ pub struct Sender {
     pub group_ids: BTreeSet<GroupId>,
 }
 
-/// What becomes of a packet from this sender to this address.
+/// The verdict for a packet from this sender to this address.
 #[must_use]
 pub fn verdict(rows: &[PolicyRow], sender: &Sender, to: IpAddr, default: Verdict) -> Verdict {
     let applying = rows.iter().filter(|row| applies(row, sender)).filter(|row| contains(row, to));

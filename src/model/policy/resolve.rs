@@ -14,7 +14,7 @@ use crate::model::{
     Address, DeviceId, Effect, GroupId, PolicyId, PolicyRow, Ranges, TargetType, UserId,
 };
 
-/// What becomes of a packet.
+/// The treatment of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -32,7 +32,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Whom a policy is aimed at.
+/// The target of a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
@@ -41,8 +41,7 @@ pub enum Target {
     Group(GroupId),
 }
 
-/// A policy whose row has been judged: unknown words are resolved, targets that aim at nobody
-/// gone.
+/// A policy whose row has been judged: unknown words are resolved, and targets that do not exist are gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     pub id: PolicyId,
@@ -116,7 +115,7 @@ impl Policy {
     }
 }
 
-/// Who decides about which address: the whole space as stretches whose winner is an index into
+/// The policy that decides about each address: the whole space as stretches whose winner is an index into
 /// `policies`, which must be in [order](Policy::order).
 #[must_use]
 pub fn decisions<T: Internet>(policies: &[&Policy]) -> Vec<Stretch<T>> {
@@ -133,7 +132,7 @@ pub fn decisions<T: Internet>(policies: &[&Policy]) -> Vec<Stretch<T>> {
     sweep(&spans)
 }
 
-/// What policies in [order](Policy::order) let through.
+/// The destinations that policies in [order](Policy::order) allow.
 #[must_use]
 pub fn allowed<T: Internet>(policies: &[&Policy], default: Verdict) -> Ranges<T> {
     select(&decisions::<T>(policies), |winner| {
@@ -141,7 +140,7 @@ pub fn allowed<T: Internet>(policies: &[&Policy], default: Verdict) -> Ranges<T>
     })
 }
 
-/// What the winner of a stretch says; nobody: the default.
+/// The verdict of the winner of a stretch; without a winner, the default.
 #[must_use]
 pub fn verdict_of(policies: &[&Policy], default: Verdict, winner: Option<usize>) -> Verdict {
     winner.and_then(|rank| policies.get(rank)).map_or(default, |policy| policy.verdict)

@@ -1,4 +1,4 @@
-//! What is *not* the internet: the special-purpose blocks.
+//! The special-purpose blocks, which are *not* the internet.
 //!
 //! A policy with `full_tunnel` reaches every address outside these blocks. The list holds every
 //! entry of the IANA registries [iana-ipv4-special-registry] and [iana-ipv6-special-registry]

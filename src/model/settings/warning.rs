@@ -13,7 +13,7 @@ pub struct SettingWarning {
     pub flaw: SettingFlaw,
 }
 
-/// What is wrong with it.
+/// The flaw of a setting.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SettingFlaw {
     UnknownKey {

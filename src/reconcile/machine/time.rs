@@ -1,5 +1,5 @@
-//! What time alone brings about, and when the next of it is due. Each deadline stands in one part, which
-//! says when it is due and carries out what is due by the same function.
+//! Carries out the deadlines that have come, and says when the next one comes. Each deadline stands in one
+//! part, whose `due` also decides whether the part acts.
 
 use std::time::{Instant, SystemTime};
 

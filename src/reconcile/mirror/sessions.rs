@@ -1,4 +1,4 @@
-//! What the reading shows of sessions.
+//! The sessions in the reading.
 
 use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};

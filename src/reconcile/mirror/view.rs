@@ -1,4 +1,4 @@
-//! What readers see of the kernel's side.
+//! The view of the kernel's side.
 
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
@@ -10,7 +10,7 @@ use crate::dataplane::BackendInUse;
 use crate::model::{ObservedState, PublicKey, Traffic};
 use crate::reconcile::volume::Volume;
 
-/// What readers see.
+/// The view for readers.
 #[derive(Debug)]
 pub(in crate::reconcile) struct MirrorView<'a> {
     pub observed: Option<RwLockReadGuard<'a, ObservedState>>,

@@ -1,6 +1,6 @@
-//! What a reading is worth, and what is to be done on the kernel.
+//! The trust in a reading, and the work to do on the kernel.
 
-/// What the reading that we hold is worth.
+/// How far the agent trusts the last reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
     /// A write was refused, and perhaps applied in part: no plan is made from this reading, but for
@@ -16,7 +16,7 @@ pub(super) enum Trust {
     Fresh,
 }
 
-/// What is to be read.
+/// The reading that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
     Nothing,

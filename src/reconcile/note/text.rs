@@ -17,7 +17,7 @@ pub(in crate::reconcile) fn because(trouble: Option<&str>) -> String {
     trouble.map(|trouble| format!(" ({trouble})")).unwrap_or_default()
 }
 
-/// What it means that changes to these tables are not announced.
+/// Explains that changes to these tables are not announced.
 pub(in crate::reconcile) fn not_announced(tables: &[String]) -> String {
     format!(
         "changes to {} are not announced (triggers missing, or the table was recreated or \
@@ -41,7 +41,7 @@ pub(in crate::reconcile) fn refused(refusal: &Refusal) -> String {
     )
 }
 
-/// What to do about it, where the error does not say it.
+/// The remedy, if the error does not name one.
 fn way_out(what: &str) -> &'static str {
     match what {
         UNREACHABLE => "; see that its server runs and is the one that database.url names",
@@ -76,7 +76,7 @@ fn some_of(names: &[String]) -> String {
     }
 }
 
-/// What it means that this host has no sealing key, and peers have a preshared key.
+/// Explains that this host has no sealing key although peers have a preshared key.
 pub(in crate::reconcile) fn no_sealing_key(peers: usize) -> String {
     format!(
         "{} with a preshared key, and no psk_keys on this host to open it: those in the \

@@ -8,10 +8,10 @@ use crate::model::{
     BuildError, Departed, DesiredState, GatewayRow, KeyText, PolicyId, PublicKey, SnapshotRows,
 };
 
-/// What differs between a desired state and the one that replaced it.
+/// The differences between a desired state and the one that replaced it.
 #[derive(Debug, Default)]
 pub struct Replaced {
-    /// Who had a right to a tunnel in the former state, and is no peer of the new one.
+    /// The peers that had a right to a tunnel in the former state and are no peers of the new one.
     pub departed: BTreeMap<PublicKey, Departed>,
     /// Policies that decide otherwise in the new state, with their names.
     pub policies: BTreeMap<PolicyId, Box<str>>,
@@ -21,7 +21,7 @@ pub struct Replaced {
 #[derive(Debug)]
 pub struct NotBuilt {
     pub error: BuildError,
-    /// What its other rows change.
+    /// The changes by its other rows.
     pub withdrawn: Replaced,
 }
 
@@ -123,7 +123,7 @@ impl Replaced {
     }
 }
 
-/// Who had a right to a tunnel in the former state, and is no peer of the new one.
+/// The peers that had a right to a tunnel in the former state and are no peers of the new one.
 fn departed(old: &DesiredState, new: &DesiredState) -> BTreeMap<PublicKey, Departed> {
     let gone = old.entitled().filter(|(key, _)| !new.peers().contains_key(key));
     gone.map(|(key, row)| (key, Departed::from(row))).collect()

@@ -9,7 +9,7 @@ use crate::plan::Held;
 use crate::reconcile::event::Action;
 use crate::reconcile::note::Note;
 
-/// What time, an operator or another database changed: what to say, and what that touches.
+/// A change by time, by an operator or by another database: the note about it, and its effect.
 pub type Change = (Option<Note>, Option<Touched>);
 
 impl Rows {
@@ -191,7 +191,7 @@ fn by_rows<'a>(
     departed.iter().filter(move |(key, who)| !by_host_alone(key, who))
 }
 
-/// What the rows that were read last ask for, as far as it can be known.
+/// The rows that were read last, as far as they can be used.
 fn read_last<'a>(
     refused: Option<&'a Refused>,
     desired: Option<&'a DesiredState>,

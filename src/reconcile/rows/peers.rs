@@ -14,7 +14,7 @@ impl Rows {
         self.desired.as_ref().is_some_and(|desired| desired.kept_out().any(is_admitted))
     }
 
-    /// Who these peers are, by the rows that name them without admitting them.
+    /// The names of these peers, by the rows that name them without admitting them.
     pub fn names_of(&self, keys: &BTreeSet<PublicKey>) -> BTreeMap<PublicKey, Departed> {
         let rows = self.followed().into_iter().flat_map(DesiredState::rows);
         let named = rows.filter_map(|(row, _)| match row.public_key {

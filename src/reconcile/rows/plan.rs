@@ -1,4 +1,5 @@
-//! What the rows, `[stale]` and the block list ask of the kernel now: the whole, or withdrawals alone.
+//! Plans the changes that the rows, `[stale]` and the block list require now: all of them, or withdrawals
+//! alone.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -9,7 +10,7 @@ use crate::plan::guard::{Guard, Whose, plan_guarded};
 use crate::plan::{Held, Phase, Plan, PlanError, Scope, Step, is_ours, withdraw, withdrawals};
 use crate::reconcile::options::StalePolicy;
 
-/// What to do now.
+/// The plan, and the peers that stay.
 #[derive(Debug)]
 pub struct Planned {
     pub plan: Plan,
@@ -53,7 +54,7 @@ impl Rows {
         self.rest().or(self.desired.as_ref())
     }
 
-    /// What can be used of refused rows.
+    /// The usable part of refused rows.
     pub(super) fn rest(&self) -> Option<&DesiredState> {
         self.refused.as_ref()?.rest.as_ref()
     }
@@ -70,7 +71,7 @@ impl Rows {
         self.followed().filter(|_| ours)?.settings().guard_confirmed_at
     }
 
-    /// Whose removal waits by the rows that were read last, also while no plan can be made from them.
+    /// The peers whose removal waits by the rows that were read last, also while no plan can be made from them.
     pub fn held(&self, observed: Option<&ObservedState>, guard: Guard<'_>) -> Held {
         let whose = self.refused.as_ref().map_or(Whose::Ours, Refused::whose);
         match (self.followed(), observed) {
@@ -130,8 +131,8 @@ impl Rows {
         self.desired.as_ref().filter(|_| decides)
     }
 
-    /// What can be used of refused rows, and whose they are, if withdrawals follow from it. A table that
-    /// judges no packet is put right first, if `[stale]` says who may stay.
+    /// The usable part of refused rows, and their owner, if withdrawals follow from it. A table that judges no
+    /// packet is put right first, if `[stale]` decides which peers may stay.
     fn withdrawing(&self, observed: &ObservedState) -> Option<(&DesiredState, Whose)> {
         let refused = self.refused.as_ref()?;
         let (link, table) = (observed.interface.as_ref(), observed.firewall.as_ref());
@@ -163,8 +164,8 @@ impl Rows {
         Planned::new(plan, held)
     }
 
-    /// Whom an earlier run of the agent held, if the rows are its last good ones. They lack what it held back
-    /// and release no peer.
+    /// The peers that an earlier run of the agent held, if the rows are its last good ones. These rows lack the
+    /// changes that it held back, and release no peer.
     fn held_by_later_rows(&self, guard: &Guard<'_>) -> Held {
         match self.origin {
             Origin::Database => Held::default(),

@@ -7,8 +7,8 @@ use crate::plan::guard::Whose;
 #[derive(Debug)]
 pub(super) struct Refused {
     pub error: BuildError,
-    /// What its other rows ask for, with a gateway's row that can be used. Only withdrawals may follow
-    /// from it. `None`: it cannot be known.
+    /// The state by its other rows, with a usable row of the gateway. Only withdrawals may follow from it.
+    /// `None`: unknown.
     pub rest: Option<DesiredState>,
 }
 

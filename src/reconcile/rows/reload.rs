@@ -1,4 +1,4 @@
-//! What the configuration says about rows changes.
+//! The configuration of rows changes.
 
 use std::sync::Arc;
 use std::time::Duration;

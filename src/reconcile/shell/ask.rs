@@ -1,4 +1,4 @@
-//! What operators ask the loop, and its answers.
+//! The operators' requests to the loop, and its answers.
 
 use std::time::SystemTime;
 
@@ -26,7 +26,7 @@ pub enum Ask {
         destination: String,
         answer: oneshot::Sender<Result<Explanation, ExplainError>>,
     },
-    /// Who sent these denied packets, and what denies them.
+    /// The denied packets; the answer names their senders and the deciding policies.
     Denied { denials: Vec<Denial>, answer: oneshot::Sender<Vec<DeniedPacket>> },
     /// Follow these options from now on.
     Reload(Box<Reloaded>),

@@ -22,7 +22,7 @@ pub(super) struct AskedPeers {
 
 #[derive(Debug)]
 struct Asked {
-    /// Whose; `None`: all.
+    /// The user whose peers are wanted; `None`: all.
     user: Option<String>,
     answer: oneshot::Sender<Vec<PeerStatus>>,
     /// The time of the last reading when it was asked for.

@@ -128,8 +128,8 @@ impl<D: Dataplane + 'static> Shell<D> {
         }
     }
 
-    /// Expects to hear a bell, where hints are configured. Returns where to hear of it; elsewhere nothing
-    /// ever comes from there.
+    /// Expects to hear a bell, if hints are configured. Returns the receiver of its news; without hints none
+    /// ever arrives.
     pub(super) fn expect_hints(&mut self, hints: Option<Hints>) -> watch::Receiver<Heard> {
         let Some(Hints { heard, gateway }) = hints else {
             return watch::channel(Heard::default()).1;

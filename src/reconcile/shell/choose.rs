@@ -12,7 +12,7 @@ const LISTENERS_AT_MOST: u32 = 50;
 /// not switch all others.
 const LISTEN_AGAIN_AT: u32 = 40;
 
-/// What to do where gateways poll because they are many.
+/// The advice for gateways that poll because they are many.
 const FOLLOW_A_BELL: &str =
     "To hear of changes at once, run `gatepost bell` and set hints.url (docs/scale.md)";
 
@@ -26,7 +26,7 @@ pub struct Chosen {
     /// Why the server has no session to listen on, where that is why the agent polls.
     pub no_session: Option<String>,
     pub until: Until,
-    /// So many share the database; 0: not asked.
+    /// How many gateways share the database; 0: not asked.
     pub gateways: u32,
     /// Tables whose changes are not announced.
     pub unwatched: Vec<String>,
@@ -63,7 +63,7 @@ pub enum Until {
     SessionIsFree,
 }
 
-/// What is known before a mode is chosen.
+/// The facts that are known before a mode is chosen.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Present {
     /// The mode in use, if the number of gateways chose it.

@@ -1,4 +1,4 @@
-//! What the shell asks of the store: to connect, to read, to write back.
+//! The shell's requests to the store: to connect, to read, to write back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -88,7 +88,7 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
     Sent { left: report, lost, refusals: merged.refusals, hosts, error }
 }
 
-/// Whose withdrawals the database has lost.
+/// The peers whose withdrawals the database has lost.
 pub(super) async fn lost(
     store: &Store,
     withdrawals: &BTreeMap<PublicKey, Withdrawal>,
@@ -106,7 +106,7 @@ pub(super) async fn lost(
     Ok(lost.into_iter().filter_map(|number| keys.get(number).copied()).collect())
 }
 
-/// What reading leaves behind for the next read.
+/// The state that one read leaves for the next.
 #[derive(Default)]
 pub(super) struct Reader {
     last: Option<LastRead>,
@@ -114,7 +114,7 @@ pub(super) struct Reader {
     unannounced: Vec<String>,
 }
 
-/// What a read found.
+/// The result of a read.
 pub(super) struct Found {
     pub answer: ReadAnswer,
     /// Tables whose changes are not announced, if they are others than at the full read before.

@@ -14,7 +14,7 @@ pub(super) const KERNEL_IS_STUCK: &str = "the kernel has not answered for five m
 /// A job that takes longer than this is told of, again and again.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// Since when a job has been under way, if one is.
+/// When the job under way began; `None`: there is no job.
 #[derive(Debug, Default)]
 pub(super) struct KernelJob {
     since: Option<Instant>,

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// What could not be done with the file, and why.
+/// The failed action on the file, and its cause.
 pub(super) type Failure = (&'static str, io::Error);
 
 /// Writes the file anew, for its owner alone, and puts it in place. Creates its folder.

@@ -1,4 +1,4 @@
-//! What the shell holds, and how it carries out what the machine asks for.
+//! The shell's state, and how it carries out the machine's actions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub struct Options<D> {
     pub dataplane: DataplaneHandle<D>,
     /// Says why to look at the kernel again.
     pub kernel_events: mpsc::Receiver<String>,
-    /// What is heard from a broker; `None`: no `[hints]`.
+    /// News from a broker; `None`: no `[hints]`.
     pub hints: Option<Hints>,
     /// Where the last good rows are kept; `None`: they are not kept.
     pub cache: Option<Cache>,
@@ -68,7 +68,7 @@ pub(super) enum Inner {
     DataplaneGone,
     Attached(Attached),
     BlocksSaved(u64, Result<(), BlockFileError>),
-    /// What became of the last good rows.
+    /// The state of the last good rows.
     Kept(LastGoodStatus),
     /// Why withdrawals are not on disk; `None`: they are.
     Remembered(Option<String>),
@@ -85,7 +85,7 @@ pub(super) struct Shell<D> {
     pub(super) kernel_job: KernelJob,
     /// The numbers of the comparisons that operators wait for.
     pub(super) resyncs: Vec<(u64, oneshot::Sender<Result<(), ResyncError>>)>,
-    /// Who waits for the list of peers.
+    /// The callers that wait for the list of peers.
     pub(super) asked_peers: AskedPeers,
     pub(super) block_file: BlockFile,
     /// The changes of the block list that operators wait for.

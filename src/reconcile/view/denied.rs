@@ -11,7 +11,7 @@ use crate::model::policy::{Explanation, Quoted, Verdict, dns_addresses};
 use crate::model::{Denial, DesiredState, PeerRow};
 
 impl View<'_> {
-    /// What became known at this time of denied packets.
+    /// Describes denied packets that became known at this time.
     #[must_use]
     pub fn denied(&self, denials: &[Denial], at: SystemTime) -> Vec<DeniedPacket> {
         let desired = self.rows.desired;

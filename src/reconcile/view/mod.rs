@@ -1,4 +1,4 @@
-//! What readers see of the machine: its status, its peers, its explanations. Changes nothing.
+//! The view of the machine: its status, its peers, its explanations. Changes nothing.
 
 mod denied;
 mod explain;
@@ -105,7 +105,7 @@ impl View<'_> {
         self.source.poll_interval
     }
 
-    /// What is desired now; `None` until rows could be used.
+    /// The desired state; `None` until rows could be used.
     #[must_use]
     pub const fn desired(&self) -> Option<&DesiredState> {
         self.rows.desired
@@ -193,7 +193,7 @@ impl View<'_> {
         self.outbox.is_empty
     }
 
-    /// What keeps a pass from ever being proven as things stand, once all other work is done:
+    /// The obstacle that prevents a proof until someone removes it, once all other work is done:
     /// `run --once` gives up then.
     #[must_use]
     pub fn stuck(&self) -> Option<String> {
@@ -204,7 +204,7 @@ impl View<'_> {
         self.obstacle().map(|obstacle| obstacle.to_string()).or(waits)
     }
 
-    /// What keeps the kernel from being proven equal although nothing stands in the way of a plan.
+    /// The reason why the kernel is not proven equal although no obstacle prevents a plan.
     fn waits(&self) -> Option<String> {
         let sealed = self.rows.desired.map_or(0, DesiredState::sealed_count);
         let sealed = (sealed > 0).then(|| no_sealing_key(sealed));
@@ -229,7 +229,7 @@ impl View<'_> {
         (!names.is_empty()).then(|| history_lost(&names))
     }
 
-    /// Whom the host blocks.
+    /// The host's block list.
     #[must_use]
     pub const fn block_list(&self) -> &BlockList {
         self.rows.block_list

@@ -152,7 +152,7 @@ fn held_state(held: &HeldPeer) -> PeerState {
     PeerState::Held { reason: held.cause().to_string(), since: held.since() }
 }
 
-/// What the kernel counts of a peer that is not known otherwise.
+/// The status of a peer of which only the kernel's counters are known.
 fn of_traffic(traffic: Traffic) -> PeerStatus {
     PeerStatus {
         state: PeerState::Pending,

@@ -1,4 +1,4 @@
-//! What a pass would do, and why a packet passes or not, without a running agent.
+//! Previews a pass, and explains why a packet passes or not, without a running agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -83,7 +83,7 @@ pub async fn preview_explanation<D: Dataplane + 'static>(
     Ok(answers.in_words(store).await.counted(dataplane).await)
 }
 
-/// What should be and what is, read at the same time.
+/// The desired and the observed state, read at the same time.
 async fn both_sides<D: Dataplane + 'static>(
     machine: &MachineOptions,
     store: &Store,
@@ -110,7 +110,7 @@ fn guard<'a>(machine: &MachineOptions, confirmed: &'a BTreeSet<PublicKey>) -> Gu
     Guard { limit, held, confirmed, whose: Whose::Ours }
 }
 
-/// What a pass changes where too many removals wait, also in the words of users and devices.
+/// The changes of a pass if too many removals wait, also in the words of users and devices.
 fn plan_report(
     machine: &MachineOptions,
     desired: &DesiredState,
@@ -163,7 +163,7 @@ fn plan_report(
     })
 }
 
-/// What a peer may reach by the kernel's table, and what it should.
+/// The destinations of a peer by the kernel's table, and the desired ones.
 fn shift<'a>(
     desired: &'a DesiredState,
     observed: &'a ObservedState,

@@ -48,7 +48,7 @@ pub struct Status {
     pub sync: SyncStatus,
     pub database: DatabaseStatus,
     pub peers: PeerCounts,
-    /// What all peers sent and received.
+    /// The traffic of all peers.
     #[serde(default)]
     pub traffic: TrafficStatus,
     /// The quarantined peers; at most the first hundred, `peers.quarantined` counts them all.
@@ -56,14 +56,14 @@ pub struct Status {
     /// Policies that the kernel refuses to load.
     #[serde(default)]
     pub quarantined_policies: Vec<QuarantinedPolicy>,
-    /// What an operator should look at, one sentence each.
+    /// Warnings for an operator, one sentence each.
     pub warnings: Vec<String>,
     /// A removal that the guard holds back until an operator confirms it.
     pub held_back: Option<HeldBack>,
     /// The peers that it holds; at most the first hundred, `held_back.removals` counts them all.
     #[serde(default)]
     pub held: Vec<HeldPeer>,
-    /// Whom this host blocks, whatever rows say.
+    /// The blocks of this host, whatever rows say.
     #[serde(default)]
     pub blocked: Vec<BlockStatus>,
     /// Whether the rows in force are on disk, for a boot without the database.
@@ -143,7 +143,7 @@ pub struct DatabaseStatus {
     /// Why it is not connected.
     #[serde(default)]
     pub unavailable: Option<Unavailable>,
-    /// Since when it has been connected, or not.
+    /// When the connection was made or lost.
     pub since: Option<Timestamp>,
     /// The last error, also after it has passed.
     pub last_error: Option<String>,

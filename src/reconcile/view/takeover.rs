@@ -1,4 +1,4 @@
-//! What it means that the agent takes over a link that another program has run, in words. Pure.
+//! Explains that the agent takes over a link that another program has run. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use crate::model::policy::in_words as reach_in_words;
 use crate::model::{DesiredState, LinkOwner, ObservedInterface, ObservedState, Profile, Standing};
 use crate::reconcile::name::peer_name;
 
-/// So many names stand in one line.
+/// How many names stand in one line.
 const MOST_NAMES: usize = 4;
 /// Of those who reach nothing, so many more: that is what an operator looks for.
 const MOST_NAMES_OF_NOTHING: usize = 50;
 
-/// What the take-over changes; `None`: no link is taken over, or one without peers.
+/// Describes the changes by the take-over; `None`: no link is taken over, or one without peers.
 ///
 /// Until now no table of ours has judged the packets of the link, so what a policy grants is no gain, and
 /// whom no policy names loses everything.
@@ -66,7 +66,7 @@ fn link_changes(desired: &DesiredState, link: &ObservedInterface) -> Vec<String>
     words
 }
 
-/// Who reaches what, those who reach nothing first.
+/// Describes the destinations of each peer, first the peers without any.
 fn reach(desired: &DesiredState) -> Vec<String> {
     let mut who: BTreeMap<String, Vec<String>> = BTreeMap::new();
     // Peers share profiles, and a large one takes long.

@@ -1,4 +1,4 @@
-//! Whom an operator means to block or to unblock.
+//! Finds the user, device, key or address that an operator means to block or to unblock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
@@ -11,7 +11,7 @@ use crate::model::{
 };
 use crate::reconcile::name::name_of;
 
-/// So many candidates are named.
+/// How many candidates are named.
 const NAMED_AT_MOST: usize = 8;
 /// From here on, of 1, a name may be meant by another.
 const SIMILAR: f64 = 0.6;
@@ -45,7 +45,7 @@ fn blocked(candidates: &[String]) -> String {
 }
 
 impl View<'_> {
-    /// Whom `who` names to be blocked, and what to call it. A key or an address needs no row.
+    /// The subject of a block that `who` names, and its name. A key or an address needs no row.
     ///
     /// # Errors
     /// [`WhoError`]

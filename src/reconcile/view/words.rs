@@ -1,4 +1,4 @@
-//! What the database is asked for so that an answer speaks its words.
+//! Asks the database for the names that an answer uses.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

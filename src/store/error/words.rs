@@ -8,7 +8,7 @@ use crate::store::patience::{CONNECT_WITHIN, SILENT_FOR};
 use crate::store::require_auth::RefusedMethod;
 use crate::store::tls::words::{find, tls_trouble};
 
-/// What to do about a [`StoreError::NoRoom`](super::StoreError::NoRoom).
+/// The remedy for a [`StoreError::NoRoom`](super::StoreError::NoRoom).
 pub(super) const ROOM: &str = "an agent uses up to four sessions, and can poll with one: raise the connection limit \
     of the role (`alter role ROLE connection limit 10`) or of the database, or the server's \
     max_connections";
@@ -25,7 +25,7 @@ const PASSWORD_MISSING: &str = "invalid configuration: password missing";
 const AUTHENTICATION: &str = "authentication error";
 const NO_WRITES: &str = "database does not allow writes";
 
-/// What the driver met on its way to an answer of the server.
+/// The obstacle that the driver met on its way to an answer of the server.
 pub(super) enum Obstacle {
     /// The server asks for a login in a way that is not allowed.
     Method(RefusedMethod),
@@ -70,7 +70,7 @@ pub(in crate::store) fn is_about_secrets(error: &tokio_postgres::Error) -> bool 
     refused || root(error).starts_with(PASSWORD_MISSING) || tls_trouble(error).is_some()
 }
 
-/// What to do about a login that the server refused, or that this agent ended.
+/// The remedy for a login that the server refused, or that this agent ended.
 pub(super) fn login_remedy(error: &tokio_postgres::Error) -> &'static str {
     let text = root(error);
     if text.starts_with(PASSWORD_MISSING) {
@@ -100,7 +100,7 @@ pub(super) fn listed(misfits: &[String]) -> String {
     }
 }
 
-/// What resolves a [`StoreError::Misfit`](super::StoreError::Misfit).
+/// The remedy for a [`StoreError::Misfit`](super::StoreError::Misfit).
 pub(super) fn remedy(misfits: &[String]) -> &'static str {
     // `gatepost migrate` makes its own tables again.
     let ours = |misfit: &str| misfit.starts_with("table gatepost.");

@@ -12,10 +12,10 @@ use crate::store::error::{Place, StoreError};
 const LOST: &str = include_str!("../../../migrations/lost.sql");
 const REPAIR: &str = include_str!("../../../migrations/repair.sql");
 
-/// What a comparison found.
+/// The result of a comparison.
 struct Lost {
     objects: Vec<String>,
-    /// What only an operator can mend, and how.
+    /// The flaws that only an operator can mend, and how.
     broken: Vec<String>,
 }
 
@@ -42,7 +42,7 @@ pub(super) async fn repair(client: &mut Client, place: &Place) -> Result<(), Sto
     if lost.broken.is_empty() { Ok(()) } else { Err(StoreError::Differs(lost.broken)) }
 }
 
-/// What [`repair`] would make again, as comments; empty: nothing.
+/// The objects that [`repair`] would make again, as comments; empty: none.
 pub(super) async fn lost(
     client: &mut Client,
     applied: &[i32],

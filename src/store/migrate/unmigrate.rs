@@ -15,7 +15,7 @@ const FOREIGN: &str = include_str!("../../../migrations/foreign.sql");
 const ALONE: [&str; 2] = ["drop trigger ", "drop index "];
 const DROP_ROLE: &str = "drop role ";
 
-/// What [`unmigrate`] does.
+/// The effects of [`unmigrate`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Unmigration {
     /// In order; empty: nothing of Gatepost's is there.

@@ -13,9 +13,9 @@ use x509_cert::der::Decode;
 const COMMON_NAME: &str = "2.5.4.3";
 const SUBJECT_ALT_NAME: &str = "2.5.29.17";
 
-/// What a server must show. rustls by itself differs from libpq in two ways: it refuses a certificate
-/// of an authority (`CA:TRUE`, which `openssl req -x509` makes) as a server's, even if that very
-/// certificate is trusted, and ignores the common name.
+/// The requirements on a server. rustls by itself differs from libpq in two ways: it refuses a certificate of
+/// an authority (`CA:TRUE`, which `openssl req -x509` makes) as a server's, even if that very certificate is
+/// trusted, and ignores the common name.
 #[derive(Debug)]
 pub(super) struct Verifier {
     pub roots: RootCertStore,

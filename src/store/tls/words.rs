@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls::{AlertDescription, CertificateError};
 
-/// What is wrong with TLS, if that is what the driver's error is about.
+/// The TLS flaw that the driver's error is about, if it is about one.
 pub(in crate::store) fn tls_trouble(error: &tokio_postgres::Error) -> Option<String> {
     /// The driver has no type for it.
     const NO_TLS: &str = "server does not support TLS";

@@ -16,7 +16,7 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// and agents take a sign for a promise that it does not wait for long.
 const LOOK_FOR_A_SIGN: Duration = Duration::from_secs(1);
 
-/// What is due next, by this host's steady clock.
+/// The next deadline, by this host's steady clock.
 #[derive(Debug, Clone)]
 pub struct Rhythm {
     look_at: Instant,

@@ -150,7 +150,7 @@ struct Line {
     client: Client,
     /// It was lost, and made again.
     interrupted: Arc<AtomicBool>,
-    /// What the broker refused.
+    /// The last refusal of the broker.
     refused: watch::Receiver<Option<BrokerError>>,
 }
 

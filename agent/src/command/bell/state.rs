@@ -1,4 +1,4 @@
-//! What a bell knows of itself: its state, counters and metrics.
+//! The bell's own state, counters and metrics.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::pulse::Pulse;
 use crate::telemetry::{Pages, Response, health, target};
 
-/// What the bell does at this moment.
+/// The bell's activity at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BellState {
     Starting,
@@ -65,7 +65,7 @@ impl Counts {
     }
 }
 
-/// What metrics and health show. Clones are cheap.
+/// The values that metrics and health show. Clones are cheap.
 #[derive(Debug, Clone)]
 pub struct BellWatcher {
     pub state: watch::Receiver<BellState>,

@@ -19,7 +19,7 @@ use crate::{runtime, wiring};
 use error::BundleError;
 use scrub::Scrubber;
 
-/// So many of the journal's newest lines.
+/// How many of the journal's newest lines the bundle holds.
 const JOURNAL_LINES: &str = "2000";
 
 /// Writes a new file that only this user may read. What cannot be had stands in it as the reason.

@@ -1,6 +1,6 @@
 //! Takes secrets out of text. Pure.
 
-/// What stands for a secret.
+/// Replaces a secret.
 const MARK: &str = "[secret]";
 /// Words as long as this in a secret's file are secrets by themselves, such as a key after its name.
 const LONG_WORD: usize = 16;
@@ -110,7 +110,7 @@ fn without_settings(line: &str) -> String {
     text + rest
 }
 
-/// What ends the value of a secret's line if it is on a later line.
+/// Returns the text that ends the value of a secret's line, if it is on a later line.
 fn opened_secret(line: &str) -> Option<&'static str> {
     let (before, value) = line.split_once('=')?;
     let (start, key) = last_key(before);

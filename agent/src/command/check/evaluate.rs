@@ -213,7 +213,7 @@ fn clock(database: &DatabaseFacts) -> Finding {
     )
 }
 
-/// What a boot without the database would find, and whether the agent can keep it up to date.
+/// Checks the rows that a boot without the database would find, and whether the agent can keep them up to date.
 fn last_good(config: &Config, facts: &Facts) -> Vec<Finding> {
     /// A full disk that takes no withdrawal costs the whole file.
     const ENOUGH_BYTES: u64 = 1024 * 1024;

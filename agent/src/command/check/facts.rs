@@ -53,15 +53,15 @@ pub struct Facts {
     pub labels_flows: Option<bool>,
     /// Whether this kernel keeps a table that belongs to an agent. `None`: unknown.
     pub keeps_owned_tables: Option<bool>,
-    /// What the gate depends on. `None`: unknown.
+    /// The host's routing on which the gate depends. `None`: unknown.
     pub routing: Option<HostRouting>,
-    /// Who wrote the last good rows; `None`: there are none. An error is one of them.
+    /// The origin of the last good rows; `None`: there are none. An error counts as a finding.
     pub last_good: Result<Option<Provenance>, String>,
     /// How many bytes this process can still write beside them.
     pub last_good_room: Result<u64, String>,
-    /// Whom this host blocks.
+    /// This host's block list.
     pub block_list: Result<BlockList, BlockFileError>,
-    /// What the running agent says of itself.
+    /// The running agent's status.
     pub agent: Result<Status, ControlError>,
 }
 
@@ -92,7 +92,7 @@ pub struct DatabaseFacts {
     pub peers: u64,
     /// How many of them have a preshared key.
     pub sealed_peers: u64,
-    /// What the server allows the role, where gateways share it.
+    /// The rights that the server gives the role, if gateways share it.
     pub shared_role: Option<SharedRole>,
     /// Schemas that triggers search, and in which the role may create something.
     pub writable_schemas: Vec<String>,
@@ -108,7 +108,7 @@ pub enum Clock {
     Behind(Duration),
 }
 
-/// What files under `/proc`, `/sys`, `/lib` and `/etc` say. `None`: the file does not exist.
+/// Contents of files under `/proc`, `/sys`, `/lib` and `/etc`. `None`: the file does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
     pub kernel_release: String,
@@ -211,7 +211,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
     })
 }
 
-/// What the programs of `iptables-legacy` say, if they are there and may be run.
+/// Reads the output of the programs of `iptables-legacy`, if they are installed and may be run.
 fn read_legacy() -> Vec<LegacyRules> {
     let programs = ["iptables-legacy", "ip6tables-legacy"].into_iter();
     let saved = programs.filter_map(|program| {

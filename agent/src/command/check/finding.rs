@@ -22,11 +22,11 @@ pub enum Level {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub level: Level,
-    /// What was checked, in one word.
+    /// The subject of the check, in one word.
     pub subject: &'static str,
-    /// What was found.
+    /// The finding.
     pub text: String,
-    /// What to do. `None` where nothing is to be done, or where `text` says it.
+    /// The remedy. `None` if there is nothing to do, or if `text` says it.
     pub remedy: Option<String>,
 }
 

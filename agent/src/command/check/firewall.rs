@@ -57,7 +57,7 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// What stays of the firewall when another program flushes the ruleset.
+/// Checks which protection remains when another program flushes the ruleset.
 pub fn fail_closed(config: &Config, facts: &Facts) -> Vec<Finding> {
     let firewall = &config.firewall;
     let owned = match (firewall.own_table, facts.keeps_owned_tables) {

@@ -1,4 +1,5 @@
-//! What on this host keeps packets from peers that policies allow. Changes nothing.
+//! Finds programs and settings of this host that keep packets from peers although policies allow them. Changes
+//! nothing.
 
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is saved for one family.
+/// The saved rules of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LegacyRules {
     /// `iptables-legacy` or `ip6tables-legacy`.
@@ -10,7 +10,7 @@ pub struct LegacyRules {
     pub text: String,
 }
 
-/// A built-in chain that drops what no rule of it accepts, and has no rule for us.
+/// A built-in chain that drops packets that none of its rules accepts, and has no rule for us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LegacyDrop {
     pub program: &'static str,

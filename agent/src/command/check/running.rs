@@ -1,4 +1,4 @@
-//! What the running agent says of itself. Pure.
+//! Evaluates the running agent's status. Pure.
 
 use gatepost::reconcile::status::{State, Status};
 
@@ -7,7 +7,7 @@ use super::finding::{Finding, Level};
 use crate::control::ControlError;
 use crate::output::count;
 
-/// So many quarantined peers are named.
+/// How many quarantined peers are named.
 const NAMED: usize = 3;
 
 /// The agent's state and warnings, but for what other findings say already.

@@ -1,4 +1,4 @@
-//! What a stolen login can do to others.
+//! Checks how a stolen login can affect others.
 
 use gatepost::store::{PublicRights, SharedRole};
 

@@ -1,4 +1,4 @@
-//! What of a gateway that was found becomes which row. Pure.
+//! Arranges the parts of a found gateway as rows. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

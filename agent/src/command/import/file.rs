@@ -28,7 +28,7 @@ impl fmt::Display for Remark {
     }
 }
 
-/// What a file describes, whom it names, and which of its lines have no effect any more.
+/// The contents of a file: the interface, the names, and the lines that no longer have any effect.
 pub struct Parsed {
     pub found: Found,
     pub labels: Labels,
@@ -47,7 +47,7 @@ pub fn parse(text: &str) -> Result<Parsed, Vec<Remark>> {
     reader.finish()
 }
 
-/// Whom a file names, however much else of it cannot be used.
+/// Returns the names in a file, even if the rest of the file cannot be used.
 pub fn labels(text: &str) -> Labels {
     let mut reader = Reader::default();
     for (number, line) in (1..).zip(text.lines()) {

@@ -20,7 +20,7 @@ pub struct Found {
     pub peers: Vec<FoundPeer>,
 }
 
-/// A peer of it.
+/// A peer of the found gateway.
 pub struct FoundPeer {
     /// Where its section begins in the file; `None`: it was read from the interface.
     pub line: Option<usize>,
@@ -30,7 +30,7 @@ pub struct FoundPeer {
     pub allowed_ips: Vec<IpNet>,
 }
 
-/// What a file says besides: whom its keys belong to, and what the gateway translates.
+/// Further contents of a file: the owners of its keys, and the addresses that the gateway translates.
 #[derive(Default)]
 pub struct Labels {
     pub names: BTreeMap<PublicKey, PeerName>,

@@ -19,7 +19,7 @@ const MOST_READINGS: usize = 5;
 /// To read more peers takes so long that each reading is told.
 const MANY_PEERS: usize = 10_000;
 
-/// What must be alike in two readings.
+/// The values that must be equal in two readings.
 type Seen = Vec<(PublicKey, Vec<IpNet>)>;
 
 /// Reads an interface of this network namespace. `tells` is told how far that is, if it takes long.

@@ -74,7 +74,7 @@ pub fn import(config: &Config, args: &ImportArgs) -> Result<Exit, CommandError> 
     Ok(Exit::Success)
 }
 
-/// What is imported.
+/// The source of an import.
 struct Source {
     interface: InterfaceName,
     found: Found,

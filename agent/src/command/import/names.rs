@@ -1,4 +1,4 @@
-//! Whom a peer belongs to, by the comments of a `wg-quick` file. Pure.
+//! Finds the owner of a peer in the comments of a `wg-quick` file. Pure.
 //!
 //! ```text
 //! # alice/laptop          ### Client alice        [Peer] # alice        # friendly_name = alice

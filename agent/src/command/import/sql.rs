@@ -11,7 +11,7 @@ use super::arrange::{ArrangedPeer, Arrangement};
 use super::found::Found;
 use crate::output::printable;
 
-/// What the SQL says besides what was found.
+/// Values that the SQL needs besides the found gateway.
 pub struct Script<'a> {
     /// The interface or file that it comes from.
     pub source: &'a str,
@@ -61,7 +61,7 @@ impl Script<'_> {
         )
     }
 
-    /// What no row can say.
+    /// Lists the settings that no row can hold.
     fn configuration(&self) -> String {
         let Self { interface, found, arranged, .. } = self;
         let mut lines = vec![

@@ -8,7 +8,7 @@ use clap_mangen::Man;
 
 use super::roff::{FILES, entry, heading};
 
-/// What each exit code means.
+/// The meaning of each exit code.
 const EXIT_STATUS: [(&str, &str); 8] = [
     ("0", "Done; allowed; nothing to change; ready."),
     ("1", "Failed. check: there are warnings. run --once: the kernel is not proven equal."),

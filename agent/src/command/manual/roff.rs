@@ -1,4 +1,4 @@
-//! What both kinds of pages consist of, in roff.
+//! The elements of both kinds of pages, in roff.
 
 /// The files that pages name.
 pub const FILES: [(&str, &str); 7] = [

@@ -151,7 +151,7 @@ struct Keys {
     /// Never made up unless asked for.
     private: Option<PrivateKey>,
     preshared: Option<PresharedKey>,
-    /// What the rows get.
+    /// The new values of the rows.
     rekeyed: Option<Rekeyed>,
 }
 

@@ -14,7 +14,7 @@ use crate::output::printable;
 /// The client's keepalives keep its NAT's entry open (WireGuard's own recommendation).
 const KEEPALIVE_SECS: u16 = 25;
 
-/// What a client needs. It holds secrets: only what is printed exposes them.
+/// The values that a client needs. It holds secrets: only printing exposes them.
 pub struct Profile {
     pub user: String,
     pub device: String,
@@ -30,7 +30,7 @@ pub struct Profile {
     pub preshared_key: Option<PresharedKey>,
     /// Where the gateway is: `host:port`.
     pub endpoint: String,
-    /// What the client sends through the tunnel.
+    /// The destinations that the client sends through the tunnel.
     pub allowed_ips: Vec<IpNet>,
 }
 

@@ -1,4 +1,4 @@
-//! What changed from one status to the next, in words. Pure.
+//! Describes the changes from one status to the next. Pure.
 
 use std::collections::BTreeSet;
 

@@ -6,7 +6,7 @@ use gatepost::reconcile::status::{State, Status, Unavailable};
 
 use crate::output::{Style, Tone, age, count, printable, span};
 
-/// So many held peers are named.
+/// How many held peers are named.
 const FIRST_HELD: usize = 5;
 
 /// The status for an operator.

@@ -16,9 +16,9 @@ use crate::telemetry::Entry;
 
 /// Between two requests.
 const EVERY: Duration = Duration::from_secs(1);
-/// So many of the last changes stay on the screen.
+/// How many of the last changes stay on the screen.
 const CHANGES: usize = 6;
-/// So many of the journal's newest entries are shown, and so much of each.
+/// How many of the journal's newest entries are shown, and how much of each.
 const ENTRIES: usize = 8;
 const ENTRY_CHARS: usize = 160;
 
@@ -58,7 +58,7 @@ pub fn watch(client: &Client, json: bool) -> Result<Exit, CommandError> {
     }
 }
 
-/// What was shown so far.
+/// The contents of the screen so far.
 #[derive(Default)]
 struct Screen {
     shown: Option<Status>,

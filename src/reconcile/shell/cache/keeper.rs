@@ -23,7 +23,7 @@ enum Order {
     Written(oneshot::Sender<()>),
 }
 
-/// What one read returned.
+/// The rows of one read.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Rows {
     Everything(Arc<SnapshotRows>),
@@ -103,7 +103,7 @@ fn hold(held: &mut Vec<Rows>, rows: Rows) {
     }
 }
 
-/// What became of the last good rows of this file.
+/// The state of the last good rows in this file.
 fn told(path: &Path, kept: Result<Kept, CacheError>) -> LastGoodStatus {
     match kept {
         Ok(Kept::All) => LastGoodStatus::Kept,

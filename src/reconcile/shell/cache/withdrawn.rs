@@ -1,4 +1,4 @@
-//! What rows take away, in the shortest form. Pure.
+//! Finds the rows that take something away, in the shortest form. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -41,7 +41,7 @@ struct Tail {
     written_bytes: u64,
 }
 
-/// What of the rows is on the disk.
+/// The part of the rows that is on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
     All,

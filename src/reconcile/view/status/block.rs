@@ -1,4 +1,4 @@
-//! Whom this host blocks, as commands and the host's file tell it.
+//! The blocks of this host, as commands and the host's file show them.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ pub struct BlockStatus {
     pub since: Timestamp,
 }
 
-/// What became of `gatepost block` and `gatepost unblock`.
+/// The answer to `gatepost block` and `gatepost unblock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockAnswer {
     pub block: BlockStatus,

@@ -1,4 +1,4 @@
-//! What stays of the firewall whatever other programs or the agent's end do to it.
+//! The parts of the firewall that remain whatever other programs do, or when the agent ends.
 
 use serde::{Deserialize, Serialize};
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{State, Status};
 
-/// What of the rows in force is on disk.
+/// The part of the rows in force that is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum LastGoodStatus {
@@ -12,7 +12,7 @@ pub enum LastGoodStatus {
     #[default]
     Unknown,
     Kept,
-    /// What they withdraw, because the disk is full.
+    /// Their withdrawals, because the disk is full.
     Withdrawals {
         why: String,
     },

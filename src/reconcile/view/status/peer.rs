@@ -20,7 +20,7 @@ pub struct HeldPeer {
     pub device: String,
     pub device_id: Option<DeviceId>,
     pub public_key: PublicKey,
-    /// What is routed to the peer.
+    /// The prefixes that are routed to the peer.
     pub addresses: Vec<IpNet>,
     /// Why the rows do not admit it.
     pub reason: String,
@@ -54,7 +54,7 @@ pub struct PeerStatus {
     pub device_id: Option<DeviceId>,
     /// The column's text: for a quarantined peer it may be no key at all.
     pub public_key: String,
-    /// What is routed to the peer; for one left out, what its row asks for.
+    /// The prefixes that are routed to the peer; for a peer that is left out, those that its row asks for.
     pub addresses: Vec<IpNet>,
     /// When the fields that the kernel reports were read; `null`: not yet.
     #[serde(default)]

@@ -1,20 +1,20 @@
-//! What a pass would change.
+//! The changes that a pass would make.
 
 use serde::{Deserialize, Serialize};
 
 use super::HeldBack;
 use super::peer::HeldPeer;
 
-/// What `gatepost plan` prints.
+/// The output of `gatepost plan`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PlanReport {
-    /// What would change, in the order of the phases. Empty: nothing but what is held back.
+    /// The steps, in the order of the phases. Empty: there is nothing but held removals.
     pub steps: Vec<PlannedStep>,
-    /// What the guard would hold back: it is in no step.
+    /// The removals that the guard would hold back: no step contains them.
     pub held_back: Option<HeldBack>,
     /// The peers that it would hold.
     pub held: Vec<HeldPeer>,
-    /// What would change, in the words of users, devices and policies.
+    /// The changes, in the words of users, devices and policies.
     pub words: Vec<String>,
     /// Rows left out or partly ignored, one sentence each.
     pub warnings: Vec<String>,

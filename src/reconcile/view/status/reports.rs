@@ -28,7 +28,7 @@ impl Status {
     }
 }
 
-/// What it means that the database has a schema of this version; `None`: it is as it should be.
+/// Explains that the database has a schema of this version; `None`: the schema is up to date.
 pub(crate) fn old_schema(found: i32) -> Option<String> {
     (found < SCHEMA_VERSION).then(|| {
         format!(

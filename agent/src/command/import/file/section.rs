@@ -70,7 +70,7 @@ impl Key {
         matches!(self, Self::PreUp | Self::PostUp | Self::PreDown | Self::PostDown)
     }
 
-    /// Why the database holds nothing of it, and what to do; `None`: nothing is lost.
+    /// Why the database has no column for it, and what to do; `None`: nothing is lost.
     pub const fn has_no_effect(self) -> Option<&'static str> {
         Some(match self {
             Self::Dns => {
@@ -104,7 +104,7 @@ pub fn masquerades(command: &str) -> bool {
     ["masquerade", "snat"].iter().any(|word| command.contains(word))
 }
 
-/// What is wrong with a key.
+/// Describes the flaw of a key.
 pub fn key_flaw(why: KeyError) -> String {
     format!("{why}: copy it from the output of `wg showconf`")
 }
