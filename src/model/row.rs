@@ -68,12 +68,12 @@ pub struct GatewayRow {
 /// `devices.status` is another than `active`.
 pub const DEVICE_NOT_ACTIVE: &str = "device not active";
 
-/// Why a peer is not eligible, as far as the rows say without a clock. Empty: eligible, unless
-/// approval is required or `revoked_at` has come.
+/// The flaws of device and user that bar a peer, as far as the rows show them without a clock. Empty: eligible,
+/// unless approval is required or `revoked_at` has come. A comment in the database calls this type `Bars`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Bars(u16);
+pub struct BarredBy(u16);
 
-impl Bars {
+impl BarredBy {
     pub const DEVICE_DELETED: Self = Self(1);
     pub const DEVICE_STATUS: Self = Self(1 << 1);
     pub const USER_INACTIVE: Self = Self(1 << 2);
@@ -141,7 +141,7 @@ pub struct PeerRow {
     pub preshared_key: Option<Box<str>>,
     pub allowed_ips: Box<[IpNet]>,
     pub dns_servers: Box<[Box<str>]>,
-    pub bars: Bars,
+    pub bars: BarredBy,
     /// `devices.revoked_at`: bars the peer from that moment on, also when it lies ahead.
     #[serde(with = "micros::optional")]
     pub revoked_at: Option<SystemTime>,

@@ -12,28 +12,28 @@ const NAMED: usize = 8;
 /// The peers that a pass cut off and let in, and the policies that it followed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
-    pub revoked: Named<PeerName>,
+    pub revoked: NameList<PeerName>,
     /// Tracked flows that were cut, also those of other peers.
     pub flows_cut: u64,
-    pub added: Named<PeerName>,
-    pub policies: Named<Box<str>>,
+    pub added: NameList<PeerName>,
+    pub policies: NameList<Box<str>>,
 }
 
-/// How many there are, and the first of them.
+/// A list of names that is cut off after the first few: how many there are, and these.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named<T> {
+pub struct NameList<T> {
     pub count: usize,
     pub first: Vec<T>,
 }
 
-impl<T> Default for Named<T> {
+impl<T> Default for NameList<T> {
     fn default() -> Self {
         Self { count: 0, first: Vec::new() }
     }
 }
 
-impl<T> Named<T> {
-    /// Of all of them.
+impl<T> NameList<T> {
+    /// The list of all these names.
     pub fn of(all: impl ExactSizeIterator<Item = T>) -> Self {
         Self { count: all.len(), first: all.take(NAMED).collect() }
     }
@@ -94,10 +94,10 @@ impl fmt::Display for Changes {
 mod tests {
     use super::*;
 
-    fn peers(number: usize) -> Named<PeerName> {
+    fn peers(number: usize) -> NameList<PeerName> {
         let name =
             |number| PeerName { user: "alice".into(), device: format!("pc-{number}").into() };
-        Named::of((0..number).map(name))
+        NameList::of((0..number).map(name))
     }
 
     #[test]
@@ -105,7 +105,7 @@ mod tests {
         let one = Changes { revoked: peers(1), flows_cut: 1, ..Changes::default() };
         assert_eq!(one.to_string(), "revoked: alice/pc-0 (1 flow cut)");
         assert_eq!(one.only_peer().unwrap().to_string(), "alice/pc-0");
-        let policies = Named::of(["servers".into()].into_iter());
+        let policies = NameList::of(["servers".into()].into_iter());
         let all = Changes { revoked: peers(0), flows_cut: 0, added: peers(3204), policies };
         assert_eq!(
             all.to_string(),

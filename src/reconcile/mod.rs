@@ -42,7 +42,7 @@ mod view;
 mod volume;
 
 pub use bell::BellNews;
-pub use changes::{Changes, Named};
+pub use changes::{Changes, NameList};
 pub use clock::Now;
 pub use error::{DatabaseError, RunError};
 pub use event::{Action, Event, Keep, LastGood, Provenance, ReadAnswer, ReadKind, Sent};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::changes::{Changes, Named};
+use super::changes::{Changes, NameList};
 use super::clock::Now;
 use super::lags::Lags;
 use super::name::PeerName;
@@ -316,10 +316,10 @@ impl Pass {
         let row_of = |key| desired.and_then(|desired| desired.row_of(key));
         let added: Vec<_> = self.added.iter().filter_map(row_of).collect();
         Changes {
-            revoked: Named::of(self.revoked.values().map(PeerName::from)),
+            revoked: NameList::of(self.revoked.values().map(PeerName::from)),
             flows_cut: self.flows_cut,
-            added: Named::of(added.into_iter().map(PeerName::of)),
-            policies: Named::of(policies.values().cloned()),
+            added: NameList::of(added.into_iter().map(PeerName::of)),
+            policies: NameList::of(policies.values().cloned()),
         }
     }
 

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::error::StoreError;
 use crate::model::limit::{DANGLING_TARGETS, NAME_CHARS};
 use crate::model::{
-    Allocation, Bars, DeviceId, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
+    Allocation, BarredBy, DeviceId, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
     RowLimit, SettingRow, TargetRow, TargetType,
 };
 
@@ -167,7 +167,7 @@ fn peer(row: &Row, doing: &'static str) -> Result<PeerRow, StoreError> {
         preshared_key: columns.get::<Option<Text<'_>>>(7)?.map(|text| text.0.into()),
         allowed_ips: allowed_ips.into(),
         dns_servers: dns_servers.into(),
-        bars: Bars::from_bits(columns.get::<i16>(10)?.cast_unsigned()),
+        bars: BarredBy::from_bits(columns.get::<i16>(10)?.cast_unsigned()),
         revoked_at: columns.get(11)?,
         allocation: match columns.get::<Option<Uuid>>(12)?.map(DeviceId) {
             Some(holder) if holder == device_id => Allocation::Held,

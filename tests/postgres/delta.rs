@@ -384,5 +384,8 @@ async fn a_revocation_beside_an_uncommitted_peer_is_not_lost() {
         bars.push(rows.peers[&ann.device.into()][0].bars);
         cursor = next;
     }
-    assert_eq!(bars, [gatepost::model::Bars::default(), gatepost::model::Bars::DEVICE_STATUS]);
+    assert_eq!(
+        bars,
+        [gatepost::model::BarredBy::default(), gatepost::model::BarredBy::DEVICE_STATUS]
+    );
 }

@@ -57,7 +57,7 @@ async fn owner_of_a_managed_database_migrates_serves_and_lets_go() {
     let app = connect(&cluster.socket_url("app", "vpn")).await;
     app.batch_execute("update public.devices set status = 'revoked'").await.unwrap();
     let Read::Changed(rows, _) = store.changes(&cursor).await.unwrap() else { panic!("no change") };
-    assert_eq!(rows.peers[&device.into()][0].bars, gatepost::model::Bars::DEVICE_STATUS);
+    assert_eq!(rows.peers[&device.into()][0].bars, gatepost::model::BarredBy::DEVICE_STATUS);
     let now = std::time::SystemTime::now();
     let seen =
         Handshake { device_id: device.into(), first_at: now, seen_at: now, connected_at: None };

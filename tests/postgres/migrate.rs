@@ -248,7 +248,7 @@ async fn recreated_tables_are_reported_fail_no_writer_and_are_followed_again() {
     let cursor = world.cursor().await;
     world.run("update users set is_active = false").await;
     let Read::Changed(rows, _) = world.read(&cursor).await else { panic!("no change") };
-    assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::Bars::USER_INACTIVE);
+    assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::BarredBy::USER_INACTIVE);
     world.run("drop table former_users, former_policy_targets cascade").await;
     assert_eq!(world.store.snapshot().await.unwrap().0.peers.len(), 1);
 }
@@ -281,13 +281,13 @@ async fn a_table_copied_with_its_triggers_is_read_under_its_name_at_once() {
     let cursor = world.cursor().await;
     world.run("update devices set status = 'lost'").await;
     let Read::Changed(rows, _) = world.read(&cursor).await else { panic!("no change") };
-    assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::Bars::DEVICE_STATUS);
+    assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::BarredBy::DEVICE_STATUS);
     migrate(&options("postgres", &world.database)).await.unwrap();
     assert!(unwatched().await.is_empty());
     let cursor = world.cursor().await;
     world.run("update devices set status = 'blocked'").await;
     let Read::Changed(rows, _) = world.read(&cursor).await else { panic!("no change") };
-    assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::Bars::DEVICE_STATUS);
+    assert_eq!(rows.peers[&ann.device.into()][0].bars, gatepost::model::BarredBy::DEVICE_STATUS);
 }
 
 /// audit_logs may have additional columns, also a serial one.

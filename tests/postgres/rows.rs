@@ -1,6 +1,6 @@
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::{Allocation, Bars, DeviceId, Effect, KeyText, SnapshotRows, TargetType};
+use gatepost::model::{Allocation, BarredBy, DeviceId, Effect, KeyText, SnapshotRows, TargetType};
 use gatepost::store::Read;
 
 use crate::world::{World, insert_gateway};
@@ -55,36 +55,36 @@ async fn bars_name_why_a_peer_is_not_eligible() {
         let peer = rows.peers.into_iter().find(|peer| peer.device_id.0 == ann.device).unwrap();
         (peer.bars, peer.revoked_at)
     };
-    assert_eq!(bars("select").await.0, Bars::default());
+    assert_eq!(bars("select").await.0, BarredBy::default());
     for (set, reset, bar) in [
         (
             "update devices set deleted_at = now()",
             "update devices set deleted_at = null",
-            Bars::DEVICE_DELETED,
+            BarredBy::DEVICE_DELETED,
         ),
         (
             "update devices set status = 'lost'",
             "update devices set status = 'active'",
-            Bars::DEVICE_STATUS,
+            BarredBy::DEVICE_STATUS,
         ),
         (
             "update users set is_active = false",
             "update users set is_active = true",
-            Bars::USER_INACTIVE,
+            BarredBy::USER_INACTIVE,
         ),
         (
             "update users set deleted_at = now()",
             "update users set deleted_at = null",
-            Bars::USER_DELETED,
+            BarredBy::USER_DELETED,
         ),
         (
             "update devices set approved_at = null",
             "update devices set approved_at = now()",
-            Bars::NOT_APPROVED,
+            BarredBy::NOT_APPROVED,
         ),
     ] {
         assert_eq!(bars(set).await.0, bar, "{set}");
-        assert_eq!(bars(reset).await.0, Bars::default(), "{reset}");
+        assert_eq!(bars(reset).await.0, BarredBy::default(), "{reset}");
     }
     let (_, revoked_at) = bars("update devices set revoked_at = '2030-01-01 00:00+00'").await;
     assert_eq!(revoked_at, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_893_456_000)));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use gatepost::model::{Bars, PeerId, Whom};
+use gatepost::model::{BarredBy, PeerId, Whom};
 use gatepost::reconcile::{Action, Event, LastGood, Note, Provenance};
 
 use super::blocks::block;
@@ -42,7 +42,7 @@ fn revocation_of_a_blocked_peer_is_remembered() {
         let mut past = Past::new();
         block(&mut past.world, [Whom::Key(key(1))]);
         past.world.pass_time(SECOND);
-        past.commit(1, Bars::DEVICE_STATUS);
+        past.commit(1, BarredBy::DEVICE_STATUS);
         if is_read_anew {
             past.world.tell(Event::Resync);
         }
@@ -58,7 +58,7 @@ fn revocation_of_a_blocked_peer_is_remembered() {
 fn revocation_of_a_blocked_peer_before_the_first_read_of_an_agent_is_remembered() {
     let mut past = Past::new();
     block(&mut past.world, [Whom::Key(key(1))]);
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.happen(Happening::Kill);
     lose_and_see_it_stay_out(past);
 }
@@ -67,7 +67,7 @@ fn revocation_of_a_blocked_peer_before_the_first_read_of_an_agent_is_remembered(
 fn revocation_of_a_blocked_peer_is_remembered_although_the_first_rows_cannot_be_used() {
     let mut past = Past::new();
     block(&mut past.world, [Whom::Key(key(1))]);
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.troubles.insert(Trouble::GatewayRow);
     past.world.happen(Happening::Kill);
     past.world.pass_time(SECOND);
@@ -79,13 +79,13 @@ fn revocation_of_a_blocked_peer_is_remembered_although_the_first_rows_cannot_be_
 #[test]
 fn revocation_of_a_peer_that_no_agent_saw_admitted_is_remembered() {
     let mut past = Past::new();
-    past.commit(1, Bars::USER_INACTIVE);
+    past.commit(1, BarredBy::USER_INACTIVE);
     past.world.pass_time(SECOND);
     assert!(!past.in_kernel(1));
     past.world.remembered.peers.clear();
     // Its user becomes active again and it is revoked, while no agent reads.
-    past.commit(1, Bars::default());
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::default());
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.happen(Happening::Kill);
     lose_and_see_it_stay_out(past);
 }
@@ -93,14 +93,14 @@ fn revocation_of_a_peer_that_no_agent_saw_admitted_is_remembered() {
 #[test]
 fn peer_whose_user_was_not_active_when_the_agent_began_is_let_in_at_once() {
     let mut past = Past::new();
-    past.commit(1, Bars::USER_INACTIVE);
+    past.commit(1, BarredBy::USER_INACTIVE);
     past.world.pass_time(SECOND);
     assert!(!past.in_kernel(1));
     past.world.remembered.peers.clear();
     past.world.happen(Happening::Kill);
     past.world.pass_time(SECOND);
     assert!(!past.in_kernel(1) && past.world.remembered.peers.contains_key(&key(1)));
-    past.commit(1, Bars::default());
+    past.commit(1, BarredBy::default());
     past.world.pass_time(SECOND);
     assert!(past.in_kernel(1) && !past.world.remembered.peers.contains_key(&key(1)));
     past.lose(0);
@@ -116,7 +116,7 @@ fn revocation_of_a_peer_that_stale_rows_suspended_is_remembered() {
         past.world.tell(Event::Disconnected { error: away() });
         past.world.pass_time(20 * SECOND);
         assert!(!past.in_kernel(1) && !past.in_kernel(2));
-        past.commit(1, Bars::DEVICE_STATUS);
+        past.commit(1, BarredBy::DEVICE_STATUS);
         past.world.database_up = true;
         if is_read_anew {
             past.world.tell(Event::Resync);
@@ -129,11 +129,11 @@ fn revocation_of_a_peer_that_stale_rows_suspended_is_remembered() {
 #[test]
 fn revocation_of_a_peer_that_is_kept_out_is_remembered() {
     let mut past = Past::new();
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(SECOND);
     past.lose(1);
     past.world.pass_time(20 * SECOND);
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(10 * MINUTE);
     assert_eq!(past.lose(1), [1].into());
     past.world.pass_time(10 * MINUTE);
@@ -145,7 +145,7 @@ fn revocation_of_a_peer_that_is_kept_out_is_remembered() {
 #[test]
 fn revocation_that_the_database_lost_while_the_peer_is_blocked_holds_when_it_is_unblocked() {
     let mut past = Past::new();
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(SECOND);
     block(&mut past.world, [Whom::Key(key(1))]);
     lose_and_see_it_stay_out(past);
@@ -154,7 +154,7 @@ fn revocation_that_the_database_lost_while_the_peer_is_blocked_holds_when_it_is_
 #[test]
 fn revocation_that_the_database_lost_while_the_gateway_is_not_active_holds_when_it_is() {
     let mut past = Past::new();
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(SECOND);
     assert_eq!(past.lose(1), [1].into());
     past.gateway_is(false);
@@ -166,14 +166,14 @@ fn revocation_that_came_while_the_gateway_was_not_active_and_was_lost_holds_when
     let mut past = Past::new();
     past.gateway_is(false);
     past.world.pass_time(SECOND);
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     lose_and_see_it_stay_out(past);
 }
 
 #[test]
 fn lost_revocation_holds_although_the_gateway_is_deactivated_before_the_database_answers() {
     let mut past = Past::new();
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(SECOND);
     assert_eq!(past.lose(1), [1].into());
     past.world.tell(Event::Resync);
@@ -224,7 +224,7 @@ fn revocation_of_a_peer_that_the_kernel_only_closes_is_remembered() {
     for is_killed in [false, true] {
         let mut past = Past::new();
         past.world.troubles.insert(Trouble::Flows);
-        past.commit(1, Bars::DEVICE_STATUS);
+        past.commit(1, BarredBy::DEVICE_STATUS);
         past.world.pass_time(SECOND);
         assert!(past.in_kernel(1) && !past.passes(1) && past.passes(2));
         if is_killed {
@@ -250,7 +250,7 @@ fn revocation_is_remembered_although_another_row_with_the_key_is_only_blocked() 
     world.tell(Event::Resync);
     world.pass_time(SECOND);
     let mut past = Past::of(world);
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(SECOND);
     assert!(!past.in_kernel(1));
     past.lose(1);
@@ -274,7 +274,7 @@ fn unblock_with_last_good_rows(mut past: Past) -> Past {
 #[test]
 fn peer_that_was_only_blocked_comes_back_with_the_last_good_rows_when_it_is_unblocked() {
     let mut past = Past::new();
-    past.commit(1, Bars::default());
+    past.commit(1, BarredBy::default());
     // The first read has marks about the device, which have nothing to do with the block.
     past.world.happen(Happening::Kill);
     past.world.settle();
@@ -288,10 +288,10 @@ fn peer_that_was_only_blocked_comes_back_with_the_last_good_rows_when_it_is_unbl
 fn blocked_peer_that_was_revoked_and_admitted_again_comes_back_with_the_last_good_rows() {
     let mut past = Past::new();
     block(&mut past.world, [Whom::Key(key(1))]);
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(SECOND);
     assert!(past.world.remembered.peers.contains_key(&key(1)));
-    past.commit(1, Bars::default());
+    past.commit(1, BarredBy::default());
     past.world.pass_time(SECOND);
     let past = unblock_with_last_good_rows(past);
     assert!(past.in_kernel(1), "no row withdraws it");
@@ -301,7 +301,7 @@ fn blocked_peer_that_was_revoked_and_admitted_again_comes_back_with_the_last_goo
 fn lost_revocation_holds_for_as_long_although_the_next_server_has_another_clock() {
     for (ahead, is_killed) in [(MINUTE / 2, false), (20 * MINUTE, false), (20 * MINUTE, true)] {
         let mut past = Past::new();
-        past.commit(1, Bars::DEVICE_STATUS);
+        past.commit(1, BarredBy::DEVICE_STATUS);
         past.world.pass_time(SECOND);
         assert_eq!(past.lose(1), [1].into());
         past.world.pass_time(5 * MINUTE);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use gatepost::dataplane::{Outcome, Reading};
 use gatepost::model::{
-    Bars, DeviceId, KeyText, ObservedState, PeerId, PeerRow, PolicyRow, PublicKey, SnapshotRows,
-    Unloadable, UserId,
+    BarredBy, DeviceId, KeyText, ObservedState, PeerId, PeerRow, PolicyRow, PublicKey,
+    SnapshotRows, Unloadable, UserId,
 };
 use gatepost::plan::Step;
 use gatepost::reconcile::{
@@ -89,7 +89,7 @@ impl Agent {
         match wrong {
             Wrong::Nothing | Wrong::Unusable => {}
             Wrong::Held => {
-                agent.spoil(|row| row.bars = Bars::USER_INACTIVE);
+                agent.spoil(|row| row.bars = BarredBy::USER_INACTIVE);
                 agent.changed = agent.rows.peers[SOUND as usize..].to_vec();
                 agent.notify();
                 let held = agent.machine.view().held().peers().len();
@@ -189,7 +189,7 @@ impl Agent {
         let changes = (0..CHANGES).map(|number| {
             let mut changed = row(1 + number / 2);
             let revokes = number % 2 == 0;
-            changed.bars = if revokes { Bars::DEVICE_STATUS } else { Bars::default() };
+            changed.bars = if revokes { BarredBy::DEVICE_STATUS } else { BarredBy::default() };
             let KeyText::Key(key) = changed.public_key else { panic!("a key") };
             self.changed.push(changed);
             self.spent = Duration::ZERO;

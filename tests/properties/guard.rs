@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gatepost::model::{
-    Bars, DesiredState, Effect, ObservedState, PolicyId, PolicyRow, PublicKey, TargetRow,
+    BarredBy, DesiredState, Effect, ObservedState, PolicyId, PolicyRow, PublicKey, TargetRow,
     TargetType,
 };
 use gatepost::plan::guard::{Guard, MaxRemoved, Whose, plan_guarded};
@@ -251,11 +251,11 @@ fn only_deletions_count_for_the_guard() {
     let all = quiet_tables(28);
     let kernel = kernel_of(&all);
     let bars = [
-        (Bars::DEVICE_STATUS, 28),
-        (Bars::DEVICE_STATUS.union(Bars::USER_DELETED), 28),
-        (Bars::DEVICE_DELETED, 0),
-        (Bars::USER_INACTIVE, 0),
-        (Bars::USER_DELETED, 0),
+        (BarredBy::DEVICE_STATUS, 28),
+        (BarredBy::DEVICE_STATUS.union(BarredBy::USER_DELETED), 28),
+        (BarredBy::DEVICE_DELETED, 0),
+        (BarredBy::USER_INACTIVE, 0),
+        (BarredBy::USER_DELETED, 0),
     ];
     for (bars, removed) in bars {
         let mut tables = all.clone();

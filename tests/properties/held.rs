@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost::model::{
-    Absence, Bars, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow, PresharedKey,
+    Absence, BarredBy, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow, PresharedKey,
     Profile, Profiles, PublicKey, SettingRow, Traffic, Whom,
 };
 use gatepost::plan::{Held, Scope, plan, plan_around};
@@ -104,7 +104,7 @@ fn a_held_peer_that_is_revoked_is_removed_at_once() {
     world.pass_time(Duration::from_secs(1));
     assert_eq!(world.kernel.state.peers.len(), 28);
     let row = world.tables.peers.get_mut(&PeerId(id(2, 3))).unwrap();
-    row.bars = row.bars.union(Bars::DEVICE_STATUS);
+    row.bars = row.bars.union(BarredBy::DEVICE_STATUS);
     world.tell(Event::Notified);
     world.settle();
     assert!(!world.kernel.state.peers.contains_key(&key(3)));
@@ -145,7 +145,7 @@ fn world_where_few_still_wait() -> World {
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));
     for number in 1..=7 {
-        world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap().bars = Bars::default();
+        world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap().bars = BarredBy::default();
     }
     world.tell(Event::Notified);
     world.pass_time(Duration::from_secs(1));

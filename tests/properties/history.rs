@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::{Bars, PeerId, Whom};
+use gatepost::model::{BarredBy, PeerId, Whom};
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Action, Event, LastGood, Note, Provenance};
 use gatepost::store::AuditEvent;
@@ -81,8 +81,8 @@ fn live_through(deeds: Vec<Deed>, goes_stale: bool) -> Result<(), TestCaseError>
             excused.extend(out.take(&number).map(|number| (number, past.revoked.len())));
         }
         match deed {
-            Deed::Revoke(number) => past.commit(number, Bars::DEVICE_STATUS),
-            Deed::Admit(number) => past.commit(number, Bars::default()),
+            Deed::Revoke(number) => past.commit(number, BarredBy::DEVICE_STATUS),
+            Deed::Admit(number) => past.commit(number, BarredBy::default()),
             Deed::Lose(commits) => {
                 past.world.settle();
                 let read = past.world.commits_read();
@@ -113,7 +113,7 @@ fn live_through(deeds: Vec<Deed>, goes_stale: bool) -> Result<(), TestCaseError>
     past.world.pass_time(Duration::from_secs(120));
     for number in 1..=PEERS {
         let row = &past.world.tables.peers[&PeerId(id(2, number))];
-        let wanted = row.bars == Bars::default() && !out.contains(&number);
+        let wanted = row.bars == BarredBy::default() && !out.contains(&number);
         let is_in = past.in_kernel(number);
         let may_stay_out = may_stay_out || past.undecided.contains(&number);
         prop_assert!(is_in == wanted || !is_in && may_stay_out, "{number}");
@@ -127,7 +127,7 @@ fn live_through(deeds: Vec<Deed>, goes_stale: bool) -> Result<(), TestCaseError>
 /// A revocation that is enforced, and lost.
 fn lost_revocation() -> Past {
     let mut past = Past::new();
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(Duration::from_secs(1));
     assert!(!past.in_kernel(1));
     assert_eq!(past.lose(1), [1].into());
@@ -174,11 +174,11 @@ fn last_good_rows_that_admit_a_peer_with_a_lost_revocation_are_not_proven() {
 #[test]
 fn revocation_of_a_peer_that_is_out_already_is_remembered() {
     let mut past = Past::new();
-    past.commit(6, Bars::DEVICE_STATUS);
+    past.commit(6, BarredBy::DEVICE_STATUS);
     assert_eq!(past.lose(1), [6].into());
-    past.commit(6, Bars::default());
-    past.commit(6, Bars::DEVICE_STATUS);
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(6, BarredBy::default());
+    past.commit(6, BarredBy::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     assert_eq!(past.lose(2), [1, 6].into(), "it was admitted and revoked again meanwhile");
     past.world.pass_time(Duration::from_secs(120));
     assert!(!past.in_kernel(1) && !past.in_kernel(6));
@@ -191,7 +191,7 @@ fn confirmation_lets_in_at_once_those_that_were_shown_and_no_others() {
     let mut past = lost_revocation();
     let shown = past.kept_out();
     assert_eq!(shown.len(), 1);
-    past.commit(2, Bars::DEVICE_STATUS);
+    past.commit(2, BarredBy::DEVICE_STATUS);
     past.world.pass_time(Duration::from_secs(1));
     assert_eq!(past.lose(1), [2].into());
     past.world.pass_time(Duration::from_secs(20));
@@ -213,7 +213,7 @@ fn confirmation_lets_in_at_once_those_that_were_shown_and_no_others() {
 fn only_peers_that_nothing_else_bars_are_shown_as_kept_out() {
     let mut past = Past::new();
     for number in 1..=3 {
-        past.commit(number, Bars::DEVICE_STATUS);
+        past.commit(number, BarredBy::DEVICE_STATUS);
         past.world.pass_time(Duration::from_secs(1));
     }
     assert_eq!(past.lose(1), [3].into());
@@ -237,11 +237,11 @@ fn only_peers_that_nothing_else_bars_are_shown_as_kept_out() {
 #[test]
 fn later_admission_of_the_same_device_is_no_lost_revocation() {
     let mut past = Past::new();
-    past.commit(1, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
     past.world.pass_time(Duration::from_secs(1));
     past.lose(1);
     past.world.elapsed += Duration::from_secs(1);
-    past.commit(1, Bars::default());
+    past.commit(1, BarredBy::default());
     past.world.pass_time(Duration::from_secs(20));
     assert!(past.in_kernel(1));
 }
@@ -249,12 +249,12 @@ fn later_admission_of_the_same_device_is_no_lost_revocation() {
 #[test]
 fn another_epoch_that_lost_nothing_holds_nobody_back() {
     let mut past = Past::new();
-    past.commit(1, Bars::DEVICE_STATUS);
-    past.commit(2, Bars::DEVICE_STATUS);
+    past.commit(1, BarredBy::DEVICE_STATUS);
+    past.commit(2, BarredBy::DEVICE_STATUS);
     past.world.pass_time(Duration::from_secs(1));
     past.lose(0);
     past.world.pass_time(Duration::from_secs(20));
-    past.commit(1, Bars::default());
+    past.commit(1, BarredBy::default());
     past.world.pass_time(Duration::from_secs(1));
     assert!(past.in_kernel(1) && !past.in_kernel(2));
     assert!(past.world.kernel_equals_database());

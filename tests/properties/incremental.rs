@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use gatepost::model::{
-    Bars, ChangedRows, DesiredState, DeviceId, Effect, GroupId, KeyText, MembershipRow, PeerId,
+    BarredBy, ChangedRows, DesiredState, DeviceId, Effect, GroupId, KeyText, MembershipRow, PeerId,
     PeerRow, PolicyId, PolicyRow, PublicKey, Standing, TargetRow, TargetType, UserId,
 };
 use gatepost::plan::{ModelKernel, Scope, plan};
@@ -206,7 +206,7 @@ fn row_of_many(n: u32) -> PeerRow {
         assigned_ip: IpNet::from(IpAddr::from(address)),
         allowed_ips: Box::new(["0.0.0.0/0".parse().unwrap()]),
         dns_servers: if every(11) { Box::new(["10.0.0.54".into()]) } else { Box::new([]) },
-        bars: if every(13) { Bars::DEVICE_STATUS } else { Bars::default() },
+        bars: if every(13) { BarredBy::DEVICE_STATUS } else { BarredBy::default() },
         revoked_at: every(17).then(|| at(NOW_SECS + u64::from(n))),
         created_at: at(u64::from(n % 5)),
         ..support::peer_row(1)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use gatepost::model::{
-    Bars, Block, BlockList, FixedRules, GatewayId, KeyText, LinkOwner, Mark, ObservedFirewall,
+    BarredBy, Block, BlockList, FixedRules, GatewayId, KeyText, LinkOwner, Mark, ObservedFirewall,
     PeerId, PolicyId, PresharedKey, Traffic, UserId, Whom,
 };
 use gatepost::plan::ModelKernel;
@@ -99,13 +99,13 @@ const FIRST_HELD: u8 = 14;
 /// What is asked for after the withdrawals, beside a new peer and a new grant.
 fn afterwards(tables: &Tables) -> Tables {
     let mut tables = tables.clone();
-    tables.peers.get_mut(&PeerId(id(2, REVOKED))).unwrap().bars = Bars::DEVICE_STATUS;
+    tables.peers.get_mut(&PeerId(id(2, REVOKED))).unwrap().bars = BarredBy::DEVICE_STATUS;
     tables.policies.remove(&PolicyId(id(6, 2)));
     let granted = allowing(3, "172.16.2.0/24", [WIDENED]);
     tables.policies.insert(granted.id, granted);
     let mut new = tables.peers[&PeerId(id(2, PEERS))].clone();
     (new.id, new.public_key) = (PeerId(id(2, 29)), KeyText::Key(key(29)));
-    (new.user_id, new.bars) = (UserId(id(4, 29)), Bars::default());
+    (new.user_id, new.bars) = (UserId(id(4, 29)), BarredBy::default());
     new.assigned_ip = "10.64.0.30/32".parse().unwrap();
     tables.peers.insert(new.id, new);
     tables

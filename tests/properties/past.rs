@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::{Bars, DesiredState, Mark, PeerId, Profile, PublicKey, Standing};
+use gatepost::model::{BarredBy, DesiredState, Mark, PeerId, Profile, PublicKey, Standing};
 use gatepost::plan::ModelKernel;
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Event, MachineOptions, StaleOptions, StalePolicy, Withdrawal};
@@ -88,11 +88,11 @@ impl Past {
     }
 
     /// As one transaction.
-    pub fn commit(&mut self, number: u8, bars: Bars) {
+    pub fn commit(&mut self, number: u8, bars: BarredBy) {
         let row = self.world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap();
         row.bars = bars;
         let devices = vec![row.device_id.0];
-        self.committed("device", devices, (bars != Bars::default()).then_some(number));
+        self.committed("device", devices, (bars != BarredBy::default()).then_some(number));
         self.world.tell(Event::Notified);
     }
 
@@ -146,7 +146,7 @@ impl Past {
             let is_barred =
                 self.barred_otherwise.contains(number) || self.is_barred_otherwise(*number);
             let by = self.revoked.iter().rposition(|revoked| *revoked == Some(*number));
-            row.bars == Bars::default()
+            row.bars == BarredBy::default()
                 && by.is_some_and(|by| by >= left)
                 && !self.passes(*number)
                 && (self.known.contains(number) || !is_barred)

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{
-    Allocation, Bars, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
+    Allocation, BarredBy, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
     Local, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, SettingRow, SnapshotRows,
     TargetRow, TargetType, UserId,
 };
@@ -188,7 +188,7 @@ pub fn peer_row() -> impl Strategy<Value = PeerRow> {
                 assigned_ip: ip,
                 preshared_key: psk,
                 allowed_ips: allowed.into(),
-                bars: Bars::from_bits(bars),
+                bars: BarredBy::from_bits(bars),
                 revoked_at: revoked.map(at),
                 allocation,
                 created_at: at(created),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gatepost::dataplane::{Outcome, Reading};
-use gatepost::model::{Allocation, Bars, ChangedRows};
+use gatepost::model::{Allocation, BarredBy, ChangedRows};
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Action, Event, ReadAnswer};
 use nix::errno::Errno;
@@ -33,7 +33,7 @@ fn revoking(world: &mut World) -> Action {
 fn the_lag_is_counted_from_the_notification_and_a_repair_has_none() {
     let mut world = quiet_world();
     let revoked = world.tables.peers.values_mut().next().unwrap();
-    revoked.bars = Bars::DEVICE_STATUS;
+    revoked.bars = BarredBy::DEVICE_STATUS;
     // It waits for a reading that is under way.
     world.tell(Event::KernelChanged { why: "a storm".into() });
     world.tell(Event::Notified);

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use gatepost::model::Bars;
+use gatepost::model::BarredBy;
 use gatepost::reconcile::{Action, Event, Note};
 use proptest::prelude::*;
 
@@ -23,7 +23,7 @@ fn delete(past: &mut Past, rows_go: bool) {
         if rows_go {
             tables.peers.remove(&peer);
         } else if let Some(row) = tables.peers.get_mut(&peer) {
-            row.bars = Bars::DEVICE_DELETED;
+            row.bars = BarredBy::DEVICE_DELETED;
         }
     });
 }
@@ -56,7 +56,7 @@ fn restore_that_undoes_a_deletion_of_many_touches_no_tunnel() {
 fn restore_that_undoes_a_deletion_of_many_keeps_out_whom_a_lost_commit_revoked() {
     for rows_go in [false, true] {
         let mut past = Past::new();
-        past.commit(1, Bars::DEVICE_STATUS);
+        past.commit(1, BarredBy::DEVICE_STATUS);
         past.world.pass_time(SECOND);
         delete(&mut past, rows_go);
         past.world.pass_time(SECOND);
@@ -173,8 +173,8 @@ proptest! {
                 Deed::Restore => past.commit_all(MANY, |tables, peer| {
                     tables.peers.insert(peer, rows.peers[&peer].clone());
                 }),
-                Deed::Revoke(number) => past.commit(number, Bars::DEVICE_STATUS),
-                Deed::Admit(number) => past.commit(number, Bars::default()),
+                Deed::Revoke(number) => past.commit(number, BarredBy::DEVICE_STATUS),
+                Deed::Admit(number) => past.commit(number, BarredBy::default()),
                 Deed::Lose(commits) => drop(past.lose(commits)),
                 Deed::Happen(happening) => past.world.happen(happening),
             }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gatepost::dataplane::{Glance, Outcome, Reading};
 use gatepost::model::{
-    Bars, BlockList, DesiredState, GatewayId, GatewayRow, KeyText, Local, Mark, ObservedFirewall,
-    ObservedState, PeerId, PublicKey, Traffic, Unloadable,
+    BarredBy, BlockList, DesiredState, GatewayId, GatewayRow, KeyText, Local, Mark,
+    ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
@@ -424,7 +424,7 @@ impl World {
     pub fn revoke(&mut self, numbers: impl IntoIterator<Item = u8>) {
         for number in numbers {
             let row = self.tables.peers.get_mut(&PeerId(super::rows::id(2, number))).unwrap();
-            row.bars = Bars::DEVICE_STATUS;
+            row.bars = BarredBy::DEVICE_STATUS;
         }
     }
 
@@ -432,7 +432,7 @@ impl World {
     pub fn deactivate(&mut self, numbers: impl IntoIterator<Item = u8>) {
         for number in numbers {
             let row = self.tables.peers.get_mut(&PeerId(super::rows::id(2, number))).unwrap();
-            row.bars = Bars::USER_INACTIVE;
+            row.bars = BarredBy::USER_INACTIVE;
         }
     }
 
@@ -444,7 +444,7 @@ impl World {
 
     /// Everybody is welcome again.
     pub fn restore_all(&mut self) {
-        self.tables.peers.values_mut().for_each(|row| row.bars = Bars::default());
+        self.tables.peers.values_mut().for_each(|row| row.bars = BarredBy::default());
     }
 
     pub fn kernel_equals_database(&self) -> bool {

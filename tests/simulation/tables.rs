@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use gatepost::model::{
-    Bars, ChangedRows, DeviceId, Effect, GatewayRow, GroupId, KeyText, Local, MembershipRow,
+    BarredBy, ChangedRows, DeviceId, Effect, GatewayRow, GroupId, KeyText, Local, MembershipRow,
     PeerId, PeerRow, PolicyId, PolicyRow, SettingRow, SnapshotRows, TargetRow, TargetType, UserId,
 };
 use ipnet::IpNet;
@@ -32,7 +32,7 @@ pub struct Tables {
 #[derive(Debug, Clone)]
 pub enum Change {
     Peer(u8, Option<Box<PeerRow>>),
-    Bars(u8, Bars),
+    Bars(u8, BarredBy),
     RevokedAt(u8, SystemTime),
     Policy(u8, Option<PolicyRow>),
     Group(u8, bool),
@@ -185,11 +185,11 @@ impl Change {
     pub fn draw(bytes: &mut Bytes<'_>, database_now: SystemTime) -> Self {
         let number = 1 + bytes.below(usize::from(DEVICES)) as u8;
         match bytes.below(24) {
-            0..4 => Self::Bars(number, Bars::DEVICE_STATUS),
-            4..8 => Self::Bars(number, Bars::default()),
+            0..4 => Self::Bars(number, BarredBy::DEVICE_STATUS),
+            4..8 => Self::Bars(number, BarredBy::default()),
             8..12 => Self::Peer(number, Some(Box::new(draw_peer(number, bytes)))),
             12 => Self::Peer(number, None),
-            13 => Self::Bars(number, Bars::USER_INACTIVE),
+            13 => Self::Bars(number, BarredBy::USER_INACTIVE),
             14 => {
                 let ahead = Duration::from_millis(u64::from(bytes.next()) * 100);
                 Self::RevokedAt(number, database_now + ahead)

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{
-    Allocation, Bars, ChangedRows, DeviceId, Effect, GatewayId, GatewayRow, KeyText, Local,
+    Allocation, BarredBy, ChangedRows, DeviceId, Effect, GatewayId, GatewayRow, KeyText, Local,
     Masquerade, PeerId, PeerRow, PolicyId, PolicyRow, PrivateKey, PublicKey, SnapshotRows,
     TargetRow, TargetType, UserId,
 };
@@ -73,7 +73,7 @@ pub fn peer_row(number: u8) -> PeerRow {
         preshared_key: None,
         allowed_ips: Box::new([]),
         dns_servers: Box::new([]),
-        bars: Bars::default(),
+        bars: BarredBy::default(),
         revoked_at: None,
         allocation: Allocation::Held,
         created_at: SystemTime::UNIX_EPOCH,

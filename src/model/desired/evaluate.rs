@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::{Ineligible, Local, Reason};
 use crate::model::policy::dns_addresses;
 use crate::model::{
-    Allocation, AllowedIps, Bars, BlockList, DesiredInterface, GatewayRow, KeyText, PeerRow,
+    Allocation, AllowedIps, BarredBy, BlockList, DesiredInterface, GatewayRow, KeyText, PeerRow,
     PresharedKey, PublicKey, Settings,
 };
 
@@ -58,7 +58,7 @@ impl RowContext<'_> {
         let bars = if self.settings.require_approval {
             row.bars
         } else {
-            row.bars.without(Bars::NOT_APPROVED)
+            row.bars.without(BarredBy::NOT_APPROVED)
         };
         let is_admitted = match (self.admit_only, &row.public_key) {
             (None, _) => true,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::Bars;
+use crate::model::BarredBy;
 
 /// Why a row is not eligible: all reasons. Prints as one line. The reason that the peer is kept out counts only
 /// if no other reason bars the peer: else no operator can let it in.
@@ -12,7 +12,7 @@ use crate::model::Bars;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ineligible {
     /// The bars of the row's device and user; approval only if it is required.
-    pub bars: Bars,
+    pub bars: BarredBy,
     /// `devices.revoked_at` has come, by the database's clock.
     pub revoked: bool,
     /// The gateway is not active: none of its peers is admitted.
@@ -31,7 +31,8 @@ impl Ineligible {
     /// purpose.
     #[must_use]
     pub const fn is_deletion(&self) -> bool {
-        let deletions = Bars::DEVICE_DELETED.union(Bars::USER_INACTIVE).union(Bars::USER_DELETED);
+        let deletions =
+            BarredBy::DEVICE_DELETED.union(BarredBy::USER_INACTIVE).union(BarredBy::USER_DELETED);
         let only_deleted = self.bars.without(deletions).is_empty() && !self.bars.is_empty();
         let others = self.revoked || self.gateway_inactive || self.suspended || self.blocked;
         only_deleted && !others
@@ -84,9 +85,9 @@ mod tests {
     #[test]
     fn only_deleted_rows_and_inactive_users_are_deletions() {
         let barred = |bars| Ineligible { bars, ..Ineligible::default() };
-        for bars in [Bars::DEVICE_DELETED, Bars::USER_INACTIVE, Bars::USER_DELETED] {
+        for bars in [BarredBy::DEVICE_DELETED, BarredBy::USER_INACTIVE, BarredBy::USER_DELETED] {
             assert!(barred(bars).is_deletion());
-            for bar in [Bars::DEVICE_STATUS, Bars::NOT_APPROVED] {
+            for bar in [BarredBy::DEVICE_STATUS, BarredBy::NOT_APPROVED] {
                 assert!(!barred(bars.union(bar)).is_deletion() && !barred(bar).is_deletion());
             }
             let deleted = barred(bars);
@@ -105,7 +106,7 @@ mod tests {
         assert!(by_host.is_by_host_alone() && by_host.is_entitled());
         let inactive = Ineligible { gateway_inactive: true, ..by_host };
         assert!(!inactive.is_by_host_alone() && inactive.is_entitled());
-        let (revoked, bars) = (true, Bars::DEVICE_STATUS);
+        let (revoked, bars) = (true, BarredBy::DEVICE_STATUS);
         for barred in [Ineligible { revoked, ..by_host }, Ineligible { bars, ..by_host }] {
             assert!(!barred.is_by_host_alone() && !barred.is_entitled());
         }
@@ -114,7 +115,7 @@ mod tests {
     #[test]
     fn every_reason_is_named() {
         let why = Ineligible {
-            bars: Bars::DEVICE_STATUS.union(Bars::USER_INACTIVE),
+            bars: BarredBy::DEVICE_STATUS.union(BarredBy::USER_INACTIVE),
             revoked: true,
             gateway_inactive: true,
             suspended: true,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{Bars, Block, DeviceId, GatewayRow, PeerRow, SnapshotRows, UserId, Whom};
+use crate::model::{BarredBy, Block, DeviceId, GatewayRow, PeerRow, SnapshotRows, UserId, Whom};
 use crate::reconcile::history::Withdrawals;
 use crate::test_rows::{gateway_row, id, local, no_changes, peer_row, public_key, snapshot};
 
@@ -233,7 +233,7 @@ fn a_peer_that_was_kept_out_comes_in_by_the_databases_clock_and_by_no_other() {
 #[test]
 fn a_block_is_in_force_once_a_plan_was_made_and_no_blocked_peer_is_left() {
     let (mut rows, now) = rows(StalePolicy::Keep);
-    let revoked = PeerRow { bars: Bars::DEVICE_STATUS, ..peer_row(3) };
+    let revoked = PeerRow { bars: BarredBy::DEVICE_STATUS, ..peer_row(3) };
     rows.replace(snapshot(vec![peer_row(1), peer_row(2), revoked]), now).unwrap();
     let nothing = crate::model::ObservedState::default();
     assert!(rows.blocks_are_in_force(&nothing));

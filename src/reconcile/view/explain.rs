@@ -201,14 +201,14 @@ mod tests {
 
     use super::super::status::Explanation;
     use super::*;
-    use crate::model::{Bars, PolicyRow, SnapshotRows, TargetType, UserId};
+    use crate::model::{BarredBy, PolicyRow, SnapshotRows, TargetType, UserId};
     use crate::plan::{Scope, Step, plan};
     use crate::test_rows::{id, local, peer_row, policy_row, snapshot, target};
 
     const SERVER: &str = "172.16.1.20";
 
     /// A laptop of alice's.
-    fn laptop(number: u8, bars: Bars) -> PeerRow {
+    fn laptop(number: u8, bars: BarredBy) -> PeerRow {
         PeerRow {
             user_id: UserId(id(1u8)),
             device_name: format!("laptop-{number}").into(),
@@ -252,8 +252,8 @@ mod tests {
 
     #[test]
     fn a_held_peer_passes_as_far_as_it_had_and_its_row_still_allows() {
-        let before = desired(vec![laptop(3, Bars::default())]);
-        let now = desired(vec![laptop(3, Bars::USER_INACTIVE)]);
+        let before = desired(vec![laptop(3, BarredBy::default())]);
+        let now = desired(vec![laptop(3, BarredBy::USER_INACTIVE)]);
         let observed = kernel(&before, |_| false);
         let held = Held::of(before.peers().keys().copied(), &now, &observed, &Held::default());
         let explained = explained_with(&now, &held, &observed, "alice");
@@ -275,7 +275,8 @@ mod tests {
 
     #[test]
     fn an_old_device_that_is_revoked_does_not_speak_for_the_new_one() {
-        let desired = desired(vec![laptop(2, Bars::DEVICE_STATUS), laptop(3, Bars::default())]);
+        let desired =
+            desired(vec![laptop(2, BarredBy::DEVICE_STATUS), laptop(3, BarredBy::default())]);
         let observed = kernel(&desired, |_| false);
         let both = explained(&desired, &observed, "alice");
         assert!(both.allowed, "{}", both.text);
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_lacks_what_is_granted_is_told_of() {
-        let desired = desired(vec![laptop(3, Bars::default())]);
+        let desired = desired(vec![laptop(3, BarredBy::default())]);
         let observed = kernel(&desired, |step| matches!(step, Step::Firewall { .. }));
         let denied = explained(&desired, &observed, "alice");
         assert!(!denied.allowed);
@@ -295,8 +296,8 @@ mod tests {
 
     #[test]
     fn a_kernel_that_grants_more_is_told_of() {
-        let before = desired(vec![laptop(3, Bars::default())]);
-        let now = desired(vec![laptop(3, Bars::DEVICE_STATUS)]);
+        let before = desired(vec![laptop(3, BarredBy::default())]);
+        let now = desired(vec![laptop(3, BarredBy::DEVICE_STATUS)]);
         let granted = explained(&now, &kernel(&before, |_| false), "alice");
         assert!(!granted.allowed);
         assert!(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::explain;
 use crate::dataplane::nft::ProfileCounters;
 use crate::model::{
-    Bars, DesiredState, Effect, GroupId, MembershipRow, PeerRow, PolicyRow, SnapshotRows,
+    BarredBy, DesiredState, Effect, GroupId, MembershipRow, PeerRow, PolicyRow, SnapshotRows,
     TargetType, UserId,
 };
 use crate::test_rows::{self, id, local, peer_row, policy_row, snapshot};
@@ -38,7 +38,7 @@ fn for_others(policy: PolicyRow) -> PolicyRow {
 /// One peer, and for an address inside a policy of each kind: one decides, the others do not.
 fn desired() -> DesiredState {
     // A peer that is left out has a value in `left_out`.
-    let bars = Bars::DEVICE_STATUS;
+    let bars = BarredBy::DEVICE_STATUS;
     let peer = PeerRow { username: "alice".into(), bars, ..peer_row(1) };
     let rows = SnapshotRows {
         memberships: vec![MembershipRow {
