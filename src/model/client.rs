@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_reach_the_internet_sends_everything() {
+    fn a_client_that_may_reach_the_internet_sends_everything() {
         let endpoint = Some("192.0.2.1".parse().unwrap());
         let internet: Ranges<u32> = internet();
         assert_eq!(texts(&routes(&internet, &[], endpoint)), ["0.0.0.0/0"]);

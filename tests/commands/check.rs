@@ -30,7 +30,7 @@ fn json_lists_every_finding() {
 }
 
 #[test]
-fn secret_that_everybody_may_read_is_found() {
+fn secret_that_any_user_may_read_is_found() {
     let gatepost = Gatepost::with("[database]\npassword_file = \"db.password\"");
     gatepost.write("db.password", "hunter2");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);

@@ -140,7 +140,7 @@ fn printed_sql_gives_every_peer_what_it_had() {
 }
 
 #[test]
-fn users_who_are_there_get_the_devices() {
+fn existing_users_get_the_devices() {
     let site = Site::new();
     site.gatepost.write("psk.keys", &format!("k1 {PSK}\n"));
     site.psql(

@@ -24,10 +24,7 @@ use crate::tunnel::Client;
 pub const TESTS: &[Test] = &[
     ("the_next_holder_of_an_address_receives_no_packet_that_waited_for_the_former", next_holder),
     ("a_peer_around_a_prefix_that_is_taken_away_receives_no_packet_that_waited_for_it", outer_peer),
-    (
-        "who_is_given_a_part_of_anothers_prefix_receives_no_packet_that_waited_for_that_one",
-        inner_peer,
-    ),
+    ("a_peer_that_gets_a_part_of_another_prefix_receives_no_packet_that_waited_for_it", inner_peer),
 ];
 
 /// How many packets wait for the device. Its link's queue holds more.

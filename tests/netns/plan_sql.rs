@@ -5,7 +5,7 @@ use std::fs;
 use crate::lab::{LAN_SERVER, Lab, eventually, policy_rows};
 
 #[test]
-fn plan_of_a_file_says_whom_it_would_cut_off_and_changes_nothing() {
+fn plan_of_a_file_names_the_peers_that_it_would_cut_off_and_changes_nothing() {
     let lab = Lab::open();
     let alice = lab.client("alice");
     let bob = lab.client("bob");

@@ -40,7 +40,7 @@ impl Caller {
 }
 
 #[test]
-fn log_names_who_asked_for_each_change_and_whom_it_was_refused() {
+fn log_names_the_user_of_each_change_and_each_refusal() {
     let lab = Lab::open();
     let config = fs::read_to_string(lab.config()).unwrap();
     let group = Group::from_gid(0.into()).unwrap().unwrap().name;

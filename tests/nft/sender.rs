@@ -70,7 +70,7 @@ fn tells<'a>(
 }
 
 #[test]
-fn only_peers_who_might_open_a_flow_tell_errors_about_it() {
+fn only_peers_that_might_open_a_flow_send_errors_about_it() {
     for at in 0..2 {
         let [alice, bob, lan] = [ALICE[at], BOB[at], LAN[at]];
         let mut network = network(&untranslated(), &world(profile(&ALL_OF_LAN, &[]), nothing()));

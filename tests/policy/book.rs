@@ -147,7 +147,7 @@ proptest! {
     }
 
     #[test]
-    fn without_the_changed_policies_everybody_reaches_what_they_did(
+    fn without_the_changed_policies_every_peer_reaches_the_same(
         old in rows(), new in rows(), groups in memberships(), effect in default_effect(),
     ) {
         let settings = settings(effect);
@@ -174,7 +174,7 @@ proptest! {
 }
 
 #[test]
-fn a_change_names_those_who_are_members_now() {
+fn a_change_names_the_present_members() {
     let mut book = PolicyBook::new(&Settings::default());
     let subjects = |users: &[u128]| users.iter().map(|n| Subject::User(user(*n))).collect();
     let row = PolicyRow {

@@ -148,7 +148,7 @@ proptest! {
     }
 
     #[test]
-    fn on_the_way_nobody_reaches_what_neither_old_nor_new_grants(
+    fn on_the_way_no_peer_reaches_what_neither_policy_grants(
         desired in desired(), observed in observed(),
     ) {
         let old = reach(observed.as_ref());

@@ -179,7 +179,7 @@ fn what_a_refused_change_narrows_reaches_nothing_and_its_profile_stays_for_other
 }
 
 #[test]
-fn a_refusal_that_nobodys_content_caused_quarantines_nothing() {
+fn a_refusal_that_no_content_caused_quarantines_nothing() {
     let mut kernel = Kernel::new(table(&[5]), []);
     let parted = load_in_parts(
         &change(&[100], true),

@@ -52,7 +52,7 @@ fn explain(rows: &[PolicyRow], to: &str) -> Explanation {
 const GROUP: &str = "for group 00000000-0000-0000-0000-000000000300";
 
 #[test]
-fn an_explanation_names_who_decides_and_why_the_others_do_not() {
+fn an_explanation_names_the_deciding_policy_and_why_the_others_do_not_decide() {
     let rows = [
         policy(1, "staff", 100, ALLOW, &["10.0.0.0/8", "10.1.0.0/16"]),
         policy(2, "no finance", 100, DENY, &["10.1.2.0/24"]),

@@ -95,7 +95,7 @@ async fn rows_without_effect_are_told() {
 }
 
 #[tokio::test]
-async fn device_keys_that_take_long_to_compare_are_left_out_and_keep_nobody_waiting() {
+async fn device_keys_that_take_long_to_compare_are_left_out_and_hold_up_no_session() {
     let world = World::new().await;
     world.peer(world.gateway, "ann").await;
     let sql = "insert into policies (name) values ('office');

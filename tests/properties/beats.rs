@@ -42,7 +42,7 @@ fn peers_lost_on_a_large_gateway_are_back_within_a_minute() {
 }
 
 #[test]
-fn a_beat_finds_a_changed_firewall_or_link_that_nobody_told_of() {
+fn a_beat_finds_an_unannounced_change_of_firewall_or_link() {
     let losses: [fn(&mut World); 2] = [
         |world| world.kernel.state.firewall = None,
         |world| world.kernel.state.interface.as_mut().unwrap().up = false,

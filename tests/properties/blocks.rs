@@ -219,7 +219,7 @@ fn agent_without_rows_withdraws_a_blocked_key_or_address() {
 }
 
 #[test]
-fn agent_that_starts_with_a_block_list_never_admits_who_is_blocked() {
+fn agent_that_starts_with_a_block_list_never_admits_a_blocked_peer() {
     for whom in each_kind(1) {
         let options = MachineOptions { block_list: list([whom]), ..options() };
         let mut world = World::with(options, quiet_tables(20), ModelKernel::default());
@@ -303,7 +303,7 @@ proptest! {
 }
 
 #[test]
-fn who_is_found_by_name_id_key_or_address_and_candidates_are_named() {
+fn peers_are_found_by_name_id_key_or_address_and_candidates_are_named() {
     let world = quiet_world();
     let whom = |who: &str| world.machine.view().whom(who).map(|(whom, _)| whom);
     let [user, device, by_key, by_address] = each_kind(1);

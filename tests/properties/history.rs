@@ -247,7 +247,7 @@ fn later_admission_of_the_same_device_is_no_lost_revocation() {
 }
 
 #[test]
-fn another_epoch_that_lost_nothing_holds_nobody_back() {
+fn another_epoch_that_lost_nothing_keeps_no_peer_out() {
     let mut past = Past::new();
     past.commit(1, BarredBy::DEVICE_STATUS);
     past.commit(2, BarredBy::DEVICE_STATUS);

@@ -118,7 +118,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn whatever_happens_the_kernel_ends_equal_and_nobody_lied(
+    fn whatever_happens_the_kernel_ends_equal_and_no_report_was_false(
         first in tables(), happenings in prop::collection::vec(happening(), 0..12),
     ) {
         let mut world = World::new(first, ModelKernel::default());

@@ -164,7 +164,7 @@ fn policies_narrow_after_a_refused_change_of_the_table_while_the_kernel_cannot_b
 }
 
 #[test]
-fn a_host_without_room_for_a_second_table_disrupts_nobody_and_withdraws_all_the_same() {
+fn a_host_without_room_for_a_second_table_disrupts_no_peer_and_still_withdraws() {
     let mut world = world_of(20, "172.16.0.0/23");
     let table = world.kernel.state.firewall.as_ref().unwrap();
     let (profiles, places) = (table.profiles().clone(), table.assignments().clone());

@@ -77,7 +77,7 @@ fn a_quiet_database_that_is_read_never_grows_stale() {
 }
 
 #[test]
-fn while_nobody_may_connect_anew_a_session_that_ended_stays_out() {
+fn deny_new_keeps_out_peers_whose_session_ended() {
     let mut world = stale_world(StalePolicy::DenyNew, HOUR);
     shake_hands(&mut world, 1);
     shake_hands(&mut world, 2);
@@ -96,7 +96,7 @@ fn while_nobody_may_connect_anew_a_session_that_ended_stays_out() {
 }
 
 #[test]
-fn rows_restored_after_they_went_stale_let_nobody_in() {
+fn rows_restored_after_they_went_stale_admit_no_peer() {
     let mut world = with_policy(StalePolicy::Down, 5 * SECOND, ModelKernel::default());
     world.database_up = false;
     world.tell(Event::Tick);
@@ -193,7 +193,7 @@ fn an_agent_without_rows_follows_the_stale_policy() {
 }
 
 #[test]
-fn without_a_reading_nobody_is_taken_for_disconnected() {
+fn without_a_reading_no_peer_counts_as_disconnected() {
     let kernel = stale_world(StalePolicy::Keep, HOUR).kernel;
     let mut world = with_policy(StalePolicy::DenyNew, HOUR, kernel.clone());
     world.database_up = false;

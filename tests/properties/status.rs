@@ -79,7 +79,7 @@ fn a_resync_is_answered_by_its_own_comparison_and_not_by_an_old_obstacle() {
 }
 
 #[test]
-fn what_changed_while_nobody_could_listen_was_not_missed() {
+fn a_change_while_no_session_listened_counts_as_no_missed_notification() {
     let mut world = quiet_world();
     world.happen(Happening::DatabaseGone(60));
     world.revoke([1]);
@@ -152,7 +152,7 @@ fn key_and_port_are_those_that_were_read_back() {
 }
 
 #[test]
-fn while_the_kernel_is_changed_everybody_is_told_what_it_holds_so_far() {
+fn readers_see_the_progress_while_the_kernel_is_changed() {
     let mut world = quiet_world();
     let Action::Apply(plan, observed) = revoking(&mut world) else { panic!("nothing to do") };
     let in_kernel = |world: &World| {

@@ -34,7 +34,7 @@ pub fn said(world: &World, note: fn(&Note) -> bool) -> usize {
 }
 
 #[test]
-fn where_nobody_tells_of_changes_everything_is_read_until_somebody_does() {
+fn without_announcements_everything_is_read_until_they_return() {
     let mut world = quiet_world();
     let full =
         |world: &World| world.reads.iter().filter(|kind| **kind == ReadKind::Everything).count();
@@ -318,7 +318,7 @@ fn flows_are_counted_as_a_peers_own_only_if_it_was_alone() {
 }
 
 #[test]
-fn somebody_elses_route_costs_its_prefix_and_nothing_else() {
+fn a_route_of_another_program_costs_its_prefix_and_nothing_else() {
     let mut world = quiet_world();
     let theirs = "192.168.1.0/24".parse().unwrap();
     world.foreign_routes.insert(theirs);

@@ -53,7 +53,7 @@ fn restore_that_undoes_a_deletion_of_many_touches_no_tunnel() {
 }
 
 #[test]
-fn restore_that_undoes_a_deletion_of_many_keeps_out_whom_a_lost_commit_revoked() {
+fn a_restore_that_undoes_a_mass_deletion_still_keeps_out_revoked_peers() {
     for rows_go in [false, true] {
         let mut past = Past::new();
         past.commit(1, BarredBy::DEVICE_STATUS);

@@ -18,7 +18,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn a_profile_that_the_kernel_refuses_costs_only_those_who_should_have_it(
+    fn a_profile_that_the_kernel_refuses_costs_only_the_peers_that_should_have_it(
         old in tables(), new in tables(), before in before(), bad in any::<prop::sample::Index>(),
     ) {
         let (old, mut new) = (old.build(), new.build());

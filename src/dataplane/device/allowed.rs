@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_has_one_peer_and_moves_to_who_is_given_it() {
+    fn a_prefix_has_one_peer_and_moves_to_the_next_one() {
         let mut allowed = Allowed::default();
         assert!(allowed.set(key(1), ips(&["10.0.0.0/8", "10.1.0.0/16"])).is_empty());
         // A longer prefix within is another one.
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reserved_belongs_to_nobody_until_it_is_released() {
+    fn a_reserved_prefix_belongs_to_no_peer_until_it_is_released() {
         let mut allowed = Allowed::default();
         allowed.set(key(1), ips(&["10.0.0.0/8", "10.1.2.0/24", "fd00::/16"]));
         allowed.set(key(2), ips(&["10.1.0.0/16", "192.168.1.0/24"]));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_within_nothing_is_not_reserved() {
+    fn a_prefix_outside_all_others_is_not_reserved() {
         let mut allowed = Allowed::default();
         allowed.set(key(1), ips(&["10.7.0.2/32"]));
         assert!(allowed.reserve(&["10.7.0.3/32".parse().unwrap()].into()).is_empty());

@@ -20,7 +20,7 @@ fn mark(xid: u64, kind: &str, ids: Option<Vec<u128>>) -> Mark {
 }
 
 #[test]
-fn a_withdrawal_has_the_marks_about_its_device_its_user_and_everybody() {
+fn a_withdrawal_has_the_marks_of_its_device_its_user_and_of_all_peers() {
     let start = SystemTime::UNIX_EPOCH;
     let mut history = History::new(Duration::ZERO, Withdrawals::default());
     let marks = vec![
@@ -39,7 +39,7 @@ fn a_withdrawal_has_the_marks_about_its_device_its_user_and_everybody() {
 }
 
 #[test]
-fn who_is_out_at_the_first_read_is_taken_in_beside_what_was_kept() {
+fn peers_that_are_out_at_the_first_read_are_added_to_the_kept_ones() {
     let start = SystemTime::UNIX_EPOCH;
     let mut history = History::new(Duration::ZERO, Withdrawals::default());
     history.marks_read(vec![mark(1, "peer", None)], start);

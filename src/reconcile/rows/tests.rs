@@ -127,7 +127,7 @@ fn while_the_block_list_cannot_be_read_rows_grant_nothing() {
 }
 
 #[test]
-fn refused_rows_leave_the_former_ones_and_tell_whom_they_withdraw() {
+fn refused_rows_leave_the_former_ones_and_name_the_peers_that_they_withdraw() {
     let (mut rows, now) = rows(StalePolicy::Keep);
     rows.replace(two_peers(), now).unwrap();
     let refusal = rows.replace(refused(vec![peer_row(1)]), now).unwrap_err();
@@ -158,7 +158,7 @@ fn rows_are_in_doubt_from_a_failed_read_until_the_next_good_one() {
 }
 
 #[test]
-fn stale_rows_keep_whom_the_policy_keeps_until_they_are_good_again() {
+fn stale_rows_keep_the_peers_of_the_policy_until_they_are_good_again() {
     let both = [public_key(1), public_key(2)];
     let kept = [
         (StalePolicy::Keep, &both[..]),

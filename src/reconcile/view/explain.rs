@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_lacks_what_is_granted_is_told_of() {
+    fn an_explanation_says_that_the_kernel_lacks_a_grant() {
         let desired = desired(vec![laptop(3, BarredBy::default())]);
         let observed = kernel(&desired, |step| matches!(step, Step::Firewall { .. }));
         let denied = explained(&desired, &observed, "alice");
