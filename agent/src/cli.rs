@@ -79,7 +79,7 @@ pub enum Command {
     Enroll(EnrollArgs),
     /// Print the configuration of a device's WireGuard client, and note that it was issued
     Profile(ProfileArgs),
-    /// Print the SQL that takes over a WireGuard gateway which runs without Gatepost, and change nothing
+    /// Print the SQL that takes over a WireGuard gateway without Gatepost, and change nothing
     Import(ImportArgs),
     /// Show what the agent would change, and change nothing
     Plan(PlanArgs),
@@ -103,7 +103,7 @@ pub enum Command {
         #[command(flatten)]
         json: JsonArg,
     },
-    /// Show which packets the firewall denied, whose they were, and why
+    /// Show the packets that the firewall denied, with their peers and the reason
     Denied {
         /// Only to or from this user, device, USER/DEVICE or address
         who: Option<String>,
@@ -125,7 +125,7 @@ pub enum Command {
     },
     /// List the blocks of this host
     Blocked(JsonArg),
-    /// Have the agent compare everything again, and wait until it has
+    /// Make the agent compare everything again, and wait until it is done
     Resync,
     /// Show the peers that the guard holds back or keeps out; confirm their removal, or let them in
     Confirm {
@@ -150,7 +150,7 @@ pub enum Command {
     Device {
         /// Interface name, at most 15 characters
         name: InterfaceName,
-        /// Without effect: agents say it when they start one
+        /// Without effect: agents pass it when they start a device
         #[arg(long, value_enum, hide = true)]
         serve: Option<Serve>,
     },
@@ -186,7 +186,7 @@ pub struct PeersArgs {
     /// Only those with a handshake in the last 180 s
     #[arg(long)]
     pub connected: bool,
-    /// Only those that are left out because their rows cannot be used
+    /// Only those whose rows cannot be used
     #[arg(long)]
     pub quarantined: bool,
     /// Add endpoints and policies, for a terminal of more than 80 columns
@@ -227,19 +227,19 @@ pub struct GrantArgs {
     /// The role that the gateway's agent logs in as
     #[arg(required_unless_present_any = ["bell", "token", "revoke_tokens"])]
     pub role: Option<String>,
-    /// Let this role ring (gatepost bell), in place of a gateway
+    /// Let this role ring (gatepost bell), instead of binding a gateway
     #[arg(long, value_name = "ROLE", conflicts_with_all = ["gateway", "enroll", "token", "revoke_tokens"])]
     pub bell: Option<String>,
     /// Print a token for this gateway, for gateways that log in as one role through a pool
     #[arg(long, value_name = "GATEWAY", conflicts_with_all = ["gateway", "enroll", "revoke_tokens"])]
     pub token: Option<String>,
-    /// Let this role call with tokens: the one that the gateways of a pool log in as
+    /// Let this role call with tokens: the gateways of a pool log in as this role
     #[arg(long, value_name = "ROLE", requires = "token")]
     pub pool_role: Option<String>,
     /// Revoke the tokens of this gateway
     #[arg(long, value_name = "GATEWAY", conflicts_with_all = ["gateway", "enroll", "create"])]
     pub revoke_tokens: Option<String>,
-    /// Except for the one that was granted last
+    /// Keep the token that was granted last
     #[arg(long, requires = "revoke_tokens")]
     pub keep_newest: bool,
     /// Create the role if it does not exist; an existing role keeps its password
@@ -267,7 +267,7 @@ pub struct EnrollArgs {
     /// DNS server for clients; may be repeated
     #[arg(long = "dns", value_name = "ADDRESS")]
     pub dns_servers: Vec<IpAddr>,
-    /// Let this host's key replace another in the row: every client needs the new one
+    /// Let this host's key replace another key in the row: every client then needs the new key
     #[arg(long)]
     pub new_key: bool,
 }
@@ -322,7 +322,7 @@ pub struct ImportArgs {
 pub enum HostCommand {
     /// List the hosts whose agents report for this gateway
     List(JsonArg),
-    /// Forget a host that is gone, so that last_sync_at waits for it no longer
+    /// Forget a host that is gone, so that last_sync_at no longer waits for it
     Forget {
         /// Its name or machine, as `gatepost host list` shows them
         name: String,

@@ -59,7 +59,7 @@ fn commands_without_sealing_keys_cut_no_peer() {
          insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip, preshared_key_ciphertext)
              select d.id, g.id, d.public_key, '10.8.0.2', 'gp1.k1.AAAA' from devices d, gateways g",
     );
-    let said = "1 peer with a preshared key, and no psk_keys on this host to open it";
+    let said = "1 peer with a preshared key, but this host has no psk_keys to open it";
     let plan = gatepost.run(&["plan"]);
     // Without privileges it cannot read the kernel.
     assert!(plan.stdout.contains(said) || plan.stderr.contains("kernel"), "{}", plan.stderr);

@@ -1,4 +1,4 @@
-//! `gatepost denied`: which packets the firewall denied, whose they were, and why.
+//! `gatepost denied`: the packets that the firewall denied, with their peers and the reason.
 
 use std::io;
 

@@ -43,8 +43,8 @@ pub fn plan(config: &Config, args: &PlanArgs) -> Result<Exit, CommandError> {
 /// Why a pass of the running agent leaves out what the plan has for these peers.
 fn left_out(policy: &QuarantinedPolicy) -> String {
     format!(
-        "the agent has quarantined policy {}, which applies to {}: the kernel does not load what they may \
-         reach: {}; a pass leaves that out until the policy changes or `gatepost resync`",
+        "the agent has quarantined policy {}, which applies to {}: the kernel does not load their \
+         destinations: {}; a pass leaves these out until the policy changes or `gatepost resync`",
         policy.policy,
         count(policy.peers, "peer"),
         policy.reason

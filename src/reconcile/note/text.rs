@@ -79,10 +79,10 @@ fn some_of(names: &[String]) -> String {
 /// Explains that this host has no sealing key although peers have a preshared key.
 pub(in crate::reconcile) fn no_sealing_key(peers: usize) -> String {
     format!(
-        "{} with a preshared key, and no psk_keys on this host to open it: those in the \
-         kernel keep the one that they have, and none is added. Name the file of sealing keys in \
-         gateway.psk_keys_file, or keep it beside the configuration as psk.keys, where the unit's \
-         credential may come from too",
+        "{} with a preshared key, but this host has no psk_keys to open it: peers in the kernel keep \
+         their present key, and no such peer is added. Name the file of sealing keys in \
+         gateway.psk_keys_file, or keep it beside the configuration as psk.keys, from where the unit's \
+         credential may come, too",
         count(peers, "peer")
     )
 }
@@ -159,9 +159,9 @@ impl fmt::Display for Note {
             Self::PolicyQuarantined { policy: QuarantinedPolicy { name, peers, why }, .. } => {
                 write!(
                     f,
-                    "quarantined policy {}, which applies to {}: the kernel does not load \
-                 what they may reach: {why}; they keep what they had of it, or reach nothing, until \
-                 the policy changes or `gatepost resync`: give it fewer destinations",
+                    "quarantined policy {}, which applies to {}: the kernel does not load their \
+                     destinations: {why}; they keep the former ones, or reach nothing, until the policy \
+                     changes or `gatepost resync`: give it fewer destinations",
                     Quoted(name),
                     count(*peers, "peer")
                 )
@@ -176,16 +176,16 @@ impl fmt::Display for Note {
             Self::BellSilent { trouble } => {
                 write!(f, "no bell is heard{}", because(trouble.as_deref()))?;
                 f.write_str(
-                    "; until one is, changes are found by other means. See `gatepost status`",
+                    "; until one is, the agent polls for changes. See `gatepost status`",
                 )
             }
             Self::NoSession { error } => f.write_str(&polls_for_want_of_a_session(error)),
             Self::BellHeard => f.write_str("the bell is heard"),
             Self::HintsMissed => f.write_str(
-                "the bell is heard, but gave no hint of a change: this gateway polls until hints come. \
+                "the bell is running, but sent no hint of a change: this gateway polls until hints arrive. \
                  Compare its id with its user's permissions at the broker",
             ),
-            Self::HintsAgain => f.write_str("hints come again"),
+            Self::HintsAgain => f.write_str("hints arrive again"),
             Self::Unannounced { tables } => f.write_str(&not_announced(tables)),
             Self::AnnouncedAgain => f.write_str("changes to all tables are announced again"),
             Self::OtherEpoch { why } => write!(f, "read everything again: {why}"),

@@ -1,4 +1,4 @@
-//! `gatepost import`: the SQL that takes over a WireGuard gateway which runs without Gatepost.
+//! `gatepost import`: the SQL that takes over a WireGuard gateway without Gatepost.
 
 mod arrange;
 pub mod error;
