@@ -214,7 +214,7 @@ pub struct ObservedInterface {
 }
 
 impl ObservedInterface {
-    /// As [`DesiredInterface::networks`].
+    /// Like [`DesiredInterface::networks`].
     pub fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.addresses.keys().filter_map(network)
     }

@@ -103,7 +103,7 @@ macro_rules! secret {
                 Self::copied_from(&bytes)
             }
 
-            /// As [`from_bytes`](Self::from_bytes), and leaves no copy on the stack.
+            /// Like [`from_bytes`](Self::from_bytes), and leaves no copy on the stack.
             ///
             /// # Errors
             /// [`KeyError::AllZero`].

@@ -31,7 +31,7 @@ pub fn plan(
 /// Like [`plan`], but some peers stay although the rows do not admit them, with what they keep.
 ///
 /// # Errors
-/// As [`plan`].
+/// The errors of [`plan`].
 pub fn plan_around(
     desired: &DesiredState,
     observed: &ObservedState,

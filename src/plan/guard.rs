@@ -125,7 +125,7 @@ pub struct Guard<'a> {
 /// The plan without the removals that are held back, and the peers that are held.
 ///
 /// # Errors
-/// As [`plan`](super::plan). The peers are held all the same.
+/// The errors of [`plan`](super::plan). The peers are held all the same.
 pub fn plan_guarded(
     desired: &DesiredState,
     observed: &ObservedState,
@@ -188,7 +188,7 @@ impl Guard<'_> {
         held.retain(stays).since(&self.held)
     }
 
-    /// As [`Self::hold_all`], where nothing but these peers may be held otherwise than before.
+    /// Like [`Self::hold_all`], where nothing but these peers may be held otherwise than before.
     fn hold_changed(
         mut self,
         desired: &DesiredState,

@@ -81,7 +81,7 @@ pub struct Timing {
     pub report_interval: Duration,
     /// Between two writes of `last_sync_at`; each rests on a reading of the kernel or a glance at it.
     pub heartbeat: Duration,
-    /// As [`Timing::heartbeat`], where more than [`MANY_GATEWAYS`] share the database.
+    /// Like [`Timing::heartbeat`], where more than [`MANY_GATEWAYS`] share the database.
     pub heartbeat_among_many: Duration,
     /// Seed of the jitter that keeps a fleet from asking all at once.
     pub seed: u64,

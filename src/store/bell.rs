@@ -69,7 +69,7 @@ impl Store {
     /// Lets another bell take over at once.
     ///
     /// # Errors
-    /// As [`Store::hold_bell`].
+    /// The errors of [`Store::hold_bell`].
     pub async fn leave_bell(&self, name: &str) -> Result<(), StoreError> {
         let query = "select gatepost.leave_bell($1)";
         self.as_bell("leave the bell", query, &[(&name, Type::TEXT)]).await.map(drop)
@@ -79,7 +79,7 @@ impl Store {
     /// may be lost: then ring all gateways.
     ///
     /// # Errors
-    /// As [`Store::hold_bell`].
+    /// The errors of [`Store::hold_bell`].
     pub async fn ring(&self, name: &str) -> Result<Ring, StoreError> {
         const DOING: &str = "look for changes";
         let query = "select is_held, everyone, gateways from gatepost.ring($1)";
@@ -97,7 +97,7 @@ impl Store {
     /// The bell that rings or rang last.
     ///
     /// # Errors
-    /// As [`Store::hold_bell`].
+    /// The errors of [`Store::hold_bell`].
     pub async fn known_bell(&self) -> Result<Option<KnownBell>, StoreError> {
         const DOING: &str = "ask which bell rings";
         // A time of infinity is none that the driver knows.
@@ -120,7 +120,7 @@ impl Store {
     /// Gateways whose reports wait to be merged.
     ///
     /// # Errors
-    /// As [`Store::hold_bell`].
+    /// The errors of [`Store::hold_bell`].
     pub async fn unmerged(&self) -> Result<Vec<GatewayId>, StoreError> {
         const DOING: &str = "ask whose reports wait";
         let rows = self.as_bell(DOING, "select gatepost.unmerged()", &[]).await?;
@@ -128,7 +128,7 @@ impl Store {
         rows.iter().map(id).collect()
     }
 
-    /// As [`Store::merge`], of any gateway, and at most so many reports of each kind.
+    /// Like [`Store::merge`], of any gateway, and at most so many reports of each kind.
     ///
     /// # Errors
     /// As [`Store::hold_bell`].

@@ -60,7 +60,7 @@ pub async fn grant(
 /// Lets a role that [`grant`] has bound change its gateway's row once more by [`Store::enroll`](super::Store::enroll).
 ///
 /// # Errors
-/// As [`grant`].
+/// The errors of [`grant`].
 pub async fn allow_enrollment(options: &ConnectOptions, role: &str) -> Result<(), StoreError> {
     let target = options.target()?;
     let allow = "update gatepost.gateway_role set may_enroll = true where role_name = $1::name";
@@ -75,7 +75,7 @@ pub async fn allow_enrollment(options: &ConnectOptions, role: &str) -> Result<()
 /// was created.
 ///
 /// # Errors
-/// As [`grant`].
+/// The errors of [`grant`].
 pub async fn grant_bell(
     options: &ConnectOptions,
     role: &str,
@@ -218,7 +218,7 @@ fn taken_role(role: &str) -> StoreError {
 /// Revokes the tokens of `gateway`, with `keep_newest` all but the last one granted. Returns how many.
 ///
 /// # Errors
-/// As [`grant`].
+/// The errors of [`grant`].
 pub async fn revoke_tokens(
     options: &ConnectOptions,
     gateway: &str,

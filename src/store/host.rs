@@ -118,10 +118,10 @@ impl Store {
         Ok(Proven { taken: columns.get(0)?, hosts })
     }
 
-    /// As [`Store::prove`]: whether the proof was taken.
+    /// Like [`Store::prove`]: whether the proof was taken.
     ///
     /// # Errors
-    /// As [`Store::prove`].
+    /// The errors of [`Store::prove`].
     pub async fn synced(&self, proven_at: SystemTime) -> Result<bool, StoreError> {
         Ok(self.prove(Some(proven_at)).await?.taken)
     }
@@ -155,15 +155,15 @@ impl Store {
     /// Forgets a host whose kernel holds nothing of this gateway any more, or that is gone.
     ///
     /// # Errors
-    /// As [`Store::hosts`].
+    /// The errors of [`Store::hosts`].
     pub async fn forget_host(&self, host: &KnownHost) -> Result<(), StoreError> {
         self.forget(&host.machine, &host.boot).await
     }
 
-    /// As [`Store::forget_host`], of this host.
+    /// Like [`Store::forget_host`], of this host.
     ///
     /// # Errors
-    /// As [`Store::hosts`].
+    /// The errors of [`Store::hosts`].
     pub async fn leave(&self) -> Result<(), StoreError> {
         self.forget(&self.host.machine, &self.host.boot).await
     }

@@ -51,7 +51,7 @@ pub async fn ineffective_rows(options: &ConnectOptions) -> Result<Vec<Ineffectiv
     rows.map_err(|error| StoreError::of(&target.place, DOING, error))?
 }
 
-/// As [`ineffective_rows`], in the transaction of this connection. What its `statement_timeout` ends is left
+/// Like [`ineffective_rows`], in the transaction of this connection. What its `statement_timeout` ends is left
 /// out, with what comes after it.
 pub(super) async fn read(
     client: &Client,

@@ -51,7 +51,7 @@ impl Store {
     /// Tries a report to each table, and takes it back. Returns why a table refuses it.
     ///
     /// # Errors
-    /// As [`Store::merge`].
+    /// The errors of [`Store::merge`].
     pub async fn try_reports(&self) -> Result<Vec<String>, StoreError> {
         const DOING: &str = "try a report";
         let lease = self.lease(DOING).await?;
@@ -78,7 +78,7 @@ pub(super) fn merged(rows: &[Row]) -> Result<Merged, StoreError> {
     Ok(merged)
 }
 
-/// As [`Store::try_reports`], as the owner of the database and for any gateway.
+/// Like [`Store::try_reports`], as the owner of the database and for any gateway.
 ///
 /// # Errors
 /// Any [`StoreError`] of the connection or of the role's rights.

@@ -59,10 +59,10 @@ pub async fn migrate(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
     migrate_telling(options, &|_| ()).await
 }
 
-/// As [`migrate`]. `tells` hears each part before it begins: some take minutes in a large database.
+/// Like [`migrate`]. `tells` gets each part before it begins: some take minutes in a large database.
 ///
 /// # Errors
-/// As [`migrate`].
+/// The errors of [`migrate`].
 pub async fn migrate_telling(
     options: &ConnectOptions,
     tells: &Telling,
@@ -111,7 +111,7 @@ impl Turns {
 /// The migrations that [`migrate`] would apply. Changes nothing.
 ///
 /// # Errors
-/// As [`migrate`].
+/// The errors of [`migrate`].
 pub async fn pending(options: &ConnectOptions) -> Result<Vec<Migration>, StoreError> {
     let target = options.target()?;
     let mut client = single(&target).await?;

@@ -53,11 +53,11 @@ impl Store {
         Ok((rows, cursor))
     }
 
-    /// As [`snapshot`](Self::snapshot), and the marks of the same instant that may withdraw peers: those since
+    /// Like [`snapshot`](Self::snapshot), with the marks of the same instant that may withdraw peers: those since
     /// a cursor, or the latest ones without a cursor or if it is of another epoch.
     ///
     /// # Errors
-    /// As [`snapshot`](Self::snapshot).
+    /// The errors of [`snapshot`](Self::snapshot).
     pub async fn snapshot_with_marks(
         &self,
         since: Option<&Cursor>,

@@ -163,7 +163,7 @@ pub fn read_psk_keys(config: &Config) -> Result<Option<PskKeys>, ConfigError> {
 /// Reads the keys that open preshared keys from a file that the command line names.
 ///
 /// # Errors
-/// As [`read_psk_keys`].
+/// The errors of [`read_psk_keys`].
 pub fn read_psk_keys_file(path: &Path) -> Result<PskKeys, ConfigError> {
     let text = read(path, Secret::PskKeys.what(), CORRECT)?;
     let keys = text.expose_text().parse();

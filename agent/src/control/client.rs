@@ -39,7 +39,7 @@ impl Client {
     /// version sends all of them.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// The errors of [`Client::status`].
     pub fn peers(
         &self,
         user: Option<&str>,
@@ -51,7 +51,7 @@ impl Client {
     /// The verdict for what `who` sends to `destination`.
     ///
     /// # Errors
-    /// As [`Client::status`]; [`ControlError::Refused`] if `who` is unknown.
+    /// The errors of [`Client::status`]; [`ControlError::Refused`] if `who` is unknown.
     pub fn explain(&self, who: &str, destination: &str) -> Result<Explanation, ControlError> {
         let (who, destination) = (who.to_owned(), destination.to_owned());
         self.ask(&Request::Explain { who, destination }, |_: serde_json::Value| {})
@@ -61,7 +61,7 @@ impl Client {
     /// `follow` those that come, until `each` says that it wants no more.
     ///
     /// # Errors
-    /// As [`Client::status`]; [`ControlError::Refused`] if no packet is logged or read.
+    /// The errors of [`Client::status`]; [`ControlError::Refused`] if no packet is logged or read.
     pub fn denied(
         &self,
         who: Option<&str>,
@@ -79,7 +79,7 @@ impl Client {
     /// The newest entries of its log, the oldest first.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// The errors of [`Client::status`].
     pub fn journal(&self) -> Result<Vec<Entry>, ControlError> {
         let mut entries = Vec::new();
         self.ask::<_, ()>(&Request::Journal, |entry| entries.push(entry))?;
@@ -89,7 +89,7 @@ impl Client {
     /// Has the agent compare everything again, and waits until it has.
     ///
     /// # Errors
-    /// As [`Client::status`]; [`ControlError::Refused`] if the pass failed.
+    /// The errors of [`Client::status`]; [`ControlError::Refused`] if the pass failed.
     pub fn resync(&self) -> Result<(), ControlError> {
         self.ask(&Request::Resync, |_: serde_json::Value| {})
     }
@@ -97,7 +97,7 @@ impl Client {
     /// Cuts off a user, a device, a key or an address, and waits until no packet passes.
     ///
     /// # Errors
-    /// As [`Client::status`]; [`ControlError::Refused`] if it is not clear whom `who` names.
+    /// The errors of [`Client::status`]; [`ControlError::Refused`] if it is not clear whom `who` names.
     pub fn block(&self, who: &str) -> Result<BlockAnswer, ControlError> {
         self.ask(&Request::Block { who: who.to_owned() }, |_: serde_json::Value| {})
     }
@@ -105,7 +105,7 @@ impl Client {
     /// Lifts a block.
     ///
     /// # Errors
-    /// As [`Client::block`].
+    /// The errors of [`Client::block`].
     pub fn unblock(&self, who: &str) -> Result<BlockAnswer, ControlError> {
         self.ask(&Request::Unblock { who: who.to_owned() }, |_: serde_json::Value| {})
     }
@@ -114,7 +114,7 @@ impl Client {
     /// in the peers that are kept out since `let_in_until` or earlier.
     ///
     /// # Errors
-    /// As [`Client::status`]; [`ControlError::Refused`] if no removal is held back, and no peer kept out.
+    /// The errors of [`Client::status`]; [`ControlError::Refused`] if no removal is held back, and no peer kept out.
     pub fn confirm(
         &self,
         until: SystemTime,

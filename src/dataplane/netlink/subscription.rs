@@ -37,7 +37,7 @@ impl Subscription {
         Self::open_with_queue(protocol, groups, SOCKET_BUFFER_BYTES)
     }
 
-    /// As [`open`](Self::open), with a queue of this size.
+    /// Like [`open`](Self::open), with a queue of this size.
     pub fn open_with_queue(
         protocol: isize,
         groups: &[u32],
@@ -111,7 +111,7 @@ impl AsRawFd for Subscription {
 pub(crate) struct AsyncSubscription(AsyncFd<Subscription>);
 
 impl AsyncSubscription {
-    /// As [`Subscription::open`]. Needs a tokio runtime with I/O.
+    /// Like [`Subscription::open`]. Needs a tokio runtime with I/O.
     pub fn open(protocol: isize, groups: &[u32]) -> Result<Self, NetlinkError> {
         Self::of(Subscription::open(protocol, groups)?)
     }
@@ -130,7 +130,7 @@ impl AsyncSubscription {
     /// Waits for a datagram and reads it. When dropped while it waits, it loses none.
     ///
     /// # Errors
-    /// As [`Subscription::read`].
+    /// The errors of [`Subscription::read`].
     pub async fn read(
         &mut self,
         mut on: impl FnMut(&Announcement<'_>) -> Result<(), NetlinkError>,

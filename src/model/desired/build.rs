@@ -46,10 +46,10 @@ impl DesiredState {
         Self::build_without(Arc::default(), local, rows)
     }
 
-    /// As [`Self::build`], without the peers that this host's list blocks.
+    /// Like [`Self::build`], without the peers that this host's list blocks.
     ///
     /// # Errors
-    /// As [`Self::build`].
+    /// The errors of [`Self::build`].
     pub fn build_without(
         block_list: Arc<BlockList>,
         local: Arc<Local>,

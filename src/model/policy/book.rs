@@ -160,7 +160,7 @@ impl PolicyBook {
         }
     }
 
-    /// As [`PolicyBook::profile_for`], for a device that is not to keep its profile alive: `recipe` is
+    /// Like [`PolicyBook::profile_for`], for a device that is not to keep its profile alive: `recipe` is
     /// its own.
     #[must_use]
     pub fn made(&self, user_id: UserId, device_id: DeviceId, recipe: &Recipe) -> Arc<Profile> {

@@ -54,7 +54,7 @@ impl BlockFile {
         }
     }
 
-    /// As [`Self::load`], with the error in the list.
+    /// Like [`Self::load`], with the error in the list.
     #[must_use]
     pub fn load_or_deny(&self) -> BlockList {
         self.load().unwrap_or_else(|error| BlockList::unreadable(error.to_string().into()))

@@ -29,7 +29,7 @@ pub struct Unmigration {
 /// Describes what [`unmigrate`] would do. Changes nothing.
 ///
 /// # Errors
-/// As [`unmigrate`].
+/// The errors of [`unmigrate`].
 pub async fn unmigration(options: &ConnectOptions) -> Result<Unmigration, StoreError> {
     let target = options.target()?;
     let client = single(&target).await?;
