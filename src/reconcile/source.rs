@@ -349,7 +349,7 @@ impl Source {
             }
             ReadAnswer::Changed(rows) => {
                 self.figures.change_reads += 1;
-                self.set_clock(rows.taken_at, reading, now);
+                self.set_clock(rows.taken_at, reading.began_at, now);
                 // Where the changes should have been announced and were not, their notification may
                 // still be on the way.
                 if matches!(self.mode(), Some(Mode::Listen | Mode::Hints)) && settled {
@@ -358,7 +358,7 @@ impl Source {
             }
             ReadAnswer::Everything(rows) => {
                 self.figures.full_reads += 1;
-                self.set_clock(rows.taken_at, reading, now);
+                self.set_clock(rows.taken_at, reading.began_at, now);
                 self.next_resync = now.instant + self.timing.resync_interval;
             }
         }

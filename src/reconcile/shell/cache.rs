@@ -15,6 +15,7 @@
 mod around;
 mod keeper;
 mod moment;
+mod rows;
 mod seal;
 #[cfg(test)]
 pub(super) mod tests;
@@ -28,7 +29,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use keeper::Keeper;
-pub(super) use keeper::Rows;
+pub(super) use rows::Rows;
 use seal::Chain;
 pub(super) use seal::Sealer;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::{Reading, Source};
+use super::Source;
 use crate::reconcile::clock::Now;
 
 /// A time that the database's clock showed, and when that was.
@@ -84,8 +84,8 @@ impl Source {
 
     /// The database's clock stood at `taken_at` at some moment of the read, which may have taken long:
     /// what we knew of the clock before says where in between.
-    pub(super) fn set_clock(&mut self, taken_at: SystemTime, reading: Reading, now: Now) {
-        let latest = taken_at + now.instant.duration_since(reading.began_at);
+    pub(super) fn set_clock(&mut self, taken_at: SystemTime, began_at: Instant, now: Now) {
+        let latest = taken_at + now.instant.duration_since(began_at);
         let known = if self.knows_clock() { self.clock(now) } else { taken_at };
         self.clock = Clock::Read(known.clamp(taken_at, latest), now.instant);
     }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::writer::{Kept, Writer};
-use super::{Cache, CacheError};
+use super::{Cache, CacheError, Rows};
 use crate::causes::causes;
-use crate::model::{ChangedRows, PublicKey, SnapshotRows};
+use crate::model::PublicKey;
 use crate::reconcile::clock;
-use crate::reconcile::event::{Keep, ReadAnswer};
+use crate::reconcile::event::Keep;
 use crate::reconcile::view::status::LastGoodStatus;
 
 enum Order {
@@ -21,26 +21,6 @@ enum Order {
     Verdict(Keep, BTreeSet<PublicKey>),
     /// Answer once all before this is written.
     Written(oneshot::Sender<()>),
-}
-
-/// The rows of one read.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Rows {
-    Everything(Arc<SnapshotRows>),
-    Changed(Arc<ChangedRows>),
-}
-
-impl Rows {
-    /// A copy of the rows of an answer; `None`: it has none.
-    pub fn of(answer: &ReadAnswer) -> Option<Self> {
-        match answer {
-            ReadAnswer::Unchanged { .. } => None,
-            ReadAnswer::Changed(rows) => Some(Self::Changed(Arc::new(rows.clone()))),
-            ReadAnswer::Everything(rows) => {
-                Some(Self::Everything(Arc::new(SnapshotRows::clone(rows))))
-            }
-        }
-    }
 }
 
 /// Rows that are not known to be good.
@@ -197,6 +177,7 @@ impl Keeper {
 mod tests {
     use super::super::tests::{changed, snapshot};
     use super::*;
+    use crate::model::ChangedRows;
     use std::time::SystemTime;
 
     #[test]

@@ -11,9 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde::Serialize;
 
-use super::keeper::Rows;
 use super::seal::{self, Chain, Sealed};
-use super::{Cache, CacheError, Line, around, withdrawn};
+use super::{Cache, CacheError, Line, Rows, around, withdrawn};
 use crate::model::{ChangedRows, PublicKey, SnapshotRows};
 use crate::reconcile::event::LastGood;
 use crate::reconcile::shell::replace::replace;
