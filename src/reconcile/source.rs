@@ -172,11 +172,12 @@ impl Source {
         matches!(self.connection, Connection::Up { mode: Mode::Hints, .. })
     }
 
-    /// Until the database is asked again although nothing was heard. Never quite alike, so that a
-    /// fleet does not ask all at once.
+    /// From one read until the database is asked again although nothing was heard. Never quite alike, so
+    /// that a fleet does not ask all at once, and never shorter than a heartbeat of the same length, whose
+    /// read answers the same question.
     fn until_next_poll(&mut self, mode: Mode) -> Duration {
         let interval = self.timing.question_interval(mode, self.gateways);
-        interval.mul_f64(0.9 + self.random.f64() / 5.0)
+        interval.mul_f64(1.0 + self.random.f64() / 5.0)
     }
 
     /// Takes in what was heard of the bell. Returns what to say about it. What it said while it was not
@@ -312,6 +313,10 @@ impl Source {
         self.is_hinted = false;
         self.retry_read = None;
         self.read_at = Some(now.instant);
+        if let Some(mode) = self.mode() {
+            // Whatever it is made for, it finds what was lost.
+            self.next_poll = now.instant + self.until_next_poll(mode);
+        }
         let announcement = self.notifications.begin_read();
         self.reading = Some(Reading { kind, announcement, began_at: now.instant });
         Some(Action::Read(kind))
