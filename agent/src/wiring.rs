@@ -13,7 +13,7 @@ use gatepost::dataplane::{
 use gatepost::model::{Gate, InterfaceName, Local};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
-    BlockFile, Cache, CacheError, DatabaseError, Hints, LastGood, MachineOptions, Options,
+    BlockFile, Cache, CacheError, DatabaseError, Hints, LastGood, Link, MachineOptions, Options,
     PreviewError, RunError, Withdrawals, hints, preview, preview_explanation, preview_rows,
 };
 use gatepost::store::{
@@ -139,8 +139,12 @@ impl Prepared<'_> {
         Ok(SqlPlan { after, already, locks, ineffective, lasted })
     }
 
-    /// The verdict, from database and kernel, without an agent.
-    pub async fn explain(self, who: &str, destination: IpAddr) -> Result<Explanation, WiringError> {
+    /// The verdict, from database and kernel, without an agent, and the link as it should be.
+    pub async fn explain(
+        self,
+        who: &str,
+        destination: IpAddr,
+    ) -> Result<(Explanation, Link), WiringError> {
         self.require_own_gateway().await?;
         let Self { config, machine, store, .. } = self;
         let (host, destination) =

@@ -63,6 +63,6 @@ pub use shell::{
 };
 pub use trouble::Trouble;
 pub use view::{
-    Answers, ExplainError, Obstacle, PreviewError, ResyncError, Totals, View, WhoError,
+    Answers, ExplainError, Link, Obstacle, PreviewError, ResyncError, Totals, View, WhoError,
     parse_destination, preview, preview_explanation, preview_rows, status,
 };

@@ -1,6 +1,8 @@
 //! Which chains of other programs drop our packets.
 
-use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, Nft, foreign_drops, foreign_rules};
+use gatepost::dataplane::nft::{
+    ForeignDrop, Hook, Lost, Manager, Nft, foreign_drops, foreign_rules,
+};
 
 use super::netns::Netns;
 use super::table::{base, load};
@@ -15,7 +17,8 @@ fn found(text: &str) -> Vec<ForeignDrop> {
 }
 
 fn drop(family: &'static str, table: &str, chain: &str, hook: Hook) -> ForeignDrop {
-    ForeignDrop { family, table: table.into(), chain: chain.into(), hook, manager: None }
+    let (table, chain) = (table.into(), chain.into());
+    ForeignDrop { family, table, chain, hook, lost: Lost::All, manager: None }
 }
 
 fn chain(hook: &str, policy: &str, rules: &str) -> String {
@@ -51,15 +54,16 @@ fn foreign_chains_that_end_in_a_drop_are_found() {
 fn foreign_chains_that_let_us_through_are_not_found() {
     for text in [
         &chain("forward", "accept", "iifname \"eth0\" drop"),
-        &chain("forward", "drop", "iifname \"gatepost0\" accept"),
-        &chain("forward", "drop", "iifname \"gate*\" accept"),
-        &chain("forward", "drop", "iifname { \"eth0\", \"gatepost0\" } accept"),
+        &chain("forward", "drop", "accept"),
+        &chain("forward", "drop", "iifname gatepost0 accept; oifname gatepost0 accept"),
+        &chain("forward", "drop", "iifname \"gate*\" accept; oifname \"gate*\" accept"),
+        &chain("forward", "drop", "ct state { established, new } accept"),
         &chain("input", "drop", "udp dport 51820 accept; iifname \"gatepost0\" accept"),
         &chain("output", "drop", ""),
         // One rule anywhere on the way is enough, also when a map leads there.
         "table inet theirs {
-            chain ours { iifname gatepost0 accept\n}
-            chain zones { iifname vmap { gatepost0 : jump ours }\n}
+            chain ours { accept\n}
+            chain zones { iifname vmap { gatepost0 : jump ours }; oifname vmap { gatepost0 : goto ours }\n}
             chain it { type filter hook forward priority 0; policy drop; jump zones\n}
         }",
         "table bridge theirs { chain it { type filter hook forward priority 0; policy drop;
@@ -68,6 +72,66 @@ fn foreign_chains_that_let_us_through_are_not_found() {
     ] {
         assert_eq!(found(text), [], "{text}");
     }
+}
+
+#[test]
+fn chain_that_lets_half_of_a_connection_through_is_found() {
+    for (rules, lost) in [
+        ("iifname gatepost0 accept", Lost::Answers),
+        ("iifname { eth0, gatepost0 } accept", Lost::Answers),
+        ("iifname gatepost0 accept; iifname eth0 ct state established accept", Lost::Answers),
+        ("iifname gatepost0 accept; ct state established,related accept", Lost::Some),
+        ("iifname gatepost0 accept; ct state vmap { established : accept }", Lost::Some),
+        ("oifname gatepost0 accept", Lost::Most),
+        ("oifname gatepost0 accept; ct state established accept", Lost::Most),
+        ("iifname gatepost0 tcp dport 22 accept", Lost::Most),
+        ("ct state established accept; iifname gatepost0 tcp dport 22 accept", Lost::Some),
+        ("ct state established accept; iifname gatepost0 ct state new accept", Lost::Some),
+        ("ct state established accept", Lost::All),
+        ("iifname gatepost0 drop", Lost::All),
+    ] {
+        let [found] = &found(&chain("forward", "drop", rules))[..] else { panic!("{rules}") };
+        assert_eq!((found.hook, found.lost), (Hook::Forward, lost), "{rules}");
+    }
+    // A chain whose last rule calls one that drops has no policy that says so.
+    let logged = |rules: &str| {
+        format!(
+            "table inet theirs {{
+            chain LOGDROP {{ log prefix \"no: \"\n drop\n}}
+            chain it {{ type filter hook forward priority 0; {rules}; jump LOGDROP\n}}\n}}"
+        )
+    };
+    for rules in ["ct state established accept", "tcp dport 25 jump LOGDROP"] {
+        let found = found(&logged(rules));
+        assert_eq!(found.iter().map(|it| it.lost).collect::<Vec<_>>(), [Lost::All], "{rules}");
+    }
+}
+
+#[test]
+fn rules_that_drop_wireguards_own_packets_are_found() {
+    let said = |rules: &str| {
+        let netns = Netns::new();
+        netns.enter();
+        netns.load(&chain("input", "accept", rules));
+        let rules = foreign_rules(&"gatepost0".parse().unwrap(), Some(51820)).unwrap();
+        rules.into_iter().flat_map(|found| found.first).collect::<Vec<_>>()
+    };
+    let of_wireguard = |rules: &str| {
+        let mut said = said(rules);
+        said.retain(|text| text.starts_with("to WireGuard"));
+        said
+    };
+    let some = ["to WireGuard: iifname eth0"];
+    assert_eq!(of_wireguard("iifname eth0 udp dport 51820 drop"), some);
+    assert_eq!(of_wireguard("iifname eth0 udp dport { 53, 51820 } drop"), some);
+    assert_eq!(of_wireguard("iifname eth0 udp dport 51000-52000 drop"), some);
+    for harmless in
+        ["iifname eth0 udp dport 53 drop", "ip saddr 203.0.113.7 drop", "tcp dport 25 drop"]
+    {
+        assert_eq!(of_wireguard(harmless), Vec::<String>::new(), "{harmless}");
+    }
+    let all = found(&chain("input", "accept", "udp dport 51820 drop"));
+    assert!(all.iter().any(|it| it.hook == Hook::Input), "{all:?}");
 }
 
 #[test]
@@ -107,8 +171,8 @@ fn said(ruleset: &str) -> Vec<String> {
     }
     let link = "gatepost0".parse().unwrap();
     let drops = foreign_drops(&link, Some(51820)).unwrap();
-    let drops = drops.into_iter().map(|found| format!("{found} {:?}", found.hook));
-    let rules = foreign_rules(&link).unwrap();
+    let drops = drops.into_iter().map(|found| format!("{found} {:?} {:?}", found.hook, found.lost));
+    let rules = foreign_rules(&link, Some(51820)).unwrap();
     let rules = rules.iter().map(|found| format!("{found} {}", found.first.join("; ")));
     drops.chain(rules).collect()
 }
@@ -137,11 +201,9 @@ fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
         ),
         (
             "kube-proxy.iptables",
-            &[
-                "chain FORWARD (forward) of table ip filter from peers: match conntrack, protocol tcp, \
-                 destination 203.0.113.8, port 80; from peers: match conntrack, protocol tcp, \
-                 destination 10.96.0.44, port 80",
-            ],
+            &["chain FORWARD (forward) of table ip filter from peers: ct state, protocol tcp, \
+                 destination 203.0.113.8, port 80; from peers: ct state, protocol tcp, \
+                 destination 10.96.0.44, port 80"],
         ),
         (
             "calico.iptables",
@@ -197,10 +259,10 @@ fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
 
 #[test]
 fn nothing_is_said_of_rules_that_drop_no_packet_of_ours() {
-    assert_eq!(
-        said("firewalld-both.nft").iter().filter(|line| line.contains("Forward")).count(),
-        0
-    );
+    // It drops what others open to peers, and no answer.
+    let both = said("firewalld-both.nft");
+    let forward: Vec<_> = both.iter().filter(|line| line.contains("Forward")).collect();
+    assert_eq!(forward, ["chain filter_FORWARD of table inet firewalld Forward Some"]);
     for rules in [
         "ct state invalid drop",
         "iifname \"gatepost0\" accept; ip daddr 10.0.0.1 drop; oifname \"gatepost0\" accept; drop",
@@ -209,7 +271,7 @@ fn nothing_is_said_of_rules_that_drop_no_packet_of_ours() {
         let netns = Netns::new();
         netns.enter();
         netns.load(&chain("forward", "accept", rules));
-        let found = foreign_rules(&"gatepost0".parse().unwrap()).unwrap();
+        let found = foreign_rules(&"gatepost0".parse().unwrap(), Some(51820)).unwrap();
         let of_peers =
             found.iter().flat_map(|found| &found.first).filter(|it| it.starts_with("from"));
         assert_eq!(of_peers.count(), 0, "{rules}: {found:?}");

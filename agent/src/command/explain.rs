@@ -24,8 +24,9 @@ pub fn explain(
     let explanation = match asked {
         Err(ControlError::NoAgent { .. }) => {
             let explaining = async { wiring::prepare(config)?.explain(who, destination).await };
-            let mut explanation = runtime::on_this_thread()?.block_on(explaining)?;
-            explanation.add_hindrances(&hindrances(config, None, &[]));
+            let (mut explanation, link) = runtime::on_this_thread()?.block_on(explaining)?;
+            let look = hindrances(config, Some(link.listen_port), &link.addresses);
+            explanation.add_hindrances(&look.texts());
             explanation
         }
         answered => answered?,

@@ -30,7 +30,7 @@ use crate::plan::guard::HeldBack;
 use crate::plan::{Held, PlanError};
 
 pub use explain::{Answers, ExplainError, parse_destination};
-pub use preview::{PreviewError, preview, preview_explanation, preview_rows};
+pub use preview::{Link, PreviewError, preview, preview_explanation, preview_rows};
 pub use who::WhoError;
 pub(super) use words::{Listed, peers_in_words};
 

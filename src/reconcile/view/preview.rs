@@ -66,6 +66,13 @@ pub async fn preview_rows<D: Dataplane + 'static>(
     Ok(plan_report(machine, &desired, &dataplane.observe().await?.state)?)
 }
 
+/// The link as it should be, as far as firewalls of other programs are judged by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub listen_port: u16,
+    pub addresses: Vec<IpNet>,
+}
+
 /// Explains without an agent: from the database and the kernel as they are now.
 ///
 /// # Errors
@@ -76,11 +83,14 @@ pub async fn preview_explanation<D: Dataplane + 'static>(
     dataplane: &DataplaneHandle<D>,
     who: &str,
     destination: &str,
-) -> Result<Explanation, PreviewError> {
+) -> Result<(Explanation, Link), PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
     let held = guard(machine, &BTreeSet::new()).hold_all(&desired, &reading.state);
     let answers = explain(&desired, &held, Some(&reading.state), who, destination)?;
-    Ok(answers.in_words(store).await.counted(dataplane).await)
+    let explanation = answers.in_words(store).await.counted(dataplane).await;
+    let interface = desired.interface();
+    let addresses = interface.addresses.iter().copied().collect();
+    Ok((explanation, Link { listen_port: interface.listen_port, addresses }))
 }
 
 /// The desired and the observed state, read at the same time.

@@ -41,12 +41,12 @@ pub struct Facts {
     pub networks: BTreeMap<IpNet, Box<str>>,
     /// Chains of other programs that drop packets of this gateway.
     pub foreign_drops: Result<Vec<ForeignDrop>, NftError>,
-    /// Rules of other programs that drop some packets of this gateway; empty: unknown, too.
-    pub foreign_rules: Vec<ForeignRules>,
+    /// Rules of other programs that drop some packets of this gateway.
+    pub foreign_rules: Result<Vec<ForeignRules>, NftError>,
     /// The rules of `iptables-legacy`, as far as they can be read.
     pub legacy: Vec<LegacyRules>,
-    /// Flowtables of other programs that the interface is in; empty: unknown, too.
-    pub flowtables: Vec<String>,
+    /// Flowtables of other programs that the interface is in.
+    pub flowtables: Result<Vec<String>, NftError>,
     /// Whether tracked flows can be listed. `None`: unknown.
     pub lists_flows: Option<bool>,
     /// Whether this kernel labels flows. `None`: unknown.
@@ -149,8 +149,8 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         host,
         networks: networks_of_other_links(&config.interface.name).unwrap_or_default(),
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
-        foreign_rules: foreign_rules(&config.interface.name).unwrap_or_default(),
-        flowtables: flowtables_of(&config.interface.name).unwrap_or_default(),
+        foreign_rules: foreign_rules(&config.interface.name, listen_port),
+        flowtables: flowtables_of(&config.interface.name),
         lists_flows: lists_flows().ok(),
         labels_flows: labels_flows().ok(),
         keeps_owned_tables: keeps_owned_tables().ok(),

@@ -1,12 +1,12 @@
 //! Findings about the firewalls of other programs. Pure.
 
-use gatepost::dataplane::nft::{ForeignDrop, ForeignRules, Hook, Manager};
+use gatepost::dataplane::nft::{ForeignDrop, ForeignRules, Hook, Lost, Manager, NftError};
 use gatepost::model::{Gate, InterfaceName};
 use gatepost::plan::gate;
 
 use super::facts::Facts;
 use super::finding::Finding;
-use super::legacy::{LegacyChain, LegacyDrop, legacy_drops};
+use super::legacy::{LegacyDrop, LegacyPartly, chain_of, legacy_drops, legacy_partly};
 use crate::config::Config;
 
 /// Chains of other programs that drop what a policy allows. Where they cannot be read, the managers that
@@ -17,13 +17,14 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
     let listen_port = database.and_then(|database| database.listen_port);
     let mut findings = match &facts.foreign_drops {
         Ok(drops) => drops.iter().map(|found| foreign_drop(link, listen_port, found)).collect(),
-        Err(error) => vec![Finding::note(
-            "firewall",
-            format!("cannot read the firewalls of other programs: {error}"),
-            "run this command as root",
-        )],
+        Err(error) => vec![unread("the firewalls of other programs", error)],
     };
-    findings.extend(facts.foreign_rules.iter().map(|found| foreign_rules(config, found)));
+    match &facts.foreign_rules {
+        Ok(rules) => findings.extend(rules.iter().map(|found| foreign_rules(config, found))),
+        // One failure of both is told once.
+        Err(_) if facts.foreign_drops.is_err() => {}
+        Err(error) => findings.push(unread("the rules of other programs", error)),
+    }
     let reads_legacy = !host.legacy_tables || !facts.legacy.is_empty();
     if facts.foreign_drops.is_err() || !reads_legacy {
         findings.extend(host.managers.iter().map(|manager| present(config, *manager)));
@@ -37,16 +38,13 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
     }
     let legacy = facts.legacy.iter().flat_map(|it| legacy_drops(it, link.as_str(), listen_port));
     findings.extend(legacy.map(|found| legacy_drop(link, listen_port, &found)));
-    findings.extend(facts.flowtables.iter().map(|flowtable| {
-        let link = &config.interface.name;
-        Finding::warning(
-            "firewall",
-            format!(
-                "flowtable {flowtable} holds {link}, and its flows pass every rule until they end"
-            ),
-            format!("take {link} out of the flowtable's devices"),
-        )
-    }));
+    let partly = facts.legacy.iter().flat_map(|it| legacy_partly(it, link.as_str(), listen_port));
+    findings.extend(partly.map(|found| legacy_rules(&found)));
+    match &facts.flowtables {
+        Ok(found) => findings.extend(found.iter().map(|found| flowtable(link, found))),
+        Err(_) if facts.foreign_drops.is_err() => {}
+        Err(error) => findings.push(unread("the flowtables of other programs", error)),
+    }
     if findings.is_empty() {
         findings.push(Finding::ok(
             "firewall",
@@ -55,6 +53,17 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+fn unread(what: &str, error: &NftError) -> Finding {
+    let text = format!("cannot read {what}: {error}");
+    Finding::note("firewall", text, "run this command as root, or once more")
+}
+
+fn flowtable(link: &InterfaceName, found: &str) -> Finding {
+    let text =
+        format!("flowtable {found} holds {link}, and its flows pass every rule until they end");
+    Finding::warning("firewall", text, format!("take {link} out of the flowtable's devices"))
 }
 
 /// Checks which protection remains when another program flushes the ruleset.
@@ -109,15 +118,7 @@ pub fn foreign_drop(
 ) -> Finding {
     // Without a port, no chain for WireGuard's own packets is looked at.
     let port = listen_port.unwrap_or_default();
-    let what = match found.hook {
-        Hook::Forward => format!("traffic of peers, because none of its rules names {link}"),
-        Hook::Input => {
-            format!("WireGuard's own packets, because none of its rules names port {port}")
-        }
-        Hook::Peers => {
-            format!("what peers send to this host itself, because none of its rules names {link}")
-        }
-    };
+    let what = lost(found.hook, found.lost, link, port);
     let ForeignDrop { family, table, chain, .. } = found;
     let remedy = match (found.manager, found.hook) {
         (Some(manager), Hook::Forward) => forward_remedy(manager, link),
@@ -140,35 +141,96 @@ pub fn foreign_drop(
              oifname {link}; add both to the file that loads the ruleset"
         ),
     };
-    let text = format!("{found} drops {what}");
-    match found.hook {
+    judged(found.hook, found.lost, format!("{found} drops {what}"), remedy)
+}
+
+/// How bad it is that a chain drops what its rules leave.
+fn judged(hook: Hook, lost: Lost, text: String, remedy: String) -> Finding {
+    match (hook, lost) {
         // A gateway without services of its own for peers may want it so.
-        Hook::Peers => {
+        (Hook::Peers, _) => {
             Finding::note("firewall", text, format!("if peers should reach it: {remedy}"))
         }
-        Hook::Input | Hook::Forward => Finding::warning("firewall", text, remedy),
+        (Hook::Forward, Lost::Some) => Finding::note("firewall", text, if_lost(&remedy)),
+        (Hook::Input | Hook::Forward, _) => Finding::warning("firewall", text, remedy),
     }
 }
 
-fn legacy_drop(link: &InterfaceName, listen_port: Option<u16>, found: &LegacyDrop) -> Finding {
-    let LegacyDrop { program, table, chain, has_docker } = found;
-    let port = listen_port.unwrap_or_default();
-    let (what, remedy) = match chain {
-        LegacyChain::Forward => {
-            let user = if *has_docker { "DOCKER-USER" } else { chain.name() };
-            let accept = format!("{program} -t {table} -I {user} -i {link} -j ACCEPT");
-            let what = format!("traffic of peers, because none of its rules names {link}");
-            (what, format!("{accept}, and the same with -o {link}; save both as this host does"))
-        }
-        LegacyChain::Input => (
-            format!("WireGuard's own packets, because none of its rules names port {port}"),
+/// What a chain drops, in words.
+fn lost(hook: Hook, lost: Lost, link: &InterfaceName, port: u16) -> String {
+    match (hook, lost) {
+        (Hook::Input, _) => {
             format!(
-                "{program} -t {table} -I INPUT -p udp --dport {port} -j ACCEPT; save it as this host does"
-            ),
+                "WireGuard's own packets, because none of its rules accepts them for port {port}"
+            )
+        }
+        (Hook::Peers, Lost::Some) => {
+            "what peers send to this host itself, but for what its rules accept".into()
+        }
+        (Hook::Peers, _) => format!(
+            "what peers send to this host itself, because none of its rules for {link} accepts any"
         ),
+        (Hook::Forward, Lost::All) => {
+            format!("traffic of peers, because none of its rules for {link} accepts any")
+        }
+        (Hook::Forward, Lost::Answers) => format!(
+            "every answer to peers, because it accepts neither what goes to {link} nor established flows"
+        ),
+        (Hook::Forward, Lost::Most) => {
+            "traffic of peers and its answers, but for what single rules accept".into()
+        }
+        (Hook::Forward, Lost::Some) => {
+            "traffic of peers that its rules do not accept; it accepts established flows".into()
+        }
+    }
+}
+
+fn if_lost(remedy: &str) -> String {
+    format!("if packets are lost that `gatepost explain` allows: {remedy}")
+}
+
+fn legacy_drop(link: &InterfaceName, listen_port: Option<u16>, found: &LegacyDrop) -> Finding {
+    let LegacyDrop { program, table, hook, lost: how, has_docker } = found;
+    let port = listen_port.unwrap_or_default();
+    let chain = chain_of(*hook);
+    let text =
+        format!("chain {chain} of {program} table {table} drops {}", lost(*hook, *how, link, port));
+    let insert = match has_docker {
+        true if *hook == Hook::Forward => format!("{program} -t {table} -I DOCKER-USER"),
+        _ => format!("{program} -t {table} -I {chain}"),
     };
-    let text = format!("chain {} of {program} table {table} drops {what}", chain.name());
-    Finding::warning("firewall", text, remedy)
+    let remedy = match hook {
+        Hook::Forward => format!(
+            "{insert} -i {link} -j ACCEPT, and the same with -o {link}; save both as this host does"
+        ),
+        Hook::Input => {
+            format!("{insert} -p udp --dport {port} -j ACCEPT; save it as this host does")
+        }
+        Hook::Peers => format!("{insert} -i {link} -j ACCEPT; save it as this host does"),
+    };
+    judged(*hook, *how, text, remedy)
+}
+
+/// Rules of `iptables-legacy` that drop some packets, perhaps on purpose.
+fn legacy_rules(found: &LegacyPartly) -> Finding {
+    let LegacyPartly { program, table, rules } = found;
+    let (first, more) = first_of(rules);
+    Finding::note(
+        "firewall",
+        format!("{program} table {table} drops some packets, {first}{more}"),
+        if_lost(&format!("{program} -t {table} -I with what should pass, before these rules")),
+    )
+}
+
+/// The first rules, and how many more there are.
+fn first_of(rules: &[String]) -> (String, String) {
+    const FIRST: usize = 3;
+    let first = rules.iter().take(FIRST).map(String::as_str).collect::<Vec<_>>().join("; ");
+    let more = match rules.len().saturating_sub(FIRST) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    (first, more)
 }
 
 /// Rules that drop some packets, perhaps on purpose.
@@ -186,7 +248,7 @@ fn foreign_rules(config: &Config, found: &ForeignRules) -> Finding {
     Finding::note(
         "firewall",
         format!("{found} drops some packets, {}{more}", first.join("; ")),
-        format!("if packets are lost that `gatepost explain` allows: {remedy}"),
+        if_lost(&remedy),
     )
 }
 
@@ -214,6 +276,6 @@ fn present(config: &Config, manager: Manager) -> Finding {
     Finding::note(
         "firewall",
         format!("{name} has a firewall on this host too, and what it drops is lost"),
-        format!("if packets are lost that `gatepost explain` allows: {remedy}"),
+        if_lost(&remedy),
     )
 }

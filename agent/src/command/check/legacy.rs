@@ -1,6 +1,11 @@
 //! Chains of `iptables-legacy` that drop packets of peers, from the text of `iptables-legacy-save`. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod rule;
+mod walk;
+
+use gatepost::dataplane::nft::{Hook, Lost};
+
+use walk::{Walk, Way, tables};
 
 /// The saved rules of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,173 +15,179 @@ pub struct LegacyRules {
     pub text: String,
 }
 
-/// A built-in chain that drops packets that none of its rules accepts, and has no rule for us.
+/// A built-in chain that drops all packets that its rules do not accept, some of ours among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LegacyDrop {
     pub program: &'static str,
     pub table: String,
-    pub chain: LegacyChain,
+    pub hook: Hook,
+    pub lost: Lost,
     pub has_docker: bool,
 }
 
-/// Through which of them packets of peers go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LegacyChain {
-    /// WireGuard's own packets.
-    Input,
-    Forward,
-}
-
-impl LegacyChain {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Input => "INPUT",
-            Self::Forward => "FORWARD",
-        }
+/// The built-in chain of a hook.
+pub const fn chain_of(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Input | Hook::Peers => "INPUT",
+        Hook::Forward => "FORWARD",
     }
 }
 
-/// A chain that jumps lead to, or a built-in one.
-#[derive(Debug, Default)]
-struct Chain<'a> {
-    drops_by_policy: bool,
-    rules: Vec<Vec<&'a str>>,
+/// A table with rules that drop some packets of ours, or may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LegacyPartly {
+    pub program: &'static str,
+    pub table: String,
+    /// As `iptables-legacy-save` prints them.
+    pub rules: Vec<String>,
 }
-
-type Chains<'a> = BTreeMap<&'a str, Chain<'a>>;
 
 /// All such chains. Without a port, those for WireGuard's own packets are not looked for.
 #[must_use]
 pub fn legacy_drops(rules: &LegacyRules, link: &str, port: Option<u16>) -> Vec<LegacyDrop> {
     let mut found = Vec::new();
     for (table, chains) in tables(&rules.text) {
-        let port = port.map(|port| port.to_string());
-        let names_port = |rule: &Vec<&str>| {
-            let listed = |list: &&str| list.split(',').any(|it| Some(it) == port.as_deref());
-            value_of(rule, &["--dport", "--dports"]).is_some_and(|list| listed(&list))
+        let mut walk = Walk::new(&chains, link);
+        let mut look = |hook, lost: Option<Lost>| {
+            let Some(lost) = lost else { return };
+            let has_docker = chains.contains_key("DOCKER-USER");
+            let (program, table) = (rules.program, table.to_owned());
+            found.push(LegacyDrop { program, table, hook, lost, has_docker });
         };
-        let names_link = |rule: &Vec<&str>| {
-            let is_ours = |name: &str| match name.strip_suffix('+') {
-                Some(beginning) => link.starts_with(beginning),
-                None => name == link,
-            };
-            ["-i", "-o"].iter().any(|it| value_of(rule, &[it]).is_some_and(is_ours))
-        };
-        let mut look = |chain: LegacyChain, names: &dyn Fn(&Vec<&str>) -> bool| {
-            let Some(base) = chains.get(chain.name()) else { return };
-            let knows_us = reachable(&chains, chain.name()).any(names);
-            if drops(base) && !knows_us {
-                let has_docker = chains.contains_key("DOCKER-USER");
-                let table = table.to_owned();
-                found.push(LegacyDrop { program: rules.program, table, chain, has_docker });
-            }
-        };
-        look(LegacyChain::Forward, &names_link);
-        if port.is_some() {
-            look(LegacyChain::Input, &names_port);
+        let mut follow = |hook, way| walk.follow(chain_of(hook), way);
+        let from = follow(Hook::Forward, Way::FROM_PEERS);
+        look(Hook::Forward, Lost::of_forwarded(from, follow(Hook::Forward, Way::TO_PEERS)));
+        if let Some(port) = port {
+            look(Hook::Input, Lost::of_wireguard(follow(Hook::Input, Way::of_wireguard(port))));
         }
+        look(Hook::Peers, Lost::of_peers(follow(Hook::Peers, Way::TO_HOST)));
     }
     found
 }
 
-/// The tables of a text, each with its chains.
-fn tables(text: &str) -> Vec<(&str, Chains<'_>)> {
-    let mut tables: Vec<(&str, Chains<'_>)> = Vec::new();
-    for line in text.lines() {
-        if let Some(name) = line.strip_prefix('*') {
-            tables.push((name.trim(), Chains::new()));
+/// The rules of each table that drop only some packets, and all that drop where [`legacy_drops`] does not
+/// look.
+#[must_use]
+pub fn legacy_partly(rules: &LegacyRules, link: &str, port: Option<u16>) -> Vec<LegacyPartly> {
+    let mut found = Vec::new();
+    for (table, chains) in tables(&rules.text) {
+        let mut walk = Walk::new(&chains, link);
+        for way in [Some(Way::TO_HOST), port.map(Way::of_wireguard)].into_iter().flatten() {
+            walk.follow("INPUT", way);
         }
-        let Some((_, chains)) = tables.last_mut() else { continue };
-        if let Some(declared) = line.strip_prefix(':') {
-            let mut words = declared.split_whitespace();
-            let chain = words.next().unwrap_or_default();
-            chains.entry(chain).or_default().drops_by_policy = words.next() == Some("DROP");
-        } else if let Some(rule) = line.strip_prefix("-A ") {
-            let mut words = rule.split_whitespace();
-            let chain = words.next().unwrap_or_default();
-            chains.entry(chain).or_default().rules.push(words.collect());
-        }
-    }
-    tables
-}
-
-/// Whether the chain drops what none of its rules accepts.
-fn drops(chain: &Chain<'_>) -> bool {
-    let verdict = chain.rules.iter().find_map(|rule| match rule.as_slice() {
-        ["-j", "ACCEPT"] => Some(false),
-        ["-j", "DROP"] | ["-j", "REJECT", ..] => Some(true),
-        _ => None,
-    });
-    verdict.unwrap_or(chain.drops_by_policy)
-}
-
-/// The rules that a packet may meet in a chain and in those that it calls.
-fn reachable<'a>(chains: &'a Chains<'a>, from: &'a str) -> impl Iterator<Item = &'a Vec<&'a str>> {
-    let (mut seen, mut left) = (BTreeSet::new(), vec![from]);
-    while let Some(name) = left.pop() {
-        if seen.insert(name) {
-            let rules = chains.get(name).into_iter().flat_map(|chain| &chain.rules);
-            left.extend(rules.filter_map(|rule| value_of(rule, &["-j", "-g"])));
+        walk.follow("FORWARD", Way::FROM_PEERS);
+        walk.follow("FORWARD", Way::TO_PEERS);
+        walk.tells_rest = true;
+        walk.follow("PREROUTING", Way::UNROUTED);
+        walk.follow("OUTPUT", Way::FROM_HOST);
+        walk.follow("POSTROUTING", Way::FROM_PEERS);
+        walk.follow("POSTROUTING", Way::LEAVING);
+        let rules_found = walk.into_drops();
+        if !rules_found.is_empty() {
+            let (program, table) = (rules.program, table.to_owned());
+            found.push(LegacyPartly { program, table, rules: rules_found });
         }
     }
-    seen.into_iter().filter_map(|name| chains.get(name)).flat_map(|chain| &chain.rules)
-}
-
-/// The word after one of these options, unless it is negated.
-fn value_of<'a>(rule: &[&'a str], options: &[&str]) -> Option<&'a str> {
-    let at = rule.iter().position(|word| options.contains(word))?;
-    let negated = at.checked_sub(1).and_then(|before| rule.get(before)) == Some(&"!");
-    rule.get(at + 1).copied().filter(|_| !negated)
+    found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn found(text: &str) -> Vec<(LegacyChain, bool)> {
-        let rules = LegacyRules { program: "iptables-legacy", text: text.into() };
-        let drops = legacy_drops(&rules, "gatepost0", Some(51820));
-        drops.iter().map(|drop| (drop.chain, drop.has_docker)).collect()
+    fn rules(text: &str) -> LegacyRules {
+        LegacyRules { program: "iptables-legacy", text: text.into() }
+    }
+
+    /// What is found of a hook, each with whether Docker is there.
+    fn found(text: &str, hook: Hook) -> Vec<(Lost, bool)> {
+        let mut drops = legacy_drops(&rules(text), "gatepost0", Some(51820));
+        drops.retain(|drop| drop.hook == hook);
+        drops.iter().map(|drop| (drop.lost, drop.has_docker)).collect()
+    }
+
+    fn filter(forward: &str, rules: &str) -> String {
+        format!(
+            "# Generated by iptables-save v1.8.9\n*filter\n:INPUT ACCEPT [1:60]\n\
+             :FORWARD {forward} [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}\nCOMMIT\n"
+        )
     }
 
     #[test]
-    fn policy_or_a_last_rule_that_drops_counts_unless_a_rule_names_us() {
-        let filter = |forward: &str, rules: &str| {
-            format!(
-                "# Generated by iptables-save v1.8.9\n*filter\n:INPUT ACCEPT [1:60]\n\
-                 :FORWARD {forward} [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}\nCOMMIT\n"
-            )
-        };
-        let forward = [(LegacyChain::Forward, false)];
-        assert_eq!(found(&filter("DROP", "")), forward);
-        assert_eq!(found(&filter("ACCEPT", "")), []);
-        assert_eq!(
-            found(&filter("ACCEPT", "-A FORWARD -j REJECT --reject-with icmp-port-unreachable")),
-            forward
-        );
-        assert_eq!(found(&filter("DROP", "-A FORWARD -j ACCEPT")), []);
-        assert_eq!(found(&filter("DROP", "-A FORWARD -i gate+ -j ACCEPT")), []);
-        assert_eq!(found(&filter("DROP", "-A FORWARD -i eth0 -j ACCEPT")), forward);
-        assert_eq!(found(&filter("DROP", "-A FORWARD ! -i gatepost0 -j ACCEPT")), forward);
-        let called = ":ours - [0:0]\n-A FORWARD -j ours\n-A ours -o gatepost0 -j ACCEPT";
-        assert_eq!(found(&filter("DROP", called)), []);
+    fn policy_or_a_last_rule_that_drops_counts_unless_rules_accept_all() {
+        let both = "-A FORWARD -i gate+ -j ACCEPT\n-A FORWARD -o gatepost0 -j ACCEPT";
+        let established = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
+        let all = vec![(Lost::All, false)];
+        let only = |lost| vec![(lost, false)];
+        for (policy, rules, wanted) in [
+            ("DROP", "", all.clone()),
+            ("ACCEPT", "", vec![]),
+            ("ACCEPT", "-A FORWARD -j REJECT --reject-with icmp-port-unreachable", all.clone()),
+            ("DROP", "-A FORWARD -j ACCEPT", vec![]),
+            ("DROP", both, vec![]),
+            ("DROP", "-A FORWARD -i gate+ -j ACCEPT", only(Lost::Answers)),
+            (
+                "DROP",
+                &format!("{established}\n-A FORWARD -i gatepost0 -j ACCEPT"),
+                only(Lost::Some),
+            ),
+            ("DROP", established, all.clone()),
+            ("DROP", "-A FORWARD -i eth0 -j ACCEPT", all.clone()),
+            ("DROP", "-A FORWARD ! -i gatepost0 -j ACCEPT", only(Lost::Most)),
+            ("DROP", "-A FORWARD -i gatepost0 -p tcp --dport 22 -j ACCEPT", only(Lost::Most)),
+            (
+                "DROP",
+                ":ours - [0:0]\n-A FORWARD -j ours\n-A ours -o gatepost0 -j ACCEPT",
+                only(Lost::Most),
+            ),
+            (
+                "ACCEPT",
+                ":LOGDROP - [0:0]\n-A LOGDROP -j LOG --log-prefix \"no -j ACCEPT \"\n-A LOGDROP -j DROP\n\
+              -A FORWARD -p tcp --dport 25 -j LOGDROP\n-A FORWARD -j LOGDROP",
+                all.clone(),
+            ),
+        ] {
+            assert_eq!(found(&filter(policy, rules), Hook::Forward), wanted, "{policy} {rules}");
+        }
         let uncalled = ":ours - [0:0]\n:DOCKER-USER - [0:0]\n-A ours -o gatepost0 -j ACCEPT";
-        assert_eq!(found(&filter("DROP", uncalled)), [(LegacyChain::Forward, true)]);
+        assert_eq!(found(&filter("DROP", uncalled), Hook::Forward), [(Lost::All, true)]);
     }
 
     #[test]
     fn wireguards_own_packets_need_a_rule_for_the_port() {
         let input = |rule: &str| {
-            found(&format!(
-                "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n{rule}\nCOMMIT\n"
-            ))
+            let head = "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n";
+            found(&format!("{head}{rule}\nCOMMIT\n"), Hook::Input)
         };
-        assert_eq!(input(""), [(LegacyChain::Input, false)]);
+        let all = [(Lost::All, false)];
+        assert_eq!(input(""), all);
         assert_eq!(input("-A INPUT -p udp -m udp --dport 51820 -j ACCEPT"), []);
+        assert_eq!(input("-A INPUT -p udp -m udp --dport 51000:52000 -j ACCEPT"), []);
         assert_eq!(input("-A INPUT -p udp -m multiport --dports 53,51820 -j ACCEPT"), []);
-        assert_eq!(
-            input("-A INPUT -p udp -m udp --dport 53 -j ACCEPT"),
-            [(LegacyChain::Input, false)]
-        );
+        assert_eq!(input("-A INPUT -p udp -m udp --dport 53 -j ACCEPT"), all);
+        assert_eq!(input("-A INPUT -p tcp -m tcp --dport 51820 -j ACCEPT"), all);
+    }
+
+    #[test]
+    fn rules_that_drop_some_packets_are_told_wherever_they_stand() {
+        let told = |text: &str| {
+            let found = legacy_partly(&rules(text), "gatepost0", Some(51820));
+            found.into_iter().flat_map(|it| it.rules).collect::<Vec<_>>()
+        };
+        let raw = |rule: &str| format!("*raw\n:PREROUTING ACCEPT [0:0]\n{rule}\nCOMMIT\n");
+        for rule in [
+            "-A PREROUTING -i gatepost0 -j DROP",
+            "-A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP",
+            "-A PREROUTING -j DROP",
+        ] {
+            assert_eq!(told(&raw(rule)), [rule]);
+        }
+        assert_eq!(told(&raw("-A PREROUTING -i eth0 -j DROP")), Vec::<String>::new());
+        let called =
+            ":no25 - [0:0]\n-A FORWARD -i gatepost0 -j no25\n-A no25 -p tcp --dport 25 -j DROP";
+        assert_eq!(told(&filter("ACCEPT", called)), ["-A no25 -p tcp --dport 25 -j DROP"]);
+        let invalid = "-A FORWARD -m conntrack --ctstate INVALID -j DROP";
+        assert_eq!(told(&filter("ACCEPT", invalid)), Vec::<String>::new());
+        assert_eq!(told(&filter("DROP", "")), Vec::<String>::new(), "that is told as a whole");
     }
 }

@@ -1,10 +1,12 @@
+#[path = "tests/firewall.rs"]
+mod firewall;
 #[path = "tests/running.rs"]
 mod running;
 
 use std::io;
 
 use gatepost::dataplane::NetlinkError;
-use gatepost::dataplane::nft::{ForeignDrop, Hook, Manager, NftError};
+use gatepost::dataplane::nft::{Manager, NftError};
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{BlockList, FailClosed, HostRouting, PublicKey};
 use gatepost::reconcile::status::{State, Status};
@@ -69,9 +71,9 @@ fn healthy() -> Facts {
         },
         networks: [("192.0.2.0/24".parse().unwrap(), "eth0".into())].into(),
         foreign_drops: Ok(vec![]),
-        foreign_rules: vec![],
+        foreign_rules: Ok(vec![]),
         legacy: vec![],
-        flowtables: vec![],
+        flowtables: Ok(vec![]),
         lists_flows: Some(true),
         labels_flows: Some(true),
         keeps_owned_tables: Some(true),
@@ -238,7 +240,7 @@ fn each_fault_of_the_host_has_its_remedy() {
     type Change = fn(&mut Config, &mut Facts);
     let cases: [(Change, &str); 14] = [
         (
-            |_, facts| facts.flowtables = vec!["inet filter fast".into()],
+            |_, facts| facts.flowtables = Ok(vec!["inet filter fast".into()]),
             "firewall: flowtable inet filter fast holds gatepost0, and its flows pass every rule until they \
              end -> take gatepost0 out of the flowtable's devices",
         ),
@@ -336,29 +338,6 @@ fn note_is_no_failure() {
     });
     assert_eq!((texts.len(), exit), (2, Exit::Success));
     assert!(texts[1].contains("DOCKER-USER -i gatepost0"), "{texts:?}");
-}
-
-#[test]
-fn dropping_chain_of_another_program_has_its_remedy() {
-    let drop = |hook, manager| ForeignDrop {
-        family: "ip",
-        table: "filter".into(),
-        chain: "FORWARD".into(),
-        hook,
-        manager,
-    };
-    let cases = [
-        (drop(Hook::Forward, Some(Manager::Docker)), "iptables -I DOCKER-USER -i gatepost0 -j"),
-        (drop(Hook::Forward, None), "nft insert rule ip filter FORWARD iifname gatepost0 accept"),
-        (drop(Hook::Input, Some(Manager::Ufw)), "ufw allow 51820/udp"),
-        (drop(Hook::Input, None), "nft insert rule ip filter FORWARD udp dport 51820 accept"),
-    ];
-    for (drop, remedy) in cases {
-        let (texts, exit) = found(|_, facts| facts.foreign_drops = Ok(vec![drop]));
-        assert_eq!((texts.len(), exit), (1, Exit::Failure));
-        assert!(texts[0].starts_with("firewall: chain FORWARD of table ip filter drops "));
-        assert!(texts[0].contains(remedy), "{texts:?}");
-    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::super::socket::NftSocket;
 use super::super::sys::{data, elem, msg, verdict};
 use super::condition::{Link, Way};
 use super::walk::{Member, Table, Walk, verdict_with};
-use super::{FAMILIES, HOOK_FORWARD, HOOK_LOCAL_IN, Manager, Reader, manager};
+use super::{FAMILIES, HOOK_FORWARD, HOOK_LOCAL_IN, Manager, Reader, manager, number_of};
 use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 use crate::model::InterfaceName;
 
@@ -42,29 +42,37 @@ impl fmt::Display for ForeignRules {
 ///
 /// # Errors
 /// As [`foreign_drops`].
-pub fn foreign_rules(interface: &InterfaceName) -> Result<Vec<ForeignRules>, NftError> {
-    let read = |socket: &mut NftSocket| read_rules(&mut Reader { socket }, interface.as_str());
+pub fn foreign_rules(
+    interface: &InterfaceName,
+    listen_port: Option<u16>,
+) -> Result<Vec<ForeignRules>, NftError> {
+    let read = |socket: &mut NftSocket| {
+        read_rules(&mut Reader { socket }, interface.as_str(), listen_port)
+    };
     Ok(at_one_generation(&mut NftSocket::open()?, read)?.0)
 }
 
 /// By `enum nf_inet_hooks`, which of our packets pass a hook.
-fn ways(hook: u32) -> (&'static str, Vec<Way>) {
-    const fn way(incoming: Link, outgoing: Link) -> Way {
-        Way { incoming, outgoing }
-    }
+fn ways(hook: u32, listen_port: Option<u16>) -> (&'static str, Vec<Way>) {
+    let wireguard = listen_port.map(Way::of_wireguard);
     match hook {
-        0 => ("prerouting", vec![way(Link::Ours, Link::Unknown)]),
-        HOOK_LOCAL_IN => ("input", vec![way(Link::Ours, Link::Absent)]),
-        HOOK_FORWARD => {
-            ("forward", vec![way(Link::Ours, Link::Another), way(Link::Another, Link::Ours)])
+        0 => ("prerouting", vec![Way::between(Link::Ours, Link::Unknown)]),
+        HOOK_LOCAL_IN => {
+            let ways = [Some(Way::between(Link::Ours, Link::Absent)), wireguard];
+            ("input", ways.into_iter().flatten().collect())
         }
-        3 => ("output", vec![way(Link::Absent, Link::Ours)]),
-        4 => ("postrouting", vec![way(Link::Ours, Link::Another), way(Link::Unknown, Link::Ours)]),
+        HOOK_FORWARD => ("forward", vec![Way::FROM_PEERS, Way::TO_PEERS]),
+        3 => ("output", vec![Way::between(Link::Absent, Link::Ours)]),
+        4 => ("postrouting", vec![Way::FROM_PEERS, Way::between(Link::Unknown, Link::Ours)]),
         _ => ("ingress", vec![]),
     }
 }
 
-fn read_rules(reader: &mut Reader<'_>, link: &str) -> Result<Vec<ForeignRules>, NftError> {
+fn read_rules(
+    reader: &mut Reader<'_>,
+    link: &str,
+    listen_port: Option<u16>,
+) -> Result<Vec<ForeignRules>, NftError> {
     const FIRST: usize = 3;
     let mut found = Vec::new();
     for (number, family) in FAMILIES {
@@ -72,11 +80,11 @@ fn read_rules(reader: &mut Reader<'_>, link: &str) -> Result<Vec<ForeignRules>, 
         for base in chains.iter().filter(|chain| chain.table != TABLE) {
             let Some(hook) = &base.hook else { continue };
             let drops = hook.policy == Some(verdict::DROP.cast_unsigned());
-            let filters = matches!(hook.number, HOOK_LOCAL_IN | HOOK_FORWARD);
-            let (hook, ways) = ways(hook.number);
+            let is_told_elsewhere = matches!(number_of(base), Some(HOOK_LOCAL_IN | HOOK_FORWARD));
+            let (hook, ways) = ways(hook.number, listen_port);
             let mut table = ForeignTable { reader, family: number, table: &base.table };
             let mut walk = Walk::new(&mut table, link);
-            walk.with_default = !filters;
+            walk.with_default = !is_told_elsewhere;
             for way in ways {
                 walk.follow(&base.name, way, drops)?;
             }
@@ -96,10 +104,10 @@ fn read_rules(reader: &mut Reader<'_>, link: &str) -> Result<Vec<ForeignRules>, 
 }
 
 /// One table of another program.
-struct ForeignTable<'a, 'b> {
-    reader: &'a mut Reader<'b>,
-    family: u8,
-    table: &'a str,
+pub(super) struct ForeignTable<'a, 'b> {
+    pub(super) reader: &'a mut Reader<'b>,
+    pub(super) family: u8,
+    pub(super) table: &'a str,
 }
 
 impl Table for ForeignTable<'_, '_> {
@@ -124,6 +132,10 @@ impl Table for ForeignTable<'_, '_> {
 }
 
 fn member(element: Attributes<'_>) -> Result<Option<Member>, NetlinkError> {
+    let flags = element.find(elem::FLAGS)?.map(|flags| flags.be32()).transpose()?;
+    if flags.is_some_and(|flags| flags & elem::FLAG_INTERVAL_END != 0) {
+        return Ok(None);
+    }
     let Some(key) = element.find_in(&[elem::KEY, data::VALUE])? else { return Ok(None) };
     let code = element.find_in(&[elem::DATA, data::VERDICT, data::VERDICT_CODE])?;
     let code = code.map(|code| code.be32()).transpose()?;

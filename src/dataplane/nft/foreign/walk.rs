@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 
 use super::super::expr::{Expr, Rule};
 use super::super::sys::{data, verdict};
-use super::condition::{Link, Loaded, Match, Way, comparison, is_invalid_only, matches_extension};
+use super::condition::{
+    Ask, Compare, ESTABLISHED, Link, Loaded, Match, NEW, Way, comparison, is_invalid_only,
+    matches_extension,
+};
+use super::fate::Fate;
 use crate::dataplane::nft::NftError;
 
 /// Chains and sets of one table.
@@ -56,40 +60,96 @@ pub struct Walk<'a, T> {
     pub link: &'a str,
     /// In the order in which they were found.
     pub drops: Vec<String>,
-    /// What a base chain drops by default is told, too.
+    /// What is dropped without any condition is told, too.
     pub with_default: bool,
-    /// Chains that were followed already this way: each is followed once.
-    seen: BTreeSet<(String, Way)>,
+    /// Chains that were followed already this way: each is followed once for each kind of condition.
+    seen: BTreeSet<(String, Way, Kind)>,
+    /// What was found on the present way.
+    found: Found,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    /// A rule drops what no earlier one decided.
+    drops_rest: bool,
+    /// In these states packets pass, whatever else they are.
+    accepted_states: u32,
+    /// A rule that names us accepts some packets.
+    accepts_named: bool,
+}
+
+/// What the rules on the way to a place ask of packets.
+#[derive(Debug, Clone, Default)]
+struct Path {
+    asks: Vec<Ask>,
+    is_named: bool,
+    depth: usize,
+}
+
+/// Which conditions lead to a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    None,
+    States,
+    Other,
+}
+
+impl Path {
+    fn add(&mut self, matches: Match) {
+        match matches {
+            Match::No | Match::Yes => {}
+            Match::Named => self.is_named = true,
+            Match::Some(what) => self.asks.push(what),
+        }
+    }
+
+    /// The states that the rules ask for, if they ask for nothing else.
+    fn states(&self) -> Option<u32> {
+        self.asks.iter().try_fold(u32::MAX, |all, ask| match ask {
+            Ask::States(states) => Some(all & states),
+            Ask::Other(_) => None,
+        })
+    }
+
+    fn kind(&self) -> Kind {
+        match (self.asks.is_empty(), self.states()) {
+            (true, _) => Kind::None,
+            (false, Some(_)) => Kind::States,
+            (false, None) => Kind::Other,
+        }
+    }
 }
 
 impl<'a, T: Table> Walk<'a, T> {
     pub fn new(table: &'a mut T, link: &'a str) -> Self {
-        Self { table, link, drops: Vec::new(), with_default: false, seen: BTreeSet::new() }
+        let (drops, seen, found) = (Vec::new(), BTreeSet::new(), Found::default());
+        Self { table, link, drops, with_default: false, seen, found }
     }
 
     /// Follows packets that go this way through a base chain. `drops`: its policy drops the rest.
-    pub fn follow(&mut self, base: &str, way: Way, drops: bool) -> Result<(), NftError> {
-        let end = self.chain(base, way, &[], 0)?;
-        if end != End::Decided && drops && self.with_default {
+    pub fn follow(&mut self, base: &str, way: Way, drops: bool) -> Result<Fate, NftError> {
+        self.found = Found::default();
+        let end = self.chain(base, way, &Path::default())?;
+        let by_policy = end != End::Decided && drops;
+        if by_policy && self.with_default {
             self.drops.push(described(way, &[]));
         }
-        Ok(())
+        let Found { drops_rest, accepted_states, accepts_named } = self.found;
+        let accepts = |states| accepted_states & states == states;
+        Ok(match by_policy || drops_rest {
+            true if !accepts(NEW | ESTABLISHED) => {
+                Fate::Dropped { accepts_answers: accepts(ESTABLISHED), accepts_some: accepts_named }
+            }
+            _ => Fate::Passes,
+        })
     }
 
-    fn chain(
-        &mut self,
-        name: &str,
-        way: Way,
-        asked: &[String],
-        depth: usize,
-    ) -> Result<End, NftError> {
-        if depth > DEPTH || !self.seen.insert((name.to_owned(), way)) {
+    fn chain(&mut self, name: &str, way: Way, path: &Path) -> Result<End, NftError> {
+        if path.depth > DEPTH || !self.seen.insert((name.to_owned(), way, path.kind())) {
             return Ok(End::Open);
         }
-        let rules = self.table.rules(name)?;
-        for (number, rule) in rules.iter().enumerate() {
-            let is_default = !self.with_default && depth == 0 && number + 1 == rules.len();
-            match self.rule(rule, way, asked, (depth, is_default))? {
+        for rule in self.table.rules(name)? {
+            match self.rule(&rule, way, path)? {
                 End::Open => {}
                 End::Left => return Ok(End::Open),
                 End::Decided => return Ok(End::Decided),
@@ -98,15 +158,9 @@ impl<'a, T: Table> Walk<'a, T> {
         Ok(End::Open)
     }
 
-    fn rule(
-        &mut self,
-        rule: &[Expr],
-        way: Way,
-        asked: &[String],
-        (depth, is_default): (usize, bool),
-    ) -> Result<End, NftError> {
-        let mut asks = asked.to_vec();
-        let certain = asks.len();
+    fn rule(&mut self, rule: &[Expr], way: Way, from: &Path) -> Result<End, NftError> {
+        let mut path = from.clone();
+        let certain = path.asks.len();
         let (mut loaded, mut mask) = (None, None);
         for expr in rule {
             if let Some(load) = Loaded::by(expr) {
@@ -122,26 +176,25 @@ impl<'a, T: Table> Walk<'a, T> {
                 "lookup" => {
                     let Some(set) = expr.text(&[LOOKUP_SET]) else { continue };
                     if expr.find(&[LOOKUP_REGISTER]).is_some() {
-                        let all = asks.len() == certain;
-                        return self.map(set, loaded.as_ref(), way, &asks, (depth, all));
+                        let all = path.asks.len() == certain;
+                        return self.map(set, loaded.as_ref(), way, &path, all);
                     }
                     let inverted = expr.find(&[LOOKUP_FLAGS]).is_some_and(|it| it.ends_with(&[1]));
                     self.contains(set, loaded.as_ref(), way, !inverted)?
                 }
-                "match" => matches_extension(expr),
+                "match" => matches_extension(expr, way),
                 "limit" | "range" | "quota" | "connlimit" | "osf" | "inner" => {
-                    Match::Some(expr.name().to_owned())
+                    Match::Some(Ask::Other(expr.name().to_owned()))
                 }
                 _ => Match::Yes,
             };
-            match matches {
-                Match::No => return Ok(End::Open),
-                Match::Yes => {}
-                Match::Some(what) => asks.push(what),
+            if matches == Match::No {
+                return Ok(End::Open);
             }
+            path.add(matches);
             if let Some(verdict) = verdict_of(expr) {
-                let all = asks.len() == certain;
-                return self.decide(&verdict, way, &asks, (depth, all && is_default), all);
+                let all = path.asks.len() == certain;
+                return self.decide(&verdict, way, &path, all);
             }
         }
         Ok(End::Open)
@@ -152,23 +205,33 @@ impl<'a, T: Table> Walk<'a, T> {
         &mut self,
         verdict: &Verdict,
         way: Way,
-        asks: &[String],
-        (depth, is_default): (usize, bool),
+        path: &Path,
         all: bool,
     ) -> Result<End, NftError> {
         let end = match verdict {
-            Verdict::Accept => End::Decided,
+            Verdict::Accept => {
+                self.found.accepted_states |= path.states().unwrap_or_default();
+                self.found.accepts_named |= path.is_named;
+                End::Decided
+            }
             Verdict::Return => End::Left,
             Verdict::Drop => {
-                if !is_default {
-                    self.drops.push(described(way, asks));
+                let is_default = path.asks.is_empty();
+                self.found.drops_rest |= is_default;
+                // Other datagrams of the host are no matter of ours.
+                let is_ours = way.udp_port.is_none() || path.is_named;
+                if is_ours && (!is_default || self.with_default) {
+                    self.drops.push(described(way, &path.asks));
                 }
                 End::Decided
             }
-            Verdict::Go { chain, returns } => match self.chain(chain, way, asks, depth + 1)? {
-                End::Open if !returns => End::Left,
-                end => end,
-            },
+            Verdict::Go { chain, returns } => {
+                let path = Path { depth: path.depth + 1, ..path.clone() };
+                match self.chain(chain, way, &path)? {
+                    End::Open if !returns => End::Left,
+                    end => end,
+                }
+            }
         };
         Ok(if all { end } else { End::Open })
     }
@@ -179,23 +242,20 @@ impl<'a, T: Table> Walk<'a, T> {
         map: &str,
         loaded: Option<&Loaded>,
         way: Way,
-        asks: &[String],
-        (depth, all): (usize, bool),
+        from: &Path,
+        all: bool,
     ) -> Result<End, NftError> {
         for Member { key, verdict } in self.table.elements(map)? {
             let Some(verdict) = verdict else { continue };
-            let matches = loaded.map(|loaded| loaded.compare(way, self.link, &key, true));
-            let mut asks = asks.to_vec();
-            let sure = match matches {
+            let matches = loaded.map(|it| it.compare(way, self.link, &key, Compare::Equal));
+            let mut path = from.clone();
+            let sure = matches!(matches, Some(Match::Yes | Match::Named));
+            match matches {
                 Some(Match::No) => continue,
-                Some(Match::Yes) => true,
-                Some(Match::Some(what)) => {
-                    asks.push(what);
-                    false
-                }
-                None => false,
-            };
-            let end = self.decide(&verdict, way, &asks, (depth, false), sure && all)?;
+                Some(matches) => path.add(matches),
+                None => path.asks.push(Ask::Other(format!("map {map}"))),
+            }
+            let end = self.decide(&verdict, way, &path, sure && all)?;
             if end != End::Open {
                 return Ok(end);
             }
@@ -210,20 +270,26 @@ impl<'a, T: Table> Walk<'a, T> {
         way: Way,
         equal: bool,
     ) -> Result<Match, NftError> {
-        let (Some(loaded @ (Loaded::InName | Loaded::OutName)), false) = (loaded, set.is_empty())
-        else {
-            let sign = if equal { "" } else { "not " };
-            return Ok(Match::Some(format!("{sign}in set {set}")));
-        };
-        let mut matches = Match::No;
+        let sign = if equal { "" } else { "not " };
+        let some = Match::Some(Ask::Other(format!("{sign}in set {set}")));
+        let Some(loaded) = loaded.filter(|_| !set.is_empty()) else { return Ok(some) };
+        if !loaded.is_known(way) {
+            return Ok(some);
+        }
+        let (mut matches, mut states) = (Match::No, 0);
         for Member { key, .. } in self.table.elements(set)? {
-            match loaded.compare(way, self.link, &key, true) {
-                Match::Yes => return Ok(if equal { Match::Yes } else { Match::No }),
+            match loaded.compare(way, self.link, &key, Compare::Equal) {
+                found @ (Match::Yes | Match::Named) => {
+                    return Ok(if equal { found } else { Match::No });
+                }
+                Match::Some(Ask::States(state)) => states |= state,
                 Match::Some(what) => matches = Match::Some(what),
                 Match::No => {}
             }
         }
         Ok(match matches {
+            _ if states != 0 && equal => Match::Some(Ask::States(states)),
+            _ if states != 0 => some,
             Match::No if !equal => Match::Yes,
             other => other,
         })
@@ -237,13 +303,23 @@ fn compare(
     link: &str,
     expr: &Expr,
 ) -> Match {
-    let (Some(loaded), Some((value, equal))) = (loaded, comparison(expr)) else {
-        return Match::Some("a comparison".into());
+    let (Some(loaded), Some((value, how))) = (loaded, comparison(expr)) else {
+        return Match::Some(Ask::Other("a comparison".into()));
     };
-    if *loaded == Loaded::CtState && !equal && mask.is_some_and(is_invalid_only) {
-        return Match::No;
+    match (loaded, mask) {
+        // `ct state established` is a mask and a comparison with zero.
+        (Loaded::CtState, Some(mask)) if how == Compare::Other => {
+            if is_invalid_only(mask) {
+                return Match::No;
+            }
+            let states = mask.try_into().map_or(0, u32::from_ne_bytes);
+            Match::Some(Ask::States(states))
+        }
+        (Loaded::CtState | Loaded::Field(_), Some(_)) if loaded.is_known(way) => {
+            Match::Some(Ask::Other("a comparison".into()))
+        }
+        _ => loaded.compare(way, link, value, how),
     }
-    loaded.compare(way, link, value, equal)
 }
 
 /// What an expression decides; `None`: nothing.
@@ -277,12 +353,14 @@ pub fn verdict_with(code: i32, chain: Option<&str>) -> Option<Verdict> {
     }
 }
 
-fn described(way: Way, asks: &[String]) -> String {
-    let who = match (way.incoming, way.outgoing) {
-        (Link::Ours, _) => "from peers",
+fn described(way: Way, asks: &[Ask]) -> String {
+    let who = match (way.udp_port, way.incoming) {
+        (Some(_), _) => "to WireGuard",
+        (None, Link::Ours) => "from peers",
         _ => "to peers",
     };
-    match asks {
+    let asks: Vec<_> = asks.iter().map(Ask::to_string).collect();
+    match asks.as_slice() {
         [] => format!("{who}: what no earlier rule lets pass"),
         asks => format!("{who}: {}", asks.join(", ")),
     }
