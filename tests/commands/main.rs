@@ -12,6 +12,7 @@ mod check;
 mod configuration;
 mod database;
 mod documents;
+mod faults;
 mod gatepost;
 mod import;
 mod keys;

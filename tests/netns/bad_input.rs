@@ -339,7 +339,7 @@ fn a_listen_port_in_use_is_named_and_taken_when_it_is_free() {
     drop(holder);
     alice.connect();
     lab.await_ready();
-    Fault::told(&lab, "listen port taken at the start", "named; taken when it is free", None);
+    Fault::told_lasting(&lab, "listen port taken at the start", "named; taken when it is free");
 }
 
 #[test]
@@ -353,10 +353,9 @@ fn a_foreign_interface_of_our_name_is_left_alone() {
     });
     let details = lab.gateway.run("ip", &["-d", "link", "show", &lab.link()]);
     assert!(details.contains("bridge") && !details.contains("gatepost:"), "{details}");
-    Fault::told(
+    Fault::told_lasting(
         &lab,
         "link of another program has our name at the start",
         "left alone and named; not ready",
-        None,
     );
 }

@@ -140,10 +140,9 @@ fn host_that_boots_without_any_rows_forwards_nothing() {
     lab.relay.accept();
     alice.connect();
     eventually("what is allowed is again", || alice.reaches(LAN_SERVER));
-    Fault::told(
+    Fault::told_lasting(
         &lab,
         "database away at boot, without last good rows",
         "a table denies everything; not ready",
-        None,
     );
 }

@@ -2,14 +2,13 @@
 //! everything as it was.
 
 use std::sync::mpsc;
-use std::time::Duration;
 
 use gatepost::dataplane::nft::{Nft, NftError};
 use gatepost::model::{FirewallBase, FirewallChange, Masquerade, ObservedFirewall, ProfileId};
 
 use ipnet::IpNet;
 
-use super::fault::Row;
+use super::fault::{Bound, Row};
 use super::netns::Netns;
 use super::table::{World, base, load, many, networks, observed, profile};
 
@@ -379,6 +378,6 @@ fn a_reading_that_a_change_interrupts_is_of_one_moment() {
     println!("{interrupted} of {ROUNDS} changes fell into a reading");
     let fault = "a reading of the firewall interrupted by another program's change";
     let expected = "thrown away and repeated; a part is never taken for all";
-    let (bound, lost, converged_in) = (Duration::ZERO, None, None);
+    let (bound, lost, converged_in) = (Bound::NotMeasured, None, None);
     Row { fault, expected, bound, lost, converged_in, tier: "nftables" }.print();
 }

@@ -9,7 +9,7 @@ use gatepost::store::Listener;
 use tokio::time::Instant;
 
 use crate::agent::{Memory, agent, good_peer};
-use crate::fault::{Row, row};
+use crate::fault::{Bound, Row, row};
 use crate::marks::heard;
 use crate::running::Running;
 use crate::test_rows::{id, local, peer_row, snapshot};
@@ -235,7 +235,7 @@ fn one_wrong_row_among_100_000_costs_one_peer() {
     Row {
         fault: "one wrong row among 100,000 peers",
         expected: "costs that peer alone, which is named with the reason",
-        bound: Duration::ZERO,
+        bound: Bound::NotMeasured,
         lost: None,
         converged_in: None,
         tier: "model",

@@ -1,5 +1,6 @@
 //! One line of docs/faults.md for each fault that a test caused and saw survived: `make faults` collects them.
 
+use std::fmt;
 use std::time::Duration;
 
 /// What became of a fault. A test prints it last, after it has asserted all of it.
@@ -9,8 +10,8 @@ pub struct Row<'a> {
     pub fault: &'a str,
     /// What the agent makes of it.
     pub expected: &'a str,
-    /// For how long at most the peers that it concerns may go without an answer. No other peer may lose any.
-    pub bound: Duration,
+    /// For how long the peers that it concerns may go without an answer. No other peer may lose any.
+    pub bound: Bound,
     /// What was lost, where packets were sent meanwhile.
     pub lost: Option<Lost>,
     /// From the fault, or from the end of one that lasts, until the kernel was what the rows ask for, where
@@ -18,6 +19,31 @@ pub struct Row<'a> {
     pub converged_in: Option<Duration>,
     /// Where it ran, such as `userspace WireGuard`.
     pub tier: &'a str,
+}
+
+/// For how long peers that a fault concerns may go without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "not every tier that uses this file has all of them")]
+pub enum Bound {
+    /// The test has seen that they lose no packet.
+    None,
+    /// The test has seen that it takes no longer.
+    Within(Duration),
+    /// Until somebody ends the fault.
+    WhileItLasts,
+    /// The test sends no packets of peers meanwhile.
+    NotMeasured,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("0"),
+            Self::Within(bound) => write!(f, "{}", bound.as_millis()),
+            Self::WhileItLasts => f.write_str("as long as it lasts"),
+            Self::NotMeasured => f.write_str("not measured"),
+        }
+    }
 }
 
 /// Pings that were not answered.
@@ -40,7 +66,7 @@ impl Row<'_> {
             "FAULT {} | {} | {} | {lost} | {} | {} | {}",
             self.fault,
             self.expected,
-            self.bound.as_millis(),
+            self.bound,
             self.converged_in.map_or_else(|| "-".to_owned(), |it| it.as_millis().to_string()),
             self.tier,
             std::thread::current().name().unwrap_or("?"),
@@ -50,6 +76,6 @@ impl Row<'_> {
 
 /// A fault of the database, where no packets are sent.
 pub fn row(fault: &str, expected: &str, converged_in: Option<Duration>) {
-    let bound = Duration::ZERO;
+    let bound = Bound::NotMeasured;
     Row { fault, expected, bound, lost: None, converged_in, tier: "PostgreSQL" }.print();
 }

@@ -94,7 +94,8 @@ fn ipv6_switched_off_costs_ipv4_nothing_and_comes_back() {
     eventually("the agent says so", || !scene.is_ready());
     assert!(!has_route(lab));
     ping.await_answers(20);
-    Fault::new(lab, "IPv6 switched off and on again", "IPv4 goes on; routes come back")
+    Fault::new(lab, "IPv6 switched off and on again", "IPv4 loses nothing; IPv6 comes back")
+        .lasts()
         .spares(ping)
         .cause(|| switch("0"), || has_route(lab) && scene.is_ready());
 }

@@ -77,6 +77,7 @@ fn link_whose_name_another_link_takes_comes_back_when_the_name_is_free() {
         "link replaced by one of another kind",
         "left alone and named; our link comes back, with its sessions, when the name is free",
     )
+    .lasts()
     .converged(began.elapsed());
 }
 

@@ -5,8 +5,8 @@ mod row;
 
 use std::time::{Duration, Instant};
 
-pub use row::Lost;
 use row::Row;
+use row::{Bound, Lost};
 
 use super::client::Pinged;
 use super::{Backend, Lab, Ping, eventually};
@@ -21,7 +21,7 @@ pub struct Fault<'a> {
     lab: &'a Lab,
     what: &'a str,
     expected: &'a str,
-    bound: Duration,
+    bound: Option<Bound>,
     concerned: Option<Ping>,
     others: Vec<Ping>,
 }
@@ -29,7 +29,7 @@ pub struct Fault<'a> {
 impl<'a> Fault<'a> {
     /// `expected` says what the agent makes of it. It may cost no peer a packet, until [`may_cost`](Self::may_cost).
     pub fn new(lab: &'a Lab, what: &'a str, expected: &'a str) -> Self {
-        Self { lab, what, expected, bound: Duration::ZERO, concerned: None, others: Vec::new() }
+        Self { lab, what, expected, bound: None, concerned: None, others: Vec::new() }
     }
 
     /// A client that it concerns, and how long its answers may stay away.
@@ -38,7 +38,12 @@ impl<'a> Fault<'a> {
             Backend::Kernel => bound.max((bound * EMULATED).min(UNNOTICED)),
             Backend::Userspace => bound,
         };
-        Self { bound, concerned: Some(ping), ..self }
+        Self { bound: Some(Bound::Within(bound)), concerned: Some(ping), ..self }
+    }
+
+    /// Peers that it concerns lose their packets until somebody ends it.
+    pub fn lasts(self) -> Self {
+        Self { bound: Some(Bound::WhileItLasts), ..self }
     }
 
     /// A client that it does not concern, and that may lose nothing.
@@ -60,27 +65,45 @@ impl<'a> Fault<'a> {
     }
 
     /// A fault that a test has judged itself. It cost no packet, if any were sent.
+    #[track_caller]
     pub fn told(lab: &Lab, what: &str, expected: &str, pinged: impl Into<Option<Pinged>>) {
+        let pinged = pinged.into();
+        let lost = pinged.map(|pinged| {
+            assert_eq!(pinged.lost, 0, "{what}: {pinged:?}");
+            Lost { pings: 0, of: pinged.last, outage: Duration::ZERO }
+        });
+        let bound = if lost.is_some() { Bound::None } else { Bound::NotMeasured };
+        Self::print(lab, (what, expected), bound, lost, None);
+    }
+
+    /// A fault that a test has judged itself, and that costs packets until somebody ends it.
+    pub fn told_lasting(lab: &Lab, what: &str, expected: &str) {
+        Self::print(lab, (what, expected), Bound::WhileItLasts, None, None);
+    }
+
+    fn print(
+        lab: &Lab,
+        (fault, expected): (&str, &str),
+        bound: Bound,
+        lost: Option<Lost>,
+        converged_in: Option<Duration>,
+    ) {
         let tier = format!("{} WireGuard", lab.backend.word());
-        let of = |pinged: Pinged| Lost { pings: 0, of: pinged.last, outage: Duration::ZERO };
-        let lost = pinged.into().map(of);
-        let bound = Duration::ZERO;
-        Row { fault: what, expected, bound, lost, converged_in: None, tier: &tier }.print();
+        Row { fault, expected, bound, lost, converged_in, tier: &tier }.print();
     }
 
     /// As [`told`](Self::told), where it may cost packets of those that it concerns.
     pub fn told_with_cost(
         lab: &Lab,
-        (what, expected): (&str, &str),
+        texts: (&str, &str),
         bound: Duration,
         pinged: Pinged,
         converged_in: Duration,
     ) {
         let outage = if pinged.lost == 0 { Duration::ZERO } else { pinged.longest_gap };
-        let lost = Some(Lost { pings: pinged.lost, of: pinged.last, outage });
-        let tier = format!("{} WireGuard", lab.backend.word());
-        let converged_in = Some(converged_in);
-        Row { fault: what, expected, bound, lost, converged_in, tier: &tier }.print();
+        let lost = Lost { pings: pinged.lost, of: pinged.last, outage };
+        let bound = if bound.is_zero() { Bound::None } else { Bound::Within(bound) };
+        Self::print(lab, texts, bound, Some(lost), Some(converged_in));
     }
 
     /// Judges it after it converged.
@@ -97,12 +120,13 @@ impl<'a> Fault<'a> {
         if let Some(ping) = self.concerned {
             let pinged = ping.end();
             let outage = if pinged.lost == 0 { Duration::ZERO } else { pinged.longest_gap };
-            assert!(outage <= self.bound, "{what}: {pinged:?}, more than {:?}", self.bound);
+            if let Some(Bound::Within(bound)) = self.bound {
+                assert!(outage <= bound, "{what}: {pinged:?}, more than {bound:?}");
+            }
             lost = Some(Lost { pings: pinged.lost, of: pinged.last, outage });
         }
-        let tier = format!("{} WireGuard", self.lab.backend.word());
-        let (expected, bound) = (self.expected, self.bound);
-        Row { fault: what, expected, bound, lost, converged_in: Some(converged_in), tier: &tier }
-            .print();
+        let unsaid = if lost.is_some() { Bound::None } else { Bound::NotMeasured };
+        let bound = self.bound.unwrap_or(unsaid);
+        Self::print(self.lab, (what, self.expected), bound, lost, Some(converged_in));
     }
 }
