@@ -60,9 +60,14 @@ impl Refuses {
         }
     }
 
-    /// Whether packets may go on that the rows forbid, because of these refusals.
-    const fn hinders_withdrawals(self) -> bool {
-        !matches!(self, Self::Grants | Self::Routes | Self::Flows)
+    /// Whether packets may go on that the rows forbid, because of these refusals. Which peer has a prefix
+    /// is not known after a grant whose answer was lost.
+    const fn hinders_withdrawals(self, fault: Fault) -> bool {
+        match self {
+            Self::Routes | Self::Flows => false,
+            Self::Grants => !matches!(fault, Fault::Refuse),
+            _ => true,
+        }
     }
 }
 
@@ -99,9 +104,7 @@ impl Host {
     }
 
     pub fn hinders_withdrawals(&self) -> bool {
-        self.refuses.is_some_and(|(class, fault)| {
-            class.hinders_withdrawals() || !matches!(fault, Fault::Refuse)
-        })
+        self.refuses.is_some_and(|(class, fault)| class.hinders_withdrawals(fault))
     }
 
     pub fn refuse(&mut self, bytes: &mut Bytes<'_>) {

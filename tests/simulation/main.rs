@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 mod bytes;
 mod database;
 mod disk;
+mod excused;
 mod flows;
 mod history;
 mod host;

@@ -8,7 +8,8 @@
 //! * What the rows withdraw is gone as soon as the machine waits for nothing but time, whatever else is
 //!   refused or unreadable. Rows are read as soon as their announcement says, or the next check finds.
 //! * No peer inherits the flows of another: see `flows.rs`.
-//! * Who must stay out whatever the rows say is out: see `out.rs`.
+//! * Who must stay out whatever the rows say is out: see `out.rs`. Whom the guard holds and whom the agent keeps
+//!   out is excused only if the rows, or what the agent remembers, give a reason: see `excused.rs`.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -136,18 +137,15 @@ impl World {
         }
     }
 
+    /// A time by which the agent knows every revocation that has come.
+    pub fn time_known_for_sure(&self) -> SystemTime {
+        self.database_now() - self.oracle.slack
+    }
+
     /// What the machine's rows ask for.
     fn followed(&mut self, at: SystemTime) -> Option<Rc<Wanted>> {
         let followed = self.agent.followed.clone()?;
         Some(self.oracle.cache.of(&followed.tables, &self.blocks, at))
-    }
-
-    /// The peers that stay out or in although the rows say otherwise, for a reason that is shown.
-    fn excepted(&self) -> BTreeSet<PublicKey> {
-        let view = self.agent.machine.view();
-        let mut excepted: BTreeSet<_> = view.held().peers().keys().copied().collect();
-        excepted.extend(view.desired().into_iter().flat_map(|desired| desired.kept_out()));
-        excepted
     }
 
     pub fn plan_begins(&mut self, plan: &Plan) {
@@ -195,7 +193,7 @@ impl World {
 
     /// No step names a peer that is as it should be, and none removes a peer that the rows admit.
     fn check_peers(&mut self, plan: &Plan, state: &ObservedState, wanted: &Wanted) {
-        let excepted = self.excepted();
+        let excepted = self.excused();
         let is_stale = self.agent.machine.view().is_stale();
         for step in plan.steps() {
             let Some(key) = peer_of(step) else { continue };
@@ -240,7 +238,7 @@ impl World {
         let allowed = job.wanted.as_ref().map_or(&nothing, |wanted| &wanted.reach);
         let later = later.as_ref().map_or(&nothing, |wanted| &wanted.reach);
         let leak = now.beyond(&[&had, &job.before, allowed, &job.around, later]);
-        let leak = leak.without(&self.excepted());
+        let leak = leak.without(&self.excused());
         if !leak.is_empty() {
             self.fail(format!("{leak:?} passes after {step}, and neither policy allows it"));
         }
@@ -287,6 +285,8 @@ impl World {
         }
         if self.is_true(as_of) {
             self.oracle.true_proofs.insert(as_of);
+            // Whatever was refused before has been made good.
+            self.oracle.last_trouble = None;
         } else {
             self.fail(format!("proven as of {as_of:?}, and not true"));
         }
@@ -329,13 +329,12 @@ impl World {
         if self.suspends_all() {
             return self.passes_while_suspended();
         }
-        let at = self.database_now() - self.oracle.slack;
         // Who goes may make room for another.
-        let times = [at, self.database_now()].map(|at| self.followed(at));
+        let times = [self.time_known_for_sure(), self.database_now()].map(|at| self.followed(at));
         let [Some(earlier), Some(now)] = times else { return Reach::default() };
         let passing = Reach::of_kernel(&self.host.kernel.state);
         let around = self.around_excepted(self.database_now());
-        passing.beyond(&[&earlier.reach, &now.reach, &around]).without(&self.excepted())
+        passing.beyond(&[&earlier.reach, &now.reach, &around]).without(&self.excused())
     }
 
     /// Whether the database has other rows than those that were read.
