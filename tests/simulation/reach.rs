@@ -28,8 +28,18 @@ fn probes() -> &'static Probes {
         let mut sources: Vec<IpAddr> =
             (1..=DEVICES).map(|number| parse(&format!("10.64.0.{}", number + 1))).collect();
         sources.extend(["192.168.0.1", "192.168.1.1", "10.64.0.200"].map(parse));
-        let destinations =
-            ["172.16.0.1", "172.16.1.1", "172.16.9.1", "10.64.0.77", "10.0.0.53", "9.9.9.9"];
+        sources.extend(["fd20:0:0:1::1", "fd20:0:0:2::1"].map(parse));
+        let destinations = [
+            "172.16.0.1",
+            "172.16.1.1",
+            "172.16.9.1",
+            "10.64.0.77",
+            "10.0.0.53",
+            "9.9.9.9",
+            "fd30:0:1::1",
+            "fd30:0:9::1",
+            "fd31::1",
+        ];
         Probes { sources, destinations: destinations.map(parse).to_vec() }
     })
 }

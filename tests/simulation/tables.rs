@@ -44,7 +44,7 @@ pub enum Change {
 }
 
 pub fn local() -> Arc<Local> {
-    let site_prefixes = BTreeSet::from([prefix("192.168.0.0/16")]);
+    let site_prefixes = BTreeSet::from(["192.168.0.0/16", "fd20::/32"].map(prefix));
     Arc::new(Local { site_prefixes, ..rows::local() })
 }
 
@@ -220,6 +220,22 @@ impl Change {
     }
 }
 
+/// What goes with a network in IPv6: the same bytes choose both.
+fn in_ipv6(network: &str) -> Option<IpNet> {
+    let twin = match network {
+        "192.168.0.0/24" => "fd20:0:0:1::/64",
+        "192.168.0.0/23" => "fd20::/48",
+        "172.16.0.0/16" => "fd30::/32",
+        "172.16.1.0/24" => "fd30:0:1::/48",
+        _ => return None,
+    };
+    Some(prefix(twin))
+}
+
+fn with_ipv6(network: &str) -> impl Iterator<Item = IpNet> {
+    std::iter::once(prefix(network)).chain(in_ipv6(network))
+}
+
 fn draw_peer(number: u8, bytes: &mut Bytes<'_>) -> PeerRow {
     let other = 1 + bytes.below(usize::from(DEVICES)) as u8;
     let strange = bytes.below(8);
@@ -230,7 +246,11 @@ fn draw_peer(number: u8, bytes: &mut Bytes<'_>) -> PeerRow {
     PeerRow {
         public_key: KeyText::Key(rows::public_key(key)),
         assigned_ip: prefix(&format!("10.64.0.{}/32", address + 1)),
-        allowed_ips: Some(site).filter(|it| !it.is_empty()).map(prefix).into_iter().collect(),
+        allowed_ips: Some(site)
+            .filter(|it| !it.is_empty())
+            .into_iter()
+            .flat_map(with_ipv6)
+            .collect(),
         created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(bytes.below(3) as u64),
         ..rows::peer_row(number)
     }
@@ -248,7 +268,7 @@ fn draw_policy(number: u8, bytes: &mut Bytes<'_>) -> PolicyRow {
     PolicyRow {
         priority: bytes.below(3) as i32,
         effect: if bytes.one_in(4) { Effect::Deny } else { Effect::Allow },
-        destinations: vec![prefix(bytes.pick(&nets))],
+        destinations: with_ipv6(bytes.pick(&nets)).collect(),
         targets,
         ..rows::policy_row(number)
     }
