@@ -33,9 +33,12 @@ pub(super) fn say(note: &Note) {
             let PeerName { user, device } = name;
             info!(message_id, %peer, %name, %user, %device, "{note}");
         }
-        Note::PolicyReleased { id, name } => info!(message_id, policy = %id, %name, "{note}"),
+        Note::PolicyReleased { id, name } => {
+            info!(message_id, policy = %name, policy_id = %id, "{note}");
+        }
         Note::PolicyQuarantined { id, policy } => {
-            warn!(message_id, policy = %id, peers = policy.peers, error = %policy.why, "{note}");
+            let (name, why) = (&policy.name, &policy.why);
+            warn!(message_id, policy = %name, policy_id = %id, peers = policy.peers, error = %why, "{note}");
         }
         Note::Block(change) => {
             info!(message_id, whom = %change.whom, name = &*change.block.name, "{note}");
@@ -67,7 +70,7 @@ pub(super) fn say(note: &Note) {
         Note::LedBy { leader } => warn!(message_id, leader, "{note}"),
         Note::ReportsRefused(refusal) => warn!(message_id, error = refusal.why, "{note}"),
         Note::Stale { since, policy } => {
-            warn!(message_id, away_secs = since.as_secs(), ?policy, "{note}");
+            warn!(message_id, away_secs = since.as_secs(), stale_policy = ?policy, "{note}");
         }
         Note::Restored { .. }
         | Note::GatewayInactive
@@ -114,7 +117,14 @@ impl Note {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::fmt;
+    use std::sync::{Arc, Mutex};
     use std::time::Duration;
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Metadata, Subscriber};
 
     use super::*;
     use crate::model::Reason;
@@ -165,5 +175,80 @@ mod tests {
             28,
             "and the agent's start, what is denied or lost on the host, last good rows, and a bell's entries"
         );
+    }
+
+    /// Remembers the fields of what is logged.
+    #[derive(Clone, Default)]
+    struct Fields(Arc<Mutex<BTreeMap<&'static str, String>>>);
+
+    impl Visit for Fields {
+        fn record_str(&mut self, field: &Field, value: &str) {
+            self.0.lock().unwrap().insert(field.name(), value.to_owned());
+        }
+
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            self.record_str(field, &format!("{value:?}"));
+        }
+    }
+
+    impl Subscriber for Fields {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            event.record(&mut self.clone());
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    /// The fields of the entry about a note.
+    fn fields_of(note: &Note) -> BTreeMap<&'static str, String> {
+        let fields = Fields::default();
+        tracing::subscriber::with_default(fields.clone(), || say(note));
+        fields.0.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn field_policy_is_always_the_name_of_a_policy() {
+        let id = crate::model::PolicyId(uuid::Uuid::nil());
+        let nil = id.0.to_string();
+        let policy = crate::model::QuarantinedPolicy {
+            name: "staff".into(),
+            peers: 2,
+            why: "no memory".into(),
+        };
+        let quarantined = fields_of(&Note::PolicyQuarantined { id, policy });
+        assert_eq!((quarantined["policy"].as_str(), &quarantined["policy_id"]), ("staff", &nil));
+        let released = fields_of(&Note::PolicyReleased { id, name: "staff".into() });
+        assert_eq!((released["policy"].as_str(), &released["policy_id"]), ("staff", &nil));
+        let stale = fields_of(&Note::Stale { since: Duration::ZERO, policy: StalePolicy::Keep });
+        assert_eq!(stale.get("policy"), None);
+        assert_eq!(stale["stale_policy"], "Keep");
+    }
+
+    #[test]
+    fn user_and_device_of_a_single_peer_are_fields() {
+        let name = PeerName { user: "alice".into(), device: "laptop".into() };
+        let peer = crate::model::PeerId(uuid::Uuid::nil());
+        let device = crate::model::DeviceId(uuid::Uuid::nil());
+        let reason = Reason::GatewayKey;
+        let quarantined =
+            fields_of(&Note::Quarantined { peer, device, name: name.clone(), reason });
+        let released = fields_of(&Note::Released { peer, name });
+        for fields in [quarantined, released] {
+            assert_eq!((fields["user"].as_str(), fields["device"].as_str()), ("alice", "laptop"));
+        }
     }
 }
