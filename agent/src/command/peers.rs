@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::{self, Table, age, bytes, printable, truncated};
+use crate::output::{self, Style, Table, Tone, age, bytes, printable, truncated};
 use gatepost::reconcile::SESSION_SECS;
 use gatepost::reconcile::status::{PeerState, PeerStatus};
 
@@ -28,7 +28,7 @@ pub fn peers(config: &Config, args: &PeersArgs) -> Result<Exit, CommandError> {
     if args.json {
         output::print_json(&peers)?;
     } else {
-        output::print(&describe(&peers, args.wide, SystemTime::now()))?;
+        output::print(&describe(&peers, args.wide, SystemTime::now(), Style::of_stdout()))?;
     }
     Ok(Exit::Success)
 }
@@ -51,7 +51,7 @@ fn chosen(mut peers: Vec<PeerStatus>, args: &PeersArgs, now: SystemTime) -> Vec<
 
 /// The peers as a table, and their number.
 #[must_use]
-pub fn describe(peers: &[PeerStatus], wide: bool, now: SystemTime) -> String {
+pub fn describe(peers: &[PeerStatus], wide: bool, now: SystemTime, style: Style) -> String {
     let is_in_kernel =
         |peer: &&PeerStatus| matches!(peer.state, PeerState::InKernel | PeerState::Held { .. });
     let in_kernel = peers.iter().filter(is_in_kernel).count();
@@ -64,11 +64,11 @@ pub fn describe(peers: &[PeerStatus], wide: bool, now: SystemTime) -> String {
     if peers.is_empty() {
         return summary;
     }
-    let table = if wide { wide_table(peers, now) } else { narrow_table(peers, now) };
+    let table = if wide { wide_table(peers, now, style) } else { narrow_table(peers, now, style) };
     format!("{table}\n{summary}")
 }
 
-fn wide_table(peers: &[PeerStatus], now: SystemTime) -> String {
+fn wide_table(peers: &[PeerStatus], now: SystemTime, style: Style) -> String {
     let mut table = Table::new([
         "USER",
         "DEVICE",
@@ -93,11 +93,33 @@ fn wide_table(peers: &[PeerStatus], now: SystemTime) -> String {
             peer.state.text(),
         ]);
     }
-    table.render()
+    let lines = table.render();
+    let mut lines = lines.lines();
+    let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
+    for (line, peer) in lines.zip(peers) {
+        text.extend([&painted(line, &printable(&peer.state.text()), peer, style), "\n"]);
+    }
+    text
+}
+
+/// A line whose last cell is the state, that in its colour.
+fn painted(line: &str, state: &str, peer: &PeerStatus, style: Style) -> String {
+    let tone = match peer.state {
+        PeerState::InKernel => Tone::Good,
+        PeerState::Held { .. }
+        | PeerState::KeptOut { .. }
+        | PeerState::Blocked { .. }
+        | PeerState::Quarantined { .. } => Tone::Warning,
+        PeerState::Pending | PeerState::Ineligible { .. } => return line.to_owned(),
+    };
+    match line.strip_suffix(state) {
+        Some(before) => format!("{before}{}", style.paint(tone, state)),
+        None => line.to_owned(),
+    }
 }
 
 /// Fits 80 columns with IPv4 addresses. Reasons are lines of their own.
-fn narrow_table(peers: &[PeerStatus], now: SystemTime) -> String {
+fn narrow_table(peers: &[PeerStatus], now: SystemTime, style: Style) -> String {
     const NAME_CHARS: usize = 15;
     let mut table = Table::new(["PEER", "ADDRESS", ">HANDSHAKE", ">RECEIVED", ">SENT", "STATE"]);
     for peer in peers {
@@ -120,7 +142,7 @@ fn narrow_table(peers: &[PeerStatus], now: SystemTime) -> String {
     let mut lines = lines.lines();
     let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
     for (line, peer) in lines.zip(peers) {
-        text.extend([line, "\n"]);
+        text.extend([&painted(line, peer.state.word(), peer, style), "\n"]);
         if let Some(reason) = peer.state.reason() {
             text.extend(["  ", &printable(reason), "\n"]);
         }
@@ -186,7 +208,7 @@ mod tests {
         gone.tx_bytes = 7;
         let peers = chosen(vec![gone, ben, anna], &PeersArgs::default(), now);
         assert_eq!(
-            describe(&peers, true, now),
+            describe(&peers, true, now, Style::Plain),
             "\
 USER  DEVICE  ADDRESS                  ENDPOINT           HANDSHAKE  RECEIVED   SENT  POLICIES         STATE
 anna  laptop  10.8.0.7 192.168.7.0/24  203.0.113.9:40001   12 s ago   3.4 MiB  812 B  staff, printers  ok
@@ -197,7 +219,7 @@ ben   phone   10.8.0.7                 -                      never       0 B   
 "
         );
         assert_eq!(
-            describe(&peers, false, now),
+            describe(&peers, false, now, Style::Plain),
             "\
 PEER         ADDRESS      HANDSHAKE  RECEIVED   SENT  STATE
 anna/laptop  10.8.0.7 +1       12 s   3.4 MiB  812 B  ok
@@ -219,7 +241,7 @@ ben/phone    10.8.0.7         never       0 B    0 B  quarantined
         peer.addresses = vec!["198.51.100.200/32".parse().unwrap()];
         (peer.rx_bytes, peer.tx_bytes) = (1_073_000_000, 1_073_000_000);
         peer.last_handshake_at = Some(Timestamp(now - Duration::from_mins(119)));
-        let text = describe(&[peer], false, now);
+        let text = describe(&[peer], false, now, Style::Plain);
         let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
         assert!(longest <= 80, "{longest}: {text}");
     }
@@ -247,7 +269,8 @@ ben/phone    10.8.0.7         never       0 B    0 B  quarantined
     #[test]
     fn old_figures_say_as_of_when_they_are() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_030);
-        let text = describe(&[peer("anna", "laptop", PeerState::InKernel)], false, now);
+        let anna = peer("anna", "laptop", PeerState::InKernel);
+        let text = describe(&[anna], false, now, Style::Plain);
         assert!(
             text.ends_with("1 in the kernel; endpoints and figures as of 30 s ago\n"),
             "{text}"
@@ -256,6 +279,22 @@ ben/phone    10.8.0.7         never       0 B    0 B  quarantined
 
     #[test]
     fn no_peers_print_a_zero_count() {
-        assert_eq!(describe(&[], false, SystemTime::UNIX_EPOCH), "0 peers, 0 in the kernel\n");
+        let none = describe(&[], false, SystemTime::UNIX_EPOCH, Style::Plain);
+        assert_eq!(none, "0 peers, 0 in the kernel\n");
+    }
+
+    #[test]
+    fn states_have_colours_and_nothing_else_moves() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let quarantined = PeerState::Quarantined { reason: "its key is ok".into() };
+        let peers = [peer("anna", "ok", PeerState::InKernel), peer("ben", "phone", quarantined)];
+        for wide in [false, true] {
+            let coloured = describe(&peers, wide, now, Style::Coloured);
+            assert_eq!(coloured.matches("\u{1b}[32mok\u{1b}[0m\n").count(), 1, "{coloured:?}");
+            assert_eq!(coloured.matches("\u{1b}[33mquarantined").count(), 1, "{coloured:?}");
+            let bare = coloured.replace("\u{1b}[32m", "").replace("\u{1b}[33m", "");
+            let bare = bare.replace("\u{1b}[0m", "");
+            assert_eq!(bare, describe(&peers, wide, now, Style::Plain));
+        }
     }
 }
