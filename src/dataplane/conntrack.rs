@@ -182,10 +182,18 @@ fn find(
     prefixes: &BTreeSet<IpNet>,
     filter: &mut Filter,
 ) -> Result<Found, NetlinkError> {
-    if *filter == Filter::Works && asks_for_each(prefixes, tracked()) {
+    if *filter != Filter::Fails && asks_for_each(prefixes, tracked()) {
         match find_of_each(channel, family, prefixes)? {
-            Some(found) => return Ok(found),
             None => *filter = Filter::Fails,
+            // A kernel that does not filter would have listed others. But some list all flows of IPv6
+            // except those that were asked for, and there may be no others.
+            Some(found) if *filter == Filter::Works || family == IPV4 => {
+                if found.listed > 0 {
+                    *filter = Filter::Works;
+                }
+                return Ok(found);
+            }
+            Some(_) => {}
         }
     }
     let found = match list(channel, &family, &Holders::of(prefixes)) {
