@@ -223,3 +223,34 @@ pub(super) fn session(desired: &DesiredState, event: &SessionEvent) -> Option<Au
         ..entry(audit_event, Entity::Peer(row.id), format!("{} {verb}", peer_name(row)), metadata)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::model::KeyText;
+    use crate::test_rows::{local, peer_row, snapshot};
+
+    #[test]
+    fn end_of_a_session_says_how_long_it_was_and_what_it_carried() {
+        let row = peer_row(2);
+        let KeyText::Key(key) = row.public_key.clone() else { panic!("no key") };
+        let (id, device_id) = (row.id, row.device_id);
+        let desired = DesiredState::build(Arc::new(local()), snapshot(vec![row])).unwrap();
+        let ended = |lasted| {
+            let session = PastSession { lasted, rx_bytes: 7, tx_bytes: 9 };
+            let last_seen = SystemTime::UNIX_EPOCH;
+            super::session(&desired, &SessionEvent::Disconnected { key, last_seen, session })
+                .unwrap()
+        };
+        let entry = ended(Some(Duration::from_millis(61_900)));
+        assert_eq!(entry.event, AuditEvent::PeerDisconnected);
+        assert_eq!((entry.entity, entry.device_id), (Entity::Peer(id), Some(device_id)));
+        let figures = json!({ "duration_secs": 61, "rx_bytes": 7, "tx_bytes": 9 });
+        assert_eq!(entry.metadata, figures);
+        let figures = json!({ "duration_secs": null, "rx_bytes": 7, "tx_bytes": 9 });
+        assert_eq!(ended(None).metadata, figures, "it began before the agent");
+    }
+}

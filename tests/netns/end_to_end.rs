@@ -93,6 +93,14 @@ fn a_plan_shows_what_a_pass_would_hold_back() {
     }
     let (code, out, err) = lab.gatepost(&["run", "--once"]);
     assert_eq!(code, 0, "{out}{err}");
+    lab.database.exec("update users set is_active = false");
+    let (code, told, err) = lab.gatepost(&["plan"]);
+    assert_eq!(code, 2, "{told}{err}");
+    for number in 10..30 {
+        let named = told.lines().find(|line| line.trim().starts_with(&format!("u{number}/")));
+        let why = "stays until `gatepost confirm`, although: ";
+        assert!(named.is_some_and(|line| line.contains(why)), "u{number}: {told}");
+    }
     lab.database.exec("delete from wireguard_peers");
     let (code, told, err) = lab.gatepost(&["plan"]);
     assert_eq!(code, 2, "{told}{err}");
@@ -101,6 +109,25 @@ fn a_plan_shows_what_a_pass_would_hold_back() {
     let (code, out, err) = lab.gatepost(&["run", "--once"]);
     assert_eq!(code, 1, "{out}{err}");
     assert_eq!(lab.kernel_peers().len(), 20, "as the plan said");
+}
+
+#[test]
+fn peers_tells_of_a_handshake_between_two_heartbeats() {
+    let lab = Lab::open();
+    // No other reading comes meanwhile.
+    lab.write_config_with_heartbeat("10m", "");
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let _agent = lab.start();
+    let peer = || {
+        let (code, out, err) = lab.gatepost(&["peers", "--json"]);
+        assert_eq!(code, 0, "{err}");
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()[0].clone()
+    };
+    alice.connect();
+    eventually("the peer has its handshake", || peer()["last_handshake_at"].is_string());
+    assert!(peer()["endpoint"].is_string());
+    assert!(lab.gatepost(&["peers", "--connected"]).1.contains("alice/"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{Fault, GATEWAY_TUNNEL, Lab, eventually};
+use crate::lab::{BINARY, Fault, GATEWAY_TUNNEL, Lab, eventually, run};
 
 #[test]
 fn changed_configuration_is_followed_without_losing_a_packet() {
@@ -60,4 +60,39 @@ fn changed_configuration_is_followed_without_losing_a_packet() {
     let what = "login refused; configuration with an unknown key, then SIGHUP";
     Fault::told(&lab, what, "what was read before stays in force, and the agent says so", pinged);
     assert_eq!(lab.status()["sync"]["refused_steps"], 0);
+}
+
+#[test]
+fn preshared_keys_stay_while_the_sealing_keys_are_away_over_a_restart() {
+    let lab = Lab::open();
+    let folder = lab.folder.path();
+    let (keys, away) = (folder.join("psk.keys"), folder.join("psk.keys.away"));
+    fs::write(&keys, format!("k1 {}\n", run("wg", &["genpsk"]))).unwrap();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let agent = lab.start();
+    let preshared = run("wg", &["genpsk"]);
+    lab.database.exec(&format!(
+        "update wireguard_peers set preshared_key_ciphertext = '{}'",
+        alice.sealed(&lab, &preshared)
+    ));
+    let has_it = || lab.wg_show("preshared-keys").iter().any(|it| it.contains(&preshared));
+    eventually("the gateway has the preshared key", has_it);
+    alice.preshare(&preshared);
+    alice.connect();
+    let ping = alice.ping(GATEWAY_TUNNEL, 20);
+    ping.await_answers(5);
+
+    fs::rename(&keys, &away).unwrap();
+    agent.end(Signal::SIGKILL);
+    let (code, out, err) = lab.gatepost(&["run", "--once"]);
+    assert!(code != 0 && err.contains("sealing key"), "{code}: {out}{err}");
+    assert!(has_it(), "`run --once` took the preshared key away");
+    let _agent = lab.launch(BINARY.as_ref());
+    let why = || lab.ask_status().map_or_else(|_| String::new(), |it| it["why"].to_string());
+    eventually("the agent says so", || why().contains("sealing key"));
+    assert!(has_it(), "the next agent took the preshared key away");
+    ping.await_answers(5);
+    assert_eq!(ping.end().lost, 0);
+    alice.connect();
 }

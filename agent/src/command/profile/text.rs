@@ -151,4 +151,25 @@ PersistentKeepalive = 25
         assert_eq!(widths.len(), 1);
         assert_eq!(code.lines().count(), widths.first().unwrap().div_ceil(2));
     }
+
+    #[test]
+    fn addresses_and_networks_of_ipv6_are_written_as_wg_quick_reads_them() {
+        let profile = Profile {
+            address: "fd99::2".parse().unwrap(),
+            dns_servers: vec!["fd99::1".into()],
+            endpoint: "[2001:db8::1]:51820".into(),
+            allowed_ips: vec!["fd20::/48".parse().unwrap(), "10.20.0.0/16".parse().unwrap()],
+            ..profile()
+        };
+        let text = profile.text();
+        for line in [
+            "Address = fd99::2/128",
+            "DNS = fd99::1",
+            "Endpoint = [2001:db8::1]:51820",
+            "AllowedIPs = fd20::/48, 10.20.0.0/16",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}: {text}");
+        }
+        assert_eq!(profile.json()["allowed_ips"], json!(["fd20::/48", "10.20.0.0/16"]));
+    }
 }
