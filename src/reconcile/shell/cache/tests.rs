@@ -322,3 +322,20 @@ fn network_that_the_row_of_a_held_peer_lost_is_not_kept() {
     let kept = around::snapshot(old, &new, &[key(1)].into());
     assert_eq!(kept.peers, [row(&["192.168.1.0/24"])]);
 }
+
+#[test]
+fn rows_without_a_checksum_and_those_of_another_gateway_hold_no_peer_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    let mut writer = Writer::new(cache.clone());
+    let (new, held) = (Rows::Everything(snapshot().into()), [key(1)].into());
+    let bare = serde_json::to_string(&Line::<_, ()>::Snapshot(snapshot())).unwrap();
+    std::fs::write(cache.path(), &bare).unwrap();
+    assert!(writer.write_around(&new, &held).is_none());
+    assert_eq!(std::fs::read_to_string(cache.path()).unwrap(), bare);
+    let mut other = snapshot();
+    other.gateway.name = "another".into();
+    writer.replace(&other).unwrap();
+    assert!(writer.write_around(&new, &held).is_none());
+    cache.load("another").unwrap().unwrap();
+}

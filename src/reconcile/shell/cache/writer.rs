@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::seal::{self, Chain, Sealed};
 use super::{Cache, CacheError, Line, Rows, around, withdrawn};
 use crate::model::{ChangedRows, PublicKey, SnapshotRows};
-use crate::reconcile::event::LastGood;
+use crate::reconcile::event::{LastGood, Provenance};
 use crate::reconcile::shell::replace::replace;
 
 /// As much room as a few hundred withdrawals take.
@@ -74,7 +74,8 @@ impl Writer {
         }
     }
 
-    /// Writes what does not concern the `held` peers. `None`: there are no rows yet that would hold them.
+    /// Writes what does not concern the `held` peers. `None`: there are no rows yet that would hold them, or they
+    /// may have been altered, or are another gateway's.
     ///
     /// # Errors
     /// When nothing can be written; there is no file then.
@@ -84,6 +85,13 @@ impl Writer {
         held: &BTreeSet<PublicKey>,
     ) -> Option<Result<Kept, CacheError>> {
         let (old, _) = self.cache.load_with_chain().ok()??;
+        let is_ours = match rows {
+            Rows::Everything(rows) => rows.gateway.name == old.rows.gateway.name,
+            Rows::Changed(_) => true,
+        };
+        if old.provenance != Provenance::Sealed || !is_ours {
+            return None;
+        }
         Some(match rows {
             Rows::Everything(rows) => self.replace(&around::snapshot(old, rows, held)),
             Rows::Changed(rows) => self.append(&around::changed(old, rows, held)),
