@@ -3,24 +3,23 @@
 
 mod condition;
 mod fate;
+mod reader;
 mod rules;
 mod walk;
 
 use std::fmt;
 
-use super::attr::Attr;
 use super::chain::Declaration;
 use super::dump::at_one_generation;
 use super::error::NftError;
-use super::expr::{Rule, read_rule};
 use super::name::TABLE;
 use super::socket::NftSocket;
-use super::sys::{NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flowtable, msg, rule, verdict};
+use super::sys::{NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flowtable, msg, verdict};
 use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 use crate::model::InterfaceName;
 
 use condition::{Link, Way};
-use rules::ForeignTable;
+use reader::{ForeignTable, Reader};
 use walk::Walk;
 
 pub use fate::{Fate, Lost};
@@ -177,26 +176,4 @@ fn manager(table: &str, chains: &[Declaration]) -> Option<Manager> {
 /// The hook of a base chain that filters. Others translate addresses or reroute.
 fn number_of(chain: &Declaration) -> Option<u32> {
     chain.hook.as_ref().filter(|hook| hook.kind == "filter").map(|hook| hook.number)
-}
-
-struct Reader<'a> {
-    socket: &'a mut NftSocket,
-}
-
-impl Reader<'_> {
-    fn chains(&mut self, family: u8) -> Result<Vec<Declaration>, NftError> {
-        self.socket.dump_of(family, msg::GETCHAIN, &[], |chains: &mut Vec<_>, chain| {
-            chains.push(Declaration::read(chain)?);
-            Ok(())
-        })
-    }
-
-    fn rules(&mut self, family: u8, table: &str, chain: &str) -> Result<Vec<Rule>, NftError> {
-        let filter = [Attr::text(rule::TABLE, table), Attr::text(rule::CHAIN, chain)];
-        self.socket.dump_of(family, msg::GETRULE, &filter, |rules: &mut Vec<_>, rule| {
-            let list = rule.find(rule::EXPRESSIONS)?;
-            rules.push(list.map_or(Ok(vec![]), |list| read_rule(list.nested()))?);
-            Ok(())
-        })
-    }
 }

@@ -2,17 +2,15 @@
 
 use std::fmt;
 
-use super::super::attr::Attr;
 use super::super::dump::at_one_generation;
 use super::super::error::NftError;
-use super::super::expr::Rule;
 use super::super::name::TABLE;
 use super::super::socket::NftSocket;
-use super::super::sys::{data, elem, msg, verdict};
+use super::super::sys::verdict;
 use super::condition::{Link, Way};
-use super::walk::{Member, Table, Walk, verdict_with};
-use super::{FAMILIES, HOOK_FORWARD, HOOK_LOCAL_IN, Manager, Reader, manager, number_of};
-use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
+use super::reader::{ForeignTable, Reader};
+use super::walk::Walk;
+use super::{FAMILIES, HOOK_FORWARD, HOOK_LOCAL_IN, Manager, manager, number_of};
 use crate::model::InterfaceName;
 
 /// A base chain of another program with rules that drop some packets of ours, or may: which, its rules
@@ -101,46 +99,4 @@ fn read_rules(
     }
     found.sort_unstable();
     Ok(found)
-}
-
-/// One table of another program.
-pub(super) struct ForeignTable<'a, 'b> {
-    pub(super) reader: &'a mut Reader<'b>,
-    pub(super) family: u8,
-    pub(super) table: &'a str,
-}
-
-impl Table for ForeignTable<'_, '_> {
-    fn rules(&mut self, chain: &str) -> Result<Vec<Rule>, NftError> {
-        self.reader.rules(self.family, self.table, chain)
-    }
-
-    fn elements(&mut self, set: &str) -> Result<Vec<Member>, NftError> {
-        let filter = [Attr::text(elem::LIST_TABLE, self.table), Attr::text(elem::LIST_SET, set)];
-        self.reader.socket.dump_of(
-            self.family,
-            msg::GETSETELEM,
-            &filter,
-            |found: &mut Vec<_>, list| {
-                for element in list.require(elem::LIST_ELEMENTS)?.nested() {
-                    found.extend(member(element?.nested())?);
-                }
-                Ok(())
-            },
-        )
-    }
-}
-
-fn member(element: Attributes<'_>) -> Result<Option<Member>, NetlinkError> {
-    let flags = element.find(elem::FLAGS)?.map(|flags| flags.be32()).transpose()?;
-    if flags.is_some_and(|flags| flags & elem::FLAG_INTERVAL_END != 0) {
-        return Ok(None);
-    }
-    let Some(key) = element.find_in(&[elem::KEY, data::VALUE])? else { return Ok(None) };
-    let code = element.find_in(&[elem::DATA, data::VERDICT, data::VERDICT_CODE])?;
-    let code = code.map(|code| code.be32()).transpose()?;
-    let chain = element.find_in(&[elem::DATA, data::VERDICT, data::VERDICT_CHAIN])?;
-    let chain = chain.as_ref().map(Attribute::text_lossy);
-    let decides = code.and_then(|code| verdict_with(code.cast_signed(), chain.as_deref()));
-    Ok(Some(Member { key: key.value.to_vec(), verdict: decides }))
 }
