@@ -22,7 +22,7 @@ fn with_kept(policy: StalePolicy, kept: Withdrawals) -> (Rows, Instant) {
 }
 
 fn two_peers() -> SnapshotRows {
-    snapshot(vec![peer_row(1), peer_row(2)])
+    snapshot(vec![peer_row(2), peer_row(3)])
 }
 
 /// Rows whose gateway has a port that is none.
@@ -55,7 +55,7 @@ fn changes_are_enough_only_for_rows_that_the_database_wrote() {
     rows.replace(two_peers(), now).unwrap();
     assert_eq!(enough(&rows), ReadKind::Changes);
     assert_eq!(rows.enough(ReadKind::Everything), ReadKind::Everything);
-    rows.replace(refused(vec![peer_row(1)]), now).unwrap_err();
+    rows.replace(refused(vec![peer_row(2)]), now).unwrap_err();
     assert_eq!(enough(&rows), ReadKind::Everything, "the last ones cannot be used");
 }
 
@@ -64,9 +64,9 @@ fn the_last_good_rows_are_asked_for_once_and_only_until_the_database_answers() {
     let (mut asked, now) = rows(StalePolicy::Keep);
     assert!(matches!(asked.begin_restore(), Some(Action::Restore)));
     assert!(asked.begin_restore().is_none());
-    asked.replace(snapshot(vec![peer_row(3)]), now).unwrap();
+    asked.replace(snapshot(vec![peer_row(4)]), now).unwrap();
     assert!(asked.restore(last_good(Provenance::Sealed)).is_none(), "the database was faster");
-    assert_eq!(peers(&asked), [public_key(3)]);
+    assert_eq!(peers(&asked), [public_key(4)]);
     let (mut answered, now) = rows(StalePolicy::Keep);
     answered.replace(two_peers(), now).unwrap();
     assert!(answered.begin_restore().is_none());
@@ -90,10 +90,10 @@ fn last_good_rows_decide_if_sealed_and_else_only_withdraw() {
 fn changes_behind_the_last_good_rows_are_part_of_them() {
     let (mut rows, _) = rows(StalePolicy::Keep);
     let mut changes = no_changes(START + HOUR);
-    changes.peers.insert(DeviceId(id(2u8)), Vec::new());
+    changes.peers.insert(DeviceId(id(3u8)), Vec::new());
     let kept = LastGood { changes: vec![changes], ..last_good(Provenance::Sealed) };
     assert_eq!(rows.restore(kept).unwrap().unwrap(), START + HOUR);
-    assert_eq!(peers(&rows), [public_key(1)]);
+    assert_eq!(peers(&rows), [public_key(2)]);
 }
 
 #[test]
@@ -102,13 +102,13 @@ fn without_rows_a_plan_is_made_once_none_are_left_to_wait_for() {
     assert!(!missing.may_plan() && !missing.are_missing());
     missing.nothing_restored();
     assert!(missing.may_plan() && missing.are_missing());
-    missing.replace(refused(vec![peer_row(1)]), now).unwrap_err();
+    missing.replace(refused(vec![peer_row(2)]), now).unwrap_err();
     assert!(missing.may_plan() && !missing.decide(), "what can be used of them withdraws");
     missing.replace(two_peers(), now).unwrap();
     assert!(missing.may_plan() && !missing.are_missing());
 
     let (mut blocked, _) = rows(StalePolicy::Keep);
-    blocked.block(whom(1));
+    blocked.block(whom(2));
     assert!(blocked.may_plan(), "a block needs no rows");
 
     let (mut stale, now) = rows(StalePolicy::Down);
@@ -130,14 +130,14 @@ fn while_the_block_list_cannot_be_read_rows_grant_nothing() {
 fn refused_rows_leave_the_former_ones_and_name_the_peers_that_they_withdraw() {
     let (mut rows, now) = rows(StalePolicy::Keep);
     rows.replace(two_peers(), now).unwrap();
-    let refusal = rows.replace(refused(vec![peer_row(1)]), now).unwrap_err();
+    let refusal = rows.replace(refused(vec![peer_row(2)]), now).unwrap_err();
     assert!(matches!(refusal.error, BuildError::ListenPort(0)));
-    assert!(refusal.withdrawn.departed.keys().eq([&public_key(2)]));
-    assert_eq!(peers(&rows), [public_key(1), public_key(2)]);
-    assert!(rows.followed().unwrap().peers().keys().eq([&public_key(1)]));
+    assert!(refusal.withdrawn.departed.keys().eq([&public_key(3)]));
+    assert_eq!(peers(&rows), [public_key(2), public_key(3)]);
+    assert!(rows.followed().unwrap().peers().keys().eq([&public_key(2)]));
     assert_eq!(rows.followed().unwrap().gateway().listen_port, gateway_row().listen_port);
     assert!(!rows.decide() && !rows.are_usable());
-    let again = rows.replace(refused(vec![peer_row(1)]), now).unwrap_err();
+    let again = rows.replace(refused(vec![peer_row(2)]), now).unwrap_err();
     assert!(again.withdrawn.departed.is_empty(), "once");
 }
 
@@ -159,7 +159,7 @@ fn rows_are_in_doubt_from_a_failed_read_until_the_next_good_one() {
 
 #[test]
 fn stale_rows_keep_the_peers_of_the_policy_until_they_are_good_again() {
-    let both = [public_key(1), public_key(2)];
+    let both = [public_key(2), public_key(3)];
     let kept = [
         (StalePolicy::Keep, &both[..]),
         (StalePolicy::DenyNew, &both[1..]),
@@ -170,7 +170,7 @@ fn stale_rows_keep_the_peers_of_the_policy_until_they_are_good_again() {
         rows.replace(two_peers(), start).unwrap();
         rows.are_good(start);
         rows.doubt();
-        let present = || Some([public_key(2)].into());
+        let present = || Some([public_key(3)].into());
         assert!(rows.grow_stale(present, start + HOUR / 2).is_none());
         let (note, _) = rows.grow_stale(present, start + HOUR).unwrap();
         assert_eq!(note, Some(Note::Stale { since: HOUR, policy }));
@@ -186,28 +186,28 @@ fn stale_rows_keep_the_peers_of_the_policy_until_they_are_good_again() {
 fn a_peer_whose_session_ends_while_none_may_begin_stays_out() {
     let (mut rows, start) = rows(StalePolicy::DenyNew);
     rows.replace(two_peers(), start).unwrap();
-    let both = BTreeSet::from([public_key(1), public_key(2)]);
+    let both = BTreeSet::from([public_key(2), public_key(3)]);
     assert!(rows.suspend_disconnected(|| unreachable!("not stale")).is_none());
     rows.grow_stale(|| Some(both.clone()), start + HOUR).unwrap();
     assert!(rows.suspend_disconnected(|| None).is_none(), "no reading shows the sessions");
     assert!(rows.suspend_disconnected(|| Some(both.clone())).is_none(), "both are connected");
-    assert!(rows.suspend_disconnected(|| Some([public_key(1)].into())).is_some());
+    assert!(rows.suspend_disconnected(|| Some([public_key(2)].into())).is_some());
     assert!(rows.suspend_disconnected(|| Some(both)).is_none());
-    assert_eq!(peers(&rows), [public_key(1)]);
+    assert_eq!(peers(&rows), [public_key(2)]);
 }
 
 #[test]
 fn a_scheduled_revocation_comes_by_the_databases_clock_also_of_rows_that_were_refused() {
     let (mut rows, now) = rows(StalePolicy::Keep);
     let leaves = |number, at| PeerRow { revoked_at: Some(at), ..peer_row(number) };
-    rows.replace(snapshot(vec![leaves(1, START + HOUR), peer_row(2)]), now).unwrap();
+    rows.replace(snapshot(vec![leaves(2, START + HOUR), peer_row(3)]), now).unwrap();
     assert_eq!(rows.next_expiry(), Some(START + HOUR));
-    rows.replace(refused(vec![peer_row(1), leaves(2, START + HOUR / 2)]), now).unwrap_err();
+    rows.replace(refused(vec![peer_row(2), leaves(3, START + HOUR / 2)]), now).unwrap_err();
     assert_eq!(rows.next_expiry(), Some(START + HOUR / 2));
     assert!(rows.let_time_pass(START).is_none());
     let touched = rows.let_time_pass(START + HOUR / 2).unwrap();
-    assert!(touched.departed.keys().eq([&public_key(2)]));
-    assert_eq!(peers(&rows), [public_key(1), public_key(2)], "by the rows before");
+    assert!(touched.departed.keys().eq([&public_key(3)]));
+    assert_eq!(peers(&rows), [public_key(2), public_key(3)], "by the rows before");
 }
 
 #[test]
@@ -215,33 +215,33 @@ fn a_peer_that_was_kept_out_comes_in_by_the_databases_clock_and_by_no_other() {
     let lost = Lost { name: "user-1/laptop".into(), since: START, until: START + HOUR };
     let kept = Withdrawals {
         epoch: Some("1".into()),
-        lost: [(public_key(1), lost)].into(),
+        lost: [(public_key(2), lost)].into(),
         ..Withdrawals::default()
     };
     let (mut rows, now) = with_kept(StalePolicy::Keep, kept);
     rows.replace(two_peers(), now).unwrap();
-    assert_eq!(peers(&rows), [public_key(2)]);
+    assert_eq!(peers(&rows), [public_key(3)]);
     assert_eq!((rows.next_let_in(false), rows.next_let_in(true)), (None, Some(START + HOUR)));
     assert!(matches!(rows.let_in_due(false, START + 2 * HOUR), (None, None)));
     assert!(matches!(rows.let_in_due(true, START), (None, None)));
     let (note, touched) = rows.let_in_due(true, START + HOUR);
     assert!(matches!(note, Some(Note::HistoryFollowed { confirmed: false, .. })));
-    assert!(touched.unwrap().peers.contains(&public_key(1)));
-    assert_eq!(peers(&rows), [public_key(1), public_key(2)]);
+    assert!(touched.unwrap().peers.contains(&public_key(2)));
+    assert_eq!(peers(&rows), [public_key(2), public_key(3)]);
 }
 
 #[test]
 fn a_block_is_in_force_once_a_plan_was_made_and_no_blocked_peer_is_left() {
     let (mut rows, now) = rows(StalePolicy::Keep);
-    let revoked = PeerRow { bars: BarredBy::DEVICE_STATUS, ..peer_row(3) };
-    rows.replace(snapshot(vec![peer_row(1), peer_row(2), revoked]), now).unwrap();
+    let revoked = PeerRow { bars: BarredBy::DEVICE_STATUS, ..peer_row(4) };
+    rows.replace(snapshot(vec![peer_row(2), peer_row(3), revoked]), now).unwrap();
     let nothing = crate::model::ObservedState::default();
     assert!(rows.blocks_are_in_force(&nothing));
-    let (changes, touched) = rows.block(whom(1));
+    let (changes, touched) = rows.block(whom(2));
     assert_eq!((changes.len(), changes[0].lifted, changes[0].peers.len()), (1, false, 1));
-    assert!(touched.unwrap().departed.contains_key(&public_key(1)));
+    assert!(touched.unwrap().departed.contains_key(&public_key(2)));
     assert!(!rows.blocks_are_in_force(&nothing), "an older plan may add the peer");
     rows.planned();
     assert!(rows.blocks_are_in_force(&nothing));
-    assert_eq!(peers(&rows), [public_key(2)]);
+    assert_eq!(peers(&rows), [public_key(3)]);
 }
