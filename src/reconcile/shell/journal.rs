@@ -172,7 +172,7 @@ mod tests {
         explained(&Note::ReportsRefused(crate::store::Refusal { why: String::new(), since }));
         assert_eq!(
             catalog.matches("\n-- ").count(),
-            28,
+            30,
             "and the agent's start, what is denied or lost on the host, last good rows, and a bell's entries"
         );
     }
