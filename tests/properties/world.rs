@@ -1,31 +1,31 @@
 //! A host and a database made of values, in which an agent lives.
 
 mod changes;
+mod database;
+mod kernel;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use gatepost::dataplane::{Glance, Outcome, Reading};
+use gatepost::dataplane::{Glance, Reading};
 use gatepost::model::{
-    BarredBy, BlockList, DesiredState, GatewayId, GatewayRow, KeyText, Local, Mark,
-    ObservedFirewall, ObservedState, PeerId, PublicKey, Traffic, Unloadable,
+    BarredBy, BlockList, DesiredState, Local, Mark, ObservedFirewall, ObservedState, PeerId,
+    PublicKey, Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
-use gatepost::plan::{Fate, Fault, ModelKernel, Scope, Step, plan};
+use gatepost::plan::{ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
     Action, Event, Keep, LastGood, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, ReadKind,
     Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
 };
 use ipnet::IpNet;
-use nix::errno::Errno;
 
 pub use super::rows::quiet_tables;
 use super::rows::{NOW_SECS, Tables, at, local};
-use changes::changes;
+use trouble::unreadable;
 pub use trouble::{Trouble, Watch, away, refused};
-use trouble::{is_refused, unreadable};
 
 pub fn options() -> MachineOptions {
     MachineOptions {
@@ -261,54 +261,7 @@ impl World {
                 let firewall_is_current = firewall == self.firewall_known;
                 Event::Glanced(Ok(Glance { interface, routes, routing, firewall_is_current }))
             }
-            Action::Apply(plan, observed) => {
-                let refuses = self.suffers(Trouble::Steps);
-                let flows_stay = self.suffers(Trouble::Flows);
-                let table_stays = self.suffers(Trouble::Firewall);
-                let foreign = &self.foreign_routes;
-                let leads_elsewhere = |step: &Step| matches!(step, Step::AddRoute { prefix } if foreign.contains(prefix));
-                let unsettled = self.troubles.iter().find_map(|trouble| match trouble {
-                    Trouble::Unsettled(key) => Some(Step::RemovePeer { key: *key }),
-                    _ => None,
-                });
-                if unsettled.as_ref().is_some_and(|step| plan.steps().contains(step)) {
-                    self.troubles.insert(Trouble::Observations);
-                }
-                let fault = |step: &Step| {
-                    if Some(step) == unsettled.as_ref() {
-                        return Some(Fault::LoseAnswer);
-                    }
-                    let stays = flows_stay && matches!(step, Step::CutFlows { .. })
-                        || table_stays && matches!(step, Step::Firewall { .. });
-                    let is_refused = refuses && is_refused(step) || leads_elsewhere(step) || stays;
-                    is_refused.then_some(Fault::Refuse)
-                };
-                self.plans += 1;
-                let watch = &mut self.watch;
-                let mut outcome = Outcome::default();
-                let mut reading = observed.read().clone();
-                let unloadable =
-                    self.kernel.apply_plan(&plan, &mut reading, fault, |kernel, step, fate| {
-                        if let Some(watch) = watch {
-                            watch.look(&kernel.state, step);
-                        }
-                        match fate {
-                            Fate::Applied => {
-                                observed.apply(step);
-                                outcome.applied += 1;
-                            }
-                            Fate::Refused if leads_elsewhere(step) => {
-                                outcome.refused.push(refused(step, Errno::EEXIST));
-                            }
-                            Fate::Refused => outcome.refused.push(refused(step, Errno::EIO)),
-                            Fate::Withheld | Fate::AppliedInPart => {}
-                        }
-                    });
-                outcome.unloadable = unloadable;
-                self.applied_steps += outcome.applied;
-                self.firewall_known.clone_from(&self.kernel.state.firewall);
-                Event::Applied(outcome)
-            }
+            Action::Apply(plan, observed) => Event::Applied(self.apply(&plan, &observed)),
             Action::Report(report) if self.database_up => {
                 if let Some(as_of) = report.synced_as_of {
                     let held = self.true_as_of.contains(&as_of);
@@ -322,52 +275,6 @@ impl World {
             }
         };
         self.tell(event);
-    }
-
-    fn answer(&mut self, kind: ReadKind) -> ReadAnswer {
-        let taken_at = self.database_now();
-        let before = self.read.replace(self.tables.clone());
-        self.read_at = taken_at;
-        match before {
-            Some(before)
-                if kind == ReadKind::Changes
-                    && before.settings == self.tables.settings
-                    && before.gateway_active == self.tables.gateway_active
-                    && self.read_epoch == self.epoch =>
-            {
-                let mut rows = changes(&before, &self.tables, taken_at);
-                let new = self.marks.iter().skip(self.marks_read);
-                rows.marks = new.map(|(mark, _)| mark.clone()).collect();
-                self.marks_read = self.marks.len();
-                if before == self.tables {
-                    ReadAnswer::Unchanged { taken_at }
-                } else {
-                    ReadAnswer::Changed(rows)
-                }
-            }
-            _ => {
-                (self.read_epoch, self.marks_read) = (self.epoch, self.marks.len());
-                let mut rows = self.tables.snapshot();
-                rows.taken_at = taken_at;
-                self.spoil(&mut rows.gateway);
-                ReadAnswer::Everything(Box::new(rows))
-            }
-        }
-    }
-
-    fn spoil(&self, row: &mut GatewayRow) {
-        row.vpn_cidr = self.pool.unwrap_or(row.vpn_cidr);
-        for trouble in &self.troubles {
-            match trouble {
-                Trouble::GatewayRow => row.listen_port = 0,
-                Trouble::WrongKey => {
-                    row.public_key = KeyText::Key(PublicKey::from_bytes([250; 32]).unwrap());
-                }
-                Trouble::SmallPool => row.vpn_cidr = "10.64.0.0/32".parse().unwrap(),
-                Trouble::NewRow => row.id = GatewayId(super::rows::id(1, 2)),
-                _ => {}
-            }
-        }
     }
 
     fn desired(&self, tables: &Tables) -> DesiredState {
