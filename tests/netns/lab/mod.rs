@@ -13,6 +13,7 @@ mod download;
 mod echo;
 mod fault;
 mod flood;
+mod keys;
 mod postgres;
 mod refusal;
 mod relay;
@@ -23,13 +24,11 @@ mod trace;
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
-
-use gatepost::model::PrivateKey;
 
 pub use agent::{Agent, BINARY};
 pub use client::{Client, Ping, peer_rows, policy_rows, wide_policy_rows};
@@ -37,6 +36,8 @@ pub use database::{Database, Listener, Session};
 pub use download::Download;
 pub use fault::Fault;
 pub use flood::{Ears, Flood, Ways, way};
+use keys::write_secret;
+pub use keys::{new_keys, public_key_of};
 pub use postgres::{Cluster, Pooler};
 pub use refusal::{has_small_sets, refuse_large_profiles};
 pub use relay::Relay;
@@ -400,30 +401,4 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
         .unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// A new private key and its public key.
-pub fn new_keys() -> (String, String) {
-    let mut random = [0; 32];
-    getrandom::fill(&mut random).unwrap();
-    let private_key = PrivateKey::from_random(random);
-    (private_key.expose_text(), private_key.public_key().to_string())
-}
-
-/// What `wg pubkey` makes of a private key.
-pub fn public_key_of(private_key: &str) -> String {
-    let mut child = Command::new("wg")
-        .arg("pubkey")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(private_key.as_bytes()).unwrap();
-    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
-}
-
-fn write_secret(path: &Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::write(path, format!("{text}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
