@@ -29,3 +29,4 @@ mod size;
 mod table;
 mod upgrade;
 mod watch;
+mod vrf;

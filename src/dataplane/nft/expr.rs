@@ -27,6 +27,9 @@ pub enum Meta {
     OifName = 7,
     NfProto = 15,
     L4Proto = 16,
+    /// From Linux 5.6, in the hooks `forward` and `input`.
+    Sdif = 33,
+    SdifName = 34,
 }
 
 /// What `ct` loads or sets (`enum nft_ct_keys`).

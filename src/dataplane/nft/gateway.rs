@@ -13,7 +13,7 @@ use super::expr::{
 use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, is_kind};
 use super::gate;
 use super::name::{Family, ICMP_OUT, INBOUND, JUDGE, OPENED, OPENINGS, PASSED};
-use super::packet::{iif, oif};
+use super::packet::{drop_in_vrf, iif, in_no_vrf, oif};
 use super::rules::{
     ACK, FIN, RST, SYN, UDP, direction, drop_invalid, goto, icmp_type, l4proto, no_profile,
     only_to_places, tcp_flags,
@@ -27,7 +27,8 @@ const OPENED_HERE: u128 = 1 << 30;
 const NTP: u16 = 123;
 
 pub fn input(base: &FirewallBase) -> Vec<Rule> {
-    let mut rules = vec![[iif(Cmp::Neq, base), accept()].concat()];
+    let elsewhere = |asked| [iif(Cmp::Neq, base), asked, accept()].concat();
+    let mut rules = vec![elsewhere(in_no_vrf()), drop_in_vrf(base), elsewhere(vec![])];
     rules.extend(base.gate.map(gate::clear_mark));
     rules.extend([
         ping(Family::V4),

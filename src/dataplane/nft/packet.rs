@@ -1,7 +1,9 @@
 //! What rules ask of a packet: its addresses and its links.
 
 use super::attr::Attr;
-use super::expr::{Base, Cmp, Expr, Meta, REGISTER, Rule, cmp, mask, meta, payload};
+use super::expr::{
+    Base, Cmp, Expr, Meta, REGISTER, Rule, Verdict, cmp, counter, mask, meta, payload, verdict,
+};
 use super::name::Family;
 use crate::model::{FirewallBase, InterfaceName};
 
@@ -70,6 +72,22 @@ pub fn iif(op: Cmp, base: &FirewallBase) -> Rule {
 
 pub fn oif(op: Cmp, base: &FirewallBase) -> Rule {
     named(Meta::OifName, op, &base.interface)
+}
+
+/// Packets that come by no VRF. This is asked first, because the name of the link by which a packet came
+/// into a VRF costs three times as much.
+pub fn in_no_vrf() -> Rule {
+    in_vrf(Cmp::Eq)
+}
+
+/// What a peer sends while our link is in a VRF, whose own name `iif` then sees. No policy speaks of VRFs.
+pub fn drop_in_vrf(base: &FirewallBase) -> Rule {
+    let ours = named(Meta::SdifName, Cmp::Eq, &base.interface);
+    [in_vrf(Cmp::Neq), ours, vec![counter(), verdict(&Verdict::Drop)]].concat()
+}
+
+fn in_vrf(op: Cmp) -> Rule {
+    vec![meta(Meta::Sdif), cmp(op, &0u32.to_ne_bytes())]
 }
 
 fn named(key: Meta, op: Cmp, interface: &InterfaceName) -> Rule {

@@ -9,7 +9,7 @@ use super::expr::{
 use super::fib::{Asked, LOCAL, is_kind, route_mss};
 use super::gate;
 use super::name::{Block, CLOSED, DENY, Family, INBOUND, JUDGE, PASSED, SITES, SITES_BY, SITES_TO};
-use super::packet::{has_options, has_routing_header, iif, oif, source};
+use super::packet::{drop_in_vrf, has_options, has_routing_header, iif, in_no_vrf, oif, source};
 use super::set::Set;
 use super::sys::data;
 use crate::model::{FirewallBase, InterfaceName, Masquerade};
@@ -22,12 +22,11 @@ pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
 pub fn forward(base: &FirewallBase) -> Vec<Rule> {
-    let foreign = [iif(Cmp::Neq, base), oif(Cmp::Neq, base), vec![verdict(&Verdict::Accept)]];
     let mut clamp = tcp_flags(SYN | RST, Cmp::Eq, SYN);
     clamp.extend(route_mss());
     clamp.push(set_mss());
     let opened_outside = [iif(Cmp::Neq, base), direction(Direction::Original), goto(INBOUND)];
-    let mut rules = vec![foreign.concat()];
+    let mut rules = vec![not_ours(base, in_no_vrf()), drop_in_vrf(base), not_ours(base, vec![])];
     rules.extend(base.gate.map(gate::clear_mark));
     rules.extend([drop_own_source(base), drop_invalid(), clamp, opened_outside.concat()]);
     // Not back into the tunnel: such a flow was opened by a peer, and its profile judges.
@@ -36,10 +35,18 @@ pub fn forward(base: &FirewallBase) -> Vec<Rule> {
     rules
 }
 
-/// The rules of version 0.1.0, which let such packets pass, and all answers of peers.
+/// Packets that neither come by our link nor go to it.
+fn not_ours(base: &FirewallBase, asked: Rule) -> Rule {
+    [iif(Cmp::Neq, base), oif(Cmp::Neq, base), asked, vec![verdict(&Verdict::Accept)]].concat()
+}
+
+/// The rules of version 0.1.0. They let pass what comes by a VRF, what has an address of the gateway's own,
+/// what goes to a closed prefix, and all answers of peers.
 pub fn former_forward(base: &FirewallBase) -> Vec<Rule> {
     let mut rules = forward(base);
-    rules.retain(|rule| ![drop_own_source(base), deny_closed(base)].contains(rule));
+    let new =
+        [not_ours(base, in_no_vrf()), drop_in_vrf(base), drop_own_source(base), deny_closed(base)];
+    rules.retain(|rule| !new.contains(rule));
     let judged = answers(base, goto(INBOUND));
     if !base.allow_inbound {
         rules.retain(|rule| *rule != judged);

@@ -39,7 +39,9 @@
 //! }
 //! chain forward {
 //!   type filter hook forward priority -400; policy accept;
-//!   iifname != w oifname != w accept                          # not ours
+//!   iifname != w oifname != w meta sdif 0 accept              # not ours
+//!   meta sdif != 0 meta sdifname w counter drop               # while our link is in a VRF
+//!   iifname != w oifname != w accept                          # another link in a VRF
 //!   meta mark set mark & ~B                                   # gate
 //!   iifname != w fib saddr type local counter drop
 //!   ct state invalid,untracked counter drop
@@ -73,6 +75,8 @@
 //! }
 //! chain input {
 //!   type filter hook input priority -400; policy accept;
+//!   iifname != w meta sdif 0 accept
+//!   meta sdif != 0 meta sdifname w counter drop
 //!   iifname != w accept
 //!   meta mark set mark & ~B                                   # gate
 //!   icmp type echo-request fib daddr . iif type local accept  # and ICMPv6

@@ -238,6 +238,8 @@ pub fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String
         }}
         chain forward {{
             type filter hook forward priority -400; policy accept;
+            iifname != "wg0" oifname != "wg0" meta sdif 0 accept
+            meta sdif != 0 meta sdifname "wg0" counter drop
             iifname != "wg0" oifname != "wg0" accept
             {unmark}
             iifname != "wg0" fib saddr type local counter drop
@@ -250,6 +252,8 @@ pub fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String
         }}
         chain input {{
             type filter hook input priority -400; policy accept;
+            iifname != "wg0" meta sdif 0 accept
+            meta sdif != 0 meta sdifname "wg0" counter drop
             iifname != "wg0" accept
             {unmark}
             icmp type echo-request fib daddr . iif type local accept
