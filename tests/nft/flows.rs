@@ -2,10 +2,11 @@
 
 use std::num::NonZeroU32;
 
-use gatepost::model::FirewallBase;
+use gatepost::model::{FirewallBase, Masquerade, ProfileId};
 
-use super::network::{LAN4, LAN6, connect, serve};
-use super::packets::{network, numbered};
+use super::network::{LAN4, LAN6, connect, serve, within};
+use super::packets::{network, nothing, numbered, world};
+use super::raw::{Ear, send, udp};
 use super::table::{base, profile};
 
 #[test]
@@ -24,4 +25,49 @@ fn one_peer_opens_no_more_flows_than_its_limit_and_others_open_theirs() {
             assert!(open.iter_mut().all(|stream| stream.echoes()), "{to}: those that are open");
         }
     }
+}
+
+/// Where the kernel has no room to count another address, that address opens nothing.
+#[test]
+fn address_that_cannot_be_counted_opens_no_flow() {
+    let base = FirewallBase { flows_per_address: NonZeroU32::new(5), ..base() };
+    let reach = profile(&["172.16.1.0/24", "fd10::/64"], &[]);
+    let network = network(&base, &numbered([1, 2], reach.clone(), reach));
+    serve(&network.lan, 80);
+    let listing = network.gateway.run("nft -s list table inet gatepost");
+    assert_eq!(listing.matches("size 1048576").count(), 2, "{listing}");
+    let small = listing.replace("size 1048576", "size 1");
+    network.gateway.load(&format!("flush ruleset\n{small}"));
+    for to in [LAN4, LAN6] {
+        let mut first = connect(&network.alice, to, 80).unwrap();
+        assert!(connect(&network.bob, to, 80).is_err(), "{to}: there is room for one address");
+        assert!(connect(&network.alice, to, 80).unwrap().echoes(), "{to}: which opens more");
+        assert!(first.echoes(), "{to}: an open flow goes on");
+    }
+}
+
+/// The limit counts addresses, not peers.
+#[test]
+fn each_address_of_a_site_has_the_limit_for_itself() {
+    const MOST: usize = 3;
+    const SITE: [&str; 2] = ["10.64.9.1", "10.64.9.2"];
+    let flows_per_address = NonZeroU32::new(MOST as u32);
+    let base = FirewallBase { flows_per_address, masquerade: Masquerade::None, ..base() };
+    let mut rows = world(profile(&["172.16.1.0/24"], &[]), nothing());
+    rows.1.insert("10.64.9.0/24".parse().unwrap(), ProfileId(1));
+    let network = network(&base, &rows);
+    network.gateway.run("ip route add 10.64.9.0/24 dev wg0");
+    for source in SITE {
+        let opened = (0..2 * MOST as u16).filter(|number| {
+            let ear = Ear::new(&network.lan, &format!("ip saddr {source}"));
+            send(&network.alice, LAN4, &udp((source, 5000 + number), (LAN4, 9000)));
+            ear.hears()
+        });
+        assert_eq!(opened.count(), MOST, "{source}");
+    }
+    // What one floods costs another nothing.
+    let socket = within(&network.alice, || std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    let ear = Ear::new(&network.lan, "ip saddr 10.64.0.2");
+    within(&network.alice, || socket.send_to(b"x", (LAN4, 9000)).unwrap());
+    ear.must_hear("the peer's own address has its own limit");
 }

@@ -268,6 +268,12 @@ pub fn lookup(set: &str) -> Expr {
     Expr::new("lookup", vec![Attr::text(1, set), Attr::be32(2, REGISTER)])
 }
 
+/// Goes on if the register's value is not in the set.
+pub fn lookup_none(set: &str) -> Expr {
+    const INVERTED: u32 = 1;
+    Expr::new("lookup", vec![Attr::text(1, set), Attr::be32(2, REGISTER), Attr::be32(5, INVERTED)])
+}
+
 /// Replaces the register's value by what the map holds for it.
 pub fn map(map: &str) -> Expr {
     let attrs = vec![Attr::text(1, map), Attr::be32(2, REGISTER), Attr::be32(3, REGISTER)];

@@ -4,8 +4,8 @@
 use std::num::NonZeroU32;
 
 use super::attr::Attr;
-use super::expr::{Cmp, Expr, Rule, counter, each};
-use super::name::{DENY, Family};
+use super::expr::{Cmp, Expr, Rule, Verdict, counter, each, lookup_none, verdict};
+use super::name::{DENY, Family, LIMITS};
 use super::packet::{iif, source};
 use super::rules::{NEW, ct_state, goto};
 use super::set::Set;
@@ -15,21 +15,27 @@ use crate::model::FirewallBase;
 const CONNLIMIT_COUNT: u16 = 1;
 const CONNLIMIT_FLAGS: u16 = 2;
 
-/// Denies each new flow beyond the limit. A flow that is denied is not tracked.
+/// New flows from peers go to the chain `flow_limits`.
+pub fn limited(base: &FirewallBase) -> Vec<Rule> {
+    let new = [ct_state(NEW), iif(Cmp::Eq, base), vec![verdict(&Verdict::Jump(LIMITS))]].concat();
+    base.flows_per_address.map(|_| new).into_iter().collect()
+}
+
+/// Denies each new flow beyond the limit, and those of addresses for which the set has no room: what is
+/// not counted has no limit. A flow that is denied is not tracked.
 pub fn limits(base: &FirewallBase) -> Vec<Rule> {
     let Some(most) = base.flows_per_address else { return vec![] };
     let limit = |family: Family| {
-        let each_source = each(Set::ADD, &Set::Flows(family).to_string(), &more_than(most));
+        let set = Set::Flows(family).to_string();
+        let source = || source(family, family.address_bytes());
+        let denied = || [vec![counter()], goto(DENY)].concat();
+        let each_source = each(Set::ADD, &set, &more_than(most));
         [
-            ct_state(NEW),
-            iif(Cmp::Eq, base),
-            source(family, family.address_bytes()),
-            vec![each_source, counter()],
-            goto(DENY),
+            [source(), vec![each_source], denied()].concat(),
+            [source(), vec![lookup_none(&set)], denied()].concat(),
         ]
-        .concat()
     };
-    Family::BOTH.map(limit).into()
+    Family::BOTH.into_iter().flat_map(limit).collect()
 }
 
 /// Goes on if there are more flows than this.
@@ -40,7 +46,7 @@ fn more_than(most: NonZeroU32) -> Expr {
     Expr::new("connlimit", vec![count, flags])
 }
 
-/// The limit that the first rule of the chain `judge` names; to be proved by comparing.
+/// The limit that the first rule of the chain `flow_limits` names; to be proved by comparing.
 pub fn limit_in(found: &[Rule]) -> Option<NonZeroU32> {
     const DYNSET_EXPR: u16 = 7;
     let each = found.first()?.iter().find(|expr| expr.name() == "dynset")?;

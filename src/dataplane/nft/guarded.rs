@@ -10,7 +10,7 @@ use super::gate::mark_in;
 use super::gateway::{former_input, openings_in};
 use super::name::{
     ARRIVALS, CLOSED, DENY, ERRORS, FORGED, FORWARD, FROM_PEERS, ICMP_OUT, INBOUND, INPUT, JUDGE,
-    OPENED, OPENINGS, OUTPUT,
+    LIMITS, OPENED, OPENINGS, OUTPUT,
 };
 use super::ranges::networks_in;
 use super::rules::{Whose, former_forward, former_inbound, interface_in, site_rule};
@@ -26,7 +26,7 @@ pub fn guarded_interface(dump: &Dump) -> Option<InterfaceName> {
     let gateway_opens = dump.rules.get(OPENINGS).and_then(|found| openings_in(found));
     let networks = networks_in(dump);
     let gate = mark_in(forward);
-    let flows_per_address = dump.rules.get(JUDGE).and_then(|found| limit_in(found));
+    let flows_per_address = dump.rules.get(LIMITS).and_then(|found| limit_in(found));
     let guards = |allow_inbound| {
         let base = FirewallBase {
             interface: interface.clone(),
@@ -76,7 +76,7 @@ fn is_safe(dump: &Dump, wanted: &Chain) -> bool {
         FORWARD | INPUT | OUTPUT | ARRIVALS => {
             is_hooked(dump, wanted) && has_all(found, &wanted.rules)
         }
-        INBOUND | OPENED | OPENINGS | ICMP_OUT | FORGED | FROM_PEERS => {
+        INBOUND | LIMITS | OPENED | OPENINGS | ICMP_OUT | FORGED | FROM_PEERS => {
             has_all(found, &wanted.rules)
         }
         CLOSED | JUDGE | ERRORS => {

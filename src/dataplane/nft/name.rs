@@ -23,6 +23,7 @@ pub const FROM_PEERS: &str = "from_peers";
 pub const CLOSED: &str = "closed";
 pub const ERRORS: &str = "errors";
 pub const JUDGE: &str = "judge";
+pub const LIMITS: &str = "flow_limits";
 pub const INBOUND: &str = "inbound";
 pub const FORWARD: &str = "forward";
 pub const INPUT: &str = "input";

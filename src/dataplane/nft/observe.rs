@@ -19,7 +19,7 @@ use super::flows::limit_in;
 use super::gate::mark_in;
 use super::gateway::openings_in;
 use super::guarded::guarded_interface;
-use super::name::{Block, DENY, FORWARD, Family, JUDGE, OPENINGS};
+use super::name::{Block, DENY, FORWARD, Family, LIMITS, OPENINGS};
 use super::owner::Ownership;
 use super::profile::{self, ProfileRule};
 use super::ranges::{bounds, networks_in, set_ranges};
@@ -260,7 +260,7 @@ fn read_base(dump: &Dump) -> Result<FirewallBase, Difference> {
     let interface = named.ok_or_else(|| chain(FORWARD))?;
     let gateway_opens = dump.rules.get(OPENINGS).and_then(|found| openings_in(found));
     let networks = networks_in(dump);
-    let flows_per_address = dump.rules.get(JUDGE).and_then(|found| limit_in(found));
+    let flows_per_address = dump.rules.get(LIMITS).and_then(|found| limit_in(found));
     let gate = dump.rules.get(FORWARD).and_then(|found| mark_in(found));
     let deny_log = dump.rules.get(DENY).and_then(|found| group_in(found));
     let mut nearest: Option<(usize, Difference)> = None;

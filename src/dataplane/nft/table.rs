@@ -109,9 +109,12 @@
 //!   udp sport 32768-60999 ct label set 30                     # each range of ports
 //!   meta l4proto gre ct label set 30                          # each protocol
 //! }
+//! chain flow_limits {                                         # empty without flows_per_address
+//!   add @flows4 { ip saddr ct count over N } counter goto deny
+//!   ip saddr != @flows4 counter goto deny                     # the set is full; and IPv6
+//! }
 //! chain judge {
-//!   ct state new iifname w add @flows4 { ip saddr ct count over N } counter goto deny
-//!                                                             # flows_per_address; and IPv6
+//!   ct state new iifname w jump flow_limits                   # flows_per_address
 //!   meta priority set none                                    # a missed look-up keeps the old value
 //!   jump sites
 //!   meta priority set ct original ip saddr map @peer4         # and IPv6
@@ -171,7 +174,8 @@ use super::flows;
 use super::gateway;
 use super::name::{
     ARRIVALS, CLOSED, DENY, DNS, ERRORS, FORGED, FORWARD, FROM_PEERS, Family, ICMP_OUT, INBOUND,
-    INPUT, JUDGE, OPENED, OPENINGS, OUTPUT, PASSED, POSTROUTING, SITES, SITES_BY, SITES_TO, TABLE,
+    INPUT, JUDGE, LIMITS, OPENED, OPENINGS, OUTPUT, PASSED, POSTROUTING, SITES, SITES_BY, SITES_TO,
+    TABLE,
 };
 use super::owner::Ownership;
 use super::rules;
@@ -225,7 +229,8 @@ impl Fixed {
             plain(SITES, vec![]),
             plain(SITES_TO, vec![]),
             plain(SITES_BY, vec![]),
-            plain(JUDGE, [flows::limits(base), rules::judge()].concat()),
+            plain(LIMITS, flows::limits(base)),
+            plain(JUDGE, [flows::limited(base), rules::judge()].concat()),
             plain(INBOUND, rules::inbound(base)),
             plain(CLOSED, rules::closed()),
             plain(OPENED, gateway::opened()),

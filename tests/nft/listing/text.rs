@@ -47,17 +47,18 @@ fn marked(mark: MarkBit) -> String {
 }
 
 /// The sets of open flows, and the rules that limit them.
-fn flows(most: NonZeroU32) -> (String, String) {
+fn flows(most: NonZeroU32) -> (String, String, &'static str) {
     let set = |family| {
         format!("set flows{family} {{ type ipv{family}_addr; size 1048576; flags dynamic; }}\n")
     };
     let rule = |family, ip| {
         format!(
-            "ct state new iifname wg0 add @flows{family} {{ {ip} saddr ct count over {most} }} counter \
-             goto deny\n"
+            "add @flows{family} {{ {ip} saddr ct count over {most} }} counter goto deny
+             {ip} saddr != @flows{family} counter goto deny\n"
         )
     };
-    (set(4) + &set(6), rule(4, "ip") + &rule(6, "ip6"))
+    let jump = "ct state new iifname wg0 jump flow_limits";
+    (set(4) + &set(6), rule(4, "ip") + &rule(6, "ip6"), jump)
 }
 
 fn openings(opens: &Openings) -> String {
@@ -98,7 +99,7 @@ fn deny_log(NflogGroup(group): NflogGroup) -> (&'static str, String) {
 /// The fixed part in nft's language, with `more` sets, maps and chains and these `sites`.
 pub fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
     let (log_sets, log_rules) = base.deny_log.map(deny_log).unwrap_or_default();
-    let (flow_sets, flows) = base.flows_per_address.map(flows).unwrap_or_default();
+    let (flow_sets, flows, limited) = base.flows_per_address.map(flows).unwrap_or_default();
     let inbound = match base.allow_inbound {
         true => {
             "ct state new tcp flags & (fin | syn | rst | ack) != syn counter goto deny
@@ -208,8 +209,11 @@ pub fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String
             counter goto deny
         }}
         {flow_sets}
-        chain judge {{
+        chain flow_limits {{
             {flows}
+        }}
+        chain judge {{
+            {limited}
             meta priority set none
             jump sites
             meta priority set ct original ip saddr map @peer4
