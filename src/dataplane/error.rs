@@ -67,6 +67,7 @@ impl DataplaneError {
             }
             Self::Firewall(error) => match error {
                 NftError::NoAnswer
+                | NftError::SetsLeft(_)
                 | NftError::UnknownProfile(_)
                 | NftError::EditedProfile(_)
                 | NftError::Changed
@@ -201,6 +202,7 @@ mod tests {
         assert!(left(NftError::Unstable { attempts: 8 }));
         let lost = || NetlinkError::Socket { call: "recv", errno: Errno::EIO };
         assert!(!left(NftError::NoAnswer));
+        assert!(!left(NftError::SetsLeft(Box::new(NftError::Unstable { attempts: 8 }))));
         assert!(!left(NftError::Send { bytes: 1, source: lost() }));
         // The generation is asked for after a change.
         assert!(!left(NftError::Read(lost())));

@@ -14,6 +14,7 @@ mod foreign;
 mod full;
 mod gate;
 mod grows;
+mod leftover;
 mod listing;
 mod netns;
 mod network;

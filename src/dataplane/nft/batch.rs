@@ -66,6 +66,12 @@ impl Batch {
         self.add(msg::NEWSET, &set.declaration(self.set_ids));
     }
 
+    /// Adds a set that must not be there.
+    pub fn create_set(&mut self, set: &Set) {
+        self.set_ids += 1;
+        self.create(msg::NEWSET, &set.declaration(self.set_ids));
+    }
+
     pub fn delete_set(&mut self, set: &Set) {
         self.delete(msg::DELSET, &named_set(set));
     }

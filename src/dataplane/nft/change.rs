@@ -15,6 +15,7 @@ use super::owner::Ownership;
 use super::profile::{self, ProfileRule};
 use super::rules::{Whose, block_rules, site_rule};
 use super::set::Set;
+use super::sets::{known, write_sets_of};
 use super::sys::{msg, table};
 use super::table::{Fixed, fixed_elements, table_declaration};
 use crate::model::{
@@ -41,47 +42,8 @@ pub fn rewritten<'a>(
     })
 }
 
-/// A set of a profile, and what it holds.
-pub type Filled = (Set, Vec<Element>);
-
-/// The sets that a change adds to a table in force. They are loaded before the rules that look them up: the
-/// kernel lets packets see new rules at once, and what a new set of ranges holds only at the end of the
-/// transaction (`nf_tables_commit`), some 40 ms later where it holds 100,000.
-pub fn new_sets(
-    change: &FirewallChange,
-    observed: Option<&ObservedFirewall>,
-) -> Result<Vec<Filled>, NftError> {
-    let mut sets = Vec::new();
-    if change.load_base.is_some() {
-        return Ok(sets);
-    }
-    for (id, (is_new, profile)) in &change.put_profiles {
-        let Placed::InChain(profile) = Placed::of(*id, profile) else { continue };
-        let old = (!is_new).then(|| known(observed, *id)).transpose()?;
-        let had = |family| match old.map(|old| Placed::of(*id, old)) {
-            Some(Placed::InChain(old)) => profile::has_set(old, family),
-            _ => false,
-        };
-        let new = Family::BOTH.into_iter().filter(|family| !had(*family));
-        sets.extend(new.filter_map(|family| filled(*id, profile, family)));
-    }
-    Ok(sets)
-}
-
-fn filled(id: ProfileId, profile: &Profile, family: Family) -> Option<Filled> {
-    Some((Set::Allowed(id, family), profile::set_elements(profile, family)?))
-}
-
-/// Appends the requests that make these sets.
-pub fn write_sets(batch: &mut Batch, sets: &[Filled]) {
-    for (set, elements) in sets {
-        batch.add_set(set);
-        batch.add_elements(set, elements);
-    }
-}
-
 /// Appends the requests that make the table what `change` wants, given what it is, and that
-/// [`new_sets`] are there. A table that is made has this ownership.
+/// [`new_sets`](super::sets::new_sets) are there. A table that is made has this ownership.
 pub fn write(
     batch: &mut Batch,
     ownership: Ownership,
@@ -148,11 +110,6 @@ fn load_base(batch: &mut Batch, ownership: Ownership, base: &FirewallBase) {
     }
 }
 
-fn known(before: Option<&ObservedFirewall>, id: ProfileId) -> Result<&Profile, NftError> {
-    let profile = before.and_then(|before| before.profiles().get(&id));
-    profile.map(|profile| &**profile).ok_or(NftError::UnknownProfile(id))
-}
-
 /// Elements to delete and to add.
 #[derive(Debug, Default)]
 struct Elements {
@@ -203,14 +160,6 @@ fn write_profile(
     }
     elements.change(id, old.and_then(Placed::in_block), new.and_then(Placed::in_block));
     Ok(())
-}
-
-/// The sets of a profile of a table that is made.
-fn write_sets_of(batch: &mut Batch, id: ProfileId, profile: &Profile) {
-    if let Placed::InChain(profile) = Placed::of(id, profile) {
-        let sets = Family::BOTH.into_iter().filter_map(|family| filled(id, profile, family));
-        write_sets(batch, &sets.collect::<Vec<_>>());
-    }
 }
 
 fn create_profile(batch: &mut Batch, id: ProfileId, profile: &Profile) {

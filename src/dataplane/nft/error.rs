@@ -50,6 +50,9 @@ pub enum NftError {
     #[error("the chain of profile {} is not as gatepost writes it; load the table anew", .0.0)]
     EditedProfile(ProfileId),
 
+    #[error("{0}; the sets for it were loaded before and cannot be removed: read the table back")]
+    SetsLeft(#[source] Box<Self>),
+
     #[error("the ruleset changed while it was read; read it again")]
     Changed,
 
@@ -74,7 +77,11 @@ impl NftError {
             | Self::Changed
             | Self::Unstable { .. } => true,
             // The generation is asked for after a change, too.
-            Self::NoAnswer | Self::Send { .. } | Self::Open(_) | Self::Read(_) => false,
+            Self::SetsLeft(_)
+            | Self::NoAnswer
+            | Self::Send { .. }
+            | Self::Open(_)
+            | Self::Read(_) => false,
         }
     }
 }

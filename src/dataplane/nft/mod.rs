@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! observe: socket -> dump -> observe (guarded) -> ObservedFirewall, Difference
-//! apply:   FirewallChange -> change -> batch -> socket
+//! apply:   FirewallChange -> change (sets) -> batch -> socket
 //! both:    table, rules, gateway, sender, profile, block  (what is written)
 //!          set, element, expr, fib, chain                 (the objects that it is written as)
 //!          name, attr, message, sys                       (names and encoding)
@@ -43,10 +43,12 @@ mod ranges;
 mod rules;
 mod sender;
 mod set;
+mod sets;
 mod socket;
 mod sys;
 mod table;
 
+use std::collections::BTreeSet;
 use std::sync::Weak;
 
 use nix::errno::Errno;
@@ -59,6 +61,7 @@ use monitor::NftWatch;
 use name::Block;
 use observe::Observation;
 use set::Set;
+use sets::Filled;
 use socket::NftSocket;
 
 pub use deny_log::DENY_LOG_PREFIX;
@@ -189,7 +192,8 @@ impl Nft {
     ///
     /// # Errors
     /// Nothing was changed: the kernel refused a part, which the error names, or the whole was too
-    /// large; or `observed` lacks a profile that is to be changed.
+    /// large; or `observed` lacks a profile that is to be changed. [`NftError::table_is_as_before`] names
+    /// the exceptions.
     pub fn apply(
         &mut self,
         change: &FirewallChange,
@@ -201,21 +205,47 @@ impl Nft {
                 dump::at_one_generation(&mut self.socket, |socket| dump::handles(socket, id))?;
             handles.insert(id, found);
         }
-        let (ownership, sets) = (self.ownership, change::new_sets(change, observed)?);
-        self.commit(|batch| {
-            change::write_sets(batch, &sets);
-            Ok(())
-        })?;
+        let (ownership, new_sets) = (self.ownership, sets::new_sets(change, observed)?);
+        self.make_sets(&new_sets)?;
         let written =
             self.commit(|batch| change::write(batch, ownership, change, observed, &handles));
-        if written.is_err() {
-            // Nothing looks them up. If they cannot be removed either, the next reading shows it.
-            let _ = self.commit(|batch| {
-                sets.iter().for_each(|(set, _)| batch.delete_set(set));
+        // No rule looks them up.
+        let removed = written.as_ref().map_or_else(|_| self.remove_sets(&new_sets), |()| Ok(()));
+        written.map_err(|error| match removed {
+            Err(_) if error.table_is_as_before() => NftError::SetsLeft(Box::new(error)),
+            _ => error,
+        })
+    }
+
+    /// The profiles of a change that [`apply`](Self::apply) loads sets for in a transaction before.
+    #[must_use]
+    pub fn with_new_sets(
+        change: &FirewallChange,
+        observed: Option<&ObservedFirewall>,
+    ) -> BTreeSet<ProfileId> {
+        sets::with_new_sets(change, observed)
+    }
+
+    fn make_sets(&mut self, sets: &[Filled]) -> Result<(), NftError> {
+        let made = self.commit(|batch| {
+            sets::create_sets(batch, sets);
+            Ok(())
+        });
+        match made {
+            // An agent that was killed left one of them.
+            Err(NftError::Refused { errno: Errno::EEXIST, .. }) => self.commit(|batch| {
+                sets::replace_sets(batch, sets);
                 Ok(())
-            });
+            }),
+            made => made,
         }
-        written
+    }
+
+    fn remove_sets(&mut self, sets: &[Filled]) -> Result<(), NftError> {
+        self.commit(|batch| {
+            sets.iter().for_each(|(set, _)| batch.delete_set(set));
+            Ok(())
+        })
     }
 
     /// Who may change the table that this value makes: what was asked for, where the kernel can.

@@ -1,0 +1,97 @@
+//! The sets of profiles with many ranges, which are loaded before the rules that look them up.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::block::Placed;
+use super::element::Element;
+use super::error::NftError;
+use super::name::Family;
+use super::profile;
+use super::set::Set;
+use crate::model::{FirewallChange, ObservedFirewall, Profile, ProfileId};
+
+/// A set of a profile, and what it holds.
+pub type Filled = (Set, Vec<Element>);
+
+/// The sets that a change adds to a table in force. They are loaded before the rules that look them up: the
+/// kernel lets packets see new rules at once, and what a new set of ranges holds only at the end of the
+/// transaction (`nf_tables_commit`), some 40 ms later where it holds 100,000.
+pub fn new_sets(
+    change: &FirewallChange,
+    observed: Option<&ObservedFirewall>,
+) -> Result<Vec<Filled>, NftError> {
+    let mut sets = Vec::new();
+    if change.load_base.is_some() {
+        return Ok(sets);
+    }
+    for (id, (is_new, profile)) in &change.put_profiles {
+        let Placed::InChain(profile) = Placed::of(*id, profile) else { continue };
+        let old = (!is_new).then(|| known(observed, *id)).transpose()?;
+        let had = |family| match old.map(|old| Placed::of(*id, old)) {
+            Some(Placed::InChain(old)) => profile::has_set(old, family),
+            _ => false,
+        };
+        let new = Family::BOTH.into_iter().filter(|family| !had(*family));
+        sets.extend(new.filter_map(|family| filled(*id, profile, family)));
+    }
+    Ok(sets)
+}
+
+fn filled(id: ProfileId, profile: &Profile, family: Family) -> Option<Filled> {
+    Some((Set::Allowed(id, family), profile::set_elements(profile, family)?))
+}
+
+/// The profiles of a change that need new sets in a table in force.
+pub fn with_new_sets(
+    change: &FirewallChange,
+    observed: Option<&ObservedFirewall>,
+) -> BTreeSet<ProfileId> {
+    let before = observed.filter(|_| change.load_base.is_none());
+    let has = |id: ProfileId, profile: Option<&Profile>, family| {
+        let placed = profile.map(|profile| Placed::of(id, profile));
+        matches!(placed, Some(Placed::InChain(profile)) if profile::has_set(profile, family))
+    };
+    let needs = |(id, (is_new, profile)): &(&ProfileId, &(bool, Arc<Profile>))| {
+        let old = before.filter(|_| !is_new).and_then(|before| before.profiles().get(id));
+        Family::BOTH.into_iter().any(|family| {
+            has(**id, Some(profile), family) && !has(**id, old.map(|old| &**old), family)
+        })
+    };
+    let puts = change.put_profiles.iter().filter(|_| before.is_some());
+    puts.filter(needs).map(|(id, _)| *id).collect()
+}
+
+/// Appends the requests that make these sets, none of which may be there: else elements would be added to
+/// those that it holds.
+pub fn create_sets(batch: &mut Batch, sets: &[Filled]) {
+    for (set, elements) in sets {
+        batch.create_set(set);
+        batch.add_elements(set, elements);
+    }
+}
+
+/// As [`create_sets`], where some may be there that no rule looks up.
+pub fn replace_sets(batch: &mut Batch, sets: &[Filled]) {
+    for (set, _) in sets {
+        // Only a set that exists can be deleted.
+        batch.add_set(set);
+        batch.delete_set(set);
+    }
+    create_sets(batch, sets);
+}
+
+/// The sets of a profile of a table that is made.
+pub fn write_sets_of(batch: &mut Batch, id: ProfileId, profile: &Profile) {
+    if let Placed::InChain(profile) = Placed::of(id, profile) {
+        let sets = Family::BOTH.into_iter().filter_map(|family| filled(id, profile, family));
+        create_sets(batch, &sets.collect::<Vec<_>>());
+    }
+}
+
+/// A profile that a change is about.
+pub fn known(before: Option<&ObservedFirewall>, id: ProfileId) -> Result<&Profile, NftError> {
+    let profile = before.and_then(|before| before.profiles().get(&id));
+    profile.map(|profile| &**profile).ok_or(NftError::UnknownProfile(id))
+}
