@@ -1,5 +1,7 @@
 //! The interface between the host and the firewall's netlink code.
 
+use std::collections::BTreeSet;
+
 use super::nft::{Difference, Nft, NftError, Ownership, ProfileCounters};
 use crate::model::{FirewallChange, ObservedFirewall, ProfileId};
 
@@ -38,6 +40,15 @@ pub trait Firewall {
         observed: Option<&ObservedFirewall>,
     ) -> Result<(), NftError>;
 
+    /// The profiles of a change for which much is loaded before the change is in force.
+    fn slow_profiles(
+        &self,
+        _change: &FirewallChange,
+        _observed: Option<&ObservedFirewall>,
+    ) -> BTreeSet<ProfileId> {
+        BTreeSet::new()
+    }
+
     /// What a profile's rules counted since they were loaded; `None`: there is no such profile.
     ///
     /// # Errors
@@ -74,6 +85,14 @@ impl Firewall for Nft {
         observed: Option<&ObservedFirewall>,
     ) -> Result<(), NftError> {
         Self::apply(self, change, observed)
+    }
+
+    fn slow_profiles(
+        &self,
+        change: &FirewallChange,
+        observed: Option<&ObservedFirewall>,
+    ) -> BTreeSet<ProfileId> {
+        Self::with_new_sets(change, observed)
     }
 
     fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError> {

@@ -38,5 +38,5 @@ pub use pool::{networks_within, usable_network};
 pub use scope::Scope;
 pub use step::{Phase, Plan, Step};
 pub use uncut::Uncut;
-pub use unloadable::{Blame, Parted, load_in_parts};
+pub use unloadable::{Blame, Parted, before_slow, load_in_parts};
 pub use wanted::Wanted;

@@ -270,6 +270,35 @@ impl Part {
     }
 }
 
+/// A change in two parts, if some of its profiles take the kernel long to load: what does not need those
+/// comes first, so that no withdrawal waits for them. `None`: there is nothing to come first.
+pub fn before_slow(
+    change: &FirewallChange,
+    table: Option<&ObservedFirewall>,
+    slow: &BTreeSet<ProfileId>,
+) -> Option<[FirewallChange; 2]> {
+    if slow.is_empty() || change.load_base.is_some() {
+        return None;
+    }
+    let mut first = withdrawals(change, table);
+    let mut rest = FirewallChange {
+        remove_profiles: change.remove_profiles.clone(),
+        ..FirewallChange::default()
+    };
+    for (id, (new, profile)) in &change.put_profiles {
+        let part = if slow.contains(id) { &mut rest } else { &mut first };
+        part.put_profiles.insert(*id, (*new, Arc::clone(profile)));
+    }
+    for (prefix, id) in &change.assign {
+        let part = if slow.contains(id) { &mut rest } else { &mut first };
+        part.assign.insert(*prefix, *id);
+    }
+    first.unassign.retain(|prefix| !rest.assign.contains_key(prefix));
+    let unassign = change.unassign.iter().filter(|prefix| rest.assign.contains_key(prefix));
+    rest.unassign = unassign.copied().collect();
+    (!first.is_empty()).then_some([first, rest])
+}
+
 /// The part of a change that takes away without giving. A prefix within another one has a place before the
 /// outer prefix gets its destinations.
 fn withdrawals(change: &FirewallChange, table: Option<&ObservedFirewall>) -> FirewallChange {

@@ -1,7 +1,7 @@
 //! A host whose firewall refuses every change lets no peer in, and one that refuses a profile loads
 //! all others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gatepost::dataplane::nft::{Difference, Nft, NftError, ProfileCounters};
@@ -97,14 +97,63 @@ fn profile(count: u32) -> Arc<Profile> {
     Arc::new(Profile { allow4, ..Profile::default() })
 }
 
-/// The kernel refuses a set that has more elements than it was declared for.
+/// The kernel's firewall, but for one profile that it refuses, as a kernel does whose sets take fewer
+/// elements.
+struct WithoutOne(Nft, Arc<Profile>);
+
+impl Firewall for WithoutOne {
+    fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
+        self.0.observe()
+    }
+
+    fn difference(&self) -> Option<&Difference> {
+        self.0.difference()
+    }
+
+    fn is_current(&mut self) -> Result<bool, NftError> {
+        self.0.is_current()
+    }
+
+    fn apply(
+        &mut self,
+        change: &FirewallChange,
+        observed: Option<&ObservedFirewall>,
+    ) -> Result<(), NftError> {
+        let mut profiles = change.put_profiles.iter();
+        match profiles.find(|(_, (_, profile))| *profile == self.1) {
+            Some((id, _)) => {
+                let request = format!("add 1 elements of set p_{}_4", id.0);
+                Err(NftError::Refused { request, errno: Errno::ENFILE })
+            }
+            None => self.0.apply(change, observed),
+        }
+    }
+
+    fn slow_profiles(
+        &self,
+        change: &FirewallChange,
+        observed: Option<&ObservedFirewall>,
+    ) -> BTreeSet<ProfileId> {
+        self.0.slow_profiles(change, observed)
+    }
+
+    fn counters_of(&mut self, id: ProfileId) -> Result<Option<ProfileCounters>, NftError> {
+        self.0.counters_of(id)
+    }
+
+    fn remove(&mut self) -> Result<bool, NftError> {
+        self.0.remove()
+    }
+}
+
 fn one_profile(backend: Backend) {
     let netns = Netns::new("Bg");
     netns.enter(|| {
         let name = interface();
         let device_exe = std::env::current_exe().unwrap();
         let settings = HostSettings { interface: name.clone(), backend, device_exe };
-        let mut host = Host::open(settings, Nft::open().unwrap()).unwrap();
+        let firewall = WithoutOne(Nft::open().unwrap(), profile(43));
+        let mut host = Host::open(settings, firewall).unwrap();
         let observed = SharedObserved::from(ObservedState::default());
         let mut apply = |phase, change| {
             host.apply(&Plan::new(vec![Step::Firewall { phase, change }]), &observed)
@@ -117,9 +166,6 @@ fn one_profile(backend: Backend) {
             ..FirewallChange::default()
         };
         assert_eq!(apply(Phase::Fence, before).applied, 1);
-        netns.exec(
-            "nft add set inet gatepost p_23_4 { type ipv4_addr ; flags interval ; size 9 ; }",
-        );
 
         // All but one of these profiles fit.
         let numbers = 10..50u32;

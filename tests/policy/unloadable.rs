@@ -8,7 +8,7 @@ use gatepost::model::{
     FirewallBase, FirewallChange, FixedRules, Masquerade, Networks, ObservedFirewall, Profile,
     ProfileId,
 };
-use gatepost::plan::{Blame, Parted, load_in_parts};
+use gatepost::plan::{Blame, Parted, before_slow, load_in_parts};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
@@ -270,4 +270,46 @@ fn a_table_whose_rules_cannot_be_narrowed_or_allow_more_is_replaced_by_what_ther
     let before = kernel.table.clone();
     assert!(kernel.load_in_parts(&change).left.is_some());
     assert_eq!(kernel.table, before);
+}
+
+proptest! {
+    /// In two parts or in one, the table becomes the same, and what takes away comes first.
+    #[test]
+    fn withdrawals_come_before_profiles_that_take_long_to_load(
+        before in prop::collection::vec(1_000u32..2_000, 3..40),
+        slow in prop::collection::btree_set(0usize..40, 1..10),
+        in_place in any::<bool>(),
+    ) {
+        let table = table(&before);
+        let kept = before.len() - 1;
+        let wanted: Vec<u32> = before.iter().take(kept).map(|last| 3_000 - last).collect();
+        let mut change = change(&wanted, in_place);
+        let gone = prefix(kept as u32);
+        change.unassign.push(gone);
+        let ids: Vec<ProfileId> = change.put_profiles.keys().copied().collect();
+        let slow: BTreeSet<ProfileId> = slow.iter().map(|at| ids[at % ids.len()]).collect();
+        let Some([first, rest]) = before_slow(&change, Some(&table), &slow) else {
+            panic!("nothing comes first")
+        };
+        prop_assert!(first.unassign == [gone] && rest.unassign.is_empty());
+        prop_assert!(first.put_profiles.keys().all(|id| !slow.contains(id)));
+        prop_assert!(rest.put_profiles.keys().all(|id| slow.contains(id)));
+        let after = |changes: &[&FirewallChange]| {
+            let mut table = Some(table.clone());
+            changes.iter().for_each(|change| ObservedFirewall::apply(&mut table, change));
+            table
+        };
+        prop_assert_eq!(after(&[&first, &rest]), after(&[&change]));
+    }
+}
+
+#[test]
+fn change_without_a_profile_that_takes_long_stays_whole() {
+    let table = table(&[1_000, 1_001]);
+    let change = change(&[1_500, 1_501], true);
+    assert!(before_slow(&change, Some(&table), &BTreeSet::new()).is_none());
+    let all = change.put_profiles.keys().copied().collect();
+    assert!(before_slow(&change, Some(&table), &all).is_none(), "nothing would come first");
+    let base = FirewallChange { load_base: Some(base()), ..change };
+    assert!(before_slow(&base, None, &all).is_none());
 }

@@ -21,7 +21,7 @@ use crate::dataplane::{
     DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route, rule,
 };
 use crate::model::{FirewallChange, GatewayId, InterfaceName, ObservedState, Unloadable};
-use crate::plan::{Blame, Interlock, Parted, Phase, Step, load_in_parts};
+use crate::plan::{Blame, Interlock, Parted, Phase, Step, before_slow, load_in_parts};
 
 /// A device looks at its link each second.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(3);
@@ -86,6 +86,8 @@ impl<F: Firewall> Host<F> {
         interlock: &mut Interlock,
         outcome: &mut Outcome,
     ) {
+        let slow = self.firewall.slow_profiles(change, observed.read().firewall.as_ref());
+        let parts = before_slow(change, observed.read().firewall.as_ref(), &slow);
         let mut is_unsure = false;
         let mut load = |change: &FirewallChange| {
             let applied = self.firewall.apply(change, observed.read().firewall.as_ref());
@@ -94,7 +96,10 @@ impl<F: Firewall> Host<F> {
             observed.apply(&Step::Firewall { phase, change: change.clone() });
             Ok(())
         };
-        let parted = match load(change) {
+        let first = parts.as_ref().map_or(Ok(()), |[first, _]| load(first));
+        let rest = parts.as_ref().filter(|_| first.is_ok()).map(|[_, rest]| rest);
+        let change = rest.unwrap_or(change);
+        let parted = match first.and_then(|()| load(change)) {
             Ok(()) => Parted { unloadable: Vec::new(), left: None },
             Err(refusal) if blame(&refusal) == Blame::Request => {
                 Parted { unloadable: Vec::new(), left: Some((change.clone(), refusal)) }
