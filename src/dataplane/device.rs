@@ -16,6 +16,7 @@ mod reading;
 mod request;
 mod serve;
 mod socket;
+mod takings;
 mod transport;
 
 use std::io::{BufRead, BufReader};

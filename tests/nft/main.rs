@@ -29,5 +29,5 @@ mod services;
 mod size;
 mod table;
 mod upgrade;
-mod watch;
 mod vrf;
+mod watch;

@@ -18,7 +18,8 @@ use super::outgoing::Outgoing;
 use super::port::check_port;
 use super::reading::{Handshakes, describe, describe_peer};
 use super::request::{PeerChange, Set};
-use super::transport::{Ports, Transports, Tun};
+use super::takings::takings;
+use super::transport::{Ports, Transports, Tun, errno};
 use crate::model::{AllowedIps, PublicKey};
 
 /// How long the first message of a handshake may take to leave; the answer is not awaited.
@@ -146,7 +147,11 @@ impl Engine {
         if set.private_key.as_deref().is_some_and(|key| *key == [0; 32]) {
             return Err(Errno::EOPNOTSUPP);
         }
-        self.await_former(&set.peers).await?;
+        if let Err(late) = self.await_former(&set.peers).await {
+            let taken = takings(&set, &self.allowed);
+            self.change_peers(false, &taken, None).await??;
+            return Err(late);
+        }
         if let Some(port) = set.listen_port
             && port != self.port
         {
@@ -162,26 +167,37 @@ impl Engine {
         } else if let Some(port) = set.listen_port {
             self.set_port(port).await?;
         }
-        let Changes { edits, lost, takes } = self.plan(set.replace_peers, &set.peers);
-        let applied = self.apply(edits, set.fwmark).await;
+        let settled = self.change_peers(set.replace_peers, &set.peers, set.fwmark).await?;
+        self.open_sessions(&opened).await;
+        if self.port != former_port && self.has_key {
+            self.speak_to_all().await;
+        }
+        settled
+    }
+
+    /// Changes peers at one moment between two packets. The inner result says whether what takes away has
+    /// taken effect.
+    async fn change_peers(
+        &mut self,
+        replace: bool,
+        peers: &[PeerChange],
+        fwmark: Option<u32>,
+    ) -> Result<Result<(), Errno>, Errno> {
+        let Changes { edits, lost, takes } = self.plan(replace, peers);
+        let applied = self.apply(edits, fwmark).await;
         self.handshakes.retain(|key| self.allowed.of(key).is_some());
         if !lost.is_empty() {
             self.ask_outgoing();
         }
         let settled = if takes {
             self.take_effect().await
-        } else if set.peers.iter().any(|peer| peer.remove || peer.replace_allowed_ips) {
+        } else if peers.iter().any(|peer| peer.remove || peer.replace_allowed_ips) {
             // Who asks again for what a former request took must not be told that it has taken effect.
             self.settle(Duration::ZERO).await
         } else {
             Ok(())
         };
-        applied?;
-        self.open_sessions(&opened).await;
-        if self.port != former_port && self.has_key {
-            self.speak_to_all().await;
-        }
-        settled
+        applied.map(|()| settled)
     }
 
     /// Waits until no packet is on its way that came before now. Where a former change has waited in
@@ -397,14 +413,5 @@ impl Engine {
 
     fn prefixes_of(&self, key: &PublicKey) -> Edit {
         Edit::Modify(Modification::of(*key, networks(self.allowed.in_force(key))))
-    }
-}
-
-fn errno(error: Error) -> Errno {
-    match error {
-        Error::IoError(error) | Error::Bind(error, _) => {
-            error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-        }
-        _ => Errno::EIO,
     }
 }

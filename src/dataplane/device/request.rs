@@ -50,7 +50,8 @@ pub(crate) struct PeerChange {
 }
 
 impl PeerChange {
-    const fn of(key: PublicKey) -> Self {
+    /// A change that leaves the peer as it is.
+    pub(super) const fn of(key: PublicKey) -> Self {
         Self {
             key,
             remove: false,

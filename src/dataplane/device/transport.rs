@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use defguard_boringtun::device::Error as TunError;
 use defguard_boringtun::device::tun::TunSocket;
+use gotatun::device::Error;
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
@@ -230,4 +231,14 @@ impl UdpRecv for Receiver {
 
 async fn pause() {
     tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+/// An error of the engine as the kernel would name it.
+pub(super) fn errno(error: Error) -> Errno {
+    match error {
+        Error::IoError(error) | Error::Bind(error, _) => {
+            error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+        }
+        _ => Errno::EIO,
+    }
 }

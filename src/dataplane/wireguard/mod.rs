@@ -7,6 +7,7 @@ mod error;
 mod kernel;
 mod socket;
 mod sys;
+mod taking;
 mod uapi;
 mod userspace;
 

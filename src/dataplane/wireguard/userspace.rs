@@ -15,6 +15,7 @@ use super::DeviceReading;
 use super::endpoints::Endpoints;
 use super::error::{MAX_MTU_BYTES, UserspaceError};
 use super::socket::{Connection, Generation, converse, open};
+use super::taking::{all_taking, note_taken};
 use super::uapi::{self, UapiError};
 use crate::model::{InterfaceName, Peer, PrivateKey};
 use crate::plan::Step;
@@ -99,8 +100,10 @@ impl Userspace {
         let runs = steps.chunk_by(|a, b| takes(a) && takes(b));
         for together in runs.flat_map(|run| run.chunks(TOGETHER)) {
             let answer = silent.or_else(|| self.take_together(together, &mut known));
+            let removed = self.confirm_removals(together, answer);
             for step in together {
-                let verdict = match answer.or(silent) {
+                let removed = removed.filter(|_| matches!(step, Step::RemovePeer { .. }));
+                let verdict = match removed.or(answer).or(silent) {
                     Some(answer) => self.verdict(answer),
                     None => self.write_peer(step, &mut known),
                 };
@@ -117,13 +120,29 @@ impl Userspace {
     /// is the only one, because it is another step, or because the device cannot or refuses.
     fn take_together(&self, steps: &[Step], known: &mut Option<DeviceReading>) -> Option<Answer> {
         let [_, _, ..] = steps else { return None };
-        let lines = steps.iter().map(taking).collect::<Option<Vec<_>>>()?;
-        let lines = lines.iter().map(|it| it.as_str()).collect::<Vec<_>>().concat();
+        let lines = all_taking(steps.iter())?;
         let connection = open(&self.name).ok().filter(|it| it.generation == Generation::Current)?;
         steps.iter().for_each(|step| note_taken(step, known));
         match self.set_through(connection, &lines) {
             Ok(()) => Some(Answer::Done),
             Err(UserspaceError::Unsettled { .. }) => Some(Answer::Unsettled),
+            Err(UserspaceError::Silent { source, .. }) => Some(Answer::Silent(source.kind())),
+            Err(_) => None,
+        }
+    }
+
+    /// Where a narrowing also gives, because the device lacks something that the peer is to keep, the
+    /// device answers that the request is unsettled. It has taken away all the same, so the removals are
+    /// asked for once more without the narrowings. `None`: the answer to all is the answer to them.
+    fn confirm_removals(&self, steps: &[Step], answer: Option<Answer>) -> Option<Answer> {
+        let Some(Answer::Unsettled) = answer else { return None };
+        let is_removal = |step: &&Step| matches!(step, Step::RemovePeer { .. });
+        let removals = steps.iter().filter(is_removal).count();
+        if removals == 0 || removals == steps.len() {
+            return None;
+        }
+        match self.set(&all_taking(steps.iter().filter(is_removal))?) {
+            Ok(()) => Some(Answer::Done),
             Err(UserspaceError::Silent { source, .. }) => Some(Answer::Silent(source.kind())),
             Err(_) => None,
         }
@@ -255,31 +274,6 @@ const fn takes(step: &Step) -> bool {
     matches!(step, Step::RemovePeer { .. } | Step::NarrowPeer { .. })
 }
 
-/// The request of a step that only takes away; `None`: it is another step.
-fn taking(step: &Step) -> Option<Zeroizing<String>> {
-    match step {
-        Step::RemovePeer { key } => Some(uapi::removal(key).into()),
-        Step::NarrowPeer { key, allowed_ips } => Some(uapi::narrowing(key, allowed_ips)),
-        _ => None,
-    }
-}
-
-/// Follows a step that only takes away.
-fn note_taken(step: &Step, known: &mut Option<DeviceReading>) {
-    let Some(known) = known else { return };
-    match step {
-        Step::RemovePeer { key } => {
-            known.peers.remove(key);
-        }
-        Step::NarrowPeer { key, allowed_ips } => {
-            if let Some(peer) = known.peers.get_mut(key) {
-                peer.allowed_ips = allowed_ips.clone();
-            }
-        }
-        _ => {}
-    }
-}
-
 /// A device of the last version closes its sockets before it tries the new ones, and shares a port with
 /// any other that allows it: so the port is tried here first.
 fn try_port(port: u16) -> Result<(), UserspaceError> {
@@ -303,6 +297,7 @@ mod tests {
     use std::os::unix::net::{SocketAddr, UnixListener};
     use std::thread::JoinHandle;
 
+    use super::super::taking::taking;
     use super::*;
     use crate::model::PublicKey;
 
@@ -380,9 +375,29 @@ mod tests {
         assert!(verdicts.len() == 3 && verdicts.iter().all(hung_up), "{verdicts:?}");
         served.join().unwrap();
         let (userspace, served) = device("wait", 1, |_| "errno=-110\n\n");
-        let verdicts = userspace.write_peers(&withdrawals());
-        let waits = |it: &Result<(), _>| matches!(it, Err(UserspaceError::Unsettled { .. }));
-        assert!(verdicts.len() == 3 && verdicts.iter().all(waits), "{verdicts:?}");
+        let removals = withdrawals().into_iter().filter(|it| matches!(it, Step::RemovePeer { .. }));
+        let verdicts = userspace.write_peers(&removals.collect::<Vec<_>>());
+        assert!(verdicts.len() == 2 && verdicts.iter().all(waits), "{verdicts:?}");
         served.join().unwrap();
+    }
+
+    fn waits(verdict: &Result<(), UserspaceError>) -> bool {
+        matches!(verdict, Err(UserspaceError::Unsettled { .. }))
+    }
+
+    #[test]
+    fn a_narrowing_that_waits_keeps_no_removal_back() {
+        let narrowed = "02".repeat(32);
+        let answer = move |request: &str| match request.contains(&narrowed) {
+            true => "errno=-110\n\n",
+            false => "errno=0\n\n",
+        };
+        let (userspace, served) = device("gives", 2, answer);
+        let verdicts = userspace.write_peers(&withdrawals());
+        assert_eq!(verdicts.iter().map(waits).collect::<Vec<_>>(), [false, true, false]);
+        let requests = served.join().unwrap();
+        let removals: Vec<_> = [0, 2].iter().filter_map(|at| taking(&withdrawals()[*at])).collect();
+        let [one, three] = &removals[..] else { panic!("{}", removals.len()) };
+        assert_eq!(requests[1], ["set=1\n", one, three, "\n"].concat());
     }
 }
