@@ -1,7 +1,7 @@
 //! Which chains of other programs drop our packets.
 
 use gatepost::dataplane::nft::{
-    ForeignDrop, Hook, Lost, Manager, Nft, foreign_drops, foreign_rules,
+    ForeignDrop, Hook, Lost, Manager, Nft, flowtables_of, foreign_drops, foreign_rules,
 };
 
 use super::netns::Netns;
@@ -276,4 +276,25 @@ fn nothing_is_said_of_rules_that_drop_no_packet_of_ours() {
             found.iter().flat_map(|found| &found.first).filter(|it| it.starts_with("from"));
         assert_eq!(of_peers.count(), 0, "{rules}: {found:?}");
     }
+}
+
+/// Not every kernel has flowtables; that of the guest does.
+#[test]
+fn flowtable_over_our_link_is_found() {
+    let netns = Netns::new();
+    netns.enter();
+    netns.run("ip link add gatepost0 type bridge; ip link add other type bridge");
+    let flowtable = |name: &str, links: &str| {
+        format!(
+            "table inet theirs {{ flowtable {name} {{ hook ingress priority 0; devices = {{ {links} }}; }} }}"
+        )
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), flowtable("both", "gatepost0, other")).unwrap();
+    if !netns.succeeds(&format!("nft -f {}", file.path().display())) {
+        return println!("this kernel has no flowtables");
+    }
+    netns.load(&flowtable("another", "other"));
+    let found = flowtables_of(&"gatepost0".parse().unwrap()).unwrap();
+    assert_eq!(found, ["inet theirs both"]);
 }
