@@ -6,11 +6,15 @@
 //! WireGuard announces nothing about peers. Edits of the firewall come by `nft::monitor`.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::netlink::{Announcement, AsyncSubscription, Message, NetlinkError};
-use super::rule::filter_of;
+use super::rule::{SRC_VALID_MARK, filter_of};
 use crate::model::InterfaceName;
 
 // include/uapi/linux/rtnetlink.h, if_link.h
@@ -29,6 +33,9 @@ const DEL_NETCONF: u16 = 81;
 const LINK_NAME: u16 = 3;
 const ROUTE_OIF: u16 = 4;
 
+/// How often settings are looked at that the kernel announces no change of.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The part of the host to look at again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostEvent {
@@ -38,7 +45,8 @@ pub enum HostEvent {
     Address,
     /// A route through the link came or went.
     Route,
-    /// A rule of policy routing came or went, or the first link began to check sources.
+    /// A rule of policy routing came or went, the first link began to check sources, or whether marks
+    /// count there changed.
     Rule,
     /// Events were lost: anything may have changed.
     Resync,
@@ -49,6 +57,9 @@ pub struct Monitor {
     subscription: AsyncSubscription,
     filter: Filter,
     events: VecDeque<HostEvent>,
+    /// The kernel announces no change of it.
+    marks_count: Option<Setting>,
+    looks: Interval,
 }
 
 impl Monitor {
@@ -65,7 +76,10 @@ impl Monitor {
     ) -> Result<Self, NetlinkError> {
         let subscription = AsyncSubscription::open(NETLINK_ROUTE, &GROUPS)?;
         let filter = Filter::new(interface, own_port, index);
-        Ok(Self { subscription, filter, events: VecDeque::new() })
+        let marks_count = Setting::open(SRC_VALID_MARK);
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { subscription, filter, events: VecDeque::new(), marks_count, looks })
     }
 
     /// Waits for the next event. Dropping and calling it again loses no event.
@@ -78,17 +92,47 @@ impl Monitor {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
-            let Self { subscription, filter, events } = self;
-            subscription
-                .read(|announcement| {
-                    events.extend(match announcement {
-                        Announcement::Message(message) => filter.event(message)?,
-                        Announcement::Overrun => Some(HostEvent::Resync),
-                    });
-                    Ok(())
-                })
-                .await?;
+            let Self { subscription, filter, events, marks_count, looks } = self;
+            let announced = subscription.read(|announcement| {
+                events.extend(match announcement {
+                    Announcement::Message(message) => filter.event(message)?,
+                    Announcement::Overrun => Some(HostEvent::Resync),
+                });
+                Ok(())
+            });
+            tokio::select! {
+                announced = announced => announced?,
+                _ = looks.tick() => {
+                    let changed = marks_count.as_mut().is_some_and(Setting::changed);
+                    if changed {
+                        return Ok(HostEvent::Rule);
+                    }
+                }
+            }
         }
+    }
+}
+
+/// A setting in `/proc/sys`, of the network namespace in which it was opened.
+struct Setting {
+    file: File,
+    was: [u8; 1],
+}
+
+impl Setting {
+    /// `None`: it cannot be read, as on a host without IPv4.
+    fn open(path: &str) -> Option<Self> {
+        let mut setting = Self { file: File::open(path).ok()?, was: [0] };
+        setting.changed();
+        Some(setting)
+    }
+
+    /// Whether it is another one than when it was last read.
+    fn changed(&mut self) -> bool {
+        let mut is = [0; 1];
+        let read = self.file.read_exact_at(&mut is, 0).is_ok();
+        let was = std::mem::replace(&mut self.was, is);
+        read && was != is
     }
 }
 

@@ -34,7 +34,7 @@ const NETCONF_RP_FILTER: u16 = 3;
 /// The index of the settings with which later links start.
 const NETCONF_DEFAULT: i32 = -2;
 
-const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
+pub(super) const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
 /// Reads the routing on which the gate depends, in the network namespace of the calling thread.
 ///

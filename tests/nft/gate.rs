@@ -4,9 +4,12 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use gatepost::dataplane::nft::Nft;
-use gatepost::dataplane::{Backend, Dataplane, Host, HostSettings, SharedObserved};
-use gatepost::model::{GateObstacle, MarkBit, ObservedState, RoutingRule};
+use gatepost::dataplane::{
+    Backend, Dataplane, Host, HostEvent, HostSettings, Monitor, SharedObserved,
+};
+use gatepost::model::{FirewallBase, GateObstacle, MarkBit, Networks, ObservedState, RoutingRule};
 use gatepost::plan::{Plan, Step, gate};
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 
 use super::netns::Netns;
@@ -15,6 +18,7 @@ use super::packets::{nothing, world};
 use super::table::{WG, base, load, profile};
 
 const ALICE4: &str = "10.64.0.2";
+const ALICE6: &str = "fd64::2";
 const BOB4: &str = "10.64.0.3";
 const BOB6: &str = "fd64::3";
 const PORT: u16 = 9000;
@@ -39,8 +43,8 @@ fn apply(host: &mut Host<Nft>, step: Step) {
     assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
 }
 
-fn rules() -> BTreeSet<RoutingRule> {
-    gate::rules(&WG.parse().unwrap(), base().networks.pool, MarkBit::default())
+fn rules(pool: IpNet) -> BTreeSet<RoutingRule> {
+    gate::rules(&WG.parse().unwrap(), pool, MarkBit::default())
 }
 
 /// Hears datagrams of one flood.
@@ -76,13 +80,13 @@ fn send(from: &Netns, to: &str) {
     });
 }
 
-/// Peers to the LAN, the LAN to a peer, and peers to each other. IPv6 addresses are of no pool here, so
-/// only what peers send is stopped.
-fn flood(network: &Network) {
+/// Peers to the LAN, the LAN to a peer, and peers to each other. Addresses of the other family are of no
+/// pool, so of those only what peers send is stopped.
+fn flood(network: &Network, from_lan: &str) {
     for (from, to) in [
         (&network.alice, LAN4),
         (&network.alice, LAN6),
-        (&network.lan, ALICE4),
+        (&network.lan, from_lan),
         (&network.alice, BOB4),
         (&network.alice, BOB6),
     ] {
@@ -92,17 +96,29 @@ fn flood(network: &Network) {
 
 #[test]
 fn no_forwarded_packet_passes_while_the_table_is_flushed() {
+    nothing_passes_while_the_table_is_flushed(base().networks, ALICE4);
+}
+
+#[test]
+fn no_forwarded_packet_passes_while_the_table_is_flushed_with_a_pool_of_ipv6() {
+    let pool = "fd64::/64".parse().unwrap();
+    nothing_passes_while_the_table_is_flushed(Networks::new(pool, [].iter()), ALICE6);
+}
+
+fn nothing_passes_while_the_table_is_flushed(networks: Networks, alice: &str) {
     let mut network = Network::new();
     let ears = [
         Ear::open(&network.lan, LAN4),
         Ear::open(&network.lan, LAN6),
-        Ear::open(&network.alice, ALICE4),
+        Ear::open(&network.alice, alice),
         Ear::open(&network.bob, BOB4),
         Ear::open(&network.bob, BOB6),
     ];
     let heard = |expected| ears.each_ref().map(|ear| ear.heard(expected));
-    let table = load(&base(), &world(nothing(), nothing()));
-    flood(&network);
+    let base = FirewallBase { networks, ..base() };
+    let rules = || rules(base.networks.pool);
+    let table = load(&base, &world(nothing(), nothing()));
+    flood(&network, alice);
     assert_eq!(heard(EACH), [EACH; 5], "without a table everything passes");
     let mut host = host();
     network.gateway.run("sysctl -qw net.ipv4.conf.all.src_valid_mark=1");
@@ -112,13 +128,13 @@ fn no_forwarded_packet_passes_while_the_table_is_flushed() {
         apply(&mut host, Step::AddRules { rules: rules() });
         for _ in 0..FLUSHES {
             network.nft.apply(&table, None).unwrap();
-            flood(&network);
+            flood(&network, alice);
             network.gateway.run("nft flush ruleset");
-            flood(&network);
+            flood(&network, alice);
         }
         assert_eq!(heard(0), [0; 5], "rp_filter {rp_filter}");
         apply(&mut host, Step::RemoveRules { rules: rules() });
-        flood(&network);
+        flood(&network, alice);
         assert_eq!(heard(EACH), [EACH; 5], "rp_filter {rp_filter}: the gate was not taken away");
     }
 }
@@ -131,6 +147,7 @@ fn gate_lets_everything_pass_that_the_table_allows() {
     serve(&network.lan, 80);
     serve(&network.bob, 80);
     let mut host = host();
+    let rules = || rules(base().networks.pool);
     network.gateway.run("sysctl -qw net.ipv4.conf.all.src_valid_mark=1");
     let before = network.gateway.run("ip rule; ip -6 rule");
     for rp_filter in [0, 1, 2] {
@@ -184,4 +201,21 @@ fn what_the_gate_depends_on_is_read() {
     netns.run("ip rule add fwmark 1 table 7 priority 100");
     let why = gate::obstacle(&routing(), MarkBit::default()).unwrap().to_string();
     assert!(why.contains("\"IPv4 100: fwmark 0x1\""), "{why}");
+}
+
+/// The kernel announces no change of it.
+#[tokio::test(flavor = "current_thread")]
+async fn marks_that_no_longer_count_are_noticed_at_once() {
+    let netns = Netns::new();
+    netns.enter();
+    let sysctl = |value: u8| {
+        netns.run(&format!("sysctl -qw net.ipv4.conf.all.src_valid_mark={value}"));
+    };
+    sysctl(1);
+    let mut monitor = Monitor::open(WG.parse().unwrap(), None, 0).unwrap();
+    for value in [0, 1, 0] {
+        sysctl(value);
+        let event = tokio::time::timeout(PATIENCE, monitor.next()).await;
+        assert_eq!(event.expect("an event").unwrap(), HostEvent::Rule, "{value}");
+    }
 }
