@@ -1,11 +1,14 @@
 //! Other programs edit the firewall. The agent repairs it and logs which program it was.
 
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{Client, Fault, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows};
+use crate::lab::{
+    Client, Fault, GATEWAY_TUNNEL, LAN_OTHER, LAN_SERVER, Lab, eventually, policy_rows,
+};
 
 #[test]
 fn edits_of_our_table_are_repaired_and_their_author_is_named() {
@@ -63,9 +66,12 @@ fn owned_table_outlives_flushes_and_the_agent() {
     let mut agent = lab.start();
     alice.connect();
     eventually("the policy is applied", || alice.reaches(LAN_OTHER));
+    let service = lab.gateway.within(|| TcpListener::bind((GATEWAY_TUNNEL, 0)).unwrap());
+    let port = service.local_addr().unwrap().port();
     let is_served = |state: &str| {
         alice.must_reach(LAN_OTHER, state);
         assert!(!alice.reaches(LAN_SERVER), "{state}");
+        assert!(alice.tcp(GATEWAY_TUNNEL, port).is_err(), "{state}: a service of the gateway");
     };
     let flushes = |state: &str| {
         nft(&lab, "flush ruleset");

@@ -20,6 +20,7 @@ mod netns;
 mod network;
 mod owned;
 mod packets;
+mod path;
 mod places;
 mod priority;
 mod raw;
