@@ -3,7 +3,7 @@
 //!
 //! Needs root. Works in network namespaces of its own. `GATEPOST_BENCH_ROUNDS` says how often a
 //! packet's cost is measured (9). With the argument `foreign` it measures only packets that do not
-//! concern us.
+//! concern us, with `former` what version 0.1.0 and this one cost with few peers.
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
 
 #[path = "figures.rs"]
@@ -39,8 +39,8 @@ const ADDED_OF_ITS_OWN: u32 = 20;
 const ADDED_BY_NFT: u32 = 9;
 
 fn main() {
-    if std::env::args().any(|arg| arg == "foreign") {
-        return forward::measure(true);
+    if let Some(asked) = std::env::args().find_map(|arg| forward::Asked::named(&arg)) {
+        return forward::measure(asked);
     }
     println!("\nload and change: `inet gatepost` by netlink, beside `nft` with the same table");
     println!(
@@ -64,7 +64,7 @@ fn main() {
         // A thread's namespace is left with the thread.
         std::thread::scope(|scope| scope.spawn(|| measure(peers, profiles)).join().unwrap());
     }
-    forward::measure(false);
+    forward::measure(forward::Asked::All);
 }
 
 fn measure(peers: u32, profiles: u32) {

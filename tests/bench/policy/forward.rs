@@ -33,7 +33,17 @@ enum Shape {
     Nothing,
     /// What most gateways run, and what ours is measured against.
     Plain,
+    /// The rules of version 0.1.0, with as many peers.
+    Former {
+        peers: u32,
+        profiles: u32,
+    },
     Ours {
+        peers: u32,
+        profiles: u32,
+    },
+    /// The same with the routing rules of the gate.
+    OursWithGate {
         peers: u32,
         profiles: u32,
     },
@@ -45,24 +55,53 @@ enum Shape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Beside {
     Nothing,
+    /// The table of version 0.1.0.
+    Former,
     Table,
     TableAndGate,
 }
 
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 11] = [
     Shape::Nothing,
     Shape::Plain,
+    Shape::Former { peers: PROFILES, profiles: PROFILES },
     Shape::Ours { peers: PROFILES, profiles: PROFILES },
+    Shape::OursWithGate { peers: PROFILES, profiles: PROFILES },
     Shape::Ours { peers: PEERS, profiles: PROFILES },
     Shape::Ours { peers: PEERS, profiles: PEERS },
     Shape::Foreign(Beside::Nothing),
+    Shape::Foreign(Beside::Former),
     Shape::Foreign(Beside::Table),
     Shape::Foreign(Beside::TableAndGate),
 ];
 
-/// Measures all shapes, or those of packets that do not concern us.
-pub fn measure(only_foreign: bool) {
-    let is_asked = |shape: &Shape| !only_foreign || matches!(shape, Shape::Foreign(_));
+/// Which shapes are measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    All,
+    /// Those of packets that do not concern us.
+    Foreign,
+    /// Those with few peers, which are loaded fast.
+    Former,
+}
+
+impl Asked {
+    pub fn named(word: &str) -> Option<Self> {
+        match word {
+            "foreign" => Some(Self::Foreign),
+            "former" => Some(Self::Former),
+            _ => None,
+        }
+    }
+}
+
+/// Measures these shapes.
+pub fn measure(asked: Asked) {
+    let is_asked = |shape: &Shape| match asked {
+        Asked::All => true,
+        Asked::Foreign => matches!(shape, Shape::Foreign(_)),
+        Asked::Former => !matches!(shape, Shape::Ours { peers: PEERS, .. }),
+    };
     let rounds = std::env::var("GATEPOST_BENCH_ROUNDS").map_or(9, |rounds| rounds.parse().unwrap());
     let lines: Vec<Line> = SHAPES.into_iter().filter(is_asked).map(Line::open).collect();
     let mut first_cpu = CpuSet::new();
@@ -114,10 +153,19 @@ impl Shape {
         match self {
             Self::Nothing => "no firewall, no connection tracking".to_owned(),
             Self::Plain => "connection tracking and `ct state established accept`".to_owned(),
+            Self::Former { peers, profiles } => {
+                format!("gatepost 0.1.0, {peers} peers, {profiles} profiles of {RANGES}")
+            }
             Self::Ours { peers, profiles } => {
                 format!("gatepost, {peers} peers, {profiles} profiles of {RANGES}")
             }
+            Self::OursWithGate { peers, profiles } => {
+                format!("gatepost and its gate, {peers} peers, {profiles} profiles")
+            }
             Self::Foreign(Beside::Nothing) => "between other links: connection tracking".to_owned(),
+            Self::Foreign(Beside::Former) => {
+                "between other links, beside gatepost 0.1.0".to_owned()
+            }
             Self::Foreign(Beside::Table) => "between other links, beside gatepost".to_owned(),
             Self::Foreign(Beside::TableAndGate) => {
                 "between other links, beside gatepost and its gate".to_owned()
@@ -148,24 +196,19 @@ impl Shape {
             Self::Plain => self.load_plain(gateway),
             Self::Foreign(beside) => {
                 self.load_plain(gateway);
-                let gate = (beside == Beside::TableAndGate).then(MarkBit::default);
-                let base = FirewallBase { masquerade: Masquerade::None, gate, ..base() };
-                if beside != Beside::Nothing {
-                    let whole = load(&base, &world(PROFILES, PROFILES));
-                    Nft::open().unwrap().apply(&whole, None).unwrap();
-                }
-                for rule in gate
-                    .into_iter()
-                    .flat_map(|mark| gate::rules(&base.interface, base.networks.pool, mark))
-                {
-                    gateway.run(&rule_command(&rule));
+                match beside {
+                    Beside::Nothing => {}
+                    Beside::Former => load_former(gateway, PROFILES, PROFILES),
+                    Beside::Table => load_ours(gateway, (PROFILES, PROFILES), None),
+                    Beside::TableAndGate => {
+                        load_ours(gateway, (PROFILES, PROFILES), Some(MarkBit::default()));
+                    }
                 }
             }
-            Self::Ours { peers, profiles } => {
-                // As in the other shapes, nothing is translated.
-                let base = FirewallBase { masquerade: Masquerade::None, ..base() };
-                let whole = load(&base, &world(peers, profiles));
-                Nft::open().unwrap().apply(&whole, None).unwrap();
+            Self::Former { peers, profiles } => load_former(gateway, peers, profiles),
+            Self::Ours { peers, profiles } => load_ours(gateway, (peers, profiles), None),
+            Self::OursWithGate { peers, profiles } => {
+                load_ours(gateway, (peers, profiles), Some(MarkBit::default()));
             }
         }
     }
@@ -181,6 +224,39 @@ impl Shape {
              }}"
         ));
     }
+}
+
+/// As in the other shapes, nothing is translated.
+fn load_ours(gateway: &Netns, (peers, profiles): (u32, u32), gate: Option<MarkBit>) {
+    let base = FirewallBase { masquerade: Masquerade::None, gate, ..base() };
+    Nft::open().unwrap().apply(&load(&base, &world(peers, profiles)), None).unwrap();
+    let rules = gate.map(|mark| gate::rules(&base.interface, base.networks.pool, mark));
+    for rule in rules.into_iter().flatten() {
+        gateway.run(&rule_command(&rule));
+    }
+}
+
+/// The chains of `tests/nft/former.nft` before the same maps and profiles. Its profiles accept themselves.
+fn load_former(gateway: &Netns, peers: u32, profiles: u32) {
+    load_ours(gateway, (peers, profiles), None);
+    let former = include_str!("../../nft/former.nft");
+    let chain = |name: &str| {
+        let (_, rest) = former.split_once(&format!("  chain {name} {{\n")).unwrap();
+        let rules = rest.split_once("\n  }").unwrap().0.lines();
+        let rules = rules
+            .filter(|rule| !rule.contains("hook"))
+            .map(|rule| format!("add rule inet gatepost {name} {}\n", rule.trim()));
+        format!("flush chain inet gatepost {name}\n") + &rules.collect::<String>()
+    };
+    gateway.load(&format!(
+        "{}{}{}{}flush chain inet gatepost passed\nadd rule inet gatepost passed accept
+         flush chain inet gatepost arrivals\nflush chain inet gatepost output
+         delete chain inet gatepost arrivals\ndelete chain inet gatepost output\n",
+        chain("forward"),
+        chain("input"),
+        chain("judge"),
+        chain("inbound"),
+    ));
 }
 
 /// What `ip` adds this rule by.
@@ -286,7 +362,9 @@ impl Shape {
     /// The peers of the flows are spread over all there are, each with another profile.
     fn peer(self, flow: u32) -> u32 {
         let peers = match self {
-            Self::Ours { peers, .. } => peers,
+            Self::Former { peers, .. }
+            | Self::Ours { peers, .. }
+            | Self::OursWithGate { peers, .. } => peers,
             Self::Nothing | Self::Plain | Self::Foreign(_) => PEERS,
         };
         flow * (peers / FLOWS + 1) % peers
@@ -295,7 +373,9 @@ impl Shape {
     /// An address in one of the ranges of the peer's profile.
     fn allowed(self, peer: u32) -> Ipv4Addr {
         let profiles = match self {
-            Self::Ours { profiles, .. } => profiles,
+            Self::Former { profiles, .. }
+            | Self::Ours { profiles, .. }
+            | Self::OursWithGate { profiles, .. } => profiles,
             Self::Nothing | Self::Plain | Self::Foreign(_) => PROFILES,
         };
         let range = (peer % profiles) * RANGES + peer % RANGES;
