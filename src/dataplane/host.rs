@@ -254,7 +254,7 @@ impl<F: Firewall> Dataplane for Host<F> {
             // One run is always applied, so that a plan that is interrupted again and again ends.
             let is_begun = rest.len() < plan.steps().len();
             if is_begun && observed.stops_after().is_some_and(|after| began.elapsed() >= after) {
-                outcome.interrupted = true;
+                outcome.untried = rest.len();
                 break;
             }
             let reading = observed.read();
@@ -294,7 +294,9 @@ impl<F: Firewall> Dataplane for Host<F> {
                 }
             }
         }
-        self.call_peers(&observed.read());
+        if outcome.untried == 0 {
+            self.call_peers(&observed.read());
+        }
         outcome
     }
 }

@@ -98,8 +98,8 @@ pub struct Outcome {
     /// Steps it did not acknowledge. One refused peer does not stop the others. A refused step may
     /// have been applied in part: read everything back before the next plan.
     pub refused: Vec<RefusedStep>,
-    /// The job stopped before the end of the plan, because a newer one waited.
-    pub interrupted: bool,
+    /// Steps that were not tried, because a newer plan waited: the job was interrupted.
+    pub untried: usize,
     /// Profiles that the kernel refused. What else their transaction held was applied.
     pub unloadable: Vec<Unloadable>,
     /// Tracked flows that were deleted.

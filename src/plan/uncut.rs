@@ -18,8 +18,8 @@ pub enum Uncut {
     Any,
     These {
         prefixes: BTreeSet<IpNet>,
-        /// The prefixes that the plan under way cuts and does not take.
-        cutting: BTreeSet<IpNet>,
+        /// The prefixes that the plan under way cuts and does not take, or gives to a peer.
+        settling: BTreeSet<IpNet>,
     },
 }
 
@@ -42,33 +42,34 @@ impl Uncut {
     /// A plan is about to be applied: what it takes may be gone from now on, whatever becomes of the
     /// answers.
     pub fn begin(&mut self, plan: &Plan, observed: &ObservedState) {
-        let Self::These { prefixes, cutting } = self else { return };
+        let Self::These { prefixes, settling } = self else { return };
         let taken = taken_by(plan, observed);
         let cut = plan.steps().iter().filter_map(|step| match step {
             Step::CutFlows { prefixes } => Some(prefixes),
             _ => None,
         });
-        *cutting = cut.flatten().filter(|prefix| !taken.contains(prefix)).copied().collect();
+        *settling = cut.flatten().filter(|prefix| !taken.contains(prefix)).copied().collect();
+        settling.extend(plan.steps().iter().flat_map(given_by));
         prefixes.extend(taken);
     }
 
     /// The kernel acknowledged every step of the plan: `observed` is the result. Prefixes that were closed
     /// before they were cut and taken have no flows.
     pub fn applied(&mut self, observed: &ObservedState) {
-        let Self::These { prefixes, cutting } = self else { return };
+        let Self::These { prefixes, settling } = self else { return };
         let table = observed.firewall.as_ref();
         let is_open = |prefix: &IpNet| {
             let place = table.and_then(|table| table.assignments().get(prefix));
             place.is_some_and(|place| *place != ProfileId::NOTHING)
         };
-        prefixes.retain(|prefix| is_open(prefix) && !cutting.contains(prefix));
-        cutting.clear();
+        prefixes.retain(|prefix| is_open(prefix) && !settling.contains(prefix));
+        settling.clear();
     }
 
     /// The whole kernel is what it should be: every open place has its peer, and no other prefix has a
     /// place.
     pub fn proven(&mut self) {
-        *self = Self::These { prefixes: BTreeSet::new(), cutting: BTreeSet::new() };
+        *self = Self::These { prefixes: BTreeSet::new(), settling: BTreeSet::new() };
     }
 }
 

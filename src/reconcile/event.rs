@@ -95,7 +95,7 @@ pub enum Event {
 }
 
 /// The last good rows of an earlier run.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LastGood {
     pub rows: SnapshotRows,
     /// The changes since the snapshot, oldest first.

@@ -357,14 +357,14 @@ impl Mirror {
     /// The job that changed the kernel ended with an answer to every step that it tried. What was in doubt
     /// before is so still.
     pub fn applied(&mut self, outcome: &Outcome) {
-        let is_whole = outcome.refused.is_empty() && !outcome.interrupted;
+        let is_whole = outcome.refused.is_empty() && outcome.untried == 0;
         if let (true, Some(observed)) = (is_whole, &self.observed) {
             self.uncut.applied(&observed.read());
         }
         for refused in &outcome.refused {
             self.doubt.refused(&refused.step, refused.fate());
         }
-        self.interruptions = if outcome.interrupted { self.interruptions + 1 } else { 0 };
+        self.interruptions = if outcome.untried > 0 { self.interruptions + 1 } else { 0 };
         let in_doubt = self.job == Job::Apply { in_doubt: true };
         self.trust = if in_doubt { Trust::Doubtful } else { Trust::Kept };
         self.job = Job::None;

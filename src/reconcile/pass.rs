@@ -201,6 +201,9 @@ impl Passes {
         pass.applied += outcome.applied.saturating_sub(usize::from(pass.cutting));
         pass.flows_cut += outcome.flows_cut as u64;
         pass.refused += outcome.refused.len();
+        // The next plan contains them again.
+        pass.steps = pass.steps.saturating_sub(outcome.untried);
+        pass.first.truncate(pass.steps);
         let removing = std::mem::take(&mut pass.removing);
         let stays =
             |key: &PublicKey| observed.is_some_and(|observed| observed.peers.contains_key(key));

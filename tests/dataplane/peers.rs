@@ -114,7 +114,8 @@ fn interrupted(backend: Backend) {
         observed.interrupt(Duration::ZERO);
         let outcome = gateway.host.apply(&Plan::new(steps.clone()), &observed);
         gateway.observed = observed.read().clone();
-        assert!(outcome.interrupted && outcome.refused.is_empty(), "{outcome:?}");
+        assert!(outcome.untried > 0 && outcome.refused.is_empty(), "{outcome:?}");
+        assert_eq!(outcome.applied + outcome.untried, steps.len());
         assert!((1..steps.len()).contains(&outcome.applied), "{} steps", outcome.applied);
         gateway.check();
         gateway.apply_all(steps[outcome.applied..].to_vec());

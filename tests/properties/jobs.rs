@@ -67,11 +67,8 @@ fn a_revocation_during_a_long_job_is_read_and_interrupts_it() {
         observed.apply(step);
     }
     let observations = world.observations;
-    world.tell(Event::Applied(Outcome {
-        applied: last + 1,
-        interrupted: true,
-        ..Outcome::default()
-    }));
+    let untried = plan.steps().len() - last - 1;
+    world.tell(Event::Applied(Outcome { applied: last + 1, untried, ..Outcome::default() }));
     let (next, observed) = job(&mut world);
     assert_eq!(world.observations, observations, "nothing is read before that");
     assert!(removes(&next, 12));
@@ -104,7 +101,8 @@ fn jobs_that_are_interrupted_again_and_again_last_longer() {
         let step = &plan.steps()[0];
         world.kernel.apply_step(step).unwrap();
         observed.apply(step);
-        let outcome = Outcome { applied: 1, interrupted: true, ..Outcome::default() };
+        let untried = plan.steps().len() - 1;
+        let outcome = Outcome { applied: 1, untried, ..Outcome::default() };
         world.tell(Event::Applied(outcome));
         (plan, observed) = job(&mut world);
     }

@@ -248,7 +248,7 @@ impl World {
         self.figures.refused += outcome.refused.len() as u64;
         let was_alone = self.job_ends();
         if outcome.refused.is_empty() {
-            if was_alone && !outcome.interrupted {
+            if was_alone && outcome.untried == 0 {
                 self.check_flows();
                 self.all_is_put_right();
             }

@@ -63,9 +63,10 @@ impl World {
                 let stops = work.is_begun && work.shared.stops_after().is_some();
                 let step = work.steps.pop_front();
                 let interrupted = stops && step.is_some();
+                let untried = if interrupted { work.steps.len() + 1 } else { 0 };
                 let Some(step) = step.filter(|_| !interrupted) else {
                     let mut outcome = std::mem::take(&mut work.outcome);
-                    outcome.interrupted = interrupted;
+                    outcome.untried = untried;
                     outcome.unloadable = work.job.end();
                     self.plan_ended(&outcome);
                     self.tell(Event::Applied(outcome));

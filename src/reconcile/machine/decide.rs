@@ -190,7 +190,7 @@ impl Machine {
         self.passes.give_up_steps(&blocked);
         self.notices.refused(Trouble::Route, &blocked, now.instant);
         if outcome.refused.is_empty() {
-            if self.difference.is_everything() && !outcome.interrupted {
+            if self.difference.is_everything() && outcome.untried == 0 {
                 self.mirror.want_reading_for("verify");
             }
             return;

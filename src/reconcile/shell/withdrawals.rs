@@ -5,6 +5,7 @@
 //! the first row is read. As the last good rows it has a checksum that only the gateway's private key makes,
 //! and room that is reserved for a time when the disk is full.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -56,6 +57,7 @@ impl WithdrawalsFile {
         Self { path, sealer: cache.sealer_of(PURPOSE) }
     }
 
+    /// What may have been altered keeps peers out, and holds no removal.
     fn load(&self) -> io::Result<Withdrawals> {
         match fs::read_to_string(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Withdrawals::default()),
@@ -69,8 +71,14 @@ impl WithdrawalsFile {
             let sealed = format!("{body}}}");
             let wanted = self.sealer.checksum(sealed.as_bytes());
             if checksum.strip_suffix(r#""}"#) != Some(&*wanted) {
-                let why = "it was altered, or written with another private key";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                let path = self.path.display();
+                tracing::warn!(
+                    %path,
+                    "{path} was altered, or written with another private key: the peers that it keeps \
+                     out stay out, and removals that waited for a confirmation may go on"
+                );
+                let altered: Withdrawals = serde_json::from_str(text)?;
+                return Ok(Withdrawals { held: BTreeMap::new(), ..altered });
             }
         }
         serde_json::from_str(text).map_err(io::Error::from)
@@ -185,7 +193,6 @@ fn next(orders: &mpsc::Receiver<Order>, retries: bool) -> Option<Option<Order>> 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::path::Path;
     use std::sync::{Arc, Mutex};
     use std::time::SystemTime;
@@ -216,15 +223,17 @@ mod tests {
         rememberer.write(kept.clone());
         rememberer.written().await.unwrap();
         assert_eq!(ours.load().unwrap(), kept);
-        file(&deep, 2).load().unwrap_err();
+        // Another key, or another hand: it keeps peers out, and holds none.
+        let without_held = Withdrawals { held: BTreeMap::new(), ..kept.clone() };
+        assert_eq!(file(&deep, 2).load().unwrap(), without_held);
         let text = fs::read_to_string(&ours.path).unwrap();
-        for spoilt in [text.replace("1/2", "1/3"), text[..text.len() / 2].to_owned(), "{".into()] {
+        for spoilt in [text[..text.len() / 2].to_owned(), "{".into()] {
             fs::write(&ours.path, spoilt).unwrap();
             ours.load().unwrap_err();
         }
         // As a version wrote it that kept no held peers, and no checksum.
         fs::write(&ours.path, r#"{"epoch":"1/2","peers":{},"lost":{}}"#).unwrap();
-        assert_eq!(ours.load().unwrap(), Withdrawals { held: BTreeMap::new(), ..kept });
+        assert_eq!(ours.load().unwrap(), without_held);
     }
 
     #[tokio::test]

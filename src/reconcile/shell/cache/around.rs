@@ -6,16 +6,15 @@ use super::withdrawn::Tables;
 use crate::model::{ChangedRows, DeviceId, GatewayRow, KeyText, PeerRow, PublicKey, SnapshotRows};
 use crate::reconcile::event::LastGood;
 
-/// The new rows, but for the devices of the `held` peers, which keep their old rows as far as the new ones do
+/// The new rows, but for `devices` of held peers, which keep their old rows as far as the new ones do
 /// not narrow them. The gateway keeps its network: a mistake in it may be why they are held.
 pub(super) fn snapshot(
     old: LastGood,
     new: &SnapshotRows,
-    held: &BTreeSet<PublicKey>,
+    devices: &BTreeSet<DeviceId>,
 ) -> SnapshotRows {
     let vpn_cidr = old.rows.gateway.vpn_cidr;
     let (mut old, by_device) = (Tables::after(old), Tables::of(new).peers);
-    let devices = devices_of(held, [&old.peers, &by_device]);
     let kept = devices.iter().flat_map(|id| {
         let new_rows = by_device.get(id).map_or(&[][..], Vec::as_slice);
         let rows = old.peers.remove(id).unwrap_or_default();
@@ -33,15 +32,24 @@ pub(super) fn snapshot(
     }
 }
 
-/// The change, but for the devices of the `held` peers.
-pub(super) fn changed(old: LastGood, new: &ChangedRows, held: &BTreeSet<PublicKey>) -> ChangedRows {
-    let devices = devices_of(held, [&Tables::after(old).peers, &new.peers]);
+/// The change, but for `devices` of held peers, which keep their old rows as far as the change does not narrow
+/// them.
+pub(super) fn changed(
+    old: LastGood,
+    new: &ChangedRows,
+    devices: &BTreeSet<DeviceId>,
+) -> ChangedRows {
+    let mut old = Tables::after(old);
     let mut around = new.clone();
-    around.peers.retain(|id, _| !devices.contains(id));
+    for (id, rows) in around.peers.iter_mut().filter(|(id, _)| devices.contains(id)) {
+        let kept = old.peers.remove(id).unwrap_or_default();
+        *rows = kept.into_iter().map(|row| narrowed(row, rows)).collect();
+    }
     around
 }
 
-fn devices_of(
+/// The devices of these peers, by old and new rows.
+pub(super) fn devices_of(
     held: &BTreeSet<PublicKey>,
     peers: [&BTreeMap<DeviceId, Vec<PeerRow>>; 2],
 ) -> BTreeSet<DeviceId> {
@@ -53,9 +61,10 @@ fn devices_of(
     rows.filter(is_held).map(|row| row.device_id).collect()
 }
 
-/// An old row without the networks that its new version does not have.
+/// An old row without the networks that its new version does not have, revoked as soon as either says.
 fn narrowed(row: PeerRow, new: &[PeerRow]) -> PeerRow {
     let Some(new) = new.iter().find(|new| new.id == row.id) else { return row };
     let still = row.allowed_ips.iter().filter(|network| new.allowed_ips.contains(network));
-    PeerRow { allowed_ips: still.copied().collect(), ..row }
+    let revoked_at = row.revoked_at.into_iter().chain(new.revoked_at).min();
+    PeerRow { allowed_ips: still.copied().collect(), revoked_at, ..row }
 }

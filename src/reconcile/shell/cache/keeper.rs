@@ -122,16 +122,26 @@ impl Keeper {
         std::thread::spawn(move || {
             let path = cache.path().to_owned();
             let (mut waiting, mut writer) = (Waiting::default(), Writer::new(cache));
+            let mut moment = None;
             for order in incoming {
                 let (good, held) = match order {
                     Order::Rows(rows, up) => {
                         if let Rows::Everything(rows) = &rows {
-                            writer.keep_moment(rows.taken_at, up);
+                            moment = Some((rows.taken_at, up));
                         }
                         waiting.push(rows);
                         continue;
                     }
-                    Order::Verdict(keep, held) => (waiting.keep(keep), held),
+                    Order::Verdict(keep, held) => {
+                        // Rows that were refused may be another server's, with another clock.
+                        if let Some((database, up)) = moment.take() {
+                            writer.keep_moment(database, up);
+                        }
+                        if keep == Keep::All {
+                            writer.release();
+                        }
+                        (waiting.keep(keep), held)
+                    }
                     Order::Written(answer) => {
                         // The receiver may have stopped waiting.
                         let _ = answer.send(());
@@ -141,7 +151,7 @@ impl Keeper {
                 for rows in good {
                     let kept = match rows {
                         Good::Whole(Rows::Everything(rows)) => Some(writer.replace(&rows)),
-                        Good::Whole(Rows::Changed(rows)) => Some(writer.append(&rows)),
+                        Good::Whole(Rows::Changed(rows)) => Some(writer.append_around(&rows)),
                         Good::AroundHeld(rows) => writer.write_around(&rows, &held),
                     };
                     if let Some(kept) = kept {

@@ -1,7 +1,7 @@
 //! One moment by the database's clock and by this host's steady clock, on disk beside the rows.
 //!
-//! From it an agent that is restarted while the database is away knows the database's time exactly, however
-//! this host's clock is set, until the host boots.
+//! From it an agent that is restarted while the database is away knows the database's time, but for how long
+//! the read took, however this host's clock is set, until the host boots.
 
 use std::fs;
 use std::io;

@@ -319,7 +319,7 @@ fn network_that_the_row_of_a_held_peer_lost_is_not_kept() {
     let old = test_rows::snapshot(vec![row(&["192.168.0.0/24", "192.168.1.0/24"])]);
     let new = test_rows::snapshot(vec![row(&["192.168.1.0/24", "192.168.2.0/24"])]);
     let old = LastGood { rows: old, changes: vec![], provenance: Provenance::Sealed };
-    let kept = around::snapshot(old, &new, &[key(1)].into());
+    let kept = around::snapshot(old, &new, &[peer_row(1).device_id].into());
     assert_eq!(kept.peers, [row(&["192.168.1.0/24"])]);
 }
 
@@ -338,4 +338,27 @@ fn rows_without_a_checksum_and_those_of_another_gateway_hold_no_peer_on_disk() {
     writer.replace(&other).unwrap();
     assert!(writer.write_around(&new, &held).is_none());
     cache.load("another").unwrap().unwrap();
+}
+
+#[test]
+fn what_later_changes_say_of_held_peers_only_narrows_what_is_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(cache(folder.path()));
+    let (device, other) = (peer_row(1).device_id, peer_row(2).device_id);
+    writer.replace(&snapshot()).unwrap();
+    writer.write_around(&Rows::Everything(snapshot().into()), &[key(1)].into()).unwrap().unwrap();
+    let change =
+        |rows: [(DeviceId, Vec<PeerRow>); 2]| ChangedRows { peers: rows.into(), ..changed() };
+    let on_disk =
+        || withdrawn::Tables::after(cache(folder.path()).load("fra-1").unwrap().unwrap()).peers;
+    let revoked_at = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9));
+    let revoked = PeerRow { revoked_at, ..peer_row(1) };
+    // The device of the held peer ends at a time, then its rows are deleted, too.
+    writer.append_around(&change([(device, vec![revoked.clone()]), (other, vec![])])).unwrap();
+    writer.append_around(&change([(device, vec![]), (other, vec![peer_row(2)])])).unwrap();
+    assert_eq!(on_disk()[&device], [revoked]);
+    assert_eq!(on_disk()[&other], [peer_row(2)]);
+    writer.release();
+    writer.append_around(&change([(device, vec![]), (other, vec![])])).unwrap();
+    assert!(on_disk().get(&device).is_none_or(Vec::is_empty), "confirmed");
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::seal::{self, Chain, Sealed};
 use super::{Cache, CacheError, Line, Rows, around, withdrawn};
-use crate::model::{ChangedRows, PublicKey, SnapshotRows};
+use crate::model::{ChangedRows, DeviceId, PublicKey, SnapshotRows};
 use crate::reconcile::event::{LastGood, Provenance};
 use crate::reconcile::shell::replace::replace;
 
@@ -29,6 +29,8 @@ pub(super) struct Writer {
     cache: Cache,
     /// Open for appending, once what it holds is in force.
     tail: Option<Tail>,
+    /// The devices of held peers, around which rows were written last.
+    held: BTreeSet<DeviceId>,
 }
 
 /// The file, up to its last line.
@@ -52,7 +54,7 @@ pub(super) enum Kept {
 
 impl Writer {
     pub const fn new(cache: Cache) -> Self {
-        Self { cache, tail: None }
+        Self { cache, tail: None, held: BTreeSet::new() }
     }
 
     /// Keeps the time at which rows were read, by both clocks.
@@ -92,10 +94,39 @@ impl Writer {
         if old.provenance != Provenance::Sealed || !is_ours {
             return None;
         }
-        Some(match rows {
-            Rows::Everything(rows) => self.replace(&around::snapshot(old, rows, held)),
-            Rows::Changed(rows) => self.append(&around::changed(old, rows, held)),
-        })
+        let before = withdrawn::Tables::after(old.clone()).peers;
+        let kept = match rows {
+            Rows::Everything(rows) => {
+                let now = withdrawn::Tables::of(rows).peers;
+                self.held = around::devices_of(held, [&before, &now]);
+                self.replace(&around::snapshot(old, rows, &self.held))
+            }
+            Rows::Changed(rows) => {
+                self.held = around::devices_of(held, [&before, &rows.peers]);
+                self.append(&around::changed(old, rows, &self.held))
+            }
+        };
+        Some(kept)
+    }
+
+    /// Adds a change, but for what it says of the devices around which rows were written last.
+    ///
+    /// # Errors
+    /// When nothing can be written; there is no file then.
+    pub fn append_around(&mut self, rows: &ChangedRows) -> Result<Kept, CacheError> {
+        if !rows.peers.keys().any(|id| self.held.contains(id)) {
+            return self.append(rows);
+        }
+        match self.cache.load_with_chain() {
+            Ok(Some((old, _))) => self.append(&around::changed(old, rows, &self.held)),
+            // There is no file to add to.
+            _ => self.append(rows),
+        }
+    }
+
+    /// All rows are good: no peer is held.
+    pub fn release(&mut self) {
+        self.held.clear();
     }
 
     fn write_new_file(
