@@ -185,9 +185,7 @@ impl Machine {
         actions.extend(self.mirror.begin_reading(now.instant));
         self.begin_plan(now, &mut actions);
         actions.extend(self.mirror.begin_glance());
-        let waits =
-            if self.mirror.is_applying() { self.passes.is_forgiven() } else { self.may_plan() };
-        if !waits {
+        if self.may_read_rows(now) {
             actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
         }
         actions.extend(self.rows.begin_question(self.source.is_connected(), now.instant));

@@ -135,6 +135,12 @@ impl Mirror {
         matches!(self.job, Job::Apply { .. })
     }
 
+    /// Whether a plan has been applied for so long that rows are read meanwhile. Beside shorter jobs they
+    /// wait, so that each plan is proven however often rows change.
+    pub fn is_in_long_job(&self, now: Instant) -> bool {
+        matches!(self.job, Job::Apply { long_at, .. } if long_at <= now)
+    }
+
     /// Whether a plan may be made from the reading.
     pub fn can_be_planned(&self) -> bool {
         self.observed.is_some() && !matches!(self.trust, Trust::Doubtful | Trust::Exhausted)
@@ -276,11 +282,12 @@ impl Mirror {
     }
 
     /// Begins to change the kernel. The reading is shared with the job, and in doubt until it ends.
-    pub fn begin_apply(&mut self, plan: Plan) -> Option<Action> {
+    pub fn begin_apply(&mut self, plan: Plan, now: Instant) -> Option<Action> {
         let observed = self.observed.clone()?;
         self.uncut.begin(&plan, &observed.read());
         observed.begin();
-        self.job = Job::Apply { in_doubt: !self.can_be_planned() };
+        let in_doubt = !self.can_be_planned();
+        self.job = Job::Apply { in_doubt, long_at: now + JOB_AT_LEAST };
         self.trust = Trust::Doubtful;
         Some(Action::Apply(plan, observed))
     }
@@ -365,7 +372,7 @@ impl Mirror {
             self.doubt.refused(&refused.step, refused.fate());
         }
         self.interruptions = if outcome.untried > 0 { self.interruptions + 1 } else { 0 };
-        let in_doubt = self.job == Job::Apply { in_doubt: true };
+        let in_doubt = matches!(self.job, Job::Apply { in_doubt: true, .. });
         self.trust = if in_doubt { Trust::Doubtful } else { Trust::Kept };
         self.job = Job::None;
     }

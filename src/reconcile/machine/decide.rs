@@ -269,6 +269,14 @@ impl Machine {
         }
     }
 
+    /// Whether rows may be read: those that were read before are planned.
+    pub(super) fn may_read_rows(&self, now: Now) -> bool {
+        if self.mirror.is_applying() {
+            return self.mirror.is_in_long_job(now.instant) && !self.passes.is_forgiven();
+        }
+        !self.may_plan()
+    }
+
     /// Whether something may differ, and a plan may be made.
     pub(super) fn may_plan(&self) -> bool {
         self.mirror.can_be_planned() && self.has_to_plan()
@@ -352,7 +360,7 @@ impl Machine {
         if let Some(observed) = self.mirror.observed() {
             self.passes.begin(&plan, removing, &observed, drift, now.instant);
         }
-        self.mirror.begin_apply(plan)
+        self.mirror.begin_apply(plan, now.instant)
     }
 
     /// Hands what is to be said to the journal and to the audit log.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Mirror;
+use super::work::Job;
 use crate::reconcile::clock::{Now, is_due};
 
 /// Complete readings begin at most this often: a storm of kernel events (another daemon that fights
@@ -10,11 +11,15 @@ use crate::reconcile::clock::{Now, is_due};
 pub(super) const READING_GAP: Duration = Duration::from_millis(50);
 
 impl Mirror {
-    /// When the next complete reading is due, or may begin if it is wanted. What waits for the job
-    /// under way is due when that ends.
+    /// When the next complete reading is due, or may begin if it is wanted, or the job under way becomes a
+    /// long one. What waits for that job is due when it ends.
     pub fn due(&self, now: Now) -> Option<Instant> {
         let wanted = self.may_read_at(now.instant).filter(|_| self.wants_reading());
-        [wanted, self.comparison_due()].into_iter().flatten().min()
+        let long_at = match self.job {
+            Job::Apply { long_at, .. } => Some(long_at).filter(|at| *at > now.instant),
+            Job::None | Job::Look => None,
+        };
+        [wanted, self.comparison_due(), long_at].into_iter().flatten().min()
     }
 
     pub fn let_time_pass(&mut self, now: Instant) {

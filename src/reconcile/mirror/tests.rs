@@ -85,7 +85,7 @@ fn only_a_reading_or_a_glance_reads_the_kernel_back() {
     let (routes, routing) = (BTreeMap::new(), HostRouting::default());
     let glance = Glance { interface: None, routes, routing, firewall_is_current: true };
     assert!(mirror.end_glance(Some(glance)) && mirror.prove(false));
-    mirror.begin_apply(Plan::default());
+    mirror.begin_apply(Plan::default(), now);
     assert!(!mirror.can_be_planned(), "in doubt until every step is answered");
     mirror.applied(&Outcome::default());
     assert!(mirror.can_be_planned() && !mirror.prove(false));

@@ -1,5 +1,7 @@
 //! The trust in a reading, and the work to do on the kernel.
 
+use std::time::Instant;
+
 /// How far the agent trusts the last reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
@@ -32,5 +34,7 @@ pub(super) enum Job {
     /// From a reading that was in doubt before, or was not.
     Apply {
         in_doubt: bool,
+        /// From then on it is a long job, beside which rows are read.
+        long_at: Instant,
     },
 }
