@@ -175,6 +175,26 @@ impl Found {
     }
 }
 
+/// What the kernel answers when it is asked for the flows of each address.
+enum Answer {
+    Flows(Found),
+    /// It lists others, too.
+    Others,
+    Refused(Errno),
+}
+
+impl Answer {
+    /// Whether it will answer so again, as it lists all flows when it is asked for them.
+    const fn is_of_this_kernel(&self) -> bool {
+        match self {
+            Self::Flows(_) => false,
+            Self::Others => true,
+            // It does not know the question. What it lacks otherwise, it may have the next time.
+            Self::Refused(errno) => is_unheard_of(*errno),
+        }
+    }
+}
+
 /// Finds the flows of prefixes of one family.
 fn find(
     channel: &mut Channel,
@@ -182,61 +202,63 @@ fn find(
     prefixes: &BTreeSet<IpNet>,
     filter: &mut Filter,
 ) -> Result<Found, NetlinkError> {
+    let mut fails = false;
     if *filter != Filter::Fails && asks_for_each(prefixes, tracked()) {
         match find_of_each(channel, family, prefixes)? {
-            None => *filter = Filter::Fails,
             // A kernel that does not filter would have listed others. But some list all flows of IPv6
             // except those that were asked for, and there may be no others.
-            Some(found) if *filter == Filter::Works || family == IPV4 => {
+            Answer::Flows(found) if *filter == Filter::Works || family == IPV4 => {
                 if found.listed > 0 {
                     *filter = Filter::Works;
                 }
                 return Ok(found);
             }
-            Some(_) => {}
+            answer => fails = answer.is_of_this_kernel(),
         }
     }
     let found = match list(channel, &family, &Holders::of(prefixes)) {
         Err(error)
             if error.refusal().is_some_and(is_unheard_of) && !Path::new(TRACKED).exists() =>
         {
-            Found::default()
+            return Ok(Found::default());
         }
         listed => listed?,
     };
+    if fails {
+        *filter = Filter::Fails;
+    }
     if let (Filter::Untested, Some(sample)) = (*filter, found.sample) {
         *filter = match find_of_each(channel, family, &[IpNet::from(sample)].into())? {
-            None => Filter::Fails,
-            Some(found) if found.listed > 0 => Filter::Works,
-            // The flow has ended.
-            Some(_) => Filter::Untested,
+            Answer::Flows(found) if found.listed > 0 => Filter::Works,
+            answer if answer.is_of_this_kernel() => Filter::Fails,
+            // The flow has ended, or the kernel could not answer now.
+            _ => Filter::Untested,
         };
     }
     Ok(found)
 }
 
-/// Asks for the flows that each address opened, and for those that it answers. `None`: the kernel
-/// refuses that, or lists others.
+/// Asks for the flows that each address opened, and for those that it answers.
 fn find_of_each(
     channel: &mut Channel,
     family: [u8; 4],
     addresses: &BTreeSet<IpNet>,
-) -> Result<Option<Found>, NetlinkError> {
+) -> Result<Answer, NetlinkError> {
     let holders = Holders::of(addresses);
     let mut found = Found::default();
     for address in addresses {
         for tuple in [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY] {
             let question = question(family, address.addr(), tuple);
             let listed = match list(channel, &question, &holders) {
-                Err(error) if error.refusal().is_some() => return Ok(None),
-                Ok(listed) if listed.others > 0 => return Ok(None),
-                listed => listed?,
+                Ok(listed) if listed.others > 0 => return Ok(Answer::Others),
+                Ok(listed) => listed,
+                Err(error) => return error.refusal().map(Answer::Refused).ok_or(error),
             };
             found.listed += listed.listed;
             found.deletions.extend(listed.deletions);
         }
     }
-    Ok(Some(found))
+    Ok(Answer::Flows(found))
 }
 
 fn list(channel: &mut Channel, body: &[u8], holders: &Holders<'_>) -> Result<Found, NetlinkError> {
@@ -372,6 +394,17 @@ mod tests {
         assert_eq!(cut.count(refused(Errno::EBUSY)), Ok(()));
         assert_eq!(cut.count(refused(Errno::EPERM)), refused(Errno::EPERM));
         assert_eq!(cut, Cut { flows: 1, offloaded: 1, listed: 0 });
+    }
+
+    #[test]
+    fn only_an_answer_that_the_kernel_will_repeat_ends_the_questions() {
+        for errno in [Errno::EINVAL, Errno::EOPNOTSUPP] {
+            assert!(Answer::Refused(errno).is_of_this_kernel(), "{errno}");
+        }
+        for errno in [Errno::ENOMEM, Errno::EBUSY, Errno::EINTR, Errno::EPERM] {
+            assert!(!Answer::Refused(errno).is_of_this_kernel(), "{errno}");
+        }
+        assert!(Answer::Others.is_of_this_kernel());
     }
 
     #[test]
