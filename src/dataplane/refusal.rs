@@ -15,8 +15,10 @@ pub(super) fn refused(step: &Step, source: NetlinkError) -> DataplaneError {
 }
 
 /// The part of a firewall change to which the kernel's refusal applies.
-pub(super) const fn blame(refusal: &NftError) -> Blame {
+pub(super) fn blame(refusal: &NftError) -> Blame {
     match refusal {
+        // That sets are left is for the next reading.
+        NftError::SetsLeft(refusal) => blame(refusal),
         NftError::TooLarge { .. } => Blame::Content,
         NftError::Refused { errno, .. } => match errno {
             Errno::EPERM
@@ -117,6 +119,8 @@ mod tests {
         assert_eq!(blamed(Errno::EPERM), Blame::Request);
         assert_eq!(blamed(Errno::EINVAL), Blame::Content);
         assert_eq!(blamed(Errno::ENOENT), Blame::Table);
+        let refusal = NftError::Refused { request: String::new(), errno: Errno::ENOMEM };
+        assert_eq!(blame(&NftError::SetsLeft(Box::new(refusal))), Blame::Host);
     }
 
     #[test]

@@ -113,11 +113,13 @@ impl<F: Firewall> Host<F> {
         for (_, profile, refusal) in parted.unloadable {
             outcome.unloadable.push(Unloadable { profile, why: causes(&refusal).into() });
         }
-        match parted.left {
+        // One part without an answer makes the table unsure, whatever became of the others.
+        let part = |left: Option<(_, _)>| left.map_or_else(|| change.clone(), |(part, _)| part);
+        let unsure = |left| Some((part(left), NftError::NoAnswer));
+        let left = if is_unsure { unsure(parted.left) } else { parted.left };
+        match left {
             None => outcome.applied += 1,
             Some((change, refusal)) => {
-                // One part without an answer makes the table unsure, whatever became of the others.
-                let refusal = if is_unsure { NftError::NoAnswer } else { refusal };
                 let step = Step::Firewall { phase, change };
                 outcome.refused.push(RefusedStep::new(step, DataplaneError::from(refusal)));
             }
