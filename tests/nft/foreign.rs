@@ -50,6 +50,55 @@ fn foreign_chains_that_end_in_a_drop_are_found() {
     assert_eq!(found(&chain("input", "drop", "iifname \"gatepost0\" accept")), [port]);
 }
 
+/// Whether a chain of the input hook that drops by default, with these rules of `iptables-nft`, is said to
+/// drop what is sent to WireGuard's port.
+fn keeps_wireguard_out(rules: &[&str]) -> bool {
+    let netns = Netns::new();
+    netns.enter();
+    let lines: String = rules.iter().map(|rule| format!("-A INPUT {rule}\n")).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = format!("*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n{lines}COMMIT\n");
+    std::fs::write(file.path(), text).unwrap();
+    netns.run(&format!("iptables-nft-restore <{}", file.path().display()));
+    let found = foreign_drops(&"gatepost0".parse().unwrap(), Some(51820)).unwrap();
+    found.iter().any(|it| it.hook == Hook::Input)
+}
+
+#[test]
+fn rule_for_other_datagrams_does_not_let_wireguards_own_through() {
+    let has_input = |rules: &str| {
+        let rules = format!("iifname lo accept; ct state established accept; {rules}");
+        found(&chain("input", "drop", &rules)).iter().any(|it| it.hook == Hook::Input)
+    };
+    for rules in [
+        "udp sport 53 accept",
+        "udp dport != 53 ip saddr 192.0.2.1 accept",
+        "udp sport 67 udp dport 68 accept",
+    ] {
+        assert!(has_input(rules), "{rules}");
+    }
+    for rules in ["udp dport 51820 ip saddr 192.0.2.1 accept", "udp sport 7 udp dport 51820 accept"]
+    {
+        assert!(!has_input(rules), "{rules}");
+    }
+    for other in [
+        "-p udp --sport 53 -j ACCEPT",
+        "-p udp --sport 67 --dport 68 -j ACCEPT",
+        "-p udp --dport 53:67 -j ACCEPT",
+        "-p udp -m multiport --dports 53,67 -j ACCEPT",
+    ] {
+        assert!(keeps_wireguard_out(&[other]), "{other}");
+    }
+    for ours in [
+        "-p udp --sport 7 --dport 51820 -j ACCEPT",
+        "-p udp --dport 51000:52000 -j ACCEPT",
+        "-p udp ! --dport 53:67 -j ACCEPT",
+        "-p udp -m multiport --dports 53,51000:52000 -j ACCEPT",
+    ] {
+        assert!(!keeps_wireguard_out(&[ours]), "{ours}");
+    }
+}
+
 #[test]
 fn foreign_chains_that_let_us_through_are_not_found() {
     for text in [

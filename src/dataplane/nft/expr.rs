@@ -101,16 +101,13 @@ impl Expr {
     /// Reads an expression as the kernel dumps it.
     pub fn read(dumped: &Attribute<'_>) -> Result<Self, NetlinkError> {
         let name = dumped.nested().require(expr::NAME)?.text()?;
-        let read = |inner: Result<Attribute<'_>, _>| {
-            let inner = inner?;
-            match (name, inner.kind) {
-                ("immediate", 2) | ("cmp", 3) | ("bitwise", 4 | 5) => read_data(&inner),
-                ("dynset", 7) => Ok(Self::read(&inner)?.attr(7)),
-                _ => Ok(Attr::leaf(&inner)),
-            }
+        let read = |it: Attribute<'_>| match (name, it.kind) {
+            ("immediate", 2) | ("cmp", 3) | ("bitwise", 4 | 5) | ("range", 3 | 4) => read_data(&it),
+            ("dynset", 7) => Ok(Self::read(&it)?.attr(7)),
+            _ => Ok(Attr::leaf(&it)),
         };
         let attrs = match dumped.nested().find(expr::DATA)? {
-            Some(data) => data.nested().map(read).collect::<Result<_, _>>()?,
+            Some(data) => data.nested().map(|it| read(it?)).collect::<Result<_, _>>()?,
             None => vec![],
         };
         Ok(Self { name: name.to_owned().into(), attrs })

@@ -2,6 +2,7 @@
 //! their drop is final for us (nft(8), "Verdict statements"). They are read, never changed.
 
 mod condition;
+mod extension;
 mod fate;
 mod reader;
 mod rules;

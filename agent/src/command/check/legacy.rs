@@ -166,6 +166,10 @@ mod tests {
         assert_eq!(input("-A INPUT -p udp -m multiport --dports 53,51820 -j ACCEPT"), []);
         assert_eq!(input("-A INPUT -p udp -m udp --dport 53 -j ACCEPT"), all);
         assert_eq!(input("-A INPUT -p tcp -m tcp --dport 51820 -j ACCEPT"), all);
+        // A rule for some other datagrams is none for WireGuard.
+        assert_eq!(input("-A INPUT -p udp -m udp --sport 53 -j ACCEPT"), all);
+        assert_eq!(input("-A INPUT -p udp -m udp --sport 67 --dport 68 -j ACCEPT"), all);
+        assert_eq!(input("-A INPUT -p udp -m udp --sport 51820 --dport 51820 -j ACCEPT"), []);
     }
 
     #[test]

@@ -48,10 +48,23 @@ pub enum Match {
     No,
     /// All do.
     Yes,
-    /// All do, because the rule names our link, or the port or protocol of these packets.
-    Named,
+    /// All do, because the rule names something about them.
+    Named(Named),
     /// Some may: those that this describes.
     Some(Ask),
+    /// Some may, and the rule names their port.
+    OfPort(Ask),
+}
+
+/// What a rule names about our packets, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Named {
+    #[default]
+    Nothing,
+    /// Their protocol, or ports that do not include theirs. A rule that accepts by this is not for them.
+    Protocol,
+    /// Our link, or their port.
+    Us,
 }
 
 /// What a rule asks of packets beyond what their way tells.
@@ -69,7 +82,7 @@ pub const ESTABLISHED: u32 = 2;
 pub const NEW: u32 = 8;
 
 impl Ask {
-    fn other(text: impl Into<String>) -> Match {
+    pub(super) fn other(text: impl Into<String>) -> Match {
         Match::Some(Self::Other(text.into()))
     }
 }
@@ -95,8 +108,6 @@ pub enum Loaded {
 // Attributes of expressions in linux/netfilter/nf_tables.h
 const LOAD_REGISTER: u16 = 1;
 const LOAD_KEY: u16 = 2;
-const MATCH_NAME: u16 = 1;
-const MATCH_INFO: u16 = 3;
 
 /// A link's name, padded with zero bytes. A longer value is a concatenation.
 const NAME_BYTES: usize = 16;
@@ -129,6 +140,7 @@ impl Loaded {
                 (1, 16, 1..=4) | (1, 24, 16) => "destination".into(),
                 (2, 0, 2) => "source port".into(),
                 (2, 2, 2) => "port".into(),
+                (2, 0, 4) => "ports".into(),
                 (base, offset, _) => format!("payload {base},{offset}"),
             })),
             other @ ("fib" | "rt" | "socket" | "exthdr" | "numgen" | "hash") => {
@@ -155,10 +167,18 @@ impl Loaded {
             Self::CtState => return of_states(value, equal),
             Self::Field(field) => {
                 if let Some(known) = known(field, way) {
-                    return if how.holds(&known, value) { Match::Named } else { Match::No };
+                    return how
+                        .holds(&known, value)
+                        .then(|| names(field, how))
+                        .unwrap_or(Match::No);
                 }
                 let sign = if equal { "" } else { "not " };
-                return Ask::other(format!("{field} {sign}{}", shown(field, value)));
+                let ask = Ask::Other(format!("{field} {sign}{}", shown(field, value)));
+                return match (field.as_str(), known("port", way), value.get(2..)) {
+                    ("ports", Some(port), Some(to)) if equal && port == to => Match::OfPort(ask),
+                    ("ports", Some(_), Some(_)) if equal => Match::No,
+                    _ => Match::Some(ask),
+                };
             }
         };
         if value.len() > NAME_BYTES {
@@ -171,7 +191,7 @@ impl Loaded {
         let star = if is_wild { "*" } else { "" };
         let sign = if equal { "" } else { "!= " };
         match at {
-            Link::Ours if is_ours && equal => Match::Named,
+            Link::Ours if is_ours && equal => Match::Named(Named::Us),
             Link::Ours => decided(is_ours),
             Link::Absent => decided(false),
             Link::Another if is_ours && !is_wild => decided(false),
@@ -188,6 +208,12 @@ fn known(field: &str, way: Way) -> Option<Vec<u8>> {
         ("port", port) => Some(port.to_be_bytes().to_vec()),
         _ => None,
     }
+}
+
+/// What a rule names that compares a known field so.
+fn names(field: &str, how: Compare) -> Match {
+    let is_ours = field == "port" && how != Compare::Other;
+    Match::Named(if is_ours { Named::Us } else { Named::Protocol })
 }
 
 /// Flows in exactly this state, or with `equal` false in none of it.
@@ -230,72 +256,13 @@ fn shown(field: &str, value: &[u8]) -> String {
     }
 }
 
-const INVALID: u32 = 1;
+pub const INVALID: u32 = 1;
 
 /// A connection's state that no packet of a working flow has: dropping it harms none.
 pub fn is_invalid_only(mask: &[u8]) -> bool {
     const INVALID_OR_UNTRACKED: u32 = INVALID | 0x40;
     let mask = mask.try_into().map_or(u32::MAX, u32::from_ne_bytes);
     mask != 0 && mask & !INVALID_OR_UNTRACKED == 0
-}
-
-/// Whether packets match an extension of iptables.
-pub fn matches_extension(expr: &Expr, way: Way) -> Match {
-    let name = expr.text(&[MATCH_NAME]).unwrap_or_default();
-    let info = expr.find(&[MATCH_INFO]).unwrap_or_default();
-    let states = match name {
-        "comment" => return Match::Yes,
-        // `struct xt_state_info`
-        "state" => info.first().copied().map(u32::from),
-        "conntrack" => conntrack_states(info),
-        "udp" | "tcp" | "multiport" => return of_port(name, info, way.udp_port),
-        _ => None,
-    };
-    match states {
-        Some(INVALID) => Match::No,
-        Some(states) => Match::Some(Ask::States(states)),
-        None => Ask::other(format!("match {name}")),
-    }
-}
-
-/// The states for which `struct xt_conntrack_mtinfo3` asks, if it asks for nothing else.
-fn conntrack_states(info: &[u8]) -> Option<u32> {
-    const FLAGS_AT: usize = 146;
-    const INVERTED_AT: usize = 148;
-    const STATES_AT: usize = 150;
-    // XT_CONNTRACK_STATE and XT_CONNTRACK_STATE_ALIAS
-    const STATE: u16 = 1 | 1 << 13;
-    let asks_only_that = word(info, FLAGS_AT)? & !STATE == 0 && word(info, INVERTED_AT)? & 1 == 0;
-    asks_only_that.then_some(u32::from(word(info, STATES_AT)?))
-}
-
-/// `iptables` compares ports by structures of its own, in host order: `struct xt_udp` is a source and
-/// a destination range and what is inverted, `struct xt_multiport_v1` flags, a count and the ports.
-fn of_port(name: &str, info: &[u8], port: Option<u16>) -> Match {
-    const DESTINATION: u8 = 1;
-    let any = Ask::other(format!("match {name}"));
-    let Some(port) = port else { return any };
-    match name {
-        "tcp" => Match::No,
-        "udp" if info.starts_with(&[0, 0, 0xff, 0xff]) && info.get(8) == Some(&0) => {
-            let range = word(info, 4).zip(word(info, 6)).map(|(first, last)| first..=last);
-            match range {
-                Some(range) if range.contains(&port) => Match::Named,
-                Some(_) => Match::No,
-                None => any,
-            }
-        }
-        "multiport" if info.first() == Some(&DESTINATION) => {
-            let count = info.get(1).copied().unwrap_or_default();
-            let is_named = (0..usize::from(count)).any(|n| word(info, 2 + 2 * n) == Some(port));
-            if is_named && info.last() == Some(&0) { Match::Named } else { any }
-        }
-        _ => any,
-    }
-}
-
-fn word(info: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(info.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// How a value of a packet must compare with a rule's (`enum nft_cmp_ops`).
@@ -338,6 +305,26 @@ pub fn comparison(expr: &Expr) -> Option<(&[u8], Compare)> {
     Some((expr.find(&[CMP_DATA, data::VALUE])?, *ALL.get(usize::try_from(op).ok()?)?))
 }
 
+/// Whether packets have a value within the bounds of a `range`, or outside of them.
+pub fn in_range(loaded: Option<&Loaded>, way: Way, expr: &Expr) -> Match {
+    const OP: u16 = 2;
+    const FROM: u16 = 3;
+    const TO: u16 = 4;
+    const OUTSIDE: &[u8] = &[0, 0, 0, 1];
+    let bound = |path: u16| expr.find(&[path, data::VALUE]);
+    let (Some(Loaded::Field(field)), Some((from, to))) = (loaded, bound(FROM).zip(bound(TO)))
+    else {
+        return Ask::other("range");
+    };
+    let Some(known) = known(field, way) else { return Ask::other("range") };
+    let is_inside = Compare::AtLeast.holds(&known, from) && Compare::AtMost.holds(&known, to);
+    match (is_inside, expr.find(&[OP]) == Some(OUTSIDE)) {
+        (true, false) => names(field, Compare::Equal),
+        (false, true) => names(field, Compare::Other),
+        _ => Match::No,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,10 +340,10 @@ mod tests {
         let docker = b"docker0\0\0\0\0\0\0\0\0\0";
         let (is, not) = (Compare::Equal, Compare::Other);
         for (incoming, value, how, matches) in [
-            (Link::Ours, &ours[..], is, Match::Named),
+            (Link::Ours, &ours[..], is, Match::Named(Named::Us)),
             (Link::Ours, &ours[..], not, Match::No),
             (Link::Ours, &docker[..], not, Match::Yes),
-            (Link::Ours, b"gate", is, Match::Named),
+            (Link::Ours, b"gate", is, Match::Named(Named::Us)),
             (Link::Ours, b"docker", is, Match::No),
             (Link::Another, &ours[..], is, Match::No),
             (Link::Another, &docker[..], is, Ask::other("iifname docker0")),
@@ -366,38 +353,6 @@ mod tests {
             let found = compare(&Loaded::InName, incoming, value, how);
             assert_eq!(found, matches, "{incoming:?} {value:?} {how:?}");
         }
-    }
-
-    #[test]
-    fn ports_in_the_structures_of_iptables_are_found() {
-        let words =
-            |words: &[u16]| words.iter().flat_map(|it| it.to_ne_bytes()).collect::<Vec<_>>();
-        let of = |name: &str, info: &[u8], port| of_port(name, info, Some(port));
-        let udp = words(&[0, u16::MAX, 51820, 51830, 0]);
-        assert_eq!(of("udp", &udp, 51820), Match::Named);
-        assert_eq!(of("udp", &udp, 51831), Match::No);
-        assert_eq!(of("tcp", &udp, 51820), Match::No);
-        assert!(matches!(of_port("udp", &udp, None), Match::Some(_)), "any packet");
-        assert!(matches!(of("udp", &[], 7), Match::Some(_)));
-        let multiport = [vec![1, 2], words(&[53, 51820, 7]), vec![0]].concat();
-        assert_eq!(of("multiport", &multiport, 51820), Match::Named);
-        assert!(matches!(of("multiport", &multiport, 7), Match::Some(_)), "it counts two");
-        assert!(matches!(of("multiport", &[1, 200], 7), Match::Some(_)));
-    }
-
-    #[test]
-    fn states_of_iptables_count_if_it_asks_for_nothing_else() {
-        let asks = |flags: u16, inverted: u16, states: u16| {
-            let mut info = vec![0; 160];
-            for (at, word) in [(146, flags), (148, inverted), (150, states)] {
-                info[at..at + 2].copy_from_slice(&word.to_ne_bytes());
-            }
-            conntrack_states(&info)
-        };
-        assert_eq!(asks(1, 0, 6), Some(6));
-        assert_eq!(asks(1 | 1 << 13, 0, 2), Some(2));
-        assert_eq!(asks(1, 1, 6), None, "inverted");
-        assert_eq!(asks(1 | 1 << 12, 0, 6), None, "a direction, too");
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use super::super::expr::{Expr, Rule};
 use super::super::sys::{data, verdict};
 use super::condition::{
-    Ask, Compare, ESTABLISHED, Link, Loaded, Match, NEW, Way, comparison, is_invalid_only,
-    matches_extension,
+    Ask, Compare, ESTABLISHED, Link, Loaded, Match, NEW, Named, Way, comparison, in_range,
+    is_invalid_only,
 };
+use super::extension::matches_extension;
 use super::fate::Fate;
 use crate::dataplane::nft::NftError;
 
@@ -62,8 +63,9 @@ pub struct Walk<'a, T> {
     pub drops: Vec<String>,
     /// What is dropped without any condition is told, too.
     pub with_default: bool,
-    /// Chains that were followed already this way: each is followed once for each kind of condition.
-    seen: BTreeSet<(String, Way, Kind)>,
+    /// Chains that were followed already this way: each is followed once for each kind of condition, and
+    /// for what the rules before it name.
+    seen: BTreeSet<(String, Way, Kind, Named)>,
     /// What was found on the present way.
     found: Found,
 }
@@ -82,7 +84,7 @@ struct Found {
 #[derive(Debug, Clone, Default)]
 struct Path {
     asks: Vec<Ask>,
-    is_named: bool,
+    named: Named,
     depth: usize,
 }
 
@@ -98,8 +100,12 @@ impl Path {
     fn add(&mut self, matches: Match) {
         match matches {
             Match::No | Match::Yes => {}
-            Match::Named => self.is_named = true,
+            Match::Named(named) => self.named = self.named.max(named),
             Match::Some(what) => self.asks.push(what),
+            Match::OfPort(what) => {
+                self.named = Named::Us;
+                self.asks.push(what);
+            }
         }
     }
 
@@ -145,7 +151,8 @@ impl<'a, T: Table> Walk<'a, T> {
     }
 
     fn chain(&mut self, name: &str, way: Way, path: &Path) -> Result<End, NftError> {
-        if path.depth > DEPTH || !self.seen.insert((name.to_owned(), way, path.kind())) {
+        let place = (name.to_owned(), way, path.kind(), path.named);
+        if path.depth > DEPTH || !self.seen.insert(place) {
             return Ok(End::Open);
         }
         for rule in self.table.rules(name)? {
@@ -183,7 +190,8 @@ impl<'a, T: Table> Walk<'a, T> {
                     self.contains(set, loaded.as_ref(), way, !inverted)?
                 }
                 "match" => matches_extension(expr, way),
-                "limit" | "range" | "quota" | "connlimit" | "osf" | "inner" => {
+                "range" => in_range(loaded.as_ref(), way, expr),
+                "limit" | "quota" | "connlimit" | "osf" | "inner" => {
                     Match::Some(Ask::Other(expr.name().to_owned()))
                 }
                 _ => Match::Yes,
@@ -211,7 +219,7 @@ impl<'a, T: Table> Walk<'a, T> {
         let end = match verdict {
             Verdict::Accept => {
                 self.found.accepted_states |= path.states().unwrap_or_default();
-                self.found.accepts_named |= path.is_named;
+                self.found.accepts_named |= path.named == Named::Us;
                 End::Decided
             }
             Verdict::Return => End::Left,
@@ -219,7 +227,7 @@ impl<'a, T: Table> Walk<'a, T> {
                 let is_default = path.asks.is_empty();
                 self.found.drops_rest |= is_default;
                 // Other datagrams of the host are no matter of ours.
-                let is_ours = way.udp_port.is_none() || path.is_named;
+                let is_ours = way.udp_port.is_none() || path.named != Named::Nothing;
                 if is_ours && (!is_default || self.with_default) {
                     self.drops.push(described(way, &path.asks));
                 }
@@ -249,7 +257,7 @@ impl<'a, T: Table> Walk<'a, T> {
             let Some(verdict) = verdict else { continue };
             let matches = loaded.map(|it| it.compare(way, self.link, &key, Compare::Equal));
             let mut path = from.clone();
-            let sure = matches!(matches, Some(Match::Yes | Match::Named));
+            let sure = matches!(matches, Some(Match::Yes | Match::Named(_)));
             match matches {
                 Some(Match::No) => continue,
                 Some(matches) => path.add(matches),
@@ -279,11 +287,11 @@ impl<'a, T: Table> Walk<'a, T> {
         let (mut matches, mut states) = (Match::No, 0);
         for Member { key, .. } in self.table.elements(set)? {
             match loaded.compare(way, self.link, &key, Compare::Equal) {
-                found @ (Match::Yes | Match::Named) => {
+                found @ (Match::Yes | Match::Named(_)) => {
                     return Ok(if equal { found } else { Match::No });
                 }
                 Match::Some(Ask::States(state)) => states |= state,
-                Match::Some(what) => matches = Match::Some(what),
+                found @ (Match::Some(_) | Match::OfPort(_)) => matches = found,
                 Match::No => {}
             }
         }

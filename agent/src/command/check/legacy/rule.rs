@@ -44,12 +44,21 @@ pub struct Asks {
     pub states: u32,
     /// They ask for something else, too.
     pub others: bool,
-    /// They name our link, or the port or protocol of these packets.
-    pub is_named: bool,
+    pub named: Named,
+}
+
+/// What rules name about our packets, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Named {
+    Nothing,
+    /// Their protocol. A rule that accepts by this alone is not for them.
+    Protocol,
+    /// Our link, or their port.
+    Us,
 }
 
 impl Asks {
-    pub const NOTHING: Self = Self { states: u32::MAX, others: false, is_named: false };
+    pub const NOTHING: Self = Self { states: u32::MAX, others: false, named: Named::Nothing };
 
     /// Whether all packets match.
     pub const fn is_nothing(self) -> bool {
@@ -57,11 +66,11 @@ impl Asks {
     }
 
     /// Of what two rules ask together.
-    pub const fn and(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Self {
         Self {
             states: self.states & other.states,
             others: self.others || other.others,
-            is_named: self.is_named || other.is_named,
+            named: self.named.max(other.named),
         }
     }
 }
@@ -134,7 +143,7 @@ fn by_link(name: &str, at: Link, link: &str, negated: bool) -> Option<Asks> {
     };
     let decided = |is: bool| (is != negated).then_some(Asks::NOTHING);
     match at {
-        Link::Ours if is_ours && !negated => Some(Asks { is_named: true, ..Asks::NOTHING }),
+        Link::Ours if is_ours && !negated => Some(Asks { named: Named::Us, ..Asks::NOTHING }),
         Link::Ours => decided(is_ours),
         Link::Absent => decided(false),
         Link::Another if is_ours && !is_wild => decided(false),
@@ -144,7 +153,7 @@ fn by_link(name: &str, at: Link, link: &str, negated: bool) -> Option<Asks> {
 
 fn by_protocol(name: &str) -> Option<Asks> {
     match name {
-        "udp" | "17" => Some(Asks { is_named: true, ..Asks::NOTHING }),
+        "udp" | "17" => Some(Asks { named: Named::Protocol, ..Asks::NOTHING }),
         "all" => Some(Asks::NOTHING),
         _ => None,
     }
@@ -159,7 +168,7 @@ fn by_port(list: &str, port: Option<u16>) -> Option<Asks> {
         let bounds = number(first, 0).zip(number(last, u16::MAX));
         bounds.is_some_and(|(first, last)| (first..=last).contains(&port))
     };
-    list.split(',').any(has).then_some(Asks { is_named: true, ..Asks::NOTHING })
+    list.split(',').any(has).then_some(Asks { named: Named::Us, ..Asks::NOTHING })
 }
 
 /// Dropping what no packet of a working flow has harms none.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gatepost::dataplane::nft::Fate;
 
-use super::rule::{Asks, ESTABLISHED, NEW, Rule, asks, target, words};
+use super::rule::{Asks, ESTABLISHED, NEW, Named, Rule, asks, target, words};
 
 pub use super::rule::Way;
 
@@ -129,7 +129,7 @@ impl<'a> Walk<'a> {
         let end = match target {
             "ACCEPT" => {
                 self.accepted_states |= if asks.others { 0 } else { asks.states };
-                self.accepts_named |= asks.is_named;
+                self.accepts_named |= asks.named == Named::Us;
                 End::Decided
             }
             "DROP" | "REJECT" => {
@@ -148,7 +148,7 @@ impl<'a> Walk<'a> {
     fn drop(&mut self, line: &str, way: Way, asks: Asks) {
         self.drops_rest |= asks.is_nothing();
         // Other datagrams of the host are no matter of ours.
-        let is_ours = way.udp_port.is_none() || asks.is_named;
+        let is_ours = way.udp_port.is_none() || asks.named != Named::Nothing;
         if is_ours && (!asks.is_nothing() || self.tells_rest) {
             self.tell(line);
         }
