@@ -100,6 +100,21 @@ fn rule_for_other_datagrams_does_not_let_wireguards_own_through() {
 }
 
 #[test]
+fn chain_that_two_rules_call_accepts_what_either_asks_for() {
+    let called = |rules: &str| {
+        format!(
+            "table inet theirs {{
+            chain ok {{ accept\n}}
+            chain it {{ type filter hook forward priority 0; policy drop; {rules}\n}}\n}}"
+        )
+    };
+    let both = "ct state established,related jump ok; ct state new jump ok";
+    assert_eq!(found(&called(both)), []);
+    let one = found(&called("ct state new jump ok; ct state related jump ok"));
+    assert_eq!(one.len(), 1, "answers are not among that: {one:?}");
+}
+
+#[test]
 fn foreign_chains_that_let_us_through_are_not_found() {
     for text in [
         &chain("forward", "accept", "iifname \"eth0\" drop"),

@@ -1,5 +1,6 @@
 //! Rules of other programs that drop some of our packets, wherever they stand.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::super::dump::at_one_generation;
@@ -87,7 +88,8 @@ fn read_rules(
                 walk.follow(&base.name, way, drops)?;
             }
             let mut first = std::mem::take(&mut walk.drops);
-            first.dedup();
+            let mut told = BTreeSet::new();
+            first.retain(|text| told.insert(text.clone()));
             let count = first.len();
             first.truncate(FIRST);
             if count > 0 {

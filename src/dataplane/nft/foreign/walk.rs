@@ -92,7 +92,7 @@ struct Path {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     None,
-    States,
+    States(u32),
     Other,
 }
 
@@ -120,7 +120,7 @@ impl Path {
     fn kind(&self) -> Kind {
         match (self.asks.is_empty(), self.states()) {
             (true, _) => Kind::None,
-            (false, Some(_)) => Kind::States,
+            (false, Some(states)) => Kind::States(states),
             (false, None) => Kind::Other,
         }
     }
