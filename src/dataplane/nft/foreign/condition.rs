@@ -167,10 +167,7 @@ impl Loaded {
             Self::CtState => return of_states(value, equal),
             Self::Field(field) => {
                 if let Some(known) = known(field, way) {
-                    return how
-                        .holds(&known, value)
-                        .then(|| names(field, how))
-                        .unwrap_or(Match::No);
+                    return if how.holds(&known, value) { names(field, how) } else { Match::No };
                 }
                 let sign = if equal { "" } else { "not " };
                 let ask = Ask::Other(format!("{field} {sign}{}", shown(field, value)));
