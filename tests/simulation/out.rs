@@ -56,7 +56,9 @@ impl World {
             view.desired().is_some_and(|desired| desired.peers().contains_key(key))
         };
         let former = self.oracle.out.lost.take().map(|(_, former)| former);
+        // An admission that was read since then is the last word, also if it is lost in turn.
         let mut withdrawals = former.unwrap_or_default();
+        withdrawals.retain(|key, _| !admits(key));
         let remembered = self.disk.withdrawals.peers.iter();
         let out = remembered.filter(|(key, _)| !self.has(key) && !admits(key));
         withdrawals.extend(out.map(|(key, it)| (*key, it.clone())));
