@@ -261,7 +261,7 @@ async fn a_role_is_for_one_gateway_or_for_a_pool_or_for_a_bell() {
     let create = CreateRole::IfAbsent(None);
     grant_bell(&admin, &bell, &create).await.unwrap();
     let refused =
-        |error: StoreError| assert!(error.to_string().contains("of another use"), "{error}");
+        |error: StoreError| assert!(error.to_string().contains("already in use"), "{error}");
     for role in [&pool.world.role, &bell] {
         refused(grant_token(&admin, "g1", &token(7), Some(role), &create).await.unwrap_err());
     }
