@@ -47,6 +47,6 @@ fn pool_that_another_link_has_is_refused_and_revocations_go_on() {
     ip("address add 10.99.200.5/24 dev uplink0");
     lab.await_ready();
     let warnings = lab.status()["warnings"].to_string();
-    assert!(warnings.contains("link uplink0 has 10.99.200.0/24"), "{warnings}");
+    assert!(warnings.contains("10.99.200.0/24 on link uplink0 overlaps"), "{warnings}");
     drop(agent);
 }

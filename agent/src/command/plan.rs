@@ -223,6 +223,6 @@ warnings
         };
         let told = left_out(&policy);
         assert!(told.contains("quarantined policy lab, which applies to 3 peers"), "{told}");
-        assert!(told.contains("reach: Invalid argument; "), "{told}");
+        assert!(told.contains("destinations: Invalid argument; "), "{told}");
     }
 }
