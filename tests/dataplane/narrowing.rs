@@ -110,7 +110,7 @@ fn flooded(client: &Client, packets: u64, mut change: impl FnMut(u64) -> bool) -
     })
 }
 
-/// Sends numbered packets, a window at a time, and counts those that nobody answers.
+/// Sends numbered packets, a window at a time, and counts those without an answer.
 fn talk(socket: &UdpSocket, to: &str, done: &AtomicBool, total: &AtomicU64) -> Flood {
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let (mut flood, mut datagram) = (Flood::default(), [0; 8]);

@@ -84,5 +84,5 @@ fn database_behind_a_peer_is_followed_and_found_again_after_a_restart() {
     lab.await_ready();
     lab.database.exec(&alice.revocation());
     eventually("the next agent follows, too", || !lab.kernel_peers().contains(&alice.key));
-    bob.must_reach(GATEWAY_TUNNEL, "and nobody else is concerned");
+    bob.must_reach(GATEWAY_TUNNEL, "and no other peer is concerned");
 }

@@ -65,7 +65,7 @@ fn admission_that_was_read_and_lost_in_its_turn_is_the_last_word_on_a_lost_revoc
     live_through(deeds.into(), false).unwrap();
 }
 
-/// Whoever must stay out is out after each deed, and all others are in at the end.
+/// Peers that must stay out are out after each deed, and all others are in at the end.
 fn live_through(deeds: Vec<Deed>, goes_stale: bool) -> Result<(), TestCaseError> {
     let mut past = if goes_stale { stale_past() } else { Past::new() };
     let is_set = |deed: &Deed| matches!(deed, Deed::Gateway(_));

@@ -14,7 +14,7 @@ impl World {
     pub fn excused(&self) -> BTreeSet<PublicKey> {
         let view = self.agent.machine.view();
         let mut excused: BTreeSet<_> = view.held().peers().keys().copied().collect();
-        // The last good rows release nobody.
+        // The last good rows release no peer.
         if let Some(followed) = self.agent.followed.as_ref().filter(|it| it.versions > 0) {
             let at = self.time_known_for_sure();
             excused.retain(|key| may_be_missing_by_mistake(&followed.tables, key, at));
