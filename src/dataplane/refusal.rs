@@ -21,15 +21,13 @@ pub(super) fn blame(refusal: &NftError) -> Blame {
         NftError::SetsLeft(refusal) => blame(refusal),
         NftError::TooLarge { .. } => Blame::Content,
         NftError::Refused { errno, .. } => match errno {
-            Errno::EPERM
-            | Errno::EACCES
-            | Errno::EBUSY
-            | Errno::EAGAIN
-            | Errno::EINTR
-            | Errno::ERESTART => Blame::Request,
+            Errno::EPERM | Errno::EACCES | Errno::EAGAIN | Errno::EINTR | Errno::ERESTART => {
+                Blame::Request
+            }
             // It may be there for a smaller change, or for the next one.
             Errno::ENOMEM | Errno::ENOBUFS | Errno::EMFILE | Errno::ENOSPC => Blame::Host,
             Errno::ENOENT | Errno::EEXIST => Blame::Table,
+            // EBUSY among them: another program's rule looks up a set that is to go or to be replaced.
             _ => Blame::Content,
         },
         _ => Blame::Request,
@@ -118,6 +116,7 @@ mod tests {
         }
         assert_eq!(blamed(Errno::EPERM), Blame::Request);
         assert_eq!(blamed(Errno::EINVAL), Blame::Content);
+        assert_eq!(blamed(Errno::EBUSY), Blame::Content);
         assert_eq!(blamed(Errno::ENOENT), Blame::Table);
         let refusal = NftError::Refused { request: String::new(), errno: Errno::ENOMEM };
         assert_eq!(blame(&NftError::SetsLeft(Box::new(refusal))), Blame::Host);

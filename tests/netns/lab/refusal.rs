@@ -1,5 +1,6 @@
 //! A change of the firewall of which the kernel refuses a part: when the agent is about to send it, another
-//! program puts sets with room for a few elements into the table, under the names of the next profiles.
+//! program puts sets with room for a few elements into the table, under the names of the next profiles, and
+//! rules that look them up, without which the agent would replace them.
 
 use std::time::Instant;
 
@@ -14,11 +15,14 @@ pub fn refuse_large_profiles(lab: &Lab, agent: &Agent, change: impl FnOnce()) ->
     let chains = lab.gateway.run("nft", &["list", "chains", "inet"]);
     let free = (1..=NUMBERS).filter(|number| !chains.contains(&format!("chain p_{number} {{")));
     let sets = free.map(|number| {
-        format!("add set inet gatepost p_{number}_4 {{ type ipv4_addr; flags interval; size 9; }};")
+        format!(
+            "add set inet gatepost p_{number}_4 {{ type ipv4_addr; flags interval; size 9; }};
+             add rule inet gatepost other ip daddr @p_{number}_4 counter;"
+        )
     });
     let sets: String = sets.collect();
     Trace::stop_before_transaction(lab, agent, change, || {
-        lab.gateway.run("nft", &[&sets]);
+        lab.gateway.run("nft", &[&format!("add chain inet gatepost other; {sets}")]);
     })
 }
 
