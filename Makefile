@@ -62,15 +62,16 @@ test-unit: ## Run unit tests, properties, golden plans and commands: no privileg
 test-mutations: ## See that the simulation finds each of the faults of the product that it lists
 	$(call skip,mutations,,$(cargo_test) --quiet --test simulation -- --ignored --exact --nocapture mutations::every_fault_that_is_listed_is_found)
 
-# Tests of packets wait more than they compute.
+# Tests of packets wait more than they compute, and so do those of the store.
 waiting := --test-threads=$(shell expr 3 \* $$(nproc))
+waiting_of_store := --test-threads=$(shell expr 2 \* $$(nproc))
 .PHONY: test-native
 test-native:
 	@tests/install-deps.sh test
 	@$(MAKE) --no-print-directory test-postgres test-netns
 
 test-postgres: ## Test the store against a private PostgreSQL
-	$(call skip,postgres,,tests/install-deps.sh test; $(seeded) $(cargo_test) $(addprefix --test ,$(postgres_targets)))
+	$(call skip,postgres,,tests/install-deps.sh test; $(seeded) $(cargo_test) $(addprefix --test ,$(postgres_targets)) -- $(waiting_of_store))
 
 test-postgres-versions: ## Test the store against PostgreSQL 13 to 18
 	@tests/install-deps.sh versions
@@ -94,7 +95,7 @@ nightly: test-unit test-postgres test-postgres-versions test-netns test-package 
 	tests/failover target/release/gatepost
 	tests/versions
 	tests/versions guest
-	tests/guest/suite --all $(netns_targets) $(firewall_targets)
+	GATEPOST_TEST_SETS=200 tests/guest/suite --all $(netns_targets) $(firewall_targets)
 	GATEPOST_TEST_BACKEND=userspace GATEPOST_TEST_MUTATIONS=1 $(cargo_test) --quiet --test packets -- every_missing_rule
 	GATEPOST_SIMULATE_SECS=120 $(cargo_test) --quiet --test simulation every_history_keeps
 	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done

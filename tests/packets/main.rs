@@ -2,7 +2,8 @@
 //! namespaces of its own.
 //!
 //! Has its own `main` because it is also the userspace device that it uses. `GATEPOST_TEST_SEED`
-//! repeats a run that printed this seed, and `GATEPOST_TEST_ROUNDS` makes the adversary's longer.
+//! repeats a run that printed this seed, `GATEPOST_TEST_SETS` says how many sets of policies the matrix
+//! tries, and `GATEPOST_TEST_ROUNDS` how many rounds the adversary.
 //! `GATEPOST_TEST_MUTATIONS=1` adds what takes minutes: whether the adversary finds each rule that a
 //! table lacks.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop loudly")]

@@ -121,8 +121,14 @@ fn copy_tree(mutations: &[Mutation], copy: &Path) {
 
 /// Builds the simulation of the copy, with the dependencies that are built already. Returns its path.
 fn build(copy: &Path, target: &Path, profile: &str) -> PathBuf {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let built = Command::new(cargo)
+    let mut cargo = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    // Some dependencies are built anew when a variable changes that cargo sets for this program.
+    for (name, _) in std::env::vars() {
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
+    let built = cargo
         .current_dir(copy)
         .args(["test", "--locked", "--workspace", "--test", "simulation", "--no-run"])
         .args(["--message-format", "json", "--profile", profile])
