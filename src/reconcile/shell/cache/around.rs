@@ -33,7 +33,8 @@ pub(super) fn snapshot(
 }
 
 /// The change, but for `devices` of held peers, which keep their old rows as far as the change does not narrow
-/// them.
+/// them. One that it does not narrow is no part of it: where there is room for withdrawals alone, all devices
+/// of a change lose their peers.
 pub(super) fn changed(
     old: LastGood,
     new: &ChangedRows,
@@ -41,10 +42,12 @@ pub(super) fn changed(
 ) -> ChangedRows {
     let mut old = Tables::after(old);
     let mut around = new.clone();
-    for (id, rows) in around.peers.iter_mut().filter(|(id, _)| devices.contains(id)) {
-        let kept = old.peers.remove(id).unwrap_or_default();
-        *rows = kept.into_iter().map(|row| narrowed(row, rows)).collect();
-    }
+    around.peers.retain(|id, rows| {
+        let kept = devices.contains(id).then(|| old.peers.remove(id).unwrap_or_default());
+        let Some(kept) = kept else { return true };
+        *rows = kept.iter().map(|row| narrowed(row.clone(), rows)).collect();
+        *rows != kept
+    });
     around
 }
 

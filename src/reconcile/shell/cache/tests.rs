@@ -362,3 +362,23 @@ fn what_later_changes_say_of_held_peers_only_narrows_what_is_on_disk() {
     writer.append_around(&change([(device, vec![]), (other, vec![])])).unwrap();
     assert!(on_disk().get(&device).is_none_or(Vec::is_empty), "confirmed");
 }
+
+#[test]
+fn full_disk_withdraws_no_peer_whose_removal_waits() {
+    let disk = Disk::of(512 * 1024);
+    let cache = cache(disk.path());
+    let mut writer = Writer::new(cache.clone());
+    writer.replace(&snapshot()).unwrap();
+    disk.fill();
+    let read = |number: u8| {
+        let mut change = change(number, vec![]);
+        change.peers.extend([(peer_row(1).device_id, vec![]), (peer_row(4).device_id, vec![])]);
+        Rows::Changed(change.into())
+    };
+    let mut kept = (0..100).map(|_| writer.write_around(&read(2), &[key(1)].into()).unwrap());
+    assert!(kept.any(|kept| kept.unwrap() == Kept::Withdrawals));
+    assert_eq!(restored(&cache), ["10.64.0.1", "10.64.0.3"]);
+    let Rows::Changed(change) = read(3) else { panic!("it is a change") };
+    assert_eq!(writer.append_around(&change).unwrap(), Kept::Withdrawals);
+    assert_eq!(restored(&cache), ["10.64.0.1"]);
+}
