@@ -83,8 +83,12 @@ fn hold(held: &mut Vec<Rows>, rows: Rows) {
     }
 }
 
-/// The state of the last good rows in this file.
-fn told(path: &Path, kept: Result<Kept, CacheError>) -> LastGoodStatus {
+/// The state of the last good rows in this file, which was told as `former` last.
+fn told(
+    path: &Path,
+    kept: Result<Kept, CacheError>,
+    former: Option<LastGoodStatus>,
+) -> LastGoodStatus {
     match kept {
         Ok(Kept::All) => LastGoodStatus::Kept,
         Ok(Kept::Withdrawals) => LastGoodStatus::Withdrawals {
@@ -94,7 +98,15 @@ fn told(path: &Path, kept: Result<Kept, CacheError>) -> LastGoodStatus {
                 path.display()
             ),
         },
-        Ok(Kept::Nothing) => LastGoodStatus::Unknown,
+        Ok(Kept::Nothing) => match former {
+            Some(missing @ LastGoodStatus::Missing { .. }) => missing,
+            _ => LastGoodStatus::Missing {
+                why: format!(
+                    "there are no last good rows in {} until the database is read as a whole",
+                    path.display()
+                ),
+            },
+        },
         Err(error @ CacheError::OutOfDate { .. }) => {
             LastGoodStatus::OutOfDate { why: causes(&error) }
         }
@@ -122,7 +134,7 @@ impl Keeper {
         std::thread::spawn(move || {
             let path = cache.path().to_owned();
             let (mut waiting, mut writer) = (Waiting::default(), Writer::new(cache));
-            let mut moment = None;
+            let (mut moment, mut former) = (None, None);
             for order in incoming {
                 let (good, held) = match order {
                     Order::Rows(rows, up) => {
@@ -155,7 +167,9 @@ impl Keeper {
                         Good::AroundHeld(rows) => writer.write_around(&rows, &held),
                     };
                     if let Some(kept) = kept {
-                        tells(told(&path, kept));
+                        let kept = told(&path, kept, former.take());
+                        former = Some(kept.clone());
+                        tells(kept);
                     }
                 }
             }
@@ -185,7 +199,7 @@ impl Keeper {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{changed, snapshot};
+    use super::super::tests::{Disk, changed, private_key, snapshot};
     use super::*;
     use crate::model::ChangedRows;
     use std::time::SystemTime;
@@ -223,5 +237,28 @@ mod tests {
             assert_eq!(waiting.keep(Keep::These), whole(&[change(secs)]));
         }
         assert_eq!(waiting.keep(Keep::All), whole(&[everything(), change(99)]), "each row once");
+    }
+
+    #[test]
+    fn rows_that_are_not_on_disk_are_not_said_to_be_there_after_a_later_change() {
+        let disk = Disk::of(256 * 1024);
+        let cache = Cache::new(disk.path().join("last-good"), &private_key(1));
+        let (tells, told) = mpsc::channel();
+        let keeper = Keeper::start(cache.clone(), move |kept| tells.send(kept).unwrap());
+        let keep = |rows| {
+            keeper.push(rows);
+            keeper.keep(Keep::All, BTreeSet::new());
+            told.recv().unwrap()
+        };
+        let everything = || Rows::Everything(Arc::new(snapshot()));
+        let change = || Rows::Changed(Arc::new(changed()));
+        assert_eq!(keep(everything()), LastGoodStatus::Kept);
+        disk.fill();
+        let mut later = std::iter::repeat_with(|| keep(change()));
+        let missing = later.find(|kept| matches!(kept, LastGoodStatus::Missing { .. })).unwrap();
+        disk.make_room();
+        assert_eq!(keep(change()), missing, "there is no file");
+        assert!(!cache.path().exists());
+        assert_eq!(keep(everything()), LastGoodStatus::Kept);
     }
 }

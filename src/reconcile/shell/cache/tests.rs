@@ -7,7 +7,7 @@ use super::*;
 use crate::model::{ChangedRows, DeviceId, KeyText, PeerRow, PolicyRow, PublicKey};
 use crate::test_rows::{self, no_changes, peer_row};
 
-fn private_key(number: u8) -> PrivateKey {
+pub(super) fn private_key(number: u8) -> PrivateKey {
     PrivateKey::from_random([number; 32])
 }
 
@@ -216,7 +216,8 @@ fn full_disk_takes_withdrawals_and_no_grants() {
     rows.peers.remove(1);
     assert_eq!(writer.replace(&rows).unwrap(), Kept::Withdrawals);
     assert_eq!(restored(&cache), ["10.64.0.3"]);
-    fs::remove_file(disk.0.path().join("ballast")).unwrap();
+    disk.make_room();
+    assert_eq!(writer.append(&change(2, vec![])).unwrap(), Kept::Withdrawals, "a grant is lacking");
     assert_eq!(writer.replace(&rows).unwrap(), Kept::All);
     assert_eq!(restored(&cache), ["10.64.0.1", "10.64.0.3"]);
 }

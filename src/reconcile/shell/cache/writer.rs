@@ -31,6 +31,8 @@ pub(super) struct Writer {
     tail: Option<Tail>,
     /// The devices of held peers, around which rows were written last.
     held: BTreeSet<DeviceId>,
+    /// The disk was full, and the file lacks what rows granted since the last one that was written whole.
+    lacks_grants: bool,
 }
 
 /// The file, up to its last line.
@@ -54,7 +56,7 @@ pub(super) enum Kept {
 
 impl Writer {
     pub const fn new(cache: Cache) -> Self {
-        Self { cache, tail: None, held: BTreeSet::new() }
+        Self { cache, tail: None, held: BTreeSet::new(), lacks_grants: false }
     }
 
     /// Keeps the time at which rows were read, by both clocks.
@@ -69,7 +71,9 @@ impl Writer {
     /// When nothing can be written; there is no file then.
     pub fn replace(&mut self, rows: &SnapshotRows) -> Result<Kept, CacheError> {
         self.tail = None;
-        let Err(error) = self.write_new_file(rows, None) else { return Ok(Kept::All) };
+        let written = self.write_new_file(rows, None);
+        self.lacks_grants = written.is_err();
+        let Err(error) = written else { return Ok(Kept::All) };
         match self.withdraw_from_old_file(rows) {
             Some(()) => Ok(Kept::Withdrawals),
             None => self.cache.forget().and(Err(error)),
@@ -185,7 +189,8 @@ impl Writer {
             Ok(kept) => {
                 self.tail = Some(tail);
                 self.compact();
-                Ok(kept)
+                self.lacks_grants |= kept == Kept::Withdrawals && withdrawn::of(rows) != *rows;
+                Ok(if self.lacks_grants { Kept::Withdrawals } else { kept })
             }
             Err(source) => self.cache.forget().and(Err(self.cache.io("written", source))),
         }
