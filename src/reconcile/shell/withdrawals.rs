@@ -65,23 +65,23 @@ impl WithdrawalsFile {
         }
     }
 
-    /// Earlier versions wrote no checksum.
+    /// What has no checksum may have been altered, too: it can be taken away.
     fn open(&self, text: &str) -> io::Result<Withdrawals> {
-        if let Some((body, checksum)) = text.rsplit_once(r#","seal":""#) {
-            let sealed = format!("{body}}}");
-            let wanted = self.sealer.checksum(sealed.as_bytes());
-            if checksum.strip_suffix(r#""}"#) != Some(&*wanted) {
-                let path = self.path.display();
-                tracing::warn!(
-                    %path,
-                    "{path} was altered, or written with another private key: the peers that it keeps \
-                     out stay out, and removals that waited for a confirmation may go on"
-                );
-                let altered: Withdrawals = serde_json::from_str(text)?;
-                return Ok(Withdrawals { held: BTreeMap::new(), ..altered });
-            }
+        let withdrawals: Withdrawals = serde_json::from_str(text)?;
+        let is_sealed = text.rsplit_once(r#","seal":""#).is_some_and(|(body, checksum)| {
+            let wanted = self.sealer.checksum(format!("{body}}}").as_bytes());
+            checksum.strip_suffix(r#""}"#) == Some(&*wanted)
+        });
+        if is_sealed {
+            return Ok(withdrawals);
         }
-        serde_json::from_str(text).map_err(io::Error::from)
+        let path = self.path.display();
+        tracing::warn!(
+            %path,
+            "{path} was altered, or written with another private key or by an earlier version: the peers \
+             that it keeps out stay out, and removals that waited for a confirmation may go on"
+        );
+        Ok(Withdrawals { held: BTreeMap::new(), ..withdrawals })
     }
 
     /// Writes them, if need be where room is reserved, and reserves as much again. A failure leaves the old file.
@@ -227,6 +227,9 @@ mod tests {
         let without_held = Withdrawals { held: BTreeMap::new(), ..kept.clone() };
         assert_eq!(file(&deep, 2).load().unwrap(), without_held);
         let text = fs::read_to_string(&ours.path).unwrap();
+        let (body, _) = text.rsplit_once(",\"seal\"").unwrap();
+        fs::write(&ours.path, format!("{body}}}")).unwrap();
+        assert_eq!(ours.load().unwrap(), without_held, "its checksum was taken away");
         for spoilt in [text[..text.len() / 2].to_owned(), "{".into()] {
             fs::write(&ours.path, spoilt).unwrap();
             ours.load().unwrap_err();
