@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::{Style, count, print};
+use crate::output::{Style, count, print, print_fitted};
 use gatepost::reconcile::status::{PeerState, PeerStatus};
 
 /// Shows the peers that are held or kept out, and confirms their removal, or lets them in, after a question
@@ -34,7 +34,7 @@ pub fn confirm(config: &Config, yes: bool) -> Result<Exit, CommandError> {
     let question = question(held.len() as u64, kept_out.len() as u64);
     let done = done(held.len() as u64, kept_out.len() as u64);
     held.append(&mut kept_out);
-    print(&describe(&held, false, SystemTime::now(), Style::of_stdout()))?;
+    print_fitted(&describe(&held, false, SystemTime::now(), Style::of_stdout()))?;
     if !yes && !ask::yes_or_no("confirm", &question)? {
         return Err(CommandError::NotConfirmed);
     }

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::{print, printable};
+use crate::output::{print, print_fitted, printable};
 
 /// Prints the packets that the agent knows, the oldest first, and with `follow` those that come.
 ///
@@ -39,6 +39,6 @@ pub fn denied(
 fn show(packet: &DeniedPacket, json: bool) -> io::Result<()> {
     match json {
         true => print(&format!("{}\n", serde_json::to_string(packet)?)),
-        false => print(&format!("{} {}\n", packet.at, printable(&packet.line()))),
+        false => print_fitted(&format!("{} {}\n", packet.at, printable(&packet.line()))),
     }
 }

@@ -34,7 +34,7 @@ pub fn explain(
     if json {
         output::print_json(&explanation.details)?;
     } else {
-        output::print(&format!("{}\n", explanation.text.trim_end()))?;
+        output::print_fitted(&format!("{}\n", explanation.text.trim_end()))?;
     }
     Ok(if explanation.allowed { Exit::Success } else { Exit::Differs })
 }

@@ -11,6 +11,9 @@ use crate::output::{self, Style, Table, Tone, age, bytes, printable, truncated};
 use gatepost::reconcile::SESSION_SECS;
 use gatepost::reconcile::status::{PeerState, PeerStatus};
 
+/// Of a terminal that the table fits.
+const COLUMNS: usize = 80;
+
 /// Figures that are not older are those of now.
 const FRESH: Duration = Duration::from_secs(2);
 
@@ -28,7 +31,8 @@ pub fn peers(config: &Config, args: &PeersArgs) -> Result<Exit, CommandError> {
     if args.json {
         output::print_json(&peers)?;
     } else {
-        output::print(&describe(&peers, args.wide, SystemTime::now(), Style::of_stdout()))?;
+        let text = describe(&peers, args.wide, SystemTime::now(), Style::of_stdout());
+        if args.wide { output::print(&text)? } else { output::print_fitted(&text)? }
     }
     Ok(Exit::Success)
 }
@@ -118,15 +122,11 @@ fn painted(line: &str, state: &str, peer: &PeerStatus, style: Style) -> String {
     }
 }
 
-/// Fits 80 columns with IPv4 addresses. Reasons are lines of their own.
+/// Fits 80 columns: a name or an address that is too long for its column ends its line. Reasons are lines of
+/// their own.
 fn narrow_table(peers: &[PeerStatus], now: SystemTime, style: Style) -> String {
-    const NAME_CHARS: usize = 15;
     let mut table = Table::new(["PEER", "ADDRESS", ">HANDSHAKE", ">RECEIVED", ">SENT", "STATE"]);
     for peer in peers {
-        let name = match (peer.user.as_str(), peer.device.as_str()) {
-            ("", "") => String::new(),
-            (user, device) => output::shortened(&format!("{user}/{device}"), NAME_CHARS),
-        };
         let mut addresses = addresses(peer);
         let first = addresses.next().unwrap_or_default();
         let address = match addresses.count() {
@@ -136,18 +136,45 @@ fn narrow_table(peers: &[PeerStatus], now: SystemTime, style: Style) -> String {
         let handshake = peer.last_handshake_at.map(|at| output::span(at.age(now)));
         let handshake = handshake.unwrap_or_else(|| "never".to_owned());
         let (received, sent) = (bytes(peer.rx_bytes), bytes(peer.tx_bytes));
-        table.row([name, address, handshake, received, sent, peer.state.word().to_owned()]);
+        table.row([name(peer), address, handshake, received, sent, peer.state.word().to_owned()]);
     }
-    let lines = table.render();
-    let mut lines = lines.lines();
-    let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
-    for (line, peer) in lines.zip(peers) {
-        text.extend([&painted(line, peer.state.word(), peer, style), "\n"]);
+    let mut rows = table.render_rows(most_chars(&table)).into_iter();
+    let mut text = rows.next().unwrap_or_default() + "\n";
+    for (row, peer) in rows.zip(peers) {
+        text.extend([&painted(&row, peer.state.word(), peer, style), "\n"]);
         if let Some(reason) = peer.state.reason() {
             text.extend(["  ", &printable(reason), "\n"]);
         }
     }
     text
+}
+
+/// The widths of the columns: what the figures leave of the line is for names and addresses.
+fn most_chars(table: &Table<6>) -> [usize; 6] {
+    const LEAST_NAME_CHARS: usize = 15;
+    // Behind it the longest address, its length and how many there are still fit the line.
+    const MOST_NAME_CHARS: usize = 28;
+    const GAPS_CHARS: usize = 10;
+    let figures: usize = (2..6).map(|column| table.width(column, usize::MAX)).sum();
+    let left = COLUMNS.saturating_sub(figures + GAPS_CHARS);
+    let address = left.saturating_sub(LEAST_NAME_CHARS);
+    let name = left.saturating_sub(table.width(1, address)).min(MOST_NAME_CHARS);
+    let any = usize::MAX;
+    [name, address, any, any, any, any]
+}
+
+/// The peer's name, user and device cut if it is longer than a line.
+fn name(peer: &PeerStatus) -> String {
+    const PART_CHARS: usize = 38;
+    let name = format!("{}/{}", peer.user, peer.device);
+    match (peer.user.as_str(), peer.device.as_str()) {
+        ("", "") => String::new(),
+        _ if name.chars().count() <= COLUMNS => name,
+        (user, device) => {
+            let part = |text| output::shortened(text, PART_CHARS);
+            format!("{}/{}", part(user), part(device))
+        }
+    }
 }
 
 fn addresses(peer: &PeerStatus) -> impl Iterator<Item = String> {
@@ -234,16 +261,59 @@ ben/phone    10.8.0.7         never       0 B    0 B  quarantined
     }
 
     #[test]
-    fn widest_line_of_a_peer_fits_eighty_columns() {
+    fn every_line_of_a_peer_fits_eighty_columns() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        let quarantined = PeerState::Quarantined { reason: "why".into() };
-        let mut peer = peer(&"u".repeat(30), "device", quarantined);
-        peer.addresses = vec!["198.51.100.200/32".parse().unwrap()];
-        (peer.rx_bytes, peer.tx_bytes) = (1_073_000_000, 1_073_000_000);
-        peer.last_handshake_at = Some(Timestamp(now - Duration::from_mins(119)));
-        let text = describe(&[peer], false, now, Style::Plain);
-        let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
-        assert!(longest <= 80, "{longest}: {text}");
+        let site = "1111:2222:3333:4444:5555:6666:7777:8888/127".parse().unwrap();
+        let others = std::iter::repeat_n(site, 99);
+        let address = "1111:2222:3333:4444:5555:6666:7777:8888/128".parse().unwrap();
+        let addresses = [
+            vec!["10.8.0.7/32".parse().unwrap()],
+            vec!["198.151.100.200/32".parse().unwrap()],
+            vec![address],
+            std::iter::once(address).chain(others.clone()).collect(),
+            others.collect(),
+        ];
+        let (user, device) = ("u".repeat(60), "d".repeat(60));
+        let names = [("anna", "laptop"), (&user[..], "x"), (&user[..], &device[..])];
+        let mut peers = Vec::new();
+        for (user, device) in names {
+            for addresses in &addresses {
+                for bytes in [0, 1_073_000_000] {
+                    let quarantined = PeerState::Quarantined { reason: "why".into() };
+                    let mut peer = peer(user, device, quarantined);
+                    peer.addresses.clone_from(addresses);
+                    (peer.rx_bytes, peer.tx_bytes) = (bytes, bytes);
+                    peer.last_handshake_at = Some(Timestamp(now - Duration::from_mins(119)));
+                    peers.push(peer);
+                }
+            }
+        }
+        let alone = peers.iter().map(std::slice::from_ref);
+        for shown in alone.chain([&peers[..]]) {
+            let text = describe(shown, false, now, Style::Plain);
+            let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(longest <= COLUMNS, "{longest}: {text}");
+        }
+    }
+
+    #[test]
+    fn long_names_and_addresses_are_shown_whole() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let mut anna = peer("anna", "laptop", PeerState::InKernel);
+        anna.addresses = vec!["fd00:1111:2222:3333:4444:5555:6666:7777/128".parse().unwrap()];
+        let ben = peer("benedict.of.nursia@monastery.example.org", "phone", PeerState::InKernel);
+        assert_eq!(
+            describe(&[anna, ben], false, now, Style::Plain),
+            "\
+PEER         ADDRESS   HANDSHAKE  RECEIVED  SENT  STATE
+anna/laptop  fd00:1111:2222:3333:4444:5555:6666:7777
+                           never       0 B   0 B  ok
+benedict.of.nursia@monastery.example.org/phone
+             10.8.0.7      never       0 B   0 B  ok
+
+2 peers, 2 in the kernel
+"
+        );
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub fn status(config: &Config, json: bool, is_watched: bool) -> Result<Exit, Com
     if json {
         output::print_json(&status)?;
     } else {
-        output::print(&describe(&status, SystemTime::now(), Style::of_stdout()))?;
+        output::print_fitted(&describe(&status, SystemTime::now(), Style::of_stdout()))?;
     }
     Ok(if status.state.is_ready() { Exit::Success } else { Exit::NotReady })
 }
