@@ -133,4 +133,67 @@ fn purge_removes_what_names_users_and_leaves_keys() {
     host.run("postrm", &["purge"]);
     assert!(!exist(&["var/lib/gatepost"]) && !exist(&["etc/sysctl.d/60-gatepost.conf"]));
     assert!(exist(&["etc/gatepost/private.key"]));
+    // Without a key in them, the folders go as well.
+    fs::remove_file(host.path("etc/gatepost/private.key")).unwrap();
+    fs::create_dir(host.path("etc/gatepost-bell")).unwrap();
+    host.run("postrm", &["purge"]);
+    assert!(!exist(&["etc/gatepost"]) && !exist(&["etc/gatepost-bell"]));
+}
+
+/// A minimal system has neither `ip` nor /bin/kill.
+#[test]
+fn package_depends_on_what_has_the_programs_that_it_calls() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let manifest = read("agent/Cargo.toml");
+    let depends = manifest.lines().find_map(|line| line.strip_prefix("depends = ")).unwrap();
+    for (file, call, package) in [
+        ("systemd/debian/prerm", "ip \"$family\" rule", "iproute2"),
+        ("systemd/debian/prerm", "systemctl stop", "systemd"),
+        ("systemd/gatepost.service", "+/bin/kill ", "procps"),
+    ] {
+        assert!(read(file).contains(call), "{file} no longer calls {call}");
+        let names = depends.split(['"', ',', ' ']);
+        assert!(names.into_iter().any(|name| name == package), "{file} needs {package}: {depends}");
+    }
+    let recommends = manifest.lines().find(|line| line.starts_with("recommends = ")).unwrap();
+    assert!(!recommends.contains("wireguard-tools"), "it recommends a kernel");
+}
+
+/// The repository alone has these; where a document names one of `deploy`, it says where the package has it.
+const ELSEWHERE: [&str; 3] = ["LICENSE", "CONTRIBUTING.md", "deploy/"];
+
+#[test]
+fn links_of_packaged_documents_lead_to_packaged_files() {
+    let manifest = fs::read_to_string(root().join("agent/Cargo.toml")).unwrap();
+    let sources = manifest.lines().filter_map(|line| line.trim().strip_prefix("[\"../"));
+    let sources: Vec<&str> = sources.map(|rest| rest.split('"').next().unwrap()).collect();
+    let is_packaged = |path: &str| {
+        sources.iter().any(|source| match source.split_once('*') {
+            Some((before, after)) => path.starts_with(before) && path.ends_with(after),
+            None => path == *source,
+        })
+    };
+    let documents = root().join("docs").read_dir().unwrap();
+    let documents = documents.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let documents = documents.filter(|name| name.ends_with(".md"));
+    let documents = documents.map(|name| format!("docs/{name}"));
+    let above = ["README.md", "CHANGELOG.md", "ARCHITECTURE.md", "SECURITY.md"].map(str::to_owned);
+    let mut dead = Vec::new();
+    for document in documents.chain(above) {
+        assert!(is_packaged(&document), "{document}");
+        let text = fs::read_to_string(root().join(&document)).unwrap();
+        for link in text.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
+            let path = match (link.strip_prefix("../"), document.starts_with("docs/")) {
+                (Some(above), true) => above.to_owned(),
+                (None, true) => format!("docs/{link}"),
+                (_, false) => link.to_owned(),
+            };
+            let is_here = !link.is_empty() && !link.starts_with("https://");
+            let is_elsewhere = ELSEWHERE.iter().any(|place| path.starts_with(place));
+            if is_here && !is_elsewhere && !is_packaged(&path) {
+                dead.push(format!("{document}: {link}"));
+            }
+        }
+    }
+    assert_eq!(dead, [""; 0], "dead links in the package");
 }
