@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::gatepost::Gatepost;
+
 /// What `systemd-analyze security` says of a unit file: the level, and the lines that it finds fault with.
 fn exposure(unit: &str) -> (f64, Vec<String>) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(unit);
@@ -47,6 +49,24 @@ fn units_write_no_core_dump_and_use_no_swap() {
             assert_eq!(text.lines().filter(|it| *it == line).count(), 1, "{unit}: {line}");
         }
     }
+}
+
+#[test]
+fn units_name_man_pages_that_the_package_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().to_str().unwrap();
+    Gatepost::with("").run(&["manual", pages]).must_exit(0);
+    let mut named = 0;
+    for unit in ["gatepost.service", "gatepost-device@.service", "gatepost-bell.service"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(unit);
+        let text = std::fs::read_to_string(file).unwrap();
+        for page in text.split("man:").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            let (name, section) = page.split_once('(').unwrap();
+            assert!(folder.path().join(format!("{name}.{section}")).exists(), "{unit}: {page})");
+            named += 1;
+        }
+    }
+    assert!(named >= 2, "{named}");
 }
 
 #[test]
