@@ -7,7 +7,7 @@ use gatepost::model::{DesiredState, Local, PresharedKey, PrivateKey};
 use gatepost::store::{ConnectOptions, Store};
 
 use crate::documents::blocks;
-use crate::gatepost::{Done, Gatepost};
+use crate::gatepost::{Done, Gatepost, mode};
 use crate::postgres::Cluster;
 use crate::rows;
 
@@ -217,6 +217,7 @@ fn the_commands_of_the_import_page_run() {
     for (_, block) in blocks("docs/import.md").into_iter().flat_map(|(_, blocks)| blocks) {
         let block = block
             .replace("import wg0", "import ./wg0.conf")
+            .replace(" -g gatepost", "")
             .replace("gatepost_fra_1", &role)
             .replace("postgres://postgres@db1/vpn", &owner)
             // The first needs root, the others an agent.
@@ -229,6 +230,8 @@ fn the_commands_of_the_import_page_run() {
     }
     assert_eq!(ran, 5);
     assert_eq!(site.psql("select public_key is not null from gateways"), "t");
+    // The agent, which reads it, is of group gatepost.
+    assert_eq!(mode(&site.gatepost.path("psk.keys")), 0o640);
     let units = fs::read_to_string(site.gatepost.path("units")).unwrap();
     assert_eq!(units, "disable wg-quick@wg0\nenable --now gatepost\n");
 }

@@ -19,6 +19,7 @@ mod keys;
 mod monitoring;
 mod operate;
 mod package;
+mod pages;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod profile;

@@ -50,6 +50,8 @@ fn the_commands_of_the_operators_page_run() {
                     let sizes = ["vpn.dump", "gatepost-fra-1.tar.gz"]
                         .map(|name| fs::metadata(site.gatepost.path(name)).unwrap().len());
                     assert!(sizes[0] > 10_000 && sizes[1] > 100, "{sizes:?}");
+                    // The dump has the hashes of users' passwords.
+                    assert_eq!(mode(&site.gatepost.path("vpn.dump")), 0o600);
                 }
                 ("Back up and restore", 2) => assert!(printed.contains("is bound"), "{printed}"),
                 ("Replace a gateway's key", 1) => {
