@@ -61,7 +61,7 @@ use monitor::NftWatch;
 use name::Block;
 use observe::Observation;
 use set::Set;
-use sets::Filled;
+use sets::Left;
 use socket::NftSocket;
 
 pub use deny_log::DENY_LOG_PREFIX;
@@ -106,6 +106,7 @@ pub struct Nft {
     /// on what we remember to have written.
     reading: Option<Option<ObservedFirewall>>,
     difference: Option<Difference>,
+    left: Left,
 }
 
 impl Nft {
@@ -126,7 +127,8 @@ impl Nft {
         let socket = NftSocket::open()?;
         let watch = NftWatch::open(socket.port())?;
         let muted = vec![watch.membership()];
-        Ok(Self { socket, ownership, watch, muted, known: None, reading: None, difference: None })
+        let (known, reading, difference, left) = (None, None, None, Left::default());
+        Ok(Self { socket, ownership, watch, muted, known, reading, difference, left })
     }
 
     /// The netlink port that our changes come from.
@@ -160,6 +162,7 @@ impl Nft {
     /// # Errors
     /// [`NftError::Unstable`] if other programs keep changing the ruleset.
     pub fn observe(&mut self) -> Result<Option<ObservedFirewall>, NftError> {
+        self.remove_left();
         if let Some(reading) = self.reading.clone()
             && self.is_current()?
         {
@@ -199,6 +202,7 @@ impl Nft {
         change: &FirewallChange,
         observed: Option<&ObservedFirewall>,
     ) -> Result<(), NftError> {
+        self.remove_left();
         let mut handles = Handles::new();
         for id in change::rewritten(change, observed) {
             let (found, _) =
@@ -207,13 +211,13 @@ impl Nft {
         }
         let (ownership, new_sets) = (self.ownership, sets::new_sets(change, observed)?);
         self.make_sets(&new_sets)?;
+        self.left.made(&new_sets);
         let written =
             self.commit(|batch| change::write(batch, ownership, change, observed, &handles));
-        // No rule looks them up.
-        let removed = written.as_ref().map_or_else(|_| self.remove_sets(&new_sets), |()| Ok(()));
-        written.map_err(|error| match removed {
-            Err(_) if error.table_is_as_before() => NftError::SetsLeft(Box::new(error)),
-            _ => error,
+        written.map_err(|error| {
+            self.left.add(&new_sets);
+            let is_left = !self.remove_left() && error.table_is_as_before();
+            if is_left { NftError::SetsLeft(Box::new(error)) } else { error }
         })
     }
 
@@ -224,28 +228,6 @@ impl Nft {
         observed: Option<&ObservedFirewall>,
     ) -> BTreeSet<ProfileId> {
         sets::with_new_sets(change, observed)
-    }
-
-    fn make_sets(&mut self, sets: &[Filled]) -> Result<(), NftError> {
-        let made = self.commit(|batch| {
-            sets::create_sets(batch, sets);
-            Ok(())
-        });
-        match made {
-            // An agent that was killed left one of them.
-            Err(NftError::Refused { errno: Errno::EEXIST, .. }) => self.commit(|batch| {
-                sets::replace_sets(batch, sets);
-                Ok(())
-            }),
-            made => made,
-        }
-    }
-
-    fn remove_sets(&mut self, sets: &[Filled]) -> Result<(), NftError> {
-        self.commit(|batch| {
-            sets.iter().for_each(|(set, _)| batch.delete_set(set));
-            Ok(())
-        })
     }
 
     /// Who may change the table that this value makes: what was asked for, where the kernel can.

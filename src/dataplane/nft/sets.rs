@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+
+use super::Nft;
 use super::batch::Batch;
 use super::block::Placed;
 use super::element::Element;
@@ -14,6 +17,70 @@ use crate::model::{FirewallChange, ObservedFirewall, Profile, ProfileId};
 
 /// A set of a profile, and what it holds.
 pub type Filled = (Set, Vec<Element>);
+
+/// Sets that a refused change left, because the kernel refused to remove them at once: no rule looks them up.
+#[derive(Debug, Clone, Default)]
+pub struct Left(BTreeSet<Set>);
+
+impl Left {
+    pub fn add(&mut self, sets: &[Filled]) {
+        self.0.extend(sets.iter().map(|(set, _)| *set));
+    }
+
+    /// Sets of these names were made anew.
+    pub fn made(&mut self, sets: &[Filled]) {
+        for (set, _) in sets {
+            self.0.remove(set);
+        }
+    }
+
+    fn delete(&self, batch: &mut Batch) {
+        self.0.iter().for_each(|set| batch.delete_set(set));
+    }
+
+    /// Forgets them, unless they may be removed later. One that is gone, or that a rule looks up, is another one
+    /// by now: the next reading finds what is there.
+    fn removed(&mut self, removed: &Result<(), NftError>) {
+        match removed {
+            Ok(()) | Err(NftError::Refused { errno: Errno::ENOENT | Errno::EBUSY, .. }) => {
+                self.0.clear();
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Nft {
+    pub(super) fn make_sets(&mut self, sets: &[Filled]) -> Result<(), NftError> {
+        let made = self.commit(|batch| {
+            create_sets(batch, sets);
+            Ok(())
+        });
+        match made {
+            // An agent that was killed left one of them.
+            Err(NftError::Refused { errno: Errno::EEXIST, .. }) => self.commit(|batch| {
+                replace_sets(batch, sets);
+                Ok(())
+            }),
+            made => made,
+        }
+    }
+
+    /// Removes the sets that refused changes left, and says whether it did. Else the next reading finds them, and
+    /// the whole table is loaded anew.
+    pub(super) fn remove_left(&mut self) -> bool {
+        if self.left.0.is_empty() {
+            return true;
+        }
+        let left = self.left.clone();
+        let removed = self.commit(|batch| {
+            left.delete(batch);
+            Ok(())
+        });
+        self.left.removed(&removed);
+        removed.is_ok()
+    }
+}
 
 /// The sets that a change adds to a table in force. They are loaded before the rules that look them up: the
 /// kernel lets packets see new rules at once, and what a new set of ranges holds only at the end of the
