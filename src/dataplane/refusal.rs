@@ -34,6 +34,18 @@ pub(super) fn blame(refusal: &NftError) -> Blame {
     }
 }
 
+/// What to do about a profile that the kernel does not load.
+pub(super) fn way_out(refusal: &NftError) -> &'static str {
+    match refusal {
+        NftError::SetsLeft(refusal) => way_out(refusal),
+        NftError::Refused { errno: Errno::EBUSY, .. } => {
+            "another program's rule looks that set up: remove the rule (`nft list table inet gatepost` shows \
+             it, unless it is gone already)"
+        }
+        _ => "give the policy fewer destinations, or the host more memory",
+    }
+}
+
 fn remedy(step: &Step, errno: Errno) -> Option<String> {
     let text = match (step, errno) {
         (Step::CreateLink { name, .. }, Errno::EEXIST) => format!(
@@ -120,6 +132,13 @@ mod tests {
         assert_eq!(blamed(Errno::ENOENT), Blame::Table);
         let refusal = NftError::Refused { request: String::new(), errno: Errno::ENOMEM };
         assert_eq!(blame(&NftError::SetsLeft(Box::new(refusal))), Blame::Host);
+    }
+
+    #[test]
+    fn a_set_that_another_programs_rule_holds_is_no_matter_of_its_size() {
+        let refused = |errno| NftError::Refused { request: String::new(), errno };
+        assert!(way_out(&refused(Errno::EBUSY)).contains("remove the rule"));
+        assert!(way_out(&refused(Errno::EINVAL)).contains("fewer destinations"));
     }
 
     #[test]

@@ -88,8 +88,10 @@ impl ModelJob {
         self.interlock.parted(*phase, &parted, observed);
         let why = |refusal: Refusal| refusal.to_string().into();
         let unloadable = parted.unloadable.into_iter();
-        let unloadable =
-            unloadable.map(|(_, profile, refusal)| Unloadable { profile, why: why(refusal) });
+        let unloadable = unloadable.map(|(_, profile, refusal)| {
+            let (why, remedy) = (why(refusal), "");
+            Unloadable { profile, why, remedy }
+        });
         self.unloadable.extend(unloadable);
         if parted.left.is_some() { Fate::Refused } else { Fate::AppliedInPart }
     }

@@ -75,6 +75,7 @@ fn quarantined_policies(desired: &DesiredState) -> Vec<QuarantinedPolicy> {
             policy: policy.name.into(),
             peers: policy.peers as u64,
             reason: policy.why.into(),
+            remedy: policy.remedy.into(),
         })
         .collect()
 }

@@ -13,6 +13,8 @@ const LAN_THIRD: &str = "10.20.0.30";
 const DESTINATIONS: [&str; 3] = [LAN_SERVER, LAN_OTHER, LAN_THIRD];
 /// Peers without a client, whose policies change in the same transaction.
 const OTHERS: usize = 30;
+/// The refusal is another program's rule that looks the policy's set up.
+const REMEDY: &str = "another program's rule looks that set up: remove the rule";
 /// Rounds of all packets while the policy is refused.
 const ROUNDS: usize = 5;
 
@@ -136,6 +138,7 @@ impl Scene {
         let named = policies.map(|it| {
             let reason = it["reason"].as_str().unwrap();
             assert!(reason.contains("set p_"), "{reason}");
+            assert!(it["remedy"].as_str().unwrap().contains(REMEDY), "{it}");
             (it["policy"].as_str().unwrap().to_owned(), it["peers"].as_u64().unwrap())
         });
         named.collect()
@@ -204,6 +207,8 @@ fn policy_that_the_kernel_refuses_costs_only_its_peers_and_holds_up_no_withdrawa
         ("quarantined policy \"wide\", which applies to 2 peers", "policy.quarantined");
     let said = || scene.told(quarantined.0, quarantined.1) == (1, "1".to_owned());
     eventually("the journal and the audit log name it", said);
+    let tail = format!("or `gatepost resync`: {REMEDY}");
+    assert!(lab.log().contains(&tail), "{}", lab.log());
     fault.converged(ends[0].max(ends[1]));
 
     eventually("it is loaded by itself", || scene.quarantined().is_empty());

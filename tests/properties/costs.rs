@@ -153,6 +153,7 @@ impl Agent {
                         let refused = change.put_profiles.values().map(|(_, profile)| Unloadable {
                             profile: Arc::clone(profile),
                             why: "too large".into(),
+                            remedy: "",
                         });
                         outcome.unloadable.extend(refused);
                         continue;

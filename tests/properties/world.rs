@@ -284,11 +284,12 @@ impl World {
         let block_list = self.block_list.clone();
         let mut desired =
             DesiredState::build_without(block_list, self.local.clone(), rows).unwrap();
-        let refused = self.kernel.unloadable.iter();
-        let why: Box<str> = Box::default();
-        desired.quarantine_profiles(
-            refused.map(|profile| Unloadable { profile: profile.clone(), why: why.clone() }),
-        );
+        let refused = self.kernel.unloadable.iter().cloned();
+        desired.quarantine_profiles(refused.map(|profile| Unloadable {
+            profile,
+            why: Box::default(),
+            remedy: "",
+        }));
         desired
     }
 

@@ -220,6 +220,7 @@ warnings
             policy: "lab".into(),
             peers: 3,
             reason: "Invalid argument".into(),
+            remedy: String::new(),
         };
         let told = left_out(&policy);
         assert!(told.contains("quarantined policy lab, which applies to 3 peers"), "{told}");

@@ -78,6 +78,7 @@ pub fn status() -> Status {
             policy: text(),
             peers: 1,
             reason: text(),
+            remedy: text(),
         }],
         warnings: vec![text()],
         held_back: Some(HeldBack { removals: 1, of: 1 }),

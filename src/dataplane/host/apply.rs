@@ -14,7 +14,7 @@ use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::nft::NftError;
-use crate::dataplane::refusal::{blame, refused};
+use crate::dataplane::refusal::{blame, refused, way_out};
 use crate::dataplane::sockets::{self, Destroyed};
 use crate::dataplane::wireguard::{self, Userspace};
 use crate::dataplane::{
@@ -111,7 +111,8 @@ impl<F: Firewall> Host<F> {
         };
         interlock.parted(phase, &parted, &observed.read());
         for (_, profile, refusal) in parted.unloadable {
-            outcome.unloadable.push(Unloadable { profile, why: causes(&refusal).into() });
+            let (why, remedy) = (causes(&refusal).into(), way_out(&refusal));
+            outcome.unloadable.push(Unloadable { profile, why, remedy });
         }
         // One part without an answer makes the table unsure, whatever became of the others.
         let part = |left: Option<(_, _)>| left.map_or_else(|| change.clone(), |(part, _)| part);

@@ -14,6 +14,8 @@ pub struct Unloadable {
     pub profile: Arc<Profile>,
     /// The kernel's answer.
     pub why: Box<str>,
+    /// What to do about it.
+    pub remedy: &'static str,
 }
 
 /// A policy that applies to peers whose profile the kernel refused.
@@ -24,6 +26,8 @@ pub struct QuarantinedPolicy {
     pub peers: usize,
     /// The kernel's answer.
     pub why: Box<str>,
+    /// What to do about it.
+    pub remedy: &'static str,
 }
 
 /// A profile that the kernel refused, and the prefixes that should have it.
@@ -108,6 +112,7 @@ impl DesiredState {
                         name: policy.name.clone(),
                         peers: 0,
                         why: refusal.of.why.clone(),
+                        remedy: refusal.of.remedy,
                     });
                     found.peers += 1;
                 }

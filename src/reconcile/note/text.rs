@@ -156,12 +156,12 @@ impl fmt::Display for Note {
             Self::Released { peer, name } => {
                 write!(f, "{name} is no longer quarantined (peer {peer})")
             }
-            Self::PolicyQuarantined { policy: QuarantinedPolicy { name, peers, why }, .. } => {
+            Self::PolicyQuarantined { policy: QuarantinedPolicy { name, peers, why, remedy }, .. } => {
                 write!(
                     f,
                     "quarantined policy {}, which applies to {}: the kernel does not load their \
                      destinations: {why}; they keep the former ones, or reach nothing, until the policy \
-                     changes or `gatepost resync`: give it fewer destinations",
+                     changes or `gatepost resync`: {remedy}",
                     Quoted(name),
                     count(*peers, "peer")
                 )

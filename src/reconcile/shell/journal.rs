@@ -159,7 +159,8 @@ mod tests {
         explained(&Note::NotConverged { steps: 1, first: Vec::new(), retry_in: Duration::ZERO });
         explained(&Note::Stale { since: Duration::ZERO, policy: StalePolicy::Keep });
         explained(&Note::Unannounced { tables: Vec::new() });
-        let policy = crate::model::QuarantinedPolicy { name: "".into(), peers: 1, why: "".into() };
+        let (name, why, remedy) = ("".into(), "".into(), "");
+        let policy = crate::model::QuarantinedPolicy { name, peers: 1, why, remedy };
         let id = crate::model::PolicyId(uuid::Uuid::nil());
         explained(&Note::PolicyQuarantined { id, policy });
         let gateway = crate::model::GatewayId(uuid::Uuid::nil());
@@ -228,6 +229,7 @@ mod tests {
             name: "staff".into(),
             peers: 2,
             why: "no memory".into(),
+            remedy: "",
         };
         let quarantined = fields_of(&Note::PolicyQuarantined { id, policy });
         assert_eq!((quarantined["policy"].as_str(), &quarantined["policy_id"]), ("staff", &nil));

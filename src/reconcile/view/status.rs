@@ -192,6 +192,9 @@ pub struct QuarantinedPolicy {
     pub peers: u64,
     /// The kernel's answer.
     pub reason: String,
+    /// What to do about it. Empty: an agent of the last version does not say.
+    #[serde(default)]
+    pub remedy: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -9,6 +9,8 @@ use crate::output::count;
 
 /// How many quarantined peers are named.
 const NAMED: usize = 3;
+/// The remedy where an agent of the last version names none.
+const FEWER_DESTINATIONS: &str = "give the policy fewer destinations, or the host more memory";
 
 /// The agent's state and warnings, but for what other findings say already.
 pub fn running(facts: &Facts, others: &[Finding]) -> Vec<Finding> {
@@ -80,10 +82,12 @@ fn quarantined(status: &Status) -> Vec<Finding> {
     let peers = peers.map(|peer| format!("quarantined {}: {}", peer.name(), peer.reason));
     let more = status.peers.quarantined.saturating_sub(NAMED as u64);
     let more = (more > 0).then(|| format!("quarantined: {}", count(more, "more peer")));
-    let policies = status.quarantined_policies.iter();
-    let policies = policies.map(|it| format!("quarantined policy {}: {}", it.policy, it.reason));
+    let policies = status.quarantined_policies.iter().map(|it| {
+        let text = format!("quarantined policy {}: {}", it.policy, it.reason);
+        let remedy = Some(&it.remedy).filter(|remedy| !remedy.is_empty());
+        Finding::warning("agent", text, remedy.map_or(FEWER_DESTINATIONS, String::as_str))
+    });
     let remedy = "correct the row; `gatepost peers --quarantined` lists all";
     let peers = peers.chain(more).map(|text| Finding::warning("agent", text, remedy));
-    let remedy = "give the policy fewer destinations, or the host more memory";
-    peers.chain(policies.map(|text| Finding::warning("agent", text, remedy))).collect()
+    peers.chain(policies).collect()
 }

@@ -301,6 +301,7 @@ agent      0.1.0, up 12 s, last pass 12 s ago (1 step in 3 ms)
             policy: "branch offices".into(),
             peers: 2,
             reason: "the kernel has no memory for it".into(),
+            remedy: String::new(),
         }];
         status.warnings = vec!["setting policy.alow_dns is unknown".into()];
         status.held_back = Some(HeldBack { removals: 60, of: 100 });
