@@ -246,6 +246,29 @@ fn the_guard_counts_peers_and_always_lets_ten_go() {
     assert_eq!(held.peers().len(), 28, "no row is left");
 }
 
+/// What a reading removes that comes while a gateway is filled for the first time: some of the few that were just
+/// added, and never one of many that were there before.
+#[test]
+fn the_guard_counts_those_that_are_there_while_a_gateway_is_filled() {
+    let all = quiet_tables(28);
+    let removed = |present: u8, rows_left: bool| {
+        let mut world = World::new(all.clone(), kernel_of(&all));
+        world.kernel.state.peers.retain(|peer, _| (1..=present).any(|number| *peer == key(number)));
+        assert_eq!(world.kernel.state.peers.len(), usize::from(present));
+        if rows_left {
+            world.deactivate(1..=27);
+        } else {
+            world.tables.peers.clear();
+        }
+        let (limit, held) = (MaxRemoved::default(), Held::default());
+        let guard = Guard { limit, held, confirmed: &BTreeSet::new(), whose: Whose::Ours };
+        let (desired, kernel) = (world.tables.build(), &world.kernel.state);
+        removals(&plan_guarded(&desired, kernel, &Scope::Everything, guard).0.unwrap())
+    };
+    assert_eq!([1, 2, 10, 11, 28].map(|present| removed(present, false)), [1, 0, 0, 0, 0]);
+    assert_eq!([1, 2, 10, 11, 28].map(|present| removed(present, true)), [1, 2, 10, 0, 0]);
+}
+
 #[test]
 fn only_deletions_count_for_the_guard() {
     let all = quiet_tables(28);
