@@ -7,6 +7,7 @@ mod fate;
 mod reader;
 mod rules;
 mod walk;
+mod way;
 
 use std::fmt;
 
@@ -19,12 +20,12 @@ use super::sys::{NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flowtable, msg, verdi
 use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
 use crate::model::InterfaceName;
 
-use condition::{Link, Way};
 use reader::{ForeignTable, Reader};
 use walk::Walk;
 
 pub use fate::{Fate, Lost};
 pub use rules::{ForeignRules, foreign_rules};
+pub use way::{Link, Named, Way};
 
 /// A base chain of another program that drops what none of its rules accepts, and some of our packets
 /// are among that.
@@ -137,7 +138,7 @@ fn read(
                 Some(HOOK_LOCAL_IN) => {
                     let wireguard =
                         listen_port.map(Way::of_wireguard).map(&mut follow).transpose()?;
-                    let peers = follow(Way::between(Link::Ours, Link::Absent))?;
+                    let peers = follow(Way::TO_HOST)?;
                     [
                         (Hook::Input, wireguard.and_then(Lost::of_wireguard)),
                         (Hook::Peers, Lost::of_peers(peers)),

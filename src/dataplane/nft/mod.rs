@@ -69,8 +69,8 @@ pub use difference::Difference;
 pub use dump::Counter;
 pub use error::NftError;
 pub use foreign::{
-    Fate, ForeignDrop, ForeignRules, Hook, Lost, Manager, flowtables_of, foreign_drops,
-    foreign_rules,
+    Fate, ForeignDrop, ForeignRules, Hook, Link, Lost, Manager, Named, Way, flowtables_of,
+    foreign_drops, foreign_rules,
 };
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use name::TABLE;

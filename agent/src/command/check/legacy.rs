@@ -3,9 +3,9 @@
 mod rule;
 mod walk;
 
-use gatepost::dataplane::nft::{Hook, Lost};
+use gatepost::dataplane::nft::{Hook, Lost, Way};
 
-use walk::{Walk, Way, tables};
+use walk::{Walk, tables};
 
 /// The saved rules of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,42 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::super::expr::Expr;
 use super::super::sys::data;
-
-/// By which link a packet comes or goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Link {
-    Ours,
-    Another,
-    /// None: the host itself sends the packet.
-    Absent,
-    /// Not routed yet, or not known at that hook.
-    Unknown,
-}
-
-/// Packets of ours that a hook sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Way {
-    pub incoming: Link,
-    pub outgoing: Link,
-    /// They are datagrams to this port. `None`: they may be anything.
-    pub udp_port: Option<u16>,
-}
-
-impl Way {
-    /// What peers send through the gateway.
-    pub const FROM_PEERS: Self = Self::between(Link::Ours, Link::Another);
-    /// What others send to peers through the gateway.
-    pub const TO_PEERS: Self = Self::between(Link::Another, Link::Ours);
-
-    pub const fn between(incoming: Link, outgoing: Link) -> Self {
-        Self { incoming, outgoing, udp_port: None }
-    }
-
-    /// What other hosts send to WireGuard's port.
-    pub const fn of_wireguard(port: u16) -> Self {
-        Self { udp_port: Some(port), ..Self::between(Link::Another, Link::Absent) }
-    }
-}
+use super::way::{Link, Named, Way};
 
 /// Whether packets match.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,17 +19,6 @@ pub enum Match {
     Some(Ask),
     /// Some may, and the rule names their port.
     OfPort(Ask),
-}
-
-/// What a rule names about our packets, least first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Named {
-    #[default]
-    Nothing,
-    /// Their protocol, or ports that do not include theirs. A rule that accepts by this is not for them.
-    Protocol,
-    /// Our link, or their port.
-    Us,
 }
 
 /// What a rule asks of packets beyond what their way tells.

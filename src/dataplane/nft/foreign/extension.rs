@@ -1,7 +1,8 @@
 //! What the extensions of `iptables` ask of a packet, by their structures in the kernel's headers. Pure.
 
 use super::super::expr::Expr;
-use super::condition::{Ask, INVALID, Match, Named, Way};
+use super::condition::{Ask, INVALID, Match};
+use super::way::{Named, Way};
 
 const MATCH_NAME: u16 = 1;
 const MATCH_INFO: u16 = 3;

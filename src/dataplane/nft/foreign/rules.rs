@@ -8,9 +8,9 @@ use super::super::error::NftError;
 use super::super::name::TABLE;
 use super::super::socket::NftSocket;
 use super::super::sys::verdict;
-use super::condition::{Link, Way};
 use super::reader::{ForeignTable, Reader};
 use super::walk::Walk;
+use super::way::Way;
 use super::{FAMILIES, HOOK_FORWARD, HOOK_LOCAL_IN, Manager, manager, number_of};
 use crate::model::InterfaceName;
 
@@ -55,14 +55,14 @@ pub fn foreign_rules(
 fn ways(hook: u32, listen_port: Option<u16>) -> (&'static str, Vec<Way>) {
     let wireguard = listen_port.map(Way::of_wireguard);
     match hook {
-        0 => ("prerouting", vec![Way::between(Link::Ours, Link::Unknown)]),
+        0 => ("prerouting", vec![Way::UNROUTED]),
         HOOK_LOCAL_IN => {
-            let ways = [Some(Way::between(Link::Ours, Link::Absent)), wireguard];
+            let ways = [Some(Way::TO_HOST), wireguard];
             ("input", ways.into_iter().flatten().collect())
         }
         HOOK_FORWARD => ("forward", vec![Way::FROM_PEERS, Way::TO_PEERS]),
-        3 => ("output", vec![Way::between(Link::Absent, Link::Ours)]),
-        4 => ("postrouting", vec![Way::FROM_PEERS, Way::between(Link::Unknown, Link::Ours)]),
+        3 => ("output", vec![Way::FROM_HOST]),
+        4 => ("postrouting", vec![Way::FROM_PEERS, Way::LEAVING]),
         _ => ("ingress", vec![]),
     }
 }

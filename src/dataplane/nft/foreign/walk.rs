@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use super::super::expr::{Expr, Rule};
 use super::super::sys::{data, verdict};
 use super::condition::{
-    Ask, Compare, ESTABLISHED, Link, Loaded, Match, NEW, Named, Way, comparison, in_range,
-    is_invalid_only,
+    Ask, Compare, ESTABLISHED, Loaded, Match, NEW, comparison, in_range, is_invalid_only,
 };
 use super::extension::matches_extension;
 use super::fate::Fate;
+use super::way::{Link, Named, Way};
 use crate::dataplane::nft::NftError;
 
 /// Chains and sets of one table.

@@ -1,41 +1,6 @@
 //! What one rule of `iptables-legacy` asks of packets, and where it sends them. Pure.
 
-/// By which link packets come or go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Link {
-    Ours,
-    Another,
-    /// The host itself sends or receives them.
-    Absent,
-    /// Not routed yet.
-    Unknown,
-}
-
-/// Packets of ours that a built-in chain sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Way {
-    pub incoming: Link,
-    pub outgoing: Link,
-    /// They are datagrams to this port. `None`: they may be anything.
-    pub udp_port: Option<u16>,
-}
-
-impl Way {
-    pub const FROM_PEERS: Self = Self::between(Link::Ours, Link::Another);
-    pub const TO_PEERS: Self = Self::between(Link::Another, Link::Ours);
-    pub const TO_HOST: Self = Self::between(Link::Ours, Link::Absent);
-    pub const FROM_HOST: Self = Self::between(Link::Absent, Link::Ours);
-    pub const UNROUTED: Self = Self::between(Link::Ours, Link::Unknown);
-    pub const LEAVING: Self = Self::between(Link::Unknown, Link::Ours);
-
-    const fn between(incoming: Link, outgoing: Link) -> Self {
-        Self { incoming, outgoing, udp_port: None }
-    }
-
-    pub const fn of_wireguard(port: u16) -> Self {
-        Self { udp_port: Some(port), ..Self::between(Link::Another, Link::Absent) }
-    }
-}
+use gatepost::dataplane::nft::{Link, Named, Way};
 
 /// What rules ask of packets beyond what their way tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,16 +10,6 @@ pub struct Asks {
     /// They ask for something else, too.
     pub others: bool,
     pub named: Named,
-}
-
-/// What rules name about our packets, least first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Named {
-    Nothing,
-    /// Their protocol. A rule that accepts by this alone is not for them.
-    Protocol,
-    /// Our link, or their port.
-    Us,
 }
 
 impl Asks {

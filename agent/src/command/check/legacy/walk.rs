@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gatepost::dataplane::nft::Fate;
+use gatepost::dataplane::nft::{Fate, Named, Way};
 
-use super::rule::{Asks, ESTABLISHED, NEW, Named, Rule, asks, target, words};
-
-pub use super::rule::Way;
+use super::rule::{Asks, ESTABLISHED, NEW, Rule, asks, target, words};
 
 /// A chain that jumps lead to, or a built-in one.
 #[derive(Debug, Default)]
