@@ -2,19 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+
 use super::withdrawn::Tables;
 use crate::model::{ChangedRows, DeviceId, GatewayRow, KeyText, PeerRow, PublicKey, SnapshotRows};
-use crate::reconcile::event::LastGood;
 
 /// The new rows, but for `devices` of held peers, which keep their old rows as far as the new ones do
 /// not narrow them. The gateway keeps its network: a mistake in it may be why they are held.
 pub(super) fn snapshot(
-    old: LastGood,
+    mut old: Tables,
+    vpn_cidr: IpNet,
     new: &SnapshotRows,
     devices: &BTreeSet<DeviceId>,
 ) -> SnapshotRows {
-    let vpn_cidr = old.rows.gateway.vpn_cidr;
-    let (mut old, by_device) = (Tables::after(old), Tables::of(new).peers);
+    let by_device = Tables::of(new).peers;
     let kept = devices.iter().flat_map(|id| {
         let new_rows = by_device.get(id).map_or(&[][..], Vec::as_slice);
         let rows = old.peers.remove(id).unwrap_or_default();
@@ -36,11 +37,10 @@ pub(super) fn snapshot(
 /// them. One that it does not narrow is no part of it: where there is room for withdrawals alone, all devices
 /// of a change lose their peers.
 pub(super) fn changed(
-    old: LastGood,
+    mut old: Tables,
     new: &ChangedRows,
     devices: &BTreeSet<DeviceId>,
 ) -> ChangedRows {
-    let mut old = Tables::after(old);
     let mut around = new.clone();
     around.peers.retain(|id, rows| {
         let kept = devices.contains(id).then(|| old.peers.remove(id).unwrap_or_default());

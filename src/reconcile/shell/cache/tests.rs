@@ -319,8 +319,8 @@ fn network_that_the_row_of_a_held_peer_lost_is_not_kept() {
     };
     let old = test_rows::snapshot(vec![row(&["192.168.0.0/24", "192.168.1.0/24"])]);
     let new = test_rows::snapshot(vec![row(&["192.168.1.0/24", "192.168.2.0/24"])]);
-    let old = LastGood { rows: old, changes: vec![], provenance: Provenance::Sealed };
-    let kept = around::snapshot(old, &new, &[peer_row(1).device_id].into());
+    let (old, vpn_cidr) = (withdrawn::Tables::of(&old), old.gateway.vpn_cidr);
+    let kept = around::snapshot(old, vpn_cidr, &new, &[peer_row(1).device_id].into());
     assert_eq!(kept.peers, [row(&["192.168.1.0/24"])]);
 }
 

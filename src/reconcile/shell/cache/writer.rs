@@ -98,15 +98,16 @@ impl Writer {
         if old.provenance != Provenance::Sealed || !is_ours {
             return None;
         }
-        let before = withdrawn::Tables::after(old.clone()).peers;
+        let vpn_cidr = old.rows.gateway.vpn_cidr;
+        let old = withdrawn::Tables::after(old);
         let kept = match rows {
             Rows::Everything(rows) => {
                 let now = withdrawn::Tables::of(rows).peers;
-                self.held = around::devices_of(held, [&before, &now]);
-                self.replace(&around::snapshot(old, rows, &self.held))
+                self.held = around::devices_of(held, [&old.peers, &now]);
+                self.replace(&around::snapshot(old, vpn_cidr, rows, &self.held))
             }
             Rows::Changed(rows) => {
-                self.held = around::devices_of(held, [&before, &rows.peers]);
+                self.held = around::devices_of(held, [&old.peers, &rows.peers]);
                 self.append(&around::changed(old, rows, &self.held))
             }
         };
@@ -122,7 +123,10 @@ impl Writer {
             return self.append(rows);
         }
         match self.cache.load_with_chain() {
-            Ok(Some((old, _))) => self.append(&around::changed(old, rows, &self.held)),
+            Ok(Some((old, _))) => {
+                let old = withdrawn::Tables::after(old);
+                self.append(&around::changed(old, rows, &self.held))
+            }
             // There is no file to add to.
             _ => self.append(rows),
         }
