@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::interlock::withdrawn_by;
+use super::moved::withdrawn_by;
 use super::{Phase, Plan, Step};
 use crate::model::{FirewallChange, ObservedState, ProfileId};
 

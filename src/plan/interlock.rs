@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use super::moved::{given_by, withdrawn_by};
 use super::prefix::{may_contain_others, prefixes_around};
 use super::{Parted, Phase, Step};
-use crate::model::{AllowedIps, FirewallChange, ObservedState, Peer, ProfileId, PublicKey};
+use crate::model::{FirewallChange, ObservedState, ProfileId, PublicKey};
 
 /// The grants that are still allowed after the refusals so far. Later variants include earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -71,12 +72,10 @@ impl Interlock {
                     && change.assign.values().all(loaded)
                     && !self.concerns_failed(change, observed)
             }
-            Step::AddPeer { peer: Peer { allowed_ips, .. }, .. }
-            | Step::WidenPeer { allowed_ips, .. } => {
-                let free = |it: &IpNet| !self.uncut.contains(it) && !self.unmoved.contains(it);
-                self.grants == Grants::All && allowed_ips.as_slice().iter().all(free)
+            _ => {
+                let free = |it: IpNet| !self.uncut.contains(&it) && !self.unmoved.contains(&it);
+                self.grants == Grants::All && given_by(step).all(free)
             }
-            _ => self.grants == Grants::All,
         }
     }
 
@@ -143,9 +142,7 @@ impl Interlock {
             Step::RemovePeer { .. } | Step::NarrowPeer { .. } => {
                 self.unmoved.extend(withdrawn_by(step, observed).iter());
             }
-            Step::AddPeer { peer: Peer { allowed_ips, .. }, .. }
-            | Step::WidenPeer { allowed_ips, .. } => self.unmoved.extend(allowed_ips.iter()),
-            _ => {}
+            _ => self.unmoved.extend(given_by(step)),
         }
     }
 
@@ -196,18 +193,6 @@ impl Interlock {
     }
 }
 
-/// The prefixes that a step withdraws from its peer.
-pub(super) fn withdrawn_by(step: &Step, observed: &ObservedState) -> AllowedIps {
-    let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
-    match step {
-        Step::RemovePeer { key } => had(key).cloned().unwrap_or_default(),
-        Step::NarrowPeer { key, allowed_ips } => {
-            had(key).map(|had| had.difference(allowed_ips)).unwrap_or_default()
-        }
-        _ => AllowedIps::default(),
-    }
-}
-
 /// Of the prefixes that a refused change was to close, those that a prefix of another peer contains. A
 /// prefix without a place is closed by the closing of the place around it.
 fn exposed_without(
@@ -244,7 +229,7 @@ fn exposed_without(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{FixedRules, ObservedFirewall};
+    use crate::model::{FixedRules, ObservedFirewall, Peer};
 
     fn key(number: u8) -> PublicKey {
         PublicKey::from_bytes([number; 32]).unwrap()

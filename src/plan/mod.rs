@@ -16,6 +16,7 @@ mod meet;
 mod meets;
 mod model_job;
 mod model_kernel;
+mod moved;
 mod pool;
 mod prefix;
 mod route;

@@ -13,10 +13,11 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::join::joined;
+use super::moved::{given_by, withdrawn_by};
 use super::prefix::{may_contain_others, prefixes_around};
 use super::wanted::Wanted;
 use super::{Held, Scope, Step};
-use crate::model::{AllowedIps, DesiredState, ObservedState, PublicKey};
+use crate::model::{DesiredState, ObservedState, PublicKey};
 
 /// The prefixes that the steps take from peers and give to peers.
 #[derive(Debug, Default)]
@@ -40,21 +41,17 @@ impl Transfers {
     ) -> Self {
         let (mut transfers, mut moved) = (Self::default(), Vec::new());
         for step in steps {
-            let had = |key| observed.peers.get(key).map(|peer| &peer.allowed_ips);
-            let (key, taken, given) = match step {
-                Step::RemovePeer { key } => (key, had(key).cloned(), None),
-                Step::NarrowPeer { key, allowed_ips } => {
-                    (key, had(key).map(|had| had.difference(allowed_ips)), None)
-                }
-                Step::AddPeer { key, peer } => (key, None, Some(&peer.allowed_ips)),
-                Step::WidenPeer { key, allowed_ips } => (key, None, Some(allowed_ips)),
-                _ => continue,
+            let (Step::RemovePeer { key }
+            | Step::NarrowPeer { key, .. }
+            | Step::AddPeer { key, .. }
+            | Step::WidenPeer { key, .. }) = step
+            else {
+                continue;
             };
-            let (taken, given) = (taken.iter(), given.into_iter());
-            transfers.taken.extend(taken.clone().flat_map(AllowedIps::iter));
-            transfers.given.extend(given.clone().flat_map(AllowedIps::iter));
-            moved
-                .extend(taken.chain(given).flat_map(AllowedIps::iter).map(|prefix| (prefix, *key)));
+            let taken = withdrawn_by(step, observed);
+            transfers.taken.extend(taken.iter());
+            transfers.given.extend(given_by(step));
+            moved.extend(taken.iter().chain(given_by(step)).map(|prefix| (prefix, *key)));
         }
         let lost = places_left_within(wanted, observed, &transfers.taken);
         transfers.taken.extend(lost);

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::interlock::withdrawn_by;
+use super::moved::{given_by, withdrawn_by};
 use super::{Plan, Step};
-use crate::model::{AllowedIps, ObservedState, Peer, ProfileId};
+use crate::model::{ObservedState, ProfileId};
 
 /// The prefixes whose next holder might inherit flows, although their place in the firewall says that
 /// their peer is merely put back: this agent took them, and the kernel refused to close them first, or
@@ -73,15 +73,6 @@ impl Uncut {
     }
 }
 
-fn given_by(step: &Step) -> impl Iterator<Item = IpNet> {
-    let given = match step {
-        Step::AddPeer { peer: Peer { allowed_ips, .. }, .. }
-        | Step::WidenPeer { allowed_ips, .. } => Some(allowed_ips),
-        _ => None,
-    };
-    given.into_iter().flat_map(AllowedIps::iter)
-}
-
 fn taken_by(plan: &Plan, observed: &ObservedState) -> BTreeSet<IpNet> {
     let taken = |step: &Step| withdrawn_by(step, observed).iter().collect::<Vec<_>>();
     plan.steps().iter().flat_map(taken).collect()
@@ -92,7 +83,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::{FirewallChange, FixedRules, ObservedFirewall, PublicKey};
+    use crate::model::{FirewallChange, FixedRules, ObservedFirewall, Peer, PublicKey};
     use crate::plan::Phase;
 
     const PREFIX: &str = "10.64.0.1/32";
