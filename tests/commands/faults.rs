@@ -1,5 +1,6 @@
 //! The page of faults: each row is a fault that a test causes, and each fault of a test has a row.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -131,4 +132,22 @@ fn each_row_of_the_page_of_faults_is_told_by_a_test() {
     let untold: Vec<_> = rows.iter().filter(|row| !is_told(row)).collect();
     assert!(untold.is_empty(), "no test tells of these: {untold:#?}");
     assert!(rows.len() > 80, "{rows:#?}");
+}
+
+#[test]
+fn each_fault_of_the_packaged_agent_is_a_row_of_the_page_and_each_of_its_rows_is_caused() {
+    let [page, script] = ["docs/faults.md", "tests/guest/package"]
+        .map(|name| fs::read_to_string(root().join(name)).unwrap());
+    let rows: BTreeSet<&str> = page
+        .lines()
+        .filter(|row| row.ends_with("| `tests/guest/package` |"))
+        .filter_map(|row| Some(row.strip_prefix("| ")?.split_once(" | ")?.0))
+        .collect();
+    let caused: BTreeSet<&str> = script
+        .split("under_fire \"")
+        .skip(1)
+        .filter_map(|after| Some(after.split_once('"')?.0))
+        .collect();
+    assert_eq!(rows, caused);
+    assert!(rows.len() >= 5, "{rows:#?}");
 }
