@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
@@ -13,7 +13,6 @@ struct State {
     /// Both ends of every connection that is open.
     open: Mutex<Vec<(UnixStream, TcpStream)>>,
     refusing: AtomicBool,
-    joined: AtomicUsize,
     /// Where new connections lead.
     server: Mutex<Option<SocketAddr>>,
     /// After so many bytes of answers it begins to refuse.
@@ -49,11 +48,6 @@ impl Relay {
             }
         });
         Self { folder, state }
-    }
-
-    /// How many connections it has joined so far.
-    pub fn connections(&self) -> usize {
-        self.state.joined.load(Ordering::SeqCst)
     }
 
     /// A URL through this relay.
@@ -176,7 +170,6 @@ impl State {
             return Ok(());
         }
         open.push((client, server));
-        self.joined.fetch_add(1, Ordering::SeqCst);
         drop(open);
         thread::spawn(move || {
             let _ = io::copy(&mut from_client, &mut to_server);
