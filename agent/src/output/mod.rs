@@ -5,11 +5,11 @@ mod style;
 mod table;
 mod text;
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-pub use fit::fitted;
 pub use gatepost::count::count;
 pub use style::{Style, Tone};
 pub use table::Table;
@@ -25,23 +25,22 @@ pub fn print_json(value: &impl Serialize) -> io::Result<()> {
     writeln!(out)
 }
 
-/// Prints sentences: as they are, or, on a terminal, broken between words to fit it.
+/// Prints sentences [for the terminal](for_terminal).
 ///
 /// # Errors
 /// Those of standard output.
 pub fn print_fitted(text: &str) -> io::Result<()> {
-    match terminal_columns() {
-        Some(columns) => print(&fitted(text, columns)),
-        None => print(text),
-    }
+    print(&for_terminal(text))
 }
 
-/// How wide the terminal is that standard output is, if it is one.
+/// Sentences for standard output: as they are, or, if it is a terminal, broken between words to fit it.
 #[must_use]
-pub fn terminal_columns() -> Option<usize> {
+pub fn for_terminal(text: &str) -> Cow<'_, str> {
     const LEAST_COLUMNS: usize = 40;
-    let (width, _) = terminal_size::terminal_size_of(io::stdout())?;
-    Some(usize::from(width.0).max(LEAST_COLUMNS))
+    match terminal_size::terminal_size_of(io::stdout()) {
+        Some((width, _)) => fit::fitted(text, usize::from(width.0).max(LEAST_COLUMNS)).into(),
+        None => text.into(),
+    }
 }
 
 /// Prints text as it is.

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
@@ -13,6 +13,7 @@ struct State {
     /// Both ends of every connection that is open.
     open: Mutex<Vec<(UnixStream, TcpStream)>>,
     refusing: AtomicBool,
+    ended: AtomicUsize,
     /// Where new connections lead.
     server: Mutex<Option<SocketAddr>>,
     /// After so many bytes of answers it begins to refuse.
@@ -48,6 +49,11 @@ impl Relay {
             }
         });
         Self { folder, state }
+    }
+
+    /// How many connections have ended so far.
+    pub fn ended(&self) -> usize {
+        self.state.ended.load(Ordering::SeqCst)
     }
 
     /// A URL through this relay.
@@ -171,8 +177,10 @@ impl State {
         }
         open.push((client, server));
         drop(open);
+        let state = Arc::clone(self);
         thread::spawn(move || {
             let _ = io::copy(&mut from_client, &mut to_server);
+            state.ended.fetch_add(1, Ordering::SeqCst);
             let _ = to_server.shutdown(Shutdown::Write);
         });
         let state = Arc::clone(self);

@@ -11,7 +11,7 @@ use super::describe::describe;
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::{self, Style, fitted, printable, shortened};
+use crate::output::{self, Style, printable, shortened};
 use crate::telemetry::Entry;
 
 /// Between two requests.
@@ -47,11 +47,7 @@ pub fn watch(client: &Client, json: bool) -> Result<Exit, CommandError> {
                     screen.take(&status, now);
                     let journal = client.journal().unwrap_or_default();
                     let text = screen.describe(&status, &journal, now, Style::of_stdout());
-                    let text = match output::terminal_columns() {
-                        Some(columns) => fitted(&text, columns),
-                        None => text,
-                    };
-                    output::print(&format!("{clear}{text}"))?;
+                    output::print(&format!("{clear}{}", output::for_terminal(&text)))?;
                 } else if screen.shown.as_ref() != Some(&status) {
                     output::print_json(&status)?;
                 }
