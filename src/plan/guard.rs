@@ -142,8 +142,8 @@ impl Guard<'_> {
     ///
     /// While some are held, only a few others are removed at once, because a table may be emptied in
     /// more than one transaction. It may be filled again in as many, so a held peer stays until its own
-    /// row is back or an operator confirms. A gateway that is not active removes all its peers deliberately: none
-    /// is held.
+    /// row is back or an operator confirms. If its row is back and its device or user has no right to a tunnel,
+    /// its removal counts as new. A gateway that is not active removes all its peers deliberately: none is held.
     fn hold(
         self,
         desired: &DesiredState,
@@ -177,14 +177,15 @@ impl Guard<'_> {
         }
         let is_judged =
             |key: &PublicKey, peer: &HeldPeer| !self.confirmed.contains(key) && !in_doubt(peer);
-        let waits = |key: &PublicKey| self.held.peers().contains_key(key);
+        let waits = |key: &PublicKey, peer: &HeldPeer| self.waits(key, peer);
         let judged = || held.peers().iter().filter(|(key, peer)| is_judged(key, peer));
         let unusable = judged().filter(|(_, peer)| peer.is_unusable()).count();
-        let some_wait = judged().any(|(key, _)| waits(key));
-        let new = judged().filter(|(key, _)| !waits(key)).count();
+        let some_wait = judged().any(|(key, peer)| waits(key, peer));
+        let new = judged().filter(|(key, peer)| !waits(key, peer)).count();
         let too_many = new > self.few(desired, observed, unusable, some_wait);
-        let stays =
-            |key: &_, peer: &_| in_doubt(peer) || is_judged(key, peer) && (too_many || waits(key));
+        let stays = |key: &_, peer: &_| {
+            in_doubt(peer) || is_judged(key, peer) && (too_many || waits(key, peer))
+        };
         held.retain(stays).since(&self.held)
     }
 
@@ -208,17 +209,19 @@ impl Guard<'_> {
         let (mut now, mut before) = (Held::default(), Held::default());
         let mut new = Vec::new();
         for (key, kept) in kept {
+            let waits = kept.as_ref().is_some_and(|peer| self.waits(&key, peer));
             let waited = self.held.peers().get(&key).cloned();
             self.held.release(&key);
-            match (kept, waited) {
-                (Some(peer), Some(waited)) => {
-                    before.hold(key, waited, desired);
+            if let Some(waited) = waited {
+                before.hold(key, waited, desired);
+            }
+            match kept {
+                Some(peer) if waits => {
                     now.hold(key, peer.clone(), desired);
                     self.held.hold(key, peer, desired);
                 }
-                (Some(peer), None) => new.push((key, peer)),
-                (None, Some(waited)) => before.hold(key, waited, desired),
-                (None, None) => {}
+                Some(peer) => new.push((key, peer)),
+                None => {}
             }
         }
         let is_judged = |peer: &HeldPeer| !self.is_in_doubt(peer);
@@ -230,7 +233,10 @@ impl Guard<'_> {
         new.retain(|(_, peer)| too_many || !is_judged(peer));
         for (key, peer) in new {
             now.hold(key, peer.clone(), desired);
-            self.held.hold_anew(key, peer, desired);
+            match before.peers().contains_key(&key) {
+                true => self.held.hold(key, peer, desired),
+                false => self.held.hold_anew(key, peer, desired),
+            }
         }
         let scope = widened(scope, &now, &before);
         (self.held, scope)
@@ -267,6 +273,16 @@ impl Guard<'_> {
             false => self.limit.of(present),
         };
         if some_wait && !is_small { ALWAYS_ALLOWED_PEERS.min(limit) } else { limit }
+    }
+
+    /// Whether this peer waited before, for the same kind of reason: no row of its own spoke, or none that can
+    /// be used, or the row bars it as before.
+    fn waits(&self, key: &PublicKey, peer: &HeldPeer) -> bool {
+        let is_barred = |peer: &HeldPeer| matches!(peer.cause(), HeldCause::Barred(_));
+        let before = self.held.peers().get(key);
+        before.is_some_and(|before| {
+            self.held.unknown().contains(key) || is_barred(before) || !is_barred(peer)
+        })
     }
 
     fn is_in_doubt(&self, peer: &HeldPeer) -> bool {

@@ -300,7 +300,7 @@ impl<'a> Keeper<'a> {
         if desired.blocks(key, &present.allowed_ips) {
             return None;
         }
-        let (cause, row) = match desired.absence(key) {
+        let (cause, row) = match desired.absence_with(key, &present.allowed_ips) {
             Absence::Gone { suspended: false } => (HeldCause::Gone, None),
             Absence::Barred(row, why) if why.is_deletion() => (HeldCause::Barred(why), Some(row)),
             Absence::Quarantined(row, reason) if reason.may_concern_many() => {

@@ -119,16 +119,7 @@ impl Week {
             }
         };
         let status = self.agent.status.borrow().clone();
-        assert!(
-            holds,
-            "{}, {:?}: not {:?} in time: {:?}\nkernel {:#?}\nrows {:#?}",
-            event.name,
-            step.deed,
-            step.then,
-            status,
-            in_kernel(&self.host.state()),
-            self.admitted().await,
-        );
+        assert!(holds, "{}, {:?}: not {:?} in time: {status:?}", event.name, step.deed, step.then,);
     }
 
     async fn is_equal_before(&mut self, deadline: Instant) -> bool {
@@ -141,8 +132,8 @@ impl Week {
             }
             if timeout_at(deadline, self.agent.status.changed()).await.is_err() {
                 let kernel = in_kernel(&self.host.state());
-                println!("only in the kernel {:#?}", kernel.difference(&admitted));
-                println!("only in the rows {:#?}", admitted.difference(&kernel));
+                println!("only in the kernel: {:?}", &kernel - &admitted);
+                println!("only in the rows: {:?}", &admitted - &kernel);
                 return false;
             }
         }

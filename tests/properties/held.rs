@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost::model::{
-    Absence, BarredBy, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow, PresharedKey,
-    Profile, Profiles, PublicKey, SettingRow, Traffic, Whom,
+    Absence, AllowedIps, BarredBy, DesiredState, Effect, KeyText, PeerId, PolicyId, PolicyRow,
+    PresharedKey, Profile, Profiles, PublicKey, SettingRow, Traffic, Whom,
 };
 use gatepost::plan::{Held, Scope, plan, plan_around};
 use gatepost::reconcile::status::{PeerState, State};
@@ -21,9 +21,14 @@ use super::rows::{id, local_without_psk_keys, tables};
 use super::world::{Trouble, World, options};
 
 /// What a prefix of a held peer may reach at most, as the rows say; `None`: it is not kept.
-fn still_said(desired: &DesiredState, key: &PublicKey, prefix: &IpNet) -> Option<Said> {
+fn still_said(
+    desired: &DesiredState,
+    key: &PublicKey,
+    prefix: &IpNet,
+    prefixes: &AllowedIps,
+) -> Option<Said> {
     let given = desired.firewall().assignments.contains_key(prefix);
-    match desired.absence(key) {
+    match desired.absence_with(key, prefixes) {
         _ if given => None,
         Absence::Gone { .. } => Some(Said::Nothing),
         Absence::Barred(_, why) if !why.is_deletion() => None,
@@ -70,9 +75,10 @@ proptest! {
         let firewall = kernel.state.firewall.as_ref().unwrap();
         for key in unwanted(&desired, &before) {
             let has = kernel.state.peers.get(&key);
-            for prefix in before.peers[&key].allowed_ips.iter() {
+            let prefixes = &before.peers[&key].allowed_ips;
+            for prefix in prefixes.iter() {
                 let keeps = has.is_some_and(|peer| peer.allowed_ips.contains(&prefix));
-                let said = still_said(&desired, &key, &prefix);
+                let said = still_said(&desired, &key, &prefix, prefixes);
                 prop_assert_eq!(keeps, said.is_some(), "{}", prefix);
                 let Some(said) = said else { continue };
                 let had = before.firewall.as_ref().unwrap().profile_of(&prefix).unwrap();
@@ -109,6 +115,43 @@ fn a_held_peer_that_is_revoked_is_removed_at_once() {
     world.settle();
     assert!(!world.kernel.state.peers.contains_key(&key(3)));
     assert_eq!(world.machine.view().held_back().unwrap().removals, 14);
+}
+
+#[test]
+fn held_peer_whose_key_was_replaced_goes_when_its_device_is_revoked() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    let mut row = world.tables.peers[&PeerId(id(2, 3))].clone();
+    world.tables.peers.clear();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(world.kernel.state.peers.len(), 28);
+    row.public_key = KeyText::Key(key(99));
+    row.bars = BarredBy::DEVICE_STATUS;
+    world.tables.peers.insert(row.id, row);
+    world.tell(Event::Notified);
+    world.settle();
+    assert!(!world.kernel.state.peers.contains_key(&key(3)));
+    assert_eq!(waiting(&world), Some(27));
+}
+
+#[test]
+fn few_users_who_are_not_active_when_the_rows_of_held_peers_come_back_lose_their_peers() {
+    for (inactive, left, waits) in [(1, 27, None), (14, 14, None), (15, 28, Some(15))] {
+        let mut world = world_of(28, "172.16.0.0/24");
+        let rows = std::mem::take(&mut world.tables.peers);
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(1));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
+        world.tables.peers = rows;
+        world.deactivate(1..=inactive);
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(1));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (left, waits));
+        // What the rows said already is no news.
+        world.tell(Event::Resync);
+        world.pass_time(Duration::from_secs(30));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (left, waits));
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use foldhash::HashMap;
+use ipnet::IpNet;
 use uuid::Uuid;
 
 use super::evaluate::listed_dns;
@@ -61,6 +62,22 @@ impl DesiredState {
         }
         let suspended = self.admit_only.as_ref().is_some_and(|only| !only.contains(key));
         barred.unwrap_or(Absence::Gone { suspended })
+    }
+
+    /// As [`Self::absence`], of a peer that holds these prefixes. Where no row names its key, a row decides that
+    /// assigns its address to another key and has no right to a tunnel: the key was replaced, and the row says
+    /// what became of the device.
+    #[must_use]
+    pub fn absence_with(&self, key: &PublicKey, prefixes: &AllowedIps) -> Absence<'_> {
+        let absence = self.absence(key);
+        if absence != (Absence::Gone { suspended: false }) || self.barred_at.is_empty() {
+            return absence;
+        }
+        let successors = prefixes.iter().flat_map(|prefix| self.barred_at(prefix));
+        // One that is left out on purpose decides.
+        successors
+            .min_by_key(|(_, why)| why.is_deletion())
+            .map_or(absence, |(row, why)| Absence::Barred(row, why))
     }
 
     /// The peers that are kept out although nothing else bars them.
@@ -123,6 +140,16 @@ impl DesiredState {
         let (first, last) = (PeerId(Uuid::nil()), PeerId(Uuid::max()));
         let named = self.barred.range((*key, first)..=(*key, last));
         named.filter_map(|(_, id)| self.entries.get(id))
+    }
+
+    /// The rows that are not eligible and assign this address.
+    fn barred_at(&self, address: IpNet) -> impl Iterator<Item = (&PeerRow, Ineligible)> {
+        let (first, last) = (PeerId(Uuid::nil()), PeerId(Uuid::max()));
+        let rows = self.barred_at.range((address, first)..=(address, last));
+        rows.filter_map(|(_, id)| match self.entries.get(id)? {
+            Entry { row, standing: OwnStanding::Ineligible(why) } => Some((row, *why)),
+            Entry { .. } => None,
+        })
     }
 
     /// Whether the host's block list bars a peer that holds these prefixes.

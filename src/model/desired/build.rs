@@ -106,6 +106,7 @@ impl DesiredState {
             by_device: BTreeSet::new(),
             by_user: BTreeSet::new(),
             barred: BTreeSet::new(),
+            barred_at: BTreeSet::new(),
             key_claims: Claims::default(),
             prefix_claims: Claims::default(),
             outside: BTreeSet::new(),

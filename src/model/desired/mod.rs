@@ -62,6 +62,8 @@ pub struct DesiredState {
     by_user: BTreeSet<(UserId, PeerId)>,
     /// Rows that are no candidates, by the keys that they name.
     barred: BTreeSet<(PublicKey, PeerId)>,
+    /// Rows that are not eligible, by the addresses that they assign.
+    barred_at: BTreeSet<(IpNet, PeerId)>,
     key_claims: Claims<PublicKey>,
     prefix_claims: Claims<IpNet>,
     /// Prefixes of admitted peers that no interface address's network covers.
@@ -268,6 +270,11 @@ impl DesiredState {
     }
 }
 
+/// The address that a row assigns, as a prefix.
+fn address(row: &PeerRow) -> IpNet {
+    IpNet::from(row.assigned_ip.addr())
+}
+
 fn precedence(row: &PeerRow) -> Precedence {
     Precedence {
         allocation_missing: row.allocation != super::Allocation::Held,
@@ -279,7 +286,7 @@ fn precedence(row: &PeerRow) -> Precedence {
 /// The same for a prefix: an allocation is of the assigned address alone, and speaks for no network.
 fn precedence_to(prefix: &IpNet, row: &PeerRow) -> Precedence {
     let precedence = precedence(row);
-    let of_allocation = *prefix == IpNet::from(row.assigned_ip.addr());
+    let of_allocation = *prefix == address(row);
     let allocation_missing = precedence.allocation_missing || !of_allocation;
     Precedence { allocation_missing, ..precedence }
 }

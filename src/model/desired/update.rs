@@ -14,7 +14,7 @@ use super::absence::barred_key;
 use super::evaluate::listed_dns;
 use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::{
-    Departed, DesiredState, Entry, Ineligible, OwnStanding, Reason, Touched, precedence,
+    Departed, DesiredState, Entry, Ineligible, OwnStanding, Reason, Touched, address, precedence,
     precedence_to,
 };
 use crate::model::policy::{PolicyBook, Subject};
@@ -54,11 +54,12 @@ impl DesiredState {
                 self.withdraw(id, &mut unsettled, &mut touched);
             }
             for row in rows {
-                // A peer that is held back may have this row now.
+                // A peer that is held back may have this row now, or its address.
                 touched.peers.extend(match row.public_key {
                     KeyText::Key(key) => Some(key),
                     KeyText::Bad { .. } => None,
                 });
+                touched.prefixes.insert(address(&row));
                 self.withdraw(row.id, &mut unsettled, &mut touched);
                 touched.rows.insert(row.id);
                 self.enter(row, &mut unsettled);
@@ -151,6 +152,9 @@ impl DesiredState {
         if let OwnStanding::Admitted(key) = &entry.standing {
             touched.departed.insert(*key, Departed::from(&entry.row));
         }
+        // A held peer may have this address.
+        touched.prefixes.insert(address(&entry.row));
+        self.barred_at.remove(&(address(&entry.row), id));
         if let Some(key) = barred_key(&entry.row, &entry.standing) {
             self.barred.remove(&(key, id));
             touched.peers.insert(key);
@@ -179,6 +183,7 @@ impl DesiredState {
                 if why.blocked {
                     self.blocked.insert(id);
                 }
+                self.barred_at.insert((address(&row), id));
                 OwnStanding::Ineligible(why)
             }
             Evaluation::Quarantined(reason) => {

@@ -322,6 +322,16 @@ impl Ping {
         eventually("pings are answered", || self.answers() >= wanted);
     }
 
+    /// Its log, and which pings were not answered, each with the second of the answer before it.
+    pub fn unanswered(&self) -> String {
+        let answered = self.answered();
+        let last = answered.keys().last().copied().unwrap_or_default();
+        let missing = (1..last).filter(|number| !answered.contains_key(number));
+        let before = |number: usize| answered.range(..number).next_back().map(|(_, at)| *at);
+        let missing: Vec<_> = missing.map(|number| (number, before(number))).collect();
+        format!("{}: {missing:?}", self.log.display())
+    }
+
     /// Ends it. What was not answered after the last answer is not counted.
     pub fn end(mut self) -> Pinged {
         self.child.kill().unwrap();

@@ -113,8 +113,9 @@ impl<'a> Fault<'a> {
         self.concerned.iter().chain(&self.others).for_each(|ping| ping.await_answers(5));
         let mut lost = None;
         for ping in self.others {
+            let unanswered = ping.unanswered();
             let pinged = ping.end();
-            assert_eq!(pinged.lost, 0, "{what}: another peer lost {pinged:?}");
+            assert_eq!(pinged.lost, 0, "{what}: another peer lost {pinged:?}, {unanswered}");
             lost = Some(Lost { pings: 0, of: pinged.last, outage: Duration::ZERO });
         }
         if let Some(ping) = self.concerned {
