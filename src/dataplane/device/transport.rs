@@ -149,6 +149,10 @@ fn cause(error: TunError) -> io::Error {
     }
 }
 
+/// What waits in the kernel while the host is too busy to run this process. The kernel's default has room for
+/// some 270 small packets, which come in a tenth of a second. `net.core.rmem_max` limits it, without an error.
+const RECEIVE_BUFFER_BYTES: usize = 7 << 20;
+
 /// Opens the device's UDP socket: one for both families, or for IPv4 where there is no IPv6.
 pub(super) struct Ports {
     factory: UdpSocketFactory,
@@ -158,7 +162,9 @@ pub(super) struct Ports {
 impl Ports {
     /// Notes in `in_flight` the packets that its sockets receive.
     pub fn new(in_flight: InFlight) -> Self {
-        Self { factory: UdpSocketFactory::default(), in_flight }
+        let recv_buffer_size = Some(RECEIVE_BUFFER_BYTES);
+        let factory = UdpSocketFactory { recv_buffer_size, ..UdpSocketFactory::default() };
+        Self { factory, in_flight }
     }
 }
 

@@ -115,7 +115,9 @@ impl<'a> Fault<'a> {
         for ping in self.others {
             let unanswered = ping.unanswered();
             let pinged = ping.end();
-            assert_eq!(pinged.lost, 0, "{what}: another peer lost {pinged:?}, {unanswered}");
+            let drops = self.lab.drops();
+            let told = format!("{what}: another peer lost {pinged:?}, {unanswered}\n{drops}");
+            assert_eq!(pinged.lost, 0, "{told}");
             lost = Some(Lost { pings: 0, of: pinged.last, outage: Duration::ZERO });
         }
         if let Some(ping) = self.concerned {

@@ -295,6 +295,14 @@ file = "{folder}/last-good"
         self.logs.lock().unwrap().iter().filter_map(|log| fs::read_to_string(log).ok()).collect()
     }
 
+    /// What the gateway's sockets and links have dropped, as the kernel counts it.
+    pub fn drops(&self) -> String {
+        let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+        let [snmp, links] = self.gateway.within(|| ["snmp", "dev"].map(read));
+        let udp = snmp.lines().filter(|line| line.starts_with("Udp:"));
+        udp.chain(links.lines()).collect::<Vec<_>>().join("\n")
+    }
+
     /// A client with a device, a key and an address; unknown to the database until inserted.
     pub fn client(&self, name: &str) -> Client {
         let number = self.clients.fetch_add(1, Ordering::Relaxed);
