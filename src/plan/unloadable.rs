@@ -88,6 +88,7 @@ fn halve<E>(
     is_kept: impl Fn(&E) -> bool,
     mut load: impl FnMut(&FirewallChange) -> Result<(), E>,
 ) -> Result<Parted<E>, E> {
+    let is_guarded = is_guarded(change, table);
     let table = table.filter(|_| change.load_base.is_none());
     let parts = parts(change, table);
     let mut base = Base::of(change);
@@ -127,9 +128,17 @@ fn halve<E>(
         }
     }
     if base.is_some() {
-        // Where there is nothing else to load, the rules alone deny everything.
-        let rules = || load(&Base::load(base.as_ref(), FirewallChange::default()));
-        match parted.left.take().map_or_else(rules, |(_, error)| Err(error)) {
+        // Where there is nothing else to load, or no table judges the link's packets, the rules alone deny
+        // everything.
+        let mut rules = || load(&Base::load(base.as_ref(), FirewallChange::default()));
+        let loaded = match parted.left.take() {
+            Some((_, error)) if is_guarded => Err(error),
+            left => {
+                parted.left = left;
+                rules()
+            }
+        };
+        match loaded {
             Ok(()) => {}
             Err(error) if is_kept(&error) => return Err(error),
             // The former table is in force as it was. Each part was refused with the rules, so no
@@ -159,6 +168,12 @@ fn after(change: &FirewallChange, unloaded: &[&Part]) -> [FirewallChange; 2] {
     [denial, removal]
 }
 
+/// Whether a change loads the table of a link whose packets one judges already.
+fn is_guarded(change: &FirewallChange, table: Option<&ObservedFirewall>) -> bool {
+    let base = change.load_base.as_ref();
+    base.zip(table).is_some_and(|(base, table)| table.guards(base.interface.as_str()))
+}
+
 /// The narrowing of a table that stays in force although it was to be loaded anew. `None`: it cannot stay,
 /// because it does not judge the link's packets by rules that allow no more than the new ones, or because it
 /// would have to be narrowed and has the rules of another version.
@@ -166,10 +181,7 @@ fn narrowing_of_former(
     change: &FirewallChange,
     table: &ObservedFirewall,
 ) -> Option<FirewallChange> {
-    let base = change.load_base.as_ref()?;
-    if !table.guards(base.interface.as_str()) {
-        return None;
-    }
+    let base = change.load_base.as_ref().filter(|_| is_guarded(change, Some(table)))?;
     let mut target = None;
     ObservedFirewall::apply(&mut target, change);
     let narrowing = narrowing_to(&target.unwrap_or_default(), table);

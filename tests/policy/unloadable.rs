@@ -272,6 +272,23 @@ fn a_table_whose_rules_cannot_be_narrowed_or_allow_more_is_replaced_by_what_ther
     assert_eq!(kernel.table, before);
 }
 
+#[test]
+fn a_link_that_no_table_judges_gets_rules_that_deny_everything_where_there_is_room_for_no_policy() {
+    let edited = ObservedFirewall::new(FixedRules::Open, BTreeMap::new(), BTreeMap::new());
+    for former in [None, Some(edited)] {
+        let change = table_anew(base());
+        let all = change.put_profiles.values().map(|(_, profile)| Arc::clone(profile));
+        let kernel = Kernel::new(table(&[]), all);
+        let mut kernel = Kernel { table: former, blame: Blame::Host, ..kernel };
+        let parted = kernel.load_in_parts(&change);
+        let (left, _) = parted.left.expect("it is tried again");
+        assert!(left.put_profiles == change.put_profiles && parted.unloadable.is_empty());
+        let table = kernel.table.expect("the rules");
+        assert_eq!((table.base(), table.profiles().len()), (Some(&base()), 0));
+        assert!((0..5).all(|number| table.profile_of(&prefix(number)).is_none()));
+    }
+}
+
 proptest! {
     /// In two parts or in one, the table becomes the same, and what takes away comes first.
     #[test]
