@@ -148,10 +148,12 @@ impl State {
                 Some(bytes) if bytes < read as u64 => {
                     *left = None;
                     drop(left);
-                    client.write_all(&buffer[..usize::try_from(bytes).unwrap_or(read)])?;
+                    // The client may be gone already: it dies all the same.
+                    let written =
+                        client.write_all(&buffer[..usize::try_from(bytes).unwrap_or(read)]);
                     self.refusing.store(true, Ordering::SeqCst);
                     self.cut();
-                    return Ok(());
+                    return written;
                 }
                 Some(bytes) => *left = Some(bytes - read as u64),
                 None => {}
