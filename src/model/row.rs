@@ -153,6 +153,14 @@ pub struct PeerRow {
     pub beyond: Option<Box<BeyondLimit>>,
 }
 
+impl PeerRow {
+    /// The address that it assigns, as a prefix.
+    #[must_use]
+    pub fn address(&self) -> IpNet {
+        IpNet::from(self.assigned_ip.addr())
+    }
+}
+
 /// `policies.effect`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Effect {

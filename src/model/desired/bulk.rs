@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use super::absence::barred_key;
 use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::update::profile_of;
-use super::{Claims, DesiredState, Entry, OwnStanding, address, precedence, precedence_to};
+use super::{Claims, DesiredState, Entry, OwnStanding, precedence, precedence_to};
 use crate::model::policy::{PolicyBook, SameGroups};
 use crate::model::{DeviceId, Peer, PeerId, PeerRow, Profile, PublicKey, UserId};
 
@@ -85,7 +85,7 @@ impl DesiredState {
             |(id, entry): &(PeerId, Entry)| Some((barred_key(&entry.row, &entry.standing)?, *id));
         self.barred = entries.iter().filter_map(barred).collect();
         let ineligible = entries.iter().filter(|(_, entry)| entry.is_barred_and(|_| true));
-        self.barred_at = ineligible.map(|(id, entry)| (address(&entry.row), *id)).collect();
+        self.barred_at = ineligible.map(|(id, entry)| (entry.row.address(), *id)).collect();
         let prefixes = assignments.iter().map(|(prefix, _)| *prefix);
         self.outside = prefixes.filter(|prefix| !self.covers(prefix)).collect();
         self.aggregate_routes();

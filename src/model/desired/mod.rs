@@ -270,11 +270,6 @@ impl DesiredState {
     }
 }
 
-/// The address that a row assigns, as a prefix.
-fn address(row: &PeerRow) -> IpNet {
-    IpNet::from(row.assigned_ip.addr())
-}
-
 fn precedence(row: &PeerRow) -> Precedence {
     Precedence {
         allocation_missing: row.allocation != super::Allocation::Held,
@@ -286,7 +281,7 @@ fn precedence(row: &PeerRow) -> Precedence {
 /// The same for a prefix: an allocation is of the assigned address alone, and speaks for no network.
 fn precedence_to(prefix: &IpNet, row: &PeerRow) -> Precedence {
     let precedence = precedence(row);
-    let of_allocation = *prefix == address(row);
+    let of_allocation = *prefix == row.address();
     let allocation_missing = precedence.allocation_missing || !of_allocation;
     Precedence { allocation_missing, ..precedence }
 }

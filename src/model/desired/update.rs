@@ -14,7 +14,7 @@ use super::absence::barred_key;
 use super::evaluate::listed_dns;
 use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::{
-    Departed, DesiredState, Entry, Ineligible, OwnStanding, Reason, Touched, address, precedence,
+    Departed, DesiredState, Entry, Ineligible, OwnStanding, Reason, Touched, precedence,
     precedence_to,
 };
 use crate::model::policy::{PolicyBook, Subject};
@@ -59,7 +59,7 @@ impl DesiredState {
                     KeyText::Key(key) => Some(key),
                     KeyText::Bad { .. } => None,
                 });
-                touched.prefixes.insert(address(&row));
+                touched.prefixes.insert(row.address());
                 self.withdraw(row.id, &mut unsettled, &mut touched);
                 touched.rows.insert(row.id);
                 self.enter(row, &mut unsettled);
@@ -153,8 +153,8 @@ impl DesiredState {
             touched.departed.insert(*key, Departed::from(&entry.row));
         }
         // A held peer may have this address.
-        touched.prefixes.insert(address(&entry.row));
-        self.barred_at.remove(&(address(&entry.row), id));
+        touched.prefixes.insert(entry.row.address());
+        self.barred_at.remove(&(entry.row.address(), id));
         if let Some(key) = barred_key(&entry.row, &entry.standing) {
             self.barred.remove(&(key, id));
             touched.peers.insert(key);
@@ -183,7 +183,7 @@ impl DesiredState {
                 if why.blocked {
                     self.blocked.insert(id);
                 }
-                self.barred_at.insert((address(&row), id));
+                self.barred_at.insert((row.address(), id));
                 OwnStanding::Ineligible(why)
             }
             Evaluation::Quarantined(reason) => {

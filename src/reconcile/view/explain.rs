@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use serde_json::json;
 
 use super::View;
@@ -113,7 +112,7 @@ fn one(
     };
     let admitted = stays.is_some() || matches!(standing, Standing::Admitted(_));
     let wanted = match stays {
-        Some(stays) => stays.allows(&IpNet::from(row.assigned_ip.addr()), destination),
+        Some(stays) => stays.allows(&row.address(), destination),
         None => admitted && explanation.verdict == Verdict::Allow,
     };
     let allows = observed.map(|observed| kernel_allows(observed, row, destination));
@@ -187,7 +186,7 @@ fn names(desired: &DesiredState, explanation: &PolicyExplanation) -> BTreeMap<Ta
 
 fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -> bool {
     let KeyText::Key(key) = &row.public_key else { return false };
-    let prefix = IpNet::from(row.assigned_ip.addr());
+    let prefix = row.address();
     let profile = observed.firewall.as_ref().and_then(|table| table.profile_of(&prefix));
     observed.peers.contains_key(key) && profile.is_some_and(|profile| profile.allows(destination))
 }

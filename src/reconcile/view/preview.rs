@@ -181,7 +181,7 @@ fn shift<'a>(
     row: &'a PeerRow,
     standing: Standing<'_>,
 ) -> ReachChange<'a> {
-    let prefix = IpNet::from(row.assigned_ip.addr());
+    let prefix = row.address();
     let admitted = matches!(standing, Standing::Admitted(_));
     let table = observed.firewall.as_ref();
     let new = if admitted {

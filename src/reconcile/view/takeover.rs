@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use crate::count::count;
 use crate::model::policy::in_words as reach_in_words;
 use crate::model::{DesiredState, LinkOwner, ObservedInterface, ObservedState, Profile, Standing};
@@ -73,7 +71,7 @@ fn reach(desired: &DesiredState) -> Vec<String> {
     let mut known: HashMap<*const Profile, String> = HashMap::new();
     let admitted = desired.rows().filter(|(_, it)| matches!(it, Standing::Admitted(_)));
     for (row, _) in admitted {
-        let prefix = IpNet::from(row.assigned_ip.addr());
+        let prefix = row.address();
         let profile = desired.firewall().assignments.get(&prefix);
         let what = profile.map(|profile| {
             known.entry(Arc::as_ptr(profile)).or_insert_with(|| reach_in_words(profile)).clone()
