@@ -177,14 +177,13 @@ impl Guard<'_> {
         }
         let is_judged =
             |key: &PublicKey, peer: &HeldPeer| !self.confirmed.contains(key) && !in_doubt(peer);
-        let waits = |key: &PublicKey, peer: &HeldPeer| self.waits(key, peer);
         let judged = || held.peers().iter().filter(|(key, peer)| is_judged(key, peer));
         let unusable = judged().filter(|(_, peer)| peer.is_unusable()).count();
-        let some_wait = judged().any(|(key, peer)| waits(key, peer));
-        let new = judged().filter(|(key, peer)| !waits(key, peer)).count();
+        let some_wait = judged().any(|(key, peer)| self.waits(key, peer));
+        let new = judged().filter(|(key, peer)| !self.waits(key, peer)).count();
         let too_many = new > self.few(desired, observed, unusable, some_wait);
         let stays = |key: &_, peer: &_| {
-            in_doubt(peer) || is_judged(key, peer) && (too_many || waits(key, peer))
+            in_doubt(peer) || is_judged(key, peer) && (too_many || self.waits(key, peer))
         };
         held.retain(stays).since(&self.held)
     }
