@@ -32,6 +32,15 @@ fn loaded() -> (Netns, Nft) {
     (netns, nft)
 }
 
+/// The result of a change; `None`: the table still has another owner. A process that another test is starting
+/// may hold a former owner's socket for a moment longer.
+fn unless_owned<T>(changed: Result<T, NftError>) -> Option<T> {
+    match changed {
+        Err(NftError::OtherOwner { .. }) => None,
+        changed => Some(changed.unwrap()),
+    }
+}
+
 /// Everything that another program may try.
 const EDITS: [&str; 6] = [
     "nft delete table inet gatepost",
@@ -95,10 +104,7 @@ fn an_owned_table_outlives_its_owner_and_is_taken_over_by_the_next() {
 
     drop(next);
     let mut last = Nft::open_with(Ownership::Respected).unwrap();
-    eventually("the table has no owner", || match last.remove_table() {
-        Err(NftError::OtherOwner { .. }) => false,
-        removed => removed.unwrap(),
-    });
+    eventually("the table has no owner", || unless_owned(last.remove_table()) == Some(true));
     assert_eq!(last.observe().unwrap(), None);
 }
 
@@ -124,13 +130,8 @@ fn a_table_gets_and_loses_its_owner_in_one_change_that_cuts_no_flow() {
         else {
             panic!("not one change: {diff:?}")
         };
-        // A process that another test is starting may hold the owner's socket for a moment longer.
-        eventually("the table has no other owner", || match nft.apply(&change, table.as_ref()) {
-            Err(NftError::OtherOwner { .. }) => false,
-            applied => {
-                applied.unwrap();
-                true
-            }
+        eventually("the table has no other owner", || {
+            unless_owned(nft.apply(&change, table.as_ref())).is_some()
         });
         assert_eq!(nft.observe().unwrap(), Some(observed(&base(), world.clone())));
         assert!(streams.iter_mut().all(Stream::echoes), "{ownership:?}");

@@ -119,7 +119,7 @@ impl Week {
             }
         };
         let status = self.agent.status.borrow().clone();
-        assert!(holds, "{}, {:?}: not {:?} in time: {status:?}", event.name, step.deed, step.then,);
+        assert!(holds, "{}, {:?}: not {:?} in time: {status:?}", event.name, step.deed, step.then);
     }
 
     async fn is_equal_before(&mut self, deadline: Instant) -> bool {

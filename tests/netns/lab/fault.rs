@@ -115,9 +115,12 @@ impl<'a> Fault<'a> {
         for ping in self.others {
             let unanswered = ping.unanswered();
             let pinged = ping.end();
-            let drops = self.lab.drops();
-            let told = format!("{what}: another peer lost {pinged:?}, {unanswered}\n{drops}");
-            assert_eq!(pinged.lost, 0, "{told}");
+            assert_eq!(
+                pinged.lost,
+                0,
+                "{what}: another peer lost {pinged:?}, {unanswered}\n{}",
+                self.lab.drops()
+            );
             lost = Some(Lost { pings: 0, of: pinged.last, outage: Duration::ZERO });
         }
         if let Some(ping) = self.concerned {
