@@ -52,6 +52,20 @@ impl Netns {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Gives a link an address, and returns when packets to it are received. A worker of the
+    /// kernel makes the route that receives them, for IPv6 after the address can be seen.
+    pub fn add_address(&self, address: &str, link: &str) {
+        self.run(&format!("ip address replace {address} dev {link} nodad"));
+        self.receives(address);
+    }
+
+    /// Waits until packets to an address are received.
+    pub fn receives(&self, address: &str) {
+        self.run(&format!(
+            "timeout 20 sh -c 'until ip route get {address} | grep -q ^local; do :; done'"
+        ));
+    }
+
     /// Loads a ruleset's text with the `nft` program.
     pub fn load(&self, text: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();

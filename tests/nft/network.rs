@@ -77,6 +77,11 @@ impl Network {
              ip link set lan0 up
              ip route add default via 172.16.1.1 && ip -6 route add default via fd10::1"
         ));
+        gateway.receives(GATEWAY6);
+        alice.receives("fd64::2");
+        bob.receives("fd64::3");
+        lan.receives(LAN6);
+        lan.receives(PUBLIC6);
         gateway.enter();
         let nft = Nft::open().unwrap();
         Self { gateway, alice, bob, lan, nft }

@@ -351,7 +351,7 @@ fn the_longest_site_prefix_decides() {
         .gateway
         .run("ip route add 10.9.0.0/16 via 10.64.0.2 && ip route add fd65::/32 via fd64::2");
     let allowed = |network: &Network, source: &str| {
-        network.alice.run(&format!("ip addr replace {source} dev v0 nodad"));
+        network.alice.add_address(source, "v0");
         let lan = if source.contains(':') { LAN6 } else { LAN4 };
         network.alice.succeeds(&format!("ping -n -c 1 -W 1 -I {source} {lan}"))
     };

@@ -64,7 +64,7 @@ fn what_is_sent_to_a_closed_host_reaches_no_peer_around_it() {
     let mut network = network(&base, &world);
     for at in 0..2 {
         network.gateway.run(&format!("ip route add {} via {}", SITES[at], BOB[at]));
-        network.bob.run(&format!("ip addr add {} dev v0 nodad", HOSTS[at]));
+        network.bob.add_address(HOSTS[at], "v0");
         assert!(pings(&network.alice, HOSTS[at]), "Bob answers for his site");
         let place = CLOSED[at].parse().unwrap();
         let assign = [(place, ProfileId::NOTHING)].into();

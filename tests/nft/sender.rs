@@ -114,7 +114,7 @@ fn a_router_behind_a_site_peer_tells_the_size_of_the_path() {
         let (host, lan, via) = (HOST[at], LAN[at], ALICE[at]);
         let network = network(&untranslated(), &world);
         network.gateway.run(&format!("ip route add {} via {via}", SITE[at]));
-        network.alice.run(&format!("ip addr add {host} dev v0 nodad"));
+        network.alice.add_address(host, "v0");
         let from_site = flow((&network.alice, host), (&network.lan, lan));
         let router = (&network.alice, ROUTER[at]);
         let answer = [(lan, THERE), (host, HERE)];
@@ -206,7 +206,7 @@ fn first_address_of_a_site_comes_by_no_other_link_whatever_its_path_is() {
     world.1.insert(SITE.parse().unwrap(), gatepost::model::ProfileId(1));
     let network = network(&base, &world);
     network.gateway.run(&format!("ip route add {SITE} via {}", ALICE[1]));
-    network.alice.run(&format!("ip addr add {FIRST} dev v0 nodad"));
+    network.alice.add_address(FIRST, "v0");
     assert!(pings(&network.lan, GATEWAY_IN_LAN[1]), "the neighbours know each other");
     let _flow = flow((&network.gateway, GATEWAY6), (&network.alice, FIRST));
     let packet = udp((GATEWAY6, HERE), (FIRST, THERE));

@@ -133,7 +133,7 @@ fn session(network: &Network, gateway: &str) -> (TcpStream, TcpStream) {
 
 /// Bob takes an address over.
 fn give_to_bob(network: &Network, address: &str) {
-    network.bob.run(&format!("ip addr add {address} dev v0 nodad"));
+    network.bob.add_address(address, "v0");
     network
         .gateway
         .run(&format!("ip neigh replace {address} lladdr 02:00:00:00:00:03 nud permanent dev wg0"));
