@@ -67,7 +67,8 @@ grant execute on function
     gatepost.hosts(),
     gatepost.forget_host(text, text),
     gatepost.news(text, text),
-    gatepost.words(uuid[], uuid[])
+    gatepost.words(uuid[], uuid[]),
+    gatepost.revoked_devices(uuid[])
 to gatepost_gateway;
 grant execute on function
     gatepost.hold_bell(text),

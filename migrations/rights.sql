@@ -56,7 +56,8 @@ functions (name, caller) as (
         ('hosts()'),
         ('forget_host(text,text)'),
         ('news(text,text)'),
-        ('words(uuid[],uuid[])')
+        ('words(uuid[],uuid[])'),
+        ('revoked_devices(uuid[])')
     ) g (name)
     cross join lateral (values (g.name), (pg_catalog.replace(pg_catalog.replace(g.name, '(', '(text,'), ',)', ')'))) f (name)
     union all

@@ -30,6 +30,8 @@ pub struct Held {
     unknown: BTreeSet<PublicKey>,
     /// How many have a row that cannot be used.
     unusable: usize,
+    /// How many have no row.
+    gone: usize,
     /// How often a peer was held that was not held before.
     arrivals: u64,
 }
@@ -93,6 +95,12 @@ impl HeldPeer {
         matches!(self.cause, HeldCause::Unusable(_))
     }
 
+    /// Whether no row names it.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        matches!(self.cause, HeldCause::Gone)
+    }
+
     /// The desired state of a peer that the kernel holds as `present`.
     fn peer(&self, present: &Peer) -> Peer {
         Peer { allowed_ips: self.allowed_ips(), ..present.clone() }
@@ -135,6 +143,7 @@ impl Held {
 
     fn recall(&mut self, key: PublicKey, since: SystemTime) {
         let (keeps, cause) = (BTreeMap::new(), HeldCause::Gone);
+        self.gone += 1;
         self.peers.insert(key, HeldPeer { keeps, cause, since });
         self.unknown.insert(key);
     }
@@ -201,6 +210,7 @@ impl Held {
             }
         }
         self.unusable += usize::from(peer.is_unusable());
+        self.gone += usize::from(peer.is_gone());
         self.peers.insert(key, peer);
     }
 
@@ -213,6 +223,7 @@ impl Held {
         }
         self.unknown.remove(key);
         self.unusable -= usize::from(peer.is_unusable());
+        self.gone -= usize::from(peer.is_gone());
     }
 
     /// Holds only the peers for which this is true.
@@ -257,6 +268,17 @@ impl Held {
     /// How many have a row that cannot be used.
     pub(super) const fn unusable(&self) -> usize {
         self.unusable
+    }
+
+    /// How many are named by no row.
+    #[must_use]
+    pub const fn gone(&self) -> usize {
+        self.gone
+    }
+
+    /// The peers that no row names.
+    pub fn without_row(&self) -> impl Iterator<Item = &PublicKey> {
+        self.peers.iter().filter(|(_, peer)| peer.is_gone()).map(|(key, _)| key)
     }
 
     /// The destinations of a prefix that a held peer keeps.

@@ -9,7 +9,7 @@ use super::rows::Replaced;
 use crate::causes::causes;
 use crate::dataplane::{Outcome, RefusedStep};
 use crate::model::{Departed, PolicyId, PublicKey, Touched};
-use crate::plan::{Held, Plan, Scope, Step};
+use crate::plan::{Plan, Scope, Step};
 
 #[derive(Debug)]
 pub(super) struct Difference {
@@ -45,13 +45,13 @@ pub(super) struct Settled {
 }
 
 impl Difference {
-    /// Everything may differ.
-    pub const fn new() -> Self {
+    /// Everything may differ. `departed`: peers that an earlier run held.
+    pub const fn new(departed: BTreeMap<PublicKey, Departed>) -> Self {
         Self {
             scope: Scope::Everything,
             cause: Cause::Start,
             policies: BTreeMap::new(),
-            departed: BTreeMap::new(),
+            departed,
             blocked_routes: BTreeMap::new(),
         }
     }
@@ -162,11 +162,11 @@ impl Difference {
         plan.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix)))
     }
 
-    /// Nothing in the scope differs. `whole`: nothing at all does, except for the `staying` peers.
-    pub fn settle(&mut self, whole: bool, staying: &Held) -> Settled {
+    /// Nothing in the scope differs. `whole`: nothing at all does, except for the peers that are `held`.
+    pub fn settle(&mut self, whole: bool, held: impl Fn(&PublicKey) -> bool) -> Settled {
         self.scope = Scope::nothing();
         if whole {
-            self.departed.retain(|key, _| staying.peers().contains_key(key));
+            self.departed.retain(|key, _| held(key));
         }
         let changed_since = match std::mem::replace(&mut self.cause, Cause::Kernel) {
             Cause::Rows(since) => Some(since),
@@ -187,9 +187,9 @@ mod tests {
 
     #[test]
     fn what_differs_without_a_changed_row_is_drift() {
-        let (mut difference, start) = (Difference::new(), Instant::now());
+        let (mut difference, start) = (Difference::new(BTreeMap::new()), Instant::now());
         assert!(!difference.is_drift(), "at the start the rows are new");
-        difference.settle(true, &Held::default());
+        difference.settle(true, |_| false);
         difference.everything();
         assert!(difference.is_drift());
         assert!(!difference.touch(Touched::default(), start) && difference.is_drift());
@@ -198,10 +198,10 @@ mod tests {
 
     #[test]
     fn changes_count_from_the_oldest() {
-        let (mut difference, start) = (Difference::new(), Instant::now());
+        let (mut difference, start) = (Difference::new(BTreeMap::new()), Instant::now());
         difference.touch(touched(1), start);
         difference.touch(touched(2), start + std::time::Duration::from_secs(1));
-        let settled = difference.settle(true, &Held::default());
+        let settled = difference.settle(true, |_| false);
         assert_eq!(settled.changed_since, Some(start));
         assert!(difference.is_nothing());
     }

@@ -13,7 +13,7 @@ use super::mode::Mode;
 use super::note::Note;
 use super::options::Reloaded;
 use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
-use crate::model::{BlockList, ChangedRows, Mark, PublicKey, SnapshotRows};
+use crate::model::{BlockList, ChangedRows, DeviceId, Mark, PublicKey, SnapshotRows};
 use crate::plan::Plan;
 use crate::store::{Hosts, Refusal};
 
@@ -62,6 +62,8 @@ pub enum Event {
     Read(Result<ReadAnswer, DatabaseError>),
     /// The peers whose withdrawals the database has lost.
     MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
+    /// Those of the peers asked for whose devices are revoked.
+    RevokedAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
     /// The last good rows of an earlier run, read because the database did not answer.
     Restored {
         last_good: Box<LastGood>,
@@ -154,6 +156,8 @@ pub enum Action {
     Restore,
     /// Ask the database which of these withdrawals it has lost.
     AskMarks(BTreeMap<PublicKey, Withdrawal>),
+    /// Ask the database which of these devices, whose peers are held and named by no row, are revoked.
+    AskRevoked(BTreeMap<PublicKey, DeviceId>),
     /// Keep these withdrawals on disk.
     Remember(Withdrawals),
     /// Tells the cache whether the rows read since the previous `Keep` may be persisted as last-good, and
@@ -174,7 +178,8 @@ impl Action {
             | Self::Glance
             | Self::Apply(..)
             | Self::Restore
-            | Self::AskMarks(_) => true,
+            | Self::AskMarks(_)
+            | Self::AskRevoked(_) => true,
             Self::Remember(_) | Self::Keep(..) | Self::Report(_) | Self::Say(_) => false,
         }
     }

@@ -72,6 +72,9 @@ pub struct Withdrawals {
     /// The peers whose removal waits for an operator, and since when. An earlier version kept none.
     #[serde(default)]
     pub held: BTreeMap<PublicKey, SystemTime>,
+    /// Those of these peers whose rows are gone, as they were named. An earlier version kept none.
+    #[serde(default)]
+    pub departed: BTreeMap<PublicKey, Departed>,
 }
 
 #[derive(Debug)]
@@ -141,8 +144,12 @@ impl History {
     }
 
     /// The peers whose removal waits, which the disk is to know with the rest.
-    pub fn remember_held(&mut self, held: BTreeMap<PublicKey, SystemTime>) {
-        (self.kept.held, self.changed) = (held, true);
+    pub fn remember_held(
+        &mut self,
+        held: BTreeMap<PublicKey, SystemTime>,
+        departed: BTreeMap<PublicKey, Departed>,
+    ) {
+        (self.kept.held, self.kept.departed, self.changed) = (held, departed, true);
     }
 
     /// Whom the rows do not admit for now: the peers whose withdrawal the database lost, or is asked

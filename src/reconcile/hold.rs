@@ -105,6 +105,15 @@ impl Hold {
         self.confirmed.extend(shown.map(|(key, _)| *key));
     }
 
+    /// The devices of these peers are revoked although no row names them: their removal waits no more. Says
+    /// of which that is news.
+    pub fn confirm_revoked(&mut self, mut revoked: BTreeSet<PublicKey>) -> BTreeSet<PublicKey> {
+        let held = &self.staying;
+        revoked.retain(|key| held.peers().get(key).is_some_and(HeldPeer::is_gone));
+        self.confirmed.extend(&revoked);
+        revoked
+    }
+
     /// The setting confirms the removals that are held back by rows read before this time, also by an
     /// earlier run. A peer that is held later is not meant.
     pub fn confirmed_by_setting(&mut self, at: Option<SystemTime>) {
@@ -180,6 +189,11 @@ impl Hold {
         let since = self.waiting().map(|(key, peer)| (*key, peer.since())).collect();
         self.written = (arrivals, count);
         Some(since)
+    }
+
+    /// Whether the removal of this peer waits.
+    pub fn waits(&self, key: &PublicKey) -> bool {
+        [&self.staying, &self.unjudged].iter().any(|held| held.peers().contains_key(key))
     }
 
     /// Those that stay, and those that may again once rows judge them.

@@ -23,6 +23,7 @@ use super::options::MachineOptions;
 use super::outbox::Outbox;
 use super::pass::Passes;
 use super::proof::Proof;
+use super::revoked::Revoked;
 use super::rows::Rows;
 use super::source::Source;
 use super::trouble::Trouble;
@@ -36,6 +37,7 @@ pub struct Machine {
     mirror: Mirror,
     difference: Difference,
     hold: Hold,
+    revoked: Revoked,
     passes: Passes,
     proof: Proof,
     outbox: Outbox,
@@ -48,6 +50,7 @@ impl Machine {
     pub fn new(options: MachineOptions, now: Now) -> Self {
         let MachineOptions { local, block_list, timing, max_removed, stale, .. } = options;
         let hold = Hold::new(max_removed, &options.withdrawals.held);
+        let departed = options.withdrawals.departed.clone();
         let history = History::new(options.lost_history, options.withdrawals);
         let mut notices = Notices::default();
         notices.block_list(&block_list, now.instant);
@@ -55,8 +58,9 @@ impl Machine {
             source: Source::new(timing, now),
             mirror: Mirror::new(timing, local.interface.clone(), now),
             rows: Rows::new(local, Arc::new(block_list), stale, history, now.instant),
-            difference: Difference::new(),
+            difference: Difference::new(departed),
             hold,
+            revoked: Revoked::new(now.instant),
             passes: Passes::new(timing.seed.wrapping_add(2)),
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
@@ -132,6 +136,7 @@ impl Machine {
                 self.epoch_read(epoch, why, (marks, read_at), now);
             }
             Event::MarksAnswered(answer) => self.marks_answered(answer, now),
+            Event::RevokedAnswered(answer) => self.revoked_answered(answer, now),
             Event::Restored { last_good, database_now } => {
                 self.rows_restored(*last_good, database_now, now);
             }
@@ -189,7 +194,9 @@ impl Machine {
             actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
         }
         actions.extend(self.rows.begin_question(self.source.is_connected(), now.instant));
-        actions.extend(self.rows.begin_remember(self.hold.begin_remember()));
+        actions.extend(self.begin_asking_for_revoked(now));
+        let departed = self.difference.departed();
+        actions.extend(self.rows.begin_remember(self.hold.begin_remember(), departed));
         actions.iter().for_each(|action| self.proof.begins(action));
         actions
     }

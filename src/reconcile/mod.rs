@@ -31,6 +31,7 @@ mod outbox;
 mod pace;
 mod pass;
 mod proof;
+mod revoked;
 mod row_status;
 mod rows;
 mod session;

@@ -36,6 +36,7 @@ mod qualified;
 mod rehearse;
 mod report;
 mod require_auth;
+mod revoked;
 mod script;
 mod seats;
 mod shared;

@@ -71,6 +71,7 @@ async fn only_the_listed_functions_may_be_called() {
             "proven",
             "prune",
             "report",
+            "revoked_devices",
             "snapshot_gateway",
             "snapshot_memberships",
             "snapshot_peers",

@@ -8,6 +8,7 @@ mod beats;
 mod blocks;
 mod clocks;
 mod costs;
+mod gone;
 mod guard;
 mod held;
 mod history;

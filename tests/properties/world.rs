@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gatepost::dataplane::{Glance, Reading};
 use gatepost::model::{
-    BarredBy, BlockList, DesiredState, Local, Mark, ObservedFirewall, ObservedState, PeerId,
-    PublicKey, Traffic, Unloadable,
+    BarredBy, BlockList, DesiredState, DeviceId, Local, Mark, ObservedFirewall, ObservedState,
+    PeerId, PublicKey, Traffic, Unloadable,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelKernel, Scope, Step, plan};
@@ -107,6 +107,8 @@ pub struct World {
     pub pool: Option<IpNet>,
     /// `[stale]`
     pub stale: StaleOptions,
+    /// Devices that are revoked without a row of a peer that names them.
+    pub revoked_devices: BTreeSet<DeviceId>,
 }
 
 impl World {
@@ -157,6 +159,7 @@ impl World {
             plans: 0,
             watch: None,
             pool: None,
+            revoked_devices: BTreeSet::new(),
         }
     }
 
@@ -238,6 +241,10 @@ impl World {
                 Event::MarksAnswered(Err(away()))
             }
             Action::AskMarks(withdrawals) => Event::MarksAnswered(Ok(self.lost(&withdrawals))),
+            Action::AskRevoked(_) if !self.database_up || self.suffers(Trouble::Reads) => {
+                Event::RevokedAnswered(Err(away()))
+            }
+            Action::AskRevoked(devices) => Event::RevokedAnswered(Ok(self.revoked(&devices))),
             Action::Remember(_) => return,
             Action::Observe if self.suffers(Trouble::Observations) => {
                 self.observations += 1;

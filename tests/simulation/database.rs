@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use gatepost::model::{Mark, PublicKey};
+use gatepost::model::{BarredBy, DeviceId, Mark, PeerRow, PublicKey};
 use gatepost::reconcile::{ReadAnswer, ReadKind, Withdrawal};
 
 use super::bytes::Bytes;
@@ -183,6 +183,22 @@ impl Database {
         };
         let cursor = Cursor { epoch: self.epoch, tables, marks: self.marks.len() };
         Seen { cursor, taken_at: now, answer }
+    }
+
+    /// The peers whose devices are revoked: here only a row of a peer says so.
+    pub fn revoked(
+        &self,
+        devices: &BTreeMap<PublicKey, DeviceId>,
+        now: SystemTime,
+    ) -> BTreeSet<PublicKey> {
+        let rows = &self.latest().tables.peers;
+        let is_revoked = |row: &PeerRow| {
+            let by_status = row.bars.without(BarredBy::DEVICE_STATUS) != row.bars;
+            by_status || row.revoked_at.is_some_and(|at| at <= now)
+        };
+        let revoked = rows.values().filter(|row| is_revoked(row)).map(|row| row.device_id);
+        let revoked: BTreeSet<_> = revoked.collect();
+        devices.iter().filter(|(_, it)| revoked.contains(it)).map(|(key, _)| *key).collect()
     }
 
     /// Whose withdrawals it has lost: a mark is gone, and no later one is about the same device.

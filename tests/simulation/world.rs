@@ -1,12 +1,12 @@
 //! An agent on a host beside a database: what it was told, what it has under way, and the clocks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use gatepost::dataplane::{Glance, Outcome, Reading, SharedObserved};
-use gatepost::model::{BlockList, ObservedState};
+use gatepost::model::{BlockList, DeviceId, ObservedState, PublicKey};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelJob, Plan};
 use gatepost::reconcile::{
@@ -31,7 +31,8 @@ pub enum Errand {
     Connect,
     Restore,
     Read { kind: ReadKind, began_at: Duration, seen: Option<Seen> },
-    AskMarks(std::collections::BTreeMap<gatepost::model::PublicKey, Withdrawal>),
+    AskMarks(BTreeMap<PublicKey, Withdrawal>),
+    AskRevoked(BTreeMap<PublicKey, DeviceId>),
     Report { report: Report, written: bool },
     Remember(Withdrawals),
 }
@@ -253,6 +254,9 @@ impl World {
                 self.agent.errands.push(Errand::Read { kind, began_at: self.elapsed, seen: None });
             }
             Action::AskMarks(about) => self.agent.errands.push(Errand::AskMarks(about)),
+            Action::AskRevoked(devices) => {
+                self.agent.errands.push(Errand::AskRevoked(devices));
+            }
             Action::Remember(withdrawals) => {
                 self.agent.errands.retain(|it| !matches!(it, Errand::Remember(_)));
                 self.agent.errands.push(Errand::Remember(withdrawals));

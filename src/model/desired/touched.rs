@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{DeviceId, PeerId, PeerRow, PolicyId, PublicKey, UserId};
 
@@ -40,7 +41,7 @@ impl Touched {
 }
 
 /// Identifies a removed peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Departed {
     pub peer_id: PeerId,
     pub device_id: DeviceId,

@@ -136,10 +136,42 @@ impl Machine {
             }
             Err(error) => {
                 self.rows.withdrawals_unknown(now.instant);
-                let note = Note::ReadFailed { what: error.in_short(), error: error.to_string() };
-                self.notices.complain(Trouble::Database, note, now.instant);
+                self.question_failed(&error, now);
             }
         }
+    }
+
+    /// Asks which devices are revoked whose peers are held and named by no row.
+    pub(super) fn begin_asking_for_revoked(&mut self, now: Now) -> Option<Action> {
+        let (held, departed) = (self.hold.staying(), self.difference.departed());
+        let devices = || {
+            let known = held.without_row().filter_map(|key| departed.get_key_value(key));
+            known.map(|(key, who)| (*key, who.device_id)).collect()
+        };
+        let connected = self.source.is_connected();
+        self.revoked.begin_question(held.gone(), connected, devices, now.instant)
+    }
+
+    /// The database says which of those devices are revoked: their peers wait for no operator.
+    pub(super) fn revoked_answered(
+        &mut self,
+        answer: Result<BTreeSet<PublicKey>, DatabaseError>,
+        now: Now,
+    ) {
+        self.revoked.answered(self.hold.staying().gone(), now.instant);
+        match answer {
+            Ok(revoked) => {
+                let peers = self.hold.confirm_revoked(revoked);
+                self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
+            }
+            Err(error) => self.question_failed(&error, now),
+        }
+    }
+
+    /// Says that the database did not answer a question beside the reads.
+    fn question_failed(&mut self, error: &DatabaseError, now: Now) {
+        let note = Note::ReadFailed { what: error.in_short(), error: error.to_string() };
+        self.notices.complain(Trouble::Database, note, now.instant);
     }
 
     /// Follows the host's block list from now on.

@@ -13,7 +13,7 @@ impl Machine {
         // While the kernel cannot be read, an older reading proves nothing.
         let readable = self.mirror.is_readable();
         let whole = self.difference.is_everything() && readable;
-        let settled = self.difference.settle(whole, self.hold.staying());
+        let settled = self.difference.settle(whole, |key| self.hold.waits(key));
         let evidence = Evidence {
             rows_read_at: self.rows.read_at(),
             whole,

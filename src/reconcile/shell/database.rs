@@ -7,7 +7,7 @@ use tracing::debug;
 
 use super::choose::{Chosen, Present, choose};
 use crate::causes::causes;
-use crate::model::PublicKey;
+use crate::model::{DeviceId, PublicKey};
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::history::Withdrawal;
@@ -104,6 +104,16 @@ pub(super) async fn lost(
     }
     let lost = store.lost_marks(&asked).await?;
     Ok(lost.into_iter().filter_map(|number| keys.get(number).copied()).collect())
+}
+
+/// The peers whose devices are revoked.
+pub(super) async fn revoked(
+    store: &Store,
+    devices: &BTreeMap<PublicKey, DeviceId>,
+) -> Result<BTreeSet<PublicKey>, StoreError> {
+    let revoked = store.revoked_devices(&devices.values().copied().collect()).await?;
+    let those = devices.iter().filter(|(_, device)| revoked.contains(device));
+    Ok(those.map(|(key, _)| *key).collect())
 }
 
 /// The state that one read leaves for the next.

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use super::asked_peers::AskedPeers;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
-use super::database::{Connection, Found, Reader, lost, send};
+use super::database::{Connection, Found, Reader, lost, revoked, send};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
@@ -257,6 +257,13 @@ impl<D: Dataplane + 'static> Shell<D> {
                 self.spawn_inner(async move {
                     let lost = lost(&store, &withdrawals).await.map_err(DatabaseError::from);
                     Inner::Event(Event::MarksAnswered(lost))
+                });
+            }
+            Action::AskRevoked(devices) => {
+                let store = self.store.clone();
+                self.spawn_inner(async move {
+                    let revoked = revoked(&store, &devices).await.map_err(DatabaseError::from);
+                    Inner::Event(Event::RevokedAnswered(revoked))
                 });
             }
             Action::Remember(withdrawals) => {

@@ -81,7 +81,7 @@ impl WithdrawalsFile {
             "{path} was altered, or written with another private key or by an earlier version: the peers \
              that it keeps out stay out, and removals that waited for a confirmation may go on"
         );
-        Ok(Withdrawals { held: BTreeMap::new(), ..withdrawals })
+        Ok(Withdrawals { held: BTreeMap::new(), departed: BTreeMap::new(), ..withdrawals })
     }
 
     /// Writes them, if need be where room is reserved, and reserves as much again. A failure leaves the old file.

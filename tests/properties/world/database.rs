@@ -1,6 +1,8 @@
 //! What the world's database answers.
 
-use gatepost::model::{GatewayId, GatewayRow, KeyText, PublicKey};
+use std::collections::{BTreeMap, BTreeSet};
+
+use gatepost::model::{DeviceId, GatewayId, GatewayRow, KeyText, PublicKey};
 use gatepost::reconcile::{ReadAnswer, ReadKind};
 
 use super::changes::changes;
@@ -36,6 +38,12 @@ impl World {
                 ReadAnswer::Everything(Box::new(rows))
             }
         }
+    }
+
+    /// The peers whose devices are revoked.
+    pub(super) fn revoked(&self, devices: &BTreeMap<PublicKey, DeviceId>) -> BTreeSet<PublicKey> {
+        let is_revoked = |device: &DeviceId| self.revoked_devices.contains(device);
+        devices.iter().filter(|(_, device)| is_revoked(device)).map(|(key, _)| *key).collect()
     }
 
     fn spoil(&self, row: &mut GatewayRow) {

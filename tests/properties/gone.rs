@@ -1,0 +1,94 @@
+//! Held peers whose rows are gone: which words about them still act.
+
+use std::time::Duration;
+
+use gatepost::model::{AuditEvent, BarredBy, DeviceId, KeyText, PeerId};
+use gatepost::reconcile::Event;
+
+use super::guard::{held_back, key, world_of};
+use super::held::waiting;
+use super::machine::Happening;
+use super::rows::id;
+use super::trouble::audited;
+use super::world::World;
+
+#[test]
+fn held_peer_whose_key_was_replaced_goes_when_its_device_is_revoked() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    let mut row = world.tables.peers[&PeerId(id(2, 3))].clone();
+    world.tables.peers.clear();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(world.kernel.state.peers.len(), 28);
+    row.public_key = KeyText::Key(key(99));
+    row.bars = BarredBy::DEVICE_STATUS;
+    world.tables.peers.insert(row.id, row);
+    world.tell(Event::Notified);
+    world.settle();
+    assert!(!world.kernel.state.peers.contains_key(&key(3)));
+    assert_eq!(waiting(&world), Some(27));
+}
+
+#[test]
+fn held_peer_without_a_row_goes_when_its_device_is_revoked() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    world.tables.peers.clear();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(10));
+    assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
+    let revoke = |world: &mut World, number| {
+        world.revoked_devices.insert(DeviceId(id(3, number)));
+        world.pass_time(Duration::from_secs(1));
+    };
+    revoke(&mut world, 3);
+    assert!(!world.kernel.state.peers.contains_key(&key(3)));
+    assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (27, Some(27)));
+    let told = audited(&world, AuditEvent::PeerRevoked);
+    assert_eq!(told.len(), 1, "{told:?}");
+    // It is asked again after a database that is away, and by an agent that was restarted.
+    world.happen(Happening::DatabaseGone(30));
+    revoke(&mut world, 4);
+    world.pass_time(Duration::from_secs(60));
+    assert!(!world.kernel.state.peers.contains_key(&key(4)));
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(5));
+    assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (26, Some(26)));
+    revoke(&mut world, 5);
+    assert!(!world.kernel.state.peers.contains_key(&key(5)));
+    assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (25, Some(25)));
+}
+
+#[test]
+fn few_users_who_are_not_active_when_the_rows_of_held_peers_come_back_lose_their_peers() {
+    for (inactive, left, waits) in [(1, 27, None), (14, 14, None), (15, 28, Some(15))] {
+        let mut world = world_of(28, "172.16.0.0/24");
+        let rows = std::mem::take(&mut world.tables.peers);
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(1));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
+        world.tables.peers = rows;
+        world.deactivate(1..=inactive);
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(1));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (left, waits));
+        // What the rows said already is no news.
+        world.tell(Event::Resync);
+        world.pass_time(Duration::from_secs(30));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (left, waits));
+    }
+}
+
+#[test]
+fn an_address_of_a_held_peer_passes_to_the_peer_that_the_rows_give_it_to() {
+    let mut world = world_of(20, "172.16.0.0/24");
+    let mut heir = world.tables.peers[&PeerId(id(2, 1))].clone();
+    (heir.id, heir.public_key) = (PeerId(id(2, 99)), KeyText::Key(key(99)));
+    world.tables.peers.clear();
+    world.tables.peers.insert(heir.id, heir);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(held_back(&world), [19], "the first peer would keep nothing");
+    let peers = &world.kernel.state.peers;
+    assert!(peers.contains_key(&key(99)) && !peers.contains_key(&key(1)));
+    assert_eq!(peers.len(), 20);
+}
