@@ -21,7 +21,8 @@ mod tracked;
 use std::time::{Duration, Instant};
 
 use lab::{
-    Backend, Client, Cut, Download, LAN_SERVER, Lab, eventually, policy_rows, revoke_under_download,
+    Backend, Client, Download, LAN_SERVER, Lab, eventually, policy_rows, revoke_under_download,
+    time_to_last_packet,
 };
 use wireguard_control::{Device, InterfaceName, Key};
 
@@ -128,14 +129,15 @@ fn clients(lab: &Lab) -> [Client; 2] {
 /// Returns the median time until the address was free.
 fn cut_downloads(lab: &Lab, [alice, bob]: &[Client; 2]) -> Duration {
     let others = Download::start(bob, &lab.lan);
-    let cuts: Vec<Cut> = (0..CUTS).map(|_| revoke_under_download(lab, alice)).collect();
+    let last = (0..CUTS).map(|_| time_to_last_packet(lab, alice)).collect();
+    let free = (0..CUTS).map(|_| revoke_under_download(lab, alice).free).collect();
     others.await_more(1);
     let came = others.came();
     let peers = lab.status()["peers"]["in_kernel"].as_u64().unwrap();
     let flows = lab.gateway.within(tracked::tracked);
     println!("\n  {peers} peers, {flows} flows tracked");
-    let last = print("last packet", cuts.iter().map(|cut| cut.last_packet).collect());
-    let free = print("address free", cuts.iter().map(|cut| cut.free).collect());
+    let last = print("last packet", last);
+    let free = print("address free", free);
     println!(
         "  another device's download meanwhile: {} of {} datagrams lost, longest pause {:.2} ms",
         came.lost,

@@ -42,7 +42,7 @@ pub use postgres::{Cluster, Pooler};
 pub use refusal::{has_small_sets, refuse_large_profiles};
 pub use relay::Relay;
 #[allow(unused_imports, reason = "the benchmark uses the rest")]
-pub use revoke::{Cut, revoke_under_download};
+pub use revoke::{Cut, revoke_under_download, time_to_last_packet};
 pub use space::Space;
 pub use trace::Trace;
 

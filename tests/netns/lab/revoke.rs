@@ -26,11 +26,10 @@ pub struct Cut {
 pub fn revoke_under_download(lab: &Lab, client: &Client) -> Cut {
     let download = Download::start(client, &lab.lan);
     download.await_more(50);
-    let in_kernel = || lab.status()["peers"]["in_kernel"].as_u64().unwrap();
-    let before = in_kernel();
+    let before = in_kernel(lab);
     lab.database.exec(&client.revocation());
     let committed = Instant::now();
-    while in_kernel() == before {
+    while in_kernel(lab) == before {
         assert!(committed.elapsed() < super::PATIENCE, "the peer is not revoked");
         std::thread::sleep(LOOK);
     }
@@ -46,11 +45,34 @@ pub fn revoke_under_download(lab: &Lab, client: &Client) -> Cut {
     assert_eq!(came.last, Some(last), "data came after the end");
     assert!(came.highest() < sent, "datagram {} was sent when the peer was gone", came.highest());
     drop(download);
+    let_in_again(lab, client, before);
+    Cut { last_packet: last.saturating_duration_since(committed), free }
+}
+
+/// The time to the last packet, as [`revoke_under_download`]. Nothing asks the agent meanwhile, which would
+/// take the same processors.
+pub fn time_to_last_packet(lab: &Lab, client: &Client) -> Duration {
+    let download = Download::start(client, &lab.lan);
+    download.await_more(50);
+    let before = in_kernel(lab);
+    lab.database.exec(&client.revocation());
+    let committed = Instant::now();
+    let last = download.await_end(QUIET);
+    assert!(in_kernel(lab) < before, "the peer is not revoked");
+    drop(download);
+    let_in_again(lab, client, before);
+    last.saturating_duration_since(committed)
+}
+
+fn in_kernel(lab: &Lab) -> u64 {
+    lab.status()["peers"]["in_kernel"].as_u64().unwrap()
+}
+
+fn let_in_again(lab: &Lab, client: &Client, peers: u64) {
     lab.database.exec(&format!(
         "update devices set status = 'active', revoked_at = null where device_fingerprint = '{}'",
         client.name
     ));
-    eventually("the peer is back", || in_kernel() == before);
+    eventually("the peer is back", || in_kernel(lab) == peers);
     client.connect();
-    Cut { last_packet: last.saturating_duration_since(committed), free }
 }
