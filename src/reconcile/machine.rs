@@ -193,9 +193,10 @@ impl Machine {
         if self.may_read_rows(now) {
             actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
         }
-        actions.extend(self.rows.begin_question(self.source.is_connected(), now.instant));
-        actions.extend(self.begin_asking_for_revoked(now));
-        let departed = self.difference.departed();
+        let (connected, departed) = (self.source.is_connected(), self.difference.departed());
+        actions.extend(self.rows.begin_question(connected, now.instant));
+        let held = self.hold.staying();
+        actions.extend(self.revoked.begin_question(held, departed, connected, now.instant));
         actions.extend(self.rows.begin_remember(self.hold.begin_remember(), departed));
         actions.iter().for_each(|action| self.proof.begins(action));
         actions

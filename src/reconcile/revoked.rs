@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::event::Action;
-use crate::model::{DeviceId, PublicKey};
+use crate::model::{Departed, PublicKey};
+use crate::plan::Held;
 
 /// Between two questions about few peers.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -29,26 +30,28 @@ impl Revoked {
         Self { question: Question::Due(now) }
     }
 
-    /// When to ask, if the database is `connected` and so many held peers are named by no row.
-    pub fn due(&self, gone: usize, connected: bool) -> Option<Instant> {
+    /// When to ask, if the database is `connected` and some of the `held` peers are named by no row.
+    pub fn due(&self, held: &Held, connected: bool) -> Option<Instant> {
         match self.question {
-            Question::Due(at) if connected && gone > 0 => Some(at),
+            Question::Due(at) if connected && held.gone() > 0 => Some(at),
             Question::Due(_) | Question::Asked => None,
         }
     }
 
-    /// Asks about the devices of those peers, if that is due. A device that is not known cannot be asked for.
+    /// Asks about the devices of those peers, if that is due. `names` tells which devices these are: one that
+    /// is not known cannot be asked for.
     pub fn begin_question(
         &mut self,
-        gone: usize,
+        held: &Held,
+        names: &BTreeMap<PublicKey, Departed>,
         connected: bool,
-        devices: impl FnOnce() -> BTreeMap<PublicKey, DeviceId>,
         now: Instant,
     ) -> Option<Action> {
-        self.due(gone, connected).filter(|at| *at <= now)?;
-        let devices = devices();
+        self.due(held, connected).filter(|at| *at <= now)?;
+        let named = held.without_row().filter_map(|key| names.get_key_value(key));
+        let devices: BTreeMap<_, _> = named.map(|(key, who)| (*key, who.device_id)).collect();
         if devices.is_empty() {
-            self.answered(gone, now);
+            self.answered(held, now);
             return None;
         }
         self.question = Question::Asked;
@@ -56,34 +59,53 @@ impl Revoked {
     }
 
     /// The database answered, or could not.
-    pub fn answered(&mut self, gone: usize, now: Instant) {
-        let tens_of_thousands = u32::try_from(gone).unwrap_or(u32::MAX) / FEW;
+    pub fn answered(&mut self, held: &Held, now: Instant) {
+        let tens_of_thousands = u32::try_from(held.gone()).unwrap_or(u32::MAX) / FEW;
         self.question = Question::Due(now + ASK_EVERY * (1 + tens_of_thousands));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::SystemTime;
 
-    fn devices() -> BTreeMap<PublicKey, DeviceId> {
-        let key = PublicKey::from_bytes([1; 32]).unwrap();
-        [(key, DeviceId(uuid::Uuid::from_u128(1)))].into()
+    use super::*;
+    use crate::model::{DeviceId, PeerId, UserId};
+
+    /// So many peers that are held without a row, and their names.
+    fn held(peers: u32) -> (Held, BTreeMap<PublicKey, Departed>) {
+        let key = |number: u32| {
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&number.to_le_bytes());
+            PublicKey::from_bytes(bytes).unwrap()
+        };
+        let id = uuid::Uuid::from_u128(1);
+        let who = Departed {
+            peer_id: PeerId(id),
+            device_id: DeviceId(id),
+            user_id: UserId(id),
+            device_name: "laptop".into(),
+            username: "ann".into(),
+        };
+        let since = (1..=peers).map(|number| (key(number), SystemTime::UNIX_EPOCH));
+        (Held::recalled(since), (1..=peers).map(|number| (key(number), who.clone())).collect())
     }
 
     #[test]
     fn database_is_asked_at_once_and_then_at_intervals_that_grow_with_the_peers() {
         let start = Instant::now();
         let mut revoked = Revoked::new(start);
-        assert_eq!((revoked.due(0, true), revoked.due(1, false)), (None, None));
-        assert!(revoked.begin_question(1, true, devices, start).is_some());
-        assert_eq!(revoked.due(1, true), None, "one question at a time");
-        for (gone, secs) in [(1, 1), (9_999, 1), (100_000, 11)] {
-            revoked.answered(gone, start);
+        let (one, names) = held(1);
+        assert_eq!((revoked.due(&held(0).0, true), revoked.due(&one, false)), (None, None));
+        assert!(revoked.begin_question(&one, &names, true, start).is_some());
+        assert_eq!(revoked.due(&one, true), None, "one question at a time");
+        for (peers, secs) in [(1, 1), (9_999, 1), (30_000, 4)] {
+            let (held, names) = held(peers);
+            revoked.answered(&held, start);
             let due = start + Duration::from_secs(secs);
-            assert_eq!(revoked.due(gone, true), Some(due));
-            assert!(revoked.begin_question(gone, true, devices, start).is_none());
-            assert!(revoked.begin_question(gone, true, devices, due).is_some());
+            assert_eq!(revoked.due(&held, true), Some(due));
+            assert!(revoked.begin_question(&held, &names, true, start).is_none());
+            assert!(revoked.begin_question(&held, &names, true, due).is_some());
         }
     }
 
@@ -91,7 +113,8 @@ mod tests {
     fn devices_that_are_not_known_are_not_asked_for() {
         let start = Instant::now();
         let mut revoked = Revoked::new(start);
-        assert!(revoked.begin_question(3, true, BTreeMap::new, start).is_none());
-        assert!(revoked.due(3, true).is_some_and(|due| due > start));
+        let (held, _) = held(3);
+        assert!(revoked.begin_question(&held, &BTreeMap::new(), true, start).is_none());
+        assert!(revoked.due(&held, true).is_some_and(|due| due > start));
     }
 }

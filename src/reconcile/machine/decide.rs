@@ -141,24 +141,13 @@ impl Machine {
         }
     }
 
-    /// Asks which devices are revoked whose peers are held and named by no row.
-    pub(super) fn begin_asking_for_revoked(&mut self, now: Now) -> Option<Action> {
-        let (held, departed) = (self.hold.staying(), self.difference.departed());
-        let devices = || {
-            let known = held.without_row().filter_map(|key| departed.get_key_value(key));
-            known.map(|(key, who)| (*key, who.device_id)).collect()
-        };
-        let connected = self.source.is_connected();
-        self.revoked.begin_question(held.gone(), connected, devices, now.instant)
-    }
-
-    /// The database says which of those devices are revoked: their peers wait for no operator.
+    /// The database says which devices of held peers are revoked: these wait for no operator.
     pub(super) fn revoked_answered(
         &mut self,
         answer: Result<BTreeSet<PublicKey>, DatabaseError>,
         now: Now,
     ) {
-        self.revoked.answered(self.hold.staying().gone(), now.instant);
+        self.revoked.answered(self.hold.staying(), now.instant);
         match answer {
             Ok(revoked) => {
                 let peers = self.hold.confirm_revoked(revoked);
