@@ -9,6 +9,7 @@
 //! A withdrawal counts from the first plan that has it, also if the kernel only closes the peer, and not
 //! while the guard holds it back: a restore that undoes a mistake cuts off no peer.
 
+mod kept;
 mod marks;
 #[cfg(test)]
 mod tests;
@@ -16,12 +17,11 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::kept::{Lost, Withdrawal, Withdrawals};
 use self::marks::Marks;
-use super::name::name_of;
-use crate::model::{Departed, DeviceId, Mark, MarkId, PublicKey, UserId};
+use crate::model::{Departed, DeviceId, Mark, MarkId, PublicKey};
 
 /// More withdrawals than this are not kept: the oldest go first.
 const AT_MOST: usize = 10_000;
@@ -29,53 +29,6 @@ const AT_MOST: usize = 10_000;
 const KEPT_FOR: Duration = Duration::from_hours(24);
 /// Before a question that failed is put again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-
-/// A withdrawal that was carried out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Withdrawal {
-    pub device_id: DeviceId,
-    pub user_id: UserId,
-    /// "alice/laptop".
-    pub name: String,
-    /// The marks that may have brought it about.
-    pub marks: Vec<MarkId>,
-    /// The database's time of the read that found it.
-    pub read_at: SystemTime,
-}
-
-impl Withdrawal {
-    fn of(who: &Departed, marks: Vec<MarkId>, read_at: SystemTime) -> Self {
-        let name = name_of(&who.username, &who.device_name);
-        Self { device_id: who.device_id, user_id: who.user_id, name, marks, read_at }
-    }
-}
-
-/// A withdrawal that the database lost.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lost {
-    /// "alice/laptop".
-    pub name: String,
-    /// The database's time when the agent learned that it was lost: in whole microseconds, and later
-    /// than those of the peers kept out before.
-    pub since: SystemTime,
-    /// The peer stays out until this time of the database.
-    pub until: SystemTime,
-}
-
-/// What outlives a restart of the agent.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Withdrawals {
-    /// Of the database, when it was last asked.
-    pub epoch: Option<String>,
-    pub peers: BTreeMap<PublicKey, Withdrawal>,
-    pub lost: BTreeMap<PublicKey, Lost>,
-    /// The peers whose removal waits for an operator, and since when. An earlier version kept none.
-    #[serde(default)]
-    pub held: BTreeMap<PublicKey, SystemTime>,
-    /// Those of these peers whose rows are gone, as they were named. An earlier version kept none.
-    #[serde(default)]
-    pub departed: BTreeMap<PublicKey, Departed>,
-}
 
 #[derive(Debug)]
 pub(super) struct History {
