@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::PeerId;
+use crate::model::UserId;
 
 fn departed(numbers: impl Iterator<Item = u8>) -> BTreeMap<PublicKey, Departed> {
     let who = |number: u8| Departed {

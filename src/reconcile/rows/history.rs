@@ -27,7 +27,8 @@ impl Rows {
         let held = if self.history.is_other(&epoch) { held(self) } else { Held::default() };
         let Self { history, refused, desired, .. } = self;
         history.marks_read(marks, read_at);
-        let unasked = || "the database server was restarted, restored or replaced since the last read".into();
+        let unasked =
+            || "the database server was restarted, restored or replaced since the last read".into();
         let rows = read_last(refused.as_ref(), desired.as_ref());
         let stays = |key: &PublicKey, device| {
             let is_held = held.peers().contains_key(key);
