@@ -104,8 +104,12 @@ declare
     where l.gateway_id = me and l.device_id = any (device_ids)',
         'from (select distinct i from unnest(device_ids) i) d (id)
     cross join lateral (
-        select l.* from gatepost.live_peers() l where l.gateway_id = me and l.device_id = d.id offset 0
-    ) l'],
+        select p.id
+        from public.wireguard_peers p
+        where p.device_id = d.id and p.gateway_id = me and num_nonnulls(p.deleted_at) = 0
+        offset 0
+    ) p
+    cross join lateral (select l.* from gatepost.live_peers() l where l.id = p.id offset 0) l'],
         ['report', 'where p.device_id = any (device_ids) and p.gateway_id = me and p.deleted_at is null',
         'where p.device_id = any (device_ids) and p.gateway_id = me and num_nonnulls(p.deleted_at) = 0'],
         ['gateways_of_devices', 'p.deleted_at is null', 'num_nonnulls(p.deleted_at) = 0'],
@@ -185,16 +189,15 @@ create function gatepost.lacks_statistics() returns boolean
 language sql stable as $$
     select exists (
         select
-        from (values
-            ('wireguard_peers', 'gateway_id'), ('devices', 'user_id'), ('users', 'id'),
-            ('ip_allocations', 'gateway_id'), ('group_memberships', 'user_id'),
-            ('policy_targets', 'policy_id'), ('policy_destinations', 'policy_id')
-        ) t (relation, of_column)
-        where pg_catalog.pg_relation_size(('public.' || t.relation)::pg_catalog.regclass) > 262144
+        from unnest(array[
+            'wireguard_peers', 'devices', 'users', 'ip_allocations', 'group_memberships', 'policy_targets',
+            'policy_destinations'
+        ]) t (relation)
+        where pg_catalog.pg_relation_size(pg_catalog.to_regclass('public.' || t.relation)) > 262144
             and not exists (
                 select
                 from pg_catalog.pg_stats s
-                where s.schemaname = 'public' and s.tablename = t.relation and s.attname = t.of_column
+                where s.schemaname = 'public' and s.tablename = t.relation
             )
     )
 $$;

@@ -24,7 +24,7 @@ const LARGE: [&str; 8] = [
 /// That one scan touches: what changed, and what hangs on it.
 const MOST_ROWS: u64 = 2_000;
 
-/// 20,000 peers, half of them here; 4,000 users in 200 groups; 2,000 policies; 10,000 marks.
+/// 20,000 peers, half of them here, and as many that are deleted; 4,000 users in 200 groups; 2,000 policies; 10,000 marks.
 const ROWS: &str = "
     insert into roles (name) values ('staff');
     insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
@@ -45,6 +45,8 @@ const ROWS: &str = "
         from d join gateways g on g.name = 'g' || d.k % 2 + 1;
     insert into ip_allocations (gateway_id, device_id, address)
         select gateway_id, device_id, assigned_ip from wireguard_peers;
+    insert into wireguard_peers (gateway_id, device_id, public_key, assigned_ip, deleted_at)
+        select gateway_id, device_id, public_key || ' before', assigned_ip, now() from wireguard_peers;
     insert into policies (name) select 'p' || n from generate_series(1, 2000) n;
     insert into policy_targets (policy_id, target_type, target_id)
         select p.id, 'group', g.id from policies p join groups g
