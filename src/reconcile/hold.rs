@@ -1,11 +1,12 @@
 //! The removals that the guard holds back, and the operator's confirmation of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use super::event::{Keep, ReadKind};
+use super::event::{Action, Keep, ReadKind};
+use super::revoked::Revoked;
 use super::rows::Waiting;
-use crate::model::{DesiredState, ObservedState, PublicKey};
+use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
 use crate::plan::{Held, HeldPeer};
 
@@ -26,6 +27,7 @@ pub(super) struct Hold {
     confirmed: BTreeSet<PublicKey>,
     /// The time by which the setting confirmed removals.
     confirmed_at: Option<SystemTime>,
+    revoked: Revoked,
     verdict: Verdict,
     /// How much was read since the last verdict.
     read: ReadKind,
@@ -52,7 +54,11 @@ pub(super) struct Update {
 
 impl Hold {
     /// `remembered`: the peers that an earlier run held, and since when.
-    pub fn new(limit: MaxRemoved, remembered: &BTreeMap<PublicKey, SystemTime>) -> Self {
+    pub fn new(
+        limit: MaxRemoved,
+        remembered: &BTreeMap<PublicKey, SystemTime>,
+        now: Instant,
+    ) -> Self {
         let unjudged = Held::recalled(remembered.iter().map(|(key, since)| (*key, *since)));
         Self {
             limit,
@@ -63,6 +69,7 @@ impl Hold {
             arrivals: 0,
             confirmed_at: None,
             confirmed: BTreeSet::new(),
+            revoked: Revoked::new(now),
             verdict: Verdict::Kept,
             read: ReadKind::Changes,
         }
@@ -105,12 +112,32 @@ impl Hold {
         self.confirmed.extend(shown.map(|(key, _)| *key));
     }
 
+    /// When to ask which devices are revoked whose peers stay and are named by no row.
+    pub fn question_due(&self, connected: bool) -> Option<Instant> {
+        self.revoked.due(&self.staying, connected)
+    }
+
+    /// Asks that, if it is due. `names` tells which devices these are.
+    pub fn begin_question(
+        &mut self,
+        names: &BTreeMap<PublicKey, Departed>,
+        connected: bool,
+        now: Instant,
+    ) -> Option<Action> {
+        self.revoked.begin_question(&self.staying, names, connected, now)
+    }
+
+    /// The database answered, or could not.
+    pub fn answered(&mut self, now: Instant) {
+        self.revoked.answered(&self.staying, now);
+    }
+
     /// The devices of these peers are revoked although no row names them: their removal waits no more. Says
     /// of which that is news.
     pub fn confirm_revoked(&mut self, mut revoked: BTreeSet<PublicKey>) -> BTreeSet<PublicKey> {
-        let held = &self.staying;
-        revoked.retain(|key| held.peers().get(key).is_some_and(HeldPeer::is_gone));
-        self.confirmed.extend(&revoked);
+        let Self { staying, confirmed, .. } = self;
+        let is_gone = |key: &PublicKey| staying.peers().get(key).is_some_and(HeldPeer::is_gone);
+        revoked.retain(|key| is_gone(key) && confirmed.insert(*key));
         revoked
     }
 
@@ -229,7 +256,7 @@ mod tests {
     use super::*;
 
     fn hold() -> Hold {
-        Hold::new(MaxRemoved::Percent(50), &BTreeMap::new())
+        Hold::new(MaxRemoved::Percent(50), &BTreeMap::new(), Instant::now())
     }
 
     fn keys(numbers: &[u8]) -> BTreeMap<PublicKey, SystemTime> {
@@ -289,7 +316,7 @@ mod tests {
 
     #[test]
     fn peers_wait_on_while_no_rows_judge_them_and_none_can_be_confirmed() {
-        let mut hold = Hold::new(MaxRemoved::Percent(50), &keys(&[1, 2]));
+        let mut hold = Hold::new(MaxRemoved::Percent(50), &keys(&[1, 2]), Instant::now());
         assert_eq!((hold.staying().peers().len(), hold.held_back()), (0, None));
         let waiting = hold.guard().held;
         hold.update(Waiting::unjudged(waiting), 20, false);

@@ -23,7 +23,6 @@ use super::options::MachineOptions;
 use super::outbox::Outbox;
 use super::pass::Passes;
 use super::proof::Proof;
-use super::revoked::Revoked;
 use super::rows::Rows;
 use super::source::Source;
 use super::trouble::Trouble;
@@ -37,7 +36,6 @@ pub struct Machine {
     mirror: Mirror,
     difference: Difference,
     hold: Hold,
-    revoked: Revoked,
     passes: Passes,
     proof: Proof,
     outbox: Outbox,
@@ -49,7 +47,7 @@ impl Machine {
     #[must_use]
     pub fn new(options: MachineOptions, now: Now) -> Self {
         let MachineOptions { local, block_list, timing, max_removed, stale, .. } = options;
-        let hold = Hold::new(max_removed, &options.withdrawals.held);
+        let hold = Hold::new(max_removed, &options.withdrawals.held, now.instant);
         let departed = options.withdrawals.departed.clone();
         let history = History::new(options.lost_history, options.withdrawals);
         let mut notices = Notices::default();
@@ -60,7 +58,6 @@ impl Machine {
             rows: Rows::new(local, Arc::new(block_list), stale, history, now.instant),
             difference: Difference::new(departed),
             hold,
-            revoked: Revoked::new(now.instant),
             passes: Passes::new(timing.seed.wrapping_add(2)),
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
@@ -195,8 +192,7 @@ impl Machine {
         }
         let (connected, departed) = (self.source.is_connected(), self.difference.departed());
         actions.extend(self.rows.begin_question(connected, now.instant));
-        let held = self.hold.staying();
-        actions.extend(self.revoked.begin_question(held, departed, connected, now.instant));
+        actions.extend(self.hold.begin_question(departed, connected, now.instant));
         actions.extend(self.rows.begin_remember(self.hold.begin_remember(), departed));
         actions.iter().for_each(|action| self.proof.begins(action));
         actions

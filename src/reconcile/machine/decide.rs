@@ -147,7 +147,7 @@ impl Machine {
         answer: Result<BTreeSet<PublicKey>, DatabaseError>,
         now: Now,
     ) {
-        self.revoked.answered(self.hold.staying(), now.instant);
+        self.hold.answered(now.instant);
         match answer {
             Ok(revoked) => {
                 let peers = self.hold.confirm_revoked(revoked);

@@ -24,7 +24,7 @@ impl Machine {
             self.proof.due(connected),
             self.outbox.due(connected),
             self.rows.question_due(connected),
-            self.revoked.due(self.hold.staying(), connected),
+            self.hold.question_due(connected),
             self.rows.stale_due(),
             self.rows.next_expiry().map(by_database),
             self.rows.next_let_in(self.source.knows_clock()).map(by_database),

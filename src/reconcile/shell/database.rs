@@ -92,7 +92,7 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
 pub(super) async fn lost(
     store: &Store,
     withdrawals: &BTreeMap<PublicKey, Withdrawal>,
-) -> Result<BTreeSet<PublicKey>, StoreError> {
+) -> Result<BTreeSet<PublicKey>, DatabaseError> {
     let (mut keys, mut asked) = (Vec::new(), Vec::new());
     for (key, withdrawal) in withdrawals {
         let Withdrawal { device_id, user_id, marks, read_at, .. } = withdrawal;
@@ -110,7 +110,7 @@ pub(super) async fn lost(
 pub(super) async fn revoked(
     store: &Store,
     devices: &BTreeMap<PublicKey, DeviceId>,
-) -> Result<BTreeSet<PublicKey>, StoreError> {
+) -> Result<BTreeSet<PublicKey>, DatabaseError> {
     let revoked = store.revoked_devices(&devices.values().copied().collect()).await?;
     let those = devices.iter().filter(|(_, device)| revoked.contains(device));
     Ok(those.map(|(key, _)| *key).collect())

@@ -255,15 +255,13 @@ impl<D: Dataplane + 'static> Shell<D> {
             Action::AskMarks(withdrawals) => {
                 let store = self.store.clone();
                 self.spawn_inner(async move {
-                    let lost = lost(&store, &withdrawals).await.map_err(DatabaseError::from);
-                    Inner::Event(Event::MarksAnswered(lost))
+                    Inner::Event(Event::MarksAnswered(lost(&store, &withdrawals).await))
                 });
             }
             Action::AskRevoked(devices) => {
                 let store = self.store.clone();
                 self.spawn_inner(async move {
-                    let revoked = revoked(&store, &devices).await.map_err(DatabaseError::from);
-                    Inner::Event(Event::RevokedAnswered(revoked))
+                    Inner::Event(Event::RevokedAnswered(revoked(&store, &devices).await))
                 });
             }
             Action::Remember(withdrawals) => {
