@@ -45,6 +45,7 @@ fn calls(device: Uuid) -> Vec<String> {
         "try_reports()".into(),
         "merge()".into(),
         format!("words('{{}}', array['{device}'::uuid])"),
+        format!("revoked_devices(array['{device}'::uuid])"),
     ]
 }
 
