@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
+
+/// As long as the agent waits for a host.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct State {
@@ -45,7 +49,9 @@ impl Relay {
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for client in listener.incoming() {
-                let _ = client.and_then(|client| shared.join(client));
+                let shared = Arc::clone(&shared);
+                // No client waits for another whose server does not answer.
+                thread::spawn(move || client.and_then(|client| shared.join(client)));
             }
         });
         Self { folder, state }
@@ -168,7 +174,7 @@ impl State {
             return Ok(());
         }
         let Some(server) = *self.server.lock().unwrap() else { return Ok(()) };
-        let server = TcpStream::connect(server)?;
+        let server = TcpStream::connect_timeout(&server, CONNECT_WITHIN)?;
         server.set_nodelay(true)?;
         let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
         let (mut from_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
