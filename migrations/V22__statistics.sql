@@ -73,6 +73,19 @@ declare
             offset 0
         )'],
         ['changes_among', format(joined, 'i'), format(nested, 'i')],
+        ['groups_here', 'select
+                    from public.group_memberships m
+                    join public.devices d on d.user_id = m.user_id
+                    join public.wireguard_peers p on p.device_id = d.id
+                    where m.group_id = g.id and p.gateway_id = me and p.deleted_at is null',
+        'select
+                    from (
+                        select m.user_id from public.group_memberships m where m.group_id = g.id offset 0
+                    ) member
+                    where exists (
+                        ' || format(nested, 'member.user_id') || '
+                    )
+                    offset 0'],
         ['memberships_by_user', 'from public.group_memberships m
     join public.groups g on g.id = m.group_id and g.deleted_at is null
     where m.user_id = any (user_ids)
