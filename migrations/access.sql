@@ -68,7 +68,8 @@ grant execute on function
     gatepost.forget_host(text, text),
     gatepost.news(text, text),
     gatepost.words(uuid[], uuid[]),
-    gatepost.revoked_devices(uuid[])
+    gatepost.devices_by_id(uuid[]),
+    gatepost.policies_by_device(uuid[])
 to gatepost_gateway;
 grant execute on function
     gatepost.hold_bell(text),

@@ -57,7 +57,8 @@ functions (name, caller) as (
         ('forget_host(text,text)'),
         ('news(text,text)'),
         ('words(uuid[],uuid[])'),
-        ('revoked_devices(uuid[])')
+        ('devices_by_id(uuid[])'),
+        ('policies_by_device(uuid[])')
     ) g (name)
     cross join lateral (values (g.name), (pg_catalog.replace(pg_catalog.replace(g.name, '(', '(text,'), ',)', ')'))) f (name)
     union all

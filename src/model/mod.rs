@@ -51,7 +51,8 @@ pub use mark::{Mark, MarkId};
 pub use observed::{ObservedState, Stray};
 pub use pool::{Unsuited, check_network};
 pub use row::{
-    Allocation, BarredBy, ChangedRows, DEVICE_NOT_ACTIVE, Effect, GatewayRow, KeyText,
-    MembershipRow, PeerRow, PolicyRow, SettingRow, SnapshotRows, TargetRow, TargetType,
+    Allocation, BarredBy, ChangedRows, DEVICE_NOT_ACTIVE, DeviceRow, DeviceRows, Effect,
+    GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow, SettingRow, SnapshotRows, TargetRow,
+    TargetType,
 };
 pub use settings::{SettingFlaw, SettingWarning, Settings};

@@ -225,6 +225,23 @@ pub struct MembershipRow {
     pub group_ids: BTreeSet<GroupId>,
 }
 
+/// The row of a device that no row of a peer names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRow {
+    pub user_id: UserId,
+    /// The undeleted groups of the user.
+    pub group_ids: BTreeSet<GroupId>,
+    /// By its status, or by a time of revocation that has come.
+    pub revoked: bool,
+}
+
+/// Such devices, as far as they exist, and the policies that apply to them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceRows {
+    pub devices: BTreeMap<DeviceId, DeviceRow>,
+    pub policies: Vec<PolicyRow>,
+}
+
 /// A row of `settings` in category `gateway`, `policy` or `gateway:<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingRow {

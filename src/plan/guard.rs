@@ -5,17 +5,19 @@
 //! confirms it. Nothing else waits: a revocation is written on purpose, and all other differences are
 //! repaired around the peers that stay.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::held::{HeldCause, Keeper};
 use super::join::side_by_side;
+use super::meets::Meets;
 use super::{Held, HeldPeer, Plan, PlanError, Scope, plan_around};
-use crate::model::{DesiredState, ObservedState, PublicKey};
+use crate::model::{DesiredState, ObservedState, Profile, PublicKey};
 
 /// From a gateway with more peers, the deletion of this many is never held back. One with fewer is
 /// guarded only against tables without any row.
@@ -119,6 +121,8 @@ pub struct Guard<'a> {
     pub held: Held,
     /// The peers whose removal an operator confirmed.
     pub confirmed: &'a BTreeSet<PublicKey>,
+    /// What the policies let held peers reach that no row names, as far as it is known.
+    pub granted: &'a BTreeMap<PublicKey, Arc<Profile>>,
     pub whose: Whose,
 }
 
@@ -170,7 +174,7 @@ impl Guard<'_> {
         let absent = side_by_side(desired.peers(), &observed.peers)
             .filter(|(_, wanted, _)| wanted.is_none())
             .map(|(key, ..)| *key);
-        let held = Held::of(absent, desired, observed, &self.held);
+        let held = Held::of(absent, desired, observed, &self.held).narrowed(self.granted);
         let in_doubt = |peer: &HeldPeer| self.is_in_doubt(peer);
         if !desired.gateway().active {
             return held.retain(|_, peer| in_doubt(peer)).since(&self.held);
@@ -200,8 +204,10 @@ impl Guard<'_> {
         let is_absent = |key: &PublicKey| {
             observed.peers.contains_key(key) && !desired.peers().contains_key(key)
         };
+        let mut meets = Meets::default();
         let mut keep = |key: &PublicKey| {
             let kept = is_absent(key).then(|| keeper.keep(key, &self.held)).flatten();
+            let kept = kept.map(|peer| peer.narrowed(self.granted.get(key), &mut meets));
             kept.filter(|peer| !self.confirmed.contains(key) || self.is_in_doubt(peer))
         };
         let kept: Vec<_> = keys.iter().map(|key| (*key, keep(key))).collect();
@@ -242,14 +248,15 @@ impl Guard<'_> {
     }
 
     /// The peers that may be held otherwise: those that changed, those that keep a prefix that changed,
-    /// those that were confirmed, and those of whom it is not known what they keep.
+    /// those that were confirmed, those of whom it is known what policies grant them, and those of whom it is not
+    /// known what they keep.
     fn concerned(
         &self,
         peers: &BTreeSet<PublicKey>,
         prefixes: &BTreeSet<IpNet>,
     ) -> BTreeSet<PublicKey> {
         let keepers = prefixes.iter().filter_map(|prefix| self.held.keeper(prefix));
-        let known = peers.iter().chain(keepers).chain(self.confirmed);
+        let known = peers.iter().chain(keepers).chain(self.confirmed).chain(self.granted.keys());
         known.chain(self.held.unknown()).copied().collect()
     }
 

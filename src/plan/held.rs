@@ -106,6 +106,20 @@ impl HeldPeer {
         Peer { allowed_ips: self.allowed_ips(), ..present.clone() }
     }
 
+    /// A peer that no row names keeps no more than what is `granted` to it.
+    pub(super) fn narrowed(mut self, granted: Option<&Arc<Profile>>, meets: &mut Meets) -> Self {
+        if let Some(granted) = granted.filter(|_| self.is_gone()) {
+            self.keeps.values_mut().for_each(|keeps| *keeps = meets.of(keeps, granted));
+        }
+        self
+    }
+
+    /// The DNS servers that it may ask whatever the policies say.
+    #[must_use]
+    pub fn dns_servers(&self) -> BTreeSet<IpAddr> {
+        self.keeps.values().flat_map(|keeps| keeps.dns_servers.iter().copied()).collect()
+    }
+
     /// The prefixes that it keeps.
     #[must_use]
     pub fn allowed_ips(&self) -> AllowedIps {
@@ -185,6 +199,32 @@ impl Held {
         let new = self.peers.keys().filter(|key| !before.peers.contains_key(*key)).count();
         self.arrivals = before.arrivals + new as u64;
         self
+    }
+
+    /// With what those peers keep that no row names narrowed to what is `granted` to them.
+    #[must_use]
+    pub(super) fn narrowed(mut self, granted: &BTreeMap<PublicKey, Arc<Profile>>) -> Self {
+        let mut meets = Meets::default();
+        for (key, granted) in granted {
+            if let Some(peer) = self.peers.remove(key) {
+                self.peers.insert(*key, peer.narrowed(Some(granted), &mut meets));
+            }
+        }
+        self
+    }
+
+    /// What of the `granted` does not allow all that its peer keeps.
+    #[must_use]
+    pub fn narrowing(
+        &self,
+        mut granted: BTreeMap<PublicKey, Arc<Profile>>,
+    ) -> BTreeMap<PublicKey, Arc<Profile>> {
+        let mut meets = Meets::default();
+        granted.retain(|key, granted| {
+            let keeps = self.peers.get(key).into_iter().flat_map(|peer| peer.keeps.values());
+            keeps.into_iter().any(|keeps| !Arc::ptr_eq(&meets.of(keeps, granted), keeps))
+        });
+        granted
     }
 
     /// Holds a peer that was not held before.

@@ -13,7 +13,7 @@ use super::mode::Mode;
 use super::note::Note;
 use super::options::Reloaded;
 use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
-use crate::model::{BlockList, ChangedRows, DeviceId, Mark, PublicKey, SnapshotRows};
+use crate::model::{BlockList, ChangedRows, DeviceId, DeviceRows, Mark, PublicKey, SnapshotRows};
 use crate::plan::Plan;
 use crate::store::{Hosts, Refusal};
 
@@ -62,8 +62,8 @@ pub enum Event {
     Read(Result<ReadAnswer, DatabaseError>),
     /// The peers whose withdrawals the database has lost.
     MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
-    /// Those of the peers asked for whose devices are revoked.
-    RevokedAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
+    /// The rows of the devices asked for.
+    DevicesAnswered(Result<Vec<DeviceRows>, DatabaseError>),
     /// The last good rows of an earlier run, read because the database did not answer.
     Restored {
         last_good: Box<LastGood>,
@@ -156,8 +156,8 @@ pub enum Action {
     Restore,
     /// Ask the database which of these withdrawals it has lost.
     AskMarks(BTreeMap<PublicKey, Withdrawal>),
-    /// Ask the database which of these devices, whose peers are held and named by no row, are revoked.
-    AskRevoked(BTreeMap<PublicKey, DeviceId>),
+    /// Ask the database for the rows of these devices, whose peers are held and named by no row.
+    AskDevices(BTreeSet<DeviceId>),
     /// Keep these withdrawals on disk.
     Remember(Withdrawals),
     /// Tells the cache whether the rows read since the previous `Keep` may be persisted as last-good, and
@@ -179,7 +179,7 @@ impl Action {
             | Self::Apply(..)
             | Self::Restore
             | Self::AskMarks(_)
-            | Self::AskRevoked(_) => true,
+            | Self::AskDevices(_) => true,
             Self::Remember(_) | Self::Keep(..) | Self::Report(_) | Self::Say(_) => false,
         }
     }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
 use super::event::{Action, Keep, ReadKind};
-use super::revoked::Revoked;
 use super::rows::Waiting;
-use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
+use super::without_row::WithoutRow;
+use crate::model::{Departed, DesiredState, DeviceRows, ObservedState, PublicKey, Settings};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
 use crate::plan::{Held, HeldPeer};
 
@@ -27,7 +27,7 @@ pub(super) struct Hold {
     confirmed: BTreeSet<PublicKey>,
     /// The time by which the setting confirmed removals.
     confirmed_at: Option<SystemTime>,
-    revoked: Revoked,
+    without_row: WithoutRow,
     verdict: Verdict,
     /// How much was read since the last verdict.
     read: ReadKind,
@@ -69,7 +69,7 @@ impl Hold {
             arrivals: 0,
             confirmed_at: None,
             confirmed: BTreeSet::new(),
-            revoked: Revoked::new(now),
+            without_row: WithoutRow::new(now),
             verdict: Verdict::Kept,
             read: ReadKind::Changes,
         }
@@ -96,13 +96,18 @@ impl Hold {
     /// by [`Self::update`].
     pub fn guard(&mut self) -> Guard<'_> {
         let held = joined(std::mem::take(&mut self.staying), std::mem::take(&mut self.unjudged));
-        Guard { limit: self.limit, held, confirmed: &self.confirmed, whose: Whose::Ours }
+        self.guard_of(held)
+    }
+
+    fn guard_of(&self, held: Held) -> Guard<'_> {
+        let Self { limit, confirmed, without_row, .. } = self;
+        Guard { limit: *limit, held, confirmed, granted: without_row.granted(), whose: Whose::Ours }
     }
 
     /// As [`Self::guard`], for a question that changes nothing.
     pub fn guard_as_is(&self) -> Guard<'_> {
         let held = joined(self.staying.clone(), self.unjudged.clone());
-        Guard { limit: self.limit, held, confirmed: &self.confirmed, whose: Whose::Ours }
+        self.guard_of(held)
     }
 
     /// An operator confirms the removals that are held back by rows read at such a time of the
@@ -112,33 +117,38 @@ impl Hold {
         self.confirmed.extend(shown.map(|(key, _)| *key));
     }
 
-    /// When to ask which devices are revoked whose peers stay and are named by no row.
+    /// When to ask about the devices whose peers stay and are named by no row.
     pub fn question_due(&self, connected: bool) -> Option<Instant> {
-        self.revoked.due(&self.staying, connected)
+        self.without_row.due(&self.staying, connected)
     }
 
-    /// Asks that, if it is due. `names` tells which devices these are.
+    /// Asks about them, if that is due. `names` tells which devices these are.
     pub fn begin_question(
         &mut self,
         names: &BTreeMap<PublicKey, Departed>,
         connected: bool,
         now: Instant,
     ) -> Option<Action> {
-        self.revoked.begin_question(&self.staying, names, connected, now)
+        self.without_row.begin_question(&self.staying, names, connected, now)
     }
 
-    /// The database answered, or could not.
-    pub fn answered(&mut self, now: Instant) {
-        self.revoked.answered(&self.staying, now);
+    /// The database did not answer.
+    pub fn not_answered(&mut self, now: Instant) {
+        self.without_row.not_answered(&self.staying, now);
     }
 
-    /// The devices of these peers are revoked although no row names them: their removal waits no more. Says
-    /// of which that is news.
-    pub fn confirm_revoked(&mut self, mut revoked: BTreeSet<PublicKey>) -> BTreeSet<PublicKey> {
-        let Self { staying, confirmed, .. } = self;
-        let is_gone = |key: &PublicKey| staying.peers().get(key).is_some_and(HeldPeer::is_gone);
-        revoked.retain(|key| is_gone(key) && confirmed.insert(*key));
-        revoked
+    /// The database says what becomes of the devices of these peers: the removal of one whose device is revoked
+    /// waits no more, and one keeps no more than policies let it reach. Returns those of which that is news.
+    pub fn devices_answered(
+        &mut self,
+        answer: &[DeviceRows],
+        settings: &Settings,
+        now: Instant,
+    ) -> BTreeSet<PublicKey> {
+        let (mut news, narrowed) = self.without_row.answered(answer, settings, &self.staying, now);
+        news.retain(|key| self.confirmed.insert(*key));
+        news.extend(narrowed);
+        news
     }
 
     /// The setting confirms the removals that are held back by rows read before this time, also by an

@@ -133,7 +133,7 @@ impl Machine {
                 self.epoch_read(epoch, why, (marks, read_at), now);
             }
             Event::MarksAnswered(answer) => self.marks_answered(answer, now),
-            Event::RevokedAnswered(answer) => self.revoked_answered(answer, now),
+            Event::DevicesAnswered(answer) => self.devices_answered(answer, now),
             Event::Restored { last_good, database_now } => {
                 self.rows_restored(*last_good, database_now, now);
             }

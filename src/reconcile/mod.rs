@@ -31,7 +31,6 @@ mod outbox;
 mod pace;
 mod pass;
 mod proof;
-mod revoked;
 mod row_status;
 mod rows;
 mod session;
@@ -41,6 +40,7 @@ mod stale;
 mod trouble;
 mod view;
 mod volume;
+mod without_row;
 
 pub use bell::BellNews;
 pub use changes::{Changes, NameList};

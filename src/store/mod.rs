@@ -36,13 +36,13 @@ mod qualified;
 mod rehearse;
 mod report;
 mod require_auth;
-mod revoked;
 mod script;
 mod seats;
 mod shared;
 mod snapshot;
 mod tls;
 mod token;
+mod without_peer;
 mod words;
 
 use std::collections::BTreeSet;

@@ -45,7 +45,8 @@ fn calls(device: Uuid) -> Vec<String> {
         "try_reports()".into(),
         "merge()".into(),
         format!("words('{{}}', array['{device}'::uuid])"),
-        format!("revoked_devices(array['{device}'::uuid])"),
+        format!("devices_by_id(array['{device}'::uuid])"),
+        format!("policies_by_device(array['{device}'::uuid])"),
     ]
 }
 

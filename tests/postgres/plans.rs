@@ -164,6 +164,14 @@ async fn changes_are_bounded(prepare: &str) {
         assert!(!client.query(&query, &[&ids]).await.unwrap().is_empty(), "{function}");
     }
 
+    let devices =
+        "select array_agg(device_id) from (select device_id from wireguard_peers limit 10) p";
+    let devices: Vec<Uuid> = world.admin.query_one(devices, &[]).await.unwrap().get(0);
+    for function in ["devices_by_id", "policies_by_device"] {
+        let query = format!("select * from gatepost.{function}($1)");
+        assert!(!client.query(&query, &[&devices]).await.unwrap().is_empty(), "{function}");
+    }
+
     let (statements, found) = readings(&mut plans);
     assert!(statements > 20, "only {statements} plans were told");
     for table in LARGE {

@@ -139,7 +139,7 @@ impl Agent {
             Action::Restore => Event::NothingRestored,
             Action::Read(kind) => Event::Read(Ok(self.read(kind))),
             Action::AskMarks(_) => Event::MarksAnswered(Ok(Default::default())),
-            Action::AskRevoked(_) => Event::RevokedAnswered(Ok(Default::default())),
+            Action::AskDevices(_) => Event::DevicesAnswered(Ok(Vec::new())),
             Action::Observe => {
                 let state = self.kernel.clone();
                 Event::Observed(Ok(Box::new(Reading { state, ..Reading::default() })))

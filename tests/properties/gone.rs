@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use gatepost::model::{AuditEvent, BarredBy, DeviceId, KeyText, PeerId};
+use gatepost::model::{
+    AuditEvent, BarredBy, DeviceId, Effect, KeyText, PeerId, PolicyId, TargetRow, TargetType,
+};
 use gatepost::reconcile::Event;
 
-use super::guard::{held_back, key, world_of};
+use super::guard::{held_back, key, reaches, world_of};
 use super::held::waiting;
 use super::machine::Happening;
 use super::rows::id;
@@ -56,6 +58,53 @@ fn held_peer_without_a_row_goes_when_its_device_is_revoked() {
     revoke(&mut world, 5);
     assert!(!world.kernel.state.peers.contains_key(&key(5)));
     assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (25, Some(25)));
+}
+
+#[test]
+fn held_peer_without_a_row_reaches_no_more_than_policies_let_it() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    let rows = std::mem::take(&mut world.tables.peers);
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(10));
+    assert_eq!(waiting(&world), Some(28));
+    let granted = world.tables.policies.clone();
+    let office = PolicyId(id(6, 1));
+    // A policy that no peer of the gateway has any more is not read again, and says no less.
+    world.tables.policies.get_mut(&office).unwrap().targets.retain(|it| it.target_id != id(4, 3));
+    let mut deny = world.tables.policies[&office].clone();
+    (deny.id, deny.effect, deny.priority) = (PolicyId(id(6, 2)), Effect::Deny, 0);
+    deny.destinations = vec!["172.16.0.7/32".parse().unwrap()];
+    let (target_type, target_id) = (TargetType::User, id(4, 5));
+    deny.targets = vec![TargetRow { target_type, target_id, dangling: false }];
+    world.tables.policies.insert(deny.id, deny);
+    world.pass_time(Duration::from_secs(1));
+    assert!(!reaches(&world, 3, "172.16.0.1") && reaches(&world, 4, "172.16.0.7"));
+    assert!(reaches(&world, 5, "172.16.0.1") && !reaches(&world, 5, "172.16.0.7"));
+    world.tables.policies.clear();
+    world.pass_time(Duration::from_secs(1));
+    assert!((1..=28).all(|number| !reaches(&world, number, "172.16.0.1")));
+    // It gains nothing before its row is back.
+    world.tables.policies = granted;
+    world.pass_time(Duration::from_secs(60));
+    assert!((1..=28).all(|number| !reaches(&world, number, "172.16.0.1")));
+    assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
+    world.tables.peers = rows;
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database());
+    assert!((1..=28).all(|number| reaches(&world, number, "172.16.0.1")));
+}
+
+#[test]
+fn held_peer_keeps_its_reach_where_its_device_is_gone_too() {
+    let mut world = world_of(28, "172.16.0.0/24");
+    world.tables.peers.clear();
+    world.tables.policies.clear();
+    world.devices.clear();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(60));
+    assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
+    assert!((1..=28).all(|number| reaches(&world, number, "172.16.0.1")));
 }
 
 #[test]

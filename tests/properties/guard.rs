@@ -1,11 +1,12 @@
 //! Removals that wait for an operator: which they are, and what confirms them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost::model::{
-    BarredBy, DesiredState, Effect, ObservedState, PolicyId, PolicyRow, PublicKey, TargetRow,
-    TargetType,
+    BarredBy, DesiredState, Effect, ObservedState, PolicyId, PolicyRow, Profile, PublicKey,
+    TargetRow, TargetType,
 };
 use gatepost::plan::guard::{Guard, MaxRemoved, Whose, plan_guarded};
 use gatepost::plan::{Held, ModelKernel, Scope, Step};
@@ -17,6 +18,12 @@ use super::machine::Happening;
 use super::plans::kernel_of;
 use super::rows::{id, local};
 use super::world::{Trouble, World, options, quiet_tables, restored};
+
+/// The guard of a gateway that is in no doubt, and to which no question was answered.
+fn guard_of(limit: MaxRemoved, held: Held, confirmed: &BTreeSet<PublicKey>) -> Guard<'_> {
+    const NONE: &BTreeMap<PublicKey, Arc<Profile>> = &BTreeMap::new();
+    Guard { limit, held, confirmed, granted: NONE, whose: Whose::Ours }
+}
 
 /// Every peer that no row admits.
 pub fn unwanted(desired: &DesiredState, observed: &ObservedState) -> BTreeSet<PublicKey> {
@@ -223,7 +230,7 @@ fn the_guard_counts_peers_and_always_lets_ten_go() {
         world.deactivate(1..=deleted);
         let desired = world.tables.build();
         let held = held.clone();
-        let guard = Guard { limit, held, confirmed, whose: Whose::Ours };
+        let guard = guard_of(limit, held, confirmed);
         let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard);
         (removals(&planned.unwrap()), held)
     };
@@ -241,7 +248,7 @@ fn the_guard_counts_peers_and_always_lets_ten_go() {
     let mut emptied = all.clone();
     emptied.peers.clear();
     let limit = MaxRemoved::Peers(200);
-    let guard = Guard { limit, held: nothing, confirmed: &none, whose: Whose::Ours };
+    let guard = guard_of(limit, nothing, &none);
     let (_, held) = plan_guarded(&emptied.build(), &kernel.state, &Scope::Everything, guard);
     assert_eq!(held.peers().len(), 28, "no row is left");
 }
@@ -261,7 +268,8 @@ fn the_guard_counts_those_that_are_there_while_a_gateway_is_filled() {
             world.tables.peers.clear();
         }
         let (limit, held) = (MaxRemoved::default(), Held::default());
-        let guard = Guard { limit, held, confirmed: &BTreeSet::new(), whose: Whose::Ours };
+        let none = BTreeSet::new();
+        let guard = guard_of(limit, held, &none);
         let (desired, kernel) = (world.tables.build(), &world.kernel.state);
         removals(&plan_guarded(&desired, kernel, &Scope::Everything, guard).0.unwrap())
     };
@@ -284,7 +292,8 @@ fn only_deletions_count_for_the_guard() {
         let mut tables = all.clone();
         tables.peers.values_mut().for_each(|row| row.bars = bars);
         let (limit, held) = (MaxRemoved::Percent(0), Held::default());
-        let guard = Guard { limit, held, confirmed: &BTreeSet::new(), whose: Whose::Ours };
+        let none = BTreeSet::new();
+        let guard = guard_of(limit, held, &none);
         let planned = plan_guarded(&tables.build(), &kernel.state, &Scope::Everything, guard).0;
         assert_eq!(removals(&planned.unwrap()), removed, "{bars:?}");
     }
@@ -343,7 +352,8 @@ fn peers_of_a_gateway_that_is_switched_off_are_not_held() {
     rows.peers.pop();
     let desired = DesiredState::build(local(), rows).unwrap();
     let (limit, held) = (MaxRemoved::Percent(0), Held::default());
-    let guard = Guard { limit, held, confirmed: &BTreeSet::new(), whose: Whose::Ours };
+    let none = BTreeSet::new();
+    let guard = guard_of(limit, held, &none);
     let (planned, held) = plan_guarded(&desired, &kernel.state, &Scope::Everything, guard);
     assert_eq!((removals(&planned.unwrap()), held), (28, Held::default()));
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use gatepost::dataplane::{Glance, Reading};
 use gatepost::model::{
     BarredBy, BlockList, DesiredState, DeviceId, Local, Mark, ObservedFirewall, ObservedState,
-    PeerId, PublicKey, Traffic, Unloadable,
+    PeerId, PublicKey, Traffic, Unloadable, UserId,
 };
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelKernel, Scope, Step, plan};
@@ -107,7 +107,9 @@ pub struct World {
     pub pool: Option<IpNet>,
     /// `[stale]`
     pub stale: StaleOptions,
-    /// Devices that are revoked without a row of a peer that names them.
+    /// The users of the devices that rows of peers have named.
+    pub devices: BTreeMap<DeviceId, UserId>,
+    /// Those of them that are revoked without a row of a peer that names them.
     pub revoked_devices: BTreeSet<DeviceId>,
 }
 
@@ -159,6 +161,7 @@ impl World {
             plans: 0,
             watch: None,
             pool: None,
+            devices: BTreeMap::new(),
             revoked_devices: BTreeSet::new(),
         }
     }
@@ -241,10 +244,10 @@ impl World {
                 Event::MarksAnswered(Err(away()))
             }
             Action::AskMarks(withdrawals) => Event::MarksAnswered(Ok(self.lost(&withdrawals))),
-            Action::AskRevoked(_) if !self.database_up || self.suffers(Trouble::Reads) => {
-                Event::RevokedAnswered(Err(away()))
+            Action::AskDevices(_) if !self.database_up || self.suffers(Trouble::Reads) => {
+                Event::DevicesAnswered(Err(away()))
             }
-            Action::AskRevoked(devices) => Event::RevokedAnswered(Ok(self.revoked(&devices))),
+            Action::AskDevices(ids) => Event::DevicesAnswered(Ok(vec![self.device_rows(&ids)])),
             Action::Remember(_) => return,
             Action::Observe if self.suffers(Trouble::Observations) => {
                 self.observations += 1;

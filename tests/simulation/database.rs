@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use gatepost::model::{BarredBy, DeviceId, Mark, PeerRow, PublicKey};
+use gatepost::model::{
+    BarredBy, DeviceId, DeviceRow, DeviceRows, Mark, PeerRow, PublicKey, UserId,
+};
 use gatepost::reconcile::{ReadAnswer, ReadKind, Withdrawal};
 
 use super::bytes::Bytes;
@@ -185,20 +187,26 @@ impl Database {
         Seen { cursor, taken_at: now, answer }
     }
 
-    /// The peers whose devices are revoked: here only a row of a peer says so.
-    pub fn revoked(
-        &self,
-        devices: &BTreeMap<PublicKey, DeviceId>,
-        now: SystemTime,
-    ) -> BTreeSet<PublicKey> {
-        let rows = &self.latest().tables.peers;
+    /// What becomes of devices that no row of a peer names. Here only such a row says that one is revoked.
+    pub fn device_rows(&self, ids: &BTreeSet<DeviceId>, now: SystemTime) -> DeviceRows {
+        let tables = &self.latest().tables;
+        let rows = &tables.peers;
         let is_revoked = |row: &PeerRow| {
             let by_status = row.bars.without(BarredBy::DEVICE_STATUS) != row.bars;
             by_status || row.revoked_at.is_some_and(|at| at <= now)
         };
         let revoked = rows.values().filter(|row| is_revoked(row)).map(|row| row.device_id);
         let revoked: BTreeSet<_> = revoked.collect();
-        devices.iter().filter(|(_, it)| revoked.contains(it)).map(|(key, _)| *key).collect()
+        let row = |id: &DeviceId| {
+            // Each device has a user of its own, of the same number.
+            let user_id = UserId(id.0);
+            let group_ids = tables.memberships.get(&user_id).cloned().unwrap_or_default();
+            (*id, DeviceRow { user_id, group_ids, revoked: revoked.contains(id) })
+        };
+        DeviceRows {
+            devices: ids.iter().map(row).collect(),
+            policies: tables.policies.values().cloned().collect(),
+        }
     }
 
     /// Whose withdrawals it has lost: a mark is gone, and no later one is about the same device.

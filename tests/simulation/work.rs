@@ -152,11 +152,11 @@ impl World {
                 let lost = answers.then(|| self.database.lost(&about)).ok_or_else(away);
                 self.tell(Event::MarksAnswered(lost));
             }
-            Errand::AskRevoked(devices) => {
+            Errand::AskDevices(ids) => {
                 let answers = self.database.is_up && self.database.is_readable;
                 let now = self.database_now();
-                let revoked = answers.then(|| self.database.revoked(&devices, now));
-                self.tell(Event::RevokedAnswered(revoked.ok_or_else(away)));
+                let rows = answers.then(|| vec![self.database.device_rows(&ids, now)]);
+                self.tell(Event::DevicesAnswered(rows.ok_or_else(away)));
             }
             Errand::Report { report, written: false } => {
                 let takes = self.database.is_up && self.database.takes_reports;

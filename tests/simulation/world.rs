@@ -1,6 +1,6 @@
 //! An agent on a host beside a database: what it was told, what it has under way, and the clocks.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -32,7 +32,7 @@ pub enum Errand {
     Restore,
     Read { kind: ReadKind, began_at: Duration, seen: Option<Seen> },
     AskMarks(BTreeMap<PublicKey, Withdrawal>),
-    AskRevoked(BTreeMap<PublicKey, DeviceId>),
+    AskDevices(BTreeSet<DeviceId>),
     Report { report: Report, written: bool },
     Remember(Withdrawals),
 }
@@ -254,9 +254,7 @@ impl World {
                 self.agent.errands.push(Errand::Read { kind, began_at: self.elapsed, seen: None });
             }
             Action::AskMarks(about) => self.agent.errands.push(Errand::AskMarks(about)),
-            Action::AskRevoked(devices) => {
-                self.agent.errands.push(Errand::AskRevoked(devices));
-            }
+            Action::AskDevices(ids) => self.agent.errands.push(Errand::AskDevices(ids)),
             Action::Remember(withdrawals) => {
                 self.agent.errands.retain(|it| !matches!(it, Errand::Remember(_)));
                 self.agent.errands.push(Errand::Remember(withdrawals));

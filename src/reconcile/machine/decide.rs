@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Machine;
 use crate::causes::causes;
 use crate::dataplane::{DataplaneError, Outcome, Reading};
-use crate::model::{BlockList, DesiredState, Mark, PublicKey, Touched};
+use crate::model::{BlockList, DesiredState, DeviceRows, Mark, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
@@ -141,20 +141,25 @@ impl Machine {
         }
     }
 
-    /// The database says which devices of held peers are revoked: these wait for no operator.
-    pub(super) fn revoked_answered(
+    /// The database says what becomes of the devices of held peers that no row names: a revocation or a
+    /// narrowed policy waits for no operator.
+    pub(super) fn devices_answered(
         &mut self,
-        answer: Result<BTreeSet<PublicKey>, DatabaseError>,
+        answer: Result<Vec<DeviceRows>, DatabaseError>,
         now: Now,
     ) {
-        self.hold.answered(now.instant);
-        match answer {
-            Ok(revoked) => {
-                let peers = self.hold.confirm_revoked(revoked);
-                self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
+        let rows = match answer {
+            Ok(rows) => rows,
+            Err(error) => {
+                self.hold.not_answered(now.instant);
+                return self.question_failed(&error, now);
             }
-            Err(error) => self.question_failed(&error, now),
-        }
+        };
+        let Some(desired) = self.rows.desired() else {
+            return self.hold.not_answered(now.instant);
+        };
+        let peers = self.hold.devices_answered(&rows, desired.settings(), now.instant);
+        self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
     }
 
     /// Says that the database did not answer a question beside the reads.

@@ -89,14 +89,15 @@ impl Rows {
         guard: Guard<'_>,
         connected: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
     ) -> Planned {
-        let Guard { limit, confirmed, whose, .. } = guard;
+        let Guard { limit, confirmed, granted, whose, .. } = guard;
         let former = self.held_by_later_rows(&guard);
         match self.deciding().filter(|_| self.may_grant() && self.withdrawing(observed).is_none()) {
             None => self.plan_withdrawals(observed, guard, connected),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
                 (Ok(plan), held) => Planned::new(plan, Waiting::by(desired, held, former)),
                 (Err(error), held) => {
-                    let guard = Guard { limit, held: held.with_those(&former), confirmed, whose };
+                    let held = held.with_those(&former);
+                    let guard = Guard { limit, held, confirmed, granted, whose };
                     let withdrawals = self.withdrawals(desired, observed, guard);
                     Planned { obstacle: Some(error), ..withdrawals }
                 }

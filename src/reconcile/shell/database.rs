@@ -106,14 +106,10 @@ pub(super) async fn lost(
     Ok(lost.into_iter().filter_map(|number| keys.get(number).copied()).collect())
 }
 
-/// The peers whose devices are revoked.
-pub(super) async fn revoked(
-    store: &Store,
-    devices: &BTreeMap<PublicKey, DeviceId>,
-) -> Result<BTreeSet<PublicKey>, DatabaseError> {
-    let revoked = store.revoked_devices(&devices.values().copied().collect()).await?;
-    let those = devices.iter().filter(|(_, device)| revoked.contains(device));
-    Ok(those.map(|(key, _)| *key).collect())
+/// The rows of devices that no row of a peer names.
+pub(super) async fn rows_of(store: &Store, devices: &BTreeSet<DeviceId>) -> Event {
+    let answer = store.devices_without_peer(devices).await;
+    Event::DevicesAnswered(answer.map_err(Into::into))
 }
 
 /// The state that one read leaves for the next.

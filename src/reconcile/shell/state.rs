@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use super::asked_peers::AskedPeers;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
-use super::database::{Connection, Found, Reader, lost, revoked, send};
+use super::database::{Connection, Found, Reader, lost, rows_of, send};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
@@ -258,11 +258,9 @@ impl<D: Dataplane + 'static> Shell<D> {
                     Inner::Event(Event::MarksAnswered(lost(&store, &withdrawals).await))
                 });
             }
-            Action::AskRevoked(devices) => {
+            Action::AskDevices(devices) => {
                 let store = self.store.clone();
-                self.spawn_inner(async move {
-                    Inner::Event(Event::RevokedAnswered(revoked(&store, &devices).await))
-                });
+                self.spawn_inner(async move { Inner::Event(rows_of(&store, &devices).await) });
             }
             Action::Remember(withdrawals) => {
                 if let Some(rememberer) = &self.rememberer {

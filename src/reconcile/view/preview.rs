@@ -113,11 +113,14 @@ fn build(machine: &MachineOptions, rows: SnapshotRows) -> Result<DesiredState, P
     Ok(desired)
 }
 
+/// No agent has asked yet.
+const NONE_KNOWN: &BTreeMap<PublicKey, Arc<Profile>> = &BTreeMap::new();
+
 /// The guard of an agent that begins.
 fn guard<'a>(machine: &MachineOptions, confirmed: &'a BTreeSet<PublicKey>) -> Guard<'a> {
     let held = machine.withdrawals.held.iter().map(|(key, since)| (*key, *since));
     let (limit, held) = (machine.max_removed, Held::recalled(held));
-    Guard { limit, held, confirmed, whose: Whose::Ours }
+    Guard { limit, held, confirmed, granted: NONE_KNOWN, whose: Whose::Ours }
 }
 
 /// The changes of a pass if too many removals wait, also in the words of users and devices.

@@ -1,8 +1,8 @@
 //! What the world's database answers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use gatepost::model::{DeviceId, GatewayId, GatewayRow, KeyText, PublicKey};
+use gatepost::model::{DeviceId, DeviceRow, DeviceRows, GatewayId, GatewayRow, KeyText, PublicKey};
 use gatepost::reconcile::{ReadAnswer, ReadKind};
 
 use super::changes::changes;
@@ -11,6 +11,8 @@ use super::{Trouble, World};
 impl World {
     pub(super) fn answer(&mut self, kind: ReadKind) -> ReadAnswer {
         let taken_at = self.database_now();
+        let named = self.tables.peers.values().map(|row| (row.device_id, row.user_id));
+        self.devices.extend(named);
         let before = self.read.replace(self.tables.clone());
         self.read_at = taken_at;
         match before {
@@ -40,10 +42,18 @@ impl World {
         }
     }
 
-    /// The peers whose devices are revoked.
-    pub(super) fn revoked(&self, devices: &BTreeMap<PublicKey, DeviceId>) -> BTreeSet<PublicKey> {
-        let is_revoked = |device: &DeviceId| self.revoked_devices.contains(device);
-        devices.iter().filter(|(_, device)| is_revoked(device)).map(|(key, _)| *key).collect()
+    /// What becomes of devices that no row of a peer names.
+    pub(super) fn device_rows(&self, ids: &BTreeSet<DeviceId>) -> DeviceRows {
+        let row = |id: &DeviceId| {
+            let user_id = *self.devices.get(id)?;
+            let group_ids = self.tables.memberships.get(&user_id).cloned().unwrap_or_default();
+            let revoked = self.revoked_devices.contains(id);
+            Some((*id, DeviceRow { user_id, group_ids, revoked }))
+        };
+        DeviceRows {
+            devices: ids.iter().filter_map(row).collect(),
+            policies: self.tables.policies.values().cloned().collect(),
+        }
     }
 
     fn spoil(&self, row: &mut GatewayRow) {

@@ -1,0 +1,111 @@
+-- While the guard holds peers that no row names, no mark and no read tells what becomes of their devices: agents ask.
+
+set role gatepost_owner;
+set local search_path = pg_catalog, pg_temp;
+
+-- Both functions answer also about a device that has a peer of another gateway by now. Only who knows its id can ask.
+
+create function gatepost.devices_by_id(device_ids uuid[])
+returns table (device_id uuid, user_id uuid, group_ids uuid[], revoked boolean)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set row_security = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+begin
+    perform gatepost.me();
+    perform gatepost.at_most(100000, cardinality(device_ids));
+    return query
+    select d.id, d.user_id,
+        array(
+            select m.group_id
+            from (
+                select m.group_id from public.group_memberships m where m.user_id = d.user_id offset 0
+            ) m
+            where exists (
+                select from public.groups g where g.id = m.group_id and g.deleted_at is null offset 0
+            )
+        ),
+        d.status <> 'active' or coalesce(d.revoked_at <= now(), false)
+    from public.devices d
+    where d.id = any (devices_by_id.device_ids);
+end $$;
+comment on function gatepost.devices_by_id(uuid[]) is
+    'Those of these devices that exist: their users, the undeleted groups of these, and whether the device is revoked, by its status or by a time of revocation that has come.';
+
+-- As gatepost.policies_of(), but what these devices are is meant, not what has a peer here.
+do $migration$
+declare
+    present constant text := pg_get_functiondef('gatepost.policies_of(uuid[])'::regprocedure);
+    made text;
+begin
+    made := replace(
+        regexp_replace(present, '\ndeclare\n.*?\nbegin\n', $sql$
+declare
+    devices constant uuid[] := array(
+        select d.id from public.devices d where d.id = any (device_ids)
+    );
+    users constant uuid[] := array(
+        select distinct d.user_id from public.devices d where d.id = any (device_ids)
+    );
+    groups constant uuid[] := array(
+        select distinct m.group_id
+        from unnest(users) u (id)
+        cross join lateral (
+            select m.group_id from public.group_memberships m where m.user_id = u.id offset 0
+        ) m
+        where exists (
+            select from public.groups g where g.id = m.group_id and g.deleted_at is null offset 0
+        )
+    );
+    policy_ids constant uuid[] := array(
+        select distinct t.policy_id
+        from unnest(devices || users || groups) i (id)
+        cross join lateral (
+            select t.policy_id from public.policy_targets t where t.target_id = i.id offset 0
+        ) t
+    );
+begin
+$sql$),
+        'policies_of(policy_ids uuid[])', 'policies_of_devices(device_ids uuid[])'
+    );
+    if made !~ 'policies_of_devices' or made ~ 'gatepost.me' then
+        raise exception 'gatepost.policies_of(uuid[]) is not as expected';
+    end if;
+    execute made;
+end $migration$;
+alter function gatepost.policies_of_devices(uuid[]) set plan_cache_mode = force_custom_plan;
+alter function gatepost.policies_of_devices(uuid[]) set enable_seqscan = off;
+alter function gatepost.policies_of_devices(uuid[]) set enable_bitmapscan = off;
+comment on function gatepost.policies_of_devices(uuid[]) is
+    'The active policies that apply to these devices, with the targets by which they do. Granted to no role.';
+
+create function gatepost.policies_by_device(device_ids uuid[]) returns setof gatepost.policy_row
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform gatepost.me();
+    perform gatepost.at_most(100000, cardinality(device_ids));
+    return query select p.* from gatepost.policies_of_devices(device_ids) p;
+end $$;
+comment on function gatepost.policies_by_device(uuid[]) is
+    'The active policies that apply to these devices, their users or the groups of these, with the targets by which they do.';
+
+do $migration$
+declare
+    present text;
+    name text;
+begin
+    foreach name in array array['devices_by_id', 'policies_by_device'] loop
+        present := pg_get_functiondef(format('gatepost.%s(uuid[])', name)::regprocedure);
+        execute replace(
+            replace(present, name || '(device_ids', name || '(token text, device_ids'),
+            'gatepost.me()', 'gatepost.me($1)'
+        );
+        execute format(
+            'comment on function gatepost.%1$s(text, uuid[]) is %2$L', name,
+            format('As gatepost.%s(uuid[]), for the gateway of this token.', name)
+        );
+    end loop;
+end $migration$;
+
+revoke execute on all functions in schema gatepost from public;
+
+reset role;
