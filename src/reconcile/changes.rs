@@ -83,9 +83,9 @@ impl fmt::Display for Changes {
         };
         let revoked = self.revoked.described("revoked", "peer", peer).map(|text| text + &cut);
         let added = self.added.described("added", "peer", peer);
-        let follows =
-            self.policies.described("follows", "policy change", |it| Quoted(it).to_string());
-        let parts: Vec<_> = [revoked, added, follows].into_iter().flatten().collect();
+        let policies =
+            self.policies.described("policies changed", "policy", |it| Quoted(it).to_string());
+        let parts: Vec<_> = [revoked, added, policies].into_iter().flatten().collect();
         f.write_str(&parts.join("; "))
     }
 }
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(
             all.to_string(),
             "added: 3204 peers: alice/pc-0, alice/pc-1, alice/pc-2, alice/pc-3, alice/pc-4, \
-             alice/pc-5, alice/pc-6, alice/pc-7 and 3196 more; follows: \"servers\""
+             alice/pc-5, alice/pc-6, alice/pc-7 and 3196 more; policies changed: \"servers\""
         );
         assert_eq!(all.only_peer(), None);
         assert!(Changes { flows_cut: 7, ..Changes::default() }.is_nothing());

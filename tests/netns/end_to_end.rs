@@ -98,7 +98,7 @@ fn a_plan_shows_what_a_pass_would_hold_back() {
     assert_eq!(code, 2, "{told}{err}");
     for number in 10..30 {
         let named = told.lines().find(|line| line.trim().starts_with(&format!("u{number}/")));
-        let why = "stays until `gatepost confirm`, although: ";
+        let why = ": the removal waits for `gatepost confirm`: ";
         assert!(named.is_some_and(|line| line.contains(why)), "u{number}: {told}");
     }
     lab.database.exec("delete from wireguard_peers");

@@ -67,7 +67,7 @@ fn why(
         (None, Some(_)) => {
             ("opened from outside the tunnel: setting policy.allow_inbound".to_owned(), None)
         }
-        (None, None) => ("neither address is that of an admitted peer".to_owned(), None),
+        (None, None) => ("neither address belongs to a peer of this gateway".to_owned(), None),
     }
 }
 
@@ -163,7 +163,7 @@ mod tests {
             (
                 "10.8.0.77",
                 "10.20.0.5",
-                "10.8.0.77 -> 10.20.0.5 tcp/443: neither address is that of an admitted peer",
+                "10.8.0.77 -> 10.20.0.5 tcp/443: neither address belongs to a peer of this gateway",
             ),
         ];
         for (from, to, wanted) in cases {

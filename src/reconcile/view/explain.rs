@@ -1,19 +1,21 @@
 //! Answers "why can, or can't, this user reach that?", from the rows and from the kernel.
 
 mod answer;
+mod gone;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::json;
 
 use super::View;
 use crate::model::policy::{Explanation as PolicyExplanation, Target, Verdict, dns_addresses};
-use crate::model::{DesiredState, KeyText, ObservedState, PeerRow, Standing};
+use crate::model::{Departed, DesiredState, KeyText, ObservedState, PeerRow, PublicKey, Standing};
 use crate::plan::Held;
 use crate::reconcile::name::peer_name;
-use answer::Answer;
+use answer::{Answer, Grounds};
 
 pub use answer::Answers;
 
@@ -55,44 +57,52 @@ impl View<'_> {
         destination: &str,
     ) -> Result<Answers, ExplainError> {
         let desired = self.rows.desired.ok_or(ExplainError::NoRows)?;
-        explain(desired, self.held, self.mirror.observed.as_deref(), who, destination)
+        let gone = self.held_without_row().collect();
+        explain((desired, self.held), &gone, self.mirror.observed.as_deref(), who, destination)
     }
 }
 
 /// The verdict for what `who` (a user, a device, a tunnel address, a key, an id, or `user/device`)
-/// sends to `destination`.
+/// sends to `destination`. `gone`: the held peers that no row names, as they were named.
 ///
 /// # Errors
 /// [`ExplainError`]
 pub(super) fn explain(
-    desired: &DesiredState,
-    held: &Held,
+    (desired, held): (&DesiredState, &Held),
+    gone: &BTreeMap<PublicKey, &Departed>,
     observed: Option<&ObservedState>,
     who: &str,
     destination: &str,
 ) -> Result<Answers, ExplainError> {
     let destination = parse_destination(destination)?;
     let matching: Vec<_> = desired.rows().filter(|(row, _)| is_meant(row, who)).collect();
-    let (who, count) = (who.to_owned(), matching.len());
+    let gone = gone.iter().filter_map(|(key, it)| Some((key, *it, held.peers().get(key)?)));
+    let gone: Vec<_> = gone.filter(|peer| gone::is_meant(*peer, who)).collect();
+    let (who, count) = (who.to_owned(), matching.len() + gone.len());
     match count {
         0 => return Err(ExplainError::UnknownPeer(who)),
         1..=EXPLAINED_AT_MOST => {}
         _ => return Err(ExplainError::TooMany { who, count }),
     }
     let answer = |(row, standing)| one((desired, held), observed, row, standing, destination);
-    Ok(Answers::new(matching.into_iter().map(answer).collect()))
+    let gone = gone.into_iter().map(|peer| gone::answer(peer, observed, destination));
+    Ok(Answers::new(matching.into_iter().map(answer).chain(gone).collect()))
 }
 
 fn is_meant(row: &PeerRow, who: &str) -> bool {
     let by_address = who.parse::<IpAddr>().is_ok_and(|address| row.assigned_ip.addr() == address);
     let by_key = matches!(&row.public_key, KeyText::Key(key) if key.to_string() == who);
-    let by_name = row.username.eq_ignore_ascii_case(who) || *row.device_name == *who;
+    by_address || by_key || is_named(&Departed::from(row), who)
+}
+
+/// Whether `who` names this peer, its device or its user.
+fn is_named(peer: &Departed, who: &str) -> bool {
+    let by_name = peer.username.eq_ignore_ascii_case(who) || *peer.device_name == *who;
     let by_both = who.split_once('/').is_some_and(|(user, device)| {
-        row.username.eq_ignore_ascii_case(user) && *row.device_name == *device
+        peer.username.eq_ignore_ascii_case(user) && *peer.device_name == *device
     });
-    let ids = [row.id.0, row.device_id.0, row.user_id.0];
-    let by_id = who.parse().is_ok_and(|id| ids.contains(&id));
-    by_address || by_key || by_name || by_both || by_id
+    let ids = [peer.peer_id.0, peer.device_id.0, peer.user_id.0];
+    by_name || by_both || who.parse().is_ok_and(|id| ids.contains(&id))
 }
 
 fn one(
@@ -135,14 +145,11 @@ fn one(
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "  the peer is held until `gatepost confirm`, although: {why}; it keeps only what it has, \
-             so this {passes}"
+            "  the removal waits for `gatepost confirm`: {why}; the peer keeps only what it has, so this \
+             {passes}"
         );
     }
-    if let Some(allows) = allows.filter(|allows| *allows != wanted) {
-        let does = if allows { "allows" } else { "denies" };
-        let _ = writeln!(text, "  BUT the kernel {does} it at this moment: see `gatepost status`");
-    }
+    text += &contradiction(wanted, allows);
     let details = json!({
         "peer_id": row.id,
         "user": row.username,
@@ -165,7 +172,7 @@ fn one(
         allowed: wanted && allows != Some(false),
         admitted,
         peer: format!("{} ({})", peer_name(row), row.assigned_ip.addr()),
-        explanation,
+        grounds: Grounds::Policies(explanation),
         device_id: row.device_id,
         left_out,
         remarks: text,
@@ -185,10 +192,25 @@ fn names(desired: &DesiredState, explanation: &PolicyExplanation) -> BTreeMap<Ta
 }
 
 fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -> bool {
-    let KeyText::Key(key) = &row.public_key else { return false };
-    let prefix = row.address();
-    let profile = observed.firewall.as_ref().and_then(|table| table.profile_of(&prefix));
+    match &row.public_key {
+        KeyText::Key(key) => reaches(observed, key, &row.address(), destination),
+        KeyText::Bad { .. } => false,
+    }
+}
+
+/// Whether the kernel lets this peer reach an address from a prefix of its own.
+fn reaches(observed: &ObservedState, key: &PublicKey, prefix: &IpNet, destination: IpAddr) -> bool {
+    let profile = observed.firewall.as_ref().and_then(|table| table.profile_of(prefix));
     observed.peers.contains_key(key) && profile.is_some_and(|profile| profile.allows(destination))
+}
+
+/// A line where the kernel does otherwise than what is `wanted`.
+fn contradiction(wanted: bool, allows: Option<bool>) -> String {
+    let line = |allows| {
+        let does = if allows { "allows" } else { "denies" };
+        format!("  BUT the kernel {does} it at this moment: see `gatepost status`\n")
+    };
+    allows.filter(|allows| *allows != wanted).map(line).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -246,7 +268,8 @@ mod tests {
         observed: &ObservedState,
         who: &str,
     ) -> Explanation {
-        explain(desired, held, Some(observed), who, SERVER).unwrap().whole()
+        let gone = BTreeMap::new();
+        explain((desired, held), &gone, Some(observed), who, SERVER).unwrap().whole()
     }
 
     #[test]
@@ -258,7 +281,7 @@ mod tests {
         let explained = explained_with(&now, &held, &observed, "alice");
         assert!(explained.allowed, "{}", explained.text);
         assert!(
-            explained.text.contains("held until `gatepost confirm`, although: user not active")
+            explained.text.contains("the removal waits for `gatepost confirm`: user not active")
         );
         assert!(!explained.text.contains("left out") && !explained.text.contains("BUT"));
         assert_eq!(explained.details[0]["held"], "user not active");
@@ -270,6 +293,31 @@ mod tests {
             "{}",
             denied.text
         );
+    }
+
+    #[test]
+    fn a_held_peer_without_a_row_is_found_by_its_names_and_passes_as_far_as_it_had() {
+        let row = laptop(3, BarredBy::default());
+        let (before, now) = (desired(vec![row.clone()]), desired(Vec::new()));
+        let observed = kernel(&before, |_| false);
+        let held = Held::of(before.peers().keys().copied(), &now, &observed, &Held::default());
+        let departed = Departed::from(&row);
+        let key = *before.peers().keys().next().unwrap();
+        let gone = BTreeMap::from([(key, &departed)]);
+        let ask = |who: &str, destination| {
+            explain((&now, &held), &gone, Some(&observed), who, destination)
+        };
+        let address = row.address().addr().to_string();
+        for who in ["alice", "laptop-3", "alice/laptop-3", &address, &key.to_string()] {
+            let explained = ask(who, SERVER).unwrap().whole();
+            assert!(explained.allowed, "{}", explained.text);
+            assert!(explained.text.contains("waits for `gatepost confirm`: its row is gone"));
+            assert_eq!(explained.details[0]["held"], "its row is gone");
+            assert!(!explained.text.contains("BUT"), "{}", explained.text);
+        }
+        let denied = ask("alice", "10.1.1.1").unwrap().whole();
+        assert!(!denied.allowed && denied.text.contains("deny 10.1.1.1"), "{}", denied.text);
+        assert!(matches!(ask("ben", SERVER), Err(ExplainError::UnknownPeer(_))));
     }
 
     #[test]

@@ -216,8 +216,8 @@ impl View<'_> {
     fn unjudged(&self) -> Option<String> {
         let peers = (self.unjudged > 0 && self.rows.desired.is_some()).then_some(self.unjudged)?;
         Some(format!(
-            "the removals of up to {peers} peers were held back before the agent began, and the last good rows lack \
-             them: these peers stay until the database is read, and then `gatepost confirm` can remove them"
+            "the removals of up to {peers} peers were held back before the agent started, and the last good rows do \
+             not show them: these peers stay until the database is read; then `gatepost confirm` can remove them"
         ))
     }
 

@@ -86,7 +86,9 @@ pub async fn preview_explanation<D: Dataplane + 'static>(
 ) -> Result<(Explanation, Link), PreviewError> {
     let (desired, reading) = both_sides(machine, store, dataplane).await?;
     let held = guard(machine, &BTreeSet::new()).hold_all(&desired, &reading.state);
-    let answers = explain(&desired, &held, Some(&reading.state), who, destination)?;
+    let gone = held.without_row().filter_map(|key| machine.withdrawals.departed.get_key_value(key));
+    let gone = gone.map(|(key, departed)| (*key, departed)).collect();
+    let answers = explain((&desired, &held), &gone, Some(&reading.state), who, destination)?;
     let explanation = answers.in_words(store).await.counted(dataplane).await;
     let interface = desired.interface();
     let addresses = interface.addresses.iter().copied().collect();
@@ -146,12 +148,13 @@ fn plan_report(
         changes.into_iter().map(|change| change.to_string()).collect()
     });
     let stays = |(key, held): (&PublicKey, &HeldPeer)| {
-        held_peer(Some(desired), None, Some(observed), key, held)
+        let departed = machine.withdrawals.departed.get(key);
+        held_peer(Some(desired), departed, Some(observed), key, held)
     };
     let stay: Vec<status::HeldPeer> = held.peers().iter().map(stays).collect();
     let words = plan.steps().iter().filter_map(|step| in_words(desired, observed, step));
     let words = words.chain(policy).chain(stay.iter().map(|peer| {
-        format!("{} stays until `gatepost confirm`, although: {}", peer.name(), peer.reason)
+        format!("{}: the removal waits for `gatepost confirm`: {}", peer.name(), peer.reason)
     }));
     let (removals, present) = (held.peers().len(), observed.peers.len());
     let waits = HeldBack::new(removals, present);

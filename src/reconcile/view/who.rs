@@ -81,7 +81,7 @@ impl View<'_> {
         })
     }
 
-    fn held_without_row(&self) -> impl Iterator<Item = (PublicKey, &Departed)> {
+    pub(super) fn held_without_row(&self) -> impl Iterator<Item = (PublicKey, &Departed)> {
         let desired = self.rows.desired;
         let is_gone = move |key: &PublicKey| {
             desired.is_some_and(|it| matches!(it.absence(key), Absence::Gone { .. }))

@@ -1,14 +1,15 @@
 //! The answers to a question, in words.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 
 use serde_json::json;
 
 use crate::causes::causes;
 use crate::dataplane::nft::ProfileCounters;
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
-use crate::model::policy::{Explanation as PolicyExplanation, Target};
+use crate::model::policy::{Explanation as PolicyExplanation, Target, Verdict};
 use crate::model::{DeviceId, GroupId, ProfileId};
 use crate::reconcile::view::status::Explanation;
 use crate::reconcile::view::words::{is_for_its_status, tell_status, words};
@@ -26,7 +27,7 @@ pub(super) struct Answer {
     pub(super) admitted: bool,
     /// The peer that the question is about.
     pub(super) peer: String,
-    pub(super) explanation: PolicyExplanation,
+    pub(super) grounds: Grounds,
     pub(super) device_id: DeviceId,
     /// Why the peer is not in force.
     pub(super) left_out: Option<String>,
@@ -35,6 +36,39 @@ pub(super) struct Answer {
     pub(super) details: serde_json::Value,
     /// The profile that judges the peer's packets in the kernel, and how many prefixes share it.
     pub(super) judged_by: Option<(ProfileId, usize)>,
+}
+
+/// What a verdict follows from.
+#[derive(Debug)]
+pub(super) enum Grounds {
+    Policies(PolicyExplanation),
+    /// The peer keeps what it has.
+    Kept {
+        destination: IpAddr,
+        allowed: bool,
+    },
+}
+
+impl Grounds {
+    fn targets(&self) -> impl Iterator<Item = Target> {
+        let explanation = match self {
+            Self::Policies(explanation) => Some(explanation),
+            Self::Kept { .. } => None,
+        };
+        explanation.into_iter().flat_map(PolicyExplanation::targets)
+    }
+}
+
+impl fmt::Display for Grounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policies(explanation) => explanation.fmt(f),
+            Self::Kept { destination, allowed } => {
+                let verdict = if *allowed { Verdict::Allow } else { Verdict::Deny };
+                writeln!(f, "{verdict} {destination}")
+            }
+        }
+    }
 }
 
 /// The answers for all peers that are meant.
@@ -48,7 +82,7 @@ impl Answers {
 
     /// Adds what groups are called and what status devices have, as far as the database says so in time.
     pub async fn in_words(mut self, store: &Store) -> Self {
-        let groups = self.0.iter().flat_map(|answer| answer.explanation.targets());
+        let groups = self.0.iter().flat_map(|answer| answer.grounds.targets());
         let groups = groups.filter_map(|target| match target {
             Target::Group(id) => Some(id),
             Target::User(_) | Target::Device(_) => None,
@@ -125,7 +159,9 @@ impl Answer {
 
     fn tell(&mut self, words: &Words) {
         let groups = words.groups.iter().map(|(id, name)| (Target::Group(*id), name.clone()));
-        self.explanation.names.extend(groups);
+        if let Grounds::Policies(explanation) = &mut self.grounds {
+            explanation.names.extend(groups);
+        }
         if let (Some(why), Some(status)) = (&mut self.left_out, words.statuses.get(&self.device_id))
         {
             tell_status(why, status);
@@ -136,6 +172,6 @@ impl Answer {
         let left_out = self.left_out.as_ref().map_or_else(String::new, |why| {
             format!("  but the peer is left out, so nothing passes: {why}\n")
         });
-        format!("{} -> {}{left_out}{}", self.peer, self.explanation, self.remarks)
+        format!("{} -> {}{left_out}{}", self.peer, self.grounds, self.remarks)
     }
 }

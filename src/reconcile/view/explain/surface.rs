@@ -65,8 +65,8 @@ fn explain_json_surface() {
     let mut lines = Vec::new();
     for destination in [INSIDE, INTERNET] {
         let mut answers = explain(
-            &desired,
-            &crate::plan::Held::default(),
+            (&desired, &crate::plan::Held::default()),
+            &Default::default(),
             Some(&Default::default()),
             "alice",
             destination,
