@@ -24,50 +24,58 @@ begin
                 select from public.groups g where g.id = m.group_id and g.deleted_at is null offset 0
             )
         ),
-        d.status <> 'active' or coalesce(d.revoked_at <= now(), false)
+        d.status is distinct from 'active' or coalesce(d.revoked_at <= now(), false)
     from public.devices d
-    where d.id = any (devices_by_id.device_ids);
+    where d.id = any (devices_by_id.device_ids) and d.user_id is not null;
 end $$;
 comment on function gatepost.devices_by_id(uuid[]) is
     'Those of these devices that exist: their users, the undeleted groups of these, and whether the device is revoked, by its status or by a time of revocation that has come.';
 
--- As gatepost.policies_of(), but what these devices are is meant, not what has a peer here.
+-- As gatepost.policies_of(), but for the targets that these devices are. Other targets of the policies are not looked
+-- at, however many they are.
 do $migration$
 declare
     present constant text := pg_get_functiondef('gatepost.policies_of(uuid[])'::regprocedure);
     made text;
 begin
     made := replace(
-        regexp_replace(present, '\ndeclare\n.*?\nbegin\n', $sql$
-declare
-    devices constant uuid[] := array(
-        select d.id from public.devices d where d.id = any (device_ids)
-    );
-    users constant uuid[] := array(
-        select distinct d.user_id from public.devices d where d.id = any (device_ids)
-    );
-    groups constant uuid[] := array(
-        select distinct m.group_id
-        from unnest(users) u (id)
+        regexp_replace(present, '\ndeclare\n.*?\n    chosen as \(', $sql$
+begin
+    return query
+    with own as materialized (
+        select d.id, d.user_id from public.devices d where d.id = any (device_ids)
+    ),
+    aims as materialized (
+        select 'device' as target_type, o.id as target_id from own o
+        union
+        select 'user', o.user_id from own o
+        union
+        select 'group', m.group_id
+        from (select distinct o.user_id from own o) u
         cross join lateral (
-            select m.group_id from public.group_memberships m where m.user_id = u.id offset 0
+            select m.group_id from public.group_memberships m where m.user_id = u.user_id offset 0
         ) m
         where exists (
             select from public.groups g where g.id = m.group_id and g.deleted_at is null offset 0
         )
-    );
-    policy_ids constant uuid[] := array(
-        select distinct t.policy_id
-        from unnest(devices || users || groups) i (id)
+    ),
+    concerned as (
+        select t.policy_id, true as here, array_agg(a.target_type) as types,
+            array_agg(a.target_id) as ids, array_agg(false) as dangling, '{}'::text[] as more_types,
+            '{}'::uuid[] as more_ids, '{}'::boolean[] as more_dangling
+        from aims a
         cross join lateral (
-            select t.policy_id from public.policy_targets t where t.target_id = i.id offset 0
+            select distinct t.policy_id
+            from public.policy_targets t
+            where t.target_id = a.target_id and t.target_type::text = a.target_type
+            offset 0
         ) t
-    );
-begin
-$sql$),
+        group by t.policy_id
+    ),
+    chosen as ($sql$),
         'policies_of(policy_ids uuid[])', 'policies_of_devices(device_ids uuid[])'
     );
-    if made !~ 'policies_of_devices' or made ~ 'gatepost.me' then
+    if made !~ 'policies_of_devices' or made !~ 'with own as' or made ~ 'gatepost.me' then
         raise exception 'gatepost.policies_of(uuid[]) is not as expected';
     end if;
     execute made;

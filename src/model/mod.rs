@@ -10,6 +10,7 @@ mod block;
 mod client;
 mod denial;
 mod desired;
+mod device;
 mod firewall;
 mod gate;
 mod id;
@@ -32,6 +33,7 @@ pub use desired::{
     Absence, BuildError, Departed, DesiredState, Ineligible, Local, Profiles, QuarantinedPolicy,
     Reason, Standing, Touched, Unloadable,
 };
+pub use device::{DeviceRow, DeviceRows, DeviceWord};
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, Networks,
     NflogGroup, ObservedFirewall, Openings, Ports, Profile, ProfileId, Ranges,
@@ -51,8 +53,7 @@ pub use mark::{Mark, MarkId};
 pub use observed::{ObservedState, Stray};
 pub use pool::{Unsuited, check_network};
 pub use row::{
-    Allocation, BarredBy, ChangedRows, DEVICE_NOT_ACTIVE, DeviceRow, DeviceRows, Effect,
-    GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow, SettingRow, SnapshotRows, TargetRow,
-    TargetType,
+    Allocation, BarredBy, ChangedRows, DEVICE_NOT_ACTIVE, Effect, GatewayRow, KeyText,
+    MembershipRow, PeerRow, PolicyRow, SettingRow, SnapshotRows, TargetRow, TargetType,
 };
 pub use settings::{SettingFlaw, SettingWarning, Settings};

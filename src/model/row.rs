@@ -225,23 +225,6 @@ pub struct MembershipRow {
     pub group_ids: BTreeSet<GroupId>,
 }
 
-/// The row of a device that no row of a peer names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceRow {
-    pub user_id: UserId,
-    /// The undeleted groups of the user.
-    pub group_ids: BTreeSet<GroupId>,
-    /// By its status, or by a time of revocation that has come.
-    pub revoked: bool,
-}
-
-/// Such devices, as far as they exist, and the policies that apply to them.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DeviceRows {
-    pub devices: BTreeMap<DeviceId, DeviceRow>,
-    pub policies: Vec<PolicyRow>,
-}
-
 /// A row of `settings` in category `gateway`, `policy` or `gateway:<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingRow {
@@ -302,6 +285,18 @@ pub struct ChangedRows {
 }
 
 impl ChangedRows {
+    /// A new policy.
+    #[must_use]
+    pub fn of_policy(policy: PolicyRow, taken_at: SystemTime) -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            memberships: BTreeMap::new(),
+            policies: BTreeMap::from([(policy.id, Some(policy))]),
+            marks: Vec::new(),
+            taken_at,
+        }
+    }
+
     /// Both changes together, each row once. `later` was read after this.
     #[must_use]
     pub fn followed_by(mut self, later: Self) -> Self {

@@ -203,7 +203,7 @@ impl Held {
 
     /// With what those peers keep that no row names narrowed to what is `granted` to them.
     #[must_use]
-    pub(super) fn narrowed(mut self, granted: &BTreeMap<PublicKey, Arc<Profile>>) -> Self {
+    pub(crate) fn narrowed(mut self, granted: &BTreeMap<PublicKey, Arc<Profile>>) -> Self {
         let mut meets = Meets::default();
         for (key, granted) in granted {
             if let Some(peer) = self.peers.remove(key) {
@@ -213,7 +213,7 @@ impl Held {
         self
     }
 
-    /// What of the `granted` does not allow all that its peer keeps.
+    /// What of the `granted` does not allow all that its peer keeps, which no row names.
     #[must_use]
     pub fn narrowing(
         &self,
@@ -221,8 +221,9 @@ impl Held {
     ) -> BTreeMap<PublicKey, Arc<Profile>> {
         let mut meets = Meets::default();
         granted.retain(|key, granted| {
-            let keeps = self.peers.get(key).into_iter().flat_map(|peer| peer.keeps.values());
-            keeps.into_iter().any(|keeps| !Arc::ptr_eq(&meets.of(keeps, granted), keeps))
+            let gone = self.peers.get(key).filter(|peer| peer.is_gone());
+            let mut keeps = gone.into_iter().flat_map(|peer| peer.keeps.values());
+            keeps.any(|keeps| !Arc::ptr_eq(&meets.of(keeps, granted), keeps))
         });
         granted
     }

@@ -12,8 +12,9 @@ use super::ledger::Report;
 use super::mode::Mode;
 use super::note::Note;
 use super::options::Reloaded;
+use super::without_row::{AskedDevice, DeviceWords};
 use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
-use crate::model::{BlockList, ChangedRows, DeviceId, DeviceRows, Mark, PublicKey, SnapshotRows};
+use crate::model::{BlockList, ChangedRows, Mark, PublicKey, SnapshotRows};
 use crate::plan::Plan;
 use crate::store::{Hosts, Refusal};
 
@@ -62,8 +63,8 @@ pub enum Event {
     Read(Result<ReadAnswer, DatabaseError>),
     /// The peers whose withdrawals the database has lost.
     MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
-    /// The rows of the devices asked for.
-    DevicesAnswered(Result<Vec<DeviceRows>, DatabaseError>),
+    /// What the rows say about the devices asked for.
+    DevicesAnswered(Result<DeviceWords, DatabaseError>),
     /// The last good rows of an earlier run, read because the database did not answer.
     Restored {
         last_good: Box<LastGood>,
@@ -156,8 +157,8 @@ pub enum Action {
     Restore,
     /// Ask the database which of these withdrawals it has lost.
     AskMarks(BTreeMap<PublicKey, Withdrawal>),
-    /// Ask the database for the rows of these devices, whose peers are held and named by no row.
-    AskDevices(BTreeSet<DeviceId>),
+    /// Ask the database about the devices of these peers, which are held and named by no row.
+    AskDevices(BTreeMap<PublicKey, AskedDevice>),
     /// Keep these withdrawals on disk.
     Remember(Withdrawals),
     /// Tells the cache whether the rows read since the previous `Keep` may be persisted as last-good, and

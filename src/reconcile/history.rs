@@ -17,11 +17,14 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::{Ipv4Net, Ipv6Net};
 use uuid::Uuid;
 
 pub use self::kept::{Lost, Withdrawal, Withdrawals};
 use self::marks::Marks;
-use crate::model::{Departed, DeviceId, Mark, MarkId, PublicKey};
+use crate::model::{
+    Departed, DeviceId, Effect, Mark, MarkId, PolicyId, PolicyRow, PublicKey, TargetRow, TargetType,
+};
 
 /// More withdrawals than this are not kept: the oldest go first.
 const AT_MOST: usize = 10_000;
@@ -103,6 +106,29 @@ impl History {
         departed: BTreeMap<PublicKey, Departed>,
     ) {
         (self.kept.held, self.kept.departed, self.changed) = (held, departed, true);
+    }
+
+    /// The last good rows keep the rows of held peers that are gone from the database, but not what policies said about
+    /// them since. So this policy denies them everything; `None`: there are none.
+    pub fn closes_who_had_no_row(&self) -> Option<PolicyRow> {
+        if self.kept.departed.is_empty() {
+            return None;
+        }
+        let target = |who: &Departed| TargetRow {
+            target_type: TargetType::Device,
+            target_id: who.device_id.0,
+            dangling: false,
+        };
+        Some(PolicyRow {
+            id: PolicyId(Uuid::nil()),
+            name: "held without a row".to_owned(),
+            priority: i32::MIN,
+            effect: Effect::Deny,
+            full_tunnel: false,
+            destinations: vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
+            targets: self.kept.departed.values().map(target).collect(),
+            beyond: None,
+        })
     }
 
     /// Whom the rows do not admit for now: the peers whose withdrawal the database lost, or is asked

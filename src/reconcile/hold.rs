@@ -5,8 +5,8 @@ use std::time::{Instant, SystemTime};
 
 use super::event::{Action, Keep, ReadKind};
 use super::rows::Waiting;
-use super::without_row::WithoutRow;
-use crate::model::{Departed, DesiredState, DeviceRows, ObservedState, PublicKey, Settings};
+use super::without_row::{DeviceWords, WithoutRow};
+use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
 use crate::plan::{Held, HeldPeer};
 
@@ -138,14 +138,9 @@ impl Hold {
     }
 
     /// The database says what becomes of the devices of these peers: the removal of one whose device is revoked
-    /// waits no more, and one keeps no more than policies let it reach. Returns those of which that is news.
-    pub fn devices_answered(
-        &mut self,
-        answer: &[DeviceRows],
-        settings: &Settings,
-        now: Instant,
-    ) -> BTreeSet<PublicKey> {
-        let (mut news, narrowed) = self.without_row.answered(answer, settings, &self.staying, now);
+    /// waits no more, and what policies grant no more is taken. Returns those of which that is news.
+    pub fn devices_answered(&mut self, answer: DeviceWords, now: Instant) -> BTreeSet<PublicKey> {
+        let (mut news, narrowed) = self.without_row.answered(answer, &self.staying, now);
         news.retain(|key| self.confirmed.insert(*key));
         news.extend(narrowed);
         news
@@ -201,6 +196,7 @@ impl Hold {
         // Peers that an earlier run held may not be in the kernel yet.
         self.held_back = HeldBack::new(removals, present.max(removals));
         (self.arrivals, self.staying) = (staying.arrivals(), staying);
+        self.without_row.planned(&self.staying, &self.unjudged);
         let keep = match self.held_back {
             None => Keep::All,
             Some(_) if more => Keep::Later,

@@ -67,3 +67,4 @@ pub use view::{
     Answers, ExplainError, Link, Obstacle, PreviewError, ResyncError, Totals, View, WhoError,
     parse_destination, preview, preview_explanation, preview_rows, status,
 };
+pub use without_row::{AskedDevice, DeviceWords};

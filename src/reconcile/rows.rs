@@ -270,6 +270,9 @@ impl Rows {
             for rows in changes {
                 desired.apply(rows);
             }
+            if let Some(policy) = self.history.closes_who_had_no_row() {
+                desired.apply(ChangedRows::of_policy(policy, desired.as_of()));
+            }
             self.history.rows_are_restored();
             self.kept_out = self.history.keeps_out();
             desired.keep_out(self.kept_out.clone());

@@ -1,41 +1,85 @@
 //! Held peers that no row names: no read shows what becomes of their devices, and no mark tells of it. So the
 //! database is asked, at intervals.
+//!
+//! A revoked device is a revoked device. What policies grant is harder to tell: the accident that took the peers
+//! may have taken users, groups or policies, too, and a restore brings them back one table after the other. So a
+//! peer is narrowed by what policies grant less than they did at the last answer; at the first answer, by what
+//! they grant less than the peer has, if there are any. What the answers of a device that was gone meanwhile
+//! grant is compared from its return on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::event::Action;
-use crate::model::policy::PolicyBook;
-use crate::model::{Departed, DeviceId, DeviceRows, Profile, PublicKey, Settings};
+use crate::model::{Departed, DeviceId, DeviceRows, DeviceWord, Profile, PublicKey};
 use crate::plan::{Held, HeldPeer};
 
 /// Between two questions about few peers.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How many peers make these last twice as long: the question costs the database some 30 µs for each.
 const FEW: u32 = 10_000;
+/// How much longer no question is under way than one.
+const RESTS: u32 = 4;
 
-/// What the database says about the devices of such peers, and when it is asked.
+/// A device that is asked for, and the DNS servers that are listed for its peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedDevice {
+    pub device_id: DeviceId,
+    pub dns_servers: Vec<IpAddr>,
+}
+
+/// The database's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceWords {
+    pub of: BTreeMap<PublicKey, DeviceWord>,
+    /// Whether any policy applies to any of the devices.
+    pub by_policies: bool,
+}
+
+impl DeviceWords {
+    /// What these rows say to the gateway of this name about the devices of peers. Each device is in one of them, or
+    /// in none.
+    #[must_use]
+    pub fn new(
+        gateway_name: &str,
+        asked: &BTreeMap<PublicKey, AskedDevice>,
+        rows: &[DeviceRows],
+    ) -> Self {
+        let gone = asked.keys().map(|key| (*key, DeviceWord::Gone));
+        let mut of: BTreeMap<_, _> = gone.collect();
+        for rows in rows {
+            let here = asked.iter().filter(|(_, it)| rows.devices.contains_key(&it.device_id));
+            let here = here.map(|(key, it)| (*key, it.device_id, &it.dns_servers[..]));
+            of.extend(rows.words(gateway_name, here));
+        }
+        Self { of, by_policies: rows.iter().any(|rows| !rows.policies.is_empty()) }
+    }
+}
+
+/// What the database said about the devices of such peers, and when it is asked.
 #[derive(Debug)]
 pub(super) struct WithoutRow {
     question: Question,
-    /// What policies let those of these peers reach that keep more.
+    /// By the last answer.
+    heard: BTreeMap<PublicKey, DeviceWord>,
+    /// What policies grant peers that keep more, until a plan takes that from them.
     granted: BTreeMap<PublicKey, Arc<Profile>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Question {
     Due(Instant),
-    /// The peers that were asked for, and their devices.
-    Asked(BTreeMap<PublicKey, DeviceId>),
+    AskedAt(Instant),
 }
 
 impl WithoutRow {
     pub const fn new(now: Instant) -> Self {
-        Self { question: Question::Due(now), granted: BTreeMap::new() }
+        Self { question: Question::Due(now), heard: BTreeMap::new(), granted: BTreeMap::new() }
     }
 
-    /// What policies let peers reach that keep more, by the last answer.
+    /// What policies grant peers that keep more.
     pub const fn granted(&self) -> &BTreeMap<PublicKey, Arc<Profile>> {
         &self.granted
     }
@@ -44,7 +88,7 @@ impl WithoutRow {
     pub fn due(&self, held: &Held, connected: bool) -> Option<Instant> {
         match self.question {
             Question::Due(at) if connected && held.gone() > 0 => Some(at),
-            Question::Due(_) | Question::Asked(_) => None,
+            Question::Due(_) | Question::AskedAt(_) => None,
         }
     }
 
@@ -58,68 +102,80 @@ impl WithoutRow {
         now: Instant,
     ) -> Option<Action> {
         self.due(held, connected).filter(|at| *at <= now)?;
-        let named = held.without_row().filter_map(|key| names.get_key_value(key));
-        let asked: BTreeMap<_, _> = named.map(|(key, who)| (*key, who.device_id)).collect();
+        self.question = Question::AskedAt(now);
+        let device = |key| {
+            let (device_id, peer) = (names.get(key)?.device_id, held.peers().get(key)?);
+            let dns_servers = Vec::from_iter(peer.dns_servers());
+            Some((*key, AskedDevice { device_id, dns_servers }))
+        };
+        let asked: BTreeMap<_, _> = held.without_row().filter_map(device).collect();
         if asked.is_empty() {
             self.not_answered(held, now);
             return None;
         }
-        let devices = asked.values().copied().collect();
-        self.question = Question::Asked(asked);
-        Some(Action::AskDevices(devices))
+        Some(Action::AskDevices(asked))
     }
 
-    /// The database could not be asked, or has nothing to say.
+    /// The database could not be asked. What it said before holds on.
     pub fn not_answered(&mut self, held: &Held, now: Instant) {
         let tens_of_thousands = u32::try_from(held.gone()).unwrap_or(u32::MAX) / FEW;
-        self.question = Question::Due(now + ASK_EVERY * (1 + tens_of_thousands));
-        self.granted.clear();
+        let took = match self.question {
+            Question::AskedAt(at) => now.duration_since(at),
+            Question::Due(_) => Duration::ZERO,
+        };
+        let pause = (ASK_EVERY * (1 + tens_of_thousands)).max(took * RESTS);
+        self.question = Question::Due(now + pause);
     }
 
-    /// The database answered. Returns the peers whose devices are revoked, and the others that keep more than
-    /// policies let them reach. A device that is gone, too, says nothing: a mistake may have taken it with the peer.
+    /// The database answered. Returns the peers whose devices are revoked, and the others that are to be narrowed.
     pub fn answered(
         &mut self,
-        answer: &[DeviceRows],
-        settings: &Settings,
+        answer: DeviceWords,
         held: &Held,
         now: Instant,
     ) -> (BTreeSet<PublicKey>, BTreeSet<PublicKey>) {
-        let asked = match &mut self.question {
-            Question::Asked(asked) => std::mem::take(asked),
-            Question::Due(_) => return Default::default(),
-        };
         self.not_answered(held, now);
-        let (mut revoked, mut granted) = (BTreeSet::new(), BTreeMap::new());
-        for rows in answer {
-            let mut book = book(rows, settings);
-            for (key, id) in &asked {
-                let peer = held.peers().get(key).filter(|peer| HeldPeer::is_gone(peer));
-                let Some((peer, device)) = peer.zip(rows.devices.get(id)) else { continue };
-                if device.revoked {
-                    revoked.insert(*key);
-                } else {
-                    let dns_servers = Vec::from_iter(peer.dns_servers());
-                    let profile = book.profile_for(device.user_id, *id, &dns_servers);
-                    granted.insert(*key, profile);
+        let (mut revoked, mut less) = (BTreeSet::new(), BTreeMap::new());
+        for (key, word) in &answer.of {
+            match (self.heard.get(key), word) {
+                (_, DeviceWord::Revoked) => drop(revoked.insert(*key)),
+                (None, DeviceWord::Granted(now)) if answer.by_policies => {
+                    less.insert(*key, Arc::clone(now));
                 }
+                (Some(DeviceWord::Granted(before)), DeviceWord::Granted(now))
+                    if before != now && !before.is_within(now) =>
+                {
+                    less.insert(*key, Arc::clone(now));
+                }
+                _ => {}
             }
         }
-        self.granted = held.narrowing(granted);
-        (revoked, self.granted.keys().copied().collect())
+        self.heard = answer.of;
+        let is_gone = |key: &PublicKey| held.peers().get(key).is_some_and(HeldPeer::is_gone);
+        revoked.retain(is_gone);
+        less.retain(|key, _| is_gone(key));
+        let less = held.narrowing(less);
+        let narrowed = less.keys().copied().collect();
+        for (key, granted) in less {
+            let both = self.granted.get(&key).map(|before| Arc::new(before.meet(&granted)));
+            self.granted.insert(key, both.unwrap_or(granted));
+        }
+        (revoked, narrowed)
     }
-}
 
-/// The policies that apply to these devices.
-fn book(rows: &DeviceRows, settings: &Settings) -> PolicyBook {
-    let mut book = PolicyBook::new(settings);
-    for device in rows.devices.values() {
-        book.set_membership(device.user_id, device.group_ids.clone());
+    /// A plan was made that leaves these peers `held`, and those `unjudged` that no rows judge now.
+    pub fn planned(&mut self, held: &Held, unjudged: &Held) {
+        if held.gone() == 0 && unjudged.is_empty() {
+            self.heard.clear();
+        }
+        if !self.granted.is_empty() {
+            let (waiting, judged) = std::mem::take(&mut self.granted)
+                .into_iter()
+                .partition(|(key, _)| unjudged.peers().contains_key(key));
+            self.granted = waiting;
+            self.granted.extend(held.narrowing(judged));
+        }
     }
-    for policy in &rows.policies {
-        book.set_policy(policy.id, Some(policy));
-    }
-    book
 }
 
 #[cfg(test)]
@@ -127,7 +183,11 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::model::{DeviceId, PeerId, UserId};
+    use crate::model::{
+        DesiredState, ObservedState, PeerId, PolicyRow, SnapshotRows, TargetType, UserId,
+    };
+    use crate::plan::{Scope, plan};
+    use crate::test_rows::{id, local, peer_row, policy_row, snapshot, target};
 
     /// So many peers that are held without a row, and their names.
     fn held(peers: u32) -> (Held, BTreeMap<PublicKey, Departed>) {
@@ -164,6 +224,60 @@ mod tests {
             assert!(without_row.begin_question(&held, &names, true, start).is_none());
             assert!(without_row.begin_question(&held, &names, true, due).is_some());
         }
+    }
+
+    /// A peer that is held without a row and keeps what this policy allows, and its key.
+    fn keeping(destination: &str) -> (Held, PublicKey) {
+        let policy = PolicyRow {
+            destinations: vec![destination.parse().unwrap()],
+            targets: vec![target(TargetType::User, id(3u8))],
+            ..policy_row(1)
+        };
+        let build = |peers| {
+            let rows = SnapshotRows { policies: vec![policy.clone()], ..snapshot(peers) };
+            DesiredState::build(Arc::new(local()), rows).unwrap()
+        };
+        let (before, now) = (build(vec![peer_row(3)]), build(Vec::new()));
+        let mut observed = ObservedState::default();
+        let steps = plan(&before, &observed, &Scope::Everything).unwrap();
+        steps.steps().iter().for_each(|step| observed.apply(step));
+        let key = *before.peers().keys().next().unwrap();
+        (Held::of([key], &now, &observed, &Held::default()), key)
+    }
+
+    #[test]
+    fn what_is_to_be_taken_outlasts_a_question_that_fails_until_a_plan_takes_it() {
+        let start = Instant::now();
+        let (held, key) = keeping("172.16.1.0/24");
+        let nothing = || DeviceWord::Granted(Arc::default());
+        let answer = |word| DeviceWords { of: BTreeMap::from([(key, word)]), by_policies: true };
+        let mut without_row = WithoutRow::new(start);
+        let (revoked, narrowed) = without_row.answered(answer(nothing()), &held, start);
+        assert!(revoked.is_empty() && narrowed.contains(&key));
+        without_row.not_answered(&held, start);
+        assert!(without_row.granted().contains_key(&key));
+        without_row.planned(&Held::default(), &held);
+        assert!(without_row.granted().contains_key(&key), "no rows judge it for now");
+        without_row.planned(&held, &Held::default());
+        assert!(without_row.granted().contains_key(&key), "the plan did not take it");
+        let taken = held.clone().narrowed(without_row.granted());
+        without_row.planned(&taken, &Held::default());
+        assert!(without_row.granted().is_empty());
+        let again = without_row.answered(answer(nothing()), &taken, start);
+        assert_eq!(again, Default::default());
+        let revoked = without_row.answered(answer(DeviceWord::Revoked), &taken, start);
+        assert_eq!(revoked, (BTreeSet::from([key]), BTreeSet::new()));
+    }
+
+    #[test]
+    fn question_that_takes_long_is_followed_by_a_longer_pause() {
+        let start = Instant::now();
+        let (held, names) = held(1);
+        let mut without_row = WithoutRow::new(start);
+        assert!(without_row.begin_question(&held, &names, true, start).is_some());
+        let answered = start + Duration::from_secs(3);
+        without_row.answered(DeviceWords::default(), &held, answered);
+        assert_eq!(without_row.due(&held, true), Some(answered + Duration::from_secs(12)));
     }
 
     #[test]

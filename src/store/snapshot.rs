@@ -134,7 +134,7 @@ async fn read_all(
 }
 
 /// Those whose key means something come first, and no value is longer than one that cannot be read.
-fn settings_query() -> String {
+pub(super) fn settings_query() -> String {
     let keys: Vec<String> = Settings::keys().map(|key| format!("'{key}'")).collect();
     format!(
         "select category, pg_catalog.left(key, {most_chars}), \

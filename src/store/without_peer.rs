@@ -6,7 +6,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::decode::{self, Columns, POLICY_COLUMNS};
-use super::snapshot::{BEGIN, COMMIT, REWRITTEN, is_whole};
+use super::snapshot::{BEGIN, COMMIT, REWRITTEN, is_whole, settings_query};
 use super::{Store, StoreError};
 use crate::model::{DeviceId, DeviceRow, DeviceRows};
 
@@ -42,17 +42,21 @@ impl Store {
         let of_devices =
             "select device_id, user_id, group_ids, revoked from gatepost.devices_by_id($1)";
         let of_policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_device($1)");
+        let of_settings = settings_query();
         let reads = async {
             tokio::try_join!(
                 biased;
                 lease.batch_execute(BEGIN),
+                lease.query_typed_one("select pg_catalog.now()", &[]),
+                lease.query_typed(&of_settings, &[]),
                 lease.query_typed(of_devices, &parameters),
                 lease.query_typed(&of_policies, &parameters),
                 lease.query_typed_one(REWRITTEN, &[]),
                 lease.batch_execute(COMMIT),
             )
         };
-        let ((), devices, policies, rewritten, ()) = self.within(DOING, reads).await?;
+        let ((), taken_at, settings, devices, policies, rewritten, ()) =
+            self.within(DOING, reads).await?;
         is_whole(&rewritten, DOING)?;
         lease.done();
         let device = |row| {
@@ -66,6 +70,11 @@ impl Store {
             Ok((columns.get::<Uuid>(0)?.into(), row))
         };
         Ok(DeviceRows {
+            settings: settings
+                .iter()
+                .map(|row| decode::setting(row, DOING))
+                .collect::<Result<_, _>>()?,
+            taken_at: Columns::of(&taken_at, DOING).get(0)?,
             devices: devices.iter().map(device).collect::<Result<_, StoreError>>()?,
             policies: policies
                 .iter()

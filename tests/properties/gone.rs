@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use gatepost::model::{
-    AuditEvent, BarredBy, DeviceId, Effect, KeyText, PeerId, PolicyId, TargetRow, TargetType,
+    AuditEvent, BarredBy, DeviceId, Effect, KeyText, PeerId, PolicyId, SettingRow, TargetRow,
+    TargetType,
 };
-use gatepost::reconcile::Event;
+use gatepost::reconcile::{Event, LastGood, Provenance};
 
 use super::guard::{held_back, key, reaches, world_of};
 use super::held::waiting;
@@ -96,15 +97,92 @@ fn held_peer_without_a_row_reaches_no_more_than_policies_let_it() {
 }
 
 #[test]
-fn held_peer_keeps_its_reach_where_its_device_is_gone_too() {
+fn a_restore_that_brings_back_one_table_after_the_other_narrows_no_held_peer() {
+    for restarts in [false, true] {
+        let mut world = world_of(28, "172.16.0.0/24");
+        let all_reach = |world: &World| (1..=28).all(|it| reaches(world, it, "172.16.0.1"));
+        let (tables, devices) = (world.tables.clone(), world.devices.clone());
+        world.tables.peers.clear();
+        world.tables.policies.clear();
+        world.devices.clear();
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(60));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
+        assert!(all_reach(&world), "the devices are gone, too");
+        world.devices = devices;
+        if restarts {
+            world.happen(Happening::Kill);
+        }
+        world.pass_time(Duration::from_secs(60));
+        assert!(all_reach(&world), "there are no policies yet");
+        let office = PolicyId(id(6, 1));
+        let mut half = tables.policies[&office].clone();
+        half.targets.truncate(14);
+        world.tables.policies.insert(office, half);
+        world.pass_time(Duration::from_secs(60));
+        assert!(all_reach(&world), "what there was not before is not missing");
+        world.tables.policies = tables.policies;
+        world.pass_time(Duration::from_secs(60));
+        assert!(all_reach(&world));
+        // From here on, less is less.
+        world.tables.policies.clear();
+        world.pass_time(Duration::from_secs(1));
+        assert!((1..=28).all(|number| !reaches(&world, number, "172.16.0.1")));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
+    }
+}
+
+#[test]
+fn what_policies_took_from_a_held_peer_is_not_taken_once_more_when_its_row_goes_again() {
     let mut world = world_of(28, "172.16.0.0/24");
-    world.tables.peers.clear();
+    let all_reach = |world: &World| (1..=28).all(|it| reaches(world, it, "172.16.0.1"));
+    let tables = world.tables.clone();
+    let empty = |world: &mut World| {
+        world.tables.peers.clear();
+        world.tell(Event::Notified);
+        world.settle();
+        assert_eq!(waiting(world), Some(28));
+    };
+    empty(&mut world);
+    world.pass_time(Duration::from_secs(10));
     world.tables.policies.clear();
-    world.devices.clear();
+    world.pass_time(Duration::from_secs(1));
+    assert!(!all_reach(&world));
+    world.tables = tables;
     world.tell(Event::Notified);
+    world.settle();
+    assert!(all_reach(&world));
+    empty(&mut world);
+    assert!(all_reach(&world));
     world.pass_time(Duration::from_secs(60));
-    assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
-    assert!((1..=28).all(|number| reaches(&world, number, "172.16.0.1")));
+    assert!(all_reach(&world));
+}
+
+#[test]
+fn last_good_rows_let_no_peer_reach_anything_that_was_held_without_a_row() {
+    for default in ["allow", "deny"] {
+        let mut world = world_of(28, "172.16.0.0/24");
+        world.tables.settings.push(SettingRow {
+            category: "policy".into(),
+            key: "default_effect".into(),
+            value: format!("{default:?}"),
+        });
+        world.tell(Event::Resync);
+        world.pass_time(Duration::from_secs(1));
+        let (rows, provenance) = (world.tables.snapshot(), Provenance::Sealed);
+        world.tables.peers.retain(|_, row| row.device_id == DeviceId(id(3, 7)));
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(10));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(27)));
+        assert_eq!(world.remembered.departed.len(), 27);
+        world.last_good = Some(LastGood { rows, changes: Vec::new(), provenance });
+        world.database_up = false;
+        world.happen(Happening::Kill);
+        world.pass_time(Duration::from_secs(10));
+        assert_eq!(world.kernel.state.peers.len(), 28);
+        let reaching = (1..=28).filter(|number| reaches(&world, *number, "172.16.0.1"));
+        assert_eq!(reaching.collect::<Vec<_>>(), [7], "default_effect {default}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use gatepost::model::{
     BarredBy, DeviceId, DeviceRow, DeviceRows, Mark, PeerRow, PublicKey, UserId,
 };
-use gatepost::reconcile::{ReadAnswer, ReadKind, Withdrawal};
+use gatepost::reconcile::{AskedDevice, DeviceWords, ReadAnswer, ReadKind, Withdrawal};
 
 use super::bytes::Bytes;
 use super::tables::{Change, Tables};
@@ -188,7 +188,7 @@ impl Database {
     }
 
     /// What becomes of devices that no row of a peer names. Here only such a row says that one is revoked.
-    pub fn device_rows(&self, ids: &BTreeSet<DeviceId>, now: SystemTime) -> DeviceRows {
+    pub fn words(&self, asked: &BTreeMap<PublicKey, AskedDevice>, now: SystemTime) -> DeviceWords {
         let tables = &self.latest().tables;
         let rows = &tables.peers;
         let is_revoked = |row: &PeerRow| {
@@ -203,10 +203,13 @@ impl Database {
             let group_ids = tables.memberships.get(&user_id).cloned().unwrap_or_default();
             (*id, DeviceRow { user_id, group_ids, revoked: revoked.contains(id) })
         };
-        DeviceRows {
-            devices: ids.iter().map(row).collect(),
+        let rows = DeviceRows {
+            settings: tables.settings.clone(),
+            devices: asked.values().map(|it| row(&it.device_id)).collect(),
             policies: tables.policies.values().cloned().collect(),
-        }
+            taken_at: now,
+        };
+        DeviceWords::new(&tables.gateway.name, asked, &[rows])
     }
 
     /// Whose withdrawals it has lost: a mark is gone, and no later one is about the same device.

@@ -152,11 +152,11 @@ impl World {
                 let lost = answers.then(|| self.database.lost(&about)).ok_or_else(away);
                 self.tell(Event::MarksAnswered(lost));
             }
-            Errand::AskDevices(ids) => {
+            Errand::AskDevices(asked) => {
                 let answers = self.database.is_up && self.database.is_readable;
                 let now = self.database_now();
-                let rows = answers.then(|| vec![self.database.device_rows(&ids, now)]);
-                self.tell(Event::DevicesAnswered(rows.ok_or_else(away)));
+                let words = answers.then(|| self.database.words(&asked, now));
+                self.tell(Event::DevicesAnswered(words.ok_or_else(away)));
             }
             Errand::Report { report, written: false } => {
                 let takes = self.database.is_up && self.database.takes_reports;

@@ -1,17 +1,17 @@
 //! An agent on a host beside a database: what it was told, what it has under way, and the clocks.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use gatepost::dataplane::{Glance, Outcome, Reading, SharedObserved};
-use gatepost::model::{BlockList, DeviceId, ObservedState, PublicKey};
+use gatepost::model::{BlockList, ObservedState, PublicKey};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelJob, Plan};
 use gatepost::reconcile::{
-    Action, Event, Machine, MachineOptions, Mode, Now, ReadKind, Report, StaleOptions, StalePolicy,
-    Timing, Withdrawal, Withdrawals,
+    Action, AskedDevice, Event, Machine, MachineOptions, Mode, Now, ReadKind, Report, StaleOptions,
+    StalePolicy, Timing, Withdrawal, Withdrawals,
 };
 
 use super::bytes::Bytes;
@@ -32,7 +32,7 @@ pub enum Errand {
     Restore,
     Read { kind: ReadKind, began_at: Duration, seen: Option<Seen> },
     AskMarks(BTreeMap<PublicKey, Withdrawal>),
-    AskDevices(BTreeSet<DeviceId>),
+    AskDevices(BTreeMap<PublicKey, AskedDevice>),
     Report { report: Report, written: bool },
     Remember(Withdrawals),
 }
@@ -254,7 +254,7 @@ impl World {
                 self.agent.errands.push(Errand::Read { kind, began_at: self.elapsed, seen: None });
             }
             Action::AskMarks(about) => self.agent.errands.push(Errand::AskMarks(about)),
-            Action::AskDevices(ids) => self.agent.errands.push(Errand::AskDevices(ids)),
+            Action::AskDevices(asked) => self.agent.errands.push(Errand::AskDevices(asked)),
             Action::Remember(withdrawals) => {
                 self.agent.errands.retain(|it| !matches!(it, Errand::Remember(_)));
                 self.agent.errands.push(Errand::Remember(withdrawals));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Machine;
 use crate::causes::causes;
 use crate::dataplane::{DataplaneError, Outcome, Reading};
-use crate::model::{BlockList, DesiredState, DeviceRows, Mark, PublicKey, Touched};
+use crate::model::{BlockList, DesiredState, Mark, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
@@ -18,6 +18,7 @@ use crate::reconcile::note::Note;
 use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::rows::{Change, NotBuilt, Planned, Rows};
 use crate::reconcile::trouble::Trouble;
+use crate::reconcile::without_row::DeviceWords;
 
 impl Machine {
     pub(super) fn rows_read(&mut self, answer: Result<ReadAnswer, DatabaseError>, now: Now) {
@@ -145,21 +146,19 @@ impl Machine {
     /// narrowed policy waits for no operator.
     pub(super) fn devices_answered(
         &mut self,
-        answer: Result<Vec<DeviceRows>, DatabaseError>,
+        answer: Result<DeviceWords, DatabaseError>,
         now: Now,
     ) {
-        let rows = match answer {
-            Ok(rows) => rows,
+        match answer {
+            Ok(words) => {
+                let peers = self.hold.devices_answered(words, now.instant);
+                self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
+            }
             Err(error) => {
                 self.hold.not_answered(now.instant);
-                return self.question_failed(&error, now);
+                self.question_failed(&error, now);
             }
-        };
-        let Some(desired) = self.rows.desired() else {
-            return self.hold.not_answered(now.instant);
-        };
-        let peers = self.hold.devices_answered(&rows, desired.settings(), now.instant);
-        self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
+        }
     }
 
     /// Says that the database did not answer a question beside the reads.

@@ -7,13 +7,14 @@ use tracing::debug;
 
 use super::choose::{Chosen, Present, choose};
 use crate::causes::causes;
-use crate::model::{DeviceId, PublicKey};
+use crate::model::PublicKey;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::history::Withdrawal;
 use crate::reconcile::ledger::Report;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::SyncMode;
+use crate::reconcile::without_row::{AskedDevice, DeviceWords};
 use crate::store::{AskedMark, Cursor, Handshake, Hello, Merged, Polled, Read, Store, StoreError};
 
 /// A connection that was made, and the mode that was chosen for it.
@@ -106,10 +107,16 @@ pub(super) async fn lost(
     Ok(lost.into_iter().filter_map(|number| keys.get(number).copied()).collect())
 }
 
-/// The rows of devices that no row of a peer names.
-pub(super) async fn rows_of(store: &Store, devices: &BTreeSet<DeviceId>) -> Event {
-    let answer = store.devices_without_peer(devices).await;
-    Event::DevicesAnswered(answer.map_err(Into::into))
+/// What the rows say to the gateway of this name about the devices of peers that no row names.
+pub(super) async fn words_about(
+    asked: BTreeMap<PublicKey, AskedDevice>,
+    gateway_name: &str,
+    store: &Store,
+) -> Event {
+    let devices = asked.values().map(|it| it.device_id).collect();
+    let answer = store.devices_without_peer(&devices).await;
+    let words = |rows: Vec<_>| DeviceWords::new(gateway_name, &asked, &rows);
+    Event::DevicesAnswered(answer.map(words).map_err(Into::into))
 }
 
 /// The state that one read leaves for the next.

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use super::asked_peers::AskedPeers;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
-use super::database::{Connection, Found, Reader, lost, rows_of, send};
+use super::database::{Connection, Found, Reader, lost, send, words_about};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
@@ -258,9 +258,11 @@ impl<D: Dataplane + 'static> Shell<D> {
                     Inner::Event(Event::MarksAnswered(lost(&store, &withdrawals).await))
                 });
             }
-            Action::AskDevices(devices) => {
-                let store = self.store.clone();
-                self.spawn_inner(async move { Inner::Event(rows_of(&store, &devices).await) });
+            Action::AskDevices(asked) => {
+                let (store, gateway) = (self.store.clone(), self.gateway.clone());
+                self.spawn_inner(async move {
+                    Inner::Event(words_about(asked, &gateway, &store).await)
+                });
             }
             Action::Remember(withdrawals) => {
                 if let Some(rememberer) = &self.rememberer {

@@ -1,12 +1,13 @@
 //! What the world's database answers.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use gatepost::model::{DeviceId, DeviceRow, DeviceRows, GatewayId, GatewayRow, KeyText, PublicKey};
-use gatepost::reconcile::{ReadAnswer, ReadKind};
+use gatepost::reconcile::{AskedDevice, DeviceWords, ReadAnswer, ReadKind};
 
 use super::changes::changes;
 use super::{Trouble, World};
+use crate::rows::gateway;
 
 impl World {
     pub(super) fn answer(&mut self, kind: ReadKind) -> ReadAnswer {
@@ -43,17 +44,20 @@ impl World {
     }
 
     /// What becomes of devices that no row of a peer names.
-    pub(super) fn device_rows(&self, ids: &BTreeSet<DeviceId>) -> DeviceRows {
+    pub(super) fn words(&self, asked: &BTreeMap<PublicKey, AskedDevice>) -> DeviceWords {
         let row = |id: &DeviceId| {
             let user_id = *self.devices.get(id)?;
             let group_ids = self.tables.memberships.get(&user_id).cloned().unwrap_or_default();
             let revoked = self.revoked_devices.contains(id);
             Some((*id, DeviceRow { user_id, group_ids, revoked }))
         };
-        DeviceRows {
-            devices: ids.iter().filter_map(row).collect(),
+        let rows = DeviceRows {
+            settings: self.tables.settings.clone(),
+            devices: asked.values().filter_map(|it| row(&it.device_id)).collect(),
             policies: self.tables.policies.values().cloned().collect(),
-        }
+            taken_at: self.database_now(),
+        };
+        DeviceWords::new(&gateway().name, asked, &[rows])
     }
 
     fn spoil(&self, row: &mut GatewayRow) {

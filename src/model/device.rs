@@ -1,0 +1,69 @@
+//! Devices whose peers no row names, and what the rows still say about them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::policy::PolicyBook;
+use super::{DeviceId, GroupId, PolicyRow, Profile, SettingRow, Settings, UserId};
+
+/// The row of such a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRow {
+    pub user_id: UserId,
+    /// The undeleted groups of the user.
+    pub group_ids: BTreeSet<GroupId>,
+    /// By its status, or by a time of revocation that has come.
+    pub revoked: bool,
+}
+
+/// Such devices, as far as they exist, and the policies that apply to them: all of one instant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRows {
+    pub settings: Vec<SettingRow>,
+    pub devices: BTreeMap<DeviceId, DeviceRow>,
+    pub policies: Vec<PolicyRow>,
+    /// The database's time of the rows.
+    pub taken_at: SystemTime,
+}
+
+/// What the rows say about a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceWord {
+    /// It is not there.
+    Gone,
+    Revoked,
+    /// Policies let it reach this, whether or not it has a right to a tunnel.
+    Granted(Arc<Profile>),
+}
+
+impl DeviceRows {
+    /// What they say about devices, each with the DNS servers that are listed for it. Devices that may reach the
+    /// same share a profile.
+    pub fn words<'a, K>(
+        &self,
+        gateway_name: &str,
+        asked: impl IntoIterator<Item = (K, DeviceId, &'a [IpAddr])>,
+    ) -> impl Iterator<Item = (K, DeviceWord)> {
+        let (settings, _) = Settings::parse(gateway_name, &self.settings, self.taken_at);
+        let mut book = PolicyBook::new(&settings);
+        // In this order, because a policy looks up whom it concerns.
+        for policy in &self.policies {
+            book.set_policy(policy.id, Some(policy));
+        }
+        for device in self.devices.values() {
+            book.set_membership(device.user_id, device.group_ids.clone());
+        }
+        asked.into_iter().map(move |(key, id, dns_servers)| {
+            let word = match self.devices.get(&id) {
+                None => DeviceWord::Gone,
+                Some(DeviceRow { revoked: true, .. }) => DeviceWord::Revoked,
+                Some(device) => {
+                    DeviceWord::Granted(book.profile_for(device.user_id, id, dns_servers))
+                }
+            };
+            (key, word)
+        })
+    }
+}
