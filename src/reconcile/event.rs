@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::bell::BellNews;
+use super::device_words::{AskedDevice, DeviceWords};
 use super::error::DatabaseError;
 use super::history::{Withdrawal, Withdrawals};
 use super::ledger::Report;
 use super::mode::Mode;
 use super::note::Note;
 use super::options::Reloaded;
-use super::without_row::{AskedDevice, DeviceWords};
 use crate::dataplane::{DataplaneError, Glance, Outcome, Reading, SharedObserved};
 use crate::model::{BlockList, ChangedRows, Mark, PublicKey, SnapshotRows};
 use crate::plan::Plan;

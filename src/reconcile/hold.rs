@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
+use super::device_words::DeviceWords;
 use super::event::{Action, Keep, ReadKind};
 use super::rows::Waiting;
-use super::without_row::{DeviceWords, WithoutRow};
+use super::without_row::WithoutRow;
 use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
 use crate::plan::{Held, HeldPeer};

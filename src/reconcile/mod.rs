@@ -10,6 +10,7 @@ mod bell;
 mod changes;
 mod clock;
 mod comparison;
+mod device_words;
 mod difference;
 mod error;
 mod event;
@@ -45,6 +46,7 @@ mod without_row;
 pub use bell::BellNews;
 pub use changes::{Changes, NameList};
 pub use clock::Now;
+pub use device_words::{AskedDevice, DeviceWords};
 pub use error::{DatabaseError, RunError};
 pub use event::{Action, Event, Keep, LastGood, Provenance, ReadAnswer, ReadKind, Sent};
 pub use hints::{Heard, Hearing, Hints, hints};
@@ -67,4 +69,3 @@ pub use view::{
     Answers, ExplainError, Link, Obstacle, PreviewError, ResyncError, Totals, View, WhoError,
     parse_destination, preview, preview_explanation, preview_rows, status,
 };
-pub use without_row::{AskedDevice, DeviceWords};

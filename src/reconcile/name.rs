@@ -41,3 +41,13 @@ pub(super) fn peer_name(row: &PeerRow) -> String {
 pub(super) fn name_of(username: &str, device_name: &str) -> String {
     format!("{}/{}", Plain(username), Plain(device_name))
 }
+
+/// Whether `who` names this peer, its device or its user.
+pub(super) fn is_named(peer: &Departed, who: &str) -> bool {
+    let by_name = peer.username.eq_ignore_ascii_case(who) || *peer.device_name == *who;
+    let by_both = who.split_once('/').is_some_and(|(user, device)| {
+        peer.username.eq_ignore_ascii_case(user) && *peer.device_name == *device
+    });
+    let ids = [peer.peer_id.0, peer.device_id.0, peer.user_id.0];
+    by_name || by_both || who.parse().is_ok_and(|id| ids.contains(&id))
+}

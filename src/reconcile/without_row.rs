@@ -8,12 +8,12 @@
 //! grant is compared from its return on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::device_words::{AskedDevice, DeviceWords};
 use super::event::Action;
-use crate::model::{Departed, DeviceId, DeviceRows, DeviceWord, Profile, PublicKey};
+use crate::model::{Departed, DeviceWord, Profile, PublicKey};
 use crate::plan::{Held, HeldPeer};
 
 /// Between two questions about few peers.
@@ -22,41 +22,6 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const FEW: u32 = 10_000;
 /// How much longer no question is under way than one.
 const RESTS: u32 = 4;
-
-/// A device that is asked for, and the DNS servers that are listed for its peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AskedDevice {
-    pub device_id: DeviceId,
-    pub dns_servers: Vec<IpAddr>,
-}
-
-/// The database's answer.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DeviceWords {
-    pub of: BTreeMap<PublicKey, DeviceWord>,
-    /// Whether any policy applies to any of the devices.
-    pub by_policies: bool,
-}
-
-impl DeviceWords {
-    /// What these rows say to the gateway of this name about the devices of peers. Each device is in one of them, or
-    /// in none.
-    #[must_use]
-    pub fn new(
-        gateway_name: &str,
-        asked: &BTreeMap<PublicKey, AskedDevice>,
-        rows: &[DeviceRows],
-    ) -> Self {
-        let gone = asked.keys().map(|key| (*key, DeviceWord::Gone));
-        let mut of: BTreeMap<_, _> = gone.collect();
-        for rows in rows {
-            let here = asked.iter().filter(|(_, it)| rows.devices.contains_key(&it.device_id));
-            let here = here.map(|(key, it)| (*key, it.device_id, &it.dns_servers[..]));
-            of.extend(rows.words(gateway_name, here));
-        }
-        Self { of, by_policies: rows.iter().any(|rows| !rows.policies.is_empty()) }
-    }
-}
 
 /// What the database said about the devices of such peers, and when it is asked.
 #[derive(Debug)]
@@ -184,7 +149,7 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        DesiredState, ObservedState, PeerId, PolicyRow, SnapshotRows, TargetType, UserId,
+        DesiredState, DeviceId, ObservedState, PeerId, PolicyRow, SnapshotRows, TargetType, UserId,
     };
     use crate::plan::{Scope, plan};
     use crate::test_rows::{id, local, peer_row, policy_row, snapshot, target};

@@ -12,13 +12,13 @@ use crate::model::{BlockList, DesiredState, Mark, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
+use crate::reconcile::device_words::DeviceWords;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Action, Keep, LastGood, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
 use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::rows::{Change, NotBuilt, Planned, Rows};
 use crate::reconcile::trouble::Trouble;
-use crate::reconcile::without_row::DeviceWords;
 
 impl Machine {
     pub(super) fn rows_read(&mut self, answer: Result<ReadAnswer, DatabaseError>, now: Now) {

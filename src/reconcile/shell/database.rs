@@ -8,13 +8,13 @@ use tracing::debug;
 use super::choose::{Chosen, Present, choose};
 use crate::causes::causes;
 use crate::model::PublicKey;
+use crate::reconcile::device_words::{AskedDevice, DeviceWords};
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::history::Withdrawal;
 use crate::reconcile::ledger::Report;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::SyncMode;
-use crate::reconcile::without_row::{AskedDevice, DeviceWords};
 use crate::store::{AskedMark, Cursor, Handshake, Hello, Merged, Polled, Read, Store, StoreError};
 
 /// A connection that was made, and the mode that was chosen for it.

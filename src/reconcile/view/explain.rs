@@ -7,15 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use serde_json::json;
 
 use super::View;
 use crate::model::policy::{Explanation as PolicyExplanation, Target, Verdict, dns_addresses};
 use crate::model::{Departed, DesiredState, KeyText, ObservedState, PeerRow, PublicKey, Standing};
 use crate::plan::Held;
-use crate::reconcile::name::peer_name;
-use answer::{Answer, Grounds};
+use crate::reconcile::name::{is_named, peer_name};
+use answer::{Answer, Grounds, contradiction, reaches};
 
 pub use answer::Answers;
 
@@ -93,16 +92,6 @@ fn is_meant(row: &PeerRow, who: &str) -> bool {
     let by_address = who.parse::<IpAddr>().is_ok_and(|address| row.assigned_ip.addr() == address);
     let by_key = matches!(&row.public_key, KeyText::Key(key) if key.to_string() == who);
     by_address || by_key || is_named(&Departed::from(row), who)
-}
-
-/// Whether `who` names this peer, its device or its user.
-fn is_named(peer: &Departed, who: &str) -> bool {
-    let by_name = peer.username.eq_ignore_ascii_case(who) || *peer.device_name == *who;
-    let by_both = who.split_once('/').is_some_and(|(user, device)| {
-        peer.username.eq_ignore_ascii_case(user) && *peer.device_name == *device
-    });
-    let ids = [peer.peer_id.0, peer.device_id.0, peer.user_id.0];
-    by_name || by_both || who.parse().is_ok_and(|id| ids.contains(&id))
 }
 
 fn one(
@@ -196,21 +185,6 @@ fn kernel_allows(observed: &ObservedState, row: &PeerRow, destination: IpAddr) -
         KeyText::Key(key) => reaches(observed, key, &row.address(), destination),
         KeyText::Bad { .. } => false,
     }
-}
-
-/// Whether the kernel lets this peer reach an address from a prefix of its own.
-fn reaches(observed: &ObservedState, key: &PublicKey, prefix: &IpNet, destination: IpAddr) -> bool {
-    let profile = observed.firewall.as_ref().and_then(|table| table.profile_of(prefix));
-    observed.peers.contains_key(key) && profile.is_some_and(|profile| profile.allows(destination))
-}
-
-/// A line where the kernel does otherwise than what is `wanted`.
-fn contradiction(wanted: bool, allows: Option<bool>) -> String {
-    let line = |allows| {
-        let does = if allows { "allows" } else { "denies" };
-        format!("  BUT the kernel {does} it at this moment: see `gatepost status`\n")
-    };
-    allows.filter(|allows| *allows != wanted).map(line).unwrap_or_default()
 }
 
 #[cfg(test)]

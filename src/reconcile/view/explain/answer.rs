@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::json;
 
 use crate::causes::causes;
 use crate::dataplane::nft::ProfileCounters;
 use crate::dataplane::{Dataplane, DataplaneError, DataplaneHandle};
 use crate::model::policy::{Explanation as PolicyExplanation, Target, Verdict};
-use crate::model::{DeviceId, GroupId, ProfileId};
+use crate::model::{DeviceId, GroupId, ObservedState, ProfileId, PublicKey};
 use crate::reconcile::view::status::Explanation;
 use crate::reconcile::view::words::{is_for_its_status, tell_status, words};
 use crate::store::{Store, Words};
@@ -174,4 +175,24 @@ impl Answer {
         });
         format!("{} -> {}{left_out}{}", self.peer, self.grounds, self.remarks)
     }
+}
+
+/// Whether the kernel lets this peer reach an address from a prefix of its own.
+pub(super) fn reaches(
+    observed: &ObservedState,
+    key: &PublicKey,
+    prefix: &IpNet,
+    destination: IpAddr,
+) -> bool {
+    let profile = observed.firewall.as_ref().and_then(|table| table.profile_of(prefix));
+    observed.peers.contains_key(key) && profile.is_some_and(|profile| profile.allows(destination))
+}
+
+/// A line where the kernel does otherwise than what is `wanted`.
+pub(super) fn contradiction(wanted: bool, allows: Option<bool>) -> String {
+    let line = |allows| {
+        let does = if allows { "allows" } else { "denies" };
+        format!("  BUT the kernel {does} it at this moment: see `gatepost status`\n")
+    };
+    allows.filter(|allows| *allows != wanted).map(line).unwrap_or_default()
 }

@@ -6,11 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::json;
 
-use super::answer::{Answer, Grounds};
-use super::{is_named, reaches};
+use super::answer::{Answer, Grounds, contradiction, reaches};
 use crate::model::{Departed, ObservedState, PublicKey};
 use crate::plan::HeldPeer;
-use crate::reconcile::name::name_of;
+use crate::reconcile::name::{is_named, name_of};
 
 /// Whether `who` means this peer: by a name, an id, its key or one of its addresses.
 pub(super) fn is_meant(
@@ -62,7 +61,7 @@ pub(super) fn answer(
         grounds: Grounds::Kept { destination, allowed: wanted },
         device_id: departed.device_id,
         left_out: None,
-        remarks: remarks + &super::contradiction(wanted, allows),
+        remarks: remarks + &contradiction(wanted, allows),
         details,
         judged_by,
     }

@@ -1,0 +1,41 @@
+//! The question what rows say about the devices of held peers that no row names, and its answer.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::model::{DeviceId, DeviceRows, DeviceWord, PublicKey};
+
+/// A device that is asked for, and the DNS servers that are listed for its peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedDevice {
+    pub device_id: DeviceId,
+    pub dns_servers: Vec<IpAddr>,
+}
+
+/// The database's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceWords {
+    pub of: BTreeMap<PublicKey, DeviceWord>,
+    /// Whether any policy applies to any of the devices.
+    pub by_policies: bool,
+}
+
+impl DeviceWords {
+    /// What these rows say to the gateway of this name about the devices of peers. Each device is in one of them, or
+    /// in none.
+    #[must_use]
+    pub fn new(
+        gateway_name: &str,
+        asked: &BTreeMap<PublicKey, AskedDevice>,
+        rows: &[DeviceRows],
+    ) -> Self {
+        let gone = asked.keys().map(|key| (*key, DeviceWord::Gone));
+        let mut of: BTreeMap<_, _> = gone.collect();
+        for rows in rows {
+            let here = asked.iter().filter(|(_, it)| rows.devices.contains_key(&it.device_id));
+            let here = here.map(|(key, it)| (*key, it.device_id, &it.dns_servers[..]));
+            of.extend(rows.words(gateway_name, here));
+        }
+        Self { of, by_policies: rows.iter().any(|rows| !rows.policies.is_empty()) }
+    }
+}
