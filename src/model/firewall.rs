@@ -45,6 +45,21 @@ impl Profile {
         self.meet(other) == *self
     }
 
+    /// Everything but what another profile allowed `before` and this one does not; `None`: there is no such thing.
+    #[must_use]
+    pub fn all_but_lost(&self, before: &Self) -> Option<Self> {
+        let no_server =
+            |server: &&IpAddr| !self.dns_servers.contains(server) && !self.allows(**server);
+        let servers = || before.dns_servers.iter().filter(no_server).map(|it| IpNet::from(*it));
+        let lost4 = before.allow4.difference(&self.allow4).with(servers());
+        let lost6 = before.allow6.difference(&self.allow6).with(servers());
+        if lost4.is_empty() && lost6.is_empty() {
+            return None;
+        }
+        let (allow4, allow6) = (lost4.complement(), lost6.complement());
+        Some(Self { allow4, allow6, dns_servers: self.dns_servers.clone() })
+    }
+
     /// The ranges that both profiles allow. A DNS server stays if one profile lists it and the other lists or allows it.
     #[must_use]
     pub fn meet(&self, other: &Self) -> Self {

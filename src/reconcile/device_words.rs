@@ -22,13 +22,16 @@ pub struct DeviceWords {
 
 impl DeviceWords {
     /// What these rows say to the gateway of this name about the devices of peers. Each device is in one of them, or
-    /// in none.
+    /// in none. Without rows, nothing is known.
     #[must_use]
     pub fn new(
         gateway_name: &str,
         asked: &BTreeMap<PublicKey, AskedDevice>,
         rows: &[DeviceRows],
     ) -> Self {
+        if rows.is_empty() {
+            return Self::default();
+        }
         let gone = asked.keys().map(|key| (*key, DeviceWord::Gone));
         let mut of: BTreeMap<_, _> = gone.collect();
         for rows in rows {

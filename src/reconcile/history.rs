@@ -103,15 +103,21 @@ impl History {
     pub fn remember_held(
         &mut self,
         held: BTreeMap<PublicKey, SystemTime>,
+        narrowed: BTreeSet<PublicKey>,
         departed: BTreeMap<PublicKey, Departed>,
     ) {
-        (self.kept.held, self.kept.departed, self.changed) = (held, departed, true);
+        let Withdrawals { held: to_held, narrowed: to_narrowed, departed: to_departed, .. } =
+            &mut self.kept;
+        (*to_held, *to_narrowed, *to_departed) = (held, narrowed, departed);
+        self.changed = true;
     }
 
-    /// The last good rows keep the rows of held peers that are gone from the database, but not what policies said about
-    /// them since. So this policy denies them everything; `None`: there are none.
-    pub fn closes_who_had_no_row(&self) -> Option<PolicyRow> {
-        if self.kept.departed.is_empty() {
+    /// The last good rows keep the rows of held peers that are gone from the database, but not what policies took from
+    /// them since. So this policy denies those everything; `None`: there are none.
+    pub fn closes_who_was_narrowed(&self) -> Option<PolicyRow> {
+        let Withdrawals { narrowed, departed, .. } = &self.kept;
+        let closed: Vec<_> = narrowed.iter().filter_map(|key| departed.get(key)).collect();
+        if closed.is_empty() {
             return None;
         }
         let target = |who: &Departed| TargetRow {
@@ -121,12 +127,12 @@ impl History {
         };
         Some(PolicyRow {
             id: PolicyId(Uuid::nil()),
-            name: "held without a row".to_owned(),
+            name: "narrowed while its row was gone".to_owned(),
             priority: i32::MIN,
             effect: Effect::Deny,
             full_tunnel: false,
             destinations: vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
-            targets: self.kept.departed.values().map(target).collect(),
+            targets: closed.into_iter().map(target).collect(),
             beyond: None,
         })
     }

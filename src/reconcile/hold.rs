@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::device_words::DeviceWords;
 use super::event::{Action, Keep, ReadKind};
+use super::history::Withdrawals;
 use super::rows::Waiting;
 use super::without_row::WithoutRow;
 use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
@@ -29,6 +30,10 @@ pub(super) struct Hold {
     /// The time by which the setting confirmed removals.
     confirmed_at: Option<SystemTime>,
     without_row: WithoutRow,
+    /// The peers without a row from which policies took something.
+    narrowed: BTreeSet<PublicKey>,
+    /// Others than those that were last written to the disk.
+    narrowed_others: bool,
     verdict: Verdict,
     /// How much was read since the last verdict.
     read: ReadKind,
@@ -54,13 +59,9 @@ pub(super) struct Update {
 }
 
 impl Hold {
-    /// `remembered`: the peers that an earlier run held, and since when.
-    pub fn new(
-        limit: MaxRemoved,
-        remembered: &BTreeMap<PublicKey, SystemTime>,
-        now: Instant,
-    ) -> Self {
-        let unjudged = Held::recalled(remembered.iter().map(|(key, since)| (*key, *since)));
+    /// `remembered`: among others, the peers that an earlier run held, and since when.
+    pub fn new(limit: MaxRemoved, remembered: &Withdrawals, now: Instant) -> Self {
+        let unjudged = Held::recalled(remembered.held.iter().map(|(key, since)| (*key, *since)));
         Self {
             limit,
             staying: Held::default(),
@@ -71,6 +72,8 @@ impl Hold {
             confirmed_at: None,
             confirmed: BTreeSet::new(),
             without_row: WithoutRow::new(now),
+            narrowed: remembered.narrowed.clone(),
+            narrowed_others: false,
             verdict: Verdict::Kept,
             read: ReadKind::Changes,
         }
@@ -143,7 +146,10 @@ impl Hold {
     pub fn devices_answered(&mut self, answer: DeviceWords, now: Instant) -> BTreeSet<PublicKey> {
         let (mut news, narrowed) = self.without_row.answered(answer, &self.staying, now);
         news.retain(|key| self.confirmed.insert(*key));
-        news.extend(narrowed);
+        for key in narrowed {
+            self.narrowed_others |= self.narrowed.insert(key);
+            news.insert(key);
+        }
         news
     }
 
@@ -198,6 +204,7 @@ impl Hold {
         self.held_back = HeldBack::new(removals, present.max(removals));
         (self.arrivals, self.staying) = (staying.arrivals(), staying);
         self.without_row.planned(&self.staying, &self.unjudged);
+        self.forget_narrowed();
         let keep = match self.held_back {
             None => Keep::All,
             Some(_) if more => Keep::Later,
@@ -209,20 +216,31 @@ impl Hold {
         }
     }
 
-    /// The peers that wait and since when, if they are to be written to the disk: once others wait than
-    /// those that were written, or at most half of these. One that waits no more does no harm there, and
-    /// so the release of one among many costs no look at the others.
-    pub fn begin_remember(&mut self) -> Option<BTreeMap<PublicKey, SystemTime>> {
+    /// Whose row is back, or who is gone, is as its row says.
+    fn forget_narrowed(&mut self) {
+        let Self { staying, unjudged, narrowed, .. } = self;
+        let before = narrowed.len();
+        let is_gone = |key: &PublicKey| staying.peers().get(key).is_some_and(HeldPeer::is_gone);
+        narrowed.retain(|key| is_gone(key) || unjudged.peers().contains_key(key));
+        self.narrowed_others |= narrowed.len() != before;
+    }
+
+    /// The peers that wait and since when, and those of them that were narrowed, if they are to be written to the
+    /// disk: once others were narrowed, or others wait than those that were written, or at most half of these. One
+    /// that waits no more does no harm there, and so the release of one among many costs no look at the others.
+    pub fn begin_remember(
+        &mut self,
+    ) -> Option<(BTreeMap<PublicKey, SystemTime>, BTreeSet<PublicKey>)> {
         let arrivals = self.staying.arrivals().max(self.unjudged.arrivals());
         let count = self.staying.peers().len() + self.unjudged.peers().len();
         let (former, most) = self.written;
         let most_are_left = count == most || count < most && count > most / 2;
-        if arrivals == former && most_are_left {
+        if arrivals == former && most_are_left && !self.narrowed_others {
             return None;
         }
         let since = self.waiting().map(|(key, peer)| (*key, peer.since())).collect();
-        self.written = (arrivals, count);
-        Some(since)
+        (self.written, self.narrowed_others) = ((arrivals, count), false);
+        Some((since, self.narrowed.clone()))
     }
 
     /// Whether the removal of this peer waits.
@@ -263,7 +281,7 @@ mod tests {
     use super::*;
 
     fn hold() -> Hold {
-        Hold::new(MaxRemoved::Percent(50), &BTreeMap::new(), Instant::now())
+        Hold::new(MaxRemoved::Percent(50), &Withdrawals::default(), Instant::now())
     }
 
     fn keys(numbers: &[u8]) -> BTreeMap<PublicKey, SystemTime> {
@@ -317,13 +335,15 @@ mod tests {
             let left = &[1, 2, 3, 4][..left];
             let now = Held::recalled(keys(left)).since(&all);
             hold.update(Waiting { judged: now, unjudged: Held::default() }, 20, true);
-            assert_eq!(hold.begin_remember(), written.then(|| keys(left)), "{left:?}");
+            let kept = hold.begin_remember().map(|(since, _)| since);
+            assert_eq!(kept, written.then(|| keys(left)), "{left:?}");
         }
     }
 
     #[test]
     fn peers_wait_on_while_no_rows_judge_them_and_none_can_be_confirmed() {
-        let mut hold = Hold::new(MaxRemoved::Percent(50), &keys(&[1, 2]), Instant::now());
+        let remembered = Withdrawals { held: keys(&[1, 2]), ..Withdrawals::default() };
+        let mut hold = Hold::new(MaxRemoved::Percent(50), &remembered, Instant::now());
         assert_eq!((hold.staying().peers().len(), hold.held_back()), (0, None));
         let waiting = hold.guard().held;
         hold.update(Waiting::unjudged(waiting), 20, false);

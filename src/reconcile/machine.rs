@@ -47,7 +47,7 @@ impl Machine {
     #[must_use]
     pub fn new(options: MachineOptions, now: Now) -> Self {
         let MachineOptions { local, block_list, timing, max_removed, stale, .. } = options;
-        let hold = Hold::new(max_removed, &options.withdrawals.held, now.instant);
+        let hold = Hold::new(max_removed, &options.withdrawals, now.instant);
         let departed = options.withdrawals.departed.clone();
         let history = History::new(options.lost_history, options.withdrawals);
         let mut notices = Notices::default();

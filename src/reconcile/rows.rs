@@ -270,7 +270,7 @@ impl Rows {
             for rows in changes {
                 desired.apply(rows);
             }
-            if let Some(policy) = self.history.closes_who_had_no_row() {
+            if let Some(policy) = self.history.closes_who_was_narrowed() {
                 desired.apply(ChangedRows::of_policy(policy, desired.as_of()));
             }
             self.history.rows_are_restored();

@@ -3,13 +3,14 @@
 //!
 //! A revoked device is a revoked device. What policies grant is harder to tell: the accident that took the peers
 //! may have taken users, groups or policies, too, and a restore brings them back one table after the other. So a
-//! peer is narrowed by what policies grant less than they did at the last answer; at the first answer, by what
-//! they grant less than the peer has, if there are any. What the answers of a device that was gone meanwhile
-//! grant is compared from its return on.
+//! peer loses what policies granted at the last answer and do not any more; at the first answer, what it has and they do
+//! not grant, if there are any. Where a device was gone meanwhile, answers are compared from its return on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use foldhash::HashMap;
 
 use super::device_words::{AskedDevice, DeviceWords};
 use super::event::Action;
@@ -101,16 +102,15 @@ impl WithoutRow {
     ) -> (BTreeSet<PublicKey>, BTreeSet<PublicKey>) {
         self.not_answered(held, now);
         let (mut revoked, mut less) = (BTreeSet::new(), BTreeMap::new());
+        let mut left = Left::default();
         for (key, word) in &answer.of {
             match (self.heard.get(key), word) {
                 (_, DeviceWord::Revoked) => drop(revoked.insert(*key)),
                 (None, DeviceWord::Granted(now)) if answer.by_policies => {
                     less.insert(*key, Arc::clone(now));
                 }
-                (Some(DeviceWord::Granted(before)), DeviceWord::Granted(now))
-                    if before != now && !before.is_within(now) =>
-                {
-                    less.insert(*key, Arc::clone(now));
+                (Some(DeviceWord::Granted(before)), DeviceWord::Granted(now)) => {
+                    less.extend(left.of(before, now).map(|left| (*key, left)));
                 }
                 _ => {}
             }
@@ -140,6 +140,19 @@ impl WithoutRow {
             self.granted = waiting;
             self.granted.extend(held.narrowing(judged));
         }
+    }
+}
+
+/// What is left where policies granted one profile and grant another, worked out once for all peers that share
+/// both. Both must live as long as this.
+#[derive(Default)]
+struct Left(HashMap<(*const Profile, *const Profile), Option<Arc<Profile>>>);
+
+impl Left {
+    /// `None`: nothing was taken.
+    fn of(&mut self, before: &Arc<Profile>, now: &Arc<Profile>) -> Option<Arc<Profile>> {
+        let pair = (Arc::as_ptr(before), Arc::as_ptr(now));
+        self.0.entry(pair).or_insert_with(|| now.all_but_lost(before).map(Arc::new)).clone()
     }
 }
 

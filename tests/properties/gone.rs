@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use gatepost::model::{
-    AuditEvent, BarredBy, DeviceId, Effect, KeyText, PeerId, PolicyId, SettingRow, TargetRow,
-    TargetType,
+    AuditEvent, BarredBy, DeviceId, Effect, KeyText, PeerId, PolicyId, PolicyRow, SettingRow,
+    TargetRow, TargetType,
 };
 use gatepost::reconcile::{Event, LastGood, Provenance};
 
@@ -61,6 +61,19 @@ fn held_peer_without_a_row_goes_when_its_device_is_revoked() {
     assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (25, Some(25)));
 }
 
+/// A policy that denies this user a network before all others.
+fn denying(world: &World, user: u8, network: &str) -> PolicyRow {
+    let (target_type, target_id) = (TargetType::User, id(4, user));
+    PolicyRow {
+        id: PolicyId(id(6, 2)),
+        effect: Effect::Deny,
+        priority: 0,
+        destinations: vec![network.parse().unwrap()],
+        targets: vec![TargetRow { target_type, target_id, dangling: false }],
+        ..world.tables.policies[&PolicyId(id(6, 1))].clone()
+    }
+}
+
 #[test]
 fn held_peer_without_a_row_reaches_no_more_than_policies_let_it() {
     let mut world = world_of(28, "172.16.0.0/24");
@@ -72,11 +85,7 @@ fn held_peer_without_a_row_reaches_no_more_than_policies_let_it() {
     let office = PolicyId(id(6, 1));
     // A policy that no peer of the gateway has any more is not read again, and says no less.
     world.tables.policies.get_mut(&office).unwrap().targets.retain(|it| it.target_id != id(4, 3));
-    let mut deny = world.tables.policies[&office].clone();
-    (deny.id, deny.effect, deny.priority) = (PolicyId(id(6, 2)), Effect::Deny, 0);
-    deny.destinations = vec!["172.16.0.7/32".parse().unwrap()];
-    let (target_type, target_id) = (TargetType::User, id(4, 5));
-    deny.targets = vec![TargetRow { target_type, target_id, dangling: false }];
+    let deny = denying(&world, 5, "172.16.0.7/32");
     world.tables.policies.insert(deny.id, deny);
     world.pass_time(Duration::from_secs(1));
     assert!(!reaches(&world, 3, "172.16.0.1") && reaches(&world, 4, "172.16.0.7"));
@@ -115,7 +124,15 @@ fn a_restore_that_brings_back_one_table_after_the_other_narrows_no_held_peer() {
         }
         world.pass_time(Duration::from_secs(60));
         assert!(all_reach(&world), "there are no policies yet");
+        // What was not there at the last answer is not lost, whatever else is.
         let office = PolicyId(id(6, 1));
+        let mut wide = tables.policies[&office].clone();
+        (wide.id, wide.destinations) = (PolicyId(id(6, 3)), vec!["10.0.0.0/8".parse().unwrap()]);
+        world.tables.policies.insert(wide.id, wide.clone());
+        world.pass_time(Duration::from_secs(5));
+        world.tables.policies.remove(&wide.id);
+        world.pass_time(Duration::from_secs(5));
+        assert!(all_reach(&world), "another policy was taken");
         let mut half = tables.policies[&office].clone();
         half.targets.truncate(14);
         world.tables.policies.insert(office, half);
@@ -159,7 +176,7 @@ fn what_policies_took_from_a_held_peer_is_not_taken_once_more_when_its_row_goes_
 }
 
 #[test]
-fn last_good_rows_let_no_peer_reach_anything_that_was_held_without_a_row() {
+fn a_peer_that_was_narrowed_while_its_row_was_gone_reaches_nothing_by_last_good_rows() {
     for default in ["allow", "deny"] {
         let mut world = world_of(28, "172.16.0.0/24");
         world.tables.settings.push(SettingRow {
@@ -169,19 +186,29 @@ fn last_good_rows_let_no_peer_reach_anything_that_was_held_without_a_row() {
         });
         world.tell(Event::Resync);
         world.pass_time(Duration::from_secs(1));
-        let (rows, provenance) = (world.tables.snapshot(), Provenance::Sealed);
+        let (tables, provenance) = (world.tables.clone(), Provenance::Sealed);
         world.tables.peers.retain(|_, row| row.device_id == DeviceId(id(3, 7)));
         world.tell(Event::Notified);
         world.pass_time(Duration::from_secs(10));
         assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(27)));
-        assert_eq!(world.remembered.departed.len(), 27);
+        let deny = denying(&world, 3, "172.16.0.7/32");
+        world.tables.policies.insert(deny.id, deny);
+        world.pass_time(Duration::from_secs(1));
+        assert!(reaches(&world, 3, "172.16.0.1") && !reaches(&world, 3, "172.16.0.7"));
+        assert!(world.remembered.narrowed.iter().eq([&key(3)]));
+        let rows = tables.snapshot();
         world.last_good = Some(LastGood { rows, changes: Vec::new(), provenance });
         world.database_up = false;
         world.happen(Happening::Kill);
         world.pass_time(Duration::from_secs(10));
         assert_eq!(world.kernel.state.peers.len(), 28);
         let reaching = (1..=28).filter(|number| reaches(&world, *number, "172.16.0.1"));
-        assert_eq!(reaching.collect::<Vec<_>>(), [7], "default_effect {default}");
+        let others = (1..=28).filter(|number| *number != 3);
+        assert!(reaching.eq(others), "default_effect {default}");
+        world.tables.peers = tables.peers;
+        world.database_up = true;
+        world.pass_time(Duration::from_secs(60));
+        assert!(world.kernel_equals_database() && world.remembered.narrowed.is_empty());
     }
 }
 

@@ -161,6 +161,12 @@ impl<T: Address> Ranges<T> {
         Self(both.into_boxed_slice())
     }
 
+    /// These addresses and those of prefixes of the same family.
+    #[must_use]
+    pub fn with(&self, prefixes: impl Iterator<Item = IpNet>) -> Self {
+        self.0.iter().copied().chain(prefixes.filter_map(|it| T::span(&it))).collect()
+    }
+
     /// The addresses that are here and not in `other`.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {

@@ -1,6 +1,6 @@
 //! What outlives a restart of the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -53,4 +53,7 @@ pub struct Withdrawals {
     /// Those of these peers whose rows are gone, as they were named. An earlier version kept none.
     #[serde(default)]
     pub departed: BTreeMap<PublicKey, Departed>,
+    /// Those of them from which policies took something while they had no row, which the last good rows do not know.
+    #[serde(default)]
+    pub narrowed: BTreeSet<PublicKey>,
 }

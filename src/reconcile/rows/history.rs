@@ -159,16 +159,16 @@ impl Rows {
     }
 
     /// Writes the withdrawals to the disk if they changed, and the peers whose removal waits if these did
-    /// (`held`), with their names as far as these are known.
+    /// (`held`, and those of them that were narrowed), with their names as far as these are known.
     pub fn begin_remember(
         &mut self,
-        held: Option<BTreeMap<PublicKey, SystemTime>>,
+        held: Option<(BTreeMap<PublicKey, SystemTime>, BTreeSet<PublicKey>)>,
         names: &BTreeMap<PublicKey, Departed>,
     ) -> Option<Action> {
-        if let Some(held) = held {
+        if let Some((held, narrowed)) = held {
             let named = held.keys().filter_map(|key| names.get_key_value(key));
             let named = named.map(|(key, who)| (*key, who.clone())).collect();
-            self.history.remember_held(held, named);
+            self.history.remember_held(held, narrowed, named);
         }
         self.history.take_changed().map(Action::Remember)
     }

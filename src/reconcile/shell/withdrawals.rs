@@ -5,7 +5,6 @@
 //! the first row is read. As the last good rows it has a checksum that only the gateway's private key makes,
 //! and room that is reserved for a time when the disk is full.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -81,7 +80,8 @@ impl WithdrawalsFile {
             "{path} was altered, or written with another private key or by an earlier version: the peers \
              that it keeps out stay out, and removals that waited for a confirmation may go on"
         );
-        Ok(Withdrawals { held: BTreeMap::new(), departed: BTreeMap::new(), ..withdrawals })
+        let (held, departed, narrowed) = Default::default();
+        Ok(Withdrawals { held, departed, narrowed, ..withdrawals })
     }
 
     /// Writes them, if need be where room is reserved, and reserves as much again. A failure leaves the old file.
@@ -224,7 +224,7 @@ mod tests {
         rememberer.written().await.unwrap();
         assert_eq!(ours.load().unwrap(), kept);
         // Another key, or another hand: it keeps peers out, and holds none.
-        let without_held = Withdrawals { held: BTreeMap::new(), ..kept.clone() };
+        let without_held = Withdrawals { held: Default::default(), ..kept.clone() };
         assert_eq!(file(&deep, 2).load().unwrap(), without_held);
         let text = fs::read_to_string(&ours.path).unwrap();
         let (body, _) = text.rsplit_once(",\"seal\"").unwrap();

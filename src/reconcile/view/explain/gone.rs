@@ -27,7 +27,8 @@ pub(super) fn answer(
     destination: IpAddr,
 ) -> Answer {
     let prefixes = held.allowed_ips();
-    let prefix = prefixes.iter().next().unwrap_or_default();
+    // Rather its address than a network behind it.
+    let prefix = prefixes.iter().max_by_key(|it| it.prefix_len()).unwrap_or_default();
     let wanted = held.allows(&prefix, destination);
     let allows = observed.map(|observed| reaches(observed, key, &prefix, destination));
     let mut remarks = String::new();
