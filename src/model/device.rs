@@ -1,4 +1,4 @@
-//! Devices whose peers no row names, and what the rows still say about them.
+//! Devices without a row in `wireguard_peers`, and what the other rows still say about them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ pub struct DeviceRow {
     pub revoked: bool,
 }
 
-/// Such devices, as far as they exist, and the policies that apply to them: all of one instant.
+/// Such devices as far as they exist, the policies that apply to them, and the settings, all read at one instant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceRows {
     pub settings: Vec<SettingRow>,
@@ -28,10 +28,10 @@ pub struct DeviceRows {
     pub taken_at: SystemTime,
 }
 
-/// What the rows say about a device.
+/// How the rows judge a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DeviceWord {
-    /// It is not there.
+pub enum DeviceStanding {
+    /// It has no row either.
     Gone,
     Revoked,
     /// Policies let it reach this, whether or not it has a right to a tunnel.
@@ -39,13 +39,13 @@ pub enum DeviceWord {
 }
 
 impl DeviceRows {
-    /// What they say about devices, each with the DNS servers that are listed for it. Devices that may reach the
-    /// same share a profile.
-    pub fn words<'a, K>(
+    /// The standing of each of these devices, which have these DNS servers listed. Devices that may reach the same share
+    /// a profile.
+    pub fn standings<'a, K>(
         &self,
         gateway_name: &str,
         asked: impl IntoIterator<Item = (K, DeviceId, &'a [IpAddr])>,
-    ) -> impl Iterator<Item = (K, DeviceWord)> {
+    ) -> impl Iterator<Item = (K, DeviceStanding)> {
         let (settings, _) = Settings::parse(gateway_name, &self.settings, self.taken_at);
         let mut book = PolicyBook::new(&settings);
         // In this order, because a policy looks up whom it concerns.
@@ -56,14 +56,14 @@ impl DeviceRows {
             book.set_membership(device.user_id, device.group_ids.clone());
         }
         asked.into_iter().map(move |(key, id, dns_servers)| {
-            let word = match self.devices.get(&id) {
-                None => DeviceWord::Gone,
-                Some(DeviceRow { revoked: true, .. }) => DeviceWord::Revoked,
+            let standing = match self.devices.get(&id) {
+                None => DeviceStanding::Gone,
+                Some(DeviceRow { revoked: true, .. }) => DeviceStanding::Revoked,
                 Some(device) => {
-                    DeviceWord::Granted(book.profile_for(device.user_id, id, dns_servers))
+                    DeviceStanding::Granted(book.profile_for(device.user_id, id, dns_servers))
                 }
             };
-            (key, word)
+            (key, standing)
         })
     }
 }

@@ -33,7 +33,7 @@ pub use desired::{
     Absence, BuildError, Departed, DesiredState, Ineligible, Local, Profiles, QuarantinedPolicy,
     Reason, Standing, Touched, Unloadable,
 };
-pub use device::{DeviceRow, DeviceRows, DeviceWord};
+pub use device::{DeviceRow, DeviceRows, DeviceStanding};
 pub use firewall::{
     Address, DesiredFirewall, FirewallBase, FirewallChange, FixedRules, Masquerade, Networks,
     NflogGroup, ObservedFirewall, Openings, Ports, Profile, ProfileId, Ranges,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::bell::BellNews;
-use super::device_words::{AskedDevice, DeviceWords};
+use super::device_standings::{AskedDevice, DeviceStandings};
 use super::error::DatabaseError;
 use super::history::{Withdrawal, Withdrawals};
 use super::ledger::Report;
@@ -64,7 +64,7 @@ pub enum Event {
     /// The peers whose withdrawals the database has lost.
     MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
     /// What the rows say about the devices asked for.
-    DevicesAnswered(Result<DeviceWords, DatabaseError>),
+    DevicesAnswered(Result<DeviceStandings, DatabaseError>),
     /// The last good rows of an earlier run, read because the database did not answer.
     Restored {
         last_good: Box<LastGood>,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
-use super::device_words::DeviceWords;
+use super::device_standings::DeviceStandings;
 use super::event::{Action, Keep, ReadKind};
 use super::history::Withdrawals;
 use super::rows::Waiting;
@@ -143,7 +143,11 @@ impl Hold {
 
     /// The database says what becomes of the devices of these peers: the removal of one whose device is revoked
     /// waits no more, and what policies grant no more is taken. Returns those of which that is news.
-    pub fn devices_answered(&mut self, answer: DeviceWords, now: Instant) -> BTreeSet<PublicKey> {
+    pub fn devices_answered(
+        &mut self,
+        answer: DeviceStandings,
+        now: Instant,
+    ) -> BTreeSet<PublicKey> {
         let (mut news, narrowed) = self.without_row.answered(answer, &self.staying, now);
         news.retain(|key| self.confirmed.insert(*key));
         for key in narrowed {

@@ -1,10 +1,11 @@
-//! Held peers that no row names: no read shows what becomes of their devices, and no mark tells of it. So the
-//! database is asked, at intervals.
+//! Held peers that no row names. No read shows what becomes of their devices, and no mark tells of it, so the agent
+//! asks the database at intervals.
 //!
-//! A revoked device is a revoked device. What policies grant is harder to tell: the accident that took the peers
-//! may have taken users, groups or policies, too, and a restore brings them back one table after the other. So a
-//! peer loses what policies granted at the last answer and do not any more; at the first answer, what it has and they do
-//! not grant, if there are any. Where a device was gone meanwhile, answers are compared from its return on.
+//! A revoked device takes its peer out. Policies are compared from answer to answer, because the accident that
+//! took the rows of peers may also have taken users, groups or policies, and a restore brings tables back one after the
+//! other: a peer loses what policies granted at the last answer and do not grant any more. The first answer is compared
+//! with what the peer has, if any policy applies to any of the devices. An answer that lacks the device ends the
+//! comparison, and the next one that has it begins it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
 
-use super::device_words::{AskedDevice, DeviceWords};
+use super::device_standings::{AskedDevice, DeviceStandings};
 use super::event::Action;
-use crate::model::{Departed, DeviceWord, Profile, PublicKey};
+use crate::model::{Departed, DeviceStanding, Profile, PublicKey};
 use crate::plan::{Held, HeldPeer};
 
 /// Between two questions about few peers.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How many peers make these last twice as long: the question costs the database some 30 µs for each.
 const FEW: u32 = 10_000;
-/// How much longer no question is under way than one.
+/// The pause after a question lasts at least this many times as long as its answer took.
 const RESTS: u32 = 4;
 
 /// What the database said about the devices of such peers, and when it is asked.
@@ -29,7 +30,7 @@ const RESTS: u32 = 4;
 pub(super) struct WithoutRow {
     question: Question,
     /// By the last answer.
-    heard: BTreeMap<PublicKey, DeviceWord>,
+    heard: BTreeMap<PublicKey, DeviceStanding>,
     /// What policies grant peers that keep more, until a plan takes that from them.
     granted: BTreeMap<PublicKey, Arc<Profile>>,
 }
@@ -96,20 +97,20 @@ impl WithoutRow {
     /// The database answered. Returns the peers whose devices are revoked, and the others that are to be narrowed.
     pub fn answered(
         &mut self,
-        answer: DeviceWords,
+        answer: DeviceStandings,
         held: &Held,
         now: Instant,
     ) -> (BTreeSet<PublicKey>, BTreeSet<PublicKey>) {
         self.not_answered(held, now);
         let (mut revoked, mut less) = (BTreeSet::new(), BTreeMap::new());
         let mut left = Left::default();
-        for (key, word) in &answer.of {
-            match (self.heard.get(key), word) {
-                (_, DeviceWord::Revoked) => drop(revoked.insert(*key)),
-                (None, DeviceWord::Granted(now)) if answer.by_policies => {
+        for (key, standing) in &answer.of {
+            match (self.heard.get(key), standing) {
+                (_, DeviceStanding::Revoked) => drop(revoked.insert(*key)),
+                (None, DeviceStanding::Granted(now)) if answer.by_policies => {
                     less.insert(*key, Arc::clone(now));
                 }
-                (Some(DeviceWord::Granted(before)), DeviceWord::Granted(now)) => {
+                (Some(DeviceStanding::Granted(before)), DeviceStanding::Granted(now)) => {
                     less.extend(left.of(before, now).map(|left| (*key, left)));
                 }
                 _ => {}
@@ -227,8 +228,9 @@ mod tests {
     fn what_is_to_be_taken_outlasts_a_question_that_fails_until_a_plan_takes_it() {
         let start = Instant::now();
         let (held, key) = keeping("172.16.1.0/24");
-        let nothing = || DeviceWord::Granted(Arc::default());
-        let answer = |word| DeviceWords { of: BTreeMap::from([(key, word)]), by_policies: true };
+        let nothing = || DeviceStanding::Granted(Arc::default());
+        let answer =
+            |standing| DeviceStandings { of: BTreeMap::from([(key, standing)]), by_policies: true };
         let mut without_row = WithoutRow::new(start);
         let (revoked, narrowed) = without_row.answered(answer(nothing()), &held, start);
         assert!(revoked.is_empty() && narrowed.contains(&key));
@@ -243,7 +245,7 @@ mod tests {
         assert!(without_row.granted().is_empty());
         let again = without_row.answered(answer(nothing()), &taken, start);
         assert_eq!(again, Default::default());
-        let revoked = without_row.answered(answer(DeviceWord::Revoked), &taken, start);
+        let revoked = without_row.answered(answer(DeviceStanding::Revoked), &taken, start);
         assert_eq!(revoked, (BTreeSet::from([key]), BTreeSet::new()));
     }
 
@@ -254,7 +256,7 @@ mod tests {
         let mut without_row = WithoutRow::new(start);
         assert!(without_row.begin_question(&held, &names, true, start).is_some());
         let answered = start + Duration::from_secs(3);
-        without_row.answered(DeviceWords::default(), &held, answered);
+        without_row.answered(DeviceStandings::default(), &held, answered);
         assert_eq!(without_row.due(&held, true), Some(answered + Duration::from_secs(12)));
     }
 

@@ -12,7 +12,7 @@ use gatepost::model::{
 };
 use gatepost::plan::Step;
 use gatepost::reconcile::{
-    Action, DeviceWords, Event, Machine, MachineOptions, Mode, Now, ReadAnswer, ReadKind, Sent,
+    Action, DeviceStandings, Event, Machine, MachineOptions, Mode, Now, ReadAnswer, ReadKind, Sent,
 };
 use nix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
@@ -139,7 +139,7 @@ impl Agent {
             Action::Restore => Event::NothingRestored,
             Action::Read(kind) => Event::Read(Ok(self.read(kind))),
             Action::AskMarks(_) => Event::MarksAnswered(Ok(Default::default())),
-            Action::AskDevices(_) => Event::DevicesAnswered(Ok(DeviceWords::default())),
+            Action::AskDevices(_) => Event::DevicesAnswered(Ok(DeviceStandings::default())),
             Action::Observe => {
                 let state = self.kernel.clone();
                 Event::Observed(Ok(Box::new(Reading { state, ..Reading::default() })))

@@ -247,7 +247,7 @@ impl World {
             Action::AskDevices(_) if !self.database_up || self.suffers(Trouble::Reads) => {
                 Event::DevicesAnswered(Err(away()))
             }
-            Action::AskDevices(asked) => Event::DevicesAnswered(Ok(self.words(&asked))),
+            Action::AskDevices(asked) => Event::DevicesAnswered(Ok(self.standings(&asked))),
             Action::Remember(_) => return,
             Action::Observe if self.suffers(Trouble::Observations) => {
                 self.observations += 1;

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use gatepost::model::{
     BarredBy, DeviceId, DeviceRow, DeviceRows, Mark, PeerRow, PublicKey, UserId,
 };
-use gatepost::reconcile::{AskedDevice, DeviceWords, ReadAnswer, ReadKind, Withdrawal};
+use gatepost::reconcile::{AskedDevice, DeviceStandings, ReadAnswer, ReadKind, Withdrawal};
 
 use super::bytes::Bytes;
 use super::tables::{Change, Tables};
@@ -188,7 +188,11 @@ impl Database {
     }
 
     /// What becomes of devices that no row of a peer names. Here only such a row says that one is revoked.
-    pub fn words(&self, asked: &BTreeMap<PublicKey, AskedDevice>, now: SystemTime) -> DeviceWords {
+    pub fn standings(
+        &self,
+        asked: &BTreeMap<PublicKey, AskedDevice>,
+        now: SystemTime,
+    ) -> DeviceStandings {
         let tables = &self.latest().tables;
         let rows = &tables.peers;
         let is_revoked = |row: &PeerRow| {
@@ -209,7 +213,7 @@ impl Database {
             policies: tables.policies.values().cloned().collect(),
             taken_at: now,
         };
-        DeviceWords::new(&tables.gateway.name, asked, &[rows])
+        DeviceStandings::new(&tables.gateway.name, asked, &[rows])
     }
 
     /// Whose withdrawals it has lost: a mark is gone, and no later one is about the same device.

@@ -155,8 +155,8 @@ impl World {
             Errand::AskDevices(asked) => {
                 let answers = self.database.is_up && self.database.is_readable;
                 let now = self.database_now();
-                let words = answers.then(|| self.database.words(&asked, now));
-                self.tell(Event::DevicesAnswered(words.ok_or_else(away)));
+                let standings = answers.then(|| self.database.standings(&asked, now));
+                self.tell(Event::DevicesAnswered(standings.ok_or_else(away)));
             }
             Errand::Report { report, written: false } => {
                 let takes = self.database.is_up && self.database.takes_reports;

@@ -12,7 +12,7 @@ use crate::model::{BlockList, DesiredState, Mark, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
-use crate::reconcile::device_words::DeviceWords;
+use crate::reconcile::device_standings::DeviceStandings;
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Action, Keep, LastGood, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
@@ -146,12 +146,12 @@ impl Machine {
     /// narrowed policy waits for no operator.
     pub(super) fn devices_answered(
         &mut self,
-        answer: Result<DeviceWords, DatabaseError>,
+        answer: Result<DeviceStandings, DatabaseError>,
         now: Now,
     ) {
         match answer {
-            Ok(words) => {
-                let peers = self.hold.devices_answered(words, now.instant);
+            Ok(standings) => {
+                let peers = self.hold.devices_answered(standings, now.instant);
                 self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
             }
             Err(error) => {

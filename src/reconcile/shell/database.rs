@@ -8,7 +8,7 @@ use tracing::debug;
 use super::choose::{Chosen, Present, choose};
 use crate::causes::causes;
 use crate::model::PublicKey;
-use crate::reconcile::device_words::{AskedDevice, DeviceWords};
+use crate::reconcile::device_standings::{AskedDevice, DeviceStandings};
 use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::history::Withdrawal;
@@ -108,15 +108,15 @@ pub(super) async fn lost(
 }
 
 /// What the rows say to the gateway of this name about the devices of peers that no row names.
-pub(super) async fn words_about(
+pub(super) async fn ask_about(
     asked: BTreeMap<PublicKey, AskedDevice>,
     gateway_name: &str,
     store: &Store,
 ) -> Event {
     let devices = asked.values().map(|it| it.device_id).collect();
     let answer = store.devices_without_peer(&devices).await;
-    let words = |rows: Vec<_>| DeviceWords::new(gateway_name, &asked, &rows);
-    Event::DevicesAnswered(answer.map(words).map_err(Into::into))
+    let standings = |rows: Vec<_>| DeviceStandings::new(gateway_name, &asked, &rows);
+    Event::DevicesAnswered(answer.map(standings).map_err(Into::into))
 }
 
 /// The state that one read leaves for the next.

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use super::asked_peers::AskedPeers;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
-use super::database::{Connection, Found, Reader, lost, send, words_about};
+use super::database::{Connection, Found, Reader, ask_about, lost, send};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
@@ -260,9 +260,9 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             Action::AskDevices(asked) => {
                 let (store, gateway) = (self.store.clone(), self.gateway.clone());
-                self.spawn_inner(async move {
-                    Inner::Event(words_about(asked, &gateway, &store).await)
-                });
+                self.spawn_inner(
+                    async move { Inner::Event(ask_about(asked, &gateway, &store).await) },
+                );
             }
             Action::Remember(withdrawals) => {
                 if let Some(rememberer) = &self.rememberer {

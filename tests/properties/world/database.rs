@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gatepost::model::{DeviceId, DeviceRow, DeviceRows, GatewayId, GatewayRow, KeyText, PublicKey};
-use gatepost::reconcile::{AskedDevice, DeviceWords, ReadAnswer, ReadKind};
+use gatepost::reconcile::{AskedDevice, DeviceStandings, ReadAnswer, ReadKind};
 
 use super::changes::changes;
 use super::{Trouble, World};
@@ -44,7 +44,7 @@ impl World {
     }
 
     /// What becomes of devices that no row of a peer names.
-    pub(super) fn words(&self, asked: &BTreeMap<PublicKey, AskedDevice>) -> DeviceWords {
+    pub(super) fn standings(&self, asked: &BTreeMap<PublicKey, AskedDevice>) -> DeviceStandings {
         let row = |id: &DeviceId| {
             let user_id = *self.devices.get(id)?;
             let group_ids = self.tables.memberships.get(&user_id).cloned().unwrap_or_default();
@@ -57,7 +57,7 @@ impl World {
             policies: self.tables.policies.values().cloned().collect(),
             taken_at: self.database_now(),
         };
-        DeviceWords::new(&gateway().name, asked, &[rows])
+        DeviceStandings::new(&gateway().name, asked, &[rows])
     }
 
     fn spoil(&self, row: &mut GatewayRow) {
