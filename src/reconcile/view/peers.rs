@@ -10,7 +10,7 @@ use crate::plan::HeldPeer;
 /// Why a peer is left out that was withdrawn before the database had another epoch, or while the last
 /// good rows are followed.
 const BEING_ASKED: &str = "it was withdrawn, and these rows may be older: it stays out until the database \
-                           confirms that it may connect";
+                           says that it may connect";
 
 impl View<'_> {
     /// Every peer of this gateway, by the id of its row; then the held peers that no row names.
