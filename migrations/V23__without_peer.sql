@@ -3,16 +3,53 @@
 set role gatepost_owner;
 set local search_path = pg_catalog, pg_temp;
 
--- Both functions answer also about a device that has a peer of another gateway by now. Only who knows its id can ask.
+-- A gateway may ask about a device that is its own: it has or had a peer here, as far as the tables or the marks still
+-- say so. Of any other device whose id it knows it hears that it is revoked, and nothing else.
+create function gatepost.own_devices(me uuid, device_ids uuid[]) returns uuid[]
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set row_security = off set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+declare
+    own uuid[] := array(
+        select distinct i.id
+        from unnest(device_ids) i (id)
+        where exists (
+                select from public.wireguard_peers p where p.device_id = i.id and p.gateway_id = me offset 0
+            )
+            or exists (
+                select
+                from public.ip_allocations a
+                where a.device_id = i.id and a.status = 'allocated' and a.gateway_id = me
+                offset 0
+            )
+    );
+begin
+    if cardinality(own) < cardinality(device_ids) then
+        own := array(
+            select unnest(own)
+            union
+            (
+                select unnest(device_ids)
+                intersect
+                select unnest(c.ids) from gatepost.change c where c.gateway_id = me
+            )
+        );
+    end if;
+    return own;
+end $$;
+comment on function gatepost.own_devices(uuid, uuid[]) is
+    'Those of these devices that have or had a peer of the gateway. Granted to no role.';
 
 create function gatepost.devices_by_id(device_ids uuid[])
 returns table (device_id uuid, user_id uuid, group_ids uuid[], revoked boolean)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set row_security = off set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+declare
+    me constant uuid := gatepost.me();
+    own uuid[];
 begin
-    perform gatepost.me();
     perform gatepost.at_most(100000, cardinality(device_ids));
+    own := gatepost.own_devices(me, device_ids);
     return query
     select d.id, d.user_id,
         array(
@@ -26,10 +63,15 @@ begin
         ),
         d.status is distinct from 'active' or coalesce(d.revoked_at <= now(), false)
     from public.devices d
-    where d.id = any (devices_by_id.device_ids) and d.user_id is not null;
+    where d.id = any (own) and d.user_id is not null;
+    return query
+    select d.id, null::uuid, '{}'::uuid[], true
+    from (select unnest(device_ids) except select unnest(own)) i (id)
+    join public.devices d on d.id = i.id
+    where d.status is distinct from 'active' or d.revoked_at <= now();
 end $$;
 comment on function gatepost.devices_by_id(uuid[]) is
-    'Those of these devices that exist: their users, the undeleted groups of these, and whether the device is revoked, by its status or by a time of revocation that has come.';
+    'Of these devices that have or had a peer of the gateway: their users, the undeleted groups of these, and whether the device is revoked, by its status or by a time of revocation that has come. Of others only those that are revoked, and nothing else.';
 
 -- As gatepost.policies_of(), but for the targets that these devices are. Other targets of the policies are not looked
 -- at, however many they are.
@@ -89,12 +131,13 @@ comment on function gatepost.policies_of_devices(uuid[]) is
 create function gatepost.policies_by_device(device_ids uuid[]) returns setof gatepost.policy_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform gatepost.me();
     perform gatepost.at_most(100000, cardinality(device_ids));
-    return query select p.* from gatepost.policies_of_devices(device_ids) p;
+    return query
+    select p.*
+    from gatepost.policies_of_devices(gatepost.own_devices(gatepost.me(), device_ids)) p;
 end $$;
 comment on function gatepost.policies_by_device(uuid[]) is
-    'The active policies that apply to these devices, their users or the groups of these, with the targets by which they do.';
+    'The active policies that apply to those of these devices that have or had a peer of the gateway, to their users or to the groups of these, with the targets by which they do.';
 
 do $migration$
 declare

@@ -63,7 +63,8 @@ impl Store {
             let columns = Columns::of(row, DOING);
             let group_ids: Vec<Uuid> = columns.get(2)?;
             let row = DeviceRow {
-                user_id: columns.get::<Uuid>(1)?.into(),
+                // Of a device that was never this gateway's, nothing else is told than that it is revoked.
+                user_id: columns.get::<Option<Uuid>>(1)?.unwrap_or_default().into(),
                 group_ids: group_ids.into_iter().map(Into::into).collect(),
                 revoked: columns.get(3)?,
             };
