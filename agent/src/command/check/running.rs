@@ -70,12 +70,8 @@ fn drift(status: &Status) -> Option<Finding> {
     })
 }
 
-/// Unless the state says it.
 fn held_back(status: &Status) -> Option<Finding> {
     let held = status.held_back?;
-    if status.state.to_string().contains(&held.to_string()) {
-        return None;
-    }
     let text = format!("removing {} of {} waits", held.removals, count(held.of, "peer"));
     let remedy = "`gatepost confirm` shows whom, and removes them; or restore their rows";
     Some(Finding::warning("agent", text, remedy))

@@ -24,11 +24,6 @@ fn running_agent_is_asked_for_what_only_it_knows() {
     assert_eq!(told(warned, "the disk is full"), Exit::Failure);
     let held = |status: &mut Status| status.held_back = Some(HeldBack { removals: 60, of: 100 });
     assert_eq!(told(held, "removing 60 of 100 peers waits -> "), Exit::Failure);
-    let held_and_said = |status: &mut Status| {
-        let held = HeldBack { removals: 60, of: 100 };
-        (status.held_back, status.state) = (Some(held), State::Degraded { why: held.to_string() });
-    };
-    assert_eq!(told(held_and_said, "degraded: the rows of 60 of 100 peers "), Exit::Failure);
     let quarantined = |status: &mut Status| {
         status.peers.quarantined = 1;
         status.quarantined = vec![QuarantinedPeer {
