@@ -3,13 +3,12 @@
 set role gatepost_owner;
 set local search_path = pg_catalog, pg_temp;
 
--- A gateway may ask about a device that is its own: it has or had a peer here, as far as the tables or the marks still
--- say so. Of any other device whose id it knows it hears that it is revoked, and nothing else.
+-- A gateway may ask about a device that is its own: a deleted peer or an address that is allocated still says so. Of any
+-- other device whose id it knows it hears that it is revoked, and nothing else.
 create function gatepost.own_devices(me uuid, device_ids uuid[]) returns uuid[]
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+language sql stable security definer set search_path = pg_catalog, pg_temp
 set row_security = off set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
-declare
-    own uuid[] := array(
+    select array(
         select distinct i.id
         from unnest(device_ids) i (id)
         where exists (
@@ -21,23 +20,10 @@ declare
                 where a.device_id = i.id and a.status = 'allocated' and a.gateway_id = me
                 offset 0
             )
-    );
-begin
-    if cardinality(own) < cardinality(device_ids) then
-        own := array(
-            select unnest(own)
-            union
-            (
-                select unnest(device_ids)
-                intersect
-                select unnest(c.ids) from gatepost.change c where c.gateway_id = me
-            )
-        );
-    end if;
-    return own;
-end $$;
+    )
+$$;
 comment on function gatepost.own_devices(uuid, uuid[]) is
-    'Those of these devices that have or had a peer of the gateway. Granted to no role.';
+    'Those of these devices that have a peer of the gateway, also a deleted one, or an address that it allocated. Granted to no role.';
 
 create function gatepost.devices_by_id(device_ids uuid[])
 returns table (device_id uuid, user_id uuid, group_ids uuid[], revoked boolean)
@@ -71,7 +57,7 @@ begin
     where d.status is distinct from 'active' or d.revoked_at <= now();
 end $$;
 comment on function gatepost.devices_by_id(uuid[]) is
-    'Of these devices that have or had a peer of the gateway: their users, the undeleted groups of these, and whether the device is revoked, by its status or by a time of revocation that has come. Of others only those that are revoked, and nothing else.';
+    'Of these devices, if they have a peer of the gateway, also a deleted one, or an address that it allocated: their users, the undeleted groups of these, and whether the device is revoked, by its status or by a time of revocation that has come. Of others only those that are revoked, and nothing else.';
 
 -- As gatepost.policies_of(), but for the targets that these devices are. Other targets of the policies are not looked
 -- at, however many they are.
@@ -137,7 +123,7 @@ begin
     from gatepost.policies_of_devices(gatepost.own_devices(gatepost.me(), device_ids)) p;
 end $$;
 comment on function gatepost.policies_by_device(uuid[]) is
-    'The active policies that apply to those of these devices that have or had a peer of the gateway, to their users or to the groups of these, with the targets by which they do.';
+    'The active policies that apply to those of these devices that have a peer of the gateway, also a deleted one, or an address that it allocated, to their users or to the groups of these, with the targets by which they do.';
 
 do $migration$
 declare

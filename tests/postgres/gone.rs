@@ -50,7 +50,9 @@ async fn held_peer_without_a_row_reaches_no_more_than_policies_let_it() {
     }
     world
         .run(
-            "insert into groups (name) values ('staff');
+            "insert into ip_allocations (gateway_id, device_id, address)
+                 select gateway_id, device_id, assigned_ip from wireguard_peers;
+             insert into groups (name) values ('staff');
              insert into group_memberships (group_id, user_id) select g.id, u.id from groups g, users u;
              insert into policies (name, priority) values ('office', 10), ('desk', 10);
              insert into policy_targets (policy_id, target_type, target_id)
@@ -125,7 +127,10 @@ async fn devices_without_a_peer_are_told_with_what_still_says_something_about_th
                  select p.id, 'group', g.id from policies p, groups g where p.name in ('a', 'b')
                  union all select p.id, 'user', u.id from policies p, users u where p.name = 'c'
                  union all select p.id, 'device', gen_random_uuid() from policies p;
+             insert into ip_allocations (gateway_id, device_id, address)
+                 select gateway_id, device_id, assigned_ip from wireguard_peers;
              delete from wireguard_peers;
+             delete from ip_allocations where device_id = (select id from devices where name = 'user-6');
              delete from devices where name = 'user-6'",
         )
         .await;
