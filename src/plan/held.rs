@@ -317,6 +317,12 @@ impl Held {
         self.gone
     }
 
+    /// Whether this peer is held and no row names it.
+    #[must_use]
+    pub fn is_without_row(&self, key: &PublicKey) -> bool {
+        self.peers.get(key).is_some_and(HeldPeer::is_gone)
+    }
+
     /// The peers that no row names.
     pub fn without_row(&self) -> impl Iterator<Item = &PublicKey> {
         self.peers.iter().filter(|(_, peer)| peer.is_gone()).map(|(key, _)| key)

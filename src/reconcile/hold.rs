@@ -224,8 +224,7 @@ impl Hold {
     fn forget_narrowed(&mut self) {
         let Self { staying, unjudged, narrowed, .. } = self;
         let before = narrowed.len();
-        let is_gone = |key: &PublicKey| staying.peers().get(key).is_some_and(HeldPeer::is_gone);
-        narrowed.retain(|key| is_gone(key) || unjudged.peers().contains_key(key));
+        narrowed.retain(|key| staying.is_without_row(key) || unjudged.peers().contains_key(key));
         self.narrowed_others |= narrowed.len() != before;
     }
 

@@ -16,7 +16,7 @@ use foldhash::HashMap;
 use super::device_standings::{AskedDevice, DeviceStandings};
 use super::event::Action;
 use crate::model::{Departed, DeviceStanding, Profile, PublicKey};
-use crate::plan::{Held, HeldPeer};
+use crate::plan::Held;
 
 /// Between two questions about few peers.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -117,9 +117,7 @@ impl WithoutRow {
             }
         }
         self.heard = answer.of;
-        let is_gone = |key: &PublicKey| held.peers().get(key).is_some_and(HeldPeer::is_gone);
-        revoked.retain(is_gone);
-        less.retain(|key, _| is_gone(key));
+        revoked.retain(|key| held.is_without_row(key));
         let less = held.narrowing(less);
         let narrowed = less.keys().copied().collect();
         for (key, granted) in less {
