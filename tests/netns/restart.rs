@@ -47,7 +47,7 @@ fn restart_kill_upgrade_and_resync_lose_no_packet_and_forget_nothing() {
     pings.await_answers(5);
 
     let pinged = pings.end();
-    assert_eq!(pinged.lost, 0, "{pinged:?}");
+    assert_eq!(pinged.lost, 0, "{pinged:?}\n{}", lab.drops());
     Fault::told(&lab, "agent ended, killed, upgraded, resynced", "nothing changes", pinged);
     if lab.backend == Backend::Kernel {
         // A userspace device counts from its own start and says so in its own way.

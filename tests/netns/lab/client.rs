@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     Backend, GATEWAY, GATEWAY_WAN, LISTEN_PORT, Lab, Space, echo, eventually, new_keys, run,
@@ -15,6 +15,8 @@ use super::{
 
 /// What a client sends through the tunnel.
 const NETWORKS: [&str; 4] = ["10.99.0.0/16", "10.20.0.0/24", "fd99::/64", "fd20::/64"];
+/// A ping that is not answered by then, when pinging ends, is lost.
+const LATE: Duration = Duration::from_secs(2);
 
 /// A client in a namespace of its own, called after its user.
 pub struct Client {
@@ -332,15 +334,28 @@ impl Ping {
         format!("{}: {missing:?}", self.log.display())
     }
 
-    /// Ends it. What was not answered after the last answer is not counted.
+    /// Ends it. What was sent after the last answer is not counted. An answer may overtake another one, so those
+    /// that are missing by now have until [`LATE`] to come.
     pub fn end(mut self) -> Pinged {
+        let last = self.answered().keys().last().copied().unwrap_or_default();
+        let begin = Instant::now();
+        let answered = loop {
+            let mut answered = self.answered();
+            answered.retain(|number, _| *number <= last);
+            if answered.len() == last || begin.elapsed() >= LATE {
+                break answered;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        let answered = self.answered();
-        let last = answered.keys().last().copied().unwrap_or_default();
+        let lost = last - answered.len();
+        if lost > 0 {
+            println!("{lost} of {last} pings are lost, in {}", self.unanswered());
+        }
         let times: Vec<f64> = answered.values().copied().collect();
         let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-        Pinged { last, lost: last - answered.len(), longest_gap: Duration::from_secs_f64(longest) }
+        Pinged { last, lost, longest_gap: Duration::from_secs_f64(longest) }
     }
 
     /// The numbers of the answered pings, each once, with the second at which the answer came.

@@ -295,12 +295,17 @@ file = "{folder}/last-good"
         self.logs.lock().unwrap().iter().filter_map(|log| fs::read_to_string(log).ok()).collect()
     }
 
-    /// What the gateway's sockets and links have dropped, as the kernel counts it.
+    /// What the gateway's sockets and links have dropped, as the kernel counts it, and the rules of its firewall that
+    /// have counted packets.
     pub fn drops(&self) -> String {
         let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
         let [snmp, links] = self.gateway.within(|| ["snmp", "dev"].map(read));
-        let udp = snmp.lines().filter(|line| line.starts_with("Udp:"));
-        udp.chain(links.lines()).collect::<Vec<_>>().join("\n")
+        let sockets = snmp.lines().filter(|line| line.starts_with("Udp:"));
+        let rules = self.gateway.run("nft", &["list", "table", "inet", "gatepost"]);
+        let counted =
+            |rule: &&str| rule.contains("counter packets") && !rule.contains("counter packets 0 ");
+        let counted = rules.lines().filter(counted).map(str::trim);
+        sockets.chain(links.lines()).chain(counted).collect::<Vec<_>>().join("\n")
     }
 
     /// A client with a device, a key and an address; unknown to the database until inserted.
