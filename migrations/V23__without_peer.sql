@@ -26,7 +26,7 @@ comment on function gatepost.own_devices(uuid, uuid[]) is
     'Those of these devices that have a peer of the gateway, also a deleted one, or an address that it allocated. Granted to no role.';
 
 create function gatepost.devices_by_id(device_ids uuid[])
-returns table (device_id uuid, user_id uuid, group_ids uuid[], revoked boolean)
+returns table (device_id uuid, user_id uuid, group_ids uuid[], revoked boolean, barred boolean)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set row_security = off set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
@@ -47,17 +47,24 @@ begin
                 select from public.groups g where g.id = m.group_id and g.deleted_at is null offset 0
             )
         ),
-        d.status is distinct from 'active' or coalesce(d.revoked_at <= now(), false)
+        d.status is distinct from 'active' or coalesce(d.revoked_at <= now(), false),
+        d.deleted_at is not null
+        or exists (
+            select
+            from public.users u
+            where u.id = d.user_id and (u.is_active is not true or u.deleted_at is not null)
+            offset 0
+        )
     from public.devices d
     where d.id = any (own) and d.user_id is not null;
     return query
-    select d.id, null::uuid, '{}'::uuid[], true
+    select d.id, null::uuid, '{}'::uuid[], true, false
     from (select unnest(device_ids) except select unnest(own)) i (id)
     join public.devices d on d.id = i.id
     where d.status is distinct from 'active' or d.revoked_at <= now();
 end $$;
 comment on function gatepost.devices_by_id(uuid[]) is
-    'Of these devices, if they have a peer of the gateway, also a deleted one, or an address that it allocated: their users, the undeleted groups of these, and whether the device is revoked, by its status or by a time of revocation that has come. Of others only those that are revoked, and nothing else.';
+    'Of these devices, if they have a peer of the gateway, also a deleted one, or an address that it allocated: their users, the undeleted groups of these, whether the device is revoked, by its status or by a time of revocation that has come, and whether it is barred, because it or its user is deleted or the user is not active. Of others only those that are revoked, and nothing else.';
 
 -- As gatepost.policies_of(), but for the targets that these devices are. Other targets of the policies are not looked
 -- at, however many they are.

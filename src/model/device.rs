@@ -16,6 +16,8 @@ pub struct DeviceRow {
     pub group_ids: BTreeSet<GroupId>,
     /// By its status, or by a time of revocation that has come.
     pub revoked: bool,
+    /// It or its user is deleted, or the user is not active.
+    pub barred: bool,
 }
 
 /// Such devices as far as they exist, the policies that apply to them, and the settings, all read at one instant.
@@ -34,8 +36,21 @@ pub enum DeviceStanding {
     /// It has no row either.
     Gone,
     Revoked,
-    /// Policies let it reach this, whether or not it has a right to a tunnel.
+    /// It or its user is deleted, or the user is not active. Policies would let it reach this.
+    Barred(Arc<Profile>),
+    /// Policies let it reach this, whether or not it is approved.
     Granted(Arc<Profile>),
+}
+
+impl DeviceStanding {
+    /// What policies let the device reach, if rows say so.
+    #[must_use]
+    pub const fn grants(&self) -> Option<&Arc<Profile>> {
+        match self {
+            Self::Gone | Self::Revoked => None,
+            Self::Barred(profile) | Self::Granted(profile) => Some(profile),
+        }
+    }
 }
 
 impl DeviceRows {
@@ -60,7 +75,11 @@ impl DeviceRows {
                 None => DeviceStanding::Gone,
                 Some(DeviceRow { revoked: true, .. }) => DeviceStanding::Revoked,
                 Some(device) => {
-                    DeviceStanding::Granted(book.profile_for(device.user_id, id, dns_servers))
+                    let profile = book.profile_for(device.user_id, id, dns_servers);
+                    match device.barred {
+                        true => DeviceStanding::Barred(profile),
+                        false => DeviceStanding::Granted(profile),
+                    }
                 }
             };
             (key, standing)

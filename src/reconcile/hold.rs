@@ -30,10 +30,6 @@ pub(super) struct Hold {
     /// The time by which the setting confirmed removals.
     confirmed_at: Option<SystemTime>,
     without_row: WithoutRow,
-    /// The peers without a row from which policies took something.
-    narrowed: BTreeSet<PublicKey>,
-    /// Others than those that were last written to the disk.
-    narrowed_others: bool,
     verdict: Verdict,
     /// How much was read since the last verdict.
     read: ReadKind,
@@ -71,9 +67,7 @@ impl Hold {
             arrivals: 0,
             confirmed_at: None,
             confirmed: BTreeSet::new(),
-            without_row: WithoutRow::new(now),
-            narrowed: remembered.narrowed.clone(),
-            narrowed_others: false,
+            without_row: WithoutRow::new(now, remembered.narrowed.clone()),
             verdict: Verdict::Kept,
             read: ReadKind::Changes,
         }
@@ -141,7 +135,7 @@ impl Hold {
         self.without_row.not_answered(&self.staying, now);
     }
 
-    /// The database says what becomes of the devices of these peers: the removal of one whose device is revoked
+    /// The database says what becomes of the devices of these peers: the removal of one whose device takes it out
     /// waits no more, and what policies grant no more is taken. Returns those of which that is news.
     pub fn devices_answered(
         &mut self,
@@ -150,10 +144,7 @@ impl Hold {
     ) -> BTreeSet<PublicKey> {
         let (mut news, narrowed) = self.without_row.answered(answer, &self.staying, now);
         news.retain(|key| self.confirmed.insert(*key));
-        for key in narrowed {
-            self.narrowed_others |= self.narrowed.insert(key);
-            news.insert(key);
-        }
+        news.extend(narrowed);
         news
     }
 
@@ -208,7 +199,6 @@ impl Hold {
         self.held_back = HeldBack::new(removals, present.max(removals));
         (self.arrivals, self.staying) = (staying.arrivals(), staying);
         self.without_row.planned(&self.staying, &self.unjudged);
-        self.forget_narrowed();
         let keep = match self.held_back {
             None => Keep::All,
             Some(_) if more => Keep::Later,
@@ -218,14 +208,6 @@ impl Hold {
             news: self.held_back.filter(|_| differs),
             keep: rows_decide.then_some(keep).filter(|keep| self.is_due(*keep)),
         }
-    }
-
-    /// Whose row is back, or who is gone, is as its row says.
-    fn forget_narrowed(&mut self) {
-        let Self { staying, unjudged, narrowed, .. } = self;
-        let before = narrowed.len();
-        narrowed.retain(|key| staying.is_without_row(key) || unjudged.peers().contains_key(key));
-        self.narrowed_others |= narrowed.len() != before;
     }
 
     /// The peers that wait and since when, and those of them that were narrowed, if they are to be written to the
@@ -238,12 +220,12 @@ impl Hold {
         let count = self.staying.peers().len() + self.unjudged.peers().len();
         let (former, most) = self.written;
         let most_are_left = count == most || count < most && count > most / 2;
-        if arrivals == former && most_are_left && !self.narrowed_others {
+        if arrivals == former && most_are_left && !self.without_row.narrowed_others() {
             return None;
         }
         let since = self.waiting().map(|(key, peer)| (*key, peer.since())).collect();
-        (self.written, self.narrowed_others) = ((arrivals, count), false);
-        Some((since, self.narrowed.clone()))
+        self.written = (arrivals, count);
+        Some((since, self.without_row.write_narrowed()))
     }
 
     /// Whether the removal of this peer waits.

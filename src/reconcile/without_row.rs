@@ -1,11 +1,14 @@
 //! Held peers that no row names. No read shows what becomes of their devices, and no mark tells of it, so the agent
 //! asks the database at intervals.
 //!
-//! A revoked device takes its peer out. Policies are compared from answer to answer, because the accident that
-//! took the rows of peers may also have taken users, groups or policies, and a restore brings tables back one after the
-//! other: a peer loses what policies granted at the last answer and do not grant any more. The first answer is compared
-//! with what the peer has, if any policy applies to any of the devices. An answer that lacks the device ends the
-//! comparison, and the next one that has it begins it anew.
+//! A revoked device takes its peer out. So does a device that is barred since the last answer, because it or its user
+//! was deleted or the user is not active any more, if these are few: many at once may be part of the accident that took
+//! the rows.
+//!
+//! Policies are compared from answer to answer, because the accident may also have taken users, groups or policies, and
+//! a restore brings tables back one after the other: a peer loses what policies granted at the last answer and do not
+//! grant any more. The first answer is compared with what the peer has, if any policy applies to any of the devices. An
+//! answer that lacks the device ends the comparison, and the next one that has it begins it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use super::device_standings::{AskedDevice, DeviceStandings};
 use super::event::Action;
 use crate::model::{Departed, DeviceStanding, Profile, PublicKey};
 use crate::plan::Held;
+use crate::plan::guard::ALWAYS_ALLOWED_PEERS;
 
 /// Between two questions about few peers.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -33,6 +37,10 @@ pub(super) struct WithoutRow {
     heard: BTreeMap<PublicKey, DeviceStanding>,
     /// What policies grant peers that keep more, until a plan takes that from them.
     granted: BTreeMap<PublicKey, Arc<Profile>>,
+    /// The peers from which policies took something.
+    narrowed: BTreeSet<PublicKey>,
+    /// Whether these are others than were last written to the disk.
+    narrowed_others: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +50,15 @@ enum Question {
 }
 
 impl WithoutRow {
-    pub const fn new(now: Instant) -> Self {
-        Self { question: Question::Due(now), heard: BTreeMap::new(), granted: BTreeMap::new() }
+    /// `narrowed`: the peers from which policies took something in an earlier run.
+    pub const fn new(now: Instant, narrowed: BTreeSet<PublicKey>) -> Self {
+        Self {
+            question: Question::Due(now),
+            heard: BTreeMap::new(),
+            granted: BTreeMap::new(),
+            narrowed,
+            narrowed_others: false,
+        }
     }
 
     /// What policies grant peers that keep more.
@@ -77,7 +92,7 @@ impl WithoutRow {
         };
         let asked: BTreeMap<_, _> = held.without_row().filter_map(device).collect();
         if asked.is_empty() {
-            self.not_answered(held, now);
+            self.rest(held, now);
             return None;
         }
         Some(Action::AskDevices(asked))
@@ -85,6 +100,11 @@ impl WithoutRow {
 
     /// The database could not be asked. What it said before holds on.
     pub fn not_answered(&mut self, held: &Held, now: Instant) {
+        self.rest(held, now);
+    }
+
+    /// Sets when to ask again.
+    fn rest(&mut self, held: &Held, now: Instant) {
         let tens_of_thousands = u32::try_from(held.gone()).unwrap_or(u32::MAX) / FEW;
         let took = match self.question {
             Question::AskedAt(at) => now.duration_since(at),
@@ -94,37 +114,55 @@ impl WithoutRow {
         self.question = Question::Due(now + pause);
     }
 
-    /// The database answered. Returns the peers whose devices are revoked, and the others that are to be narrowed.
+    /// The database answered. Returns the peers whose devices take them out, and the others that are to be narrowed.
     pub fn answered(
         &mut self,
         answer: DeviceStandings,
         held: &Held,
         now: Instant,
     ) -> (BTreeSet<PublicKey>, BTreeSet<PublicKey>) {
-        self.not_answered(held, now);
-        let (mut revoked, mut less) = (BTreeSet::new(), BTreeMap::new());
+        self.rest(held, now);
+        let (taken_out, mut less) = (self.taken_out(&answer, held), BTreeMap::new());
         let mut left = Left::default();
         for (key, standing) in &answer.of {
-            match (self.heard.get(key), standing) {
-                (_, DeviceStanding::Revoked) => drop(revoked.insert(*key)),
-                (None, DeviceStanding::Granted(now)) if answer.by_policies => {
+            let before = self.heard.get(key);
+            match (before.map(DeviceStanding::grants), standing.grants()) {
+                (None, Some(now)) if answer.by_policies => {
                     less.insert(*key, Arc::clone(now));
                 }
-                (Some(DeviceStanding::Granted(before)), DeviceStanding::Granted(now)) => {
+                (Some(Some(before)), Some(now)) => {
                     less.extend(left.of(before, now).map(|left| (*key, left)));
                 }
                 _ => {}
             }
         }
         self.heard = answer.of;
-        revoked.retain(|key| held.is_without_row(key));
         let less = held.narrowing(less);
-        let narrowed = less.keys().copied().collect();
+        let narrowed: BTreeSet<_> = less.keys().copied().collect();
+        self.narrowed_others |= !narrowed.is_subset(&self.narrowed);
+        self.narrowed.extend(&narrowed);
         for (key, granted) in less {
             let both = self.granted.get(&key).map(|before| Arc::new(before.meet(&granted)));
             self.granted.insert(key, both.unwrap_or(granted));
         }
-        (revoked, narrowed)
+        (taken_out, narrowed)
+    }
+
+    /// The peers whose devices are revoked, and those whose devices are barred since the last answer, if these are few.
+    fn taken_out(&self, answer: &DeviceStandings, held: &Held) -> BTreeSet<PublicKey> {
+        let (mut revoked, mut barred) = (BTreeSet::new(), BTreeSet::new());
+        for (key, standing) in answer.of.iter().filter(|(key, _)| held.is_without_row(key)) {
+            match (self.heard.get(key), standing) {
+                (_, DeviceStanding::Revoked) => drop(revoked.insert(*key)),
+                (Some(DeviceStanding::Barred(_)), _) => {}
+                (_, DeviceStanding::Barred(_)) => drop(barred.insert(*key)),
+                _ => {}
+            }
+        }
+        if barred.len() <= ALWAYS_ALLOWED_PEERS {
+            revoked.append(&mut barred);
+        }
+        revoked
     }
 
     /// A plan was made that leaves these peers `held`, and those `unjudged` that no rows judge now.
@@ -139,6 +177,25 @@ impl WithoutRow {
             self.granted = waiting;
             self.granted.extend(held.narrowing(judged));
         }
+        self.forget_narrowed(held, unjudged);
+    }
+
+    /// Whether others were narrowed than were last written to the disk.
+    pub const fn narrowed_others(&self) -> bool {
+        self.narrowed_others
+    }
+
+    /// The peers from which policies took something, to be written to the disk.
+    pub fn write_narrowed(&mut self) -> BTreeSet<PublicKey> {
+        self.narrowed_others = false;
+        self.narrowed.clone()
+    }
+
+    /// Whose row is back, or who is gone, is as its row says.
+    fn forget_narrowed(&mut self, held: &Held, unjudged: &Held) {
+        let before = self.narrowed.len();
+        self.narrowed.retain(|key| held.is_without_row(key) || unjudged.peers().contains_key(key));
+        self.narrowed_others |= self.narrowed.len() != before;
     }
 }
 
@@ -188,7 +245,7 @@ mod tests {
     #[test]
     fn database_is_asked_at_once_and_then_at_intervals_that_grow_with_the_peers() {
         let start = Instant::now();
-        let mut without_row = WithoutRow::new(start);
+        let mut without_row = WithoutRow::new(start, BTreeSet::new());
         let (one, names) = held(1);
         assert_eq!((without_row.due(&held(0).0, true), without_row.due(&one, false)), (None, None));
         assert!(without_row.begin_question(&one, &names, true, start).is_some());
@@ -229,7 +286,7 @@ mod tests {
         let nothing = || DeviceStanding::Granted(Arc::default());
         let answer =
             |standing| DeviceStandings { of: BTreeMap::from([(key, standing)]), by_policies: true };
-        let mut without_row = WithoutRow::new(start);
+        let mut without_row = WithoutRow::new(start, BTreeSet::new());
         let (revoked, narrowed) = without_row.answered(answer(nothing()), &held, start);
         assert!(revoked.is_empty() && narrowed.contains(&key));
         without_row.not_answered(&held, start);
@@ -251,7 +308,7 @@ mod tests {
     fn question_that_takes_long_is_followed_by_a_longer_pause() {
         let start = Instant::now();
         let (held, names) = held(1);
-        let mut without_row = WithoutRow::new(start);
+        let mut without_row = WithoutRow::new(start, BTreeSet::new());
         assert!(without_row.begin_question(&held, &names, true, start).is_some());
         let answered = start + Duration::from_secs(3);
         without_row.answered(DeviceStandings::default(), &held, answered);
@@ -261,7 +318,7 @@ mod tests {
     #[test]
     fn devices_that_are_not_known_are_not_asked_for() {
         let start = Instant::now();
-        let mut without_row = WithoutRow::new(start);
+        let mut without_row = WithoutRow::new(start, BTreeSet::new());
         let (held, _) = held(3);
         assert!(without_row.begin_question(&held, &BTreeMap::new(), true, start).is_none());
         assert!(without_row.due(&held, true).is_some_and(|due| due > start));

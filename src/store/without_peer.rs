@@ -40,7 +40,7 @@ impl Store {
         let lease = self.lease(DOING).await?;
         let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&devices, Type::UUID_ARRAY)];
         let of_devices =
-            "select device_id, user_id, group_ids, revoked from gatepost.devices_by_id($1)";
+            "select device_id, user_id, group_ids, revoked, barred from gatepost.devices_by_id($1)";
         let of_policies = format!("select {POLICY_COLUMNS} from gatepost.policies_by_device($1)");
         let of_settings = settings_query();
         let reads = async {
@@ -67,6 +67,7 @@ impl Store {
                 user_id: columns.get::<Option<Uuid>>(1)?.unwrap_or_default().into(),
                 group_ids: group_ids.into_iter().map(Into::into).collect(),
                 revoked: columns.get(3)?,
+                barred: columns.get(4)?,
             };
             Ok((columns.get::<Uuid>(0)?.into(), row))
         };

@@ -8,7 +8,7 @@ use crate::token::{Pool, token};
 use crate::world::World;
 
 #[tokio::test]
-async fn held_peer_goes_when_its_device_is_revoked_without_a_row() {
+async fn held_peer_without_a_row_goes_when_its_device_or_user_is_taken_out() {
     let world = World::new().await;
     for number in 1..=14 {
         good_peer(&world, number).await;
@@ -16,21 +16,33 @@ async fn held_peer_goes_when_its_device_is_revoked_without_a_row() {
     let host = Memory::default();
     let mut agent = Running::start(agent(&world, host.clone()).await);
     agent.waits_for("ready", |status| status.state.is_ready()).await;
-    world.run("delete from wireguard_peers").await;
+    world
+        .run(
+            "insert into ip_allocations (gateway_id, device_id, address)
+                 select p.gateway_id, p.device_id, p.assigned_ip
+                 from wireguard_peers p join devices d on d.id = p.device_id where d.name in ('user-6', 'user-7');
+             delete from wireguard_peers",
+        )
+        .await;
     agent.waits_for("holds", |status| status.peers.held == 14).await;
     for (revocation, left) in [
         ("set status = 'revoked' where name = 'user-3'", 13),
         ("set revoked_at = now() where name = 'user-4'", 12),
         ("set deleted_at = now(), status = 'blocked' where name = 'user-5'", 11),
+        ("set deleted_at = now() where name = 'user-6'", 10),
     ] {
         world.run(&format!("update devices {revocation}")).await;
         agent.waits_for("removed it", |status| status.peers.in_kernel == left).await;
         assert_eq!(host.state().peers.len() as u64, left);
     }
+    for (word, left) in [("is_active = false", 9), ("is_active = true, deleted_at = now()", 9)] {
+        world.run(&format!("update users set {word} where username = 'user-7'")).await;
+        agent.waits_for("removed it", |status| status.peers.in_kernel == left).await;
+    }
     let told = "select count(*) from audit_logs where event_type = 'peer.revoked' \
                 and entity_type = 'peer'";
     agent.stop().await;
-    assert_eq!(world.count(told).await, 3, "an agent that stops reports first");
+    assert_eq!(world.count(told).await, 5, "an agent that stops reports first");
 }
 
 /// The addresses of held peers that may reach this one, as the kernel's table judges them.
@@ -118,6 +130,8 @@ async fn devices_without_a_peer_are_told_with_what_still_says_something_about_th
              update devices set revoked_at = now() + interval '1 hour' where name = 'user-3';
              update devices set approved_at = null where name = 'user-4';
              update devices set deleted_at = now() where name = 'user-5';
+             update users set is_active = false where username in ('user-2', 'user-3', 'user-7', 'user-8');
+             update users set deleted_at = now() where username = 'user-4';
              insert into groups (name) values ('staff'), ('past');
              insert into group_memberships (group_id, user_id)
                  select g.id, u.id from groups g, users u where u.username in ('user-3', 'user-4', 'user-7', 'user-8');
@@ -151,6 +165,9 @@ async fn devices_without_a_peer_are_told_with_what_still_says_something_about_th
         let revoked = rows.devices.iter().filter(|(_, row)| row.revoked).map(|(id, _)| id.0);
         let expected = ids("devices where name in ('user-1', 'user-2', 'user-8')").await;
         assert_eq!(revoked.collect::<BTreeSet<_>>(), expected);
+        let barred = rows.devices.iter().filter(|(_, row)| row.barred).map(|(id, _)| id.0);
+        let expected = ids("devices where name in ('user-2', 'user-3', 'user-4', 'user-5')").await;
+        assert_eq!(barred.collect::<BTreeSet<_>>(), expected);
         let staff = ids("groups where name = 'staff'").await;
         let users = ids("users where username in ('user-3', 'user-4')").await;
         for row in rows.devices.values() {

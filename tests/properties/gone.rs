@@ -61,6 +61,35 @@ fn held_peer_without_a_row_goes_when_its_device_is_revoked() {
     assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (25, Some(25)));
 }
 
+#[test]
+fn few_devices_that_are_barred_take_out_held_peers_without_a_row_and_many_wait() {
+    for (barred, left) in [(1, 27), (10, 18), (11, 28)] {
+        let mut world = world_of(28, "172.16.0.0/24");
+        world.tables.peers.clear();
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(10));
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
+        world.barred_devices.extend((1..=barred).map(|number| DeviceId(id(3, number))));
+        world.pass_time(Duration::from_secs(10));
+        assert_eq!(world.kernel.state.peers.len(), left, "{barred} barred");
+        let told = audited(&world, AuditEvent::PeerRevoked);
+        assert_eq!(told.len(), 28 - left, "{told:?}");
+        // What was said already is no news, and another word is.
+        world.barred_devices.insert(DeviceId(id(3, 20)));
+        world.pass_time(Duration::from_secs(10));
+        assert_eq!(world.kernel.state.peers.len(), left - 1, "{barred} barred");
+        // Who waits is narrowed and revoked as before.
+        world.revoked_devices.insert(DeviceId(id(3, 1)));
+        world.pass_time(Duration::from_secs(10));
+        let revoked = usize::from(left == 28);
+        assert_eq!(world.kernel.state.peers.len(), left - 1 - revoked, "{barred} barred");
+        world.barred_devices.clear();
+        world.revoked_devices.clear();
+        world.pass_time(Duration::from_secs(10));
+        assert_eq!(world.kernel.state.peers.len(), left - 1 - revoked, "{barred} barred");
+    }
+}
+
 /// A policy that denies this user a network before all others.
 fn denying(world: &World, user: u8, network: &str) -> PolicyRow {
     let (target_type, target_id) = (TargetType::User, id(4, user));

@@ -111,6 +111,8 @@ pub struct World {
     pub devices: BTreeMap<DeviceId, UserId>,
     /// Those of them that are revoked without a row of a peer that names them.
     pub revoked_devices: BTreeSet<DeviceId>,
+    /// Devices that are deleted or whose users are, or are not active, as far as no row of a peer says so.
+    pub barred_devices: BTreeSet<DeviceId>,
 }
 
 impl World {
@@ -163,6 +165,7 @@ impl World {
             pool: None,
             devices: BTreeMap::new(),
             revoked_devices: BTreeSet::new(),
+            barred_devices: BTreeSet::new(),
         }
     }
 

@@ -187,7 +187,8 @@ impl Database {
         Seen { cursor, taken_at: now, answer }
     }
 
-    /// What becomes of devices that no row of a peer names. Here only such a row says that one is revoked.
+    /// What becomes of devices that no row of a peer names. Here only such a row says that one is revoked or
+    /// barred.
     pub fn standings(
         &self,
         asked: &BTreeMap<PublicKey, AskedDevice>,
@@ -201,11 +202,17 @@ impl Database {
         };
         let revoked = rows.values().filter(|row| is_revoked(row)).map(|row| row.device_id);
         let revoked: BTreeSet<_> = revoked.collect();
+        let deleted =
+            BarredBy::DEVICE_DELETED.union(BarredBy::USER_DELETED).union(BarredBy::USER_INACTIVE);
+        let is_barred = |row: &&PeerRow| row.bars.without(deleted) != row.bars;
+        let barred = rows.values().filter(is_barred).map(|row| row.device_id);
+        let barred: BTreeSet<_> = barred.collect();
         let row = |id: &DeviceId| {
             // Each device has a user of its own, of the same number.
             let user_id = UserId(id.0);
             let group_ids = tables.memberships.get(&user_id).cloned().unwrap_or_default();
-            (*id, DeviceRow { user_id, group_ids, revoked: revoked.contains(id) })
+            let (revoked, barred) = (revoked.contains(id), barred.contains(id));
+            (*id, DeviceRow { user_id, group_ids, revoked, barred })
         };
         let rows = DeviceRows {
             settings: tables.settings.clone(),

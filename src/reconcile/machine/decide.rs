@@ -142,8 +142,8 @@ impl Machine {
         }
     }
 
-    /// The database says what becomes of the devices of held peers that no row names: a revocation or a
-    /// narrowed policy waits for no operator.
+    /// The database says what becomes of the devices of held peers that no row names: a revocation, a
+    /// user who is not active any more or a narrowed policy waits for no operator.
     pub(super) fn devices_answered(
         &mut self,
         answer: Result<DeviceStandings, DatabaseError>,

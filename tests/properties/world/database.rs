@@ -49,7 +49,8 @@ impl World {
             let user_id = *self.devices.get(id)?;
             let group_ids = self.tables.memberships.get(&user_id).cloned().unwrap_or_default();
             let revoked = self.revoked_devices.contains(id);
-            Some((*id, DeviceRow { user_id, group_ids, revoked }))
+            let barred = self.barred_devices.contains(id);
+            Some((*id, DeviceRow { user_id, group_ids, revoked, barred }))
         };
         let rows = DeviceRows {
             settings: self.tables.settings.clone(),
