@@ -56,7 +56,7 @@ begin
             offset 0
         )
     from public.devices d
-    where d.id = any (own) and d.user_id is not null;
+    where d.id = any (own);
     return query
     select d.id, null::uuid, '{}'::uuid[], true, false
     from (select unnest(device_ids) except select unnest(own)) i (id)

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::{Ipv4Net, Ipv6Net};
 use uuid::Uuid;
 
-pub use self::kept::{Lost, Withdrawal, Withdrawals};
+pub use self::kept::{KeptWithoutRow, Lost, Withdrawal, Withdrawals};
 use self::marks::Marks;
 use crate::model::{
     Departed, DeviceId, Effect, Mark, MarkId, PolicyId, PolicyRow, PublicKey, TargetRow, TargetType,
@@ -103,20 +103,20 @@ impl History {
     pub fn remember_held(
         &mut self,
         held: BTreeMap<PublicKey, SystemTime>,
-        narrowed: BTreeSet<PublicKey>,
+        without_row: KeptWithoutRow,
         departed: BTreeMap<PublicKey, Departed>,
     ) {
-        let Withdrawals { held: to_held, narrowed: to_narrowed, departed: to_departed, .. } =
-            &mut self.kept;
-        (*to_held, *to_narrowed, *to_departed) = (held, narrowed, departed);
+        let Withdrawals { epoch, peers, lost, .. } = std::mem::take(&mut self.kept);
+        self.kept = Withdrawals { epoch, peers, lost, held, departed, without_row };
         self.changed = true;
     }
 
     /// The last good rows keep the rows of held peers that are gone from the database, but not what policies took from
     /// them since. So this policy denies those everything; `None`: there are none.
     pub fn closes_who_was_narrowed(&self) -> Option<PolicyRow> {
-        let Withdrawals { narrowed, departed, .. } = &self.kept;
-        let closed: Vec<_> = narrowed.iter().filter_map(|key| departed.get(key)).collect();
+        let Withdrawals { without_row, departed, .. } = &self.kept;
+        let closed: Vec<_> =
+            without_row.narrowed.iter().filter_map(|key| departed.get(key)).collect();
         if closed.is_empty() {
             return None;
         }
@@ -328,6 +328,12 @@ impl History {
                 self.pending.insert(*key, Withdrawal::of(who, marks.clone(), *read_at));
             }
         }
+    }
+
+    /// No mark needs to tell of what takes these peers out: a database that lost it lost also what was read last.
+    pub fn taken_out(&mut self, peers: &BTreeMap<PublicKey, Departed>, database_now: SystemTime) {
+        let withdrawal = |who| Withdrawal::of(who, self.latest.0.clone(), database_now);
+        self.pending.extend(peers.iter().map(|(key, who)| (*key, withdrawal(who))));
     }
 
     /// The devices and users that the marks of the last read list.

@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::device_standings::DeviceStandings;
 use super::event::{Action, Keep, ReadKind};
-use super::history::Withdrawals;
+use super::history::{KeptWithoutRow, Withdrawals};
 use super::rows::Waiting;
 use super::without_row::WithoutRow;
 use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
@@ -67,7 +67,7 @@ impl Hold {
             arrivals: 0,
             confirmed_at: None,
             confirmed: BTreeSet::new(),
-            without_row: WithoutRow::new(now, remembered.narrowed.clone()),
+            without_row: WithoutRow::new(now, remembered.without_row.clone()),
             verdict: Verdict::Kept,
             read: ReadKind::Changes,
         }
@@ -136,16 +136,16 @@ impl Hold {
     }
 
     /// The database says what becomes of the devices of these peers: the removal of one whose device takes it out
-    /// waits no more, and what policies grant no more is taken. Returns those of which that is news.
+    /// waits no more, and what policies grant no more is taken. Returns those of which that is news:
+    /// who is taken out, and who is narrowed.
     pub fn devices_answered(
         &mut self,
         answer: DeviceStandings,
         now: Instant,
-    ) -> BTreeSet<PublicKey> {
-        let (mut news, narrowed) = self.without_row.answered(answer, &self.staying, now);
-        news.retain(|key| self.confirmed.insert(*key));
-        news.extend(narrowed);
-        news
+    ) -> (BTreeSet<PublicKey>, BTreeSet<PublicKey>) {
+        let (mut taken_out, narrowed) = self.without_row.answered(answer, &self.staying, now);
+        taken_out.retain(|key| self.confirmed.insert(*key));
+        (taken_out, narrowed)
     }
 
     /// The setting confirms the removals that are held back by rows read before this time, also by an
@@ -210,22 +210,20 @@ impl Hold {
         }
     }
 
-    /// The peers that wait and since when, and those of them that were narrowed, if they are to be written to the
-    /// disk: once others were narrowed, or others wait than those that were written, or at most half of these. One
+    /// The peers that wait and since when, and what is kept of those without a row, if they are to be written to the
+    /// disk: once that is something else, or others wait than those that were written, or at most half of these. One
     /// that waits no more does no harm there, and so the release of one among many costs no look at the others.
-    pub fn begin_remember(
-        &mut self,
-    ) -> Option<(BTreeMap<PublicKey, SystemTime>, BTreeSet<PublicKey>)> {
+    pub fn begin_remember(&mut self) -> Option<(BTreeMap<PublicKey, SystemTime>, KeptWithoutRow)> {
         let arrivals = self.staying.arrivals().max(self.unjudged.arrivals());
         let count = self.staying.peers().len() + self.unjudged.peers().len();
         let (former, most) = self.written;
         let most_are_left = count == most || count < most && count > most / 2;
-        if arrivals == former && most_are_left && !self.without_row.narrowed_others() {
+        if arrivals == former && most_are_left && !self.without_row.differs() {
             return None;
         }
         let since = self.waiting().map(|(key, peer)| (*key, peer.since())).collect();
         self.written = (arrivals, count);
-        Some((since, self.without_row.write_narrowed()))
+        Some((since, self.without_row.write()))
     }
 
     /// Whether the removal of this peer waits.

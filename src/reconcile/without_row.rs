@@ -3,7 +3,7 @@
 //!
 //! A revoked device takes its peer out. So does a device that is barred since the last answer, because it or its user
 //! was deleted or the user is not active any more, if these are few: many at once may be part of the accident that took
-//! the rows.
+//! the rows, and wait for an operator.
 //!
 //! Policies are compared from answer to answer, because the accident may also have taken users, groups or policies, and
 //! a restore brings tables back one after the other: a peer loses what policies granted at the last answer and do not
@@ -18,6 +18,7 @@ use foldhash::HashMap;
 
 use super::device_standings::{AskedDevice, DeviceStandings};
 use super::event::Action;
+use super::history::KeptWithoutRow;
 use crate::model::{Departed, DeviceStanding, Profile, PublicKey};
 use crate::plan::Held;
 use crate::plan::guard::ALWAYS_ALLOWED_PEERS;
@@ -37,10 +38,9 @@ pub(super) struct WithoutRow {
     heard: BTreeMap<PublicKey, DeviceStanding>,
     /// What policies grant peers that keep more, until a plan takes that from them.
     granted: BTreeMap<PublicKey, Arc<Profile>>,
-    /// The peers from which policies took something.
-    narrowed: BTreeSet<PublicKey>,
-    /// Whether these are others than were last written to the disk.
-    narrowed_others: bool,
+    kept: KeptWithoutRow,
+    /// Whether that differs from what was last written to the disk.
+    differs: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,14 +50,14 @@ enum Question {
 }
 
 impl WithoutRow {
-    /// `narrowed`: the peers from which policies took something in an earlier run.
-    pub const fn new(now: Instant, narrowed: BTreeSet<PublicKey>) -> Self {
+    /// `kept`: by an earlier run.
+    pub const fn new(now: Instant, kept: KeptWithoutRow) -> Self {
         Self {
             question: Question::Due(now),
             heard: BTreeMap::new(),
             granted: BTreeMap::new(),
-            narrowed,
-            narrowed_others: false,
+            kept,
+            differs: false,
         }
     }
 
@@ -139,8 +139,8 @@ impl WithoutRow {
         self.heard = answer.of;
         let less = held.narrowing(less);
         let narrowed: BTreeSet<_> = less.keys().copied().collect();
-        self.narrowed_others |= !narrowed.is_subset(&self.narrowed);
-        self.narrowed.extend(&narrowed);
+        self.differs |= !narrowed.is_subset(&self.kept.narrowed);
+        self.kept.narrowed.extend(&narrowed);
         for (key, granted) in less {
             let both = self.granted.get(&key).map(|before| Arc::new(before.meet(&granted)));
             self.granted.insert(key, both.unwrap_or(granted));
@@ -149,19 +149,24 @@ impl WithoutRow {
     }
 
     /// The peers whose devices are revoked, and those whose devices are barred since the last answer, if these are few.
-    fn taken_out(&self, answer: &DeviceStandings, held: &Held) -> BTreeSet<PublicKey> {
+    fn taken_out(&mut self, answer: &DeviceStandings, held: &Held) -> BTreeSet<PublicKey> {
         let (mut revoked, mut barred) = (BTreeSet::new(), BTreeSet::new());
         for (key, standing) in answer.of.iter().filter(|(key, _)| held.is_without_row(key)) {
-            match (self.heard.get(key), standing) {
-                (_, DeviceStanding::Revoked) => drop(revoked.insert(*key)),
-                (Some(DeviceStanding::Barred(_)), _) => {}
-                (_, DeviceStanding::Barred(_)) => drop(barred.insert(*key)),
-                _ => {}
+            match standing {
+                DeviceStanding::Revoked => drop(revoked.insert(*key)),
+                DeviceStanding::Barred(_) if !self.kept.barred.contains(key) => {
+                    barred.insert(*key);
+                }
+                DeviceStanding::Granted(_) => self.differs |= self.kept.barred.remove(key),
+                DeviceStanding::Barred(_) | DeviceStanding::Gone => {}
             }
         }
-        if barred.len() <= ALWAYS_ALLOWED_PEERS {
+        let few = (held.gone() / 2).clamp(1, ALWAYS_ALLOWED_PEERS);
+        if barred.len() <= few {
             revoked.append(&mut barred);
         }
+        self.differs |= !barred.is_empty();
+        self.kept.barred.append(&mut barred);
         revoked
     }
 
@@ -177,25 +182,29 @@ impl WithoutRow {
             self.granted = waiting;
             self.granted.extend(held.narrowing(judged));
         }
-        self.forget_narrowed(held, unjudged);
+        self.forget(held, unjudged);
     }
 
-    /// Whether others were narrowed than were last written to the disk.
-    pub const fn narrowed_others(&self) -> bool {
-        self.narrowed_others
+    /// Whether something else is to be kept than was last written to the disk.
+    pub const fn differs(&self) -> bool {
+        self.differs
     }
 
-    /// The peers from which policies took something, to be written to the disk.
-    pub fn write_narrowed(&mut self) -> BTreeSet<PublicKey> {
-        self.narrowed_others = false;
-        self.narrowed.clone()
+    /// What is to be written to the disk.
+    pub fn write(&mut self) -> KeptWithoutRow {
+        self.differs = false;
+        self.kept.clone()
     }
 
     /// Whose row is back, or who is gone, is as its row says.
-    fn forget_narrowed(&mut self, held: &Held, unjudged: &Held) {
-        let before = self.narrowed.len();
-        self.narrowed.retain(|key| held.is_without_row(key) || unjudged.peers().contains_key(key));
-        self.narrowed_others |= self.narrowed.len() != before;
+    fn forget(&mut self, held: &Held, unjudged: &Held) {
+        let stays =
+            |key: &PublicKey| held.is_without_row(key) || unjudged.peers().contains_key(key);
+        for kept in [&mut self.kept.narrowed, &mut self.kept.barred] {
+            let before = kept.len();
+            kept.retain(stays);
+            self.differs |= kept.len() != before;
+        }
     }
 }
 
@@ -245,7 +254,7 @@ mod tests {
     #[test]
     fn database_is_asked_at_once_and_then_at_intervals_that_grow_with_the_peers() {
         let start = Instant::now();
-        let mut without_row = WithoutRow::new(start, BTreeSet::new());
+        let mut without_row = WithoutRow::new(start, KeptWithoutRow::default());
         let (one, names) = held(1);
         assert_eq!((without_row.due(&held(0).0, true), without_row.due(&one, false)), (None, None));
         assert!(without_row.begin_question(&one, &names, true, start).is_some());
@@ -286,7 +295,7 @@ mod tests {
         let nothing = || DeviceStanding::Granted(Arc::default());
         let answer =
             |standing| DeviceStandings { of: BTreeMap::from([(key, standing)]), by_policies: true };
-        let mut without_row = WithoutRow::new(start, BTreeSet::new());
+        let mut without_row = WithoutRow::new(start, KeptWithoutRow::default());
         let (revoked, narrowed) = without_row.answered(answer(nothing()), &held, start);
         assert!(revoked.is_empty() && narrowed.contains(&key));
         without_row.not_answered(&held, start);
@@ -308,7 +317,7 @@ mod tests {
     fn question_that_takes_long_is_followed_by_a_longer_pause() {
         let start = Instant::now();
         let (held, names) = held(1);
-        let mut without_row = WithoutRow::new(start, BTreeSet::new());
+        let mut without_row = WithoutRow::new(start, KeptWithoutRow::default());
         assert!(without_row.begin_question(&held, &names, true, start).is_some());
         let answered = start + Duration::from_secs(3);
         without_row.answered(DeviceStandings::default(), &held, answered);
@@ -318,7 +327,7 @@ mod tests {
     #[test]
     fn devices_that_are_not_known_are_not_asked_for() {
         let start = Instant::now();
-        let mut without_row = WithoutRow::new(start, BTreeSet::new());
+        let mut without_row = WithoutRow::new(start, KeptWithoutRow::default());
         let (held, _) = held(3);
         assert!(without_row.begin_question(&held, &BTreeMap::new(), true, start).is_none());
         assert!(without_row.due(&held, true).is_some_and(|due| due > start));

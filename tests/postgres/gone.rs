@@ -20,7 +20,7 @@ async fn held_peer_without_a_row_goes_when_its_device_or_user_is_taken_out() {
         .run(
             "insert into ip_allocations (gateway_id, device_id, address)
                  select p.gateway_id, p.device_id, p.assigned_ip
-                 from wireguard_peers p join devices d on d.id = p.device_id where d.name in ('user-6', 'user-7');
+                 from wireguard_peers p join devices d on d.id = p.device_id where d.name in ('user-6', 'user-7', 'user-8');
              delete from wireguard_peers",
         )
         .await;
@@ -35,14 +35,14 @@ async fn held_peer_without_a_row_goes_when_its_device_or_user_is_taken_out() {
         agent.waits_for("removed it", |status| status.peers.in_kernel == left).await;
         assert_eq!(host.state().peers.len() as u64, left);
     }
-    for (word, left) in [("is_active = false", 9), ("is_active = true, deleted_at = now()", 9)] {
-        world.run(&format!("update users set {word} where username = 'user-7'")).await;
+    for (user, word, left) in [(7, "is_active = false", 9), (8, "deleted_at = now()", 8)] {
+        world.run(&format!("update users set {word} where username = 'user-{user}'")).await;
         agent.waits_for("removed it", |status| status.peers.in_kernel == left).await;
     }
     let told = "select count(*) from audit_logs where event_type = 'peer.revoked' \
                 and entity_type = 'peer'";
     agent.stop().await;
-    assert_eq!(world.count(told).await, 5, "an agent that stops reports first");
+    assert_eq!(world.count(told).await, 6, "an agent that stops reports first");
 }
 
 /// The addresses of held peers that may reach this one, as the kernel's table judges them.

@@ -61,33 +61,61 @@ fn held_peer_without_a_row_goes_when_its_device_is_revoked() {
     assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (25, Some(25)));
 }
 
+/// So many peers that are held without a row.
+fn holding(peers: u8) -> World {
+    let mut world = world_of(peers, "172.16.0.0/24");
+    world.tables.peers.clear();
+    world.tell(Event::Notified);
+    world.pass_time(Duration::from_secs(10));
+    let peers = usize::from(peers);
+    assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (peers, Some(peers as u64)));
+    world
+}
+
+/// The database bars the devices of these peers, and no others: how many peers are left.
+fn bar(world: &mut World, numbers: impl IntoIterator<Item = u8>) -> usize {
+    world.barred_devices = numbers.into_iter().map(|number| DeviceId(id(3, number))).collect();
+    world.pass_time(Duration::from_secs(10));
+    world.kernel.state.peers.len()
+}
+
 #[test]
 fn few_devices_that_are_barred_take_out_held_peers_without_a_row_and_many_wait() {
-    for (barred, left) in [(1, 27), (10, 18), (11, 28)] {
-        let mut world = world_of(28, "172.16.0.0/24");
-        world.tables.peers.clear();
-        world.tell(Event::Notified);
-        world.pass_time(Duration::from_secs(10));
-        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(28)));
-        world.barred_devices.extend((1..=barred).map(|number| DeviceId(id(3, number))));
-        world.pass_time(Duration::from_secs(10));
-        assert_eq!(world.kernel.state.peers.len(), left, "{barred} barred");
+    for (peers, barred, left) in [(28, 1, 27), (28, 10, 18), (28, 11, 28), (8, 4, 4), (8, 5, 8)] {
+        let mut world = holding(peers);
+        assert_eq!(bar(&mut world, 1..=barred), left, "{barred} of {peers}");
         let told = audited(&world, AuditEvent::PeerRevoked);
-        assert_eq!(told.len(), 28 - left, "{told:?}");
-        // What was said already is no news, and another word is.
-        world.barred_devices.insert(DeviceId(id(3, 20)));
-        world.pass_time(Duration::from_secs(10));
-        assert_eq!(world.kernel.state.peers.len(), left - 1, "{barred} barred");
-        // Who waits is narrowed and revoked as before.
+        assert_eq!(told.len(), usize::from(peers) - left, "{told:?}");
+        // What was said already is no news, also not to the next agent, and another word is.
+        world.happen(Happening::Kill);
+        assert_eq!(bar(&mut world, 1..=barred), left, "{barred} of {peers}");
+        let left = left - 1;
+        assert_eq!(bar(&mut world, 1..=barred + 1), left, "{barred} of {peers}");
+        // Who waits is revoked as before.
         world.revoked_devices.insert(DeviceId(id(3, 1)));
-        world.pass_time(Duration::from_secs(10));
-        let revoked = usize::from(left == 28);
-        assert_eq!(world.kernel.state.peers.len(), left - 1 - revoked, "{barred} barred");
-        world.barred_devices.clear();
-        world.revoked_devices.clear();
-        world.pass_time(Duration::from_secs(10));
-        assert_eq!(world.kernel.state.peers.len(), left - 1 - revoked, "{barred} barred");
+        let waited = usize::from(world.kernel.state.peers.contains_key(&key(1)));
+        assert_eq!(bar(&mut world, 1..=barred + 1), left - waited, "{barred} of {peers}");
     }
+}
+
+#[test]
+fn devices_that_were_barred_at_once_wait_when_they_are_told_one_after_the_other_again() {
+    let mut world = holding(28);
+    assert_eq!(bar(&mut world, 1..=14), 28);
+    // What is known of the devices goes, and comes back in parts.
+    let devices = std::mem::take(&mut world.devices);
+    world.pass_time(Duration::from_secs(5));
+    world.happen(Happening::Kill);
+    world.pass_time(Duration::from_secs(5));
+    for (id, user) in devices {
+        world.devices.insert(id, user);
+        world.pass_time(Duration::from_secs(2));
+    }
+    assert_eq!(world.kernel.state.peers.len(), 28);
+    // Some are put right, and one of them is barred again.
+    assert_eq!(bar(&mut world, 5..=14), 28);
+    assert_eq!(bar(&mut world, 4..=14), 27);
+    assert!(!world.kernel.state.peers.contains_key(&key(4)));
 }
 
 /// A policy that denies this user a network before all others.
@@ -224,7 +252,7 @@ fn a_peer_that_was_narrowed_while_its_row_was_gone_reaches_nothing_by_last_good_
         world.tables.policies.insert(deny.id, deny);
         world.pass_time(Duration::from_secs(1));
         assert!(reaches(&world, 3, "172.16.0.1") && !reaches(&world, 3, "172.16.0.7"));
-        assert!(world.remembered.narrowed.iter().eq([&key(3)]));
+        assert!(world.remembered.without_row.narrowed.iter().eq([&key(3)]));
         let rows = tables.snapshot();
         world.last_good = Some(LastGood { rows, changes: Vec::new(), provenance });
         world.database_up = false;
@@ -237,7 +265,34 @@ fn a_peer_that_was_narrowed_while_its_row_was_gone_reaches_nothing_by_last_good_
         world.tables.peers = tables.peers;
         world.database_up = true;
         world.pass_time(Duration::from_secs(60));
-        assert!(world.kernel_equals_database() && world.remembered.narrowed.is_empty());
+        assert!(world.kernel_equals_database() && world.remembered.without_row.narrowed.is_empty());
+    }
+}
+
+#[test]
+fn a_peer_that_was_revoked_while_its_row_was_gone_stays_out_by_last_good_rows() {
+    for killed_first in [false, true] {
+        let mut world = world_of(28, "172.16.0.0/24");
+        let (rows, provenance) = (world.tables.snapshot(), Provenance::Sealed);
+        world.tables.peers.clear();
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(5));
+        if killed_first {
+            world.happen(Happening::Kill);
+            world.pass_time(Duration::from_secs(5));
+            let deny = denying(&world, 4, "172.16.0.7/32");
+            world.tables.policies.insert(deny.id, deny);
+            world.tell(Event::Notified);
+            world.pass_time(Duration::from_secs(5));
+        }
+        world.revoked_devices.insert(DeviceId(id(3, 3)));
+        world.pass_time(Duration::from_secs(5));
+        assert_eq!(world.kernel.state.peers.len(), 27);
+        world.last_good = Some(LastGood { rows, changes: Vec::new(), provenance });
+        world.database_up = false;
+        world.happen(Happening::Kill);
+        world.pass_time(Duration::from_secs(10));
+        assert!(!world.kernel.state.peers.contains_key(&key(3)), "killed first: {killed_first}");
     }
 }
 

@@ -53,7 +53,17 @@ pub struct Withdrawals {
     /// Those of these peers whose rows are gone, as they were named. An earlier version kept none.
     #[serde(default)]
     pub departed: BTreeMap<PublicKey, Departed>,
-    /// Those of them from which policies took something while they had no row, which the last good rows do not know.
+    /// An earlier version kept nothing of them.
     #[serde(default)]
+    pub without_row: KeptWithoutRow,
+}
+
+/// What the database said of peers whose removal waits and that no row names, which the last good rows do not know.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptWithoutRow {
+    /// Those from which policies took something.
     pub narrowed: BTreeSet<PublicKey>,
+    /// Those that wait although they or their users are deleted, or the users not active, because many were at once.
+    pub barred: BTreeSet<PublicKey>,
 }

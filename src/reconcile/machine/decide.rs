@@ -143,7 +143,7 @@ impl Machine {
     }
 
     /// The database says what becomes of the devices of held peers that no row names: a revocation, a
-    /// user who is not active any more or a narrowed policy waits for no operator.
+    /// narrowed policy and a few users who are not active any more wait for no operator.
     pub(super) fn devices_answered(
         &mut self,
         answer: Result<DeviceStandings, DatabaseError>,
@@ -151,7 +151,11 @@ impl Machine {
     ) {
         match answer {
             Ok(standings) => {
-                let peers = self.hold.devices_answered(standings, now.instant);
+                let (mut peers, narrowed) = self.hold.devices_answered(standings, now.instant);
+                let names = self.difference.departed();
+                let named = peers.iter().filter_map(|key| Some((*key, names.get(key)?.clone())));
+                self.rows.taken_out(&named.collect(), self.source.clock(now));
+                peers.extend(narrowed);
                 self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
             }
             Err(error) => {

@@ -7,6 +7,7 @@ use super::{Refused, Rows};
 use crate::model::{Absence, Departed, DesiredState, Mark, ObservedState, PublicKey, Touched};
 use crate::plan::Held;
 use crate::reconcile::event::Action;
+use crate::reconcile::history::KeptWithoutRow;
 use crate::reconcile::note::Note;
 
 /// A change by time, by an operator or by another database: the note about it, and its effect.
@@ -128,6 +129,11 @@ impl Rows {
         history.withdrawing(by_rows(rows, departed).map(|(key, _)| key));
     }
 
+    /// The database said, asked about their devices, that these peers go.
+    pub fn taken_out(&mut self, peers: &BTreeMap<PublicKey, Departed>, database_now: SystemTime) {
+        self.history.taken_out(peers, database_now);
+    }
+
     /// The kernel was changed, or is as it should be: the withdrawals that are in force are remembered.
     /// Rows that cannot be used withdraw all the same, and admit no peer.
     pub fn applied(&mut self, observed: &ObservedState, database_now: SystemTime) {
@@ -159,16 +165,16 @@ impl Rows {
     }
 
     /// Writes the withdrawals to the disk if they changed, and the peers whose removal waits if these did
-    /// (`held`, and those of them that were narrowed), with their names as far as these are known.
+    /// (`held`, and what is kept of those without a row), with their names as far as these are known.
     pub fn begin_remember(
         &mut self,
-        held: Option<(BTreeMap<PublicKey, SystemTime>, BTreeSet<PublicKey>)>,
+        held: Option<(BTreeMap<PublicKey, SystemTime>, KeptWithoutRow)>,
         names: &BTreeMap<PublicKey, Departed>,
     ) -> Option<Action> {
-        if let Some((held, narrowed)) = held {
+        if let Some((held, kept)) = held {
             let named = held.keys().filter_map(|key| names.get_key_value(key));
             let named = named.map(|(key, who)| (*key, who.clone())).collect();
-            self.history.remember_held(held, narrowed, named);
+            self.history.remember_held(held, kept, named);
         }
         self.history.take_changed().map(Action::Remember)
     }

@@ -80,8 +80,8 @@ impl WithdrawalsFile {
             "{path} was altered, or written with another private key or by an earlier version: the peers \
              that it keeps out stay out, and removals that waited for a confirmation may go on"
         );
-        let (held, departed, narrowed) = Default::default();
-        Ok(Withdrawals { held, departed, narrowed, ..withdrawals })
+        let Withdrawals { epoch, peers, lost, .. } = withdrawals;
+        Ok(Withdrawals { epoch, peers, lost, ..Withdrawals::default() })
     }
 
     /// Writes them, if need be where room is reserved, and reserves as much again. A failure leaves the old file.
