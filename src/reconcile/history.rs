@@ -330,7 +330,8 @@ impl History {
         }
     }
 
-    /// No mark needs to tell of what takes these peers out: a database that lost it lost also what was read last.
+    /// The database said, asked about their devices, that these peers go. No mark tells of that; the latest ones stand
+    /// for it, because a database that lost them may have lost this, too.
     pub fn taken_out(&mut self, peers: &BTreeMap<PublicKey, Departed>, database_now: SystemTime) {
         let withdrawal = |who| Withdrawal::of(who, self.latest.0.clone(), database_now);
         self.pending.extend(peers.iter().map(|(key, who)| (*key, withdrawal(who))));
