@@ -295,17 +295,19 @@ file = "{folder}/last-good"
         self.logs.lock().unwrap().iter().filter_map(|log| fs::read_to_string(log).ok()).collect()
     }
 
-    /// What the gateway's sockets and links have dropped, as the kernel counts it, and the rules of its firewall that
-    /// have counted packets.
+    /// What the gateway's sockets and links have dropped, as the kernel counts it, the rules of its firewall that have
+    /// counted packets, and the queues of all processors: what each has taken, dropped and put off, in hexadecimal digits.
     pub fn drops(&self) -> String {
         let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
-        let [snmp, links] = self.gateway.within(|| ["snmp", "dev"].map(read));
+        let [snmp, links, queues] =
+            self.gateway.within(|| ["snmp", "dev", "softnet_stat"].map(read));
+        let queues = queues.lines().map(|queue| queue.get(..26).unwrap_or(queue));
         let sockets = snmp.lines().filter(|line| line.starts_with("Udp:"));
         let rules = self.gateway.run("nft", &["list", "table", "inet", "gatepost"]);
         let counted =
             |rule: &&str| rule.contains("counter packets") && !rule.contains("counter packets 0 ");
         let counted = rules.lines().filter(counted).map(str::trim);
-        sockets.chain(links.lines()).chain(counted).collect::<Vec<_>>().join("\n")
+        sockets.chain(links.lines()).chain(counted).chain(queues).collect::<Vec<_>>().join("\n")
     }
 
     /// A client with a device, a key and an address; unknown to the database until inserted.
