@@ -80,6 +80,9 @@ impl BarredBy {
     pub const USER_DELETED: Self = Self(1 << 3);
     /// `devices.approved_at` is null: bars only where setting `gateway.require_approval` is true.
     pub const NOT_APPROVED: Self = Self(1 << 4);
+    /// All that a mistake with a whole table may look like.
+    pub const DELETIONS: Self =
+        Self::DEVICE_DELETED.union(Self::USER_INACTIVE).union(Self::USER_DELETED);
 
     const NAMES: [(Self, &'static str); 5] = [
         (Self::DEVICE_DELETED, "device deleted"),

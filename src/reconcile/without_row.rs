@@ -150,10 +150,10 @@ impl WithoutRow {
 
     /// The peers whose devices are revoked, and those whose devices are barred since the last answer, if these are few.
     fn taken_out(&mut self, answer: &DeviceStandings, held: &Held) -> BTreeSet<PublicKey> {
-        let (mut revoked, mut barred) = (BTreeSet::new(), BTreeSet::new());
+        let (mut taken_out, mut barred) = (BTreeSet::new(), BTreeSet::new());
         for (key, standing) in answer.of.iter().filter(|(key, _)| held.is_without_row(key)) {
             match standing {
-                DeviceStanding::Revoked => drop(revoked.insert(*key)),
+                DeviceStanding::Revoked => drop(taken_out.insert(*key)),
                 DeviceStanding::Barred(_) if !self.kept.barred.contains(key) => {
                     barred.insert(*key);
                 }
@@ -163,11 +163,11 @@ impl WithoutRow {
         }
         let few = (held.gone() / 2).clamp(1, ALWAYS_ALLOWED_PEERS);
         if barred.len() <= few {
-            revoked.append(&mut barred);
+            taken_out.append(&mut barred);
         }
         self.differs |= !barred.is_empty();
         self.kept.barred.append(&mut barred);
-        revoked
+        taken_out
     }
 
     /// A plan was made that leaves these peers `held`, and those `unjudged` that no rows judge now.
@@ -200,11 +200,11 @@ impl WithoutRow {
     fn forget(&mut self, held: &Held, unjudged: &Held) {
         let stays =
             |key: &PublicKey| held.is_without_row(key) || unjudged.peers().contains_key(key);
-        for kept in [&mut self.kept.narrowed, &mut self.kept.barred] {
-            let before = kept.len();
-            kept.retain(stays);
-            self.differs |= kept.len() != before;
-        }
+        let before = self.kept.narrowed.len();
+        self.kept.narrowed.retain(stays);
+        self.differs |= self.kept.narrowed.len() != before;
+        // One that is left on the disk does no harm there: whom nobody holds, the next agent forgets, too.
+        self.kept.barred.retain(stays);
     }
 }
 

@@ -200,13 +200,11 @@ impl Database {
             let by_status = row.bars.without(BarredBy::DEVICE_STATUS) != row.bars;
             by_status || row.revoked_at.is_some_and(|at| at <= now)
         };
-        let revoked = rows.values().filter(|row| is_revoked(row)).map(|row| row.device_id);
-        let revoked: BTreeSet<_> = revoked.collect();
-        let deleted =
-            BarredBy::DEVICE_DELETED.union(BarredBy::USER_DELETED).union(BarredBy::USER_INACTIVE);
-        let is_barred = |row: &&PeerRow| row.bars.without(deleted) != row.bars;
-        let barred = rows.values().filter(is_barred).map(|row| row.device_id);
-        let barred: BTreeSet<_> = barred.collect();
+        let is_barred = |row: &PeerRow| row.bars.without(BarredBy::DELETIONS) != row.bars;
+        let devices = |are: &dyn Fn(&PeerRow) -> bool| -> BTreeSet<_> {
+            rows.values().filter(|row| are(row)).map(|row| row.device_id).collect()
+        };
+        let (revoked, barred) = (devices(&is_revoked), devices(&is_barred));
         let row = |id: &DeviceId| {
             // Each device has a user of its own, of the same number.
             let user_id = UserId(id.0);

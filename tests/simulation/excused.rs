@@ -40,11 +40,9 @@ impl World {
 /// not active, and nothing says that it was revoked. Of the reasons why a row is quarantined, none that many
 /// rows may share occurs here.
 fn may_be_missing_by_mistake(tables: &Tables, key: &PublicKey, at: SystemTime) -> bool {
-    let deletions =
-        BarredBy::DEVICE_DELETED.union(BarredBy::USER_INACTIVE).union(BarredBy::USER_DELETED);
     let is_deleted = |row: &PeerRow| {
         !row.bars.is_empty()
-            && row.bars.without(deletions).is_empty()
+            && row.bars.without(BarredBy::DELETIONS).is_empty()
             && row.revoked_at.is_none_or(|revoked| revoked > at)
     };
     let mut rows = tables.peers.values().filter(|row| row.public_key == KeyText::Key(*key));

@@ -31,9 +31,8 @@ impl Ineligible {
     /// purpose.
     #[must_use]
     pub const fn is_deletion(&self) -> bool {
-        let deletions =
-            BarredBy::DEVICE_DELETED.union(BarredBy::USER_INACTIVE).union(BarredBy::USER_DELETED);
-        let only_deleted = self.bars.without(deletions).is_empty() && !self.bars.is_empty();
+        let only_deleted =
+            self.bars.without(BarredBy::DELETIONS).is_empty() && !self.bars.is_empty();
         let others = self.revoked || self.gateway_inactive || self.suspended || self.blocked;
         only_deleted && !others
     }

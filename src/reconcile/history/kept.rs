@@ -64,6 +64,6 @@ pub struct Withdrawals {
 pub struct KeptWithoutRow {
     /// Those from which policies took something.
     pub narrowed: BTreeSet<PublicKey>,
-    /// Those that wait although they or their users are deleted, or the users not active, because many were at once.
+    /// Those that wait although they or their users are deleted, or the users not active, because many were so at once.
     pub barred: BTreeSet<PublicKey>,
 }

@@ -143,7 +143,7 @@ impl Machine {
     }
 
     /// The database says what becomes of the devices of held peers that no row names: a revocation, a
-    /// narrowed policy and a few users who are not active any more wait for no operator.
+    /// narrowed policy and the removal of a few whose users are no longer active wait for no operator.
     pub(super) fn devices_answered(
         &mut self,
         answer: Result<DeviceStandings, DatabaseError>,
