@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 
 use super::netns::Netns;
-use super::network::{GATEWAY4, LAN4, LAN6, Network, Stream, connect, pings, serve, within};
+use super::network::{GATEWAY4, LAN4, LAN6, Network, Stream, bind, connect, pings, serve, within};
 use super::packets::{nothing, world};
 use super::table::{WG, base, load, profile};
 
@@ -52,8 +52,7 @@ struct Ear(UdpSocket);
 
 impl Ear {
     fn open(netns: &Netns, address: &str) -> Self {
-        let address: IpAddr = address.parse().unwrap();
-        Self(within(netns, || UdpSocket::bind((address, PORT)).unwrap()))
+        Self(bind(netns, address, PORT))
     }
 
     /// How many have come, where so many should: those are awaited for long, others are not.

@@ -3,11 +3,11 @@
 //! A bridge stands for the WireGuard interface: packets of both peers come in by it and leave by
 //! it, and it needs no keys. Neighbours are fixed, as a tunnel has none to discover.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gatepost::dataplane::nft::Nft;
 use nix::sys::socket::{
@@ -134,6 +134,23 @@ pub fn within<T: Send>(netns: &Netns, action: impl FnOnce() -> T + Send) -> T {
             action()
         });
         acting.join().unwrap()
+    })
+}
+
+/// A UDP socket of that host, once its port is free: a program that another test starts holds a
+/// copy of each socket that this process had just then, until it runs.
+pub fn bind(netns: &Netns, address: &str, port: u16) -> UdpSocket {
+    let address: IpAddr = address.parse().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    within(netns, || {
+        loop {
+            match UdpSocket::bind((address, port)) {
+                Err(taken) if taken.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    thread::yield_now();
+                }
+                bound => return bound.unwrap(),
+            }
+        }
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use gatepost::model::{FirewallBase, Masquerade};
 
 use super::netns::Netns;
-use super::network::{GATEWAY4, GATEWAY6, LAN4, LAN6, Network, pings, within};
+use super::network::{GATEWAY4, GATEWAY6, LAN4, LAN6, Network, bind, pings};
 use super::packets::{network, nothing, world};
 use super::raw::{Ear, SMALL_MTU, send, too_big, udp};
 use super::services::eventually;
@@ -28,10 +28,7 @@ fn untranslated() -> FirewallBase {
 
 /// A flow that goes both ways: two sockets that know each other.
 fn flow(opener: (&Netns, &str), answerer: (&Netns, &str)) -> (UdpSocket, UdpSocket) {
-    let socket = |(netns, address): (&Netns, &str), port: u16| {
-        within(netns, || UdpSocket::bind(format!("{}:{port}", bracketed(address))).unwrap())
-    };
-    let (from, to) = (socket(opener, HERE), socket(answerer, THERE));
+    let (from, to) = (bind(opener.0, opener.1, HERE), bind(answerer.0, answerer.1, THERE));
     from.connect(to.local_addr().unwrap()).unwrap();
     to.connect(from.local_addr().unwrap()).unwrap();
     bring(b"?", &from, &to);
@@ -48,10 +45,6 @@ fn bring(datagram: &[u8], from: &UdpSocket, to: &UdpSocket) {
     };
     assert!((0..20).any(|_| arrives()), "{datagram:?} never arrived");
     to.set_read_timeout(None).unwrap();
-}
-
-fn bracketed(address: &str) -> String {
-    if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
 }
 
 /// This peer sends an error about a packet: what of it reaches the packet's sender.

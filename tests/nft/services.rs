@@ -1,7 +1,7 @@
 //! Real packets between peers and the gateway itself, IPv4 and IPv6.
 
 use std::io::{ErrorKind, Write};
-use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use nix::net::if_::if_nametoindex;
 
 use super::netns::Netns;
 use super::network::{
-    GATEWAY4, GATEWAY6, LAN4, LAN6, Network, Stream, asks, asks_in_vain, connect, forget_flows,
-    pings, pings_in_vain, serve, within,
+    GATEWAY4, GATEWAY6, LAN4, LAN6, Network, Stream, asks, asks_in_vain, bind, connect,
+    forget_flows, pings, pings_in_vain, serve, within,
 };
 use super::packets::{edit, network, nothing, world};
 use super::raw::{Ear, ip, send};
@@ -29,11 +29,6 @@ const SILENCE: Duration = Duration::from_millis(200);
 
 fn may_reach_the_gateway() -> Arc<Profile> {
     profile(&GATEWAY, &[])
-}
-
-fn udp(netns: &Netns, address: &str, port: u16) -> UdpSocket {
-    let address: IpAddr = address.parse().unwrap();
-    within(netns, || UdpSocket::bind((address, port)).unwrap())
 }
 
 /// Whether a datagram gets from one socket to the other in time.
@@ -56,8 +51,8 @@ pub fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
 fn a_stream_of_a_service_ends_with_its_policy() {
     for (alice, gateway) in ALICE.into_iter().zip(GATEWAY) {
         let mut network = network(&base(), &world(may_reach_the_gateway(), nothing()));
-        let server = udp(&network.gateway, gateway, SERVICE);
-        let client = udp(&network.alice, alice, SERVICE);
+        let server = bind(&network.gateway, gateway, SERVICE);
+        let client = bind(&network.alice, alice, SERVICE);
         assert!(arrives(&client, &server, PATIENCE) && arrives(&server, &client, PATIENCE));
         edit(&mut network.nft, 1, nothing());
         assert!(
@@ -77,8 +72,8 @@ fn a_stream_of_a_service_ends_with_its_policy() {
 fn a_service_whose_flow_was_forgotten_does_not_become_the_opener() {
     for (alice, gateway) in ALICE.into_iter().zip(GATEWAY) {
         let mut network = network(&base(), &world(may_reach_the_gateway(), nothing()));
-        let server = udp(&network.gateway, gateway, SERVICE);
-        let client = udp(&network.alice, alice, SERVICE);
+        let server = bind(&network.gateway, gateway, SERVICE);
+        let client = bind(&network.alice, alice, SERVICE);
         assert!(arrives(&client, &server, PATIENCE));
         edit(&mut network.nft, 1, nothing());
         forget_flows(&network.gateway);
@@ -209,8 +204,8 @@ fn datagrams_open_a_flow_from_ports_that_no_service_has() {
     let nobody = world(nothing(), nothing());
     let mut network = network(&base(), &nobody);
     let exchange = |network: &Network, at: usize, [from, to]: [u16; 2], patience| {
-        let here = udp(&network.gateway, GATEWAY[at], from);
-        let there = udp(&network.bob, BOB[at], to);
+        let here = bind(&network.gateway, GATEWAY[at], from);
+        let there = bind(&network.bob, BOB[at], to);
         arrives(&here, &there, patience) && arrives(&there, &here, patience)
     };
     for at in 0..2 {
@@ -286,7 +281,7 @@ fn multicast_of_the_gateway_reaches_no_peer_and_no_log() {
     let ear = Ear::new(&network.alice, "udp dport 5353");
     network.alice.run("ip addr add 10.64.0.99/24 dev v0 && ip link set v0 allmulticast on");
     let ask_all = |to: SocketAddr| {
-        let from = udp(&network.gateway, GATEWAY[usize::from(to.is_ipv6())], 0);
+        let from = bind(&network.gateway, GATEWAY[usize::from(to.is_ipv6())], 0);
         from.set_broadcast(true).unwrap();
         let _ = from.send_to(b"x", to);
     };
