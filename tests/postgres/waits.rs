@@ -125,6 +125,59 @@ async fn a_report_holds_no_table_that_a_migration_keeps_from_being_written() {
     assert_eq!(world.count(&seen).await, 1);
 }
 
+/// The server ends a transaction at once that raises its lock of a table for which another waits that has read it.
+#[tokio::test]
+async fn a_migration_may_raise_its_lock_of_a_table_for_which_a_report_waits() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let (device_id, seen_at) = (DeviceId(ann.device), SystemTime::now());
+    let handshake = Handshake { device_id, first_at: seen_at, seen_at, connected_at: None };
+    world.store.report(&[handshake]).await.unwrap();
+    let migration = client("postgres", &world.database).await;
+    let waits = format!(
+        "select count(*) from pg_locks l
+         join pg_stat_activity a on a.pid = l.pid and a.usename = '{}'
+         where not l.granted",
+        world.role
+    );
+    world.run("update gatepost.gateway_role set may_enroll = true").await;
+    let enroll = "enroll('g1', 'another key', 'e:1', 1, '10.8.0.0/16', null, true)";
+    for (table, call) in [
+        ("gateways", "merge()"),
+        ("devices", "merge()"),
+        ("gateways", "attach(true)"),
+        ("gateways", "try_reports()"),
+        ("devices", "try_reports()"),
+        ("gateways", enroll),
+    ] {
+        let agent = client(&world.role, &world.database).await;
+        let raised = async || {
+            let keeps = format!("begin; lock {table} in share row exclusive mode");
+            migration.batch_execute(&keeps).await.unwrap();
+            let call = format!("set lock_timeout = '500ms'; select gatepost.{call}");
+            let calls = agent.batch_execute(&call);
+            let raises = async {
+                for _ in 0..1_000 {
+                    if world.count(&waits).await > 0 {
+                        let raise = format!("lock {table} in access exclusive mode");
+                        migration.batch_execute(&raise).await.unwrap();
+                        return true;
+                    }
+                }
+                false
+            };
+            let (_, raised) = tokio::join!(calls, raises);
+            migration.batch_execute("rollback").await.unwrap();
+            raised
+        };
+        let mut tries = 0;
+        while !raised().await {
+            tries += 1;
+            assert!(tries < 10, "{call} never waited for {table}");
+        }
+    }
+}
+
 /// Does this while a migration holds `devices`, which then wants a table that is read first.
 async fn migrates_meanwhile<T>(world: &World, work: impl Future<Output = T>) -> T {
     let migration = client("postgres", &world.database).await;
