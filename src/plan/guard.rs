@@ -13,7 +13,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::held::{HeldCause, Keeper};
+use super::held::HeldCause;
+use super::held::keeper::Keeper;
 use super::join::side_by_side;
 use super::meets::Meets;
 use super::{Held, HeldPeer, Plan, PlanError, Scope, plan_around};
@@ -282,12 +283,10 @@ impl Guard<'_> {
     }
 
     /// Whether this peer waited before, for the same kind of reason: no row of its own spoke, or none that can
-    /// be used, or the row bars it as before.
+    /// be used, or the row bars it as it did since the peer is held.
     fn waits(&self, key: &PublicKey, peer: &HeldPeer) -> bool {
-        let is_barred = |peer: &HeldPeer| matches!(peer.cause(), HeldCause::Barred(_));
-        let before = self.held.peers().get(key);
-        before.is_some_and(|before| {
-            self.held.unknown().contains(key) || is_barred(before) || !is_barred(peer)
+        self.held.peers().get(key).is_some_and(|before| {
+            self.held.unknown().contains(key) || before.was_barred() || !peer.was_barred()
         })
     }
 

@@ -1,6 +1,8 @@
 //! Peers whose removal is held back: they keep the meet of what the kernel holds and what the rows
 //! still say of them.
 
+pub(super) mod keeper;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,10 +13,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::meets::Meets;
-use crate::model::{
-    Absence, AllowedIps, DesiredState, Ineligible, ObservedState, Peer, Profile, Profiles,
-    PublicKey, Reason,
-};
+use crate::model::{AllowedIps, DesiredState, Ineligible, Peer, Profile, PublicKey, Reason};
 
 /// Peers in the kernel whose removal is held back. Everything else is planned around them.
 ///
@@ -32,6 +31,8 @@ pub struct Held {
     unusable: usize,
     /// How many have no row.
     gone: usize,
+    /// How many were barred while they are held.
+    barred: usize,
     /// How often a peer was held that was not held before.
     arrivals: u64,
 }
@@ -49,6 +50,9 @@ pub struct HeldPeer {
     /// firewall is flushed in the meantime.
     keeps: BTreeMap<IpNet, Arc<Profile>>,
     cause: HeldCause,
+    /// Whether its own row, or what is known of its device without one, barred it while it is held. That
+    /// removal waits, also once the row is gone or back.
+    was_barred: bool,
     /// The database's time of the rows from which on it was held.
     since: SystemTime,
 }
@@ -91,6 +95,12 @@ impl HeldPeer {
         self.keeps.get(prefix).is_some_and(|profile| profile.allows(destination))
     }
 
+    /// Whether its own row, or what is known of its device without one, barred it while it is held.
+    #[must_use]
+    pub const fn was_barred(&self) -> bool {
+        self.was_barred
+    }
+
     pub(super) const fn is_unusable(&self) -> bool {
         matches!(self.cause, HeldCause::Unusable(_))
     }
@@ -128,37 +138,25 @@ impl HeldPeer {
 }
 
 impl Held {
-    /// Holds those of these peers that may be missing from the rows by mistake, unless one would keep
-    /// nothing: what a peer held `before`, it keeps until the rows take it.
+    /// Peers that an earlier run of the agent held, each since this time of the database, and which of them
+    /// were `barred` meanwhile.
     #[must_use]
-    pub fn of(
-        keys: impl IntoIterator<Item = PublicKey>,
-        desired: &DesiredState,
-        observed: &ObservedState,
-        before: &Self,
+    pub fn recalled(
+        since: impl IntoIterator<Item = (PublicKey, SystemTime)>,
+        barred: &BTreeSet<PublicKey>,
     ) -> Self {
-        let mut keeper = Keeper::new(desired, observed);
         let mut held = Self::default();
-        for key in keys {
-            if let Some(peer) = keeper.keep(&key, before) {
-                held.hold(key, peer, desired);
-            }
+        for (key, since) in since {
+            held.recall(key, since, barred.contains(&key));
         }
-        held
-    }
-
-    /// Peers that an earlier run of the agent held, each since this time of the database.
-    #[must_use]
-    pub fn recalled(since: impl IntoIterator<Item = (PublicKey, SystemTime)>) -> Self {
-        let mut held = Self::default();
-        since.into_iter().for_each(|(key, since)| held.recall(key, since));
         held.since(&Self::default())
     }
 
-    fn recall(&mut self, key: PublicKey, since: SystemTime) {
+    fn recall(&mut self, key: PublicKey, since: SystemTime, was_barred: bool) {
         let (keeps, cause) = (BTreeMap::new(), HeldCause::Gone);
         self.gone += 1;
-        self.peers.insert(key, HeldPeer { keeps, cause, since });
+        self.barred += usize::from(was_barred);
+        self.peers.insert(key, HeldPeer { keeps, cause, was_barred, since });
         self.unknown.insert(key);
     }
 
@@ -176,7 +174,7 @@ impl Held {
     pub fn with_those(mut self, before: &Self) -> Self {
         for (key, peer) in &before.peers {
             if !self.peers.contains_key(key) {
-                self.recall(*key, peer.since);
+                self.recall(*key, peer.since, peer.was_barred);
             }
         }
         self
@@ -252,6 +250,7 @@ impl Held {
         }
         self.unusable += usize::from(peer.is_unusable());
         self.gone += usize::from(peer.is_gone());
+        self.barred += usize::from(peer.was_barred);
         self.peers.insert(key, peer);
     }
 
@@ -265,6 +264,7 @@ impl Held {
         self.unknown.remove(key);
         self.unusable -= usize::from(peer.is_unusable());
         self.gone -= usize::from(peer.is_gone());
+        self.barred -= usize::from(peer.was_barred);
     }
 
     /// Holds only the peers for which this is true.
@@ -317,6 +317,29 @@ impl Held {
         self.gone
     }
 
+    /// How many were barred while they are held.
+    #[must_use]
+    pub const fn barred(&self) -> usize {
+        self.barred
+    }
+
+    /// Those that were barred while they are held.
+    pub fn were_barred(&self) -> impl Iterator<Item = &PublicKey> {
+        self.peers.iter().filter(|(_, peer)| peer.was_barred).map(|(key, _)| key)
+    }
+
+    /// Remembers whether this peer was barred while it is held.
+    pub(crate) fn set_barred(&mut self, key: &PublicKey, was_barred: bool) {
+        let Some(peer) = self.peers.get_mut(key).filter(|it| it.was_barred != was_barred) else {
+            return;
+        };
+        peer.was_barred = was_barred;
+        match was_barred {
+            true => self.barred += 1,
+            false => self.barred -= 1,
+        }
+    }
+
     /// Whether this peer is held and no row names it.
     #[must_use]
     pub fn is_without_row(&self, key: &PublicKey) -> bool {
@@ -346,57 +369,5 @@ impl Held {
         } else {
             Cow::Owned(desired.routes_with(self.outside.iter().copied()))
         }
-    }
-}
-
-/// Finds what each held peer keeps.
-pub(super) struct Keeper<'a> {
-    desired: &'a DesiredState,
-    observed: &'a ObservedState,
-    profiles: Profiles,
-    meets: Meets,
-}
-
-impl<'a> Keeper<'a> {
-    pub fn new(desired: &'a DesiredState, observed: &'a ObservedState) -> Self {
-        Self { desired, observed, profiles: Profiles::default(), meets: Meets::default() }
-    }
-
-    /// The state that a peer keeps although it may be missing from the rows by mistake.
-    pub fn keep(&mut self, key: &PublicKey, before: &Held) -> Option<HeldPeer> {
-        let Self { desired, observed, profiles, meets } = self;
-        let present = observed.peers.get(key)?;
-        if desired.blocks(key, &present.allowed_ips) {
-            return None;
-        }
-        let (cause, row) = match desired.absence_with(key, &present.allowed_ips) {
-            Absence::Gone { suspended: false } => (HeldCause::Gone, None),
-            Absence::Barred(row, why) if why.is_deletion() => (HeldCause::Barred(why), Some(row)),
-            Absence::Quarantined(row, reason) if reason.may_concern_many() => {
-                (HeldCause::Unusable(reason.clone()), Some(row))
-            }
-            _ => return None,
-        };
-        let said = row.map(|row| (desired.prefixes_of(row), desired.reach_of(row, profiles)));
-        let before = before.peers.get(key);
-        let table = observed.firewall.as_ref();
-        let mut keeps = BTreeMap::new();
-        for prefix in present.allowed_ips.iter() {
-            let gives = said.as_ref().is_none_or(|(prefixes, _)| prefixes.contains(&prefix));
-            if !gives || desired.firewall().assignments.contains_key(&prefix) {
-                continue;
-            }
-            let known = before.and_then(|peer| peer.keeps.get(&prefix));
-            let had = known.or_else(|| table?.profile_of(&prefix));
-            let reach = match (had, &said) {
-                // Unknown: nothing, rather than what a prefix around it may reach.
-                (None, _) => Arc::default(),
-                (Some(had), None) => Arc::clone(had),
-                (Some(had), Some((_, reach))) => meets.of(had, reach),
-            };
-            keeps.insert(prefix, reach);
-        }
-        let since = before.map_or(desired.as_of(), |peer| peer.since);
-        (!keeps.is_empty()).then_some(HeldPeer { keeps, cause, since })
     }
 }

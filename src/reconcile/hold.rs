@@ -8,7 +8,7 @@ use super::event::{Action, Keep, ReadKind};
 use super::history::{KeptWithoutRow, Withdrawals};
 use super::rows::Waiting;
 use super::without_row::WithoutRow;
-use crate::model::{Departed, DesiredState, ObservedState, PublicKey};
+use crate::model::{Departed, DesiredState, DeviceStanding, ObservedState, PublicKey};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
 use crate::plan::{Held, HeldPeer};
 
@@ -25,8 +25,10 @@ pub(super) struct Hold {
     held_back: Option<HeldBack>,
     /// [`Held::arrivals`] at the last plan.
     arrivals: u64,
-    /// Whose removal an operator confirmed when it was held back.
+    /// Whose removal was confirmed when it was held back.
     confirmed: BTreeSet<PublicKey>,
+    /// Those of these that the database's answer about their devices confirmed, and no operator.
+    confirmed_by_answer: BTreeSet<PublicKey>,
     /// The time by which the setting confirmed removals.
     confirmed_at: Option<SystemTime>,
     without_row: WithoutRow,
@@ -57,7 +59,7 @@ pub(super) struct Update {
 impl Hold {
     /// `remembered`: among others, the peers that an earlier run held, and since when.
     pub fn new(limit: MaxRemoved, remembered: &Withdrawals, now: Instant) -> Self {
-        let unjudged = Held::recalled(remembered.held.iter().map(|(key, since)| (*key, *since)));
+        let (narrowed, unjudged) = (&remembered.without_row.narrowed, remembered.recalled());
         Self {
             limit,
             staying: Held::default(),
@@ -67,7 +69,8 @@ impl Hold {
             arrivals: 0,
             confirmed_at: None,
             confirmed: BTreeSet::new(),
-            without_row: WithoutRow::new(now, remembered.without_row.clone()),
+            confirmed_by_answer: BTreeSet::new(),
+            without_row: WithoutRow::new(now, narrowed.clone()),
             verdict: Verdict::Kept,
             read: ReadKind::Changes,
         }
@@ -112,7 +115,13 @@ impl Hold {
     /// database, and no others.
     pub fn confirm(&mut self, covers: impl Fn(SystemTime) -> bool) {
         let shown = self.staying.peers().iter().filter(|(_, peer)| covers(peer.since()));
-        self.confirmed.extend(shown.map(|(key, _)| *key));
+        let shown = shown.map(|(key, _)| *key).collect();
+        self.are_confirmed(shown);
+    }
+
+    fn are_confirmed(&mut self, keys: BTreeSet<PublicKey>) {
+        self.confirmed_by_answer.retain(|key| !keys.contains(key));
+        self.confirmed.extend(keys);
     }
 
     /// When to ask about the devices whose peers stay and are named by no row.
@@ -136,16 +145,25 @@ impl Hold {
     }
 
     /// The database says what becomes of the devices of these peers: the removal of one whose device takes it out
-    /// waits no more, and what policies grant no more is taken. Returns those of which that is news:
-    /// who is taken out, and who is narrowed.
+    /// waits no more, and what policies grant no more is taken. Returns who is taken out, and those of whom
+    /// anything in this is news.
     pub fn devices_answered(
         &mut self,
         answer: DeviceStandings,
         now: Instant,
     ) -> (BTreeSet<PublicKey>, BTreeSet<PublicKey>) {
-        let (mut taken_out, narrowed) = self.without_row.answered(answer, &self.staying, now);
-        taken_out.retain(|key| self.confirmed.insert(*key));
-        (taken_out, narrowed)
+        let Self { without_row, staying, confirmed, confirmed_by_answer, .. } = self;
+        let may_connect =
+            |key: &PublicKey| matches!(answer.of.get(key), Some(DeviceStanding::Granted(_)));
+        for key in confirmed_by_answer.extract_if(.., |key| may_connect(key)) {
+            confirmed.remove(&key);
+        }
+        let (taken_out, mut news) = without_row.answered(answer, staying, confirmed, now);
+        let new: BTreeSet<_> = taken_out.difference(confirmed).copied().collect();
+        confirmed.extend(&new);
+        confirmed_by_answer.extend(&new);
+        news.extend(new);
+        (taken_out, news)
     }
 
     /// The setting confirms the removals that are held back by rows read before this time, also by an
@@ -153,8 +171,8 @@ impl Hold {
     pub fn confirmed_by_setting(&mut self, at: Option<SystemTime>) {
         if let Some(at) = at.filter(|_| at != self.confirmed_at) {
             let meant = self.waiting().filter(|(_, peer)| peer.since() < at);
-            let meant: Vec<_> = meant.map(|(key, _)| *key).collect();
-            self.confirmed.extend(meant);
+            let meant = meant.map(|(key, _)| *key).collect();
+            self.are_confirmed(meant);
         }
         self.confirmed_at = at;
     }
@@ -167,6 +185,7 @@ impl Hold {
             let is_wanted = wanted.is_some_and(|it| it.contains_key(key));
             unjudged.peers().contains_key(key) || observed.peers.contains_key(key) && !is_wanted
         });
+        self.confirmed_by_answer.retain(|key| self.confirmed.contains(key));
     }
 
     /// Rows were read: a plan made from them will show whether they may be persisted.
@@ -223,7 +242,7 @@ impl Hold {
         }
         let since = self.waiting().map(|(key, peer)| (*key, peer.since())).collect();
         self.written = (arrivals, count);
-        Some((since, self.without_row.write()))
+        Some((since, self.without_row.write(&self.staying, &self.unjudged)))
     }
 
     /// Whether the removal of this peer waits.
@@ -261,6 +280,8 @@ fn joined(judged: Held, unjudged: Held) -> Held {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn hold() -> Hold {
@@ -273,7 +294,10 @@ mod tests {
     }
 
     fn held(numbers: &[u8]) -> Waiting {
-        Waiting { judged: Held::recalled(keys(numbers)), unjudged: Held::default() }
+        Waiting {
+            judged: Held::recalled(keys(numbers), &BTreeSet::new()),
+            unjudged: Held::default(),
+        }
     }
 
     #[test]
@@ -309,14 +333,53 @@ mod tests {
         assert!(hold.guard().confirmed.is_empty(), "they are gone");
     }
 
+    fn answer(standing: &DeviceStanding, numbers: &[u8]) -> DeviceStandings {
+        let of = keys(numbers).into_keys().map(|key| (key, standing.clone())).collect();
+        DeviceStandings { of, by_policies: false }
+    }
+
+    #[test]
+    fn who_is_taken_out_already_does_not_count_among_the_few() {
+        let mut hold = hold();
+        let all: Vec<u8> = (1..=40).collect();
+        hold.update(held(&all), 40, true);
+        let barred = DeviceStanding::Barred(Arc::default());
+        for (numbers, out, news) in [(&all[..10], 10, 10), (&all[..10], 10, 0), (&all[..11], 11, 1)]
+        {
+            let (taken_out, touched) =
+                hold.devices_answered(answer(&barred, numbers), Instant::now());
+            assert_eq!((taken_out.len(), touched.len()), (out, news));
+        }
+        assert_eq!(hold.guard().confirmed.len(), 11);
+    }
+
+    #[test]
+    fn a_word_that_is_taken_back_takes_out_nobody_but_whom_an_operator_confirmed() {
+        let mut hold = hold();
+        hold.update(held(&[1, 2, 3, 4]), 20, true);
+        let barred = DeviceStanding::Barred(Arc::default());
+        let granted = DeviceStanding::Granted(Arc::default());
+        hold.devices_answered(answer(&barred, &[1, 2]), Instant::now());
+        assert!(hold.guard_as_is().confirmed.iter().eq(keys(&[1, 2]).keys()));
+        hold.devices_answered(answer(&granted, &[1, 2]), Instant::now());
+        assert!(hold.guard_as_is().confirmed.is_empty());
+        hold.confirm(|_| true);
+        // The history is told of a word about one whose removal was confirmed before.
+        let (taken_out, touched) =
+            hold.devices_answered(answer(&DeviceStanding::Revoked, &[1]), Instant::now());
+        assert!(taken_out.iter().eq(keys(&[1]).keys()) && touched.is_empty());
+        hold.devices_answered(answer(&granted, &[1, 2]), Instant::now());
+        assert!(hold.guard_as_is().confirmed.iter().eq(keys(&[1, 2, 3, 4]).keys()));
+    }
+
     #[test]
     fn the_disk_learns_who_waits_and_not_of_each_release() {
         let mut hold = hold();
         assert_eq!(hold.begin_remember(), None);
-        let all = Held::recalled(keys(&[1, 2, 3, 4]));
+        let all = Held::recalled(keys(&[1, 2, 3, 4]), &BTreeSet::new());
         for (left, written) in [(4, true), (3, false), (2, true), (1, true), (0, true)] {
             let left = &[1, 2, 3, 4][..left];
-            let now = Held::recalled(keys(left)).since(&all);
+            let now = Held::recalled(keys(left), &BTreeSet::new()).since(&all);
             hold.update(Waiting { judged: now, unjudged: Held::default() }, 20, true);
             let kept = hold.begin_remember().map(|(since, _)| since);
             assert_eq!(kept, written.then(|| keys(left)), "{left:?}");

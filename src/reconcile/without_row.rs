@@ -38,8 +38,11 @@ pub(super) struct WithoutRow {
     heard: BTreeMap<PublicKey, DeviceStanding>,
     /// What policies grant peers that keep more, until a plan takes that from them.
     granted: BTreeMap<PublicKey, Arc<Profile>>,
-    kept: KeptWithoutRow,
-    /// Whether that differs from what was last written to the disk.
+    /// From whom policies took something.
+    narrowed: BTreeSet<PublicKey>,
+    /// How many held peers had been barred at the last plan.
+    barred: usize,
+    /// Whether something else is to be kept than was last written to the disk.
     differs: bool,
 }
 
@@ -50,13 +53,14 @@ enum Question {
 }
 
 impl WithoutRow {
-    /// `kept`: by an earlier run.
-    pub const fn new(now: Instant, kept: KeptWithoutRow) -> Self {
+    /// `narrowed`: in an earlier run.
+    pub const fn new(now: Instant, narrowed: BTreeSet<PublicKey>) -> Self {
         Self {
             question: Question::Due(now),
             heard: BTreeMap::new(),
             granted: BTreeMap::new(),
-            kept,
+            narrowed,
+            barred: 0,
             differs: false,
         }
     }
@@ -115,14 +119,16 @@ impl WithoutRow {
     }
 
     /// The database answered. Returns the peers whose devices take them out, and the others that are to be narrowed.
+    /// The removal of those that are `confirmed` waits no more.
     pub fn answered(
         &mut self,
         answer: DeviceStandings,
-        held: &Held,
+        held: &mut Held,
+        confirmed: &BTreeSet<PublicKey>,
         now: Instant,
     ) -> (BTreeSet<PublicKey>, BTreeSet<PublicKey>) {
         self.rest(held, now);
-        let (taken_out, mut less) = (self.taken_out(&answer, held), BTreeMap::new());
+        let (taken_out, mut less) = (self.taken_out(&answer, held, confirmed), BTreeMap::new());
         let mut left = Left::default();
         for (key, standing) in &answer.of {
             let before = self.heard.get(key);
@@ -139,8 +145,8 @@ impl WithoutRow {
         self.heard = answer.of;
         let less = held.narrowing(less);
         let narrowed: BTreeSet<_> = less.keys().copied().collect();
-        self.differs |= !narrowed.is_subset(&self.kept.narrowed);
-        self.kept.narrowed.extend(&narrowed);
+        self.differs |= !narrowed.is_subset(&self.narrowed);
+        self.narrowed.extend(&narrowed);
         for (key, granted) in less {
             let both = self.granted.get(&key).map(|before| Arc::new(before.meet(&granted)));
             self.granted.insert(key, both.unwrap_or(granted));
@@ -149,24 +155,36 @@ impl WithoutRow {
     }
 
     /// The peers whose devices are revoked, and those whose devices are barred since the last answer, if these are few.
-    fn taken_out(&mut self, answer: &DeviceStandings, held: &Held) -> BTreeSet<PublicKey> {
+    /// Otherwise it is remembered of these that they were.
+    fn taken_out(
+        &mut self,
+        answer: &DeviceStandings,
+        held: &mut Held,
+        confirmed: &BTreeSet<PublicKey>,
+    ) -> BTreeSet<PublicKey> {
         let (mut taken_out, mut barred) = (BTreeSet::new(), BTreeSet::new());
-        for (key, standing) in answer.of.iter().filter(|(key, _)| held.is_without_row(key)) {
+        let before = held.barred();
+        for (key, standing) in &answer.of {
+            let Some(peer) = held.peers().get(key).filter(|peer| peer.is_gone()) else { continue };
             match standing {
                 DeviceStanding::Revoked => drop(taken_out.insert(*key)),
-                DeviceStanding::Barred(_) if !self.kept.barred.contains(key) => {
-                    barred.insert(*key);
+                DeviceStanding::Barred(_) if confirmed.contains(key) => {
+                    taken_out.insert(*key);
                 }
-                DeviceStanding::Granted(_) => self.differs |= self.kept.barred.remove(key),
+                DeviceStanding::Barred(_) if !peer.was_barred() => drop(barred.insert(*key)),
+                DeviceStanding::Granted(_) => held.set_barred(key, false),
                 DeviceStanding::Barred(_) | DeviceStanding::Gone => {}
             }
         }
-        let few = (held.gone() / 2).clamp(1, ALWAYS_ALLOWED_PEERS);
+        let going = confirmed.iter().filter(|key| held.is_without_row(key)).count();
+        let few = ((held.gone() - going) / 2).clamp(1, ALWAYS_ALLOWED_PEERS);
+        let were_put_right = held.barred() < before;
         if barred.len() <= few {
             taken_out.append(&mut barred);
         }
-        self.differs |= !barred.is_empty();
-        self.kept.barred.append(&mut barred);
+        self.differs |= were_put_right || !barred.is_empty();
+        barred.iter().for_each(|key| held.set_barred(key, true));
+        self.barred = held.barred();
         taken_out
     }
 
@@ -182,6 +200,8 @@ impl WithoutRow {
             self.granted = waiting;
             self.granted.extend(held.narrowing(judged));
         }
+        self.differs |= held.barred() > self.barred;
+        self.barred = held.barred();
         self.forget(held, unjudged);
     }
 
@@ -191,20 +211,19 @@ impl WithoutRow {
     }
 
     /// What is to be written to the disk.
-    pub fn write(&mut self) -> KeptWithoutRow {
+    pub fn write(&mut self, held: &Held, unjudged: &Held) -> KeptWithoutRow {
         self.differs = false;
-        self.kept.clone()
+        let barred = held.were_barred().chain(unjudged.were_barred()).copied().collect();
+        KeptWithoutRow { narrowed: self.narrowed.clone(), barred }
     }
 
     /// Whose row is back, or who is gone, is as its row says.
     fn forget(&mut self, held: &Held, unjudged: &Held) {
         let stays =
             |key: &PublicKey| held.is_without_row(key) || unjudged.peers().contains_key(key);
-        let before = self.kept.narrowed.len();
-        self.kept.narrowed.retain(stays);
-        self.differs |= self.kept.narrowed.len() != before;
-        // One that is left on the disk does no harm there: whom nobody holds, the next agent forgets, too.
-        self.kept.barred.retain(stays);
+        let before = self.narrowed.len();
+        self.narrowed.retain(stays);
+        self.differs |= self.narrowed.len() != before;
     }
 }
 
@@ -248,13 +267,16 @@ mod tests {
             username: "ann".into(),
         };
         let since = (1..=peers).map(|number| (key(number), SystemTime::UNIX_EPOCH));
-        (Held::recalled(since), (1..=peers).map(|number| (key(number), who.clone())).collect())
+        (
+            Held::recalled(since, &BTreeSet::new()),
+            (1..=peers).map(|number| (key(number), who.clone())).collect(),
+        )
     }
 
     #[test]
     fn database_is_asked_at_once_and_then_at_intervals_that_grow_with_the_peers() {
         let start = Instant::now();
-        let mut without_row = WithoutRow::new(start, KeptWithoutRow::default());
+        let mut without_row = WithoutRow::new(start, BTreeSet::new());
         let (one, names) = held(1);
         assert_eq!((without_row.due(&held(0).0, true), without_row.due(&one, false)), (None, None));
         assert!(without_row.begin_question(&one, &names, true, start).is_some());
@@ -291,12 +313,13 @@ mod tests {
     #[test]
     fn what_is_to_be_taken_outlasts_a_question_that_fails_until_a_plan_takes_it() {
         let start = Instant::now();
-        let (held, key) = keeping("172.16.1.0/24");
+        let (mut held, key) = keeping("172.16.1.0/24");
         let nothing = || DeviceStanding::Granted(Arc::default());
         let answer =
             |standing| DeviceStandings { of: BTreeMap::from([(key, standing)]), by_policies: true };
-        let mut without_row = WithoutRow::new(start, KeptWithoutRow::default());
-        let (revoked, narrowed) = without_row.answered(answer(nothing()), &held, start);
+        let mut without_row = WithoutRow::new(start, BTreeSet::new());
+        let (revoked, narrowed) =
+            without_row.answered(answer(nothing()), &mut held, &BTreeSet::new(), start);
         assert!(revoked.is_empty() && narrowed.contains(&key));
         without_row.not_answered(&held, start);
         assert!(without_row.granted().contains_key(&key));
@@ -304,30 +327,35 @@ mod tests {
         assert!(without_row.granted().contains_key(&key), "no rows judge it for now");
         without_row.planned(&held, &Held::default());
         assert!(without_row.granted().contains_key(&key), "the plan did not take it");
-        let taken = held.clone().narrowed(without_row.granted());
+        let mut taken = held.clone().narrowed(without_row.granted());
         without_row.planned(&taken, &Held::default());
         assert!(without_row.granted().is_empty());
-        let again = without_row.answered(answer(nothing()), &taken, start);
+        let again = without_row.answered(answer(nothing()), &mut taken, &BTreeSet::new(), start);
         assert_eq!(again, Default::default());
-        let revoked = without_row.answered(answer(DeviceStanding::Revoked), &taken, start);
+        let revoked = without_row.answered(
+            answer(DeviceStanding::Revoked),
+            &mut taken,
+            &BTreeSet::new(),
+            start,
+        );
         assert_eq!(revoked, (BTreeSet::from([key]), BTreeSet::new()));
     }
 
     #[test]
     fn question_that_takes_long_is_followed_by_a_longer_pause() {
         let start = Instant::now();
-        let (held, names) = held(1);
-        let mut without_row = WithoutRow::new(start, KeptWithoutRow::default());
+        let (mut held, names) = held(1);
+        let mut without_row = WithoutRow::new(start, BTreeSet::new());
         assert!(without_row.begin_question(&held, &names, true, start).is_some());
         let answered = start + Duration::from_secs(3);
-        without_row.answered(DeviceStandings::default(), &held, answered);
+        without_row.answered(DeviceStandings::default(), &mut held, &BTreeSet::new(), answered);
         assert_eq!(without_row.due(&held, true), Some(answered + Duration::from_secs(12)));
     }
 
     #[test]
     fn devices_that_are_not_known_are_not_asked_for() {
         let start = Instant::now();
-        let mut without_row = WithoutRow::new(start, KeptWithoutRow::default());
+        let mut without_row = WithoutRow::new(start, BTreeSet::new());
         let (held, _) = held(3);
         assert!(without_row.begin_question(&held, &BTreeMap::new(), true, start).is_none());
         assert!(without_row.due(&held, true).is_some_and(|due| due > start));

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use gatepost::model::{
-    AuditEvent, BarredBy, DeviceId, Effect, KeyText, PeerId, PolicyId, PolicyRow, SettingRow,
-    TargetRow, TargetType,
+    AuditEvent, BarredBy, DeviceId, Effect, KeyText, PeerId, PeerRow, PolicyId, PolicyRow,
+    SettingRow, TargetRow, TargetType,
 };
 use gatepost::reconcile::{Event, LastGood, Provenance};
 
@@ -116,6 +116,48 @@ fn devices_that_were_barred_at_once_wait_when_they_are_told_one_after_the_other_
     assert_eq!(bar(&mut world, 5..=14), 28);
     assert_eq!(bar(&mut world, 4..=14), 27);
     assert!(!world.kernel.state.peers.contains_key(&key(4)));
+}
+
+#[test]
+fn peers_that_the_guard_held_as_barred_wait_on_when_their_rows_go_one_after_the_other() {
+    for restarts in [0, 1, 15] {
+        let mut world = world_of(28, "172.16.0.0/24");
+        for number in 1..=15 {
+            let row = world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap();
+            row.bars = BarredBy::USER_INACTIVE;
+        }
+        world.tell(Event::Notified);
+        assert_eq!((bar(&mut world, 1..=15), waiting(&world)), (28, Some(15)));
+        for number in 1..=15 {
+            world.tables.peers.remove(&PeerId(id(2, number)));
+            world.tell(Event::Notified);
+            world.pass_time(Duration::from_secs(2));
+            if number <= restarts {
+                world.happen(Happening::Kill);
+                world.pass_time(Duration::from_secs(2));
+            }
+        }
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(15)));
+        // Some come back barred, and go again.
+        for number in 1..=3 {
+            let row = world_of(28, "172.16.0.0/24").tables.peers[&PeerId(id(2, number))].clone();
+            let row = PeerRow { bars: BarredBy::USER_INACTIVE, ..row };
+            for is_there in [true, false] {
+                match is_there {
+                    true => drop(world.tables.peers.insert(row.id, row.clone())),
+                    false => drop(world.tables.peers.remove(&row.id)),
+                }
+                world.tell(Event::Notified);
+                world.pass_time(Duration::from_secs(2));
+            }
+        }
+        assert_eq!((world.kernel.state.peers.len(), waiting(&world)), (28, Some(15)));
+        // Who is put right and then barred is barred by a new word.
+        assert_eq!(bar(&mut world, 2..=15), 28);
+        assert_eq!(bar(&mut world, 1..=15), 27);
+        world.revoked_devices.insert(DeviceId(id(3, 2)));
+        assert_eq!(bar(&mut world, 1..=15), 26);
+    }
 }
 
 /// A policy that denies this user a network before all others.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Departed, DeviceId, MarkId, PublicKey, UserId};
+use crate::plan::Held;
 use crate::reconcile::name::name_of;
 
 /// A withdrawal that was carried out.
@@ -58,11 +59,20 @@ pub struct Withdrawals {
     pub without_row: KeptWithoutRow,
 }
 
-/// What the database said of peers whose removal waits and that no row names, which the last good rows do not know.
+impl Withdrawals {
+    /// The peers whose removal waits. No rows have judged them yet.
+    #[must_use]
+    pub fn recalled(&self) -> Held {
+        let since = self.held.iter().map(|(key, since)| (*key, *since));
+        Held::recalled(since, &self.without_row.barred)
+    }
+}
+
+/// What the database said of peers whose removal waits, which the last good rows do not know.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeptWithoutRow {
-    /// Those from which policies took something.
+    /// Those from which policies took something while no row named them.
     pub narrowed: BTreeSet<PublicKey>,
     /// Those that wait although they or their users are deleted, or the users not active, because many were so at once.
     pub barred: BTreeSet<PublicKey>,

@@ -151,11 +151,11 @@ impl Machine {
     ) {
         match answer {
             Ok(standings) => {
-                let (mut peers, narrowed) = self.hold.devices_answered(standings, now.instant);
+                let (taken_out, peers) = self.hold.devices_answered(standings, now.instant);
                 let names = self.difference.departed();
-                let named = peers.iter().filter_map(|key| Some((*key, names.get(key)?.clone())));
+                let named =
+                    taken_out.iter().filter_map(|key| Some((*key, names.get(key)?.clone())));
                 self.rows.taken_out(&named.collect(), self.source.clock(now));
-                peers.extend(narrowed);
                 self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
             }
             Err(error) => {

@@ -16,7 +16,7 @@ use crate::model::{
     Standing,
 };
 use crate::plan::guard::{Guard, HeldBack, Whose, plan_guarded};
-use crate::plan::{Held, HeldPeer, PlanError, Scope, Step};
+use crate::plan::{HeldPeer, PlanError, Scope, Step};
 use crate::reconcile::name::peer_name;
 use crate::reconcile::note::no_sealing_key;
 use crate::reconcile::options::MachineOptions;
@@ -120,8 +120,7 @@ const NONE_KNOWN: &BTreeMap<PublicKey, Arc<Profile>> = &BTreeMap::new();
 
 /// The guard of an agent that begins.
 fn guard<'a>(machine: &MachineOptions, confirmed: &'a BTreeSet<PublicKey>) -> Guard<'a> {
-    let held = machine.withdrawals.held.iter().map(|(key, since)| (*key, *since));
-    let (limit, held) = (machine.max_removed, Held::recalled(held));
+    let (limit, held) = (machine.max_removed, machine.withdrawals.recalled());
     Guard { limit, held, confirmed, granted: NONE_KNOWN, whose: Whose::Ours }
 }
 
