@@ -50,7 +50,7 @@ pub struct HeldPeer {
     /// firewall is flushed in the meantime.
     keeps: BTreeMap<IpNet, Arc<Profile>>,
     cause: HeldCause,
-    /// Whether its own row, or what is known of its device without one, barred it while it is held. That
+    /// Whether its own row, or what is known of its device without one, barred it last while it is held. That
     /// removal waits, also once the row is gone or back.
     was_barred: bool,
     /// The database's time of the rows from which on it was held.
@@ -95,7 +95,7 @@ impl HeldPeer {
         self.keeps.get(prefix).is_some_and(|profile| profile.allows(destination))
     }
 
-    /// Whether its own row, or what is known of its device without one, barred it while it is held.
+    /// Whether its own row, or what is known of its device without one, barred it last while it is held.
     #[must_use]
     pub const fn was_barred(&self) -> bool {
         self.was_barred

@@ -1,7 +1,7 @@
 //! Held peers that no row names. No read shows what becomes of their devices, and no mark tells of it, so the agent
 //! asks the database at intervals.
 //!
-//! A revoked device takes its peer out. So does a device that is barred since the last answer, because it or its user
+//! A revoked device takes its peer out. So does a device that was not barred before, and is now because it or its user
 //! was deleted or the user is not active any more, if these are few: many at once may be part of the accident that took
 //! the rows, and wait for an operator.
 //!
@@ -154,7 +154,7 @@ impl WithoutRow {
         (taken_out, narrowed)
     }
 
-    /// The peers whose devices are revoked, and those whose devices are barred since the last answer, if these are few.
+    /// The peers whose devices are revoked, and those whose devices were not barred before and are now, if these are few.
     /// Otherwise it is remembered of these that they were.
     fn taken_out(
         &mut self,

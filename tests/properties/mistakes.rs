@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gatepost::model::{Allocation, KeyText, PeerId, SettingRow};
+use gatepost::model::{Allocation, BarredBy, KeyText, PeerId, SettingRow};
 use gatepost::reconcile::Event;
 
 use super::guard::{held_back, key, reaches, world_of};
@@ -67,6 +67,27 @@ fn a_mistyped_network_cuts_off_no_peer_and_what_the_rows_say_narrows() {
             assert!(world.kernel_equals_database(), "{what}");
             assert!(world.machine.view().held_back().is_none(), "{what}");
         }
+    }
+}
+
+#[test]
+fn a_user_who_was_active_again_beside_a_mistake_goes_by_the_next_word() {
+    fn bar(world: &mut World, users: std::ops::RangeInclusive<u8>, bars: BarredBy) -> usize {
+        for number in users {
+            world.tables.peers.get_mut(&PeerId(id(2, number))).unwrap().bars = bars;
+        }
+        world.tell(Event::Notified);
+        world.pass_time(Duration::from_secs(1));
+        world.kernel.state.peers.len()
+    }
+    for (what, mistake) in mistakes() {
+        let mut world = world_of(28, "172.16.0.0/23");
+        mistake(&mut world, false);
+        world.pass_time(Duration::from_secs(1));
+        assert_eq!(bar(&mut world, 1..=15, BarredBy::USER_INACTIVE), 28, "{what}: many wait");
+        assert_eq!(bar(&mut world, 1..=15, BarredBy::default()), 28, "{what}");
+        assert_eq!(bar(&mut world, 3..=3, BarredBy::USER_INACTIVE), 27, "{what}");
+        assert!(!world.kernel.state.peers.contains_key(&key(3)), "{what}");
     }
 }
 

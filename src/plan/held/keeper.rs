@@ -76,8 +76,12 @@ impl<'a> Keeper<'a> {
             keeps.insert(prefix, reach);
         }
         let since = before.map_or(desired.as_of(), |peer| peer.since);
-        let was_barred =
-            matches!(cause, HeldCause::Barred(_)) || before.is_some_and(|peer| peer.was_barred);
+        let was_barred = match cause {
+            HeldCause::Barred(_) => true,
+            // A row that cannot be used bars nobody.
+            HeldCause::Unusable(_) => false,
+            HeldCause::Gone => before.is_some_and(|peer| peer.was_barred),
+        };
         (!keeps.is_empty()).then_some(HeldPeer { keeps, cause, was_barred, since })
     }
 }

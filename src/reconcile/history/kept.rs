@@ -68,7 +68,7 @@ impl Withdrawals {
     }
 }
 
-/// What the database said of peers whose removal waits, which the last good rows do not know.
+/// What the database said of peers whose removal waits, beside what the last good rows say of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeptWithoutRow {
