@@ -10,6 +10,10 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     has boolean;
 begin
+    -- What can only read raises no lock.
+    if current_setting('transaction_read_only')::boolean then
+        return exists (select from public.gateways g where g.id = has_gateway.id);
+    end if;
     begin
         has := exists (select from public.gateways g where g.id = has_gateway.id);
         raise sqlstate 'ZG000';
@@ -18,7 +22,7 @@ begin
     end;
 end $$;
 comment on function gatepost.has_gateway(uuid) is
-    'Whether `gateways` has this row. The lock of the look-up is given back. Granted to no role.';
+    'Whether `gateways` has this row. A transaction that may write gets the lock of the look-up back. Granted to no role.';
 
 do $migration$
 declare
@@ -42,6 +46,16 @@ begin
             'gatepost.merge_page_of(uuid, interval)',
             'gatepost.merge_page_of(uuid, interval, integer)'
         ]) f (name)
+        union all
+        -- For a token, too, reports lock before they read.
+        select 'gatepost.try_reports(text)'::regprocedure,
+            $sql$            execute format('select array(%s)', part.ids) into ids using me;
+$sql$,
+            $sql$            continue when not gatepost.may_write(
+                replace(replace(part.statement, '$1', 'null'), '$2', 'null')
+            );
+            execute format('select array(%s)', part.ids) into ids using me;
+$sql$
         union all
         select 'gatepost.enroll(text, text, text, integer, cidr, text[], boolean)'::regprocedure,
             l.part,

@@ -1,7 +1,8 @@
 -- Installs missing triggers, as the last step that affects writes of the control plane. Each takes a
 -- short lock on its table. If the lock is not free, `gatepost migrate` gives up and tries again before
--- a queued writer runs into its deadlock timeout. `enable always` also covers sessions with
--- session_replication_role = replica.
+-- a queued writer runs into its deadlock timeout. Nothing is locked before: the server ends a transaction at
+-- once that raises its lock of a table for which another one waits that has locked it. `enable always` also
+-- covers sessions with session_replication_role = replica.
 
 set local search_path = pg_catalog, pg_temp;
 set local lock_timeout = '500ms';
@@ -17,11 +18,18 @@ begin
             where t.tgrelid = ('public.' || m.relation)::regclass
                 and t.tgname = m.trigger
                 and t.tgfoid = to_regproc('gatepost.' || m.function)
-        ) as is_off
+        ) as is_off,
+        exists (
+            select
+            from pg_trigger t
+            where t.tgrelid = ('public.' || m.relation)::regclass and t.tgname = m.trigger
+        ) as is_there
         from gatepost.missing_trigger m
     loop
         -- Only enable an existing trigger: dropping it would block readers as well.
         if not missing.is_off then
+            execute format('lock table public.%I in %s mode', missing.relation,
+                case when missing.is_there then 'access exclusive' else 'share row exclusive' end);
             execute format(
                 'drop trigger if exists %I on public.%I', missing.trigger, missing.relation
             );

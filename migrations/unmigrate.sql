@@ -15,6 +15,12 @@ granted as (
         and d.dbid = (select b.oid from pg_database b where b.datname = current_database())
 ),
 statements (step, statement) as (
+    -- To drop a trigger locks its table little, and then more, which ends whoever raises a lock meanwhile.
+    select distinct 0, format('lock table %s in access exclusive mode', t.tgrelid::regclass)
+    from ours o
+    join pg_proc p on p.pronamespace = o.schema
+    join pg_trigger t on t.tgfoid = p.oid and t.tgparentid = 0 and t.tgname like 'gatepost\_%'
+    union all
     select 1, format('drop trigger %I on %s', t.tgname, t.tgrelid::regclass)
     from ours o
     join pg_proc p on p.pronamespace = o.schema

@@ -1,12 +1,16 @@
 //! Neither a writer nor a migration waits for a lock because of a hint, and a mark costs a writer no
 //! transaction id.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use gatepost::model::DeviceId;
-use gatepost::store::{Handshake, Merged, Read};
+use gatepost::store::{ConnectOptions, Handshake, Merged, Read, migrate, unmigrate};
+use tokio_postgres::Client;
 
-use crate::world::{World, client};
+use crate::postgres::Cluster;
+use crate::token::{Pool, token};
+use crate::world::{World, client, connect};
 
 /// A migration of the control plane holds a table that a hint would look into.
 #[tokio::test]
@@ -125,57 +129,109 @@ async fn a_report_holds_no_table_that_a_migration_keeps_from_being_written() {
     assert_eq!(world.count(&seen).await, 1);
 }
 
-/// The server ends a transaction at once that raises its lock of a table for which another waits that has read it.
+/// A session that holds a table.
+async fn holding(world: &World, table: &str, mode: &str) -> Client {
+    let cluster = world.own.as_ref().unwrap_or_else(|| Cluster::shared());
+    let migration = connect(&cluster.socket_url("postgres", &world.database)).await;
+    let holds = format!("begin; lock {table} in {mode} mode");
+    migration.batch_execute(&holds).await.unwrap();
+    migration
+}
+
+/// Raises a lock as soon as somebody waits for the table, and gives it back: whether somebody waited.
+///
+/// The server ends a transaction at once that raises its lock of a table for which another waits that has locked it.
+async fn raises_its_lock(
+    world: &World,
+    migration: Client,
+    table: &str,
+    ended: &AtomicBool,
+) -> bool {
+    let waits = format!(
+        "select count(*) from pg_locks where relation = '{table}'::regclass and not granted"
+    );
+    let mut waited = false;
+    while !waited && !ended.load(Ordering::Relaxed) {
+        waited = world.count(&waits).await > 0;
+    }
+    let raises = format!("lock {table} in access exclusive mode");
+    migration.batch_execute(&raises).await.unwrap();
+    migration.batch_execute("rollback").await.unwrap();
+    waited
+}
+
 #[tokio::test]
 async fn a_migration_may_raise_its_lock_of_a_table_for_which_a_report_waits() {
-    let world = World::new().await;
+    let (pool, _) = Pool::new().await;
+    let world = &pool.world;
     let ann = world.peer(world.gateway, "ann").await;
     let (device_id, seen_at) = (DeviceId(ann.device), SystemTime::now());
     let handshake = Handshake { device_id, first_at: seen_at, seen_at, connected_at: None };
     world.store.report(&[handshake]).await.unwrap();
-    let migration = client("postgres", &world.database).await;
-    let waits = format!(
-        "select count(*) from pg_locks l
-         join pg_stat_activity a on a.pid = l.pid and a.usename = '{}'
-         where not l.granted",
-        world.role
-    );
     world.run("update gatepost.gateway_role set may_enroll = true").await;
-    let enroll = "enroll('g1', 'another key', 'e:1', 1, '10.8.0.0/16', null, true)";
-    for (table, call) in [
-        ("gateways", "merge()"),
-        ("devices", "merge()"),
-        ("gateways", "attach(true)"),
-        ("gateways", "try_reports()"),
-        ("devices", "try_reports()"),
-        ("gateways", enroll),
+    let of_token = |call: &str| format!("{call}('{}')", token(1).expose());
+    let (merge, tries) = (of_token("merge"), of_token("try_reports"));
+    let attach = format!("attach('{}', false)", token(1).expose());
+    for (role, table, call) in [
+        (&world.role, "gateways", "merge()"),
+        (&world.role, "devices", "merge()"),
+        (&world.role, "gateways", "attach(true)"),
+        (&world.role, "gateways", "try_reports()"),
+        (&world.role, "devices", "try_reports()"),
+        (&world.role, "gateways", "enroll('g1', 'another', 'e:1', 1, '10.8.0.0/16', null, true)"),
+        (&pool.role, "gateways", &merge),
+        (&pool.role, "gateways", &attach),
+        (&pool.role, "gateways", &tries),
+        (&pool.role, "devices", &tries),
     ] {
-        let agent = client(&world.role, &world.database).await;
-        let raised = async || {
-            let keeps = format!("begin; lock {table} in share row exclusive mode");
-            migration.batch_execute(&keeps).await.unwrap();
-            let call = format!("set lock_timeout = '500ms'; select gatepost.{call}");
-            let calls = agent.batch_execute(&call);
-            let raises = async {
-                for _ in 0..1_000 {
-                    if world.count(&waits).await > 0 {
-                        let raise = format!("lock {table} in access exclusive mode");
-                        migration.batch_execute(&raise).await.unwrap();
-                        return true;
-                    }
-                }
-                false
+        let agent = connect(&Cluster::shared().socket_url(role, &world.database)).await;
+        let mut waited = false;
+        // A report gives up after 100 ms.
+        for _ in 0..10 {
+            let ended = AtomicBool::new(false);
+            let calls = async {
+                let call = format!("set lock_timeout = '500ms'; select gatepost.{call}");
+                let _ = agent.batch_execute(&call).await;
+                ended.store(true, Ordering::Relaxed);
             };
-            let (_, raised) = tokio::join!(calls, raises);
-            migration.batch_execute("rollback").await.unwrap();
-            raised
-        };
-        let mut tries = 0;
-        while !raised().await {
-            tries += 1;
-            assert!(tries < 10, "{call} never waited for {table}");
+            let migration = holding(world, table, "share row exclusive").await;
+            let raises = raises_its_lock(world, migration, table, &ended);
+            waited = tokio::join!(calls, raises).1;
+            if waited {
+                break;
+            }
         }
+        assert!(waited, "{call} never waited for {table}");
     }
+}
+
+#[tokio::test]
+async fn a_migration_may_raise_its_lock_of_a_table_for_which_gatepost_migrate_or_unmigrate_waits() {
+    let world = World::alone().await;
+    let url = world.cluster().socket_url("postgres", &world.database);
+    let options = ConnectOptions::new(url);
+    let drop_all = "do $$ declare it record; begin
+        for it in select t.tgname from pg_trigger t where t.tgrelid = 'devices'::regclass
+            and t.tgname like 'gatepost%'
+        loop execute format('drop trigger %I on devices', it.tgname); end loop; end $$";
+    world.run(drop_all).await;
+    // What a writer holds.
+    let writer = holding(&world, "devices", "row exclusive").await;
+    let ended = AtomicBool::new(false);
+    let migrates = async {
+        migrate(&options).await.unwrap();
+        ended.store(true, Ordering::Relaxed);
+    };
+    let raises = raises_its_lock(&world, writer, "devices", &ended);
+    assert!(tokio::join!(migrates, raises).1, "gatepost migrate never waited");
+    let writer = holding(&world, "devices", "row exclusive").await;
+    let ended = AtomicBool::new(false);
+    let unmigrates = async {
+        unmigrate(&options).await.unwrap();
+        ended.store(true, Ordering::Relaxed);
+    };
+    let raises = raises_its_lock(&world, writer, "devices", &ended);
+    assert!(tokio::join!(unmigrates, raises).1, "gatepost unmigrate never waited");
 }
 
 /// Does this while a migration holds `devices`, which then wants a table that is read first.
