@@ -15,7 +15,8 @@ granted as (
         and d.dbid = (select b.oid from pg_database b where b.datname = current_database())
 ),
 statements (step, statement) as (
-    -- To drop a trigger locks its table little, and then more, which ends whoever raises a lock meanwhile.
+    -- `drop trigger` locks its table weakly at first, and then strongly. The server ends a transaction that raises
+    -- its own lock of the table in between. So each table is locked strongly before.
     select distinct 0, format('lock table %s in access exclusive mode', t.tgrelid::regclass)
     from ours o
     join pg_proc p on p.pronamespace = o.schema

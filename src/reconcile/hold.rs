@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_taken_back_takes_out_nobody_but_whom_an_operator_confirmed() {
+    fn a_word_that_is_taken_back_removes_only_peers_that_an_operator_confirmed() {
         let mut hold = hold();
         hold.update(held(&[1, 2, 3, 4]), 20, true);
         let barred = DeviceStanding::Barred(Arc::default());

@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use gatepost::model::DeviceId;
 use gatepost::store::{ConnectOptions, Handshake, Merged, Read, migrate, unmigrate};
-use tokio_postgres::Client;
 
 use crate::postgres::Cluster;
 use crate::token::{Pool, token};
@@ -129,35 +128,39 @@ async fn a_report_holds_no_table_that_a_migration_keeps_from_being_written() {
     assert_eq!(world.count(&seen).await, 1);
 }
 
-/// A session that holds a table.
-async fn holding(world: &World, table: &str, mode: &str) -> Client {
+/// Does this while a migration holds a table, which raises its lock as soon as somebody waits for the table, and then
+/// gives it back: whether somebody waited.
+///
+/// The server ends a transaction at once that raises its lock of a table for which another waits that has locked it.
+async fn raises_its_lock_meanwhile(
+    world: &World,
+    table: &str,
+    mode: &str,
+    work: impl Future<Output = ()>,
+) -> bool {
     let cluster = world.own.as_ref().unwrap_or_else(|| Cluster::shared());
     let migration = connect(&cluster.socket_url("postgres", &world.database)).await;
     let holds = format!("begin; lock {table} in {mode} mode");
     migration.batch_execute(&holds).await.unwrap();
-    migration
-}
-
-/// Raises a lock as soon as somebody waits for the table, and gives it back: whether somebody waited.
-///
-/// The server ends a transaction at once that raises its lock of a table for which another waits that has locked it.
-async fn raises_its_lock(
-    world: &World,
-    migration: Client,
-    table: &str,
-    ended: &AtomicBool,
-) -> bool {
-    let waits = format!(
-        "select count(*) from pg_locks where relation = '{table}'::regclass and not granted"
-    );
-    let mut waited = false;
-    while !waited && !ended.load(Ordering::Relaxed) {
-        waited = world.count(&waits).await > 0;
-    }
-    let raises = format!("lock {table} in access exclusive mode");
-    migration.batch_execute(&raises).await.unwrap();
-    migration.batch_execute("rollback").await.unwrap();
-    waited
+    let ended = AtomicBool::new(false);
+    let works = async {
+        work.await;
+        ended.store(true, Ordering::Relaxed);
+    };
+    let raises = async {
+        let waits = format!(
+            "select count(*) from pg_locks where relation = '{table}'::regclass and not granted"
+        );
+        let mut waited = false;
+        while !waited && !ended.load(Ordering::Relaxed) {
+            waited = world.count(&waits).await > 0;
+        }
+        let raises = format!("lock {table} in access exclusive mode");
+        migration.batch_execute(&raises).await.unwrap();
+        migration.batch_execute("rollback").await.unwrap();
+        waited
+    };
+    tokio::join!(works, raises).1
 }
 
 #[tokio::test]
@@ -188,15 +191,11 @@ async fn a_migration_may_raise_its_lock_of_a_table_for_which_a_report_waits() {
         let mut waited = false;
         // A report gives up after 100 ms.
         for _ in 0..10 {
-            let ended = AtomicBool::new(false);
             let calls = async {
                 let call = format!("set lock_timeout = '500ms'; select gatepost.{call}");
                 let _ = agent.batch_execute(&call).await;
-                ended.store(true, Ordering::Relaxed);
             };
-            let migration = holding(world, table, "share row exclusive").await;
-            let raises = raises_its_lock(world, migration, table, &ended);
-            waited = tokio::join!(calls, raises).1;
+            waited = raises_its_lock_meanwhile(world, table, "share row exclusive", calls).await;
             if waited {
                 break;
             }
@@ -216,22 +215,13 @@ async fn a_migration_may_raise_its_lock_of_a_table_for_which_gatepost_migrate_or
         loop execute format('drop trigger %I on devices', it.tgname); end loop; end $$";
     world.run(drop_all).await;
     // What a writer holds.
-    let writer = holding(&world, "devices", "row exclusive").await;
-    let ended = AtomicBool::new(false);
-    let migrates = async {
-        migrate(&options).await.unwrap();
-        ended.store(true, Ordering::Relaxed);
-    };
-    let raises = raises_its_lock(&world, writer, "devices", &ended);
-    assert!(tokio::join!(migrates, raises).1, "gatepost migrate never waited");
-    let writer = holding(&world, "devices", "row exclusive").await;
-    let ended = AtomicBool::new(false);
-    let unmigrates = async {
-        unmigrate(&options).await.unwrap();
-        ended.store(true, Ordering::Relaxed);
-    };
-    let raises = raises_its_lock(&world, writer, "devices", &ended);
-    assert!(tokio::join!(unmigrates, raises).1, "gatepost unmigrate never waited");
+    let held = "row exclusive";
+    let migrates = async { drop(migrate(&options).await.unwrap()) };
+    let waited = raises_its_lock_meanwhile(&world, "devices", held, migrates).await;
+    assert!(waited, "gatepost migrate never waited");
+    let unmigrates = async { drop(unmigrate(&options).await.unwrap()) };
+    let waited = raises_its_lock_meanwhile(&world, "devices", held, unmigrates).await;
+    assert!(waited, "gatepost unmigrate never waited");
 }
 
 /// Does this while a migration holds `devices`, which then wants a table that is read first.
