@@ -179,6 +179,44 @@ async fn sessions_in_replica_role_leave_marks() {
     assert_eq!(heard(&mut listener).await, 1);
 }
 
+/// A policy may name a row before it is inserted. Without a peer, that has no effect.
+#[tokio::test]
+async fn an_inserted_target_leaves_a_mark_and_notifies_only_where_foreign_keys_are_skipped() {
+    let (world, _, mut listener) = setting().await;
+    let insert = |kind: &str, id: u8| {
+        let id = uuid::Uuid::from_u128(id.into());
+        let insert = match kind {
+            "group" => format!("insert into groups (id, name) values ('{id}', '{id}')"),
+            "user" => format!(
+                "insert into users (id, role_id, username, display_name, password_hash)
+                    select '{id}', role_id, '{id}', 'u', 'x' from users limit 1"
+            ),
+            _ => format!(
+                "insert into devices (id, user_id, name, platform, device_fingerprint, public_key)
+                    select '{id}', user_id, 'd', 'linux', '{id}', 'k' from devices limit 1"
+            ),
+        };
+        let target = format!(
+            "insert into policy_targets (policy_id, target_type, target_id) select id, '{kind}', '{id}' from policies"
+        );
+        (target, insert)
+    };
+    let mut cursor = world.cursor().await;
+    for (id, (role, heard_of)) in (1..).step_by(3).zip([("origin", 0), ("replica", 1)]) {
+        for (id, kind) in (id..).zip(["group", "user", "device"]) {
+            let (target, insert) = insert(kind, id);
+            world.run(&format!("set session_replication_role = {role}; {target}")).await;
+            assert_eq!(heard(&mut listener).await, 1, "{target}");
+            let Read::Changed(_, next) = world.read(&cursor).await else { panic!("{target}") };
+            world.run(&insert).await;
+            assert_eq!(heard(&mut listener).await, heard_of, "{role}: {insert}");
+            let Read::Changed(rows, after) = world.read(&next).await else { panic!("{insert}") };
+            assert_eq!(rows.policies.len(), 1, "{insert}: {rows:?}");
+            cursor = after;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_policy_for_a_large_group_leaves_one_mark() {
     let (world, ann, _) = setting().await;
