@@ -1,25 +1,74 @@
--- An inserted device, user or group notifies no agent, so the insert costs its writer no look-up. Foreign keys let
--- nothing refer to the new row yet, except a policy, which needs a peer to have an effect. The rows of that peer come
--- later, and notify. In a session that skips foreign keys the others may be there already, so all agents are notified.
+-- Inserts of devices, users and groups cost their writers no look-up, and a row that is deleted and inserted again
+-- is read again.
+--
+-- An inserted device, user or group notifies no agent. Foreign keys let other rows refer to it only later, and these
+-- notify. A policy may name it before, which has no effect without a peer. Where a statement deletes the row and
+-- inserts it again, the deletion notifies. In a session that skips foreign keys the other rows may be there already,
+-- so all agents are notified.
 
 set role gatepost_owner;
 set local search_path = pg_catalog, pg_temp;
 
+-- Called for deleted rows. Foreign keys let nothing refer to these, unless the statement inserts them again.
+create or replace function gatepost.hint_targets(ids uuid[]) returns void
+language plpgsql set lock_timeout = '50ms' set plan_cache_mode = force_generic_plan set enable_seqscan = off
+set jit = off as $$
+declare
+    is_used boolean := true;
+begin
+    if not exists (select from gatepost.listener) or pg_notification_queue_usage() >= 0.5 then
+        return;
+    elsif cardinality(ids) <= 1000 and current_setting('transaction_isolation') <> 'serializable' then
+        begin
+            is_used := exists (select from public.policy_targets t where t.target_id = any (ids))
+                or exists (select from public.wireguard_peers p where p.device_id = any (ids))
+                or exists (select from public.devices d where d.user_id = any (ids))
+                or exists (select from public.group_memberships m where m.group_id = any (ids));
+            raise sqlstate 'ZG000';
+        exception when sqlstate 'ZG000' then
+            null;
+        end;
+    end if;
+    if is_used then
+        perform pg_notify('gatepost_all', '');
+    end if;
+end $$;
+comment on function gatepost.hint_targets(uuid[]) is
+    'Notifies all agents if a policy, peer, device or membership refers to one of these users, devices or groups.';
+
 do $migration$
 declare
-    looks_up constant text := 'told := gatepost.hint_targets(touched) is not null;';
-    function regprocedure;
+    edits constant text[] := array[
+        ['devices_inserted', 'told := gatepost.hint_targets(touched) is not null;',
+        'told := current_setting(''session_replication_role'') <> ''replica'' or gatepost.hint_all() is not null;'],
+        ['targets_inserted', 'told := gatepost.hint_targets(touched) is not null;',
+        'told := current_setting(''session_replication_role'') <> ''replica'' or gatepost.hint_all() is not null;'],
+        ['all_changes', '    from unnest(marks) m, unnest(m.ids) i;
+', '    from unnest(marks) m, unnest(m.ids) i;
+    -- A row that was deleted and inserted again may read otherwise, and so does what refers to a deleted row.
+    altered := altered || targets;
+    altered_users := altered_users || targets;
+    altered_groups := altered_groups || targets;
+']
+    ];
+    edit text[];
+    edited regprocedure;
     present text;
 begin
-    foreach function in array array['gatepost.devices_inserted()', 'gatepost.targets_inserted()']::regprocedure[]
-    loop
-        present := pg_get_functiondef(function);
-        if position(looks_up in present) = 0 then
-            raise exception '% is not as expected', function;
-        end if;
-        execute replace(present, looks_up,
-            'told := current_setting(''session_replication_role'') <> ''replica'' or gatepost.hint_all() is not null;');
+    foreach edit slice 1 in array edits loop
+        for edited in
+            select p.oid::regprocedure from pg_proc p
+            where p.pronamespace = 'gatepost'::regnamespace and p.proname = edit[1]
+        loop
+            present := pg_get_functiondef(edited);
+            if position(edit[2] in present) = 0 then
+                raise exception '% is not as expected: it lacks "%"', edited, edit[2];
+            end if;
+            execute replace(present, edit[2], edit[3]);
+        end loop;
     end loop;
 end $migration$;
+
+revoke execute on all functions in schema gatepost from public;
 
 reset role;

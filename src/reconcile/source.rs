@@ -65,6 +65,15 @@ struct Reading {
     began_at: Instant,
 }
 
+/// A read that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EndedRead {
+    /// The earliest known time at which its changes were waiting: the notification, else the beginning of
+    /// the read.
+    pub since: Instant,
+    announcement: Announcement,
+}
+
 /// What time alone brought about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Elapsed {
@@ -322,15 +331,8 @@ impl Source {
         Some(Action::Read(kind))
     }
 
-    /// The read that is under way has ended. `settled`: nothing was known to differ. Returns the
-    /// earliest known time at which its changes were waiting: the notification, else the beginning of
-    /// the read.
-    pub fn end_read(
-        &mut self,
-        answer: &Result<ReadAnswer, DatabaseError>,
-        settled: bool,
-        now: Now,
-    ) -> Instant {
+    /// The read that is under way has ended.
+    pub fn end_read(&mut self, answer: &Result<ReadAnswer, DatabaseError>, now: Now) -> EndedRead {
         let unasked = Reading {
             kind: ReadKind::Changes,
             announcement: Announcement::Connected,
@@ -339,12 +341,21 @@ impl Source {
         let reading = self.reading.take().unwrap_or(unasked);
         match answer {
             Err(_) => self.read_again(reading.kind, now),
-            Ok(answer) => self.answered(answer, reading, settled, now),
+            Ok(answer) => self.answered(answer, reading, now),
         }
-        reading.announcement.notified_at(reading.began_at)
+        let announcement = reading.announcement;
+        EndedRead { since: announcement.notified_at(reading.began_at), announcement }
     }
 
-    fn answered(&mut self, answer: &ReadAnswer, reading: Reading, settled: bool, now: Now) {
+    /// A read found changes that have an effect here, while nothing was known to differ. Where they should
+    /// have been announced and were not, their notification may still be on the way.
+    pub fn found_changes(&mut self, read: EndedRead, now: Now) {
+        if matches!(self.mode(), Some(Mode::Listen | Mode::Hints)) {
+            self.notifications.found(read.announcement, now.instant);
+        }
+    }
+
+    fn answered(&mut self, answer: &ReadAnswer, reading: Reading, now: Now) {
         self.misfit = None;
         self.connection.serves();
         match answer {
@@ -355,11 +366,6 @@ impl Source {
             ReadAnswer::Changed(rows) => {
                 self.figures.change_reads += 1;
                 self.set_clock(rows.taken_at, reading.began_at, now);
-                // Where the changes should have been announced and were not, their notification may
-                // still be on the way.
-                if matches!(self.mode(), Some(Mode::Listen | Mode::Hints)) && settled {
-                    self.notifications.found(reading.announcement, now.instant);
-                }
             }
             ReadAnswer::Everything(rows) => {
                 self.figures.full_reads += 1;

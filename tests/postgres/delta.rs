@@ -142,7 +142,7 @@ fn statement(random: &mut fastrand::Rng) -> String {
     let (device, user, group) = (pick("devices"), pick("users"), pick("groups"));
     let (gateway, peer, policy) = (pick("gateways"), pick("wireguard_peers"), pick("policies"));
     let address = format!("'10.8.0.{}'", n % 8);
-    match random.u32(0..40) {
+    match random.u32(0..44) {
         0..=3 => format!(
             "insert into wireguard_peers (gateway_id, device_id, public_key, assigned_ip)
              values ({gateway}, {device}, '{n}', {address})"
@@ -213,8 +213,28 @@ fn statement(random: &mut fastrand::Rng) -> String {
             "insert into ip_allocations (gateway_id, device_id, address) values ({gateway}, {device}, {address})
              on conflict (gateway_id, address) do update set device_id = excluded.device_id"
         ),
-        _ => format!("delete from ip_allocations where id = {}", pick("ip_allocations")),
+        39 => format!("delete from ip_allocations where id = {}", pick("ip_allocations")),
+        40 => replaced("users", &user, &format!("jsonb_build_object('is_active', {flip})")),
+        41 => replaced("devices", &device, &format!("jsonb_build_object('revoked_at', {when})")),
+        42 => replaced("groups", &group, &format!("jsonb_build_object('deleted_at', {when})")),
+        _ => {
+            let (table, id) = &[("users", user), ("devices", device), ("groups", group)][n as usize % 3];
+            format!(
+                "set local session_replication_role = replica;
+                 delete from {table} where id = {id} and random() < 0.3;
+                 set local session_replication_role = origin"
+            )
+        }
     }
+}
+
+/// Deletes a row and inserts it again in one statement, which foreign keys allow, with these columns changed.
+fn replaced(table: &str, id: &str, columns: &str) -> String {
+    format!(
+        "with gone as (delete from {table} where id = {id} returning *)
+         insert into {table}
+         select (jsonb_populate_record(null::{table}, to_jsonb(gone) || {columns})).* from gone"
+    )
 }
 
 /// Transactions of a few statements, now and then held open, now and then rolled back. A statement

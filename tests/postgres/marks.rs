@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use gatepost::model::BarredBy;
 use gatepost::store::{Listener, Read};
 
 use crate::world::{World, insert_gateway};
@@ -214,6 +215,33 @@ async fn an_inserted_target_leaves_a_mark_and_notifies_only_where_foreign_keys_a
             assert_eq!(rows.policies.len(), 1, "{insert}: {rows:?}");
             cursor = after;
         }
+    }
+}
+
+/// Foreign keys allow this. A portal may do it to write a row whole.
+#[tokio::test]
+async fn a_user_or_device_that_is_deleted_and_inserted_in_one_statement_is_read_again() {
+    let (world, _, mut listener) = setting().await;
+    let mut cursor = world.cursor().await;
+    for (table, change, is_barred) in [
+        ("users", r#"{"is_active": false}"#, true),
+        ("users", r#"{"is_active": true}"#, false),
+        ("devices", r#"{"status": "revoked"}"#, true),
+        ("devices", r#"{"status": "active"}"#, false),
+    ] {
+        let replace = format!(
+            "with gone as (delete from {table} returning *) insert into {table}
+             select (jsonb_populate_record(null::{table}, to_jsonb(gone) || '{change}')).* from gone"
+        );
+        world.run(&replace).await;
+        assert_eq!(heard(&mut listener).await, 1, "{replace}");
+        let Read::Changed(rows, next) = world.read(&cursor).await else { panic!("{replace}") };
+        let peers = rows.peers.values().flatten().collect::<Vec<_>>();
+        assert!(
+            matches!(*peers, [peer] if is_barred == (peer.bars != BarredBy::default())),
+            "{replace}: {rows:?}"
+        );
+        cursor = next;
     }
 }
 

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use gatepost::dataplane::{Outcome, Reading};
-use gatepost::model::{Allocation, BarredBy, ChangedRows};
+use gatepost::model::{Allocation, BarredBy, ChangedRows, PolicyRow, TargetRow, TargetType};
 use gatepost::reconcile::status::PeerState;
 use gatepost::reconcile::{Action, Event, ReadAnswer};
 use nix::errno::Errno;
 
 use super::machine::Happening;
+use super::rows::support;
 use super::world::{World, quiet_world, refused};
 
 /// The plan by which the kernel is about to revoke the first peer.
@@ -88,10 +89,10 @@ fn a_change_while_no_session_listened_counts_as_no_missed_notification() {
     assert_eq!(world.machine.view().status().sync.notify_missed, 0);
 }
 
-/// Asks by the timer, with a change there is to find, and hears `while_reading`.
-fn notify_missed(while_reading: Option<Event>) -> u64 {
+/// Asks by the timer, with this change there is to find, and hears `while_reading`.
+fn notify_missed(change: impl Fn(&mut World), while_reading: Option<Event>) -> u64 {
     let mut world = quiet_world();
-    world.revoke([1]);
+    change(&mut world);
     // The read of a heartbeat waits behind a look at the kernel.
     while !world.queue.iter().any(|action| matches!(action, Action::Read(_))) {
         world.settle();
@@ -107,8 +108,21 @@ fn notify_missed(while_reading: Option<Event>) -> u64 {
 
 #[test]
 fn a_notification_that_comes_while_its_change_is_read_was_not_missed() {
-    assert_eq!(notify_missed(Some(Event::Notified)), 0);
-    assert_eq!(notify_missed(None), 1);
+    let revoke = |world: &mut World| world.revoke([1]);
+    assert_eq!(notify_missed(revoke, Some(Event::Notified)), 0);
+    assert_eq!(notify_missed(revoke, None), 1);
+}
+
+/// The database announces no target of a policy that is inserted without a peer.
+#[test]
+fn a_change_without_effect_counts_as_no_missed_notification() {
+    let name_a_group = |world: &mut World| {
+        let id = uuid::Uuid::from_u128(1);
+        let target = TargetRow { target_type: TargetType::Group, target_id: id, dangling: false };
+        let policy = PolicyRow { targets: vec![target], ..support::policy_row(1) };
+        world.tables.policies.insert(policy.id, policy);
+    };
+    assert_eq!(notify_missed(name_a_group, None), 0);
 }
 
 #[test]

@@ -22,19 +22,24 @@ use crate::reconcile::trouble::Trouble;
 
 impl Machine {
     pub(super) fn rows_read(&mut self, answer: Result<ReadAnswer, DatabaseError>, now: Now) {
-        let since = self.source.end_read(&answer, self.proof.is_current(), now);
+        let settled = self.proof.is_current();
+        let read = self.source.end_read(&answer, now);
         match answer {
             // The end of the connection, which comes next, says why.
             Err(_) => self.rows.doubt(),
             Ok(ReadAnswer::Unchanged { taken_at }) => {
                 if let Some(touched) = self.rows.unchanged(taken_at) {
-                    self.touch(Some(touched), since);
+                    self.touch(Some(touched), read.since);
                     self.rows_are_good(now);
                 }
             }
             Ok(ReadAnswer::Changed(rows)) => match self.rows.apply(rows) {
                 Some(touched) => {
-                    self.touch(Some(touched), since);
+                    // An inserted target of a policy is not announced: it has no effect without a peer.
+                    if settled && !touched.is_empty() {
+                        self.source.found_changes(read, now);
+                    }
+                    self.touch(Some(touched), read.since);
                     self.rows_are_new(ReadKind::Changes, now);
                     if self.rows.desired().is_some_and(DesiredState::is_beyond_limits) {
                         self.source.want(ReadKind::Everything);
@@ -46,7 +51,7 @@ impl Machine {
                 Ok(replaced) => {
                     self.notices.forget(Trouble::Rows);
                     self.notices.all_rows_judged();
-                    self.difference.replaced(replaced, since);
+                    self.difference.replaced(replaced, read.since);
                     self.more_to_do();
                     self.rows_are_new(ReadKind::Everything, now);
                 }
@@ -56,7 +61,7 @@ impl Machine {
                     self.source.read_again(ReadKind::Everything, now);
                     self.notices.complain(Trouble::Rows, Note::CannotBuild(error), now.instant);
                     // What the other rows withdraw does not wait for this one.
-                    self.difference.replaced(withdrawn, since);
+                    self.difference.replaced(withdrawn, read.since);
                     self.more_to_do();
                 }
             },

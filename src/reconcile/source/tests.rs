@@ -26,7 +26,7 @@ fn listening(now: Now) -> Source {
     let mut source = source(now);
     source.connected(Mode::Listen, now);
     assert_eq!(begin_read(&mut source, now), Some(ReadKind::Everything));
-    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    source.end_read(&Ok(nothing_changed(now.wall)), now);
     source.let_time_pass(now);
     source.wanted = None;
     source
@@ -58,13 +58,13 @@ fn every_read_puts_the_next_question_off() {
     let mut source = source(now);
     source.connected(Mode::Listen, now);
     begin_read(&mut source, now);
-    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    source.end_read(&Ok(nothing_changed(now.wall)), now);
     let due = source.next_poll;
     // The read of a heartbeat just before that.
     let beat = Now { instant: due - SECOND / 10, ..now };
     source.want(ReadKind::Changes);
     assert_eq!(begin_read(&mut source, beat), Some(ReadKind::Changes));
-    source.end_read(&Ok(nothing_changed(now.wall)), true, beat);
+    source.end_read(&Ok(nothing_changed(now.wall)), beat);
     source.let_time_pass(Now { instant: due, ..now });
     assert_eq!(begin_read(&mut source, Now { instant: due, ..now }), None);
     assert!(source.next_poll >= beat.instant + SECOND);
@@ -124,9 +124,9 @@ fn however_many_hints_come_one_read_is_under_way_and_one_waits() {
         source.hinted(now);
         assert_eq!(begin_read(&mut source, now), None, "a read is under way");
     }
-    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    source.end_read(&Ok(nothing_changed(now.wall)), now);
     assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
-    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    source.end_read(&Ok(nothing_changed(now.wall)), now);
     assert_eq!(begin_read(&mut source, now), None, "nothing waits");
 }
 
@@ -141,7 +141,7 @@ fn a_flood_of_hints_causes_reads_at_a_steady_pace_and_the_last_one_is_answered()
         now = later(start, Duration::from_millis(millis));
         source.hinted(now);
         if begin_read(&mut source, now).is_some() {
-            source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+            source.end_read(&Ok(nothing_changed(now.wall)), now);
             reads += 1;
         }
     }
@@ -151,7 +151,7 @@ fn a_flood_of_hints_causes_reads_at_a_steady_pace_and_the_last_one_is_answered()
     // One that a timer asks for answers the hint as well, and is not held up.
     source.want(ReadKind::Changes);
     assert_eq!(begin_read(&mut source, now), Some(ReadKind::Changes));
-    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    source.end_read(&Ok(nothing_changed(now.wall)), now);
     let now = later(now, SECOND);
     assert_eq!(begin_read(&mut source, now), None);
     source.hinted(now);
@@ -166,17 +166,18 @@ fn a_bell_whose_hints_do_not_come_is_not_followed_until_one_comes() {
     source.bell_news(BellNews::Alive, now);
     source.connected(Mode::Hints, now);
     begin_read(&mut source, now).unwrap();
-    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    source.end_read(&Ok(nothing_changed(now.wall)), now);
     let find_by_timer = |source: &mut Source, now: Now| {
         source.want(ReadKind::Changes);
         begin_read(source, now).unwrap();
-        source.end_read(&Ok(changed(now.wall)), true, now);
+        let read = source.end_read(&Ok(changed(now.wall)), now);
+        source.found_changes(read, now);
     };
     // Its hint comes a little later than the timer.
     find_by_timer(&mut source, now);
     source.hinted(now);
     begin_read(&mut source, now).unwrap();
-    source.end_read(&Ok(nothing_changed(now.wall)), true, now);
+    source.end_read(&Ok(nothing_changed(now.wall)), now);
     let now = later(now, 2 * SECOND);
     source.bell_news(BellNews::Alive, now);
     assert_eq!(source.let_time_pass(now).bell, None);
@@ -216,7 +217,7 @@ fn reads_wait_while_the_database_is_away_and_for_the_backoff() {
     assert_eq!(source.due(now), None, "an attempt is under way");
     source.connected(Mode::Poll, now);
     assert_eq!(begin_read(&mut source, now), Some(ReadKind::Everything));
-    source.end_read(&Err(failure()), true, now);
+    source.end_read(&Err(failure()), now);
     assert_eq!(begin_read(&mut source, now), None, "it just failed");
     let now = later(now, Backoff::FIRST);
     assert_eq!(begin_read(&mut source, now), Some(ReadKind::Everything));
@@ -229,7 +230,7 @@ fn the_databases_clock_goes_on_while_it_is_away_and_never_back() {
     source.disconnected(failure(), now);
     let set_back = Now { wall: SystemTime::UNIX_EPOCH, ..later(now, SECOND) };
     assert_eq!(source.clock(set_back), now.wall + SECOND);
-    source.end_read(&Ok(nothing_changed(now.wall)), true, set_back);
+    source.end_read(&Ok(nothing_changed(now.wall)), set_back);
     assert_eq!(source.clock(set_back), now.wall + SECOND);
 }
 
@@ -242,7 +243,7 @@ fn reads_that_failed(source: &mut Source, mut now: Now, notified_meanwhile: bool
         if notified_meanwhile {
             source.notified(now);
         }
-        source.end_read(&Err(failure()), true, now);
+        source.end_read(&Err(failure()), now);
     }
     now
 }
@@ -275,13 +276,13 @@ fn a_read_that_takes_long_does_not_set_the_databases_clock_back() {
     source.notified(start);
     begin_read(&mut source, start).unwrap();
     let end = later(start, 30 * SECOND);
-    source.end_read(&Ok(changed(start.wall + SECOND)), true, end);
+    source.end_read(&Ok(changed(start.wall + SECOND)), end);
     assert_eq!(source.clock(end), start.wall + 30 * SECOND);
     // What the read says wins where the two cannot both be true.
     source.begin_connect(end);
     source.notified(end);
     begin_read(&mut source, end).unwrap();
-    source.end_read(&Ok(changed(start.wall)), true, end);
+    source.end_read(&Ok(changed(start.wall)), end);
     assert_eq!(source.clock(end), start.wall);
 }
 
