@@ -1,7 +1,7 @@
 -- Installs missing triggers, as the last step that affects writes of the control plane. Each takes a
 -- short lock on its table. If the lock is not free, `gatepost migrate` gives up and tries again before
--- a queued writer runs into its deadlock timeout. Nothing is locked before: the server ends a transaction at
--- once that raises its lock of a table for which another one waits that has locked it. `enable always` also
+-- a queued writer runs into its deadlock timeout. No weaker lock is taken first: the server ends a transaction at
+-- once if it raises its lock on a table while another session with a lock on it waits. `enable always` also
 -- covers sessions with session_replication_role = replica.
 
 set local search_path = pg_catalog, pg_temp;

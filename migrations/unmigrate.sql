@@ -15,8 +15,8 @@ granted as (
         and d.dbid = (select b.oid from pg_database b where b.datname = current_database())
 ),
 statements (step, statement) as (
-    -- `drop trigger` locks its table weakly at first, and then strongly. The server ends a transaction that raises
-    -- its own lock of the table in between. So each table is locked strongly before.
+    -- `drop trigger` takes a weak lock on its table, then a strong one. The server ends a transaction that raises
+    -- its own lock on the table in between. So each table is locked strongly first.
     select distinct 0, format('lock table %s in access exclusive mode', t.tgrelid::regclass)
     from ours o
     join pg_proc p on p.pronamespace = o.schema

@@ -169,7 +169,7 @@ impl Held {
         held
     }
 
-    /// These, and all peers that were held `before`, of which it is not known what they keep.
+    /// Adds the peers that were held `before` and are missing here. What these keep is not known.
     #[must_use]
     pub fn with_those(mut self, before: &Self) -> Self {
         for (key, peer) in &before.peers {
@@ -180,7 +180,7 @@ impl Held {
         self
     }
 
-    /// Those of these that the rows admit. They are counted among the arrivals of those that the rows hold.
+    /// Only the peers that the rows admit, with the arrival count of `held`, those that the rows hold.
     #[must_use]
     pub fn admitted_by(self, rows: &DesiredState, held: &Self) -> Self {
         if self.is_empty() {
@@ -199,7 +199,7 @@ impl Held {
         self
     }
 
-    /// With what those peers keep that no row names narrowed to what is `granted` to them.
+    /// Narrows what peers without a row keep to what is `granted` to them.
     #[must_use]
     pub(crate) fn narrowed(mut self, granted: &BTreeMap<PublicKey, Arc<Profile>>) -> Self {
         let mut meets = Meets::default();
@@ -211,7 +211,7 @@ impl Held {
         self
     }
 
-    /// What of the `granted` does not allow all that its peer keeps, which no row names.
+    /// The entries of `granted` that allow less than a peer without a row keeps.
     #[must_use]
     pub fn narrowing(
         &self,

@@ -47,7 +47,7 @@ pub(super) fn boot() -> Option<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
 }
 
-/// Whether the time has come of what is due then, if it is due at all.
+/// Whether this deadline, if there is one, has come.
 pub(super) fn is_due(at: Option<Instant>, now: Instant) -> bool {
     at.is_some_and(|at| at <= now)
 }

@@ -40,8 +40,8 @@ pub(super) struct History {
     kept: Withdrawals,
     /// Whether `kept` differs from what the disk holds.
     changed: bool,
-    /// Withdrawals that no plan had yet, or that the guard holds back; while the question is open, also those
-    /// of peers whose former ones are asked for.
+    /// Withdrawals that no plan had yet, or that the guard holds back. While the question is open, also newer ones
+    /// of peers whose earlier withdrawals the database is asked for.
     pending: BTreeMap<PublicKey, Withdrawal>,
     /// The marks of the last read, and its time.
     marks: (Vec<Mark>, SystemTime),
@@ -300,7 +300,7 @@ impl History {
         names
     }
 
-    /// What the last read found withdrew these peers.
+    /// Notes the marks of the last read as the cause of these peers' withdrawal.
     pub fn departed<'a>(&mut self, departed: impl Iterator<Item = (&'a PublicKey, &'a Departed)>) {
         let (marks, read_at) = &self.marks;
         let departed: Vec<_> = departed.collect();
@@ -330,7 +330,7 @@ impl History {
         }
     }
 
-    /// The database said, asked about their devices, that these peers go. No mark tells of that; the latest ones stand
+    /// The database's answer about their devices removes these peers. No mark records that; the latest ones stand
     /// for it, because a database that lost them may have lost this, too.
     pub fn taken_out(&mut self, peers: &BTreeMap<PublicKey, Departed>, database_now: SystemTime) {
         let withdrawal = |who| Withdrawal::of(who, self.latest.0.clone(), database_now);
@@ -371,7 +371,7 @@ impl History {
     }
 
     /// The rows that were read bar these peers. For one that is out already, what that read found is what
-    /// keeps it out from now on; but from the answer on, if the database is asked for it: the marks of
+    /// keeps it out from now on, or from the answer on while the database is asked for it: the marks of
     /// another epoch say nothing about a commit that is lost.
     pub fn stay_out(&mut self, are_barred: impl Fn(&PublicKey) -> bool) {
         let (marks, read_at) = &self.marks;

@@ -17,7 +17,7 @@ pub(super) struct Hold {
     limit: MaxRemoved,
     /// The peers that stay until an operator confirms their removal or the rows want them again.
     staying: Held,
-    /// The others that stayed when rows of the database last judged them, which none do now.
+    /// Peers that no rows of the database judge now, but that stayed when rows last judged them.
     unjudged: Held,
     /// [`Held::arrivals`] when the peers that wait were last written to the disk, and how many they were.
     written: (u64, usize),
@@ -27,7 +27,7 @@ pub(super) struct Hold {
     arrivals: u64,
     /// Whose removal was confirmed when it was held back.
     confirmed: BTreeSet<PublicKey>,
-    /// Those of these that the database's answer about their devices confirmed, and no operator.
+    /// Those in `confirmed` that the database's answer about their devices confirmed, not an operator.
     confirmed_by_answer: BTreeSet<PublicKey>,
     /// The time by which the setting confirmed removals.
     confirmed_at: Option<SystemTime>,
@@ -229,9 +229,9 @@ impl Hold {
         }
     }
 
-    /// The peers that wait and since when, and what is kept of those without a row, if they are to be written to the
-    /// disk: once that is something else, or others wait than those that were written, or at most half of these. One
-    /// that waits no more does no harm there, and so the release of one among many costs no look at the others.
+    /// The peers that wait and since when, and what is kept of those without a row, if this must be written to the
+    /// disk: what is kept has changed, new peers wait, or at most half of the written peers still wait. A released
+    /// peer does no harm on disk, so releasing one among many needs no look at the others.
     pub fn begin_remember(&mut self) -> Option<(BTreeMap<PublicKey, SystemTime>, KeptWithoutRow)> {
         let arrivals = self.staying.arrivals().max(self.unjudged.arrivals());
         let count = self.staying.peers().len() + self.unjudged.peers().len();
@@ -364,7 +364,7 @@ mod tests {
         hold.devices_answered(answer(&granted, &[1, 2]), Instant::now());
         assert!(hold.guard_as_is().confirmed.is_empty());
         hold.confirm(|_| true);
-        // The history is told of a word about one whose removal was confirmed before.
+        // For the history, the result also names a peer whose removal was already confirmed.
         let (taken_out, touched) =
             hold.devices_answered(answer(&DeviceStanding::Revoked, &[1]), Instant::now());
         assert!(taken_out.iter().eq(keys(&[1]).keys()) && touched.is_empty());

@@ -154,8 +154,8 @@ impl WithoutRow {
         (taken_out, narrowed)
     }
 
-    /// The peers whose devices are revoked, and those whose devices were not barred before and are now, if these are few.
-    /// Otherwise it is remembered of these that they were.
+    /// The peers whose devices are revoked, and those whose devices are newly barred, if these are few. If they are many,
+    /// remembers that they were barred.
     fn taken_out(
         &mut self,
         answer: &DeviceStandings,
@@ -217,7 +217,7 @@ impl WithoutRow {
         KeptWithoutRow { narrowed: self.narrowed.clone(), barred }
     }
 
-    /// Whose row is back, or who is gone, is as its row says.
+    /// Forgets the narrowed peers whose row is back or that are gone: their rows decide.
     fn forget(&mut self, held: &Held, unjudged: &Held) {
         let stays =
             |key: &PublicKey| held.is_without_row(key) || unjudged.peers().contains_key(key);

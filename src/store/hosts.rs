@@ -52,7 +52,7 @@ pub(super) async fn connect(
 }
 
 impl NoHost {
-    /// At least one has failed: the last is not left for being silent.
+    /// `failed` is never empty: the last host is not given up for being silent.
     fn of(mut failed: Vec<(Place, Error)>, silent: Vec<String>) -> Self {
         let is_about_secrets = failed.iter().any(|(_, error)| is_about_secrets(error));
         let most = (0..failed.len()).rev().max_by_key(|index| tells(&failed[*index].1));

@@ -18,7 +18,7 @@ pub struct AskedMark {
     /// The device whose peer it withdrew.
     pub device_id: DeviceId,
     pub user_id: UserId,
-    /// Marks after this time of the database were not seen when the mark was.
+    /// The database's time of the read that saw the mark; that read saw no later marks.
     pub read_at: SystemTime,
 }
 

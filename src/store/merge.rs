@@ -22,7 +22,7 @@ pub struct Refusal {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Merged {
     pub refusals: Vec<Refusal>,
-    /// Why reports are lost that a table refused alone, because of what they say: one for each.
+    /// One reason for each report that is lost because a table refused its content, but not other reports.
     pub lost: Vec<String>,
 }
 

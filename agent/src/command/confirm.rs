@@ -45,7 +45,7 @@ pub fn confirm(config: &Config, yes: bool) -> Result<Exit, CommandError> {
 
 fn question(held: u64, kept_out: u64) -> String {
     let remove = format!("Remove {} and end their sessions", count(held, "held peer"));
-    let let_in = format!("et {} in whose revocation the database lost", count(kept_out, "peer"));
+    let let_in = format!("et in {} whose revocation the database lost", count(kept_out, "peer"));
     match (held, kept_out) {
         (_, 0) => format!("{remove}?"),
         (0, _) => format!("L{let_in}?"),

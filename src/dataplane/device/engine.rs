@@ -45,7 +45,7 @@ pub(super) struct Engine {
     /// When a prefix was last taken away, until all that had come by then is with the kernel or dropped.
     unsettled: Option<Moment>,
     outgoing: Outgoing,
-    /// Who gave a prefix last has waited in vain for packets to go out.
+    /// The last request that gave a prefix waited in vain for packets to go out.
     is_held_up: bool,
     handshakes: Handshakes,
 }
@@ -192,7 +192,7 @@ impl Engine {
         let settled = if takes {
             self.take_effect().await
         } else if peers.iter().any(|peer| peer.remove || peer.replace_allowed_ips) {
-            // Who asks again for what a former request took must not be told that it has taken effect.
+            // A client that repeats an earlier removal must not be told that it has taken effect.
             self.settle(Duration::ZERO).await
         } else {
             Ok(())
@@ -217,7 +217,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Before a prefix is given, waits until no packet can meet it that was judged for another peer. An
+    /// Before a prefix is given, waits until no packet that was judged for another peer can reach the new holder. An
     /// agent takes it from that peer first; what others move in one request is not waited for.
     async fn await_former(&mut self, changes: &[PeerChange]) -> Result<(), Errno> {
         let given: Vec<(IpNet, PublicKey)> = changes.iter().flat_map(|it| self.given(it)).collect();

@@ -38,7 +38,7 @@ pub struct PolicyBook {
     last_revision: u64,
 }
 
-/// Tells groups that users have from others that users have, in one book and for as long as it does
+/// Identifies a user's set of groups: equal for equal sets, within one book and for as long as it does
 /// not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SameGroups(Option<usize>);

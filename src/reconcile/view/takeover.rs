@@ -34,7 +34,7 @@ pub fn in_words(desired: &DesiredState, observed: &ObservedState) -> Option<Vec<
     words.extend(reach(desired));
     if !desired.settings().allow_inbound {
         words.push(
-            "hosts outside the tunnel can open connections to peers no more: setting \
+            "hosts outside the tunnel can no longer open connections to peers: setting \
              policy.allow_inbound lets them"
                 .to_owned(),
         );

@@ -141,7 +141,7 @@ fn of_database(mode: SyncMode, facts: &Facts) -> Vec<Finding> {
     if found.schema_version < SCHEMA_VERSION {
         findings.push(Finding::warning(
             "schema",
-            format!("this version of gatepost is of schema {SCHEMA_VERSION}"),
+            format!("this version of gatepost comes with schema {SCHEMA_VERSION}"),
             "run `gatepost migrate` as an owner of the database",
         ));
     }

@@ -35,7 +35,7 @@ pub fn running(facts: &Facts, others: &[Finding]) -> Vec<Finding> {
         Err(error) if error.is_permission_denied() => {
             vec![Finding::note(
                 "agent",
-                "may not be asked",
+                "this user may not query it",
                 "run this as root or in group gatepost",
             )]
         }

@@ -91,7 +91,7 @@ pub fn writable(schemas: &[String]) -> Option<Finding> {
         let revoke = |schema: &String| format!("`revoke create on schema {schema} from public`");
         let text = format!(
             "the database role may create objects in schema {}, where triggers of your tables look for names: \
-             who steals the login could run statements with the rights of gatepost_owner",
+             a stolen login could run statements with the rights of gatepost_owner",
             schemas.join(", ")
         );
         let remedy = schemas.iter().map(revoke).collect::<Vec<_>>().join(" and ");

@@ -93,7 +93,7 @@ fn told(
         Ok(Kept::All) => LastGoodStatus::Kept,
         Ok(Kept::Withdrawals) => LastGoodStatus::Withdrawals {
             why: format!(
-                "the disk of {} is full: of the last good rows only what they withdraw is kept: make \
+                "the disk of {} is full: only the withdrawals in the last good rows are kept: make \
                  room there",
                 path.display()
             ),
@@ -214,7 +214,7 @@ mod tests {
         let whole = |rows: &[Rows]| rows.iter().cloned().map(Good::Whole).collect::<Vec<_>>();
         let around = |rows: &[Rows]| rows.iter().cloned().map(Good::AroundHeld).collect::<Vec<_>>();
         let mut waiting = Waiting::default();
-        // The first was not buildable: no word was given on it.
+        // No state could be built from the first snapshot, so it got no verdict.
         waiting.push(everything());
         waiting.push(everything());
         assert_eq!(waiting.keep(Keep::All), whole(&[everything()]));
