@@ -49,7 +49,15 @@ declare
     altered := altered || targets;
     altered_users := altered_users || targets;
     altered_groups := altered_groups || targets;
-']
+'],
+        ['all_changes', '    -- Most changes are of devices alone', '    if cardinality(targets) > 0 then
+        owners := owners || array(
+            select d.user_id
+            from public.devices d
+            where d.id = any (devices) and (d.id = any (targets) or d.user_id = any (targets))
+        );
+    end if;
+    -- Most changes are of devices alone']
     ];
     edit text[];
     edited regprocedure;

@@ -17,7 +17,7 @@ use crate::world::{World, client, insert_gateway};
 const MOST_ROUNDS: u64 = 200;
 
 /// What an agent holds between reads.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 struct Held {
     peers: BTreeMap<Uuid, PeerRow>,
     memberships: BTreeMap<Uuid, MembershipRow>,
@@ -31,9 +31,17 @@ impl Held {
             memberships: rows.memberships.into_iter().map(|row| (row.user_id.0, row)).collect(),
             policies: rows.policies.into_iter().map(|row| (row.id.0, row)).collect(),
         }
+        .without_strangers()
     }
 
-    fn apply(&mut self, changed: ChangedRows) {
+    /// Changes do not name users without a peer here: what is held of them counts for nothing.
+    fn without_strangers(mut self) -> Self {
+        let users: BTreeSet<Uuid> = self.peers.values().map(|row| row.user_id.0).collect();
+        self.memberships.retain(|user, _| users.contains(user));
+        self
+    }
+
+    fn apply(mut self, changed: ChangedRows) -> Self {
         for (device, rows) in changed.peers {
             self.peers.retain(|_, row| row.device_id != device);
             self.peers.extend(rows.into_iter().map(|row| (row.id.0, row)));
@@ -51,9 +59,7 @@ impl Held {
                 None => drop(self.policies.remove(&id.0)),
             }
         }
-        // Changes do not name users without a peer here: what is held of them counts for nothing.
-        let users: BTreeSet<Uuid> = self.peers.values().map(|row| row.user_id.0).collect();
-        self.memberships.retain(|user, _| users.contains(user));
+        self.without_strangers()
     }
 }
 
@@ -118,7 +124,7 @@ async fn follow_changes(
         Read::Changed(rows, next) => {
             seen.changed += 1;
             let taken_at = rows.taken_at;
-            held.apply(rows);
+            *held = std::mem::take(held).apply(rows);
             *cursor = next;
             taken_at
         }
@@ -142,7 +148,7 @@ fn statement(random: &mut fastrand::Rng) -> String {
     let (device, user, group) = (pick("devices"), pick("users"), pick("groups"));
     let (gateway, peer, policy) = (pick("gateways"), pick("wireguard_peers"), pick("policies"));
     let address = format!("'10.8.0.{}'", n % 8);
-    match random.u32(0..44) {
+    match random.u32(0..45) {
         0..=3 => format!(
             "insert into wireguard_peers (gateway_id, device_id, public_key, assigned_ip)
              values ({gateway}, {device}, '{n}', {address})"
@@ -217,15 +223,30 @@ fn statement(random: &mut fastrand::Rng) -> String {
         40 => replaced("users", &user, &format!("jsonb_build_object('is_active', {flip})")),
         41 => replaced("devices", &device, &format!("jsonb_build_object('revoked_at', {when})")),
         42 => replaced("groups", &group, &format!("jsonb_build_object('deleted_at', {when})")),
-        _ => {
+        43 => {
             let (table, id) = &[("users", user), ("devices", device), ("groups", group)][n as usize % 3];
-            format!(
-                "set local session_replication_role = replica;
-                 delete from {table} where id = {id} and random() < 0.3;
-                 set local session_replication_role = origin"
-            )
+            without_foreign_keys(&format!(
+                "with gone as (delete from {table} where id = {id} returning *)
+                 insert into past_{table} select * from gone"
+            ))
+        }
+        _ => {
+            let table = ["users", "devices", "groups"][n as usize % 3];
+            without_foreign_keys(&format!(
+                "with back as (delete from past_{table} returning *)
+                 insert into {table} select * from back"
+            ))
         }
     }
+}
+
+/// Peers and memberships may refer to a row that is deleted in such a session, and comes back later.
+fn without_foreign_keys(statement: &str) -> String {
+    format!(
+        "set local session_replication_role = replica;
+         {statement};
+         set local session_replication_role = origin"
+    )
 }
 
 /// Deletes a row and inserts it again in one statement, which foreign keys allow, with these columns changed.
@@ -269,6 +290,9 @@ async fn seeded() -> World {
     }
     world.run("insert into groups (name) values ('a'), ('b'), ('c')").await;
     world.run("insert into policies (name) values ('a'), ('b'), ('c')").await;
+    for table in ["users", "devices", "groups"] {
+        world.run(&format!("create table past_{table} as table {table} with no data")).await;
+    }
     world
 }
 
