@@ -1,7 +1,7 @@
 //! Holds back the removal of too many peers at once.
 //!
 //! An emptied table looks like the deletion of every peer, and one mistyped network makes every row
-//! unusable. A few removals are applied; the removal of half of all peers waits until an operator
+//! unusable. A few removals are applied; the removal of more than half of all peers waits until an operator
 //! confirms it. Nothing else waits: a revocation is written on purpose, and all other differences are
 //! repaired around the peers that stay.
 
@@ -20,8 +20,8 @@ use super::meets::Meets;
 use super::{Held, HeldPeer, Plan, PlanError, Scope, plan_around};
 use crate::model::{DesiredState, ObservedState, Profile, PublicKey};
 
-/// From a gateway with more peers, the deletion of this many is never held back. One with fewer is
-/// guarded only against tables without any row.
+/// Of a gateway with more peers, up to this many removals pass, unless no row is usable. One with at most this
+/// many is guarded only against tables without any usable row.
 pub const ALWAYS_ALLOWED_PEERS: usize = 10;
 
 /// How many peers may be removed if no peer is left.
@@ -261,7 +261,7 @@ impl Guard<'_> {
         known.chain(self.held.unknown()).copied().collect()
     }
 
-    /// How many more may be removed than wait.
+    /// How many new removals may pass unconfirmed, besides those that wait.
     fn few(
         &self,
         desired: &DesiredState,
@@ -282,7 +282,7 @@ impl Guard<'_> {
         if some_wait && !is_small { ALWAYS_ALLOWED_PEERS.min(limit) } else { limit }
     }
 
-    /// Whether this peer waited before, for the same kind of reason: no row of its own spoke, or none that can
+    /// Whether this peer waited before, for the same kind of reason: it had no row, or none that can
     /// be used, or the row bars it as it did since the peer is held.
     fn waits(&self, key: &PublicKey, peer: &HeldPeer) -> bool {
         self.held.peers().get(key).is_some_and(|before| {

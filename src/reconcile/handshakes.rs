@@ -1,4 +1,4 @@
-//! When peers shook hands, on a clock that cannot be set.
+//! When peers shook hands, on a clock that cannot be set. `outbox.rs` reports them.
 //!
 //! WireGuard stamps handshakes with the wall clock, so that their ages jump with it. Each is put on a
 //! steady clock when a reading first shows it: it came after the reading before, whatever its stamp.

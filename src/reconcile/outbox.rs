@@ -41,7 +41,7 @@ pub(super) struct Outbox {
 enum UnderWay {
     Nothing,
     Report,
-    /// The proof that it has does not hold any more: if it is not written, it is not written later either.
+    /// Its proof is void: if the report fails, the proof is not sent again.
     Disproved,
 }
 
@@ -161,7 +161,7 @@ impl Outbox {
         self.ledger.synced(as_of);
     }
 
-    /// The kernel differs, and may have differed when it was proven equal: what is not reported yet is not.
+    /// The kernel differs, and may have differed when it was proven equal: a proof that is not reported yet is dropped.
     pub const fn disprove(&mut self) {
         self.ledger.unsynced();
         if matches!(self.under_way, UnderWay::Report) {

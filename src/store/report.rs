@@ -33,7 +33,7 @@ pub struct Handshake {
 /// The result of reporting handshakes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reported {
-    /// Devices whose rows another transaction holds: report them again later.
+    /// Devices whose rows another transaction holds: report them again later. Schemas since version 11 skip none.
     pub skipped: Vec<DeviceId>,
 }
 
@@ -135,8 +135,8 @@ fn without_nul(value: Value) -> Value {
 }
 
 impl Store {
-    /// Writes handshakes in batches. Times never go back, and never ahead of the database's clock.
-    /// Devices without a live peer here are ignored. Wakes no agent.
+    /// Stores handshakes in batches; the merge (`store/merge.rs`) writes them to `devices`. Times never go back, and
+    /// never ahead of the database's clock. Devices without a live peer here are ignored. Wakes no agent.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights; batches before it are written.

@@ -1,4 +1,5 @@
-//! The rules of the fixed chains, which [`table`](super::table) lists, and of the blocks' chains.
+//! The rules of the fixed chains, which [`table`](super::table) lists, and of the blocks' chains. Those of policies
+//! are in `profile.rs`.
 
 use super::deny_log;
 use super::expr::{

@@ -24,8 +24,8 @@ pub struct Planned {
 pub struct Waiting {
     /// The rows do not admit them, and they stay.
     pub judged: Held,
-    /// These waited before. No rows judge them now, or the last good rows admit them, which lack what was held
-    /// back: they neither go nor wait for a confirmation.
+    /// These waited before. No rows judge them now, or last good rows that predate what was held back admit
+    /// them: they neither go nor wait for a confirmation.
     pub unjudged: Held,
 }
 
