@@ -1,5 +1,5 @@
--- Inserts of devices, users and groups cost their writers no look-up, and a row that is deleted and inserted again
--- is read again.
+-- Inserts of devices, users and groups cost their writers no look-up. A row that is deleted and inserted again is read
+-- again, and so is everything once a table was altered.
 --
 -- An inserted device, user or group notifies no agent. Foreign keys let other rows refer to it only later, and these
 -- notify. A policy may name it before, which has no effect without a peer. Where a statement deletes the row and
@@ -36,6 +36,35 @@ end $$;
 comment on function gatepost.hint_targets(uuid[]) is
     'Notifies all agents if a policy, peer, device or membership refers to one of these users, devices or groups.';
 
+-- A statement that alters a table may rewrite its values or add a column with others, and fires no trigger. A table
+-- that is rewritten gets another relfilenode, and an added column raises relnatts. GRANT changes neither.
+create or replace function gatepost.triggers_version() returns text
+language plpgsql stable as $$
+declare
+    -- In a variable: a condition would call to_regclass() for each row.
+    tables constant oid[] := array[
+        to_regclass('public.users'), to_regclass('public.devices'),
+        to_regclass('public.wireguard_peers'), to_regclass('public.gateways'),
+        to_regclass('public.ip_allocations'), to_regclass('public.policies'),
+        to_regclass('public.policy_targets'), to_regclass('public.policy_destinations'),
+        to_regclass('public.groups'), to_regclass('public.group_memberships'),
+        to_regclass('public.settings')
+    ];
+begin
+    return (
+        select count(*) || ':' || sum(hashtextextended(a.version, a.oid::bigint))
+        from (
+            select t.oid, t.xmin::text as version
+            from pg_trigger t
+            where t.tgrelid = any (tables) and t.tgname like 'gatepost\_%'
+            union all
+            select c.oid, c.relfilenode || '/' || c.relnatts from pg_class c where c.oid = any (tables)
+        ) a
+    );
+end $$;
+comment on function gatepost.triggers_version() is
+    'Differs after any alteration of a watched table or of Gatepost''s triggers, also if a later one took it back.';
+
 do $migration$
 declare
     edits constant text[] := array[
@@ -50,6 +79,32 @@ declare
     altered_users := altered_users || targets;
     altered_groups := altered_groups || targets;
 '],
+        ['address', 'and exists (select from public.policy_targets t where t.target_id = any (w.ids))
+    union all', 'and exists (select from public.policy_targets t where t.target_id = any (w.ids))
+    union all
+    select p.gateway_id, w.kind, array_agg(distinct m.group_id), null
+    from unnest(waiting) w
+    cross join unnest(w.ids) i
+    cross join lateral (
+        select m.group_id, m.user_id from public.group_memberships m where m.group_id = i offset 0
+    ) m
+    cross join lateral (
+        select d.id from public.devices d where d.user_id = m.user_id offset 0
+    ) d
+    cross join lateral (
+        select p.gateway_id
+        from public.wireguard_peers p
+        where p.device_id = d.id and num_nonnulls(p.deleted_at) = 0
+        offset 0
+    ) p
+    where w.kind = ''target''
+    group by p.gateway_id, w.kind
+    union all'],
+        ['address', 'where w.kind = ''device''', 'where w.kind in (''device'', ''target'')'],
+        ['address', 'where w.kind in (''user'', ''membership'')',
+        'where w.kind in (''user'', ''membership'', ''target'')'],
+        ['unusable', 'triggers were altered since the cursor',
+        'a table or its triggers were altered since the cursor'],
         ['all_changes', '    -- Most changes are of devices alone', '    if cardinality(targets) > 0 then
         owners := owners || array(
             select d.user_id

@@ -118,7 +118,7 @@ pub enum Note {
     },
     /// Changes to all tables are announced again.
     AnnouncedAgain,
-    /// The database is not the one that was followed before, or its triggers were altered.
+    /// The database is not the one that was followed before, or a table or its triggers were altered.
     OtherEpoch {
         why: String,
     },

@@ -83,6 +83,10 @@ async fn reads_go_on_after_a_change_of_types_that_keeps_the_meaning() {
         let rows =
             world.store.snapshot().await.unwrap_or_else(|error| panic!("{alteration}: {error}")).0;
         assert_eq!(rows.peers, whole.peers, "{alteration}");
+        // A table that was rewritten is read as a whole.
+        if let Read::Everything(_) = world.read(&cursor).await {
+            cursor = world.cursor().await;
+        }
         world.run("update devices set os_version = os_version || '+', name = name || '+'").await;
         let Read::Changed(rows, next) = world.read(&cursor).await else {
             panic!("{alteration}: no change")

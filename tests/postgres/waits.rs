@@ -17,13 +17,15 @@ async fn a_writer_does_not_wait_for_a_table_that_a_migration_holds() {
     let world = World::new().await;
     let ann = world.peer(world.gateway, "ann").await;
     world
-        .run("insert into gatepost.attached select id, true, now() from gateways; insert into groups (name) values ('old')")
+        .run("insert into gatepost.attached select id, true, now() from gateways; insert into groups (name) values ('a'), ('b'), ('c')")
         .await;
     let migration = client("postgres", &world.database).await;
     for (held, write) in [
         ("wireguard_peers", "update devices set status = 'revoked', revoked_at = now()"),
         ("wireguard_peers", "update users set is_active = not is_active"),
-        ("policy_targets", "delete from groups"),
+        ("policy_targets", "delete from groups where id = (select id from groups limit 1)"),
+        ("wireguard_peers", "delete from groups where id = (select id from groups limit 1)"),
+        ("devices", "delete from groups where id = (select id from groups limit 1)"),
         ("gateways", "insert into settings (category, key, value) values ('gateway:g1', 'x', '1')"),
         ("gatepost.attached", "update devices set status = 'lost', revoked_at = now()"),
     ] {
@@ -50,14 +52,16 @@ async fn a_migration_does_not_wait_for_a_table_that_a_hint_read() {
     let world = World::new().await;
     world.peer(world.gateway, "ann").await;
     world
-        .run("insert into gatepost.attached select id, true, now() from gateways; insert into groups (name) values ('old')")
+        .run("insert into gatepost.attached select id, true, now() from gateways; insert into groups (name) values ('a'), ('b'), ('c')")
         .await;
     let migration = client("postgres", &world.database).await;
     for (read, write) in [
         ("wireguard_peers", "update devices set status = 'revoked'"),
         ("wireguard_peers", "update users set is_active = not is_active"),
         ("devices", "update users set is_active = not is_active"),
-        ("policy_targets", "delete from groups"),
+        ("policy_targets", "delete from groups where id = (select id from groups limit 1)"),
+        ("wireguard_peers", "delete from groups where id = (select id from groups limit 1)"),
+        ("devices", "delete from groups where id = (select id from groups limit 1)"),
         ("gateways", "insert into settings (category, key, value) values ('gateway:g1', 'x', '1')"),
     ] {
         // At once: so the statement begins when its transaction does.
