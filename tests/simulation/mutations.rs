@@ -109,6 +109,9 @@ fn copy_tree(mutations: &[Mutation], copy: &Path) {
         if path == Path::new("src/lib.rs") {
             let source = String::from_utf8(content).unwrap() + "pub mod mutation;\n";
             write(&copy.join(path), source.as_bytes());
+        } else if path.ends_with("Cargo.toml") || path.ends_with("Cargo.lock") {
+            let source = String::from_utf8(content).unwrap();
+            write(&copy.join(path), with_another_version(&source).as_bytes());
         } else if here.is_empty() {
             write(&copy.join(path), &content);
         } else {
@@ -117,6 +120,20 @@ fn copy_tree(mutations: &[Mutation], copy: &Path) {
         }
     }
     write(&copy.join("src/mutation.rs"), SWITCH.as_bytes());
+}
+
+/// Cargo tells the same package in two folders of one target directory apart by its version alone. With our own
+/// version, it would take the library of the copy for ours in all later builds.
+fn with_another_version(manifest: &str) -> String {
+    let ours = concat!("version = \"", env!("CARGO_PKG_VERSION"), "\"");
+    let other = concat!("version = \"", env!("CARGO_PKG_VERSION"), "+mutations\"");
+    let mut text = manifest
+        .replace(&format!("[workspace.package]\n{ours}"), &format!("[workspace.package]\n{other}"));
+    for package in ["gatepost", "gatepost-agent"] {
+        let name = format!("name = \"{package}\"\n");
+        text = text.replace(&format!("{name}{ours}"), &format!("{name}{other}"));
+    }
+    text
 }
 
 /// Builds the simulation of the copy, with the dependencies that are built already. Returns its path.
