@@ -63,7 +63,7 @@ begin
     );
 end $$;
 comment on function gatepost.triggers_version() is
-    'Differs after any alteration of a watched table or of Gatepost''s triggers, also if a later one took it back.';
+    'Differs after a watched table was rewritten or got a column, and after any alteration of Gatepost''s triggers, also if a later one took it back.';
 
 do $migration$
 declare
