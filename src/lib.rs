@@ -25,7 +25,9 @@ extern crate self as gatepost;
 #[path = "../tests/support/rows.rs"]
 mod test_rows;
 
-#[cfg(all(feature = "store", feature = "dataplane"))]
+#[cfg(feature = "store")]
+pub mod backoff;
+#[cfg(any(feature = "store", feature = "dataplane"))]
 pub mod causes;
 pub mod count;
 #[cfg(feature = "dataplane")]

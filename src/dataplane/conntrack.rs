@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::netlink::{
     Attribute, Channel, Encoded, Message, NLA_F_NESTED, NetlinkError, Request, put, put_nested,
 };
+use crate::plan::CutArea;
 
 // include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
 const CT_GET: u16 = 0x101;
@@ -58,21 +59,21 @@ enum Filter {
 }
 
 impl Flows {
-    /// Deletes the entries of every flow that an address of these prefixes opened or answers. The
+    /// Deletes the entries of every flow that an address of this area opened or answers. The
     /// firewall does not need this to revoke access; it keeps the next holder of a tunnel address
     /// from inheriting the flows of the previous one.
     ///
     /// # Errors
     /// The table cannot be read, which takes the module `nf_conntrack_netlink`, or an entry could not
     /// be deleted. A host without connection tracking has no flows: no error.
-    pub fn cut(&mut self, prefixes: &BTreeSet<IpNet>) -> Result<Cut, NetlinkError> {
+    pub fn cut(&mut self, area: &CutArea<'_>) -> Result<Cut, NetlinkError> {
         let (v4, v6): (BTreeSet<IpNet>, BTreeSet<IpNet>) =
-            prefixes.iter().partition(|prefix| prefix.addr().is_ipv4());
+            area.prefixes().iter().partition(|prefix| prefix.addr().is_ipv4());
         let families = [(IPV4, &v4, &mut self.filter4), (IPV6, &v6, &mut self.filter6)].into_iter();
         let mut channel = Channel::open(NETLINK_NETFILTER)?;
         let mut cut = Cut::default();
         for (family, prefixes, filter) in families.filter(|(_, it, _)| !it.is_empty()) {
-            let found = find(&mut channel, family, prefixes, filter)?;
+            let found = find(&mut channel, family, (prefixes, area), filter)?;
             cut.listed += found.listed;
             let deletions = found.deletions.iter().map(|body| Encoded { kind: CT_DELETE, body });
             let acks = channel.transact(deletions.map(Request::new))?;
@@ -120,30 +121,6 @@ impl Cut {
     }
 }
 
-/// The prefixes, and the few lengths they have: each entry of a full table is looked up once for
-/// each length.
-pub(super) struct Holders<'a> {
-    prefixes: &'a BTreeSet<IpNet>,
-    lengths4: BTreeSet<u8>,
-    lengths6: BTreeSet<u8>,
-}
-
-impl<'a> Holders<'a> {
-    pub fn of(prefixes: &'a BTreeSet<IpNet>) -> Self {
-        let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
-            prefixes.iter().partition(|prefix| prefix.addr().is_ipv4());
-        let lengths = |prefixes: &[IpNet]| prefixes.iter().map(IpNet::prefix_len).collect();
-        Self { prefixes, lengths4: lengths(&v4), lengths6: lengths(&v6) }
-    }
-
-    fn contain(&self, address: IpAddr) -> bool {
-        let lengths = if address.is_ipv4() { &self.lengths4 } else { &self.lengths6 };
-        lengths.iter().any(|len| {
-            IpNet::new(address, *len).is_ok_and(|net| self.prefixes.contains(&net.trunc()))
-        })
-    }
-}
-
 /// Flows that the kernel listed.
 #[derive(Default)]
 struct Found {
@@ -157,12 +134,8 @@ struct Found {
 }
 
 impl Found {
-    fn take_in(
-        &mut self,
-        message: &Message<'_>,
-        holders: &Holders<'_>,
-    ) -> Result<(), NetlinkError> {
-        match deletion(message, holders)? {
+    fn take_in(&mut self, message: &Message<'_>, area: &CutArea<'_>) -> Result<(), NetlinkError> {
+        match deletion(message, area)? {
             Some(deletion) => drop(self.deletions.insert(deletion)),
             None => self.others += 1,
         }
@@ -195,11 +168,11 @@ impl Answer {
     }
 }
 
-/// Finds the flows of prefixes of one family.
+/// Finds the flows of an area's `prefixes` of one family.
 fn find(
     channel: &mut Channel,
     family: [u8; 4],
-    prefixes: &BTreeSet<IpNet>,
+    (prefixes, area): (&BTreeSet<IpNet>, &CutArea<'_>),
     filter: &mut Filter,
 ) -> Result<Found, NetlinkError> {
     let mut fails = false;
@@ -216,7 +189,7 @@ fn find(
             answer => fails = answer.is_of_this_kernel(),
         }
     }
-    let found = match list(channel, &family, &Holders::of(prefixes)) {
+    let found = match list(channel, &family, area) {
         Err(error)
             if error.refusal().is_some_and(is_unheard_of) && !Path::new(TRACKED).exists() =>
         {
@@ -244,12 +217,12 @@ fn find_of_each(
     family: [u8; 4],
     addresses: &BTreeSet<IpNet>,
 ) -> Result<Answer, NetlinkError> {
-    let holders = Holders::of(addresses);
+    let area = CutArea::whole(addresses);
     let mut found = Found::default();
     for address in addresses {
         for tuple in [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY] {
             let question = question(family, address.addr(), tuple);
-            let listed = match list(channel, &question, &holders) {
+            let listed = match list(channel, &question, &area) {
                 Ok(listed) if listed.others > 0 => return Ok(Answer::Others),
                 Ok(listed) => listed,
                 Err(error) => return error.refusal().map(Answer::Refused).ok_or(error),
@@ -261,9 +234,9 @@ fn find_of_each(
     Ok(Answer::Flows(found))
 }
 
-fn list(channel: &mut Channel, body: &[u8], holders: &Holders<'_>) -> Result<Found, NetlinkError> {
+fn list(channel: &mut Channel, body: &[u8], area: &CutArea<'_>) -> Result<Found, NetlinkError> {
     let get = Encoded { kind: CT_GET, body };
-    channel.dump(&get, |found: &mut Found, message| found.take_in(message, holders))
+    channel.dump(&get, |found: &mut Found, message| found.take_in(message, area))
 }
 
 /// Asks for the flows whose packets of one direction come from this address.
@@ -309,14 +282,14 @@ pub(super) const fn is_unheard_of(refusal: Errno) -> bool {
 /// zone, as they came. Kernels that are still in use cannot delete by a filter.
 pub(super) fn deletion(
     message: &Message<'_>,
-    holders: &Holders<'_>,
+    area: &CutArea<'_>,
 ) -> Result<Option<Vec<u8>>, NetlinkError> {
     let ([family, ..], attributes) = message.split::<4>("IPCTNL_MSG_CT_NEW")?;
     let (mut concerns, mut deletion) = (false, vec![*family, 0, 0, 0]);
     for attribute in attributes {
         let attribute = attribute?;
         if matches!(attribute.kind, CTA_TUPLE_ORIG | CTA_TUPLE_REPLY) {
-            concerns |= holders.contain(source(&attribute)?);
+            concerns |= area.contains(source(&attribute)?);
         }
         match attribute.kind {
             CTA_TUPLE_ORIG => put(&mut deletion, CTA_TUPLE_ORIG | NLA_F_NESTED, attribute.value),
@@ -342,24 +315,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_found_in_prefixes_of_every_length() {
-        let texts = ["10.1.0.0/16", "10.2.3.4/32", "fd00:1::/32", "fd00:2::2/128"];
-        let prefixes = texts.iter().map(|text| text.parse().unwrap()).collect();
-        let holders = Holders::of(&prefixes);
-        let contain = |text: &str| holders.contain(text.parse().unwrap());
-        assert!(
-            ["10.1.255.1", "10.2.3.4", "fd00:1:ffff::1", "fd00:2::2"].map(contain) == [true; 4]
-        );
-        assert!(["10.2.3.5", "11.1.0.1", "fd00:2::3", "::10.1.0.1"].map(contain) == [false; 4]);
-    }
-
-    #[test]
     fn a_flow_is_deleted_by_its_tuple_and_zone_and_a_malformed_one_is_an_error() {
         let prefixes = ["10.2.3.4/32".parse().unwrap()].into();
-        let holders = Holders::of(&prefixes);
+        let area = CutArea::whole(&prefixes);
         let read = |payload: &[u8]| {
             let message = Message { kind: 0x100, flags: 0, sequence: 1, port: 0, payload };
-            deletion(&message, &holders)
+            deletion(&message, &area)
         };
         let tuple = |out: &mut Vec<u8>, kind, source: &[u8]| {
             put_nested(out, kind, |out| {

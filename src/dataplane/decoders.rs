@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use netlink_packet_route::route::RouteProtocol;
 use nix::libc::{AF_INET, AF_INET6};
 
-use super::conntrack::{Holders, deletion};
+use super::conntrack::deletion;
 use super::device::Request;
 use super::monitor::Filter;
 use super::netlink::{Message, NetlinkError, messages};
@@ -13,6 +13,7 @@ use super::wireguard::{self, DeviceDump};
 use super::{PROTOCOL, address, deny_log, link, nft, route, rule, sockets};
 use crate::decoder::{Decoder, Outcome};
 use crate::model::{InterfaceName, IpFamily};
+use crate::plan::CutArea;
 
 /// The link that the inputs are about.
 const LINK_INDEX: u32 = 4;
@@ -91,5 +92,5 @@ fn flow(message: &Message<'_>) -> Result<(), NetlinkError> {
     }
     let prefixes = ["10.8.0.0/16", "fd00::/64"].iter().filter_map(|prefix| prefix.parse().ok());
     let prefixes = prefixes.collect();
-    deletion(message, &Holders::of(&prefixes)).map(drop)
+    deletion(message, &CutArea::whole(&prefixes)).map(drop)
 }

@@ -264,7 +264,7 @@ impl<F: Firewall> Dataplane for Host<F> {
             rest = &rest[run.len()..];
             if !permitted {
                 let part = interlock.part_of(first, &reading);
-                run.iter().for_each(|step| interlock.failed(step, &reading));
+                run.iter().for_each(|step| interlock.not_applied(step, &reading));
                 drop(reading);
                 if let Some(Step::Firewall { phase, change }) = part {
                     let part = (phase, &change);
@@ -288,7 +288,7 @@ impl<F: Firewall> Dataplane for Host<F> {
                         observed.apply(step);
                     }
                     Err(error) => {
-                        interlock.failed(step, &observed.read());
+                        interlock.not_applied(step, &observed.read());
                         outcome.refused.push(RefusedStep::new(step.clone(), error));
                     }
                 }

@@ -11,6 +11,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
 
 use super::netlink::{Channel, Encoded, Message, NetlinkError, Request};
+use crate::plan::CutArea;
 
 // include/uapi/linux/sock_diag.h, inet_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -53,27 +54,18 @@ impl Destroyed {
     }
 }
 
-/// Destroys the TCP and UDP sockets that are connected to an address of these prefixes.
-pub(super) fn destroy_sockets(prefixes: &BTreeSet<IpNet>) -> Destroyed {
-    destroy_over(|| Channel::open(NETLINK_SOCK_DIAG), prefixes)
+/// Destroys the TCP and UDP sockets that are connected to an address of this area.
+pub(super) fn destroy_sockets(area: &CutArea<'_>) -> Destroyed {
+    destroy_over(|| Channel::open(NETLINK_SOCK_DIAG), area)
 }
 
-fn destroy_over(
-    open: impl Fn() -> Result<Channel, NetlinkError>,
-    prefixes: &BTreeSet<IpNet>,
-) -> Destroyed {
-    let lengths: BTreeSet<u8> = prefixes.iter().map(IpNet::prefix_len).collect();
-    let concerned = |address: IpAddr| {
-        lengths.iter().any(|length| {
-            IpNet::new(address, *length).is_ok_and(|prefix| prefixes.contains(&prefix.trunc()))
-        })
-    };
-    let filter = filter(prefixes);
+fn destroy_over(open: impl Fn() -> Result<Channel, NetlinkError>, area: &CutArea<'_>) -> Destroyed {
+    let filter = filter(area.prefixes());
     let mut destroyed = Destroyed::default();
     for family in [AF_INET, AF_INET6] {
         for protocol in [TCP, UDP] {
             let done = open().and_then(|mut channel| {
-                destroy(&mut channel, (family, protocol), &filter, &concerned, &mut destroyed)
+                destroy(&mut channel, (family, protocol), &filter, area, &mut destroyed)
             });
             destroyed.note(done);
         }
@@ -85,7 +77,7 @@ fn destroy(
     channel: &mut Channel,
     (family, protocol): (u8, u8),
     filter: &[u8],
-    concerned: &impl Fn(IpAddr) -> bool,
+    area: &CutArea<'_>,
     destroyed: &mut Destroyed,
 ) -> Result<(), NetlinkError> {
     let mut body = request((family, protocol), &[0; ID_BYTES]);
@@ -93,7 +85,7 @@ fn destroy(
     let list = Encoded { kind: SOCK_DIAG_BY_FAMILY, body: &body };
     let found = channel.dump(&list, |found: &mut Vec<Vec<u8>>, message| {
         if let Some((id, other_side)) = identity(family, message)? {
-            found.extend(concerned(other_side).then(|| request((family, protocol), id)));
+            found.extend(area.contains(other_side).then(|| request((family, protocol), id)));
         }
         Ok(())
     })?;
@@ -220,12 +212,13 @@ mod tests {
     #[test]
     fn what_the_kernel_refuses_about_sockets_is_noted_and_stops_nothing() {
         const NO_SUCH_PROTOCOL: isize = 99;
+        let prefixes = ["10.64.0.2/32".parse().unwrap()].into();
         let tried = std::cell::Cell::new(0);
         let open = || {
             tried.set(tried.get() + 1);
             Channel::open(NO_SUCH_PROTOCOL)
         };
-        let destroyed = destroy_over(open, &["10.64.0.2/32".parse().unwrap()].into());
+        let destroyed = destroy_over(open, &CutArea::whole(&prefixes));
         assert_eq!((destroyed.sockets, tried.get()), (0, 4), "both protocols of both families");
         let refusal = destroyed.refusal.unwrap().to_string();
         assert!(refusal.contains("EPROTONOSUPPORT"), "{refusal}");

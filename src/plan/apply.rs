@@ -135,7 +135,7 @@ fn add_address(
     }
 }
 
-/// And takes it away with the last address of that network.
+/// Removes an address. With the last address in a network the kernel removes the route there.
 fn remove_address(
     interface: &mut ObservedInterface,
     routes: &mut BTreeMap<IpNet, Tag>,

@@ -1,5 +1,4 @@
 //! Withdrawals by a reading that refused steps have put in doubt, while there is no newer reading.
-//! Pure.
 
 use std::collections::BTreeSet;
 

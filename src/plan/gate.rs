@@ -1,4 +1,4 @@
-//! The gate: whether it may be in force, and the rules that it consists of. Pure.
+//! The gate: whether it may be in force, and the rules that it consists of.
 //!
 //! Our table marks each packet that comes by our link or goes to the pool, and takes the mark off again
 //! once it is routed. So in between a packet without the mark shows that the table is gone, and a rule

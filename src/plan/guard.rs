@@ -178,7 +178,7 @@ impl Guard<'_> {
         let held = Held::of(absent, desired, observed, &self.held).narrowed(self.granted);
         let in_doubt = |peer: &HeldPeer| self.is_in_doubt(peer);
         if !desired.gateway().active {
-            return held.retain(|_, peer| in_doubt(peer)).since(&self.held);
+            return held.retain(|_, peer| in_doubt(peer)).count_new_since(&self.held);
         }
         let is_judged =
             |key: &PublicKey, peer: &HeldPeer| !self.confirmed.contains(key) && !in_doubt(peer);
@@ -186,11 +186,11 @@ impl Guard<'_> {
         let unusable = judged().filter(|(_, peer)| peer.is_unusable()).count();
         let some_wait = judged().any(|(key, peer)| self.waits(key, peer));
         let new = judged().filter(|(key, peer)| !self.waits(key, peer)).count();
-        let too_many = new > self.few(desired, observed, unusable, some_wait);
+        let too_many = new > self.max_new_removals(desired, observed, unusable, some_wait);
         let stays = |key: &_, peer: &_| {
             in_doubt(peer) || is_judged(key, peer) && (too_many || self.waits(key, peer))
         };
-        held.retain(stays).since(&self.held)
+        held.retain(stays).count_new_since(&self.held)
     }
 
     /// Like [`Self::hold_all`], where nothing but these peers may be held otherwise than before.
@@ -234,7 +234,7 @@ impl Guard<'_> {
         let judged = new.iter().filter(|(_, peer)| is_judged(peer));
         let unusable =
             self.held.unusable() + judged.clone().filter(|it| it.1.is_unusable()).count();
-        let few = self.few(desired, observed, unusable, !self.held.is_empty());
+        let few = self.max_new_removals(desired, observed, unusable, !self.held.is_empty());
         let too_many = judged.count() > few;
         new.retain(|(_, peer)| too_many || !is_judged(peer));
         for (key, peer) in new {
@@ -262,7 +262,7 @@ impl Guard<'_> {
     }
 
     /// How many new removals may pass unconfirmed, besides those that wait.
-    fn few(
+    fn max_new_removals(
         &self,
         desired: &DesiredState,
         observed: &ObservedState,

@@ -35,6 +35,8 @@ pub struct Held {
     barred: usize,
     /// How often a peer was held that was not held before.
     arrivals: u64,
+    /// How often a held peer was barred that was not barred before.
+    barrings: u64,
 }
 
 impl PartialEq for Held {
@@ -149,7 +151,7 @@ impl Held {
         for (key, since) in since {
             held.recall(key, since, barred.contains(&key));
         }
-        held.since(&Self::default())
+        held.count_new_since(&Self::default())
     }
 
     fn recall(&mut self, key: PublicKey, since: SystemTime, was_barred: bool) {
@@ -164,9 +166,7 @@ impl Held {
     /// what it keeps.
     #[must_use]
     pub fn of_those(self, before: &Self) -> Self {
-        let mut held = self.retain(|key, _| before.peers.contains_key(key)).with_those(before);
-        held.arrivals = before.arrivals;
-        held
+        self.retain(|key, _| before.peers.contains_key(key)).with_those(before).counted_as(before)
     }
 
     /// Adds the peers that were held `before` and are missing here. What these keep is not known.
@@ -180,23 +180,30 @@ impl Held {
         self
     }
 
-    /// Only the peers that the rows admit, with the arrival count of `held`, those that the rows hold.
+    /// Keeps the peers that `rows` admit, and takes the counts from `held`.
     #[must_use]
     pub fn admitted_by(self, rows: &DesiredState, held: &Self) -> Self {
         if self.is_empty() {
             return self;
         }
-        let mut admitted = self.retain(|key, _| rows.peers().contains_key(key));
-        admitted.arrivals = held.arrivals;
-        admitted
+        self.retain(|key, _| rows.peers().contains_key(key)).counted_as(held)
     }
 
-    /// Counts the peers as arrivals that were not held `before`.
+    /// Counts the peers as arrivals that were not held `before`, and those as newly barred that were not barred
+    /// then.
     #[must_use]
-    pub(crate) fn since(mut self, before: &Self) -> Self {
-        let new = self.peers.keys().filter(|key| !before.peers.contains_key(*key)).count();
-        self.arrivals = before.arrivals + new as u64;
-        self
+    pub(crate) fn count_new_since(self, before: &Self) -> Self {
+        let (mut arrivals, mut barrings) = (before.arrivals, before.barrings);
+        for (key, peer) in &self.peers {
+            let former = before.peers.get(key);
+            arrivals += u64::from(former.is_none());
+            barrings += u64::from(peer.was_barred && !former.is_some_and(HeldPeer::was_barred));
+        }
+        Self { arrivals, barrings, ..self }
+    }
+
+    fn counted_as(self, other: &Self) -> Self {
+        Self { arrivals: other.arrivals, barrings: other.barrings, ..self }
     }
 
     /// Narrows what peers without a row keep to what is `granted` to them.
@@ -241,6 +248,7 @@ impl Held {
 
     /// Holds a peer, or what it keeps now.
     pub(super) fn hold(&mut self, key: PublicKey, peer: HeldPeer, desired: &DesiredState) {
+        let was_barred = self.peers.get(&key).is_some_and(HeldPeer::was_barred);
         self.release(&key);
         for prefix in peer.keeps.keys() {
             self.keepers.insert(*prefix, key);
@@ -251,6 +259,7 @@ impl Held {
         self.unusable += usize::from(peer.is_unusable());
         self.gone += usize::from(peer.is_gone());
         self.barred += usize::from(peer.was_barred);
+        self.barrings += u64::from(peer.was_barred && !was_barred);
         self.peers.insert(key, peer);
     }
 
@@ -323,6 +332,13 @@ impl Held {
         self.barred
     }
 
+    /// How often a held peer was barred that was not barred before: a number that tells whether there are newly
+    /// barred ones.
+    #[must_use]
+    pub const fn barrings(&self) -> u64 {
+        self.barrings
+    }
+
     /// Those that were barred while they are held.
     pub fn were_barred(&self) -> impl Iterator<Item = &PublicKey> {
         self.peers.iter().filter(|(_, peer)| peer.was_barred).map(|(key, _)| key)
@@ -335,7 +351,7 @@ impl Held {
         };
         peer.was_barred = was_barred;
         match was_barred {
-            true => self.barred += 1,
+            true => (self.barred, self.barrings) = (self.barred + 1, self.barrings + 1),
             false => self.barred -= 1,
         }
     }

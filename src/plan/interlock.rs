@@ -115,7 +115,7 @@ impl Interlock {
     }
 
     /// Notes a step that was withheld, or refused, perhaps after the kernel applied a part.
-    pub fn failed(&mut self, step: &Step, observed: &ObservedState) {
+    pub fn not_applied(&mut self, step: &Step, observed: &ObservedState) {
         match step {
             Step::Firewall { phase, change } => match phase {
                 Phase::Open => {}
@@ -150,7 +150,7 @@ impl Interlock {
     pub fn parted<E>(&mut self, phase: Phase, parted: &Parted<E>, observed: &ObservedState) {
         self.unloaded.extend(parted.unloadable.iter().map(|(id, ..)| *id));
         if let Some((change, _)) = &parted.left {
-            self.failed(&Step::Firewall { phase, change: change.clone() }, observed);
+            self.not_applied(&Step::Firewall { phase, change: change.clone() }, observed);
         }
     }
 
@@ -258,7 +258,7 @@ mod tests {
 
     fn after(failed: &[&Step], observed: &ObservedState) -> Interlock {
         let mut interlock = Interlock::default();
-        failed.iter().for_each(|step| interlock.failed(step, observed));
+        failed.iter().for_each(|step| interlock.not_applied(step, observed));
         interlock
     }
 

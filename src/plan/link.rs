@@ -1,4 +1,4 @@
-//! The link that is ours, its settings and its addresses. Pure.
+//! The link that is ours, its settings and its addresses.
 
 use std::collections::BTreeSet;
 

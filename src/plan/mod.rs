@@ -4,6 +4,7 @@
 
 mod apply;
 mod compute;
+mod cut;
 mod doubt;
 pub mod firewall;
 pub mod gate;
@@ -28,11 +29,13 @@ mod unloadable;
 mod wanted;
 
 pub use compute::{plan, plan_around};
+pub use cut::CutArea;
 pub use doubt::{Doubt, Unacknowledged};
 pub use held::{Held, HeldCause, HeldPeer};
 pub use interlock::Interlock;
 pub use link::PlanError;
 pub use meet::{Allowed, is_ours, meet, narrow, withdraw, withdrawals};
+pub use meets::ByPair;
 pub use model_job::ModelJob;
 pub use model_kernel::{Fate, Fault, ModelKernel, Refusal};
 pub use pool::{networks_within, usable_network};

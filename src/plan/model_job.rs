@@ -52,7 +52,7 @@ impl ModelJob {
         }
         let fate = if permitted { fate } else { Fate::Withheld };
         if fate == Fate::Withheld || fate == Fate::Refused && !is_parted {
-            self.interlock.failed(step, observed);
+            self.interlock.not_applied(step, observed);
         }
         watch(kernel, step, fate);
     }

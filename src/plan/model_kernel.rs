@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Plan, Step};
+use super::{CutArea, Plan, Step};
 use crate::model::{LinkOwner, ObservedState, Peer, Profile, PublicKey, Tag};
 
 /// Why the model kernel refused a step.
@@ -113,9 +113,10 @@ impl ModelKernel {
             Step::SetPrivateKey { private_key } => {
                 self.state.peers.remove(&private_key.public_key());
             }
-            Step::CutFlows { prefixes } => self
-                .flows
-                .retain(|(source, _)| !prefixes.iter().any(|prefix| prefix.contains(source))),
+            Step::CutFlows { prefixes } => {
+                let area = CutArea::new(prefixes, &self.state);
+                self.flows.retain(|(source, _)| !area.contains(*source));
+            }
             _ => {}
         }
         self.state.apply(step);

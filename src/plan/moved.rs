@@ -1,4 +1,4 @@
-//! The prefixes that a step takes from its peer, and those that it gives to it. Pure.
+//! The prefixes that a step takes from its peer, and those that it gives to it.
 
 use ipnet::IpNet;
 

@@ -1,4 +1,4 @@
-//! The tunnel's network beside those of other links. Pure.
+//! The tunnel's network beside those of other links.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Routes into the tunnel. Pure.
+//! Routes into the tunnel.
 
 use std::collections::BTreeSet;
 

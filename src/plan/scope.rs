@@ -19,13 +19,13 @@ pub enum Scope {
 impl Scope {
     /// The scope that compares nothing but the routes.
     #[must_use]
-    pub const fn nothing() -> Self {
+    pub const fn routes_only() -> Self {
         Self::Changed { peers: BTreeSet::new(), prefixes: BTreeSet::new() }
     }
 
     /// Whether this is the scope that compares nothing but the routes.
     #[must_use]
-    pub fn is_nothing(&self) -> bool {
+    pub fn is_routes_only(&self) -> bool {
         matches!(self, Self::Changed { peers, prefixes } if peers.is_empty() && prefixes.is_empty())
     }
 

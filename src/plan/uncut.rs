@@ -1,4 +1,4 @@
-//! Prefixes that were taken from their peers while they could still open flows. Pure.
+//! Prefixes that were taken from their peers while they could still open flows.
 
 use std::collections::BTreeSet;
 

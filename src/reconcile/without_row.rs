@@ -14,14 +14,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::HashMap;
-
 use super::device_standings::{AskedDevice, DeviceStandings};
 use super::event::Action;
 use super::history::KeptWithoutRow;
 use crate::model::{Departed, DeviceStanding, Profile, PublicKey};
-use crate::plan::Held;
 use crate::plan::guard::ALWAYS_ALLOWED_PEERS;
+use crate::plan::{ByPair, Held};
 
 /// Between two questions about few peers.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -40,8 +38,8 @@ pub(super) struct WithoutRow {
     granted: BTreeMap<PublicKey, Arc<Profile>>,
     /// From whom policies took something.
     narrowed: BTreeSet<PublicKey>,
-    /// How many held peers had been barred at the last plan.
-    barred: usize,
+    /// [`Held::barrings`] at the last plan or answer.
+    barrings: u64,
     /// Whether something else is to be kept than was last written to the disk.
     differs: bool,
 }
@@ -60,7 +58,7 @@ impl WithoutRow {
             heard: BTreeMap::new(),
             granted: BTreeMap::new(),
             narrowed,
-            barred: 0,
+            barrings: 0,
             differs: false,
         }
     }
@@ -129,7 +127,8 @@ impl WithoutRow {
     ) -> (BTreeSet<PublicKey>, BTreeSet<PublicKey>) {
         self.rest(held, now);
         let (taken_out, mut less) = (self.taken_out(&answer, held, confirmed), BTreeMap::new());
-        let mut left = Left::default();
+        // What is left where policies granted one profile and grant another; `None`: nothing was taken.
+        let mut left = ByPair::default();
         for (key, standing) in &answer.of {
             let before = self.heard.get(key);
             match (before.map(DeviceStanding::grants), standing.grants()) {
@@ -137,7 +136,9 @@ impl WithoutRow {
                     less.insert(*key, Arc::clone(now));
                 }
                 (Some(Some(before)), Some(now)) => {
-                    less.extend(left.of(before, now).map(|left| (*key, left)));
+                    let left =
+                        left.get(before, now, |before, now| now.all_but_lost(before).map(Arc::new));
+                    less.extend(left.map(|left| (*key, left)));
                 }
                 _ => {}
             }
@@ -184,7 +185,7 @@ impl WithoutRow {
         }
         self.differs |= were_put_right || !barred.is_empty();
         barred.iter().for_each(|key| held.set_barred(key, true));
-        self.barred = held.barred();
+        self.barrings = held.barrings();
         taken_out
     }
 
@@ -200,8 +201,8 @@ impl WithoutRow {
             self.granted = waiting;
             self.granted.extend(held.narrowing(judged));
         }
-        self.differs |= held.barred() > self.barred;
-        self.barred = held.barred();
+        self.differs |= held.barrings() != self.barrings;
+        self.barrings = held.barrings();
         self.forget(held, unjudged);
     }
 
@@ -224,19 +225,6 @@ impl WithoutRow {
         let before = self.narrowed.len();
         self.narrowed.retain(stays);
         self.differs |= self.narrowed.len() != before;
-    }
-}
-
-/// What is left where policies granted one profile and grant another, worked out once for all peers that share
-/// both. Both must live as long as this.
-#[derive(Default)]
-struct Left(HashMap<(*const Profile, *const Profile), Option<Arc<Profile>>>);
-
-impl Left {
-    /// `None`: nothing was taken.
-    fn of(&mut self, before: &Arc<Profile>, now: &Arc<Profile>) -> Option<Arc<Profile>> {
-        let pair = (Arc::as_ptr(before), Arc::as_ptr(now));
-        self.0.entry(pair).or_insert_with(|| now.all_but_lost(before).map(Arc::new)).clone()
     }
 }
 
@@ -339,6 +327,24 @@ mod tests {
             start,
         );
         assert_eq!(revoked, (BTreeSet::from([key]), BTreeSet::new()));
+    }
+
+    #[test]
+    fn disk_learns_who_is_newly_barred_although_as_many_were_put_right() {
+        let mut without_row = WithoutRow::new(Instant::now(), BTreeSet::new());
+        let (two, _) = held(2);
+        let all = || two.peers().iter().map(|(key, peer)| (*key, peer.since()));
+        let mut before = Held::default();
+        for key in two.peers().keys() {
+            let barred = BTreeSet::from([*key]);
+            let now = Held::recalled(all(), &barred).count_new_since(&before);
+            without_row.planned(&now, &Held::default());
+            assert!(without_row.differs());
+            assert_eq!(without_row.write(&now, &Held::default()).barred, barred);
+            without_row.planned(&now, &Held::default());
+            assert!(!without_row.differs(), "all of this is on the disk");
+            before = now;
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! IPv6 flows, counted in the kernel's own list.
+//! Flows that are cut, counted in the kernel's own list.
 
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 
-use gatepost::dataplane::Backend;
+use gatepost::dataplane::{Backend, Dataplane};
 use gatepost::plan::Step;
 
 use crate::netns::Netns;
@@ -13,6 +14,7 @@ use crate::tracked::{Flow, others, track, tracked as all_tracked};
 pub const TESTS: &[Test] = &[
     ("the_ipv6_flows_of_an_address_are_cut_and_no_other", ipv6),
     ("flows_of_an_address_are_found_without_a_list_of_all", without_a_list),
+    ("flows_and_sockets_of_another_links_network_within_a_site_prefix_are_left_alone", other_link),
 ];
 
 const SERVER: &str = "fd02::1";
@@ -89,6 +91,29 @@ fn without_a_list(backend: Backend) {
         assert_eq!(cut(&["fd07::9/128"]).0, 3);
         assert_eq!(cut(&["fd07::/64"]).0, 2);
         assert_eq!(all_tracked(), OTHERS - 32);
+    });
+}
+
+fn other_link(backend: Backend) {
+    let (netns, lan) = (Netns::new("Bg"), Netns::new("Bo"));
+    netns.plug("veth", &lan);
+    netns.exec("ip address add 10.7.1.1/24 dev veth");
+    lan.exec("ip address add 10.7.1.2/24 dev veth");
+    let listener = lan.enter(|| TcpListener::bind(("10.7.1.2", 7000)).unwrap());
+    netns.enter(|| {
+        let mut gateway = Gateway::open(interface(), backend);
+        gateway.observed = gateway.host.observe().unwrap().state;
+        let mut session = TcpStream::connect(("10.7.1.2", 7000)).unwrap();
+        let mut accepted = listener.accept().unwrap().0;
+        let before = all_tracked();
+        let [of_lan, of_site] = ["10.7.1.9", "10.7.2.9"];
+        track([of_lan, of_site].into_iter().map(|opener| Flow::new(opener, "192.0.2.1", 1)));
+        let prefixes = ["10.7.0.0/16".parse().unwrap()].into();
+        let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
+        assert_eq!((outcome.flows_cut, outcome.refused.len()), (1, 0), "{outcome:?}");
+        assert_eq!(all_tracked(), before + 1);
+        session.write_all(b"x").unwrap();
+        accepted.read_exact(&mut [0]).unwrap();
     });
 }
 

@@ -2,7 +2,7 @@
 //! neither the old nor the new policy allows.
 //!
 //! Every packet that passes opens a flow. When the plan is carried out, no peer holds an address from
-//! which another peer opened one.
+//! which another peer opened one. Flows from an address that keeps its holder are not cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use proptest::prelude::*;
 
 use super::guard::unwanted;
 use super::incremental::{change, make};
-use super::probes::{Filter, Packet, Probes, judged_by, send_all, sender};
+use super::probes::{Filter, Packet, Probes, holding, judged_by, send_all, sender};
 use super::rows::{Tables, tables};
 
 /// What somebody's hand made possible before the plan was made, while a table judges it.
@@ -42,7 +42,16 @@ pub fn assert_no_leak(
     allowed.extend(probes.allowed_by(new));
     allowed.extend(opened_by_hand(kernel, &probes, old));
     for step in plan.steps() {
+        let flows = kernel.flows.clone();
         kernel.apply_step(step).unwrap();
+        if matches!(before, Before::Nothing) {
+            let keeps_holder = |(source, _): &&(IpAddr, PublicKey)| {
+                let [before, after] = [old, new].map(|state| holding(state, *source));
+                before.is_some() && before == after
+            };
+            let lost = flows.difference(&kernel.flows).find(keeps_holder);
+            prop_assert!(lost.is_none(), "{step} cut {lost:?}\nof {:#?}", plan.steps());
+        }
         let passing = send_all(kernel, &probes, new);
         let leak = passing.difference(&allowed).next();
         prop_assert!(leak.is_none(), "after {step}: {leak:?}\nof {:#?}", plan.steps());

@@ -38,6 +38,15 @@ pub fn sender(peers: &BTreeMap<PublicKey, Peer>, source: IpAddr) -> Option<Publi
     longest(held, source)
 }
 
+/// The peer that should hold an address, and its prefix around it.
+pub fn holding(desired: &DesiredState, address: IpAddr) -> Option<(IpNet, PublicKey)> {
+    let peers = desired.peers().iter();
+    let held = peers.flat_map(|(key, peer)| {
+        peer.allowed_ips.iter().map(move |prefix| (prefix, (prefix, *key)))
+    });
+    longest(held, address)
+}
+
 pub fn lets_through(profile: &Profile, destination: IpAddr, dns: bool) -> bool {
     profile.allows(destination) || dns && profile.dns_servers.contains(&destination)
 }

@@ -1,10 +1,10 @@
 //! Failures of the broker's connection in words, each with its remedy.
 
 use std::error::Error;
-use std::io;
 
 use async_nats::rustls::{self, CertificateError};
 use async_nats::{ConnectError, ConnectErrorKind};
+use gatepost::causes::{chain, find};
 
 /// Why the broker cannot be heard.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -98,24 +98,8 @@ fn of_rustls(error: &rustls::Error) -> String {
     }
 }
 
-/// The error of this type that the outer one wraps. An [`io::Error`] hides what it wraps from
-/// [`Error::source`].
-fn find<'a, T: Error + 'static>(outer: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    chain(outer).find_map(|error| error.downcast_ref())
-}
-
 fn innermost(outer: &(dyn Error + 'static)) -> String {
     chain(outer).last().map(ToString::to_string).unwrap_or_default()
-}
-
-fn chain<'a>(outer: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        }
-    }
-    std::iter::successors(Some(outer), |error| inner(*error))
 }
 
 #[cfg(test)]

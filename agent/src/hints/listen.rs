@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use async_nats::{Client, Event, ServerError, Subscriber};
 use futures_util::StreamExt as _;
+use gatepost::backoff::Backoff;
 use gatepost::model::GatewayId;
 use gatepost::reconcile::Hearing;
-use gatepost::store::Backoff;
 use tokio::sync::mpsc;
 
 use super::{Broker, BrokerError, FOR_ALL, SIGNS_OF_LIFE, subject_of};

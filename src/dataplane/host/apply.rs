@@ -21,7 +21,7 @@ use crate::dataplane::{
     DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route, rule,
 };
 use crate::model::{FirewallChange, GatewayId, InterfaceName, ObservedState, Unloadable};
-use crate::plan::{Blame, Interlock, Parted, Phase, Step, before_slow, load_in_parts};
+use crate::plan::{Blame, CutArea, Interlock, Parted, Phase, Step, before_slow, load_in_parts};
 
 /// A device looks at its link each second.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(3);
@@ -39,13 +39,13 @@ impl<F: Firewall> Host<F> {
     ) -> Vec<Verdict> {
         match &run[0] {
             step @ Step::CutFlows { prefixes } => {
-                // A socket that lives on could open a flow anew that was cut. One that the kernel does
-                // not close keeps nothing back: what it sends is the gateway's own, as the setting
-                // for that allows, and no policy of the former holder lets it pass.
-                let destroyed = sockets::destroy_sockets(prefixes);
+                // A socket that lives on could open a flow anew that was cut. If the kernel does not close it, what it
+                // sends is the gateway's own traffic, which no policy of the former holder lets pass.
+                let area = CutArea::new(prefixes, observed);
+                let destroyed = sockets::destroy_sockets(&area);
                 outcome.sockets_may_be_left |= destroyed.refusal.is_some();
                 note_destroyed(destroyed, &mut self.sockets_refusal);
-                let cut = self.flows.cut(prefixes);
+                let cut = self.flows.cut(&area);
                 alone(cut.map(|cut| note_cut(cut, outcome)).map_err(|error| refused(step, error)))
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),

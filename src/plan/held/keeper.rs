@@ -78,7 +78,7 @@ impl<'a> Keeper<'a> {
         let since = before.map_or(desired.as_of(), |peer| peer.since);
         let was_barred = match cause {
             HeldCause::Barred(_) => true,
-            // A row that bars its peer counts as barred, even if it cannot be used either.
+            // This row does not bar its peer: `absence_with` asks for that first.
             HeldCause::Unusable(_) => false,
             HeldCause::Gone => before.is_some_and(|peer| peer.was_barred),
         };

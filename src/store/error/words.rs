@@ -4,9 +4,10 @@ use std::io;
 
 use tokio_postgres::error::{DbError, SqlState};
 
+use crate::causes::find;
 use crate::store::patience::{CONNECT_WITHIN, SILENT_FOR};
 use crate::store::require_auth::RefusedMethod;
-use crate::store::tls::words::{find, tls_trouble};
+use crate::store::tls::words::tls_trouble;
 
 /// The remedy for a [`StoreError::NoRoom`](super::StoreError::NoRoom).
 pub(super) const ROOM: &str = "an agent uses up to four sessions, and can poll with one: raise the connection limit \

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use rustls::{AlertDescription, CertificateError};
 
+use crate::causes::find;
+
 /// The TLS flaw that the driver's error is about, if it is about one.
 pub(in crate::store) fn tls_trouble(error: &tokio_postgres::Error) -> Option<String> {
     /// The driver has no type for it.
@@ -34,20 +36,6 @@ pub(in crate::store) fn tls_trouble(error: &tokio_postgres::Error) -> Option<Str
     ended.then(|| {
         format!("the connection ended during the TLS handshake ({text}): see the server's log")
     })
-}
-
-/// The error of this type that the outer one wraps. An [`io::Error`] hides what it wraps from
-/// [`Error::source`].
-pub(in crate::store) fn find<'a, T: Error + 'static>(
-    outer: &'a (dyn Error + 'static),
-) -> Option<&'a T> {
-    fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        }
-    }
-    std::iter::successors(Some(outer), |error| inner(*error)).find_map(|error| error.downcast_ref())
 }
 
 fn of_rustls(error: &rustls::Error) -> String {
@@ -158,13 +146,5 @@ mod tests {
         let error = CertificateError::NotValidForNameContext { expected, presented };
         let words = of_certificate(&error);
         assert!(words.contains("is for db1, 192.0.2.1, not for db2:"), "{words}");
-    }
-
-    #[test]
-    fn error_within_an_io_error_is_found() {
-        let inner = io::Error::other(rustls::Error::AlertReceived(AlertDescription::UnknownCA));
-        let outer = io::Error::other(inner);
-        assert!(find::<rustls::Error>(&outer).is_some());
-        assert!(find::<std::fmt::Error>(&outer).is_none());
     }
 }

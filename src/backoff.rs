@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-/// Waits that double and are randomized, so that a fleet does not return at one instant. Pure: the
-/// seed is an argument.
+/// Waits that double and are randomized, so that a fleet does not return at one instant.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     random: fastrand::Rng,
