@@ -25,12 +25,17 @@ pub struct AskedMark {
 const DOING: &str = "read the marks";
 
 impl Store {
-    /// The numbers, from 0, of the marks that are gone although they were not pruned, unless a later mark
-    /// concerns the same device or user.
+    /// The numbers, from 0, of the marks that a database of this epoch has lost: those that are gone although they
+    /// were not pruned, unless a later mark concerns the same device or user. `None`: the session led to a server of
+    /// another epoch, as may one that is older than a failover, and is given up.
     ///
     /// # Errors
     /// Any [`StoreError`] of the connection or of the role's rights.
-    pub async fn lost_marks(&self, asked: &[AskedMark]) -> Result<Vec<usize>, StoreError> {
+    pub async fn lost_marks(
+        &self,
+        epoch: &str,
+        asked: &[AskedMark],
+    ) -> Result<Option<Vec<usize>>, StoreError> {
         const DOING: &str = "ask for marks of before a failover";
         let xids: Vec<String> = asked.iter().map(|it| it.mark.xid.to_string()).collect();
         let kinds: Vec<&str> = asked.iter().map(|it| &*it.mark.kind).collect();
@@ -46,13 +51,18 @@ impl Store {
             (&users, Type::UUID_ARRAY),
             (&read_at, Type::TIMESTAMPTZ_ARRAY),
         ];
-        let query = "select n from gatepost.lost_marks($1, $2, $3, $4, $5, $6) n";
+        // One statement, so that the epoch is that of the server which compares the marks.
+        let query = "select epoch, array(select gatepost.lost_marks($1, $2, $3, $4, $5, $6)) \
+                     from gatepost.hello()";
         let lease = self.lease(DOING).await?;
-        let rows = self.within(DOING, lease.query_typed(query, &parameters)).await?;
+        let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
+        let columns = Columns::of(&row, DOING);
+        if columns.get::<String>(0)? != epoch {
+            return Ok(None);
+        }
+        let numbers: Vec<i32> = columns.get(1)?;
         lease.done();
-        let number = |row: &Row| Columns::of(row, DOING).get::<i32>(0);
-        let numbers = rows.iter().map(number).collect::<Result<Vec<i32>, _>>()?;
-        Ok(numbers.into_iter().filter_map(|n| usize::try_from(n - 1).ok()).collect())
+        Ok(Some(numbers.into_iter().filter_map(|n| usize::try_from(n - 1).ok()).collect()))
     }
 }
 

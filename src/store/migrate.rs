@@ -7,10 +7,10 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-use super::backoff::Backoff;
 use super::connect::{RIGHTS, single};
 use super::error::{Place, StoreError, server_error};
 use super::options::ConnectOptions;
+use crate::backoff::Backoff;
 
 mod embedded;
 mod failure;
@@ -22,7 +22,7 @@ use failure::{failed, of, words};
 pub use unmigrate::{Unmigration, unmigrate, unmigration};
 
 /// The schema version that this version's `gatepost migrate` makes.
-pub const SCHEMA_VERSION: i32 = 25;
+pub const SCHEMA_VERSION: i32 = 26;
 
 /// The oldest schema version that this agent follows. It says that the schema is to be migrated.
 pub(super) const OLDEST_SCHEMA: i32 = 10;
@@ -118,6 +118,20 @@ pub async fn pending(options: &ConnectOptions) -> Result<Vec<Migration>, StoreEr
     begin(&client).await.map_err(|error| of(&target.place, error))?;
     compare(&mut client, &target.place).await?;
     missing(&mut client).await.map_err(|error| of(&target.place, error))
+}
+
+/// The publications that publish all tables, those of Gatepost too: a subscriber without these stops.
+///
+/// # Errors
+/// Any [`StoreError`] of the connection.
+pub async fn publications_of_all_tables(
+    options: &ConnectOptions,
+) -> Result<Vec<String>, StoreError> {
+    let target = options.target()?;
+    let query = "select pubname::text from pg_catalog.pg_publication where puballtables order by 1";
+    let rows = single(&target).await?.query_typed(query, &[]).await;
+    let rows = rows.map_err(|error| of(&target.place, error))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn attempt(client: &mut Client, place: &Place, tells: &Telling) -> Result<(), StoreError> {

@@ -5,7 +5,6 @@
 //! [`Store::snapshot`], then [`Store::changes`] from each cursor to the next, woken by the listener or
 //! by a timer.
 
-mod backoff;
 mod bell;
 mod changes;
 mod connect;
@@ -51,7 +50,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
-pub use backoff::Backoff;
 pub use bell::{Held, KnownBell, MERGED_AT_MOST, Ring};
 pub use changes::Read;
 pub use cursor::Cursor;
@@ -71,8 +69,8 @@ pub use listen::Listener;
 pub use marks::AskedMark;
 pub use merge::{Merged, Refusal, try_reports};
 pub use migrate::{
-    Migration, SCHEMA_VERSION, Telling, Unmigration, migrate, migrate_telling, pending, unmigrate,
-    unmigration,
+    Migration, SCHEMA_VERSION, Telling, Unmigration, migrate, migrate_telling, pending,
+    publications_of_all_tables, unmigrate, unmigration,
 };
 pub use options::{ConnectOptions, Password};
 pub use poll::{Attached, Polled};

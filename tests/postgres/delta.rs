@@ -260,7 +260,7 @@ fn without_foreign_keys(statement: &str) -> String {
 }
 
 /// Deletes a row and inserts it again in one statement, which foreign keys allow, with these columns changed.
-fn replaced(table: &str, id: &str, columns: &str) -> String {
+pub(crate) fn replaced(table: &str, id: &str, columns: &str) -> String {
     format!(
         "with gone as (delete from {table} where id = {id} returning *)
          insert into {table}

@@ -178,7 +178,11 @@ async fn a_mark_is_lost_only_if_it_is_gone_unpruned_and_without_a_later_one() {
         user_id: ann.user.into(),
         read_at: rows.taken_at,
     };
-    let lost = async |marks: &[AskedMark]| world.store.lost_marks(marks).await.unwrap();
+    let answer = async |epoch: &str, marks: &[AskedMark]| {
+        world.store.lost_marks(epoch, marks).await.unwrap()
+    };
+    let lost = async |marks: &[AskedMark]| answer(&cursor.epoch, marks).await.unwrap();
+    assert_eq!(answer("another server's", &[asked(mark)]).await, None);
     // Another transaction has its id.
     let other = MarkId { id: Some(ann.user), ..mark.clone() };
     assert_eq!(lost(&[asked(mark), asked(&other)]).await, [1]);

@@ -3,6 +3,7 @@ use std::time::Duration;
 use gatepost::model::BarredBy;
 use gatepost::store::{Listener, Read};
 
+use crate::delta::replaced;
 use crate::world::{World, insert_gateway};
 
 /// Everything that was announced up to now. A notification of our own comes after all before it,
@@ -229,10 +230,8 @@ async fn a_user_or_device_that_is_deleted_and_inserted_in_one_statement_is_read_
         ("devices", r#"{"status": "revoked"}"#, true),
         ("devices", r#"{"status": "active"}"#, false),
     ] {
-        let replace = format!(
-            "with gone as (delete from {table} returning *) insert into {table}
-             select (jsonb_populate_record(null::{table}, to_jsonb(gone) || '{change}')).* from gone"
-        );
+        let replace =
+            replaced(table, &format!("(select id from {table})"), &format!("'{change}'::jsonb"));
         world.run(&replace).await;
         assert_eq!(heard(&mut listener).await, 1, "{replace}");
         let Read::Changed(rows, next) = world.read(&cursor).await else { panic!("{replace}") };

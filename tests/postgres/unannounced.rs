@@ -37,6 +37,41 @@ async fn a_write_while_triggers_were_off_is_read_at_the_next_look() {
     }
 }
 
+/// A write to the parent fires none of the child's triggers.
+#[tokio::test]
+async fn a_table_with_a_parent_is_unwatched_and_read_when_it_loses_the_parent() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    world
+        .run(
+            "create table fleet (like devices) partition by list (platform);
+             create table assets (id uuid not null, name text not null)",
+        )
+        .await;
+    for (attach, write, detach) in [
+        (
+            "alter table fleet attach partition devices default",
+            "update fleet set status = 'revoked'",
+            "alter table fleet detach partition devices",
+        ),
+        (
+            "alter table devices inherit assets",
+            "update assets set name = 'phone'",
+            "alter table devices no inherit assets",
+        ),
+    ] {
+        let cursor = world.cursor().await;
+        world.run(attach).await;
+        world.run(write).await;
+        assert_eq!(world.store.unwatched().await.unwrap(), ["devices"], "{attach}");
+        let Read::Everything(_) = world.read(&cursor).await else { panic!("{attach}: unseen") };
+        let cursor = world.cursor().await;
+        world.run(&format!("{write}; {detach}")).await;
+        assert!(world.store.unwatched().await.unwrap().is_empty(), "{detach}");
+        let Read::Everything(_) = world.read(&cursor).await else { panic!("{detach}: unseen") };
+    }
+}
+
 /// A trigger that is made anew has another row, which counts as altered too.
 #[tokio::test]
 async fn a_trigger_made_anew_is_noticed() {

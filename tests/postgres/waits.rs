@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use gatepost::model::DeviceId;
-use gatepost::store::{ConnectOptions, Handshake, Merged, Read, migrate, unmigrate};
+use gatepost::store::{
+    ConnectOptions, Handshake, Merged, Read, migrate, publications_of_all_tables, unmigrate,
+};
 
 use crate::postgres::Cluster;
 use crate::token::{Pool, token};
-use crate::world::{World, client, connect};
+use crate::world::{World, client, connect, options};
 
 /// A migration of the control plane holds a table that a hint would look into.
 #[tokio::test]
@@ -349,4 +351,67 @@ async fn a_serializable_writer_reads_no_table_for_a_hint() {
     other.batch_execute(&moved).await.unwrap();
     other.batch_execute("commit").await.unwrap();
     world.run("commit").await;
+}
+
+/// The server ends a migration that waits for a writer while the writer waits for it.
+#[tokio::test]
+async fn a_writer_that_waited_for_a_migration_looks_nothing_up_again() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    world.run("insert into gatepost.attached select id, true, now() from gateways").await;
+    let migration = client("postgres", &world.database).await;
+    for (held, write) in [
+        ("wireguard_peers", "update devices set status = status || '!'"),
+        ("wireguard_peers", "update users set is_active = not is_active"),
+        ("gateways", "update settings set value = to_jsonb(random())"),
+    ] {
+        world.run("delete from settings; insert into settings (category, key, value) values ('gateway:g1', 'x', '1')").await;
+        let lock = format!("begin; lock table {held} in access exclusive mode");
+        migration.batch_execute(&lock).await.unwrap();
+        world.run(&format!("begin; {write}")).await;
+        let mut waited = Duration::ZERO;
+        for _ in 0..50 {
+            let begun = std::time::Instant::now();
+            world.run(write).await;
+            waited += begun.elapsed();
+        }
+        // Each look-up would wait for 50 ms.
+        assert!(waited < Duration::from_secs(1), "{write} waited {waited:?}");
+        world.run("commit").await;
+        let busy = "select count(*) where current_setting('gatepost.busy', true) = 'on'";
+        assert_eq!(world.count(busy).await, 0, "the next transaction looks up again");
+        migration.batch_execute("rollback").await.unwrap();
+    }
+}
+
+/// As some tools for replicas make it. A table without a key has no other identity.
+#[tokio::test]
+async fn marks_are_pruned_although_a_publication_publishes_all_tables() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let options = options("postgres", &world.database);
+    let published = async || publications_of_all_tables(&options).await.unwrap();
+    assert!(published().await.is_empty());
+    world.run("create publication everything for all tables").await;
+    assert_eq!(published().await, ["everything"], "`gatepost migrate` warns of it");
+    assert!(world.count(MARKS).await > 0);
+    world.run("set role gatepost_owner; delete from gatepost.change; reset role").await;
+    assert_eq!(world.count(MARKS).await, 0);
+}
+
+/// A serializable gateway could make serializable writers fail.
+#[tokio::test]
+async fn a_gateway_cannot_read_in_a_serializable_transaction() {
+    let world = World::new().await;
+    let gateway = client(&world.role, &world.database).await;
+    for (begin, refused) in [
+        ("begin isolation level serializable", Some("0A000")),
+        ("begin isolation level repeatable read", None),
+    ] {
+        gateway.batch_execute(begin).await.unwrap();
+        let read = gateway.batch_execute("select count(*) from gatepost.snapshot_peers()").await;
+        let code = read.err().and_then(|error| error.code().map(|code| code.code().to_owned()));
+        assert_eq!(code.as_deref(), refused, "{begin}");
+        gateway.batch_execute("rollback").await.unwrap();
+    }
 }

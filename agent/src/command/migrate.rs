@@ -16,6 +16,13 @@ use crate::runtime;
 pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
     let options = database::options(config)?;
     let runtime = runtime::on_this_thread()?;
+    for publication in runtime.block_on(store::publications_of_all_tables(&options))? {
+        tracing::warn!(
+            "publication {} publishes all tables, those of Gatepost too: run `gatepost migrate` on the databases of its \
+             subscribers first, or their replication stops",
+            printable(&publication)
+        );
+    }
     if dry_run {
         let pending = runtime.block_on(store::pending(&options))?;
         print(&script(&pending))?;
