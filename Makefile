@@ -124,13 +124,13 @@ bench-quick: ## Run the benchmarks of scale with 10,000 peers, print only (root)
 	@tests/bench/publish --quick
 bench-fleet: ## Measure what a thousand gateways cost one database: a bell, NATS and PgBouncer (root)
 	@tests/install-deps.sh bench
-	@cargo bench --locked -p gatepost-agent --bench fleet
+	@cargo bench --locked --workspace --bench fleet
 bench-latency: ## Measure commit to kernel, and revocation to the last packet (root)
 	@tests/install-deps.sh bench
-	@cargo bench --locked -p gatepost-agent --bench latency
+	@cargo bench --locked --workspace --bench latency
 bench-policy: ## Load policies of 100,000 peers beside `nft -f`, and measure a packet's cost (root)
 	@tests/install-deps.sh bench
-	@cargo bench --locked -p gatepost --bench policy
+	@cargo bench --locked --workspace --bench policy
 bench-marks: ## Count the instructions that a mark costs a writer, beside schema 8
 	@tests/install-deps.sh bench
 	@tests/bench/marks

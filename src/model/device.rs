@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::policy::PolicyBook;
 use super::{DeviceId, GroupId, PolicyRow, Profile, SettingRow, Settings, UserId};
 
-/// The row of such a device.
+/// The row of a device that has no row in `wireguard_peers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceRow {
     pub user_id: UserId,

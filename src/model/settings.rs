@@ -74,12 +74,12 @@ impl Settings {
         read_at: SystemTime,
     ) -> (Self, Vec<SettingWarning>) {
         let own = format!("gateway:{gateway_name}");
-        let mut rows: Vec<(&SettingRow, Scope)> = rows
+        let mut rows: Vec<(&SettingRow, Category)> = rows
             .iter()
             .filter_map(|row| match row.category.as_str() {
-                "gateway" => Some((row, Scope::Gateway)),
-                "policy" => Some((row, Scope::Policy)),
-                category if category == own => Some((row, Scope::Own)),
+                "gateway" => Some((row, Category::Gateway)),
+                "policy" => Some((row, Category::Policy)),
+                category if category == own => Some((row, Category::ThisGateway)),
                 _ => None,
             })
             .collect();
@@ -100,7 +100,7 @@ impl Settings {
     fn read(
         &mut self,
         row: &SettingRow,
-        scope: Scope,
+        scope: Category,
         read_at: SystemTime,
         warnings: &mut Vec<SettingWarning>,
     ) {
@@ -108,7 +108,7 @@ impl Settings {
             let (category, key) = (row.category.clone(), row.key.clone());
             warnings.push(SettingWarning { category, key, flaw });
         };
-        let known = KEYS.iter().filter(|(of, _, _)| scope == Scope::Own || scope == *of);
+        let known = KEYS.iter().filter(|(of, _, _)| scope == Category::ThisGateway || scope == *of);
         let Some((_, _, key)) = known.clone().find(|(_, name, _)| *name == row.key) else {
             let names = known.map(|(_, name, _)| *name);
             return warn(SettingFlaw::UnknownKey { nearest: nearest(&row.key, names) });
@@ -176,13 +176,13 @@ impl Settings {
     }
 }
 
-/// Later ones go before earlier ones.
+/// The category of a row of `settings`, in the order of reading: a row of `ThisGateway` overrides the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Scope {
+enum Category {
     Gateway,
     Policy,
-    /// This gateway alone: takes the keys of both.
-    Own,
+    /// Takes the keys of both others.
+    ThisGateway,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -198,16 +198,16 @@ enum Key {
     DefaultEffect,
 }
 
-const KEYS: [(Scope, &str, Key); 9] = [
-    (Scope::Gateway, "require_approval", Key::RequireApproval),
-    (Scope::Gateway, "strict_ip_allocations", Key::StrictIpAllocations),
-    (Scope::Gateway, "site_prefixes", Key::SitePrefixes),
-    (Scope::Gateway, "guard_confirmed_at", Key::GuardConfirmedAt),
-    (Scope::Gateway, "audit_events", Key::AuditEvents),
-    (Scope::Policy, "allow_dns", Key::AllowDns),
-    (Scope::Policy, "allow_inbound", Key::AllowInbound),
-    (Scope::Policy, "gateway_may_open", Key::GatewayMayOpen),
-    (Scope::Policy, "default_effect", Key::DefaultEffect),
+const KEYS: [(Category, &str, Key); 9] = [
+    (Category::Gateway, "require_approval", Key::RequireApproval),
+    (Category::Gateway, "strict_ip_allocations", Key::StrictIpAllocations),
+    (Category::Gateway, "site_prefixes", Key::SitePrefixes),
+    (Category::Gateway, "guard_confirmed_at", Key::GuardConfirmedAt),
+    (Category::Gateway, "audit_events", Key::AuditEvents),
+    (Category::Policy, "allow_dns", Key::AllowDns),
+    (Category::Policy, "allow_inbound", Key::AllowInbound),
+    (Category::Policy, "gateway_may_open", Key::GatewayMayOpen),
+    (Category::Policy, "default_effect", Key::DefaultEffect),
 ];
 
 const TAKEN_FOR_TRUE: &str = "true or false; taken for true until it is";

@@ -151,10 +151,18 @@ pub(super) fn finished(
 
 /// A pass was given up. What it did stays done.
 pub(super) fn unfinished(pass: &Pass, gateway_id: GatewayId) -> Vec<AuditEntry> {
+    let Pass { steps, applied, .. } = pass;
+    let what = format!("in part: {applied} of {}", count(*steps, "step"));
+    if *applied == 0 { Vec::new() } else { in_part(pass, gateway_id, &what) }
+}
+
+/// A pass has come to its end that applied withdrawals alone, because the rows cannot be used as a whole.
+pub(super) fn withdrawn(pass: &Pass, gateway_id: GatewayId) -> Vec<AuditEntry> {
+    in_part(pass, gateway_id, &format!("withdrawals only: {}", count(pass.steps, "step")))
+}
+
+fn in_part(pass: &Pass, gateway_id: GatewayId, what: &str) -> Vec<AuditEntry> {
     let Pass { steps, applied, first, .. } = pass;
-    if *applied == 0 {
-        return Vec::new();
-    }
     let milliseconds = millis(pass.took);
     let mut entries = revoked(pass);
     entries.push(AuditEntry {
@@ -162,7 +170,7 @@ pub(super) fn unfinished(pass: &Pass, gateway_id: GatewayId) -> Vec<AuditEntry> 
         ..entry(
             AuditEvent::GatewaySynced,
             Entity::Gateway(gateway_id),
-            format!("in part: {applied} of {} in {milliseconds} ms", count(*steps, "step")),
+            format!("{what} in {milliseconds} ms"),
             json!({
                 "steps": steps, "applied": applied, "milliseconds": milliseconds, "first": first,
             }),

@@ -61,7 +61,7 @@ impl Difference {
     }
 
     pub fn is_nothing(&self) -> bool {
-        self.scope.is_nothing()
+        self.scope.is_routes_only()
     }
 
     pub fn is_everything(&self) -> bool {
@@ -104,6 +104,11 @@ impl Difference {
         self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
         self.rows_changed(since);
         true
+    }
+
+    /// These changed policies are not in force yet.
+    pub fn policies_wait(&mut self, policies: BTreeMap<PolicyId, Box<str>>) {
+        self.policies.extend(policies);
     }
 
     /// The rows were replaced as a whole.
@@ -164,7 +169,7 @@ impl Difference {
 
     /// Nothing in the scope differs. `whole`: nothing at all does, except for the peers that are `held`.
     pub fn settle(&mut self, whole: bool, held: impl Fn(&PublicKey) -> bool) -> Settled {
-        self.scope = Scope::nothing();
+        self.scope = Scope::routes_only();
         if whole {
             self.departed.retain(|key, _| held(key));
         }

@@ -1,11 +1,30 @@
 //! Why the database cannot be used, and why the loop ends.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::store::{StoreError, Unavailable};
 
-/// The state of a database that does not answer.
-pub(super) const UNREACHABLE: &str = "the database is unreachable";
+/// What keeps the agent from using the database, in a few words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatabaseState {
+    Unreachable,
+    Refuses,
+    /// The agent refuses the server: its certificate, or how it asks for the password.
+    Distrusted,
+    NotReady,
+}
+
+impl fmt::Display for DatabaseState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "the database is unreachable",
+            Self::Refuses => "the database refuses this agent",
+            Self::Distrusted => "this agent refuses the database",
+            Self::NotReady => "the database is not ready for this agent",
+        })
+    }
+}
 
 /// Why the database cannot be used now.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -14,6 +33,8 @@ pub enum DatabaseError {
     Store(Arc<StoreError>),
     #[error("role acts for gateway {bound:?}, but [gateway] name is {configured:?}: correct one")]
     OtherGateway { bound: String, configured: String },
+    #[error("a connection leads to another server than the one whose rows were read; it is closed")]
+    OtherServer,
 }
 
 impl DatabaseError {
@@ -23,6 +44,7 @@ impl DatabaseError {
         match self {
             Self::Store(error) => error.is_transient(),
             Self::OtherGateway { .. } => false,
+            Self::OtherServer => true,
         }
     }
 
@@ -52,6 +74,7 @@ impl DatabaseError {
         match self {
             Self::Store(error) => error.concerns_every_statement(),
             Self::OtherGateway { .. } => true,
+            Self::OtherServer => false,
         }
     }
 
@@ -61,18 +84,18 @@ impl DatabaseError {
         match self {
             Self::Store(error) => error.unavailable(),
             Self::OtherGateway { .. } => Unavailable::Refuses,
+            Self::OtherServer => Unavailable::NotReady,
         }
     }
 
-    /// The database's state, as this agent sees it, as a sentence.
-    pub(super) fn in_short(&self) -> &'static str {
+    pub(super) fn state(&self) -> DatabaseState {
         match (self.unavailable(), self) {
-            (Unavailable::Unreachable, _) => UNREACHABLE,
+            (Unavailable::Unreachable, _) => DatabaseState::Unreachable,
             (Unavailable::Refuses, Self::Store(error)) if error.is_distrust() => {
-                "this agent refuses the database"
+                DatabaseState::Distrusted
             }
-            (Unavailable::Refuses, _) => "the database refuses this agent",
-            (Unavailable::NotReady, _) => "the database is not ready for this agent",
+            (Unavailable::Refuses, _) => DatabaseState::Refuses,
+            (Unavailable::NotReady, _) => DatabaseState::NotReady,
         }
     }
 }

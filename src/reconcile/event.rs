@@ -51,18 +51,14 @@ pub enum Event {
     Unannounced {
         tables: Vec<String>,
     },
-    /// Comes before the answer of a full read: of which epoch the database is, why everything was read,
-    /// and the marks that may have brought about what these rows withdraw.
-    Epoch {
-        epoch: String,
-        why: Option<String>,
-        marks: Vec<Mark>,
-        /// The database's time of the rows.
-        read_at: SystemTime,
-    },
+    /// Comes before the answer of a full read.
+    Epoch(EpochRead),
     Read(Result<ReadAnswer, DatabaseError>),
-    /// The peers whose withdrawals the database has lost.
-    MarksAnswered(Result<BTreeSet<PublicKey>, DatabaseError>),
+    /// The peers whose withdrawals the database of this epoch has lost.
+    MarksAnswered {
+        epoch: String,
+        lost: Result<BTreeSet<PublicKey>, DatabaseError>,
+    },
     /// What the rows say about the devices asked for.
     DevicesAnswered(Result<DeviceStandings, DatabaseError>),
     /// The last good rows of an earlier run, read because the database did not answer.
@@ -141,6 +137,19 @@ pub struct Sent {
     pub error: Option<DatabaseError>,
 }
 
+/// What a full read says besides its rows.
+#[derive(Debug)]
+pub struct EpochRead {
+    /// Of which epoch the database is.
+    pub epoch: String,
+    /// Why everything was read, if there was a cursor.
+    pub why: Option<String>,
+    /// The marks that may have brought about what these rows withdraw.
+    pub marks: Vec<Mark>,
+    /// The database's time of the rows.
+    pub read_at: SystemTime,
+}
+
 /// Something to do. At most one `Read`, and at most one of `Observe`, `Glance` and `Apply`, are under
 /// way at any time.
 #[derive(Debug)]
@@ -155,8 +164,11 @@ pub enum Action {
     Apply(Plan, SharedObserved),
     /// Load the last good rows of an earlier run.
     Restore,
-    /// Ask the database which of these withdrawals it has lost.
-    AskMarks(BTreeMap<PublicKey, Withdrawal>),
+    /// Ask the database of this epoch which of these withdrawals it has lost.
+    AskMarks {
+        epoch: String,
+        withdrawals: BTreeMap<PublicKey, Withdrawal>,
+    },
     /// Ask the database about the devices of these peers, which are held and named by no row.
     AskDevices(BTreeMap<PublicKey, AskedDevice>),
     /// Keep these withdrawals on disk.
@@ -179,7 +191,7 @@ impl Action {
             | Self::Glance
             | Self::Apply(..)
             | Self::Restore
-            | Self::AskMarks(_)
+            | Self::AskMarks { .. }
             | Self::AskDevices(_) => true,
             Self::Remember(_) | Self::Keep(..) | Self::Report(_) | Self::Say(_) => false,
         }

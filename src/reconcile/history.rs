@@ -11,6 +11,7 @@
 
 mod kept;
 mod marks;
+mod question;
 #[cfg(test)]
 mod tests;
 
@@ -22,14 +23,15 @@ use uuid::Uuid;
 
 pub use self::kept::{KeptWithoutRow, Lost, Withdrawal, Withdrawals};
 use self::marks::Marks;
+use self::question::{Asking, Question};
 use crate::model::{
     Departed, DeviceId, Effect, Mark, MarkId, PolicyId, PolicyRow, PublicKey, TargetRow, TargetType,
 };
 
 /// More withdrawals than this are not kept: the oldest go first.
 const AT_MOST: usize = 10_000;
-/// The database prunes marks that are older.
-const KEPT_FOR: Duration = Duration::from_hours(24);
+/// How long the database keeps change marks. An agent that did not read for longer reads everything.
+pub(super) const MARKS_KEPT_FOR: Duration = Duration::from_hours(24);
 /// Before a question that failed is put again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -52,21 +54,6 @@ pub(super) struct History {
     follows_last_good: bool,
     /// The time of the latest rows that became the last good ones as a whole.
     last_good: SystemTime,
-}
-
-/// The database has another epoch than before: what is it that it does not know any more?
-#[derive(Debug)]
-struct Question {
-    epoch: String,
-    state: Asking,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asking {
-    /// The rows of the new epoch are not read yet, or cannot be used.
-    WaitsForRows,
-    Due(Instant),
-    Asked,
 }
 
 impl History {
@@ -227,32 +214,35 @@ impl History {
         }
     }
 
-    /// Which withdrawals to ask the database for, if that is due.
-    pub fn begin_question(&mut self, now: Instant) -> Option<BTreeMap<PublicKey, Withdrawal>> {
+    /// Which withdrawals to ask the database for, and of which epoch it must be, if that is due.
+    pub fn begin_question(
+        &mut self,
+        now: Instant,
+    ) -> Option<(String, BTreeMap<PublicKey, Withdrawal>)> {
         self.question_due().filter(|at| *at <= now)?;
-        self.question.as_mut()?.state = Asking::Asked;
-        Some(self.kept.peers.clone())
+        let question = self.question.as_mut()?;
+        question.state = Asking::Asked;
+        Some((question.epoch.clone(), self.kept.peers.clone()))
     }
 
-    /// The database could not be asked.
-    pub fn not_answered(&mut self, now: Instant) {
-        if let Some(question) = &mut self.question
-            && question.state == Asking::Asked
-        {
+    /// The database of this epoch could not be asked.
+    pub fn not_answered(&mut self, epoch: &str, now: Instant) {
+        if let Some(question) = self.question.as_mut().filter(|it| it.is_asked_of(epoch)) {
             question.state = Asking::Due(now + ASK_AGAIN);
         }
     }
 
-    /// The database lost these of the withdrawals. Returns the names of those whom the rows give a right to
-    /// a tunnel again; `None`: that was not asked, or for another epoch.
+    /// The database of this epoch lost these of the withdrawals. Returns the names of those whom the rows give a
+    /// right to a tunnel again; `None`: it was not asked, or the rows are of another epoch by now.
     pub fn answered(
         &mut self,
+        epoch: &str,
         lost: &BTreeSet<PublicKey>,
         entitled: &BTreeSet<PublicKey>,
         database_now: SystemTime,
     ) -> Option<Vec<String>> {
         let Question { epoch, .. } =
-            self.question.take_if(|question| question.state == Asking::Asked)?;
+            self.question.take_if(|question| question.is_asked_of(epoch))?;
         self.kept.epoch = Some(epoch);
         self.changed = true;
         let since = self.later_than_all(database_now);
@@ -406,8 +396,9 @@ impl History {
     ) {
         self.pending.retain(|key, it| !admit(key, it.device_id));
         let in_question = self.are_in_question();
-        let may_be_asked_for =
-            |it: &Withdrawal| it.read_at + KEPT_FOR > database_now || it.read_at > self.last_good;
+        let may_be_asked_for = |it: &Withdrawal| {
+            it.read_at + MARKS_KEPT_FOR > database_now || it.read_at > self.last_good
+        };
         let is_over = |key: &PublicKey, it: &Withdrawal| !in_question && admit(key, it.device_id);
         let before = self.kept.peers.len();
         self.kept.peers.retain(|key, it| may_be_asked_for(it) && !is_over(key, it));

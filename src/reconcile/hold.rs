@@ -379,7 +379,7 @@ mod tests {
         let all = Held::recalled(keys(&[1, 2, 3, 4]), &BTreeSet::new());
         for (left, written) in [(4, true), (3, false), (2, true), (1, true), (0, true)] {
             let left = &[1, 2, 3, 4][..left];
-            let now = Held::recalled(keys(left), &BTreeSet::new()).since(&all);
+            let now = Held::recalled(keys(left), &BTreeSet::new()).count_new_since(&all);
             hold.update(Waiting { judged: now, unjudged: Held::default() }, 20, true);
             let kept = hold.begin_remember().map(|(since, _)| since);
             assert_eq!(kept, written.then(|| keys(left)), "{left:?}");

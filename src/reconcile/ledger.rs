@@ -36,7 +36,7 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub const fn database_is_unreachable(&mut self, unreachable: bool) {
+    pub const fn set_unreachable(&mut self, unreachable: bool) {
         self.database_is_unreachable = unreachable;
     }
 
@@ -135,7 +135,7 @@ mod tests {
         let mut ledger = Ledger::default();
         (0..=MAX_AUDIT_ENTRIES).for_each(|_| ledger.audit(entry()));
         assert_eq!(ledger.take().audit.len(), MAX_AUDIT_ENTRIES + 1);
-        ledger.database_is_unreachable(true);
+        ledger.set_unreachable(true);
         (0..=MAX_AUDIT_ENTRIES).for_each(|_| ledger.audit(entry()));
         assert_eq!(ledger.dropped, 1);
         assert_eq!(ledger.take().audit.len(), MAX_AUDIT_ENTRIES);

@@ -129,10 +129,8 @@ impl Machine {
             Event::Unannounced { tables } => self.notices.say_all(self.source.unannounced(tables)),
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),
             Event::Read(answer) => self.rows_read(answer, now),
-            Event::Epoch { epoch, why, marks, read_at } => {
-                self.epoch_read(epoch, why, (marks, read_at), now);
-            }
-            Event::MarksAnswered(answer) => self.marks_answered(answer, now),
+            Event::Epoch(read) => self.epoch_read(read, now),
+            Event::MarksAnswered { epoch, lost } => self.marks_answered(&epoch, lost, now),
             Event::DevicesAnswered(answer) => self.devices_answered(answer, now),
             Event::Restored { last_good, database_now } => {
                 self.rows_restored(*last_good, database_now, now);

@@ -42,12 +42,23 @@ pub(super) fn name_of(username: &str, device_name: &str) -> String {
     format!("{}/{}", Plain(username), Plain(device_name))
 }
 
-/// Whether `who` names this peer, its device or its user.
+/// Whether an operator means a user of this name by `who`.
+pub(super) fn is_user(username: &str, who: &str) -> bool {
+    username.eq_ignore_ascii_case(who)
+}
+
+/// Whether an operator means a device of this name by `who`: `device` or `user/device`.
+pub(super) fn is_device(username: &str, device_name: &str, who: &str) -> bool {
+    let by_both = who
+        .split_once('/')
+        .is_some_and(|(user, device)| is_user(username, user) && device_name == device);
+    by_both || device_name == who
+}
+
+/// Whether an operator means this peer, its device or its user by `who`.
 pub(super) fn is_named(peer: &Departed, who: &str) -> bool {
-    let by_name = peer.username.eq_ignore_ascii_case(who) || *peer.device_name == *who;
-    let by_both = who.split_once('/').is_some_and(|(user, device)| {
-        peer.username.eq_ignore_ascii_case(user) && *peer.device_name == *device
-    });
     let ids = [peer.peer_id.0, peer.device_id.0, peer.user_id.0];
-    by_name || by_both || who.parse().is_ok_and(|id| ids.contains(&id))
+    is_user(&peer.username, who)
+        || is_device(&peer.username, &peer.device_name, who)
+        || who.parse().is_ok_and(|id| ids.contains(&id))
 }

@@ -10,6 +10,7 @@ pub(super) use text::{
 };
 
 use super::changes::Changes;
+use super::error::DatabaseState;
 use super::mode::Mode;
 use super::name::PeerName;
 use super::options::StalePolicy;
@@ -29,8 +30,7 @@ pub enum Note {
         mode: Mode,
     },
     DatabaseDown {
-        /// The database's state, as this agent sees it.
-        what: &'static str,
+        state: DatabaseState,
         error: String,
         retry_in: Duration,
     },
@@ -39,8 +39,7 @@ pub enum Note {
         error: String,
     },
     ReadFailed {
-        /// The database's state, as this agent sees it.
-        what: &'static str,
+        state: DatabaseState,
         error: String,
     },
     ObserveFailed {
@@ -60,6 +59,13 @@ pub enum Note {
         as_of: SystemTime,
     },
     Synced {
+        changes: Changes,
+        steps: usize,
+        took: Duration,
+        first: Vec<String>,
+    },
+    /// What the rows take away was applied, and no more, because they cannot be used as a whole.
+    Withdrawn {
         changes: Changes,
         steps: usize,
         took: Duration,

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::error::UNREACHABLE;
+use super::error::DatabaseState;
 use super::event::Sent;
 use super::mode::Mode;
 use super::name::PeerName;
@@ -81,7 +81,7 @@ impl Notices {
             Some(why) => {
                 self.complain(Trouble::Session, Note::NoSession { error: why.to_owned() }, now);
             }
-            None => self.forget(Trouble::Session),
+            None => self.ended(Trouble::Session),
         }
     }
 
@@ -100,9 +100,9 @@ impl Notices {
 
     /// Everything was proven, but for routes that others stand in the way of, unless there are none.
     pub fn proven(&mut self, has_all_routes: bool) {
-        self.forget(Trouble::Kernel);
+        self.ended(Trouble::Kernel);
         if has_all_routes {
-            self.forget(Trouble::Route);
+            self.ended(Trouble::Route);
         }
     }
 
@@ -110,7 +110,7 @@ impl Notices {
     pub fn held_back(&mut self, news: Option<HeldBack>, is_any: bool) {
         self.say_all(news.map(Note::HeldBack));
         if !is_any {
-            self.forget(Trouble::Held);
+            self.ended(Trouble::Held);
         }
     }
 
@@ -124,7 +124,7 @@ impl Notices {
             Some(Some(leader)) => {
                 self.complain(Trouble::Host, Note::LedBy { leader: leader.clone() }, now);
             }
-            Some(None) => self.forget(Trouble::Host),
+            Some(None) => self.ended(Trouble::Host),
             None => {}
         }
         if let Some(error) = &sent.error {
@@ -137,13 +137,13 @@ impl Notices {
             return self.complain(Trouble::Report, note, now);
         }
         self.report_failed = false;
-        self.forget(Trouble::Report);
+        self.ended(Trouble::Report);
         for refusal in &sent.refusals {
             let note = Note::ReportsRefused(refusal.clone());
             self.complain(Trouble::Merge, note, now);
         }
         if sent.refusals.is_empty() {
-            self.forget(Trouble::Merge);
+            self.ended(Trouble::Merge);
         }
     }
 
@@ -154,12 +154,12 @@ impl Notices {
                 let note = Note::BlocksUnknown { error: why.to_owned() };
                 self.complain(Trouble::Blocks, note, now);
             }
-            None => self.forget(Trouble::Blocks),
+            None => self.ended(Trouble::Blocks),
         }
     }
 
-    /// The trouble is over, which is said if it was said. If it comes back, that is news.
-    pub fn forget(&mut self, trouble: Trouble) {
+    /// Ends a trouble. If it was reported, its end is reported. If it returns, it is reported again.
+    pub fn ended(&mut self, trouble: Trouble) {
         if self.lasting.remove(&trouble) {
             self.notes.push(Note::Over(trouble));
         }
@@ -170,12 +170,12 @@ impl Notices {
     /// ends, and once what has no effect.
     pub fn rows(&mut self, desired: &DesiredState, now: Instant) {
         if desired.gateway().active {
-            self.forget(Trouble::Inactive);
+            self.ended(Trouble::Inactive);
         } else {
             self.complain(Trouble::Inactive, Note::GatewayInactive, now);
         }
         match desired.sealed_count() {
-            0 => self.forget(Trouble::Sealed),
+            0 => self.ended(Trouble::Sealed),
             peers => self.complain(Trouble::Sealed, Note::NoSealingKey { peers }, now),
         }
         self.quarantines(desired);
@@ -264,10 +264,12 @@ impl Notices {
 fn gist(note: &Note) -> String {
     match note {
         // It may be a refused connection first, and then a limit.
-        Note::DatabaseDown { what: UNREACHABLE, .. }
-        | Note::ReadFailed { what: UNREACHABLE, .. } => UNREACHABLE.to_owned(),
-        Note::DatabaseDown { what, error, .. } | Note::ReadFailed { what, error } => {
-            format!("{what}: {error}")
+        Note::DatabaseDown { state: DatabaseState::Unreachable, .. }
+        | Note::ReadFailed { state: DatabaseState::Unreachable, .. } => {
+            DatabaseState::Unreachable.to_string()
+        }
+        Note::DatabaseDown { state, error, .. } | Note::ReadFailed { state, error } => {
+            format!("{state}: {error}")
         }
         Note::NotConverged { first, .. } => first.join("; "),
         other => other.to_string(),
@@ -291,11 +293,11 @@ mod tests {
         assert!(!news(&mut notices, "refused", 3_599));
         assert!(news(&mut notices, "other", 3_599));
         assert!(news(&mut notices, "refused", 3_600));
-        notices.forget(Trouble::Database);
+        notices.ended(Trouble::Database);
         assert!(!news(&mut notices, "refused", 3_601));
-        notices.forget(Trouble::Kernel);
+        notices.ended(Trouble::Kernel);
         assert_eq!(notices.take(), [Note::Over(Trouble::Kernel)]);
-        notices.forget(Trouble::Kernel);
+        notices.ended(Trouble::Kernel);
         assert_eq!(notices.take(), [], "it was over");
         assert!(news(&mut notices, "refused", 3_602));
     }
@@ -316,10 +318,10 @@ mod tests {
         notices.reported(&Sent::default(), now);
         assert_eq!(notices.take(), [Note::Over(Trouble::Report)]);
         assert_eq!(told(&mut notices), 0);
-        let note = Note::ReadFailed { what: "", error: String::new() };
+        let note = Note::ReadFailed { state: DatabaseState::NotReady, error: String::new() };
         notices.complain(Trouble::Database, note, now);
         assert_eq!((notices.take().len(), told(&mut notices)), (1, 0));
-        notices.forget(Trouble::Database);
+        notices.ended(Trouble::Database);
         notices.take();
         assert_eq!(told(&mut notices), 1);
     }

@@ -9,8 +9,9 @@ use super::event::{Action, Sent};
 use super::ledger::Ledger;
 use super::options::Timing;
 use super::session::Sessions;
+use crate::backoff::Backoff;
 use crate::model::{AuditEvents, DesiredState, PublicKey, Traffic};
-use crate::store::{AuditEntry, Backoff, Handshake, Hosts, Refusal};
+use crate::store::{AuditEntry, Handshake, Hosts, Refusal};
 
 /// Reports are batched: at most one in this time.
 const REPORT_GAP: Duration = Duration::from_millis(250);
@@ -123,19 +124,19 @@ impl Outbox {
     }
 
     pub const fn connected(&mut self) {
-        self.ledger.database_is_unreachable(false);
+        self.ledger.set_unreachable(false);
     }
 
     pub const fn disconnected(&mut self) {
         self.disprove();
-        self.ledger.database_is_unreachable(true);
+        self.ledger.set_unreachable(true);
     }
 
     /// A report ended. Entries that were not taken go into the next report; entries whose content the
     /// database rejects are lost.
     pub fn reported(&mut self, sent: &mut Sent, connected: bool, now: Instant) {
         let ended = std::mem::replace(&mut self.under_way, UnderWay::Nothing);
-        self.ledger.database_is_unreachable(sent.error.is_some() || !connected);
+        self.ledger.set_unreachable(sent.error.is_some() || !connected);
         let mut left = std::mem::take(&mut sent.left);
         if ended == UnderWay::Disproved {
             left.synced_as_of = None;

@@ -8,11 +8,11 @@ use super::clock::Now;
 use super::lags::Lags;
 use super::name::PeerName;
 use super::note::Note;
+use crate::backoff::Backoff;
 use crate::causes::causes;
 use crate::dataplane::{Outcome, RefusedStep};
 use crate::model::{Departed, DesiredState, ObservedState, PolicyId, PublicKey};
 use crate::plan::{Plan, PlanError, Step};
-use crate::store::Backoff;
 
 /// A pass that plans this often without coming to rest is given up for a while.
 const MAX_ATTEMPTS: u32 = 3;
@@ -139,19 +139,19 @@ impl Passes {
     }
 
     /// Rows changed: remaining steps no longer mean that earlier ones failed.
-    pub const fn forgive(&mut self) {
+    pub const fn rows_changed(&mut self) {
         if let Some(pass) = &mut self.current {
             pass.attempts = 0;
         }
     }
 
-    /// Whether rows changed since the plan under way was made.
-    pub fn is_forgiven(&self) -> bool {
+    /// Whether rows changed since the pass under way made its last plan.
+    pub fn rows_changed_since_plan(&self) -> bool {
         self.current.as_ref().is_some_and(|pass| pass.attempts == 0)
     }
 
     /// Whether the pass has planned too often without coming to rest.
-    pub fn is_restless(&self) -> bool {
+    pub fn has_too_many_attempts(&self) -> bool {
         self.current.as_ref().is_some_and(|pass| pass.attempts >= MAX_ATTEMPTS)
     }
 
@@ -335,6 +335,12 @@ impl Pass {
         }
     }
 
+    /// The note for the operator about this pass, which applied nothing but withdrawals.
+    pub fn into_withdrawn(self, changes: Changes) -> Note {
+        let Self { steps, first, took, .. } = self;
+        Note::Withdrawn { changes, steps, took, first }
+    }
+
     fn end(&mut self, lag: Option<Duration>, now: Now) -> PassFigures {
         self.took = now.instant.duration_since(self.started);
         let (took, steps, refused) = (self.took, self.steps, self.refused);
@@ -364,12 +370,12 @@ mod tests {
     fn a_pass_that_never_rests_is_given_up_unless_rows_change() {
         let (mut passes, now) = (Passes::new(1), now());
         for _ in 0..MAX_ATTEMPTS {
-            assert!(!passes.is_restless());
+            assert!(!passes.has_too_many_attempts());
             begin(&mut passes, 1, now);
         }
-        assert!(passes.is_restless());
-        passes.forgive();
-        assert!(!passes.is_restless());
+        assert!(passes.has_too_many_attempts());
+        passes.rows_changed();
+        assert!(!passes.has_too_many_attempts());
     }
 
     #[test]

@@ -133,9 +133,14 @@ impl Rows {
         self.can_change() && self.may_grant() && self.sealed_count() == 0
     }
 
-    /// Whether it is known what must not be granted.
+    /// Whether it is known what must not be granted. If the rows grew stale before the first reading of the kernel,
+    /// the next reading shows which peers `deny_new` may keep.
     fn may_grant(&self) -> bool {
-        self.block_list.why_unreadable().is_none() && self.origin != Origin::Unsealed
+        let denies_new = self.age.suspending() == Some(StalePolicy::DenyNew);
+        let knows_who_stays = !denies_new || self.admitted.is_some();
+        knows_who_stays
+            && self.block_list.why_unreadable().is_none()
+            && self.origin != Origin::Unsealed
     }
 
     fn can_change(&self) -> bool {
@@ -190,7 +195,7 @@ impl Rows {
             StalePolicy::Down => Some(BTreeSet::new()),
         };
         let touched = admitted.and_then(|admitted| self.suspend_all_but(Some(admitted)));
-        Some((Some(Note::Stale { since, policy }), touched))
+        Some(Change { note: Some(Note::Stale { since, policy }), touched })
     }
 
     /// Whether `[stale]` asks for less than the rows.
@@ -322,9 +327,12 @@ impl Rows {
         if self.age.suspending() != Some(StalePolicy::DenyNew) {
             return None;
         }
-        let (admitted, connected) = (self.admitted.as_ref()?, connected()?);
-        let ended = admitted.iter().any(|key| !connected.contains(key));
-        if ended { self.suspend_all_but(Some(connected)) } else { None }
+        let connected = connected()?;
+        let stays = |admitted: &BTreeSet<_>| admitted.iter().all(|key| connected.contains(key));
+        if self.admitted.as_ref().is_some_and(stays) {
+            return None;
+        }
+        self.suspend_all_but(Some(connected))
     }
 
     fn public_key(&self) -> PublicKey {

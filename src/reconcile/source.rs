@@ -16,7 +16,7 @@ use super::note::Note;
 use super::notifications::{Announcement, Notifications};
 use super::options::Timing;
 use super::pace::Pace;
-use crate::store::Backoff;
+use crate::backoff::Backoff;
 use clock::Clock;
 use connection::{Connection, Told};
 use view::SourceFigures;
@@ -260,8 +260,7 @@ impl Source {
         }
         self.no_session = None;
         let retry_in = self.connect_backoff.next_wait();
-        let note =
-            Note::DatabaseDown { what: error.in_short(), error: error.to_string(), retry_in };
+        let note = Note::DatabaseDown { state: error.state(), error: error.to_string(), retry_in };
         let told = if may_pass { Told::NotYet } else { Told::Yes };
         let retry_at = now.instant + retry_in;
         self.connection = Connection::Down { retry_at, error: Some(error), told };

@@ -177,12 +177,13 @@ fn lost_revocation_holds_although_the_gateway_is_deactivated_before_the_database
     past.world.pass_time(SECOND);
     assert_eq!(past.lose(1), [1].into());
     past.world.tell(Event::Resync);
-    while !matches!(past.world.queue.front(), Some(Action::AskMarks(_))) {
-        let action = past.world.queue.pop_front().unwrap();
-        past.world.carry_out(action);
-    }
-    past.world.queue.pop_front();
-    past.world.tell(Event::MarksAnswered(Err(away())));
+    let epoch = loop {
+        match past.world.queue.pop_front().unwrap() {
+            Action::AskMarks { epoch, .. } => break epoch,
+            action => past.world.carry_out(action),
+        }
+    };
+    past.world.tell(Event::MarksAnswered { epoch, lost: Err(away()) });
     past.gateway_is(false);
     past.world.settle();
     see_it_stay_out(past);

@@ -138,7 +138,9 @@ impl Agent {
             Action::Connect => Event::Connected { mode: Mode::Listen },
             Action::Restore => Event::NothingRestored,
             Action::Read(kind) => Event::Read(Ok(self.read(kind))),
-            Action::AskMarks(_) => Event::MarksAnswered(Ok(Default::default())),
+            Action::AskMarks { epoch, .. } => {
+                Event::MarksAnswered { epoch, lost: Ok(Default::default()) }
+            }
             Action::AskDevices(_) => Event::DevicesAnswered(Ok(DeviceStandings::default())),
             Action::Observe => {
                 let state = self.kernel.clone();

@@ -218,7 +218,7 @@ fn only_peers_that_nothing_else_bars_are_shown_as_kept_out() {
     }
     assert_eq!(past.lose(1), [3].into());
     past.world.tell(Event::Resync);
-    while !matches!(past.world.queue.front(), Some(Action::AskMarks(_))) {
+    while !matches!(past.world.queue.front(), Some(Action::AskMarks { .. })) {
         let action = past.world.queue.pop_front().unwrap();
         past.world.carry_out(action);
     }

@@ -33,6 +33,29 @@ fn what_was_done_beside_a_refused_step_is_audited() {
 }
 
 #[test]
+fn withdrawals_by_rows_that_cannot_be_used_are_audited_as_such_and_put_no_policy_in_force() {
+    let mut world = world_of(20, "172.16.0.0/24");
+    world.reports.clear();
+    world.troubles.insert(Trouble::GatewayRow);
+    let policy = world.tables.policies.values_mut().next().unwrap();
+    // It is taken from the peers, and nothing is given to them.
+    policy.destinations = vec!["172.17.0.0/24".parse().unwrap()];
+    world.tell(Event::Resync);
+    world.pass_time(MINUTE);
+    assert!(!reaches(&world, 7, "172.16.0.1") && !reaches(&world, 7, "172.17.0.1"));
+    assert_eq!(audited(&world, AuditEvent::PolicyApplied).len(), 0);
+    let passes = audited(&world, AuditEvent::GatewaySynced);
+    let [pass] = &passes[..] else { panic!("{passes:?}") };
+    assert!(pass.message.starts_with("withdrawals only"), "{pass:?}");
+    assert_eq!(pass.status, AuditStatus::Warning);
+    world.troubles.clear();
+    world.tell(Event::Resync);
+    world.pass_time(MINUTE);
+    assert!(reaches(&world, 7, "172.17.0.1"));
+    assert_eq!(audited(&world, AuditEvent::PolicyApplied).len(), 1);
+}
+
+#[test]
 fn audit_log_gets_only_the_events_that_the_setting_names() {
     let mut world = quiet_world();
     let setting = |value: &str| gatepost::model::SettingRow {

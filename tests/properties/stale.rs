@@ -112,6 +112,29 @@ fn rows_restored_after_they_went_stale_admit_no_peer() {
 }
 
 #[test]
+fn deny_new_admits_no_peer_when_the_kernel_is_first_read_after_the_rows_went_stale() {
+    let full = stale_world(StalePolicy::Keep, HOUR).kernel;
+    for (kernel, connected) in [(ModelKernel::default(), vec![]), (full, vec![key(1)])] {
+        let mut world = with_policy(StalePolicy::DenyNew, MINUTE, kernel);
+        shake_hands(&mut world, 1);
+        world.database_up = false;
+        world.troubles.insert(Trouble::Observations);
+        world.tell(Event::Tick);
+        world.pass_time(SECOND);
+        let (rows, provenance) = (world.tables.snapshot(), Provenance::Sealed);
+        world.tell(restored(LastGood { rows, changes: Vec::new(), provenance }));
+        world.pass_time(2 * MINUTE);
+        shake_hands(&mut world, 1);
+        world.troubles.clear();
+        world.pass_time(MINUTE);
+        assert_eq!(present(&world), connected);
+        world.database_up = true;
+        world.pass_time(MINUTE);
+        assert!(world.kernel_equals_database());
+    }
+}
+
+#[test]
 fn rows_without_a_checksum_withdraw_and_grant_nothing() {
     let kernel = stale_world(StalePolicy::Keep, HOUR).kernel;
     let mut world = with_policy(StalePolicy::Keep, HOUR, kernel);
@@ -182,8 +205,8 @@ fn an_agent_without_rows_follows_the_stale_policy() {
             shake_hands(&mut world, 1);
             world.pass_time(MINUTE);
             assert_eq!(present(&world).len(), stay, "{policy:?}");
-            let synced = said(&world, |note| matches!(note, Note::Synced { .. }));
-            assert_eq!(synced, usize::from(policy != StalePolicy::Keep));
+            let withdrawn = said(&world, |note| matches!(note, Note::Withdrawn { .. }));
+            assert_eq!(withdrawn, usize::from(policy != StalePolicy::Keep));
             world.database_up = true;
             world.troubles.clear();
             world.pass_time(MINUTE);

@@ -17,8 +17,8 @@ use gatepost::model::{
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
-    Action, Event, Keep, LastGood, Machine, MachineOptions, Mode, Note, Now, ReadAnswer, ReadKind,
-    Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
+    Action, EpochRead, Event, Keep, LastGood, Machine, MachineOptions, Mode, Note, Now, ReadAnswer,
+    ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
 };
 use ipnet::IpNet;
 
@@ -239,14 +239,16 @@ impl World {
                 if matches!(answer, ReadAnswer::Everything(_)) {
                     let marks = self.marks.iter().map(|(mark, _)| mark.clone()).collect();
                     let (epoch, read_at) = (self.epoch.to_string(), self.read_at);
-                    self.tell(Event::Epoch { epoch, why: None, marks, read_at });
+                    self.tell(Event::Epoch(EpochRead { epoch, why: None, marks, read_at }));
                 }
                 Event::Read(Ok(answer))
             }
-            Action::AskMarks(_) if !self.database_up || self.suffers(Trouble::Reads) => {
-                Event::MarksAnswered(Err(away()))
+            Action::AskMarks { epoch, .. } if !self.database_up || self.suffers(Trouble::Reads) => {
+                Event::MarksAnswered { epoch, lost: Err(away()) }
             }
-            Action::AskMarks(withdrawals) => Event::MarksAnswered(Ok(self.lost(&withdrawals))),
+            Action::AskMarks { epoch, withdrawals } => {
+                Event::MarksAnswered { epoch, lost: Ok(self.lost(&withdrawals)) }
+            }
             Action::AskDevices(_) if !self.database_up || self.suffers(Trouble::Reads) => {
                 Event::DevicesAnswered(Err(away()))
             }

@@ -125,14 +125,14 @@ fn copy_tree(mutations: &[Mutation], copy: &Path) {
 /// Cargo tells the same package in two folders of one target directory apart by its version alone. With our own
 /// version, it would take the library of the copy for ours in all later builds.
 fn with_another_version(manifest: &str) -> String {
-    let ours = concat!("version = \"", env!("CARGO_PKG_VERSION"), "\"");
-    let other = concat!("version = \"", env!("CARGO_PKG_VERSION"), "+mutations\"");
-    let mut text = manifest
-        .replace(&format!("[workspace.package]\n{ours}"), &format!("[workspace.package]\n{other}"));
-    for package in ["gatepost", "gatepost-agent"] {
-        let name = format!("name = \"{package}\"\n");
-        text = text.replace(&format!("{name}{ours}"), &format!("{name}{other}"));
+    const OURS: &str = concat!("version = \"", env!("CARGO_PKG_VERSION"), "\"");
+    const OTHER: &str = concat!("version = \"", env!("CARGO_PKG_VERSION"), "+mutations\"");
+    let mut text = manifest.to_owned();
+    for before in ["[workspace.package]", "name = \"gatepost\"", "name = \"gatepost-agent\""] {
+        text = text.replace(&format!("{before}\n{OURS}"), &format!("{before}\n{OTHER}"));
     }
+    let follows_workspace = text.contains("version.workspace = true");
+    assert!(text != manifest || follows_workspace, "no line {OURS} to change in:\n{manifest}");
     text
 }
 

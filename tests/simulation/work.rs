@@ -2,7 +2,7 @@
 
 use gatepost::dataplane::{Glance, Reading};
 use gatepost::plan::{Fate, Phase, Step};
-use gatepost::reconcile::{DatabaseError, Event, LastGood, Mode, Provenance, Sent};
+use gatepost::reconcile::{DatabaseError, EpochRead, Event, LastGood, Mode, Provenance, Sent};
 use gatepost::store::{Limit, Place, StoreError};
 
 use super::bytes::Bytes;
@@ -147,10 +147,19 @@ impl World {
                 let versions = self.oracle.rows_come(self.elapsed - began_at);
                 self.rows_come(seen, versions);
             }
-            Errand::AskMarks(about) => {
-                let answers = self.database.is_up && self.database.is_readable;
-                let lost = answers.then(|| self.database.lost(&about)).ok_or_else(away);
-                self.tell(Event::MarksAnswered(lost));
+            Errand::AskMarks { epoch, about } => {
+                let database = &self.database;
+                let is_same = epoch == database.epoch.to_string();
+                let answers = database.is_up && database.is_readable;
+                let lost = match answers {
+                    true if is_same => Ok(database.lost(&about)),
+                    true => Err(DatabaseError::OtherServer),
+                    false => Err(away()),
+                };
+                self.agent.errands.push(Errand::MarksAnswered { epoch, lost });
+            }
+            Errand::MarksAnswered { epoch, lost } => {
+                self.tell(Event::MarksAnswered { epoch, lost });
             }
             Errand::AskDevices(asked) => {
                 let answers = self.database.is_up && self.database.is_readable;
@@ -201,7 +210,8 @@ impl World {
     fn rows_come(&mut self, seen: Seen, versions: usize) {
         if let Answer::Everything { epoch, marks } = &seen.answer {
             let (epoch, marks) = (epoch.to_string(), marks.clone());
-            self.tell(Event::Epoch { epoch, why: None, marks, read_at: seen.taken_at });
+            let read_at = seen.taken_at;
+            self.tell(Event::Epoch(EpochRead { epoch, why: None, marks, read_at }));
         }
         self.agent.cursor = Some(seen.cursor.clone());
         let are_usable = seen.rows().is_buildable();

@@ -1,6 +1,6 @@
 //! An agent on a host beside a database: what it was told, what it has under way, and the clocks.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,8 +10,8 @@ use gatepost::model::{BlockList, ObservedState, PublicKey};
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelJob, Plan};
 use gatepost::reconcile::{
-    Action, AskedDevice, Event, Machine, MachineOptions, Mode, Now, ReadKind, Report, StaleOptions,
-    StalePolicy, Timing, Withdrawal, Withdrawals,
+    Action, AskedDevice, DatabaseError, Event, Machine, MachineOptions, Mode, Now, ReadKind,
+    Report, StaleOptions, StalePolicy, Timing, Withdrawal, Withdrawals,
 };
 
 use super::bytes::Bytes;
@@ -31,7 +31,8 @@ pub enum Errand {
     Connect,
     Restore,
     Read { kind: ReadKind, began_at: Duration, seen: Option<Seen> },
-    AskMarks(BTreeMap<PublicKey, Withdrawal>),
+    AskMarks { epoch: String, about: BTreeMap<PublicKey, Withdrawal> },
+    MarksAnswered { epoch: String, lost: Result<BTreeSet<PublicKey>, DatabaseError> },
     AskDevices(BTreeMap<PublicKey, AskedDevice>),
     Report { report: Report, written: bool },
     Remember(Withdrawals),
@@ -253,7 +254,9 @@ impl World {
                 self.agent.notified = false;
                 self.agent.errands.push(Errand::Read { kind, began_at: self.elapsed, seen: None });
             }
-            Action::AskMarks(about) => self.agent.errands.push(Errand::AskMarks(about)),
+            Action::AskMarks { epoch, withdrawals: about } => {
+                self.agent.errands.push(Errand::AskMarks { epoch, about });
+            }
             Action::AskDevices(asked) => self.agent.errands.push(Errand::AskDevices(asked)),
             Action::Remember(withdrawals) => {
                 self.agent.errands.retain(|it| !matches!(it, Errand::Remember(_)));

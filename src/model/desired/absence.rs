@@ -137,16 +137,12 @@ impl DesiredState {
 
     /// The rows that name a key without being candidates for it.
     fn barred_by(&self, key: &PublicKey) -> impl Iterator<Item = &Entry> {
-        let (first, last) = (PeerId(Uuid::nil()), PeerId(Uuid::max()));
-        let named = self.barred.range((*key, first)..=(*key, last));
-        named.filter_map(|(_, id)| self.entries.get(id))
+        peers_at(&self.barred, *key).filter_map(|id| self.entries.get(&id))
     }
 
     /// The rows that are not eligible and assign this address.
     fn barred_at(&self, address: IpNet) -> impl Iterator<Item = (&PeerRow, Ineligible)> {
-        let (first, last) = (PeerId(Uuid::nil()), PeerId(Uuid::max()));
-        let rows = self.barred_at.range((address, first)..=(address, last));
-        rows.filter_map(|(_, id)| match self.entries.get(id)? {
+        peers_at(&self.barred_at, address).filter_map(|id| match self.entries.get(&id)? {
             Entry { row, standing: OwnStanding::Ineligible(why) } => Some((row, *why)),
             Entry { .. } => None,
         })
@@ -176,6 +172,15 @@ impl DesiredState {
         known.0.insert(recipe, Arc::clone(&profile));
         profile
     }
+}
+
+/// The peers that an index has at a key.
+pub(super) fn peers_at<K: Ord + Copy>(
+    index: &BTreeSet<(K, PeerId)>,
+    key: K,
+) -> impl Iterator<Item = PeerId> {
+    let (first, last) = (PeerId(Uuid::nil()), PeerId(Uuid::max()));
+    index.range((key, first)..=(key, last)).map(|(_, id)| *id)
 }
 
 /// The key that a row names without being a candidate for it.

@@ -91,8 +91,8 @@ impl<T: Ord + Copy> Claims<T> {
         affected
     }
 
-    /// The best of the rows that claim the thing.
-    pub fn winner(&self, thing: &T) -> Option<PeerId> {
+    /// The row that holds the thing, if several rows claim it. `None`: at most one does.
+    pub fn contested_holder(&self, thing: &T) -> Option<PeerId> {
         self.rest.contains_key(thing).then(|| self.holder(thing)).flatten()
     }
 

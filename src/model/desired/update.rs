@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use super::absence::barred_key;
+use super::absence::{barred_key, peers_at};
 use super::evaluate::listed_dns;
 use super::evaluate::{Candidate, Evaluation, RowContext};
 use super::{
@@ -287,11 +287,11 @@ impl DesiredState {
 
     /// Why a candidate, whose claims are made, cannot be admitted now: another holds what it claims.
     pub(super) fn taken(&self, id: PeerId, candidate: &Candidate) -> Option<Reason> {
-        let key_holder = self.key_claims.winner(&candidate.key);
+        let key_holder = self.key_claims.contested_holder(&candidate.key);
         let key_taken = key_holder.filter(|by| *by != id).map(|by| Reason::KeyTaken { by });
         key_taken.or_else(|| {
             candidate.allowed_ips.iter().find_map(|prefix| {
-                let by = self.prefix_claims.winner(&prefix).filter(|by| *by != id)?;
+                let by = self.prefix_claims.contested_holder(&prefix).filter(|by| *by != id)?;
                 Some(Reason::PrefixTaken { prefix, by })
             })
         })
@@ -339,13 +339,11 @@ impl DesiredState {
     }
 
     pub(super) fn peers_of_device(&self, device_id: DeviceId) -> Vec<PeerId> {
-        let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
-        self.by_device.range((device_id, first)..=(device_id, last)).map(|(_, id)| *id).collect()
+        peers_at(&self.by_device, device_id).collect()
     }
 
     pub(super) fn peers_of_user(&self, user_id: UserId) -> Vec<PeerId> {
-        let (first, last) = (PeerId(uuid::Uuid::nil()), PeerId(uuid::Uuid::max()));
-        self.by_user.range((user_id, first)..=(user_id, last)).map(|(_, id)| *id).collect()
+        peers_at(&self.by_user, user_id).collect()
     }
 
     pub(super) fn context(&self) -> RowContext<'_> {

@@ -78,10 +78,14 @@ fn an_epoch_that_comes_back_before_the_answer_is_asked_as_well() {
     assert_eq!(history.keeps_out().len(), 2);
     let now = Instant::now();
     history.rows_are_read(now);
-    assert_eq!(history.begin_question(now).unwrap().len(), 2);
+    let (asked, withdrawals) = history.begin_question(now).unwrap();
+    assert_eq!((&*asked, withdrawals.len()), ("1", 2));
     assert!(!history.follow("1".into(), |_, _| false), "it is asked already");
     let [first, second] = [1, 2].map(|number| PublicKey::from_bytes([number; 32]).unwrap());
-    let lost = history.answered(&[second].into(), &[first, second].into(), start);
+    history.not_answered("2", now);
+    let late = history.answered("2", &BTreeSet::new(), &[first, second].into(), start);
+    assert_eq!((late, history.question_due()), (None, None), "the first epoch's answer decides");
+    let lost = history.answered("1", &[second].into(), &[first, second].into(), start);
     assert_eq!(lost.unwrap(), ["alice/laptop"]);
     assert_eq!(history.keeps_out(), [second].into());
     assert!(!history.follow("1".into(), |_, _| false));
@@ -101,14 +105,14 @@ fn the_list_ends_after_a_day_and_with_what_the_agent_let_in() {
     assert_eq!(history.take_changed(), None, "another program put it back");
     history.applied(|_| true, |key, _| *key == second, start);
     assert_eq!(history.take_changed().unwrap().peers.len(), 1);
-    history.marks_read(vec![mark(2, "peer", None)], start + KEPT_FOR / 2);
+    history.marks_read(vec![mark(2, "peer", None)], start + MARKS_KEPT_FOR / 2);
     history.departed(departed(5..6).iter());
-    history.applied(|_| false, |_, _| false, start + 2 * KEPT_FOR);
+    history.applied(|_| false, |_, _| false, start + 2 * MARKS_KEPT_FOR);
     assert_eq!(history.take_changed().unwrap().peers.len(), 1);
-    history.applied(|_| false, |_, _| false, start + 3 * KEPT_FOR);
+    history.applied(|_| false, |_, _| false, start + 3 * MARKS_KEPT_FOR);
     assert_eq!(history.take_changed(), None, "the last good rows are older");
-    history.rows_are_kept(start + KEPT_FOR);
-    history.applied(|_| false, |_, _| false, start + 2 * KEPT_FOR);
+    history.rows_are_kept(start + MARKS_KEPT_FOR);
+    history.applied(|_| false, |_, _| false, start + 2 * MARKS_KEPT_FOR);
     assert!(history.take_changed().unwrap().peers.is_empty());
 }
 
@@ -132,8 +136,8 @@ fn a_withdrawal_counts_from_its_plan_on_whatever_the_kernel_holds() {
     assert_eq!(history.keeps_out(), [closed, read].into());
     let now = Instant::now();
     history.rows_are_read(now);
-    assert!(history.begin_question(now).unwrap().keys().eq([&closed, &read]));
-    let lost = history.answered(&[closed].into(), &[closed, held, read].into(), start);
+    assert!(history.begin_question(now).unwrap().1.keys().eq([&closed, &read]));
+    let lost = history.answered("2", &[closed].into(), &[closed, held, read].into(), start);
     assert_eq!(lost.unwrap().len(), 1);
     assert_eq!(history.keeps_out(), [closed].into());
 }
@@ -156,8 +160,8 @@ fn what_the_database_is_asked_for_stays_as_it_was_until_the_answer() {
     history.applied(|_| false, |_, _| false, start);
     let now = Instant::now();
     history.rows_are_read(now);
-    assert_eq!(history.begin_question(now), Some(asked));
-    history.answered(&BTreeSet::new(), &BTreeSet::new(), start);
+    assert_eq!(history.begin_question(now), Some(("2".into(), asked)));
+    history.answered("2", &BTreeSet::new(), &BTreeSet::new(), start);
     history.applied(|_| false, |_, _| false, start);
     let kept = history.take_changed().unwrap().peers;
     assert_eq!(kept.values().map(xids_of).collect::<Vec<_>>(), [vec![2]], "what withdraws it now");

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Machine;
 use crate::causes::causes;
 use crate::dataplane::{DataplaneError, Outcome, Reading};
-use crate::model::{BlockList, DesiredState, Mark, PublicKey, Touched};
+use crate::model::{BlockList, DesiredState, PublicKey, Touched};
 use crate::plan::Plan;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
 use crate::reconcile::device_standings::DeviceStandings;
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::event::{Action, Keep, LastGood, ReadAnswer, ReadKind};
+use crate::reconcile::event::{Action, EpochRead, Keep, LastGood, ReadAnswer, ReadKind};
 use crate::reconcile::note::Note;
 use crate::reconcile::pass::FIRST_LINES;
 use crate::reconcile::rows::{Change, NotBuilt, Planned, Rows};
@@ -49,7 +49,7 @@ impl Machine {
             },
             Ok(ReadAnswer::Everything(rows)) => match self.rows.replace(*rows, now.instant) {
                 Ok(replaced) => {
-                    self.notices.forget(Trouble::Rows);
+                    self.notices.ended(Trouble::Rows);
                     self.notices.all_rows_judged();
                     self.difference.replaced(replaced, read.since);
                     self.more_to_do();
@@ -68,18 +68,11 @@ impl Machine {
         }
     }
 
-    /// A read of everything began, by a database of this epoch.
-    pub(super) fn epoch_read(
-        &mut self,
-        epoch: String,
-        why: Option<String>,
-        (marks, read_at): (Vec<Mark>, SystemTime),
-        now: Now,
-    ) {
+    /// Everything was read: the rows come next.
+    pub(super) fn epoch_read(&mut self, read: EpochRead, now: Now) {
         let observed = self.mirror.observed();
         let held = |rows: &Rows| rows.held(observed.as_deref(), self.hold.guard_as_is());
-        let clocks = (self.source.exact_clock(now), read_at);
-        let change = self.rows.epoch_read(epoch, why, marks, clocks, held);
+        let change = self.rows.epoch_read(read, self.source.exact_clock(now), held);
         drop(observed);
         self.changed(change, now);
     }
@@ -96,8 +89,8 @@ impl Machine {
     /// The rows are what the database holds now.
     fn rows_are_good(&mut self, now: Now) {
         self.source.rows_are_good();
-        self.notices.forget(Trouble::Database);
-        self.notices.forget(Trouble::Stale);
+        self.notices.ended(Trouble::Database);
+        self.notices.ended(Trouble::Stale);
         let touched = self.rows.are_good(now.instant);
         self.touch(touched, now.instant);
         self.repeat_proof(false);
@@ -129,19 +122,20 @@ impl Machine {
         }
     }
 
-    /// The database says which withdrawals it has lost.
+    /// The database of this epoch says which withdrawals it has lost.
     pub(super) fn marks_answered(
         &mut self,
+        epoch: &str,
         answer: Result<BTreeSet<PublicKey>, DatabaseError>,
         now: Now,
     ) {
         match answer {
             Ok(lost) => {
-                let change = self.rows.withdrawals_lost(&lost, self.source.clock(now));
+                let change = self.rows.withdrawals_lost(epoch, &lost, self.source.clock(now));
                 self.changed(change, now);
             }
             Err(error) => {
-                self.rows.withdrawals_unknown(now.instant);
+                self.rows.withdrawals_unknown(epoch, now.instant);
                 self.question_failed(&error, now);
             }
         }
@@ -172,7 +166,7 @@ impl Machine {
 
     /// Says that the database did not answer a question beside the reads.
     fn question_failed(&mut self, error: &DatabaseError, now: Now) {
-        let note = Note::ReadFailed { what: error.in_short(), error: error.to_string() };
+        let note = Note::ReadFailed { state: error.state(), error: error.to_string() };
         self.notices.complain(Trouble::Database, note, now.instant);
     }
 
@@ -233,7 +227,7 @@ impl Machine {
         self.notices.refused(Trouble::Kernel, listed, now.instant);
         self.proof.lose();
         self.passes.refused(&outcome.refused);
-        let rows_changed = self.passes.is_forgiven();
+        let rows_changed = self.passes.rows_changed_since_plan();
         self.retry_later(now);
         if rows_changed {
             // What rows withdraw that came while the plan was applied does not wait for its retry.
@@ -242,9 +236,9 @@ impl Machine {
     }
 
     /// Says and compares what changed without a row.
-    pub(super) fn changed(&mut self, (note, touched): Change, now: Now) {
-        self.notices.say_all(note);
-        self.touch(touched, now.instant);
+    pub(super) fn changed(&mut self, change: Change, now: Now) {
+        self.notices.say_all(change.note);
+        self.touch(change.touched, now.instant);
     }
 
     /// Takes in what may differ because rows changed at this moment.
@@ -267,7 +261,7 @@ impl Machine {
     /// New work arrived: resets the pass's attempts, retries what was refused now, and waits for no long
     /// job that applies an older plan.
     fn more_to_do(&mut self) {
-        self.passes.forgive();
+        self.passes.rows_changed();
         self.mirror.interrupt();
         self.mirror.more_to_do();
         if self.passes.retry_now() {
@@ -306,7 +300,8 @@ impl Machine {
     /// Whether rows may be read: those that were read before are planned.
     pub(super) fn may_read_rows(&self, now: Now) -> bool {
         if self.mirror.is_applying() {
-            return self.mirror.is_in_long_job(now.instant) && !self.passes.is_forgiven();
+            return self.mirror.is_in_long_job(now.instant)
+                && !self.passes.rows_changed_since_plan();
         }
         !self.may_plan()
     }
@@ -349,7 +344,7 @@ impl Machine {
         let plan = self.difference.without_blocked(plan);
         let cuts_flows = self.rows.desired().is_some_and(DesiredState::cuts_flows);
         let plan = self.mirror.cut_in(plan, cuts_flows);
-        let restless = self.passes.is_restless();
+        let ends_for_now = self.passes.has_too_many_attempts();
         if plan.is_empty() {
             self.remember_withdrawals(now);
         }
@@ -360,14 +355,14 @@ impl Machine {
                 self.notices.complain(Trouble::Kernel, note, now.instant);
                 self.passes.cannot_plan(error);
                 self.proof.lose();
-                if plan.is_empty() || restless {
+                if plan.is_empty() || ends_for_now {
                     self.retry_later(now);
                 } else {
                     actions.extend(self.begin_apply(plan, now));
                 }
             }
             None if plan.is_empty() => self.prove(now),
-            None if restless => self.give_up_for_now(&plan, now),
+            None if ends_for_now => self.give_up_for_now(&plan, now),
             None => actions.extend(self.begin_apply(plan, now)),
         }
     }

@@ -25,7 +25,7 @@ impl Machine {
         drop(observed);
         self.notices.held_back(update.news, self.hold.held_back().is_some());
         self.proof.lose();
-        if plan.is_empty() || self.passes.is_restless() {
+        if plan.is_empty() || self.passes.has_too_many_attempts() {
             self.mirror.exhausted();
             self.leave(now);
         } else {

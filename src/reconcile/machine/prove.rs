@@ -13,7 +13,12 @@ impl Machine {
         // While the kernel cannot be read, an older reading proves nothing.
         let readable = self.mirror.is_readable();
         let whole = self.difference.is_everything() && readable;
-        let settled = self.difference.settle(whole, |key| self.hold.waits(key));
+        let follows = self.rows.are_usable();
+        let mut settled = self.difference.settle(whole, |key| self.hold.waits(key));
+        if !follows {
+            // Only withdrawals were planned: no policy is in force as it stands now.
+            self.difference.policies_wait(std::mem::take(&mut settled.policies));
+        }
         let evidence = Evidence {
             rows_read_at: self.rows.read_at(),
             whole,
@@ -25,7 +30,7 @@ impl Machine {
             self.notices.proven(self.difference.blocked_routes().is_empty());
             self.notices.quarantined_policies(self.rows.desired(), true);
         }
-        let provable = readable && self.follows_all_rows() && self.rows.are_usable();
+        let provable = readable && self.follows_all_rows() && follows;
         if let Some(desired) = self.rows.desired() {
             self.outbox.started(desired);
             let as_of = desired.as_of();
@@ -41,10 +46,15 @@ impl Machine {
         let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
         let changes = pass.changes(&settled.policies, self.rows.desired());
         if let Some(desired) = self.rows.desired() {
-            let entries = audit::finished(&pass, &settled.policies, desired);
+            let entries = if follows {
+                audit::finished(&pass, &settled.policies, desired)
+            } else {
+                audit::withdrawn(&pass, desired.gateway().id)
+            };
             self.outbox.audit(entries, Some(&desired.settings().audit_events));
         }
-        self.notices.say(pass.into_note(changes));
+        let note = if follows { pass.into_note(changes) } else { pass.into_withdrawn(changes) };
+        self.notices.say(note);
     }
 
     /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the

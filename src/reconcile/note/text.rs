@@ -7,7 +7,7 @@ use super::{Ignored, Note};
 use crate::count::count;
 use crate::model::policy::{Plain, Quoted};
 use crate::model::{BlockChange, QuarantinedPolicy};
-use crate::reconcile::error::UNREACHABLE;
+use crate::reconcile::error::DatabaseState;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::StalePolicy;
 use crate::store::Refusal;
@@ -42,10 +42,12 @@ pub(in crate::reconcile) fn refused(refusal: &Refusal) -> String {
 }
 
 /// The remedy, if the error does not name one.
-fn way_out(what: &str) -> &'static str {
-    match what {
-        UNREACHABLE => "; see that its server runs and is the one that database.url names",
-        _ => "",
+const fn way_out(state: DatabaseState) -> &'static str {
+    match state {
+        DatabaseState::Unreachable => {
+            "; see that its server runs and is the one that database.url names"
+        }
+        DatabaseState::Refuses | DatabaseState::Distrusted | DatabaseState::NotReady => "",
     }
 }
 
@@ -108,14 +110,14 @@ impl fmt::Display for Note {
                     Mode::Poll => "polling for changes",
                 }
             ),
-            Self::DatabaseDown { what, error, retry_in } => write!(
+            Self::DatabaseDown { state, error, retry_in } => write!(
                 f,
-                "{what}; the kernel stays as it is; retrying in {} ms: {error}{}",
+                "{state}; the kernel stays as it is; retrying in {} ms: {error}{}",
                 retry_in.as_millis(),
-                way_out(what)
+                way_out(*state)
             ),
-            Self::ReadFailed { what, error } => {
-                write!(f, "{what}; the kernel stays as it is: {error}{}", way_out(what))
+            Self::ReadFailed { state, error } => {
+                write!(f, "{state}; the kernel stays as it is: {error}{}", way_out(*state))
             }
             Self::ObserveFailed { error } => write!(f, "could not read the kernel: {error}"),
             Self::CannotBuild(error) => write!(f, "applying withdrawals only: {error}"),
@@ -134,7 +136,13 @@ impl fmt::Display for Note {
                 write!(f, "brought up to date in {} ms: ", took.as_millis())?;
                 write_steps(f, *steps, first)
             }
-            Self::Synced { changes, took, .. } => write!(f, "{changes} in {} ms", took.as_millis()),
+            Self::Withdrawn { changes, steps, took, first } if changes.is_nothing() => {
+                write!(f, "applied withdrawals only, in {} ms: ", took.as_millis())?;
+                write_steps(f, *steps, first)
+            }
+            Self::Synced { changes, took, .. } | Self::Withdrawn { changes, took, .. } => {
+                write!(f, "{changes} in {} ms", took.as_millis())
+            }
             Self::Over(trouble) => trouble.fmt(f),
             Self::DriftRepaired { steps, first, why } => {
                 write!(f, "repaired drift ({why}): ")?;

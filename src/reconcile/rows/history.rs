@@ -4,27 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
 use super::{Refused, Rows};
-use crate::model::{Absence, Departed, DesiredState, Mark, ObservedState, PublicKey, Touched};
+use crate::model::{Absence, Departed, DesiredState, ObservedState, PublicKey, Touched};
 use crate::plan::Held;
-use crate::reconcile::event::Action;
+use crate::reconcile::event::{Action, EpochRead};
 use crate::reconcile::history::KeptWithoutRow;
 use crate::reconcile::note::Note;
 
-/// A change by time, by an operator or by another database: the note about it, and its effect.
-pub type Change = (Option<Note>, Option<Touched>);
+/// A change by time, by an operator or by another database.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub note: Option<Note>,
+    pub touched: Option<Touched>,
+}
 
 impl Rows {
-    /// Everything was read from a database of this epoch, because of `why`: the rows come next. `marks`
-    /// may have brought about what they withdraw. `clock`: the time of the database read before, if it is
-    /// known, at which this one showed `read_at`. `held`: whose removal waits by the rows read before.
+    /// Everything was read: the rows come next. `clock`: the time of the database read before, if it is known, at
+    /// which this one showed `read_at`. `held`: whose removal waits by the rows read before.
     pub fn epoch_read(
         &mut self,
-        epoch: String,
-        why: Option<String>,
-        marks: Vec<Mark>,
-        (clock, read_at): (Option<SystemTime>, SystemTime),
+        read: EpochRead,
+        clock: Option<SystemTime>,
         held: impl FnOnce(&Self) -> Held,
     ) -> Change {
+        let EpochRead { epoch, why, marks, read_at } = read;
         let held = if self.history.is_other(&epoch) { held(self) } else { Held::default() };
         let Self { history, refused, desired, .. } = self;
         history.marks_read(marks, read_at);
@@ -40,33 +42,34 @@ impl Rows {
             history.goes_by_another_clock(clock, read_at);
         }
         let note = is_other.then(|| Note::OtherEpoch { why: why.unwrap_or_else(unasked) });
-        (note, self.keep_out())
+        Change { note, touched: self.keep_out() }
     }
 
-    /// The database lost these withdrawals, and no others.
+    /// The database of this epoch lost these withdrawals, and no others.
     pub fn withdrawals_lost(
         &mut self,
+        epoch: &str,
         lost: &BTreeSet<PublicKey>,
         database_now: SystemTime,
     ) -> Change {
-        let Some(desired) = &self.desired else { return (None, None) };
+        let Some(desired) = &self.desired else { return Change::default() };
         let entitled = desired.kept_out_and_entitled().collect();
-        let peers = self.history.answered(lost, &entitled, database_now);
+        let peers = self.history.answered(epoch, lost, &entitled, database_now);
         let (gateway, held_for) = (desired.gateway().id, self.history.hold_for());
         let peers = peers.filter(|peers| !peers.is_empty());
         let note = peers.map(|peers| Note::HistoryLost { gateway, peers, held_for });
-        (note, self.keep_out())
+        Change { note, touched: self.keep_out() }
     }
 
-    /// The database could not be asked which withdrawals it lost.
-    pub fn withdrawals_unknown(&mut self, now: Instant) {
-        self.history.not_answered(now);
+    /// The database of this epoch could not be asked which withdrawals it lost.
+    pub fn withdrawals_unknown(&mut self, epoch: &str, now: Instant) {
+        self.history.not_answered(epoch, now);
     }
 
     /// Lets in again the peers whose time has come by the database's own clock.
     pub fn let_in_due(&mut self, knows_clock: bool, database_now: SystemTime) -> Change {
         if self.next_let_in(knows_clock).is_none_or(|at| at > database_now) {
-            return (None, None);
+            return Change::default();
         }
         let peers = self.history.let_in(|_, lost| lost.until <= database_now);
         self.let_in(peers, false)
@@ -75,7 +78,7 @@ impl Rows {
     /// An operator lets in the peers that were shown: kept out since this time of the database or
     /// earlier, and for no other reason.
     pub fn let_in_shown(&mut self, until: SystemTime) -> Change {
-        let Some(desired) = &self.desired else { return (None, None) };
+        let Some(desired) = &self.desired else { return Change::default() };
         let shown: BTreeSet<_> = desired.kept_out().collect();
         let peers = self.history.let_in(|key, lost| lost.since <= until && shown.contains(key));
         self.let_in(peers, true)
@@ -83,9 +86,9 @@ impl Rows {
 
     fn let_in(&mut self, peers: Vec<String>, confirmed: bool) -> Change {
         if peers.is_empty() {
-            return (None, None);
+            return Change::default();
         }
-        (Some(Note::HistoryFollowed { peers, confirmed }), self.keep_out())
+        Change { note: Some(Note::HistoryFollowed { peers, confirmed }), touched: self.keep_out() }
     }
 
     /// Rows were read that withdraw these peers. What they say about peers that are out already is
@@ -161,7 +164,8 @@ impl Rows {
     /// Asks the database which withdrawals it lost, if that is due.
     pub fn begin_question(&mut self, connected: bool, now: Instant) -> Option<Action> {
         self.question_due(connected)?;
-        self.history.begin_question(now).map(Action::AskMarks)
+        let (epoch, withdrawals) = self.history.begin_question(now)?;
+        Some(Action::AskMarks { epoch, withdrawals })
     }
 
     /// Writes the withdrawals to the disk if they changed, and the peers whose removal waits if these did

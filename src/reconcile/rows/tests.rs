@@ -172,7 +172,7 @@ fn stale_rows_keep_the_peers_of_the_policy_until_they_are_good_again() {
         rows.doubt();
         let present = || Some([public_key(3)].into());
         assert!(rows.grow_stale(present, start + HOUR / 2).is_none());
-        let (note, _) = rows.grow_stale(present, start + HOUR).unwrap();
+        let Change { note, .. } = rows.grow_stale(present, start + HOUR).unwrap();
         assert_eq!(note, Some(Note::Stale { since: HOUR, policy }));
         assert_eq!(peers(&rows), kept, "{policy:?}");
         let suspends = policy != StalePolicy::Keep;
@@ -222,9 +222,10 @@ fn a_peer_that_was_kept_out_comes_in_by_the_databases_clock_and_by_no_other() {
     rows.replace(two_peers(), now).unwrap();
     assert_eq!(peers(&rows), [public_key(3)]);
     assert_eq!((rows.next_let_in(false), rows.next_let_in(true)), (None, Some(START + HOUR)));
-    assert!(matches!(rows.let_in_due(false, START + 2 * HOUR), (None, None)));
-    assert!(matches!(rows.let_in_due(true, START), (None, None)));
-    let (note, touched) = rows.let_in_due(true, START + HOUR);
+    let none = Change { note: None, touched: None };
+    assert_eq!(rows.let_in_due(false, START + 2 * HOUR), none);
+    assert_eq!(rows.let_in_due(true, START), none);
+    let Change { note, touched } = rows.let_in_due(true, START + HOUR);
     assert!(matches!(note, Some(Note::HistoryFollowed { confirmed: false, .. })));
     assert!(touched.unwrap().peers.contains(&public_key(2)));
     assert_eq!(peers(&rows), [public_key(2), public_key(3)]);

@@ -10,7 +10,7 @@ use crate::causes::causes;
 use crate::model::PublicKey;
 use crate::reconcile::device_standings::{AskedDevice, DeviceStandings};
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::event::{Event, ReadAnswer, ReadKind, Sent};
+use crate::reconcile::event::{EpochRead, Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::history::Withdrawal;
 use crate::reconcile::ledger::Report;
 use crate::reconcile::mode::Mode;
@@ -89,9 +89,10 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
     Sent { left: report, lost, refusals: merged.refusals, hosts, error }
 }
 
-/// The peers whose withdrawals the database has lost.
+/// The peers whose withdrawals the database of this epoch has lost.
 pub(super) async fn lost(
     store: &Store,
+    epoch: &str,
     withdrawals: &BTreeMap<PublicKey, Withdrawal>,
 ) -> Result<BTreeSet<PublicKey>, DatabaseError> {
     let (mut keys, mut asked) = (Vec::new(), Vec::new());
@@ -103,7 +104,7 @@ pub(super) async fn lost(
             keys.push(*key);
         }
     }
-    let lost = store.lost_marks(&asked).await?;
+    let lost = store.lost_marks(epoch, &asked).await?.ok_or(DatabaseError::OtherServer)?;
     Ok(lost.into_iter().filter_map(|number| keys.get(number).copied()).collect())
 }
 
@@ -182,12 +183,12 @@ impl Reader {
         }
         let since = self.last.as_ref().map(|last| &last.cursor);
         let (rows, next, marks) = store.snapshot_with_marks(since).await?;
-        let epoch = Some(Event::Epoch {
+        let epoch = Some(Event::Epoch(EpochRead {
             epoch: next.epoch.clone(),
             why: reason,
             marks,
             read_at: rows.taken_at,
-        });
+        }));
         self.last = Some(LastRead { cursor: next, as_of: rows.taken_at });
         // After the snapshot: if the triggers change in between, the next read of changes shows it.
         let tables = store.unwatched().await?;

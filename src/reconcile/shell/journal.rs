@@ -13,7 +13,8 @@ pub(super) fn say(note: &Note) {
     let message_id = note.message_id();
     match note {
         Note::DatabaseUp { mode } => info!(message_id, ?mode, "{note}"),
-        Note::Synced { changes, steps, took, first } => {
+        Note::Synced { changes, steps, took, first }
+        | Note::Withdrawn { changes, steps, took, first } => {
             let peer = changes.only_peer();
             let (user, device) = (peer.map(|it| &*it.user), peer.map(|it| &*it.device));
             let policy = changes.policies.only().map(|name| &**name);
@@ -88,7 +89,7 @@ impl Note {
     const fn message_id(&self) -> Option<&'static str> {
         Some(match self {
             Self::Over(_) => "e95bc44355e4ed4525087ff2a93f8e64",
-            Self::Synced { .. } => "42989c19f37f4bc684c928a1659f5ee6",
+            Self::Synced { .. } | Self::Withdrawn { .. } => "42989c19f37f4bc684c928a1659f5ee6",
             Self::DriftRepaired { .. } => "9d323062618a413dadf58abd5df9bce2",
             Self::HeldBack(_) => "635526e3b562432dacc352dc3763be88",
             Self::NoSealingKey { .. } => "dcb221150e07461795d7c10000adc53f",
@@ -153,7 +154,8 @@ mod tests {
         let peer = crate::model::PeerId(uuid::Uuid::nil());
         let device = crate::model::DeviceId(uuid::Uuid::nil());
         explained(&Note::Quarantined { peer, device, name, reason });
-        explained(&Note::DatabaseDown { what: "", error, retry_in: Duration::ZERO });
+        let state = crate::reconcile::error::DatabaseState::Unreachable;
+        explained(&Note::DatabaseDown { state, error, retry_in: Duration::ZERO });
         explained(&Note::NoSession { error: String::new() });
         explained(&Note::GatewayInactive);
         explained(&Note::NotConverged { steps: 1, first: Vec::new(), retry_in: Duration::ZERO });

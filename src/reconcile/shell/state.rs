@@ -24,6 +24,7 @@ use crate::reconcile::clock;
 use crate::reconcile::error::{DatabaseError, RunError};
 use crate::reconcile::event::{Action, Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::hints::{Heard, Hints};
+use crate::reconcile::history::MARKS_KEPT_FOR;
 use crate::reconcile::machine::Machine;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::options::{MachineOptions, SyncMode};
@@ -50,8 +51,6 @@ pub struct Options<D> {
     pub version: &'static str,
 }
 
-/// Change marks are kept this long: a reader that did not read for longer reads everything.
-const KEEP_MARKS: Duration = Duration::from_secs(24 * 3_600);
 pub(super) const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 
 /// A quiet loop goes round at least this often, so that a watchdog does not take it for dead.
@@ -252,10 +251,11 @@ impl<D: Dataplane + 'static> Shell<D> {
             Action::Connect => self.spawn_connect(),
             Action::Read(kind) => self.spawn_read(kind),
             Action::Restore => self.spawn_restore(),
-            Action::AskMarks(withdrawals) => {
+            Action::AskMarks { epoch, withdrawals } => {
                 let store = self.store.clone();
                 self.spawn_inner(async move {
-                    Inner::Event(Event::MarksAnswered(lost(&store, &withdrawals).await))
+                    let lost = lost(&store, &epoch, &withdrawals).await;
+                    Inner::Event(Event::MarksAnswered { epoch, lost })
                 });
             }
             Action::AskDevices(asked) => {
@@ -372,7 +372,7 @@ impl<D: Dataplane + 'static> Shell<D> {
         let (store, connected) = (self.store.clone(), self.in_use.is_some());
         tokio::spawn(async move {
             loop {
-                match store.prune(KEEP_MARKS).await {
+                match store.prune(MARKS_KEPT_FOR).await {
                     Ok(0) => return,
                     Ok(marks) => debug!(marks, "pruned {marks} change marks"),
                     // That the database is unreachable is said already.

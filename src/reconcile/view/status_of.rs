@@ -93,7 +93,7 @@ impl View<'_> {
             (Some(_), _) if !self.source.unannounced.is_empty() => {
                 State::Degraded { why: not_announced(self.source.unannounced) }
             }
-            (_, Some(error)) => State::Degraded { why: format!("{}: {error}", error.in_short()) },
+            (_, Some(error)) => State::Degraded { why: format!("{}: {error}", error.state()) },
             (Some(_), None) => match self.outbox.refusals {
                 [] => State::Ready,
                 [refusal, ..] => State::Degraded { why: refused(refusal) },

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::time::SystemTime;
 
+use uuid::Uuid;
+
 use super::View;
 use crate::model::policy::Plain;
 use crate::model::{
     Absence, Block, BlockList, Departed, DesiredState, KeyText, PeerRow, PublicKey, Standing, Whom,
 };
-use crate::reconcile::name::name_of;
+use crate::reconcile::name::{is_device, is_user, name_of};
 
 /// How many candidates are named.
 const NAMED_AT_MOST: usize = 8;
@@ -128,13 +130,15 @@ fn whom(
         return Ok((whom, name.unwrap_or_default()));
     }
     let desired = desired.ok_or_else(|| WhoError::NoRows(who.to_owned()))?;
+    let id: Option<Uuid> = who.parse().ok();
     let mut found = BTreeMap::new();
     let rows = desired.rows().map(|(row, _)| Departed::from(row));
     for peer in rows.chain(departed.iter().cloned()) {
-        if peer.username.eq_ignore_ascii_case(who) || who == peer.user_id.to_string() {
+        if is_user(&peer.username, who) || id == Some(peer.user_id.0) {
             found.insert(Whom::User(peer.user_id), peer.username.clone());
         }
-        if is_device(&peer, who) {
+        let by_id = id.is_some_and(|id| [peer.device_id.0, peer.peer_id.0].contains(&id));
+        if by_id || is_device(&peer.username, &peer.device_name, who) {
             found.insert(Whom::Device(peer.device_id), device_name(&peer));
         }
     }
@@ -149,15 +153,6 @@ fn whom(
     }
 }
 
-fn is_device(peer: &Departed, who: &str) -> bool {
-    let by_both = who.split_once('/').is_some_and(|(user, device)| {
-        peer.username.eq_ignore_ascii_case(user) && *peer.device_name == *device
-    });
-    *peer.device_name == *who
-        || by_both
-        || [peer.device_id.0, peer.peer_id.0].map(|id| id.to_string()).contains(&who.to_owned())
-}
-
 /// The keys that were blocked together with a user or a device, because no row named them.
 fn made_with<'a>(list: &'a BlockList, whom: &Whom) -> impl Iterator<Item = &'a Whom> {
     let of_rows = matches!(whom, Whom::User(_) | Whom::Device(_));
@@ -168,9 +163,10 @@ fn made_with<'a>(list: &'a BlockList, whom: &Whom) -> impl Iterator<Item = &'a W
 }
 
 fn blocked_whom(list: &BlockList, who: &str) -> Result<Whom, WhoError> {
+    let id = who.parse().map_or_else(|_| who.to_owned(), |id: Uuid| id.to_string());
     let mut named: BTreeMap<Whom, Box<str>> = list
         .iter()
-        .filter(|(whom, block)| whom.id() == who || block.name.eq_ignore_ascii_case(who))
+        .filter(|(whom, block)| whom.id() == id || block.name.eq_ignore_ascii_case(who))
         .map(|(whom, block)| (*whom, block.name.clone()))
         .collect();
     // What was blocked together is one block.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::reconcile::name::name_of;
+use crate::reconcile::name::{is_device, is_user, name_of};
 use crate::reconcile::view::time::Timestamp;
 
 /// A denied packet, as `gatepost denied` shows it.
@@ -63,11 +63,7 @@ impl DeniedEnd {
 
     fn is(&self, who: &str) -> bool {
         let by_name = !self.user.is_empty()
-            && (self.user.eq_ignore_ascii_case(who)
-                || self.device == who
-                || who.split_once('/').is_some_and(|(user, device)| {
-                    self.user.eq_ignore_ascii_case(user) && self.device == device
-                }));
+            && (is_user(&self.user, who) || is_device(&self.user, &self.device, who));
         by_name || who.parse().is_ok_and(|address: IpAddr| address == self.address)
     }
 }
