@@ -33,9 +33,6 @@ $$;
 comment on function gatepost.unwatched() is
     'Tables whose changes are not announced, all or some: a trigger is missing or off, rows arrive by logical replication, the table is a partition, a child or a parent of another, it was recreated without our rights, or marks cannot be written.';
 
--- A publication FOR ALL TABLES publishes deletions, too, and this table has no key by which a replica finds the row.
-alter table gatepost.change replica identity full;
-
 do $migration$
 declare
     edits constant text[] := array[
@@ -46,7 +43,11 @@ declare
             '        begin
             perform gatepost.hint_all();
         exception when others then',
-            '        perform set_config(''gatepost.busy'', ''on'', true);
+            '        begin
+            perform set_config(''gatepost.busy'', ''on'', true);
+        exception when others then
+            null;
+        end;
         begin
             perform gatepost.hint_all();
         exception when others then'
@@ -79,7 +80,7 @@ declare
             hint = ''begin isolation level repeatable read'';
     elsif pg_is_in_recovery() then'
         ],
-        -- A table that got a parent, or lost one, may have changed unannounced.
+        -- A table that has a parent may change unannounced, and so may one that had it before.
         [
             'where c.oid = any (tables)
         ) a',
@@ -113,5 +114,10 @@ begin
 end $migration$;
 
 revoke execute on all functions in schema gatepost from public;
+
+-- A publication FOR ALL TABLES publishes deletions, too, and this table has no key by which a replica finds the row.
+-- Writers wait for this lock: it is tried briefly, and the migration is tried again.
+set local lock_timeout = '100ms';
+alter table gatepost.change replica identity full;
 
 reset role;

@@ -1,6 +1,6 @@
 //! Which addresses a cut of flows concerns.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use super::prefix::may_contain_others;
 use crate::model::ObservedState;
 
-/// The addresses whose flows are cut: those of these prefixes, but for the parts that others hold and keep.
+/// The addresses whose flows are cut: those of these prefixes, but for the parts that other peers hold and keep.
 ///
-/// Within a site prefix lie others: another peer's, which the device and the firewall prefer because it is longer,
-/// and networks of the host's other links, which its routing prefers. Their flows never were the site's.
+/// Within a site prefix may lie those of other peers, which the device and the firewall prefer because they are longer.
+/// Their flows never were the site's.
 #[derive(Debug)]
 pub struct CutArea<'a> {
     prefixes: &'a BTreeSet<IpNet>,
@@ -26,14 +26,13 @@ impl<'a> CutArea<'a> {
     /// The area of these prefixes in a kernel in this state.
     #[must_use]
     pub fn new(prefixes: &'a BTreeSet<IpNet>, observed: &ObservedState) -> Self {
-        let wide = || prefixes.iter().copied().filter(may_contain_others);
-        let table = observed.firewall.as_ref();
-        let places = table.into_iter().flat_map(|table| {
-            wide().flat_map(|prefix| prefixes_within(table.assignments(), prefix))
-        });
-        let networks = wide().flat_map(|prefix| prefixes_within(&observed.networks, prefix));
-        let within = places.chain(networks).copied();
-        Self::sparing(prefixes, within.filter(|prefix| !prefixes.contains(prefix)).collect())
+        let wide: Vec<_> = prefixes.iter().filter(|prefix| may_contain_others(prefix)).collect();
+        if wide.is_empty() {
+            return Self::whole(prefixes);
+        }
+        let held = observed.peers.values().flat_map(|peer| peer.allowed_ips.iter());
+        let within = held.filter(|held| wide.iter().any(|prefix| prefix.contains(held)));
+        Self::sparing(prefixes, within.filter(|held| !prefixes.contains(held)).collect())
     }
 
     /// All addresses of these prefixes.
@@ -75,17 +74,10 @@ impl<'a> CutArea<'a> {
     }
 }
 
-/// The keys that are this prefix or lie within it.
-pub(super) fn prefixes_within<V>(
-    map: &BTreeMap<IpNet, V>,
-    prefix: IpNet,
-) -> impl Iterator<Item = &IpNet> {
-    map.range(prefix..=prefix.broadcast().into()).map(|(within, _)| within)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Peer, PublicKey};
 
     fn prefixes(texts: &[&str]) -> BTreeSet<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -114,12 +106,18 @@ mod tests {
     }
 
     #[test]
-    fn networks_of_other_links_are_spared_only_within_a_prefix() {
-        let networks = ["10.1.0.0/16", "172.16.0.0/16", "192.168.0.0/16"];
-        let networks = networks.map(|network| (network.parse().unwrap(), "eth0".into()));
-        let observed = ObservedState { networks: networks.into(), ..ObservedState::default() };
-        let cut = prefixes(&["10.0.0.0/8", "172.16.0.0/16", "192.168.1.0/24"]);
-        let area = CutArea::new(&cut, &observed);
-        assert_eq!(area.spared, prefixes(&["10.1.0.0/16"]));
+    fn only_what_present_peers_hold_within_a_prefix_is_spared() {
+        let peer = |texts: &[&str]| Peer {
+            allowed_ips: texts.iter().map(|text| text.parse().unwrap()).collect(),
+            ..Peer::default()
+        };
+        let key = |number| PublicKey::from_bytes([number; 32]).unwrap();
+        let peers = [
+            (key(1), peer(&["10.0.0.0/8", "10.9.0.0/16"])),
+            (key(2), peer(&["10.1.0.0/16", "11.0.0.0/8"])),
+        ];
+        let observed = ObservedState { peers: peers.into(), ..ObservedState::default() };
+        let cut = prefixes(&["10.0.0.0/8", "10.9.0.0/16", "10.1.2.0/24"]);
+        assert_eq!(CutArea::new(&cut, &observed).spared, prefixes(&["10.1.0.0/16"]));
     }
 }

@@ -6,12 +6,20 @@ use foldhash::HashMap;
 
 use crate::model::Profile;
 
-type Address = *const Profile;
+/// Results for pairs of profiles.
+pub struct ByPair<T>(HashMap<(*const Profile, *const Profile), Made<T>>);
 
-/// Results for pairs of profiles. Both profiles of a pair live as long as this, so that no other one comes to lie at
-/// the same address.
-#[derive(Default)]
-pub struct ByPair<T>(HashMap<(Address, Address), (T, [Arc<Profile>; 2])>);
+struct Made<T> {
+    result: T,
+    /// While they live, no other profile comes to lie at their addresses.
+    _pair: [Arc<Profile>; 2],
+}
+
+impl<T> Default for ByPair<T> {
+    fn default() -> Self {
+        Self(HashMap::default())
+    }
+}
 
 impl<T: Clone> ByPair<T> {
     pub fn get(
@@ -21,8 +29,9 @@ impl<T: Clone> ByPair<T> {
         make: impl FnOnce(&Arc<Profile>, &Arc<Profile>) -> T,
     ) -> T {
         let pair = (Arc::as_ptr(one), Arc::as_ptr(other));
-        let made = || (make(one, other), [Arc::clone(one), Arc::clone(other)]);
-        self.0.entry(pair).or_insert_with(made).0.clone()
+        let made =
+            || Made { result: make(one, other), _pair: [Arc::clone(one), Arc::clone(other)] };
+        self.0.entry(pair).or_insert_with(made).result.clone()
     }
 }
 

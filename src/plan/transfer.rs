@@ -12,7 +12,6 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::cut::prefixes_within;
 use super::join::joined;
 use super::moved::{given_by, withdrawn_by};
 use super::prefix::{may_contain_others, prefixes_around};
@@ -120,8 +119,9 @@ fn places_left_within(
     taken: &BTreeSet<IpNet>,
 ) -> Vec<IpNet> {
     let Some(table) = &observed.firewall else { return Vec::new() };
+    let within = |prefix: IpNet| table.assignments().range(prefix..=prefix.broadcast().into());
     let wide = taken.iter().copied().filter(may_contain_others);
-    let places = wide.flat_map(|prefix| prefixes_within(table.assignments(), prefix)).copied();
+    let places = wide.flat_map(within).map(|(place, _)| *place);
     places.filter(|place| !wanted.contains(place)).collect()
 }
 

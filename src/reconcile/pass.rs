@@ -8,6 +8,7 @@ use super::clock::Now;
 use super::lags::Lags;
 use super::name::PeerName;
 use super::note::Note;
+use super::rows::Extent;
 use crate::backoff::Backoff;
 use crate::causes::causes;
 use crate::dataplane::{Outcome, RefusedStep};
@@ -326,19 +327,19 @@ impl Pass {
         }
     }
 
-    /// The note for the operator about this pass.
-    pub fn into_note(self, changes: Changes) -> Note {
-        let Self { steps, first, took, .. } = self;
-        match self.drift {
-            Some(why) => Note::DriftRepaired { steps, first, why },
-            None => Note::Synced { changes, steps, took, first },
-        }
+    /// Whether no row changed, so that this repaired what another program did.
+    pub const fn is_drift(&self) -> bool {
+        self.drift.is_some()
     }
 
-    /// The note for the operator about this pass, which applied nothing but withdrawals.
-    pub fn into_withdrawn(self, changes: Changes) -> Note {
+    /// The note for the operator about this pass, whose last plan was of this extent.
+    pub fn into_note(self, extent: Extent, changes: Changes) -> Note {
         let Self { steps, first, took, .. } = self;
-        Note::Withdrawn { changes, steps, took, first }
+        match (self.drift, extent) {
+            (Some(why), _) => Note::DriftRepaired { steps, first, why },
+            (None, Extent::Whole) => Note::Synced { changes, steps, took, first },
+            (None, Extent::Withdrawals) => Note::Withdrawn { changes, steps, took, first },
+        }
     }
 
     fn end(&mut self, lag: Option<Duration>, now: Now) -> PassFigures {

@@ -24,7 +24,7 @@ use crate::model::{
 
 pub(super) use build::{NotBuilt, Replaced};
 pub(super) use history::Change;
-pub(super) use plan::{Planned, Waiting};
+pub(super) use plan::{Extent, Planned, Waiting};
 use refused::Refused;
 
 /// The desired state that the last usable rows made.

@@ -3,18 +3,18 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
-use gatepost::dataplane::{Backend, Dataplane};
+use gatepost::dataplane::Backend;
 use gatepost::plan::Step;
 
 use crate::netns::Netns;
-use crate::rig::{Gateway, interface};
+use crate::rig::{Gateway, interface, key, peer};
 use crate::runner::Test;
 use crate::tracked::{Flow, others, track, tracked as all_tracked};
 
 pub const TESTS: &[Test] = &[
     ("the_ipv6_flows_of_an_address_are_cut_and_no_other", ipv6),
     ("flows_of_an_address_are_found_without_a_list_of_all", without_a_list),
-    ("flows_and_sockets_of_another_links_network_within_a_site_prefix_are_left_alone", other_link),
+    ("flows_and_sockets_of_a_peer_within_the_prefix_of_a_site_are_left_alone", within_a_site),
 ];
 
 const SERVER: &str = "fd02::1";
@@ -94,26 +94,34 @@ fn without_a_list(backend: Backend) {
     });
 }
 
-fn other_link(backend: Backend) {
-    let (netns, lan) = (Netns::new("Bg"), Netns::new("Bo"));
-    netns.plug("veth", &lan);
+fn within_a_site(backend: Backend) {
+    let (netns, others) = (Netns::new("Bg"), Netns::new("Bo"));
+    netns.plug("veth", &others);
     netns.exec("ip address add 10.7.1.1/24 dev veth");
-    lan.exec("ip address add 10.7.1.2/24 dev veth");
-    let listener = lan.enter(|| TcpListener::bind(("10.7.1.2", 7000)).unwrap());
+    others.exec("ip address add 10.7.1.2/24 dev veth");
+    let listener = others.enter(|| TcpListener::bind(("10.7.1.2", 7000)).unwrap());
     netns.enter(|| {
         let mut gateway = Gateway::open(interface(), backend);
-        gateway.observed = gateway.host.observe().unwrap().state;
         let mut session = TcpStream::connect(("10.7.1.2", 7000)).unwrap();
         let mut accepted = listener.accept().unwrap().0;
+        gateway.observed.peers =
+            [(key(1), peer(&["10.7.0.0/16"])), (key(2), peer(&["10.7.1.0/24"]))].into();
         let before = all_tracked();
-        let [of_lan, of_site] = ["10.7.1.9", "10.7.2.9"];
-        track([of_lan, of_site].into_iter().map(|opener| Flow::new(opener, "192.0.2.1", 1)));
-        let prefixes = ["10.7.0.0/16".parse().unwrap()].into();
-        let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
-        assert_eq!((outcome.flows_cut, outcome.refused.len()), (1, 0), "{outcome:?}");
+        let [of_other, of_site] = ["10.7.1.9", "10.7.2.9"];
+        track([of_other, of_site].into_iter().map(|opener| Flow::new(opener, "192.0.2.1", 1)));
+        let mut cut = || {
+            let prefixes = ["10.7.0.0/16".parse().unwrap()].into();
+            let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
+            assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
+            gateway.observed.peers.remove(&key(2));
+            outcome.flows_cut
+        };
+        assert_eq!(cut(), 1);
         assert_eq!(all_tracked(), before + 1);
         session.write_all(b"x").unwrap();
         accepted.read_exact(&mut [0]).unwrap();
+        assert_eq!(cut(), 1, "without that peer the whole prefix was the site's");
+        assert!(session.write_all(b"x").is_err());
     });
 }
 

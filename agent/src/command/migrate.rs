@@ -18,8 +18,8 @@ pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
     let runtime = runtime::on_this_thread()?;
     for publication in runtime.block_on(store::publications_of_all_tables(&options))? {
         tracing::warn!(
-            "publication {} publishes all tables, those of Gatepost too: run `gatepost migrate` on the databases of its \
-             subscribers first, or their replication stops",
+            "publication {} publishes all tables, those of Gatepost too, and a subscriber without these stops: publish \
+             the tables of the control plane by name",
             printable(&publication)
         );
     }

@@ -327,7 +327,8 @@ impl Machine {
         self.hold.confirmed_by_setting(self.rows.confirmed_at());
         let connected = || self.mirror.just_connected(now.instant);
         let (scope, guard) = (self.difference.scope(), self.hold.guard());
-        let Planned { plan, held, obstacle } = self.rows.plan(&observed, scope, guard, connected);
+        let Planned { plan, extent, held, obstacle } =
+            self.rows.plan(&observed, scope, guard, connected);
         let (present, decides) = (observed.peers.len(), self.rows.decide() && obstacle.is_none());
         let update = self.hold.update(held, present, decides);
         self.hold.forget_confirmed(self.rows.followed(), &observed);
@@ -361,7 +362,7 @@ impl Machine {
                     actions.extend(self.begin_apply(plan, now));
                 }
             }
-            None if plan.is_empty() => self.prove(now),
+            None if plan.is_empty() => self.prove(extent, now),
             None if ends_for_now => self.give_up_for_now(&plan, now),
             None => actions.extend(self.begin_apply(plan, now)),
         }

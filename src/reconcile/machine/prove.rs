@@ -6,17 +6,17 @@ use super::Machine;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
 use crate::reconcile::proof::Evidence;
+use crate::reconcile::rows::Extent;
 
 impl Machine {
-    /// Nothing differs within the scope: what was a plan is now a proof.
-    pub(super) fn prove(&mut self, now: Now) {
+    /// Nothing of this extent differs within the scope: what was a plan is now a proof.
+    pub(super) fn prove(&mut self, extent: Extent, now: Now) {
         // While the kernel cannot be read, an older reading proves nothing.
         let readable = self.mirror.is_readable();
         let whole = self.difference.is_everything() && readable;
-        let follows = self.rows.are_usable();
         let mut settled = self.difference.settle(whole, |key| self.hold.waits(key));
-        if !follows {
-            // Only withdrawals were planned: no policy is in force as it stands now.
+        if extent == Extent::Withdrawals {
+            // No policy is known to be in force as it stands now.
             self.difference.policies_wait(std::mem::take(&mut settled.policies));
         }
         let evidence = Evidence {
@@ -30,7 +30,7 @@ impl Machine {
             self.notices.proven(self.difference.blocked_routes().is_empty());
             self.notices.quarantined_policies(self.rows.desired(), true);
         }
-        let provable = readable && self.follows_all_rows() && follows;
+        let provable = readable && self.follows_all_rows() && self.rows.are_usable();
         if let Some(desired) = self.rows.desired() {
             self.outbox.started(desired);
             let as_of = desired.as_of();
@@ -46,15 +46,15 @@ impl Machine {
         let Some(pass) = self.passes.prove(whole, changed_since, now) else { return };
         let changes = pass.changes(&settled.policies, self.rows.desired());
         if let Some(desired) = self.rows.desired() {
-            let entries = if follows {
-                audit::finished(&pass, &settled.policies, desired)
-            } else {
-                audit::withdrawn(&pass, desired.gateway().id)
+            let entries = match extent {
+                Extent::Withdrawals if !pass.is_drift() => {
+                    audit::withdrawn(&pass, desired.gateway().id)
+                }
+                _ => audit::finished(&pass, &settled.policies, desired),
             };
             self.outbox.audit(entries, Some(&desired.settings().audit_events));
         }
-        let note = if follows { pass.into_note(changes) } else { pass.into_withdrawn(changes) };
-        self.notices.say(note);
+        self.notices.say(pass.into_note(extent, changes));
     }
 
     /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the

@@ -14,9 +14,17 @@ use crate::reconcile::options::StalePolicy;
 #[derive(Debug)]
 pub struct Planned {
     pub plan: Plan,
+    pub extent: Extent,
     pub held: Waiting,
     /// Why only withdrawals are planned, although rows decide.
     pub obstacle: Option<PlanError>,
+}
+
+/// How much of what is asked for a plan contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    Whole,
+    Withdrawals,
 }
 
 /// The peers whose removal is held back.
@@ -43,8 +51,8 @@ impl Waiting {
 }
 
 impl Planned {
-    const fn new(plan: Plan, held: Waiting) -> Self {
-        Self { plan, held, obstacle: None }
+    const fn new(plan: Plan, extent: Extent, held: Waiting) -> Self {
+        Self { plan, extent, held, obstacle: None }
     }
 }
 
@@ -94,7 +102,9 @@ impl Rows {
         match self.deciding().filter(|_| self.may_grant() && self.withdrawing(observed).is_none()) {
             None => self.plan_withdrawals(observed, guard, connected),
             Some(desired) => match plan_guarded(desired, observed, scope, guard) {
-                (Ok(plan), held) => Planned::new(plan, Waiting::by(desired, held, former)),
+                (Ok(plan), held) => {
+                    Planned::new(plan, Extent::Whole, Waiting::by(desired, held, former))
+                }
                 (Err(error), held) => {
                     let held = held.with_those(&former);
                     let guard = Guard { limit, held, confirmed, granted, whose };
@@ -121,7 +131,8 @@ impl Rows {
                 let withdraws = self.without_rows(observed, connected);
                 let steps =
                     self.fence(observed).into_iter().chain(withdraws.steps().iter().cloned());
-                Planned::new(Plan::new(steps.collect()), Waiting::unjudged(guard.held))
+                let plan = Plan::new(steps.collect());
+                Planned::new(plan, Extent::Withdrawals, Waiting::unjudged(guard.held))
             }
         }
     }
@@ -151,7 +162,8 @@ impl Rows {
     ) -> Planned {
         if !is_ours(observed, self.public_key()) {
             let steps = self.fence(observed).into_iter().collect();
-            return Planned::new(Plan::new(steps), Waiting::unjudged(guard.held));
+            let held = Waiting::unjudged(guard.held);
+            return Planned::new(Plan::new(steps), Extent::Withdrawals, held);
         }
         let former = self.held_by_later_rows(&guard);
         let before = (guard.whose == Whose::InDoubt).then(|| guard.held.clone());
@@ -162,7 +174,7 @@ impl Rows {
             None => Waiting::by(rows, held, former),
             Some(before) => Waiting::unjudged(held.of_those(&before)),
         };
-        Planned::new(plan, held)
+        Planned::new(plan, Extent::Withdrawals, held)
     }
 
     /// The peers that an earlier run of the agent held, if the rows are its last good ones. These rows lack the
