@@ -89,9 +89,17 @@ declare
             select i.inhrelid, ''of '' || i.inhparent from pg_inherits i
             where i.inhrelid = any (tables) or i.inhparent = any (tables)
         ) a'
+        ],
+        -- Who mistypes the gateway's name must not bind the role to another gateway.
+        [
+            'bound.gateway, name),
+            hint = format(''run `gatepost grant %s %s`'', name, session_user);',
+            'bound.gateway, name),
+            hint = format(''correct gateway.name in the configuration, or, if the role is to serve gateway %s from ''
+                ''now on, run `gatepost grant %s %s`'', name, name, session_user);'
         ]
     ];
-    counts constant integer[] := array[14, 2, 2, 2, 1];
+    counts constant integer[] := array[14, 2, 2, 2, 1, 1];
     edit text[];
     edited regprocedure;
     number integer := 0;

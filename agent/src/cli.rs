@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -256,7 +256,7 @@ pub struct GrantArgs {
 #[derive(Debug, Args)]
 pub struct EnrollArgs {
     /// Address that clients connect to; required for a new row
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_endpoint)]
     pub endpoint: Option<String>,
     /// UDP port of WireGuard; required for a new row
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -308,7 +308,7 @@ pub struct ImportArgs {
     #[arg(long, value_name = "NAME")]
     pub gateway: Option<String>,
     /// Address that clients connect to, for new profiles
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_endpoint)]
     pub endpoint: Option<String>,
     /// File of wg-quick(8) whose comments name the peers of LINK [default: /etc/wireguard/LINK.conf]
     #[arg(long, value_name = "FILE")]
@@ -381,11 +381,37 @@ pub enum Serve {
     WithParent,
 }
 
+/// An address for clients: a host name or an address, and a port. An IPv6 address stands in brackets.
+fn parse_endpoint(text: &str) -> Result<String, &'static str> {
+    let is_host = |host: &str| match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').is_some_and(|it| it.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && !host.contains(':'),
+    };
+    let parts = text.rsplit_once(':');
+    let is_whole = parts
+        .is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok_and(|it| it > 0));
+    if is_whole {
+        Ok(text.to_owned())
+    } else {
+        Err("write HOST:PORT, for example vpn.example.org:51820")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn endpoint_has_a_host_and_a_port() {
+        for right in ["vpn.example.org:51820", "192.0.2.1:1", "[2001:db8::1]:51820"] {
+            assert_eq!(parse_endpoint(right), Ok(right.to_owned()));
+        }
+        for wrong in ["vpn.example.org", "gw:51820x", "gw:0", ":51820", "2001:db8::1", "[gw]:1"] {
+            assert!(parse_endpoint(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn command_line_is_consistent() {

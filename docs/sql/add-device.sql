@@ -6,11 +6,13 @@
 -- reach is for policies to say.
 \set ON_ERROR_STOP on
 \set QUIET on
+\ir checks.sql
 \ir free-address.sql
 begin;
 
 -- Two of these at once must not choose the same address.
-select id as gateway_id from gateways where name = :'gateway' and deleted_at is null for update \gset
+select id as gateway_id, pg_temp.wireguard_key(:'key') as key from gateways
+where id = pg_temp.gateway_named(:'gateway') for update \gset
 
 insert into roles (id, name) values (gen_random_uuid(), 'vpn-user') on conflict (name) do nothing;
 
@@ -18,6 +20,8 @@ insert into roles (id, name) values (gen_random_uuid(), 'vpn-user') on conflict 
 insert into users (id, role_id, username, display_name, password_hash)
 select gen_random_uuid(), id, :'user', :'user', '!' from roles where name = 'vpn-user'
 on conflict (username) do nothing;
+
+select pg_temp.device_is_new(:'user', :'device') \g /dev/null
 
 insert into devices (id, user_id, name, platform, device_fingerprint, public_key, approved_at)
 select gen_random_uuid(), id, :'device', 'unknown', :'key', :'key', now() from users

@@ -6,14 +6,15 @@
 -- gateway's network and the destinations of its policies with effect 'allow'.
 \set ON_ERROR_STOP on
 \set QUIET on
+\ir checks.sql
+select pg_temp.device_named(:'user', :'device') as device_id \gset
 with peer as (
     select p.*, d.user_id, g.endpoint, g.vpn_cidr, g.public_key as gateway_key,
         g.dns_servers || p.dns_servers as dns
     from wireguard_peers p
     join gateways g on g.id = p.gateway_id
     join devices d on d.id = p.device_id
-    join users u on u.id = d.user_id
-    where u.username = :'user' and d.name = :'device' and p.deleted_at is null and d.deleted_at is null
+    where d.id = :'device_id' and p.deleted_at is null
 ),
 allowing as (
     select distinct o.id, o.full_tunnel

@@ -6,13 +6,12 @@
 -- profile.
 \set ON_ERROR_STOP on
 \set QUIET on
+\ir checks.sql
 \ir free-address.sql
 begin;
 
-select id as gateway_id from gateways where name = :'gateway' and deleted_at is null for update \gset
-
-select d.id as device_id from devices d join users u on u.id = d.user_id
-where u.username = :'user' and d.name = :'device' and d.deleted_at is null \gset
+select id as gateway_id, pg_temp.device_named(:'user', :'device') as device_id from gateways
+where id = pg_temp.gateway_named(:'gateway') for update \gset
 
 update ip_allocations set status = 'released', released_at = now()
 where device_id = :'device_id' and status = 'allocated';

@@ -6,10 +6,10 @@
 -- the same name in devices is changed along with it.
 \set ON_ERROR_STOP on
 \set QUIET on
+\ir checks.sql
 begin;
 
-select d.id as device_id from devices d join users u on u.id = d.user_id
-where u.username = :'user' and d.name = :'device' and d.deleted_at is null \gset
+select pg_temp.device_named(:'user', :'device') as device_id, pg_temp.wireguard_key(:'key') as key \gset
 
 update devices set public_key = :'key', updated_at = now() where id = :'device_id';
 

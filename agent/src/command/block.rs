@@ -53,7 +53,7 @@ fn describe(verb: &str, answer: &BlockAnswer) -> String {
     let BlockAnswer { block: BlockStatus { kind, id, name, .. }, peers, kernel, file } = answer;
     let name = if name.is_empty() { String::new() } else { format!(" ({})", printable(name)) };
     let peers = match &peers[..] {
-        [] => "no peer has it now".to_owned(),
+        [] => "no row names a peer with it".to_owned(),
         peers => printable(&peers.join(", ")),
     };
     let mut text = format!("{verb} {kind} {id}{name}: {peers}\n");
@@ -98,7 +98,7 @@ mod tests {
         let half = BlockAnswer { file: Some("disk full".into()), peers: vec![], ..done };
         assert_eq!(
             describe("blocked", &half),
-            "blocked user 7 (alice): no peer has it now\n\
+            "blocked user 7 (alice): no row names a peer with it\n\
              BUT a restart of the agent forgets it: disk full\n"
         );
         assert_eq!(exit(&half), Exit::Failure);

@@ -26,6 +26,9 @@ pub fn unmigrate(config: &Config, dry_run: bool, yes: bool) -> Result<Exit, Comm
     } else if !yes && !ask::yes_or_no("unmigrate", &question(&found))? {
         return Err(CommandError::NotConfirmed);
     } else {
+        if yes {
+            print(&following(&found))?;
+        }
         let (done, kept) = runtime.block_on(store::unmigrate(&options))?;
         print(&describe(&done, &kept))?;
     }
@@ -33,15 +36,20 @@ pub fn unmigrate(config: &Config, dry_run: bool, yes: bool) -> Result<Exit, Comm
 }
 
 fn question(found: &Unmigration) -> String {
-    let following = match found.gateways.as_slice() {
+    let following = following(found);
+    format!("{following}Take Gatepost's triggers, indexes, rights and schema out of this database?")
+}
+
+/// Names the gateways that no revocation reaches any more.
+fn following(found: &Unmigration) -> String {
+    match found.gateways.as_slice() {
         [] => String::new(),
         names => format!(
             "Gateways follow this database: {}. They keep their peers, and no revocation reaches them any \
              more, until `gatepost down`.\n",
             names.join(", ")
         ),
-    };
-    format!("{following}Take Gatepost's triggers, indexes, rights and schema out of this database?")
+    }
 }
 
 fn describe(done: &Unmigration, kept: &[String]) -> String {

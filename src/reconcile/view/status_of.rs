@@ -7,6 +7,7 @@ use super::status::{
     BlockStatus, DatabaseStatus, FirewallStatus, GatewayStatus, InterfaceStatus, LagsStatus,
     PassStatus, PeerCounts, ReportsStatus, State, Status, SyncStatus, Timestamp, TrafficStatus,
 };
+use crate::model::Tag;
 use crate::plan::{HeldCause, HeldPeer, gate, networks_within};
 use crate::reconcile::bell::Silence;
 use crate::reconcile::clock::millis;
@@ -15,10 +16,6 @@ use crate::reconcile::note::{
     because, history_lost, led_by, not_announced, polls_for_want_of_a_session, refused,
 };
 use crate::reconcile::row_status::LISTED_PEERS;
-
-/// Why a host that booted without its database forwards nothing.
-const NO_ROWS: &str =
-    "the database is unreachable, and there are no last good rows, so nothing is granted";
 
 impl View<'_> {
     /// The status. What the machine cannot know (versions, why this mode) is left for the shell.
@@ -82,9 +79,7 @@ impl View<'_> {
             return State::NotReady { why: misfit.to_string() };
         }
         if self.rows.all.are_missing() {
-            let error = self.source.error.map(ToString::to_string).unwrap_or_default();
-            let why = format!("{NO_ROWS}: {error}");
-            return State::NotReady { why };
+            return State::NotReady { why: no_rows(self.source.error) };
         }
         if !self.proof.is_current {
             return State::Starting;
@@ -117,16 +112,20 @@ impl View<'_> {
     fn firewall_status(&self) -> FirewallStatus {
         let mut status =
             FirewallStatus { table_owned: self.mirror.table_owned, ..FirewallStatus::default() };
-        if let (Some(desired), Some(observed)) = (self.rows.desired, &self.mirror.observed) {
-            status.gate = gate::is_in_force(desired, observed);
-            status.gate_why = match desired.gate() {
-                None => Some("firewall.fail_closed is false".to_owned()),
-                Some(wanted) => {
-                    let obstacle = gate::obstacle(&observed.routing, wanted.mark);
-                    obstacle.map(|obstacle| obstacle.to_string())
-                }
-            };
-        }
+        let Some(observed) = &self.mirror.observed else { return status };
+        let Some(desired) = self.rows.desired else {
+            // No rows say what the gate should be: it is as an earlier run left it.
+            status.gate = observed.routing.rules.iter().any(|rule| rule.tag == Tag::Ours);
+            return status;
+        };
+        status.gate = gate::is_in_force(desired, observed);
+        status.gate_why = match desired.gate() {
+            None => Some("firewall.fail_closed is false".to_owned()),
+            Some(wanted) => {
+                let obstacle = gate::obstacle(&observed.routing, wanted.mark);
+                obstacle.map(|obstacle| obstacle.to_string())
+            }
+        };
         status
     }
 
@@ -253,4 +252,13 @@ fn bell_is_silent(silence: Silence<'_>) -> String {
 fn bell_is_mute(since: SystemTime) -> String {
     let since = humantime::format_rfc3339_seconds(since);
     format!("a bell is running, but no hints have arrived since {since}")
+}
+
+/// Why a host that never read any rows grants nothing new.
+fn no_rows(error: Option<&DatabaseError>) -> String {
+    let kept = "there are no last good rows, so nothing new is granted";
+    match error {
+        Some(error) => format!("{}, and {kept}: {error}", error.state()),
+        None => format!("the database has not answered yet, and {kept}"),
+    }
 }
