@@ -87,7 +87,7 @@ declare
             'where c.oid = any (tables)
             union all
             select i.inhrelid, ''of '' || i.inhparent from pg_inherits i
-            where i.inhrelid = any (tables) or i.inhparent = any (tables)
+            where i.inhrelid = any (tables)
         ) a'
         ],
         -- Who mistypes the gateway's name must not bind the role to another gateway.
