@@ -26,13 +26,13 @@ impl<'a> CutArea<'a> {
     /// The area of these prefixes in a kernel in this state.
     #[must_use]
     pub fn new(prefixes: &'a BTreeSet<IpNet>, observed: &ObservedState) -> Self {
-        let wide: Vec<_> = prefixes.iter().filter(|prefix| may_contain_others(prefix)).collect();
-        if wide.is_empty() {
-            return Self::whole(prefixes);
+        let whole = Self::whole(prefixes);
+        if !prefixes.iter().any(may_contain_others) {
+            return whole;
         }
         let held = observed.peers.values().flat_map(|peer| peer.allowed_ips.iter());
-        let within = held.filter(|held| wide.iter().any(|prefix| prefix.contains(held)));
-        Self::sparing(prefixes, within.filter(|held| !prefixes.contains(held)).collect())
+        let others = held.filter(|held| whole.contains(held.addr()) && !prefixes.contains(held));
+        Self::sparing(prefixes, others.collect())
     }
 
     /// All addresses of these prefixes.

@@ -46,7 +46,7 @@ pub fn assert_no_leak(
         kernel.apply_step(step).unwrap();
         if matches!(before, Before::Nothing) {
             let keeps_holder = |(source, _): &&(IpAddr, PublicKey)| {
-                let [before, after] = [old, new].map(|state| holding(state, *source));
+                let [before, after] = [old, new].map(|state| holding(state.peers(), *source));
                 before.is_some() && before == after
             };
             let lost = flows.difference(&kernel.flows).find(keeps_holder);

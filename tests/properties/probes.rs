@@ -34,14 +34,12 @@ fn longest<T>(prefixes: impl IntoIterator<Item = (IpNet, T)>, address: IpAddr) -
 }
 
 pub fn sender(peers: &BTreeMap<PublicKey, Peer>, source: IpAddr) -> Option<PublicKey> {
-    let held = peers.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|net| (net, *key)));
-    longest(held, source)
+    holding(peers, source).map(|(_, key)| key)
 }
 
-/// The peer that should hold an address, and its prefix around it.
-pub fn holding(desired: &DesiredState, address: IpAddr) -> Option<(IpNet, PublicKey)> {
-    let peers = desired.peers().iter();
-    let held = peers.flat_map(|(key, peer)| {
+/// The peer that holds an address, and its prefix around it.
+pub fn holding(peers: &BTreeMap<PublicKey, Peer>, address: IpAddr) -> Option<(IpNet, PublicKey)> {
+    let held = peers.iter().flat_map(|(key, peer)| {
         peer.allowed_ips.iter().map(move |prefix| (prefix, (prefix, *key)))
     });
     longest(held, address)
