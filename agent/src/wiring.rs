@@ -13,8 +13,9 @@ use gatepost::dataplane::{
 use gatepost::model::{Gate, InterfaceName, Local};
 use gatepost::reconcile::status::{Explanation, PlanReport};
 use gatepost::reconcile::{
-    BlockFile, Cache, CacheError, DatabaseError, Hints, LastGood, Link, MachineOptions, Options,
-    PreviewError, RunError, Withdrawals, hints, preview, preview_explanation, preview_rows,
+    BlockFile, Cache, CacheError, DatabaseError, Hints, KernelChange, LastGood, Link,
+    MachineOptions, Options, PreviewError, RunError, Withdrawals, hints, preview,
+    preview_explanation, preview_rows,
 };
 use gatepost::store::{
     HeldLock, Ineffective, REHEARSAL_WITHIN, Rehearsal, Statement, Store, StoreError, rehearse,
@@ -279,15 +280,14 @@ fn open_host(
     Ok(DataplaneHandle::spawn(open)?)
 }
 
-/// Watches links, addresses, routes and the firewall. Each message is a reason to read the kernel again.
+/// Watches links, addresses, routes, routing rules and the firewall.
 async fn watch_kernel(
     config: &Config,
     dataplane: &DataplaneHandle<GatewayHost>,
     hindrances: Hindrances,
-) -> Result<mpsc::Receiver<String>, WiringError> {
-    /// Further reasons are dropped: one is enough to read the kernel.
-    const REASONS: usize = 16;
-    let (why, reasons) = mpsc::channel(REASONS);
+) -> Result<mpsc::Receiver<KernelChange>, WiringError> {
+    const CHANGES: usize = 16;
+    let (news, changes) = mpsc::channel(CHANGES);
     let (index, port) = dataplane.run(|host| host.link_index().map(|i| (i, host.port()))).await??;
     let name = config.interface.name.clone();
     let links = Monitor::open(name, index, port).map_err(WiringError::Watch)?;
@@ -295,25 +295,27 @@ async fn watch_kernel(
     let rules = NftMonitor::open(own_port)?;
     let membership = rules.membership();
     dataplane.run(move |host| host.firewall().mute(membership)).await?;
-    tokio::spawn(forward_link_events(links, why.clone(), hindrances.clone()));
-    tokio::spawn(forward_firewall_events(rules, why, hindrances));
-    Ok(reasons)
+    tokio::spawn(forward_link_events(links, news.clone(), hindrances.clone()));
+    tokio::spawn(forward_firewall_events(rules, news, hindrances));
+    Ok(changes)
 }
 
 async fn forward_link_events(
     mut links: Monitor,
-    why: mpsc::Sender<String>,
+    news: mpsc::Sender<KernelChange>,
     hindrances: Hindrances,
 ) {
     loop {
-        let reason = match links.next().await {
+        let why = match links.next().await {
             Ok(HostEvent::Link) => "the link changed",
             Ok(HostEvent::Address) => "an address changed",
             Ok(HostEvent::Route) => "a route changed",
             Ok(HostEvent::Rule) => {
                 // Forwarding is announced like the source checks.
                 hindrances.look_again();
-                "the routing rules or source checks changed"
+                // Whatever fills the channel makes the loop look at them, too.
+                drop(news.try_send(KernelChange::Routing));
+                continue;
             }
             Ok(HostEvent::Resync) => "network events were lost",
             Err(error) => {
@@ -321,31 +323,34 @@ async fn forward_link_events(
                 return;
             }
         };
-        // A full channel already contains a reason.
-        drop(why.try_send(reason.to_owned()));
+        if news.send(KernelChange::Anything(why.to_owned())).await.is_err() {
+            // The loop has ended.
+            return;
+        }
     }
 }
 
 async fn forward_firewall_events(
     mut rules: NftMonitor,
-    why: mpsc::Sender<String>,
+    news: mpsc::Sender<KernelChange>,
     hindrances: Hindrances,
 ) {
     loop {
         let event = rules.next().await;
         hindrances.look_again();
-        match event {
+        let why = match event {
             Ok(NftEvent::Foreign(change)) if change.touched_ours => {
-                let reason =
-                    format!("{}, pid {}, changed our firewall", change.process, change.pid);
-                drop(why.try_send(reason));
+                format!("{}, pid {}, changed our firewall", change.process, change.pid)
             }
-            Ok(NftEvent::Foreign(_)) => {}
-            Ok(NftEvent::Lost) => drop(why.try_send("firewall events were lost".to_owned())),
+            Ok(NftEvent::Foreign(_)) => continue,
+            Ok(NftEvent::Lost) => "firewall events were lost".to_owned(),
             Err(error) => {
                 tracing::warn!(%error, "firewall events have ended; changes are still found by the periodic comparison: {error}");
                 return;
             }
+        };
+        if news.send(KernelChange::Anything(why)).await.is_err() {
+            return;
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
-use crate::model::ObservedState;
+use crate::model::{HostRouting, ObservedState};
 use crate::plan::Step;
 
 /// The known state of the kernel. Clones share it: while a plan is applied it follows each acknowledged step,
@@ -28,6 +28,11 @@ impl SharedObserved {
     /// Updates it with an acknowledged `step`.
     pub fn apply(&self, step: &Step) {
         self.state.write().apply(step);
+    }
+
+    /// Updates it with the host's routing as it was just read.
+    pub fn set_routing(&self, routing: HostRouting) {
+        self.state.write().routing = routing;
     }
 
     /// A job begins, which nothing interrupts yet.

@@ -68,7 +68,7 @@ pub fn plan_around(
         }
     }
     let table = observed.firewall.as_ref();
-    let wanted = Wanted::new(desired, held, table);
+    let wanted = Wanted::new(desired, held, observed);
     let transfers = Transfers::of(desired, held, wanted, observed, &steps);
     let mut diff = firewall::diff(wanted, table, prefixes, &transfers.taken, &transfers.closed);
     if takes_over(observed) {

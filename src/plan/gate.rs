@@ -108,6 +108,12 @@ pub fn is_in_force(desired: &DesiredState, observed: &ObservedState) -> bool {
     !wanted.is_empty() && wanted.is_subset(&observed.routing.rules)
 }
 
+/// Whether the gate's rules are not those that there should be.
+#[must_use]
+pub fn differs(desired: &DesiredState, observed: &ObservedState) -> bool {
+    removal(desired, observed).or_else(|| addition(desired, observed)).is_some()
+}
+
 /// The step that takes away what no gate needs. It comes before the table is changed.
 pub(super) fn removal(desired: &DesiredState, observed: &ObservedState) -> Option<Step> {
     let ours = observed.routing.rules.iter().filter(|rule| rule.tag == Tag::Ours);

@@ -41,6 +41,8 @@ pub enum Event {
     KernelChanged {
         why: String,
     },
+    /// The kernel announced a change of the routing rules, or of the source checks of links.
+    RoutingChanged,
     /// Something was heard of the bell, or of what carries its hints.
     Bell(BellNews),
     /// How many gateways share the database.
@@ -91,6 +93,24 @@ pub enum Event {
     Blocks(Arc<BlockList>),
     /// Time passed.
     Tick,
+}
+
+/// The part of the kernel that changed, as it announced.
+#[derive(Debug)]
+pub enum KernelChange {
+    /// The routing rules, or whether links check sources. Other programs change these often.
+    Routing,
+    /// Anything, for this reason.
+    Anything(String),
+}
+
+impl From<KernelChange> for Event {
+    fn from(change: KernelChange) -> Self {
+        match change {
+            KernelChange::Routing => Self::RoutingChanged,
+            KernelChange::Anything(why) => Self::KernelChanged { why },
+        }
+    }
 }
 
 /// The last good rows of an earlier run.

@@ -128,6 +128,7 @@ impl Machine {
             }
             Event::Unannounced { tables } => self.notices.say_all(self.source.unannounced(tables)),
             Event::KernelChanged { why } => self.mirror.kernel_changed(why),
+            Event::RoutingChanged => self.mirror.routing_changed(),
             Event::Read(answer) => self.rows_read(answer, now),
             Event::Epoch(read) => self.epoch_read(read, now),
             Event::MarksAnswered { epoch, lost } => self.marks_answered(&epoch, lost, now),
@@ -137,11 +138,7 @@ impl Machine {
             }
             Event::NothingRestored => self.nothing_restored(now),
             Event::Observed(reading) => self.kernel_read(reading.map(|reading| *reading), now),
-            Event::Glanced(glance) => {
-                if self.mirror.end_glance(glance.ok()) {
-                    self.repeat_proof(true);
-                }
-            }
+            Event::Glanced(glance) => self.glanced(glance.ok(), now),
             Event::Applied(outcome) => self.plan_applied(outcome, now),
             Event::Reported(mut sent) => {
                 self.outbox.reported(&mut sent, self.source.is_connected(), now.instant);
@@ -184,7 +181,7 @@ impl Machine {
         self.begin_withdrawals(now, &mut actions);
         actions.extend(self.mirror.begin_reading(now.instant));
         self.begin_plan(now, &mut actions);
-        actions.extend(self.mirror.begin_glance());
+        actions.extend(self.mirror.begin_glance(now.instant));
         if self.may_read_rows(now) {
             actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
         }

@@ -1,6 +1,7 @@
 //! The kernel's side: the last reading, how far it can be trusted, and when to read again.
 
 mod due;
+mod glance;
 mod sessions;
 mod view;
 mod work;
@@ -16,9 +17,10 @@ use super::handshakes::Handshakes;
 use super::options::{Timing, affordable_after};
 use super::session::is_alive;
 use super::volume::Volume;
-use crate::dataplane::{BackendInUse, Glance, Outcome, Reading, SharedObserved, nft};
+use crate::dataplane::{BackendInUse, Outcome, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 use crate::plan::{Doubt, Plan, Step, Uncut};
+pub(super) use glance::Glanced;
 pub(super) use view::MirrorView;
 use work::{Job, Trust, Wanted};
 
@@ -41,7 +43,7 @@ pub(super) struct Mirror {
     /// The flows that next holders might inherit.
     uncut: Uncut,
     wanted: Wanted,
-    /// The kernel announced a change, or a glance found one, and no complete reading has begun since.
+    /// The kernel announced a change, or a glance found one, and no look that shows it has begun since.
     announced: bool,
     job: Job,
     /// How many jobs that changed the kernel were interrupted, one after the other.
@@ -57,6 +59,9 @@ pub(super) struct Mirror {
     ended_at: Option<Instant>,
     /// Until then questions are answered from the last reading; `None`: one is under way.
     rests_until: Option<Instant>,
+    glance_began_at: Instant,
+    /// No glance begins before, however often the kernel announces changes.
+    glances_from: Instant,
     /// Between two complete readings; longer where one takes long.
     interval: Duration,
     next_reading: Instant,
@@ -99,6 +104,8 @@ impl Mirror {
             began_at: now.instant,
             ended_at: None,
             rests_until: Some(now.instant),
+            glance_began_at: now.instant,
+            glances_from: now.instant,
             interval: timing.compare_interval(),
             next_reading: now.instant,
             backend: None,
@@ -188,7 +195,7 @@ impl Mirror {
         self.wants_reading() && self.trust != Trust::Fresh
     }
 
-    /// Whether a change that the kernel announced or a glance found waits for a complete reading.
+    /// Whether a change that the kernel announced or a glance found waits to be looked at.
     pub const fn is_disturbed(&self) -> bool {
         self.announced
     }
@@ -271,16 +278,6 @@ impl Mirror {
         Some(Action::Observe)
     }
 
-    /// Begins a glance, if one is wanted.
-    pub fn begin_glance(&mut self) -> Option<Action> {
-        if self.is_busy() || self.wanted != Wanted::Glance {
-            return None;
-        }
-        self.wanted = Wanted::Nothing;
-        self.job = Job::Look;
-        Some(Action::Glance)
-    }
-
     /// Begins to change the kernel. The reading is shared with the job, and in doubt until it ends.
     pub fn begin_apply(&mut self, plan: Plan, now: Instant) -> Option<Action> {
         let observed = self.observed.clone()?;
@@ -330,27 +327,6 @@ impl Mirror {
         self.job = Job::None;
         self.ended_at = Some(now);
         self.rests_until = Some(now + affordable_after(now.duration_since(self.began_at)));
-    }
-
-    /// A glance ended. Says whether it found everything as it is known to be; whatever is wrong, a
-    /// complete reading will show it, and say why if it cannot be had.
-    pub fn end_glance(&mut self, glance: Option<Glance>) -> bool {
-        self.job = Job::None;
-        let as_known = glance.is_some_and(|glance| {
-            self.observed().is_some_and(|observed| {
-                glance.firewall_is_current
-                    && glance.interface == observed.interface
-                    && glance.routes == observed.routes
-                    && glance.routing == observed.routing
-            })
-        });
-        if !as_known {
-            self.announced = true;
-            self.want_reading("heartbeat");
-        } else if self.trust == Trust::Kept && !self.wants_reading() {
-            self.trust = Trust::Glanced;
-        }
-        as_known
     }
 
     /// Lets the job that changes the kernel stop, because there is a newer plan to make. The next ones last

@@ -48,7 +48,9 @@ pub use changes::{Changes, NameList};
 pub use clock::Now;
 pub use device_standings::{AskedDevice, DeviceStandings};
 pub use error::{DatabaseError, DatabaseState, RunError};
-pub use event::{Action, EpochRead, Event, Keep, LastGood, Provenance, ReadAnswer, ReadKind, Sent};
+pub use event::{
+    Action, EpochRead, Event, Keep, KernelChange, LastGood, Provenance, ReadAnswer, ReadKind, Sent,
+};
 pub use hints::{Heard, Hearing, Hints, hints};
 pub use history::{Lost, Withdrawal, Withdrawals};
 pub use ledger::Report;

@@ -24,6 +24,9 @@ pub(super) struct Proof {
     beat: Option<Beat>,
     /// The end of a pass was not reported, because the kernel had announced a change.
     owed: bool,
+    /// Everything was compared and nothing differs, but the kernel had announced a change that a look
+    /// is to show.
+    awaits_look: bool,
     comparisons: Comparisons,
 }
 
@@ -68,6 +71,7 @@ impl Proof {
             next_beat: now,
             beat: None,
             owed: false,
+            awaits_look: false,
             comparisons: Comparisons::new(),
         }
     }
@@ -78,6 +82,16 @@ impl Proof {
 
     pub const fn is_current(&self) -> bool {
         self.current.is_some()
+    }
+
+    /// Whether only a look at what the kernel announced is missing.
+    pub const fn awaits_look(&self) -> bool {
+        self.awaits_look
+    }
+
+    /// Whether a proof holds that rows or, `read_back`, the kernel may confirm.
+    pub const fn may_repeat(&self, read_back: bool) -> bool {
+        self.is_current() || read_back && self.awaits_look
     }
 
     pub const fn view(&self) -> ProofView<'_> {
@@ -114,6 +128,7 @@ impl Proof {
     /// The kernel may differ.
     pub const fn lose(&mut self) {
         self.current = None;
+        self.awaits_look = false;
         self.forget_reading();
     }
 
@@ -131,6 +146,7 @@ impl Proof {
         if !whole && self.current.is_none() {
             return false;
         }
+        self.awaits_look = whole && disturbed || self.awaits_look && !whole;
         if disturbed {
             self.owed |= ends_pass;
             return false;
@@ -151,7 +167,14 @@ impl Proof {
 
     /// Nothing is known to differ. Says whether that is to be reported now.
     pub fn repeat(&mut self, as_of: SystemTime, rows_read_at: Instant, read_back: bool) -> bool {
-        let reports = self.take_beat(rows_read_at, read_back);
+        let beat = self.take_beat(rows_read_at, read_back);
+        // What the kernel had announced was looked at.
+        let owed = read_back && std::mem::take(&mut self.owed);
+        let first = read_back && self.current.is_none();
+        if read_back && std::mem::take(&mut self.awaits_look) {
+            self.comparisons.proves();
+        }
+        let reports = beat || owed || first;
         if reports || read_back {
             // Rows alone prove nothing.
             self.current = Some(as_of);

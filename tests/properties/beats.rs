@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use gatepost::model::{KeyText, PeerId};
+use gatepost::model::{IpFamily, KeyText, PeerId, RoutingRule, RuleAction, Tag};
 use gatepost::plan::ModelKernel;
-use gatepost::reconcile::{Action, Event, Sent};
+use gatepost::reconcile::{Action, Event, MachineOptions, Sent};
 use proptest::prelude::*;
 
 use super::machine::Happening;
-use super::rows::{id, peer_row, tables};
+use super::rows::{id, local_with_gate, peer_row, tables};
 use super::trouble::{SECOND, key};
-use super::world::{World, away, quiet_world};
+use super::world::{World, away, options, quiet_tables, quiet_world};
 
 /// So many peers that reading all of them takes a quarter of a second.
 fn large_quiet_world() -> World {
@@ -55,6 +55,65 @@ fn a_beat_finds_an_unannounced_change_of_firewall_or_link() {
         world.pass_time(Duration::from_secs(11));
         assert!(world.kernel_equals_database());
     }
+}
+
+/// Another program adds and removes rules of its own.
+fn others_change_the_routing(world: &mut World) {
+    let rules = &mut world.kernel.state.routing.rules;
+    let (family, action, tag) = (IpFamily::V4, RuleAction::Other(1), Tag::Foreign);
+    let rule = |priority| {
+        let (iif, to, mark) = (None, None, None);
+        RoutingRule { family, priority, iif, to, mark, action, tag }
+    };
+    if !rules.remove(&rule(1_000)) {
+        rules.insert(rule(1_000));
+    }
+    world.tell(Event::RoutingChanged);
+}
+
+#[test]
+fn rules_of_other_programs_cost_no_reading_of_the_peers_and_delay_no_proof() {
+    let mut world = large_quiet_world();
+    for number in 0..2_000 {
+        others_change_the_routing(&mut world);
+        if number == 1_000 {
+            // In the middle, as the proof of a whole comparison is awaited.
+            world.tell(Event::Resync);
+        }
+        world.pass_time(Duration::from_millis(70));
+    }
+    assert!((2..=4).contains(&world.observations), "{} readings in 140 s", world.observations);
+    let beats: Vec<_> = world.reports.iter().filter_map(|report| report.synced_as_of).collect();
+    let gaps = beats.windows(2).map(|pair| pair[1].duration_since(pair[0]).unwrap());
+    assert!(gaps.max().unwrap() <= Duration::from_secs(11), "{beats:?}");
+    assert_eq!(world.machine.view().totals().drift_repairs, 0);
+}
+
+#[test]
+fn first_proof_waits_for_a_look_at_what_the_kernel_announced() {
+    let mut world = World::new(quiet_tables(20), ModelKernel::default());
+    world.reading_takes = Duration::from_millis(250);
+    world.tell(Event::Tick);
+    for _ in 0..40 {
+        others_change_the_routing(&mut world);
+        world.pass_time(Duration::from_millis(110));
+    }
+    assert!(world.machine.view().status().state.is_ready());
+    assert!(world.observations <= 3, "{} readings", world.observations);
+}
+
+#[test]
+fn rules_of_the_gate_that_another_program_removes_are_back_at_once() {
+    let options = MachineOptions { local: local_with_gate(), ..options() };
+    let mut world = World::with(options, quiet_tables(20), ModelKernel::default());
+    world.tell(Event::Tick);
+    world.pass_time(Duration::from_secs(1));
+    assert!(world.kernel_equals_database() && !world.kernel.state.routing.rules.is_empty());
+    world.kernel.state.routing.rules.clear();
+    world.tell(Event::RoutingChanged);
+    world.pass_time(Duration::from_millis(200));
+    assert!(world.kernel_equals_database());
+    assert_eq!(world.machine.view().totals().drift_repairs, 1);
 }
 
 /// A pass ends before the agent knows that another program removed peers, and the next reading shows it before

@@ -358,6 +358,13 @@ fn without_a_sealing_key_peers_keep_what_they_have() {
         assert_eq!(kept(&world, number), Some(Some(sealed.clone())), "{number} keeps its key");
     }
     assert_eq!(kept(&world, 20), None, "it is not added without its preshared key");
+    let places = world.kernel.state.firewall.as_ref().unwrap().assignments();
+    let place =
+        |number| places.get(&format!("10.64.0.{}/32", number + 1).parse::<IpNet>().unwrap());
+    assert!(
+        place(3).is_some() && place(20).is_none(),
+        "a site around it is not judged by its place"
+    );
     let State::NotReady { why } = world.machine.view().status().state else { panic!("ready") };
     assert!(why.contains("4 peers with a preshared key"), "{why}");
     assert!(world.reports.iter().all(|report| report.synced_as_of.is_none()), "nothing is proven");

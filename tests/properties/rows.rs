@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{
-    Allocation, BarredBy, DesiredState, DeviceId, Effect, GatewayId, GatewayRow, GroupId, KeyText,
-    Local, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow, SettingRow, SnapshotRows,
-    TargetRow, TargetType, UserId,
+    Allocation, BarredBy, DesiredState, DeviceId, Effect, FailClosed, Gate, GatewayId, GatewayRow,
+    GroupId, KeyText, Local, MarkBit, MembershipRow, PeerId, PeerRow, PolicyId, PolicyRow,
+    SettingRow, SnapshotRows, TargetRow, TargetType, UserId,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -50,17 +50,27 @@ pub fn id(kind: u8, number: u8) -> Uuid {
 
 /// A host with a sealing key, which opens none of the envelopes in random rows.
 pub fn local() -> Arc<Local> {
-    local_with("k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=".parse().unwrap())
+    Arc::new(local_with(psk_keys()))
+}
+
+/// A host whose packets are dropped while our table is gone.
+pub fn local_with_gate() -> Arc<Local> {
+    let gate = Gate::new(FailClosed::Always, MarkBit::default());
+    Arc::new(Local { gate, ..local_with(psk_keys()) })
+}
+
+fn psk_keys() -> PskKeys {
+    "k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=".parse().unwrap()
 }
 
 /// A host that lost its sealing keys.
 pub fn local_without_psk_keys() -> Arc<Local> {
-    local_with(PskKeys::default())
+    Arc::new(local_with(PskKeys::default()))
 }
 
-fn local_with(psk_keys: PskKeys) -> Arc<Local> {
+fn local_with(psk_keys: PskKeys) -> Local {
     let site_prefixes = ["192.168.0.0/16", "fd00:1::/32"].map(|prefix| prefix.parse().unwrap());
-    Arc::new(Local { site_prefixes: site_prefixes.into(), psk_keys, ..support::local() })
+    Local { site_prefixes: site_prefixes.into(), psk_keys, ..support::local() }
 }
 
 pub fn gateway() -> GatewayRow {

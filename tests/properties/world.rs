@@ -88,6 +88,8 @@ pub struct World {
     pub meddled: bool,
     /// The kernel announced a change, and no reading has begun since.
     pub announced: bool,
+    /// The kernel announced a change of its routing, and no look has begun since.
+    routing_announced: bool,
     /// What the database knows of its commits, each with its time.
     pub marks: Vec<(Mark, SystemTime)>,
     marks_read: usize,
@@ -153,6 +155,7 @@ impl World {
             server_ahead: Duration::ZERO,
             meddled: false,
             announced: false,
+            routing_announced: false,
             marks: Vec::new(),
             marks_read: 0,
             read_epoch: 0,
@@ -186,13 +189,17 @@ impl World {
 
     pub fn tell(&mut self, event: Event) {
         self.announced |= matches!(event, Event::KernelChanged { .. });
+        self.routing_announced |= matches!(event, Event::RoutingChanged);
         let shown = |world: &Self| world.machine.view().status().sync.last_sync_at;
-        let before = self.announced.then(|| shown(self));
+        let waits = self.announced || self.routing_announced;
+        let before = waits.then(|| shown(self));
         let actions = self.machine.handle(event, self.now());
         if let Some(before) = before {
             assert_eq!(before, shown(self), "a proof while a kernel event waits");
         }
         self.announced &= !actions.iter().any(|action| matches!(action, Action::Observe));
+        let looks = |action: &Action| matches!(action, Action::Observe | Action::Glance);
+        self.routing_announced &= !actions.iter().any(looks);
         let known = self.true_as_of.contains(&self.read_at);
         if !known && self.read.as_ref().is_some_and(|read| self.kernel_follows(read)) {
             self.true_as_of.insert(self.read_at);

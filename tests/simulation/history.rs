@@ -186,10 +186,17 @@ impl World {
             3 => self.tell(Event::Resync),
             4 => self.tell(Event::PeersAsked),
             5 => self.wall_is_off_secs = i64::from(bytes.next()) * 60 - 7_200,
-            6 => self.tell(Event::KernelChanged { why: "nothing".into() }),
+            6 if bytes.one_in(2) => self.tell(Event::KernelChanged { why: "nothing".into() }),
+            6 => self.change_routing(),
             _ if self.agent.is_connected => self.tell(Event::Notified),
             _ => {}
         }
+    }
+
+    /// Another program adds a rule of policy routing, or removes it.
+    fn change_routing(&mut self) {
+        self.host.change_routing();
+        self.tell(Event::RoutingChanged);
     }
 
     fn confirm(&mut self) {

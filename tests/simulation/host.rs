@@ -5,7 +5,10 @@ use std::collections::VecDeque;
 
 use gatepost::dataplane::nft::NftError;
 use gatepost::dataplane::{DataplaneError, NetlinkError, RefusedStep};
-use gatepost::model::{FirewallChange, FixedRules, ObservedFirewall, ObservedState};
+use gatepost::model::{
+    FirewallChange, FixedRules, IpFamily, ObservedFirewall, ObservedState, RoutingRule, RuleAction,
+    Tag,
+};
 use gatepost::plan::{Fault, ModelKernel, Phase, Step};
 use nix::errno::Errno;
 
@@ -175,6 +178,19 @@ impl Host {
             self.events.push_back(what);
         }
         what
+    }
+
+    /// Another program adds a rule that concerns no gate, or removes it.
+    pub fn change_routing(&mut self) {
+        let (family, action, tag) = (IpFamily::V4, RuleAction::Other(1), Tag::Foreign);
+        let (priority, iif, to, mark) = (1_000, None, None, None);
+        let rule = RoutingRule { family, priority, iif, to, mark, action, tag };
+        for kernel in [&mut self.kernel, &mut self.known] {
+            let rules = &mut kernel.state.routing.rules;
+            if !rules.remove(&rule) {
+                rules.insert(rule.clone());
+            }
+        }
     }
 
     /// The agent looks at everything: it knows of all edits now.

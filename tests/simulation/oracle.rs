@@ -46,6 +46,8 @@ pub struct Oracle {
     pub out: Out,
     /// The kernel announced a change, and no complete look has begun since.
     pub announced: bool,
+    /// The kernel announced a change of its routing, and no look has begun since.
+    pub routing_announced: bool,
     job: Option<JobOracle>,
     /// The packets that passed after the last event although the rows forbid them.
     forbidden: Reach,
@@ -118,7 +120,8 @@ impl World {
     pub fn agent_began(&mut self) {
         self.job_ends();
         let oracle = &mut self.oracle;
-        (oracle.announced, oracle.in_doubt) = (false, true);
+        (oracle.announced, oracle.routing_announced) = (false, false);
+        oracle.in_doubt = true;
         (oracle.shown, oracle.knows_clock) = (None, false);
         oracle.slack = Duration::ZERO;
         oracle.out.agent_began(self.elapsed);
@@ -128,6 +131,7 @@ impl World {
         self.oracle.out.hears(event);
         match event {
             Event::KernelChanged { .. } => self.oracle.announced = true,
+            Event::RoutingChanged => self.oracle.routing_announced = true,
             // From now on it should be read at once, however old it is.
             Event::Connected { .. } | Event::Notified => {
                 self.oracle.told_of = self.database.versions.len();
@@ -277,7 +281,7 @@ impl World {
         let Some(as_of) = shown.filter(|_| shown != self.oracle.shown) else { return };
         self.oracle.shown = shown;
         self.figures.proofs += 1;
-        if self.oracle.announced {
+        if self.oracle.announced || self.oracle.routing_announced {
             self.fail("a proof while an announced change of the kernel waits for a look");
         }
         if self.agent.job.is_none() && !self.host.unseen {

@@ -269,9 +269,13 @@ impl World {
             Action::Observe => {
                 self.figures.looks += 1;
                 self.oracle.announced = false;
+                self.oracle.routing_announced = false;
                 self.agent.job = Some(Job::Look(None));
             }
-            Action::Glance => self.agent.job = Some(Job::Glance(None)),
+            Action::Glance => {
+                self.oracle.routing_announced = false;
+                self.agent.job = Some(Job::Glance(None));
+            }
             Action::Apply(plan, shared) => self.begin_apply(&plan, shared),
         }
     }

@@ -255,6 +255,16 @@ impl DesiredState {
         !self.sealed.is_empty() && self.row_of(key).is_some_and(sealed)
     }
 
+    /// The admitted peer that holds this prefix, if its preshared key stays sealed.
+    #[must_use]
+    pub fn sealed_holder(&self, prefix: &IpNet) -> Option<&PublicKey> {
+        let holder = self.prefix_claims.holder(prefix).filter(|id| self.sealed.contains(id))?;
+        match &self.entries.get(&holder)?.standing {
+            OwnStanding::Admitted(key) => Some(key),
+            _ => None,
+        }
+    }
+
     /// The row of the admitted peer with this key.
     #[must_use]
     pub fn row_of(&self, key: &PublicKey) -> Option<&PeerRow> {

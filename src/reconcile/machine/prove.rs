@@ -3,10 +3,16 @@
 use std::time::SystemTime;
 
 use super::Machine;
+use crate::dataplane::Glance;
+use crate::plan::gate;
 use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
+use crate::reconcile::mirror::Glanced;
 use crate::reconcile::proof::Evidence;
 use crate::reconcile::rows::Extent;
+
+/// Why the kernel is read when the gate's rules are not as they should be.
+const ROUTING_CHANGED: &str = "the routing rules or source checks changed";
 
 impl Machine {
     /// Nothing of this extent differs within the scope: what was a plan is now a proof.
@@ -37,7 +43,7 @@ impl Machine {
             if provable && self.proof.prove(as_of, evidence, now.instant) {
                 self.report_proof(as_of);
             }
-            if provable && !self.proof.is_current() {
+            if provable && !self.proof.is_current() && !self.proof.awaits_look() {
                 // A part extends no proof that was lost, as while the guard held removals back.
                 self.mirror.want_reading("verify");
             }
@@ -57,13 +63,32 @@ impl Machine {
         self.notices.say(pass.into_note(extent, changes));
     }
 
+    /// Everything except the peers and the firewall's contents was read.
+    pub(super) fn glanced(&mut self, glance: Option<Glance>, now: Now) {
+        match self.mirror.end_glance(glance, now.instant) {
+            Glanced::AsKnown => self.repeat_proof(true),
+            Glanced::RoutingChanged if self.gate_differs() => {
+                self.mirror.kernel_changed(ROUTING_CHANGED.into());
+            }
+            Glanced::RoutingChanged => self.repeat_proof(true),
+            Glanced::Unknown => {}
+        }
+    }
+
+    fn gate_differs(&self) -> bool {
+        let (desired, observed) = (self.rows.desired(), self.mirror.observed());
+        desired.zip(observed).is_some_and(|(desired, observed)| gate::differs(desired, &observed))
+    }
+
     /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the
     /// kernel as it is known to be; else the rows were just read.
     pub(super) fn repeat_proof(&mut self, read_back: bool) {
         // What the kernel announced is not read yet, or is being read.
-        let looks = self.mirror.wants_reading() || !read_back && self.mirror.is_busy();
+        let looks = self.mirror.is_disturbed()
+            || self.mirror.wants_reading()
+            || !read_back && self.mirror.is_busy();
         let differs = !self.difference.is_nothing() || !self.follows_all_rows();
-        if looks || differs || !self.proof.is_current() {
+        if looks || differs || !self.proof.may_repeat(read_back) {
             return;
         }
         let Some(as_of) = self.rows.desired().map(|desired| desired.as_of()) else { return };

@@ -1,5 +1,6 @@
 use super::due::READING_GAP;
 use super::*;
+use crate::dataplane::Glance;
 use crate::model::{FirewallChange, HostRouting};
 use crate::plan::Phase;
 
@@ -40,8 +41,9 @@ fn a_reading_that_takes_long_is_made_less_often_and_heartbeats_glance() {
     let mut mirror = read_once(now);
     assert_eq!(mirror.interval(), LONG_INTERVAL);
     mirror.want_beat(now);
-    assert!(!mirror.wants_reading() && mirror.begin_glance().is_some());
-    assert!(!mirror.end_glance(None), "a glance that fails finds nothing as it was");
+    assert!(!mirror.wants_reading() && mirror.begin_glance(now).is_some());
+    let failed = mirror.end_glance(None, now);
+    assert_eq!(failed, Glanced::Unknown, "a glance that fails finds nothing as it was");
     assert!(mirror.wants_reading());
 }
 
@@ -81,10 +83,11 @@ fn only_a_reading_or_a_glance_reads_the_kernel_back() {
     assert!(mirror.prove(false), "it was just read");
     assert!(!mirror.prove(false), "and not since");
     mirror.want_beat(now);
-    mirror.begin_glance();
+    mirror.begin_glance(now);
     let (routes, routing) = (BTreeMap::new(), HostRouting::default());
     let glance = Glance { interface: None, routes, routing, firewall_is_current: true };
-    assert!(mirror.end_glance(Some(glance)) && mirror.prove(false));
+    assert_eq!(mirror.end_glance(Some(glance), now), Glanced::AsKnown);
+    assert!(mirror.prove(false));
     mirror.begin_apply(Plan::default(), now);
     assert!(!mirror.can_be_planned(), "in doubt until every step is answered");
     mirror.applied(&Outcome::default());
@@ -96,12 +99,37 @@ fn a_glance_that_finds_a_change_disturbs_proofs_until_the_next_reading() {
     let now = Instant::now();
     let mut mirror = read_once(now);
     mirror.want_beat(now);
-    mirror.begin_glance();
+    mirror.begin_glance(now);
     let (routes, routing) = (BTreeMap::new(), HostRouting::default());
     let glance = Glance { interface: None, routes, routing, firewall_is_current: false };
-    assert!(!mirror.end_glance(Some(glance)) && mirror.is_disturbed());
+    assert_eq!(mirror.end_glance(Some(glance), now), Glanced::Unknown);
+    assert!(mirror.is_disturbed());
     mirror.begin_reading(now + READING_GAP).unwrap();
     assert!(!mirror.is_disturbed());
+}
+
+#[test]
+fn however_often_the_routing_changes_glances_take_no_more_than_a_tenth_of_the_time() {
+    const MS: Duration = Duration::from_millis(1);
+    let start = Instant::now();
+    let mut mirror = read_once(start);
+    let (mut glances, mut ends_at) = (0_u16, None);
+    for now in (0..10_000).map(|ms| start + ms * MS) {
+        if ends_at.take_if(|at| *at <= now).is_some() {
+            let routing = HostRouting { checks_sources: glances % 2 == 1, ..Default::default() };
+            let (routes, interface, firewall_is_current) = (BTreeMap::new(), None, true);
+            let glance = Glance { interface, routes, routing, firewall_is_current };
+            let found = mirror.end_glance(Some(glance), now);
+            assert_ne!(found, Glanced::Unknown);
+        }
+        mirror.routing_changed();
+        assert!(mirror.begin_reading(now).is_none(), "no reading is wanted");
+        if mirror.begin_glance(now).is_some() {
+            glances += 1;
+            ends_at = Some(now + 10 * MS);
+        }
+    }
+    assert_eq!(glances, 100, "each takes 10 ms");
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub async fn run<D: Dataplane + 'static>(
             biased;
             _ = stop.changed() => break,
             Some(event) = events.recv() => shell.receive(event),
-            Some(why) = kernel_events.recv() => shell.handle(Event::KernelChanged { why }),
+            Some(change) = kernel_events.recv() => shell.handle(change.into()),
             Some(ask) = asks.recv() => shell.answer(ask),
             _ = prune.tick() => shell.prune(),
             _ = attach.tick() => shell.attach(),

@@ -22,7 +22,7 @@ use crate::dataplane::{Dataplane, DataplaneHandle};
 use crate::model::GatewayId;
 use crate::reconcile::clock;
 use crate::reconcile::error::{DatabaseError, RunError};
-use crate::reconcile::event::{Action, Event, ReadAnswer, ReadKind, Sent};
+use crate::reconcile::event::{Action, Event, KernelChange, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::hints::{Heard, Hints};
 use crate::reconcile::history::MARKS_KEPT_FOR;
 use crate::reconcile::machine::Machine;
@@ -38,8 +38,8 @@ pub struct Options<D> {
     pub store: Store,
     pub mode: SyncMode,
     pub dataplane: DataplaneHandle<D>,
-    /// Says why to look at the kernel again.
-    pub kernel_events: mpsc::Receiver<String>,
+    /// Changes that the kernel announces.
+    pub kernel_events: mpsc::Receiver<KernelChange>,
     /// News from a broker; `None`: no `[hints]`.
     pub hints: Option<Hints>,
     /// Where the last good rows are kept; `None`: they are not kept.

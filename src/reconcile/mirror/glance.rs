@@ -1,0 +1,74 @@
+//! Glances: everything except the peers and the firewall's contents is read, which does not grow with them.
+
+use std::time::Instant;
+
+use super::Mirror;
+use super::due::gap_after;
+use super::work::{Job, Trust, Wanted};
+use crate::dataplane::Glance;
+use crate::reconcile::clock::is_due;
+use crate::reconcile::event::Action;
+
+/// The findings of a glance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::reconcile) enum Glanced {
+    /// Everything is as it is known to be.
+    AsKnown,
+    /// The host's routing is another, and known from now on; the rest is as it is known to be.
+    RoutingChanged,
+    /// Something else changed, or could not be read: a complete reading will show it, and say why if it
+    /// cannot be had.
+    Unknown,
+}
+
+impl Mirror {
+    /// The kernel announced a change of the host's routing, which a glance shows: on a large gateway a
+    /// complete reading for each change of another program would leave no time for anything else.
+    pub fn routing_changed(&mut self) {
+        if self.trust == Trust::Glanced {
+            self.trust = Trust::Kept;
+        }
+        self.announced = true;
+        if self.wanted == Wanted::Nothing {
+            self.wanted = Wanted::Glance;
+        }
+    }
+
+    /// Begins a glance, if one is wanted and may begin.
+    pub fn begin_glance(&mut self, now: Instant) -> Option<Action> {
+        if !is_due(self.glance_due(), now) {
+            return None;
+        }
+        self.wanted = Wanted::Nothing;
+        self.announced = false;
+        self.glance_began_at = now;
+        self.job = Job::Look;
+        Some(Action::Glance)
+    }
+
+    /// A glance ended.
+    pub fn end_glance(&mut self, glance: Option<Glance>, now: Instant) -> Glanced {
+        self.job = Job::None;
+        self.glances_from = now + gap_after(now.duration_since(self.glance_began_at));
+        let as_known = |glance: &Glance| {
+            self.observed().is_some_and(|observed| {
+                glance.firewall_is_current
+                    && glance.interface == observed.interface
+                    && glance.routes == observed.routes
+            })
+        };
+        let (Some(glance), Some(observed)) = (glance.filter(as_known), &self.observed) else {
+            self.announced = true;
+            self.want_reading("heartbeat");
+            return Glanced::Unknown;
+        };
+        if self.trust == Trust::Kept && !self.wants_reading() {
+            self.trust = Trust::Glanced;
+        }
+        if glance.routing == observed.read().routing {
+            return Glanced::AsKnown;
+        }
+        observed.set_routing(glance.routing);
+        Glanced::RoutingChanged
+    }
+}
