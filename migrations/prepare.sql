@@ -42,8 +42,8 @@ begin
             errcode = 'GP004',
             message = format('role gatepost_owner belongs to another administrator of this server, and %I may '
                 'not act as it', current_user),
-            hint = format('as that administrator, run `grant gatepost_owner, gatepost_gateway to %I with admin '
-                'option`', current_user);
+            hint = format('as that administrator, run `grant gatepost_owner, gatepost_gateway, gatepost_bell to %I '
+                'with admin option`', current_user);
     end;
     -- For the start time of the checkpointer in gatepost.history(). Some providers do not allow it.
     if not pg_has_role('gatepost_owner', 'pg_read_all_stats', 'member') then

@@ -1,8 +1,9 @@
 //! How to connect to the configured database, and what to do where that fails.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use gatepost::store::{ConnectOptions, Host, Password, StoreError, TlsFiles};
+use gatepost::store::{ConnectOptions, Host, Password, Source, Store, StoreError, TlsFiles};
 
 use crate::config::{Config, ConfigError, read_database_password, read_database_token};
 
@@ -28,6 +29,31 @@ pub fn options(config: &Config) -> Result<ConnectOptions, ConfigError> {
     options.statement_timeout = config.sync.statement_timeout;
     options.host = this_host();
     Ok(options)
+}
+
+/// Reads the password, the token and the certificates that this configuration names.
+pub fn source(config: Config) -> Source {
+    source_with(config, |_| ())
+}
+
+/// Like [`source`], with options that are changed so.
+pub fn source_with(
+    config: Config,
+    change: impl Fn(&mut ConnectOptions) + Send + Sync + 'static,
+) -> Source {
+    Arc::new(move || {
+        let mut options = options(&config).map_err(|error| error.to_string())?;
+        change(&mut options);
+        Ok(options)
+    })
+}
+
+/// From now on the store reads its files again when a login is refused.
+pub fn follow_files(store: &Store, source: Source) {
+    // What was read a moment ago can be read again, and if not, it stays in use.
+    if let Err(why) = store.follow(source) {
+        tracing::debug!(why, "the database's options were not read again: {why}");
+    }
 }
 
 /// This host, as the database knows it. A file that is missing counts as empty.

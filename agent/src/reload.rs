@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use gatepost::model::Local;
 use gatepost::reconcile::{Reloaded, Timing};
-use gatepost::store::{ConnectOptions, Store};
+use gatepost::store::Store;
 
 use crate::config::{Config, Source, load, read_psk_keys};
-use crate::database;
+use crate::database::{self, follow_files};
 use crate::loop_options::{stale_options, timing};
 use crate::telemetry::set_filter;
 
@@ -32,10 +32,7 @@ impl Reloader {
     /// certificates again when a login is refused.
     pub fn new(source: Source, config: Config, local: Arc<Local>, store: Store) -> Self {
         let timing = timing(&config);
-        // What was read a moment ago can be read again, and if not, it stays in use.
-        if let Err(why) = store.follow(database_source(config.clone())) {
-            tracing::debug!(why, "the database's options were not read again: {why}");
-        }
+        follow_files(&store, database::source(config.clone()));
         Self { source, config, local, timing, store }
     }
 
@@ -64,7 +61,7 @@ impl Reloader {
             psk_keys: psk_keys.unwrap_or_default(),
         });
         // The last that can fail, and so the first that is followed.
-        self.store.follow(database_source(config.clone()))?;
+        self.store.follow(database::source(config.clone()))?;
         // `load` has parsed it.
         let _ = set_filter(&config.log.filter);
         let Timing { report_interval, heartbeat, heartbeat_among_many, .. } = timing(&config);
@@ -79,11 +76,4 @@ impl Reloader {
         (self.config, self.local, self.timing) = (config, local, timing);
         Ok(Reread { options, need_restart })
     }
-}
-
-/// Reads the password and the certificates that this configuration names.
-fn database_source(config: Config) -> gatepost::store::Source {
-    Arc::new(move || -> Result<ConnectOptions, String> {
-        database::options(&config).map_err(|error| error.to_string())
-    })
 }

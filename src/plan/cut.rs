@@ -8,10 +8,11 @@ use ipnet::IpNet;
 use super::prefix::may_contain_others;
 use crate::model::ObservedState;
 
-/// The addresses whose flows are cut: those of these prefixes, but for the parts that other peers hold and keep.
+/// The addresses whose flows are cut: those of these prefixes, but for the parts that other peers hold and keep, and
+/// for the networks of other links.
 ///
-/// Within a site prefix may lie those of other peers, which the device and the firewall prefer because they are longer.
-/// Their flows never were the site's.
+/// Within a site prefix may lie those of other peers, which the device and the firewall prefer because they are longer,
+/// and networks of other links, which routes prefer. Their flows never were the site's. The database may be there.
 #[derive(Debug)]
 pub struct CutArea<'a> {
     prefixes: &'a BTreeSet<IpNet>,
@@ -23,16 +24,22 @@ pub struct CutArea<'a> {
 }
 
 impl<'a> CutArea<'a> {
-    /// The area of these prefixes in a kernel in this state.
+    /// The area of these prefixes in a kernel in this state. `networks` asks for those of other links that are up: while
+    /// a link is down, the flows to its network are the site's.
     #[must_use]
-    pub fn new(prefixes: &'a BTreeSet<IpNet>, observed: &ObservedState) -> Self {
+    pub fn new(
+        prefixes: &'a BTreeSet<IpNet>,
+        observed: &ObservedState,
+        networks: impl FnOnce() -> BTreeSet<IpNet>,
+    ) -> Self {
         let whole = Self::whole(prefixes);
         if !prefixes.iter().any(may_contain_others) {
             return whole;
         }
         let held = observed.peers.values().flat_map(|peer| peer.allowed_ips.iter());
-        let others = held.filter(|held| whole.contains(held.addr()) && !prefixes.contains(held));
-        Self::sparing(prefixes, others.collect())
+        let others = held.chain(networks()).filter(|it| whole.contains(it.addr()));
+        let spared = others.filter(|other| !prefixes.contains(other)).collect();
+        Self::sparing(prefixes, spared)
     }
 
     /// All addresses of these prefixes.
@@ -118,6 +125,9 @@ mod tests {
         ];
         let observed = ObservedState { peers: peers.into(), ..ObservedState::default() };
         let cut = prefixes(&["10.0.0.0/8", "10.9.0.0/16", "10.1.2.0/24"]);
-        assert_eq!(CutArea::new(&cut, &observed).spared, prefixes(&["10.1.0.0/16"]));
+        let area = CutArea::new(&cut, &observed, BTreeSet::new);
+        assert_eq!(area.spared, prefixes(&["10.1.0.0/16"]));
+        let area = CutArea::new(&cut, &observed, || prefixes(&["10.3.0.0/24", "12.0.0.0/8"]));
+        assert_eq!(area.spared, prefixes(&["10.1.0.0/16", "10.3.0.0/24"]));
     }
 }

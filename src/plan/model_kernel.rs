@@ -114,7 +114,7 @@ impl ModelKernel {
                 self.state.peers.remove(&private_key.public_key());
             }
             Step::CutFlows { prefixes } => {
-                let area = CutArea::new(prefixes, &self.state);
+                let area = CutArea::new(prefixes, &self.state, BTreeSet::new);
                 self.flows.retain(|(source, _)| !area.contains(*source));
             }
             _ => {}

@@ -96,6 +96,23 @@ impl Dialer {
         }
     }
 
+    /// Reads the gateway's token again. Says whether it is another one, which is used from now on.
+    pub async fn renew_token(&self) -> bool {
+        let Some(source) = self.lock().source.clone() else { return false };
+        let asked = source.clone();
+        let renewed = tokio::task::spawn_blocking(move || read(&asked)).await;
+        let Ok(Ok(renewed)) = renewed else { return false };
+        let mut current = self.lock();
+        // A newer source may be followed meanwhile.
+        let is_new = current.source.as_ref().is_some_and(|it| Arc::ptr_eq(it, &source))
+            && renewed.token != current.target.token;
+        if is_new {
+            tracing::info!("read the gateway's token again");
+            current.target = renewed;
+        }
+        is_new
+    }
+
     /// The present token of the gateway.
     pub fn token(&self) -> Option<Token> {
         self.lock().target.token.clone()

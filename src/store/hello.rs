@@ -29,7 +29,12 @@ impl Store {
     /// Out of reach, login refused, a standby, not migrated, too old a schema, no rights, a role
     /// bound to no gateway, a gateway without a row: each its own [`StoreError`].
     pub async fn hello(&self) -> Result<Hello, StoreError> {
-        self.explain(self.ask_hello()).await
+        match self.explain(self.ask_hello()).await {
+            Err(StoreError::TokenRefused { .. }) if self.dialer.renew_token().await => {
+                self.explain(self.ask_hello()).await
+            }
+            answer => answer,
+        }
     }
 
     async fn ask_hello(&self) -> Result<Hello, StoreError> {

@@ -103,6 +103,27 @@ fn gateway_is_migrated_granted_and_enrolled() {
 }
 
 #[test]
+fn trigger_that_was_dropped_is_a_finding_without_an_agent() {
+    let site = Site::new("commands_mute");
+    site.as_owner(&["migrate"]).must_exit(0);
+    site.as_owner(&["grant", "fra-1", "commands_mute", "--create"]).must_exit(0);
+    let enroll = ["enroll", "--endpoint", "x:1", "--listen-port", "1", "--vpn-cidr", "10.8.0.0/24"];
+    site.gatepost.run(&enroll).must_exit(0);
+    site.psql(
+        "do $$ declare t name; begin
+            for t in select tgname from pg_trigger where tgrelid = 'devices'::regclass
+                and tgname like 'gatepost%' loop
+                execute format('drop trigger %I on devices', t);
+            end loop; end $$",
+    );
+    let (level, text, _) = site.finding("triggers");
+    assert!(
+        level == "warning" && text.starts_with("changes to devices are not announced"),
+        "{text}"
+    );
+}
+
+#[test]
 fn unmigrate_asks_and_leaves_the_tables() {
     let site = Site::new("commands_leaves");
     site.as_owner(&["migrate"]).must_exit(0);

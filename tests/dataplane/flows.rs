@@ -15,6 +15,10 @@ pub const TESTS: &[Test] = &[
     ("the_ipv6_flows_of_an_address_are_cut_and_no_other", ipv6),
     ("flows_of_an_address_are_found_without_a_list_of_all", without_a_list),
     ("flows_and_sockets_of_a_peer_within_the_prefix_of_a_site_are_left_alone", within_a_site),
+    (
+        "flows_and_sockets_of_another_link_within_the_prefix_of_a_site_are_left_alone",
+        within_a_site_of_another_link,
+    ),
 ];
 
 const SERVER: &str = "fd02::1";
@@ -97,7 +101,9 @@ fn without_a_list(backend: Backend) {
 fn within_a_site(backend: Backend) {
     let (netns, others) = (Netns::new("Bg"), Netns::new("Bo"));
     netns.plug("veth", &others);
-    netns.exec("ip address add 10.7.1.1/24 dev veth");
+    // An address is no network of the link.
+    netns.exec("ip address add 10.7.1.1/32 dev veth");
+    netns.exec("ip route add 10.7.1.2/32 dev veth src 10.7.1.1");
     others.exec("ip address add 10.7.1.2/24 dev veth");
     let listener = others.enter(|| TcpListener::bind(("10.7.1.2", 7000)).unwrap());
     netns.enter(|| {
@@ -122,6 +128,36 @@ fn within_a_site(backend: Backend) {
         accepted.read_exact(&mut [0]).unwrap();
         assert_eq!(cut(), 1, "without that peer the whole prefix was the site's");
         assert!(session.write_all(b"x").is_err());
+    });
+}
+
+fn within_a_site_of_another_link(backend: Backend) {
+    let (netns, others) = (Netns::new("Bg"), Netns::new("Bo"));
+    netns.plug("veth", &others);
+    netns.exec("ip address add 10.7.1.1/24 dev veth");
+    others.exec("ip address add 10.7.1.2/24 dev veth");
+    let listener = others.enter(|| TcpListener::bind(("10.7.1.2", 7000)).unwrap());
+    netns.enter(|| {
+        let mut gateway = Gateway::open(interface(), backend);
+        let mut database = TcpStream::connect(("10.7.1.2", 7000)).unwrap();
+        let mut accepted = listener.accept().unwrap().0;
+        gateway.observed.peers = [(key(1), peer(&["10.7.0.0/16"]))].into();
+        let before = all_tracked();
+        let [of_other, of_site] = ["10.7.1.9", "10.7.2.9"];
+        track([of_other, of_site].into_iter().map(|opener| Flow::new(opener, "192.0.2.1", 1)));
+        let mut cut = || {
+            let prefixes = ["10.7.0.0/16".parse().unwrap()].into();
+            let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
+            assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
+            outcome.flows_cut
+        };
+        assert_eq!(cut(), 1);
+        assert_eq!(all_tracked(), before + 1);
+        database.write_all(b"x").unwrap();
+        accepted.read_exact(&mut [0]).unwrap();
+        netns.exec("ip link set veth down");
+        assert!(cut() >= 1, "without that link the site has the whole prefix");
+        assert!(database.write_all(b"x").is_err());
     });
 }
 

@@ -24,6 +24,7 @@ mod interface;
 mod many_flows;
 mod many_sockets;
 mod narrowing;
+mod offloaded;
 mod peers;
 mod refused;
 mod rig;
@@ -86,7 +87,10 @@ fn tests(backend: Backend) -> Vec<Test> {
             tests.extend(handover::TESTS);
             tests.extend(in_flight::TESTS);
         }
-        _ => tests.extend(peers::KERNEL_TESTS),
+        _ => {
+            tests.extend(peers::KERNEL_TESTS);
+            tests.extend(offloaded::KERNEL_TESTS);
+        }
     }
     tests
 }

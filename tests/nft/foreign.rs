@@ -1,7 +1,7 @@
 //! Which chains of other programs drop our packets.
 
 use gatepost::dataplane::nft::{
-    ForeignDrop, Hook, Lost, Manager, Nft, flowtables_of, foreign_drops, foreign_rules,
+    ForeignDrop, Hook, Lost, Manager, Nft, Packets, flowtables_of, foreign_drops, foreign_rules,
 };
 
 use super::netns::Netns;
@@ -16,10 +16,17 @@ fn found(text: &str) -> Vec<ForeignDrop> {
     foreign_drops(&"gatepost0".parse().unwrap(), Some(51820)).unwrap()
 }
 
-fn drop(family: &'static str, table: &str, chain: &str, hook: Hook) -> ForeignDrop {
+fn drop(
+    family: &'static str,
+    table: &str,
+    chain: &str,
+    (hook, packets): (Hook, Packets),
+) -> ForeignDrop {
     let (table, chain) = (table.into(), chain.into());
-    ForeignDrop { family, table, chain, hook, lost: Lost::All, manager: None }
+    ForeignDrop { family, table, chain, hook, packets, lost: Lost::All, manager: None }
 }
+
+const FORWARDED: (Hook, Packets) = (Hook::Forward, Packets::Forwarded);
 
 fn chain(hook: &str, policy: &str, rules: &str) -> String {
     format!(
@@ -29,7 +36,7 @@ fn chain(hook: &str, policy: &str, rules: &str) -> String {
 
 #[test]
 fn foreign_chains_that_end_in_a_drop_are_found() {
-    let forward = [drop("inet", "theirs", "it", Hook::Forward)];
+    let forward = [drop("inet", "theirs", "it", FORWARDED)];
     assert_eq!(found(&chain("forward", "drop", "")), forward);
     assert_eq!(found(&chain("forward", "drop", "iifname \"eth0\" accept")), forward);
     assert_eq!(
@@ -42,12 +49,24 @@ fn foreign_chains_that_end_in_a_drop_are_found() {
         chain it { type filter hook forward priority 0; policy drop;\n}
     }";
     assert_eq!(found(elsewhere), forward);
-    let input = [Hook::Input, Hook::Peers].map(|hook| drop("inet", "theirs", "it", hook));
+    let lost = |hook, packets: [Packets; 2]| {
+        packets.map(|packets| drop("inet", "theirs", "it", (hook, packets)))
+    };
+    let input = lost(Hook::Input, [Packets::WireGuard, Packets::Host]);
     assert_eq!(found(&chain("input", "drop", "tcp dport 22 accept")), input);
     // The port and the link are two questions.
     let [port, peers] = input;
     assert_eq!(found(&chain("input", "drop", "udp dport { 53, 51820 } accept")), [peers]);
     assert_eq!(found(&chain("input", "drop", "iifname \"gatepost0\" accept")), [port]);
+    let output = lost(Hook::Output, [Packets::WireGuard, Packets::Host]);
+    assert_eq!(found(&chain("output", "drop", "")), output);
+    let [wireguard, host] = output;
+    assert_eq!(found(&chain("output", "drop", "oifname \"gatepost0\" accept")), [wireguard]);
+    assert_eq!(found(&chain("output", "drop", "udp sport { 53, 51820 } accept")), [host]);
+    for hook in [Hook::Prerouting, Hook::Postrouting] {
+        let both = lost(hook, [Packets::WireGuard, Packets::Forwarded]);
+        assert_eq!(found(&chain(&hook.to_string(), "drop", "")), both);
+    }
 }
 
 /// Whether a chain of the input hook that drops by default, with these rules of `iptables-nft`, is said to
@@ -61,14 +80,14 @@ fn keeps_wireguard_out(rules: &[&str]) -> bool {
     std::fs::write(file.path(), text).unwrap();
     netns.run(&format!("iptables-nft-restore <{}", file.path().display()));
     let found = foreign_drops(&"gatepost0".parse().unwrap(), Some(51820)).unwrap();
-    found.iter().any(|it| it.hook == Hook::Input)
+    found.iter().any(|it| it.packets == Packets::WireGuard)
 }
 
 #[test]
 fn rule_for_other_datagrams_does_not_let_wireguards_own_through() {
     let has_input = |rules: &str| {
         let rules = format!("iifname lo accept; ct state established accept; {rules}");
-        found(&chain("input", "drop", &rules)).iter().any(|it| it.hook == Hook::Input)
+        found(&chain("input", "drop", &rules)).iter().any(|it| it.packets == Packets::WireGuard)
     };
     for rules in [
         "udp sport 53 accept",
@@ -123,7 +142,8 @@ fn foreign_chains_that_let_us_through_are_not_found() {
         &chain("forward", "drop", "iifname \"gate*\" accept; oifname \"gate*\" accept"),
         &chain("forward", "drop", "ct state { established, new } accept"),
         &chain("input", "drop", "udp dport 51820 accept; iifname \"gatepost0\" accept"),
-        &chain("output", "drop", ""),
+        &chain("output", "drop", "oifname gatepost0 accept; udp sport 51820 accept"),
+        &chain("prerouting", "drop", "iifname gatepost0 accept; udp dport 51820 accept"),
         // One rule anywhere on the way is enough, also when a map leads there.
         "table inet theirs {
             chain ours { accept\n}
@@ -155,7 +175,7 @@ fn chain_that_lets_half_of_a_connection_through_is_found() {
         ("iifname gatepost0 drop", Lost::All),
     ] {
         let [found] = &found(&chain("forward", "drop", rules))[..] else { panic!("{rules}") };
-        assert_eq!((found.hook, found.lost), (Hook::Forward, lost), "{rules}");
+        assert_eq!((found.packets, found.lost), (Packets::Forwarded, lost), "{rules}");
     }
     // A chain whose last rule calls one that drops has no policy that says so.
     let logged = |rules: &str| {
@@ -173,15 +193,15 @@ fn chain_that_lets_half_of_a_connection_through_is_found() {
 
 #[test]
 fn rules_that_drop_wireguards_own_packets_are_found() {
-    let said = |rules: &str| {
+    let said = |hook: &str, rules: &str| {
         let netns = Netns::new();
         netns.enter();
-        netns.load(&chain("input", "accept", rules));
+        netns.load(&chain(hook, "accept", rules));
         let rules = foreign_rules(&"gatepost0".parse().unwrap(), Some(51820)).unwrap();
         rules.into_iter().flat_map(|found| found.first).collect::<Vec<_>>()
     };
     let of_wireguard = |rules: &str| {
-        let mut said = said(rules);
+        let mut said = said("input", rules);
         said.retain(|text| text.starts_with("to WireGuard"));
         said
     };
@@ -194,8 +214,15 @@ fn rules_that_drop_wireguards_own_packets_are_found() {
     {
         assert_eq!(of_wireguard(harmless), Vec::<String>::new(), "{harmless}");
     }
+    for (hook, rules, wanted) in [
+        ("prerouting", "iifname eth0 udp dport 51820 drop", "to WireGuard: iifname eth0"),
+        ("output", "oifname eth0 udp sport 51820 drop", "by WireGuard: oifname eth0"),
+        ("postrouting", "oifname eth0 udp sport 51820 drop", "by WireGuard: oifname eth0"),
+    ] {
+        assert!(said(hook, rules).iter().any(|said| said == wanted), "{hook} {rules}");
+    }
     let all = found(&chain("input", "accept", "udp dport 51820 drop"));
-    assert!(all.iter().any(|it| it.hook == Hook::Input), "{all:?}");
+    assert!(all.iter().any(|it| it.packets == Packets::WireGuard), "{all:?}");
 }
 
 #[test]
@@ -204,21 +231,22 @@ fn every_family_is_searched_and_the_manager_is_recognised() {
         chain DOCKER-USER { }
         chain FORWARD { type filter hook forward priority 0; policy drop; jump DOCKER-USER; }
     }";
-    let docker = (docker, drop("ip", "filter", "FORWARD", Hook::Forward), Manager::Docker);
+    let docker = (docker, drop("ip", "filter", "FORWARD", FORWARDED), Manager::Docker);
     let ufw = "table ip6 filter {
         chain ufw6-before-forward { }
         chain FORWARD { type filter hook forward priority 0; policy drop; jump ufw6-before-forward; }
     }";
-    let ufw = (ufw, drop("ip6", "filter", "FORWARD", Hook::Forward), Manager::Ufw);
+    let ufw = (ufw, drop("ip6", "filter", "FORWARD", FORWARDED), Manager::Ufw);
     let firewalld = "table inet firewalld { chain filter_INPUT {
         type filter hook input priority 10; ct state established accept; iifname lo accept; reject
 }
 }";
+    let input = (Hook::Input, Packets::WireGuard);
     let firewalld =
-        (firewalld, drop("inet", "firewalld", "filter_INPUT", Hook::Input), Manager::Firewalld);
+        (firewalld, drop("inet", "firewalld", "filter_INPUT", input), Manager::Firewalld);
     for (text, expected, manager) in [docker, ufw, firewalld] {
         let mut found = found(text);
-        found.retain(|found| found.hook != Hook::Peers);
+        found.retain(|found| found.packets != Packets::Host);
         assert_eq!(found, [ForeignDrop { manager: Some(manager), ..expected }]);
     }
 }
@@ -235,7 +263,8 @@ fn said(ruleset: &str) -> Vec<String> {
     }
     let link = "gatepost0".parse().unwrap();
     let drops = foreign_drops(&link, Some(51820)).unwrap();
-    let drops = drops.into_iter().map(|found| format!("{found} {:?} {:?}", found.hook, found.lost));
+    let drops =
+        drops.into_iter().map(|found| format!("{found} {:?} {:?}", found.packets, found.lost));
     let rules = foreign_rules(&link, Some(51820)).unwrap();
     let rules = rules.iter().map(|found| format!("{found} {}", found.first.join("; ")));
     drops.chain(rules).collect()
@@ -247,7 +276,7 @@ fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
         (
             "docker-28.iptables",
             &[
-                "chain FORWARD of table ip filter Forward",
+                "chain FORWARD of table ip filter Forwarded",
                 "chain FORWARD (forward) of table ip filter from peers: oifname docker0",
                 "chain PREROUTING (prerouting) of table ip raw from peers: destination 172.17.0.2",
             ],
@@ -285,13 +314,13 @@ fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
         (
             "firewalld-port.nft",
             &[
-                "chain filter_FORWARD of table inet firewalld Forward",
-                "chain filter_INPUT of table inet firewalld Peers",
+                "chain filter_FORWARD of table inet firewalld Forwarded",
+                "chain filter_INPUT of table inet firewalld Host",
             ],
         ),
         (
             "ufw.iptables",
-            &["chain FORWARD of table ip filter Forward", "chain INPUT of table ip filter Peers"],
+            &["chain FORWARD of table ip filter Forwarded", "chain INPUT of table ip filter Host"],
         ),
         (
             "libvirt.iptables",
@@ -300,9 +329,9 @@ fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
         (
             "mullvad.nft",
             &[
-                "chain forward of table inet mullvad Forward",
-                "chain input of table inet mullvad Input",
-                "chain output (output) of table inet mullvad to peers: what no earlier rule lets pass",
+                "chain forward of table inet mullvad Forwarded",
+                "chain input of table inet mullvad WireGuard",
+                "chain output (output) of table inet mullvad Host",
             ],
         ),
     ];
@@ -321,8 +350,8 @@ fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
 fn nothing_is_said_of_rules_that_drop_no_packet_of_ours() {
     // It drops what others open to peers, and no answer.
     let both = said("firewalld-both.nft");
-    let forward: Vec<_> = both.iter().filter(|line| line.contains("Forward")).collect();
-    assert_eq!(forward, ["chain filter_FORWARD of table inet firewalld Forward Some"]);
+    let forward: Vec<_> = both.iter().filter(|line| line.contains("Forwarded")).collect();
+    assert_eq!(forward, ["chain filter_FORWARD of table inet firewalld Forwarded Some"]);
     for rules in [
         "ct state invalid drop",
         "iifname \"gatepost0\" accept; ip daddr 10.0.0.1 drop; oifname \"gatepost0\" accept; drop",

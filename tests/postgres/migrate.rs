@@ -368,7 +368,8 @@ async fn an_owner_without_superuser_rights_migrates_and_grants() {
     let version = "select current_setting('server_version_num')::bigint / 10000";
     if world.count(version).await >= 16 {
         let error = migrate(&boss).await.unwrap_err().to_string();
-        let way_out = "`grant gatepost_owner, gatepost_gateway to boss with admin option`";
+        let way_out =
+            "`grant gatepost_owner, gatepost_gateway, gatepost_bell to boss with admin option`";
         assert!(error.contains(way_out), "{error}");
         world.run(way_out.trim_matches('`')).await;
     }

@@ -1,5 +1,6 @@
 //! Gateways behind one pool: one role, and a token in each call.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio_postgres::Client;
@@ -161,6 +162,27 @@ async fn wrong_and_revoked_tokens_and_none_are_told_apart() {
     pool.world.run("delete from gateways where name = 'g2'").await;
     let error = pool.store(token(5)).hello().await.unwrap_err();
     assert!(matches!(error, StoreError::GatewayUnknown { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_that_was_replaced_is_read_again_once_the_former_is_refused() {
+    let (pool, _) = Pool::new().await;
+    let admin = options("postgres", &pool.world.database);
+    let (store, file) = (pool.store(token(1)), Arc::new(Mutex::new(token(1))));
+    let (read, url) = (Arc::clone(&file), pool.url());
+    let source = move || {
+        let mut options = ConnectOptions::new(url.clone());
+        options.token = Some(read.lock().unwrap().clone());
+        Ok(options)
+    };
+    store.follow(Arc::new(source)).unwrap();
+    grant_token(&admin, "g1", &token(3), None, &CreateRole::No).await.unwrap();
+    assert_eq!(revoke_tokens(&admin, "g1", true).await.unwrap(), 1);
+    let refused = store.hello().await.unwrap_err();
+    assert!(matches!(refused, StoreError::TokenRefused { .. }), "{refused}");
+    *file.lock().unwrap() = token(3);
+    store.hello().await.unwrap();
+    store.snapshot().await.unwrap();
 }
 
 /// The rights of a role of its own, and of the pool's role: the same functions, and no table.

@@ -26,9 +26,9 @@ pub use load::{Source, load};
 pub use schema::{Backend, Config};
 pub use search::SecretSearch;
 pub use secret::{
-    exposure, known_secrets, private_key_file, read_database_password, read_database_token,
-    read_hints_login, read_private_key, read_psk_keys, read_psk_keys_file, read_secret_file,
-    secret_files, secrets_beside,
+    exposure, hints_login_file, known_secrets, private_key_file, read_database_password,
+    read_database_token, read_hints_login, read_private_key, read_psk_keys, read_psk_keys_file,
+    read_secret_file, secret_files, secrets_beside,
 };
 pub use url::{BrokerUrl, DatabaseUrlError};
 

@@ -175,11 +175,16 @@ pub fn read_psk_keys_file(path: &Path) -> Result<PskKeys, ConfigError> {
 /// # Errors
 /// [`ConfigError::Secret`] if the file is named or exists, and cannot be read;
 /// [`ConfigError::HintsLogin`] if it holds something else.
-pub fn read_hints_login(config: &Config) -> Result<Option<Login>, ConfigError> {
-    let Some(path) = optional(config, Secret::HintsLogin) else { return Ok(None) };
-    let text = read(&path, Secret::HintsLogin.what(), CORRECT)?;
+pub fn read_hints_login(path: &Path) -> Result<Login, ConfigError> {
+    let text = read(path, Secret::HintsLogin.what(), CORRECT)?;
     let login = text.expose_text().parse();
-    login.map(Some).map_err(|source| ConfigError::HintsLogin { path, source })
+    login.map_err(|source| ConfigError::HintsLogin { path: path.to_owned(), source })
+}
+
+/// The file of the login at the broker; `None`: it takes none.
+#[must_use]
+pub fn hints_login_file(config: &Config) -> Option<PathBuf> {
+    optional(config, Secret::HintsLogin)
 }
 
 /// A sentence if users other than owner and group may read or change a secret's file.

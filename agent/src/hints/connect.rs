@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event};
 
 use super::{BrokerError, Login};
-use crate::config::{BrokerUrl, Config, ConfigError, read_hints_login};
+use crate::config::{BrokerUrl, Config, ConfigError, hints_login_file, read_hints_login};
 
 /// A connection on which nothing comes for so long is asked whether it is alive, and given up after
 /// two questions without an answer.
@@ -18,6 +18,8 @@ const CONNECTS_WITHIN: Duration = Duration::from_secs(5);
 pub struct Broker {
     url: BrokerUrl,
     login: Option<Login>,
+    /// Read anew for each connection: the login may have changed.
+    login_file: Option<PathBuf>,
     ca_file: Option<PathBuf>,
 }
 
@@ -29,7 +31,9 @@ impl Broker {
     pub fn of(config: &Config) -> Result<Option<Self>, ConfigError> {
         let Some(url) = config.hints.url.clone() else { return Ok(None) };
         let ca_file = config.hints.tls_ca_file.as_deref().map(|path| config.path(path));
-        Ok(Some(Self { url, login: read_hints_login(config)?, ca_file }))
+        let login_file = hints_login_file(config);
+        let login = login_file.as_deref().map(read_hints_login).transpose()?;
+        Ok(Some(Self { url, login, login_file, ca_file }))
     }
 
     /// Connects, trying each server once. A connection that is lost later is made again as often; after
@@ -43,6 +47,8 @@ impl Broker {
         name: &str,
         events: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Client, BrokerError> {
+        // A file that cannot be read now leaves the former login in use.
+        let renewed = self.login_file.as_deref().and_then(|file| read_hints_login(file).ok());
         let mut options = ConnectOptions::new()
             .name(name)
             .ping_interval(PING_EVERY)
@@ -53,7 +59,7 @@ impl Broker {
                 events(event);
                 std::future::ready(())
             });
-        if let Some(Login { user, password }) = &self.login {
+        if let Some(Login { user, password }) = renewed.as_ref().or(self.login.as_ref()) {
             options = options.user_and_password(user.clone(), password.to_string());
         }
         if let Some(file) = &self.ca_file {

@@ -155,6 +155,20 @@ async fn a_wrong_login_and_missing_permissions_are_said() {
 }
 
 #[tokio::test]
+async fn a_login_that_was_changed_is_read_again() {
+    let nats = Nats::for_gateway(EXAMPLE_GATEWAY);
+    let scratch = Scratch::new();
+    scratch.file("hints.login", "fra-1:of-yesterday");
+    let url = format!("[hints]\nurl = \"nats://127.0.0.1:{}\"", nats.port);
+    let mut hints = ear(Broker::of(&scratch.load(&url).unwrap()).unwrap().unwrap());
+    let heard = until(&mut hints, |heard| heard.trouble.is_some()).await;
+    assert!(heard.trouble.unwrap().contains("refuses the login"));
+    scratch.file("hints.login", AGENT);
+    let heard = until_it_listens(&bell(&nats).await, &mut hints).await;
+    assert_eq!(heard.trouble, None);
+}
+
+#[tokio::test]
 async fn tls_is_verified_and_its_errors_name_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = (folder.path().join("crt"), folder.path().join("key"));

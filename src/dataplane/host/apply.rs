@@ -4,24 +4,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::{Backend, BackendInUse, Host, Link};
 use crate::causes::causes;
-use crate::count::count;
 use crate::dataplane::batch::{Part, part};
-use crate::dataplane::conntrack::Cut;
 use crate::dataplane::device::{abandon_device, spawn_device};
 use crate::dataplane::netlink::NetlinkError;
 use crate::dataplane::nft::NftError;
 use crate::dataplane::refusal::{blame, refused, way_out};
-use crate::dataplane::sockets::{self, Destroyed};
 use crate::dataplane::wireguard::{self, Userspace};
 use crate::dataplane::{
     DataplaneError, Firewall, Outcome, RefusedStep, SharedObserved, address, link, route, rule,
 };
 use crate::model::{FirewallChange, GatewayId, InterfaceName, ObservedState, Unloadable};
-use crate::plan::{Blame, CutArea, Interlock, Parted, Phase, Step, before_slow, load_in_parts};
+use crate::plan::{Blame, Interlock, Parted, Phase, Step, before_slow, load_in_parts};
 
 /// A device looks at its link each second.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(3);
@@ -39,14 +36,8 @@ impl<F: Firewall> Host<F> {
     ) -> Vec<Verdict> {
         match &run[0] {
             step @ Step::CutFlows { prefixes } => {
-                // A socket that lives on could open a flow anew that was cut. If the kernel does not close it, what it
-                // sends is the gateway's own traffic, which no policy of the former holder lets pass.
-                let area = CutArea::new(prefixes, observed);
-                let destroyed = sockets::destroy_sockets(&area);
-                outcome.sockets_may_be_left |= destroyed.refusal.is_some();
-                note_destroyed(destroyed, &mut self.sockets_refusal);
-                let cut = self.flows.cut(&area);
-                alone(cut.map(|cut| note_cut(cut, outcome)).map_err(|error| refused(step, error)))
+                let cut = self.cut_flows(prefixes, observed, outcome);
+                alone(cut.map_err(|error| refused(step, error)))
             }
             Step::CreateLink { gateway_id, .. } => alone(self.create_link(*gateway_id)),
             Step::RenameLink { from, to } => alone(self.rename_link(from, to)),
@@ -363,39 +354,6 @@ impl<F: Firewall> Host<F> {
                 .collect(),
         }
     }
-}
-
-fn note_cut(cut: Cut, outcome: &mut Outcome) {
-    outcome.flows_cut += cut.flows;
-    outcome.flows_listed += cut.listed;
-    if cut.offloaded > 0 {
-        warn!(
-            flows = cut.offloaded,
-            "a flowtable of another program lets {} pass every rule until the end: `nft list \
-             flowtables` shows it; leave our interface out of it",
-            count(cut.offloaded, "flow")
-        );
-    }
-}
-
-/// Warns of each refusal once, until there is none or another.
-fn note_destroyed(destroyed: Destroyed, warned: &mut Option<Box<str>>) {
-    if destroyed.sockets > 0 {
-        info!(
-            sockets = destroyed.sockets,
-            "closed {} of this host to addresses that change hands",
-            count(destroyed.sockets, "connection")
-        );
-    }
-    let refusal = destroyed.refusal.map(|error| Box::from(error.to_string()));
-    if let Some(refusal) = refusal.as_deref().filter(|_| refusal != *warned) {
-        warn!(
-            refusal,
-            "connections of this host to addresses that change hands may stay open: {refusal}; this \
-             takes the modules tcp_diag and udp_diag, and a kernel with CONFIG_INET_DIAG_DESTROY"
-        );
-    }
-    *warned = refusal;
 }
 
 /// A link that is down takes any port; only coming up shows that it is in use.

@@ -4,6 +4,7 @@
 mod condition;
 mod extension;
 mod fate;
+mod hook;
 mod reader;
 mod rules;
 mod walk;
@@ -24,8 +25,9 @@ use reader::{ForeignTable, Reader};
 use walk::Walk;
 
 pub use fate::{Fate, Lost};
-pub use rules::{ForeignRules, foreign_rules};
-pub use way::{Link, Named, Way};
+pub use hook::Hook;
+pub use rules::{ForeignRules, foreign_rules, ways};
+pub use way::{Datagrams, Link, Named, Way};
 
 /// A base chain of another program that drops what none of its rules accepts, and some of our packets
 /// are among that.
@@ -36,19 +38,20 @@ pub struct ForeignDrop {
     pub table: String,
     pub chain: String,
     pub hook: Hook,
+    pub packets: Packets,
     pub lost: Lost,
     pub manager: Option<Manager>,
 }
 
-/// Which of our packets the chain sees.
+/// Which of our packets are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hook {
-    /// WireGuard's own, which other hosts send to this one.
-    Input,
-    /// Those that peers send to this host.
-    Peers,
+pub enum Packets {
+    /// WireGuard's own, between this host and others.
+    WireGuard,
+    /// Those between peers and this host.
+    Host,
     /// Those between peers and the networks behind the gateway.
-    Forward,
+    Forwarded,
 }
 
 /// The program that made the chain, as far as other chains show it.
@@ -61,18 +64,19 @@ pub enum Manager {
 
 impl fmt::Display for ForeignDrop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "chain {} of table {} {}", self.chain, self.family, self.table)
+        let Self { chain, hook, family, table, .. } = self;
+        match hook {
+            Hook::Input | Hook::Forward => write!(f, "chain {chain} of table {family} {table}"),
+            hook => write!(f, "chain {chain} ({hook}) of table {family} {table}"),
+        }
     }
 }
 
 const FAMILIES: [(u8, &str); 3] =
     [(NFPROTO_INET, "inet"), (NFPROTO_IPV4, "ip"), (NFPROTO_IPV6, "ip6")];
 
-// linux/netfilter.h: enum nf_inet_hooks
-const HOOK_LOCAL_IN: u32 = 1;
-const HOOK_FORWARD: u32 = 2;
 /// Finds all such chains in the network namespace of the calling thread. `listen_port` is WireGuard's;
-/// without it, chains for what is sent to this host are not looked at.
+/// without it, WireGuard's own packets are not followed.
 ///
 /// Chains of `iptables-legacy` are no part of nf_tables and stay unseen.
 ///
@@ -133,33 +137,52 @@ fn read(
                 == Some(verdict::DROP.cast_unsigned());
             let mut table = ForeignTable { reader, family: number, table: &base.table };
             let mut walk = Walk::new(&mut table, interface.as_str());
+            let Some(hook) = filters_at(base) else { continue };
             let mut follow = |way| walk.follow(&base.name, way, drops);
-            let lost = match number_of(base) {
-                Some(HOOK_LOCAL_IN) => {
-                    let wireguard =
-                        listen_port.map(Way::of_wireguard).map(&mut follow).transpose()?;
-                    let peers = follow(Way::TO_HOST)?;
-                    [
-                        (Hook::Input, wireguard.and_then(Lost::of_wireguard)),
-                        (Hook::Peers, Lost::of_peers(peers)),
-                    ]
-                }
-                Some(HOOK_FORWARD) => {
-                    let (from, to) = (follow(Way::FROM_PEERS)?, follow(Way::TO_PEERS)?);
-                    [(Hook::Forward, Lost::of_forwarded(from, to)), (Hook::Forward, None)]
-                }
-                _ => continue,
-            };
-            for (hook, lost) in lost {
+            let lost = lost_at(hook, listen_port, &mut follow)?;
+            for (packets, lost) in lost {
                 let Some(lost) = lost else { continue };
                 let (table, chain) = (base.table.clone(), base.name.clone());
                 let manager = manager(&base.table, &chains);
-                found.push(ForeignDrop { family, table, chain, hook, lost, manager });
+                found.push(ForeignDrop { family, table, chain, hook, packets, lost, manager });
             }
         }
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// Which of the packets that come by a hook are lost there. `follow` says what becomes of those that go a way.
+///
+/// # Errors
+/// Those of `follow`.
+pub fn lost_at<E>(
+    hook: Hook,
+    listen_port: Option<u16>,
+    mut follow: impl FnMut(Way) -> Result<Fate, E>,
+) -> Result<[(Packets, Option<Lost>); 2], E> {
+    let way = listen_port.and_then(|port| Way::of_wireguard_at(hook, port));
+    let wireguard = way.map(&mut follow).transpose()?.and_then(match hook {
+        Hook::Output | Hook::Postrouting => Lost::of_sent,
+        _ => Lost::of_wireguard,
+    });
+    let of_peers = match hook {
+        Hook::Prerouting => {
+            let from = follow(Way::UNROUTED)?;
+            (Packets::Forwarded, Lost::of_forwarded(from, from))
+        }
+        Hook::Input => (Packets::Host, Lost::of_peers(follow(Way::TO_HOST)?)),
+        Hook::Forward => {
+            let (from, to) = (follow(Way::FROM_PEERS)?, follow(Way::TO_PEERS)?);
+            (Packets::Forwarded, Lost::of_forwarded(from, to))
+        }
+        Hook::Output => (Packets::Host, Lost::of_host(follow(Way::FROM_HOST)?)),
+        Hook::Postrouting => {
+            let (from, to) = (follow(Way::FROM_PEERS)?, follow(Way::LEAVING)?);
+            (Packets::Forwarded, Lost::of_forwarded(from, to))
+        }
+    };
+    Ok([(Packets::WireGuard, wireguard), of_peers])
 }
 
 fn manager(table: &str, chains: &[Declaration]) -> Option<Manager> {
@@ -176,6 +199,7 @@ fn manager(table: &str, chains: &[Declaration]) -> Option<Manager> {
 }
 
 /// The hook of a base chain that filters. Others translate addresses or reroute.
-fn number_of(chain: &Declaration) -> Option<u32> {
-    chain.hook.as_ref().filter(|hook| hook.kind == "filter").map(|hook| hook.number)
+fn filters_at(chain: &Declaration) -> Option<Hook> {
+    let hook = chain.hook.as_ref().filter(|hook| hook.kind == "filter")?;
+    Hook::of(hook.number)
 }

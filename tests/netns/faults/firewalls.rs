@@ -22,7 +22,7 @@ fn handles(lab: &Lab, table: &str) -> Vec<String> {
 /// No chain of another program stops peers or their tunnel. Notes tell of single rules.
 fn check_is_content(lab: &Lab) {
     let (code, found, _) = lab.gatepost(&["check"]);
-    let warns = found.lines().any(|line| line.starts_with("warning  firewall"));
+    let warns = found.lines().any(|line| line.starts_with("warning firewall"));
     assert!(!warns, "{code}: {found}");
 }
 

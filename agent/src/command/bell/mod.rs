@@ -9,7 +9,7 @@ mod troubles;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use gatepost::store::{KnownBell, Store};
+use gatepost::store::{ConnectOptions, KnownBell, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -49,6 +49,9 @@ async fn serve(config: &Config) -> Result<(), CommandError> {
     let merging = Store::connect(&options)?;
     options.statement_timeout = LOOK_WITHIN;
     let store = Store::connect(&options)?;
+    database::follow_files(&merging, database::source(config.clone()));
+    let soon = |options: &mut ConnectOptions| options.statement_timeout = LOOK_WITHIN;
+    database::follow_files(&store, database::source_with(config.clone(), soon));
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let name = name();

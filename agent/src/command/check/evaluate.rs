@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gatepost::model::KeyText;
+use gatepost::model::{InterfaceName, KeyText};
 use gatepost::plan::usable_network;
 use gatepost::reconcile::{Provenance, SyncMode};
 use gatepost::store::{SCHEMA_VERSION, StoreError};
@@ -11,6 +11,7 @@ use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
 use super::finding::Finding;
 use super::firewall::{fail_closed, firewall};
 use super::forwarding::{Families, forwarding};
+use super::ports;
 use super::running::running;
 use super::shared::{shared_role, writable};
 use crate::config::{Backend, Config};
@@ -31,7 +32,8 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(last_good(config, facts));
     findings.extend(blocks(facts));
     findings.extend(pool(facts));
-    findings.push(wireguard(config.interface.backend, &facts.host));
+    findings.push(wireguard(config.interface.backend, &config.interface.name, &facts.host));
+    findings.extend(facts.taken_ports.iter().map(ports::finding));
     findings.extend(forwarding(&facts.host, families_in_use(config, facts)));
     findings.extend(reverse_path(config, &facts.host));
     findings.extend(flows(config, facts));
@@ -137,6 +139,15 @@ fn of_database(mode: SyncMode, facts: &Facts) -> Vec<Finding> {
             text,
             "run `gatepost migrate` as an owner of the database",
         ));
+    }
+    if !found.unannounced.is_empty() {
+        let text = format!(
+            "changes to {} are not announced (triggers missing, or the table was recreated or \
+             partitioned, or is fed by logical replication)",
+            found.unannounced.join(", ")
+        );
+        let remedy = "run `gatepost migrate` as an owner of the database";
+        findings.push(Finding::warning("triggers", text, remedy));
     }
     if found.schema_version < SCHEMA_VERSION {
         findings.push(Finding::warning(
@@ -252,7 +263,7 @@ fn blocks(facts: &Facts) -> Option<Finding> {
     }
 }
 
-fn wireguard(backend: Backend, host: &HostFacts) -> Finding {
+fn wireguard(backend: Backend, link: &InterfaceName, host: &HostFacts) -> Finding {
     let release = &host.kernel_release;
     match (backend, host.kernel_wireguard, host.tun_device) {
         (Backend::Auto | Backend::Kernel, true, _) => {
@@ -268,7 +279,10 @@ fn wireguard(backend: Backend, host: &HostFacts) -> Finding {
             format!(
                 "kernel {release} has no WireGuard module, so the slower userspace device is used"
             ),
-            "install the distribution's kernel modules for full speed",
+            format!(
+                "install the distribution's kernel modules for full speed, or start the device before the \
+                 agent: `systemctl enable --now gatepost-device@{link}`"
+            ),
         ),
         (Backend::Userspace, _, true) => {
             Finding::ok("wireguard", "userspace, through /dev/net/tun")

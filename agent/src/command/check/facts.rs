@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::legacy::LegacyRules;
+use super::ports::{TakenPort, taken};
 use crate::config::{Config, ConfigError, exposure, read_private_key, read_psk_keys, secret_files};
 use crate::control::{Client, ControlError};
 use crate::error::CommandError;
@@ -61,6 +62,8 @@ pub struct Facts {
     pub last_good_room: Result<u64, String>,
     /// This host's block list.
     pub block_list: Result<BlockList, BlockFileError>,
+    /// Ports that the agent needs, and that another program has.
+    pub taken_ports: Vec<TakenPort>,
     /// The running agent's status.
     pub agent: Result<Status, ControlError>,
 }
@@ -81,6 +84,8 @@ pub struct DatabaseFacts {
     pub schema_version: i32,
     /// Owners and rights in gatepost's schema that are not as they should be, one line each.
     pub wrong_rights: Vec<String>,
+    /// Tables whose changes no trigger announces.
+    pub unannounced: Vec<String>,
     /// Why tables refuse this gateway's reports.
     pub refusals: Vec<String>,
     pub gateway_name: String,
@@ -139,7 +144,10 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
     let files = secret_files(config);
     let database = runtime::on_this_thread()?.block_on(read_database(config));
     let listen_port = database.as_ref().ok().and_then(|database| database.listen_port);
+    let agent = Client::new(&config.control.socket).status();
+    let agent_runs = !matches!(agent, Err(ControlError::NoAgent { .. }));
     Ok(Facts {
+        taken_ports: taken(config, listen_port, agent_runs),
         warnings: config.warnings.clone(),
         exposures: files.iter().filter_map(|path| exposure(path)).collect(),
         public_key: read_private_key(config).map(|key| key.public_key()),
@@ -160,7 +168,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
             .map_err(|error| error.to_string()),
         last_good_room: room_beside(&config.cache.file),
         block_list: block_file(config).load(),
-        agent: Client::new(&config.control.socket).status(),
+        agent,
         database,
     })
 }
@@ -185,6 +193,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         SCHEMA_VERSION.. => store.try_reports().await?,
         _ => Vec::new(),
     };
+    let unannounced = store.unwatched().await?;
     let shared_role = store.shared_role().await?;
     let writable_schemas = store.writable_schemas().await?;
     let prepared_at_most = store.prepared_at_most().await?;
@@ -196,6 +205,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         place: store.place().to_string(),
         schema_version: hello.schema_version,
         wrong_rights,
+        unannounced,
         refusals,
         shared_role,
         writable_schemas,

@@ -1,6 +1,6 @@
 //! Findings about the firewalls of other programs. Pure.
 
-use gatepost::dataplane::nft::{ForeignDrop, ForeignRules, Hook, Lost, Manager, NftError};
+use gatepost::dataplane::nft::{ForeignDrop, ForeignRules, Hook, Lost, Manager, NftError, Packets};
 use gatepost::model::{Gate, InterfaceName};
 use gatepost::plan::gate;
 
@@ -48,8 +48,8 @@ pub fn firewall(config: &Config, facts: &Facts) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok(
             "firewall",
-            "no chain of another program drops packets of peers, in no hook of nftables from prerouting to \
-             postrouting, and in none of iptables-legacy",
+            "no chain of another program drops packets of peers or of WireGuard, in no hook of nftables from \
+             prerouting to postrouting, and in none of iptables-legacy",
         ));
     }
     findings
@@ -116,70 +116,100 @@ pub fn foreign_drop(
     listen_port: Option<u16>,
     found: &ForeignDrop,
 ) -> Finding {
-    // Without a port, no chain for WireGuard's own packets is looked at.
+    // Without a port, WireGuard's own packets are not followed.
     let port = listen_port.unwrap_or_default();
-    let what = lost(found.hook, found.lost, link, port);
-    let ForeignDrop { family, table, chain, .. } = found;
-    let remedy = match (found.manager, found.hook) {
-        (Some(manager), Hook::Forward) => forward_remedy(manager, link),
-        (Some(Manager::Firewalld), Hook::Input) => {
+    let what = lost(found.hook, found.packets, found.lost, link, port);
+    let ForeignDrop { family, table, chain, hook, packets, .. } = found;
+    let remedy = match (found.manager, *packets) {
+        (Some(Manager::Firewalld), Packets::WireGuard) => {
             format!("firewall-cmd --permanent --add-port={port}/udp, then firewall-cmd --reload")
         }
-        (Some(Manager::Ufw), Hook::Input) => format!("ufw allow {port}/udp"),
-        (_, Hook::Input) => format!(
-            "nft insert rule {family} {table} {chain} udp dport {port} accept; add it to the file that \
-             loads the ruleset"
-        ),
-        (Some(Manager::Firewalld), Hook::Peers) => forward_remedy(Manager::Firewalld, link),
-        (Some(Manager::Ufw), Hook::Peers) => format!("ufw allow in on {link}"),
-        (_, Hook::Peers) => format!(
-            "nft insert rule {family} {table} {chain} iifname {link} accept; add it to the file that \
-             loads the ruleset"
-        ),
-        (None, Hook::Forward) => format!(
-            "nft insert rule {family} {table} {chain} iifname {link} accept, and the same with \
-             oifname {link}; add both to the file that loads the ruleset"
-        ),
+        (Some(Manager::Ufw), Packets::WireGuard) if *hook == Hook::Input => {
+            format!("ufw allow {port}/udp")
+        }
+        (Some(Manager::Ufw), Packets::Host) if *hook == Hook::Input => {
+            format!("ufw allow in on {link}")
+        }
+        (Some(Manager::Firewalld), Packets::Host) => forward_remedy(Manager::Firewalld, link),
+        (Some(manager), Packets::Forwarded) => forward_remedy(manager, link),
+        (_, packets) => {
+            let rule = format!("nft insert rule {family} {table} {chain}");
+            let (first, second) = accepting(*hook, packets, link, port);
+            match second {
+                None => format!("{rule} {first}; add it to the file that loads the ruleset"),
+                Some(second) => format!(
+                    "{rule} {first}, and the same with {second}; add both to the file that loads the ruleset"
+                ),
+            }
+        }
     };
-    judged(found.hook, found.lost, format!("{found} drops {what}"), remedy)
+    judged(*packets, found.lost, format!("{found} drops {what}"), remedy)
+}
+
+/// The rule that accepts these packets at a hook, and the condition of another one that it takes, too.
+fn accepting(
+    hook: Hook,
+    packets: Packets,
+    link: &InterfaceName,
+    port: u16,
+) -> (String, Option<String>) {
+    match (packets, hook) {
+        (Packets::WireGuard, Hook::Output | Hook::Postrouting) => {
+            (format!("udp sport {port} accept"), None)
+        }
+        (Packets::WireGuard, _) => (format!("udp dport {port} accept"), None),
+        (Packets::Host, Hook::Output) => (format!("oifname {link} accept"), None),
+        (Packets::Host, _) | (Packets::Forwarded, Hook::Prerouting) => {
+            (format!("iifname {link} accept"), None)
+        }
+        (Packets::Forwarded, _) => {
+            (format!("iifname {link} accept"), Some(format!("oifname {link}")))
+        }
+    }
 }
 
 /// How bad it is that a chain drops what its rules leave.
-fn judged(hook: Hook, lost: Lost, text: String, remedy: String) -> Finding {
-    match (hook, lost) {
+fn judged(packets: Packets, lost: Lost, text: String, remedy: String) -> Finding {
+    match (packets, lost) {
         // A gateway without services of its own for peers may want it so.
-        (Hook::Peers, _) => {
+        (Packets::Host, _) => {
             Finding::note("firewall", text, format!("if peers should reach it: {remedy}"))
         }
-        (Hook::Forward, Lost::Some) => Finding::note("firewall", text, if_lost(&remedy)),
-        (Hook::Input | Hook::Forward, _) => Finding::warning("firewall", text, remedy),
+        (Packets::Forwarded, Lost::Some) => Finding::note("firewall", text, if_lost(&remedy)),
+        (Packets::WireGuard | Packets::Forwarded, _) => Finding::warning("firewall", text, remedy),
     }
 }
 
 /// What a chain drops, in words.
-fn lost(hook: Hook, lost: Lost, link: &InterfaceName, port: u16) -> String {
-    match (hook, lost) {
-        (Hook::Input, _) => {
+fn lost(hook: Hook, packets: Packets, lost: Lost, link: &InterfaceName, port: u16) -> String {
+    match (packets, lost) {
+        (Packets::WireGuard, _) => {
             format!(
                 "WireGuard's own packets, because none of its rules accepts them for port {port}"
             )
         }
-        (Hook::Peers, Lost::Some) => {
+        (Packets::Host, Lost::Some) if hook == Hook::Output => {
+            "what this host itself sends to peers, but for what its rules accept".into()
+        }
+        (Packets::Host, _) if hook == Hook::Output => format!(
+            "what this host itself sends to peers, because none of its rules for {link} accepts any"
+        ),
+        (Packets::Host, Lost::Some) => {
             "what peers send to this host itself, but for what its rules accept".into()
         }
-        (Hook::Peers, _) => format!(
+        (Packets::Host, _) => format!(
             "what peers send to this host itself, because none of its rules for {link} accepts any"
         ),
-        (Hook::Forward, Lost::All) => {
+        (Packets::Forwarded, Lost::All) => {
             format!("traffic of peers, because none of its rules for {link} accepts any")
         }
-        (Hook::Forward, Lost::Answers) => format!(
+        (Packets::Forwarded, Lost::Answers) => format!(
             "every answer to peers, because it accepts neither what goes to {link} nor established flows"
         ),
-        (Hook::Forward, Lost::Most) => {
+        (Packets::Forwarded, Lost::Most) => {
             "traffic of peers and its answers, but for what single rules accept".into()
         }
-        (Hook::Forward, Lost::Some) => {
+        (Packets::Forwarded, Lost::Some) => {
             "traffic of peers that its rules do not accept; it accepts established flows".into()
         }
     }
@@ -190,25 +220,33 @@ fn if_lost(remedy: &str) -> String {
 }
 
 fn legacy_drop(link: &InterfaceName, listen_port: Option<u16>, found: &LegacyDrop) -> Finding {
-    let LegacyDrop { program, table, hook, lost: how, has_docker } = found;
+    let LegacyDrop { program, table, hook, packets, lost: how, has_docker } = found;
     let port = listen_port.unwrap_or_default();
     let chain = chain_of(*hook);
-    let text =
-        format!("chain {chain} of {program} table {table} drops {}", lost(*hook, *how, link, port));
+    let what = lost(*hook, *packets, *how, link, port);
+    let text = format!("chain {chain} of {program} table {table} drops {what}");
     let insert = match has_docker {
         true if *hook == Hook::Forward => format!("{program} -t {table} -I DOCKER-USER"),
         _ => format!("{program} -t {table} -I {chain}"),
     };
-    let remedy = match hook {
-        Hook::Forward => format!(
+    let save = "save it as this host does";
+    let remedy = match (*packets, *hook) {
+        (Packets::WireGuard, Hook::Output | Hook::Postrouting) => {
+            format!("{insert} -p udp --sport {port} -j ACCEPT; {save}")
+        }
+        (Packets::WireGuard, _) => format!("{insert} -p udp --dport {port} -j ACCEPT; {save}"),
+        (Packets::Host, Hook::Output) => format!("{insert} -o {link} -j ACCEPT; {save}"),
+        (Packets::Forwarded, Hook::Postrouting) => {
+            format!("{insert} -o {link} -j ACCEPT, and rules for what peers send; {save}")
+        }
+        (Packets::Host, _) | (Packets::Forwarded, Hook::Prerouting) => {
+            format!("{insert} -i {link} -j ACCEPT; {save}")
+        }
+        (Packets::Forwarded, _) => format!(
             "{insert} -i {link} -j ACCEPT, and the same with -o {link}; save both as this host does"
         ),
-        Hook::Input => {
-            format!("{insert} -p udp --dport {port} -j ACCEPT; save it as this host does")
-        }
-        Hook::Peers => format!("{insert} -i {link} -j ACCEPT; save it as this host does"),
     };
-    judged(*hook, *how, text, remedy)
+    judged(*packets, *how, text, remedy)
 }
 
 /// Rules of `iptables-legacy` that drop some packets, perhaps on purpose.

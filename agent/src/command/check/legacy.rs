@@ -3,7 +3,9 @@
 mod rule;
 mod walk;
 
-use gatepost::dataplane::nft::{Hook, Lost, Way};
+use gatepost::dataplane::nft::{Fate, Hook, Lost, Packets, lost_at, ways};
+
+use std::convert::Infallible;
 
 use walk::{Walk, tables};
 
@@ -21,6 +23,7 @@ pub struct LegacyDrop {
     pub program: &'static str,
     pub table: String,
     pub hook: Hook,
+    pub packets: Packets,
     pub lost: Lost,
     pub has_docker: bool,
 }
@@ -28,8 +31,11 @@ pub struct LegacyDrop {
 /// The built-in chain of a hook.
 pub const fn chain_of(hook: Hook) -> &'static str {
     match hook {
-        Hook::Input | Hook::Peers => "INPUT",
+        Hook::Prerouting => "PREROUTING",
+        Hook::Input => "INPUT",
         Hook::Forward => "FORWARD",
+        Hook::Output => "OUTPUT",
+        Hook::Postrouting => "POSTROUTING",
     }
 }
 
@@ -42,46 +48,37 @@ pub struct LegacyPartly {
     pub rules: Vec<String>,
 }
 
-/// All such chains. Without a port, those for WireGuard's own packets are not looked for.
+/// All such chains. Without a port, WireGuard's own packets are not followed.
 #[must_use]
 pub fn legacy_drops(rules: &LegacyRules, link: &str, port: Option<u16>) -> Vec<LegacyDrop> {
     let mut found = Vec::new();
     for (table, chains) in tables(&rules.text) {
         let mut walk = Walk::new(&chains, link);
-        let mut look = |hook, lost: Option<Lost>| {
-            let Some(lost) = lost else { return };
-            let has_docker = chains.contains_key("DOCKER-USER");
-            let (program, table) = (rules.program, table.to_owned());
-            found.push(LegacyDrop { program, table, hook, lost, has_docker });
-        };
-        let mut follow = |hook, way| walk.follow(chain_of(hook), way);
-        let from = follow(Hook::Forward, Way::FROM_PEERS);
-        look(Hook::Forward, Lost::of_forwarded(from, follow(Hook::Forward, Way::TO_PEERS)));
-        if let Some(port) = port {
-            look(Hook::Input, Lost::of_wireguard(follow(Hook::Input, Way::of_wireguard(port))));
+        for hook in Hook::ALL {
+            let follow = |way| Ok::<Fate, Infallible>(walk.follow(chain_of(hook), way));
+            let Ok(lost) = lost_at(hook, port, follow);
+            for (packets, lost) in lost {
+                let Some(lost) = lost else { continue };
+                let has_docker = chains.contains_key("DOCKER-USER");
+                let (program, table) = (rules.program, table.to_owned());
+                found.push(LegacyDrop { program, table, hook, packets, lost, has_docker });
+            }
         }
-        look(Hook::Peers, Lost::of_peers(follow(Hook::Peers, Way::TO_HOST)));
     }
     found
 }
 
-/// The rules of each table that drop only some packets, and all that drop where [`legacy_drops`] does not
-/// look.
+/// The rules of each table that drop only some packets.
 #[must_use]
 pub fn legacy_partly(rules: &LegacyRules, link: &str, port: Option<u16>) -> Vec<LegacyPartly> {
     let mut found = Vec::new();
     for (table, chains) in tables(&rules.text) {
         let mut walk = Walk::new(&chains, link);
-        for way in [Some(Way::TO_HOST), port.map(Way::of_wireguard)].into_iter().flatten() {
-            walk.follow("INPUT", way);
+        for hook in Hook::ALL {
+            for way in ways(hook, port) {
+                walk.follow(chain_of(hook), way);
+            }
         }
-        walk.follow("FORWARD", Way::FROM_PEERS);
-        walk.follow("FORWARD", Way::TO_PEERS);
-        walk.tells_rest = true;
-        walk.follow("PREROUTING", Way::UNROUTED);
-        walk.follow("OUTPUT", Way::FROM_HOST);
-        walk.follow("POSTROUTING", Way::FROM_PEERS);
-        walk.follow("POSTROUTING", Way::LEAVING);
         let rules_found = walk.into_drops();
         if !rules_found.is_empty() {
             let (program, table) = (rules.program, table.to_owned());
@@ -100,9 +97,9 @@ mod tests {
     }
 
     /// What is found of a hook, each with whether Docker is there.
-    fn found(text: &str, hook: Hook) -> Vec<(Lost, bool)> {
+    fn found(text: &str, packets: Packets) -> Vec<(Lost, bool)> {
         let mut drops = legacy_drops(&rules(text), "gatepost0", Some(51820));
-        drops.retain(|drop| drop.hook == hook);
+        drops.retain(|drop| drop.packets == packets);
         drops.iter().map(|drop| (drop.lost, drop.has_docker)).collect()
     }
 
@@ -147,17 +144,21 @@ mod tests {
                 all.clone(),
             ),
         ] {
-            assert_eq!(found(&filter(policy, rules), Hook::Forward), wanted, "{policy} {rules}");
+            assert_eq!(
+                found(&filter(policy, rules), Packets::Forwarded),
+                wanted,
+                "{policy} {rules}"
+            );
         }
         let uncalled = ":ours - [0:0]\n:DOCKER-USER - [0:0]\n-A ours -o gatepost0 -j ACCEPT";
-        assert_eq!(found(&filter("DROP", uncalled), Hook::Forward), [(Lost::All, true)]);
+        assert_eq!(found(&filter("DROP", uncalled), Packets::Forwarded), [(Lost::All, true)]);
     }
 
     #[test]
     fn wireguards_own_packets_need_a_rule_for_the_port() {
         let input = |rule: &str| {
             let head = "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n";
-            found(&format!("{head}{rule}\nCOMMIT\n"), Hook::Input)
+            found(&format!("{head}{rule}\nCOMMIT\n"), Packets::WireGuard)
         };
         let all = [(Lost::All, false)];
         assert_eq!(input(""), all);
@@ -173,6 +174,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_dropped_before_routing_and_behind_it_is_lost_too() {
+        let lost = |text: &str| {
+            let drops = legacy_drops(&rules(text), "gatepost0", Some(51820));
+            drops.iter().map(|drop| (drop.hook, drop.packets, drop.lost)).collect::<Vec<_>>()
+        };
+        let (before, output) = (Hook::Prerouting, Hook::Output);
+        let all = |hook, packets| (hook, packets, Lost::All);
+        let both = |hook, of_peers| [all(hook, Packets::WireGuard), all(hook, of_peers)];
+        let raw = |rule: &str| format!("*raw\n:PREROUTING ACCEPT [0:0]\n{rule}\nCOMMIT\n");
+        assert_eq!(lost(&raw("-A PREROUTING -j DROP")), both(before, Packets::Forwarded));
+        let ours = lost(&raw("-A PREROUTING -i gatepost0 -j DROP"));
+        assert_eq!(ours, [all(before, Packets::Forwarded)]);
+        let output_drops = |rule: &str| format!("*filter\n:OUTPUT DROP [0:0]\n{rule}\nCOMMIT\n");
+        assert_eq!(lost(&output_drops("")), both(output, Packets::Host));
+        let ours = lost(&output_drops("-A OUTPUT -o gatepost0 -j ACCEPT"));
+        assert_eq!(ours[0], all(output, Packets::WireGuard));
+        for port in ["-p udp -m udp --sport 51820", "-m conntrack --ctstate RELATED,ESTABLISHED"] {
+            let lost = lost(&output_drops(&format!("-A OUTPUT {port} -j ACCEPT")));
+            assert!(lost.iter().all(|it| it.1 != Packets::WireGuard), "{port}: {lost:?}");
+        }
+    }
+
+    #[test]
     fn rules_that_drop_some_packets_are_told_wherever_they_stand() {
         let told = |text: &str| {
             let found = legacy_partly(&rules(text), "gatepost0", Some(51820));
@@ -180,9 +204,8 @@ mod tests {
         };
         let raw = |rule: &str| format!("*raw\n:PREROUTING ACCEPT [0:0]\n{rule}\nCOMMIT\n");
         for rule in [
-            "-A PREROUTING -i gatepost0 -j DROP",
             "-A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP",
-            "-A PREROUTING -j DROP",
+            "-A PREROUTING -i eth0 -p udp -m udp --dport 51820 -j DROP",
         ] {
             assert_eq!(told(&raw(rule)), [rule]);
         }

@@ -7,6 +7,7 @@ mod firewall;
 mod forwarding;
 mod hindrances;
 mod legacy;
+mod ports;
 mod running;
 mod shared;
 

@@ -42,6 +42,7 @@ fn healthy() -> Facts {
             place: "database vpn at db1:5432 as role gw".into(),
             schema_version: gatepost::store::SCHEMA_VERSION,
             wrong_rights: vec![],
+            unannounced: vec![],
             refusals: vec![],
             shared_role: None,
             writable_schemas: vec![],
@@ -81,6 +82,7 @@ fn healthy() -> Facts {
         last_good: Ok(Some(Provenance::Sealed)),
         last_good_room: Ok(1 << 30),
         block_list: Ok(BlockList::default()),
+        taken_ports: vec![],
         agent: Ok(Status { state: State::Ready, ..Status::default() }),
     }
 }

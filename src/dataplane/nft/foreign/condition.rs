@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::super::expr::Expr;
 use super::super::sys::data;
-use super::way::{Link, Named, Way};
+use super::way::{Datagrams, Link, Named, Way};
 
 /// Whether packets match.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,10 +125,17 @@ impl Loaded {
                 }
                 let sign = if equal { "" } else { "not " };
                 let ask = Ask::Other(format!("{field} {sign}{}", shown(field, value)));
-                return match (field.as_str(), known("port", way), value.get(2..)) {
-                    ("ports", Some(port), Some(to)) if equal && port == to => Match::OfPort(ask),
-                    ("ports", Some(_), Some(_)) if equal => Match::No,
-                    _ => Match::Some(ask),
+                let has_port = match way.wireguard {
+                    Some(Datagrams::To(port)) => value.get(2..).map(|it| it == port.to_be_bytes()),
+                    Some(Datagrams::From(port)) => {
+                        value.get(..2).map(|it| it == port.to_be_bytes())
+                    }
+                    None => None,
+                };
+                return match has_port.filter(|_| equal && field == "ports") {
+                    Some(true) => Match::OfPort(ask),
+                    Some(false) => Match::No,
+                    None => Match::Some(ask),
                 };
             }
         };
@@ -154,16 +161,18 @@ impl Loaded {
 /// What all packets of a way have in a field.
 fn known(field: &str, way: Way) -> Option<Vec<u8>> {
     const UDP: u8 = 17;
-    match (field, way.udp_port?) {
+    match (field, way.wireguard?) {
         ("protocol", _) => Some(vec![UDP]),
-        ("port", port) => Some(port.to_be_bytes().to_vec()),
+        ("port", Datagrams::To(port)) | ("source port", Datagrams::From(port)) => {
+            Some(port.to_be_bytes().to_vec())
+        }
         _ => None,
     }
 }
 
 /// What a rule names that compares a known field so.
 fn names(field: &str, how: Compare) -> Match {
-    let is_ours = field == "port" && how != Compare::Other;
+    let is_ours = field != "protocol" && how != Compare::Other;
     Match::Named(if is_ours { Named::Us } else { Named::Protocol })
 }
 
@@ -281,7 +290,7 @@ mod tests {
     use super::*;
 
     fn compare(loaded: &Loaded, incoming: Link, value: &[u8], how: Compare) -> Match {
-        let way = Way { incoming, outgoing: Link::Unknown, udp_port: None };
+        let way = Way { incoming, outgoing: Link::Unknown, wireguard: None };
         loaded.compare(way, "gatepost0", value, how)
     }
 

@@ -2,7 +2,7 @@
 
 use super::super::expr::Expr;
 use super::condition::{Ask, INVALID, Match};
-use super::way::{Named, Way};
+use super::way::{Datagrams, Named, Way};
 
 const MATCH_NAME: u16 = 1;
 const MATCH_INFO: u16 = 3;
@@ -16,7 +16,7 @@ pub fn matches_extension(expr: &Expr, way: Way) -> Match {
         // `struct xt_state_info`
         "state" => info.first().copied().map(u32::from),
         "conntrack" => conntrack_states(info),
-        "udp" | "tcp" | "multiport" => return of_port(name, info, way.udp_port),
+        "udp" | "tcp" | "multiport" => return of_port(name, info, way.wireguard),
         _ => None,
     };
     match states {
@@ -38,31 +38,34 @@ fn conntrack_states(info: &[u8]) -> Option<u32> {
 }
 
 /// `iptables` compares ports by structures of its own, in host order.
-fn of_port(name: &str, info: &[u8], port: Option<u16>) -> Match {
+fn of_port(name: &str, info: &[u8], wireguard: Option<Datagrams>) -> Match {
     let any = || Ask::other(format!("match {name}"));
-    let Some(port) = port else { return any() };
+    let Some(wireguard) = wireguard else { return any() };
     let found = match name {
         "tcp" => Some(Match::No),
-        "udp" => of_udp(info, port),
-        _ => of_multiport(info, port),
+        "udp" => of_udp(info, wireguard),
+        _ => of_multiport(info, wireguard),
     };
     found.unwrap_or_else(any)
 }
 
 /// `struct xt_udp`: a source and a destination range, and which of both are inverted.
-fn of_udp(info: &[u8], port: u16) -> Option<Match> {
-    const SOURCE_INVERTED: u8 = 1;
-    const DESTINATION_INVERTED: u8 = 2;
-    let inverted = info.get(8)?;
-    let range = word(info, 4)?..=word(info, 6)?;
-    let is_inverted = inverted & DESTINATION_INVERTED != 0;
+fn of_udp(info: &[u8], wireguard: Datagrams) -> Option<Match> {
+    let inverted = *info.get(8)?;
+    let source = (word(info, 0)?..=word(info, 2)?, inverted & 1 != 0);
+    let destination = (word(info, 4)?..=word(info, 6)?, inverted & 2 != 0);
+    let (port, (range, is_inverted), (other, other_is_inverted)) = match wireguard {
+        Datagrams::To(port) => (port, destination, source),
+        Datagrams::From(port) => (port, source, destination),
+    };
     if range.contains(&port) == is_inverted {
         return Some(Match::No);
     }
-    let is_of_port = !is_inverted && range != (0..=u16::MAX);
-    let all_sources = info.starts_with(&[0, 0, 0xff, 0xff]) && inverted & SOURCE_INVERTED == 0;
+    let all = 0..=u16::MAX;
+    let is_of_port = !is_inverted && range != all;
+    let all_others = other == all && !other_is_inverted;
     let ask = Ask::Other("match udp".into());
-    Some(match (all_sources, is_of_port) {
+    Some(match (all_others, is_of_port) {
         (true, true) => Match::Named(Named::Us),
         (true, false) => Match::Named(Named::Protocol),
         (false, true) => Match::OfPort(ask),
@@ -72,11 +75,15 @@ fn of_udp(info: &[u8], port: u16) -> Option<Match> {
 
 /// `struct xt_multiport_v1`: which ports are compared, a count, the ports, which of them begin a range, and
 /// whether it is inverted.
-fn of_multiport(info: &[u8], port: u16) -> Option<Match> {
+fn of_multiport(info: &[u8], wireguard: Datagrams) -> Option<Match> {
     const SOURCE: u8 = 0;
     const DESTINATION: u8 = 1;
     const BEGINS_AT: usize = 32;
     const INVERTED_AT: usize = 47;
+    let (port, end, other_end) = match wireguard {
+        Datagrams::To(port) => (port, DESTINATION, SOURCE),
+        Datagrams::From(port) => (port, SOURCE, DESTINATION),
+    };
     let (compared, is_inverted) = (*info.first()?, *info.get(INVERTED_AT)? != 0);
     let count = usize::from(*info.get(1)?);
     let number = |n: usize| word(info, 2 + 2 * n).filter(|_| n < count.min(15));
@@ -86,10 +93,11 @@ fn of_multiport(info: &[u8], port: u16) -> Option<Match> {
         _ => number(n) == Some(port),
     });
     match (compared, is_in, is_inverted) {
-        (SOURCE, ..) => None,
+        (compared, ..) if compared == other_end => None,
         (_, true, false) => Some(Match::Named(Named::Us)),
-        (DESTINATION, false, true) => Some(Match::Named(Named::Protocol)),
-        (_, true, true) | (DESTINATION, false, false) => Some(Match::No),
+        (compared, false, true) if compared == end => Some(Match::Named(Named::Protocol)),
+        (_, true, true) => Some(Match::No),
+        (compared, false, false) if compared == end => Some(Match::No),
         _ => None,
     }
 }
@@ -108,7 +116,8 @@ mod tests {
 
     #[test]
     fn ports_in_the_structures_of_iptables_are_found() {
-        let of = |name: &str, info: &[u8], port| of_port(name, info, Some(port));
+        let to = |port| Some(Datagrams::To(port));
+        let of = |name: &str, info: &[u8], port| of_port(name, info, to(port));
         let udp = words(&[0, u16::MAX, 51820, 51830, 0]);
         assert_eq!(of("udp", &udp, 51820), Match::Named(Named::Us));
         assert_eq!(of("udp", &udp, 51831), Match::No);
@@ -122,6 +131,10 @@ mod tests {
         let not = [words(&[0, u16::MAX, 5, 7]), vec![2, 0]].concat();
         assert_eq!(of("udp", &not, 7), Match::No);
         assert_eq!(of("udp", &not, 8), Match::Named(Named::Protocol));
+        let sent = |info: &[u8]| of_port("udp", info, Some(Datagrams::From(51820)));
+        assert_eq!(sent(&words(&[51820, 51820, 0, u16::MAX, 0])), Match::Named(Named::Us));
+        assert_eq!(sent(&words(&[53, 53, 0, u16::MAX, 0])), Match::No);
+        assert!(matches!(sent(&udp), Match::Some(_)), "to the port of another host");
     }
 
     #[test]
@@ -131,7 +144,7 @@ mod tests {
             info[..2].copy_from_slice(&[compared, 3]);
             info[2..10].copy_from_slice(&words(&[53, 51000, 52000, 7]));
             (info[33], info[47]) = (1, inverted);
-            of_port("multiport", &info, Some(port))
+            of_port("multiport", &info, Some(Datagrams::To(port)))
         };
         for port in [53, 51000, 51820, 52000] {
             assert_eq!(of(1, 0, port), Match::Named(Named::Us), "{port}");
@@ -142,7 +155,7 @@ mod tests {
         assert!(matches!(of(0, 0, 53), Match::Some(_)), "of the source");
         assert_eq!(of(2, 0, 53), Match::Named(Named::Us));
         assert!(matches!(of(2, 0, 7), Match::Some(_)), "the source may be in it");
-        assert!(matches!(of_port("multiport", &[1, 200], Some(7)), Match::Some(_)));
+        assert!(matches!(of_port("multiport", &[1, 200], Some(Datagrams::To(7))), Match::Some(_)));
     }
 
     #[test]

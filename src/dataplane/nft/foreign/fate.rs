@@ -65,6 +65,27 @@ impl Lost {
             Fate::Dropped { accepts_some: false, .. } => Some(Self::All),
         }
     }
+
+    /// Of what WireGuard sends. Answers are enough: peers call the gateway.
+    #[must_use]
+    pub const fn of_sent(fate: Fate) -> Option<Self> {
+        match fate {
+            Fate::Dropped { accepts_answers: false, accepts_some: false } => Some(Self::All),
+            Fate::Passes | Fate::Dropped { .. } => None,
+        }
+    }
+
+    /// Of what this host sends to peers. Answers are enough for its services.
+    #[must_use]
+    pub const fn of_host(to: Fate) -> Option<Self> {
+        match to {
+            Fate::Passes => None,
+            Fate::Dropped { accepts_answers, accepts_some } if accepts_answers || accepts_some => {
+                Some(Self::Some)
+            }
+            Fate::Dropped { .. } => Some(Self::All),
+        }
+    }
 }
 
 #[cfg(test)]

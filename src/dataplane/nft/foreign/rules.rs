@@ -8,10 +8,11 @@ use super::super::error::NftError;
 use super::super::name::TABLE;
 use super::super::socket::NftSocket;
 use super::super::sys::verdict;
+use super::hook::Hook;
 use super::reader::{ForeignTable, Reader};
 use super::walk::Walk;
 use super::way::Way;
-use super::{FAMILIES, HOOK_FORWARD, HOOK_LOCAL_IN, Manager, manager, number_of};
+use super::{FAMILIES, Manager, filters_at, manager};
 use crate::model::InterfaceName;
 
 /// A base chain of another program with rules that drop some packets of ours, or may: which, its rules
@@ -22,8 +23,7 @@ pub struct ForeignRules {
     pub family: &'static str,
     pub table: String,
     pub chain: String,
-    /// The chain's hook, such as `prerouting`.
-    pub hook: &'static str,
+    pub hook: Hook,
     /// What the first of these rules ask of packets.
     pub first: Vec<String>,
     pub count: usize,
@@ -51,20 +51,18 @@ pub fn foreign_rules(
     Ok(at_one_generation(&mut NftSocket::open()?, read)?.0)
 }
 
-/// By `enum nf_inet_hooks`, which of our packets pass a hook.
-fn ways(hook: u32, listen_port: Option<u16>) -> (&'static str, Vec<Way>) {
-    let wireguard = listen_port.map(Way::of_wireguard);
-    match hook {
-        0 => ("prerouting", vec![Way::UNROUTED]),
-        HOOK_LOCAL_IN => {
-            let ways = [Some(Way::TO_HOST), wireguard];
-            ("input", ways.into_iter().flatten().collect())
-        }
-        HOOK_FORWARD => ("forward", vec![Way::FROM_PEERS, Way::TO_PEERS]),
-        3 => ("output", vec![Way::FROM_HOST]),
-        4 => ("postrouting", vec![Way::FROM_PEERS, Way::LEAVING]),
-        _ => ("ingress", vec![]),
-    }
+/// The ways of those of our packets that pass a hook.
+#[must_use]
+pub fn ways(hook: Hook, listen_port: Option<u16>) -> Vec<Way> {
+    let of_peers: &[Way] = match hook {
+        Hook::Prerouting => &[Way::UNROUTED],
+        Hook::Input => &[Way::TO_HOST],
+        Hook::Forward => &[Way::FROM_PEERS, Way::TO_PEERS],
+        Hook::Output => &[Way::FROM_HOST],
+        Hook::Postrouting => &[Way::FROM_PEERS, Way::LEAVING],
+    };
+    let wireguard = listen_port.and_then(|port| Way::of_wireguard_at(hook, port));
+    of_peers.iter().copied().chain(wireguard).collect()
 }
 
 fn read_rules(
@@ -77,14 +75,14 @@ fn read_rules(
     for (number, family) in FAMILIES {
         let chains = reader.chains(number)?;
         for base in chains.iter().filter(|chain| chain.table != TABLE) {
-            let Some(hook) = &base.hook else { continue };
-            let drops = hook.policy == Some(verdict::DROP.cast_unsigned());
-            let is_told_elsewhere = matches!(number_of(base), Some(HOOK_LOCAL_IN | HOOK_FORWARD));
-            let (hook, ways) = ways(hook.number, listen_port);
+            let Some(declared) = &base.hook else { continue };
+            let Some(hook) = Hook::of(declared.number) else { continue };
+            let drops = declared.policy == Some(verdict::DROP.cast_unsigned());
+            let is_told_elsewhere = filters_at(base).is_some();
             let mut table = ForeignTable { reader, family: number, table: &base.table };
             let mut walk = Walk::new(&mut table, link);
             walk.with_default = !is_told_elsewhere;
-            for way in ways {
+            for way in ways(hook, listen_port) {
                 walk.follow(&base.name, way, drops)?;
             }
             let mut first = std::mem::take(&mut walk.drops);

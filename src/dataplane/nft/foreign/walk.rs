@@ -9,7 +9,7 @@ use super::condition::{
 };
 use super::extension::matches_extension;
 use super::fate::Fate;
-use super::way::{Link, Named, Way};
+use super::way::{Datagrams, Link, Named, Way};
 use crate::dataplane::nft::NftError;
 
 /// Chains and sets of one table.
@@ -227,7 +227,7 @@ impl<'a, T: Table> Walk<'a, T> {
                 let is_default = path.asks.is_empty();
                 self.found.drops_rest |= is_default;
                 // Other datagrams of the host are no matter of ours.
-                let is_ours = way.udp_port.is_none() || path.named != Named::Nothing;
+                let is_ours = way.wireguard.is_none() || path.named != Named::Nothing;
                 if is_ours && (!is_default || self.with_default) {
                     self.drops.push(described(way, &path.asks));
                 }
@@ -362,8 +362,9 @@ pub fn verdict_with(code: i32, chain: Option<&str>) -> Option<Verdict> {
 }
 
 fn described(way: Way, asks: &[Ask]) -> String {
-    let who = match (way.udp_port, way.incoming) {
-        (Some(_), _) => "to WireGuard",
+    let who = match (way.wireguard, way.incoming) {
+        (Some(Datagrams::To(_)), _) => "to WireGuard",
+        (Some(Datagrams::From(_)), _) => "by WireGuard",
         (None, Link::Ours) => "from peers",
         _ => "to peers",
     };

@@ -1,5 +1,7 @@
 //! Which of our packets a chain of another program sees. Pure.
 
+use super::hook::Hook;
+
 /// By which link packets come or go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Link {
@@ -16,8 +18,15 @@ pub enum Link {
 pub struct Way {
     pub incoming: Link,
     pub outgoing: Link,
-    /// They are datagrams to this port. `None`: they may be anything.
-    pub udp_port: Option<u16>,
+    /// They are datagrams of WireGuard's port. `None`: they may be anything.
+    pub wireguard: Option<Datagrams>,
+}
+
+/// WireGuard's own datagrams, by its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Datagrams {
+    To(u16),
+    From(u16),
 }
 
 impl Way {
@@ -34,14 +43,23 @@ impl Way {
     /// What goes to peers, wherever it came from.
     pub const LEAVING: Self = Self::between(Link::Unknown, Link::Ours);
 
-    /// What other hosts send to WireGuard's port.
+    /// WireGuard's own packets, which other hosts send to its port and it sends to them. `None`: none of them
+    /// passes this hook.
     #[must_use]
-    pub const fn of_wireguard(port: u16) -> Self {
-        Self { udp_port: Some(port), ..Self::between(Link::Another, Link::Absent) }
+    pub const fn of_wireguard_at(hook: Hook, port: u16) -> Option<Self> {
+        let (way, wireguard) = match hook {
+            Hook::Prerouting => (Self::between(Link::Another, Link::Unknown), Datagrams::To(port)),
+            Hook::Input => (Self::between(Link::Another, Link::Absent), Datagrams::To(port)),
+            Hook::Forward => return None,
+            Hook::Output | Hook::Postrouting => {
+                (Self::between(Link::Absent, Link::Another), Datagrams::From(port))
+            }
+        };
+        Some(Self { wireguard: Some(wireguard), ..way })
     }
 
     const fn between(incoming: Link, outgoing: Link) -> Self {
-        Self { incoming, outgoing, udp_port: None }
+        Self { incoming, outgoing, wireguard: None }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What one rule of `iptables-legacy` asks of packets, and where it sends them. Pure.
 
-use gatepost::dataplane::nft::{Link, Named, Way};
+use gatepost::dataplane::nft::{Datagrams, Link, Named, Way};
 
 /// What rules ask of packets beyond what their way tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,8 +74,9 @@ pub fn asks(rule: &Rule, way: Way, link: &str) -> Option<Asks> {
             }
             "-i" => by_link(value, way.incoming, link, negated)?,
             "-o" => by_link(value, way.outgoing, link, negated)?,
-            "-p" if way.udp_port.is_some() && !negated => by_protocol(value)?,
-            "--dport" | "--dports" if !negated => by_port(value, way.udp_port)?,
+            "-p" if way.wireguard.is_some() && !negated => by_protocol(value)?,
+            "--dport" | "--dports" if !negated => by_port(value, port_to(way))?,
+            "--sport" | "--sports" if !negated => by_port(value, port_from(way))?,
             "--ctstate" | "--state" if !negated => by_states(value)?,
             "-m" if KNOWN.contains(&value) => Asks::NOTHING,
             "--comment" => Asks::NOTHING,
@@ -110,6 +111,22 @@ fn by_protocol(name: &str) -> Option<Asks> {
     match name {
         "udp" | "17" => Some(Asks { named: Named::Protocol, ..Asks::NOTHING }),
         "all" => Some(Asks::NOTHING),
+        _ => None,
+    }
+}
+
+/// The port to which all packets of a way go.
+const fn port_to(way: Way) -> Option<u16> {
+    match way.wireguard {
+        Some(Datagrams::To(port)) => Some(port),
+        _ => None,
+    }
+}
+
+/// The port from which all packets of a way come.
+const fn port_from(way: Way) -> Option<u16> {
+    match way.wireguard {
+        Some(Datagrams::From(port)) => Some(port),
         _ => None,
     }
 }

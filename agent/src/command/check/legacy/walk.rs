@@ -51,8 +51,6 @@ enum End {
 pub struct Walk<'a> {
     chains: &'a Chains<'a>,
     link: &'a str,
-    /// What is dropped without any condition is told, too.
-    pub tells_rest: bool,
     drops: Vec<String>,
     /// Chains that were followed already this way, under these conditions.
     seen: BTreeSet<(&'a str, Way, Asks)>,
@@ -66,7 +64,6 @@ impl<'a> Walk<'a> {
         Self {
             chains,
             link,
-            tells_rest: false,
             drops: Vec::new(),
             seen: BTreeSet::new(),
             drops_rest: false,
@@ -81,9 +78,6 @@ impl<'a> Walk<'a> {
         let end = self.chain(base, way, Asks::NOTHING);
         let has_policy = self.chains.get(base).is_some_and(|chain| chain.drops_by_policy);
         let by_policy = end != End::Decided && has_policy;
-        if by_policy && self.tells_rest {
-            self.tell(&format!("policy DROP of chain {base}"));
-        }
         let accepts = |states| self.accepted_states & states == states;
         match by_policy || self.drops_rest {
             true if !accepts(NEW | ESTABLISHED) => Fate::Dropped {
@@ -146,8 +140,8 @@ impl<'a> Walk<'a> {
     fn drop(&mut self, line: &str, way: Way, asks: Asks) {
         self.drops_rest |= asks.is_nothing();
         // Other datagrams of the host are no matter of ours.
-        let is_ours = way.udp_port.is_none() || asks.named != Named::Nothing;
-        if is_ours && (!asks.is_nothing() || self.tells_rest) {
+        let is_ours = way.wireguard.is_none() || asks.named != Named::Nothing;
+        if is_ours && !asks.is_nothing() {
             self.tell(line);
         }
     }

@@ -1,7 +1,7 @@
 //! Findings about the firewalls of other programs.
 
 use gatepost::dataplane::NetlinkError;
-use gatepost::dataplane::nft::{ForeignDrop, Hook, Lost, Manager, NftError};
+use gatepost::dataplane::nft::{ForeignDrop, Hook, Lost, Manager, NftError, Packets};
 
 use super::*;
 
@@ -32,6 +32,7 @@ fn chain_that_accepts_half_is_a_warning_unless_it_accepts_answers() {
                 table,
                 chain,
                 hook: Hook::Forward,
+                packets: Packets::Forwarded,
                 lost,
                 manager: None,
             };
@@ -49,24 +50,30 @@ fn chain_that_accepts_half_is_a_warning_unless_it_accepts_answers() {
 
 #[test]
 fn dropping_chain_of_another_program_has_its_remedy() {
-    let drop = |hook, manager| ForeignDrop {
+    let drop = |hook, packets, manager| ForeignDrop {
         family: "ip",
         table: "filter".into(),
         chain: "FORWARD".into(),
         hook,
+        packets,
         lost: Lost::All,
         manager,
     };
+    let forward = |manager| drop(Hook::Forward, Packets::Forwarded, manager);
+    let input = |manager| drop(Hook::Input, Packets::WireGuard, manager);
     let cases = [
-        (drop(Hook::Forward, Some(Manager::Docker)), "iptables -I DOCKER-USER -i gatepost0 -j"),
-        (drop(Hook::Forward, None), "nft insert rule ip filter FORWARD iifname gatepost0 accept"),
-        (drop(Hook::Input, Some(Manager::Ufw)), "ufw allow 51820/udp"),
-        (drop(Hook::Input, None), "nft insert rule ip filter FORWARD udp dport 51820 accept"),
+        (forward(Some(Manager::Docker)), "iptables -I DOCKER-USER -i gatepost0 -j"),
+        (forward(None), "nft insert rule ip filter FORWARD iifname gatepost0 accept"),
+        (input(Some(Manager::Ufw)), "ufw allow 51820/udp"),
+        (input(None), "nft insert rule ip filter FORWARD udp dport 51820 accept"),
+        (drop(Hook::Output, Packets::WireGuard, None), "FORWARD udp sport 51820 accept"),
+        (drop(Hook::Prerouting, Packets::Forwarded, None), "FORWARD iifname gatepost0 accept; add"),
     ];
     for (drop, remedy) in cases {
         let (texts, exit) = found(|_, facts| facts.foreign_drops = Ok(vec![drop]));
         assert_eq!((texts.len(), exit), (1, Exit::Failure));
-        assert!(texts[0].starts_with("firewall: chain FORWARD of table ip filter drops "));
+        assert!(texts[0].starts_with("firewall: chain FORWARD "), "{texts:?}");
+        assert!(texts[0].contains("of table ip filter drops "), "{texts:?}");
         assert!(texts[0].contains(remedy), "{texts:?}");
     }
 }
