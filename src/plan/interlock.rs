@@ -164,7 +164,12 @@ impl Interlock {
     /// Notes what was not loaded of a change of the firewall that was loaded in parts.
     pub fn parted<E>(&mut self, phase: Phase, parted: &Parted<E>, observed: &ObservedState) {
         self.unloaded.extend(parted.unloadable.iter().map(|(id, ..)| *id));
-        if let Some((change, _)) = &parted.left {
+        let Some((change, _)) = &parted.left else { return };
+        if phase == Phase::Policy && parted.lacks_room {
+            // Only who should get these destinations waits for them.
+            self.unmoved.extend(change.assign.keys());
+            self.unloaded.extend(change.put_profiles.keys());
+        } else {
             self.not_applied(&Step::Firewall { phase, change: change.clone() }, observed);
         }
     }
@@ -388,7 +393,7 @@ mod tests {
         let observed = observed(&[], &[("192.168.1.2/32", 0)]);
         let mut interlock = Interlock::default();
         let unloadable = vec![(ProfileId(7), std::sync::Arc::default(), "too large")];
-        interlock.parted(Phase::Policy, &Parted { unloadable, left: None }, &observed);
+        interlock.parted(Phase::Policy, &Parted { unloadable, ..Parted::default() }, &observed);
         let open = |id| firewall(Phase::Open, &[("192.168.1.2/32", id)]);
         assert!(!interlock.permits(&open(7), &observed), "it may lead to what was there before");
         assert!(interlock.permits(&open(8), &observed));

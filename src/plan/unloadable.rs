@@ -39,6 +39,8 @@ pub struct Parted<E> {
     pub unloadable: Vec<(ProfileId, Arc<Profile>, E)>,
     /// The parts that were refused for another reason, or not tried.
     pub left: Option<(FirewallChange, E)>,
+    /// Whether these only give something, for which the host had no room, and all else was loaded.
+    pub lacks_room: bool,
 }
 
 /// Loads a change that the kernel refused as a whole, without the profiles that it refuses. What only
@@ -75,7 +77,7 @@ pub fn load_in_parts<E>(
         }
         Ok(()) | Err(_) => Vec::new(),
     };
-    Parted { unloadable, left: Some((change.clone(), refusal)) }
+    Parted { unloadable, left: Some((change.clone(), refusal)), lacks_room: false }
 }
 
 /// Halves the change until each part is loaded or known to be refused. An error: the first part was not
@@ -92,7 +94,7 @@ fn halve<E>(
     let table = table.filter(|_| change.load_base.is_none());
     let parts = parts(change, table);
     let mut base = Base::of(change);
-    let mut parted = Parted { unloadable: Vec::new(), left: None };
+    let mut parted = Parted { lacks_room: true, ..Parted::default() };
     let withdrawals = withdrawals(change, table);
     if base.is_none()
         && !withdrawals.is_empty()
@@ -110,7 +112,10 @@ fn halve<E>(
                 [Part { profile: Some((id, profile)), .. }] if blame(&error) == Blame::Content => {
                     parted.unloadable.push((*id, Arc::clone(profile), error));
                 }
-                parts => parted.add(Err(error), &merged(parts)),
+                parts => {
+                    parted.lacks_room &= blame(&error) == Blame::Host;
+                    parted.add(Err(error), &merged(parts));
+                }
             }
             unloaded.extend(range);
             continue;
@@ -148,7 +153,9 @@ fn halve<E>(
     }
     let unloaded: Vec<&Part> = unloaded.into_iter().map(|index: usize| &parts[index]).collect();
     for change in after(change, &unloaded).iter().filter(|change| !change.is_empty()) {
-        parted.add(load(change), change);
+        let loaded = load(change);
+        parted.lacks_room &= loaded.is_ok();
+        parted.add(loaded, change);
     }
     Ok(parted)
 }
@@ -199,10 +206,17 @@ fn allows_as_much(base: &FirewallBase, former: &FirewallBase) -> bool {
     base.allow_inbound || !former.allow_inbound && gateway
 }
 
+impl<E> Default for Parted<E> {
+    /// Everything was loaded.
+    fn default() -> Self {
+        Self { unloadable: Vec::new(), left: None, lacks_room: false }
+    }
+}
+
 impl<E> Parted<E> {
     /// Nothing of the change was loaded.
-    fn refused(change: &FirewallChange, error: E) -> Self {
-        Self { unloadable: Vec::new(), left: Some((change.clone(), error)) }
+    pub fn refused(change: &FirewallChange, error: E) -> Self {
+        Self { left: Some((change.clone(), error)), ..Self::default() }
     }
 
     fn add(&mut self, loaded: Result<(), E>, change: &FirewallChange) {

@@ -100,6 +100,60 @@ fn new_key_is_for_one_gateway_and_the_others_are_named() {
 }
 
 #[test]
+fn preshared_key_is_opened_and_sealed_again_for_a_new_key() {
+    let laptop = Laptop::new();
+    let psk = "k1 gIYDlxSyRg+Iz6PzFVnGxWjSEOhHYjUhcgM+ZHb2jkE=\n";
+    laptop.gatepost.write("sealing.keys", psk);
+    let preshared = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+    let of_peer = |column: &str| {
+        laptop.psql(&format!("select {column} from wireguard_peers where assigned_ip = '10.8.0.2'"))
+    };
+    let (gateway, peer) = (of_peer("gateway_id"), of_peer("public_key"));
+    let seal = ["psk", "seal", "--gateway", &gateway, "--peer", &peer, "--keys", "sealing.keys"];
+    let envelope = laptop.gatepost.run_with_input(&seal, preshared).must_exit(0).stdout;
+    laptop.psql(&format!(
+        "update wireguard_peers set preshared_key_ciphertext = '{}' where public_key = '{peer}'",
+        envelope.trim()
+    ));
+    let before = laptop.rows();
+    let refused = laptop.gatepost.run(&laptop.args(&[])).must_exit(1).stderr;
+    assert!(refused.contains("preshared key") && refused.contains("--keys"), "{refused}");
+    assert_eq!(laptop.rows(), before);
+
+    let keys = ["--keys", "sealing.keys"];
+    let issued = laptop.gatepost.run(&laptop.args(&keys)).must_exit(0).stdout;
+    assert!(issued.contains(&format!("PresharedKey = {preshared}\n")), "{issued}");
+    let renewed = laptop.gatepost.run(&laptop.args(&[&keys[..], &["--new-key"]].concat()));
+    let renewed = renewed.must_exit(0).stdout;
+    assert!(renewed.contains(&format!("PresharedKey = {preshared}\n")), "{renewed}");
+    let (peer, envelope) = (of_peer("public_key"), of_peer("preshared_key_ciphertext"));
+    assert!(!before.contains(&peer));
+    let open = ["psk", "open", "--gateway", &gateway, "--peer", &peer, "--keys", "sealing.keys"];
+    let opened = laptop.gatepost.run_with_input(&open, &envelope).must_exit(0).stdout;
+    assert_eq!(opened.trim(), preshared);
+}
+
+#[test]
+fn what_a_row_allows_is_routed_and_both_lists_of_dns_servers_are_named() {
+    let laptop = Laptop::new();
+    laptop.psql(
+        "update gateways set dns_servers = array['10.8.0.1'] where name = 'fra-1';
+         update wireguard_peers set dns_servers = array['corp.example'],
+             allowed_ips = array['172.16.5.0/24', 'fd00:5::/32', '192.168.7.0/24']::cidr[]
+             where assigned_ip = '10.8.0.2'",
+    );
+    // 192.168.7.0/24 is behind the client itself, and it has no address of IPv6.
+    let config = format!(
+        "[database]\nurl = {:?}\n[interface]\nsite_prefixes = [\"192.168.0.0/16\"]",
+        laptop.url
+    );
+    laptop.gatepost.write("gatepost.toml", &config);
+    let issued = laptop.gatepost.run(&laptop.args(&[])).must_exit(0).stdout;
+    assert!(issued.contains("AllowedIPs = 172.16.5.0/24\n"), "{issued}");
+    assert!(issued.contains("DNS = 10.8.0.1, corp.example\n"), "{issued}");
+}
+
+#[test]
 fn key_that_changes_meanwhile_is_not_taken_for_the_former() {
     let laptop = Laptop::new();
     let mut command = laptop.gatepost.command(&laptop.args(&["--private-key-file", "-"]));

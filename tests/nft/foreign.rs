@@ -346,6 +346,26 @@ fn rulesets_of_other_programs_that_drop_are_never_called_fine() {
     }
 }
 
+/// Those of ufw let in what has an address of this host, before its own rules decide.
+#[test]
+fn rules_for_local_addresses_are_for_what_is_sent_to_this_host() {
+    let not_local = |rules: &str| {
+        let netns = Netns::new();
+        netns.enter();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "*filter\n:INPUT DROP [0:0]\n:not-local - [0:0]\n-A INPUT -j not-local\n{rules}\n\
+             -A not-local -m addrtype --dst-type LOCAL -j RETURN\n-A not-local -j DROP\nCOMMIT\n"
+        );
+        std::fs::write(file.path(), text).unwrap();
+        netns.run(&format!("iptables-nft-restore <{}", file.path().display()));
+        let found = foreign_drops(&"gatepost0".parse().unwrap(), Some(51820)).unwrap();
+        found.into_iter().map(|found| found.packets).collect::<Vec<_>>()
+    };
+    assert_eq!(not_local("-A INPUT -p udp --dport 51820 -j ACCEPT"), [Packets::Host]);
+    assert_eq!(not_local("-A INPUT -i gatepost0 -j ACCEPT"), [Packets::WireGuard]);
+}
+
 #[test]
 fn nothing_is_said_of_rules_that_drop_no_packet_of_ours() {
     // It drops what others open to peers, and no answer.

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gatepost::plan::{Scope, plan};
+use gatepost::plan::{Scope, Step, plan};
 use gatepost::reconcile::status::State;
 use gatepost::reconcile::{Event, Note};
 use gatepost::store::AuditEvent;
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::packets::{Before, before, kernel_of, opened_by_hand};
@@ -74,6 +75,65 @@ proptest! {
                     == new.row_at(prefix).map(|row| &row.public_key)
             {
                 prop_assert_eq!(reaches, Some(had), "{} gained nothing and lost something", prefix);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn a_profile_without_room_costs_only_the_peers_that_should_have_it(
+        old in tables(), new in tables(), bad in any::<prop::sample::Index>(),
+    ) {
+        let (old, new) = (old.build(), new.build());
+        let probes = Probes::of([&old, &new]);
+        let mut kernel = kernel_of(&old);
+        send_all(&mut kernel, &probes, &old);
+        let profiles: Vec<_> = new.firewall().assignments.values().cloned().collect();
+        if profiles.is_empty() {
+            return Ok(());
+        }
+        let bad = profiles[bad.index(profiles.len())].clone();
+        kernel.too_large.insert(bad.clone());
+
+        let wanted = probes.allowed_by(&new);
+        let mut allowed = probes.allowed_by(&old);
+        allowed.extend(&wanted);
+        for _ in 0..3 {
+            let mut observed = kernel.state.clone();
+            let planned = plan(&new, &observed, &Scope::Everything).unwrap();
+            // A table that is loaded anew is loaded as a whole: the former one stays in force.
+            let loads = |step: &Step| {
+                matches!(step, Step::Firewall { change, .. } if change.load_base.is_some())
+            };
+            if planned.steps().iter().any(loads) {
+                return Ok(());
+            }
+            let mut leak = None;
+            kernel.apply_plan(&planned, &mut observed, |_| None, |kernel, step, _| {
+                let passing = send_all(kernel, &probes, &new);
+                if let (None, Some(packet)) = (&leak, passing.difference(&allowed).next()) {
+                    leak = Some(format!("{packet:?} passes after {step}"));
+                }
+            });
+            prop_assert!(leak.is_none(), "{leak:?}");
+            prop_assert_eq!(&observed, &kernel.state);
+            allowed.clone_from(&wanted);
+        }
+        let table = kernel.state.firewall.as_ref().unwrap();
+        let places = &new.firewall().assignments;
+        let is_bad = |prefix: &IpNet| places.get(prefix) == Some(&bad);
+        let bad_places: Vec<IpNet> = places.keys().copied().filter(is_bad).collect();
+        for (key, peer) in new.peers() {
+            let concerned = |prefix: IpNet| bad_places.iter().any(|bad| bad.contains(&prefix));
+            if peer.allowed_ips.iter().any(concerned) {
+                continue;
+            }
+            prop_assert_eq!(kernel.state.peers.get(key), Some(peer));
+            for prefix in peer.allowed_ips.iter().filter(|prefix| places.contains_key(prefix)) {
+                prop_assert_eq!(table.profile_of(&prefix), places.get(&prefix), "{}", prefix);
             }
         }
     }

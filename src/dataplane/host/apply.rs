@@ -90,16 +90,15 @@ impl<F: Firewall> Host<F> {
         let first = parts.as_ref().map_or(Ok(()), |[first, _]| load(first));
         let rest = parts.as_ref().filter(|_| first.is_ok()).map(|[_, rest]| rest);
         let change = rest.unwrap_or(change);
-        let parted = match first.and_then(|()| load(change)) {
-            Ok(()) => Parted { unloadable: Vec::new(), left: None },
-            Err(refusal) if blame(&refusal) == Blame::Request => {
-                Parted { unloadable: Vec::new(), left: Some((change.clone(), refusal)) }
-            }
+        let mut parted = match first.and_then(|()| load(change)) {
+            Ok(()) => Parted::default(),
+            Err(refusal) if blame(&refusal) == Blame::Request => Parted::refused(change, refusal),
             Err(refusal) => {
                 let table = observed.read().firewall.clone();
                 load_in_parts(change, table.as_ref(), refusal, blame, load)
             }
         };
+        parted.lacks_room &= !is_unsure;
         interlock.parted(phase, &parted, &observed.read());
         for (_, profile, refusal) in parted.unloadable {
             let (why, remedy) = (causes(&refusal).into(), way_out(&refusal));

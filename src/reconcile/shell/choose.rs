@@ -209,6 +209,7 @@ mod tests {
         assert_eq!(mode(1_000, Some(Mode::Poll)), Mode::Poll);
         let (_, why) = suits(1_000, None);
         assert!(why.starts_with("1000 gateways share this database; above 50 "), "{why}");
+        assert!(why.ends_with(FOLLOW_A_BELL), "{why}");
     }
 
     #[test]

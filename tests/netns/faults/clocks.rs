@@ -12,7 +12,7 @@ use crate::lab::{BINARY, Fault, LAN_SERVER, eventually, run};
 
 const HOUR_SECS: i64 = 3_600;
 /// Long enough for the step, short enough to wait for.
-const AHEAD: &str = "3 s";
+const AHEAD: &str = "5 s";
 
 /// A clock that a file sets.
 struct Clock {
@@ -85,6 +85,7 @@ fn clock_that_is_set_ends_no_session_and_moves_no_revocation() {
             "not exists (select from gateways where last_sync_at < (select max(updated_at) from devices))",
         )
         });
+        assert_eq!(lab.kernel_peers().len(), 2, "{what}: the revocation came before the step");
         let has_come = "exists (select from devices where revoked_at <= clock_timestamp())";
         Fault::new(
             &lab,

@@ -167,6 +167,9 @@ mod tests {
         assert_eq!(input("-A INPUT -p udp -m multiport --dports 53,51820 -j ACCEPT"), []);
         assert_eq!(input("-A INPUT -p udp -m udp --dport 53 -j ACCEPT"), all);
         assert_eq!(input("-A INPUT -p tcp -m tcp --dport 51820 -j ACCEPT"), all);
+        let not_local = "-A INPUT -m addrtype --dst-type LOCAL -j ours\n-A INPUT -j DROP\n\
+                         :ours - [0:0]\n-A ours -p udp -m udp --dport 51820 -j ACCEPT";
+        assert_eq!(input(not_local), []);
         // A rule for some other datagrams is none for WireGuard.
         assert_eq!(input("-A INPUT -p udp -m udp --sport 53 -j ACCEPT"), all);
         assert_eq!(input("-A INPUT -p udp -m udp --sport 67 --dport 68 -j ACCEPT"), all);

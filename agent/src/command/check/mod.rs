@@ -67,7 +67,10 @@ fn describe(findings: &[Finding], style: Style) -> String {
     }
     let at = |level| findings.iter().filter(|finding| finding.level == level).count() as u64;
     let summary = match (at(Level::Wrong), at(Level::Warning)) {
-        (0, 0) => "nothing is wrong".to_owned(),
+        (0, 0) => match at(Level::Note) {
+            0 => "nothing is wrong".to_owned(),
+            notes => format!("nothing is known to be wrong, {}", count(notes, "note")),
+        },
         (0, warnings) => count(warnings, "warning"),
         (wrong, warnings) => format!("{wrong} wrong, {}", count(warnings, "warning")),
     };

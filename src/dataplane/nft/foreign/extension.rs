@@ -2,7 +2,7 @@
 
 use super::super::expr::Expr;
 use super::condition::{Ask, INVALID, Match};
-use super::way::{Datagrams, Named, Way};
+use super::way::{Datagrams, Link, Named, Way};
 
 const MATCH_NAME: u16 = 1;
 const MATCH_INFO: u16 = 3;
@@ -17,6 +17,7 @@ pub fn matches_extension(expr: &Expr, way: Way) -> Match {
         "state" => info.first().copied().map(u32::from),
         "conntrack" => conntrack_states(info),
         "udp" | "tcp" | "multiport" => return of_port(name, info, way.wireguard),
+        "addrtype" => return of_address_type(info, way),
         _ => None,
     };
     match states {
@@ -35,6 +36,22 @@ fn conntrack_states(info: &[u8]) -> Option<u32> {
     const STATE: u16 = 1 | 1 << 13;
     let asks_only_that = word(info, FLAGS_AT)? & !STATE == 0 && word(info, INVERTED_AT)? & 1 == 0;
     asks_only_that.then_some(u32::from(word(info, STATES_AT)?))
+}
+
+/// `struct xt_addrtype_info_v1`: kinds of source and destination, and which of both are inverted. What is sent to
+/// this host has a destination of its own.
+fn of_address_type(info: &[u8], way: Way) -> Match {
+    const LOCAL: u16 = 1 << 2;
+    const INVERTED: u16 = 1 << 1;
+    const BYTES: usize = 8;
+    let asked = word(info, 0).zip(word(info, 2)).zip(word(info, 4));
+    match asked.filter(|_| info.len() <= BYTES && way.outgoing == Link::Absent) {
+        Some(((0, kinds), flags)) if kinds != 0 => {
+            let is_local = kinds & LOCAL != 0;
+            if is_local != (flags & INVERTED != 0) { Match::Yes } else { Match::No }
+        }
+        _ => Ask::other("match addrtype".to_owned()),
+    }
 }
 
 /// `iptables` compares ports by structures of its own, in host order.
@@ -135,6 +152,18 @@ mod tests {
         assert_eq!(sent(&words(&[51820, 51820, 0, u16::MAX, 0])), Match::Named(Named::Us));
         assert_eq!(sent(&words(&[53, 53, 0, u16::MAX, 0])), Match::No);
         assert!(matches!(sent(&udp), Match::Some(_)), "to the port of another host");
+    }
+
+    #[test]
+    fn what_is_sent_to_this_host_has_a_local_destination() {
+        let of = |words: [u16; 4], way| of_address_type(&self::words(&words), way);
+        let (local, broadcast) = ([0, 4, 0, 0], [0, 8, 0, 0]);
+        assert_eq!(of(local, Way::TO_HOST), Match::Yes);
+        assert_eq!(of(broadcast, Way::TO_HOST), Match::No);
+        assert_eq!(of([0, 4, 2, 0], Way::TO_HOST), Match::No, "inverted");
+        for unknown in [of(local, Way::FROM_PEERS), of([4, 4, 0, 0], Way::TO_HOST)] {
+            assert!(matches!(unknown, Match::Some(_)), "{unknown:?}");
+        }
     }
 
     #[test]

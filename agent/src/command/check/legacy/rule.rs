@@ -77,6 +77,7 @@ pub fn asks(rule: &Rule, way: Way, link: &str) -> Option<Asks> {
             "-p" if way.wireguard.is_some() && !negated => by_protocol(value)?,
             "--dport" | "--dports" if !negated => by_port(value, port_to(way))?,
             "--sport" | "--sports" if !negated => by_port(value, port_from(way))?,
+            "--dst-type" if !negated && way.outgoing == Link::Absent => by_address_type(value)?,
             "--ctstate" | "--state" if !negated => by_states(value)?,
             "-m" if KNOWN.contains(&value) => Asks::NOTHING,
             "--comment" => Asks::NOTHING,
@@ -90,7 +91,12 @@ pub fn asks(rule: &Rule, way: Way, link: &str) -> Option<Asks> {
 }
 
 /// Extensions that ask nothing without one of their options.
-const KNOWN: [&str; 6] = ["udp", "tcp", "conntrack", "state", "multiport", "comment"];
+const KNOWN: [&str; 7] = ["udp", "tcp", "conntrack", "state", "multiport", "addrtype", "comment"];
+
+/// What is sent to this host has a destination of its own.
+fn by_address_type(list: &str) -> Option<Asks> {
+    list.split(',').any(|kind| kind == "LOCAL").then_some(Asks::NOTHING)
+}
 
 fn by_link(name: &str, at: Link, link: &str, negated: bool) -> Option<Asks> {
     let (is_ours, is_wild) = match name.strip_suffix('+') {
