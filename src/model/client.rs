@@ -8,8 +8,10 @@ use super::policy::internet;
 use super::{Address, DesiredState, PeerRow, Profile, Profiles, Ranges};
 
 /// The prefixes that a peer's client should send through the tunnel, of the family of its address:
-/// `allowed_ips` of its row, less the prefixes behind the client itself; if none are left, the destinations
-/// that its policies allow, its DNS servers and the gateway's tunnel address.
+/// `allowed_ips` as the database holds it, less the prefixes behind the client itself; if none are left, the
+/// destinations that its policies allow, its DNS servers and the gateway's tunnel address.
+///
+/// The row of an evaluated state has lost the entries of `allowed_ips` that are for the client.
 ///
 /// A client that may reach the whole internet gets everything, because `wg-quick` keeps the encrypted packets
 /// out of the tunnel only then. Else `endpoint`, the gateway's address outside, is left out.
@@ -17,11 +19,12 @@ use super::{Address, DesiredState, PeerRow, Profile, Profiles, Ranges};
 pub fn client_routes(
     desired: &DesiredState,
     row: &PeerRow,
+    allowed_ips: &[IpNet],
     endpoint: Option<IpAddr>,
 ) -> Vec<IpNet> {
     let is_v4 = row.assigned_ip.addr().is_ipv4();
     let of_family = |prefix: &&IpNet| prefix.addr().is_ipv4() == is_v4;
-    let written = row.allowed_ips.iter().filter(of_family).filter(|it| !desired.is_of_site(it));
+    let written = allowed_ips.iter().filter(of_family).filter(|it| !desired.is_of_site(it));
     let written: Vec<IpNet> = written.map(IpNet::trunc).collect();
     if !written.is_empty() {
         return written;

@@ -51,7 +51,7 @@ pub struct Costs {
     pub notify: f64,
     /// The question of an agent that polls, where nothing is new.
     pub poll: f64,
-    /// To address one mark for all who poll.
+    /// More, for each mark that a look of the bell addresses.
     pub address: f64,
     /// A look of the bell that finds nothing.
     pub look: f64,
@@ -63,10 +63,11 @@ pub struct Costs {
     pub device: f64,
     /// A read of the changes that finds one policy.
     pub policy: f64,
+    /// A report of one, and to merge it.
     pub handshake: f64,
-    /// The beat that writes `last_sync_at`.
+    /// The beat that writes `last_sync_at`, and to merge it.
     pub synced: f64,
-    /// The two audit entries of a pass that revoked a peer.
+    /// The two audit entries of a pass that revoked a peer, and to merge them.
     pub audit: f64,
     /// A snapshot, for each peer.
     pub snapshot_peer: f64,
@@ -126,10 +127,14 @@ async fn among(many: &Fleet<'_>, large: &Fleet<'_>, sessions: usize) -> Costs {
     let synced = sessions
         .per(&meter, async |store, _| {
             assert!(store.synced(SystemTime::now()).await.unwrap());
+            store.merge().await.unwrap();
         })
         .await;
     let audit = sessions
-        .per(&meter, async |store, _| assert!(store.audit(&audited()).await.error.is_none()))
+        .per(&meter, async |store, _| {
+            assert!(store.audit(&audited()).await.error.is_none());
+            store.merge().await.unwrap();
+        })
         .await;
 
     // The marginal costs are those of work that one session goes on with.
@@ -140,8 +145,6 @@ async fn among(many: &Fleet<'_>, large: &Fleet<'_>, sessions: usize) -> Costs {
     let alone = reads(READS).await;
     let commit = commits(many, &meter, MARKS, 2).await;
     let mark = ((reads(READS / 10).await - alone) / MARKS as f64).max(0.0);
-    let addressing = per(&meter, 1, async || drop(store.poll(cursor).await.unwrap())).await;
-    let address = ((addressing - poll) / MARKS as f64).max(0.0);
     many.forget_marks();
     let own = format!(
         "update devices set status = 'revoked' where id in (
@@ -154,7 +157,7 @@ async fn among(many: &Fleet<'_>, large: &Fleet<'_>, sessions: usize) -> Costs {
     many.sql("update policies set priority = priority + 1 where name = 'policy7'");
     let policy = sessions.changes(&meter).await;
     many.forget_marks();
-    let look = look(many, &meter).await;
+    let (look, address) = look(many, &meter).await;
     let notify = notify(many, store, &meter, commit).await;
     many.forget_marks();
     Costs {
@@ -210,6 +213,7 @@ async fn of_large(large: &Fleet<'_>, meter: &Meter) -> (f64, f64) {
         };
         let handshakes: Vec<Handshake> = ids.iter().map(handshake).collect();
         drop(store.report(&handshakes).await.unwrap());
+        store.merge().await.unwrap();
     })
     .await;
     (snapshot / large.peers as f64, report / ids.len() as f64)
@@ -231,7 +235,8 @@ async fn commits(fleet: &Fleet<'_>, meter: &Meter, commits: usize, first_gateway
     .await
 }
 
-async fn look(fleet: &Fleet<'_>, meter: &Meter) -> f64 {
+/// A look that finds nothing, and for each mark that it addresses.
+async fn look(fleet: &Fleet<'_>, meter: &Meter) -> (f64, f64) {
     const BELL: &str = "bench";
     let role = format!("{}_bell", fleet.database);
     grant_bell(&fleet.owner(), &role, &CreateRole::IfAbsent(None)).await.unwrap();
@@ -239,9 +244,11 @@ async fn look(fleet: &Fleet<'_>, meter: &Meter) -> f64 {
     let bell = Store::connect(&ConnectOptions::new(url)).unwrap();
     assert!(matches!(bell.hold_bell(BELL).await.unwrap(), Held::Here { .. }));
     bell.ring(BELL).await.unwrap();
-    let cost = per(meter, READS, async || drop(bell.ring(BELL).await.unwrap())).await;
+    let look = per(meter, READS, async || drop(bell.ring(BELL).await.unwrap())).await;
+    commits(fleet, meter, MARKS, 2).await;
+    let addressing = per(meter, 1, async || drop(bell.ring(BELL).await.unwrap())).await;
     bell.leave_bell(BELL).await.unwrap();
-    cost
+    (look, ((addressing - look) / MARKS as f64).max(0.0))
 }
 
 async fn notify(fleet: &Fleet<'_>, store: &Store, meter: &Meter, commit: f64) -> f64 {

@@ -13,8 +13,6 @@ use super::costs::Costs;
 const SEED: u64 = 71;
 /// Simulated, after a second in which all begins.
 const SECS: f64 = 60.0;
-/// Marks are addressed at most so often by gateways.
-const REST_SECS: f64 = 0.05;
 /// Between two looks of a bell, which addresses marks at each.
 const LOOK_EVERY_SECS: f64 = 0.02;
 /// The agent's own, see `reconcile::outbox`.
@@ -211,7 +209,7 @@ impl Simulation {
             }
             Event::Look => {
                 self.serve(at, Part::Questions, costs.look);
-                self.address(at, 0.0);
+                self.address(at);
                 self.at(at + LOOK_EVERY_SECS, Event::Look);
             }
             Event::Question { gateway, timed } => {
@@ -245,11 +243,10 @@ impl Simulation {
     /// One gateway asks for changes. Returns when it has its answer.
     fn ask(&mut self, at: f64, gateway: usize) -> f64 {
         let start = at.max(self.free.iter().copied().fold(f64::INFINITY, f64::min));
-        let listens = self.load.mode == Mode::Listen;
-        if self.load.mode == Mode::Poll {
-            self.address(start, REST_SECS);
-        }
-        let until = if listens { start } else { self.addressed_until };
+        let hints = self.load.mode == Mode::Hints;
+        // A bell addresses marks, and what it has not looked at is found after its next look. Without one every
+        // mark is looked at by all.
+        let until = if hints { self.addressed_until } else { start };
         let costs = self.costs;
         let reader = &mut self.gateways[gateway];
         let (read, later) = reader.waiting.iter().partition::<Vec<f64>, _>(|mark| **mark <= until);
@@ -261,13 +258,18 @@ impl Simulation {
         self.outcome.questions += 1.0;
         self.outcome.deltas += f64::from(u8::from(news));
 
-        let mut delta = match (news || listens, policies) {
-            (false, _) => 0.0,
-            (true, 0) => costs.changes + read.len() as f64 * costs.device,
-            (true, _) => costs.policy + read.len() as f64 * costs.device,
+        let changes = if policies > 0 { costs.policy } else { costs.changes };
+        let changes = changes + read.len() as f64 * costs.device;
+        let delta = match self.load.mode {
+            Mode::Hints => changes,
+            Mode::Listen => changes + passed as f64 * costs.mark,
+            // The first question is whether there is any mark, of whatever gateway.
+            Mode::Poll if passed > 0 || policies > 0 => {
+                costs.poll + changes + passed as f64 * costs.mark
+            }
+            Mode::Poll => costs.poll,
         };
-        delta += if listens { passed as f64 * costs.mark } else { costs.poll };
-        let (part, cost) = if listens && passed > MOST_MARKS {
+        let (part, cost) = if !hints && passed > MOST_MARKS {
             (Part::Snapshots, self.peers_each() * costs.snapshot_peer)
         } else {
             (Part::Questions, delta)
@@ -289,11 +291,11 @@ impl Simulation {
         }
     }
 
-    /// The bell, or else the gateway that asks, addresses the marks that wait, for all.
-    fn address(&mut self, start: f64, rest_secs: f64) {
+    /// The bell addresses the marks that wait.
+    fn address(&mut self, start: f64) {
         let marks = self.marks.partition_point(|mark| mark.0 <= start);
         let waiting = marks.saturating_sub(self.addressed);
-        if waiting > 0 && start >= self.addressed_until + rest_secs {
+        if waiting > 0 {
             self.addressed = marks;
             self.addressed_until = start;
             self.serve(start, Part::Questions, waiting as f64 * self.costs.address);

@@ -13,6 +13,7 @@ use gatepost::model::{
     SnapshotRows, Standing, client_routes,
 };
 use gatepost::store::{FoundPeer, ProfileDesk, Rekeyed};
+use ipnet::IpNet;
 
 use crate::cli::ProfileArgs;
 use crate::config::{Config, read_psk_keys, read_psk_keys_file};
@@ -46,13 +47,15 @@ pub fn profile(config: &Config, args: &ProfileArgs) -> Result<Exit, CommandError
         let rows = desk.rows(&found.gateway).await?;
         Ok::<_, CommandError>((desk, found, rows, others))
     })?;
+    let written = rows.peers.iter().find(|row| row.id == found.peer_id);
+    let written = written.map(|row| row.allowed_ips.clone()).unwrap_or_default();
     let desired = evaluate(config, rows)?;
     let Some((row, standing)) = desired.rows().find(|(row, _)| row.id == found.peer_id) else {
         return Err(ProfileError::Unknown(who.clone()).into());
     };
     warn_unless_admitted(who, standing);
     let keys = Keys::of(args, row, &desired, psk_keys.as_ref())?;
-    let mut profile = describe(&found, row, &desired, keys.clone())?;
+    let mut profile = describe(&found, row, &desired, keys.clone(), &written)?;
     profile.revision = runtime.block_on(desk.issue(&found, keys.rekeyed.as_ref()))?;
     // A key that could not be shown or printed must not replace the former.
     print(&rendered(&profile, args)?)?;
@@ -208,6 +211,7 @@ fn describe(
     row: &PeerRow,
     desired: &DesiredState,
     keys: Keys,
+    allowed_ips: &[IpNet],
 ) -> Result<Profile, ProfileError> {
     let one_word = |what, text: &str| {
         let is_odd = |c: char| c.is_whitespace() || c.is_control() || ",#".contains(c);
@@ -232,6 +236,6 @@ fn describe(
         gateway_key: one_word("gateways.public_key", &found.gateway_key)?,
         preshared_key: keys.preshared,
         endpoint,
-        allowed_ips: client_routes(desired, row, host),
+        allowed_ips: client_routes(desired, row, allowed_ips, host),
     })
 }
