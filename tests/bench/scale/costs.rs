@@ -6,7 +6,7 @@ use gatepost::model::{DeviceId, GatewayId};
 use gatepost::reconcile::status::Mode;
 use gatepost::store::{
     AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Cursor, Entity, Handshake,
-    Held, Hello, Polled, Store, grant_bell,
+    Held, Hello, MERGED_AT_MOST, Polled, Store, grant_bell,
 };
 use uuid::Uuid;
 
@@ -213,7 +213,9 @@ async fn of_large(large: &Fleet<'_>, meter: &Meter) -> (f64, f64) {
         };
         let handshakes: Vec<Handshake> = ids.iter().map(handshake).collect();
         drop(store.report(&handshakes).await.unwrap());
-        store.merge().await.unwrap();
+        for _ in 0..ids.len().div_ceil(MERGED_AT_MOST as usize) {
+            store.merge().await.unwrap();
+        }
     })
     .await;
     (snapshot / large.peers as f64, report / ids.len() as f64)
