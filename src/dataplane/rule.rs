@@ -212,7 +212,7 @@ mod tests {
     fn rules_are_read_as_they_are_written() {
         let name = "gatepost0".parse().unwrap();
         for pool in ["10.64.0.0/16", "fd64::/64"] {
-            for rule in gate::rules(&name, pool.parse().unwrap(), Default::default()) {
+            for rule in gate::rules(&name, [pool.parse().unwrap()], Default::default()) {
                 let body = encode(&rule);
                 assert_eq!(decode(&message(&body), rule.family), Ok(rule.clone()), "{rule}");
             }

@@ -3,7 +3,7 @@
 //! A **profile** is the flattened result of an ordered policy list. Peers with equal results share
 //! one. An address that has no profile reaches nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -138,6 +138,8 @@ pub struct FirewallBase {
 pub struct Networks {
     /// `gateways.vpn_cidr`.
     pub pool: IpNet,
+    /// Of the interface's other addresses, as far as the gate guards them.
+    pub others: BTreeSet<IpNet>,
     /// Those of the site prefixes.
     pub sites4: Ranges<u32>,
     pub sites6: Ranges<u128>,
@@ -148,9 +150,23 @@ impl Networks {
     pub fn new<'a>(pool: IpNet, sites: impl Iterator<Item = &'a IpNet> + Clone) -> Self {
         Self {
             pool: pool.trunc(),
+            others: BTreeSet::new(),
             sites4: sites.clone().filter_map(u32::span).collect(),
             sites6: sites.filter_map(u128::span).collect(),
         }
+    }
+
+    /// Those of these networks that are not the pool's are guarded by the gate, too.
+    #[must_use]
+    pub fn with_others(mut self, networks: impl Iterator<Item = IpNet>) -> Self {
+        let pool = self.pool;
+        self.others = networks.map(|it| it.trunc()).filter(|it| !pool.contains(it)).collect();
+        self
+    }
+
+    /// The networks toward which the gate stops packets that no table has judged.
+    pub fn gated(&self) -> impl Iterator<Item = IpNet> + '_ {
+        std::iter::once(self.pool).chain(self.others.iter().copied())
     }
 }
 

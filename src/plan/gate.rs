@@ -20,9 +20,14 @@ const FROM_HERE: u32 = 2;
 const TO_PEERS: u32 = 3;
 const END: u32 = 4;
 
-/// The rules of the gate. What the host itself sends has no mark, and so passes by those to peers.
+/// The rules of the gate, toward these networks. What the host itself sends has no mark, and so passes by those
+/// to peers.
 #[must_use]
-pub fn rules(interface: &InterfaceName, pool: IpNet, mark: MarkBit) -> BTreeSet<RoutingRule> {
+pub fn rules(
+    interface: &InterfaceName,
+    networks: impl IntoIterator<Item = IpNet>,
+    mark: MarkBit,
+) -> BTreeSet<RoutingRule> {
     let unmarked = Some((0, mark.bits()));
     let rule = |family, priority, action| {
         let (iif, to, mark, tag) = (None, None, None, Tag::Ours);
@@ -33,16 +38,18 @@ pub fn rules(interface: &InterfaceName, pool: IpNet, mark: MarkBit) -> BTreeSet<
         mark: unmarked,
         ..rule(family, FROM_PEERS, RuleAction::Blackhole)
     };
-    let family = IpFamily::of(&pool);
-    let from_here = rule(family, FROM_HERE, RuleAction::Goto(END));
-    let to_peers = rule(family, TO_PEERS, RuleAction::Blackhole);
-    BTreeSet::from([
-        from_peers(IpFamily::V4),
-        from_peers(IpFamily::V6),
-        RoutingRule { iif: Some("lo".into()), ..from_here },
-        RoutingRule { to: Some(pool.trunc()), mark: unmarked, ..to_peers },
-        rule(family, END, RuleAction::Nop),
-    ])
+    let mut rules = BTreeSet::from([from_peers(IpFamily::V4), from_peers(IpFamily::V6)]);
+    for network in networks {
+        let family = IpFamily::of(&network);
+        let from_here = rule(family, FROM_HERE, RuleAction::Goto(END));
+        let to_peers = rule(family, TO_PEERS, RuleAction::Blackhole);
+        rules.extend([
+            RoutingRule { iif: Some("lo".into()), ..from_here },
+            RoutingRule { to: Some(network.trunc()), mark: unmarked, ..to_peers },
+            rule(family, END, RuleAction::Nop),
+        ]);
+    }
+    rules
 }
 
 /// Whether each family that has rules begins with the kernel's own for local addresses, as `ip rule` lists
@@ -98,7 +105,7 @@ pub fn wanted(desired: &DesiredState, host: &HostRouting) -> BTreeSet<RoutingRul
     desired
         .gate()
         .filter(may_be)
-        .map_or_else(BTreeSet::new, |gate| rules(&base.interface, base.networks.pool, gate.mark))
+        .map_or_else(BTreeSet::new, |gate| rules(&base.interface, base.networks.gated(), gate.mark))
 }
 
 /// Whether all these rules are there.

@@ -94,8 +94,10 @@ fn gives(format: &str, text: &str) -> bool {
 fn told(path: &Path, source: &str) -> Vec<String> {
     let mut markers = vec!["Fault::new(", "Fault::told(", "Fault::told_lasting(", " fault: "];
     if path.ancestors().any(|folder| folder.ends_with("tests/postgres")) {
-        markers.extend([" row(", "fault::row("]);
+        markers.extend([" row(", "fault::row(", " fault("]);
     }
+    // One that is named before it is caused.
+    markers.push("let what = ");
     let mut found = Vec::new();
     for marker in markers {
         for after in source.split(marker).skip(1) {

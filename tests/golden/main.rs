@@ -250,7 +250,8 @@ impl Observed {
             kernel.apply_first(&first, usize::MAX).unwrap();
         }
         let pool = "10.64.0.0/24".parse().unwrap();
-        let rules = self.gate.then(|| gate::rules(&interface().parse().unwrap(), pool, GATE.mark));
+        let rules =
+            self.gate.then(|| gate::rules(&interface().parse().unwrap(), [pool], GATE.mark));
         let rules = rules.unwrap_or_default();
         let tagged = |addresses: Vec<IpNet>, tag| addresses.into_iter().map(move |a| (a, tag));
         let interface = self.interface.map(|interface| ObservedInterface {

@@ -43,8 +43,8 @@ fn apply(host: &mut Host<Nft>, step: Step) {
     assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
 }
 
-fn rules(pool: IpNet) -> BTreeSet<RoutingRule> {
-    gate::rules(&WG.parse().unwrap(), pool, MarkBit::default())
+fn rules(networks: &Networks) -> BTreeSet<RoutingRule> {
+    gate::rules(&WG.parse().unwrap(), networks.gated(), MarkBit::default())
 }
 
 /// Hears datagrams of one flood.
@@ -79,46 +79,49 @@ fn send(from: &Netns, to: &str) {
     });
 }
 
-/// Peers to the LAN, the LAN to a peer, and peers to each other. Addresses of the other family are of no
-/// pool, so of those only what peers send is stopped.
-fn flood(network: &Network, from_lan: &str) {
-    for (from, to) in [
-        (&network.alice, LAN4),
-        (&network.alice, LAN6),
-        (&network.lan, from_lan),
-        (&network.alice, BOB4),
-        (&network.alice, BOB6),
-    ] {
-        send(from, to);
+/// Peers to the LAN, the LAN to a peer, and peers to each other.
+fn flood(network: &Network, from_lan: &[&str]) {
+    for to in [LAN4, LAN6, BOB4, BOB6] {
+        send(&network.alice, to);
+    }
+    for to in from_lan {
+        send(&network.lan, to);
     }
 }
 
 #[test]
 fn no_forwarded_packet_passes_while_the_table_is_flushed() {
-    nothing_passes_while_the_table_is_flushed(base().networks, ALICE4);
+    nothing_passes_while_the_table_is_flushed(base().networks, &[ALICE4]);
 }
 
 #[test]
 fn no_forwarded_packet_passes_while_the_table_is_flushed_with_a_pool_of_ipv6() {
     let pool = "fd64::/64".parse().unwrap();
-    nothing_passes_while_the_table_is_flushed(Networks::new(pool, [].iter()), ALICE6);
+    nothing_passes_while_the_table_is_flushed(Networks::new(pool, [].iter()), &[ALICE6]);
 }
 
-fn nothing_passes_while_the_table_is_flushed(networks: Networks, alice: &str) {
+#[test]
+fn no_forwarded_packet_of_either_family_passes_while_the_table_is_flushed() {
+    let other: IpNet = "fd64::/64".parse().unwrap();
+    let networks = base().networks.with_others([other].into_iter());
+    nothing_passes_while_the_table_is_flushed(networks, &[ALICE4, ALICE6]);
+}
+
+fn nothing_passes_while_the_table_is_flushed(networks: Networks, alice: &[&str]) {
     let mut network = Network::new();
-    let ears = [
+    let mut ears = vec![
         Ear::open(&network.lan, LAN4),
         Ear::open(&network.lan, LAN6),
-        Ear::open(&network.alice, alice),
         Ear::open(&network.bob, BOB4),
         Ear::open(&network.bob, BOB6),
     ];
-    let heard = |expected| ears.each_ref().map(|ear| ear.heard(expected));
+    ears.extend(alice.iter().map(|address| Ear::open(&network.alice, address)));
+    let heard = |expected| ears.iter().map(|ear| ear.heard(expected)).collect::<Vec<_>>();
     let base = FirewallBase { networks, ..base() };
-    let rules = || rules(base.networks.pool);
+    let rules = || rules(&base.networks);
     let table = load(&base, &world(nothing(), nothing()));
     flood(&network, alice);
-    assert_eq!(heard(EACH), [EACH; 5], "without a table everything passes");
+    assert_eq!(heard(EACH), vec![EACH; ears.len()], "without a table everything passes");
     let mut host = host();
     network.gateway.run("sysctl -qw net.ipv4.conf.all.src_valid_mark=1");
     for rp_filter in [0, 1, 2] {
@@ -131,10 +134,14 @@ fn nothing_passes_while_the_table_is_flushed(networks: Networks, alice: &str) {
             network.gateway.run("nft flush ruleset");
             flood(&network, alice);
         }
-        assert_eq!(heard(0), [0; 5], "rp_filter {rp_filter}");
+        assert_eq!(heard(0), vec![0; ears.len()], "rp_filter {rp_filter}");
         apply(&mut host, Step::RemoveRules { rules: rules() });
         flood(&network, alice);
-        assert_eq!(heard(EACH), [EACH; 5], "rp_filter {rp_filter}: the gate was not taken away");
+        assert_eq!(
+            heard(EACH),
+            vec![EACH; ears.len()],
+            "rp_filter {rp_filter}: the gate was not taken away"
+        );
     }
 }
 
@@ -146,7 +153,7 @@ fn gate_lets_everything_pass_that_the_table_allows() {
     serve(&network.lan, 80);
     serve(&network.bob, 80);
     let mut host = host();
-    let rules = || rules(base().networks.pool);
+    let rules = || rules(&base().networks);
     network.gateway.run("sysctl -qw net.ipv4.conf.all.src_valid_mark=1");
     let before = network.gateway.run("ip rule; ip -6 rule");
     for rp_filter in [0, 1, 2] {

@@ -51,8 +51,10 @@ pub fn bases() -> Vec<FirewallBase> {
             };
             let pool = |pool: &str| Networks::new(pool.parse().unwrap(), [].iter());
             let sites = networks(&["10.9.0.0/16", "10.10.0.0/16", "fd65::/33"]);
+            let others = ["10.64.0.0/20", "fd66::/65"].map(|it| it.parse().unwrap());
+            let both = pool("fd64::/64").with_others(others.into_iter());
             for (gateway_opens, networks, gate, most) in [
-                (None, pool("fd64::/64"), Some(MarkBit::default()), NonZeroU32::new(7)),
+                (None, both, Some(MarkBit::default()), NonZeroU32::new(7)),
                 (Some(Openings::default()), pool("10.64.0.0/20"), MarkBit::new(1 << 31), None),
                 (Some(with_more), sites, None, None),
             ] {

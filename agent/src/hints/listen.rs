@@ -13,6 +13,8 @@ use super::{Broker, BrokerError, FOR_ALL, SIGNS_OF_LIFE, subject_of};
 
 /// How many events of the connection wait here; more are dropped.
 const EVENTS: usize = 64;
+/// A broker that answers no later does not answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// A connection that lived so long was a good one: the next attempt comes soon.
 const GOOD_AFTER: Duration = Duration::from_secs(30);
 
@@ -39,6 +41,36 @@ pub async fn listen(broker: Broker, name: String, seed: u64, mut hearing: Hearin
             }
         }
     }
+}
+
+/// Subscribes as the agent of this gateway does, and leaves again.
+///
+/// # Errors
+/// [`BrokerError`], also of a subscription that is refused.
+pub async fn try_to_hear(
+    broker: &Broker,
+    name: &str,
+    gateway: GatewayId,
+) -> Result<(), BrokerError> {
+    let (happened, mut events) = mpsc::channel(EVENTS);
+    let client = broker.connect(name, move |event| drop(happened.try_send(event))).await?;
+    let _own = subscribe(&client, subject_of(gateway)).await?;
+    let _for_all = subscribe(&client, FOR_ALL.to_owned()).await?;
+    let mut last = subscribe(&client, SIGNS_OF_LIFE.to_owned()).await?;
+    // The server answers in order: a refused subscription is said before this one ends.
+    let ends = async {
+        last.drain().await.map_err(|_| BrokerError::Lost)?;
+        while last.next().await.is_some() {}
+        Ok(())
+    };
+    tokio::time::timeout(ANSWERS_WITHIN, ends).await.map_err(|_| BrokerError::Lost)??;
+    tokio::task::yield_now().await;
+    while let Ok(event) = events.try_recv() {
+        if let Event::ServerError(ServerError::Other(text)) = event {
+            return Err(BrokerError::of_server(&text));
+        }
+    }
+    Ok(())
 }
 
 /// Hears for one gateway, until it is another or the connection is lost.

@@ -13,7 +13,7 @@ use gatepost::model::GatewayId;
 pub use connect::Broker;
 pub use credentials::{Login, LoginError};
 pub use error::BrokerError;
-pub use listen::listen;
+pub use listen::{listen, try_to_hear};
 
 /// The subject of hints for all gateways.
 pub const FOR_ALL: &str = "gatepost.hint.all";

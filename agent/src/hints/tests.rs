@@ -11,7 +11,7 @@ use gatepost::reconcile::{Heard, Hints, hints};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Broker, BrokerError, FOR_ALL, SIGNS_OF_LIFE, listen, subject_of};
+use super::{Broker, BrokerError, FOR_ALL, SIGNS_OF_LIFE, listen, subject_of, try_to_hear};
 use crate::config::scratch::Scratch;
 
 #[path = "../../../tests/support/broker.rs"]
@@ -152,6 +152,20 @@ async fn a_wrong_login_and_missing_permissions_are_said() {
     assert!(trouble.contains(&format!("(subscription to {})", subject_of(own()))), "{trouble}");
     publish(&bell, SIGNS_OF_LIFE).await;
     assert_eq!(hints.heard.borrow().signs_of_life, 0);
+}
+
+#[tokio::test]
+async fn a_try_says_whether_a_gateway_may_hear() {
+    let nats = Nats::for_gateway(EXAMPLE_GATEWAY);
+    let may = |gateway| {
+        let broker = plain(&nats, AGENT);
+        async move { try_to_hear(&broker, "test", gateway).await }
+    };
+    assert_eq!(may(own()).await, Ok(()));
+    let refused = may(other()).await.unwrap_err().to_string();
+    assert!(refused.contains(&format!("(subscription to {})", subject_of(other()))), "{refused}");
+    let wrong = try_to_hear(&plain(&nats, "fra-1:wrong"), "test", own()).await.unwrap_err();
+    assert!(matches!(wrong, BrokerError::Login { .. }), "{wrong}");
 }
 
 #[tokio::test]

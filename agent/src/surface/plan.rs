@@ -41,7 +41,7 @@ fn steps() -> Vec<Step> {
     };
     let without_base = FirewallChange { load_base: None, ..change.clone() };
     let peer = Peer { allowed_ips: allowed_ips.clone(), ..Peer::default() };
-    let rules = gate::rules(&name, prefix("10.8.0.0/16"), MarkBit::default());
+    let rules = gate::rules(&name, [prefix("10.8.0.0/16")], MarkBit::default());
     let preshared_key = PresharedKey::from_bytes([1; 32]).ok();
     vec![
         Step::Firewall { phase: Phase::Fence, change },

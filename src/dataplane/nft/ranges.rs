@@ -8,17 +8,18 @@ use ipnet::IpNet;
 use super::dump::Dump;
 use super::element::Element;
 use super::name::{ARRIVALS, Family};
-use super::sender::pool_in;
+use super::sender::{others_in, pool_in};
 use super::set::Set;
 use crate::model::{Address, Networks};
 
 /// The networks that the rules and sets name; to be proved by comparing.
 pub fn networks_in(dump: &Dump) -> Networks {
     let no_pool = || IpNet::from(IpAddr::from([0; 4]));
-    let pool = dump.rules.get(ARRIVALS).and_then(|found| pool_in(found));
+    let found = dump.rules.get(ARRIVALS).map(Vec::as_slice).unwrap_or_default();
     let of = |family| Set::Networks(family);
     Networks {
-        pool: pool.unwrap_or_else(no_pool),
+        pool: pool_in(found).unwrap_or_else(no_pool),
+        others: others_in(found),
         sites4: set_ranges(dump, &of(Family::V4)).unwrap_or_default().into_iter().collect(),
         sites6: set_ranges(dump, &of(Family::V6)).unwrap_or_default().into_iter().collect(),
     }

@@ -4,6 +4,7 @@
 //! by another link must not have a peer's address. And an ICMP error is judged twice: as a packet of the
 //! flow that it quotes, like any other, and before that by who may tell anything about that flow.
 
+use std::collections::BTreeSet;
 use std::iter;
 use std::net::IpAddr;
 
@@ -26,8 +27,8 @@ const RELATED: u32 = 0x04;
 /// Packets that come by another link with an address that the host routes to ours are dropped. The gate
 /// knows by its mark that this table was there.
 pub fn arrivals(base: &FirewallBase) -> Vec<Rule> {
-    let Networks { pool, sites4, sites6 } = &base.networks;
-    let mut sources = vec![in_pool(Side::Source, pool)];
+    let Networks { pool, sites4, sites6, .. } = &base.networks;
+    let mut sources = vec![within(Side::Source, pool)];
     for (family, none) in
         [(Family::V4, sites4.as_slice().is_empty()), (Family::V6, sites6.as_slice().is_empty())]
     {
@@ -36,10 +37,12 @@ pub fn arrivals(base: &FirewallBase) -> Vec<Rule> {
     }
     let forged =
         sources.into_iter().map(|source| [source, vec![verdict(&Verdict::Jump(FORGED))]].concat());
-    let to_peers = base.gate.map(|mark| {
-        // What goes to the host itself comes by no rule of the gate.
-        let elsewhere = of_kind(Asked::Destination, Cmp::Neq, LOCAL);
-        [in_pool(Side::Destination, pool), elsewhere, gate::set_mark(mark)].concat()
+    let to_peers = base.gate.into_iter().flat_map(|mark| {
+        base.networks.gated().map(move |network| {
+            // What goes to the host itself comes by no rule of the gate.
+            let elsewhere = of_kind(Asked::Destination, Cmp::Neq, LOCAL);
+            [within(Side::Destination, &network), elsewhere, gate::set_mark(mark)].concat()
+        })
     });
     let from_peers = [iif(Cmp::Eq, base), goto(FROM_PEERS)].concat();
     iter::once(from_peers).chain(forged).chain(to_peers).collect()
@@ -75,9 +78,9 @@ fn led_on() -> [Rule; 2] {
 }
 
 /// Compares as the `nft` program would: whole bytes where the prefix has such, else with a mask.
-fn in_pool(side: Side, pool: &IpNet) -> Rule {
-    let address = pool.network();
-    let (family, bits) = (Family::of(&address), pool.prefix_len());
+fn within(side: Side, network: &IpNet) -> Rule {
+    let (address, bits) = (network.network(), network.prefix_len());
+    let family = Family::of(&address);
     let bytes = octets(&address);
     if bits > 0 && bits % 8 == 0 {
         let compared = vec![cmp(Cmp::Eq, &bytes[..usize::from(bits / 8)])];
@@ -89,7 +92,17 @@ fn in_pool(side: Side, pool: &IpNet) -> Rule {
 
 /// The pool that the rule behind the first names; to be proved by comparing.
 pub fn pool_in(found: &[Rule]) -> Option<IpNet> {
-    let rule = found.get(1)?;
+    network_in(found.get(1)?)
+}
+
+/// The other networks toward which packets get the gate's mark; to be proved by comparing.
+pub fn others_in(found: &[Rule]) -> BTreeSet<IpNet> {
+    let marks = |rule: &&Rule| rule.last().is_some_and(|last| last.name() == "meta");
+    // The first is the pool's.
+    found.iter().filter(marks).skip(1).filter_map(|rule| network_in(rule)).collect()
+}
+
+fn network_in(rule: &[Expr]) -> Option<IpNet> {
     let value = |at: usize, kind| rule.get(at)?.find(&[kind, data::VALUE]);
     let family =
         Family::BOTH.into_iter().find(|family| value(1, 3) == Some(&[family.nfproto()]))?;

@@ -75,7 +75,8 @@ impl DesiredState {
             networks: Networks::new(
                 gateway.vpn_cidr,
                 local.site_prefixes.iter().chain(&settings.site_prefixes),
-            ),
+            )
+            .with_others(interface.networks().filter(|_| local.gate.is_some())),
             flows_per_address: local.flows_per_address,
             gate: local.gate.map(|gate| gate.mark),
             gateway_opens: local.gateway_opens.clone().filter(|_| settings.gateway_may_open),

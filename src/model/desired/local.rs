@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 
 use ipnet::IpNet;
 
+use crate::model::interface::network;
 use crate::model::psk::PskKeys;
 use crate::model::{
     FirewallBase, Gate, InterfaceName, Masquerade, Networks, NflogGroup, Openings, PrivateKey,
@@ -56,7 +57,9 @@ impl Local {
             deny_log: self.deny_log,
             allow_inbound: false,
             gateway_opens: None,
-            networks: Networks::new(pool, self.site_prefixes.iter()),
+            networks: Networks::new(pool, self.site_prefixes.iter()).with_others(
+                self.addresses.iter().filter_map(network).filter(|_| self.gate.is_some()),
+            ),
             flows_per_address: self.flows_per_address,
             gate: self.gate.map(|gate| gate.mark),
         }

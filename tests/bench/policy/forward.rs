@@ -230,7 +230,7 @@ impl Shape {
 fn load_ours(gateway: &Netns, (peers, profiles): (u32, u32), gate: Option<MarkBit>) {
     let base = FirewallBase { masquerade: Masquerade::None, gate, ..base() };
     Nft::open().unwrap().apply(&load(&base, &world(peers, profiles)), None).unwrap();
-    let rules = gate.map(|mark| gate::rules(&base.interface, base.networks.pool, mark));
+    let rules = gate.map(|mark| gate::rules(&base.interface, base.networks.gated(), mark));
     for rule in rules.into_iter().flatten() {
         gateway.run(&rule_command(&rule));
     }

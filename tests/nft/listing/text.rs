@@ -22,7 +22,7 @@ fn internet(base: &FirewallBase, family: char) -> String {
 
 /// The sets of site prefixes, and the rules about forged sources.
 fn networks(base: &FirewallBase) -> (String, String) {
-    let Networks { pool, sites4, sites6 } = &base.networks;
+    let Networks { pool, sites4, sites6, .. } = &base.networks;
     let ip = |is4| if is4 { "ip" } else { "ip6" };
     let mut rules = format!("{} saddr {pool} jump forged\n", ip(pool.addr().is_ipv4()));
     let mut sets = String::new();
@@ -36,8 +36,10 @@ fn networks(base: &FirewallBase) -> (String, String) {
         }
     }
     if let Some(mark) = base.gate {
-        let daddr = format!("{} daddr {pool}", ip(pool.addr().is_ipv4()));
-        rules += &format!("{daddr} fib daddr type != local {}\n", marked(mark));
+        for network in base.networks.gated() {
+            let daddr = format!("{} daddr {network}", ip(network.addr().is_ipv4()));
+            rules += &format!("{daddr} fib daddr type != local {}\n", marked(mark));
+        }
     }
     (sets, rules)
 }

@@ -11,9 +11,9 @@ use super::facts::{Clock, DatabaseError, DatabaseFacts, Facts, HostFacts};
 use super::finding::Finding;
 use super::firewall::{fail_closed, firewall};
 use super::forwarding::{Families, forwarding};
-use super::ports;
 use super::running::running;
 use super::shared::{shared_role, writable};
+use super::{hints, ports};
 use crate::config::{Backend, Config};
 use crate::database;
 use crate::output::{bytes as bytes_text, count, span};
@@ -29,6 +29,7 @@ pub fn evaluate(config: &Config, facts: &Facts) -> Vec<Finding> {
     findings.extend(psk_keys(facts));
     findings.extend(facts.exposures.iter().map(|text| Finding::failure("secrets", text)));
     findings.extend(of_database(config.sync.mode, facts));
+    findings.extend(facts.hints.as_ref().map(hints::finding));
     findings.extend(last_good(config, facts));
     findings.extend(blocks(facts));
     findings.extend(pool(facts));

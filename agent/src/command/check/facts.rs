@@ -10,13 +10,14 @@ use gatepost::dataplane::nft::{
     keeps_owned_tables, labels_flows,
 };
 use gatepost::dataplane::{host_routing, lists_flows, networkd, networks_of_other_links};
-use gatepost::model::{BlockList, HostRouting, InterfaceName, KeyText, PublicKey};
+use gatepost::model::{BlockList, GatewayId, HostRouting, InterfaceName, KeyText, PublicKey};
 use gatepost::reconcile::status::Status;
 use gatepost::reconcile::{BlockFileError, Provenance};
 use gatepost::store::{SCHEMA_VERSION, SharedRole, Store, StoreError};
 use ipnet::IpNet;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
+use super::hints::{HintsError, heard};
 use super::legacy::LegacyRules;
 use super::ports::{TakenPort, taken};
 use crate::config::{Config, ConfigError, exposure, read_private_key, read_psk_keys, secret_files};
@@ -62,6 +63,8 @@ pub struct Facts {
     pub last_good_room: Result<u64, String>,
     /// This host's block list.
     pub block_list: Result<BlockList, BlockFileError>,
+    /// Whether hints may be heard. `None`: there is no `[hints]`, or the gateway is unknown.
+    pub hints: Option<Result<(), HintsError>>,
     /// Ports that the agent needs, and that another program has.
     pub taken_ports: Vec<TakenPort>,
     /// The running agent's status.
@@ -88,6 +91,7 @@ pub struct DatabaseFacts {
     pub unannounced: Vec<String>,
     /// Why tables refuse this gateway's reports.
     pub refusals: Vec<String>,
+    pub gateway_id: GatewayId,
     pub gateway_name: String,
     pub gateway_key: KeyText,
     pub gateway_active: bool,
@@ -147,6 +151,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
     let agent = Client::new(&config.control.socket).status();
     let agent_runs = !matches!(agent, Err(ControlError::NoAgent { .. }));
     Ok(Facts {
+        hints: database.as_ref().ok().and_then(|database| heard(config, database.gateway_id)),
         taken_ports: taken(config, listen_port, agent_runs),
         warnings: config.warnings.clone(),
         exposures: files.iter().filter_map(|path| exposure(path)).collect(),
@@ -210,6 +215,7 @@ async fn read_database(config: &Config) -> Result<DatabaseFacts, DatabaseError> 
         shared_role,
         writable_schemas,
         prepared_at_most,
+        gateway_id: rows.gateway.id,
         gateway_name: rows.gateway.name,
         gateway_key: rows.gateway.public_key,
         gateway_active: rows.gateway.active,

@@ -6,6 +6,7 @@ mod finding;
 mod firewall;
 mod forwarding;
 mod hindrances;
+mod hints;
 mod legacy;
 mod ports;
 mod running;

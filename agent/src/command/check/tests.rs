@@ -8,7 +8,7 @@ use std::io;
 use gatepost::dataplane::NetlinkError;
 use gatepost::dataplane::nft::{Manager, NftError};
 use gatepost::model::psk::PskKeys;
-use gatepost::model::{BlockList, FailClosed, HostRouting, PublicKey};
+use gatepost::model::{BlockList, FailClosed, GatewayId, HostRouting, PublicKey};
 use gatepost::reconcile::status::{State, Status};
 use gatepost::reconcile::{BlockFileError, Provenance};
 use gatepost::store::Place;
@@ -47,6 +47,7 @@ fn healthy() -> Facts {
             shared_role: None,
             writable_schemas: vec![],
             prepared_at_most: 0,
+            gateway_id: GatewayId(uuid::Uuid::nil()),
             gateway_name: "fra-1".into(),
             gateway_key: KeyText::Key(key(OURS)),
             gateway_active: true,
@@ -82,6 +83,7 @@ fn healthy() -> Facts {
         last_good: Ok(Some(Provenance::Sealed)),
         last_good_room: Ok(1 << 30),
         block_list: Ok(BlockList::default()),
+        hints: None,
         taken_ports: vec![],
         agent: Ok(Status { state: State::Ready, ..Status::default() }),
     }
