@@ -95,7 +95,8 @@ nightly: test-unit test-postgres test-postgres-versions test-netns test-package 
 	tests/failover target/release/gatepost
 	tests/versions
 	tests/versions guest
-	GATEPOST_TEST_SETS=200 tests/guest/suite --all $(netns_targets) $(firewall_targets)
+	@# Some tests alone take half an hour where the processor is emulated.
+	GATEPOST_GUEST_TIMEOUT_SECS=10800 GATEPOST_TEST_SETS=200 tests/guest/suite --all $(netns_targets) $(firewall_targets)
 	GATEPOST_TEST_BACKEND=userspace GATEPOST_TEST_MUTATIONS=1 $(cargo_test) --quiet --test packets -- every_missing_rule
 	GATEPOST_SIMULATE_SECS=120 $(cargo_test) --quiet --test simulation every_history_keeps
 	for round in $$(seq $(nightly_rounds)); do $(cargo_test) --quiet --test properties --test policy; done

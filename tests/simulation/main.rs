@@ -86,6 +86,27 @@ fn every_history_that_once_failed_keeps_the_promises_now() {
     }
 }
 
+/// Those that a fuzzer chose, because each reaches code that the others do not.
+#[test]
+fn every_history_of_the_corpus_keeps_the_promises() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/simulation/corpus");
+    let files: Vec<_> = std::fs::read_dir(corpus).unwrap().map(|it| it.unwrap().path()).collect();
+    assert!(files.len() > 100, "{} files", files.len());
+    let next = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let bytes = std::fs::read(file).unwrap();
+                    if search::failure(&bytes).is_some() {
+                        search::report(&bytes);
+                    }
+                }
+            });
+        }
+    });
+}
+
 /// A simulation of which some part never happens finds nothing there.
 #[test]
 fn histories_are_full_of_events() {
