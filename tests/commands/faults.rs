@@ -96,9 +96,10 @@ fn told(path: &Path, source: &str) -> Vec<String> {
     if path.ancestors().any(|folder| folder.ends_with("tests/postgres")) {
         markers.extend([" row(", "fault::row(", " fault("]);
     }
-    // One that is named before it is caused.
-    markers.push("let what = ");
-    let mut found = Vec::new();
+    // Those that are named before they are caused. What is formatted there is a message.
+    let named = source.split("let what =").skip(1).map(str::trim_start);
+    let named = named.filter_map(|after| Some(literal(after.strip_prefix('"')?).0));
+    let mut found: Vec<_> = named.collect();
     for marker in markers {
         for after in source.split(marker).skip(1) {
             let Some((before, rest)) = after.split_once('"') else { continue };
