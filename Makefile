@@ -89,8 +89,9 @@ test-package: ## Install, kill and upgrade the Debian package under systemd in t
 # Each round of properties and packets begins with new random seeds.
 nightly_rounds := 20
 .PHONY: nightly
-nightly: test-unit test-postgres test-postgres-versions test-netns test-package ## Run every tier, all tests in the guest, PostgreSQL 13 to 18, changes from and to the last version, a failover that loses a revocation, the adversary against tables that lack a rule, properties and packets with new seeds (root)
+nightly: test-unit test-postgres test-postgres-versions test-netns test-package ## Run every tier, count what a mark costs a writer, all tests in the guest, PostgreSQL 13 to 18, changes from and to the last version, a failover that loses a revocation, the adversary against tables that lack a rule, properties and packets with new seeds (root)
 	tests/install-deps.sh deny && tests/advisories
+	@$(MAKE) --no-print-directory bench-marks
 	deploy/fleet/fleet.sh --trial
 	tests/failover target/release/gatepost
 	tests/versions

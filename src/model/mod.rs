@@ -55,5 +55,6 @@ pub use pool::{Unsuited, check_network};
 pub use row::{
     Allocation, BarredBy, ChangedRows, DEVICE_NOT_ACTIVE, Effect, GatewayRow, KeyText,
     MembershipRow, PeerRow, PolicyRow, SettingRow, SnapshotRows, TargetRow, TargetType,
+    every_address,
 };
 pub use settings::{SettingFlaw, SettingWarning, Settings};

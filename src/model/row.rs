@@ -207,15 +207,20 @@ pub struct PolicyRow {
     pub beyond: Option<BeyondLimit>,
 }
 
+/// All destinations that a policy may have.
+#[must_use]
+pub fn every_address() -> [IpNet; 2] {
+    [Ipv4Net::default().into(), Ipv6Net::default().into()]
+}
+
 impl PolicyRow {
     /// The same without its destinations, of which there are too many to read: it allows nothing, or
     /// denies every address. Fewer of them would deny less.
     #[must_use]
     pub fn closed(self, beyond: BeyondLimit) -> Self {
-        let every = [Ipv4Net::default().into(), Ipv6Net::default().into()];
         let destinations = match self.effect {
             Effect::Allow => Vec::new(),
-            Effect::Deny | Effect::Unknown(_) => every.to_vec(),
+            Effect::Deny | Effect::Unknown(_) => every_address().to_vec(),
         };
         Self { full_tunnel: false, destinations, beyond: Some(beyond), ..self }
     }

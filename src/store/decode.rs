@@ -15,7 +15,7 @@ use super::error::StoreError;
 use crate::model::limit::{DANGLING_TARGETS, NAME_CHARS};
 use crate::model::{
     Allocation, BarredBy, DeviceId, Effect, GatewayRow, KeyText, MembershipRow, PeerRow, PolicyRow,
-    RowLimit, SettingRow, TargetRow, TargetType,
+    RowLimit, SettingRow, TargetRow, TargetType, every_address,
 };
 
 pub(super) const GATEWAY: &str = "select cursor, epoch, taken_at, id, name, public_key, \
@@ -130,7 +130,8 @@ pub(super) fn gateway(
 
 pub(super) fn setting(row: &Row, doing: &'static str) -> Result<SettingRow, StoreError> {
     let columns = Columns::of(row, doing);
-    Ok(SettingRow { category: columns.text(0)?, key: columns.text(1)?, value: columns.text(2)? })
+    let value = columns.get::<Option<Text<'_>>>(2)?.map_or("null".into(), |value| value.0.into());
+    Ok(SettingRow { category: columns.text(0)?, key: columns.text(1)?, value })
 }
 
 /// A peer's row; `None`, with a warning: it cannot be decoded, which costs this peer alone.
@@ -187,19 +188,32 @@ pub(super) fn membership(row: &Row, doing: &'static str) -> Result<MembershipRow
     })
 }
 
+/// A value that is missing, because the table lost its constraint, makes a policy grant less or deny more.
 pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreError> {
     let columns = Columns::of(row, doing);
     let id: Uuid = columns.get(0)?;
-    let mut destinations = columns.nets(5)?;
+    let word = columns.get::<Option<Text<'_>>>(3)?.map_or("null".into(), |word| word.0);
+    let effect = effect(shortened(word));
+    let allows = effect == Effect::Allow;
+    let (last, first) = (i32::MAX, i32::MIN);
+    let found = columns.get::<Vec<Option<Net>>>(5)?;
+    let is_whole = allows || found.iter().all(Option::is_some);
+    let mut destinations: Vec<IpNet> = found.into_iter().flatten().map(|net| net.0).collect();
+    if !is_whole {
+        destinations = every_address().to_vec();
+    }
     let beyond = RowLimit::Destinations.check(id, destinations.len());
     destinations.sort_unstable();
     destinations.dedup();
     let policy = PolicyRow {
         id: id.into(),
-        name: columns.name(1)?,
-        priority: columns.get(2)?,
-        effect: effect(columns.name(3)?),
-        full_tunnel: columns.get(4)?,
+        name: columns
+            .get::<Option<Text<'_>>>(1)?
+            .map_or("".into(), |name| shortened(name.0))
+            .into(),
+        priority: columns.get::<Option<i32>>(2)?.unwrap_or(if allows { last } else { first }),
+        effect,
+        full_tunnel: columns.get::<Option<bool>>(4)?.unwrap_or(!allows),
         destinations,
         targets: targets(&columns)?,
         beyond: None,

@@ -25,6 +25,7 @@ mod listen;
 mod marks;
 mod merge;
 mod migrate;
+mod misfits;
 mod options;
 mod patience;
 mod place;
@@ -72,6 +73,7 @@ pub use migrate::{
     Migration, SCHEMA_VERSION, Telling, Unmigration, migrate, migrate_telling, pending,
     publications_of_all_tables, unmigrate, unmigration,
 };
+pub use misfits::misfits;
 pub use options::{ConnectOptions, Password};
 pub use poll::{Attached, Polled};
 pub use profile::{FoundPeer, ProfileDesk, Rekeyed};

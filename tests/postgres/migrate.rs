@@ -1,6 +1,6 @@
 use gatepost::store::{
     ConnectOptions, CreateRole, Migration, Read, SCHEMA_VERSION, Store, StoreError, grant, migrate,
-    migrate_telling, pending,
+    migrate_telling, misfits, pending,
 };
 
 use crate::postgres::Cluster;
@@ -213,6 +213,30 @@ async fn missing_triggers_are_reported_and_restored() {
     let cursor = world.cursor().await;
     world.peer(world.gateway, "ann").await;
     assert!(matches!(world.read(&cursor).await, Read::Changed(..)));
+}
+
+/// What the team's own migrations altered since keeps Gatepost from nothing.
+#[tokio::test]
+async fn migrate_repairs_triggers_although_columns_were_altered_since() {
+    let world = World::new().await;
+    let options = options("postgres", &world.database);
+    world
+        .run(
+            "alter table devices drop column platform;
+             alter table devices alter column status type varchar(40);
+             alter table audit_logs add column ticket text not null;
+             drop trigger gatepost_update on devices",
+        )
+        .await;
+    migrate(&options).await.unwrap();
+    assert!(world.store.attach(true).await.unwrap().unwatched.is_empty());
+    world.store.snapshot().await.unwrap();
+    let text = ["column devices.status is character varying, not text"];
+    assert_eq!(misfits(&options).await.unwrap(), text, "it can be read all the same");
+    world.run("alter table devices rename column revoked_at to gone_at").await;
+    migrate(&options).await.unwrap();
+    let missing = "column devices.revoked_at is missing".to_owned();
+    assert!(misfits(&options).await.unwrap().contains(&missing));
 }
 
 /// As a migration of the control plane does: another table under the same name.

@@ -1,7 +1,10 @@
 use std::time::{Duration, SystemTime};
 
-use gatepost::model::{Allocation, BarredBy, DeviceId, Effect, KeyText, SnapshotRows, TargetType};
+use gatepost::model::{
+    Allocation, BarredBy, DeviceId, Effect, KeyText, SnapshotRows, TargetType, every_address,
+};
 use gatepost::store::Read;
+use ipnet::IpNet;
 
 use crate::world::{World, insert_gateway};
 
@@ -234,6 +237,43 @@ async fn text_that_is_not_utf8_costs_nothing_but_its_letters() {
     assert_eq!(rows.policies[0].name, "\u{fffd}");
     let Read::Changed(changed, _) = world.read(&cursor).await else { panic!("no change") };
     assert_eq!(&*changed.peers[&ann.device.into()][0].username, "an\u{fffd}");
+}
+
+/// As after a migration of the control plane that drops constraints.
+#[tokio::test]
+async fn values_that_are_missing_make_policies_grant_less_and_deny_more_and_hold_up_no_row() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    world
+        .run(&format!(
+            "alter table policies alter priority drop not null, alter effect drop not null,
+                 alter full_tunnel drop not null;
+             alter table policy_destinations alter destination drop not null;
+             alter table settings alter value drop not null;
+             insert into policies (name, effect, priority, full_tunnel) values
+                 ('allows', 'allow', null, null), ('denies', 'deny', null, false),
+                 ('unclear', null, 5, false);
+             insert into policy_targets (policy_id, target_type, target_id)
+                 select id, 'user', '{}' from policies;
+             insert into policy_destinations (policy_id, destination)
+                 select id, d::cidr from policies, unnest(array['10.0.0.0/8', null]) d;
+             insert into settings (category, key, value) values ('policy', 'default_allow', null)",
+            ann.user
+        ))
+        .await;
+    let (rows, _) = world.store.snapshot().await.unwrap();
+    assert_eq!((rows.peers.len(), rows.settings.len()), (1, 1));
+    assert_eq!(rows.settings[0].value, "null");
+    let policy = |name: &str| rows.policies.iter().find(|policy| &*policy.name == name).unwrap();
+    let prefix: IpNet = "10.0.0.0/8".parse().unwrap();
+    let allows = policy("allows");
+    assert_eq!((allows.priority, allows.full_tunnel), (i32::MAX, false));
+    assert_eq!(allows.destinations, [prefix]);
+    for (name, priority) in [("denies", i32::MIN), ("unclear", 5)] {
+        assert_eq!(policy(name).priority, priority);
+        assert_eq!(policy(name).destinations, every_address(), "{name}");
+    }
+    assert_eq!(policy("unclear").effect, Effect::Unknown("null".into()));
 }
 
 #[tokio::test]

@@ -34,6 +34,9 @@ pub fn migrate(config: &Config, dry_run: bool) -> Result<Exit, CommandError> {
     for refusal in runtime.block_on(store::try_reports(&options))? {
         tracing::warn!("the database will refuse reports of gateways: {refusal}");
     }
+    for misfit in runtime.block_on(store::misfits(&options))? {
+        tracing::warn!("gateways may be unable to read the tables: {misfit}");
+    }
     for row in runtime.block_on(store::ineffective_rows(&options))? {
         tracing::warn!("{row}");
     }
