@@ -1,6 +1,6 @@
 //! Connection tracking: cuts the flows of an address that gets another holder.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -75,11 +75,9 @@ impl Flows {
         for (family, prefixes, filter) in families.filter(|(_, it, _)| !it.is_empty()) {
             let found = find(&mut channel, family, (prefixes, area), filter)?;
             cut.listed += found.listed;
-            let deletions = found.deletions.keys().map(|body| Encoded { kind: CT_DELETE, body });
+            let deletions = found.deletions.iter().map(|body| Encoded { kind: CT_DELETE, body });
             let acks = channel.transact(deletions.map(Request::new))?;
-            for (ack, addresses) in acks.into_iter().zip(found.deletions.values()) {
-                cut.count(ack, addresses)?;
-            }
+            acks.into_iter().try_for_each(|ack| cut.count(ack))?;
         }
         Ok(cut)
     }
@@ -99,33 +97,24 @@ pub fn lists_flows() -> Result<bool, NetlinkError> {
 }
 
 /// The result of cutting flows.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
     pub flows: usize,
     /// How many are in a flowtable that another program made. It takes their packets past every rule
     /// and keeps their entries. Without a peer to reach, they end by themselves.
     pub offloaded: usize,
-    /// Of these, the addresses in the area.
-    pub offloaded_addresses: BTreeSet<IpAddr>,
     /// How many the kernel listed for them to be found.
     pub listed: usize,
 }
 
 impl Cut {
-    /// Counts a flow of these addresses by the ack of its deletion.
-    fn count(
-        &mut self,
-        ack: Result<(), NetlinkError>,
-        addresses: &[Option<IpAddr>; 2],
-    ) -> Result<(), NetlinkError> {
+    /// Counts a flow by the ack of its deletion.
+    fn count(&mut self, ack: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
         match ack.as_ref().map_err(NetlinkError::refusal) {
             Ok(()) => self.flows += 1,
             // It ended by itself since it was listed.
             Err(Some(Errno::ENOENT)) => {}
-            Err(Some(Errno::EBUSY)) => {
-                self.offloaded += 1;
-                self.offloaded_addresses.extend(addresses.iter().flatten());
-            }
+            Err(Some(Errno::EBUSY)) => self.offloaded += 1,
             Err(_) => return ack,
         }
         Ok(())
@@ -135,8 +124,8 @@ impl Cut {
 /// Flows that the kernel listed.
 #[derive(Default)]
 struct Found {
-    /// The messages that delete the flows of the prefixes, each with the addresses there.
-    deletions: BTreeMap<Vec<u8>, [Option<IpAddr>; 2]>,
+    /// The messages that delete the flows of the prefixes.
+    deletions: BTreeSet<Vec<u8>>,
     listed: usize,
     /// How many of them concern none.
     others: usize,
@@ -147,7 +136,7 @@ struct Found {
 impl Found {
     fn take_in(&mut self, message: &Message<'_>, area: &CutArea<'_>) -> Result<(), NetlinkError> {
         match deletion(message, area)? {
-            Some((deletion, addresses)) => drop(self.deletions.insert(deletion, addresses)),
+            Some(deletion) => drop(self.deletions.insert(deletion)),
             None => self.others += 1,
         }
         self.listed += 1;
@@ -289,37 +278,27 @@ pub(super) const fn is_unheard_of(refusal: Errno) -> bool {
     matches!(refusal, Errno::EINVAL | Errno::EOPNOTSUPP)
 }
 
-/// A message that deletes a flow, and the flow's addresses in the area: the one that opened it, and the one that
-/// answers.
-pub(super) type Deletion = (Vec<u8>, [Option<IpAddr>; 2]);
-
 /// Makes the message that deletes exactly this flow, if it concerns one of the addresses: its tuple and its
 /// zone, as they came. Kernels that are still in use cannot delete by a filter.
 pub(super) fn deletion(
     message: &Message<'_>,
     area: &CutArea<'_>,
-) -> Result<Option<Deletion>, NetlinkError> {
+) -> Result<Option<Vec<u8>>, NetlinkError> {
     let ([family, ..], attributes) = message.split::<4>("IPCTNL_MSG_CT_NEW")?;
-    let (mut opener, mut answerer, mut deletion) = (None, None, vec![*family, 0, 0, 0]);
-    let within = |tuple: &Attribute<'_>| {
-        let address = source(tuple)?;
-        Ok(area.contains(address).then_some(address))
-    };
+    let (mut concerns, mut deletion) = (false, vec![*family, 0, 0, 0]);
     for attribute in attributes {
         let attribute = attribute?;
+        if matches!(attribute.kind, CTA_TUPLE_ORIG | CTA_TUPLE_REPLY) {
+            concerns |= area.contains(source(&attribute)?);
+        }
         match attribute.kind {
-            CTA_TUPLE_ORIG => {
-                opener = within(&attribute)?;
-                put(&mut deletion, CTA_TUPLE_ORIG | NLA_F_NESTED, attribute.value);
-            }
-            CTA_TUPLE_REPLY => answerer = within(&attribute)?,
+            CTA_TUPLE_ORIG => put(&mut deletion, CTA_TUPLE_ORIG | NLA_F_NESTED, attribute.value),
             CTA_ZONE => put(&mut deletion, CTA_ZONE, attribute.value),
             _ => {}
         }
     }
     attributes.require(CTA_TUPLE_ORIG)?;
-    let addresses = [opener, answerer];
-    Ok((addresses != [None, None]).then_some((deletion, addresses)))
+    Ok(concerns.then_some(deletion))
 }
 
 /// The source of the packets of one direction.
@@ -356,8 +335,7 @@ mod tests {
         let mut flow = opened.clone();
         tuple(&mut flow, CTA_TUPLE_REPLY, &[10, 2, 3, 4]);
         put(&mut flow, CTA_ZONE, &[0, 7]);
-        let answerer = Some([10, 2, 3, 4].into());
-        assert_eq!(read(&flow), Ok(Some((wanted, [None, answerer]))));
+        assert_eq!(read(&flow), Ok(Some(wanted)));
 
         let error = |payload: &[u8]| read(payload).unwrap_err().to_string();
         let named = |text: &str| format!("the kernel sent a malformed IPCTNL_MSG_CT_NEW{text}");
@@ -372,14 +350,11 @@ mod tests {
     fn a_flow_that_could_not_be_cut_is_an_error_unless_it_ends_with_its_peer() {
         let refused = |errno| Err(NetlinkError::Refused { errno, message: String::new() });
         let mut cut = Cut::default();
-        let addresses = [2, 3].map(|last| Some([10, 64, 0, last].into()));
-        assert_eq!(cut.count(Ok(()), &addresses), Ok(()));
-        assert_eq!(cut.count(refused(Errno::ENOENT), &addresses), Ok(()), "it ended in between");
-        assert_eq!(cut.offloaded_addresses, [].into());
-        assert_eq!(cut.count(refused(Errno::EBUSY), &addresses), Ok(()));
-        assert_eq!(cut.count(refused(Errno::EPERM), &addresses), refused(Errno::EPERM));
-        assert_eq!((cut.flows, cut.offloaded), (1, 1));
-        assert_eq!(cut.offloaded_addresses, addresses.into_iter().flatten().collect());
+        assert_eq!(cut.count(Ok(())), Ok(()));
+        assert_eq!(cut.count(refused(Errno::ENOENT)), Ok(()), "it ended in between");
+        assert_eq!(cut.count(refused(Errno::EBUSY)), Ok(()));
+        assert_eq!(cut.count(refused(Errno::EPERM)), refused(Errno::EPERM));
+        assert_eq!(cut, Cut { flows: 1, offloaded: 1, listed: 0 });
     }
 
     #[test]

@@ -45,12 +45,6 @@ pub enum DataplaneError {
          (`ip link del {0}`), or give the gateway another `interface.name`"
     )]
     NotOurs(InterfaceName),
-    /// A flowtable of another program holds a flow of the peer's address.
-    #[error(
-        "a flow of its former holder is in a flowtable of another program, and the peer would inherit it: \
-         take our interface out of that flowtable (`nft list flowtables`); it is tried again"
-    )]
-    Offloaded,
     /// A step came to a part of the data plane that does not apply steps of its kind.
     #[error("not done: `{0}` is no setting of the interface")]
     NoInterfaceStep(String),
@@ -86,8 +80,6 @@ impl DataplaneError {
             },
             // The link was removed after it was read: the next reading shows what is there.
             Self::NoLink(_) => true,
-            // They end by themselves.
-            Self::Offloaded => true,
             Self::Device(DeviceError::Late { .. })
             | Self::Userspace(UserspaceError::Unsettled { .. }) => true,
             Self::Userspace(_)
@@ -105,11 +97,6 @@ impl DataplaneError {
     #[must_use]
     pub const fn table_is_as_before(&self) -> bool {
         matches!(self, Self::Firewall(error) if error.table_is_as_before())
-    }
-
-    /// Whether it is known that a step that failed so changed nothing.
-    const fn changed_nothing(&self) -> bool {
-        self.table_is_as_before() || matches!(self, Self::Offloaded)
     }
 
     /// The error number with which the kernel answered a netlink request.
@@ -163,7 +150,11 @@ impl RefusedStep {
     /// The known effect of the step.
     #[must_use]
     pub fn fate(&self) -> Unacknowledged {
-        if self.error.changed_nothing() { Unacknowledged::NotDone } else { Unacknowledged::Unsure }
+        if self.error.table_is_as_before() {
+            Unacknowledged::NotDone
+        } else {
+            Unacknowledged::Unsure
+        }
     }
 
     /// A step with the reason why it was not acknowledged.

@@ -264,9 +264,6 @@ impl<F: Firewall> Dataplane for Host<F> {
             let (run, permitted) = head_of(run, |step| interlock.permits(step, &reading));
             rest = &rest[run.len()..];
             if !permitted {
-                let waits = run.iter().filter(|step| interlock.awaits_flows(step));
-                let error = || DataplaneError::Offloaded;
-                outcome.refused.extend(waits.map(|step| RefusedStep::new(step.clone(), error())));
                 let part = interlock.part_of(first, &reading);
                 run.iter().for_each(|step| interlock.not_applied(step, &reading));
                 drop(reading);
@@ -290,7 +287,6 @@ impl<F: Firewall> Dataplane for Host<F> {
                     Ok(()) => {
                         outcome.applied += 1;
                         observed.apply(step);
-                        interlock.offloaded(&outcome.offloaded);
                     }
                     Err(error) => {
                         interlock.not_applied(step, &observed.read());

@@ -34,7 +34,7 @@ mod wireguard;
 pub mod networkd;
 pub mod nft;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
@@ -106,8 +106,6 @@ pub struct Outcome {
     pub flows_cut: usize,
     /// Tracked flows that the kernel listed for these to be found.
     pub flows_listed: usize,
-    /// Prefixes with flows that cannot be cut yet, because a flowtable of another program holds them.
-    pub offloaded: BTreeSet<IpNet>,
     /// Sockets of this host may still be connected to addresses whose flows were to be cut.
     pub sockets_may_be_left: bool,
 }

@@ -24,7 +24,10 @@ pub fn client_routes(
 ) -> Vec<IpNet> {
     let is_v4 = row.assigned_ip.addr().is_ipv4();
     let of_family = |prefix: &&IpNet| prefix.addr().is_ipv4() == is_v4;
-    let written = allowed_ips.iter().filter(of_family).filter(|it| !desired.is_of_site(it));
+    // Its own address is the gateway's side of the same column.
+    let is_own = |prefix: &&IpNet| prefix.contains(&row.assigned_ip.addr()) && is_host(prefix);
+    let written = allowed_ips.iter().filter(of_family).filter(|it| !is_own(it));
+    let written = written.filter(|it| !desired.is_of_site(it));
     let written: Vec<IpNet> = written.map(IpNet::trunc).collect();
     if !written.is_empty() {
         return written;
@@ -35,6 +38,10 @@ pub fn client_routes(
     let hosts: Vec<IpNet> = tunnel.chain(dns).filter(|host| of_family(&host)).collect();
     let Profile { allow4, allow6, .. } = &*profile;
     if is_v4 { routes(allow4, &hosts, endpoint) } else { routes(allow6, &hosts, endpoint) }
+}
+
+fn is_host(prefix: &IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
 }
 
 fn routes<T: Address>(

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::moved::{given_by, withdrawn_by};
-use super::prefix::{may_contain_others, overlap, prefixes_around};
+use super::prefix::{may_contain_others, prefixes_around};
 use super::{Parted, Phase, Step};
 use crate::model::{FirewallChange, ObservedState, ProfileId, PublicKey};
 
@@ -43,9 +43,6 @@ pub struct Interlock {
     exposed: BTreeSet<IpNet>,
     /// Prefixes whose tracked flows may be there still: the next holder would inherit them.
     uncut: BTreeSet<IpNet>,
-    /// Prefixes with tracked flows that another program's flowtable keeps. Their peers may lose them, and nobody
-    /// may get them.
-    offloaded: BTreeSet<IpNet>,
     /// Prefixes that may be with their former peer still, or not with the next one yet.
     unmoved: BTreeSet<IpNet>,
     /// Profiles that were not loaded: their numbers may lead to what was there before.
@@ -77,7 +74,7 @@ impl Interlock {
             }
             _ => {
                 let free = |it: IpNet| !self.uncut.contains(&it) && !self.unmoved.contains(&it);
-                self.grants == Grants::All && given_by(step).all(free) && !self.awaits_flows(step)
+                self.grants == Grants::All && given_by(step).all(free)
             }
         }
     }
@@ -115,18 +112,6 @@ impl Interlock {
         let shut: Vec<_> = shut.map(|prefix| (*prefix, ProfileId::NOTHING)).collect();
         part.assign.extend(shut);
         Some(Step::Firewall { phase: Phase::Policy, change: part })
-    }
-
-    /// Whether a step gives a peer what another program's flowtable keeps flows of.
-    #[must_use]
-    pub fn awaits_flows(&self, step: &Step) -> bool {
-        let keeps_flows = |it: IpNet| self.offloaded.iter().any(|other| overlap(other, &it));
-        !self.offloaded.is_empty() && given_by(step).any(keeps_flows)
-    }
-
-    /// Notes prefixes whose flows were cut, but for those that another program's flowtable keeps.
-    pub fn offloaded(&mut self, prefixes: &BTreeSet<IpNet>) {
-        self.offloaded.extend(prefixes);
     }
 
     /// Notes a step that was withheld, or refused, perhaps after the kernel applied a part.
@@ -309,21 +294,6 @@ mod tests {
         assert!(uncut.permits(&remove(3), &closed));
         assert!(uncut.permits(&policy("10.64.0.3/32"), &closed));
         assert!(uncut.permits(&add("10.64.0.4/32"), &closed));
-    }
-
-    #[test]
-    fn peer_with_flows_in_a_flowtable_goes_and_nobody_gets_its_address() {
-        let closed = observed(&[(1, &["10.64.0.2/32"])], &[]);
-        let add = |text| Step::AddPeer { key: key(2), peer: peer(&[text]) };
-        let mut interlock = Interlock::default();
-        interlock.offloaded(&[prefix("10.64.0.2/32")].into());
-        assert!(interlock.permits(&Step::RemovePeer { key: key(1) }, &closed));
-        for around in ["10.64.0.2/32", "10.64.0.0/24"] {
-            assert!(
-                !interlock.permits(&add(around), &closed) && interlock.awaits_flows(&add(around))
-            );
-        }
-        assert!(interlock.permits(&add("10.64.0.3/32"), &closed));
     }
 
     #[test]

@@ -7,11 +7,6 @@ pub(super) fn may_contain_others(prefix: &IpNet) -> bool {
     prefix.prefix_len() < prefix.max_prefix_len()
 }
 
-/// Whether two prefixes have an address in common: one contains the other.
-pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
-}
-
 /// Every shorter prefix that contains this one, from the shortest.
 pub(super) fn prefixes_around(prefix: IpNet) -> impl Iterator<Item = IpNet> {
     (0..prefix.prefix_len())

@@ -5,24 +5,14 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::moved::{given_by, withdrawn_by};
-use super::prefix::overlap;
 use super::{Plan, Step};
 use crate::model::{ObservedState, ProfileId};
 
 /// The prefixes whose next holder might inherit flows, although their place in the firewall says that
-/// their peer is merely put back, or that nobody had them. Such a prefix is given only with a cut.
+/// their peer is merely put back: this agent took them, and the kernel refused to close them first, or
+/// to cut their flows. Until a cut is acknowledged, such a prefix is given only with a cut.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Uncut {
-    taken: Taken,
-    /// Prefixes of which a flowtable of another program keeps flows.
-    offloaded: BTreeSet<IpNet>,
-    /// The prefixes that the plan under way cuts.
-    cut: BTreeSet<IpNet>,
-}
-
-/// The prefixes that this agent took, and the kernel refused to close them first, or to cut their flows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-enum Taken {
+pub enum Uncut {
     /// An earlier run of the agent left it: it may be any prefix.
     #[default]
     Any,
@@ -37,12 +27,9 @@ impl Uncut {
     /// The plan that also cuts the flows of these prefixes, as far as it gives them to peers.
     #[must_use]
     pub fn cut_in(&self, plan: Plan, cuts_flows: bool) -> Plan {
-        let is_uncut = |prefix: &IpNet| match &self.taken {
-            Taken::Any => true,
-            Taken::These { prefixes, .. } => {
-                let keeps_flows = |other: &IpNet| overlap(other, prefix);
-                prefixes.contains(prefix) || self.offloaded.iter().any(keeps_flows)
-            }
+        let is_uncut = |prefix: &IpNet| match self {
+            Self::Any => true,
+            Self::These { prefixes, .. } => prefixes.contains(prefix),
         };
         let given = plan.steps().iter().flat_map(given_by);
         let given: BTreeSet<IpNet> = given.filter(is_uncut).collect();
@@ -55,30 +42,21 @@ impl Uncut {
     /// A plan is about to be applied: what it takes may be gone from now on, whatever becomes of the
     /// answers.
     pub fn begin(&mut self, plan: &Plan, observed: &ObservedState) {
+        let Self::These { prefixes, settling } = self else { return };
+        let taken = taken_by(plan, observed);
         let cut = plan.steps().iter().filter_map(|step| match step {
             Step::CutFlows { prefixes } => Some(prefixes),
             _ => None,
         });
-        self.cut = cut.flatten().copied().collect();
-        let Taken::These { prefixes, settling } = &mut self.taken else { return };
-        let taken = taken_by(plan, observed);
-        *settling = self.cut.difference(&taken).copied().collect();
+        *settling = cut.flatten().filter(|prefix| !taken.contains(prefix)).copied().collect();
         settling.extend(plan.steps().iter().flat_map(given_by));
         prefixes.extend(taken);
-    }
-
-    /// Flows of these prefixes were not cut, because another program's flowtable keeps them. Comes after
-    /// [`applied`](Self::applied).
-    pub fn offloaded(&mut self, prefixes: &BTreeSet<IpNet>) {
-        self.offloaded.extend(prefixes);
     }
 
     /// The kernel acknowledged every step of the plan: `observed` is the result. Prefixes that were closed
     /// before they were cut and taken have no flows.
     pub fn applied(&mut self, observed: &ObservedState) {
-        let cut = std::mem::take(&mut self.cut);
-        self.offloaded.retain(|prefix| !cut.contains(prefix));
-        let Taken::These { prefixes, settling } = &mut self.taken else { return };
+        let Self::These { prefixes, settling } = self else { return };
         let table = observed.firewall.as_ref();
         let is_open = |prefix: &IpNet| {
             let place = table.and_then(|table| table.assignments().get(prefix));
@@ -91,7 +69,7 @@ impl Uncut {
     /// The whole kernel is what it should be: every open place has its peer, and no other prefix has a
     /// place.
     pub fn proven(&mut self) {
-        self.taken = Taken::These { prefixes: BTreeSet::new(), settling: BTreeSet::new() };
+        *self = Self::These { prefixes: BTreeSet::new(), settling: BTreeSet::new() };
     }
 }
 
@@ -186,30 +164,8 @@ mod tests {
         }
         let unclosed = taking().without(|step| matches!(step, Step::Firewall { .. }));
         assert_eq!(after(&unclosed, |_| false).cut_in(giving(), true), expected);
-        assert_eq!(Uncut::default().cut_in(giving(), true), expected);
-        assert_eq!(Uncut::default().cut_in(giving(), false), giving());
-    }
-
-    #[test]
-    fn a_prefix_whose_flows_are_offloaded_is_given_with_a_cut_until_none_is_left() {
-        let mut uncut = after(&taking(), |_| false);
-        uncut.offloaded(&["10.64.0.0/24".parse().unwrap()].into());
-        uncut.proven();
-        let mut observed = observed();
-        observed.peers.clear();
-        for is_left in [true, false] {
-            let plan = uncut.cut_in(giving(), true);
-            assert_ne!(plan, giving(), "it is cut again");
-            let cut = Plan::new(vec![Step::CutFlows {
-                prefixes: ["10.64.0.0/24".parse().unwrap()].into(),
-            }]);
-            uncut.begin(&cut, &observed);
-            uncut.applied(&observed);
-            if is_left {
-                uncut.offloaded(&["10.64.0.0/24".parse().unwrap()].into());
-            }
-        }
-        assert_eq!(uncut.cut_in(giving(), true), giving());
+        assert_eq!(Uncut::Any.cut_in(giving(), true), expected);
+        assert_eq!(Uncut::Any.cut_in(giving(), false), giving());
     }
 
     #[test]

@@ -104,6 +104,17 @@ pub enum KernelChange {
     Anything(String),
 }
 
+impl KernelChange {
+    /// This change and a later one: one look shows both.
+    #[must_use]
+    pub fn and(self, later: Self) -> Self {
+        match later {
+            Self::Anything(_) => later,
+            Self::Routing => self,
+        }
+    }
+}
+
 impl From<KernelChange> for Event {
     fn from(change: KernelChange) -> Self {
         match change {

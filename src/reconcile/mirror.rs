@@ -344,7 +344,6 @@ impl Mirror {
         if let (true, Some(observed)) = (is_whole, &self.observed) {
             self.uncut.applied(&observed.read());
         }
-        self.uncut.offloaded(&outcome.offloaded);
         for refused in &outcome.refused {
             self.doubt.refused(&refused.step, refused.fate());
         }

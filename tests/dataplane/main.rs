@@ -24,7 +24,6 @@ mod interface;
 mod many_flows;
 mod many_sockets;
 mod narrowing;
-mod offloaded;
 mod peers;
 mod refused;
 mod rig;
@@ -87,10 +86,7 @@ fn tests(backend: Backend) -> Vec<Test> {
             tests.extend(handover::TESTS);
             tests.extend(in_flight::TESTS);
         }
-        _ => {
-            tests.extend(peers::KERNEL_TESTS);
-            tests.extend(offloaded::KERNEL_TESTS);
-        }
+        _ => tests.extend(peers::KERNEL_TESTS),
     }
     tests
 }

@@ -62,7 +62,12 @@ fn foreign_chains_that_end_in_a_drop_are_found() {
     assert_eq!(found(&chain("output", "drop", "")), output);
     let [wireguard, host] = output;
     assert_eq!(found(&chain("output", "drop", "oifname \"gatepost0\" accept")), [wireguard]);
-    assert_eq!(found(&chain("output", "drop", "udp sport { 53, 51820 } accept")), [host]);
+    for wireguards in
+        ["udp sport { 53, 51820 } accept", "oifname eth0 accept", "meta skuid 0 accept"]
+    {
+        let rules = format!("oifname lo accept; {wireguards}");
+        assert_eq!(found(&chain("output", "drop", &rules)), [host.clone()], "{wireguards}");
+    }
     for hook in [Hook::Prerouting, Hook::Postrouting] {
         let both = lost(hook, [Packets::WireGuard, Packets::Forwarded]);
         assert_eq!(found(&chain(&hook.to_string(), "drop", "")), both);

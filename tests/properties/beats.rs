@@ -102,6 +102,41 @@ fn first_proof_waits_for_a_look_at_what_the_kernel_announced() {
     assert!(world.observations <= 3, "{} readings", world.observations);
 }
 
+/// Rows that are read during the glance which the first proof awaits need a proof of their own.
+#[test]
+fn first_proof_does_not_starve_if_rows_change_during_the_look_that_it_awaits() {
+    let mut world = World::new(quiet_tables(20), ModelKernel::default());
+    world.tell(Event::Tick);
+    let is_glance = |action: &Action| matches!(action, Action::Glance);
+    for _ in 0..10_000 {
+        if let Some(at) = world.queue.iter().position(is_glance) {
+            let glance = world.queue.remove(at).unwrap();
+            world.revoke([1]);
+            world.tell(Event::Notified);
+            let read = world.queue.iter().position(|it| matches!(it, Action::Read(_))).unwrap();
+            let read = world.queue.remove(read).unwrap();
+            world.carry_out(read);
+            world.carry_out(glance);
+            world.pass_time(SECOND);
+            assert!(world.machine.view().status().state.is_ready());
+            return;
+        }
+        match world.queue.pop_front() {
+            // The kernel announces a change of its routing during each reading.
+            Some(action @ Action::Observe) => {
+                world.tell(Event::RoutingChanged);
+                world.carry_out(action);
+            }
+            Some(action) => world.carry_out(action),
+            None => {
+                world.elapsed += Duration::from_millis(10);
+                world.tell(Event::Tick);
+            }
+        }
+    }
+    panic!("nothing was glanced at");
+}
+
 #[test]
 fn rules_of_the_gate_that_another_program_removes_are_back_at_once() {
     let options = MachineOptions { local: local_with_gate(), ..options() };

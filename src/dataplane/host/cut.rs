@@ -28,7 +28,7 @@ impl<F: Firewall> Host<F> {
         outcome.sockets_may_be_left |= destroyed.refusal.is_some();
         note_destroyed(destroyed, &mut self.sockets_refusal);
         let cut = self.flows.cut(&area)?;
-        note_cut(&cut, prefixes, outcome);
+        note_cut(cut, outcome);
         Ok(())
     }
 
@@ -41,17 +41,14 @@ impl<F: Firewall> Host<F> {
     }
 }
 
-fn note_cut(cut: &Cut, prefixes: &BTreeSet<IpNet>, outcome: &mut Outcome) {
+fn note_cut(cut: Cut, outcome: &mut Outcome) {
     outcome.flows_cut += cut.flows;
     outcome.flows_listed += cut.listed;
     if cut.offloaded > 0 {
-        let left = |prefix: &&IpNet| cut.offloaded_addresses.iter().any(|it| prefix.contains(it));
-        outcome.offloaded.extend(prefixes.iter().filter(left));
         warn!(
             flows = cut.offloaded,
-            "a flowtable of another program lets {} pass every rule until the end, and until then their \
-             addresses are given to no other peer: `nft list flowtables` shows it; leave our interface out \
-             of it",
+            "a flowtable of another program lets {} pass every rule until the end: `nft list \
+             flowtables` shows it; leave our interface out of it",
             count(cut.offloaded, "flow")
         );
     }

@@ -43,7 +43,8 @@ impl Machine {
             if provable && self.proof.prove(as_of, evidence, now.instant) {
                 self.report_proof(as_of);
             }
-            if provable && !self.proof.is_current() && !self.proof.awaits_look() {
+            let looks = self.proof.awaits_look() && self.mirror.is_disturbed();
+            if provable && !self.proof.is_current() && !looks {
                 // A part extends no proof that was lost, as while the guard held removals back.
                 self.mirror.want_reading("verify");
             }

@@ -10,12 +10,13 @@ use crate::reconcile::clock::{Now, is_due};
 /// us) must not become a storm of dumps.
 pub(super) const READING_GAP: Duration = Duration::from_millis(50);
 
-/// Nor do glances take more than a tenth of the time.
+/// Nor do glances take more than a tenth of the time, however long one was delayed.
 const GLANCE_SHARE: u32 = 10;
+const GLANCE_GAP_AT_MOST: Duration = Duration::from_secs(5);
 
 /// Between a glance that took so long and the next one.
 pub(super) fn gap_after(took: Duration) -> Duration {
-    READING_GAP.max(took * (GLANCE_SHARE - 1))
+    READING_GAP.max(took * (GLANCE_SHARE - 1)).min(GLANCE_GAP_AT_MOST)
 }
 
 impl Mirror {

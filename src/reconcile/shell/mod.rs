@@ -25,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::clock;
 use super::error::RunError;
-use super::event::Event;
+use super::event::{Event, KernelChange};
 use super::view::status::Status;
 use crate::dataplane::Dataplane;
 use in_use::ATTACH_EVERY;
@@ -77,8 +77,11 @@ pub async fn run<D: Dataplane + 'static>(
             biased;
             _ = stop.changed() => break,
             Some(event) = events.recv() => shell.receive(event),
-            Some(change) = kernel_events.recv() => shell.handle(change.into()),
             Some(ask) = asks.recv() => shell.answer(ask),
+            Some(change) = kernel_events.recv() => {
+                let more = std::iter::from_fn(|| kernel_events.try_recv().ok());
+                shell.handle(more.fold(change, KernelChange::and).into());
+            }
             _ = prune.tick() => shell.prune(),
             _ = attach.tick() => shell.attach(),
             // A flood of hints holds up nothing else.

@@ -152,7 +152,7 @@ impl Loaded {
             Link::Ours if is_ours && equal => Match::Named(Named::Us),
             Link::Ours => decided(is_ours),
             Link::Absent => decided(false),
-            Link::Another if is_ours && !is_wild => decided(false),
+            Link::Another if (is_ours || name == "lo") && !is_wild => decided(false),
             Link::Another | Link::Unknown => Ask::other(format!("{word} {sign}{name}{star}")),
         }
     }

@@ -219,7 +219,9 @@ impl<'a, T: Table> Walk<'a, T> {
         let end = match verdict {
             Verdict::Accept => {
                 self.found.accepted_states |= path.states().unwrap_or_default();
-                self.found.accepts_named |= path.named == Named::Us;
+                // WireGuard sends wherever a peer is: what is accepted by link or address may be that.
+                let may_be_sent = matches!(way.wireguard, Some(Datagrams::From(_)));
+                self.found.accepts_named |= path.named == Named::Us || may_be_sent;
                 End::Decided
             }
             Verdict::Return => End::Left,

@@ -108,7 +108,7 @@ fn by_link(name: &str, at: Link, link: &str, negated: bool) -> Option<Asks> {
         Link::Ours if is_ours && !negated => Some(Asks { named: Named::Us, ..Asks::NOTHING }),
         Link::Ours => decided(is_ours),
         Link::Absent => decided(false),
-        Link::Another if is_ours && !is_wild => decided(false),
+        Link::Another if (is_ours || name == "lo") && !is_wild => decided(false),
         Link::Another | Link::Unknown => Some(Asks { others: true, ..Asks::NOTHING }),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gatepost::dataplane::nft::{Fate, Named, Way};
+use gatepost::dataplane::nft::{Datagrams, Fate, Named, Way};
 
 use super::rule::{Asks, ESTABLISHED, NEW, Rule, asks, target, words};
 
@@ -121,7 +121,9 @@ impl<'a> Walk<'a> {
         let end = match target {
             "ACCEPT" => {
                 self.accepted_states |= if asks.others { 0 } else { asks.states };
-                self.accepts_named |= asks.named == Named::Us;
+                // WireGuard sends wherever a peer is: what is accepted by link or address may be that.
+                let may_be_sent = matches!(way.wireguard, Some(Datagrams::From(_)));
+                self.accepts_named |= asks.named == Named::Us || may_be_sent;
                 End::Decided
             }
             "DROP" | "REJECT" => {
