@@ -225,11 +225,16 @@ impl Mirror {
 
     /// The kernel announced a change.
     pub fn kernel_changed(&mut self, why: String) {
+        self.awaits_look();
+        self.want_reading_for(why);
+    }
+
+    /// What a glance found may be so no longer.
+    fn awaits_look(&mut self) {
         if self.trust == Trust::Glanced {
             self.trust = Trust::Kept;
         }
         self.announced = true;
-        self.want_reading_for(why);
     }
 
     /// Wants a complete reading, for this reason.

@@ -195,7 +195,7 @@ pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreE
     let word = columns.get::<Option<Text<'_>>>(3)?.map_or("null".into(), |word| word.0);
     let effect = effect(shortened(word));
     let allows = effect == Effect::Allow;
-    let (last, first) = (i32::MAX, i32::MIN);
+    let weakest = if allows { i32::MAX } else { i32::MIN };
     let found = columns.get::<Vec<Option<Net>>>(5)?;
     let is_whole = allows || found.iter().all(Option::is_some);
     let mut destinations: Vec<IpNet> = found.into_iter().flatten().map(|net| net.0).collect();
@@ -211,7 +211,7 @@ pub(super) fn policy(row: &Row, doing: &'static str) -> Result<PolicyRow, StoreE
             .get::<Option<Text<'_>>>(1)?
             .map_or("".into(), |name| shortened(name.0))
             .into(),
-        priority: columns.get::<Option<i32>>(2)?.unwrap_or(if allows { last } else { first }),
+        priority: columns.get::<Option<i32>>(2)?.unwrap_or(weakest),
         effect,
         full_tunnel: columns.get::<Option<bool>>(4)?.unwrap_or(!allows),
         destinations,

@@ -112,23 +112,30 @@ fn within_a_site(backend: Backend) {
         let mut accepted = listener.accept().unwrap().0;
         gateway.observed.peers =
             [(key(1), peer(&["10.7.0.0/16"])), (key(2), peer(&["10.7.1.0/24"]))].into();
-        let before = all_tracked();
-        let [of_other, of_site] = ["10.7.1.9", "10.7.2.9"];
-        track([of_other, of_site].into_iter().map(|opener| Flow::new(opener, "192.0.2.1", 1)));
-        let mut cut = || {
-            let prefixes = ["10.7.0.0/16".parse().unwrap()].into();
-            let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
-            assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
-            gateway.observed.peers.remove(&key(2));
-            outcome.flows_cut
-        };
-        assert_eq!(cut(), 1);
-        assert_eq!(all_tracked(), before + 1);
-        session.write_all(b"x").unwrap();
-        accepted.read_exact(&mut [0]).unwrap();
-        assert_eq!(cut(), 1, "without that peer the whole prefix was the site's");
+        cut_spares_the_other(&mut gateway, &mut session, &mut accepted);
+        gateway.observed.peers.remove(&key(2));
+        assert_eq!(cut_site(&mut gateway), 1, "without that peer the whole prefix was the site's");
         assert!(session.write_all(b"x").is_err());
     });
+}
+
+/// Withdraws the site, and returns how many flows were cut.
+fn cut_site(gateway: &mut Gateway) -> usize {
+    let prefixes = ["10.7.0.0/16".parse().unwrap()].into();
+    let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
+    assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
+    outcome.flows_cut
+}
+
+/// Of two flows only the site's is cut, and the session with an address that the site does not have goes on.
+fn cut_spares_the_other(gateway: &mut Gateway, session: &mut TcpStream, accepted: &mut TcpStream) {
+    let before = all_tracked();
+    let [of_other, of_site] = ["10.7.1.9", "10.7.2.9"];
+    track([of_other, of_site].into_iter().map(|opener| Flow::new(opener, "192.0.2.1", 1)));
+    assert_eq!(cut_site(gateway), 1);
+    assert_eq!(all_tracked(), before + 1);
+    session.write_all(b"x").unwrap();
+    accepted.read_exact(&mut [0]).unwrap();
 }
 
 fn within_a_site_of_another_link(backend: Backend) {
@@ -142,21 +149,9 @@ fn within_a_site_of_another_link(backend: Backend) {
         let mut database = TcpStream::connect(("10.7.1.2", 7000)).unwrap();
         let mut accepted = listener.accept().unwrap().0;
         gateway.observed.peers = [(key(1), peer(&["10.7.0.0/16"]))].into();
-        let before = all_tracked();
-        let [of_other, of_site] = ["10.7.1.9", "10.7.2.9"];
-        track([of_other, of_site].into_iter().map(|opener| Flow::new(opener, "192.0.2.1", 1)));
-        let mut cut = || {
-            let prefixes = ["10.7.0.0/16".parse().unwrap()].into();
-            let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
-            assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
-            outcome.flows_cut
-        };
-        assert_eq!(cut(), 1);
-        assert_eq!(all_tracked(), before + 1);
-        database.write_all(b"x").unwrap();
-        accepted.read_exact(&mut [0]).unwrap();
+        cut_spares_the_other(&mut gateway, &mut database, &mut accepted);
         netns.exec("ip link set veth down");
-        assert!(cut() >= 1, "without that link the site has the whole prefix");
+        assert!(cut_site(&mut gateway) >= 1, "without that link the site has the whole prefix");
         assert!(database.write_all(b"x").is_err());
     });
 }

@@ -66,7 +66,11 @@ fn foreign_chains_that_end_in_a_drop_are_found() {
         ["udp sport { 53, 51820 } accept", "oifname eth0 accept", "meta skuid 0 accept"]
     {
         let rules = format!("oifname lo accept; {wireguards}");
-        assert_eq!(found(&chain("output", "drop", &rules)), [host.clone()], "{wireguards}");
+        assert_eq!(
+            found(&chain("output", "drop", &rules)),
+            std::slice::from_ref(&host),
+            "{wireguards}"
+        );
     }
     for hook in [Hook::Prerouting, Hook::Postrouting] {
         let both = lost(hook, [Packets::WireGuard, Packets::Forwarded]);

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gatepost::plan::{Scope, Step, plan};
+use gatepost::model::{DesiredState, Unloadable};
+use gatepost::plan::{ModelKernel, Plan, Scope, Step, plan};
 use gatepost::reconcile::status::State;
 use gatepost::reconcile::{Event, Note};
 use gatepost::store::AuditEvent;
@@ -11,9 +12,34 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::packets::{Before, before, kernel_of, opened_by_hand};
-use super::probes::{Filter, Probes, send_all};
+use super::probes::{Filter, Packet, Probes, send_all};
 use super::rows::{allowing, tables};
 use super::world::{World, quiet_world};
+
+/// Applies a plan, after each step of which no other packets may pass. Returns the profiles that the kernel refused.
+fn applied_without_a_leak(
+    kernel: &mut ModelKernel,
+    plan: &Plan,
+    probes: &Probes,
+    desired: &DesiredState,
+    allowed: &BTreeSet<Packet>,
+) -> Result<Vec<Unloadable>, TestCaseError> {
+    let (mut observed, mut leak) = (kernel.state.clone(), None);
+    let refused = kernel.apply_plan(
+        plan,
+        &mut observed,
+        |_| None,
+        |kernel, step, _| {
+            let passing = send_all(kernel, probes, desired);
+            if let (None, Some(packet)) = (&leak, passing.difference(allowed).next()) {
+                leak = Some(format!("{packet:?} passes after {step}"));
+            }
+        },
+    );
+    prop_assert!(leak.is_none(), "{leak:?}");
+    prop_assert_eq!(&observed, &kernel.state);
+    Ok(refused)
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
@@ -40,21 +66,12 @@ proptest! {
         allowed.extend(opened_by_hand(&mut kernel, &probes, &old));
         allowed.extend(&wanted);
         for round in 0.. {
-            let mut observed = kernel.state.clone();
-            let planned = plan(&new, &observed, &Scope::Everything).unwrap();
+            let planned = plan(&new, &kernel.state, &Scope::Everything).unwrap();
             if planned.is_empty() {
                 break;
             }
             prop_assert!(round < 4, "still planned: {:#?}", planned.steps());
-            let mut leak = None;
-            let refused = kernel.apply_plan(&planned, &mut observed, |_| None, |kernel, step, _| {
-                let passing = send_all(kernel, &probes, &new);
-                if let (None, Some(packet)) = (&leak, passing.difference(&allowed).next()) {
-                    leak = Some(format!("{packet:?} passes after {step}"));
-                }
-            });
-            prop_assert!(leak.is_none(), "{leak:?}");
-            prop_assert_eq!(&observed, &kernel.state);
+            let refused = applied_without_a_leak(&mut kernel, &planned, &probes, &new, &allowed)?;
             // What is not granted any more has stopped with the first attempt.
             allowed.clone_from(&wanted);
             new.quarantine_profiles(refused);
@@ -102,8 +119,7 @@ proptest! {
         let mut allowed = probes.allowed_by(&old);
         allowed.extend(&wanted);
         for _ in 0..3 {
-            let mut observed = kernel.state.clone();
-            let planned = plan(&new, &observed, &Scope::Everything).unwrap();
+            let planned = plan(&new, &kernel.state, &Scope::Everything).unwrap();
             // A table that is loaded anew is loaded as a whole: the former one stays in force.
             let loads = |step: &Step| {
                 matches!(step, Step::Firewall { change, .. } if change.load_base.is_some())
@@ -111,15 +127,7 @@ proptest! {
             if planned.steps().iter().any(loads) {
                 return Ok(());
             }
-            let mut leak = None;
-            kernel.apply_plan(&planned, &mut observed, |_| None, |kernel, step, _| {
-                let passing = send_all(kernel, &probes, &new);
-                if let (None, Some(packet)) = (&leak, passing.difference(&allowed).next()) {
-                    leak = Some(format!("{packet:?} passes after {step}"));
-                }
-            });
-            prop_assert!(leak.is_none(), "{leak:?}");
-            prop_assert_eq!(&observed, &kernel.state);
+            applied_without_a_leak(&mut kernel, &planned, &probes, &new, &allowed)?;
             allowed.clone_from(&wanted);
         }
         let table = kernel.state.firewall.as_ref().unwrap();

@@ -54,9 +54,7 @@ pub async fn try_to_hear(
 ) -> Result<(), BrokerError> {
     let (happened, mut events) = mpsc::channel(EVENTS);
     let client = broker.connect(name, move |event| drop(happened.try_send(event))).await?;
-    let _own = subscribe(&client, subject_of(gateway)).await?;
-    let _for_all = subscribe(&client, FOR_ALL.to_owned()).await?;
-    let mut last = subscribe(&client, SIGNS_OF_LIFE.to_owned()).await?;
+    let [_own, _for_all, mut last] = subscriptions(&client, gateway).await?;
     // The server answers in order: a refused subscription is said before this one ends.
     let ends = async {
         last.drain().await.map_err(|_| BrokerError::Lost)?;
@@ -82,9 +80,7 @@ async fn hear(
 ) -> Result<(), BrokerError> {
     let (happened, mut events) = mpsc::channel(EVENTS);
     let client = broker.connect(name, move |event| drop(happened.try_send(event))).await?;
-    let mut own = subscribe(&client, subject_of(gateway)).await?;
-    let mut for_all = subscribe(&client, FOR_ALL.to_owned()).await?;
-    let mut signs_of_life = subscribe(&client, SIGNS_OF_LIFE.to_owned()).await?;
+    let [mut own, mut for_all, mut signs_of_life] = subscriptions(&client, gateway).await?;
     // A refused subscription is said before the answer to this.
     client.flush().await.map_err(|_| BrokerError::Lost)?;
     let heard = |change: fn(&mut gatepost::reconcile::Heard)| hearing.heard.send_modify(change);
@@ -122,6 +118,18 @@ async fn hear(
             }
         }
     }
+}
+
+/// To the gateway's own hints, to those for all, and to the bell's signs of life.
+async fn subscriptions(
+    client: &Client,
+    gateway: GatewayId,
+) -> Result<[Subscriber; 3], BrokerError> {
+    Ok([
+        subscribe(client, subject_of(gateway)).await?,
+        subscribe(client, FOR_ALL.to_owned()).await?,
+        subscribe(client, SIGNS_OF_LIFE.to_owned()).await?,
+    ])
 }
 
 async fn subscribe(client: &Client, subject: String) -> Result<Subscriber, BrokerError> {

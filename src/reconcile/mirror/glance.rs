@@ -25,10 +25,7 @@ impl Mirror {
     /// The kernel announced a change of the host's routing, which a glance shows: on a large gateway a
     /// complete reading for each change of another program would leave no time for anything else.
     pub fn routing_changed(&mut self) {
-        if self.trust == Trust::Glanced {
-            self.trust = Trust::Kept;
-        }
-        self.announced = true;
+        self.awaits_look();
         if self.wanted == Wanted::Nothing {
             self.wanted = Wanted::Glance;
         }

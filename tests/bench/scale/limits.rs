@@ -112,7 +112,7 @@ fn operations(costs: &Costs) -> [(&'static str, f64); 13] {
         ("a look of the bell that finds nothing", costs.look),
         ("a question that finds nothing", costs.poll),
         ("a read of the changes that finds nothing", costs.changes),
-        ("more, for each mark of others that nobody addressed", costs.mark),
+        ("more, for each mark of others that no bell has addressed", costs.mark),
         ("more, for each changed device", costs.device),
         ("a read of the changes that finds one policy", costs.policy),
         ("to report one handshake", costs.handshake),

@@ -115,6 +115,9 @@ fn psk_keys(facts: &Facts) -> Option<Finding> {
     }
 }
 
+/// The remedy for a schema that is not as it should be.
+const MIGRATE: &str = "run `gatepost migrate` as an owner of the database";
+
 fn of_database(mode: SyncMode, facts: &Facts) -> Vec<Finding> {
     let found = match &facts.database {
         Ok(found) => found,
@@ -135,11 +138,7 @@ fn of_database(mode: SyncMode, facts: &Facts) -> Vec<Finding> {
     if let Some(first) = found.wrong_rights.first() {
         let text =
             format!("{} owners or rights are wrong, first: {first}", found.wrong_rights.len());
-        findings.push(Finding::warning(
-            "rights",
-            text,
-            "run `gatepost migrate` as an owner of the database",
-        ));
+        findings.push(Finding::warning("rights", text, MIGRATE));
     }
     if !found.unannounced.is_empty() {
         let text = format!(
@@ -147,14 +146,13 @@ fn of_database(mode: SyncMode, facts: &Facts) -> Vec<Finding> {
              partitioned, or is fed by logical replication)",
             found.unannounced.join(", ")
         );
-        let remedy = "run `gatepost migrate` as an owner of the database";
-        findings.push(Finding::warning("triggers", text, remedy));
+        findings.push(Finding::warning("triggers", text, MIGRATE));
     }
     if found.schema_version < SCHEMA_VERSION {
         findings.push(Finding::warning(
             "schema",
             format!("this version of gatepost comes with schema {SCHEMA_VERSION}"),
-            "run `gatepost migrate` as an owner of the database",
+            MIGRATE,
         ));
     }
     findings.extend(found.shared_role.iter().flat_map(shared_role));

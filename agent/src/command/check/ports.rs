@@ -21,7 +21,7 @@ pub fn taken(config: &Config, listen_port: Option<u16>, agent_runs: bool) -> Vec
     let has_link = !matches!(link_facts(&config.interface.name), Ok(None));
     let port = listen_port.filter(|port| !has_link && is_taken(*port));
     let listen = config.metrics.listen;
-    let metrics = TcpListener::bind(listen).err().filter(|_| !agent_runs);
+    let metrics = (!agent_runs).then(|| TcpListener::bind(listen)).and_then(Result::err);
     let metrics = metrics.filter(|error| error.kind() == ErrorKind::AddrInUse);
     let metrics = metrics.map(|_| TakenPort::Metrics(listen));
     port.map(TakenPort::WireGuard).into_iter().chain(metrics).collect()
