@@ -207,27 +207,13 @@ async fn compare(client: &mut Client, place: &Place) -> Result<(), StoreError> {
         transaction.batch_execute(wanted).await?;
         let rows = transaction.query_typed(COMPARE, &[]).await?;
         transaction.rollback().await?;
-        let mut differences: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-        differences.extend(missing_columns(client).await?);
-        Ok(differences)
+        Ok(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>())
     };
     match differences.await {
         Ok(differences) if differences.is_empty() => Ok(()),
         Ok(differences) => Err(StoreError::Differs(differences)),
         Err(error) => Err(failed(place, "compare", error)),
     }
-}
-
-/// Columns that gateways read and that went since the first migration: without these no function can be made again.
-async fn missing_columns(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
-    const KNOWN: &str = "select to_regprocedure('gatepost.misfits()') is not null";
-    const MISSING: &str =
-        "select m from unnest(gatepost.misfits()) m where m like 'column % is missing'";
-    if !client.query_typed_one(KNOWN, &[]).await?.get::<_, bool>(0) {
-        return Ok(Vec::new());
-    }
-    let rows = client.query_typed(MISSING, &[]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Migrations that are not in the history, in order, and the other missing parts.
