@@ -69,7 +69,10 @@ grant execute on function
     gatepost.news(text, text),
     gatepost.words(uuid[], uuid[]),
     gatepost.devices_by_id(uuid[]),
-    gatepost.policies_by_device(uuid[])
+    gatepost.policies_by_device(uuid[]),
+    gatepost.prove(timestamptz, text, text, text, text),
+    gatepost.follow(boolean),
+    gatepost.rewritten()
 to gatepost_gateway;
 grant execute on function
     gatepost.hold_bell(text),
@@ -78,7 +81,10 @@ grant execute on function
     gatepost.bells(),
     gatepost.unmerged(),
     gatepost.merge_gateway(uuid),
-    gatepost.merge_gateway(uuid, integer)
+    gatepost.merge_gateway(uuid, integer),
+    gatepost.merge_proofs(integer),
+    gatepost.merge_events(integer),
+    gatepost.look_for_unwatched()
 to gatepost_bell;
 
 -- Each of these with a token, too.

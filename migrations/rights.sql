@@ -58,7 +58,10 @@ functions (name, caller) as (
         ('news(text,text)'),
         ('words(uuid[],uuid[])'),
         ('devices_by_id(uuid[])'),
-        ('policies_by_device(uuid[])')
+        ('policies_by_device(uuid[])'),
+        ('prove(timestamp with time zone,text,text,text,text)'),
+        ('follow(boolean)'),
+        ('rewritten()')
     ) g (name)
     cross join lateral (values (g.name), (pg_catalog.replace(pg_catalog.replace(g.name, '(', '(text,'), ',)', ')'))) f (name)
     union all
@@ -69,7 +72,10 @@ functions (name, caller) as (
         ('bells()'),
         ('unmerged()'),
         ('merge_gateway(uuid)'),
-        ('merge_gateway(uuid,integer)')
+        ('merge_gateway(uuid,integer)'),
+        ('merge_proofs(integer)'),
+        ('merge_events(integer)'),
+        ('look_for_unwatched()')
     ) b (name)
 )
 select pg_catalog.format('role %s does not exist', r)

@@ -245,6 +245,8 @@ pub enum Keep {
 /// How much to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ReadKind {
+    /// Asks whether anything changed, which costs less, and reads the changes if so.
+    Check,
     Changes,
     Everything,
 }
@@ -252,6 +254,7 @@ pub enum ReadKind {
 impl fmt::Display for ReadKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Check => "check",
             Self::Changes => "changes",
             Self::Everything => "everything",
         })

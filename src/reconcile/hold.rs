@@ -198,7 +198,7 @@ impl Hold {
     /// Around which peers the cache is to keep the rows of this verdict.
     pub fn kept_around(&self, keep: Keep) -> BTreeSet<PublicKey> {
         match (keep, self.read) {
-            (Keep::All, _) | (Keep::These, ReadKind::Changes) => BTreeSet::new(),
+            (Keep::All, _) | (Keep::These, ReadKind::Check | ReadKind::Changes) => BTreeSet::new(),
             (Keep::These, ReadKind::Everything) | (Keep::Later, _) => {
                 self.staying.peers().keys().copied().collect()
             }

@@ -107,6 +107,11 @@ impl Timing {
 /// Above this many gateways, heartbeats cost the database more than all else that it does for an idle fleet.
 const MANY_GATEWAYS: u32 = 1_000;
 
+/// A hint that is lost without a sign waits for such a question at most.
+const LONGEST_HINTED_INTERVAL: Duration = Duration::from_secs(60);
+/// All gateways that are hinted together ask at most so often a second, unless [`LONGEST_HINTED_INTERVAL`] ends.
+const HINTED_QUESTIONS_PER_SEC: u32 = 33;
+
 /// All gateways of a database together ask it at most so often a second.
 const QUESTIONS_PER_SEC: u32 = 200;
 
@@ -131,7 +136,7 @@ impl Timing {
         let among = self.poll_interval_among(gateways);
         match mode {
             Mode::Listen => self.safety_poll_interval,
-            Mode::Hints => self.safety_poll_interval.max(among),
+            Mode::Hints => self.safety_poll_interval.max(hinted_among(gateways)),
             Mode::Poll => among,
         }
     }
@@ -154,6 +159,11 @@ impl Timing {
     pub fn compare_interval_after(&self, took: Duration) -> Duration {
         self.compare_interval().max(affordable_after(took))
     }
+}
+
+/// Between two questions of a gateway that a bell rings, where so many gateways share the database.
+fn hinted_among(gateways: u32) -> Duration {
+    (Duration::from_secs(gateways.into()) / HINTED_QUESTIONS_PER_SEC).min(LONGEST_HINTED_INTERVAL)
 }
 
 /// How long readings rest after one that took this long.

@@ -156,7 +156,7 @@ impl Source {
         }
         if let Some(mode) = self.mode().filter(|_| is_due(self.poll_due(), now.instant)) {
             self.next_poll = now.instant + self.until_next_poll(mode);
-            self.want(ReadKind::Changes);
+            self.want(ReadKind::Check);
         }
         let (follows_bell, bell) = (self.follows_bell(), &self.bell);
         let is_owed = |found_at| !follows_bell || bell.owes_hint(found_at);

@@ -36,6 +36,15 @@ pub enum Ring {
     Gateways(Vec<GatewayId>),
 }
 
+/// Reports that a bell merges for all gateways together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Together {
+    /// `gateways.last_sync_at`
+    Proofs,
+    /// `audit_logs`
+    AuditEntries,
+}
+
 /// The bell that rings or rang last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownBell {
@@ -126,6 +135,42 @@ impl Store {
         let rows = self.as_bell(DOING, "select gatepost.unmerged()", &[]).await?;
         let id = |row| Columns::of(row, DOING).get::<Uuid>(0).map(GatewayId);
         rows.iter().map(id).collect()
+    }
+
+    /// Whether the schema has what a bell does for all gateways together. The version before has not.
+    ///
+    /// # Errors
+    /// The errors of [`Store::hold_bell`].
+    pub async fn merges_together(&self) -> Result<bool, StoreError> {
+        const DOING: &str = "ask what a bell may do";
+        let query =
+            "select pg_catalog.to_regprocedure('gatepost.merge_proofs(integer)') is not null";
+        Columns::of(&self.ask_as_bell(DOING, query, &[]).await?, DOING).get(0)
+    }
+
+    /// Merges at most so many reports of one kind, of all gateways together, and returns of how many.
+    /// [`Store::merge_gateway`] merges whatever is refused, or is of another kind.
+    ///
+    /// # Errors
+    /// The errors of [`Store::hold_bell`].
+    pub async fn merge_together(&self, kind: Together, at_most: u32) -> Result<u32, StoreError> {
+        const DOING: &str = "merge reports of all gateways";
+        let at_most = i32::try_from(at_most).unwrap_or(i32::MAX);
+        let query = match kind {
+            Together::Proofs => "select gatepost.merge_proofs($1)",
+            Together::AuditEntries => "select gatepost.merge_events($1)",
+        };
+        let row = self.ask_as_bell(DOING, query, &[(&at_most, Type::INT4)]).await?;
+        Ok(u32::try_from(Columns::of(&row, DOING).get::<i32>(0)?).unwrap_or_default())
+    }
+
+    /// Notes for all gateways which tables' changes are not announced, unless that was done seconds ago.
+    ///
+    /// # Errors
+    /// The errors of [`Store::hold_bell`].
+    pub async fn look_for_unwatched(&self) -> Result<(), StoreError> {
+        let query = "select gatepost.look_for_unwatched()";
+        self.as_bell("ask which changes are announced", query, &[]).await.map(drop)
     }
 
     /// Like [`Store::merge`], of any gateway, and at most so many reports of each kind.

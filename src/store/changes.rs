@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::decode::{self, Columns, PEER_COLUMNS, POLICY_COLUMNS};
 use super::marks;
-use super::snapshot::{BEGIN, COMMIT, REWRITTEN, is_whole};
+use super::snapshot::{BEGIN, COMMIT, REWRITTEN, is_whole, none_rewritten};
 use super::token::Caller;
 use super::{Cursor, Store, StoreError};
 use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
@@ -26,6 +26,11 @@ pub enum Read {
 }
 
 const DOING: &str = "read the changes";
+/// The first version of the schema whose question for changes answers [`REWRITTEN`], too.
+const TELLS_REWRITTEN_SINCE: i32 = 27;
+/// Asked last, and only where no rows are read after it.
+const REWRITTEN_IF_LAST: &str = "case when everything is not null \
+    or (devices, users, policies) = ('{}', '{}', '{}') then gatepost.rewritten() end";
 /// More peers of changed devices cost less in a read of everything.
 const MOST_PEERS: usize = 100_000;
 
@@ -54,8 +59,11 @@ impl Store {
         } else {
             ("gatepost.changes($1, $2)", &all[..2])
         };
+        let tells_rewritten = self.has_schema(TELLS_REWRITTEN_SINCE);
+        let rewritten = if tells_rewritten { REWRITTEN_IF_LAST } else { "null" };
         let query = format!(
-            "select cursor, epoch, taken_at, everything, devices, users, policies from {function}"
+            "select cursor, epoch, taken_at, everything, devices, users, policies, {rewritten} \
+             from {function}"
         );
         let ((), row) = self
             .within(DOING, async {
@@ -72,8 +80,13 @@ impl Store {
             Marked { devices: columns.get(4)?, users: columns.get(5)?, policies: columns.get(6)? };
         let rows = if everything.is_some() || marked.is_empty() {
             // Marks are addressed by the peers' rows: where those seem missing, a mark seems to be another's.
-            let rewritten = self.within(DOING, end(lease.caller())).await?;
-            is_whole(&rewritten, DOING)?;
+            if tells_rewritten {
+                self.within(DOING, lease.batch_execute(COMMIT)).await?;
+                none_rewritten(columns.get(7)?)?;
+            } else {
+                let rewritten = self.within(DOING, end(lease.caller())).await?;
+                is_whole(&rewritten, DOING)?;
+            }
             None
         } else {
             let rows = self.within(DOING, marked.rows(lease.caller(), since)).await?;

@@ -7,10 +7,11 @@ use sha2::Sha256;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::decode::Columns;
+use super::merge::{HOSTS_SINCE, Refusal};
 use super::{Store, StoreError};
 
-/// The first version of the schema that knows hosts, and in which reports wait.
-pub(super) const HOSTS_SINCE: i32 = 11;
+/// The first version of the schema that answers a proof with everything that a heartbeat asks.
+const HEARTBEATS_SINCE: i32 = 27;
 
 /// This host, as the database knows it. The default names none, as agents of earlier versions do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,6 +36,8 @@ pub struct Proven {
     /// `false`: the database is another one, or in an older state than at the last full read.
     pub taken: bool,
     pub hosts: Hosts,
+    /// The refused reports, where a bell merges all reports: then [`Store::merge`] has nothing to do.
+    pub merged_by_bell: Option<Vec<Refusal>>,
 }
 
 /// A host that the database knows.
@@ -99,23 +102,30 @@ impl Store {
             (boot, Type::TEXT),
             (name, Type::TEXT),
         ];
-        let (query, parameters) = if self.has_schema(HOSTS_SINCE) {
-            let query = "select taken, leader, others from gatepost.proven($1, $2, $3, $4, $5)";
+        let (query, parameters) = if self.has_schema(HEARTBEATS_SINCE) {
+            let query = "select taken, leader, others, is_merged, refused, refused_since \
+                from gatepost.prove($1, $2, $3, $4, $5)";
+            (query, &all[..])
+        } else if self.has_schema(HOSTS_SINCE) {
+            let query = "select taken, leader, others, false, '{}'::pg_catalog.text[], \
+                '{}'::pg_catalog.timestamptz[] from gatepost.proven($1, $2, $3, $4, $5)";
             (query, &all[..])
         } else if proven_at.is_none() {
             return Ok(Proven::default());
         } else {
-            (
-                "select gatepost.synced($1, $2), null::pg_catalog.text, '{}'::pg_catalog.text[]",
-                &all[..2],
-            )
+            let query = "select gatepost.synced($1, $2), null::pg_catalog.text, '{}'::pg_catalog.text[], \
+                false, '{}'::pg_catalog.text[], '{}'::pg_catalog.timestamptz[]";
+            (query, &all[..2])
         };
         let lease = self.lease(DOING).await?;
         let row = self.within(DOING, lease.query_typed_one(query, parameters)).await?;
         lease.done();
         let columns = Columns::of(&row, DOING);
         let hosts = Hosts { leader: columns.get(1)?, others: columns.get(2)? };
-        Ok(Proven { taken: columns.get(0)?, hosts })
+        let (why, since): (Vec<String>, Vec<SystemTime>) = (columns.get(4)?, columns.get(5)?);
+        let refusals = why.into_iter().zip(since).map(|(why, since)| Refusal { why, since });
+        let merged_by_bell = columns.get::<bool>(3)?.then(|| refusals.collect());
+        Ok(Proven { taken: columns.get(0)?, hosts, merged_by_bell })
     }
 
     /// Like [`Store::prove`]: whether the proof was taken.

@@ -6,7 +6,6 @@ use tokio_postgres::Row;
 
 use super::connect::single;
 use super::decode::Columns;
-use super::host::HOSTS_SINCE;
 use super::{ConnectOptions, Store, StoreError};
 
 /// A table of the control plane that refuses this gateway's reports, which wait until it does not.
@@ -25,6 +24,9 @@ pub struct Merged {
     /// One reason for each report that is lost because a table refused its content, but not other reports.
     pub lost: Vec<String>,
 }
+
+/// The first version of the schema that knows hosts, and in which reports wait.
+pub(super) const HOSTS_SINCE: i32 = 11;
 
 const DOING: &str = "merge the reports";
 

@@ -51,7 +51,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
-pub use bell::{Held, KnownBell, MERGED_AT_MOST, Ring};
+pub use bell::{Held, KnownBell, MERGED_AT_MOST, Ring, Together};
 pub use changes::Read;
 pub use cursor::Cursor;
 #[cfg(any(test, feature = "fuzzing"))]

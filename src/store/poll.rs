@@ -9,6 +9,8 @@ use super::{Cursor, Store, StoreError};
 
 /// The first version of the schema in which agents ask and do nothing else: before, they took turns.
 const NEWS_SINCE: i32 = 13;
+/// The first version of the schema that answers what an agent asks each minute in one function.
+const FOLLOWS_SINCE: i32 = 27;
 
 /// The result of [`Store::poll`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +74,14 @@ impl Store {
         let lease = self.lease(DOING).await?;
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
             [(&listens, Type::BOOL)];
-        let query = "select gatepost.attach($1), gatepost.unwatched(), \
-            pg_catalog.current_setting('max_prepared_transactions')::integer";
+        let query = if self.has_schema(FOLLOWS_SINCE) {
+            "select gateways, unwatched, \
+                pg_catalog.current_setting('max_prepared_transactions')::integer \
+                from gatepost.follow($1)"
+        } else {
+            "select gatepost.attach($1), gatepost.unwatched(), \
+                pg_catalog.current_setting('max_prepared_transactions')::integer"
+        };
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
         lease.done();
         let columns = Columns::of(&row, DOING);

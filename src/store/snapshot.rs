@@ -37,10 +37,12 @@ pub(super) const REWRITTEN: &str = "select pg_catalog.string_agg(c.relname, ', '
 
 /// Fails if a table was rewritten.
 pub(super) fn is_whole(row: &Row, doing: &'static str) -> Result<(), StoreError> {
-    match decode::Columns::of(row, doing).get::<Option<String>>(0)? {
-        Some(tables) => Err(StoreError::Rewritten { tables }),
-        None => Ok(()),
-    }
+    none_rewritten(decode::Columns::of(row, doing).get(0)?)
+}
+
+/// Fails if there is an answer to [`REWRITTEN`].
+pub(super) fn none_rewritten(tables: Option<String>) -> Result<(), StoreError> {
+    tables.map_or(Ok(()), |tables| Err(StoreError::Rewritten { tables }))
 }
 
 impl Store {

@@ -9,7 +9,7 @@ use tokio_postgres::{Client, Error, Row, RowStream};
 use zeroize::Zeroizing;
 
 /// Functions that act for no gateway, and one that an owner of the database calls.
-const WITHOUT_TOKEN: [&str; 4] = ["unwatched", "misfits", "prune", "enroll"];
+const WITHOUT_TOKEN: [&str; 5] = ["unwatched", "misfits", "prune", "enroll", "rewritten"];
 
 const PREFIX: &str = "gpt_";
 const DIGITS: usize = 64;

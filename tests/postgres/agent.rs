@@ -158,8 +158,8 @@ async fn one_pass_gives_up_on_an_unreadable_database() {
 #[tokio::test]
 async fn one_pass_gives_up_when_it_cannot_be_reported() {
     let world = World::new().await;
-    let proven = "gatepost.proven(timestamptz, text, text, text, text)";
-    world.run(&format!("alter function {proven} rename to elsewhere")).await;
+    let prove = "gatepost.prove(timestamptz, text, text, text, text)";
+    world.run(&format!("alter function {prove} rename to elsewhere")).await;
     let end = once(agent(&world, Memory::default()).await).await;
     assert!(matches!(end, Err(RunError::NotConverged(_))), "{end:?}");
 }

@@ -173,8 +173,18 @@ async fn a_bell_can_ring_and_merge_and_nothing_else() {
         where p.pronamespace = 'gatepost'::regnamespace
             and has_function_privilege(p.oid, 'execute') order by 1)";
     let allowed: Vec<String> = bell.client.query_one(allowed, &[]).await.unwrap().get(0);
-    let functions =
-        ["bells", "hold_bell", "leave_bell", "merge_gateway", "merge_gateway", "ring", "unmerged"];
+    let functions = [
+        "bells",
+        "hold_bell",
+        "leave_bell",
+        "look_for_unwatched",
+        "merge_events",
+        "merge_gateway",
+        "merge_gateway",
+        "merge_proofs",
+        "ring",
+        "unmerged",
+    ];
     assert_eq!(allowed, functions);
     let reference = include_str!("../../docs/reference.md");
     for name in allowed {

@@ -20,6 +20,7 @@ fn calls(device: Uuid) -> Vec<String> {
     vec![
         "hello()".into(),
         "attach(true)".into(),
+        "follow(true)".into(),
         "snapshot_settings()".into(),
         "snapshot_peers()".into(),
         "snapshot_memberships()".into(),
@@ -29,6 +30,7 @@ fn calls(device: Uuid) -> Vec<String> {
         format!("changes({position})"),
         format!("changes_among({position}, array['{device}'::uuid])"),
         "proven(now(), null, 'machine', 'boot', 'host')".into(),
+        "prove(now(), null, 'machine', 'boot', 'host')".into(),
         "hosts()".into(),
         "forget_host('machine', 'boot')".into(),
         format!("marks({position})"),
@@ -41,6 +43,7 @@ fn calls(device: Uuid) -> Vec<String> {
         format!("audit('{audit}')"),
         "prune('1 day')".into(),
         "unwatched()".into(),
+        "rewritten()".into(),
         "misfits()".into(),
         "try_reports()".into(),
         "merge()".into(),

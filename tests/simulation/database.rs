@@ -174,7 +174,7 @@ impl Database {
         let marks = self.marks[since.map_or(0, |cursor| cursor.marks)..].iter();
         let marks = marks.map(|(mark, _)| mark.clone()).collect();
         let changed = since
-            .filter(|_| kind == ReadKind::Changes)
+            .filter(|_| kind != ReadKind::Everything)
             .and_then(|cursor| tables.changed_since(&cursor.tables, now));
         let answer = match changed {
             None => Answer::Everything { epoch: self.epoch, marks },

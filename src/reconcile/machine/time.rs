@@ -42,7 +42,7 @@ impl Machine {
         self.notices.say_all(elapsed.notify_missed.then_some(Note::NotifyMissed));
         if self.proof.let_time_pass(self.source.is_connected(), now.instant) {
             self.mirror.want_beat(now.instant);
-            self.source.want(ReadKind::Changes);
+            self.source.want(ReadKind::Check);
         }
         self.mirror.let_time_pass(now.instant);
         if self.passes.let_time_pass(now.instant) {

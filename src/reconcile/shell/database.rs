@@ -13,7 +13,6 @@ use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{EpochRead, Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::history::Withdrawal;
 use crate::reconcile::ledger::Report;
-use crate::reconcile::mode::Mode;
 use crate::reconcile::options::SyncMode;
 use crate::store::{AskedMark, Cursor, Handshake, Hello, Merged, Polled, Read, Store, StoreError};
 
@@ -51,12 +50,13 @@ pub(super) async fn connect(
 /// up the rest.
 pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
     let (mut lost, mut errors) = (Vec::new(), Vec::new());
-    let mut hosts = None;
+    let (mut hosts, mut merged_by_bell) = (None, None);
     if let Some(as_of) = report.synced_as_of {
         match store.prove(Some(as_of)).await {
             Ok(proven) => {
                 report.synced_as_of = None;
                 hosts = Some(proven.hosts);
+                merged_by_bell = proven.merged_by_bell;
             }
             Err(error) => errors.push(error),
         }
@@ -80,10 +80,13 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
         }));
         errors.extend(audited.error);
     }
-    let merged = store.merge().await.unwrap_or_else(|error| {
-        errors.push(error);
-        Merged::default()
-    });
+    let merged = match merged_by_bell {
+        Some(refusals) => Merged { refusals, lost: Vec::new() },
+        None => store.merge().await.unwrap_or_else(|error| {
+            errors.push(error);
+            Merged::default()
+        }),
+    };
     lost.extend(merged.lost);
     let error = errors.into_iter().next().map(DatabaseError::from);
     Sent { left: report, lost, refusals: merged.refusals, hosts, error }
@@ -151,16 +154,10 @@ struct LastRead {
 
 impl Reader {
     /// Reads what changed since the last read, or everything.
-    pub async fn read(
-        &mut self,
-        store: &Store,
-        kind: ReadKind,
-        mode: Mode,
-    ) -> Result<Found, StoreError> {
+    pub async fn read(&mut self, store: &Store, kind: ReadKind) -> Result<Found, StoreError> {
         let mut reason = None;
-        if let (ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
-            // A notification says already that there are changes.
-            if mode == Mode::Poll
+        if let (ReadKind::Check | ReadKind::Changes, Some(last)) = (kind, &mut self.last) {
+            if kind == ReadKind::Check
                 && let Polled::Quiet(next, quiet_until) = store.poll(&last.cursor).await?
             {
                 *last = LastRead { cursor: next, as_of: quiet_until.max(last.as_of) };

@@ -26,7 +26,6 @@ use crate::reconcile::event::{Action, Event, KernelChange, ReadAnswer, ReadKind,
 use crate::reconcile::hints::{Heard, Hints};
 use crate::reconcile::history::MARKS_KEPT_FOR;
 use crate::reconcile::machine::Machine;
-use crate::reconcile::mode::Mode;
 use crate::reconcile::options::{MachineOptions, SyncMode};
 use crate::reconcile::view::ResyncError;
 use crate::reconcile::view::status::{LastGoodStatus, PeerCounts, State, Status, Timestamp};
@@ -289,10 +288,9 @@ impl<D: Dataplane + 'static> Shell<D> {
     fn spawn_read(&self, kind: ReadKind) {
         let (store, reader) = (self.store.clone(), self.reader.clone());
         let (events, keeps) = (self.events.clone(), self.keeper.is_some());
-        let mode = self.machine.view().mode().unwrap_or(Mode::Poll);
         let follows = self.mode.is_some();
         tokio::spawn(async move {
-            let found = reader.lock().await.read(&store, kind, mode).await;
+            let found = reader.lock().await.read(&store, kind).await;
             let answer = match found {
                 Ok(Found { answer, unannounced, epoch }) => {
                     if let Some(epoch) = epoch {

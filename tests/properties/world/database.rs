@@ -18,7 +18,7 @@ impl World {
         self.read_at = taken_at;
         match before {
             Some(before)
-                if kind == ReadKind::Changes
+                if kind != ReadKind::Everything
                     && before.settings == self.tables.settings
                     && before.gateway_active == self.tables.gateway_active
                     && self.read_epoch == self.epoch =>

@@ -5,13 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gatepost::model::GatewayId;
-use gatepost::store::{Store, StoreError};
+use gatepost::store::{Store, StoreError, Together};
 use tokio::sync::watch;
 
 use super::state::{BellState, Counts};
 use super::troubles::{Failure, Troubles};
 
 const MERGE_EVERY: Duration = Duration::from_secs(1);
+/// How many reports of all gateways a transaction merges at first, and at most.
+const FIRST_TOGETHER: u32 = 16;
+const MOST_TOGETHER: u32 = 256;
+/// A writer of the control plane may wait about so long for a row of a gateway.
+const HELD_FOR: Duration = Duration::from_millis(20);
 
 pub struct Merger {
     pub store: Store,
@@ -34,6 +39,12 @@ impl Merger {
     }
 
     async fn merge_all(&self, troubles: &mut Troubles) -> Result<(), StoreError> {
+        if self.store.merges_together().await? {
+            self.store.look_for_unwatched().await?;
+            for kind in [Together::Proofs, Together::AuditEntries] {
+                self.merge_together(kind).await;
+            }
+        }
         for gateway in self.store.unmerged().await? {
             let Some(at_most) = troubles.page(gateway, Instant::now()) else { continue };
             let began = Instant::now();
@@ -66,6 +77,25 @@ impl Merger {
         Ok(())
     }
 
+    /// Merges reports of this kind that nothing refuses, of all gateways.
+    async fn merge_together(&self, kind: Together) {
+        let mut at_most = FIRST_TOGETHER;
+        let round = Instant::now();
+        // A trigger of the control plane that undoes each write must not keep all else waiting.
+        while round.elapsed() < MERGE_EVERY {
+            let began = Instant::now();
+            match self.store.merge_together(kind, at_most).await {
+                Ok(count) if count >= at_most => at_most = next_page(at_most, began.elapsed()),
+                Ok(_) => return,
+                Err(error) => {
+                    // They are merged with their gateways' other reports.
+                    tracing::debug!(?kind, %error, "cannot merge together: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
     fn failed(&self, troubles: &mut Troubles, gateway: GatewayId, error: &StoreError) {
         Counts::add(&self.counts.merge_failures, 1);
         let failure = if error.took_too_long() { Failure::TookTooLong } else { Failure::Other };
@@ -77,5 +107,32 @@ impl Merger {
                 "the reports of gateway {gateway} wait, and are tried again: {error}"
             );
         }
+    }
+}
+
+/// How many reports to merge after so many took so long: a trigger of the control plane may be slow.
+fn next_page(before: u32, took: Duration) -> u32 {
+    if took < HELD_FOR / 2 {
+        (before * 2).min(MOST_TOGETHER)
+    } else if took > HELD_FOR {
+        (before / 2).max(1)
+    } else {
+        before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_reports_are_merged_at_once_while_that_is_quick_and_fewer_where_a_trigger_is_slow() {
+        let quick = Duration::from_millis(1);
+        let pages = std::iter::successors(Some(FIRST_TOGETHER), |it| Some(next_page(*it, quick)));
+        assert_eq!(pages.take(6).collect::<Vec<_>>(), [16, 32, 64, 128, 256, 256]);
+        let slow = Duration::from_secs(1);
+        let pages = std::iter::successors(Some(4), |it| Some(next_page(*it, slow)));
+        assert_eq!(pages.take(4).collect::<Vec<_>>(), [4, 2, 1, 1]);
+        assert_eq!(next_page(8, Duration::from_millis(15)), 8);
     }
 }
