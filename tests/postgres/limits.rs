@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::agent::{Memory, agent, good_peer};
 use crate::running::Running;
+use crate::token::{Pool, token};
 use crate::world::{World, client, id};
 
 fn beyond(limit: RowLimit, row: Uuid) -> BeyondLimit {
@@ -300,4 +301,120 @@ async fn more_policies_than_the_limit_grant_nothing_and_hold_up_no_revocation() 
     world.run("update policies set is_active = false where name = 'one more'").await;
     agent.waits_for("ready", |status| status.state.is_ready() && status.peers.in_kernel == 2).await;
     agent.stop().await;
+}
+
+/// So many items, as an argument.
+fn items(kind: &str, number: usize) -> String {
+    let item = match kind {
+        "uuid" => "gen_random_uuid()",
+        "timestamptz" => "now()",
+        _ => "'9'",
+    };
+    format!("array_fill({item}::{kind}, array[{number}])")
+}
+
+/// Each function that limits how many items a call has, and its limit.
+fn limited(number: usize) -> Vec<(String, usize)> {
+    let of = |kind| items(kind, number);
+    let (ids, times, texts) = (of("uuid"), of("timestamptz"), of("text"));
+    let entries = format!(
+        r#"(select jsonb_agg('{{"event_type": "gateway.started", "entity_type": "gateway",
+            "status": "success", "message": "started"}}'::jsonb) from generate_series(1, {number}))"#
+    );
+    vec![
+        (format!("peers_by_device({ids})"), 20_000),
+        (format!("memberships_by_user({ids})"), 20_000),
+        (format!("policies_by_id({ids})"), 20_000),
+        (format!("devices_by_id({ids})"), 100_000),
+        (format!("policies_by_device({ids})"), 100_000),
+        (
+            format!(
+                "lost_marks({texts}, array_fill('all'::text, array[{number}]), {ids}, {ids}, {ids}, {times})"
+            ),
+            100_000,
+        ),
+        (format!("report({ids}, {times}, {times})"), 10_000),
+        (format!("audit({entries})"), 1_000),
+    ]
+}
+
+#[tokio::test]
+async fn call_beyond_each_limit_of_items_is_refused_by_code_gp009() {
+    let (pool, _) = Pool::new().await;
+    let stolen = client(&pool.world.role, &pool.world.database).await;
+    let pooled = pool.stolen().await;
+    let own_token = token(1);
+    for (index, (_, limit)) in limited(0).into_iter().enumerate() {
+        for (number, is_refused) in [(limit, false), (limit + 1, true)] {
+            let call = limited(number)[index].0.clone();
+            let with_token = call.replacen('(', &format!("('{}', ", own_token.expose()), 1);
+            for (session, call) in [(&stolen, call), (&pooled, with_token)] {
+                let answer = session.batch_execute(&format!("select gatepost.{call}")).await;
+                let code = answer.err().map(|error| error.code().unwrap().code().to_owned());
+                let name = call.split('(').next().unwrap();
+                assert_eq!(code.as_deref(), is_refused.then_some("GP009"), "{name} of {number}");
+            }
+        }
+    }
+    let functions = "select count(*) from pg_proc p where pronamespace = 'gatepost'::regnamespace
+        and has_function_privilege('gatepost_gateway', oid, 'execute') and prosrc ~ 'at_most|GP009'";
+    let tried = 2 * limited(0).len();
+    assert_eq!(pool.world.count(functions).await, i64::try_from(tried).unwrap(), "all are tried");
+}
+
+/// Limits of what waits for a gateway, and of the bytes of a call.
+#[tokio::test]
+async fn reports_beyond_what_may_wait_are_refused_by_code_gp009_and_go_on_when_there_is_room() {
+    const REPORT: &str = r#"select gatepost.audit('[{"event_type": "gateway.started",
+        "entity_type": "gateway", "status": "success", "message": "started"}]')"#;
+    let world = World::new().await;
+    let stolen = client(&world.role, &world.database).await;
+    let refused = async |call: &str| {
+        let answer = stolen.batch_execute(call).await;
+        answer.err().map(|error| error.as_db_error().unwrap().clone())
+    };
+    let code = async |call: &str| refused(call).await.map(|error| error.code().code().to_owned());
+    let long = |mib: usize| {
+        format!(
+            "select gatepost.audit(jsonb_build_array(jsonb_build_object('event_type', 'gateway.started',
+                 'entity_type', 'gateway', 'status', 'success', 'message', repeat('x', {mib} << 20))))"
+        )
+    };
+    assert_eq!(code(&long(33)).await.as_deref(), Some("GP009"));
+    assert_eq!(code(&long(31)).await, None);
+    world.run("truncate gatepost.event").await;
+
+    let waiting = format!(
+        "insert into gatepost.event (gateway_id, event_type, entity_type, status, message, metadata)
+             select '{}', 'gateway.started', 'gateway', 'success', n::text, '{{}}'
+             from generate_series(1, 200000) n",
+        world.gateway
+    );
+    world.run(&waiting).await;
+    assert_eq!(code(REPORT).await, None);
+    assert_eq!(code(REPORT).await.as_deref(), Some("GP009"));
+    world.run("delete from gatepost.event where message = 'started'").await;
+    assert_eq!(code(REPORT).await, None);
+    world.run("truncate gatepost.event").await;
+    let said = format!(
+        "insert into gatepost.said (gateway_id, entity_id, event_type, digest)
+             select '{}', gen_random_uuid(), 'peer.quarantined', n::text
+             from generate_series(1, 200001) n",
+        world.gateway
+    );
+    world.run(&said).await;
+    assert_eq!(code(REPORT).await.as_deref(), Some("GP009"));
+
+    let proven =
+        |host: usize| format!("select gatepost.proven(now(), null, '{host}', 'boot', 'h')");
+    for host in 1..=16 {
+        assert_eq!(code(&proven(host)).await, None, "host {host}");
+    }
+    let error = refused(&proven(17)).await.unwrap();
+    assert_eq!(error.code().code(), "GP009");
+    assert_eq!(error.hint(), Some("run `gatepost host forget NAME` for each that is gone"));
+    assert_eq!(code("select gatepost.synced(now())").await.as_deref(), Some("GP009"));
+    assert_eq!(code(&proven(16)).await, None, "those that are known go on");
+    stolen.batch_execute("select gatepost.forget_host('3', 'boot')").await.unwrap();
+    assert_eq!(code(&proven(17)).await, None);
 }
