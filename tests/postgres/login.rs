@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use gatepost::model::DeviceId;
 use gatepost::store::{
-    ConnectOptions, CreateRole, Password, Read, Store, StoreError, Tls, TlsFiles, Unavailable,
-    grant, migrate,
+    AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Entity, Handshake, Merged,
+    Password, Polled, Read, Store, StoreError, Tls, TlsFiles, Unavailable, grant, migrate,
 };
 use tokio::sync::OnceCell;
 
 use crate::postgres::{Cluster, Setup, free_port};
-use crate::world::{World, options};
+use crate::world::{Peer, World, client, options};
 
 pub struct Site {
     pub cluster: Cluster,
@@ -257,48 +258,112 @@ async fn connection_that_ends_without_a_word_is_told_without_a_link_to_a_manual(
 }
 
 /// Settings that an administrator may choose for other applications.
+const SETTINGS: [&str; 11] = [
+    "idle_session_timeout = '1s'",
+    "statement_timeout = '40ms'",
+    "lock_timeout = '1ms'",
+    "default_transaction_read_only = on",
+    "default_transaction_isolation = 'serializable'",
+    "DateStyle = 'SQL, DMY'",
+    "IntervalStyle = 'iso_8601'",
+    "TimeZone = 'Asia/Kathmandu'",
+    "client_encoding = 'LATIN1'",
+    "bytea_output = 'escape'",
+    "extra_float_digits = -15",
+];
+
+/// What hides the server's own names from a session that looks for them there first.
+const SHADOWS: &str = "
+    create schema shadow;
+    grant usage on schema shadow to public;
+    create function shadow.wrong() returns boolean language plpgsql as
+        $$ begin raise exception 'a name of schema shadow is used'; end $$;
+    create function shadow.wrong(uuid, uuid) returns boolean language plpgsql as
+        $$ begin raise exception 'an operator of schema shadow is used'; end $$;
+    create operator shadow.= (leftarg = uuid, rightarg = uuid, function = shadow.wrong);
+    create function shadow.now() returns timestamptz language sql as $$ select '2001-01-01'::timestamptz $$;
+    create function shadow.hello() returns boolean language sql as 'select shadow.wrong()';
+    create domain shadow.uuid as pg_catalog.text check (shadow.wrong());
+    create domain shadow.jsonb as pg_catalog.text check (shadow.wrong());
+    create domain shadow.timestamptz as pg_catalog.text check (shadow.wrong());
+    create view shadow.devices as select * from public.devices where false;
+    create view shadow.pg_class as select * from pg_catalog.pg_class where false;
+    grant select on all tables in schema shadow to public";
+
+async fn set(world: &World, owner: &str, setting: &str) {
+    let name = setting.split(' ').next().unwrap().to_lowercase();
+    let known = format!("select count(*) from pg_settings where lower(name) = '{name}'");
+    // Version 13 has no limit for idle sessions.
+    let is_known = world.count(&known).await == 1;
+    assert!(is_known || name == "idle_session_timeout", "{name}");
+    if is_known {
+        world.run(&format!("alter {owner} set {setting}")).await;
+    }
+}
+
 #[tokio::test]
 async fn settings_of_role_and_database_change_nothing() {
-    let world = World::new().await;
-    let ann = world.peer(world.gateway, "ann").await;
-    for owner in [format!("role {}", world.role), format!("database {}", world.database)] {
-        for setting in [
-            "idle_session_timeout = '1s'",
-            "statement_timeout = '40ms'",
-            "lock_timeout = '1ms'",
-            "default_transaction_read_only = on",
-            "default_transaction_isolation = 'serializable'",
-            "row_security = on",
-            "search_path = nowhere",
-            "DateStyle = 'SQL, DMY'",
-            "IntervalStyle = 'iso_8601'",
-            "TimeZone = 'Asia/Kathmandu'",
-            "client_encoding = 'LATIN1'",
-            "bytea_output = 'escape'",
-            "extra_float_digits = -15",
-        ] {
-            let name = setting.split(' ').next().unwrap().to_lowercase();
-            let known = format!("select count(*) from pg_settings where lower(name) = '{name}'");
-            // Version 13 has no limit for idle sessions.
-            let is_known = world.count(&known).await == 1;
-            assert!(is_known || name == "idle_session_timeout", "{name}");
-            if is_known {
-                world.run(&format!("alter {owner} set {setting}")).await;
+    for (row_security, path) in [("on", "nowhere"), ("off", "shadow, pg_catalog")] {
+        let world = World::new().await;
+        let ann = world.peer(world.gateway, "ann").await;
+        world.run(SHADOWS).await;
+        for owner in [format!("role {}", world.role), format!("database {}", world.database)] {
+            for setting in SETTINGS {
+                set(&world, &owner, setting).await;
             }
+            set(&world, &owner, &format!("row_security = {row_security}")).await;
+            set(&world, &owner, &format!("search_path = {path}")).await;
         }
+        let session = client(&world.role, &world.database).await;
+        let in_force = session.query_one("select current_setting('search_path')", &[]).await;
+        assert_eq!(in_force.unwrap().get::<_, String>(0), path);
+        every_call_is_answered(&world, ann).await;
+        let admin = options("postgres", &world.database);
+        gatepost::store::migrate(&admin).await.unwrap();
     }
+}
+
+/// All that an agent calls, in sessions of its own.
+async fn every_call_is_answered(world: &World, ann: Peer) {
     let store = Store::connect(&options(&world.role, &world.database)).unwrap();
-    let mut listener = store.listen(&store.hello().await.unwrap()).await.unwrap();
+    let hello = store.hello().await.unwrap();
+    let mut listener = store.listen(&hello).await.unwrap();
+    assert_eq!(store.attach(true).await.unwrap().unwatched, [""; 0]);
     let (rows, cursor) = store.snapshot().await.unwrap();
     assert_eq!(rows.peers.len(), 1);
+    assert!(matches!(store.poll(&cursor).await.unwrap(), Polled::Quiet(..)));
+    let device_id = DeviceId(ann.device);
+    let seen_at = rows.taken_at;
+    let handshake = Handshake { device_id, first_at: seen_at, seen_at, connected_at: None };
+    assert_eq!(store.report(&[handshake]).await.unwrap().skipped, []);
+    let entry = AuditEntry {
+        event: AuditEvent::GatewayStarted,
+        entity: Entity::Gateway(hello.gateway_id),
+        device_id: None,
+        ip_address: None,
+        status: AuditStatus::Success,
+        message: "started".into(),
+        metadata: serde_json::json!({}),
+    };
+    let audited = store.audit(&[entry]).await;
+    assert_eq!((audited.settled, audited.refused.len()), (1, 0), "{audited:?}");
     assert!(store.synced(rows.taken_at).await.unwrap());
+    assert_eq!(store.try_reports().await.unwrap(), [""; 0]);
+    assert_eq!(store.merge().await.unwrap(), Merged::default());
+    let written = format!(
+        "select (select count(*) from public.devices where last_seen_at = '{0}')
+            + (select count(*) from public.gateways where last_sync_at = '{0}')
+            + (select count(*) from public.audit_logs)",
+        humantime::format_rfc3339_micros(rows.taken_at)
+    );
+    assert_eq!(world.count(&written).await, 3);
     world.run(&format!("update devices set name = 'tablet' where id = '{}'", ann.device)).await;
     listener.next().await.unwrap();
+    assert_eq!(store.poll(&cursor).await.unwrap(), Polled::News);
     assert!(matches!(store.changes(&cursor).await.unwrap(), Read::Changed(..)));
+    store.prune(Duration::from_secs(86_400)).await.unwrap();
     // Longer than the timeout for idle sessions.
-    let quiet = std::time::Duration::from_millis(1_500);
+    let quiet = Duration::from_millis(1_500);
     assert!(tokio::time::timeout(quiet, listener.next()).await.is_err());
     store.snapshot().await.unwrap();
-    let admin = options("postgres", &world.database);
-    gatepost::store::migrate(&admin).await.unwrap();
 }
