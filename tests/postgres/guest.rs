@@ -346,7 +346,6 @@ async fn no_loss_of_an_object_of_gatepost_fails_a_writer() {
             'drop schema gatepost cascade',
             'reassign owned by gatepost_owner to current_user',
             'reassign owned by gatepost_owner to gatepost_gateway',
-            'alter database ' || current_database() || ' set search_path = nowhere',
             'alter table gatepost.change rename kind to lost'
         ])";
     let rows = world.admin.query(query, &[]).await.unwrap();
@@ -369,6 +368,46 @@ async fn no_loss_of_an_object_of_gatepost_fails_a_writer() {
         }
     }
     assert!(losses.len() > 250, "{}", losses.len());
+}
+
+/// Whatever a writer's session finds by its names, the triggers find the server's, and can tell what changed.
+#[tokio::test]
+async fn writer_with_a_broken_search_path_neither_fails_nor_hides_what_changed() {
+    let (world, plain) = with_and_without().await;
+    const BROKEN: &str = "
+        create schema shadow;
+        create function shadow.wrong(uuid, uuid) returns boolean language plpgsql as
+            $$ begin raise exception 'an operator of schema shadow is used'; end $$;
+        create operator shadow.= (leftarg = uuid, rightarg = uuid, function = shadow.wrong);
+        create function shadow.pg_notify(text, text) returns void language plpgsql as
+            $$ begin raise exception 'a function of schema shadow is used'; end $$;
+        create domain shadow.uuid as pg_catalog.text check (value = 'wrong');
+        create domain shadow.text as pg_catalog.int4";
+    for client in [&world.admin, &plain] {
+        client.batch_execute(BROKEN).await.unwrap();
+    }
+    for path in ["nowhere", "''", "shadow, pg_catalog"] {
+        let set = format!("set search_path = {path}");
+        for client in [&world.admin, &plain] {
+            client.batch_execute(&set).await.unwrap();
+        }
+        for (table, watched) in WATCHED {
+            let watched: Vec<String> = watched.iter().map(|name| (*name).to_owned()).collect();
+            let all = statements(&format!("public.{table}"), &watched, &watched);
+            let texts: Vec<String> = all.into_iter().map(|(text, _)| text).collect();
+            let without = tried(&plain, "select 1", &texts).await;
+            let with = tried(&world.admin, "select 1", &texts).await;
+            assert_eq!(with.failed, without.failed, "{path}: {table}");
+            for ((mark, text), failed) in with.marked.iter().zip(&texts).zip(&with.failed) {
+                let expected =
+                    if text.starts_with("truncate") { "everything" } else { "something" };
+                assert!(
+                    failed.is_some() || mark.as_deref() == Some(expected),
+                    "{path}: {text}: {mark:?}"
+                );
+            }
+        }
+    }
 }
 
 /// A role that lost the right to write marks is reported, while writers go on.
