@@ -40,15 +40,35 @@ where to_regclass('gatepost.schema_history') is null
     )
 union all
 -- Names like users are common: only a schema that holds wireguard_peers is a control plane's.
-select pg_catalog.format('%s is in schema %s, but gatepost reads schema public: run `alter table %I.%I set schema '
-    'public`', c.relname, n.nspname, n.nspname, c.relname)
+select pg_catalog.format('%s is in schema %s, but gatepost reads schema public: %srun `alter table %I.%I set schema '
+    'public`', c.relname, n.nspname,
+    case when here.is_empty then 'drop or rename the empty table public.' || c.relname || ', and ' end, n.nspname,
+    c.relname)
 from pg_class peers
 join pg_namespace n on n.oid = peers.relnamespace
 join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p', 'v', 'm', 'f')
 join pg_class w on w.relname = c.relname and w.relnamespace = 'gatepost_wanted'::regnamespace
+left join lateral (
+    -- As a program leaves it that found no table in schema public, and made one.
+    select not gatepost_wanted.has_rows(o.oid) and gatepost_wanted.has_rows(c.oid) as is_empty
+    from pg_class o
+    where o.relname = c.relname and o.relnamespace = 'public'::regnamespace and o.relkind in ('r', 'p')
+        and c.relkind in ('r', 'p')
+) here on true
 where peers.relname = 'wireguard_peers' and peers.relkind in ('r', 'p', 'v', 'm', 'f')
     and n.nspname not in ('public', 'gatepost', 'gatepost_wanted') and n.nspname not like 'pg\_%'
-    and to_regclass('public.wireguard_peers') is null
+    and (
+        to_regclass('public.wireguard_peers') is null
+        or case when peers.relkind in ('r', 'p') then
+            not gatepost_wanted.has_rows(to_regclass('public.wireguard_peers'))
+            and gatepost_wanted.has_rows(peers.oid)
+            -- Once gateways are in schema public, the tables there are in use.
+            and (
+                to_regclass('gatepost.schema_history') is null
+                or not gatepost_wanted.has_rows(to_regclass('public.gateways'))
+            )
+        end
+    )
 union all
 select pg_catalog.format('%s has row-level security, which would hide rows from gatepost: make its '
     'role exempt, `create role gatepost_owner nologin bypassrls`, or alter it, and grant it to the '

@@ -4,7 +4,9 @@ use gatepost::store::{
 };
 
 use crate::postgres::Cluster;
-use crate::world::{IS_IN_THIS_DATABASE, World, client, connect, insert_device, options};
+use crate::world::{
+    IS_IN_THIS_DATABASE, World, client, connect, insert_device, insert_gateway, options,
+};
 
 #[tokio::test]
 async fn migrating_twice_changes_nothing() {
@@ -439,4 +441,47 @@ async fn migrate_names_tables_in_another_schema_and_creates_none() {
     assert!(differences.contains(&devices.to_owned()), "{differences:?}");
     let created = "select count(*) from pg_tables where schemaname in ('public', 'gatepost')";
     assert_eq!(admin.query_one(created, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
+#[tokio::test]
+async fn migrate_names_empty_tables_beside_those_with_rows_in_another_schema() {
+    const MINE: &str = "do $$ declare t text; begin
+        for t in select tablename from pg_tables where schemaname = 'public' loop
+            execute format('alter table public.%I set schema vpn', t);
+        end loop; end $$";
+    let (database, admin) = brown_field().await;
+    admin.batch_execute(&format!("create schema vpn; {MINE}")).await.unwrap();
+    let five = ["devices", "gateways", "roles", "users", "wireguard_peers"];
+    for table in five {
+        let make = format!("create table {table} (like vpn.{table} including all)");
+        admin.batch_execute(&make).await.unwrap();
+    }
+    let options = options("postgres", &database);
+    let differences = async || match migrate(&options).await {
+        Err(StoreError::Differs(differences)) => differences,
+        done => panic!("migrated beside the tables: {done:?}"),
+    };
+    let expected = five.map(|table| {
+        format!(
+            "{table} is in schema vpn, but gatepost reads schema public: drop or rename the empty table \
+             public.{table}, and run `alter table vpn.{table} set schema public`"
+        )
+    });
+    let told = differences().await;
+    assert!(expected.iter().all(|it| told.contains(it)), "{told:#?}");
+    // And those that are not in schema public, which would be made there, and be empty.
+    assert_eq!(told.len(), 15, "{told:#?}");
+    assert!(matches!(pending(&options).await, Err(StoreError::Differs(_))));
+    let made = "select count(*) from pg_namespace where nspname like 'gatepost%'";
+    assert_eq!(admin.query_one(made, &[]).await.unwrap().get::<_, i64>(0), 0);
+
+    // An earlier version migrated all the same: no gateway is served by the empty tables.
+    admin.batch_execute("alter schema vpn rename to elsewhere").await.unwrap();
+    admin.batch_execute("alter table elsewhere.wireguard_peers rename to others").await.unwrap();
+    migrate(&options).await.unwrap();
+    admin.batch_execute("alter table elsewhere.others rename to wireguard_peers").await.unwrap();
+    assert_eq!(differences().await.len(), 15);
+    // A gateway that is served, beside an archive.
+    insert_gateway(&admin, "g2", "10.9.0.0/16").await;
+    assert_eq!(migrate(&options).await.unwrap(), []);
 }
