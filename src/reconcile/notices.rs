@@ -272,6 +272,12 @@ fn gist(note: &Note) -> String {
             format!("{state}: {error}")
         }
         Note::NotConverged { first, .. } => first.join("; "),
+        // A trigger may name the row, the transaction or the time.
+        Note::ReportsRefused(refusal) => {
+            let words = refusal.why.split_whitespace();
+            let same = words.filter(|word| !word.contains(|letter: char| letter.is_ascii_digit()));
+            same.collect::<Vec<_>>().join(" ")
+        }
         other => other.to_string(),
     }
 }

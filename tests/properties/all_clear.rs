@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use gatepost::model::PeerId;
-use gatepost::reconcile::Event;
+use gatepost::reconcile::{BellNews, Event};
 
 use super::rows::id;
 use super::trouble::{MINUTE, SECOND};
@@ -38,7 +38,7 @@ fn set_address(world: &mut World, address: &str) {
     world.tell(Event::Notified);
 }
 
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 8] = [
     Kind {
         name: "database down",
         begin: |world| {
@@ -65,6 +65,22 @@ const KINDS: [Kind; 6] = [
         status: "polling until there is a session to listen on: no room",
         end: |world| world.tell(Event::NoSession { why: None }),
         all_clear: "over: there is a session to listen on again",
+    },
+    Kind {
+        name: "no bell is heard",
+        begin: |world| world.tell(Event::Bell(BellNews::Expected)),
+        journal: "no bell is heard; until one is, the agent polls for changes",
+        status: "no bell has been heard since",
+        end: |world| world.bell_lives = true,
+        all_clear: "the bell is heard",
+    },
+    Kind {
+        name: "reports refused",
+        begin: |world| suffer(world, Trouble::Reports),
+        journal: "and they wait: trigger history on devices: no write at ",
+        status: "and they wait: trigger history on devices: no write at ",
+        end: recover,
+        all_clear: "over: the database takes this gateway's reports again",
     },
     Kind {
         name: "gateway's row unusable",

@@ -17,15 +17,15 @@ use gatepost::model::{
 use gatepost::plan::guard::MaxRemoved;
 use gatepost::plan::{ModelKernel, Scope, Step, plan};
 use gatepost::reconcile::{
-    Action, EpochRead, Event, Keep, LastGood, Machine, MachineOptions, Mode, Note, Now, ReadAnswer,
-    ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
+    Action, BellNews, EpochRead, Event, Keep, LastGood, Machine, MachineOptions, Mode, Note, Now,
+    ReadAnswer, ReadKind, Report, Sent, StaleOptions, StalePolicy, Timing, Withdrawals,
 };
 use ipnet::IpNet;
 
 pub use super::rows::quiet_tables;
 use super::rows::{NOW_SECS, Tables, at, local};
-use trouble::unreadable;
 pub use trouble::{Trouble, Watch, away, refused};
+use trouble::{refusal, unreadable};
 
 pub fn options() -> MachineOptions {
     MachineOptions {
@@ -66,6 +66,8 @@ pub struct World {
     firewall_known: Option<ObservedFirewall>,
     pub queue: VecDeque<Action>,
     pub database_up: bool,
+    /// The bell gives signs of life.
+    pub bell_lives: bool,
     pub reports: Vec<Report>,
     pub notes: Vec<Note>,
     pub kept: Vec<Keep>,
@@ -141,6 +143,7 @@ impl World {
             firewall_known: None,
             queue: VecDeque::new(),
             database_up: true,
+            bell_lives: false,
             reports: Vec::new(),
             notes: Vec::new(),
             kept: Vec::new(),
@@ -290,7 +293,9 @@ impl World {
                     assert!(held || self.meddled, "reported as synced, and never was");
                 }
                 self.reports.push(report);
-                Event::Reported(Sent::default())
+                let refused = self.suffers(Trouble::Reports);
+                let refusals = refused.then(|| refusal(at(NOW_SECS), self.elapsed));
+                Event::Reported(Sent { refusals: Vec::from_iter(refusals), ..Sent::default() })
             }
             Action::Report(left) => {
                 Event::Reported(Sent { left, error: Some(away()), ..Sent::default() })
@@ -338,6 +343,9 @@ impl World {
                 break;
             }
             self.elapsed = due.max(self.elapsed + Duration::from_micros(1));
+            if self.bell_lives {
+                self.tell(Event::Bell(BellNews::Alive));
+            }
             self.tell(Event::Tick);
         }
         self.elapsed = end;

@@ -1,14 +1,14 @@
 //! What may go wrong in the world, and what the agent is told then.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::nft::NftError;
 use gatepost::dataplane::{DataplaneError, NetlinkError, RefusedStep};
 use gatepost::model::{ObservedState, PublicKey};
 use gatepost::plan::Step;
 use gatepost::reconcile::DatabaseError;
-use gatepost::store::{Place, StoreError};
+use gatepost::store::{Place, Refusal, StoreError};
 use nix::errno::Errno;
 
 use crate::probes::{Filter, Packet, Probes};
@@ -36,6 +36,8 @@ pub enum Trouble {
     HangingReads,
     /// The kernel refuses every change of the firewall.
     Firewall,
+    /// A table of the control plane refuses all reports.
+    Reports,
     /// The device takes this peer away and does not say so, and cannot be read from then on.
     Unsettled(PublicKey),
 }
@@ -68,6 +70,12 @@ pub fn away() -> DatabaseError {
     let place = Box::new(Place { hosts, database, role, ..Place::default() });
     let limit = gatepost::store::Limit::Answer;
     StoreError::Stalled { place, doing: "read", waited: Duration::from_secs(1), limit }.into()
+}
+
+/// A trigger of the control plane refuses reports, each time in other words.
+pub fn refusal(since: SystemTime, at: Duration) -> Refusal {
+    let seconds = at.as_secs();
+    Refusal { why: format!("trigger history on devices: no write at 12:00:{seconds}"), since }
 }
 
 /// The kernel does not answer a reading.
