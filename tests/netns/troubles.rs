@@ -2,10 +2,11 @@
 //! the way out; `gatepost status` and `gatepost check` say the same while it lasts; and the journal tells once
 //! that it is over.
 
-mod secured;
+pub mod secured;
 
 use std::cell::RefCell;
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -145,6 +146,31 @@ const KINDS: &[Kind] = &[
             scene.resync();
         },
         all_clear: Some("changes to all tables are announced again"),
+    },
+    Kind {
+        name: "reports refused",
+        begin: |scene| {
+            scene.sql(
+                "create table history (id uuid);
+                 create function keep() returns trigger language plpgsql as $$ begin
+                     insert into history values (new.id); return new;
+                 end $$;
+                 create trigger history before update on gateways
+                     for each row execute function keep()",
+            );
+        },
+        journal: &[
+            "the database has refused this gateway's reports since",
+            "trigger history on gateways: permission denied for table history",
+            "run `grant insert on public.history to gatepost_owner`",
+        ],
+        status: &["degraded: the database has refused", "run `grant insert on public.history"],
+        check: &["trigger history on gateways", "run `grant insert on public.history"],
+        end: |scene| {
+            assert!(scene.metrics().contains("\ngatepost_reports_refused 1"));
+            scene.sql("grant insert on history to gatepost_owner");
+        },
+        all_clear: Some("over: the database takes this gateway's reports again"),
     },
     Kind {
         name: "bad row",
@@ -361,6 +387,16 @@ impl Scene {
         status["state"] == "ready"
             && status["warnings"] == serde_json::json!([])
             && status["peers"]["in_kernel"] == PEERS
+    }
+
+    fn metrics(&self) -> String {
+        self.lab.gateway.within(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:7171").unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+            let mut page = String::new();
+            stream.read_to_string(&mut page).unwrap();
+            page
+        })
     }
 
     /// Asks for a comparison, and does not wait for it.
