@@ -30,6 +30,7 @@ pub(super) const HOSTS_SINCE: i32 = 11;
 
 const DOING: &str = "merge the reports";
 
+const TRYING: &str = "try a report";
 const TRY: &str = "select gatepost.try_reports()";
 
 impl Store {
@@ -55,11 +56,10 @@ impl Store {
     /// # Errors
     /// The errors of [`Store::merge`].
     pub async fn try_reports(&self) -> Result<Vec<String>, StoreError> {
-        const DOING: &str = "try a report";
-        let lease = self.lease(DOING).await?;
-        let row = self.within(DOING, lease.query_typed_one(TRY, &[])).await?;
+        let lease = self.lease(TRYING).await?;
+        let row = self.within(TRYING, lease.query_typed_one(TRY, &[])).await?;
         lease.done();
-        Columns::of(&row, DOING).get(0)
+        tried(&row)
     }
 }
 
@@ -70,7 +70,7 @@ pub(super) fn merged(rows: &[Row]) -> Result<Merged, StoreError> {
         let columns = Columns::of(row, DOING);
         let why: String = columns.get(0)?;
         match columns.get(1)? {
-            Some(since) => merged.refusals.push(Refusal { why, since }),
+            Some(since) => merged.refusals.push(Refusal { why: with_way_out(why), since }),
             None => {
                 let lost = usize::try_from(columns.get::<i32>(2)?).unwrap_or_default();
                 merged.lost.extend(std::iter::repeat_n(why, lost));
@@ -85,10 +85,21 @@ pub(super) fn merged(rows: &[Row]) -> Result<Merged, StoreError> {
 /// # Errors
 /// Any [`StoreError`] of the connection or of the role's rights.
 pub async fn try_reports(options: &ConnectOptions) -> Result<Vec<String>, StoreError> {
-    const DOING: &str = "try a report";
     let target = options.target()?;
     let client = single(&target).await?;
-    let tried = client.query_typed_one(TRY, &[]).await;
-    let row = tried.map_err(|error| StoreError::of(&target.place, DOING, error))?;
-    Columns::of(&row, DOING).get(0)
+    let answer = client.query_typed_one(TRY, &[]).await;
+    tried(&answer.map_err(|error| StoreError::of(&target.place, TRYING, error))?)
+}
+
+fn tried(row: &Row) -> Result<Vec<String>, StoreError> {
+    let refusals: Vec<String> = Columns::of(row, TRYING).get(0)?;
+    Ok(refusals.into_iter().map(with_way_out).collect())
+}
+
+/// The functions of the database name the GRANT that mends what a trigger lacks.
+fn with_way_out(why: String) -> String {
+    if why.contains("row-level security policy") && !why.contains("run `") {
+        return format!("{why}: run `alter role gatepost_owner bypassrls` as a superuser");
+    }
+    why
 }

@@ -48,6 +48,7 @@ mod rewritten;
 mod rights;
 mod rogue;
 mod room;
+mod row_security;
 mod rows;
 mod running;
 mod silence;
