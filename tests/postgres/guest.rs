@@ -376,6 +376,7 @@ async fn writer_with_a_broken_search_path_neither_fails_nor_hides_what_changed()
     let (world, plain) = with_and_without().await;
     const BROKEN: &str = "
         create schema shadow;
+        grant usage on schema shadow to public;
         create function shadow.wrong(uuid, uuid) returns boolean language plpgsql as
             $$ begin raise exception 'an operator of schema shadow is used'; end $$;
         create operator shadow.= (leftarg = uuid, rightarg = uuid, function = shadow.wrong);
@@ -408,6 +409,11 @@ async fn writer_with_a_broken_search_path_neither_fails_nor_hides_what_changed()
             }
         }
     }
+    // Without a path of its own, a trigger finds what the session finds, and cannot tell what changed.
+    let update = ["update public.devices set name = name || '!'".to_owned()];
+    let unprotected = "alter function gatepost.devices_updated() reset search_path";
+    let with = tried(&world.admin, unprotected, &update).await;
+    assert_eq!((&*with.failed, with.marked[0].as_deref()), (&[None][..], Some("everything")));
 }
 
 /// A role that lost the right to write marks is reported, while writers go on.
