@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use nix::unistd::{Group, User};
 
@@ -90,6 +90,16 @@ fn log_names_the_user_of_each_change_and_each_refusal() {
     refused(&["confirm", "--yes"]);
     done(&["confirm", "--yes"]);
     eventually("the removals are confirmed", || in_kernel() == 0);
+
+    // A process may have been given a group that its user is no member of.
+    let inner = lab.command(&["resync"]);
+    let mut given = Command::new("setpriv");
+    given.args(["--reuid=daemon", "--regid=daemon", "--groups=0"]);
+    given.arg(inner.get_program()).args(inner.get_args());
+    given.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let given = lab.gateway.within(|| given.output().unwrap());
+    let error = String::from_utf8(given.stderr).unwrap();
+    assert!(error.contains("may only read") && error.contains("as a member of group"), "{error}");
 
     // No request of the socket, because nothing may run that would make everything again.
     for caller in [&stranger, &member] {

@@ -198,6 +198,24 @@ async fn only_root_and_members_of_the_write_group_change_something() {
     assert!(said.contains("create group no-such-group"), "{said}");
 }
 
+/// PostgreSQL's package makes user postgres such a member: of group ssl-cert.
+#[tokio::test]
+async fn member_by_a_supplementary_group_of_its_user_changes_something_whatever_its_process_has() {
+    let groups = std::fs::read_to_string("/etc/group").unwrap();
+    let members = groups.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let (group, member) = (fields.next()?, fields.nth(2)?.split(',').next()?);
+        let user = User::from_name(member).unwrap()?;
+        let is_primary = Group::from_name(group).unwrap()?.gid == user.gid;
+        (!is_primary && !user.uid.is_root()).then_some((group, user))
+    });
+    let found = members.into_iter().next();
+    let (group, user) = found.expect("a user of this host has a supplementary group");
+    let caller = Caller::new(user.uid, user.gid, Some(7));
+    let admitted = Writers::new(Some(group)).admit(caller).await.unwrap();
+    assert_eq!(admitted.fields().2, user.name);
+}
+
 #[test]
 fn question_for_all_peers_is_that_of_an_older_client() {
     let older = r#"{"op":"peers"}"#;
