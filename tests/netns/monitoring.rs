@@ -84,6 +84,30 @@ fn metrics_of_rules() -> Vec<String> {
     metrics
 }
 
+/// As any host of the LAN could read it, if the metrics listened there.
+#[test]
+fn metrics_listen_on_the_gateway_alone_and_name_no_peer_unless_they_are_asked_to() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let _agent = lab.start();
+    alice.connect();
+    let listening = lab.gateway.run("ss", &["-Hltn", "sport = :7171"]);
+    let addresses = Vec::from_iter(listening.lines().filter_map(|it| it.split_whitespace().nth(3)));
+    assert_eq!(addresses, ["127.0.0.1:7171"]);
+    let page = lab.gateway.within(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:7171").unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    });
+    assert!(page.contains("gatepost_peers{state=\"in_kernel\"} 1"), "{page}");
+    for secret in ["alice", &alice.key, "10.99.1"] {
+        assert!(!page.contains(secret), "{secret}: {page}");
+    }
+}
+
 #[test]
 fn dashboard_and_rules_find_what_a_real_prometheus_scrapes() {
     let lab = Lab::open();
