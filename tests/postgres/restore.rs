@@ -156,3 +156,26 @@ async fn migrate_says_what_to_do_where_it_cannot_make_again_what_was_lost() {
         assert!(world.store.attach(true).await.unwrap().unwatched.is_empty());
     }
 }
+
+/// What docs/security.md says that a thief of a dump learns.
+#[tokio::test]
+async fn a_dump_tells_names_keys_and_addresses_and_no_login() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let role = format!("{}_g2", world.database);
+    let create = CreateRole::IfAbsent(Some("a password of the role".to_owned().into()));
+    grant(&options("postgres", &world.database), "g1", &role, &create).await.unwrap();
+    let envelope = "gp1.k1.AAAA";
+    let sealed = format!("update wireguard_peers set preshared_key_ciphertext = '{envelope}'");
+    world.run(&sealed).await;
+    let file = dump(Cluster::shared(), &world.database, &[]);
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    for told in ["ann", "key of g1", "10.8.", "vpn.example.net:51820", envelope] {
+        assert!(text.contains(told), "{told}");
+    }
+    for hidden in ["SCRAM-SHA-256$", "CREATE ROLE", "a password of the role"] {
+        assert!(!text.contains(hidden), "{hidden}");
+    }
+    let verifier = "select rolpassword like 'SCRAM%' from pg_authid where rolname = ";
+    assert_eq!(Cluster::shared().psql("postgres", &format!("{verifier}'{role}'")), "t");
+}

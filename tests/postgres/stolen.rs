@@ -188,3 +188,19 @@ async fn a_schema_that_triggers_search_and_the_role_may_write_is_found() {
         .await;
     assert_eq!(pool.world.store.writable_schemas().await.unwrap(), ["open"]);
 }
+
+/// What docs/security.md says that a stolen gateway of a pool can see.
+#[tokio::test]
+async fn the_role_of_a_pool_sees_the_names_of_its_other_sessions_and_no_token() {
+    let (pool, _) = Pool::new().await;
+    let other = connect(&format!("{}?application_name=of-g2", pool.url())).await;
+    let call = "select * from gatepost.attach($1, true)";
+    other.query(call, &[&token(2).expose()]).await.unwrap();
+    let seen =
+        "select application_name, query from pg_stat_activity where application_name = 'of-g2'";
+    let rows = pool.stolen().await.query(seen, &[]).await.unwrap();
+    let [row] = &rows[..] else { panic!("{} sessions", rows.len()) };
+    let (name, query): (String, String) = (row.get(0), row.get(1));
+    assert_eq!(name, "of-g2");
+    assert!(query.contains("attach") && !query.contains(token(2).expose()), "{query}");
+}
