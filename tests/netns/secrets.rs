@@ -8,13 +8,20 @@ use std::time::{Duration, Instant};
 use gatepost::model::PrivateKey;
 use nix::sys::signal::Signal;
 
-use crate::lab::{Agent, Lab, eventually, run};
+use crate::bells::Bells;
+use crate::broker::AGENT;
+use crate::lab::{Agent, Cluster, Lab, eventually, run};
+use crate::troubles::secured::Secured;
 
 /// How often each secret is in the memory of the agent: the places that ARCHITECTURE.md names.
 const COPIES: [(&str, usize); 3] = [("private key", 1), ("sealing key", 1), ("preshared key", 2)];
 
 /// The driver copies the password for each connection that it makes, and wipes none of the copies.
 const MOST_PASSWORDS: usize = 8;
+
+/// The token is a parameter of each statement: the driver copies it, and wipes none of the copies. There come no more
+/// after the first heartbeats.
+const MOST_TOKENS: usize = 128;
 
 /// The forms in which a secret may stand somewhere.
 struct Secret {
@@ -106,13 +113,7 @@ fn secrets_are_in_the_places_that_are_named_and_nowhere_else() {
     eprintln!("{} copies of the password", passwords.len());
     assert!((1..=MOST_PASSWORDS).contains(&passwords.len()), "{passwords:#?}");
 
-    let process = |name: &str| {
-        let bytes = fs::read(format!("/proc/{}/{name}", agent.pid())).unwrap();
-        Part { place: name.to_owned(), bytes }
-    };
-    let mut elsewhere = vec![process("cmdline"), process("environ")];
-    elsewhere.push(Part { place: "journal".into(), bytes: lab.log().into_bytes() });
-    files(lab.folder.path(), &mut elsewhere);
+    let elsewhere = outside_of_memory(&lab, &agent);
     assert!(elsewhere.iter().any(|part| part.place.ends_with("last-good")), "its files are read");
     let own = ["private.key", "psk.keys", "db.password"];
     for (secret, file) in
@@ -123,6 +124,78 @@ fn secrets_are_in_the_places_that_are_named_and_nowhere_else() {
             assert_eq!(secret.found(part).len(), expected, "{} in {}", secret.name, part.place);
         }
     }
+}
+
+/// The agent of a gateway behind a pool, which follows hints and shows a client certificate.
+#[test]
+fn token_login_for_hints_and_client_key_are_in_their_files_and_nowhere_else() {
+    let lab = Lab::open();
+    let path = |name: &str| lab.folder.path().join(name);
+    let (role, pool) = (lab.database.role(), format!("{}_pool", lab.database.role()));
+    let password = lab.database.role_password();
+    lab.database.exec(&format!("create role {pool} login password '{password}'"));
+    let database = lab.database.name();
+    Cluster::shared().require(&format!("hostssl {database} {pool} 127.0.0.1/32 scram-sha-256"));
+    let _server = Secured::of(&lab);
+    let bells = Bells::start(&lab);
+    let granted = lab.admin_command(&["grant", "--token", "fra-1", "--pool-role", &pool]).output();
+    fs::write(path("db.token"), granted.unwrap().stdout).unwrap();
+    let client = "tls_cert_file = \"unknown.pem\"\ntls_key_file = \"unknown.key\"";
+    let config = fs::read_to_string(lab.config()).unwrap();
+    let config = config.replace(&format!("//{role}@"), &format!("//{pool}@"));
+    let config = config.replace("[database]", &format!("[database]\n{client}"));
+    fs::write(lab.config(), format!("{config}[hints]\nurl = \"{}\"\n", bells.url())).unwrap();
+    let agent = lab.start();
+    eventually("the bell is heard", || lab.log().contains("the bell is heard"));
+    let of_pool = format!("exists (select from pg_stat_activity where usename = '{pool}')");
+    assert!(lab.database.holds(&of_pool));
+
+    let text = |name: &str| fs::read_to_string(path(name)).unwrap().trim().to_owned();
+    let whole = |name, text: &str| Secret { name, forms: vec![("text", text.into())] };
+    let (_, login) = AGENT.split_once(':').unwrap();
+    let lines = text("unknown.key");
+    let line = lines.lines().nth(1).unwrap();
+    let secrets = [
+        ("db.token", whole("token", &text("db.token"))),
+        ("hints.login", whole("login for hints", login)),
+        ("unknown.key", whole("client key", line)),
+        ("db.password", whole("password", password)),
+    ];
+    let counts = || {
+        let memory = memory_at_rest(&agent, &[]);
+        secrets.each_ref().map(|(_, secret)| secret.found_in(&memory).len())
+    };
+    for _ in 0..10 {
+        let last = lab.database.value("select coalesce(last_sync_at, '-infinity') from gateways");
+        let newer = format!("exists (select from gateways where last_sync_at > '{last}')");
+        eventually("a heartbeat", || lab.database.holds(&newer));
+    }
+    let most = [MOST_TOKENS, MOST_PASSWORDS, MOST_PASSWORDS, MOST_PASSWORDS];
+    let found = counts();
+    eprintln!("copies: {found:?}");
+    assert!(found.iter().zip(most).all(|(found, most)| *found <= most), "{found:?}");
+    let mut elsewhere = outside_of_memory(&lab, &agent);
+    // The bells have a login of their own.
+    elsewhere.retain(|part| !["/a/", "/b/"].iter().any(|bell| part.place.contains(bell)));
+    for (file, secret) in &secrets {
+        assert!(elsewhere.iter().any(|part| part.place.ends_with(file)), "{file} is read");
+        for part in &elsewhere {
+            let expected = usize::from(part.place.ends_with(file));
+            assert_eq!(secret.found(part).len(), expected, "{} in {}", secret.name, part.place);
+        }
+    }
+}
+
+/// Its arguments, environment, journal and files.
+fn outside_of_memory(lab: &Lab, agent: &Agent) -> Vec<Part> {
+    let process = |name: &str| {
+        let bytes = fs::read(format!("/proc/{}/{name}", agent.pid())).unwrap();
+        Part { place: name.to_owned(), bytes }
+    };
+    let mut all = vec![process("cmdline"), process("environ")];
+    all.push(Part { place: "journal".into(), bytes: lab.log().into_bytes() });
+    files(lab.folder.path(), &mut all);
+    all
 }
 
 /// While the agent works there may be more copies for a moment. The last memory, if they stay.
