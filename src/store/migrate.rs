@@ -343,13 +343,25 @@ async fn ensure_indexes(client: &Client, tells: &Telling) -> Result<(), tokio_po
                 "building index {} of {}, while writers go on",
                 index.name, index.table
             ));
-            client.batch_execute(index.statement).await?;
+            match client.batch_execute(index.statement).await {
+                // Agents name what is missing. What comes back is indexed by the next migration.
+                Err(error) if is_gone(&error) => {
+                    tells(&format!("no index {}: {error}", index.name))
+                }
+                built => built?,
+            }
         }
     }
     for drop in former_indexes(client).await? {
         client.batch_execute(&drop).await?;
     }
     Ok(())
+}
+
+/// A table or a column is not there.
+fn is_gone(error: &tokio_postgres::Error) -> bool {
+    let gone = [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN];
+    error.code().is_some_and(|code| gone.contains(code))
 }
 
 /// Statements that drop the indexes of earlier versions that are still there.
