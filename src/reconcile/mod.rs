@@ -56,7 +56,7 @@ pub use history::{Lost, Withdrawal, Withdrawals};
 pub use ledger::Report;
 pub use machine::Machine;
 pub use mode::Mode;
-pub use name::PeerName;
+pub use name::{PeerName, did_you_mean, near_names};
 pub use note::{Ignored, Note};
 pub use options::{MachineOptions, Reloaded, StaleOptions, StalePolicy, SyncMode, Timing};
 pub use session::SESSION_SECS;

@@ -84,6 +84,23 @@ impl ProfileDesk {
         found.collect()
     }
 
+    /// The users and devices that a profile could be for, as `(user, device)`.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub async fn names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let query = "select u.username::text, d.name::text from public.devices d \
+            join public.users u on u.id = d.user_id and u.deleted_at is null \
+            where d.deleted_at is null";
+        let rows = self.client.query_typed(query, &[]).await.map_err(|it| self.failed(it))?;
+        let named = rows.iter().map(|row| {
+            let columns = Columns::of(row, DOING);
+            let text = |column| columns.get::<Text<'_>>(column).map(|text| text.0.into_owned());
+            Ok((text(0)?, text(1)?))
+        });
+        named.collect()
+    }
+
     /// Everything that decides what this gateway's peers may reach, as of one instant.
     ///
     /// # Errors

@@ -180,3 +180,27 @@ fn key_that_changes_meanwhile_is_not_taken_for_the_former() {
     );
     assert_eq!((done.stdout.as_str(), laptop.rows()), ("", before));
 }
+
+#[test]
+fn slip_in_a_name_is_answered_with_the_nearest_and_a_device_without_a_peer_is_told_apart() {
+    let laptop = Laptop::new();
+    let before = laptop.rows();
+    let profile = |who: &str| {
+        let args = ["profile", who, "--database-url", &laptop.url];
+        laptop.gatepost.run(&args).must_exit(1).stderr
+    };
+    for slip in ["alcie/laptop", "alice/Laptop"] {
+        let said = profile(slip);
+        let near = format!("no user has a device {slip} (did you mean alice/laptop?): add it");
+        assert!(said.contains(&near), "{said}");
+    }
+    let stranger = profile("zoe/tablet");
+    assert!(stranger.contains("no user has a device zoe/tablet: add it"), "{stranger}");
+    laptop.psql(
+        "insert into devices (user_id, name, platform, device_fingerprint, public_key)
+         select id, 'laptop2', 'linux', 'b', 'b' from users",
+    );
+    let without = profile("alice/laptop2");
+    assert!(without.contains("alice/laptop2 has no peer on any gateway"), "{without}");
+    assert_eq!(laptop.rows(), before);
+}

@@ -62,8 +62,12 @@ fn denied_packets_are_named_with_peer_and_reason() {
     let (code, json, _) = lab.gatepost(&["denied", "alice-laptop", "--json"]);
     let last: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
     assert_eq!((code, &last["policy"]), (0, &"no servers".into()), "{last}");
-    let (code, none, _) = lab.gatepost(&["denied", "bob"]);
-    assert!(code == 0 && none.contains("no denied packet of bob"), "{none}");
+    let (code, none, _) = lab.gatepost(&["denied", "10.20.0.77"]);
+    assert!(code == 0 && none.contains("no denied packet of"), "{none}");
+    for slip in [&["denied", "alcie"][..], &["denied", "alcie", "--follow"]] {
+        let (code, _, error) = lab.gatepost(slip);
+        assert!(code == 1 && error.contains("(did you mean alice?)"), "{error}");
+    }
 }
 
 #[test]

@@ -21,6 +21,8 @@ use crate::accept::{self, Turn};
 use crate::denied::Recent;
 use crate::handles::{Ask, Watcher};
 use crate::telemetry::newest;
+use gatepost::model::Whom;
+use gatepost::reconcile::WhoError;
 use gatepost::reconcile::status::{DeniedPacket, Exact};
 
 /// A bound control socket. Dropping it removes the socket file.
@@ -158,6 +160,25 @@ impl Asking {
     }
 }
 
+/// The names by which the packets of `who` are found. A name that nobody has is a slip, unless packets are
+/// known of one who had it.
+async fn whose(asking: &Asking, who: Option<String>) -> Result<Vec<String>, String> {
+    let Some(who) = who else { return Ok(Vec::new()) };
+    let ask_for = |answer| Ask::Whom { who: who.clone(), answer };
+    let found = asking.ask(ask_for).await.map_err(|stopping| stopping.to_string())?;
+    let (known, _) = asking.watcher.denied.follow();
+    match found {
+        Err(unknown @ WhoError::Unknown { .. }) if !known.iter().any(|it| it.concerns(&who)) => {
+            Err(unknown.to_string())
+        }
+        // An id or a key has a name. An address stands for itself: it may be that of several devices in turn.
+        Ok((Whom::User(_) | Whom::Device(_) | Whom::Key(_), name)) if !name.is_empty() => {
+            Ok(vec![name.into(), who])
+        }
+        _ => Ok(vec![who]),
+    }
+}
+
 async fn in_time<T>(write: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(READ_TIMEOUT, write).await?
 }
@@ -187,7 +208,11 @@ impl Reply<'_> {
                 self.answer(answer).await
             }
             Request::Denied { who, follow } => {
-                self.denied(&asking.watcher.denied, who.as_deref(), follow).await
+                let denied = &asking.watcher.denied;
+                match whose(asking, who).await {
+                    Ok(names) => self.denied(denied, &names, follow).await,
+                    Err(why) => self.error(why).await,
+                }
             }
             Request::Block { who } => {
                 let ask_for = |answer| Ask::Block { who, answer };
@@ -215,10 +240,12 @@ impl Reply<'_> {
         }
     }
 
-    /// Sends the denied packets that `who` sent or should have got. The client of a stream has the turn,
-    /// and loses its place to one that asks.
-    async fn denied(&mut self, denied: &Recent, who: Option<&str>, follow: bool) -> io::Result<()> {
-        let is_meant = |packet: &DeniedPacket| who.is_none_or(|who| packet.concerns(who));
+    /// Sends the denied packets that one of these sent or should have got, all if there are none. The client
+    /// of a stream has the turn, and loses its place to one that asks.
+    async fn denied(&mut self, denied: &Recent, names: &[String], follow: bool) -> io::Result<()> {
+        let is_meant = |packet: &DeniedPacket| {
+            names.is_empty() || names.iter().any(|name| packet.concerns(name))
+        };
         let (known, mut news) = denied.follow();
         for packet in known.into_iter().filter(is_meant) {
             self.line(&Line::Item(packet)).await?;

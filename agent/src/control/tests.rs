@@ -5,14 +5,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::{Gid, Group, Uid, User};
 
-use gatepost::model::{DeviceId, PeerId, UserId};
+use gatepost::model::{DeviceId, PeerId, UserId, Whom};
 
 use super::caller::{Caller, Denied};
 use super::protocol::Request;
 use super::{Client, ControlError, Server, Writers};
 use crate::handles::{Ask, LoopHandle, channels};
 use gatepost::reconcile::status::{
-    Exact, Explanation, PeerState, PeerStatus, State, Status, Timestamp,
+    DeniedEnd, DeniedPacket, Exact, Explanation, PeerState, PeerStatus, State, Status, Timestamp,
 };
 use gatepost::reconcile::{ExplainError, NothingHeldBack, WhoError};
 
@@ -47,8 +47,15 @@ async fn answer_everything(mut end: LoopHandle) {
                     text: format!("{who} may reach {destination}"),
                     details: serde_json::json!({"verdict": "allow"}),
                 };
-                let unknown = ExplainError::UnknownPeer(who);
+                let candidates = vec!["cara".to_owned()];
+                let unknown = ExplainError::UnknownPeer { who, candidates };
                 drop(answer.send(if found { Ok(explanation) } else { Err(unknown) }));
+            }
+            Ask::Whom { who, answer } => {
+                let candidates = vec!["anna".to_owned()];
+                let known = Ok((Whom::User(UserId(uuid::Uuid::nil())), "anna".into()));
+                let unknown = || WhoError::Unknown { who: who.clone(), candidates };
+                drop(answer.send(if who.contains("anna") { known } else { Err(unknown()) }));
             }
             Ask::Reload(_) | Ask::Denied { .. } => {}
             Ask::Resync(answer) => drop(answer.send(Ok(()))),
@@ -91,7 +98,10 @@ async fn each_request_gets_its_answer() {
         assert_eq!(users, ["anna", "ben"]);
         assert_eq!(client.explain("anna", "10.0.0.1").unwrap().text, "anna may reach 10.0.0.1");
         let refused = client.explain("carl", "10.0.0.1").unwrap_err().to_string();
-        assert!(refused.contains(r#"no peer of this gateway is "carl""#), "{refused}");
+        assert!(
+            refused.contains(r#"no peer of this gateway is "carl" (did you mean cara?)"#),
+            "{refused}"
+        );
         client.resync().unwrap();
         assert!(
             client
@@ -112,6 +122,53 @@ async fn each_request_gets_its_answer() {
     serving.abort();
     assert!(serving.await.unwrap_err().is_cancelled());
     assert!(!path.exists(), "a stopped server takes its socket with it");
+}
+
+/// A packet of a device's that may not reach a server.
+fn denied_packet(user: &str) -> DeniedPacket {
+    let end = |address: [u8; 4], user: &str, device: &str| DeniedEnd {
+        address: address.into(),
+        user: user.into(),
+        device: device.into(),
+    };
+    DeniedPacket {
+        at: Timestamp(SystemTime::UNIX_EPOCH),
+        from: end([10, 8, 0, 2], user, "laptop"),
+        to: end([10, 20, 0, 5], "", ""),
+        service: "tcp/443".into(),
+        reason: "no policy".into(),
+        policy: None,
+    }
+}
+
+#[tokio::test]
+async fn denied_packets_of_a_name_that_nobody_has_or_had_are_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let (watcher, end, _stop) = channels(Status::default(), Instant::now());
+    watcher.denied.set_logs(true);
+    watcher.denied.push(denied_packet("anna"));
+    watcher.denied.push(denied_packet("former"));
+    tokio::spawn(answer_everything(end));
+    tokio::spawn(Server::bind(&path).unwrap().serve(watcher, may_write()));
+    blocking(move || {
+        let denied = |who: &str, follow| {
+            let mut users = Vec::new();
+            let each = |packet: DeniedPacket| {
+                users.push(packet.from.user);
+                true
+            };
+            Client::new(&path).denied(Some(who), follow, each).map(|()| users)
+        };
+        for follow in [false, true] {
+            let slip = denied("ana", follow).unwrap_err().to_string();
+            assert!(slip.contains(r#"is "ana" (did you mean anna?)"#), "{slip}");
+        }
+        assert_eq!(denied("anna", false).unwrap(), ["anna"]);
+        assert_eq!(denied("an id of anna's", false).unwrap(), ["anna"]);
+        assert_eq!(denied("former", false).unwrap(), ["former"], "its rows are gone");
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -7,12 +7,12 @@ use tokio::sync::oneshot;
 use super::pending_blocks::BlockReply;
 use super::state::Shell;
 use crate::dataplane::Dataplane;
-use crate::model::Denial;
+use crate::model::{Denial, Whom};
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
 use crate::reconcile::options::Reloaded;
 use crate::reconcile::view::status::{DeniedPacket, Explanation, PeerStatus};
-use crate::reconcile::view::{ExplainError, ResyncError};
+use crate::reconcile::view::{ExplainError, ResyncError, WhoError};
 
 /// A question of an operator. A dropped answer means that the loop has ended.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub enum Ask {
         destination: String,
         answer: oneshot::Sender<Result<Explanation, ExplainError>>,
     },
+    /// Whom `who` names, and the name that has.
+    Whom { who: String, answer: oneshot::Sender<Result<(Whom, Box<str>), WhoError>> },
     /// The denied packets; the answer names their senders and the deciding policies.
     Denied { denials: Vec<Denial>, answer: oneshot::Sender<Vec<DeniedPacket>> },
     /// Follow these options from now on.
@@ -74,6 +76,7 @@ impl<D: Dataplane + 'static> Shell<D> {
                     Err(why) => drop(answer.send(Err(why))),
                 }
             }
+            Ask::Whom { who, answer } => drop(answer.send(self.machine.view().whom(&who))),
             Ask::Denied { denials, answer } => {
                 // The asker may have ended.
                 drop(answer.send(self.machine.view().denied(&denials, clock::now().wall)));

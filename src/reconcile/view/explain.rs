@@ -10,10 +10,11 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use super::View;
+use super::who::near_names_of;
 use crate::model::policy::{Explanation as PolicyExplanation, Target, Verdict, dns_addresses};
 use crate::model::{Departed, DesiredState, KeyText, ObservedState, PeerRow, PublicKey, Standing};
 use crate::plan::Held;
-use crate::reconcile::name::{is_named, peer_name};
+use crate::reconcile::name::{did_you_mean, is_named, peer_name};
 use answer::{Answer, Grounds, contradiction, reaches};
 
 pub use answer::Answers;
@@ -27,10 +28,11 @@ pub enum ExplainError {
     #[error("{0:?} is not an address: give one such as 172.16.1.20 or fd10::20")]
     NotAnAddress(String),
     #[error(
-        "no peer of this gateway is {0:?}: give a user, a device, user/device, a tunnel address or a \
-         public key; `gatepost peers` lists them"
+        "no peer of this gateway is {who:?}{}: give a user, a device, user/device, a tunnel address or a \
+         public key; `gatepost peers` lists them",
+        did_you_mean(.candidates)
     )]
-    UnknownPeer(String),
+    UnknownPeer { who: String, candidates: Vec<String> },
     #[error("{who:?} means {count} peers: give user/device or a tunnel address")]
     TooMany { who: String, count: usize },
     #[error("the database was not read yet")]
@@ -75,16 +77,19 @@ pub(super) fn explain(
 ) -> Result<Answers, ExplainError> {
     let destination = parse_destination(destination)?;
     let matching: Vec<_> = desired.rows().filter(|(row, _)| is_meant(row, who)).collect();
-    let gone = gone.iter().filter_map(|(key, it)| Some((key, *it, held.peers().get(key)?)));
-    let gone: Vec<_> = gone.filter(|peer| gone::is_meant(*peer, who)).collect();
-    let (who, count) = (who.to_owned(), matching.len() + gone.len());
+    let held_gone = gone.iter().filter_map(|(key, it)| Some((key, *it, held.peers().get(key)?)));
+    let meant_gone: Vec<_> = held_gone.filter(|peer| gone::is_meant(*peer, who)).collect();
+    let (who, count) = (who.to_owned(), matching.len() + meant_gone.len());
     match count {
-        0 => return Err(ExplainError::UnknownPeer(who)),
+        0 => {
+            let candidates = near_names_of(desired, gone.values().copied(), &who);
+            return Err(ExplainError::UnknownPeer { who, candidates });
+        }
         1..=EXPLAINED_AT_MOST => {}
         _ => return Err(ExplainError::TooMany { who, count }),
     }
     let answer = |(row, standing)| one((desired, held), observed, row, standing, destination);
-    let gone = gone.into_iter().map(|peer| gone::answer(peer, observed, destination));
+    let gone = meant_gone.into_iter().map(|peer| gone::answer(peer, observed, destination));
     Ok(Answers::new(matching.into_iter().map(answer).chain(gone).collect()))
 }
 
@@ -291,7 +296,9 @@ mod tests {
         }
         let denied = ask("alice", "10.1.1.1").unwrap().whole();
         assert!(!denied.allowed && denied.text.contains("deny 10.1.1.1"), "{}", denied.text);
-        assert!(matches!(ask("ben", SERVER), Err(ExplainError::UnknownPeer(_))));
+        assert!(matches!(ask("ben", SERVER), Err(ExplainError::UnknownPeer { .. })));
+        let slip = ask("alcie", SERVER).unwrap_err().to_string();
+        assert!(slip.contains("is \"alcie\" (did you mean alice?): give a user"), "{slip}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Finds the user, device, key or address that an operator means to block or to unblock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::iter;
 use std::time::SystemTime;
 
@@ -11,20 +11,18 @@ use crate::model::policy::Plain;
 use crate::model::{
     Absence, Block, BlockList, Departed, DesiredState, KeyText, PeerRow, PublicKey, Standing, Whom,
 };
-use crate::reconcile::name::{is_device, is_user, name_of};
+use crate::reconcile::name::{did_you_mean, is_device, is_user, name_of, near_names};
 
 /// How many candidates are named.
 const NAMED_AT_MOST: usize = 8;
-/// From here on, of 1, a name may be meant by another.
-const SIMILAR: f64 = 0.6;
 
 /// It is not clear whom an operator means.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WhoError {
     #[error(
-        "no user or device of this gateway is {who:?}: give a user, a device, user/device, an id, a \
-         tunnel address or a public key{}; `gatepost peers` lists them",
-        similar(.candidates)
+        "no user or device of this gateway is {who:?}{}: give a user, a device, user/device, an id, a \
+         tunnel address or a public key; `gatepost peers` lists them",
+        did_you_mean(.candidates)
     )]
     Unknown { who: String, candidates: Vec<String> },
     #[error("no row was read yet, so {0:?} cannot be found: give a tunnel address or a public key")]
@@ -33,10 +31,6 @@ pub enum WhoError {
     Several { who: String, candidates: Vec<String> },
     #[error("{who:?} is not blocked; {}", blocked(.candidates))]
     NotBlocked { who: String, candidates: Vec<String> },
-}
-
-fn similar(candidates: &[String]) -> String {
-    if candidates.is_empty() { String::new() } else { format!(" ({}?)", candidates.join(", ")) }
 }
 
 fn blocked(candidates: &[String]) -> String {
@@ -149,7 +143,10 @@ fn whom(
             found.extend([first]);
             Err(WhoError::Several { who, candidates: described(&found) })
         }
-        (_, None) => Err(WhoError::Unknown { candidates: similar_names(desired, &who), who }),
+        (_, None) => Err(WhoError::Unknown {
+            candidates: near_names_of(desired, departed.iter(), &who),
+            who,
+        }),
     }
 }
 
@@ -207,15 +204,13 @@ fn described(found: &BTreeMap<Whom, Box<str>>) -> Vec<String> {
     lines
 }
 
-/// Names of users and devices that differ little from this one.
-fn similar_names(desired: &DesiredState, who: &str) -> Vec<String> {
-    let names: BTreeSet<&str> =
-        desired.rows().flat_map(|(row, _)| [&*row.username, &*row.device_name]).collect();
-    let is_similar = |name: &&&str| strsim::normalized_damerau_levenshtein(name, who) >= SIMILAR;
-    names
-        .iter()
-        .filter(is_similar)
-        .take(NAMED_AT_MOST)
-        .map(|name| Plain(name).to_string())
-        .collect()
+/// The names that `who` may be a slip of: of the rows' users and devices, and of held peers without a row.
+pub(super) fn near_names_of<'a>(
+    desired: &'a DesiredState,
+    departed: impl Iterator<Item = &'a Departed>,
+    who: &str,
+) -> Vec<String> {
+    let of_rows = desired.rows().map(|(row, _)| (&*row.username, &*row.device_name));
+    let held = departed.map(|peer| (&*peer.username, &*peer.device_name));
+    near_names(who, of_rows.chain(held))
 }

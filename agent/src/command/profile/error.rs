@@ -2,12 +2,15 @@
 
 use gatepost::model::PublicKey;
 use gatepost::model::psk::PskError;
+use gatepost::reconcile::did_you_mean;
 
 /// Why no profile is issued.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     #[error("{0:?} is not USER/DEVICE, such as alice/laptop")]
     Who(String),
+    #[error("no user has a device {who}{}: add it (docs/first-user.md)", did_you_mean(.candidates))]
+    NoDevice { who: String, candidates: Vec<String> },
     #[error("{0} has no peer on any gateway: add a row to wireguard_peers (docs/first-user.md)")]
     Unknown(String),
     #[error("{who} has no peer on gateway {gateway}, but on {}", others.join(", "))]

@@ -12,6 +12,7 @@ use gatepost::model::{
     DesiredState, KeyText, Local, Masquerade, PeerRow, PresharedKey, PrivateKey, PublicKey,
     SnapshotRows, Standing, client_routes,
 };
+use gatepost::reconcile::near_names;
 use gatepost::store::{FoundPeer, ProfileDesk, Rekeyed};
 use ipnet::IpNet;
 
@@ -42,6 +43,9 @@ pub fn profile(config: &Config, args: &ProfileArgs) -> Result<Exit, CommandError
     let (desk, found, rows, others) = runtime.block_on(async {
         let desk = ProfileDesk::open(&options).await?;
         let mut others = desk.find(user, device).await?;
+        if others.is_empty() {
+            return Err(without_peer(who, &desk.names().await?).into());
+        }
         let found = choose(others.clone(), who, args.gateway.as_deref())?;
         others.retain(|other| other.peer_id != found.peer_id);
         let rows = desk.rows(&found.gateway).await?;
@@ -84,6 +88,20 @@ fn warn_of_former_keys(who: &str, others: &[FoundPeer]) {
              with --gateway {gateway}"
         );
     }
+}
+
+/// Why a device has no peer: it is not known, or has none.
+fn without_peer(who: &str, known: &[(String, String)]) -> ProfileError {
+    let is_meant = |(user, device): &(String, String)| {
+        who.split_once('/').is_some_and(|(meant, of_user)| {
+            user.to_lowercase() == meant.to_lowercase() && device == of_user
+        })
+    };
+    if known.iter().any(is_meant) {
+        return ProfileError::Unknown(who.to_owned());
+    }
+    let known = known.iter().map(|(user, device)| (user.as_str(), device.as_str()));
+    ProfileError::NoDevice { who: who.to_owned(), candidates: near_names(who, known) }
 }
 
 /// The peer that is meant.
