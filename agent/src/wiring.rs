@@ -18,7 +18,8 @@ use gatepost::reconcile::{
     preview_explanation, preview_rows,
 };
 use gatepost::store::{
-    HeldLock, Ineffective, REHEARSAL_WITHIN, Rehearsal, Statement, Store, StoreError, rehearse,
+    HeldLock, Ineffective, REHEARSAL_WITHIN, Rehearsal, Statement, Store, StoreError, Unchanged,
+    rehearse,
 };
 use tokio::sync::mpsc;
 
@@ -76,6 +77,8 @@ pub struct SqlPlan {
     pub locks: Vec<HeldLock>,
     /// How long the locks were held.
     pub lasted: Duration,
+    /// The statements that changed no row, though they were to.
+    pub unchanged: Vec<Unchanged>,
     /// Rows that change nothing.
     pub ineffective: Vec<Ineffective>,
 }
@@ -130,14 +133,14 @@ impl Prepared<'_> {
         let Self { config, gateway, machine, .. } = self;
         let rehearsal =
             rehearse(&database::options(config)?, gateway, statements, REHEARSAL_WITHIN).await?;
-        let Rehearsal { before, after, locks, ineffective, lasted } = rehearsal;
+        let Rehearsal { before, after, locks, unchanged, ineffective, lasted } = rehearsal;
         let host = open_host(config, Ownership::Respected)?;
         let already = match before {
             Some(rows) => preview_rows(&machine, rows, &host).await?.steps.len(),
             None => 0,
         };
         let after = preview_rows(&machine, after, &host).await?;
-        Ok(SqlPlan { after, already, locks, ineffective, lasted })
+        Ok(SqlPlan { after, already, locks, unchanged, ineffective, lasted })
     }
 
     /// The verdict, from database and kernel, without an agent, and the link as it should be.

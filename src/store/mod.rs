@@ -77,7 +77,7 @@ pub use misfits::misfits;
 pub use options::{ConnectOptions, Password};
 pub use poll::{Attached, Polled};
 pub use profile::{FoundPeer, ProfileDesk, Rekeyed};
-pub use rehearse::{HeldLock, LockMode, REHEARSAL_WITHIN, Rehearsal, rehearse};
+pub use rehearse::{HeldLock, LockMode, REHEARSAL_WITHIN, Rehearsal, Unchanged, rehearse};
 pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake, Reported};
 pub use require_auth::{Method, RefusedMethod, RequireAuth, RequireAuthError};
 pub use script::{ScriptError, Statement, split};

@@ -42,10 +42,21 @@ pub struct Rehearsal {
     pub after: SnapshotRows,
     /// The tables that were locked, the strongest lock of each.
     pub locks: Vec<HeldLock>,
+    /// The statements that were to change rows, and changed none.
+    pub unchanged: Vec<Unchanged>,
     /// Rows that change nothing after the statements, as far as they were found in time.
     pub ineffective: Vec<Ineffective>,
     /// From the first statement to the rollback.
     pub lasted: Duration,
+}
+
+/// A statement that changed no row, as where its condition has a mistake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unchanged {
+    /// The first is 1.
+    pub number: usize,
+    pub line: usize,
+    pub text: String,
 }
 
 /// A lock on a table, held until the transaction's end.
@@ -196,9 +207,13 @@ impl Desk<'_> {
         // As the role and the database have it, not as our own commands need it.
         self.run("begin isolation level repeatable read; reset search_path").await?;
         self.session.store(self.pid().await?, Ordering::Relaxed);
-        for statement in statements {
+        let mut unchanged = Vec::new();
+        for (number, Statement { line, text, is_change }) in (1..).zip(statements) {
             self.limits().await?;
-            self.statement_at(Some(statement.line), &statement.text).await?;
+            let changed = self.statement_at(Some(*line), text).await?;
+            if *is_change && changed == Some(0) {
+                unchanged.push(Unchanged { number, line: *line, text: text.clone() });
+            }
         }
         self.limits().await?;
         // What a commit would check.
@@ -220,7 +235,7 @@ impl Desk<'_> {
         let ineffective = ineffective::read(&self.client).await;
         let ineffective = ineffective.map_err(|error| self.failed(error))??;
         self.leave().await;
-        Ok(Rehearsal { before, after, locks, ineffective, lasted: started.elapsed() })
+        Ok(Rehearsal { before, after, locks, unchanged, ineffective, lasted: started.elapsed() })
     }
 
     async fn run(&self, statement: &str) -> Result<(), StoreError> {
@@ -237,7 +252,12 @@ impl Desk<'_> {
         .await
     }
 
-    async fn statement_at(&self, line: Option<usize>, text: &str) -> Result<(), StoreError> {
+    /// Returns how many rows it changed, or found.
+    async fn statement_at(
+        &self,
+        line: Option<usize>,
+        text: &str,
+    ) -> Result<Option<u64>, StoreError> {
         let refused = |error: tokio_postgres::Error| match server_error(&error) {
             Some(server) => StoreError::Statement { line, why: self.refusal(server) },
             None => self.failed(error),
@@ -246,7 +266,7 @@ impl Desk<'_> {
         let rows = self.client.query_typed_raw(text, none).await.map_err(refused)?;
         let mut rows = std::pin::pin!(rows);
         while rows.try_next().await.map_err(refused)?.is_some() {}
-        Ok(())
+        Ok(rows.rows_affected())
     }
 
     /// Binds the role to the gateway until the rollback. `false`: there is no such gateway.

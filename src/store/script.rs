@@ -9,6 +9,9 @@ pub struct Statement {
     /// Where it begins.
     pub line: usize,
     pub text: String,
+    /// It inserts, updates, deletes or merges: its result is the number of the rows that it changed. Of a
+    /// `with`, what stands behind it counts.
+    pub is_change: bool,
 }
 
 /// Why a file cannot be run in a transaction that is rolled back.
@@ -58,6 +61,8 @@ struct Scanner<'a> {
 struct Seen {
     /// In upper case, outside quotes.
     words: Vec<String>,
+    /// What a `with` leads to, or the first word.
+    verb: Option<String>,
     parentheses: usize,
     /// Open `begin` and `case` of a function's body in SQL.
     bodies: usize,
@@ -65,6 +70,7 @@ struct Seen {
 
 /// How many words of a statement are kept: enough to recognize it. COPY keeps more.
 const WORDS: usize = 64;
+const CHANGES: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "MERGE"];
 
 impl Seen {
     fn word(&mut self, word: &str) {
@@ -77,8 +83,18 @@ impl Seen {
                 _ => {}
             }
         }
+        if self.verb.is_none() && self.parentheses == 0 && self.is_verb(&word) {
+            self.verb = Some(word.clone());
+        }
         if self.words.len() < WORDS {
             self.words.push(word);
+        }
+    }
+
+    fn is_verb(&self, word: &str) -> bool {
+        match self.words.first() {
+            None => word != "WITH",
+            Some(first) => first == "WITH" && (word == "SELECT" || CHANGES.contains(&word)),
         }
     }
 
@@ -141,7 +157,9 @@ impl<'a> Scanner<'a> {
         seen: &Seen,
     ) -> Result<Statement, ScriptError> {
         seen.check(line)?;
-        Ok(Statement { line, text: self.text[start..end].trim_end().to_owned() })
+        let text = self.text[start..end].trim_end().to_owned();
+        let is_change = seen.verb.as_deref().is_some_and(|verb| CHANGES.contains(&verb));
+        Ok(Statement { line, text, is_change })
     }
 
     fn rest(&self) -> &'a str {
@@ -293,6 +311,30 @@ mod tests {
             "select a::text, b[1:2] from t",
         ] {
             assert_eq!(texts(&format!("{one};\nselect 2;")), [one, "select 2"]);
+        }
+    }
+
+    #[test]
+    fn statements_that_change_rows_are_told_from_others() {
+        let is_change = |text: &str| split(text).unwrap()[0].is_change;
+        for change in [
+            "update devices set name = 'x'",
+            "/* why */ Delete from users",
+            "insert into users select 1",
+            "merge into users using devices on true when matched then delete",
+            "with gone as (select 1), more as materialized (select 2) update devices set name = 'x'",
+        ] {
+            assert!(is_change(change), "{change}");
+        }
+        for other in [
+            "select 'update' from devices for update",
+            "with gone as (delete from users returning id) select from gone",
+            "create function f() returns void begin atomic update devices set name = 'x'; end",
+            "explain update devices set name = 'x'",
+            "alter table users add column update int",
+            "(select 1)",
+        ] {
+            assert!(!is_change(other), "{other}");
         }
     }
 

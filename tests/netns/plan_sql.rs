@@ -45,6 +45,14 @@ fn plan_of_a_file_names_the_peers_that_it_would_cut_off_and_changes_nothing() {
     assert_eq!((code, error.as_str()), (0, ""), "{out}");
     assert!(out.contains("\nthe statements would cut off no device\n"), "{out}");
 
+    let slip = "update users set display_name = 'Alice';\n\
+                update devices set status = 'revoked'\n  where name = 'alice-labtop'";
+    let (code, out, error) = plan(slip);
+    assert_eq!((code, error.as_str()), (0, ""), "{out}");
+    let told = "  statement 2 (line 2) changed no row: update devices set status = 'revoked' where name = \
+                'alice-labtop'\n";
+    assert!(out.contains(told) && !out.contains("statement 1"), "{out}");
+
     let (code, out, error) = plan("delete from wireguard_peers;\ncommit;");
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(error.contains("line 2: COMMIT would end the transaction"), "{error}");

@@ -31,6 +31,22 @@ async fn open_transactions(world: &World) -> i64 {
 }
 
 #[tokio::test]
+async fn statements_that_change_no_row_are_told() {
+    let world = World::new().await;
+    world.peer(world.gateway, "ann").await;
+    let sql = "update devices set name = 'renamed';
+               update devices set name = 'nobody' where false;
+               select from devices where false;
+               insert into users select * from users where false;
+               with gone as (select 1) delete from wireguard_peers where public_key = 'anne' returning id;
+               create table of_a_migration (a int);
+               do $$ begin delete from devices where false; end $$";
+    let rehearsal = run(&world, sql).await.unwrap();
+    let told: Vec<_> = rehearsal.unchanged.iter().map(|it| (it.number, it.line)).collect();
+    assert_eq!(told, [(2, 2), (4, 4), (5, 5)], "{:?}", rehearsal.unchanged);
+}
+
+#[tokio::test]
 async fn rehearsed_statements_are_read_and_never_committed() {
     let world = World::new().await;
     for name in ["ann", "ben"] {

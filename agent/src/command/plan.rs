@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use gatepost::reconcile::status::{PlanReport, QuarantinedPolicy};
-use gatepost::store::{HeldLock, LockMode, split};
+use gatepost::store::{HeldLock, LockMode, Unchanged, split};
 use serde::Serialize;
 
 use crate::cli::PlanArgs;
@@ -12,9 +12,12 @@ use crate::config::Config;
 use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
-use crate::output::{self, count, printable};
+use crate::output::{self, count, printable, shortened};
 use crate::wiring::SqlPlan;
 use crate::{runtime, wiring};
+
+/// So much of a statement is repeated.
+const STATEMENT_CHARS: usize = 120;
 
 /// Reads the database and the kernel, and prints the steps that would make the kernel match.
 ///
@@ -95,7 +98,8 @@ pub struct TableLock {
 
 impl SqlReport {
     fn of(plan: SqlPlan) -> Self {
-        let SqlPlan { mut after, already, locks, ineffective, lasted } = plan;
+        let SqlPlan { mut after, already, locks, unchanged, ineffective, lasted } = plan;
+        after.warnings.extend(unchanged.iter().map(changed_no_row));
         after.warnings.extend(ineffective.iter().map(ToString::to_string));
         if already > 0 {
             after.warnings.push(format!(
@@ -143,6 +147,13 @@ impl SqlReport {
             self.duration_ms
         )
     }
+}
+
+/// Such as one whose condition has a mistake.
+fn changed_no_row(Unchanged { number, line, text }: &Unchanged) -> String {
+    let text: Vec<&str> = text.split_whitespace().collect();
+    let text = shortened(&text.join(" "), STATEMENT_CHARS);
+    format!("statement {number} (line {line}) changed no row: {text}")
 }
 
 /// One stable line per step, then the changes in words, then the warnings.
@@ -211,6 +222,15 @@ warnings
 "
         );
         assert_eq!(describe(&PlanReport::default()), "nothing to change\n");
+    }
+
+    #[test]
+    fn statement_that_changed_no_row_is_named_on_one_line() {
+        let text =
+            format!("update devices\n  set status = 'revoked' where name = '{}'", "x".repeat(99));
+        let told = changed_no_row(&Unchanged { number: 2, line: 3, text });
+        let start = "statement 2 (line 3) changed no row: update devices set status = 'revoked' where name = 'xx";
+        assert!(told.starts_with(start) && told.ends_with("xx…"), "{told}");
     }
 
     #[test]
