@@ -64,9 +64,8 @@ pub enum Command {
         /// Print the statements without running them
         #[arg(long)]
         dry_run: bool,
-        /// Do not ask for confirmation
-        #[arg(long, short)]
-        yes: bool,
+        #[command(flatten)]
+        yes: YesArg,
     },
     /// Bind a database role to a gateway
     Grant {
@@ -128,11 +127,7 @@ pub enum Command {
     /// Make the agent compare everything again, and wait until it is done
     Resync,
     /// Show the peers that the guard holds back or keeps out; confirm their removal, or let them in
-    Confirm {
-        /// Do not ask for confirmation
-        #[arg(long, short)]
-        yes: bool,
-    },
+    Confirm(YesArg),
     /// Check configuration, database and host; print findings with remedies
     Check(JsonArg),
     /// Write status, check, plan, journal and versions to one file for support, without secrets
@@ -164,11 +159,7 @@ pub enum Command {
     #[command(subcommand)]
     Host(HostCommand),
     /// Remove interfaces, routing rules and firewall table, which ends every tunnel
-    Down {
-        /// Do not ask for confirmation
-        #[arg(long, short)]
-        yes: bool,
-    },
+    Down(YesArg),
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -176,6 +167,13 @@ pub struct JsonArg {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct YesArg {
+    /// Do not ask for confirmation
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Clone, Default, Args)]
@@ -251,6 +249,8 @@ pub struct GrantArgs {
     /// File with the created role's password
     #[arg(long, value_name = "FILE", requires = "create")]
     pub role_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 #[derive(Debug, Args)]

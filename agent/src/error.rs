@@ -90,6 +90,9 @@ pub enum CommandError {
     HostUnknown { name: String },
     #[error("nothing was removed")]
     NotConfirmed,
+    /// `grant`
+    #[error("nothing was changed")]
+    NotRebound,
 }
 
 impl CommandError {

@@ -57,6 +57,28 @@ pub async fn grant(
     }
 }
 
+/// The other gateway that `role` acts for, by its present name: [`grant`] would take the role from it.
+///
+/// # Errors
+/// The errors of [`grant`].
+pub async fn bound_elsewhere(
+    options: &ConnectOptions,
+    gateway: &str,
+    role: &str,
+) -> Result<Option<String>, StoreError> {
+    let target = options.target()?;
+    let bound = "select n.name from gatepost.gateway_role r
+        left join public.gateways g on g.id = r.gateway_id
+        cross join lateral (select coalesce(g.name::text, r.gateway_name::text) as name) n
+        where r.role_name = $1::name and n.name <> $2";
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&role, Type::TEXT), (&gateway, Type::TEXT)];
+    let client = single(&target).await?;
+    let rows = client.query_typed(bound, &parameters).await;
+    let rows = rows.map_err(|error| missing_is_unmigrated(&target.place, error))?;
+    Ok(rows.first().map(|row| row.get(0)))
+}
+
 /// Lets a role that [`grant`] has bound change its gateway's row once more by [`Store::enroll`](super::Store::enroll).
 ///
 /// # Errors

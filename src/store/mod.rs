@@ -60,8 +60,8 @@ pub use dial::Source;
 pub use enroll::{Enrollment, KeyChange};
 pub use error::{Limit, Place, StoreError, Unavailable};
 pub use grant::{
-    CreateRole, Granted, GrantedToken, allow_enrollment, grant, grant_bell, grant_token,
-    revoke_tokens,
+    CreateRole, Granted, GrantedToken, allow_enrollment, bound_elsewhere, grant, grant_bell,
+    grant_token, revoke_tokens,
 };
 pub use hello::Hello;
 pub use host::{Host, Hosts, KnownHost, Proven};

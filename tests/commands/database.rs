@@ -103,6 +103,33 @@ fn gateway_is_migrated_granted_and_enrolled() {
 }
 
 #[test]
+fn role_of_another_gateway_is_taken_only_after_a_question_or_with_yes() {
+    let site = Site::new("commands_moves");
+    site.as_owner(&["migrate"]).must_exit(0);
+    site.as_owner(&["grant", "ber-1", "commands_moves", "--create"]).must_exit(0);
+    let bound = || site.psql("select string_agg(gateway_name, ',') from gatepost.gateway_role");
+    let unasked = site.as_owner(&["grant", "fra-1", "commands_moves"]).must_exit(1).stderr;
+    assert!(unasked.starts_with("role commands_moves acts for gateway ber-1. Bound to fra-1, "));
+    assert!(unasked.contains("`grant` cannot ask: pass --yes to confirm"), "{unasked}");
+    assert_eq!(bound(), "ber-1");
+    // The same gateway again takes it from nobody.
+    site.as_owner(&["grant", "ber-1", "commands_moves"]).must_exit(0);
+    let moved = site.as_owner(&["grant", "fra-1", "commands_moves", "--yes"]).must_exit(0).stdout;
+    assert!(moved.starts_with("role commands_moves is bound to gateway fra-1 (before: ber-1)\n"));
+    assert_eq!(bound(), "fra-1");
+    // Its gateway was renamed: the role acts for the new name already.
+    site.psql(
+        "insert into gateways (name, endpoint, public_key, listen_port, vpn_cidr)
+         values ('fra-1', 'e:1', 'k', 1, '10.8.0.0/16')",
+    );
+    site.as_owner(&["grant", "fra-1", "commands_moves"]).must_exit(0);
+    site.psql("update gateways set name = 'fra-2'");
+    site.as_owner(&["grant", "fra-2", "commands_moves"]).must_exit(0);
+    let unasked = site.as_owner(&["grant", "fra-3", "commands_moves"]).must_exit(1).stderr;
+    assert!(unasked.contains("acts for gateway fra-2"), "{unasked}");
+}
+
+#[test]
 fn trigger_that_was_dropped_is_a_finding_without_an_agent() {
     let site = Site::new("commands_mute");
     site.as_owner(&["migrate"]).must_exit(0);

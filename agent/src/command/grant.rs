@@ -3,6 +3,7 @@
 use gatepost::store::{self, CreateRole, Granted, GrantedToken, Password, Token};
 
 use crate::cli::GrantArgs;
+use crate::command::ask;
 use crate::command::check::of_public;
 use crate::config::{Config, read_secret_file};
 use crate::database;
@@ -12,10 +13,11 @@ use crate::key_file::KeyFileError;
 use crate::output::{count, print};
 use crate::runtime;
 
-/// Binds the role to the gateway. Creates the role first, and lets it enroll once more, if asked to.
+/// Binds the role to the gateway, if it acts for another after a question or with `--yes`. Creates the role
+/// first, and lets it enroll once more, if asked to.
 ///
 /// # Errors
-/// The database cannot be reached or refuses.
+/// The database cannot be reached or refuses; [`CommandError::NotRebound`], [`CommandError::CannotAsk`].
 pub fn grant(config: &Config, args: &GrantArgs) -> Result<Exit, CommandError> {
     let password = args.role_password_file.as_deref();
     let password =
@@ -53,6 +55,10 @@ pub fn grant(config: &Config, args: &GrantArgs) -> Result<Exit, CommandError> {
     }
     // The command line requires both.
     let (Some(gateway), Some(role)) = (&args.gateway, &args.role) else { return Ok(Exit::Usage) };
+    if !args.yes.yes {
+        let taken_from = runtime.block_on(store::bound_elsewhere(&options, gateway, role))?;
+        taken_from.map_or(Ok(()), |other| ask_to_rebind(&other, gateway, role))?;
+    }
     let report = runtime.block_on(store::grant(&options, gateway, role, &create))?;
     print(&describe(gateway, role, &report))?;
     if args.enroll {
@@ -60,6 +66,22 @@ pub fn grant(config: &Config, args: &GrantArgs) -> Result<Exit, CommandError> {
         print(&format!("role {role} may enroll gateway {gateway} once more\n"))?;
     }
     Ok(Exit::Success)
+}
+
+fn ask_to_rebind(other: &str, gateway: &str, role: &str) -> Result<(), CommandError> {
+    eprintln!("{}", taken_from(other, gateway, role));
+    match ask::yes_or_no("grant", &format!("Bind role {role} to {gateway}?"))? {
+        true => Ok(()),
+        false => Err(CommandError::NotRebound),
+    }
+}
+
+/// What a question is about, and what is said where nobody can be asked.
+fn taken_from(other: &str, gateway: &str, role: &str) -> String {
+    format!(
+        "role {role} acts for gateway {other}. Bound to {gateway}, it acts for {other} no more: agents of \
+         {other} that log in as {role} are refused, and no revocation reaches their peers"
+    )
 }
 
 fn new_token() -> Result<Token, CommandError> {
@@ -115,6 +137,12 @@ fn describe(gateway: &str, role: &str, report: &Granted) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn question_names_from_which_gateway_to_which_the_role_goes() {
+        let told = taken_from("ber-1", "fra-1", "gw");
+        assert!(told.starts_with("role gw acts for gateway ber-1. Bound to fra-1, it"), "{told}");
+    }
 
     #[test]
     fn output_says_what_was_done() {

@@ -27,7 +27,7 @@ mod run;
 mod status;
 mod unmigrate;
 
-use crate::cli::{Cli, Command, DatabaseArgs, HostCommand};
+use crate::cli::{Cli, Command, DatabaseArgs, HostCommand, YesArg};
 use crate::config::{
     BELL_FILE, Config, ConfigError, DatabaseUrlError, Origin, SecretSearch, Source, load,
 };
@@ -48,7 +48,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
             migrate::migrate(&configuration_of(source, &database)?, dry_run)
         }
         Command::Unmigrate { database, dry_run, yes } => {
-            unmigrate::unmigrate(&configuration_of(source, &database)?, dry_run, yes)
+            unmigrate::unmigrate(&configuration_of(source, &database)?, dry_run, yes.yes)
         }
         Command::Grant { args, database } => {
             grant::grant(&configuration_of(source, &database)?, &args)
@@ -73,7 +73,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Unblock { who } => block::unblock(&configuration(source)?, &who),
         Command::Blocked(json) => block::blocked(&configuration(source)?, json.json),
         Command::Resync => resync::resync(&configuration(source)?),
-        Command::Confirm { yes } => confirm::confirm(&configuration(source)?, yes),
+        Command::Confirm(YesArg { yes }) => confirm::confirm(&configuration(source)?, yes),
         Command::Bundle { file } => bundle::bundle(&source, &file),
         Command::Check(json) => check::check(source, json.json),
         Command::Psk(command) => psk::psk(source, &command),
@@ -82,7 +82,7 @@ pub fn run(cli: Cli) -> Result<Exit, CommandError> {
         Command::Manual { folder } => manual::manual(&folder),
         Command::Host(HostCommand::List(json)) => host::list(&configuration(source)?, json.json),
         Command::Host(HostCommand::Forget { name }) => host::forget(&configuration(source)?, &name),
-        Command::Down { yes } => down::down(&configuration(source)?, yes),
+        Command::Down(YesArg { yes }) => down::down(&configuration(source)?, yes),
     }
 }
 
