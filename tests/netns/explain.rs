@@ -59,7 +59,16 @@ fn chain_of_legacy_iptables_that_drops_is_found() {
     let found = || lab.gatepost(&["check"]).1;
     let drops = "chain FORWARD of iptables-legacy table filter drops traffic of peers";
     assert!(!found().contains(drops));
+    let _agent = lab.start();
+    let noted =
+        "iptables-legacy has tables, and their rules may drop packets of peers: `gatepost check`";
+    let status = || lab.gatepost(&["status"]).1;
+    assert!(!status().contains(noted));
     lab.gateway.run("iptables-legacy", &["-P", "FORWARD", "DROP"]);
+    eventually("status notes that there are such rules", || {
+        lab.gatepost(&["resync"]);
+        status().contains(noted)
+    });
     let told = found();
     let remedy = format!("iptables-legacy -t filter -I FORWARD -i {} -j ACCEPT", lab.link());
     assert!(told.contains(drops) && told.contains(&remedy), "{told}");

@@ -257,10 +257,7 @@ pub fn read_host(root: &Path, interface: &InterfaceName) -> HostFacts {
         uplink: host.uplink(),
         networkd_drops_routes: networkd::removes(root, networkd::FOREIGN_ROUTES),
         managers: host.managers(),
-        legacy_tables: ["ip", "ip6"].iter().any(|family| {
-            let tables = host.text(&format!("proc/net/{family}_tables_names")).unwrap_or_default();
-            tables.lines().any(|table| !table.is_empty())
-        }),
+        legacy_tables: host.has_legacy_tables(),
         kernel_release: release,
     }
 }
@@ -285,6 +282,19 @@ impl Host<'_> {
         lists.iter().any(|list| {
             let list = self.text(&format!("lib/modules/{release}/{list}")).unwrap_or_default();
             list.contains("/wireguard.ko")
+        })
+    }
+
+    /// Only root may read which tables there are; others see that their modules are loaded.
+    fn has_legacy_tables(&self) -> bool {
+        let modules = || self.text("proc/modules").unwrap_or_default();
+        [("ip", "iptable_"), ("ip6", "ip6table_")].iter().any(|(family, module)| {
+            let names = format!("proc/net/{family}_tables_names");
+            match self.text(&names) {
+                Some(tables) => !tables.is_empty(),
+                None if self.has(&names) => modules().lines().any(|it| it.starts_with(module)),
+                None => false,
+            }
         })
     }
 
@@ -358,6 +368,13 @@ mod tests {
         assert!(host.networkd_drops_routes);
 
         write(root, "proc/net/ip_tables_names", "nat\nfilter\n");
+        assert!(read_host(root, &name).legacy_tables);
+        // What cannot be read: this, like the file for others than root.
+        std::fs::remove_file(root.join("proc/net/ip_tables_names")).unwrap();
+        std::fs::create_dir(root.join("proc/net/ip_tables_names")).unwrap();
+        write(root, "proc/modules", "ip_tables 36864 0 - Live 0x0\nip6table_nat 1 0 - Live 0x0\n");
+        assert!(!read_host(root, &name).legacy_tables);
+        write(root, "proc/modules", "iptable_filter 16384 1 - Live 0x0\n");
         assert!(read_host(root, &name).legacy_tables);
     }
 }
