@@ -31,6 +31,7 @@ fn run_ends_with_78_before_it_binds_anything_if_no_restart_can_help() {
             let done = gatepost.run(command).must_exit(78);
             let error = done.error(&gatepost);
             assert!(error.contains(&format!("gatepost: {said}")), "{error}");
+            assert_eq!(done.stdout, "", "nothing was read that it could report");
         }
         let bound = std::fs::read_dir(gatepost.path("")).unwrap();
         let bound = bound.filter(|it| it.as_ref().unwrap().file_name() != "psk.keys").count();

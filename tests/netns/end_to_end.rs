@@ -112,6 +112,21 @@ fn a_plan_shows_what_a_pass_would_hold_back() {
 }
 
 #[test]
+fn one_pass_without_a_database_tells_what_it_knows_and_no_figures_of_rows() {
+    let lab = Lab::open();
+    let alice = lab.client("alice");
+    lab.database.exec(&alice.rows());
+    let (code, out, err) = lab.gatepost(&["run", "--once"]);
+    assert_eq!(code, 0, "{out}{err}");
+    lab.relay.refuse();
+    let _ = fs::remove_file(lab.folder.path().join("last-good"));
+    let (code, out, err) = lab.gatepost(&["run", "--once"]);
+    assert_eq!(code, 1, "{out}{err}");
+    let known = "peers      1 in the kernel, 0 connected, no rows were read yet\n";
+    assert!(out.contains(known) && out.contains("drift      not compared yet\n"), "{out}");
+}
+
+#[test]
 fn peers_tells_of_a_handshake_between_two_heartbeats() {
     let lab = Lab::open();
     // No other reading comes meanwhile.
@@ -138,6 +153,8 @@ fn one_pass_converges_and_down_removes_only_our_objects() {
     lab.gateway.run("nft", &["add", "table", "inet", "foreign"]);
     let (code, out, err) = lab.gatepost(&["run", "--once"]);
     assert_eq!(code, 0, "{out}{err}");
+    let told = "1 in the kernel, 0 connected, 1 desired; 0 ineligible, 0 quarantined\n";
+    assert!(out.contains(told) && out.contains("poll: one pass only\n"), "{out}");
     assert_eq!(lab.kernel_peers(), [alice.key.as_str()]);
     alice.connect();
 

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::command::look;
-use crate::command::status::describe;
+use crate::command::status::{describe, is_kernel_read};
 use crate::config::{Config, Source, exposure, secret_files};
 use crate::control::{Server, Writers};
 use crate::denied;
@@ -36,8 +36,11 @@ pub fn run(config: &Config, source: Source, once: bool) -> Result<Exit, CommandE
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (watcher, handle, stop) = channels(initial_status(config, name), Instant::now());
     let served = runtime.block_on(serve(config, source, once, watcher.clone(), handle, stop));
-    let status = watcher.status.borrow().clone();
-    if once {
+    let mut status = watcher.status.borrow().clone();
+    // Where the host was not even read, there is nothing to report but the error.
+    if once && is_kernel_read(&status) {
+        // There is no next poll.
+        status.sync.poll_interval_ms = None;
         print(&describe(&status, SystemTime::now(), Style::of_stdout()))?;
     }
     served?;

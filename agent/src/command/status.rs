@@ -11,7 +11,7 @@ use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{self, Style};
-pub use describe::describe;
+pub use describe::{describe, is_kernel_read};
 
 /// Prints the status once, or again and again with `watch`.
 ///

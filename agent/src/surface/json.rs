@@ -66,6 +66,7 @@ pub fn status() -> Status {
             held: 1,
             ineligible: 1,
             quarantined: 1,
+            read_at: Some(NOW),
         },
         quarantined: vec![QuarantinedPeer {
             peer_id: PeerId(Uuid::nil()),

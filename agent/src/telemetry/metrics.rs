@@ -220,6 +220,7 @@ mod tests {
                 held: 0,
                 ineligible: 2,
                 quarantined: 1,
+                read_at: None,
             };
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
             status.sync.last_sync_at = Some(Timestamp(at));

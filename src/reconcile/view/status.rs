@@ -166,6 +166,9 @@ pub struct PeerCounts {
     pub ineligible: u64,
     /// Left out because their rows are not usable.
     pub quarantined: u64,
+    /// When the kernel was last read; `null`: not yet, so nothing in it was counted.
+    #[serde(default)]
+    pub read_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -170,8 +170,9 @@ impl View<'_> {
         let in_kernel = observed.map_or(0, |observed| observed.peers.len()) as u64;
         let connected = self.mirror.connected as u64;
         let held = self.held.peers().len() as u64;
+        let read_at = self.mirror.read_at.map(Timestamp);
         let Some(desired) = self.rows.desired else {
-            return PeerCounts { in_kernel, connected, held, ..PeerCounts::default() };
+            return PeerCounts { in_kernel, connected, held, read_at, ..PeerCounts::default() };
         };
         let (wanted, quarantined) = (desired.peers().len(), desired.quarantined_count());
         // Rows that cannot be used count as quarantined already.
@@ -185,6 +186,7 @@ impl View<'_> {
             held,
             ineligible: desired.row_count().saturating_sub(admitted) as u64,
             quarantined: quarantined as u64,
+            read_at,
         }
     }
 

@@ -9,6 +9,9 @@ use crate::output::{Style, Tone, age, count, printable, span};
 /// How many held peers are named.
 const FIRST_HELD: usize = 5;
 
+/// In place of what only the kernel says.
+const UNREAD: &str = "the kernel was not read yet";
+
 /// The status for an operator.
 #[must_use]
 pub fn describe(status: &Status, now: SystemTime, style: Style) -> String {
@@ -83,7 +86,16 @@ fn interface(status: &Status) -> String {
     text
 }
 
+/// Whether the kernel was read. An agent of the last version says so only where it found the interface.
+#[must_use]
+pub fn is_kernel_read(status: &Status) -> bool {
+    status.peers.read_at.is_some() || status.interface.listen_port.is_some()
+}
+
 fn firewall(status: &Status) -> String {
+    if !is_kernel_read(status) {
+        return UNREAD.to_owned();
+    }
     let found = &status.firewall;
     let owned = if found.table_owned { "owned by the agent" } else { "open to other programs" };
     let gate = if found.gate { "fails closed" } else { "fails open" };
@@ -136,14 +148,24 @@ fn database(status: &Status, now: SystemTime) -> String {
 fn peers(status: &Status) -> String {
     let peers = &status.peers;
     let held = if peers.held > 0 { format!(" ({} held)", peers.held) } else { String::new() };
-    format!(
-        "{} in the kernel{held}, {} connected, {} desired; {} ineligible, {} quarantined",
-        peers.in_kernel, peers.connected, peers.desired, peers.ineligible, peers.quarantined
-    )
+    let in_kernel = match is_kernel_read(status) {
+        true => format!("{} in the kernel{held}, {} connected", peers.in_kernel, peers.connected),
+        false => UNREAD.to_owned(),
+    };
+    // Every usable gateway has an id.
+    let desired = match status.gateway.id {
+        Some(_) => format!(
+            "{} desired; {} ineligible, {} quarantined",
+            peers.desired, peers.ineligible, peers.quarantined
+        ),
+        None => "no rows were read yet".to_owned(),
+    };
+    format!("{in_kernel}, {desired}")
 }
 
 fn drift(status: &Status) -> String {
     match status.sync.drift_repaired {
+        0 if status.sync.last_sync_at.is_none() => "not compared yet".to_owned(),
         0 => "none".to_owned(),
         times => format!("repaired {}", count(times, "time")),
     }
@@ -255,6 +277,7 @@ mod tests {
             held: 0,
             ineligible: 1,
             quarantined: 0,
+            read_at: Some(at(0)),
         };
         status.agent.version = "0.1.0".into();
         status.agent.started_at = Some(at(0));
@@ -346,6 +369,9 @@ warnings
         let text = describe(&Status::default(), at(0).0, Style::Plain);
         assert!(text.contains("state      starting\n"), "{text}");
         assert!(text.contains("last sync  never\n"), "{text}");
+        assert!(text.contains("firewall   the kernel was not read yet\n"), "{text}");
+        let unread = "peers      the kernel was not read yet, no rows were read yet\n";
+        assert!(text.contains(unread) && text.contains("drift      not compared yet\n"), "{text}");
         assert!(text.contains("database   not connected yet\n"), "{text}");
         let peers = PeerCounts { desired: 100_000, in_kernel: 12_000, ..PeerCounts::default() };
         let text = describe(&Status { peers, ..Status::default() }, at(0).0, Style::Plain);
