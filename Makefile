@@ -161,7 +161,7 @@ deb: ## Build the Debian package in target/debian, its debug symbols apart
 	cargo build --locked --release -p gatepost-agent
 	target/release/gatepost manual target/manual
 	PATH="$$PWD/target/tools/bin:$$PATH" cargo deb --locked --no-build -p gatepost-agent
-	lintian --fail-on error target/debian/gatepost_*.deb
+	tests/deb 24 target/debian/gatepost_*.deb
 
 # What cross-building needs: a linker and a C compiler for the crates that contain C.
 arm64 := aarch64-unknown-linux-gnu
