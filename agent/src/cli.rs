@@ -104,7 +104,7 @@ pub enum Command {
     },
     /// Show the packets that the firewall denied, with their peers and the reason
     Denied {
-        /// Only to or from this user, device, USER/DEVICE or address
+        /// Only to or from this user, device, USER/DEVICE, id, public key or address
         who: Option<String>,
         /// Keep printing newly denied packets until interrupted
         #[arg(long, short)]
