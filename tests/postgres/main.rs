@@ -22,6 +22,7 @@ mod delta;
 mod failover;
 mod faults;
 mod feed;
+mod fleet;
 mod gone;
 mod guest;
 mod hints;

@@ -71,6 +71,30 @@ fn every_read_puts_the_next_question_off() {
 }
 
 #[test]
+fn what_nothing_announced_is_asked_before_it_is_read_and_a_hint_is_read_at_once() {
+    let now = start();
+    let mut source = source(now);
+    source.connected(Mode::Hints, now);
+    begin_read(&mut source, now);
+    source.end_read(&Ok(nothing_changed(now.wall)), now);
+    let later = Now { instant: now.instant + 60 * SECOND, ..now };
+    source.let_time_pass(later);
+    assert_eq!(begin_read(&mut source, later), Some(ReadKind::Check));
+    source.end_read(&Ok(nothing_changed(now.wall)), later);
+    source.hinted(later);
+    assert_eq!(begin_read(&mut source, later), Some(ReadKind::Changes));
+}
+
+#[test]
+fn gateways_that_follow_hints_ask_at_most_33_times_a_second_together_and_each_once_a_minute() {
+    let timing = Timing { safety_poll_interval: 10 * SECOND, ..Timing::SECONDS };
+    let interval = |gateways| timing.question_interval(Mode::Hints, gateways);
+    assert_eq!([1, 330].map(interval), [10 * SECOND; 2]);
+    assert!((30 * SECOND..31 * SECOND).contains(&interval(1_000)));
+    assert_eq!([2_000, 100_000].map(interval), [60 * SECOND; 2]);
+}
+
+#[test]
 fn gateways_that_poll_ask_at_most_two_hundred_times_a_second_together() {
     let now = start();
     let mut source = source(now);
