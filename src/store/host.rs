@@ -7,8 +7,11 @@ use sha2::Sha256;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::decode::Columns;
-use super::merge::{HOSTS_SINCE, Refusal};
+use super::refusal::Refusal;
 use super::{Store, StoreError};
+
+/// The first version of the schema that knows hosts, and in which reports wait.
+pub(super) const HOSTS_SINCE: i32 = 11;
 
 /// The first version of the schema that answers a proof with everything that a heartbeat asks.
 const HEARTBEATS_SINCE: i32 = 27;

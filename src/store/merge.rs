@@ -1,21 +1,12 @@
 //! Merges reports into the control plane's tables, in a statement of its own.
 
-use std::time::SystemTime;
-
 use tokio_postgres::Row;
 
 use super::connect::single;
 use super::decode::Columns;
+use super::host::HOSTS_SINCE;
+use super::refusal::Refusal;
 use super::{ConnectOptions, Store, StoreError};
-
-/// A table of the control plane that refuses this gateway's reports, which wait until it does not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// Names the table's trigger, its error, and the GRANT that mends it.
-    pub why: String,
-    /// By the database's clock.
-    pub since: SystemTime,
-}
 
 /// The result of merging the waiting reports.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,9 +15,6 @@ pub struct Merged {
     /// One reason for each report that is lost because a table refused its content, but not other reports.
     pub lost: Vec<String>,
 }
-
-/// The first version of the schema that knows hosts, and in which reports wait.
-pub(super) const HOSTS_SINCE: i32 = 11;
 
 const DOING: &str = "merge the reports";
 

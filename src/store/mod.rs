@@ -33,6 +33,7 @@ mod poll;
 mod profile;
 #[cfg(test)]
 mod qualified;
+mod refusal;
 mod rehearse;
 mod report;
 mod require_auth;
@@ -68,7 +69,7 @@ pub use host::{Host, Hosts, KnownHost, Proven};
 pub use ineffective::{Ineffective, ineffective_rows};
 pub use listen::Listener;
 pub use marks::AskedMark;
-pub use merge::{Merged, Refusal, try_reports};
+pub use merge::{Merged, try_reports};
 pub use migrate::{
     Migration, SCHEMA_VERSION, Telling, Unmigration, migrate, migrate_telling, pending,
     publications_of_all_tables, unmigrate, unmigration,
@@ -77,6 +78,7 @@ pub use misfits::misfits;
 pub use options::{ConnectOptions, Password};
 pub use poll::{Attached, Polled};
 pub use profile::{FoundPeer, ProfileDesk, Rekeyed};
+pub use refusal::Refusal;
 pub use rehearse::{HeldLock, LockMode, REHEARSAL_WITHIN, Rehearsal, Unchanged, rehearse};
 pub use report::{AuditEntry, AuditEvent, AuditStatus, Audited, Entity, Handshake, Reported};
 pub use require_auth::{Method, RefusedMethod, RequireAuth, RequireAuthError};
