@@ -312,6 +312,15 @@ pub struct Pinged {
 }
 
 impl Ping {
+    /// The packets and datagrams that came to the host that pings, and those that it dropped.
+    pub fn counters(&self) -> String {
+        let read =
+            |file| fs::read_to_string(format!("/proc/{}/net/{file}", self.child.id())).unwrap();
+        let [snmp, links] = ["snmp", "dev"].map(read);
+        let datagrams = snmp.lines().filter(|line| line.starts_with("Udp:"));
+        datagrams.chain(links.lines()).collect::<Vec<_>>().join("\n")
+    }
+
     /// How many answers came so far.
     pub fn answers(&self) -> usize {
         self.answered().len()

@@ -113,12 +113,12 @@ impl<'a> Fault<'a> {
         self.concerned.iter().chain(&self.others).for_each(|ping| ping.await_answers(5));
         let mut lost = None;
         for ping in self.others {
-            let unanswered = ping.unanswered();
+            let (unanswered, counters) = (ping.unanswered(), ping.counters());
             let pinged = ping.end();
             assert_eq!(
                 pinged.lost,
                 0,
-                "{what}: another peer lost {pinged:?}, {unanswered}\n{}",
+                "{what}: another peer lost {pinged:?}, {unanswered}\nat the peer:\n{counters}\nat the gateway:\n{}",
                 self.lab.drops()
             );
             lost = Some(Lost { pings: 0, of: pinged.last, outage: Duration::ZERO });
