@@ -33,15 +33,29 @@ end $$;
 comment on function gatepost.identify_server() is
     'The cluster, its timeline, the last start or crash of the server, and the database.';
 
+create function gatepost.known_server() returns text
+language plpgsql volatile as $$
+begin
+    -- A standby cannot read an unlogged table.
+    if pg_is_in_recovery() then
+        return null;
+    end if;
+    return (
+        select s.identity
+        from gatepost.server s
+        where s.started = pg_postmaster_start_time()
+            -- A database that is created from another one gets its rows.
+            and s.database = (select d.oid from pg_database d where d.datname = current_database())
+        limit 1
+    );
+end $$;
+comment on function gatepost.known_server() is
+    'What identifies this server, if that was remembered since it started.';
+
 create function gatepost.remember_server() returns void
 language plpgsql as $$
 begin
-    if not exists (
-        select
-        from gatepost.server s
-        where s.started = pg_postmaster_start_time()
-            and s.database = (select d.oid from pg_database d where d.datname = current_database())
-    ) then
+    if gatepost.known_server() is null then
         delete from gatepost.server s
         where s.ctid = any (array(select o.ctid from gatepost.server o for update skip locked));
         insert into gatepost.server (started, database, identity)
@@ -55,21 +69,8 @@ comment on function gatepost.remember_server() is
 
 create or replace function gatepost.history() returns text
 language plpgsql volatile as $$
-declare
-    known text;
 begin
-    -- A standby cannot read an unlogged table.
-    if not pg_is_in_recovery() then
-        known := (
-            select s.identity
-            from gatepost.server s
-            where s.started = pg_postmaster_start_time()
-                -- A database that is created from another one gets its rows.
-                and s.database = (select d.oid from pg_database d where d.datname = current_database())
-            limit 1
-        );
-    end if;
-    return concat_ws('/', coalesce(known, gatepost.identify_server()),
+    return concat_ws('/', coalesce(gatepost.known_server(), gatepost.identify_server()),
         (select s.database_epoch from gatepost.state s), 'gatepost.state'::regclass::oid);
 end $$;
 comment on function gatepost.history() is
@@ -144,7 +145,7 @@ comment on function gatepost.policies_of(uuid, uuid[]) is 'As gatepost.policies_
 comment on function gatepost.all_changes(uuid, text, text) is 'As gatepost.all_changes(text, text), for this gateway.';
 comment on function gatepost.changes_among(uuid, text, text, uuid[]) is
     'As gatepost.changes_among(text, text, uuid[]), for this gateway.';
--- Whoever calls these has set what they need.
+-- Their callers have set what they need.
 alter function gatepost.epoch(uuid) security invoker reset all;
 alter function gatepost.unusable(uuid, pg_snapshot, text) security invoker reset all;
 alter function gatepost.policies_of(uuid, uuid[]) security invoker reset all;
@@ -189,6 +190,10 @@ begin
     end loop;
 end $migration$;
 
+-- Their callers ask for a gateway now.
+drop function gatepost.all_changes(text, text, text);
+drop function gatepost.unusable(text, pg_snapshot, text);
+
 -- Volatile: it compares what the transaction sees with what is true now.
 create function gatepost.rewritten() returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -212,48 +217,23 @@ comment on function gatepost.rewritten() is
 
 -- Heartbeats.
 
-create or replace function gatepost.hear_of(
-    gateway uuid, of_machine text, of_boot text, of_name text, proven timestamptz
-) returns void
-language plpgsql as $$
+-- Most gateways have one host.
+do $migration$
 declare
-    began timestamptz;
-    hosts bigint;
+    present constant text :=
+        pg_get_functiondef('gatepost.hear_of(uuid, text, text, text, timestamptz)'::regprocedure);
+    after constant text := '    returning h.since into began;
+';
 begin
-    insert into gatepost.host as h (gateway_id, machine, boot, name, proven_at)
-    -- Not least(): that takes now() for a time that is null.
-    values (gateway, left(of_machine, 64), left(of_boot, 64), left(of_name, 64),
-        case when proven > now() then now() when proven >= 'epoch' then proven end)
-    on conflict (gateway_id, machine, boot) do update set
-        name = excluded.name,
-        seen_at = excluded.seen_at,
-        -- A time ahead of the clock, from before the clock was set back, proves nothing.
-        proven_at = case when h.proven_at > now() then excluded.proven_at
-            else greatest(h.proven_at, excluded.proven_at) end
-    returning h.since into began;
-    hosts := (select count(*) from gatepost.host h where h.gateway_id = gateway);
-    if hosts = 1 then
+    if position(after in present) = 0 then
+        raise exception 'gatepost.hear_of() is not as expected';
+    end if;
+    execute replace(present, after, after || '    if (select count(*) from gatepost.host h where h.gateway_id = gateway) = 1 then
         return;
     end if;
-    -- The host was started again, which emptied its kernel, or its agent began to name the host. A
-    -- host that has reported since is another one.
-    delete from gatepost.host h
-    where (h.gateway_id, h.machine, h.boot) in (
-        select o.gateway_id, o.machine, o.boot
-        from gatepost.host o
-        where o.gateway_id = gateway and o.machine in ('', left(of_machine, 64))
-            and (o.machine, o.boot) <> (left(of_machine, 64), left(of_boot, 64))
-            and o.seen_at < began
-            and (o.machine = '' or o.seen_at < now() - gatepost.lease())
-        for update skip locked
-    );
-    if (select count(*) from gatepost.host h where h.gateway_id = gateway) > 16 then
-        raise exception using
-            errcode = 'GP009',
-            message = 'more than 16 hosts report for this gateway',
-            hint = 'run `gatepost host forget NAME` for each that is gone';
-    end if;
-end $$;
+');
+end $migration$;
+alter function gatepost.hear_of(uuid, text, text, text, timestamptz) reset all;
 
 create function gatepost.prove_of(
     me uuid, proven_at timestamptz, since_epoch text, machine text, boot text, host_name text,

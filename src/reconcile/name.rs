@@ -95,7 +95,7 @@ pub fn near_names<'a>(who: &str, peers: impl Iterator<Item = (&'a str, &'a str)>
     near.into_iter().take(NEAR_AT_MOST).map(|(name, _)| name).collect()
 }
 
-/// "(did you mean alice or alicia?)", to stand behind the name that nobody has.
+/// "(did you mean alice or alicia?)", to stand behind an unknown name.
 #[must_use]
 pub fn did_you_mean(names: &[String]) -> String {
     match names.split_last() {

@@ -112,7 +112,7 @@ fn role_of_another_gateway_is_taken_only_after_a_question_or_with_yes() {
     assert!(unasked.starts_with("role commands_moves acts for gateway ber-1. Bound to fra-1, "));
     assert!(unasked.contains("`grant` cannot ask: pass --yes to confirm"), "{unasked}");
     assert_eq!(bound(), "ber-1");
-    // The same gateway again takes it from nobody.
+    // The role stays with its gateway.
     site.as_owner(&["grant", "ber-1", "commands_moves"]).must_exit(0);
     let moved = site.as_owner(&["grant", "fra-1", "commands_moves", "--yes"]).must_exit(0).stdout;
     assert!(moved.starts_with("role commands_moves is bound to gateway fra-1 (before: ber-1)\n"));

@@ -156,7 +156,7 @@ async fn what_a_bell_found_unannounced_is_not_believed_once_a_trigger_was_altere
     assert_eq!(unwatched().await, [""; 0], "it is too old");
 }
 
-/// Whoever inserts the row may not commit for hours.
+/// The transaction that inserts the row may stay open for hours.
 #[tokio::test]
 async fn an_open_transaction_that_remembers_the_server_holds_up_no_other() {
     let world = World::new().await;
@@ -194,7 +194,7 @@ async fn epoch_again(store: &Store) -> String {
         loop {
             match store.snapshot().await {
                 Ok((_, cursor)) => return cursor.epoch,
-                // The server recovers, which tells nobody.
+                // The server announces no end of its recovery.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }

@@ -76,7 +76,7 @@ fn ask_to_rebind(other: &str, gateway: &str, role: &str) -> Result<(), CommandEr
     }
 }
 
-/// What a question is about, and what is said where nobody can be asked.
+/// Tells before the question, or without a terminal instead of it, which gateway loses the role.
 fn taken_from(other: &str, gateway: &str, role: &str) -> String {
     format!(
         "role {role} acts for gateway {other}. Bound to {gateway}, it acts for {other} no more: agents of \

@@ -22,7 +22,7 @@ pub enum Request {
     /// Done with one [`Explanation`](gatepost::reconcile::status::Explanation).
     Explain { who: String, destination: String },
     /// One item per denied packet, a [`DeniedPacket`](gatepost::reconcile::status::DeniedPacket) each, the
-    /// oldest first; an error if nobody is `who`. With `follow` also those that come, without an end.
+    /// oldest first; an error if `who` is unknown. With `follow` also those that come, without an end.
     Denied { who: Option<String>, follow: bool },
     /// One item per entry, the newest [`Entry`](crate::telemetry::Entry) of the log, the oldest first.
     Journal,

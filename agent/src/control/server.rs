@@ -160,7 +160,7 @@ impl Asking {
     }
 }
 
-/// The names by which the packets of `who` are found. A name that nobody has is a slip, unless packets are
+/// The names by which the packets of `who` are found. An unknown name is a slip, unless packets are
 /// known of one who had it.
 async fn whose(asking: &Asking, who: Option<String>) -> Result<Vec<String>, String> {
     let Some(who) = who else { return Ok(Vec::new()) };

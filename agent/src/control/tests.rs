@@ -142,7 +142,7 @@ fn denied_packet(user: &str) -> DeniedPacket {
 }
 
 #[tokio::test]
-async fn denied_packets_of_a_name_that_nobody_has_or_had_are_not_waited_for() {
+async fn denied_packets_of_an_unknown_name_are_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
     let (watcher, end, _stop) = channels(Status::default(), Instant::now());
