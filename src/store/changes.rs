@@ -104,6 +104,8 @@ impl Store {
             )));
         }
         let next = Cursor { snapshot: columns.get(0)?, epoch: columns.get(1)? };
+        // After an orderly restart of the server it is that of the new start.
+        self.follow_epoch(&next.epoch);
         let taken_at = columns.get(2)?;
         match rows {
             Some(rows) => {

@@ -98,7 +98,7 @@ pub struct Store {
     connect_within: std::time::Duration,
     answer_within: std::time::Duration,
     host: Host,
-    /// The epoch of the last full read. Proofs of its rows hold for no other epoch.
+    /// The epoch of the last read. Proofs of its rows hold for no other epoch.
     epoch: Arc<Mutex<Option<String>>>,
     /// The policies that reads have shown. None is forgotten: a read whose
     /// answer was lost is made again from an earlier cursor.
@@ -120,9 +120,17 @@ impl Store {
         self.dialer.token().is_some()
     }
 
-    /// The epoch of the last full read.
+    /// The epoch of the last read.
     fn last_epoch(&self) -> Option<String> {
         self.epoch.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes in the epoch of a read.
+    fn follow_epoch(&self, epoch: &str) {
+        let mut last = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_deref() != Some(epoch) {
+            *last = Some(epoch.to_owned());
+        }
     }
 
     /// Whether the schema is of this version at least, as far as is known.

@@ -1,7 +1,5 @@
 //! Everything one gateway needs, as of one instant.
 
-use std::sync::PoisonError;
-
 use futures_util::TryStreamExt;
 use tokio_postgres::Row;
 
@@ -76,7 +74,7 @@ impl Store {
         let (rows, cursor, marks) = self.within(DOING, reads).await??;
         self.known_policies().extend(rows.policies.iter().map(|policy| policy.id.0));
         lease.done();
-        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.epoch.clone());
+        self.follow_epoch(&cursor.epoch);
         Ok((rows, cursor, marks))
     }
 }

@@ -44,6 +44,7 @@ mod prepared;
 mod refused;
 mod rehearse;
 mod report;
+mod restart;
 mod restore;
 mod rewritten;
 mod rights;

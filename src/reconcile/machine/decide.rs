@@ -136,6 +136,10 @@ impl Machine {
             }
             Err(error) => {
                 self.rows.withdrawals_unknown(epoch, now.instant);
+                if matches!(error, DatabaseError::OtherServer) {
+                    // Only a full read says which server is to be asked.
+                    self.source.want(ReadKind::Everything);
+                }
                 self.question_failed(&error, now);
             }
         }
