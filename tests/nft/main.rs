@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod blocks;
+mod crossing;
 mod deny_log;
 mod drift;
 #[allow(dead_code, reason = "other tests use the rest")]

@@ -13,7 +13,7 @@ use super::network::{
 };
 use super::table::{World, base, load, many, profile};
 
-const ALICE: [&str; 2] = ["10.64.0.2/32", "fd64::2/128"];
+pub const ALICE: [&str; 2] = ["10.64.0.2/32", "fd64::2/128"];
 const BOB: [&str; 2] = ["10.64.0.3/32", "fd64::3/128"];
 
 /// Alice has profile 1, Bob profile 2.

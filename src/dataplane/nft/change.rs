@@ -75,6 +75,13 @@ pub fn write(
     Ok(())
 }
 
+/// Removes profiles in chains of their own that this change made, and that no peer has.
+pub fn take_back(batch: &mut Batch, change: &FirewallChange) {
+    for (id, (_, profile)) in &change.put_profiles {
+        remove_profile(batch, *id, profile);
+    }
+}
+
 /// Deletes the whole table. Nothing is filtered any more.
 pub fn remove_table(batch: &mut Batch) {
     batch.delete(msg::DELTABLE, &[Attr::text(table::NAME, TABLE)]);

@@ -45,6 +45,7 @@ mod sender;
 mod set;
 mod sets;
 mod socket;
+mod stages;
 mod sys;
 mod table;
 
@@ -61,8 +62,9 @@ use monitor::NftWatch;
 use name::Block;
 use observe::Observation;
 use set::Set;
-use sets::Left;
+use sets::{Filled, Left};
 use socket::NftSocket;
+use stages::Stages;
 
 pub use deny_log::DENY_LOG_PREFIX;
 pub use difference::Difference;
@@ -190,8 +192,8 @@ impl Nft {
         self.difference.as_ref()
     }
 
-    /// Makes a change in one transaction, after one for the new sets that it looks up. `observed` is what
-    /// the table holds now: as it was read, kept up to date with every change since.
+    /// Makes a change in one transaction, or in three ([`stages`]), after one for the new sets that it looks up.
+    /// `observed` is what the table holds now: as it was read, kept up to date with every change since.
     ///
     /// # Errors
     /// Nothing was changed: the kernel refused a part, which the error names, or the whole was too
@@ -209,16 +211,47 @@ impl Nft {
                 dump::at_one_generation(&mut self.socket, |socket| dump::handles(socket, id))?;
             handles.insert(id, found);
         }
-        let (ownership, new_sets) = (self.ownership, sets::new_sets(change, observed)?);
+        let mut new_sets = sets::new_sets(change, observed)?;
+        sets::check_removed(change, observed)?;
         self.make_sets(&new_sets)?;
         self.left.made(&new_sets);
-        let written =
-            self.commit(|batch| change::write(batch, ownership, change, observed, &handles));
-        written.map_err(|error| {
-            self.left.add(&new_sets);
-            let is_left = !self.remove_left() && error.table_is_as_before();
-            if is_left { NftError::SetsLeft(Box::new(error)) } else { error }
-        })
+        let Some(Stages { made, moved, removed }) = Stages::of(change) else {
+            let written = self.write(change, observed, &handles);
+            return written.map_err(|error| self.refused(&new_sets, error));
+        };
+        let written = self.write(&made, observed, &handles);
+        written.map_err(|error| self.refused(&new_sets, error))?;
+        if let Err(error) = self.write(&moved, observed, &handles) {
+            new_sets.retain(|(set, _)| !made.put_profiles.keys().any(|id| set.is_of(*id)));
+            let taken_back = self.commit(|batch| {
+                change::take_back(batch, &made);
+                Ok(())
+            });
+            let error = self.refused(&new_sets, error);
+            return Err(match taken_back {
+                Ok(()) => error,
+                Err(_) => NftError::SetsLeft(Box::new(error)),
+            });
+        }
+        let written = self.write(&removed, observed, &handles);
+        written.map_err(|error| NftError::SetsLeft(Box::new(error)))
+    }
+
+    fn write(
+        &mut self,
+        change: &FirewallChange,
+        observed: Option<&ObservedFirewall>,
+        handles: &Handles,
+    ) -> Result<(), NftError> {
+        let ownership = self.ownership;
+        self.commit(|batch| change::write(batch, ownership, change, observed, handles))
+    }
+
+    /// Removes the sets for a change that was refused.
+    fn refused(&mut self, new_sets: &[Filled], error: NftError) -> NftError {
+        self.left.add(new_sets);
+        let is_left = !self.remove_left() && error.table_is_as_before();
+        if is_left { NftError::SetsLeft(Box::new(error)) } else { error }
     }
 
     /// The profiles of a change that [`apply`](Self::apply) loads sets for in a transaction before.

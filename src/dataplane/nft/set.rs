@@ -97,6 +97,11 @@ impl Set {
         }
     }
 
+    /// Whether it holds the ranges of this profile.
+    pub fn is_of(&self, id: ProfileId) -> bool {
+        matches!(self, Self::Allowed(profile, _) if *profile == id)
+    }
+
     // What a rule does to a dynamic set (`enum nft_dynset_ops`).
     pub const ADD: u32 = 0;
     pub const UPDATE: u32 = 1;

@@ -157,6 +157,15 @@ pub fn write_sets_of(batch: &mut Batch, id: ProfileId, profile: &Profile) {
     }
 }
 
+/// Whether the table has what a change removes.
+pub fn check_removed(
+    change: &FirewallChange,
+    observed: Option<&ObservedFirewall>,
+) -> Result<(), NftError> {
+    let before = observed.filter(|_| change.load_base.is_none());
+    change.remove_profiles.iter().try_for_each(|id| known(before, *id).map(drop))
+}
+
 /// A profile that a change is about.
 pub fn known(before: Option<&ObservedFirewall>, id: ProfileId) -> Result<&Profile, NftError> {
     let profile = before.and_then(|before| before.profiles().get(&id));
