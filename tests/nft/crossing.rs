@@ -8,14 +8,26 @@ use std::time::Duration;
 
 use gatepost::model::{FirewallChange, Profile, ProfileId};
 
+use super::netns::Netns;
 use super::network::{LAN4, Network, bind, within};
 use super::packets::{ALICE, network, nothing, world};
-use super::table::{base, profile};
+use super::table::{WG, base, load, profile};
 
 const PORT: u16 = 9000;
 /// Each is met by a packet with a chance of some percent, where it can be met.
 const CHANGES: u32 = 400;
 const SENDERS: usize = 2;
+
+/// Sends datagrams from Alice to the LAN until it is over.
+fn flood(alice: &Netns, over: &AtomicBool) {
+    within(alice, || {
+        let socket = UdpSocket::bind(("10.64.0.2", 0)).unwrap();
+        while !over.load(Ordering::Relaxed) {
+            // What is denied may be answered with an error.
+            let _ = socket.send_to(b"?", (LAN4, PORT));
+        }
+    });
+}
 
 /// Moves Alice from one profile to another again and again while she floods the LAN. Returns how many of her
 /// datagrams came there.
@@ -23,18 +35,9 @@ fn flooded(network: &mut Network, profile: impl Fn(u32) -> Arc<Profile>) -> usiz
     let ear = bind(&network.lan, LAN4, PORT);
     ear.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let over = AtomicBool::new(false);
-    let send = |alice: &_| {
-        within(alice, || {
-            let socket = UdpSocket::bind(("10.64.0.2", 0)).unwrap();
-            while !over.load(Ordering::Relaxed) {
-                // What is denied may be answered with an error.
-                let _ = socket.send_to(b"?", (LAN4, PORT));
-            }
-        });
-    };
     let Network { alice, nft, .. } = network;
     thread::scope(|scope| {
-        (0..SENDERS).for_each(|_| drop(scope.spawn(|| send(alice))));
+        (0..SENDERS).for_each(|_| drop(scope.spawn(|| flood(alice, &over))));
         let heard = scope.spawn(|| {
             let mut heard = 0;
             loop {
@@ -82,4 +85,45 @@ fn a_packet_that_meets_a_change_passes_where_both_policies_allow_it() {
     let denied = network.gateway.run("nft list chain inet gatepost judge");
     assert!(denied.contains("counter packets 0 bytes 0 goto deny"), "{denied}");
     assert!(passed > 0, "nothing was sent");
+}
+
+/// While the kernel deletes the former table, its rules judge beside the new ones and find its maps empty.
+#[test]
+fn a_table_that_is_loaded_anew_denies_what_it_allows_for_an_instant_at_most() {
+    const RELOADS: usize = 100;
+    const PROFILES: u32 = 100;
+    /// Measured: one of 2,500, and one of 30 where the kernel deletes all rules and sets before it unhooks a chain.
+    const AT_MOST_ONE_OF: u64 = 300;
+    let (mut profiles, mut places) = world(profile(&[LAN4], &[]), nothing());
+    for number in 0..PROFILES {
+        let id = ProfileId(10 + number);
+        profiles.insert(id, profile(&[&elsewhere(number)], &[]));
+        places.insert(format!("10.64.0.{}/32", 100 + number).parse().unwrap(), id);
+    }
+    let table = load(&base(), &(profiles, places));
+    let mut network = Network::new();
+    network.nft.apply(&table, None).unwrap();
+    let counted = |priority: i32| {
+        let hook = format!("type filter hook forward priority {priority}");
+        format!("chain at{} {{ {hook}; iifname {WG} udp dport {PORT} counter; }}", priority + 500)
+    };
+    network.gateway.load(&format!("table inet probe {{\n{}\n{}\n}}", counted(-500), counted(500)));
+    let _ear = bind(&network.lan, LAN4, PORT);
+    let over = AtomicBool::new(false);
+    let Network { alice, nft, .. } = &mut network;
+    thread::scope(|scope| {
+        (0..SENDERS).for_each(|_| drop(scope.spawn(|| flood(alice, &over))));
+        for _ in 0..RELOADS {
+            let observed = nft.observe().unwrap();
+            nft.apply(&table, observed.as_ref()).unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let listing = network.gateway.run("nft list table inet probe");
+    let counts = listing.split("counter packets ").skip(1);
+    let counts: Vec<u64> =
+        counts.map(|rest| rest.split(' ').next().unwrap().parse().unwrap()).collect();
+    let (came, passed) = (counts[0], counts[1]);
+    println!("{} of {came} packets denied in {RELOADS} reloads", came - passed);
+    assert!((came - passed) * AT_MOST_ONE_OF <= came, "{} of {came} denied", came - passed);
 }

@@ -10,7 +10,7 @@ use super::block::{self, Placed};
 use super::chain::declare;
 use super::element::Element;
 use super::error::NftError;
-use super::name::{Block, Family, TABLE, block_chain_name, chain_name};
+use super::name::{Block, FORWARD, Family, INPUT, TABLE, block_chain_name, chain_name};
 use super::owner::Ownership;
 use super::profile::{self, ProfileRule};
 use super::rules::{Whose, block_rules, site_rule};
@@ -53,7 +53,7 @@ pub fn write(
 ) -> Result<(), NftError> {
     let before = observed.filter(|_| change.load_base.is_none());
     if let Some(base) = &change.load_base {
-        load_base(batch, ownership, base);
+        load_base(batch, ownership, base, observed);
     }
     unassign(batch, change, before);
     let mut put = Elements::default();
@@ -98,10 +98,21 @@ pub fn place(prefix: &IpNet) -> (Set, std::net::IpAddr) {
     }
 }
 
-fn load_base(batch: &mut Batch, ownership: Ownership, base: &FirewallBase) {
+fn load_base(
+    batch: &mut Batch,
+    ownership: Ownership,
+    base: &FirewallBase,
+    observed: Option<&ObservedFirewall>,
+) {
     // Only a table that exists can be deleted, so it is added first. All of this is one transaction:
     // there is a table at every instant.
     batch.add(msg::NEWTABLE, &[Attr::text(table::NAME, TABLE)]);
+    if observed.is_some_and(|table| table.guards(base.interface.as_str())) {
+        // In the new generation the former rules judge beside the new ones until their chain is unhooked, and find
+        // its maps empty (`nf_tables_commit_chain_prepare`, `nft_map_deactivate`): they would deny everything for as
+        // long as the kernel takes to delete all rules and sets. What is deleted first is unhooked first.
+        [FORWARD, INPUT].iter().for_each(|chain| batch.delete_chain(chain));
+    }
     remove_table(batch);
     batch.create(msg::NEWTABLE, &table_declaration(ownership));
     let fixed = Fixed::of(base);
