@@ -18,8 +18,8 @@ pub struct Statement {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScriptError {
     #[error(
-        "line {line}: {word} would end the transaction that is rolled back: leave it out, all \
-         statements run in one"
+        "line {line}: {word} cannot stand here: all statements run in one transaction, which is rolled \
+         back: leave it out"
     )]
     Transaction { line: usize, word: String },
     #[error(

@@ -55,6 +55,9 @@ fn plan_of_a_file_names_the_peers_that_it_would_cut_off_and_changes_nothing() {
 
     let (code, out, error) = plan("delete from wireguard_peers;\ncommit;");
     assert_eq!((code, out.as_str()), (1, ""));
-    assert!(error.contains("line 2: COMMIT would end the transaction"), "{error}");
+    assert!(
+        error.contains("line 2: COMMIT cannot stand here: all statements run in one"),
+        "{error}"
+    );
     assert_eq!(lab.database.value("select count(*) from wireguard_peers"), "2");
 }
