@@ -7,7 +7,7 @@ use gatepost::causes::causes;
 use gatepost::model::psk::PskError;
 use gatepost::model::{BuildError, InterfaceName, InterfaceNameError, KeyError};
 use gatepost::plan::PlanError;
-use gatepost::reconcile::{DatabaseError, PreviewError, RunError};
+use gatepost::reconcile::{DatabaseError, PreviewError, RunError, did_you_mean};
 use gatepost::store::{ScriptError, StoreError};
 
 use crate::command::bundle::error::BundleError;
@@ -84,6 +84,12 @@ pub enum CommandError {
     AgentRuns { interface: InterfaceName },
     #[error("standard input is not a terminal, so `{command}` cannot ask: pass --yes to confirm")]
     CannotAsk { command: &'static str },
+    /// `peers --user`
+    #[error(
+        "no user who has a peer on this gateway is {user:?}{}: `gatepost peers` lists all",
+        did_you_mean(.candidates)
+    )]
+    UserUnknown { user: String, candidates: Vec<String> },
     #[error("no removal is held back")]
     NothingHeldBack,
     #[error("this gateway has no host {name}: see `gatepost host list`")]

@@ -8,8 +8,8 @@ use crate::control::Client;
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::output::{self, Style, Table, Tone, age, bytes, printable, truncated};
-use gatepost::reconcile::SESSION_SECS;
 use gatepost::reconcile::status::{PeerState, PeerStatus};
+use gatepost::reconcile::{SESSION_SECS, near_names};
 
 /// Of a terminal that the table fits.
 const COLUMNS: usize = 80;
@@ -23,10 +23,16 @@ const SESSION: Duration = Duration::from_secs(SESSION_SECS);
 /// Prints the peers that were asked for.
 ///
 /// # Errors
-/// No agent, or a wrong answer.
+/// No agent, or a wrong answer; no peer is of the user that was asked for.
 pub fn peers(config: &Config, args: &PeersArgs) -> Result<Exit, CommandError> {
+    let client = Client::new(&config.control.socket);
     let mut all = Vec::new();
-    Client::new(&config.control.socket).peers(args.user.as_deref(), |peer| all.push(peer))?;
+    client.peers(args.user.as_deref(), |peer| all.push(peer))?;
+    if let Some(user) = args.user.as_deref().filter(|user| !has_peer(&all, user)) {
+        let mut others = Vec::new();
+        client.peers(None, |peer| others.push(peer))?;
+        return Err(unknown_user(user, &others));
+    }
     let peers = chosen(all, args, SystemTime::now());
     if args.json {
         output::print_json(&peers)?;
@@ -37,12 +43,37 @@ pub fn peers(config: &Config, args: &PeersArgs) -> Result<Exit, CommandError> {
     Ok(Exit::Success)
 }
 
+/// Whether one of them is of this user.
+fn has_peer(peers: &[PeerStatus], user: &str) -> bool {
+    peers.iter().any(|peer| is_of(peer, user))
+}
+
+fn is_of(peer: &PeerStatus, user: &str) -> bool {
+    peer.user.to_lowercase() == user.to_lowercase()
+}
+
+/// The error for a user who has none of all these peers.
+fn unknown_user(user: &str, all: &[PeerStatus]) -> CommandError {
+    let meant = user.split('/').next().unwrap_or_default();
+    // What names a user or a device elsewhere names its user here.
+    let known = all.iter().filter(|peer| {
+        let names = [peer.device.clone(), format!("{}/{}", peer.user, peer.device)];
+        names.iter().any(|name| name.to_lowercase() == user.to_lowercase())
+    });
+    let mut candidates = Vec::from_iter(known.map(|peer| printable(&peer.user)));
+    candidates.sort();
+    candidates.dedup();
+    if candidates.is_empty() {
+        candidates = near_names(meant, all.iter().map(|peer| (&*peer.user, &*peer.user)));
+    }
+    CommandError::UserUnknown { user: user.to_owned(), candidates }
+}
+
 /// The peers that were asked for, by user and device; those without a row last.
 fn chosen(mut peers: Vec<PeerStatus>, args: &PeersArgs, now: SystemTime) -> Vec<PeerStatus> {
-    let user = args.user.as_ref().map(|user| user.to_lowercase());
     peers.retain(|peer| {
         let is_live = || peer.last_handshake_at.is_some_and(|at| at.age(now) <= SESSION);
-        user.as_ref().is_none_or(|user| peer.user.to_lowercase() == *user)
+        args.user.as_ref().is_none_or(|user| is_of(peer, user))
             && (!args.connected || is_live())
             && (!args.quarantined || matches!(peer.state, PeerState::Quarantined { .. }))
     });
@@ -334,6 +365,19 @@ benedict.of.nursia@monastery.example.org/phone
         assert_eq!(devices(PeersArgs { connected: true, ..PeersArgs::default() }), ["laptop"]);
         assert_eq!(devices(PeersArgs { quarantined: true, ..user("ben") }), ["phone"]);
         assert!(devices(PeersArgs { quarantined: true, ..user("anna") }).is_empty());
+    }
+
+    #[test]
+    fn user_without_a_peer_is_answered_with_the_users_that_may_be_meant() {
+        let of = |user, device| peer(user, device, PeerState::InKernel);
+        let all = [of("Anna", "desk"), of("anne", "phone"), of("ben", "annas"), of("", "")];
+        let told = |user| unknown_user(user, &all).to_string();
+        assert!(has_peer(&all, "anna") && !has_peer(&all, "annas"));
+        assert!(told("anan").contains("\"anan\" (did you mean Anna?): "), "{}", told("anan"));
+        for device in ["Annas", "ben/annas", "bem/phone"] {
+            assert!(told(device).contains("(did you mean ben?)"), "{}", told(device));
+        }
+        assert!(told("zoë").contains("\"zoë\": "), "{}", told("zoë"));
     }
 
     #[test]
