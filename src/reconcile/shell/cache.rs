@@ -49,6 +49,11 @@ pub enum CacheError {
          remove it"
     )]
     Altered { path: PathBuf, line: usize },
+    #[error(
+        "{path} was written by another version of gatepost ({found:?}, and this one reads {:?}): it is not used",
+        seal::HEADING
+    )]
+    OtherForm { path: PathBuf, found: String },
     #[error("{path} is of gateway {found:?}, not of {wanted:?}: it is not used")]
     OtherGateway { path: PathBuf, found: String, wanted: String },
     /// A boot without the database would admit whom the database has revoked since.
@@ -127,7 +132,7 @@ impl Cache {
             let json = match (provenance, index) {
                 (Provenance::Unsealed, _) => &line[..],
                 (Provenance::Sealed, 0) if line == seal::HEADING => continue,
-                (Provenance::Sealed, 0) => return Err(self.altered(1)),
+                (Provenance::Sealed, 0) => return Err(self.heading(line)),
                 (Provenance::Sealed, _) => {
                     chain.open(&line).ok_or_else(|| self.altered(index + 1))?
                 }
@@ -161,6 +166,14 @@ impl Cache {
                 let emptied = emptied.and_then(|file| file.sync_all());
                 emptied.map_err(|source| CacheError::OutOfDate { path: self.path.clone(), source })
             })
+    }
+
+    /// A first line that is not ours.
+    fn heading(&self, found: String) -> CacheError {
+        match seal::is_heading(&found) {
+            true => CacheError::OtherForm { path: self.path.clone(), found },
+            false => self.altered(1),
+        }
     }
 
     fn altered(&self, line: usize) -> CacheError {

@@ -33,7 +33,7 @@ const SPOILS: [Spoil; 4] = [
     Spoil {
         what: "of a newer version",
         spoil: |text| text.replacen("gatepost-last-good 2", "gatepost-last-good 3", 1),
-        said: "was altered, or written with another private key",
+        said: "was written by another version of gatepost (\"gatepost-last-good 3\"",
     },
 ];
 

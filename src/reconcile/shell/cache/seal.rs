@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 
 use crate::model::PrivateKey;
 
-/// The file's first line: what the rest is, and the version of its form.
+/// The file's first line: what the rest is, and the version of its form. A version that adds what an
+/// earlier one must not miss raises it: that one then does not use the file.
 pub(super) const HEADING: &str = "gatepost-last-good 2";
 
 /// In hexadecimal.
@@ -34,6 +35,12 @@ pub(super) struct Sealed<'a, W> {
     out: W,
     chain: &'a mut Chain,
     mac: Hmac<Sha256>,
+}
+
+/// Whether this is the first line of some version.
+pub(super) fn is_heading(line: &str) -> bool {
+    let version = line.strip_prefix("gatepost-last-good ");
+    version.is_some_and(|version| version.parse::<u16>().is_ok())
 }
 
 impl Sealer {

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime};
 
@@ -136,6 +137,34 @@ fn altered_moved_or_missing_line_makes_the_file_useless() {
     assert_eq!(restored(&cache), ["10.64.0.3"]);
     let other_key = Cache::new(path, &private_key(2));
     assert!(matches!(other_key.load("fra-1"), Err(CacheError::Altered { line: 2, .. })));
+}
+
+#[test]
+fn file_of_a_newer_version_is_named_and_not_used_however_well_it_is_sealed() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(folder.path());
+    let path = folder.path().join("last-good");
+    Writer::new(cache.clone()).replace(&snapshot()).unwrap();
+    let good = fs::read_to_string(&path).unwrap();
+    // A line of a kind that this version does not know, with the checksum that the gateway's key makes.
+    let (_, mut chain) = cache.load_with_chain().unwrap().unwrap();
+    let mut line = good.clone().into_bytes();
+    let mut sealed = seal::Sealed::new(&mut line, &mut chain);
+    sealed.write_all(br#"{"suspended":{"peers":[]}}"#).unwrap();
+    sealed.end().unwrap();
+    fs::write(&path, &line).unwrap();
+    let error = cache.load("fra-1").unwrap_err();
+    assert!(matches!(error, CacheError::Damaged { line: 3, .. }), "{error}");
+    assert!(error.to_string().contains("unknown variant `suspended`"), "{error}");
+    for (heading, is_form) in [("gatepost-last-good 3", true), ("gatepost-last-good x", false)] {
+        fs::write(&path, good.replacen(seal::HEADING, heading, 1)).unwrap();
+        let error = cache.load("fra-1").unwrap_err();
+        assert_eq!(matches!(error, CacheError::OtherForm { .. }), is_form, "{error}");
+        assert_eq!(error.to_string().contains(heading), is_form, "{error}");
+    }
+    // The next full read replaces it.
+    Writer::new(cache.clone()).replace(&snapshot()).unwrap();
+    assert_eq!(restored(&cache).len(), 3);
 }
 
 #[test]
