@@ -25,6 +25,8 @@ struct Current {
     target: Target,
     /// `None`: what was read once is used for good.
     source: Option<Source>,
+    /// Why the source could not be read, once that was told.
+    told: Option<String>,
 }
 
 tokio::task_local! {
@@ -44,7 +46,7 @@ pub(super) async fn with_place<T>(asked: impl Future<Output = T>) -> (T, Option<
 
 impl Dialer {
     pub fn new(target: Target) -> Self {
-        Self(Arc::new(Mutex::new(Current { target, source: None })))
+        Self(Arc::new(Mutex::new(Current { target, source: None, told: None })))
     }
 
     /// Connections from now on are made as the source says, which is read again when a login fails
@@ -53,8 +55,8 @@ impl Dialer {
     /// # Errors
     /// A sentence that names the flaw; the former options stay in use.
     pub fn follow(&self, source: Source) -> Result<(), String> {
-        let target = read(&source)?;
-        *self.lock() = Current { target, source: Some(source) };
+        let target = read(&source, &self.lock().target.clone())?;
+        *self.lock() = Current { target, source: Some(source), told: None };
         Ok(())
     }
 
@@ -73,10 +75,8 @@ impl Dialer {
         if !error.is_about_secrets {
             return first;
         }
-        let asked = source.clone();
-        let renewed = tokio::task::spawn_blocking(move || read(&asked)).await;
-        match renewed {
-            Ok(Ok(renewed)) if renewed.secrets != target.secrets => {
+        match self.read_again(&source).await {
+            Some(renewed) if renewed.secrets != target.secrets => {
                 let again = connect(&renewed, application_name).await;
                 if again.is_ok() {
                     tracing::info!("read the database's password and certificates again");
@@ -88,20 +88,34 @@ impl Dialer {
                 }
                 again
             }
-            Ok(Err(why)) => {
-                tracing::debug!(why, "the former password and certificates stay in use: {why}");
-                first
-            }
             _ => first,
+        }
+    }
+
+    /// What the source says now; `None`: it cannot be read, which is told once.
+    async fn read_again(&self, source: &Source) -> Option<Target> {
+        let (asked, former) = (source.clone(), self.lock().target.clone());
+        let read = tokio::task::spawn_blocking(move || read(&asked, &former)).await.ok()?;
+        let mut current = self.lock();
+        match read {
+            Ok(target) => {
+                current.told = None;
+                Some(target)
+            }
+            Err(why) => {
+                if current.told.as_ref() != Some(&why) {
+                    tracing::warn!(why, "the former password and certificates stay in use: {why}");
+                    current.told = Some(why);
+                }
+                None
+            }
         }
     }
 
     /// Reads the gateway's token again. Says whether it is another one, which is used from now on.
     pub async fn renew_token(&self) -> bool {
         let Some(source) = self.lock().source.clone() else { return false };
-        let asked = source.clone();
-        let renewed = tokio::task::spawn_blocking(move || read(&asked)).await;
-        let Ok(Ok(renewed)) = renewed else { return false };
+        let Some(renewed) = self.read_again(&source).await else { return false };
         let mut current = self.lock();
         // A newer source may be followed meanwhile.
         let is_new = current.source.as_ref().is_some_and(|it| Arc::ptr_eq(it, &source))
@@ -124,8 +138,18 @@ impl Dialer {
     }
 }
 
-fn read(source: &Source) -> Result<Target, String> {
-    source()?.target().map_err(|error: StoreError| error.to_string())
+/// What the source says now. A password or a token whose file is gone stays in use: the next one may not be in its
+/// place yet, and without any the database would take the agent for another.
+fn read(source: &Source, former: &Target) -> Result<Target, String> {
+    let target = source()?.target().map_err(|error: StoreError| error.to_string())?;
+    let lacks_password = target.secrets.password.is_none();
+    if former.secrets.password.is_some() && lacks_password {
+        return Err("the file with the database password is gone".into());
+    }
+    if former.token.is_some() && target.token.is_none() {
+        return Err("the file with the gateway's token is gone".into());
+    }
+    Ok(target)
 }
 
 type Connecting<'a> =

@@ -30,7 +30,10 @@ impl Store {
     /// bound to no gateway, a gateway without a row: each its own [`StoreError`].
     pub async fn hello(&self) -> Result<Hello, StoreError> {
         match self.explain(self.ask_hello()).await {
-            Err(StoreError::TokenRefused { .. }) if self.dialer.renew_token().await => {
+            // A start between two tokens has none, and asks as a role that is bound to no gateway.
+            Err(StoreError::TokenRefused { .. } | StoreError::Unbound { .. })
+                if self.dialer.renew_token().await =>
+            {
                 self.explain(self.ask_hello()).await
             }
             answer => answer,

@@ -198,7 +198,7 @@ pub(super) struct Target {
 /// The secrets that are read from files, and may differ when they are read again.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Secrets {
-    password: Option<Password>,
+    pub password: Option<Password>,
     material: Material,
 }
 

@@ -169,6 +169,8 @@ async fn rotated_password_and_certificate_are_read_again_when_a_login_fails() {
 
     site.cluster.psql(&site.database, &format!("alter role agent password '{ROTATED}'"));
     store.hello().await.expect("a session goes on");
+    // Nothing that was read is needed again until a login is refused.
+    std::fs::remove_file(&ca).unwrap();
     end_sessions();
     // The first call may find the session ended.
     let refused = async || match store.hello().await {
@@ -180,6 +182,9 @@ async fn rotated_password_and_certificate_are_read_again_when_a_login_fails() {
     let error = refused().await;
     assert!(matches!(error, StoreError::Refused { .. }), "{error}");
     std::fs::write(site.folder.join("password"), ROTATED).unwrap();
+    let error = store.hello().await.unwrap_err();
+    assert!(matches!(error, StoreError::Refused { .. }), "no part of them is followed: {error}");
+    std::fs::copy(site.folder.join("ca.pem"), &ca).unwrap();
     assert_eq!(store.hello().await.unwrap().gateway_name, "g1");
 
     // The server's certificate, and then what the agent trusts.
@@ -192,6 +197,8 @@ async fn rotated_password_and_certificate_are_read_again_when_a_login_fails() {
     assert!(matches!(error, StoreError::Tls { .. }), "{error}");
     // A file that cannot be used is not followed.
     std::fs::write(&ca, "nothing").unwrap();
+    assert!(matches!(store.hello().await, Err(StoreError::Tls { .. })));
+    std::fs::remove_file(&ca).unwrap();
     assert!(matches!(store.hello().await, Err(StoreError::Tls { .. })));
     std::fs::copy(site.folder.join("own.pem"), &ca).unwrap();
     let renewed_at = Instant::now();

@@ -10,7 +10,7 @@ use gatepost::model::{DeviceId, GroupId};
 use gatepost::reconcile::{Mode, Present, SyncMode, choose};
 use gatepost::store::{
     AuditEntry, AuditEvent, AuditStatus, ConnectOptions, CreateRole, Entity, Handshake, Polled,
-    Read, Store, StoreError, Token, grant, grant_bell, grant_token, migrate, revoke_tokens,
+    Read, Source, Store, StoreError, Token, grant, grant_bell, grant_token, migrate, revoke_tokens,
 };
 
 use crate::postgres::Cluster;
@@ -168,21 +168,34 @@ async fn wrong_and_revoked_tokens_and_none_are_told_apart() {
 async fn a_token_that_was_replaced_is_read_again_once_the_former_is_refused() {
     let (pool, _) = Pool::new().await;
     let admin = options("postgres", &pool.world.database);
-    let (store, file) = (pool.store(token(1)), Arc::new(Mutex::new(token(1))));
+    let (store, file) = (pool.store(token(1)), Arc::new(Mutex::new(Some(token(1)))));
     let (read, url) = (Arc::clone(&file), pool.url());
     let source = move || {
         let mut options = ConnectOptions::new(url.clone());
-        options.token = Some(read.lock().unwrap().clone());
+        options.token.clone_from(&read.lock().unwrap());
         Ok(options)
     };
-    store.follow(Arc::new(source)).unwrap();
+    let source: Source = Arc::new(source);
+    store.follow(Arc::clone(&source)).unwrap();
     grant_token(&admin, "g1", &token(3), None, &CreateRole::No).await.unwrap();
     assert_eq!(revoke_tokens(&admin, "g1", true).await.unwrap(), 1);
     let refused = store.hello().await.unwrap_err();
     assert!(matches!(refused, StoreError::TokenRefused { .. }), "{refused}");
-    *file.lock().unwrap() = token(3);
-    store.hello().await.unwrap();
-    store.snapshot().await.unwrap();
+    // Between two tokens there may be no file.
+    *file.lock().unwrap() = None;
+    let refused = store.hello().await.unwrap_err();
+    assert!(matches!(refused, StoreError::TokenRefused { .. }), "{refused}");
+    let why = store.follow(Arc::clone(&source)).unwrap_err();
+    assert_eq!(why, "the file with the gateway's token is gone");
+    let begun = Store::connect(&ConnectOptions::new(pool.url())).unwrap();
+    begun.follow(source).unwrap();
+    let unbound = begun.hello().await.unwrap_err();
+    assert!(matches!(unbound, StoreError::Unbound { .. }), "{unbound}");
+    *file.lock().unwrap() = Some(token(3));
+    for store in [store, begun] {
+        store.hello().await.unwrap();
+        store.snapshot().await.unwrap();
+    }
 }
 
 /// The rights of a role of its own, and of the pool's role: the same functions, and no table.

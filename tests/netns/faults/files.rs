@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{SPACING_MS, Scene};
 use crate::lab::{BINARY, Fault, LAN_SERVER, eventually, run};
+use crate::troubles::secured::Secured;
 
 /// What becomes of a file. Root may read any file, so that only a folder in its place is unreadable.
 #[derive(Clone, Copy)]
@@ -130,4 +131,55 @@ fn password_that_was_changed_is_followed_once_the_file_has_it() {
         || fs::write(&path, "another-password\n").unwrap(),
         || lab.status()["database"]["connected"] == true && scene.is_ready(),
     );
+}
+
+#[test]
+fn certificate_file_that_is_gone_is_named_once_it_is_needed() {
+    let mut server = None;
+    let scene = Scene::open_with(|lab| server = Some(Secured::of(lab)));
+    let (lab, alice, server) = (&scene.lab, &scene.alice, server.unwrap());
+    let trusted = lab.folder.path().join("known.pem");
+    let told = || lab.log().matches("the former password and certificates stay in use").count();
+    let kept = || lab.log().contains("the former configuration and secrets stay in force");
+    let sessions = || lab.relay.ended();
+    let ping = alice.ping(LAN_SERVER, SPACING_MS);
+    let before = sessions();
+    Fault::new(
+        lab,
+        "file of database.tls_ca_file removed, then SIGHUP, and the sessions cut",
+        "what was read before stays in force, and the agent says so",
+    )
+    .spares(ping)
+    .cause(
+        || {
+            fs::remove_file(&trusted).unwrap();
+            scene.agent.signal(Signal::SIGHUP);
+            eventually("the file is named", kept);
+            lab.relay.cut();
+        },
+        || sessions() > before && lab.status()["database"]["connected"] == true && scene.is_ready(),
+    );
+    assert_eq!(told(), 0, "the certificate that was read serves: {}", lab.log());
+
+    // Only now another one is needed.
+    server.serve("unknown");
+    lab.relay.cut();
+    eventually("the server is refused", || lab.status()["database"]["unavailable"] == "refuses");
+    eventually("the file is named", || told() > 0);
+    let named = format!("database.tls_ca_file {} cannot be read", trusted.display());
+    assert!(lab.log().contains(&named), "{}", lab.log());
+    let ping = alice.ping(LAN_SERVER, SPACING_MS);
+    Fault::new(
+        lab,
+        "certificate of the database's server replaced while the file of database.tls_ca_file is gone",
+        "the file is named; followed once it is there",
+    )
+    .spares(ping)
+    .cause(
+        || {
+            fs::copy(lab.folder.path().join("unknown.pem"), &trusted).unwrap();
+        },
+        || lab.status()["database"]["connected"] == true && scene.is_ready(),
+    );
+    assert_eq!(told(), 1, "{}", lab.log());
 }

@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::lab::{Cluster, Lab};
@@ -14,7 +15,11 @@ pub struct Secured {
     server: Server,
     folder: PathBuf,
     rule: String,
+    /// The tests' server has one certificate at a time.
+    _alone: Option<MutexGuard<'static, ()>>,
 }
+
+static ALONE: Mutex<()> = Mutex::new(());
 
 enum Server {
     Shared(&'static Cluster),
@@ -24,6 +29,7 @@ enum Server {
 impl Secured {
     /// From now on the tests' server offers TLS, and the agent of this lab connects so.
     pub fn of(lab: &Lab) -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = lab.folder.path().to_owned();
         let database = &lab.database;
         for name in ["known", "unknown"] {
@@ -38,7 +44,8 @@ impl Secured {
         }
         let rule =
             format!("hostssl {} {} 127.0.0.1/32 scram-sha-256", database.name(), database.role());
-        let secured = Self { server: Server::Shared(Cluster::shared()), folder, rule };
+        let server = Server::Shared(Cluster::shared());
+        let secured = Self { server, folder, rule, _alone: Some(alone) };
         secured.secure();
         let url = lab.relay.url(database.role(), database.name(), "");
         let (role, name) = (database.role(), database.name());
@@ -54,7 +61,8 @@ impl Secured {
     pub fn standby(&self) -> Self {
         let Server::Shared(primary) = &self.server else { panic!("it is a standby itself") };
         let (folder, rule) = (self.folder.clone(), self.rule.clone());
-        let standby = Self { server: Server::Standby(primary.standby()), folder, rule };
+        let standby =
+            Self { server: Server::Standby(primary.standby()), folder, rule, _alone: None };
         standby.secure();
         standby
     }
