@@ -10,9 +10,13 @@
 \ir free-address.sql
 begin;
 
+select pg_temp.are_passed('gateway', :'gateway', 'user', :'user', 'device', :'device', 'key', :'key') \g /dev/null
+
 -- Two of these at once must not choose the same address.
 select id as gateway_id, pg_temp.wireguard_key(:'key') as key from gateways
 where id = pg_temp.gateway_named(:'gateway') for update \gset
+
+select pg_temp.device_is_new(:'user', :'device') \g /dev/null
 
 insert into roles (id, name) values (gen_random_uuid(), 'vpn-user') on conflict (name) do nothing;
 
@@ -21,15 +25,13 @@ insert into users (id, role_id, username, display_name, password_hash)
 select gen_random_uuid(), id, :'user', :'user', '!' from roles where name = 'vpn-user'
 on conflict (username) do nothing;
 
-select pg_temp.device_is_new(:'user', :'device') \g /dev/null
-
 insert into devices (id, user_id, name, platform, device_fingerprint, public_key, approved_at)
 select gen_random_uuid(), id, :'device', 'unknown', :'key', :'key', now() from users
 where username = :'user' and deleted_at is null
 returning id as device_id \gset
 
 insert into wireguard_peers (id, device_id, gateway_id, public_key, assigned_ip)
-values (gen_random_uuid(), :'device_id', :'gateway_id', :'key', pg_temp.free_address(:'gateway_id'));
+values (gen_random_uuid(), :'device_id', :'gateway_id', :'key', pg_temp.next_address(:'gateway_id'));
 
 insert into ip_allocations (id, gateway_id, device_id, address)
 select gen_random_uuid(), gateway_id, device_id, assigned_ip from wireguard_peers

@@ -7,6 +7,7 @@
 \set ON_ERROR_STOP on
 \set QUIET on
 \ir checks.sql
+select pg_temp.are_passed('user', :'user', 'device', :'device') \g /dev/null
 select pg_temp.device_named(:'user', :'device') as device_id \gset
 with peer as (
     select p.*, d.user_id, g.endpoint, g.vpn_cidr, g.public_key as gateway_key,

@@ -1,5 +1,6 @@
 -- Defines pg_temp.free_address(gateway id): the lowest tunnel address that no peer of the gateway has
--- and no row of ip_allocations holds. The other scripts include this file.
+-- and no row of ip_allocations holds. pg_temp.next_address(gateway id) fails if there is none. The other
+-- scripts include this file.
 create or replace function pg_temp.free_address(gateway uuid) returns inet
 language sql as $$
     with pool as (
@@ -38,3 +39,15 @@ language sql as $$
         and c.address <> host(broadcast(pool.vpn_cidr))::inet
         and not exists (select from used u where u.address = c.address)
 $$;
+
+create or replace function pg_temp.next_address(gateway uuid) returns inet
+language plpgsql as $$
+declare
+    found inet := pg_temp.free_address(gateway);
+    full_one gateways := (select g from gateways g where g.id = gateway);
+begin
+    if found is null then
+        raise exception 'gateway "%" has no free address in %, its vpn_cidr', full_one.name, full_one.vpn_cidr;
+    end if;
+    return found;
+end $$;

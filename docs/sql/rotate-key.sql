@@ -9,6 +9,8 @@
 \ir checks.sql
 begin;
 
+select pg_temp.are_passed('user', :'user', 'device', :'device', 'key', :'key') \g /dev/null
+
 select pg_temp.device_named(:'user', :'device') as device_id, pg_temp.wireguard_key(:'key') as key \gset
 
 update devices set public_key = :'key', updated_at = now() where id = :'device_id';

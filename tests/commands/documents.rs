@@ -342,6 +342,62 @@ fn scripts_change_nothing_if_they_find_no_gateway_or_device() {
 }
 
 #[test]
+fn scripts_say_what_they_lack() {
+    let site = Site::new();
+    let key = |number: u8| PrivateKey::from_random([number; 32]).public_key();
+    let script = |name: &str, vars: &[(&str, &str)]| {
+        let vars: Vec<_> =
+            vars.iter().map(|(name, value)| format!("-v {name}='{value}'")).collect();
+        let file = format!("/usr/share/doc/gatepost/docs/sql/{name}.sql");
+        let output = site.try_run("sh", &format!("psql -At {} -f {file}", vars.join(" ")));
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let refuses = |name: &str, vars: &[(&str, &str)], why: &str| {
+        let (done, said) = script(name, vars);
+        assert!(!done && said.contains(why), "{name} {vars:?}: {said}");
+    };
+    let (first, second) = (key(1).to_string(), key(2).to_string());
+    let alice = [("gateway", "fra-1"), ("user", "alice"), ("device", "laptop"), ("key", &first)];
+    for missing in 0..alice.len() {
+        let given = Vec::from_iter(alice.iter().enumerate().filter(|it| it.0 != missing));
+        let given = Vec::from_iter(given.iter().map(|it| *it.1));
+        refuses("add-device", &given, &format!("pass -v {}=..., ", alice[missing].0));
+    }
+    refuses("move-device", &alice[1..3], "pass -v gateway=..., ");
+    refuses("rotate-key", &alice[1..3], "pass -v key=..., ");
+    refuses("client-config", &alice[1..2], "pass -v device=..., ");
+    assert_eq!(site.psql("select count(*) from users"), "0");
+
+    let (done, said) = script("add-device", &alice);
+    assert!(done && said.contains("there was no user \"alice\": added"), "{said}");
+    refuses("add-device", &alice, "device \"alice/laptop\" is there already");
+    // Names of users are citext.
+    let phone = [("gateway", "fra-1"), ("user", "ALICE"), ("device", "phone"), ("key", &second)];
+    let (done, said) = script("add-device", &phone);
+    assert!(done && !said.contains("no user"), "{said}");
+    refuses("rotate-key", &[alice[1], ("device", "desk"), alice[3]], "no device \"alice/desk\"");
+
+    // An envelope is of one gateway.
+    site.psql("update wireguard_peers set preshared_key_ciphertext = 'gp1'");
+    let moved = [alice[1], alice[2], ("gateway", "ber-1")];
+    assert!(script("move-device", &moved).0);
+    let sealed = "select count(preshared_key_ciphertext), count(*) from wireguard_peers";
+    assert_eq!(site.psql(sealed), "1|2");
+    let second_peer = "insert into wireguard_peers (device_id, gateway_id, public_key, assigned_ip)
+        select device_id, (select id from gateways where name = 'fra-1'), 'k', '10.99.7.7'
+        from wireguard_peers join gateways g on g.id = gateway_id where g.name = 'ber-1'";
+    site.psql(second_peer);
+    refuses("move-device", &moved, "has 2 peers (ber-1, fra-1), not one");
+    site.psql("delete from wireguard_peers where public_key = 'k'");
+    site.psql("update gateways set vpn_cidr = '10.97.0.0/31' where name = 'fra-1'");
+    let back = [alice[1], alice[2], ("gateway", "fra-1")];
+    refuses("move-device", &back, "\"fra-1\" has no free address in 10.97.0.0/31, its vpn_cidr");
+    site.psql("update users set is_active = false, deleted_at = now()");
+    let desk = [("gateway", "ber-1"), alice[1], ("device", "desk"), ("key", &key(3).to_string())];
+    refuses("add-device", &desk, "user \"alice\" is deleted");
+}
+
+#[test]
 fn each_device_gets_an_address_of_its_own() {
     let site = Site::new();
     let add = |device: &str| {
