@@ -48,8 +48,23 @@ fn behind_a_pooler_nothing_is_missed() {
 /// killed and the broker restarted while the writers go on.
 #[test]
 fn hints_miss_nothing() {
-    let lab = Lab::open();
+    hints_miss_nothing_of(Lab::open(), false, |_| ());
+}
+
+/// As many gateways do that share a role: with a token each, through PgBouncer. The bells have connections of their own.
+#[test]
+fn hints_by_token_through_a_pool_miss_nothing() {
+    let mut lab = Lab::open();
+    lab.take_token();
+    let role = lab.database.role();
+    lab.database.exec(&format!("delete from gatepost.gateway_role where role_name = '{role}'"));
+    hints_miss_nothing_of(lab, true, |lab| lab.pool());
+}
+
+/// `pool` may put something between agent and database.
+fn hints_miss_nothing_of<T>(mut lab: Lab, pooled: bool, pool: impl FnOnce(&mut Lab) -> T) {
     let mut bells = Bells::start(&lab);
+    let _pool = pool(&mut lab);
     let config = format!(
         "[sync]\nmode = \"hints\"\npoll_interval = \"5m\"\n[hints]\nurl = \"{}\"\n",
         bells.url()
@@ -67,7 +82,7 @@ fn hints_miss_nothing() {
             eventually("the writers go on", || commits() > written + WRITERS);
         }
         assert!(commits() < WRITERS * MOST_ROUNDS, "the writers had ended");
-        cut_connections(lab, work, false);
+        cut_connections(lab, work, pooled);
         bells.await_one_that_rings(lab);
     });
 }
@@ -169,7 +184,7 @@ fn add_device(writer: u32, round: u32) -> String {
 /// By the network twice, by the server twice: every connection of the agent, the listening one too,
 /// while the writers go on. A pooler's own sessions outlive a cut of the network.
 fn cut_connections(lab: &Lab, work: &Work, pooled: bool) {
-    let backends = format!("from pg_stat_activity where usename = '{}'", lab.database.role());
+    let backends = format!("from pg_stat_activity where usename = '{}'", lab.login);
     let pids = || lab.database.column(&format!("select pid {backends}"));
     let commits = || work.commits.load(Ordering::SeqCst);
     for round in 0..4 {

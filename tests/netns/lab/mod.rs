@@ -101,6 +101,8 @@ pub struct Lab {
     tag: String,
     pub backend: Backend,
     pub database: Database,
+    /// The role that the agent logs in as.
+    pub login: String,
     /// The only way from the agent to the database: the test can cut it.
     pub relay: Relay,
     pub gateway: Space,
@@ -130,6 +132,7 @@ impl Lab {
         let lab = Self {
             tag,
             backend,
+            login: database.role().to_owned(),
             database,
             relay,
             gateway,
@@ -148,12 +151,22 @@ impl Lab {
     /// From now on a PgBouncer in transaction mode stands between the relay and the database.
     pub fn pool(&mut self) -> Pooler {
         let database = &self.database;
-        let (role, password) = (database.role(), database.role_password());
-        let pooler = Pooler::start(database.address(), role, password);
+        let pooler = Pooler::start(database.address(), &self.login, database.role_password());
         let folder = self.folder.path().join("pooled");
         fs::create_dir(&folder).unwrap();
         self.relay = Relay::open(&folder, ([127, 0, 0, 1], pooler.port).into());
         pooler
+    }
+
+    /// From now on the agent logs in as a role that gateways share, with a token of its own.
+    pub fn take_token(&mut self) {
+        let (pool, password) = (format!("{}_pool", self.login), self.database.role_password());
+        self.database.exec(&format!("create role {pool} login password '{password}'"));
+        let grant = ["grant", "--token", GATEWAY, "--pool-role", &pool];
+        let granted = self.admin_command(&grant).output().unwrap();
+        assert!(granted.status.success(), "gatepost grant: {granted:?}");
+        fs::write(self.folder.path().join("db.token"), granted.stdout).unwrap();
+        self.login = pool;
     }
 
     fn insert_gateway(&self) {
@@ -187,7 +200,7 @@ impl Lab {
     /// As [`write_config`](Self::write_config), with this heartbeat.
     pub fn write_config_with_heartbeat(&self, heartbeat: &str, more: &str) {
         let folder = self.folder.path().display();
-        let url = self.relay.url(self.database.role(), self.database.name(), "");
+        let url = self.relay.url(&self.login, self.database.name(), "");
         let config = format!(
             r#"
 [gateway]
