@@ -221,6 +221,96 @@ async fn hostile_arguments_change_and_show_nothing_of_others() {
     assert_eq!(store.snapshot().await.unwrap().0.peers.len(), 1);
 }
 
+/// A thief of a bell's login. Its functions name gateways, for that is what it rings; nothing else of anybody.
+#[tokio::test]
+async fn hostile_arguments_of_a_bell_change_and_show_nothing() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let foreign = foreign(&world).await;
+    let role = format!("{}_bell", world.database);
+    world.run(&format!("create role {role} login in role gatepost_bell")).await;
+    let stolen = client(&role, &world.database).await;
+    let functions = "
+        select p.proname::text, array(
+            select format_type(a.type, null)
+            from unnest(p.proargtypes) with ordinality a (type, number) order by number
+        )
+        from pg_proc p
+        where p.pronamespace = 'gatepost'::regnamespace
+            and has_function_privilege('gatepost_bell', p.oid, 'execute')
+        order by 1";
+    let gateways = "select string_agg(g::text, '' order by g.id) from gateways g";
+    let state = async || {
+        let own: String = world.admin.query_one(gateways, &[]).await.unwrap().get(0);
+        own + &rest(&world).await
+    };
+    let before = state().await;
+    let secrets =
+        [ann.device, ann.user, ann.peer, foreign.bob.device, foreign.bob.user, foreign.policy];
+    let (mut answered, mut refused) = (0, 0);
+    for function in world.admin.query(functions, &[]).await.unwrap() {
+        let (name, types): (String, Vec<String>) = (function.get(0), function.get(1));
+        let all = types.iter().map(|it| match &**it {
+            "uuid" => {
+                let ids = [world.gateway, foreign.gateway, ann.device, foreign.bob.user];
+                ids.map(|id| format!("'{id}'")).into_iter().chain(["null".into()]).collect()
+            }
+            other => values(other, &world, &foreign),
+        });
+        // What only a gateway may ask is no argument of a bell.
+        let all = all.map(|values: Vec<String>| {
+            Vec::from_iter(values.into_iter().filter(|it| !it.contains("snapshot_gateway")))
+        });
+        let all = Vec::from_iter(all);
+        for round in 0..all.iter().map(Vec::len).max().unwrap_or(1) {
+            let arguments = Vec::from_iter(all.iter().map(|values| &*values[round % values.len()]));
+            let call = format!("select t::text from gatepost.{name}({}) t", arguments.join(", "));
+            match stolen.query(&call, &[]).await {
+                Ok(rows) => {
+                    answered += 1;
+                    let told = rows.iter().filter_map(|row| row.get::<_, Option<String>>(0));
+                    let told = told.collect::<String>();
+                    for id in secrets {
+                        let shown =
+                            told.contains(&id.to_string()) && !call.contains(&id.to_string());
+                        assert!(!shown, "{call} tells {id}: {told}");
+                    }
+                }
+                Err(error) => {
+                    let code = error.code().unwrap_or_else(|| panic!("{call}: {error:?}")).code();
+                    assert!(!code.starts_with("XX") && code != "57014", "{call}: {error:?}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(answered > 20, "{answered} calls answered, {refused} refused");
+    assert_eq!(state().await, before);
+
+    let of_gateways =
+        ["snapshot_peers()", "changes('', '')", "report('{}', '{}', '{}')", "hello()"];
+    for call in of_gateways.map(|call| format!("select gatepost.{call}")) {
+        let error = stolen.execute(&call, &[]).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "42501", "{call}: {error}");
+    }
+    for statement in [
+        "create table gatepost.mine ()",
+        "create function gatepost.mine() returns int language sql as 'select 1'",
+        "set role gatepost_owner",
+        "set role gatepost_gateway",
+        "grant gatepost_bell to gatepost_gateway",
+        "alter function gatepost.ring(text) security invoker",
+        "drop trigger gatepost_update on devices",
+        "truncate gatepost.change",
+        "insert into gatepost.gateway_role values ('x', 'g1')",
+        "copy users to stdout",
+    ] {
+        let error = stolen.batch_execute(statement).await.unwrap_err();
+        let code = error.code().unwrap_or_else(|| panic!("{statement}: {error:?}")).code();
+        assert!(["42501", "0LP01"].contains(&code), "{statement}: {error:?}");
+    }
+}
+
 #[tokio::test]
 async fn fresh_marks_stay_whatever_interval_is_given() {
     let world = World::new().await;
