@@ -13,6 +13,7 @@ mod configuration;
 mod database;
 mod documents;
 mod faults;
+mod fleet;
 mod gatepost;
 mod import;
 mod keys;
