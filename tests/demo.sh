@@ -55,7 +55,7 @@ scene_gateway() {
 	network_build
 	write_config
 	clock
-	as_admin migrate >"$work/migrate.log"
+	as_admin migrate >"$work/migrate.log" 2>&1 || fail "gatepost migrate: $(tail -n 5 "$work/migrate.log")"
 	good "gatepost migrate: the schema, and our change feed beside it" "$(elapsed) ms"
 	as_admin enroll --endpoint "$gateway_wan:51820" --listen-port 51820 --vpn-cidr 10.99.0.0/24 >"$work/enroll.log"
 	as_admin grant "$gateway_name" "$gateway_role" --create >"$work/grant.log"

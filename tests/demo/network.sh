@@ -144,8 +144,9 @@ ping_last() { sed -n 's/^\[\([0-9.]*\)\] .*bytes from.*/\1/p' "$work/ping-$1" | 
 
 # A TCP stream from the LAN's server to a client: every line that arrives is noted with its time.
 stream_start() {
+	: >"$work/stream"
 	# shellcheck disable=SC2016
-	in_space "$1" bash -c 'exec 3<>"/dev/tcp/$1/7000"; while read -r <&3; do echo "$EPOCHREALTIME"; done' stream "$2" >"$work/stream" 2>&1 &
+	in_space "$1" bash -c 'exec 3<>"/dev/tcp/$1/7000"; while read -r <&3; do echo "$EPOCHREALTIME"; done' stream "$2" >>"$work/stream" 2>&1 &
 	await 10 stream_flows || fail "no TCP stream from $2 to $1"
 }
 

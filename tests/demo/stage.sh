@@ -75,7 +75,7 @@ stage_strike() {
 	trap - ERR
 	set +e
 	[[ -n $work ]] || return 0
-	for space in $(ip netns list | awk -v tag="$tag-" 'index($1, tag) == 1 {print $1}'); do
+	for space in $(ip netns list 2>/dev/null | awk -v tag="$tag-" 'index($1, tag) == 1 {print $1}'); do
 		pids=$(ip netns pids "$space")
 		# Grouped: bash would say "Killed" of its own ones as soon as it notices.
 		# shellcheck disable=SC2086  # one word per process
