@@ -319,8 +319,15 @@ impl Pass {
     ) -> Changes {
         let row_of = |key| desired.and_then(|desired| desired.row_of(key));
         let added: Vec<_> = self.added.iter().filter_map(row_of).collect();
+        let gone: BTreeSet<_> = self.revoked.values().map(|it| it.device_id).collect();
+        let (replaced, added): (Vec<_>, Vec<_>) =
+            added.into_iter().partition(|row| gone.contains(&row.device_id));
+        let stays: BTreeSet<_> = replaced.iter().map(|row| row.device_id).collect();
+        let revoked = self.revoked.values().filter(|it| !stays.contains(&it.device_id));
+        let revoked: Vec<_> = revoked.map(PeerName::from).collect();
         Changes {
-            revoked: NameList::of(self.revoked.values().map(PeerName::from)),
+            revoked: NameList::of(revoked.into_iter()),
+            replaced: NameList::of(replaced.into_iter().map(PeerName::of)),
             flows_cut: self.flows_cut,
             added: NameList::of(added.into_iter().map(PeerName::of)),
             policies: NameList::of(policies.values().cloned()),
