@@ -89,7 +89,7 @@ impl BarredBy {
         (Self::DEVICE_STATUS, DEVICE_NOT_ACTIVE),
         (Self::USER_INACTIVE, "user not active"),
         (Self::USER_DELETED, "user deleted"),
-        (Self::NOT_APPROVED, "device not approved"),
+        (Self::NOT_APPROVED, "device not approved (setting gateway.require_approval)"),
     ];
 
     /// The bits as `gatepost.snapshot_peers` returns them.

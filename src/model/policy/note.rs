@@ -83,7 +83,7 @@ impl fmt::Display for PolicyNote {
             ),
             Flaw::UnknownTargetType { target_type, target_id } => write!(
                 f,
-                "target {target_id} has type {}, which aims at nobody: use user, device or group",
+                "target {target_id} has type {}, which aims at no device: use user, device or group",
                 Quoted(target_type)
             ),
             Flaw::UnknownEffect { effect } => {
@@ -158,7 +158,7 @@ mod tests {
                 r#"policy "a\nb": has effect "Permit", so it denies: use allow or deny"#,
                 r#"policy "a\nb": has neither a destination nor full_tunnel, so it decides nothing: add a row to policy_destinations"#,
                 r#"policy "a\nb": names group 00000000-0000-0000-0000-000000000007, which does not exist: delete that row of policy_targets"#,
-                r#"policy "a\nb": target 00000000-0000-0000-0000-000000000007 has type "role", which aims at nobody: use user, device or group"#,
+                r#"policy "a\nb": target 00000000-0000-0000-0000-000000000007 has type "role", which aims at no device: use user, device or group"#,
             ]
         );
     }
