@@ -48,6 +48,8 @@ fn device_added_by_the_scripts_connects_and_reaches_what_policies_allow() {
 
     psql(&lab, &["-v", &format!("key={}", lab.client("other").key)], "rotate-key.sql");
     eventually("the old key is refused", || !alice.reaches(GATEWAY_TUNNEL));
+    eventually("the journal tells of a key", || lab.log().contains("key replaced: alice/laptop"));
+    assert!(!lab.log().contains("revoked: "), "{}", lab.log());
 }
 
 /// Runs a script for alice's laptop as the database's owner, and returns what it prints.
