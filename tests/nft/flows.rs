@@ -4,9 +4,9 @@ use std::num::NonZeroU32;
 
 use gatepost::model::{FirewallBase, Masquerade, ProfileId};
 
-use super::network::{LAN4, LAN6, connect, serve, within};
+use super::network::{GATEWAY4, GATEWAY6, LAN4, LAN6, connect, pings, serve, within};
 use super::packets::{network, nothing, numbered, world};
-use super::raw::{Ear, send, udp};
+use super::raw::{Ear, ip, send, udp};
 use super::table::{base, profile};
 
 #[test]
@@ -44,6 +44,37 @@ fn address_that_cannot_be_counted_opens_no_flow() {
         assert!(connect(&network.alice, to, 80).unwrap().echoes(), "{to}: which opens more");
         assert!(first.echoes(), "{to}: an open flow goes on");
     }
+}
+
+/// A ping of the gateway is always answered, but each number that pings have opens a flow.
+#[test]
+fn pings_of_the_gateway_count_as_flows() {
+    const MOST: u16 = 5;
+    let flows_per_address = NonZeroU32::new(MOST.into());
+    let base = FirewallBase { flows_per_address, ..base() };
+    let network = network(&base, &world(nothing(), nothing()));
+    for (alice, gateway, replies) in [
+        ("10.64.0.2", GATEWAY4, "icmp type echo-reply"),
+        ("fd64::2", GATEWAY6, "icmpv6 type echo-reply"),
+    ] {
+        let answered = (0..3 * MOST).filter(|number| {
+            let ear = Ear::new(&network.alice, replies);
+            send(&network.alice, gateway, &echo(alice, gateway, *number));
+            ear.hears()
+        });
+        assert_eq!(answered.count(), usize::from(MOST), "{alice}");
+        assert!(pings(&network.bob, gateway), "{alice}: the other peer");
+    }
+}
+
+fn echo(from: &str, to: &str, number: u16) -> Vec<u8> {
+    let (ip, mut bytes) = (ip(from, to), Vec::new());
+    let written = match to.contains(':') {
+        true => ip.icmpv6_echo_request(number, 1).write(&mut bytes, b"ping"),
+        false => ip.icmpv4_echo_request(number, 1).write(&mut bytes, b"ping"),
+    };
+    written.unwrap();
+    bytes
 }
 
 /// The limit counts addresses, not peers.

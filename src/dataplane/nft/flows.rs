@@ -17,7 +17,12 @@ const CONNLIMIT_FLAGS: u16 = 2;
 
 /// New flows from peers go to the chain `flow_limits`.
 pub fn limited(base: &FirewallBase) -> Vec<Rule> {
-    let new = [ct_state(NEW), iif(Cmp::Eq, base), vec![verdict(&Verdict::Jump(LIMITS))]].concat();
+    limited_among(base, iif(Cmp::Eq, base))
+}
+
+/// New flows that are among these go to the chain `flow_limits`.
+pub fn limited_among(base: &FirewallBase, asked: Rule) -> Vec<Rule> {
+    let new = [ct_state(NEW), asked, vec![verdict(&Verdict::Jump(LIMITS))]].concat();
     base.flows_per_address.map(|_| new).into_iter().collect()
 }
 

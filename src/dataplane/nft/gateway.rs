@@ -11,6 +11,7 @@ use super::expr::{
     Base, Cmp, Ct, Direction, Expr, Rule, Verdict, cmp, ct, ct_set, load, mask, payload, verdict,
 };
 use super::fib::{Asked, BROADCAST, LOCAL, MULTICAST, is_kind};
+use super::flows::limited_among;
 use super::gate;
 use super::name::{Family, ICMP_OUT, INBOUND, JUDGE, OPENED, OPENINGS, PASSED};
 use super::packet::{drop_in_vrf, iif, in_no_vrf, oif};
@@ -30,12 +31,10 @@ pub fn input(base: &FirewallBase) -> Vec<Rule> {
     let elsewhere = |asked| [iif(Cmp::Neq, base), asked, accept()].concat();
     let mut rules = vec![elsewhere(in_no_vrf()), drop_in_vrf(base), elsewhere(vec![])];
     rules.extend(base.gate.map(gate::clear_mark));
-    rules.extend([
-        ping(Family::V4),
-        ping(Family::V6),
-        drop_invalid(),
-        [direction(Direction::Original), goto(JUDGE)].concat(),
-    ]);
+    // A ping is always answered, but each number of one opens a flow.
+    rules.extend(Family::BOTH.into_iter().flat_map(|family| limited_among(base, echo(family))));
+    rules.extend(Family::BOTH.map(ping));
+    rules.extend([drop_invalid(), [direction(Direction::Original), goto(JUDGE)].concat()]);
     if base.gateway_opens.is_some() {
         rules.push([opened_here(), goto(OPENED)].concat());
     }
@@ -155,14 +154,17 @@ pub fn former_input(base: &FirewallBase) -> Vec<Rule> {
     rules
 }
 
-/// An echo request to an address that the interface itself has.
 fn ping(family: Family) -> Rule {
+    [echo(family), accept()].concat()
+}
+
+/// An echo request to an address that the interface itself has.
+fn echo(family: Family) -> Rule {
     let echo_request = match family {
         Family::V4 => 8,
         Family::V6 => 128,
     };
-    let here = is_kind(Asked::DestinationHere, LOCAL);
-    [icmp_type(family, Cmp::Eq, echo_request), here, accept()].concat()
+    [icmp_type(family, Cmp::Eq, echo_request), is_kind(Asked::DestinationHere, LOCAL)].concat()
 }
 
 fn opened_here() -> Rule {

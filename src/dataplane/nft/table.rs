@@ -79,6 +79,7 @@
 //!   meta sdif != 0 meta sdifname w counter drop
 //!   iifname != w accept
 //!   meta mark set mark & ~B                                   # gate
+//!   ct state new icmp type echo-request fib daddr . iif type local jump flow_limits    # flows_per_address
 //!   icmp type echo-request fib daddr . iif type local accept  # and ICMPv6
 //!   ct state invalid,untracked counter drop
 //!   ct direction original goto judge

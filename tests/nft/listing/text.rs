@@ -48,8 +48,8 @@ fn marked(mark: MarkBit) -> String {
     format!("meta mark set meta mark | {:#x}", mark.bits())
 }
 
-/// The sets of open flows, and the rules that limit them.
-fn flows(most: NonZeroU32) -> (String, String, &'static str) {
+/// The sets of open flows, the rules that limit them, and those that lead there.
+fn flows(most: NonZeroU32) -> (String, String, [&'static str; 2]) {
     let set = |family| {
         format!("set flows{family} {{ type ipv{family}_addr; size 1048576; flags dynamic; }}\n")
     };
@@ -59,8 +59,12 @@ fn flows(most: NonZeroU32) -> (String, String, &'static str) {
              {ip} saddr != @flows{family} counter goto deny\n"
         )
     };
-    let jump = "ct state new iifname wg0 jump flow_limits";
-    (set(4) + &set(6), rule(4, "ip") + &rule(6, "ip6"), jump)
+    let jumps = [
+        "ct state new iifname wg0 jump flow_limits",
+        "ct state new icmp type echo-request fib daddr . iif type local jump flow_limits
+         ct state new icmpv6 type echo-request fib daddr . iif type local jump flow_limits",
+    ];
+    (set(4) + &set(6), rule(4, "ip") + &rule(6, "ip6"), jumps)
 }
 
 fn openings(opens: &Openings) -> String {
@@ -101,7 +105,8 @@ fn deny_log(NflogGroup(group): NflogGroup) -> (&'static str, String) {
 /// The fixed part in nft's language, with `more` sets, maps and chains and these `sites`.
 pub fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String {
     let (log_sets, log_rules) = base.deny_log.map(deny_log).unwrap_or_default();
-    let (flow_sets, flows, limited) = base.flows_per_address.map(flows).unwrap_or_default();
+    let (flow_sets, flows, [limited, limited_pings]) =
+        base.flows_per_address.map(flows).unwrap_or_default();
     let inbound = match base.allow_inbound {
         true => {
             "ct state new tcp flags & (fin | syn | rst | ack) != syn counter goto deny
@@ -262,6 +267,7 @@ pub fn text(base: &FirewallBase, peers: &str, sites: &str, more: &str) -> String
             meta sdif != 0 meta sdifname "wg0" counter drop
             iifname != "wg0" accept
             {unmark}
+            {limited_pings}
             icmp type echo-request fib daddr . iif type local accept
             icmpv6 type echo-request fib daddr . iif type local accept
             ct state invalid,untracked counter drop
