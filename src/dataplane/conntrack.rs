@@ -14,6 +14,7 @@ use super::netlink::{
 use crate::plan::CutArea;
 
 // include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
+const CT_NEW: u16 = 0x100;
 const CT_GET: u16 = 0x101;
 const CT_DELETE: u16 = 0x102;
 const CTA_TUPLE_ORIG: u16 = 1;
@@ -21,6 +22,7 @@ const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V6_SRC: u16 = 3;
+const CTA_TIMEOUT: u16 = 7;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
 const FILTER_ORIG_FLAGS: u16 = 1;
@@ -37,6 +39,8 @@ const TRACKED: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 /// 500,000; with few flows the walk itself costs as much as the copy.
 const MOST_ADDRESSES: usize = 3;
 const LEAST_FLOWS: usize = 16_384;
+/// How often a flow in a flowtable is ended: the kernel may give it more time just then.
+const ENDING_TRIES: u32 = 3;
 
 /// Deletes tracked flows, and remembers how the kernel lets them be found.
 #[derive(Debug, Default)]
@@ -75,9 +79,11 @@ impl Flows {
         for (family, prefixes, filter) in families.filter(|(_, it, _)| !it.is_empty()) {
             let found = find(&mut channel, family, (prefixes, area), filter)?;
             cut.listed += found.listed;
-            let deletions = found.deletions.iter().map(|body| Encoded { kind: CT_DELETE, body });
-            let acks = channel.transact(deletions.map(Request::new))?;
-            acks.into_iter().try_for_each(|ack| cut.count(ack))?;
+            let mut held = cut.delete(&mut channel, found.deletions.into_iter().collect())?;
+            for _ in 0..ENDING_TRIES {
+                held = cut.end(&mut channel, held)?;
+            }
+            cut.offloaded += held.len();
         }
         Ok(cut)
     }
@@ -100,24 +106,58 @@ pub fn lists_flows() -> Result<bool, NetlinkError> {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
     pub flows: usize,
-    /// How many are in a flowtable that another program made. It takes their packets past every rule
-    /// and keeps their entries. Without a peer to reach, they end by themselves.
+    /// How many are left in a flowtable that another program made, which takes their packets past every
+    /// rule. Without a peer to reach, they end by themselves.
     pub offloaded: usize,
     /// How many the kernel listed for them to be found.
     pub listed: usize,
 }
 
 impl Cut {
-    /// Counts a flow by the ack of its deletion.
-    fn count(&mut self, ack: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    /// Deletes flows, and returns the deletions of those that a flowtable holds.
+    fn delete(
+        &mut self,
+        channel: &mut Channel,
+        deletions: Vec<Vec<u8>>,
+    ) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let requests = deletions.iter().map(|body| Encoded { kind: CT_DELETE, body });
+        let acks = channel.transact(requests.map(Request::new))?;
+        let mut held = Vec::new();
+        for (deletion, ack) in deletions.into_iter().zip(acks) {
+            held.extend(self.count(ack)?.then_some(deletion));
+        }
+        Ok(held)
+    }
+
+    /// Ends flows that a flowtable holds, and returns the deletions of those that it still holds. The kernel
+    /// refuses to delete them, and deletes those whose time is over when it looks them up. From then on
+    /// the flowtable takes no packet of them (`flow_offload_lookup` in nf_flow_table_core.c).
+    fn end(
+        &mut self,
+        channel: &mut Channel,
+        held: Vec<Vec<u8>>,
+    ) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let mut expiries = held.clone();
+        expiries.iter_mut().for_each(|expiry| put(expiry, CTA_TIMEOUT, &0u32.to_be_bytes()));
+        let requests = expiries.iter().map(|body| Encoded { kind: CT_NEW, body });
+        // What this does not end is still held, or gone already.
+        channel.transact(requests.map(Request::new))?;
+        let ended = self.flows + held.len();
+        let left = self.delete(channel, held)?;
+        self.flows = ended - left.len();
+        Ok(left)
+    }
+
+    /// Counts a flow by the ack of its deletion, and returns whether a flowtable holds it.
+    fn count(&mut self, ack: Result<(), NetlinkError>) -> Result<bool, NetlinkError> {
         match ack.as_ref().map_err(NetlinkError::refusal) {
             Ok(()) => self.flows += 1,
             // It ended by itself since it was listed.
             Err(Some(Errno::ENOENT)) => {}
-            Err(Some(Errno::EBUSY)) => self.offloaded += 1,
-            Err(_) => return ack,
+            Err(Some(Errno::EBUSY)) => return Ok(true),
+            Err(_) => return ack.map(|()| false),
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -347,14 +387,14 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_that_could_not_be_cut_is_an_error_unless_it_ends_with_its_peer() {
+    fn a_flow_that_could_not_be_cut_is_an_error_unless_a_flowtable_holds_it() {
         let refused = |errno| Err(NetlinkError::Refused { errno, message: String::new() });
         let mut cut = Cut::default();
-        assert_eq!(cut.count(Ok(())), Ok(()));
-        assert_eq!(cut.count(refused(Errno::ENOENT)), Ok(()), "it ended in between");
-        assert_eq!(cut.count(refused(Errno::EBUSY)), Ok(()));
-        assert_eq!(cut.count(refused(Errno::EPERM)), refused(Errno::EPERM));
-        assert_eq!(cut, Cut { flows: 1, offloaded: 1, listed: 0 });
+        assert_eq!(cut.count(Ok(())), Ok(false));
+        assert_eq!(cut.count(refused(Errno::ENOENT)), Ok(false), "it ended in between");
+        assert_eq!(cut.count(refused(Errno::EBUSY)), Ok(true), "a flowtable holds it");
+        assert!(cut.count(refused(Errno::EPERM)).is_err());
+        assert_eq!(cut, Cut { flows: 1, ..Cut::default() });
     }
 
     #[test]

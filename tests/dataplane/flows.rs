@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 
 use gatepost::dataplane::Backend;
 use gatepost::plan::Step;
 
+use crate::engine::eventually;
 use crate::netns::Netns;
 use crate::rig::{Gateway, interface, key, peer};
 use crate::runner::Test;
@@ -19,6 +21,7 @@ pub const TESTS: &[Test] = &[
         "flows_and_sockets_of_another_link_within_the_prefix_of_a_site_are_left_alone",
         within_a_site_of_another_link,
     ),
+    ("flows_in_a_flowtable_of_another_program_are_cut", in_a_flowtable),
 ];
 
 const SERVER: &str = "fd02::1";
@@ -154,6 +157,75 @@ fn within_a_site_of_another_link(backend: Backend) {
         assert!(cut_site(&mut gateway) >= 1, "without that link the site has the whole prefix");
         assert!(database.write_all(b"x").is_err());
     });
+}
+
+/// A flowtable that only has the device of the LAN takes what the LAN sends to a peer past every rule.
+fn in_a_flowtable(backend: Backend) {
+    const FLOWTABLE: &str = "table inet t { flowtable fast { hook ingress priority 0; devices = { lan }; } \
+        chain c { type filter hook forward priority 0; flow add @fast; }; }";
+    let [netns, client, lan] = ["Bg", "Bo", "Bl"].map(Netns::new);
+    netns.plug("peer", &client);
+    netns.plug("lan", &lan);
+    for (host, link, number, other) in [(&client, "peer", 7, 8), (&lan, "lan", 8, 7)] {
+        for (network, length) in [("10.x.0.", 24), ("fd0x::", 64)] {
+            let network = |number: u8| network.replace('x', &number.to_string());
+            netns.exec(&format!("ip address add {}1/{length} dev {link} nodad", network(number)));
+            host.exec(&format!("ip address add {}2/{length} dev {link} nodad", network(number)));
+            host.exec(&format!(
+                "ip route add {}0/{length} via {}1",
+                network(other),
+                network(number)
+            ));
+        }
+    }
+    netns.exec("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    let load =
+        |text: &str| netns.enter(|| Command::new("nft").arg(text).status().unwrap().success());
+    if !load(FLOWTABLE) {
+        return println!("this kernel has no flowtables");
+    }
+    for (holder, server, prefix) in
+        [("10.7.0.2", "10.8.0.2", "10.7.0.2/32"), ("fd07::2", "fd08::2", "fd07::2/128")]
+    {
+        let (ear, server) = (client.enter(|| listening(holder)), lan.enter(|| listening(server)));
+        let (to, back) = (server.local_addr().unwrap(), ear.local_addr().unwrap());
+        eventually("the flow is in the flowtable", || {
+            ear.send_to(b"x", to).unwrap();
+            let asked = server.recv(&mut [0; 9]).is_ok();
+            server.send_to(b"x", back).unwrap();
+            asked && ear.recv(&mut [0; 9]).is_ok() && netns.enter(offloaded) == 1
+        });
+        netns.exec("nft insert rule inet t c drop");
+        server.send_to(b"past every rule", back).unwrap();
+        eventually("a packet passes the rule that drops all", || ear.recv(&mut [0; 32]).is_ok());
+        netns.enter(|| {
+            let mut gateway = Gateway::open(interface(), backend);
+            let prefixes = [prefix.parse().unwrap()].into();
+            let outcome = gateway.apply(vec![Step::CutFlows { prefixes }]);
+            assert_eq!((outcome.applied, outcome.refused.len()), (1, 0), "{outcome:?}");
+            assert_eq!((outcome.flows_cut, offloaded()), (1, 0), "{holder}: {outcome:?}");
+        });
+        for _ in 0..50 {
+            server.send_to(b"too late", back).unwrap();
+        }
+        // It goes the same way, and behind all of that.
+        lan.exec("ping -nqc 1 10.8.0.1");
+        assert!(ear.recv(&mut [0; 32]).is_err(), "{holder}: a packet passed after the cut");
+        netns.exec("nft flush chain inet t c");
+        netns.exec("nft add rule inet t c flow add @fast");
+    }
+}
+
+fn listening(address: &str) -> UdpSocket {
+    let socket = UdpSocket::bind((address, 7000)).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    socket
+}
+
+/// How many flows of this thread's namespace are in a flowtable.
+fn offloaded() -> usize {
+    let listed = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+    listed.lines().filter(|flow| flow.contains("[OFFLOAD]")).count()
 }
 
 /// How many flows this address has opened, by the kernel's list of this thread's namespace.

@@ -47,8 +47,8 @@ fn note_cut(cut: Cut, outcome: &mut Outcome) {
     if cut.offloaded > 0 {
         warn!(
             flows = cut.offloaded,
-            "a flowtable of another program lets {} pass every rule until the end: `nft list \
-             flowtables` shows it; leave our interface out of it",
+            "a flowtable of another program lets {} pass every rule until the end: `gatepost check` names \
+             it; let no rule add flows of our interface to it",
             count(cut.offloaded, "flow")
         );
     }
