@@ -1,7 +1,7 @@
 //! Which chains of other programs drop our packets.
 
 use gatepost::dataplane::nft::{
-    ForeignDrop, Hook, Lost, Manager, Nft, Packets, flowtables_of, foreign_drops, foreign_rules,
+    ForeignDrop, Hook, Lost, Manager, Nft, Packets, flowtables, foreign_drops, foreign_rules,
 };
 
 use super::netns::Netns;
@@ -398,21 +398,50 @@ fn nothing_is_said_of_rules_that_drop_no_packet_of_ours() {
 
 /// Not every kernel has flowtables; that of the guest does.
 #[test]
-fn flowtable_over_our_link_is_found() {
+fn flowtables_that_packets_of_ours_go_by_are_found() {
     let netns = Netns::new();
     netns.enter();
     netns.run("ip link add gatepost0 type bridge; ip link add other type bridge");
-    let flowtable = |name: &str, links: &str| {
+    let theirs = |links: &str, rule: &str| {
         format!(
-            "table inet theirs {{ flowtable {name} {{ hook ingress priority 0; devices = {{ {links} }}; }} }}"
+            "table inet theirs\ndelete table inet theirs\ntable inet theirs {{
+               flowtable fast {{ hook ingress priority 0; devices = {{ {links} }};
+               }}
+               chain it {{ type filter hook forward priority 0; {rule}
+               }}
+             }}"
         )
     };
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), flowtable("both", "gatepost0, other")).unwrap();
+    std::fs::write(file.path(), theirs("other", "")).unwrap();
     if !netns.succeeds(&format!("nft -f {}", file.path().display())) {
         return println!("this kernel has no flowtables");
     }
-    netns.load(&flowtable("another", "other"));
-    let found = flowtables_of(&"gatepost0".parse().unwrap()).unwrap();
-    assert_eq!(found, ["inet theirs both"]);
+    let found = |links: &str, rule: &str| {
+        netns.load(&theirs(links, rule));
+        let found = flowtables(&"gatepost0".parse().unwrap()).unwrap();
+        let said = found.iter().map(|it| (it.to_string(), it.has_ours, it.takes_ours));
+        said.collect::<Vec<_>>()
+    };
+    let it = |has_ours, takes_ours| vec![("inet theirs fast".to_owned(), has_ours, takes_ours)];
+    assert_eq!(found("other", ""), []);
+    assert_eq!(found("gatepost0, other", ""), it(true, false));
+    for rule in [
+        "flow add @fast",
+        "ct state established flow add @fast",
+        "ip protocol { tcp, udp } flow add @fast",
+        "oifname gatepost0 flow add @fast",
+        "iifname gatepost0 oifname gatepost0 flow add @fast",
+        "iifname other accept; flow add @fast",
+    ] {
+        assert_eq!(found("other", rule), it(false, true), "{rule}");
+        assert_eq!(found("gatepost0, other", rule), it(true, true), "{rule}");
+    }
+    for rule in [
+        "iifname != gatepost0 oifname != gatepost0 flow add @fast",
+        "iifname other oifname other2 flow add @fast",
+        "iifname gatepost0 accept; oifname gatepost0 accept; flow add @fast",
+    ] {
+        assert_eq!(found("other", rule), [], "{rule}");
+    }
 }

@@ -4,6 +4,7 @@
 mod condition;
 mod extension;
 mod fate;
+mod flowtable;
 mod hook;
 mod reader;
 mod rules;
@@ -17,14 +18,14 @@ use super::dump::at_one_generation;
 use super::error::NftError;
 use super::name::TABLE;
 use super::socket::NftSocket;
-use super::sys::{NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flowtable, msg, verdict};
-use crate::dataplane::netlink::{Attribute, Attributes, NetlinkError};
+use super::sys::{NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, verdict};
 use crate::model::InterfaceName;
 
 use reader::{ForeignTable, Reader};
 use walk::Walk;
 
 pub use fate::{Fate, Lost};
+pub use flowtable::{Flowtable, flowtables};
 pub use hook::Hook;
 pub use rules::{ForeignRules, foreign_rules, ways};
 pub use way::{Datagrams, Link, Named, Way};
@@ -88,40 +89,6 @@ pub fn foreign_drops(
 ) -> Result<Vec<ForeignDrop>, NftError> {
     let read = |socket: &mut NftSocket| read(&mut Reader { socket }, interface, listen_port);
     Ok(at_one_generation(&mut NftSocket::open()?, read)?.0)
-}
-
-/// The flowtables that our interface is in, in words. Their flows pass no rule of ours.
-///
-/// # Errors
-/// As [`foreign_drops`].
-pub fn flowtables_of(interface: &InterfaceName) -> Result<Vec<String>, NftError> {
-    let read = |socket: &mut NftSocket| {
-        let mut found = Vec::new();
-        for (number, family) in FAMILIES {
-            let tables = socket.dump_of(number, msg::GETFLOWTABLE, &[], |tables, flowtable| {
-                add_flowtable(tables, flowtable, interface)
-            })?;
-            found.extend(tables.into_iter().map(|name| format!("{family} {name}")));
-        }
-        Ok(found)
-    };
-    Ok(at_one_generation(&mut NftSocket::open()?, read)?.0)
-}
-
-fn add_flowtable(
-    tables: &mut Vec<String>,
-    found: Attributes<'_>,
-    interface: &InterfaceName,
-) -> Result<(), NetlinkError> {
-    let devices = found.find_in(&[flowtable::HOOK, flowtable::HOOK_DEVICES])?;
-    for device in devices.into_iter().flat_map(Attribute::nested) {
-        let device = device?;
-        if device.kind == flowtable::DEVICE_NAME && device.text_lossy() == interface.as_str() {
-            let (table, name) = (found.require(flowtable::TABLE)?, found.require(flowtable::NAME)?);
-            tables.push(format!("{} {}", table.text_lossy(), name.text_lossy()));
-        }
-    }
-    Ok(())
 }
 
 fn read(

@@ -71,8 +71,8 @@ pub use difference::Difference;
 pub use dump::Counter;
 pub use error::NftError;
 pub use foreign::{
-    Datagrams, Fate, ForeignDrop, ForeignRules, Hook, Link, Lost, Manager, Named, Packets, Way,
-    flowtables_of, foreign_drops, foreign_rules, lost_at, ways,
+    Datagrams, Fate, Flowtable, ForeignDrop, ForeignRules, Hook, Link, Lost, Manager, Named,
+    Packets, Way, flowtables, foreign_drops, foreign_rules, lost_at, ways,
 };
 pub use monitor::{ForeignChange, NftEvent, NftMonitor};
 pub use name::TABLE;

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use gatepost::dataplane::nft::{
-    ForeignDrop, ForeignRules, Manager, NftError, flowtables_of, foreign_drops, foreign_rules,
-    keeps_owned_tables, labels_flows,
+    Flowtable, ForeignDrop, ForeignRules, Manager, NftError, flowtables, foreign_drops,
+    foreign_rules, keeps_owned_tables, labels_flows,
 };
 use gatepost::dataplane::{host_routing, lists_flows, networkd, networks_of_other_links};
 use gatepost::model::{BlockList, GatewayId, HostRouting, InterfaceName, KeyText, PublicKey};
@@ -48,7 +48,7 @@ pub struct Facts {
     /// The rules of `iptables-legacy`, as far as they can be read.
     pub legacy: Vec<LegacyRules>,
     /// Flowtables of other programs that the interface is in.
-    pub flowtables: Result<Vec<String>, NftError>,
+    pub flowtables: Result<Vec<Flowtable>, NftError>,
     /// Whether tracked flows can be listed. `None`: unknown.
     pub lists_flows: Option<bool>,
     /// Whether this kernel labels flows. `None`: unknown.
@@ -163,7 +163,7 @@ pub fn gather(config: &Config) -> Result<Facts, CommandError> {
         networks: networks_of_other_links(&config.interface.name).unwrap_or_default(),
         foreign_drops: foreign_drops(&config.interface.name, listen_port),
         foreign_rules: foreign_rules(&config.interface.name, listen_port),
-        flowtables: flowtables_of(&config.interface.name),
+        flowtables: flowtables(&config.interface.name),
         lists_flows: lists_flows().ok(),
         labels_flows: labels_flows().ok(),
         keeps_owned_tables: keeps_owned_tables().ok(),

@@ -1,6 +1,8 @@
 //! Findings about the firewalls of other programs. Pure.
 
-use gatepost::dataplane::nft::{ForeignDrop, ForeignRules, Hook, Lost, Manager, NftError, Packets};
+use gatepost::dataplane::nft::{
+    Flowtable, ForeignDrop, ForeignRules, Hook, Lost, Manager, NftError, Packets,
+};
 use gatepost::model::{Gate, InterfaceName};
 use gatepost::plan::gate;
 
@@ -60,7 +62,15 @@ fn unread(what: &str, error: &NftError) -> Finding {
     Finding::note("firewall", text, "run this command as root, or once more")
 }
 
-fn flowtable(link: &InterfaceName, found: &str) -> Finding {
+fn flowtable(link: &InterfaceName, found: &Flowtable) -> Finding {
+    if found.takes_ours {
+        let text = format!(
+            "a rule adds flows of peers to flowtable {found}, and they pass every rule until their peer is \
+             removed"
+        );
+        let remedy = format!("write iifname != {link} oifname != {link} before `flow add` there");
+        return Finding::warning("firewall", text, remedy);
+    }
     let text =
         format!("flowtable {found} holds {link}, and its flows pass every rule until they end");
     Finding::warning("firewall", text, format!("take {link} out of the flowtable's devices"))

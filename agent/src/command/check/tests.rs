@@ -6,7 +6,7 @@ mod running;
 use std::io;
 
 use gatepost::dataplane::NetlinkError;
-use gatepost::dataplane::nft::{Manager, NftError};
+use gatepost::dataplane::nft::{Flowtable, Manager, NftError};
 use gatepost::model::psk::PskKeys;
 use gatepost::model::{BlockList, FailClosed, GatewayId, HostRouting, PublicKey};
 use gatepost::reconcile::status::{State, Status};
@@ -239,12 +239,23 @@ fn what_guards_the_table_itself_is_noted() {
     );
 }
 
+/// One that holds our interface.
+fn flowtable(takes_ours: bool) -> Flowtable {
+    let (table, name) = ("filter".into(), "fast".into());
+    Flowtable { family: "inet", table, name, has_ours: true, takes_ours }
+}
+
 #[test]
 fn each_fault_of_the_host_has_its_remedy() {
     type Change = fn(&mut Config, &mut Facts);
-    let cases: [(Change, &str); 14] = [
+    let cases: [(Change, &str); 15] = [
         (
-            |_, facts| facts.flowtables = Ok(vec!["inet filter fast".into()]),
+            |_, facts| facts.flowtables = Ok(vec![flowtable(true)]),
+            "firewall: a rule adds flows of peers to flowtable inet filter fast, and they pass every rule until \
+             their peer is removed -> write iifname != gatepost0 oifname != gatepost0 before `flow add` there",
+        ),
+        (
+            |_, facts| facts.flowtables = Ok(vec![flowtable(false)]),
             "firewall: flowtable inet filter fast holds gatepost0, and its flows pass every rule until they \
              end -> take gatepost0 out of the flowtable's devices",
         ),

@@ -54,6 +54,7 @@ const LOOKUP_FLAGS: u16 = 5;
 const BITWISE_MASK: u16 = 4;
 const IMMEDIATE_DATA: u16 = 2;
 const TARGET_NAME: u16 = 1;
+const FLOWTABLE_NAME: u16 = 1;
 
 /// The rules that drop some packets of ours, each by what it asks of them.
 pub struct Walk<'a, T> {
@@ -61,6 +62,8 @@ pub struct Walk<'a, T> {
     pub link: &'a str,
     /// In the order in which they were found.
     pub drops: Vec<String>,
+    /// The flowtables to which rules add some packets' flows.
+    pub flowtables: BTreeSet<String>,
     /// What is dropped without any condition is told, too.
     pub with_default: bool,
     /// Chains that were followed already this way: each is followed once for each kind of condition, and
@@ -128,8 +131,9 @@ impl Path {
 
 impl<'a, T: Table> Walk<'a, T> {
     pub fn new(table: &'a mut T, link: &'a str) -> Self {
-        let (drops, seen, found) = (Vec::new(), BTreeSet::new(), Found::default());
-        Self { table, link, drops, with_default: false, seen, found }
+        let (drops, flowtables) = (Vec::new(), BTreeSet::new());
+        let (seen, found) = (BTreeSet::new(), Found::default());
+        Self { table, link, drops, flowtables, with_default: false, seen, found }
     }
 
     /// Follows packets that go this way through a base chain. `drops`: its policy drops the rest.
@@ -191,6 +195,11 @@ impl<'a, T: Table> Walk<'a, T> {
                 }
                 "match" => matches_extension(expr, way),
                 "range" => in_range(loaded.as_ref(), way, expr),
+                "flow_offload" => {
+                    let name = expr.text(&[FLOWTABLE_NAME]);
+                    self.flowtables.extend(name.map(str::to_owned));
+                    continue;
+                }
                 "limit" | "quota" | "connlimit" | "osf" | "inner" => {
                     Match::Some(Ask::Other(expr.name().to_owned()))
                 }

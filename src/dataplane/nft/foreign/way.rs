@@ -34,6 +34,8 @@ impl Way {
     pub const FROM_PEERS: Self = Self::between(Link::Ours, Link::Another);
     /// What others send to peers through the gateway.
     pub const TO_PEERS: Self = Self::between(Link::Another, Link::Ours);
+    /// What peers send to each other.
+    pub const BETWEEN_PEERS: Self = Self::between(Link::Ours, Link::Ours);
     /// What peers send to the gateway itself.
     pub const TO_HOST: Self = Self::between(Link::Ours, Link::Absent);
     /// What the gateway itself sends to peers.
