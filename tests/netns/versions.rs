@@ -238,6 +238,10 @@ impl World {
             self.lab.relay.accept();
         }
         let ready_in = self.await_ready(&runs, version);
+        let rules = ["-4", "-6"]
+            .map(|family| self.lab.gateway.run("ip", &[family, "rule", "show", "protocol", "71"]));
+        let has_gate = rules.iter().any(|rules| !rules.is_empty());
+        assert_eq!(has_gate, version == Version::This, "{what}: {rules:?}");
         // What it opened under another table may stall, which CHANGELOG.md says.
         eventually("the gateway opens a flow to a peer", || self.gateway_reaches(&self.clients[0]));
         live.await_arrivals(&self.allowed, ROUNDS);
