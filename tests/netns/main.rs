@@ -19,6 +19,7 @@ mod end_to_end;
 mod explain;
 mod faults;
 mod first_user;
+mod flushed;
 mod gap;
 mod guard;
 mod hindered;

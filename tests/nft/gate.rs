@@ -181,6 +181,17 @@ fn gate_lets_everything_pass_that_the_table_allows() {
     assert!(marks.contains("meta mark set meta mark | 0x00001000"), "{marks}");
 }
 
+/// The kernel takes the hooks of a flushed table away one after the other, in this order, and packets pass
+/// meanwhile. Where the one that judges goes before the one that marks, the gate takes unjudged packets for judged ones.
+#[test]
+fn packets_are_not_marked_any_more_when_they_are_not_judged_any_more() {
+    let mut network = Network::new();
+    network.nft.apply(&load(&base(), &world(nothing(), nothing())), None).unwrap();
+    let listing = network.gateway.run("nft list table inet gatepost");
+    let place = |chain: &str| listing.find(&format!("chain {chain} {{")).unwrap();
+    assert!(place("arrivals") < place("forward"), "{listing}");
+}
+
 /// What decides whether the gate may be in force is true of the kernel.
 #[test]
 fn what_the_gate_depends_on_is_read() {
