@@ -108,6 +108,24 @@ begin
     execute made;
 end $migration$;
 
+-- What was withdrawn since the cursor, in both forms of the function.
+do $migration$
+declare
+    edited regprocedure;
+    made text;
+begin
+    foreach edited in array array['gatepost.marks(text, text)', 'gatepost.marks(text, text, text)']::regprocedure[] loop
+        made := replace(
+            pg_get_functiondef(edited), 'case when since_epoch = gatepost.epoch(',
+            'case when gatepost.continued(since_epoch) = gatepost.epoch('
+        );
+        if made not like '%continued(since_epoch)%' then
+            raise exception '% is not as expected', edited;
+        end if;
+        execute made;
+    end loop;
+end $migration$;
+
 revoke execute on all functions in schema gatepost from public;
 
 reset role;

@@ -149,7 +149,7 @@ impl Machine {
                 }
             }
             Event::PeersAsked => self.mirror.peers_asked(now.instant),
-            Event::Hosts(hosts) => self.outbox.hosts(hosts),
+            Event::Hosts(hosts) => self.outbox.hosts(hosts, now.instant),
             Event::Resync => {
                 self.source.want(ReadKind::Everything);
                 self.mirror.want_reading_for("resync asked for");

@@ -35,6 +35,8 @@ pub(super) struct Outbox {
     refusals: Vec<Refusal>,
     /// The other hosts of the gateway.
     hosts: Hosts,
+    /// When the database heard of this host last, and named the others.
+    heard_of_at: Option<Instant>,
 }
 
 /// The report that is being written.
@@ -55,6 +57,8 @@ pub(super) struct OutboxView<'a> {
     pub lost_reports: u64,
     pub refusals: &'a [Refusal],
     pub hosts: &'a Hosts,
+    /// When the database heard of this host last.
+    pub heard_of_at: Option<Instant>,
 }
 
 impl Outbox {
@@ -72,6 +76,7 @@ impl Outbox {
             lost: 0,
             refusals: Vec::new(),
             hosts: Hosts::default(),
+            heard_of_at: None,
         }
     }
 
@@ -86,6 +91,7 @@ impl Outbox {
             lost_reports: self.lost,
             refusals: &self.refusals,
             hosts: &self.hosts,
+            heard_of_at: self.heard_of_at,
         }
     }
 
@@ -119,8 +125,9 @@ impl Outbox {
     }
 
     /// Takes in which other hosts the gateway has. While one of them leads, it alone audits.
-    pub fn hosts(&mut self, hosts: Hosts) {
+    pub fn hosts(&mut self, hosts: Hosts, now: Instant) {
         self.hosts = hosts;
+        self.heard_of_at = Some(now);
     }
 
     pub const fn connected(&mut self) {
@@ -146,7 +153,7 @@ impl Outbox {
             self.ledger.unsynced();
         }
         if let Some(hosts) = &sent.hosts {
-            self.hosts(hosts.clone());
+            self.hosts(hosts.clone(), now);
         }
         self.lost += sent.lost.len() as u64;
         if sent.error.is_some() {

@@ -19,10 +19,13 @@ async fn world() -> (World, Cursor) {
     (world, cursor)
 }
 
-/// What this cursor leads to, and the next one.
+/// How many devices this cursor leads to, and the next cursor.
 async fn changed(world: &World, since: &Cursor) -> (usize, Cursor) {
     match world.read(since).await {
-        Read::Changed(rows, next) => (rows.peers.len(), next),
+        Read::Changed(rows, next) => {
+            assert_eq!(rows.marks.len(), rows.peers.len(), "no mark of before the cursor");
+            (rows.peers.len(), next)
+        }
         Read::Nothing(next, _) => (0, next),
         Read::Everything(why) => panic!("reads everything: {why}"),
     }

@@ -21,6 +21,9 @@ use crate::store::Attached;
 
 /// An agent that does not poll follows a bell that it hears within this time.
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
+/// A proof that was reported within this time says also that the host is there. With the time between two questions
+/// it is less than `gatepost.lease()`, after which another host leads.
+const HEARD_OF_WITHIN: Duration = Duration::from_secs(45);
 
 impl<D: Dataplane + 'static> Shell<D> {
     pub(super) fn stop_listening(&mut self) {
@@ -93,9 +96,12 @@ impl<D: Dataplane + 'static> Shell<D> {
     fn attach_after(&self, delay: Duration) {
         let Some(in_use) = self.in_use else { return };
         let (store, events) = (self.store.clone(), self.events.clone());
+        let heard_of_at = self.machine.view().heard_of_at();
+        let says_that_it_is_there =
+            heard_of_at.is_none_or(|at| at + HEARD_OF_WITHIN < clock::now().instant);
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            if let Ok(proven) = store.prove(None).await {
+            if says_that_it_is_there && let Ok(proven) = store.prove(None).await {
                 drop(events.send(Inner::Event(Event::Hosts(proven.hosts))));
             }
             match store.attach(in_use.mode == Mode::Listen).await {

@@ -99,6 +99,12 @@ impl View<'_> {
         self.source.hears_bell
     }
 
+    /// When the database heard of this host last.
+    #[must_use]
+    pub const fn heard_of_at(&self) -> Option<Instant> {
+        self.outbox.heard_of_at
+    }
+
     /// How often the agent asks for changes in poll mode; `None` in any other.
     #[must_use]
     pub const fn poll_interval(&self) -> Option<Duration> {
