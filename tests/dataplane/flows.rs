@@ -161,8 +161,10 @@ fn within_a_site_of_another_link(backend: Backend) {
 
 /// A flowtable that only has the device of the LAN takes what the LAN sends to a peer past every rule.
 fn in_a_flowtable(backend: Backend) {
-    const FLOWTABLE: &str = "table inet t { flowtable fast { hook ingress priority 0; devices = { lan }; } \
-        chain c { type filter hook forward priority 0; flow add @fast; }; }";
+    const FLOWTABLE: &str =
+        "table inet t { flowtable fast { hook ingress priority 0; devices = { lan }; }; }";
+    const RULE: &str =
+        "table inet t { chain c { type filter hook forward priority 0; flow add @fast; }; }";
     let [netns, client, lan] = ["Bg", "Bo", "Bl"].map(Netns::new);
     netns.plug("peer", &client);
     netns.plug("lan", &lan);
@@ -179,11 +181,13 @@ fn in_a_flowtable(backend: Backend) {
         }
     }
     netns.exec("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
-    let load =
-        |text: &str| netns.enter(|| Command::new("nft").arg(text).status().unwrap().success());
+    let load = |text: &str| {
+        netns.enter(|| Command::new("nft").arg(text).output().unwrap().status.success())
+    };
     if !load(FLOWTABLE) {
         return println!("this kernel has no flowtables");
     }
+    assert!(load(RULE));
     for (holder, server, prefix) in
         [("10.7.0.2", "10.8.0.2", "10.7.0.2/32"), ("fd07::2", "fd08::2", "fd07::2/128")]
     {

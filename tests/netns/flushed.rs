@@ -10,10 +10,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{Client, LAN_OTHER, LAN_SERVER, LAN_SERVER6, Lab, Space, eventually, policy_rows};
+use crate::lab::{
+    Backend, Client, LAN_OTHER, LAN_SERVER, LAN_SERVER6, Lab, Space, eventually, policy_rows,
+};
 
 const PORT: u16 = 7005;
 const SPACING: Duration = Duration::from_millis(1);
+/// More would keep an emulated processor from everything else.
+const SPACING_EMULATED: Duration = Duration::from_millis(20);
 const FLUSHES: usize = 5;
 /// How many datagrams are sent on each way around a flush.
 const EACH: usize = 20;
@@ -28,7 +32,7 @@ struct Way {
 }
 
 impl Way {
-    fn begin(from: &Space, to: &Space, address: &str) -> Self {
+    fn begin(spacing: Duration, from: &Space, (to, address): (&Space, &str)) -> Self {
         let to_address = SocketAddr::new(address.parse().unwrap(), PORT);
         let ear = to.within(|| UdpSocket::bind(to_address).unwrap());
         ear.set_nonblocking(true).unwrap();
@@ -41,7 +45,7 @@ impl Way {
                 // What is denied may be answered with an error.
                 let _ = socket.send_to(b"denied", to_address);
                 counter.fetch_add(1, Ordering::SeqCst);
-                thread::sleep(SPACING);
+                thread::sleep(spacing);
             }
         });
         let name = format!("{} to {address}", from.name());
@@ -74,15 +78,19 @@ impl Drop for Way {
 
 /// Peers to the LAN, the LAN to a peer, and peers to each other, in both families.
 fn every_way(lab: &Lab, alice: &Client, bob: &Client) -> Vec<Way> {
-    let to = |space, address: &str| Way::begin(&alice.space, space, address);
-    vec![
-        to(&lab.lan, LAN_SERVER),
-        to(&lab.lan, LAN_SERVER6),
-        Way::begin(&lab.lan, &alice.space, &alice.address),
-        Way::begin(&lab.lan, &alice.space, &alice.address6),
-        to(&bob.space, &bob.address),
-        to(&bob.space, &bob.address6),
-    ]
+    let spacing = match lab.backend {
+        Backend::Kernel => SPACING_EMULATED,
+        Backend::Userspace => SPACING,
+    };
+    let ways = [
+        (&alice.space, &lab.lan, LAN_SERVER),
+        (&alice.space, &lab.lan, LAN_SERVER6),
+        (&lab.lan, &alice.space, &alice.address),
+        (&lab.lan, &alice.space, &alice.address6),
+        (&alice.space, &bob.space, &bob.address),
+        (&alice.space, &bob.space, &bob.address6),
+    ];
+    ways.map(|(from, to, address)| Way::begin(spacing, from, (to, address))).into()
 }
 
 /// Waits until so many more were sent on each way.
