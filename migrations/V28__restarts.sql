@@ -98,11 +98,19 @@ comment on function gatepost.continued(text) is
 do $migration$
 declare
     present constant text := pg_get_functiondef('gatepost.all_changes(uuid, text, text)'::regprocedure);
+    after constant text := '    everything := gatepost.unusable(me, seen, since_epoch);
+';
     made text;
 begin
-    made := replace(present, 'epoch := since_epoch;', 'epoch := gatepost.continued(since_epoch);');
-    made := replace(made, 'gatepost.unusable(me, seen, since_epoch)', 'gatepost.unusable(me, seen, epoch)');
-    if made not like '%continued(since_epoch)%' or made not like '%unusable(me, seen, epoch)%' then
+    -- Most cursors are of this start.
+    made := replace(present, after, after || '    if everything is not null then
+        epoch := gatepost.continued(since_epoch);
+        if epoch <> since_epoch then
+            everything := gatepost.unusable(me, seen, epoch);
+        end if;
+    end if;
+');
+    if made = present then
         raise exception 'gatepost.all_changes() is not as expected';
     end if;
     execute made;
@@ -115,9 +123,9 @@ declare
     made text;
 begin
     foreach edited in array array['gatepost.marks(text, text)', 'gatepost.marks(text, text, text)']::regprocedure[] loop
-        made := replace(
-            pg_get_functiondef(edited), 'case when since_epoch = gatepost.epoch(',
-            'case when gatepost.continued(since_epoch) = gatepost.epoch('
+        made := regexp_replace(
+            pg_get_functiondef(edited), 'case when since_epoch = (gatepost\.epoch\(.*?\)) then',
+            'case when since_epoch = \1 or gatepost.continued(since_epoch) = \1 then'
         );
         if made not like '%continued(since_epoch)%' then
             raise exception '% is not as expected', edited;
