@@ -47,7 +47,7 @@ pub struct Facts {
     pub foreign_rules: Result<Vec<ForeignRules>, NftError>,
     /// The rules of `iptables-legacy`, as far as they can be read.
     pub legacy: Vec<LegacyRules>,
-    /// Flowtables of other programs that the interface is in.
+    /// Flowtables of other programs that hold the interface, or to which rules add its flows.
     pub flowtables: Result<Vec<Flowtable>, NftError>,
     /// Whether tracked flows can be listed. `None`: unknown.
     pub lists_flows: Option<bool>,
