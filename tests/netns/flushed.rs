@@ -1,6 +1,5 @@
 //! Another program flushes the ruleset while peers and the LAN send what no policy allows.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -115,9 +114,7 @@ fn nothing_came(ways: &[Way], when: &str) {
 fn lab() -> (Lab, Client, Client) {
     let lab = Lab::open();
     lab.write_config_with_heartbeat("10m", "[firewall]\nown_table = false");
-    let config = fs::read_to_string(lab.config()).unwrap();
-    let addresses = "[interface]\naddresses = [\"10.99.0.1/16\", \"fd99::1/64\"]\n";
-    fs::write(lab.config(), config.replace("[interface]\n", addresses)).unwrap();
+    lab.configure_interface("addresses = [\"10.99.0.1/16\", \"fd99::1/64\"]\n");
     lab.lan.ip(&["route add 10.99.0.0/16 via 10.20.0.1", "route add fd99::/64 via fd20::1"]);
     lab.gateway.run("sysctl", &["-qw", "net.ipv4.conf.all.src_valid_mark=1"]);
     let clients = ["alice", "bob"].map(|name| lab.client(name));

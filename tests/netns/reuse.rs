@@ -1,6 +1,5 @@
 //! An address changes hands: its new holder receives no packet of the old holder's flows.
 
-use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -14,7 +13,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::lab::{Client, GATEWAY_TUNNEL, LAN_SERVER, Lab, eventually, policy_rows};
+use crate::lab::{Agent, Client, GATEWAY_TUNNEL, LAN_SERVER, Lab, eventually, policy_rows};
 
 const TUNNEL6: &str = "fd99::1";
 const SERVER_PORT: u16 = 7002;
@@ -49,10 +48,7 @@ fn new_holder_of_an_address_receives_nothing_that_services_of_the_gateway_send_t
 fn services_go_on(restarted: bool) {
     let lab = Lab::open();
     lab.write_config("");
-    let config = fs::read_to_string(lab.config()).unwrap();
-    let addresses =
-        format!("[interface]\naddresses = [\"{GATEWAY_TUNNEL}/16\", \"{TUNNEL6}/64\"]\n");
-    fs::write(lab.config(), config.replace("[interface]\n", &addresses)).unwrap();
+    lab.configure_interface(&format!("addresses = [\"{GATEWAY_TUNNEL}/16\", \"{TUNNEL6}/64\"]\n"));
     let (carol, dave) = (lab.client("carol"), lab.client("dave"));
     for client in [&carol, &dave] {
         lab.database.exec(&client.rows());
@@ -82,14 +78,7 @@ fn services_go_on(restarted: bool) {
         carol.address6,
         dave.key
     );
-    let _agent = if restarted {
-        agent.end(Signal::SIGKILL);
-        lab.database.exec(&moves);
-        lab.start()
-    } else {
-        lab.database.exec(&moves);
-        agent
-    };
+    let _agent = exec(&lab, agent, &moves, restarted);
     for Services { gateway, holder, session, stream, caller, .. } in &mut services {
         eventually(&format!("{holder}: Dave is served"), || {
             dave.dial();
@@ -113,6 +102,18 @@ fn services_go_on(restarted: bool) {
             let _ = stream.send_to(b"for dave", *caller);
             heard.packets()[2 * at + 1] > 0
         });
+    }
+}
+
+/// Writes rows while the agent runs, or else is away.
+fn exec(lab: &Lab, agent: Agent, rows: &str, restarted: bool) -> Agent {
+    if restarted {
+        agent.end(Signal::SIGKILL);
+        lab.database.exec(rows);
+        lab.start()
+    } else {
+        lab.database.exec(rows);
+        agent
     }
 }
 
@@ -227,14 +228,7 @@ fn address_moves(masquerade: &str, restarted: bool) {
             carol.address,
             dave.key
         );
-        let _agent = if restarted {
-            agent.end(Signal::SIGKILL);
-            lab.database.exec(&moves);
-            lab.start()
-        } else {
-            lab.database.exec(&moves);
-            agent
-        };
+        let _agent = exec(&lab, agent, &moves, restarted);
         let new = socket(&dave, &carol.address, 0);
         eventually("the server answers Dave", || {
             dave.dial();

@@ -91,11 +91,10 @@ fn a_gateway_is_taken_over_under_traffic_without_losing_a_packet() {
     alice.connect();
     eventually("bob is answered by the gateway", || bob.reaches(GATEWAY_TUNNEL));
     let config = fs::read_to_string(lab.config()).unwrap();
-    let config = config.replace("site_prefixes = [\"fd99::/64\"]", "");
+    fs::write(lab.config(), config.replace("site_prefixes = [\"fd99::/64\"]", "")).unwrap();
     let addresses =
         format!("addresses = [\"{GATEWAY_TUNNEL}/16\", \"fd99::1/64\"]\nmtu_bytes = 1400\n");
-    fs::write(lab.config(), config.replace("[interface]\n", &format!("[interface]\n{addresses}")))
-        .unwrap();
+    lab.configure_interface(&addresses);
     let pings =
         [alice.ping(LAN_SERVER, 10), alice.ping(&bob.address, 10), bob.ping(GATEWAY_TUNNEL, 10)];
     pings.iter().for_each(|ping| ping.await_answers(20));

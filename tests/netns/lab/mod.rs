@@ -227,6 +227,13 @@ file = "{folder}/last-good"
         fs::write(self.config(), config).unwrap();
     }
 
+    /// Adds these lines to the section of the interface.
+    pub fn configure_interface(&self, lines: &str) {
+        let config = fs::read_to_string(self.config()).unwrap();
+        let section = format!("[interface]\n{lines}");
+        fs::write(self.config(), config.replace("[interface]\n", &section)).unwrap();
+    }
+
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("gatepost.toml")
     }
