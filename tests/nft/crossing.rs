@@ -15,7 +15,7 @@ use super::table::{WG, base, load, profile};
 
 const PORT: u16 = 9000;
 /// Each is met by a packet with a chance of some percent, where it can be met.
-const CHANGES: u32 = 400;
+const CHANGES: u32 = 200;
 const SENDERS: usize = 2;
 
 /// Sends datagrams from Alice to the LAN until it is over.
@@ -29,9 +29,23 @@ fn flood(alice: &Netns, over: &AtomicBool) {
     });
 }
 
-/// Moves Alice from one profile to another again and again while she floods the LAN. Returns how many of her
-/// datagrams came there.
-fn flooded(network: &mut Network, profile: impl Fn(u32) -> Arc<Profile>) -> usize {
+/// Profiles in chains of their own, in turn. Profile 2 is Bob's.
+fn in_chains(number: u32) -> ProfileId {
+    ProfileId(if number.is_multiple_of(2) { 1 } else { 3 })
+}
+
+/// After profile 1, the first profile of another block each time.
+fn in_new_blocks(number: u32) -> ProfileId {
+    ProfileId(number * 1_024 + 1)
+}
+
+/// Moves Alice from one of these profiles to the next again and again while she floods the LAN. Returns how many of
+/// her datagrams came there.
+fn flooded(
+    network: &mut Network,
+    id: fn(u32) -> ProfileId,
+    profile: impl Fn(u32) -> Arc<Profile>,
+) -> usize {
     let ear = bind(&network.lan, LAN4, PORT);
     ear.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let over = AtomicBool::new(false);
@@ -50,8 +64,7 @@ fn flooded(network: &mut Network, profile: impl Fn(u32) -> Arc<Profile>) -> usiz
         });
         let mut observed = nft.observe().unwrap();
         for number in 0..CHANGES {
-            // Profile 2 is Bob's.
-            let [former, new] = if number % 2 == 0 { [1, 3] } else { [3, 1] }.map(ProfileId);
+            let [former, new] = [number, number + 1].map(id);
             let change = FirewallChange {
                 put_profiles: [(new, (true, profile(number)))].into(),
                 assign: ALICE.map(|prefix| (prefix.parse().unwrap(), new)).into(),
@@ -73,15 +86,18 @@ fn elsewhere(number: u32) -> String {
 
 #[test]
 fn a_packet_that_meets_a_change_is_denied_where_both_policies_deny_it() {
-    let mut network = network(&base(), &world(nothing(), nothing()));
-    let passed = flooded(&mut network, |number| profile(&[&elsewhere(number)], &[]));
-    assert_eq!(passed, 0, "packets passed that neither policy allows");
+    for id in [in_chains, in_new_blocks] {
+        let mut network = network(&base(), &world(nothing(), nothing()));
+        let passed = flooded(&mut network, id, |number| profile(&[&elsewhere(number)], &[]));
+        assert_eq!(passed, 0, "packets passed that neither policy allows");
+    }
 }
 
 #[test]
 fn a_packet_that_meets_a_change_passes_where_both_policies_allow_it() {
     let mut network = network(&base(), &world(profile(&[LAN4], &[]), nothing()));
-    let passed = flooded(&mut network, |number| profile(&[LAN4, &elsewhere(number)], &[]));
+    let passed =
+        flooded(&mut network, in_chains, |number| profile(&[LAN4, &elsewhere(number)], &[]));
     let denied = network.gateway.run("nft list chain inet gatepost judge");
     assert!(denied.contains("counter packets 0 bytes 0 goto deny"), "{denied}");
     assert!(passed > 0, "nothing was sent");

@@ -101,7 +101,7 @@ fn every_edit_is_noticed() {
         (format!("nft add element {table} internet4 '{{ 10.0.0.0/24 }}'"), "set internet4"),
         (format!("nft delete element {table} profile '{{ 0:1 }}'"), "map profile"),
         (format!("nft add element {table} profile '{{ 0:9 : accept }}'"), "set profile"),
-        (format!("nft add element {table} profile '{{ 0:1 : goto p_2 }}'"), "refused"),
+        (format!("nft add element {table} profile '{{ 0:1 : jump p_2 }}'"), "refused"),
         (format!("nft insert rule {table} b_1 accept"), "chain b_1"),
         (format!("nft flush chain {table} b_1"), "chain b_1"),
         (format!("nft delete element {table} block '{{ 0:400 }}'"), "map block"),

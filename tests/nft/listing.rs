@@ -101,8 +101,8 @@ fn peers_and_profiles_equal_what_nft_loads_from_text() {
         map site4_16 { type ipv4_addr : classid; elements = { 10.9.0.0 : 0:1 }; }
         map site4_21 { type ipv4_addr : classid; elements = { 10.9.8.0 : 2:3 }; }
         map site6_48 { type ipv6_addr : classid; elements = { fd65:: : 0:1 }; }
-        map profile { type classid : verdict; elements = { 0:1 : goto p_1, 2:3 : goto p_131075 }; }
-        map block { type classid : verdict; elements = { 0:400 : goto b_1 }; }";
+        map profile { type classid : verdict; elements = { 0:1 : jump p_1, 2:3 : jump p_131075 }; }
+        map block { type classid : verdict; elements = { 0:400 : jump b_1 }; }";
     let sites = "meta priority set ct original ip saddr & 255.255.0.0 map @site4_16
         meta priority set ct original ip saddr & 255.255.248.0 map @site4_21
         meta priority set ct original ip6 saddr & ffff:ffff:ffff:: map @site6_48";

@@ -59,8 +59,8 @@ impl Element {
                 key(out, &octets(address));
                 put(out, elem::USERDATA, &OPEN);
             }
-            Self::Chain(id) => goto(out, *id, &chain_name(*id)),
-            Self::Block(block) => goto(out, block.first(), &block_chain_name(*block)),
+            Self::Chain(id) => jump(out, *id, &chain_name(*id)),
+            Self::Block(block) => jump(out, block.first(), &block_chain_name(*block)),
             Self::Member(id) => key(out, &id.0.to_ne_bytes()),
             Self::Grant(id, address) => {
                 key(out, &[&id.0.to_ne_bytes(), octets(address).as_slice()].concat());
@@ -84,11 +84,11 @@ impl Element {
             }
             Set::Chains => {
                 let id = ProfileId(key.u32()?);
-                goes_to(dumped, &chain_name(id))?.then_some(Self::Chain(id))
+                jumps_to(dumped, &chain_name(id))?.then_some(Self::Chain(id))
             }
             Set::Blocks => {
                 let block = Block::of(ProfileId(key.u32()?));
-                goes_to(dumped, &block_chain_name(block))?.then_some(Self::Block(block))
+                jumps_to(dumped, &block_chain_name(block))?.then_some(Self::Block(block))
             }
             Set::Judged(_) | Set::Denied(_) => Some(Self::Member(ProfileId(key.u32()?))),
             Set::Grants(_, family, _) | Set::Servers(_, family) => {
@@ -141,17 +141,18 @@ fn first_of(set: &Set, address: IpAddr) -> Option<IpAddr> {
     (prefix.network() == address).then_some(address)
 }
 
-/// A number's element in a verdict map.
-fn goto(out: &mut Vec<u8>, ProfileId(number): ProfileId, chain: &str) {
+/// A number's element in a verdict map. It jumps, because a packet that is on its way through the rules when a
+/// transaction makes the chain finds the chain without rules (`nft_do_chain`): it comes back, and is denied.
+fn jump(out: &mut Vec<u8>, ProfileId(number): ProfileId, chain: &str) {
     key(out, &number.to_ne_bytes());
-    let goto = verdict_data(&Verdict::Goto(chain));
-    put_nested(out, elem::DATA, |out| goto.encode(out));
+    let jump = verdict_data(&Verdict::Jump(chain));
+    put_nested(out, elem::DATA, |out| jump.encode(out));
 }
 
-fn goes_to(dumped: Attributes<'_>, chain: &str) -> Result<bool, NetlinkError> {
+fn jumps_to(dumped: Attributes<'_>, chain: &str) -> Result<bool, NetlinkError> {
     let found = dumped.find_in(&[elem::DATA, data::VERDICT])?;
-    let goto = verdict_data(&Verdict::Goto(chain));
-    Ok(found.is_some_and(|found| goto.is_encoded_as(found.value)))
+    let jump = verdict_data(&Verdict::Jump(chain));
+    Ok(found.is_some_and(|found| jump.is_encoded_as(found.value)))
 }
 
 fn key(out: &mut Vec<u8>, bytes: &[u8]) {

@@ -3,9 +3,9 @@
 //!
 //! Such a packet goes on with the rules of the generation in which it entered the hook, but looks sets up as they
 //! are at that instant (`nft_do_chain`, `nft_set_do_lookup`). Where one transaction makes a chain and gives it to a
-//! peer, the packet is led to a chain that was empty before: it falls out at its end, and nothing denies it. Where
-//! one takes a chain from a peer and removes it, the packet asks for a chain that is gone, and is denied. So chains
-//! are made before a peer gets them, and removed after the last one has left them.
+//! peer, the packet is led to a chain that was empty before; where one takes a chain from a peer and removes it, the
+//! packet asks for a chain that is gone. Either way it is denied, although both policies may allow it. So chains are
+//! made before a peer gets them, and removed after the last one has left them.
 
 use super::block::Placed;
 use crate::model::FirewallChange;
