@@ -53,8 +53,14 @@ one: ## Run one test wherever it lives: make one T=part_of_its_name
 	@tests/one '$(T)'
 
 .PHONY: test test-unit test-mutations test-postgres test-netns test-guest test-package test-postgres-versions
-test: test-unit test-mutations test-native test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
+test: test-build test-unit test-mutations test-native test-guest test-package ## Run every tier: pure, PostgreSQL, namespaces, kernel WireGuard in a guest (root)
 	@echo "==> all passed$(if $(strip $(skipped)),; SKIPPED: $(skipped))"
+
+# All at once, so that no processor waits for a program that is linked.
+.PHONY: test-build
+test-build:
+	@tests/install-deps.sh test
+	$(cargo_test) --no-run
 
 test-unit: ## Run unit tests, properties, golden plans and commands: no privileges needed, but to install tools
 	$(call skip,unit,,tests/install-deps.sh test; $(seeded) $(cargo_test) --lib --bins $(addprefix --test ,$(pure_targets)))

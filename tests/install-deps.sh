@@ -239,7 +239,7 @@ cargo_install() {
 	root=$(cd "$(dirname "$0")/.." && pwd)/target/tools
 	[[ ! -x $root/bin/${1%@*} ]] || return 0
 	echo "install-deps: building $1"
-	CARGO_TARGET_DIR=$root/build cargo install --quiet --locked --debug --no-default-features --root "$root" "$1" ||
+	CARGO_PROFILE_DEV_DEBUG=false CARGO_TARGET_DIR=$root/build cargo install --quiet --locked --debug --no-default-features --root "$root" "$1" ||
 		die "cargo could not install $1"
 }
 
