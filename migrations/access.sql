@@ -63,6 +63,7 @@ grant execute on function
     gatepost.merge(),
     gatepost.try_reports(),
     gatepost.changes_among(text, text, uuid[]),
+    gatepost.read_changes(text, text, uuid[]),
     gatepost.proven(timestamptz, text, text, text, text),
     gatepost.hosts(),
     gatepost.forget_host(text, text),
@@ -72,6 +73,7 @@ grant execute on function
     gatepost.policies_by_device(uuid[]),
     gatepost.prove(timestamptz, text, text, text, text),
     gatepost.follow(boolean),
+    gatepost.heartbeat(timestamptz, text, text, text, text, boolean),
     gatepost.rewritten()
 to gatepost_gateway;
 grant execute on function

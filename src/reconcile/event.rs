@@ -160,8 +160,8 @@ pub struct Sent {
     pub left: Report,
     /// Why reports are lost that the database refuses because of what they say: one for each.
     pub lost: Vec<String>,
-    /// Tables that refuse all reports, which wait.
-    pub refusals: Vec<Refusal>,
+    /// Tables that refuse all reports, which wait; `None`: not asked for.
+    pub refusals: Option<Vec<Refusal>>,
     /// The other hosts of the gateway; `None`: not asked for.
     pub hosts: Option<Hosts>,
     /// Why something is left.

@@ -138,11 +138,12 @@ impl Notices {
         }
         self.report_failed = false;
         self.ended(Trouble::Report);
-        for refusal in &sent.refusals {
+        let Some(refusals) = &sent.refusals else { return };
+        for refusal in refusals {
             let note = Note::ReportsRefused(refusal.clone());
             self.complain(Trouble::Merge, note, now);
         }
-        if sent.refusals.is_empty() {
+        if refusals.is_empty() {
             self.ended(Trouble::Merge);
         }
     }

@@ -110,7 +110,7 @@ const MANY_GATEWAYS: u32 = 1_000;
 /// A hint that is lost without a sign waits for such a question at most.
 const LONGEST_HINTED_INTERVAL: Duration = Duration::from_secs(60);
 /// All gateways that are hinted together ask at most so often a second, unless [`LONGEST_HINTED_INTERVAL`] ends.
-const HINTED_QUESTIONS_PER_SEC: u32 = 33;
+const HINTED_QUESTIONS_PER_SEC: u32 = 16;
 
 /// All gateways of a database together ask it at most so often a second.
 const QUESTIONS_PER_SEC: u32 = 200;

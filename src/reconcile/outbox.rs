@@ -160,7 +160,9 @@ impl Outbox {
             self.next_report = now + self.backoff.next_wait();
         } else {
             self.backoff.reset();
-            self.refusals.clone_from(&sent.refusals);
+            if let Some(refusals) = &sent.refusals {
+                self.refusals.clone_from(refusals);
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use super::marks;
 use super::snapshot::{BEGIN, COMMIT, REWRITTEN, is_whole, none_rewritten};
 use super::token::Caller;
 use super::{Cursor, Store, StoreError};
-use crate::model::{ChangedRows, DeviceId, PolicyId, UserId};
+use crate::model::{ChangedRows, DeviceId, Mark, PolicyId, UserId};
 
 /// The result of [`Store::changes`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum Read {
 const DOING: &str = "read the changes";
 /// The first version of the schema whose question for changes answers [`REWRITTEN`], too.
 const TELLS_REWRITTEN_SINCE: i32 = 27;
+/// The first version of the schema that answers with the marks what changed.
+const ANSWERS_MARKS_SINCE: i32 = 29;
 /// Asked last, and only where no rows are read after it.
 const REWRITTEN_IF_LAST: &str = "case when everything is not null \
     or (devices, users, policies) = ('{}', '{}', '{}') then gatepost.rewritten() end";
@@ -54,16 +56,20 @@ impl Store {
         let known = Vec::from_iter(self.known_policies().iter().copied());
         let all: [(&(dyn ToSql + Sync), Type); 3] =
             [(&since.snapshot, Type::TEXT), (&since.epoch, Type::TEXT), (&known, Type::UUID_ARRAY)];
-        let (function, parameters) = if self.has_schema(11) {
+        let answers_marks = self.has_schema(ANSWERS_MARKS_SINCE);
+        let (function, parameters) = if answers_marks {
+            ("gatepost.read_changes($1, $2, $3)", &all[..])
+        } else if self.has_schema(11) {
             ("gatepost.changes_among($1, $2, $3)", &all[..])
         } else {
             ("gatepost.changes($1, $2)", &all[..2])
         };
+        let marks = if answers_marks { ", mark_xids, mark_kinds, mark_ids" } else { "" };
         let tells_rewritten = self.has_schema(TELLS_REWRITTEN_SINCE);
         let rewritten = if tells_rewritten { REWRITTEN_IF_LAST } else { "null" };
         let query = format!(
-            "select cursor, epoch, taken_at, everything, devices, users, policies, {rewritten} \
-             from {function}"
+            "select cursor, epoch, taken_at, everything, devices, users, policies, \
+             {rewritten}{marks} from {function}"
         );
         let ((), row) = self
             .within(DOING, async {
@@ -89,7 +95,10 @@ impl Store {
             }
             None
         } else {
-            let rows = self.within(DOING, marked.rows(lease.caller(), since)).await?;
+            // Only a device can be withdrawn.
+            let asks_marks = !answers_marks && !marked.devices.is_empty();
+            let unmarked = asks_marks.then_some(since);
+            let rows = self.within(DOING, marked.rows(lease.caller(), unmarked)).await?;
             is_whole(&rows.rewritten, DOING)?;
             Some(rows)
         };
@@ -109,7 +118,11 @@ impl Store {
         let taken_at = columns.get(2)?;
         match rows {
             Some(rows) => {
-                let changed = marked.with(&rows, taken_at)?;
+                let marks = match answers_marks {
+                    true => marks::of_columns(columns.get(8)?, columns.get(9)?, columns.get(10)?),
+                    false => rows.marks.iter().map(marks::decode).collect::<Result<_, _>>()?,
+                };
+                let changed = marked.with(&rows, marks, taken_at)?;
                 let shown = changed.policies.values().flatten();
                 self.known_policies().extend(shown.map(|policy| policy.id.0));
                 Ok(Read::Changed(changed, next))
@@ -139,11 +152,11 @@ impl Marked {
         self.devices.is_empty() && self.users.is_empty() && self.policies.is_empty()
     }
 
-    /// Reads their current rows, and ends the transaction.
+    /// Reads their current rows, and the marks since this cursor if one is given, and ends the transaction.
     async fn rows(
         &self,
         client: Caller<'_>,
-        since: &Cursor,
+        marks_since: Option<&Cursor>,
     ) -> Result<Rows, tokio_postgres::Error> {
         let peers = format!(
             "select {PEER_COLUMNS} from gatepost.peers_by_device($1) limit {}",
@@ -157,11 +170,10 @@ impl Marked {
             read(client, memberships, &self.users),
             read(client, &policies, &self.policies),
             async {
-                // Only a device can be withdrawn.
-                if self.devices.is_empty() {
-                    return Ok(Vec::new());
+                match marks_since {
+                    Some(since) => marks::ask(client, Some(since)).await,
+                    None => Ok(Vec::new()),
                 }
-                marks::ask(client, Some(since)).await
             },
             end(client),
         )?;
@@ -169,7 +181,12 @@ impl Marked {
     }
 
     /// Every marked key with its current rows, possibly none.
-    fn with(self, rows: &Rows, taken_at: SystemTime) -> Result<ChangedRows, StoreError> {
+    fn with(
+        self,
+        rows: &Rows,
+        marks: Vec<Mark>,
+        taken_at: SystemTime,
+    ) -> Result<ChangedRows, StoreError> {
         let mut peers: BTreeMap<DeviceId, Vec<_>> =
             self.devices.into_iter().map(|id| (id.into(), Vec::new())).collect();
         for row in &rows.peers {
@@ -192,7 +209,6 @@ impl Marked {
             let policy = decode::policy(row, DOING)?;
             policies.insert(policy.id, Some(policy));
         }
-        let marks = rows.marks.iter().map(marks::decode).collect::<Result<_, _>>()?;
         Ok(ChangedRows { peers, memberships, policies, marks, taken_at })
     }
 }

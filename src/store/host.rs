@@ -8,13 +8,15 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::decode::Columns;
 use super::refusal::Refusal;
-use super::{Store, StoreError};
+use super::{Attached, Store, StoreError};
 
 /// The first version of the schema that knows hosts, and in which reports wait.
 pub(super) const HOSTS_SINCE: i32 = 11;
 
-/// The first version of the schema that answers a proof with everything that a heartbeat asks.
-const HEARTBEATS_SINCE: i32 = 27;
+/// The first version of the schema that answers a proof with what a bell merges.
+const PROVES_SINCE: i32 = 27;
+/// The first version of the schema in which a heartbeat is one function.
+const HEARTBEATS_SINCE: i32 = 29;
 
 /// This host, as the database knows it. The default names none, as agents of earlier versions do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -105,7 +107,7 @@ impl Store {
             (boot, Type::TEXT),
             (name, Type::TEXT),
         ];
-        let (query, parameters) = if self.has_schema(HEARTBEATS_SINCE) {
+        let (query, parameters) = if self.has_schema(PROVES_SINCE) {
             let query = "select taken, leader, others, is_merged, refused, refused_since \
                 from gatepost.prove($1, $2, $3, $4, $5)";
             (query, &all[..])
@@ -123,12 +125,46 @@ impl Store {
         let lease = self.lease(DOING).await?;
         let row = self.within(DOING, lease.query_typed_one(query, parameters)).await?;
         lease.done();
+        proven(&Columns::of(&row, DOING))
+    }
+
+    /// Like [`Store::prove`], and with `listens` like [`Store::attach`], in one statement where the schema is recent.
+    /// Only the former is an error.
+    ///
+    /// # Errors
+    /// The errors of [`Store::prove`].
+    pub async fn heartbeat(
+        &self,
+        proven_at: Option<SystemTime>,
+        listens: Option<bool>,
+    ) -> Result<(Proven, Option<Attached>), StoreError> {
+        const DOING: &str = "report the last sync";
+        let Some(listens) = listens else { return Ok((self.prove(proven_at).await?, None)) };
+        if !self.has_schema(HEARTBEATS_SINCE) {
+            let proven = self.prove(proven_at).await?;
+            return Ok((proven, self.attach(listens).await.ok()));
+        }
+        let (epoch, Host { machine, boot, name }) = (self.last_epoch(), &self.host);
+        let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
+            (&proven_at, Type::TIMESTAMPTZ),
+            (&epoch, Type::TEXT),
+            (machine, Type::TEXT),
+            (boot, Type::TEXT),
+            (name, Type::TEXT),
+            (&listens, Type::BOOL),
+        ];
+        let query = "select taken, leader, others, is_merged, refused, refused_since, gateways, unwatched, \
+                pg_catalog.current_setting('max_prepared_transactions')::integer \
+            from gatepost.heartbeat($1, $2, $3, $4, $5, $6)";
+        let lease = self.lease(DOING).await?;
+        let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
+        lease.done();
         let columns = Columns::of(&row, DOING);
-        let hosts = Hosts { leader: columns.get(1)?, others: columns.get(2)? };
-        let (why, since): (Vec<String>, Vec<SystemTime>) = (columns.get(4)?, columns.get(5)?);
-        let refusals = why.into_iter().zip(since).map(|(why, since)| Refusal { why, since });
-        let merged_by_bell = columns.get::<bool>(3)?.then(|| refusals.collect());
-        Ok(Proven { taken: columns.get(0)?, hosts, merged_by_bell })
+        let attached = match columns.get::<Option<i64>>(6)? {
+            Some(gateways) => Some(Attached::of(gateways, columns.get(7)?, columns.get(8)?)),
+            None => None,
+        };
+        Ok((proven(&columns)?, attached))
     }
 
     /// Like [`Store::prove`]: whether the proof was taken.
@@ -191,6 +227,15 @@ impl Store {
         lease.done();
         Ok(())
     }
+}
+
+/// Decodes the first six columns of an answer to a proof.
+fn proven(columns: &Columns<'_>) -> Result<Proven, StoreError> {
+    let hosts = Hosts { leader: columns.get(1)?, others: columns.get(2)? };
+    let (why, since): (Vec<String>, Vec<SystemTime>) = (columns.get(4)?, columns.get(5)?);
+    let refusals = why.into_iter().zip(since).map(|(why, since)| Refusal { why, since });
+    let merged_by_bell = columns.get::<bool>(3)?.then(|| refusals.collect());
+    Ok(Proven { taken: columns.get(0)?, hosts, merged_by_bell })
 }
 
 #[cfg(test)]

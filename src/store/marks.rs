@@ -85,3 +85,21 @@ pub(super) fn decode(row: &Row) -> Result<Mark, StoreError> {
     // An id of a transaction is a number.
     Ok(Mark { xid: xid.parse().unwrap_or_default(), kind: kind.into(), ids: columns.get(2)? })
 }
+
+/// Marks that came in columns of one row: their ids are separated by commas.
+pub(super) fn of_columns(
+    xids: Vec<String>,
+    kinds: Vec<String>,
+    ids: Vec<Option<String>>,
+) -> Vec<Mark> {
+    let listed = |ids: String| ids.split(',').filter_map(|id| id.parse().ok()).collect();
+    let marks = xids.into_iter().zip(kinds).zip(ids);
+    marks
+        .map(|((xid, kind), ids)| Mark {
+            // An id of a transaction is a number.
+            xid: xid.parse().unwrap_or_default(),
+            kind: kind.into(),
+            ids: ids.map(listed),
+        })
+        .collect()
+}

@@ -22,7 +22,7 @@ use failure::{failed, of, words};
 pub use unmigrate::{Unmigration, unmigrate, unmigration};
 
 /// The schema version that this version's `gatepost migrate` makes.
-pub const SCHEMA_VERSION: i32 = 28;
+pub const SCHEMA_VERSION: i32 = 29;
 
 /// The oldest schema version that this agent follows. It says that the schema is to be migrated.
 pub(super) const OLDEST_SCHEMA: i32 = 10;

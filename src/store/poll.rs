@@ -34,6 +34,14 @@ pub struct Attached {
     pub prepared_at_most: u32,
 }
 
+impl Attached {
+    pub(super) fn of(gateways: i64, unwatched: Vec<String>, prepared_at_most: i32) -> Self {
+        let gateways = u32::try_from(gateways).unwrap_or(u32::MAX);
+        let prepared_at_most = u32::try_from(prepared_at_most).unwrap_or_default();
+        Self { gateways, unwatched, prepared_at_most }
+    }
+}
+
 impl Store {
     /// Asks whether anything changed since, in one exchange and outside a transaction, cheap enough for
     /// a thousand gateways. A mark that names no gateway is news until a bell has addressed it.
@@ -85,9 +93,7 @@ impl Store {
         let row = self.within(DOING, lease.query_typed_one(query, &parameters)).await?;
         lease.done();
         let columns = Columns::of(&row, DOING);
-        let gateways = u32::try_from(columns.get::<i64>(0)?).unwrap_or(u32::MAX);
-        let prepared_at_most = u32::try_from(columns.get::<i32>(2)?).unwrap_or_default();
-        Ok(Attached { gateways, unwatched: columns.get(1)?, prepared_at_most })
+        Ok(Attached::of(columns.get(0)?, columns.get(1)?, columns.get(2)?))
     }
 
     /// How many transactions may be prepared on this server for a commit in two phases.

@@ -1,5 +1,6 @@
 //! What keeps a thousand gateways cheap: answers that are worked out once, and reports that are merged together.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
@@ -154,6 +155,77 @@ async fn what_a_bell_found_unannounced_is_not_believed_once_a_trigger_was_altere
     assert_eq!(unwatched().await, ["users"]);
     world.run("update gatepost.merger set unwatched_at = now() - interval '16 seconds'").await;
     assert_eq!(unwatched().await, [""; 0], "it is too old");
+}
+
+#[tokio::test]
+async fn a_heartbeat_proves_and_attaches_in_one_statement() {
+    let world = World::new().await;
+    let (_, other) = second(&world).await;
+    other.attach(false).await.unwrap();
+    let (proven, attached) =
+        world.store.heartbeat(Some(SystemTime::now()), Some(false)).await.unwrap();
+    assert_eq!((proven.taken, proven.merged_by_bell), (true, None));
+    assert_eq!(attached.unwrap().gateways, 2);
+    world.store.merge().await.unwrap();
+    assert_eq!(world.count(SYNCED).await, 1);
+    let bell = bell(&world).await;
+    bell.execute("select gatepost.look_for_unwatched()", &[]).await.unwrap();
+    world.run("update gatepost.merger set gateways = 7").await;
+    let (proven, attached) = world.store.heartbeat(None, Some(false)).await.unwrap();
+    assert_eq!((proven.taken, proven.merged_by_bell), (false, Some(vec![])));
+    assert_eq!(attached.unwrap().gateways, 7, "it is what the bell counted");
+    world.run("update gatepost.merger set unwatched_at = now() - interval '16 seconds'").await;
+    assert_eq!(other.attach(false).await.unwrap().gateways, 2, "it is too old");
+}
+
+#[tokio::test]
+async fn a_proof_is_taken_although_the_gateway_cannot_be_attached() {
+    let world = World::new().await;
+    world.run("alter table gatepost.attached add check (not listens) not valid").await;
+    let (proven, attached) =
+        world.store.heartbeat(Some(SystemTime::now()), Some(true)).await.unwrap();
+    assert!(proven.taken && attached.is_none());
+}
+
+#[tokio::test]
+async fn a_full_read_brings_the_marks_that_the_bell_addressed_to_its_gateway_and_those_that_it_did_not_see()
+ {
+    let world = World::new().await;
+    let (g2, _) = second(&world).await;
+    let mark = async |kind: &str, of: &str| {
+        let id = Uuid::from_u128(fastrand::u128(..));
+        let made = "insert into gatepost.change (gateway_id, kind, ids)";
+        world.run(&format!("{made} values ({of}, '{kind}', array['{id}'::uuid])")).await;
+        id
+    };
+    let brought = async || {
+        let (.., marks) = world.store.snapshot_with_marks(None).await.unwrap();
+        BTreeSet::from_iter(marks.into_iter().flat_map(|mark| mark.ids.unwrap_or_default()))
+    };
+    let before = mark("device", "gatepost.nobody()").await;
+    let bell = bell(&world).await;
+    // The first call begins to address, the second one addresses.
+    let ring = "select * from gatepost.ring('a')";
+    bell.execute(ring, &[]).await.unwrap();
+    let addressed = mark("device", "gatepost.nobody()").await;
+    bell.execute(ring, &[]).await.unwrap();
+    let (own, foreign) = (
+        mark("device", "(select id from gateways where name = 'g1')").await,
+        mark("device", &format!("'{g2}'")).await,
+    );
+    let unseen = mark("device", "gatepost.nobody()").await;
+    let found = brought().await;
+    for id in [before, own, unseen] {
+        assert!(found.contains(&id), "{found:?}");
+    }
+    for id in [addressed, foreign] {
+        assert!(!found.contains(&id), "it concerns no peer of this gateway: {found:?}");
+    }
+    world.run("update gatepost.addressed set history = 'another'").await;
+    assert!(
+        brought().await.contains(&addressed),
+        "no bell has addressed the marks of this history"
+    );
 }
 
 /// The transaction that inserts the row may stay open for hours.

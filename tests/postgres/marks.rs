@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use gatepost::model::BarredBy;
+use gatepost::model::{BarredBy, Mark};
 use gatepost::store::{Listener, Read};
 
 use crate::delta::replaced;
-use crate::world::{World, insert_gateway};
+use crate::world::{World, client, insert_gateway};
 
 /// Everything that was announced up to now. A notification of our own comes after all before it,
 /// so there is nothing to wait for.
@@ -278,16 +278,53 @@ async fn no_marks_name_rows_of_other_gateways_alone() {
     let other = insert_gateway(&world.admin, "g2", "10.9.0.0/16").await;
     let [ann, bob] = [world.peer(world.gateway, "ann").await, world.peer(other, "bob").await];
     let gone = world.peer(world.gateway, "eve").await;
+    let cursor = world.cursor().await;
     let everybody = "update devices set status = 'revoked';
         update users set is_active = false;
         update devices set user_id = user_id";
     world.run(everybody).await;
     world.run(&format!("delete from wireguard_peers where id = '{}'", gone.peer)).await;
     let (.., marks) = world.store.snapshot_with_marks(None).await.unwrap();
-    let named = |id: uuid::Uuid| {
-        marks.iter().any(|mark| mark.listed().is_some_and(|ids| ids.contains(&id)))
-    };
-    assert!(named(ann.device) && named(ann.user), "{marks:?}");
-    assert!(named(gone.device), "its withdrawal must be known: {marks:?}");
-    assert!(!named(bob.device) && !named(bob.user), "{marks:?}");
+    let Read::Changed(changed, _) = world.read(&cursor).await else { panic!() };
+    for marks in [marks, changed.marks] {
+        let named = |id: uuid::Uuid| {
+            marks.iter().any(|mark| mark.listed().is_some_and(|ids| ids.contains(&id)))
+        };
+        assert!(named(ann.device) && named(ann.user), "{marks:?}");
+        assert!(named(gone.device), "its withdrawal must be known: {marks:?}");
+        assert!(!named(bob.device) && !named(bob.user), "{marks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_read_of_changes_tells_the_marks_that_the_function_for_marks_tells() {
+    let world = World::new().await;
+    let ann = world.peer(world.gateway, "ann").await;
+    let cursor = world.cursor().await;
+    for statement in [
+        format!("update devices set status = 'revoked' where id = '{}'", ann.device),
+        format!("update users set is_active = false where id = '{}'", ann.user),
+        "insert into gatepost.change (gateway_id, kind, ids) \
+         values (gatepost.everyone(), 'device', '{}')"
+            .to_owned(),
+    ] {
+        world.run(&statement).await;
+    }
+    let Read::Changed(changed, _) = world.read(&cursor).await else { panic!() };
+    let agent = client(&world.role, &world.database).await;
+    let rows = agent
+        .query(
+            "select xid, kind, ids from gatepost.marks($1, $2)",
+            &[&cursor.snapshot, &cursor.epoch],
+        )
+        .await
+        .unwrap();
+    let told = rows.iter().map(|row| Mark {
+        xid: row.get::<_, String>(0).parse().unwrap(),
+        kind: row.get::<_, String>(1).into(),
+        ids: row.get(2),
+    });
+    let told = Vec::from_iter(told);
+    assert_eq!(changed.marks, told);
+    assert_eq!(told.len(), 3, "{told:?}");
 }

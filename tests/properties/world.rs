@@ -295,7 +295,10 @@ impl World {
                 self.reports.push(report);
                 let refused = self.suffers(Trouble::Reports);
                 let refusals = refused.then(|| refusal(at(NOW_SECS), self.elapsed));
-                Event::Reported(Sent { refusals: Vec::from_iter(refusals), ..Sent::default() })
+                Event::Reported(Sent {
+                    refusals: Some(Vec::from_iter(refusals)),
+                    ..Sent::default()
+                })
             }
             Action::Report(left) => {
                 Event::Reported(Sent { left, error: Some(away()), ..Sent::default() })

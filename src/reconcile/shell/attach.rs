@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::choose::{Present, Until};
-use super::database::{Connection, connect};
+use super::database::{Answer, Connection, connect, send};
 use super::in_use::InUse;
 use super::state::{Inner, Shell};
 use crate::causes::causes;
@@ -15,9 +15,10 @@ use crate::reconcile::bell::BellNews;
 use crate::reconcile::clock;
 use crate::reconcile::event::Event;
 use crate::reconcile::hints::{Heard, Hints};
+use crate::reconcile::ledger::Report;
 use crate::reconcile::mode::Mode;
 use crate::reconcile::view::status::old_schema;
-use crate::store::Attached;
+use crate::store::{Attached, Proven, StoreError};
 
 /// An agent that does not poll follows a bell that it hears within this time.
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
@@ -53,6 +54,8 @@ impl<D: Dataplane + 'static> Shell<D> {
             // Tried again, with the same answer: nothing has changed.
             return;
         }
+        // A mode is chosen with an answer to `Store::attach`.
+        self.presence.attached(clock::now().instant);
         self.stop_listening();
         if let Some(mut listener) = chosen.listener {
             let events = self.events.clone();
@@ -88,36 +91,75 @@ impl<D: Dataplane + 'static> Shell<D> {
         });
     }
 
-    /// Tells the database that this agent is there.
-    pub(super) fn attach(&self) {
-        self.attach_after(Duration::ZERO);
+    /// Tells the database that this host is there and that its agent follows, unless reports have told it lately.
+    pub(super) fn tell_presence(&self) {
+        let Some(in_use) = self.in_use else { return };
+        let now = clock::now().instant;
+        let heard_of_at = self.machine.view().heard_of_at();
+        let tells_of_host = heard_of_at.is_none_or(|at| at + HEARD_OF_WITHIN < now);
+        let tells_of_agent = self.presence.is_told_alone(now);
+        if !tells_of_host {
+            return if tells_of_agent {
+                self.attach_after(Duration::ZERO)
+            };
+        }
+        let (store, events) = (self.store.clone(), self.events.clone());
+        let listens = tells_of_agent.then_some(in_use.mode == Mode::Listen);
+        tokio::spawn(async move {
+            match store.heartbeat(None, listens).await {
+                Ok((proven, attached)) => drop(events.send(Inner::Present(proven, attached))),
+                Err(error) => untold(&error),
+            }
+        });
     }
 
     fn attach_after(&self, delay: Duration) {
         let Some(in_use) = self.in_use else { return };
         let (store, events) = (self.store.clone(), self.events.clone());
-        let heard_of_at = self.machine.view().heard_of_at();
-        let says_that_it_is_there =
-            heard_of_at.is_none_or(|at| at + HEARD_OF_WITHIN < clock::now().instant);
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            if says_that_it_is_there && let Ok(proven) = store.prove(None).await {
-                drop(events.send(Inner::Event(Event::Hosts(proven.hosts))));
-            }
             match store.attach(in_use.mode == Mode::Listen).await {
                 // The loop may have ended meanwhile.
                 Ok(attached) => drop(events.send(Inner::Attached(attached))),
-                // The next read finds that the database is unreachable, and says so.
-                Err(error) => debug!(
-                    "could not tell the database that this agent is there: {}",
-                    causes(&error)
-                ),
+                Err(error) => untold(&error),
             }
         });
     }
 
+    /// Takes in the answer to [`Self::tell_presence`].
+    pub(super) fn present(&mut self, proven: Proven, attached: Option<Attached>) {
+        self.presence.set_merged_by_bell(proven.merged_by_bell.is_some());
+        self.handle(Event::Hosts(proven.hosts));
+        if let Some(attached) = attached {
+            self.attached(attached);
+        }
+    }
+
+    pub(super) fn report(&self, report: Report) {
+        // An agent that makes one pass follows nothing.
+        let in_use = self.in_use.filter(|_| self.mode.is_some());
+        let is_told = self.presence.is_told_with_a_proof(clock::now().instant);
+        let follows = in_use.filter(|_| is_told).map(|in_use| in_use.mode);
+        let (store, merged_by_bell) = (self.store.clone(), self.presence.is_merged_by_bell());
+        self.spawn_inner(async move {
+            Inner::Reported(Box::new(send(&store, report, follows, merged_by_bell).await))
+        });
+    }
+
+    pub(super) fn reported(&mut self, answer: Answer) {
+        let Answer { sent, attached, merged_by_bell } = answer;
+        if let Some(by_bell) = merged_by_bell {
+            self.presence.set_merged_by_bell(by_bell);
+        }
+        self.handle(Event::Reported(sent));
+        if let Some(attached) = attached {
+            self.attached(attached);
+        }
+    }
+
     /// Chooses the mode again where another may be better, and takes in which changes are unannounced.
     pub(super) fn attached(&mut self, attached: Attached) {
+        self.presence.attached(clock::now().instant);
         let Attached { gateways, unwatched, .. } = attached;
         self.handle(Event::Unannounced { tables: unwatched });
         self.handle(Event::Gateways { count: gateways });
@@ -169,4 +211,9 @@ impl<D: Dataplane + 'static> Shell<D> {
             self.handle(Event::Hinted);
         }
     }
+}
+
+/// The next read finds that the database is unreachable, and says so.
+fn untold(error: &StoreError) {
+    debug!("could not tell the database that this agent is there: {}", causes(error));
 }

@@ -13,8 +13,11 @@ use crate::reconcile::error::DatabaseError;
 use crate::reconcile::event::{EpochRead, Event, ReadAnswer, ReadKind, Sent};
 use crate::reconcile::history::Withdrawal;
 use crate::reconcile::ledger::Report;
+use crate::reconcile::mode::Mode;
 use crate::reconcile::options::SyncMode;
-use crate::store::{AskedMark, Cursor, Handshake, Hello, Merged, Polled, Read, Store, StoreError};
+use crate::store::{
+    AskedMark, Attached, Cursor, Handshake, Hello, Polled, Read, Store, StoreError,
+};
 
 /// A connection that was made, and the mode that was chosen for it.
 pub(super) struct Connection {
@@ -46,17 +49,34 @@ pub(super) async fn connect(
     Ok(Connection { hello, chosen })
 }
 
-/// Writes a report, then merges it. Each part is written by itself, so that a fault of one does not hold
-/// up the rest.
-pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
+/// What the database said to a report.
+pub(super) struct Answer {
+    pub sent: Sent,
+    /// If it was told that the agent follows it.
+    pub attached: Option<Attached>,
+    /// Whether a bell merges the reports of all gateways. `None`: it does not say.
+    pub merged_by_bell: Option<bool>,
+}
+
+/// Writes a report, and merges it unless a bell is known to. Each part is written by itself, so that a fault of one does
+/// not hold up the rest. A proof tells as well that the agent follows the database, in this mode, if one is given.
+pub(super) async fn send(
+    store: &Store,
+    mut report: Report,
+    follows: Option<Mode>,
+    merged_by_bell: bool,
+) -> Answer {
     let (mut lost, mut errors) = (Vec::new(), Vec::new());
-    let (mut hosts, mut merged_by_bell) = (None, None);
+    let (mut hosts, mut attached, mut refusals) = (None, None, None);
+    let mut says_by_bell = None;
     if let Some(as_of) = report.synced_as_of {
-        match store.prove(Some(as_of)).await {
-            Ok(proven) => {
+        let listens = follows.map(|mode| mode == Mode::Listen);
+        match store.heartbeat(Some(as_of), listens).await {
+            Ok((proven, heard)) => {
                 report.synced_as_of = None;
                 hosts = Some(proven.hosts);
-                merged_by_bell = proven.merged_by_bell;
+                says_by_bell = Some(proven.merged_by_bell.is_some());
+                (refusals, attached) = (proven.merged_by_bell, heard);
             }
             Err(error) => errors.push(error),
         }
@@ -80,16 +100,18 @@ pub(super) async fn send(store: &Store, mut report: Report) -> Sent {
         }));
         errors.extend(audited.error);
     }
-    let merged = match merged_by_bell {
-        Some(refusals) => Merged { refusals, lost: Vec::new() },
-        None => store.merge().await.unwrap_or_else(|error| {
-            errors.push(error);
-            Merged::default()
-        }),
-    };
-    lost.extend(merged.lost);
+    if !says_by_bell.unwrap_or(merged_by_bell) {
+        match store.merge().await {
+            Ok(merged) => {
+                lost.extend(merged.lost);
+                refusals = Some(merged.refusals);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
     let error = errors.into_iter().next().map(DatabaseError::from);
-    Sent { left: report, lost, refusals: merged.refusals, hosts, error }
+    let sent = Sent { left: report, lost, refusals, hosts, error };
+    Answer { sent, attached, merged_by_bell: says_by_bell }
 }
 
 /// The peers whose withdrawals the database of this epoch has lost.

@@ -16,6 +16,7 @@ mod journal;
 mod kernel;
 mod kernel_job;
 mod pending_blocks;
+mod presence;
 mod replace;
 mod state;
 mod withdrawals;
@@ -83,7 +84,7 @@ pub async fn run<D: Dataplane + 'static>(
                 shell.handle(more.fold(change, KernelChange::and).into());
             }
             _ = prune.tick() => shell.prune(),
-            _ = attach.tick() => shell.attach(),
+            _ = attach.tick() => shell.tell_presence(),
             // A flood of hints holds up nothing else.
             Ok(()) = heard.changed() => {
                 let news = heard.borrow_and_update().clone();

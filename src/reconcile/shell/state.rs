@@ -11,11 +11,12 @@ use tracing::{debug, info, warn};
 use super::asked_peers::AskedPeers;
 use super::block_file::{BlockFile, BlockFileError};
 use super::cache::{Cache, Keeper, Rows};
-use super::database::{Connection, Found, Reader, ask_about, lost, send};
+use super::database::{Answer, Connection, Found, Reader, ask_about, lost};
 use super::in_use::InUse;
 use super::journal::say;
 use super::kernel_job::{KERNEL_IS_STUCK, KernelJob};
 use super::pending_blocks::PendingBlocks;
+use super::presence::Presence;
 use super::withdrawals::{Rememberer, WithdrawalsFile};
 use crate::causes::causes;
 use crate::dataplane::{Dataplane, DataplaneHandle};
@@ -29,7 +30,7 @@ use crate::reconcile::machine::Machine;
 use crate::reconcile::options::{MachineOptions, SyncMode};
 use crate::reconcile::view::ResyncError;
 use crate::reconcile::view::status::{LastGoodStatus, PeerCounts, State, Status, Timestamp};
-use crate::store::{Attached, Store};
+use crate::store::{Attached, Proven, Store};
 
 /// Everything the loop needs.
 pub struct Options<D> {
@@ -65,6 +66,9 @@ pub(super) enum Inner {
     Connected(Box<Connection>),
     DataplaneGone,
     Attached(Attached),
+    /// The database was told that this host is there, and perhaps that its agent follows.
+    Present(Proven, Option<Attached>),
+    Reported(Box<Answer>),
     BlocksSaved(u64, Result<(), BlockFileError>),
     /// The state of the last good rows.
     Kept(LastGoodStatus),
@@ -78,6 +82,7 @@ pub(super) struct Shell<D> {
     /// `None`: the agent makes one pass, and follows no changes.
     pub(super) mode: Option<SyncMode>,
     pub(super) in_use: Option<InUse>,
+    pub(super) presence: Presence,
     pub(super) dataplane: DataplaneHandle<D>,
     pub(super) dataplane_gone: bool,
     pub(super) kernel_job: KernelJob,
@@ -152,6 +157,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             store: options.store,
             mode: Some(options.mode),
             in_use: None,
+            presence: Presence::default(),
             dataplane: options.dataplane,
             dataplane_gone: false,
             kernel_job: KernelJob::default(),
@@ -190,6 +196,8 @@ impl<D: Dataplane + 'static> Shell<D> {
             }
             Inner::Connected(connection) => self.connected(*connection),
             Inner::Attached(attached) => self.attached(attached),
+            Inner::Present(proven, attached) => self.present(proven, attached),
+            Inner::Reported(answer) => self.reported(*answer),
             Inner::Kept(kept) => {
                 self.on_disk.rows = kept;
                 self.kept();
@@ -276,12 +284,7 @@ impl<D: Dataplane + 'static> Shell<D> {
             Action::Observe => self.observe(),
             Action::Glance => self.glance(),
             Action::Apply(plan, observed) => self.apply(plan, observed),
-            Action::Report(report) => {
-                let store = self.store.clone();
-                self.spawn_inner(async move {
-                    Inner::Event(Event::Reported(send(&store, report).await))
-                });
-            }
+            Action::Report(report) => self.report(report),
         }
     }
 

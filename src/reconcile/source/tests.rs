@@ -86,12 +86,12 @@ fn what_nothing_announced_is_asked_before_it_is_read_and_a_hint_is_read_at_once(
 }
 
 #[test]
-fn gateways_that_follow_hints_ask_at_most_33_times_a_second_together_and_each_once_a_minute() {
+fn gateways_that_follow_hints_ask_at_most_16_times_a_second_together_and_each_once_a_minute() {
     let timing = Timing { safety_poll_interval: 10 * SECOND, ..Timing::SECONDS };
     let interval = |gateways| timing.question_interval(Mode::Hints, gateways);
-    assert_eq!([1, 330].map(interval), [10 * SECOND; 2]);
-    assert!((30 * SECOND..31 * SECOND).contains(&interval(1_000)));
-    assert_eq!([2_000, 100_000].map(interval), [60 * SECOND; 2]);
+    assert_eq!([1, 160].map(interval), [10 * SECOND; 2]);
+    assert!((31 * SECOND..32 * SECOND).contains(&interval(500)));
+    assert_eq!([1_000, 100_000].map(interval), [60 * SECOND; 2]);
 }
 
 #[test]
