@@ -66,7 +66,6 @@ pub(super) enum Inner {
     Connected(Box<Connection>),
     DataplaneGone,
     Attached(Attached),
-    /// The database was told that this host is there, and perhaps that its agent follows.
     Present(Proven, Option<Attached>),
     Reported(Box<Answer>),
     BlocksSaved(u64, Result<(), BlockFileError>),
