@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use super::clock::millis;
 use super::name::{name_of, peer_name};
 use super::note::{Ignored, Note};
-use super::pass::Pass;
+use super::rows::Extent;
 use super::session::{PastSession, SessionEvent};
+use super::work::{Ended, Pass};
 use crate::count::count;
 use crate::model::policy::Quoted;
 use crate::model::{BlockChange, DesiredState, GatewayId, PeerId, PolicyId};
@@ -16,7 +17,7 @@ use crate::store::{AuditEntry, AuditEvent, AuditStatus, Entity};
 
 impl Note {
     /// The audit entries that say the same as the journal, where there are any. Ends of passes have
-    /// more to say: see [`finished`].
+    /// more to say: see [`ended`].
     #[must_use]
     pub(super) fn audit_entries(&self) -> Vec<AuditEntry> {
         match self {
@@ -118,8 +119,16 @@ fn blocked(change: &BlockChange) -> Vec<AuditEntry> {
     if peers.is_empty() { vec![host] } else { each.collect() }
 }
 
-/// A pass has come to its end, and these policies changed since the one before.
-pub(super) fn finished(
+/// A pass has come to its end.
+pub(super) fn ended(ended: &Ended, desired: &DesiredState) -> Vec<AuditEntry> {
+    let Ended { pass, extent, policies } = ended;
+    match extent {
+        Extent::Withdrawals if !pass.is_drift() => withdrawn(pass, desired.gateway().id),
+        Extent::Whole | Extent::Withdrawals => finished(pass, policies, desired),
+    }
+}
+
+fn finished(
     pass: &Pass,
     policies: &BTreeMap<PolicyId, Box<str>>,
     desired: &DesiredState,
@@ -157,7 +166,7 @@ pub(super) fn unfinished(pass: &Pass, gateway_id: GatewayId) -> Vec<AuditEntry> 
 }
 
 /// A pass has come to its end that applied withdrawals alone, because the rows cannot be used as a whole.
-pub(super) fn withdrawn(pass: &Pass, gateway_id: GatewayId) -> Vec<AuditEntry> {
+fn withdrawn(pass: &Pass, gateway_id: GatewayId) -> Vec<AuditEntry> {
     in_part(pass, gateway_id, &format!("withdrawals only: {}", count(pass.steps, "step")))
 }
 

@@ -21,6 +21,22 @@ pub(super) struct Clocks {
     pub database: Option<SystemTime>,
 }
 
+/// One moment, and the time of the database then, as far as it is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DatabaseNow {
+    pub instant: Instant,
+    pub time: SystemTime,
+    /// Whether a read of this run has told it.
+    pub is_read: bool,
+}
+
+impl DatabaseNow {
+    /// When the database's clock shows this time; at once if it has passed.
+    pub fn instant_at(&self, time: SystemTime) -> Instant {
+        self.instant + time.duration_since(self.time).unwrap_or_default()
+    }
+}
+
 impl Clocks {
     /// The `database`'s time at this time of the steady clock, which has passed.
     pub fn by(&self, database: SystemTime, steady: SystemTime) -> SystemTime {

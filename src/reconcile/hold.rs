@@ -6,11 +6,11 @@ use std::time::{Instant, SystemTime};
 use super::device_standings::DeviceStandings;
 use super::event::{Action, Keep, ReadKind};
 use super::history::{KeptWithoutRow, Withdrawals};
-use super::rows::Waiting;
+use super::rows::{Change, Extent, Planned, Waiting};
 use super::without_row::WithoutRow;
-use crate::model::{Departed, DesiredState, DeviceStanding, ObservedState, PublicKey};
+use crate::model::{Departed, DesiredState, DeviceStanding, ObservedState, PublicKey, Touched};
 use crate::plan::guard::{Guard, HeldBack, MaxRemoved, Whose};
-use crate::plan::{Held, HeldPeer};
+use crate::plan::{Held, HeldPeer, Plan, PlanError};
 
 #[derive(Debug)]
 pub(super) struct Hold {
@@ -50,10 +50,39 @@ enum Verdict {
 
 /// What a plan's removals change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Update {
+struct Update {
+    news: Option<HeldBack>,
+    keep: Option<Keep>,
+}
+
+/// A plan without the removals that are held back.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    pub plan: Plan,
+    pub extent: Extent,
+    /// Why only withdrawals are planned, although rows decide.
+    pub obstacle: Option<PlanError>,
     /// Other peers are held back than before.
     pub news: Option<HeldBack>,
+    /// The verdict on the rows, where the cache must hear it.
     pub keep: Option<Keep>,
+}
+
+/// What follows from an answer about the devices of held peers.
+#[derive(Debug, Default)]
+pub(super) struct Answered {
+    /// The peers that go, as far as their names are known.
+    pub taken_out: BTreeMap<PublicKey, Departed>,
+    pub change: Change,
+}
+
+/// The view for readers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HoldView<'a> {
+    pub staying: &'a Held,
+    pub held_back: Option<HeldBack>,
+    /// How many peers stay until rows of the database judge them.
+    pub unjudged: usize,
 }
 
 impl Hold {
@@ -80,22 +109,40 @@ impl Hold {
         self.limit = limit;
     }
 
-    pub const fn staying(&self) -> &Held {
-        &self.staying
+    pub fn view(&self) -> HoldView<'_> {
+        let Self { staying, held_back, .. } = self;
+        HoldView { staying, held_back: *held_back, unjudged: self.unjudged.peers().len() }
     }
 
-    pub const fn held_back(&self) -> Option<HeldBack> {
-        self.held_back
+    /// Whether no removal waits for an operator.
+    pub const fn holds_nothing_back(&self) -> bool {
+        self.held_back.is_none()
     }
 
-    /// How many peers stay until rows of the database judge them.
-    pub fn unjudged(&self) -> usize {
-        self.unjudged.peers().len()
+    /// Whether no removal waits, neither for an operator nor for rows of the database that judge the peer.
+    pub fn lets_all_go(&self) -> bool {
+        self.holds_nothing_back() && self.unjudged.is_empty()
+    }
+
+    /// Lets `plan` make a plan under the guard, from what was `observed`. `rows_decide`: it follows the rows,
+    /// not `[stale]`, unless something is in its way. `confirmed_at`: the rows' setting.
+    pub fn plan(
+        &mut self,
+        confirmed_at: Option<SystemTime>,
+        observed: &ObservedState,
+        rows_decide: bool,
+        plan: impl FnOnce(Guard<'_>) -> Planned,
+    ) -> Guarded {
+        self.confirmed_by_setting(confirmed_at);
+        let Planned { plan, extent, held, obstacle } = plan(self.guard());
+        let rows_decide = rows_decide && obstacle.is_none();
+        let Update { news, keep } = self.update(held, observed.peers.len(), rows_decide);
+        Guarded { plan, extent, obstacle, news, keep }
     }
 
     /// What the planner must know to hold removals back. The peers that stay go with it, and come back
     /// by [`Self::update`].
-    pub fn guard(&mut self) -> Guard<'_> {
+    fn guard(&mut self) -> Guard<'_> {
         let held = joined(std::mem::take(&mut self.staying), std::mem::take(&mut self.unjudged));
         self.guard_of(held)
     }
@@ -139,15 +186,28 @@ impl Hold {
         self.without_row.begin_question(&self.staying, names, connected, now)
     }
 
-    /// The database did not answer.
-    pub fn not_answered(&mut self, now: Instant) {
-        self.without_row.not_answered(&self.staying, now);
+    /// The database was asked about them; `None`: in vain. A revocation, a narrowed policy and the removal of a few
+    /// whose users are no longer active wait for no operator.
+    pub fn devices_answered(
+        &mut self,
+        answer: Option<DeviceStandings>,
+        names: &BTreeMap<PublicKey, Departed>,
+        now: Instant,
+    ) -> Answered {
+        let Some(standings) = answer else {
+            self.without_row.not_answered(&self.staying, now);
+            return Answered::default();
+        };
+        let (taken_out, peers) = self.take_standings(standings, now);
+        let named = taken_out.iter().filter_map(|key| Some((*key, names.get(key)?.clone())));
+        let change = Touched { peers, ..Touched::default() }.into();
+        Answered { taken_out: named.collect(), change }
     }
 
     /// The database says what becomes of the devices of these peers: the removal of one whose device takes it out
     /// waits no more, and what policies grant no more is taken. Returns who is taken out, and those of whom
     /// anything in this is news.
-    pub fn devices_answered(
+    fn take_standings(
         &mut self,
         answer: DeviceStandings,
         now: Instant,
@@ -168,7 +228,7 @@ impl Hold {
 
     /// The setting confirms the removals that are held back by rows read before this time, also by an
     /// earlier run. A peer that is held later is not meant.
-    pub fn confirmed_by_setting(&mut self, at: Option<SystemTime>) {
+    fn confirmed_by_setting(&mut self, at: Option<SystemTime>) {
         if let Some(at) = at.filter(|_| at != self.confirmed_at) {
             let meant = self.waiting().filter(|(_, peer)| peer.since() < at);
             let meant = meant.map(|(key, _)| *key).collect();
@@ -189,25 +249,30 @@ impl Hold {
     }
 
     /// Rows were read: a plan made from them will show whether they may be persisted.
+    /// Of none ([`ReadKind::Check`]) there is nothing to persist.
     pub fn rows_read(&mut self, kind: ReadKind) {
+        if kind == ReadKind::Check {
+            return;
+        }
         let before = Some(self.read).filter(|_| self.verdict == Verdict::Open);
         self.read = before.map_or(kind, |before| before.max(kind));
         self.verdict = Verdict::Open;
     }
 
-    /// Around which peers the cache is to keep the rows of this verdict.
-    pub fn kept_around(&self, keep: Keep) -> BTreeSet<PublicKey> {
-        match (keep, self.read) {
+    /// Tells the cache this verdict, and around which peers it is to keep the rows.
+    pub fn keep(&self, keep: Keep) -> Action {
+        let around = match (keep, self.read) {
             (Keep::All, _) | (Keep::These, ReadKind::Check | ReadKind::Changes) => BTreeSet::new(),
             (Keep::These, ReadKind::Everything) | (Keep::Later, _) => {
                 self.staying.peers().keys().copied().collect()
             }
-        }
+        };
+        Action::Keep(keep, around)
     }
 
     /// A plan was made that leaves these peers `waiting`, of so many `present`. `rows_decide`: the
     /// plan follows the rows, not `[stale]`; else the verdict on the rows stays open.
-    pub fn update(&mut self, waiting: Waiting, present: usize, rows_decide: bool) -> Update {
+    fn update(&mut self, waiting: Waiting, present: usize, rows_decide: bool) -> Update {
         let Waiting { judged: staying, unjudged } = waiting;
         self.unjudged = unjudged;
         let removals = staying.peers().len();
@@ -279,123 +344,4 @@ fn joined(judged: Held, unjudged: Held) -> Held {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-
-    fn hold() -> Hold {
-        Hold::new(MaxRemoved::Percent(50), &Withdrawals::default(), Instant::now())
-    }
-
-    fn keys(numbers: &[u8]) -> BTreeMap<PublicKey, SystemTime> {
-        let key = |number: &u8| PublicKey::from_bytes([*number; 32]).unwrap();
-        numbers.iter().map(|number| (key(number), SystemTime::UNIX_EPOCH)).collect()
-    }
-
-    fn held(numbers: &[u8]) -> Waiting {
-        Waiting {
-            judged: Held::recalled(keys(numbers), &BTreeSet::new()),
-            unjudged: Held::default(),
-        }
-    }
-
-    #[test]
-    fn rows_wait_for_the_operator_and_are_kept_once_nothing_is_held_back() {
-        let mut hold = hold();
-        assert_eq!(hold.update(held(&[]), 20, true).keep, None, "no rows were read");
-        hold.rows_read(ReadKind::Changes);
-        let update = hold.update(held(&[1, 2]), 20, true);
-        assert_eq!((update.news.unwrap().removals, update.keep), (2, Some(Keep::Later)));
-        assert_eq!(hold.update(held(&[1, 2]), 20, true), Update::default(), "said already");
-        hold.rows_read(ReadKind::Changes);
-        assert_eq!(hold.update(held(&[1, 2]), 20, true).keep, Some(Keep::These));
-        assert_eq!(hold.update(held(&[]), 18, true).keep, Some(Keep::All));
-        assert_eq!(hold.held_back(), None);
-    }
-
-    #[test]
-    fn stale_rows_leave_the_verdict_open() {
-        let mut hold = hold();
-        hold.rows_read(ReadKind::Changes);
-        assert_eq!(hold.update(held(&[]), 20, false).keep, None);
-        assert_eq!(hold.update(held(&[]), 20, true).keep, Some(Keep::All));
-    }
-
-    #[test]
-    fn a_confirmation_is_for_the_removals_that_were_shown() {
-        let mut hold = hold();
-        hold.update(held(&[1, 2]), 20, true);
-        hold.confirm(|since| since <= SystemTime::UNIX_EPOCH);
-        hold.update(held(&[3]), 18, true);
-        assert!(hold.guard().confirmed.iter().eq(keys(&[1, 2]).keys()));
-        hold.forget_confirmed(None, &ObservedState::default());
-        assert!(hold.guard().confirmed.is_empty(), "they are gone");
-    }
-
-    fn answer(standing: &DeviceStanding, numbers: &[u8]) -> DeviceStandings {
-        let of = keys(numbers).into_keys().map(|key| (key, standing.clone())).collect();
-        DeviceStandings { of, by_policies: false }
-    }
-
-    #[test]
-    fn who_is_taken_out_already_does_not_count_among_the_few() {
-        let mut hold = hold();
-        let all: Vec<u8> = (1..=40).collect();
-        hold.update(held(&all), 40, true);
-        let barred = DeviceStanding::Barred(Arc::default());
-        for (numbers, out, news) in [(&all[..10], 10, 10), (&all[..10], 10, 0), (&all[..11], 11, 1)]
-        {
-            let (taken_out, touched) =
-                hold.devices_answered(answer(&barred, numbers), Instant::now());
-            assert_eq!((taken_out.len(), touched.len()), (out, news));
-        }
-        assert_eq!(hold.guard().confirmed.len(), 11);
-    }
-
-    #[test]
-    fn a_word_that_is_taken_back_removes_only_peers_that_an_operator_confirmed() {
-        let mut hold = hold();
-        hold.update(held(&[1, 2, 3, 4]), 20, true);
-        let barred = DeviceStanding::Barred(Arc::default());
-        let granted = DeviceStanding::Granted(Arc::default());
-        hold.devices_answered(answer(&barred, &[1, 2]), Instant::now());
-        assert!(hold.guard_as_is().confirmed.iter().eq(keys(&[1, 2]).keys()));
-        hold.devices_answered(answer(&granted, &[1, 2]), Instant::now());
-        assert!(hold.guard_as_is().confirmed.is_empty());
-        hold.confirm(|_| true);
-        // For the history, the result also names a peer whose removal was already confirmed.
-        let (taken_out, touched) =
-            hold.devices_answered(answer(&DeviceStanding::Revoked, &[1]), Instant::now());
-        assert!(taken_out.iter().eq(keys(&[1]).keys()) && touched.is_empty());
-        hold.devices_answered(answer(&granted, &[1, 2]), Instant::now());
-        assert!(hold.guard_as_is().confirmed.iter().eq(keys(&[1, 2, 3, 4]).keys()));
-    }
-
-    #[test]
-    fn the_disk_learns_who_waits_and_not_of_each_release() {
-        let mut hold = hold();
-        assert_eq!(hold.begin_remember(), None);
-        let all = Held::recalled(keys(&[1, 2, 3, 4]), &BTreeSet::new());
-        for (left, written) in [(4, true), (3, false), (2, true), (1, true), (0, true)] {
-            let left = &[1, 2, 3, 4][..left];
-            let now = Held::recalled(keys(left), &BTreeSet::new()).count_new_since(&all);
-            hold.update(Waiting { judged: now, unjudged: Held::default() }, 20, true);
-            let kept = hold.begin_remember().map(|(since, _)| since);
-            assert_eq!(kept, written.then(|| keys(left)), "{left:?}");
-        }
-    }
-
-    #[test]
-    fn peers_wait_on_while_no_rows_judge_them_and_none_can_be_confirmed() {
-        let remembered = Withdrawals { held: keys(&[1, 2]), ..Withdrawals::default() };
-        let mut hold = Hold::new(MaxRemoved::Percent(50), &remembered, Instant::now());
-        assert_eq!((hold.staying().peers().len(), hold.held_back()), (0, None));
-        let waiting = hold.guard().held;
-        hold.update(Waiting::unjudged(waiting), 20, false);
-        hold.confirm(|_| true);
-        let guard = hold.guard();
-        assert!(guard.confirmed.is_empty());
-        assert!(guard.held.peers().keys().eq(keys(&[1, 2]).keys()));
-    }
-}
+mod tests;

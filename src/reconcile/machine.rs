@@ -5,28 +5,24 @@
 //! and a read that hangs holds up no work on the kernel.
 
 mod decide;
-mod doubt;
-mod prove;
-mod reload;
-mod time;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::clock::Now;
-use super::difference::Difference;
 use super::event::{Action, Event, ReadKind};
 use super::history::History;
 use super::hold::Hold;
 use super::mirror::Mirror;
+use super::note::Note;
 use super::notices::Notices;
 use super::options::MachineOptions;
 use super::outbox::Outbox;
-use super::pass::Passes;
 use super::proof::Proof;
 use super::rows::Rows;
 use super::source::Source;
-use super::trouble::Trouble;
 use super::view::View;
+use super::work::Work;
 
 /// The machine. Feed it every [`Event`]; carry out every [`Action`] it returns.
 #[derive(Debug)]
@@ -34,9 +30,8 @@ pub struct Machine {
     source: Source,
     rows: Rows,
     mirror: Mirror,
-    difference: Difference,
+    work: Work,
     hold: Hold,
-    passes: Passes,
     proof: Proof,
     outbox: Outbox,
     notices: Notices,
@@ -56,9 +51,8 @@ impl Machine {
             source: Source::new(timing, now),
             mirror: Mirror::new(timing, local.interface.clone(), now),
             rows: Rows::new(local, Arc::new(block_list), stale, history, now.instant),
-            difference: Difference::new(departed),
+            work: Work::new(departed, timing.seed.wrapping_add(2)),
             hold,
-            passes: Passes::new(timing.seed.wrapping_add(2)),
             proof: Proof::new(timing.heartbeat, now.instant),
             outbox: Outbox::new(timing, now.instant),
             notices,
@@ -70,12 +64,30 @@ impl Machine {
         self.take_in(event, now);
         self.let_time_pass(now);
         let next = self.begin_next(now);
-        if self.shows_proofs() {
+        if self.rows.decide() && self.source.announces_all() {
             self.proof.show();
         }
         let mut actions = self.say();
         actions.extend(next);
         actions
+    }
+
+    /// When [`Self::handle`] must be called with [`Event::Tick`] at the latest, if nothing else happens. Each
+    /// deadline stands in one part, whose `due` also decides whether the part acts.
+    #[must_use]
+    pub fn next_wakeup(&self, now: Now) -> Instant {
+        let connected = self.source.is_connected();
+        let dues = [
+            self.source.due(now),
+            self.rows.due(connected, self.source.database_now(now)),
+            self.mirror.due(now),
+            self.work.due(),
+            self.hold.question_due(connected),
+            self.proof.due(connected),
+            self.outbox.due(connected),
+        ];
+        let latest = now.instant + self.source.view().resync_interval;
+        dues.into_iter().flatten().fold(latest, Instant::min)
     }
 
     /// What readers see.
@@ -85,13 +97,8 @@ impl Machine {
             source: self.source.view(),
             rows: self.rows.view(),
             mirror: self.mirror.view(),
-            compares: !self.difference.is_nothing(),
-            blocked_routes: self.difference.blocked_routes(),
-            held: self.hold.staying(),
-            held_back: self.hold.held_back(),
-            unjudged: self.hold.unjudged(),
-            departed: self.difference.departed(),
-            passes: self.passes.view(),
+            work: self.work.view(),
+            hold: self.hold.view(),
             proof: self.proof.view(),
             outbox: self.outbox.view(),
             is_busy: self.source.is_reading() || self.mirror.is_busy(),
@@ -110,15 +117,7 @@ impl Machine {
                 self.notices.no_session(why.as_deref(), now.instant);
                 self.source.no_session(why);
             }
-            Event::Disconnected { error } => {
-                let note = self.source.disconnected(error, now);
-                self.rows.doubt();
-                self.outbox.disconnected();
-                self.proof.forget_reading();
-                if let Some(note) = note {
-                    self.notices.complain(Trouble::Database, note, now.instant);
-                }
-            }
+            Event::Disconnected { error } => self.disconnected(error, now),
             Event::Notified => self.source.notified(now),
             Event::Hinted => self.notices.say_all(self.source.hinted(now)),
             Event::Bell(news) => self.notices.say_all(self.source.bell_news(news, now)),
@@ -127,29 +126,27 @@ impl Machine {
                 self.follow_timing();
             }
             Event::Unannounced { tables } => self.notices.say_all(self.source.unannounced(tables)),
-            Event::KernelChanged { why } => self.mirror.kernel_changed(why),
-            Event::RoutingChanged => self.mirror.routing_changed(),
-            Event::Read(answer) => self.rows_read(answer, now),
             Event::Epoch(read) => self.epoch_read(read, now),
-            Event::MarksAnswered { epoch, lost } => self.marks_answered(&epoch, lost, now),
+            Event::Read(answer) => self.rows_read(answer, now),
+            Event::MarksAnswered { epoch, lost } => self.marks_answered(&epoch, &lost, now),
             Event::DevicesAnswered(answer) => self.devices_answered(answer, now),
             Event::Restored { last_good, database_now } => {
-                self.rows_restored(*last_good, database_now, now);
+                let (as_of, change) = self.rows.restore(*last_good);
+                self.source.rows_are_restored(as_of, database_now, now);
+                self.changed(change, now.instant);
             }
-            Event::NothingRestored => self.nothing_restored(now),
+            Event::NothingRestored => {
+                let change = self.rows.nothing_restored();
+                self.changed(change, now.instant);
+            }
+            Event::Reported(sent) => self.reported(sent, now),
+            Event::Hosts(hosts) => self.outbox.hosts(hosts, now.instant),
+            Event::KernelChanged { why } => self.mirror.kernel_changed(why),
+            Event::RoutingChanged => self.mirror.routing_changed(),
             Event::Observed(reading) => self.kernel_read(reading.map(|reading| *reading), now),
             Event::Glanced(glance) => self.glanced(glance.ok(), now),
             Event::Applied(outcome) => self.plan_applied(outcome, now),
-            Event::Reported(mut sent) => {
-                self.outbox.reported(&mut sent, self.source.is_connected(), now.instant);
-                self.notices.reported(&sent, now.instant);
-                if sent.error.is_some() {
-                    // The read meets the same trouble, and reports it.
-                    self.source.want(ReadKind::Changes);
-                }
-            }
             Event::PeersAsked => self.mirror.peers_asked(now.instant),
-            Event::Hosts(hosts) => self.outbox.hosts(hosts, now.instant),
             Event::Resync => {
                 self.source.want(ReadKind::Everything);
                 self.mirror.want_reading_for("resync asked for");
@@ -157,39 +154,40 @@ impl Machine {
             Event::Reloaded(options) => self.reload(*options, now),
             Event::ConfirmRemovals { until, let_in_until } => {
                 self.hold.confirm(|since| since <= until);
-                if let Some(until) = let_in_until {
-                    let change = self.rows.let_in_shown(until);
-                    self.changed(change, now);
-                }
-                self.compare_on_purpose(now);
+                let change = self.rows.confirmed(let_in_until);
+                self.changed(change, now.instant);
             }
             Event::Blocks(list) => self.block(list, now),
             Event::Tick => {}
         }
     }
 
-    /// Decides the next actions. Rows that were read are planned before more are read. A read that is under way
-    /// holds up neither a look at the kernel nor a step, and a long job holds up no read.
-    fn begin_next(&mut self, now: Now) -> Vec<Action> {
-        let mut actions = Vec::new();
-        actions.extend(self.source.begin_connect(now));
-        if self.source.is_down() {
-            actions.extend(self.rows.begin_restore());
+    fn let_time_pass(&mut self, now: Now) {
+        let elapsed = self.source.let_time_pass(now);
+        if elapsed.resync {
+            self.mirror.want_reading_for("resync interval");
         }
-        let events = self.rows.desired().map(|desired| &desired.settings().audit_events);
-        actions.extend(self.outbox.begin_report(self.source.is_connected(), events, now.instant));
-        self.begin_withdrawals(now, &mut actions);
-        actions.extend(self.mirror.begin_reading(now.instant));
-        self.begin_plan(now, &mut actions);
-        actions.extend(self.mirror.begin_glance(now.instant));
-        if self.may_read_rows(now) {
-            actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
+        self.notices.say_all(elapsed.notes);
+        if self.proof.let_time_pass(self.source.is_connected(), now.instant) {
+            self.mirror.want_beat(now.instant);
+            self.source.want(ReadKind::Check);
         }
-        let (connected, departed) = (self.source.is_connected(), self.difference.departed());
-        actions.extend(self.rows.begin_question(connected, now.instant));
-        actions.extend(self.hold.begin_question(departed, connected, now.instant));
-        actions.extend(self.rows.begin_remember(self.hold.begin_remember(), departed));
-        actions.iter().for_each(|action| self.proof.begins(action));
-        actions
+        self.mirror.let_time_pass(now.instant);
+        if self.work.let_time_pass(now.instant) {
+            self.mirror.want_reading("retry");
+        }
+        // A peer that connected since the last reading has a live session, too: none is removed before
+        // the next reading, and until then none is added.
+        let present = || self.mirror.recheck_sessions("stale rows");
+        for change in self.rows.let_time_pass(present, self.source.database_now(now)) {
+            self.changed(change, now.instant);
+        }
+    }
+
+    /// Hands what is to be said to the journal and to the audit log.
+    fn say(&mut self) -> Vec<Action> {
+        let notes = self.notices.take();
+        self.outbox.audit(notes.iter().flat_map(Note::audit_entries), self.rows.audit_events());
+        notes.into_iter().map(Action::Say).collect()
     }
 }

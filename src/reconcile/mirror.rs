@@ -20,7 +20,6 @@ use super::volume::Volume;
 use crate::dataplane::{BackendInUse, Outcome, Reading, SharedObserved, nft};
 use crate::model::{InterfaceName, ObservedState, PublicKey, Traffic};
 use crate::plan::{Doubt, Plan, Step, Uncut};
-pub(super) use glance::Glanced;
 pub(super) use view::MirrorView;
 use work::{Job, Trust, Wanted};
 
@@ -156,7 +155,8 @@ impl Mirror {
     /// Whether withdrawals may be planned from the reading although it is in doubt, because there is no
     /// newer one to be had.
     pub fn can_be_withdrawn_by(&self) -> bool {
-        self.observed.is_some() && self.trust == Trust::Doubtful && !self.is_readable()
+        let is_known = self.observed.is_some() && !self.is_busy();
+        is_known && self.trust == Trust::Doubtful && !self.is_readable()
     }
 
     /// Refused steps may have been carried out: from now on the reading shows what they may have given.
@@ -183,8 +183,10 @@ impl Mirror {
         self.trust = Trust::Exhausted;
     }
 
-    /// There may be something to withdraw again.
+    /// There is a newer plan to make: the job that changes the kernel may stop, and there may be something to
+    /// withdraw again.
     pub fn more_to_do(&mut self) {
+        self.interrupt();
         if self.trust == Trust::Exhausted {
             self.trust = Trust::Doubtful;
         }
@@ -198,6 +200,12 @@ impl Mirror {
     /// Whether a change that the kernel announced or a glance found waits to be looked at.
     pub const fn is_disturbed(&self) -> bool {
         self.announced
+    }
+
+    /// Whether nothing that the kernel announced waits to be read or is being read. `read_back`: a look at it
+    /// just ended.
+    pub fn is_undisturbed(&self, read_back: bool) -> bool {
+        !self.is_disturbed() && !self.wants_reading() && (read_back || !self.is_busy())
     }
 
     pub const fn wants_reading(&self) -> bool {
@@ -336,7 +344,7 @@ impl Mirror {
 
     /// Lets the job that changes the kernel stop, because there is a newer plan to make. The next ones last
     /// longer each time, so that they end however often rows change.
-    pub fn interrupt(&mut self) {
+    fn interrupt(&self) {
         if let (Job::Apply { .. }, Some(observed)) = (self.job, &self.observed) {
             observed.interrupt(JOB_AT_LEAST * 2_u32.pow(self.interruptions.min(DOUBLED_AT_MOST)));
         }

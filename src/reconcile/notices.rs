@@ -4,15 +4,18 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::error::DatabaseState;
-use super::event::Sent;
+use super::error::{DatabaseError, DatabaseState};
+use super::event::{ReadKind, Sent};
 use super::mode::Mode;
 use super::name::PeerName;
 use super::note::{Ignored, Note};
+use super::rows::Verdict;
 use super::trouble::Trouble;
+use super::work::{Applied, FIRST_LINES};
 use crate::causes::causes;
 use crate::dataplane::RefusedStep;
 use crate::model::{BlockList, DesiredState, PeerId, PolicyId, QuarantinedPolicy, Reason};
+use crate::plan::PlanError;
 use crate::plan::guard::HeldBack;
 
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
@@ -85,8 +88,45 @@ impl Notices {
         }
     }
 
+    /// The database did not answer a question beside the reads.
+    pub fn question_failed(&mut self, error: &DatabaseError, now: Instant) {
+        let note = Note::ReadFailed { state: error.state(), error: error.to_string() };
+        self.complain(Trouble::Database, note, now);
+    }
+
+    /// Says what the verdict on an answer means, and what the `desired` rows bring if any were read.
+    pub fn judged(&mut self, verdict: Verdict, desired: Option<&DesiredState>, now: Instant) {
+        let kind = match verdict {
+            Verdict::Good { kind, .. } => kind,
+            Verdict::Refused(error) => {
+                return self.complain(Trouble::Rows, Note::CannotBuild(error), now);
+            }
+            Verdict::TooLittle | Verdict::Unknown => return,
+        };
+        if kind == ReadKind::Everything {
+            self.ended(Trouble::Rows);
+            self.judged = Judged::All;
+        }
+        self.ended(Trouble::Database);
+        self.ended(Trouble::Stale);
+        if let Some(desired) = desired.filter(|_| kind != ReadKind::Check) {
+            self.rows(desired, now);
+        }
+    }
+
+    /// Says what became of the steps of a plan.
+    pub fn applied(&mut self, applied: &Applied, now: Instant) {
+        self.refused(Trouble::Route, &applied.blocked, now);
+        self.refused(Trouble::Kernel, applied.refused.iter().take(FIRST_LINES), now);
+    }
+
+    /// Complains that no whole plan can be made.
+    pub fn cannot_plan(&mut self, error: &PlanError, now: Instant) {
+        self.complain(Trouble::Kernel, Note::CannotPlan(error.clone()), now);
+    }
+
     /// The kernel did not acknowledge these steps.
-    pub fn refused<'a>(
+    fn refused<'a>(
         &mut self,
         trouble: Trouble,
         steps: impl IntoIterator<Item = &'a RefusedStep>,
@@ -99,17 +139,18 @@ impl Notices {
     }
 
     /// Everything was proven, but for routes that others stand in the way of, unless there are none.
-    pub fn proven(&mut self, has_all_routes: bool) {
+    pub fn proven(&mut self, has_all_routes: bool, desired: Option<&DesiredState>) {
         self.ended(Trouble::Kernel);
         if has_all_routes {
             self.ended(Trouble::Route);
         }
+        self.quarantined_policies(desired, true);
     }
 
     /// Says whose removal is held back, where that is news.
-    pub fn held_back(&mut self, news: Option<HeldBack>, is_any: bool) {
+    pub fn held_back(&mut self, news: Option<HeldBack>, all_go: bool) {
         self.say_all(news.map(Note::HeldBack));
-        if !is_any {
+        if all_go {
             self.ended(Trouble::Held);
         }
     }
@@ -169,7 +210,7 @@ impl Notices {
 
     /// Says what the rows bring: a gateway that is not active, each quarantine once and once when it
     /// ends, and once what has no effect.
-    pub fn rows(&mut self, desired: &DesiredState, now: Instant) {
+    fn rows(&mut self, desired: &DesiredState, now: Instant) {
         if desired.gateway().active {
             self.ended(Trouble::Inactive);
         } else {
@@ -208,16 +249,11 @@ impl Notices {
         self.say_all(released);
     }
 
-    /// These rows were judged again, which [`Self::rows`] is to look at.
+    /// These rows were judged again: what became of them is said once rows are good.
     pub fn rows_judged(&mut self, rows: BTreeSet<PeerId>) {
         if let Judged::Rows(judged) = &mut self.judged {
             judged.extend(rows);
         }
-    }
-
-    /// All rows were replaced.
-    pub fn all_rows_judged(&mut self) {
-        self.judged = Judged::All;
     }
 
     /// Says which policies the kernel refuses to load, and, once everything is `settled`, which it no

@@ -9,6 +9,7 @@ use super::event::{Action, Sent};
 use super::ledger::Ledger;
 use super::options::Timing;
 use super::session::Sessions;
+use super::work::{Ended, Pass};
 use crate::backoff::Backoff;
 use crate::model::{AuditEvents, DesiredState, PublicKey, Traffic};
 use crate::store::{AuditEntry, Handshake, Hosts, Refusal};
@@ -166,9 +167,11 @@ impl Outbox {
         }
     }
 
-    /// The kernel was proven equal to the database as of this time of the database.
-    pub fn synced(&mut self, as_of: SystemTime) {
-        self.ledger.synced(as_of);
+    /// The kernel was proven equal to the database as of this time of the database; `None`: that is not to be told.
+    pub fn synced(&mut self, as_of: Option<SystemTime>) {
+        if let Some(as_of) = as_of {
+            self.ledger.synced(as_of);
+        }
     }
 
     /// The kernel differs, and may have differed when it was proven equal: a proof that is not reported yet is dropped.
@@ -192,9 +195,25 @@ impl Outbox {
     }
 
     /// Audits the start of the agent, once it knows its gateway.
-    pub fn started(&mut self, desired: &DesiredState) {
+    pub fn started(&mut self, desired: Option<&DesiredState>) {
+        let Some(desired) = desired else { return };
         if !std::mem::replace(&mut self.started, true) {
             self.audit([audit::started(desired)], Some(&desired.settings().audit_events));
+        }
+    }
+
+    /// Audits the end of a pass, by the rows that are desired now.
+    pub fn ended(&mut self, ended: &Ended, desired: Option<&DesiredState>) {
+        if let Some(desired) = desired {
+            self.audit(audit::ended(ended, desired), Some(&desired.settings().audit_events));
+        }
+    }
+
+    /// Audits what a pass did that was given up.
+    pub fn left(&mut self, pass: &Pass, desired: Option<&DesiredState>) {
+        if let Some(desired) = desired {
+            let entries = audit::unfinished(pass, desired.gateway().id);
+            self.audit(entries, Some(&desired.settings().audit_events));
         }
     }
 
@@ -249,9 +268,9 @@ mod tests {
         let now = Instant::now();
         let mut outbox = outbox(now);
         assert_eq!(outbox.due(true), None);
-        outbox.synced(SystemTime::UNIX_EPOCH);
+        outbox.synced(Some(SystemTime::UNIX_EPOCH));
         assert!(outbox.begin_report(true, None, now).is_some());
-        outbox.synced(SystemTime::UNIX_EPOCH);
+        outbox.synced(Some(SystemTime::UNIX_EPOCH));
         assert_eq!(outbox.due(true), None, "one is under way");
         outbox.reported(&mut Sent::default(), true, now);
         assert!(outbox.begin_report(true, None, now).is_none(), "they are batched");
@@ -276,7 +295,7 @@ mod tests {
     fn report_that_fails(between: impl FnOnce(&mut Outbox), connected: bool) -> Outbox {
         let now = Instant::now();
         let mut outbox = outbox(now);
-        outbox.synced(SystemTime::UNIX_EPOCH);
+        outbox.synced(Some(SystemTime::UNIX_EPOCH));
         let Some(Action::Report(left)) = outbox.begin_report(true, None, now) else { panic!() };
         between(&mut outbox);
         let bound = String::new();
@@ -301,7 +320,7 @@ mod tests {
         assert!(report_that_fails(Outbox::disprove, true).view().is_empty);
         let proven_again = |outbox: &mut Outbox| {
             outbox.disprove();
-            outbox.synced(SystemTime::UNIX_EPOCH);
+            outbox.synced(Some(SystemTime::UNIX_EPOCH));
         };
         assert!(!report_that_fails(proven_again, true).view().is_empty, "it holds again");
     }

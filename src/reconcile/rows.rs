@@ -1,7 +1,10 @@
 //! The rows: what the database wants of this host, where they come from, and how old they are.
 
+mod answer;
 mod block;
 mod build;
+mod change;
+mod due;
 mod history;
 mod peers;
 mod plan;
@@ -16,14 +19,16 @@ use super::event::{Action, LastGood, Provenance, ReadKind};
 use super::history::{History, Lost};
 use super::note::Note;
 use super::options::{StaleOptions, StalePolicy};
+use super::proof::Grounds;
 use super::row_status::RowStatus;
 use super::stale::Staleness;
 use crate::model::{
-    BlockList, BuildError, ChangedRows, DesiredState, Local, PublicKey, Touched, Unloadable,
+    AuditEvents, BlockList, BuildError, ChangedRows, DesiredState, Local, PublicKey, Touched,
+    Unloadable,
 };
 
-pub(super) use build::{NotBuilt, Replaced};
-pub(super) use history::Change;
+pub(super) use answer::{Taken, Verdict};
+pub(super) use change::{Change, Compared};
 pub(super) use plan::{Extent, Planned, Waiting};
 use refused::Refused;
 
@@ -113,6 +118,11 @@ impl Rows {
         self.desired.as_ref()
     }
 
+    /// The events that are audited; `None`: no rows tell.
+    pub fn audit_events(&self) -> Option<&AuditEvents> {
+        self.desired().map(|desired| &desired.settings().audit_events)
+    }
+
     pub fn view(&self) -> RowsView<'_> {
         RowsView {
             all: self,
@@ -128,8 +138,22 @@ impl Rows {
         }
     }
 
+    /// What a proof needs to know of the rows; `None`: there are none. `all_go`: no removal waits. `announced`: all
+    /// changes are.
+    pub fn grounds(&self, all_go: bool, announced: bool) -> Option<Grounds> {
+        let desired = self.desired.as_ref()?;
+        Some(Grounds {
+            as_of: desired.as_of(),
+            rows_read_at: self.age.read_at(),
+            are_usable: self.are_usable(),
+            are_followed: all_go && !self.keep_any_out(),
+            are_sealed: self.sealed_count() > 0,
+            may_be_told: announced && self.decide() && !self.in_doubt(),
+        })
+    }
+
     /// Whether the last rows that were read could be used, and nothing is known to forbid that.
-    pub fn are_usable(&self) -> bool {
+    fn are_usable(&self) -> bool {
         self.can_change() && self.may_grant() && self.sealed_count() == 0
     }
 
@@ -167,40 +191,8 @@ impl Rows {
     }
 
     /// Whether the last read failed, or its rows could not be used.
-    pub fn in_doubt(&self) -> bool {
+    fn in_doubt(&self) -> bool {
         self.age.in_doubt()
-    }
-
-    /// When rows were last read and could be used.
-    pub const fn read_at(&self) -> Instant {
-        self.age.read_at()
-    }
-
-    /// When the rows become stale.
-    pub fn stale_due(&self) -> Option<Instant> {
-        self.age.due()
-    }
-
-    /// Suspends, at the moment the rows become stale, the peers that `stale.policy` suspends. `present`:
-    /// the peers in the kernel.
-    pub fn grow_stale(
-        &mut self,
-        present: impl FnOnce() -> Option<BTreeSet<PublicKey>>,
-        now: Instant,
-    ) -> Option<Change> {
-        let (since, policy) = self.age.let_time_pass(now)?;
-        let admitted = match policy {
-            StalePolicy::Keep => None,
-            StalePolicy::DenyNew => present(),
-            StalePolicy::Down => Some(BTreeSet::new()),
-        };
-        let touched = admitted.and_then(|admitted| self.suspend_all_but(Some(admitted)));
-        Some(Change { note: Some(Note::Stale { since, policy }), touched })
-    }
-
-    /// Whether `[stale]` asks for less than the rows.
-    pub fn are_suspended(&self) -> bool {
-        self.age.suspends()
     }
 
     /// The database cannot be read, or its rows cannot be used.
@@ -209,31 +201,8 @@ impl Rows {
     }
 
     /// The rows are what the database holds now: peers that `[stale]` suspended are admitted again.
-    pub fn are_good(&mut self, now: Instant) -> Option<Touched> {
+    fn are_good(&mut self, now: Instant) -> Option<Touched> {
         if self.age.renew(now) { self.suspend_all_but(None) } else { None }
-    }
-
-    /// When, by the database's clock, the next peer that was kept out is let in. A host's clock that is ahead
-    /// would let it in too early: as long as only that is known, the peer stays out.
-    pub fn next_let_in(&self, knows_clock: bool) -> Option<SystemTime> {
-        self.history.next_end().filter(|_| knows_clock)
-    }
-
-    /// When, by the database's clock, the next scheduled revocation comes.
-    pub fn next_expiry(&self) -> Option<SystemTime> {
-        let rows = self.rest().into_iter().chain(&self.desired);
-        rows.filter_map(DesiredState::next_expiry).min()
-    }
-
-    /// Carries out the scheduled revocations whose time has come.
-    pub fn let_time_pass(&mut self, database_now: SystemTime) -> Option<Touched> {
-        let is_due = self.next_expiry().is_some_and(|at| at <= database_now);
-        let expire = |desired: &mut DesiredState| desired.expire(database_now);
-        let expired = if is_due { self.change(expire) } else { None };
-        if let Some(expired) = &expired {
-            self.remember_expired(&expired.departed);
-        }
-        expired
     }
 
     /// How much must be read when `kind` is wanted: changes need a state that they can change, which
@@ -260,41 +229,52 @@ impl Rows {
         begins.then(|| self.restore = Restore::Tried).map(|()| Action::Restore)
     }
 
-    pub const fn nothing_restored(&mut self) {
+    /// There are no last good rows. Without rows of the database either, whatever may forward must deny.
+    pub fn nothing_restored(&mut self) -> Change {
         self.restore = Restore::Missing;
+        if self.are_missing() { Change::of_everything(None, None) } else { Change::default() }
     }
 
-    /// Starts from the last good rows of an earlier run, and returns their time. `None`: the database
-    /// answered first.
-    pub fn restore(&mut self, last_good: LastGood) -> Option<Result<SystemTime, BuildError>> {
+    /// Starts from the last good rows of an earlier run, unless the database answered first. Returns their time, if
+    /// they are followed.
+    pub fn restore(&mut self, last_good: LastGood) -> (Option<SystemTime>, Change) {
         if self.desired.is_some() {
-            return None;
+            return (None, Change::default());
         }
+        match self.build_last_good(last_good) {
+            Ok(as_of) => {
+                let note = Some(Note::Restored { as_of });
+                (Some(as_of), Change::of_everything(note, None))
+            }
+            Err(error) => (None, Change::noted(Some(Note::CannotBuild(error)), None)),
+        }
+    }
+
+    fn build_last_good(&mut self, last_good: LastGood) -> Result<SystemTime, BuildError> {
         let LastGood { rows, changes, provenance } = last_good;
-        Some(self.build(rows).map(|mut desired| {
-            for rows in changes {
-                desired.apply(rows);
-            }
-            if let Some(policy) = self.history.closes_who_was_narrowed() {
-                desired.apply(ChangedRows::of_policy(policy, desired.as_of()));
-            }
-            self.history.rows_are_restored();
-            self.kept_out = self.history.keeps_out();
-            desired.keep_out(self.kept_out.clone());
-            let as_of = desired.as_of();
-            self.desired = Some(desired);
-            self.origin = match provenance {
-                Provenance::Sealed => Origin::LastGood,
-                Provenance::Unsealed => Origin::Unsealed,
-            };
-            self.age.restored();
-            self.refresh();
-            as_of
-        }))
+        let mut desired = self.build(rows)?;
+        for rows in changes {
+            desired.apply(rows);
+        }
+        if let Some(policy) = self.history.closes_who_was_narrowed() {
+            desired.apply(ChangedRows::of_policy(policy, desired.as_of()));
+        }
+        self.history.rows_are_restored();
+        self.kept_out = self.history.keeps_out();
+        desired.keep_out(self.kept_out.clone());
+        let as_of = desired.as_of();
+        self.desired = Some(desired);
+        self.origin = match provenance {
+            Provenance::Sealed => Origin::LastGood,
+            Provenance::Unsealed => Origin::Unsealed,
+        };
+        self.age.restored();
+        self.refresh();
+        Ok(as_of)
     }
 
     /// Takes in changed rows; `None`: there is no state that they could change.
-    pub fn apply(&mut self, mut rows: ChangedRows) -> Option<Touched> {
+    fn apply(&mut self, mut rows: ChangedRows) -> Option<Touched> {
         self.history.marks_read(std::mem::take(&mut rows.marks), rows.taken_at);
         let touched = self.desired.as_mut()?.apply(rows);
         self.refresh();
@@ -303,7 +283,7 @@ impl Rows {
     }
 
     /// Takes in that no row had changed by this time of the database.
-    pub fn unchanged(&mut self, taken_at: SystemTime) -> Option<Touched> {
+    fn unchanged(&mut self, taken_at: SystemTime) -> Option<Touched> {
         let touched = self.desired.as_mut()?.unchanged(taken_at);
         if !touched.is_empty() {
             self.refresh();
@@ -313,7 +293,7 @@ impl Rows {
     }
 
     /// Admits only these peers, as if no other were eligible; `None` admits all eligible peers again.
-    pub fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Option<Touched> {
+    fn suspend_all_but(&mut self, admitted: Option<BTreeSet<PublicKey>>) -> Option<Touched> {
         self.admitted.clone_from(&admitted);
         self.change(|desired| desired.suspend_all_but(admitted.clone()))
     }

@@ -16,6 +16,7 @@ use super::note::Note;
 use super::notifications::{Announcement, Notifications};
 use super::options::Timing;
 use super::pace::Pace;
+use super::rows::Verdict;
 use crate::backoff::Backoff;
 use clock::Clock;
 use connection::{Connection, Told};
@@ -79,10 +80,7 @@ pub(super) struct EndedRead {
 pub(super) struct Elapsed {
     /// Everything is to be compared.
     pub resync: bool,
-    /// A notification counts as missed.
-    pub notify_missed: bool,
-    /// What to say of the bell.
-    pub bell: Option<Note>,
+    pub notes: Vec<Note>,
 }
 
 impl Source {
@@ -146,7 +144,7 @@ impl Source {
         let mut elapsed = Elapsed::default();
         if self.bell.let_time_pass(now) == Some(BellChange::Silent) {
             let trouble = self.bell.silence().and_then(|it| it.trouble).map(ToOwned::to_owned);
-            elapsed.bell = Some(Note::BellSilent { trouble });
+            elapsed.notes.push(Note::BellSilent { trouble });
             self.poll_soon(now);
         }
         if is_due(self.resync_due(), now.instant) {
@@ -161,11 +159,12 @@ impl Source {
         let (follows_bell, bell) = (self.follows_bell(), &self.bell);
         let is_owed = |found_at| !follows_bell || bell.owes_hint(found_at);
         let missed = self.notifications.let_time_pass(now.instant, is_owed);
-        elapsed.notify_missed = missed && !follows_bell;
         if missed && follows_bell {
             self.bell.distrust(now);
             self.poll_soon(now);
-            elapsed.bell = Some(Note::HintsMissed);
+            elapsed.notes.push(Note::HintsMissed);
+        } else if missed {
+            elapsed.notes.push(Note::NotifyMissed);
         }
         elapsed
     }
@@ -204,9 +203,12 @@ impl Source {
         }
     }
 
-    /// Follows these intervals from now on.
-    pub const fn set_timing(&mut self, timing: Timing) {
+    /// Follows these intervals from now on. Other rows may follow from the configuration: all are read at once.
+    pub fn reload(&mut self, timing: Timing, now: Now) {
         self.timing = timing;
+        self.want(ReadKind::Everything);
+        // A login that was refused may succeed with another password.
+        self.retry_now(now);
     }
 
     /// The intervals for the gateways that share the database.
@@ -215,7 +217,7 @@ impl Source {
     }
 
     /// Does not wait any longer before it connects again.
-    pub const fn retry_now(&mut self, now: Now) {
+    const fn retry_now(&mut self, now: Now) {
         if let Connection::Down { retry_at, .. } = &mut self.connection {
             *retry_at = now.instant;
         }
@@ -290,6 +292,14 @@ impl Source {
         self.read_at.map_or(now.instant, |at| at + RETRY_GAP).max(now.instant)
     }
 
+    /// A question beside the reads was not answered.
+    pub fn question_failed(&mut self, error: &DatabaseError) {
+        if matches!(error, DatabaseError::OtherServer) {
+            // Only a full read says which server is to be asked.
+            self.want(ReadKind::Everything);
+        }
+    }
+
     /// Takes in which tables' changes are not announced. Each time some are not, everything is read;
     /// and once more when all are announced again.
     pub fn unannounced(&mut self, tables: Vec<String>) -> Option<Note> {
@@ -300,6 +310,7 @@ impl Source {
         self.notifications.set_unannounced(tables)
     }
 
+    /// Wants so much to be read, at once.
     pub fn want(&mut self, kind: ReadKind) {
         self.wanted = self.wanted.max(Some(kind));
     }
@@ -346,9 +357,28 @@ impl Source {
         EndedRead { since: announcement.notified_at(reading.began_at), announcement }
     }
 
+    /// Follows the verdict on what this read brought. `settled`: nothing was known to differ.
+    pub fn judged(&mut self, read: EndedRead, verdict: &Verdict, settled: bool, now: Now) {
+        match verdict {
+            Verdict::Good { finds_changes, is_beyond_limits, .. } => {
+                self.connect_backoff.reset();
+                self.read_backoff.reset();
+                if settled && *finds_changes {
+                    self.found_changes(read, now);
+                }
+                if *is_beyond_limits {
+                    self.want(ReadKind::Everything);
+                }
+            }
+            Verdict::TooLittle => self.want(ReadKind::Everything),
+            Verdict::Refused(_) => self.read_again(ReadKind::Everything, now),
+            Verdict::Unknown => {}
+        }
+    }
+
     /// A read found changes that have an effect here, while nothing was known to differ. Where they should
     /// have been announced and were not, their notification may still be on the way.
-    pub fn found_changes(&mut self, read: EndedRead, now: Now) {
+    fn found_changes(&mut self, read: EndedRead, now: Now) {
         if matches!(self.mode(), Some(Mode::Listen | Mode::Hints)) {
             self.notifications.found(read.announcement, now.instant);
         }
@@ -376,17 +406,11 @@ impl Source {
 
     /// A read failed, or its rows cannot be used: it is made again. A notification that came meanwhile
     /// may tell of the correction, or of a revocation.
-    pub fn read_again(&mut self, kind: ReadKind, now: Now) {
+    fn read_again(&mut self, kind: ReadKind, now: Now) {
         self.want(kind);
         let at = now.instant + self.read_backoff.next_wait();
         let announced = self.notifications.is_announced();
         self.retry_read = Some(if announced { at.min(self.earliest_retry(now)) } else { at });
-    }
-
-    /// Rows were read and can be used.
-    pub fn rows_are_good(&mut self) {
-        self.connect_backoff.reset();
-        self.read_backoff.reset();
     }
 }
 

@@ -1,408 +1,412 @@
-//! What follows from each event, and what to plan next. The order of a plan's steps is decided in
+//! What follows from each event, and what to do next. The order of a plan's steps is decided in
 //! `plan/step.rs`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::Machine;
 use crate::causes::causes;
-use crate::dataplane::{DataplaneError, Outcome, Reading};
-use crate::model::{BlockList, DesiredState, PublicKey, Touched};
+use crate::dataplane::{DataplaneError, Glance, Outcome, Reading};
+use crate::model::{BlockList, DesiredState, ObservedState, PublicKey};
 use crate::plan::Plan;
-use crate::reconcile::audit;
 use crate::reconcile::clock::Now;
 use crate::reconcile::device_standings::DeviceStandings;
 use crate::reconcile::error::DatabaseError;
-use crate::reconcile::event::{Action, EpochRead, Keep, LastGood, ReadAnswer, ReadKind};
+use crate::reconcile::event::{Action, EpochRead, ReadAnswer, ReadKind, Sent};
+use crate::reconcile::hold::{Answered, Guarded};
 use crate::reconcile::note::Note;
-use crate::reconcile::pass::FIRST_LINES;
-use crate::reconcile::rows::{Change, NotBuilt, Planned, Rows};
+use crate::reconcile::options::Reloaded;
+use crate::reconcile::proof::{Evidence, Grounds};
+use crate::reconcile::rows::{Change, Extent, Taken, Verdict};
 use crate::reconcile::trouble::Trouble;
+use crate::reconcile::work::Next;
 
+/// What follows from the database's side.
 impl Machine {
-    pub(super) fn rows_read(&mut self, answer: Result<ReadAnswer, DatabaseError>, now: Now) {
-        let settled = self.proof.is_current();
-        let read = self.source.end_read(&answer, now);
-        match answer {
-            // The end of the connection, which comes next, says why.
-            Err(_) => self.rows.doubt(),
-            Ok(ReadAnswer::Unchanged { taken_at }) => {
-                if let Some(touched) = self.rows.unchanged(taken_at) {
-                    self.touch(Some(touched), read.since);
-                    self.rows_are_good(now);
-                }
-            }
-            Ok(ReadAnswer::Changed(rows)) => match self.rows.apply(rows) {
-                Some(touched) => {
-                    // An inserted target of a policy is not announced: it has no effect without a peer.
-                    if settled && !touched.is_empty() {
-                        self.source.found_changes(read, now);
-                    }
-                    self.touch(Some(touched), read.since);
-                    self.rows_are_new(ReadKind::Changes, now);
-                    if self.rows.desired().is_some_and(DesiredState::is_beyond_limits) {
-                        self.source.want(ReadKind::Everything);
-                    }
-                }
-                None => self.source.want(ReadKind::Everything),
-            },
-            Ok(ReadAnswer::Everything(rows)) => match self.rows.replace(*rows, now.instant) {
-                Ok(replaced) => {
-                    self.notices.ended(Trouble::Rows);
-                    self.notices.all_rows_judged();
-                    self.difference.replaced(replaced, read.since);
-                    self.more_to_do();
-                    self.rows_are_new(ReadKind::Everything, now);
-                }
-                Err(refused) => {
-                    let NotBuilt { error, withdrawn } = *refused;
-                    self.proof.lose();
-                    self.source.read_again(ReadKind::Everything, now);
-                    self.notices.complain(Trouble::Rows, Note::CannotBuild(error), now.instant);
-                    // What the other rows withdraw does not wait for this one.
-                    self.difference.replaced(withdrawn, read.since);
-                    self.more_to_do();
-                }
-            },
+    pub(super) fn disconnected(&mut self, error: DatabaseError, now: Now) {
+        let note = self.source.disconnected(error, now);
+        self.rows.doubt();
+        self.outbox.disconnected();
+        self.proof.forget_reading();
+        if let Some(note) = note {
+            self.notices.complain(Trouble::Database, note, now.instant);
         }
     }
 
     /// Everything was read: the rows come next.
     pub(super) fn epoch_read(&mut self, read: EpochRead, now: Now) {
-        let observed = self.mirror.observed();
-        let held = |rows: &Rows| rows.held(observed.as_deref(), self.hold.guard_as_is());
-        let change = self.rows.epoch_read(read, self.source.exact_clock(now), held);
+        let (clock, observed) = (self.source.exact_clock(now), self.mirror.observed());
+        let guard = || self.hold.guard_as_is();
+        let change = self.rows.epoch_read(read, clock, observed.as_deref(), guard);
         drop(observed);
-        self.changed(change, now);
+        self.changed(change, now.instant);
     }
 
-    /// Rows changed, and can be used.
-    fn rows_are_new(&mut self, kind: ReadKind, now: Now) {
-        self.hold.rows_read(kind);
-        self.rows_are_good(now);
-        if let Some(desired) = self.rows.desired() {
-            self.notices.rows(desired, now.instant);
-        }
-    }
-
-    /// The rows are what the database holds now.
-    fn rows_are_good(&mut self, now: Now) {
-        self.source.rows_are_good();
-        self.notices.ended(Trouble::Database);
-        self.notices.ended(Trouble::Stale);
-        let touched = self.rows.are_good(now.instant);
-        self.touch(touched, now.instant);
-        self.repeat_proof(false);
-    }
-
-    /// Starts from the last good rows of an earlier run, unless the database answered first.
-    pub(super) fn rows_restored(
-        &mut self,
-        last_good: LastGood,
-        database_now: Option<SystemTime>,
-        now: Now,
-    ) {
-        match self.rows.restore(last_good) {
-            Some(Ok(as_of)) => {
-                self.source.rows_are_restored(as_of, database_now, now);
-                self.notices.say(Note::Restored { as_of });
-                self.compare_on_purpose(now);
+    pub(super) fn rows_read(&mut self, answer: Result<ReadAnswer, DatabaseError>, now: Now) {
+        let read = self.source.end_read(&answer, now);
+        let Taken { verdict, change, renewal } = self.rows.take_in(answer, now.instant);
+        self.source.judged(read, &verdict, self.proof.is_current(), now);
+        self.changed(change, read.since);
+        self.changed(renewal, now.instant);
+        match verdict {
+            Verdict::Good { kind, .. } => {
+                self.hold.rows_read(kind);
+                self.repeat_proof(false);
             }
-            Some(Err(error)) => self.notices.say(Note::CannotBuild(error)),
-            None => {}
+            Verdict::Refused(_) => self.proof.lose(),
+            Verdict::TooLittle | Verdict::Unknown => {}
         }
-    }
-
-    /// There are neither rows of the database nor last good ones: whatever may forward must deny.
-    pub(super) fn nothing_restored(&mut self, now: Now) {
-        self.rows.nothing_restored();
-        if self.rows.are_missing() {
-            self.compare_on_purpose(now);
-        }
+        self.notices.judged(verdict, self.rows.desired(), now.instant);
     }
 
     /// The database of this epoch says which withdrawals it has lost.
     pub(super) fn marks_answered(
         &mut self,
         epoch: &str,
-        answer: Result<BTreeSet<PublicKey>, DatabaseError>,
+        answer: &Result<BTreeSet<PublicKey>, DatabaseError>,
         now: Now,
     ) {
-        match answer {
-            Ok(lost) => {
-                let change = self.rows.withdrawals_lost(epoch, &lost, self.source.clock(now));
-                self.changed(change, now);
-            }
-            Err(error) => {
-                self.rows.withdrawals_unknown(epoch, now.instant);
-                if matches!(error, DatabaseError::OtherServer) {
-                    // Only a full read says which server is to be asked.
-                    self.source.want(ReadKind::Everything);
-                }
-                self.question_failed(&error, now);
-            }
-        }
+        self.question_ended(answer.as_ref().err(), now);
+        let (lost, database_now) = (answer.as_ref().ok(), self.source.database_now(now));
+        let change = self.rows.marks_answered(epoch, lost, database_now);
+        self.changed(change, now.instant);
     }
 
-    /// The database says what becomes of the devices of held peers that no row names: a revocation, a
-    /// narrowed policy and the removal of a few whose users are no longer active wait for no operator.
+    /// The database says what becomes of the devices of held peers that no row names.
     pub(super) fn devices_answered(
         &mut self,
         answer: Result<DeviceStandings, DatabaseError>,
         now: Now,
     ) {
-        match answer {
-            Ok(standings) => {
-                let (taken_out, peers) = self.hold.devices_answered(standings, now.instant);
-                let names = self.difference.departed();
-                let named =
-                    taken_out.iter().filter_map(|key| Some((*key, names.get(key)?.clone())));
-                self.rows.taken_out(&named.collect(), self.source.clock(now));
-                self.touch(Some(Touched { peers, ..Touched::default() }), now.instant);
-            }
-            Err(error) => {
-                self.hold.not_answered(now.instant);
-                self.question_failed(&error, now);
-            }
+        self.question_ended(answer.as_ref().err(), now);
+        let (standings, names) = (answer.ok(), self.work.departed());
+        let Answered { taken_out, change } =
+            self.hold.devices_answered(standings, names, now.instant);
+        self.rows.taken_out(&taken_out, self.source.clock(now));
+        self.changed(change, now.instant);
+    }
+
+    /// A question beside the reads was answered, or was not.
+    fn question_ended(&mut self, error: Option<&DatabaseError>, now: Now) {
+        if let Some(error) = error {
+            self.source.question_failed(error);
+            self.notices.question_failed(error, now.instant);
         }
     }
 
-    /// Says that the database did not answer a question beside the reads.
-    fn question_failed(&mut self, error: &DatabaseError, now: Now) {
-        let note = Note::ReadFailed { state: error.state(), error: error.to_string() };
-        self.notices.complain(Trouble::Database, note, now.instant);
+    pub(super) fn reported(&mut self, mut sent: Sent, now: Now) {
+        self.outbox.reported(&mut sent, self.source.is_connected(), now.instant);
+        self.notices.reported(&sent, now.instant);
+        if sent.error.is_some() {
+            // The read meets the same trouble, and reports it.
+            self.source.want(ReadKind::Changes);
+        }
     }
+}
 
-    /// Follows the host's block list from now on.
-    pub(super) fn block(&mut self, list: Arc<BlockList>, now: Now) {
-        self.notices.block_list(&list, now.instant);
-        let (changes, touched) = self.rows.block(list);
-        self.notices.say_all(changes.into_iter().map(Note::Block));
-        self.touch(touched, now.instant);
-        self.compare_on_purpose(now);
-    }
-
+/// What follows from the kernel's side.
+impl Machine {
     pub(super) fn kernel_read(&mut self, reading: Result<Reading, DataplaneError>, now: Now) {
         match reading {
             Ok(reading) => {
                 if self.mirror.end_reading(reading, now).guard_lost {
                     // Nothing is filtered now: the repair does not wait for other refusals.
-                    self.passes.retry_now();
+                    self.work.retry_now();
                 }
-                self.difference.everything();
+                self.work.compare_everything();
                 if let Some(desired) = self.rows.desired() {
                     let clocks = self.mirror.clocks(self.source.exact_clock(now), now.instant);
                     self.outbox.traffic(self.mirror.traffic(), desired, clocks);
                 }
                 let connected = || self.mirror.just_connected(now.instant);
-                let touched = self.rows.suspend_disconnected(connected);
-                self.touch(touched, now.instant);
+                let change = self.rows.suspend_disconnected(connected).into();
+                self.changed(change, now.instant);
             }
             Err(error) => {
                 let error = causes(&error);
-                let wait = self.passes.next_wait();
-                self.mirror.reading_failed(error.clone(), wait, now.instant);
+                self.mirror.reading_failed(error.clone(), self.work.next_wait(), now.instant);
                 self.proof.lose();
                 self.notices.complain(Trouble::Kernel, Note::ObserveFailed { error }, now.instant);
             }
         }
     }
 
+    /// Everything except the peers and the firewall's contents was read.
+    pub(super) fn glanced(&mut self, glance: Option<Glance>, now: Now) {
+        let gate_differs = |observed: &ObservedState| self.rows.gate_differs(observed);
+        if self.mirror.end_glance(glance, gate_differs, now.instant) {
+            self.repeat_proof(true);
+        }
+    }
+
     pub(super) fn plan_applied(&mut self, mut outcome: Outcome, now: Now) {
         self.mirror.applied(&outcome);
         self.remember_withdrawals(now);
-        let stayed = self.passes.applied(&outcome, self.mirror.observed().as_deref());
-        self.difference.stayed(stayed);
         if self.rows.quarantine_profiles(std::mem::take(&mut outcome.unloadable)) {
             self.notices.quarantined_policies(self.rows.desired(), false);
-            self.difference.everything();
+            self.work.compare_everything();
         }
-        let blocked = self.difference.block_routes(&mut outcome);
-        self.passes.give_up_steps(&blocked);
-        self.notices.refused(Trouble::Route, &blocked, now.instant);
-        if outcome.refused.is_empty() {
-            if self.difference.is_everything() && outcome.untried == 0 {
-                self.mirror.want_reading_for("verify");
+        let applied = self.work.applied(outcome, self.mirror.observed().as_deref());
+        self.notices.applied(&applied, now.instant);
+        if applied.wants_reading {
+            self.mirror.want_reading_for("verify");
+        }
+        if !applied.refused.is_empty() {
+            self.proof.lose();
+            self.retry_later(now);
+            if applied.has_new_rows {
+                // What rows withdraw that came while the plan was applied does not wait for its retry.
+                self.more_to_do();
             }
-            return;
-        }
-        let listed = outcome.refused.iter().take(FIRST_LINES);
-        self.notices.refused(Trouble::Kernel, listed, now.instant);
-        self.proof.lose();
-        self.passes.refused(&outcome.refused);
-        let rows_changed = self.passes.rows_changed_since_plan();
-        self.retry_later(now);
-        if rows_changed {
-            // What rows withdraw that came while the plan was applied does not wait for its retry.
-            self.more_to_do();
-        }
-    }
-
-    /// Says and compares what changed without a row.
-    pub(super) fn changed(&mut self, change: Change, now: Now) {
-        self.notices.say_all(change.note);
-        self.touch(change.touched, now.instant);
-    }
-
-    /// Takes in what may differ because rows changed at this moment.
-    pub(super) fn touch(&mut self, touched: Option<Touched>, since: Instant) {
-        let Some(mut touched) = touched else { return };
-        self.notices.rows_judged(std::mem::take(&mut touched.rows));
-        if self.difference.touch(touched, since) {
-            self.more_to_do();
-        }
-    }
-
-    /// Compares everything because of a decision, not of a change in the kernel: what differs is no
-    /// drift.
-    pub(super) fn compare_on_purpose(&mut self, now: Now) {
-        self.difference.rows_changed(now.instant);
-        self.difference.everything();
-        self.more_to_do();
-    }
-
-    /// New work arrived: resets the pass's attempts, retries what was refused now, and waits for no long
-    /// job that applies an older plan.
-    fn more_to_do(&mut self) {
-        self.passes.rows_changed();
-        self.mirror.interrupt();
-        self.mirror.more_to_do();
-        if self.passes.retry_now() {
-            self.mirror.want_reading("retry");
-        }
-    }
-
-    /// Tries again after a while, from a reading made then.
-    fn retry_later(&mut self, now: Now) -> Duration {
-        if self.difference.is_everything() {
-            self.outbox.disprove();
-        }
-        let wait = self.passes.retry_later(self.mirror.interval(), now.instant);
-        self.mirror.doubt(wait, now.instant);
-        self.difference.everything();
-        self.leave(now);
-        wait
-    }
-
-    /// Gives up the pass. What it did so far is reported.
-    pub(in crate::reconcile) fn leave(&mut self, now: Now) {
-        if let (Some(pass), Some(desired)) = (self.passes.leave(now), self.rows.desired()) {
-            let entries = audit::unfinished(&pass, desired.gateway().id);
-            self.outbox.audit(entries, Some(&desired.settings().audit_events));
         }
     }
 
     /// The kernel was changed, or is as it should be.
     fn remember_withdrawals(&mut self, now: Now) {
         if let Some(observed) = self.mirror.observed() {
-            let database_now = self.source.exact_clock(now);
-            self.rows.applied(&observed, database_now.unwrap_or(SystemTime::UNIX_EPOCH));
+            self.rows.applied(&observed, self.source.exact_clock(now));
+        }
+    }
+}
+
+/// What follows from what an operator does.
+impl Machine {
+    /// Follows the host's block list from now on.
+    pub(super) fn block(&mut self, list: Arc<BlockList>, now: Now) {
+        self.notices.block_list(&list, now.instant);
+        let change = self.rows.block(list);
+        self.changed(change, now.instant);
+    }
+
+    /// Follows these options from now on. The next rows are evaluated by them, which are read at once.
+    pub(super) fn reload(&mut self, options: Reloaded, now: Now) {
+        let Reloaded { local, timing, max_removed, lost_history, stale } = options;
+        self.hold.set_limit(max_removed);
+        self.outbox.set_report_interval(timing.report_interval);
+        self.source.reload(timing, now);
+        self.follow_timing();
+        let change = self.rows.reload(local, stale, lost_history);
+        self.changed(change, now.instant);
+    }
+
+    /// The heartbeat depends on the number of gateways.
+    pub(super) fn follow_timing(&mut self) {
+        let timing = self.source.timing();
+        self.proof.set_heartbeat(timing.heartbeat);
+        self.mirror.set_timing(timing);
+    }
+}
+
+/// What is left to do.
+impl Machine {
+    /// Says what changed, and compares it. `since`: when it changed.
+    pub(super) fn changed(&mut self, change: Change, since: Instant) {
+        let Change { notes, mut touched, compared } = change;
+        self.notices.say_all(notes);
+        self.notices.rows_judged(std::mem::take(&mut touched.rows));
+        if self.work.changed(touched, compared, since) {
+            self.more_to_do();
+        }
+    }
+
+    /// New work arrived: retries what was refused now, and waits for no long job that applies an older plan.
+    fn more_to_do(&mut self) {
+        self.mirror.more_to_do();
+        if self.work.more_to_do() {
+            self.mirror.want_reading("retry");
+        }
+    }
+
+    /// Tries again after a while, from a reading made then.
+    fn retry_later(&mut self, now: Now) -> Duration {
+        if self.work.is_everything() {
+            self.outbox.disprove();
+        }
+        let wait = self.work.retry_later(self.mirror.interval(), now.instant);
+        self.mirror.doubt(wait, now.instant);
+        self.leave(now);
+        wait
+    }
+
+    /// Gives up the pass. What it did so far is reported.
+    pub(in crate::reconcile) fn leave(&mut self, now: Now) {
+        if let Some(pass) = self.work.leave(now) {
+            self.outbox.left(&pass, self.rows.desired());
         }
     }
 
     /// Whether rows may be read: those that were read before are planned.
-    pub(super) fn may_read_rows(&self, now: Now) -> bool {
+    fn may_read_rows(&self, now: Now) -> bool {
         if self.mirror.is_applying() {
-            return self.mirror.is_in_long_job(now.instant)
-                && !self.passes.rows_changed_since_plan();
+            return self.mirror.is_in_long_job(now.instant) && !self.work.has_new_rows();
         }
         !self.may_plan()
     }
 
     /// Whether something may differ, and a plan may be made.
-    pub(super) fn may_plan(&self) -> bool {
+    fn may_plan(&self) -> bool {
         self.mirror.can_be_planned() && self.has_to_plan()
     }
 
     /// Whether something may differ that need not wait.
-    pub(super) fn has_to_plan(&self) -> bool {
-        !self.difference.is_nothing() && self.rows.may_plan() && self.passes.may_plan()
+    fn has_to_plan(&self) -> bool {
+        self.work.may_begin() && self.rows.may_plan()
+    }
+
+    /// What a proof needs to know of the rows.
+    fn grounds(&self) -> Option<Grounds> {
+        self.rows.grounds(self.hold.lets_all_go(), self.source.announces_all())
+    }
+}
+
+/// What to do next.
+impl Machine {
+    /// Decides the next actions. Rows that were read are planned before more are read. A read that is under way
+    /// holds up neither a look at the kernel nor a step, and a long job holds up no read.
+    pub(super) fn begin_next(&mut self, now: Now) -> Vec<Action> {
+        let mut actions = Vec::new();
+        actions.extend(self.source.begin_connect(now));
+        if self.source.is_down() {
+            actions.extend(self.rows.begin_restore());
+        }
+        let (connected, events) = (self.source.is_connected(), self.rows.audit_events());
+        actions.extend(self.outbox.begin_report(connected, events, now.instant));
+        actions.extend(self.begin_withdrawals(now));
+        actions.extend(self.mirror.begin_reading(now.instant));
+        actions.extend(self.begin_plan(now));
+        actions.extend(self.mirror.begin_glance(now.instant));
+        if self.may_read_rows(now) {
+            actions.extend(self.source.begin_read(|kind| self.rows.enough(kind), now));
+        }
+        let departed = self.work.departed();
+        actions.extend(self.rows.begin_question(connected, now.instant));
+        actions.extend(self.hold.begin_question(departed, connected, now.instant));
+        actions.extend(self.rows.begin_remember(self.hold.begin_remember(), departed));
+        actions.iter().for_each(|action| self.proof.begins(action));
+        actions
+    }
+
+    /// Plans withdrawals from the last reading, which is in doubt, before a newer one is tried: that may
+    /// fail again, or take long. They give nothing, and so are safe whatever became of what was refused.
+    fn begin_withdrawals(&mut self, now: Now) -> Option<Action> {
+        if !self.mirror.can_be_withdrawn_by() || !self.has_to_plan() {
+            return None;
+        }
+        self.mirror.assume_given();
+        let observed = self.mirror.observed()?;
+        let Guarded { plan, news, .. } =
+            self.hold.plan(self.rows.confirmed_at(), &observed, false, |guard| {
+                // Only a reading would show which sessions are alive.
+                self.rows.plan_withdrawals(&observed, guard, || None)
+            });
+        let plan = self.mirror.safe(plan, &observed);
+        drop(observed);
+        self.notices.held_back(news, self.hold.holds_nothing_back());
+        self.proof.lose();
+        if plan.is_empty() || self.work.never_rests() {
+            self.mirror.exhausted();
+            self.leave(now);
+            return None;
+        }
+        self.begin_apply(plan, now)
     }
 
     /// Plans what is in scope, and begins to apply it or proves that nothing differs.
-    pub(super) fn begin_plan(&mut self, now: Now, actions: &mut Vec<Action>) {
+    fn begin_plan(&mut self, now: Now) -> Vec<Action> {
         // The whole is compared with a new reading, where one is wanted.
-        let waits = self.difference.is_everything() && self.mirror.awaits_reading();
+        let waits = self.work.is_everything() && self.mirror.awaits_reading();
         if self.mirror.is_busy() || waits || !self.may_plan() {
-            return;
+            return Vec::new();
         }
-        let Some(observed) = self.mirror.observed() else { return };
-        self.hold.confirmed_by_setting(self.rows.confirmed_at());
-        let connected = || self.mirror.just_connected(now.instant);
-        let (scope, guard) = (self.difference.scope(), self.hold.guard());
-        let Planned { plan, extent, held, obstacle } =
-            self.rows.plan(&observed, scope, guard, connected);
-        let (present, decides) = (observed.peers.len(), self.rows.decide() && obstacle.is_none());
-        let update = self.hold.update(held, present, decides);
+        let Some(observed) = self.mirror.observed() else { return Vec::new() };
+        let Guarded { plan, extent, obstacle, news, keep } =
+            self.hold.plan(self.rows.confirmed_at(), &observed, self.rows.decide(), |guard| {
+                let connected = || self.mirror.just_connected(now.instant);
+                self.rows.plan(&observed, self.work.scope(), guard, connected)
+            });
         self.hold.forget_confirmed(self.rows.followed(), &observed);
         drop(observed);
-        self.rows.planned();
-        self.notices.held_back(update.news, self.hold.held_back().is_some());
-        if update.keep == Some(Keep::All) {
-            self.rows.are_kept();
-        }
-        actions.extend(update.keep.map(|keep| Action::Keep(keep, self.hold.kept_around(keep))));
-        if !self.follows_all_rows() || self.rows.sealed_count() > 0 {
-            self.proof.lose();
-        }
-        let plan = self.difference.without_blocked(plan);
+        self.rows.planned(keep);
+        self.notices.held_back(news, self.hold.holds_nothing_back());
+        self.proof.planned(self.grounds());
         let cuts_flows = self.rows.desired().is_some_and(DesiredState::cuts_flows);
-        let plan = self.mirror.cut_in(plan, cuts_flows);
-        let ends_for_now = self.passes.has_too_many_attempts();
+        let plan = self.mirror.cut_in(self.work.without_blocked(plan), cuts_flows);
         if plan.is_empty() {
             self.remember_withdrawals(now);
         }
-        match obstacle {
-            Some(error) => {
-                // Only withdrawals go on.
-                let note = Note::CannotPlan(error.clone());
-                self.notices.complain(Trouble::Kernel, note, now.instant);
-                self.passes.cannot_plan(error);
+        if let Some(error) = &obstacle {
+            self.notices.cannot_plan(error, now.instant);
+            self.proof.lose();
+        }
+        let mut actions = Vec::from_iter(keep.map(|keep| self.hold.keep(keep)));
+        match self.work.judge(&plan, obstacle) {
+            Next::Prove => self.prove(extent, now),
+            Next::Apply => actions.extend(self.begin_apply(plan, now)),
+            Next::Wait { left } => {
                 self.proof.lose();
-                if plan.is_empty() || ends_for_now {
-                    self.retry_later(now);
-                } else {
-                    actions.extend(self.begin_apply(plan, now));
+                let retry_in = self.retry_later(now);
+                if let Some(left) = left {
+                    self.notices.complain(Trouble::Kernel, left.into_note(retry_in), now.instant);
                 }
             }
-            None if plan.is_empty() => self.prove(extent, now),
-            None if ends_for_now => self.give_up_for_now(&plan, now),
-            None => actions.extend(self.begin_apply(plan, now)),
         }
+        actions
     }
 
-    fn give_up_for_now(&mut self, plan: &Plan, now: Now) {
-        let (steps, first) = (plan.steps().len(), self.passes.not_converged(plan));
-        self.proof.lose();
-        let retry_in = self.retry_later(now);
-        self.notices.complain(
-            Trouble::Kernel,
-            Note::NotConverged { steps, first, retry_in },
-            now.instant,
-        );
-    }
-
-    pub(super) fn begin_apply(&mut self, plan: Plan, now: Now) -> Option<Action> {
-        let drift = self.difference.is_drift().then(|| self.mirror.drift(&plan));
-        if self.difference.is_everything() {
+    fn begin_apply(&mut self, plan: Plan, now: Now) -> Option<Action> {
+        if self.work.is_everything() {
             // What a reading shows may have been so when the last proof was made.
             self.outbox.disprove();
         }
-        let removing = self.difference.take_departed(&plan, |keys| self.rows.names_of(keys));
-        self.rows.removing(&removing);
         if let Some(observed) = self.mirror.observed() {
-            self.passes.begin(&plan, removing, &observed, drift, now.instant);
+            let names_of = |keys: &BTreeSet<_>| self.rows.names_of(keys);
+            let cause = || self.mirror.drift(&plan);
+            let removing = self.work.begin(&plan, names_of, cause, &observed, now.instant);
+            self.rows.removing(removing);
         }
         self.mirror.begin_apply(plan, now.instant)
     }
 
-    /// Hands what is to be said to the journal and to the audit log.
-    pub(super) fn say(&mut self) -> Vec<Action> {
-        let notes = self.notices.take();
-        let entries = notes.iter().flat_map(Note::audit_entries);
-        let events = self.rows.desired().map(|desired| &desired.settings().audit_events);
-        self.outbox.audit(entries, events);
-        notes.into_iter().map(Action::Say).collect()
+    /// Nothing of this extent differs within the scope: what was a plan is now a proof.
+    fn prove(&mut self, extent: Extent, now: Now) {
+        let readable = self.mirror.is_readable();
+        let settled = self.work.settle(extent, readable, |key| self.hold.waits(key));
+        let evidence = Evidence {
+            readable,
+            whole: settled.whole,
+            read_back: self.mirror.prove(settled.whole),
+            ends_pass: settled.ends_pass,
+            disturbed: self.mirror.is_disturbed(),
+        };
+        if settled.whole {
+            self.notices.proven(self.work.has_all_routes(), self.rows.desired());
+        }
+        self.outbox.started(self.rows.desired());
+        if let Some(grounds) = self.grounds() {
+            let proven = self.proof.prove(grounds, evidence, now.instant);
+            self.outbox.synced(proven.told);
+            if proven.lacks_reading {
+                self.mirror.want_reading("verify");
+            }
+        }
+        let Some(ended) = self.work.end(settled, self.proof.is_current(), now) else { return };
+        self.outbox.ended(&ended, self.rows.desired());
+        self.notices.say(ended.into_note(self.rows.desired()));
+    }
+
+    /// Nothing is known to differ: the proof holds as of now. `read_back`: a glance just found the
+    /// kernel as it is known to be; else the rows were just read.
+    fn repeat_proof(&mut self, read_back: bool) {
+        let is_quiet = self.work.is_done() && self.mirror.is_undisturbed(read_back);
+        let grounds = if is_quiet { self.grounds() } else { None };
+        let Some(grounds) = grounds.filter(|it| self.proof.may_repeat(*it, read_back)) else {
+            return;
+        };
+        if read_back {
+            self.mirror.prove(false);
+        }
+        let told = self.proof.repeat(grounds, read_back);
+        self.outbox.synced(told);
     }
 }

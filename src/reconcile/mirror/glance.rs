@@ -6,20 +6,12 @@ use super::Mirror;
 use super::due::gap_after;
 use super::work::{Job, Trust, Wanted};
 use crate::dataplane::Glance;
+use crate::model::ObservedState;
 use crate::reconcile::clock::is_due;
 use crate::reconcile::event::Action;
 
-/// The findings of a glance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::reconcile) enum Glanced {
-    /// Everything is as it is known to be.
-    AsKnown,
-    /// The host's routing is another, and known from now on; the rest is as it is known to be.
-    RoutingChanged,
-    /// Something else changed, or could not be read: a complete reading will show it, and say why if it
-    /// cannot be had.
-    Unknown,
-}
+/// Why the kernel is read when the gate's rules are not as they should be.
+const ROUTING_CHANGED: &str = "the routing rules or source checks changed";
 
 impl Mirror {
     /// The kernel announced a change of the host's routing, which a glance shows: on a large gateway a
@@ -43,8 +35,15 @@ impl Mirror {
         Some(Action::Glance)
     }
 
-    /// A glance ended.
-    pub fn end_glance(&mut self, glance: Option<Glance>, now: Instant) -> Glanced {
+    /// A glance ended. Says whether everything is as it is known to be, but for the host's routing, which is known
+    /// from now on. If not, or if the `gate_differs` beside that routing, a complete reading will show what changed,
+    /// and say why if it cannot be had.
+    pub fn end_glance(
+        &mut self,
+        glance: Option<Glance>,
+        gate_differs: impl FnOnce(&ObservedState) -> bool,
+        now: Instant,
+    ) -> bool {
         self.job = Job::None;
         self.glances_from = now + gap_after(now.duration_since(self.glance_began_at));
         let as_known = |glance: &Glance| {
@@ -57,15 +56,19 @@ impl Mirror {
         let (Some(glance), Some(observed)) = (glance.filter(as_known), &self.observed) else {
             self.announced = true;
             self.want_reading("heartbeat");
-            return Glanced::Unknown;
+            return false;
         };
         if self.trust == Trust::Kept && !self.wants_reading() {
             self.trust = Trust::Glanced;
         }
-        if glance.routing == observed.read().routing {
-            return Glanced::AsKnown;
+        let is_same = glance.routing == observed.read().routing;
+        if !is_same {
+            observed.set_routing(glance.routing);
         }
-        observed.set_routing(glance.routing);
-        Glanced::RoutingChanged
+        let is_as_known = is_same || !gate_differs(&observed.read());
+        if !is_as_known {
+            self.kernel_changed(ROUTING_CHANGED.into());
+        }
+        is_as_known
     }
 }

@@ -42,8 +42,8 @@ fn a_reading_that_takes_long_is_made_less_often_and_heartbeats_glance() {
     assert_eq!(mirror.interval(), LONG_INTERVAL);
     mirror.want_beat(now);
     assert!(!mirror.wants_reading() && mirror.begin_glance(now).is_some());
-    let failed = mirror.end_glance(None, now);
-    assert_eq!(failed, Glanced::Unknown, "a glance that fails finds nothing as it was");
+    let finds_all = mirror.end_glance(None, |_| false, now);
+    assert!(!finds_all, "a glance that fails finds nothing as it was");
     assert!(mirror.wants_reading());
 }
 
@@ -86,7 +86,7 @@ fn only_a_reading_or_a_glance_reads_the_kernel_back() {
     mirror.begin_glance(now);
     let (routes, routing) = (BTreeMap::new(), HostRouting::default());
     let glance = Glance { interface: None, routes, routing, firewall_is_current: true };
-    assert_eq!(mirror.end_glance(Some(glance), now), Glanced::AsKnown);
+    assert!(mirror.end_glance(Some(glance), |_| unreachable!("the routing is the same"), now));
     assert!(mirror.prove(false));
     mirror.begin_apply(Plan::default(), now);
     assert!(!mirror.can_be_planned(), "in doubt until every step is answered");
@@ -102,10 +102,31 @@ fn a_glance_that_finds_a_change_disturbs_proofs_until_the_next_reading() {
     mirror.begin_glance(now);
     let (routes, routing) = (BTreeMap::new(), HostRouting::default());
     let glance = Glance { interface: None, routes, routing, firewall_is_current: false };
-    assert_eq!(mirror.end_glance(Some(glance), now), Glanced::Unknown);
+    assert!(!mirror.end_glance(Some(glance), |_| false, now));
     assert!(mirror.is_disturbed());
     mirror.begin_reading(now + READING_GAP).unwrap();
     assert!(!mirror.is_disturbed());
+}
+
+#[test]
+fn another_routing_is_known_from_the_glance_on_and_wants_a_reading_if_the_gate_differs() {
+    for gate_differs in [false, true] {
+        let now = Instant::now();
+        let mut mirror = read_once(now);
+        mirror.routing_changed();
+        mirror.begin_glance(now).unwrap();
+        let routing = HostRouting { checks_sources: true, ..Default::default() };
+        let (routes, interface, firewall_is_current) = (BTreeMap::new(), None, true);
+        let glance = Glance { interface, routes, routing, firewall_is_current };
+        let judge = |observed: &ObservedState| {
+            assert!(observed.routing.checks_sources);
+            gate_differs
+        };
+        assert_eq!(mirror.end_glance(Some(glance), judge, now), !gate_differs);
+        let found = (mirror.is_disturbed(), mirror.wants_reading());
+        assert_eq!(found, (gate_differs, gate_differs));
+        assert_eq!(mirror.is_undisturbed(true), !gate_differs);
+    }
 }
 
 #[test]
@@ -119,8 +140,7 @@ fn however_often_the_routing_changes_glances_take_no_more_than_a_tenth_of_the_ti
             let routing = HostRouting { checks_sources: glances % 2 == 1, ..Default::default() };
             let (routes, interface, firewall_is_current) = (BTreeMap::new(), None, true);
             let glance = Glance { interface, routes, routing, firewall_is_current };
-            let found = mirror.end_glance(Some(glance), now);
-            assert_ne!(found, Glanced::Unknown);
+            assert!(mirror.end_glance(Some(glance), |_| false, now));
         }
         mirror.routing_changed();
         assert!(mirror.begin_reading(now).is_none(), "no reading is wanted");

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Rows;
-use crate::model::{
-    Block, BlockChange, BlockList, Departed, DesiredState, ObservedState, Touched, Whom,
-};
+use super::{Change, Rows};
+use crate::model::{Block, BlockChange, BlockList, Departed, DesiredState, ObservedState, Whom};
+use crate::reconcile::event::Keep;
+use crate::reconcile::note::Note;
 
 impl Rows {
     /// The rows whose peers a block concerns.
@@ -16,7 +16,7 @@ impl Rows {
     }
 
     /// From now on this is the host's block list. No row, and no row that is missing, delays that.
-    pub fn block(&mut self, list: Arc<BlockList>) -> (Vec<BlockChange>, Option<Touched>) {
+    pub fn block(&mut self, list: Arc<BlockList>) -> Change {
         let former = std::mem::replace(&mut self.block_list, Arc::clone(&list));
         self.blocks_are_planned = false;
         let touched = self.change(|desired| desired.block(Arc::clone(&list)));
@@ -26,12 +26,17 @@ impl Rows {
         };
         let set = list.without(&former).map(|it| change(false, it));
         let lifted = former.without(&list).map(|it| change(true, it));
-        (set.chain(lifted).collect(), touched)
+        let notes = set.chain(lifted).map(Note::Block).collect();
+        Change { notes, ..Change::of_everything(None, touched) }
     }
 
-    /// A plan was made, so that the kernel was known, and no former plan is being applied.
-    pub const fn planned(&mut self) {
+    /// A plan was made, so that the kernel was known, and no former plan is being applied. `keep`: what became
+    /// of the rows by it.
+    pub fn planned(&mut self, keep: Option<Keep>) {
         self.blocks_are_planned = true;
+        if keep == Some(Keep::All) {
+            self.are_kept();
+        }
     }
 
     /// Whether no blocked peer is in the kernel. One that is not there yet may be on its way, by a plan

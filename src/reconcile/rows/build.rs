@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::{Origin, Refused, Rows};
+use super::{Change, Compared, Origin, Refused, Rows};
 use crate::model::{
     BuildError, Departed, DesiredState, GatewayRow, KeyText, PolicyId, PublicKey, SnapshotRows,
+    Touched,
 };
 
 /// The differences between a desired state and the one that replaced it.
 #[derive(Debug, Default)]
-pub struct Replaced {
+pub(super) struct Replaced {
     /// The peers that had a right to a tunnel in the former state and are no peers of the new one.
     pub departed: BTreeMap<PublicKey, Departed>,
     /// Policies that decide otherwise in the new state, with their names.
@@ -19,7 +20,7 @@ pub struct Replaced {
 
 /// No state could be built from a snapshot.
 #[derive(Debug)]
-pub struct NotBuilt {
+pub(super) struct NotBuilt {
     pub error: BuildError,
     /// The changes by its other rows.
     pub withdrawn: Replaced,
@@ -31,7 +32,11 @@ impl Rows {
     /// # Errors
     /// When the gateway's own row cannot be right. The former rows stay, and the error has what the
     /// others withdraw.
-    pub fn replace(&mut self, rows: SnapshotRows, now: Instant) -> Result<Replaced, Box<NotBuilt>> {
+    pub(super) fn replace(
+        &mut self,
+        rows: SnapshotRows,
+        now: Instant,
+    ) -> Result<Replaced, Box<NotBuilt>> {
         let is_first = self.desired.is_none() || self.origin != Origin::Database;
         let usable = self.build_gateway(&rows).and_then(|_| match rows.beyond() {
             None => Ok(()),
@@ -120,6 +125,14 @@ impl Replaced {
     fn of(old: &DesiredState, new: &DesiredState) -> Self {
         let policies = new.policies().changed_since(old.policies());
         Self { departed: departed(old, new), policies }
+    }
+}
+
+impl From<Replaced> for Change {
+    fn from(replaced: Replaced) -> Self {
+        let Replaced { departed, policies } = replaced;
+        let touched = Touched { departed, policies, ..Touched::default() };
+        Self { touched, compared: Compared::Anew, ..Self::default() }
     }
 }
 

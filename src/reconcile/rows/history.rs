@@ -3,31 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
-use super::{Refused, Rows};
+use super::{Change, Compared, Refused, Rows};
 use crate::model::{Absence, Departed, DesiredState, ObservedState, PublicKey, Touched};
 use crate::plan::Held;
+use crate::plan::guard::Guard;
+use crate::reconcile::clock::DatabaseNow;
 use crate::reconcile::event::{Action, EpochRead};
 use crate::reconcile::history::KeptWithoutRow;
 use crate::reconcile::note::Note;
 
-/// A change by time, by an operator or by another database.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    pub note: Option<Note>,
-    pub touched: Option<Touched>,
-}
-
 impl Rows {
     /// Everything was read: the rows come next. `clock`: the time of the database read before, if it is known, at
-    /// which this one showed `read_at`. `held`: whose removal waits by the rows read before.
-    pub fn epoch_read(
+    /// which this one showed `read_at`. The `guard` says whose removal waits by the rows read before.
+    pub fn epoch_read<'a>(
         &mut self,
         read: EpochRead,
         clock: Option<SystemTime>,
-        held: impl FnOnce(&Self) -> Held,
+        observed: Option<&ObservedState>,
+        guard: impl FnOnce() -> Guard<'a>,
     ) -> Change {
         let EpochRead { epoch, why, marks, read_at } = read;
-        let held = if self.history.is_other(&epoch) { held(self) } else { Held::default() };
+        let is_other = self.history.is_other(&epoch);
+        let held = if is_other { self.held(observed, guard()) } else { Held::default() };
         let Self { history, refused, desired, .. } = self;
         history.marks_read(marks, read_at);
         let unasked =
@@ -42,11 +39,25 @@ impl Rows {
             history.goes_by_another_clock(clock, read_at);
         }
         let note = is_other.then(|| Note::OtherEpoch { why: why.unwrap_or_else(unasked) });
-        Change { note, touched: self.keep_out() }
+        Change::noted(note, self.keep_out())
+    }
+
+    /// The database of this epoch was asked which withdrawals it lost; `None`: in vain.
+    pub fn marks_answered(
+        &mut self,
+        epoch: &str,
+        lost: Option<&BTreeSet<PublicKey>>,
+        now: DatabaseNow,
+    ) -> Change {
+        if let Some(lost) = lost {
+            return self.withdrawals_lost(epoch, lost, now.time);
+        }
+        self.history.not_answered(epoch, now.instant);
+        Change::default()
     }
 
     /// The database of this epoch lost these withdrawals, and no others.
-    pub fn withdrawals_lost(
+    fn withdrawals_lost(
         &mut self,
         epoch: &str,
         lost: &BTreeSet<PublicKey>,
@@ -58,16 +69,11 @@ impl Rows {
         let (gateway, held_for) = (desired.gateway().id, self.history.hold_for());
         let peers = peers.filter(|peers| !peers.is_empty());
         let note = peers.map(|peers| Note::HistoryLost { gateway, peers, held_for });
-        Change { note, touched: self.keep_out() }
-    }
-
-    /// The database of this epoch could not be asked which withdrawals it lost.
-    pub fn withdrawals_unknown(&mut self, epoch: &str, now: Instant) {
-        self.history.not_answered(epoch, now);
+        Change::noted(note, self.keep_out())
     }
 
     /// Lets in again the peers whose time has come by the database's own clock.
-    pub fn let_in_due(&mut self, knows_clock: bool, database_now: SystemTime) -> Change {
+    pub(super) fn let_in_due(&mut self, knows_clock: bool, database_now: SystemTime) -> Change {
         if self.next_let_in(knows_clock).is_none_or(|at| at > database_now) {
             return Change::default();
         }
@@ -75,9 +81,16 @@ impl Rows {
         self.let_in(peers, false)
     }
 
-    /// An operator lets in the peers that were shown: kept out since this time of the database or
-    /// earlier, and for no other reason.
-    pub fn let_in_shown(&mut self, until: SystemTime) -> Change {
+    /// An operator confirms what was shown, and lets in the peers that are kept out since `let_in_until` or earlier;
+    /// `None`: no peer.
+    pub fn confirmed(&mut self, let_in_until: Option<SystemTime>) -> Change {
+        let let_in = let_in_until.map(|until| self.let_in_shown(until)).unwrap_or_default();
+        Change { compared: Compared::Everything, ..let_in }
+    }
+
+    /// Lets in the peers that were shown: kept out since this time of the database or earlier, and for no other
+    /// reason.
+    fn let_in_shown(&mut self, until: SystemTime) -> Change {
         let Some(desired) = &self.desired else { return Change::default() };
         let shown: BTreeSet<_> = desired.kept_out().collect();
         let peers = self.history.let_in(|key, lost| lost.since <= until && shown.contains(key));
@@ -88,7 +101,7 @@ impl Rows {
         if peers.is_empty() {
             return Change::default();
         }
-        Change { note: Some(Note::HistoryFollowed { peers, confirmed }), touched: self.keep_out() }
+        Change::noted(Some(Note::HistoryFollowed { peers, confirmed }), self.keep_out())
     }
 
     /// Rows were read that withdraw these peers. What they say about peers that are out already is
@@ -138,26 +151,26 @@ impl Rows {
     }
 
     /// The kernel was changed, or is as it should be: the withdrawals that are in force are remembered.
-    /// Rows that cannot be used withdraw all the same, and admit no peer.
-    pub fn applied(&mut self, observed: &ObservedState, database_now: SystemTime) {
+    /// Rows that cannot be used withdraw all the same, and admit no peer. `clock`: the database's time, if it is known.
+    pub fn applied(&mut self, observed: &ObservedState, clock: Option<SystemTime>) {
         let usable = self.are_usable();
         let admitted = self.desired.as_ref().filter(|_| usable);
         self.history.applied(
             |key| observed.peers.contains_key(key),
             |key, device| admitted.is_some_and(|desired| desired.rows_admit(key, device)),
-            database_now,
+            clock.unwrap_or(SystemTime::UNIX_EPOCH),
         );
     }
 
     /// The rows as a whole are the last good ones now.
-    pub fn are_kept(&mut self) {
+    pub(super) fn are_kept(&mut self) {
         if let Some(desired) = &self.desired {
             self.history.rows_are_kept(desired.as_of());
         }
     }
 
     /// When to ask the database which withdrawals it lost, if it is `connected`.
-    pub fn question_due(&self, connected: bool) -> Option<Instant> {
+    pub(super) fn question_due(&self, connected: bool) -> Option<Instant> {
         self.history.question_due().filter(|_| connected)
     }
 

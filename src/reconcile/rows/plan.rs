@@ -68,7 +68,7 @@ impl Rows {
     }
 
     /// How many peers have a preshared key that this host cannot open, because it has no sealing key.
-    pub fn sealed_count(&self) -> usize {
+    pub(super) fn sealed_count(&self) -> usize {
         self.desired.as_ref().map_or(0, DesiredState::sealed_count)
     }
 
@@ -80,7 +80,7 @@ impl Rows {
     }
 
     /// The peers whose removal waits by the rows that were read last, also while no plan can be made from them.
-    pub fn held(&self, observed: Option<&ObservedState>, guard: Guard<'_>) -> Held {
+    pub(super) fn held(&self, observed: Option<&ObservedState>, guard: Guard<'_>) -> Held {
         let whose = self.refused.as_ref().map_or(Whose::Ours, Refused::whose);
         match (self.followed(), observed) {
             (Some(rows), Some(observed)) => Guard { whose, ..guard }.hold_all(rows, observed),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Rows;
-use crate::model::{Local, Touched};
+use super::{Change, Rows};
+use crate::model::Local;
 use crate::reconcile::options::StaleOptions;
 
 impl Rows {
@@ -15,9 +15,11 @@ impl Rows {
         local: Arc<Local>,
         stale: StaleOptions,
         lost_history: Duration,
-    ) -> Option<Touched> {
+    ) -> Change {
         self.local = local;
         self.history.set_hold_for(lost_history);
-        if self.age.set_options(stale) { self.suspend_all_but(None) } else { None }
+        let was_suspended = self.age.set_options(stale);
+        let touched = if was_suspended { self.suspend_all_but(None) } else { None };
+        Change::of_everything(None, touched)
     }
 }

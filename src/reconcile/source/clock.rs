@@ -3,7 +3,7 @@
 use std::time::{Instant, SystemTime};
 
 use super::Source;
-use crate::reconcile::clock::Now;
+use crate::reconcile::clock::{DatabaseNow, Now};
 
 /// A time that the database's clock showed, and when that was.
 #[derive(Debug, Clone, Copy)]
@@ -59,19 +59,24 @@ impl Source {
         self.clock.is_exact().then(|| self.clock(now))
     }
 
+    /// This moment, with [`Self::clock`].
+    pub fn database_now(&self, now: Now) -> DatabaseNow {
+        DatabaseNow { instant: now.instant, time: self.clock(now), is_read: self.knows_clock() }
+    }
+
     /// Whether a read of this run has told the database's clock.
-    pub const fn knows_clock(&self) -> bool {
+    const fn knows_clock(&self) -> bool {
         self.clock.is_read()
     }
 
-    /// The last good rows are followed, [`Clock::restored`].
+    /// The last good rows are followed, [`Clock::restored`], if there is a time `as_of` which they were read.
     pub fn rows_are_restored(
         &mut self,
-        as_of: SystemTime,
+        as_of: Option<SystemTime>,
         database_now: Option<SystemTime>,
         now: Now,
     ) {
-        if !self.knows_clock() {
+        if let Some(as_of) = as_of.filter(|_| !self.knows_clock()) {
             self.clock = Clock::restored(as_of, database_now, now);
         }
     }

@@ -130,8 +130,8 @@ fn gateways_whose_bell_falls_silent_poll_and_do_not_all_ask_at_once() {
         assert_eq!(source.mode(), Some(Mode::Hints));
         source.let_time_pass(now);
         let silent = later(now, SILENT_AFTER);
-        let news = source.let_time_pass(silent).bell;
-        assert_eq!(news, Some(Note::BellSilent { trouble: None }));
+        let news = source.let_time_pass(silent).notes;
+        assert_eq!(news, [Note::BellSilent { trouble: None }]);
         assert_eq!(source.view().poll_interval, Some(5 * SECOND));
         first.insert((source.next_poll - silent.instant).as_secs());
     }
@@ -204,13 +204,13 @@ fn a_bell_whose_hints_do_not_come_is_not_followed_until_one_comes() {
     source.end_read(&Ok(nothing_changed(now.wall)), now);
     let now = later(now, 2 * SECOND);
     source.bell_news(BellNews::Alive, now);
-    assert_eq!(source.let_time_pass(now).bell, None);
+    assert_eq!(source.let_time_pass(now).notes, []);
 
     find_by_timer(&mut source, now);
     let now = later(now, 2 * SECOND);
     source.bell_news(BellNews::Alive, now);
     let elapsed = source.let_time_pass(now);
-    assert_eq!((elapsed.bell, elapsed.notify_missed), (Some(Note::HintsMissed), false));
+    assert_eq!(elapsed.notes, [Note::HintsMissed]);
     assert_eq!((source.mode(), source.view().poll_interval), (Some(Mode::Poll), Some(SECOND)));
     assert!(source.next_poll <= now.instant + SECOND, "it asks soon");
     assert_eq!(
@@ -225,7 +225,7 @@ fn a_bell_whose_hints_do_not_come_is_not_followed_until_one_comes() {
 fn heartbeats_of_more_than_a_thousand_gateways_are_a_minute_apart() {
     let now = start();
     let mut source = source(now);
-    source.set_timing(Timing { heartbeat_among_many: 60 * SECOND, ..Timing::SECONDS });
+    source.reload(Timing { heartbeat_among_many: 60 * SECOND, ..Timing::SECONDS }, now);
     for (gateways, heartbeat) in [(1, SECOND), (1_000, SECOND), (1_001, 60 * SECOND)] {
         source.gateways(gateways, now);
         assert_eq!(source.timing().heartbeat, heartbeat, "{gateways}");

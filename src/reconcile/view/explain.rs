@@ -59,7 +59,13 @@ impl View<'_> {
     ) -> Result<Answers, ExplainError> {
         let desired = self.rows.desired.ok_or(ExplainError::NoRows)?;
         let gone = self.held_without_row().collect();
-        explain((desired, self.held), &gone, self.mirror.observed.as_deref(), who, destination)
+        explain(
+            (desired, self.hold.staying),
+            &gone,
+            self.mirror.observed.as_deref(),
+            who,
+            destination,
+        )
     }
 }
 

@@ -11,21 +11,19 @@ pub mod time;
 mod who;
 mod words;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
-use ipnet::IpNet;
-
+use super::hold::HoldView;
 use super::mirror::MirrorView;
 use super::mode::Mode;
 use super::note::{history_lost, no_sealing_key};
 use super::outbox::OutboxView;
-use super::pass::{PassObstacle, PassView};
 use super::proof::ProofView;
 use super::rows::RowsView;
 use super::source::SourceView;
-use crate::model::{BlockList, BuildError, Departed, DesiredState, PublicKey};
+use super::work::{PassObstacle, WorkView};
+use crate::model::{BlockList, BuildError, DesiredState};
 use crate::plan::guard::HeldBack;
 use crate::plan::{Held, PlanError};
 
@@ -40,16 +38,8 @@ pub struct View<'a> {
     pub(super) source: SourceView<'a>,
     pub(super) rows: RowsView<'a>,
     pub(super) mirror: MirrorView<'a>,
-    /// Something may differ that no plan was made from yet.
-    pub(super) compares: bool,
-    pub(super) blocked_routes: &'a BTreeMap<IpNet, String>,
-    pub(super) held: &'a Held,
-    pub(super) held_back: Option<HeldBack>,
-    /// How many peers stay until rows of the database judge them.
-    pub(super) unjudged: usize,
-    /// Who the peers were that left the desired state and may still be in the kernel.
-    pub(super) departed: &'a BTreeMap<PublicKey, Departed>,
-    pub(super) passes: PassView<'a>,
+    pub(super) work: WorkView<'a>,
+    pub(super) hold: HoldView<'a>,
     pub(super) proof: ProofView<'a>,
     pub(super) outbox: OutboxView<'a>,
     pub(super) is_busy: bool,
@@ -125,7 +115,7 @@ impl View<'_> {
         let rows = self.rows.refused.map(|error| Obstacle::Build(error.clone()));
         let unsealed = || self.rows.only_withdraw.then_some(Obstacle::Unsealed);
         let reading = || self.mirror.error.map(|error| Obstacle::Observe(error.to_owned()));
-        let pass = || self.passes.obstacle.cloned().map(Obstacle::from);
+        let pass = || self.work.passes.obstacle.cloned().map(Obstacle::from);
         blocks.or(rows).or_else(unsealed).or_else(reading).or_else(pass)
     }
 
@@ -138,7 +128,7 @@ impl View<'_> {
     /// The peers that stay although the rows do not admit them.
     #[must_use]
     pub const fn held(&self) -> &Held {
-        self.held
+        self.hold.staying
     }
 
     /// Whether the rows were last read longer than `stale.after` ago.
@@ -150,7 +140,7 @@ impl View<'_> {
     /// The removals that wait for an operator.
     #[must_use]
     pub const fn held_back(&self) -> Option<HeldBack> {
-        self.held_back
+        self.hold.held_back
     }
 
     /// Whether an operator may let peers in whose withdrawal the database lost.
@@ -162,7 +152,7 @@ impl View<'_> {
     /// Figures that only grow.
     #[must_use]
     pub const fn totals(&self) -> Totals {
-        let (source, passes) = (self.source.figures, self.passes.totals);
+        let (source, passes) = (self.source.figures, self.work.passes.totals);
         Totals {
             passes: passes.passes,
             steps: passes.steps,
@@ -206,7 +196,7 @@ impl View<'_> {
         if self.is_busy {
             return None;
         }
-        let waits = self.waits().filter(|_| !self.compares);
+        let waits = self.waits().filter(|_| !self.work.compares);
         self.obstacle().map(|obstacle| obstacle.to_string()).or(waits)
     }
 
@@ -214,13 +204,14 @@ impl View<'_> {
     fn waits(&self) -> Option<String> {
         let sealed = self.rows.desired.map_or(0, DesiredState::sealed_count);
         let sealed = (sealed > 0).then(|| no_sealing_key(sealed));
-        let held_back = || self.held_back.map(|held| held.to_string());
+        let held_back = || self.hold.held_back.map(|held| held.to_string());
         sealed.or_else(held_back).or_else(|| self.unjudged()).or_else(|| self.kept_out())
     }
 
     /// Why peers stay that the last good rows admit; `None`: none does for this reason.
     fn unjudged(&self) -> Option<String> {
-        let peers = (self.unjudged > 0 && self.rows.desired.is_some()).then_some(self.unjudged)?;
+        let peers = (self.hold.unjudged > 0 && self.rows.desired.is_some())
+            .then_some(self.hold.unjudged)?;
         Some(format!(
             "the removals of up to {peers} peers were held back before the agent started, and the last good rows do \
              not show them: these peers stay until the database is read; then `gatepost confirm` can remove them"

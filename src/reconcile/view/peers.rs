@@ -25,7 +25,7 @@ impl View<'_> {
             let absence = self.rows.desired.map(|desired| desired.absence(key));
             absence.is_some_and(|absence| !matches!(absence, Absence::Gone { .. }))
         };
-        let unnamed = self.held.peers().keys().filter(|key| !is_named(key));
+        let unnamed = self.hold.staying.peers().keys().filter(|key| !is_named(key));
         peers.extend(unnamed.filter_map(|key| self.unnamed(key)));
         peers
     }
@@ -33,8 +33,8 @@ impl View<'_> {
     /// The held peers, in the order of their keys.
     pub(super) fn held_peers(&self) -> impl Iterator<Item = status::HeldPeer> {
         let observed = self.mirror.observed.as_deref();
-        self.held.peers().iter().map(move |(key, held)| {
-            held_peer(self.rows.followed, self.departed.get(key), observed, key, held)
+        self.hold.staying.peers().iter().map(move |(key, held)| {
+            held_peer(self.rows.followed, self.work.departed.get(key), observed, key, held)
         })
     }
 
@@ -44,7 +44,7 @@ impl View<'_> {
             KeyText::Key(key) => Some(key),
             KeyText::Bad { .. } => None,
         };
-        let held = key.and_then(|key| self.held.peers().get(key));
+        let held = key.and_then(|key| self.hold.staying.peers().get(key));
         let present = || key.and_then(|key| observed?.peers.get(key));
         let traffic = || key.and_then(|key| self.mirror.traffic.get(key)).copied();
         let asked_for = || vec![row.assigned_ip];
@@ -101,9 +101,9 @@ impl View<'_> {
 
     /// A held peer that no row names.
     fn unnamed(&self, key: &PublicKey) -> Option<PeerStatus> {
-        let held = self.held.peers().get(key)?;
+        let held = self.hold.staying.peers().get(key)?;
         let observed = self.mirror.observed.as_deref();
-        let who = held_peer(self.rows.followed, self.departed.get(key), observed, key, held);
+        let who = held_peer(self.rows.followed, self.work.departed.get(key), observed, key, held);
         Some(PeerStatus {
             state: held_state(held),
             peer_id: who.peer_id,

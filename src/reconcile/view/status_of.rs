@@ -48,7 +48,7 @@ impl View<'_> {
             quarantined: self.rows.status.quarantined.clone(),
             quarantined_policies: self.rows.status.quarantined_policies.clone(),
             warnings: self.warnings(),
-            held_back: self.held_back,
+            held_back: self.hold.held_back,
             held: self.held_peers().take(LISTED_PEERS).collect(),
             blocked: self.rows.block_list.iter().map(BlockStatus::from).collect(),
             reports: ReportsStatus {
@@ -130,7 +130,7 @@ impl View<'_> {
     }
 
     fn sync_status(&self) -> SyncStatus {
-        let (last, totals) = (self.passes.last, self.totals());
+        let (last, totals) = (self.work.passes.last, self.totals());
         SyncStatus {
             mode: self.source.mode,
             mode_why: self.why_no_hints().unwrap_or_default(),
@@ -148,7 +148,7 @@ impl View<'_> {
             notify_missed: totals.notify_missed,
             refused_steps: totals.refused_steps,
             flows_cut: totals.flows_cut,
-            lags: LagsStatus::from(self.passes.totals.lags),
+            lags: LagsStatus::from(self.work.passes.totals.lags),
         }
     }
 
@@ -169,7 +169,7 @@ impl View<'_> {
         let observed = self.mirror.observed.as_ref();
         let in_kernel = observed.map_or(0, |observed| observed.peers.len()) as u64;
         let connected = self.mirror.connected as u64;
-        let held = self.held.peers().len() as u64;
+        let held = self.hold.staying.peers().len() as u64;
         let read_at = self.mirror.read_at.map(Timestamp);
         let Some(desired) = self.rows.desired else {
             return PeerCounts { in_kernel, connected, held, read_at, ..PeerCounts::default() };
@@ -177,7 +177,7 @@ impl View<'_> {
         let (wanted, quarantined) = (desired.peers().len(), desired.quarantined_count());
         // Rows that cannot be used count as quarantined already.
         let is_named = |held: &&HeldPeer| matches!(held.cause(), HeldCause::Barred(_));
-        let held_rows = self.held.peers().values().filter(is_named).count();
+        let held_rows = self.hold.staying.peers().values().filter(is_named).count();
         let admitted = wanted + quarantined + held_rows;
         PeerCounts {
             desired: wanted as u64,
@@ -192,7 +192,7 @@ impl View<'_> {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.rows.status.warnings.clone();
-        let blocked = self.blocked_routes.iter();
+        let blocked = self.work.blocked_routes.iter();
         warnings.extend(blocked.map(|(prefix, why)| format!("no route leads to {prefix}: {why}")));
         if let (Some(desired), Some(observed)) = (self.rows.desired, &self.mirror.observed) {
             let within = networks_within(desired, observed);

@@ -82,8 +82,8 @@ impl View<'_> {
         let is_gone = move |key: &PublicKey| {
             desired.is_some_and(|it| matches!(it.absence(key), Absence::Gone { .. }))
         };
-        let gone = self.held.peers().keys().filter(move |key| is_gone(key));
-        gone.filter_map(|key| Some((*key, self.departed.get(key)?)))
+        let gone = self.hold.staying.peers().keys().filter(move |key| is_gone(key));
+        gone.filter_map(|key| Some((*key, self.work.departed.get(key)?)))
     }
 
     /// The peers that a block concerns, by their rows or held without one, as `user/device`.

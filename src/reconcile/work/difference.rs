@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::rows::Replaced;
 use crate::causes::causes;
 use crate::dataplane::{Outcome, RefusedStep};
 use crate::model::{Departed, PolicyId, PublicKey, Touched};
 use crate::plan::{Plan, Scope, Step};
+use crate::reconcile::rows::{Compared, Extent};
 
 #[derive(Debug)]
 pub(super) struct Difference {
@@ -88,37 +88,32 @@ impl Difference {
     }
 
     /// Rows changed, or an operator confirmed removals, at this moment: what differs is no drift.
-    pub fn rows_changed(&mut self, since: Instant) {
+    fn rows_changed(&mut self, since: Instant) {
         if !matches!(self.cause, Cause::Rows(_)) {
             self.cause = Cause::Rows(since);
         }
     }
 
-    /// Takes in what changed rows touch. Says whether that is anything.
-    pub fn touch(&mut self, touched: Touched, since: Instant) -> bool {
-        if touched.is_empty() {
-            return false;
+    /// Takes in that this may differ because of a change. Says whether that is anything.
+    pub fn changed(&mut self, touched: Touched, compared: Compared, since: Instant) -> bool {
+        let touches = !touched.is_empty();
+        if touches || compared == Compared::Anew {
+            self.departed.extend(touched.departed);
+            self.policies.extend(touched.policies);
         }
-        self.departed.extend(touched.departed);
-        self.policies.extend(touched.policies);
         self.scope.merge(Scope::Changed { peers: touched.peers, prefixes: touched.prefixes });
+        match compared {
+            Compared::Touched if !touches => return false,
+            Compared::Touched => {}
+            Compared::Everything => self.everything(),
+            Compared::Anew => {
+                self.everything();
+                // Other programs' routes may be gone by now.
+                self.blocked_routes.clear();
+            }
+        }
         self.rows_changed(since);
         true
-    }
-
-    /// These changed policies are not in force yet.
-    pub fn policies_wait(&mut self, policies: BTreeMap<PolicyId, Box<str>>) {
-        self.policies.extend(policies);
-    }
-
-    /// The rows were replaced as a whole.
-    pub fn replaced(&mut self, replaced: Replaced, since: Instant) {
-        self.departed.extend(replaced.departed);
-        self.policies.extend(replaced.policies);
-        self.scope = Scope::Everything;
-        // Other programs' routes may be gone by now.
-        self.blocked_routes.clear();
-        self.rows_changed(since);
     }
 
     /// The peers that this plan removes. `names_of` names peers that left before this agent began.
@@ -167,8 +162,14 @@ impl Difference {
         plan.without(|step| matches!(step, Step::AddRoute { prefix } if blocked(prefix)))
     }
 
-    /// Nothing in the scope differs. `whole`: nothing at all does, except for the peers that are `held`.
-    pub fn settle(&mut self, whole: bool, held: impl Fn(&PublicKey) -> bool) -> Settled {
+    /// Nothing of this extent differs in the scope. `whole`: nothing at all does, except for the peers that are
+    /// `held`.
+    pub fn settle(
+        &mut self,
+        whole: bool,
+        extent: Extent,
+        held: impl Fn(&PublicKey) -> bool,
+    ) -> Settled {
         self.scope = Scope::routes_only();
         if whole {
             self.departed.retain(|key, _| held(key));
@@ -177,7 +178,12 @@ impl Difference {
             Cause::Rows(since) => Some(since),
             Cause::Kernel | Cause::Start => None,
         };
-        Settled { policies: std::mem::take(&mut self.policies), changed_since }
+        let policies = match extent {
+            Extent::Whole => std::mem::take(&mut self.policies),
+            // No policy is known to be in force as it stands now.
+            Extent::Withdrawals => BTreeMap::new(),
+        };
+        Settled { policies, changed_since }
     }
 }
 
@@ -190,24 +196,61 @@ mod tests {
         Touched { peers: [key].into(), ..Touched::default() }
     }
 
+    fn touch(difference: &mut Difference, touched: Touched, at: Instant) -> bool {
+        difference.changed(touched, Compared::Touched, at)
+    }
+
+    fn settle(difference: &mut Difference) -> Settled {
+        difference.settle(true, Extent::Whole, |_| false)
+    }
+
     #[test]
     fn what_differs_without_a_changed_row_is_drift() {
         let (mut difference, start) = (Difference::new(BTreeMap::new()), Instant::now());
         assert!(!difference.is_drift(), "at the start the rows are new");
-        difference.settle(true, |_| false);
+        settle(&mut difference);
         difference.everything();
         assert!(difference.is_drift());
-        assert!(!difference.touch(Touched::default(), start) && difference.is_drift());
-        assert!(difference.touch(touched(1), start) && !difference.is_drift());
+        assert!(!touch(&mut difference, Touched::default(), start) && difference.is_drift());
+        assert!(touch(&mut difference, touched(1), start) && !difference.is_drift());
     }
 
     #[test]
     fn changes_count_from_the_oldest() {
         let (mut difference, start) = (Difference::new(BTreeMap::new()), Instant::now());
-        difference.touch(touched(1), start);
-        difference.touch(touched(2), start + std::time::Duration::from_secs(1));
-        let settled = difference.settle(true, |_| false);
-        assert_eq!(settled.changed_since, Some(start));
+        touch(&mut difference, touched(1), start);
+        touch(&mut difference, touched(2), start + std::time::Duration::from_secs(1));
+        assert_eq!(settle(&mut difference).changed_since, Some(start));
         assert!(difference.is_nothing());
+    }
+
+    #[test]
+    fn what_is_compared_is_what_the_change_says() {
+        let (mut difference, start) = (Difference::new(BTreeMap::new()), Instant::now());
+        for (compared, everything, routes) in [
+            (Compared::Touched, false, false),
+            (Compared::Everything, true, false),
+            (Compared::Anew, true, true),
+        ] {
+            settle(&mut difference);
+            let blocked = ("10.0.0.0/24".parse().unwrap(), "it is there".to_owned());
+            difference.blocked_routes.extend([blocked]);
+            assert!(difference.changed(touched(1), compared, start));
+            let found = (difference.is_everything(), difference.blocked_routes.is_empty());
+            assert_eq!(found, (everything, routes), "{compared:?}");
+        }
+        settle(&mut difference);
+        assert!(difference.changed(Touched::default(), Compared::Everything, start));
+    }
+
+    #[test]
+    fn policies_wait_until_more_than_withdrawals_is_proven() {
+        let (mut difference, start) = (Difference::new(BTreeMap::new()), Instant::now());
+        let policies = BTreeMap::from([(PolicyId(uuid::Uuid::nil()), Box::from("intranet"))]);
+        let change = Touched { policies: policies.clone(), ..touched(1) };
+        touch(&mut difference, change, start);
+        let settled = difference.settle(false, Extent::Withdrawals, |_| false);
+        assert!(settled.policies.is_empty() && settled.changed_since == Some(start));
+        assert_eq!(settle(&mut difference).policies, policies);
     }
 }

@@ -3,22 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::changes::{Changes, NameList};
-use super::clock::Now;
-use super::lags::Lags;
-use super::name::PeerName;
-use super::note::Note;
-use super::rows::Extent;
 use crate::backoff::Backoff;
 use crate::causes::causes;
 use crate::dataplane::{Outcome, RefusedStep};
 use crate::model::{Departed, DesiredState, ObservedState, PolicyId, PublicKey};
 use crate::plan::{Plan, PlanError, Step};
+use crate::reconcile::changes::{Changes, NameList};
+use crate::reconcile::clock::Now;
+use crate::reconcile::lags::Lags;
+use crate::reconcile::name::PeerName;
+use crate::reconcile::note::Note;
+use crate::reconcile::rows::Extent;
 
 /// A pass that plans this often without coming to rest is given up for a while.
 const MAX_ATTEMPTS: u32 = 3;
 /// How many lines of a plan are printed in full.
-pub(super) const FIRST_LINES: usize = 8;
+pub(in crate::reconcile) const FIRST_LINES: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Passes {
@@ -34,14 +34,14 @@ pub(super) struct Passes {
 
 /// Why the last pass did not come to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum PassObstacle {
+pub(in crate::reconcile) enum PassObstacle {
     Plan(PlanError),
     Refused { steps: usize, first: String },
 }
 
 /// Figures that only grow.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct PassTotals {
+pub(in crate::reconcile) struct PassTotals {
     pub passes: u64,
     pub steps: u64,
     pub refused_steps: u64,
@@ -52,7 +52,7 @@ pub(super) struct PassTotals {
 
 /// A pass that has begun to change the kernel.
 #[derive(Debug)]
-pub(super) struct Pass {
+pub(in crate::reconcile) struct Pass {
     started: Instant,
     attempts: u32,
     /// Steps that were tried.
@@ -93,7 +93,7 @@ pub struct PassFigures {
 
 /// The view for readers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct PassView<'a> {
+pub(in crate::reconcile) struct PassView<'a> {
     pub last: Option<PassFigures>,
     pub obstacle: Option<&'a PassObstacle>,
     pub totals: PassTotals,
@@ -156,7 +156,8 @@ impl Passes {
         self.current.as_ref().is_some_and(|pass| pass.attempts >= MAX_ATTEMPTS)
     }
 
-    /// Applying a plan begins. `drift`: no row changed, and this announced the difference.
+    /// Applying a plan begins. `drift`: no row changed, and this announced the difference. Returns the peers that are
+    /// to be removed.
     pub fn begin(
         &mut self,
         planned: &Plan,
@@ -164,7 +165,7 @@ impl Passes {
         observed: &ObservedState,
         drift: Option<String>,
         now: Instant,
-    ) {
+    ) -> &BTreeMap<PublicKey, Departed> {
         let pass = self.current.get_or_insert_with(|| Pass::new(drift, now));
         pass.attempts += 1;
         pass.steps += planned.steps().len();
@@ -187,6 +188,7 @@ impl Passes {
         }
         pass.cutting = cut > 0;
         pass.cut_others |= cut > removed;
+        &pass.removing
     }
 
     /// Applying a plan ended. Returns the peers that were to be removed and are still in the kernel.
@@ -312,7 +314,7 @@ impl Pass {
     }
 
     /// The changes of the pass, with these policies, by the rows that are desired now.
-    pub fn changes(
+    fn changes(
         &self,
         policies: &BTreeMap<PolicyId, Box<str>>,
         desired: Option<&DesiredState>,
@@ -340,7 +342,13 @@ impl Pass {
     }
 
     /// The note for the operator about this pass, whose last plan was of this extent.
-    pub fn into_note(self, extent: Extent, changes: Changes) -> Note {
+    pub fn into_note(
+        self,
+        extent: Extent,
+        policies: &BTreeMap<PolicyId, Box<str>>,
+        desired: Option<&DesiredState>,
+    ) -> Note {
+        let changes = self.changes(policies, desired);
         let Self { steps, first, took, .. } = self;
         match (self.drift, extent) {
             (Some(why), _) => Note::DriftRepaired { steps, first, why },
@@ -357,63 +365,4 @@ impl Pass {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn now() -> Now {
-        Now { instant: Instant::now(), wall: SystemTime::UNIX_EPOCH }
-    }
-
-    fn plan(steps: usize) -> Plan {
-        let route = |number| format!("10.9.{number}.0/24").parse().unwrap();
-        Plan::new((0..steps).map(|number| Step::AddRoute { prefix: route(number) }).collect())
-    }
-
-    fn begin(passes: &mut Passes, steps: usize, now: Now) {
-        let observed = ObservedState::default();
-        passes.begin(&plan(steps), BTreeMap::new(), &observed, None, now.instant);
-    }
-
-    #[test]
-    fn a_pass_that_never_rests_is_given_up_unless_rows_change() {
-        let (mut passes, now) = (Passes::new(1), now());
-        for _ in 0..MAX_ATTEMPTS {
-            assert!(!passes.has_too_many_attempts());
-            begin(&mut passes, 1, now);
-        }
-        assert!(passes.has_too_many_attempts());
-        passes.rows_changed();
-        assert!(!passes.has_too_many_attempts());
-    }
-
-    #[test]
-    fn a_proof_without_steps_ends_no_pass_and_a_drift_has_no_lag() {
-        let (mut passes, now) = (Passes::new(1), now());
-        assert!(passes.prove(true, Some(now.instant), now).is_none());
-        let observed = ObservedState::default();
-        let drift = Some("nft changed our firewall".to_owned());
-        passes.begin(&plan(2), BTreeMap::new(), &observed, drift, now.instant);
-        let pass = passes.prove(true, None, now).unwrap();
-        assert_eq!((pass.steps, passes.view().last.unwrap().lag), (2, None));
-        assert_eq!((passes.view().totals.passes, passes.view().totals.drift_repairs), (2, 1));
-    }
-
-    #[test]
-    fn what_is_refused_waits_and_is_tried_at_once_when_asked() {
-        let (mut passes, now) = (Passes::new(1), now());
-        let wait = passes.retry_later(Duration::ZERO, now.instant);
-        assert!(!passes.may_plan() && !passes.let_time_pass(now.instant));
-        assert_eq!(passes.due(), Some(now.instant + wait));
-        assert!(passes.let_time_pass(now.instant + wait) && passes.may_plan());
-        passes.retry_later(Duration::ZERO, now.instant);
-        assert!(passes.retry_now() && !passes.retry_now());
-    }
-
-    #[test]
-    fn a_long_plan_is_told_by_its_first_lines() {
-        let (mut passes, now) = (Passes::new(1), now());
-        begin(&mut passes, FIRST_LINES + 3, now);
-        let pass = passes.leave(now).unwrap();
-        assert_eq!((pass.first.len(), pass.steps), (FIRST_LINES, FIRST_LINES + 3));
-    }
-}
+mod tests;
